@@ -1,0 +1,146 @@
+from finetuneflow.v1 import dataset_pb2 as _dataset_pb2
+from finetuneflow.v1 import fine_tuning_job_spec_pb2 as _fine_tuning_job_spec_pb2
+from finetuneflow.v1 import stage_result_pb2 as _stage_result_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class UploadDatasetRequest(_message.Message):
+    __slots__ = ("header", "chunk")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    header: UploadDatasetHeader
+    chunk: bytes
+    def __init__(self, header: _Optional[_Union[UploadDatasetHeader, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
+
+class UploadDatasetHeader(_message.Message):
+    __slots__ = ("filename", "display_name", "size_bytes", "sha256", "request_id", "offset")
+    FILENAME_FIELD_NUMBER: _ClassVar[int]
+    DISPLAY_NAME_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    filename: str
+    display_name: str
+    size_bytes: int
+    sha256: str
+    request_id: str
+    offset: int
+    def __init__(self, filename: _Optional[str] = ..., display_name: _Optional[str] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[str] = ..., request_id: _Optional[str] = ..., offset: _Optional[int] = ...) -> None: ...
+
+class UploadDatasetResponse(_message.Message):
+    __slots__ = ("dataset",)
+    DATASET_FIELD_NUMBER: _ClassVar[int]
+    dataset: _dataset_pb2.Dataset
+    def __init__(self, dataset: _Optional[_Union[_dataset_pb2.Dataset, _Mapping]] = ...) -> None: ...
+
+class GetDatasetRequest(_message.Message):
+    __slots__ = ("dataset_id",)
+    DATASET_ID_FIELD_NUMBER: _ClassVar[int]
+    dataset_id: str
+    def __init__(self, dataset_id: _Optional[str] = ...) -> None: ...
+
+class GetDatasetResponse(_message.Message):
+    __slots__ = ("dataset",)
+    DATASET_FIELD_NUMBER: _ClassVar[int]
+    dataset: _dataset_pb2.Dataset
+    def __init__(self, dataset: _Optional[_Union[_dataset_pb2.Dataset, _Mapping]] = ...) -> None: ...
+
+class ListDatasetsRequest(_message.Message):
+    __slots__ = ("page_size", "page_token")
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    page_size: int
+    page_token: str
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class ListDatasetsResponse(_message.Message):
+    __slots__ = ("datasets", "next_page_token")
+    DATASETS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    datasets: _containers.RepeatedCompositeFieldContainer[_dataset_pb2.Dataset]
+    next_page_token: str
+    def __init__(self, datasets: _Optional[_Iterable[_Union[_dataset_pb2.Dataset, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class DeleteDatasetRequest(_message.Message):
+    __slots__ = ("dataset_id",)
+    DATASET_ID_FIELD_NUMBER: _ClassVar[int]
+    dataset_id: str
+    def __init__(self, dataset_id: _Optional[str] = ...) -> None: ...
+
+class DeleteDatasetResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ValidateDatasetRequest(_message.Message):
+    __slots__ = ("source", "base_model", "max_length")
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
+    MAX_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    source: _fine_tuning_job_spec_pb2.DataSource
+    base_model: str
+    max_length: int
+    def __init__(self, source: _Optional[_Union[_fine_tuning_job_spec_pb2.DataSource, _Mapping]] = ..., base_model: _Optional[str] = ..., max_length: _Optional[int] = ...) -> None: ...
+
+class ValidateDatasetResponse(_message.Message):
+    __slots__ = ("statistics", "problems", "num_problems")
+    STATISTICS_FIELD_NUMBER: _ClassVar[int]
+    PROBLEMS_FIELD_NUMBER: _ClassVar[int]
+    NUM_PROBLEMS_FIELD_NUMBER: _ClassVar[int]
+    statistics: _stage_result_pb2.DataStatistics
+    problems: _containers.RepeatedCompositeFieldContainer[RowProblem]
+    num_problems: int
+    def __init__(self, statistics: _Optional[_Union[_stage_result_pb2.DataStatistics, _Mapping]] = ..., problems: _Optional[_Iterable[_Union[RowProblem, _Mapping]]] = ..., num_problems: _Optional[int] = ...) -> None: ...
+
+class RowProblem(_message.Message):
+    __slots__ = ("row", "column", "reason", "message")
+    ROW_FIELD_NUMBER: _ClassVar[int]
+    COLUMN_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    row: int
+    column: str
+    reason: str
+    message: str
+    def __init__(self, row: _Optional[int] = ..., column: _Optional[str] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+
+class PreviewDatasetRequest(_message.Message):
+    __slots__ = ("source", "base_model", "first_row", "num_rows", "max_length")
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
+    FIRST_ROW_FIELD_NUMBER: _ClassVar[int]
+    NUM_ROWS_FIELD_NUMBER: _ClassVar[int]
+    MAX_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    source: _fine_tuning_job_spec_pb2.DataSource
+    base_model: str
+    first_row: int
+    num_rows: int
+    max_length: int
+    def __init__(self, source: _Optional[_Union[_fine_tuning_job_spec_pb2.DataSource, _Mapping]] = ..., base_model: _Optional[str] = ..., first_row: _Optional[int] = ..., num_rows: _Optional[int] = ..., max_length: _Optional[int] = ...) -> None: ...
+
+class PreviewDatasetResponse(_message.Message):
+    __slots__ = ("rows",)
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    rows: _containers.RepeatedCompositeFieldContainer[RowPreview]
+    def __init__(self, rows: _Optional[_Iterable[_Union[RowPreview, _Mapping]]] = ...) -> None: ...
+
+class RowPreview(_message.Message):
+    __slots__ = ("row", "text", "tokens", "input_ids", "labels", "truncated")
+    ROW_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    INPUT_IDS_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATED_FIELD_NUMBER: _ClassVar[int]
+    row: int
+    text: str
+    tokens: _containers.RepeatedScalarFieldContainer[str]
+    input_ids: _containers.RepeatedScalarFieldContainer[int]
+    labels: _containers.RepeatedScalarFieldContainer[int]
+    truncated: bool
+    def __init__(self, row: _Optional[int] = ..., text: _Optional[str] = ..., tokens: _Optional[_Iterable[str]] = ..., input_ids: _Optional[_Iterable[int]] = ..., labels: _Optional[_Iterable[int]] = ..., truncated: bool = ...) -> None: ...

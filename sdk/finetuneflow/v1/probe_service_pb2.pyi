@@ -1,0 +1,67 @@
+from finetuneflow.v1 import estimate_pb2 as _estimate_pb2
+from finetuneflow.v1 import fine_tuning_job_spec_pb2 as _fine_tuning_job_spec_pb2
+from finetuneflow.v1 import hardware_pb2 as _hardware_pb2
+from finetuneflow.v1 import stage_result_pb2 as _stage_result_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class GetHardwareRequest(_message.Message):
+    __slots__ = ("node_id",)
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    node_id: str
+    def __init__(self, node_id: _Optional[str] = ...) -> None: ...
+
+class GetHardwareResponse(_message.Message):
+    __slots__ = ("hardware",)
+    HARDWARE_FIELD_NUMBER: _ClassVar[int]
+    hardware: _containers.RepeatedCompositeFieldContainer[_hardware_pb2.Hardware]
+    def __init__(self, hardware: _Optional[_Iterable[_Union[_hardware_pb2.Hardware, _Mapping]]] = ...) -> None: ...
+
+class RecommendMethodRequest(_message.Message):
+    __slots__ = ("base_model", "node_id")
+    BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    base_model: str
+    node_id: str
+    def __init__(self, base_model: _Optional[str] = ..., node_id: _Optional[str] = ...) -> None: ...
+
+class RecommendMethodResponse(_message.Message):
+    __slots__ = ("recommendation",)
+    RECOMMENDATION_FIELD_NUMBER: _ClassVar[int]
+    recommendation: _estimate_pb2.Recommendation
+    def __init__(self, recommendation: _Optional[_Union[_estimate_pb2.Recommendation, _Mapping]] = ...) -> None: ...
+
+class EstimateResourcesRequest(_message.Message):
+    __slots__ = ("spec", "node_id")
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    spec: _fine_tuning_job_spec_pb2.FineTuningJobSpec
+    node_id: str
+    def __init__(self, spec: _Optional[_Union[_fine_tuning_job_spec_pb2.FineTuningJobSpec, _Mapping]] = ..., node_id: _Optional[str] = ...) -> None: ...
+
+class EstimateResourcesResponse(_message.Message):
+    __slots__ = ("estimate",)
+    ESTIMATE_FIELD_NUMBER: _ClassVar[int]
+    estimate: _estimate_pb2.ResourceEstimate
+    def __init__(self, estimate: _Optional[_Union[_estimate_pb2.ResourceEstimate, _Mapping]] = ...) -> None: ...
+
+class PreflightFineTuningJobRequest(_message.Message):
+    __slots__ = ("spec",)
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    spec: _fine_tuning_job_spec_pb2.FineTuningJobSpec
+    def __init__(self, spec: _Optional[_Union[_fine_tuning_job_spec_pb2.FineTuningJobSpec, _Mapping]] = ...) -> None: ...
+
+class PreflightFineTuningJobResponse(_message.Message):
+    __slots__ = ("resolved_spec", "result", "estimate")
+    RESOLVED_SPEC_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    ESTIMATE_FIELD_NUMBER: _ClassVar[int]
+    resolved_spec: _fine_tuning_job_spec_pb2.FineTuningJobSpec
+    result: _stage_result_pb2.PreflightResult
+    estimate: _estimate_pb2.ResourceEstimate
+    def __init__(self, resolved_spec: _Optional[_Union[_fine_tuning_job_spec_pb2.FineTuningJobSpec, _Mapping]] = ..., result: _Optional[_Union[_stage_result_pb2.PreflightResult, _Mapping]] = ..., estimate: _Optional[_Union[_estimate_pb2.ResourceEstimate, _Mapping]] = ...) -> None: ...

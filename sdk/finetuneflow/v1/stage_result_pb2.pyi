@@ -1,0 +1,140 @@
+from finetuneflow.v1 import hardware_pb2 as _hardware_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class PreflightResult(_message.Message):
+    __slots__ = ("base_model", "training_data", "evaluation_data", "total_steps", "shards_path", "shards_manifest_sha256", "hardware", "warnings")
+    BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
+    TRAINING_DATA_FIELD_NUMBER: _ClassVar[int]
+    EVALUATION_DATA_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_STEPS_FIELD_NUMBER: _ClassVar[int]
+    SHARDS_PATH_FIELD_NUMBER: _ClassVar[int]
+    SHARDS_MANIFEST_SHA256_FIELD_NUMBER: _ClassVar[int]
+    HARDWARE_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    base_model: BaseModelIdentity
+    training_data: DataStatistics
+    evaluation_data: DataStatistics
+    total_steps: int
+    shards_path: str
+    shards_manifest_sha256: str
+    hardware: _hardware_pb2.Hardware
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, base_model: _Optional[_Union[BaseModelIdentity, _Mapping]] = ..., training_data: _Optional[_Union[DataStatistics, _Mapping]] = ..., evaluation_data: _Optional[_Union[DataStatistics, _Mapping]] = ..., total_steps: _Optional[int] = ..., shards_path: _Optional[str] = ..., shards_manifest_sha256: _Optional[str] = ..., hardware: _Optional[_Union[_hardware_pb2.Hardware, _Mapping]] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class BaseModelIdentity(_message.Message):
+    __slots__ = ("id", "revision", "weights_sha256", "num_parameters", "context_length", "architecture")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_SHA256_FIELD_NUMBER: _ClassVar[int]
+    NUM_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    revision: str
+    weights_sha256: str
+    num_parameters: int
+    context_length: int
+    architecture: str
+    def __init__(self, id: _Optional[str] = ..., revision: _Optional[str] = ..., weights_sha256: _Optional[str] = ..., num_parameters: _Optional[int] = ..., context_length: _Optional[int] = ..., architecture: _Optional[str] = ...) -> None: ...
+
+class DataStatistics(_message.Message):
+    __slots__ = ("num_examples", "num_tokens", "num_trained_tokens", "num_truncated", "num_duplicates", "max_tokens", "mean_tokens", "format")
+    NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_TRAINED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_TRUNCATED_FIELD_NUMBER: _ClassVar[int]
+    NUM_DUPLICATES_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MEAN_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    FORMAT_FIELD_NUMBER: _ClassVar[int]
+    num_examples: int
+    num_tokens: int
+    num_trained_tokens: int
+    num_truncated: int
+    num_duplicates: int
+    max_tokens: int
+    mean_tokens: float
+    format: str
+    def __init__(self, num_examples: _Optional[int] = ..., num_tokens: _Optional[int] = ..., num_trained_tokens: _Optional[int] = ..., num_truncated: _Optional[int] = ..., num_duplicates: _Optional[int] = ..., max_tokens: _Optional[int] = ..., mean_tokens: _Optional[float] = ..., format: _Optional[str] = ...) -> None: ...
+
+class TrainingResult(_message.Message):
+    __slots__ = ("total_steps", "train_loss", "final_train_loss", "best_eval_loss", "best_step", "final_eval_loss", "train_runtime_seconds", "train_samples_per_second", "train_tokens_per_second", "early_stopped", "num_trainable_parameters", "peak_memory_bytes", "best_checkpoint_path", "best_checkpoint_manifest_sha256")
+    TOTAL_STEPS_FIELD_NUMBER: _ClassVar[int]
+    TRAIN_LOSS_FIELD_NUMBER: _ClassVar[int]
+    FINAL_TRAIN_LOSS_FIELD_NUMBER: _ClassVar[int]
+    BEST_EVAL_LOSS_FIELD_NUMBER: _ClassVar[int]
+    BEST_STEP_FIELD_NUMBER: _ClassVar[int]
+    FINAL_EVAL_LOSS_FIELD_NUMBER: _ClassVar[int]
+    TRAIN_RUNTIME_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    TRAIN_SAMPLES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    TRAIN_TOKENS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    EARLY_STOPPED_FIELD_NUMBER: _ClassVar[int]
+    NUM_TRAINABLE_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    PEAK_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    BEST_CHECKPOINT_PATH_FIELD_NUMBER: _ClassVar[int]
+    BEST_CHECKPOINT_MANIFEST_SHA256_FIELD_NUMBER: _ClassVar[int]
+    total_steps: int
+    train_loss: float
+    final_train_loss: float
+    best_eval_loss: float
+    best_step: int
+    final_eval_loss: float
+    train_runtime_seconds: float
+    train_samples_per_second: float
+    train_tokens_per_second: float
+    early_stopped: bool
+    num_trainable_parameters: int
+    peak_memory_bytes: int
+    best_checkpoint_path: str
+    best_checkpoint_manifest_sha256: str
+    def __init__(self, total_steps: _Optional[int] = ..., train_loss: _Optional[float] = ..., final_train_loss: _Optional[float] = ..., best_eval_loss: _Optional[float] = ..., best_step: _Optional[int] = ..., final_eval_loss: _Optional[float] = ..., train_runtime_seconds: _Optional[float] = ..., train_samples_per_second: _Optional[float] = ..., train_tokens_per_second: _Optional[float] = ..., early_stopped: bool = ..., num_trainable_parameters: _Optional[int] = ..., peak_memory_bytes: _Optional[int] = ..., best_checkpoint_path: _Optional[str] = ..., best_checkpoint_manifest_sha256: _Optional[str] = ...) -> None: ...
+
+class EvaluationResult(_message.Message):
+    __slots__ = ("base_loss", "tuned_loss", "base_perplexity", "tuned_perplexity", "num_examples", "num_trained_tokens", "samples")
+    BASE_LOSS_FIELD_NUMBER: _ClassVar[int]
+    TUNED_LOSS_FIELD_NUMBER: _ClassVar[int]
+    BASE_PERPLEXITY_FIELD_NUMBER: _ClassVar[int]
+    TUNED_PERPLEXITY_FIELD_NUMBER: _ClassVar[int]
+    NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    NUM_TRAINED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    base_loss: float
+    tuned_loss: float
+    base_perplexity: float
+    tuned_perplexity: float
+    num_examples: int
+    num_trained_tokens: int
+    samples: _containers.RepeatedCompositeFieldContainer[InferenceSample]
+    def __init__(self, base_loss: _Optional[float] = ..., tuned_loss: _Optional[float] = ..., base_perplexity: _Optional[float] = ..., tuned_perplexity: _Optional[float] = ..., num_examples: _Optional[int] = ..., num_trained_tokens: _Optional[int] = ..., samples: _Optional[_Iterable[_Union[InferenceSample, _Mapping]]] = ...) -> None: ...
+
+class InferenceSample(_message.Message):
+    __slots__ = ("instruction", "input", "expected_output", "model_output", "output_length", "base_output")
+    INSTRUCTION_FIELD_NUMBER: _ClassVar[int]
+    INPUT_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    MODEL_OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    BASE_OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    instruction: str
+    input: str
+    expected_output: str
+    model_output: str
+    output_length: int
+    base_output: str
+    def __init__(self, instruction: _Optional[str] = ..., input: _Optional[str] = ..., expected_output: _Optional[str] = ..., model_output: _Optional[str] = ..., output_length: _Optional[int] = ..., base_output: _Optional[str] = ...) -> None: ...
+
+class ExportResult(_message.Message):
+    __slots__ = ("package_path", "package_sha256", "package_size_bytes")
+    PACKAGE_PATH_FIELD_NUMBER: _ClassVar[int]
+    PACKAGE_SHA256_FIELD_NUMBER: _ClassVar[int]
+    PACKAGE_SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    package_path: str
+    package_sha256: str
+    package_size_bytes: int
+    def __init__(self, package_path: _Optional[str] = ..., package_sha256: _Optional[str] = ..., package_size_bytes: _Optional[int] = ...) -> None: ...

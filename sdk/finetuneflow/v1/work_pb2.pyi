@@ -1,0 +1,196 @@
+import datetime
+
+from finetuneflow.v1 import dataset_pb2 as _dataset_pb2
+from finetuneflow.v1 import event_pb2 as _event_pb2
+from finetuneflow.v1 import fine_tuning_job_pb2 as _fine_tuning_job_pb2
+from finetuneflow.v1 import fine_tuning_job_spec_pb2 as _fine_tuning_job_spec_pb2
+from finetuneflow.v1 import hardware_pb2 as _hardware_pb2
+from finetuneflow.v1 import stage_result_pb2 as _stage_result_pb2
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Directive(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    DIRECTIVE_UNSPECIFIED: _ClassVar[Directive]
+    DIRECTIVE_RUN: _ClassVar[Directive]
+    DIRECTIVE_PAUSE: _ClassVar[Directive]
+    DIRECTIVE_CANCEL: _ClassVar[Directive]
+    DIRECTIVE_STOP: _ClassVar[Directive]
+DIRECTIVE_UNSPECIFIED: Directive
+DIRECTIVE_RUN: Directive
+DIRECTIVE_PAUSE: Directive
+DIRECTIVE_CANCEL: Directive
+DIRECTIVE_STOP: Directive
+
+class WorkItem(_message.Message):
+    __slots__ = ("job_id", "stage", "attempt")
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    stage: _fine_tuning_job_pb2.Stage
+    attempt: int
+    def __init__(self, job_id: _Optional[str] = ..., stage: _Optional[_Union[_fine_tuning_job_pb2.Stage, str]] = ..., attempt: _Optional[int] = ...) -> None: ...
+
+class ClaimRequest(_message.Message):
+    __slots__ = ("job_id", "stage", "attempt", "claim_id", "node_id")
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    CLAIM_ID_FIELD_NUMBER: _ClassVar[int]
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    stage: _fine_tuning_job_pb2.Stage
+    attempt: int
+    claim_id: str
+    node_id: str
+    def __init__(self, job_id: _Optional[str] = ..., stage: _Optional[_Union[_fine_tuning_job_pb2.Stage, str]] = ..., attempt: _Optional[int] = ..., claim_id: _Optional[str] = ..., node_id: _Optional[str] = ...) -> None: ...
+
+class ClaimResponse(_message.Message):
+    __slots__ = ("assignment", "refused")
+    ASSIGNMENT_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    assignment: Assignment
+    refused: ClaimRefused
+    def __init__(self, assignment: _Optional[_Union[Assignment, _Mapping]] = ..., refused: _Optional[_Union[ClaimRefused, _Mapping]] = ...) -> None: ...
+
+class ClaimRefused(_message.Message):
+    __slots__ = ("reason",)
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    def __init__(self, reason: _Optional[str] = ...) -> None: ...
+
+class Assignment(_message.Message):
+    __slots__ = ("job_id", "tenant", "stage", "attempt", "claim_id", "spec", "resolved_spec", "datasets", "checkpoints", "preflight", "training", "evaluation", "metrics", "totals", "create_time")
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    CLAIM_ID_FIELD_NUMBER: _ClassVar[int]
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    RESOLVED_SPEC_FIELD_NUMBER: _ClassVar[int]
+    DATASETS_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINTS_FIELD_NUMBER: _ClassVar[int]
+    PREFLIGHT_FIELD_NUMBER: _ClassVar[int]
+    TRAINING_FIELD_NUMBER: _ClassVar[int]
+    EVALUATION_FIELD_NUMBER: _ClassVar[int]
+    METRICS_FIELD_NUMBER: _ClassVar[int]
+    TOTALS_FIELD_NUMBER: _ClassVar[int]
+    CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    tenant: str
+    stage: _fine_tuning_job_pb2.Stage
+    attempt: int
+    claim_id: str
+    spec: _fine_tuning_job_spec_pb2.FineTuningJobSpec
+    resolved_spec: _fine_tuning_job_spec_pb2.FineTuningJobSpec
+    datasets: _containers.RepeatedCompositeFieldContainer[_dataset_pb2.Dataset]
+    checkpoints: _containers.RepeatedCompositeFieldContainer[_fine_tuning_job_pb2.Checkpoint]
+    preflight: _stage_result_pb2.PreflightResult
+    training: _stage_result_pb2.TrainingResult
+    evaluation: _stage_result_pb2.EvaluationResult
+    metrics: _containers.RepeatedCompositeFieldContainer[MetricSeries]
+    totals: TrainingTotals
+    create_time: _timestamp_pb2.Timestamp
+    def __init__(self, job_id: _Optional[str] = ..., tenant: _Optional[str] = ..., stage: _Optional[_Union[_fine_tuning_job_pb2.Stage, str]] = ..., attempt: _Optional[int] = ..., claim_id: _Optional[str] = ..., spec: _Optional[_Union[_fine_tuning_job_spec_pb2.FineTuningJobSpec, _Mapping]] = ..., resolved_spec: _Optional[_Union[_fine_tuning_job_spec_pb2.FineTuningJobSpec, _Mapping]] = ..., datasets: _Optional[_Iterable[_Union[_dataset_pb2.Dataset, _Mapping]]] = ..., checkpoints: _Optional[_Iterable[_Union[_fine_tuning_job_pb2.Checkpoint, _Mapping]]] = ..., preflight: _Optional[_Union[_stage_result_pb2.PreflightResult, _Mapping]] = ..., training: _Optional[_Union[_stage_result_pb2.TrainingResult, _Mapping]] = ..., evaluation: _Optional[_Union[_stage_result_pb2.EvaluationResult, _Mapping]] = ..., metrics: _Optional[_Iterable[_Union[MetricSeries, _Mapping]]] = ..., totals: _Optional[_Union[TrainingTotals, _Mapping]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class TrainingTotals(_message.Message):
+    __slots__ = ("runtime_seconds", "num_tokens")
+    RUNTIME_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    runtime_seconds: float
+    num_tokens: int
+    def __init__(self, runtime_seconds: _Optional[float] = ..., num_tokens: _Optional[int] = ...) -> None: ...
+
+class MetricSeries(_message.Message):
+    __slots__ = ("name", "points")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    POINTS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    points: _containers.RepeatedCompositeFieldContainer[MetricPoint]
+    def __init__(self, name: _Optional[str] = ..., points: _Optional[_Iterable[_Union[MetricPoint, _Mapping]]] = ...) -> None: ...
+
+class MetricPoint(_message.Message):
+    __slots__ = ("step", "value", "epoch", "sequence")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    value: float
+    epoch: float
+    sequence: int
+    def __init__(self, step: _Optional[int] = ..., value: _Optional[float] = ..., epoch: _Optional[float] = ..., sequence: _Optional[int] = ...) -> None: ...
+
+class ReportRequest(_message.Message):
+    __slots__ = ("job_id", "claim_id", "first_ordinal", "events")
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    CLAIM_ID_FIELD_NUMBER: _ClassVar[int]
+    FIRST_ORDINAL_FIELD_NUMBER: _ClassVar[int]
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    claim_id: str
+    first_ordinal: int
+    events: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, job_id: _Optional[str] = ..., claim_id: _Optional[str] = ..., first_ordinal: _Optional[int] = ..., events: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class ReportResponse(_message.Message):
+    __slots__ = ("next_ordinal", "directive", "message")
+    NEXT_ORDINAL_FIELD_NUMBER: _ClassVar[int]
+    DIRECTIVE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    next_ordinal: int
+    directive: Directive
+    message: str
+    def __init__(self, next_ordinal: _Optional[int] = ..., directive: _Optional[_Union[Directive, str]] = ..., message: _Optional[str] = ...) -> None: ...
+
+class EventRun(_message.Message):
+    __slots__ = ("events",)
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    events: _containers.RepeatedCompositeFieldContainer[_event_pb2.Event]
+    def __init__(self, events: _Optional[_Iterable[_Union[_event_pb2.Event, _Mapping]]] = ...) -> None: ...
+
+class Node(_message.Message):
+    __slots__ = ("id", "service", "address", "version", "pool", "slots", "runs", "hardware", "draining", "start_time")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    SERVICE_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    POOL_FIELD_NUMBER: _ClassVar[int]
+    SLOTS_FIELD_NUMBER: _ClassVar[int]
+    RUNS_FIELD_NUMBER: _ClassVar[int]
+    HARDWARE_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
+    START_TIME_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    service: str
+    address: str
+    version: str
+    pool: str
+    slots: int
+    runs: _containers.RepeatedCompositeFieldContainer[Run]
+    hardware: _hardware_pb2.Hardware
+    draining: bool
+    start_time: _timestamp_pb2.Timestamp
+    def __init__(self, id: _Optional[str] = ..., service: _Optional[str] = ..., address: _Optional[str] = ..., version: _Optional[str] = ..., pool: _Optional[str] = ..., slots: _Optional[int] = ..., runs: _Optional[_Iterable[_Union[Run, _Mapping]]] = ..., hardware: _Optional[_Union[_hardware_pb2.Hardware, _Mapping]] = ..., draining: bool = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class Run(_message.Message):
+    __slots__ = ("job_id", "stage", "attempt", "start_time", "spooled_events")
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    START_TIME_FIELD_NUMBER: _ClassVar[int]
+    SPOOLED_EVENTS_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    stage: _fine_tuning_job_pb2.Stage
+    attempt: int
+    start_time: _timestamp_pb2.Timestamp
+    spooled_events: int
+    def __init__(self, job_id: _Optional[str] = ..., stage: _Optional[_Union[_fine_tuning_job_pb2.Stage, str]] = ..., attempt: _Optional[int] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., spooled_events: _Optional[int] = ...) -> None: ...
