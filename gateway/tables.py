@@ -1,0 +1,210 @@
+"""The one truth: jobs, attempts, events and what is projected from them. Only the gateway touches these.
+
+Times are microseconds since 1970 (UTC) as integers: SQLite has no time zones. They inform; no rule compares them,
+except that an attempt is not offered to workers before `not_before`.
+Messages that are only ever read whole (specs, results) are stored in their wire form.
+"""
+
+import time
+
+from sqlalchemy import JSON, BigInteger, Column, Index, LargeBinary, UniqueConstraint, text
+from sqlmodel import Field, SQLModel
+
+
+def now() -> int:
+    """Microseconds since 1970."""
+    return time.time_ns() // 1000
+
+
+def _big(**kwargs: object) -> Column[int]:
+    return Column(BigInteger, nullable=False, **kwargs)  # type: ignore[arg-type]
+
+
+class Job(SQLModel, table=True):
+    """A fine-tuning job. Locked first by every decision about it."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        UniqueConstraint("tenant", "request_id"),
+        Index("jobs_by_creation", "tenant", "id"),
+    )
+
+    id: str = Field(primary_key=True)
+    tenant: str
+    request_id: str | None = None
+    request_sha256: str
+    spec: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    labels: dict[str, str] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+    pool: str
+    max_attempts: int
+    state: str
+    stage: str
+    reason: str = ""
+    message: str = ""
+    fault: str = "FAULT_UNSPECIFIED"
+    advice: str = ""
+    attempt: int = 0
+    failed_attempts: int = 0
+    last_sequence: int = Field(default=0, sa_column=_big())
+    config: bytes | None = Field(default=None, sa_column=Column(LargeBinary))
+    progress: bytes = Field(default=b"", sa_column=Column(LargeBinary, nullable=False))
+    preflight: bytes | None = Field(default=None, sa_column=Column(LargeBinary))
+    training: bytes | None = Field(default=None, sa_column=Column(LargeBinary))
+    create_time: int = Field(sa_column=_big())
+    update_time: int = Field(sa_column=_big())
+    end_time: int | None = Field(default=None, sa_column=Column(BigInteger))
+
+
+class Attempt(SQLModel, table=True):
+    """One try at one stage. READY is the dispatch itself; at most one attempt of a job is not ENDED."""
+
+    __tablename__ = "attempts"
+    __table_args__ = (
+        Index(
+            "attempts_open",
+            "job_id",
+            unique=True,
+            sqlite_where=text("state != 'ENDED'"),
+            postgresql_where=text("state != 'ENDED'"),
+        ),
+        Index("attempts_by_state", "state"),
+    )
+
+    job_id: str = Field(primary_key=True, foreign_key="jobs.id")
+    stage: str = Field(primary_key=True)
+    attempt: int = Field(primary_key=True)
+    tenant: str
+    pool: str
+    state: str = "READY"
+    not_before: int = Field(default=0, sa_column=_big())
+    claim_id: str | None = None
+    node_id: str = ""
+    beat: int = Field(default=0, sa_column=_big())
+    next_ordinal: int = Field(default=0, sa_column=_big())
+    outcome: str = ""
+    counted: bool = False
+    create_time: int = Field(sa_column=_big())
+    claim_time: int | None = Field(default=None, sa_column=Column(BigInteger))
+    end_time: int | None = Field(default=None, sa_column=Column(BigInteger))
+
+
+class JobEvent(SQLModel, table=True):
+    """An accepted event. `event` is its wire form, sequence included."""
+
+    __tablename__ = "events"
+
+    job_id: str = Field(primary_key=True, foreign_key="jobs.id")
+    sequence: int = Field(sa_column=Column(BigInteger, primary_key=True, autoincrement=False))
+    tenant: str
+    kind: str
+    severity: int
+    event: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+
+
+class Metric(SQLModel, table=True):
+    """One point of a curve. When a later attempt trains a step again, the older point is deleted."""
+
+    __tablename__ = "metrics"
+    __table_args__ = (Index("metrics_by_step", "job_id", "step"),)
+
+    job_id: str = Field(primary_key=True, foreign_key="jobs.id")
+    name: str = Field(primary_key=True)
+    sequence: int = Field(sa_column=Column(BigInteger, primary_key=True, autoincrement=False))
+    tenant: str
+    attempt: int
+    step: int = Field(sa_column=_big())
+    epoch: float
+    value: float
+
+
+class SavedCheckpoint(SQLModel, table=True):
+    """An accepted checkpoint."""
+
+    __tablename__ = "checkpoints"
+
+    job_id: str = Field(primary_key=True, foreign_key="jobs.id")
+    path: str = Field(primary_key=True)
+    tenant: str
+    step: int = Field(sa_column=_big())
+    attempt: int
+    epoch: float
+    manifest_sha256: str
+    size_bytes: int = Field(sa_column=_big())
+    eval_loss: float | None = None
+    best: bool = False
+    sequence: int = Field(sa_column=_big())
+    pruned: bool = False
+    create_time: int = Field(sa_column=_big())
+
+
+class SavedArtifact(SQLModel, table=True):
+    """An accepted file or folder in the artifact store."""
+
+    __tablename__ = "artifacts"
+    __table_args__ = (Index("artifacts_by_job", "job_id", "id"),)
+
+    id: str = Field(primary_key=True)
+    tenant: str
+    job_id: str = Field(foreign_key="jobs.id")
+    name: str
+    kind: str
+    path: str
+    sha256: str
+    size_bytes: int = Field(sa_column=_big())
+    media_type: str
+    create_time: int = Field(sa_column=_big())
+
+
+class UploadedDataset(SQLModel, table=True):
+    """A complete, verified upload."""
+
+    __tablename__ = "datasets"
+    __table_args__ = (
+        UniqueConstraint("tenant", "request_id"),
+        Index("datasets_by_creation", "tenant", "id"),
+    )
+
+    id: str = Field(primary_key=True)
+    tenant: str
+    request_id: str | None = None
+    display_name: str
+    filename: str
+    size_bytes: int = Field(sa_column=_big())
+    sha256: str
+    path: str
+    create_time: int = Field(sa_column=_big())
+
+
+class JobEvaluation(SQLModel, table=True):
+    """What stage 3 of a job found; `result` is an EvaluationResult."""
+
+    __tablename__ = "evaluations"
+    __table_args__ = (Index("evaluations_by_job", "job_id"),)
+
+    id: str = Field(primary_key=True)
+    tenant: str
+    job_id: str = Field(foreign_key="jobs.id")
+    result: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    create_time: int = Field(sa_column=_big())
+
+
+class JobExport(SQLModel, table=True):
+    """What stage 4 of a job made; `result` is an ExportResult."""
+
+    __tablename__ = "exports"
+    __table_args__ = (Index("exports_by_job", "job_id"),)
+
+    id: str = Field(primary_key=True)
+    tenant: str
+    job_id: str = Field(foreign_key="jobs.id")
+    result: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    create_time: int = Field(sa_column=_big())
+
+
+class GatewayTick(SQLModel, table=True):
+    """One row per gateway, written by its lease watch: a lease may only expire while SQL takes writes."""
+
+    __tablename__ = "gateway_ticks"
+
+    gateway_id: str = Field(primary_key=True)
+    tick: int = Field(sa_column=_big())
