@@ -1,0 +1,149 @@
+"""What a handler raises, and the one table that turns it into a gRPC status."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import grpc
+from google.protobuf import any_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+DOMAIN = "finetuneflow"
+DETAILS_KEY = "grpc-status-details-bin"
+
+
+class FieldProblem(Protocol):
+    """A field at fault. Anything with these two attributes will do."""
+
+    @property
+    def field(self) -> str: ...
+    @property
+    def description(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Violation:
+    """A field at fault."""
+
+    field: str
+    """Field path, such as `spec.hyperparameters.learning_rate`."""
+    description: str
+    """What is wrong with it and how to mend it."""
+
+
+@runtime_checkable
+class CallerFault(Protocol):
+    """What the caller can mend, in whichever package its exception was defined."""
+
+    @property
+    def reason(self) -> str: ...
+    @property
+    def message(self) -> str: ...
+    @property
+    def advice(self) -> str: ...
+    @property
+    def violations(self) -> Sequence[FieldProblem]: ...
+
+
+class ServiceError(Exception):
+    """An answer to the caller. Raise one of the subclasses; each is one gRPC status.
+
+    `reason` is machine-readable (UPPER_SNAKE_CASE), `message` a sentence for people. `violations` become a BadRequest,
+    `metadata` goes into the ErrorInfo.
+    """
+
+    code: grpc.StatusCode = grpc.StatusCode.INTERNAL
+
+    def __init__(
+        self,
+        reason: str,
+        message: str,
+        violations: Sequence[FieldProblem] = (),
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        if not re.fullmatch(r"[A-Z][A-Z0-9_]*[A-Z0-9]", reason):
+            raise ValueError(f"a reason is UPPER_SNAKE_CASE: {reason!r}")
+        self.reason = reason
+        self.message = message
+        self.violations = tuple(violations)
+        self.metadata = dict(metadata or {})
+
+    def status(self) -> status_pb2.Status:
+        """As google.rpc.Status: ErrorInfo always, BadRequest when fields are at fault."""
+        details: list[any_pb2.Any] = []
+        info = any_pb2.Any()
+        info.Pack(error_details_pb2.ErrorInfo(reason=self.reason, domain=DOMAIN, metadata=self.metadata))
+        details.append(info)
+        if self.violations:
+            bad = any_pb2.Any()
+            fields = [
+                error_details_pb2.BadRequest.FieldViolation(field=v.field, description=v.description)
+                for v in self.violations
+            ]
+            bad.Pack(error_details_pb2.BadRequest(field_violations=fields))
+            details.append(bad)
+        return status_pb2.Status(code=code_pb2.Code.Value(self.code.name), message=self.message, details=details)
+
+
+class InvalidArgument(ServiceError):
+    """The request itself is wrong, whatever the state of the system."""
+
+    code = grpc.StatusCode.INVALID_ARGUMENT
+
+
+class NotFound(ServiceError):
+    """What the request names does not exist."""
+
+    code = grpc.StatusCode.NOT_FOUND
+
+
+class AlreadyExists(ServiceError):
+    """What was to be made exists, and differs."""
+
+    code = grpc.StatusCode.ALREADY_EXISTS
+
+
+class FailedPrecondition(ServiceError):
+    """Right request, wrong state; repeating it does not help before the state changes."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+
+
+class OutOfRange(ServiceError):
+    """Beyond the end of something."""
+
+    code = grpc.StatusCode.OUT_OF_RANGE
+
+
+class ResourceExhausted(ServiceError):
+    """A limit was reached."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+class Unimplemented(ServiceError):
+    """Part of the contract that this server does not serve yet."""
+
+    code = grpc.StatusCode.UNIMPLEMENTED
+
+
+class Unavailable(ServiceError):
+    """Something needed is away; the caller may try again."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+
+
+class Internal(ServiceError):
+    """Our fault. Only the server itself raises it, for what nobody expected."""
+
+    code = grpc.StatusCode.INTERNAL
+
+
+def from_caller_fault(fault: CallerFault) -> InvalidArgument:
+    """The status for an exception of the domain that names what the caller can mend."""
+    message = f"{fault.message} {fault.advice}".strip()
+    return InvalidArgument(fault.reason, message, fault.violations)

@@ -1,0 +1,85 @@
+"""Settings that every process has. `FTF_<SERVICE>_<KEY>` wins over `FTF_<KEY>`, which wins over the default."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import socket
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+NodeId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,80}$")]
+Token = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,40}$")]
+
+
+class ProcessSettings(BaseSettings):
+    """Subclass it, name the service, add fields."""
+
+    model_config = SettingsConfigDict(env_prefix="FTF_", extra="ignore", frozen=True)
+
+    service: ClassVar[str]
+    """gateway, probe, trainer, evaluator or exporter."""
+
+    home: Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())] = Field(
+        default=Path("~/.finetuneflow"), validate_default=True
+    )
+    """Where this process keeps data on its machine."""
+    listen: str = "127.0.0.1:0"
+    """host:port of the gRPC server; port 0 takes a free one."""
+    advertise: str = ""
+    """host:port under which others reach that server. Default: what it listens on."""
+    nats_url: str = "nats://127.0.0.1:4222"
+    """One URL, or several separated by commas."""
+    nats_user: str = ""
+    nats_password: SecretStr = SecretStr("")
+    artifacts_url: str = ""
+    """An fsspec URL. Default: `file://<home>/artifacts`."""
+    node_id: NodeId = ""
+    """Unique among running processes. Default: service, host name and four random digits."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_json: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _derived(cls, values: Any) -> Any:
+        if isinstance(values, dict) and not values.get("node_id"):
+            host = re.sub(r"[^A-Za-z0-9_-]", "-", socket.gethostname())[:40]
+            values["node_id"] = f"{cls.service}-{host}-{secrets.token_hex(2)}"
+        return values
+
+    @property
+    def artifacts(self) -> str:
+        """URL of the artifact store."""
+        return self.artifacts_url or (self.home / "artifacts").as_uri()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        own = EnvSettingsSource(settings_cls, env_prefix=f"FTF_{cls.service.upper()}_")
+        return init_settings, own, env_settings
+
+
+class WorkerSettings(ProcessSettings):
+    """Of a process that runs a stage."""
+
+    pool: Token = "default"
+    """The pool it pulls work from."""
+    slots: int = Field(default=1, ge=1, le=64)
+    """Attempts it runs at once."""
+    cancel_grace_seconds: float = Field(default=2.0, ge=0)
+    """How long a cancelled child may take to end by itself before it is killed."""
+    drain_seconds: float = Field(default=60.0, ge=0)
+    """How long a drain waits for children to write a checkpoint before it kills them."""
+    stall_seconds: float = Field(default=300.0, gt=0)
+    """A child that is silent for longer is killed (STALLED)."""
+    loading_stall_seconds: float = Field(default=600.0, gt=0)
+    """The same while the child starts and in phases named loading_…"""
