@@ -1,0 +1,1 @@
+"""What a job is configured with: fields, ranges, defaults, recipes."""

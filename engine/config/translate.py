@@ -1,0 +1,59 @@
+"""From our names to those of today's TRL and Trainer."""
+
+from typing import Any, Literal
+
+from engine.config.job import JobConfig
+
+
+def sft_arguments(config: JobConfig, *, output_dir: str, device: Literal["cpu", "cuda"]) -> dict[str, Any]:
+    """Keyword arguments of `trl.SFTConfig` for a resolved configuration.
+
+    Rows arrive as token ids with labels, so everything TRL would do to text is off. Keeping checkpoints and choosing
+    the best is the caller's own work: the Trainer would delete, and return, by rules that lose the best step.
+    """
+    hyper = config.hyperparameters
+    if "auto" in (config.method, hyper.precision, hyper.optim) or hyper.gradient_checkpointing is None:
+        raise ValueError("the configuration still has automatic values; preflight resolves them")
+    return {
+        "output_dir": output_dir,
+        "num_train_epochs": hyper.num_epochs,
+        "max_steps": hyper.max_steps if hyper.max_steps is not None else -1,
+        "learning_rate": hyper.learning_rate,
+        "per_device_train_batch_size": hyper.per_device_train_batch_size,
+        "per_device_eval_batch_size": hyper.per_device_eval_batch_size,
+        "gradient_accumulation_steps": hyper.gradient_accumulation_steps,
+        "max_length": hyper.max_length,
+        # One field carries both: below 1 it is a share of all steps.
+        "warmup_steps": hyper.warmup_steps if hyper.warmup_steps is not None else hyper.warmup_ratio,
+        "weight_decay": hyper.weight_decay,
+        "lr_scheduler_type": hyper.lr_scheduler_type,
+        "optim": hyper.optim,
+        "bf16": hyper.precision == "bf16",
+        "fp16": hyper.precision == "fp16",
+        "use_cpu": device == "cpu",
+        "activation_checkpointing": hyper.gradient_checkpointing,
+        "activation_checkpointing_kwargs": {"use_reentrant": False},
+        "max_grad_norm": hyper.max_grad_norm,
+        "logging_strategy": "steps",
+        "logging_steps": hyper.logging_steps,
+        # NaN must reach whoever watches: filtered, a diverged run looks healthy.
+        "logging_nan_inf_filter": False,
+        "eval_strategy": "steps" if config.evaluates_while_training else "no",
+        "eval_steps": hyper.eval_steps,
+        "save_strategy": "steps",
+        "save_steps": hyper.save_steps,
+        "save_total_limit": None,
+        "load_best_model_at_end": False,
+        "restore_callback_states_from_checkpoint": True,
+        "packing": hyper.packing,
+        "packing_strategy": "bfd",
+        "eval_packing": False,
+        "completion_only_loss": False,
+        "assistant_only_loss": False,
+        "train_sampling_strategy": "group_by_length" if hyper.group_by_length else "random",
+        "seed": config.seed,
+        "data_seed": config.seed,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": device == "cuda",
+    }

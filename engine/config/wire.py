@@ -1,0 +1,96 @@
+"""Between `FineTuningJobSpec` on the wire and the configuration in here."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
+from google.protobuf.message import Message
+
+from engine.config.job import JobConfig
+
+
+def spec_to_dict(message: FineTuningJobSpec) -> dict[str, Any]:
+    """The fields that are set, by name; enums as their lower-case names without prefix (`TRAINING_METHOD_LORA` is
+    `lora`), and as numbers where this version does not know them, which the configuration then refuses."""
+    return _read(message)
+
+
+def config_to_spec(config: JobConfig) -> FineTuningJobSpec:
+    """Every field filled in but those that stand for "none" (a prompt nobody gave, a step limit that is not set).
+
+    Of warmup_ratio and warmup_steps the one that applies is set, so the result can be sent as a spec again.
+    """
+    values = config.model_dump()
+    if values["hyperparameters"]["warmup_steps"] is not None:
+        values["hyperparameters"]["warmup_ratio"] = None
+    spec = FineTuningJobSpec()
+    _fill(spec, values)
+    return spec
+
+
+def values_to_spec(values: Mapping[str, Any]) -> FineTuningJobSpec:
+    """A sparse spec out of a recipe's values."""
+    spec = FineTuningJobSpec()
+    _fill(spec, values)
+    return spec
+
+
+def resolved_config(message: FineTuningJobSpec) -> JobConfig:
+    """The configuration that `config_to_spec` wrote: no recipe is applied again.
+
+    Raises pydantic.ValidationError when it was written by a version with other fields or ranges.
+    """
+    return JobConfig.model_validate(_read(message))
+
+
+def _read(message: Message) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for field, value in message.ListFields():
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            values[field.name] = dict(value)
+        elif field.is_repeated:
+            values[field.name] = [_plain(field, item) for item in value]
+        else:
+            values[field.name] = _plain(field, value)
+    return values
+
+
+def _plain(field: Any, value: Any) -> Any:
+    if isinstance(value, Message):
+        return _read(value)
+    if field.enum_type is not None:
+        known = field.enum_type.values_by_number.get(value)
+        return known.name.removeprefix(_prefix(field.enum_type)).lower() if known else value
+    return value
+
+
+def _fill(message: Message, values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        field = message.DESCRIPTOR.fields_by_name[name]
+        if value is None:
+            continue
+        target = getattr(message, name)
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            target.update(value)
+        elif field.message_type is not None and field.is_repeated:
+            for item in value:
+                _fill(target.add(), item)
+        elif field.message_type is not None:
+            # A section without a single value is still present: the reader sees that its defaults were meant.
+            target.SetInParent()
+            _fill(target, value)
+        elif field.is_repeated:
+            target.extend(_wire(field, item) for item in value)
+        else:
+            setattr(message, name, _wire(field, value))
+
+
+def _wire(field: Any, value: Any) -> Any:
+    if field.enum_type is None:
+        return value
+    return field.enum_type.values_by_name[_prefix(field.enum_type) + str(value).upper()].number
+
+
+def _prefix(enum: Any) -> str:
+    words = "".join(f"_{letter}" if letter.isupper() else letter for letter in enum.name)
+    return f"{words.lstrip('_').upper()}_"

@@ -1,0 +1,1 @@
+"""Named presets, one TOML file each; `engine.config.recipes` reads them."""
