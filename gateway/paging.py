@@ -1,0 +1,66 @@
+"""Pages of a list: `page_size` rows from behind a cursor that callers hand back without reading it."""
+
+import base64
+import binascii
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from chassis.errors import InvalidArgument, Violation
+
+DEFAULT_PAGE_SIZE = 50
+MAX_PAGE_SIZE = 1000
+
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True)
+class Page:
+    """What of a list is asked for: up to `size` rows behind the one whose key is `after` ("" = from the start)."""
+
+    size: int
+    after: str
+    scope: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, page_size: int, page_token: str, *scope: str, default: int = DEFAULT_PAGE_SIZE) -> "Page":
+        """Reads the paging fields of a request. `scope` is the list's name and its filters: a token of another list
+        or of other filters would silently skip rows, so it is refused like a made-up one."""
+        if not 0 <= page_size <= MAX_PAGE_SIZE:
+            problem = f"{page_size} is out of range [1, {MAX_PAGE_SIZE}]; 0 means {default}"
+            raise InvalidArgument("INVALID_PAGE_SIZE", f"page_size {problem}", [Violation("page_size", problem)])
+        after = ""
+        if page_token:
+            *made_for, after = _decode(page_token)
+            if tuple(made_for) != scope:
+                raise _bad_token("it was made for another list or another filter")
+        return cls(page_size or default, after, scope)
+
+    @property
+    def limit(self) -> int:
+        """Rows to query: the one too many tells that another page follows."""
+        return self.size + 1
+
+    def cut(self, rows: Sequence[Row], key: Callable[[Row], str]) -> tuple[Sequence[Row], str]:
+        """The page out of up to `limit` rows, and its next_page_token."""
+        page = rows[: self.size]
+        return page, _encode((*self.scope, key(page[-1]))) if len(rows) > self.size else ""
+
+
+def _encode(parts: tuple[str, ...]) -> str:
+    return base64.urlsafe_b64encode(json.dumps(parts, separators=(",", ":")).encode()).decode()
+
+
+def _decode(token: str) -> list[str]:
+    try:
+        parts = json.loads(base64.b64decode(token, altchars=b"-_", validate=True))
+    except (binascii.Error, ValueError, RecursionError):
+        parts = None
+    if not isinstance(parts, list) or not parts or not all(isinstance(part, str) for part in parts):
+        raise _bad_token("it is not the next_page_token of an earlier answer")
+    return parts
+
+
+def _bad_token(why: str) -> InvalidArgument:
+    return InvalidArgument("INVALID_PAGE_TOKEN", f"page_token can't be used: {why}", [Violation("page_token", why)])

@@ -1,0 +1,31 @@
+"""Blocking calls whose end is waited for, whatever happens to the caller."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+async def finished(work: Coroutine[Any, Any, T]) -> T:
+    """Runs `work` to its end even when the caller is cancelled, and only then lets the cancellation through: whoever
+    cleans up afterwards finds nothing still under way."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        while not task.done():
+            try:
+                await asyncio.wait([task])
+            except asyncio.CancelledError:
+                continue
+        if not task.cancelled():
+            # Retrieved, so that asyncio does not report it as lost; the cancellation is what the caller hears of.
+            task.exception()
+        raise
+
+
+async def in_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Runs a blocking function in a thread; returns, raises or is cancelled only when it has ended."""
+    return await finished(asyncio.to_thread(function, *args, **kwargs))
