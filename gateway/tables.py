@@ -114,7 +114,8 @@ class Metric(SQLModel, table=True):
     attempt: int
     step: int = Field(sa_column=_big())
     epoch: float
-    value: float
+    value: float | None
+    """None is NaN, which SQLite can't store."""
 
 
 class SavedCheckpoint(SQLModel, table=True):

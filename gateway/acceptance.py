@@ -1,0 +1,194 @@
+"""Claims and reports: the two requests by which workers take part. Each is answered from one decision."""
+
+import logging
+
+from google.protobuf.message import DecodeError
+from sqlalchemy import func
+from sqlmodel import col, select
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from chassis.errors import NotFound
+from finetuneflow.v1.event_pb2 import ConfigResolved, Event, Severity, StageFailed
+from finetuneflow.v1.fine_tuning_job_pb2 import Fault, Stage
+from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
+from finetuneflow.v1.stage_result_pb2 import EvaluationResult, PreflightResult, TrainingResult
+from finetuneflow.v1.work_pb2 import (
+    Assignment,
+    ClaimRefused,
+    ClaimRequest,
+    ClaimResponse,
+    Directive,
+    ReportRequest,
+    ReportResponse,
+    TrainingTotals,
+)
+from gateway import lifecycle, views
+from gateway.ledger import Decision, Ledger
+from gateway.metrics import read_series
+from gateway.projection import completion_reason, project
+from gateway.tables import Attempt, JobEvaluation, Metric, SavedCheckpoint, UploadedDataset
+
+log = logging.getLogger(__name__)
+
+_DIRECTIVES = {
+    "JOB_STATE_PAUSING": Directive.DIRECTIVE_PAUSE,
+    "JOB_STATE_CANCELLING": Directive.DIRECTIVE_CANCEL,
+}
+_CURVE_POINTS = 10_000
+
+
+class Acceptance:
+    """Answers claims and reports."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    async def claim(self, request: ClaimRequest) -> ClaimResponse:
+        """READY and wanted → CLAIMED. The same claim_id again: the same answer."""
+        try:
+            async with self._ledger.decide(request.job_id) as decision:
+                attempt = decision.attempt
+                refusal = _refusal(decision, request)
+                if refusal:
+                    return ClaimResponse(refused=ClaimRefused(reason=refusal))
+                assert attempt is not None
+                if attempt.state == "READY":
+                    lifecycle.claim(decision, attempt, request.claim_id, request.node_id)
+                assignment = await self._assignment(decision, attempt)
+                return ClaimResponse(assignment=assignment)
+        except NotFound:
+            return ClaimResponse(refused=ClaimRefused(reason="UNKNOWN"))
+
+    async def report(self, request: ReportRequest) -> ReportResponse:
+        """Accepts what is new of a report, in order, once."""
+        stop = ReportResponse(next_ordinal=request.first_ordinal, directive=Directive.DIRECTIVE_STOP)
+        try:
+            async with self._ledger.decide(request.job_id) as decision:
+                attempt = decision.attempt
+                if attempt is None or attempt.state != "CLAIMED" or attempt.claim_id != request.claim_id:
+                    stop.message = "the claim is not current"
+                    return stop
+                attempt.beat += 1
+                decision.session.add(attempt)
+                if request.first_ordinal <= attempt.next_ordinal:
+                    fresh = request.events[attempt.next_ordinal - request.first_ordinal :]
+                    await self._accept(decision, attempt, fresh)
+                return ReportResponse(
+                    next_ordinal=attempt.next_ordinal,
+                    directive=_DIRECTIVES.get(decision.job.state, Directive.DIRECTIVE_RUN),
+                )
+        except NotFound:
+            stop.message = "the job is gone"
+            return stop
+
+    async def expire(self, job_id: str, claim_id: str, beat: int) -> None:
+        """Ends a claim whose worker was not heard of, unless it was heard of meanwhile."""
+        try:
+            async with self._ledger.decide(job_id) as decision:
+                attempt = decision.attempt
+                if attempt is None or attempt.claim_id != claim_id or attempt.beat != beat:
+                    return
+                self._fail(decision, attempt, "LEASE_EXPIRED", f"node {attempt.node_id} was not heard of any more")
+        except NotFound:
+            return
+
+    async def _accept(self, decision: Decision, attempt: Attempt, events: list[bytes]) -> None:
+        for data in events:
+            try:
+                event = Event.FromString(data)
+            except DecodeError as error:
+                self._fail(decision, attempt, "BAD_EVENT", f"the worker sent an event that can't be decoded: {error}")
+                return
+            if not _belongs(event, attempt):
+                self._fail(decision, attempt, "BAD_EVENT", "the worker sent an event of another attempt")
+                return
+            sequence = decision.accept(data, event)
+            attempt.next_ordinal += 1
+            await project(decision, event, sequence)
+            match event.WhichOneof("payload"):
+                case "stage_completed":
+                    reason = completion_reason(decision.job.training)
+                    lifecycle.end_attempt(decision, attempt, lifecycle.Completed(reason))
+                    return
+                case "stage_failed":
+                    lifecycle.end_attempt(decision, attempt, lifecycle.Failed(event.stage_failed))
+                    return
+                case "stage_released":
+                    lifecycle.end_attempt(decision, attempt, lifecycle.Released(event.stage_released.reason))
+                    return
+
+    def _fail(self, decision: Decision, attempt: Attempt, reason: str, message: str) -> None:
+        failure = StageFailed(fault=Fault.FAULT_SYSTEM_ERROR, reason=reason, message=message)
+        decision.append(failure, Severity.SEVERITY_ERROR)
+        lifecycle.end_attempt(decision, attempt, lifecycle.Failed(failure))
+
+    async def _assignment(self, decision: Decision, attempt: Attempt) -> Assignment:
+        job, session = decision.job, decision.session
+        spec = FineTuningJobSpec.FromString(job.spec)
+        assignment = Assignment(
+            job_id=job.id,
+            tenant=job.tenant,
+            stage=Stage.Value(attempt.stage),
+            attempt=attempt.attempt,
+            claim_id=attempt.claim_id,
+            spec=spec,
+            create_time=views.timestamp(job.create_time),
+        )
+        if job.config is not None:
+            assignment.resolved_spec.CopyFrom(ConfigResolved.FromString(job.config).resolved_spec)
+        named = {source.dataset for source in [*spec.training_data, *spec.evaluation_data]}
+        datasets = select(UploadedDataset).where(col(UploadedDataset.id).in_(named))
+        assignment.datasets.extend(views.dataset(row) for row in (await session.exec(datasets)).all())
+        checkpoints = (
+            select(SavedCheckpoint)
+            .where(SavedCheckpoint.job_id == job.id, col(SavedCheckpoint.pruned).is_(False))
+            .order_by(col(SavedCheckpoint.step).desc(), col(SavedCheckpoint.sequence).desc())
+        )
+        assignment.checkpoints.extend(views.checkpoint(row) for row in (await session.exec(checkpoints)).all())
+        if job.preflight is not None:
+            assignment.preflight.CopyFrom(PreflightResult.FromString(job.preflight))
+        if job.training is not None:
+            assignment.training.CopyFrom(TrainingResult.FromString(job.training))
+        evaluations = select(JobEvaluation).where(JobEvaluation.job_id == job.id)
+        evaluation = (await session.exec(evaluations.order_by(col(JobEvaluation.id).desc()))).first()
+        if evaluation is not None:
+            assignment.evaluation.CopyFrom(EvaluationResult.FromString(evaluation.result))
+        if attempt.stage == "STAGE_EXPORT":
+            assignment.metrics.extend(await read_series(session, job.id, (), _CURVE_POINTS))
+        if attempt.stage == "STAGE_TRAINING" and assignment.checkpoints:
+            assignment.totals.CopyFrom(await _totals(session, job.id, assignment.checkpoints[0].step))
+        return assignment
+
+
+async def _totals(session: AsyncSession, job_id: str, step: int) -> TrainingTotals:
+    """Seconds that earlier attempts trained, and tokens trained up to the checkpoint at `step`."""
+    seconds = (
+        select(func.max(Metric.value))
+        .where(Metric.job_id == job_id, Metric.name == "elapsed_seconds")
+        .group_by(col(Metric.attempt))
+    )
+    tokens = select(func.max(Metric.value)).where(
+        Metric.job_id == job_id, Metric.name == "num_tokens", Metric.step <= step
+    )
+    return TrainingTotals(
+        runtime_seconds=sum((await session.exec(seconds)).all()),
+        num_tokens=int((await session.exec(tokens)).one() or 0),
+    )
+
+
+def _refusal(decision: Decision, request: ClaimRequest) -> str:
+    attempt = decision.attempt
+    if attempt is None or (attempt.stage, attempt.attempt) != (Stage.Name(request.stage), request.attempt):
+        return "ENDED"
+    if attempt.state == "CLAIMED":
+        return "" if attempt.claim_id == request.claim_id else "CLAIMED_BY_ANOTHER"
+    return "" if decision.job.state in lifecycle.RUNNABLE else "NOT_WANTED"
+
+
+def _belongs(event: Event, attempt: Attempt) -> bool:
+    return (
+        event.job_id == attempt.job_id
+        and Stage.Name(event.stage) == attempt.stage
+        and event.attempt == attempt.attempt
+        and event.ordinal == attempt.next_ordinal
+    )

@@ -1,0 +1,80 @@
+"""Accepted events as bytes that nobody has to serialise again.
+
+A frame is one `repeated Event events = 1` entry of WatchFineTuningJobResponse and of EventRun: a batch for any watcher
+is `b"".join(frames)`.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from finetuneflow.v1.event_pb2 import Event, Severity
+from finetuneflow.v1.fine_tuning_job_pb2 import JobState
+from finetuneflow.v1.work_pb2 import EventRun
+
+TERMINAL_STATES = frozenset({JobState.JOB_STATE_SUCCEEDED, JobState.JOB_STATE_FAILED, JobState.JOB_STATE_CANCELLED})
+# What a payload that this version does not know is called; it is stored and forwarded all the same.
+UNKNOWN_KIND = "unknown"
+
+_EVENTS_TAG = b"\x0a"  # field 1, length-delimited: `events`
+_SEQUENCE_TAG = b"\x10"  # field 2, varint: Event.sequence
+_THROUGH_TAG = b"\x10"  # field 2, varint: WatchFineTuningJobResponse.through_sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One accepted event: what filters need to know of it, and its framed bytes."""
+
+    sequence: int
+    kind: str
+    severity: int
+    terminal: bool
+    data: bytes
+
+
+def kind_of(event: Event) -> str:
+    return event.WhichOneof("payload") or UNKNOWN_KIND
+
+
+def is_terminal(event: Event) -> bool:
+    return event.WhichOneof("payload") == "state_changed" and event.state_changed.state in TERMINAL_STATES
+
+
+def with_sequence(event: bytes, sequence: int) -> bytes:
+    """The serialised event with its sequence. A field that stands twice counts as it stands last."""
+    return event + _SEQUENCE_TAG + _varint(sequence)
+
+
+def frame_of(event: bytes, parsed: Event, sequence: int) -> Frame:
+    """`event` is serialised, sequence included; `parsed` is the same."""
+    return Frame(
+        sequence=sequence,
+        kind=kind_of(parsed),
+        severity=parsed.severity or Severity.SEVERITY_INFO,
+        terminal=is_terminal(parsed),
+        data=_EVENTS_TAG + _varint(len(event)) + event,
+    )
+
+
+def frame_of_stored(event: bytes) -> Frame:
+    """A frame from what SQL holds."""
+    parsed = Event.FromString(event)
+    return frame_of(event, parsed, parsed.sequence)
+
+
+def frames_of_run(run: bytes) -> list[Frame]:
+    """The frames of an EventRun."""
+    return [frame_of(event.SerializeToString(), event, event.sequence) for event in EventRun.FromString(run).events]
+
+
+def watch_response(frames: Iterable[Frame], through_sequence: int) -> bytes:
+    """A serialised WatchFineTuningJobResponse."""
+    return b"".join(frame.data for frame in frames) + _THROUGH_TAG + _varint(through_sequence)
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)

@@ -1,0 +1,77 @@
+"""Claims whose workers fell silent. Each gateway watches on its own monotonic clock; expiry is a compare-and-set."""
+
+import asyncio
+import logging
+import time
+
+from sqlalchemy.exc import DBAPIError
+from sqlmodel import col, select
+
+from chassis.bus import Bus
+from gateway.acceptance import Acceptance
+from gateway.database import Database
+from gateway.tables import Attempt, GatewayTick
+
+log = logging.getLogger(__name__)
+
+_TICK_SECONDS = 1.0
+# A tick that comes later than this says that this process was stopped or starved, and its clock proves nothing.
+_LATE_SECONDS = 2.0
+
+
+class LeaseWatch:
+    """Expires a claim whose beat stood still for `lease_seconds` of healthy ticks."""
+
+    def __init__(
+        self, database: Database, bus: Bus, acceptance: Acceptance, gateway_id: str, lease_seconds: float
+    ) -> None:
+        self._database = database
+        self._bus = bus
+        self._acceptance = acceptance
+        self._gateway_id = gateway_id
+        self._lease_seconds = lease_seconds
+        self._seen: dict[tuple[str, str], tuple[int, float]] = {}
+        """(job_id, claim_id) → (beat, when it was first seen)."""
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        last = time.monotonic()
+        while True:
+            await asyncio.sleep(_TICK_SECONDS)
+            began = time.monotonic()
+            late = began - last > _LATE_SECONDS
+            last = began
+            if late or not await self._healthy(began):
+                self._seen.clear()
+                continue
+            await self._observe(began)
+
+    async def _healthy(self, began: float) -> bool:
+        """On time, NATS answered, a SQL write went through: else a silent worker may be our own deafness."""
+        if not await self._bus.alive(timeout=_LATE_SECONDS):
+            return False
+        try:
+            async with self._database.write() as session:
+                tick = await session.get(GatewayTick, self._gateway_id)
+                tick = tick or GatewayTick(gateway_id=self._gateway_id, tick=0)
+                tick.tick += 1
+                session.add(tick)
+        except DBAPIError as error:
+            log.warning("leases can't expire while SQL takes no writes: %s", error)
+            return False
+        return time.monotonic() - began < _LATE_SECONDS
+
+    async def _observe(self, tick: float) -> None:
+        async with self._database.read() as session:
+            claimed = (await session.exec(select(Attempt).where(col(Attempt.state) == "CLAIMED"))).all()
+        seen: dict[tuple[str, str], tuple[int, float]] = {}
+        for attempt in claimed:
+            key = (attempt.job_id, attempt.claim_id or "")
+            beat, since = self._seen.get(key, (-1, tick))
+            if beat != attempt.beat:
+                since = tick
+            seen[key] = (attempt.beat, since)
+            if tick - since >= self._lease_seconds:
+                log.warning("claim of job %s by node %s expired", attempt.job_id, attempt.node_id)
+                await self._acceptance.expire(attempt.job_id, key[1], attempt.beat)
+        self._seen = seen

@@ -1,0 +1,200 @@
+"""The life of a job: which attempt is opened, how one ends, and what the verbs do. Pure decisions, no I/O but rows."""
+
+from dataclasses import dataclass
+
+from chassis.errors import FailedPrecondition
+from finetuneflow.v1.event_pb2 import Severity, StageFailed, StateChanged
+from finetuneflow.v1.fine_tuning_job_pb2 import Fault, JobState, Stage
+from gateway.ledger import Decision
+from gateway.tables import Attempt, now
+
+STAGES = ("STAGE_PREFLIGHT", "STAGE_TRAINING", "STAGE_EVALUATION", "STAGE_EXPORT")
+SERVICES = dict(zip(STAGES, ("probe", "trainer", "evaluator", "exporter"), strict=True))
+TERMINAL = frozenset({"JOB_STATE_SUCCEEDED", "JOB_STATE_FAILED", "JOB_STATE_CANCELLED"})
+# States in which a READY attempt may be claimed.
+RUNNABLE = frozenset({"JOB_STATE_VALIDATING", "JOB_STATE_QUEUED", "JOB_STATE_RUNNING"})
+_MAX_BACKOFF_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Completed:
+    """The stage is done. `reason` becomes the job's when it was the last stage."""
+
+    reason: str = "COMPLETED"
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The attempt failed."""
+
+    failure: StageFailed
+
+
+@dataclass(frozen=True)
+class Released:
+    """The worker let go on request."""
+
+    reason: str
+
+
+Outcome = Completed | Failed | Released
+
+
+def transition(
+    decision: Decision,
+    state: str,
+    *,
+    stage: str = "",
+    reason: str = "",
+    message: str = "",
+    fault: str = "FAULT_UNSPECIFIED",
+    advice: str = "",
+    node_id: str = "",
+) -> None:
+    """Moves the job and appends the event that says so."""
+    job = decision.job
+    job.state, job.stage = state, stage or job.stage
+    job.reason, job.message, job.fault, job.advice = reason, message, fault, advice
+    if state in TERMINAL:
+        job.end_time = now()
+    decision.append(
+        StateChanged(
+            state=JobState.Value(state),
+            stage=Stage.Value(job.stage),
+            reason=reason,
+            message=message,
+            fault=Fault.Value(fault),
+            advice=advice,
+            node_id=node_id,
+        ),
+        Severity.SEVERITY_ERROR if state == "JOB_STATE_FAILED" else Severity.SEVERITY_INFO,
+    )
+
+
+def open_attempt(decision: Decision, stage: str, *, reason: str = "", message: str = "", delay: float = 0) -> None:
+    """A READY attempt at `stage`, numbered after the job's last one there; due in `delay` seconds."""
+    job = decision.job
+    job.attempt = job.attempt + 1 if stage == job.stage else 1
+    decision.attempt = decision.ready = Attempt(
+        job_id=job.id,
+        stage=stage,
+        attempt=job.attempt,
+        tenant=job.tenant,
+        pool=job.pool,
+        not_before=now() + int(delay * 1e6) if delay else 0,
+        create_time=now(),
+    )
+    state = "JOB_STATE_VALIDATING" if stage == "STAGE_PREFLIGHT" else "JOB_STATE_QUEUED"
+    transition(decision, state, stage=stage, reason=reason, message=message)
+
+
+def claim(decision: Decision, attempt: Attempt, claim_id: str, node_id: str) -> None:
+    """The attempt is `node_id`'s from here on."""
+    attempt.state, attempt.claim_id, attempt.node_id = "CLAIMED", claim_id, node_id
+    attempt.claim_time = now()
+    state = "JOB_STATE_VALIDATING" if attempt.stage == "STAGE_PREFLIGHT" else "JOB_STATE_RUNNING"
+    transition(decision, state, node_id=node_id)
+
+
+def end_attempt(decision: Decision, attempt: Attempt, outcome: Outcome) -> None:
+    """Ends an attempt and decides what comes of the job."""
+    job = decision.job
+    counted = isinstance(outcome, Failed) and job.state != "JOB_STATE_CANCELLING"
+    job.failed_attempts += counted
+    _close(decision, attempt, type(outcome).__name__.upper(), counted=counted)
+    if job.state == "JOB_STATE_CANCELLING":
+        transition(decision, "JOB_STATE_CANCELLED", reason="CANCELLED", message="cancelled on request")
+    elif isinstance(outcome, Completed):
+        _after_completion(decision, outcome)
+    elif isinstance(outcome, Failed):
+        _after_failure(decision, outcome.failure)
+    elif job.state == "JOB_STATE_PAUSING":
+        transition(decision, "JOB_STATE_PAUSED", reason="PAUSED", message="paused on request")
+    else:
+        open_attempt(decision, job.stage, reason=outcome.reason, message="its worker let go; another one goes on")
+
+
+def _close(decision: Decision, attempt: Attempt, outcome: str, *, counted: bool = False) -> None:
+    attempt.state, attempt.outcome, attempt.counted, attempt.end_time = "ENDED", outcome, counted, now()
+    decision.session.add(attempt)
+    decision.attempt = None
+
+
+def _after_completion(decision: Decision, outcome: Completed) -> None:
+    job = decision.job
+    if job.stage == STAGES[-1]:
+        transition(decision, "JOB_STATE_SUCCEEDED", reason=outcome.reason)
+        return
+    following = STAGES[STAGES.index(job.stage) + 1]
+    if job.state == "JOB_STATE_PAUSING":
+        job.attempt = 0
+        transition(decision, "JOB_STATE_PAUSED", stage=following, reason="PAUSED", message="paused on request")
+    else:
+        open_attempt(decision, following)
+
+
+def _after_failure(decision: Decision, failure: StageFailed) -> None:
+    job = decision.job
+    mendable = failure.fault == Fault.FAULT_USER_ERROR
+    if mendable or job.failed_attempts >= job.max_attempts:
+        tries = "" if mendable or job.max_attempts == 1 else f" (given up after {job.failed_attempts} failures)"
+        transition(
+            decision,
+            "JOB_STATE_FAILED",
+            reason=failure.reason,
+            message=failure.message + tries,
+            fault=Fault.Name(failure.fault),
+            advice=failure.advice,
+        )
+    elif job.state == "JOB_STATE_PAUSING":
+        transition(decision, "JOB_STATE_PAUSED", reason=failure.reason, message=failure.message)
+    else:
+        # The first retry is immediate: most failures are a killed process. Then 2, 4, 8 … seconds.
+        delay = 0 if job.failed_attempts == 1 else min(2.0 ** (job.failed_attempts - 1), _MAX_BACKOFF_SECONDS)
+        open_attempt(
+            decision, job.stage, reason="RETRYING", message=f"{failure.reason}: {failure.message}", delay=delay
+        )
+
+
+def cancel(decision: Decision) -> None:
+    job, attempt = decision.job, decision.attempt
+    if job.state in ("JOB_STATE_CANCELLED", "JOB_STATE_CANCELLING"):
+        return
+    _refuse_if_ended(decision, "cancelled")
+    if attempt is not None and attempt.state == "CLAIMED":
+        transition(decision, "JOB_STATE_CANCELLING", reason="CANCEL_REQUESTED", message="its worker is stopping")
+        return
+    if attempt is not None:
+        _close(decision, attempt, "CANCELLED")
+    transition(decision, "JOB_STATE_CANCELLED", reason="CANCELLED", message="cancelled on request")
+
+
+def pause(decision: Decision) -> None:
+    job, attempt = decision.job, decision.attempt
+    if job.state in ("JOB_STATE_PAUSED", "JOB_STATE_PAUSING"):
+        return
+    _refuse_if_ended(decision, "paused")
+    if attempt is not None and attempt.state == "CLAIMED":
+        transition(decision, "JOB_STATE_PAUSING", reason="PAUSE_REQUESTED", message="its worker writes a checkpoint")
+        return
+    if attempt is not None:
+        _close(decision, attempt, "PAUSED")
+    transition(decision, "JOB_STATE_PAUSED", reason="PAUSED", message="paused on request")
+
+
+def resume(decision: Decision) -> None:
+    job = decision.job
+    if job.state == "JOB_STATE_PAUSED":
+        open_attempt(decision, job.stage, reason="RESUMED", message="resumed on request")
+    elif job.state == "JOB_STATE_PAUSING":
+        state = "JOB_STATE_VALIDATING" if job.stage == "STAGE_PREFLIGHT" else "JOB_STATE_RUNNING"
+        transition(decision, state, reason="RESUMED", message="resumed before it was paused")
+    else:
+        _refuse_if_ended(decision, "resumed")
+
+
+def _refuse_if_ended(decision: Decision, verb: str) -> None:
+    job = decision.job
+    if job.state in TERMINAL or job.state == "JOB_STATE_CANCELLING":
+        state = job.state.removeprefix("JOB_STATE_")
+        raise FailedPrecondition("ILLEGAL_TRANSITION", f"job {job.id} is {state} and can't be {verb}")

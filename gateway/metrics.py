@@ -1,0 +1,39 @@
+"""Curves, thinned in SQL."""
+
+import math
+from collections.abc import Sequence
+
+from sqlalchemy import func, or_
+from sqlmodel import col, select
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from finetuneflow.v1.work_pb2 import MetricPoint, MetricSeries
+from gateway.tables import Metric
+
+
+async def read_series(session: AsyncSession, job_id: str, names: Sequence[str], max_points: int) -> list[MetricSeries]:
+    """One series per name, by name; every name when `names` is empty. First and last point are always kept.
+    `max_points` is at least 2.
+    """
+    rank = func.row_number().over(partition_by=col(Metric.name), order_by=col(Metric.sequence))
+    count = func.count().over(partition_by=col(Metric.name))
+    numbered = select(
+        Metric.name, Metric.step, Metric.value, Metric.epoch, Metric.sequence, rank.label("rank"), count.label("count")
+    ).where(Metric.job_id == job_id)  # type: ignore[call-overload]
+    if names:
+        numbered = numbered.where(col(Metric.name).in_(names))
+    rows = numbered.subquery()
+    # Every stride-th point, such that at most max_points - 1 are taken, and the last one.
+    stride = (rows.c.count + max_points - 2) // (max_points - 1)
+    thinned = (
+        select(rows.c.name, rows.c.step, rows.c.value, rows.c.epoch, rows.c.sequence)
+        .where(or_((rows.c.rank - 1) % stride == 0, rows.c.rank == rows.c.count))
+        .order_by(rows.c.name, rows.c.sequence)
+    )
+    series: dict[str, MetricSeries] = {}
+    for name, step, value, epoch, sequence in (await session.exec(thinned)).all():
+        points = series.setdefault(name, MetricSeries(name=name)).points
+        points.append(
+            MetricPoint(step=step, value=math.nan if value is None else value, epoch=epoch, sequence=sequence)
+        )
+    return list(series.values())

@@ -1,0 +1,160 @@
+"""What accepted events mean for the tables that are read: progress, curves, checkpoints, artifacts, results."""
+
+import math
+
+from sqlmodel import col, delete, update
+
+from finetuneflow.v1.event_pb2 import CheckpointSaved, Event
+from finetuneflow.v1.fine_tuning_job_pb2 import Progress
+from finetuneflow.v1.stage_result_pb2 import TrainingResult
+from gateway.identifiers import new_id
+from gateway.ledger import Decision
+from gateway.tables import JobEvaluation, JobExport, Metric, SavedArtifact, SavedCheckpoint, now
+
+_LOG_SERIES = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "num_tokens", "elapsed_seconds")
+_EVAL_SERIES = ("eval_loss", "perplexity", "eval_runtime_seconds")
+
+
+async def project(decision: Decision, event: Event, sequence: int) -> None:
+    """Applies one event, already accepted as `sequence`, within the decision's transaction."""
+    job = decision.job
+    match event.WhichOneof("payload"):
+        case "log":
+            log = event.log
+            progress = Progress.FromString(job.progress)
+            progress.step, progress.total_steps, progress.epoch = log.step, log.total_steps, log.epoch
+            progress.loss, progress.tokens_per_second = log.loss, log.tokens_per_second
+            progress.eta_seconds = log.eta_seconds
+            job.progress = progress.SerializeToString()
+            values = {name: getattr(log, name) for name in _LOG_SERIES} | dict(log.extras)
+            await _add_metrics(decision, event, sequence, log.step, log.epoch, values)
+        case "eval":
+            evaluation = event.eval
+            progress = Progress.FromString(job.progress)
+            progress.eval_loss = evaluation.eval_loss
+            if evaluation.best:
+                progress.best_eval_loss, progress.best_step = evaluation.eval_loss, evaluation.step
+            job.progress = progress.SerializeToString()
+            values = {name: getattr(evaluation, name) for name in _EVAL_SERIES} | dict(evaluation.extras)
+            await _add_metrics(decision, event, sequence, evaluation.step, evaluation.epoch, values)
+        case "checkpoint":
+            await _add_checkpoint(decision, event, event.checkpoint, sequence)
+        case "checkpoint_pruned":
+            pruned = update(SavedCheckpoint).where(
+                col(SavedCheckpoint.job_id) == job.id, col(SavedCheckpoint.path) == event.checkpoint_pruned.path
+            )
+            await decision.session.execute(pruned.values(pruned=True))
+        case "config_resolved":
+            job.config = event.config_resolved.SerializeToString()
+        case "artifact":
+            decision.session.add(_artifact(decision, event))
+        case "stage_completed":
+            _add_result(decision, event)
+
+
+async def _add_metrics(
+    decision: Decision, event: Event, sequence: int, step: int, epoch: float, values: dict[str, float]
+) -> None:
+    if event.attempt > 1:
+        # This attempt trains these steps again: what an older one measured there is no longer part of the run.
+        decision.metrics = [m for m in decision.metrics if m.attempt == event.attempt or m.step < step]
+        await decision.session.execute(
+            delete(Metric).where(
+                col(Metric.job_id) == decision.job.id,
+                col(Metric.step) >= step,
+                col(Metric.attempt) < event.attempt,
+            )
+        )
+    decision.metrics.extend(
+        Metric(
+            job_id=decision.job.id,
+            name=name,
+            sequence=sequence,
+            tenant=decision.job.tenant,
+            attempt=event.attempt,
+            step=step,
+            epoch=epoch,
+            value=None if math.isnan(value) else value,
+        )
+        for name, value in values.items()
+    )
+
+
+async def _add_checkpoint(decision: Decision, event: Event, saved: CheckpointSaved, sequence: int) -> None:
+    job = decision.job
+    if saved.best:
+        others = update(SavedCheckpoint).where(col(SavedCheckpoint.job_id) == job.id)
+        await decision.session.execute(others.values(best=False))
+    decision.session.add(
+        SavedCheckpoint(
+            job_id=job.id,
+            path=saved.path,
+            tenant=job.tenant,
+            step=saved.step,
+            attempt=event.attempt,
+            epoch=saved.epoch,
+            manifest_sha256=saved.manifest_sha256,
+            size_bytes=saved.size_bytes,
+            eval_loss=saved.eval_loss if saved.HasField("eval_loss") else None,
+            best=saved.best,
+            sequence=sequence,
+            create_time=now(),
+        )
+    )
+
+
+def _artifact(decision: Decision, event: Event) -> SavedArtifact:
+    saved = event.artifact
+    # Paths are jobs/<job>/<stage>/<attempt>/<name>; what callers see is the stage and the name.
+    parts = saved.path.split("/")
+    name = "/".join([parts[2], *parts[4:]]) if len(parts) > 4 else saved.path
+    return SavedArtifact(
+        id=new_id("ar"),
+        tenant=decision.job.tenant,
+        job_id=decision.job.id,
+        name=name,
+        kind=saved.kind,
+        path=saved.path,
+        sha256=saved.sha256,
+        size_bytes=saved.size_bytes,
+        media_type=saved.media_type,
+        create_time=now(),
+    )
+
+
+def _add_result(decision: Decision, event: Event) -> None:
+    job, completed = decision.job, event.stage_completed
+    match completed.WhichOneof("result"):
+        case "preflight":
+            job.preflight = completed.preflight.SerializeToString()
+            progress = Progress.FromString(job.progress)
+            progress.total_steps = completed.preflight.total_steps
+            job.progress = progress.SerializeToString()
+        case "training":
+            job.training = completed.training.SerializeToString()
+        case "evaluation":
+            decision.session.add(
+                JobEvaluation(
+                    id=new_id("ev"),
+                    tenant=job.tenant,
+                    job_id=job.id,
+                    result=completed.evaluation.SerializeToString(),
+                    create_time=now(),
+                )
+            )
+        case "export":
+            decision.session.add(
+                JobExport(
+                    id=new_id("ex"),
+                    tenant=job.tenant,
+                    job_id=job.id,
+                    result=completed.export.SerializeToString(),
+                    create_time=now(),
+                )
+            )
+
+
+def completion_reason(training: bytes | None) -> str:
+    """Why a job that reached its end ended: EARLY_STOPPED or COMPLETED."""
+    early = training is not None and TrainingResult.FromString(training).early_stopped
+    return "EARLY_STOPPED" if early else "COMPLETED"

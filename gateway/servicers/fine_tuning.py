@@ -1,0 +1,353 @@
+"""FineTuningService: jobs, their history and their live stream."""
+
+import hashlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+import grpc
+from sqlalchemy.exc import IntegrityError
+from sqlmodel import col, delete, select
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from chassis.artifacts import ArtifactStore
+from chassis.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unimplemented, Violation
+from engine.catalogue import Catalogue
+from engine.config.job import job_config, unsupported
+from engine.config.wire import spec_to_dict
+from engine.errors import JobError
+from finetuneflow.v1 import fine_tuning_service_pb2 as api
+from finetuneflow.v1.event_pb2 import Event
+from finetuneflow.v1.fine_tuning_job_pb2 import FineTuningJob, JobState
+from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
+from finetuneflow.v1.fine_tuning_service_pb2_grpc import (
+    FineTuningServiceServicer,
+    add_FineTuningServiceServicer_to_server,
+)
+from gateway import lifecycle, views
+from gateway.fanout import Fanout
+from gateway.frames import UNKNOWN_KIND
+from gateway.identifiers import new_id
+from gateway.ledger import Decision, Ledger
+from gateway.metrics import read_series
+from gateway.paging import MAX_PAGE_SIZE, page_of
+from gateway.tables import (
+    Attempt,
+    Job,
+    JobEvaluation,
+    JobEvent,
+    JobExport,
+    Metric,
+    SavedArtifact,
+    SavedCheckpoint,
+    UploadedDataset,
+    now,
+)
+from gateway.tenancy import tenant_of
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+_KINDS = frozenset(f.name for f in Event.DESCRIPTOR.oneofs_by_name["payload"].fields) | {UNKNOWN_KIND}
+_WATCH_HEARTBEAT_SECONDS = 15.0
+_MAX_REQUEST_ID = 128
+_EVENTS_PAGE_SIZE = 200
+
+
+class FineTuning(FineTuningServiceServicer):  # type: ignore[misc]
+    """Served by the gateway; every method is one read or one decision."""
+
+    def __init__(self, ledger: Ledger, fanout: Fanout, catalogue: Catalogue, store: ArtifactStore) -> None:
+        self._ledger = ledger
+        self._database = ledger.database
+        self._fanout = fanout
+        self._catalogue = catalogue
+        self._store = store
+
+    async def CreateFineTuningJob(
+        self, request: api.CreateFineTuningJobRequest, context: Context
+    ) -> api.CreateFineTuningJobResponse:
+        tenant = tenant_of(context)
+        if len(request.request_id) > _MAX_REQUEST_ID:
+            raise InvalidArgument(
+                "INVALID_REQUEST_ID",
+                f"request_id has {len(request.request_id)} characters, more than {_MAX_REQUEST_ID}",
+                [Violation("request_id", f"at most {_MAX_REQUEST_ID} characters")],
+            )
+        digest = hashlib.sha256(request.spec.SerializeToString(deterministic=True)).hexdigest()
+        if request.request_id and not request.validate_only:
+            earlier = await self._earlier(tenant, request.request_id, digest)
+            if earlier is not None:
+                return api.CreateFineTuningJobResponse(fine_tuning_job=earlier)
+        job = await self._checked(tenant, request.spec)
+        job.request_id, job.request_sha256 = request.request_id or None, digest
+        if request.validate_only:
+            job.id = ""
+            return api.CreateFineTuningJobResponse(fine_tuning_job=views.job(job))
+        try:
+            async with self._ledger.create(job) as decision:
+                lifecycle.open_attempt(decision, "STAGE_PREFLIGHT", reason="CREATED")
+        except IntegrityError:
+            # Somebody created it with the same request_id between our look and our insert.
+            earlier = await self._earlier(tenant, request.request_id, digest) if request.request_id else None
+            if earlier is None:
+                raise
+            return api.CreateFineTuningJobResponse(fine_tuning_job=earlier)
+        return api.CreateFineTuningJobResponse(fine_tuning_job=views.job(job))
+
+    async def GetFineTuningJob(
+        self, request: api.GetFineTuningJobRequest, context: Context
+    ) -> api.GetFineTuningJobResponse:
+        async with self._database.read() as session:
+            job = await self._find(session, request.job_id, tenant_of(context))
+            return api.GetFineTuningJobResponse(fine_tuning_job=(await _messages(session, [job]))[0])
+
+    async def ListFineTuningJobs(
+        self, request: api.ListFineTuningJobsRequest, context: Context
+    ) -> api.ListFineTuningJobsResponse:
+        states = [_state_name(state) for state in request.states]
+        page = page_of(request, "jobs", *states, *(f"{k}={v}" for k, v in sorted(request.labels.items())))
+        query = select(Job).where(Job.tenant == tenant_of(context)).order_by(col(Job.id).desc())
+        if page.after:
+            query = query.where(Job.id < page.after)
+        if states:
+            query = query.where(col(Job.state).in_(states))
+        for key, value in request.labels.items():
+            query = query.where(col(Job.labels)[key].as_string() == value)  # type: ignore[index]
+        async with self._database.read() as session:
+            rows = (await session.exec(query.limit(page.limit))).all()
+            kept, token = page.cut(rows, lambda row: row.id)
+            return api.ListFineTuningJobsResponse(
+                fine_tuning_jobs=await _messages(session, kept), next_page_token=token
+            )
+
+    async def CancelFineTuningJob(
+        self, request: api.CancelFineTuningJobRequest, context: Context
+    ) -> api.CancelFineTuningJobResponse:
+        job = await self._verb(request.job_id, context, lifecycle.cancel)
+        return api.CancelFineTuningJobResponse(fine_tuning_job=job)
+
+    async def PauseFineTuningJob(
+        self, request: api.PauseFineTuningJobRequest, context: Context
+    ) -> api.PauseFineTuningJobResponse:
+        job = await self._verb(request.job_id, context, lifecycle.pause)
+        return api.PauseFineTuningJobResponse(fine_tuning_job=job)
+
+    async def ResumeFineTuningJob(
+        self, request: api.ResumeFineTuningJobRequest, context: Context
+    ) -> api.ResumeFineTuningJobResponse:
+        job = await self._verb(request.job_id, context, lifecycle.resume)
+        return api.ResumeFineTuningJobResponse(fine_tuning_job=job)
+
+    async def DeleteFineTuningJob(
+        self, request: api.DeleteFineTuningJobRequest, context: Context
+    ) -> api.DeleteFineTuningJobResponse:
+        tenant = tenant_of(context)
+        async with self._database.write() as session:
+            job = await self._find(session, request.job_id, tenant, lock=True)
+            if job.state not in lifecycle.TERMINAL:
+                raise FailedPrecondition(
+                    "JOB_NOT_ENDED",
+                    f"job {job.id} is {job.state.removeprefix('JOB_STATE_')}; cancel it before it is deleted",
+                )
+            for table in (Attempt, JobEvent, Metric, SavedCheckpoint, SavedArtifact, JobEvaluation, JobExport):
+                await session.execute(delete(table).where(table.job_id == job.id))  # type: ignore[attr-defined]
+            await session.delete(job)
+        # After the rows: an artifact without a row is waste, a row without its artifact would be a lie.
+        await self._store.delete_folder_async(f"{tenant}/jobs/{request.job_id}")
+        return api.DeleteFineTuningJobResponse()
+
+    async def WatchFineTuningJob(self, request: api.WatchFineTuningJobRequest, context: Context) -> AsyncIterator[bytes]:
+        """Yields serialised responses: `add_to_server` registers this method without a serialiser."""
+        _check_cursor(request.after_sequence)
+        kinds = _checked_kinds(request.kinds)
+        stream = self._fanout.watch(
+            request.job_id,
+            tenant_of(context),
+            request.after_sequence,
+            kinds,
+            request.min_severity,
+            _WATCH_HEARTBEAT_SECONDS,
+        )
+        async for response in stream:
+            yield response
+
+    async def ListFineTuningJobEvents(
+        self, request: api.ListFineTuningJobEventsRequest, context: Context
+    ) -> api.ListFineTuningJobEventsResponse:
+        _check_cursor(request.after_sequence)
+        kinds = _checked_kinds(request.kinds)
+        if not 0 <= request.page_size <= MAX_PAGE_SIZE:
+            message = f"{request.page_size} is out of range [1, {MAX_PAGE_SIZE}]; 0 means {_EVENTS_PAGE_SIZE}"
+            raise InvalidArgument("INVALID_PAGE_SIZE", f"page_size {message}", [Violation("page_size", message)])
+        size = request.page_size or _EVENTS_PAGE_SIZE
+        query = select(JobEvent).where(JobEvent.job_id == request.job_id, JobEvent.sequence > request.after_sequence)
+        if kinds:
+            query = query.where(col(JobEvent.kind).in_(kinds))
+        async with self._database.read() as session:
+            job = await self._find(session, request.job_id, tenant_of(context))
+            rows = (await session.exec(query.order_by(col(JobEvent.sequence)).limit(size))).all()
+        through = rows[-1].sequence if len(rows) == size else max(job.last_sequence, request.after_sequence)
+        events = [Event.FromString(row.event) for row in rows]
+        return api.ListFineTuningJobEventsResponse(events=events, through_sequence=through)
+
+    async def ListCheckpoints(
+        self, request: api.ListCheckpointsRequest, context: Context
+    ) -> api.ListCheckpointsResponse:
+        query = (
+            select(SavedCheckpoint)
+            .where(SavedCheckpoint.job_id == request.job_id, col(SavedCheckpoint.pruned).is_(False))
+            .order_by(col(SavedCheckpoint.step).desc(), col(SavedCheckpoint.sequence).desc())
+        )
+        async with self._database.read() as session:
+            await self._find(session, request.job_id, tenant_of(context))
+            rows = (await session.exec(query)).all()
+        return api.ListCheckpointsResponse(checkpoints=[views.checkpoint(row) for row in rows])
+
+    async def GetMetrics(self, request: api.GetMetricsRequest, context: Context) -> api.GetMetricsResponse:
+        max_points = request.max_points or 10_000
+        if not 2 <= max_points <= 100_000:
+            raise InvalidArgument(
+                "INVALID_MAX_POINTS",
+                f"max_points is {max_points}; it ranges from 2 to 100,000",
+                [Violation("max_points", "range [2, 100000], 0 means 10,000")],
+            )
+        async with self._database.read() as session:
+            await self._find(session, request.job_id, tenant_of(context))
+            return api.GetMetricsResponse(series=await read_series(session, request.job_id, request.names, max_points))
+
+    async def _verb(self, job_id: str, context: Context, verb: Callable[[Decision], None]) -> FineTuningJob:
+        async with self._ledger.decide(job_id, tenant_of(context)) as decision:
+            verb(decision)
+            return (await _messages(decision.session, [decision.job]))[0]
+
+    async def _checked(self, tenant: str, spec: FineTuningJobSpec) -> Job:
+        """A job row for a spec that could run here; raises what is wrong with it."""
+        config = job_config(spec_to_dict(spec))
+        missing = unsupported(config)
+        if missing:
+            fields = ", ".join(violation.field for violation in missing)
+            raise Unimplemented("NOT_IMPLEMENTED", f"not built yet: {fields}", missing)
+        try:
+            self._catalogue.check(config.base_model)
+        except JobError as error:
+            raise InvalidArgument(
+                error.reason, f"{error.message} {error.advice}".strip(), [Violation("spec.base_model", error.message)]
+            ) from error
+        await self._check_datasets(tenant, spec)
+        moment = now()
+        return Job(
+            id=new_id("ftjob"),
+            tenant=tenant,
+            request_sha256="",
+            spec=spec.SerializeToString(),
+            labels=dict(spec.labels),
+            pool=config.resources.pool,
+            max_attempts=config.max_attempts,
+            state="JOB_STATE_VALIDATING",
+            stage="STAGE_PREFLIGHT",
+            create_time=moment,
+            update_time=moment,
+        )
+
+    async def _check_datasets(self, tenant: str, spec: FineTuningJobSpec) -> None:
+        named = {
+            source.dataset: f"spec.{name}[{index}].dataset"
+            for name in ("evaluation_data", "training_data")
+            for index, source in enumerate(getattr(spec, name))
+        }
+        query = select(UploadedDataset.id).where(
+            UploadedDataset.tenant == tenant, col(UploadedDataset.id).in_(list(named))
+        )
+        async with self._database.read() as session:
+            known = set((await session.exec(query)).all())
+        unknown = [Violation(field, f"there is no dataset {id!r}") for id, field in named.items() if id not in known]
+        if unknown:
+            raise NotFound(
+                "DATASET_NOT_FOUND", "; ".join(f"{v.field}: {v.description}" for v in unknown), unknown
+            )
+
+    async def _earlier(self, tenant: str, request_id: str, digest: str) -> FineTuningJob | None:
+        async with self._database.read() as session:
+            query = select(Job).where(Job.tenant == tenant, Job.request_id == request_id)
+            job = (await session.exec(query)).one_or_none()
+            if job is None:
+                return None
+            if job.request_sha256 != digest:
+                raise AlreadyExists(
+                    "REQUEST_ID_REUSED",
+                    f"request_id {request_id!r} already created job {job.id} from another spec; use a new request_id",
+                    metadata={"job_id": job.id},
+                )
+            return (await _messages(session, [job]))[0]
+
+    async def _find(self, session: AsyncSession, job_id: str, tenant: str, *, lock: bool = False) -> Job:
+        query = select(Job).where(Job.id == job_id, Job.tenant == tenant)
+        job = (await session.exec(query.with_for_update() if lock else query)).one_or_none()
+        if job is None:
+            raise NotFound("JOB_NOT_FOUND", f"there is no fine-tuning job {job_id!r}")
+        return job
+
+
+def add_to_server(servicer: FineTuning, server: Any) -> None:
+    """As the generated function, but Watch's answers are bytes already: nothing is serialised per subscriber."""
+    captured = _Captured()
+    add_FineTuningServiceServicer_to_server(servicer, captured)
+    handlers = captured.handlers
+    handlers["WatchFineTuningJob"] = grpc.unary_stream_rpc_method_handler(
+        servicer.WatchFineTuningJob,
+        request_deserializer=api.WatchFineTuningJobRequest.FromString,
+        response_serializer=None,
+    )
+    service = api.DESCRIPTOR.services_by_name["FineTuningService"].full_name
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+
+
+class _Captured:
+    """Stands in for a server while the generated function registers its handlers."""
+
+    def __init__(self) -> None:
+        self.handlers: dict[str, Any] = {}
+
+    def add_generic_rpc_handlers(self, handlers: object) -> None:
+        """The same handlers again, in a form that can't be changed."""
+
+    def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
+        self.handlers = handlers
+
+
+async def _messages(session: AsyncSession, jobs: Sequence[Job]) -> list[FineTuningJob]:
+    ids = [job.id for job in jobs]
+    evaluations = select(JobEvaluation.job_id, JobEvaluation.id).where(col(JobEvaluation.job_id).in_(ids))
+    exports = select(JobExport.job_id, JobExport.id).where(col(JobExport.job_id).in_(ids))
+    evaluation_ids = dict((await session.exec(evaluations.order_by(JobEvaluation.id))).all())
+    export_ids = dict((await session.exec(exports.order_by(JobExport.id))).all())
+    return [
+        views.job(job, evaluation_id=evaluation_ids.get(job.id, ""), export_id=export_ids.get(job.id, ""))
+        for job in jobs
+    ]
+
+
+def _state_name(state: int) -> str:
+    if state not in JobState.values() or state == JobState.JOB_STATE_UNSPECIFIED:
+        raise InvalidArgument("INVALID_STATE", f"{state} is no job state", [Violation("states", "an unknown value")])
+    return JobState.Name(state)  # type: ignore[arg-type]
+
+
+def _checked_kinds(kinds: Sequence[str]) -> frozenset[str]:
+    unknown = sorted(set(kinds) - _KINDS)
+    if unknown:
+        known = ", ".join(sorted(_KINDS))
+        raise InvalidArgument(
+            "UNKNOWN_KIND",
+            f"no such kind of event: {', '.join(unknown)}; there are {known}",
+            [Violation(f"kinds[{list(kinds).index(kind)}]", f"unknown kind {kind!r}") for kind in unknown],
+        )
+    return frozenset(kinds)
+
+
+def _check_cursor(after_sequence: int) -> None:
+    if after_sequence < 0:
+        raise InvalidArgument(
+            "INVALID_CURSOR",
+            f"after_sequence is {after_sequence}; it can't be negative",
+            [Violation("after_sequence", "0 or greater")],
+        )

@@ -1,0 +1,28 @@
+"""Settings of a gateway: `FTF_GATEWAY_<KEY>`."""
+
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import Field
+
+from chassis.settings import ProcessSettings
+
+
+class GatewaySettings(ProcessSettings):
+    """What a gateway needs beside what every process needs."""
+
+    service: ClassVar[str] = "gateway"
+
+    listen: str = "127.0.0.1:7460"
+    database_url: str = ""
+    """`sqlite:///path` or `postgresql://…`. Default: `gateway.sqlite` under home."""
+    models: dict[str, Path] = Field(default_factory=dict)
+    """The operator's own base models: alias → directory with safetensors."""
+    lease_seconds: float = Field(default=15.0, gt=0)
+    """A claim whose worker is silent for longer is ended."""
+    max_dataset_bytes: int = Field(default=64 << 30, gt=0)
+    """Largest file that UploadDataset takes."""
+
+    @property
+    def database(self) -> str:
+        return self.database_url or f"sqlite:///{self.home / 'gateway.sqlite'}"

@@ -1,0 +1,77 @@
+"""Rows as the messages that callers see."""
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from finetuneflow.v1.dataset_pb2 import Dataset
+from finetuneflow.v1.event_pb2 import ConfigResolved
+from finetuneflow.v1.fine_tuning_job_pb2 import Checkpoint, Fault, FineTuningJob, JobState, Progress, Stage
+from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
+from finetuneflow.v1.stage_result_pb2 import PreflightResult, TrainingResult
+from gateway.tables import Job, SavedCheckpoint, UploadedDataset
+
+
+def timestamp(microseconds: int) -> Timestamp:
+    out = Timestamp()
+    out.FromMicroseconds(microseconds)
+    return out
+
+
+def job(row: Job, *, evaluation_id: str = "", export_id: str = "") -> FineTuningJob:
+    """A job; its evaluation and export are rows of their own."""
+    out = FineTuningJob(
+        id=row.id,
+        spec=FineTuningJobSpec.FromString(row.spec),
+        state=JobState.Value(row.state),
+        stage=Stage.Value(row.stage),
+        reason=row.reason,
+        message=row.message,
+        fault=Fault.Value(row.fault),
+        advice=row.advice,
+        attempt=row.attempt,
+        failed_attempts=row.failed_attempts,
+        progress=Progress.FromString(row.progress),
+        last_sequence=row.last_sequence,
+        evaluation_id=evaluation_id,
+        export_id=export_id,
+        tuned_model=f"ft:{row.id}" if export_id else "",
+        create_time=timestamp(row.create_time),
+        update_time=timestamp(row.update_time),
+    )
+    if row.config is not None:
+        config = ConfigResolved.FromString(row.config)
+        out.resolved_spec.CopyFrom(config.resolved_spec)
+        out.resolutions.extend(config.resolutions)
+    if row.preflight is not None:
+        out.preflight.CopyFrom(PreflightResult.FromString(row.preflight))
+    if row.training is not None:
+        out.training.CopyFrom(TrainingResult.FromString(row.training))
+    if row.end_time is not None:
+        out.end_time.CopyFrom(timestamp(row.end_time))
+    return out
+
+
+def checkpoint(row: SavedCheckpoint) -> Checkpoint:
+    return Checkpoint(
+        job_id=row.job_id,
+        step=row.step,
+        epoch=row.epoch,
+        attempt=row.attempt,
+        path=row.path,
+        manifest_sha256=row.manifest_sha256,
+        size_bytes=row.size_bytes,
+        eval_loss=row.eval_loss,
+        best=row.best,
+        create_time=timestamp(row.create_time),
+    )
+
+
+def dataset(row: UploadedDataset) -> Dataset:
+    return Dataset(
+        id=row.id,
+        display_name=row.display_name,
+        filename=row.filename,
+        size_bytes=row.size_bytes,
+        sha256=row.sha256,
+        path=row.path,
+        create_time=timestamp(row.create_time),
+    )
