@@ -1,0 +1,64 @@
+"""Files on this machine: hashes, names that are safe to write, downloads that are complete or absent."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+CHUNK_BYTES = 512 * 1024
+
+_UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"|?*\\]')
+
+
+def chunks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            yield chunk
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal."""
+    digest = hashlib.sha256()
+    for chunk in chunks(path):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def safe_relative_path(name: str) -> PurePosixPath:
+    """A server's file name as a path that stays below the folder it is joined to, on every system."""
+    parts = [_UNSAFE.sub("_", part).strip() for part in re.split(r"[/\\]", name)]
+    kept = [part[:200] for part in parts if part.strip(". ")]
+    return PurePosixPath(*kept) if kept else PurePosixPath("unnamed")
+
+
+class PartialFile:
+    """The bytes of `target` that are already here, in a file beside it named after the SHA-256 of the whole.
+
+    A later download of the same content finds them and goes on from there.
+    """
+
+    def __init__(self, target: Path, sha256: str) -> None:
+        self.target = target
+        self.sha256 = sha256
+        self.path = target.with_name(f".{target.name}.{sha256[:16]}.part")
+
+    @property
+    def size(self) -> int:
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    def already_complete(self, size_bytes: int) -> bool:
+        """True when the target itself has the content already."""
+        target = self.target
+        return target.is_file() and target.stat().st_size == size_bytes and sha256_of(target) == self.sha256
+
+    def discard(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+    def verified(self) -> bool:
+        return sha256_of(self.path) == self.sha256
+
+    def publish(self) -> Path:
+        self.path.replace(self.target)
+        return self.target

@@ -1,0 +1,33 @@
+"""How long, and in which steps, to try again."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+
+
+class Patience:
+    """Back-off from 50 ms to 1 s, with jitter, that ends `seconds` after the first failure in a row."""
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._seconds = seconds
+        self._clock = clock
+        self._give_up_at: float | None = None
+        self._delay = 0.05
+
+    def reset(self) -> None:
+        """Something went well."""
+        self._give_up_at = None
+        self._delay = 0.05
+
+    def next_delay(self) -> float | None:
+        """Seconds to wait before the next try; None when it is time to give up."""
+        now = self._clock()
+        if self._give_up_at is None:
+            self._give_up_at = now + self._seconds
+        if now >= self._give_up_at:
+            return None
+        delay = self._delay * random.uniform(0.75, 1.25)  # noqa: S311 - jitter, not a secret
+        self._delay = min(self._delay * 2, 1.0)
+        return min(delay, self._give_up_at - now)

@@ -1,0 +1,29 @@
+"""Comparisons of tuned models with their bases."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from finetuneflow.resources.convert import Resource
+from finetuneflow.resources.stage_result import EvaluationResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(Resource):
+    """What stage 3 measured."""
+
+    id: str
+    job_id: str
+    result: EvaluationResult | None
+    create_time: datetime | None
+
+    @property
+    def delta(self) -> float | None:
+        """Tuned loss minus base loss on the held-out rows, in nats per trained token: negative is better.
+
+        None when one of them was not measured.
+        """
+        if self.result is None or self.result.tuned_loss is None or self.result.base_loss is None:
+            return None
+        return self.result.tuned_loss - self.result.base_loss

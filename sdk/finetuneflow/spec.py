@@ -1,0 +1,233 @@
+"""What a caller writes (a dict, a TOML file) and the FineTuningJobSpec it stands for.
+
+The names are those of the message, enums are lower-case words without prefix (`method="lora"`), None means unset.
+Everything wrong is reported at once, with the field paths the server would use, and before anything is uploaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+
+from finetuneflow.enums import enum_name, enum_number, nearest
+from finetuneflow.errors import InvalidArgument, Violation
+from finetuneflow.v1 import fine_tuning_job_spec_pb2 as pb
+
+# Names of today's libraries and of older configurations that mean exactly the same.
+SYNONYMS: Mapping[str, Mapping[str, str]] = {
+    "Hyperparameters": {"max_seq_length": "max_length", "num_train_epochs": "num_epochs"},
+}
+_SECTIONS = ("hyperparameters", "lora", "quantization", "evaluation", "export", "resources")
+_SOURCES = ("training_data", "evaluation_data")
+
+_INTEGERS = {FieldDescriptor.CPPTYPE_INT32, FieldDescriptor.CPPTYPE_INT64}
+_FLOATS = {FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT}
+
+
+@dataclass
+class SpecDraft:
+    """A spec whose local files still have to be uploaded: `files` says which source each one belongs to."""
+
+    spec: pb.FineTuningJobSpec
+    files: list[tuple[pb.DataSource, Path]] = field(default_factory=list)
+
+
+def draft_spec(values: Mapping[str, Any]) -> SpecDraft:
+    """Raises InvalidArgument with every violation: unknown name, wrong type, missing file, missing required field."""
+    reader = _Reader()
+    spec = pb.FineTuningJobSpec()
+    reader.read_message(spec, values, "spec")
+    if not spec.base_model:
+        reader.refuse("spec.base_model", "required: a catalogue alias (`ftf models list`) or a Hugging Face id")
+    if not spec.training_data and not spec.phases and not reader.refused("spec.training_data"):
+        reader.refuse("spec.training_data", "required: a file or a dataset id")
+    if reader.violations:
+        raise InvalidArgument(
+            "The job can't be created as written.", reason="INVALID_SPEC", violations=reader.violations
+        )
+    return SpecDraft(spec, reader.files)
+
+
+def spec_to_dict(message: Message) -> dict[str, Any]:
+    """The set fields, as `draft_spec` takes them."""
+    return {descriptor.name: _plain(descriptor, value) for descriptor, value in message.ListFields()}
+
+
+def _plain(descriptor: Any, value: Any) -> Any:
+    if _is_map(descriptor):
+        return dict(value)
+    if descriptor.is_repeated:
+        return [_plain_item(descriptor, item) for item in value]
+    return _plain_item(descriptor, value)
+
+
+def _plain_item(descriptor: Any, value: Any) -> Any:
+    if descriptor.message_type is not None:
+        return spec_to_dict(value)
+    if descriptor.enum_type is not None:
+        return enum_name(descriptor.enum_type, value).lower()
+    return value
+
+
+def _is_map(descriptor: Any) -> bool:
+    return descriptor.message_type is not None and bool(descriptor.message_type.GetOptions().map_entry)
+
+
+class _WrongValue(Exception):
+    """Why a value can't go into a field."""
+
+
+class _Reader:
+    def __init__(self) -> None:
+        self.violations: list[Violation] = []
+        self.files: list[tuple[pb.DataSource, Path]] = []
+
+    def refuse(self, path: str, description: str) -> None:
+        self.violations.append(Violation(path, description))
+
+    def refused(self, path: str) -> bool:
+        return any(violation.field.startswith(path) for violation in self.violations)
+
+    def read_message(self, message: Message, values: Any, path: str) -> None:
+        if not isinstance(values, Mapping):
+            self.refuse(path, f"must be a table of names and values, not {values!r}")
+            return
+        descriptor: Any = message.DESCRIPTOR
+        synonyms = SYNONYMS.get(descriptor.name, {})
+        for key, value in values.items():
+            name = synonyms.get(key, key)
+            if name != key and name in values:
+                self.refuse(f"{path}.{key}", f"the same as `{name}`, which is given too; give one of them")
+            elif name not in descriptor.fields_by_name:
+                self.refuse(f"{path}.{key}", _unknown(str(key), descriptor))
+            elif value is not None:
+                self.read_field(message, descriptor.fields_by_name[name], value, f"{path}.{name}")
+
+    def read_field(self, message: Message, descriptor: Any, value: Any, path: str) -> None:
+        target: Any = getattr(message, descriptor.name)
+        if descriptor.name in _SOURCES:
+            self.read_sources(target, value, path)
+        elif _is_map(descriptor):
+            self.read_map(target, descriptor, value, path)
+        elif descriptor.is_repeated:
+            self.read_list(target, descriptor, value, path)
+        elif descriptor.message_type is not None:
+            self.read_message(target, value, path)
+        else:
+            try:
+                setattr(message, descriptor.name, _scalar(descriptor, value))
+            except (_WrongValue, ValueError, TypeError) as error:
+                self.refuse(path, str(error))
+
+    def read_list(self, target: Any, descriptor: Any, value: Any, path: str) -> None:
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            self.refuse(path, f"must be a list, not {value!r}")
+            return
+        for index, item in enumerate(value):
+            if descriptor.message_type is not None:
+                self.read_message(target.add(), item, f"{path}[{index}]")
+                continue
+            try:
+                target.append(_scalar(descriptor, item))
+            except (_WrongValue, ValueError, TypeError) as error:
+                self.refuse(f"{path}[{index}]", str(error))
+
+    def read_map(self, target: Any, descriptor: Any, value: Any, path: str) -> None:
+        if not isinstance(value, Mapping):
+            self.refuse(path, f"must be a table of names and values, not {value!r}")
+            return
+        item = descriptor.message_type.fields_by_name["value"]
+        for key, entry in value.items():
+            try:
+                target[key] = _scalar(item, entry)
+            except (_WrongValue, ValueError, TypeError) as error:
+                self.refuse(f"{path}.{key}", str(error))
+
+    def read_sources(self, target: Any, value: Any, path: str) -> None:
+        """One source or a list of them; a source is a path, a dataset id, or a table with `dataset` in it."""
+        sources = [value] if isinstance(value, (str, PathLike, Mapping)) else value
+        if not isinstance(sources, Sequence):
+            self.refuse(path, f"must be a path, a dataset id, or a list of these, not {value!r}")
+            return
+        for index, source in enumerate(sources):
+            self.read_source(target.add(), source, f"{path}[{index}]")
+
+    def read_source(self, message: pb.DataSource, source: Any, path: str) -> None:
+        table = dict(source) if isinstance(source, Mapping) else {"dataset": source}
+        place = table.get("dataset")
+        if isinstance(place, (str, PathLike)) and not _is_dataset_id(place):
+            # The id is known once the file is uploaded; until then the field stays empty.
+            table["dataset"] = ""
+            self.read_file(message, place, f"{path}.dataset")
+        elif not place:
+            self.refuse(f"{path}.dataset", "required: a file or a dataset id")
+        self.read_message(message, table, path)
+
+    def read_file(self, message: pb.DataSource, place: str | PathLike[str], path: str) -> None:
+        if isinstance(place, str) and "://" in place:
+            self.refuse(
+                path, f"{place!r}: only local files and dataset ids so far; download the rows and give the file"
+            )
+            return
+        file = Path(place).expanduser()
+        if not file.exists():
+            self.refuse(path, f"no such file: {str(file)!r} (a dataset id starts with `ds_`; see `ftf datasets list`)")
+        elif not file.is_file():
+            self.refuse(path, f"{str(file)!r} is not a file")
+        else:
+            self.files.append((message, file))
+
+
+def _is_dataset_id(place: str | PathLike[str]) -> bool:
+    return isinstance(place, str) and place.startswith("ds_") and not Path(place).exists()
+
+
+def _unknown(key: str, descriptor: Any) -> str:
+    for section in _SECTIONS:
+        inner: Any = pb.FineTuningJobSpec.DESCRIPTOR.fields_by_name[section].message_type
+        if inner is not descriptor and key in (*inner.fields_by_name, *SYNONYMS.get(inner.name, {})):
+            return f"unknown here; it belongs in `{section}.{key}`"
+    if descriptor is not pb.FineTuningJobSpec.DESCRIPTOR and key in pb.FineTuningJobSpec.DESCRIPTOR.fields_by_name:
+        return f"unknown here; `{key}` belongs at the top level"
+    known = [*descriptor.fields_by_name, *SYNONYMS.get(descriptor.name, {})]
+    return f"unknown key{nearest(key, known) or '; known: ' + ', '.join(sorted(known))}"
+
+
+def _scalar(descriptor: Any, value: Any) -> Any:
+    """Text is read as a number or truth value where the field is one, so `${VAR}` in a TOML file works anywhere."""
+    kind = descriptor.cpp_type
+    if descriptor.enum_type is not None:
+        try:
+            return enum_number(descriptor.enum_type, value, descriptor.name)
+        except InvalidArgument as error:
+            raise _WrongValue(error.violations[0].description) from None
+    if kind == FieldDescriptor.CPPTYPE_BOOL:
+        truth = {"true": True, "false": False}.get(value.lower()) if isinstance(value, str) else value
+        if not isinstance(truth, bool):
+            raise _WrongValue(f"must be true or false, not {value!r}")
+        return truth
+    if kind in _INTEGERS | _FLOATS:
+        number = _number(value)
+        if kind in _FLOATS:
+            return number
+        if not number.is_integer():
+            raise _WrongValue(f"must be a whole number, not {value!r}")
+        return value if isinstance(value, int) else int(number)
+    if not isinstance(value, str):
+        raise _WrongValue(f"must be text, not {value!r}")
+    return value
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise _WrongValue(f"must be a number, not {value!r}")
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        raise _WrongValue(f"must be a number, not {value!r}") from None
