@@ -5,7 +5,7 @@ import binascii
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from chassis.errors import InvalidArgument, Violation
 
@@ -15,27 +15,22 @@ MAX_PAGE_SIZE = 1000
 Row = TypeVar("Row")
 
 
+class PagedRequest(Protocol):
+    """Any request with the two paging fields."""
+
+    @property
+    def page_size(self) -> int: ...
+    @property
+    def page_token(self) -> str: ...
+
+
 @dataclass(frozen=True)
 class Page:
     """What of a list is asked for: up to `size` rows behind the one whose key is `after` ("" = from the start)."""
 
     size: int
     after: str
-    scope: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, page_size: int, page_token: str, *scope: str, default: int = DEFAULT_PAGE_SIZE) -> "Page":
-        """Reads the paging fields of a request. `scope` is the list's name and its filters: a token of another list
-        or of other filters would silently skip rows, so it is refused like a made-up one."""
-        if not 0 <= page_size <= MAX_PAGE_SIZE:
-            problem = f"{page_size} is out of range [1, {MAX_PAGE_SIZE}]; 0 means {default}"
-            raise InvalidArgument("INVALID_PAGE_SIZE", f"page_size {problem}", [Violation("page_size", problem)])
-        after = ""
-        if page_token:
-            *made_for, after = _decode(page_token)
-            if tuple(made_for) != scope:
-                raise _bad_token("it was made for another list or another filter")
-        return cls(page_size or default, after, scope)
+    scope: tuple[str, ...]
 
     @property
     def limit(self) -> int:
@@ -46,6 +41,20 @@ class Page:
         """The page out of up to `limit` rows, and its next_page_token."""
         page = rows[: self.size]
         return page, _encode((*self.scope, key(page[-1]))) if len(rows) > self.size else ""
+
+
+def page_of(request: PagedRequest, *scope: str) -> Page:
+    """Reads the paging fields. `scope` is the list's name and its filters: a token of another list or of other
+    filters would silently skip rows, so it is refused like a made-up one."""
+    if not 0 <= request.page_size <= MAX_PAGE_SIZE:
+        problem = f"{request.page_size} is out of range [1, {MAX_PAGE_SIZE}]; 0 means {DEFAULT_PAGE_SIZE}"
+        raise InvalidArgument("INVALID_PAGE_SIZE", f"page_size {problem}", [Violation("page_size", problem)])
+    after = ""
+    if request.page_token:
+        *made_for, after = _decode(request.page_token)
+        if tuple(made_for) != scope:
+            raise _bad_token("it was made for another list or another filter")
+    return Page(request.page_size or DEFAULT_PAGE_SIZE, after, scope)
 
 
 def _encode(parts: tuple[str, ...]) -> str:

@@ -1,0 +1,111 @@
+"""ArtifactService: files that jobs made."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+from finetuneflow.v1 import artifact_service_pb2 as api
+from finetuneflow.v1.artifact_pb2 import Artifact
+from finetuneflow.v1.artifact_service_pb2_grpc import ArtifactServiceServicer
+from sqlmodel import col, select
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from chassis.artifacts import ArtifactMissing, ArtifactStore
+from chassis.errors import FailedPrecondition, InvalidArgument, NotFound, OutOfRange, Violation
+from gateway import views
+from gateway.database import Database
+from gateway.paging import page_of
+from gateway.tables import Job, SavedArtifact
+from gateway.tenancy import tenant_of
+from gateway.waiting import in_thread
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+FOLDER = "inode/directory"
+_CHUNK_BYTES = 512 << 10
+
+
+class Artifacts(ArtifactServiceServicer):
+    """Served by the gateway."""
+
+    def __init__(self, database: Database, store: ArtifactStore) -> None:
+        self._database = database
+        self._store = store
+
+    async def ListArtifacts(self, request: api.ListArtifactsRequest, context: Context) -> api.ListArtifactsResponse:
+        page = page_of(request, "artifacts", request.job_id, request.kind)
+        query = select(SavedArtifact).where(SavedArtifact.job_id == request.job_id)
+        if request.kind:
+            query = query.where(SavedArtifact.kind == request.kind)
+        if page.after:
+            query = query.where(col(SavedArtifact.id) > page.after)
+        async with self._database.read() as session:
+            await _check_job(session, request.job_id, tenant_of(context))
+            rows = (await session.exec(query.order_by(col(SavedArtifact.id)).limit(page.limit))).all()
+        kept, token = page.cut(rows, lambda row: row.id)
+        return api.ListArtifactsResponse(artifacts=[_artifact(row) for row in kept], next_page_token=token)
+
+    async def DownloadArtifact(
+        self, request: api.DownloadArtifactRequest, context: Context
+    ) -> AsyncIterator[api.DownloadArtifactResponse]:
+        tenant = tenant_of(context)
+        async with self._database.read() as session:
+            row = await _find(session, request.artifact_id, tenant)
+        _check_downloadable(row, request.offset)
+        try:
+            source = await in_thread(self._store.open_read, f"{tenant}/{row.path}", request.offset)
+        except ArtifactMissing as error:
+            raise _gone(row) from error
+        # A download lasts as long as its reader likes; the file is closed when the reader leaves.
+        with source:
+            yield api.DownloadArtifactResponse(artifact=_artifact(row))
+            sent = request.offset
+            while chunk := await in_thread(source.read, _CHUNK_BYTES):
+                sent += len(chunk)
+                yield api.DownloadArtifactResponse(chunk=chunk)
+        if sent != row.size_bytes:
+            raise _gone(row)
+
+
+def _check_downloadable(row: SavedArtifact, offset: int) -> None:
+    if row.media_type == FOLDER:
+        raise FailedPrecondition("ARTIFACT_IS_FOLDER", f"artifact {row.id} ({row.name}) is a folder, not a file")
+    if offset < 0:
+        problem = f"{offset} is negative"
+        raise InvalidArgument("INVALID_OFFSET", f"offset {problem}", [Violation("offset", problem)])
+    if offset > row.size_bytes:
+        problem = f"{offset} is beyond the end of artifact {row.id}, which has {row.size_bytes} bytes"
+        raise OutOfRange("OFFSET_BEYOND_END", f"offset {problem}", [Violation("offset", problem)])
+
+
+def _gone(row: SavedArtifact) -> NotFound:
+    return NotFound(
+        "ARTIFACT_FILE_MISSING", f"the file of artifact {row.id} ({row.name}) is no longer whole in the store"
+    )
+
+
+async def _check_job(session: AsyncSession, job_id: str, tenant: str) -> None:
+    if (await session.exec(select(Job.id).where(Job.id == job_id, Job.tenant == tenant))).one_or_none() is None:
+        raise NotFound("JOB_NOT_FOUND", f"there is no fine-tuning job {job_id!r}")
+
+
+async def _find(session: AsyncSession, artifact_id: str, tenant: str) -> SavedArtifact:
+    query = select(SavedArtifact).where(SavedArtifact.id == artifact_id, SavedArtifact.tenant == tenant)
+    row = (await session.exec(query)).one_or_none()
+    if row is None:
+        raise NotFound("ARTIFACT_NOT_FOUND", f"there is no artifact {artifact_id!r}")
+    return row
+
+
+def _artifact(row: SavedArtifact) -> Artifact:
+    return Artifact(
+        id=row.id,
+        job_id=row.job_id,
+        name=row.name,
+        kind=row.kind,
+        path=row.path,
+        sha256=row.sha256,
+        size_bytes=row.size_bytes,
+        media_type=row.media_type,
+        create_time=views.timestamp(row.create_time),
+    )
