@@ -1,0 +1,51 @@
+"""The smallest real parts that a test can train with."""
+
+import json
+from pathlib import Path
+
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+_TEXT = [
+    "What does this function do? It returns a new list with the items in order.",
+    "The answer is 42, and the question was: how many apples does Ann have left?",
+    "system user assistant question answer instruction input output",
+    "Return True if the path exists, else False. Raise ValueError for a bad name.",
+]
+
+
+def make_tiny_tokenizer(directory: Path, *, chat_template: str | None = CHATML) -> Path:
+    """A byte-level BPE tokenizer of a few hundred tokens in `directory`, in the files a Hugging Face model has.
+
+    Every text can be encoded; <|im_end|> is the end-of-text token, <|im_start|> the begin-of-text one.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=384, initial_alphabet=alphabet, special_tokens=specials, show_progress=False
+    )
+    tokenizer.train_from_iterator(_TEXT * 4, trainer)
+    directory.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<|im_start|>",
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+        "unk_token": "<|endoftext|>",
+        "model_max_length": 512,
+        "clean_up_tokenization_spaces": False,
+    }
+    (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
+    if chat_template is not None:
+        (directory / "chat_template.jinja").write_text(chat_template)
+    return directory
