@@ -1,0 +1,93 @@
+"""Calls that another process answers: the gateway dials the addresses that nodes publish and forwards the call.
+
+A status with details is the node's own answer and reaches the caller unchanged; one without is what the channel says
+of a node that could not be reached, and the next node is asked. A channel lives as long as its call: these calls are
+rare and human, and nodes come and go.
+"""
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc
+from finetuneflow.v1.work_pb2 import Node
+
+from chassis.bus import Bus, BusUnavailable
+from chassis.errors import DETAILS_KEY, Unavailable
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Method = Callable[[grpc.aio.Channel], Callable[..., Any]]
+"""From a channel to the method of a stub on it."""
+
+_CHANNEL_OPTIONS = [
+    # A machine that vanished closes no connection; without pings a forwarded call would wait for ever.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+]
+
+
+class Passthrough:
+    """Forwards calls to live nodes."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+
+    async def nodes(self) -> list[Node]:
+        """Every live node, by id. Unavailable while the broker is away."""
+        try:
+            nodes = await self._bus.nodes()
+        except BusUnavailable as error:
+            raise Unavailable("NO_BROKER", "The broker that knows the live nodes is away; try again.") from error
+        return sorted(nodes, key=lambda node: node.id)
+
+    async def unary(self, service: str, method: Method, request: object, context: Context, node_id: str = "") -> Any:
+        """The answer of the first node of `service` that can be reached; `node_id` is asked first."""
+        for address in await self._addresses(service, node_id):
+            async with grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS) as channel:
+                try:
+                    return await method(channel)(request, timeout=_remaining(context))
+                except grpc.aio.AioRpcError as error:
+                    if not _unreachable(error):
+                        raise
+        raise _none_of(service)
+
+    async def stream(self, service: str, method: Method, request: object, context: Context) -> AsyncIterator[Any]:
+        """The answers of the first node of `service` that can be reached. Once one has come, no other node is asked:
+        it would start from the beginning."""
+        for address in await self._addresses(service):
+            async with grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS) as channel:
+                answered = False
+                try:
+                    async for response in method(channel)(request, timeout=_remaining(context)):
+                        answered = True
+                        yield response
+                    return
+                except grpc.aio.AioRpcError as error:
+                    if not _unreachable(error):
+                        raise
+                    if answered:
+                        message = f"The {service} went away in the middle of its answer; ask again."
+                        raise Unavailable("NODE_LOST", message) from error
+        raise _none_of(service)
+
+    async def _addresses(self, service: str, preferred: str = "") -> list[str]:
+        nodes = [node for node in await self.nodes() if node.service == service and node.address]
+        nodes.sort(key=lambda node: (node.id != preferred, node.draining))
+        return [node.address for node in nodes]
+
+
+def _remaining(context: Context) -> float | None:
+    """Seconds until the caller's deadline; None without one."""
+    return context.time_remaining()
+
+
+def _unreachable(error: grpc.aio.AioRpcError) -> bool:
+    if error.code() is not grpc.StatusCode.UNAVAILABLE:
+        return False
+    # The stubs say a sequence of objects; it is a sequence of pairs.
+    trailing: Any = error.trailing_metadata() or ()
+    return all(key != DETAILS_KEY for key, _ in trailing)
+
+
+def _none_of(service: str) -> Unavailable:
+    message = f"No {service} is reachable; start one, or try again when it is up."
+    return Unavailable(f"NO_{service.upper()}", message, metadata={"service": service})

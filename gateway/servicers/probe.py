@@ -1,0 +1,65 @@
+"""ProbeService as the gateway serves it: the fleet's hardware itself, the rest passed through to a probe."""
+
+from typing import Any
+
+import grpc
+from finetuneflow.v1 import probe_service_pb2 as api
+from finetuneflow.v1.hardware_pb2 import Hardware
+from finetuneflow.v1.probe_service_pb2_grpc import ProbeServiceServicer, ProbeServiceStub
+from finetuneflow.v1.work_pb2 import Node
+
+from chassis.errors import NotFound
+from gateway.passthrough import Passthrough
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Probe(ProbeServiceServicer):
+    """Served by the gateway."""
+
+    def __init__(self, passthrough: Passthrough) -> None:
+        self._passthrough = passthrough
+
+    async def GetHardware(self, request: api.GetHardwareRequest, context: Context) -> api.GetHardwareResponse:
+        nodes = await self._passthrough.nodes()
+        if request.node_id:
+            nodes = [node for node in nodes if node.id == request.node_id]
+            if not nodes:
+                raise _no_node(request.node_id)
+        return api.GetHardwareResponse(hardware=[_hardware(node) for node in nodes])
+
+    async def RecommendMethod(
+        self, request: api.RecommendMethodRequest, context: Context
+    ) -> api.RecommendMethodResponse:
+        answer: api.RecommendMethodResponse = await self._passthrough.unary(
+            "probe", lambda channel: ProbeServiceStub(channel).RecommendMethod, request, context, request.node_id
+        )
+        return answer
+
+    async def EstimateResources(
+        self, request: api.EstimateResourcesRequest, context: Context
+    ) -> api.EstimateResourcesResponse:
+        answer: api.EstimateResourcesResponse = await self._passthrough.unary(
+            "probe", lambda channel: ProbeServiceStub(channel).EstimateResources, request, context, request.node_id
+        )
+        return answer
+
+    async def PreflightFineTuningJob(
+        self, request: api.PreflightFineTuningJobRequest, context: Context
+    ) -> api.PreflightFineTuningJobResponse:
+        answer: api.PreflightFineTuningJobResponse = await self._passthrough.unary(
+            "probe", lambda channel: ProbeServiceStub(channel).PreflightFineTuningJob, request, context
+        )
+        return answer
+
+
+def _no_node(node_id: str) -> NotFound:
+    return NotFound("NODE_NOT_FOUND", f"there is no live node {node_id!r}", metadata={"node_id": node_id})
+
+
+def _hardware(node: Node) -> Hardware:
+    """What the node says of its machine; a node that says nothing is still listed."""
+    hardware = Hardware()
+    hardware.CopyFrom(node.hardware)
+    hardware.node_id = node.id
+    return hardware
