@@ -1,0 +1,55 @@
+"""The command tree of `ftf`."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from finetuneflow.cli import datasets, doctor, download, jobs, metrics, models, probe, recipes, train
+from finetuneflow.cli.exits import ReportingGroup
+from finetuneflow.cli.server_commands import add_server_commands
+from finetuneflow.cli.session import Session
+from finetuneflow.connection import DEFAULT_ADDRESS
+
+
+def build_app() -> typer.Typer:
+    """The client's own commands, then those of the server distribution where it is installed."""
+    app = typer.Typer(
+        cls=ReportingGroup,
+        help="Fine-tune language models, and follow it live.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+    )
+    app.callback()(_root)
+    app.command()(train.train)
+    app.add_typer(jobs.app, name="jobs")
+    app.command()(metrics.metrics)
+    app.command()(download.download)
+    app.add_typer(datasets.app, name="datasets")
+    app.add_typer(models.app, name="models")
+    app.add_typer(recipes.app, name="recipes")
+    app.command()(probe.probe)
+    app.command()(doctor.doctor)
+    add_server_commands(app, models.app)
+    return app
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"ftf {version('finetuneflow')}")
+        raise typer.Exit
+
+
+def _root(
+    ctx: typer.Context,
+    address: Annotated[
+        str | None,
+        typer.Option(envvar="FTF_ADDRESS", help=f"host:port of the server.  [default: {DEFAULT_ADDRESS}]"),
+    ] = None,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    ctx.obj = Session(address=address)

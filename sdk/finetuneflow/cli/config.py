@@ -1,0 +1,115 @@
+"""What a job is made of on the command line: a TOML file, `--set` and flags."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from finetuneflow.errors import InvalidArgument, Violation
+
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The table in a TOML file: `${VAR}` replaced from the environment, the text "null" as None, and the files it
+    names as data taken from its own folder. Raises InvalidArgument, OSError."""
+    text = path.read_text(encoding="utf-8")
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise _refuse(path.name, f"no valid TOML: {error}") from error
+    violations: list[Violation] = []
+    resolved = _resolve(table, "", path.name, text, violations)
+    if violations:
+        raise InvalidArgument(f"{path} can't be used.", reason="INVALID_CONFIG", violations=violations)
+    _anchor(resolved, path.parent)
+    return dict(resolved)
+
+
+def apply_setting(values: dict[str, Any], setting: str) -> None:
+    """Puts `lora.r=32` into `values`. The value is read as in TOML, and as text where that fails."""
+    name, equals, raw = setting.partition("=")
+    keys = name.strip().split(".")
+    if not equals or not all(keys):
+        raise _refuse(f"--set {setting}", "write name=value, such as --set lora.r=32")
+    table = values
+    for key in keys[:-1]:
+        table = table.setdefault(key, {})
+        if not isinstance(table, dict):
+            raise _refuse(f"--set {setting}", f"`{key}` holds a value, not a table")
+    table[keys[-1]] = _toml_value(raw.strip())
+
+
+def toml_text(values: Mapping[str, Any], prefix: str = "") -> str:
+    """As one would write it in a TOML file."""
+    plain = {key: value for key, value in values.items() if not isinstance(value, Mapping)}
+    lines = [f"{_toml_key(key)} = {_toml_literal(value)}" for key, value in plain.items() if value is not None]
+    for key, table in values.items():
+        if isinstance(table, Mapping):
+            name = prefix + _toml_key(key)
+            lines += ["", f"[{name}]", toml_text(table, f"{name}.")]
+    return "\n".join(lines).strip("\n")
+
+
+def _toml_key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key)
+
+
+def _toml_literal(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_toml_key(key)} = {_toml_literal(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "[" + ", ".join(map(_toml_literal, value)) + "]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _toml_value(raw: str) -> Any:
+    try:
+        value = tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = raw
+    return None if value == "null" else value
+
+
+def _resolve(value: Any, key: str, file: str, text: str, violations: list[Violation]) -> Any:
+    if isinstance(value, dict):
+        return {k: _resolve(v, f"{key}.{k}" if key else k, file, text, violations) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_resolve(item, f"{key}[{i}]", file, text, violations) for i, item in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+    for name in _VARIABLE.findall(value):
+        if name not in os.environ:
+            line = 1 + text[: text.find("${" + name + "}")].count("\n")
+            violations.append(Violation(key, f"the environment variable {name} is not set ({file}, line {line})"))
+    replaced = _VARIABLE.sub(lambda match: os.environ.get(match[1], ""), value)
+    return None if replaced == "null" else replaced
+
+
+def _anchor(values: dict[str, Any], folder: Path) -> None:
+    for name in ("training_data", "evaluation_data"):
+        if name in values:
+            sources = values[name] if isinstance(values[name], list) else [values[name]]
+            values[name] = [_anchored(source, folder) for source in sources]
+    for phase in values.get("phases") or []:
+        if isinstance(phase, dict):
+            _anchor(phase, folder)
+
+
+def _anchored(source: Any, folder: Path) -> Any:
+    if isinstance(source, dict) and "dataset" in source:
+        return {**source, "dataset": _anchored(source["dataset"], folder)}
+    if isinstance(source, str) and not source.startswith("ds_") and "://" not in source:
+        return str(folder / Path(source).expanduser())
+    return source
+
+
+def _refuse(field: str, description: str) -> InvalidArgument:
+    return InvalidArgument(
+        "The job's settings can't be read.", reason="INVALID_CONFIG", violations=[Violation(field, description)]
+    )

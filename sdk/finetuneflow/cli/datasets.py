@@ -1,0 +1,74 @@
+"""`ftf datasets`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from finetuneflow.cli.session import Json, print_json, print_rows, session, size
+from finetuneflow.resources.dataset import Dataset
+
+app = typer.Typer(no_args_is_help=True, help="Datasets: upload, list, delete.")
+
+DatasetId = Annotated[str, typer.Argument(metavar="DATASET", help="The dataset's id.", show_default=False)]
+
+_HEADERS = ["ID", "NAME", "FILE", "SIZE", "CREATED"]
+
+
+@app.command()
+def upload(
+    ctx: typer.Context,
+    files: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, help="Files of rows.")],
+    name: Annotated[str, typer.Option(help="A name for people.")] = "",
+    json: Json = False,
+) -> None:
+    """Upload files; prints the id of each."""
+    here = session(ctx)
+    for file in files:
+        dataset = here.client.datasets.upload(file, display_name=name)
+        if json:
+            print_json(dataset.proto)
+        else:
+            here.console.print(f"{dataset.id}  {dataset.filename}  {size(dataset.size_bytes)}")
+
+
+@app.command("list")
+def list_datasets(
+    ctx: typer.Context,
+    limit: Annotated[int, typer.Option(min=1, help="Newest first, at most so many.")] = 20,
+    json: Json = False,
+) -> None:
+    """Show the newest datasets."""
+    here = session(ctx)
+    datasets = here.client.datasets.list(limit=limit)
+    if json:
+        print_json(*(dataset.proto for dataset in datasets))
+    else:
+        print_rows(here.console, _HEADERS, map(_row, datasets))
+
+
+@app.command()
+def get(ctx: typer.Context, dataset_id: DatasetId, json: Json = False) -> None:
+    """Show one dataset."""
+    here = session(ctx)
+    dataset = here.client.datasets.get(dataset_id)
+    if json:
+        print_json(dataset.proto)
+    else:
+        print_rows(here.console, [*_HEADERS, "SHA-256"], [[*_row(dataset), dataset.sha256]])
+
+
+@app.command()
+def delete(ctx: typer.Context, dataset_id: DatasetId, json: Json = False) -> None:
+    """Delete a dataset for good."""
+    here = session(ctx)
+    here.client.datasets.delete(dataset_id)
+    if not json:
+        here.console.print(f"Deleted {dataset_id}")
+
+
+def _row(dataset: Dataset) -> list[str]:
+    created = f"{dataset.create_time.astimezone():%Y-%m-%d %H:%M}" if dataset.create_time else ""
+    return [dataset.id, dataset.display_name, dataset.filename, size(dataset.size_bytes), created]

@@ -1,0 +1,28 @@
+"""`ftf download`."""
+
+from __future__ import annotations
+
+import json as json_module
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from finetuneflow.cli.session import Json, session, size
+
+
+def download(
+    ctx: typer.Context,
+    job_id: Annotated[str, typer.Argument(metavar="JOB", help="The job's id.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write into.  [default: ./JOB]", show_default=False)
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Fetch the package of a finished job: verified, and resumed where it was cut."""
+    here = session(ctx)
+    for path in here.client.jobs.download(job_id, out or Path(job_id)):
+        if json:
+            typer.echo(json_module.dumps({"path": str(path), "size_bytes": path.stat().st_size}))
+        else:
+            here.console.print(f"{path}  {size(path.stat().st_size)}")

@@ -1,0 +1,122 @@
+"""`ftf jobs`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from finetuneflow.cli.following import follow_or_detach
+from finetuneflow.cli.outcome import show_explanation, show_job
+from finetuneflow.cli.session import Json, print_json, print_rows, session
+from finetuneflow.errors import InvalidArgument, Violation
+from finetuneflow.resources.job import Job
+
+app = typer.Typer(no_args_is_help=True, help="Jobs: list, follow, stop, look into.")
+
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.", show_default=False)]
+
+
+@app.command("list")
+def list_jobs(
+    ctx: typer.Context,
+    state: Annotated[list[str] | None, typer.Option(help="Only jobs in this state; as often as needed.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="Only jobs with this label, KEY=VALUE.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Newest first, at most so many.")] = 20,
+    json: Json = False,
+) -> None:
+    """Show the newest jobs."""
+    here = session(ctx)
+    jobs = here.client.jobs.list(states=state or [], labels=_labels(label or []), limit=limit)
+    if json:
+        print_json(*(job.proto for job in jobs))
+        return
+    print_rows(here.console, ["ID", "STATE", "STAGE", "STEP", "MODEL", "CREATED", "NAME"], map(_row, jobs))
+
+
+@app.command()
+def get(ctx: typer.Context, job_id: JobId, json: Json = False) -> None:
+    """Show one job, with its evaluation and its export."""
+    here = session(ctx)
+    job = here.client.jobs.get(job_id)
+    if json:
+        print_json(job.proto)
+    else:
+        show_job(here.client, job, here.console)
+
+
+@app.command()
+def watch(
+    ctx: typer.Context,
+    job_id: JobId,
+    after: Annotated[int, typer.Option(min=0, help="Only what happened after this sequence.")] = 0,
+    json: Json = False,
+) -> None:
+    """Follow a job from its beginning to its end. Ctrl-C leaves it running."""
+    follow_or_detach(session(ctx), job_id, json=json, after_sequence=after)
+
+
+@app.command()
+def cancel(ctx: typer.Context, job_id: JobId, json: Json = False) -> None:
+    """End a job."""
+    _show_state(ctx, session(ctx).client.jobs.cancel(job_id), json)
+
+
+@app.command()
+def pause(ctx: typer.Context, job_id: JobId, json: Json = False) -> None:
+    """Hold a job after a checkpoint."""
+    _show_state(ctx, session(ctx).client.jobs.pause(job_id), json)
+
+
+@app.command()
+def resume(ctx: typer.Context, job_id: JobId, json: Json = False) -> None:
+    """Go on with a paused job."""
+    _show_state(ctx, session(ctx).client.jobs.resume(job_id), json)
+
+
+@app.command()
+def explain(ctx: typer.Context, job_id: JobId, json: Json = False) -> None:
+    """Say why a job is as it is: failures, warnings, and each automatic choice."""
+    here = session(ctx)
+    job = here.client.jobs.get(job_id)
+    kinds = ["stage_failed", "warning", "restored", "state_changed"]
+    events = here.client.jobs.events(job_id, kinds=kinds)
+    if json:
+        print_json(job.proto, *(event.proto for event in events))
+    else:
+        show_explanation(job, list(events), here.console)
+
+
+@app.command()
+def delete(ctx: typer.Context, job_id: JobId, json: Json = False) -> None:
+    """Delete a job that has ended, with its history and its files."""
+    here = session(ctx)
+    here.client.jobs.delete(job_id)
+    if not json:
+        here.console.print(f"Deleted {job_id}")
+
+
+def _show_state(ctx: typer.Context, job: Job, json: bool) -> None:
+    if json:
+        print_json(job.proto)
+    else:
+        session(ctx).console.print(f"{job.id} {job.state}")
+
+
+def _row(job: Job) -> list[str]:
+    progress = job.progress
+    step = f"{progress.step}/{progress.total_steps}" if progress and progress.total_steps else ""
+    created = f"{job.create_time.astimezone():%Y-%m-%d %H:%M}" if job.create_time else ""
+    return [job.id, job.state, job.stage, step, str(job.spec.get("base_model", "")), created, job.display_name]
+
+
+def _labels(labels: list[str]) -> dict[str, str]:
+    pairs = {}
+    for label in labels:
+        key, equals, value = label.partition("=")
+        if not equals:
+            raise InvalidArgument(
+                "The label can't be read.", violations=[Violation(f"--label {label}", "write KEY=VALUE")]
+            )
+        pairs[key] = value
+    return pairs

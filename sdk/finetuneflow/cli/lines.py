@@ -1,0 +1,79 @@
+"""Events as lines, for pipes and log files."""
+
+from __future__ import annotations
+
+from finetuneflow.cli.session import duration, size
+from finetuneflow.resources.event import (
+    CheckpointSaved,
+    Complete,
+    Eval,
+    Event,
+    Log,
+    Phase,
+    Restored,
+    StageCompleted,
+    StageFailed,
+    StateChanged,
+    Warning,
+)
+
+
+def log_figures(log: Log) -> str:
+    return (
+        f"loss {log.loss:.4f}  lr {log.learning_rate:.2e}  grad norm {log.grad_norm:.3g}  "
+        f"{log.tokens_per_second:.0f} tokens/s"
+    )
+
+
+class Lines:
+    """`of(event)` is the line of an event, or None for one that says nothing new to a reader of lines."""
+
+    def __init__(self) -> None:
+        self._last_phase: tuple[str, int, str] | None = None
+
+    def of(self, event: Event) -> str | None:
+        text = self._text(event)
+        return None if text is None else f"{event.stage.lower():<10}  {text}"
+
+    def _text(self, event: Event) -> str | None:
+        match event.payload:
+            case StateChanged() as change:
+                return _state(change)
+            case Phase() as phase:
+                return self._phase(event, phase)
+            case Log() as log:
+                eta = f"  ETA {duration(log.eta_seconds)}" if log.eta_seconds else ""
+                return f"step {log.step}/{log.total_steps}  {log_figures(log)}{eta}"
+            case Eval() as evaluation:
+                best = "  best so far" if evaluation.best else ""
+                figures = f"eval loss {evaluation.eval_loss:.4f}  perplexity {evaluation.perplexity:.2f}"
+                return f"step {evaluation.step}/{evaluation.total_steps}  {figures}{best}"
+            case CheckpointSaved() as checkpoint:
+                return f"checkpoint of step {checkpoint.step}, {size(checkpoint.size_bytes)}"
+            case Restored() as restored:
+                return f"goes on from the checkpoint of step {restored.checkpoint_step}"
+            case Warning() as warning:
+                return f"warning: {warning.message}" + (f" ({warning.advice})" if warning.advice else "")
+            case Complete() as complete:
+                early = ", stopped early" if complete.early_stopped else ""
+                return f"trained {complete.total_steps} steps in {duration(complete.train_runtime_seconds)}{early}"
+            case StageCompleted():
+                return "done"
+            case StageFailed() as failure:
+                return f"attempt {event.attempt} failed: {failure.reason}: {failure.message}"
+            case _:
+                return None
+
+    def _phase(self, event: Event, phase: Phase) -> str | None:
+        key = (event.stage, event.attempt, phase.name)
+        if key == self._last_phase:
+            return None
+        self._last_phase = key
+        detail = f": {phase.detail}" if phase.detail else ""
+        return f"{phase.name.replace('_', ' ')} ({phase.index} of {phase.count}){detail}"
+
+
+def _state(change: StateChanged) -> str:
+    node = f" on {change.node_id}" if change.node_id else ""
+    why = f": {change.message or change.reason}" if change.message or change.reason else ""
+    return f"{change.state.lower()}{node}{why}"

@@ -1,0 +1,33 @@
+"""`ftf models`. The server distribution adds `path` to it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from finetuneflow.cli.session import Json, print_json, print_rows, session
+from finetuneflow.resources.model import Model
+
+app = typer.Typer(no_args_is_help=True, help="Models that a job can start from.")
+
+
+@app.command("list")
+def list_models(
+    ctx: typer.Context,
+    kind: Annotated[str | None, typer.Option(help="base or tuned.")] = None,
+    json: Json = False,
+) -> None:
+    """Show base models of the catalogue, then tuned ones."""
+    here = session(ctx)
+    models = here.client.models.list(kind=kind)
+    if json:
+        print_json(*(model.proto for model in models))
+    else:
+        print_rows(here.console, ["ID", "KIND", "PARAMETERS", "CONTEXT", "LICENCE", "DESCRIPTION"], map(_row, models))
+
+
+def _row(model: Model) -> list[str]:
+    parameters = f"{model.num_parameters / 1e6:,.0f} M" if model.num_parameters else ""
+    context = str(model.context_length) if model.context_length else ""
+    return [model.id, model.kind, parameters, context, model.license, model.description]

@@ -1,0 +1,90 @@
+"""What every command shares: the client, where to print, and whether a program reads it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated
+
+import typer
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+from rich.console import Console
+from rich.table import Table
+
+from finetuneflow.client import Client
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object a line, for programs.")]
+
+
+@dataclass
+class Session:
+    """One run of `ftf`. `address` None means the default."""
+
+    address: str | None = None
+
+    @cached_property
+    def client(self) -> Client:
+        return Client(self.address)
+
+    @cached_property
+    def console(self) -> Console:
+        return make_console()
+
+
+def session(ctx: typer.Context) -> Session:
+    """Also for the commands of the server distribution."""
+    found = ctx.find_root().obj
+    if not isinstance(found, Session):
+        raise TypeError("the root command has made no session")
+    return found
+
+
+def make_console() -> Console:
+    # Names and messages come from files and servers: brackets in them are text, and a pipe gets whole lines.
+    return Console(file=sys.stdout, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_json(*messages: Message) -> None:
+    """protobuf's JSON with the field names of the protos; one line each, flushed, so that a reader can follow."""
+    for message in messages:
+        sys.stdout.write(json_line(message) + "\n")
+        sys.stdout.flush()
+
+
+def json_line(message: Message) -> str:
+    return json.dumps(MessageToDict(message, preserving_proto_field_name=True), ensure_ascii=False)
+
+
+def print_rows(console: Console, headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table on a terminal, tab-separated lines with a header in a pipe."""
+    if not console.is_terminal:
+        for row in (headers, *rows):
+            console.print("\t".join(row))
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for header in headers:
+        table.add_column(header, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table, soft_wrap=False)
+
+
+def size(num_bytes: int) -> str:
+    """Binary units: 1.5 GiB."""
+    value = float(num_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
+def duration(seconds: float) -> str:
+    """1:05, or 2:01:05."""
+    minutes, second = divmod(max(0, round(seconds)), 60)
+    hour, minute = divmod(minutes, 60)
+    return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"

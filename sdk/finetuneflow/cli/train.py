@@ -1,0 +1,76 @@
+"""`ftf train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from finetuneflow.cli.config import apply_setting, read_config, toml_text
+from finetuneflow.cli.following import follow_or_detach
+from finetuneflow.cli.session import Json, print_json, session, size
+from finetuneflow.resources.job import Job
+
+
+def train(
+    ctx: typer.Context,
+    data: Annotated[list[str] | None, typer.Argument(help="Files of rows, or dataset ids.", show_default=False)] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Base model; see `ftf models list`.")] = None,
+    recipe: Annotated[str | None, typer.Option("--recipe", "-r", help="Preset; see `ftf recipes list`.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="A field of the job, such as lora.r=32; as often as needed.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="A TOML file with the fields of the job.", exists=True, dir_okay=False)
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="A name for people.")] = None,
+    evaluation: Annotated[
+        list[str] | None, typer.Option("--eval", help="Files of held-out rows, or dataset ids.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, create nothing.")] = False,
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Do not follow the job.")] = False,
+    json: Json = False,
+) -> None:
+    """Fine-tune MODEL on DATA, and follow it live."""
+    here = session(ctx)
+    values: dict[str, Any] = read_config(config) if config else {}
+    flags = {
+        "training_data": data,
+        "base_model": model,
+        "recipe": recipe,
+        "display_name": name,
+        "evaluation_data": evaluation,
+    }
+    values |= {key: value for key, value in flags.items() if value}
+    for setting in settings or []:
+        apply_setting(values, setting)
+    progress = None if json or not here.console.is_terminal else _Uploads()
+    job = here.client.jobs.create(spec=values, validate_only=dry_run, on_upload=progress)
+    if dry_run:
+        _show_dry_run(ctx, job, json)
+    elif detach:
+        if json:
+            print_json(job.proto)
+        else:
+            here.console.print(f"Job {job.id}\nFollow it: ftf jobs watch {job.id}")
+    else:
+        if not json:
+            here.console.print(f"Job {job.id}")
+        follow_or_detach(here, job.id, json=json)
+
+
+def _show_dry_run(ctx: typer.Context, job: Job, json: bool) -> None:
+    if json:
+        print_json(job.proto)
+        return
+    console = session(ctx).console
+    console.print("The job can be created. Nothing was.\n")
+    console.print(toml_text(job.resolved_spec or job.spec))
+
+
+class _Uploads:
+    """One line per uploaded file, on a terminal."""
+
+    def __call__(self, name: str, done: int, total: int) -> None:
+        typer.echo(f"\rUploading {name}: {size(done)} of {size(total)}", nl=done >= total, err=True)
