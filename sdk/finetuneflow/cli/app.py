@@ -46,7 +46,7 @@ def _root(
     ctx: typer.Context,
     address: Annotated[
         str | None,
-        typer.Option(envvar="FTF_ADDRESS", help=f"host:port of the server.  [default: {DEFAULT_ADDRESS}]"),
+        typer.Option(envvar="FTF_ADDRESS", help="host:port of the server.", show_default=DEFAULT_ADDRESS),
     ] = None,
     _version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")

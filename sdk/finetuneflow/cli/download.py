@@ -14,9 +14,7 @@ from finetuneflow.cli.session import Json, session, size
 def download(
     ctx: typer.Context,
     job_id: Annotated[str, typer.Argument(metavar="JOB", help="The job's id.", show_default=False)],
-    out: Annotated[
-        Path | None, typer.Option(help="Folder to write into.  [default: ./JOB]", show_default=False)
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write into.", show_default="./JOB")] = None,
     json: Json = False,
 ) -> None:
     """Fetch the package of a finished job: verified, and resumed where it was cut."""

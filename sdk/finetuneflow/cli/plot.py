@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 from rich.text import Text
 
@@ -70,7 +71,7 @@ def _draw(
 def _joined(dots: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     """Every dot on the straight lines between neighbours."""
     path = list(dots[:1])
-    for (x0, y0), (x1, y1) in zip(dots, dots[1:], strict=False):
+    for (x0, y0), (x1, y1) in pairwise(dots):
         steps = max(abs(x1 - x0), abs(y1 - y0), 1)
         path += [(x0 + round((x1 - x0) * i / steps), y0 + round((y1 - y0) * i / steps)) for i in range(1, steps + 1)]
     return path

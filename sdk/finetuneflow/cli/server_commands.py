@@ -38,13 +38,13 @@ def add_server_commands(app: typer.Typer, models: typer.Typer) -> None:
         if name not in _names(group):
             group.command(
                 name,
-                help=f"{summary} Needs: {_INSTALL}",
+                help=f"{summary} Part of the server, which is not installed here.",
                 context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []},
             )(_missing(prefix + name, problems))
 
 
 def _names(app: typer.Typer) -> set[str]:
-    return {info.name or getattr(info.callback, "__name__", "") for info in app.registered_commands}
+    return {str(info.name or getattr(info.callback, "__name__", "")) for info in app.registered_commands}
 
 
 def _missing(name: str, problems: list[str]) -> Callable[[], None]:
