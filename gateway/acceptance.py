@@ -49,9 +49,8 @@ class Acceptance:
             async with self._ledger.decide(request.job_id) as decision:
                 attempt = decision.attempt
                 refusal = _refusal(decision, request)
-                if refusal:
+                if attempt is None or refusal:
                     return ClaimResponse(refused=ClaimRefused(reason=refusal))
-                assert attempt is not None
                 if attempt.state == "READY":
                     lifecycle.claim(decision, attempt, request.claim_id, request.node_id)
                 assignment = await self._assignment(decision, attempt)
@@ -128,7 +127,7 @@ class Acceptance:
         assignment = Assignment(
             job_id=job.id,
             tenant=job.tenant,
-            stage=Stage.Value(attempt.stage),
+            stage=attempt.stage,
             attempt=attempt.attempt,
             claim_id=attempt.claim_id,
             spec=spec,
@@ -171,7 +170,7 @@ async def _totals(session: AsyncSession, job_id: str, step: int) -> TrainingTota
         Metric.job_id == job_id, Metric.name == "num_tokens", Metric.step <= step
     )
     return TrainingTotals(
-        runtime_seconds=sum((await session.exec(seconds)).all()),
+        runtime_seconds=sum(value or 0.0 for value in (await session.exec(seconds)).all()),
         num_tokens=int((await session.exec(tokens)).one() or 0),
     )
 

@@ -86,10 +86,8 @@ class Database:
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncSession]:
         """One transaction: committed when the block ends, rolled back when it raises."""
-        async with self._writer:
-            async with AsyncSession(self._writes, expire_on_commit=False) as session:
-                async with session.begin():
-                    yield session
+        async with self._writer, AsyncSession(self._writes, expire_on_commit=False) as session, session.begin():
+            yield session
 
     async def close(self) -> None:
         await self._reads.dispose()

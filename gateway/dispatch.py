@@ -7,7 +7,6 @@ import time
 from sqlmodel import col, select
 
 from chassis.bus import Bus, BusUnavailable
-from finetuneflow.v1.fine_tuning_job_pb2 import Stage
 from finetuneflow.v1.work_pb2 import WorkItem
 from gateway.database import Database
 from gateway.lifecycle import SERVICES
@@ -31,7 +30,7 @@ class Dispatcher:
         """Publishes an attempt that is due. A failure is only logged: the row stays READY, `run` tries again."""
         if attempt.not_before > now():
             return
-        item = WorkItem(job_id=attempt.job_id, stage=Stage.Value(attempt.stage), attempt=attempt.attempt)
+        item = WorkItem(job_id=attempt.job_id, stage=attempt.stage, attempt=attempt.attempt)
         # Training is the stage that pools scale; the others have one pool each.
         pool = attempt.pool if attempt.stage == "STAGE_TRAINING" else "default"
         try:

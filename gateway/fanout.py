@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from google.protobuf.message import DecodeError
 from sqlmodel import col, select
 
-from chassis.bus import Bus, BusUnavailable
+from chassis.bus import Bus, BusUnavailable, event_subject
 from chassis.errors import NotFound, OutOfRange
 from gateway.database import Database
 from gateway.frames import Frame, frame_of_stored, frames_of_run, watch_response
@@ -18,7 +18,6 @@ from gateway.tables import Job, JobEvent
 
 log = logging.getLogger(__name__)
 
-EVENTS_SUBJECT = "ftf.v1.jobs"
 _RING_BYTES = 1 << 20
 _PAGE_EVENTS = 500
 _PAGE_BYTES = 1 << 20
@@ -76,14 +75,14 @@ class Ring:
                 break
         return page
 
-    async def beyond(self, cursor: int, timeout: float) -> bool:
-        """Waits until there is something beyond `cursor`; False when `timeout` seconds passed without."""
+    async def beyond(self, cursor: int, seconds: float) -> bool:
+        """Waits until there is something beyond `cursor`; False when `seconds` passed without."""
         if self.newest > cursor:
             return True
         waiter = asyncio.get_running_loop().create_future()
         self._waiters.add(waiter)
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(seconds):
                 await waiter
         except TimeoutError:
             return False
@@ -116,14 +115,14 @@ class Fanout:
             if end == len(frames) or frames[end].kind != frames[start].kind:
                 run = b"".join(frame.data for frame in frames[start:end])
                 try:
-                    await self._bus.publish(f"{EVENTS_SUBJECT}.{job_id}.{frames[start].kind}", run)
+                    await self._bus.publish(event_subject(job_id, frames[start].kind), run)
                 except BusUnavailable as error:
                     log.warning("live events of job %s were not published: %s", job_id, error)
                     return
                 start = end
 
     async def start(self) -> None:
-        await self._bus.subscribe(f"{EVENTS_SUBJECT}.>", self._received)
+        await self._bus.subscribe(event_subject("*", "*"), self._received)
 
     async def run(self) -> None:
         """The tail check, until cancelled: one query a second for all watched jobs."""
@@ -169,7 +168,8 @@ class Fanout:
             _, state, last_sequence = row
             if cursor > last_sequence:
                 raise OutOfRange(
-                    "CURSOR_BEYOND_END", f"after_sequence is {cursor}, but job {job_id} has {last_sequence} events so far"
+                    "CURSOR_BEYOND_END",
+                    f"after_sequence is {cursor}, but job {job_id} has {last_sequence} events so far",
                 )
             ring.advance(last_sequence)
             if state in TERMINAL and cursor == last_sequence:

@@ -15,7 +15,6 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from chassis.errors import NotFound
 from finetuneflow.v1.event_pb2 import Event, Severity
-from finetuneflow.v1.fine_tuning_job_pb2 import Stage
 from gateway.database import Database
 from gateway.frames import Frame, frame_of, with_sequence
 from gateway.tables import Attempt, Job, JobEvent, Metric, now
@@ -24,7 +23,9 @@ log = logging.getLogger(__name__)
 
 GATEWAY_SOURCE = "gateway"
 _PAYLOAD_FIELDS = {
-    payload.message_type.full_name: payload.name for payload in Event.DESCRIPTOR.oneofs_by_name["payload"].fields
+    payload.message_type.full_name: payload.name
+    for payload in Event.DESCRIPTOR.oneofs_by_name["payload"].fields
+    if payload.message_type
 }
 
 
@@ -46,7 +47,7 @@ class Decision:
         """An event of the gateway's own."""
         event = Event(
             job_id=self.job.id,
-            stage=Stage.Value(self.job.stage),
+            stage=self.job.stage,
             attempt=self.job.attempt,
             source=GATEWAY_SOURCE,
             severity=severity,

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from chassis.errors import FailedPrecondition
 from finetuneflow.v1.event_pb2 import Severity, StageFailed, StateChanged
-from finetuneflow.v1.fine_tuning_job_pb2 import Fault, JobState, Stage
+from finetuneflow.v1.fine_tuning_job_pb2 import Fault
 from gateway.ledger import Decision
 from gateway.tables import Attempt, now
 
@@ -59,11 +59,11 @@ def transition(
         job.end_time = now()
     decision.append(
         StateChanged(
-            state=JobState.Value(state),
-            stage=Stage.Value(job.stage),
+            state=state,
+            stage=job.stage,
             reason=reason,
             message=message,
-            fault=Fault.Value(fault),
+            fault=fault,
             advice=advice,
             node_id=node_id,
         ),

@@ -3,8 +3,9 @@
 import math
 from collections.abc import Sequence
 
+import sqlalchemy
 from sqlalchemy import func, or_
-from sqlmodel import col, select
+from sqlmodel import col
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from finetuneflow.v1.work_pb2 import MetricPoint, MetricSeries
@@ -17,21 +18,28 @@ async def read_series(session: AsyncSession, job_id: str, names: Sequence[str], 
     """
     rank = func.row_number().over(partition_by=col(Metric.name), order_by=col(Metric.sequence))
     count = func.count().over(partition_by=col(Metric.name))
-    numbered = select(
-        Metric.name, Metric.step, Metric.value, Metric.epoch, Metric.sequence, rank.label("rank"), count.label("count")
-    ).where(Metric.job_id == job_id)  # type: ignore[call-overload]
+    # SQLAlchemy's select: SQLModel's is typed for four columns at most.
+    numbered = sqlalchemy.select(
+        col(Metric.name),
+        col(Metric.step),
+        col(Metric.value),
+        col(Metric.epoch),
+        col(Metric.sequence),
+        rank.label("rank"),
+        count.label("count"),
+    ).where(col(Metric.job_id) == job_id)
     if names:
         numbered = numbered.where(col(Metric.name).in_(names))
     rows = numbered.subquery()
     # Every stride-th point, such that at most max_points - 1 are taken, and the last one.
     stride = (rows.c.count + max_points - 2) // (max_points - 1)
     thinned = (
-        select(rows.c.name, rows.c.step, rows.c.value, rows.c.epoch, rows.c.sequence)
+        sqlalchemy.select(rows.c.name, rows.c.step, rows.c.value, rows.c.epoch, rows.c.sequence)
         .where(or_((rows.c.rank - 1) % stride == 0, rows.c.rank == rows.c.count))
         .order_by(rows.c.name, rows.c.sequence)
     )
     series: dict[str, MetricSeries] = {}
-    for name, step, value, epoch, sequence in (await session.exec(thinned)).all():
+    for name, step, value, epoch, sequence in (await session.execute(thinned)).all():
         points = series.setdefault(name, MetricSeries(name=name)).points
         points.append(
             MetricPoint(step=step, value=math.nan if value is None else value, epoch=epoch, sequence=sequence)

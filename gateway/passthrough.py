@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
-from finetuneflow.v1.work_pb2 import Node
 
 from chassis.bus import Bus, BusUnavailable
 from chassis.errors import DETAILS_KEY, Unavailable
+from finetuneflow.v1.work_pb2 import Node
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Method = Callable[[grpc.aio.Channel], Callable[..., Any]]

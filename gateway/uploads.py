@@ -6,10 +6,9 @@ import unicodedata
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from finetuneflow.v1.dataset_service_pb2 import UploadDatasetHeader, UploadDatasetRequest
-
 from chassis.artifacts import ArtifactStore, AtomicWriter
 from chassis.errors import InvalidArgument, ResourceExhausted, ServiceError, Unimplemented, Violation
+from finetuneflow.v1.dataset_service_pb2 import UploadDatasetHeader, UploadDatasetRequest
 from gateway.waiting import in_thread
 
 ENDINGS = ("jsonl",)

@@ -4,7 +4,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from finetuneflow.v1.dataset_pb2 import Dataset
 from finetuneflow.v1.event_pb2 import ConfigResolved
-from finetuneflow.v1.fine_tuning_job_pb2 import Checkpoint, Fault, FineTuningJob, JobState, Progress, Stage
+from finetuneflow.v1.fine_tuning_job_pb2 import Checkpoint, FineTuningJob, Progress
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 from finetuneflow.v1.stage_result_pb2 import PreflightResult, TrainingResult
 from gateway.tables import Job, SavedCheckpoint, UploadedDataset
@@ -21,11 +21,11 @@ def job(row: Job, *, evaluation_id: str = "", export_id: str = "") -> FineTuning
     out = FineTuningJob(
         id=row.id,
         spec=FineTuningJobSpec.FromString(row.spec),
-        state=JobState.Value(row.state),
-        stage=Stage.Value(row.stage),
+        state=row.state,
+        stage=row.stage,
         reason=row.reason,
         message=row.message,
-        fault=Fault.Value(row.fault),
+        fault=row.fault,
         advice=row.advice,
         attempt=row.attempt,
         failed_attempts=row.failed_attempts,

@@ -4,14 +4,14 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
-from finetuneflow.v1 import artifact_service_pb2 as api
-from finetuneflow.v1.artifact_pb2 import Artifact
-from finetuneflow.v1.artifact_service_pb2_grpc import ArtifactServiceServicer
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from chassis.artifacts import ArtifactMissing, ArtifactStore
 from chassis.errors import FailedPrecondition, InvalidArgument, NotFound, OutOfRange, Violation
+from finetuneflow.v1 import artifact_service_pb2 as api
+from finetuneflow.v1.artifact_pb2 import Artifact
+from finetuneflow.v1.artifact_service_pb2_grpc import ArtifactServiceServicer
 from gateway import views
 from gateway.database import Database
 from gateway.paging import page_of

@@ -4,15 +4,15 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import grpc
-from finetuneflow.v1 import dataset_service_pb2 as api
-from finetuneflow.v1.dataset_service_pb2_grpc import DatasetServiceServicer
-from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from chassis.artifacts import ArtifactStore
 from chassis.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Violation
+from finetuneflow.v1 import dataset_service_pb2 as api
+from finetuneflow.v1.dataset_service_pb2_grpc import DatasetServiceServicer
+from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 from gateway import lifecycle, views
 from gateway.database import Database
 from gateway.identifiers import new_id

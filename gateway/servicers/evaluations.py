@@ -3,13 +3,13 @@
 from typing import Any
 
 import grpc
+from sqlmodel import col, select
+
+from chassis.errors import NotFound
 from finetuneflow.v1 import evaluation_service_pb2 as api
 from finetuneflow.v1.evaluation_pb2 import Evaluation
 from finetuneflow.v1.evaluation_service_pb2_grpc import EvaluationServiceServicer
 from finetuneflow.v1.stage_result_pb2 import EvaluationResult
-from sqlmodel import col, select
-
-from chassis.errors import NotFound
 from gateway import views
 from gateway.database import Database
 from gateway.paging import page_of

@@ -3,14 +3,14 @@
 from typing import Any
 
 import grpc
+from sqlmodel import col, select
+
+from chassis.errors import NotFound
 from finetuneflow.v1 import export_service_pb2 as api
 from finetuneflow.v1.export_pb2 import Export
 from finetuneflow.v1.export_service_pb2_grpc import ExportServiceServicer
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import ExportFormat, FineTuningJobSpec
 from finetuneflow.v1.stage_result_pb2 import ExportResult
-from sqlmodel import col, select
-
-from chassis.errors import NotFound
 from gateway import views
 from gateway.database import Database
 from gateway.paging import page_of

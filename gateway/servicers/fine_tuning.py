@@ -43,6 +43,7 @@ from gateway.tables import (
     now,
 )
 from gateway.tenancy import tenant_of
+from gateway.waiting import in_thread
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -52,7 +53,7 @@ _MAX_REQUEST_ID = 128
 _EVENTS_PAGE_SIZE = 200
 
 
-class FineTuning(FineTuningServiceServicer):  # type: ignore[misc]
+class FineTuning(FineTuningServiceServicer):
     """Served by the gateway; every method is one read or one decision."""
 
     def __init__(self, ledger: Ledger, fanout: Fanout, catalogue: Catalogue, store: ArtifactStore) -> None:
@@ -111,7 +112,7 @@ class FineTuning(FineTuningServiceServicer):  # type: ignore[misc]
         if states:
             query = query.where(col(Job.state).in_(states))
         for key, value in request.labels.items():
-            query = query.where(col(Job.labels)[key].as_string() == value)  # type: ignore[index]
+            query = query.where(col(Job.labels)[key].as_string() == value)
         async with self._database.read() as session:
             rows = (await session.exec(query.limit(page.limit))).all()
             kept, token = page.cut(rows, lambda row: row.id)
@@ -149,13 +150,15 @@ class FineTuning(FineTuningServiceServicer):  # type: ignore[misc]
                     f"job {job.id} is {job.state.removeprefix('JOB_STATE_')}; cancel it before it is deleted",
                 )
             for table in (Attempt, JobEvent, Metric, SavedCheckpoint, SavedArtifact, JobEvaluation, JobExport):
-                await session.execute(delete(table).where(table.job_id == job.id))  # type: ignore[attr-defined]
+                await session.execute(delete(table).where(col(table.job_id) == job.id))
             await session.delete(job)
         # After the rows: an artifact without a row is waste, a row without its artifact would be a lie.
-        await self._store.delete_folder_async(f"{tenant}/jobs/{request.job_id}")
+        await in_thread(self._store.delete, f"{tenant}/jobs/{request.job_id}")
         return api.DeleteFineTuningJobResponse()
 
-    async def WatchFineTuningJob(self, request: api.WatchFineTuningJobRequest, context: Context) -> AsyncIterator[bytes]:
+    async def WatchFineTuningJob(
+        self, request: api.WatchFineTuningJobRequest, context: Context
+    ) -> AsyncIterator[bytes]:
         """Yields serialised responses: `add_to_server` registers this method without a serialiser."""
         _check_cursor(request.after_sequence)
         kinds = _checked_kinds(request.kinds)
@@ -261,9 +264,7 @@ class FineTuning(FineTuningServiceServicer):  # type: ignore[misc]
             known = set((await session.exec(query)).all())
         unknown = [Violation(field, f"there is no dataset {id!r}") for id, field in named.items() if id not in known]
         if unknown:
-            raise NotFound(
-                "DATASET_NOT_FOUND", "; ".join(f"{v.field}: {v.description}" for v in unknown), unknown
-            )
+            raise NotFound("DATASET_NOT_FOUND", "; ".join(f"{v.field}: {v.description}" for v in unknown), unknown)
 
     async def _earlier(self, tenant: str, request_id: str, digest: str) -> FineTuningJob | None:
         async with self._database.read() as session:
@@ -329,7 +330,7 @@ async def _messages(session: AsyncSession, jobs: Sequence[Job]) -> list[FineTuni
 def _state_name(state: int) -> str:
     if state not in JobState.values() or state == JobState.JOB_STATE_UNSPECIFIED:
         raise InvalidArgument("INVALID_STATE", f"{state} is no job state", [Violation("states", "an unknown value")])
-    return JobState.Name(state)  # type: ignore[arg-type]
+    return JobState.Name(state)
 
 
 def _checked_kinds(kinds: Sequence[str]) -> frozenset[str]:

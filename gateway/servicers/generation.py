@@ -4,9 +4,9 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
+
 from finetuneflow.v1 import evaluator_service_pb2 as api
 from finetuneflow.v1.evaluator_service_pb2_grpc import EvaluatorServiceServicer, EvaluatorServiceStub
-
 from gateway.passthrough import Passthrough
 
 Context = grpc.aio.ServicerContext[Any, Any]

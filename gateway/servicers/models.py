@@ -4,17 +4,17 @@ import asyncio
 from typing import Any
 
 import grpc
+from sqlalchemy import func
+from sqlmodel import col, select
+
+from chassis.errors import InvalidArgument, NotFound, Violation
 from engine.catalogue import Catalogue, CatalogueEntry
+from engine.errors import JobError
 from finetuneflow.v1 import model_service_pb2 as api
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 from finetuneflow.v1.model_pb2 import Model, ModelKind
 from finetuneflow.v1.model_service_pb2_grpc import ModelServiceServicer
 from finetuneflow.v1.stage_result_pb2 import PreflightResult, TrainingResult
-from sqlalchemy import func
-from sqlmodel import col, select
-
-from chassis.errors import InvalidArgument, NotFound, Violation
-from engine.errors import JobError
 from gateway import views
 from gateway.database import Database
 from gateway.paging import page_of

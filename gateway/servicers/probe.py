@@ -3,12 +3,12 @@
 from typing import Any
 
 import grpc
+
+from chassis.errors import NotFound
 from finetuneflow.v1 import probe_service_pb2 as api
 from finetuneflow.v1.hardware_pb2 import Hardware
 from finetuneflow.v1.probe_service_pb2_grpc import ProbeServiceServicer, ProbeServiceStub
 from finetuneflow.v1.work_pb2 import Node
-
-from chassis.errors import NotFound
 from gateway.passthrough import Passthrough
 
 Context = grpc.aio.ServicerContext[Any, Any]

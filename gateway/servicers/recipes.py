@@ -3,14 +3,14 @@
 from typing import Any
 
 import grpc
-from finetuneflow.v1 import recipe_pb2
-from finetuneflow.v1 import recipe_service_pb2 as api
-from finetuneflow.v1.recipe_service_pb2_grpc import RecipeServiceServicer
 
 from chassis.errors import NotFound
 from engine.config.recipes import Recipe, recipe, recipes
 from engine.config.wire import values_to_spec
 from engine.errors import JobError
+from finetuneflow.v1 import recipe_pb2
+from finetuneflow.v1 import recipe_service_pb2 as api
+from finetuneflow.v1.recipe_service_pb2_grpc import RecipeServiceServicer
 from gateway.paging import page_of
 
 Context = grpc.aio.ServicerContext[Any, Any]

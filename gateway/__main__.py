@@ -1,0 +1,162 @@
+"""A gateway: `python -m gateway`."""
+
+import asyncio
+import logging
+import signal
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from google.protobuf.message import Message
+
+from chassis.artifacts import ArtifactStore
+from chassis.bus import CLAIM_SUBJECT, Bus, report_subject
+from chassis.server import Mount, serve
+from chassis.telemetry import configure_logging
+from engine.catalogue import Catalogue
+from finetuneflow.v1 import (
+    artifact_service_pb2,
+    artifact_service_pb2_grpc,
+    dataset_service_pb2,
+    dataset_service_pb2_grpc,
+    evaluation_service_pb2,
+    evaluation_service_pb2_grpc,
+    evaluator_service_pb2,
+    evaluator_service_pb2_grpc,
+    export_service_pb2,
+    export_service_pb2_grpc,
+    fine_tuning_service_pb2,
+    model_service_pb2,
+    model_service_pb2_grpc,
+    probe_service_pb2,
+    probe_service_pb2_grpc,
+    recipe_service_pb2,
+    recipe_service_pb2_grpc,
+)
+from finetuneflow.v1.work_pb2 import ClaimRequest, ReportRequest
+from gateway.acceptance import Acceptance
+from gateway.database import Database
+from gateway.dispatch import Dispatcher
+from gateway.fanout import Fanout
+from gateway.leases import LeaseWatch
+from gateway.ledger import Ledger
+from gateway.passthrough import Passthrough
+from gateway.servicers import fine_tuning
+from gateway.servicers.artifacts import Artifacts
+from gateway.servicers.datasets import Datasets
+from gateway.servicers.evaluations import Evaluations
+from gateway.servicers.exports import Exports
+from gateway.servicers.generation import Generation
+from gateway.servicers.models import Models
+from gateway.servicers.probe import Probe
+from gateway.servicers.recipes import Recipes
+from gateway.settings import GatewaySettings
+
+log = logging.getLogger(__name__)
+
+_QUEUE = "gateways"
+Request = TypeVar("Request", bound=Message)
+
+
+async def run(settings: GatewaySettings) -> None:
+    """Serves until SIGTERM or SIGINT, or until one of its loops fails: then the process ends and is restarted."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    database = await Database.open(settings.database)
+    store = ArtifactStore(settings.artifacts)
+    catalogue = Catalogue(settings.home, settings.models)
+    bus = await Bus.connect(
+        settings.nats_url, settings.nats_user, settings.nats_password.get_secret_value(), settings.node_id
+    )
+    fanout = Fanout(database, bus)
+    dispatcher = Dispatcher(database, bus)
+    ledger = Ledger(database, fanout.publish, dispatcher.offer)
+    acceptance = Acceptance(ledger)
+    leases = LeaseWatch(database, bus, acceptance, settings.node_id, settings.lease_seconds)
+
+    passthrough = Passthrough(bus)
+
+    await fanout.start()
+    await bus.serve(CLAIM_SUBJECT, _QUEUE, _answering(ClaimRequest, acceptance.claim))
+    await bus.serve(report_subject("*"), _QUEUE, _answering(ReportRequest, acceptance.report))
+    server = await serve(
+        Mount(
+            fine_tuning_service_pb2.DESCRIPTOR.services_by_name["FineTuningService"],
+            fine_tuning.add_to_server,
+            fine_tuning.FineTuning(ledger, fanout, catalogue, store),
+        ),
+        Mount(
+            dataset_service_pb2.DESCRIPTOR.services_by_name["DatasetService"],
+            dataset_service_pb2_grpc.add_DatasetServiceServicer_to_server,
+            Datasets(database, store, settings.max_dataset_bytes),
+        ),
+        Mount(
+            artifact_service_pb2.DESCRIPTOR.services_by_name["ArtifactService"],
+            artifact_service_pb2_grpc.add_ArtifactServiceServicer_to_server,
+            Artifacts(database, store),
+        ),
+        Mount(
+            evaluation_service_pb2.DESCRIPTOR.services_by_name["EvaluationService"],
+            evaluation_service_pb2_grpc.add_EvaluationServiceServicer_to_server,
+            Evaluations(database),
+        ),
+        Mount(
+            export_service_pb2.DESCRIPTOR.services_by_name["ExportService"],
+            export_service_pb2_grpc.add_ExportServiceServicer_to_server,
+            Exports(database),
+        ),
+        Mount(
+            model_service_pb2.DESCRIPTOR.services_by_name["ModelService"],
+            model_service_pb2_grpc.add_ModelServiceServicer_to_server,
+            Models(database, catalogue),
+        ),
+        Mount(
+            recipe_service_pb2.DESCRIPTOR.services_by_name["RecipeService"],
+            recipe_service_pb2_grpc.add_RecipeServiceServicer_to_server,
+            Recipes(),
+        ),
+        Mount(
+            probe_service_pb2.DESCRIPTOR.services_by_name["ProbeService"],
+            probe_service_pb2_grpc.add_ProbeServiceServicer_to_server,
+            Probe(passthrough),
+        ),
+        Mount(
+            evaluator_service_pb2.DESCRIPTOR.services_by_name["EvaluatorService"],
+            evaluator_service_pb2_grpc.add_EvaluatorServiceServicer_to_server,
+            Generation(passthrough),
+        ),
+        listen=settings.listen,
+    )
+    log.info("gateway %s listens on %s", settings.node_id, server.address)
+    loops = [asyncio.create_task(loop) for loop in (fanout.run(), dispatcher.run(), leases.run())]
+    stopped = asyncio.create_task(stop.wait())
+    try:
+        done, _ = await asyncio.wait([*loops, stopped], return_when=asyncio.FIRST_COMPLETED)
+        for task in done - {stopped}:
+            task.result()
+    finally:
+        await server.stop()
+        for task in (*loops, stopped):
+            task.cancel()
+        await asyncio.wait([*loops, stopped])
+        await bus.close()
+        await database.close()
+
+
+def _answering(
+    request_type: type[Request], handler: Callable[[Request], Awaitable[Message]]
+) -> Callable[[bytes], Awaitable[bytes]]:
+    async def answer(data: bytes) -> bytes:
+        return (await handler(request_type.FromString(data))).SerializeToString()
+
+    return answer
+
+
+def main() -> None:
+    settings = GatewaySettings()
+    configure_logging("gateway", settings.log_level, as_json=settings.log_json)
+    asyncio.run(run(settings))
+
+
+if __name__ == "__main__":
+    main()
