@@ -1,0 +1,74 @@
+"""Greedy answers of a model to prompts."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+_PROMPTS_PER_BATCH = 8
+"""A CPU reads every weight for each new token, whether for one prompt or for eight."""
+
+
+class _Watch(StoppingCriteria):
+    """Hands out the newest token of every prompt; stops nothing."""
+
+    def __init__(self, on_tokens: Callable[[list[int]], None]) -> None:
+        self._on_tokens = on_tokens
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        self._on_tokens(input_ids[:, -1].tolist())
+        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+
+
+def generate(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    stop_ids: Sequence[int],
+    on_tokens: Callable[[list[int]], None] = lambda _: None,
+) -> list[list[int]]:
+    """The most likely continuation of each prompt, as token ids without the prompt and without the stop token.
+
+    Prompts are token ids, at least one each. An answer ends before the first of `stop_ids`, or after `max_new_tokens`.
+    `on_tokens` gets the newest token of every prompt of the running batch, after each step: for one prompt it is a
+    stream.
+    """
+    model.eval()
+    answers: list[list[int]] = []
+    for batch in _batches(prompts):
+        width = max(map(len, batch))
+        target = next(model.parameters()).device
+        ids = torch.full((len(batch), width), stop_ids[0], dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for index, prompt in enumerate(batch):
+            # On the left: a continuation has to follow its prompt.
+            ids[index, width - len(prompt) :] = torch.as_tensor(prompt)
+            mask[index, width - len(prompt) :] = 1
+        with torch.inference_mode():
+            output = model.generate(
+                input_ids=ids.to(target),
+                attention_mask=mask.to(target),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                num_beams=1,
+                eos_token_id=list(stop_ids),
+                pad_token_id=stop_ids[0],
+                use_cache=True,
+                stopping_criteria=StoppingCriteriaList([_Watch(on_tokens)]),
+            )
+        answers += [_until(row[width:].tolist(), stop_ids) for row in output]
+    return answers
+
+
+def _batches(prompts: Sequence[Sequence[int]]) -> Iterator[Sequence[Sequence[int]]]:
+    for start in range(0, len(prompts), _PROMPTS_PER_BATCH):
+        yield prompts[start : start + _PROMPTS_PER_BATCH]
+
+
+def _until(ids: list[int], stop_ids: Sequence[int]) -> list[int]:
+    for index, token in enumerate(ids):
+        if token in stop_ids:
+            return ids[:index]
+    return ids

@@ -1,0 +1,130 @@
+"""Puts a base model into memory: number format, quantisation, adapter. Weights come from safetensors only, and no code
+that ships with a model is ever run."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+
+from engine.config.job import Lora, Method, Precision, Quantization
+
+Device = Literal["cpu", "cuda"]
+
+_COMPUTE: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def device() -> Device:
+    """Where models live in this process: the first visible GPU, else the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def weights_dtype(method: Method, precision: Precision, on: Device) -> torch.dtype:
+    """The format that weights are held in.
+
+    On a CPU always float32: with precision bf16 the arithmetic is autocast, which is faster there than bfloat16
+    weights are. Weights that are trained themselves (method full) are float32 too: in 8 bits of mantissa most updates
+    at common learning rates would round to nothing. Frozen ones take the format they are computed in.
+    """
+    if precision == "auto" or method == "auto":
+        raise ValueError("method and precision must be resolved before a model is loaded")
+    if on == "cpu" or method == "full":
+        return torch.float32
+    return _COMPUTE[precision]
+
+
+def load_base(model_dir: Path, *, dtype: torch.dtype, on: Device, quantization: Quantization | None = None) -> Any:
+    """The causal language model of a Hugging Face folder, in evaluation mode, on one device.
+
+    With `quantization` its linear layers but the head are held in 4 or 8 bits; `dtype` then is that of all the rest,
+    and of the arithmetic unless the quantisation names another.
+    """
+    config = None if quantization is None else _bitsandbytes(quantization, dtype)
+    model = AutoModelForCausalLM.from_pretrained(
+        model_dir,
+        dtype=dtype,
+        quantization_config=config,
+        device_map={"": 0 if on == "cuda" else "cpu"},
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=False,
+    )
+    if quantization is not None:
+        keep_differentiable(model)
+    model.eval()
+    return model
+
+
+def keep_differentiable(model: torch.nn.Module) -> None:
+    """Stops bitsandbytes from repacking 4-bit layers on CPUs with avx512_bf16.
+
+    The first forward in evaluation mode would turn them into a layout that autograd cannot see through; training
+    after that goes on with no gradients through the base layers, and without an error.
+    """
+    from bitsandbytes.nn.modules import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def attach_lora(
+    model: PreTrainedModel,
+    lora: Lora,
+    *,
+    base_id: str,
+    revision: str,
+    quantised: bool,
+    gradient_checkpointing: bool,
+) -> PeftModel:
+    """Freezes `model` and puts trainable adapters on its linear layers.
+
+    The adapter names `base_id` and `revision` as its base, never the folder the model was read from. Unless
+    quantised, the base is left as it is: preparing it for k-bit training would double its memory for nothing.
+    """
+    if quantised:
+        model = prepare_model_for_kbit_training(
+            model,
+            use_gradient_checkpointing=gradient_checkpointing,
+            gradient_checkpointing_kwargs={"use_reentrant": False},
+        )
+    adapted = get_peft_model(
+        model,
+        LoraConfig(
+            task_type="CAUSAL_LM",
+            r=lora.r,
+            # A whole number stays one in adapter_config.json; peft takes a fraction too, whatever its type hint says.
+            lora_alpha=int(lora.lora_alpha) if lora.lora_alpha.is_integer() else lora.lora_alpha,  # type: ignore[arg-type]
+            lora_dropout=lora.lora_dropout,
+            bias=lora.bias,
+            use_rslora=lora.use_rslora,
+            # The word, not a list with it: it stands for every linear layer except the head.
+            target_modules=lora.target_modules or "all-linear",
+        ),
+    )
+    config = adapted.peft_config["default"]
+    config.base_model_name_or_path = base_id
+    config.revision = revision
+    return adapted
+
+
+def load_adapter(model: PreTrainedModel, adapter_dir: Path) -> PeftModel:
+    """`model` with a saved adapter on it, for inference. FileNotFoundError without adapter_model.safetensors: peft
+    would otherwise look for a pickle, and then on the hub."""
+    if not (adapter_dir / "adapter_model.safetensors").is_file():
+        raise FileNotFoundError(f"no adapter_model.safetensors in {adapter_dir.name}")
+    adapted = PeftModel.from_pretrained(model, str(adapter_dir), is_trainable=False)
+    adapted.eval()
+    return adapted
+
+
+def _bitsandbytes(quantization: Quantization, dtype: torch.dtype) -> BitsAndBytesConfig:
+    if quantization.bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quantization.bnb_4bit_quant_type,
+        bnb_4bit_use_double_quant=quantization.bnb_4bit_use_double_quant,
+        bnb_4bit_compute_dtype=_COMPUTE.get(quantization.bnb_4bit_compute_dtype, dtype),
+    )
