@@ -1,0 +1,332 @@
+import asyncio
+import hashlib
+import resource
+from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from sqlmodel import select
+
+from chassis.artifacts import ArtifactStore
+from finetuneflow.v1 import dataset_service_pb2 as api
+from finetuneflow.v1.dataset_pb2 import Dataset
+from finetuneflow.v1.dataset_service_pb2_grpc import DatasetServiceStub, add_DatasetServiceServicer_to_server
+from finetuneflow.v1.fine_tuning_job_spec_pb2 import DataSource, FineTuningJobSpec, TrainingPhase
+from gateway.database import Database
+from gateway.servicers.datasets import Datasets
+from gateway.tables import Job, UploadedDataset
+from tests.gateway.serving import Refusal, add_job, refusal, serving
+
+ROWS = b'{"question": "q", "answer": "a"}\n' * 100
+SHA256 = hashlib.sha256(ROWS).hexdigest()
+LIMIT = 32 << 20
+INVALID = grpc.StatusCode.INVALID_ARGUMENT
+
+
+class Room:
+    """A dataset service with its database and store, and a look behind it."""
+
+    def __init__(self, stub: DatasetServiceStub, database: Database, root: Path) -> None:
+        self.stub = stub
+        self.database = database
+        self.root = root
+
+    def upload(self, *messages: api.UploadDatasetRequest) -> Any:
+        return self.stub.UploadDataset(iter(messages))
+
+    async def uploaded(self, data: bytes = ROWS, **header: Any) -> Dataset:
+        answer: api.UploadDatasetResponse = await self.upload(head(**header), *chunks(data))
+        return answer.dataset
+
+    async def refused(self, *messages: api.UploadDatasetRequest) -> Refusal:
+        """The refusal, once nothing was found of what was sent."""
+        found = await refusal(self.upload(*messages))
+        assert await self.nothing_left()
+        return found
+
+    async def rows(self) -> list[UploadedDataset]:
+        async with self.database.read() as session:
+            return list((await session.exec(select(UploadedDataset))).all())
+
+    def files(self) -> list[Path]:
+        return [path for path in self.root.rglob("*") if path.is_file()]
+
+    async def nothing_left(self) -> bool:
+        return not await self.rows() and not self.files()
+
+
+@pytest.fixture
+async def room(tmp_path: Path) -> AsyncIterator[Room]:
+    database = await Database.open(f"sqlite:///{tmp_path / 'gateway.sqlite'}")
+    root = tmp_path / "artifacts"
+    servicer = Datasets(database, ArtifactStore(f"file://{root}"), max_bytes=LIMIT)
+    async with serving(api, "DatasetService", add_DatasetServiceServicer_to_server, servicer) as address:
+        async with grpc.aio.insecure_channel(address) as channel:
+            yield Room(DatasetServiceStub(channel), database, root)
+    await database.close()
+
+
+def head(**header: Any) -> api.UploadDatasetRequest:
+    return api.UploadDatasetRequest(header=api.UploadDatasetHeader(**{"filename": "train.jsonl", **header}))
+
+
+def chunks(data: bytes, size: int = 1 << 20) -> Iterable[api.UploadDatasetRequest]:
+    return [api.UploadDatasetRequest(chunk=data[start : start + size]) for start in range(0, len(data), size)]
+
+
+async def test_an_upload_comes_back_as_it_was_sent(room: Room) -> None:
+    """The file that is trained on is the file that was sent, under a name that people recognise."""
+    dataset = await room.uploaded(
+        filename="C:\\data\\../my rows.jsonl", size_bytes=len(ROWS), sha256=SHA256.upper(), display_name="Mine"
+    )
+    assert dataset.id.startswith("ds_")
+    assert (dataset.filename, dataset.display_name) == ("my rows.jsonl", "Mine")
+    assert (dataset.size_bytes, dataset.sha256) == (len(ROWS), SHA256)
+    assert dataset.path == f"datasets/{dataset.id}/my rows.jsonl"
+    assert (room.root / "default" / dataset.path).read_bytes() == ROWS
+    answer = await room.stub.GetDataset(api.GetDatasetRequest(dataset_id=dataset.id))
+    assert answer.dataset == dataset
+
+
+async def test_twenty_mebibytes_go_through_flat_memory(room: Room) -> None:
+    """A gateway that gathered uploads in memory would be killed by the first large file."""
+    data = bytes(range(256)) * (20 << 12)
+    await room.uploaded()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    answer = await room.stub.UploadDataset(message for message in [head(), *chunks(data, 64 << 10)])
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10
+    assert answer.dataset.sha256 == hashlib.sha256(data).hexdigest()
+    assert (room.root / "default" / answer.dataset.path).read_bytes() == data
+    # The test holds one copy as chunks; a server that held another would need twice that.
+    assert grown < 2 * len(data)
+
+
+@pytest.mark.parametrize(
+    ("header", "fields"),
+    [
+        ({"filename": ""}, ["header.filename"]),
+        ({"filename": "folder/"}, ["header.filename"]),
+        ({"filename": ".."}, ["header.filename"]),
+        ({"filename": "a\n.jsonl"}, ["header.filename"]),
+        ({"filename": "a\0.jsonl"}, ["header.filename"]),
+        ({"filename": "\u202elnosj.jsonl"}, ["header.filename"]),
+        ({"filename": "ä" * 125 + ".jsonl"}, ["header.filename"]),
+        ({"filename": "rows.csv"}, ["header.filename"]),
+        ({"filename": "jsonl"}, ["header.filename"]),
+        ({"display_name": "x" * 129}, ["header.display_name"]),
+        ({"request_id": "x" * 129}, ["header.request_id"]),
+        ({"size_bytes": -1}, ["header.size_bytes"]),
+        ({"offset": -1}, ["header.offset"]),
+        ({"sha256": "abc", "filename": "x.parquet"}, ["header.filename", "header.sha256"]),
+    ],
+)
+async def test_a_wrong_header_is_refused_with_every_field(
+    room: Room, header: dict[str, Any], fields: list[str]
+) -> None:
+    """A caller mends everything at once instead of one error a try."""
+    found = await room.refused(head(**header), *chunks(ROWS))
+    assert (found.code, found.reason) == (INVALID, "INVALID_HEADER")
+    assert list(found.fields) == fields
+
+
+async def test_an_unknown_ending_is_told_the_known_ones(room: Room) -> None:
+    found = await room.refused(head(filename="rows.csv"), *chunks(ROWS))
+    assert "rows.csv" in found.message
+    assert ".jsonl" in found.message
+
+
+@pytest.mark.parametrize(
+    ("messages", "reason"),
+    [
+        ([], "HEADER_EXPECTED"),
+        ([api.UploadDatasetRequest()], "HEADER_EXPECTED"),
+        (chunks(ROWS), "HEADER_EXPECTED"),
+        ([head()], "EMPTY_FILE"),
+        ([head(), api.UploadDatasetRequest(chunk=b"")], "EMPTY_FILE"),
+        ([head(size_bytes=0)], "EMPTY_FILE"),
+        ([head(), *chunks(ROWS), head()], "CHUNK_EXPECTED"),
+        ([head(), *chunks(ROWS), api.UploadDatasetRequest()], "CHUNK_EXPECTED"),
+        ([head(), *chunks(b"x" * ((1 << 20) + 1), 2 << 20)], "CHUNK_TOO_LARGE"),
+        ([head(size_bytes=len(ROWS) + 1), *chunks(ROWS)], "SIZE_MISMATCH"),
+        ([head(size_bytes=len(ROWS) - 1), *chunks(ROWS)], "SIZE_MISMATCH"),
+        ([head(sha256="0" * 64), *chunks(ROWS)], "SHA256_MISMATCH"),
+    ],
+)
+async def test_a_malformed_stream_leaves_nothing(
+    room: Room, messages: list[api.UploadDatasetRequest], reason: str
+) -> None:
+    """Half a file must never be trained on, nor fill the disk."""
+    found = await room.refused(*messages)
+    assert (found.code, found.reason) == (INVALID, reason)
+
+
+async def test_the_operators_limit_holds_whether_announced_or_not(room: Room) -> None:
+    """Otherwise one caller fills the disk of all."""
+    for messages in ([head(size_bytes=LIMIT + 1)], [head(), *chunks(b"x" * (LIMIT + 1))]):
+        found = await room.refused(*messages)
+        assert (found.code, found.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "DATASET_TOO_LARGE")
+        assert found.metadata["max_bytes"] == str(LIMIT)
+
+
+async def test_what_is_not_built_says_so(room: Room) -> None:
+    """A hollow success would have callers believe that their rows were checked."""
+    found = await room.refused(head(offset=5), *chunks(ROWS))
+    assert (found.code, found.reason) == (grpc.StatusCode.UNIMPLEMENTED, "RESUME_NOT_IMPLEMENTED")
+    for call in (
+        room.stub.ValidateDataset(api.ValidateDatasetRequest()),
+        room.stub.PreviewDataset(api.PreviewDatasetRequest()),
+    ):
+        found = await refusal(call)
+        assert (found.code, found.reason) == (grpc.StatusCode.UNIMPLEMENTED, "METHOD_NOT_IMPLEMENTED")
+
+
+@pytest.mark.parametrize("cut_after", [0, 1, 5])
+async def test_a_cut_upload_leaves_nothing(room: Room, cut_after: int) -> None:
+    """A laptop that closes its lid half-way leaves no dataset that only looks complete."""
+    sent = asyncio.Event()
+
+    async def messages() -> AsyncIterator[api.UploadDatasetRequest]:
+        yield head()
+        for chunk in list(chunks(bytes(6 << 20)))[:cut_after]:
+            yield chunk
+        sent.set()
+        await asyncio.Event().wait()
+
+    call = room.stub.UploadDataset(messages())
+    await asyncio.wait_for(sent.wait(), 10)
+    if cut_after == 5:
+        # The first batch is on disk by now or about to be: what is cut is a file, not only a stream.
+        await until(lambda: bool(room.files()))
+    call.cancel()
+    # A call after the cut is answered after its handler was cancelled; the rest is waited for.
+    await room.stub.ListDatasets(api.ListDatasetsRequest())
+    await until(lambda: not room.files())
+    assert await room.nothing_left()
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_a_file_whose_row_can_not_be_written_is_deleted(room: Room) -> None:
+    """Otherwise every failed write of the database leaks a file for good."""
+    async with room.database.write() as session:
+        connection = await session.connection()
+        await connection.exec_driver_sql(
+            "CREATE TRIGGER refuse BEFORE INSERT ON datasets BEGIN SELECT RAISE(ABORT, 'no'); END"
+        )
+    found = await room.refused(head(), *chunks(ROWS))
+    assert found.code is grpc.StatusCode.INTERNAL
+
+
+async def test_the_same_request_id_makes_one_dataset(room: Room) -> None:
+    """A client that retries after a lost answer gets its dataset, not a second copy."""
+    first = await room.uploaded(request_id="r1")
+    assert await room.uploaded(request_id="r1") == first
+    assert await room.uploaded(request_id="r1", sha256=SHA256) == first
+    assert (await room.uploaded(request_id="r2")).id != first.id
+    assert len(await room.rows()) == len(room.files()) == 2
+
+
+async def test_a_known_upload_is_answered_before_its_bytes_travel(room: Room) -> None:
+    """Repeating the upload of a large file after a lost answer costs nothing."""
+    first = await room.uploaded(request_id="r1")
+    answer = await room.upload(head(request_id="r1", sha256=SHA256))
+    assert answer.dataset == first
+
+
+async def test_concurrent_uploads_of_one_request_id_make_one_dataset(room: Room) -> None:
+    datasets = await asyncio.gather(*(room.uploaded(request_id="r1") for _ in range(8)))
+    assert len({dataset.id for dataset in datasets}) == 1
+    assert len(await room.rows()) == len(room.files()) == 1
+
+
+async def test_a_request_id_with_other_bytes_is_refused(room: Room) -> None:
+    """Silently answering with the older file would train on the wrong rows."""
+    first = await room.uploaded(request_id="r1")
+    other = ROWS + b"{}\n"
+    for messages in (
+        [head(request_id="r1"), *chunks(other)],
+        [head(request_id="r1", sha256=hashlib.sha256(other).hexdigest())],
+    ):
+        found = await refusal(room.upload(*messages))
+        assert (found.code, found.reason) == (grpc.StatusCode.ALREADY_EXISTS, "REQUEST_ID_REUSED")
+        assert first.id in found.message
+    assert len(await room.rows()) == len(room.files()) == 1
+
+
+@pytest.mark.parametrize("filename", ["ä" * 124 + ".jsonl", "a*[1]::b?#%.jsonl", ".jsonl"])
+async def test_odd_but_legal_names_are_kept(room: Room, filename: str) -> None:
+    """Callers name files as they like; none of it reaches a shell or a glob."""
+    dataset = await room.uploaded(filename=filename)
+    assert dataset.filename == filename
+    assert (room.root / "default" / dataset.path).read_bytes() == ROWS
+    await room.stub.DeleteDataset(api.DeleteDatasetRequest(dataset_id=dataset.id))
+    assert await room.nothing_left()
+
+
+async def test_pages_meet_without_a_gap_or_a_repeat(room: Room) -> None:
+    """Newest first, also when datasets come and go between two pages."""
+    made = [(await room.uploaded()).id for _ in range(7)]
+    listed: list[str] = []
+    token = ""
+    while True:
+        answer = await room.stub.ListDatasets(api.ListDatasetsRequest(page_size=3, page_token=token))
+        assert len(answer.datasets) <= 3
+        listed += [dataset.id for dataset in answer.datasets]
+        token = answer.next_page_token
+        if not token:
+            break
+        await room.stub.DeleteDataset(api.DeleteDatasetRequest(dataset_id=listed[-1]))
+        await room.uploaded()
+    assert listed == sorted(made, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("request_", "reason", "field"),
+    [
+        ({"page_size": -1}, "INVALID_PAGE_SIZE", "page_size"),
+        ({"page_size": 1001}, "INVALID_PAGE_SIZE", "page_size"),
+        ({"page_token": "x"}, "INVALID_PAGE_TOKEN", "page_token"),
+        ({"page_token": "ä"}, "INVALID_PAGE_TOKEN", "page_token"),
+        ({"page_token": "W10="}, "INVALID_PAGE_TOKEN", "page_token"),
+        ({"page_token": "WyJqb2JzIiwiYSJd"}, "INVALID_PAGE_TOKEN", "page_token"),
+    ],
+)
+async def test_a_page_that_can_not_be_is_refused(room: Room, request_: dict[str, Any], reason: str, field: str) -> None:
+    """An ignored token would send the first page again and again."""
+    found = await refusal(room.stub.ListDatasets(api.ListDatasetsRequest(**request_)))
+    assert (found.code, found.reason, found.fields) == (INVALID, reason, (field,))
+
+
+async def test_an_unknown_dataset_is_named(room: Room) -> None:
+    for call in (
+        room.stub.GetDataset(api.GetDatasetRequest(dataset_id="ds_nope")),
+        room.stub.DeleteDataset(api.DeleteDatasetRequest(dataset_id="ds_nope")),
+    ):
+        found = await refusal(call)
+        assert (found.code, found.reason) == (grpc.StatusCode.NOT_FOUND, "DATASET_NOT_FOUND")
+        assert "ds_nope" in found.message
+
+
+@pytest.mark.parametrize("place", ["training_data", "evaluation_data", "phases"])
+async def test_a_dataset_in_use_is_kept_until_its_jobs_have_ended(room: Room, place: str) -> None:
+    """Deleting rows under a training would fail it, hours in."""
+    dataset = await room.uploaded()
+    source = DataSource(dataset=dataset.id)
+    used = [TrainingPhase(training_data=[source])] if place == "phases" else [source]
+    job_id = await add_job(room.database, FineTuningJobSpec(**{place: used}))  # type: ignore[arg-type]
+    await add_job(room.database, FineTuningJobSpec(training_data=[DataSource(dataset="ds_other")]))
+    request = api.DeleteDatasetRequest(dataset_id=dataset.id)
+    found = await refusal(room.stub.DeleteDataset(request))
+    assert (found.code, found.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "DATASET_IN_USE")
+    assert job_id in found.message
+    async with room.database.write() as session:
+        job = await session.get_one(Job, job_id)
+        job.state = "JOB_STATE_CANCELLED"
+    await room.stub.DeleteDataset(request)
+    assert await room.nothing_left()
