@@ -1,0 +1,155 @@
+"""`metrics.json` and `training_config.json`: the job's figures and settings under the names people know."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from finetuneflow.v1.stage_result_pb2 import EvaluationResult
+from services.exporter.worker.spec import ExportSpec
+
+
+@dataclass(frozen=True)
+class Point:
+    """Loss in nats per trained token after `step` optimizer steps."""
+
+    step: int
+    loss: float
+
+
+def curve(spec: ExportSpec, name: str) -> list[Point]:
+    """The points of one series by step. A step that a second attempt made again counts as it came out last."""
+    points = {point.step: point.value for series in spec.metrics if series.name == name for point in series.points}
+    return [Point(step, points[step]) for step in sorted(points)]
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), infinite where that overflows."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
+
+
+def metrics(spec: ExportSpec) -> dict[str, Any]:
+    """Everything measured, in nats per trained token, seconds and rows a second.
+
+    `eval_loss` belongs to `best_step`, the step that is packed; `evaluation` was measured afterwards in fp32.
+    Not measured, NaN and infinity are null, the only form every JSON reader accepts.
+    """
+    training, evaluation = spec.training, spec.evaluation
+    eval_loss = training.best_eval_loss if training.HasField("best_eval_loss") else None
+    figures = {
+        "train_loss": training.train_loss,
+        "final_train_loss": training.final_train_loss,
+        "eval_loss": eval_loss,
+        "final_eval_loss": training.final_eval_loss if training.HasField("final_eval_loss") else None,
+        "perplexity": None if eval_loss is None else perplexity(eval_loss),
+        "best_step": training.best_step,
+        "total_steps": training.total_steps,
+        "early_stopped": training.early_stopped,
+        "train_runtime": training.train_runtime_seconds,
+        "train_samples_per_second": training.train_samples_per_second,
+        "train_tokens_per_second": training.train_tokens_per_second,
+        "num_trainable_parameters": training.num_trainable_parameters,
+        "train_loss_curve": [{"step": point.step, "loss": point.loss} for point in curve(spec, "loss")],
+        "eval_loss_curve": [{"step": point.step, "loss": point.loss} for point in curve(spec, "eval_loss")],
+        "evaluation": {
+            "base": _side(evaluation, "base"),
+            "tuned": _side(evaluation, "tuned"),
+            "num_examples": evaluation.num_examples,
+            "num_trained_tokens": evaluation.num_trained_tokens,
+        },
+        "inference_samples": [
+            {
+                "instruction": sample.instruction,
+                "input": sample.input,
+                "expected_output": sample.expected_output,
+                "model_output": sample.model_output,
+                "output_length": sample.output_length,
+                "base_output": sample.base_output,
+            }
+            for sample in evaluation.samples
+        ],
+    }
+    return {name: _finite(value) for name, value in figures.items()}
+
+
+def training_config(spec: ExportSpec, adapter_config: dict[str, Any] | None) -> dict[str, Any]:
+    """The settings the model was trained with.
+
+    `training`, `lora` and `quantization` carry the names that training libraries are configured with; `config` is
+    the job's whole resolved configuration under our own names. `adapter_config` is the packed one, or None for
+    method full: it knows which layers really got adapters.
+    """
+    config, model = spec.config, spec.model
+    hyperparameters = config.hyperparameters
+    evaluated = spec.training.HasField("best_eval_loss")
+    training = {
+        "num_epochs": hyperparameters.num_epochs,
+        "max_steps": hyperparameters.max_steps,
+        "learning_rate": hyperparameters.learning_rate,
+        "per_device_train_batch_size": hyperparameters.per_device_train_batch_size,
+        "per_device_eval_batch_size": hyperparameters.per_device_eval_batch_size,
+        "gradient_accumulation_steps": hyperparameters.gradient_accumulation_steps,
+        "max_seq_length": hyperparameters.max_length,
+        "warmup_ratio": hyperparameters.warmup_ratio,
+        "warmup_steps": hyperparameters.warmup_steps,
+        "weight_decay": hyperparameters.weight_decay,
+        "lr_scheduler_type": hyperparameters.lr_scheduler_type,
+        "fp16": hyperparameters.precision == "fp16",
+        "bf16": hyperparameters.precision == "bf16",
+        "gradient_checkpointing": hyperparameters.gradient_checkpointing,
+        "optim": hyperparameters.optim,
+        "logging_steps": hyperparameters.logging_steps,
+        "eval_steps": hyperparameters.eval_steps,
+        "save_steps": hyperparameters.save_steps,
+        "save_total_limit": hyperparameters.save_total_limit,
+        "load_best_model_at_end": evaluated,
+        "metric_for_best_model": "eval_loss" if evaluated else None,
+        "greater_is_better": False if evaluated else None,
+        "early_stopping_patience": hyperparameters.early_stopping_patience,
+        "seed": config.seed,
+    }
+    lora = None
+    if adapter_config is not None:
+        names = ("r", "lora_alpha", "lora_dropout", "bias", "task_type", "target_modules", "use_rslora")
+        lora = {name: adapter_config.get(name) for name in names}
+    quantization = None
+    if config.method == "qlora":
+        quantization = {
+            "load_in_4bit": config.quantization.bits == 4,
+            "load_in_8bit": config.quantization.bits == 8,
+            "bnb_4bit_compute_dtype": config.quantization.bnb_4bit_compute_dtype,
+            "bnb_4bit_quant_type": config.quantization.bnb_4bit_quant_type,
+            "bnb_4bit_use_double_quant": config.quantization.bnb_4bit_use_double_quant,
+        }
+    return {
+        "job_id": spec.job.id,
+        "create_time": spec.job.create_time,
+        "base_model": {"id": model.id, "revision": model.revision, "weights_sha256": model.weights_sha256},
+        "method": config.method,
+        "datasets": [dataset.model_dump() for dataset in spec.job.datasets],
+        "training": training,
+        "lora": lora,
+        "quantization": quantization,
+        "config": config.model_dump(mode="json"),
+        "packages": dict(sorted(spec.preflight.hardware.packages.items())),
+    }
+
+
+def _side(evaluation: EvaluationResult, side: str) -> dict[str, float | None]:
+    loss, ppl = f"{side}_loss", f"{side}_perplexity"
+    return {
+        "loss": getattr(evaluation, loss) if evaluation.HasField(loss) else None,
+        "perplexity": getattr(evaluation, ppl) if evaluation.HasField(ppl) else None,
+    }
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return value

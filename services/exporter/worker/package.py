@@ -1,0 +1,110 @@
+"""The files of the package, and the zip that holds them."""
+
+import hashlib
+import json
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from engine.data.tokenizer import Tokenizer
+from engine.errors import JobError
+from services.exporter.worker.metrics import curve, metrics, training_config
+from services.exporter.worker.model_card import model_card
+from services.exporter.worker.plots import draw_losses
+from services.exporter.worker.report import report
+from services.exporter.worker.spec import ExportSpec
+
+ZIP = "finetuneflow_export.zip"
+MANIFEST = "manifest.json"
+_ADAPTER = ("adapter_model.safetensors", "adapter_config.json")
+# What is compressed already, or cannot be: weights shrink by a tenth at the price of minutes.
+_STORED = {".safetensors", ".png"}
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+def write_model(spec: ExportSpec, folder: Path) -> dict[str, Any] | None:
+    """Copies the trained weights; returns the packed adapter_config, None for method full.
+
+    The adapter names the base by its public id and revision: a path of this machine means nothing elsewhere.
+    """
+    if spec.config.method == "full":
+        weights = sorted(spec.adapter_dir.glob("model*.safetensors*"))
+        if not weights:
+            raise FileNotFoundError(f"no model.safetensors in {spec.adapter_dir}")
+        for file in [*weights, spec.adapter_dir / "config.json", spec.adapter_dir / "generation_config.json"]:
+            if file.exists() or file.name == "config.json":
+                shutil.copyfile(file, folder / file.name)
+        return None
+    weights_name, config_name = _ADAPTER
+    shutil.copyfile(spec.adapter_dir / weights_name, folder / weights_name)
+    config: dict[str, Any] = json.loads((spec.adapter_dir / config_name).read_text("utf-8"))
+    config.update(base_model_name_or_path=spec.model.id, revision=spec.model.revision, inference_mode=True)
+    _write_json(folder / config_name, config)
+    return config
+
+
+def write_tokenizer(spec: ExportSpec, folder: Path) -> None:
+    """tokenizer.json, tokenizer_config.json, chat_template.jinja and special_tokens_map.json.
+
+    The template is the one that the rows were written with, also where the base model has none of its own.
+    transformers writes special_tokens_map.json no longer; readers of its older format still look for it.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(spec.model.path)
+    if spec.preflight.training_data.format != "text" or spec.config.chat_template is not None:
+        tokenizer.chat_template = Tokenizer(spec.model.path, spec.config.chat_template).template
+    tokenizer.save_pretrained(folder)
+    special: dict[str, Any] = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    extra = [str(token) for token in tokenizer.extra_special_tokens]
+    if extra:
+        special["additional_special_tokens"] = extra
+    _write_json(folder / "special_tokens_map.json", special)
+
+
+def write_documents(spec: ExportSpec, folder: Path, adapter_config: dict[str, Any] | None) -> None:
+    """Settings, figures, report, plot and model card."""
+    _write_json(folder / "training_config.json", training_config(spec, adapter_config))
+    _write_json(folder / "metrics.json", metrics(spec))
+    (folder / "report.md").write_text(report(spec), "utf-8")
+    (folder / "README.md").write_text(model_card(spec), "utf-8")
+    best = spec.training.best_step
+    draw_losses(folder / "train_loss.png", spec.config.display_name, curve(spec, "loss"), curve(spec, "eval_loss"), best)
+
+
+def write_manifest(spec: ExportSpec, folder: Path) -> None:
+    """manifest.json: size and SHA-256 of every other file."""
+    files = [
+        {"path": file.name, "sha256": sha256(file), "size_bytes": file.stat().st_size}
+        for file in sorted(folder.iterdir())
+    ]
+    _write_json(folder / MANIFEST, {"version": 1, "job_id": spec.job.id, "files": files})
+
+
+def write_zip(folder: Path, target: Path) -> None:
+    """All files of the folder, in name order and without clock or owner: equal content gives an equal zip."""
+    with zipfile.ZipFile(target, "w") as archive:
+        for file in sorted(folder.iterdir()):
+            entry = zipfile.ZipInfo(file.name, date_time=_EPOCH)
+            entry.external_attr = 0o644 << 16
+            entry.compress_type = zipfile.ZIP_STORED if file.suffix in _STORED else zipfile.ZIP_DEFLATED
+            with file.open("rb") as source, archive.open(entry, "w", force_zip64=True) as sink:
+                shutil.copyfileobj(source, sink, 1024 * 1024)
+
+
+def sha256(file: Path) -> str:
+    """Hexadecimal."""
+    with file.open("rb") as source:
+        return hashlib.file_digest(source, "sha256").hexdigest()
+
+
+def check_formats(spec: ExportSpec) -> None:
+    """JobError for a form that this version cannot make; the gateway refuses such a job before."""
+    for name in spec.config.export.formats:
+        if name != "adapter":
+            raise JobError("UNSUPPORTED_EXPORT_FORMAT", f"Export as {name} is not available yet.", "Use adapter.")
+
+
+def _write_json(file: Path, value: Any) -> None:
+    file.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")

@@ -1,0 +1,131 @@
+"""`report.md`: what was trained on what, how it went, and what came out."""
+
+import math
+
+from finetuneflow.v1.hardware_pb2 import Hardware
+from finetuneflow.v1.stage_result_pb2 import InferenceSample
+from services.exporter.worker.markdown import escape, row
+from services.exporter.worker.metrics import perplexity
+from services.exporter.worker.spec import ExportSpec
+
+METHODS = {"lora": "LoRA", "qlora": "QLoRA", "full": "full (every weight)"}
+NOT_MEASURED = "not measured"
+
+
+def report(spec: ExportSpec) -> str:
+    """The report in Markdown. Every figure was counted or measured by an earlier stage."""
+    sections = [
+        "# FineTuneFlow Training Report",
+        _project(spec),
+        _dataset(spec),
+        _configuration(spec),
+        _results(spec),
+        _samples(list(spec.evaluation.samples)),
+        _comparison(spec),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _project(spec: ExportSpec) -> str:
+    return f"""## Project
+- Name: {escape(spec.config.display_name)}
+- Task: {escape(spec.config.task)}
+- Base Model: {escape(spec.model.id)} (revision {escape(spec.model.revision)})"""
+
+
+def _dataset(spec: ExportSpec) -> str:
+    train, held_out = spec.preflight.training_data, spec.preflight.evaluation_data
+    return f"""## Dataset
+- Train examples: {train.num_examples:,}
+- Eval examples: {held_out.num_examples:,}
+- Avg tokens per example: {train.mean_tokens:.1f}"""
+
+
+def _configuration(spec: ExportSpec) -> str:
+    config, hyperparameters = spec.config, spec.config.hyperparameters
+    epochs = f"{hyperparameters.num_epochs:g}"
+    if hyperparameters.max_steps is not None:
+        epochs = f"as many as {hyperparameters.max_steps:,} steps make"
+    rank = f"{config.lora.r}, alpha: {config.lora.lora_alpha:g}"
+    if config.method == "full":
+        rank = "none, alpha: none"
+    return f"""## Training Configuration
+- Method: {METHODS[config.method]}
+- Epochs: {epochs}
+- Learning rate: {hyperparameters.learning_rate:g}
+- LoRA rank: {rank}
+- Max sequence length: {hyperparameters.max_length:,}
+- GPU: {_gpu(spec.preflight.hardware, config.resources.gpus)}"""
+
+
+def _gpu(hardware: Hardware, wanted: int | None) -> str:
+    if wanted == 0 or not hardware.gpus:
+        return f"none (CPU: {escape(hardware.cpu_model) or 'unknown'}, {hardware.cpu_cores} cores)"
+    used = [gpu.name for gpu in hardware.gpus[: wanted or 1]]
+    return ", ".join(escape(name) for name in used)
+
+
+def _results(spec: ExportSpec) -> str:
+    training = spec.training
+    eval_loss = ppl = NOT_MEASURED
+    if training.HasField("best_eval_loss"):
+        eval_loss = f"{training.best_eval_loss:.4f} at step {training.best_step:,}, the one that is packed"
+        if training.HasField("final_eval_loss") and training.best_step != training.total_steps:
+            eval_loss += f"; {training.final_eval_loss:.4f} at the last step, {training.total_steps:,}"
+        ppl = _number(perplexity(training.best_eval_loss))
+    ending = ", stopped early" if training.early_stopped else ""
+    return f"""## Results
+- Final train loss: {training.final_train_loss:.4f} (mean over the training {training.train_loss:.4f})
+- Final eval loss: {eval_loss}
+- Perplexity: {ppl}
+- Training time: {_duration(training.train_runtime_seconds)} ({training.total_steps:,} steps{ending})"""
+
+
+def _samples(samples: list[InferenceSample]) -> str:
+    head = "## Sample Outputs\n"
+    if not samples:
+        return head + "No samples were generated."
+    lines = [row("Instruction", "Expected", "Model Output"), row("---", "---", "---")]
+    for sample in samples:
+        lines.append(row(_question(sample), escape(sample.expected_output), escape(sample.model_output)))
+    return head + "\n".join(lines)
+
+
+def _comparison(spec: ExportSpec) -> str:
+    evaluation = spec.evaluation
+    head = "## Base vs tuned\n"
+    if not evaluation.HasField("tuned_loss"):
+        return head + "Loss and perplexity were not measured on held-out rows."
+    lines = [
+        f"Measured in fp32 on {evaluation.num_examples:,} held-out rows "
+        f"({evaluation.num_trained_tokens:,} trained tokens); loss in nats per token.",
+        "",
+        row("", "Base", "Tuned"),
+        row("---", "---", "---"),
+    ]
+    base_loss = f"{evaluation.base_loss:.4f}" if evaluation.HasField("base_loss") else NOT_MEASURED
+    base_ppl = _number(evaluation.base_perplexity) if evaluation.HasField("base_perplexity") else NOT_MEASURED
+    lines.append(row("Loss", base_loss, f"{evaluation.tuned_loss:.4f}"))
+    lines.append(row("Perplexity", base_ppl, _number(evaluation.tuned_perplexity)))
+    compared = [sample for sample in evaluation.samples if sample.base_output]
+    if compared:
+        lines += ["", row("Instruction", "Base output", "Tuned output"), row("---", "---", "---")]
+        for sample in compared:
+            lines.append(row(_question(sample), escape(sample.base_output), escape(sample.model_output)))
+    return head + "\n".join(lines)
+
+
+def _question(sample: InferenceSample) -> str:
+    return escape(f"{sample.instruction} {sample.input}")
+
+
+def _number(value: float) -> str:
+    return f"{value:,.2f}" if math.isfinite(value) and value < 1e6 else f"{value:.3g}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min {rest} s" if hours else f"{minutes} min {rest} s"

@@ -1,0 +1,85 @@
+"""What the exporter's supervisor hands to its child, as `spec.json`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from google.protobuf import json_format
+from google.protobuf.message import Message
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
+
+from engine.config.job import JobConfig
+from finetuneflow.v1.stage_result_pb2 import EvaluationResult, PreflightResult, TrainingResult
+from finetuneflow.v1.work_pb2 import MetricSeries
+
+
+class ProtoJson:
+    """Lets a pydantic field hold a proto message, written as proto JSON: NaN and infinity survive, unlike in JSON."""
+
+    def __init__(self, kind: type[Message]) -> None:
+        self._kind = kind
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        def read(value: Any) -> Message:
+            if isinstance(value, self._kind):
+                return value
+            try:
+                return json_format.ParseDict(value, self._kind())
+            except json_format.ParseError as error:
+                raise ValueError(str(error)) from error
+
+        def write(message: Message) -> dict[str, Any]:
+            return json_format.MessageToDict(message, preserving_proto_field_name=True)
+
+        return core_schema.no_info_plain_validator_function(
+            read, serialization=core_schema.plain_serializer_function_ser_schema(write)
+        )
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ModelFiles(Strict):
+    """The base model on this machine."""
+
+    path: Path
+    id: str
+    """The public id, which the adapter names as its base; never a path."""
+    revision: str
+    weights_sha256: str
+    license: str = ""
+
+
+class DatasetFile(Strict):
+    """A file the model was trained on."""
+
+    id: str
+    filename: str
+    sha256: str
+
+
+class JobFacts(Strict):
+    """What the package says of the job it came from."""
+
+    id: str
+    create_time: str
+    """RFC 3339."""
+    datasets: list[DatasetFile] = []
+
+
+class ExportSpec(Strict):
+    """One export. Paths are absolute."""
+
+    config: JobConfig
+    """The resolved configuration."""
+    model: ModelFiles
+    adapter_dir: Path
+    """The checkpoint that is packed: the job's best step."""
+    out_dir: Path
+    job: JobFacts
+    preflight: Annotated[PreflightResult, ProtoJson(PreflightResult)]
+    training: Annotated[TrainingResult, ProtoJson(TrainingResult)]
+    evaluation: Annotated[EvaluationResult, ProtoJson(EvaluationResult)]
+    metrics: list[Annotated[MetricSeries, ProtoJson(MetricSeries)]] = []
+    """Whole curves; `loss` and `eval_loss` are drawn."""

@@ -1,0 +1,116 @@
+"""Proof that the package is the trained model: loaded as its reader loads it, it answers as the checkpoint does."""
+
+import json
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from services.exporter.worker.package import MANIFEST, sha256
+from services.exporter.worker.spec import ExportSpec
+
+PROMPT = "The quick brown fox jumps over the lazy dog."
+TOLERANCE = 1e-5
+"""Largest difference of a logit. Equal weights on one machine give equal bits; this allows for threads."""
+
+
+class PackageBroken(Exception):
+    """The package is not the trained model. Nothing of it is published."""
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What was checked."""
+
+    num_tensors: int
+    max_difference: float | None
+    """Of the logits; None when the base model does not fit the free memory and only tensors were compared."""
+
+
+def verify(spec: ExportSpec, package: Path, scratch: Path) -> Verified:
+    """Unpacks the zip into `scratch` and compares it with the checkpoint, tensor by tensor and by logits.
+
+    Loads the base model once, in the precision of its files: the comparison holds in any. PackageBroken if it fails.
+    """
+    with zipfile.ZipFile(package) as archive:
+        archive.extractall(scratch)
+    for entry in json.loads((scratch / MANIFEST).read_text("utf-8"))["files"]:
+        if sha256(scratch / entry["path"]) != entry["sha256"]:
+            raise PackageBroken(f"{entry['path']} is not the file that the manifest names")
+    names = sorted(file.name for file in scratch.glob("*.safetensors"))
+    shapes = {
+        name: shape for file in names for name, shape in _compare(scratch / file, spec.adapter_dir / file).items()
+    }
+    weights = spec.model.path if spec.config.method != "full" else scratch
+    needed = sum(file.stat().st_size for file in weights.glob("*.safetensors"))
+    if spec.config.method == "full":
+        needed *= 2
+    if needed > 0.8 * psutil.virtual_memory().available:
+        return Verified(len(shapes), None)
+    inputs = _inputs(scratch)
+    if spec.config.method == "full":
+        difference = _difference(_logits(_load(scratch), inputs), _logits(_load(spec.adapter_dir), inputs))
+    else:
+        difference = _adapter_difference(spec, scratch, inputs, shapes)
+    if not difference <= TOLERANCE:
+        raise PackageBroken(f"the package's logits differ from the checkpoint's by {difference:g}")
+    return Verified(len(shapes), difference)
+
+
+def _compare(packed: Path, original: Path) -> dict[str, list[int]]:
+    with safe_open(packed, "pt") as ours, safe_open(original, "pt") as theirs:
+        if set(ours.keys()) != set(theirs.keys()):
+            raise PackageBroken(f"{packed.name} has other tensors than the checkpoint")
+        shapes: dict[str, list[int]] = {}
+        for name in ours.keys():  # noqa: SIM118 - safe_open is no mapping
+            tensor = ours.get_tensor(name)
+            if not torch.equal(tensor, theirs.get_tensor(name)):
+                raise PackageBroken(f"{packed.name}: {name} differs from the checkpoint")
+            shapes[name] = list(tensor.shape)
+    if not shapes:
+        raise PackageBroken(f"{packed.name} holds no tensors")
+    return shapes
+
+
+def _inputs(folder: Path) -> torch.Tensor:
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    ids = tokenizer(PROMPT)["input_ids"]
+    if not ids:
+        raise PackageBroken("the packed tokenizer turns text into no tokens")
+    return torch.tensor([ids])
+
+
+def _adapter_difference(spec: ExportSpec, folder: Path, inputs: torch.Tensor, shapes: dict[str, list[int]]) -> float:
+    base = _load(spec.model.path)
+    model = PeftModel.from_pretrained(base, folder, adapter_name="package")
+    # The default asks a model hub for the base under its public id, to see whether embeddings were resized: never here.
+    loaded = get_peft_model_state_dict(model, adapter_name="package", save_embedding_layers=False)
+    if {name: list(tensor.shape) for name, tensor in loaded.items()} != shapes:
+        raise PackageBroken("the adapter's tensors are not the ones that the base model takes up")
+    ours = _logits(model, inputs)
+    model.load_adapter(spec.adapter_dir, adapter_name="checkpoint")
+    model.set_adapter("checkpoint")
+    return _difference(ours, _logits(model, inputs))
+
+
+def _load(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(
+        folder, dtype="auto", local_files_only=True, use_safetensors=True, trust_remote_code=False
+    )
+
+
+def _logits(model: Any, inputs: torch.Tensor) -> torch.Tensor:
+    model.eval()
+    with torch.inference_mode():
+        logits: torch.Tensor = model(input_ids=inputs, use_cache=False).logits
+    return logits.float()
+
+
+def _difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return float((ours - theirs).abs().max())
