@@ -70,7 +70,8 @@ def write_documents(spec: ExportSpec, folder: Path, adapter_config: dict[str, An
     (folder / "report.md").write_text(report(spec), "utf-8")
     (folder / "README.md").write_text(model_card(spec), "utf-8")
     best = spec.training.best_step
-    draw_losses(folder / "train_loss.png", spec.config.display_name, curve(spec, "loss"), curve(spec, "eval_loss"), best)
+    curves = curve(spec, "loss"), curve(spec, "eval_loss")
+    draw_losses(folder / "train_loss.png", spec.config.display_name, *curves, best)
 
 
 def write_manifest(spec: ExportSpec, folder: Path) -> None:
