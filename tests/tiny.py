@@ -49,3 +49,28 @@ def make_tiny_tokenizer(directory: Path, *, chat_template: str | None = CHATML) 
     if chat_template is not None:
         (directory / "chat_template.jinja").write_text(chat_template)
     return directory
+
+
+def make_tiny_model(directory: Path, *, num_layers: int = 2, seed: int = 0) -> Path:
+    """A random Llama of 64 dimensions (float32 safetensors) with `make_tiny_tokenizer`'s tokenizer, in `directory`."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    make_tiny_tokenizer(directory)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(str(directory))
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=num_layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        LlamaForCausalLM(config).save_pretrained(directory)
+    return directory
