@@ -42,9 +42,8 @@ def plot(series: Mapping[str, Sequence[Point]], *, width: int = 60, height: int 
     text.append(f"{'':>9} └{'─' * width}\n")
     text.append(f"{'':>10} step {left:g}{max(xs):>{width - len(f'step {left:g}')}g}\n")
     for index, name in enumerate(curves):
-        text.append(f"{'':>10} " if index == 0 else "   ").append("── ", style=_COLOURS[index % len(_COLOURS)]).append(
-            name
-        )
+        text.append("   " if index else f"{'':>10} ")
+        text.append("── ", style=_COLOURS[index % len(_COLOURS)]).append(name)
     text.append("\n")
     return text
 

@@ -1,0 +1,72 @@
+import io
+import math
+
+from rich.console import Console
+
+from finetuneflow import Client
+from finetuneflow.cli.live import follow, render
+from finetuneflow.cli.plot import plot
+from finetuneflow.cli.view import JobView
+from finetuneflow.resources.event import Event
+from finetuneflow.v1 import event_pb2
+from tests.sdk.fake_gateway import JOB, FakeGateway, history
+
+
+def screen(view: JobView) -> str:
+    console = Console(file=io.StringIO(), width=120, force_terminal=True, color_system=None)
+    with console.capture() as captured:
+        console.print(render(view))
+    return captured.get()
+
+
+def test_the_display_shows_where_the_job_is() -> None:
+    view = JobView(JOB, title=JOB, clock=lambda: 100.0)
+    events = [Event.from_proto(message) for message in history()]
+    for event in events[:15]:
+        view.feed(event)
+    shown = screen(view)
+    assert "✓ preflight" in shown
+    assert "● training" in shown
+    assert "stage 2 of 4, running" in shown
+    assert "step 10/20" in shown
+    assert "loss 3.0000" in shown
+    assert "! only 12 rows" in shown
+    for event in events[15:]:
+        view.feed(event)
+    assert "eval loss 3.0000 (best 3.0000 at step 20)" in screen(view)
+    assert "✓ export" in screen(view)
+
+
+def test_the_eta_counts_down_between_events() -> None:
+    now = [0.0]
+    view = JobView(JOB, clock=lambda: now[0])
+    message = event_pb2.Event(stage=2, log=event_pb2.Log(step=1, total_steps=9, eta_seconds=60))
+    view.feed(Event.from_proto(message))
+    now[0] = 15.0
+    assert view.eta_seconds == 45.0
+
+
+def test_steps_made_again_after_a_resume_are_drawn_once() -> None:
+    view = JobView(JOB)
+    for step in (1, 2, 3, 2, 3, 4):
+        view.feed(Event.from_proto(event_pb2.Event(log=event_pb2.Log(step=step, loss=step))))
+    assert [step for step, _ in view.losses] == [1, 2, 3, 4]
+
+
+def test_on_a_terminal_a_curve_and_the_outcome_remain(client: Client, gateway: FakeGateway) -> None:
+    gateway.cut_watch_after = [5]
+    console = Console(file=io.StringIO(), width=100, force_terminal=True, color_system=None, markup=False)
+    job = follow(client, JOB, console=console)
+    assert job.state == "SUCCEEDED"
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "── loss   ── eval loss" in shown
+    assert "Held out    base 4.0000, tuned 3.0000 (-1.0000)" in shown
+
+
+def test_a_curve_falls_from_left_to_right() -> None:
+    rows = plot({"loss": [(0, 4.0), (5, math.nan), (10, 2.0)]}, width=10, height=4).plain.splitlines()
+    assert rows[0].startswith("        4 ┤⢄") or rows[0].split("┤")[1].strip()[0] in "⠑⢄⠉⠈"
+    assert rows[0].split("┤")[1][-1] == " "
+    assert rows[3].split("┤")[1][-1] != " "
+    assert plot({"loss": [(1, math.nan)]}).plain == ""
+    assert plot({"loss": [(1, 2.0)]}, width=10, height=2).plain

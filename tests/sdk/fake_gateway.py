@@ -1,0 +1,361 @@
+"""A real gRPC server whose servicers answer from a script: what a gateway says, without a gateway."""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+from google.protobuf import any_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+from finetuneflow.v1 import (
+    artifact_pb2,
+    artifact_service_pb2,
+    artifact_service_pb2_grpc,
+    dataset_pb2,
+    dataset_service_pb2,
+    dataset_service_pb2_grpc,
+    evaluation_pb2,
+    evaluation_service_pb2,
+    evaluation_service_pb2_grpc,
+    event_pb2,
+    export_pb2,
+    export_service_pb2,
+    export_service_pb2_grpc,
+    fine_tuning_job_pb2,
+    fine_tuning_service_pb2,
+    fine_tuning_service_pb2_grpc,
+    hardware_pb2,
+    model_pb2,
+    model_service_pb2,
+    model_service_pb2_grpc,
+    probe_service_pb2,
+    probe_service_pb2_grpc,
+    recipe_pb2,
+    recipe_service_pb2,
+    recipe_service_pb2_grpc,
+    stage_result_pb2,
+    work_pb2,
+)
+
+JOB = "ftjob_01jd0000000000000000000000"
+
+
+def refuse(
+    context: grpc.ServicerContext,
+    code: grpc.StatusCode,
+    message: str,
+    reason: str,
+    violations: Sequence[tuple[str, str]] = (),
+) -> None:
+    """Ends a call as the contract says: ErrorInfo always, BadRequest with one violation per field."""
+    status = status_pb2.Status(code=getattr(code_pb2, code.name), message=message)
+    details: list[Any] = [error_details_pb2.ErrorInfo(reason=reason, domain="finetuneflow", metadata={"near": "x"})]
+    if violations:
+        fields = [error_details_pb2.BadRequest.FieldViolation(field=f, description=d) for f, d in violations]
+        details.append(error_details_pb2.BadRequest(field_violations=fields))
+    for detail in details:
+        packed = any_pb2.Any()
+        packed.Pack(detail)
+        status.details.append(packed)
+    context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
+    context.abort(code, message)
+
+
+def history(*, failed: bool = False, steps: int = 20) -> list[event_pb2.Event]:
+    """The events of a short job, dense from 1."""
+    pb, job_pb = event_pb2, fine_tuning_job_pb2
+    preflight, training = job_pb.STAGE_PREFLIGHT, job_pb.STAGE_TRAINING
+    events = [
+        pb.Event(stage=preflight, state_changed=pb.StateChanged(state=job_pb.JOB_STATE_VALIDATING, stage=preflight)),
+        pb.Event(stage=preflight, phase=pb.Phase(name="counting_tokens", index=2, count=4, fraction=0.5)),
+        pb.Event(stage=preflight, warning=pb.Warning(reason="SHORT", message="only 12 rows")),
+        pb.Event(stage=preflight, stage_completed=pb.StageCompleted()),
+        pb.Event(
+            stage=training,
+            state_changed=pb.StateChanged(state=job_pb.JOB_STATE_RUNNING, stage=training, node_id="trainer-1"),
+        ),
+    ]
+    for step in range(1, steps + 1):
+        log = pb.Log(step=step, total_steps=steps, loss=4 - step / 10, learning_rate=2e-4, tokens_per_second=300)
+        events.append(pb.Event(stage=training, log=log))
+    events.append(
+        pb.Event(stage=training, eval=pb.Eval(step=steps, total_steps=steps, eval_loss=3.0, perplexity=20, best=True))
+    )
+    end = job_pb.JOB_STATE_SUCCEEDED
+    if failed:
+        end = job_pb.JOB_STATE_FAILED
+        failure = pb.StageFailed(
+            fault=job_pb.FAULT_USER_ERROR,
+            reason="BAD_DATA",
+            message="row 17 has no answer",
+            advice="mend row 17",
+            last_lines=["ValueError: no answer"],
+        )
+        events.append(pb.Event(stage=training, stage_failed=failure))
+    events.append(pb.Event(stage=training, state_changed=pb.StateChanged(state=end, stage=training)))
+    for sequence, event in enumerate(events, 1):
+        event.job_id, event.sequence, event.attempt, event.source = JOB, sequence, 1, "trainer-1"
+        event.severity = pb.SEVERITY_WARNING if event.HasField("warning") else pb.SEVERITY_INFO
+    return events
+
+
+@dataclass
+class FakeGateway(
+    fine_tuning_service_pb2_grpc.FineTuningServiceServicer,
+    dataset_service_pb2_grpc.DatasetServiceServicer,
+    artifact_service_pb2_grpc.ArtifactServiceServicer,
+    evaluation_service_pb2_grpc.EvaluationServiceServicer,
+    export_service_pb2_grpc.ExportServiceServicer,
+    model_service_pb2_grpc.ModelServiceServicer,
+    recipe_service_pb2_grpc.RecipeServiceServicer,
+    probe_service_pb2_grpc.ProbeServiceServicer,
+):
+    """`events` is the one job's history; the other fields say where it misbehaves."""
+
+    events: list[event_pb2.Event] = field(default_factory=history)
+    jobs: int = 1
+    # Watching: events sent before the connection is cut, one entry per connection; then all of them.
+    cut_watch_after: list[int] = field(default_factory=list)
+    # Answers UNAVAILABLE, as a dying server does, to so many calls of a method.
+    outages: dict[str, int] = field(default_factory=dict)
+    refusals: dict[str, Callable[[grpc.ServicerContext], None]] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
+    cut_download_after: list[int] = field(default_factory=list)
+    corrupt_downloads: int = 0
+    calls: list[tuple[str, Any]] = field(default_factory=list)
+    tokens: list[str] = field(default_factory=list)
+    uploads: dict[str, bytes] = field(default_factory=dict)
+    deleted: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.lock = threading.Lock()
+
+    def _enter(self, method: str, request: Any, context: grpc.ServicerContext) -> None:
+        with self.lock:
+            self.calls.append((method, request))
+            self.tokens += [str(value) for key, value in context.invocation_metadata() if key == "authorization"]
+            if self.outages.get(method, 0) > 0:
+                self.outages[method] -= 1
+                context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
+        if method in self.refusals:
+            self.refusals[method](context)
+
+    def requests(self, method: str) -> list[Any]:
+        return [request for name, request in self.calls if name == method]
+
+    @property
+    def job(self) -> fine_tuning_job_pb2.FineTuningJob:
+        last = next(e for e in reversed(self.events) if e.HasField("state_changed")).state_changed
+        job = fine_tuning_job_pb2.FineTuningJob(
+            id=JOB, state=last.state, stage=last.stage, last_sequence=len(self.events), attempt=1
+        )
+        job.spec.base_model, job.spec.method = "smollm2-135m", 2
+        job.create_time.FromSeconds(1_700_000_000)
+        job.progress.step, job.progress.total_steps, job.progress.loss = 20, 20, 2.0
+        if last.state == fine_tuning_job_pb2.JOB_STATE_SUCCEEDED:
+            job.reason, job.tuned_model = "COMPLETED", f"ft:{JOB}"
+            job.evaluation_id, job.export_id = "ev_1", "ex_1"
+        if last.state == fine_tuning_job_pb2.JOB_STATE_FAILED:
+            job.fault, job.reason = fine_tuning_job_pb2.FAULT_USER_ERROR, "BAD_DATA"
+            job.message, job.advice = "row 17 has no answer", "mend row 17"
+        return job
+
+    # FineTuningService
+
+    def CreateFineTuningJob(self, request: Any, context: Any) -> Any:
+        self._enter("CreateFineTuningJob", request, context)
+        job = fine_tuning_job_pb2.FineTuningJob(
+            id="" if request.validate_only else JOB, spec=request.spec, state=1, stage=1
+        )
+        return fine_tuning_service_pb2.CreateFineTuningJobResponse(fine_tuning_job=job)
+
+    def GetFineTuningJob(self, request: Any, context: Any) -> Any:
+        self._enter("GetFineTuningJob", request, context)
+        if request.job_id != JOB:
+            refuse(context, grpc.StatusCode.NOT_FOUND, f"no job {request.job_id}", "JOB_NOT_FOUND")
+        return fine_tuning_service_pb2.GetFineTuningJobResponse(fine_tuning_job=self.job)
+
+    def ListFineTuningJobs(self, request: Any, context: Any) -> Any:
+        self._enter("ListFineTuningJobs", request, context)
+        first = int(request.page_token or 0)
+        last = min(first + request.page_size, self.jobs)
+        jobs = [self.job for _ in range(first, last)]
+        for number, job in enumerate(jobs, first):
+            job.id = f"ftjob_{number}"
+        token = str(last) if last < self.jobs else ""
+        return fine_tuning_service_pb2.ListFineTuningJobsResponse(fine_tuning_jobs=jobs, next_page_token=token)
+
+    def CancelFineTuningJob(self, request: Any, context: Any) -> Any:
+        self._enter("CancelFineTuningJob", request, context)
+        job = self.job
+        job.state = fine_tuning_job_pb2.JOB_STATE_CANCELLING
+        return fine_tuning_service_pb2.CancelFineTuningJobResponse(fine_tuning_job=job)
+
+    def WatchFineTuningJob(self, request: Any, context: Any) -> Iterator[Any]:
+        self._enter("WatchFineTuningJob", request, context)
+        if request.job_id != JOB:
+            refuse(context, grpc.StatusCode.NOT_FOUND, f"no job {request.job_id}", "JOB_NOT_FOUND")
+        cut = self.cut_watch_after.pop(0) if self.cut_watch_after else None
+        pending = [event for event in self.events if event.sequence > request.after_sequence]
+        batches = [pending[i : i + 3] for i in range(0, len(pending), 3)]
+        sent = 0
+        for batch in batches:
+            if cut is not None and sent + len(batch) > cut:
+                # Part of a batch arrives; its cursor is the last event of that part.
+                batch = batch[: cut - sent]
+            shown = [e for e in batch if not request.kinds or e.WhichOneof("payload") in request.kinds]
+            through = batch[-1].sequence if batch else request.after_sequence
+            yield fine_tuning_service_pb2.WatchFineTuningJobResponse(events=shown, through_sequence=through)
+            sent += len(batch)
+            if cut is not None and sent >= cut:
+                context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
+
+    def ListFineTuningJobEvents(self, request: Any, context: Any) -> Any:
+        self._enter("ListFineTuningJobEvents", request, context)
+        page = [e for e in self.events if e.sequence > request.after_sequence][:7]
+        shown = [e for e in page if not request.kinds or e.WhichOneof("payload") in request.kinds]
+        through = page[-1].sequence if page else request.after_sequence
+        return fine_tuning_service_pb2.ListFineTuningJobEventsResponse(events=shown, through_sequence=through)
+
+    def GetMetrics(self, request: Any, context: Any) -> Any:
+        self._enter("GetMetrics", request, context)
+        points = [work_pb2.MetricPoint(step=s, value=4 - s / 10) for s in range(1, 6)]
+        return fine_tuning_service_pb2.GetMetricsResponse(series=[work_pb2.MetricSeries(name="loss", points=points)])
+
+    # DatasetService
+
+    def UploadDataset(self, request_iterator: Any, context: Any) -> Any:
+        header = next(request_iterator).header
+        self._enter("UploadDataset", header, context)
+        content = b"".join(message.chunk for message in request_iterator)
+        assert len(content) == header.size_bytes
+        assert hashlib.sha256(content).hexdigest() == header.sha256
+        dataset_id = f"ds_{hashlib.sha256(header.request_id.encode()).hexdigest()[:26]}"
+        self.uploads[dataset_id] = content
+        dataset = dataset_pb2.Dataset(id=dataset_id, filename=header.filename, size_bytes=len(content))
+        return dataset_service_pb2.UploadDatasetResponse(dataset=dataset)
+
+    def ListDatasets(self, request: Any, context: Any) -> Any:
+        self._enter("ListDatasets", request, context)
+        datasets = [dataset_pb2.Dataset(id=id, filename="train.jsonl", size_bytes=1536) for id in self.uploads]
+        return dataset_service_pb2.ListDatasetsResponse(datasets=datasets)
+
+    def DeleteDataset(self, request: Any, context: Any) -> Any:
+        self._enter("DeleteDataset", request, context)
+        self.deleted.append(request.dataset_id)
+        return dataset_service_pb2.DeleteDatasetResponse()
+
+    # ArtifactService
+
+    def _artifacts(self) -> list[artifact_pb2.Artifact]:
+        return [
+            artifact_pb2.Artifact(
+                id=f"ar_{number}",
+                job_id=JOB,
+                name=name,
+                kind="export_file" if name.startswith("export/") else "checkpoint",
+                sha256=hashlib.sha256(content).hexdigest(),
+                size_bytes=len(content),
+                media_type="application/octet-stream",
+            )
+            for number, (name, content) in enumerate(self.files.items())
+        ]
+
+    def ListArtifacts(self, request: Any, context: Any) -> Any:
+        self._enter("ListArtifacts", request, context)
+        return artifact_service_pb2.ListArtifactsResponse(artifacts=self._artifacts())
+
+    def DownloadArtifact(self, request: Any, context: Any) -> Iterator[Any]:
+        self._enter("DownloadArtifact", request, context)
+        artifact = self._artifacts()[int(request.artifact_id.removeprefix("ar_"))]
+        content = self.files[artifact.name]
+        if request.offset > len(content):
+            refuse(context, grpc.StatusCode.OUT_OF_RANGE, "beyond the end", "OFFSET_BEYOND_END")
+        if self.corrupt_downloads:
+            self.corrupt_downloads -= 1
+            content = bytes(len(content))
+        cut = self.cut_download_after.pop(0) if self.cut_download_after else None
+        yield artifact_service_pb2.DownloadArtifactResponse(artifact=artifact)
+        end = len(content) if cut is None else min(len(content), request.offset + cut)
+        for start in range(request.offset, end, 1000):
+            yield artifact_service_pb2.DownloadArtifactResponse(chunk=content[start : min(start + 1000, end)])
+        if cut is not None and end < len(content):
+            context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
+
+    # The others
+
+    def GetEvaluation(self, request: Any, context: Any) -> Any:
+        self._enter("GetEvaluation", request, context)
+        result = stage_result_pb2.EvaluationResult(base_loss=4.0, tuned_loss=3.0, num_examples=12)
+        evaluation = evaluation_pb2.Evaluation(id="ev_1", job_id=JOB, result=result)
+        return evaluation_service_pb2.GetEvaluationResponse(evaluation=evaluation)
+
+    def GetExport(self, request: Any, context: Any) -> Any:
+        self._enter("GetExport", request, context)
+        result = stage_result_pb2.ExportResult(package_path="jobs/x/export.zip", package_size_bytes=2048)
+        export = export_pb2.Export(id="ex_1", job_id=JOB, formats=[1], result=result)
+        return export_service_pb2.GetExportResponse(export=export)
+
+    def ListModels(self, request: Any, context: Any) -> Any:
+        self._enter("ListModels", request, context)
+        model = model_pb2.Model(id="smollm2-135m", kind=1, num_parameters=134_515_008, license="Apache-2.0")
+        return model_service_pb2.ListModelsResponse(models=[model])
+
+    def _recipe(self) -> recipe_pb2.Recipe:
+        recipe = recipe_pb2.Recipe(name="cpu-demo", description="small and quick")
+        recipe.spec.lora.r, recipe.spec.hyperparameters.learning_rate = 16, 5e-4
+        return recipe
+
+    def GetRecipe(self, request: Any, context: Any) -> Any:
+        self._enter("GetRecipe", request, context)
+        return recipe_service_pb2.GetRecipeResponse(recipe=self._recipe())
+
+    def ListRecipes(self, request: Any, context: Any) -> Any:
+        self._enter("ListRecipes", request, context)
+        return recipe_service_pb2.ListRecipesResponse(recipes=[self._recipe()])
+
+    def GetHardware(self, request: Any, context: Any) -> Any:
+        self._enter("GetHardware", request, context)
+        gpu = hardware_pb2.Gpu(index=0, name="H200", memory_total_bytes=2**37, temperature_celsius=40)
+        machine = hardware_pb2.Hardware(node_id="probe-1", cpu_model="Zen", cpu_cores=2, gpus=[gpu])
+        return probe_service_pb2.GetHardwareResponse(hardware=[machine])
+
+
+class Running:
+    """The gateway on a port of its own, which can be stopped and started again."""
+
+    def __init__(self, gateway: FakeGateway) -> None:
+        self.gateway = gateway
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.address = f"127.0.0.1:{probe.getsockname()[1]}"
+        self._server: grpc.Server | None = None
+
+    def start(self) -> None:
+        server = grpc.server(ThreadPoolExecutor(8))
+        for add in (
+            fine_tuning_service_pb2_grpc.add_FineTuningServiceServicer_to_server,
+            dataset_service_pb2_grpc.add_DatasetServiceServicer_to_server,
+            artifact_service_pb2_grpc.add_ArtifactServiceServicer_to_server,
+            evaluation_service_pb2_grpc.add_EvaluationServiceServicer_to_server,
+            export_service_pb2_grpc.add_ExportServiceServicer_to_server,
+            model_service_pb2_grpc.add_ModelServiceServicer_to_server,
+            recipe_service_pb2_grpc.add_RecipeServiceServicer_to_server,
+            probe_service_pb2_grpc.add_ProbeServiceServicer_to_server,
+        ):
+            add(self.gateway, server)
+        server.add_insecure_port(self.address)
+        server.start()
+        self._server = server
+
+    def stop(self) -> None:
+        if self._server is not None:
+            self._server.stop(None).wait()
+            self._server = None

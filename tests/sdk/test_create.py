@@ -1,0 +1,101 @@
+from pathlib import Path
+
+import pytest
+
+from finetuneflow import Client, InvalidArgument
+from finetuneflow.spec import draft_spec, spec_to_dict
+from finetuneflow.v1 import fine_tuning_job_spec_pb2 as pb
+from tests.sdk.fake_gateway import FakeGateway
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    path = tmp_path / "train.jsonl"
+    path.write_text('{"question": "q", "answer": "a"}\n' * 50_000)
+    return path
+
+
+def test_files_are_uploaded_and_named_by_their_ids(client: Client, gateway: FakeGateway, rows: Path) -> None:
+    job = client.jobs.create(
+        base_model="smollm2-135m",
+        training_data=[rows, {"dataset": "ds_abc", "weight": 0.5, "mapping": {"question": "q"}}],
+        evaluation_data=str(rows),
+        method="lora",
+        hyperparameters={"num_epochs": 1, "max_seq_length": 128, "precision": "bf16", "learning_rate": None},
+        lora={"r": 8, "target_modules": ["q_proj"]},
+        labels={"team": "a"},
+    )
+    (request,) = gateway.requests("CreateFineTuningJob")
+    (uploaded,) = gateway.uploads
+    assert gateway.uploads[uploaded] == rows.read_bytes()
+    assert [source.dataset for source in request.spec.training_data] == [uploaded, "ds_abc"]
+    assert request.spec.evaluation_data[0].dataset == uploaded
+    assert request.spec.method == pb.TRAINING_METHOD_LORA
+    assert request.spec.hyperparameters.max_length == 128
+    assert not request.spec.hyperparameters.HasField("learning_rate")
+    assert request.request_id
+    assert job.spec["hyperparameters"] == {"num_epochs": 1.0, "max_length": 128, "precision": "bf16"}
+    assert job.spec["training_data"][1]["mapping"] == {"question": "q"}
+
+
+def test_what_comes_back_can_be_sent_again(client: Client) -> None:
+    spec = pb.FineTuningJobSpec(base_model="m", method=3, seed=7)
+    spec.training_data.add(dataset="ds_1", weight=2)
+    spec.quantization.bits = 4
+    spec.export.formats.append(pb.EXPORT_FORMAT_GGUF)
+    assert draft_spec(spec_to_dict(spec)).spec == spec
+    assert client.jobs.create(spec=spec).proto.spec == spec  # type: ignore[attr-defined]
+
+
+def test_everything_wrong_is_said_at_once_and_before_any_upload(
+    client: Client, gateway: FakeGateway, rows: Path
+) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        client.jobs.create(
+            training_data=[rows, "hf://org/name", "missing.jsonl"],
+            method="lorra",
+            hyperparameters={"learnin_rate": 1, "r": 3, "num_epochs": "three", "max_length": 5, "max_seq_length": 5},
+            lora={"r": 2.5, "target_modules": "q_proj"},
+            seed=2**70,
+        )
+    said = dict(caught.value.violations)
+    assert "did you mean `learning_rate`" in said["spec.hyperparameters.learnin_rate"]
+    assert "`lora.r`" in said["spec.hyperparameters.r"]
+    assert "number" in said["spec.hyperparameters.num_epochs"]
+    assert "`max_length`" in said["spec.hyperparameters.max_seq_length"]
+    assert "did you mean `lora`" in said["spec.method"]
+    assert "whole number" in said["spec.lora.r"]
+    assert "list" in said["spec.lora.target_modules"]
+    assert "hf://" in said["spec.training_data[1].dataset"]
+    assert "no such file" in said["spec.training_data[2].dataset"]
+    assert {"spec.base_model", "spec.seed"} <= said.keys()
+    assert gateway.calls == []
+
+
+def test_a_create_whose_answer_was_lost_makes_one_job(client: Client, gateway: FakeGateway) -> None:
+    gateway.outages = {"CreateFineTuningJob": 2}
+    client.jobs.create(base_model="m", training_data="ds_1")
+    requests = gateway.requests("CreateFineTuningJob")
+    assert len(requests) == 3
+    assert len({request.request_id for request in requests}) == 1
+
+
+def test_a_dry_run_leaves_nothing_on_the_server(client: Client, gateway: FakeGateway, rows: Path) -> None:
+    job = client.jobs.create(base_model="m", training_data=rows, validate_only=True)
+    assert job.id == ""
+    assert gateway.requests("CreateFineTuningJob")[0].validate_only
+    assert gateway.deleted == list(gateway.uploads)
+
+
+def test_the_same_file_again_is_the_same_dataset(client: Client, gateway: FakeGateway, rows: Path) -> None:
+    for _ in range(2):
+        client.jobs.create(base_model="m", training_data=rows)
+    assert len(gateway.uploads) == 1
+
+
+def test_numbers_may_be_text_as_out_of_an_environment_variable() -> None:
+    spec = draft_spec(
+        {"base_model": "m", "training_data": "ds_1", "seed": "7", "hyperparameters": {"packing": "true"}}
+    ).spec
+    assert spec.seed == 7
+    assert spec.hyperparameters.packing is True
