@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 from google.protobuf.message import Message
 
 from engine.config.job import JobConfig
+from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 
 
 def spec_to_dict(message: FineTuningJobSpec) -> dict[str, Any]:

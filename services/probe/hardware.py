@@ -1,0 +1,162 @@
+"""What this machine has: read from the operating system and NVIDIA's management library, never from torch.
+
+A serving process asks it too, so it costs milliseconds and a few megabytes.
+"""
+
+import importlib.metadata
+import os
+import platform
+import shutil
+from pathlib import Path
+
+import psutil
+
+from finetuneflow.v1.hardware_pb2 import Gpu, Hardware
+
+PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate")
+_FEATURES = (
+    "avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "amx_tile", "asimd", "sve", "bf16",
+)  # fmt: skip
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def read_hardware(node_id: str, disk: Path) -> Hardware:
+    """This machine now; `disk` is where checkpoints are written. What cannot be read stays unset."""
+    cpu = _cpu_info()
+    total, available = _memory()
+    hardware = Hardware(
+        node_id=node_id,
+        cpu_model=cpu.get("model name", platform.processor()),
+        cpu_cores=_cores(),
+        cpu_features=[name for name in _FEATURES if name in cpu.get("flags", cpu.get("Features", "")).split()],
+        memory_total_bytes=total,
+        memory_available_bytes=available,
+        disk_free_bytes=shutil.disk_usage(_existing(disk)).free,
+        has_nvidia_smi=shutil.which("nvidia-smi") is not None,
+        packages=_packages(),
+        platform=platform.platform(),
+        python_version=platform.python_version(),
+    )
+    _read_gpus(hardware)
+    # A CPU build of torch names itself so; which GPUs it may see is the usual variable's say.
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    torch = hardware.packages.get("torch", "")
+    hardware.cuda_available = bool(hardware.gpus) and bool(torch) and "+cpu" not in torch and not hidden
+    return hardware
+
+
+def _existing(folder: Path) -> Path:
+    return next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+
+
+def _cpu_info() -> dict[str, str]:
+    """Of the first processor that /proc/cpuinfo lists; empty where there is no such file."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return {}
+    pairs = (line.split(":", 1) for line in text.split("\n\n", 1)[0].splitlines() if ":" in line)
+    return {key.strip(): value.strip() for key, value in pairs}
+
+
+def _cores() -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _read_words(_own_cgroup() / "cpu.max")
+    if len(quota) == 2 and quota[0].isdigit():
+        cores = min(cores, max(1, int(quota[0]) // int(quota[1])))
+    return cores
+
+
+def _memory() -> tuple[int, int]:
+    """Total and available bytes, of the container's limit where that is lower than the machine's."""
+    machine = psutil.virtual_memory()
+    total, available = int(machine.total), int(machine.available)
+    group, v1 = _own_cgroup(), _CGROUP / "memory"
+    limits = (
+        (group / "memory.max", group / "memory.current"),
+        (v1 / "memory.limit_in_bytes", v1 / "memory.usage_in_bytes"),
+    )
+    for limit, used in limits:
+        allowed, taken = _read_words(limit), _read_words(used)
+        if allowed and allowed[0].isdigit() and int(allowed[0]) < total:
+            total = int(allowed[0])
+            # File pages count as used, though the kernel gives them up when memory is asked for.
+            reclaimable = _statistic(limit.with_name("memory.stat"), "inactive_file")
+            free = total - (int(taken[0]) if taken else 0) + reclaimable
+            available = max(0, min(available, free))
+    return total, available
+
+
+def _own_cgroup() -> Path:
+    for line in _read_words(Path("/proc/self/cgroup")):
+        if line.startswith("0::"):
+            group = _CGROUP / line.removeprefix("0::").lstrip("/")
+            return group if (group / "memory.max").exists() else _CGROUP
+    return _CGROUP
+
+
+def _read_words(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="ascii", errors="replace").split()
+    except OSError:
+        return []
+
+
+def _statistic(path: Path, name: str) -> int:
+    words = _read_words(path)
+    return int(words[words.index(name) + 1]) if name in words else 0
+
+
+def _packages() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _read_gpus(hardware: Hardware) -> None:
+    try:
+        import pynvml
+    except ImportError:
+        return
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return
+    try:
+        hardware.driver_version = pynvml.nvmlSystemGetDriverVersion()
+        version = pynvml.nvmlSystemGetCudaDriverVersion()
+        hardware.cuda_version = f"{version // 1000}.{version % 1000 // 10}"
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            hardware.gpus.append(_gpu(index))
+    except pynvml.NVMLError:
+        # A GPU that does not answer cannot be trained on: what was read so far stands.
+        return
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _gpu(index: int) -> Gpu:
+    import pynvml
+
+    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+    memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+    major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
+    gpu = Gpu(
+        index=index,
+        name=pynvml.nvmlDeviceGetName(handle),
+        memory_total_bytes=memory.total,
+        memory_free_bytes=memory.free,
+        compute_capability=f"{major}.{minor}",
+        bf16=major >= 8,
+    )
+    # Not every GPU and not every container lets these be read.
+    try:
+        gpu.temperature_celsius = pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU)
+        gpu.utilization = pynvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100
+    except pynvml.NVMLError:
+        return gpu
+    return gpu

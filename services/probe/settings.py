@@ -1,0 +1,13 @@
+"""What can be set about this process: `FTF_PROBE_<KEY>`, else `FTF_<KEY>`."""
+
+from typing import ClassVar
+
+from services.settings import ServiceSettings
+
+
+class ProbeSettings(ServiceSettings):
+    """Those of every service, with the probe's own port."""
+
+    service: ClassVar[str] = "probe"
+
+    listen: str = "127.0.0.1:7461"

@@ -1,0 +1,7 @@
+"""A preflight child: `python -m services.probe.worker SPEC.json`. Without a supervisor it prints what it finds."""
+
+from chassis.pipe import run_child
+from services.probe.worker.preflight import preflight
+
+if __name__ == "__main__":
+    run_child(preflight)

@@ -1,0 +1,222 @@
+"""Makes every automatic choice of a job for one machine, each with its reason."""
+
+import difflib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from engine.config.job import Hyperparameters, JobConfig
+from engine.errors import JobError, Violation
+from finetuneflow.v1.fine_tuning_job_pb2 import Resolution
+from finetuneflow.v1.hardware_pb2 import Gpu, Hardware
+from services.probe.worker.memory import ModelShape, training_bytes
+
+_MARGIN = 0.85
+"""Share of the free memory that an estimate may fill: it is one, and other processes live too."""
+_GIB = 2**30
+
+
+@dataclass
+class Resolved:
+    """The configuration without automatic values, why each became what it is, and what is doubtful about it."""
+
+    config: JobConfig
+    resolutions: list[Resolution] = field(default_factory=list)
+    warnings: list[tuple[str, str, str]] = field(default_factory=list)
+    """(reason, message, advice)"""
+
+    def choose(self, path: str, value: Any, reason: str) -> None:
+        """Sets the field at `path` (`hyperparameters.precision`) and notes why."""
+        section, _, name = path.rpartition(".")
+        if section:
+            inner = getattr(self.config, section).model_copy(update={name: value})
+            self.config = self.config.model_copy(update={section: inner})
+        else:
+            self.config = self.config.model_copy(update={name: value})
+        shown = str(value).lower() if isinstance(value, bool) else str(value)
+        self.resolutions.append(Resolution(field=path, value=shown, reason=reason))
+
+    def warn(self, reason: str, message: str, advice: str) -> None:
+        self.warnings.append((reason, message, advice))
+
+
+def resolve_length(resolved: Resolved, context_length: int, *, asked: bool) -> None:
+    """Clips max_length to what the model was made for; `asked`: the caller set it."""
+    wanted = resolved.config.hyperparameters.max_length
+    if 0 < context_length < wanted:
+        resolved.choose(
+            "hyperparameters.max_length", context_length, f"the model's context; {wanted:,} is more than it"
+        )
+        if asked:
+            message = f"max_length = {wanted:,} is more than the model's context of {context_length:,} tokens."
+            resolved.warn("MAX_LENGTH_CLIPPED", message, f"Set max_length to {context_length} or less.")
+
+
+def resolve(resolved: Resolved, hardware: Hardware, shape: ModelShape, longest_row: int) -> None:
+    """Makes all choices that depend on the machine and the data.
+
+    Raises JobError: NO_GPU, PRECISION_UNAVAILABLE, MISSING_PACKAGE, UNKNOWN_MODULE, INSUFFICIENT_MEMORY.
+    """
+    gpu = _gpu(resolved, hardware)
+    _check_modules(resolved.config, shape)
+    _precision(resolved, hardware, gpu)
+    memory = _Memory(resolved, hardware, shape, gpu, longest_row)
+    _method(resolved, hardware, gpu, memory)
+    _optimizer(resolved, hardware, gpu)
+    _checkpointing(resolved, memory)
+    if not resolved.config.lora.target_modules and resolved.config.method != "full":
+        reason = "adapters on all of them learn more than on attention alone, at little cost"
+        resolved.resolutions.append(
+            Resolution(field="lora.target_modules", value="every linear layer except the head", reason=reason)
+        )
+
+
+def total_steps(num_sequences: int, hyper: Hyperparameters) -> int:
+    """Optimizer steps as the Trainer counts them: an epoch's last step takes whatever batches are left."""
+    if hyper.max_steps is not None:
+        return hyper.max_steps
+    batches = math.ceil(num_sequences / hyper.per_device_train_batch_size)
+    per_epoch = max(math.ceil(batches / hyper.gradient_accumulation_steps), 1)
+    return math.ceil(hyper.num_epochs * per_epoch)
+
+
+def _gpu(resolved: Resolved, hardware: Hardware) -> Gpu | None:
+    """The GPU to train on, if any."""
+    usable = list(hardware.gpus) if hardware.cuda_available else []
+    asked = resolved.config.resources.gpus
+    if asked is None:
+        reason = f"{usable[0].name} is usable" if usable else "no GPU is usable on this node"
+        resolved.choose("resources.gpus", 1 if usable else 0, reason)
+    elif asked > len(usable):
+        message = f"{asked} GPU asked for, {len(usable)} usable on this node."
+        raise _refuse("NO_GPU", "resources.gpus", message, "Leave resources.gpus out to train on what there is.")
+    return max(usable, key=lambda gpu: gpu.memory_free_bytes) if usable and asked != 0 else None
+
+
+def _check_modules(config: JobConfig, shape: ModelShape) -> None:
+    known = sorted({name.rpartition(".")[2] for name in shape.linear})
+    violations = []
+    for index, target in enumerate(config.lora.target_modules):
+        if not any(name == target or name.endswith(f".{target}") for name in shape.linear):
+            close = difflib.get_close_matches(target, known, n=1)
+            hint = f"Did you mean {close[0]}?" if close else f"It has: {', '.join(known)}."
+            message = f"The base model has no linear layer {target!r}. {hint}"
+            violations.append(Violation(f"spec.lora.target_modules[{index}]", message))
+    if violations:
+        advice = "Leave target_modules out for every linear layer except the head."
+        raise JobError("UNKNOWN_MODULE", violations[0].description, advice, violations)
+
+
+def _precision(resolved: Resolved, hardware: Hardware, gpu: Gpu | None) -> None:
+    asked = resolved.config.hyperparameters.precision
+    fast = [name for name in ("amx_bf16", "avx512_bf16") if name in hardware.cpu_features]
+    if asked == "auto":
+        if gpu is not None:
+            value = "bf16" if gpu.bf16 else "fp16"
+            reason = f"{gpu.name} has compute capability {gpu.compute_capability}; bf16 needs 8.0"
+        else:
+            value = "bf16" if fast else "fp32"
+            reason = f"the processor has {fast[0]}" if fast else "the processor has neither avx512_bf16 nor amx_bf16"
+        resolved.choose("hyperparameters.precision", value, reason)
+    elif (asked == "fp16" and gpu is None) or (asked == "bf16" and not (gpu.bf16 if gpu is not None else fast)):
+        where = gpu.name if gpu is not None else "a CPU" if asked == "fp16" else "this CPU"
+        message = f"{asked} cannot be had on {where}."
+        advice = "Leave precision out: preflight takes the fastest one that the hardware has."
+        raise _refuse("PRECISION_UNAVAILABLE", "hyperparameters.precision", message, advice)
+    if resolved.config.quantization.bnb_4bit_compute_dtype == "auto":
+        value = resolved.config.hyperparameters.precision
+        resolved.choose("quantization.bnb_4bit_compute_dtype", value, "the job's precision")
+
+
+class _Memory:
+    """What a training would take, and what is free where it would run."""
+
+    def __init__(
+        self, resolved: Resolved, hardware: Hardware, shape: ModelShape, gpu: Gpu | None, longest_row: int
+    ) -> None:
+        self._resolved, self._shape, self._gpu, self._longest = resolved, shape, gpu, longest_row
+        self.free = gpu.memory_free_bytes if gpu is not None else hardware.memory_available_bytes
+        self.where = f"of {gpu.name}" if gpu is not None else "of main memory"
+
+    def needed(self, method: str, *, recompute: bool) -> int:
+        config = self._resolved.config
+        half = config.hyperparameters.precision != "fp32"
+        on_gpu = self._gpu is not None
+        return training_bytes(
+            config, self._shape, method=method, on_gpu=on_gpu, half=half, tokens=self._longest, recompute=recompute
+        )
+
+    def fits(self, method: str, *, recompute: bool) -> bool:
+        return self.needed(method, recompute=recompute) <= self.free * _MARGIN
+
+    def compared(self, method: str, *, recompute: bool) -> str:
+        needed = self.needed(method, recompute=recompute)
+        return f"about {needed / _GIB:.1f} GiB needed, {self.free / _GIB:.1f} GiB {self.where} free"
+
+
+def _method(resolved: Resolved, hardware: Hardware, gpu: Gpu | None, memory: _Memory) -> None:
+    quantises = "bitsandbytes" in hardware.packages
+    method = resolved.config.method
+    if method == "auto":
+        recompute = resolved.config.hyperparameters.gradient_checkpointing is not False
+        if gpu is None:
+            method, reason = "lora", "on a CPU quantised weights only cost time"
+        elif memory.fits("lora", recompute=recompute) or not quantises:
+            method, reason = "lora", f"{memory.compared('lora', recompute=recompute)}"
+        else:
+            method, reason = "qlora", f"LoRA does not fit: {memory.compared('lora', recompute=recompute)}"
+        resolved.choose("method", method, reason)
+    if method == "qlora" and not quantises:
+        message = "QLoRA needs the package bitsandbytes, which is not installed on this node."
+        raise _refuse("MISSING_PACKAGE", "method", message, 'Set method = "lora", or have the operator install it.')
+    if method == "qlora" and gpu is None:
+        message = "QLoRA on a CPU works, but every pass expands the 4-bit weights again: LoRA is faster."
+        resolved.warn("QLORA_ON_CPU", message, 'Set method = "lora" unless memory is short.')
+
+
+def _optimizer(resolved: Resolved, hardware: Hardware, gpu: Gpu | None) -> None:
+    asked = resolved.config.hyperparameters.optim
+    if asked == "auto":
+        if resolved.config.method == "qlora" and gpu is not None:
+            resolved.choose("hyperparameters.optim", "paged_adamw_8bit", "QLoRA on a GPU: states in 8 bit, paged")
+        else:
+            reason = (
+                "the states of adapters are small" if resolved.config.method != "full" else "exact, no extra package"
+            )
+            resolved.choose("hyperparameters.optim", "adamw_torch", reason)
+    elif asked.endswith("bit"):
+        if "bitsandbytes" not in hardware.packages:
+            message = f"{asked} needs the package bitsandbytes, which is not installed on this node."
+            raise _refuse("MISSING_PACKAGE", "hyperparameters.optim", message, 'Set optim = "adamw_torch".')
+        if gpu is None:
+            message = f"{asked} saves nothing on a CPU: paging needs a GPU."
+            resolved.warn("OPTIMIZER_ON_CPU", message, 'Set optim = "adamw_torch", or leave it out.')
+
+
+def _checkpointing(resolved: Resolved, memory: _Memory) -> None:
+    method = resolved.config.method
+    asked = resolved.config.hyperparameters.gradient_checkpointing
+    if asked is None:
+        keep = memory.fits(method, recompute=False)
+        reason = f"without it, {memory.compared(method, recompute=False)}"
+        resolved.choose("hyperparameters.gradient_checkpointing", not keep, reason)
+    recompute = bool(resolved.config.hyperparameters.gradient_checkpointing)
+    if memory.needed(method, recompute=recompute) > memory.free:
+        hyper = resolved.config.hyperparameters
+        smaller = [f"per_device_train_batch_size below {hyper.per_device_train_batch_size}"]
+        smaller += [f"max_length below {hyper.max_length}"]
+        smaller += ["gradient_checkpointing = true"] if not recompute else []
+        smaller += ['method = "lora" or "qlora"'] if method == "full" else []
+        smaller += ['method = "qlora"'] if method == "lora" else []
+        message = f"The training does not fit: {memory.compared(method, recompute=recompute)}."
+        advice = f"Try, in this order: {', '.join(smaller)}; or a smaller base model, or a larger node."
+        raise _refuse("INSUFFICIENT_MEMORY", "method", message, advice)
+    if not memory.fits(method, recompute=recompute):
+        message = f"Memory is tight: {memory.compared(method, recompute=recompute)}."
+        resolved.warn("MEMORY_TIGHT", message, "Lower per_device_train_batch_size or max_length should it run out.")
+
+
+def _refuse(reason: str, path: str, message: str, advice: str) -> JobError:
+    violations: Sequence[Violation] = [Violation(f"spec.{path}", message)]
+    return JobError(reason, message, advice, violations)
