@@ -7,9 +7,10 @@ is `b"".join(frames)`.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from google.protobuf.message import DecodeError
+
 from finetuneflow.v1.event_pb2 import Event, Severity
 from finetuneflow.v1.fine_tuning_job_pb2 import JobState
-from finetuneflow.v1.work_pb2 import EventRun
 
 TERMINAL_STATES = frozenset({JobState.JOB_STATE_SUCCEEDED, JobState.JOB_STATE_FAILED, JobState.JOB_STATE_CANCELLED})
 # What a payload that this version does not know is called; it is stored and forwarded all the same.
@@ -62,8 +63,16 @@ def frame_of_stored(event: bytes) -> Frame:
 
 
 def frames_of_run(run: bytes) -> list[Frame]:
-    """The frames of an EventRun."""
-    return [frame_of(event.SerializeToString(), event, event.sequence) for event in EventRun.FromString(run).events]
+    """The frames of an EventRun, byte for byte. DecodeError when it is none."""
+    frames = []
+    position = 0
+    while position < len(run):
+        start, size = _read_varint(run, position + 1)
+        if run[position] != _EVENTS_TAG[0] or start + size > len(run):
+            raise DecodeError("not a run of events")
+        frames.append(frame_of_stored(run[start : start + size]))
+        position = start + size
+    return frames
 
 
 def watch_response(frames: Iterable[Frame], through_sequence: int) -> bytes:
@@ -78,3 +87,14 @@ def _varint(value: int) -> bytes:
         value >>= 7
     out.append(value)
     return bytes(out)
+
+
+def _read_varint(data: bytes, position: int) -> tuple[int, int]:
+    """(where it ends, its value)."""
+    value = shift = 0
+    while position < len(data):
+        value |= (data[position] & 0x7F) << shift
+        if data[position] < 0x80:
+            return position + 1, value
+        position, shift = position + 1, shift + 7
+    raise DecodeError("a varint that does not end")

@@ -84,9 +84,9 @@ class Decision:
             self.session.add(self.ready)
             await self.session.flush()
         if self._events:
-            await self.session.execute(insert(JobEvent), self._events)
+            await self.session.exec(insert(JobEvent), params=self._events)
         if self.metrics:
-            await self.session.execute(insert(Metric), [metric.model_dump() for metric in self.metrics])
+            await self.session.exec(insert(Metric), params=[metric.model_dump() for metric in self.metrics])
 
 
 class Ledger:

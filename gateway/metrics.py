@@ -39,7 +39,8 @@ async def read_series(session: AsyncSession, job_id: str, names: Sequence[str], 
         .order_by(rows.c.name, rows.c.sequence)
     )
     series: dict[str, MetricSeries] = {}
-    for name, step, value, epoch, sequence in (await session.execute(thinned)).all():
+    connection = await session.connection()
+    for name, step, value, epoch, sequence in (await connection.execute(thinned)).all():
         points = series.setdefault(name, MetricSeries(name=name)).points
         points.append(
             MetricPoint(step=step, value=math.nan if value is None else value, epoch=epoch, sequence=sequence)

@@ -43,7 +43,7 @@ async def project(decision: Decision, event: Event, sequence: int) -> None:
             pruned = update(SavedCheckpoint).where(
                 col(SavedCheckpoint.job_id) == job.id, col(SavedCheckpoint.path) == event.checkpoint_pruned.path
             )
-            await decision.session.execute(pruned.values(pruned=True))
+            await decision.session.exec(pruned.values(pruned=True))
         case "config_resolved":
             job.config = event.config_resolved.SerializeToString()
         case "artifact":
@@ -58,7 +58,7 @@ async def _add_metrics(
     if event.attempt > 1:
         # This attempt trains these steps again: what an older one measured there is no longer part of the run.
         decision.metrics = [m for m in decision.metrics if m.attempt == event.attempt or m.step < step]
-        await decision.session.execute(
+        await decision.session.exec(
             delete(Metric).where(
                 col(Metric.job_id) == decision.job.id,
                 col(Metric.step) >= step,
@@ -84,7 +84,7 @@ async def _add_checkpoint(decision: Decision, event: Event, saved: CheckpointSav
     job = decision.job
     if saved.best:
         others = update(SavedCheckpoint).where(col(SavedCheckpoint.job_id) == job.id)
-        await decision.session.execute(others.values(best=False))
+        await decision.session.exec(others.values(best=False))
     decision.session.add(
         SavedCheckpoint(
             job_id=job.id,

@@ -114,6 +114,8 @@ class Upload:
         self._writer: AtomicWriter | None = None
         self.size_bytes = 0
         """Received so far."""
+        self.committed = False
+        """Whether the file may be under its path."""
 
     @property
     def sha256(self) -> str:
@@ -139,6 +141,7 @@ class Upload:
         """The file appears under its path, whole."""
         if self._writer is None:
             raise RuntimeError("nothing was received")
+        self.committed = True
         try:
             await in_thread(self._writer.commit)
         except OSError as error:

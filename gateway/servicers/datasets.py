@@ -109,6 +109,9 @@ class Datasets(DatasetServiceServicer):
 
     async def _clean_up(self, upload: Upload, tenant: str, dataset_id: str) -> None:
         await upload.abort()
+        if not upload.committed:
+            return
+        # A write that failed may have been done all the same, when the connection broke with its answer.
         async with self._database.read() as session:
             recorded = await session.get(UploadedDataset, dataset_id)
         if recorded is None:

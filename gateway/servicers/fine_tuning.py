@@ -150,7 +150,7 @@ class FineTuning(FineTuningServiceServicer):
                     f"job {job.id} is {job.state.removeprefix('JOB_STATE_')}; cancel it before it is deleted",
                 )
             for table in (Attempt, JobEvent, Metric, SavedCheckpoint, SavedArtifact, JobEvaluation, JobExport):
-                await session.execute(delete(table).where(col(table.job_id) == job.id))
+                await session.exec(delete(table).where(col(table.job_id) == job.id))
             await session.delete(job)
         # After the rows: an artifact without a row is waste, a row without its artifact would be a lie.
         await in_thread(self._store.delete, f"{tenant}/jobs/{request.job_id}")

@@ -89,7 +89,7 @@ class Models(ModelServiceServicer):
         try:
             self._catalogue.check(model_id)
         except JobError as error:
-            return f"{message}: {error.message} {error.advice}".strip()
+            return f"{message}: {error.message}"
         return f"{message} in the catalogue; a job takes Hugging Face ids all the same"
 
 

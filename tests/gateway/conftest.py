@@ -1,0 +1,71 @@
+"""The gateway's own pieces on a real SQLite and a real PostgreSQL."""
+
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from sqlmodel import SQLModel
+
+from gateway.acceptance import Acceptance
+from gateway.database import Database
+from gateway.frames import Frame
+from gateway.ledger import Ledger
+from gateway.tables import Attempt
+from tests.postgres import PostgresServer, binaries
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    if binaries() is None:
+        pytest.skip("PostgreSQL's server is not installed")
+    # Not below pytest's own folder, which only its owner may enter.
+    with tempfile.TemporaryDirectory(prefix="ftf-postgres-") as folder:
+        server = PostgresServer(Path(folder))
+        server.start()
+        yield server
+        server.stop()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Database]:
+    """An empty database with the schema of the migrations."""
+    if request.param == "sqlite":
+        database = await Database.open(f"sqlite:///{tmp_path / 'gateway.sqlite'}")
+    else:
+        server: PostgresServer = request.getfixturevalue("postgres")
+        database = await Database.open(server.url)
+        async with database.write() as session:
+            for table in reversed(SQLModel.metadata.sorted_tables):
+                await session.exec(table.delete())
+    yield database
+    await database.close()
+
+
+class Recorder:
+    """Where a ledger announces to: what watchers and workers would be told."""
+
+    def __init__(self) -> None:
+        self.frames: list[Frame] = []
+        self.offered: list[Attempt] = []
+
+    async def publish(self, job_id: str, frames: list[Frame]) -> None:
+        self.frames.extend(frames)
+
+    async def offer(self, attempt: Attempt) -> None:
+        self.offered.append(attempt)
+
+
+@pytest.fixture
+def told() -> Recorder:
+    return Recorder()
+
+
+@pytest.fixture
+def ledger(database: Database, told: Recorder) -> Ledger:
+    return Ledger(database, told.publish, told.offer)
+
+
+@pytest.fixture
+def acceptance(ledger: Ledger) -> Acceptance:
+    return Acceptance(ledger)

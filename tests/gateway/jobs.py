@@ -1,0 +1,120 @@
+"""Jobs and workers for the gateway's tests."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from google.protobuf.message import Message
+from sqlmodel import col, select
+
+from finetuneflow.v1.event_pb2 import Event, Log, StageCompleted, StageFailed
+from finetuneflow.v1.fine_tuning_job_pb2 import Stage
+from finetuneflow.v1.fine_tuning_job_spec_pb2 import DataSource, FineTuningJobSpec
+from finetuneflow.v1.stage_result_pb2 import EvaluationResult, ExportResult, PreflightResult, TrainingResult
+from finetuneflow.v1.work_pb2 import Assignment, ClaimRequest, ClaimResponse, ReportRequest, ReportResponse
+from gateway import lifecycle
+from gateway.acceptance import Acceptance
+from gateway.identifiers import new_id
+from gateway.ledger import Ledger
+from gateway.tables import Attempt, Job, JobEvent, now
+
+PAYLOADS = {p.message_type.name: p.name for p in Event.DESCRIPTOR.oneofs_by_name["payload"].fields}
+RESULTS: dict[str, dict[str, Any]] = {
+    "STAGE_PREFLIGHT": {"preflight": PreflightResult(total_steps=48)},
+    "STAGE_TRAINING": {"training": TrainingResult(total_steps=48)},
+    "STAGE_EVALUATION": {"evaluation": EvaluationResult(base_loss=4.0, tuned_loss=3.0)},
+    "STAGE_EXPORT": {"export": ExportResult(package_path="x.zip")},
+}
+
+
+def a_job(**fields: Any) -> Job:
+    spec = FineTuningJobSpec(base_model="tiny", training_data=[DataSource(dataset="ds_1")])
+    values: dict[str, Any] = {
+        "id": new_id("ftjob"),
+        "tenant": "default",
+        "request_sha256": "0" * 64,
+        "spec": spec.SerializeToString(),
+        "pool": "default",
+        "max_attempts": 3,
+        "state": "JOB_STATE_VALIDATING",
+        "stage": "STAGE_PREFLIGHT",
+        "create_time": now(),
+        "update_time": now(),
+    }
+    return Job(**(values | fields))
+
+
+async def create(ledger: Ledger, **fields: Any) -> str:
+    job = a_job(**fields)
+    async with ledger.create(job) as decision:
+        lifecycle.open_attempt(decision, "STAGE_PREFLIGHT", reason="CREATED")
+    return job.id
+
+
+async def job_of(ledger: Ledger, job_id: str) -> Job:
+    async with ledger.database.read() as session:
+        return (await session.exec(select(Job).where(Job.id == job_id))).one()
+
+
+async def attempts_of(ledger: Ledger, job_id: str) -> Sequence[Attempt]:
+    async with ledger.database.read() as session:
+        query = select(Attempt).where(Attempt.job_id == job_id).order_by(col(Attempt.create_time))
+        return (await session.exec(query)).all()
+
+
+async def events_of(ledger: Ledger, job_id: str) -> list[Event]:
+    async with ledger.database.read() as session:
+        query = select(JobEvent.event).where(JobEvent.job_id == job_id).order_by(col(JobEvent.sequence))
+        return [Event.FromString(event) for event in (await session.exec(query)).all()]
+
+
+class Worker:
+    """Speaks the claim and report protocol for one attempt."""
+
+    def __init__(self, acceptance: Acceptance, claim_id: str = "a" * 32) -> None:
+        self.acceptance = acceptance
+        self.claim_id = claim_id
+        self.assignment = Assignment()
+        self.ordinal = 0
+
+    async def claim(self, attempt: Attempt) -> ClaimResponse:
+        request = ClaimRequest(
+            job_id=attempt.job_id,
+            stage=Stage.Value(attempt.stage),
+            attempt=attempt.attempt,
+            claim_id=self.claim_id,
+            node_id="node-1",
+        )
+        response = await self.acceptance.claim(request)
+        self.assignment.CopyFrom(response.assignment)
+        return response
+
+    def event(self, payload: Message, ordinal: int) -> bytes:
+        event = Event(
+            job_id=self.assignment.job_id,
+            stage=self.assignment.stage,
+            attempt=self.assignment.attempt,
+            ordinal=ordinal,
+            source="node-1",
+            **{PAYLOADS[payload.DESCRIPTOR.name]: payload},  # type: ignore[arg-type]
+        )
+        return event.SerializeToString()
+
+    async def report(self, *payloads: Message, first: int | None = None) -> ReportResponse:
+        """Reports payloads from ordinal `first` on: by default what follows on."""
+        start = self.ordinal if first is None else first
+        events = [self.event(payload, start + index) for index, payload in enumerate(payloads)]
+        response = await self.acceptance.report(
+            ReportRequest(job_id=self.assignment.job_id, claim_id=self.claim_id, first_ordinal=start, events=events)
+        )
+        self.ordinal = max(self.ordinal, response.next_ordinal)
+        return response
+
+    async def complete(self) -> ReportResponse:
+        return await self.report(StageCompleted(**RESULTS[Stage.Name(self.assignment.stage)]))
+
+    async def fail(self, reason: str = "CRASHED", fault: str = "FAULT_SYSTEM_ERROR") -> ReportResponse:
+        return await self.report(StageFailed(reason=reason, fault=fault, message="it broke", advice="mend it"))
+
+
+def log_at(step: int, loss: float = 1.0) -> Log:
+    return Log(step=step, total_steps=48, loss=loss, learning_rate=1e-4, elapsed_seconds=step, num_tokens=step * 10)

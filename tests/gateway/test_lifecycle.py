@@ -1,0 +1,270 @@
+"""What a caller would miss if a rule of the job's life were broken."""
+
+import asyncio
+import math
+
+import pytest
+
+from chassis.errors import FailedPrecondition
+from finetuneflow.v1.event_pb2 import CheckpointSaved, Eval, StageReleased
+from finetuneflow.v1.stage_result_pb2 import PreflightResult
+from finetuneflow.v1.work_pb2 import Directive, ReportRequest
+from gateway import lifecycle, views
+from gateway.acceptance import Acceptance
+from gateway.ledger import Ledger
+from gateway.metrics import read_series
+from tests.gateway.conftest import Recorder
+from tests.gateway.jobs import Worker, attempts_of, create, events_of, job_of, log_at
+
+STAGES = ["STAGE_PREFLIGHT", "STAGE_TRAINING", "STAGE_EVALUATION", "STAGE_EXPORT"]
+
+
+async def working(acceptance: Acceptance, told: Recorder, name: str = "a") -> Worker:
+    """A worker that holds the attempt that was offered last."""
+    worker = Worker(acceptance, name * 32)
+    assert (await worker.claim(told.offered[-1])).HasField("assignment")
+    return worker
+
+
+async def training(ledger: Ledger, acceptance: Acceptance, told: Recorder, **fields: object) -> tuple[str, Worker]:
+    """A job whose training is claimed."""
+    job_id = await create(ledger, **fields)
+    await (await working(acceptance, told)).complete()
+    return job_id, await working(acceptance, told, "b")
+
+
+async def test_a_job_passes_through_its_four_stages(ledger: Ledger, acceptance: Acceptance, told: Recorder) -> None:
+    job_id = await create(ledger)
+    for stage in STAGES:
+        assert told.offered[-1].stage == stage
+        await (await working(acceptance, told)).complete()
+    job = await job_of(ledger, job_id)
+    assert (job.state, job.reason) == ("JOB_STATE_SUCCEEDED", "COMPLETED")
+    events = await events_of(ledger, job_id)
+    assert [event.sequence for event in events] == list(range(1, job.last_sequence + 1))
+    assert [frame.sequence for frame in told.frames] == list(range(1, job.last_sequence + 1))
+    assert told.frames[-1].terminal
+    assert not any(frame.terminal for frame in told.frames[:-1])
+
+
+async def test_an_attempt_is_claimed_once(ledger: Ledger, acceptance: Acceptance, told: Recorder) -> None:
+    await create(ledger)
+    first, second = Worker(acceptance, "a" * 32), Worker(acceptance, "b" * 32)
+    granted = await first.claim(told.offered[0])
+    assert granted.assignment.claim_id == "a" * 32
+    assert (await second.claim(told.offered[0])).refused.reason == "CLAIMED_BY_ANOTHER"
+    again = await first.claim(told.offered[0])
+    assert again == granted, "a claim whose answer was lost is answered as before"
+
+
+async def test_concurrent_claims_have_one_winner(ledger: Ledger, acceptance: Acceptance, told: Recorder) -> None:
+    await create(ledger)
+    workers = [Worker(acceptance, f"{number:032x}") for number in range(8)]
+    answers = await asyncio.gather(*(worker.claim(told.offered[0]) for worker in workers))
+    assert sum(answer.HasField("assignment") for answer in answers) == 1
+
+
+async def test_a_report_sent_twice_is_accepted_once(ledger: Ledger, acceptance: Acceptance, told: Recorder) -> None:
+    job_id, worker = await training(ledger, acceptance, told)
+    await worker.report(log_at(1), log_at(2), log_at(3))
+    repeated = await worker.report(log_at(2), log_at(3), log_at(4), first=1)
+    assert repeated.next_ordinal == 4
+    steps = [event.log.step for event in await events_of(ledger, job_id) if event.HasField("log")]
+    assert steps == [1, 2, 3, 4]
+
+
+async def test_a_report_with_a_hole_accepts_nothing_and_rewinds_the_worker(
+    ledger: Ledger, acceptance: Acceptance, told: Recorder
+) -> None:
+    job_id, worker = await training(ledger, acceptance, told)
+    before = await job_of(ledger, job_id)
+    answer = await worker.report(log_at(9), first=5)
+    assert (answer.next_ordinal, answer.directive) == (0, Directive.DIRECTIVE_RUN)
+    assert (await job_of(ledger, job_id)).last_sequence == before.last_sequence
+
+
+async def test_a_worker_without_the_current_claim_is_stopped(
+    ledger: Ledger, acceptance: Acceptance, told: Recorder
+) -> None:
+    job_id, worker = await training(ledger, acceptance, told)
+    attempt = (await attempts_of(ledger, job_id))[-1]
+    await acceptance.expire(job_id, "b" * 32, attempt.beat)
+    before = await job_of(ledger, job_id)
+    assert (before.state, before.reason, before.attempt) == ("JOB_STATE_QUEUED", "RETRYING", 2)
+    zombie = await worker.report(log_at(7))
+    assert zombie.directive == Directive.DIRECTIVE_STOP
+    assert (await job_of(ledger, job_id)).last_sequence == before.last_sequence, "a zombie's event was accepted"
+
+
+async def test_a_lease_does_not_expire_when_a_report_came_meanwhile(
+    ledger: Ledger, acceptance: Acceptance, told: Recorder
+) -> None:
+    job_id, worker = await training(ledger, acceptance, told)
+    beat = (await attempts_of(ledger, job_id))[-1].beat
+    await worker.report()
+    await acceptance.expire(job_id, worker.claim_id, beat)
+    assert (await job_of(ledger, job_id)).state == "JOB_STATE_RUNNING"
+
+
+async def test_a_system_failure_is_retried_until_max_attempts(
+    ledger: Ledger, acceptance: Acceptance, told: Recorder
+) -> None:
+    job_id, worker = await training(ledger, acceptance, told, max_attempts=2)
+    await worker.fail("KILLED")
+    job = await job_of(ledger, job_id)
+    assert (job.state, job.stage, job.attempt, job.failed_attempts) == ("JOB_STATE_QUEUED", "STAGE_TRAINING", 2, 1)
+    await (await working(acceptance, told, "c")).fail("KILLED")
+    job = await job_of(ledger, job_id)
+    assert (job.state, job.reason, job.fault) == ("JOB_STATE_FAILED", "KILLED", "FAULT_SYSTEM_ERROR")
+    assert job.advice == "mend it"
+
+
+async def test_a_user_error_is_never_retried(ledger: Ledger, acceptance: Acceptance, told: Recorder) -> None:
+    job_id = await create(ledger)
+    await (await working(acceptance, told)).fail("BAD_DATA", "FAULT_USER_ERROR")
+    job = await job_of(ledger, job_id)
+    assert (job.state, job.fault, job.failed_attempts) == ("JOB_STATE_FAILED", "FAULT_USER_ERROR", 1)
+
+
+async def test_what_follows_a_stage_ending_event_is_dropped(
+    ledger: Ledger, acceptance: Acceptance, told: Recorder
+) -> None:
+    job_id, worker = await training(ledger, acceptance, told)
+    await worker.fail("KILLED")
+    answer = await worker.report(log_at(1))
+    assert answer.directive == Directive.DIRECTIVE_STOP
+    assert not any(event.HasField("log") for event in await events_of(ledger, job_id))
+
+
+@pytest.mark.parametrize("data", [b"\xff\xff\xff", b""])
+async def test_an_event_that_is_not_the_claims_own_fails_the_claim(
+    ledger: Ledger, acceptance: Acceptance, told: Recorder, data: bytes
+) -> None:
+    job_id, worker = await training(ledger, acceptance, told)
+    await acceptance.report(ReportRequest(job_id=job_id, claim_id=worker.claim_id, first_ordinal=0, events=[data]))
+    job = await job_of(ledger, job_id)
+    assert (job.state, job.reason) == ("JOB_STATE_QUEUED", "RETRYING")
+    assert "BAD_EVENT" in job.message
+
+
+async def test_cancelling_a_waiting_job_ends_it_at_once(ledger: Ledger, acceptance: Acceptance, told: Recorder) -> None:
+    job_id = await create(ledger)
+    for _ in range(2):
+        async with ledger.decide(job_id) as decision:
+            lifecycle.cancel(decision)
+    assert (await job_of(ledger, job_id)).state == "JOB_STATE_CANCELLED"
+    assert (await Worker(acceptance).claim(told.offered[0])).refused.reason == "ENDED"
+    assert sum(frame.terminal for frame in told.frames) == 1
+
+
+async def test_cancelling_a_running_job_tells_its_worker(
+    ledger: Ledger, acceptance: Acceptance, told: Recorder
+) -> None:
+    job_id, worker = await training(ledger, acceptance, told)
+    async with ledger.decide(job_id) as decision:
+        lifecycle.cancel(decision)
+    assert (await job_of(ledger, job_id)).state == "JOB_STATE_CANCELLING"
+    assert (await worker.report()).directive == Directive.DIRECTIVE_CANCEL
+    await worker.report(StageReleased(reason="CANCELLED"))
+    assert (await job_of(ledger, job_id)).state == "JOB_STATE_CANCELLED"
+
+
+async def test_a_completion_that_loses_against_cancel_is_cancelled(
+    ledger: Ledger, acceptance: Acceptance, told: Recorder
+) -> None:
+    job_id, worker = await training(ledger, acceptance, told)
+    async with ledger.decide(job_id) as decision:
+        lifecycle.cancel(decision)
+    await worker.complete()
+    assert (await job_of(ledger, job_id)).state == "JOB_STATE_CANCELLED"
+
+
+async def test_pause_and_resume_continue_the_same_job(ledger: Ledger, acceptance: Acceptance, told: Recorder) -> None:
+    job_id, worker = await training(ledger, acceptance, told)
+    await worker.report(CheckpointSaved(step=10, path="jobs/x/step-10", manifest_sha256="f" * 64))
+    async with ledger.decide(job_id) as decision:
+        lifecycle.pause(decision)
+    assert (await worker.report()).directive == Directive.DIRECTIVE_PAUSE
+    await worker.report(StageReleased(reason="PAUSED"))
+    assert (await job_of(ledger, job_id)).state == "JOB_STATE_PAUSED"
+    async with ledger.decide(job_id) as decision:
+        lifecycle.resume(decision)
+    again = await working(acceptance, told, "c")
+    assert [checkpoint.step for checkpoint in again.assignment.checkpoints] == [10]
+    job = await job_of(ledger, job_id)
+    assert (job.state, job.attempt, job.failed_attempts) == ("JOB_STATE_RUNNING", 2, 0)
+
+
+async def test_a_stage_completed_while_pausing_pauses_before_the_next(
+    ledger: Ledger, acceptance: Acceptance, told: Recorder
+) -> None:
+    job_id, worker = await training(ledger, acceptance, told)
+    async with ledger.decide(job_id) as decision:
+        lifecycle.pause(decision)
+    await worker.complete()
+    job = await job_of(ledger, job_id)
+    assert (job.state, job.stage) == ("JOB_STATE_PAUSED", "STAGE_EVALUATION")
+    async with ledger.decide(job_id) as decision:
+        lifecycle.resume(decision)
+    assert (told.offered[-1].stage, told.offered[-1].attempt) == ("STAGE_EVALUATION", 1)
+
+
+async def test_an_ended_job_refuses_verbs(ledger: Ledger, acceptance: Acceptance, told: Recorder) -> None:
+    job_id = await create(ledger)
+    await (await working(acceptance, told)).fail("BAD_DATA", "FAULT_USER_ERROR")
+    for verb in (lifecycle.cancel, lifecycle.pause, lifecycle.resume):
+        with pytest.raises(FailedPrecondition, match="is FAILED"):
+            async with ledger.decide(job_id) as decision:
+                verb(decision)
+
+
+async def test_steps_trained_again_replace_what_was_measured_before(
+    ledger: Ledger, acceptance: Acceptance, told: Recorder
+) -> None:
+    job_id, worker = await training(ledger, acceptance, told)
+    await worker.report(log_at(1, 3.0), log_at(2, 2.0), log_at(3, 1.0))
+    await worker.fail("KILLED")
+    again = await working(acceptance, told, "c")
+    await again.report(log_at(2, 2.5), log_at(3, math.nan))
+    async with ledger.database.read() as session:
+        (series,) = await read_series(session, job_id, ["loss"], 100)
+    assert [point.step for point in series.points] == [1, 2, 3]
+    assert [point.value for point in series.points[:2]] == [3.0, 2.5]
+    assert math.isnan(series.points[2].value), "a NaN loss must be shown as it is"
+
+
+async def test_curves_are_thinned_evenly_and_keep_their_ends(
+    ledger: Ledger, acceptance: Acceptance, told: Recorder
+) -> None:
+    job_id, worker = await training(ledger, acceptance, told)
+    await worker.report(*(log_at(step) for step in range(1, 101)))
+    async with ledger.database.read() as session:
+        for limit in (2, 3, 7, 99, 100, 1000):
+            (series,) = await read_series(session, job_id, ["loss"], limit)
+            steps = [point.step for point in series.points]
+            assert len(steps) <= limit
+            assert (steps[0], steps[-1]) == (1, 100)
+
+
+async def test_progress_and_best_come_from_accepted_events(
+    ledger: Ledger, acceptance: Acceptance, told: Recorder
+) -> None:
+    job_id, worker = await training(ledger, acceptance, told)
+    await worker.report(
+        log_at(10, 2.0), Eval(step=10, eval_loss=3.0, best=True), Eval(step=20, eval_loss=3.5), log_at(20, 1.5)
+    )
+    progress = views.job(await job_of(ledger, job_id)).progress
+    assert (progress.step, progress.total_steps, progress.loss) == (20, 48, 1.5)
+    assert (progress.eval_loss, progress.best_eval_loss, progress.best_step) == (3.5, 3.0, 10)
+
+
+async def test_later_stages_are_given_what_earlier_ones_found(
+    ledger: Ledger, acceptance: Acceptance, told: Recorder
+) -> None:
+    await create(ledger)
+    for _ in range(3):
+        await (await working(acceptance, told)).complete()
+    exporter = await working(acceptance, told)
+    assert exporter.assignment.preflight == PreflightResult(total_steps=48)
+    assert exporter.assignment.training.total_steps == 48
+    assert exporter.assignment.evaluation.tuned_loss == 3.0

@@ -1,0 +1,166 @@
+"""A watcher sees every event once, in order: late, live, after a lost tail, through filters, to the end."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from chassis.bus import Bus
+from chassis.errors import NotFound, OutOfRange
+from finetuneflow.v1.event_pb2 import Severity
+from finetuneflow.v1.fine_tuning_service_pb2 import WatchFineTuningJobResponse
+from gateway import lifecycle
+from gateway.acceptance import Acceptance
+from gateway.database import Database
+from gateway.fanout import Fanout, Ring
+from gateway.frames import frame_of_stored, frames_of_run
+from gateway.ledger import Ledger
+from tests.gateway.conftest import Recorder
+from tests.gateway.jobs import Worker, create, log_at
+from tests.nats import NatsServer
+
+
+@pytest.fixture
+async def fanout(database: Database, nats_server: NatsServer) -> AsyncIterator[Fanout]:
+    bus = await Bus.connect(nats_server.url, nats_server.user, nats_server.password, "test")
+    fanout = Fanout(database, bus)
+    await fanout.start()
+    tail_check = asyncio.create_task(fanout.run())
+    yield fanout
+    tail_check.cancel()
+    await bus.close()
+
+
+@pytest.fixture
+def live(database: Database, fanout: Fanout, told: Recorder) -> Ledger:
+    """A ledger whose frames go over the broker."""
+    return Ledger(database, fanout.publish, told.offer)
+
+
+class Watcher:
+    """Collects a watch in the background."""
+
+    def __init__(self, fanout: Fanout, job_id: str, after: int = 0, kinds: tuple[str, ...] = (), loud: int = 0) -> None:
+        self.sequences: list[int] = []
+        self.through = after
+        self._news = asyncio.Condition()
+        stream = fanout.watch(job_id, "default", after, kinds, loud, heartbeat_seconds=30)
+        self.task = asyncio.create_task(self._follow(stream))
+
+    async def _follow(self, stream: AsyncIterator[bytes]) -> None:
+        async for data in stream:
+            response = WatchFineTuningJobResponse.FromString(data)
+            async with self._news:
+                self.sequences += [event.sequence for event in response.events]
+                self.through = response.through_sequence
+                self._news.notify_all()
+
+    async def until(self, sequence: int) -> None:
+        async with asyncio.timeout(10), self._news:
+            await self._news.wait_for(lambda: self.through >= sequence)
+
+    async def ended(self) -> list[int]:
+        async with asyncio.timeout(10):
+            await self.task
+        return self.sequences
+
+
+async def trained(ledger: Ledger, told: Recorder, acceptance: Acceptance, steps: int) -> tuple[str, Worker]:
+    job_id = await create(ledger)
+    first = Worker(acceptance)
+    await first.claim(told.offered[-1])
+    await first.complete()
+    worker = Worker(acceptance, "b" * 32)
+    await worker.claim(told.offered[-1])
+    await worker.report(*(log_at(step) for step in range(1, steps + 1)))
+    return job_id, worker
+
+
+async def cancel(ledger: Ledger, job_id: str, worker: Worker) -> None:
+    async with ledger.decide(job_id) as decision:
+        lifecycle.cancel(decision)
+    await worker.fail()
+
+
+async def test_early_and_late_watchers_see_the_same(live: Ledger, fanout: Fanout, told: Recorder) -> None:
+    acceptance = Acceptance(live)
+    job_id, worker = await trained(live, told, acceptance, 0)
+    early = Watcher(fanout, job_id)
+    await worker.report(*(log_at(step) for step in range(1, 700)))
+    await early.until(600)
+    late = Watcher(fanout, job_id)
+    await worker.report(*(log_at(step) for step in range(700, 900)))
+    await cancel(live, job_id, worker)
+    everything = await early.ended()
+    assert everything == list(range(1, len(everything) + 1))
+    assert await late.ended() == everything
+    assert await Watcher(fanout, job_id, after=450).ended() == everything[450:]
+
+
+async def test_a_tail_that_was_never_published_arrives(
+    live: Ledger, ledger: Ledger, fanout: Fanout, told: Recorder
+) -> None:
+    job_id, worker = await trained(live, told, Acceptance(live), 3)
+    watcher = Watcher(fanout, job_id)
+    silent = Acceptance(ledger)
+    worker.acceptance = silent
+    await worker.report(log_at(4), log_at(5))
+    await watcher.until(told.frames[-1].sequence)
+    worker.acceptance = Acceptance(live)
+    await worker.report(log_at(6))
+    await cancel(live, job_id, worker)
+    sequences = await watcher.ended()
+    assert sequences == list(range(1, len(sequences) + 1))
+
+
+async def test_filters_skip_events_and_still_advance_the_cursor(live: Ledger, fanout: Fanout, told: Recorder) -> None:
+    job_id, worker = await trained(live, told, Acceptance(live), 5)
+    logs = Watcher(fanout, job_id, kinds=("log",))
+    loud = Watcher(fanout, job_id, loud=Severity.SEVERITY_ERROR)
+    await cancel(live, job_id, worker)
+    assert len(await logs.ended()) == 5
+    assert logs.through > logs.sequences[-1]
+    assert await loud.ended() == []
+
+
+async def test_a_quiet_watch_beats(live: Ledger, fanout: Fanout, told: Recorder) -> None:
+    job_id, _ = await trained(live, told, Acceptance(live), 1)
+    stream = fanout.watch(job_id, "default", 0, (), 0, heartbeat_seconds=0.05)
+    async with asyncio.timeout(10):
+        answers = [WatchFineTuningJobResponse.FromString(await anext(stream)) for _ in range(3)]
+    assert answers[0].events
+    assert not answers[2].events
+    assert answers[2].through_sequence == answers[0].through_sequence
+    await stream.aclose()  # type: ignore[attr-defined]
+
+
+async def test_a_cursor_beyond_the_end_and_an_unknown_job_are_refused(
+    live: Ledger, fanout: Fanout, told: Recorder
+) -> None:
+    job_id, _ = await trained(live, told, Acceptance(live), 1)
+    with pytest.raises(OutOfRange):
+        await anext(fanout.watch(job_id, "default", 10_000, (), 0, 1))
+    with pytest.raises(NotFound):
+        await anext(fanout.watch("ftjob_none", "default", 0, (), 0, 1))
+
+
+async def test_a_ring_starts_anew_after_a_hole_and_never_repeats(ledger: Ledger, told: Recorder) -> None:
+    await trained(ledger, told, Acceptance(ledger), 20)
+    frames = told.frames
+    ring = Ring()
+    ring.extend(frames[:5])
+    ring.extend(frames[3:8])
+    assert [frame.sequence for frame in ring.after(0) or []] == list(range(1, 9))
+    ring.extend(frames[10:12])
+    assert ring.after(5) is None, "what the ring lacks must come from SQL"
+    assert [frame.sequence for frame in ring.after(10) or []] == [11, 12]
+
+
+async def test_frames_survive_the_wire(ledger: Ledger, told: Recorder) -> None:
+    await trained(ledger, told, Acceptance(ledger), 3)
+    run = b"".join(frame.data for frame in told.frames)
+    assert frames_of_run(run) == told.frames
+    response = WatchFineTuningJobResponse.FromString(run)
+    assert [frame_of_stored(e.SerializeToString()).sequence for e in response.events] == [
+        frame.sequence for frame in told.frames
+    ]

@@ -1,0 +1,52 @@
+"""A PostgreSQL server of a test's own, from the installed binaries."""
+
+import os
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+
+_RUN_AS = "postgres"  # the server refuses to run as root
+
+
+def binaries() -> Path | None:
+    """The folder with initdb and postgres, newest version first; None where PostgreSQL is not installed."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), reverse=True)
+    on_path = shutil.which("initdb")
+    return found[0].parent if found else Path(on_path).parent if on_path else None
+
+
+class PostgresServer:
+    """Started on a free port of 127.0.0.1 with its data in `folder`. `url` is for gateway.database."""
+
+    def __init__(self, folder: Path) -> None:
+        bin_folder = binaries()
+        assert bin_folder is not None
+        self._bin = bin_folder
+        self._folder = folder
+        self._user = _RUN_AS if os.geteuid() == 0 else None
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port: int = probe.getsockname()[1]
+        self.url = f"postgresql://ftf@127.0.0.1:{self.port}/postgres"
+
+    def start(self) -> None:
+        if self._user:
+            shutil.chown(self._folder, self._user, self._user)
+        data = self._folder / "data"
+        self._run(self._bin / "initdb", "-D", data, "-U", "ftf", "--auth=trust", "--no-sync")
+        options = f"-p {self.port} -h 127.0.0.1 -k {self._folder} -c fsync=off"
+        self._run(self._bin / "pg_ctl", "-D", data, "-w", "-l", self._folder / "log", "-o", options, "start")
+
+    def stop(self) -> None:
+        self._run(self._bin / "pg_ctl", "-D", self._folder / "data", "-m", "immediate", "stop")
+
+    def _run(self, *command: str | Path) -> None:
+        subprocess.run(
+            [str(part) for part in command],
+            check=True,
+            user=self._user,
+            cwd=self._folder,
+            stdout=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL,
+        )
