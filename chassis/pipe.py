@@ -20,10 +20,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from finetuneflow.v1 import event_pb2, fine_tuning_job_pb2
 from google.protobuf.message import Message
 
 from chassis.errors import CallerFault
+from finetuneflow.v1 import event_pb2, fine_tuning_job_pb2
 
 EVENT_FD: Final = "FTF_EVENT_FD"
 CONTROL_FD: Final = "FTF_CONTROL_FD"

@@ -1,0 +1,84 @@
+"""Reports one claim's events to a gateway until every one is accepted, and hears what the gateway wants."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from chassis.bus import Bus, BusUnavailable, report_subject
+from chassis.spool import Spool
+from finetuneflow.v1 import event_pb2, work_pb2
+
+_log = logging.getLogger(__name__)
+
+HEARTBEAT_SECONDS: Final = 2.0
+MAX_REPORT_BYTES: Final = 256 * 1024
+_EVENTS_BYTES = MAX_REPORT_BYTES - 8 * 1024
+"""The rest is the envelope, and a length in front of each event."""
+_COALESCE_SECONDS = 0.05
+_ANSWER_SECONDS = 2.0
+_BACKOFF_SECONDS = (0.25, 0.5, 1.0, 2.0)
+
+
+class Reporter:
+    """One report in flight, an empty one every 2 s, the same again until it is answered."""
+
+    def __init__(self, bus: Bus, spool: Spool, on_directive: Callable[[work_pb2.Directive], None]) -> None:
+        self._bus = bus
+        self._spool = spool
+        self._on_directive = on_directive
+        self._wake = asyncio.Event()
+        self._next = spool.first
+        self.stopped = False
+        """True once a gateway has said STOP."""
+
+    @property
+    def waiting_events(self) -> int:
+        """Events that are not accepted yet."""
+        return self._spool.end - self._next
+
+    def append(self, event: event_pb2.Event) -> None:
+        """Keeps an event and has it reported soon."""
+        self._spool.append(event)
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Until the event that ends the attempt is accepted, or until STOP."""
+        failures = 0
+        while not self.stopped and not (self._spool.sealed and self._next >= self._spool.end):
+            try:
+                response = await self._report()
+            except BusUnavailable as error:
+                if failures == 0:
+                    _log.warning("no gateway answers; events wait on disk: %s", error)
+                await asyncio.sleep(_BACKOFF_SECONDS[min(failures, len(_BACKOFF_SECONDS) - 1)])
+                failures += 1
+                continue
+            if failures:
+                _log.info("a gateway answers again")
+            failures = 0
+            self._next = response.next_ordinal
+            self._spool.forget(response.next_ordinal)
+            if response.directive == work_pb2.DIRECTIVE_STOP:
+                self.stopped = True
+            self._on_directive(response.directive)
+            if not self.stopped and self._next >= self._spool.end and not self._spool.sealed:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), HEARTBEAT_SECONDS)
+                if self._wake.is_set() and not self._spool.sealed:
+                    await asyncio.sleep(_COALESCE_SECONDS)
+
+    async def _report(self) -> work_pb2.ReportResponse:
+        self._wake.clear()
+        record = self._spool.record
+        report = work_pb2.ReportRequest(
+            job_id=record.job_id,
+            claim_id=record.claim_id,
+            first_ordinal=self._next,
+            events=self._spool.read(self._next, _EVENTS_BYTES),
+        )
+        subject = report_subject(record.job_id)
+        return await self._bus.request(subject, report, work_pb2.ReportResponse, _ANSWER_SECONDS)

@@ -1,0 +1,157 @@
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import pytest
+
+from chassis.bus import Bus, BusRefused, BusUnavailable
+from finetuneflow.v1 import fine_tuning_job_pb2, work_pb2
+from tests.nats import NatsServer
+
+T = TypeVar("T")
+
+
+def item(attempt: int = 1, job: str = "ftjob_a") -> work_pb2.WorkItem:
+    return work_pb2.WorkItem(job_id=job, stage=fine_tuning_job_pb2.STAGE_TRAINING, attempt=attempt)
+
+
+async def eventually(call: Callable[[], Awaitable[T]]) -> T:
+    """Repeats a call, as every caller of the bus does, until the broker is back."""
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                return await call()
+            except BusUnavailable:
+                await asyncio.sleep(0.05)
+
+
+async def connect(server: NatsServer) -> Bus:
+    return await Bus.connect(server.url, server.user, server.password, "test")
+
+
+async def test_an_item_is_queued_once_and_comes_back_after_a_nak(bus: Bus) -> None:
+    """Re-dispatching every READY attempt must not run anything twice, and a worker may put work back."""
+    assert await bus.ensure_streams()
+    assert not await bus.ensure_streams()
+    queue = bus.work("trainer", "default")
+    await bus.publish_work("trainer", "default", item())
+    await bus.publish_work("trainer", "default", item())
+    first = await queue.next(5)
+    assert first
+    assert first.item == item()
+    await bus.publish_work("trainer", "default", item())
+    await first.nak(0.05)
+    second = await queue.next(5)
+    assert second
+    await second.ack()
+    assert await queue.next(0.3) is None
+    await bus.publish_work("trainer", "default", item())
+    again = await queue.next(5)
+    assert again
+    await again.ack()
+
+
+async def test_pools_and_services_do_not_see_each_others_work(bus: Bus) -> None:
+    await bus.publish_work("trainer", "gpu", item())
+    assert await bus.work("trainer", "cpu").next(0.3) is None
+    assert await bus.work("probe", "gpu").next(0.3) is None
+    found = await bus.work("trainer", "gpu").next(5)
+    assert found
+
+
+async def test_streams_may_be_made_by_several_at_once(nats_server: NatsServer) -> None:
+    """All five processes start together."""
+    buses = [await connect(nats_server) for _ in range(4)]
+    assert await asyncio.gather(*(bus.ensure_streams() for bus in buses)) == [True] * 4
+    assert await asyncio.gather(*(bus.ensure_streams() for bus in buses)) == [False] * 4
+    for bus in buses:
+        await bus.close()
+
+
+async def test_every_gateway_learns_that_the_work_stream_is_a_new_one(bus: Bus, nats_server: NatsServer) -> None:
+    """Whoever recreates it first: READY attempts are published again at once, not half a minute later."""
+    await bus.ensure_streams()
+    await asyncio.to_thread(nats_server.wipe)
+    await eventually(lambda: bus.publish_work("probe", "default", item()))
+    assert await bus.ensure_streams()
+    await asyncio.to_thread(nats_server.restart)
+    assert not await eventually(bus.ensure_streams)
+
+
+@pytest.mark.parametrize("outage", ["restart", "wipe"])
+async def test_a_waiting_worker_gets_work_after_the_server_came_back(
+    bus: Bus, nats_server: NatsServer, outage: str
+) -> None:
+    """Without it a worker would look alive for ever and never take a job again."""
+    queue = bus.work("trainer", "default")
+    assert await queue.next(0.3) is None
+    waiting = asyncio.create_task(queue.next(60))
+    await asyncio.sleep(0)
+    await asyncio.to_thread(getattr(nats_server, outage))
+    await eventually(lambda: bus.publish_work("trainer", "default", item()))
+    found = await asyncio.wait_for(waiting, 20)
+    assert found
+    assert found.item == item()
+
+
+async def test_a_request_is_answered_and_every_way_of_not_being_answered_is_one_error(
+    bus: Bus, nats_server: NatsServer
+) -> None:
+    """Workers spool on BusUnavailable; any other error would end them."""
+    ask = work_pb2.ClaimRequest(job_id="j")
+
+    async def answer(data: bytes) -> bytes:
+        request = work_pb2.ClaimRequest.FromString(data)
+        if request.job_id == "bad":
+            raise RuntimeError("a defect")
+        if request.job_id == "slow":
+            await asyncio.Event().wait()
+        return work_pb2.ClaimResponse(refused=work_pb2.ClaimRefused(reason="ENDED")).SerializeToString()
+
+    with pytest.raises(BusUnavailable):
+        await bus.request("ftf.v1.claim", ask, work_pb2.ClaimResponse, 2)
+    served = await bus.serve("ftf.v1.claim", "gateways", answer)
+    response = await bus.request("ftf.v1.claim", ask, work_pb2.ClaimResponse, 2)
+    assert response.refused.reason == "ENDED"
+    with pytest.raises(BusUnavailable):
+        await bus.request("ftf.v1.claim", work_pb2.ClaimRequest(job_id="bad"), work_pb2.ClaimResponse, 30)
+    with pytest.raises(BusUnavailable):
+        await bus.request("ftf.v1.claim", work_pb2.ClaimRequest(job_id="slow"), work_pb2.ClaimResponse, 0.2)
+    for task in served.running:
+        task.cancel()
+    await asyncio.to_thread(nats_server.stop)
+    with pytest.raises(BusUnavailable):
+        await bus.request("ftf.v1.claim", ask, work_pb2.ClaimResponse, 0.5)
+    await asyncio.to_thread(nats_server.start)
+    await eventually(lambda: bus.request("ftf.v1.claim", ask, work_pb2.ClaimResponse, 2))
+
+
+async def test_a_process_may_start_before_its_broker(nats_server: NatsServer) -> None:
+    """Machines come up in any order."""
+    nats_server.stop()
+    bus = await Bus.connect(nats_server.url, nats_server.user, nats_server.password, "early", wait_seconds=0.1)
+    heard: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue()
+    await bus.subscribe("ftf.v1.jobs.*.log", lambda subject, data: heard.put_nowait((subject, data)))
+    assert not bus.connected
+    nats_server.start()
+    await eventually(lambda: bus.publish("ftf.v1.jobs.j.log", b"x"))
+    assert await asyncio.wait_for(heard.get(), 5) == ("ftf.v1.jobs.j.log", b"x")
+    await bus.close()
+
+
+async def test_wrong_credentials_are_told_at_once(nats_server: NatsServer) -> None:
+    with pytest.raises(BusRefused):
+        await Bus.connect(nats_server.url, "ftf", "wrong", "intruder")
+
+
+async def test_nodes_come_go_and_survive_a_wipe(bus: Bus, nats_server: NatsServer) -> None:
+    assert await bus.nodes() == []
+    one, two = work_pb2.Node(id="a-1", service="probe", address="h:1"), work_pb2.Node(id="b-2", service="trainer")
+    await bus.put_node(two)
+    await bus.put_node(one)
+    assert await bus.nodes() == [one, two]
+    await bus.remove_node("b-2")
+    assert await bus.nodes() == [one]
+    await asyncio.to_thread(nats_server.wipe)
+    await eventually(lambda: bus.put_node(one))
+    assert await bus.nodes() == [one]

@@ -1,0 +1,85 @@
+"""A real, authenticated nats-server for one test."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+CONFIG = """
+listen: 127.0.0.1:{port}
+max_payload: 8MB
+server_name: test
+jetstream {{ store_dir: "{store}", max_memory_store: 64MB, max_file_store: 4GB }}
+accounts {{
+  FTF {{ jetstream: enabled, users: [ {{ user: "{user}", password: "{password}" }} ] }}
+}}
+"""
+
+
+def _die_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+class NatsServer:
+    """Runs on one port for its whole life, so that clients find it again after a restart."""
+
+    user = "ftf"
+    password = "test-password"
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._store = folder / "jetstream"
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port: int = probe.getsockname()[1]
+        self.url = f"nats://127.0.0.1:{self.port}"
+        self._config = folder / "nats.conf"
+        self._config.write_text(
+            CONFIG.format(port=self.port, store=self._store, user=self.user, password=self.password)
+        )
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        binary = shutil.which("nats-server", path=str(Path(sys.executable).parent)) or "nats-server"
+        with (self._folder / "nats.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [binary, "-c", str(self._config)],
+                stdout=log,
+                stderr=log,
+                preexec_fn=_die_with_parent,
+            )
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                with socket.create_connection(("127.0.0.1", self.port), timeout=1) as probe:
+                    if probe.recv(4) == b"INFO":
+                        return
+            except OSError:
+                pass
+            if time.monotonic() > deadline or self._process.poll() is not None:
+                raise RuntimeError((self._folder / "nats.log").read_text())
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        """Kills it, as a power cut would."""
+        if self._process:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def restart(self) -> None:
+        self.stop()
+        self.start()
+
+    def wipe(self) -> None:
+        """Restarts it without anything it has stored."""
+        self.stop()
+        shutil.rmtree(self._store, ignore_errors=True)
+        self.start()
