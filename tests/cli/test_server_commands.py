@@ -38,7 +38,7 @@ def test_an_installed_command_takes_its_place(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_script_starts() -> None:
-    command = [sys.executable, "-c", "from finetuneflow.cli import main; main()", "--version"]
+    command = [sys.executable, "-m", "finetuneflow.cli", "--version"]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert result.stdout.startswith("ftf ")
 

@@ -49,7 +49,10 @@ def follow(
 def _follow_live(client: Client, job_id: str, console: Console, after_sequence: int) -> JobView:
     job = client.jobs.get(job_id)
     title = " · ".join(filter(None, [job_id, str(job.spec.get("base_model", "")), str(job.spec.get("recipe", ""))]))
-    view = JobView(job_id, title=title, state=job.state, stage=job.stage)
+    view = JobView(job_id, title=title)
+    if after_sequence:
+        # The events before it, which would have said so, are not replayed.
+        view.state, view.stage = job.state, job.stage
 
     def disconnected(_: Exception) -> None:
         view.disconnected = True

@@ -63,7 +63,8 @@ def print_rows(console: Console, headers: Sequence[str], rows: Iterable[Sequence
     """A table on a terminal, tab-separated lines with a header in a pipe."""
     if not console.is_terminal:
         for row in (headers, *rows):
-            console.print("\t".join(row))
+            # Past rich, which would turn the tabs into spaces.
+            console.file.write("\t".join(row) + "\n")
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for header in headers:

@@ -18,7 +18,7 @@ class JobView:
 
     job_id: str
     title: str = ""
-    state: str = ""
+    state: str = JobState.VALIDATING
     stage: Stage = Stage.PREFLIGHT
     attempt: int = 1
     phase: Phase | None = None
