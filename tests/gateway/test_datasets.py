@@ -1,7 +1,7 @@
 import asyncio
 import hashlib
 import resource
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -58,14 +58,14 @@ class Room:
 
 
 @pytest.fixture
-async def room(tmp_path: Path) -> AsyncIterator[Room]:
-    database = await Database.open(f"sqlite:///{tmp_path / 'gateway.sqlite'}")
+async def room(tmp_path: Path, database: Database) -> AsyncIterator[Room]:
     root = tmp_path / "artifacts"
     servicer = Datasets(database, ArtifactStore(f"file://{root}"), max_bytes=LIMIT)
-    async with serving(api, "DatasetService", add_DatasetServiceServicer_to_server, servicer) as address:
-        async with grpc.aio.insecure_channel(address) as channel:
-            yield Room(DatasetServiceStub(channel), database, root)
-    await database.close()
+    async with (
+        serving(api, "DatasetService", add_DatasetServiceServicer_to_server, servicer) as address,
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        yield Room(DatasetServiceStub(channel), database, root)
 
 
 def head(**header: Any) -> api.UploadDatasetRequest:
@@ -103,32 +103,30 @@ async def test_twenty_mebibytes_go_through_flat_memory(room: Room) -> None:
     assert grown < 2 * len(data)
 
 
-@pytest.mark.parametrize(
-    ("header", "fields"),
-    [
-        ({"filename": ""}, ["header.filename"]),
-        ({"filename": "folder/"}, ["header.filename"]),
-        ({"filename": ".."}, ["header.filename"]),
-        ({"filename": "a\n.jsonl"}, ["header.filename"]),
-        ({"filename": "a\0.jsonl"}, ["header.filename"]),
-        ({"filename": "\u202elnosj.jsonl"}, ["header.filename"]),
-        ({"filename": "ä" * 125 + ".jsonl"}, ["header.filename"]),
-        ({"filename": "rows.csv"}, ["header.filename"]),
-        ({"filename": "jsonl"}, ["header.filename"]),
-        ({"display_name": "x" * 129}, ["header.display_name"]),
-        ({"request_id": "x" * 129}, ["header.request_id"]),
-        ({"size_bytes": -1}, ["header.size_bytes"]),
-        ({"offset": -1}, ["header.offset"]),
-        ({"sha256": "abc", "filename": "x.parquet"}, ["header.filename", "header.sha256"]),
-    ],
-)
-async def test_a_wrong_header_is_refused_with_every_field(
-    room: Room, header: dict[str, Any], fields: list[str]
-) -> None:
+WRONG_HEADERS: list[tuple[dict[str, Any], list[str]]] = [
+    ({"filename": ""}, ["header.filename"]),
+    ({"filename": "folder/"}, ["header.filename"]),
+    ({"filename": ".."}, ["header.filename"]),
+    ({"filename": "a\n.jsonl"}, ["header.filename"]),
+    ({"filename": "a\0.jsonl"}, ["header.filename"]),
+    ({"filename": "\u202elnosj.jsonl"}, ["header.filename"]),
+    ({"filename": "ä" * 125 + ".jsonl"}, ["header.filename"]),
+    ({"filename": "rows.csv"}, ["header.filename"]),
+    ({"filename": "jsonl"}, ["header.filename"]),
+    ({"display_name": "x" * 129}, ["header.display_name"]),
+    ({"request_id": "x" * 129}, ["header.request_id"]),
+    ({"size_bytes": -1}, ["header.size_bytes"]),
+    ({"offset": -1}, ["header.offset"]),
+    ({"sha256": "abc", "filename": "x.parquet"}, ["header.filename", "header.sha256"]),
+]
+
+
+async def test_a_wrong_header_is_refused_with_every_field(room: Room) -> None:
     """A caller mends everything at once instead of one error a try."""
-    found = await room.refused(head(**header), *chunks(ROWS))
-    assert (found.code, found.reason) == (INVALID, "INVALID_HEADER")
-    assert list(found.fields) == fields
+    for header, fields in WRONG_HEADERS:
+        found = await room.refused(head(**header), *chunks(ROWS))
+        assert (found.code, found.reason) == (INVALID, "INVALID_HEADER")
+        assert list(found.fields) == fields
 
 
 async def test_an_unknown_ending_is_told_the_known_ones(room: Room) -> None:
@@ -206,14 +204,16 @@ async def test_a_cut_upload_leaves_nothing(room: Room, cut_after: int) -> None:
     assert await room.nothing_left()
 
 
-async def until(condition: Any) -> None:
+async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - files and rows announce nothing
             await asyncio.sleep(0.01)
 
 
 async def test_a_file_whose_row_can_not_be_written_is_deleted(room: Room) -> None:
     """Otherwise every failed write of the database leaks a file for good."""
+    if not room.database.is_sqlite:
+        pytest.skip("the trigger is written for SQLite")
     async with room.database.write() as session:
         connection = await session.connection()
         await connection.exec_driver_sql(
@@ -286,21 +286,15 @@ async def test_pages_meet_without_a_gap_or_a_repeat(room: Room) -> None:
     assert listed == sorted(made, reverse=True)
 
 
-@pytest.mark.parametrize(
-    ("request_", "reason", "field"),
-    [
-        ({"page_size": -1}, "INVALID_PAGE_SIZE", "page_size"),
-        ({"page_size": 1001}, "INVALID_PAGE_SIZE", "page_size"),
-        ({"page_token": "x"}, "INVALID_PAGE_TOKEN", "page_token"),
-        ({"page_token": "ä"}, "INVALID_PAGE_TOKEN", "page_token"),
-        ({"page_token": "W10="}, "INVALID_PAGE_TOKEN", "page_token"),
-        ({"page_token": "WyJqb2JzIiwiYSJd"}, "INVALID_PAGE_TOKEN", "page_token"),
-    ],
-)
-async def test_a_page_that_can_not_be_is_refused(room: Room, request_: dict[str, Any], reason: str, field: str) -> None:
+async def test_a_page_that_can_not_be_is_refused(room: Room) -> None:
     """An ignored token would send the first page again and again."""
-    found = await refusal(room.stub.ListDatasets(api.ListDatasetsRequest(**request_)))
-    assert (found.code, found.reason, found.fields) == (INVALID, reason, (field,))
+    for size in (-1, 1001):
+        found = await refusal(room.stub.ListDatasets(api.ListDatasetsRequest(page_size=size)))
+        assert (found.code, found.reason, found.fields) == (INVALID, "INVALID_PAGE_SIZE", ("page_size",))
+    # No base64, not ASCII, an empty list, a token of ListFineTuningJobs.
+    for token in ("x", "ä", "W10=", "WyJqb2JzIiwiYSJd"):
+        found = await refusal(room.stub.ListDatasets(api.ListDatasetsRequest(page_token=token)))
+        assert (found.code, found.reason, found.fields) == (INVALID, "INVALID_PAGE_TOKEN", ("page_token",))
 
 
 async def test_an_unknown_dataset_is_named(room: Room) -> None:

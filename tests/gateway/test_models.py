@@ -1,0 +1,117 @@
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import grpc
+import pytest
+
+from engine.catalogue import BUILT_IN, Catalogue
+from finetuneflow.v1 import model_service_pb2 as api
+from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
+from finetuneflow.v1.model_pb2 import ModelKind
+from finetuneflow.v1.model_service_pb2_grpc import ModelServiceStub, add_ModelServiceServicer_to_server
+from finetuneflow.v1.stage_result_pb2 import BaseModelIdentity, ExportResult, PreflightResult, TrainingResult
+from gateway.database import Database
+from gateway.identifiers import new_id
+from gateway.servicers.models import Models
+from gateway.tables import JobExport, now
+from tests.gateway.serving import add_job, refusal, serving
+
+Tune = Callable[..., Awaitable[str]]
+
+
+@pytest.fixture
+async def stub(tmp_path: Path, database: Database) -> AsyncIterator[ModelServiceStub]:
+    catalogue = Catalogue(tmp_path, {"alpha": tmp_path, "zeta": tmp_path})
+    async with (
+        serving(api, "ModelService", add_ModelServiceServicer_to_server, Models(database, catalogue)) as address,
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        yield ModelServiceStub(channel)
+
+
+@pytest.fixture
+def tune(database: Database) -> Tune:
+    async def tune(exports: int = 1, tenant: str = "default") -> str:
+        """A finished job with its packages; returns the tuned model's id."""
+        identity = BaseModelIdentity(id=BUILT_IN, revision="1", num_parameters=7, context_length=8)
+        job_id = await add_job(
+            database,
+            FineTuningJobSpec(display_name="Sums", base_model=BUILT_IN),
+            tenant=tenant,
+            preflight=PreflightResult(base_model=identity).SerializeToString(),
+            training=TrainingResult(best_step=40).SerializeToString(),
+        )
+        async with database.write() as session:
+            for _ in range(exports):
+                result = ExportResult().SerializeToString()
+                session.add(JobExport(id=new_id("ex"), tenant=tenant, job_id=job_id, result=result, create_time=now()))
+        return f"ft:{job_id}"
+
+    return tune
+
+
+async def test_base_and_tuned_models_are_one_list_over_all_pages(stub: ModelServiceStub, tune: Tune) -> None:
+    """Whoever looks for a model to train on finds every one once, whatever the page size."""
+    await tune(exports=0)
+    await tune(tenant="another")
+    tuned = [await tune(exports=1 + index % 2) for index in range(4)]
+    for size in range(1, 9):
+        listed: list[str] = []
+        token = ""
+        while True:
+            answer = await stub.ListModels(api.ListModelsRequest(page_size=size, page_token=token))
+            assert len(answer.models) <= size
+            listed += [model.id for model in answer.models]
+            token = answer.next_page_token
+            if not token:
+                break
+        assert listed[:3] == ["alpha", BUILT_IN, "zeta"]
+        assert listed[3:] == sorted(tuned, reverse=True)
+
+
+async def test_a_kind_is_listed_alone(stub: ModelServiceStub, tune: Tune) -> None:
+    tuned = await tune()
+    bases = await stub.ListModels(api.ListModelsRequest(kind=ModelKind.MODEL_KIND_BASE))
+    assert [model.id for model in bases.models] == ["alpha", BUILT_IN, "zeta"]
+    own = await stub.ListModels(api.ListModelsRequest(kind=ModelKind.MODEL_KIND_TUNED))
+    assert [model.id for model in own.models] == [tuned]
+    found = await refusal(stub.ListModels(api.ListModelsRequest(kind=9)))  # type: ignore[arg-type]
+    assert (found.code, found.reason, found.fields) == (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "INVALID_KIND",
+        ("kind",),
+    )
+
+
+async def test_a_tuned_model_says_what_it_was_made_of(stub: ModelServiceStub, tune: Tune) -> None:
+    """Base, step and licence travel with a model, or nobody may serve it."""
+    tuned = await tune()
+    model = (await stub.GetModel(api.GetModelRequest(model_id=tuned))).model
+    assert (model.id, model.kind, model.base_model) == (tuned, ModelKind.MODEL_KIND_TUNED, BUILT_IN)
+    assert (model.revision, model.num_parameters, model.context_length) == ("40", 7, 8)
+    assert model.license == "Apache-2.0"
+    assert "Sums" in model.description
+    assert model.create_time.seconds > 0
+
+
+async def test_a_base_model_is_described(stub: ModelServiceStub) -> None:
+    model = (await stub.GetModel(api.GetModelRequest(model_id=BUILT_IN))).model
+    assert (model.kind, model.license) == (ModelKind.MODEL_KIND_BASE, "Apache-2.0")
+    assert model.revision
+
+
+@pytest.mark.parametrize(
+    ("model_id", "hint"),
+    [
+        ("smollm2-135", BUILT_IN),
+        ("org/name", "Hugging Face"),
+        ("/etc/passwd", "paths"),
+        ("ft:ftjob_nope", "exported"),
+        ("", "no model ''"),
+    ],
+)
+async def test_an_unknown_model_is_named_with_what_would_help(stub: ModelServiceStub, model_id: str, hint: str) -> None:
+    found = await refusal(stub.GetModel(api.GetModelRequest(model_id=model_id)))
+    assert (found.code, found.reason) == (grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND")
+    assert model_id in found.message
+    assert hint in found.message
