@@ -14,7 +14,6 @@ from chassis.errors import AlreadyExists, FailedPrecondition, InvalidArgument, N
 from engine.catalogue import Catalogue
 from engine.config.job import job_config, unsupported
 from engine.config.wire import spec_to_dict
-from engine.errors import JobError
 from finetuneflow.v1 import fine_tuning_service_pb2 as api
 from finetuneflow.v1.event_pb2 import Event
 from finetuneflow.v1.fine_tuning_job_pb2 import FineTuningJob, JobState
@@ -229,12 +228,7 @@ class FineTuning(FineTuningServiceServicer):
         if missing:
             fields = ", ".join(violation.field for violation in missing)
             raise Unimplemented("NOT_IMPLEMENTED", f"not built yet: {fields}", missing)
-        try:
-            self._catalogue.check(config.base_model)
-        except JobError as error:
-            raise InvalidArgument(
-                error.reason, f"{error.message} {error.advice}".strip(), [Violation("spec.base_model", error.message)]
-            ) from error
+        self._catalogue.check(config.base_model)
         await self._check_datasets(tenant, spec)
         moment = now()
         return Job(

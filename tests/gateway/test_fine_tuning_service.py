@@ -1,0 +1,219 @@
+"""FineTuningService over a real channel: what is refused and how, and what idempotency promises."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf import json_format
+from sqlmodel import select
+
+from chassis.artifacts import ArtifactStore
+from engine.catalogue import Catalogue
+from finetuneflow.v1 import fine_tuning_service_pb2 as api
+from finetuneflow.v1.fine_tuning_job_pb2 import JobState
+from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
+from finetuneflow.v1.fine_tuning_service_pb2_grpc import FineTuningServiceStub
+from gateway.database import Database
+from gateway.ledger import Ledger
+from gateway.servicers.fine_tuning import FineTuning, add_to_server
+from gateway.tables import Job, UploadedDataset, now
+from tests.gateway.conftest import Recorder
+from tests.gateway.serving import refusal, serving
+
+
+class NoLiveEvents:
+    """A fan-out is attached to a broker; these tests watch nothing."""
+
+
+@dataclass
+class Room:
+    stub: Any
+    database: Database
+    told: Recorder
+
+
+@pytest.fixture
+async def room(database: Database, ledger: Ledger, told: Recorder, tmp_path: Path) -> AsyncIterator[Room]:
+    async with database.write() as session:
+        session.add(
+            UploadedDataset(
+                id="ds_1",
+                tenant="default",
+                display_name="rows",
+                filename="rows.jsonl",
+                size_bytes=1,
+                sha256="",
+                path="datasets/ds_1/rows.jsonl",
+                create_time=now(),
+            )
+        )
+    store = ArtifactStore(f"file://{tmp_path / 'artifacts'}")
+    servicer = FineTuning(ledger, NoLiveEvents(), Catalogue(tmp_path), store)  # type: ignore[arg-type]
+    async with (
+        serving(api, "FineTuningService", add_to_server, servicer) as address,
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        yield Room(FineTuningServiceStub(channel), database, told)
+
+
+def spec(**fields: Any) -> FineTuningJobSpec:
+    values = {"base_model": "smollm2-135m", "training_data": [{"dataset": "ds_1"}]} | fields
+    return json_format.ParseDict(values, FineTuningJobSpec())
+
+
+def create(room: Room, **fields: Any) -> Any:
+    return room.stub.CreateFineTuningJob(api.CreateFineTuningJobRequest(spec=spec(**fields)))
+
+
+async def jobs(room: Room) -> list[Job]:
+    async with room.database.read() as session:
+        return list((await session.exec(select(Job))).all())
+
+
+INVALID: list[tuple[dict[str, Any], str]] = [
+    ({"base_model": ""}, "spec.base_model"),
+    ({"base_model": "smollm3-135m"}, "spec.base_model"),
+    ({"base_model": "/etc/passwd"}, "spec.base_model"),
+    ({"base_model": "https://example.org/model"}, "spec.base_model"),
+    ({"training_data": []}, "spec.training_data"),
+    ({"recipe": "cpu-demmo"}, "spec.recipe"),
+    ({"holdout_fraction": 0.9}, "spec.holdout_fraction"),
+    ({"max_attempts": 0}, "spec.max_attempts"),
+    ({"seed": -1}, "spec.seed"),
+    ({"hyperparameters": {"learning_rate": -1}}, "spec.hyperparameters.learning_rate"),
+    ({"hyperparameters": {"learning_rate": "NaN"}}, "spec.hyperparameters.learning_rate"),
+    ({"hyperparameters": {"num_epochs": 0}}, "spec.hyperparameters.num_epochs"),
+    ({"hyperparameters": {"per_device_train_batch_size": 0}}, "spec.hyperparameters.per_device_train_batch_size"),
+    ({"hyperparameters": {"lr_scheduler_type": "cosin"}}, "spec.hyperparameters.lr_scheduler_type"),
+    ({"hyperparameters": {"max_length": 2}}, "spec.hyperparameters.max_length"),
+    ({"lora": {"r": 0}}, "spec.lora.r"),
+    ({"lora": {"lora_dropout": 1}}, "spec.lora.lora_dropout"),
+    ({"quantization": {"bits": 3}}, "spec.quantization.bits"),
+    ({"display_name": "x" * 129}, "spec.display_name"),
+    ({"resources": {"pool": "Not A Pool"}}, "spec.resources.pool"),
+]
+
+
+@pytest.mark.parametrize(("fields", "path"), INVALID)
+async def test_a_wrong_value_is_named_by_its_field(room: Room, fields: dict[str, Any], path: str) -> None:
+    refused = await refusal(create(room, **fields))
+    assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert refused.reason
+    assert any(field.startswith(path) for field in refused.fields), refused
+    assert not await jobs(room)
+    assert not room.told.offered
+
+
+async def test_everything_that_is_wrong_is_said_at_once(room: Room) -> None:
+    refused = await refusal(create(room, hyperparameters={"learning_rate": -1, "max_length": 1}, lora={"r": 0}))
+    assert len(refused.fields) == 3
+
+
+async def test_an_unknown_recipe_names_the_nearest(room: Room) -> None:
+    assert "cpu-demo" in (await refusal(create(room, recipe="cpu-demmo"))).message
+
+
+async def test_an_unknown_dataset_is_not_found(room: Room) -> None:
+    refused = await refusal(create(room, training_data=[{"dataset": "ds_1"}, {"dataset": "ds_2"}]))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.NOT_FOUND, "DATASET_NOT_FOUND")
+    assert refused.fields == ("spec.training_data[1].dataset",)
+
+
+@pytest.mark.parametrize(
+    ("fields", "path"),
+    [
+        ({"export": {"formats": ["EXPORT_FORMAT_GGUF"]}}, "spec.export.formats"),
+        ({"integrations": [{"kind": "wandb"}]}, "spec.integrations"),
+        ({"training_data": [{"dataset": "ds_1", "weight": 0.5}]}, "spec.training_data[0].weight"),
+    ],
+)
+async def test_what_is_not_built_yet_is_refused_not_ignored(room: Room, fields: dict[str, Any], path: str) -> None:
+    refused = await refusal(create(room, **fields))
+    assert refused.code is grpc.StatusCode.UNIMPLEMENTED
+    assert any(field.startswith(path) for field in refused.fields), refused
+
+
+async def test_the_same_request_id_makes_one_job(room: Room) -> None:
+    request = api.CreateFineTuningJobRequest(spec=spec(), request_id="once")
+    answers = await asyncio.gather(*(room.stub.CreateFineTuningJob(request) for _ in range(5)))
+    assert len({answer.fine_tuning_job.id for answer in answers}) == 1
+    assert len(await jobs(room)) == 1
+    assert len(room.told.offered) == 1
+    other = api.CreateFineTuningJobRequest(spec=spec(seed=7), request_id="once")
+    refused = await refusal(room.stub.CreateFineTuningJob(other))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.ALREADY_EXISTS, "REQUEST_ID_REUSED")
+
+
+async def test_a_dry_run_stores_nothing(room: Room) -> None:
+    request = api.CreateFineTuningJobRequest(spec=spec(), request_id="dry", validate_only=True)
+    answer = await room.stub.CreateFineTuningJob(request)
+    assert answer.fine_tuning_job.id == ""
+    assert not await jobs(room)
+
+
+async def test_a_created_job_is_answered_as_it_is_stored(room: Room) -> None:
+    created = (await create(room, labels={"team": "a"})).fine_tuning_job
+    got = await room.stub.GetFineTuningJob(api.GetFineTuningJobRequest(job_id=created.id))
+    assert got.fine_tuning_job == created
+    assert created.state == JobState.JOB_STATE_VALIDATING
+    assert created.spec == spec(labels={"team": "a"})
+
+
+async def test_lists_filter_and_page_newest_first(room: Room) -> None:
+    made = [(await create(room, labels={"team": team})).fine_tuning_job.id for team in "aabab"]
+    listed: list[str] = []
+    token = ""
+    while True:
+        request = api.ListFineTuningJobsRequest(page_size=2, page_token=token, labels={"team": "a"})
+        answer = await room.stub.ListFineTuningJobs(request)
+        listed += [job.id for job in answer.fine_tuning_jobs]
+        token = answer.next_page_token
+        if not token:
+            break
+    assert listed == [made[3], made[1], made[0]]
+    ended = api.ListFineTuningJobsRequest(states=[JobState.JOB_STATE_FAILED])
+    assert not (await room.stub.ListFineTuningJobs(ended)).fine_tuning_jobs
+
+
+async def test_every_method_answers_not_found_for_an_unknown_job(room: Room) -> None:
+    for method in (
+        "GetFineTuningJob",
+        "CancelFineTuningJob",
+        "PauseFineTuningJob",
+        "ResumeFineTuningJob",
+        "DeleteFineTuningJob",
+        "ListFineTuningJobEvents",
+        "ListCheckpoints",
+        "GetMetrics",
+    ):
+        request = getattr(api, f"{method}Request")(job_id="ftjob_none")
+        refused = await refusal(getattr(room.stub, method)(request))
+        assert (refused.code, refused.reason) == (grpc.StatusCode.NOT_FOUND, "JOB_NOT_FOUND"), method
+
+
+async def test_a_job_is_deleted_only_after_its_end(room: Room) -> None:
+    job_id = (await create(room)).fine_tuning_job.id
+    request = api.DeleteFineTuningJobRequest(job_id=job_id)
+    refused = await refusal(room.stub.DeleteFineTuningJob(request))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "JOB_NOT_ENDED")
+    await room.stub.CancelFineTuningJob(api.CancelFineTuningJobRequest(job_id=job_id))
+    await room.stub.DeleteFineTuningJob(request)
+    assert not await jobs(room)
+
+
+async def test_history_pages_from_a_cursor(room: Room) -> None:
+    job_id = (await create(room)).fine_tuning_job.id
+    await room.stub.CancelFineTuningJob(api.CancelFineTuningJobRequest(job_id=job_id))
+    first = await room.stub.ListFineTuningJobEvents(api.ListFineTuningJobEventsRequest(job_id=job_id, page_size=1))
+    rest = await room.stub.ListFineTuningJobEvents(
+        api.ListFineTuningJobEventsRequest(job_id=job_id, after_sequence=first.through_sequence)
+    )
+    assert [event.sequence for event in [*first.events, *rest.events]] == [1, 2]
+    refused = await refusal(
+        room.stub.ListFineTuningJobEvents(api.ListFineTuningJobEventsRequest(job_id=job_id, kinds=["logs"]))
+    )
+    assert refused.reason == "UNKNOWN_KIND"
