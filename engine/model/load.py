@@ -1,6 +1,7 @@
 """Puts a base model into memory: number format, quantisation, adapter. Weights come from safetensors only, and no code
 that ships with a model is ever run."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -106,6 +107,9 @@ def attach_lora(
     config = adapted.peft_config["default"]
     config.base_model_name_or_path = base_id
     config.revision = revision
+    # At every save peft would ask the hub for a model of that name, to learn whether the vocabulary was resized. We
+    # never resize one.
+    adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)  # type: ignore[method-assign]
     return adapted
 
 

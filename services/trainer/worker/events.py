@@ -1,0 +1,235 @@
+"""Turns what the Trainer does into events, and what the supervisor asks for into what the Trainer does."""
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from chassis.pipe import Cancelled, EventSink
+from engine.config.job import Hyperparameters
+from finetuneflow.v1.event_pb2 import CheckpointSaved, Eval, Log, Phase, Warning
+from services.trainer.worker.checkpoint import publish
+from services.trainer.worker.progress import Progress, Totals, per_second
+
+PHASES = ("loading_model", "preparing", "training", "saving")
+
+_OWN_LOG_FIELDS = frozenset({"loss", "grad_norm", "learning_rate", "epoch", "num_tokens"})
+_OWN_EVAL_FIELDS = frozenset({"eval_loss", "eval_runtime", "eval_num_tokens", "epoch"})
+
+
+def phase(name: str, detail: str = "") -> Phase:
+    """The event that says that a phase of training has begun."""
+    return Phase(name=name, index=PHASES.index(name) + 1, count=len(PHASES), detail=detail)
+
+
+class Reporter(TrainerCallback):
+    """The Trainer's one listener. It also decides early stopping and obeys a pause or a cancel."""
+
+    def __init__(
+        self,
+        sink: EventSink,
+        hyper: Hyperparameters,
+        *,
+        progress: Progress,
+        trainer_dir: Path,
+        out_dir: Path,
+        prior_tokens: int,
+    ) -> None:
+        self.progress = progress
+        self.attempt = Totals()
+        self.paused = False
+        self._sink = sink
+        self._hyper = hyper
+        self._trainer_dir, self._out_dir = trainer_dir, out_dir
+        self._prior_tokens = prior_tokens
+        self._last_log = Totals()
+        self._step_loss = 0.0
+        self._warned = False
+        # Training time runs from mark to mark; what lies between the end of a step that evaluates or saves and the
+        # beginning of the next one is left out.
+        self._mark = self._began = time.monotonic()
+        self._interrupted = True
+
+    def trained(self, loss: float, num_rows: int, num_tokens: int) -> None:
+        """Notes one forward and backward pass; `loss` is its share of the step's mean."""
+        self._step_loss += loss
+        self.attempt.num_rows += num_rows
+        self.attempt.num_tokens += num_tokens
+        self.progress.num_rows += num_rows
+
+    @contextlib.contextmanager
+    def saving(self, *, last: bool) -> Iterator[None]:
+        """Around the writing of a checkpoint, which says nothing by itself for as long as the disk takes."""
+        if last:
+            self._sink.emit(phase("saving", f"step {self.progress.step}"))
+        with self._sink.ticking():
+            yield
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        self._mark = self._began = time.monotonic()
+        return control
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        if self._interrupted:
+            self._mark, self._interrupted = time.monotonic(), False
+        return control
+
+    def on_substep_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        self._alive()
+        return control
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        self._alive()
+        return control
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        self._count_step(state)
+        self._alive()
+        if state.global_step >= state.max_steps:
+            control.should_log = True
+        elif self._sink.requested() == "pause":
+            control.should_save = control.should_training_stop = self.paused = True
+        # The best step must be a step that was saved.
+        control.should_save = control.should_save or control.should_evaluate
+        self._interrupted = control.should_save
+        return control
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, float] | None = None,
+        **_: Any,
+    ) -> TrainerControl:
+        if logs is None or "loss" not in logs:
+            return control
+        progress, window = self.progress, self.attempt.since(self._last_log)
+        # Ours, not the Trainer's: that one forgets at a resumption what was trained since the last log event.
+        progress.logged_loss = progress.window_loss_sum / max(progress.window_steps, 1)
+        progress.window_loss_sum, progress.window_steps = 0.0, 0
+        self._last_log = replace(self.attempt)
+        wall = time.monotonic() - self._began
+        event = Log(
+            step=state.global_step,
+            total_steps=state.max_steps,
+            epoch=state.epoch or 0.0,
+            loss=progress.logged_loss,
+            learning_rate=logs.get("learning_rate", 0.0),
+            grad_norm=logs.get("grad_norm", 0.0),
+            tokens_per_second=per_second(window.num_tokens, window.seconds),
+            num_tokens=self._prior_tokens + self.attempt.num_tokens,
+            eta_seconds=(state.max_steps - state.global_step) * wall / max(self.attempt.steps, 1),
+            elapsed_seconds=self.attempt.seconds,
+            extras=_extras(logs, _OWN_LOG_FIELDS, ""),
+        )
+        self._sink.emit(event)
+        self._warn_unless_finite(event)
+        return control
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: Mapping[str, float] | None = None,
+        **_: Any,
+    ) -> TrainerControl:
+        if metrics is None or "eval_loss" not in metrics:
+            return control
+        eval_loss, patience = metrics["eval_loss"], self._hyper.early_stopping_patience
+        best = self.progress.evaluated(eval_loss, self._hyper.early_stopping_threshold)
+        waited = self.progress.evaluations_without_improvement
+        self._sink.emit(
+            Eval(
+                step=state.global_step,
+                total_steps=state.max_steps,
+                epoch=state.epoch or 0.0,
+                eval_loss=eval_loss,
+                perplexity=perplexity(eval_loss),
+                eval_runtime_seconds=metrics.get("eval_runtime", 0.0),
+                best=best,
+                evaluations_without_improvement=waited,
+                extras=_extras(metrics, _OWN_EVAL_FIELDS, "eval_"),
+            )
+        )
+        if 0 < patience <= waited and state.global_step < state.max_steps:
+            self.progress.early_stopped = control.should_training_stop = True
+        return control
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        progress = self.progress
+        event = CheckpointSaved(
+            step=progress.step,
+            epoch=progress.epoch,
+            path=publish(self._trainer_dir, self._out_dir, progress),
+            best=progress.best_step == progress.step,
+        )
+        if progress.eval_loss is not None and progress.eval_step == progress.step:
+            event.eval_loss = progress.eval_loss
+        self._sink.emit(event)
+        return control
+
+    def _count_step(self, state: TrainerState) -> None:
+        now = time.monotonic()
+        self.attempt.seconds += now - self._mark
+        self._mark = now
+        self.attempt.steps += 1
+        self.attempt.loss_sum += self._step_loss
+        progress = self.progress
+        progress.step, progress.epoch = state.global_step, state.epoch or 0.0
+        progress.loss_sum += self._step_loss
+        progress.window_loss_sum += self._step_loss
+        progress.window_steps += 1
+        self._step_loss = 0.0
+
+    def _alive(self) -> None:
+        self._sink.tick()
+        if self._sink.requested() == "cancel":
+            raise Cancelled
+
+    def _warn_unless_finite(self, log: Log) -> None:
+        if self._warned or (math.isfinite(log.loss) and math.isfinite(log.grad_norm)):
+            return
+        self._warned = True
+        self._sink.emit(
+            Warning(
+                reason="LOSS_NOT_FINITE",
+                message=f"At step {log.step} the loss is {log.loss:g} and the gradient norm {log.grad_norm:g}.",
+                advice="Lower hyperparameters.learning_rate, raise warmup_ratio, or set precision to fp32. "
+                "Look for rows with unusual characters.",
+            )
+        )
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss); infinite where that is beyond a float."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
+
+
+def _extras(logs: Mapping[str, float], own: frozenset[str], prefix: str) -> dict[str, float]:
+    return {
+        key.removeprefix(prefix): float(value)
+        for key, value in logs.items()
+        if key not in own and isinstance(value, int | float)
+    }

@@ -1,0 +1,95 @@
+"""The Trainer, with a loss that says what our events promise."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from transformers.trainer_utils import EvalLoopOutput
+from trl.trainer.sft_trainer import SFTTrainer
+
+from engine.data.spans import IGNORED
+from services.trainer.worker.events import Reporter
+
+
+class Trainer(SFTTrainer):
+    """`SFTTrainer` that scores trained positions only, weighs every held-out token alike, and counts what it trains."""
+
+    def __init__(self, reporter: Reporter, **arguments: Any) -> None:
+        self._reporter = reporter
+        self._nll: list[float] = []
+        self._num_predicted: list[int] = []
+        super().__init__(**arguments)
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """The mean over the trained tokens of the step (`num_items_in_batch`) or, in evaluation, of the batch."""
+        training, predicted = model.training, inputs["labels"][:, 1:] != IGNORED
+        num_predicted = int(predicted.sum())
+        num_rows, num_tokens = _size(inputs)
+        # TRL leaves out untrained positions by itself where it has Triton; on a CPU it would put every position
+        # through the head, which for short answers is most of the head's work for nothing.
+        compact: AbstractContextManager[Any] = nullcontext()
+        if inputs["input_ids"].device.type == "cpu" and num_predicted > 0:
+            labels = inputs["labels"][:, 1:][predicted]
+            inputs = {key: value for key, value in inputs.items() if key != "labels"} | {"shift_labels": labels[None]}
+            compact = self._only(predicted)
+        with compact:
+            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]
+        value = (loss[0] if return_outputs else loss).item()
+        if training:
+            self._reporter.trained(value, num_rows, num_tokens)
+        else:
+            self._nll.append(value * num_predicted)
+            self._num_predicted.append(num_predicted)
+        return loss
+
+    def _only(self, predicted: torch.Tensor) -> AbstractContextManager[Any]:
+        """While open, the backbone gives only the hidden states of `predicted` ([rows, length - 1]) to the head."""
+
+        def select(_module: Any, _arguments: Any, output: Any) -> Any:
+            output.last_hidden_state = output.last_hidden_state[:, :-1][predicted][None]
+            return output
+
+        model = self.accelerator.unwrap_model(self.model)
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        handle: AbstractContextManager[Any] = base.base_model.register_forward_hook(select)
+        return handle
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """The library's, but a mean over tokens in place of a mean of the batches' means."""
+        self._nll.clear()
+        self._num_predicted.clear()
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        total = max(sum(self._num_predicted), 1)
+        (output.metrics or {})[f"{metric_key_prefix}_loss"] = sum(self._nll) / total
+        for values in self._metrics["eval"].values():
+            if len(values) == len(self._num_predicted):
+                weighted = sum(v * n for v, n in zip(values, self._num_predicted, strict=True))
+                values[:] = [weighted / total]
+        return output
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        with self._reporter.saving(last=self.control.should_training_stop):
+            super()._save_checkpoint(model, trial)  # type: ignore[no-untyped-call]
+
+    def create_model_card(self, *arguments: Any, **options: Any) -> None:
+        """None: the package that stage 4 makes has one, with figures that are final."""
+
+
+def _size(inputs: dict[str, Any]) -> tuple[int, int]:
+    """Rows and tokens of a batch, padding not counted; packed rows count one by one."""
+    if "attention_mask" in inputs:
+        return inputs["input_ids"].shape[0], int(inputs["attention_mask"].sum())
+    return int((inputs["position_ids"] == 0).sum()), inputs["input_ids"].numel()

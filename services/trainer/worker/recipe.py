@@ -1,0 +1,141 @@
+"""Supervised fine-tuning, from spec to result."""
+
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, load_from_disk
+from transformers import AutoTokenizer, PrinterCallback, set_seed
+from trl.data_utils import pack_dataset
+from trl.trainer.sft_config import SFTConfig
+
+from chassis.pipe import EventSink, Paused
+from engine.config.translate import sft_arguments
+from engine.model import load
+from finetuneflow.v1.event_pb2 import Complete, Restored
+from finetuneflow.v1.stage_result_pb2 import TrainingResult
+from services.trainer.worker.events import Reporter, phase
+from services.trainer.worker.loss import Trainer
+from services.trainer.worker.methods import keep_trained_weights_float32, trainable_model
+from services.trainer.worker.progress import Progress, Totals, per_second
+from services.trainer.worker.spec import TrainingSpec
+
+
+def train(spec: TrainingSpec, sink: EventSink) -> TrainingResult:
+    """Runs one attempt to its end and says how it went. Raises Paused once a requested pause is saved."""
+    config, hyper = spec.config, spec.config.hyperparameters
+    torch.set_num_threads(spec.threads)
+    on = "cpu" if config.resources.gpus == 0 else load.device()
+
+    sink.emit(phase("loading_model", spec.model.id))
+    set_seed(config.seed)
+    with sink.ticking():
+        model = trainable_model(config, spec.model, on)
+        tokenizer = AutoTokenizer.from_pretrained(spec.model.path, local_files_only=True)
+
+    sink.emit(phase("preparing"))
+    progress = Progress.read(spec.resume_from) if spec.resume_from else Progress()
+    trainer_dir = spec.out_dir / "trainer"
+    reporter = Reporter(
+        sink,
+        hyper,
+        progress=progress,
+        trainer_dir=trainer_dir,
+        out_dir=spec.out_dir,
+        prior_tokens=spec.prior.num_tokens,
+    )
+    with sink.ticking():
+        train_rows, eval_rows = _rows(spec)
+        arguments = sft_arguments(config, output_dir=str(trainer_dir), device=on)
+        arguments |= {
+            # Preflight's number, so that schedule and progress do not hang on how a library counts.
+            "max_steps": spec.total_steps,
+            "eval_strategy": "no" if eval_rows is None else "steps",
+            # The rows are ids and labels already, cut and packed.
+            "dataset_kwargs": {"skip_prepare_dataset": True},
+        }
+        trainer = Trainer(
+            reporter,
+            model=model,
+            args=SFTConfig(**arguments),
+            train_dataset=train_rows,
+            eval_dataset=eval_rows,
+            processing_class=tokenizer,
+            callbacks=[reporter],
+        )
+        keep_trained_weights_float32(model)
+    # It would repeat every event on stdout, which is for readable progress when the worker runs alone.
+    trainer.remove_callback(PrinterCallback)
+
+    if not (progress.early_stopped or progress.step >= spec.total_steps):
+        if spec.resume_from:
+            sink.emit(Restored(checkpoint_step=progress.step, first_step=progress.step + 1))
+        sink.emit(phase("training", f"{spec.total_steps - progress.step} steps on {on}"))
+        trainer.train(resume_from_checkpoint=str(spec.resume_from) if spec.resume_from else None)
+        if reporter.paused:
+            raise Paused
+    sink.emit(_complete(progress, reporter.attempt))
+    return _result(spec, progress, reporter.attempt, model)
+
+
+def _rows(spec: TrainingSpec) -> tuple[Dataset, Dataset | None]:
+    """Training rows (or packs of them) and held-out rows; None where nothing is held out."""
+    hyper = spec.config.hyperparameters
+    train_rows = load_from_disk(str(spec.data_dir / "train"))
+    if hyper.packing:
+        train_rows = pack_dataset(train_rows, hyper.max_length, "bfd", {"keep_in_memory": True})
+    if not (spec.data_dir / "eval").is_dir():
+        return train_rows, None
+    eval_rows = load_from_disk(str(spec.data_dir / "eval"))
+    # Every token weighs the same in the evaluation loss, so the order is free: rows of one length need no padding.
+    lengths = [-len(ids) for ids in eval_rows["input_ids"]]
+    return train_rows, eval_rows.select(sorted(range(len(lengths)), key=lengths.__getitem__))
+
+
+def _complete(progress: Progress, attempt: Totals) -> Complete:
+    event = Complete(
+        total_steps=progress.step,
+        best_step=progress.best_step or progress.step,
+        early_stopped=progress.early_stopped,
+        train_loss=attempt.loss_sum / max(attempt.steps, 1),
+        train_runtime_seconds=attempt.seconds,
+        train_samples_per_second=per_second(attempt.num_rows, attempt.seconds),
+    )
+    if progress.best_eval_loss is not None:
+        event.best_metric = progress.best_eval_loss
+    return event
+
+
+def _result(spec: TrainingSpec, progress: Progress, attempt: Totals, model: Any) -> TrainingResult:
+    seconds = spec.prior.runtime_seconds + attempt.seconds
+    result = TrainingResult(
+        total_steps=progress.step,
+        train_loss=progress.loss_sum / max(progress.step, 1),
+        final_train_loss=progress.logged_loss,
+        best_step=progress.best_step or progress.step,
+        train_runtime_seconds=seconds,
+        train_samples_per_second=per_second(progress.num_rows, seconds),
+        train_tokens_per_second=per_second(spec.prior.num_tokens + attempt.num_tokens, seconds),
+        early_stopped=progress.early_stopped,
+        num_trainable_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        peak_memory_bytes=_peak_memory(),
+    )
+    if progress.best_eval_loss is not None:
+        result.best_eval_loss = progress.best_eval_loss
+    if progress.eval_loss is not None and progress.eval_step == progress.step:
+        result.final_eval_loss = progress.eval_loss
+    return result
+
+
+def _peak_memory() -> int:
+    """Highest resident memory of this process, in bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # ru_maxrss would include what the parent used before it started this program.
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

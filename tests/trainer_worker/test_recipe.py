@@ -1,0 +1,164 @@
+"""A training from spec to result, in this process."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from chassis.pipe import Cancelled, Paused
+from finetuneflow.v1.event_pb2 import CheckpointSaved, Complete, Eval, Log, Phase, Restored, Warning
+from services.trainer.worker.recipe import train
+from tests.trainer_worker.parts import Recorder
+
+
+def adapter(folder: Path) -> dict[str, Any]:
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def test_a_training_tells_its_whole_story(spec: Any) -> None:
+    """A watcher would otherwise miss a phase, the curve, a checkpoint of the best step, or the figures at the end."""
+    sink = Recorder()
+    given = spec(gradient_accumulation_steps=2, save_steps=7)
+
+    result = train(given, sink)
+
+    assert [p.name for p in sink.of(Phase)] == ["loading_model", "preparing", "training", "saving"]
+    assert [(p.index, p.count) for p in sink.of(Phase)] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    logs = sink.of(Log)
+    assert [log.step for log in logs] == [5, 10, 15, 20]
+    assert logs[-1].loss < logs[0].loss
+    assert all(log.total_steps == 20 and log.tokens_per_second > 0 and log.grad_norm > 0 for log in logs)
+    assert logs[-1].eta_seconds == 0 < logs[0].eta_seconds
+    assert logs[-1].epoch == pytest.approx(4)
+    # 40 rows, 4 epochs, not one token of padding.
+    assert logs[-1].num_tokens == 4 * sum(len(ids) for ids in _column(given, "train", "input_ids"))
+    evals = sink.of(Eval)
+    assert [e.step for e in evals] == [5, 10, 15, 20]
+    assert evals[-1].perplexity == pytest.approx(math.exp(evals[-1].eval_loss))
+    saved = sink.of(CheckpointSaved)
+    assert [s.step for s in saved] == [5, 7, 10, 14, 15, 20]
+    assert [s.step for s in saved if s.HasField("eval_loss")] == [5, 10, 15, 20]
+    for checkpoint in saved:
+        folder = given.out_dir / checkpoint.path
+        assert checkpoint.path == f"checkpoints/step-{checkpoint.step}"
+        assert not (folder / "training_args.bin").exists()
+        assert json.loads((folder / "checkpoint.json").read_text())["step"] == checkpoint.step
+    names = json.loads((folder / "adapter_config.json").read_text())
+    assert (names["base_model_name_or_path"], names["revision"]) == ("tiny", "r1")
+    (complete,) = sink.of(Complete)
+    best = min(evals, key=lambda e: e.eval_loss)
+    assert (complete.best_step, complete.best_metric) == (best.step, best.eval_loss)
+    assert (result.best_step, result.best_eval_loss) == (best.step, best.eval_loss)
+    assert (result.total_steps, result.final_eval_loss) == (20, evals[-1].eval_loss)
+    assert result.train_loss == pytest.approx(sum(log.loss for log in logs) / 4)
+    assert result.final_train_loss == logs[-1].loss
+    assert result.num_trainable_parameters == sum(t.numel() for t in adapter(folder).values())
+    assert result.train_runtime_seconds == pytest.approx(logs[-1].elapsed_seconds, abs=0.5)
+    assert result.train_samples_per_second == pytest.approx(160 / result.train_runtime_seconds)
+    assert result.peak_memory_bytes > 100 * 2**20
+    assert not sink.of(Warning)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"gradient_accumulation_steps": 2}, {"group_by_length": True, "logging_steps": 4}]
+)
+def test_a_resumed_training_ends_as_if_it_had_never_stopped(spec: Any, settings: dict[str, Any]) -> None:
+    """A user whose machine died would otherwise get another model than the one they asked for."""
+    straight, first, second = Recorder(), Recorder("pause", after_step=10), Recorder()
+    if "gradient_accumulation_steps" in settings:
+        first = Recorder("pause", after_step=20 + 3)  # Three evaluation batches at step 5.
+    else:
+        first = Recorder("pause", after_step=10 + 3)
+    whole = train(spec("straight", **settings), straight)
+
+    with pytest.raises(Paused):
+        train(spec("first", **settings), first)
+    paused = first.of(CheckpointSaved)[-1]
+    given = spec("second", resume_from=spec("first", **settings).out_dir / paused.path, **settings)
+    resumed = train(given, second)
+
+    assert 5 < paused.step < 15
+    assert not first.of(Complete)
+    (restored,) = second.of(Restored)
+    assert (restored.checkpoint_step, restored.first_step) == (paused.step, paused.step + 1)
+    expected = adapter(spec("straight").out_dir / "checkpoints/step-20")
+    found = adapter(given.out_dir / "checkpoints/step-20")
+    assert all(found[name].equal(tensor) for name, tensor in expected.items())
+    curve = [(log.step, log.loss) for log in [*first.of(Log), *second.of(Log)]]
+    assert curve == [(log.step, log.loss) for log in straight.of(Log)]
+    assert resumed.train_loss == pytest.approx(whole.train_loss, abs=1e-12)
+    assert (resumed.best_step, resumed.best_eval_loss) == (whole.best_step, whole.best_eval_loss)
+
+
+def test_a_training_that_was_done_does_not_train_again(spec: Any) -> None:
+    """A child that died between its last checkpoint and its result would otherwise train past the end."""
+    done = train(spec("done", total_steps=5), Recorder())
+    again = Recorder()
+
+    result = train(spec("again", total_steps=5, resume_from=spec("done").out_dir / "checkpoints/step-5"), again)
+
+    assert not again.of(Log) and not again.of(CheckpointSaved)
+    assert (result.total_steps, result.train_loss, result.best_step) == (5, done.train_loss, done.best_step)
+    assert result.final_eval_loss == done.final_eval_loss
+
+
+def test_patience_ends_it_and_survives_a_resumption(spec: Any) -> None:
+    """Without it, hours of overfitting are paid for; without the second half, every resumption grants more."""
+    settings: dict[str, Any] = {"learning_rate": 1e-9, "early_stopping_patience": 2, "early_stopping_threshold": 0.5}
+    settings |= {"eval_steps": 3, "save_steps": 100}
+    sink = Recorder()
+
+    result = train(spec("stopped", **settings), sink)
+
+    assert [e.evaluations_without_improvement for e in sink.of(Eval)] == [0, 1, 2]
+    assert result.early_stopped and result.total_steps == 9 == sink.of(CheckpointSaved)[-1].step
+    resumed = Recorder()
+    train(spec("resumed", resume_from=spec("stopped").out_dir / "checkpoints/step-6", **settings), resumed)
+    assert [(e.step, e.evaluations_without_improvement) for e in resumed.of(Eval)] == [(9, 2)]
+
+
+def test_without_held_out_rows_the_last_step_is_the_best(spec: Any) -> None:
+    """A user who holds nothing out still gets a model, and no figure that was not measured."""
+    sink = Recorder()
+
+    result = train(spec(held_out=False, total_steps=6, save_steps=4), sink)
+
+    assert not sink.of(Eval)
+    assert [(s.step, s.best, s.HasField("eval_loss")) for s in sink.of(CheckpointSaved)] == [
+        (4, False, False),
+        (6, False, False),
+    ]
+    assert result.best_step == 6
+    assert not result.HasField("best_eval_loss") and not result.HasField("final_eval_loss")
+    assert not sink.of(Complete)[0].HasField("best_metric")
+
+
+def test_a_cancel_ends_it_between_two_steps(spec: Any) -> None:
+    """A cancelled job would otherwise keep a machine busy until somebody kills it."""
+    sink = Recorder("cancel", after_step=3)
+
+    with pytest.raises(Cancelled):
+        train(spec(), sink)
+
+    assert not sink.of(CheckpointSaved) and not sink.of(Complete)
+
+
+def test_a_diverged_loss_is_shown_as_it_is(spec: Any) -> None:
+    """A NaN that is filtered out of the log looks like a training that goes well."""
+    sink = Recorder()
+
+    result = train(spec(learning_rate=1.0, max_grad_norm=0.0, optim="sgd", lora={"lora_alpha": 4000.0}), sink)
+
+    assert any(not math.isfinite(log.loss) for log in sink.of(Log))
+    (warning,) = sink.of(Warning)
+    assert warning.reason == "LOSS_NOT_FINITE" and "learning_rate" in warning.advice
+    assert not math.isfinite(result.train_loss)
+
+
+def _column(spec: Any, part: str, name: str) -> Any:
+    from datasets import load_from_disk
+
+    return load_from_disk(str(spec.data_dir / part))[name]
