@@ -75,7 +75,12 @@ class ApiError(FineTuneFlowError):
             self.code = code
 
     def __str__(self) -> str:
-        return "\n".join([self.message, *(f"  {field}: {description}" for field, description in self.violations)])
+        return "\n".join([self.message, *(f"  {field}: {description}" for field, description in self.unsaid)])
+
+    @property
+    def unsaid(self) -> tuple[Violation, ...]:
+        """The violations whose description is not part of the message already."""
+        return tuple(violation for violation in self.violations if violation.description not in self.message)
 
 
 class InvalidArgument(ApiError):

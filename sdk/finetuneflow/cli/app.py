@@ -28,11 +28,12 @@ def build_app() -> typer.Typer:
     app.command()(metrics.metrics)
     app.command()(download.download)
     app.add_typer(datasets.app, name="datasets")
-    app.add_typer(models.app, name="models")
+    models_app = models.make_app()
+    app.add_typer(models_app, name="models")
     app.add_typer(recipes.app, name="recipes")
     app.command()(probe.probe)
     app.command()(doctor.doctor)
-    add_server_commands(app, models.app)
+    add_server_commands(app, models_app)
     return app
 
 

@@ -42,7 +42,7 @@ def report(error: FineTuneFlowError, console: Console) -> None:
     reason = f" [{error.reason}]" if isinstance(error, ApiError) and error.reason else ""
     console.print(f"{error.message}{reason}", style="red")
     if isinstance(error, ApiError):
-        for field, description in error.violations:
+        for field, description in error.unsaid:
             console.print(f"  {field}: {description}")
     if isinstance(error, JobFailed):
         console.print(f"Look into it: ftf jobs explain {error.job.id}")

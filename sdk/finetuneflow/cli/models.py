@@ -9,10 +9,14 @@ import typer
 from finetuneflow.cli.session import Json, print_json, print_rows, session
 from finetuneflow.resources.model import Model
 
-app = typer.Typer(no_args_is_help=True, help="Models that a job can start from.")
+
+def make_app() -> typer.Typer:
+    """Made anew for each command tree, as the server distribution adds to it."""
+    app = typer.Typer(no_args_is_help=True, help="Models that a job can start from.")
+    app.command("list")(list_models)
+    return app
 
 
-@app.command("list")
 def list_models(
     ctx: typer.Context,
     kind: Annotated[str | None, typer.Option(help="base or tuned.")] = None,
