@@ -1,4 +1,4 @@
-"""The protos are the contract: linted, and the committed stubs are made from them. `make protos-check` brings the tools."""
+"""The protos are the contract: linted, and the stubs are made from them. `make protos-check` brings the tools."""
 
 import filecmp
 import os

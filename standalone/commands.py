@@ -1,0 +1,101 @@
+"""The commands that this distribution adds to `ftf`: `up`, `demo` and `models path`."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from finetuneflow.cli.exits import JOB_FAILED, USAGE, error_console
+from finetuneflow.cli.session import Json, make_console
+
+# What these commands need is imported when they run: `ftf --help` shall not wait for it.
+
+_Home = Annotated[
+    Path | None,
+    typer.Option(envvar="FTF_HOME", help="Folder of the data.", show_default="~/.finetuneflow", file_okay=False),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Entry point of the group `finetuneflow.commands`."""
+    app.command()(up)
+    app.command()(demo)
+    for group in app.registered_groups:
+        if group.name == "models" and group.typer_instance is not None:
+            group.typer_instance.command("path")(model_path)
+
+
+def up(
+    home: _Home = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the gateway.")] = 7460,
+    json: Json = False,
+) -> None:
+    """Run a whole server for this machine, until Ctrl-C. It listens on 127.0.0.1 only."""
+    from standalone.home import HomeTaken, default_home
+    from standalone.nats import NatsServerMissing
+    from standalone.processes import StartFailed
+    from standalone.up import PortTaken, main
+
+    for variable in ("FTF_GATEWAY_LISTEN", "FTF_LISTEN"):
+        if variable in os.environ:
+            _refuse(
+                f"`ftf up` listens on 127.0.0.1 only, as there is no TLS and no authentication yet: "
+                f"unset {variable}, and choose a port with --port."
+            )
+    try:
+        main((home or default_home()).expanduser().absolute(), port, make_console(), as_json=json)
+    except (HomeTaken, NatsServerMissing, PortTaken) as error:
+        _refuse(str(error))
+    except StartFailed as error:
+        error_console().print(str(error), style="red")
+        raise typer.Exit(JOB_FAILED) from error
+
+
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder that gets the package.", file_okay=False)] = Path(
+        "finetuneflow-demo"
+    ),
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the server up afterwards.")] = False,
+) -> None:
+    """Fine-tune a small model on example data, from nothing: a server of its own, a job, a package."""
+    from standalone.demo import demo
+    from standalone.processes import StartFailed
+
+    # Ended from outside, it stops what it has started just as with Ctrl-C.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    try:
+        succeeded = demo(make_console(), output, keep=keep)
+    except StartFailed as error:
+        error_console().print(str(error), style="red")
+        succeeded = False
+    except KeyboardInterrupt:
+        error_console().print("\nStopped, and everything that was started with it.")
+        raise typer.Exit(130) from None
+    if not succeeded:
+        raise typer.Exit(JOB_FAILED)
+
+
+def model_path(
+    model: Annotated[str, typer.Argument(help="An alias or a Hugging Face id; see `ftf models list`.")],
+    home: _Home = None,
+) -> None:
+    """Print where a base model's files are on this machine; they are downloaded or made where they are not yet."""
+    from engine.catalogue import Catalogue
+    from engine.errors import JobError
+    from standalone.home import default_home
+
+    try:
+        local = Catalogue((home or default_home()).expanduser().absolute()).fetch(model)
+    except JobError as error:
+        _refuse(f"{error.message} {error.advice}")
+    typer.echo(local.path)
+
+
+def _refuse(message: str) -> NoReturn:
+    error_console().print(message, style="red")
+    raise typer.Exit(USAGE)

@@ -1,0 +1,171 @@
+"""`ftf demo`: a stack of its own, one real fine-tuning, and what came out of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from rich.console import Console
+from rich.table import Table
+
+import standalone
+from finetuneflow import Client
+from finetuneflow.cli.live import follow
+from finetuneflow.resources.job import Job
+from standalone.guard import guarded
+from standalone.home import default_home
+from standalone.ports import free_port
+from standalone.processes import StartFailed, tail
+
+_MODEL = "smollm2-135m"
+_RECIPE = "cpu-demo"
+_STOP_SECONDS = 100.0
+# The process whose log tells more about a failure in a stage.
+_SERVICE = {"PREFLIGHT": "probe", "TRAINING": "trainer", "EVALUATION": "evaluator", "EXPORT": "exporter"}
+
+
+@dataclass(frozen=True)
+class _Running:
+    """An `ftf up` of ours."""
+
+    process: subprocess.Popen[str]
+    address: str
+    logs: Path
+
+
+def demo(console: Console, output: Path, *, keep: bool) -> bool:
+    """Runs it all and says whether it succeeded. The package goes to `output`; with `keep` the stack goes on.
+
+    KeyboardInterrupt stops everything that was started, and is passed on. Raises StartFailed.
+    """
+    home = Path(tempfile.mkdtemp(prefix="finetuneflow-demo-"))
+    running: _Running | None = None
+    succeeded = False
+    try:
+        _share_models(home)
+        console.print("Starting gateway, probe, trainer, evaluator, exporter and nats-server ...")
+        running = _start(home, keep=keep)
+        succeeded = _fine_tune(console, running, output)
+    finally:
+        if running is None or not (keep and succeeded):
+            if running is not None:
+                _stop(running.process)
+            shutil.rmtree(home, ignore_errors=True)
+    if keep and succeeded:
+        console.print(f"\nIt goes on at {running.address}, in {home}. Stop it: kill {running.process.pid}")
+    elif succeeded:
+        console.print("\nEverything that was started has been stopped.")
+    return succeeded
+
+
+def _share_models(home: Path) -> None:
+    # The model is made once, in the user's own home, and not again by the next demo or the first `ftf up`.
+    models = default_home() / "models"
+    models.mkdir(parents=True, exist_ok=True)
+    (home / "models").symlink_to(models, target_is_directory=True)
+
+
+def _start(home: Path, *, keep: bool) -> _Running:
+    logs = home / "logs"
+    logs.mkdir()
+    ftf = [sys.executable, "-c", "from finetuneflow.cli import main; main()"]
+    up = [*ftf, "up", "--home", str(home), "--port", str(free_port()), "--json"]
+    # SIGTERM, so that it ends what it has started; they would not survive a SIGKILL either.
+    argv = up if keep else guarded(up, signal.SIGTERM)
+    with (logs / "up.log").open("wb") as log:
+        process = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env=os.environ | {"PYTHONSAFEPATH": "1"},
+            start_new_session=True,
+        )
+    try:
+        return _Running(process, _address(process.stdout, logs), logs)
+    except BaseException:
+        _stop(process)
+        raise
+
+
+def _address(lines: IO[str] | None, logs: Path) -> str:
+    for line in lines or ():
+        status = json.loads(line)
+        if status["state"] == "up":
+            return str(status["address"])
+    raise StartFailed(f"`ftf up` ended before it was up:\n{tail(logs / 'up.log')}")
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    process.terminate()
+    try:
+        # It reports on its way out; a full pipe would hold it up.
+        process.communicate(timeout=_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+
+
+def _fine_tune(console: Console, running: _Running, output: Path) -> bool:
+    data = _example_data()
+    with Client(running.address) as client:
+        train, held_out = data / "demo_train.jsonl", data / "demo_heldout.jsonl"
+        console.print(f"Uploading {_rows(train)} questions and answers, and {_rows(held_out)} that are held out ...")
+        job = client.jobs.create(
+            base_model=_MODEL, training_data=train, evaluation_data=held_out, recipe=_RECIPE, display_name="demo"
+        )
+        job = follow(client, job.id, console=console)
+        if job.state != "SUCCEEDED":
+            _say_failed(console, job, running.logs, output)
+            return False
+        client.jobs.download(job.id, output)
+        _say_succeeded(console, client, job, output)
+    return True
+
+
+def _example_data() -> Path:
+    """The folder with the example rows: in an installed wheel within this package, in a checkout beside it."""
+    package = Path(standalone.__file__).parent
+    return next(folder for folder in (package / "data", package.parent / "examples" / "data") if folder.is_dir())
+
+
+def _rows(path: Path) -> int:
+    with path.open("rb") as file:
+        return sum(1 for _ in file)
+
+
+def _say_failed(console: Console, job: Job, logs: Path, output: Path) -> None:
+    log = logs / f"{_SERVICE.get(job.stage, 'gateway')}.log"
+    console.print(f"\nThe end of {log.name}:\n{tail(log)}")
+    kept = output / "logs"
+    shutil.copytree(logs, kept, dirs_exist_ok=True)
+    console.print(f"\nAll logs are in {kept}.", style="yellow")
+
+
+def _say_succeeded(console: Console, client: Client, job: Job, output: Path) -> None:
+    result = client.evaluations.get(job.evaluation_id).result
+    console.print(f"\nThe package: {output / 'finetuneflow_export.zip'}; its report: {output / 'report.md'}")
+    if result is not None and result.base_loss is not None and result.tuned_loss is not None:
+        console.print(
+            f"Held-out loss, on {result.num_examples} rows that training has not seen: "
+            f"{result.base_loss:.3f} before, {result.tuned_loss:.3f} after."
+        )
+    if result is not None and result.samples:
+        sample = result.samples[0]
+        table = Table(title=f"\n{sample.instruction}", title_justify="left", expand=True, show_lines=False)
+        for heading in ("before", "after", "the docstring"):
+            table.add_column(heading, ratio=1)
+        table.add_row(sample.base_output, sample.model_output, sample.expected_output)
+        console.print(table, soft_wrap=False)
+    console.print('\nThe same with your own file, lines of {"question": ..., "answer": ...}:\n')
+    console.print("  ftf up")
+    console.print(f"  ftf train YOURS.jsonl --model {_MODEL} --recipe {_RECIPE}    # in another terminal")

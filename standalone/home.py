@@ -1,0 +1,75 @@
+"""The folder that holds one system's data, and who holds the folder."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+_LOCK = "up.lock"
+
+
+def default_home() -> Path:
+    """FTF_HOME, or ~/.finetuneflow."""
+    return Path(os.environ.get("FTF_HOME") or "~/.finetuneflow").expanduser().absolute()
+
+
+@dataclass(frozen=True)
+class Holder:
+    """The process that runs a system on a home."""
+
+    pid: int
+    address: str
+    since: str
+
+    def __str__(self) -> str:
+        return f"process {self.pid}, on {self.address} since {self.since}"
+
+
+class HomeTaken(Exception):
+    """Another process runs a system on this home. `holder` is None in the instant before it has written who it is."""
+
+    def __init__(self, home: Path, holder: Holder | None) -> None:
+        super().__init__(f"{home} is in use by {holder or 'another process that is just starting'}.")
+        self.holder = holder
+
+
+@contextmanager
+def held(home: Path, address: str) -> Iterator[None]:
+    """Holds `home`, made when missing, for this process. The lock ends with the process, however it ends.
+
+    Raises HomeTaken.
+    """
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (home / _LOCK).open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise HomeTaken(home, holder(home)) from None
+        me = Holder(os.getpid(), address, datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S %z"))
+        file.truncate(0)
+        file.write(json.dumps(vars(me)))
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
+
+
+def holder(home: Path) -> Holder | None:
+    """Who holds `home`; None when nobody does."""
+    try:
+        with (home / _LOCK).open(encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                text = file.read()
+                return Holder(**json.loads(text)) if text else None
+    except FileNotFoundError:
+        pass
+    return None

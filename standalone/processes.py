@@ -1,0 +1,202 @@
+"""Keeps a program running: start, readiness, restart with back-off, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from standalone.guard import guarded
+
+_MAX_LOG_BYTES = 16 << 20
+_TAIL_LINES = 20
+
+
+@dataclass(frozen=True)
+class Program:
+    """What is to be kept running."""
+
+    name: str
+    argv: tuple[str, ...]
+    ready: Callable[[], Awaitable[bool]]
+    """Asked repeatedly after each start until it says so."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Beside the environment of this process."""
+    stop_seconds: float = 10.0
+    """From SIGTERM to SIGKILL."""
+
+
+@dataclass(frozen=True)
+class BackOff:
+    """Seconds to wait before a restart: doubled with each failure, as at first once it ran for `healthy_seconds`."""
+
+    first_seconds: float = 0.5
+    most_seconds: float = 30.0
+    healthy_seconds: float = 30.0
+    first_starts: int = 3
+    """A program that ends this often before it was ever ready is not going to run."""
+
+
+class StartFailed(Exception):
+    """A program could not be started; the message says why, with the end of its log."""
+
+
+class KeptProcess:
+    """One program under supervision: `start`, then `stop`. It never outlives this process, not even a SIGKILL.
+
+    To be used in the main thread (guard.py says why). `notify` hears, in a sentence, of each end that was not asked
+    for and of each recovery.
+    """
+
+    def __init__(
+        self, program: Program, folder: Path, logs: Path, notify: Callable[[str], None], back_off: BackOff | None = None
+    ) -> None:
+        self.program = program
+        self.log = logs / f"{program.name}.log"
+        self.pid: int | None = None
+        """None between two runs."""
+        self._folder = folder
+        self._notify = notify
+        self._back_off = back_off or BackOff()
+        self._stopping = asyncio.Event()
+        self._killing = asyncio.Event()
+        self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._life: asyncio.Task[None] | None = None
+
+    async def start(self, timeout_seconds: float = 120.0) -> None:
+        """Returns once the program is ready for the first time. Raises StartFailed."""
+        self._life = asyncio.create_task(self._live(), name=self.program.name)
+        try:
+            await asyncio.wait_for(asyncio.shield(self._ready), timeout_seconds)
+        except TimeoutError:
+            raise StartFailed(self._why(f"is not ready after {timeout_seconds:.0f} s")) from None
+
+    async def stop(self) -> None:
+        """SIGTERM, then SIGKILL after the program's `stop_seconds`. Returns when it has ended."""
+        self._stopping.set()
+        if self._life is not None:
+            await self._life
+
+    def kill(self) -> None:
+        """SIGKILL now, also to one that is stopping. `stop` waits for the end."""
+        self._killing.set()
+        self._stopping.set()
+
+    async def _live(self) -> None:
+        delay = self._back_off.first_seconds
+        starts = 0
+        while not self._stopping.is_set():
+            began = time.monotonic()
+            starts += 1
+            code = await self._run_once()
+            if self._stopping.is_set():
+                break
+            if not self._ready.done() and starts >= self._back_off.first_starts:
+                self._ready.set_exception(StartFailed(self._why(_manner(code))))
+                return
+            if time.monotonic() - began >= self._back_off.healthy_seconds:
+                delay = self._back_off.first_seconds
+            self._notify(f"{self.program.name} {_manner(code)}; it starts again in {delay:g} s. Its log: {self.log}")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), delay)
+            delay = min(delay * 2, self._back_off.most_seconds)
+        if not self._ready.done():
+            self._ready.set_exception(StartFailed(f"{self.program.name} was stopped before it was ready"))
+            # Whoever stops a start need not ask how it went.
+            self._ready.exception()
+
+    async def _run_once(self) -> int:
+        with self._open_log() as log:
+            process = await asyncio.create_subprocess_exec(
+                *guarded(self.program.argv),
+                cwd=self._folder,
+                # A user's FTF_ settings stay in force, but for those the stack sets. With the safe path, a folder named
+                # `gateway` or `datasets` where somebody works is not imported in place of ours.
+                env=os.environ | {"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"} | dict(self.program.env),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                # Ctrl-C in the terminal is for the supervisor alone, which stops all in order.
+                start_new_session=True,
+            )
+        self.pid = process.pid
+        ended = asyncio.create_task(process.wait())
+        stopping = asyncio.create_task(self._stopping.wait())
+        ready = asyncio.create_task(self._until_ready())
+        try:
+            await asyncio.wait([ended, stopping], return_when=asyncio.FIRST_COMPLETED)
+            if not ended.done():
+                await self._end(process, ended)
+            return await ended
+        finally:
+            self.pid = None
+            for task in (ready, stopping):
+                task.cancel()
+            await asyncio.wait([ready, stopping])
+
+    async def _until_ready(self) -> None:
+        while not await self.program.ready():  # noqa: ASYNC110 - what is asked lives in another process
+            await asyncio.sleep(0.05)
+        if not self._ready.done():
+            self._ready.set_result(None)
+        else:
+            self._notify(f"{self.program.name} is up again.")
+
+    async def _end(self, process: asyncio.subprocess.Process, ended: asyncio.Task[int]) -> None:
+        if not self._killing.is_set():
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+            killing = asyncio.create_task(self._killing.wait())
+            await asyncio.wait([ended, killing], timeout=self.program.stop_seconds, return_when=asyncio.FIRST_COMPLETED)
+            killing.cancel()
+        if not ended.done():
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+
+    def _open_log(self) -> IO[bytes]:
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        if self.log.exists() and self.log.stat().st_size > _MAX_LOG_BYTES:
+            self.log.replace(self.log.with_suffix(".log.1"))
+        return self.log.open("ab")
+
+    def _why(self, what: str) -> str:
+        return f"{self.program.name} {what}. The end of {self.log}:\n{tail(self.log)}"
+
+
+def tail(log: Path, lines: int = _TAIL_LINES) -> str:
+    """The last lines of a log, or a word that there are none."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - 64 * 1024))
+            text = file.read().decode(errors="replace")
+    except FileNotFoundError:
+        text = ""
+    return "\n".join(text.splitlines()[-lines:]) or "(nothing)"
+
+
+def serving(address: str) -> Callable[[], Awaitable[bool]]:
+    """Readiness of a gRPC server: it answers its health check with SERVING."""
+
+    async def ready() -> bool:
+        # A proxy set for the web is no way to this machine's own ports.
+        async with grpc.aio.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+            try:
+                answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=2)
+            except grpc.aio.AioRpcError:
+                return False
+            return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+    return ready
+
+
+def _manner(code: int) -> str:
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"

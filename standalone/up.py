@@ -1,0 +1,105 @@
+"""`ftf up`: a stack on a home, until a signal."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from standalone.home import held
+from standalone.ports import is_free
+from standalone.stack import Stack
+
+DEFAULT_PORT = 7460
+
+
+class PortTaken(Exception):
+    """Something else listens where the gateway is to listen."""
+
+
+class Reporter:
+    """Says how it goes: sentences for people, or one JSON object a line on stdout with a `state`."""
+
+    def __init__(self, console: Console, *, as_json: bool) -> None:
+        self._console = console
+        self._as_json = as_json
+
+    def state(self, state: str, text: str, **more: object) -> None:
+        if self._as_json:
+            # Whoever started us may have stopped listening; that is no reason to stop.
+            with contextlib.suppress(BrokenPipeError):
+                print(json.dumps({"state": state, **more}), flush=True)  # noqa: T201 - read by a program
+        else:
+            self._console.print(text)
+
+    def notice(self, text: str) -> None:
+        self.state("notice", text, message=text)
+
+
+async def run(home: Path, port: int, report: Reporter) -> None:
+    """Runs a system on `home` until SIGINT, SIGTERM or SIGHUP; a second signal kills instead of draining.
+
+    Raises HomeTaken, PortTaken, NatsServerMissing, and StartFailed after everything was stopped.
+    """
+    with held(home, f"127.0.0.1:{port}"):
+        if not is_free(port):
+            raise PortTaken(f"Port {port} is taken. Choose another one: ftf up --port {port + 1}")
+        stack = Stack(home, port, report.notice)
+        signalled = asyncio.Event()
+
+        def on_signal() -> None:
+            if signalled.is_set():
+                report.state("killing", "Killing what still runs.")
+                stack.kill()
+            signalled.set()
+
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, on_signal)
+        starting = asyncio.create_task(stack.start())
+        waiting = asyncio.create_task(signalled.wait())
+        try:
+            await asyncio.wait([starting, waiting], return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                starting.result()
+                _say_up(stack, report)
+                await waiting
+            report.state("stopping", "\nStopping: running trainings write a checkpoint first. Once more kills at once.")
+        finally:
+            starting.cancel()
+            waiting.cancel()
+            await asyncio.wait([starting, waiting])
+            await stack.stop()
+        report.state("stopped", "Stopped.")
+
+
+def _say_up(stack: Stack, report: Reporter) -> None:
+    option = "" if stack.address.endswith(f":{DEFAULT_PORT}") else f"--address {stack.address} "
+    text = f"""
+FineTuneFlow is up.
+
+  Address  {stack.address}  (this machine only: there is no TLS and no authentication yet)
+  Home     {stack.home}
+  Logs     {stack.logs}
+  Next     ftf {option}train DATA.jsonl --model smollm2-135m --recipe cpu-demo
+
+Ctrl-C stops it. Jobs that run by then go on from their last checkpoint when it is up again.
+"""
+    pids = {name: process.pid for name, process in stack.processes.items()}
+    report.state(
+        "up", text, address=stack.address, home=str(stack.home), logs=str(stack.logs), pid=os.getpid(), processes=pids
+    )
+
+
+def main(home: Path, port: int, console: Console, *, as_json: bool) -> None:
+    """Raises what `run` raises."""
+    report = Reporter(console, as_json=as_json)
+    if sys.stdout.isatty() and not as_json:
+        console.print("Starting ...")
+    asyncio.run(run(home, port, report))

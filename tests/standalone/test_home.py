@@ -1,0 +1,54 @@
+"""One home, one system."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from standalone.home import HomeTaken, default_home, held, holder
+
+_HOLD = """
+import sys
+from pathlib import Path
+from standalone.home import held
+with held(Path(sys.argv[1]), "127.0.0.1:7460"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_second_holder_is_told_who_the_first_is(tmp_path: Path) -> None:
+    """Two systems on one home would tear its database; the user needs to find the other one."""
+    with held(tmp_path, "127.0.0.1:7460"):
+        with pytest.raises(HomeTaken) as taken, held(tmp_path, "127.0.0.1:7461"):
+            pass
+        assert taken.value.holder is not None
+        assert (taken.value.holder.pid, taken.value.holder.address) == (os.getpid(), "127.0.0.1:7460")
+        assert f"process {os.getpid()}, on 127.0.0.1:7460 since 20" in str(taken.value)
+    assert holder(tmp_path) is None
+
+
+def test_the_lock_dies_with_its_process(tmp_path: Path) -> None:
+    """After a power cut or a SIGKILL nobody should have to delete a lock file by hand."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _HOLD, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        found = holder(tmp_path)
+        assert found is not None
+        assert found.pid == other.pid
+        other.kill()
+    assert holder(tmp_path) is None
+    with held(tmp_path, "127.0.0.1:7460"):
+        pass
+
+
+def test_the_home_is_where_the_setting_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A disk with room for models is seldom the one with the user's home."""
+    monkeypatch.setenv("FTF_HOME", str(tmp_path))
+    assert default_home() == tmp_path
+    monkeypatch.setenv("FTF_HOME", "")
+    assert default_home() == Path.home() / ".finetuneflow"

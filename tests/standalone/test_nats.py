@@ -1,0 +1,57 @@
+"""The broker of a stack: bundled, private, and keeping what it acknowledged."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import nats
+import pytest
+from nats.errors import Error as NatsError
+
+from standalone.nats import NatsServer, configure
+from standalone.ports import free_port
+from standalone.processes import KeptProcess, Program
+
+
+@pytest.fixture
+async def broker(tmp_path: Path) -> AsyncIterator[NatsServer]:
+    server = configure(tmp_path / "a folder", free_port())
+    kept = KeptProcess(Program("nats-server", server.argv, server.ready), tmp_path, tmp_path / "logs", print)
+    await kept.start()
+    yield server
+    await kept.stop()
+
+
+async def test_only_who_knows_the_password_gets_in(broker: NatsServer) -> None:
+    """Every user of a shared machine can reach its loopback ports."""
+    for password in ("", "wrong"):
+        with pytest.raises(NatsError):
+            await nats.connect(
+                broker.url,
+                user=broker.user,
+                password=password,
+                allow_reconnect=False,
+                max_reconnect_attempts=0,
+                error_cb=_quiet,
+            )
+
+
+async def test_it_has_jetstream_and_takes_large_messages(broker: NatsServer) -> None:
+    """Work waits in a stream; without one no job ever starts."""
+    client = await nats.connect(broker.url, user=broker.user, password=broker.password)
+    jetstream = client.jetstream()
+    await jetstream.add_stream(name="TRY", subjects=["try"])
+    acknowledged = await asyncio.wait_for(jetstream.publish("try", b"x" * (4 << 20)), 30)
+    assert acknowledged.seq == 1
+    await client.close()
+
+
+def test_its_configuration_is_the_owners_alone(tmp_path: Path) -> None:
+    """The password stands in it."""
+    configure(tmp_path, 4222)
+    assert (tmp_path / "nats.conf").stat().st_mode & 0o077 == 0
+    assert configure(tmp_path, 4222).password not in ("", configure(tmp_path, 4222).password)
+
+
+async def _quiet(_: Exception) -> None:
+    pass
