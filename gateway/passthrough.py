@@ -81,7 +81,8 @@ def _remaining(context: Context) -> float | None:
 
 
 def _unreachable(error: grpc.aio.AioRpcError) -> bool:
-    if error.code() is not grpc.StatusCode.UNAVAILABLE:
+    # CANCELLED is what a node that stops says of calls it has begun; a caller that leaves raises CancelledError here.
+    if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
         return False
     # The stubs say a sequence of objects; it is a sequence of pairs.
     trailing: Any = error.trailing_metadata() or ()

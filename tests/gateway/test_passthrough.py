@@ -1,0 +1,208 @@
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+
+from chassis.bus import Bus
+from chassis.errors import InvalidArgument, Unavailable, Violation
+from finetuneflow.v1 import evaluator_service_pb2, probe_service_pb2
+from finetuneflow.v1.estimate_pb2 import Recommendation
+from finetuneflow.v1.evaluator_service_pb2_grpc import (
+    EvaluatorServiceServicer,
+    EvaluatorServiceStub,
+    add_EvaluatorServiceServicer_to_server,
+)
+from finetuneflow.v1.hardware_pb2 import Hardware
+from finetuneflow.v1.probe_service_pb2_grpc import (
+    ProbeServiceServicer,
+    ProbeServiceStub,
+    add_ProbeServiceServicer_to_server,
+)
+from finetuneflow.v1.work_pb2 import Node
+from gateway.passthrough import Passthrough
+from gateway.servicers.generation import Generation
+from gateway.servicers.probe import Probe
+from tests.gateway.serving import refusal, serving
+from tests.nats import NatsServer
+
+# A port on which nothing listens: where a node was that died without saying so.
+DEAD = "127.0.0.1:9"
+
+
+class NamedProbe(ProbeServiceServicer):
+    """A probe that answers with its own name, and refuses like a real one."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    async def RecommendMethod(self, request: Any, context: Any) -> probe_service_pb2.RecommendMethodResponse:
+        if request.base_model == "bad":
+            raise InvalidArgument("MODEL_NOT_FOUND", "no such model", [Violation("base_model", "unknown")])
+        if request.base_model == "busy":
+            raise Unavailable("HUB_UNREACHABLE", "the hub is away")
+        if request.base_model == "slow":
+            await asyncio.Event().wait()
+        return probe_service_pb2.RecommendMethodResponse(recommendation=Recommendation(reason=self.name))
+
+
+class Speaker(EvaluatorServiceServicer):
+    """An evaluator that speaks word by word."""
+
+    def __init__(self) -> None:
+        self.left = asyncio.Event()
+
+    async def Generate(self, request: Any, context: Any) -> AsyncIterator[evaluator_service_pb2.GenerateResponse]:
+        if request.prompt == "bad":
+            raise InvalidArgument("PROMPT_TOO_LONG", "too long", [Violation("prompt", "too long")])
+        for word in request.prompt.split():
+            yield evaluator_service_pb2.GenerateResponse(text=word)
+        if request.prompt.endswith("for ever"):
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.left.set()
+
+
+@pytest.fixture
+async def bus(nats_server: NatsServer) -> AsyncIterator[Bus]:
+    bus = await Bus.connect(nats_server.url, nats_server.user, nats_server.password, "test")
+    await bus.ensure_streams()
+    yield bus
+    await bus.close()
+
+
+@pytest.fixture
+async def probe(bus: Bus) -> AsyncIterator[ProbeServiceStub]:
+    """ProbeService as the gateway serves it."""
+    add = add_ProbeServiceServicer_to_server
+    async with (
+        serving(probe_service_pb2, "ProbeService", add, Probe(Passthrough(bus))) as address,
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        yield ProbeServiceStub(channel)
+
+
+@contextlib.asynccontextmanager
+async def a_probe(bus: Bus, name: str) -> AsyncIterator[str]:
+    add = add_ProbeServiceServicer_to_server
+    async with serving(probe_service_pb2, "ProbeService", add, NamedProbe(name)) as address:
+        await bus.put_node(Node(id=name, service="probe", address=address))
+        yield address
+
+
+def recommend(probe: ProbeServiceStub, model: str = "m", node_id: str = "", timeout: float | None = None) -> Any:
+    request = probe_service_pb2.RecommendMethodRequest(base_model=model, node_id=node_id)
+    return probe.RecommendMethod(request, timeout=timeout)
+
+
+async def test_the_hardware_of_the_fleet_needs_no_probe(bus: Bus, probe: ProbeServiceStub) -> None:
+    """Every live node is listed by id, one that says nothing of its machine too."""
+    await bus.put_node(Node(id="b", service="trainer", hardware=Hardware(node_id="b", cpu_cores=4)))
+    await bus.put_node(Node(id="a", service="probe"))
+    Request = probe_service_pb2.GetHardwareRequest
+    answer = await probe.GetHardware(Request())
+    assert [(hardware.node_id, hardware.cpu_cores) for hardware in answer.hardware] == [("a", 0), ("b", 4)]
+    answer = await probe.GetHardware(Request(node_id="b"))
+    assert [hardware.node_id for hardware in answer.hardware] == ["b"]
+    found = await refusal(probe.GetHardware(Request(node_id="ghost")))
+    assert (found.code, found.reason) == (grpc.StatusCode.NOT_FOUND, "NODE_NOT_FOUND")
+    assert "ghost" in found.message
+
+
+async def test_without_a_probe_the_caller_is_told_so(bus: Bus, probe: ProbeServiceStub) -> None:
+    """Nobody to ask, and nobody alive behind a published address, are both no internal error."""
+    for _ in range(2):
+        found = await refusal(recommend(probe))
+        assert (found.code, found.reason) == (grpc.StatusCode.UNAVAILABLE, "NO_PROBE")
+        await bus.put_node(Node(id="dead", service="probe", address=DEAD))
+        await bus.put_node(Node(id="t", service="trainer", address=DEAD))
+
+
+async def test_a_dead_node_is_passed_over(bus: Bus, probe: ProbeServiceStub) -> None:
+    """A probe that died stays in the list for seconds; callers need not wait for that."""
+    await bus.put_node(Node(id="a-dead", service="probe", address=DEAD))
+    async with a_probe(bus, "b"):
+        assert (await recommend(probe)).recommendation.reason == "b"
+
+
+async def test_the_node_that_is_asked_about_is_asked_first(bus: Bus, probe: ProbeServiceStub) -> None:
+    """Only it knows its own machine at first hand."""
+    async with a_probe(bus, "a"), a_probe(bus, "b"):
+        assert (await recommend(probe)).recommendation.reason == "a"
+        assert (await recommend(probe, node_id="b")).recommendation.reason == "b"
+
+
+async def test_the_probes_own_refusal_arrives_unchanged(bus: Bus, probe: ProbeServiceStub) -> None:
+    """Field paths and reasons are the probe's; an UNAVAILABLE of its own is an answer, not a dead node."""
+    async with a_probe(bus, "a"):
+        found = await refusal(recommend(probe, "bad"))
+        assert (found.code, found.reason, found.fields) == (
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "MODEL_NOT_FOUND",
+            ("base_model",),
+        )
+        found = await refusal(recommend(probe, "busy"))
+        assert (found.code, found.reason) == (grpc.StatusCode.UNAVAILABLE, "HUB_UNREACHABLE")
+        unbuilt = probe.EstimateResources(probe_service_pb2.EstimateResourcesRequest())
+        assert (await refusal(unbuilt)).code is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_the_callers_deadline_holds_for_the_probe(bus: Bus, probe: ProbeServiceStub) -> None:
+    async with a_probe(bus, "a"):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await recommend(probe, "slow", timeout=0.5)
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+async def test_without_a_broker_the_caller_is_told_to_try_again(
+    nats_server: NatsServer, probe: ProbeServiceStub
+) -> None:
+    nats_server.stop()
+    found = await refusal(probe.GetHardware(probe_service_pb2.GetHardwareRequest()))
+    assert (found.code, found.reason) == (grpc.StatusCode.UNAVAILABLE, "NO_BROKER")
+
+
+async def test_answers_are_generated_word_by_word_by_an_evaluator(bus: Bus) -> None:
+    """The words arrive as they are made, refusals unchanged, and a caller that leaves ends the generation."""
+    speaker = Speaker()
+    add = add_EvaluatorServiceServicer_to_server
+    async with (
+        serving(evaluator_service_pb2, "EvaluatorService", add, speaker) as evaluator,
+        serving(evaluator_service_pb2, "EvaluatorService", add, Generation(Passthrough(bus))) as gateway,
+        grpc.aio.insecure_channel(gateway) as channel,
+    ):
+        generate = EvaluatorServiceStub(channel).Generate
+        Request = evaluator_service_pb2.GenerateRequest
+        found = await refusal(generate(Request(prompt="a b")).read())
+        assert (found.code, found.reason) == (grpc.StatusCode.UNAVAILABLE, "NO_EVALUATOR")
+        await bus.put_node(Node(id="a-dead", service="evaluator", address=DEAD))
+        await bus.put_node(Node(id="b", service="evaluator", address=evaluator))
+        assert [answer.text async for answer in generate(Request(prompt="a b"))] == ["a", "b"]
+        found = await refusal(generate(Request(prompt="bad")).read())
+        assert (found.code, found.reason, found.fields) == (
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "PROMPT_TOO_LONG",
+            ("prompt",),
+        )
+        call = generate(Request(prompt="on for ever"))
+        assert (await call.read()).text == "on"
+        call.cancel()
+        await asyncio.wait_for(speaker.left.wait(), 10)
+
+
+async def test_an_evaluator_that_dies_in_mid_answer_is_no_end_of_the_answer(bus: Bus) -> None:
+    """Half an answer with status OK would be taken for the whole one."""
+    add = add_EvaluatorServiceServicer_to_server
+    async with (
+        serving(evaluator_service_pb2, "EvaluatorService", add, Generation(Passthrough(bus))) as gateway,
+        grpc.aio.insecure_channel(gateway) as channel,
+    ):
+        async with serving(evaluator_service_pb2, "EvaluatorService", add, Speaker()) as evaluator:
+            await bus.put_node(Node(id="a", service="evaluator", address=evaluator))
+            call = EvaluatorServiceStub(channel).Generate(evaluator_service_pb2.GenerateRequest(prompt="on for ever"))
+            assert [(await call.read()).text for _ in range(3)] == ["on", "for", "ever"]
+        found = await refusal(call.read())
+        assert (found.code, found.reason) == (grpc.StatusCode.UNAVAILABLE, "NODE_LOST")
