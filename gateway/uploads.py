@@ -60,6 +60,8 @@ def check_header(header: UploadDatasetHeader, max_bytes: int) -> Header:
         refuse("sha256", "must be 64 hexadecimal digits, or empty when not known")
     if len(header.request_id) > _MAX_NAME_CHARACTERS:
         refuse("request_id", f"{len(header.request_id)} characters; at most {_MAX_NAME_CHARACTERS} are allowed")
+    elif _has_control(header.request_id):
+        refuse("request_id", "control characters are not allowed")
     if header.offset < 0:
         refuse("offset", "can't be negative")
     if violations:

@@ -115,6 +115,7 @@ WRONG_HEADERS: list[tuple[dict[str, Any], list[str]]] = [
     ({"filename": "jsonl"}, ["header.filename"]),
     ({"display_name": "x" * 129}, ["header.display_name"]),
     ({"request_id": "x" * 129}, ["header.request_id"]),
+    ({"request_id": "a\0b"}, ["header.request_id"]),
     ({"size_bytes": -1}, ["header.size_bytes"]),
     ({"offset": -1}, ["header.offset"]),
     ({"sha256": "abc", "filename": "x.parquet"}, ["header.filename", "header.sha256"]),
