@@ -87,12 +87,13 @@ def model_path(
     """Print where a base model's files are on this machine; they are downloaded or made where they are not yet."""
     from engine.catalogue import Catalogue
     from engine.errors import JobError
-    from standalone.home import default_home
+    from standalone.settings import StandaloneSettings
 
+    settings = StandaloneSettings() if home is None else StandaloneSettings(home=home)
     try:
-        local = Catalogue((home or default_home()).expanduser().absolute()).fetch(model)
+        local = Catalogue(settings.home, settings.models).fetch(model)
     except JobError as error:
-        _refuse(f"{error.message} {error.advice}")
+        _refuse(error.message if error.advice in error.message else f"{error.message} {error.advice}")
     typer.echo(local.path)
 
 

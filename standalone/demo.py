@@ -76,7 +76,7 @@ def _share_models(home: Path) -> None:
 def _start(home: Path, *, keep: bool) -> _Running:
     logs = home / "logs"
     logs.mkdir()
-    ftf = [sys.executable, "-c", "from finetuneflow.cli import main; main()"]
+    ftf = [sys.executable, "-m", "finetuneflow.cli"]
     up = [*ftf, "up", "--home", str(home), "--port", str(free_port()), "--json"]
     # SIGTERM, so that it ends what it has started; they would not survive a SIGKILL either.
     argv = up if keep else guarded(up, signal.SIGTERM)

@@ -8,7 +8,7 @@ import platform
 import socket
 import time
 from collections.abc import Callable, Iterator
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from typing import NamedTuple
 
 import typer
@@ -46,6 +46,10 @@ def _findings(client: Client) -> Iterator[Finding]:
     yield Finding("client", None, f"finetuneflow {version('finetuneflow')}, Python {platform.python_version()}")
     yield Finding("libraries", None, ", ".join(f"{name} {version(name)}" for name in ("grpcio", "protobuf")))
     yield _server_distribution()
+    # Those of the server distribution, where it is installed: callables that yield (name, ok, detail).
+    for entry_point in entry_points(group="finetuneflow.checks"):
+        for check in entry_point.load()():
+            yield Finding(*check)
     set_here = [name for name in ("FTF_ADDRESS", "FTF_TOKEN", "FTF_CA") if os.environ.get(name)]
     yield Finding("settings", None, f"set in the environment: {', '.join(set_here) or 'none'}")
     connects = _connects(client.address)

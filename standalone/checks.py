@@ -1,0 +1,47 @@
+"""What `ftf doctor` looks at on a machine that is to run the whole system."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from standalone import nats
+from standalone.home import default_home, holder
+
+Check = tuple[str, bool | None, str]
+"""Name; whether it is well, None for a plain fact; what was found."""
+
+_GIB = 1 << 30
+
+
+def checks() -> Iterator[Check]:
+    """Entry point of the group `finetuneflow.checks`."""
+    yield _broker()
+    home = default_home()
+    held_by = holder(home)
+    yield "home", None, f"{home}, " + (f"held by {held_by}" if held_by else "not in use")
+    yield _room("disk", shutil.disk_usage(_existing(home)).free, 2)
+    yield _room("memory", psutil.virtual_memory().available, 4)
+
+
+def _broker() -> Check:
+    try:
+        program = nats.binary()
+        told = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10, check=True).stdout
+    except (nats.NatsServerMissing, OSError, subprocess.SubprocessError) as error:
+        return "nats-server", False, str(error)
+    return "nats-server", True, f"{told.strip().removeprefix('nats-server: ')}, {program}"
+
+
+def _room(name: str, free_bytes: int, least_gib: int) -> Check:
+    # Little of it is no fault of the installation: this machine may be a client of another one.
+    enough = True if free_bytes >= least_gib * _GIB else None
+    return name, enough, f"{free_bytes / _GIB:.1f} GiB free; training the smallest model takes {least_gib}"
+
+
+def _existing(folder: Path) -> Path:
+    return next(path for path in (folder, *folder.parents) if path.exists())

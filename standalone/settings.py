@@ -1,0 +1,15 @@
+"""Settings of the commands that work without a server: `FTF_<KEY>`, as the services read them."""
+
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import Field
+
+from chassis.settings import ProcessSettings
+
+
+class StandaloneSettings(ProcessSettings):
+    service: ClassVar[str] = "standalone"
+
+    models: dict[str, Path] = Field(default_factory=dict)
+    """The operator's own base models, as JSON: alias → folder with safetensors."""

@@ -1,0 +1,122 @@
+"""`ftf up`, as a user starts it: the real processes on a home of their own."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from finetuneflow import Client
+from standalone.ports import free_port
+
+PROCESSES = {"nats-server", "gateway", "probe", "trainer", "evaluator", "exporter"}
+
+
+class Up:
+    """A running `ftf up --json`."""
+
+    def __init__(self, home: Path, port: int) -> None:
+        self.home = home
+        self.process = subprocess.Popen(command(home, port), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.status = self.next("up")
+
+    def next(self, *states: str, naming: str = "") -> dict[str, Any]:
+        """The next line about one of `states`; the test's time-out ends a wait in vain."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            status: dict[str, Any] = json.loads(line)
+            if status["state"] in states and naming in status.get("message", ""):
+                return status
+        self.process.wait()
+        assert self.process.stderr is not None
+        raise AssertionError(self.process.stderr.read())
+
+    def family(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+
+def command(home: Path, port: int) -> list[str]:
+    return [sys.executable, "-m", "finetuneflow.cli", "up", "--home", str(home), "--port", str(port), "--json"]
+
+
+@pytest.fixture
+def up(tmp_path: Path) -> Iterator[Callable[[], Up]]:
+    started: list[Up] = []
+
+    def start() -> Up:
+        started.append(Up(tmp_path / "a home", free_port()))
+        return started[-1]
+
+    yield start
+    for running in started:
+        running.process.kill()
+        running.process.communicate()
+
+
+def test_up_serves_restarts_what_dies_and_stops_everything(up: Callable[[], Up]) -> None:
+    """The life of a server on one machine, in the order a user meets it."""
+    running = up()
+    assert set(running.status["processes"]) == PROCESSES
+    with Client(running.status["address"]) as client:
+        assert "smollm2-135m" in [model.id for model in client.models.list()]
+
+        second = subprocess.run(command(running.home, free_port()), capture_output=True, text=True, check=False)
+        assert second.returncode == 2
+        assert f"process {running.process.pid}, on {running.status['address']} since" in second.stderr
+
+        for name in ("gateway", "nats-server", "trainer"):
+            os.kill(running.status["processes"][name], signal.SIGKILL)
+            running.next("notice", naming=f"{name} was killed by SIGKILL")
+            running.next("notice", naming=f"{name} is up again")
+        assert "smollm2-135m" in [model.id for model in client.models.list()]
+
+    family = running.family()
+    assert len(family) >= len(PROCESSES)
+    running.process.send_signal(signal.SIGINT)
+    running.next("stopped")
+    assert running.process.wait(timeout=60) == 0
+    assert not psutil.wait_procs(family, timeout=10)[1]
+
+
+def test_no_orphan_survives_a_sigkill_and_the_next_up_starts(up: Callable[[], Up]) -> None:
+    """After a crash the same command must work again, with nothing to clean up by hand."""
+    running = up()
+    family = running.family()
+    running.process.kill()
+    assert not psutil.wait_procs(family, timeout=10)[1]
+    again = up()
+    assert again.home == running.home
+    again.process.send_signal(signal.SIGTERM)
+    again.next("stopped")
+
+
+def test_up_does_not_listen_for_other_machines(tmp_path: Path) -> None:
+    """There is no authentication yet: a gateway on a public address would train for anybody."""
+    refused = subprocess.run(
+        command(tmp_path, free_port()),
+        env=os.environ | {"FTF_GATEWAY_LISTEN": "0.0.0.0:7460"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert refused.returncode == 2
+    assert "no authentication yet" in refused.stderr
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_taken_port_is_named(tmp_path: Path) -> None:
+    """Else the user finds a gateway that restarts for ever."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        refused = subprocess.run(command(tmp_path, port), capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert f"Port {port} is taken" in refused.stderr
