@@ -87,7 +87,15 @@ class Tokenizer:
                     add_generation_prompt=generation_prompt,
                 )
             )
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, OverflowError, RecursionError) as error:
+        except (
+            jinja2.TemplateError,
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            RecursionError,
+            TypeError,
+            ValueError,
+        ) as error:
             message = f"The chat template failed: {error}"
             raise JobError(
                 "TEMPLATE_FAILED",

@@ -1,0 +1,242 @@
+"""From rows to shards: nothing is lost, counted twice or leaked, and bad rows are named."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from engine.config.job import job_config
+from engine.data.packing import count_packed
+from engine.data.prepare import Prepared, prepare
+from engine.errors import JobError
+from tests.tiny import make_tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+class Bench:
+    """Prepares rows that are given as objects or as raw text."""
+
+    def __init__(self, tokenizer_dir: Path, folder: Path) -> None:
+        self._tokenizer_dir, self.folder = tokenizer_dir, folder
+
+    def run(self, rows: Any, evaluation: Any = None, **spec: Any) -> Prepared:
+        sources = {"ds_train": self._file("train", rows)}
+        spec.setdefault("training_data", [{"dataset": "ds_train"}])
+        if evaluation is not None:
+            sources["ds_eval"] = self._file("eval", evaluation)
+            spec["evaluation_data"] = [{"dataset": "ds_eval"}]
+        config = job_config({"base_model": "m", **spec})
+        return prepare(config, self._tokenizer_dir, sources, self.folder / "out", lambda _phase, _fraction: None)
+
+    def refused(self, rows: Any, **spec: Any) -> JobError:
+        with pytest.raises(JobError) as caught:
+            self.run(rows, **spec)
+        return caught.value
+
+    def shard(self, name: str) -> list[dict[str, list[int]]]:
+        return list(datasets.load_from_disk(str(self.folder / "out" / name)))
+
+    def eval_rows(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.folder / "out" / "eval_rows.jsonl").read_text().splitlines()]
+
+    def _file(self, name: str, rows: Any) -> Path:
+        path = self.folder / f"{name}.jsonl"
+        text = rows if isinstance(rows, str) else "".join(json.dumps(row) + "\n" for row in rows)
+        path.write_text(text)
+        return path
+
+
+@pytest.fixture
+def bench(tokenizer_dir: Path, tmp_path: Path) -> Bench:
+    return Bench(tokenizer_dir, tmp_path)
+
+
+QA = [{"question": f"What is {n}?", "answer": f"It is {n}."} for n in range(40)]
+
+
+def test_rows_are_split_once_and_for_all(bench: Bench) -> None:
+    """The held-out tenth is exact, never trained on, and the same for the same seed whatever the order of rows."""
+    prepared = bench.run(QA)
+    assert (prepared.train.num_examples, prepared.eval.num_examples) == (36, 4)
+    held_out = {row["instruction"] for row in bench.eval_rows()}
+    trained = {tuple(row["input_ids"]) for row in bench.shard("train")}
+    assert trained.isdisjoint(tuple(row["input_ids"]) for row in bench.shard("eval"))
+    bench.run(QA[::-1])
+    assert {row["instruction"] for row in bench.eval_rows()} == held_out
+    bench.run(QA, seed=7)
+    assert {row["instruction"] for row in bench.eval_rows()} != held_out
+
+
+def test_duplicates_are_dropped_before_the_split(bench: Bench) -> None:
+    """A copy of a training row in the held-out rows would flatter the evaluation."""
+    prepared = bench.run([row for row in QA for _ in range(3)])
+    assert prepared.train.num_duplicates == 80
+    assert prepared.train.num_examples + prepared.eval.num_examples == 40
+
+
+def test_evaluation_data_is_used_as_it_is_and_overlap_is_counted(bench: Bench) -> None:
+    prepared = bench.run(QA, evaluation=[*QA[:2], {"question": "New?", "answer": "Yes."}])
+    assert (prepared.train.num_examples, prepared.eval.num_examples, prepared.num_leaked) == (40, 3, 2)
+
+
+def test_without_held_out_rows_there_is_no_eval_shard(bench: Bench) -> None:
+    prepared = bench.run(QA, holdout_fraction=0.0)
+    assert prepared.train.num_examples == 40
+    assert not (bench.folder / "out" / "eval").exists()
+
+
+@pytest.mark.parametrize(
+    ("rows", "name", "prompt"),
+    [
+        ([{"question": "Q?", "answer": "A", "system": "S"}], "question_answer", "system\nS user\nQ?"),
+        ([{"instruction": "Do", "input": "this", "output": "A"}], "instruction", "user\nDo\n\nthis"),
+        ([{"instruction": "Do", "input": "", "output": "A", "text": "x"}], "instruction", "user\nDo"),
+        ([{"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]}], "chat", "user\nQ"),
+        ([{"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]}], "chat", "user\nQ"),
+        ([{"prompt": "2+2=", "completion": "A"}], "prompt_completion", "2+2="),
+        (
+            [{"prompt": [{"role": "user", "content": "Q"}], "completion": [{"role": "assistant", "content": "A"}]}],
+            "prompt_completion",
+            "user\nQ",
+        ),
+    ],
+)  # fmt: skip
+def test_each_format_is_recognised_and_none_of_its_columns_ignored(
+    bench: Bench, rows: list[dict[str, Any]], name: str, prompt: str
+) -> None:
+    """A column that is read and dropped (as `input` once was) trains a different task than the one in the file."""
+    prepared = bench.run(rows, evaluation=rows)
+    assert prepared.train.format == name
+    (row,) = bench.eval_rows()
+    said = row["prompt"].replace("<|im_start|>", "").replace("<|im_end|>\n", " ").removesuffix("assistant\n").strip()
+    assert said == prompt
+    assert row["expected_output"] == "A"
+
+
+def test_a_mapping_names_the_files_columns(bench: Bench) -> None:
+    rows = [{"q": "Q?", "question": "not this", "reply": "A"}]
+    source = {"dataset": "ds_train", "mapping": {"question": "q", "answer": "reply"}}
+    bench.run(rows, training_data=[source], holdout_fraction=0.0)
+    assert len(bench.shard("train")) == 1
+    source["mapping"] = {"question": "q", "answer": "replies"}
+    error = bench.refused([{"q": "Q?", "answer": "A"}], training_data=[source])
+    assert (error.reason, error.violations[0].field) == ("UNKNOWN_COLUMN", "spec.training_data[0].mapping.answer")
+    optional = {"dataset": "ds_train", "mapping": {"system": "sytem"}}
+    error = bench.refused(QA[:3], training_data=[optional])
+    assert error.violations[0].field == "spec.training_data[0].mapping.system"
+
+
+def test_a_system_prompt_stands_before_conversations_without_one(bench: Bench) -> None:
+    rows = [{"question": "Q1", "answer": "A"}, {"question": "Q2", "answer": "A", "system": "Mine."}]
+    bench.run(rows, evaluation=rows, system_prompt="Ours.")
+    first, second = bench.eval_rows()
+    assert first["messages"][0] == {"role": "system", "content": "Ours."}
+    assert second["messages"][0] == {"role": "system", "content": "Mine."}
+    assert bench.refused([{"text": "plain"}] * 2, system_prompt="Ours.").violations[0].field == "spec.system_prompt"
+
+
+GOOD = '{"question": "Q", "answer": "A"}\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "row", "reason", "said"),
+    [
+        (GOOD * 16 + '{"question": "Q", }\n', 17, "NOT_JSON", "at column"),
+        (GOOD + '\n[1, 2]\n', 3, "NOT_AN_OBJECT", "a JSON array"),
+        ('{"question": "Q"}\n', 1, "NO_ANSWER", 'mapping: answer = "…"'),
+        (GOOD + '{"question": "Q", "answer": " "}\n', 2, "NO_ANSWER", "column answer is empty"),
+        (GOOD + '{"question": "Q", "answer": null}\n', 2, "NO_ANSWER", "null"),
+        (GOOD + '{"question": "Q", "answer": 42}\n', 2, "WRONG_TYPE", "a number (42); write it as a string"),
+        (GOOD + '{"question": "Q", "answer": "\\ud800"}\n', 2, "NOT_TEXT", "surrogate"),
+        ('{"foo": 1}\n', 1, "UNKNOWN_FORMAT", "it has foo"),
+        ('{"messages": "hello"}\n', 1, "WRONG_TYPE", "must be an array"),
+        ('{"messages": [{"role": "user", "content": "Q"}]}\n', 1, "NO_ANSWER", "last turn must be the assistant's"),
+        ('{"messages": [{"role": "assistant", "content": "A"}]}\n', 1, "NO_QUESTION", "begins with an answer"),
+        ('{"messages": [{"role": "alien", "content": "Q"}]}\n', 1, "UNKNOWN_ROLE", "'alien'"),
+        ('{"a": ' * 100_000 + "\n", 1, "NOT_JSON", "not JSON"),
+    ],
+)  # fmt: skip
+def test_a_bad_row_is_named_with_its_number_and_how_to_mend_it(
+    bench: Bench, text: str, row: int, reason: str, said: str
+) -> None:
+    """Finding row 17 of 40,000 by hand is what the caller is spared."""
+    error = bench.refused(text)
+    assert error.reason == "BAD_DATA"
+    assert error.violations[0].field == f"training_data[0] row {row}"
+    assert said in error.violations[0].description
+    assert f"[{reason}]" in error.violations[0].description
+
+
+def test_many_bad_rows_are_counted_and_the_first_ones_shown(bench: Bench) -> None:
+    error = bench.refused("nonsense\n" * 500)
+    assert "500 rows" in error.message
+    assert len(error.violations) == 50
+
+
+@pytest.mark.parametrize("text", ["", "\n \n"])
+def test_an_empty_file_is_refused(bench: Bench, text: str) -> None:
+    assert bench.refused(text).reason == "EMPTY_DATASET"
+
+
+def test_a_file_of_another_kind_is_refused(tokenizer_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("question,answer\n")
+    config = job_config({"base_model": "m", "training_data": [{"dataset": "d"}]})
+    with pytest.raises(JobError, match="jsonl"):
+        prepare(config, tokenizer_dir, {"d": tmp_path / "a.csv"}, tmp_path / "out", lambda _phase, _fraction: None)
+
+
+def test_one_row_cannot_be_split(bench: Bench) -> None:
+    assert bench.refused(QA[:1]).reason == "TOO_FEW_ROWS"
+
+
+def test_a_job_whose_answers_are_all_cut_off_is_refused(bench: Bench) -> None:
+    """Otherwise it would report loss 0 and succeed without learning anything."""
+    rows = [{"question": f"{n} " + "why " * 200, "answer": "So."} for n in range(5)]
+    error = bench.refused(rows, hyperparameters={"max_length": 32})
+    assert (error.reason, error.violations[0].field) == ("NOTHING_TO_TRAIN", "spec.hyperparameters.max_length")
+
+
+def test_rows_that_truncation_leaves_without_an_answer_are_dropped_and_counted(bench: Bench) -> None:
+    rows = [*QA, {"question": "why " * 200, "answer": "So."}]
+    prepared = bench.run(rows, holdout_fraction=0.0, hyperparameters={"max_length": 64})
+    assert (prepared.train.num_examples, prepared.train.num_dropped, prepared.train.num_truncated) == (40, 1, 1)
+
+
+def test_the_content_key_names_what_the_shards_depend_on(bench: Bench) -> None:
+    """Equal keys may share shards; a changed template, length or file must not."""
+    key = bench.run(QA).content_key
+    assert bench.run(QA, hyperparameters={"learning_rate": 0.1}).content_key == key
+    assert bench.run(QA, hyperparameters={"max_length": 64}).content_key != key
+    assert bench.run(QA, system_prompt="S").content_key != key
+    assert bench.run(QA[1:]).content_key != key
+
+
+def test_packs_are_counted_as_the_trainer_makes_them() -> None:
+    """A wrong count would put the end of the learning-rate schedule in the wrong place."""
+    from trl import pack_dataset
+
+    lengths = [(n * 37) % 61 + 3 for n in range(1500)]
+    rows = datasets.Dataset.from_dict({"input_ids": [[1] * length for length in lengths]})
+    assert count_packed(lengths, 64) == len(pack_dataset(rows, 64, "bfd"))
+
+
+def test_preparing_data_imports_no_torch(tokenizer_dir: Path, tmp_path: Path) -> None:
+    """Preflight runs on nodes without torch, and beside serving processes that have no memory for it."""
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in QA))
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from engine.config.job import job_config; from engine.data.prepare import prepare\n"
+        "tokenizer, folder = map(Path, sys.argv[1:])\n"
+        "config = job_config({'base_model': 'm', 'training_data': [{'dataset': 'd'}]})\n"
+        "prepare(config, tokenizer, {'d': folder / 'a.jsonl'}, folder / 'o', lambda *_: None)\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tokenizer_dir), str(tmp_path)], check=True)

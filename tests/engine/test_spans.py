@@ -1,0 +1,121 @@
+"""Exactly the answers are trained: a token too many teaches the model to ask, one too few never to stop."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.data.formats import Example, Message
+from engine.data.spans import IGNORED, prompt_text, tokens_of
+from engine.data.tokenizer import PLAIN_TEMPLATE, Tokenizer
+from engine.errors import JobError
+from tests.tiny import make_tiny_tokenizer
+
+TEXT = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=40).filter(
+    lambda text: text.strip() and "<|" not in text
+)
+TURNS = st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=3)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return Tokenizer(make_tiny_tokenizer(tmp_path_factory.mktemp("tokenizer")))
+
+
+def conversation(turns: list[tuple[str, str]]) -> list[Message]:
+    pairs = [(("user", asked), ("assistant", answered)) for asked, answered in turns]
+    return [{"role": role, "content": content} for pair in pairs for role, content in pair]
+
+
+@settings(max_examples=60, deadline=None)
+@given(turns=TURNS)
+def test_trained_tokens_spell_the_answers_and_their_ends(tokenizer: Tokenizer, turns: list[tuple[str, str]]) -> None:
+    """Whatever the text: every answer, the mark after it, and nothing else."""
+    messages = conversation(turns)
+    tokens = tokens_of(Example(1, messages), tokenizer, "response", 100_000)
+    trained = [label for label in tokens.labels if label != IGNORED]
+    assert all(label in (IGNORED, id_) for id_, label in zip(tokens.input_ids, tokens.labels, strict=True))
+    # A tokenizer may join the newline before an answer to a newline it begins with; that token is trained whole.
+    expected = "".join(f"{answered}<|im_end|>" for _, answered in turns)
+    assert tokenizer.decode(trained).replace("\n", "") == expected.replace("\n", "")
+    assert tokenizer.decode(tokens.input_ids) == tokenizer.render(messages)
+    everything = tokens_of(Example(1, messages), tokenizer, "all", 100_000)
+    assert everything.labels == everything.input_ids == tokens.input_ids
+
+
+@settings(max_examples=30, deadline=None)
+@given(turns=TURNS, max_length=st.integers(8, 60))
+def test_truncation_cuts_the_end_and_says_so(
+    tokenizer: Tokenizer, turns: list[tuple[str, str]], max_length: int
+) -> None:
+    """A row over max_length keeps its beginning; labels stay beside their ids."""
+    whole = tokens_of(Example(1, conversation(turns)), tokenizer, "response", 100_000)
+    cut = tokens_of(Example(1, conversation(turns)), tokenizer, "response", max_length)
+    assert cut.input_ids == whole.input_ids[:max_length]
+    assert cut.labels == whole.labels[:max_length]
+    assert cut.truncated == (len(whole.input_ids) > max_length)
+
+
+def test_the_prompt_ends_where_the_answer_begins(tokenizer: Tokenizer) -> None:
+    """Evaluation asks exactly what training answered."""
+    example = Example(1, conversation([("How many?", "42")]))
+    tokens = tokens_of(example, tokenizer, "response", 512)
+    first = next(index for index, label in enumerate(tokens.labels) if label != IGNORED)
+    assert tokenizer.encode(prompt_text(example, tokenizer)).ids == tokens.input_ids[:first]
+    assert prompt_text(example, tokenizer).endswith("<|im_start|>assistant\n")
+
+
+def test_only_turns_of_the_completion_are_trained(tokenizer: Tokenizer) -> None:
+    """In conversational prompt/completion rows earlier answers are context."""
+    messages = conversation([("a", "first"), ("b", "second")])
+    tokens = tokens_of(Example(1, messages, answers_from=3), tokenizer, "response", 512)
+    assert tokenizer.decode([label for label in tokens.labels if label != IGNORED]) == "second<|im_end|>"
+
+
+def test_plain_text_ends_with_the_end_of_text_token(tokenizer: Tokenizer) -> None:
+    """Without it the model would never learn to stop."""
+    tokens = tokens_of(Example(1, prompt="2 + 2 =", completion=" 4"), tokenizer, "response", 512)
+    assert tokens.input_ids[-1] == tokens.labels[-1] == tokenizer.eos_id
+    assert tokenizer.decode([label for label in tokens.labels if label != IGNORED]) == " 4<|im_end|>"
+    text = tokens_of(Example(1, completion="Once upon a time"), tokenizer, "response", 512)
+    assert text.labels == text.input_ids
+
+
+def test_a_model_without_a_template_gets_the_plain_one(tmp_path: Path) -> None:
+    """A base model can be tuned on questions and answers too."""
+    plain = Tokenizer(make_tiny_tokenizer(tmp_path, chat_template=None))
+    assert plain.template == PLAIN_TEMPLATE
+    assert not plain.has_own_template
+    tokens = tokens_of(Example(1, conversation([("Why?", "Because.")])), plain, "response", 512)
+    assert plain.decode([label for label in tokens.labels if label != IGNORED]) == "Because.<|im_end|>"
+
+
+def test_a_template_without_an_end_of_turn_gets_the_end_of_text_token(tmp_path: Path) -> None:
+    """Otherwise generation would run on to its limit for ever."""
+    endless = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
+    endless += "{% if add_generation_prompt %}assistant: {% endif %}"
+    tokenizer = Tokenizer(make_tiny_tokenizer(tmp_path), endless)
+    tokens = tokens_of(Example(1, conversation([("Why?", "So.")])), tokenizer, "response", 512)
+    assert tokenizer.decode([label for label in tokens.labels if label != IGNORED]) == "So.\n<|im_end|>"
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused(tmp_path: Path) -> None:
+    """Masks guessed from such a template would train on the wrong tokens without anybody noticing."""
+    rewriting = "{{ messages|length }}{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}"
+    tokenizer = Tokenizer(make_tiny_tokenizer(tmp_path), rewriting)
+    with pytest.raises(JobError, match="cannot be told apart") as caught:
+        tokens_of(Example(1, conversation([("a", "b")])), tokenizer, "response", 512)
+    assert caught.value.reason == "TEMPLATE_NOT_INCREMENTAL"
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{{ ''.__class__.__mro__[1].__subclasses__() }}", "{% for %}", "{{ raise_exception('no') }}", "{{ 1 / 0 }}"],
+)
+def test_a_hostile_or_broken_template_is_the_callers_error(tmp_path: Path, template: str) -> None:
+    """A template runs in a sandbox, and its failure names the field."""
+    tokenizer = Tokenizer(make_tiny_tokenizer(tmp_path), template)
+    with pytest.raises(JobError) as caught:
+        tokenizer.render([{"role": "user", "content": "a"}])
+    assert caught.value.violations[0].field == "spec.chat_template"

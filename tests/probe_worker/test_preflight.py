@@ -1,0 +1,127 @@
+"""A preflight as it really runs: a process of its own, with nothing but a spec file."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy
+import pytest
+from google.protobuf.message import Message
+from safetensors.numpy import save_file
+
+from chassis.pipe import EventSink
+from engine.catalogue import Catalogue
+from engine.config.wire import resolved_config
+from finetuneflow.v1.event_pb2 import ArtifactSaved, ConfigResolved, Phase, Warning
+from services.probe.hardware import read_hardware
+from services.probe.worker.preflight import preflight
+from tests.tiny import make_tiny_tokenizer
+
+MakeSpec = Callable[..., Path]
+
+
+class Recorded(EventSink):
+    """Keeps what is emitted, as the supervisor would."""
+
+    def __init__(self) -> None:
+        super().__init__(None, None)
+        self.events: list[Message] = []
+
+    def emit(self, payload: Message, severity: Any = None) -> None:
+        self.events.append(payload)
+
+
+@pytest.fixture
+def make_spec(tmp_path: Path) -> MakeSpec:
+    folder = make_tiny_tokenizer(tmp_path / "model")
+    config = {"architectures": ["LlamaForCausalLM"], "num_hidden_layers": 1, "hidden_size": 8}
+    config |= {"intermediate_size": 16, "vocab_size": 384, "max_position_embeddings": 512}
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = {"model.layers.0.self_attn.q_proj.weight": numpy.zeros((8, 8), numpy.float32)}
+    save_file(weights, str(folder / "model.safetensors"))
+    model = Catalogue(tmp_path / "home", {"tiny": folder}).fetch("tiny")
+
+    def make(rows: list[Any], **spec: Any) -> Path:
+        data = tmp_path / "data.jsonl"
+        data.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
+        path = tmp_path / "spec.json"
+        path.write_text(
+            json.dumps(
+                {
+                    "config": {"base_model": "tiny", "training_data": [{"dataset": "ds_1"}], **spec},
+                    "model": {**vars(model), "path": str(model.path)},
+                    "sources": {"ds_1": str(data)},
+                    "out_dir": str(tmp_path / "out"),
+                    "node_id": "node-1",
+                }
+            )
+        )
+        return path
+
+    return make
+
+
+ROWS = [{"question": f"What is {n}?", "answer": f"It is {n}."} for n in range(60)]
+
+
+def test_a_good_job_is_resolved_counted_and_tokenised(make_spec: MakeSpec, tmp_path: Path) -> None:
+    """What training will do is known, and said, before a single step."""
+    sink = Recorded()
+    result = preflight(sink, make_spec([*ROWS, ROWS[0]], recipe="cpu-demo")).preflight
+    assert (result.training_data.num_examples, result.evaluation_data.num_examples) == (54, 6)
+    assert result.total_steps == 7
+    assert result.base_model.num_parameters == 64
+    assert result.hardware.node_id == "node-1"
+    assert len(datasets.load_from_disk(str(tmp_path / "out" / "shards" / "train"))) == 54
+
+    phases = [event.name for event in sink.events if isinstance(event, Phase)]
+    assert list(dict.fromkeys(phases)) == [
+        "checking_hardware", "resolving_model", "reading_rows", "tokenising", "resolving_configuration",
+    ]  # fmt: skip
+    (saved,) = (event for event in sink.events if isinstance(event, ArtifactSaved))
+    assert (saved.kind, saved.path) == ("shards", "shards")
+    assert [event.reason for event in sink.events if isinstance(event, Warning)] == ["DUPLICATES_DROPPED"]
+    (published,) = (event for event in sink.events if isinstance(event, ConfigResolved))
+    config = resolved_config(published.resolved_spec)
+    assert config.method == "lora"
+    assert config.hyperparameters.gradient_checkpointing is not None
+    assert "auto" not in (config.hyperparameters.precision, config.hyperparameters.optim)
+
+
+def run(spec: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "services.probe.worker", str(spec)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_it_runs_alone_and_prints_what_it_finds(make_spec: MakeSpec) -> None:
+    """One debugs a preflight without a broker."""
+    done = run(make_spec(ROWS))
+    assert done.returncode == 0, done.stderr
+    assert "stage_completed" in done.stdout
+    assert "tokenising" in done.stdout
+
+
+def test_a_bad_row_ends_it_as_the_callers_error(make_spec: MakeSpec) -> None:
+    """Fault, row and advice, and no traceback."""
+    done = run(make_spec([*ROWS[:16], '{"question": "Q", }\n']))
+    assert done.returncode != 0
+    assert "USER_ERROR" in done.stdout
+    assert "row 17: not JSON" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_hardware_is_read_without_torch(tmp_path: Path) -> None:
+    """The serving process asks it too."""
+    hardware = read_hardware("n", tmp_path / "not" / "there")
+    assert hardware.cpu_cores >= 1
+    assert 0 < hardware.memory_available_bytes <= hardware.memory_total_bytes
+    assert hardware.disk_free_bytes > 0
+    assert hardware.packages["transformers"]
+    code = (
+        "import sys; from services.probe import hardware; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
