@@ -1,0 +1,27 @@
+"""An evaluator: `python -m services.evaluator`."""
+
+from chassis.server import Mount
+from chassis.stage_worker import StageWorker
+from finetuneflow.v1 import evaluator_service_pb2, evaluator_service_pb2_grpc
+from services import process
+from services.evaluator.servicer import EvaluatorServicer
+from services.evaluator.settings import EvaluatorSettings
+from services.evaluator.stage import EvaluationStage
+from services.inputs import catalogue
+
+
+def main() -> None:
+    settings = EvaluatorSettings()
+
+    def mount(worker: StageWorker) -> Mount:
+        return Mount(
+            evaluator_service_pb2.DESCRIPTOR.services_by_name["EvaluatorService"],
+            evaluator_service_pb2_grpc.add_EvaluatorServiceServicer_to_server,
+            EvaluatorServicer(),
+        )
+
+    process.run(settings, EvaluationStage(settings, catalogue(settings)), mount)
+
+
+if __name__ == "__main__":
+    main()

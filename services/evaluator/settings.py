@@ -1,0 +1,13 @@
+"""What can be set about this process: `FTF_EVALUATOR_<KEY>`, else `FTF_<KEY>`."""
+
+from typing import ClassVar
+
+from services.settings import ServiceSettings
+
+
+class EvaluatorSettings(ServiceSettings):
+    """Those of every service, with the evaluator's own port."""
+
+    service: ClassVar[str] = "evaluator"
+
+    listen: str = "127.0.0.1:7463"

@@ -1,0 +1,27 @@
+"""An exporter: `python -m services.exporter`."""
+
+from chassis.server import Mount
+from chassis.stage_worker import StageWorker
+from finetuneflow.v1 import exporter_service_pb2, exporter_service_pb2_grpc
+from services import process
+from services.exporter.servicer import ExporterServicer
+from services.exporter.settings import ExporterSettings
+from services.exporter.stage import ExportStage
+from services.inputs import catalogue
+
+
+def main() -> None:
+    settings = ExporterSettings()
+
+    def mount(worker: StageWorker) -> Mount:
+        return Mount(
+            exporter_service_pb2.DESCRIPTOR.services_by_name["ExporterService"],
+            exporter_service_pb2_grpc.add_ExporterServiceServicer_to_server,
+            ExporterServicer(worker),
+        )
+
+    process.run(settings, ExportStage(settings, catalogue(settings)), mount)
+
+
+if __name__ == "__main__":
+    main()

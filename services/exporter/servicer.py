@@ -1,0 +1,18 @@
+"""`ExporterService`, for operators."""
+
+from typing import Any
+
+from chassis.stage_worker import StageWorker
+from finetuneflow.v1 import exporter_service_pb2 as pb
+from finetuneflow.v1 import exporter_service_pb2_grpc
+from finetuneflow.v1.fine_tuning_job_spec_pb2 import EXPORT_FORMAT_ADAPTER
+
+
+class ExporterServicer(exporter_service_pb2_grpc.ExporterServiceServicer):
+    """Answers out of the stage worker of this process."""
+
+    def __init__(self, worker: StageWorker) -> None:
+        self._worker = worker
+
+    async def GetExporter(self, request: pb.GetExporterRequest, context: Any) -> pb.GetExporterResponse:
+        return pb.GetExporterResponse(node=self._worker.node(), formats=[EXPORT_FORMAT_ADAPTER])

@@ -1,0 +1,13 @@
+"""What can be set about this process: `FTF_EXPORTER_<KEY>`, else `FTF_<KEY>`."""
+
+from typing import ClassVar
+
+from services.settings import ServiceSettings
+
+
+class ExporterSettings(ServiceSettings):
+    """Those of every service, with the exporter's own port."""
+
+    service: ClassVar[str] = "exporter"
+
+    listen: str = "127.0.0.1:7464"

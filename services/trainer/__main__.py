@@ -1,0 +1,27 @@
+"""A trainer: `python -m services.trainer`."""
+
+from chassis.server import Mount
+from chassis.stage_worker import StageWorker
+from finetuneflow.v1 import trainer_service_pb2, trainer_service_pb2_grpc
+from services import process
+from services.inputs import catalogue
+from services.trainer.servicer import TrainerServicer
+from services.trainer.settings import TrainerSettings
+from services.trainer.stage import TrainingStage
+
+
+def main() -> None:
+    settings = TrainerSettings()
+
+    def mount(worker: StageWorker) -> Mount:
+        return Mount(
+            trainer_service_pb2.DESCRIPTOR.services_by_name["TrainerService"],
+            trainer_service_pb2_grpc.add_TrainerServiceServicer_to_server,
+            TrainerServicer(worker),
+        )
+
+    process.run(settings, TrainingStage(settings, catalogue(settings)), mount)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+"""`TrainerService`, for operators."""
+
+import asyncio
+from typing import Any
+
+from chassis.stage_worker import StageWorker
+from finetuneflow.v1 import trainer_service_pb2 as pb
+from finetuneflow.v1 import trainer_service_pb2_grpc
+
+
+class TrainerServicer(trainer_service_pb2_grpc.TrainerServiceServicer):
+    """Answers out of the stage worker of this process."""
+
+    def __init__(self, worker: StageWorker) -> None:
+        self._worker = worker
+        self._draining: asyncio.Task[None] | None = None
+
+    async def GetTrainer(self, request: pb.GetTrainerRequest, context: Any) -> pb.GetTrainerResponse:
+        return pb.GetTrainerResponse(node=self._worker.node())
+
+    async def ListRuns(self, request: pb.ListRunsRequest, context: Any) -> pb.ListRunsResponse:
+        return pb.ListRunsResponse(runs=self._worker.runs())
+
+    async def DrainTrainer(self, request: pb.DrainTrainerRequest, context: Any) -> pb.DrainTrainerResponse:
+        """Answers at once; ListRuns tells when the last run is handed back. The process stays until it is stopped."""
+        if self._draining is None:
+            self._worker.draining = True
+            self._draining = asyncio.create_task(self._worker.drain(), name="drain")
+        return pb.DrainTrainerResponse(node=self._worker.node())

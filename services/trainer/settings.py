@@ -1,0 +1,13 @@
+"""What can be set about this process: `FTF_TRAINER_<KEY>`, else `FTF_<KEY>`."""
+
+from typing import ClassVar
+
+from services.settings import ServiceSettings
+
+
+class TrainerSettings(ServiceSettings):
+    """Those of every service, with the trainer's own port."""
+
+    service: ClassVar[str] = "trainer"
+
+    listen: str = "127.0.0.1:7462"
