@@ -145,5 +145,6 @@ class Internal(ServiceError):
 
 def from_caller_fault(fault: CallerFault) -> InvalidArgument:
     """The status for an exception of the domain that names what the caller can mend."""
-    message = f"{fault.message} {fault.advice}".strip()
+    # A short refusal carries its advice in the sentence already.
+    message = fault.message if fault.advice in fault.message else f"{fault.message} {fault.advice}"
     return InvalidArgument(fault.reason, message, fault.violations)

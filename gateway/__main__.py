@@ -64,6 +64,7 @@ async def run(settings: GatewaySettings) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     database = await Database.open(settings.database)
     store = ArtifactStore(settings.artifacts)
+    await asyncio.to_thread(store.sweep)
     catalogue = Catalogue(settings.home, settings.models)
     bus = await Bus.connect(
         settings.nats_url, settings.nats_user, settings.nats_password.get_secret_value(), settings.node_id

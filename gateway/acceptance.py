@@ -26,6 +26,7 @@ from gateway import lifecycle, views
 from gateway.ledger import Decision, Ledger
 from gateway.metrics import read_series
 from gateway.projection import completion_reason, project
+from gateway.servicers.datasets import dataset_ids
 from gateway.tables import Attempt, JobEvaluation, Metric, SavedCheckpoint, UploadedDataset
 
 log = logging.getLogger(__name__)
@@ -135,8 +136,7 @@ class Acceptance:
         )
         if job.config is not None:
             assignment.resolved_spec.CopyFrom(ConfigResolved.FromString(job.config).resolved_spec)
-        named = {source.dataset for source in [*spec.training_data, *spec.evaluation_data]}
-        datasets = select(UploadedDataset).where(col(UploadedDataset.id).in_(named))
+        datasets = select(UploadedDataset).where(col(UploadedDataset.id).in_(dataset_ids(spec)))
         assignment.datasets.extend(views.dataset(row) for row in (await session.exec(datasets)).all())
         checkpoints = (
             select(SavedCheckpoint)

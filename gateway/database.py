@@ -5,8 +5,8 @@ instead of failing with "database is locked". PostgreSQL: READ COMMITTED; decisi
 """
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,16 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import event, make_url
 from sqlalchemy.engine import URL, Connection
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from chassis.errors import InvalidArgument
+
 # How long another process (a backup, a shell) may hold SQLite's write lock before a write here fails.
 _SQLITE_BUSY_SECONDS = 30
+# character_not_in_repertoire, untranslatable_character
+_UNSTORABLE_TEXT = frozenset({"22021", "22P05"})
 
 
 class Database:
@@ -80,15 +85,28 @@ class Database:
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncSession]:
         """One consistent look; nothing is written."""
-        async with AsyncSession(self._reads, expire_on_commit=False) as session:
-            yield session
+        with _caller_faults():
+            async with AsyncSession(self._reads, expire_on_commit=False) as session:
+                yield session
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncSession]:
         """One transaction: committed when the block ends, rolled back when it raises."""
-        async with self._writer, AsyncSession(self._writes, expire_on_commit=False) as session, session.begin():
-            yield session
+        with _caller_faults():
+            async with self._writer, AsyncSession(self._writes, expire_on_commit=False) as session, session.begin():
+                yield session
 
     async def close(self) -> None:
         await self._reads.dispose()
         await self._writes.dispose()
+
+
+@contextmanager
+def _caller_faults() -> Iterator[None]:
+    """PostgreSQL stores no NUL characters; SQLite does. Ids and names with one come from callers."""
+    try:
+        yield
+    except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", "") in _UNSTORABLE_TEXT:
+            raise InvalidArgument("INVALID_TEXT", "a text of the request holds a NUL character") from error
+        raise

@@ -77,13 +77,16 @@ class FineTuning(FineTuningServiceServicer):
             earlier = await self._earlier(tenant, request.request_id, digest)
             if earlier is not None:
                 return api.CreateFineTuningJobResponse(fine_tuning_job=earlier)
-        job = await self._checked(tenant, request.spec)
+        job = self._checked(tenant, request.spec)
         job.request_id, job.request_sha256 = request.request_id or None, digest
         if request.validate_only:
+            async with self._database.read() as session:
+                await _check_datasets(session, tenant, request.spec)
             job.id = ""
             return api.CreateFineTuningJobResponse(fine_tuning_job=views.job(job))
         try:
             async with self._ledger.create(job) as decision:
+                await _check_datasets(decision.session, tenant, request.spec)
                 lifecycle.open_attempt(decision, "STAGE_PREFLIGHT", reason="CREATED")
         except IntegrityError:
             # Somebody created it with the same request_id between our look and our insert.
@@ -221,7 +224,7 @@ class FineTuning(FineTuningServiceServicer):
             verb(decision)
             return (await _messages(decision.session, [decision.job]))[0]
 
-    async def _checked(self, tenant: str, spec: FineTuningJobSpec) -> Job:
+    def _checked(self, tenant: str, spec: FineTuningJobSpec) -> Job:
         """A job row for a spec that could run here; raises what is wrong with it."""
         config = job_config(spec_to_dict(spec))
         missing = unsupported(config)
@@ -229,7 +232,6 @@ class FineTuning(FineTuningServiceServicer):
             fields = ", ".join(violation.field for violation in missing)
             raise Unimplemented("NOT_IMPLEMENTED", f"not built yet: {fields}", missing)
         self._catalogue.check(config.base_model)
-        await self._check_datasets(tenant, spec)
         moment = now()
         return Job(
             id=new_id("ftjob"),
@@ -244,21 +246,6 @@ class FineTuning(FineTuningServiceServicer):
             create_time=moment,
             update_time=moment,
         )
-
-    async def _check_datasets(self, tenant: str, spec: FineTuningJobSpec) -> None:
-        named = {
-            source.dataset: f"spec.{name}[{index}].dataset"
-            for name in ("evaluation_data", "training_data")
-            for index, source in enumerate(getattr(spec, name))
-        }
-        query = select(UploadedDataset.id).where(
-            UploadedDataset.tenant == tenant, col(UploadedDataset.id).in_(list(named))
-        )
-        async with self._database.read() as session:
-            known = set((await session.exec(query)).all())
-        unknown = [Violation(field, f"there is no dataset {id!r}") for id, field in named.items() if id not in known]
-        if unknown:
-            raise NotFound("DATASET_NOT_FOUND", "; ".join(f"{v.field}: {v.description}" for v in unknown), unknown)
 
     async def _earlier(self, tenant: str, request_id: str, digest: str) -> FineTuningJob | None:
         async with self._database.read() as session:
@@ -307,6 +294,20 @@ class _Captured:
 
     def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
         self.handlers = handlers
+
+
+async def _check_datasets(session: AsyncSession, tenant: str, spec: FineTuningJobSpec) -> None:
+    """In the transaction that inserts the job: a dataset can't be deleted between the look and the insert."""
+    named = {
+        source.dataset: f"spec.{name}[{index}].dataset"
+        for name in ("evaluation_data", "training_data")
+        for index, source in enumerate(getattr(spec, name))
+    }
+    query = select(UploadedDataset.id).where(UploadedDataset.tenant == tenant, col(UploadedDataset.id).in_(list(named)))
+    known = set((await session.exec(query.with_for_update(read=True))).all())
+    unknown = [Violation(field, f"there is no dataset {id!r}") for id, field in named.items() if id not in known]
+    if unknown:
+        raise NotFound("DATASET_NOT_FOUND", "; ".join(f"{v.field}: {v.description}" for v in unknown), unknown)
 
 
 async def _messages(session: AsyncSession, jobs: Sequence[Job]) -> list[FineTuningJob]:
