@@ -108,7 +108,7 @@ class _Source:
         self.place, self.path = place, path
         self.num_duplicates = 0
         self.format = ""
-        self._source, self._system_prompt = source, system_prompt
+        self._source, self.system_prompt = source, system_prompt
 
     @classmethod
     def all_of(
@@ -120,7 +120,7 @@ class _Source:
         ]
 
     def read(self) -> Iterator[Example | RowProblem]:
-        reader = RowReader({str(ours): theirs for ours, theirs in self._source.mapping.items()}, self._system_prompt)
+        reader = RowReader({str(ours): theirs for ours, theirs in self._source.mapping.items()}, self.system_prompt)
         empty = True
         for row in read_rows(self.path):
             empty = False
@@ -156,7 +156,7 @@ def _survey(sources: Sequence[_Source], progress: Progress) -> list[bytes]:
             plain = plain or ("" if item.is_chat else source.place)
         source.num_duplicates = read - (len(digests) - before)
     problems.refuse()
-    if plain and any(source._system_prompt for source in sources):
+    if plain and any(source.system_prompt for source in sources):
         message = f"{plain} has rows of plain text, before which no system prompt can be put."
         where = Violation("spec.system_prompt", message)
         raise JobError("INVALID_CONFIG", message, "Leave system_prompt out, or use a conversational format.", [where])
