@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -105,7 +105,7 @@ class Child:
         await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, os.fdopen(event_read, "rb", 0))
         return cls(process, reader, control_write)
 
-    async def frames(self) -> AsyncIterator[bytes]:
+    async def frames(self) -> AsyncGenerator[bytes, None]:
         """Every frame, b"" for a tick, until the child has exited. ValueError when it is no frame at all."""
         ended = asyncio.create_task(self._linger())
         try:

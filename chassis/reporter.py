@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 HEARTBEAT_SECONDS: Final = 2.0
 MAX_REPORT_BYTES: Final = 256 * 1024
 _EVENTS_BYTES = MAX_REPORT_BYTES - 8 * 1024
-"""The rest is the envelope, and a length in front of each event."""
+"""The rest is the envelope."""
 _COALESCE_SECONDS = 0.05
 _ANSWER_SECONDS = 2.0
 _BACKOFF_SECONDS = (0.25, 0.5, 1.0, 2.0)
@@ -60,7 +60,7 @@ class Reporter:
             if failures:
                 _log.info("a gateway answers again")
             failures = 0
-            self._next = response.next_ordinal
+            self._next = max(response.next_ordinal, self._spool.first)
             self._spool.forget(response.next_ordinal)
             if response.directive == work_pb2.DIRECTIVE_STOP:
                 self.stopped = True

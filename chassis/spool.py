@@ -117,7 +117,8 @@ class Spool:
                 for _ in segment.ends[skip:]:
                     data = _read_frame(source)
                     assert data is not None  # noqa: S101 - `ends` was taken from this file
-                    size += len(data)
+                    # Tag and length of a `repeated bytes` entry.
+                    size += len(data) + 4
                     if events and size > max_bytes:
                         return events
                     events.append(data)

@@ -1,0 +1,236 @@
+"""The runtime that the four services share: pull, claim, ack, run, report until accepted, drain, start again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import time
+import uuid
+from collections.abc import Coroutine
+from importlib import metadata
+from typing import Any, cast
+
+from chassis.artifacts import ArtifactStore
+from chassis.attempt import Attempt, Place, Stage, failed
+from chassis.bus import CLAIM_SUBJECT, Bus, BusUnavailable, WorkMessage, WorkQueue
+from chassis.child import kill_leftover
+from chassis.pipe import event_of
+from chassis.reporter import Reporter
+from chassis.settings import WorkerSettings
+from chassis.spool import ClaimRecord, Spool
+from finetuneflow.v1 import fine_tuning_job_pb2, hardware_pb2, work_pb2
+
+_log = logging.getLogger(__name__)
+
+_POLL_SECONDS = 30.0
+_CLAIM_SECONDS = 2.0
+_NO_GATEWAY_SECONDS = 2.0
+_LAST_REPORT_SECONDS = 5.0
+"""How long a drained process tries to have its last events accepted."""
+
+
+class StageWorker:
+    """One stage in one process, `settings.slots` attempts at a time."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        store: ArtifactStore,
+        stage: Stage,
+        settings: WorkerSettings,
+        hardware: hardware_pb2.Hardware | None = None,
+    ) -> None:
+        self.draining = False
+        self.address = ""
+        """host:port of this process's gRPC server, for the others; set it once that listens."""
+        self._place = Place(bus, store, stage, settings)
+        self._hardware = hardware
+        self._start_time = time.time()
+        self._spools = settings.home / stage.service / "spool"
+        self._workdirs = settings.home / stage.service / "work"
+        self._queue: WorkQueue = bus.work(stage.service, settings.pool)
+        self._slots = asyncio.Semaphore(settings.slots)
+        self._attempts: dict[str, Attempt] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._waiting: asyncio.Task[WorkMessage | None] | None = None
+        self._puller: asyncio.Task[None] | None = None
+        self._claim_ids: dict[tuple[str, int, int], str] = {}
+
+    async def start(self) -> None:
+        """Ends what an earlier process left behind and begins to pull. Needs no broker."""
+        leftovers = await asyncio.to_thread(self._take_leftovers)
+        for spool in leftovers:
+            self._spawn(self._report_leftover(spool))
+        self._puller = asyncio.create_task(self._pull(), name="pull")
+
+    def node(self) -> work_pb2.Node:
+        """What this process says of itself."""
+        settings = self._place.settings
+        node = work_pb2.Node(
+            id=settings.node_id,
+            service=self._place.stage.service,
+            address=self.address,
+            version=metadata.version("finetuneflow-server"),
+            pool=settings.pool,
+            slots=settings.slots,
+            runs=self.runs(),
+            hardware=self._hardware,
+            draining=self.draining,
+        )
+        node.start_time.FromNanoseconds(int(self._start_time * 1e9))
+        return node
+
+    def runs(self) -> list[work_pb2.Run]:
+        """What runs now, by start."""
+        found = []
+        for attempt in sorted(self._attempts.values(), key=lambda each: each.start_time):
+            given = attempt.assignment
+            run = work_pb2.Run(job_id=given.job_id, stage=given.stage, attempt=given.attempt)
+            run.start_time.FromNanoseconds(int(attempt.start_time * 1e9))
+            run.spooled_events = attempt.waiting_events
+            found.append(run)
+        return found
+
+    async def drain(self, limit_seconds: float | None = None) -> None:
+        """Takes no new work, has children save and let go, and returns once all of it is accepted. A child that takes
+        longer than `limit_seconds` (default: the setting) is killed; what no gateway accepts then stays on disk for
+        the next process. Idempotent."""
+        limit = self._place.settings.drain_seconds if limit_seconds is None else limit_seconds
+        self.draining = True
+        if self._waiting:
+            self._waiting.cancel()
+        for attempt in list(self._attempts.values()):
+            attempt.drain()
+        if not await self._idle(limit):
+            for attempt in list(self._attempts.values()):
+                attempt.abandon()
+            await self._idle(_LAST_REPORT_SECONDS)
+
+    async def stop(self) -> None:
+        """Drains, then lets go of what is left."""
+        await self.drain()
+        left = {*self._tasks, *({self._puller} if self._puller else ())}
+        for task in left:
+            task.cancel()
+        if left:
+            await asyncio.wait(left)
+
+    async def _idle(self, seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        while left := {task for task in (*self._tasks, self._puller) if task and not task.done()}:
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                return False
+            await asyncio.wait(left, timeout=remaining, return_when=asyncio.FIRST_COMPLETED)
+        return True
+
+    async def _pull(self) -> None:
+        while not self.draining:
+            await self._slots.acquire()
+            attempt = None
+            try:
+                if not self.draining:
+                    attempt = await self._next_attempt()
+            finally:
+                if not attempt:
+                    self._slots.release()
+            if attempt:
+                self._attempts[attempt.assignment.claim_id] = attempt
+                self._spawn(self._run(attempt))
+                if self.draining:
+                    attempt.drain()
+
+    async def _next_attempt(self) -> Attempt | None:
+        self._waiting = asyncio.create_task(self._queue.next(_POLL_SECONDS))
+        try:
+            message = await self._waiting
+        except asyncio.CancelledError:
+            if self.draining and self._waiting.cancelled():
+                return None
+            self._waiting.cancel()
+            raise
+        finally:
+            self._waiting = None
+        return await self._claim(message) if message else None
+
+    async def _claim(self, message: WorkMessage) -> Attempt | None:
+        item = message.item
+        key = (item.job_id, int(item.stage), item.attempt)
+        # A claim whose answer got lost may have been granted: ask again with the same id, not against it.
+        claim_id = self._claim_ids.setdefault(key, uuid.uuid4().hex)
+        request = work_pb2.ClaimRequest(
+            job_id=item.job_id,
+            stage=item.stage,
+            attempt=item.attempt,
+            claim_id=claim_id,
+            node_id=self._place.settings.node_id,
+        )
+        try:
+            answer = await self._place.bus.request(CLAIM_SUBJECT, request, work_pb2.ClaimResponse, _CLAIM_SECONDS)
+        except BusUnavailable as error:
+            _log.warning("no gateway answers a claim: %s", error)
+            await message.nak(_NO_GATEWAY_SECONDS)
+            return None
+        del self._claim_ids[key]
+        attempt = None
+        if answer.HasField("assignment"):
+            attempt = await asyncio.to_thread(self._begin, answer.assignment)
+        else:
+            _log.info("claim refused: %s", answer.refused.reason, extra={"job_id": item.job_id})
+        await message.ack()
+        return attempt
+
+    def _begin(self, assignment: work_pb2.Assignment) -> Attempt:
+        record = ClaimRecord(
+            job_id=assignment.job_id,
+            tenant=assignment.tenant,
+            stage=int(assignment.stage),
+            attempt=assignment.attempt,
+            claim_id=assignment.claim_id,
+            workdir=self._workdirs / assignment.claim_id,
+        )
+        return Attempt(self._place, assignment, Spool(self._spools, record))
+
+    async def _run(self, attempt: Attempt) -> None:
+        given = attempt.assignment
+        labels = {"job_id": given.job_id, "attempt": given.attempt}
+        _log.info("began %s", fine_tuning_job_pb2.Stage.Name(given.stage), extra=labels)
+        try:
+            await attempt.run()
+        except Exception:  # noqa: BLE001 - its heartbeat ends with it, the lease does the rest, others go on
+            _log.exception("an attempt could not be kept", extra=labels)
+        finally:
+            del self._attempts[given.claim_id]
+            self._slots.release()
+        _log.info("ended %s", fine_tuning_job_pb2.Stage.Name(given.stage), extra=labels)
+
+    def _take_leftovers(self) -> list[Spool]:
+        spools = Spool.leftovers(self._spools)
+        for spool in spools:
+            if spool.record.child_pid:
+                kill_leftover(spool.record.child_pid, spool.record.child_create_time)
+            if not spool.sealed:
+                message = "The worker's supervisor ended while the worker was running."
+                event = event_of(failed("KILLED", message, "It is tried again where attempts are left."))
+                event.job_id = spool.record.job_id
+                event.stage = cast(fine_tuning_job_pb2.Stage, spool.record.stage)
+                event.attempt = spool.record.attempt
+                event.source = self._place.settings.node_id
+                spool.append(event)
+        return spools
+
+    async def _report_leftover(self, spool: Spool) -> None:
+        _log.info("reporting what an earlier process left behind", extra={"job_id": spool.record.job_id})
+        try:
+            await Reporter(self._place.bus, spool, lambda _: None).run()
+        except asyncio.CancelledError:
+            spool.close()
+            raise
+        spool.delete()
+        await asyncio.to_thread(shutil.rmtree, spool.record.workdir, ignore_errors=True)
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
