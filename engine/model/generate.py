@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-_PROMPTS_PER_BATCH = 8
+PROMPTS_PER_BATCH = 8
 """A CPU reads every weight for each new token, whether for one prompt or for eight."""
 
 
@@ -63,8 +63,8 @@ def generate(
 
 
 def _batches(prompts: Sequence[Sequence[int]]) -> Iterator[Sequence[Sequence[int]]]:
-    for start in range(0, len(prompts), _PROMPTS_PER_BATCH):
-        yield prompts[start : start + _PROMPTS_PER_BATCH]
+    for start in range(0, len(prompts), PROMPTS_PER_BATCH):
+        yield prompts[start : start + PROMPTS_PER_BATCH]
 
 
 def _until(ids: list[int], stop_ids: Sequence[int]) -> list[int]:

@@ -1,0 +1,1 @@
+"""The evaluator's child: evaluate (losses of base and tuned model), compare (their answers side by side)."""

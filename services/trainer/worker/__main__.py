@@ -17,6 +17,8 @@ def main(sink: EventSink, spec_path: Path) -> TrainingResult:
     spec = TrainingSpec.model_validate_json(spec_path.read_bytes())
     # Everything needed is on disk; peft and transformers would ask the hub about the base model's name.
     os.environ["HF_HUB_OFFLINE"] = "1"
+    # Bars on stderr would push the lines that matter out of the last ones that a failure reports.
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
     # Seconds of imports, which have to come after the environment and within the life that the supervisor watches.
     with sink.ticking():
         from services.trainer.worker.recipe import train

@@ -1,0 +1,149 @@
+"""Did it help? Base and tuned model on the same held-out rows, and their answers to the same questions."""
+
+import gc
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from datasets import load_from_disk
+from safetensors import safe_open
+
+from chassis.pipe import Cancelled, EventSink
+from engine.data.tokenizer import Tokenizer
+from engine.model import load
+from engine.model.generate import PROMPTS_PER_BATCH, generate
+from engine.model.score import Row, Score, score
+from finetuneflow.v1.event_pb2 import Phase, Warning
+from finetuneflow.v1.stage_result_pb2 import EvaluationResult
+from services.evaluator.worker.compare import Question, add_samples, questions, samples
+from services.evaluator.worker.spec import EvaluationSpec
+
+PHASES = ("loading_model", "scoring_base", "answering_base", "scoring_tuned", "answering_tuned")
+
+
+def evaluate(spec: EvaluationSpec, sink: EventSink) -> EvaluationResult:
+    """Measures both models and shows their answers; an empty result where evaluation is switched off."""
+    config, result = spec.config, EvaluationResult()
+    if not config.evaluation.enabled:
+        return result
+    torch.set_num_threads(spec.threads)
+    tokenizer = Tokenizer(spec.model.path, config.chat_template)
+    rows: list[Row] = list(load_from_disk(str(spec.data_dir / "eval"))) if (spec.data_dir / "eval").is_dir() else []
+    asked = questions(config, spec.data_dir, tokenizer)
+    answers: dict[str, list[list[int]]] = {}
+
+    sink.emit(_phase("loading_model", spec.model.id))
+    for name, model in _models(spec, sink):
+        if rows:
+            measured = score(model, rows, _progress(sink, f"scoring_{name}", f"{len(rows)} held-out rows"))
+            _note(result, name, measured)
+        if asked:
+            answers[name] = _answer(model, asked, tokenizer, spec, sink, name)
+        # Or base and tuned weights of method full would be in memory together.
+        del model
+
+    if asked:
+        made = samples(asked, answers["tuned"], answers["base"], tokenizer)
+        for sample in made:
+            sink.emit(sample)
+        add_samples(result, made)
+    return result
+
+
+def _models(spec: EvaluationSpec, sink: EventSink) -> Iterator[tuple[str, Any]]:
+    """The base model, then the tuned one: the same weights with the adapter on them where there is one.
+
+    Asked in this order, the base is what it is without any adapter; to switch an adapter off again would leave
+    trained biases behind.
+    """
+    full = spec.config.method == "full"
+    on = "cpu" if spec.config.resources.gpus == 0 else load.device()
+    options: dict[str, Any] = {"dtype": torch.float32, "on": on}
+    if on == "cuda" and not _fits_in_float32(spec):
+        precision = spec.config.hyperparameters.precision
+        options["dtype"] = load.weights_dtype("lora", precision, on)
+        options["quantization"] = spec.config.quantization if spec.config.method == "qlora" else None
+        sink.emit(
+            Warning(
+                reason="NOT_EVALUATED_IN_FP32",
+                message=f"The model does not fit into the GPU in float32; both models are judged in {precision}.",
+                advice="Evaluate on a GPU with more memory to have figures in fp32.",
+            )
+        )
+    with sink.ticking():
+        model = load.load_base(spec.model.path, **options)
+    yield "base", model
+    with sink.ticking():
+        if full:
+            del model
+            gc.collect()
+            torch.cuda.empty_cache()
+            model = load.load_base(spec.adapter_dir, **options)
+        else:
+            model = load.load_adapter(model, spec.adapter_dir)
+    yield "tuned", model
+
+
+def _answer(
+    model: Any, asked: list[Question], tokenizer: Tokenizer, spec: EvaluationSpec, sink: EventSink, name: str
+) -> list[list[int]]:
+    wanted = spec.config.evaluation.max_new_tokens
+    context = getattr(model.config, "max_position_embeddings", None) or wanted + spec.config.hyperparameters.max_length
+    # The end of a prompt that is too long is what asks the question.
+    room = max(context - wanted, 1)
+    steps = wanted * math.ceil(len(asked) / PROMPTS_PER_BATCH)
+    tell, made = _progress(sink, f"answering_{name}", f"{len(asked)} questions"), 0
+
+    def on_tokens(_: list[int]) -> None:
+        nonlocal made
+        made += 1
+        tell(min(made / steps, 1.0))
+
+    prompts = [question.prompt[-room:] for question in asked]
+    stops = sorted(tokenizer.special_ids)
+    answers = generate(model, prompts, max_new_tokens=wanted, stop_ids=stops, on_tokens=on_tokens)
+    tell(1.0)
+    return answers
+
+
+def _note(result: EvaluationResult, name: str, measured: Score) -> None:
+    result.num_examples = measured.num_examples
+    result.num_trained_tokens = measured.num_trained_tokens
+    if name == "base":
+        result.base_loss, result.base_perplexity = measured.loss, measured.perplexity
+    else:
+        result.tuned_loss, result.tuned_perplexity = measured.loss, measured.perplexity
+
+
+def _phase(name: str, detail: str) -> Phase:
+    return Phase(name=name, index=PHASES.index(name) + 1, count=len(PHASES), detail=detail)
+
+
+def _progress(sink: EventSink, name: str, detail: str) -> Callable[[float], None]:
+    """Opens a phase; what it returns takes the share that is done, and says so at every tenth."""
+    sink.emit(_phase(name, detail))
+    told = 0
+
+    def tell(fraction: float) -> None:
+        nonlocal told
+        sink.tick()
+        if sink.requested() == "cancel":
+            raise Cancelled
+        if int(fraction * 10) > told:
+            told = int(fraction * 10)
+            event = _phase(name, detail)
+            event.fraction = fraction
+            sink.emit(event)
+
+    return tell
+
+
+def _fits_in_float32(spec: EvaluationSpec) -> bool:
+    """Whether weights of four bytes fit into the free memory of the GPU with a third of it left for the arithmetic."""
+    parameters = 0
+    for path in spec.model.path.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            parameters += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    free: int = torch.cuda.mem_get_info()[0]
+    return 4 * parameters * 1.5 < free
