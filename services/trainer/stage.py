@@ -6,6 +6,7 @@ from pathlib import Path
 from chassis.artifacts import ArtifactStore
 from chassis.child import ChildCommand
 from engine.catalogue import Catalogue
+from finetuneflow.v1.event_pb2 import Event
 from finetuneflow.v1.work_pb2 import Assignment
 from services.inputs import base_model, child_environment, job_configuration, newest_checkpoint, token_shards
 from services.trainer.settings import TrainerSettings
@@ -46,3 +47,14 @@ class TrainingStage:
             env=child_environment(self._settings, gpus=config.resources.gpus),
             out_dir=spec.out_dir,
         )
+
+    def finish(self, assignment: Assignment, event: Event) -> Event:
+        """The best checkpoint may be one that an earlier attempt wrote: it is found among the accepted ones."""
+        result = event.stage_completed.training
+        if not result.best_checkpoint_manifest_sha256:
+            for checkpoint in assignment.checkpoints:
+                if checkpoint.step == result.best_step:
+                    result.best_checkpoint_path = checkpoint.path
+                    result.best_checkpoint_manifest_sha256 = checkpoint.manifest_sha256
+                    break
+        return event

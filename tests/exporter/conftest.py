@@ -19,25 +19,10 @@ from finetuneflow.v1.stage_result_pb2 import (
 )
 from finetuneflow.v1.work_pb2 import MetricPoint, MetricSeries
 from services.exporter.worker.spec import DatasetFile, ExportSpec, JobFacts, ModelFiles
-from tests.tiny import make_tiny_tokenizer
+from tests.tiny import make_tiny_model
 
 TRAIN = [(1, 4.0), (2, 3.6), (3, float("nan")), (4, 3.1), (5, 2.9), (6, 2.8)]
 EVAL = [(2, 3.7), (4, 3.2), (6, 3.3)]
-
-
-def tiny_llama(directory: Path) -> Path:
-    """A random Llama of about 50,000 weights, with its tokenizer."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    make_tiny_tokenizer(directory)
-    shape: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
-    heads: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128}
-    LlamaForCausalLM(LlamaConfig(vocab_size=384, bos_token_id=1, eos_token_id=2, **shape, **heads)).save_pretrained(
-        directory
-    )
-    return directory
 
 
 def random_adapter(base: Path, directory: Path) -> Path:
@@ -79,7 +64,7 @@ def series(name: str, points: list[tuple[int, float]]) -> MetricSeries:
 @pytest.fixture(scope="session")
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     folder = tmp_path_factory.mktemp("tuned")
-    base = tiny_llama(folder / "base")
+    base = make_tiny_model(folder / "base")
     return SimpleNamespace(base=base, adapter=random_adapter(base, folder / "step-4"))
 
 

@@ -18,7 +18,8 @@ from services.exporter.worker import package
 from services.exporter.worker.__main__ import PHASES, main
 from services.exporter.worker.spec import ExportSpec
 from services.exporter.worker.verify import PackageBroken, verify
-from tests.exporter.conftest import resolved, tiny_llama
+from tests.exporter.conftest import resolved
+from tests.tiny import make_tiny_model
 
 FILES = {
     "README.md",
@@ -172,7 +173,7 @@ def test_a_template_of_the_jobs_own_is_packed(export_spec: ExportSpec, spec_file
 def test_a_full_training_is_packed_as_a_model(export_spec: ExportSpec, spec_file: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    weights = tiny_llama(tmp_path / "full")
+    weights = make_tiny_model(tmp_path / "full", seed=2)
     config = resolved(method="full", export={"formats": ["adapter"]})
     changed = export_spec.model_copy(update={"config": config, "adapter_dir": weights})
     spec_file.write_text(changed.model_dump_json())

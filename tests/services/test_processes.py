@@ -1,0 +1,117 @@
+"""Each service starts by itself, answers its contract, and stays small: what an operator relies on."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from finetuneflow.v1 import (
+    evaluator_service_pb2,
+    evaluator_service_pb2_grpc,
+    exporter_service_pb2,
+    exporter_service_pb2_grpc,
+    fine_tuning_job_spec_pb2,
+    probe_service_pb2,
+    probe_service_pb2_grpc,
+    trainer_service_pb2,
+    trainer_service_pb2_grpc,
+)
+from tests.services.conftest import SERVICES, Process
+
+
+@pytest.fixture
+def channels(processes: dict[str, Process]) -> Iterator[dict[str, grpc.Channel]]:
+    opened = {name: grpc.insecure_channel(process.address) for name, process in processes.items()}
+    yield opened
+    for channel in opened.values():
+        channel.close()
+
+
+def refusal(error: grpc.RpcError) -> tuple[grpc.StatusCode, str]:
+    """Status code and ErrorInfo reason."""
+    call: Any = error
+    details = dict(call.trailing_metadata())["grpc-status-details-bin"]
+    info = error_details_pb2.ErrorInfo()
+    status_pb2.Status.FromString(details).details[0].Unpack(info)
+    return call.code(), info.reason
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_health_and_reflection(channels: dict[str, grpc.Channel], name: str) -> None:
+    service = f"finetuneflow.v1.{name.capitalize()}Service"
+    health = health_pb2_grpc.HealthStub(channels[name])
+    answer = health.Check(health_pb2.HealthCheckRequest(service=service), timeout=10)
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+    reflection = reflection_pb2_grpc.ServerReflectionStub(channels[name])
+    request = reflection_pb2.ServerReflectionRequest(list_services="")
+    listed = next(iter(reflection.ServerReflectionInfo(iter([request]), timeout=10)))
+    assert service in {entry.name for entry in listed.list_services_response.service}
+
+
+def test_the_probe_reads_its_machine_and_no_other(channels: dict[str, grpc.Channel]) -> None:
+    stub = probe_service_pb2_grpc.ProbeServiceStub(channels["probe"])
+    (hardware,) = stub.GetHardware(probe_service_pb2.GetHardwareRequest(), timeout=10).hardware
+    assert hardware.node_id == "probe-under-test"
+    assert hardware.cpu_cores >= 1
+    assert hardware.memory_total_bytes > hardware.memory_available_bytes > 0
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.GetHardware(probe_service_pb2.GetHardwareRequest(node_id="elsewhere"), timeout=10)
+    assert refusal(caught.value) == (grpc.StatusCode.NOT_FOUND, "NODE_NOT_FOUND")
+
+
+def test_methods_that_are_not_built_say_so(channels: dict[str, grpc.Channel]) -> None:
+    probe = probe_service_pb2_grpc.ProbeServiceStub(channels["probe"])
+    generate = evaluator_service_pb2_grpc.EvaluatorServiceStub(channels["evaluator"]).Generate
+    spec = fine_tuning_job_spec_pb2.FineTuningJobSpec()
+    calls = [
+        lambda: probe.RecommendMethod(probe_service_pb2.RecommendMethodRequest(), timeout=10),
+        lambda: probe.EstimateResources(probe_service_pb2.EstimateResourcesRequest(spec=spec), timeout=10),
+        lambda: probe.PreflightFineTuningJob(probe_service_pb2.PreflightFineTuningJobRequest(spec=spec), timeout=10),
+        lambda: list(generate(evaluator_service_pb2.GenerateRequest(model="m", prompt="p"), timeout=10)),
+    ]
+    for call in calls:
+        with pytest.raises(grpc.RpcError) as caught:
+            call()
+        assert refusal(caught.value) == (grpc.StatusCode.UNIMPLEMENTED, "METHOD_NOT_IMPLEMENTED")
+
+
+def test_the_exporter_says_what_it_can_make(channels: dict[str, grpc.Channel], processes: dict[str, Process]) -> None:
+    stub = exporter_service_pb2_grpc.ExporterServiceStub(channels["exporter"])
+    answer = stub.GetExporter(exporter_service_pb2.GetExporterRequest(), timeout=10)
+    assert list(answer.formats) == [fine_tuning_job_spec_pb2.EXPORT_FORMAT_ADAPTER]
+    assert (answer.node.service, answer.node.address) == ("exporter", processes["exporter"].address)
+
+
+def test_serving_processes_hold_neither_torch_nor_data_frames(
+    channels: dict[str, grpc.Channel], processes: dict[str, Process]
+) -> None:
+    """Asked of the running processes: their shared objects, after they have answered."""
+    probe_service_pb2_grpc.ProbeServiceStub(channels["probe"]).GetHardware(
+        probe_service_pb2.GetHardwareRequest(), timeout=10
+    )
+    heavy = ("/torch/", "/pandas/", "/pyarrow/", "/numpy/", "/tokenizers/", "/safetensors/", "/matplotlib/")
+    for process in processes.values():
+        mapped = Path(f"/proc/{process.popen.pid}/maps").read_text()
+        assert "/grpc/" in mapped
+        assert [name for name in heavy if name in mapped] == [], process.name
+
+
+def test_a_drained_trainer_stays_and_takes_no_work(channels: dict[str, grpc.Channel]) -> None:
+    stub = trainer_service_pb2_grpc.TrainerServiceStub(channels["trainer"])
+    before = stub.GetTrainer(trainer_service_pb2.GetTrainerRequest(), timeout=10).node
+    assert (before.id, before.service, before.pool, before.slots) == ("trainer-under-test", "trainer", "default", 1)
+    assert not before.draining
+    assert not stub.ListRuns(trainer_service_pb2.ListRunsRequest(), timeout=10).runs
+    for _ in range(2):
+        assert stub.DrainTrainer(trainer_service_pb2.DrainTrainerRequest(), timeout=10).node.draining
+    assert stub.GetTrainer(trainer_service_pb2.GetTrainerRequest(), timeout=10).node.draining
+
+
+def test_sigterm_ends_them_cleanly(processes: dict[str, Process]) -> None:
+    assert {name: process.stop() for name, process in processes.items()} == dict.fromkeys(SERVICES, 0)

@@ -1,0 +1,231 @@
+"""What a supervisor brings to its child, out of the artifact store and the catalogue."""
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+from pydantic import BaseModel
+
+from chassis.artifacts import ArtifactStore
+from chassis.child import ChildCommand
+from engine.config.job import job_config
+from engine.config.wire import config_to_spec
+from engine.errors import JobError
+from finetuneflow.v1.dataset_pb2 import Dataset
+from finetuneflow.v1.fine_tuning_job_pb2 import STAGE_TRAINING, Checkpoint
+from finetuneflow.v1.stage_result_pb2 import (
+    BaseModelIdentity,
+    DataStatistics,
+    EvaluationResult,
+    PreflightResult,
+    TrainingResult,
+)
+from finetuneflow.v1.work_pb2 import Assignment, TrainingTotals
+from services.evaluator.settings import EvaluatorSettings
+from services.evaluator.stage import EvaluationStage
+from services.evaluator.worker.spec import EvaluationSpec
+from services.exporter.settings import ExporterSettings
+from services.exporter.stage import ExportStage
+from services.exporter.worker.spec import ExportSpec
+from services.inputs import VersionMismatch, catalogue
+from services.probe.settings import ProbeSettings
+from services.probe.stage import PreflightStage
+from services.probe.worker.spec import PreflightSpec
+from services.trainer.settings import TrainerSettings
+from services.trainer.stage import TrainingStage
+from services.trainer.worker.spec import TrainingSpec
+from tests.tiny import make_tiny_model
+
+Spec = TypeVar("Spec", bound=BaseModel)
+
+
+@dataclass
+class Place:
+    """A machine with one job half done."""
+
+    home: Path
+    models: dict[str, Path]
+    store: ArtifactStore
+    assignment: Assignment
+    workdir: Path
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def place(tmp_path: Path, model: Path) -> Place:
+    store = ArtifactStore((tmp_path / "artifacts").as_uri())
+    models = {"tiny": model}
+    local = catalogue(TrainerSettings(home=tmp_path / "home", models=models)).fetch("tiny")
+
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"question": "What?", "answer": "That."}\n')
+    dataset = store.put_file(rows, "default/datasets/ds_1/rows.jsonl")
+    shards = tmp_path / "shards"
+    (shards / "train").mkdir(parents=True)
+    (shards / "train" / "data.arrow").write_bytes(b"shard")
+    stored_shards = store.put_folder(shards, "default/jobs/ftjob_1/preflight/1/shards")
+    checkpoints = []
+    for step in (10, 20):
+        folder = tmp_path / f"step-{step}"
+        folder.mkdir()
+        (folder / "checkpoint.json").write_text(json.dumps({"step": step}))
+        path = f"jobs/ftjob_1/training/1/checkpoints/step-{step}"
+        stored = store.put_folder(folder, f"default/{path}")
+        checkpoints.insert(0, Checkpoint(job_id="ftjob_1", step=step, path=path, manifest_sha256=stored.sha256))
+
+    config = job_config(
+        {
+            "base_model": "tiny",
+            "method": "lora",
+            "training_data": [{"dataset": "ds_1"}],
+            "hyperparameters": {"precision": "fp32", "optim": "adamw_torch", "gradient_checkpointing": False},
+            "resources": {"gpus": 0},
+        }
+    )
+    assignment = Assignment(
+        job_id="ftjob_1",
+        tenant="default",
+        stage=STAGE_TRAINING,
+        attempt=2,
+        claim_id="0" * 32,
+        spec=config_to_spec(config),
+        resolved_spec=config_to_spec(config),
+        datasets=[Dataset(id="ds_1", filename="rows.jsonl", path="datasets/ds_1/rows.jsonl", sha256=dataset.sha256)],
+        checkpoints=checkpoints,
+        preflight=PreflightResult(
+            base_model=BaseModelIdentity(id="tiny", revision=local.revision, weights_sha256=local.weights_sha256),
+            training_data=DataStatistics(num_examples=1, format="question_answer"),
+            total_steps=30,
+            shards_path="jobs/ftjob_1/preflight/1/shards",
+            shards_manifest_sha256=stored_shards.sha256,
+        ),
+        training=TrainingResult(
+            best_step=10,
+            total_steps=30,
+            best_checkpoint_path=checkpoints[1].path,
+            best_checkpoint_manifest_sha256=checkpoints[1].manifest_sha256,
+        ),
+        evaluation=EvaluationResult(tuned_loss=2.0),
+        totals=TrainingTotals(runtime_seconds=12.5, num_tokens=3456),
+    )
+    workdir = tmp_path / "work"
+    workdir.mkdir()
+    return Place(tmp_path / "home", models, store, assignment, workdir)
+
+
+def read(kind: type[Spec], command: ChildCommand) -> Spec:
+    """spec.json as the child reads it."""
+    return kind.model_validate_json(Path(command.argv[-1]).read_bytes())
+
+
+async def training_spec(place: Place) -> TrainingSpec:
+    settings = TrainerSettings(home=place.home, models=place.models, threads=3)
+    command = await TrainingStage(settings, catalogue(settings)).prepare(place.assignment, place.workdir, place.store)
+    assert command.env["OMP_NUM_THREADS"] == "3"
+    assert command.env["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert command.env["CUDA_VISIBLE_DEVICES"] == ""
+    return read(TrainingSpec, command)
+
+
+async def test_a_training_goes_on_from_the_newest_checkpoint(place: Place) -> None:
+    spec = await training_spec(place)
+    assert spec.resume_from is not None
+    assert json.loads((spec.resume_from / "checkpoint.json").read_text()) == {"step": 20}
+    assert (spec.data_dir / "train" / "data.arrow").read_bytes() == b"shard"
+    assert (spec.total_steps, spec.prior.runtime_seconds, spec.prior.num_tokens) == (30, 12.5, 3456)
+    assert (spec.model.id, spec.threads) == ("tiny", 3)
+
+
+async def test_a_checkpoint_that_does_not_verify_is_passed_over(place: Place, tmp_path: Path) -> None:
+    """Otherwise one flipped bit on the disk would end a week's training, or poison it."""
+    damaged = tmp_path / "artifacts/default/jobs/ftjob_1/training/1/checkpoints/step-20/checkpoint.json"
+    damaged.write_text('{"step": 21}')
+    spec = await training_spec(place)
+    assert spec.resume_from is not None
+    assert json.loads((spec.resume_from / "checkpoint.json").read_text()) == {"step": 10}
+
+
+async def test_without_a_usable_checkpoint_it_starts_from_the_beginning(place: Place) -> None:
+    for checkpoint in place.assignment.checkpoints:
+        place.store.delete(f"default/{checkpoint.path}")
+    assert (await training_spec(place)).resume_from is None
+
+
+async def test_other_weights_under_the_same_name_are_refused(place: Place) -> None:
+    place.assignment.preflight.base_model.weights_sha256 = "f" * 64
+    with pytest.raises(JobError) as caught:
+        await training_spec(place)
+    assert caught.value.reason == "BASE_MODEL_CHANGED"
+
+
+async def test_a_spec_of_another_version_is_not_half_understood(place: Place) -> None:
+    place.assignment.resolved_spec.hyperparameters.lr_scheduler_type = "of-tomorrow"
+    with pytest.raises(VersionMismatch, match="lr_scheduler_type"):
+        await training_spec(place)
+
+
+async def test_preflight_gets_the_files_and_the_spec_as_it_was_sent(place: Place) -> None:
+    place.assignment.spec.Clear()
+    place.assignment.spec.base_model = "tiny"
+    settings = ProbeSettings(home=place.home, models=place.models)
+    command = await PreflightStage(settings, catalogue(settings)).prepare(place.assignment, place.workdir, place.store)
+    spec = read(PreflightSpec, command)
+    assert spec.config == {"base_model": "tiny"}
+    assert spec.sources["ds_1"].name == "rows.jsonl"
+    assert json.loads(spec.sources["ds_1"].read_text())["answer"] == "That."
+    assert spec.model.num_parameters > 0
+    assert spec.hardware is not None
+
+
+async def test_an_unknown_model_is_the_callers_to_mend(place: Place) -> None:
+    place.assignment.spec.base_model = "tinny"
+    settings = ProbeSettings(home=place.home, models=place.models)
+    with pytest.raises(JobError) as caught:
+        await PreflightStage(settings, catalogue(settings)).prepare(place.assignment, place.workdir, place.store)
+    assert caught.value.reason == "MODEL_NOT_FOUND"
+    assert "tiny" in caught.value.message
+
+
+async def test_evaluation_and_export_get_the_best_checkpoint_not_the_newest(place: Place, tmp_path: Path) -> None:
+    evaluator = EvaluatorSettings(home=place.home, models=place.models)
+    stage = EvaluationStage(evaluator, catalogue(evaluator))
+    command = await stage.prepare(place.assignment, place.workdir, place.store)
+    judged = read(EvaluationSpec, command)
+
+    exporter = ExporterSettings(home=place.home, models=place.models)
+    other = tmp_path / "other"
+    other.mkdir()
+    command = await ExportStage(exporter, catalogue(exporter)).prepare(place.assignment, other, place.store)
+    packed = read(ExportSpec, command)
+    for folder in (judged.adapter_dir, packed.adapter_dir):
+        assert json.loads((folder / "checkpoint.json").read_text()) == {"step": 10}
+    assert packed.evaluation.tuned_loss == 2.0
+    assert packed.job.datasets[0].id == "ds_1"
+
+
+def test_settings_come_from_the_environment() -> None:
+    """An operator's models, ports and pools, without a file of ours being touched."""
+    script = (
+        "from services.trainer.settings import TrainerSettings as S; s = S();"
+        "print(s.listen, s.pool, s.models['mine'], s.child_threads, S.model_fields['listen'].default)"
+    )
+    environment = {
+        "FTF_LISTEN": "0.0.0.0:1",
+        "FTF_TRAINER_LISTEN": "0.0.0.0:2",
+        "FTF_POOL": "big",
+        "FTF_MODELS": '{"mine": "/models/mine"}',
+        "FTF_TRAINER_THREADS": "5",
+        "PATH": "/usr/bin",
+    }
+    printed = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+    )
+    assert printed.stdout.split() == ["0.0.0.0:2", "big", "/models/mine", "5", "127.0.0.1:7462"]
