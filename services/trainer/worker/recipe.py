@@ -122,6 +122,8 @@ def _result(spec: TrainingSpec, progress: Progress, attempt: Totals, model: Any)
         num_trainable_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
         peak_memory_bytes=_peak_memory(),
     )
+    # Written by this attempt or, when nothing was better since, by an earlier one: the supervisor finds it.
+    result.best_checkpoint_path = f"checkpoints/step-{result.best_step}"
     if progress.best_eval_loss is not None:
         result.best_eval_loss = progress.best_eval_loss
     if progress.eval_loss is not None and progress.eval_step == progress.step:
