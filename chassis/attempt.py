@@ -251,9 +251,11 @@ class Attempt:
                 message = f"The worker gave no sign of life for {limit:.0f} seconds {where}."
                 self._fail(child, "STALLED", message, "It is tried again where attempts are left.")
                 return
+            # The limit may become a shorter one meanwhile.
+            nap = min(left, settings.stall_seconds, settings.loading_stall_seconds)
             before = time.monotonic()
-            await asyncio.sleep(left)
-            if time.monotonic() > before + left + 1.0:
+            await asyncio.sleep(nap)
+            if time.monotonic() > before + nap + 1.0:
                 # This process was held up itself; what the child has said meanwhile is still in the pipe.
                 self._heard = time.monotonic()
 

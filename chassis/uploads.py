@@ -80,7 +80,7 @@ class Uploads:
             try:
                 return await asyncio.to_thread(put, local, f"{self._tenant}/{path}")
             except OSError as error:
-                if delay is None:
+                if delay is None or isinstance(error, FileExistsError):
                     raise UploadFailed(f"the artifact store does not take {path}: {error}") from error
                 _log.warning("the artifact store does not take %s, trying again: %s", path, error)
                 await asyncio.sleep(delay)
