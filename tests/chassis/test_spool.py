@@ -1,0 +1,89 @@
+from pathlib import Path
+
+import pytest
+
+from chassis.spool import ClaimRecord, Spool, SpoolBusy
+from finetuneflow.v1 import event_pb2
+
+
+def record(folder: Path) -> ClaimRecord:
+    return ClaimRecord(job_id="j", tenant="default", stage=2, attempt=1, claim_id="c" * 32, workdir=folder / "work")
+
+
+def log(step: int, size: int = 0) -> event_pb2.Event:
+    return event_pb2.Event(log=event_pb2.Log(step=step), source="x" * size)
+
+
+def steps(spool: Spool, ordinal: int, max_bytes: int = 1 << 30) -> list[int]:
+    return [event_pb2.Event.FromString(data).log.step for data in spool.read(ordinal, max_bytes)]
+
+
+def test_a_restarted_process_finds_every_event_and_gives_no_ordinal_twice(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, record(tmp_path))
+    for step in range(5):
+        spool.append(log(step))
+    spool.close()
+    (again,) = Spool.leftovers(tmp_path)
+    assert steps(again, 0) == [0, 1, 2, 3, 4]
+    assert steps(again, 3) == [3, 4]
+    again.append(log(5))
+    assert event_pb2.Event.FromString(again.read(5, 1)[0]).ordinal == 5
+    again.delete()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_half_an_event_of_a_killed_process_is_dropped(tmp_path: Path) -> None:
+    """One torn write must not make the whole claim unreadable."""
+    spool = Spool(tmp_path, record(tmp_path))
+    spool.append(log(0))
+    spool.close()
+    (file,) = tmp_path.glob("*.events")
+    with file.open("ab") as out:
+        out.write(b"\x30half")
+    (again,) = Spool.leftovers(tmp_path)
+    again.append(log(1))
+    assert steps(again, 0) == [0, 1]
+
+
+def test_the_disk_is_given_back_as_events_are_accepted(tmp_path: Path) -> None:
+    """A long training must not fill the disk with what everybody has."""
+    spool = Spool(tmp_path, record(tmp_path))
+    for step in range(200):
+        spool.append(log(step, 60_000))
+    assert len(list(tmp_path.glob("*.events"))) > 5
+    spool.forget(150)
+    assert len(list(tmp_path.glob("*.events"))) < 5
+    assert spool.first <= 150
+    assert steps(spool, 150) == list(range(150, 200))
+    assert steps(spool, 195, 130_000) == [195, 196]
+
+
+def test_a_spool_has_one_owner(tmp_path: Path) -> None:
+    """Two services in one home must not kill each other's children."""
+    spool = Spool(tmp_path, record(tmp_path))
+    assert Spool.leftovers(tmp_path) == []
+    with pytest.raises(SpoolBusy):
+        Spool(tmp_path, record(tmp_path))
+    spool.close()
+    assert len(Spool.leftovers(tmp_path)) == 1
+
+
+def test_an_ending_seals_it_across_restarts(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, record(tmp_path))
+    spool.append(log(0))
+    spool.append(event_pb2.Event(stage_released=event_pb2.StageReleased(reason="PAUSED")))
+    spool.close()
+    (again,) = Spool.leftovers(tmp_path)
+    assert again.sealed
+    with pytest.raises(ValueError, match="ended"):
+        again.append(log(1))
+
+
+def test_what_the_machine_forgot_is_not_numbered_again(tmp_path: Path) -> None:
+    """After a power cut a gateway may have more than the disk; the same ordinals would be dropped as repeats."""
+    spool = Spool(tmp_path, record(tmp_path))
+    spool.append(log(0))
+    spool.forget(7)
+    spool.append(log(7))
+    assert (spool.first, spool.end) == (7, 8)
+    assert steps(spool, 7) == [7]
