@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError, Message
 from chassis.artifacts import ArtifactStore
 from chassis.bus import Bus
 from chassis.child import Child, ChildCommand
-from chassis.errors import CallerFault
+from chassis.faults import CallerFault
 from chassis.pipe import ENDINGS, MAX_EVENT_BYTES, event_of, failure_of
 from chassis.reporter import Reporter
 from chassis.settings import WorkerSettings

@@ -4,48 +4,34 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import grpc
 from google.protobuf import any_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
+from chassis.faults import CallerFault, FieldProblem, Violation
+
+__all__ = [
+    "DETAILS_KEY",
+    "DOMAIN",
+    "AlreadyExists",
+    "CallerFault",
+    "FailedPrecondition",
+    "FieldProblem",
+    "Internal",
+    "InvalidArgument",
+    "NotFound",
+    "OutOfRange",
+    "ResourceExhausted",
+    "ServiceError",
+    "Unavailable",
+    "Unimplemented",
+    "Violation",
+    "from_caller_fault",
+]
+
 DOMAIN = "finetuneflow"
 DETAILS_KEY = "grpc-status-details-bin"
-
-
-class FieldProblem(Protocol):
-    """A field at fault. Anything with these two attributes will do."""
-
-    @property
-    def field(self) -> str: ...
-    @property
-    def description(self) -> str: ...
-
-
-@dataclass(frozen=True)
-class Violation:
-    """A field at fault."""
-
-    field: str
-    """Field path, such as `spec.hyperparameters.learning_rate`."""
-    description: str
-    """What is wrong with it and how to mend it."""
-
-
-@runtime_checkable
-class CallerFault(Protocol):
-    """What the caller can mend, in whichever package its exception was defined."""
-
-    @property
-    def reason(self) -> str: ...
-    @property
-    def message(self) -> str: ...
-    @property
-    def advice(self) -> str: ...
-    @property
-    def violations(self) -> Sequence[FieldProblem]: ...
 
 
 class ServiceError(Exception):

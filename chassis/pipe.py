@@ -22,7 +22,7 @@ from typing import Any, Final, NoReturn
 
 from google.protobuf.message import Message
 
-from chassis.errors import CallerFault
+from chassis.faults import CallerFault
 from finetuneflow.v1 import event_pb2, fine_tuning_job_pb2
 
 EVENT_FD: Final = "FTF_EVENT_FD"

@@ -60,6 +60,7 @@ class StageWorker:
     async def start(self) -> None:
         """Ends what an earlier process left behind and begins to pull. Needs no broker."""
         leftovers = await asyncio.to_thread(self._take_leftovers)
+        await asyncio.to_thread(self._place.store.sweep)
         for spool in leftovers:
             self._spawn(self._report_leftover(spool))
         self._puller = asyncio.create_task(self._pull(), name="pull")

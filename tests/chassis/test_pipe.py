@@ -1,0 +1,64 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from chassis.pipe import EventSink, EventTooLarge, event_of, failure_of
+from finetuneflow.v1 import event_pb2, fine_tuning_job_pb2, work_pb2
+from finetuneflow.v1.stage_result_pb2 import InferenceSample
+
+CHILD = Path(__file__).with_name("worker_child.py")
+
+
+def test_a_child_runs_alone_and_prints_what_it_would_report(tmp_path: Path) -> None:
+    """This is how one debugs a stage, with no broker."""
+    spec = tmp_path / "spec.json"
+    spec.write_text(json.dumps({"do": "finish", "out_dir": str(tmp_path / "out")}))
+    done = subprocess.run([sys.executable, str(CHILD), str(spec)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert "step=100  total_steps=100  loss=0.01" in lines[-4]
+    assert "stage_completed" in lines[-1]
+    spec.write_text(json.dumps({"do": "bad_data", "out_dir": str(tmp_path / "out")}))
+    done = subprocess.run([sys.executable, str(CHILD), str(spec)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "reason=BAD_DATA  message=Row 3 has no answer." in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory. Tried…"), "CUDA_OUT_OF_MEMORY"),
+        (MemoryError(), "HOST_OUT_OF_MEMORY"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried…"), "HOST_OUT_OF_MEMORY"),
+        (ZeroDivisionError("x"), "CRASHED"),
+    ],
+)
+def test_running_out_of_memory_is_told_from_a_defect(error: Exception, reason: str) -> None:
+    """Each needs other advice."""
+    failure = failure_of(error)
+    assert (failure.reason, failure.fault) == (reason, fine_tuning_job_pb2.FAULT_SYSTEM_ERROR)
+    assert failure.advice
+
+
+def test_a_failure_with_a_thousand_rows_at_fault_still_fits_into_an_event() -> None:
+    class Bad(Exception):
+        reason = "BAD_DATA"
+        message = "m" * 100_000
+        advice = "a" * 100_000
+        violations = tuple(
+            event_pb2.FieldViolation(field=f"training_data[0] row {row}", description="d" * 2000) for row in range(1000)
+        )
+
+    failure = failure_of(Bad())
+    assert len(failure.violations) == 50
+    EventSink(None, None).emit(failure)
+
+
+def test_what_is_no_payload_or_too_large_is_refused_where_it_is_emitted() -> None:
+    with pytest.raises(TypeError, match="no payload"):
+        event_of(work_pb2.WorkItem())
+    with pytest.raises(EventTooLarge, match="sample"):
+        EventSink(None, None).emit(InferenceSample(instruction="x" * 70_000))
