@@ -56,6 +56,9 @@ def write_tokenizer(spec: ExportSpec, folder: Path) -> None:
     if spec.preflight.training_data.format != "text" or spec.config.chat_template is not None:
         tokenizer.chat_template = Tokenizer(spec.model.path, spec.config.chat_template).template
     tokenizer.save_pretrained(folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
+    # The name that every version of transformers reads; what version 5 writes is unknown to version 4.
+    _write_json(folder / "tokenizer_config.json", {**settings, "tokenizer_class": "PreTrainedTokenizerFast"})
     special: dict[str, Any] = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
     extra = [str(token) for token in tokenizer.extra_special_tokens]
     if extra:
