@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import mimetypes
+import shutil
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -51,6 +52,8 @@ class Uploads:
         payload.size_bytes = stored.size_bytes
         if isinstance(payload, event_pb2.CheckpointSaved):
             payload.manifest_sha256 = stored.sha256
+            # The store has it: a long training would fill the node's disk with copies that nobody reads.
+            await asyncio.to_thread(shutil.rmtree, local)
             return
         payload.sha256 = stored.sha256
         if not payload.media_type:

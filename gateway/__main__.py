@@ -40,6 +40,7 @@ from gateway.fanout import Fanout
 from gateway.leases import LeaseWatch
 from gateway.ledger import Ledger
 from gateway.passthrough import Passthrough
+from gateway.retention import Discarder
 from gateway.servicers import fine_tuning
 from gateway.servicers.artifacts import Artifacts
 from gateway.servicers.datasets import Datasets
@@ -71,7 +72,7 @@ async def run(settings: GatewaySettings) -> None:
     )
     fanout = Fanout(database, bus)
     dispatcher = Dispatcher(database, bus)
-    ledger = Ledger(database, fanout.publish, dispatcher.offer)
+    ledger = Ledger(database, fanout.publish, dispatcher.offer, Discarder(store).discard)
     acceptance = Acceptance(ledger)
     leases = LeaseWatch(database, bus, acceptance, settings.node_id, settings.lease_seconds)
 

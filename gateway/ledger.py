@@ -41,6 +41,8 @@ class Decision:
     ready: Attempt | None = None
     """An attempt to dispatch after COMMIT."""
     metrics: list[Metric] = field(default_factory=list)
+    discarded: list[str] = field(default_factory=list)
+    """Paths in the artifact store, tenant in front, that nothing names any more after COMMIT."""
     _events: list[dict[str, object]] = field(default_factory=list)
 
     def append(self, payload: Message, severity: Severity = Severity.SEVERITY_INFO) -> None:
@@ -92,8 +94,8 @@ class Decision:
 class Ledger:
     """Makes decisions and announces them.
 
-    `publish` sends accepted frames to watchers, `dispatch` offers a READY attempt to workers; both are called after
-    COMMIT, report their own failures and never raise.
+    `publish` sends accepted frames to watchers, `dispatch` offers a READY attempt to workers, `discard` deletes from
+    the artifact store; they are called after COMMIT, report their own failures and never raise.
     """
 
     def __init__(
@@ -101,10 +103,12 @@ class Ledger:
         database: Database,
         publish: Callable[[str, list[Frame]], Awaitable[None]],
         dispatch: Callable[[Attempt], Awaitable[None]],
+        discard: Callable[[list[str]], Awaitable[None]],
     ) -> None:
         self.database = database
         self._publish = publish
         self._dispatch = dispatch
+        self._discard = discard
 
     @asynccontextmanager
     async def decide(self, job_id: str, tenant: str | None = None) -> AsyncIterator[Decision]:
@@ -137,3 +141,5 @@ class Ledger:
             await self._publish(decision.job.id, decision.frames)
         if decision.ready is not None:
             await self._dispatch(decision.ready)
+        if decision.discarded:
+            await self._discard(decision.discarded)

@@ -9,6 +9,7 @@ from finetuneflow.v1.fine_tuning_job_pb2 import Progress
 from finetuneflow.v1.stage_result_pb2 import TrainingResult
 from gateway.identifiers import new_id
 from gateway.ledger import Decision
+from gateway.retention import prune_checkpoints
 from gateway.tables import JobEvaluation, JobExport, Metric, SavedArtifact, SavedCheckpoint, now
 
 _LOG_SERIES = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "num_tokens", "elapsed_seconds")
@@ -39,11 +40,7 @@ async def project(decision: Decision, event: Event, sequence: int) -> None:
             await _add_metrics(decision, event, sequence, evaluation.step, evaluation.epoch, values)
         case "checkpoint":
             await _add_checkpoint(decision, event, event.checkpoint, sequence)
-        case "checkpoint_pruned":
-            pruned = update(SavedCheckpoint).where(
-                col(SavedCheckpoint.job_id) == job.id, col(SavedCheckpoint.path) == event.checkpoint_pruned.path
-            )
-            await decision.session.exec(pruned.values(pruned=True))
+            await prune_checkpoints(decision)
         case "config_resolved":
             job.config = event.config_resolved.SerializeToString()
         case "artifact":

@@ -70,6 +70,7 @@ def the(system: System, module: str) -> psutil.Process:
     return process
 
 
+@pytest.mark.long
 def test_the_gateway_is_killed(system: System, rows: Path) -> None:
     follower = start(system, rows, SHORT)
     follower.training()
@@ -86,6 +87,7 @@ def test_the_training_child_is_killed(system: System, rows: Path) -> None:
     assert (job.state, job.failed_attempts) == ("SUCCEEDED", 1)
 
 
+@pytest.mark.long
 def test_the_trainer_is_killed_and_leaves_no_orphan(system: System, rows: Path) -> None:
     follower = start(system, rows, SHORT)
     follower.training(30)
@@ -119,6 +121,7 @@ def test_a_hanging_child_ends_stalled(system: System, rows: Path) -> None:
     child.wait(10)
 
 
+@pytest.mark.long
 def test_pause_releases_the_device_and_resume_goes_on(system: System, rows: Path) -> None:
     follower = start(system, rows, {**SHORT, "max_steps": 400})
     follower.training(30)

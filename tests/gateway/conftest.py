@@ -48,9 +48,13 @@ class Recorder:
     def __init__(self) -> None:
         self.frames: list[Frame] = []
         self.offered: list[Attempt] = []
+        self.discarded: list[str] = []
 
     async def publish(self, job_id: str, frames: list[Frame]) -> None:
         self.frames.extend(frames)
+
+    async def discard(self, paths: list[str]) -> None:
+        self.discarded.extend(paths)
 
     async def offer(self, attempt: Attempt) -> None:
         self.offered.append(attempt)
@@ -63,7 +67,7 @@ def told() -> Recorder:
 
 @pytest.fixture
 def ledger(database: Database, told: Recorder) -> Ledger:
-    return Ledger(database, told.publish, told.offer)
+    return Ledger(database, told.publish, told.offer, told.discard)
 
 
 @pytest.fixture

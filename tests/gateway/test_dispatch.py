@@ -41,7 +41,7 @@ async def next_item(bus: Bus, seconds: float = 20) -> WorkMessage:
 
 
 async def test_a_new_job_is_offered_at_once(database: Database, bus: Bus, told: Recorder) -> None:
-    ledger = Ledger(database, told.publish, Dispatcher(database, bus).offer)
+    ledger = Ledger(database, told.publish, Dispatcher(database, bus).offer, told.discard)
     job_id = await create(ledger)
     assert (await next_item(bus)).item.job_id == job_id
 
@@ -51,7 +51,7 @@ async def test_a_job_created_without_a_broker_is_offered_when_it_is_back(
 ) -> None:
     dispatcher = Dispatcher(database, bus)
     nats_server.stop()
-    job_id = await create(Ledger(database, told.publish, dispatcher.offer))
+    job_id = await create(Ledger(database, told.publish, dispatcher.offer, told.discard))
     nats_server.restart()
     async with running(dispatcher.run()):
         assert (await next_item(bus)).item.job_id == job_id
@@ -61,7 +61,7 @@ async def test_a_wiped_broker_loses_no_work(
     database: Database, bus: Bus, told: Recorder, nats_server: NatsServer
 ) -> None:
     dispatcher = Dispatcher(database, bus)
-    job_id = await create(Ledger(database, told.publish, dispatcher.offer))
+    job_id = await create(Ledger(database, told.publish, dispatcher.offer, told.discard))
     async with running(dispatcher.run()):
         nats_server.stop()
         nats_server.wipe()

@@ -6,7 +6,8 @@ import math
 import pytest
 
 from chassis.errors import FailedPrecondition
-from finetuneflow.v1.event_pb2 import CheckpointSaved, Eval, StageReleased
+from finetuneflow.v1.event_pb2 import CheckpointSaved, ConfigResolved, Eval, StageReleased
+from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec, Hyperparameters
 from finetuneflow.v1.stage_result_pb2 import PreflightResult
 from finetuneflow.v1.work_pb2 import Directive, ReportRequest
 from gateway import lifecycle, views
@@ -268,3 +269,22 @@ async def test_later_stages_are_given_what_earlier_ones_found(
     assert exporter.assignment.preflight == PreflightResult(total_steps=48)
     assert exporter.assignment.training.total_steps == 48
     assert exporter.assignment.evaluation.tuned_loss == 3.0
+
+
+async def test_old_checkpoints_go_and_the_best_and_the_newest_two_stay(
+    ledger: Ledger, acceptance: Acceptance, told: Recorder
+) -> None:
+    job_id, worker = await training(ledger, acceptance, told)
+    limit = FineTuningJobSpec(hyperparameters=Hyperparameters(save_total_limit=3))
+    await worker.report(ConfigResolved(resolved_spec=limit))
+    for step in range(10, 70, 10):
+        saved = CheckpointSaved(step=step, path=f"jobs/x/step-{step}", best=step == 20, eval_loss=1.0)
+        await worker.report(saved)
+    assert told.discarded == [f"default/jobs/x/step-{step}" for step in (10, 30, 40)]
+    pruned = [
+        event.checkpoint_pruned.step for event in await events_of(ledger, job_id) if event.HasField("checkpoint_pruned")
+    ]
+    assert pruned == [10, 30, 40]
+    await worker.fail("KILLED")
+    again = await working(acceptance, told, "c")
+    assert [checkpoint.step for checkpoint in again.assignment.checkpoints] == [60, 50, 20]

@@ -34,7 +34,7 @@ async def fanout(database: Database, nats_server: NatsServer) -> AsyncIterator[F
 @pytest.fixture
 def live(database: Database, fanout: Fanout, told: Recorder) -> Ledger:
     """A ledger whose frames go over the broker."""
-    return Ledger(database, fanout.publish, told.offer)
+    return Ledger(database, fanout.publish, told.offer, told.discard)
 
 
 class Watcher:
