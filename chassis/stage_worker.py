@@ -108,6 +108,12 @@ class StageWorker:
                 attempt.abandon()
             await self._idle(_LAST_REPORT_SECONDS)
 
+    async def wait(self) -> None:
+        """Returns once it pulls no more because it drains; raises what ended the pulling otherwise (a full disk, a
+        defect): a process that is alive and takes no work would go unnoticed."""
+        if self._puller:
+            await asyncio.shield(self._puller)
+
     async def stop(self) -> None:
         """Drains, then lets go of what is left."""
         await self.drain()

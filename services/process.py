@@ -24,7 +24,8 @@ def run(
     mount: Callable[[StageWorker], Mount],
     hardware: Hardware | None = None,
 ) -> None:
-    """Serves and works until SIGTERM or SIGINT, then drains. OSError when the port is taken."""
+    """Serves and works until SIGTERM or SIGINT, then drains. OSError when the port is taken, and whatever ends the
+    pulling of work: whoever keeps this process starts it again."""
     configure_logging(settings.service, settings.log_level, as_json=settings.log_json)
     asyncio.run(_live(settings, stage, mount, hardware))
 
@@ -46,7 +47,11 @@ async def _live(
     heartbeat.start()
     _log.info("%s listens on %s", settings.node_id, server.address)
     try:
-        await stop.wait()
+        stopped, pulling = asyncio.create_task(stop.wait()), asyncio.create_task(worker.wait())
+        await asyncio.wait({stopped, pulling}, return_when=asyncio.FIRST_COMPLETED)
+        if pulling.done():
+            pulling.result()
+        await stopped
         _log.info("draining")
         await server.set_serving(False)
         await worker.stop()
