@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -135,9 +136,11 @@ class Catalogue:
         folder = self._models / BUILT_IN / (_built_in_revision() or "unknown")
         with self._lock(folder):
             if not folder.is_dir():
+                for leftover in folder.parent.glob(f".{folder.name}.*/"):
+                    shutil.rmtree(leftover)
                 # Reading GGUF needs torch, which has no place in the process that asks.
                 command = [sys.executable, "-m", "engine.model.materialise", "--gguf", str(_packaged_gguf())]
-                made = subprocess.run([*command, "--out", str(folder)], capture_output=True, text=True, check=False)
+                made = _run_tied([*command, "--out", str(folder), "--until-stdin-ends"])
                 if made.returncode != 0 or not folder.is_dir():
                     raise RuntimeError(f"the built-in model could not be made: {made.stderr[-2000:]}")
         return folder
@@ -193,6 +196,16 @@ class Catalogue:
 class _Weights:
     sha256: str
     num_parameters: int
+
+
+def _run_tied(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Runs a command that ends when its stdin does, so that it does not outlive this process, however that dies."""
+    theirs, ours = os.pipe()
+    try:
+        return subprocess.run(command, stdin=theirs, capture_output=True, text=True, check=False)
+    finally:
+        os.close(theirs)
+        os.close(ours)
 
 
 def _built_in_revision() -> str:

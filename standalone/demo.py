@@ -19,6 +19,7 @@ from rich.table import Table
 import standalone
 from finetuneflow import Client
 from finetuneflow.cli.live import follow
+from finetuneflow.cli.outcome import show_failure
 from finetuneflow.resources.job import Job
 from standalone.guard import guarded
 from standalone.home import default_home
@@ -27,7 +28,7 @@ from standalone.processes import StartFailed, tail
 
 _MODEL = "smollm2-135m"
 _RECIPE = "cpu-demo"
-_STOP_SECONDS = 100.0
+_STOP_SECONDS = 30.0
 # The process whose log tells more about a failure in a stage.
 _SERVICE = {"PREFLIGHT": "probe", "TRAINING": "trainer", "EVALUATION": "evaluator", "EXPORT": "exporter"}
 
@@ -46,6 +47,7 @@ def demo(console: Console, output: Path, *, keep: bool) -> bool:
 
     KeyboardInterrupt stops everything that was started, and is passed on. Raises StartFailed.
     """
+    output = output.absolute()
     home = Path(tempfile.mkdtemp(prefix="finetuneflow-demo-"))
     running: _Running | None = None
     succeeded = False
@@ -78,11 +80,9 @@ def _start(home: Path, *, keep: bool) -> _Running:
     logs.mkdir()
     ftf = [sys.executable, "-m", "finetuneflow.cli"]
     up = [*ftf, "up", "--home", str(home), "--port", str(free_port()), "--json"]
-    # SIGTERM, so that it ends what it has started; they would not survive a SIGKILL either.
-    argv = up if keep else guarded(up, signal.SIGTERM)
     with (logs / "up.log").open("wb") as log:
         process = subprocess.Popen(
-            argv,
+            up if keep else guarded(up),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -106,7 +106,9 @@ def _address(lines: IO[str] | None, logs: Path) -> str:
 
 
 def _stop(process: subprocess.Popen[str]) -> None:
-    process.terminate()
+    # Twice, so that nothing is drained: the home is thrown away, and with it what a drain would save.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        process.send_signal(number)
     try:
         # It reports on its way out; a full pipe would hold it up.
         process.communicate(timeout=_STOP_SECONDS)
@@ -123,7 +125,8 @@ def _fine_tune(console: Console, running: _Running, output: Path) -> bool:
         job = client.jobs.create(
             base_model=_MODEL, training_data=train, evaluation_data=held_out, recipe=_RECIPE, display_name="demo"
         )
-        job = follow(client, job.id, console=console)
+        # Not the outcome that `ftf train` shows: its commands are for a server that stays up.
+        job = follow(client, job.id, console=console, outcome=False)
         if job.state != "SUCCEEDED":
             _say_failed(console, job, running.logs, output)
             return False
@@ -144,6 +147,8 @@ def _rows(path: Path) -> int:
 
 
 def _say_failed(console: Console, job: Job, logs: Path, output: Path) -> None:
+    console.print()
+    show_failure(job, console)
     log = logs / f"{_SERVICE.get(job.stage, 'gateway')}.log"
     console.print(f"\nThe end of {log.name}:\n{tail(log)}")
     kept = output / "logs"
@@ -153,16 +158,17 @@ def _say_failed(console: Console, job: Job, logs: Path, output: Path) -> None:
 
 def _say_succeeded(console: Console, client: Client, job: Job, output: Path) -> None:
     result = client.evaluations.get(job.evaluation_id).result
-    console.print(f"\nThe package: {output / 'finetuneflow_export.zip'}; its report: {output / 'report.md'}")
+    console.print(f"\nThe package: {output / 'finetuneflow_export.zip'}\nIts report:  {output / 'report.md'}")
     if result is not None and result.base_loss is not None and result.tuned_loss is not None:
         console.print(
             f"Held-out loss, on {result.num_examples} rows that training has not seen: "
-            f"{result.base_loss:.3f} before, {result.tuned_loss:.3f} after."
+            f"base {result.base_loss:.3f}, tuned {result.tuned_loss:.3f} nats per token."
         )
     if result is not None and result.samples:
         sample = result.samples[0]
-        table = Table(title=f"\n{sample.instruction}", title_justify="left", expand=True, show_lines=False)
-        for heading in ("before", "after", "the docstring"):
+        console.print(f"\n{sample.instruction}", style="bold")
+        table = Table(expand=True)
+        for heading in ("base", "tuned", "the docstring itself"):
             table.add_column(heading, ratio=1)
         table.add_row(sample.base_output, sample.model_output, sample.expected_output)
         console.print(table, soft_wrap=False)

