@@ -58,7 +58,8 @@ class NatsServer:
         except OSError:
             return False
         try:
-            return (await asyncio.wait_for(reader.readline(), 2)).startswith(b"INFO ")
+            async with asyncio.timeout(2):
+                return (await reader.readline()).startswith(b"INFO ")
         except (OSError, TimeoutError):
             return False
         finally:
