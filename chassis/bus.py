@@ -10,7 +10,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -72,6 +72,20 @@ class BusRefused(Exception):
     """The server refuses this user. Trying again does not help."""
 
 
+@contextlib.contextmanager
+def _heeding_cancellation() -> Iterator[None]:
+    """Around calls of the client, which drops a cancellation that reaches it while it flushes, or turns it into an
+    error of its own: a loop that goes on after either would never end. Cleaning up after a cancellation goes through.
+    """
+    task = asyncio.current_task()
+    before = task.cancelling() if task else 0
+    try:
+        yield
+    finally:
+        if task and task.cancelling() > before:
+            raise asyncio.CancelledError
+
+
 class Handlers:
     """A subscription. It outlives reconnects."""
 
@@ -84,18 +98,19 @@ class Handlers:
 
     async def attach(self, client: Client) -> None:
         """Subscribes on a new connection."""
-        self._subscription = await client.subscribe(
-            self._subject,
-            queue=self._queue,
-            cb=self._receive,
-            pending_msgs_limit=_PENDING_MESSAGES,
-            pending_bytes_limit=_PENDING_BYTES,
-        )
+        with _heeding_cancellation():
+            self._subscription = await client.subscribe(
+                self._subject,
+                queue=self._queue,
+                cb=self._receive,
+                pending_msgs_limit=_PENDING_MESSAGES,
+                pending_bytes_limit=_PENDING_BYTES,
+            )
 
     async def stop(self) -> None:
         """Takes no new messages, and waits for handlers that run."""
         if self._subscription:
-            with contextlib.suppress(nats.errors.Error):
+            with _heeding_cancellation(), contextlib.suppress(nats.errors.Error):
                 await self._subscription.unsubscribe()
         if self.running:
             await asyncio.wait(self.running, timeout=5.0)
@@ -159,7 +174,8 @@ class Bus:
     async def alive(self, timeout: float) -> bool:  # noqa: ASYNC109 - no answer is an answer
         """Whether the server answers a ping within `timeout` seconds."""
         try:
-            await self._connection().flush(timeout=max(1, round(timeout)))
+            with _heeding_cancellation():
+                await self._connection().flush(timeout=max(1, round(timeout)))
         except (nats.errors.Error, BusUnavailable, TimeoutError, OSError):
             return False
         return True
@@ -172,9 +188,10 @@ class Bus:
             self._connector.cancel()
             await asyncio.wait({self._connector})
         if self._client and not self._client.is_closed:
-            with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
-                await self._client.flush(timeout=1)
-            await self._client.close()
+            with _heeding_cancellation():
+                with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
+                    await self._client.flush(timeout=1)
+                await self._client.close()
 
     async def request(
         self,
@@ -206,7 +223,8 @@ class Bus:
             finally:
                 slots.release()
             try:
-                await self._connection().publish(msg.reply, data, headers=headers)
+                with _heeding_cancellation():
+                    await self._connection().publish(msg.reply, data, headers=headers)
             except (nats.errors.Error, BusUnavailable, OSError) as error:
                 # The caller asks again; whatever the handler decided, it decides once.
                 _log.info("an answer on %s was not sent: %s", msg.subject, error)
@@ -234,7 +252,8 @@ class Bus:
     async def publish(self, subject: str, data: bytes, headers: dict[str, str] | None = None) -> None:
         """Sends without waiting for anybody. BusUnavailable when there is no connection."""
         try:
-            await self._connection().publish(subject, data, headers=headers)
+            with _heeding_cancellation():
+                await self._connection().publish(subject, data, headers=headers)
         except (nats.errors.Error, OSError) as error:
             raise BusUnavailable(f"publish on {subject}: {error}") from error
 
@@ -340,7 +359,8 @@ class Bus:
         while True:
             self._lost.clear()
             # With unlimited attempts it returns once there is a connection, however long that takes.
-            client = await nats.connect(**self._options)
+            with _heeding_cancellation():
+                client = await nats.connect(**self._options)
             for handlers in list(self._handlers):
                 await handlers.attach(client)
             self._client = client
@@ -355,7 +375,7 @@ class Bus:
         if self._client and self._attached.is_set():
             await handlers.attach(self._client)
             # The subscription is known to the server once it has answered what follows.
-            with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
+            with _heeding_cancellation(), contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
                 await self._client.flush(timeout=2)
         return handlers
 
@@ -366,7 +386,8 @@ class Bus:
 
     async def _ask(self, subject: str, data: bytes, seconds: float) -> Msg:
         try:
-            reply = await self._connection().request(subject, data, timeout=seconds)
+            with _heeding_cancellation():
+                reply = await self._connection().request(subject, data, timeout=seconds)
         except (nats.errors.Error, TimeoutError, OSError) as error:
             raise BusUnavailable(f"request on {subject}: {type(error).__name__} {error}") from error
         if reply.headers and _ERROR_HEADER in reply.headers:
@@ -376,7 +397,8 @@ class Bus:
     @contextlib.asynccontextmanager
     async def _jetstream(self) -> Any:
         try:
-            yield self._connection().jetstream(timeout=5.0)
+            with _heeding_cancellation():
+                yield self._connection().jetstream(timeout=5.0)
         except nats.js.errors.NoStreamResponseError as error:
             raise _NoStream("the stream does not exist") from error
         except (nats.errors.Error, TimeoutError, OSError) as error:
@@ -469,7 +491,8 @@ class WorkQueue:
         client = self._bus._connection()
         try:
             # A delivered item bears its own subject, which the shared inbox of new-style requests cannot place.
-            msg = await client.request(subject, body, timeout=seconds + 1.0, old_style=True)
+            with _heeding_cancellation():
+                msg = await client.request(subject, body, timeout=seconds + 1.0, old_style=True)
         except nats.errors.NoRespondersError as error:
             raise _ConsumerGone("nobody answers") from error
         except (nats.errors.Error, TimeoutError, OSError) as error:

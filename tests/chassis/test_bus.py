@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -142,6 +143,24 @@ async def test_a_process_may_start_before_its_broker(nats_server: NatsServer) ->
 async def test_wrong_credentials_are_told_at_once(nats_server: NatsServer) -> None:
     with pytest.raises(BusRefused):
         await Bus.connect(nats_server.url, "ftf", "wrong", "intruder")
+
+
+async def test_a_loop_around_the_bus_ends_when_it_is_cancelled(bus: Bus) -> None:
+    """Else no gateway and no worker could be shut down: the client forgets cancellations that hit it at a bad time."""
+
+    async def loop() -> None:
+        while True:
+            with contextlib.suppress(BusUnavailable):
+                await bus.ensure_streams()
+                await bus.publish("ftf.v1.jobs.j.log", b"x" * 100_000)
+
+    for turns in range(200):
+        task = asyncio.create_task(loop())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait({task}, timeout=5)
+        assert task.cancelled()
 
 
 async def test_nodes_come_go_and_survive_a_wipe(bus: Bus, nats_server: NatsServer) -> None:
