@@ -74,7 +74,7 @@ async def run(settings: GatewaySettings) -> None:
     dispatcher = Dispatcher(database, bus)
     ledger = Ledger(database, fanout.publish, dispatcher.offer, Discarder(store).discard)
     acceptance = Acceptance(ledger)
-    leases = LeaseWatch(database, bus, acceptance, settings.node_id, settings.lease_seconds)
+    leases = LeaseWatch(database, bus, acceptance, settings.lease_seconds)
 
     passthrough = Passthrough(bus)
 

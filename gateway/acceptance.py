@@ -20,13 +20,12 @@ from finetuneflow.v1.work_pb2 import (
     Directive,
     ReportRequest,
     ReportResponse,
-    TrainingTotals,
 )
 from gateway import lifecycle, views
 from gateway.ledger import Decision, Ledger
 from gateway.metrics import read_series
-from gateway.projection import completion_reason, project
-from gateway.servicers.datasets import dataset_ids
+from gateway.projection import ELAPSED_SECONDS, completion_reason, project
+from gateway.specs import dataset_ids
 from gateway.tables import Attempt, JobEvaluation, Metric, SavedCheckpoint, UploadedDataset
 
 log = logging.getLogger(__name__)
@@ -136,7 +135,9 @@ class Acceptance:
         )
         if job.config is not None:
             assignment.resolved_spec.CopyFrom(ConfigResolved.FromString(job.config).resolved_spec)
-        datasets = select(UploadedDataset).where(col(UploadedDataset.id).in_(dataset_ids(spec)))
+        datasets = select(UploadedDataset).where(
+            UploadedDataset.tenant == job.tenant, col(UploadedDataset.id).in_(dataset_ids(spec))
+        )
         assignment.datasets.extend(views.dataset(row) for row in (await session.exec(datasets)).all())
         checkpoints = (
             select(SavedCheckpoint)
@@ -154,25 +155,19 @@ class Acceptance:
             assignment.evaluation.CopyFrom(EvaluationResult.FromString(evaluation.result))
         if attempt.stage == "STAGE_EXPORT":
             assignment.metrics.extend(await read_series(session, job.id, (), _CURVE_POINTS))
-        if attempt.stage == "STAGE_TRAINING" and assignment.checkpoints:
-            assignment.totals.CopyFrom(await _totals(session, job.id, assignment.checkpoints[0].step))
+        if attempt.stage == "STAGE_TRAINING":
+            assignment.prior_training_seconds = await _training_seconds(session, job.id)
         return assignment
 
 
-async def _totals(session: AsyncSession, job_id: str, step: int) -> TrainingTotals:
-    """Seconds that earlier attempts trained, and tokens trained up to the checkpoint at `step`."""
+async def _training_seconds(session: AsyncSession, job_id: str) -> float:
+    """Seconds that earlier attempts trained, lost steps included."""
     seconds = (
         select(func.max(Metric.value))
-        .where(Metric.job_id == job_id, Metric.name == "elapsed_seconds")
+        .where(Metric.job_id == job_id, Metric.name == ELAPSED_SECONDS)
         .group_by(col(Metric.attempt))
     )
-    tokens = select(func.max(Metric.value)).where(
-        Metric.job_id == job_id, Metric.name == "num_tokens", Metric.step <= step
-    )
-    return TrainingTotals(
-        runtime_seconds=sum(value or 0.0 for value in (await session.exec(seconds)).all()),
-        num_tokens=int((await session.exec(tokens)).one() or 0),
-    )
+    return sum(value or 0.0 for value in (await session.exec(seconds)).all())
 
 
 def _refusal(decision: Decision, request: ClaimRequest) -> str:

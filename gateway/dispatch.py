@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 
+from sqlalchemy.exc import DBAPIError
 from sqlmodel import col, select
 
 from chassis.bus import Bus, BusUnavailable
@@ -48,7 +49,10 @@ class Dispatcher:
                     self._published.clear()
             except BusUnavailable as error:
                 log.warning("the work stream can't be checked: %s", error)
-            await self._offer_due()
+            try:
+                await self._offer_due()
+            except (DBAPIError, OSError) as error:
+                log.warning("READY attempts can't be read: %s", error)
             await asyncio.sleep(_TICK_SECONDS)
 
     async def _offer_due(self) -> None:

@@ -1,12 +1,14 @@
 """Live events for watchers: one subscription, one ring of framed bytes per watched job, watchers as cursors."""
 
 import asyncio
+import itertools
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Collection, Iterator
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator
 from contextlib import contextmanager
 
 from google.protobuf.message import DecodeError
+from sqlalchemy.exc import DBAPIError
 from sqlmodel import col, select
 
 from chassis.bus import Bus, BusUnavailable, event_subject
@@ -22,8 +24,20 @@ _RING_BYTES = 1 << 20
 _PAGE_EVENTS = 500
 _PAGE_BYTES = 1 << 20
 _TAIL_CHECK_SECONDS = 1.0
-# Waking a hundred watchers for every event costs more than the 5 ms that coalescing adds (FACTS: p99 90 → 14 ms).
+# Waking a hundred watchers for every event costs more than these 5 ms: measured at 5,000 events/s, p99 90 → 14 ms.
 _WAKE_SECONDS = 0.005
+
+
+def first_bytes(frames: Iterable[Frame]) -> list[Frame]:
+    """As many as make a message of about 1 MiB, at least one: clients take 4 MiB at once."""
+    page: list[Frame] = []
+    size = 0
+    for frame in frames:
+        page.append(frame)
+        size += len(frame.data)
+        if size >= _PAGE_BYTES:
+            break
+    return page
 
 
 class Ring:
@@ -66,14 +80,7 @@ class Ring:
         if not self._frames or cursor + 1 < self._frames[0].sequence or cursor >= self._frames[-1].sequence:
             return None
         start = cursor + 1 - self._frames[0].sequence
-        page: list[Frame] = []
-        size = 0
-        for index in range(start, min(start + _PAGE_EVENTS, len(self._frames))):
-            page.append(self._frames[index])
-            size += len(page[-1].data)
-            if size >= _PAGE_BYTES:
-                break
-        return page
+        return first_bytes(itertools.islice(self._frames, start, start + _PAGE_EVENTS))
 
     async def beyond(self, cursor: int, seconds: float) -> bool:
         """Waits until there is something beyond `cursor`; False when `seconds` passed without."""
@@ -130,9 +137,13 @@ class Fanout:
             await asyncio.sleep(_TAIL_CHECK_SECONDS)
             if not self._rings:
                 continue
-            async with self._database.read() as session:
-                query = select(Job.id, Job.last_sequence).where(col(Job.id).in_(list(self._rings)))
-                rows = (await session.exec(query)).all()
+            try:
+                async with self._database.read() as session:
+                    query = select(Job.id, Job.last_sequence).where(col(Job.id).in_(list(self._rings)))
+                    rows = (await session.exec(query)).all()
+            except (DBAPIError, OSError) as error:
+                log.warning("the tail of watched jobs can't be checked: %s", error)
+                continue
             for job_id, last_sequence in rows:
                 if job_id in self._rings:
                     self._rings[job_id].advance(last_sequence)
@@ -202,4 +213,4 @@ class Fanout:
                 .order_by(col(JobEvent.sequence))
                 .limit(_PAGE_EVENTS)
             )
-            return [frame_of_stored(event) for event in (await session.exec(query)).all()]
+            return first_bytes([frame_of_stored(event) for event in (await session.exec(query)).all()])

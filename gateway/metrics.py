@@ -5,17 +5,24 @@ from collections.abc import Sequence
 
 import sqlalchemy
 from sqlalchemy import func, or_
-from sqlmodel import col
+from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from finetuneflow.v1.work_pb2 import MetricPoint, MetricSeries
 from gateway.tables import Metric
+
+MAX_ANSWER_POINTS = 100_000
+"""Of all series together: about 2.7 MB, below the 4 MiB that clients take at once."""
 
 
 async def read_series(session: AsyncSession, job_id: str, names: Sequence[str], max_points: int) -> list[MetricSeries]:
     """One series per name, by name; every name when `names` is empty. First and last point are always kept.
     `max_points` is at least 2.
     """
+    if not names:
+        distinct = select(Metric.name).where(Metric.job_id == job_id).distinct()
+        names = (await session.exec(distinct)).all()
+    max_points = max(2, min(max_points, MAX_ANSWER_POINTS // max(len(names), 1)))
     rank = func.row_number().over(partition_by=col(Metric.name), order_by=col(Metric.sequence))
     count = func.count().over(partition_by=col(Metric.name))
     # SQLAlchemy's select: SQLModel's is typed for four columns at most.
@@ -27,9 +34,7 @@ async def read_series(session: AsyncSession, job_id: str, names: Sequence[str], 
         col(Metric.sequence),
         rank.label("rank"),
         count.label("count"),
-    ).where(col(Metric.job_id) == job_id)
-    if names:
-        numbered = numbered.where(col(Metric.name).in_(names))
+    ).where(col(Metric.job_id) == job_id, col(Metric.name).in_(names))
     rows = numbered.subquery()
     # Every stride-th point, such that at most max_points - 1 are taken, and the last one.
     stride = (rows.c.count + max_points - 2) // (max_points - 1)

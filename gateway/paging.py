@@ -64,7 +64,8 @@ def _encode(parts: tuple[str, ...]) -> str:
 def _decode(token: str) -> list[str]:
     try:
         parts = json.loads(base64.b64decode(token, altchars=b"-_", validate=True))
-    except (binascii.Error, ValueError, RecursionError):
+        "".join(parts).encode()
+    except (binascii.Error, ValueError, RecursionError, TypeError):
         parts = None
     if not isinstance(parts, list) or not parts or not all(isinstance(part, str) for part in parts):
         raise _bad_token("it is not the next_page_token of an earlier answer")

@@ -2,7 +2,7 @@
 
 import math
 
-from sqlmodel import col, delete, update
+from sqlmodel import col, delete, select, update
 
 from finetuneflow.v1.event_pb2 import CheckpointSaved, Event
 from finetuneflow.v1.fine_tuning_job_pb2 import Progress
@@ -12,7 +12,9 @@ from gateway.ledger import Decision
 from gateway.retention import prune_checkpoints
 from gateway.tables import JobEvaluation, JobExport, Metric, SavedArtifact, SavedCheckpoint, now
 
-_LOG_SERIES = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "num_tokens", "elapsed_seconds")
+ELAPSED_SECONDS = "elapsed_seconds"
+"""The series that keeps its points when steps are trained again: the time was spent."""
+_LOG_SERIES = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "num_tokens", ELAPSED_SECONDS)
 _EVAL_SERIES = ("eval_loss", "perplexity", "eval_runtime_seconds")
 
 
@@ -41,6 +43,8 @@ async def project(decision: Decision, event: Event, sequence: int) -> None:
         case "checkpoint":
             await _add_checkpoint(decision, event, event.checkpoint, sequence)
             await prune_checkpoints(decision)
+        case "restored":
+            await _restore_best(decision, event.restored.checkpoint_step)
         case "config_resolved":
             job.config = event.config_resolved.SerializeToString()
         case "artifact":
@@ -54,12 +58,12 @@ async def _add_metrics(
 ) -> None:
     if event.attempt > 1:
         # This attempt trains these steps again: what an older one measured there is no longer part of the run.
-        decision.metrics = [m for m in decision.metrics if m.attempt == event.attempt or m.step < step]
         await decision.session.exec(
             delete(Metric).where(
                 col(Metric.job_id) == decision.job.id,
                 col(Metric.step) >= step,
                 col(Metric.attempt) < event.attempt,
+                col(Metric.name) != ELAPSED_SECONDS,
             )
         )
     decision.metrics.extend(
@@ -98,6 +102,24 @@ async def _add_checkpoint(decision: Decision, event: Event, saved: CheckpointSav
             create_time=now(),
         )
     )
+
+
+async def _restore_best(decision: Decision, step: int) -> None:
+    """What an earlier attempt wrote beyond `step` is off the run: the best is found among what it went on from."""
+    mine = col(SavedCheckpoint.job_id) == decision.job.id
+    await decision.session.exec(update(SavedCheckpoint).where(mine).values(best=False))
+    query = select(SavedCheckpoint).where(
+        mine,
+        col(SavedCheckpoint.pruned).is_(False),
+        col(SavedCheckpoint.eval_loss).is_not(None),
+        SavedCheckpoint.step <= step,
+    )
+    best = (
+        await decision.session.exec(query.order_by(col(SavedCheckpoint.eval_loss), col(SavedCheckpoint.step)))
+    ).first()
+    if best is not None:
+        best.best = True
+        decision.session.add(best)
 
 
 def _artifact(decision: Decision, event: Event) -> SavedArtifact:

@@ -203,9 +203,9 @@ class JobExport(SQLModel, table=True):
 
 
 class GatewayTick(SQLModel, table=True):
-    """One row per gateway, written by its lease watch: a lease may only expire while SQL takes writes."""
+    """One row, written by every lease watch: a lease may only expire while SQL takes writes."""
 
     __tablename__ = "gateway_ticks"
 
-    gateway_id: str = Field(primary_key=True)
+    id: int = Field(primary_key=True)
     tick: int = Field(sa_column=_big())

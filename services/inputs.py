@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -96,4 +97,7 @@ def child_environment(settings: ServiceSettings, *, gpus: int | None = None) -> 
     }
     if gpus == 0:
         environment["CUDA_VISIBLE_DEVICES"] = ""
+    elif gpus == 1:
+        # With more in sight the Trainer would spread every batch over all of them.
+        environment["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     return environment

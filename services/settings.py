@@ -3,8 +3,9 @@
 import contextlib
 import os
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 
 from chassis.settings import WorkerSettings
 
@@ -18,6 +19,12 @@ class ServiceSettings(WorkerSettings):
     """Reads gated models from the model hub. It stays in this process; children have no network and no secrets."""
     threads: int = Field(default=0, ge=0, le=1024)
     """Threads of a child's arithmetic; 0 takes every core this process may use, divided by its slots."""
+
+    @model_validator(mode="after")
+    def _pools_are_of_trainers(self) -> Self:
+        if self.service != "trainer" and self.pool != "default":
+            raise ValueError("only trainers have pools: set FTF_TRAINER_POOL instead of FTF_POOL")
+        return self
 
     @property
     def child_threads(self) -> int:

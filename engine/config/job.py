@@ -175,7 +175,7 @@ class JobConfig(_Section):
     base_model: str = Field(min_length=1, max_length=512)
     method: Method = "auto"
     recipe: str = "default"
-    chat_template: Annotated[str, Field(min_length=1), _kib(64)] | None = None
+    chat_template: Annotated[str, Field(min_length=1), _kib(32)] | None = None
     system_prompt: Annotated[str, _kib(16)] | None = None
     training_data: list[DataSource] = Field(default=[], max_length=32)
     phases: list[TrainingPhase] = Field(default=[], max_length=16)

@@ -1,6 +1,6 @@
 """DatasetService: uploaded files."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -17,6 +17,7 @@ from gateway import lifecycle, views
 from gateway.database import Database
 from gateway.identifiers import new_id
 from gateway.paging import page_of
+from gateway.specs import dataset_ids
 from gateway.tables import Job, UploadedDataset, now
 from gateway.tenancy import tenant_of
 from gateway.uploads import Header, Upload, check_header
@@ -132,13 +133,6 @@ class Datasets(DatasetServiceServicer):
             if earlier is None:
                 raise
             return earlier
-
-
-def dataset_ids(spec: FineTuningJobSpec) -> Iterator[str]:
-    """The datasets a spec names, wherever it may name one."""
-    for sources in (spec.training_data, spec.evaluation_data, *(phase.training_data for phase in spec.phases)):
-        for source in sources:
-            yield source.dataset
 
 
 def _folder(dataset_id: str) -> str:

@@ -1,7 +1,8 @@
 """FineTuningService: jobs, their history and their live stream."""
 
 import hashlib
-from collections.abc import AsyncIterator, Callable, Sequence
+import re
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -23,12 +24,13 @@ from finetuneflow.v1.fine_tuning_service_pb2_grpc import (
     add_FineTuningServiceServicer_to_server,
 )
 from gateway import lifecycle, views
-from gateway.fanout import Fanout
-from gateway.frames import UNKNOWN_KIND
+from gateway.fanout import Fanout, first_bytes
+from gateway.frames import UNKNOWN_KIND, frame_of_stored
 from gateway.identifiers import new_id
 from gateway.ledger import Decision, Ledger
 from gateway.metrics import read_series
 from gateway.paging import MAX_PAGE_SIZE, page_of
+from gateway.specs import check_size
 from gateway.tables import (
     Attempt,
     Job,
@@ -42,7 +44,7 @@ from gateway.tables import (
     now,
 )
 from gateway.tenancy import tenant_of
-from gateway.waiting import in_thread
+from gateway.waiting import finished, in_thread
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -50,6 +52,7 @@ _KINDS = frozenset(f.name for f in Event.DESCRIPTOR.oneofs_by_name["payload"].fi
 _WATCH_HEARTBEAT_SECONDS = 15.0
 _MAX_REQUEST_ID = 128
 _EVENTS_PAGE_SIZE = 200
+_MAX_LABELS = 64
 
 
 class FineTuning(FineTuningServiceServicer):
@@ -106,6 +109,7 @@ class FineTuning(FineTuningServiceServicer):
     async def ListFineTuningJobs(
         self, request: api.ListFineTuningJobsRequest, context: Context
     ) -> api.ListFineTuningJobsResponse:
+        _check_labels(request.labels)
         states = [_state_name(state) for state in request.states]
         page = page_of(request, "jobs", *states, *(f"{k}={v}" for k, v in sorted(request.labels.items())))
         query = select(Job).where(Job.tenant == tenant_of(context)).order_by(col(Job.id).desc())
@@ -143,9 +147,12 @@ class FineTuning(FineTuningServiceServicer):
     async def DeleteFineTuningJob(
         self, request: api.DeleteFineTuningJobRequest, context: Context
     ) -> api.DeleteFineTuningJobResponse:
-        tenant = tenant_of(context)
+        await finished(self._forget(request.job_id, tenant_of(context)))
+        return api.DeleteFineTuningJobResponse()
+
+    async def _forget(self, job_id: str, tenant: str) -> None:
         async with self._database.write() as session:
-            job = await self._find(session, request.job_id, tenant, lock=True)
+            job = await self._find(session, job_id, tenant, lock=True)
             if job.state not in lifecycle.TERMINAL:
                 raise FailedPrecondition(
                     "JOB_NOT_ENDED",
@@ -155,8 +162,7 @@ class FineTuning(FineTuningServiceServicer):
                 await session.exec(delete(table).where(col(table.job_id) == job.id))
             await session.delete(job)
         # After the rows: an artifact without a row is waste, a row without its artifact would be a lie.
-        await in_thread(self._store.delete, f"{tenant}/jobs/{request.job_id}")
-        return api.DeleteFineTuningJobResponse()
+        await in_thread(self._store.delete, f"{tenant}/jobs/{job_id}")
 
     async def WatchFineTuningJob(
         self, request: api.WatchFineTuningJobRequest, context: Context
@@ -190,8 +196,10 @@ class FineTuning(FineTuningServiceServicer):
         async with self._database.read() as session:
             job = await self._find(session, request.job_id, tenant_of(context))
             rows = (await session.exec(query.order_by(col(JobEvent.sequence)).limit(size))).all()
-        through = rows[-1].sequence if len(rows) == size else max(job.last_sequence, request.after_sequence)
-        events = [Event.FromString(row.event) for row in rows]
+        frames = first_bytes([frame_of_stored(row.event) for row in rows])
+        complete = len(frames) == len(rows) < size
+        through = max(job.last_sequence, request.after_sequence) if complete else frames[-1].sequence
+        events = [Event.FromString(row.event) for row in rows[: len(frames)]]
         return api.ListFineTuningJobEventsResponse(events=events, through_sequence=through)
 
     async def ListCheckpoints(
@@ -226,6 +234,7 @@ class FineTuning(FineTuningServiceServicer):
 
     def _checked(self, tenant: str, spec: FineTuningJobSpec) -> Job:
         """A job row for a spec that could run here; raises what is wrong with it."""
+        check_size(spec)
         config = job_config(spec_to_dict(spec))
         missing = unsupported(config)
         if missing:
@@ -326,6 +335,14 @@ def _state_name(state: int) -> str:
     if state not in JobState.values() or state == JobState.JOB_STATE_UNSPECIFIED:
         raise InvalidArgument("INVALID_STATE", f"{state} is no job state", [Violation("states", "an unknown value")])
     return JobState.Name(state)
+
+
+def _check_labels(labels: Mapping[str, str]) -> None:
+    if len(labels) > _MAX_LABELS or not all(re.fullmatch(r"[a-z][a-z0-9_-]{0,62}", key) for key in labels):
+        problem = f"at most {_MAX_LABELS}, with keys that match [a-z][a-z0-9_-]{{0,62}}"
+        raise InvalidArgument(
+            "INVALID_LABELS", f"labels can't be searched for: {problem}", [Violation("labels", problem)]
+        )
 
 
 def _checked_kinds(kinds: Sequence[str]) -> frozenset[str]:

@@ -10,7 +10,7 @@ from finetuneflow.v1.event_pb2 import Event
 from finetuneflow.v1.work_pb2 import Assignment
 from services.inputs import base_model, child_environment, job_configuration, newest_checkpoint, token_shards
 from services.trainer.settings import TrainerSettings
-from services.trainer.worker.spec import ModelFiles, Prior, TrainingSpec
+from services.trainer.worker.spec import ModelFiles, TrainingSpec
 
 
 class TrainingStage:
@@ -27,7 +27,6 @@ class TrainingStage:
         config = job_configuration(assignment)
         identity = assignment.preflight.base_model
         local = await base_model(self._models, identity, self._settings.hub_token.get_secret_value())
-        totals = assignment.totals
         spec = TrainingSpec(
             config=config,
             model=ModelFiles(
@@ -37,7 +36,7 @@ class TrainingStage:
             out_dir=workdir / "out",
             resume_from=await newest_checkpoint(assignment, store, workdir),
             total_steps=assignment.preflight.total_steps,
-            prior=Prior(runtime_seconds=totals.runtime_seconds, num_tokens=totals.num_tokens),
+            prior_runtime_seconds=assignment.prior_training_seconds,
             threads=self._settings.child_threads,
         )
         file = workdir / "spec.json"

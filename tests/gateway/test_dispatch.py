@@ -78,7 +78,7 @@ async def test_a_silent_claim_expires_and_a_beating_one_does_not(
     beating_id = await create(ledger)
     beating = Worker(acceptance, "b" * 32)
     await beating.claim(told.offered[-1])
-    watch = LeaseWatch(database, bus, acceptance, "gateway-1", lease_seconds=2)
+    watch = LeaseWatch(database, bus, acceptance, lease_seconds=2)
     async with running(watch.run()), asyncio.timeout(20):
         while (await job_of(ledger, silent_id)).failed_attempts == 0:
             await beating.report()
@@ -97,7 +97,7 @@ async def test_nothing_expires_while_the_broker_is_away(
     job_id = await create(ledger)
     worker = Worker(acceptance)
     await worker.claim(told.offered[-1])
-    watch = LeaseWatch(database, bus, acceptance, "gateway-1", lease_seconds=1)
+    watch = LeaseWatch(database, bus, acceptance, lease_seconds=1)
     nats_server.stop()
     async with running(watch.run()):
         with pytest.raises(TimeoutError):

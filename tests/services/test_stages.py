@@ -24,7 +24,7 @@ from finetuneflow.v1.stage_result_pb2 import (
     PreflightResult,
     TrainingResult,
 )
-from finetuneflow.v1.work_pb2 import Assignment, TrainingTotals
+from finetuneflow.v1.work_pb2 import Assignment
 from services.evaluator.settings import EvaluatorSettings
 from services.evaluator.stage import EvaluationStage
 from services.evaluator.worker.spec import EvaluationSpec
@@ -114,7 +114,7 @@ def place(tmp_path: Path, model: Path) -> Place:
             best_checkpoint_manifest_sha256=checkpoints[1].manifest_sha256,
         ),
         evaluation=EvaluationResult(tuned_loss=2.0),
-        totals=TrainingTotals(runtime_seconds=12.5, num_tokens=3456),
+        prior_training_seconds=12.5,
     )
     workdir = tmp_path / "work"
     workdir.mkdir()
@@ -140,7 +140,7 @@ async def test_a_training_goes_on_from_the_newest_checkpoint(place: Place) -> No
     assert spec.resume_from is not None
     assert json.loads((spec.resume_from / "checkpoint.json").read_text()) == {"step": 20}
     assert (spec.data_dir / "train" / "data.arrow").read_bytes() == b"shard"
-    assert (spec.total_steps, spec.prior.runtime_seconds, spec.prior.num_tokens) == (30, 12.5, 3456)
+    assert (spec.total_steps, spec.prior_runtime_seconds) == (30, 12.5)
     assert (spec.model.id, spec.threads) == ("tiny", 3)
 
 

@@ -40,7 +40,6 @@ def _reporter(spec: Any) -> Reporter:
         progress=Progress(),
         trainer_dir=spec.out_dir,
         out_dir=spec.out_dir,
-        prior_tokens=0,
     )
 
 

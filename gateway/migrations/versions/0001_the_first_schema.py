@@ -27,9 +27,9 @@ def upgrade() -> None:
     op.create_index("datasets_by_creation", "datasets", ["tenant", "id"], unique=False)
     op.create_table(
         "gateway_ticks",
-        sa.Column("gateway_id", sa.String(), nullable=False),
+        sa.Column("id", sa.Integer(), nullable=False),
         sa.Column("tick", sa.BigInteger(), nullable=False),
-        sa.PrimaryKeyConstraint("gateway_id"),
+        sa.PrimaryKeyConstraint("id"),
     )
     op.create_table(
         "jobs",

@@ -68,7 +68,7 @@ class ClaimRefused(_message.Message):
     def __init__(self, reason: _Optional[str] = ...) -> None: ...
 
 class Assignment(_message.Message):
-    __slots__ = ("job_id", "tenant", "stage", "attempt", "claim_id", "spec", "resolved_spec", "datasets", "checkpoints", "preflight", "training", "evaluation", "metrics", "totals", "create_time")
+    __slots__ = ("job_id", "tenant", "stage", "attempt", "claim_id", "spec", "resolved_spec", "datasets", "checkpoints", "preflight", "training", "evaluation", "metrics", "prior_training_seconds", "create_time")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
@@ -82,7 +82,7 @@ class Assignment(_message.Message):
     TRAINING_FIELD_NUMBER: _ClassVar[int]
     EVALUATION_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
-    TOTALS_FIELD_NUMBER: _ClassVar[int]
+    PRIOR_TRAINING_SECONDS_FIELD_NUMBER: _ClassVar[int]
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     tenant: str
@@ -97,17 +97,9 @@ class Assignment(_message.Message):
     training: _stage_result_pb2.TrainingResult
     evaluation: _stage_result_pb2.EvaluationResult
     metrics: _containers.RepeatedCompositeFieldContainer[MetricSeries]
-    totals: TrainingTotals
+    prior_training_seconds: float
     create_time: _timestamp_pb2.Timestamp
-    def __init__(self, job_id: _Optional[str] = ..., tenant: _Optional[str] = ..., stage: _Optional[_Union[_fine_tuning_job_pb2.Stage, str]] = ..., attempt: _Optional[int] = ..., claim_id: _Optional[str] = ..., spec: _Optional[_Union[_fine_tuning_job_spec_pb2.FineTuningJobSpec, _Mapping]] = ..., resolved_spec: _Optional[_Union[_fine_tuning_job_spec_pb2.FineTuningJobSpec, _Mapping]] = ..., datasets: _Optional[_Iterable[_Union[_dataset_pb2.Dataset, _Mapping]]] = ..., checkpoints: _Optional[_Iterable[_Union[_fine_tuning_job_pb2.Checkpoint, _Mapping]]] = ..., preflight: _Optional[_Union[_stage_result_pb2.PreflightResult, _Mapping]] = ..., training: _Optional[_Union[_stage_result_pb2.TrainingResult, _Mapping]] = ..., evaluation: _Optional[_Union[_stage_result_pb2.EvaluationResult, _Mapping]] = ..., metrics: _Optional[_Iterable[_Union[MetricSeries, _Mapping]]] = ..., totals: _Optional[_Union[TrainingTotals, _Mapping]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
-
-class TrainingTotals(_message.Message):
-    __slots__ = ("runtime_seconds", "num_tokens")
-    RUNTIME_SECONDS_FIELD_NUMBER: _ClassVar[int]
-    NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
-    runtime_seconds: float
-    num_tokens: int
-    def __init__(self, runtime_seconds: _Optional[float] = ..., num_tokens: _Optional[int] = ...) -> None: ...
+    def __init__(self, job_id: _Optional[str] = ..., tenant: _Optional[str] = ..., stage: _Optional[_Union[_fine_tuning_job_pb2.Stage, str]] = ..., attempt: _Optional[int] = ..., claim_id: _Optional[str] = ..., spec: _Optional[_Union[_fine_tuning_job_spec_pb2.FineTuningJobSpec, _Mapping]] = ..., resolved_spec: _Optional[_Union[_fine_tuning_job_spec_pb2.FineTuningJobSpec, _Mapping]] = ..., datasets: _Optional[_Iterable[_Union[_dataset_pb2.Dataset, _Mapping]]] = ..., checkpoints: _Optional[_Iterable[_Union[_fine_tuning_job_pb2.Checkpoint, _Mapping]]] = ..., preflight: _Optional[_Union[_stage_result_pb2.PreflightResult, _Mapping]] = ..., training: _Optional[_Union[_stage_result_pb2.TrainingResult, _Mapping]] = ..., evaluation: _Optional[_Union[_stage_result_pb2.EvaluationResult, _Mapping]] = ..., metrics: _Optional[_Iterable[_Union[MetricSeries, _Mapping]]] = ..., prior_training_seconds: _Optional[float] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class MetricSeries(_message.Message):
     __slots__ = ("name", "points")

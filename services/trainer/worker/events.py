@@ -38,7 +38,6 @@ class Reporter(TrainerCallback):
         progress: Progress,
         trainer_dir: Path,
         out_dir: Path,
-        prior_tokens: int,
     ) -> None:
         self.progress = progress
         self.attempt = Totals()
@@ -46,7 +45,6 @@ class Reporter(TrainerCallback):
         self._sink = sink
         self._hyper = hyper
         self._trainer_dir, self._out_dir = trainer_dir, out_dir
-        self._prior_tokens = prior_tokens
         self._last_log = Totals()
         self._step_loss = 0.0
         self._warned = False
@@ -61,6 +59,7 @@ class Reporter(TrainerCallback):
         self.attempt.num_rows += num_rows
         self.attempt.num_tokens += num_tokens
         self.progress.num_rows += num_rows
+        self.progress.num_tokens += num_tokens
 
     @contextlib.contextmanager
     def saving(self, *, last: bool) -> Iterator[None]:
@@ -133,7 +132,7 @@ class Reporter(TrainerCallback):
             learning_rate=logs.get("learning_rate", 0.0),
             grad_norm=logs.get("grad_norm", 0.0),
             tokens_per_second=per_second(window.num_tokens, window.seconds),
-            num_tokens=self._prior_tokens + self.attempt.num_tokens,
+            num_tokens=progress.num_tokens,
             eta_seconds=(state.max_steps - state.global_step) * wall / max(self.attempt.steps, 1),
             elapsed_seconds=self.attempt.seconds,
             extras=_extras(logs, _OWN_LOG_FIELDS, ""),

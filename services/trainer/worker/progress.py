@@ -19,6 +19,8 @@ class Progress:
     loss_sum: float = 0.0
     """Sum of the losses of all steps."""
     num_rows: int = 0
+    num_tokens: int = 0
+    """Padding not counted."""
     window_loss_sum: float = 0.0
     """The same since the last log event."""
     window_steps: int = 0

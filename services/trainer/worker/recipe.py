@@ -44,7 +44,6 @@ def train(spec: TrainingSpec, sink: EventSink) -> TrainingResult:
         progress=progress,
         trainer_dir=trainer_dir,
         out_dir=spec.out_dir,
-        prior_tokens=spec.prior.num_tokens,
     )
     with sink.ticking():
         train_rows, eval_rows = _rows(spec)
@@ -109,7 +108,7 @@ def _complete(progress: Progress, attempt: Totals) -> Complete:
 
 
 def _result(spec: TrainingSpec, progress: Progress, attempt: Totals, model: Any) -> TrainingResult:
-    seconds = spec.prior.runtime_seconds + attempt.seconds
+    seconds = spec.prior_runtime_seconds + attempt.seconds
     result = TrainingResult(
         total_steps=progress.step,
         train_loss=progress.loss_sum / max(progress.step, 1),
@@ -117,7 +116,7 @@ def _result(spec: TrainingSpec, progress: Progress, attempt: Totals, model: Any)
         best_step=progress.best_step or progress.step,
         train_runtime_seconds=seconds,
         train_samples_per_second=per_second(progress.num_rows, seconds),
-        train_tokens_per_second=per_second(spec.prior.num_tokens + attempt.num_tokens, seconds),
+        train_tokens_per_second=per_second(progress.num_tokens, seconds),
         early_stopped=progress.early_stopped,
         num_trainable_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
         peak_memory_bytes=_peak_memory(),

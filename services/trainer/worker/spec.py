@@ -21,13 +21,6 @@ class ModelFiles(_Strict):
     weights_sha256: str
 
 
-class Prior(_Strict):
-    """What earlier attempts of the training accomplished, lost steps included."""
-
-    runtime_seconds: float = 0.0
-    num_tokens: int = 0
-
-
 class TrainingSpec(_Strict):
     """One attempt at a training. Paths are absolute."""
 
@@ -42,6 +35,7 @@ class TrainingSpec(_Strict):
     """A verified checkpoint folder of an earlier attempt."""
     total_steps: int = Field(ge=1)
     """Optimizer steps of the whole job, as preflight counted them. The schedule is laid over them."""
-    prior: Prior = Prior()
+    prior_runtime_seconds: float = 0.0
+    """What earlier attempts trained, lost steps included."""
     threads: int = Field(ge=1)
     """Of torch. Part of what makes a training reproducible to the bit."""
