@@ -31,6 +31,8 @@ MAX_EVENT_BYTES: Final = 64 * 1024
 """Of one serialised Event."""
 _RESERVED_BYTES = 1024
 """What the supervisor adds to an event must fit too: ids, ordinal, paths in the artifact store."""
+_VIOLATIONS_BYTES = 48 * 1024
+"""Of a failure once it lists no more places; the supervisor adds up to 8 KiB of last lines."""
 
 
 def _fields_by_message(oneof: Any) -> dict[str, str]:
@@ -239,15 +241,17 @@ def failure_of(error: BaseException) -> event_pb2.StageFailed:
     failed = event_pb2.StageFailed(fault=fine_tuning_job_pb2.FAULT_SYSTEM_ERROR)
     if isinstance(error, CallerFault):
         failed.fault = fine_tuning_job_pb2.FAULT_USER_ERROR
-        failed.reason = error.reason
-        failed.message = error.message[:4096]
-        failed.advice = error.advice[:2048]
+        failed.reason = _cut(error.reason, 200)
+        failed.message = _cut(error.message, 4096)
+        failed.advice = _cut(error.advice, 2048)
         for violation in error.violations[:50]:
-            failed.violations.add(field=violation.field[:200], description=violation.description[:500])
-        if len(error.violations) > 50:
-            failed.message += f" ({len(error.violations)} places; the first 50 are listed)"
+            if failed.ByteSize() > _VIOLATIONS_BYTES:
+                break
+            failed.violations.add(field=_cut(violation.field, 500), description=_cut(violation.description, 1500))
+        if (listed := len(failed.violations)) < len(error.violations):
+            failed.message += f" ({len(error.violations)} places; the first {listed} are listed)"
         return failed
-    failed.message = f"{type(error).__name__}: {error}"[:4096]
+    failed.message = _cut(f"{type(error).__name__}: {error}", 4096)
     text = str(error)
     if type(error).__name__ in ("OutOfMemoryError", "AcceleratorError") and "out of memory" in text.lower():
         failed.reason = "CUDA_OUT_OF_MEMORY"
@@ -265,6 +269,11 @@ def failure_of(error: BaseException) -> event_pb2.StageFailed:
         failed.reason = "CRASHED"
         failed.advice = "The last lines show where; if the input looks right, this is a defect: please report it."
     return failed
+
+
+def _cut(text: str, limit_bytes: int) -> str:
+    """The beginning of a text that takes at most so many bytes in a message."""
+    return text.encode(errors="replace")[:limit_bytes].decode(errors="ignore")
 
 
 def _readable(event: event_pb2.Event) -> str:

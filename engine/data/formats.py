@@ -187,7 +187,7 @@ def _turn(turn: Any, place: str) -> Message:
     role = turn.get("role", turn.get("from"))
     content = turn.get("content", turn.get("value"))
     if not isinstance(role, str) or role not in _ROLES:
-        raise _Bad(place, "UNKNOWN_ROLE", f"{place} has role {role!r}; known are {', '.join(_ROLES)}")
+        raise _Bad(place, "UNKNOWN_ROLE", f"{place} has role {str(role)[:40]!r}; known are {', '.join(_ROLES)}")
     if not isinstance(content, str):
         raise _Bad(place, "WRONG_TYPE", f"{place} has {_a(content)} for content; it must be a string")
     # An empty answer would train the model to say nothing.

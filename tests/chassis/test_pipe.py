@@ -43,18 +43,30 @@ def test_running_out_of_memory_is_told_from_a_defect(error: Exception, reason: s
     assert failure.advice
 
 
-def test_a_failure_with_a_thousand_rows_at_fault_still_fits_into_an_event() -> None:
+@pytest.mark.parametrize(("letter", "length", "listed"), [("d", 800, 50), ("d", 9000, 29), ("種", 9000, 29)])
+def test_a_failure_with_a_thousand_rows_at_fault_still_fits_into_an_event(
+    letter: str, length: int, listed: int
+) -> None:
+    """In every script: its owner would read of a crash instead of the rows to mend."""
+
     class Bad(Exception):
         reason = "BAD_DATA"
-        message = "m" * 100_000
-        advice = "a" * 100_000
+        message = letter * 100_000
+        advice = letter * 100_000
         violations = tuple(
-            event_pb2.FieldViolation(field=f"training_data[0] row {row}", description="d" * 2000) for row in range(1000)
+            event_pb2.FieldViolation(field=f"training_data[0] row {row}", description=letter * length)
+            for row in range(1000)
         )
 
     failure = failure_of(Bad())
-    assert len(failure.violations) == 50
+    assert len(failure.violations) == listed
+    assert failure.message.endswith(f"(1000 places; the first {listed} are listed)")
+    failure.last_lines.append("x" * 8192)
     EventSink(None, None).emit(failure)
+
+
+def test_a_message_that_is_no_unicode_is_reported_too() -> None:
+    assert failure_of(ValueError("bad \udcff byte")).message == "ValueError: bad ? byte"
 
 
 def test_what_is_no_payload_or_too_large_is_refused_where_it_is_emitted() -> None:
