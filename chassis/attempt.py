@@ -129,16 +129,18 @@ class Attempt:
     def _let_go(self, reason: str) -> None:
         if self._release == "CANCELLED" or self._release == reason:
             return
-        first = not self._release
         self._release = reason
-        if self._child and reason == "CANCELLED":
-            self._child.control("cancel")
-            grace = self._place.settings.cancel_grace_seconds
-            asyncio.get_running_loop().call_later(grace, self._child.kill)
-        elif self._child and first:
-            self._child.control("pause")
+        if self._child:
+            self._tell(self._child)
         elif self._preparing:
             self._preparing.cancel()
+
+    def _tell(self, child: Child) -> None:
+        if self._release == "CANCELLED":
+            child.control("cancel")
+            asyncio.get_running_loop().call_later(self._place.settings.cancel_grace_seconds, child.kill)
+        elif self._release:
+            child.control("pause")
 
     async def _work(self) -> None:
         try:
@@ -179,6 +181,8 @@ class Attempt:
         self._spool.record.child_pid = child.pid
         self._spool.record.child_create_time = child.create_time
         self._spool.save_record()
+        # What came while it was started has found nobody to tell.
+        self._tell(child)
         return await self._follow(child, Uploads(self._place.store, self.assignment, command.out_dir))
 
     async def _follow(self, child: Child, uploads: Uploads) -> event_pb2.Event | Message:

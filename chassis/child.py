@@ -101,9 +101,15 @@ class Child:
             os.close(event_write)
             os.close(control_read)
         reader = asyncio.StreamReader(limit=MAX_FRAME_BYTES)
+        child = cls(process, reader, control_write)
         protocol = asyncio.StreamReaderProtocol(reader)
-        await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, os.fdopen(event_read, "rb", 0))
-        return cls(process, reader, control_write)
+        try:
+            await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, os.fdopen(event_read, "rb", 0))
+        except BaseException:
+            # A cancelled caller gets nothing that it could end.
+            child.close()
+            raise
+        return child
 
     async def frames(self) -> AsyncGenerator[bytes, None]:
         """Every frame, b"" for a tick, until the child has exited. ValueError when it is no frame at all."""

@@ -4,6 +4,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -14,7 +15,7 @@ from chassis.spool import ClaimRecord
 from chassis.stage_worker import StageWorker
 from finetuneflow.v1 import fine_tuning_job_pb2, work_pb2
 from tests.chassis import peers
-from tests.chassis.peers import ITEM, ChildStage, Gateway, Settings, kind
+from tests.chassis.peers import CHILD, ITEM, ChildStage, Gateway, Settings, kind
 from tests.nats import NatsServer
 
 StartWorker = Callable[..., Awaitable[StageWorker]]
@@ -164,6 +165,42 @@ async def test_cancel_ends_a_child_even_one_that_does_not_listen(
     assert (await gateway.ending()).stage_released.reason == "CANCELLED"
     await gone(pid)
     await idle(worker)
+
+
+@pytest.mark.parametrize("wish", ["cancel", "drain", "stop"])
+async def test_what_comes_while_a_child_is_being_started_reaches_it(
+    bus: Bus, gateway: Gateway, start_worker: StartWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wish: str
+) -> None:
+    """A job that was cancelled would train to its end, and a node could not be drained."""
+    started: list[int] = []
+    connect = asyncio.get_running_loop().connect_read_pipe
+
+    async def slowly(protocol: Callable[[], asyncio.Protocol], pipe: Any) -> Any:
+        started.extend(child.pid for child in psutil.Process().children() if child.cmdline()[1:2] == [str(CHILD)])
+        if wish == "drain":
+            draining.append(asyncio.create_task(worker.drain()))
+        elif wish == "cancel":
+            gateway.directive = work_pb2.DIRECTIVE_CANCEL
+        else:
+            gateway.claim_id = "another"
+        before = gateway.reports
+        await gateway.until(lambda: gateway.reports >= before + 2)
+        return await connect(protocol, pipe)
+
+    gateway.do = "wait"
+    draining: list[asyncio.Task[None]] = []
+    worker = await start_worker()
+    monkeypatch.setattr(asyncio.get_running_loop(), "connect_read_pipe", slowly)
+    await bus.publish_work("trainer", "default", ITEM)
+    if wish == "stop":
+        await gateway.until(lambda: gateway.claim_id == "another")
+    else:
+        reason = {"cancel": "CANCELLED", "drain": "DRAINED"}[wish]
+        assert (await gateway.ending()).stage_released.reason == reason
+    await asyncio.gather(*draining)
+    await idle(worker)
+    assert started
+    await gone(*started)
 
 
 async def test_pause_saves_a_checkpoint_before_it_lets_go(
