@@ -2,22 +2,26 @@
 
 Files in one folder, named by claim: `<claim>.json` (what the claim is, and its child), `<claim>.lock` (held by the
 process that owns it) and segments `<claim>.<first ordinal>.events` of length-delimited Event messages. Whole segments
-are deleted once everything in them is accepted. Nothing is fsynced: a machine that loses power loses the lease as well.
+are deleted once everything in them is accepted. Events are not fsynced: a machine that loses power loses the lease as
+well.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Final, Self
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from chassis.pipe import ENDINGS, varint
 from finetuneflow.v1 import event_pb2
+
+_log = logging.getLogger(__name__)
 
 _SEGMENT_BYTES: Final = 1024 * 1024
 
@@ -70,11 +74,21 @@ class Spool:
 
     @classmethod
     def leftovers(cls, folder: Path) -> list[Self]:
-        """Opens every spool in the folder that no living process owns."""
+        """Opens every spool in the folder that no living process owns.
+
+        One whose record cannot be read is deleted: nobody can report for it, and its lease ends the claim.
+        """
         found = []
         for file in sorted(folder.glob("*.json")):
             with contextlib.suppress(SpoolBusy, FileNotFoundError):
-                found.append(cls(folder, ClaimRecord.model_validate_json(file.read_bytes())))
+                try:
+                    record = ClaimRecord.model_validate_json(file.read_bytes())
+                except ValidationError as error:
+                    _log.warning("dropped the damaged spool of claim %s: %s", file.stem, error)
+                    for part in folder.glob(f"{file.stem}.*"):
+                        part.unlink(missing_ok=True)
+                else:
+                    found.append(cls(folder, record))
         return found
 
     @property
@@ -135,7 +149,10 @@ class Spool:
     def save_record(self) -> None:
         """Writes the record, whole or not at all."""
         partial = self._name("json.new")
-        partial.write_text(self.record.model_dump_json())
+        with partial.open("w") as out:
+            out.write(self.record.model_dump_json())
+            out.flush()
+            os.fsync(out.fileno())
         partial.replace(self._name("json"))
 
     def delete(self) -> None:

@@ -45,6 +45,18 @@ def test_half_an_event_of_a_killed_process_is_dropped(tmp_path: Path) -> None:
     assert steps(again, 0) == [0, 1]
 
 
+@pytest.mark.parametrize("damage", [b"", b"\0" * 200, b'{"job_id": "j"}'])
+def test_a_damaged_record_stops_nobody(tmp_path: Path, damage: bytes) -> None:
+    """After a power cut the worker would fail at every start."""
+    whole = Spool(tmp_path, record(tmp_path))
+    whole.close()
+    (tmp_path / "damaged.json").write_bytes(damage)
+    (tmp_path / "damaged.000000000000.events").write_bytes(b"\x30half")
+    (again,) = Spool.leftovers(tmp_path)
+    assert again.record == whole.record
+    assert list(tmp_path.glob("damaged*")) == []
+
+
 def test_the_disk_is_given_back_as_events_are_accepted(tmp_path: Path) -> None:
     """A long training must not fill the disk with what everybody has."""
     spool = Spool(tmp_path, record(tmp_path))
