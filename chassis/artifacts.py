@@ -98,7 +98,7 @@ class ArtifactStore:
 
     def get_file(self, path: str, local: Path, sha256: str) -> None:
         """Fetches a file to `local`, complete or not at all. ArtifactMissing, ArtifactCorrupt."""
-        partial = local.with_name(f".{local.name}.{secrets.token_hex(4)}")
+        partial = _beside(local)
         local.parent.mkdir(parents=True, exist_ok=True)
         try:
             with self.open_read(path) as source, partial.open("wb") as sink:
@@ -118,7 +118,7 @@ class ArtifactStore:
             manifest = source.read()
         if hashlib.sha256(manifest).hexdigest() != manifest_sha256:
             raise ArtifactCorrupt(f"the manifest of {path} is not the one with SHA-256 {manifest_sha256}")
-        partial = local.with_name(f".{local.name}.{secrets.token_hex(4)}")
+        partial = _beside(local)
         partial.mkdir(parents=True)
         try:
             for entry in json.loads(manifest)["files"]:
@@ -233,6 +233,11 @@ class AtomicWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.abort()
+
+
+def _beside(local: Path) -> Path:
+    # Not made of its name, which may be as long as the file system allows.
+    return local.with_name(f".{secrets.token_hex(8)}")
 
 
 def _checked(path: str) -> str:

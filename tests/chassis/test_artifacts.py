@@ -61,6 +61,15 @@ def test_an_upload_that_is_cut_leaves_nothing(store: ArtifactStore, tmp_path: Pa
     assert store.open_read(stored.path, 2).read() == b"ole"
 
 
+def test_a_file_may_have_the_longest_name_there_is(store: ArtifactStore, tmp_path: Path) -> None:
+    name = "n" * 249 + ".jsonl"
+    with store.begin_write(f"default/datasets/d/{name}") as writer:
+        writer.write(b"row")
+        stored = writer.commit()
+    store.get_file(stored.path, tmp_path / name, stored.sha256)
+    assert (tmp_path / name).read_bytes() == b"row"
+
+
 def test_what_a_killed_process_left_is_swept(store: ArtifactStore, tmp_path: Path) -> None:
     writer = store.begin_write("default/d")
     writer.write(b"x")
