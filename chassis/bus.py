@@ -138,6 +138,7 @@ class Bus:
         }
         self._client: Client | None = None
         self._work_stream = ""
+        self._lacking: set[str] = set()
         self._handlers: list[Handlers] = []
         self._attached = asyncio.Event()
         self._lost = asyncio.Event()
@@ -261,16 +262,26 @@ class Bus:
         """Makes what is missing of FTF_WORK, FTF_EVENTS and the bucket of nodes; any number of processes may do so.
 
         True when FTF_WORK is another one than this object saw last, whoever made it (so the first time, too): the work
-        it held is gone, and every READY attempt is to be published. BusUnavailable.
+        it held is gone, and every READY attempt is to be published. BusUnavailable when there is no FTF_WORK; work
+        goes on without the other two.
         """
-        created = await self._make_streams()
+        created = await self._make_work_stream()
         made = created != self._work_stream
         self._work_stream = created
+        for name, make in ((EVENTS_STREAM, self._make_events_stream), (NODES_BUCKET, self._make_nodes_bucket)):
+            try:
+                await make()
+            except BusUnavailable as error:
+                if name not in self._lacking:
+                    _log.warning("there is no %s: %s", name, error)
+                self._lacking.add(name)
+            else:
+                self._lacking.discard(name)
         return made
 
-    async def _make_streams(self) -> str:
+    async def _make_work_stream(self) -> str:
         async with self._jetstream() as js:
-            created = await self._ensure_stream(
+            return await self._ensure_stream(
                 js,
                 api.StreamConfig(
                     name=WORK_STREAM,
@@ -282,6 +293,9 @@ class Bus:
                     storage=api.StorageType.FILE,
                 ),
             )
+
+    async def _make_events_stream(self) -> None:
+        async with self._jetstream() as js:
             await self._ensure_stream(
                 js,
                 api.StreamConfig(
@@ -290,14 +304,17 @@ class Bus:
                     retention=api.RetentionPolicy.LIMITS,
                     discard=api.DiscardPolicy.OLD,
                     max_age=7 * 86_400,
-                    max_bytes=1024**3,
+                    # The server sets it aside at once, or refuses the stream.
+                    max_bytes=256 * 1024**2,
                     storage=api.StorageType.FILE,
                 ),
             )
+
+    async def _make_nodes_bucket(self) -> None:
+        async with self._jetstream() as js:
             await js.create_key_value(
                 api.KeyValueConfig(bucket=NODES_BUCKET, ttl=NODE_TTL_SECONDS, history=1, storage=api.StorageType.MEMORY)
             )
-        return created
 
     async def publish_work(self, service: str, pool: str, item: work_pb2.WorkItem) -> None:
         """Queues an attempt; one that is queued already is fine. Never with a Msg-Id: the duplicate window would
@@ -311,7 +328,7 @@ class Bus:
             except _NoStream:
                 if last:
                     raise
-                await self._make_streams()
+                await self._make_work_stream()
             except BusUnavailable as error:
                 cause = error.__cause__
                 if isinstance(cause, APIError) and cause.err_code == _SLOT_TAKEN:
@@ -332,7 +349,7 @@ class Bus:
             except _NoStream:
                 if last:
                     raise
-                await self._make_streams()
+                await self._make_nodes_bucket()
 
     async def remove_node(self, node_id: str) -> None:
         """Says that a node has left. BusUnavailable."""
@@ -464,6 +481,7 @@ class WorkQueue:
         self._bus = bus
         self._durable = f"{service}_{pool}"
         self._subject = f"ftf.v1.work.{service}.{pool}.>"
+        self._away = False
 
     async def next(self, timeout: float) -> WorkMessage | None:  # noqa: ASYNC109 - a long poll, not a failure
         """The next item, or None when there was none for `timeout` seconds or the server is away."""
@@ -475,15 +493,21 @@ class WorkQueue:
                 try:
                     await self._recreate()
                 except BusUnavailable as error:
-                    _log.debug("the work queue is not there: %s", error)
+                    self._note_outage(error)
                     await asyncio.sleep(min(left, 0.5))
             except BusUnavailable as error:
-                _log.debug("the work queue does not answer: %s", error)
+                self._note_outage(error)
                 await asyncio.sleep(min(left, 0.25))
             else:
+                self._away = False
                 if message:
                     return message
         return None
+
+    def _note_outage(self, error: BusUnavailable) -> None:
+        if not self._away:
+            _log.warning("no work comes from %s; trying on: %s", self._subject, error)
+        self._away = True
 
     async def _pull(self, seconds: float) -> WorkMessage | None:
         body = json.dumps({"batch": 1, "expires": int(max(seconds, 0.1) * 1e9)}).encode()
@@ -511,7 +535,7 @@ class WorkQueue:
         return WorkMessage(item, msg.reply, self._bus)
 
     async def _recreate(self) -> None:
-        await self._bus._make_streams()
+        await self._bus._make_work_stream()
         async with self._bus._jetstream() as js:
             await js.add_consumer(
                 WORK_STREAM,

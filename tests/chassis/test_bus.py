@@ -69,6 +69,28 @@ async def test_streams_may_be_made_by_several_at_once(nats_server: NatsServer) -
         await bus.close()
 
 
+async def test_work_is_dealt_out_where_there_is_no_room_for_events(
+    nats_server: NatsServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A small disk would stop all work, and nothing would say why."""
+    nats_server.stop()
+    config = nats_server._config
+    config.write_text(config.read_text().replace("max_file_store: 4GB", "max_file_store: 100MB"))
+    nats_server.start()
+    bus = await connect(nats_server)
+    queue = bus.work("trainer", "default")
+    assert await queue.next(0.3) is None
+    assert await bus.ensure_streams()
+    assert not await bus.ensure_streams()
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "there is no FTF_EVENTS" in warning
+    assert "insufficient storage" in warning
+    await bus.publish_work("trainer", "default", item())
+    assert await queue.next(5)
+    await bus.put_node(work_pb2.Node(id="a-1"))
+    await bus.close()
+
+
 async def test_every_gateway_learns_that_the_work_stream_is_a_new_one(bus: Bus, nats_server: NatsServer) -> None:
     """Whoever recreates it first: READY attempts are published again at once, not half a minute later."""
     await bus.ensure_streams()
