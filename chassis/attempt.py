@@ -17,8 +17,9 @@ from google.protobuf.message import DecodeError, Message
 from chassis.artifacts import ArtifactStore
 from chassis.bus import Bus
 from chassis.child import Child, ChildCommand
+from chassis.events import ENDINGS, MAX_EVENT_BYTES, event_of
 from chassis.faults import CallerFault
-from chassis.pipe import ENDINGS, MAX_EVENT_BYTES, event_of, failure_of
+from chassis.pipe import failure_of
 from chassis.reporter import Reporter
 from chassis.settings import WorkerSettings
 from chassis.spool import Spool

@@ -18,36 +18,23 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Final, NoReturn
 
 from google.protobuf.message import Message
 
+from chassis.events import ENDINGS, MAX_EVENT_BYTES, event_of, fields_by_message, varint
 from chassis.faults import CallerFault
 from finetuneflow.v1 import event_pb2, fine_tuning_job_pb2
 
 EVENT_FD: Final = "FTF_EVENT_FD"
 CONTROL_FD: Final = "FTF_CONTROL_FD"
-MAX_EVENT_BYTES: Final = 64 * 1024
-"""Of one serialised Event."""
 _RESERVED_BYTES = 1024
 """What the supervisor adds to an event must fit too: ids, ordinal, paths in the artifact store."""
 _VIOLATIONS_BYTES = 48 * 1024
 """Of a failure once it lists no more places; the supervisor adds up to 8 KiB of last lines."""
 
 
-def _fields_by_message(oneof: Any) -> dict[str, str]:
-    return {field.message_type.full_name: field.name for field in oneof.fields if field.message_type}
-
-
-_PAYLOADS = _fields_by_message(event_pb2.Event.DESCRIPTOR.oneofs_by_name["payload"])
-_RESULTS = _fields_by_message(event_pb2.StageCompleted.DESCRIPTOR.oneofs_by_name["result"])
-_SEVERITIES = {
-    "resource_usage": event_pb2.SEVERITY_DEBUG,
-    "warning": event_pb2.SEVERITY_WARNING,
-    "stage_failed": event_pb2.SEVERITY_ERROR,
-}
-ENDINGS: Final = frozenset({"stage_completed", "stage_failed", "stage_released"})
-"""Kinds that end an attempt."""
+_RESULTS = fields_by_message(event_pb2.StageCompleted.DESCRIPTOR.oneofs_by_name["result"])
 
 
 class Paused(Exception):
@@ -60,29 +47,6 @@ class Cancelled(Exception):
 
 class EventTooLarge(Exception):
     """An event above 64 KiB."""
-
-
-def event_of(payload: Message, severity: event_pb2.Severity | None = None) -> event_pb2.Event:
-    """An Event around one of its payload messages, with the time of now. TypeError for any other message."""
-    kind = _PAYLOADS.get(payload.DESCRIPTOR.full_name)
-    if kind is None:
-        raise TypeError(f"{payload.DESCRIPTOR.full_name} is no payload of an Event")
-    event = event_pb2.Event(severity=severity or _SEVERITIES.get(kind, event_pb2.SEVERITY_INFO))
-    event.event_time.GetCurrentTime()
-    target: Message = getattr(event, kind)
-    target.CopyFrom(payload)
-    target.SetInParent()
-    return event
-
-
-def varint(number: int) -> bytes:
-    """Protobuf's base-128 encoding of a length."""
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
 
 
 class EventSink:

@@ -18,7 +18,7 @@ from typing import BinaryIO, Final, Self
 
 from pydantic import BaseModel, ValidationError
 
-from chassis.pipe import ENDINGS, varint
+from chassis.events import ENDINGS, varint
 from finetuneflow.v1 import event_pb2
 
 _log = logging.getLogger(__name__)

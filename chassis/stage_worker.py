@@ -15,7 +15,7 @@ from chassis.artifacts import ArtifactStore
 from chassis.attempt import Attempt, Place, Stage, failed
 from chassis.bus import CLAIM_SUBJECT, Bus, BusUnavailable, WorkMessage, WorkQueue
 from chassis.child import kill_leftover
-from chassis.pipe import event_of
+from chassis.events import event_of
 from chassis.reporter import Reporter
 from chassis.settings import WorkerSettings
 from chassis.spool import ClaimRecord, Spool
@@ -25,6 +25,9 @@ _log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 30.0
 _CLAIM_SECONDS = 2.0
+_CLAIM_REPEATS_SECONDS = 8.0
+"""With one more answer to wait for it stays below what the broker waits for an ack."""
+_CLAIM_PAUSE_SECONDS = 0.25
 _NO_GATEWAY_SECONDS = 2.0
 _LAST_REPORT_SECONDS = 5.0
 """How long a drained process tries to have its last events accepted."""
@@ -55,7 +58,6 @@ class StageWorker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiting: asyncio.Task[WorkMessage | None] | None = None
         self._puller: asyncio.Task[None] | None = None
-        self._claim_ids: dict[tuple[str, int, int], str] = {}
 
     async def start(self) -> None:
         """Ends what an earlier process left behind and begins to pull. Needs no broker."""
@@ -163,23 +165,17 @@ class StageWorker:
 
     async def _claim(self, message: WorkMessage) -> Attempt | None:
         item = message.item
-        key = (item.job_id, int(item.stage), item.attempt)
-        # A claim whose answer got lost may have been granted: ask again with the same id, not against it.
-        claim_id = self._claim_ids.setdefault(key, uuid.uuid4().hex)
         request = work_pb2.ClaimRequest(
             job_id=item.job_id,
             stage=item.stage,
             attempt=item.attempt,
-            claim_id=claim_id,
+            claim_id=uuid.uuid4().hex,
             node_id=self._place.settings.node_id,
         )
-        try:
-            answer = await self._place.bus.request(CLAIM_SUBJECT, request, work_pb2.ClaimResponse, _CLAIM_SECONDS)
-        except BusUnavailable as error:
-            _log.warning("no gateway answers a claim: %s", error)
+        answer = await self._ask(request)
+        if not answer:
             await message.nak(_NO_GATEWAY_SECONDS)
             return None
-        del self._claim_ids[key]
         attempt = None
         if answer.HasField("assignment"):
             attempt = await asyncio.to_thread(self._begin, answer.assignment)
@@ -187,6 +183,19 @@ class StageWorker:
             _log.info("claim refused: %s", answer.refused.reason, extra={"job_id": item.job_id})
         await message.ack()
         return attempt
+
+    async def _ask(self, request: work_pb2.ClaimRequest) -> work_pb2.ClaimResponse | None:
+        # A claim whose answer got lost may have been granted: it is asked again with the same id, before anybody else
+        # can ask against it and be told that the item is taken.
+        deadline = time.monotonic() + _CLAIM_REPEATS_SECONDS
+        while True:
+            try:
+                return await self._place.bus.request(CLAIM_SUBJECT, request, work_pb2.ClaimResponse, _CLAIM_SECONDS)
+            except BusUnavailable as error:
+                if self.draining or time.monotonic() >= deadline:
+                    _log.warning("no gateway answers a claim: %s", error, extra={"job_id": request.job_id})
+                    return None
+            await asyncio.sleep(_CLAIM_PAUSE_SECONDS)
 
     def _begin(self, assignment: work_pb2.Assignment) -> Attempt:
         record = ClaimRecord(

@@ -8,7 +8,7 @@ from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from chassis.errors import NotFound
-from finetuneflow.v1.event_pb2 import ConfigResolved, Event, Severity, StageFailed
+from finetuneflow.v1.event_pb2 import ConfigResolved, Event, StageFailed
 from finetuneflow.v1.fine_tuning_job_pb2 import Fault, Stage
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 from finetuneflow.v1.stage_result_pb2 import EvaluationResult, PreflightResult, TrainingResult
@@ -118,7 +118,7 @@ class Acceptance:
 
     def _fail(self, decision: Decision, attempt: Attempt, reason: str, message: str) -> None:
         failure = StageFailed(fault=Fault.FAULT_SYSTEM_ERROR, reason=reason, message=message)
-        decision.append(failure, Severity.SEVERITY_ERROR)
+        decision.append(failure)
         lifecycle.end_attempt(decision, attempt, lifecycle.Failed(failure))
 
     async def _assignment(self, decision: Decision, attempt: Attempt) -> Assignment:

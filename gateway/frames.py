@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
 
+from chassis.events import varint
 from finetuneflow.v1.event_pb2 import Event, Severity
 from finetuneflow.v1.fine_tuning_job_pb2 import JobState
 
@@ -42,7 +43,7 @@ def is_terminal(event: Event) -> bool:
 
 def with_sequence(event: bytes, sequence: int) -> bytes:
     """The serialised event with its sequence. A field that stands twice counts as it stands last."""
-    return event + _SEQUENCE_TAG + _varint(sequence)
+    return event + _SEQUENCE_TAG + varint(sequence)
 
 
 def frame_of(event: bytes, parsed: Event, sequence: int) -> Frame:
@@ -52,7 +53,7 @@ def frame_of(event: bytes, parsed: Event, sequence: int) -> Frame:
         kind=kind_of(parsed),
         severity=parsed.severity or Severity.SEVERITY_INFO,
         terminal=is_terminal(parsed),
-        data=_EVENTS_TAG + _varint(len(event)) + event,
+        data=_EVENTS_TAG + varint(len(event)) + event,
     )
 
 
@@ -77,16 +78,7 @@ def frames_of_run(run: bytes) -> list[Frame]:
 
 def watch_response(frames: Iterable[Frame], through_sequence: int) -> bytes:
     """A serialised WatchFineTuningJobResponse."""
-    return b"".join(frame.data for frame in frames) + _THROUGH_TAG + _varint(through_sequence)
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
+    return b"".join(frame.data for frame in frames) + _THROUGH_TAG + varint(through_sequence)
 
 
 def _read_varint(data: bytes, position: int) -> tuple[int, int]:

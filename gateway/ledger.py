@@ -14,7 +14,9 @@ from sqlmodel import col, insert, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from chassis.errors import NotFound
+from chassis.events import event_of
 from finetuneflow.v1.event_pb2 import Event, Severity
+from finetuneflow.v1.fine_tuning_job_pb2 import Stage
 from gateway.database import Database
 from gateway.frames import Frame, frame_of, with_sequence
 from gateway.tables import Attempt, Job, JobEvent, Metric, now
@@ -22,11 +24,6 @@ from gateway.tables import Attempt, Job, JobEvent, Metric, now
 log = logging.getLogger(__name__)
 
 GATEWAY_SOURCE = "gateway"
-_PAYLOAD_FIELDS = {
-    payload.message_type.full_name: payload.name
-    for payload in Event.DESCRIPTOR.oneofs_by_name["payload"].fields
-    if payload.message_type
-}
 
 
 @dataclass
@@ -45,17 +42,12 @@ class Decision:
     """Paths in the artifact store, tenant in front, that nothing names any more after COMMIT."""
     _events: list[dict[str, object]] = field(default_factory=list)
 
-    def append(self, payload: Message, severity: Severity = Severity.SEVERITY_INFO) -> None:
+    def append(self, payload: Message, severity: Severity | None = None) -> None:
         """An event of the gateway's own."""
-        event = Event(
-            job_id=self.job.id,
-            stage=self.job.stage,
-            attempt=self.job.attempt,
-            source=GATEWAY_SOURCE,
-            severity=severity,
-            **{_PAYLOAD_FIELDS[payload.DESCRIPTOR.full_name]: payload},  # type: ignore[arg-type]
-        )
-        event.event_time.GetCurrentTime()
+        event = event_of(payload, severity)
+        event.job_id, event.attempt = self.job.id, self.job.attempt
+        event.stage = Stage.Value(self.job.stage)  # type: ignore[assignment]
+        event.source = GATEWAY_SOURCE
         self.accept(event.SerializeToString(), event)
 
     def accept(self, event: bytes, parsed: Event) -> int:

@@ -10,7 +10,8 @@ import pytest
 import torch
 from google.protobuf.message import Message
 
-from chassis.pipe import MAX_EVENT_BYTES, Cancelled, EventSink, event_of
+from chassis.events import MAX_EVENT_BYTES, event_of
+from chassis.pipe import Cancelled, EventSink
 from engine.config.job import job_config
 from engine.data.prepare import prepare
 from engine.model import load

@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from chassis.pipe import MAX_EVENT_BYTES
+from chassis.events import MAX_EVENT_BYTES
 from engine.config.job import JobConfig
 from engine.data.tokenizer import Tokenizer
 from finetuneflow.v1.stage_result_pb2 import EvaluationResult, InferenceSample
