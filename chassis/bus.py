@@ -374,18 +374,29 @@ class Bus:
 
     async def _keep_connected(self) -> None:
         while True:
-            self._lost.clear()
-            # With unlimited attempts it returns once there is a connection, however long that takes.
-            with _heeding_cancellation():
-                client = await nats.connect(**self._options)
-            for handlers in list(self._handlers):
+            try:
+                await self._connect_once()
+            except Exception:  # noqa: BLE001 - nobody waits for this task; a process without it stays deaf for ever
+                _log.exception("connecting to NATS failed; trying again")
+            await asyncio.sleep(1.0)
+
+    async def _connect_once(self) -> None:
+        self._lost.clear()
+        # With unlimited attempts it returns once there is a connection, however long that takes.
+        with _heeding_cancellation():
+            client = await nats.connect(**self._options)
+        try:
+            # Also those that are added meanwhile.
+            for handlers in self._handlers:
                 await handlers.attach(client)
             self._client = client
             self._attached.set()
             # The client reconnects by itself, until a server refuses it: then it is closed for good.
             await self._lost.wait()
+        finally:
             self._attached.clear()
-            await asyncio.sleep(1.0)
+            if self._client is not client:
+                await client.close()
 
     async def _attach(self, handlers: Handlers) -> Handlers:
         self._handlers.append(handlers)

@@ -3,7 +3,9 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+import nats
 import pytest
+from nats.aio.client import Client
 
 from chassis.bus import Bus, BusRefused, BusUnavailable
 from finetuneflow.v1 import fine_tuning_job_pb2, work_pb2
@@ -159,6 +161,29 @@ async def test_a_process_may_start_before_its_broker(nats_server: NatsServer) ->
     nats_server.start()
     await eventually(lambda: bus.publish("ftf.v1.jobs.j.log", b"x"))
     assert await asyncio.wait_for(heard.get(), 5) == ("ftf.v1.jobs.j.log", b"x")
+    await bus.close()
+
+
+async def test_a_connection_that_breaks_while_it_is_set_up_is_tried_again(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process would look alive and stay deaf for ever."""
+    nats_server.stop()
+    bus = await Bus.connect(nats_server.url, nats_server.user, nats_server.password, "early", wait_seconds=0.1)
+    heard: asyncio.Queue[bytes] = asyncio.Queue()
+    handlers = await bus.subscribe("ftf.v1.jobs.*.log", lambda _, data: heard.put_nowait(data))
+    attach, failures = handlers.attach, [nats.errors.ConnectionClosedError(), OSError("reset")]
+
+    async def breaking(client: Client) -> None:
+        if failures:
+            raise failures.pop()
+        await attach(client)
+
+    monkeypatch.setattr(handlers, "attach", breaking)
+    nats_server.start()
+    await eventually(lambda: bus.publish("ftf.v1.jobs.j.log", b"x"))
+    assert await asyncio.wait_for(heard.get(), 5) == b"x"
+    assert not failures
     await bus.close()
 
 
