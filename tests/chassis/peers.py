@@ -55,6 +55,8 @@ class Gateway:
         self.events: list[event_pb2.Event] = []
         self.claim_id = ""
         self.reports = 0
+        self.lost_answers = 0
+        """So many of the next claims are granted, and the worker does not hear of it."""
         self._changed = asyncio.Condition()
         self._handlers: list[Handlers] = []
 
@@ -94,6 +96,9 @@ class Gateway:
             claim_id=request.claim_id,
         )
         assignment.spec.display_name = self.do
+        if self.lost_answers:
+            self.lost_answers -= 1
+            raise ConnectionError("the answer got lost")
         return work_pb2.ClaimResponse(assignment=assignment).SerializeToString()
 
     async def _report(self, data: bytes) -> bytes:

@@ -331,3 +331,15 @@ async def test_an_attempt_that_two_workers_pull_runs_once(
     reports = gateway.reports
     await gateway.until(lambda: gateway.reports >= reports + 2)
     assert len(first.runs()) + len(second.runs()) == 1
+async def test_a_claim_whose_answer_was_lost_is_run_by_who_got_it(
+    bus: Bus, gateway: Gateway, start_worker: StartWorker
+) -> None:
+    """Another worker would be told that it is taken and drop the item; nobody would run it until its lease ends."""
+    gateway.lost_answers = 3
+    await start_worker()
+    await start_worker(node_id="trainer-2")
+    await bus.publish_work("trainer", "default", ITEM)
+    assert (await gateway.ending()).HasField("stage_completed")
+    assert gateway.lost_answers == 0
+
+
