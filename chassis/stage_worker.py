@@ -62,6 +62,7 @@ class StageWorker:
     async def start(self) -> None:
         """Ends what an earlier process left behind and begins to pull. Needs no broker."""
         leftovers = await asyncio.to_thread(self._take_leftovers)
+        await asyncio.to_thread(self._sweep_workdirs)
         await asyncio.to_thread(self._place.store.sweep)
         for spool in leftovers:
             self._spawn(self._report_leftover(spool))
@@ -235,6 +236,12 @@ class StageWorker:
                 event.source = self._place.settings.node_id
                 spool.append(event)
         return spools
+
+    def _sweep_workdirs(self) -> None:
+        """Removes folders of claims that nobody holds: threads that prepared one may have written after its end."""
+        for workdir in self._workdirs.glob("*"):
+            if not (self._spools / f"{workdir.name}.json").exists():
+                shutil.rmtree(workdir, ignore_errors=True)
 
     async def _report_leftover(self, spool: Spool) -> None:
         _log.info("reporting what an earlier process left behind", extra={"job_id": spool.record.job_id})

@@ -305,6 +305,21 @@ async def test_a_killed_supervisor_takes_its_child_along_and_its_successor_repor
     assert [event.ordinal for event in gateway.events] == list(range(before + 1))
 
 
+async def test_work_folders_of_nobody_are_swept_and_those_of_others_are_not(
+    bus: Bus, gateway: Gateway, start_worker: StartWorker, tmp_path: Path
+) -> None:
+    """What a cancelled download left would fill the disk."""
+    gateway.do = "wait"
+    await start_worker()
+    await bus.publish_work("trainer", "default", ITEM)
+    await gateway.seen("log")
+    left = tmp_path / "home/trainer/work/nobodys/model"
+    left.mkdir(parents=True)
+    (left / "model.safetensors").write_bytes(b"half")
+    await start_worker(node_id="trainer-2")
+    assert list((tmp_path / "home/trainer/work").iterdir()) == [record(tmp_path).workdir]
+
+
 async def test_a_child_sees_no_secret_and_no_hub(
     bus: Bus, gateway: Gateway, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -319,18 +334,6 @@ async def test_a_child_sees_no_secret_and_no_hub(
     assert '"HF_HUB_OFFLINE": "1"' in printed
 
 
-async def test_an_attempt_that_two_workers_pull_runs_once(
-    bus: Bus, gateway: Gateway, start_worker: StartWorker
-) -> None:
-    gateway.do = "wait"
-    first = await start_worker()
-    second = await start_worker(node_id="trainer-2")
-    await bus.publish_work("trainer", "default", ITEM)
-    await gateway.seen("log")
-    await bus.publish_work("trainer", "default", ITEM)
-    reports = gateway.reports
-    await gateway.until(lambda: gateway.reports >= reports + 2)
-    assert len(first.runs()) + len(second.runs()) == 1
 async def test_a_claim_whose_answer_was_lost_is_run_by_who_got_it(
     bus: Bus, gateway: Gateway, start_worker: StartWorker
 ) -> None:
@@ -343,3 +346,15 @@ async def test_a_claim_whose_answer_was_lost_is_run_by_who_got_it(
     assert gateway.lost_answers == 0
 
 
+async def test_an_attempt_that_two_workers_pull_runs_once(
+    bus: Bus, gateway: Gateway, start_worker: StartWorker
+) -> None:
+    gateway.do = "wait"
+    first = await start_worker()
+    second = await start_worker(node_id="trainer-2")
+    await bus.publish_work("trainer", "default", ITEM)
+    await gateway.seen("log")
+    await bus.publish_work("trainer", "default", ITEM)
+    reports = gateway.reports
+    await gateway.until(lambda: gateway.reports >= reports + 2)
+    assert len(first.runs()) + len(second.runs()) == 1
