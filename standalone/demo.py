@@ -173,5 +173,7 @@ def _say_succeeded(console: Console, client: Client, job: Job, output: Path) -> 
         table.add_row(sample.base_output, sample.model_output, sample.expected_output)
         console.print(table, soft_wrap=False)
     console.print('\nThe same with your own file, lines of {"question": ..., "answer": ...}:\n')
-    console.print("  ftf up")
-    console.print(f"  ftf train YOURS.jsonl --model {_MODEL} --recipe {_RECIPE}    # in another terminal")
+    # Pasted as it stands: nobody has activated the environment that `make` installed into.
+    ftf = "ftf" if shutil.which("ftf") else os.path.relpath(sys.argv[0])
+    console.print(f"  {ftf} up")
+    console.print(f"  {ftf} train YOURS.jsonl --model {_MODEL} --recipe {_RECIPE}    # in another terminal")

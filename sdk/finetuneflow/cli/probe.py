@@ -27,6 +27,9 @@ def probe(
 
 
 def _facts(hardware: Hardware) -> Iterator[list[str]]:
+    if not hardware.cpu_cores:
+        yield ["Machine", "not reported by this node; the probe beside it reports it"]
+        return
     features = f" ({', '.join(hardware.cpu_features)})" if hardware.cpu_features else ""
     yield ["CPU", f"{hardware.cpu_model}, {hardware.cpu_cores} cores{features}"]
     yield ["Memory", f"{size(hardware.memory_available_bytes)} free of {size(hardware.memory_total_bytes)}"]
