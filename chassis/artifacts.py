@@ -22,6 +22,8 @@ from typing import Any, BinaryIO, Final, Self, cast
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from chassis.failpoints import failpoint
+
 MANIFEST: Final = "manifest.json"
 _CHUNK_BYTES = 1024 * 1024
 _PARTIAL = ".partial"
@@ -278,7 +280,9 @@ def _sync(sink: Any) -> None:
 def _publish(partial: Path, target: Path) -> None:
     """Renames, then makes the rename itself durable."""
     target.parent.mkdir(parents=True, exist_ok=True)
+    failpoint("store.synced")
     partial.replace(target)
+    failpoint("store.renamed")
     folder = os.open(target.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -18,6 +18,7 @@ from chassis.artifacts import ArtifactStore
 from chassis.bus import Bus
 from chassis.child import Child, ChildCommand
 from chassis.events import ENDINGS, MAX_EVENT_BYTES, event_of
+from chassis.failpoints import failpoint
 from chassis.faults import CallerFault
 from chassis.pipe import failure_of
 from chassis.reporter import Reporter
@@ -155,6 +156,7 @@ class Attempt:
         finally:
             if self._child:
                 self._child.close()
+        failpoint("attempt.ending")
         self._append(ending if isinstance(ending, event_pb2.Event) else event_of(ending))
 
     async def _outcome(self) -> event_pb2.Event | Message:
@@ -179,6 +181,7 @@ class Attempt:
             return event_pb2.StageReleased(reason=self._release)
         command.out_dir.mkdir(parents=True, exist_ok=True)
         child = self._child = await Child.start(command, workdir)
+        failpoint("child.started")
         self._spool.record.child_pid = child.pid
         self._spool.record.child_create_time = child.create_time
         self._spool.save_record()

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Final
 
 from chassis.bus import Bus, BusUnavailable, report_subject
+from chassis.failpoints import failpoint
 from chassis.spool import Spool
 from finetuneflow.v1 import event_pb2, work_pb2
 
@@ -60,8 +61,10 @@ class Reporter:
             if failures:
                 _log.info("a gateway answers again")
             failures = 0
+            failpoint("report.answered")
             self._next = max(response.next_ordinal, self._spool.first)
             self._spool.forget(response.next_ordinal)
+            failpoint("report.forgotten")
             if response.directive == work_pb2.DIRECTIVE_STOP:
                 self.stopped = True
             self._on_directive(response.directive)

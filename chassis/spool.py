@@ -19,6 +19,7 @@ from typing import BinaryIO, Final, Self
 from pydantic import BaseModel, ValidationError
 
 from chassis.events import ENDINGS, varint
+from chassis.failpoints import failpoint
 from finetuneflow.v1 import event_pb2
 
 _log = logging.getLogger(__name__)
@@ -115,6 +116,7 @@ class Spool:
         frame = varint(len(data)) + data
         self._out.write(frame)
         self._out.flush()
+        failpoint("spool.appended")
         segment.ends.append((segment.ends[-1] if segment.ends else 0) + len(frame))
         self.sealed = event.WhichOneof("payload") in ENDINGS
 
@@ -153,7 +155,9 @@ class Spool:
             out.write(self.record.model_dump_json())
             out.flush()
             os.fsync(out.fileno())
+        failpoint("record.synced")
         partial.replace(self._name("json"))
+        failpoint("record.renamed")
 
     def delete(self) -> None:
         """Nothing of the claim is left."""

@@ -16,6 +16,7 @@ from chassis.attempt import Attempt, Place, Stage, failed
 from chassis.bus import CLAIM_SUBJECT, Bus, BusUnavailable, WorkMessage, WorkQueue
 from chassis.child import kill_leftover
 from chassis.events import event_of
+from chassis.failpoints import failpoint
 from chassis.reporter import Reporter
 from chassis.settings import WorkerSettings
 from chassis.spool import ClaimRecord, Spool
@@ -179,10 +180,13 @@ class StageWorker:
             return None
         attempt = None
         if answer.HasField("assignment"):
+            failpoint("claim.granted")
             attempt = await asyncio.to_thread(self._begin, answer.assignment)
+            failpoint("claim.spooled")
         else:
             _log.info("claim refused: %s", answer.refused.reason, extra={"job_id": item.job_id})
         await message.ack()
+        failpoint("claim.acked")
         return attempt
 
     async def _ask(self, request: work_pb2.ClaimRequest) -> work_pb2.ClaimResponse | None:

@@ -13,6 +13,7 @@ from typing import Final
 from google.protobuf.message import Message
 
 from chassis.artifacts import ArtifactStore, Stored
+from chassis.failpoints import failpoint
 from finetuneflow.v1 import event_pb2, fine_tuning_job_pb2, work_pb2
 
 _log = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ class Uploads:
         path = f"{self._prefix}/{relative}"
         folder = local.is_dir()
         stored = await self._put(self._store.put_folder if folder else self._store.put_file, local, path)
+        failpoint("upload.stored")
         self._stored[relative] = Stored(path, stored.sha256, stored.size_bytes)
         payload.path = path
         payload.size_bytes = stored.size_bytes

@@ -5,18 +5,25 @@ import logging
 import time
 
 from sqlalchemy.exc import DBAPIError
-from sqlmodel import col, select
+from sqlmodel import select
 
 from chassis.bus import Bus, BusUnavailable
 from finetuneflow.v1.work_pb2 import WorkItem
 from gateway.database import Database
-from gateway.lifecycle import SERVICES
+from gateway.lifecycle import MAX_BACKOFF_SECONDS, SERVICES
 from gateway.tables import Attempt, now
 
 log = logging.getLogger(__name__)
 
 _TICK_SECONDS = 1.0
 _REPUBLISH_SECONDS = 30.0
+
+
+def is_due(attempt: Attempt) -> bool:
+    """Whether its back-off is over. One that lies further ahead than any back-off was written before the clock was set
+    back: nobody waits for hours because of that."""
+    left = attempt.not_before - now()
+    return not 0 < left <= MAX_BACKOFF_SECONDS * 1_000_000
 
 
 class Dispatcher:
@@ -29,7 +36,7 @@ class Dispatcher:
 
     async def offer(self, attempt: Attempt) -> None:
         """Publishes an attempt that is due. A failure is only logged: the row stays READY, `run` tries again."""
-        if attempt.not_before > now():
+        if not is_due(attempt):
             return
         item = WorkItem(job_id=attempt.job_id, stage=attempt.stage, attempt=attempt.attempt)
         # Training is the stage that pools scale; the others have one pool each.
@@ -57,9 +64,8 @@ class Dispatcher:
 
     async def _offer_due(self) -> None:
         async with self._database.read() as session:
-            due = select(Attempt).where(Attempt.state == "READY", col(Attempt.not_before) <= now())
-            attempts = (await session.exec(due)).all()
-        waiting = {(a.job_id, a.stage, a.attempt): a for a in attempts}
+            attempts = (await session.exec(select(Attempt).where(Attempt.state == "READY"))).all()
+        waiting = {(a.job_id, a.stage, a.attempt): a for a in attempts if is_due(a)}
         self._published = {key: when for key, when in self._published.items() if key in waiting}
         for key, attempt in waiting.items():
             if time.monotonic() - self._published.get(key, -_REPUBLISH_SECONDS) >= _REPUBLISH_SECONDS:

@@ -15,6 +15,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from chassis.errors import NotFound
 from chassis.events import event_of
+from chassis.failpoints import failpoint
 from finetuneflow.v1.event_pb2 import Event, Severity
 from finetuneflow.v1.fine_tuning_job_pb2 import Stage
 from gateway.database import Database
@@ -115,6 +116,8 @@ class Ledger:
             decision = Decision(session, job, attempt)
             yield decision
             await decision.flush()
+            failpoint("decision.flushed")
+        failpoint("decision.committed")
         await self._announce(decision)
 
     @asynccontextmanager
@@ -126,12 +129,16 @@ class Ledger:
             decision = Decision(session, job, None)
             yield decision
             await decision.flush()
+            failpoint("creation.flushed")
+        failpoint("creation.committed")
         await self._announce(decision)
 
     async def _announce(self, decision: Decision) -> None:
         if decision.frames:
             await self._publish(decision.job.id, decision.frames)
+            failpoint("decision.published")
         if decision.ready is not None:
             await self._dispatch(decision.ready)
+            failpoint("decision.dispatched")
         if decision.discarded:
             await self._discard(decision.discarded)

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from chassis.errors import FailedPrecondition
-from finetuneflow.v1.event_pb2 import Severity, StageFailed, StateChanged
+from engine.config.micro_batch import shrink
+from finetuneflow.v1.event_pb2 import ConfigResolved, Severity, StageFailed, StateChanged, Warning
 from finetuneflow.v1.fine_tuning_job_pb2 import Fault
 from gateway.ledger import Decision
 from gateway.tables import Attempt, now
@@ -13,7 +14,8 @@ SERVICES = dict(zip(STAGES, ("probe", "trainer", "evaluator", "exporter"), stric
 TERMINAL = frozenset({"JOB_STATE_SUCCEEDED", "JOB_STATE_FAILED", "JOB_STATE_CANCELLED"})
 # States in which a READY attempt may be claimed.
 RUNNABLE = frozenset({"JOB_STATE_VALIDATING", "JOB_STATE_QUEUED", "JOB_STATE_RUNNING"})
-_MAX_BACKOFF_SECONDS = 60
+MAX_BACKOFF_SECONDS = 60
+_OUT_OF_MEMORY = frozenset({"CUDA_OUT_OF_MEMORY", "HOST_OUT_OF_MEMORY"})
 
 
 @dataclass(frozen=True)
@@ -99,15 +101,21 @@ def claim(decision: Decision, attempt: Attempt, claim_id: str, node_id: str) -> 
 def end_attempt(decision: Decision, attempt: Attempt, outcome: Outcome) -> None:
     """Ends an attempt and decides what comes of the job."""
     job = decision.job
-    counted = isinstance(outcome, Failed) and job.state != "JOB_STATE_CANCELLING"
+    smaller = isinstance(outcome, Failed) and _shrink(decision, outcome.failure)
+    counted = isinstance(outcome, Failed) and not smaller and job.state != "JOB_STATE_CANCELLING"
     job.failed_attempts += counted
-    _close(decision, attempt, type(outcome).__name__.upper(), counted=counted)
+    _close(decision, attempt, "OUT_OF_MEMORY" if smaller else type(outcome).__name__.upper(), counted=counted)
+    match outcome:
+        case Failed(failure):
+            attempt.reason, attempt.message = failure.reason, failure.message
+        case Completed(reason) | Released(reason):
+            attempt.reason = reason
     if job.state == "JOB_STATE_CANCELLING":
         transition(decision, "JOB_STATE_CANCELLED", reason="CANCELLED", message="cancelled on request")
     elif isinstance(outcome, Completed):
         _after_completion(decision, outcome)
     elif isinstance(outcome, Failed):
-        _after_failure(decision, outcome.failure)
+        _after_failure(decision, outcome.failure, counted=counted)
     elif job.state == "JOB_STATE_PAUSING":
         transition(decision, "JOB_STATE_PAUSED", reason="PAUSED", message="paused on request")
     else:
@@ -133,10 +141,35 @@ def _after_completion(decision: Decision, outcome: Completed) -> None:
         open_attempt(decision, following)
 
 
-def _after_failure(decision: Decision, failure: StageFailed) -> None:
+def _shrink(decision: Decision, failure: StageFailed) -> bool:
+    """A training that ran out of memory goes on from its newest checkpoint with half the micro-batch. It ends after
+    at most ten halvings, and each is no failure: the next attempt is not the same one again."""
+    job = decision.job
+    if failure.reason not in _OUT_OF_MEMORY or job.stage != "STAGE_TRAINING" or job.config is None:
+        return False
+    if job.state == "JOB_STATE_CANCELLING":
+        return False
+    config = ConfigResolved.FromString(job.config)
+    changes = shrink(config.resolved_spec, config.resolutions, f"attempt {job.attempt} failed: {failure.reason}")
+    if not changes:
+        return False
+    job.config = config.SerializeToString()
+    decision.append(
+        Warning(
+            reason=failure.reason,
+            message=f"Memory ran out. The training goes on from its newest checkpoint with {', '.join(changes)}: "
+            "the rows of a step stay the same.",
+            advice=failure.advice,
+        )
+    )
+    decision.append(config)
+    return True
+
+
+def _after_failure(decision: Decision, failure: StageFailed, *, counted: bool) -> None:
     job = decision.job
     mendable = failure.fault == Fault.FAULT_USER_ERROR
-    if mendable or job.failed_attempts >= job.max_attempts:
+    if counted and (mendable or job.failed_attempts >= job.max_attempts):
         tries = "" if mendable or job.max_attempts == 1 else f" (given up after {job.failed_attempts} failures)"
         transition(
             decision,
@@ -150,7 +183,7 @@ def _after_failure(decision: Decision, failure: StageFailed) -> None:
         transition(decision, "JOB_STATE_PAUSED", reason=failure.reason, message=failure.message)
     else:
         # The first retry is immediate: most failures are a killed process. Then 2, 4, 8 … seconds.
-        delay = 0 if job.failed_attempts == 1 else min(2.0 ** (job.failed_attempts - 1), _MAX_BACKOFF_SECONDS)
+        delay = min(2.0 ** (job.failed_attempts - 1), MAX_BACKOFF_SECONDS) if counted and job.failed_attempts > 1 else 0
         open_attempt(
             decision, job.stage, reason="RETRYING", message=f"{failure.reason}: {failure.message}", delay=delay
         )

@@ -82,6 +82,8 @@ class Attempt(SQLModel, table=True):
     beat: int = Field(default=0, sa_column=_big())
     next_ordinal: int = Field(default=0, sa_column=_big())
     outcome: str = ""
+    reason: str = ""
+    message: str = ""
     counted: bool = False
     create_time: int = Field(sa_column=_big())
     claim_time: int | None = Field(default=None, sa_column=Column(BigInteger))

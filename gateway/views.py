@@ -4,10 +4,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from finetuneflow.v1.dataset_pb2 import Dataset
 from finetuneflow.v1.event_pb2 import ConfigResolved
-from finetuneflow.v1.fine_tuning_job_pb2 import Checkpoint, FineTuningJob, Progress
+from finetuneflow.v1.fine_tuning_job_pb2 import AttemptSummary, Checkpoint, FineTuningJob, Progress
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 from finetuneflow.v1.stage_result_pb2 import PreflightResult, TrainingResult
-from gateway.tables import Job, SavedCheckpoint, UploadedDataset
+from gateway.tables import Attempt, Job, SavedCheckpoint, UploadedDataset
 
 
 def timestamp(microseconds: int) -> Timestamp:
@@ -45,6 +45,25 @@ def job(row: Job, *, evaluation_id: str = "", export_id: str = "") -> FineTuning
         out.preflight.CopyFrom(PreflightResult.FromString(row.preflight))
     if row.training is not None:
         out.training.CopyFrom(TrainingResult.FromString(row.training))
+    if row.end_time is not None:
+        out.end_time.CopyFrom(timestamp(row.end_time))
+    return out
+
+
+def attempt(row: Attempt) -> AttemptSummary:
+    out = AttemptSummary(
+        stage=row.stage,
+        attempt=row.attempt,
+        state=row.state,
+        node_id=row.node_id,
+        outcome=row.outcome,
+        reason=row.reason,
+        message=row.message,
+        counted=row.counted,
+        create_time=timestamp(row.create_time),
+    )
+    if row.claim_time is not None:
+        out.claim_time.CopyFrom(timestamp(row.claim_time))
     if row.end_time is not None:
         out.end_time.CopyFrom(timestamp(row.end_time))
     return out

@@ -10,6 +10,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from chassis.artifacts import ArtifactStore
 from chassis.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Violation
+from chassis.failpoints import failpoint
 from finetuneflow.v1 import dataset_service_pb2 as api
 from finetuneflow.v1.dataset_service_pb2_grpc import DatasetServiceServicer
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
@@ -88,6 +89,7 @@ class Datasets(DatasetServiceServicer):
         try:
             await upload.receive(requests)
             await upload.commit()
+            failpoint("dataset.stored")
             row = UploadedDataset(
                 id=dataset_id,
                 tenant=tenant,

@@ -53,6 +53,7 @@ _WATCH_HEARTBEAT_SECONDS = 15.0
 _MAX_REQUEST_ID = 128
 _EVENTS_PAGE_SIZE = 200
 _MAX_LABELS = 64
+_MAX_ATTEMPTS_SHOWN = 100
 
 
 class FineTuning(FineTuningServiceServicer):
@@ -103,8 +104,12 @@ class FineTuning(FineTuningServiceServicer):
         self, request: api.GetFineTuningJobRequest, context: Context
     ) -> api.GetFineTuningJobResponse:
         async with self._database.read() as session:
-            job = await self._find(session, request.job_id, tenant_of(context))
-            return api.GetFineTuningJobResponse(fine_tuning_job=(await _messages(session, [job]))[0])
+            row = await self._find(session, request.job_id, tenant_of(context))
+            job = (await _messages(session, [row]))[0]
+            newest = select(Attempt).where(Attempt.job_id == row.id).order_by(col(Attempt.create_time).desc())
+            attempts = (await session.exec(newest.limit(_MAX_ATTEMPTS_SHOWN))).all()
+            job.attempts.extend(views.attempt(attempt) for attempt in reversed(attempts))
+            return api.GetFineTuningJobResponse(fine_tuning_job=job)
 
     async def ListFineTuningJobs(
         self, request: api.ListFineTuningJobsRequest, context: Context

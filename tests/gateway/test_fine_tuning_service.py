@@ -158,6 +158,9 @@ async def test_a_dry_run_stores_nothing(room: Room) -> None:
 async def test_a_created_job_is_answered_as_it_is_stored(room: Room) -> None:
     created = (await create(room, labels={"team": "a"})).fine_tuning_job
     got = await room.stub.GetFineTuningJob(api.GetFineTuningJobRequest(job_id=created.id))
+    (attempt,) = got.fine_tuning_job.attempts
+    assert (attempt.attempt, attempt.state) == (1, "READY")
+    del got.fine_tuning_job.attempts[:]
     assert got.fine_tuning_job == created
     assert created.state == JobState.JOB_STATE_VALIDATING
     assert created.spec == spec(labels={"team": "a"})

@@ -39,6 +39,22 @@ class UploadDatasetResponse(_message.Message):
     dataset: _dataset_pb2.Dataset
     def __init__(self, dataset: _Optional[_Union[_dataset_pb2.Dataset, _Mapping]] = ...) -> None: ...
 
+class GetUploadRequest(_message.Message):
+    __slots__ = ("request_id", "sha256")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    sha256: str
+    def __init__(self, request_id: _Optional[str] = ..., sha256: _Optional[str] = ...) -> None: ...
+
+class GetUploadResponse(_message.Message):
+    __slots__ = ("received_bytes", "dataset")
+    RECEIVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DATASET_FIELD_NUMBER: _ClassVar[int]
+    received_bytes: int
+    dataset: _dataset_pb2.Dataset
+    def __init__(self, received_bytes: _Optional[int] = ..., dataset: _Optional[_Union[_dataset_pb2.Dataset, _Mapping]] = ...) -> None: ...
+
 class GetDatasetRequest(_message.Message):
     __slots__ = ("dataset_id",)
     DATASET_ID_FIELD_NUMBER: _ClassVar[int]

@@ -40,6 +40,11 @@ class DatasetServiceStub(object):
                 request_serializer=finetuneflow_dot_v1_dot_dataset__service__pb2.UploadDatasetRequest.SerializeToString,
                 response_deserializer=finetuneflow_dot_v1_dot_dataset__service__pb2.UploadDatasetResponse.FromString,
                 _registered_method=True)
+        self.GetUpload = channel.unary_unary(
+                '/finetuneflow.v1.DatasetService/GetUpload',
+                request_serializer=finetuneflow_dot_v1_dot_dataset__service__pb2.GetUploadRequest.SerializeToString,
+                response_deserializer=finetuneflow_dot_v1_dot_dataset__service__pb2.GetUploadResponse.FromString,
+                _registered_method=True)
         self.GetDataset = channel.unary_unary(
                 '/finetuneflow.v1.DatasetService/GetDataset',
                 request_serializer=finetuneflow_dot_v1_dot_dataset__service__pb2.GetDatasetRequest.SerializeToString,
@@ -73,9 +78,19 @@ class DatasetServiceServicer(object):
 
     def UploadDataset(self, request_iterator, context):
         """Uploads one file. The first message is the header, each further one a chunk. The dataset exists when the
-        answer arrives; a stream cut before leaves nothing. Fails with INVALID_ARGUMENT when the file is empty, of an
+        answer arrives. Of a stream that was cut before, the bytes that arrived are kept for 24 hours when its header had
+        a request_id, a size_bytes and a sha256; without them nothing is left. Fails with OUT_OF_RANGE when `offset` is not
+        what GetUpload answers (ErrorInfo metadata `received_bytes`), with ABORTED while another stream writes the same
+        upload, and with INVALID_ARGUMENT when the file is empty, of an
         unknown ending, longer or shorter than size_bytes or of another SHA-256, and with RESOURCE_EXHAUSTED above the
         operator's size limit (default 64 GiB).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetUpload(self, request, context):
+        """How much of a cut upload is there. Nothing is kept of an upload that is unknown: 0 bytes, no failure.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -123,6 +138,11 @@ def add_DatasetServiceServicer_to_server(servicer, server):
                     servicer.UploadDataset,
                     request_deserializer=finetuneflow_dot_v1_dot_dataset__service__pb2.UploadDatasetRequest.FromString,
                     response_serializer=finetuneflow_dot_v1_dot_dataset__service__pb2.UploadDatasetResponse.SerializeToString,
+            ),
+            'GetUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetUpload,
+                    request_deserializer=finetuneflow_dot_v1_dot_dataset__service__pb2.GetUploadRequest.FromString,
+                    response_serializer=finetuneflow_dot_v1_dot_dataset__service__pb2.GetUploadResponse.SerializeToString,
             ),
             'GetDataset': grpc.unary_unary_rpc_method_handler(
                     servicer.GetDataset,
@@ -178,6 +198,33 @@ class DatasetService(object):
             '/finetuneflow.v1.DatasetService/UploadDataset',
             finetuneflow_dot_v1_dot_dataset__service__pb2.UploadDatasetRequest.SerializeToString,
             finetuneflow_dot_v1_dot_dataset__service__pb2.UploadDatasetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/finetuneflow.v1.DatasetService/GetUpload',
+            finetuneflow_dot_v1_dot_dataset__service__pb2.GetUploadRequest.SerializeToString,
+            finetuneflow_dot_v1_dot_dataset__service__pb2.GetUploadResponse.FromString,
             options,
             channel_credentials,
             insecure,
