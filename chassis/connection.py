@@ -1,0 +1,306 @@
+"""A connection to NATS: requests between processes, published messages, subscriptions.
+
+What is sent here is a hint or is repeated until it is answered; nothing depends on the broker keeping anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any, Final, Self, TypeVar
+
+import nats
+from google.protobuf.message import DecodeError, Message
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription as NatsSubscription
+from nats.js.client import JetStreamContext
+from nats.js.errors import NoStreamResponseError
+
+_log = logging.getLogger(__name__)
+_M = TypeVar("_M", bound=Message)
+
+_ERROR_HEADER: Final = "Ftf-Error"
+_CONCURRENT_HANDLERS: Final = 256
+# A stop-the-world of the client must not turn into dropped messages long before memory is short.
+_PENDING_MESSAGES: Final = 1_000_000
+_PENDING_BYTES: Final = 256 * 1024 * 1024
+
+
+class BusUnavailable(Exception):
+    """Nobody answered: no connection, no responder, no answer in time, or the responder failed. Try again later."""
+
+
+class NoStream(BusUnavailable):
+    """JetStream has no stream for what was published."""
+
+
+class BusRefused(Exception):
+    """The server refuses this user. Trying again does not help."""
+
+
+@contextlib.contextmanager
+def heeding_cancellation() -> Iterator[None]:
+    """Around calls of the client, which drops a cancellation that reaches it while it flushes, or turns it into an
+    error of its own: a loop that goes on after either would never end. Cleaning up after a cancellation goes through.
+    """
+    task = asyncio.current_task()
+    before = task.cancelling() if task else 0
+    try:
+        yield
+    finally:
+        if task and task.cancelling() > before:
+            raise asyncio.CancelledError
+
+
+class Handlers:
+    """A subscription. It outlives reconnects."""
+
+    def __init__(self, subject: str, queue: str, receive: Callable[[Msg], Awaitable[None]]) -> None:
+        self._subject = subject
+        self._queue = queue
+        self._receive = receive
+        self._subscription: NatsSubscription | None = None
+        self.running: set[asyncio.Task[None]] = set()
+
+    async def attach(self, client: Client) -> None:
+        """Subscribes on a new connection."""
+        with heeding_cancellation():
+            self._subscription = await client.subscribe(
+                self._subject,
+                queue=self._queue,
+                cb=self._receive,
+                pending_msgs_limit=_PENDING_MESSAGES,
+                pending_bytes_limit=_PENDING_BYTES,
+            )
+
+    async def stop(self) -> None:
+        """Takes no new messages, and waits for handlers that run."""
+        if self._subscription:
+            with heeding_cancellation(), contextlib.suppress(nats.errors.Error):
+                await self._subscription.unsubscribe()
+        if self.running:
+            await asyncio.wait(self.running, timeout=5.0)
+
+
+class Connection:
+    """One connection, for ever reconnecting."""
+
+    def __init__(self, url: str, user: str, password: str, name: str) -> None:
+        self._options: dict[str, Any] = {
+            "servers": [part.strip() for part in url.split(",")],
+            "user": user or None,
+            "password": password or None,
+            "name": name,
+            "max_reconnect_attempts": -1,
+            "reconnect_time_wait": 0.25,
+            "connect_timeout": 2,
+            # A stopped process keeps getting its share of queue-group requests until its pings time out.
+            "ping_interval": 10,
+            "max_outstanding_pings": 2,
+            "error_cb": self._on_error,
+            "disconnected_cb": self._on_disconnect,
+            "reconnected_cb": self._on_reconnect,
+            "closed_cb": self._on_closed,
+        }
+        self._client: Client | None = None
+        self._handlers: list[Handlers] = []
+        self._attached = asyncio.Event()
+        self._lost = asyncio.Event()
+        self._refused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._closing = False
+        self._connector: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def connect(
+        cls, url: str, user: str = "", password: str = "", name: str = "", wait_seconds: float = 10.0
+    ) -> Self:
+        """Connects. Without a server it returns after `wait_seconds` and goes on trying in the background.
+
+        BusRefused when a server refuses the credentials.
+        """
+        bus = cls(url, user, password, name)
+        bus._connector = asyncio.create_task(bus._keep_connected(), name="bus")
+        attached = asyncio.ensure_future(bus._attached.wait())
+        first: set[asyncio.Future[Any]] = {attached, bus._refused}
+        await asyncio.wait(first, timeout=wait_seconds, return_when=asyncio.FIRST_COMPLETED)
+        attached.cancel()
+        if bus._refused.done():
+            await bus.close()
+            raise BusRefused(f"the NATS server at {url} refuses user {user!r}")
+        if not bus.connected:
+            _log.warning("no NATS server at %s yet; trying on", url)
+        return bus
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection right now."""
+        return self._client is not None and self._client.is_connected
+
+    async def alive(self, timeout: float) -> bool:  # noqa: ASYNC109 - no answer is an answer
+        """Whether the server answers a ping within `timeout` seconds."""
+        try:
+            with heeding_cancellation():
+                await self.client().flush(timeout=max(1, round(timeout)))
+        except (nats.errors.Error, BusUnavailable, TimeoutError, OSError):
+            return False
+        return True
+
+    async def close(self) -> None:
+        """Ends subscriptions, lets running handlers answer, and disconnects."""
+        self._closing = True
+        await asyncio.gather(*(handlers.stop() for handlers in self._handlers))
+        if self._connector:
+            self._connector.cancel()
+            await asyncio.wait({self._connector})
+        if self._client and not self._client.is_closed:
+            with heeding_cancellation():
+                with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
+                    await self._client.flush(timeout=1)
+                await self._client.close()
+
+    async def request(
+        self,
+        subject: str,
+        message: Message,
+        response_type: type[_M],
+        timeout: float,  # noqa: ASYNC109 - a late answer is the peer's failure, not the caller's cancellation
+    ) -> _M:
+        """Asks whoever serves the subject. BusUnavailable when there is no answer within `timeout` seconds."""
+        reply = await self._ask(subject, message.SerializeToString(), timeout)
+        try:
+            return response_type.FromString(reply.data)
+        except DecodeError as error:
+            raise BusUnavailable(f"the answer on {subject} is no {response_type.__name__}") from error
+
+    async def serve(self, subject: str, queue: str, handler: Callable[[bytes], Awaitable[bytes]]) -> Handlers:
+        """Answers requests, concurrently; one process of the queue group gets each.
+
+        A handler that raises is logged, and its caller hears BusUnavailable at once instead of a time-out.
+        """
+        slots = asyncio.Semaphore(_CONCURRENT_HANDLERS)
+
+        async def answer(msg: Msg) -> None:
+            try:
+                data, headers = await handler(msg.data), None
+            except Exception:  # noqa: BLE001 - the caller is told; one bad request must not end the service
+                _log.exception("a request on %s failed", msg.subject)
+                data, headers = b"", {_ERROR_HEADER: "the responder failed"}
+            finally:
+                slots.release()
+            try:
+                with heeding_cancellation():
+                    await self.client().publish(msg.reply, data, headers=headers)
+            except (nats.errors.Error, BusUnavailable, OSError) as error:
+                # The caller asks again; whatever the handler decided, it decides once.
+                _log.info("an answer on %s was not sent: %s", msg.subject, error)
+
+        async def receive(msg: Msg) -> None:
+            await slots.acquire()
+            task = asyncio.create_task(answer(msg))
+            handlers.running.add(task)
+            task.add_done_callback(handlers.running.discard)
+
+        handlers = Handlers(subject, queue, receive)
+        return await self._attach(handlers)
+
+    async def subscribe(self, subject: str, handler: Callable[[str, bytes], None]) -> Handlers:
+        """Hands every message to `handler(subject, data)`, in order. What is published while disconnected is missed."""
+
+        async def receive(msg: Msg) -> None:
+            try:
+                handler(msg.subject, msg.data)
+            except Exception:  # noqa: BLE001 - what is heard here is a hint; the next message may be fine
+                _log.exception("a message on %s was not handled", msg.subject)
+
+        return await self._attach(Handlers(subject, "", receive))
+
+    async def publish(self, subject: str, data: bytes, headers: dict[str, str] | None = None) -> None:
+        """Sends without waiting for anybody. BusUnavailable when there is no connection."""
+        try:
+            with heeding_cancellation():
+                await self.client().publish(subject, data, headers=headers)
+        except (nats.errors.Error, OSError) as error:
+            raise BusUnavailable(f"publish on {subject}: {error}") from error
+
+    def client(self) -> Client:
+        """The client, which is connected right now. BusUnavailable."""
+        if not self._client or not self._client.is_connected:
+            raise BusUnavailable("no connection to NATS")
+        return self._client
+
+    @contextlib.asynccontextmanager
+    async def jetstream(self) -> AsyncIterator[JetStreamContext]:
+        """For a block of JetStream calls, whose failures become NoStream and BusUnavailable."""
+        try:
+            with heeding_cancellation():
+                yield self.client().jetstream(timeout=5.0)
+        except NoStreamResponseError as error:
+            raise NoStream("the stream does not exist") from error
+        except (nats.errors.Error, TimeoutError, OSError) as error:
+            raise BusUnavailable(f"JetStream: {type(error).__name__} {error}") from error
+
+    async def _keep_connected(self) -> None:
+        while True:
+            try:
+                await self._connect_once()
+            except Exception:  # noqa: BLE001 - nobody waits for this task; a process without it stays deaf for ever
+                _log.exception("connecting to NATS failed; trying again")
+            await asyncio.sleep(1.0)
+
+    async def _connect_once(self) -> None:
+        self._lost.clear()
+        # With unlimited attempts it returns once there is a connection, however long that takes.
+        with heeding_cancellation():
+            client = await nats.connect(**self._options)
+        try:
+            # Also those that are added meanwhile.
+            for handlers in self._handlers:
+                await handlers.attach(client)
+            self._client = client
+            self._attached.set()
+            # The client reconnects by itself, until a server refuses it: then it is closed for good.
+            await self._lost.wait()
+        finally:
+            self._attached.clear()
+            if self._client is not client:
+                await client.close()
+
+    async def _attach(self, handlers: Handlers) -> Handlers:
+        self._handlers.append(handlers)
+        if self._client and self._attached.is_set():
+            await handlers.attach(self._client)
+            # The subscription is known to the server once it has answered what follows.
+            with heeding_cancellation(), contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
+                await self._client.flush(timeout=2)
+        return handlers
+
+    async def _ask(self, subject: str, data: bytes, seconds: float) -> Msg:
+        try:
+            with heeding_cancellation():
+                reply = await self.client().request(subject, data, timeout=seconds)
+        except (nats.errors.Error, TimeoutError, OSError) as error:
+            raise BusUnavailable(f"request on {subject}: {type(error).__name__} {error}") from error
+        if reply.headers and _ERROR_HEADER in reply.headers:
+            raise BusUnavailable(f"request on {subject}: {reply.headers[_ERROR_HEADER]}")
+        return reply
+
+    async def _on_error(self, error: Exception) -> None:
+        if "authorization violation" in str(error).lower():
+            if not self._attached.is_set() and not self._refused.done():
+                self._refused.set_result(None)
+            _log.error("NATS refuses this process: %s", error)
+        else:
+            _log.debug("NATS: %s %s", type(error).__name__, error)
+
+    async def _on_disconnect(self) -> None:
+        if not self._closing and self._attached.is_set():
+            _log.warning("lost the connection to NATS; reconnecting")
+
+    async def _on_reconnect(self) -> None:
+        _log.info("connected to NATS again")
+
+    async def _on_closed(self) -> None:
+        self._lost.set()
