@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -22,9 +20,13 @@ accounts {{
 """
 
 
-def _die_with_parent() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+# In the new process, not between fork and exec: a process that has used gRPC crashes there now and then.
+DIE_WITH_PARENT = """
+import ctypes, os, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, 9)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
 
 
 class NatsServer:
@@ -47,13 +49,13 @@ class NatsServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        binary = shutil.which("nats-server", path=str(Path(sys.executable).parent)) or "nats-server"
+        binary = shutil.which("nats-server", path=str(Path(sys.executable).parent)) or shutil.which("nats-server")
+        assert binary
         with (self._folder / "nats.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [binary, "-c", str(self._config)],
+                [sys.executable, "-SEc", DIE_WITH_PARENT, binary, "-c", str(self._config)],
                 stdout=log,
                 stderr=log,
-                preexec_fn=_die_with_parent,
             )
         deadline = time.monotonic() + 10
         while True:
