@@ -19,7 +19,7 @@ from chassis.bus import Bus
 from chassis.child import Child, ChildCommand
 from chassis.events import ENDINGS, MAX_EVENT_BYTES, event_of
 from chassis.failpoints import failpoint
-from chassis.faults import CallerFault
+from chassis.faults import CallerFault, SystemFault
 from chassis.pipe import failure_of
 from chassis.reporter import Reporter
 from chassis.settings import WorkerSettings
@@ -40,7 +40,7 @@ class Stage(Protocol):
 
     async def prepare(self, assignment: work_pb2.Assignment, workdir: Path, store: ArtifactStore) -> ChildCommand:
         """Brings what the child needs into `workdir`, which is empty. An exception with reason, message, advice and
-        violations is the caller's to mend; any other is ours."""
+        violations is the caller's to mend; any other is ours, its reason kept where it has one (SystemFault)."""
         ...
 
 
@@ -173,6 +173,7 @@ class Attempt:
             failure = failure_of(error)
             if not isinstance(error, CallerFault):
                 _log.exception("preparing an attempt failed", extra=self._labels())
+            if not isinstance(error, CallerFault | SystemFault):
                 failure.reason, failure.advice = "PREPARATION_FAILED", "See the worker's log."
             return failure
         finally:

@@ -1,4 +1,4 @@
-"""What a caller can mend, apart from any gRPC status: children, which serve nothing, say it too."""
+"""What is whose fault, apart from any gRPC status: children, which serve nothing, say it too."""
 
 from __future__ import annotations
 
@@ -38,3 +38,15 @@ class CallerFault(Protocol):
     def advice(self) -> str: ...
     @property
     def violations(self) -> Sequence[FieldProblem]: ...
+
+
+@runtime_checkable
+class SystemFault(Protocol):
+    """What only we or time can mend, with a reason of its own. Ask for CallerFault first: it has all of this too."""
+
+    @property
+    def reason(self) -> str: ...
+    @property
+    def message(self) -> str: ...
+    @property
+    def advice(self) -> str: ...

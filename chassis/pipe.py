@@ -22,8 +22,9 @@ from typing import Final, NoReturn
 
 from google.protobuf.message import Message
 
+from chassis import out_of_memory
 from chassis.events import ENDINGS, MAX_EVENT_BYTES, event_of, fields_by_message, varint
-from chassis.faults import CallerFault
+from chassis.faults import CallerFault, SystemFault
 from finetuneflow.v1 import event_pb2, fine_tuning_job_pb2
 
 EVENT_FD: Final = "FTF_EVENT_FD"
@@ -156,25 +157,39 @@ def run_child(main: Callable[[EventSink, Path], Message | None]) -> NoReturn:
     EvaluationResult, ExportResult or a StageCompleted), or None when it has emitted an ending event itself. What it
     raises becomes the ending event: an exception with reason, message, advice and violations is the caller's to mend;
     Paused and Cancelled release the attempt; anything else is ours, with its traceback on stderr.
+
+    The process ends at once then, without Python's own ending: that waits for threads, and tears down devices that may
+    not answer any more.
     """
     die_with_parent()
     faulthandler.enable()
     sink = EventSink.open()
     if len(sys.argv) != 2:
         sys.exit(f"usage: python -m {Path(sys.argv[0]).parent.name} SPEC.json")
+    status = 0
     try:
         sink.emit(_ending(sink, main))
     except _AlreadyEnded:
-        sys.exit(0)
+        pass
     except KeyboardInterrupt:
-        sys.exit(130)
+        status = 130
     except Exception as error:  # noqa: BLE001 - becomes the event that ends the attempt
-        if not isinstance(error, CallerFault):
-            traceback.print_exc()
-            sys.stderr.flush()
+        status = 1
+        _let_go(error)
         sink.emit(failure_of(error))
-        sys.exit(1)
-    sys.exit(0)
+        if not isinstance(error, CallerFault):
+            with contextlib.suppress(MemoryError):
+                traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Frees what the failed calls still hold: after running out of memory even a message needs some."""
+    while error:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 class _AlreadyEnded(Exception):
@@ -215,16 +230,14 @@ def failure_of(error: BaseException) -> event_pb2.StageFailed:
         if (listed := len(failed.violations)) < len(error.violations):
             failed.message += f" ({len(error.violations)} places; the first {listed} are listed)"
         return failed
+    if isinstance(error, SystemFault):
+        failed.reason = _cut(error.reason, 200)
+        failed.message = _cut(error.message, 4096)
+        failed.advice = _cut(error.advice, 2048)
+        return failed
     failed.message = _cut(f"{type(error).__name__}: {error}", 4096)
-    text = str(error)
-    if type(error).__name__ in ("OutOfMemoryError", "AcceleratorError") and "out of memory" in text.lower():
-        failed.reason = "CUDA_OUT_OF_MEMORY"
-        failed.advice = (
-            "Halve hyperparameters.per_device_train_batch_size and double gradient_accumulation_steps, "
-            "lower max_length, switch gradient_checkpointing on, or use method qlora."
-        )
-    elif isinstance(error, MemoryError) or "can't allocate memory" in text:
-        failed.reason = "HOST_OUT_OF_MEMORY"
+    if reason := out_of_memory.reason_of(error):
+        failed.reason = reason
         failed.advice = "Lower the batch size or max_length, or run it on a machine with more memory."
     elif isinstance(error, EventTooLarge):
         failed.reason = "EVENT_TOO_LARGE"

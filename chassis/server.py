@@ -15,7 +15,16 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio  # type: ignore[attr-defined]
 from grpc_reflection.v1alpha import reflection
 
-from chassis.errors import DETAILS_KEY, CallerFault, Internal, ServiceError, Unimplemented, from_caller_fault
+from chassis.errors import (
+    DETAILS_KEY,
+    CallerFault,
+    Internal,
+    ServiceError,
+    Unavailable,
+    Unimplemented,
+    from_caller_fault,
+)
+from chassis.faults import SystemFault
 
 _log = logging.getLogger(__name__)
 
@@ -168,6 +177,8 @@ def to_service_error(failure: Exception, context: grpc.aio.ServicerContext[Any, 
         return Unimplemented("METHOD_NOT_IMPLEMENTED", f"{method} is not served yet.", metadata={"method": method})
     if isinstance(failure, CallerFault):
         return from_caller_fault(failure)
+    if isinstance(failure, SystemFault):
+        return Unavailable(failure.reason, f"{failure.message} {failure.advice}".rstrip())
     incident = secrets.token_hex(6)
     _log.error("unexpected error in %s, incident %s", method, incident, exc_info=failure)
     return Internal(

