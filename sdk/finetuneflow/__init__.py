@@ -8,10 +8,11 @@
         if event.kind == "log":
             print(event.log.step, event.log.loss)
 
-What it raises stands in `finetuneflow.errors`, what it returns in `finetuneflow.resources`.
+`AsyncClient` has the same methods, awaited. What they raise stands in `finetuneflow.errors`, what they return in
+`finetuneflow.resources`.
 """
 
-from finetuneflow.client import Client
+from finetuneflow.client import AsyncClient, Client
 from finetuneflow.errors import (
     AlreadyExists,
     ApiError,
@@ -34,9 +35,12 @@ from finetuneflow.errors import (
     Violation,
 )
 
+__version__ = "0.1.0"
+
 __all__ = [
     "AlreadyExists",
     "ApiError",
+    "AsyncClient",
     "Client",
     "DeadlineExceeded",
     "FailedPrecondition",
@@ -55,4 +59,5 @@ __all__ = [
     "Unavailable",
     "Unimplemented",
     "Violation",
+    "__version__",
 ]

@@ -1,4 +1,4 @@
-"""The entry point of the package."""
+"""The entry points of the package."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ from typing import Self
 from finetuneflow.artifacts import Artifacts
 from finetuneflow.connection import Connection
 from finetuneflow.datasets import Datasets
-from finetuneflow.evaluations import Evaluations
-from finetuneflow.exports import Exports
-from finetuneflow.jobs import Jobs
-from finetuneflow.models import Models
-from finetuneflow.probe import Probe
-from finetuneflow.recipes import Recipes
-from finetuneflow.transport import Transport
+from finetuneflow.evaluations import AsyncEvaluations, Evaluations
+from finetuneflow.exports import AsyncExports, Exports
+from finetuneflow.jobs import AsyncJobs, Jobs
+from finetuneflow.models import AsyncModels, Models
+from finetuneflow.probe import AsyncProbe, Probe
+from finetuneflow.recipes import AsyncRecipes, Recipes
+from finetuneflow.remote_files import AsyncArtifacts, AsyncDatasets
+from finetuneflow.transport import AioTransport, Transport
 
 
 class Client:
     """A connection to a FineTuneFlow server.
 
-    `address` is host:port, `token` a bearer token, `ca` a PEM file with the server's certificate authority or
+    `address` is host:port of a gateway, or several of one system with commas between: when one is lost, calls and
+    watches go on with the next. `token` is a bearer token, `ca` a PEM file with the server's certificate authority or
     `system`; each defaults to FTF_ADDRESS, FTF_TOKEN, FTF_CA, and the address in the end to 127.0.0.1:7460. Nothing
     is sent before the first call. Safe to share between threads; close it, or use it in a `with` statement.
 
@@ -28,20 +30,21 @@ class Client:
     """
 
     def __init__(self, address: str | None = None, *, token: str | None = None, ca: str | None = None) -> None:
-        transport = Transport(Connection.resolve(address, token, ca))
-        self._transport = transport
-        self.datasets = Datasets(transport)
-        self.artifacts = Artifacts(transport)
-        self.jobs = Jobs(transport, self.datasets, self.artifacts)
-        self.models = Models(transport)
-        self.evaluations = Evaluations(transport)
-        self.exports = Exports(transport)
-        self.recipes = Recipes(transport)
-        self.probe = Probe(transport)
+        self._connection = Connection.resolve(address, token, ca)
+        self._transport = Transport(self._connection)
+        inline = self._transport.inline
+        self.datasets = Datasets(self._transport)
+        self.artifacts = Artifacts(self._transport)
+        self.jobs = Jobs(AsyncJobs(inline, AsyncDatasets(inline), AsyncArtifacts(inline)))
+        self.models = Models(AsyncModels(inline))
+        self.evaluations = Evaluations(AsyncEvaluations(inline))
+        self.exports = Exports(AsyncExports(inline))
+        self.recipes = Recipes(AsyncRecipes(inline))
+        self.probe = Probe(AsyncProbe(inline))
 
     @property
     def address(self) -> str:
-        return self._transport.connection.address
+        return self._connection.address
 
     def close(self) -> None:
         """Closes the connection; calls under way end."""
@@ -57,3 +60,42 @@ class Client:
 
     def __repr__(self) -> str:
         return f"Client({self.address!r})"
+
+
+class AsyncClient:
+    """As Client, for an event loop: the same methods, awaited, and lists and watches for `async for`.
+
+    To be used on one event loop, which need not run yet when it is made. Files are read, hashed and written in threads;
+    there `progress` is called.
+    """
+
+    def __init__(self, address: str | None = None, *, token: str | None = None, ca: str | None = None) -> None:
+        self._connection = Connection.resolve(address, token, ca)
+        self._transport = transport = AioTransport(self._connection)
+        self.datasets = AsyncDatasets(transport)
+        self.artifacts = AsyncArtifacts(transport)
+        self.jobs = AsyncJobs(transport, self.datasets, self.artifacts)
+        self.models = AsyncModels(transport)
+        self.evaluations = AsyncEvaluations(transport)
+        self.exports = AsyncExports(transport)
+        self.recipes = AsyncRecipes(transport)
+        self.probe = AsyncProbe(transport)
+
+    @property
+    def address(self) -> str:
+        return self._connection.address
+
+    async def close(self) -> None:
+        """Closes the connection; calls under way end."""
+        await self._transport.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        return f"AsyncClient({self.address!r})"

@@ -19,10 +19,11 @@ MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 _CHANNEL_OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    # Longer than the 15 s after which a quiet watch sends something, so a server with default settings doesn't take
-    # the pings for abuse; short enough to notice a vanished server within 40 s.
-    ("grpc.keepalive_time_ms", 30_000),
+    # A gateway that vanishes or is stopped sends neither FIN nor RST. Pings find it out within 20 s; the gateway allows
+    # one each 5 s. By default they cease after two without data from this side, and a watch sends none.
+    ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
     # A restarted gateway is found again at once rather than after gRPC's 20 s and more.
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.max_reconnect_backoff_ms", 500),
@@ -33,10 +34,11 @@ _CHANNEL_OPTIONS: list[tuple[str, int | str]] = [
 
 @dataclass(frozen=True)
 class Connection:
-    """Settings of one connection.
+    """Settings of the connections to one system.
 
-    `ca` is a PEM file with the certificate authority of the server, or `system` for the machine's own ones; without
-    it the connection is not encrypted. `token` is sent as a bearer token with every call.
+    `address` is host:port of its gateway, or several separated by commas. `ca` is a PEM file with the certificate
+    authority of the gateways, or `system` for the machine's own ones; without it nothing is encrypted. `token` is sent
+    as a bearer token with every call.
     """
 
     address: str = DEFAULT_ADDRESS
@@ -53,34 +55,32 @@ class Connection:
         )
 
     def __post_init__(self) -> None:
-        host, colon, port = self.address.rpartition(":")
-        if "://" in self.address or not (colon and host and port.isdigit()):
-            raise InvalidArgument(
-                f"{self.address!r} is not an address.",
-                reason="INVALID_ADDRESS",
-                violations=[Violation("address", f"write host:port, such as {DEFAULT_ADDRESS}")],
-            )
-        if self.token and not self.ca and not self.is_loopback:
-            raise InvalidArgument(
-                f"A token would travel unencrypted to {self.address}.",
-                reason="TOKEN_WITHOUT_TLS",
-                violations=[Violation("ca", "set FTF_CA to the server's CA file, or to `system`")],
-            )
+        for address in self.addresses or (self.address,):
+            host, colon, port = address.rpartition(":")
+            if "://" in address or not (colon and host and port.isdigit()):
+                raise InvalidArgument(
+                    f"{address!r} is not an address.",
+                    reason="INVALID_ADDRESS",
+                    violations=[
+                        Violation("address", f"write host:port, such as {DEFAULT_ADDRESS}; several with commas between")
+                    ],
+                )
+            if self.token and not self.ca and not _is_loopback(address):
+                raise InvalidArgument(
+                    f"A token would travel unencrypted to {address}.",
+                    reason="TOKEN_WITHOUT_TLS",
+                    violations=[Violation("ca", "set FTF_CA to the server's CA file, or to `system`")],
+                )
 
     @property
-    def is_loopback(self) -> bool:
-        host = self.address.rpartition(":")[0].strip("[]")
-        if host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(host).is_loopback
-        except ValueError:
-            return False
+    def addresses(self) -> tuple[str, ...]:
+        """In the order in which they are tried."""
+        return tuple(dict.fromkeys(filter(None, map(str.strip, self.address.split(",")))))
 
-    @property
-    def options(self) -> list[tuple[str, int | str]]:
+    def options(self, address: str) -> list[tuple[str, int | str]]:
+        """Of the channel to one of the addresses."""
         # A proxy from the environment can't reach this machine's own loopback.
-        return [*_CHANNEL_OPTIONS, ("grpc.enable_http_proxy", 0 if self.is_loopback else 1)]
+        return [*_CHANNEL_OPTIONS, ("grpc.enable_http_proxy", 0 if _is_loopback(address) else 1)]
 
     @property
     def credentials(self) -> grpc.ChannelCredentials | None:
@@ -99,3 +99,13 @@ class Connection:
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
         return (("authorization", f"Bearer {self.token}"),) if self.token else ()
+
+
+def _is_loopback(address: str) -> bool:
+    host = address.rpartition(":")[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

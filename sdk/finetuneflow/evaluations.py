@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator
 
-from finetuneflow.paging import pages
+from finetuneflow.blocking import Blocking, blocking, iterating
+from finetuneflow.paging import paged
 from finetuneflow.resources.evaluation import Evaluation
-from finetuneflow.transport import Transport
+from finetuneflow.transport import AsyncTransport
 from finetuneflow.v1 import evaluation_service_pb2 as pb
 from finetuneflow.v1 import evaluation_service_pb2_grpc as pb_grpc
 
 
-class Evaluations:
-    """`client.evaluations`."""
+class AsyncEvaluations:
+    """`client.evaluations` of an AsyncClient."""
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: AsyncTransport) -> None:
         self._transport = transport
         self._stub = pb_grpc.EvaluationServiceStub(transport.channel)
 
-    def get(self, evaluation_id: str) -> Evaluation:
+    async def get(self, evaluation_id: str) -> Evaluation:
         """Raises NotFound."""
         request = pb.GetEvaluationRequest(evaluation_id=evaluation_id)
-        return Evaluation.from_proto(self._transport.call(self._stub.GetEvaluation, request).evaluation)
+        response = await self._transport.call(self._stub.GetEvaluation, request)
+        return Evaluation.from_proto(response.evaluation)
 
-    def list(self, *, job_id: str = "", limit: int | None = None) -> Iterator[Evaluation]:
+    def list(self, *, job_id: str = "", limit: int | None = None) -> AsyncGenerator[Evaluation, None]:
         """Newest first; only those of one job when `job_id` is given."""
         request = pb.ListEvaluationsRequest(job_id=job_id)
-        return map(
-            Evaluation.from_proto, pages(self._transport, self._stub.ListEvaluations, request, "evaluations", limit)
-        )
+        return paged(self._transport, self._stub.ListEvaluations, request, "evaluations", limit, Evaluation.from_proto)
+
+
+class Evaluations(Blocking):
+    """`client.evaluations`."""
+
+    get = blocking(AsyncEvaluations.get)
+    list = iterating(AsyncEvaluations.list)

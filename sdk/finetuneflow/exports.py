@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator
 
-from finetuneflow.paging import pages
+from finetuneflow.blocking import Blocking, blocking, iterating
+from finetuneflow.paging import paged
 from finetuneflow.resources.export import Export
-from finetuneflow.transport import Transport
+from finetuneflow.transport import AsyncTransport
 from finetuneflow.v1 import export_service_pb2 as pb
 from finetuneflow.v1 import export_service_pb2_grpc as pb_grpc
 
 
-class Exports:
-    """`client.exports`."""
+class AsyncExports:
+    """`client.exports` of an AsyncClient."""
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: AsyncTransport) -> None:
         self._transport = transport
         self._stub = pb_grpc.ExportServiceStub(transport.channel)
 
-    def get(self, export_id: str) -> Export:
+    async def get(self, export_id: str) -> Export:
         """Raises NotFound."""
         request = pb.GetExportRequest(export_id=export_id)
-        return Export.from_proto(self._transport.call(self._stub.GetExport, request).export)
+        response = await self._transport.call(self._stub.GetExport, request)
+        return Export.from_proto(response.export)
 
-    def list(self, *, job_id: str = "", limit: int | None = None) -> Iterator[Export]:
+    def list(self, *, job_id: str = "", limit: int | None = None) -> AsyncGenerator[Export, None]:
         """Newest first; only those of one job when `job_id` is given."""
         request = pb.ListExportsRequest(job_id=job_id)
-        return map(Export.from_proto, pages(self._transport, self._stub.ListExports, request, "exports", limit))
+        return paged(self._transport, self._stub.ListExports, request, "exports", limit, Export.from_proto)
+
+
+class Exports(Blocking):
+    """`client.exports`."""
+
+    get = blocking(AsyncExports.get)
+    list = iterating(AsyncExports.list)

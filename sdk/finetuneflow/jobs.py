@@ -6,37 +6,26 @@ import builtins
 import hashlib
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import grpc
-
-from finetuneflow.artifacts import Artifacts
-from finetuneflow.datasets import Datasets
+from finetuneflow.blocking import Blocking, blocking, iterating
 from finetuneflow.enums import enum_number
-from finetuneflow.errors import (
-    ApiError,
-    FailedPrecondition,
-    InvalidArgument,
-    JobCancelled,
-    JobFailed,
-    Unavailable,
-    Violation,
-)
+from finetuneflow.errors import FailedPrecondition, InvalidArgument, JobCancelled, JobFailed, Violation
 from finetuneflow.files import safe_relative_path, sha256_of
-from finetuneflow.paging import pages
-from finetuneflow.patience import Patience
+from finetuneflow.paging import paged
+from finetuneflow.remote_files import AsyncArtifacts, AsyncDatasets
 from finetuneflow.resources.event import Event, Severity
 from finetuneflow.resources.job import Checkpoint, Job, JobState, MetricSeries
 from finetuneflow.spec import SpecDraft, draft_spec
-from finetuneflow.transport import Transport
+from finetuneflow.transport import AsyncTransport
 from finetuneflow.v1 import event_pb2, fine_tuning_job_pb2
 from finetuneflow.v1 import fine_tuning_service_pb2 as pb
 from finetuneflow.v1 import fine_tuning_service_pb2_grpc as pb_grpc
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
-from finetuneflow.watching import Cursor
+from finetuneflow.watching import watch
 
 Source = str | PathLike[str] | Mapping[str, Any]
 
@@ -46,16 +35,16 @@ FileProgress = Callable[[str, int, int], None]
 _EXPORT_KINDS = ("export_package", "export_file")
 
 
-class Jobs:
-    """`client.jobs`."""
+class AsyncJobs:
+    """`client.jobs` of an AsyncClient."""
 
-    def __init__(self, transport: Transport, datasets: Datasets, artifacts: Artifacts) -> None:
+    def __init__(self, transport: AsyncTransport, datasets: AsyncDatasets, artifacts: AsyncArtifacts) -> None:
         self._transport = transport
         self._datasets = datasets
         self._artifacts = artifacts
         self._stub = pb_grpc.FineTuningServiceStub(transport.channel)
 
-    def create(
+    async def create(
         self,
         *,
         base_model: str | None = None,
@@ -125,19 +114,19 @@ class Jobs:
             "seed": seed,
         }
         draft = _draft(spec, {name: value for name, value in single.items() if value is not None})
-        uploaded = self._upload(draft, validate_only, on_upload)
+        uploaded = await self._upload(draft, validate_only, on_upload)
         try:
             request = pb.CreateFineTuningJobRequest(
                 spec=draft.spec, request_id=request_id or uuid.uuid4().hex, validate_only=validate_only
             )
-            response = self._transport.call(self._stub.CreateFineTuningJob, request)
+            response = await self._transport.call(self._stub.CreateFineTuningJob, request)
         finally:
             if validate_only:
                 for dataset_id in uploaded:
-                    self._datasets.delete(dataset_id)
+                    await self._datasets.delete(dataset_id)
         return Job.from_proto(response.fine_tuning_job)
 
-    def _upload(self, draft: SpecDraft, throwaway: bool, on_upload: FileProgress | None) -> builtins.list[str]:
+    async def _upload(self, draft: SpecDraft, throwaway: bool, on_upload: FileProgress | None) -> builtins.list[str]:
         ids: dict[Path, str] = {}
         for source, path in draft.files:
             if path not in ids:
@@ -146,13 +135,13 @@ class Jobs:
                 content = hashlib.sha256(f"{path.name}\n{sha256_of(path)}".encode()).hexdigest()
                 progress = None if on_upload is None else _named(on_upload, path.name)
                 request_id = uuid.uuid4().hex if throwaway else f"file-{content}"
-                ids[path] = self._datasets.upload(path, request_id=request_id, progress=progress).id
+                ids[path] = (await self._datasets.upload(path, request_id=request_id, progress=progress)).id
             source.dataset = ids[path]
         return [*ids.values()]
 
-    def get(self, job_id: str) -> Job:
+    async def get(self, job_id: str) -> Job:
         """Raises NotFound."""
-        response = self._transport.call(self._stub.GetFineTuningJob, pb.GetFineTuningJobRequest(job_id=job_id))
+        response = await self._transport.call(self._stub.GetFineTuningJob, pb.GetFineTuningJobRequest(job_id=job_id))
         return Job.from_proto(response.fine_tuning_job)
 
     def list(
@@ -161,33 +150,33 @@ class Jobs:
         states: Sequence[JobState | str] = (),
         labels: Mapping[str, str] | None = None,
         limit: int | None = None,
-    ) -> Iterator[Job]:
+    ) -> AsyncGenerator[Job, None]:
         """Newest first, the next page read when it is needed; only jobs in one of `states` that carry all `labels`."""
         request = pb.ListFineTuningJobsRequest(
             states=[enum_number(fine_tuning_job_pb2.JobState.DESCRIPTOR, state, "states") for state in states],
             labels=dict(labels or {}),
         )
         method = self._stub.ListFineTuningJobs
-        return map(Job.from_proto, pages(self._transport, method, request, "fine_tuning_jobs", limit))
+        return paged(self._transport, method, request, "fine_tuning_jobs", limit, Job.from_proto)
 
-    def cancel(self, job_id: str) -> Job:
+    async def cancel(self, job_id: str) -> Job:
         """Ends a job. Raises NotFound, and FailedPrecondition when it ended otherwise."""
         request = pb.CancelFineTuningJobRequest(job_id=job_id)
-        return Job.from_proto(self._transport.call(self._stub.CancelFineTuningJob, request).fine_tuning_job)
+        return Job.from_proto((await self._transport.call(self._stub.CancelFineTuningJob, request)).fine_tuning_job)
 
-    def pause(self, job_id: str) -> Job:
+    async def pause(self, job_id: str) -> Job:
         """Holds a job after a checkpoint. Raises NotFound, and FailedPrecondition when it has ended or is ending."""
         request = pb.PauseFineTuningJobRequest(job_id=job_id)
-        return Job.from_proto(self._transport.call(self._stub.PauseFineTuningJob, request).fine_tuning_job)
+        return Job.from_proto((await self._transport.call(self._stub.PauseFineTuningJob, request)).fine_tuning_job)
 
-    def resume(self, job_id: str) -> Job:
+    async def resume(self, job_id: str) -> Job:
         """Goes on from the newest checkpoint. Raises as `pause` does."""
         request = pb.ResumeFineTuningJobRequest(job_id=job_id)
-        return Job.from_proto(self._transport.call(self._stub.ResumeFineTuningJob, request).fine_tuning_job)
+        return Job.from_proto((await self._transport.call(self._stub.ResumeFineTuningJob, request)).fine_tuning_job)
 
-    def delete(self, job_id: str) -> None:
+    async def delete(self, job_id: str) -> None:
         """Deletes a job that has ended, its history and its artifacts. Raises NotFound, FailedPrecondition."""
-        self._transport.call(self._stub.DeleteFineTuningJob, pb.DeleteFineTuningJobRequest(job_id=job_id))
+        await self._transport.call(self._stub.DeleteFineTuningJob, pb.DeleteFineTuningJobRequest(job_id=job_id))
 
     def watch(
         self,
@@ -198,125 +187,85 @@ class Jobs:
         min_severity: Severity | str | None = None,
         give_up_after_seconds: float = 60.0,
         on_disconnect: Callable[[Exception], None] | None = None,
-    ) -> Iterator[Event]:
+        on_reconnect: Callable[[], None] | None = None,
+    ) -> AsyncGenerator[Event, None]:
         """Yields what happened after `after_sequence`, then what happens, and ends with the job.
 
-        A lost connection is made again and goes on behind the last event: no gap, no repeat. `on_disconnect` hears
-        of each loss. After `give_up_after_seconds` without a server ServerUnreachable is raised. `kinds` are payload
-        names (`log`, `eval`, ...); default all. Raises NotFound, OutOfRange beyond the newest event.
+        A lost connection is made again, to another gateway where the client knows several, and goes on behind the last
+        event: no gap, no repeat. `on_disconnect` hears of each loss, and `on_reconnect` when a gateway speaks again.
+        After `give_up_after_seconds` without one ServerUnreachable is raised. `kinds` are payload names (`log`,
+        `eval`, ...); default all. Closing the iterator ends the stream. Raises NotFound, OutOfRange beyond the newest
+        event.
         """
-        return self._watch(
-            job_id,
-            after_sequence=after_sequence,
-            kinds=kinds,
-            min_severity=min_severity,
-            patience=Patience(give_up_after_seconds),
+        return watch(
+            self._transport,
+            self._stub.WatchFineTuningJob,
+            _watch_request(job_id, after_sequence, kinds, min_severity),
+            self.get,
+            give_up_after_seconds=give_up_after_seconds,
             on_disconnect=on_disconnect,
-            deadline=None,
+            on_reconnect=on_reconnect,
         )
 
-    def wait(self, job_id: str, *, timeout: float | None = None, give_up_after_seconds: float = 60.0) -> Job:
+    async def wait(
+        self,
+        job_id: str,
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109 - the same for Client, where no asyncio.timeout helps
+        give_up_after_seconds: float = 60.0,
+    ) -> Job:
         """Returns the job once it has SUCCEEDED; a paused one is waited for.
 
         Raises JobFailed, JobCancelled, NotFound, TimeoutError after `timeout` seconds, and ServerUnreachable after
         `give_up_after_seconds` without a server.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        job = self.get(job_id)
+        job = await self.get(job_id)
         if not job.ended:
-            events = self._watch(
-                job_id,
-                after_sequence=job.last_sequence,
-                kinds=("state_changed",),
-                min_severity=None,
-                patience=Patience(give_up_after_seconds),
-                on_disconnect=None,
+            events = watch(
+                self._transport,
+                self._stub.WatchFineTuningJob,
+                _watch_request(job_id, job.last_sequence, ("state_changed",), None),
+                self.get,
+                give_up_after_seconds=give_up_after_seconds,
                 deadline=deadline,
             )
-            for _ in events:
+            async for _ in events:
                 pass
-            job = self.get(job_id)
+            job = await self.get(job_id)
         if job.state == JobState.FAILED:
             raise JobFailed(job)
         if job.state == JobState.CANCELLED:
             raise JobCancelled(job)
         return job
 
-    def _watch(
-        self,
-        job_id: str,
-        *,
-        after_sequence: int,
-        kinds: Sequence[str],
-        min_severity: Severity | str | None,
-        patience: Patience,
-        on_disconnect: Callable[[Exception], None] | None,
-        deadline: float | None,
-    ) -> Iterator[Event]:
-        severity = None
-        if min_severity:
-            severity = enum_number(event_pb2.Severity.DESCRIPTOR, min_severity, "min_severity")
-        cursor = Cursor(after_sequence)
-        while True:
-            seconds_left = None if deadline is None else deadline - time.monotonic()
-            if seconds_left is not None and seconds_left <= 0:
-                raise TimeoutError(f"job {job_id} has not ended in time")
-            request = pb.WatchFineTuningJobRequest(
-                job_id=job_id, after_sequence=cursor.sequence, kinds=kinds, min_severity=severity
-            )
-            stream = self._transport.stream(self._stub.WatchFineTuningJob, request, timeout=seconds_left)
-            failure: ApiError = Unavailable(f"The server ended the stream of job {job_id}, which has not ended.")
-            try:
-                for response in stream:
-                    patience.reset()
-                    yield from cursor.advance(response)
-                if cursor.ended or self._all_seen(job_id, cursor.sequence):
-                    return
-            except grpc.RpcError as rpc_error:
-                failure = self._transport.error(rpc_error)
-                if failure.code is grpc.StatusCode.DEADLINE_EXCEEDED and deadline is not None:
-                    continue
-                if not isinstance(failure, Unavailable):
-                    raise failure from rpc_error
-            finally:
-                stream.cancel()
-            if on_disconnect is not None:
-                on_disconnect(failure)
-            delay = patience.next_delay()
-            if delay is None:
-                raise failure
-            time.sleep(delay)
-
-    def _all_seen(self, job_id: str, sequence: int) -> bool:
-        """Whether a stream that ended without a terminal event ended because there is nothing more: the event may
-        have been filtered out, or lie before the cursor the caller gave."""
-        job = self.get(job_id)
-        return job.ended and sequence >= job.last_sequence
-
-    def events(self, job_id: str, *, after_sequence: int = 0, kinds: Sequence[str] = ()) -> Iterator[Event]:
+    async def events(
+        self, job_id: str, *, after_sequence: int = 0, kinds: Sequence[str] = ()
+    ) -> AsyncGenerator[Event, None]:
         """What has happened so far, oldest first. Raises NotFound."""
         while True:
             request = pb.ListFineTuningJobEventsRequest(
                 job_id=job_id, after_sequence=after_sequence, kinds=kinds, page_size=1000
             )
-            response = self._transport.call(self._stub.ListFineTuningJobEvents, request)
-            yield from map(Event.from_proto, response.events)
+            response = await self._transport.call(self._stub.ListFineTuningJobEvents, request)
+            for message in response.events:
+                yield Event.from_proto(message)
             if response.through_sequence <= after_sequence:
                 return
             after_sequence = response.through_sequence
 
-    def checkpoints(self, job_id: str) -> builtins.list[Checkpoint]:
+    async def checkpoints(self, job_id: str) -> builtins.list[Checkpoint]:
         """Those that can be resumed from, newest first. Raises NotFound."""
-        response = self._transport.call(self._stub.ListCheckpoints, pb.ListCheckpointsRequest(job_id=job_id))
+        response = await self._transport.call(self._stub.ListCheckpoints, pb.ListCheckpointsRequest(job_id=job_id))
         return [Checkpoint.from_proto(checkpoint) for checkpoint in response.checkpoints]
 
-    def metrics(self, job_id: str, *, names: Sequence[str] = (), max_points: int = 0) -> dict[str, MetricSeries]:
+    async def metrics(self, job_id: str, *, names: Sequence[str] = (), max_points: int = 0) -> dict[str, MetricSeries]:
         """Whole curves by name (`loss`, `eval_loss`, ...), thinned evenly to `max_points` when given."""
         request = pb.GetMetricsRequest(job_id=job_id, names=names, max_points=max_points)
-        response = self._transport.call(self._stub.GetMetrics, request)
+        response = await self._transport.call(self._stub.GetMetrics, request)
         return {series.name: MetricSeries.from_proto(series) for series in response.series}
 
-    def download(
+    async def download(
         self, job_id: str, to: str | PathLike[str] = ".", *, progress: FileProgress | None = None
     ) -> builtins.list[Path]:
         """Downloads every file of the export into the folder `to`, made when missing, and returns their paths.
@@ -324,20 +273,47 @@ class Jobs:
         Each is verified and appears whole or not at all; one that is already there is not fetched again, one that
         was cut goes on. Raises NotFound for an unknown job, FailedPrecondition when it has no export (yet).
         """
-        files = [a for a in self._artifacts.list(job_id) if a.kind in _EXPORT_KINDS and not a.is_folder]
+        files = [a async for a in self._artifacts.list(job_id) if a.kind in _EXPORT_KINDS and not a.is_folder]
         if not files:
-            state = self.get(job_id).state
+            state = (await self.get(job_id)).state
             raise FailedPrecondition(f"Job {job_id} has no export: it is {state}.", reason="NO_EXPORT")
-        folder = Path(to).expanduser()
+        folder = Path(to)
         paths = []
         for artifact in files:
             target = folder / safe_relative_path(artifact.name.removeprefix("export/"))
             # A newer attempt's file of the same name comes later in the list and takes the place of the older one.
             on_progress = None if progress is None else _named(progress, target.name)
-            path = self._artifacts.download(artifact, target, progress=on_progress)
+            path = await self._artifacts.download(artifact, target, progress=on_progress)
             if path not in paths:
                 paths.append(path)
         return paths
+
+
+class Jobs(Blocking):
+    """`client.jobs`."""
+
+    create = blocking(AsyncJobs.create)
+    get = blocking(AsyncJobs.get)
+    list = iterating(AsyncJobs.list)
+    cancel = blocking(AsyncJobs.cancel)
+    pause = blocking(AsyncJobs.pause)
+    resume = blocking(AsyncJobs.resume)
+    delete = blocking(AsyncJobs.delete)
+    watch = iterating(AsyncJobs.watch)
+    wait = blocking(AsyncJobs.wait)
+    events = iterating(AsyncJobs.events)
+    checkpoints = blocking(AsyncJobs.checkpoints)
+    metrics = blocking(AsyncJobs.metrics)
+    download = blocking(AsyncJobs.download)
+
+
+def _watch_request(
+    job_id: str, after_sequence: int, kinds: Sequence[str], min_severity: Severity | str | None
+) -> pb.WatchFineTuningJobRequest:
+    severity = enum_number(event_pb2.Severity.DESCRIPTOR, min_severity, "min_severity") if min_severity else None
+    return pb.WatchFineTuningJobRequest(
+        job_id=job_id, after_sequence=after_sequence, kinds=kinds, min_severity=severity
+    )
 
 
 def _draft(spec: FineTuningJobSpec | Mapping[str, Any] | None, single: dict[str, Any]) -> SpecDraft:

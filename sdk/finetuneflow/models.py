@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator
 
+from finetuneflow.blocking import Blocking, blocking, iterating
 from finetuneflow.enums import enum_number
-from finetuneflow.paging import pages
+from finetuneflow.paging import paged
 from finetuneflow.resources.model import Model, ModelKind
-from finetuneflow.transport import Transport
+from finetuneflow.transport import AsyncTransport
 from finetuneflow.v1 import model_pb2, model_service_pb2_grpc
 from finetuneflow.v1 import model_service_pb2 as pb
 
 
-class Models:
-    """`client.models`. Hugging Face ids outside the catalogue work in a job without being listed here."""
+class AsyncModels:
+    """`client.models` of an AsyncClient."""
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: AsyncTransport) -> None:
         self._transport = transport
         self._stub = model_service_pb2_grpc.ModelServiceStub(transport.channel)
 
-    def get(self, model_id: str) -> Model:
+    async def get(self, model_id: str) -> Model:
         """Raises NotFound."""
-        return Model.from_proto(self._transport.call(self._stub.GetModel, pb.GetModelRequest(model_id=model_id)).model)
+        response = await self._transport.call(self._stub.GetModel, pb.GetModelRequest(model_id=model_id))
+        return Model.from_proto(response.model)
 
-    def list(self, *, kind: ModelKind | str | None = None, limit: int | None = None) -> Iterator[Model]:
+    def list(self, *, kind: ModelKind | str | None = None, limit: int | None = None) -> AsyncGenerator[Model, None]:
         """Base models first, then tuned ones, newest first."""
         request = pb.ListModelsRequest()
         if kind:
             request.kind = enum_number(model_pb2.ModelKind.DESCRIPTOR, kind, "kind")
-        return map(Model.from_proto, pages(self._transport, self._stub.ListModels, request, "models", limit))
+        return paged(self._transport, self._stub.ListModels, request, "models", limit, Model.from_proto)
+
+
+class Models(Blocking):
+    """`client.models`. Hugging Face ids outside the catalogue work in a job without being listed here."""
+
+    get = blocking(AsyncModels.get)
+    list = iterating(AsyncModels.list)

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import AsyncGenerator, Callable, Iterator
+from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
-from finetuneflow.transport import Transport
+from finetuneflow.blocking import drawn
+from finetuneflow.transport import AsyncTransport, Transport
 
 _PAGE_SIZE = 100
 
+R = TypeVar("R")
 
-def pages(transport: Transport, method: Any, request: Any, items: str, limit: int | None) -> Iterator[Message]:
-    """Yields what the field `items` of each page holds, at most `limit` in all; the next page is read when needed."""
+
+async def paged(
+    transport: AsyncTransport, method: Any, request: Any, items: str, limit: int | None, read: Callable[[Any], R]
+) -> AsyncGenerator[R, None]:
+    """Yields what the field `items` of each page holds, through `read`, at most `limit` in all; the next page is asked
+    for when it is needed."""
     left = limit
     while left is None or left > 0:
         request.page_size = _PAGE_SIZE if left is None else min(left, _PAGE_SIZE)
-        response = transport.call(method, request)
-        page = getattr(response, items)
-        yield from page if left is None else page[:left]
+        response = await transport.call(method, request)
+        for item in getattr(response, items)[:left]:
+            yield read(item)
         if left is not None:
-            left -= len(page)
+            left -= len(getattr(response, items))
         if not response.next_page_token:
             return
         request.page_token = response.next_page_token
+
+
+def pages(transport: Transport, method: Any, request: Any, items: str, limit: int | None) -> Iterator[Message]:
+    """The same for plain functions."""
+    return drawn(paged(transport.inline, method, request, items, limit, lambda item: item))

@@ -8,21 +8,28 @@ from collections.abc import Callable
 
 
 class Patience:
-    """Back-off from 50 ms to 1 s, with jitter, that ends `seconds` after the first failure in a row."""
+    """Back-off from 50 ms to 1 s, with jitter, that ends `seconds` after the first failure in a row.
 
-    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+    The first `at_once` of them are no reason to wait: there is somebody else to ask.
+    """
+
+    def __init__(self, seconds: float, *, at_once: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
         self._seconds = seconds
+        self._at_once = at_once
         self._clock = clock
-        self._give_up_at: float | None = None
-        self._delay = 0.05
+        self.reset()
 
     def reset(self) -> None:
         """Something went well."""
-        self._give_up_at = None
+        self._give_up_at: float | None = None
         self._delay = 0.05
+        self._others = self._at_once
 
     def next_delay(self) -> float | None:
         """Seconds to wait before the next try; None when it is time to give up."""
+        if self._others:
+            self._others -= 1
+            return 0.0
         now = self._clock()
         if self._give_up_at is None:
             self._give_up_at = now + self._seconds

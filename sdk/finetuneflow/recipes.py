@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator
 
-from finetuneflow.paging import pages
+from finetuneflow.blocking import Blocking, blocking, iterating
+from finetuneflow.paging import paged
 from finetuneflow.resources.recipe import Recipe
-from finetuneflow.transport import Transport
+from finetuneflow.transport import AsyncTransport
 from finetuneflow.v1 import recipe_service_pb2 as pb
 from finetuneflow.v1 import recipe_service_pb2_grpc as pb_grpc
 
 
-class Recipes:
-    """`client.recipes`."""
+class AsyncRecipes:
+    """`client.recipes` of an AsyncClient."""
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: AsyncTransport) -> None:
         self._transport = transport
         self._stub = pb_grpc.RecipeServiceStub(transport.channel)
 
-    def get(self, name: str) -> Recipe:
+    async def get(self, name: str) -> Recipe:
         """Raises NotFound, whose message names the nearest recipe."""
-        return Recipe.from_proto(self._transport.call(self._stub.GetRecipe, pb.GetRecipeRequest(name=name)).recipe)
+        response = await self._transport.call(self._stub.GetRecipe, pb.GetRecipeRequest(name=name))
+        return Recipe.from_proto(response.recipe)
 
-    def list(self, *, limit: int | None = None) -> Iterator[Recipe]:
+    def list(self, *, limit: int | None = None) -> AsyncGenerator[Recipe, None]:
         """By name."""
         request = pb.ListRecipesRequest()
-        return map(Recipe.from_proto, pages(self._transport, self._stub.ListRecipes, request, "recipes", limit))
+        return paged(self._transport, self._stub.ListRecipes, request, "recipes", limit, Recipe.from_proto)
+
+
+class Recipes(Blocking):
+    """`client.recipes`."""
+
+    get = blocking(AsyncRecipes.get)
+    list = iterating(AsyncRecipes.list)

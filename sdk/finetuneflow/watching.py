@@ -1,29 +1,113 @@
-"""Where a watcher stands in a job's history, whatever the connections in between do."""
+"""Watching a job, whatever the connections in between do."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from typing import Any
 
+import grpc
+
+from finetuneflow.errors import ApiError, ServerError, Unavailable
 from finetuneflow.resources.event import Event
-from finetuneflow.resources.job import JobState
+from finetuneflow.resources.job import Job, JobState
+from finetuneflow.transport import AsyncTransport
 from finetuneflow.v1 import fine_tuning_service_pb2 as pb
 
 
-class Cursor:
-    """Events up to `sequence` were handed out or filtered out; the next connection asks for what follows it."""
+class OutOfOrder(Exception):
+    """The stream skipped events. What it said before that stands; the rest is asked for anew."""
 
-    def __init__(self, after_sequence: int) -> None:
+
+class Cursor:
+    """Events up to `sequence` were handed out or filtered out; the next connection asks for what follows it.
+
+    With `dense` nothing is filtered out, so that an event can be missed: sequences count from 1 without a hole.
+    """
+
+    def __init__(self, after_sequence: int, *, dense: bool) -> None:
         self.sequence = after_sequence
         self.ended = False
+        self._dense = dense
 
     def advance(self, response: pb.WatchFineTuningJobResponse) -> Iterator[Event]:
         """Yields each event once and in order. The cursor moves with the event, so a consumer that stops in the
-        middle of a batch has a cursor in the middle of it."""
-        for message in response.events:
-            if message.sequence <= self.sequence:
-                continue
-            self.sequence = message.sequence
+        middle of a batch has a cursor in the middle of it. Raises OutOfOrder."""
+        fresh = {message.sequence: message for message in response.events if message.sequence > self.sequence}
+        for sequence, message in sorted(fresh.items()):
+            if self._dense and sequence != self.sequence + 1:
+                raise OutOfOrder(f"event {sequence} came after {self.sequence}")
+            self.sequence = sequence
             event = Event.from_proto(message)
             self.ended = event.kind == "state_changed" and JobState(event.state_changed.state).terminal
             yield event
+        if self._dense and response.through_sequence > self.sequence:
+            raise OutOfOrder(f"the events from {self.sequence + 1} to {response.through_sequence} did not come")
         self.sequence = max(self.sequence, response.through_sequence)
+
+
+async def watch(
+    transport: AsyncTransport,
+    method: Any,
+    request: pb.WatchFineTuningJobRequest,
+    get_job: Callable[[str], Awaitable[Job]],
+    *,
+    give_up_after_seconds: float,
+    on_disconnect: Callable[[Exception], None] | None = None,
+    on_reconnect: Callable[[], None] | None = None,
+    deadline: float | None = None,
+) -> AsyncGenerator[Event, None]:
+    """Yields the events that `request` asks for until the job has ended. `deadline` is of time.monotonic.
+
+    Raises TimeoutError beyond the deadline, Unavailable or ServerError after `give_up_after_seconds` without progress.
+    """
+    cursor = Cursor(request.after_sequence, dense=not request.kinds and not request.min_severity)
+    patience = transport.patience(give_up_after_seconds)
+    lost = False
+    while True:
+        seconds_left = None if deadline is None else deadline - time.monotonic()
+        if seconds_left is not None and seconds_left <= 0:
+            raise TimeoutError(f"job {request.job_id} has not ended in time")
+        request.after_sequence = cursor.sequence
+        stream = transport.stream(method, request, timeout=seconds_left)
+        failure: ApiError = Unavailable(f"The server ended the stream of job {request.job_id}, which has not ended.")
+        responses = 0
+        try:
+            async for response in stream:
+                responses += 1
+                if lost and on_reconnect is not None:
+                    on_reconnect()
+                lost = False
+                before = cursor.sequence
+                for event in cursor.advance(response):
+                    yield event
+                # A server that only ever says one thing and hangs up must not be asked for ever.
+                if cursor.sequence > before or responses > 1:
+                    patience.reset()
+            if cursor.ended or await _all_seen(get_job, request.job_id, cursor.sequence):
+                return
+        except OutOfOrder as error:
+            failure = Unavailable(f"The server's stream of job {request.job_id} is not whole: {error}.")
+        except grpc.RpcError as rpc_error:
+            failure = transport.error(rpc_error)
+            if failure.code is grpc.StatusCode.DEADLINE_EXCEEDED and deadline is not None:
+                continue
+            # A database that is just being restarted shows as a fault of the server's.
+            if not isinstance(failure, (Unavailable, ServerError)):
+                raise failure from rpc_error
+        finally:
+            stream.cancel()
+        if not lost and on_disconnect is not None:
+            on_disconnect(failure)
+        lost = True
+        delay = patience.next_delay()
+        if delay is None:
+            raise failure
+        await transport.sleep(delay)
+
+
+async def _all_seen(get_job: Callable[[str], Awaitable[Job]], job_id: str, sequence: int) -> bool:
+    """Whether a stream that ended without a terminal event ended because there is nothing more: the event may have been
+    filtered out, or lie before the cursor the caller gave."""
+    job = await get_job(job_id)
+    return job.ended and sequence >= job.last_sequence

@@ -27,7 +27,7 @@ from finetuneflow.v1 import fine_tuning_job_spec_pb2 as finetuneflow_dot_v1_dot_
 from finetuneflow.v1 import stage_result_pb2 as finetuneflow_dot_v1_dot_stage__result__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%finetuneflow/v1/dataset_service.proto\x12\x0f\x66inetuneflow.v1\x1a\x1d\x66inetuneflow/v1/dataset.proto\x1a*finetuneflow/v1/fine_tuning_job_spec.proto\x1a\"finetuneflow/v1/stage_result.proto\"j\n\x14UploadDatasetRequest\x12\x36\n\x06header\x18\x01 \x01(\x0b\x32$.finetuneflow.v1.UploadDatasetHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\t\n\x07\x63ontent\"\x99\x01\n\x13UploadDatasetHeader\x12\x10\n\x08\x66ilename\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x17\n\nsize_bytes\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x0e\n\x06sha256\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x0e\n\x06offset\x18\x06 \x01(\x03\x42\r\n\x0b_size_bytes\"B\n\x15UploadDatasetResponse\x12)\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x18.finetuneflow.v1.Dataset\"6\n\x10GetUploadRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\"V\n\x11GetUploadResponse\x12\x16\n\x0ereceived_bytes\x18\x01 \x01(\x03\x12)\n\x07\x64\x61taset\x18\x02 \x01(\x0b\x32\x18.finetuneflow.v1.Dataset\"\'\n\x11GetDatasetRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\"?\n\x12GetDatasetResponse\x12)\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x18.finetuneflow.v1.Dataset\"<\n\x13ListDatasetsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"[\n\x14ListDatasetsResponse\x12*\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x18.finetuneflow.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"*\n\x14\x44\x65leteDatasetRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteDatasetResponse\"\x81\x01\n\x16ValidateDatasetRequest\x12+\n\x06source\x18\x01 \x01(\x0b\x32\x1b.finetuneflow.v1.DataSource\x12\x12\n\nbase_model\x18\x02 \x01(\t\x12\x17\n\nmax_length\x18\x03 \x01(\x05H\x00\x88\x01\x01\x42\r\n\x0b_max_length\"\x93\x01\n\x17ValidateDatasetResponse\x12\x33\n\nstatistics\x18\x01 \x01(\x0b\x32\x1f.finetuneflow.v1.DataStatistics\x12-\n\x08problems\x18\x02 \x03(\x0b\x32\x1b.finetuneflow.v1.RowProblem\x12\x14\n\x0cnum_problems\x18\x03 \x01(\x03\"J\n\nRowProblem\x12\x0b\n\x03row\x18\x01 \x01(\x03\x12\x0e\n\x06\x63olumn\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\"\xa5\x01\n\x15PreviewDatasetRequest\x12+\n\x06source\x18\x01 \x01(\x0b\x32\x1b.finetuneflow.v1.DataSource\x12\x12\n\nbase_model\x18\x02 \x01(\t\x12\x11\n\tfirst_row\x18\x03 \x01(\x03\x12\x10\n\x08num_rows\x18\x04 \x01(\x05\x12\x17\n\nmax_length\x18\x05 \x01(\x05H\x00\x88\x01\x01\x42\r\n\x0b_max_length\"C\n\x16PreviewDatasetResponse\x12)\n\x04rows\x18\x01 \x03(\x0b\x32\x1b.finetuneflow.v1.RowPreview\"m\n\nRowPreview\x12\x0b\n\x03row\x18\x01 \x01(\x03\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0e\n\x06tokens\x18\x03 \x03(\t\x12\x11\n\tinput_ids\x18\x04 \x03(\x05\x12\x0e\n\x06labels\x18\x05 \x03(\x05\x12\x11\n\ttruncated\x18\x06 \x01(\x08\x32\xa3\x05\n\x0e\x44\x61tasetService\x12`\n\rUploadDataset\x12%.finetuneflow.v1.UploadDatasetRequest\x1a&.finetuneflow.v1.UploadDatasetResponse(\x01\x12R\n\tGetUpload\x12!.finetuneflow.v1.GetUploadRequest\x1a\".finetuneflow.v1.GetUploadResponse\x12U\n\nGetDataset\x12\".finetuneflow.v1.GetDatasetRequest\x1a#.finetuneflow.v1.GetDatasetResponse\x12[\n\x0cListDatasets\x12$.finetuneflow.v1.ListDatasetsRequest\x1a%.finetuneflow.v1.ListDatasetsResponse\x12^\n\rDeleteDataset\x12%.finetuneflow.v1.DeleteDatasetRequest\x1a&.finetuneflow.v1.DeleteDatasetResponse\x12\x64\n\x0fValidateDataset\x12\'.finetuneflow.v1.ValidateDatasetRequest\x1a(.finetuneflow.v1.ValidateDatasetResponse\x12\x61\n\x0ePreviewDataset\x12&.finetuneflow.v1.PreviewDatasetRequest\x1a\'.finetuneflow.v1.PreviewDatasetResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%finetuneflow/v1/dataset_service.proto\x12\x0f\x66inetuneflow.v1\x1a\x1d\x66inetuneflow/v1/dataset.proto\x1a*finetuneflow/v1/fine_tuning_job_spec.proto\x1a\"finetuneflow/v1/stage_result.proto\"|\n\x14UploadDatasetRequest\x12\x36\n\x06header\x18\x01 \x01(\x0b\x32$.finetuneflow.v1.UploadDatasetHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x12\x10\n\x06sha256\x18\x03 \x01(\tH\x00\x42\t\n\x07\x63ontent\"\xb1\x01\n\x13UploadDatasetHeader\x12\x10\n\x08\x66ilename\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x17\n\nsize_bytes\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x0e\n\x06sha256\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x0e\n\x06offset\x18\x06 \x01(\x03\x12\x16\n\x0esha256_follows\x18\x07 \x01(\x08\x42\r\n\x0b_size_bytes\"B\n\x15UploadDatasetResponse\x12)\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x18.finetuneflow.v1.Dataset\"6\n\x10GetUploadRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\"V\n\x11GetUploadResponse\x12\x16\n\x0ereceived_bytes\x18\x01 \x01(\x03\x12)\n\x07\x64\x61taset\x18\x02 \x01(\x0b\x32\x18.finetuneflow.v1.Dataset\"\'\n\x11GetDatasetRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\"?\n\x12GetDatasetResponse\x12)\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x18.finetuneflow.v1.Dataset\"<\n\x13ListDatasetsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"[\n\x14ListDatasetsResponse\x12*\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x18.finetuneflow.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"*\n\x14\x44\x65leteDatasetRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteDatasetResponse\"\x81\x01\n\x16ValidateDatasetRequest\x12+\n\x06source\x18\x01 \x01(\x0b\x32\x1b.finetuneflow.v1.DataSource\x12\x12\n\nbase_model\x18\x02 \x01(\t\x12\x17\n\nmax_length\x18\x03 \x01(\x05H\x00\x88\x01\x01\x42\r\n\x0b_max_length\"\x93\x01\n\x17ValidateDatasetResponse\x12\x33\n\nstatistics\x18\x01 \x01(\x0b\x32\x1f.finetuneflow.v1.DataStatistics\x12-\n\x08problems\x18\x02 \x03(\x0b\x32\x1b.finetuneflow.v1.RowProblem\x12\x14\n\x0cnum_problems\x18\x03 \x01(\x03\"J\n\nRowProblem\x12\x0b\n\x03row\x18\x01 \x01(\x03\x12\x0e\n\x06\x63olumn\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\"\xa5\x01\n\x15PreviewDatasetRequest\x12+\n\x06source\x18\x01 \x01(\x0b\x32\x1b.finetuneflow.v1.DataSource\x12\x12\n\nbase_model\x18\x02 \x01(\t\x12\x11\n\tfirst_row\x18\x03 \x01(\x03\x12\x10\n\x08num_rows\x18\x04 \x01(\x05\x12\x17\n\nmax_length\x18\x05 \x01(\x05H\x00\x88\x01\x01\x42\r\n\x0b_max_length\"C\n\x16PreviewDatasetResponse\x12)\n\x04rows\x18\x01 \x03(\x0b\x32\x1b.finetuneflow.v1.RowPreview\"m\n\nRowPreview\x12\x0b\n\x03row\x18\x01 \x01(\x03\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0e\n\x06tokens\x18\x03 \x03(\t\x12\x11\n\tinput_ids\x18\x04 \x03(\x05\x12\x0e\n\x06labels\x18\x05 \x03(\x05\x12\x11\n\ttruncated\x18\x06 \x01(\x08\x32\xa3\x05\n\x0e\x44\x61tasetService\x12`\n\rUploadDataset\x12%.finetuneflow.v1.UploadDatasetRequest\x1a&.finetuneflow.v1.UploadDatasetResponse(\x01\x12R\n\tGetUpload\x12!.finetuneflow.v1.GetUploadRequest\x1a\".finetuneflow.v1.GetUploadResponse\x12U\n\nGetDataset\x12\".finetuneflow.v1.GetDatasetRequest\x1a#.finetuneflow.v1.GetDatasetResponse\x12[\n\x0cListDatasets\x12$.finetuneflow.v1.ListDatasetsRequest\x1a%.finetuneflow.v1.ListDatasetsResponse\x12^\n\rDeleteDataset\x12%.finetuneflow.v1.DeleteDatasetRequest\x1a&.finetuneflow.v1.DeleteDatasetResponse\x12\x64\n\x0fValidateDataset\x12\'.finetuneflow.v1.ValidateDatasetRequest\x1a(.finetuneflow.v1.ValidateDatasetResponse\x12\x61\n\x0ePreviewDataset\x12&.finetuneflow.v1.PreviewDatasetRequest\x1a\'.finetuneflow.v1.PreviewDatasetResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,39 +35,39 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'finetuneflow.v1.dataset_ser
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_UPLOADDATASETREQUEST']._serialized_start=169
-  _globals['_UPLOADDATASETREQUEST']._serialized_end=275
-  _globals['_UPLOADDATASETHEADER']._serialized_start=278
-  _globals['_UPLOADDATASETHEADER']._serialized_end=431
-  _globals['_UPLOADDATASETRESPONSE']._serialized_start=433
-  _globals['_UPLOADDATASETRESPONSE']._serialized_end=499
-  _globals['_GETUPLOADREQUEST']._serialized_start=501
-  _globals['_GETUPLOADREQUEST']._serialized_end=555
-  _globals['_GETUPLOADRESPONSE']._serialized_start=557
-  _globals['_GETUPLOADRESPONSE']._serialized_end=643
-  _globals['_GETDATASETREQUEST']._serialized_start=645
-  _globals['_GETDATASETREQUEST']._serialized_end=684
-  _globals['_GETDATASETRESPONSE']._serialized_start=686
-  _globals['_GETDATASETRESPONSE']._serialized_end=749
-  _globals['_LISTDATASETSREQUEST']._serialized_start=751
-  _globals['_LISTDATASETSREQUEST']._serialized_end=811
-  _globals['_LISTDATASETSRESPONSE']._serialized_start=813
-  _globals['_LISTDATASETSRESPONSE']._serialized_end=904
-  _globals['_DELETEDATASETREQUEST']._serialized_start=906
-  _globals['_DELETEDATASETREQUEST']._serialized_end=948
-  _globals['_DELETEDATASETRESPONSE']._serialized_start=950
-  _globals['_DELETEDATASETRESPONSE']._serialized_end=973
-  _globals['_VALIDATEDATASETREQUEST']._serialized_start=976
-  _globals['_VALIDATEDATASETREQUEST']._serialized_end=1105
-  _globals['_VALIDATEDATASETRESPONSE']._serialized_start=1108
-  _globals['_VALIDATEDATASETRESPONSE']._serialized_end=1255
-  _globals['_ROWPROBLEM']._serialized_start=1257
-  _globals['_ROWPROBLEM']._serialized_end=1331
-  _globals['_PREVIEWDATASETREQUEST']._serialized_start=1334
-  _globals['_PREVIEWDATASETREQUEST']._serialized_end=1499
-  _globals['_PREVIEWDATASETRESPONSE']._serialized_start=1501
-  _globals['_PREVIEWDATASETRESPONSE']._serialized_end=1568
-  _globals['_ROWPREVIEW']._serialized_start=1570
-  _globals['_ROWPREVIEW']._serialized_end=1679
-  _globals['_DATASETSERVICE']._serialized_start=1682
-  _globals['_DATASETSERVICE']._serialized_end=2357
+  _globals['_UPLOADDATASETREQUEST']._serialized_end=293
+  _globals['_UPLOADDATASETHEADER']._serialized_start=296
+  _globals['_UPLOADDATASETHEADER']._serialized_end=473
+  _globals['_UPLOADDATASETRESPONSE']._serialized_start=475
+  _globals['_UPLOADDATASETRESPONSE']._serialized_end=541
+  _globals['_GETUPLOADREQUEST']._serialized_start=543
+  _globals['_GETUPLOADREQUEST']._serialized_end=597
+  _globals['_GETUPLOADRESPONSE']._serialized_start=599
+  _globals['_GETUPLOADRESPONSE']._serialized_end=685
+  _globals['_GETDATASETREQUEST']._serialized_start=687
+  _globals['_GETDATASETREQUEST']._serialized_end=726
+  _globals['_GETDATASETRESPONSE']._serialized_start=728
+  _globals['_GETDATASETRESPONSE']._serialized_end=791
+  _globals['_LISTDATASETSREQUEST']._serialized_start=793
+  _globals['_LISTDATASETSREQUEST']._serialized_end=853
+  _globals['_LISTDATASETSRESPONSE']._serialized_start=855
+  _globals['_LISTDATASETSRESPONSE']._serialized_end=946
+  _globals['_DELETEDATASETREQUEST']._serialized_start=948
+  _globals['_DELETEDATASETREQUEST']._serialized_end=990
+  _globals['_DELETEDATASETRESPONSE']._serialized_start=992
+  _globals['_DELETEDATASETRESPONSE']._serialized_end=1015
+  _globals['_VALIDATEDATASETREQUEST']._serialized_start=1018
+  _globals['_VALIDATEDATASETREQUEST']._serialized_end=1147
+  _globals['_VALIDATEDATASETRESPONSE']._serialized_start=1150
+  _globals['_VALIDATEDATASETRESPONSE']._serialized_end=1297
+  _globals['_ROWPROBLEM']._serialized_start=1299
+  _globals['_ROWPROBLEM']._serialized_end=1373
+  _globals['_PREVIEWDATASETREQUEST']._serialized_start=1376
+  _globals['_PREVIEWDATASETREQUEST']._serialized_end=1541
+  _globals['_PREVIEWDATASETRESPONSE']._serialized_start=1543
+  _globals['_PREVIEWDATASETRESPONSE']._serialized_end=1610
+  _globals['_ROWPREVIEW']._serialized_start=1612
+  _globals['_ROWPREVIEW']._serialized_end=1721
+  _globals['_DATASETSERVICE']._serialized_start=1724
+  _globals['_DATASETSERVICE']._serialized_end=2399
 # @@protoc_insertion_point(module_scope)

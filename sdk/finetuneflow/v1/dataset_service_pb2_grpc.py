@@ -77,20 +77,25 @@ class DatasetServiceServicer(object):
     """
 
     def UploadDataset(self, request_iterator, context):
-        """Uploads one file. The first message is the header, each further one a chunk. The dataset exists when the
-        answer arrives. Of a stream that was cut before, the bytes that arrived are kept for 24 hours when its header had
-        a request_id, a size_bytes and a sha256; without them nothing is left. Fails with OUT_OF_RANGE when `offset` is not
-        what GetUpload answers (ErrorInfo metadata `received_bytes`), with ABORTED while another stream writes the same
-        upload, and with INVALID_ARGUMENT when the file is empty, of an
-        unknown ending, longer or shorter than size_bytes or of another SHA-256, and with RESOURCE_EXHAUSTED above the
-        operator's size limit (default 64 GiB).
+        """Uploads one file. The first message is the header, each further one a chunk, the last the SHA-256 when the header
+        says so. The dataset exists when the answer arrives. Of a stream that was cut, the bytes that arrived are kept for
+        24 hours when its header had a request_id, a size_bytes and either sha256 or sha256_follows, and the artifact store
+        is a file system; otherwise nothing is left of it, nor of a file that was refused. Gateways that share the store go
+        on with each other's.
+        Fails with OUT_OF_RANGE when `offset` is not what GetUpload answers (ErrorInfo metadata `received_bytes`); with
+        ABORTED while another stream writes the same upload; with UNAVAILABLE when nothing of an upload that can be gone on
+        with came for 30 seconds; with INVALID_ARGUMENT when the file is empty, of an unknown ending, longer or shorter than
+        size_bytes or of another SHA-256; and with RESOURCE_EXHAUSTED above the operator's size limit (default 64 GiB) and
+        where the store is full.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetUpload(self, request, context):
-        """How much of a cut upload is there. Nothing is kept of an upload that is unknown: 0 bytes, no failure.
+        """How much of a cut upload is there. Nothing is kept of an upload that is unknown, nor by an artifact store that is
+        an object store: 0 bytes, no failure. Fails with ALREADY_EXISTS when the request_id has made a dataset of another
+        SHA-256.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
