@@ -35,6 +35,11 @@ class PostgresServer:
             shutil.chown(self._folder, self._user, self._user)
         data = self._folder / "data"
         self._run(self._bin / "initdb", "-D", data, "-U", "ftf", "--auth=trust", "--no-sync")
+        self.start_again()
+
+    def start_again(self) -> None:
+        """After stop(), with the data it had."""
+        data = self._folder / "data"
         options = f"-p {self.port} -h 127.0.0.1 -k {self._folder} -c fsync=off"
         self._run(self._bin / "pg_ctl", "-D", data, "-w", "-l", self._folder / "log", "-o", options, "start")
 

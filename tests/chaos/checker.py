@@ -1,0 +1,387 @@
+"""The invariants of DESIGN's rules, over what SQL says, what watchers saw, and what lies in the artifact store.
+
+A violation is a sentence. The checker knows nothing of faults but what they may excuse: a job that was asked to be
+cancelled, and checkpoints that were damaged on purpose.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from chassis.artifacts import MANIFEST
+from chassis.events import ENDINGS
+from finetuneflow.v1.event_pb2 import ConfigResolved, Event
+from finetuneflow.v1.fine_tuning_job_pb2 import Fault, JobState, Stage
+from gateway.ledger import GATEWAY_SOURCE
+from gateway.lifecycle import STAGES, TERMINAL
+from gateway.tables import SavedCheckpoint
+from tests.chaos.history import JobHistory
+from tests.chaos.watchers import canonical
+
+
+@dataclass
+class Expected:
+    """What is known of a job without asking the product."""
+
+    package_sha256: Callable[[Path], str]
+    """Of a folder `<store>/<tenant>`-relative package: what identifies the result's bytes."""
+    reference: str
+    """The same of an unfaulted run."""
+    cancel: str = ""
+    """accepted: it must end CANCELLED; refused: it must not; unknown: the answer was lost, either is right."""
+    may_fail: bool = False
+    """Its workers were killed on purpose until it was given up."""
+
+
+@dataclass
+class Seen:
+    """What one watcher was handed, in order."""
+
+    name: str
+    job_id: str
+    events: Sequence[tuple[int, bytes]]
+    error: str = ""
+    ended: bool = True
+
+
+@dataclass
+class Evidence:
+    """Everything that the checker looks at."""
+
+    histories: Mapping[str, JobHistory]
+    expected: Mapping[str, Expected]
+    watchers: Sequence[Seen]
+    store: Path
+    orphans: Sequence[str] = ()
+    damaged: frozenset[str] = frozenset()
+    """Paths below the tenant that were damaged on purpose."""
+
+
+@dataclass
+class Findings:
+    """Violations by kind, and what was counted on the way."""
+
+    violations: list[str] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def add(self, kind: str, sentence: str) -> None:
+        self.violations.append(f"{kind}: {sentence}")
+        self.count(kind)
+
+    def count(self, name: str, number: int = 1) -> None:
+        self.counts[name] = self.counts.get(name, 0) + number
+
+    def most(self, name: str, number: int) -> None:
+        self.counts[name] = max(self.counts.get(name, 0), number)
+
+
+def check(evidence: Evidence) -> Findings:
+    """Every invariant; an empty list of violations is what is wanted."""
+    findings = Findings()
+    for job_id, expected in evidence.expected.items():
+        history = evidence.histories.get(job_id)
+        if history is None:
+            findings.add("loss", f"job {job_id} is not in SQL")
+            continue
+        events = history.events()
+        findings.count("jobs")
+        findings.count("attempts", len(history.attempts))
+        findings.count("events", len(events))
+        _check_sequences(history, events, findings)
+        _check_claims(history, events, findings)
+        _check_attempts(history, findings)
+        _check_ending(history, events, expected, findings)
+        _check_restored(history, events, evidence, findings)
+        _check_retention(history, findings)
+        _check_stored(history, evidence, findings)
+        _check_result(history, expected, evidence, findings)
+    for job_id in evidence.histories.keys() - evidence.expected.keys():
+        findings.add("duplicate", f"job {job_id} was created though nobody asked for it")
+    for watcher in evidence.watchers:
+        _check_watcher(watcher, evidence.histories.get(watcher.job_id), findings)
+    _check_final_paths(evidence, findings)
+    for orphan in evidence.orphans:
+        findings.add("orphan", orphan)
+    return findings
+
+
+def _check_sequences(history: JobHistory, events: Sequence[Event], findings: Findings) -> None:
+    job = history.job
+    sequences = [row.sequence for row in history.rows]
+    if sequences != list(range(1, len(sequences) + 1)):
+        findings.add("loss", f"{job.id}: sequences in SQL are not dense: {_gaps(sequences)}")
+    if job.last_sequence != (sequences[-1] if sequences else 0):
+        findings.add("loss", f"{job.id}: last_sequence is {job.last_sequence}, SQL holds up to {sequences[-1:]}")
+    for row, event in zip(history.rows, events, strict=True):
+        if event.sequence != row.sequence or event.job_id != job.id:
+            findings.add("loss", f"{job.id}: row {row.sequence} holds event {event.sequence} of {event.job_id}")
+
+
+def _check_watcher(watcher: Seen, history: JobHistory | None, findings: Findings) -> None:
+    who = f"watcher {watcher.name} of {watcher.job_id}"
+    findings.count("watchers")
+    findings.count("deliveries", len(watcher.events))
+    if watcher.error:
+        findings.add("watcher failed", f"{who}: {watcher.error}")
+        return
+    if not watcher.ended:
+        findings.add("watcher failed", f"{who} did not end; it has seen up to {[s for s, _ in watcher.events][-1:]}")
+        return
+    in_sql = {} if history is None else dict(zip(_sequences(history), map(canonical, history.events()), strict=True))
+    seen = [sequence for sequence, _ in watcher.events]
+    if len(set(seen)) != len(seen):
+        findings.add("duplicate", f"{who} was handed {sorted({s for s in seen if seen.count(s) > 1})} more than once")
+    if seen != sorted(seen):
+        findings.add("reorder", f"{who} was handed {seen}")
+    if missing := set(in_sql) - set(seen):
+        findings.add("loss", f"{who} never saw {sorted(missing)}")
+    for sequence, data in watcher.events:
+        if in_sql.get(sequence) != data:
+            findings.add("loss", f"{who} saw another event as {sequence} than SQL holds")
+
+
+def _sequences(history: JobHistory) -> list[int]:
+    return [row.sequence for row in history.rows]
+
+
+def _check_claims(history: JobHistory, events: Sequence[Event], findings: Findings) -> None:
+    """Nothing is accepted but from the claim that is current, its ordinals each once and in order."""
+    job = history.job
+    nodes = {(attempt.stage, attempt.attempt): attempt for attempt in history.attempts}
+    current: tuple[str, int] | None = None
+    following: dict[tuple[str, int], int] = {}
+    for event in events:
+        key = (Stage.Name(event.stage), event.attempt)
+        where = f"{job.id}: event {event.sequence} of {key[0]} attempt {key[1]}"
+        if event.source == GATEWAY_SOURCE:
+            current = _current_after(event, key, current, where, findings)
+            continue
+        if key != current:
+            findings.add("stale write", f"{where} was accepted while {current or 'nothing'} was claimed")
+        elif event.source != nodes[key].node_id:
+            findings.add("stale write", f"{where} came from {event.source}, claimed by {nodes[key].node_id}")
+        wanted = following.get(key, 0)
+        if event.ordinal != wanted:
+            kind = "duplicate" if event.ordinal < wanted else "loss"
+            findings.add(kind, f"{where} has ordinal {event.ordinal}, expected {wanted}")
+        following[key] = event.ordinal + 1
+        if event.WhichOneof("payload") in ENDINGS:
+            current = None
+    for key, attempt in nodes.items():
+        if attempt.next_ordinal != following.get(key, 0):
+            findings.add("loss", f"{job.id}: {key} accepted {attempt.next_ordinal}, SQL holds {following.get(key, 0)}")
+
+
+def _current_after(
+    event: Event, key: tuple[str, int], current: tuple[str, int] | None, where: str, findings: Findings
+) -> tuple[str, int] | None:
+    changed = event.state_changed
+    if event.HasField("stage_failed"):
+        # Lease or damage: the gateway ended the claim itself.
+        return None
+    if not event.HasField("state_changed"):
+        return current
+    if changed.node_id:
+        if current is not None:
+            findings.add("stale write", f"{where} claims while {current} is claimed")
+        return key
+    if JobState.Name(changed.state) in TERMINAL | {"JOB_STATE_PAUSED", "JOB_STATE_QUEUED"}:
+        return None
+    return current
+
+
+def _check_attempts(history: JobHistory, findings: Findings) -> None:
+    job = history.job
+    still_open = [attempt for attempt in history.attempts if attempt.state != "ENDED"]
+    if len(still_open) > 1 or (job.state in TERMINAL and still_open):
+        findings.add("attempts", f"{job.id}: {len(still_open)} attempts are open in state {job.state}")
+    for stage in STAGES:
+        numbers = [attempt.attempt for attempt in history.attempts if attempt.stage == stage]
+        if numbers != list(range(1, len(numbers) + 1)):
+            findings.add("attempts", f"{job.id}: attempts at {stage} are numbered {numbers}")
+        completed = [a.attempt for a in history.attempts if a.stage == stage and a.outcome == "COMPLETED"]
+        if len(completed) > 1 or (completed and completed[0] != numbers[-1]):
+            findings.add("attempts", f"{job.id}: {stage} was completed by attempts {completed} of {numbers}")
+    claims = [attempt.claim_id for attempt in history.attempts if attempt.claim_id]
+    if len(set(claims)) != len(claims):
+        findings.add("attempts", f"{job.id}: one claim stands for two attempts")
+    counted = sum(attempt.counted for attempt in history.attempts)
+    if counted != job.failed_attempts:
+        findings.add("attempts", f"{job.id}: {counted} attempts are counted, the job says {job.failed_attempts}")
+
+
+def _check_ending(history: JobHistory, events: Sequence[Event], expected: Expected, findings: Findings) -> None:
+    job = history.job
+    if job.state not in TERMINAL:
+        findings.add("ending", f"{job.id} has not ended: {job.state} {job.stage} {job.reason} {job.message}")
+        return
+    findings.count(job.state.removeprefix("JOB_STATE_").lower())
+    ends = [
+        event.sequence
+        for event in events
+        if event.HasField("state_changed") and JobState.Name(event.state_changed.state) in TERMINAL
+    ]
+    if ends != [len(events)]:
+        findings.add("ending", f"{job.id} ended at {ends} of {len(events)} events: not once, or not last")
+    if expected.cancel == "accepted" and job.state != "JOB_STATE_CANCELLED":
+        findings.add("ending", f"{job.id} is {job.state} although its cancellation was accepted")
+    if job.state == "JOB_STATE_CANCELLED" and expected.cancel not in ("accepted", "unknown"):
+        findings.add("ending", f"{job.id} was cancelled; nobody asked for it (cancel {expected.cancel or 'not sent'})")
+    if job.state == "JOB_STATE_FAILED":
+        if Fault.Value(job.fault) != Fault.FAULT_SYSTEM_ERROR or job.failed_attempts < job.max_attempts:
+            findings.add(
+                "ending",
+                f"{job.id} failed with {job.fault} {job.reason} after {job.failed_attempts} of {job.max_attempts}: "
+                f"{job.message}",
+            )
+        elif not expected.may_fail:
+            findings.add("ending", f"{job.id} was given up after {job.failed_attempts} failures: {job.reason}")
+
+
+def _check_restored(history: JobHistory, events: Sequence[Event], evidence: Evidence, findings: Findings) -> None:
+    """A training goes on behind the newest accepted checkpoint that is whole."""
+    accepted: list[tuple[int, str, str]] = []
+    reached = started = 0
+    for event in events:
+        kind = event.WhichOneof("payload")
+        if kind == "checkpoint":
+            accepted.append((event.checkpoint.step, event.checkpoint.path, event.checkpoint.manifest_sha256))
+        elif kind == "checkpoint_pruned":
+            accepted = [each for each in accepted if each[1] != event.checkpoint_pruned.path]
+        elif kind == "log":
+            if event.log.step != started + 1:
+                findings.add(
+                    "resume",
+                    f"{history.job.id}: attempt {event.attempt} made step {event.log.step} after step {started}",
+                )
+            started = event.log.step
+            reached = max(reached, event.log.step)
+        elif kind == "restored":
+            restored = event.restored
+            whole = [each for each in accepted if each[1] not in evidence.damaged]
+            newest = max(whole, default=(0, "", ""))
+            if restored.checkpoint_step < newest[0]:
+                findings.add(
+                    "resume",
+                    f"{history.job.id}: attempt {event.attempt} went on from step {restored.checkpoint_step}, "
+                    f"accepted and whole was step {newest[0]}",
+                )
+            hashes = {each[2] for each in accepted if each[0] == restored.checkpoint_step}
+            if restored.manifest_sha256 and restored.manifest_sha256 not in hashes:
+                findings.add("resume", f"{history.job.id}: {restored.manifest_sha256} was never accepted")
+            if restored.first_step != restored.checkpoint_step + 1:
+                findings.add("resume", f"{history.job.id}: first step {restored.first_step} after its checkpoint")
+            findings.count("resumptions")
+            findings.most("most steps made again", reached - restored.checkpoint_step)
+            started = restored.checkpoint_step
+        elif kind == "phase" and event.phase.name == "loading_model" and event.stage == Stage.STAGE_TRAINING:
+            started = 0
+
+
+def _check_retention(history: JobHistory, findings: Findings) -> None:
+    """The best and the newest two stay, and no more than save_total_limit asks for."""
+    job, saved = history.job, history.checkpoints
+    if not saved or job.config is None:
+        return
+    hyper = ConfigResolved.FromString(job.config).resolved_spec.hyperparameters
+    kept = [checkpoint for checkpoint in saved if not checkpoint.pruned]
+    needed = [*saved[-2:], *(checkpoint for checkpoint in saved if checkpoint.best)]
+    for checkpoint in needed:
+        if checkpoint.pruned:
+            findings.add("retention", f"{job.id}: step {checkpoint.step}, one of the newest two or best, was pruned")
+    if len(kept) > max(hyper.save_total_limit, 3):
+        findings.add("retention", f"{job.id}: {len(kept)} checkpoints are kept; the limit is {hyper.save_total_limit}")
+
+
+def _check_stored(history: JobHistory, evidence: Evidence, findings: Findings) -> None:
+    """What was accepted is whole in the store."""
+    kept: Iterable[SavedCheckpoint] = (c for c in history.checkpoints if not c.pruned)
+    for checkpoint in kept:
+        if checkpoint.path in evidence.damaged:
+            continue
+        problem = _folder_problem(evidence.store / checkpoint.tenant / checkpoint.path, checkpoint.manifest_sha256)
+        if problem:
+            findings.add("store", f"{history.job.id}: accepted checkpoint {checkpoint.path}: {problem}")
+    for artifact in history.artifacts:
+        path = evidence.store / artifact.tenant / artifact.path
+        if artifact.media_type == "inode/directory":
+            problem = _folder_problem(path, artifact.sha256)
+        elif not path.is_file():
+            problem = "it is not there"
+        else:
+            problem = "" if _sha256(path) == artifact.sha256 else "its bytes are not the ones that were accepted"
+        if problem:
+            findings.add("store", f"{history.job.id}: accepted artifact {artifact.path}: {problem}")
+    for checkpoint in history.checkpoints:
+        if checkpoint.pruned and (evidence.store / checkpoint.tenant / checkpoint.path).exists():
+            findings.count("pruned folders left behind")
+
+
+def _folder_problem(folder: Path, manifest_sha256: str) -> str:
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        return "it has no manifest"
+    if manifest_sha256 and _sha256(manifest) != manifest_sha256:
+        return "its manifest is not the one that was accepted"
+    entries = {entry["path"]: entry["sha256"] for entry in json.loads(manifest.read_text())["files"]}
+    files = {str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file()} - {MANIFEST}
+    if files != set(entries):
+        return f"it holds {sorted(files)}, its manifest names {sorted(entries)}"
+    wrong = [name for name, digest in entries.items() if _sha256(folder / name) != digest]
+    return f"{wrong} are not what the manifest says" if wrong else ""
+
+
+def _check_result(history: JobHistory, expected: Expected, evidence: Evidence, findings: Findings) -> None:
+    job = history.job
+    if job.state != "JOB_STATE_SUCCEEDED":
+        return
+    last = max((a.attempt for a in history.attempts if a.stage == "STAGE_EXPORT"), default=0)
+    prefix = f"jobs/{job.id}/export/{last}/"
+    packages = [a for a in history.artifacts if a.kind == "export_package" and a.path.startswith(prefix)]
+    if len(packages) != 1:
+        findings.add("result", f"{job.id}: attempt {last} at the export left {len(packages)} packages")
+        return
+    path = evidence.store / packages[0].tenant / packages[0].path
+    found = expected.package_sha256(path) if path.is_file() else "nothing"
+    if found != expected.reference:
+        findings.add("result", f"{job.id}: the result is {found}, of an unfaulted run {expected.reference}")
+    else:
+        findings.count("results identical to an unfaulted run")
+
+
+def _check_final_paths(evidence: Evidence, findings: Findings) -> None:
+    """Whatever is visible at a final path is whole, accepted or not; what is not finished lies in `.partial`."""
+    referenced = {
+        f"{row.tenant}/{row.path}"
+        for history in evidence.histories.values()
+        for row in (*history.checkpoints, *history.artifacts)
+    }
+    for path in _final_folders(evidence.store):
+        relative = path.relative_to(evidence.store).as_posix()
+        below = relative.partition("/")[2]
+        problem = "" if below in evidence.damaged else _folder_problem(path, "")
+        # A pruned folder is deleted file by file, and a gateway may be killed in the middle: nobody resumes from it.
+        if problem and relative not in referenced:
+            findings.add("store", f"half-committed: {relative}: {problem}")
+        if relative not in referenced:
+            findings.count("stored but never accepted")
+    partial = evidence.store / ".partial"
+    findings.count("unfinished writes left for the sweep", len(list(partial.iterdir())) if partial.is_dir() else 0)
+
+
+def _final_folders(store: Path) -> Iterator[Path]:
+    yield from store.glob("*/jobs/*/training/*/checkpoints/*")
+    yield from store.glob("*/jobs/*/preflight/*/shards")
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _gaps(sequences: Sequence[int]) -> str:
+    wanted = set(range(1, max(sequences, default=0) + 1))
+    return f"missing {sorted(wanted - set(sequences))}"

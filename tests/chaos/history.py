@@ -1,0 +1,60 @@
+"""What SQL says in the end: the rows that the checker reads."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from sqlmodel import SQLModel, col, select
+
+from finetuneflow.v1.event_pb2 import Event
+from gateway.database import Database
+from gateway.lifecycle import STAGES
+from gateway.tables import Attempt, Job, JobEvent, SavedArtifact, SavedCheckpoint
+
+Row = TypeVar("Row", bound=SQLModel)
+
+
+@dataclass
+class JobHistory:
+    """One job as it lies in SQL."""
+
+    job: Job
+    attempts: Sequence[Attempt]
+    """By stage and number: creation times are of a clock that is set while they run."""
+    rows: Sequence[JobEvent]
+    """By sequence."""
+    checkpoints: Sequence[SavedCheckpoint]
+    artifacts: Sequence[SavedArtifact]
+
+    def events(self) -> list[Event]:
+        return [Event.FromString(row.event) for row in self.rows]
+
+
+def read_histories(database_url: str) -> dict[str, JobHistory]:
+    """Every job by id."""
+    return asyncio.run(_read(database_url))
+
+
+async def _read(url: str) -> dict[str, JobHistory]:
+    database = await Database.open(url)
+    try:
+        async with database.read() as session:
+            jobs = (await session.exec(select(Job))).all()
+            attempts = (await session.exec(select(Attempt))).all()
+            events = (await session.exec(select(JobEvent).order_by(col(JobEvent.sequence)))).all()
+            checkpoints = (await session.exec(select(SavedCheckpoint).order_by(col(SavedCheckpoint.sequence)))).all()
+            artifacts = (await session.exec(select(SavedArtifact).order_by(col(SavedArtifact.id)))).all()
+    finally:
+        await database.close()
+
+    def of(job: Job, rows: Sequence[Row]) -> list[Row]:
+        return [row for row in rows if getattr(row, "job_id") == job.id]  # noqa: B009 - no common base has it
+
+    attempts = sorted(attempts, key=lambda attempt: (STAGES.index(attempt.stage), attempt.attempt))
+    return {
+        job.id: JobHistory(job, of(job, attempts), of(job, events), of(job, checkpoints), of(job, artifacts))
+        for job in jobs
+    }

@@ -1,0 +1,241 @@
+"""Runs one schedule: the stack, jobs, watchers, faults, and in the end the checker."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import hashlib
+import heapq
+import itertools
+import json
+import random
+import signal
+import time
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from finetuneflow.errors import ApiError
+from tests.chaos.checker import Evidence, Expected, Findings, Seen, check
+from tests.chaos.child import package_of
+from tests.chaos.faults import FAULTS, Draw, Missed, Wanted, World
+from tests.chaos.history import read_histories
+from tests.chaos.schedule import Schedule
+from tests.chaos.stack import Stack
+from tests.chaos.watchers import Watcher
+
+STEPS, SAVE_STEPS = 40, 8
+"""Of a job of the child without torch: a second of training, five checkpoints."""
+MAX_ATTEMPTS = 20
+_END_SECONDS = 150.0
+_TICK_SECONDS = 0.02
+
+
+@dataclass
+class Result:
+    """What became of a schedule."""
+
+    schedule: Schedule
+    findings: Findings = field(default_factory=Findings)
+    injected: collections.Counter[str] = field(default_factory=collections.Counter)
+    missed: collections.Counter[str] = field(default_factory=collections.Counter)
+    restarts: list[str] = field(default_factory=list)
+    """Processes that ended by themselves and were started again."""
+    seconds: float = 0.0
+    evidence: Evidence | None = None
+
+    def report(self) -> str:
+        """For a failed test: the schedule, and everything that is wrong."""
+        return "\n".join([str(self.schedule), "", *self.findings.violations, *self.restarts])
+
+
+def run_schedule(
+    schedule: Schedule,
+    home: Path,
+    *,
+    model: Path | None = None,
+    rows: Path | None = None,
+    reference: str = "",
+    say: Callable[[str], None] = print,
+) -> Result:
+    """Prints the schedule, seed first, and runs it. With the real child: `model`, the rows to train on, and the hash
+    of the adapter of an unfaulted run."""
+    say(str(schedule))
+    began = time.monotonic()
+    result = Result(schedule)
+    rows = rows or _rows(home)
+    with Stack(home, gateways=schedule.gateways, postgres=schedule.postgres, model=model) as stack:
+        stack.start()
+        world = World(stack, stack.clients())
+        _create(world, schedule, rows)
+        _inject(world, schedule, result)
+        _finish(world, result)
+        _check_no_child_is_left(stack, result)
+        stack.stop()
+        orphans = stack.orphans()
+        world.callers.shutdown(cancel_futures=True)
+        watchers = [w for job in world.jobs for w in job.watchers]
+        result.evidence = Evidence(
+            histories=read_histories(stack.database_url),
+            expected={job.job_id: _expected(job, real=schedule.real, reference=reference) for job in world.jobs},
+            watchers=[Seen(w.name, w.job_id, w.seen, w.error, w.ended) for w in watchers],
+            store=stack.artifacts,
+            orphans=orphans,
+            damaged=frozenset(world.damaged),
+        )
+        found = check(result.evidence)
+        result.findings.violations += found.violations
+        result.findings.counts |= found.counts
+        for problem in world.problems:
+            result.findings.add("caller", problem)
+        result.restarts = stack.unexpected_exits
+        for client in world.clients:
+            client.close()
+    result.seconds = time.monotonic() - began
+    return result
+
+
+def spec_of(seed: int, *, real: bool) -> dict[str, Any]:
+    """The job that a schedule creates, `training_data` to be added."""
+    hyper: dict[str, Any] = {"max_steps": STEPS, "save_steps": SAVE_STEPS, "eval_steps": SAVE_STEPS, "logging_steps": 1}
+    if real:
+        hyper |= {"max_length": 64, "early_stopping_patience": 0}
+    return {
+        "base_model": "tiny" if real else "chain",
+        "hyperparameters": hyper,
+        "max_attempts": MAX_ATTEMPTS,
+        "seed": seed,
+    }
+
+
+def _rows(home: Path) -> Path:
+    home.mkdir(parents=True, exist_ok=True)
+    path = home / "rows.jsonl"
+    path.write_text(json.dumps({"question": "Which?", "answer": "This."}) + "\n")
+    return path
+
+
+def _create(world: World, schedule: Schedule, rows: Path) -> None:
+    rng = random.Random(schedule.seed)  # noqa: S311 - must come again
+    for number in range(schedule.jobs):
+        # The real one is compared with one reference run.
+        seed = 1 if schedule.real else schedule.seed * 1000 + number
+        job = world.clients[number % len(world.clients)].jobs.create(
+            training_data=str(rows), request_id=f"{schedule.seed}-{number}", **spec_of(seed % 2**32, real=schedule.real)
+        )
+        watchers = [
+            Watcher("steady", world.clients[:1], job.id, random.Random(rng.random())),  # noqa: S311
+            Watcher("hopping", world.clients, job.id, random.Random(rng.random()), hop_after=30),  # noqa: S311
+        ]
+        world.jobs.append(Wanted(job.id, seed % 2**32, watchers))
+
+
+def _inject(world: World, schedule: Schedule, result: Result) -> None:
+    """Faults at their times, and what follows on them at its own."""
+    began = time.monotonic()
+    order = itertools.count()
+    due: list[tuple[float, int, Callable[[], object]]] = []
+
+    def inject(name: str, draw: Draw) -> None:
+        try:
+            later = FAULTS[name](world, draw)
+        except Missed:
+            result.missed[name] += 1
+            return
+        if name not in ("arm_failpoint", "lose_reply_after_commit", "lose_live_publish"):
+            result.injected[name] += 1
+        for seconds, action in later:
+            heapq.heappush(due, (time.monotonic() + seconds, next(order), action))
+
+    for step in schedule.steps:
+        heapq.heappush(due, (began + step.at, next(order), lambda s=step: inject(s.fault, s.draw)))  # type: ignore[misc]
+    frozen: dict[Path, float] = {}
+    while due:
+        if time.monotonic() >= due[0][0]:
+            heapq.heappop(due)[2]()
+            continue
+        world.stack.keep()
+        _thaw(world.stack, frozen)
+        time.sleep(_TICK_SECONDS)
+    for taken in world.stack.failpoints.glob("*.taken"):
+        name = taken.name.removesuffix(".taken").rpartition(".")[0]
+        action = taken.read_text()
+        # Out of space is a fault of its own, and its places were taken for it many times.
+        if not (name == "store.synced" and action == "full"):
+            result.injected[f"failpoint {name} {action}"] += 1
+
+
+def _thaw(stack: Stack, frozen: dict[Path, float]) -> None:
+    """What a failpoint has stopped goes on after more than a lease."""
+    for taken in stack.failpoints.glob("*.taken"):
+        if taken not in frozen and taken.read_text() == "stop":
+            frozen[taken] = time.monotonic() + 5.0
+        elif taken in frozen and 0 < frozen[taken] <= time.monotonic():
+            frozen[taken] = 0.0
+            with contextlib.suppress(psutil.NoSuchProcess):
+                psutil.Process(int(taken.name.split(".")[-2])).send_signal(signal.SIGCONT)
+
+
+def _finish(world: World, result: Result) -> None:
+    """Everything is healed; what is paused is resumed, until every job has ended and every watcher knows."""
+    world.stack.heal()
+    deadline = time.monotonic() + _END_SECONDS
+    waiting = {job.job_id: job for job in world.jobs}
+    while waiting and time.monotonic() < deadline:
+        world.stack.keep()
+        for job_id in list(waiting):
+            with contextlib.suppress(ApiError):
+                row = world.clients[0].jobs.get(job_id)
+                if row.ended:
+                    del waiting[job_id]
+                elif row.state in ("PAUSED", "PAUSING"):
+                    world.clients[0].jobs.resume(job_id)
+        time.sleep(0.1)
+    for job_id in waiting:
+        result.findings.add("ending", f"{job_id} has not ended {_END_SECONDS:.0f} s after the last fault")
+    for job in world.jobs:
+        for watcher in job.watchers:
+            watcher.join(max(10.0, deadline - time.monotonic()))
+
+
+def _check_no_child_is_left(stack: Stack, result: Result) -> None:
+    deadline = time.monotonic() + 10.0
+    while left := stack.children():
+        if time.monotonic() > deadline:
+            for child in left:
+                with contextlib.suppress(psutil.Error):
+                    result.findings.add("orphan", f"{child.pid} {' '.join(child.cmdline())}")
+            return
+        time.sleep(0.1)
+
+
+def _expected(job: Wanted, *, real: bool, reference: str) -> Expected:
+    if real:
+        return Expected(adapter_sha256, reference, job.cancel)
+    whole = hashlib.sha256(package_of(job.seed, STEPS, SAVE_STEPS)).hexdigest()
+    return Expected(file_sha256, whole, job.cancel)
+
+
+def file_sha256(path: Path) -> str:
+    """Of the whole package."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def adapter_sha256(package: Path) -> str:
+    """Of the weights in it: the rest names times and ids."""
+    with zipfile.ZipFile(package) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith("adapter_model.safetensors"))
+        return hashlib.sha256(archive.read(name)).hexdigest()
+
+
+def total(results: list[Result]) -> Mapping[str, int]:
+    """Counts of all schedules together; a name with `most` is a maximum."""
+    counts: dict[str, int] = {}
+    for result in results:
+        for name, number in result.findings.counts.items():
+            counts[name] = max(counts.get(name, 0), number) if name.startswith("most") else counts.get(name, 0) + number
+    return counts

@@ -1,0 +1,73 @@
+"""Watchers: the SDK's own watch, attached throughout, each keeping every event it was handed."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Sequence
+
+from finetuneflow import Client
+from finetuneflow.v1.event_pb2 import Event
+
+_GIVE_UP_SECONDS = 180.0
+
+
+class Watcher:
+    """Follows one job to its end in a thread. With `hop_after` it goes to another gateway every so many events, with
+    the cursor it has."""
+
+    def __init__(
+        self, name: str, clients: Sequence[Client], job_id: str, rng: random.Random, *, hop_after: int = 0
+    ) -> None:
+        self.name = name
+        self.job_id = job_id
+        self.seen: list[tuple[int, bytes]] = []
+        """(sequence, event) in the order they came."""
+        self.error = ""
+        self.changed = threading.Condition()
+        self.stages: set[str] = set()
+        self.kinds: list[str] = []
+        self._clients = clients
+        self._rng = rng
+        self._hop_after = hop_after
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    @property
+    def ended(self) -> bool:
+        return not self._thread.is_alive()
+
+    def join(self, seconds: float) -> bool:
+        self._thread.join(max(seconds, 0.0))
+        return self.ended
+
+    def _run(self) -> None:
+        try:
+            while not self._follow():
+                pass
+        except Exception as error:  # noqa: BLE001 - what a user would see; the checker reports it
+            self.error = f"{type(error).__name__}: {error}"
+        with self.changed:
+            self.changed.notify_all()
+
+    def _follow(self) -> bool:
+        """Until the job's end (True) or the next hop."""
+        client = self._rng.choice(list(self._clients))
+        hop = self._rng.randint(1, self._hop_after) if self._hop_after else 0
+        cursor = self.seen[-1][0] if self.seen else 0
+        events = client.jobs.watch(self.job_id, after_sequence=cursor, give_up_after_seconds=_GIVE_UP_SECONDS)
+        for handed, event in enumerate(events, 1):
+            with self.changed:
+                self.seen.append((event.sequence, canonical(event.proto)))
+                self.stages.add(str(event.stage))
+                self.kinds.append(event.kind)
+                self.changed.notify_all()
+            if handed == hop:
+                events.close()  # type: ignore[attr-defined] # a generator
+                return False
+        return True
+
+
+def canonical(event: Event) -> bytes:
+    """The same bytes for the same event."""
+    return event.SerializeToString(deterministic=True)

@@ -1,0 +1,98 @@
+"""One of the four services with a child that needs no torch: `python -m tests.chaos.worker trainer`.
+
+Everything but the stage is the product's: settings, process, stage worker, inputs from the artifact store.
+"""
+
+from __future__ import annotations
+
+import base64
+import sys
+from pathlib import Path
+
+from chassis.artifacts import ArtifactStore
+from chassis.child import ChildCommand
+from chassis.server import Mount
+from chassis.stage_worker import StageWorker
+from engine.config.job import job_config
+from engine.config.wire import config_to_spec, resolved_config, spec_to_dict
+from finetuneflow.v1 import trainer_service_pb2, trainer_service_pb2_grpc
+from finetuneflow.v1.event_pb2 import ConfigResolved, Event
+from finetuneflow.v1.work_pb2 import Assignment
+from services import process
+from services.evaluator.settings import EvaluatorSettings
+from services.exporter.settings import ExporterSettings
+from services.inputs import best_checkpoint, newest_checkpoint, token_shards
+from services.probe.settings import ProbeSettings
+from services.settings import ServiceSettings
+from services.trainer.servicer import TrainerServicer
+from services.trainer.settings import TrainerSettings
+from services.trainer.stage import TrainingStage
+from tests.chaos.child import ChildSpec
+
+STEP_SECONDS = 0.025
+_CHILD = Path(__file__).with_name("child.py")
+
+
+class ChainStage:
+    """Brings the child what the real stage brings, but for the model."""
+
+    def __init__(self, service: str) -> None:
+        self.service = service
+
+    async def prepare(self, assignment: Assignment, workdir: Path, store: ArtifactStore) -> ChildCommand:
+        preflight = assignment.resolved_spec.ByteSize() == 0
+        config = job_config(spec_to_dict(assignment.spec)) if preflight else resolved_config(assignment.resolved_spec)
+        spec = ChildSpec(
+            stage={"probe": "preflight", "trainer": "training", "evaluator": "evaluation", "exporter": "export"}[
+                self.service
+            ],
+            seed=config.seed,
+            total_steps=config.hyperparameters.max_steps or 1,
+            save_steps=config.hyperparameters.save_steps,
+            step_seconds=STEP_SECONDS,
+            out_dir=workdir / "out",
+        )
+        if self.service == "probe":
+            resolved = ConfigResolved(resolved_spec=config_to_spec(config))
+            spec.config = base64.b64encode(resolved.SerializeToString()).decode()
+        elif self.service == "trainer":
+            await token_shards(assignment, store, workdir)
+            spec.checkpoint = await newest_checkpoint(assignment, store, workdir)
+            if spec.checkpoint:
+                step = int(spec.checkpoint.name.removeprefix("step-"))
+                spec.manifest_sha256 = next(c.manifest_sha256 for c in assignment.checkpoints if c.step == step)
+        else:
+            spec.checkpoint = await best_checkpoint(assignment, store, workdir)
+            spec.final_train_loss = assignment.training.final_train_loss
+        file = workdir / "spec.json"
+        file.write_text(spec.model_dump_json())
+        return ChildCommand([sys.executable, str(_CHILD), str(file)], spec.out_dir)
+
+
+class ChainTraining(ChainStage):
+    """The chosen checkpoint is found as the real trainer finds it."""
+
+    def finish(self, assignment: Assignment, event: Event) -> Event:
+        return TrainingStage.finish(self, assignment, event)  # type: ignore[arg-type]
+
+
+SETTINGS: dict[str, type[ServiceSettings]] = {
+    "probe": ProbeSettings,
+    "trainer": TrainerSettings,
+    "evaluator": EvaluatorSettings,
+    "exporter": ExporterSettings,
+}
+
+
+def _mount(worker: StageWorker) -> Mount:
+    return Mount(
+        trainer_service_pb2.DESCRIPTOR.services_by_name["TrainerService"],
+        trainer_service_pb2_grpc.add_TrainerServiceServicer_to_server,
+        TrainerServicer(worker),
+    )
+
+
+if __name__ == "__main__":
+    name = sys.argv[1]
+    stage = ChainTraining(name) if name == "trainer" else ChainStage(name)
+    process.run(SETTINGS[name](), stage, _mount)
