@@ -9,11 +9,28 @@ from typing import Final
 from nats.js.errors import APIError, NotFoundError
 
 from chassis import streams
-from chassis.connection import BusRefused, BusUnavailable, Connection, Handlers, NoStream
+from chassis.connection import (
+    BusRefused,
+    BusUnavailable,
+    Connection,
+    Handlers,
+    NoStream,
+    ResponderFailed,
+    Unanswered,
+)
 from chassis.work_queue import WorkMessage, WorkQueue
 from finetuneflow.v1 import work_pb2
 
-__all__ = ["Bus", "BusRefused", "BusUnavailable", "Handlers", "WorkMessage", "WorkQueue"]
+__all__ = [
+    "Bus",
+    "BusRefused",
+    "BusUnavailable",
+    "Handlers",
+    "ResponderFailed",
+    "Unanswered",
+    "WorkMessage",
+    "WorkQueue",
+]
 
 _log = logging.getLogger(__name__)
 

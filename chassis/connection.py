@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from typing import Any, Final, Self, TypeVar
 
 import nats
@@ -23,6 +23,8 @@ _log = logging.getLogger(__name__)
 _M = TypeVar("_M", bound=Message)
 
 _ERROR_HEADER: Final = "Ftf-Error"
+_EVERYONE: Final = ".everyone"
+"""What a subject ends with when a request is for all who serve it."""
 _CONCURRENT_HANDLERS: Final = 256
 # A stop-the-world of the client must not turn into dropped messages long before memory is short.
 _PENDING_MESSAGES: Final = 1_000_000
@@ -31,6 +33,14 @@ _PENDING_BYTES: Final = 256 * 1024 * 1024
 
 class BusUnavailable(Exception):
     """Nobody answered: no connection, no responder, no answer in time, or the responder failed. Try again later."""
+
+
+class Unanswered(BusUnavailable):
+    """No answer in time. Somebody may have got the request, and may still act on it."""
+
+
+class ResponderFailed(BusUnavailable):
+    """Somebody got the request and failed: nothing came of it."""
 
 
 class NoStream(BusUnavailable):
@@ -58,29 +68,32 @@ def heeding_cancellation() -> Iterator[None]:
 class Handlers:
     """A subscription. It outlives reconnects."""
 
-    def __init__(self, subject: str, queue: str, receive: Callable[[Msg], Awaitable[None]]) -> None:
-        self._subject = subject
-        self._queue = queue
+    def __init__(self, queues: Mapping[str, str], receive: Callable[[Msg], Awaitable[None]]) -> None:
+        """`queues`: the queue group of each subject, empty where every subscriber gets each message."""
+        self._queues = queues
         self._receive = receive
-        self._subscription: NatsSubscription | None = None
+        self._subscriptions: list[NatsSubscription] = []
         self.running: set[asyncio.Task[None]] = set()
 
     async def attach(self, client: Client) -> None:
         """Subscribes on a new connection."""
         with heeding_cancellation():
-            self._subscription = await client.subscribe(
-                self._subject,
-                queue=self._queue,
-                cb=self._receive,
-                pending_msgs_limit=_PENDING_MESSAGES,
-                pending_bytes_limit=_PENDING_BYTES,
-            )
+            self._subscriptions = [
+                await client.subscribe(
+                    subject,
+                    queue=queue,
+                    cb=self._receive,
+                    pending_msgs_limit=_PENDING_MESSAGES,
+                    pending_bytes_limit=_PENDING_BYTES,
+                )
+                for subject, queue in self._queues.items()
+            ]
 
     async def stop(self) -> None:
         """Takes no new messages, and waits for handlers that run."""
-        if self._subscription:
+        for subscription in self._subscriptions:
             with heeding_cancellation(), contextlib.suppress(nats.errors.Error):
-                await self._subscription.unsubscribe()
+                await subscription.unsubscribe()
         if self.running:
             await asyncio.wait(self.running, timeout=5.0)
 
@@ -167,16 +180,23 @@ class Connection:
         message: Message,
         response_type: type[_M],
         timeout: float,  # noqa: ASYNC109 - a late answer is the peer's failure, not the caller's cancellation
+        *,
+        everyone: bool = False,
     ) -> _M:
-        """Asks whoever serves the subject. BusUnavailable when there is no answer within `timeout` seconds."""
-        reply = await self._ask(subject, message.SerializeToString(), timeout)
+        """Asks one of those who serve the subject, or every one of them: then the first answer counts.
+
+        The server goes on choosing a stopped process until its pings time out, so what is asked again after a time-out
+        is asked of everyone. Unanswered after `timeout` seconds, BusUnavailable when nobody can answer.
+        """
+        asked = subject + _EVERYONE if everyone else subject
+        reply = await self._ask(asked, message.SerializeToString(), timeout)
         try:
             return response_type.FromString(reply.data)
         except DecodeError as error:
             raise BusUnavailable(f"the answer on {subject} is no {response_type.__name__}") from error
 
     async def serve(self, subject: str, queue: str, handler: Callable[[bytes], Awaitable[bytes]]) -> Handlers:
-        """Answers requests, concurrently; one process of the queue group gets each.
+        """Answers requests, concurrently; one process of the queue group gets each, but for those to everyone.
 
         A handler that raises is logged, and its caller hears BusUnavailable at once instead of a time-out.
         """
@@ -203,7 +223,7 @@ class Connection:
             handlers.running.add(task)
             task.add_done_callback(handlers.running.discard)
 
-        handlers = Handlers(subject, queue, receive)
+        handlers = Handlers({subject: queue, subject + _EVERYONE: ""}, receive)
         return await self._attach(handlers)
 
     async def subscribe(self, subject: str, handler: Callable[[str, bytes], None]) -> Handlers:
@@ -215,7 +235,7 @@ class Connection:
             except Exception:  # noqa: BLE001 - what is heard here is a hint; the next message may be fine
                 _log.exception("a message on %s was not handled", msg.subject)
 
-        return await self._attach(Handlers(subject, "", receive))
+        return await self._attach(Handlers({subject: ""}, receive))
 
     async def publish(self, subject: str, data: bytes, headers: dict[str, str] | None = None) -> None:
         """Sends without waiting for anybody. BusUnavailable when there is no connection."""
@@ -281,10 +301,12 @@ class Connection:
         try:
             with heeding_cancellation():
                 reply = await self.client().request(subject, data, timeout=seconds)
-        except (nats.errors.Error, TimeoutError, OSError) as error:
+        except TimeoutError as error:
+            raise Unanswered(f"request on {subject}: no answer in {seconds:g} s") from error
+        except (nats.errors.Error, OSError) as error:
             raise BusUnavailable(f"request on {subject}: {type(error).__name__} {error}") from error
         if reply.headers and _ERROR_HEADER in reply.headers:
-            raise BusUnavailable(f"request on {subject}: {reply.headers[_ERROR_HEADER]}")
+            raise ResponderFailed(f"request on {subject}: {reply.headers[_ERROR_HEADER]}")
         return reply
 
     async def _on_error(self, error: Exception) -> None:

@@ -51,7 +51,8 @@ class Reporter:
         failures = 0
         while not self.stopped and not (self._spool.sealed and self._next >= self._spool.end):
             try:
-                response = await self._report()
+                # One that was stopped must not get it again: the lease would end before the broker drops it.
+                response = await self._report(everyone=failures > 0)
             except BusUnavailable as error:
                 if failures == 0:
                     _log.warning("no gateway answers; events wait on disk: %s", error)
@@ -74,7 +75,7 @@ class Reporter:
                 if self._wake.is_set() and not self._spool.sealed:
                     await asyncio.sleep(_COALESCE_SECONDS)
 
-    async def _report(self) -> work_pb2.ReportResponse:
+    async def _report(self, *, everyone: bool) -> work_pb2.ReportResponse:
         self._wake.clear()
         record = self._spool.record
         report = work_pb2.ReportRequest(
@@ -84,4 +85,4 @@ class Reporter:
             events=self._spool.read(self._next, _EVENTS_BYTES),
         )
         subject = report_subject(record.job_id)
-        return await self._bus.request(subject, report, work_pb2.ReportResponse, _ANSWER_SECONDS)
+        return await self._bus.request(subject, report, work_pb2.ReportResponse, _ANSWER_SECONDS, everyone=everyone)

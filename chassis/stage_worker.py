@@ -12,13 +12,14 @@ from importlib import metadata
 from typing import Any, cast
 
 from chassis.artifacts import ArtifactStore
-from chassis.attempt import Attempt, Place, Stage, failed
-from chassis.bus import CLAIM_SUBJECT, Bus, BusUnavailable, WorkMessage, WorkQueue
+from chassis.attempt import Attempt, Place, Sparing, Stage, failed
+from chassis.bus import CLAIM_SUBJECT, Bus, BusUnavailable, ResponderFailed, Unanswered, WorkMessage, WorkQueue
 from chassis.child import kill_leftover
 from chassis.events import event_of
 from chassis.failpoints import failpoint
 from chassis.reporter import Reporter
 from chassis.settings import WorkerSettings
+from chassis.spare import Spare
 from chassis.spool import ClaimRecord, Spool
 from finetuneflow.v1 import fine_tuning_job_pb2, hardware_pb2, work_pb2
 
@@ -48,7 +49,8 @@ class StageWorker:
         self.draining = False
         self.address = ""
         """host:port of this process's gRPC server, for the others; set it once that listens."""
-        self._place = Place(bus, store, stage, settings)
+        command = stage.spare() if isinstance(stage, Sparing) and settings.warm_spare else None
+        self._place = Place(bus, store, stage, settings, Spare(command, settings.home / stage.service))
         self._hardware = hardware
         self._start_time = time.time()
         self._spools = settings.home / stage.service / "spool"
@@ -67,6 +69,7 @@ class StageWorker:
         await asyncio.to_thread(self._place.store.sweep)
         for spool in leftovers:
             self._spawn(self._report_leftover(spool))
+        self._place.spare.open()
         self._puller = asyncio.create_task(self._pull(), name="pull")
 
     def node(self) -> work_pb2.Node:
@@ -103,6 +106,7 @@ class StageWorker:
         the next process. Idempotent."""
         limit = self._place.settings.drain_seconds if limit_seconds is None else limit_seconds
         self.draining = True
+        await self._place.spare.close()
         if self._waiting:
             self._waiting.cancel()
         for attempt in list(self._attempts.values()):
@@ -174,7 +178,7 @@ class StageWorker:
             claim_id=uuid.uuid4().hex,
             node_id=self._place.settings.node_id,
         )
-        answer = await self._ask(request)
+        answer = await self._ask(message, request)
         if not answer:
             await message.nak(_NO_GATEWAY_SECONDS)
             return None
@@ -189,17 +193,26 @@ class StageWorker:
         failpoint("claim.acked")
         return attempt
 
-    async def _ask(self, request: work_pb2.ClaimRequest) -> work_pb2.ClaimResponse | None:
-        # A claim whose answer got lost may have been granted: it is asked again with the same id, before anybody else
-        # can ask against it and be told that the item is taken.
-        deadline = time.monotonic() + _CLAIM_REPEATS_SECONDS
+    async def _ask(self, message: WorkMessage, request: work_pb2.ClaimRequest) -> work_pb2.ClaimResponse | None:
+        # A claim that nobody answered in time may have been granted, or be granted by a gateway that was stopped and
+        # goes on: it is asked again with the same id until somebody says what came of it. Nobody else could be given
+        # this slot meanwhile, and a claim that is granted to nobody counts as a failure when its lease ends.
+        began = time.monotonic()
+        repeated = perhaps_granted = False
         while True:
             try:
-                return await self._place.bus.request(CLAIM_SUBJECT, request, work_pb2.ClaimResponse, _CLAIM_SECONDS)
+                return await self._place.bus.request(
+                    CLAIM_SUBJECT, request, work_pb2.ClaimResponse, _CLAIM_SECONDS, everyone=repeated
+                )
             except BusUnavailable as error:
-                if self.draining or time.monotonic() >= deadline:
+                if isinstance(error, Unanswered | ResponderFailed):
+                    perhaps_granted = isinstance(error, Unanswered)
+                late = time.monotonic() - began >= _CLAIM_REPEATS_SECONDS
+                if self.draining or (late and not perhaps_granted):
                     _log.warning("no gateway answers a claim: %s", error, extra={"job_id": request.job_id})
                     return None
+            repeated = True
+            await message.hold()
             await asyncio.sleep(_CLAIM_PAUSE_SECONDS)
 
     def _begin(self, assignment: work_pb2.Assignment) -> Attempt:

@@ -38,6 +38,11 @@ class WorkMessage:
         with contextlib.suppress(BusUnavailable):
             await self.connection.publish(self.reply, b"+ACK")
 
+    async def hold(self) -> None:
+        """It is still in hand: the broker waits for the ack anew."""
+        with contextlib.suppress(BusUnavailable):
+            await self.connection.publish(self.reply, b"+WPI")
+
     async def nak(self, delay_seconds: float) -> None:
         """Bring it again after the delay."""
         body = json.dumps({"delay": int(delay_seconds * 1e9)})

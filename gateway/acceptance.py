@@ -2,12 +2,15 @@
 
 import logging
 
+from collections.abc import Sequence
+
 from google.protobuf.message import DecodeError
 from sqlalchemy import func
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from chassis.errors import NotFound
+from chassis.events import ENDINGS
 from finetuneflow.v1.event_pb2 import ConfigResolved, Event, StageFailed
 from finetuneflow.v1.fine_tuning_job_pb2 import Fault, Stage
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
@@ -22,9 +25,9 @@ from finetuneflow.v1.work_pb2 import (
     ReportResponse,
 )
 from gateway import lifecycle, views
-from gateway.ledger import Decision, Ledger
+from gateway.ledger import ELAPSED_SECONDS, Decision, Ledger
 from gateway.metrics import read_series
-from gateway.projection import ELAPSED_SECONDS, completion_reason, project
+from gateway.projection import completion_reason, project
 from gateway.specs import dataset_ids
 from gateway.tables import Attempt, JobEvaluation, Metric, SavedCheckpoint, UploadedDataset
 
@@ -54,9 +57,10 @@ class Acceptance:
                 if attempt.state == "READY":
                     lifecycle.claim(decision, attempt, request.claim_id, request.node_id)
                 assignment = await self._assignment(decision, attempt)
-                return ClaimResponse(assignment=assignment)
         except NotFound:
             return ClaimResponse(refused=ClaimRefused(reason="UNKNOWN"))
+        await self._add_curves(assignment)
+        return ClaimResponse(assignment=assignment)
 
     async def report(self, request: ReportRequest) -> ReportResponse:
         """Accepts what is new of a report, in order, once."""
@@ -68,7 +72,6 @@ class Acceptance:
                     stop.message = "the claim is not current"
                     return stop
                 attempt.beat += 1
-                decision.session.add(attempt)
                 if request.first_ordinal <= attempt.next_ordinal:
                     fresh = request.events[attempt.next_ordinal - request.first_ordinal :]
                     await self._accept(decision, attempt, fresh)
@@ -91,30 +94,38 @@ class Acceptance:
         except NotFound:
             return
 
-    async def _accept(self, decision: Decision, attempt: Attempt, events: list[bytes]) -> None:
-        for data in events:
+    async def _accept(self, decision: Decision, attempt: Attempt, events: Sequence[bytes]) -> None:
+        wanted = (attempt.job_id, Stage.Value(attempt.stage), attempt.attempt)
+        first = attempt.next_ordinal
+        for ordinal, data in enumerate(events, first):
             try:
                 event = Event.FromString(data)
             except DecodeError as error:
+                attempt.next_ordinal = ordinal
                 self._fail(decision, attempt, "BAD_EVENT", f"the worker sent an event that can't be decoded: {error}")
                 return
-            if not _belongs(event, attempt):
+            if (event.job_id, event.stage, event.attempt) != wanted or event.ordinal != ordinal:
+                attempt.next_ordinal = ordinal
                 self._fail(decision, attempt, "BAD_EVENT", "the worker sent an event of another attempt")
                 return
             sequence = decision.accept(data, event)
-            attempt.next_ordinal += 1
+            if event.WhichOneof("payload") in ENDINGS:
+                attempt.next_ordinal = ordinal + 1
+                await project(decision, event, sequence)
+                self._end(decision, attempt, event)
+                return
             await project(decision, event, sequence)
-            match event.WhichOneof("payload"):
-                case "stage_completed":
-                    reason = completion_reason(decision.job.training)
-                    lifecycle.end_attempt(decision, attempt, lifecycle.Completed(reason))
-                    return
-                case "stage_failed":
-                    lifecycle.end_attempt(decision, attempt, lifecycle.Failed(event.stage_failed))
-                    return
-                case "stage_released":
-                    lifecycle.end_attempt(decision, attempt, lifecycle.Released(event.stage_released.reason))
-                    return
+        attempt.next_ordinal = first + len(events)
+
+    def _end(self, decision: Decision, attempt: Attempt, event: Event) -> None:
+        match event.WhichOneof("payload"):
+            case "stage_completed":
+                reason = completion_reason(decision.job.training)
+                lifecycle.end_attempt(decision, attempt, lifecycle.Completed(reason))
+            case "stage_failed":
+                lifecycle.end_attempt(decision, attempt, lifecycle.Failed(event.stage_failed))
+            case "stage_released":
+                lifecycle.end_attempt(decision, attempt, lifecycle.Released(event.stage_released.reason))
 
     def _fail(self, decision: Decision, attempt: Attempt, reason: str, message: str) -> None:
         failure = StageFailed(fault=Fault.FAULT_SYSTEM_ERROR, reason=reason, message=message)
@@ -153,11 +164,17 @@ class Acceptance:
         evaluation = (await session.exec(evaluations.order_by(col(JobEvaluation.id).desc()))).first()
         if evaluation is not None:
             assignment.evaluation.CopyFrom(EvaluationResult.FromString(evaluation.result))
-        if attempt.stage == "STAGE_EXPORT":
-            assignment.metrics.extend(await read_series(session, job.id, (), _CURVE_POINTS))
-        if attempt.stage == "STAGE_TRAINING":
-            assignment.prior_training_seconds = await _training_seconds(session, job.id)
         return assignment
+
+    async def _add_curves(self, assignment: Assignment) -> None:
+        """What is read of curves, which may be long: not while every other decision waits."""
+        if assignment.stage not in (Stage.STAGE_TRAINING, Stage.STAGE_EXPORT):
+            return
+        async with self._ledger.database.read() as session:
+            if assignment.stage == Stage.STAGE_EXPORT:
+                assignment.metrics.extend(await read_series(session, assignment.job_id, (), _CURVE_POINTS))
+            else:
+                assignment.prior_training_seconds = await _training_seconds(session, assignment.job_id)
 
 
 async def _training_seconds(session: AsyncSession, job_id: str) -> float:
@@ -172,17 +189,8 @@ async def _training_seconds(session: AsyncSession, job_id: str) -> float:
 
 def _refusal(decision: Decision, request: ClaimRequest) -> str:
     attempt = decision.attempt
-    if attempt is None or (attempt.stage, attempt.attempt) != (Stage.Name(request.stage), request.attempt):
+    if attempt is None or (Stage.Value(attempt.stage), attempt.attempt) != (request.stage, request.attempt):
         return "ENDED"
     if attempt.state == "CLAIMED":
         return "" if attempt.claim_id == request.claim_id else "CLAIMED_BY_ANOTHER"
     return "" if decision.job.state in lifecycle.RUNNABLE else "NOT_WANTED"
-
-
-def _belongs(event: Event, attempt: Attempt) -> bool:
-    return (
-        event.job_id == attempt.job_id
-        and Stage.Name(event.stage) == attempt.stage
-        and event.attempt == attempt.attempt
-        and event.ordinal == attempt.next_ordinal
-    )

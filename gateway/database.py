@@ -1,29 +1,27 @@
 """SQL behind two verbs: `read` and `write`.
 
-SQLite: WAL, synchronous=FULL, every write is BEGIN IMMEDIATE behind one lock in this process, so writers queue here
-instead of failing with "database is locked". PostgreSQL: READ COMMITTED; decisions lock their job row.
+SQLite: one writer in this process, in which those who write take turns and share a COMMIT. PostgreSQL: READ COMMITTED;
+decisions lock their job row, and the server itself flushes COMMITs that come together in one go.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, nullcontext
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import event, make_url
+from sqlalchemy import make_url
 from sqlalchemy.engine import URL, Connection
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import create_async_engine
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from chassis.errors import InvalidArgument
+from gateway.outages import answerable
 
-# How long another process (a backup, a shell) may hold SQLite's write lock before a write here fails.
-_SQLITE_BUSY_SECONDS = 30
-# character_not_in_repertoire, untranslatable_character
-_UNSTORABLE_TEXT = frozenset({"22021", "22P05"})
+# How long another process (a backup, a shell) may hold SQLite's write lock before a write here fails, and how long a
+# write waits for its turn: callers, who wait for 30 s, are to hear why.
+_SQLITE_BUSY_SECONDS = 10
 
 
 class Database:
@@ -32,9 +30,12 @@ class Database:
     def __init__(self, url: URL) -> None:
         self.url = url
         self.is_sqlite = url.get_backend_name() == "sqlite"
-        self._writer: asyncio.Lock | nullcontext[None] = asyncio.Lock() if self.is_sqlite else nullcontext()
+        self._writer = asyncio.Lock()
         self._reads = self._engine("DEFERRED")
         self._writes = self._engine("IMMEDIATE") if self.is_sqlite else self._reads
+        if not self.is_sqlite:
+            # The default sees what is committed between two queries of one look.
+            self._reads = self._reads.execution_options(isolation_level="REPEATABLE READ")
 
     @classmethod
     async def open(cls, url: str) -> "Database":
@@ -48,27 +49,6 @@ class Database:
         database = cls(parsed.set(drivername=driver))
         await database._migrate()
         return database
-
-    def _engine(self, sqlite_begin: str) -> AsyncEngine:
-        if not self.is_sqlite:
-            return create_async_engine(self.url, pool_size=10, max_overflow=10, pool_pre_ping=True)
-        engine = create_async_engine(self.url, connect_args={"timeout": _SQLITE_BUSY_SECONDS})
-
-        def connect(connection: Any, _: object) -> None:
-            # The driver's own BEGIN is DEFERRED and comes too late to take the write lock; ours is explicit.
-            connection.isolation_level = None
-            cursor = connection.cursor()
-            cursor.execute("PRAGMA journal_mode=WAL")
-            cursor.execute("PRAGMA synchronous=FULL")
-            cursor.execute("PRAGMA foreign_keys=ON")
-            cursor.close()
-
-        def begin(connection: Connection) -> None:
-            connection.exec_driver_sql(f"BEGIN {sqlite_begin}")
-
-        event.listen(engine.sync_engine, "connect", connect)
-        event.listen(engine.sync_engine, "begin", begin)
-        return engine
 
     async def _migrate(self) -> None:
         config = Config()
@@ -85,28 +65,29 @@ class Database:
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncSession]:
         """One consistent look; nothing is written."""
-        with _caller_faults():
+        with answerable():
             async with AsyncSession(self._reads, expire_on_commit=False) as session:
                 yield session
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncSession]:
         """One transaction: committed when the block ends, rolled back when it raises."""
-        with _caller_faults():
-            async with self._writer, AsyncSession(self._writes, expire_on_commit=False) as session, session.begin():
+        with answerable():
+            async with self._turn(), AsyncSession(self._writes, expire_on_commit=False) as session, session.begin():
                 yield session
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        if not self.is_sqlite:
+            yield
+            return
+        async with asyncio.timeout(_SQLITE_BUSY_SECONDS):
+            await self._writer.acquire()
+        try:
+            yield
+        finally:
+            self._writer.release()
 
     async def close(self) -> None:
         await self._reads.dispose()
         await self._writes.dispose()
-
-
-@contextmanager
-def _caller_faults() -> Iterator[None]:
-    """PostgreSQL stores no NUL characters; SQLite does. Ids and names with one come from callers."""
-    try:
-        yield
-    except DBAPIError as error:
-        if getattr(error.orig, "sqlstate", "") in _UNSTORABLE_TEXT:
-            raise InvalidArgument("INVALID_TEXT", "a text of the request holds a NUL character") from error
-        raise

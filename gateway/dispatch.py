@@ -11,6 +11,7 @@ from chassis.bus import Bus, BusUnavailable
 from finetuneflow.v1.work_pb2 import WorkItem
 from gateway.database import Database
 from gateway.lifecycle import MAX_BACKOFF_SECONDS, SERVICES
+from gateway.outages import DatabaseUnavailable
 from gateway.tables import Attempt, now
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ class Dispatcher:
                 log.warning("the work stream can't be checked: %s", error)
             try:
                 await self._offer_due()
-            except (DBAPIError, OSError) as error:
+            except (DBAPIError, DatabaseUnavailable) as error:
                 log.warning("READY attempts can't be read: %s", error)
             await asyncio.sleep(_TICK_SECONDS)
 

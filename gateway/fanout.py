@@ -16,6 +16,7 @@ from chassis.errors import NotFound, OutOfRange
 from gateway.database import Database
 from gateway.frames import Frame, frame_of_stored, frames_of_run, watch_response
 from gateway.lifecycle import TERMINAL
+from gateway.outages import DatabaseUnavailable
 from gateway.tables import Job, JobEvent
 
 log = logging.getLogger(__name__)
@@ -141,7 +142,7 @@ class Fanout:
                 async with self._database.read() as session:
                     query = select(Job.id, Job.last_sequence).where(col(Job.id).in_(list(self._rings)))
                     rows = (await session.exec(query)).all()
-            except (DBAPIError, OSError) as error:
+            except (DBAPIError, DatabaseUnavailable) as error:
                 log.warning("the tail of watched jobs can't be checked: %s", error)
                 continue
             for job_id, last_sequence in rows:

@@ -10,6 +10,7 @@ from sqlmodel import col, select
 from chassis.bus import Bus
 from gateway.acceptance import Acceptance
 from gateway.database import Database
+from gateway.outages import DatabaseUnavailable
 from gateway.tables import Attempt, GatewayTick
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ class LeaseWatch:
                 continue
             try:
                 await self._observe(began)
-            except (DBAPIError, OSError) as error:
+            except (DBAPIError, DatabaseUnavailable) as error:
                 log.warning("claims can't be read: %s", error)
                 self._seen.clear()
 
@@ -58,7 +59,7 @@ class LeaseWatch:
                 tick = tick or GatewayTick(id=_ROW, tick=0)
                 tick.tick += 1
                 session.add(tick)
-        except (DBAPIError, OSError) as error:
+        except (DBAPIError, DatabaseUnavailable) as error:
             log.warning("leases can't expire while SQL takes no writes: %s", error)
             return False
         return time.monotonic() - began < _LATE_SECONDS
