@@ -1,7 +1,6 @@
 """Claims and reports: the two requests by which workers take part. Each is answered from one decision."""
 
 import logging
-
 from collections.abc import Sequence
 
 from google.protobuf.message import DecodeError

@@ -4,11 +4,9 @@ SQLite: one writer in this process, in which those who write take turns and shar
 decisions lock their job row, and the server itself flushes COMMITs that come together in one go.
 """
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 from alembic import command
 from alembic.config import Config
@@ -17,11 +15,9 @@ from sqlalchemy.engine import URL, Connection
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from gateway.group_commit import GroupCommit
 from gateway.outages import answerable
-
-# How long another process (a backup, a shell) may hold SQLite's write lock before a write here fails, and how long a
-# write waits for its turn: callers, who wait for 30 s, are to hear why.
-_SQLITE_BUSY_SECONDS = 10
+from gateway.sqlite import sqlite_engine
 
 
 class Database:
@@ -30,12 +26,15 @@ class Database:
     def __init__(self, url: URL) -> None:
         self.url = url
         self.is_sqlite = url.get_backend_name() == "sqlite"
-        self._writer = asyncio.Lock()
-        self._reads = self._engine("DEFERRED")
-        self._writes = self._engine("IMMEDIATE") if self.is_sqlite else self._reads
-        if not self.is_sqlite:
+        self._group: GroupCommit | None = None
+        if self.is_sqlite:
+            self._reads = sqlite_engine(url, writes=False)
+            self._writes = sqlite_engine(url, writes=True)
+            self._group = GroupCommit(self._writes)
+        else:
+            self._writes = create_async_engine(url, pool_size=10, max_overflow=10, pool_pre_ping=True)
             # The default sees what is committed between two queries of one look.
-            self._reads = self._reads.execution_options(isolation_level="REPEATABLE READ")
+            self._reads = self._writes.execution_options(isolation_level="REPEATABLE READ")
 
     @classmethod
     async def open(cls, url: str) -> "Database":
@@ -73,21 +72,15 @@ class Database:
     async def write(self) -> AsyncIterator[AsyncSession]:
         """One transaction: committed when the block ends, rolled back when it raises."""
         with answerable():
-            async with self._turn(), AsyncSession(self._writes, expire_on_commit=False) as session, session.begin():
-                yield session
-
-    @asynccontextmanager
-    async def _turn(self) -> AsyncIterator[None]:
-        if not self.is_sqlite:
-            yield
-            return
-        async with asyncio.timeout(_SQLITE_BUSY_SECONDS):
-            await self._writer.acquire()
-        try:
-            yield
-        finally:
-            self._writer.release()
+            if self._group:
+                async with self._group.turn() as session:
+                    yield session
+            else:
+                async with AsyncSession(self._writes, expire_on_commit=False) as session, session.begin():
+                    yield session
 
     async def close(self) -> None:
+        if self._group:
+            await self._group.close()
         await self._reads.dispose()
         await self._writes.dispose()

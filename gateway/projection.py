@@ -1,19 +1,16 @@
 """What accepted events mean for the tables that are read: progress, curves, checkpoints, artifacts, results."""
 
-import math
+from collections.abc import Iterator
 
-from sqlmodel import col, delete, select, update
+from sqlmodel import col, select, update
 
-from finetuneflow.v1.event_pb2 import CheckpointSaved, Event
-from finetuneflow.v1.fine_tuning_job_pb2 import Progress
+from finetuneflow.v1.event_pb2 import CheckpointSaved, Eval, Event, Log
 from finetuneflow.v1.stage_result_pb2 import TrainingResult
 from gateway.identifiers import new_id
-from gateway.ledger import Decision
+from gateway.ledger import ELAPSED_SECONDS, Decision
 from gateway.retention import prune_checkpoints
-from gateway.tables import JobEvaluation, JobExport, Metric, SavedArtifact, SavedCheckpoint, now
+from gateway.tables import JobEvaluation, JobExport, SavedArtifact, SavedCheckpoint, now
 
-ELAPSED_SECONDS = "elapsed_seconds"
-"""The series that keeps its points when steps are trained again: the time was spent."""
 _LOG_SERIES = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "num_tokens", ELAPSED_SECONDS)
 _EVAL_SERIES = ("eval_loss", "perplexity", "eval_runtime_seconds")
 
@@ -24,22 +21,18 @@ async def project(decision: Decision, event: Event, sequence: int) -> None:
     match event.WhichOneof("payload"):
         case "log":
             log = event.log
-            progress = Progress.FromString(job.progress)
+            progress = decision.progress
             progress.step, progress.total_steps, progress.epoch = log.step, log.total_steps, log.epoch
             progress.loss, progress.tokens_per_second = log.loss, log.tokens_per_second
             progress.eta_seconds = log.eta_seconds
-            job.progress = progress.SerializeToString()
-            values = {name: getattr(log, name) for name in _LOG_SERIES} | dict(log.extras)
-            await _add_metrics(decision, event, sequence, log.step, log.epoch, values)
+            decision.measure(event, sequence, log.step, log.epoch, _values(log, _LOG_SERIES))
         case "eval":
             evaluation = event.eval
-            progress = Progress.FromString(job.progress)
+            progress = decision.progress
             progress.eval_loss = evaluation.eval_loss
             if evaluation.best:
                 progress.best_eval_loss, progress.best_step = evaluation.eval_loss, evaluation.step
-            job.progress = progress.SerializeToString()
-            values = {name: getattr(evaluation, name) for name in _EVAL_SERIES} | dict(evaluation.extras)
-            await _add_metrics(decision, event, sequence, evaluation.step, evaluation.epoch, values)
+            decision.measure(event, sequence, evaluation.step, evaluation.epoch, _values(evaluation, _EVAL_SERIES))
         case "checkpoint":
             await _add_checkpoint(decision, event, event.checkpoint, sequence)
             await prune_checkpoints(decision)
@@ -53,32 +46,13 @@ async def project(decision: Decision, event: Event, sequence: int) -> None:
             _add_result(decision, event)
 
 
-async def _add_metrics(
-    decision: Decision, event: Event, sequence: int, step: int, epoch: float, values: dict[str, float]
-) -> None:
-    if event.attempt > 1:
-        # This attempt trains these steps again: what an older one measured there is no longer part of the run.
-        await decision.session.exec(
-            delete(Metric).where(
-                col(Metric.job_id) == decision.job.id,
-                col(Metric.step) >= step,
-                col(Metric.attempt) < event.attempt,
-                col(Metric.name) != ELAPSED_SECONDS,
-            )
-        )
-    decision.metrics.extend(
-        Metric(
-            job_id=decision.job.id,
-            name=name,
-            sequence=sequence,
-            tenant=decision.job.tenant,
-            attempt=event.attempt,
-            step=step,
-            epoch=epoch,
-            value=None if math.isnan(value) else value,
-        )
-        for name, value in values.items()
-    )
+def _values(payload: Log | Eval, series: tuple[str, ...]) -> Iterator[tuple[str, float]]:
+    # An extra that bears the name of a series takes its place: a point stands once.
+    extras = payload.extras
+    for name in series:
+        if name not in extras:
+            yield name, getattr(payload, name)
+    yield from extras.items()
 
 
 async def _add_checkpoint(decision: Decision, event: Event, saved: CheckpointSaved, sequence: int) -> None:
@@ -146,9 +120,7 @@ def _add_result(decision: Decision, event: Event) -> None:
     match completed.WhichOneof("result"):
         case "preflight":
             job.preflight = completed.preflight.SerializeToString()
-            progress = Progress.FromString(job.progress)
-            progress.total_steps = completed.preflight.total_steps
-            job.progress = progress.SerializeToString()
+            decision.progress.total_steps = completed.preflight.total_steps
         case "training":
             job.training = completed.training.SerializeToString()
         case "evaluation":

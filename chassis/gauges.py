@@ -1,0 +1,32 @@
+"""What a process measures of itself, for Prometheus: on `FTF_<SERVICE>_METRICS`, nowhere by default.
+
+A process shows what it has used; names and meanings are in docs/operations.md.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram, start_http_server
+
+_LATENCIES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+_COUNTS = (1, 2, 4, 8, 16, 32)
+
+SPOOLED_EVENTS = Gauge("ftf_spooled_events", "Events of running attempts that no gateway has accepted yet")
+ACCEPTED_SECONDS = Histogram(
+    "ftf_event_accepted_seconds",
+    "From the moment an event came out of the child's pipe until a gateway had accepted it",
+    buckets=_LATENCIES,
+)
+REPORTS = Counter("ftf_reports", "Reports decided on, heartbeats included")
+EVENTS = Counter("ftf_events_accepted", "Events that workers reported and this gateway accepted")
+COMMIT_SECONDS = Histogram("ftf_commit_seconds", "Duration of a COMMIT (SQLite)", buckets=_LATENCIES)
+COMMIT_DECISIONS = Histogram("ftf_commit_decisions", "Decisions that shared a COMMIT (SQLite)", buckets=_COUNTS)
+WATCHERS = Gauge("ftf_watchers", "Open watch streams")
+RING_BYTES = Gauge("ftf_ring_bytes", "Bytes of events held for watchers")
+WATCH_LAG_EVENTS = Gauge("ftf_watch_lag_events", "Events that the slowest watcher is behind")
+
+
+def serve_gauges(address: str) -> None:
+    """Answers GET /metrics on host:port from a thread; "" serves nothing. OSError when the port is taken."""
+    if address:
+        host, _, port = address.rpartition(":")
+        start_http_server(int(port), host)

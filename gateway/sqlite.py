@@ -1,0 +1,75 @@
+"""SQLite without a trip to a thread for what takes microseconds.
+
+The driver sends every call of a connection to the connection's own thread, four or more for one statement; each costs
+more than the statement. Here a call goes there only when it may wait for the disk or for another process, or may take
+long; everything else is done where it stands, between two awaits of the event loop.
+"""
+
+import sqlite3
+from collections.abc import Callable
+from typing import Any
+
+import aiosqlite
+from sqlalchemy import event
+from sqlalchemy.engine import URL, Connection
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+# How long another process (a backup, a shell) may hold SQLite's write lock before a write here fails: callers, who
+# wait for 30 s, are to hear why.
+_BUSY_SECONDS = 10
+_SMALL_BATCH = 32
+"""Rows that are inserted in less time than a thread takes to answer."""
+
+
+class _Connection(aiosqlite.Connection):
+    """`waits(name, arguments)` says of a method of sqlite3's cursor or connection whether it goes to the thread."""
+
+    def __init__(self, connector: Callable[[], sqlite3.Connection], waits: Callable[[str, Any], bool]) -> None:
+        super().__init__(connector, iter_chunk_size=64)
+        self._thread.daemon = True
+        self._waits = waits
+
+    async def _execute(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._connection is None or not self._running or self._waits(fn.__name__, args):
+            return await super()._execute(fn, *args, **kwargs)  # type: ignore[no-untyped-call]
+        return fn(*args, **kwargs)
+
+
+def _reader_waits(name: str, args: Any) -> bool:
+    # A query may read much, in its first step and in the later ones.
+    return name not in ("cursor", "close", "rollback") and not (name == "execute" and args[0].startswith("BEGIN"))
+
+
+def _writer_waits(name: str, args: Any) -> bool:
+    match name:
+        case "execute":
+            # BEGIN IMMEDIATE waits for other processes, DELETE may find a million rows.
+            return args[0].startswith(("BEGIN", "DELETE", "CREATE", "DROP", "ALTER", "PRAGMA"))
+        case "executemany":
+            return len(args[1]) > _SMALL_BATCH
+        case "cursor" | "close" | "rollback" | "fetchall":
+            return False
+    return True
+
+
+def sqlite_engine(url: URL, *, writes: bool) -> AsyncEngine:
+    """WAL, synchronous=FULL. A transaction of the engine that writes is BEGIN IMMEDIATE: it takes the write lock first,
+    and no later statement of it fails with "database is locked"."""
+    begin_statement = "BEGIN IMMEDIATE" if writes else "BEGIN DEFERRED"
+
+    def connection(*args: Any, **kwargs: Any) -> _Connection:
+        def connect() -> sqlite3.Connection:
+            # The driver's own BEGIN is DEFERRED and comes too late to take the write lock; ours is explicit.
+            raw = sqlite3.connect(*args, isolation_level=None, timeout=_BUSY_SECONDS, **kwargs)
+            for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+                raw.execute(f"PRAGMA {pragma}")
+            return raw
+
+        return _Connection(connect, _writer_waits if writes else _reader_waits)
+
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql(begin_statement)
+
+    engine = create_async_engine(url, connect_args={"async_creator_fn": connection})
+    event.listen(engine.sync_engine, "begin", begin)
+    return engine
