@@ -23,6 +23,7 @@ from chassis.faults import CallerFault, SystemFault
 from chassis.pipe import failure_of
 from chassis.reporter import Reporter
 from chassis.settings import WorkerSettings
+from chassis.spare import Spare, SpareCommand
 from chassis.spool import Spool
 from chassis.uploads import KINDS, UploadFailed, Uploads
 from finetuneflow.v1 import event_pb2, fine_tuning_job_pb2, work_pb2
@@ -51,6 +52,15 @@ class Finisher(Protocol):
     def finish(self, assignment: work_pb2.Assignment, event: event_pb2.Event) -> event_pb2.Event: ...
 
 
+@runtime_checkable
+class Sparing(Protocol):
+    """A stage whose children take long to import what they need, and can do so before they have a spec."""
+
+    def spare(self) -> SpareCommand:
+        """How to start one that waits for its spec; what `prepare` asks for most of the time."""
+        ...
+
+
 @dataclass(frozen=True)
 class Place:
     """Where attempts run: everything that is the same for all of a process."""
@@ -59,6 +69,7 @@ class Place:
     store: ArtifactStore
     stage: Stage
     settings: WorkerSettings
+    spare: Spare
 
 
 def failed(reason: str, message: str, advice: str = "", lines: list[str] | None = None) -> event_pb2.StageFailed:
@@ -181,7 +192,7 @@ class Attempt:
         if self._release:
             return event_pb2.StageReleased(reason=self._release)
         command.out_dir.mkdir(parents=True, exist_ok=True)
-        child = self._child = await Child.start(command, workdir)
+        child = self._child = await self._place.spare.start(command, workdir)
         failpoint("child.started")
         self._spool.record.child_pid = child.pid
         self._spool.record.child_create_time = child.create_time

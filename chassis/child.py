@@ -54,6 +54,13 @@ class ChildCommand:
     """Where it writes; paths in its events are relative to it."""
     env: Mapping[str, str] = field(default_factory=dict)
     """Added to what every child gets."""
+    late_env: Mapping[str, str] = field(default_factory=dict)
+    """The same, but for what works as well after a child's imports, such as the choice of its devices: a warm spare is
+    told it together with the spec."""
+    cold: bool = False
+    """Whether it must be started from scratch: it needs what a warm spare has not imported."""
+    on_cpu: bool = False
+    """Whether it computes on the machine's processors for long: nothing else is warmed up beside it."""
 
 
 class Child:
@@ -74,18 +81,18 @@ class Child:
         threading.Thread(target=self._read_output, args=(loop,), name=f"output-{self.pid}", daemon=True).start()
 
     @classmethod
-    async def start(cls, command: ChildCommand, cwd: Path) -> Child:
-        """Starts it. OSError when that fails."""
+    async def start(cls, argv: Sequence[str], env: Mapping[str, str], cwd: Path) -> Child:
+        """Starts it; `env` is added to what every child gets. OSError when that fails."""
         event_read, event_write = os.pipe()
         control_read, control_write = os.pipe()
         with contextlib.suppress(OSError):
             fcntl.fcntl(event_write, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         try:
-            env = child_environment(command.env) | {EVENT_FD: str(event_write), CONTROL_FD: str(control_read)}
+            given = child_environment(env) | {EVENT_FD: str(event_write), CONTROL_FD: str(control_read)}
             # Blocks for a vfork only, and must happen in this thread: the child dies with the thread that started it.
             process = subprocess.Popen(  # noqa: ASYNC220
-                list(command.argv),
-                env=env,
+                list(argv),
+                env=given,
                 cwd=cwd,
                 pass_fds=(event_write, control_read),
                 stdin=subprocess.DEVNULL,
@@ -114,13 +121,13 @@ class Child:
     async def frames(self) -> AsyncGenerator[bytes, None]:
         """Every frame, b"" for a tick, until the child has exited. ValueError when it is no frame at all."""
         ended = asyncio.create_task(self._linger())
+        reading: asyncio.Task[bytes | None] | None = None
         try:
             while True:
                 reading = asyncio.create_task(self._read_frame())
                 await asyncio.wait({reading, ended}, return_when=asyncio.FIRST_COMPLETED)
                 if not reading.done():
                     # Somebody who left the process group holds the pipe open.
-                    reading.cancel()
                     return
                 frame = await reading
                 if frame is None:
@@ -128,9 +135,17 @@ class Child:
                 yield frame
         finally:
             ended.cancel()
+            if reading:
+                # Left alone it would take a frame away from whoever reads next.
+                reading.cancel()
+
+    def begin(self) -> None:
+        """A spare one starts to work: what it printed, and what the kernel killed, before that is not of its work."""
+        self._lines.clear()
+        self._oom_kills = _oom_kills()
 
     def control(self, word: str) -> None:
-        """Says `pause` or `cancel`. A child that is gone hears nothing."""
+        """Says `pause` or `cancel`, or to a spare one what to start. A child that is gone hears nothing."""
         with contextlib.suppress(OSError):
             os.write(self._control_fd, f"{word}\n".encode())
 

@@ -20,6 +20,7 @@ from chassis.failpoints import failpoint
 from chassis.reporter import Reporter
 from chassis.settings import WorkerSettings
 from chassis.spare import Spare
+from chassis.spare import Spare
 from chassis.spool import ClaimRecord, Spool
 from finetuneflow.v1 import fine_tuning_job_pb2, hardware_pb2, work_pb2
 
