@@ -43,8 +43,9 @@ def _reader_waits(name: str, args: Any) -> bool:
 def _writer_waits(name: str, args: Any) -> bool:
     match name:
         case "execute":
+            sql: str = args[0]
             # BEGIN IMMEDIATE waits for other processes, DELETE may find a million rows.
-            return args[0].startswith(("BEGIN", "DELETE", "CREATE", "DROP", "ALTER", "PRAGMA"))
+            return sql.startswith(("BEGIN", "DELETE", "CREATE", "DROP", "ALTER", "PRAGMA"))
         case "executemany":
             return len(args[1]) > _SMALL_BATCH
         case "cursor" | "close" | "rollback" | "fetchall":
@@ -57,10 +58,10 @@ def sqlite_engine(url: URL, *, writes: bool) -> AsyncEngine:
     and no later statement of it fails with "database is locked"."""
     begin_statement = "BEGIN IMMEDIATE" if writes else "BEGIN DEFERRED"
 
-    def connection(*args: Any, **kwargs: Any) -> _Connection:
+    def connection(path: str, **kwargs: Any) -> _Connection:
         def connect() -> sqlite3.Connection:
             # The driver's own BEGIN is DEFERRED and comes too late to take the write lock; ours is explicit.
-            raw = sqlite3.connect(*args, isolation_level=None, timeout=_BUSY_SECONDS, **kwargs)
+            raw: sqlite3.Connection = sqlite3.connect(path, isolation_level=None, timeout=_BUSY_SECONDS, **kwargs)
             for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
                 raw.execute(f"PRAGMA {pragma}")
             return raw
