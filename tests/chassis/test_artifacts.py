@@ -1,4 +1,6 @@
 import hashlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,12 +73,30 @@ def test_a_file_may_have_the_longest_name_there_is(store: ArtifactStore, tmp_pat
 
 
 def test_what_a_killed_process_left_is_swept(store: ArtifactStore, tmp_path: Path) -> None:
-    writer = store.begin_write("default/d")
-    writer.write(b"x")
+    """Otherwise killed writers fill the disk for good."""
+    code = (
+        "import os, sys; from chassis.artifacts import ArtifactStore; store = ArtifactStore(sys.argv[1])\n"
+        "store.begin_write('default/d').write(b'x')\n"
+        "with store._partials.folder() as stage: (stage / 'a').touch(); os._exit(1)"
+    )
+    subprocess.run([sys.executable, "-c", code, store.url], check=False)
+    assert len(files(tmp_path / "store")) == 2
     store.sweep()
-    assert len(files(tmp_path / "store")) == 1
+    assert len(files(tmp_path / "store")) == 2
     store.sweep(older_than_seconds=-1)
-    assert files(tmp_path / "store") == []
+    assert list((tmp_path / "store/.partial").iterdir()) == []
+
+
+def test_what_is_being_written_is_not_swept(store: ArtifactStore) -> None:
+    """A slow upload, or a clock that jumps, must not lose what somebody is writing."""
+    with store.begin_write("default/d") as writer, store.resume_write("default/e", "key", 0) as held:
+        writer.write(b"x")
+        held.write(b"y")
+        store.sweep(older_than_seconds=-1)
+        writer.commit()
+        held.commit()
+    assert store.open_read("default/d").read() == b"x"
+    assert store.open_read("default/e").read() == b"y"
 
 
 def test_a_folder_that_cannot_be_stored_leaves_nothing(store: ArtifactStore, folder: Path, tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ import pytest
 from chassis.artifacts import ArtifactStore
 from finetuneflow.v1 import artifact_service_pb2 as api
 from finetuneflow.v1.artifact_pb2 import Artifact
-from finetuneflow.v1.artifact_service_pb2_grpc import ArtifactServiceStub, add_ArtifactServiceServicer_to_server
+from finetuneflow.v1.artifact_service_pb2_grpc import ArtifactServiceStub
 from gateway.database import Database
 from gateway.identifiers import new_id
-from gateway.servicers.artifacts import FOLDER, Artifacts
+from gateway.servicers.artifacts import FOLDER, Artifacts, add_to_server
 from gateway.tables import SavedArtifact, now
 from tests.gateway.serving import add_job, refusal, serving
 
@@ -65,7 +65,7 @@ async def room(tmp_path: Path, database: Database) -> AsyncIterator[Room]:
     store = ArtifactStore(f"file://{root}")
     servicer = Artifacts(database, store)
     async with (
-        serving(api, "ArtifactService", add_ArtifactServiceServicer_to_server, servicer) as address,
+        serving(api, "ArtifactService", add_to_server, servicer) as address,
         grpc.aio.insecure_channel(address) as channel,
     ):
         yield Room(ArtifactServiceStub(channel), database, store, root)
