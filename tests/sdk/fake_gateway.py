@@ -123,6 +123,11 @@ class FakeGateway(
     jobs: int = 1
     # Watching: events sent before the connection is cut, one entry per connection; then all of them.
     cut_watch_after: list[int] = field(default_factory=list)
+    # Watching: what a faulty server answers, one entry per connection.
+    scripts: list[list[fine_tuning_service_pb2.WatchFineTuningJobResponse]] = field(default_factory=list)
+    # Watching: streams stay open behind the last event until this is set.
+    hold: threading.Event | None = None
+    watching: int = 0
     # Answers UNAVAILABLE, as a dying server does, to so many calls of a method.
     outages: dict[str, int] = field(default_factory=dict)
     refusals: dict[str, Callable[[grpc.ServicerContext], None]] = field(default_factory=dict)
@@ -202,6 +207,9 @@ class FakeGateway(
         self._enter("WatchFineTuningJob", request, context)
         if request.job_id != JOB:
             refuse(context, grpc.StatusCode.NOT_FOUND, f"no job {request.job_id}", "JOB_NOT_FOUND")
+        if self.scripts:
+            yield from self.scripts.pop(0)
+            return
         cut = self.cut_watch_after.pop(0) if self.cut_watch_after else None
         pending = [event for event in self.events if event.sequence > request.after_sequence]
         batches = [pending[i : i + 3] for i in range(0, len(pending), 3)]
@@ -216,6 +224,18 @@ class FakeGateway(
             sent += len(batch)
             if cut is not None and sent >= cut:
                 context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
+        if self.hold is not None:
+            self._until_released(self.hold, context)
+
+    def _until_released(self, hold: threading.Event, context: Any) -> None:
+        over = threading.Event()
+        context.add_callback(over.set)
+        with self.lock:
+            self.watching += 1
+        while not hold.is_set() and not over.wait(0.01):
+            pass
+        with self.lock:
+            self.watching -= 1
 
     def ListFineTuningJobEvents(self, request: Any, context: Any) -> Any:
         self._enter("ListFineTuningJobEvents", request, context)
@@ -339,7 +359,8 @@ class Running:
         self._server: grpc.Server | None = None
 
     def start(self) -> None:
-        server = grpc.server(ThreadPoolExecutor(8))
+        # As the gateway, it takes pings for no abuse.
+        server = grpc.server(ThreadPoolExecutor(8), options=[("grpc.http2.max_ping_strikes", 0)])
         for add in (
             fine_tuning_service_pb2_grpc.add_FineTuningServiceServicer_to_server,
             dataset_service_pb2_grpc.add_DatasetServiceServicer_to_server,
