@@ -19,7 +19,8 @@ from finetuneflow.v1.stage_result_pb2 import BaseModelIdentity, DataStatistics, 
 from services.probe.hardware import read_hardware
 from services.probe.worker.memory import ModelShape
 from services.probe.worker.resolve import Resolved, resolve, resolve_length, total_steps
-from services.probe.worker.spec import ModelFiles, PreflightSpec
+from services.probe.worker.spec import PreflightSpec
+from services.specs import ModelFiles
 
 _PHASES = ("checking_hardware", "resolving_model", "reading_rows", "tokenising", "resolving_configuration")
 _FEW_ROWS = 50
