@@ -39,6 +39,8 @@ class ProcessSettings(BaseSettings):
     """An fsspec URL. Default: `file://<home>/artifacts`."""
     node_id: NodeId = ""
     """Unique among running processes. Default: service, host name and four random digits."""
+    metrics: str = ""
+    """host:port on which Prometheus finds what this process measures; "" for nowhere. It is not authenticated."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_json: bool = False
 

@@ -335,7 +335,8 @@ class Fanout:
         if wanted.kinds:
             events = events.where(col(JobEvent.kind).in_([*wanted.kinds, TERMINAL_KIND]))
         if wanted.min_severity:
-            events = events.where(or_(col(JobEvent.severity) >= wanted.min_severity, col(JobEvent.kind) == TERMINAL_KIND))
+            loud = col(JobEvent.severity) >= wanted.min_severity
+            events = events.where(or_(loud, col(JobEvent.kind) == TERMINAL_KIND))
         async with self._database.read() as session:
             rows = (await session.exec(events.order_by(col(JobEvent.sequence)).limit(_PAGE_EVENTS))).all()
             if not rows and (await session.exec(select(Job.id).where(Job.id == job_id))).one_or_none() is None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from chassis.artifacts import ArtifactStore
 from chassis.attempt import Stage
 from chassis.bus import Bus
+from chassis.gauges import serve_gauges
 from chassis.node import NodeHeartbeat
 from chassis.server import Mount, serve
 from chassis.stage_worker import StageWorker
@@ -27,6 +28,7 @@ def run(
     """Serves and works until SIGTERM or SIGINT, then drains. OSError when the port is taken, and whatever ends the
     pulling of work: whoever keeps this process starts it again."""
     configure_logging(settings.service, settings.log_level, as_json=settings.log_json)
+    serve_gauges(settings.metrics)
     asyncio.run(_live(settings, stage, mount, hardware))
 
 
