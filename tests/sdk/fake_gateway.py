@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import socket
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -137,6 +138,9 @@ class FakeGateway(
     calls: list[tuple[str, Any]] = field(default_factory=list)
     tokens: list[str] = field(default_factory=list)
     uploads: dict[str, bytes] = field(default_factory=dict)
+    # Bytes of uploads by request_id, complete or not; and after how many of them a stream is cut, one entry per stream.
+    held: dict[str, bytes] = field(default_factory=lambda: defaultdict(bytes))
+    cut_upload_after: list[int] = field(default_factory=list)
     deleted: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -254,13 +258,40 @@ class FakeGateway(
     def UploadDataset(self, request_iterator: Any, context: Any) -> Any:
         header = next(request_iterator).header
         self._enter("UploadDataset", header, context)
-        content = b"".join(message.chunk for message in request_iterator)
-        assert len(content) == header.size_bytes
-        assert hashlib.sha256(content).hexdigest() == header.sha256
-        dataset_id = f"ds_{hashlib.sha256(header.request_id.encode()).hexdigest()[:26]}"
-        self.uploads[dataset_id] = content
-        dataset = dataset_pb2.Dataset(id=dataset_id, filename=header.filename, size_bytes=len(content))
+        held = self.held[header.request_id][: header.offset]
+        assert len(held) == header.offset
+        cut = self.cut_upload_after.pop(0) if self.cut_upload_after else None
+        sha256 = ""
+        for message in request_iterator:
+            held, sha256 = held + message.chunk, message.sha256
+            self.held[header.request_id] = held
+            if cut is not None and len(held) >= header.offset + cut:
+                context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
+        assert len(held) == header.size_bytes
+        assert header.sha256_follows
+        if hashlib.sha256(held).hexdigest() != sha256:
+            del self.held[header.request_id]
+            refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "other bytes", "SHA256_MISMATCH")
+        dataset = self._dataset(header.request_id, held, header.filename)
+        self.uploads[dataset.id] = held
         return dataset_service_pb2.UploadDatasetResponse(dataset=dataset)
+
+    def GetUpload(self, request: Any, context: Any) -> Any:
+        self._enter("GetUpload", request, context)
+        held = self.held[request.request_id]
+        answer = dataset_service_pb2.GetUploadResponse(received_bytes=len(held))
+        dataset = self._dataset(request.request_id, held, "train.jsonl")
+        if dataset.id in self.uploads:
+            answer.dataset.CopyFrom(dataset)
+        return answer
+
+    def _dataset(self, request_id: str, content: bytes, filename: str) -> dataset_pb2.Dataset:
+        return dataset_pb2.Dataset(
+            id=f"ds_{hashlib.sha256(request_id.encode()).hexdigest()[:26]}",
+            filename=filename,
+            size_bytes=len(content),
+            sha256=hashlib.sha256(content).hexdigest(),
+        )
 
     def ListDatasets(self, request: Any, context: Any) -> Any:
         self._enter("ListDatasets", request, context)
