@@ -29,6 +29,7 @@ from tests.postgres import PostgresServer
 SERVICES = ("probe", "trainer", "evaluator", "exporter")
 LEASE_SECONDS = 3.0
 _START_SECONDS = 60.0
+_REVIVE_SECONDS = 0.3
 _ROOT = Path(__file__).parents[2]
 _SPEC = "spec.json"
 """The last argument of every child."""
@@ -175,10 +176,12 @@ class Stack:
         for proc in self.procs:
             if proc.running or not proc.wanted or proc.popen is None:
                 continue
-            if proc.name not in self._revive_at:
-                self._revive_at[proc.name] = time.monotonic() + 0.3
+            due = self._revive_at.get(proc.name)
+            if due is None:
+                self._revive_at[proc.name] = time.monotonic() + _REVIVE_SECONDS
                 self.unexpected_exits.append(f"{proc.name} exited with {proc.popen.returncode}")
-            elif time.monotonic() >= self._revive_at.pop(proc.name):
+            elif time.monotonic() >= due:
+                del self._revive_at[proc.name]
                 proc.start()
 
     def heal(self) -> None:
@@ -233,9 +236,13 @@ class Stack:
         return found
 
     def lock_sqlite(self) -> sqlite3.Connection:
-        """Another process's write lock, until the connection is closed."""
-        connection = sqlite3.connect(self.sqlite, isolation_level=None, timeout=30)
-        connection.execute("BEGIN EXCLUSIVE")
+        """Another process's write lock, until the connection is closed. sqlite3.OperationalError where there is one."""
+        connection = sqlite3.connect(self.sqlite, isolation_level=None, timeout=5)
+        try:
+            connection.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError:
+            connection.close()
+            raise
         return connection
 
     def wipe_nats(self) -> None:
