@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from google.protobuf.message import Message
 
+from chassis.allocation import reuse_freed_memory
 from chassis.artifacts import ArtifactStore
 from chassis.bus import CLAIM_SUBJECT, Bus, report_subject
 from chassis.gauges import serve_gauges
@@ -152,6 +153,7 @@ def _answering(
 
 
 def main() -> None:
+    reuse_freed_memory()
     settings = GatewaySettings()
     configure_logging("gateway", settings.log_level, as_json=settings.log_json)
     serve_gauges(settings.metrics)

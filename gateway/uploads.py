@@ -33,7 +33,7 @@ Message = UploadDatasetRequest | memoryview
 ENDINGS = ("jsonl",)
 """File name endings that preflight can read."""
 # Small chunks are gathered: one hop to a thread for each would cost more than hashing and writing it.
-_BATCH_BYTES = 4 << 20
+BATCH_BYTES = 4 << 20
 # What is made durable on the way is not waited for at the end.
 _SYNC_BYTES = 64 << 20
 # A stream that holds an upload and sends nothing would keep its caller's next stream out.
@@ -207,7 +207,7 @@ class Upload:
                 continue
             self._batch.append(chunk)
             batched += len(chunk)
-            if batched >= _BATCH_BYTES:
+            if batched >= BATCH_BYTES:
                 await self._hand_over()
                 batched = 0
         await self._hand_over()
