@@ -42,11 +42,12 @@ def test_a_failed_job_is_exit_code_1_with_the_command_that_helps(ftf: Ftf, gatew
     gateway.events = history(failed=True)
     result = ftf("jobs", "watch", JOB)
     assert result.exit_code == 1
-    assert "row 17 has no answer" in result.stdout
+    assert result.stdout.count("row 17 has no answer") == 1, "told once"
     assert f"ftf jobs explain {JOB}" in result.stdout
     explained = ftf("jobs", "explain", JOB)
     assert explained.exit_code == 0
-    assert "mend row 17" in explained.stdout
+    assert explained.stdout.count("row 17 has no answer") == 1
+    assert explained.stdout.count("mend row 17") == 1
     assert "| ValueError: no answer" in explained.stdout
 
 
@@ -147,7 +148,7 @@ def test_each_noun_answers_people_and_programs(ftf: Ftf, rows: Path) -> None:
         "recipes list": "cpu-demo\tsmall and quick",
         "recipes show cpu-demo": "[lora]\nr = 16",
         "probe": "GPU 0\tH200",
-        "doctor": "ok      gateway        1 recipes",
+        "doctor": "ok      gateway        1 recipe,",
     }.items():
         result = ftf(*command.split())
         assert result.exit_code == 0, result.output

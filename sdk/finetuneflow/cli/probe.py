@@ -22,14 +22,16 @@ def probe(
     if json:
         print_json(*(hardware.proto for hardware in fleet))
         return
-    for hardware in fleet:
+    # A machine's probe tells what it has; the other processes on it are nodes without a machine of their own.
+    machines = [hardware for hardware in fleet if hardware.cpu_cores]
+    for hardware in machines:
         print_rows(here.console, ["NODE", hardware.node_id or "this machine"], _facts(hardware))
+    others = [hardware.node_id for hardware in fleet if not hardware.cpu_cores]
+    if others:
+        here.console.print(f"Live beside {'it' if len(machines) == 1 else 'them'}: {', '.join(others)}")
 
 
 def _facts(hardware: Hardware) -> Iterator[list[str]]:
-    if not hardware.cpu_cores:
-        yield ["Machine", "not reported by this node; the probe beside it reports it"]
-        return
     features = f" ({', '.join(hardware.cpu_features)})" if hardware.cpu_features else ""
     yield ["CPU", f"{hardware.cpu_model}, {hardware.cpu_cores} cores{features}"]
     yield ["Memory", f"{size(hardware.memory_available_bytes)} free of {size(hardware.memory_total_bytes)}"]
