@@ -57,6 +57,10 @@ class Reporter:
         self._kept.append(time.monotonic())
         self._wake.set()
 
+    def nudge(self) -> None:
+        """Has it report now, though there may be nothing to report: the answer says what is wanted."""
+        self._wake.set()
+
     async def run(self) -> None:
         """Until the event that ends the attempt is accepted, or until STOP."""
         try:

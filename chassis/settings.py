@@ -85,6 +85,8 @@ class WorkerSettings(ProcessSettings):
     """A child that is silent for longer is killed (STALLED)."""
     loading_stall_seconds: float = Field(default=600.0, gt=0)
     """The same while the child starts and in phases named loading_…"""
+    preparation_stall_seconds: float = Field(default=600.0, gt=0)
+    """A preparation, mostly downloads, that gets nothing for longer is given up (STALLED)."""
     warm_spare: bool = True
     """Whether a stage that can (training) keeps a child that has done its imports, about 480 MB: an attempt starts
     seconds sooner. There is none while a child computes on the processors."""

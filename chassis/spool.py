@@ -35,7 +35,6 @@ class ClaimRecord(BaseModel):
     """What a restarted supervisor has to know of a claim."""
 
     job_id: str
-    tenant: str
     stage: int
     attempt: int
     claim_id: str

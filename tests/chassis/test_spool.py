@@ -9,7 +9,7 @@ from finetuneflow.v1 import event_pb2
 
 
 def record(folder: Path) -> ClaimRecord:
-    return ClaimRecord(job_id="j", tenant="default", stage=2, attempt=1, claim_id="c" * 32, workdir=folder / "work")
+    return ClaimRecord(job_id="j", stage=2, attempt=1, claim_id="c" * 32, workdir=folder / "work")
 
 
 def log(step: int, size: int = 0) -> event_pb2.Event:
