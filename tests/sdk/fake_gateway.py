@@ -122,6 +122,7 @@ class FakeGateway(
 
     events: list[event_pb2.Event] = field(default_factory=history)
     jobs: int = 1
+    attempts: list[fine_tuning_job_pb2.AttemptSummary] = field(default_factory=list)
     # Watching: events sent before the connection is cut, one entry per connection; then all of them.
     cut_watch_after: list[int] = field(default_factory=list)
     # Watching: what a faulty server answers, one entry per connection.
@@ -174,6 +175,8 @@ class FakeGateway(
         if last.state == fine_tuning_job_pb2.JOB_STATE_FAILED:
             job.fault, job.reason = fine_tuning_job_pb2.FAULT_USER_ERROR, "BAD_DATA"
             job.message, job.advice = "row 17 has no answer", "mend row 17"
+            if last.reason:
+                job.fault, job.reason, job.message, job.advice = last.fault, last.reason, last.message, last.advice
         return job
 
     # FineTuningService
@@ -189,7 +192,9 @@ class FakeGateway(
         self._enter("GetFineTuningJob", request, context)
         if request.job_id != JOB:
             refuse(context, grpc.StatusCode.NOT_FOUND, f"no job {request.job_id}", "JOB_NOT_FOUND")
-        return fine_tuning_service_pb2.GetFineTuningJobResponse(fine_tuning_job=self.job)
+        job = self.job
+        job.attempts.extend(self.attempts)
+        return fine_tuning_service_pb2.GetFineTuningJobResponse(fine_tuning_job=job)
 
     def ListFineTuningJobs(self, request: Any, context: Any) -> Any:
         self._enter("ListFineTuningJobs", request, context)
