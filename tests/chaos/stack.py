@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -128,9 +129,9 @@ class Stack:
         self.postgres: PostgresServer | None = None
         self.sqlite = self.home / "gateway.sqlite"
         if postgres:
-            folder = self.home / "postgres"
-            folder.mkdir()
-            self.postgres = PostgresServer(folder)
+            # Not below the home, which the user that the server runs as may have no way into.
+            self._postgres_folder = tempfile.TemporaryDirectory(prefix="ftf-chaos-postgres-")
+            self.postgres = PostgresServer(Path(self._postgres_folder.name))
         self.database_url = self.postgres.url if self.postgres else f"sqlite:///{self.sqlite}"
         self._nats = nats.configure(self.home / "nats", free_port())
         self.nats_store = self.home / "nats" / "store"
@@ -207,10 +208,6 @@ class Stack:
             except subprocess.TimeoutExpired:
                 self.unexpected_exits.append(f"{proc.name} did not heed SIGTERM")
                 proc.kill(keep_down=True)
-
-    def stop_database(self) -> None:
-        if self.postgres:
-            self.postgres.stop()
 
     def children(self) -> list[psutil.Process]:
         """Every process that works on an attempt, whoever its parent is now."""
@@ -315,4 +312,6 @@ class Stack:
             if "postgres" not in process.name():
                 process.kill()
         if self.postgres:
-            self.postgres.stop()
+            if self.postgres.running:
+                self.postgres.stop()
+            self._postgres_folder.cleanup()
