@@ -58,15 +58,15 @@ class StageWorker:
         store: ArtifactStore,
         stage: Stage,
         settings: WorkerSettings,
-        hardware: hardware_pb2.Hardware | None = None,
     ) -> None:
         self.draining = False
         self.drain_began = asyncio.Event()
         self.address = ""
         """host:port of this process's gRPC server, for the others; set it once that listens."""
+        self.hardware: hardware_pb2.Hardware | None = None
+        """What this machine is and has left."""
         command = stage.spare() if isinstance(stage, Sparing) and settings.warm_spare else None
         self._place = Place(bus, store, stage, settings, Spare(command, settings.home / stage.service))
-        self._hardware = hardware
         self._start_time = time.time()
         self._spools = settings.home / stage.service / "spool"
         self._workdirs = settings.home / stage.service / "work"
@@ -102,7 +102,7 @@ class StageWorker:
             pool=settings.pool,
             slots=settings.slots,
             runs=self.runs(),
-            hardware=self._hardware,
+            hardware=self.hardware,
             draining=self.draining,
         )
         node.start_time.FromNanoseconds(int(self._start_time * 1e9))

@@ -10,8 +10,8 @@ from chassis.child import ChildCommand
 from engine.catalogue import Catalogue
 from engine.config.wire import spec_to_dict
 from finetuneflow.v1.work_pb2 import Assignment
+from services.hardware import read_hardware
 from services.inputs import child_command, dataset_files, fetched_model
-from services.probe.hardware import read_hardware
 from services.probe.settings import ProbeSettings
 from services.probe.worker.spec import PreflightSpec
 

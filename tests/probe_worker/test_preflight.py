@@ -17,7 +17,7 @@ from chassis.pipe import EventSink
 from engine.catalogue import Catalogue
 from engine.config.wire import resolved_config
 from finetuneflow.v1.event_pb2 import ArtifactSaved, ConfigResolved, Phase, Warning
-from services.probe.hardware import read_hardware
+from services.hardware import read_hardware
 from services.probe.worker.preflight import preflight
 from tests.tiny import make_tiny_tokenizer
 

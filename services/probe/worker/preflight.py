@@ -16,7 +16,7 @@ from engine.errors import JobError
 from finetuneflow.v1.event_pb2 import ArtifactSaved, ConfigResolved, Phase, StageCompleted, Warning
 from finetuneflow.v1.hardware_pb2 import Hardware
 from finetuneflow.v1.stage_result_pb2 import BaseModelIdentity, DataStatistics, PreflightResult
-from services.probe.hardware import read_hardware
+from services.hardware import read_hardware
 from services.probe.worker.memory import ModelShape
 from services.probe.worker.resolve import Resolved, resolve, resolve_length, total_steps
 from services.probe.worker.spec import PreflightSpec
