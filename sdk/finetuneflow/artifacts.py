@@ -14,10 +14,13 @@ from finetuneflow.errors import DeadlineExceeded, FineTuneFlowError, IntegrityEr
 from finetuneflow.files import PartialFile, safe_relative_path, write_all
 from finetuneflow.hashing import Hashing
 from finetuneflow.paging import pages
+from finetuneflow.patience import Patience
 from finetuneflow.resources.artifact import Artifact
 from finetuneflow.transport import Transport
 from finetuneflow.v1 import artifact_service_pb2 as pb
 from finetuneflow.v1 import artifact_service_pb2_grpc as pb_grpc
+
+_SECONDS_WITHOUT_PROGRESS = 60.0
 
 # Called with (bytes here, bytes in all) of the file on its way.
 Progress = Callable[[int, int], None]
@@ -99,7 +102,7 @@ class Artifacts:
                 if part.size >= whole.size_bytes:
                     break
                 if part.size > before:
-                    patience.reset()
+                    patience = Patience(_SECONDS_WITHOUT_PROGRESS)
                 delay = patience.next_delay()
                 if delay is None:
                     raise failure
