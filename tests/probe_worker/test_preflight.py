@@ -121,7 +121,5 @@ def test_hardware_is_read_without_torch(tmp_path: Path) -> None:
     assert 0 < hardware.memory_available_bytes <= hardware.memory_total_bytes
     assert hardware.disk_free_bytes > 0
     assert hardware.packages["transformers"]
-    code = (
-        "import sys; from services.probe import hardware; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
-    )
+    code = "import sys; from services import hardware; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True)
