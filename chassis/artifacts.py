@@ -24,6 +24,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from chassis.partials import FOLDER as _PARTIAL
 from chassis.partials import Partials, WrongOffset, publish, sync_tree
+from chassis.preparation import progressed
 
 MANIFEST: Final = "manifest.json"
 _CHUNK_BYTES = 1024 * 1024
@@ -262,7 +263,7 @@ class AtomicWriter:
 
 
 class _FileWriter(AtomicWriter):
-    """Holds the lock of its partial file to its end, past a commit too."""
+    """Holds the lock of its partial file until that is renamed or given up."""
 
     def __init__(self, path: str, target: Path, partial: Path, sink: BinaryIO) -> None:
         super().__init__(path)
@@ -289,14 +290,16 @@ class _FileWriter(AtomicWriter):
 
     def commit(self) -> Stored:
         os.fsync(self._sink.fileno())
-        publish(self._partial, self._target)
+        publish(self._partial, self._target, self._sink.fileno())
         self._committed = True
         return Stored(self._path, self.sha256, self.size_bytes)
 
     def retract(self) -> None:
-        # A commit that failed may have come as far as the rename.
-        with contextlib.suppress(FileNotFoundError):
-            self._target.rename(self._partial)
+        # A commit that failed may not have come to the rename, another writer may have begun since, and not every file
+        # system has links: then the upload begins anew.
+        with contextlib.suppress(OSError):
+            self._partial.hardlink_to(self._target)
+        self._target.unlink(missing_ok=True)
         self._committed = False
 
     def suspend(self) -> None:
@@ -410,4 +413,5 @@ def _copy(source: BinaryIO, sink: Any) -> tuple[str, int]:
         sink.write(chunk)
         digest.update(chunk)
         size += len(chunk)
+        progressed(len(chunk))
     return digest.hexdigest(), size

@@ -7,6 +7,7 @@ the file system mounted.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -148,10 +149,13 @@ def sync_tree(folder: Path) -> None:
         _sync_folder(Path(below))
 
 
-def publish(partial: Path, target: Path) -> None:
-    """Renames, and makes the rename itself durable. OSError when a folder would take the place of something."""
+def publish(partial: Path, target: Path, descriptor: int | None = None) -> None:
+    """Renames, and makes the rename itself durable. `descriptor` is what must be there. OSError, also when a folder
+    would take the place of something."""
     _make_folders(target.parent)
     failpoint("store.synced")
+    if descriptor is not None and not _is_at(descriptor, partial):
+        raise FileNotFoundError(errno.ENOENT, "somebody has taken it away while it was written", str(partial))
     partial.rename(target)
     failpoint("store.renamed")
     _sync_folder(target.parent)
