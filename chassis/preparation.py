@@ -15,7 +15,8 @@ from chassis.silence import Silence
 from finetuneflow.v1 import event_pb2
 
 _T = TypeVar("_T")
-_SAY_SECONDS: Final = 1.0
+_SAY_SECONDS: Final = 5.0
+"""How often a phase says how far it is."""
 
 
 class GivenUp(Exception):
@@ -35,7 +36,8 @@ class Preparation:
         self._loop = asyncio.get_running_loop()
         self._silence = Silence()
         self._given_up = False
-        self._name = ""
+        self._phase = event_pb2.Phase()
+        self._done = self._total = 0
         self._next = 0.0
 
     async def run(self, work: Coroutine[Any, Any, _T], limit_seconds: float) -> _T:
@@ -45,7 +47,7 @@ class Preparation:
         try:
             await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
             if not working.done():
-                where = f" in phase {self._name}" if self._name else ""
+                where = f" in phase {self._phase.name}" if self._phase.name else ""
                 raise Stalled(f"Nothing came for {limit_seconds:g} seconds{where}.")
             return working.result()
         finally:
@@ -58,33 +60,46 @@ class Preparation:
         _current.set(self)
         return await work
 
-    def _progressed(self) -> None:
+    def say(self, name: str, detail: str = "", total_bytes: int = 0) -> None:
+        """As the function of that name, for threads that know nothing of who started them."""
+        self._phase = event_pb2.Phase(name=name, detail=detail)
+        self._done, self._total = 0, total_bytes
+        self.progressed()
+        self._tell()
+
+    def progressed(self, num_bytes: int = 0) -> None:
+        """As the function of that name."""
         if self._given_up:
             raise GivenUp
         self._silence.heard()
+        self._done += num_bytes
+        if self._total and time.monotonic() >= self._next:
+            self._phase.fraction = min(1.0, self._done / self._total)
+            self._tell()
 
-    def _say(self, phase: event_pb2.Phase) -> None:
-        self._progressed()
-        now = time.monotonic()
-        if phase.name == self._name and now < self._next:
-            return
-        self._name, self._next = phase.name, now + _SAY_SECONDS
+    def _tell(self) -> None:
+        self._next = time.monotonic() + _SAY_SECONDS
+        phase = event_pb2.Phase()
+        phase.CopyFrom(self._phase)
         self._loop.call_soon_threadsafe(self._emit, phase)
 
 
 _current: ContextVar[Preparation | None] = ContextVar("preparation", default=None)
 
 
-def say(name: str, detail: str = "", fraction: float | None = None) -> None:
-    """Tells the job's watchers what is being brought here, such as `fetching_model`, and how much of it is here.
+def current() -> Preparation | None:
+    """The one that this task or thread works for."""
+    return _current.get()
 
-    Call it as often as there is progress; what is said again within a second counts as a sign of life only.
-    """
+
+def say(name: str, detail: str = "", total_bytes: int = 0) -> None:
+    """Tells the job's watchers what is being brought here from now on, such as `fetching_model`. With `total_bytes`
+    they hear from time to time how much of it is here."""
     if preparation := _current.get():
-        preparation._say(event_pb2.Phase(name=name, detail=detail, fraction=fraction))
+        preparation.say(name, detail, total_bytes)
 
 
-def progressed() -> None:
+def progressed(num_bytes: int = 0) -> None:
     """A sign of life, after every piece of a transfer. GivenUp when it is for nothing."""
     if preparation := _current.get():
-        preparation._progressed()
+        preparation.progressed(num_bytes)

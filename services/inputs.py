@@ -1,6 +1,7 @@
 """What a supervisor brings to its child before it starts: base model, files of the artifact store, environment."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import sys
@@ -13,6 +14,7 @@ from pydantic import ValidationError
 
 from chassis.artifacts import MANIFEST, ArtifactCorrupt, ArtifactMissing, ArtifactStore
 from chassis.child import ChildCommand
+from chassis.preparation import GivenUp, current, say
 from engine.catalogue import Catalogue
 from engine.config.job import JobConfig
 from engine.config.wire import resolved_config
@@ -70,13 +72,24 @@ async def base_model(models: Catalogue, assignment: Assignment, settings: Servic
 async def fetched_model(models: Catalogue, reference: str, settings: ServiceSettings) -> ModelFiles:
     """A base model's files, whatever is behind the name now. Raises what `Catalogue.fetch` raises."""
     token = settings.hub_token.get_secret_value()
-    return ModelFiles(**asdict(await asyncio.to_thread(models.fetch, reference, token or None)))
+    say("fetching_model", reference)
+    preparation = current()
+
+    def heard(num_bytes: int) -> None:
+        if preparation:
+            # What is fetched in vain for this job is the next one's.
+            with contextlib.suppress(GivenUp):
+                preparation.progressed(num_bytes)
+
+    found = await asyncio.to_thread(models.fetch, reference, token or None, on_progress=heard)
+    return ModelFiles(**asdict(found))
 
 
 async def dataset_files(assignment: Assignment, store: ArtifactStore, workdir: Path) -> dict[str, Path]:
     """Dataset id → file. Its name ends as it was uploaded, which tells the child how to read it."""
     files: dict[str, Path] = {}
     for dataset in assignment.datasets:
+        say("fetching_data", dataset.filename, dataset.size_bytes)
         file = files[dataset.id] = workdir / "sources" / dataset.id / Path(dataset.filename).name
         await _fetch(store.get_file, f"{assignment.tenant}/{dataset.path}", file, dataset.sha256)
     return files
@@ -85,6 +98,7 @@ async def dataset_files(assignment: Assignment, store: ArtifactStore, workdir: P
 async def token_shards(assignment: Assignment, store: ArtifactStore, workdir: Path) -> Path:
     """Preflight's folder: train/, eval/ and what else it prepared."""
     found, folder = assignment.preflight, workdir / "data"
+    say("fetching_data", "token shards")
     await _fetch(store.get_folder, f"{assignment.tenant}/{found.shards_path}", folder, found.shards_manifest_sha256)
     return folder
 
@@ -93,6 +107,7 @@ async def best_checkpoint(assignment: Assignment, store: ArtifactStore, workdir:
     """The checkpoint that training chose."""
     chosen, folder = assignment.training, workdir / "checkpoint"
     path = f"{assignment.tenant}/{chosen.best_checkpoint_path}"
+    say("fetching_checkpoint", f"step {chosen.best_step}")
     await _fetch(store.get_folder, path, folder, chosen.best_checkpoint_manifest_sha256)
     return folder
 
@@ -111,6 +126,7 @@ async def newest_checkpoint(
     for checkpoint in assignment.checkpoints:
         folder = workdir / "resume" / f"step-{checkpoint.step}"
         path = f"{assignment.tenant}/{checkpoint.path}"
+        say("fetching_checkpoint", f"step {checkpoint.step}", checkpoint.size_bytes)
         try:
             await _fetch(store.get_folder, path, folder, checkpoint.manifest_sha256, missing_is_final=True)
         except (ArtifactMissing, ArtifactCorrupt, OSError) as error:
