@@ -345,3 +345,12 @@ def test_a_lost_connection_and_its_return_are_shown_once(ftf: Ftf, gateway: Fake
     followed = ftf("jobs", "watch", JOB).stdout
     assert followed.count("The server does not answer") == 1
     assert followed.count("Connected again") == 1
+
+
+def test_the_processes_on_one_machine_are_one_machine(ftf: Ftf, gateway: FakeGateway) -> None:
+    """Four entries for one machine look like four times the memory."""
+    gateway.nodes = ["trainer-one-0000", "trainer-two-ffff"]
+    shown = ftf("probe").stdout
+    assert shown.count("H200") == 2
+    assert "NODES\tprobe-one-0a1b, trainer-one-0000\n" in shown
+    assert len(lines(ftf("probe", "--json").stdout)) == 3

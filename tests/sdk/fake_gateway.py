@@ -122,6 +122,7 @@ class FakeGateway(
 
     events: list[event_pb2.Event] = field(default_factory=history)
     jobs: int = 1
+    nodes: list[str] = field(default_factory=list)
     attempts: list[fine_tuning_job_pb2.AttemptSummary] = field(default_factory=list)
     # Watching: events sent before the connection is cut, one entry per connection; then all of them.
     cut_watch_after: list[int] = field(default_factory=list)
@@ -380,8 +381,13 @@ class FakeGateway(
     def GetHardware(self, request: Any, context: Any) -> Any:
         self._enter("GetHardware", request, context)
         gpu = hardware_pb2.Gpu(index=0, name="H200", memory_total_bytes=2**37, temperature_celsius=40)
-        machine = hardware_pb2.Hardware(node_id="probe-1", cpu_model="Zen", cpu_cores=2, gpus=[gpu])
-        return probe_service_pb2.GetHardwareResponse(hardware=[machine])
+        machine = hardware_pb2.Hardware(node_id="probe-one-0a1b", cpu_model="Zen", cpu_cores=2, gpus=[gpu])
+        fleet = [machine]
+        for node in self.nodes:
+            fleet.append(hardware_pb2.Hardware())
+            fleet[-1].CopyFrom(machine)
+            fleet[-1].node_id = node
+        return probe_service_pb2.GetHardwareResponse(hardware=fleet)
 
 
 class Running:

@@ -52,7 +52,7 @@ async def test_a_job_from_its_rows_to_its_package(server: Running, gateway: Fake
         assert [event.kind async for event in client.jobs.events(job.id, kinds=["eval"])] == ["eval"]
         assert [model.kind async for model in client.models.list(kind="base")] == ["BASE"]
         assert [recipe.name async for recipe in client.recipes.list()] == ["cpu-demo"]
-        assert (await client.probe.hardware())[0].node_id == "probe-1"
+        assert (await client.probe.hardware())[0].node_id == "probe-one-0a1b"
         assert (await client.jobs.cancel(job.id)).state == "CANCELLING"
         gateway.jobs = 120
         assert len([job async for job in client.jobs.list(limit=110)]) == 110
