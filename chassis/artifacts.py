@@ -56,7 +56,8 @@ class ArtifactStore:
     def __init__(self, url: str) -> None:
         self.url = url
         self._fs: Any
-        self._fs, root = fsspec.core.url_to_fs(url)
+        # An object store remembers what it has listed, and somebody else may have written since.
+        self._fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
         self._root: str = root.rstrip("/")
         self._partials = Partials(Path(self._root)) if isinstance(self._fs, LocalFileSystem) else None
 
@@ -175,7 +176,7 @@ class ArtifactStore:
             self._fs.rm(self._full(path), recursive=True)
 
     def exists(self, path: str) -> bool:
-        """Whether a file or folder is there."""
+        """Whether a file or folder is there. Some object stores go on showing folders whose files are all gone."""
         return bool(self._fs.exists(self._full(path)))
 
     def sweep(self, older_than_seconds: float = 86_400.0) -> None:
@@ -199,8 +200,6 @@ class ArtifactStore:
 
     def _check_names(self, path: str, expected: set[str]) -> None:
         full = self._full(path)
-        # An object store remembers what it has listed; somebody else may have written since.
-        self._fs.invalidate_cache(full)
         found = {name.removeprefix(full).lstrip("/") for name in self._fs.find(full)}
         if found != expected:
             missing, extra = sorted(expected - found), sorted(found - expected)

