@@ -77,6 +77,8 @@ def _say(result: Result) -> None:
         f"{counts.get('attempts', 0)} attempts, {counts.get('events', 0)} events, "
         f"{len(result.findings.violations)} violations"
     )
+    for ending in result.restarts:
+        print(f"  {ending} by itself, or at a failpoint, and was started again")  # noqa: T201
     for violation in result.findings.violations:
         print(f"  VIOLATION {violation}")  # noqa: T201
 

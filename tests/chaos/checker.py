@@ -70,7 +70,6 @@ class Findings:
 
     def add(self, kind: str, sentence: str) -> None:
         self.violations.append(f"{kind}: {sentence}")
-        self.count(kind)
 
     def count(self, name: str, number: int = 1) -> None:
         self.counts[name] = self.counts.get(name, 0) + number

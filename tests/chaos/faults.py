@@ -127,14 +127,24 @@ Later = Iterable[tuple[float, Callable[[], object]]]
 Fault = Callable[[World, Draw], Later]
 
 
-def _found(find: Callable[[], Sequence[T]]) -> Sequence[T]:
+def _found(stack: Stack, find: Callable[[], Sequence[T]]) -> Sequence[T]:
     """What there is, once there is something."""
     deadline = time.monotonic() + _FIND_SECONDS
     while not (options := find()):
         if time.monotonic() >= deadline:
             raise Missed
+        stack.keep()
         time.sleep(0.02)
     return options
+
+
+def _busy_trainer(world: World, draw: Draw) -> Proc:
+    """One that trains, or the one that would if none does for seconds."""
+    trainers = world.stack.trainers
+    try:
+        return draw.of(_found(world.stack, lambda: [proc for proc in trainers if proc.children()]))
+    except Missed:
+        return draw.of(trainers)
 
 
 def _kill(proc: Proc, seconds: float) -> Later:
@@ -152,7 +162,7 @@ def _stop(proc: Proc, seconds: float) -> Later:
 
 def kill_child(world: World, draw: Draw) -> Later:
     """SIGKILL of the process that trains, evaluates or packs."""
-    child = draw.of(_found(world.stack.children))
+    child = draw.of(_found(world.stack, world.stack.children))
     with contextlib.suppress(psutil.NoSuchProcess):
         child.kill()
     return ()
@@ -160,7 +170,7 @@ def kill_child(world: World, draw: Draw) -> Later:
 
 def stop_child(world: World, draw: Draw) -> Later:
     """SIGSTOP of a child; longer than its stall limit it is killed by its supervisor."""
-    child = draw.of(_found(world.stack.children))
+    child = draw.of(_found(world.stack, world.stack.children))
     with contextlib.suppress(psutil.NoSuchProcess):
         child.suspend()
 
@@ -173,8 +183,7 @@ def stop_child(world: World, draw: Draw) -> Later:
 
 def kill_trainer(world: World, draw: Draw) -> Later:
     """SIGKILL of a trainer, one that works if there is one."""
-    busy = [proc for proc in world.stack.trainers if proc.children()]
-    return _kill(draw.of(busy or world.stack.trainers), draw.seconds)
+    return _kill(_busy_trainer(world, draw), draw.seconds)
 
 
 def kill_probe(world: World, draw: Draw) -> Later:
@@ -213,14 +222,12 @@ def kill_nats(world: World, draw: Draw) -> Later:
 
 def stop_trainer_past_lease(world: World, draw: Draw) -> Later:
     """The zombie: it wakes after its claim was given to another."""
-    busy = [proc for proc in world.stack.trainers if proc.children()]
-    return _stop(draw.of(busy or world.stack.trainers), LEASE_SECONDS + 3.0 + draw.seconds)
+    return _stop(_busy_trainer(world, draw), LEASE_SECONDS + 3.0 + draw.seconds)
 
 
 def stop_trainer_briefly(world: World, draw: Draw) -> Later:
     """Shorter than its lease."""
-    busy = [proc for proc in world.stack.trainers if proc.children()]
-    return _stop(draw.of(busy or world.stack.trainers), min(draw.seconds, LEASE_SECONDS / 2))
+    return _stop(_busy_trainer(world, draw), min(draw.seconds, LEASE_SECONDS / 2))
 
 
 def stop_gateway(world: World, draw: Draw) -> Later:
@@ -296,22 +303,33 @@ def fill_store(world: World, draw: Draw) -> Later:
 
 def damage_newest_checkpoint(world: World, draw: Draw) -> Later:
     """Truncates or flips a byte of the newest accepted checkpoint of a training, whose child then dies."""
-    children = {}
-    for child in _found(world.stack.children):
-        with contextlib.suppress(psutil.Error):
-            children[child] = child.cmdline()[-1]
+    deadline = time.monotonic() + _FIND_SECONDS
+    while time.monotonic() < deadline:
+        if _damage_one(world, draw):
+            return ()
+        world.stack.keep()
+        time.sleep(0.2)
+    raise Missed
+
+
+def _damage_one(world: World, draw: Draw) -> bool:
     for proc in world.stack.trainers:
         for child in proc.children():
             with contextlib.suppress(psutil.Error):
+                spec = Path(child.cmdline()[-1])
                 child.suspend()
-                if path := _newest_accepted(world, Path(child.cmdline()[-1])):
+                uploaded = spec.parent / "out" / "checkpoints"
+                _found(world.stack, lambda folder=uploaded: [()] if not list(folder.glob("*")) else [])  # type: ignore[misc]
+                # So that the newest that the child wrote has been reported, too.
+                time.sleep(0.3)
+                if path := _newest_accepted(world, spec):
                     file = _a_large_file(world.stack.artifacts / "default" / path)
                     world.damaged.add(path)
                     _damage(file, truncate=draw.place < 0.5)
                     child.kill()
-                    return ()
+                    return True
                 child.resume()
-    raise Missed
+    return False
 
 
 def _newest_accepted(world: World, spec: Path) -> str:
@@ -324,7 +342,8 @@ def _newest_accepted(world: World, spec: Path) -> str:
                 if row.stage != "TRAINING" or claim not in _claims(world.stack, job.job_id):
                     break
                 found = client.jobs.checkpoints(job.job_id)
-                return found[0].path if found else ""
+                # With the last step's the training is done, and what is chosen then must not be what was damaged.
+                return found[0].path if found and found[0].step < row.progress.total_steps else ""
     return ""
 
 
@@ -438,7 +457,7 @@ def _ask_to_cancel(world: World, draw: Draw, job: Wanted) -> None:
 
 def drain_trainer(world: World, draw: Draw) -> Later:
     """DrainTrainer; the process is stopped and started again when it has handed back."""
-    proc = draw.of(world.stack.trainers)
+    proc = _busy_trainer(world, draw)
     try:
         world.stack.drain(proc)
     except grpc.RpcError as error:
@@ -448,7 +467,7 @@ def drain_trainer(world: World, draw: Draw) -> Later:
 
 def terminate_trainer(world: World, draw: Draw) -> Later:
     """SIGTERM, as a rolling update sends it."""
-    _terminate(draw.of(world.stack.trainers))
+    _terminate(_busy_trainer(world, draw))
     return ()
 
 
