@@ -75,8 +75,13 @@ class GroupCommit:
             turns: list[_Turn] = []
             try:
                 async with self._engine.connect() as connection:
-                    await connection.begin()
-                    await self._run_group(connection, turns)
+                    try:
+                        await connection.begin()
+                        await self._run_group(connection, turns)
+                    except BaseException:
+                        # A COMMIT that failed leaves its transaction open, and the pool would hand it out.
+                        await connection.invalidate()
+                        raise
             except Exception as error:  # noqa: BLE001 - whatever it is, the callers are told; else they wait for ever
                 # Without any turn there was no transaction: whoever waits has waited for the same lock.
                 for turn in turns or self._take_waiting():
