@@ -37,11 +37,13 @@ FAILPOINTS = (
     "claim.acked",
     "child.started",
     "attempt.ending",
+    "spool.append",
     "spool.appended",
     "record.synced",
     "record.renamed",
     "store.synced",
     "store.renamed",
+    "upload.store",
     "upload.stored",
     "report.answered",
     "report.forgotten",
@@ -49,7 +51,13 @@ FAILPOINTS = (
     "decision.committed",
     "decision.published",
     "decision.dispatched",
+    "discard.begun",
+    "fetch.verified",
 )
+
+"""Those that a running job passes."""
+AT_CREATION = ("upload.received", "dataset.stored", "dataset.recorded", "creation.flushed", "creation.committed")
+"""Those that creating one passes."""
 
 
 class Missed(Exception):

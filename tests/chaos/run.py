@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from finetuneflow.errors import ApiError
+from finetuneflow.errors import ApiError, ServerUnreachable
 from tests.chaos.checker import Evidence, Expected, Findings, Seen, check
 from tests.chaos.child import package_of
 from tests.chaos.faults import FAULTS, Draw, Missed, Wanted, World
@@ -30,6 +30,7 @@ from tests.chaos.watchers import Watcher
 STEPS, SAVE_STEPS = 80, 10
 """Of a job of the child without torch: two seconds of training, eight checkpoints."""
 MAX_ATTEMPTS = 20
+_CREATE_SECONDS = 60.0
 _END_SECONDS = 150.0
 _TICK_SECONDS = 0.02
 
@@ -119,18 +120,38 @@ def _rows(home: Path) -> Path:
 
 
 def _create(world: World, schedule: Schedule, rows: Path) -> None:
+    """Creates the jobs, with watchers on each; a gateway may die in the middle."""
+    if schedule.creation:
+        name, _, action = schedule.creation.partition("=")
+        (world.stack.failpoints / name).write_text(action)
     rng = random.Random(schedule.seed)  # noqa: S311 - must come again
     for number in range(schedule.jobs):
         # The real one is compared with one reference run.
-        seed = 1 if schedule.real else schedule.seed * 1000 + number
-        job = world.clients[number % len(world.clients)].jobs.create(
-            training_data=str(rows), request_id=f"{schedule.seed}-{number}", **spec_of(seed % 2**32, real=schedule.real)
-        )
+        seed = 1 if schedule.real else (schedule.seed * 1000 + number) % 2**32
+        creating = world.callers.submit(_create_one, world, schedule, rows, seed, number)
+        while not creating.done():
+            world.stack.keep()
+            time.sleep(_TICK_SECONDS)
+        job_id = creating.result()
         watchers = [
-            Watcher("steady", world.clients[:1], job.id, random.Random(rng.random())),  # noqa: S311
-            Watcher("hopping", world.clients, job.id, random.Random(rng.random()), hop_after=30),  # noqa: S311
+            Watcher("steady", world.clients[:1], job_id, random.Random(rng.random())),  # noqa: S311
+            Watcher("hopping", world.clients, job_id, random.Random(rng.random()), hop_after=30),  # noqa: S311
         ]
-        world.jobs.append(Wanted(job.id, seed % 2**32, watchers))
+        world.jobs.append(Wanted(job_id, seed, watchers))
+
+
+def _create_one(world: World, schedule: Schedule, rows: Path, seed: int, number: int) -> str:
+    """As a caller does it who gets no answer: again, with the same request_id."""
+    deadline = time.monotonic() + _CREATE_SECONDS
+    spec = spec_of(seed, real=schedule.real)
+    while True:
+        client = world.clients[number % len(world.clients)]
+        try:
+            return client.jobs.create(training_data=str(rows), request_id=f"{schedule.seed}-{number}", **spec).id
+        except ServerUnreachable:
+            if time.monotonic() > deadline:
+                raise
+            number += 1
 
 
 def _inject(world: World, schedule: Schedule, result: Result) -> None:
