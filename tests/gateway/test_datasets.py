@@ -1,7 +1,9 @@
 import asyncio
 import hashlib
+import os
 import random
 import resource
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -344,6 +346,23 @@ async def test_a_stream_that_hangs_does_not_hold_its_upload_for_ever(
     assert (found.code, found.reason) == (grpc.StatusCode.UNAVAILABLE, "UPLOAD_STALLED")
     answer = await room.upload(head(offset=1 << 20, **KNOWN), *chunks(LONG[1 << 20 :]))
     assert answer.dataset.sha256 == LONG_SHA256
+
+
+async def test_what_is_left_of_cut_uploads_goes_after_a_day(room: Room, at_once: None) -> None:
+    """A gateway that runs for months must not need a restart to free the disk."""
+    await cut(room, LONG[: 3 << 20], **KNOWN)
+    await cut(room, LONG[: 2 << 20], **{**KNOWN, "request_id": "r2"})
+    old, _ = sorted(room.files(), key=lambda path: path.stat().st_size)
+    yesterday = time.time() - 90_000
+    os.utime(old, (yesterday, yesterday))
+    sweeping = asyncio.ensure_future(uploads.sweep_for_ever(ArtifactStore(f"file://{room.root}")))
+    await until(lambda: not old.exists())
+    sweeping.cancel()
+    received = [
+        (await room.stub.GetUpload(api.GetUploadRequest(request_id=name, sha256=LONG_SHA256))).received_bytes
+        for name in ("r1", "r2")
+    ]
+    assert received == [3 << 20, 0]
 
 
 async def test_another_gateway_goes_on_with_the_first_ones_upload(room: Room, at_once: None) -> None:
