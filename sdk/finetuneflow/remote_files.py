@@ -50,8 +50,8 @@ class AsyncDatasets:
             return await self._transport.transfer(work)
         except ApiError as error:
             # The caller gave a file and has never seen the message with the header in it.
-            renamed = [Violation(_named(field, Path(path).name), text) for field, text in error.violations]
-            error.violations = tuple(renamed)
+            error.message = error.message.replace("header.filename: ", "")
+            error.violations = tuple(Violation(_named(field, Path(path).name), d) for field, d in error.violations)
             raise
 
     async def get(self, dataset_id: str) -> Dataset:
