@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError, Message
 
 from chassis.artifacts import ArtifactStore
 from chassis.bus import Bus
-from chassis.child import Child, ChildCommand
+from chassis.child import Child, ChildCommand, kill_those_in
 from chassis.disk_full import is_disk_full, tells_of_full_disk
 from chassis.events import ENDINGS, MAX_EVENT_BYTES, event_of
 from chassis.failpoints import failpoint
@@ -87,6 +87,13 @@ def failed(reason: str, message: str, advice: str = "", lines: list[str] | None 
     return event_pb2.StageFailed(fault=fault, reason=reason, message=message, advice=advice, last_lines=lines)
 
 
+def clear(workdir: Path) -> None:
+    """Nothing works in the folder any more, and nothing of it is left."""
+    # The child's process group is gone; whatever it started may have left the group.
+    kill_those_in(workdir)
+    shutil.rmtree(workdir, ignore_errors=True)
+
+
 class Attempt:
     """Runs from the claim until its last event is accepted."""
 
@@ -133,7 +140,7 @@ class Attempt:
             await _cancelled(working)
             self._spool.close()
         self._spool.delete()
-        await asyncio.to_thread(shutil.rmtree, self._spool.record.workdir, ignore_errors=True)
+        await asyncio.to_thread(clear, self._spool.record.workdir)
 
     def nudge(self) -> None:
         """Reports at once, to hear what is wanted now."""

@@ -201,7 +201,7 @@ def arm(folder: Path, name: str, action: str) -> None:
 
 async def run_supervisor(home: str, url: str, user: str, password: str) -> None:
     bus = await Bus.connect(url, user, password, "supervisor")
-    settings = Settings(home=Path(home), node_id="trainer-killed", cancel_grace_seconds=0.5)
+    settings = Settings(home=Path(home), node_id="trainer-killed", cancel_grace_seconds=0.5, stall_seconds=2.5)
     worker = StageWorker(bus, ArtifactStore(settings.artifacts), SparedStage(), settings)
     await worker.start()
     print("started", flush=True)  # noqa: T201

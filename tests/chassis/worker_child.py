@@ -35,6 +35,10 @@ def main(sink: EventSink, spec_file: Path) -> Message | None:
         os._exit(3)
     if do == "no_room_in_child":
         raise OSError(errno.ENOSPC, "No space left on device", str(out / "model"))
+    if do == "artifact":
+        (out / "report.md").write_text("# Report")
+        sink.emit(event_pb2.ArtifactSaved(path="report.md", kind="export_file"))
+        return stage_result_pb2.TrainingResult(total_steps=1)
     if do == "grandchildren":
         # One that stays in the group, and one that leaves it.
         for leaves in (False, True):
