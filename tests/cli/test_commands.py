@@ -227,7 +227,7 @@ def test_a_refused_file_is_named(ftf: Ftf, rows: Path, gateway: FakeGateway) -> 
         [("header.filename", "a wrong ending")],
     )
     result = ftf("datasets", "upload", rows)
-    assert result.stderr == "bad [BAD]\n  train.jsonl: bad ending\n"
+    assert result.stderr == "bad [BAD]\n  train.jsonl: a wrong ending\n"
     assert "header" not in result.stderr
 
 
