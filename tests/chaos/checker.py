@@ -34,7 +34,7 @@ class Expected:
     cancel: str = ""
     """accepted: it must end CANCELLED; refused: it must not; unknown: the answer was lost, either is right."""
     may_fail: bool = False
-    """Its workers were killed on purpose until it was given up."""
+    """It has so few attempts that faults may use them up."""
 
 
 @dataclass

@@ -88,6 +88,8 @@ class Wanted:
     job_id: str
     seed: int
     watchers: list[Watcher]
+    may_fail: bool = False
+    """It has so few attempts that faults may use them up."""
     cancel: str = ""
     """accepted, refused or unknown, once asked."""
 
