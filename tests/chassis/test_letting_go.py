@@ -7,6 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from chassis import child as child_module
 from chassis import reporter, stage_worker
 from chassis.bus import Bus, event_subject
 from finetuneflow.v1 import work_pb2
@@ -90,9 +91,10 @@ async def test_a_change_of_the_jobs_state_reaches_its_worker_before_the_next_hea
 
 
 async def test_cancel_leaves_no_process_of_the_child(
-    bus: Bus, gateway: Gateway, start_worker: StartWorker, tmp_path: Path
+    bus: Bus, gateway: Gateway, start_worker: StartWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Data loaders of a cancelled training would go on eating memory."""
+    monkeypatch.setattr(child_module, "_LINGER_SECONDS", 0.2)
     gateway.do = "grandchildren"
     worker = await start_worker()
     await bus.publish_work("trainer", "default", ITEM)
@@ -188,7 +190,7 @@ async def test_a_stopped_supervisor_does_not_take_its_child_for_stalled(
     await bus.publish_work("trainer", "default", ITEM)
     await gateway.seen("log")
     supervisor.send_signal(signal.SIGSTOP)
-    # Longer than the limit that this supervisor has.
+    # The limit of this supervisor is shorter: that time passes is what is tried.
     await asyncio.sleep(3.5)
     supervisor.send_signal(signal.SIGCONT)
     reports = gateway.reports

@@ -8,9 +8,10 @@ from typing import Any
 import psutil
 import pytest
 
+from chassis import attempt
 from chassis.artifacts import ArtifactStore
 from chassis.bus import Bus
-from finetuneflow.v1 import fine_tuning_job_pb2, work_pb2
+from finetuneflow.v1 import event_pb2, fine_tuning_job_pb2, work_pb2
 from tests.chassis.conftest import StartSupervisor, StartWorker
 from tests.chassis.peers import ITEM, Gateway, gone, idle, kind, record, spools
 from tests.nats import NatsServer
@@ -293,3 +294,27 @@ async def test_an_attempt_that_two_workers_pull_runs_once(
     reports = gateway.reports
     await gateway.until(lambda: gateway.reports >= reports + 2)
     assert len(first.runs()) + len(second.runs()) == 1
+
+
+async def test_watchers_see_what_a_job_takes_of_its_machine(
+    bus: Bus, gateway: Gateway, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who plans memory for the next job asks what this one took."""
+    monkeypatch.setattr(attempt, "_SAMPLE_SECONDS", 0.02)
+    monkeypatch.setattr(attempt, "_USAGE_SECONDS", 0.1)
+    gateway.do = "wait"
+    await start_worker()
+    await bus.publish_work("trainer", "default", ITEM)
+    await gateway.seen("log")
+    await gateway.until(lambda: sum(kind(event) == "resource_usage" for event in gateway.events) >= 2)
+    gateway.directive = work_pb2.DIRECTIVE_PAUSE
+    await gateway.ending()
+    usages = [event for event in gateway.events if kind(event) == "resource_usage"]
+    assert {event.severity for event in usages} == {event_pb2.SEVERITY_DEBUG}
+    peaks = [event.resource_usage.peak_memory_bytes for event in usages]
+    assert peaks == sorted(peaks)
+    assert peaks[0] > 5_000_000
+    assert all(0 < event.resource_usage.memory_bytes <= event.resource_usage.peak_memory_bytes for event in usages)
+    assert all(0 <= event.resource_usage.cpu_cores < 100 for event in usages)
+    # The devices that this child was given are not there.
+    assert not any(event.resource_usage.gpus for event in usages)
