@@ -236,7 +236,7 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[in
 
 def test_a_job_lives_as_designed(run: Callable[[int, int], None]) -> None:
     """A user's job that skips a stage, ends twice, or forgets a checkpoint."""
-    run(15, 40)
+    run(8, 40)
 
 
 @pytest.mark.long
