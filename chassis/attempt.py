@@ -123,7 +123,7 @@ class Attempt:
         return self._reporter.waiting_events
 
     async def run(self) -> None:
-        """Returns once the attempt is over and nothing of it is left here. Cancelled, it kills the child and leaves
+        """Returns once the attempt is over; what is left of it is for `clear`. Cancelled, it kills the child and leaves
         the spool to the next process."""
         working = asyncio.create_task(self._work(), name=f"work-{self.assignment.job_id}")
         reporting = asyncio.create_task(self._reporter.run(), name=f"report-{self.assignment.job_id}")
@@ -140,6 +140,9 @@ class Attempt:
             await _cancelled(working)
             self._spool.close()
         self._spool.delete()
+
+    async def clear(self) -> None:
+        """After `run`: nothing of it is left here."""
         await asyncio.to_thread(clear, self._spool.record.workdir)
 
     def nudge(self) -> None:

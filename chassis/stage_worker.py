@@ -319,6 +319,8 @@ class StageWorker:
             del self._attempts[given.claim_id]
             self._slots.release()
         _log.info("ended %s", fine_tuning_job_pb2.Stage.Name(given.stage), extra=labels)
+        # The next attempt does not wait for gigabytes to be deleted.
+        await attempt.clear()
 
     def _take_leftovers(self) -> list[Spool]:
         spools = Spool.leftovers(self._spools)

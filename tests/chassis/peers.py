@@ -183,6 +183,13 @@ async def idle(worker: StageWorker) -> None:
             await asyncio.sleep(0.02)
 
 
+async def cleared(tmp_path: Path) -> None:
+    """Waits until no attempt has a folder any more."""
+    async with asyncio.timeout(20):
+        while any((tmp_path / "home/trainer/work").glob("*")):  # noqa: ASYNC110 - it says so to nobody
+            await asyncio.sleep(0.02)
+
+
 def spools(tmp_path: Path) -> list[Path]:
     return sorted((tmp_path / "home/trainer/spool").glob("*"))
 

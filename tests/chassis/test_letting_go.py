@@ -12,7 +12,7 @@ from chassis import reporter, stage_worker
 from chassis.bus import Bus, event_subject
 from finetuneflow.v1 import work_pb2
 from tests.chassis.conftest import StartSupervisor, StartWorker
-from tests.chassis.peers import ITEM, ChildStage, Gateway, arm, gone, idle, kind, record, spools
+from tests.chassis.peers import ITEM, ChildStage, Gateway, arm, cleared, gone, idle, kind, record, spools
 from tests.nats import NatsServer
 
 
@@ -38,7 +38,7 @@ async def test_a_preparation_is_let_go_at_once_and_its_thread_writes_no_more(
         while not stage.written:  # noqa: ASYNC110 - a thread says so
             await asyncio.sleep(0.01)
     assert stage.written == ["given up"]
-    assert list((tmp_path / "home/trainer/work").iterdir()) == []
+    await cleared(tmp_path)
 
 
 async def test_a_preparation_that_gets_nothing_is_stalled_and_says_where(

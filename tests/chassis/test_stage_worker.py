@@ -13,7 +13,7 @@ from chassis.artifacts import ArtifactStore
 from chassis.bus import Bus
 from finetuneflow.v1 import event_pb2, fine_tuning_job_pb2, work_pb2
 from tests.chassis.conftest import StartSupervisor, StartWorker
-from tests.chassis.peers import ITEM, Gateway, gone, idle, kind, record, spools
+from tests.chassis.peers import ITEM, Gateway, cleared, gone, idle, kind, record, spools
 from tests.nats import NatsServer
 
 
@@ -39,7 +39,7 @@ async def test_every_event_arrives_once_in_order_with_its_files_stored(
     assert report.media_type == "text/markdown"
     await idle(worker)
     assert spools(tmp_path) == []
-    assert list((tmp_path / "home/trainer/work").iterdir()) == []
+    await cleared(tmp_path)
 
 
 @pytest.mark.parametrize(
