@@ -272,10 +272,10 @@ async def test_only_the_very_end_of_what_is_there_is_gone_on_with(room: Room, at
     received = await cut(room, LONG[: 3 << 20], **KNOWN)
     assert received > 0
     for offset in {1, received - 1, received + 1, len(LONG)} - {received}:
-        found = await refusal(room.upload(head(offset=offset, **KNOWN), *chunks(LONG[offset:])))
+        found = await refusal(room.upload(head(offset=offset, **KNOWN)))
         assert (found.code, found.reason) == (grpc.StatusCode.OUT_OF_RANGE, "WRONG_OFFSET")
         assert found.metadata["received_bytes"] == str(received)
-    found = await refusal(room.upload(head(offset=5, **{**KNOWN, "request_id": "unknown"}), *chunks(LONG[5:])))
+    found = await refusal(room.upload(head(offset=5, **{**KNOWN, "request_id": "unknown"})))
     assert found.metadata["received_bytes"] == "0"
     assert len(room.files()) == 1
     assert (await room.uploaded(LONG, **KNOWN)).sha256 == LONG_SHA256
@@ -284,7 +284,7 @@ async def test_only_the_very_end_of_what_is_there_is_gone_on_with(room: Room, at
 
 async def test_an_offset_without_an_identity_is_refused(room: Room) -> None:
     for header in ({}, {"request_id": "r1", "size_bytes": 5}, {"sha256": SHA256, "size_bytes": 5}):
-        found = await room.refused(head(offset=1, **header), *chunks(ROWS))
+        found = await room.refused(head(offset=1, **header))
         assert (found.code, found.fields) == (INVALID, ("header.offset",))
 
 
@@ -323,7 +323,8 @@ async def test_two_streams_at_once_make_one_dataset(room: Room, at_once: None) -
     await asyncio.wait_for(started.wait(), 10)
     await until(lambda: bool(room.files()))
     for offset in (0, 1 << 20):
-        found = await refusal(room.upload(head(offset=offset, **KNOWN), *chunks(LONG[offset:])))
+        # No chunks: grpc.aio loses the status of a call that ends while it sends.
+        found = await refusal(room.upload(head(offset=offset, **KNOWN)))
         assert (found.code, found.reason) == (grpc.StatusCode.ABORTED, "UPLOAD_IN_PROGRESS")
     go_on.set()
     dataset = (await first).dataset
@@ -400,7 +401,7 @@ async def test_a_sha256_that_follows_is_held_to(room: Room, tail: list[api.Uploa
 async def test_a_sha256_nobody_announced_is_refused(room: Room) -> None:
     found = await room.refused(head(), *chunks(ROWS), api.UploadDatasetRequest(sha256=SHA256))
     assert found.reason == "CHUNK_EXPECTED"
-    found = await room.refused(head(sha256=SHA256, sha256_follows=True), *chunks(ROWS))
+    found = await room.refused(head(sha256=SHA256, sha256_follows=True))
     assert found.fields == ("header.sha256_follows",)
 
 
