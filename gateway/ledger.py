@@ -213,11 +213,11 @@ class Ledger:
         await self._announce(decision)
 
     async def _announce(self, decision: Decision) -> None:
-        if decision.frames:
-            await self._publish(decision.job.id, decision.frames)
-            failpoint("decision.published")
         if decision.ready is not None:
             await self._dispatch(decision.ready)
             failpoint("decision.dispatched")
+        if decision.frames:
+            await self._publish(decision.job.id, decision.frames)
+            failpoint("decision.published")
         if decision.discarded:
             await self._discard(decision.discarded)

@@ -183,6 +183,12 @@ class JobMachine(RuleBasedStateMachine):
     def a_lease_expired(self, data: st.DataObject) -> None:
         self.do(self.an_expiry(data))
 
+    @precondition(lambda self: self.claimed)
+    @rule(name=st.sampled_from(["pause", "cancel"]), ending=st.one_of(FAILURES, OTHER_ENDINGS, st.just(("completed",))))
+    def asked_to_stop(self, name: Any, ending: Token) -> None:
+        self.do(Verb(name))
+        self.do(self.say(ending))
+
     @rule(data=st.data())
     def a_verb(self, data: st.DataObject) -> None:
         # One that changes nothing, or everything, is of little interest most of the time.

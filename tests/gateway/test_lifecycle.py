@@ -10,7 +10,7 @@ import pytest
 from chassis.artifacts import ArtifactStore
 from chassis.errors import FailedPrecondition
 from engine.config.micro_batch import halved
-from finetuneflow.v1.event_pb2 import CheckpointSaved, ConfigResolved, Eval, StageFailed, StageReleased
+from finetuneflow.v1.event_pb2 import CheckpointSaved, ConfigResolved, Eval, Log, StageFailed, StageReleased
 from finetuneflow.v1.fine_tuning_job_pb2 import Fault
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec, Hyperparameters
 from finetuneflow.v1.fine_tuning_service_pb2 import GetFineTuningJobRequest
@@ -425,6 +425,23 @@ async def test_later_stages_are_given_what_earlier_ones_found(
     assert exporter.assignment.preflight == PreflightResult(total_steps=48)
     assert exporter.assignment.training.total_steps == 48
     assert exporter.assignment.evaluation.tuned_loss == 3.0
+
+
+async def test_the_curves_of_a_long_training_fit_into_the_answer_to_a_claim(
+    ledger: Ledger, acceptance: Acceptance, told: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker refuses a larger one, and a job that was trained for days fails for want of an exporter."""
+    monkeypatch.setattr("gateway.acceptance._CURVES_BYTES", 10_000)
+    _, worker = await training(ledger, acceptance, told)
+    extras = {f"expert_{number}/share_of_tokens": 0.1 * number for number in range(20)}
+    await worker.report(*(Log(step=step, extras=extras) for step in range(1, 101)))
+    await worker.complete()
+    await (await working(acceptance, told, "c")).complete()
+    exporter = await working(acceptance, told, "d")
+    curves = exporter.assignment.metrics
+    assert len(curves) >= 20
+    assert sum(curve.ByteSize() for curve in curves) <= 10_000
+    assert all((curve.points[0].step, curve.points[-1].step) == (1, 100) for curve in curves)
 
 
 async def test_old_checkpoints_go_and_the_best_and_the_newest_two_stay(
