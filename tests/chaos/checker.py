@@ -254,6 +254,11 @@ def _check_restored(history: JobHistory, events: Sequence[Event], evidence: Evid
         elif kind == "checkpoint_pruned":
             accepted = [each for each in accepted if each[1] != event.checkpoint_pruned.path]
         elif kind == "log":
+            newest = max((each for each in accepted if each[1] not in evidence.damaged), default=(0, "", ""))
+            if event.log.step == 1 and newest[0]:
+                findings.add(
+                    "resume", f"{history.job.id}: attempt {event.attempt} began anew, step {newest[0]} was accepted"
+                )
             if event.log.step != started + 1:
                 findings.add(
                     "resume",

@@ -28,8 +28,9 @@ from tests.chaos.watchers import Watcher
 
 T = TypeVar("T")
 
-_FIND_SECONDS = 3.0
 _VERB_SECONDS = 40.0
+_AT_ONCE = 0.3
+"""Share of draws that take a victim as soon as there is one: a child that starts, a job that waits."""
 
 FAILPOINTS = (
     "claim.granted",
@@ -137,24 +138,38 @@ Later = Iterable[tuple[float, Callable[[], object]]]
 Fault = Callable[[World, Draw], Later]
 
 
-def _found(stack: Stack, find: Callable[[], Sequence[T]]) -> Sequence[T]:
-    """What there is, once there is something."""
-    deadline = time.monotonic() + _FIND_SECONDS
-    while not (options := find()):
-        if time.monotonic() >= deadline:
-            raise Missed
-        stack.keep()
-        time.sleep(0.02)
-    return options
+def _busy(world: World, draw: Draw, *names: str) -> Proc:
+    """A worker of these that has a child."""
+    return draw.of([world.stack.workers[name] for name in names if world.stack.workers[name].children()])
 
 
 def _busy_trainer(world: World, draw: Draw) -> Proc:
-    """One that trains, or the one that would if none does for seconds."""
+    """A trainer that has a child; in most draws one that has written a checkpoint."""
     trainers = world.stack.trainers
+    if draw.place < _AT_ONCE:
+        return draw.of([proc for proc in trainers if proc.children()])
+    return draw.of([proc for proc in trainers if any(map(_has_saved, proc.children()))])
+
+
+def _has_saved(child: psutil.Process) -> bool:
+    """Whether a training child has written a checkpoint."""
     try:
-        return draw.of(_found(world.stack, lambda: [proc for proc in trainers if proc.children()]))
-    except Missed:
-        return draw.of(trainers)
+        return Path(child.cmdline()[-1]).with_name("out").joinpath("checkpoints").exists()
+    except (psutil.Error, IndexError):
+        return False
+
+
+def _any_child(world: World, draw: Draw) -> psutil.Process:
+    """Of any stage, or in most draws one that has written a checkpoint."""
+    children = world.stack.children()
+    return draw.of(children if draw.place < _AT_ONCE else [child for child in children if _has_saved(child)])
+
+
+def _any_job(world: World, draw: Draw) -> Wanted:
+    """Of any state, or in most draws one that has a checkpoint and trains."""
+    if draw.place < _AT_ONCE:
+        return draw.of(world.jobs)
+    return draw.of([j for j in world.jobs if "checkpoint" in j.watchers[0].kinds and not j.watchers[0].trained])
 
 
 def _kill(proc: Proc, seconds: float) -> Later:
@@ -172,7 +187,7 @@ def _stop(proc: Proc, seconds: float) -> Later:
 
 def kill_child(world: World, draw: Draw) -> Later:
     """SIGKILL of the process that trains, evaluates or packs."""
-    child = draw.of(_found(world.stack, world.stack.children))
+    child = _any_child(world, draw)
     with contextlib.suppress(psutil.NoSuchProcess):
         child.kill()
     return ()
@@ -180,7 +195,7 @@ def kill_child(world: World, draw: Draw) -> Later:
 
 def stop_child(world: World, draw: Draw) -> Later:
     """SIGSTOP of a child; longer than its stall limit it is killed by its supervisor."""
-    child = draw.of(_found(world.stack, world.stack.children))
+    child = _any_child(world, draw)
     with contextlib.suppress(psutil.NoSuchProcess):
         child.suspend()
 
@@ -198,17 +213,17 @@ def kill_trainer(world: World, draw: Draw) -> Later:
 
 def kill_probe(world: World, draw: Draw) -> Later:
     """SIGKILL."""
-    return _kill(world.stack.workers["probe"], draw.seconds)
+    return _kill(_busy(world, draw, "probe"), draw.seconds)
 
 
 def kill_evaluator(world: World, draw: Draw) -> Later:
     """SIGKILL."""
-    return _kill(world.stack.workers["evaluator"], draw.seconds)
+    return _kill(_busy(world, draw, "evaluator"), draw.seconds)
 
 
 def kill_exporter(world: World, draw: Draw) -> Later:
     """SIGKILL."""
-    return _kill(world.stack.workers["exporter"], draw.seconds)
+    return _kill(_busy(world, draw, "exporter"), draw.seconds)
 
 
 def kill_gateway(world: World, draw: Draw) -> Later:
@@ -313,38 +328,29 @@ def fill_store(world: World, draw: Draw) -> Later:
 
 def damage_newest_checkpoint(world: World, draw: Draw) -> Later:
     """Truncates or flips a byte of the newest accepted checkpoint of a training, whose child then dies."""
-    deadline = time.monotonic() + _FIND_SECONDS
-    while time.monotonic() < deadline:
-        if _damage_one(world, draw):
-            return ()
-        world.stack.keep()
-        time.sleep(0.2)
+    for child in _busy_trainer(world, draw).children():
+        with contextlib.suppress(psutil.Error):
+            spec = Path(child.cmdline()[-1])
+            child.suspend()
+            path = _newest_accepted(world, spec)
+            if path:
+                file = _a_large_file(world.stack.artifacts / "default" / path)
+                world.damaged.add(path)
+                _damage(file, truncate=draw.place < 0.5)
+                child.kill()
+                return ()
+            child.resume()
     raise Missed
 
 
-def _damage_one(world: World, draw: Draw) -> bool:
-    for proc in world.stack.trainers:
-        for child in proc.children():
-            with contextlib.suppress(psutil.Error):
-                spec = Path(child.cmdline()[-1])
-                child.suspend()
-                uploaded = spec.parent / "out" / "checkpoints"
-                _found(world.stack, lambda folder=uploaded: [()] if not list(folder.glob("*")) else [])  # type: ignore[misc]
-                # So that the newest that the child wrote has been reported, too.
-                time.sleep(0.3)
-                if path := _newest_accepted(world, spec):
-                    file = _a_large_file(world.stack.artifacts / "default" / path)
-                    world.damaged.add(path)
-                    _damage(file, truncate=draw.place < 0.5)
-                    child.kill()
-                    return True
-                child.resume()
-    return False
-
-
 def _newest_accepted(world: World, spec: Path) -> str:
-    """The path of the newest checkpoint of the job whose child reads `spec`; "" where it has none, or one alone."""
-    claim = spec.parent.name
+    """The path of the newest checkpoint of the job whose child reads `spec`; "" where none can be told to be."""
+    claim, uploading = spec.parent.name, spec.parent / "out" / "checkpoints"
+    if any(uploading.glob("*")):
+        # One that is newer is on its way.
+        return ""
+    # What was uploaded last is to be reported, too.
+    time.sleep(0.3)
     for job in world.jobs:
         for client in world.clients:
             with contextlib.suppress(ApiError):
@@ -412,14 +418,14 @@ def _set(clock: Path, seconds: float) -> None:
 
 def pause_and_resume(world: World, draw: Draw) -> Later:
     """Pause; Resume some seconds later."""
-    job = draw.of(world.jobs)
+    job = _any_job(world, draw)
     world.call(draw, lambda client: client.jobs.pause(job.job_id))
     return [(draw.seconds, lambda: world.call(draw, lambda client: client.jobs.resume(job.job_id)))]
 
 
 def resume_races_paused(world: World, draw: Draw) -> Later:
     """Pause, and Resume while the worker is about to say that it paused."""
-    job = draw.of(world.jobs)
+    job = _any_job(world, draw)
 
     def both(client: Client) -> Job:
         client.jobs.pause(job.job_id)

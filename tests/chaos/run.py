@@ -23,7 +23,7 @@ from tests.chaos.checker import Evidence, Expected, Findings, Seen, check
 from tests.chaos.child import package_of
 from tests.chaos.faults import FAULTS, Draw, Missed, Wanted, World
 from tests.chaos.history import read_histories
-from tests.chaos.schedule import Schedule
+from tests.chaos.schedule import Schedule, Step
 from tests.chaos.stack import Stack
 from tests.chaos.watchers import Watcher
 
@@ -34,6 +34,8 @@ MAX_ATTEMPTS, FEW_ATTEMPTS = 20, 3
 _CREATE_SECONDS = 60.0
 _END_SECONDS = 150.0
 _TICK_SECONDS = 0.02
+_AGAIN_SECONDS, _VICTIM_SECONDS = 0.15, 20.0
+"""A fault without a victim is tried again, for so long."""
 
 
 @dataclass
@@ -166,19 +168,26 @@ def _inject(world: World, schedule: Schedule, result: Result) -> None:
     order = itertools.count()
     due: list[tuple[float, int, Callable[[], object]]] = []
 
-    def inject(name: str, draw: Draw) -> None:
+    def inject(name: str, draw: Draw, until: float) -> None:
         try:
             later = FAULTS[name](world, draw)
         except Missed:
-            result.missed[name] += 1
+            now = time.monotonic()
+            if now > until or all(job.watchers[0].ended for job in world.jobs):
+                result.missed[name] += 1
+            else:
+                heapq.heappush(due, (now + _AGAIN_SECONDS, next(order), lambda: inject(name, draw, until)))
             return
         if name not in ("arm_failpoint", "lose_reply_after_commit", "lose_live_publish"):
             result.injected[name] += 1
         for seconds, action in later:
             heapq.heappush(due, (time.monotonic() + seconds, next(order), action))
 
+    def first_try(step: Step) -> Callable[[], object]:
+        return lambda: inject(step.fault, step.draw, began + step.at + _VICTIM_SECONDS)
+
     for step in schedule.steps:
-        heapq.heappush(due, (began + step.at, next(order), lambda s=step: inject(s.fault, s.draw)))  # type: ignore[misc]
+        heapq.heappush(due, (began + step.at, next(order), first_try(step)))
     while due:
         if time.monotonic() >= due[0][0]:
             heapq.heappop(due)[2]()
