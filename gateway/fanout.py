@@ -328,7 +328,11 @@ class Fanout:
         except BaseException:
             if reading.done():
                 self._stored_pages.pop(key, None)
-            raise
+            task = asyncio.current_task()
+            if not reading.cancelled() or (task and task.cancelling()):
+                raise
+            # The reading was cancelled, this watcher was not: a stream must not end with it.
+            page = await self._read(job_id, cursor, wanted, ring.newest)
         if page is None:
             self._stored_pages.pop(key, None)
         return page

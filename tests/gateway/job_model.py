@@ -223,7 +223,8 @@ class Model:
             return
         counted = self.state != "CANCELLING" and (self.state != "PAUSING" or user_error)
         self.failures += counted
-        self._end(mine, "FAILED", counted=counted, user_error=user_error)
+        hopeless = counted and reason in OUT_OF_MEMORY and self.stage == "TRAINING"
+        self._end(mine, "FAILED", counted=counted, final=user_error or hopeless)
 
     def _halve(self) -> bool:
         """At most half the rows at once, as many rows a step."""
@@ -238,11 +239,11 @@ class Model:
         changed, self.config = after != self.config, after
         return changed
 
-    def _end(self, mine: Try, outcome: str, *, counted: bool = False, user_error: bool = False) -> None:
+    def _end(self, mine: Try, outcome: str, *, counted: bool = False, final: bool = False) -> None:
         mine.state, mine.outcome, mine.counted = "ENDED", outcome, counted
         if self.state == "CANCELLING":
             self._enter("CANCELLED")
-        elif user_error:
+        elif final:
             self._enter("FAILED")
         elif outcome == "COMPLETED" and self.stage == STAGES[-1]:
             self._enter("SUCCEEDED")
