@@ -333,7 +333,8 @@ class Fanout:
                 raise
             # The reading was cancelled, this watcher was not: a stream must not end with it.
             page = await self._read(job_id, cursor, wanted, ring.newest)
-        if page is None:
+        if page is None or page.through <= cursor:
+            # Nothing was there yet. Kept, it would be the answer for ever, to a watcher that asks without a pause.
             self._stored_pages.pop(key, None)
         return page
 
