@@ -150,7 +150,8 @@ class Ring:
         timer = loop.call_later(seconds, _settle, waiter, False)
         self._waiters.add(waiter)
         try:
-            return await waiter
+            # A wave may be about what this watcher has been handed before it came.
+            return await waiter and (self.newest > cursor or self.gone)
         finally:
             timer.cancel()
             self._waiters.discard(waiter)
