@@ -2,8 +2,9 @@
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +12,7 @@ from typing import Any, Literal
 from engine.catalogue import context_length, tensor_shapes
 from engine.errors import JobError, Violation
 
-Family = Literal["decoder", "inl"]
+Family = Literal["decoder", "inl", "other"]
 Norm = Literal["llama", "gemma"]
 
 _GEMMA = ("gemma", "gemma2", "gemma3", "gemma3_text")
@@ -77,17 +78,24 @@ class Architecture:
     """Of an INL block."""
     vision: bool = False
     """There is an image part besides, which is not counted here."""
-    extra_parameters: int = field(default=0)
+    extra_parameters: int = 0
     """What the weights' headers hold beyond what the configuration explains."""
+    stored_linears: tuple[LinearLayer, ...] = ()
+    """Of a block, as the weights' headers name them, where that is not the usual way."""
 
     @property
     def family(self) -> Family:
+        """`other`: blocks whose inner order is not known, only their layers."""
+        if self.stored_linears:
+            return "other"
         return "inl" if self.model_type == "inl" else "decoder"
 
     @cached_property
     def linears(self) -> tuple[LinearLayer, ...]:
         """The linear layers of one block that adapters attach to, in the order they run. Experts are not among them:
         they are stored as one tensor each, which PEFT's `all-linear` passes by."""
+        if self.stored_linears:
+            return self.stored_linears
         return tuple(self._inl_linears() if self.family == "inl" else self._decoder_linears())
 
     def _decoder_linears(self) -> Iterator[LinearLayer]:
@@ -148,7 +156,7 @@ class Architecture:
     @cached_property
     def tensors(self) -> tuple[tuple[int, int], ...]:
         """Shapes of every tensor of the model, each once: embedding, blocks, last norm, head."""
-        last = [(1, self.hidden)] * (2 if self.family == "inl" else 1)
+        last = [(1, self.hidden)] * (2 if self.model_type == "inl" else 1)
         ends = [(self.vocabulary, self.hidden)] * (1 if self.tied else 2)
         return (*ends, *(self.block_tensors * self.layers), *last)
 
@@ -220,6 +228,10 @@ class Architecture:
             vision="vision_config" in config,
         )
 
+    def module_names(self) -> list[str]:
+        """What `target_modules` can name."""
+        return sorted({layer.name.rpartition(".")[2] for layer in self.linears})
+
     @classmethod
     def of_folder(cls, folder: Path) -> "Architecture":
         """From a model's config.json, corrected by the shapes in the headers of its safetensors files."""
@@ -236,15 +248,12 @@ class Architecture:
         found = cls.from_config(config)
         if found.family == "inl" or not shapes:
             return found
-        first = {name.partition("layers.0.")[2] for name in shapes if "layers.0." in name and "vision" not in name}
-        if not first:
-            # No decoder of the usual naming: counted as it is, with the shape of a Llama for its activations.
-            return _with(found, extra=sum(map(math.prod, shapes.values())) - found.num_parameters)
-        head = any(name.endswith("lm_head.weight") for name in shapes)
-        seen = _with(
+        text = {name: shape for name, shape in shapes.items() if not _beside_the_text(name)}
+        first = {match[1]: shape for name, shape in text.items() if (match := _FIRST_BLOCK.search(name))}
+        seen = replace(
             found,
             # A head that is stored may still be the embedding, written twice.
-            tied=found.tied or not head,
+            tied=found.tied or not any(name.endswith(_HEADS) for name in text),
             query_bias="self_attn.q_proj.bias" in first,
             output_bias="self_attn.o_proj.bias" in first,
             feed_forward_bias="mlp.up_proj.bias" in first,
@@ -252,20 +261,21 @@ class Architecture:
             query_norm="self_attn.q_norm.weight" in first,
             sandwich="post_feedforward_layernorm.weight" in first,
         )
-        text = {n: s for n, s in shapes.items() if not _beside_the_text(n)}
-        stored = sum(math.prod(shape) for name, shape in text.items() if not (seen.tied and "lm_head" in name))
-        return _with(seen, extra=stored - seen.num_parameters)
+        stored = [
+            LinearLayer(name.removesuffix(".weight"), shape[0], shape[1], name.replace(".weight", ".bias") in first)
+            for name, shape in first.items()
+            if name.endswith(".weight") and len(shape) == 2
+        ]
+        if {layer.name for layer in stored} != {layer.name for layer in seen.linears} and not seen.experts:
+            seen = replace(seen, stored_linears=tuple(stored))
+        counted = sum(math.prod(shape) for name, shape in text.items() if not (seen.tied and name.endswith(_HEADS)))
+        return replace(seen, extra_parameters=counted - seen.num_parameters)
 
 
+_HEADS = ("lm_head.weight", "embed_out.weight")
+_FIRST_BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks|block|layer)\.0\.(.+)$")
 _INL_CONTROLLER = 64
 """Width of an INL controller."""
-
-
-def _with(found: Architecture, *, extra: int | None = None, **changes: Any) -> Architecture:
-    values = {name: getattr(found, name) for name in Architecture.__dataclass_fields__} | changes
-    if extra is not None:
-        values["extra_parameters"] = extra
-    return Architecture(**values)
 
 
 def _beside_the_text(name: str) -> bool:

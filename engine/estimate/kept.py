@@ -11,6 +11,7 @@ from typing import Final, Literal
 from engine.estimate.architecture import Architecture, LinearLayer
 
 Method = Literal["lora", "qlora", "full"]
+METHODS: Final[tuple[Method, ...]] = ("lora", "qlora", "full")
 BYTES: Final = {"fp32": 4, "bf16": 2, "fp16": 2}
 _FLOAT: Final = 4
 
@@ -84,10 +85,13 @@ class Walk:
         """Bytes that one block keeps; `reached`: gradients flow into its input."""
         self._kept = {}
         stream = self._tensor(self._a.hidden, self._arithmetic.stream, reached)
-        if self._a.family == "inl":
-            self._inl(stream)
-        else:
-            self._feed_forward(self._attention(stream))
+        match self._a.family:
+            case "decoder":
+                self._feed_forward(self._attention(stream))
+            case "inl":
+                self._inl(stream)
+            case "other":
+                self._layers_alone(stream)
         return sum(tensor.bytes for tensor in self._kept.values())
 
     def last_norm(self) -> int:
@@ -187,6 +191,21 @@ class Walk:
             self._keep(self._tensor(13 * a.hidden, _FLOAT, True))
         self._keep(self._tensor(2 * a.hidden, self._arithmetic.stream, True))
         self._keep(self._tensor(2 * a.feed_forward, self._arithmetic.autocast or self._arithmetic.stream, True))
+
+    def _layers_alone(self, stream: _Tensor) -> None:
+        """A block of which only the layers are known: two norms, each layer's input and output, and attention."""
+        a = self._a
+        for _ in range(2):
+            self._norm(stream, a.hidden)
+        out = stream
+        for layer in a.linears:
+            given = self._tensor(layer.columns, out.size, stream.grad)
+            self._keep(given)
+            out = self._linear(given, layer.name)
+            self._keep(out)
+        query = self._tensor(a.heads * a.head_dim, stream.size, True)
+        key = self._tensor(a.kv_heads * a.head_dim, stream.size, True)
+        self._scores(query, key, self._tensor(a.kv_heads * a.head_dim, stream.size, True))
 
     def _add(self, stream: _Tensor, branch: _Tensor) -> _Tensor:
         return self._tensor(self._a.hidden, max(stream.size, branch.size), stream.grad or branch.grad)
