@@ -19,7 +19,7 @@ BUF_DIR   := .tools/buf-$(BUF)
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test test-long check lint types protos protos-check clean
+.PHONY: help setup demo up test test-long chaos check lint types protos protos-check clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,10 @@ test-long: $(INSTALLED) ## the long tests: trainings of a real model
 	else \
 		$(BIN)/python -m pytest -m long --collect-only; \
 	fi
+
+chaos: $(INSTALLED) ## faults of every kind against the whole system (15 minutes; SEEDS=n schedules, MINUTES=m)
+	$(BIN)/python -m tests.chaos $(if $(SEEDS),--seeds $(SEEDS)) $(if $(MINUTES),--minutes $(MINUTES)) \
+		--report docs/reliability.md
 
 check: lint types protos-check test ## everything a change must pass, but for the long tests
 

@@ -17,21 +17,30 @@ from google.protobuf.message import DecodeError, Message
 from chassis.artifacts import ArtifactStore
 from chassis.bus import Bus
 from chassis.child import Child, ChildCommand
+from chassis.disk_full import is_disk_full, tells_of_full_disk
 from chassis.events import ENDINGS, MAX_EVENT_BYTES, event_of
 from chassis.failpoints import failpoint
 from chassis.faults import CallerFault, SystemFault
 from chassis.pipe import failure_of
+from chassis.preparation import Preparation, Stalled
 from chassis.reporter import Reporter
 from chassis.settings import WorkerSettings
+from chassis.silence import Silence
 from chassis.spare import Spare, SpareCommand
 from chassis.spool import Spool
 from chassis.uploads import KINDS, UploadFailed, Uploads
+from chassis.usage import Usage
 from finetuneflow.v1 import event_pb2, fine_tuning_job_pb2, work_pb2
 
 _log = logging.getLogger(__name__)
 
 _EXIT_SECONDS = 10.0
 """How long a child may take to exit after it has said how it ended."""
+_SAMPLE_SECONDS = 2.0
+_USAGE_SECONDS = 30.0
+_ROOM = "Have the operator make room on the disk of the worker's FTF_HOME; the job then goes on where it was."
+_DISK_PATIENCE_SECONDS = 60.0
+"""How long an event waits for room on the disk. The child is held back meanwhile: its pipe fills up."""
 
 
 class Stage(Protocol):
@@ -84,19 +93,22 @@ class Attempt:
     def __init__(self, place: Place, assignment: work_pb2.Assignment, spool: Spool) -> None:
         self.assignment = assignment
         self.start_time = time.time()
+        self.over = asyncio.Event()
+        """Set once all that is left to do is to have its events accepted."""
         self._place = place
         self._spool = spool
         self._reporter = Reporter(place.bus, spool, self._hear)
         self._child: Child | None = None
-        self._preparing: asyncio.Task[ChildCommand] | None = None
+        self._beginning: asyncio.Task[ChildCommand | event_pb2.StageFailed] | None = None
+        self._uploading: asyncio.Task[None] | None = None
         self._release = ""
         """PAUSED, DRAINED or CANCELLED once the attempt is to be let go."""
         self._failure: event_pb2.StageFailed | None = None
         """Why the supervisor killed the child."""
         self._phase = ""
-        self._ended = False
-        """True once the child has said how it ended."""
-        self._heard = 0.0
+        self._ending: event_pb2.Event | None = None
+        """How the child says that it ended."""
+        self._silence = Silence()
 
     @property
     def waiting_events(self) -> int:
@@ -123,15 +135,22 @@ class Attempt:
         self._spool.delete()
         await asyncio.to_thread(shutil.rmtree, self._spool.record.workdir, ignore_errors=True)
 
+    def nudge(self) -> None:
+        """Reports at once, to hear what is wanted now."""
+        self._reporter.nudge()
+
     def drain(self) -> None:
         """Asks the child to save and let go."""
         self._let_go("DRAINED")
 
     def abandon(self) -> None:
-        """Kills a child that did not let go in time. The operator wanted it: it counts as released, not as failed."""
+        """Kills a child that did not let go in time, and gives up what it has not stored yet. The operator wanted it:
+        it counts as released, not as failed."""
         self._let_go("DRAINED")
         if self._child:
             self._child.kill()
+        if self._uploading:
+            self._uploading.cancel()
 
     def _hear(self, directive: work_pb2.Directive) -> None:
         if directive == work_pb2.DIRECTIVE_PAUSE:
@@ -140,13 +159,13 @@ class Attempt:
             self._let_go("CANCELLED")
 
     def _let_go(self, reason: str) -> None:
-        if self._release == "CANCELLED" or self._release == reason:
+        if self._release in ("CANCELLED", reason):
             return
         self._release = reason
         if self._child:
             self._tell(self._child)
-        elif self._preparing:
-            self._preparing.cancel()
+        elif self._beginning:
+            self._beginning.cancel()
 
     def _tell(self, child: Child) -> None:
         if self._release == "CANCELLED":
@@ -161,75 +180,98 @@ class Attempt:
         except OSError as error:
             _log.exception("an attempt failed on this machine", extra=self._labels())
             ending = failed("MACHINE_FAILED", f"The worker's machine failed: {error}", "See the worker's log.")
+            if is_disk_full(error):
+                ending.reason, ending.advice = "DISK_FULL", _ROOM
         except Exception as error:  # noqa: BLE001 - becomes the event that ends the attempt
             _log.exception("a defect of the supervisor", extra=self._labels())
             ending = failed("CRASHED", f"{type(error).__name__}: {error}"[:4096], "See the worker's log.")
         finally:
+            self.over.set()
             if self._child:
                 self._child.close()
         failpoint("attempt.ending")
-        self._append(ending if isinstance(ending, event_pb2.Event) else event_of(ending))
+        await self._append(ending if isinstance(ending, event_pb2.Event) else event_of(ending))
 
     async def _outcome(self) -> event_pb2.Event | Message:
-        workdir = self._spool.record.workdir
-        workdir.mkdir(parents=True)
-        self._preparing = asyncio.create_task(self._place.stage.prepare(self.assignment, workdir, self._place.store))
-        try:
-            command = await self._preparing
-        except asyncio.CancelledError:
-            if self._release and self._preparing.cancelled():
-                return event_pb2.StageReleased(reason=self._release)
-            raise
-        except Exception as error:  # noqa: BLE001 - becomes the event that ends the attempt
-            failure = failure_of(error)
-            if not isinstance(error, CallerFault):
-                _log.exception("preparing an attempt failed", extra=self._labels())
-            if not isinstance(error, CallerFault | SystemFault):
-                failure.reason, failure.advice = "PREPARATION_FAILED", "See the worker's log."
-            return failure
-        finally:
-            self._preparing = None
         if self._release:
             return event_pb2.StageReleased(reason=self._release)
+        workdir = self._spool.record.workdir
+        workdir.mkdir(parents=True)
+        self._beginning = asyncio.create_task(self._begin(workdir), name=f"begin-{self.assignment.job_id}")
+        try:
+            begun = await self._beginning
+        except asyncio.CancelledError:
+            if self._release and self._beginning.cancelled():
+                return event_pb2.StageReleased(reason=self._release)
+            raise
+        if not isinstance(begun, ChildCommand):
+            return begun
+        assert self._child  # noqa: S101 - begun
+        return await self._follow(self._child, begun)
+
+    async def _begin(self, workdir: Path) -> ChildCommand | event_pb2.StageFailed:
+        stage, settings = self._place.stage, self._place.settings
+        preparing = stage.prepare(self.assignment, workdir, self._place.store)
+        try:
+            command = await Preparation(self._say).run(preparing, settings.preparation_stall_seconds)
+        except Stalled as error:
+            return failed("STALLED", str(error), "It is tried again where attempts are left.")
+        except Exception as error:  # noqa: BLE001 - becomes the event that ends the attempt
+            return self._unprepared(error)
         command.out_dir.mkdir(parents=True, exist_ok=True)
         child = self._child = await self._place.spare.start(command, workdir)
         failpoint("child.started")
         self._spool.record.child_pid = child.pid
         self._spool.record.child_create_time = child.create_time
         self._spool.save_record()
-        # What came while it was started has found nobody to tell.
-        self._tell(child)
-        return await self._follow(child, Uploads(self._place.store, self.assignment, command.out_dir))
+        return command
 
-    async def _follow(self, child: Child, uploads: Uploads) -> event_pb2.Event | Message:
+    def _unprepared(self, error: Exception) -> event_pb2.StageFailed:
+        failure = failure_of(error)
+        if isinstance(error, CallerFault | SystemFault):
+            return failure
+        _log.error("preparing an attempt failed", exc_info=error, extra=self._labels())
+        failure.reason, failure.advice = "PREPARATION_FAILED", "See the worker's log."
+        if is_disk_full(error):
+            failure.reason, failure.advice = "DISK_FULL", _ROOM
+        return failure
+
+    async def _follow(self, child: Child, command: ChildCommand) -> event_pb2.Event | Message:
         queue: asyncio.Queue[event_pb2.Event | None] = asyncio.Queue()
-        uploading = asyncio.create_task(self._upload(child, uploads, queue))
+        uploads = Uploads(self._place.store, self.assignment, command.out_dir)
+        uploading = self._uploading = asyncio.create_task(self._upload(child, uploads, queue))
         watching = asyncio.create_task(self._watch(child))
+        usage = Usage(child.pid, {**command.env, **command.late_env})
+        sampling = asyncio.create_task(self._sample(usage))
         try:
-            ending = await self._read(child, queue)
+            await self._read(child, queue)
             watching.cancel()
             status = await child.wait()
+            await _cancelled(sampling)
+            await self._tell_usage(usage)
             if self._release == "CANCELLED":
                 return event_pb2.StageReleased(reason="CANCELLED")
-            await uploading
+            await asyncio.wait({uploading})
+            if uploading.cancelled():
+                return event_pb2.StageReleased(reason=self._release)
+            uploading.result()
             if self._failure:
                 self._failure.last_lines[:] = child.last_lines()
                 return self._failure
-            if ending is None:
+            if self._ending is None:
                 return self._unexplained_exit(child, status)
-            return self._completed(ending, child, uploads)
+            return self._completed(self._ending, child, uploads)
         finally:
-            await _cancelled(uploading)
-            await _cancelled(watching)
+            for task in (uploading, watching, sampling):
+                await _cancelled(task)
 
-    async def _read(self, child: Child, queue: asyncio.Queue[event_pb2.Event | None]) -> event_pb2.Event | None:
-        ending: event_pb2.Event | None = None
-        self._heard = time.monotonic()
+    async def _read(self, child: Child, queue: asyncio.Queue[event_pb2.Event | None]) -> None:
+        self._silence.heard()
         try:
             async with contextlib.aclosing(child.frames()) as frames:
                 async for frame in frames:
-                    self._heard = time.monotonic()
-                    if not frame or ending:
+                    self._silence.heard()
+                    if not frame or self._ending:
                         continue
                     if len(frame) > MAX_EVENT_BYTES:
                         self._fail(child, "EVENT_TOO_LARGE", f"The worker wrote an event of {len(frame)} bytes.")
@@ -237,47 +279,55 @@ class Attempt:
                     event = event_pb2.Event.FromString(frame)
                     kind = event.WhichOneof("payload")
                     if kind in ENDINGS:
-                        ending = event
-                        self._ended = True
+                        self._ending = event
                         asyncio.get_running_loop().call_later(_EXIT_SECONDS, child.kill)
                     elif kind in KINDS:
                         queue.put_nowait(event)
                     else:
                         self._phase = event.phase.name if kind == "phase" else self._phase or "started"
-                        self._append(event)
+                        await self._append(event)
         except (ValueError, DecodeError) as error:
             self._fail(child, "CRASHED", f"The worker wrote what is no event: {error}")
         finally:
             queue.put_nowait(None)
-        return ending
 
     async def _upload(self, child: Child, uploads: Uploads, queue: asyncio.Queue[event_pb2.Event | None]) -> None:
-        while event := await queue.get():
-            try:
-                await uploads.upload(event)
-            except UploadFailed as error:
-                self._fail(child, "UPLOAD_FAILED", str(error))
-                return
-            self._append(event)
+        try:
+            while event := await queue.get():
+                for stored in await uploads.upload(event):
+                    await self._append(stored)
+            if self._release != "CANCELLED":
+                for stored in await uploads.finish(self._ending):
+                    await self._append(stored)
+        except UploadFailed as error:
+            self._fail(child, error.reason, str(error), error.advice)
 
     async def _watch(self, child: Child) -> None:
         settings = self._place.settings
-        while not self._ended:
+
+        def limit() -> float:
             loading = not self._phase or self._phase.startswith("loading")
-            limit = settings.loading_stall_seconds if loading else settings.stall_seconds
-            left = self._heard + limit - time.monotonic()
-            if left <= 0:
-                where = f"in phase {self._phase}" if self._phase else "since it was started"
-                message = f"The worker gave no sign of life for {limit:.0f} seconds {where}."
-                self._fail(child, "STALLED", message, "It is tried again where attempts are left.")
-                return
-            # The limit may become a shorter one meanwhile.
-            nap = min(left, settings.stall_seconds, settings.loading_stall_seconds)
-            before = time.monotonic()
-            await asyncio.sleep(nap)
-            if time.monotonic() > before + nap + 1.0:
-                # This process was held up itself; what the child has said meanwhile is still in the pipe.
-                self._heard = time.monotonic()
+            return settings.loading_stall_seconds if loading else settings.stall_seconds
+
+        seconds = await self._silence.lasts(limit)
+        if not self._ending:
+            where = f"in phase {self._phase}" if self._phase else "since it was started"
+            message = f"The worker gave no sign of life for {seconds:.0f} seconds {where}."
+            self._fail(child, "STALLED", message, "It is tried again where attempts are left.")
+
+    async def _sample(self, usage: Usage) -> None:
+        told = time.monotonic()
+        while True:
+            await asyncio.to_thread(usage.sample)
+            if time.monotonic() >= told + _USAGE_SECONDS:
+                told = time.monotonic()
+                await self._tell_usage(usage)
+            await asyncio.sleep(_SAMPLE_SECONDS)
+
+    async def _tell_usage(self, usage: Usage) -> None:
+        taken = await asyncio.to_thread(usage.take)
+        if taken.peak_memory_bytes:
+            await self._append(event_of(taken))
 
     def _fail(self, child: Child, reason: str, message: str, advice: str = "") -> None:
         if not self._failure:
@@ -294,13 +344,19 @@ class Attempt:
         if status == -signal.SIGKILL:
             advice = "Most often the machine was out of memory; see its kernel log. Otherwise somebody killed it."
             return failed("KILLED", "The worker was killed by signal 9.", advice, lines)
+        if tells_of_full_disk(lines[-5:]):
+            return failed("DISK_FULL", f"The worker could not write: {lines[-1]}", _ROOM, lines)
         how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
         advice = "The last lines show where; if the input looks right, this is a defect: please report it."
         return failed("CRASHED", f"The worker {how} without a result.", advice, lines)
 
     def _completed(self, ending: event_pb2.Event, child: Child, uploads: Uploads) -> event_pb2.Event:
-        if ending.HasField("stage_failed") and not ending.stage_failed.last_lines:
-            ending.stage_failed.last_lines[:] = child.last_lines()
+        if ending.HasField("stage_failed"):
+            failure = ending.stage_failed
+            if not failure.last_lines:
+                failure.last_lines[:] = child.last_lines()
+            if failure.reason == "CRASHED" and tells_of_full_disk([failure.message]):
+                failure.reason, failure.advice = "DISK_FULL", _ROOM
         elif ending.HasField("stage_released") and self._release:
             ending.stage_released.reason = self._release
         elif ending.HasField("stage_completed"):
@@ -310,7 +366,28 @@ class Attempt:
                 return stage.finish(self.assignment, ending)
         return ending
 
-    def _append(self, event: event_pb2.Event) -> None:
+    def _say(self, phase: event_pb2.Phase) -> None:
+        try:
+            self._keep(event_of(phase))
+        except OSError as error:
+            # Only told for the watchers' sake. What matters waits for room, or fails.
+            _log.warning("phase %s is not reported: %s", phase.name, error, extra=self._labels())
+
+    async def _append(self, event: event_pb2.Event) -> None:
+        deadline = time.monotonic() + _DISK_PATIENCE_SECONDS
+        while True:
+            try:
+                self._keep(event)
+                return
+            except OSError as error:
+                if not is_disk_full(error) or time.monotonic() >= deadline:
+                    raise
+                _log.warning("an event waits for room on the disk: %s", error, extra=self._labels())
+            # What is accepted meanwhile makes room, too.
+            await asyncio.sleep(1.0)
+            self._silence.heard()
+
+    def _keep(self, event: event_pb2.Event) -> None:
         event.job_id = self.assignment.job_id
         event.stage = self.assignment.stage
         event.attempt = self.assignment.attempt

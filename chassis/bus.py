@@ -44,11 +44,6 @@ def report_subject(job_id: str) -> str:
     return f"ftf.v1.report.{job_id}"
 
 
-def nudge_subject(job_id: str) -> str:
-    """Where whoever holds a claim of the job is asked to report at once; `*` for all jobs."""
-    return f"ftf.v1.nudge.{job_id}"
-
-
 def event_subject(job_id: str, kind: str) -> str:
     """Where the accepted events of a job are published."""
     return f"ftf.v1.jobs.{job_id}.{kind}"

@@ -241,6 +241,14 @@ def kill_leftover(pid: int, create_time: float) -> bool:
     return True
 
 
+def kill_those_in(folder: Path) -> None:
+    """Kills every process that works in the folder or below it, as children and all that they start do."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if Path(process.cwd()).is_relative_to(folder):
+                process.kill()
+
+
 def _oom_kills() -> int:
     for name in ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"):
         with contextlib.suppress(OSError, ValueError):

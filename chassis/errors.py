@@ -14,6 +14,7 @@ from chassis.faults import CallerFault, FieldProblem, Violation
 __all__ = [
     "DETAILS_KEY",
     "DOMAIN",
+    "Aborted",
     "AlreadyExists",
     "CallerFault",
     "FailedPrecondition",
@@ -109,6 +110,12 @@ class ResourceExhausted(ServiceError):
     """A limit was reached."""
 
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+class Aborted(ServiceError):
+    """Somebody else is at it; trying again helps."""
+
+    code = grpc.StatusCode.ABORTED
 
 
 class Unimplemented(ServiceError):

@@ -39,6 +39,8 @@ class ProcessSettings(BaseSettings):
     """An fsspec URL. Default: `file://<home>/artifacts`."""
     node_id: NodeId = ""
     """Unique among running processes. Default: service, host name and four random digits."""
+    metrics: str = ""
+    """host:port on which Prometheus finds what this process measures; "" for nowhere. It is not authenticated."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_json: bool = False
 
@@ -83,6 +85,8 @@ class WorkerSettings(ProcessSettings):
     """A child that is silent for longer is killed (STALLED)."""
     loading_stall_seconds: float = Field(default=600.0, gt=0)
     """The same while the child starts and in phases named loading_…"""
+    preparation_stall_seconds: float = Field(default=600.0, gt=0)
+    """A preparation, mostly downloads, that gets nothing for longer is given up (STALLED)."""
     warm_spare: bool = True
     """Whether a stage that can (training) keeps a child that has done its imports, about 480 MB: an attempt starts
     seconds sooner. There is none while a child computes on the processors."""

@@ -76,7 +76,12 @@ class Spare:
             watcher = asyncio.create_task(self._watch(child), name=f"beside-{child.pid}")
             self._watchers.add(watcher)
             watcher.add_done_callback(self._watchers.discard)
-            await self._settled()
+            try:
+                await self._settled()
+            except BaseException:
+                # A cancelled caller gets nothing that it could end.
+                child.close()
+                raise
         return child
 
     async def _take(self, command: ChildCommand, cwd: Path) -> Child | None:

@@ -1,9 +1,9 @@
 """Events of one claim on disk, until a gateway has accepted them.
 
 Files in one folder, named by claim: `<claim>.json` (what the claim is, and its child), `<claim>.lock` (held by the
-process that owns it) and segments `<claim>.<first ordinal>.events` of length-delimited Event messages. Whole segments
-are deleted once everything in them is accepted. Events are not fsynced: a machine that loses power loses the lease as
-well.
+process that owns it) and segments `<claim>.<first ordinal>.events` of Event messages, each behind its length and its
+CRC-32. Whole segments are deleted once everything in them is accepted. Events are not fsynced: a machine that loses
+power loses the lease as well.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import contextlib
 import fcntl
 import logging
 import os
-from dataclasses import dataclass, field
+import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final, Self
 
@@ -25,13 +26,15 @@ from finetuneflow.v1 import event_pb2
 _log = logging.getLogger(__name__)
 
 _SEGMENT_BYTES: Final = 1024 * 1024
+_MAX_FRAME_BYTES: Final = 1024 * 1024
+"""Far above an event's limit: a longer one is no frame."""
+_CRC_BYTES: Final = 4
 
 
 class ClaimRecord(BaseModel):
     """What a restarted supervisor has to know of a claim."""
 
     job_id: str
-    tenant: str
     stage: int
     attempt: int
     claim_id: str
@@ -45,8 +48,21 @@ class ClaimRecord(BaseModel):
 class _Segment:
     path: Path
     first: int
-    ends: list[int] = field(default_factory=list)
-    """Where each event ends in the file."""
+    count: int = 0
+    size: int = 0
+
+    @property
+    def end(self) -> int:
+        return self.first + self.count
+
+
+class _Place:
+    """Where an event is in its segment. Reports read forward: nearly always it is where the last read ended."""
+
+    def __init__(self, segment: _Segment, ordinal: int = -1, offset: int = 0) -> None:
+        self.segment = segment
+        self.ordinal = segment.first if ordinal < 0 else ordinal
+        self.offset = offset
 
 
 class SpoolBusy(Exception):
@@ -54,24 +70,27 @@ class SpoolBusy(Exception):
 
 
 class Spool:
-    """Ordinals `first` to `end` - 1 wait here. For one task at a time; no method waits for anything but the disk."""
+    """Ordinals `first` to `end` - 1 wait here. For one task at a time; no method waits for anything but the disk.
+
+    What it holds in memory does not grow with what waits.
+    """
 
     def __init__(self, folder: Path, record: ClaimRecord) -> None:
-        """Takes the lock and reads what is there. SpoolBusy."""
+        """Takes the lock and reads what is there. SpoolBusy; OSError when the disk takes no record."""
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self.record = record
-        self._lock = os.open(self._name("lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        self._lock = _locked(self._name("lock"))
+        self._out = -1
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(self._lock)
-            raise SpoolBusy(record.claim_id) from error
-        self._segments = self._load()
-        self._out: BinaryIO | None = None
-        self.sealed = self._ends_with_ending()
-        """True once it holds an event that ends the attempt; nothing is appended after that."""
-        self.save_record()
+            self._segments = self._load()
+            self._place = _Place(self._segments[0])
+            self.sealed = self._ends_with_ending()
+            """True once it holds an event that ends the attempt; nothing is appended after that."""
+            self.save_record()
+        except BaseException:
+            self.close()
+            raise
 
     @classmethod
     def leftovers(cls, folder: Path) -> list[Self]:
@@ -80,14 +99,16 @@ class Spool:
         One whose record cannot be read is deleted: nobody can report for it, and its lease ends the claim.
         """
         found = []
-        for file in sorted(folder.glob("*.json")):
-            with contextlib.suppress(SpoolBusy, FileNotFoundError):
+        for claim in sorted({file.name.split(".")[0] for file in folder.glob("*.*")}):
+            with contextlib.suppress(SpoolBusy):
                 try:
-                    record = ClaimRecord.model_validate_json(file.read_bytes())
-                except ValidationError as error:
-                    _log.warning("dropped the damaged spool of claim %s: %s", file.stem, error)
-                    for part in folder.glob(f"{file.stem}.*"):
+                    record = ClaimRecord.model_validate_json((folder / f"{claim}.json").read_bytes())
+                except (FileNotFoundError, ValidationError) as error:
+                    lock = _locked(folder / f"{claim}.lock")
+                    _log.warning("dropped the damaged spool of claim %s: %s", claim, error)
+                    for part in folder.glob(f"{claim}.*"):
                         part.unlink(missing_ok=True)
+                    os.close(lock)
                 else:
                     found.append(cls(folder, record))
         return found
@@ -95,7 +116,7 @@ class Spool:
     @property
     def end(self) -> int:
         """The ordinal that the next event gets."""
-        return self._segments[-1].first + len(self._segments[-1].ends)
+        return self._segments[-1].end
 
     @property
     def first(self) -> int:
@@ -103,21 +124,29 @@ class Spool:
         return self._segments[0].first
 
     def append(self, event: event_pb2.Event) -> None:
-        """Gives the event its ordinal and keeps it."""
+        """Gives the event its ordinal and keeps it. OSError when the disk does not take it: then it is not kept, and
+        its ordinal is the next event's."""
         if self.sealed:
             raise ValueError("the attempt has ended")
         event.ordinal = self.end
         segment = self._segments[-1]
-        if segment.ends and segment.ends[-1] >= _SEGMENT_BYTES:
+        if segment.size >= _SEGMENT_BYTES:
             segment = self._begin_segment(self.end)
-        if self._out is None:
-            self._out = segment.path.open("ab")
-        data = event.SerializeToString()
-        frame = varint(len(data)) + data
-        self._out.write(frame)
-        self._out.flush()
+        if self._out < 0:
+            self._out = os.open(segment.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        frame = _framed(event.SerializeToString())
+        try:
+            failpoint("spool.append")
+            left = memoryview(frame)
+            while left:
+                left = left[os.write(self._out, left) :]
+        except OSError:
+            # Half a frame would hide every event after it from a restarted process.
+            os.ftruncate(self._out, segment.size)
+            raise
         failpoint("spool.appended")
-        segment.ends.append((segment.ends[-1] if segment.ends else 0) + len(frame))
+        segment.count += 1
+        segment.size += len(frame)
         self.sealed = event.WhichOneof("payload") in ENDINGS
 
     def read(self, ordinal: int, max_bytes: int) -> list[bytes]:
@@ -125,26 +154,31 @@ class Spool:
         events: list[bytes] = []
         size = 0
         for segment in self._segments:
-            skip = max(0, ordinal - segment.first)
-            if skip >= len(segment.ends):
+            if ordinal >= segment.end:
                 continue
             with segment.path.open("rb") as source:
-                source.seek(segment.ends[skip - 1] if skip else 0)
-                for _ in segment.ends[skip:]:
+                self._go_to(segment, max(ordinal, segment.first), source)
+                while self._place.ordinal < segment.end:
                     data = _read_frame(source)
-                    assert data is not None  # noqa: S101 - `ends` was taken from this file
+                    if data is None:
+                        raise OSError(f"{segment.path} has changed under its owner")
                     # Tag and length of a `repeated bytes` entry.
                     size += len(data) + 4
                     if events and size > max_bytes:
                         return events
                     events.append(data)
+                    self._place = _Place(segment, self._place.ordinal + 1, source.tell())
         return events
 
     def forget(self, next_ordinal: int) -> None:
         """Everything below is accepted for good."""
         if next_ordinal > self.end:
             # The machine lost what a gateway has; ordinals must not be given twice.
+            ending = self.read(self.end - 1, 1) if self.sealed else []
             self._begin_segment(next_ordinal)
+            self.sealed = False
+            for data in ending:
+                self.append(event_pb2.Event.FromString(data))
         while len(self._segments) > 1 and self._segments[1].first <= next_ordinal:
             self._segments.pop(0).path.unlink(missing_ok=True)
 
@@ -161,40 +195,56 @@ class Spool:
 
     def delete(self) -> None:
         """Nothing of the claim is left."""
-        self.close()
         for segment in self._segments:
             segment.path.unlink(missing_ok=True)
-        self._name("json").unlink(missing_ok=True)
-        self._name("lock").unlink(missing_ok=True)
+        for ending in ("json.new", "json", "lock"):
+            self._name(ending).unlink(missing_ok=True)
+        self.close()
 
     def close(self) -> None:
         """Lets go of the files; another process may take them over."""
-        if self._out:
-            self._out.close()
-            self._out = None
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        for fd in (self._out, self._lock):
+            if fd >= 0:
+                os.close(fd)
+        self._out = self._lock = -1
 
     def _name(self, ending: str) -> Path:
         return self._folder / f"{self.record.claim_id}.{ending}"
 
     def _begin_segment(self, first: int) -> _Segment:
-        if self._out:
-            self._out.close()
-            self._out = None
+        if self._out >= 0:
+            os.close(self._out)
+            self._out = -1
         self._segments.append(_Segment(self._name(f"{first:012}.events"), first))
         return self._segments[-1]
 
+    def _go_to(self, segment: _Segment, ordinal: int, source: BinaryIO) -> None:
+        if self._place.segment is not segment or self._place.ordinal > ordinal:
+            self._place = _Place(segment)
+        source.seek(self._place.offset)
+        while self._place.ordinal < ordinal:
+            _read_frame(source)
+            self._place = _Place(segment, self._place.ordinal + 1, source.tell())
+
     def _load(self) -> list[_Segment]:
-        segments = []
+        segments: list[_Segment] = []
+        whole = True
         for path in sorted(self._folder.glob(f"{self.record.claim_id}.*.events")):
             segment = _Segment(path, int(path.name.split(".")[1]))
+            if not whole or (segments and segment.first != segments[-1].end):
+                # Nobody accepts what follows a hole.
+                _log.warning("dropped %s: what comes before it is damaged", path)
+                path.unlink()
+                continue
             with path.open("r+b") as source:
                 while _read_frame(source) is not None:
-                    segment.ends.append(source.tell())
-                # What a killed supervisor was writing; no gateway has seen it.
-                source.truncate(segment.ends[-1] if segment.ends else 0)
+                    segment.count += 1
+                    segment.size = source.tell()
+                if damaged := path.stat().st_size - segment.size:
+                    # What a killed supervisor was writing, or what a power cut tore or left as zeros.
+                    _log.warning("dropped %d bytes of %s that are no events", damaged, path)
+                    source.truncate(segment.size)
+                    whole = False
             segments.append(segment)
         return segments or [_Segment(self._name(f"{0:012}.events"), 0)]
 
@@ -204,15 +254,33 @@ class Spool:
         return bool(last) and event_pb2.Event.FromString(last[0]).WhichOneof("payload") in ENDINGS
 
 
+def _locked(path: Path) -> int:
+    lock = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(lock)
+        raise SpoolBusy(path.stem) from error
+    return lock
+
+
+def _framed(data: bytes) -> bytes:
+    return varint(len(data)) + zlib.crc32(data).to_bytes(_CRC_BYTES, "big") + data
+
+
 def _read_frame(source: BinaryIO) -> bytes | None:
+    """The next event, or None where there is none or a damaged one."""
     length = shift = 0
     while True:
         byte = source.read(1)
-        if not byte:
+        if not byte or shift > 28:
             return None
         length |= (byte[0] & 0x7F) << shift
         if byte[0] < 0x80:
             break
         shift += 7
-    data = source.read(length)
-    return data if len(data) == length else None
+    # No event is empty, but a disk that lost power is full of zeros.
+    if not 0 < length <= _MAX_FRAME_BYTES:
+        return None
+    checksum, data = source.read(_CRC_BYTES), source.read(length)
+    return data if len(data) == length and zlib.crc32(data).to_bytes(_CRC_BYTES, "big") == checksum else None

@@ -11,18 +11,29 @@ from collections.abc import Coroutine
 from importlib import metadata
 from typing import Any, cast
 
+from google.protobuf.message import Message
+
 from chassis.artifacts import ArtifactStore
 from chassis.attempt import Attempt, Place, Sparing, Stage, failed
-from chassis.bus import CLAIM_SUBJECT, Bus, BusUnavailable, ResponderFailed, Unanswered, WorkMessage, WorkQueue
-from chassis.child import kill_leftover
+from chassis.bus import (
+    CLAIM_SUBJECT,
+    Bus,
+    BusUnavailable,
+    Handlers,
+    ResponderFailed,
+    Unanswered,
+    WorkMessage,
+    WorkQueue,
+    event_subject,
+)
+from chassis.child import kill_leftover, kill_those_in
 from chassis.events import event_of
 from chassis.failpoints import failpoint
 from chassis.reporter import Reporter
 from chassis.settings import WorkerSettings
 from chassis.spare import Spare
-from chassis.spare import Spare
-from chassis.spool import ClaimRecord, Spool
-from finetuneflow.v1 import fine_tuning_job_pb2, hardware_pb2, work_pb2
+from chassis.spool import ClaimRecord, Spool, SpoolBusy
+from finetuneflow.v1 import event_pb2, fine_tuning_job_pb2, hardware_pb2, work_pb2
 
 _log = logging.getLogger(__name__)
 
@@ -32,6 +43,8 @@ _CLAIM_REPEATS_SECONDS = 8.0
 """With one more answer to wait for it stays below what the broker waits for an ack."""
 _CLAIM_PAUSE_SECONDS = 0.25
 _NO_GATEWAY_SECONDS = 2.0
+_NO_DISK_SECONDS = 5.0
+_HURRIED_REPORT_SECONDS = 1.0
 _LAST_REPORT_SECONDS = 5.0
 """How long a drained process tries to have its last events accepted."""
 
@@ -45,14 +58,15 @@ class StageWorker:
         store: ArtifactStore,
         stage: Stage,
         settings: WorkerSettings,
-        hardware: hardware_pb2.Hardware | None = None,
     ) -> None:
         self.draining = False
+        self.drain_began = asyncio.Event()
         self.address = ""
         """host:port of this process's gRPC server, for the others; set it once that listens."""
+        self.hardware: hardware_pb2.Hardware | None = None
+        """What this machine is and has left."""
         command = stage.spare() if isinstance(stage, Sparing) and settings.warm_spare else None
         self._place = Place(bus, store, stage, settings, Spare(command, settings.home / stage.service))
-        self._hardware = hardware
         self._start_time = time.time()
         self._spools = settings.home / stage.service / "spool"
         self._workdirs = settings.home / stage.service / "work"
@@ -60,6 +74,8 @@ class StageWorker:
         self._slots = asyncio.Semaphore(settings.slots)
         self._attempts: dict[str, Attempt] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._hurried = asyncio.Event()
+        self._nudges: Handlers | None = None
         self._waiting: asyncio.Task[WorkMessage | None] | None = None
         self._puller: asyncio.Task[None] | None = None
 
@@ -71,6 +87,8 @@ class StageWorker:
         for spool in leftovers:
             self._spawn(self._report_leftover(spool))
         self._place.spare.open()
+        # Whatever changes a job's state may want something of whoever holds its claim.
+        self._nudges = await self._place.bus.subscribe(event_subject("*", "state_changed"), self._nudge)
         self._puller = asyncio.create_task(self._pull(), name="pull")
 
     def node(self) -> work_pb2.Node:
@@ -84,7 +102,7 @@ class StageWorker:
             pool=settings.pool,
             slots=settings.slots,
             runs=self.runs(),
-            hardware=self._hardware,
+            hardware=self.hardware,
             draining=self.draining,
         )
         node.start_time.FromNanoseconds(int(self._start_time * 1e9))
@@ -101,21 +119,32 @@ class StageWorker:
             found.append(run)
         return found
 
-    async def drain(self, limit_seconds: float | None = None) -> None:
-        """Takes no new work, has children save and let go, and returns once all of it is accepted. A child that takes
-        longer than `limit_seconds` (default: the setting) is killed; what no gateway accepts then stays on disk for
-        the next process. Idempotent."""
-        limit = self._place.settings.drain_seconds if limit_seconds is None else limit_seconds
+    def begin_drain(self) -> None:
+        """Takes no new work and has children save and let go. Idempotent."""
+        if self.draining:
+            return
         self.draining = True
-        await self._place.spare.close()
+        self.drain_began.set()
         if self._waiting:
             self._waiting.cancel()
         for attempt in list(self._attempts.values()):
             attempt.drain()
-        if not await self._idle(limit):
+
+    async def drain(self, limit_seconds: float | None = None) -> None:
+        """Begins it, and returns once all is accepted. A child that takes longer than `limit_seconds` (default: the
+        setting), or than `hurry` is called, is killed; what no gateway accepts then stays on disk for the next process.
+        Idempotent."""
+        limit = self._place.settings.drain_seconds if limit_seconds is None else limit_seconds
+        self.begin_drain()
+        await self._place.spare.close()
+        if not await self._over(limit):
             for attempt in list(self._attempts.values()):
                 attempt.abandon()
-            await self._idle(_LAST_REPORT_SECONDS)
+        await self._idle(_LAST_REPORT_SECONDS if not self._hurried.is_set() else _HURRIED_REPORT_SECONDS)
+
+    def hurry(self) -> None:
+        """Whoever asked for the drain asks again: children are killed now."""
+        self._hurried.set()
 
     async def wait(self) -> None:
         """Returns once it pulls no more because it drains; raises what ended the pulling otherwise (a full disk, a
@@ -131,6 +160,25 @@ class StageWorker:
             task.cancel()
         if left:
             await asyncio.wait(left)
+        if self._nudges:
+            await self._nudges.stop()
+
+    async def _over(self, seconds: float) -> bool:
+        """Whether within so many seconds all that is left to do is to have events accepted."""
+        tasks = {asyncio.create_task(self._nothing_runs()), asyncio.create_task(self._hurried.wait())}
+        await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        over = not self._hurried.is_set() and any(task.done() for task in tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        return over
+
+    async def _nothing_runs(self) -> None:
+        # What is being claimed may still come.
+        if self._puller:
+            await asyncio.wait({self._puller})
+        for attempt in list(self._attempts.values()):
+            await attempt.over.wait()
 
     async def _idle(self, seconds: float) -> bool:
         deadline = time.monotonic() + seconds
@@ -179,17 +227,37 @@ class StageWorker:
             claim_id=uuid.uuid4().hex,
             node_id=self._place.settings.node_id,
         )
-        answer = await self._ask(message, request)
+        # First: a claim that cannot be kept would cost the job an attempt, and one whose answer gets lost is known to
+        # the next process.
+        try:
+            spool = await asyncio.to_thread(self._spool, request)
+        except (OSError, SpoolBusy) as error:
+            _log.error("no work can be taken: %s", error, extra={"job_id": item.job_id})
+            await message.nak(_NO_DISK_SECONDS)
+            await asyncio.sleep(_NO_DISK_SECONDS)
+            return None
+        try:
+            answer = await self._ask(message, request)
+        except BaseException:
+            # Nobody knows whether it was granted: the next process reports that it came to nothing.
+            spool.close()
+            raise
         if not answer:
+            if self.draining:
+                # It may have been granted without our hearing of it. Nobody else gets it before it is given back.
+                self._end(spool, event_pb2.StageReleased(reason="DRAINED"))
+                self._spawn(self._report_leftover(spool))
+            else:
+                spool.delete()
             await message.nak(_NO_GATEWAY_SECONDS)
             return None
         attempt = None
         if answer.HasField("assignment"):
             failpoint("claim.granted")
-            attempt = await asyncio.to_thread(self._begin, answer.assignment)
-            failpoint("claim.spooled")
+            attempt = Attempt(self._place, answer.assignment, spool)
         else:
             _log.info("claim refused: %s", answer.refused.reason, extra={"job_id": item.job_id})
+            spool.delete()
         await message.ack()
         failpoint("claim.acked")
         return attempt
@@ -216,16 +284,23 @@ class StageWorker:
             await message.hold()
             await asyncio.sleep(_CLAIM_PAUSE_SECONDS)
 
-    def _begin(self, assignment: work_pb2.Assignment) -> Attempt:
+    def _spool(self, request: work_pb2.ClaimRequest) -> Spool:
         record = ClaimRecord(
-            job_id=assignment.job_id,
-            tenant=assignment.tenant,
-            stage=int(assignment.stage),
-            attempt=assignment.attempt,
-            claim_id=assignment.claim_id,
-            workdir=self._workdirs / assignment.claim_id,
+            job_id=request.job_id,
+            stage=int(request.stage),
+            attempt=request.attempt,
+            claim_id=request.claim_id,
+            workdir=self._workdirs / request.claim_id,
         )
-        return Attempt(self._place, assignment, Spool(self._spools, record))
+        spool = Spool(self._spools, record)
+        failpoint("claim.spooled")
+        return spool
+
+    def _nudge(self, subject: str, data: bytes) -> None:
+        job_id = subject.split(".")[3]
+        for attempt in self._attempts.values():
+            if attempt.assignment.job_id == job_id:
+                attempt.nudge()
 
     async def _run(self, attempt: Attempt) -> None:
         given = attempt.assignment
@@ -245,15 +320,20 @@ class StageWorker:
         for spool in spools:
             if spool.record.child_pid:
                 kill_leftover(spool.record.child_pid, spool.record.child_create_time)
+            # One may have been started and not been written down.
+            kill_those_in(spool.record.workdir)
             if not spool.sealed:
                 message = "The worker's supervisor ended while the worker was running."
-                event = event_of(failed("KILLED", message, "It is tried again where attempts are left."))
-                event.job_id = spool.record.job_id
-                event.stage = cast(fine_tuning_job_pb2.Stage, spool.record.stage)
-                event.attempt = spool.record.attempt
-                event.source = self._place.settings.node_id
-                spool.append(event)
+                self._end(spool, failed("KILLED", message, "It is tried again where attempts are left."))
         return spools
+
+    def _end(self, spool: Spool, ending: Message) -> None:
+        event = event_of(ending)
+        event.job_id = spool.record.job_id
+        event.stage = cast(fine_tuning_job_pb2.Stage, spool.record.stage)
+        event.attempt = spool.record.attempt
+        event.source = self._place.settings.node_id
+        spool.append(event)
 
     def _sweep_workdirs(self) -> None:
         """Removes folders of claims that nobody holds: threads that prepared one may have written after its end."""

@@ -1,5 +1,6 @@
 """Base models: what they are called, which revision is meant, and where their files are."""
 
+import contextlib
 import difflib
 import errno
 import hashlib
@@ -12,7 +13,8 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -105,8 +107,16 @@ class Catalogue:
             "An operator can add a folder to the catalogue under an alias.",
         )
 
-    def fetch(self, reference: str, token: str | None = None, tokenizer_only: bool = False) -> LocalModel:
+    def fetch(
+        self,
+        reference: str,
+        token: str | None = None,
+        tokenizer_only: bool = False,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> LocalModel:
         """The model's files, downloaded or made where they are not here yet. Blocks; safe in several processes.
+
+        `on_progress` hears, from another thread, of bytes that have come, whichever process fetches them.
 
         Raises JobError: those of `check`, MODEL_NOT_FOUND, MODEL_GATED, NO_SAFETENSORS, REMOTE_CODE_REFUSED,
         NOT_A_MODEL. SystemFailure: HUB_UNREACHABLE. RuntimeError when the built-in model could not be made.
@@ -116,11 +126,13 @@ class Catalogue:
             folder = self._directories[reference]
             return self._local(reference, "local", folder, "", tokenizer_only)
         if reference == BUILT_IN:
-            return self._local(BUILT_IN, _built_in_revision(), self._materialised(), "Apache-2.0", tokenizer_only)
+            return self._local(
+                BUILT_IN, _built_in_revision(), self._materialised(on_progress), "Apache-2.0", tokenizer_only
+            )
         match = _HUB_ID.fullmatch(reference)
         assert match is not None  # noqa: S101 - check() passed it
         commit, license_ = _resolve(match["id"], match["revision"], token, self._hub_folder(match["id"]))
-        folder = self._downloaded(match["id"], commit, token, tokenizer_only)
+        folder = self._downloaded(match["id"], commit, token, tokenizer_only, on_progress)
         return self._local(match["id"], commit, folder, license_, tokenizer_only)
 
     def _aliases(self) -> Sequence[str]:
@@ -133,9 +145,9 @@ class Catalogue:
         folder.parent.mkdir(parents=True, exist_ok=True)
         return FileLock(folder.with_name(f".{folder.name}.lock"))
 
-    def _materialised(self) -> Path:
+    def _materialised(self, on_progress: Callable[[int], None] | None) -> Path:
         folder = self._models / BUILT_IN / (_built_in_revision() or "unknown")
-        with self._lock(folder):
+        with _growth_told(folder, on_progress), self._lock(folder):
             if not folder.is_dir():
                 for leftover in folder.parent.glob(f".{folder.name}.*/"):
                     shutil.rmtree(leftover)
@@ -146,10 +158,17 @@ class Catalogue:
                     raise RuntimeError(f"the built-in model could not be made: {made.stderr[-2000:]}")
         return folder
 
-    def _downloaded(self, hub_id: str, commit: str, token: str | None, tokenizer_only: bool) -> Path:
+    def _downloaded(
+        self,
+        hub_id: str,
+        commit: str,
+        token: str | None,
+        tokenizer_only: bool,
+        on_progress: Callable[[int], None] | None,
+    ) -> Path:
         whole = self._hub_folder(hub_id) / commit
         folder = whole.with_name(f"{commit}-tokenizer") if tokenizer_only and not whole.is_dir() else whole
-        with self._lock(folder):
+        with _growth_told(folder, on_progress), self._lock(folder):
             if not folder.is_dir():
                 # The name says whether it is complete; an interrupted download goes on in the same place.
                 partial = folder.with_name(f".{folder.name}.partial")
@@ -244,6 +263,40 @@ def _resolve(hub_id: str, revision: str | None, token: str | None, folder: Path)
         raise _no_safetensors(hub_id)
     license_ = getattr(info.card_data, "license", None) if info.card_data else None
     return str(info.sha), license_ if isinstance(license_, str) else ""
+
+
+@contextlib.contextmanager
+def _growth_told(folder: Path, on_progress: Callable[[int], None] | None) -> Iterator[None]:
+    """Tells of what comes into the unfinished copies of a folder, which may be another process's."""
+    if on_progress is None or folder.is_dir():
+        yield
+        return
+    told, done = on_progress, threading.Event()
+
+    def watch() -> None:
+        before = 0
+        while not done.wait(1.0):
+            size = sum(
+                _size(file) for partial in folder.parent.glob(f".{folder.name}.*/") for file in partial.rglob("*")
+            )
+            if size > before:
+                told(size - before)
+            before = size
+
+    thread = threading.Thread(target=watch, name=f"fetch-{folder.name}", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0
 
 
 def _download(hub_id: str, commit: str, token: str | None, folder: Path, patterns: list[str]) -> None:

@@ -8,16 +8,16 @@ from typing import TypeVar
 
 from google.protobuf.message import Message
 
+from chassis.allocation import reuse_freed_memory
 from chassis.artifacts import ArtifactStore
 from chassis.bus import CLAIM_SUBJECT, Bus, report_subject
+from chassis.gauges import serve_gauges
 from chassis.server import Mount, serve
 from chassis.telemetry import configure_logging
 from engine.catalogue import Catalogue
 from finetuneflow.v1 import (
     artifact_service_pb2,
-    artifact_service_pb2_grpc,
     dataset_service_pb2,
-    dataset_service_pb2_grpc,
     evaluation_service_pb2,
     evaluation_service_pb2_grpc,
     evaluator_service_pb2,
@@ -41,9 +41,7 @@ from gateway.leases import LeaseWatch
 from gateway.ledger import Ledger
 from gateway.passthrough import Passthrough
 from gateway.retention import Discarder
-from gateway.servicers import fine_tuning
-from gateway.servicers.artifacts import Artifacts
-from gateway.servicers.datasets import Datasets
+from gateway.servicers import artifacts, datasets, fine_tuning
 from gateway.servicers.evaluations import Evaluations
 from gateway.servicers.exports import Exports
 from gateway.servicers.generation import Generation
@@ -89,13 +87,13 @@ async def run(settings: GatewaySettings) -> None:
         ),
         Mount(
             dataset_service_pb2.DESCRIPTOR.services_by_name["DatasetService"],
-            dataset_service_pb2_grpc.add_DatasetServiceServicer_to_server,
-            Datasets(database, store, settings.max_dataset_bytes),
+            datasets.add_to_server,
+            datasets.Datasets(database, store, settings.max_dataset_bytes),
         ),
         Mount(
             artifact_service_pb2.DESCRIPTOR.services_by_name["ArtifactService"],
-            artifact_service_pb2_grpc.add_ArtifactServiceServicer_to_server,
-            Artifacts(database, store),
+            artifacts.add_to_server,
+            artifacts.Artifacts(database, store),
         ),
         Mount(
             evaluation_service_pb2.DESCRIPTOR.services_by_name["EvaluationService"],
@@ -155,8 +153,10 @@ def _answering(
 
 
 def main() -> None:
+    reuse_freed_memory()
     settings = GatewaySettings()
     configure_logging("gateway", settings.log_level, as_json=settings.log_json)
+    serve_gauges(settings.metrics)
     asyncio.run(run(settings))
 
 

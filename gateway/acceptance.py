@@ -8,6 +8,7 @@ from sqlalchemy import func
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from chassis import gauges
 from chassis.errors import NotFound
 from chassis.events import ENDINGS
 from finetuneflow.v1.event_pb2 import ConfigResolved, Event, StageFailed
@@ -71,16 +72,20 @@ class Acceptance:
                     stop.message = "the claim is not current"
                     return stop
                 attempt.beat += 1
+                before = attempt.next_ordinal
                 if request.first_ordinal <= attempt.next_ordinal:
                     fresh = request.events[attempt.next_ordinal - request.first_ordinal :]
                     await self._accept(decision, attempt, fresh)
-                return ReportResponse(
+                answer = ReportResponse(
                     next_ordinal=attempt.next_ordinal,
                     directive=_DIRECTIVES.get(decision.job.state, Directive.DIRECTIVE_RUN),
                 )
         except NotFound:
             stop.message = "the job is gone"
             return stop
+        gauges.REPORTS.inc()
+        gauges.EVENTS.inc(answer.next_ordinal - before)
+        return answer
 
     async def expire(self, job_id: str, claim_id: str, beat: int) -> None:
         """Ends a claim whose worker was not heard of, unless it was heard of meanwhile."""

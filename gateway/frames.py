@@ -14,6 +14,7 @@ from finetuneflow.v1.event_pb2 import Event, Severity
 from finetuneflow.v1.fine_tuning_job_pb2 import JobState
 
 TERMINAL_STATES = frozenset({JobState.JOB_STATE_SUCCEEDED, JobState.JOB_STATE_FAILED, JobState.JOB_STATE_CANCELLED})
+TERMINAL_KIND = "state_changed"
 # What a payload that this version does not know is called; it is stored and forwarded all the same.
 UNKNOWN_KIND = "unknown"
 
@@ -38,7 +39,7 @@ def kind_of(event: Event) -> str:
 
 
 def is_terminal(event: Event) -> bool:
-    return event.WhichOneof("payload") == "state_changed" and event.state_changed.state in TERMINAL_STATES
+    return event.WhichOneof("payload") == TERMINAL_KIND and event.state_changed.state in TERMINAL_STATES
 
 
 def with_sequence(event: bytes, sequence: int) -> bytes:
@@ -48,13 +49,15 @@ def with_sequence(event: bytes, sequence: int) -> bytes:
 
 def frame_of(event: bytes, parsed: Event, sequence: int) -> Frame:
     """`event` is serialised, sequence included; `parsed` is the same."""
-    return Frame(
-        sequence=sequence,
-        kind=kind_of(parsed),
-        severity=parsed.severity or Severity.SEVERITY_INFO,
-        terminal=is_terminal(parsed),
-        data=_EVENTS_TAG + varint(len(event)) + event,
-    )
+    kind = kind_of(parsed)
+    terminal = kind == TERMINAL_KIND and is_terminal(parsed)
+    return Frame(sequence, kind, parsed.severity or Severity.SEVERITY_INFO, terminal, _framed(event))
+
+
+def frame_of_row(sequence: int, kind: str, severity: int, event: bytes) -> Frame:
+    """A frame from a row of SQL, parsed only where it may be the last one."""
+    terminal = kind == TERMINAL_KIND and is_terminal(Event.FromString(event))
+    return Frame(sequence, kind, severity, terminal, _framed(event))
 
 
 def frame_of_stored(event: bytes) -> Frame:
@@ -79,6 +82,10 @@ def frames_of_run(run: bytes) -> list[Frame]:
 def watch_response(frames: Iterable[Frame], through_sequence: int) -> bytes:
     """A serialised WatchFineTuningJobResponse."""
     return b"".join(frame.data for frame in frames) + _THROUGH_TAG + varint(through_sequence)
+
+
+def _framed(event: bytes) -> bytes:
+    return _EVENTS_TAG + varint(len(event)) + event
 
 
 def _read_varint(data: bytes, position: int) -> tuple[int, int]:

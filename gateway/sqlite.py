@@ -17,8 +17,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 # How long another process (a backup, a shell) may hold SQLite's write lock before a write here fails: callers, who
 # wait for 30 s, are to hear why.
 _BUSY_SECONDS = 10
-_SMALL_BATCH = 32
-"""Rows that are inserted in less time than a thread takes to answer."""
+_SMALL_BATCH = 400
+"""Rows that are inserted in about 2 ms."""
+_BEGIN = "BEGIN IMMEDIATE"
 
 
 class _Connection(aiosqlite.Connection):
@@ -31,8 +32,25 @@ class _Connection(aiosqlite.Connection):
 
     async def _execute(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
         if self._connection is None or not self._running or self._waits(fn.__name__, args):
+            if args and args[0] == _BEGIN and self._begun(self._connection):
+                return None
             return await super()._execute(fn, *args, **kwargs)  # type: ignore[no-untyped-call]
         return fn(*args, **kwargs)
+
+    def _begun(self, raw: sqlite3.Connection | None) -> bool:
+        """Whether nobody else held the write lock, so that there was nothing to wait for."""
+        if raw is None or raw.in_transaction:
+            return False
+        raw.execute("PRAGMA busy_timeout=0")
+        try:
+            raw.execute(_BEGIN)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                raise
+            return False
+        finally:
+            raw.execute(f"PRAGMA busy_timeout={_BUSY_SECONDS * 1000}")
+        return True
 
 
 def _reader_waits(name: str, args: Any) -> bool:
@@ -43,8 +61,9 @@ def _reader_waits(name: str, args: Any) -> bool:
 def _writer_waits(name: str, args: Any) -> bool:
     match name:
         case "execute":
+            sql: str = args[0]
             # BEGIN IMMEDIATE waits for other processes, DELETE may find a million rows.
-            return args[0].startswith(("BEGIN", "DELETE", "CREATE", "DROP", "ALTER", "PRAGMA"))
+            return sql.startswith(("BEGIN", "DELETE", "CREATE", "DROP", "ALTER", "PRAGMA"))
         case "executemany":
             return len(args[1]) > _SMALL_BATCH
         case "cursor" | "close" | "rollback" | "fetchall":
@@ -55,12 +74,12 @@ def _writer_waits(name: str, args: Any) -> bool:
 def sqlite_engine(url: URL, *, writes: bool) -> AsyncEngine:
     """WAL, synchronous=FULL. A transaction of the engine that writes is BEGIN IMMEDIATE: it takes the write lock first,
     and no later statement of it fails with "database is locked"."""
-    begin_statement = "BEGIN IMMEDIATE" if writes else "BEGIN DEFERRED"
+    begin_statement = _BEGIN if writes else "BEGIN DEFERRED"
 
-    def connection(*args: Any, **kwargs: Any) -> _Connection:
+    def connection(path: str, **kwargs: Any) -> _Connection:
         def connect() -> sqlite3.Connection:
             # The driver's own BEGIN is DEFERRED and comes too late to take the write lock; ours is explicit.
-            raw = sqlite3.connect(*args, isolation_level=None, timeout=_BUSY_SECONDS, **kwargs)
+            raw: sqlite3.Connection = sqlite3.connect(path, isolation_level=None, timeout=_BUSY_SECONDS, **kwargs)
             for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
                 raw.execute(f"PRAGMA {pragma}")
             return raw

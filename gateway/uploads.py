@@ -1,21 +1,43 @@
 """What becomes of an upload: its header is checked, its bytes are checked on their way to the store."""
 
+import asyncio
 import errno
+import json
 import re
 import unicodedata
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from typing import ParamSpec
 
 from chassis.artifacts import ArtifactStore, AtomicWriter
-from chassis.errors import InvalidArgument, ResourceExhausted, ServiceError, Unimplemented, Violation
+from chassis.errors import (
+    Aborted,
+    InvalidArgument,
+    OutOfRange,
+    ResourceExhausted,
+    ServiceError,
+    Unavailable,
+    Violation,
+)
+from chassis.failpoints import failpoint
+from chassis.partials import WriteInProgress, WrongOffset
+from finetuneflow.chunks import CHUNK_BYTES, chunk_of
 from finetuneflow.v1.dataset_service_pb2 import UploadDatasetHeader, UploadDatasetRequest
 from gateway.waiting import in_thread
 
+P = ParamSpec("P")
+
+Message = UploadDatasetRequest | memoryview
+"""Of an upload's stream; a memoryview is the bytes of a chunk."""
+
 ENDINGS = ("jsonl",)
 """File name endings that preflight can read."""
-MAX_CHUNK_BYTES = 1 << 20
 # Small chunks are gathered: one hop to a thread for each would cost more than hashing and writing it.
-_BATCH_BYTES = 4 << 20
+BATCH_BYTES = 4 << 20
+# What is made durable on the way is not waited for at the end.
+_SYNC_BYTES = 64 << 20
+# A stream that holds an upload and sends nothing would keep its caller's next stream out.
+STALL_SECONDS = 30.0
 _MAX_NAME_CHARACTERS = 128
 _MAX_FILENAME_BYTES = 255
 
@@ -30,6 +52,24 @@ class Header:
     sha256: str
     """Lower-case; empty when the caller does not know it."""
     request_id: str | None
+    offset: int
+    sha256_follows: bool
+
+    @property
+    def resumable(self) -> bool:
+        """Whether what arrived of it is kept when it is cut."""
+        return bool(self.request_id and self.size_bytes and (self.sha256 or self.sha256_follows))
+
+
+def upload_key(tenant: str, request_id: str, sha256: str) -> str:
+    """What the bytes of a cut upload are found again by."""
+    return json.dumps([tenant, request_id, sha256.lower()])
+
+
+def read_message(wire: bytes) -> Message:
+    """Deserialises: of a chunk no copy is made."""
+    chunk = chunk_of(wire)
+    return UploadDatasetRequest.FromString(wire) if chunk is None else chunk
 
 
 def check_header(header: UploadDatasetHeader, max_bytes: int) -> Header:
@@ -56,23 +96,23 @@ def check_header(header: UploadDatasetHeader, max_bytes: int) -> Header:
         refuse("display_name", "control characters are not allowed")
     if header.HasField("size_bytes") and header.size_bytes < 0:
         refuse("size_bytes", "can't be negative")
-    if header.sha256 and not re.fullmatch(r"[0-9a-fA-F]{64}", header.sha256):
+    if header.sha256 and not is_sha256(header.sha256):
         refuse("sha256", "must be 64 hexadecimal digits, or empty when not known")
+    elif header.sha256 and header.sha256_follows:
+        refuse("sha256_follows", "must be false beside sha256")
     if len(header.request_id) > _MAX_NAME_CHARACTERS:
         refuse("request_id", f"{len(header.request_id)} characters; at most {_MAX_NAME_CHARACTERS} are allowed")
     elif _has_control(header.request_id):
         refuse("request_id", "control characters are not allowed")
     if header.offset < 0:
         refuse("offset", "can't be negative")
+    elif header.offset and not (
+        header.request_id and header.HasField("size_bytes") and (header.sha256 or header.sha256_follows)
+    ):
+        refuse("offset", "must be 0 without request_id, size_bytes and either sha256 or sha256_follows")
     if violations:
         message = "; ".join(f"{v.field}: {v.description}" for v in violations)
         raise InvalidArgument("INVALID_HEADER", message, violations)
-    if header.offset:
-        raise Unimplemented(
-            "RESUME_NOT_IMPLEMENTED",
-            "A cut upload can't be gone on with yet: send the file from its start, with offset 0.",
-            [Violation("header.offset", "must be 0")],
-        )
     if header.HasField("size_bytes"):
         if header.size_bytes == 0:
             raise empty_file(filename)
@@ -84,7 +124,13 @@ def check_header(header: UploadDatasetHeader, max_bytes: int) -> Header:
         size_bytes=header.size_bytes if header.HasField("size_bytes") else None,
         sha256=header.sha256.lower(),
         request_id=header.request_id or None,
+        offset=header.offset,
+        sha256_follows=header.sha256_follows,
     )
+
+
+def is_sha256(text: str) -> bool:
+    return re.fullmatch(r"[0-9a-fA-F]{64}", text) is not None
 
 
 def _has_control(text: str) -> bool:
@@ -106,94 +152,224 @@ def too_large(max_bytes: int) -> ResourceExhausted:
 
 
 class Upload:
-    """The file behind a header, on its way into the store. Whoever receives must `commit` or `abort`."""
+    """The file behind a header, on its way into the store: `begin`, `receive`, `commit`, and in any case `end`."""
 
-    def __init__(self, store: ArtifactStore, path: str, header: Header, max_bytes: int) -> None:
+    def __init__(self, store: ArtifactStore, tenant: str, path: str, header: Header, max_bytes: int) -> None:
+        """`path` is below the tenant."""
         self._store = store
-        self._path = path
+        self._tenant = tenant
+        self._path = f"{tenant}/{path}"
         self._header = header
         self._max_bytes = max_bytes
         self._writer: AtomicWriter | None = None
-        self.size_bytes = 0
-        """Received so far."""
+        self._batch: list[bytes | memoryview] = []
+        self._work: list[asyncio.Future[None]] = []
+        self._syncing: list[asyncio.Future[None]] = []
+        self._unsynced = 0
+        self._followed = ""
+        self._worthless = False
+        self.size_bytes = header.offset
+        """Received so far, by this stream and those before."""
         self.committed = False
         """Whether the file may be under its path."""
 
     @property
     def sha256(self) -> str:
         """Of what was written, hexadecimal."""
-        return self._writer.sha256 if self._writer is not None else ""
+        return self._opened.sha256
 
-    async def receive(self, requests: AsyncIterator[UploadDatasetRequest]) -> None:
-        """Writes every chunk, then checks length and hash against the header."""
-        batch: list[bytes] = []
+    async def begin(self) -> None:
+        """From here on nobody else writes this upload. Aborted, OutOfRange."""
+        try:
+            await in_thread(self._begin)
+        except WriteInProgress as error:
+            raise Aborted("UPLOAD_IN_PROGRESS", "another stream writes this upload; try again when it ended") from error
+        except WrongOffset as error:
+            problem = f"{error.received_bytes} bytes are there; go on from there, or begin anew with 0"
+            raise OutOfRange(
+                "WRONG_OFFSET",
+                f"the upload does not go on at {self._header.offset}: {problem}",
+                [Violation("header.offset", problem)],
+                {"received_bytes": str(error.received_bytes)},
+            ) from error
+        except OSError as error:
+            raise storage_full(error) from error
+
+    async def receive(self, messages: AsyncIterator[Message]) -> None:
+        """Writes every chunk, then checks length and hash against what was announced.
+
+        What came is written and hashed in threads while more comes in: two batches at most are in memory.
+        """
         batched = 0
-        async for request in requests:
-            chunk = self._checked(request)
-            batch.append(chunk)
+        async for message in self._unless_stalled(messages):
+            chunk = self._checked(message)
+            if chunk is None:
+                continue
+            self._batch.append(chunk)
             batched += len(chunk)
-            if batched >= _BATCH_BYTES:
-                await self._write(batch)
-                batch, batched = [], 0
-        if batch:
-            await self._write(batch)
+            if batched >= BATCH_BYTES:
+                await self._hand_over()
+                batched = 0
+        await self._hand_over()
+        await self._settle()
         self._check_whole()
 
     async def commit(self) -> None:
         """The file appears under its path, whole."""
-        if self._writer is None:
-            raise RuntimeError("nothing was received")
+        await self._settle(synced=True)
         self.committed = True
         try:
-            await in_thread(self._writer.commit)
+            await in_thread(self._opened.commit)
         except OSError as error:
-            raise storage_full(error) from error
+            raise self._failed(error) from error
 
-    async def abort(self) -> None:
-        """Nothing is left of what was written."""
-        if self._writer is not None:
-            await in_thread(self._writer.abort)
+    async def end(self, *, recorded: bool, wanted: bool = True) -> None:
+        """Closes the file. Without a row that names it nothing of it stays but what a later stream can go on with, if
+        that is `wanted`. To be called once, and not to be cancelled."""
+        if self._writer is None:
+            return
+        try:
+            if not recorded:
+                await self._hand_over()
+        except ServiceError:
+            wanted = False
+        finally:
+            pending = [*self._work, *self._syncing]
+            if pending:
+                await asyncio.wait(pending)
+            await asyncio.to_thread(self._end, self._writer, recorded, wanted and not self._worthless)
 
-    def _checked(self, request: UploadDatasetRequest) -> bytes:
-        if request.WhichOneof("content") != "chunk":
-            message = "every message after the header must carry a chunk"
-            raise InvalidArgument("CHUNK_EXPECTED", message, [Violation("chunk", message)])
-        chunk = request.chunk
-        if len(chunk) > MAX_CHUNK_BYTES:
-            message = f"a chunk of {len(chunk)} bytes; at most {MAX_CHUNK_BYTES} are allowed"
-            raise InvalidArgument("CHUNK_TOO_LARGE", message, [Violation("chunk", message)])
+    def _end(self, writer: AtomicWriter, recorded: bool, wanted: bool) -> None:
+        keep = wanted and self._header.resumable
+        try:
+            if self.committed and not recorded:
+                writer.retract()
+                self._store.delete(self._path.rpartition("/")[0])
+        finally:
+            writer.suspend() if keep else writer.abort()
+
+    def _begin(self) -> None:
+        header = self._header
+        if header.resumable:
+            key = upload_key(self._tenant, header.request_id or "", header.sha256)
+            self._writer = self._store.resume_write(self._path, key, header.offset)
+        else:
+            self._writer = self._store.begin_write(self._path)
+
+    @property
+    def _opened(self) -> AtomicWriter:
+        if self._writer is None:
+            raise RuntimeError("the upload has not begun")
+        return self._writer
+
+    async def _unless_stalled(self, messages: AsyncIterator[Message]) -> AsyncIterator[Message]:
+        patience = STALL_SECONDS if self._header.resumable else None
+        while True:
+            try:
+                async with asyncio.timeout(patience):
+                    message = await anext(messages)
+            except StopAsyncIteration:
+                return
+            except TimeoutError:
+                raise Unavailable("UPLOAD_STALLED", f"nothing came for {patience:.0f} seconds; go on later") from None
+            yield message
+
+    def _checked(self, message: Message) -> bytes | memoryview | None:
+        """The chunk in it; None for the SHA-256, which is remembered."""
+        if self._followed:
+            raise self._refused("CHUNK_UNEXPECTED", "chunk", "the SHA-256 must be the last message")
+        if isinstance(message, memoryview):
+            chunk: bytes | memoryview = message
+        elif message.WhichOneof("content") == "chunk":
+            chunk = message.chunk
+        elif message.WhichOneof("content") == "sha256" and self._header.sha256_follows:
+            if not is_sha256(message.sha256):
+                raise self._refused("INVALID_SHA256", "sha256", "must be 64 hexadecimal digits")
+            self._followed = message.sha256.lower()
+            return None
+        else:
+            raise self._refused("CHUNK_EXPECTED", "chunk", "every message after the header must carry a chunk")
+        if len(chunk) > CHUNK_BYTES:
+            problem = f"a chunk of {len(chunk)} bytes; at most {CHUNK_BYTES} are allowed"
+            raise self._refused("CHUNK_TOO_LARGE", "chunk", problem)
         self.size_bytes += len(chunk)
         if self.size_bytes > self._max_bytes:
+            self._worthless = True
             raise too_large(self._max_bytes)
-        if self._header.size_bytes is not None and self.size_bytes > self._header.size_bytes:
-            raise self._mismatch("size_bytes", f"more than the announced {self._header.size_bytes} bytes arrived")
+        announced = self._header.size_bytes
+        if announced is not None and self.size_bytes > announced:
+            raise self._mismatch("size_bytes", f"more than the announced {announced} bytes arrived")
         return chunk
 
-    async def _write(self, batch: list[bytes]) -> None:
-        try:
-            await in_thread(self._write_blocking, batch)
-        except OSError as error:
-            raise storage_full(error) from error
+    async def _hand_over(self) -> None:
+        """The batch to the threads, as soon as they are done with the one before."""
+        await self._settle()
+        if not self._batch:
+            return
+        failpoint("upload.received")
+        batch, self._batch = self._batch, []
+        writer = self._opened
+        self._work = [_in_thread(_each, writer.append, batch), _in_thread(_each, writer.hash, batch)]
+        self._unsynced += sum(map(len, batch))
+        if self._unsynced >= _SYNC_BYTES:
+            await self._settle(synced=True)
+            self._unsynced = 0
+            self._syncing = [_in_thread(writer.sync)]
 
-    def _write_blocking(self, batch: list[bytes]) -> None:
-        if self._writer is None:
-            self._writer = self._store.begin_write(self._path)
-        for chunk in batch:
-            self._writer.write(chunk)
+    async def _settle(self, *, synced: bool = False) -> None:
+        """Waits for the batch before, and for what makes earlier ones durable. STORAGE_FULL, OSError."""
+        pending = [*self._work, *(self._syncing if synced else ())]
+        if not pending:
+            return
+        # A cancellation ends the waiting, not the threads.
+        await asyncio.wait(pending)
+        self._work = []
+        if synced:
+            self._syncing = []
+        try:
+            for done in pending:
+                done.result()
+        except OSError as error:
+            raise self._failed(error) from error
 
     def _check_whole(self) -> None:
         header = self._header
         if not self.size_bytes:
             raise empty_file(header.filename)
         if header.size_bytes is not None and self.size_bytes != header.size_bytes:
-            raise self._mismatch("size_bytes", f"{self.size_bytes} bytes arrived, {header.size_bytes} were announced")
-        if header.sha256 and self.sha256 != header.sha256:
-            raise self._mismatch("sha256", f"what arrived has {self.sha256}, {header.sha256} was announced")
+            # This is also how a stream that was cut can look: what came of it is kept.
+            short = f"{self.size_bytes} bytes arrived, {header.size_bytes} were announced"
+            raise self._mismatch("size_bytes", short, worthless=False)
+        if header.sha256_follows and not self._followed:
+            problem = "the last message must carry the announced SHA-256"
+            raise InvalidArgument("SHA256_EXPECTED", problem, [Violation("sha256", problem)])
+        announced = header.sha256 or self._followed
+        if announced and self.sha256 != announced:
+            raise self._mismatch("sha256", f"what arrived has {self.sha256}, {announced} was announced")
 
-    def _mismatch(self, field: str, problem: str) -> InvalidArgument:
+    def _mismatch(self, field: str, problem: str, *, worthless: bool = True) -> InvalidArgument:
+        self._worthless |= worthless
         reason = "SIZE_MISMATCH" if field == "size_bytes" else "SHA256_MISMATCH"
         message = f"{self._header.filename} did not arrive as announced: {problem}"
         return InvalidArgument(reason, message, [Violation(f"header.{field}", problem)])
+
+    def _refused(self, reason: str, field: str, problem: str) -> InvalidArgument:
+        self._worthless = True
+        return InvalidArgument(reason, problem, [Violation(field, problem)])
+
+    def _failed(self, error: OSError) -> ServiceError | OSError:
+        # On a full disk what came must go, or nobody else can write; of what could not be synced nothing is known.
+        self._worthless = True
+        return storage_full(error)
+
+
+def _in_thread(function: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[None]:
+    return asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
+
+
+def _each(function: Callable[[bytes | memoryview], None], batch: list[bytes | memoryview]) -> None:
+    for chunk in batch:
+        function(chunk)
 
 
 def storage_full(error: OSError) -> ServiceError | OSError:

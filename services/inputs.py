@@ -1,25 +1,35 @@
-"""What a supervisor brings to its child before it starts: base model, folders of the artifact store, environment."""
+"""What a supervisor brings to its child before it starts: base model, files of the artifact store, environment."""
 
 import asyncio
+import contextlib
 import logging
 import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from typing import Final
 
 from pydantic import ValidationError
 
-from chassis.artifacts import ArtifactCorrupt, ArtifactMissing, ArtifactStore
-from engine.catalogue import Catalogue, LocalModel
+from chassis.artifacts import MANIFEST, ArtifactCorrupt, ArtifactMissing, ArtifactStore
+from chassis.child import ChildCommand
+from chassis.preparation import GivenUp, current, say
+from engine.catalogue import Catalogue
 from engine.config.job import JobConfig
 from engine.config.wire import resolved_config
-from engine.errors import JobError, Violation
-from finetuneflow.v1.stage_result_pb2 import BaseModelIdentity
+from engine.errors import JobError, SystemFailure, Violation
 from finetuneflow.v1.work_pb2 import Assignment
 from services.settings import ServiceSettings
+from services.specs import ChildSpec, ModelFiles, WholeCheckpoint
 
 _log = logging.getLogger(__name__)
 
+RETRY_SECONDS: Final = (1.0, 2.0, 4.0, 8.0, 16.0)
+"""A store that is away for a moment costs that moment, not one of the job's attempts."""
 
-class VersionMismatch(Exception):
+
+class VersionMismatch(SystemFailure):
     """The gateway that resolved the job's configuration runs another version than this process."""
 
 
@@ -28,7 +38,11 @@ def job_configuration(assignment: Assignment) -> JobConfig:
     try:
         return resolved_config(assignment.resolved_spec)
     except ValidationError as error:
-        raise VersionMismatch(f"the resolved spec is not understood here: {error}") from error
+        raise VersionMismatch(
+            "VERSION_MISMATCH",
+            f"The resolved spec is not understood here: {error}",
+            "Have the operator run gateways and workers of one version.",
+        ) from error
 
 
 def catalogue(settings: ServiceSettings) -> Catalogue:
@@ -36,14 +50,15 @@ def catalogue(settings: ServiceSettings) -> Catalogue:
     return Catalogue(settings.home, settings.models)
 
 
-async def base_model(models: Catalogue, identity: BaseModelIdentity, token: str) -> LocalModel:
+async def base_model(models: Catalogue, assignment: Assignment, settings: ServiceSettings) -> ModelFiles:
     """The very weights that preflight saw, fetched where they are not here yet.
 
     JobError("BASE_MODEL_CHANGED") when another node, or an operator's folder, has other weights under that name.
     """
+    identity = assignment.preflight.base_model
     reference = f"{identity.id}@{identity.revision}" if "/" in identity.id else identity.id
-    local = await asyncio.to_thread(models.fetch, reference, token or None)
-    if local.weights_sha256 != identity.weights_sha256:
+    found = await fetched_model(models, reference, settings)
+    if found.weights_sha256 != identity.weights_sha256:
         message = f"The weights of {identity.id} on this node are not the ones that preflight saw."
         raise JobError(
             "BASE_MODEL_CHANGED",
@@ -51,14 +66,40 @@ async def base_model(models: Catalogue, identity: BaseModelIdentity, token: str)
             "Create the job again; if it happens again, have the operator put the same files on every node.",
             [Violation("spec.base_model", message)],
         )
-    return local
+    return found.model_copy(update={"id": identity.id, "revision": identity.revision})
+
+
+async def fetched_model(models: Catalogue, reference: str, settings: ServiceSettings) -> ModelFiles:
+    """A base model's files, whatever is behind the name now. Raises what `Catalogue.fetch` raises."""
+    token = settings.hub_token.get_secret_value()
+    say("fetching_model", reference)
+    preparation = current()
+
+    def heard(num_bytes: int) -> None:
+        if preparation:
+            # What is fetched in vain for this job is the next one's.
+            with contextlib.suppress(GivenUp):
+                preparation.progressed(num_bytes)
+
+    found = await asyncio.to_thread(models.fetch, reference, token or None, on_progress=heard)
+    return ModelFiles(**asdict(found))
+
+
+async def dataset_files(assignment: Assignment, store: ArtifactStore, workdir: Path) -> dict[str, Path]:
+    """Dataset id → file. Its name ends as it was uploaded, which tells the child how to read it."""
+    files: dict[str, Path] = {}
+    for dataset in assignment.datasets:
+        say("fetching_data", dataset.filename, dataset.size_bytes)
+        file = files[dataset.id] = workdir / "sources" / dataset.id / Path(dataset.filename).name
+        await _fetch(store.get_file, f"{assignment.tenant}/{dataset.path}", file, dataset.sha256)
+    return files
 
 
 async def token_shards(assignment: Assignment, store: ArtifactStore, workdir: Path) -> Path:
     """Preflight's folder: train/, eval/ and what else it prepared."""
     found, folder = assignment.preflight, workdir / "data"
-    path = f"{assignment.tenant}/{found.shards_path}"
-    await asyncio.to_thread(store.get_folder, path, folder, found.shards_manifest_sha256)
+    say("fetching_data", "token shards")
+    await _fetch(store.get_folder, f"{assignment.tenant}/{found.shards_path}", folder, found.shards_manifest_sha256)
     return folder
 
 
@@ -66,28 +107,78 @@ async def best_checkpoint(assignment: Assignment, store: ArtifactStore, workdir:
     """The checkpoint that training chose."""
     chosen, folder = assignment.training, workdir / "checkpoint"
     path = f"{assignment.tenant}/{chosen.best_checkpoint_path}"
-    await asyncio.to_thread(store.get_folder, path, folder, chosen.best_checkpoint_manifest_sha256)
+    say("fetching_checkpoint", f"step {chosen.best_step}")
+    await _fetch(store.get_folder, path, folder, chosen.best_checkpoint_manifest_sha256)
     return folder
 
 
-async def newest_checkpoint(assignment: Assignment, store: ArtifactStore, workdir: Path) -> Path | None:
-    """The newest accepted checkpoint that is whole; None when the training has to start from the beginning."""
+async def newest_checkpoint(
+    assignment: Assignment, store: ArtifactStore, workdir: Path
+) -> tuple[WholeCheckpoint | None, dict[int, str]]:
+    """The newest accepted checkpoint that is whole, and what is wrong with newer ones (step → problem).
+
+    None when the training has to start from the beginning: nothing was accepted, or everything that was is damaged.
+    A store that is away looks as if nothing had ever been there; SystemFailure("CHECKPOINTS_MISSING") then, because
+    to start again from the beginning is to throw away whatever was trained.
+    """
+    unusable: dict[int, str] = {}
+    unread = False
     for checkpoint in assignment.checkpoints:
         folder = workdir / "resume" / f"step-{checkpoint.step}"
         path = f"{assignment.tenant}/{checkpoint.path}"
+        say("fetching_checkpoint", f"step {checkpoint.step}", checkpoint.size_bytes)
         try:
-            await asyncio.to_thread(store.get_folder, path, folder, checkpoint.manifest_sha256)
-        except (ArtifactMissing, ArtifactCorrupt) as error:
+            await _fetch(store.get_folder, path, folder, checkpoint.manifest_sha256, missing_is_final=True)
+        except (ArtifactMissing, ArtifactCorrupt, OSError) as error:
+            unread |= isinstance(error, OSError)
+            unusable[checkpoint.step] = f"{type(error).__name__}: {error}"
             _log.warning("checkpoint of step %d cannot be used, trying an older one: %s", checkpoint.step, error)
         else:
-            return folder
-    return None
+            return WholeCheckpoint(path=folder, manifest_sha256=checkpoint.manifest_sha256), unusable
+    manifests = [f"{assignment.tenant}/{checkpoint.path}/{MANIFEST}" for checkpoint in assignment.checkpoints]
+    if manifests and (unread or not await asyncio.to_thread(lambda: any(map(store.exists, manifests)))):
+        steps = ", ".join(map(str, unusable))
+        raise SystemFailure(
+            "CHECKPOINTS_MISSING",
+            f"None of the job's checkpoints (steps {steps}) can be read from the artifact store.",
+            "Have the operator see to the artifact store. If they are gone for good, create the job again.",
+        )
+    return None, unusable
 
 
-def child_environment(settings: ServiceSettings, *, gpus: int | None = None) -> dict[str, str]:
-    """What a child finds beside the pipe: its threads, its devices, its caches. With 0 GPUs it sees none."""
+def child_command(
+    settings: ServiceSettings, spec: ChildSpec, workdir: Path, *, gpus: int | None = None
+) -> ChildCommand:
+    """Writes the spec and says how to start this service's child on it. With 0 GPUs it sees none."""
+    file = workdir / "spec.json"
+    file.write_text(spec.model_dump_json(indent=1), "utf-8")
+    return ChildCommand(
+        argv=[sys.executable, "-m", f"services.{settings.service}.worker", str(file)],
+        env=child_environment(settings),
+        late_env=child_devices(gpus),
+        out_dir=spec.out_dir,
+    )
+
+
+async def _fetch(
+    get: Callable[[str, Path, str], None], path: str, local: Path, sha256: str, *, missing_is_final: bool = False
+) -> None:
+    patient_for = OSError if missing_is_final else (OSError, ArtifactMissing)
+    for delay in (*RETRY_SECONDS, None):
+        try:
+            await asyncio.to_thread(get, path, local, sha256)
+            return
+        except patient_for as error:
+            if delay is None:
+                raise
+            _log.warning("%s cannot be read from the artifact store, trying again: %s", path, error)
+            await asyncio.sleep(delay)
+
+
+def child_environment(settings: ServiceSettings) -> dict[str, str]:
+    """What a child finds beside the pipe: its threads and its caches."""
     cache = settings.home / "cache"
-    environment = {
+    return {
         "OMP_NUM_THREADS": str(settings.child_threads),
         # A waiting thread that spins takes the core that a gateway on the same machine needs.
         "OMP_WAIT_POLICY": "PASSIVE",
@@ -95,9 +186,13 @@ def child_environment(settings: ServiceSettings, *, gpus: int | None = None) -> 
         "MPLCONFIGDIR": str(cache / "matplotlib"),
         "TOKENIZERS_PARALLELISM": "false",
     }
+
+
+def child_devices(gpus: int | None) -> dict[str, str]:
+    """The environment that shows a child its devices. With 0 GPUs it sees none."""
     if gpus == 0:
-        environment["CUDA_VISIBLE_DEVICES"] = ""
-    elif gpus == 1:
+        return {"CUDA_VISIBLE_DEVICES": ""}
+    if gpus == 1:
         # With more in sight the Trainer would spread every batch over all of them.
-        environment["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-    return environment
+        return {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]}
+    return {}

@@ -2,43 +2,57 @@
 
 import asyncio
 import logging
+import os
 import signal
+import sys
+import traceback
 from collections.abc import Callable
+from typing import Final, NoReturn
 
 from chassis.artifacts import ArtifactStore
 from chassis.attempt import Stage
 from chassis.bus import Bus
+from chassis.gauges import serve_gauges
 from chassis.node import NodeHeartbeat
 from chassis.server import Mount, serve
 from chassis.stage_worker import StageWorker
 from chassis.telemetry import configure_logging
-from finetuneflow.v1.hardware_pb2 import Hardware
+from services.hardware import read_hardware
 from services.settings import ServiceSettings
 
 _log = logging.getLogger(__name__)
 
+_HARDWARE_SECONDS: Final = 30.0
+"""What a node says of its free memory and disk is at most this old."""
 
-def run(
-    settings: ServiceSettings,
-    stage: Stage,
-    mount: Callable[[StageWorker], Mount],
-    hardware: Hardware | None = None,
-) -> None:
-    """Serves and works until SIGTERM or SIGINT, then drains. OSError when the port is taken, and whatever ends the
-    pulling of work: whoever keeps this process starts it again."""
+
+def run(settings: ServiceSettings, stage: Stage, mount: Callable[[StageWorker], Mount]) -> NoReturn:
+    """Serves and works until SIGTERM or SIGINT, then drains; asked twice, it kills what still runs. The process ends
+    with status 1 when the port is taken, and with whatever ends the pulling of work: whoever keeps it starts it again.
+    """
     configure_logging(settings.service, settings.log_level, as_json=settings.log_json)
-    asyncio.run(_live(settings, stage, mount, hardware))
+    serve_gauges(settings.metrics)
+    status = 0
+    try:
+        asyncio.Runner().run(_live(settings, stage, mount))
+    except Exception:  # noqa: BLE001 - the process ends with it
+        traceback.print_exc()
+        status = 1
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Python would wait for the threads of downloads that nobody needs any more, however long they take.
+    os._exit(status)
 
 
-async def _live(
-    settings: ServiceSettings, stage: Stage, mount: Callable[[StageWorker], Mount], hardware: Hardware | None
-) -> None:
-    stop = asyncio.Event()
+async def _live(settings: ServiceSettings, stage: Stage, mount: Callable[[StageWorker], Mount]) -> None:
+    stop, again = asyncio.Event(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        asyncio.get_running_loop().add_signal_handler(number, lambda: (again if stop.is_set() else stop).set())
     password = settings.nats_password.get_secret_value()
     bus = await Bus.connect(settings.nats_url, settings.nats_user, password, settings.node_id)
-    worker = StageWorker(bus, ArtifactStore(settings.artifacts), stage, settings, hardware)
+    worker = StageWorker(bus, ArtifactStore(settings.artifacts), stage, settings)
+    worker.hardware = await asyncio.to_thread(read_hardware, settings.node_id, settings.home)
     # The port first: a second process on it must end before it takes work.
     server = await serve(mount(worker), listen=settings.listen)
     worker.address = settings.advertise or server.address
@@ -46,16 +60,34 @@ async def _live(
     await worker.start()
     heartbeat.start()
     _log.info("%s listens on %s", settings.node_id, server.address)
+
+    async def tell_drain() -> None:
+        await worker.drain_began.wait()
+        _log.info("draining")
+        await server.set_serving(False)
+        await heartbeat.announce()
+
+    async def hear_again() -> None:
+        await again.wait()
+        _log.warning("asked again: what still runs is killed")
+        worker.hurry()
+
+    async def look_at_hardware() -> None:
+        while True:
+            await asyncio.sleep(_HARDWARE_SECONDS)
+            worker.hardware = await asyncio.to_thread(read_hardware, settings.node_id, settings.home)
+
+    beside = [asyncio.create_task(each()) for each in (tell_drain, hear_again, look_at_hardware)]
     try:
         stopped, pulling = asyncio.create_task(stop.wait()), asyncio.create_task(worker.wait())
         await asyncio.wait({stopped, pulling}, return_when=asyncio.FIRST_COMPLETED)
         if pulling.done():
             pulling.result()
         await stopped
-        _log.info("draining")
-        await server.set_serving(False)
         await worker.stop()
     finally:
+        for task in beside:
+            task.cancel()
         await heartbeat.stop()
         await server.stop()
         await bus.close()

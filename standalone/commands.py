@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
-from finetuneflow.cli.exits import JOB_FAILED, USAGE, error_console
+from finetuneflow.cli.exits import DETACHED, JOB_FAILED, CommandFailed, error_console
 from finetuneflow.cli.session import Json, make_console
 
 # What these commands need is imported when they run: `ftf --help` shall not wait for it.
@@ -42,17 +42,16 @@ def up(
 
     for variable in ("FTF_GATEWAY_LISTEN", "FTF_LISTEN"):
         if variable in os.environ:
-            _refuse(
-                f"`ftf up` listens on 127.0.0.1 only, as there is no TLS and no authentication yet: "
-                f"unset {variable}, and choose a port with --port."
+            raise CommandFailed(
+                "`ftf up` listens on 127.0.0.1 only, as there is no TLS and no authentication yet.",
+                advice=f"Unset {variable}, and choose a port with --port.",
             )
     try:
         main((home or default_home()).expanduser().absolute(), port, make_console(), as_json=json)
     except (HomeTaken, NatsServerMissing, PortTaken) as error:
-        _refuse(str(error))
+        raise CommandFailed(str(error)) from error
     except StartFailed as error:
-        error_console().print(str(error), style="red")
-        raise typer.Exit(JOB_FAILED) from error
+        raise CommandFailed(str(error), code=JOB_FAILED) from error
 
 
 def demo(
@@ -71,11 +70,10 @@ def demo(
     try:
         succeeded = demo(make_console(), output, keep=keep)
     except StartFailed as error:
-        error_console().print(str(error), style="red")
-        succeeded = False
+        raise CommandFailed(str(error), code=JOB_FAILED) from error
     except KeyboardInterrupt:
         error_console().print("\nStopped, and everything that was started with it.")
-        raise typer.Exit(130) from None
+        raise typer.Exit(DETACHED) from None
     if not succeeded:
         raise typer.Exit(JOB_FAILED)
 
@@ -93,10 +91,5 @@ def model_path(
     try:
         local = Catalogue(settings.home, settings.models).fetch(model)
     except JobError as error:
-        _refuse(error.message if error.advice in error.message else f"{error.message} {error.advice}")
+        raise CommandFailed(error.message, advice="" if error.advice in error.message else error.advice) from error
     typer.echo(local.path)
-
-
-def _refuse(message: str) -> NoReturn:
-    error_console().print(message, style="red")
-    raise typer.Exit(USAGE)

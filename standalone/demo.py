@@ -18,8 +18,10 @@ from rich.table import Table
 
 import standalone
 from finetuneflow import Client
+from finetuneflow.cli.advice import ftf
 from finetuneflow.cli.live import follow
 from finetuneflow.cli.outcome import show_failure
+from finetuneflow.cli.session import count
 from finetuneflow.resources.job import Job
 from standalone.guard import guarded
 from standalone.home import default_home
@@ -78,8 +80,8 @@ def _share_models(home: Path) -> None:
 def _start(home: Path, *, keep: bool) -> _Running:
     logs = home / "logs"
     logs.mkdir()
-    ftf = [sys.executable, "-m", "finetuneflow.cli"]
-    up = [*ftf, "up", "--home", str(home), "--port", str(free_port()), "--json"]
+    program = [sys.executable, "-m", "finetuneflow.cli"]
+    up = [*program, "up", "--home", str(home), "--port", str(free_port()), "--json"]
     with (logs / "up.log").open("wb") as log:
         process = subprocess.Popen(
             up if keep else guarded(up),
@@ -161,7 +163,7 @@ def _say_succeeded(console: Console, client: Client, job: Job, output: Path) -> 
     console.print(f"\nThe package: {output / 'finetuneflow_export.zip'}\nIts report:  {output / 'report.md'}")
     if result is not None and result.base_loss is not None and result.tuned_loss is not None:
         console.print(
-            f"Held-out loss, on {result.num_examples} rows that training has not seen: "
+            f"Held-out loss, on {count(result.num_examples, 'row')} that training has not seen: "
             f"base {result.base_loss:.3f}, tuned {result.tuned_loss:.3f} nats per token."
         )
     if result is not None and result.samples:
@@ -173,7 +175,5 @@ def _say_succeeded(console: Console, client: Client, job: Job, output: Path) -> 
         table.add_row(sample.base_output, sample.model_output, sample.expected_output)
         console.print(table, soft_wrap=False)
     console.print('\nThe same with your own file, lines of {"question": ..., "answer": ...}:\n')
-    # Pasted as it stands: nobody has activated the environment that `make` installed into.
-    ftf = "ftf" if shutil.which("ftf") else os.path.relpath(sys.argv[0])
-    console.print(f"  {ftf} up")
-    console.print(f"  {ftf} train YOURS.jsonl --model {_MODEL} --recipe {_RECIPE}    # in another terminal")
+    console.print(f"  {ftf('up')}")
+    console.print(f"  {ftf(f'train YOURS.jsonl --model {_MODEL} --recipe {_RECIPE}')}    # in another terminal")

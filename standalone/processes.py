@@ -92,27 +92,44 @@ class KeptProcess:
         self._stopping.set()
 
     async def _live(self) -> None:
+        """Ends when it is to stop, or when the program is given up before it was ever ready."""
+        try:
+            await self._run_again_and_again()
+        except Exception as error:
+            # Nobody supervises it any more; `stop` raises this too.
+            self._give_up(f"{self.program.name} is no longer supervised: {error!r}")
+            raise
+        self._give_up(f"{self.program.name} was stopped before it was ready")
+
+    def _give_up(self, why: str) -> None:
+        if not self._ready.done():
+            self._ready.set_exception(StartFailed(why))
+            # Whoever stops a start need not ask how it went.
+            self._ready.exception()
+
+    async def _run_again_and_again(self) -> None:
         delay = self._back_off.first_seconds
-        starts = 0
+        ends = 0
         while not self._stopping.is_set():
             began = time.monotonic()
-            starts += 1
-            code = await self._run_once()
+            try:
+                manner = _manner(await self._run_once())
+            except OSError as error:
+                # No memory or no process to be had just now: as passing as a crash.
+                manner = f"could not be started: {error}"
             if self._stopping.is_set():
-                break
-            if not self._ready.done() and starts >= self._back_off.first_starts:
-                self._ready.set_exception(StartFailed(self._why(_manner(code))))
                 return
             if time.monotonic() - began >= self._back_off.healthy_seconds:
-                delay = self._back_off.first_seconds
-            self._notify(f"{self.program.name} {_manner(code)}; it starts again in {delay:g} s. Its log: {self.log}")
+                delay, ends = self._back_off.first_seconds, 0
+            ends += 1
+            if not self._ready.done() and ends >= self._back_off.first_starts:
+                self._give_up(self._why(manner))
+                return
+            again = f", {ends} times in a row by now" if ends > 1 else ""
+            self._notify(f"{self.program.name} {manner}{again}; it starts again in {delay:g} s. Its log: {self.log}")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), delay)
             delay = min(delay * 2, self._back_off.most_seconds)
-        if not self._ready.done():
-            self._ready.set_exception(StartFailed(f"{self.program.name} was stopped before it was ready"))
-            # Whoever stops a start need not ask how it went.
-            self._ready.exception()
 
     async def _run_once(self) -> int:
         with self._open_log() as log:
@@ -133,7 +150,11 @@ class KeptProcess:
         stopping = asyncio.create_task(self._stopping.wait())
         ready = asyncio.create_task(self._until_ready())
         try:
-            await asyncio.wait([ended, stopping], return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait([ended, stopping, ready], return_when=asyncio.FIRST_COMPLETED)
+            if ready in done:
+                # How to ask may be wrong, and then it raises here.
+                ready.result()
+                await asyncio.wait([ended, stopping], return_when=asyncio.FIRST_COMPLETED)
             if not ended.done():
                 await self._end(process, ended)
             return await ended
@@ -142,6 +163,9 @@ class KeptProcess:
             for task in (ready, stopping):
                 task.cancel()
             await asyncio.wait([ready, stopping])
+            if not ended.done():
+                process.kill()
+                await ended
 
     async def _until_ready(self) -> None:
         while not await self.program.ready():  # noqa: ASYNC110 - what is asked lives in another process

@@ -12,7 +12,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from standalone.home import held
+from finetuneflow.cli.advice import ftf
+from standalone import nats
+from standalone.home import HomeTaken, held, holder
 from standalone.ports import is_free
 from standalone.stack import Stack
 
@@ -47,9 +49,8 @@ async def run(home: Path, port: int, report: Reporter) -> None:
 
     Raises HomeTaken, PortTaken, NatsServerMissing, and StartFailed after everything was stopped.
     """
+    _check(home, port)
     with held(home, f"127.0.0.1:{port}"):
-        if not is_free(port):
-            raise PortTaken(f"Port {port} is taken. Choose another one: ftf up --port {port + 1}")
         stack = Stack(home, port, report.notice)
         signalled = asyncio.Event()
 
@@ -79,15 +80,26 @@ async def run(home: Path, port: int, report: Reporter) -> None:
         report.state("stopped", "Stopped.")
 
 
+def _check(home: Path, port: int) -> None:
+    """What can be refused before anything is written."""
+    by = holder(home)
+    if by is not None:
+        raise HomeTaken(home, by)
+    if not is_free(port):
+        raise PortTaken(f"Port {port} is taken. Choose another one: {ftf(f'up --port {port + 1}')}")
+    nats.binary()
+
+
 def _say_up(stack: Stack, report: Reporter) -> None:
     option = "" if stack.address.endswith(f":{DEFAULT_PORT}") else f"--address {stack.address} "
+    train = ftf(f"{option}train DATA.jsonl --model smollm2-135m --recipe cpu-demo")
     text = f"""
 FineTuneFlow is up.
 
   Address  {stack.address}  (this machine only: there is no TLS and no authentication yet)
   Home     {stack.home}
   Logs     {stack.logs}
-  Next     ftf {option}train DATA.jsonl --model smollm2-135m --recipe cpu-demo
+  Next     {train}
 
 Ctrl-C stops it. Jobs that run by then go on from their last checkpoint when it is up again.
 """

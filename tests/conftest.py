@@ -1,9 +1,13 @@
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.nats import NatsServer
+
+# It takes seconds of the processor from the tests beside it; those about it ask for it.
+os.environ.setdefault("FTF_TRAINER_WARM_SPARE", "false")
 
 
 @pytest.fixture

@@ -4,9 +4,16 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 _RUN_AS = "postgres"  # the server refuses to run as root
+_BECOME = """
+import os, pwd, sys
+user = pwd.getpwnam(sys.argv[1])
+os.setgroups([]); os.setgid(user.pw_gid); os.setuid(user.pw_uid)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 
 
 def binaries() -> Path | None:
@@ -46,11 +53,16 @@ class PostgresServer:
     def stop(self) -> None:
         self._run(self._bin / "pg_ctl", "-D", self._folder / "data", "-m", "immediate", "stop")
 
+    @property
+    def running(self) -> bool:
+        return (self._folder / "data" / "postmaster.pid").exists()
+
     def _run(self, *command: str | Path) -> None:
+        # Not by Popen's `user`, which makes it fork: the process of a test that uses gRPC does not survive that.
+        become = [sys.executable, "-I", "-S", "-c", _BECOME, self._user] if self._user else []
         subprocess.run(
-            [str(part) for part in command],
+            [str(part) for part in (*become, *command)],
             check=True,
-            user=self._user,
             cwd=self._folder,
             stdout=subprocess.DEVNULL,
             stdin=subprocess.DEVNULL,

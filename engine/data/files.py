@@ -63,7 +63,7 @@ def _parse(number: int, line: bytes) -> Row | RowProblem:
     except UnicodeDecodeError as error:
         return _problem(number, "NOT_UTF8", f"not UTF-8: byte {error.start + 1} of the line; save the file as UTF-8")
     except json.JSONDecodeError as error:
-        return _problem(number, "NOT_JSON", f"not JSON: {error.msg} at column {error.colno}")
+        return _problem(number, "NOT_JSON", f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}")
     except (ValueError, RecursionError) as error:
         return _problem(number, "NOT_JSON", f"not JSON that can be read: {error}")
     if not isinstance(values, dict):

@@ -1,7 +1,8 @@
 """ArtifactService: files that jobs made."""
 
+import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, BinaryIO
 
 import grpc
 from sqlmodel import col, select
@@ -9,12 +10,17 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from chassis.artifacts import ArtifactMissing, ArtifactStore
 from chassis.errors import FailedPrecondition, InvalidArgument, NotFound, OutOfRange, Violation
+from finetuneflow.chunks import CHUNK_BYTES, frame
 from finetuneflow.v1 import artifact_service_pb2 as api
 from finetuneflow.v1.artifact_pb2 import Artifact
-from finetuneflow.v1.artifact_service_pb2_grpc import ArtifactServiceServicer
+from finetuneflow.v1.artifact_service_pb2_grpc import (
+    ArtifactServiceServicer,
+    add_ArtifactServiceServicer_to_server,
+)
 from gateway import views
 from gateway.database import Database
 from gateway.paging import page_of
+from gateway.servicers.handlers import add_with
 from gateway.tables import Job, SavedArtifact
 from gateway.tenancy import tenant_of
 from gateway.waiting import in_thread
@@ -22,7 +28,8 @@ from gateway.waiting import in_thread
 Context = grpc.aio.ServicerContext[Any, Any]
 
 FOLDER = "inode/directory"
-_CHUNK_BYTES = 512 << 10
+# Read ahead while those before are sent.
+_BATCH_CHUNKS = 4
 
 
 class Artifacts(ArtifactServiceServicer):
@@ -45,9 +52,8 @@ class Artifacts(ArtifactServiceServicer):
         kept, token = page.cut(rows, lambda row: row.id)
         return api.ListArtifactsResponse(artifacts=[_artifact(row) for row in kept], next_page_token=token)
 
-    async def DownloadArtifact(
-        self, request: api.DownloadArtifactRequest, context: Context
-    ) -> AsyncIterator[api.DownloadArtifactResponse]:
+    async def DownloadArtifact(self, request: api.DownloadArtifactRequest, context: Context) -> AsyncIterator[bytes]:
+        """Yields serialised responses: see `add_to_server`."""
         tenant = tenant_of(context)
         async with self._database.read() as session:
             row = await _find(session, request.artifact_id, tenant)
@@ -58,13 +64,48 @@ class Artifacts(ArtifactServiceServicer):
             raise _gone(row) from error
         # A download lasts as long as its reader likes; the file is closed when the reader leaves.
         with source:
-            yield api.DownloadArtifactResponse(artifact=_artifact(row))
-            sent = request.offset
-            while chunk := await in_thread(source.read, _CHUNK_BYTES):
-                sent += len(chunk)
-                yield api.DownloadArtifactResponse(chunk=chunk)
-        if sent != row.size_bytes:
+            yield api.DownloadArtifactResponse(artifact=_artifact(row)).SerializeToString()
+            left = row.size_bytes - request.offset
+            async for chunk in _chunks(source, left):
+                left -= len(chunk)
+                yield frame(chunk)
+        if left:
             raise _gone(row)
+
+
+async def _chunks(source: BinaryIO, size: int) -> AsyncIterator[bytes]:
+    """At most `size` bytes; the next batch is read while this one is taken."""
+    reading = asyncio.ensure_future(asyncio.to_thread(_read, source, size))
+    try:
+        while batch := await asyncio.shield(reading):
+            size -= sum(map(len, batch))
+            reading = asyncio.ensure_future(asyncio.to_thread(_read, source, size))
+            for chunk in batch:
+                yield chunk
+    finally:
+        # The file is closed right after, and must not be while a thread reads it.
+        await asyncio.wait([reading])
+        if not reading.cancelled():
+            reading.exception()
+
+
+def _read(source: BinaryIO, size: int) -> list[bytes]:
+    batch: list[bytes] = []
+    while size and len(batch) < _BATCH_CHUNKS and (chunk := source.read(min(size, CHUNK_BYTES))):
+        batch.append(chunk)
+        size -= len(chunk)
+    return batch
+
+
+def add_to_server(servicer: Artifacts, server: Any) -> None:
+    """As the generated function, but the chunks of a download are not copied into messages."""
+    handler = grpc.unary_stream_rpc_method_handler(
+        servicer.DownloadArtifact,
+        request_deserializer=api.DownloadArtifactRequest.FromString,
+        response_serializer=None,
+    )
+    service = api.DESCRIPTOR.services_by_name["ArtifactService"].full_name
+    add_with({"DownloadArtifact": handler}, service, add_ArtifactServiceServicer_to_server, servicer, server)
 
 
 def _check_downloadable(row: SavedArtifact, offset: int) -> None:

@@ -12,16 +12,20 @@ from chassis.artifacts import ArtifactStore
 from chassis.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Violation
 from chassis.failpoints import failpoint
 from finetuneflow.v1 import dataset_service_pb2 as api
-from finetuneflow.v1.dataset_service_pb2_grpc import DatasetServiceServicer
+from finetuneflow.v1.dataset_service_pb2_grpc import (
+    DatasetServiceServicer,
+    add_DatasetServiceServicer_to_server,
+)
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 from gateway import lifecycle, views
 from gateway.database import Database
 from gateway.identifiers import new_id
 from gateway.paging import page_of
+from gateway.servicers.handlers import add_with
 from gateway.specs import dataset_ids
 from gateway.tables import Job, UploadedDataset, now
 from gateway.tenancy import tenant_of
-from gateway.uploads import Header, Upload, check_header
+from gateway.uploads import Header, Message, Upload, check_header, is_sha256, read_message, upload_key
 from gateway.waiting import finished, in_thread
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -38,18 +42,24 @@ class Datasets(DatasetServiceServicer):
         self._max_bytes = max_bytes
 
     async def UploadDataset(
-        self, request_iterator: AsyncIterator[api.UploadDatasetRequest], context: Context
+        self, request_iterator: AsyncIterator[Message], context: Context
     ) -> api.UploadDatasetResponse:
+        """Its messages come as `read_message` makes them: see `add_to_server`."""
         tenant = tenant_of(context)
         header = check_header(await _first(request_iterator), self._max_bytes)
-        if header.request_id and header.sha256:
-            # Known before a single byte has travelled.
-            async with self._database.read() as session:
-                earlier = await _earlier(session, tenant, header.request_id, header.sha256)
-            if earlier is not None:
-                return api.UploadDatasetResponse(dataset=views.dataset(earlier))
-        row = await self._receive(tenant, header, request_iterator)
+        # Known before a single byte has travelled.
+        row = await self._made(tenant, header) or await self._receive(tenant, header, request_iterator)
         return api.UploadDatasetResponse(dataset=views.dataset(row))
+
+    async def GetUpload(self, request: api.GetUploadRequest, context: Context) -> api.GetUploadResponse:
+        tenant = tenant_of(context)
+        _check_upload(request)
+        async with self._database.read() as session:
+            row = await _earlier(session, tenant, request.request_id, request.sha256.lower())
+        if row is not None:
+            return api.GetUploadResponse(received_bytes=row.size_bytes, dataset=views.dataset(row))
+        key = upload_key(tenant, request.request_id, request.sha256)
+        return api.GetUploadResponse(received_bytes=await in_thread(self._store.held_bytes, key))
 
     async def GetDataset(self, request: api.GetDatasetRequest, context: Context) -> api.GetDatasetResponse:
         async with self._database.read() as session:
@@ -80,45 +90,55 @@ class Datasets(DatasetServiceServicer):
         await finished(forget())
         return api.DeleteDatasetResponse()
 
-    async def _receive(
-        self, tenant: str, header: Header, requests: AsyncIterator[api.UploadDatasetRequest]
-    ) -> UploadedDataset:
+    async def _made(self, tenant: str, header: Header) -> UploadedDataset | None:
+        """The dataset that this very upload has made before."""
+        if not (header.request_id and header.sha256):
+            return None
+        async with self._database.read() as session:
+            return await _earlier(session, tenant, header.request_id, header.sha256)
+
+    async def _receive(self, tenant: str, header: Header, messages: AsyncIterator[Message]) -> UploadedDataset:
         dataset_id = new_id("ds")
         path = f"{_folder(dataset_id)}/{header.filename}"
-        upload = Upload(self._store, f"{tenant}/{path}", header, self._max_bytes)
+        upload = Upload(self._store, tenant, path, header, self._max_bytes)
         try:
-            await upload.receive(requests)
-            await upload.commit()
-            failpoint("dataset.stored")
-            row = UploadedDataset(
-                id=dataset_id,
-                tenant=tenant,
-                request_id=header.request_id,
-                display_name=header.display_name,
-                filename=header.filename,
-                size_bytes=upload.size_bytes,
-                sha256=upload.sha256,
-                path=path,
-                create_time=now(),
-            )
-            # A caller that left while the row is written must not make us delete the file of a row that is there.
-            kept = await finished(self._record(row))
-        except BaseException:
-            await finished(self._clean_up(upload, tenant, dataset_id))
+            await upload.begin()
+            # The stream that held the upload until now may have completed it.
+            kept = await self._made(tenant, header)
+            if kept is None:
+                await upload.receive(messages)
+                await upload.commit()
+                failpoint("dataset.stored")
+                row = UploadedDataset(
+                    id=dataset_id,
+                    tenant=tenant,
+                    request_id=header.request_id,
+                    display_name=header.display_name,
+                    filename=header.filename,
+                    size_bytes=upload.size_bytes,
+                    sha256=upload.sha256,
+                    path=path,
+                    create_time=now(),
+                )
+                # A caller that left while the row is written must not make us delete the file of a row that is there.
+                kept = await finished(self._record(row))
+                failpoint("dataset.recorded")
+        except BaseException as error:
+            await finished(self._give_up(upload, dataset_id, error))
             raise
-        if kept.id != dataset_id:
-            await in_thread(self._store.delete, f"{tenant}/{_folder(dataset_id)}")
+        await finished(upload.end(recorded=kept.id == dataset_id, wanted=False))
         return kept
 
-    async def _clean_up(self, upload: Upload, tenant: str, dataset_id: str) -> None:
-        await upload.abort()
-        if not upload.committed:
-            return
-        # A write that failed may have been done all the same, when the connection broke with its answer.
-        async with self._database.read() as session:
-            recorded = await session.get(UploadedDataset, dataset_id)
-        if recorded is None:
-            await in_thread(self._store.delete, f"{tenant}/{_folder(dataset_id)}")
+    async def _give_up(self, upload: Upload, dataset_id: str, error: BaseException) -> None:
+        # Without an answer a row may be there: waste is better than a row without its file.
+        recorded = upload.committed
+        try:
+            if upload.committed:
+                # A write that failed may have been done all the same, when the connection broke with its answer.
+                async with self._database.read() as session:
+                    recorded = await session.get(UploadedDataset, dataset_id) is not None
+        finally:
+            await upload.end(recorded=recorded, wanted=not isinstance(error, AlreadyExists))
 
     async def _record(self, row: UploadedDataset) -> UploadedDataset:
         """Inserts the row, or returns the one that the same request_id made before."""
@@ -137,17 +157,39 @@ class Datasets(DatasetServiceServicer):
             return earlier
 
 
+def add_to_server(servicer: Datasets, server: Any) -> None:
+    """As the generated function, but the chunks of an upload are not copied into messages."""
+    handler = grpc.stream_unary_rpc_method_handler(
+        servicer.UploadDataset,
+        request_deserializer=read_message,
+        response_serializer=api.UploadDatasetResponse.SerializeToString,
+    )
+    service = api.DESCRIPTOR.services_by_name["DatasetService"].full_name
+    add_with({"UploadDataset": handler}, service, add_DatasetServiceServicer_to_server, servicer, server)
+
+
 def _folder(dataset_id: str) -> str:
     return f"datasets/{dataset_id}"
 
 
-async def _first(requests: AsyncIterator[api.UploadDatasetRequest]) -> api.UploadDatasetHeader:
-    async for request in requests:
-        if request.WhichOneof("content") == "header":
-            return request.header
+async def _first(messages: AsyncIterator[Message]) -> api.UploadDatasetHeader:
+    async for message in messages:
+        if not isinstance(message, memoryview) and message.WhichOneof("content") == "header":
+            return message.header
         break
-    message = "the first message must carry the header"
-    raise InvalidArgument("HEADER_EXPECTED", message, [Violation("header", message)])
+    problem = "the first message must carry the header"
+    raise InvalidArgument("HEADER_EXPECTED", problem, [Violation("header", problem)])
+
+
+def _check_upload(request: api.GetUploadRequest) -> None:
+    violations = []
+    if not request.request_id:
+        violations.append(Violation("request_id", "the request_id of the upload's header is required"))
+    if request.sha256 and not is_sha256(request.sha256):
+        violations.append(Violation("sha256", "must be 64 hexadecimal digits, or empty"))
+    if violations:
+        message = "; ".join(f"{violation.field}: {violation.description}" for violation in violations)
+        raise InvalidArgument("INVALID_UPLOAD", message, violations)
 
 
 async def _find(session: AsyncSession, dataset_id: str, tenant: str, *, lock: bool = False) -> UploadedDataset:
@@ -159,12 +201,12 @@ async def _find(session: AsyncSession, dataset_id: str, tenant: str, *, lock: bo
 
 
 async def _earlier(session: AsyncSession, tenant: str, request_id: str | None, sha256: str) -> UploadedDataset | None:
-    """What this request_id has made. AlreadyExists when it was made of other bytes."""
+    """What this request_id has made. AlreadyExists when that has another SHA-256; an empty `sha256` is any."""
     if request_id is None:
         return None
     query = select(UploadedDataset).where(UploadedDataset.tenant == tenant, UploadedDataset.request_id == request_id)
     row = (await session.exec(query)).one_or_none()
-    if row is not None and row.sha256 != sha256:
+    if row is not None and sha256 and row.sha256 != sha256:
         raise AlreadyExists(
             "REQUEST_ID_REUSED",
             f"request_id {request_id!r} already made dataset {row.id} of other bytes; use a new request_id",

@@ -3,9 +3,11 @@
 import hashlib
 import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any
 
 import grpc
+from sqlalchemy import case
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import col, delete, select
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -30,6 +32,7 @@ from gateway.identifiers import new_id
 from gateway.ledger import Decision, Ledger
 from gateway.metrics import read_series
 from gateway.paging import MAX_PAGE_SIZE, page_of
+from gateway.servicers.handlers import add_with
 from gateway.specs import check_size
 from gateway.tables import (
     Attempt,
@@ -106,7 +109,10 @@ class FineTuning(FineTuningServiceServicer):
         async with self._database.read() as session:
             row = await self._find(session, request.job_id, tenant_of(context))
             job = (await _messages(session, [row]))[0]
-            newest = select(Attempt).where(Attempt.job_id == row.id).order_by(col(Attempt.create_time).desc())
+            # Not by time: a clock that was set back does not turn history round.
+            by_stage = case({stage: number for number, stage in enumerate(lifecycle.STAGES)}, value=col(Attempt.stage))
+            newest = select(Attempt).where(Attempt.job_id == row.id)
+            newest = newest.order_by(by_stage.desc(), col(Attempt.attempt).desc())
             attempts = (await session.exec(newest.limit(_MAX_ATTEMPTS_SHOWN))).all()
             job.attempts.extend(views.attempt(attempt) for attempt in reversed(attempts))
             return api.GetFineTuningJobResponse(fine_tuning_job=job)
@@ -183,8 +189,9 @@ class FineTuning(FineTuningServiceServicer):
             request.min_severity,
             _WATCH_HEARTBEAT_SECONDS,
         )
-        async for response in stream:
-            yield response
+        async with aclosing(stream) as responses:
+            async for response in responses:
+                yield response
 
     async def ListFineTuningJobEvents(
         self, request: api.ListFineTuningJobEventsRequest, context: Context
@@ -285,29 +292,13 @@ class FineTuning(FineTuningServiceServicer):
 
 def add_to_server(servicer: FineTuning, server: Any) -> None:
     """As the generated function, but Watch's answers are bytes already: nothing is serialised per subscriber."""
-    captured = _Captured()
-    add_FineTuningServiceServicer_to_server(servicer, captured)
-    handlers = captured.handlers
-    handlers["WatchFineTuningJob"] = grpc.unary_stream_rpc_method_handler(
+    handler = grpc.unary_stream_rpc_method_handler(
         servicer.WatchFineTuningJob,
         request_deserializer=api.WatchFineTuningJobRequest.FromString,
         response_serializer=None,
     )
     service = api.DESCRIPTOR.services_by_name["FineTuningService"].full_name
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
-
-
-class _Captured:
-    """Stands in for a server while the generated function registers its handlers."""
-
-    def __init__(self) -> None:
-        self.handlers: dict[str, Any] = {}
-
-    def add_generic_rpc_handlers(self, handlers: object) -> None:
-        """The same handlers again, in a form that can't be changed."""
-
-    def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
-        self.handlers = handlers
+    add_with({"WatchFineTuningJob": handler}, service, add_FineTuningServiceServicer_to_server, servicer, server)
 
 
 async def _check_datasets(session: AsyncSession, tenant: str, spec: FineTuningJobSpec) -> None:

@@ -5,16 +5,14 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Self
 
-from finetuneflow.artifacts import Artifacts
 from finetuneflow.connection import Connection
-from finetuneflow.datasets import Datasets
 from finetuneflow.evaluations import AsyncEvaluations, Evaluations
 from finetuneflow.exports import AsyncExports, Exports
 from finetuneflow.jobs import AsyncJobs, Jobs
 from finetuneflow.models import AsyncModels, Models
 from finetuneflow.probe import AsyncProbe, Probe
 from finetuneflow.recipes import AsyncRecipes, Recipes
-from finetuneflow.remote_files import AsyncArtifacts, AsyncDatasets
+from finetuneflow.remote_files import Artifacts, AsyncArtifacts, AsyncDatasets, Datasets
 from finetuneflow.transport import AioTransport, Transport
 
 
@@ -33,9 +31,10 @@ class Client:
         self._connection = Connection.resolve(address, token, ca)
         self._transport = Transport(self._connection)
         inline = self._transport.inline
-        self.datasets = Datasets(self._transport)
-        self.artifacts = Artifacts(self._transport)
-        self.jobs = Jobs(AsyncJobs(inline, AsyncDatasets(inline), AsyncArtifacts(inline)))
+        datasets, artifacts = AsyncDatasets(inline), AsyncArtifacts(inline)
+        self.datasets = Datasets(datasets)
+        self.artifacts = Artifacts(artifacts)
+        self.jobs = Jobs(AsyncJobs(inline, datasets, artifacts))
         self.models = Models(AsyncModels(inline))
         self.evaluations = Evaluations(AsyncEvaluations(inline))
         self.exports = Exports(AsyncExports(inline))

@@ -23,6 +23,8 @@ _CHANNEL_OPTIONS: list[tuple[str, int | str]] = [
     # one each 5 s. By default they cease after two without data from this side, and a watch sends none.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    # Else the answer to a ping is waited for a minute, whatever the keepalive says (measured with grpcio 1.85).
+    ("grpc.http2.ping_timeout_ms", 10_000),
     ("grpc.http2.max_pings_without_data", 0),
     # A restarted gateway is found again at once rather than after gRPC's 20 s and more.
     ("grpc.initial_reconnect_backoff_ms", 50),

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import time
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
 
-import grpc
-
-from finetuneflow.errors import ServerUnreachable
-from finetuneflow.files import chunks, sha256_of
 from finetuneflow.paging import pages
 from finetuneflow.resources.dataset import Dataset
 from finetuneflow.transport import Transport
+from finetuneflow.uploading import FileUpload
+from finetuneflow.uploading import Progress as Progress
 from finetuneflow.v1 import dataset_service_pb2 as pb
 from finetuneflow.v1 import dataset_service_pb2_grpc as pb_grpc
-
-# Called with (bytes sent, bytes in all) of the file on its way.
-Progress = Callable[[int, int], None]
 
 
 class Datasets:
@@ -39,33 +32,18 @@ class Datasets:
     ) -> Dataset:
         """Uploads one file, which the server checks against its size and SHA-256.
 
-        A cut upload is sent again under the same request_id, so it never makes a second dataset; give `request_id`
-        to have the same certainty over several calls. Raises OSError when the file can't be read, InvalidArgument
-        for an empty file or an unknown ending, ResourceExhausted above the operator's limit.
+        An upload that is cut goes on where it was cut: in this call by itself, for up to a minute without progress,
+        and in a later one, of another process too, within a day. The same file again is the same dataset; give a
+        `request_id` of your own to decide what counts as the same. Up to 64 MiB a file is known by its name and
+        content, above that by its path, size and times.
+
+        Raises OSError when the file can't be read, IntegrityError when it changes meanwhile, InvalidArgument for an
+        empty file or an unknown ending, ResourceExhausted above the operator's limit or where the server's disk is
+        full, AlreadyExists when `request_id` stands for other content.
         """
         file = Path(path).expanduser()
-        header = pb.UploadDatasetHeader(
-            filename=file.name,
-            display_name=display_name,
-            size_bytes=file.stat().st_size,
-            sha256=sha256_of(file),
-            request_id=request_id or uuid.uuid4().hex,
-        )
-        patience = self._transport.patience()
-        while True:
-            upload = _Upload(file, header, progress)
-            try:
-                response = self._transport.stream(self._stub.UploadDataset, upload.messages())
-            except grpc.RpcError as rpc_error:
-                if upload.failure is not None:
-                    raise upload.failure from None
-                error = self._transport.error(rpc_error)
-                delay = patience.next_delay() if isinstance(error, ServerUnreachable) else None
-                if delay is None:
-                    raise error from rpc_error
-                time.sleep(delay)
-            else:
-                return Dataset.from_proto(response.dataset)
+        with FileUpload(self._transport, self._stub, file, display_name, request_id, progress) as upload:
+            return Dataset.from_proto(upload.run())
 
     def get(self, dataset_id: str) -> Dataset:
         """Raises NotFound."""
@@ -80,26 +58,3 @@ class Datasets:
     def delete(self, dataset_id: str) -> None:
         """Deletes the rows for good. Raises NotFound, and FailedPrecondition while a job that has not ended uses it."""
         self._transport.call(self._stub.DeleteDataset, pb.DeleteDatasetRequest(dataset_id=dataset_id))
-
-
-class _Upload:
-    """The messages of one try. grpc swallows what their iterator raises, hence `failure`."""
-
-    def __init__(self, file: Path, header: pb.UploadDatasetHeader, progress: Progress | None) -> None:
-        self._file = file
-        self._header = header
-        self._progress = progress
-        self.failure: Exception | None = None
-
-    def messages(self) -> Iterator[pb.UploadDatasetRequest]:
-        sent = 0
-        yield pb.UploadDatasetRequest(header=self._header)
-        try:
-            for chunk in chunks(self._file):
-                yield pb.UploadDatasetRequest(chunk=chunk)
-                sent += len(chunk)
-                if self._progress is not None:
-                    self._progress(sent, self._header.size_bytes)
-        except Exception as error:
-            self.failure = error
-            raise

@@ -42,11 +42,15 @@ class Violation(NamedTuple):
 
 
 class FineTuneFlowError(Exception):
-    """Base of everything that this package raises on purpose."""
+    """Base of everything that this package raises on purpose. `advice` says what helps, where that is known."""
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, *, advice: str = "") -> None:
         super().__init__(message)
         self.message = message
+        self.advice = advice
+
+    def __str__(self) -> str:
+        return "\n".join(filter(None, (self.message, self.advice)))
 
 
 class ApiError(FineTuneFlowError):
@@ -66,8 +70,9 @@ class ApiError(FineTuneFlowError):
         violations: Sequence[Violation] = (),
         metadata: Mapping[str, str] | None = None,
         code: grpc.StatusCode | None = None,
+        advice: str = "",
     ) -> None:
-        super().__init__(message)
+        super().__init__(message, advice=advice)
         self.reason = reason
         self.violations = tuple(violations)
         self.metadata = dict(metadata or {})
@@ -75,7 +80,8 @@ class ApiError(FineTuneFlowError):
             self.code = code
 
     def __str__(self) -> str:
-        return "\n".join([self.message, *(f"  {field}: {description}" for field, description in self.unsaid)])
+        fields = (f"  {field}: {description}" for field, description in self.unsaid)
+        return "\n".join(filter(None, (self.message, *fields, self.advice)))
 
     @property
     def unsaid(self) -> tuple[Violation, ...]:
@@ -154,8 +160,8 @@ class ServerUnreachable(Unavailable):
 
     def __init__(self, address: str, detail: str) -> None:
         super().__init__(
-            f"No FineTuneFlow server answers at {address} ({detail}). "
-            "Start one on this machine with `ftf up`, or set FTF_ADDRESS to the host:port of one that runs."
+            f"No FineTuneFlow server answers at {address} ({detail}).",
+            advice="Start one on this machine with `ftf up`, or set FTF_ADDRESS to the host:port of one that runs.",
         )
         self.address = address
 
@@ -178,13 +184,10 @@ class JobFailed(FineTuneFlowError):
     """
 
     def __init__(self, job: Job) -> None:
-        super().__init__(
-            f"Job {job.id} failed: {job.reason}: {job.message}" + (f"\n{job.advice}" if job.advice else "")
-        )
+        super().__init__(f"Job {job.id} failed: {job.reason}: {job.message}", advice=job.advice)
         self.job = job
         self.fault = str(job.fault or "")
         self.reason = job.reason
-        self.advice = job.advice
 
 
 class JobCancelled(FineTuneFlowError):

@@ -4,26 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from io import RawIOBase
 from pathlib import Path, PurePosixPath
-
-CHUNK_BYTES = 512 * 1024
 
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"|?*\\]')
 
 
-def chunks(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            yield chunk
-
-
 def sha256_of(path: Path) -> str:
     """Hexadecimal."""
-    digest = hashlib.sha256()
-    for chunk in chunks(path):
-        digest.update(chunk)
-    return digest.hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def safe_relative_path(name: str) -> PurePosixPath:
@@ -31,6 +21,12 @@ def safe_relative_path(name: str) -> PurePosixPath:
     parts = [_UNSAFE.sub("_", part).strip() for part in re.split(r"[/\\]", name)]
     kept = [part[:200] for part in parts if part.strip(". ")]
     return PurePosixPath(*kept) if kept else PurePosixPath("unnamed")
+
+
+def write_all(file: RawIOBase, chunk: memoryview) -> None:
+    """Unbuffered: whoever reads the file meanwhile finds the bytes. OSError when the disk is full."""
+    while chunk:
+        chunk = chunk[file.write(chunk) :]
 
 
 class PartialFile:
@@ -55,9 +51,6 @@ class PartialFile:
 
     def discard(self) -> None:
         self.path.unlink(missing_ok=True)
-
-    def verified(self) -> bool:
-        return sha256_of(self.path) == self.sha256
 
     def publish(self) -> Path:
         self.path.replace(self.target)

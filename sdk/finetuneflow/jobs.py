@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import hashlib
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -13,8 +12,8 @@ from typing import Any
 
 from finetuneflow.blocking import Blocking, blocking, iterating
 from finetuneflow.enums import enum_number
-from finetuneflow.errors import FailedPrecondition, InvalidArgument, JobCancelled, JobFailed, Violation
-from finetuneflow.files import safe_relative_path, sha256_of
+from finetuneflow.errors import ApiError, FailedPrecondition, InvalidArgument, JobCancelled, JobFailed, Violation
+from finetuneflow.files import safe_relative_path
 from finetuneflow.paging import paged
 from finetuneflow.remote_files import AsyncArtifacts, AsyncDatasets
 from finetuneflow.resources.event import Event, Severity
@@ -115,29 +114,41 @@ class AsyncJobs:
         }
         draft = _draft(spec, {name: value for name, value in single.items() if value is not None})
         uploaded = await self._upload(draft, validate_only, on_upload)
+        request = pb.CreateFineTuningJobRequest(
+            spec=draft.spec, request_id=request_id or uuid.uuid4().hex, validate_only=validate_only
+        )
         try:
-            request = pb.CreateFineTuningJobRequest(
-                spec=draft.spec, request_id=request_id or uuid.uuid4().hex, validate_only=validate_only
-            )
             response = await self._transport.call(self._stub.CreateFineTuningJob, request)
+        except ApiError as error:
+            if uploaded and not validate_only:
+                kept = ", ".join(f"{path.name} as {dataset_id}" for path, dataset_id in uploaded.items())
+                stays = (
+                    f"On the server stays {kept}: the same file is not sent again. "
+                    f"`ftf datasets delete {' '.join(uploaded.values())}` removes it."
+                )
+                error.advice = f"{error.advice}\n{stays}".strip()
+            raise
         finally:
             if validate_only:
-                for dataset_id in uploaded:
+                for dataset_id in uploaded.values():
                     await self._datasets.delete(dataset_id)
-        return Job.from_proto(response.fine_tuning_job)
+        job = response.fine_tuning_job
+        if validate_only:
+            _name_files(job, {dataset_id: str(path) for path, dataset_id in uploaded.items()})
+        return Job.from_proto(job)
 
-    async def _upload(self, draft: SpecDraft, throwaway: bool, on_upload: FileProgress | None) -> builtins.list[str]:
+    async def _upload(self, draft: SpecDraft, throwaway: bool, on_upload: FileProgress | None) -> dict[Path, str]:
         ids: dict[Path, str] = {}
         for source, path in draft.files:
             if path not in ids:
-                # The same file again is the same dataset: a create that was refused for another reason, and then
-                # mended, doesn't store the rows twice. One that is deleted right away must not be anybody else's.
-                content = hashlib.sha256(f"{path.name}\n{sha256_of(path)}".encode()).hexdigest()
+                # The same file again is the same dataset, unless it is deleted right away: then it must not be anybody
+                # else's.
                 progress = None if on_upload is None else _named(on_upload, path.name)
-                request_id = uuid.uuid4().hex if throwaway else f"file-{content}"
-                ids[path] = (await self._datasets.upload(path, request_id=request_id, progress=progress)).id
+                request_id = uuid.uuid4().hex if throwaway else ""
+                dataset = await self._datasets.upload(path, request_id=request_id, progress=progress)
+                ids[path] = dataset.id
             source.dataset = ids[path]
-        return [*ids.values()]
+        return ids
 
     async def get(self, job_id: str) -> Job:
         """Raises NotFound."""
@@ -314,6 +325,14 @@ def _watch_request(
     return pb.WatchFineTuningJobRequest(
         job_id=job_id, after_sequence=after_sequence, kinds=kinds, min_severity=severity
     )
+
+
+def _name_files(job: fine_tuning_job_pb2.FineTuningJob, names: Mapping[str, str]) -> None:
+    """In a dry run's answer, the files in place of the datasets that were deleted again."""
+    for spec in (job.spec, job.resolved_spec):
+        of_phases = [source for phase in spec.phases for source in phase.training_data]
+        for source in (*spec.training_data, *spec.evaluation_data, *of_phases):
+            source.dataset = names.get(source.dataset, source.dataset)
 
 
 def _draft(spec: FineTuningJobSpec | Mapping[str, Any] | None, single: dict[str, Any]) -> SpecDraft:

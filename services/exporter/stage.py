@@ -1,6 +1,5 @@
 """Stage 4, the supervisor's part: brings the best checkpoint, the base model and the job's figures to the child."""
 
-import sys
 from pathlib import Path
 
 from chassis.artifacts import ArtifactStore
@@ -8,8 +7,8 @@ from chassis.child import ChildCommand
 from engine.catalogue import Catalogue
 from finetuneflow.v1.work_pb2 import Assignment
 from services.exporter.settings import ExporterSettings
-from services.exporter.worker.spec import DatasetFile, ExportSpec, JobFacts, ModelFiles
-from services.inputs import base_model, best_checkpoint, child_environment, job_configuration
+from services.exporter.worker.spec import DatasetFile, ExportSpec, JobFacts
+from services.inputs import base_model, best_checkpoint, child_command, job_configuration
 
 
 class ExportStage:
@@ -24,19 +23,11 @@ class ExportStage:
     async def prepare(self, assignment: Assignment, workdir: Path, store: ArtifactStore) -> ChildCommand:
         """Raises JobError when this node has other weights than preflight saw."""
         config = job_configuration(assignment)
-        identity = assignment.preflight.base_model
-        local = await base_model(self._models, identity, self._settings.hub_token.get_secret_value())
         datasets = [DatasetFile(id=d.id, filename=d.filename, sha256=d.sha256) for d in assignment.datasets]
         created = assignment.create_time.ToJsonString()
         spec = ExportSpec(
             config=config,
-            model=ModelFiles(
-                path=local.path,
-                id=identity.id,
-                revision=identity.revision,
-                weights_sha256=identity.weights_sha256,
-                license=local.license,
-            ),
+            model=await base_model(self._models, assignment, self._settings),
             adapter_dir=await best_checkpoint(assignment, store, workdir),
             out_dir=workdir / "out",
             job=JobFacts(id=assignment.job_id, create_time=created, datasets=datasets),
@@ -45,11 +36,5 @@ class ExportStage:
             evaluation=assignment.evaluation,
             metrics=list(assignment.metrics),
         )
-        file = workdir / "spec.json"
-        file.write_text(spec.model_dump_json(indent=1), "utf-8")
-        return ChildCommand(
-            argv=[sys.executable, "-m", "services.exporter.worker", str(file)],
-            # Packing and a single forward pass: a GPU would only be taken away from a training.
-            env=child_environment(self._settings, gpus=0),
-            out_dir=spec.out_dir,
-        )
+        # Packing and a single forward pass: a GPU would only be taken away from a training.
+        return child_command(self._settings, spec, workdir, gpus=0)

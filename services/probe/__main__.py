@@ -5,7 +5,6 @@ from chassis.stage_worker import StageWorker
 from finetuneflow.v1 import probe_service_pb2, probe_service_pb2_grpc
 from services import process
 from services.inputs import catalogue
-from services.probe.hardware import read_hardware
 from services.probe.servicer import ProbeServicer
 from services.probe.settings import ProbeSettings
 from services.probe.stage import PreflightStage
@@ -21,9 +20,7 @@ def main() -> None:
             ProbeServicer(settings),
         )
 
-    process.run(
-        settings, PreflightStage(settings, catalogue(settings)), mount, read_hardware(settings.node_id, settings.home)
-    )
+    process.run(settings, PreflightStage(settings, catalogue(settings)), mount)
 
 
 if __name__ == "__main__":

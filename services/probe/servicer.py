@@ -5,7 +5,7 @@ from typing import Any
 
 from chassis.errors import NotFound
 from finetuneflow.v1 import probe_service_pb2, probe_service_pb2_grpc
-from services.probe.hardware import read_hardware
+from services.hardware import read_hardware
 from services.probe.settings import ProbeSettings
 
 

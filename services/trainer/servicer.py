@@ -24,6 +24,6 @@ class TrainerServicer(trainer_service_pb2_grpc.TrainerServiceServicer):
     async def DrainTrainer(self, request: pb.DrainTrainerRequest, context: Any) -> pb.DrainTrainerResponse:
         """Answers at once; ListRuns tells when the last run is handed back. The process stays until it is stopped."""
         if self._draining is None:
-            self._worker.draining = True
+            self._worker.begin_drain()
             self._draining = asyncio.create_task(self._worker.drain(), name="drain")
         return pb.DrainTrainerResponse(node=self._worker.node())

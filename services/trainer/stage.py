@@ -1,16 +1,25 @@
 """Stage 2, the supervisor's part: brings token shards, base model and the newest checkpoint to the training child."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from chassis.artifacts import ArtifactStore
 from chassis.child import ChildCommand
+from chassis.spare import SpareCommand
 from engine.catalogue import Catalogue
 from finetuneflow.v1.event_pb2 import Event
 from finetuneflow.v1.work_pb2 import Assignment
-from services.inputs import base_model, child_environment, job_configuration, newest_checkpoint, token_shards
+from services.inputs import (
+    base_model,
+    child_command,
+    child_environment,
+    job_configuration,
+    newest_checkpoint,
+    token_shards,
+)
 from services.trainer.settings import TrainerSettings
-from services.trainer.worker.spec import ModelFiles, TrainingSpec
+from services.trainer.worker.spec import TrainingSpec, UnusableCheckpoint
 
 
 class TrainingStage:
@@ -23,29 +32,30 @@ class TrainingStage:
         self._models = models
 
     async def prepare(self, assignment: Assignment, workdir: Path, store: ArtifactStore) -> ChildCommand:
-        """Raises JobError when this node has other weights than preflight saw."""
+        """Raises JobError when this node has other weights than preflight saw, SystemFailure when what was trained so
+        far cannot be read."""
         config = job_configuration(assignment)
-        identity = assignment.preflight.base_model
-        local = await base_model(self._models, identity, self._settings.hub_token.get_secret_value())
+        data_dir = await token_shards(assignment, store, workdir)
+        checkpoint, unusable = await newest_checkpoint(assignment, store, workdir)
         spec = TrainingSpec(
             config=config,
-            model=ModelFiles(
-                path=local.path, id=identity.id, revision=identity.revision, weights_sha256=identity.weights_sha256
-            ),
-            data_dir=await token_shards(assignment, store, workdir),
+            model=await base_model(self._models, assignment, self._settings),
+            data_dir=data_dir,
             out_dir=workdir / "out",
-            resume_from=await newest_checkpoint(assignment, store, workdir),
+            resume=checkpoint,
+            unusable_checkpoints=[UnusableCheckpoint(step=step, problem=why) for step, why in unusable.items()],
             total_steps=assignment.preflight.total_steps,
             prior_runtime_seconds=assignment.prior_training_seconds,
             threads=self._settings.child_threads,
         )
-        file = workdir / "spec.json"
-        file.write_text(spec.model_dump_json(indent=1), "utf-8")
-        return ChildCommand(
-            argv=[sys.executable, "-m", "services.trainer.worker", str(file)],
-            env=child_environment(self._settings, gpus=config.resources.gpus),
-            out_dir=spec.out_dir,
-        )
+        command = child_command(self._settings, spec, workdir, gpus=config.resources.gpus)
+        # bitsandbytes looks at the GPU while it is imported: the warm spare does without.
+        quantised = config.method == "qlora" or config.hyperparameters.optim.endswith("bit")
+        return replace(command, cold=quantised, on_cpu=config.resources.gpus == 0)
+
+    def spare(self) -> SpareCommand:
+        """A child that has imported what training needs."""
+        return SpareCommand([sys.executable, "-m", "services.trainer.worker"], child_environment(self._settings))
 
     def finish(self, assignment: Assignment, event: Event) -> Event:
         """The best checkpoint may be one that an earlier attempt wrote: it is found among the accepted ones."""

@@ -162,6 +162,8 @@ def _check_claims(history: JobHistory, events: Sequence[Event], findings: Findin
             continue
         if key != current:
             findings.add("stale write", f"{where} was accepted while {current or 'nothing'} was claimed")
+        elif key not in nodes:
+            findings.add("loss", f"{where} belongs to an attempt that is not in SQL")
         elif event.source != nodes[key].node_id:
             findings.add("stale write", f"{where} came from {event.source}, claimed by {nodes[key].node_id}")
         wanted = following.get(key, 0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import signal
+import sqlite3
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -263,14 +264,17 @@ def lock_sqlite(world: World, draw: Draw) -> Later:
     """Another process holds SQLite's write lock."""
     if world.stack.postgres:
         raise Missed
-    connection = world.stack.lock_sqlite()
+    try:
+        connection = world.stack.lock_sqlite()
+    except sqlite3.OperationalError as error:
+        raise Missed from error
     return [(2 * draw.seconds, connection.close)]
 
 
 def restart_postgres(world: World, draw: Draw) -> Later:
     """Every connection breaks, and new ones are refused for a while."""
     postgres = world.stack.postgres
-    if postgres is None:
+    if postgres is None or not postgres.running:
         raise Missed
     postgres.stop()
     return [(draw.seconds, postgres.start_again)]

@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from tests.postgres import PostgresServer
 SERVICES = ("probe", "trainer", "evaluator", "exporter")
 LEASE_SECONDS = 3.0
 _START_SECONDS = 60.0
+_REVIVE_SECONDS = 0.3
 _ROOT = Path(__file__).parents[2]
 _SPEC = "spec.json"
 """The last argument of every child."""
@@ -127,9 +129,9 @@ class Stack:
         self.postgres: PostgresServer | None = None
         self.sqlite = self.home / "gateway.sqlite"
         if postgres:
-            folder = self.home / "postgres"
-            folder.mkdir()
-            self.postgres = PostgresServer(folder)
+            # Not below the home, which the user that the server runs as may have no way into.
+            self._postgres_folder = tempfile.TemporaryDirectory(prefix="ftf-chaos-postgres-")
+            self.postgres = PostgresServer(Path(self._postgres_folder.name))
         self.database_url = self.postgres.url if self.postgres else f"sqlite:///{self.sqlite}"
         self._nats = nats.configure(self.home / "nats", free_port())
         self.nats_store = self.home / "nats" / "store"
@@ -175,10 +177,12 @@ class Stack:
         for proc in self.procs:
             if proc.running or not proc.wanted or proc.popen is None:
                 continue
-            if proc.name not in self._revive_at:
-                self._revive_at[proc.name] = time.monotonic() + 0.3
+            due = self._revive_at.get(proc.name)
+            if due is None:
+                self._revive_at[proc.name] = time.monotonic() + _REVIVE_SECONDS
                 self.unexpected_exits.append(f"{proc.name} exited with {proc.popen.returncode}")
-            elif time.monotonic() >= self._revive_at.pop(proc.name):
+            elif time.monotonic() >= due:
+                del self._revive_at[proc.name]
                 proc.start()
 
     def heal(self) -> None:
@@ -205,10 +209,6 @@ class Stack:
                 self.unexpected_exits.append(f"{proc.name} did not heed SIGTERM")
                 proc.kill(keep_down=True)
 
-    def stop_database(self) -> None:
-        if self.postgres:
-            self.postgres.stop()
-
     def children(self) -> list[psutil.Process]:
         """Every process that works on an attempt, whoever its parent is now."""
         return self._ours(_SPEC)
@@ -233,9 +233,13 @@ class Stack:
         return found
 
     def lock_sqlite(self) -> sqlite3.Connection:
-        """Another process's write lock, until the connection is closed."""
-        connection = sqlite3.connect(self.sqlite, isolation_level=None, timeout=30)
-        connection.execute("BEGIN EXCLUSIVE")
+        """Another process's write lock, until the connection is closed. sqlite3.OperationalError where there is one."""
+        connection = sqlite3.connect(self.sqlite, isolation_level=None, timeout=5)
+        try:
+            connection.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError:
+            connection.close()
+            raise
         return connection
 
     def wipe_nats(self) -> None:
@@ -308,4 +312,6 @@ class Stack:
             if "postgres" not in process.name():
                 process.kill()
         if self.postgres:
-            self.postgres.stop()
+            if self.postgres.running:
+                self.postgres.stop()
+            self._postgres_folder.cleanup()

@@ -57,10 +57,9 @@ class ChainStage:
             spec.config = base64.b64encode(resolved.SerializeToString()).decode()
         elif self.service == "trainer":
             await token_shards(assignment, store, workdir)
-            spec.checkpoint = await newest_checkpoint(assignment, store, workdir)
-            if spec.checkpoint:
-                step = int(spec.checkpoint.name.removeprefix("step-"))
-                spec.manifest_sha256 = next(c.manifest_sha256 for c in assignment.checkpoints if c.step == step)
+            found, _ = await newest_checkpoint(assignment, store, workdir)
+            if found:
+                spec.checkpoint, spec.manifest_sha256 = found.path, found.manifest_sha256
         else:
             spec.checkpoint = await best_checkpoint(assignment, store, workdir)
             spec.final_train_loss = assignment.training.final_train_loss

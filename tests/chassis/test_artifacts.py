@@ -1,14 +1,48 @@
+import contextlib
 import hashlib
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from chassis.artifacts import ArtifactCorrupt, ArtifactMissing, ArtifactStore
+from chassis.partials import WriteInProgress, WrongOffset
+from tests.chassis.stores import S3Server, why_no_s3
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> ArtifactStore:
     return ArtifactStore((tmp_path / "store").as_uri())
+
+
+@pytest.fixture(scope="module")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    if reason := why_no_s3():
+        pytest.skip(reason)
+    server = S3Server(tmp_path_factory.mktemp("s3"))
+    fsspec.filesystem(
+        "s3", key=server.user, secret=server.password, endpoint_url=server.endpoint, skip_instance_cache=True
+    ).mkdir(server.bucket)
+    yield server
+    server.stop()
+
+
+@pytest.fixture(params=["file", "s3"])
+def any_store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ArtifactStore:
+    """What holds for each kind of store is tested on each."""
+    if request.param == "file":
+        return ArtifactStore((tmp_path / "store").as_uri())
+    server: S3Server = request.getfixturevalue("s3_server")
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    return ArtifactStore(f"s3://{server.bucket}/{tmp_path.name}")
 
 
 @pytest.fixture
@@ -24,41 +58,138 @@ def files(root: Path) -> list[str]:
     return sorted(str(file.relative_to(root)) for file in root.rglob("*") if file.is_file())
 
 
-def test_a_folder_comes_back_as_it_was(store: ArtifactStore, folder: Path, tmp_path: Path) -> None:
-    stored = store.put_folder(folder, "default/jobs/j/step-1")
+def test_a_folder_comes_back_as_it_was(any_store: ArtifactStore, folder: Path, tmp_path: Path) -> None:
+    stored = any_store.put_folder(folder, "default/jobs/j/step-1")
     assert stored.size_bytes == 2_500_001
-    assert store.put_folder(folder, "default/jobs/j/step-1") == stored
-    store.get_folder(stored.path, tmp_path / "back", stored.sha256)
+    assert any_store.put_folder(folder, "default/jobs/j/step-1") == stored
+    any_store.get_folder(stored.path, tmp_path / "back", stored.sha256)
     assert files(tmp_path / "back") == ["a.bin", "sub/b.txt"]
     assert (tmp_path / "back/a.bin").read_bytes() == (folder / "a.bin").read_bytes()
     (folder / "sub/b.txt").write_text("c")
     with pytest.raises(FileExistsError):
-        store.put_folder(folder, "default/jobs/j/step-1")
+        any_store.put_folder(folder, "default/jobs/j/step-1")
+    any_store.delete("default/jobs/j/step-1")
+    assert not any_store.exists("default/jobs/j/step-1/manifest.json")
+    with pytest.raises(ArtifactMissing):
+        any_store.get_folder(stored.path, tmp_path / "again", stored.sha256)
+    assert any_store.put_folder(folder, "default/jobs/j/step-1").sha256 != stored.sha256
 
 
-@pytest.mark.parametrize("damaged", ["a.bin", "manifest.json"])
+def flipped(data: bytes) -> bytes:
+    return data[:-1] + bytes([data[-1] ^ 1])
+
+
+@pytest.mark.parametrize("damaged", ["a.bin", "sub/b.txt", "manifest.json"])
+@pytest.mark.parametrize("damage", [flipped, lambda data: data[:-1], lambda data: data + b"x", lambda data: b""])
 def test_a_damaged_checkpoint_is_never_handed_out(
-    store: ArtifactStore, folder: Path, tmp_path: Path, damaged: str
+    any_store: ArtifactStore, folder: Path, tmp_path: Path, damaged: str, damage: Callable[[bytes], bytes]
 ) -> None:
     """Training on from flipped bits would look like success."""
-    stored = store.put_folder(folder, "default/j")
-    file = tmp_path / "store/default/j" / damaged
-    file.write_bytes(file.read_bytes().replace(b"a", b"b", 1))
+    stored = any_store.put_folder(folder, "default/j")
+    with any_store.open_read(f"default/j/{damaged}") as source:
+        data = source.read()
+    with any_store.begin_write(f"default/j/{damaged}") as writer:
+        writer.write(damage(data))
+        writer.commit()
     with pytest.raises(ArtifactCorrupt):
-        store.get_folder(stored.path, tmp_path / "back", stored.sha256)
-    assert [path for path in tmp_path.iterdir() if path.name not in ("store", "made")] == []
+        any_store.get_folder(stored.path, tmp_path / "back", stored.sha256)
+    assert {path.name for path in tmp_path.iterdir()} <= {"store", "made"}
 
 
-def test_an_upload_that_is_cut_leaves_nothing(store: ArtifactStore, tmp_path: Path) -> None:
-    with store.begin_write("default/datasets/d/rows.jsonl") as writer:
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_checkpoint_with_more_or_less_than_was_stored_is_not_handed_out(
+    any_store: ArtifactStore, folder: Path, tmp_path: Path, gone: bool
+) -> None:
+    stored = any_store.put_folder(folder, "default/j")
+    if gone:
+        any_store.delete("default/j/sub/b.txt")
+    else:
+        any_store.put_file(folder / "a.bin", "default/j/sub/added.bin")
+    with pytest.raises(ArtifactCorrupt, match=r"b\.txt" if gone else r"added\.bin"):
+        any_store.get_folder(stored.path, tmp_path / "back", stored.sha256)
+
+
+@pytest.mark.parametrize("name", ["../../../etc/cron.d/x", "/etc/x", "a/../../x", "a\\b", "", "manifest.json"])
+def test_a_manifest_that_names_what_it_must_not_is_refused(store: ArtifactStore, tmp_path: Path, name: str) -> None:
+    """Whoever can write one folder of the store must not reach the disk of a worker that reads it."""
+    manifest = json.dumps({"version": 1, "files": [{"path": name, "sha256": "0" * 64, "size_bytes": 1}]}).encode()
+    with store.begin_write("default/j/manifest.json") as writer:
+        writer.write(manifest)
+        writer.commit()
+    with pytest.raises(ArtifactCorrupt):
+        store.get_folder("default/j", tmp_path / "back", hashlib.sha256(manifest).hexdigest())
+    assert not (tmp_path / "back").exists()
+
+
+def test_a_file_is_whole_or_not_there(any_store: ArtifactStore, tmp_path: Path) -> None:
+    with any_store.begin_write("default/datasets/d/rows.jsonl") as writer:
         writer.write(b"half")
-    assert not store.exists("default/datasets/d/rows.jsonl")
-    assert files(tmp_path / "store") == []
-    with store.begin_write("default/datasets/d/rows.jsonl") as writer:
+    assert not any_store.exists("default/datasets/d/rows.jsonl")
+    with any_store.begin_write("default/datasets/d/rows.jsonl") as writer:
         writer.write(b"whole")
+        assert not any_store.exists("default/datasets/d/rows.jsonl")
         stored = writer.commit()
     assert (stored.size_bytes, stored.sha256) == (5, hashlib.sha256(b"whole").hexdigest())
-    assert store.open_read(stored.path, 2).read() == b"ole"
+    with any_store.open_read(stored.path, 2) as source:
+        assert source.read() == b"ole"
+    any_store.get_file(stored.path, tmp_path / "back", stored.sha256)
+    assert (tmp_path / "back").read_bytes() == b"whole"
+    with pytest.raises(ArtifactCorrupt):
+        any_store.get_file(stored.path, tmp_path / "other", "0" * 64)
+    assert files(tmp_path / "store") in ([], ["default/datasets/d/rows.jsonl"])
+
+
+def test_a_large_file_goes_through(any_store: ArtifactStore, tmp_path: Path) -> None:
+    """On an object store it is sent in several parts."""
+    data = bytes(range(256)) * (12 << 12)
+    (tmp_path / "large").write_bytes(data)
+    stored = any_store.put_file(tmp_path / "large", "default/large")
+    assert stored.sha256 == hashlib.sha256(data).hexdigest()
+    any_store.get_file("default/large", tmp_path / "back", stored.sha256)
+    with any_store.begin_write("default/cut") as writer:
+        writer.write(data)
+    assert not any_store.exists("default/cut")
+
+
+def test_a_cut_file_is_gone_on_with_where_that_can_be(any_store: ArtifactStore) -> None:
+    writer = any_store.resume_write("default/d", "key", 0)
+    writer.write(b"first")
+    writer.suspend()
+    held = any_store.held_bytes("key")
+    for offset in {1, 4, 5, 6} - {held}:
+        with pytest.raises(WrongOffset) as caught:
+            any_store.resume_write("default/d", "key", offset)
+        assert caught.value.received_bytes == held
+    assert any_store.held_bytes("another") == 0
+    with any_store.resume_write("default/d", "key", held) as writer:
+        assert writer.size_bytes == held
+        writer.write(b"first second"[held:])
+        assert writer.commit().sha256 == hashlib.sha256(b"first second").hexdigest()
+    assert any_store.held_bytes("key") == 0
+    with any_store.open_read("default/d") as source:
+        assert source.read() == b"first second"
+
+
+def test_a_commit_can_be_taken_back(any_store: ArtifactStore) -> None:
+    """When what names the file can't be written."""
+    writer = any_store.resume_write("default/d", "key", 0)
+    writer.write(b"bytes")
+    writer.commit()
+    writer.retract()
+    writer.suspend()
+    assert not any_store.exists("default/d")
+    with any_store.resume_write("default/d", "key", any_store.held_bytes("key")) as writer:
+        writer.write(b"bytes"[writer.size_bytes :])
+        assert writer.commit().sha256 == hashlib.sha256(b"bytes").hexdigest()
+
+
+def test_one_writer_at_a_time(store: ArtifactStore) -> None:
+    with store.resume_write("default/d", "key", 0) as writer:
+        with pytest.raises(WriteInProgress):
+            store.resume_write("default/d", "key", 0)
+        writer.write(b"bytes")
+        writer.commit()
+    assert store.exists("default/d")
 
 
 def test_a_file_may_have_the_longest_name_there_is(store: ArtifactStore, tmp_path: Path) -> None:
@@ -71,12 +202,30 @@ def test_a_file_may_have_the_longest_name_there_is(store: ArtifactStore, tmp_pat
 
 
 def test_what_a_killed_process_left_is_swept(store: ArtifactStore, tmp_path: Path) -> None:
-    writer = store.begin_write("default/d")
-    writer.write(b"x")
+    """Otherwise killed writers fill the disk for good."""
+    code = (
+        "import os, sys; from chassis.artifacts import ArtifactStore; store = ArtifactStore(sys.argv[1])\n"
+        "store.begin_write('default/d').write(b'x')\n"
+        "with store._partials.folder() as stage: (stage / 'a').touch(); os._exit(1)"
+    )
+    subprocess.run([sys.executable, "-c", code, store.url], check=False)
+    assert len(files(tmp_path / "store")) == 2
     store.sweep()
-    assert len(files(tmp_path / "store")) == 1
+    assert len(files(tmp_path / "store")) == 2
     store.sweep(older_than_seconds=-1)
-    assert files(tmp_path / "store") == []
+    assert list((tmp_path / "store/.partial").iterdir()) == []
+
+
+def test_what_is_being_written_is_not_swept(store: ArtifactStore) -> None:
+    """A slow upload, or a clock that jumps, must not lose what somebody is writing."""
+    with store.begin_write("default/d") as writer, store.resume_write("default/e", "key", 0) as held:
+        writer.write(b"x")
+        held.write(b"y")
+        store.sweep(older_than_seconds=-1)
+        writer.commit()
+        held.commit()
+    assert store.open_read("default/d").read() == b"x"
+    assert store.open_read("default/e").read() == b"y"
 
 
 def test_a_folder_that_cannot_be_stored_leaves_nothing(store: ArtifactStore, folder: Path, tmp_path: Path) -> None:
@@ -84,6 +233,100 @@ def test_a_folder_that_cannot_be_stored_leaves_nothing(store: ArtifactStore, fol
     with pytest.raises(ValueError, match=r"manifest\.json"):
         store.put_folder(folder, "default/j")
     assert not store.exists("default/j")
+
+
+@contextlib.contextmanager
+def disk_with(left: int) -> Iterator[None]:
+    """A disk on which no file becomes longer: of a full one a process learns in the same way."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (left, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_full_disk_leaves_nothing(store: ArtifactStore, folder: Path, tmp_path: Path) -> None:
+    """Half a checkpoint would be resumed from, or keep the disk full."""
+    for put in (
+        lambda: store.put_file(folder / "a.bin", "default/a"),
+        lambda: store.put_folder(folder, "default/j"),
+    ):
+        with disk_with(1_000_000), pytest.raises(OSError, match="File too large"):
+            put()
+        assert files(tmp_path / "store") == []
+        assert list((tmp_path / "store/.partial").iterdir()) == []
+    stored = store.put_folder(folder, "default/j")
+    with disk_with(1_000_000), pytest.raises(OSError, match="File too large"):
+        store.get_folder("default/j", tmp_path / "back", stored.sha256)
+    assert {path.name for path in tmp_path.iterdir()} == {"store", "made"}
+
+
+@pytest.mark.parametrize("place", ["store.synced", "store.renamed"])
+@pytest.mark.parametrize("what", ["put_folder", "put_file"])
+def test_a_writer_killed_at_the_rename_leaves_all_or_nothing(
+    store: ArtifactStore, folder: Path, tmp_path: Path, place: str, what: str
+) -> None:
+    (tmp_path / "armed").mkdir()
+    (tmp_path / "armed" / place).write_text("kill")
+    code = (
+        "import sys; from pathlib import Path; from chassis.artifacts import ArtifactStore\n"
+        f"ArtifactStore(sys.argv[1]).{what}(Path(sys.argv[2]), 'default/j')"
+    )
+    source = folder if what == "put_folder" else folder / "a.bin"
+    environment = {**os.environ, "FTF_FAILPOINTS": str(tmp_path / "armed")}
+    command = [sys.executable, "-c", code, store.url, str(source)]
+    assert subprocess.run(command, env=environment, check=False).returncode == -9
+    assert store.exists("default/j") == (place == "store.renamed")
+    if what == "put_folder":
+        stored = store.put_folder(folder, "default/j")
+        store.get_folder("default/j", tmp_path / "back", stored.sha256)
+        assert files(tmp_path / "back") == ["a.bin", "sub/b.txt"]
+    else:
+        stored = store.put_file(source, "default/j")
+        store.get_file("default/j", tmp_path / "back", stored.sha256)
+
+
+def test_all_of_a_folder_is_durable_before_it_is_visible(
+    store: ArtifactStore, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a power cut a folder that is there is whole: its files, the folders in it, and its own name."""
+    log: list[str] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def logged_fsync(descriptor: int) -> None:
+        log.append(os.readlink(f"/proc/self/fd/{descriptor}"))  # noqa: PTH115
+        fsync(descriptor)
+
+    def logged_rename(self: Path, target: Path) -> Path:
+        log.append("renamed")
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", logged_fsync)
+    monkeypatch.setattr(Path, "rename", logged_rename)
+    store.put_folder(folder, "default/jobs/j/step-1")
+    before, after = log[: log.index("renamed")], log[log.index("renamed") + 1 :]
+    stage = next(name for name in before if name.endswith("/manifest.json")).removesuffix("/manifest.json")
+    root = store.url.removeprefix("file://")
+    assert {stage, f"{stage}/a.bin", f"{stage}/sub", f"{stage}/sub/b.txt"} <= set(before)
+    assert {root, f"{root}/default", f"{root}/default/jobs"} <= set(before)
+    assert after == [f"{root}/default/jobs/j"]
+
+
+def test_two_that_store_the_same_folder_at_once_both_succeed(store: ArtifactStore, folder: Path) -> None:
+    """A worker whose report was lost, and the one that took its place."""
+    with ThreadPoolExecutor(4) as pool:
+        stored = list(pool.map(lambda _: store.put_folder(folder, "default/j"), range(8)))
+    assert len(set(stored)) == 1
+
+
+def test_a_folder_never_takes_the_place_of_anything_else(store: ArtifactStore, folder: Path) -> None:
+    store.put_file(folder / "a.bin", "default/file")
+    store.put_file(folder / "a.bin", "default/strange/a.bin")
+    for path in ("default/file", "default/strange"):
+        with pytest.raises(FileExistsError):
+            store.put_folder(folder, path)
+    assert store.exists("default/strange/a.bin")
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,5 @@
+import resource
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,7 @@ from finetuneflow.v1 import event_pb2
 
 
 def record(folder: Path) -> ClaimRecord:
-    return ClaimRecord(job_id="j", tenant="default", stage=2, attempt=1, claim_id="c" * 32, workdir=folder / "work")
+    return ClaimRecord(job_id="j", stage=2, attempt=1, claim_id="c" * 32, workdir=folder / "work")
 
 
 def log(step: int, size: int = 0) -> event_pb2.Event:
@@ -99,3 +101,103 @@ def test_what_the_machine_forgot_is_not_numbered_again(tmp_path: Path) -> None:
     spool.append(log(7))
     assert (spool.first, spool.end) == (7, 8)
     assert steps(spool, 7) == [7]
+
+
+def test_an_ending_whose_ordinal_a_gateway_has_given_away_is_not_lost(tmp_path: Path) -> None:
+    """The claim would wait for its lease to run out, though its worker knows how it ended."""
+    spool = Spool(tmp_path, record(tmp_path))
+    spool.append(event_pb2.Event(stage_failed=event_pb2.StageFailed(reason="KILLED")))
+    spool.forget(7)
+    (data,) = spool.read(7, 1)
+    ending = event_pb2.Event.FromString(data)
+    assert (ending.ordinal, ending.stage_failed.reason) == (7, "KILLED")
+    assert spool.sealed
+
+
+@pytest.mark.parametrize(
+    "damage", ["bit", "zeros", "torn", "zero_tail"], ids=["a flipped bit", "zeros", "torn", "zeros at the end"]
+)
+def test_what_a_power_cut_left_is_read_up_to_the_damage(tmp_path: Path, damage: str) -> None:
+    """A damaged event must be neither reported nor in the way, and what was before it is kept."""
+    spool = Spool(tmp_path, record(tmp_path))
+    for step in range(3):
+        spool.append(log(step, 100))
+    spool.close()
+    (file,) = tmp_path.glob("*.events")
+    data = bytearray(file.read_bytes())
+    third = len(data) // 3
+    match damage:
+        case "bit":
+            data[third + third // 2] ^= 1
+        case "zeros":
+            data[third:] = bytes(2 * third)
+        case "torn":
+            del data[third + 7 :]
+        case "zero_tail":
+            del data[third:]
+            data += bytes(4096)
+    file.write_bytes(data)
+    (again,) = Spool.leftovers(tmp_path)
+    assert (steps(again, 0), again.end) == ([0], 1)
+    again.append(log(1))
+    again.close()
+    (again,) = Spool.leftovers(tmp_path)
+    assert steps(again, 0) == [0, 1]
+
+
+def test_events_behind_a_hole_are_dropped(tmp_path: Path) -> None:
+    """Nobody can accept them: they would be reported for ever."""
+    spool = Spool(tmp_path, record(tmp_path))
+    for step in range(60):
+        spool.append(log(step, 60_000))
+    spool.close()
+    first, *others = sorted(tmp_path.glob("*.events"))
+    assert len(others) > 1
+    first.write_bytes(first.read_bytes()[:100_000])
+    (again,) = Spool.leftovers(tmp_path)
+    assert steps(again, 0) == [0]
+    assert again.end == 1
+
+
+def test_leftover_parts_of_no_claim_are_removed(tmp_path: Path) -> None:
+    """Each would stay on the disk for ever."""
+    (tmp_path / f"{'d' * 32}.000000000000.events").write_bytes(b"half")
+    (tmp_path / f"{'d' * 32}.json.new").write_bytes(b"{")
+    assert Spool.leftovers(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_takes_no_more_loses_no_event_and_gives_no_ordinal_twice(tmp_path: Path) -> None:
+    """Half an event on a full disk would hide all that follow."""
+    spool = Spool(tmp_path, record(tmp_path))
+    spool.append(log(0))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            spool.append(log(1, 5000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert steps(spool, 0) == [0]
+    spool.append(log(1, 5000))
+    spool.close()
+    (again,) = Spool.leftovers(tmp_path)
+    events = [event_pb2.Event.FromString(data) for data in again.read(0, 1 << 30)]
+    assert [(event.ordinal, event.log.step) for event in events] == [(0, 0), (1, 1)]
+
+
+def test_memory_does_not_grow_with_what_waits(tmp_path: Path) -> None:
+    """All gateways may be down for a night."""
+    spool = Spool(tmp_path, record(tmp_path))
+    spool.append(log(0, 300))
+    tracemalloc.start()
+    try:
+        for step in range(1, 20_000):
+            spool.append(log(step, 300))
+        for ordinal in range(0, 20_000, 500):
+            assert steps(spool, ordinal, 600) == [ordinal]
+        used, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert used < 100_000
+    assert [steps(spool, ordinal, 1) for ordinal in (19_999, 3, 12_345)] == [[19_999], [3], [12_345]]

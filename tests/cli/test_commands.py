@@ -1,9 +1,15 @@
 import json
+import os
+import sys
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
+from typer.testing import Result
 
+from finetuneflow.v1 import event_pb2
+from finetuneflow.v1 import fine_tuning_job_pb2 as job_pb
 from tests.cli.conftest import Ftf
 from tests.sdk.fake_gateway import JOB, FakeGateway, Running, history, refuse
 
@@ -42,11 +48,12 @@ def test_a_failed_job_is_exit_code_1_with_the_command_that_helps(ftf: Ftf, gatew
     gateway.events = history(failed=True)
     result = ftf("jobs", "watch", JOB)
     assert result.exit_code == 1
-    assert "row 17 has no answer" in result.stdout
+    assert result.stdout.count("row 17 has no answer") == 1, "told once"
     assert f"ftf jobs explain {JOB}" in result.stdout
     explained = ftf("jobs", "explain", JOB)
     assert explained.exit_code == 0
-    assert "mend row 17" in explained.stdout
+    assert explained.stdout.count("row 17 has no answer") == 1
+    assert explained.stdout.count("mend row 17") == 1
     assert "| ValueError: no answer" in explained.stdout
 
 
@@ -147,7 +154,7 @@ def test_each_noun_answers_people_and_programs(ftf: Ftf, rows: Path) -> None:
         "recipes list": "cpu-demo\tsmall and quick",
         "recipes show cpu-demo": "[lora]\nr = 16",
         "probe": "GPU 0\tH200",
-        "doctor": "ok      gateway        1 recipes",
+        "doctor": "ok      gateway        1 recipe,",
     }.items():
         result = ftf(*command.split())
         assert result.exit_code == 0, result.output
@@ -160,3 +167,190 @@ def test_download_prints_where_the_files_are(ftf: Ftf, gateway: FakeGateway, tmp
     result = ftf("download", JOB, "--out", tmp_path / "package")
     assert result.exit_code == 0
     assert str(tmp_path / "package" / "report.md") in result.stdout
+
+
+def error_of(result: Result) -> dict[str, Any]:
+    (line,) = result.stderr.splitlines()
+    error: dict[str, Any] = json.loads(line)["error"]
+    assert result.stdout == ""
+    return error
+
+
+def test_after_json_an_error_is_an_object_too(ftf: Ftf, rows: Path, server: Running, gateway: FakeGateway) -> None:
+    """A program that reads JSON must not have to read sentences where it matters most."""
+    gateway.refusals["CreateFineTuningJob"] = lambda context: refuse(
+        context, grpc.StatusCode.INVALID_ARGUMENT, "bad spec", "INVALID_CONFIG", [("spec.seed", "negative")]
+    )
+    error = error_of(ftf("train", "ds_1", "-m", "m", "--json"))
+    assert error == {
+        "code": "INVALID_ARGUMENT",
+        "reason": "INVALID_CONFIG",
+        "message": "bad spec",
+        "advice": "",
+        "violations": [{"field": "spec.seed", "description": "negative"}],
+    }
+    assert error_of(ftf("jobs", "get", "ftjob_nope", "--json"))["reason"] == "JOB_NOT_FOUND"
+    assert "--nonsense" in error_of(ftf("train", rows, "--json", "--nonsense"))["message"]
+    assert error_of(ftf("jobs", "get", "", "--json"))["code"] == "COMMAND_FAILED"
+    server.stop()
+    result = ftf("jobs", "list", "--json")
+    assert (result.exit_code, error_of(result)["code"]) == (3, "UNAVAILABLE")
+    assert "ftf up" in error_of(result)["advice"]
+
+
+def test_a_refused_training_says_what_became_of_the_file(ftf: Ftf, rows: Path, gateway: FakeGateway) -> None:
+    """Else each mended try leaves gigabytes behind, or so it seems."""
+    gateway.refusals["CreateFineTuningJob"] = lambda context: refuse(
+        context, grpc.StatusCode.NOT_FOUND, "no such model", "MODEL_NOT_FOUND"
+    )
+    result = ftf("train", rows, "-m", "m")
+    (dataset,) = gateway.uploads
+    assert result.exit_code == 2
+    assert f"train.jsonl as {dataset}" in result.stderr
+    assert f"ftf datasets delete {dataset}" in result.stderr
+
+
+def test_a_dry_run_speaks_of_the_file(ftf: Ftf, rows: Path, gateway: FakeGateway) -> None:
+    """The dataset it was checked with is deleted again; who copies the output must not copy its id."""
+    result = ftf("train", rows, "-m", "m", "--dry-run")
+    assert f'dataset = "{rows}"' in result.stdout
+    assert "ds_" not in result.stdout
+    assert "ds_" not in ftf("train", rows, "-m", "m", "--dry-run", "--json").stdout
+
+
+def test_a_refused_file_is_named(ftf: Ftf, rows: Path, gateway: FakeGateway) -> None:
+    gateway.refusals["UploadDataset"] = lambda context: refuse(
+        context, grpc.StatusCode.INVALID_ARGUMENT, "can't be taken", "BAD", [("header.filename", "a wrong ending")]
+    )
+    result = ftf("datasets", "upload", rows)
+    assert "  train.jsonl: a wrong ending" in result.stderr
+    assert "header" not in result.stderr
+
+
+def test_a_list_says_that_there_is_more(ftf: Ftf, gateway: FakeGateway) -> None:
+    """Twenty rows that end without a word look like all there is."""
+    gateway.jobs = 30
+    result = ftf("jobs", "list")
+    assert len(result.stdout.splitlines()) == 21
+    assert "--limit" in result.stderr
+    assert len(lines(ftf("jobs", "list", "--json").stdout)) == 20
+    result = ftf("jobs", "list", "--limit", 30)
+    assert (len(result.stdout.splitlines()), result.stderr) == (31, "")
+
+
+def test_an_empty_id_is_refused_here(ftf: Ftf, gateway: FakeGateway) -> None:
+    """`ftf jobs get "$JOB"` where nothing set JOB."""
+    for command in ("jobs get", "jobs cancel", "datasets get", "download", "metrics"):
+        result = ftf(*command.split(), "")
+        assert result.exit_code == 2
+        assert "empty" in result.stderr
+    assert gateway.calls == []
+
+
+def test_the_exit_codes_are_in_the_help(ftf: Ftf) -> None:
+    assert "3 no server can be" in " ".join(ftf("--help").stdout.split())
+
+
+def test_advice_is_what_the_caller_can_type(ftf: Ftf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`ftf` is not found in a shell that has not activated the environment it lies in."""
+    script = tmp_path / "venv" / "ftf"
+    script.parent.mkdir()
+    script.touch(mode=0o755)
+    monkeypatch.setattr(sys, "argv", [str(script)])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "")
+    address = os.environ["FTF_ADDRESS"]
+    assert f"\nFetch the package: venv/ftf download {JOB}\n" in ftf("jobs", "watch", JOB).stdout
+    monkeypatch.setenv("PATH", str(script.parent))
+    assert f"Fetch the package: ftf download {JOB}" in ftf("jobs", "watch", JOB).stdout
+    monkeypatch.delenv("FTF_ADDRESS")
+    shown = ftf("--address", address, "jobs", "watch", JOB).stdout
+    assert f"Fetch the package: ftf --address {address} download {JOB}" in shown
+
+
+def poisoned() -> tuple[list[event_pb2.Event], list[job_pb.AttemptSummary]]:
+    """A training that lost its worker twice, the second time after it went on from step 10."""
+    events = history()[:15]
+    failure = event_pb2.StageFailed(reason="KILLED", message="its worker was killed by SIGKILL", last_lines=["step 10"])
+    end = event_pb2.StateChanged(
+        state=job_pb.JOB_STATE_FAILED,
+        stage=job_pb.STAGE_TRAINING,
+        reason="POISON",
+        message="Given up as poison: 2 attempts failed: its worker was killed by SIGKILL",
+        fault=job_pb.FAULT_SYSTEM_ERROR,
+    )
+    released = event_pb2.StageReleased(reason="DRAINED")
+    restored = event_pb2.Restored(checkpoint_step=10, first_step=11)
+    for attempt, payload in (
+        (1, {"stage_failed": failure}),
+        (2, {"restored": restored}),
+        (2, {"stage_released": released}),
+        (3, {"restored": restored}),
+        (3, {"stage_failed": failure}),
+        (3, {"state_changed": end}),
+    ):
+        event = event_pb2.Event(stage=job_pb.STAGE_TRAINING, attempt=attempt, job_id=JOB, **payload)
+        event.sequence = len(events) + 1
+        events.append(event)
+    attempts = [
+        job_pb.AttemptSummary(stage=1, attempt=1, state="ENDED", node_id="probe-1", outcome="COMPLETED"),
+        *(
+            job_pb.AttemptSummary(
+                stage=2, attempt=n, state="ENDED", node_id="trainer-1", outcome=outcome, reason=reason, counted=counted
+            )
+            for n, outcome, reason, counted in (
+                (1, "FAILED", "KILLED", True),
+                (2, "RELEASED", "DRAINED", False),
+                (3, "FAILED", "KILLED", True),
+            )
+        ),
+    ]
+    for attempt in attempts:
+        attempt.claim_time.FromSeconds(1_700_000_000)
+        attempt.end_time.FromSeconds(1_700_000_065)
+    return events, attempts
+
+
+def test_a_poison_job_is_explained_in_one_place(ftf: Ftf, gateway: FakeGateway) -> None:
+    """What failed, how often and where: without that an operator cannot tell a bad job from a bad machine."""
+    gateway.events, gateway.attempts = poisoned()
+    explained = ftf("jobs", "explain", JOB).stdout
+    assert "Given up as poison: 2 attempts failed" in explained.splitlines()[0]
+    rows = [line.split("\t") for line in explained.splitlines() if "\t" in line]
+    assert rows == [
+        ["STAGE", "ATTEMPT", "NODE", "OUTCOME", "REASON", "COUNTED", "TOOK"],
+        ["preflight", "1", "probe-1", "COMPLETED", "", "", "1:05"],
+        ["training", "1", "trainer-1", "FAILED", "KILLED", "yes", "1:05"],
+        ["training", "2", "trainer-1", "RELEASED", "DRAINED", "", "1:05"],
+        ["training", "3", "trainer-1", "FAILED", "KILLED", "yes", "1:05"],
+    ]
+    assert explained.count("its worker was killed") == 1
+    assert rows[2] in [line.split("\t") for line in ftf("jobs", "get", JOB).stdout.splitlines()]
+    (job, *_) = lines(ftf("jobs", "explain", JOB, "--json").stdout)
+    assert [attempt["outcome"] for attempt in job["attempts"]] == ["COMPLETED", "FAILED", "RELEASED", "FAILED"]
+
+
+def test_a_follower_reads_what_became_of_each_attempt(ftf: Ftf, gateway: FakeGateway) -> None:
+    """The loss jumps back; without a word about it the curve looks broken."""
+    gateway.events, _ = poisoned()
+    followed = ftf("jobs", "watch", JOB).stdout
+    assert "attempt 1 failed: KILLED: its worker was killed by SIGKILL" in followed
+    assert "attempt 2 after KILLED: goes on from step 10" in followed
+    assert "attempt 2 let go: drained" in followed
+    assert "attempt 3: goes on from step 10" in followed
+
+
+def test_a_lost_connection_and_its_return_are_shown_once(ftf: Ftf, gateway: FakeGateway) -> None:
+    gateway.cut_watch_after = [4]
+    followed = ftf("jobs", "watch", JOB).stdout
+    assert followed.count("The server does not answer") == 1
+    assert followed.count("Connected again") == 1
+
+
+def test_the_processes_on_one_machine_are_one_machine(ftf: Ftf, gateway: FakeGateway) -> None:
+    """Four entries for one machine look like four times the memory."""
+    gateway.nodes = ["trainer-one-0000", "trainer-two-ffff"]
+    shown = ftf("probe").stdout
+    assert shown.count("H200") == 2
+    assert "NODES\tprobe-one-0a1b, trainer-one-0000\n" in shown
+    assert len(lines(ftf("probe", "--json").stdout)) == 3

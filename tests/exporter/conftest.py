@@ -18,7 +18,8 @@ from finetuneflow.v1.stage_result_pb2 import (
     TrainingResult,
 )
 from finetuneflow.v1.work_pb2 import MetricPoint, MetricSeries
-from services.exporter.worker.spec import DatasetFile, ExportSpec, JobFacts, ModelFiles
+from services.exporter.worker.spec import DatasetFile, ExportSpec, JobFacts
+from services.specs import ModelFiles
 from tests.tiny import make_tiny_model
 
 TRAIN = [(1, 4.0), (2, 3.6), (3, float("nan")), (4, 3.1), (5, 2.9), (6, 2.8)]

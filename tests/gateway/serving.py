@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -75,3 +76,9 @@ async def add_job(database: Database, spec: FineTuningJobSpec | None = None, **v
     async with database.write() as session:
         session.add(job)
     return job.id
+
+
+def open_below(root: Path) -> list[str]:
+    """Files below `root` that this process, and so the server in it, holds open."""
+    targets = [str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+    return [target for target in targets if target.startswith(f"{root}/")]

@@ -9,12 +9,12 @@ import pytest
 from chassis.artifacts import ArtifactStore
 from finetuneflow.v1 import artifact_service_pb2 as api
 from finetuneflow.v1.artifact_pb2 import Artifact
-from finetuneflow.v1.artifact_service_pb2_grpc import ArtifactServiceStub, add_ArtifactServiceServicer_to_server
+from finetuneflow.v1.artifact_service_pb2_grpc import ArtifactServiceStub
 from gateway.database import Database
 from gateway.identifiers import new_id
-from gateway.servicers.artifacts import FOLDER, Artifacts
+from gateway.servicers.artifacts import FOLDER, Artifacts, add_to_server
 from gateway.tables import SavedArtifact, now
-from tests.gateway.serving import add_job, refusal, serving
+from tests.gateway.serving import add_job, open_below, refusal, serving
 
 DATA = bytes(range(256)) * 5_000
 
@@ -65,7 +65,7 @@ async def room(tmp_path: Path, database: Database) -> AsyncIterator[Room]:
     store = ArtifactStore(f"file://{root}")
     servicer = Artifacts(database, store)
     async with (
-        serving(api, "ArtifactService", add_ArtifactServiceServicer_to_server, servicer) as address,
+        serving(api, "ArtifactService", add_to_server, servicer) as address,
         grpc.aio.insecure_channel(address) as channel,
     ):
         yield Room(ArtifactServiceStub(channel), database, store, root)
@@ -122,12 +122,6 @@ async def test_a_reader_that_leaves_closes_the_file(room: Room) -> None:
     async with asyncio.timeout(10):
         while open_below(room.root):  # noqa: ASYNC110 - a closed file announces nothing
             await asyncio.sleep(0.01)
-
-
-def open_below(root: Path) -> list[str]:
-    """Files below `root` that this process, and so the server in it, holds open."""
-    targets = [str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
-    return [target for target in targets if target.startswith(f"{root}/")]
 
 
 async def test_artifacts_are_listed_oldest_first_by_kind_and_page(room: Room) -> None:

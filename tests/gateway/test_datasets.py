@@ -1,7 +1,8 @@
 import asyncio
 import hashlib
+import random
 import resource
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ from sqlmodel import select
 from chassis.artifacts import ArtifactStore
 from finetuneflow.v1 import dataset_service_pb2 as api
 from finetuneflow.v1.dataset_pb2 import Dataset
-from finetuneflow.v1.dataset_service_pb2_grpc import DatasetServiceStub, add_DatasetServiceServicer_to_server
+from finetuneflow.v1.dataset_service_pb2_grpc import DatasetServiceStub
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import DataSource, FineTuningJobSpec, TrainingPhase
+from gateway import uploads
 from gateway.database import Database
-from gateway.servicers.datasets import Datasets
+from gateway.servicers.datasets import Datasets, add_to_server
 from gateway.tables import Job, UploadedDataset
-from tests.gateway.serving import Refusal, add_job, refusal, serving
+from tests.gateway.serving import Refusal, add_job, open_below, refusal, serving
 
 ROWS = b'{"question": "q", "answer": "a"}\n' * 100
 SHA256 = hashlib.sha256(ROWS).hexdigest()
@@ -62,7 +64,7 @@ async def room(tmp_path: Path, database: Database) -> AsyncIterator[Room]:
     root = tmp_path / "artifacts"
     servicer = Datasets(database, ArtifactStore(f"file://{root}"), max_bytes=LIMIT)
     async with (
-        serving(api, "DatasetService", add_DatasetServiceServicer_to_server, servicer) as address,
+        serving(api, "DatasetService", add_to_server, servicer) as address,
         grpc.aio.insecure_channel(address) as channel,
     ):
         yield Room(DatasetServiceStub(channel), database, root)
@@ -72,7 +74,7 @@ def head(**header: Any) -> api.UploadDatasetRequest:
     return api.UploadDatasetRequest(header=api.UploadDatasetHeader(**{"filename": "train.jsonl", **header}))
 
 
-def chunks(data: bytes, size: int = 1 << 20) -> Iterable[api.UploadDatasetRequest]:
+def chunks(data: bytes, size: int = 1 << 20) -> list[api.UploadDatasetRequest]:
     return [api.UploadDatasetRequest(chunk=data[start : start + size]) for start in range(0, len(data), size)]
 
 
@@ -171,8 +173,6 @@ async def test_the_operators_limit_holds_whether_announced_or_not(room: Room) ->
 
 async def test_what_is_not_built_says_so(room: Room) -> None:
     """A hollow success would have callers believe that their rows were checked."""
-    found = await room.refused(head(offset=5), *chunks(ROWS))
-    assert (found.code, found.reason) == (grpc.StatusCode.UNIMPLEMENTED, "RESUME_NOT_IMPLEMENTED")
     for call in (
         room.stub.ValidateDataset(api.ValidateDatasetRequest()),
         room.stub.PreviewDataset(api.PreviewDatasetRequest()),
@@ -205,6 +205,210 @@ async def test_a_cut_upload_leaves_nothing(room: Room, cut_after: int) -> None:
     assert await room.nothing_left()
 
 
+LONG = bytes(range(256)) * (5 << 12)
+"""Five chunks of 1 MiB."""
+LONG_SHA256 = hashlib.sha256(LONG).hexdigest()
+KNOWN: dict[str, Any] = {"request_id": "r1", "size_bytes": len(LONG), "sha256": LONG_SHA256}
+FOLLOWS: dict[str, Any] = {"request_id": "r1", "size_bytes": len(LONG), "sha256_follows": True}
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every chunk is written as it comes, so that a test can tell where a stream is."""
+    monkeypatch.setattr(uploads, "BATCH_BYTES", 1)
+
+
+async def cut(room: Room, data: bytes, *, arrived: bool = True, **header: Any) -> int:
+    """An upload that breaks off after `data`, which has `arrived` by then or may be on its way; returns what is there
+    of it afterwards."""
+    sent = asyncio.Event()
+
+    async def messages() -> AsyncIterator[api.UploadDatasetRequest]:
+        yield head(**header)
+        for chunk in chunks(data):
+            yield chunk
+        sent.set()
+        await asyncio.Event().wait()
+
+    call = room.stub.UploadDataset(messages())
+    await asyncio.wait_for(sent.wait(), 10)
+    if arrived:
+        size = header.get("offset", 0) + len(data)
+        await until(lambda: any(path.stat().st_size == size for path in room.files()))
+    call.cancel()
+    # A call after the cut is answered after its handler was cancelled.
+    await room.stub.ListDatasets(api.ListDatasetsRequest())
+    await until(lambda: not open_below(room.root))
+    name, sha256 = header.get("request_id") or "none", header.get("sha256", "")
+    return int((await room.stub.GetUpload(api.GetUploadRequest(request_id=name, sha256=sha256))).received_bytes)
+
+
+@pytest.mark.parametrize("header", [KNOWN, FOLLOWS])
+@pytest.mark.parametrize("arrived", [True, False])
+async def test_a_cut_upload_goes_on_where_it_was_cut(
+    room: Room, at_once: None, header: dict[str, Any], arrived: bool
+) -> None:
+    """Two gigabytes are not sent again because a lid was closed at the end."""
+    rng = random.Random(7)  # noqa: S311 - where to cut
+    offset = 0
+    for _ in range(3):
+        end = rng.randint(offset, len(LONG) - 1)
+        received = await cut(room, LONG[offset:end], arrived=arrived, offset=offset, **header)
+        # What was still on its way when the stream broke may be lost, what had arrived is not.
+        assert received == end if arrived else offset <= received <= end
+        offset = received
+    tail = [api.UploadDatasetRequest(sha256=LONG_SHA256)] if "sha256_follows" in header else []
+    answer = await room.upload(head(offset=offset, **header), *chunks(LONG[offset:]), *tail)
+    assert (answer.dataset.size_bytes, answer.dataset.sha256) == (len(LONG), LONG_SHA256)
+    assert [path.read_bytes() for path in room.files()] == [LONG]
+    request = api.GetUploadRequest(request_id="r1", sha256=header.get("sha256", ""))
+    assert (await room.stub.GetUpload(request)).dataset == answer.dataset
+
+
+async def test_only_the_very_end_of_what_is_there_is_gone_on_with(room: Room, at_once: None) -> None:
+    """Bytes sent twice or left out would be found at the end only, hours later."""
+    received = await cut(room, LONG[: 3 << 20], **KNOWN)
+    assert received > 0
+    for offset in {1, received - 1, received + 1, len(LONG)} - {received}:
+        found = await refusal(room.upload(head(offset=offset, **KNOWN), *chunks(LONG[offset:])))
+        assert (found.code, found.reason) == (grpc.StatusCode.OUT_OF_RANGE, "WRONG_OFFSET")
+        assert found.metadata["received_bytes"] == str(received)
+    found = await refusal(room.upload(head(offset=5, **{**KNOWN, "request_id": "unknown"}), *chunks(LONG[5:])))
+    assert found.metadata["received_bytes"] == "0"
+    assert len(room.files()) == 1
+    assert (await room.uploaded(LONG, **KNOWN)).sha256 == LONG_SHA256
+    assert len(room.files()) == 1
+
+
+async def test_an_offset_without_an_identity_is_refused(room: Room) -> None:
+    for header in ({}, {"request_id": "r1", "size_bytes": 5}, {"sha256": SHA256, "size_bytes": 5}):
+        found = await room.refused(head(offset=1, **header), *chunks(ROWS))
+        assert (found.code, found.fields) == (INVALID, ("header.offset",))
+
+
+async def test_damage_to_what_is_held_is_found_and_dropped(room: Room, at_once: None) -> None:
+    """What lay on a disk for a day is hashed like what has just come."""
+    received = await cut(room, LONG[: 3 << 20], **KNOWN)
+    (partial,) = room.files()
+    partial.write_bytes(b"?" + partial.read_bytes()[1:])
+    found = await refusal(room.upload(head(offset=received, **KNOWN), *chunks(LONG[received:])))
+    assert (found.code, found.reason) == (INVALID, "SHA256_MISMATCH")
+    assert await room.nothing_left()
+    assert (await room.stub.GetUpload(api.GetUploadRequest(request_id="r1", sha256=LONG_SHA256))).received_bytes == 0
+
+
+@pytest.mark.parametrize("header", [{"request_id": "r1"}, {"size_bytes": len(LONG), "sha256": LONG_SHA256}])
+async def test_a_cut_upload_that_nobody_can_name_leaves_nothing(
+    room: Room, at_once: None, header: dict[str, Any]
+) -> None:
+    await cut(room, LONG[: 3 << 20], **{"request_id": "", **header})
+    assert await room.nothing_left()
+
+
+async def test_two_streams_at_once_make_one_dataset(room: Room, at_once: None) -> None:
+    """A client whose old connection is not known to be dead yet must not have two writers mix their bytes."""
+    started, go_on = asyncio.Event(), asyncio.Event()
+
+    async def messages() -> AsyncIterator[api.UploadDatasetRequest]:
+        yield head(**KNOWN)
+        for number, chunk in enumerate(chunks(LONG)):
+            yield chunk
+            if number == 1:
+                started.set()
+                await go_on.wait()
+
+    first = asyncio.ensure_future(room.stub.UploadDataset(messages()))
+    await asyncio.wait_for(started.wait(), 10)
+    await until(lambda: bool(room.files()))
+    for offset in (0, 1 << 20):
+        found = await refusal(room.upload(head(offset=offset, **KNOWN), *chunks(LONG[offset:])))
+        assert (found.code, found.reason) == (grpc.StatusCode.ABORTED, "UPLOAD_IN_PROGRESS")
+    go_on.set()
+    dataset = (await first).dataset
+    assert (await room.upload(head(**KNOWN))).dataset == dataset
+    assert len(await room.rows()) == len(room.files()) == 1
+
+
+async def test_a_stream_that_hangs_does_not_hold_its_upload_for_ever(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its caller's next stream would be refused until the first one's connection is known to be dead."""
+    monkeypatch.setattr(uploads, "STALL_SECONDS", 0.1)
+
+    async def messages() -> AsyncIterator[api.UploadDatasetRequest]:
+        yield head(**KNOWN)
+        yield chunks(LONG)[0]
+        await asyncio.Event().wait()
+
+    found = await refusal(room.stub.UploadDataset(messages()))
+    assert (found.code, found.reason) == (grpc.StatusCode.UNAVAILABLE, "UPLOAD_STALLED")
+    answer = await room.upload(head(offset=1 << 20, **KNOWN), *chunks(LONG[1 << 20 :]))
+    assert answer.dataset.sha256 == LONG_SHA256
+
+
+async def test_another_gateway_goes_on_with_the_first_ones_upload(room: Room, at_once: None) -> None:
+    received = await cut(room, LONG[: 3 << 20], **KNOWN)
+    other = Datasets(room.database, ArtifactStore(f"file://{room.root}"), max_bytes=LIMIT)
+    async with (
+        serving(api, "DatasetService", add_to_server, other) as address,
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        stub = DatasetServiceStub(channel)
+        request = api.GetUploadRequest(request_id="r1", sha256=LONG_SHA256.upper())
+        assert (await stub.GetUpload(request)).received_bytes == received
+        answer = await stub.UploadDataset(iter([head(offset=received, **KNOWN), *chunks(LONG[received:])]))
+    assert answer.dataset.sha256 == LONG_SHA256
+
+
+@pytest.mark.parametrize(
+    ("tail", "reason"),
+    [
+        ([], "SHA256_EXPECTED"),
+        ([api.UploadDatasetRequest(sha256="0" * 64)], "SHA256_MISMATCH"),
+        ([api.UploadDatasetRequest(sha256="0")], "INVALID_SHA256"),
+        ([api.UploadDatasetRequest(sha256=LONG_SHA256), *chunks(b"x")], "CHUNK_UNEXPECTED"),
+    ],
+)
+async def test_a_sha256_that_follows_is_held_to(room: Room, tail: list[api.UploadDatasetRequest], reason: str) -> None:
+    """A stream that breaks right before it must not count as complete."""
+    found = await refusal(room.upload(head(**FOLLOWS), *chunks(LONG), *tail))
+    assert (found.code, found.reason) == (INVALID, reason)
+    assert not await room.rows()
+    # Only what may still become right is kept.
+    assert len(room.files()) == (1 if reason == "SHA256_EXPECTED" else 0)
+
+
+async def test_a_sha256_nobody_announced_is_refused(room: Room) -> None:
+    found = await room.refused(head(), *chunks(ROWS), api.UploadDatasetRequest(sha256=SHA256))
+    assert found.reason == "CHUNK_EXPECTED"
+    found = await room.refused(head(sha256=SHA256, sha256_follows=True), *chunks(ROWS))
+    assert found.fields == ("header.sha256_follows",)
+
+
+async def test_an_upload_is_asked_for_by_a_name(room: Room) -> None:
+    for request in (api.GetUploadRequest(), api.GetUploadRequest(request_id="r", sha256="x")):
+        found = await refusal(room.stub.GetUpload(request))
+        assert (found.code, found.reason) == (INVALID, "INVALID_UPLOAD")
+    assert await room.stub.GetUpload(api.GetUploadRequest(request_id="r")) == api.GetUploadResponse()
+    await room.uploaded(request_id="r")
+    found = await refusal(room.stub.GetUpload(api.GetUploadRequest(request_id="r", sha256="0" * 64)))
+    assert found.reason == "REQUEST_ID_REUSED"
+
+
+@pytest.mark.parametrize("header", [{}, KNOWN])
+async def test_a_full_disk_is_said_and_leaves_nothing(room: Room, header: dict[str, Any]) -> None:
+    """Otherwise what nobody can use keeps the disk full, for trainings too."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        # Of a full disk the process learns in the same way: by a write that stores less.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3 << 20, limits[1]))
+        found = await refusal(room.upload(head(**header), *chunks(LONG)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (found.code, found.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "STORAGE_FULL")
+    assert await room.nothing_left()
+
+
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
         while not condition():  # noqa: ASYNC110 - files and rows announce nothing
@@ -222,6 +426,13 @@ async def test_a_file_whose_row_can_not_be_written_is_deleted(room: Room) -> Non
         )
     found = await room.refused(head(), *chunks(ROWS))
     assert found.code is grpc.StatusCode.INTERNAL
+    # What can be gone on with is: the database's trouble doesn't cost the caller hours of sending.
+    assert (await refusal(room.upload(head(**KNOWN), *chunks(LONG)))).code is grpc.StatusCode.INTERNAL
+    async with room.database.write() as session:
+        await (await session.connection()).exec_driver_sql("DROP TRIGGER refuse")
+    answer = await room.upload(head(offset=len(LONG), **KNOWN))
+    assert answer.dataset.sha256 == LONG_SHA256
+    assert [path.read_bytes() for path in room.files()] == [LONG]
 
 
 async def test_the_same_request_id_makes_one_dataset(room: Room) -> None:

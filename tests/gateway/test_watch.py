@@ -12,7 +12,7 @@ from finetuneflow.v1.fine_tuning_service_pb2 import WatchFineTuningJobResponse
 from gateway import lifecycle
 from gateway.acceptance import Acceptance
 from gateway.database import Database
-from gateway.fanout import Fanout, Ring
+from gateway.fanout import Fanout, Page, Ring, Wanted
 from gateway.frames import frame_of_stored, frames_of_run
 from gateway.ledger import Ledger
 from tests.gateway.conftest import Recorder
@@ -144,16 +144,24 @@ async def test_a_cursor_beyond_the_end_and_an_unknown_job_are_refused(
         await anext(fanout.watch("ftjob_none", "default", 0, (), 0, 1))
 
 
+EVERYTHING = Wanted(frozenset(), 0)
+
+
+def sequences_of(page: Page | None) -> list[int]:
+    assert page is not None
+    return [event.sequence for event in WatchFineTuningJobResponse.FromString(page.response).events]
+
+
 async def test_a_ring_starts_anew_after_a_hole_and_never_repeats(ledger: Ledger, told: Recorder) -> None:
     await trained(ledger, told, Acceptance(ledger), 20)
     frames = told.frames
     ring = Ring()
     ring.extend(frames[:5])
     ring.extend(frames[3:8])
-    assert [frame.sequence for frame in ring.after(0) or []] == list(range(1, 9))
+    assert sequences_of(ring.page(0, EVERYTHING)) == list(range(1, 9))
     ring.extend(frames[10:12])
-    assert ring.after(5) is None, "what the ring lacks must come from SQL"
-    assert [frame.sequence for frame in ring.after(10) or []] == [11, 12]
+    assert ring.page(5, EVERYTHING) is None, "what the ring lacks must come from SQL"
+    assert sequences_of(ring.page(10, EVERYTHING)) == [11, 12]
 
 
 async def test_frames_survive_the_wire(ledger: Ledger, told: Recorder) -> None:

@@ -17,7 +17,7 @@ from chassis.pipe import EventSink
 from engine.catalogue import Catalogue
 from engine.config.wire import resolved_config
 from finetuneflow.v1.event_pb2 import ArtifactSaved, ConfigResolved, Phase, Warning
-from services.probe.hardware import read_hardware
+from services.hardware import read_hardware
 from services.probe.worker.preflight import preflight
 from tests.tiny import make_tiny_tokenizer
 
@@ -121,7 +121,5 @@ def test_hardware_is_read_without_torch(tmp_path: Path) -> None:
     assert 0 < hardware.memory_available_bytes <= hardware.memory_total_bytes
     assert hardware.disk_free_bytes > 0
     assert hardware.packages["transformers"]
-    code = (
-        "import sys; from services.probe import hardware; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
-    )
+    code = "import sys; from services import hardware; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True)

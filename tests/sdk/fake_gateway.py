@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import socket
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -121,8 +122,15 @@ class FakeGateway(
 
     events: list[event_pb2.Event] = field(default_factory=history)
     jobs: int = 1
+    nodes: list[str] = field(default_factory=list)
+    attempts: list[fine_tuning_job_pb2.AttemptSummary] = field(default_factory=list)
     # Watching: events sent before the connection is cut, one entry per connection; then all of them.
     cut_watch_after: list[int] = field(default_factory=list)
+    # Watching: what a faulty server answers, one entry per connection.
+    scripts: list[list[fine_tuning_service_pb2.WatchFineTuningJobResponse]] = field(default_factory=list)
+    # Watching: streams stay open behind the last event until this is set.
+    hold: threading.Event | None = None
+    watching: int = 0
     # Answers UNAVAILABLE, as a dying server does, to so many calls of a method.
     outages: dict[str, int] = field(default_factory=dict)
     refusals: dict[str, Callable[[grpc.ServicerContext], None]] = field(default_factory=dict)
@@ -132,6 +140,9 @@ class FakeGateway(
     calls: list[tuple[str, Any]] = field(default_factory=list)
     tokens: list[str] = field(default_factory=list)
     uploads: dict[str, bytes] = field(default_factory=dict)
+    # Bytes of uploads by request_id, complete or not; and after how many of them a stream is cut, one entry per stream.
+    held: dict[str, bytes] = field(default_factory=lambda: defaultdict(bytes))
+    cut_upload_after: list[int] = field(default_factory=list)
     deleted: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -165,6 +176,8 @@ class FakeGateway(
         if last.state == fine_tuning_job_pb2.JOB_STATE_FAILED:
             job.fault, job.reason = fine_tuning_job_pb2.FAULT_USER_ERROR, "BAD_DATA"
             job.message, job.advice = "row 17 has no answer", "mend row 17"
+            if last.reason:
+                job.fault, job.reason, job.message, job.advice = last.fault, last.reason, last.message, last.advice
         return job
 
     # FineTuningService
@@ -180,7 +193,9 @@ class FakeGateway(
         self._enter("GetFineTuningJob", request, context)
         if request.job_id != JOB:
             refuse(context, grpc.StatusCode.NOT_FOUND, f"no job {request.job_id}", "JOB_NOT_FOUND")
-        return fine_tuning_service_pb2.GetFineTuningJobResponse(fine_tuning_job=self.job)
+        job = self.job
+        job.attempts.extend(self.attempts)
+        return fine_tuning_service_pb2.GetFineTuningJobResponse(fine_tuning_job=job)
 
     def ListFineTuningJobs(self, request: Any, context: Any) -> Any:
         self._enter("ListFineTuningJobs", request, context)
@@ -202,6 +217,9 @@ class FakeGateway(
         self._enter("WatchFineTuningJob", request, context)
         if request.job_id != JOB:
             refuse(context, grpc.StatusCode.NOT_FOUND, f"no job {request.job_id}", "JOB_NOT_FOUND")
+        if self.scripts:
+            yield from self.scripts.pop(0)
+            return
         cut = self.cut_watch_after.pop(0) if self.cut_watch_after else None
         pending = [event for event in self.events if event.sequence > request.after_sequence]
         batches = [pending[i : i + 3] for i in range(0, len(pending), 3)]
@@ -216,6 +234,18 @@ class FakeGateway(
             sent += len(batch)
             if cut is not None and sent >= cut:
                 context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
+        if self.hold is not None:
+            self._until_released(self.hold, context)
+
+    def _until_released(self, hold: threading.Event, context: Any) -> None:
+        over = threading.Event()
+        context.add_callback(over.set)
+        with self.lock:
+            self.watching += 1
+        while not hold.is_set() and not over.wait(0.01):
+            pass
+        with self.lock:
+            self.watching -= 1
 
     def ListFineTuningJobEvents(self, request: Any, context: Any) -> Any:
         self._enter("ListFineTuningJobEvents", request, context)
@@ -234,13 +264,40 @@ class FakeGateway(
     def UploadDataset(self, request_iterator: Any, context: Any) -> Any:
         header = next(request_iterator).header
         self._enter("UploadDataset", header, context)
-        content = b"".join(message.chunk for message in request_iterator)
-        assert len(content) == header.size_bytes
-        assert hashlib.sha256(content).hexdigest() == header.sha256
-        dataset_id = f"ds_{hashlib.sha256(header.request_id.encode()).hexdigest()[:26]}"
-        self.uploads[dataset_id] = content
-        dataset = dataset_pb2.Dataset(id=dataset_id, filename=header.filename, size_bytes=len(content))
+        held = self.held[header.request_id][: header.offset]
+        assert len(held) == header.offset
+        cut = self.cut_upload_after.pop(0) if self.cut_upload_after else None
+        sha256 = ""
+        for message in request_iterator:
+            held, sha256 = held + message.chunk, message.sha256
+            self.held[header.request_id] = held
+            if cut is not None and len(held) >= header.offset + cut:
+                context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
+        assert len(held) == header.size_bytes
+        assert header.sha256_follows
+        if hashlib.sha256(held).hexdigest() != sha256:
+            del self.held[header.request_id]
+            refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "other bytes", "SHA256_MISMATCH")
+        dataset = self._dataset(header.request_id, held, header.filename)
+        self.uploads[dataset.id] = held
         return dataset_service_pb2.UploadDatasetResponse(dataset=dataset)
+
+    def GetUpload(self, request: Any, context: Any) -> Any:
+        self._enter("GetUpload", request, context)
+        held = self.held[request.request_id]
+        answer = dataset_service_pb2.GetUploadResponse(received_bytes=len(held))
+        dataset = self._dataset(request.request_id, held, "train.jsonl")
+        if dataset.id in self.uploads:
+            answer.dataset.CopyFrom(dataset)
+        return answer
+
+    def _dataset(self, request_id: str, content: bytes, filename: str) -> dataset_pb2.Dataset:
+        return dataset_pb2.Dataset(
+            id=f"ds_{hashlib.sha256(request_id.encode()).hexdigest()[:26]}",
+            filename=filename,
+            size_bytes=len(content),
+            sha256=hashlib.sha256(content).hexdigest(),
+        )
 
     def ListDatasets(self, request: Any, context: Any) -> Any:
         self._enter("ListDatasets", request, context)
@@ -324,8 +381,13 @@ class FakeGateway(
     def GetHardware(self, request: Any, context: Any) -> Any:
         self._enter("GetHardware", request, context)
         gpu = hardware_pb2.Gpu(index=0, name="H200", memory_total_bytes=2**37, temperature_celsius=40)
-        machine = hardware_pb2.Hardware(node_id="probe-1", cpu_model="Zen", cpu_cores=2, gpus=[gpu])
-        return probe_service_pb2.GetHardwareResponse(hardware=[machine])
+        machine = hardware_pb2.Hardware(node_id="probe-one-0a1b", cpu_model="Zen", cpu_cores=2, gpus=[gpu])
+        fleet = [machine]
+        for node in self.nodes:
+            fleet.append(hardware_pb2.Hardware())
+            fleet[-1].CopyFrom(machine)
+            fleet[-1].node_id = node
+        return probe_service_pb2.GetHardwareResponse(hardware=fleet)
 
 
 class Running:
@@ -339,7 +401,8 @@ class Running:
         self._server: grpc.Server | None = None
 
     def start(self) -> None:
-        server = grpc.server(ThreadPoolExecutor(8))
+        # As the gateway, it takes pings for no abuse.
+        server = grpc.server(ThreadPoolExecutor(8), options=[("grpc.http2.max_ping_strikes", 0)])
         for add in (
             fine_tuning_service_pb2_grpc.add_FineTuningServiceServicer_to_server,
             dataset_service_pb2_grpc.add_DatasetServiceServicer_to_server,

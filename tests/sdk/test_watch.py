@@ -1,10 +1,21 @@
 import threading
+import time
+from collections.abc import Callable
 
+import grpc
 import pytest
 
-from finetuneflow import Client, JobCancelled, JobFailed, NotFound, ServerUnreachable
+from finetuneflow import Client, JobCancelled, JobFailed, NotFound, ServerUnreachable, Unavailable
 from finetuneflow.v1 import fine_tuning_job_pb2
-from tests.sdk.fake_gateway import JOB, FakeGateway, Running, history
+from finetuneflow.v1.fine_tuning_service_pb2 import WatchFineTuningJobResponse as Response
+from tests.sdk.fake_gateway import JOB, FakeGateway, Running, history, refuse
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.005)
 
 
 def test_a_stream_cut_anywhere_goes_on_without_a_gap_or_a_repeat(client: Client, gateway: FakeGateway) -> None:
@@ -72,11 +83,27 @@ def test_an_event_has_the_payload_of_its_kind_only(client: Client) -> None:
         _ = event.eval
 
 
-def test_a_stopped_watch_leaves_no_stream_behind(client: Client) -> None:
-    events = client.jobs.watch(JOB)
-    next(events)
-    events.close()  # type: ignore[attr-defined]
-    assert client.jobs.get(JOB).ended
+def test_a_stopped_watch_leaves_no_stream_behind(client: Client, gateway: FakeGateway) -> None:
+    """A web server that opens a watch for each page ends with as many streams and threads as pages were looked at."""
+    gateway.hold = threading.Event()
+    gateway.events = gateway.events[:4]
+    client.jobs.get(JOB)
+    threads = threading.active_count()
+    for _ in range(3):
+        events = client.jobs.watch(JOB)
+        for _ in gateway.events:
+            next(events)
+        until(lambda: gateway.watching == 1)
+        events.close()
+        until(lambda: gateway.watching == 0)
+    until(lambda: threading.active_count() <= threads + 1)
+
+
+def test_leaving_the_loop_ends_the_stream(client: Client, gateway: FakeGateway) -> None:
+    gateway.hold = threading.Event()
+    for _ in client.jobs.watch(JOB, kinds=["log"]):
+        break
+    until(lambda: gateway.watching == 0)
 
 
 def test_wait_returns_the_finished_job(client: Client) -> None:
@@ -104,3 +131,49 @@ def test_wait_has_an_end(client: Client, gateway: FakeGateway) -> None:
     gateway.events = gateway.events[:8]
     with pytest.raises(TimeoutError):
         client.jobs.wait(JOB, timeout=0.4)
+
+
+def faulty(gateway: FakeGateway, *numbers: int, through: int) -> Response:
+    return Response(events=[gateway.events[number - 1] for number in numbers], through_sequence=through)
+
+
+def test_a_stream_that_repeats_swaps_or_skips_is_put_right(client: Client, gateway: FakeGateway) -> None:
+    """A faulty gateway must not put holes into a curve, or points twice."""
+    gateway.scripts = [
+        [faulty(gateway, 1, 2, through=2), faulty(gateway, 2, 1, through=2), faulty(gateway, 4, 3, through=4)],
+        [faulty(gateway, 5, through=5), faulty(gateway, 8, 9, through=9)],
+        [faulty(gateway, 6, 6, 7, through=7), faulty(gateway, through=11)],
+        [faulty(gateway, 3, 4, through=4)],
+    ]
+    heard: list[Exception] = []
+    sequences = [event.sequence for event in client.jobs.watch(JOB, on_disconnect=heard.append)]
+    assert sequences == list(range(1, len(gateway.events) + 1))
+    assert [request.after_sequence for request in gateway.requests("WatchFineTuningJob")] == [0, 4, 5, 7, 7]
+    assert "event 8 came after 5" in str(heard[1])
+
+
+def test_a_stream_that_ends_too_early_is_opened_again(client: Client, gateway: FakeGateway) -> None:
+    """A proxy that closes streams after a while is no end of a job."""
+    gateway.scripts = [[faulty(gateway, 1, 2, 3, through=3)], []]
+    assert len(list(client.jobs.watch(JOB))) == len(gateway.events)
+
+
+def test_a_server_that_only_hangs_up_is_given_up(client: Client, gateway: FakeGateway) -> None:
+    """Else a program hammers it for ever and nobody learns why nothing comes."""
+    gateway.scripts = [[faulty(gateway, through=0)] for _ in range(1000)]
+    gateway.events = gateway.events[:8]
+    with pytest.raises(Unavailable, match="has not ended"):
+        list(client.jobs.watch(JOB, give_up_after_seconds=0.3))
+
+
+def test_a_fault_of_the_servers_is_waited_out(client: Client, gateway: FakeGateway) -> None:
+    """A database that is restarted answers every query with an error for some seconds."""
+    left = [3]
+
+    def sick(context: grpc.ServicerContext) -> None:
+        if left[0]:
+            left[0] -= 1
+            refuse(context, grpc.StatusCode.INTERNAL, "incident 7f3a", "INTERNAL")
+
+    gateway.refusals["WatchFineTuningJob"] = sick
+    assert len(list(client.jobs.watch(JOB))) == len(gateway.events)

@@ -111,6 +111,10 @@ def test_a_drained_trainer_stays_and_takes_no_work(channels: dict[str, grpc.Chan
     for _ in range(2):
         assert stub.DrainTrainer(trainer_service_pb2.DrainTrainerRequest(), timeout=10).node.draining
     assert stub.GetTrainer(trainer_service_pb2.GetTrainerRequest(), timeout=10).node.draining
+    health = health_pb2_grpc.HealthStub(channels["trainer"])
+    for answer in health.Watch(health_pb2.HealthCheckRequest(), timeout=10):
+        if answer.status == health_pb2.HealthCheckResponse.NOT_SERVING:
+            break
 
 
 def test_sigterm_ends_them_cleanly(processes: dict[str, Process]) -> None:

@@ -1,8 +1,12 @@
 """What a supervisor brings to its child, out of the artifact store and the catalogue."""
 
 import json
+import logging
+import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -14,7 +18,7 @@ from chassis.artifacts import ArtifactStore
 from chassis.child import ChildCommand
 from engine.config.job import job_config
 from engine.config.wire import config_to_spec
-from engine.errors import JobError
+from engine.errors import JobError, SystemFailure
 from finetuneflow.v1.dataset_pb2 import Dataset
 from finetuneflow.v1.fine_tuning_job_pb2 import STAGE_TRAINING, Checkpoint
 from finetuneflow.v1.stage_result_pb2 import (
@@ -25,6 +29,7 @@ from finetuneflow.v1.stage_result_pb2 import (
     TrainingResult,
 )
 from finetuneflow.v1.work_pb2 import Assignment
+from services import inputs
 from services.evaluator.settings import EvaluatorSettings
 from services.evaluator.stage import EvaluationStage
 from services.evaluator.worker.spec import EvaluationSpec
@@ -131,32 +136,115 @@ async def training_spec(place: Place) -> TrainingSpec:
     command = await TrainingStage(settings, catalogue(settings)).prepare(place.assignment, place.workdir, place.store)
     assert command.env["OMP_NUM_THREADS"] == "3"
     assert command.env["OMP_WAIT_POLICY"] == "PASSIVE"
-    assert command.env["CUDA_VISIBLE_DEVICES"] == ""
+    assert command.late_env["CUDA_VISIBLE_DEVICES"] == ""
     return read(TrainingSpec, command)
+
+
+def restored_step(spec: TrainingSpec) -> int:
+    assert spec.resume is not None
+    return int(json.loads((spec.resume.path / "checkpoint.json").read_text())["step"])
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that is away is given up at once."""
+    monkeypatch.setattr(inputs, "RETRY_SECONDS", ())
 
 
 async def test_a_training_goes_on_from_the_newest_checkpoint(place: Place) -> None:
     spec = await training_spec(place)
-    assert spec.resume_from is not None
-    assert json.loads((spec.resume_from / "checkpoint.json").read_text()) == {"step": 20}
+    assert spec.resume is not None
+    assert restored_step(spec) == 20
+    assert spec.resume.manifest_sha256 == place.assignment.checkpoints[0].manifest_sha256
+    assert not spec.unusable_checkpoints
     assert (spec.data_dir / "train" / "data.arrow").read_bytes() == b"shard"
     assert (spec.total_steps, spec.prior_runtime_seconds) == (30, 12.5)
     assert (spec.model.id, spec.threads) == ("tiny", 3)
 
 
-async def test_a_checkpoint_that_does_not_verify_is_passed_over(place: Place, tmp_path: Path) -> None:
+def _flip(folder: Path) -> None:
+    (folder / "checkpoint.json").write_text('{"step": 21}')
+
+
+def _truncate(folder: Path) -> None:
+    os.truncate(folder / "checkpoint.json", 3)
+
+
+def _rewrite_manifest(folder: Path) -> None:
+    (folder / "manifest.json").write_text("{}")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [_flip, _truncate, _rewrite_manifest, shutil.rmtree, lambda folder: (folder / "checkpoint.json").unlink()],
+    ids=["flipped", "truncated", "manifest", "gone", "file gone"],
+)
+async def test_a_checkpoint_that_does_not_verify_is_passed_over(
+    place: Place, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
     """Otherwise one flipped bit on the disk would end a week's training, or poison it."""
-    damaged = tmp_path / "artifacts/default/jobs/ftjob_1/training/1/checkpoints/step-20/checkpoint.json"
-    damaged.write_text('{"step": 21}')
+    damage(tmp_path / "artifacts/default/jobs/ftjob_1/training/1/checkpoints/step-20")
     spec = await training_spec(place)
-    assert spec.resume_from is not None
-    assert json.loads((spec.resume_from / "checkpoint.json").read_text()) == {"step": 10}
+    assert restored_step(spec) == 10
+    (unusable,) = spec.unusable_checkpoints
+    assert unusable.step == 20 and unusable.problem
 
 
-async def test_without_a_usable_checkpoint_it_starts_from_the_beginning(place: Place) -> None:
+async def test_a_first_attempt_starts_from_the_beginning(place: Place) -> None:
+    del place.assignment.checkpoints[:]
+    spec = await training_spec(place)
+    assert spec.resume is None and not spec.unusable_checkpoints
+
+
+async def test_where_every_checkpoint_is_damaged_it_starts_again(place: Place, tmp_path: Path) -> None:
+    """A job whose only checkpoint is lost can still be trained."""
+    for step in (10, 20):
+        _flip(tmp_path / f"artifacts/default/jobs/ftjob_1/training/1/checkpoints/step-{step}")
+    spec = await training_spec(place)
+    assert spec.resume is None
+    assert [unusable.step for unusable in spec.unusable_checkpoints] == [20, 10]
+
+
+async def test_checkpoints_that_all_vanished_are_no_reason_to_train_from_the_beginning(place: Place) -> None:
+    """A bucket that was not mounted would otherwise cost every step that was trained, without a word."""
     for checkpoint in place.assignment.checkpoints:
         place.store.delete(f"default/{checkpoint.path}")
-    assert (await training_spec(place)).resume_from is None
+    with pytest.raises(SystemFailure) as caught:
+        await training_spec(place)
+    assert caught.value.reason == "CHECKPOINTS_MISSING" and caught.value.advice
+
+
+async def test_a_store_that_fails_to_read_is_not_a_damaged_checkpoint(
+    place: Place, tmp_path: Path, impatient: None
+) -> None:
+    """An older checkpoint, or none, would be resumed from because of a network that was down for a second."""
+    for step in (10, 20):
+        manifest = tmp_path / f"artifacts/default/jobs/ftjob_1/training/1/checkpoints/step-{step}/manifest.json"
+        manifest.unlink()
+        manifest.symlink_to(manifest.name)
+    with pytest.raises(SystemFailure) as caught:
+        await training_spec(place)
+    assert caught.value.reason == "CHECKPOINTS_MISSING"
+
+
+async def test_a_store_that_comes_back_is_waited_for(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A moment's outage would otherwise use up one of the job's attempts."""
+    away, store = tmp_path / "away", tmp_path / "artifacts"
+    store.rename(away)
+
+    class Operator(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            away.rename(store)
+
+    operator = Operator()
+    logging.getLogger("services.inputs").addHandler(operator)
+    monkeypatch.setattr(inputs, "RETRY_SECONDS", (0.01,))
+    try:
+        assert restored_step(await training_spec(place)) == 20
+    finally:
+        logging.getLogger("services.inputs").removeHandler(operator)
 
 
 async def test_other_weights_under_the_same_name_are_refused(place: Place) -> None:

@@ -56,10 +56,10 @@ async def test_a_process_that_dies_is_started_again_after_a_growing_pause(
     kept = keep(program("one", tmp_path))
     await kept.start()
     pids = [kept.pid]
-    for pause in ("0.05", "0.1"):
+    for again, pause in (("", "0.05"), (", 2 times in a row by now", "0.1")):
         assert kept.pid is not None
         os.kill(kept.pid, signal.SIGKILL)
-        assert (await notes.next()).startswith(f"one was killed by SIGKILL; it starts again in {pause} s")
+        assert (await notes.next()).startswith(f"one was killed by SIGKILL{again}; it starts again in {pause} s")
         assert await notes.next() == "one is up again."
         pids.append(kept.pid)
     assert len(set(pids)) == 3
@@ -102,6 +102,21 @@ async def test_a_process_that_cannot_run_says_why(tmp_path: Path, keep: Keep) ->
     broken = Program("one", (sys.executable, "-c", "raise SystemExit('the database is of another version')"), never)
     with pytest.raises(StartFailed, match=r"one ended with exit code 1[\s\S]*the database is of another version"):
         await keep(broken).start()
+
+
+async def test_a_fault_in_the_supervision_ends_the_start_and_the_process(tmp_path: Path, keep: Keep) -> None:
+    """It would wait in silence for two minutes, and leave a process that nobody stops."""
+
+    async def broken() -> bool:
+        raise TypeError("asked in the wrong way")
+
+    kept = keep(Program("one", program("one", tmp_path).argv, broken))
+    with pytest.raises(StartFailed, match="asked in the wrong way"):
+        await kept.start()
+    assert kept.pid is None
+    with pytest.raises(TypeError):
+        await kept.stop()
+    kept._life = None
 
 
 def test_nothing_survives_a_killed_supervisor(tmp_path: Path) -> None:

@@ -119,4 +119,21 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
         port = other.getsockname()[1]
         refused = subprocess.run(command(tmp_path, port), capture_output=True, text=True, check=False)
     assert refused.returncode == 2
-    assert f"Port {port} is taken" in refused.stderr
+    assert f"Port {port} is taken" in json.loads(refused.stderr)["error"]["message"]
+    assert not [*tmp_path.iterdir()], "a refused start leaves nothing"
+
+
+def test_a_second_ctrl_c_kills_what_drains(up: Callable[[], Up]) -> None:
+    """Who presses it twice wants the prompt back, and no process that still runs."""
+    running = up()
+    family = running.family()
+    gateway = psutil.Process(running.status["processes"]["gateway"])
+    trainer = psutil.Process(running.status["processes"]["trainer"])
+    trainer.suspend()
+    running.process.send_signal(signal.SIGINT)
+    running.next("stopping")
+    assert gateway.is_running(), "it takes the last reports of what drains"
+    running.process.send_signal(signal.SIGINT)
+    running.next("killing")
+    running.next("stopped")
+    assert not psutil.wait_procs(family, timeout=10)[1]

@@ -42,6 +42,7 @@ def spec(tiny_model: Path, data_dir: Path, tmp_path: Path) -> Spec:
         method: str = "lora",
         lora: Mapping[str, Any] | None = None,
         held_out: bool = True,
+        more: Mapping[str, Any] | None = None,
         **hyperparameters: Any,
     ) -> Any:
         config = job_config(
@@ -78,9 +79,10 @@ def spec(tiny_model: Path, data_dir: Path, tmp_path: Path) -> Spec:
                     "model": {"path": str(tiny_model), "id": "tiny", "revision": "r1", "weights_sha256": "0" * 64},
                     "data_dir": str(data),
                     "out_dir": str(out_dir),
-                    "resume_from": str(resume_from) if resume_from else None,
+                    "resume": {"path": str(resume_from), "manifest_sha256": "a" * 64} if resume_from else None,
                     "total_steps": total_steps,
                     "threads": 1,
+                    **(more or {}),
                 }
             )
         )

@@ -6,26 +6,25 @@ from typing import Any
 from google.protobuf.message import Message
 
 from chassis.pipe import EventSink
+from finetuneflow.v1.event_pb2 import Log
 
 
 class Recorder(EventSink):
-    """A sink that keeps what it is given, and asks for a pause or a cancel after a given step."""
+    """A sink that keeps what it is given, and asks for a pause or a cancel once it has the log of a given step."""
 
     def __init__(self, request: str = "", after_step: int = 0) -> None:
         super().__init__(None, None)
         self.payloads: list[Any] = []
-        self.ticks = 0
         self._request, self._after_step = request, after_step
+        self._step = 0
 
     def emit(self, payload: Message, severity: Any = None) -> None:
         self.payloads.append(payload)
-
-    def tick(self) -> None:
-        self.ticks += 1
+        if isinstance(payload, Log):
+            self._step = payload.step
 
     def requested(self) -> str:
-        # The n-th step has been made when the sink was ticked n times: one micro-batch a step, no evaluation before.
-        return self._request if self._request and self.ticks >= self._after_step else ""
+        return self._request if self._step >= self._after_step else ""
 
     def of(self, kind: type[Message]) -> list[Any]:
         return [payload for payload in self.payloads if isinstance(payload, kind)]

@@ -144,19 +144,6 @@ def test_quantised_training_goes_on_learning_after_an_evaluation(spec: Any, monk
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
 
 
-def test_memory_advice_is_in_the_numbers_of_the_job(spec: Any) -> None:
-    """`Lower the batch size` leaves a user guessing what to."""
-    from services.trainer.worker import oom
-
-    config = spec(per_device_train_batch_size=8, gradient_accumulation_steps=2).config
-    failed = oom.failure(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes"), config)
-    assert failed is not None and failed.reason == "HOST_OUT_OF_MEMORY"
-    assert "per_device_train_batch_size = 4 with gradient_accumulation_steps = 4" in failed.advice
-    cuda = oom.failure(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), config)
-    assert cuda is not None and cuda.reason == "CUDA_OUT_OF_MEMORY"
-    assert oom.failure(ValueError("another matter"), config) is None
-
-
 def test_datasets_are_left_as_they_are(spec: Any) -> None:
     """Shards are content-addressed: a cache file beside them would break their manifest."""
     given = spec(total_steps=1, packing=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from typing import Annotated
 
 import typer
 
+from finetuneflow import __version__
 from finetuneflow.cli import datasets, doctor, download, jobs, metrics, models, probe, recipes, train
-from finetuneflow.cli.exits import ReportingGroup
+from finetuneflow.cli.advice import ADDRESS
+from finetuneflow.cli.exits import EXIT_CODES, ReportingGroup
 from finetuneflow.cli.server_commands import add_server_commands
 from finetuneflow.cli.session import Session
 from finetuneflow.connection import DEFAULT_ADDRESS
@@ -19,6 +20,7 @@ def build_app() -> typer.Typer:
     app = typer.Typer(
         cls=ReportingGroup,
         help="Fine-tune language models, and follow it live.",
+        epilog=EXIT_CODES,
         no_args_is_help=True,
         pretty_exceptions_enable=False,
     )
@@ -39,7 +41,7 @@ def build_app() -> typer.Typer:
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"ftf {version('finetuneflow')}")
+        typer.echo(f"ftf {__version__}")
         raise typer.Exit
 
 
@@ -47,10 +49,15 @@ def _root(
     ctx: typer.Context,
     address: Annotated[
         str | None,
-        typer.Option(envvar="FTF_ADDRESS", help="host:port of the server.", show_default=DEFAULT_ADDRESS),
+        typer.Option(
+            envvar="FTF_ADDRESS",
+            help="host:port of the server, or of its gateways with commas between.",
+            show_default=DEFAULT_ADDRESS,
+        ),
     ] = None,
     _version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
+    ADDRESS.set(address)
     ctx.obj = Session(address=address)

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from finetuneflow.cli.session import Json, print_json, print_rows, session, size
+from finetuneflow.cli.session import Json, not_empty, print_json, print_newest, print_rows, session, size
 from finetuneflow.resources.dataset import Dataset
 
 app = typer.Typer(no_args_is_help=True, help="Datasets: upload, list, delete.")
 
-DatasetId = Annotated[str, typer.Argument(metavar="DATASET", help="The dataset's id.", show_default=False)]
+DatasetId = Annotated[str, typer.Argument(metavar="DATASET", help="The dataset's id.", callback=not_empty)]
 
 _HEADERS = ["ID", "NAME", "FILE", "SIZE", "CREATED"]
 
@@ -42,11 +42,10 @@ def list_datasets(
 ) -> None:
     """Show the newest datasets."""
     here = session(ctx)
-    datasets = here.client.datasets.list(limit=limit)
     if json:
-        print_json(*(dataset.proto for dataset in datasets))
+        print_json(*(dataset.proto for dataset in here.client.datasets.list(limit=limit)))
     else:
-        print_rows(here.console, _HEADERS, map(_row, datasets))
+        print_newest(here.console, _HEADERS, lambda most: here.client.datasets.list(limit=most), _row, limit)
 
 
 @app.command()

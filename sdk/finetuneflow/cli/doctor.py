@@ -7,14 +7,16 @@ import os
 import platform
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from typing import NamedTuple
 
 import typer
 
+from finetuneflow import __version__
+from finetuneflow.cli.advice import ftf
 from finetuneflow.cli.exits import UNREACHABLE
-from finetuneflow.cli.session import Json, session
+from finetuneflow.cli.session import Json, count, session
 from finetuneflow.client import Client
 from finetuneflow.errors import FineTuneFlowError
 
@@ -43,7 +45,7 @@ def doctor(ctx: typer.Context, json: Json = False) -> None:
 
 
 def _findings(client: Client) -> Iterator[Finding]:
-    yield Finding("client", None, f"finetuneflow {version('finetuneflow')}, Python {platform.python_version()}")
+    yield Finding("client", None, f"finetuneflow {__version__}, Python {platform.python_version()}")
     yield Finding("libraries", None, ", ".join(f"{name} {version(name)}" for name in ("grpcio", "protobuf")))
     yield _server_distribution()
     # Those of the server distribution, where it is installed: callables that yield (name, ok, detail).
@@ -52,14 +54,14 @@ def _findings(client: Client) -> Iterator[Finding]:
             yield Finding(*check)
     set_here = [name for name in ("FTF_ADDRESS", "FTF_TOKEN", "FTF_CA") if os.environ.get(name)]
     yield Finding("settings", None, f"set in the environment: {', '.join(set_here) or 'none'}")
-    connects = _connects(client.address)
-    yield connects
-    if not connects.ok:
+    connections = [_connects(address) for address in client.address.split(",") if address.strip()]
+    yield from connections
+    if not any(connection.ok for connection in connections):
         return
-    yield _asks("gateway", lambda: f"{len([*client.recipes.list()])} recipes")
-    yield _asks("models", lambda: f"{len([*client.models.list()])} models")
-    yield _asks("datasets", lambda: f"{len([*client.datasets.list(limit=1000)])} datasets")
-    yield _asks("machines", lambda: ", ".join(h.node_id or "one" for h in client.probe.hardware()) or "no live node")
+    yield _asks("gateway", lambda: count(len([*client.recipes.list()]), "recipe"))
+    yield _asks("models", lambda: count(len([*client.models.list()]), "model"))
+    yield _asks("datasets", lambda: _at_most(client.datasets.list(limit=1001), "dataset"))
+    yield _asks("machines", lambda: _nodes(client))
 
 
 def _server_distribution() -> Finding:
@@ -69,15 +71,24 @@ def _server_distribution() -> Finding:
         return Finding("server here", None, "not installed; `ftf up` and `ftf demo` need it")
 
 
+def _at_most(items: Iterable[object], noun: str) -> str:
+    number = sum(1 for _ in items)
+    return f"more than 1,000 {noun}s" if number > 1000 else count(number, noun)
+
+
+def _nodes(client: Client) -> str:
+    names = [hardware.node_id for hardware in client.probe.hardware()]
+    return f"{count(len(names), 'live node')}: {', '.join(names)}" if names else "no live node"
+
+
 def _connects(address: str) -> Finding:
-    host, _, port = address.rpartition(":")
+    host, _, port = address.strip().rpartition(":")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=5):
             return Finding("connection", True, address)
     except OSError as error:
-        return Finding(
-            "connection", False, f"{address}: {error.strerror or error}. Is a server up? `ftf up` starts one"
-        )
+        problem = f"{address}: {error.strerror or error}. Is a server up? `{ftf('up')}` starts one"
+        return Finding("connection", False, problem)
 
 
 def _asks(name: str, question: Callable[[], str]) -> Finding:

@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 
-from finetuneflow.cli.session import Json, session, size
+from finetuneflow.cli.session import Json, not_empty, session, size
 
 
 def download(
     ctx: typer.Context,
-    job_id: Annotated[str, typer.Argument(metavar="JOB", help="The job's id.", show_default=False)],
+    job_id: Annotated[str, typer.Argument(metavar="JOB", help="The job's id.", callback=not_empty)],
     out: Annotated[Path | None, typer.Option(help="Folder to write into.", show_default="./JOB")] = None,
     json: Json = False,
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import sys
 from typing import Any
 
@@ -9,6 +11,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+from finetuneflow.cli.advice import as_typed, ftf
 from finetuneflow.errors import (
     ApiError,
     DeadlineExceeded,
@@ -27,9 +30,28 @@ UNREACHABLE = 3
 # What a shell reports for Ctrl-C: neither done nor failed, so `ftf train ... && deploy` stops here.
 DETACHED = 130
 
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 the job or the server failed; 2 wrong usage or input; 3 no server can be reached; "
+    "130 Ctrl-C, while the job goes on."
+)
+
+# click's, which recent releases of typer bring along under a name of their own.
+_ClickException: Any = typer.BadParameter.__mro__[2]
+_JSON = "finetuneflow.json"
+
+
+class CommandFailed(FineTuneFlowError):
+    """A command that asks no server failed; the message says what to do."""
+
+    def __init__(self, message: str, *, code: int = USAGE, advice: str = "") -> None:
+        super().__init__(message, advice=advice)
+        self.exit_code = code
+
 
 def exit_code(error: FineTuneFlowError) -> int:
     """0 done, 1 the job (or the server) failed, 2 usage and bad input, 3 cannot reach the server."""
+    if isinstance(error, CommandFailed):
+        return error.exit_code
     if isinstance(error, (Unavailable, DeadlineExceeded)):
         return UNREACHABLE
     if isinstance(error, (JobFailed, JobCancelled, ServerError, IntegrityError)):
@@ -38,33 +60,59 @@ def exit_code(error: FineTuneFlowError) -> int:
 
 
 def report(error: FineTuneFlowError, console: Console) -> None:
-    """What was wrong, each field at fault, and the command that helps."""
+    """What was wrong, each field at fault, and what helps."""
     reason = f" [{error.reason}]" if isinstance(error, ApiError) and error.reason else ""
-    console.print(f"{error.message}{reason}", style="red")
+    console.print(f"{as_typed(error.message)}{reason}", style="red")
     if isinstance(error, ApiError):
         for field, description in error.unsaid:
-            console.print(f"  {field}: {description}")
+            console.print(f"  {field}: {as_typed(description)}")
+    if error.advice:
+        console.print(as_typed(error.advice))
     if isinstance(error, JobFailed):
-        console.print(f"Look into it: ftf jobs explain {error.job.id}")
+        console.print(f"Look into it: {ftf(f'jobs explain {error.job.id}')}")
     elif exit_code(error) == UNREACHABLE:
-        console.print("Look into it: ftf doctor")
+        console.print(f"Look into it: {ftf('doctor')}")
+
+
+def error_object(error: FineTuneFlowError) -> dict[str, Any]:
+    """The same for programs: `code` is the gRPC status, or the name of an error that no server gave."""
+    named = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(error).__name__).upper()
+    return {
+        "code": error.code.name if isinstance(error, ApiError) else named,
+        "reason": str(getattr(error, "reason", "")),
+        "message": as_typed(error.message),
+        "advice": as_typed(error.advice),
+        "violations": [{"field": f, "description": d} for f, d in getattr(error, "violations", ())],
+    }
 
 
 class ReportingGroup(TyperGroup):
-    """Turns our exceptions into a message on stderr and an exit code, for every command below it."""
+    """Turns our exceptions into a message on stderr and an exit code, for every command below it; after `--json` into
+    one JSON object on stderr."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.meta[_JSON] = "--json" in args
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except FineTuneFlowError as error:
-            report(error, error_console())
-            raise typer.Exit(exit_code(error)) from error
+            failure: FineTuneFlowError = error
         except OSError as error:
             # A file that can't be read or a folder that can't be written; BrokenPipeError is click's own affair.
             if error.filename is None:
                 raise
-            error_console().print(f"{error.strerror}: {error.filename}", style="red")
-            raise typer.Exit(USAGE) from error
+            failure = CommandFailed(f"{error.strerror}: {error.filename}")
+        except _ClickException as error:
+            if not ctx.meta[_JSON]:
+                raise
+            failure = CommandFailed(error.format_message())
+        if ctx.meta[_JSON]:
+            sys.stderr.write(json.dumps({"error": error_object(failure)}, ensure_ascii=False) + "\n")
+        else:
+            report(failure, error_console())
+        raise typer.Exit(exit_code(failure))
 
 
 def error_console() -> Console:

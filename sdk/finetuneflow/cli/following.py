@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from finetuneflow.cli.advice import ftf
 from finetuneflow.cli.exits import DETACHED, JOB_FAILED, error_console
 from finetuneflow.cli.live import follow
 from finetuneflow.cli.session import Session
@@ -15,8 +16,8 @@ def follow_or_detach(session: Session, job_id: str, *, json: bool, after_sequenc
         job = follow(session.client, job_id, console=session.console, json=json, after_sequence=after_sequence)
     except KeyboardInterrupt:
         console = error_console()
-        console.print(f"\nDetached; the job goes on. Return to it: ftf jobs watch {job_id}")
-        console.print(f"Stop it: ftf jobs cancel {job_id}")
+        console.print(f"\nDetached; the job goes on. Return to it: {ftf(f'jobs watch {job_id}')}")
+        console.print(f"Stop it: {ftf(f'jobs cancel {job_id}')}")
         raise typer.Exit(DETACHED) from None
     if job.state != "SUCCEEDED":
         raise typer.Exit(JOB_FAILED)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated
 
 import typer
 
 from finetuneflow.cli.following import follow_or_detach
 from finetuneflow.cli.outcome import show_explanation, show_job
-from finetuneflow.cli.session import Json, print_json, print_rows, session
+from finetuneflow.cli.session import Json, not_empty, print_json, print_newest, session
 from finetuneflow.errors import InvalidArgument, Violation
 from finetuneflow.resources.job import Job
 
 app = typer.Typer(no_args_is_help=True, help="Jobs: list, follow, stop, look into.")
 
-JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.", show_default=False)]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.", callback=not_empty)]
 
 
 @app.command("list")
@@ -27,16 +28,20 @@ def list_jobs(
 ) -> None:
     """Show the newest jobs."""
     here = session(ctx)
-    jobs = here.client.jobs.list(states=state or [], labels=_labels(label or []), limit=limit)
+
+    def newest(most: int) -> Iterator[Job]:
+        return here.client.jobs.list(states=state or [], labels=_labels(label or []), limit=most)
+
     if json:
-        print_json(*(job.proto for job in jobs))
-        return
-    print_rows(here.console, ["ID", "STATE", "STAGE", "STEP", "MODEL", "CREATED", "NAME"], map(_row, jobs))
+        print_json(*(job.proto for job in newest(limit)))
+    else:
+        headers = ["ID", "STATE", "STAGE", "STEP", "MODEL", "CREATED", "NAME"]
+        print_newest(here.console, headers, newest, _row, limit)
 
 
 @app.command()
 def get(ctx: typer.Context, job_id: JobId, json: Json = False) -> None:
-    """Show one job, with its evaluation and its export."""
+    """Show one job: its attempts, its evaluation and its export."""
     here = session(ctx)
     job = here.client.jobs.get(job_id)
     if json:
@@ -58,28 +63,28 @@ def watch(
 
 @app.command()
 def cancel(ctx: typer.Context, job_id: JobId, json: Json = False) -> None:
-    """End a job."""
+    """End a job; its checkpoints stay."""
     _show_state(ctx, session(ctx).client.jobs.cancel(job_id), json)
 
 
 @app.command()
 def pause(ctx: typer.Context, job_id: JobId, json: Json = False) -> None:
-    """Hold a job after a checkpoint."""
+    """Hold a job after a checkpoint; what it runs on is free for others."""
     _show_state(ctx, session(ctx).client.jobs.pause(job_id), json)
 
 
 @app.command()
 def resume(ctx: typer.Context, job_id: JobId, json: Json = False) -> None:
-    """Go on with a paused job."""
+    """Go on with a paused job, from its newest checkpoint."""
     _show_state(ctx, session(ctx).client.jobs.resume(job_id), json)
 
 
 @app.command()
 def explain(ctx: typer.Context, job_id: JobId, json: Json = False) -> None:
-    """Say why a job is as it is: failures, warnings, and each automatic choice."""
+    """Say why a job is as it is: its attempts and their failures, warnings, and each automatic choice."""
     here = session(ctx)
     job = here.client.jobs.get(job_id)
-    kinds = ["stage_failed", "warning", "restored", "state_changed"]
+    kinds = ["stage_failed", "warning", "restored"]
     events = here.client.jobs.events(job_id, kinds=kinds)
     if json:
         print_json(job.proto, *(event.proto for event in events))

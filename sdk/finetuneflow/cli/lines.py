@@ -13,6 +13,7 @@ from finetuneflow.resources.event import (
     Restored,
     StageCompleted,
     StageFailed,
+    StageReleased,
     StateChanged,
     Warning,
 )
@@ -25,11 +26,21 @@ def log_figures(log: Log) -> str:
     )
 
 
+def restored_line(event: Event, failure: Event | None) -> str:
+    """`failure` is the newest failed attempt before it, of any stage."""
+    step = event.restored.checkpoint_step
+    after = ""
+    if failure is not None and (failure.stage, failure.attempt) == (event.stage, event.attempt - 1):
+        after = f" after {failure.stage_failed.reason}"
+    return f"attempt {event.attempt}{after}: goes on from step {step}"
+
+
 class Lines:
     """`of(event)` is the line of an event, or None for one that says nothing new to a reader of lines."""
 
     def __init__(self) -> None:
         self._last_phase: tuple[str, int, str] | None = None
+        self._failure: Event | None = None
 
     def of(self, event: Event) -> str | None:
         text = self._text(event)
@@ -38,7 +49,7 @@ class Lines:
     def _text(self, event: Event) -> str | None:
         match event.payload:
             case StateChanged() as change:
-                return _state(change)
+                return _state(change, self._failure)
             case Phase() as phase:
                 return self._phase(event, phase)
             case Log() as log:
@@ -50,8 +61,8 @@ class Lines:
                 return f"step {evaluation.step}/{evaluation.total_steps}  {figures}{best}"
             case CheckpointSaved() as checkpoint:
                 return f"checkpoint of step {checkpoint.step}, {size(checkpoint.size_bytes)}"
-            case Restored() as restored:
-                return f"goes on from the checkpoint of step {restored.checkpoint_step}"
+            case Restored():
+                return restored_line(event, self._failure)
             case Warning() as warning:
                 return f"warning: {warning.message}" + (f" ({warning.advice})" if warning.advice else "")
             case Complete() as complete:
@@ -59,7 +70,11 @@ class Lines:
                 return f"trained {complete.total_steps} steps in {duration(complete.train_runtime_seconds)}{early}"
             case StageCompleted():
                 return "done"
+            case StageReleased() as released:
+                why = f": {released.reason.lower().replace('_', ' ')}" if released.reason else ""
+                return f"attempt {event.attempt} let go{why}"
             case StageFailed() as failure:
+                self._failure = event
                 return f"attempt {event.attempt} failed: {failure.reason}: {failure.message}"
             case _:
                 return None
@@ -73,7 +88,10 @@ class Lines:
         return f"{phase.name.replace('_', ' ')} ({phase.index} of {phase.count}){detail}"
 
 
-def _state(change: StateChanged) -> str:
+def _state(change: StateChanged, failure: Event | None) -> str:
     node = f" on {change.node_id}" if change.node_id else ""
-    why = f": {change.message or change.reason}" if change.message or change.reason else ""
+    said = change.message or change.reason
+    # A line above said it.
+    told = failure is not None and failure.stage_failed.message == change.message
+    why = f": {said}" if said and not told else ""
     return f"{change.state.lower()}{node}{why}"

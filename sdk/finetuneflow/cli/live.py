@@ -16,6 +16,8 @@ from finetuneflow.cli.view import STAGES, JobView
 from finetuneflow.client import Client
 from finetuneflow.resources.job import Job, Stage
 
+_DISCONNECTED = "The server does not answer; connecting again ..."
+
 
 def follow(
     client: Client,
@@ -42,16 +44,30 @@ def follow(
         if len(view.losses) > 1:
             console.print(plot({"loss": view.losses, "eval loss": view.eval_losses}, width=min(72, console.width - 14)))
     else:
-        lines = Lines()
-        for event in client.jobs.watch(job_id, after_sequence=after_sequence):
-            line = lines.of(event)
-            if line is not None:
-                console.print(line)
-                console.file.flush()
+        _follow_lines(client, job_id, console, after_sequence)
     job = client.jobs.get(job_id)
     if outcome:
-        show_outcome(client, job, console)
+        show_outcome(client, job, console, told=not console.is_terminal)
     return job
+
+
+def _follow_lines(client: Client, job_id: str, console: Console, after_sequence: int) -> None:
+    lines = Lines()
+
+    def say(line: str) -> None:
+        console.print(line)
+        console.file.flush()
+
+    events = client.jobs.watch(
+        job_id,
+        after_sequence=after_sequence,
+        on_disconnect=lambda _: say(_DISCONNECTED),
+        on_reconnect=lambda: say("Connected again; nothing was missed."),
+    )
+    for event in events:
+        line = lines.of(event)
+        if line is not None:
+            say(line)
 
 
 def _follow_live(client: Client, job_id: str, console: Console, after_sequence: int) -> JobView:
@@ -62,11 +78,17 @@ def _follow_live(client: Client, job_id: str, console: Console, after_sequence: 
         # The events before it, which would have said so, are not replayed.
         view.state, view.stage = job.state, job.stage
 
-    def disconnected(_: Exception) -> None:
-        view.disconnected = True
+    def connected(yes: bool) -> None:
+        view.disconnected = not yes
 
+    events = client.jobs.watch(
+        job_id,
+        after_sequence=after_sequence,
+        on_disconnect=lambda _: connected(False),
+        on_reconnect=lambda: connected(True),
+    )
     with Live(_Display(view), console=console, refresh_per_second=4, transient=True):
-        for event in client.jobs.watch(job_id, after_sequence=after_sequence, on_disconnect=disconnected):
+        for event in events:
             view.feed(event)
     console.print(stages_line(view))
     return view
@@ -89,7 +111,7 @@ def render(view: JobView) -> RenderableType:
         parts.append(_figures(view))
     parts += [Text(f"! {note}", style="yellow", overflow="ellipsis", no_wrap=True) for note in view.notes[-3:]]
     if view.disconnected:
-        parts.append(Text("The server does not answer; connecting again ...", style="yellow"))
+        parts.append(Text(_DISCONNECTED, style="yellow"))
     return Group(*parts)
 
 

@@ -7,12 +7,12 @@ from typing import Annotated
 import typer
 
 from finetuneflow.cli.plot import plot
-from finetuneflow.cli.session import Json, print_json, print_rows, session
+from finetuneflow.cli.session import Json, not_empty, print_json, print_rows, session
 
 
 def metrics(
     ctx: typer.Context,
-    job_id: Annotated[str, typer.Argument(metavar="JOB", help="The job's id.", show_default=False)],
+    job_id: Annotated[str, typer.Argument(metavar="JOB", help="The job's id.", callback=not_empty)],
     name: Annotated[list[str] | None, typer.Option(help="Only this curve; as often as needed.")] = None,
     points: Annotated[int, typer.Option(min=2, help="At most so many points a curve.")] = 100,
     json: Json = False,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 import typer
@@ -22,14 +22,23 @@ def probe(
     if json:
         print_json(*(hardware.proto for hardware in fleet))
         return
-    for hardware in fleet:
-        print_rows(here.console, ["NODE", hardware.node_id or "this machine"], _facts(hardware))
+    for nodes in _machines(fleet):
+        print_rows(
+            here.console, ["NODES", ", ".join(node.node_id for node in nodes) or "this machine"], _facts(nodes[0])
+        )
+
+
+def _machines(fleet: Sequence[Hardware]) -> list[list[Hardware]]:
+    """Several nodes are processes on one machine. The one that tells most of it stands first."""
+    machines: dict[tuple[object, ...], list[Hardware]] = {}
+    for node in fleet:
+        # By default a node's id is its service, its host and four digits.
+        host = node.node_id.partition("-")[2].rpartition("-")[0] or node.node_id
+        machines.setdefault((host, node.cpu_model, node.memory_total_bytes), []).append(node)
+    return [sorted(nodes, key=lambda node: -len(node.packages)) for nodes in machines.values()]
 
 
 def _facts(hardware: Hardware) -> Iterator[list[str]]:
-    if not hardware.cpu_cores:
-        yield ["Machine", "not reported by this node; the probe beside it reports it"]
-        return
     features = f" ({', '.join(hardware.cpu_features)})" if hardware.cpu_features else ""
     yield ["CPU", f"{hardware.cpu_model}, {hardware.cpu_cores} cores{features}"]
     yield ["Memory", f"{size(hardware.memory_available_bytes)} free of {size(hardware.memory_total_bytes)}"]

@@ -11,7 +11,7 @@ from importlib.metadata import entry_points
 
 import typer
 
-from finetuneflow.cli.exits import USAGE, error_console
+from finetuneflow.cli.exits import CommandFailed
 
 GROUP = "finetuneflow.commands"
 _INSTALL = 'pip install "finetuneflow-server[standalone]"'
@@ -49,11 +49,9 @@ def _names(app: typer.Typer) -> set[str]:
 
 def _missing(name: str, problems: list[str]) -> Callable[[], None]:
     def missing() -> None:
-        console = error_console()
-        console.print(f"`ftf {name}` is part of the server, which is not installed here.")
-        console.print(f"Install it: {_INSTALL}")
-        for problem in problems:
-            console.print(problem)
-        raise typer.Exit(USAGE)
+        raise CommandFailed(
+            f"`ftf {name}` is part of the server, which is not installed here.",
+            advice="\n".join([f"Install it: {_INSTALL}", *problems]),
+        )
 
     return missing

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated
+from itertools import islice
+from typing import Annotated, TypeVar
 
 import typer
 from google.protobuf.json_format import MessageToDict
@@ -15,7 +16,10 @@ from google.protobuf.message import Message
 from rich.console import Console
 from rich.table import Table
 
+from finetuneflow.cli.exits import error_console
 from finetuneflow.client import Client
+
+T = TypeVar("T")
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line, for programs.")]
 
@@ -72,6 +76,32 @@ def print_rows(console: Console, headers: Sequence[str], rows: Iterable[Sequence
     for row in rows:
         table.add_row(*row)
     console.print(table, soft_wrap=False)
+
+
+def print_newest(
+    console: Console,
+    headers: Sequence[str],
+    list_items: Callable[[int], Iterable[T]],
+    row: Callable[[T], Sequence[str]],
+    limit: int,
+) -> None:
+    """The newest `limit` rows, and on stderr a word that there are more. `list_items` takes a limit."""
+    items = list(islice(list_items(limit + 1), limit + 1))
+    print_rows(console, headers, map(row, items[:limit]))
+    if len(items) > limit:
+        error_console().print(f"The newest {limit}; there are more: --limit shows them.", style="dim")
+
+
+def count(number: int, noun: str) -> str:
+    """1 row, 2 rows."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def not_empty(value: str) -> str:
+    """For arguments: an empty shell variable is nothing to look for."""
+    if not value.strip():
+        raise typer.BadParameter("is empty.")
+    return value
 
 
 def size(num_bytes: int) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from finetuneflow.cli.advice import ftf
 from finetuneflow.cli.config import apply_setting, read_config, toml_text
 from finetuneflow.cli.following import follow_or_detach
 from finetuneflow.cli.session import Json, print_json, session, size
@@ -53,7 +54,7 @@ def train(
         if json:
             print_json(job.proto)
         else:
-            here.console.print(f"Job {job.id}\nFollow it: ftf jobs watch {job.id}")
+            here.console.print(f"Job {job.id}\nFollow it: {ftf(f'jobs watch {job.id}')}")
     else:
         if not json:
             here.console.print(f"Job {job.id}")

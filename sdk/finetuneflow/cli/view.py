@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from finetuneflow.cli.lines import restored_line
 from finetuneflow.resources.event import Eval, Event, Log, Phase, StateChanged
 from finetuneflow.resources.job import JobState, Stage
 
@@ -29,12 +30,12 @@ class JobView:
     notes: list[str] = field(default_factory=list)
     losses: list[tuple[float, float]] = field(default_factory=list)
     eval_losses: list[tuple[float, float]] = field(default_factory=list)
+    failure: Event | None = None
     disconnected: bool = False
     clock: Callable[[], float] = time.monotonic
     _log_seen_at: float = 0.0
 
     def feed(self, event: Event) -> None:
-        self.disconnected = False
         match event.payload:
             case StateChanged() as change:
                 self._change(change)
@@ -62,12 +63,13 @@ class JobView:
         if event.kind == "stage_completed":
             self.done.add(event.stage)
         elif event.kind == "stage_failed":
+            self.failure = event
             failure = event.stage_failed
             self.notes.append(f"attempt {event.attempt} failed: {failure.reason}: {failure.message}")
         elif event.kind == "warning":
             self.notes.append(event.warning.message)
         elif event.kind == "restored":
-            self.notes.append(f"went on from the checkpoint of step {event.restored.checkpoint_step}")
+            self.notes.append(restored_line(event, self.failure))
 
     @property
     def stage_index(self) -> int:

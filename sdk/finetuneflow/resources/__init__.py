@@ -8,6 +8,7 @@ from finetuneflow.resources.event import Event, Severity
 from finetuneflow.resources.export import Export, ExportFormat
 from finetuneflow.resources.hardware import Gpu, Hardware
 from finetuneflow.resources.job import (
+    AttemptSummary,
     Checkpoint,
     Fault,
     Job,
@@ -32,6 +33,7 @@ from finetuneflow.resources.stage_result import (
 
 __all__ = [
     "Artifact",
+    "AttemptSummary",
     "BaseModelIdentity",
     "Checkpoint",
     "DataStatistics",

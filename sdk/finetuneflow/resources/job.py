@@ -70,11 +70,36 @@ class Progress(Resource):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AttemptSummary(Resource):
+    """One try at one stage. `counted` ones count against max_attempts; `reason` is machine-readable."""
+
+    stage: Stage
+    attempt: int
+    state: str
+    node_id: str
+    outcome: str
+    reason: str
+    message: str
+    counted: bool
+    create_time: datetime | None
+    claim_time: datetime | None
+    end_time: datetime | None
+
+    @property
+    def seconds(self) -> float | None:
+        """How long a worker had it; None before its end, or when no worker ever had it."""
+        if self.claim_time is None or self.end_time is None:
+            return None
+        return (self.end_time - self.claim_time).total_seconds()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Job(Resource):
     """One fine-tuning job, as it stood when it was read.
 
     `spec` is what was asked for and `resolved_spec` what the job runs with, both in the form that `jobs.create`
-    takes. `tuned_model`, `evaluation_id` and `export_id` are empty until they exist.
+    takes. `tuned_model`, `evaluation_id` and `export_id` are empty until they exist. `attempts` is the history,
+    oldest first; `jobs.get` fills it, the other methods leave it empty.
     """
 
     id: str
@@ -99,6 +124,7 @@ class Job(Resource):
     spec: dict[str, Any]
     resolved_spec: dict[str, Any]
     resolutions: tuple[Resolution, ...]
+    attempts: tuple[AttemptSummary, ...]
 
     @property
     def ended(self) -> bool:

@@ -84,9 +84,9 @@ class DatasetServiceServicer(object):
         on with each other's.
         Fails with OUT_OF_RANGE when `offset` is not what GetUpload answers (ErrorInfo metadata `received_bytes`); with
         ABORTED while another stream writes the same upload; with UNAVAILABLE when nothing of an upload that can be gone on
-        with came for 30 seconds; with INVALID_ARGUMENT when the file is empty, of an unknown ending, longer or shorter than
-        size_bytes or of another SHA-256; and with RESOURCE_EXHAUSTED above the operator's size limit (default 64 GiB) and
-        where the store is full.
+        with came for 30 seconds; with INVALID_ARGUMENT when the file is empty, of an unknown ending, longer or shorter
+        than size_bytes or of another SHA-256; and with RESOURCE_EXHAUSTED above the operator's size limit (default 64 GiB)
+        and where the store is full.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

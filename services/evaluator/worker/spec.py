@@ -2,26 +2,13 @@
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from engine.config.job import JobConfig
+from services.specs import ChildSpec, ModelFiles
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class ModelFiles(_Strict):
-    """The base model on this machine."""
-
-    path: Path
-    id: str
-    """The public id."""
-    revision: str
-    weights_sha256: str
-
-
-class EvaluationSpec(_Strict):
+class EvaluationSpec(ChildSpec):
     """One evaluation. Paths are absolute."""
 
     config: JobConfig
@@ -31,6 +18,5 @@ class EvaluationSpec(_Strict):
     """The checkpoint to judge: an adapter, or the whole weights where config.method is full."""
     data_dir: Path
     """eval/ and eval_rows.jsonl, where rows are held out, and prepared.json, as `engine.data.prepare` writes them."""
-    out_dir: Path
     threads: int = Field(ge=1)
     """Of torch."""

@@ -5,12 +5,13 @@ from typing import Annotated, Any
 
 from google.protobuf import json_format
 from google.protobuf.message import Message
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler
+from pydantic import Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 from engine.config.job import JobConfig
 from finetuneflow.v1.stage_result_pb2 import EvaluationResult, PreflightResult, TrainingResult
 from finetuneflow.v1.work_pb2 import MetricSeries
+from services.specs import ChildSpec, ModelFiles, Strict
 
 
 class ProtoJson:
@@ -36,21 +37,6 @@ class ProtoJson:
         )
 
 
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class ModelFiles(Strict):
-    """The base model on this machine."""
-
-    path: Path
-    id: str
-    """The public id, which the adapter names as its base; never a path."""
-    revision: str
-    weights_sha256: str
-    license: str = ""
-
-
 class DatasetFile(Strict):
     """A file the model was trained on."""
 
@@ -65,10 +51,10 @@ class JobFacts(Strict):
     id: str
     create_time: str
     """RFC 3339."""
-    datasets: list[DatasetFile] = []
+    datasets: list[DatasetFile] = Field(default=[])
 
 
-class ExportSpec(Strict):
+class ExportSpec(ChildSpec):
     """One export. Paths are absolute."""
 
     config: JobConfig
@@ -76,10 +62,9 @@ class ExportSpec(Strict):
     model: ModelFiles
     adapter_dir: Path
     """The checkpoint that is packed: the job's best step."""
-    out_dir: Path
     job: JobFacts
     preflight: Annotated[PreflightResult, ProtoJson(PreflightResult)]
     training: Annotated[TrainingResult, ProtoJson(TrainingResult)]
     evaluation: Annotated[EvaluationResult, ProtoJson(EvaluationResult)]
-    metrics: list[Annotated[MetricSeries, ProtoJson(MetricSeries)]] = []
+    metrics: list[Annotated[MetricSeries, ProtoJson(MetricSeries)]] = Field(default=[])
     """Whole curves; `loss` and `eval_loss` are drawn."""

@@ -15,9 +15,10 @@ from engine.estimate.architecture import Architecture
 from finetuneflow.v1.event_pb2 import ArtifactSaved, ConfigResolved, Phase, StageCompleted, Warning
 from finetuneflow.v1.hardware_pb2 import Hardware
 from finetuneflow.v1.stage_result_pb2 import BaseModelIdentity, DataStatistics, PreflightResult
-from services.probe.hardware import read_hardware
+from services.hardware import read_hardware
 from services.probe.worker.resolve import Resolved, resolve, resolve_length, total_steps
-from services.probe.worker.spec import ModelFiles, PreflightSpec
+from services.probe.worker.spec import PreflightSpec
+from services.specs import ModelFiles
 
 _PHASES = ("checking_hardware", "resolving_model", "reading_rows", "tokenising", "resolving_configuration")
 _FEW_ROWS = 50
@@ -101,25 +102,29 @@ def _hardware(spec: PreflightSpec) -> Hardware:
     return json_format.ParseDict(spec.hardware, Hardware())
 
 
+def _rows(number: int) -> str:
+    return f"{number:,} row" if number == 1 else f"{number:,} rows"
+
+
 def _doubt(resolved: Resolved, prepared: Prepared, steps: int) -> None:
     """Warns of what is suspicious about the data, though not refused."""
     train, held_out = prepared.train, prepared.eval
     hyper = resolved.config.hyperparameters
     if duplicates := train.num_duplicates + held_out.num_duplicates:
-        message = f"{duplicates:,} rows were dropped because an earlier row is the same."
+        message = f"{_rows(duplicates)} dropped because an earlier row is the same."
         resolved.warn("DUPLICATES_DROPPED", message, "Drop them from the file if that was not meant.")
     if truncated := train.num_truncated + held_out.num_truncated:
         share = truncated / (train.num_examples + held_out.num_examples + train.num_dropped + held_out.num_dropped)
-        message = f"{truncated:,} rows ({share:.0%}) are longer than max_length = {hyper.max_length:,} and were cut."
+        message = f"{_rows(truncated)} ({share:.0%}) cut at max_length = {hyper.max_length:,}."
         resolved.warn("ROWS_TRUNCATED", message, "A cut answer has no end: raise max_length, or shorten the rows.")
     if dropped := train.num_dropped + held_out.num_dropped:
-        message = f"{dropped:,} rows were dropped: cut at max_length = {hyper.max_length:,} they have no answer left."
+        message = f"{_rows(dropped)} dropped: cut at max_length = {hyper.max_length:,}, no answer is left."
         resolved.warn("ROWS_DROPPED", message, "Raise max_length, or shorten what stands before the answers.")
     if prepared.num_leaked:
-        message = f"{prepared.num_leaked:,} rows of evaluation_data are also trained on: the evaluation will flatter."
+        message = f"{_rows(prepared.num_leaked)} of evaluation_data also trained on: the evaluation will flatter."
         resolved.warn("EVALUATION_LEAKED", message, "Take them out of one of the two.")
     if train.num_examples < _FEW_ROWS:
-        message = f"Only {train.num_examples} rows are trained on; so few teach a form at most, and overfit soon."
+        message = f"Only {_rows(train.num_examples)} to train on; so few teach a form at most, and overfit soon."
         resolved.warn("FEW_ROWS", message, "Some hundred rows are a usual minimum.")
     if prepared.used_plain_template and prepared.has_chat:
         message = "The base model has no chat template; a plain one with headings and its end-of-text token is used."

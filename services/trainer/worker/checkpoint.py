@@ -1,8 +1,25 @@
 """From the Trainer's checkpoint-<n> to ours: complete, without pickles of no use, and never touched again."""
 
 from pathlib import Path
+from typing import Final
 
-from services.trainer.worker.progress import Progress
+from chassis.failpoints import failpoint
+from services.trainer.worker.progress import CHECKPOINT_FILE, Progress
+
+_STATE: Final = (CHECKPOINT_FILE, "trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth")
+
+
+class IncompleteCheckpoint(Exception):
+    """A folder to resume from that lacks a part of what was trained."""
+
+
+def progress_at(folder: Path) -> Progress:
+    """The totals at a checkpoint that is to be resumed from. IncompleteCheckpoint: the Trainer would start whatever
+    is missing (optimizer, schedule, random state) afresh, and say nothing."""
+    missing = [name for name in _STATE if not (folder / name).is_file()]
+    if missing:
+        raise IncompleteCheckpoint(f"{folder.name} has no {', '.join(missing)}")
+    return Progress.read(folder)
 
 
 def publish(trainer_dir: Path, out_dir: Path, progress: Progress) -> str:
@@ -18,5 +35,7 @@ def publish(trainer_dir: Path, out_dir: Path, progress: Progress) -> str:
     relative = f"checkpoints/step-{progress.step}"
     target = out_dir / relative
     target.parent.mkdir(parents=True, exist_ok=True)
+    failpoint("checkpoint.written")
     folder.rename(target)
+    failpoint("checkpoint.renamed")
     return relative

@@ -10,9 +10,10 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from chassis.failpoints import failpoint
 from chassis.pipe import Cancelled, EventSink
 from engine.config.job import Hyperparameters
-from finetuneflow.v1.event_pb2 import CheckpointSaved, Eval, Log, Phase, Warning
+from finetuneflow.v1.event_pb2 import CheckpointSaved, Eval, Log, Phase, Restored, Warning
 from services.trainer.worker.checkpoint import publish
 from services.trainer.worker.progress import Progress, Totals, per_second
 
@@ -38,8 +39,10 @@ class Reporter(TrainerCallback):
         progress: Progress,
         trainer_dir: Path,
         out_dir: Path,
+        restored: Restored | None = None,
     ) -> None:
         self.progress = progress
+        self._restored = restored
         self.attempt = Totals()
         self.paused = False
         self._sink = sink
@@ -73,6 +76,9 @@ class Reporter(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
         self._mark = self._began = time.monotonic()
+        # By now weights, optimizer and schedule are those of the checkpoint.
+        if self._restored:
+            self._sink.emit(self._restored)
         return control
 
     def on_step_begin(
@@ -98,6 +104,7 @@ class Reporter(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
         self._count_step(state)
+        failpoint(f"training.step-{state.global_step}")
         self._alive()
         if state.global_step >= state.max_steps:
             control.should_log = True
@@ -167,6 +174,7 @@ class Reporter(TrainerCallback):
                 extras=_extras(metrics, _OWN_EVAL_FIELDS, "eval_"),
             )
         )
+        failpoint(f"training.evaluated-{state.global_step}")
         if 0 < patience <= waited and state.global_step < state.max_steps:
             self.progress.early_stopped = control.should_training_stop = True
         return control
@@ -184,6 +192,7 @@ class Reporter(TrainerCallback):
         if progress.eval_loss is not None and progress.eval_step == progress.step:
             event.eval_loss = progress.eval_loss
         self._sink.emit(event)
+        failpoint(f"checkpoint.emitted-{progress.step}")
         return control
 
     def _count_step(self, state: TrainerState) -> None:

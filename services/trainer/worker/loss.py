@@ -9,6 +9,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from engine.data.spans import IGNORED
 from services.trainer.worker.events import Reporter
+from services.trainer.worker.order import GroupedByLength, lengths
 
 
 class Trainer(SFTTrainer):
@@ -19,6 +20,13 @@ class Trainer(SFTTrainer):
         self._nll: list[float] = []
         self._num_predicted: list[int] = []
         super().__init__(**arguments)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """Rows in an order that a resumed epoch finds again. The library's shuffle has one; its grouping does not."""
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        rows_per_step = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        return GroupedByLength(lengths(self.train_dataset), rows_per_step, self.args.seed)
 
     def compute_loss(
         self,

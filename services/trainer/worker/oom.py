@@ -1,43 +1,18 @@
-"""Running out of memory while training, with advice in the numbers of the job at hand."""
+"""What a training that ran out of memory can do without, in the numbers of the job at hand."""
 
 from engine.config.job import JobConfig
-from finetuneflow.v1.event_pb2 import StageFailed
-from finetuneflow.v1.fine_tuning_job_pb2 import FAULT_SYSTEM_ERROR
+from engine.config.micro_batch import halved
 
 
-def classify(error: BaseException) -> str:
-    """CUDA_OUT_OF_MEMORY, HOST_OUT_OF_MEMORY, or nothing for every other error."""
-    text = str(error).lower()
-    if "out of memory" in text and type(error).__name__ in ("OutOfMemoryError", "AcceleratorError", "RuntimeError"):
-        return "CUDA_OUT_OF_MEMORY"
-    if isinstance(error, MemoryError) or "can't allocate memory" in text:
-        return "HOST_OUT_OF_MEMORY"
-    return ""
-
-
-def failure(error: BaseException, config: JobConfig) -> StageFailed | None:
-    """The event that ends the attempt; None when it is not about memory."""
-    reason = classify(error)
-    if not reason:
-        return None
-    return StageFailed(
-        fault=FAULT_SYSTEM_ERROR,
-        reason=reason,
-        message=str(error).split("\n")[0][:1000] or "Memory ran out.",
-        advice=_advice(config),
-    )
-
-
-def _advice(config: JobConfig) -> str:
+def advice(config: JobConfig) -> str:
+    """Ways to need less memory, the cheapest first. The first of them, smaller micro-batches, is what a gateway does
+    by itself for as long as there is something to halve."""
     hyper = config.hyperparameters
-    batch, accumulation = hyper.per_device_train_batch_size, hyper.gradient_accumulation_steps
     ways: list[str] = []
-    if batch > 1:
-        half = batch // 2
-        rows = batch * accumulation
+    if smaller := halved(hyper.per_device_train_batch_size, hyper.gradient_accumulation_steps):
         ways.append(
-            f"hyperparameters.per_device_train_batch_size = {half} with gradient_accumulation_steps = "
-            f"{-(-rows // half)} (the same number of rows a step)"
+            f"hyperparameters.per_device_train_batch_size = {smaller[0]} with gradient_accumulation_steps = "
+            f"{smaller[1]} (the same number of rows a step)"
         )
     if not hyper.gradient_checkpointing:
         ways.append("gradient_checkpointing = true")
@@ -46,4 +21,5 @@ def _advice(config: JobConfig) -> str:
         ways.append("method = lora")
     elif config.method == "lora":
         ways.append("method = qlora")
-    return "Try, in this order: " + "; ".join(ways) + "."
+    ways.append("a smaller base_model, or a machine with more memory")
+    return "To need less memory, in this order: " + "; ".join(ways) + "."

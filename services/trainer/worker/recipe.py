@@ -14,11 +14,13 @@ from trl.trainer.sft_config import SFTConfig
 from chassis.pipe import EventSink, Paused
 from engine.config.translate import sft_arguments
 from engine.model import load
-from finetuneflow.v1.event_pb2 import Complete, Restored
+from finetuneflow.v1.event_pb2 import Complete, Restored, Warning
 from finetuneflow.v1.stage_result_pb2 import TrainingResult
+from services.trainer.worker.checkpoint import progress_at
 from services.trainer.worker.events import Reporter, phase
 from services.trainer.worker.loss import Trainer
 from services.trainer.worker.methods import keep_trained_weights_float32, trainable_model
+from services.trainer.worker.order import lengths
 from services.trainer.worker.progress import Progress, Totals, per_second
 from services.trainer.worker.spec import TrainingSpec
 
@@ -29,6 +31,7 @@ def train(spec: TrainingSpec, sink: EventSink) -> TrainingResult:
     torch.set_num_threads(spec.threads)
     on = "cpu" if config.resources.gpus == 0 else load.device()
 
+    progress, restored = _restored(spec, sink)
     sink.emit(phase("loading_model", spec.model.id))
     set_seed(config.seed)
     with sink.ticking():
@@ -36,7 +39,6 @@ def train(spec: TrainingSpec, sink: EventSink) -> TrainingResult:
         tokenizer = AutoTokenizer.from_pretrained(spec.model.path, local_files_only=True)
 
     sink.emit(phase("preparing"))
-    progress = Progress.read(spec.resume_from) if spec.resume_from else Progress()
     trainer_dir = spec.out_dir / "trainer"
     reporter = Reporter(
         sink,
@@ -44,6 +46,7 @@ def train(spec: TrainingSpec, sink: EventSink) -> TrainingResult:
         progress=progress,
         trainer_dir=trainer_dir,
         out_dir=spec.out_dir,
+        restored=restored,
     )
     with sink.ticking():
         train_rows, eval_rows = _rows(spec)
@@ -68,11 +71,15 @@ def train(spec: TrainingSpec, sink: EventSink) -> TrainingResult:
     # It would repeat every event on stdout, which is for readable progress when the worker runs alone.
     trainer.remove_callback(PrinterCallback)
 
-    if not (progress.early_stopped or progress.step >= spec.total_steps):
-        if spec.resume_from:
-            sink.emit(Restored(checkpoint_step=progress.step, first_step=progress.step + 1))
+    if progress.early_stopped or progress.step >= spec.total_steps:
+        if restored:
+            sink.emit(restored)
+    else:
+        if sink.requested() == "pause":
+            # Nothing was trained yet that is not in a checkpoint.
+            raise Paused
         sink.emit(phase("training", f"{spec.total_steps - progress.step} steps on {on}"))
-        trainer.train(resume_from_checkpoint=str(spec.resume_from) if spec.resume_from else None)
+        trainer.train(resume_from_checkpoint=str(spec.resume.path) if spec.resume else None)
         if reporter.paused:
             raise Paused
     sink.emit(_complete(progress, reporter.attempt))
@@ -89,8 +96,27 @@ def _rows(spec: TrainingSpec) -> tuple[Dataset, Dataset | None]:
         return train_rows, None
     eval_rows = load_from_disk(str(spec.data_dir / "eval"))
     # Every token weighs the same in the evaluation loss, so the order is free: rows of one length need no padding.
-    lengths = [-len(ids) for ids in eval_rows["input_ids"]]
-    return train_rows, eval_rows.select(sorted(range(len(lengths)), key=lengths.__getitem__))
+    counted = lengths(eval_rows)
+    return train_rows, eval_rows.select(sorted(range(len(counted)), key=lambda i: -counted[i]))
+
+
+def _restored(spec: TrainingSpec, sink: EventSink) -> tuple[Progress, Restored | None]:
+    """Where the training goes on from. Says which newer checkpoints had to be passed over."""
+    progress = progress_at(spec.resume.path) if spec.resume else Progress()
+    where = f"from step {progress.step}" if spec.resume else "from the beginning"
+    for checkpoint in spec.unusable_checkpoints:
+        sink.emit(
+            Warning(
+                reason="CHECKPOINT_UNUSABLE",
+                message=f"The checkpoint of step {checkpoint.step} cannot be used, training goes on {where}: "
+                f"{checkpoint.problem}",
+                advice="Nothing is lost but time; have the operator look at the artifact store.",
+            )
+        )
+    if not spec.resume:
+        return progress, None
+    manifest = spec.resume.manifest_sha256
+    return progress, Restored(checkpoint_step=progress.step, manifest_sha256=manifest, first_step=progress.step + 1)
 
 
 def _complete(progress: Progress, attempt: Totals) -> Complete:

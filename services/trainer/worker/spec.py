@@ -2,37 +2,31 @@
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from engine.config.job import JobConfig
+from services.specs import ChildSpec, ModelFiles, Strict, WholeCheckpoint
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class UnusableCheckpoint(Strict):
+    """An accepted checkpoint, newer than the one that is resumed from, that is not what was written any more."""
+
+    step: int
+    problem: str
 
 
-class ModelFiles(_Strict):
-    """The base model on this machine."""
-
-    path: Path
-    id: str
-    """The public id, which the adapter names as its base; never a path."""
-    revision: str
-    weights_sha256: str
-
-
-class TrainingSpec(_Strict):
-    """One attempt at a training. Paths are absolute."""
+class TrainingSpec(ChildSpec):
+    """One attempt at a training. Checkpoints are written to checkpoints/step-<n>/ below out_dir."""
 
     config: JobConfig
     """The resolved configuration: nothing in it is automatic any more."""
     model: ModelFiles
     data_dir: Path
     """train/ and, where rows are held out, eval/, as `engine.data.prepare` writes them."""
-    out_dir: Path
-    """Checkpoints are written to checkpoints/step-<n>/ below it."""
-    resume_from: Path | None = None
-    """A verified checkpoint folder of an earlier attempt."""
+    resume: WholeCheckpoint | None = None
+    """Where an earlier attempt got to; None: from the beginning."""
+    unusable_checkpoints: list[UnusableCheckpoint] = Field(default=[])
+    """Newest first."""
     total_steps: int = Field(ge=1)
     """Optimizer steps of the whole job, as preflight counted them. The schedule is laid over them."""
     prior_runtime_seconds: float = 0.0

@@ -1,0 +1,45 @@
+"""Commands to type next, as this caller can type them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import sys
+from contextvars import ContextVar
+from pathlib import Path
+
+ADDRESS: ContextVar[str | None] = ContextVar("address", default=None)
+"""What `--address` says in this run of `ftf`."""
+
+_MENTIONED = re.compile(r"`ftf (?=[^`])")
+
+
+def ftf(arguments: str = "") -> str:
+    """`ftf` as it was typed: it may lie in an environment that nobody has activated, and speak to another server."""
+    return " ".join(filter(None, (_program(), _address(), arguments)))
+
+
+def as_typed(text: str) -> str:
+    """A text of the library or the server with the commands in it as `ftf` would give them."""
+    return _MENTIONED.sub(lambda _: f"`{ftf()} ", text)
+
+
+def _program() -> str:
+    script = Path(sys.argv[0])
+    if script.parts[-3:] == ("finetuneflow", "cli", "__main__.py"):
+        return f"{_typed(Path(sys.executable))} -m finetuneflow.cli"
+    if script.stem != "ftf" or not script.exists():
+        return "ftf"
+    found = shutil.which(script.name)
+    return "ftf" if found and Path(found).samefile(script) else _typed(script)
+
+
+def _typed(path: Path) -> str:
+    return shlex.quote(min(os.path.relpath(path), str(path.absolute()), key=len))
+
+
+def _address() -> str:
+    address = ADDRESS.get()
+    return "" if not address or address == os.environ.get("FTF_ADDRESS") else f"--address {shlex.quote(address)}"

@@ -1,0 +1,47 @@
+"""Faults of every kind at random times, and what a user has in the end is what an unfaulted run gives."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.real import Real
+from tests.chaos.run import run_schedule
+from tests.chaos.schedule import draw_schedule
+from tests.postgres import binaries
+
+
+def test_a_seed_stands_for_its_schedule() -> None:
+    """A failure found at night is looked into by its seed."""
+    assert draw_schedule(7) == draw_schedule(7)
+    assert str(draw_schedule(7)) == str(draw_schedule(7))
+    assert draw_schedule(7).steps != draw_schedule(8).steps
+
+
+@pytest.mark.parametrize("seed", [102, 105])
+def test_nothing_is_lost_on_sqlite(seed: int, tmp_path: Path) -> None:
+    result = run_schedule(draw_schedule(seed, jobs=2, faults=6), tmp_path / "home")
+    assert not result.findings.violations, result.report()
+
+
+@pytest.mark.skipif(binaries() is None, reason="PostgreSQL's server is not installed")
+def test_nothing_is_lost_with_two_gateways_on_postgresql(tmp_path: Path) -> None:
+    result = run_schedule(draw_schedule(21, postgres=True, jobs=2, faults=6), tmp_path / "home")
+    assert not result.findings.violations, result.report()
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Real:
+    return Real.prepare(tmp_path_factory.mktemp("real"))
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("kind", ["kill_child", "kill_trainer", "pause_and_resume", ""])
+def test_a_real_training_ends_with_the_same_adapter(real: Real, kind: str, tmp_path: Path) -> None:
+    """Killed, paused or otherwise troubled at random steps: the adapter is the one of a run that was left alone."""
+    schedule = draw_schedule(31, real=True, jobs=1, faults=5, only=kind)
+    result = run_schedule(schedule, tmp_path / "home", model=real.model, rows=real.rows, reference=real.reference)
+    assert not result.findings.violations, result.report()
+    if "cancel" not in json.dumps([step.fault for step in schedule.steps]):
+        assert result.findings.counts["results identical to an unfaulted run"] == 1

@@ -1,0 +1,102 @@
+"""Two real gateway processes over one home, which a test may kill at any moment."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from chassis.artifacts import ArtifactStore
+from standalone.ports import free_port
+from tests.nats import NatsServer
+
+
+class Gateway:
+    """One process, always on the same port."""
+
+    def __init__(self, home: Path, nats: NatsServer) -> None:
+        self.home = home
+        self.address = f"127.0.0.1:{free_port()}"
+        self.armed = home / "failpoints"
+        self.armed.mkdir(parents=True, exist_ok=True)
+        self._environment = {
+            **os.environ,
+            "FTF_HOME": str(home),
+            "FTF_NATS_URL": nats.url,
+            "FTF_NATS_USER": nats.user,
+            "FTF_NATS_PASSWORD": nats.password,
+            "FTF_GATEWAY_LISTEN": self.address,
+            "FTF_FAILPOINTS": str(self.armed),
+        }
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with (self.home / "gateway.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "gateway"], env=self._environment, stdout=log, stderr=log
+            )
+        with grpc.insecure_channel(self.address) as channel:
+            grpc.channel_ready_future(channel).result(60)
+
+    def kill(self) -> None:
+        """As a power cut would."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.send_signal(signal.SIGTERM)
+            self._process.wait(30)
+
+    def restart_when_dead(self) -> threading.Thread:
+        """Starts it again, in a thread, when somebody has killed it."""
+
+        def revive() -> None:
+            assert self._process is not None
+            self._process.wait(60)
+            self.start()
+
+        thread = threading.Thread(target=revive)
+        thread.start()
+        return thread
+
+
+class Gateways:
+    """`first` and `second`, with what lies behind both."""
+
+    def __init__(self, home: Path, nats: NatsServer) -> None:
+        self.home = home
+        self.first = Gateway(home, nats)
+        self.second = Gateway(home, nats)
+        self.store = ArtifactStore((home / "artifacts").as_uri())
+        self.database_url = f"sqlite:///{home / 'gateway.sqlite'}"
+
+    def partial(self) -> list[Path]:
+        """What is incomplete in the store."""
+        folder = self.home / "artifacts" / ".partial"
+        return list(folder.iterdir()) if folder.is_dir() else []
+
+    def datasets(self) -> list[Path]:
+        """The files of datasets in the store."""
+        return [path for path in (self.home / "artifacts").glob("*/datasets/*/*") if path.is_file()]
+
+
+@pytest.fixture(scope="module")
+def gateways(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateways]:
+    folder = tmp_path_factory.mktemp("nats")
+    nats = NatsServer(folder)
+    nats.start()
+    gateways = Gateways(tmp_path_factory.mktemp("home"), nats)
+    both = (gateways.first, gateways.second)
+    for gateway in both:
+        gateway.start()
+    yield gateways
+    for gateway in both:
+        gateway.stop()
+    nats.stop()
