@@ -88,7 +88,8 @@ def measure(configuration: Configuration, folder: Path, threads: int = 1) -> dic
     from engine.config.job import job_config
     from services.trainer.worker import recipe
     from services.trainer.worker.loss import Trainer
-    from services.trainer.worker.spec import ModelFiles, TrainingSpec
+    from services.specs import ModelFiles
+    from services.trainer.worker.spec import TrainingSpec
     from tests.tiny import make_tiny_tokenizer
 
     steps = 2

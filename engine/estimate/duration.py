@@ -10,14 +10,14 @@ from engine.estimate.kept import Method
 from engine.estimate.machine import Machine
 from engine.estimate.memory import Estimator, Setup
 
-# Share of the peak that trainings reach. On GPUs 0.15 to 0.5 is what published runs and model cards report for dense
-# models with adapters and small batches, quantised weights being expanded in every pass. For CPUs 0.15 to 0.45 spans
-# our own: SmolLM2-135M on 2 cores with AVX-512 reached 0.3 (docs/estimates.md).
+# Share of the peak that trainings reach: lowest, likely, highest. On GPUs 0.15 to 0.5 is the span that published runs
+# of dense models report, less where every pass expands quantised weights. On CPUs SmolLM2-135M with adapters trained
+# 170 to 360 tokens/s on 2 cores with AVX-512, which is 0.3 to 0.6; a shared machine gives less.
 _UTILISATION: Final[Mapping[tuple[bool, bool], tuple[float, float, float]]] = {
     (True, False): (0.15, 0.33, 0.50),
     (True, True): (0.08, 0.20, 0.38),
-    (False, False): (0.12, 0.28, 0.45),
-    (False, True): (0.02, 0.08, 0.25),
+    (False, False): (0.12, 0.40, 0.60),
+    (False, True): (0.02, 0.10, 0.30),
 }
 # An unlisted GPU's peak is itself a guess.
 _UNKNOWN_SPREAD: Final = 3.0

@@ -37,7 +37,7 @@ class Cell:
     """One model size on one band of GPUs."""
 
     band: str
-    free_gib: int
+    free_bytes: int
     column: str
     model: str
     recommendation: Recommendation
@@ -80,7 +80,7 @@ def _cell(row: int, column: int, config: JobConfig) -> Cell:
     seed_method, seed_verdict = _SEED[row][column]
     same = (found.method, found.plan.verdict) == (seed_method, seed_verdict)
     difference = "" if same else _difference(model, machine, config, found, seed_method, seed_verdict)
-    return Cell(band, gib, title, model, found, seed_method, seed_verdict, difference)
+    return Cell(band, gib * GIB, title, model, found, seed_method, seed_verdict, difference)
 
 
 def _difference(

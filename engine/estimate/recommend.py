@@ -46,6 +46,8 @@ class Plan:
     verdict: Verdict
     setup: Setup
     memory: Memory
+    unreduced: tuple[Setup, Memory]
+    """As the configuration has it."""
     adjustments: tuple[Adjustment, ...] = ()
 
 
@@ -84,13 +86,19 @@ def plan(
     """
     hyper = config.hyperparameters
     longest = hyper.max_length if length is None else length
-    for index, smaller in enumerate(_reductions(hyper, longest)):
-        changed = config.model_copy(update={"hyperparameters": smaller})
+    tried: list[tuple[Setup, Memory]] = []
+    whole = len(_whole(hyper))
+    for smaller in _reductions(hyper, longest):
+        changed = config.model_copy(update={"hyperparameters": _settled(smaller, machine)})
         setup = Setup.of(changed, on_gpu=machine.on_gpu, length=longest, method=method)
-        memory = estimate_memory(architecture, setup)
-        if fits(memory, machine):
-            return Plan(method, "tight" if index else "comfortable", setup, memory, _changes(hyper, smaller))
-    return Plan(method, "impossible", setup, memory, _changes(hyper, smaller))
+        tried.append((setup, estimate_memory(architecture, setup)))
+        if fits(tried[-1][1], machine):
+            break
+    setup, memory = tried[-1]
+    verdict: Verdict = "impossible"
+    if fits(memory, machine):
+        verdict = "comfortable" if len(tried) <= whole else "tight"
+    return Plan(method, verdict, setup, memory, tried[min(len(tried), whole) - 1], _changes(hyper, smaller))
 
 
 def recommend(
@@ -119,21 +127,36 @@ def smallest_free(architecture: Architecture, machine: Machine, config: JobConfi
     hyper = config.hyperparameters
     sizes = []
     for smaller in _reductions(hyper, hyper.max_length):
-        changed = config.model_copy(update={"hyperparameters": smaller})
+        changed = config.model_copy(update={"hyperparameters": _settled(smaller, machine)})
         setup = Setup.of(changed, on_gpu=machine.on_gpu, length=hyper.max_length, method=method)
         sizes.append(estimate_memory(architecture, setup).upper_bytes)
-    return int(min(sizes) / (1 - RESERVE)), int(sizes[0] / (1 - RESERVE))
+    return int(min(sizes) / (1 - RESERVE)), int(min(sizes[: len(_whole(hyper))]) / (1 - RESERVE))
 
 
 def _candidates(machine: Machine) -> list[Method]:
     return ["lora", "qlora"] if machine.quantises else ["lora"]
 
 
+def _whole(hyper: Hyperparameters) -> list[Hyperparameters]:
+    """What is no reduction: the hyperparameters themselves, where recomputation is automatic without it and with it."""
+    if hyper.gradient_checkpointing is not None:
+        return [hyper]
+    return [hyper.model_copy(update={"gradient_checkpointing": value}) for value in (False, True)]
+
+
+def _settled(hyper: Hyperparameters, machine: Machine) -> Hyperparameters:
+    """With the precision that preflight would choose."""
+    if hyper.precision != "auto":
+        return hyper
+    half = "bf16" if machine.bf16 else "fp16" if machine.on_gpu else "fp32"
+    return hyper.model_copy(update={"precision": half})
+
+
 def _reductions(hyper: Hyperparameters, longest: int) -> Iterator[Hyperparameters]:
-    """The hyperparameters themselves, then ever smaller ones, down to `TIGHT`. What costs least comes first:
-    recomputation costs time only, fewer rows at once as well, cut rows cost what was cut."""
-    yield hyper
-    current = hyper
+    """What is no reduction, then ever smaller ones, down to `TIGHT`. What costs least comes first: recomputation
+    costs time only, fewer rows at once as well, cut rows cost what was cut."""
+    yield from _whole(hyper)
+    current = _whole(hyper)[-1]
     if hyper.gradient_checkpointing is False:
         current = current.model_copy(update={"gradient_checkpointing": True})
         yield current
@@ -155,7 +178,7 @@ def _changes(before: Hyperparameters, after: Hyperparameters) -> tuple[Adjustmen
     return tuple(
         Adjustment(f"hyperparameters.{name}", getattr(before, name), getattr(after, name))
         for name in TIGHT
-        if getattr(before, name) != getattr(after, name)
+        if getattr(before, name) not in (None, getattr(after, name))
     )
 
 

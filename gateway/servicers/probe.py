@@ -31,6 +31,7 @@ class Probe(ProbeServiceServicer):
     async def RecommendMethod(
         self, request: api.RecommendMethodRequest, context: Context
     ) -> api.RecommendMethodResponse:
+        await self._fill_in_machine(request)
         answer: api.RecommendMethodResponse = await self._passthrough.unary(
             "probe", lambda channel: ProbeServiceStub(channel).RecommendMethod, request, context, request.node_id
         )
@@ -39,10 +40,26 @@ class Probe(ProbeServiceServicer):
     async def EstimateResources(
         self, request: api.EstimateResourcesRequest, context: Context
     ) -> api.EstimateResourcesResponse:
+        await self._fill_in_machine(request)
         answer: api.EstimateResourcesResponse = await self._passthrough.unary(
             "probe", lambda channel: ProbeServiceStub(channel).EstimateResources, request, context, request.node_id
         )
         return answer
+
+    async def _fill_in_machine(self, request: api.RecommendMethodRequest | api.EstimateResourcesRequest) -> None:
+        """The hardware of the node that is asked about, or of the trainer with the most room: any probe can then
+        answer. Left out where the request has a machine of its own, or no node tells of one."""
+        if request.HasField("hardware") or request.HasField("memory_bytes"):
+            return
+        nodes = await self._passthrough.nodes()
+        if request.node_id:
+            nodes = [node for node in nodes if node.id == request.node_id]
+            if not nodes:
+                raise _no_node(request.node_id)
+        machines = [_hardware(node) for node in nodes if request.node_id or node.service == "trainer"]
+        machines = [hardware for hardware in machines if hardware.memory_total_bytes]
+        if machines:
+            request.hardware.CopyFrom(max(machines, key=_room))
 
     async def PreflightFineTuningJob(
         self, request: api.PreflightFineTuningJobRequest, context: Context
@@ -63,3 +80,10 @@ def _hardware(node: Node) -> Hardware:
     hardware.CopyFrom(node.hardware)
     hardware.node_id = node.id
     return hardware
+
+
+def _room(hardware: Hardware) -> tuple[bool, int]:
+    """A usable GPU before any amount of main memory; then by what is free."""
+    if hardware.cuda_available and hardware.gpus:
+        return True, max(gpu.memory_free_bytes for gpu in hardware.gpus)
+    return False, hardware.memory_available_bytes

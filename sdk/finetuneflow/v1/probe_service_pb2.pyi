@@ -23,7 +23,7 @@ class GetHardwareResponse(_message.Message):
     def __init__(self, hardware: _Optional[_Iterable[_Union[_hardware_pb2.Hardware, _Mapping]]] = ...) -> None: ...
 
 class RecommendMethodRequest(_message.Message):
-    __slots__ = ("base_model", "node_id", "spec", "memory_bytes", "gpu", "longest_row", "matrix")
+    __slots__ = ("base_model", "node_id", "spec", "memory_bytes", "gpu", "longest_row", "matrix", "hardware")
     BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
@@ -31,6 +31,7 @@ class RecommendMethodRequest(_message.Message):
     GPU_FIELD_NUMBER: _ClassVar[int]
     LONGEST_ROW_FIELD_NUMBER: _ClassVar[int]
     MATRIX_FIELD_NUMBER: _ClassVar[int]
+    HARDWARE_FIELD_NUMBER: _ClassVar[int]
     base_model: str
     node_id: str
     spec: _fine_tuning_job_spec_pb2.FineTuningJobSpec
@@ -38,7 +39,8 @@ class RecommendMethodRequest(_message.Message):
     gpu: str
     longest_row: int
     matrix: bool
-    def __init__(self, base_model: _Optional[str] = ..., node_id: _Optional[str] = ..., spec: _Optional[_Union[_fine_tuning_job_spec_pb2.FineTuningJobSpec, _Mapping]] = ..., memory_bytes: _Optional[int] = ..., gpu: _Optional[str] = ..., longest_row: _Optional[int] = ..., matrix: bool = ...) -> None: ...
+    hardware: _hardware_pb2.Hardware
+    def __init__(self, base_model: _Optional[str] = ..., node_id: _Optional[str] = ..., spec: _Optional[_Union[_fine_tuning_job_spec_pb2.FineTuningJobSpec, _Mapping]] = ..., memory_bytes: _Optional[int] = ..., gpu: _Optional[str] = ..., longest_row: _Optional[int] = ..., matrix: bool = ..., hardware: _Optional[_Union[_hardware_pb2.Hardware, _Mapping]] = ...) -> None: ...
 
 class RecommendMethodResponse(_message.Message):
     __slots__ = ("recommendation", "matrix")
@@ -49,7 +51,7 @@ class RecommendMethodResponse(_message.Message):
     def __init__(self, recommendation: _Optional[_Union[_estimate_pb2.Recommendation, _Mapping]] = ..., matrix: _Optional[_Union[_estimate_pb2.DecisionMatrix, _Mapping]] = ...) -> None: ...
 
 class EstimateResourcesRequest(_message.Message):
-    __slots__ = ("spec", "node_id", "memory_bytes", "gpu", "longest_row", "num_examples", "mean_tokens")
+    __slots__ = ("spec", "node_id", "memory_bytes", "gpu", "longest_row", "num_examples", "mean_tokens", "hardware")
     SPEC_FIELD_NUMBER: _ClassVar[int]
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -57,6 +59,7 @@ class EstimateResourcesRequest(_message.Message):
     LONGEST_ROW_FIELD_NUMBER: _ClassVar[int]
     NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     MEAN_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    HARDWARE_FIELD_NUMBER: _ClassVar[int]
     spec: _fine_tuning_job_spec_pb2.FineTuningJobSpec
     node_id: str
     memory_bytes: int
@@ -64,7 +67,8 @@ class EstimateResourcesRequest(_message.Message):
     longest_row: int
     num_examples: int
     mean_tokens: float
-    def __init__(self, spec: _Optional[_Union[_fine_tuning_job_spec_pb2.FineTuningJobSpec, _Mapping]] = ..., node_id: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., gpu: _Optional[str] = ..., longest_row: _Optional[int] = ..., num_examples: _Optional[int] = ..., mean_tokens: _Optional[float] = ...) -> None: ...
+    hardware: _hardware_pb2.Hardware
+    def __init__(self, spec: _Optional[_Union[_fine_tuning_job_spec_pb2.FineTuningJobSpec, _Mapping]] = ..., node_id: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., gpu: _Optional[str] = ..., longest_row: _Optional[int] = ..., num_examples: _Optional[int] = ..., mean_tokens: _Optional[float] = ..., hardware: _Optional[_Union[_hardware_pb2.Hardware, _Mapping]] = ...) -> None: ...
 
 class EstimateResourcesResponse(_message.Message):
     __slots__ = ("estimate",)
