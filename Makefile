@@ -48,6 +48,10 @@ chaos: $(INSTALLED) ## faults of every kind against the whole system (15 minutes
 	$(BIN)/python -m tests.chaos $(if $(SEEDS),--seeds $(SEEDS)) $(if $(MINUTES),--minutes $(MINUTES)) \
 		--report docs/reliability.md
 
+bench: $(INSTALLED) ## measure: streams, acceptance, dispatch, transfers (about 5 minutes; an idle machine, please)
+	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.transfer --mib 256 --rounds 3
+
 check: lint types protos-check test ## everything a change must pass, but for the long tests
 
 lint: $(INSTALLED) ## style and the direction of imports

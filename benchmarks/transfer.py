@@ -284,10 +284,10 @@ def measure(folder: Path, mib: int, rounds: int) -> None:
                 server_cpu[what].append(cpu_seconds(server) - before)
                 server_peak[what] = max(server_peak.get(what, 0.0), peak_mib(server))
     finally:
-        for server in servers:
-            server.send_signal(signal.SIGTERM)
-        for server in servers:
-            server.wait()
+        for process in servers:
+            process.send_signal(signal.SIGTERM)
+        for process in servers:
+            process.wait()
         nats.stop()
     print(f"{mib} MiB, chunks of {CHUNK_BYTES >> 10} KiB, medians of {rounds}, {os.cpu_count()} cores")
     print(f"gateway before any transfer: peak memory {quiet:.0f} MiB")

@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, Final, Self, cast
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from chassis.failpoints import failpoint
 from chassis.partials import FOLDER as _PARTIAL
 from chassis.partials import Partials, WrongOffset, publish, sync_tree
 from chassis.preparation import progressed
@@ -135,6 +136,7 @@ class ArtifactStore:
         try:
             for name, sha256 in entries.items():
                 self.get_file(f"{path}/{name}", partial / name, sha256)
+            failpoint("fetch.verified")
             partial.rename(local)
         finally:
             shutil.rmtree(partial, ignore_errors=True)

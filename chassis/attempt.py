@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError, Message
 
 from chassis.artifacts import ArtifactStore
 from chassis.bus import Bus
-from chassis.child import Child, ChildCommand
+from chassis.child import Child, ChildCommand, kill_those_in
 from chassis.disk_full import is_disk_full, tells_of_full_disk
 from chassis.events import ENDINGS, MAX_EVENT_BYTES, event_of
 from chassis.failpoints import failpoint
@@ -87,6 +87,13 @@ def failed(reason: str, message: str, advice: str = "", lines: list[str] | None 
     return event_pb2.StageFailed(fault=fault, reason=reason, message=message, advice=advice, last_lines=lines)
 
 
+def clear(workdir: Path) -> None:
+    """Nothing works in the folder any more, and nothing of it is left."""
+    # The child's process group is gone; whatever it started may have left the group.
+    kill_those_in(workdir)
+    shutil.rmtree(workdir, ignore_errors=True)
+
+
 class Attempt:
     """Runs from the claim until its last event is accepted."""
 
@@ -116,7 +123,7 @@ class Attempt:
         return self._reporter.waiting_events
 
     async def run(self) -> None:
-        """Returns once the attempt is over and nothing of it is left here. Cancelled, it kills the child and leaves
+        """Returns once the attempt is over; what is left of it is for `clear`. Cancelled, it kills the child and leaves
         the spool to the next process."""
         working = asyncio.create_task(self._work(), name=f"work-{self.assignment.job_id}")
         reporting = asyncio.create_task(self._reporter.run(), name=f"report-{self.assignment.job_id}")
@@ -133,7 +140,10 @@ class Attempt:
             await _cancelled(working)
             self._spool.close()
         self._spool.delete()
-        await asyncio.to_thread(shutil.rmtree, self._spool.record.workdir, ignore_errors=True)
+
+    async def clear(self) -> None:
+        """After `run`: nothing of it is left here."""
+        await asyncio.to_thread(clear, self._spool.record.workdir)
 
     def nudge(self) -> None:
         """Reports at once, to hear what is wanted now."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from typing import Final
 
+from nats.js import api
 from nats.js.errors import APIError, NotFoundError
 
 from chassis import streams
@@ -35,6 +37,7 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 CLAIM_SUBJECT: Final = "ftf.v1.claim"
+_CHECK_SECONDS: Final = 2.0
 _SLOT_TAKEN: Final = 10077
 """JetStream's "maximum messages per subject exceeded": the item is queued already."""
 
@@ -55,6 +58,9 @@ class Bus(Connection):
     def __init__(self, url: str, user: str, password: str, name: str) -> None:
         super().__init__(url, user, password, name)
         self._work_stream = ""
+        self._work_sequence = 0
+        self._work_connection = 0
+        self._making: asyncio.Task[None] | None = None
         self._lacking: set[str] = set()
 
     async def ensure_streams(self) -> bool:
@@ -67,6 +73,10 @@ class Bus(Connection):
         created = await streams.make_work_stream(self)
         made = created != self._work_stream
         self._work_stream = created
+        await self._make_the_rest()
+        return made
+
+    async def _make_the_rest(self) -> None:
         for name, make in (
             (streams.EVENTS_STREAM, streams.make_events_stream),
             (streams.NODES_BUCKET, streams.make_nodes_bucket),
@@ -79,7 +89,39 @@ class Bus(Connection):
                 self._lacking.add(name)
             else:
                 self._lacking.discard(name)
-        return made
+
+    async def work_lost(self) -> bool:
+        """Whether FTF_WORK may lack what was queued: it is another one than this object saw last, an older copy of it,
+        or the connection is a new one, behind which it may be either. Cheap, one request; on a new connection, and
+        where FTF_WORK is missing, it has all streams made. BusUnavailable."""
+        connection = self.connections
+        info = await self._work_info() if connection == self._work_connection else None
+        if info is None:
+            self._work_stream = await streams.make_work_stream(self)
+            self._work_connection, self._work_sequence = connection, 0
+            # Work does not wait for them.
+            self._making = asyncio.create_task(self._make_the_rest())
+            return True
+        created, sequence = str(info.created), info.state.last_seq
+        lost = created != self._work_stream or sequence < self._work_sequence
+        self._work_stream, self._work_sequence = created, sequence
+        return lost
+
+    async def _work_info(self) -> api.StreamInfo | None:
+        async with self.jetstream() as js:
+            try:
+                # What is asked while the connection breaks is never answered.
+                async with asyncio.timeout(_CHECK_SECONDS):
+                    return await js.stream_info(streams.WORK_STREAM)
+            except NotFoundError:
+                return None
+
+    async def close(self) -> None:
+        """Also ends what is under way here."""
+        if self._making:
+            self._making.cancel()
+            await asyncio.wait({self._making})
+        await super().close()
 
     async def publish_work(self, service: str, pool: str, item: work_pb2.WorkItem) -> None:
         """Queues an attempt; one that is queued already is fine. Never with a Msg-Id: the duplicate window would

@@ -118,6 +118,8 @@ class Connection:
             "reconnected_cb": self._on_reconnect,
             "closed_cb": self._on_closed,
         }
+        self.connections = 0
+        """How often a connection was made: another number, and the server may be another, too."""
         self._client: Client | None = None
         self._handlers: list[Handlers] = []
         self._attached = asyncio.Event()
@@ -280,6 +282,7 @@ class Connection:
             for handlers in self._handlers:
                 await handlers.attach(client)
             self._client = client
+            self.connections += 1
             self._attached.set()
             # The client reconnects by itself, until a server refuses it: then it is closed for good.
             await self._lost.wait()
@@ -322,6 +325,7 @@ class Connection:
             _log.warning("lost the connection to NATS; reconnecting")
 
     async def _on_reconnect(self) -> None:
+        self.connections += 1
         _log.info("connected to NATS again")
 
     async def _on_closed(self) -> None:

@@ -62,20 +62,23 @@ class Preparation:
 
     def say(self, name: str, detail: str = "", total_bytes: int = 0) -> None:
         """As the function of that name, for threads that know nothing of who started them."""
+        self._live()
         self._phase = event_pb2.Phase(name=name, detail=detail)
         self._done, self._total = 0, total_bytes
-        self.progressed()
         self._tell()
 
     def progressed(self, num_bytes: int = 0) -> None:
         """As the function of that name."""
-        if self._given_up:
-            raise GivenUp
-        self._silence.heard()
+        self._live()
         self._done += num_bytes
         if self._total and time.monotonic() >= self._next:
             self._phase.fraction = min(1.0, self._done / self._total)
             self._tell()
+
+    def _live(self) -> None:
+        if self._given_up:
+            raise GivenUp
+        self._silence.heard()
 
     def _tell(self) -> None:
         self._next = time.monotonic() + _SAY_SECONDS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -144,8 +145,10 @@ def _wrap_stream(behaviour: Callable[..., Any], method: str) -> Callable[..., An
         try:
             answers = behaviour(request, context)
             if hasattr(answers, "__aiter__"):
-                async for answer in answers:
-                    yield answer
+                # Closed at once: what a cancelled stream holds is not left to the garbage collector.
+                async with contextlib.aclosing(answers):
+                    async for answer in answers:
+                        yield answer
             else:
                 await answers
             return

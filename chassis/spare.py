@@ -137,6 +137,7 @@ class Spare:
     async def _keep(self, command: SpareCommand) -> None:
         for delay in itertools.chain(_BACKOFF_SECONDS, itertools.repeat(_BACKOFF_SECONDS[-1])):
             try:
+                self._folder.mkdir(parents=True, exist_ok=True)
                 child = self._child = await Child.start(command.argv, command.env, self._folder)
             except OSError as error:
                 _log.warning("no warm spare could be started: %s", error)

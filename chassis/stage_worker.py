@@ -14,7 +14,7 @@ from typing import Any, cast
 from google.protobuf.message import Message
 
 from chassis.artifacts import ArtifactStore
-from chassis.attempt import Attempt, Place, Sparing, Stage, failed
+from chassis.attempt import Attempt, Place, Sparing, Stage, clear, failed
 from chassis.bus import (
     CLAIM_SUBJECT,
     Bus,
@@ -75,6 +75,9 @@ class StageWorker:
         self._attempts: dict[str, Attempt] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._hurried = asyncio.Event()
+        self._settled = asyncio.Event()
+        """Set while nothing is pulled or claimed."""
+        self._settled.set()
         self._nudges: Handlers | None = None
         self._waiting: asyncio.Task[WorkMessage | None] | None = None
         self._puller: asyncio.Task[None] | None = None
@@ -175,8 +178,7 @@ class StageWorker:
 
     async def _nothing_runs(self) -> None:
         # What is being claimed may still come.
-        if self._puller:
-            await asyncio.wait({self._puller})
+        await self._settled.wait()
         for attempt in list(self._attempts.values()):
             await attempt.over.wait()
 
@@ -195,13 +197,16 @@ class StageWorker:
             attempt = None
             try:
                 if not self.draining:
+                    self._settled.clear()
                     attempt = await self._next_attempt()
             finally:
                 if not attempt:
                     self._slots.release()
+                    self._settled.set()
             if attempt:
                 self._attempts[attempt.assignment.claim_id] = attempt
                 self._spawn(self._run(attempt))
+                self._settled.set()
                 if self.draining:
                     attempt.drain()
 
@@ -314,6 +319,8 @@ class StageWorker:
             del self._attempts[given.claim_id]
             self._slots.release()
         _log.info("ended %s", fine_tuning_job_pb2.Stage.Name(given.stage), extra=labels)
+        # The next attempt does not wait for gigabytes to be deleted.
+        await attempt.clear()
 
     def _take_leftovers(self) -> list[Spool]:
         spools = Spool.leftovers(self._spools)
@@ -349,7 +356,7 @@ class StageWorker:
             spool.close()
             raise
         spool.delete()
-        await asyncio.to_thread(shutil.rmtree, spool.record.workdir, ignore_errors=True)
+        await asyncio.to_thread(clear, spool.record.workdir)
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(coroutine)

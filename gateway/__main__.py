@@ -49,6 +49,7 @@ from gateway.servicers.models import Models
 from gateway.servicers.probe import Probe
 from gateway.servicers.recipes import Recipes
 from gateway.settings import GatewaySettings
+from gateway.uploads import sweep_for_ever
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,6 @@ async def run(settings: GatewaySettings) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     database = await Database.open(settings.database)
     store = ArtifactStore(settings.artifacts)
-    await asyncio.to_thread(store.sweep)
     catalogue = Catalogue(settings.home, settings.models)
     bus = await Bus.connect(
         settings.nats_url, settings.nats_user, settings.nats_password.get_secret_value(), settings.node_id
@@ -128,7 +128,9 @@ async def run(settings: GatewaySettings) -> None:
         listen=settings.listen,
     )
     log.info("gateway %s listens on %s", settings.node_id, server.address)
-    loops = [asyncio.create_task(loop) for loop in (fanout.run(), dispatcher.run(), leases.run())]
+    loops = [
+        asyncio.create_task(loop) for loop in (fanout.run(), dispatcher.run(), leases.run(), sweep_for_ever(store))
+    ]
     stopped = asyncio.create_task(stop.wait())
     try:
         done, _ = await asyncio.wait([*loops, stopped], return_when=asyncio.FIRST_COMPLETED)

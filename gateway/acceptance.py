@@ -21,6 +21,7 @@ from finetuneflow.v1.work_pb2 import (
     ClaimRequest,
     ClaimResponse,
     Directive,
+    MetricSeries,
     ReportRequest,
     ReportResponse,
 )
@@ -38,6 +39,9 @@ _DIRECTIVES = {
     "JOB_STATE_CANCELLING": Directive.DIRECTIVE_CANCEL,
 }
 _CURVE_POINTS = 10_000
+_FEWEST_POINTS = 2
+_CURVES_BYTES = 512 * 1024
+"""A claim's answer that is larger than the broker's messages (1 MiB by default) would never arrive."""
 
 
 class Acceptance:
@@ -176,9 +180,20 @@ class Acceptance:
             return
         async with self._ledger.database.read() as session:
             if assignment.stage == Stage.STAGE_EXPORT:
-                assignment.metrics.extend(await read_series(session, assignment.job_id, (), _CURVE_POINTS))
+                assignment.metrics.extend(await _curves(session, assignment.job_id))
             else:
                 assignment.prior_training_seconds = await _training_seconds(session, assignment.job_id)
+
+
+async def _curves(session: AsyncSession, job_id: str) -> list[MetricSeries]:
+    """Every curve of the job, with as many points as fit."""
+    points = _CURVE_POINTS
+    while True:
+        curves = await read_series(session, job_id, (), points)
+        size = sum(curve.ByteSize() for curve in curves)
+        if size <= _CURVES_BYTES or points == _FEWEST_POINTS:
+            return curves
+        points = max(int(points * 0.9 * _CURVES_BYTES / size), _FEWEST_POINTS)
 
 
 async def _training_seconds(session: AsyncSession, job_id: str) -> float:

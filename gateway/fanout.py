@@ -34,7 +34,7 @@ _TAIL_CHECK_SECONDS = 1.0
 # To wake a watcher costs about 50 µs, whether for one event or for fifty: waves that come faster than their watchers
 # can be served leave no time to accept events.
 _WAVE_SECONDS = 0.0025
-_WAVE_SECONDS_PER_WATCHER = 0.0001
+_WAVE_SECONDS_PER_WATCHER = 0.00006
 
 
 def first_bytes(frames: Iterable[Frame], limit: int = 1 << 20) -> list[Frame]:

@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -25,8 +24,7 @@ class _Turn:
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
         self.granted: asyncio.Future[AsyncConnection] = loop.create_future()
-        self.over: asyncio.Future[bool] = loop.create_future()
-        """True when it has something to be committed."""
+        self.over: asyncio.Future[None] = loop.create_future()
         self.committed: asyncio.Future[None] = loop.create_future()
 
 
@@ -47,15 +45,24 @@ class GroupCommit:
         self._waiting.append(turn)
         if self._driver is None:
             self._driver = asyncio.create_task(self._drive(), name="group-commit")
-        kept = False
         try:
             connection = await turn.granted
-            session = AsyncSession(connection, expire_on_commit=False, join_transaction_mode="create_savepoint")
+        except BaseException:
+            turn.over.set_result(None)
+            raise
+        session = AsyncSession(connection, expire_on_commit=False, join_transaction_mode="create_savepoint")
+        try:
             async with session, session.begin():
                 yield session
-            kept = True
-        finally:
-            turn.over.set_result(kept)
+        except Exception:
+            turn.over.set_result(None)
+            # What it stumbled over may be what another turn is about to commit: who looks for it now must find it.
+            await turn.committed
+            raise
+        except BaseException:
+            turn.over.set_result(None)
+            raise
+        turn.over.set_result(None)
         await turn.committed
 
     async def close(self) -> None:
@@ -65,41 +72,40 @@ class GroupCommit:
 
     async def _drive(self) -> None:
         while self._waiting:
-            kept: list[_Turn] = []
+            turns: list[_Turn] = []
             try:
                 async with self._engine.connect() as connection:
                     try:
                         await connection.begin()
-                    except DBAPIError:
-                        # Whoever waits here has waited for the same lock.
-                        kept = self._take_waiting()
+                        await self._run_group(connection, turns)
+                    except BaseException:
+                        # A COMMIT that failed leaves its transaction open, and the pool would hand it out.
+                        await connection.invalidate()
                         raise
-                    await self._run_group(connection, kept)
             except Exception as error:  # noqa: BLE001 - whatever it is, the callers are told; else they wait for ever
-                for turn in kept:
+                # Without any turn there was no transaction: whoever waits has waited for the same lock.
+                for turn in turns or self._take_waiting():
                     _fail(turn, error)
         self._driver = None
 
-    async def _run_group(self, connection: AsyncConnection, kept: list[_Turn]) -> None:
+    async def _run_group(self, connection: AsyncConnection, turns: list[_Turn]) -> None:
         began = time.monotonic()
         raw = (await connection.get_raw_connection()).driver_connection
-        turns = 0
-        while self._waiting and turns < _MAX_TURNS and time.monotonic() - began < _MAX_SECONDS:
+        while self._waiting and len(turns) < _MAX_TURNS and time.monotonic() - began < _MAX_SECONDS:
             turn = self._waiting.popleft()
             if turn.granted.cancelled():
                 continue
-            turns += 1
+            turns.append(turn)
             turn.granted.set_result(connection)
-            if await turn.over:
-                kept.append(turn)
+            await turn.over
             if connection.invalidated or not raw.in_transaction:  # type: ignore[union-attr]
                 # Out of space, or cancelled in the middle of a statement: SQLite has rolled back everything.
                 raise ConnectionError("an error in another decision rolled back the transaction")
         before = time.monotonic()
         await connection.commit()
         gauges.COMMIT_SECONDS.observe(time.monotonic() - before)
-        gauges.COMMIT_DECISIONS.observe(len(kept))
-        for turn in kept:
+        gauges.COMMIT_DECISIONS.observe(len(turns))
+        for turn in turns:
             if not turn.committed.done():
                 turn.committed.set_result(None)
 

@@ -14,7 +14,8 @@ from functools import cache
 from google.protobuf.message import Message
 from sqlalchemy import Table, Update, bindparam, inspect
 from sqlalchemy.ext.asyncio import AsyncConnection
-from sqlmodel import Session, col, delete, select
+from sqlalchemy.orm import Session
+from sqlmodel import col, delete, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from chassis.errors import NotFound
@@ -53,11 +54,11 @@ def _change(table: Table, columns: tuple[str, ...]) -> Update:
 
 
 def _load(session: Session, job_id: str) -> tuple[Job | None, Attempt | None]:
-    job = session.exec(_LOCKED_JOB, params={"job_id": job_id}).one_or_none()
+    job = session.execute(_LOCKED_JOB, {"job_id": job_id}).scalar_one_or_none()
     if job is None:
         return None, None
     # A query of its own: on PostgreSQL one that joins would see the attempt as it was before the lock was waited for.
-    return job, session.exec(_OPEN_ATTEMPT, params={"job_id": job_id}).one_or_none()
+    return job, session.execute(_OPEN_ATTEMPT, {"job_id": job_id}).scalar_one_or_none()
 
 
 @dataclass
@@ -212,11 +213,11 @@ class Ledger:
         await self._announce(decision)
 
     async def _announce(self, decision: Decision) -> None:
-        if decision.frames:
-            await self._publish(decision.job.id, decision.frames)
-            failpoint("decision.published")
         if decision.ready is not None:
             await self._dispatch(decision.ready)
             failpoint("decision.dispatched")
+        if decision.frames:
+            await self._publish(decision.job.id, decision.frames)
+            failpoint("decision.published")
         if decision.discarded:
             await self._discard(decision.discarded)

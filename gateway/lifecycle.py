@@ -7,7 +7,7 @@ from engine.config.micro_batch import shrink
 from finetuneflow.v1.event_pb2 import ConfigResolved, Severity, StageFailed, StateChanged, Warning
 from finetuneflow.v1.fine_tuning_job_pb2 import Fault
 from gateway.ledger import Decision
-from gateway.tables import Attempt, now
+from gateway.tables import Attempt, Job, now
 
 STAGES = ("STAGE_PREFLIGHT", "STAGE_TRAINING", "STAGE_EVALUATION", "STAGE_EXPORT")
 SERVICES = dict(zip(STAGES, ("probe", "trainer", "evaluator", "exporter"), strict=True))
@@ -15,7 +15,11 @@ TERMINAL = frozenset({"JOB_STATE_SUCCEEDED", "JOB_STATE_FAILED", "JOB_STATE_CANC
 # States in which a READY attempt may be claimed.
 RUNNABLE = frozenset({"JOB_STATE_VALIDATING", "JOB_STATE_QUEUED", "JOB_STATE_RUNNING"})
 MAX_BACKOFF_SECONDS = 60
+POISON = "POISON"
+"""The reason of a job that was given up after it lost its workers."""
 _OUT_OF_MEMORY = frozenset({"CUDA_OUT_OF_MEMORY", "HOST_OUT_OF_MEMORY"})
+# Nobody was left to say why.
+_WORKER_LOST = frozenset({"KILLED", "LEASE_EXPIRED", "STALLED", "CRASHED"})
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ def end_attempt(decision: Decision, attempt: Attempt, outcome: Outcome) -> None:
     """Ends an attempt and decides what comes of the job."""
     job = decision.job
     smaller = isinstance(outcome, Failed) and _shrink(decision, outcome.failure)
-    counted = isinstance(outcome, Failed) and not smaller and job.state != "JOB_STATE_CANCELLING"
+    counted = isinstance(outcome, Failed) and not smaller and _counts(decision, outcome.failure)
     job.failed_attempts += counted
     _close(decision, attempt, "OUT_OF_MEMORY" if smaller else type(outcome).__name__.upper(), counted=counted)
     match outcome:
@@ -120,6 +124,14 @@ def end_attempt(decision: Decision, attempt: Attempt, outcome: Outcome) -> None:
         transition(decision, "JOB_STATE_PAUSED", reason="PAUSED", message="paused on request")
     else:
         open_attempt(decision, job.stage, reason=outcome.reason, message="its worker let go; another one goes on")
+
+
+def _counts(decision: Decision, failure: StageFailed) -> bool:
+    """A failure on the way to a pause ends in that pause, as one on the way to the end ends there: neither is tried
+    again, and neither brings the job nearer to being given up."""
+    if decision.job.state == "JOB_STATE_PAUSING":
+        return failure.fault == Fault.FAULT_USER_ERROR
+    return decision.job.state != "JOB_STATE_CANCELLING"
 
 
 def _close(decision: Decision, attempt: Attempt, outcome: str, *, counted: bool = False) -> None:
@@ -145,9 +157,9 @@ def _shrink(decision: Decision, failure: StageFailed) -> bool:
     """A training that ran out of memory goes on from its newest checkpoint with half the micro-batch. It ends after
     at most ten halvings, and each is no failure: the next attempt is not the same one again."""
     job = decision.job
-    if failure.reason not in _OUT_OF_MEMORY or job.stage != "STAGE_TRAINING" or job.config is None:
+    if failure.reason not in _OUT_OF_MEMORY or failure.fault == Fault.FAULT_USER_ERROR:
         return False
-    if job.state == "JOB_STATE_CANCELLING":
+    if job.stage != "STAGE_TRAINING" or job.config is None or job.state == "JOB_STATE_CANCELLING":
         return False
     config = ConfigResolved.FromString(job.config)
     changes = shrink(config.resolved_spec, config.resolutions, f"attempt {job.attempt} failed: {failure.reason}")
@@ -168,25 +180,52 @@ def _shrink(decision: Decision, failure: StageFailed) -> bool:
 
 def _after_failure(decision: Decision, failure: StageFailed, *, counted: bool) -> None:
     job = decision.job
-    mendable = failure.fault == Fault.FAULT_USER_ERROR
-    if counted and (mendable or job.failed_attempts >= job.max_attempts):
-        tries = "" if mendable or job.max_attempts == 1 else f" (given up after {job.failed_attempts} failures)"
-        transition(
-            decision,
-            "JOB_STATE_FAILED",
-            reason=failure.reason,
-            message=failure.message + tries,
-            fault=Fault.Name(failure.fault),
-            advice=failure.advice,
-        )
+    if failure.fault == Fault.FAULT_USER_ERROR:
+        _fail(decision, failure, failure.reason, failure.message, failure.advice)
     elif job.state == "JOB_STATE_PAUSING":
         transition(decision, "JOB_STATE_PAUSED", reason=failure.reason, message=failure.message)
+    elif counted and job.failed_attempts >= job.max_attempts:
+        _give_up(decision, failure)
     else:
         # The first retry is immediate: most failures are a killed process. Then 2, 4, 8 … seconds.
         delay = min(2.0 ** (job.failed_attempts - 1), MAX_BACKOFF_SECONDS) if counted and job.failed_attempts > 1 else 0
         open_attempt(
             decision, job.stage, reason="RETRYING", message=f"{failure.reason}: {failure.message}", delay=delay
         )
+
+
+def _give_up(decision: Decision, failure: StageFailed) -> None:
+    """The last failure that max_attempts allows. A job whose worker was lost again is poison: it says so in the place
+    of KILLED, which alone reads as an accident."""
+    tries = decision.job.failed_attempts
+    reason, message, advice = failure.reason, failure.message, failure.advice
+    if tries > 1 and reason in _WORKER_LOST:
+        message = f"Given up as poison: {tries} attempts failed, and the last one lost its worker: {reason}: {message}"
+        advice = (
+            "It is not tried again, lest it goes on taking workers from other jobs. The job's attempts say how each "
+            f"of them ended, and on which node. {advice}"
+        ).rstrip()
+        reason = POISON
+    elif tries > 1:
+        message += f" (given up after {tries} failures)"
+    if failure.reason in _OUT_OF_MEMORY and decision.job.stage == "STAGE_TRAINING" and _micro_batch(decision.job) == 1:
+        advice = (
+            "One row at a time does not fit: lower hyperparameters.max_length, switch gradient_checkpointing on, use "
+            "method qlora, a smaller base model or a machine with more memory."
+        )
+    _fail(decision, failure, reason, message, advice)
+
+
+def _fail(decision: Decision, failure: StageFailed, reason: str, message: str, advice: str) -> None:
+    fault = Fault.Name(failure.fault)
+    transition(decision, "JOB_STATE_FAILED", reason=reason, message=message, fault=fault, advice=advice)
+
+
+def _micro_batch(job: Job) -> int:
+    """Rows that a training takes at once; 0 while that is not known."""
+    if job.config is None:
+        return 0
+    return ConfigResolved.FromString(job.config).resolved_spec.hyperparameters.per_device_train_batch_size
 
 
 def cancel(decision: Decision) -> None:

@@ -6,6 +6,7 @@ import logging
 from sqlmodel import col, select
 
 from chassis.artifacts import ArtifactStore
+from chassis.failpoints import failpoint
 from finetuneflow.v1.event_pb2 import CheckpointPruned, ConfigResolved
 from gateway.ledger import Decision
 from gateway.tables import SavedCheckpoint
@@ -47,6 +48,7 @@ class Discarder:
     async def discard(self, paths: list[str]) -> None:
         """What can't be deleted now is waste until its job is deleted, and is named in the log."""
         for path in paths:
+            failpoint("discard.begun")
             try:
                 await in_thread(self._store.delete, path)
             except OSError as error:

@@ -29,28 +29,41 @@ class _Connection(aiosqlite.Connection):
         super().__init__(connector, iter_chunk_size=64)
         self._thread.daemon = True
         self._waits = waits
+        self._sent = 0
+        self._done = 0
+        """Calls that the thread has ended; only the thread writes it."""
 
     async def _execute(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
-        if self._connection is None or not self._running or self._waits(fn.__name__, args):
-            if args and args[0] == _BEGIN and self._begun(self._connection):
-                return None
-            return await super()._execute(fn, *args, **kwargs)  # type: ignore[no-untyped-call]
-        return fn(*args, **kwargs)
+        raw = self._connection
+        # A caller that was cancelled has left its call in the thread: what follows stands in line behind it.
+        idle = self._sent == self._done
+        if raw is not None and self._running and idle and not self._waits(fn.__name__, args):
+            return fn(*args, **kwargs)
+        if raw is not None and idle and args and args[0] == _BEGIN and _begun(raw):
+            return None
 
-    def _begun(self, raw: sqlite3.Connection | None) -> bool:
-        """Whether nobody else held the write lock, so that there was nothing to wait for."""
-        if raw is None or raw.in_transaction:
-            return False
-        raw.execute("PRAGMA busy_timeout=0")
-        try:
-            raw.execute(_BEGIN)
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
-                raise
-            return False
-        finally:
-            raw.execute(f"PRAGMA busy_timeout={_BUSY_SECONDS * 1000}")
-        return True
+        def run() -> Any:
+            try:
+                return fn(*args, **kwargs)
+            finally:
+                self._done += 1
+
+        self._sent += 1
+        return await super()._execute(run)  # type: ignore[no-untyped-call]
+
+
+def _begun(raw: sqlite3.Connection) -> bool:
+    """Takes the write lock if nobody else holds it: then there is nothing to wait for."""
+    raw.execute("PRAGMA busy_timeout=0")
+    try:
+        raw.execute(_BEGIN)
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+            raise
+        return False
+    finally:
+        raw.execute(f"PRAGMA busy_timeout={_BUSY_SECONDS * 1000}")
+    return True
 
 
 def _reader_waits(name: str, args: Any) -> bool:

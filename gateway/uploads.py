@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import json
+import logging
 import re
 import unicodedata
 from collections.abc import AsyncIterator, Callable
@@ -26,6 +27,7 @@ from finetuneflow.v1.dataset_service_pb2 import UploadDatasetHeader, UploadDatas
 from gateway.waiting import in_thread
 
 P = ParamSpec("P")
+log = logging.getLogger(__name__)
 
 Message = UploadDatasetRequest | memoryview
 """Of an upload's stream; a memoryview is the bytes of a chunk."""
@@ -38,6 +40,7 @@ BATCH_BYTES = 4 << 20
 _SYNC_BYTES = 64 << 20
 # A stream that holds an upload and sends nothing would keep its caller's next stream out.
 STALL_SECONDS = 30.0
+_SWEEP_SECONDS = 3_600.0
 _MAX_NAME_CHARACTERS = 128
 _MAX_FILENAME_BYTES = 255
 
@@ -361,6 +364,16 @@ class Upload:
         # On a full disk what came must go, or nobody else can write; of what could not be synced nothing is known.
         self._worthless = True
         return storage_full(error)
+
+
+async def sweep_for_ever(store: ArtifactStore) -> None:
+    """Each hour removes what is left of uploads that were cut a day ago, and of writers that were killed."""
+    while True:
+        try:
+            await in_thread(store.sweep)
+        except OSError as error:
+            log.warning("what is left of cut uploads can't be removed now: %s", error)
+        await asyncio.sleep(_SWEEP_SECONDS)
 
 
 def _in_thread(function: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[None]:

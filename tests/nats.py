@@ -85,3 +85,16 @@ class NatsServer:
         self.stop()
         shutil.rmtree(self._store, ignore_errors=True)
         self.start()
+
+    def back_up(self, folder: Path) -> None:
+        """Stopped for a moment, so that the copy is whole."""
+        self.stop()
+        shutil.copytree(self._store, folder)
+        self.start()
+
+    def roll_back(self, folder: Path) -> None:
+        """Restarts it with what back_up() kept in `folder`, and without anything since."""
+        self.stop()
+        shutil.rmtree(self._store)
+        shutil.copytree(folder, self._store)
+        self.start()

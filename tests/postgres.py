@@ -24,13 +24,15 @@ def binaries() -> Path | None:
 
 
 class PostgresServer:
-    """Started on a free port of 127.0.0.1 with its data in `folder`. `url` is for gateway.database."""
+    """Started on a free port of 127.0.0.1 with its data in `folder`. `url` is for gateway.database.
+    Unless it is `durable`, the kernel decides when its data reaches the disk."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, durable: bool = False) -> None:
         bin_folder = binaries()
         assert bin_folder is not None
         self._bin = bin_folder
         self._folder = folder
+        self._fsync = "on" if durable else "off"
         self._user = _RUN_AS if os.geteuid() == 0 else None
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -47,7 +49,7 @@ class PostgresServer:
     def start_again(self) -> None:
         """After stop(), with the data it had."""
         data = self._folder / "data"
-        options = f"-p {self.port} -h 127.0.0.1 -k {self._folder} -c fsync=off"
+        options = f"-p {self.port} -h 127.0.0.1 -k {self._folder} -c fsync={self._fsync}"
         self._run(self._bin / "pg_ctl", "-D", data, "-w", "-l", self._folder / "log", "-o", options, "start")
 
     def stop(self) -> None:

@@ -3,7 +3,6 @@
 import hashlib
 import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -175,23 +174,17 @@ class FineTuning(FineTuningServiceServicer):
         # After the rows: an artifact without a row is waste, a row without its artifact would be a lie.
         await in_thread(self._store.delete, f"{tenant}/jobs/{job_id}")
 
-    async def WatchFineTuningJob(
-        self, request: api.WatchFineTuningJobRequest, context: Context
-    ) -> AsyncIterator[bytes]:
-        """Yields serialised responses: `add_to_server` registers this method without a serialiser."""
+    def WatchFineTuningJob(self, request: api.WatchFineTuningJobRequest, context: Context) -> AsyncIterator[bytes]:
+        """Serialised responses: `add_to_server` registers this method without a serialiser."""
         _check_cursor(request.after_sequence)
-        kinds = _checked_kinds(request.kinds)
-        stream = self._fanout.watch(
+        return self._fanout.watch(
             request.job_id,
             tenant_of(context),
             request.after_sequence,
-            kinds,
+            _checked_kinds(request.kinds),
             request.min_severity,
             _WATCH_HEARTBEAT_SECONDS,
         )
-        async with aclosing(stream) as responses:
-            async for response in responses:
-                yield response
 
     async def ListFineTuningJobEvents(
         self, request: api.ListFineTuningJobEventsRequest, context: Context

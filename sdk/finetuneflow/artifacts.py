@@ -2,49 +2,32 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator
 from os import PathLike
 from pathlib import Path
 
-import grpc
-
-from finetuneflow.chunks import chunk_of
-from finetuneflow.errors import DeadlineExceeded, FineTuneFlowError, IntegrityError, Unavailable
-from finetuneflow.files import PartialFile, safe_relative_path, write_all
-from finetuneflow.hashing import Hashing
-from finetuneflow.paging import pages
-from finetuneflow.patience import Patience
+from finetuneflow.blocking import Blocking, blocking, iterating
+from finetuneflow.downloading import Downloads, Progress
+from finetuneflow.paging import paged
 from finetuneflow.resources.artifact import Artifact
-from finetuneflow.transport import Transport
+from finetuneflow.transport import AsyncTransport, Transport
 from finetuneflow.v1 import artifact_service_pb2 as pb
 from finetuneflow.v1 import artifact_service_pb2_grpc as pb_grpc
 
-_SECONDS_WITHOUT_PROGRESS = 60.0
 
-# Called with (bytes here, bytes in all) of the file on its way.
-Progress = Callable[[int, int], None]
+class AsyncArtifacts:
+    """`client.artifacts` of an AsyncClient."""
 
-
-class Artifacts:
-    """`client.artifacts`."""
-
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: AsyncTransport) -> None:
         self._transport = transport
         self._stub = pb_grpc.ArtifactServiceStub(transport.channel)
-        # Its messages stay serialised: a parsed one copies each chunk twice more.
-        self._receive = transport.channel.unary_stream(
-            "/finetuneflow.v1.ArtifactService/DownloadArtifact",
-            request_serializer=pb.DownloadArtifactRequest.SerializeToString,
-            response_deserializer=bytes,
-        )
 
-    def list(self, job_id: str, *, kind: str = "", limit: int | None = None) -> Iterator[Artifact]:
+    def list(self, job_id: str, *, kind: str = "", limit: int | None = None) -> AsyncGenerator[Artifact, None]:
         """Of one job, oldest first; only of one `kind` when given. Raises NotFound."""
         request = pb.ListArtifactsRequest(job_id=job_id, kind=kind)
-        return map(Artifact.from_proto, pages(self._transport, self._stub.ListArtifacts, request, "artifacts", limit))
+        return paged(self._transport, self._stub.ListArtifacts, request, "artifacts", limit, Artifact.from_proto)
 
-    def download(
+    async def download(
         self, artifact: Artifact | str, to: str | PathLike[str] = ".", *, progress: Progress | None = None
     ) -> Path:
         """Downloads one file and returns its path: `to` itself, or a file below `to` when that is a folder.
@@ -53,83 +36,15 @@ class Artifacts:
         was cut goes on where it stopped, in this call and in a later one. Raises NotFound, FailedPrecondition for a
         folder, IntegrityError.
         """
-        whole = artifact if isinstance(artifact, Artifact) else self._header(artifact)
-        target = Path(to).expanduser()
-        if target.is_dir():
-            target = target / safe_relative_path(whole.name).name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = PartialFile(target, whole.sha256)
-        if part.already_complete(whole.size_bytes):
-            return target
-        leftover = part.size > 0
-        sha256 = self._fetch(whole, part, progress)
-        if sha256 != whole.sha256 and leftover:
-            # What an earlier call left behind may be damaged; the server's own bytes get one chance.
-            part.discard()
-            sha256 = self._fetch(whole, part, progress)
-        if sha256 != whole.sha256:
-            part.discard()
-            raise IntegrityError(f"{whole.name} ({whole.id}) arrived with another SHA-256 than the server named.")
-        return part.publish()
 
-    def _header(self, artifact_id: str) -> Artifact:
-        request = pb.DownloadArtifactRequest(artifact_id=artifact_id)
-        stream = self._transport.stream(self._stub.DownloadArtifact, request)
-        try:
-            return Artifact.from_proto(next(stream).artifact)
-        except grpc.RpcError as rpc_error:
-            raise self._transport.error(rpc_error) from rpc_error
-        finally:
-            stream.cancel()
+        def work(transport: Transport) -> Path:
+            return Downloads(transport).download(artifact, to, progress=progress)
 
-    def _fetch(self, whole: Artifact, part: PartialFile, progress: Progress | None) -> str:
-        """Brings the rest of the bytes, through as many streams as it takes; returns the SHA-256 of all of them."""
-        if part.size > whole.size_bytes:
-            part.discard()
-        part.path.touch()
-        with Hashing(part.path, part.size) as hashing:
-            patience = self._transport.patience()
-            while part.size < whole.size_bytes:
-                before = part.size
-                failure: FineTuneFlowError
-                try:
-                    self._append(whole, part, hashing, progress)
-                    failure = IntegrityError(f"{whole.name} ended after {part.size} of {whole.size_bytes} bytes.")
-                except grpc.RpcError as rpc_error:
-                    failure = self._transport.error(rpc_error)
-                    if not isinstance(failure, Unavailable | DeadlineExceeded):
-                        raise failure from rpc_error
-                if part.size >= whole.size_bytes:
-                    break
-                if part.size > before:
-                    patience = Patience(_SECONDS_WITHOUT_PROGRESS)
-                delay = patience.next_delay()
-                if delay is None:
-                    raise failure
-                time.sleep(delay)
-            return hashing.hexdigest()
+        return await self._transport.transfer(work)
 
-    def _append(self, whole: Artifact, part: PartialFile, hashing: Hashing, progress: Progress | None) -> None:
-        done = part.size
-        request = pb.DownloadArtifactRequest(artifact_id=whole.id, offset=done)
-        stream = self._transport.stream(self._receive, request)
-        try:
-            with part.path.open("ab", buffering=0) as file:
-                for wire in stream:
-                    chunk = chunk_of(wire)
-                    if chunk is None:
-                        self._check_same(whole, pb.DownloadArtifactResponse.FromString(wire))
-                        continue
-                    if done + len(chunk) > whole.size_bytes:
-                        raise IntegrityError(f"{whole.name} has more than the {whole.size_bytes} bytes it should have.")
-                    write_all(file, chunk)
-                    done += len(chunk)
-                    hashing.grown_to(done)
-                    if progress is not None:
-                        progress(done, whole.size_bytes)
-        finally:
-            stream.cancel()
 
-    def _check_same(self, whole: Artifact, response: pb.DownloadArtifactResponse) -> None:
-        if response.artifact.sha256 != whole.sha256:
-            raise IntegrityError(f"{whole.name} ({whole.id}) is no longer what it was when it was listed.")
+class Artifacts(Blocking):
+    """`client.artifacts`."""
+
+    list = iterating(AsyncArtifacts.list)
+    download = blocking(AsyncArtifacts.download)

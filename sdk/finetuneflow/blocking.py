@@ -52,13 +52,12 @@ def iterating(
 
     @functools.wraps(method)
     def call(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> Generator[R, None, None]:
-        return drawn(method(self._awaited, *args, **kwargs))
+        return _drawn(method(self._awaited, *args, **kwargs))
 
     return call
 
 
-def drawn(items: AsyncGenerator[R, None]) -> Generator[R, None, None]:
-    """Items of an asynchronous generator that never suspends."""
+def _drawn(items: AsyncGenerator[R, None]) -> Generator[R, None, None]:
     try:
         while True:
             try:

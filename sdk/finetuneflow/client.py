@@ -5,14 +5,15 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Self
 
+from finetuneflow.artifacts import Artifacts, AsyncArtifacts
 from finetuneflow.connection import Connection
+from finetuneflow.datasets import AsyncDatasets, Datasets
 from finetuneflow.evaluations import AsyncEvaluations, Evaluations
 from finetuneflow.exports import AsyncExports, Exports
 from finetuneflow.jobs import AsyncJobs, Jobs
 from finetuneflow.models import AsyncModels, Models
 from finetuneflow.probe import AsyncProbe, Probe
 from finetuneflow.recipes import AsyncRecipes, Recipes
-from finetuneflow.remote_files import Artifacts, AsyncArtifacts, AsyncDatasets, Datasets
 from finetuneflow.transport import AioTransport, Transport
 
 

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator
 from os import PathLike
 from pathlib import Path
 
-from finetuneflow.paging import pages
+from finetuneflow.blocking import Blocking, blocking, iterating
+from finetuneflow.errors import ApiError, Violation
+from finetuneflow.paging import paged
 from finetuneflow.resources.dataset import Dataset
-from finetuneflow.transport import Transport
-from finetuneflow.uploading import FileUpload
-from finetuneflow.uploading import Progress as Progress
+from finetuneflow.transport import AsyncTransport, Transport
+from finetuneflow.uploading import FileUpload, Progress
 from finetuneflow.v1 import dataset_service_pb2 as pb
 from finetuneflow.v1 import dataset_service_pb2_grpc as pb_grpc
 
 
-class Datasets:
-    """`client.datasets`."""
+class AsyncDatasets:
+    """`client.datasets` of an AsyncClient."""
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: AsyncTransport) -> None:
         self._transport = transport
         self._stub = pb_grpc.DatasetServiceStub(transport.channel)
 
-    def upload(
+    async def upload(
         self,
         path: str | PathLike[str],
         *,
@@ -41,20 +42,46 @@ class Datasets:
         empty file or an unknown ending, ResourceExhausted above the operator's limit or where the server's disk is
         full, AlreadyExists when `request_id` stands for other content.
         """
-        file = Path(path).expanduser()
-        with FileUpload(self._transport, self._stub, file, display_name, request_id, progress) as upload:
-            return Dataset.from_proto(upload.run())
 
-    def get(self, dataset_id: str) -> Dataset:
+        file = Path(path).expanduser()  # noqa: ASYNC240 - asks no disk
+
+        def work(transport: Transport) -> Dataset:
+            stub = pb_grpc.DatasetServiceStub(transport.channel)
+            with FileUpload(transport, stub, file, display_name, request_id, progress) as upload:
+                return Dataset.from_proto(upload.run())
+
+        try:
+            return await self._transport.transfer(work)
+        except ApiError as error:
+            # The caller gave a file and has never seen the message with the header in it.
+            error.message = error.message.replace("header.filename: ", "")
+            error.violations = tuple(Violation(_named(field, file.name), d) for field, d in error.violations)
+            raise
+
+    async def get(self, dataset_id: str) -> Dataset:
         """Raises NotFound."""
-        response = self._transport.call(self._stub.GetDataset, pb.GetDatasetRequest(dataset_id=dataset_id))
-        return Dataset.from_proto(response.dataset)
+        request = pb.GetDatasetRequest(dataset_id=dataset_id)
+        return Dataset.from_proto((await self._transport.call(self._stub.GetDataset, request)).dataset)
 
-    def list(self, *, limit: int | None = None) -> Iterator[Dataset]:
+    def list(self, *, limit: int | None = None) -> AsyncGenerator[Dataset, None]:
         """Newest first."""
         request = pb.ListDatasetsRequest()
-        return map(Dataset.from_proto, pages(self._transport, self._stub.ListDatasets, request, "datasets", limit))
+        return paged(self._transport, self._stub.ListDatasets, request, "datasets", limit, Dataset.from_proto)
 
-    def delete(self, dataset_id: str) -> None:
+    async def delete(self, dataset_id: str) -> None:
         """Deletes the rows for good. Raises NotFound, and FailedPrecondition while a job that has not ended uses it."""
-        self._transport.call(self._stub.DeleteDataset, pb.DeleteDatasetRequest(dataset_id=dataset_id))
+        request = pb.DeleteDatasetRequest(dataset_id=dataset_id)
+        await self._transport.call(self._stub.DeleteDataset, request)
+
+
+class Datasets(Blocking):
+    """`client.datasets`."""
+
+    upload = blocking(AsyncDatasets.upload)
+    get = blocking(AsyncDatasets.get)
+    list = iterating(AsyncDatasets.list)
+    delete = blocking(AsyncDatasets.delete)
+
+
+def _named(field: str, file: str) -> str:
+    return file if field == "header.filename" else field

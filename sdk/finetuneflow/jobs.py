@@ -10,12 +10,13 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from finetuneflow.artifacts import AsyncArtifacts
 from finetuneflow.blocking import Blocking, blocking, iterating
+from finetuneflow.datasets import AsyncDatasets
 from finetuneflow.enums import enum_number
 from finetuneflow.errors import ApiError, FailedPrecondition, InvalidArgument, JobCancelled, JobFailed, Violation
 from finetuneflow.files import safe_relative_path
 from finetuneflow.paging import paged
-from finetuneflow.remote_files import AsyncArtifacts, AsyncDatasets
 from finetuneflow.resources.event import Event, Severity
 from finetuneflow.resources.job import Checkpoint, Job, JobState, MetricSeries
 from finetuneflow.spec import SpecDraft, draft_spec

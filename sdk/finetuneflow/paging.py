@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any, TypeVar
 
-from google.protobuf.message import Message
-
-from finetuneflow.blocking import drawn
-from finetuneflow.transport import AsyncTransport, Transport
+from finetuneflow.transport import AsyncTransport
 
 _PAGE_SIZE = 100
 
@@ -31,8 +28,3 @@ async def paged(
         if not response.next_page_token:
             return
         request.page_token = response.next_page_token
-
-
-def pages(transport: Transport, method: Any, request: Any, items: str, limit: int | None) -> Iterator[Message]:
-    """The same for plain functions."""
-    return drawn(paged(transport.inline, method, request, items, limit, lambda item: item))

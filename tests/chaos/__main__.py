@@ -24,8 +24,8 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=0, help="schedules to run; 0: as many as fit into the minutes")
     parser.add_argument("--minutes", type=float, default=15.0, help="begin no schedule after so many (default 15)")
     parser.add_argument("--first-seed", type=int, default=1)
-    parser.add_argument("--faults", type=int, default=8, help="faults of a schedule")
-    parser.add_argument("--jobs", type=int, default=3, help="jobs of a schedule")
+    parser.add_argument("--faults", type=int, default=14, help="faults of a schedule")
+    parser.add_argument("--jobs", type=int, default=5, help="jobs of a schedule")
     parser.add_argument("--only", choices=sorted(FAULTS), default="", help="inject this kind alone")
     parser.add_argument("--on", choices=("any", "sqlite", "postgres", "real"), default="any")
     parser.add_argument("--report", type=Path, help="the document that takes the results")
@@ -77,6 +77,8 @@ def _say(result: Result) -> None:
         f"{counts.get('attempts', 0)} attempts, {counts.get('events', 0)} events, "
         f"{len(result.findings.violations)} violations"
     )
+    for ending in result.restarts:
+        print(f"  {ending} by itself, or at a failpoint, and was started again")  # noqa: T201
     for violation in result.findings.violations:
         print(f"  VIOLATION {violation}")  # noqa: T201
 

@@ -34,7 +34,7 @@ class Expected:
     cancel: str = ""
     """accepted: it must end CANCELLED; refused: it must not; unknown: the answer was lost, either is right."""
     may_fail: bool = False
-    """Its workers were killed on purpose until it was given up."""
+    """It has so few attempts that faults may use them up."""
 
 
 @dataclass
@@ -70,7 +70,6 @@ class Findings:
 
     def add(self, kind: str, sentence: str) -> None:
         self.violations.append(f"{kind}: {sentence}")
-        self.count(kind)
 
     def count(self, name: str, number: int = 1) -> None:
         self.counts[name] = self.counts.get(name, 0) + number
@@ -255,6 +254,11 @@ def _check_restored(history: JobHistory, events: Sequence[Event], evidence: Evid
         elif kind == "checkpoint_pruned":
             accepted = [each for each in accepted if each[1] != event.checkpoint_pruned.path]
         elif kind == "log":
+            newest = max((each for each in accepted if each[1] not in evidence.damaged), default=(0, "", ""))
+            if event.log.step == 1 and newest[0]:
+                findings.add(
+                    "resume", f"{history.job.id}: attempt {event.attempt} began anew, step {newest[0]} was accepted"
+                )
             if event.log.step != started + 1:
                 findings.add(
                     "resume",

@@ -28,8 +28,9 @@ from tests.chaos.watchers import Watcher
 
 T = TypeVar("T")
 
-_FIND_SECONDS = 3.0
 _VERB_SECONDS = 40.0
+_AT_ONCE = 0.3
+"""Share of draws that take a victim as soon as there is one: a child that starts, a job that waits."""
 
 FAILPOINTS = (
     "claim.granted",
@@ -37,11 +38,13 @@ FAILPOINTS = (
     "claim.acked",
     "child.started",
     "attempt.ending",
+    "spool.append",
     "spool.appended",
     "record.synced",
     "record.renamed",
     "store.synced",
     "store.renamed",
+    "upload.store",
     "upload.stored",
     "report.answered",
     "report.forgotten",
@@ -49,7 +52,13 @@ FAILPOINTS = (
     "decision.committed",
     "decision.published",
     "decision.dispatched",
+    "discard.begun",
+    "fetch.verified",
 )
+
+"""Those that a running job passes."""
+AT_CREATION = ("upload.received", "dataset.stored", "dataset.recorded", "creation.flushed", "creation.committed")
+"""Those that creating one passes."""
 
 
 class Missed(Exception):
@@ -80,6 +89,8 @@ class Wanted:
     job_id: str
     seed: int
     watchers: list[Watcher]
+    may_fail: bool = False
+    """It has so few attempts that faults may use them up."""
     cancel: str = ""
     """accepted, refused or unknown, once asked."""
 
@@ -127,14 +138,38 @@ Later = Iterable[tuple[float, Callable[[], object]]]
 Fault = Callable[[World, Draw], Later]
 
 
-def _found(find: Callable[[], Sequence[T]]) -> Sequence[T]:
-    """What there is, once there is something."""
-    deadline = time.monotonic() + _FIND_SECONDS
-    while not (options := find()):
-        if time.monotonic() >= deadline:
-            raise Missed
-        time.sleep(0.02)
-    return options
+def _busy(world: World, draw: Draw, *names: str) -> Proc:
+    """A worker of these that has a child."""
+    return draw.of([world.stack.workers[name] for name in names if world.stack.workers[name].children()])
+
+
+def _busy_trainer(world: World, draw: Draw) -> Proc:
+    """A trainer that has a child; in most draws one that has written a checkpoint."""
+    trainers = world.stack.trainers
+    if draw.place < _AT_ONCE:
+        return draw.of([proc for proc in trainers if proc.children()])
+    return draw.of([proc for proc in trainers if any(map(_has_saved, proc.children()))])
+
+
+def _has_saved(child: psutil.Process) -> bool:
+    """Whether a training child has written a checkpoint."""
+    try:
+        return Path(child.cmdline()[-1]).with_name("out").joinpath("checkpoints").exists()
+    except (psutil.Error, IndexError):
+        return False
+
+
+def _any_child(world: World, draw: Draw) -> psutil.Process:
+    """Of any stage, or in most draws one that has written a checkpoint."""
+    children = world.stack.children()
+    return draw.of(children if draw.place < _AT_ONCE else [child for child in children if _has_saved(child)])
+
+
+def _any_job(world: World, draw: Draw) -> Wanted:
+    """Of any state, or in most draws one that has a checkpoint and trains."""
+    if draw.place < _AT_ONCE:
+        return draw.of(world.jobs)
+    return draw.of([j for j in world.jobs if "checkpoint" in j.watchers[0].kinds and not j.watchers[0].trained])
 
 
 def _kill(proc: Proc, seconds: float) -> Later:
@@ -152,7 +187,7 @@ def _stop(proc: Proc, seconds: float) -> Later:
 
 def kill_child(world: World, draw: Draw) -> Later:
     """SIGKILL of the process that trains, evaluates or packs."""
-    child = draw.of(_found(world.stack.children))
+    child = _any_child(world, draw)
     with contextlib.suppress(psutil.NoSuchProcess):
         child.kill()
     return ()
@@ -160,7 +195,7 @@ def kill_child(world: World, draw: Draw) -> Later:
 
 def stop_child(world: World, draw: Draw) -> Later:
     """SIGSTOP of a child; longer than its stall limit it is killed by its supervisor."""
-    child = draw.of(_found(world.stack.children))
+    child = _any_child(world, draw)
     with contextlib.suppress(psutil.NoSuchProcess):
         child.suspend()
 
@@ -173,23 +208,22 @@ def stop_child(world: World, draw: Draw) -> Later:
 
 def kill_trainer(world: World, draw: Draw) -> Later:
     """SIGKILL of a trainer, one that works if there is one."""
-    busy = [proc for proc in world.stack.trainers if proc.children()]
-    return _kill(draw.of(busy or world.stack.trainers), draw.seconds)
+    return _kill(_busy_trainer(world, draw), draw.seconds)
 
 
 def kill_probe(world: World, draw: Draw) -> Later:
     """SIGKILL."""
-    return _kill(world.stack.workers["probe"], draw.seconds)
+    return _kill(_busy(world, draw, "probe"), draw.seconds)
 
 
 def kill_evaluator(world: World, draw: Draw) -> Later:
     """SIGKILL."""
-    return _kill(world.stack.workers["evaluator"], draw.seconds)
+    return _kill(_busy(world, draw, "evaluator"), draw.seconds)
 
 
 def kill_exporter(world: World, draw: Draw) -> Later:
     """SIGKILL."""
-    return _kill(world.stack.workers["exporter"], draw.seconds)
+    return _kill(_busy(world, draw, "exporter"), draw.seconds)
 
 
 def kill_gateway(world: World, draw: Draw) -> Later:
@@ -213,14 +247,12 @@ def kill_nats(world: World, draw: Draw) -> Later:
 
 def stop_trainer_past_lease(world: World, draw: Draw) -> Later:
     """The zombie: it wakes after its claim was given to another."""
-    busy = [proc for proc in world.stack.trainers if proc.children()]
-    return _stop(draw.of(busy or world.stack.trainers), LEASE_SECONDS + 3.0 + draw.seconds)
+    return _stop(_busy_trainer(world, draw), LEASE_SECONDS + 3.0 + draw.seconds)
 
 
 def stop_trainer_briefly(world: World, draw: Draw) -> Later:
     """Shorter than its lease."""
-    busy = [proc for proc in world.stack.trainers if proc.children()]
-    return _stop(draw.of(busy or world.stack.trainers), min(draw.seconds, LEASE_SECONDS / 2))
+    return _stop(_busy_trainer(world, draw), min(draw.seconds, LEASE_SECONDS / 2))
 
 
 def stop_gateway(world: World, draw: Draw) -> Later:
@@ -296,27 +328,29 @@ def fill_store(world: World, draw: Draw) -> Later:
 
 def damage_newest_checkpoint(world: World, draw: Draw) -> Later:
     """Truncates or flips a byte of the newest accepted checkpoint of a training, whose child then dies."""
-    children = {}
-    for child in _found(world.stack.children):
+    for child in _busy_trainer(world, draw).children():
         with contextlib.suppress(psutil.Error):
-            children[child] = child.cmdline()[-1]
-    for proc in world.stack.trainers:
-        for child in proc.children():
-            with contextlib.suppress(psutil.Error):
-                child.suspend()
-                if path := _newest_accepted(world, Path(child.cmdline()[-1])):
-                    file = _a_large_file(world.stack.artifacts / "default" / path)
-                    world.damaged.add(path)
-                    _damage(file, truncate=draw.place < 0.5)
-                    child.kill()
-                    return ()
-                child.resume()
+            spec = Path(child.cmdline()[-1])
+            child.suspend()
+            path = _newest_accepted(world, spec)
+            if path:
+                file = _a_large_file(world.stack.artifacts / "default" / path)
+                world.damaged.add(path)
+                _damage(file, truncate=draw.place < 0.5)
+                child.kill()
+                return ()
+            child.resume()
     raise Missed
 
 
 def _newest_accepted(world: World, spec: Path) -> str:
-    """The path of the newest checkpoint of the job whose child reads `spec`; "" where it has none, or one alone."""
-    claim = spec.parent.name
+    """The path of the newest checkpoint of the job whose child reads `spec`; "" where none can be told to be."""
+    claim, uploading = spec.parent.name, spec.parent / "out" / "checkpoints"
+    if any(uploading.glob("*")):
+        # One that is newer is on its way.
+        return ""
+    # What was uploaded last is to be reported, too.
+    time.sleep(0.3)
     for job in world.jobs:
         for client in world.clients:
             with contextlib.suppress(ApiError):
@@ -324,7 +358,8 @@ def _newest_accepted(world: World, spec: Path) -> str:
                 if row.stage != "TRAINING" or claim not in _claims(world.stack, job.job_id):
                     break
                 found = client.jobs.checkpoints(job.job_id)
-                return found[0].path if found else ""
+                # With the last step's the training is done, and what is chosen then must not be what was damaged.
+                return found[0].path if found and found[0].step < row.progress.total_steps else ""
     return ""
 
 
@@ -383,14 +418,14 @@ def _set(clock: Path, seconds: float) -> None:
 
 def pause_and_resume(world: World, draw: Draw) -> Later:
     """Pause; Resume some seconds later."""
-    job = draw.of(world.jobs)
+    job = _any_job(world, draw)
     world.call(draw, lambda client: client.jobs.pause(job.job_id))
     return [(draw.seconds, lambda: world.call(draw, lambda client: client.jobs.resume(job.job_id)))]
 
 
 def resume_races_paused(world: World, draw: Draw) -> Later:
     """Pause, and Resume while the worker is about to say that it paused."""
-    job = draw.of(world.jobs)
+    job = _any_job(world, draw)
 
     def both(client: Client) -> Job:
         client.jobs.pause(job.job_id)
@@ -438,7 +473,7 @@ def _ask_to_cancel(world: World, draw: Draw, job: Wanted) -> None:
 
 def drain_trainer(world: World, draw: Draw) -> Later:
     """DrainTrainer; the process is stopped and started again when it has handed back."""
-    proc = draw.of(world.stack.trainers)
+    proc = _busy_trainer(world, draw)
     try:
         world.stack.drain(proc)
     except grpc.RpcError as error:
@@ -448,7 +483,7 @@ def drain_trainer(world: World, draw: Draw) -> Later:
 
 def terminate_trainer(world: World, draw: Draw) -> Later:
     """SIGTERM, as a rolling update sends it."""
-    _terminate(draw.of(world.stack.trainers))
+    _terminate(_busy_trainer(world, draw))
     return ()
 
 

@@ -51,6 +51,9 @@ _COUNTED = (
 def markdown(results: Sequence[Result]) -> str:
     """What was done, what came of it, and on what; numbers of this run only."""
     counts = total(list(results))
+    broken = collections.Counter(
+        violation.partition(":")[0] for result in results for violation in result.findings.violations
+    )
     injected = sum((result.injected for result in results), collections.Counter[str]())
     seconds = sum(result.seconds for result in results)
     postgres = sum(result.schedule.postgres for result in results)
@@ -64,7 +67,7 @@ def markdown(results: Sequence[Result]) -> str:
         "",
         "| violations | |",
         "|---|---|",
-        *(f"| {text} | {counts.get(kind, 0)} |" for text, kind in _VERDICTS),
+        *(f"| {text} | {broken[kind]} |" for text, kind in _VERDICTS),
         "",
         "| counted | |",
         "|---|---|",

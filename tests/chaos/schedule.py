@@ -5,13 +5,12 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from tests.chaos.faults import FAILPOINTS, FAULTS, Draw
+from tests.chaos.faults import AT_CREATION, FAILPOINTS, FAULTS, Draw
 
 _ACTIONS = ("kill", "kill", "stop", "raise", "full")
 _ONLY_SQLITE, _ONLY_POSTGRES = frozenset({"lock_sqlite"}), frozenset({"restart_postgres"})
 # Once per schedule is enough: a cancelled job shows nothing of what comes later.
 _ONCE = frozenset({"cancel", "cancel_races_completion"})
-# Failures of these count against max_attempts, and the back-off doubles with each.
 _MEAN_GAP_SECONDS = 1.0
 
 
@@ -38,12 +37,15 @@ class Schedule:
     gateways: int
     jobs: int
     steps: tuple[Step, ...]
+    creation: str = ""
+    """A failpoint that is armed before the jobs are created, such as `creation.committed=kill`."""
 
     def __str__(self) -> str:
         where = "PostgreSQL" if self.postgres else "SQLite"
         child = "the real training child" if self.real else "a child without torch"
         head = f"schedule {self.seed}: {self.gateways} gateway(s) on {where}, {self.jobs} jobs, {child}"
-        return "\n".join([head, *map(str, self.steps)])
+        armed = [f"   before  arm_failpoint              {self.creation}"] if self.creation else []
+        return "\n".join([head, *armed, *map(str, self.steps)])
 
 
 def draw_schedule(
@@ -63,4 +65,6 @@ def draw_schedule(
             continue
         choice = f"{rng.choice(FAILPOINTS)}={rng.choice(_ACTIONS)}" if name == "arm_failpoint" else ""
         steps.append(Step(at, name, Draw(rng.random(), rng.uniform(0.2, 3.0), choice)))
-    return Schedule(seed, postgres, real, 2 if postgres else 1, jobs, tuple(steps))
+    at_creation = faults and only in ("", "arm_failpoint") and rng.random() < 0.5
+    creation = f"{rng.choice(AT_CREATION)}={rng.choice(('kill', 'stop'))}" if at_creation else ""
+    return Schedule(seed, postgres, real, 2 if postgres else 1, jobs, tuple(steps), creation)

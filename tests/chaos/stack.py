@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -142,6 +143,7 @@ class Stack:
         self.workers = {proc.name: proc for proc in (*self.trainers, *others)}
         self.unexpected_exits: list[str] = []
         self._revive_at: dict[str, float] = {}
+        self._frozen: dict[Path, float] = {}
 
     @property
     def procs(self) -> list[Proc]:
@@ -173,7 +175,8 @@ class Stack:
             time.sleep(0.05)
 
     def keep(self) -> None:
-        """Starts again whatever ended without being told to, as the keeper of a real installation does."""
+        """Starts again whatever ended without being told to, as the keeper of a real installation does; and what a
+        failpoint has stopped goes on after more than a lease."""
         for proc in self.procs:
             if proc.running or not proc.wanted or proc.popen is None:
                 continue
@@ -184,6 +187,14 @@ class Stack:
             elif time.monotonic() >= due:
                 del self._revive_at[proc.name]
                 proc.start()
+
+        for taken in self.failpoints.glob("*.taken"):
+            if taken not in self._frozen and taken.read_text() == "stop":
+                self._frozen[taken] = time.monotonic() + LEASE_SECONDS + 2.0
+            elif 0 < self._frozen.get(taken, 0) <= time.monotonic():
+                self._frozen[taken] = 0.0
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    psutil.Process(int(taken.name.split(".")[-2])).send_signal(signal.SIGCONT)
 
     def heal(self) -> None:
         """Ends every fault that lasts: what is stopped goes on, what is down is started, nothing stays armed."""

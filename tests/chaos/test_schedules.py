@@ -1,10 +1,12 @@
 """Faults of every kind at random times, and what a user has in the end is what an unfaulted run gives."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
+from tests.chaos.faults import AT_CREATION, FAILPOINTS
 from tests.chaos.real import Real
 from tests.chaos.run import run_schedule
 from tests.chaos.schedule import draw_schedule
@@ -16,6 +18,13 @@ def test_a_seed_stands_for_its_schedule() -> None:
     assert draw_schedule(7) == draw_schedule(7)
     assert str(draw_schedule(7)) == str(draw_schedule(7))
     assert draw_schedule(7).steps != draw_schedule(8).steps
+
+
+def test_every_failpoint_of_the_product_is_used() -> None:
+    """A boundary that nobody attacks is one that nobody knows about."""
+    root = Path(__file__).parents[2]
+    sources = [file.read_text() for part in ("chassis", "gateway") for file in (root / part).rglob("*.py")]
+    assert set(re.findall(r'failpoint\("([^"]+)"\)', "".join(sources))) == {*FAILPOINTS, *AT_CREATION}
 
 
 @pytest.mark.parametrize("seed", [102, 105])

@@ -34,6 +34,11 @@ class Watcher:
         self._thread.start()
 
     @property
+    def trained(self) -> bool:
+        """Whether its job's training is over."""
+        return "complete" in self.kinds
+
+    @property
     def ended(self) -> bool:
         return not self._thread.is_alive()
 

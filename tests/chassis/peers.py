@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
+
+import psutil
 
 from chassis.artifacts import ArtifactStore
 from chassis.bus import CLAIM_SUBJECT, Bus, Handlers, report_subject
 from chassis.child import ChildCommand
+from chassis.preparation import GivenUp, progressed, say
 from chassis.settings import WorkerSettings
+from chassis.spare import SpareCommand
+from chassis.spool import ClaimRecord
 from chassis.stage_worker import StageWorker
 from finetuneflow.v1 import event_pb2, fine_tuning_job_pb2, work_pb2
 
@@ -29,13 +36,49 @@ class ChildStage:
 
     service = "trainer"
 
+    def __init__(self) -> None:
+        self.go_on = threading.Event()
+        """Until it is set, a preparation with `fetch` waits for its next byte."""
+        self.fetched = asyncio.Event()
+        self.written: list[str] = []
+
     async def prepare(self, assignment: work_pb2.Assignment, workdir: Path, store: ArtifactStore) -> ChildCommand:
         do = assignment.spec.display_name
         if do == "no_model":
             raise ModelMissing
+        if do == "no_room":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        if do.startswith("fetch"):
+            await asyncio.to_thread(self._fetch, workdir, asyncio.get_running_loop())
         spec = workdir / "spec.json"
         spec.write_text(json.dumps({"do": do, "out_dir": str(workdir / "out")}))
-        return ChildCommand([sys.executable, str(CHILD), str(spec)], workdir / "out", {"OMP_NUM_THREADS": "1"})
+        return ChildCommand(
+            [sys.executable, str(CHILD), str(spec)],
+            workdir / "out",
+            env={"OMP_NUM_THREADS": "1"},
+            late_env={"CUDA_VISIBLE_DEVICES": "7"},
+            on_cpu="on_cpu" in do,
+            cold="cold" in do,
+        )
+
+    def _fetch(self, workdir: Path, loop: asyncio.AbstractEventLoop) -> None:
+        say("fetching_model", "org/model", total_bytes=8)
+        try:
+            loop.call_soon_threadsafe(self.fetched.set)
+            self.go_on.wait(60)
+            progressed(4)
+            (workdir / "model").write_bytes(b"late")
+            self.written.append("model")
+        except GivenUp:
+            self.written.append("given up")
+            raise
+
+
+class SparedStage(ChildStage):
+    """Its children can wait for their spec."""
+
+    def spare(self) -> SpareCommand:
+        return SpareCommand([sys.executable, str(CHILD)], {"OMP_NUM_THREADS": "1"})
 
 
 class ModelMissing(Exception):
@@ -119,11 +162,56 @@ def kind(event: event_pb2.Event) -> str:
     return event.WhichOneof("payload") or ""
 
 
+async def gone(*pids: int) -> None:
+    """Waits until no such process runs any more."""
+    async with asyncio.timeout(20):
+        for pid in pids:
+            while _runs(pid):  # noqa: ASYNC110 - it says so to nobody
+                await asyncio.sleep(0.02)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+async def idle(worker: StageWorker) -> None:
+    async with asyncio.timeout(20):
+        while worker.runs():  # noqa: ASYNC110 - it says so to nobody
+            await asyncio.sleep(0.02)
+
+
+async def cleared(tmp_path: Path) -> None:
+    """Waits until no attempt has a folder any more."""
+    async with asyncio.timeout(20):
+        while any((tmp_path / "home/trainer/work").glob("*")):  # noqa: ASYNC110 - it says so to nobody
+            await asyncio.sleep(0.02)
+
+
+def spools(tmp_path: Path) -> list[Path]:
+    return sorted((tmp_path / "home/trainer/spool").glob("*"))
+
+
+def record(tmp_path: Path) -> ClaimRecord:
+    (file,) = (tmp_path / "home/trainer/spool").glob("*.json")
+    return ClaimRecord.model_validate_json(file.read_bytes())
+
+
+def arm(folder: Path, name: str, action: str) -> None:
+    """Has the first process that reaches the failpoint do so."""
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.new").write_text(action)
+    (folder / f"{name}.new").rename(folder / name)
+
+
 async def run_supervisor(home: str, url: str, user: str, password: str) -> None:
     bus = await Bus.connect(url, user, password, "supervisor")
-    settings = Settings(home=Path(home), node_id="trainer-killed", cancel_grace_seconds=0.5)
-    worker = StageWorker(bus, ArtifactStore(settings.artifacts), ChildStage(), settings)
+    settings = Settings(home=Path(home), node_id="trainer-killed", cancel_grace_seconds=0.5, stall_seconds=2.5)
+    worker = StageWorker(bus, ArtifactStore(settings.artifacts), SparedStage(), settings)
     await worker.start()
+    print("started", flush=True)  # noqa: T201
     await asyncio.Event().wait()
 
 

@@ -1,78 +1,20 @@
 import asyncio
 import os
 import signal
-import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from chassis import attempt
 from chassis.artifacts import ArtifactStore
 from chassis.bus import Bus
-from chassis.spool import ClaimRecord
-from chassis.stage_worker import StageWorker
-from finetuneflow.v1 import fine_tuning_job_pb2, work_pb2
-from tests.chassis import peers
-from tests.chassis.peers import CHILD, ITEM, ChildStage, Gateway, Settings, kind
+from finetuneflow.v1 import event_pb2, fine_tuning_job_pb2, work_pb2
+from tests.chassis.conftest import StartSupervisor, StartWorker
+from tests.chassis.peers import ITEM, Gateway, cleared, gone, idle, kind, record, spools
 from tests.nats import NatsServer
-
-StartWorker = Callable[..., Awaitable[StageWorker]]
-
-
-@pytest.fixture
-async def gateway(bus: Bus) -> AsyncIterator[Gateway]:
-    gateway = Gateway(bus)
-    await bus.ensure_streams()
-    await gateway.open()
-    yield gateway
-    await gateway.close()
-
-
-@pytest.fixture
-async def start_worker(nats_server: NatsServer, tmp_path: Path) -> AsyncIterator[StartWorker]:
-    """Starts a worker with a connection of its own; keywords are its settings."""
-    started: list[tuple[StageWorker, Bus]] = []
-
-    async def start(**settings: object) -> StageWorker:
-        own = await Bus.connect(nats_server.url, nats_server.user, nats_server.password, "worker")
-        made = Settings.model_validate(
-            {"home": tmp_path / "home", "node_id": "trainer-1", "cancel_grace_seconds": 0.5, "drain_seconds": 1.0}
-            | settings
-        )
-        worker = StageWorker(own, ArtifactStore(made.artifacts), ChildStage(), made)
-        started.append((worker, own))
-        await worker.start()
-        return worker
-
-    yield start
-    for worker, own in started:
-        await worker.stop()
-        await own.close()
-
-
-def spools(tmp_path: Path) -> list[Path]:
-    return sorted((tmp_path / "home/trainer/spool").glob("*"))
-
-
-def record(tmp_path: Path) -> ClaimRecord:
-    (file,) = (tmp_path / "home/trainer/spool").glob("*.json")
-    return ClaimRecord.model_validate_json(file.read_bytes())
-
-
-async def gone(*pids: int) -> None:
-    """Waits until no such process runs any more."""
-    async with asyncio.timeout(20):
-        for pid in pids:
-            while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
-
-
-async def idle(worker: StageWorker) -> None:
-    async with asyncio.timeout(20):
-        while worker.runs():  # noqa: ASYNC110 - it says so to nobody
-            await asyncio.sleep(0.02)
 
 
 async def test_every_event_arrives_once_in_order_with_its_files_stored(
@@ -97,7 +39,7 @@ async def test_every_event_arrives_once_in_order_with_its_files_stored(
     assert report.media_type == "text/markdown"
     await idle(worker)
     assert spools(tmp_path) == []
-    assert list((tmp_path / "home/trainer/work").iterdir()) == []
+    await cleared(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +118,7 @@ async def test_what_comes_while_a_child_is_being_started_reaches_it(
     connect = asyncio.get_running_loop().connect_read_pipe
 
     async def slowly(protocol: Callable[[], asyncio.Protocol], pipe: Any) -> Any:
-        started.extend(child.pid for child in psutil.Process().children() if child.cmdline()[1:2] == [str(CHILD)])
+        started.extend({child.pid for child in psutil.Process().children()} - before_start)
         if wish == "drain":
             draining.append(asyncio.create_task(worker.drain()))
         elif wish == "cancel":
@@ -190,6 +132,7 @@ async def test_what_comes_while_a_child_is_being_started_reaches_it(
     gateway.do = "wait"
     draining: list[asyncio.Task[None]] = []
     worker = await start_worker()
+    before_start = {child.pid for child in psutil.Process().children()}
     monkeypatch.setattr(asyncio.get_running_loop(), "connect_read_pipe", slowly)
     await bus.publish_work("trainer", "default", ITEM)
     if wish == "stop":
@@ -212,7 +155,7 @@ async def test_pause_saves_a_checkpoint_before_it_lets_go(
     await gateway.seen("log")
     gateway.directive = work_pb2.DIRECTIVE_PAUSE
     assert (await gateway.ending()).stage_released.reason == "PAUSED"
-    assert kind(gateway.events[-2]) == "checkpoint"
+    assert any(kind(event) == "checkpoint" for event in gateway.events)
 
 
 async def test_stop_kills_the_child_and_leaves_nothing(
@@ -280,18 +223,11 @@ async def test_a_running_attempt_survives_a_broker_that_loses_everything(
 
 
 async def test_a_killed_supervisor_takes_its_child_along_and_its_successor_reports_it(
-    bus: Bus, gateway: Gateway, start_worker: StartWorker, nats_server: NatsServer, tmp_path: Path
+    bus: Bus, gateway: Gateway, start_worker: StartWorker, start_supervisor: StartSupervisor, tmp_path: Path
 ) -> None:
     """No orphan trains on, and the job does not have to wait for its lease to run out."""
     gateway.do = "stubborn"
-    arguments = [str(tmp_path / "home"), nats_server.url, nats_server.user, nats_server.password]
-    supervisor = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        peers.__name__,
-        cwd=Path(__file__).parents[2],
-        env=dict(os.environ) | {"SUPERVISOR": " ".join(arguments)},
-    )
+    supervisor = await start_supervisor()
     await bus.publish_work("trainer", "default", ITEM)
     await gateway.seen("log")
     pid = record(tmp_path).child_pid
@@ -358,3 +294,27 @@ async def test_an_attempt_that_two_workers_pull_runs_once(
     reports = gateway.reports
     await gateway.until(lambda: gateway.reports >= reports + 2)
     assert len(first.runs()) + len(second.runs()) == 1
+
+
+async def test_watchers_see_what_a_job_takes_of_its_machine(
+    bus: Bus, gateway: Gateway, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who plans memory for the next job asks what this one took."""
+    monkeypatch.setattr(attempt, "_SAMPLE_SECONDS", 0.02)
+    monkeypatch.setattr(attempt, "_USAGE_SECONDS", 0.1)
+    gateway.do = "wait"
+    await start_worker()
+    await bus.publish_work("trainer", "default", ITEM)
+    await gateway.seen("log")
+    await gateway.until(lambda: sum(kind(event) == "resource_usage" for event in gateway.events) >= 2)
+    gateway.directive = work_pb2.DIRECTIVE_PAUSE
+    await gateway.ending()
+    usages = [event for event in gateway.events if kind(event) == "resource_usage"]
+    assert {event.severity for event in usages} == {event_pb2.SEVERITY_DEBUG}
+    peaks = [event.resource_usage.peak_memory_bytes for event in usages]
+    assert peaks == sorted(peaks)
+    assert peaks[0] > 5_000_000
+    assert all(0 < event.resource_usage.memory_bytes <= event.resource_usage.peak_memory_bytes for event in usages)
+    assert all(0 <= event.resource_usage.cpu_cores < 100 for event in usages)
+    # The devices that this child was given are not there.
+    assert not any(event.resource_usage.gpus for event in usages)

@@ -1,13 +1,17 @@
 """A child without torch that speaks the real pipe protocol. Its spec is {"do": what, "out_dir": path}."""
 
+import errno
 import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 from google.protobuf.message import Message
 
 from chassis.pipe import Cancelled, EventSink, Paused, run_child
+from chassis.warm_start import wait_for_spec
 from finetuneflow.v1 import event_pb2, stage_result_pb2
 
 
@@ -29,20 +33,50 @@ def main(sink: EventSink, spec_file: Path) -> Message | None:
     if do == "exit":
         print("about to leave", flush=True)  # noqa: T201
         os._exit(3)
+    if do == "no_room_in_child":
+        raise OSError(errno.ENOSPC, "No space left on device", str(out / "model"))
+    if do == "artifact":
+        (out / "report.md").write_text("# Report")
+        sink.emit(event_pb2.ArtifactSaved(path="report.md", kind="export_file"))
+        return stage_result_pb2.TrainingResult(total_steps=1)
+    if do == "grandchildren":
+        # One that stays in the group, and one that leaves it.
+        for leaves in (False, True):
+            subprocess.Popen(
+                [sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=leaves, close_fds=False
+            )
+        do = "stubborn"
+    if do.startswith("save"):
+        # Checkpoints as they are asked for: a file `save-<step>` beside the out_dir.
+        step = 0
+        sink.emit(event_pb2.Log(step=1))
+        while not sink.requested():
+            sink.tick()
+            asked = out.parent / f"save-{step + 1}"
+            if asked.exists():
+                step += 1
+                _checkpoint(sink, out, step, best=step == 1)
+                asked.unlink()
+                if asked.with_name("end").exists():
+                    chosen = "checkpoints/step-1"
+                    return stage_result_pb2.TrainingResult(total_steps=step, best_step=1, best_checkpoint_path=chosen)
+            time.sleep(0.01)
+        raise Paused
     if do == "environment":
         print(json.dumps(dict(os.environ)), flush=True)  # noqa: T201
         os._exit(4)
     if do == "huge":
         os.write(sink._event_fd or -1, b"\x80\x80\x05" + b"\0" * 81920)
-    if do in ("wait", "stubborn", "huge"):
+    if do.startswith(("wait", "stubborn", "huge")):
         print("waiting for ever", flush=True)  # noqa: T201
+        sink.emit(event_pb2.Phase(name="training", detail=os.environ.get("CUDA_VISIBLE_DEVICES", "")))
         sink.emit(event_pb2.Log(step=1))
         while True:
             sink.tick()
-            if do == "wait" and sink.requested() == "pause":
+            if do.startswith("wait") and sink.requested() == "pause":
                 _checkpoint(sink, out, 7)
                 raise Paused
-            if do == "wait" and sink.requested() == "cancel":
+            if do.startswith("wait") and sink.requested() == "cancel":
                 raise Cancelled
             time.sleep(0.01)
     steps = 100
@@ -59,12 +93,18 @@ def main(sink: EventSink, spec_file: Path) -> Message | None:
     return stage_result_pb2.TrainingResult(total_steps=steps, best_step=steps, best_checkpoint_path=chosen)
 
 
-def _checkpoint(sink: EventSink, out: Path, step: int) -> None:
+def _checkpoint(sink: EventSink, out: Path, step: int, *, best: bool = True) -> None:
     folder = out / "checkpoints" / f"step-{step}"
     folder.mkdir(parents=True)
     (folder / "adapter_model.safetensors").write_bytes(b"weights" * 1000)
-    sink.emit(event_pb2.CheckpointSaved(step=step, path=f"checkpoints/step-{step}", best=True))
+    sink.emit(event_pb2.CheckpointSaved(step=step, path=f"checkpoints/step-{step}", best=best))
+
+
+def _warm_up() -> None:
+    if os.environ.get("OMP_NUM_THREADS") == "broken":
+        raise RuntimeError("an import failed")
 
 
 if __name__ == "__main__":
+    wait_for_spec(_warm_up)
     run_child(main)

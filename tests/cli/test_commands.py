@@ -220,10 +220,14 @@ def test_a_dry_run_speaks_of_the_file(ftf: Ftf, rows: Path, gateway: FakeGateway
 
 def test_a_refused_file_is_named(ftf: Ftf, rows: Path, gateway: FakeGateway) -> None:
     gateway.refusals["UploadDataset"] = lambda context: refuse(
-        context, grpc.StatusCode.INVALID_ARGUMENT, "can't be taken", "BAD", [("header.filename", "a wrong ending")]
+        context,
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "header.filename: bad",
+        "BAD",
+        [("header.filename", "a wrong ending")],
     )
     result = ftf("datasets", "upload", rows)
-    assert "  train.jsonl: a wrong ending" in result.stderr
+    assert result.stderr == "bad [BAD]\n  train.jsonl: a wrong ending\n"
     assert "header" not in result.stderr
 
 

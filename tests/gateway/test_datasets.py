@@ -1,7 +1,9 @@
 import asyncio
 import hashlib
+import os
 import random
 import resource
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -270,10 +272,10 @@ async def test_only_the_very_end_of_what_is_there_is_gone_on_with(room: Room, at
     received = await cut(room, LONG[: 3 << 20], **KNOWN)
     assert received > 0
     for offset in {1, received - 1, received + 1, len(LONG)} - {received}:
-        found = await refusal(room.upload(head(offset=offset, **KNOWN), *chunks(LONG[offset:])))
+        found = await refusal(room.upload(head(offset=offset, **KNOWN)))
         assert (found.code, found.reason) == (grpc.StatusCode.OUT_OF_RANGE, "WRONG_OFFSET")
         assert found.metadata["received_bytes"] == str(received)
-    found = await refusal(room.upload(head(offset=5, **{**KNOWN, "request_id": "unknown"}), *chunks(LONG[5:])))
+    found = await refusal(room.upload(head(offset=5, **{**KNOWN, "request_id": "unknown"})))
     assert found.metadata["received_bytes"] == "0"
     assert len(room.files()) == 1
     assert (await room.uploaded(LONG, **KNOWN)).sha256 == LONG_SHA256
@@ -282,7 +284,7 @@ async def test_only_the_very_end_of_what_is_there_is_gone_on_with(room: Room, at
 
 async def test_an_offset_without_an_identity_is_refused(room: Room) -> None:
     for header in ({}, {"request_id": "r1", "size_bytes": 5}, {"sha256": SHA256, "size_bytes": 5}):
-        found = await room.refused(head(offset=1, **header), *chunks(ROWS))
+        found = await room.refused(head(offset=1, **header))
         assert (found.code, found.fields) == (INVALID, ("header.offset",))
 
 
@@ -321,7 +323,8 @@ async def test_two_streams_at_once_make_one_dataset(room: Room, at_once: None) -
     await asyncio.wait_for(started.wait(), 10)
     await until(lambda: bool(room.files()))
     for offset in (0, 1 << 20):
-        found = await refusal(room.upload(head(offset=offset, **KNOWN), *chunks(LONG[offset:])))
+        # No chunks: grpc.aio loses the status of a call that ends while it sends.
+        found = await refusal(room.upload(head(offset=offset, **KNOWN)))
         assert (found.code, found.reason) == (grpc.StatusCode.ABORTED, "UPLOAD_IN_PROGRESS")
     go_on.set()
     dataset = (await first).dataset
@@ -344,6 +347,23 @@ async def test_a_stream_that_hangs_does_not_hold_its_upload_for_ever(
     assert (found.code, found.reason) == (grpc.StatusCode.UNAVAILABLE, "UPLOAD_STALLED")
     answer = await room.upload(head(offset=1 << 20, **KNOWN), *chunks(LONG[1 << 20 :]))
     assert answer.dataset.sha256 == LONG_SHA256
+
+
+async def test_what_is_left_of_cut_uploads_goes_after_a_day(room: Room, at_once: None) -> None:
+    """A gateway that runs for months must not need a restart to free the disk."""
+    await cut(room, LONG[: 3 << 20], **KNOWN)
+    await cut(room, LONG[: 2 << 20], **{**KNOWN, "request_id": "r2"})
+    old, _ = sorted(room.files(), key=lambda path: path.stat().st_size)
+    yesterday = time.time() - 90_000
+    os.utime(old, (yesterday, yesterday))
+    sweeping = asyncio.ensure_future(uploads.sweep_for_ever(ArtifactStore(f"file://{room.root}")))
+    await until(lambda: not old.exists())
+    sweeping.cancel()
+    received = [
+        (await room.stub.GetUpload(api.GetUploadRequest(request_id=name, sha256=LONG_SHA256))).received_bytes
+        for name in ("r1", "r2")
+    ]
+    assert received == [3 << 20, 0]
 
 
 async def test_another_gateway_goes_on_with_the_first_ones_upload(room: Room, at_once: None) -> None:
@@ -381,7 +401,7 @@ async def test_a_sha256_that_follows_is_held_to(room: Room, tail: list[api.Uploa
 async def test_a_sha256_nobody_announced_is_refused(room: Room) -> None:
     found = await room.refused(head(), *chunks(ROWS), api.UploadDatasetRequest(sha256=SHA256))
     assert found.reason == "CHUNK_EXPECTED"
-    found = await room.refused(head(sha256=SHA256, sha256_follows=True), *chunks(ROWS))
+    found = await room.refused(head(sha256=SHA256, sha256_follows=True))
     assert found.fields == ("header.sha256_follows",)
 
 

@@ -2,18 +2,26 @@
 
 import asyncio
 import math
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from chassis.artifacts import ArtifactStore
 from chassis.errors import FailedPrecondition
-from finetuneflow.v1.event_pb2 import CheckpointSaved, ConfigResolved, Eval, StageReleased
+from engine.config.micro_batch import halved
+from finetuneflow.v1.event_pb2 import CheckpointSaved, ConfigResolved, Eval, Log, StageFailed, StageReleased
+from finetuneflow.v1.fine_tuning_job_pb2 import Fault
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec, Hyperparameters
+from finetuneflow.v1.fine_tuning_service_pb2 import GetFineTuningJobRequest
 from finetuneflow.v1.stage_result_pb2 import PreflightResult
 from finetuneflow.v1.work_pb2 import Directive, ReportRequest
 from gateway import lifecycle, views
 from gateway.acceptance import Acceptance
-from gateway.ledger import Ledger
+from gateway.ledger import Decision, Ledger
 from gateway.metrics import read_series
+from gateway.servicers.fine_tuning import FineTuning
+from gateway.tables import Attempt
 from tests.gateway.conftest import Recorder
 from tests.gateway.jobs import Worker, attempts_of, create, events_of, job_of, log_at
 
@@ -114,10 +122,54 @@ async def test_a_system_failure_is_retried_until_max_attempts(
     await worker.fail("KILLED")
     job = await job_of(ledger, job_id)
     assert (job.state, job.stage, job.attempt, job.failed_attempts) == ("JOB_STATE_QUEUED", "STAGE_TRAINING", 2, 1)
-    await (await working(acceptance, told, "c")).fail("KILLED")
+    await (await working(acceptance, told, "c")).fail("UPLOAD_FAILED")
     job = await job_of(ledger, job_id)
-    assert (job.state, job.reason, job.fault) == ("JOB_STATE_FAILED", "KILLED", "FAULT_SYSTEM_ERROR")
+    assert (job.state, job.reason, job.fault) == ("JOB_STATE_FAILED", "UPLOAD_FAILED", "FAULT_SYSTEM_ERROR")
     assert job.advice == "mend it"
+    assert "given up after 2 failures" in job.message
+
+
+async def test_a_job_that_kills_every_worker_ends_as_poison_with_its_history(
+    ledger: Ledger, acceptance: Acceptance, told: Recorder
+) -> None:
+    """It would go on taking workers from everybody's jobs, and its owner would not see what it does to them."""
+    job_id = await create(ledger, max_attempts=3)
+    waits = []
+    for name in "abc":
+        waits.append(max(told.offered[-1].not_before - told.offered[-1].create_time, 0))
+        worker = await working(acceptance, told, name)
+        attempt = (await attempts_of(ledger, job_id))[-1]
+        await acceptance.expire(job_id, worker.claim_id, attempt.beat)
+    job = await job_of(ledger, job_id)
+    assert (job.state, job.reason, job.fault) == ("JOB_STATE_FAILED", "POISON", "FAULT_SYSTEM_ERROR")
+    assert "3 attempts failed" in job.message
+    assert "LEASE_EXPIRED" in job.message
+    assert "attempts" in job.advice
+    ended = [(each.attempt, each.reason, each.counted) for each in await attempts_of(ledger, job_id)]
+    assert ended == [(number, "LEASE_EXPIRED", True) for number in (1, 2, 3)]
+    assert waits[:2] == [0, 0]
+    assert waits[2] > 0, "a job that fails again and again must leave room for others"
+
+
+async def test_one_loss_that_is_the_last_is_told_as_what_it_was(
+    ledger: Ledger, acceptance: Acceptance, told: Recorder
+) -> None:
+    job_id = await create(ledger, max_attempts=1)
+    await (await working(acceptance, told)).fail("KILLED")
+    job = await job_of(ledger, job_id)
+    assert (job.state, job.reason, job.message) == ("JOB_STATE_FAILED", "KILLED", "it broke")
+
+
+async def test_a_worker_lost_on_the_way_to_a_pause_ends_in_the_pause(
+    ledger: Ledger, acceptance: Acceptance, told: Recorder
+) -> None:
+    """Whoever paused a job of many days must not find it FAILED: it can go on from its checkpoint."""
+    job_id, worker = await training(ledger, acceptance, told, max_attempts=1)
+    async with ledger.decide(job_id) as decision:
+        lifecycle.pause(decision)
+    await worker.fail("KILLED")
+    job = await job_of(ledger, job_id)
+    assert (job.state, job.reason, job.failed_attempts) == ("JOB_STATE_PAUSED", "KILLED", 0)
 
 
 async def test_a_user_error_is_never_retried(ledger: Ledger, acceptance: Acceptance, told: Recorder) -> None:
@@ -125,6 +177,110 @@ async def test_a_user_error_is_never_retried(ledger: Ledger, acceptance: Accepta
     await (await working(acceptance, told)).fail("BAD_DATA", "FAULT_USER_ERROR")
     job = await job_of(ledger, job_id)
     assert (job.state, job.fault, job.failed_attempts) == ("JOB_STATE_FAILED", "FAULT_USER_ERROR", 1)
+
+
+async def test_history_keeps_its_order_when_the_clock_is_set_back(
+    ledger: Ledger, acceptance: Acceptance, told: Recorder, tmp_path: Path
+) -> None:
+    job_id, worker = await training(ledger, acceptance, told)
+    await worker.fail("KILLED")
+    async with ledger.database.write() as session:
+        first = await session.get(Attempt, (job_id, "STAGE_PREFLIGHT", 1))
+        assert first is not None
+        first.create_time += 3_600_000_000
+    service = FineTuning(ledger, None, None, ArtifactStore(tmp_path.as_uri()))  # type: ignore[arg-type]
+    answer = await service.GetFineTuningJob(GetFineTuningJobRequest(job_id=job_id), None)  # type: ignore[arg-type]
+    assert [(each.stage, each.attempt) for each in answer.fine_tuning_job.attempts] == [(1, 1), (2, 1), (2, 2)]
+
+
+@pytest.mark.parametrize(
+    ("micro", "accumulation", "after"),
+    [
+        (8, 4, (4, 8)),
+        (7, 1, (1, 7)),
+        (6, 1, (3, 2)),
+        (7, 2, (2, 7)),
+        (9, 4, (4, 9)),
+        (2, 512, (1, 1024)),
+        (2, 1024, None),
+        (3, 1024, None),
+        (1, 1, None),
+    ],
+)
+def test_half_the_rows_at_once_are_as_many_rows_a_step(
+    micro: int, accumulation: int, after: tuple[int, int] | None
+) -> None:
+    """With other rows in a step, the learning rate that was chosen for it no longer fits."""
+    assert halved(micro, accumulation) == after
+
+
+async def test_out_of_memory_halves_until_one_row_and_then_gives_up_with_advice(
+    ledger: Ledger, acceptance: Acceptance, told: Recorder
+) -> None:
+    job_id, worker = await training(ledger, acceptance, told, max_attempts=1)
+    hyper = Hyperparameters(
+        per_device_train_batch_size=4, per_device_eval_batch_size=2, gradient_accumulation_steps=3, save_total_limit=3
+    )
+    await worker.report(ConfigResolved(resolved_spec=FineTuningJobSpec(hyperparameters=hyper)))
+    seen = []
+    for name in "cde":
+        given = worker.assignment.resolved_spec.hyperparameters
+        seen.append((given.per_device_train_batch_size, given.gradient_accumulation_steps))
+        await worker.report(
+            StageFailed(reason="CUDA_OUT_OF_MEMORY", fault=Fault.FAULT_SYSTEM_ERROR, message="no", advice="halve it")
+        )
+        if (await job_of(ledger, job_id)).state == "JOB_STATE_FAILED":
+            break
+        worker = await working(acceptance, told, name)
+    assert seen[1:] == [(2, 6), (1, 12)]
+    job = await job_of(ledger, job_id)
+    assert (job.state, job.reason, job.failed_attempts) == ("JOB_STATE_FAILED", "CUDA_OUT_OF_MEMORY", 1)
+    assert "max_length" in job.advice
+    assert "halve" not in job.advice, "there is nothing left to halve"
+    warnings = [each.warning.reason for each in await events_of(ledger, job_id) if each.HasField("warning")]
+    assert warnings == ["CUDA_OUT_OF_MEMORY"] * 2
+
+
+@pytest.mark.parametrize(
+    ("verb", "state", "rows"),
+    [(lifecycle.pause, "JOB_STATE_PAUSED", 2), (lifecycle.cancel, "JOB_STATE_CANCELLED", 4)],
+)
+async def test_out_of_memory_while_it_is_stopped(
+    ledger: Ledger,
+    acceptance: Acceptance,
+    told: Recorder,
+    verb: Callable[[Decision], None],
+    state: str,
+    rows: int,
+) -> None:
+    """A paused job goes on with half; a cancelled one has nothing to go on with."""
+    job_id, worker = await training(ledger, acceptance, told)
+    hyper = Hyperparameters(per_device_train_batch_size=4, gradient_accumulation_steps=1, save_total_limit=3)
+    await worker.report(ConfigResolved(resolved_spec=FineTuningJobSpec(hyperparameters=hyper)))
+    async with ledger.decide(job_id) as decision:
+        verb(decision)
+    await worker.fail("HOST_OUT_OF_MEMORY")
+    job = await job_of(ledger, job_id)
+    assert (job.state, job.failed_attempts) == (state, 0)
+    assert views.job(job).resolved_spec.hyperparameters.per_device_train_batch_size == rows
+
+
+async def test_a_zombies_checkpoint_prunes_nothing(ledger: Ledger, acceptance: Acceptance, told: Recorder) -> None:
+    """A worker that woke up after its lease would delete what its successor goes on from."""
+    job_id, zombie = await training(ledger, acceptance, told)
+    await zombie.report(
+        ConfigResolved(resolved_spec=FineTuningJobSpec(hyperparameters=Hyperparameters(save_total_limit=1)))
+    )
+    for step in (10, 20):
+        await zombie.report(CheckpointSaved(step=step, path=f"jobs/x/step-{step}"))
+    attempt = (await attempts_of(ledger, job_id))[-1]
+    await acceptance.expire(job_id, zombie.claim_id, attempt.beat)
+    heir = await working(acceptance, told, "c")
+    answer = await zombie.report(CheckpointSaved(step=30, path="jobs/x/step-30"))
+    assert answer.directive == Directive.DIRECTIVE_STOP
+    assert not told.discarded
+    again = await heir.claim(told.offered[-1])
+    assert [checkpoint.step for checkpoint in again.assignment.checkpoints] == [20, 10]
 
 
 async def test_what_follows_a_stage_ending_event_is_dropped(
@@ -269,6 +425,23 @@ async def test_later_stages_are_given_what_earlier_ones_found(
     assert exporter.assignment.preflight == PreflightResult(total_steps=48)
     assert exporter.assignment.training.total_steps == 48
     assert exporter.assignment.evaluation.tuned_loss == 3.0
+
+
+async def test_the_curves_of_a_long_training_fit_into_the_answer_to_a_claim(
+    ledger: Ledger, acceptance: Acceptance, told: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker refuses a larger one, and a job that was trained for days fails for want of an exporter."""
+    monkeypatch.setattr("gateway.acceptance._CURVES_BYTES", 10_000)
+    _, worker = await training(ledger, acceptance, told)
+    extras = {f"expert_{number}/share_of_tokens": 0.1 * number for number in range(20)}
+    await worker.report(*(Log(step=step, extras=extras) for step in range(1, 101)))
+    await worker.complete()
+    await (await working(acceptance, told, "c")).complete()
+    exporter = await working(acceptance, told, "d")
+    curves = exporter.assignment.metrics
+    assert len(curves) >= 20
+    assert sum(curve.ByteSize() for curve in curves) <= 10_000
+    assert all((curve.points[0].step, curve.points[-1].step) == (1, 100) for curve in curves)
 
 
 async def test_old_checkpoints_go_and_the_best_and_the_newest_two_stay(

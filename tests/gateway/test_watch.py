@@ -4,17 +4,20 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
+from sqlalchemy import event
+from sqlmodel import col, delete
 
 from chassis.bus import Bus
 from chassis.errors import NotFound, OutOfRange
-from finetuneflow.v1.event_pb2 import Severity
+from finetuneflow.v1.event_pb2 import Eval, Severity, Warning
 from finetuneflow.v1.fine_tuning_service_pb2 import WatchFineTuningJobResponse
 from gateway import lifecycle
 from gateway.acceptance import Acceptance
 from gateway.database import Database
 from gateway.fanout import Fanout, Page, Ring, Wanted
-from gateway.frames import frame_of_stored, frames_of_run
+from gateway.frames import Frame, frame_of_stored, frames_of_run
 from gateway.ledger import Ledger
+from gateway.tables import Attempt, Job, JobEvent, Metric
 from tests.gateway.conftest import Recorder
 from tests.gateway.jobs import Worker, create, log_at
 from tests.nats import NatsServer
@@ -172,3 +175,114 @@ async def test_frames_survive_the_wire(ledger: Ledger, told: Recorder) -> None:
     assert [frame_of_stored(e.SerializeToString()).sequence for e in response.events] == [
         frame.sequence for frame in told.frames
     ]
+
+
+class Reads:
+    """Counts what is asked of SQL."""
+
+    def __init__(self, database: Database) -> None:
+        self.statements: list[str] = []
+        event.listen(database._reads.sync_engine, "before_cursor_execute", self._seen)
+
+    def _seen(self, _: object, __: object, statement: str, *___: object) -> None:
+        self.statements.append(statement)
+
+    @property
+    def pages(self) -> int:
+        return sum("FROM events" in statement for statement in self.statements)
+
+
+async def test_watchers_that_come_together_read_history_once(live: Ledger, fanout: Fanout, told: Recorder) -> None:
+    """A hundred browsers that reconnect after a restart do not read a hundred times what one read would tell."""
+    job_id, worker = await trained(live, told, Acceptance(live), 1200)
+    await cancel(live, job_id, worker)
+    reads = Reads(live.database)
+    watchers = [Watcher(fanout, job_id) for _ in range(20)]
+    seen = [await watcher.ended() for watcher in watchers]
+    assert all(sequences == list(range(1, len(seen[0]) + 1)) for sequences in seen)
+    assert reads.pages <= 2 * (len(seen[0]) // 500 + 1), f"{reads.pages} pages were read for 20 watchers"
+
+
+async def test_a_rare_kind_is_found_in_a_long_history_at_once(live: Ledger, fanout: Fanout, told: Recorder) -> None:
+    job_id, worker = await trained(live, told, Acceptance(live), 2000)
+    await worker.report(Eval(step=2000, eval_loss=1.0))
+    await cancel(live, job_id, worker)
+    reads = Reads(live.database)
+    watcher = Watcher(fanout, job_id, kinds=("eval",))
+    assert len(await watcher.ended()) == 1
+    assert reads.pages == 1
+
+
+async def test_a_filtered_watcher_of_a_busy_job_is_not_sent_nothing_for_every_event(
+    live: Ledger, fanout: Fanout, told: Recorder
+) -> None:
+    """It hears how far it has got with its heartbeats and with what it wanted."""
+    job_id, worker = await trained(live, told, Acceptance(live), 1)
+    stream = fanout.watch(job_id, "default", 0, ("eval",), 0, heartbeat_seconds=600)
+    first = asyncio.ensure_future(anext(stream))
+    for step in range(2, 30):
+        await worker.report(log_at(step))
+    await worker.report(Eval(step=30, eval_loss=1.0))
+    async with asyncio.timeout(10):
+        response = WatchFineTuningJobResponse.FromString(await first)
+    assert [event.WhichOneof("payload") for event in response.events] == ["eval"]
+    await stream.aclose()
+
+
+async def test_a_watcher_hears_that_its_job_was_deleted(live: Ledger, fanout: Fanout, told: Recorder) -> None:
+    job_id, _ = await trained(live, told, Acceptance(live), 3)
+    watcher = Watcher(fanout, job_id)
+    await watcher.until(4)
+    async with live.database.write() as session:
+        for table in (Attempt, JobEvent, Metric):
+            await session.exec(delete(table).where(col(table.job_id) == job_id))
+        await session.exec(delete(Job).where(col(Job.id) == job_id))
+    with pytest.raises(NotFound):
+        await watcher.ended()
+
+
+async def test_a_slow_watcher_goes_on_from_sql_when_the_ring_has_passed_it(
+    live: Ledger, fanout: Fanout, told: Recorder
+) -> None:
+    """One megabyte is held for a job, however far behind somebody is; he misses nothing."""
+    job_id, worker = await trained(live, told, Acceptance(live), 1)
+    slow = fanout.watch(job_id, "default", 0, (), 0, heartbeat_seconds=600)
+    seen = [e.sequence for e in WatchFineTuningJobResponse.FromString(await anext(slow)).events]
+    quick = Watcher(fanout, job_id, after=seen[-1])
+    for batch in range(60):
+        await worker.report(*(Warning(reason="LONG", message="x" * 10_000) for _ in range(3)))
+        await quick.until(seen[-1] + 3 * (batch + 1))
+    ring = fanout._rings[job_id]
+    assert ring.bytes <= 1 << 20
+    assert ring.page(seen[-1], EVERYTHING) is None
+    await cancel(live, job_id, worker)
+    async with asyncio.timeout(10):
+        async for data in slow:
+            assert len(data) <= (256 << 10) + (64 << 10)
+            seen += [e.sequence for e in WatchFineTuningJobResponse.FromString(data).events]
+    assert seen == list(range(1, len(seen) + 1))
+    assert await quick.ended() == seen[-len(quick.sequences) :]
+
+
+async def test_runs_that_arrive_in_the_wrong_order_lose_and_repeat_nothing(
+    live: Ledger, fanout: Fanout, told: Recorder
+) -> None:
+    """Two decisions of one job may publish in the other order than they were committed in."""
+    job_id, worker = await trained(live, told, Acceptance(live), 3)
+    watcher = Watcher(fanout, job_id)
+    await watcher.until(4)
+    held: list[list[Frame]] = []
+    publish = fanout.publish
+
+    async def hold(job: str, frames: list[Frame]) -> None:
+        held.append(frames)
+
+    live._publish = hold
+    await worker.report(log_at(4), log_at(5))
+    await worker.report(log_at(6), log_at(7))
+    live._publish = publish
+    for frames in reversed(held):
+        await publish(job_id, frames)
+    await cancel(live, job_id, worker)
+    sequences = await watcher.ended()
+    assert sequences == list(range(1, len(sequences) + 1))

@@ -71,14 +71,19 @@ def _die_with_parent() -> None:
 
 
 @pytest.fixture(scope="module")
-def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Process]]:
+def nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
+    server = NatsServer(tmp_path_factory.mktemp("nats"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory: pytest.TempPathFactory, nats: NatsServer) -> Iterator[dict[str, Process]]:
     folder = tmp_path_factory.mktemp("services")
-    nats = NatsServer(folder)
-    nats.start()
     running = {name: Process(name, folder / name, nats) for name in SERVICES}
     for process in running.values():
         process.wait_until_it_listens()
     yield running
     for process in running.values():
         process.stop()
-    nats.stop()

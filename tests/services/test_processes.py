@@ -1,5 +1,6 @@
 """Each service starts by itself, answers its contract, and stays small: what an operator relies on."""
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from chassis.bus import Bus
 from finetuneflow.v1 import (
     evaluator_service_pb2,
     evaluator_service_pb2_grpc,
@@ -21,6 +23,7 @@ from finetuneflow.v1 import (
     trainer_service_pb2,
     trainer_service_pb2_grpc,
 )
+from tests.nats import NatsServer
 from tests.services.conftest import SERVICES, Process
 
 
@@ -113,6 +116,20 @@ def test_a_drained_trainer_stays_and_takes_no_work(channels: dict[str, grpc.Chan
     for answer in health.Watch(health_pb2.HealthCheckRequest(), timeout=10):
         if answer.status == health_pb2.HealthCheckResponse.NOT_SERVING:
             break
+
+
+async def test_every_node_publishes_its_hardware(processes: dict[str, Process], nats: NatsServer) -> None:
+    """Whoever looks for a machine with room for a job asks the fleet."""
+    bus = await Bus.connect(nats.url, nats.user, nats.password, "test")
+    async with asyncio.timeout(20):
+        while len(nodes := await bus.nodes()) < len(SERVICES):  # noqa: ASYNC110 - each says so in its own time
+            await asyncio.sleep(0.1)
+    await bus.close()
+    assert {node.service for node in nodes} == set(SERVICES)
+    for node in nodes:
+        assert node.hardware.node_id == node.id
+        assert node.hardware.cpu_cores >= 1
+        assert node.hardware.memory_available_bytes > 0
 
 
 def test_sigterm_ends_them_cleanly(processes: dict[str, Process]) -> None:

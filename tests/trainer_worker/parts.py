@@ -30,12 +30,12 @@ class Recorder(EventSink):
         return [payload for payload in self.payloads if isinstance(payload, kind)]
 
 
-def rows(count: int, seed: int, longest: int = 24) -> list[dict[str, list[int]]]:
+def rows(count: int, seed: int, shortest: int = 8, longest: int = 24) -> list[dict[str, list[int]]]:
     """Rows of uneven length whose answers count upwards, so that there is something to learn."""
     rng = random.Random(seed)  # noqa: S311
     made = []
     for _ in range(count):
-        start, length = rng.randrange(10, 200), rng.randrange(8, longest)
+        start, length = rng.randrange(10, 200), rng.randrange(shortest, longest)
         ids = [(start + i) % 300 + 5 for i in range(length)]
         given = rng.randrange(2, length - 2)
         made.append({"input_ids": ids, "labels": [-100] * given + ids[given:]})

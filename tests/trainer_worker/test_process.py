@@ -1,6 +1,7 @@
 """The child as its supervisor knows it: a process with two pipes."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from typing import Any, BinaryIO
 
 from finetuneflow.v1.event_pb2 import Event
 from finetuneflow.v1.fine_tuning_job_pb2 import FAULT_SYSTEM_ERROR
+from tests.trainer_worker.children import run
 
 
 def _events(stream: BinaryIO) -> Iterator[Event]:
@@ -22,14 +24,19 @@ def _events(stream: BinaryIO) -> Iterator[Event]:
             yield Event.FromString(stream.read(length))
 
 
-def _run(spec: Any, tmp_path: Path, *, say_at_first_log: bytes = b"") -> tuple[list[Event], int, str]:
+def _run(
+    spec: Any, tmp_path: Path, *, say_at_first_log: bytes = b"", kill_at_step: int = 0
+) -> tuple[list[Event], int, str]:
     file = tmp_path / "spec.json"
     file.write_text(spec.model_dump_json())
+    if kill_at_step:
+        (tmp_path / f"training.step-{kill_at_step}").write_text("kill")
     events_read, events_write = os.pipe()
     control_read, control_write = os.pipe()
     environment = os.environ | {
         "FTF_EVENT_FD": str(events_write),
         "FTF_CONTROL_FD": str(control_read),
+        "FTF_FAILPOINTS": str(tmp_path),
         "OMP_NUM_THREADS": "1",
     }
     with (tmp_path / "stderr").open("w+") as stderr:
@@ -64,6 +71,23 @@ def test_a_pause_is_saved_and_released(spec: Any, tmp_path: Path) -> None:
     assert [e.WhichOneof("payload") for e in events[-2:]] == ["checkpoint", "stage_released"]
     assert events[-1].stage_released.reason == "PAUSED"
     assert (given.out_dir / events[-2].checkpoint.path / "adapter_model.safetensors").is_file()
+
+
+def test_a_killed_process_goes_on_to_the_same_end_in_another(spec: Any, tmp_path: Path) -> None:
+    """As on a machine that was switched off: nothing but the checkpoint is left."""
+    settings: dict[str, Any] = {"eval_steps": 6, "group_by_length": True}
+    straight = run(spec("straight", **settings))
+
+    killed, code, _ = _run(spec("killed", **settings), tmp_path, kill_at_step=13)
+    newest = [event.checkpoint for event in killed if event.WhichOneof("payload") == "checkpoint"][-1]
+    given = spec("resumed", resume_from=tmp_path / "killed" / newest.path, **settings)
+    resumed, _, stderr = _run(given, tmp_path)
+
+    assert (code, newest.step) == (-signal.SIGKILL, 12)
+    assert resumed[-1].WhichOneof("payload") == "stage_completed", stderr
+    for name in ("adapter_model.safetensors", "optimizer.pt", "rng_state.pth", "checkpoint.json"):
+        found = given.out_dir / "checkpoints/step-20" / name
+        assert found.read_bytes() == (straight.checkpoints[20] / name).read_bytes(), name
 
 
 def test_a_crash_says_what_happened(spec: Any, tmp_path: Path) -> None:

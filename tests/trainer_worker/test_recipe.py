@@ -2,14 +2,17 @@
 
 import json
 import math
+import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from chassis.pipe import Cancelled
 from finetuneflow.v1.event_pb2 import CheckpointSaved, Complete, Eval, Log, Phase, Restored, Warning
+from services.trainer.worker.checkpoint import IncompleteCheckpoint
 from services.trainer.worker.recipe import train
 from tests.trainer_worker.parts import Recorder
 
@@ -73,6 +76,49 @@ def test_a_training_that_was_done_does_not_train_again(spec: Any) -> None:
     assert [restored.checkpoint_step for restored in again.of(Restored)] == [5]
     assert (result.total_steps, result.train_loss, result.best_step) == (5, done.train_loss, done.best_step)
     assert result.final_eval_loss == done.final_eval_loss
+
+
+def test_a_checkpoint_that_was_passed_over_is_told(spec: Any) -> None:
+    """Steps that are made again, and a disk that loses bits, are nothing to keep quiet about."""
+    train(spec("done", total_steps=5), Recorder())
+    sink, more = Recorder(), {"unusable_checkpoints": [{"step": 9, "problem": "the file optimizer.pt is damaged"}]}
+
+    train(spec("again", total_steps=5, resume_from=spec("done").out_dir / "checkpoints/step-5", more=more), sink)
+
+    (warning,) = sink.of(Warning)
+    assert warning.reason == "CHECKPOINT_UNUSABLE" and warning.advice
+    assert "step 9" in warning.message and "from step 5" in warning.message and "optimizer.pt" in warning.message
+
+
+@pytest.mark.parametrize("part", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"])
+def test_half_a_checkpoint_is_not_resumed_from(spec: Any, part: str) -> None:
+    """The Trainer would go on without the part, with other results, and not say so."""
+    train(spec("done", total_steps=1, eval_steps=1), Recorder())
+    folder = spec("done").out_dir / "checkpoints/step-1"
+    (folder / part).unlink()
+    with pytest.raises(IncompleteCheckpoint, match=part):
+        train(spec("again", resume_from=folder), Recorder())
+
+
+class _Code:
+    def __init__(self, target: Path) -> None:
+        self._target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self._target,)
+
+
+@pytest.mark.parametrize("part", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_a_checkpoint_runs_no_code(spec: Any, tmp_path: Path, part: str) -> None:
+    """Who can write to the artifact store must not be able to run programs on a trainer."""
+    train(spec("done", total_steps=1, eval_steps=1), Recorder())
+    folder = spec("done").out_dir / "checkpoints/step-1"
+    torch.save(_Code(tmp_path / "ran"), folder / part)
+
+    with pytest.raises(pickle.UnpicklingError):
+        train(spec("again", resume_from=folder), Recorder())
+
+    assert not (tmp_path / "ran").exists()
 
 
 def test_patience_ends_it_and_survives_a_resumption(spec: Any) -> None:

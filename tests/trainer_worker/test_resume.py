@@ -150,6 +150,33 @@ def test_paused_and_drained_it_loses_no_step(spec: Spec, case: dict[str, Any]) -
     assert_same_checkpoint(given.out_dir / final, spec("straight", **case).out_dir / final)
 
 
+@pytest.mark.parametrize("case", ["shuffled", "grouped", "packed"], indirect=True)
+def test_with_smaller_micro_batches_the_same_rows_make_the_same_steps(spec: Spec, case: dict[str, Any]) -> None:
+    """What running out of memory changes must not change what is learned. 40 rows in steps of 12: the last step of an
+    epoch is a part of one, and both resumptions are in the middle of an epoch."""
+    case |= {"logging_steps": 1, "lora": {"lora_dropout": 0.0}}
+    micro_batch, accumulation = 4, 1 if "packing" in case else 3
+    children: list[Child] = []
+    reported: dict[int, Path] = {}
+    for death, parts in (("", 1), ("training.step-7", 1), ("training.step-14", 2), ("", 4)):
+        case["per_device_train_batch_size"] = micro_batch // parts
+        case["gradient_accumulation_steps"] = accumulation * parts
+        newest = reported.get(max(reported, default=0))
+        child = run(spec(f"life{len(children)}", resume_from=newest, **case), die_at=death)
+        assert child.status == (-signal.SIGKILL if death else 0), child.stderr
+        if children:
+            reported |= child.checkpoints
+        children.append(child)
+    straight, *lives = children
+
+    found = {log.step: log for child in lives for log in child.of("log")}
+    for expected in straight.of("log"):
+        log = found[expected.step]
+        assert (log.num_tokens, log.learning_rate) == (expected.num_tokens, expected.learning_rate)
+        assert log.loss == pytest.approx(expected.loss, rel=1e-4)
+    assert result(lives[-1]).best_step == result(straight).best_step
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("step", range(1, STEPS))
 def test_killed_at_any_step_it_ends_as_if_it_had_never_stopped(spec: Spec, case: dict[str, Any], step: int) -> None:

@@ -1,6 +1,8 @@
 """Two real gateway processes over one home, which a test may kill at any moment."""
 
+import contextlib
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -9,10 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
+import psutil
 import pytest
 
 from chassis.artifacts import ArtifactStore
-from standalone.ports import free_port
+from standalone.ports import is_free
 from tests.nats import NatsServer
 
 
@@ -21,7 +24,7 @@ class Gateway:
 
     def __init__(self, home: Path, nats: NatsServer) -> None:
         self.home = home
-        self.address = f"127.0.0.1:{free_port()}"
+        self.address = f"127.0.0.1:{_lasting_port()}"
         self.armed = home / "failpoints"
         self.armed.mkdir(parents=True, exist_ok=True)
         self._environment = {
@@ -49,6 +52,18 @@ class Gateway:
             self._process.kill()
             self._process.wait()
 
+    @contextlib.contextmanager
+    def disk_with(self, left: int) -> Iterator[None]:
+        """A disk on which no file becomes longer: of a full one a process learns in the same way."""
+        assert self._process is not None
+        process = psutil.Process(self._process.pid)
+        limits = process.rlimit(psutil.RLIMIT_FSIZE)
+        process.rlimit(psutil.RLIMIT_FSIZE, (left, limits[1]))
+        try:
+            yield
+        finally:
+            process.rlimit(psutil.RLIMIT_FSIZE, limits)
+
     def stop(self) -> None:
         if self._process is not None:
             self._process.send_signal(signal.SIGTERM)
@@ -65,6 +80,12 @@ class Gateway:
         thread = threading.Thread(target=revive)
         thread.start()
         return thread
+
+
+def _lasting_port() -> int:
+    """Not one of those that the kernel gives to clients: a client that tries a dead gateway's port again and again
+    would one day be given that very port, and connect to itself."""
+    return next(port for port in iter(lambda: random.randint(20_000, 32_000), 0) if is_free(port))  # noqa: S311
 
 
 class Gateways:

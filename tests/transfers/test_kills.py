@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from finetuneflow import Client
+from finetuneflow import Client, ResourceExhausted
 from gateway.database import Database
 from gateway.identifiers import new_id
 from gateway.tables import SavedArtifact, now
@@ -104,6 +104,20 @@ def test_a_gateway_killed_at_the_end_makes_one_dataset(gateways: Gateways, file:
         stored = gateways.home / "artifacts" / "default" / dataset.proto.path
         assert sha256(stored) == dataset.sha256 == sha256(file)
         forget(client, dataset.id)
+    # What was renamed and got no row is waste that stays: a database that was restored from an older copy, or is empty
+    # by mistake, must not make a gateway delete everybody's files.
+    for path in gateways.datasets():
+        path.unlink()
+
+
+def test_a_disk_that_fills_up_on_the_way_is_said(gateways: Gateways, file: Path) -> None:
+    """In the middle of a stream, and with a reason that the caller can act on."""
+    with gateways.second.disk_with(20 * MIB), Client(gateways.second.address) as client:
+        with pytest.raises(ResourceExhausted) as caught:
+            client.datasets.upload(file)
+        assert caught.value.reason == "STORAGE_FULL"
+        assert not list(client.datasets.list())
+    assert gateways.partial() == gateways.datasets() == []
 
 
 UPLOAD = """

@@ -1,5 +1,6 @@
 """The command `ftf`. Needs the extra: `pip install "finetuneflow[cli]"`."""
 
+import os
 import sys
 
 
@@ -11,6 +12,8 @@ def main() -> None:
     except ImportError:
         sys.stderr.write('The command `ftf` needs typer and rich: pip install "finetuneflow[cli]"\n')
         sys.exit(2)
+    # What gRPC's core says of a connection that went away would fall into the middle of a display.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     from finetuneflow.cli.app import build_app
 
     build_app()()

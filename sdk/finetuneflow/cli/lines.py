@@ -17,6 +17,7 @@ from finetuneflow.resources.event import (
     StateChanged,
     Warning,
 )
+from finetuneflow.resources.job import JobState
 
 
 def log_figures(log: Log) -> str:
@@ -24,6 +25,12 @@ def log_figures(log: Log) -> str:
         f"loss {log.loss:.4f}  lr {log.learning_rate:.2e}  grad norm {log.grad_norm:.3g}  "
         f"{log.tokens_per_second:.0f} tokens/s"
     )
+
+
+def phase_name(phase: Phase) -> str:
+    """With its place among the stage's phases; fetching, before the first, has none."""
+    place = f" ({phase.index} of {phase.count})" if phase.count else ""
+    return f"{phase.name.replace('_', ' ')}{place}"
 
 
 def restored_line(event: Event, failure: Event | None) -> str:
@@ -85,13 +92,14 @@ class Lines:
             return None
         self._last_phase = key
         detail = f": {phase.detail}" if phase.detail else ""
-        return f"{phase.name.replace('_', ' ')} ({phase.index} of {phase.count}){detail}"
+        return f"{phase_name(phase)}{detail}"
 
 
 def _state(change: StateChanged, failure: Event | None) -> str:
     node = f" on {change.node_id}" if change.node_id else ""
     said = change.message or change.reason
-    # A line above said it.
-    told = failure is not None and failure.stage_failed.message == change.message
+    # A line above said it. Of a retry that is all; the end of a job may say more than the failure did.
+    cause = "" if failure is None else failure.stage_failed.message
+    told = bool(cause) and (cause == change.message or (cause in said and change.state != JobState.FAILED))
     why = f": {said}" if said and not told else ""
     return f"{change.state.lower()}{node}{why}"

@@ -8,7 +8,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from finetuneflow.cli.lines import Lines, log_figures
+from finetuneflow.cli.lines import Lines, log_figures, phase_name
 from finetuneflow.cli.outcome import show_outcome
 from finetuneflow.cli.plot import plot
 from finetuneflow.cli.session import duration, make_console, print_json
@@ -133,7 +133,7 @@ def _activity(view: JobView) -> RenderableType:
     phase = view.phase
     done, total, count = 0.0, 1.0, ""
     if phase is not None:
-        label += f": {phase.name.replace('_', ' ')} ({phase.index} of {phase.count})"
+        label += f": {phase_name(phase)}"
         done = phase.fraction or 0.0
         count = phase.detail
     if (

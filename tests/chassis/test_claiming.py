@@ -1,0 +1,46 @@
+"""What a worker does with a claim whose answer does not come."""
+
+import asyncio
+
+import pytest
+
+from chassis import stage_worker
+from chassis.bus import Bus
+from finetuneflow.v1 import work_pb2
+from tests.chassis.conftest import StartWorker
+from tests.chassis.peers import ITEM, Gateway
+
+
+class StoppedGateway(Gateway):
+    """Hears claims, and grants them when it goes on."""
+
+    def __init__(self, bus: Bus) -> None:
+        super().__init__(bus)
+        self.awake = asyncio.Event()
+        self.asked: asyncio.Queue[str] = asyncio.Queue()
+
+    async def _claim(self, data: bytes) -> bytes:
+        self.asked.put_nowait(work_pb2.ClaimRequest.FromString(data).claim_id)
+        await self.awake.wait()
+        return await super()._claim(data)
+
+
+async def test_what_a_stopped_gateway_grants_in_the_end_is_run(
+    bus: Bus, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Granted to nobody, it would count as a failure of the job when its lease ends."""
+    monkeypatch.setattr(stage_worker, "_CLAIM_SECONDS", 0.2)
+    monkeypatch.setattr(stage_worker, "_CLAIM_REPEATS_SECONDS", 0.5)
+    gateway = StoppedGateway(bus)
+    await gateway.open()
+    try:
+        await start_worker()
+        await bus.publish_work("trainer", "default", ITEM)
+        async with asyncio.timeout(30):
+            ids = {await gateway.asked.get() for _ in range(6)}
+        assert len(ids) == 1, "another id would be refused once the first is granted"
+        gateway.awake.set()
+        assert (await gateway.ending()).HasField("stage_completed")
+    finally:
+        gateway.awake.set()
+        await gateway.close()

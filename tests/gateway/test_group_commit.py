@@ -1,0 +1,124 @@
+"""Decisions that share a COMMIT stand for themselves: what fails takes nobody along, and nobody hears too early."""
+
+import asyncio
+import contextlib
+import sqlite3
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlmodel import select
+
+from gateway import group_commit, sqlite
+from gateway.database import Database
+from gateway.outages import DatabaseUnavailable
+from gateway.tables import Job
+from tests.gateway.jobs import a_job
+
+
+@pytest.fixture
+async def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Database]:
+    """A database in which all who wait share one COMMIT, however slow the machine is."""
+    monkeypatch.setattr(group_commit, "_MAX_SECONDS", 60.0)
+    database = await Database.open(f"sqlite:///{tmp_path / 'gateway.sqlite'}")
+    yield database
+    await database.close()
+
+
+async def stored(database: Database) -> set[str]:
+    async with database.read() as session:
+        return set((await session.exec(select(Job.id))).all())
+
+
+async def insert(database: Database, job: Job, error: Exception | None = None) -> str:
+    async with database.write() as session:
+        session.add(job)
+        await session.flush()
+        if error:
+            raise error
+        return job.id
+
+
+async def test_a_decision_that_fails_takes_back_only_itself(shared: Database) -> None:
+    attempts = [insert(shared, a_job(), RuntimeError("no") if number % 3 == 0 else None) for number in range(30)]
+    results = await asyncio.gather(*attempts, return_exceptions=True)
+    kept = {result for result in results if isinstance(result, str)}
+    assert len(kept) == 20
+    assert await stored(shared) == kept
+
+
+async def test_who_hears_of_a_duplicate_finds_the_original(shared: Database) -> None:
+    """A request that lost against another one with the same request_id answers with what that one made."""
+
+    async def create() -> int:
+        with contextlib.suppress(IntegrityError):
+            await insert(shared, a_job(request_id="once"))
+        return len(await stored(shared))
+
+    assert await asyncio.gather(*(create() for _ in range(8))) == [1] * 8
+
+
+async def test_nobody_hears_of_success_before_the_commit(shared: Database) -> None:
+    """A machine that loses power just after an answer has what it answered."""
+    with contextlib.closing(sqlite3.connect(shared.url.database or "")) as other:
+        seen = []
+
+        async def create() -> None:
+            job_id = await insert(shared, a_job())
+            seen.append(other.execute("SELECT count(*) FROM jobs WHERE id = ?", (job_id,)).fetchone()[0])
+
+        await asyncio.gather(*(create() for _ in range(40)))
+    assert seen == [1] * 40
+
+
+async def test_a_failed_commit_is_everybodys_failure(shared: Database) -> None:
+    """SQLite checks deferred foreign keys at COMMIT: one decision breaks them, no other may believe in its own."""
+
+    async def breaking() -> None:
+        async with shared.write() as session:
+            connection = await session.connection()
+            await connection.execute(text("PRAGMA defer_foreign_keys = ON"))
+            await connection.execute(text("INSERT INTO exports VALUES ('ex', 'default', 'ftjob_none', x'', 0)"))
+
+    results = await asyncio.gather(insert(shared, a_job()), breaking(), insert(shared, a_job()), return_exceptions=True)
+    assert all(isinstance(result, DBAPIError) for result in results), results
+    assert await stored(shared) == set()
+    after = await insert(shared, a_job())
+    assert await stored(shared) == {after}
+
+
+async def test_a_cancelled_decision_leaves_no_trace_and_stops_nobody(shared: Database) -> None:
+    """A client that hangs up in the middle of its request."""
+    entered, leave = asyncio.Event(), asyncio.Event()
+
+    async def hanging() -> None:
+        async with shared.write() as session:
+            session.add(a_job())
+            await session.flush()
+            entered.set()
+            await leave.wait()
+
+    first = asyncio.create_task(hanging())
+    await entered.wait()
+    waiting = asyncio.create_task(insert(shared, a_job()))
+    given_up = asyncio.create_task(insert(shared, a_job()))
+    await asyncio.sleep(0)
+    given_up.cancel()
+    first.cancel()
+    async with asyncio.timeout(10):
+        job_id = await waiting
+    assert await stored(shared) == {job_id}
+
+
+async def test_writers_that_wait_for_another_process_hear_why(
+    shared: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "_BUSY_SECONDS", 0)
+    with contextlib.closing(sqlite3.connect(shared.url.database or "", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        results = await asyncio.gather(*(insert(shared, a_job()) for _ in range(3)), return_exceptions=True)
+        assert all(isinstance(result, DatabaseUnavailable) for result in results), results
+        other.execute("ROLLBACK")
+    assert await insert(shared, a_job()) in await stored(shared)

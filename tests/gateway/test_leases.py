@@ -1,0 +1,71 @@
+"""Silent claims end, and only those."""
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from chassis.bus import Bus
+from gateway.acceptance import Acceptance
+from gateway.database import Database
+from gateway.leases import LeaseWatch
+from gateway.ledger import Ledger
+from tests.gateway.conftest import Recorder
+from tests.gateway.jobs import Worker, create, job_of
+from tests.nats import NatsServer
+
+
+@pytest.fixture
+async def bus(nats_server: NatsServer) -> AsyncIterator[Bus]:
+    bus = await Bus.connect(nats_server.url, nats_server.user, nats_server.password, "test")
+    await bus.ensure_streams()
+    yield bus
+    await bus.close()
+
+
+@asynccontextmanager
+async def running(loop: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    task = asyncio.create_task(loop)
+    yield
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled(), f"the loop ended by itself: {task.exception()!r}"
+
+
+async def test_a_silent_claim_expires_and_a_beating_one_does_not(
+    database: Database, bus: Bus, ledger: Ledger, acceptance: Acceptance, told: Recorder
+) -> None:
+    silent_id = await create(ledger)
+    silent = Worker(acceptance, "a" * 32)
+    await silent.claim(told.offered[-1])
+    beating_id = await create(ledger)
+    beating = Worker(acceptance, "b" * 32)
+    await beating.claim(told.offered[-1])
+    watch = LeaseWatch(database, bus, acceptance, lease_seconds=2)
+    async with running(watch.run()), asyncio.timeout(20):
+        while (await job_of(ledger, silent_id)).failed_attempts == 0:
+            await beating.report()
+    assert (await job_of(ledger, silent_id)).state == "JOB_STATE_VALIDATING"
+    assert (await job_of(ledger, beating_id)).failed_attempts == 0
+
+
+async def test_nothing_expires_while_the_broker_is_away(
+    database: Database,
+    bus: Bus,
+    ledger: Ledger,
+    acceptance: Acceptance,
+    told: Recorder,
+    nats_server: NatsServer,
+) -> None:
+    job_id = await create(ledger)
+    worker = Worker(acceptance)
+    await worker.claim(told.offered[-1])
+    watch = LeaseWatch(database, bus, acceptance, lease_seconds=1)
+    nats_server.stop()
+    async with running(watch.run()):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(4):
+                await asyncio.Event().wait()
+    assert (await job_of(ledger, job_id)).failed_attempts == 0

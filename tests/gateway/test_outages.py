@@ -1,0 +1,186 @@
+"""While SQL is away or busy, callers are told to come back, loops go on, and nothing is lost."""
+
+import asyncio
+import sqlite3
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from chassis.artifacts import ArtifactStore
+from chassis.bus import Bus
+from engine.catalogue import Catalogue
+from finetuneflow.v1 import fine_tuning_service_pb2 as api
+from finetuneflow.v1.fine_tuning_job_spec_pb2 import DataSource, FineTuningJobSpec
+from finetuneflow.v1.fine_tuning_service_pb2_grpc import FineTuningServiceStub
+from gateway import lifecycle, sqlite
+from gateway.acceptance import Acceptance
+from gateway.database import Database
+from gateway.dispatch import Dispatcher
+from gateway.leases import LeaseWatch
+from gateway.ledger import Ledger
+from gateway.outages import DatabaseUnavailable
+from gateway.servicers.fine_tuning import FineTuning, add_to_server
+from gateway.tables import UploadedDataset, now
+from tests.gateway.conftest import Recorder
+from tests.gateway.jobs import Worker, attempts_of, job_of, log_at
+from tests.gateway.serving import refusal, serving
+from tests.nats import NatsServer
+from tests.postgres import PostgresServer, binaries
+
+
+class Room:
+    """A gateway's pieces on one database, and a caller."""
+
+    def __init__(self, stub: Any, ledger: Ledger, bus: Bus) -> None:
+        self.stub = stub
+        self.ledger = ledger
+        self.acceptance = Acceptance(ledger)
+        self.bus = bus
+
+    def create(self, request_id: str) -> Any:
+        spec = FineTuningJobSpec(base_model="smollm2-135m", training_data=[DataSource(dataset="ds_1")])
+        return self.stub.CreateFineTuningJob(api.CreateFineTuningJobRequest(spec=spec, request_id=request_id))
+
+    async def created(self, request_id: str) -> str:
+        return str((await self.create(request_id)).fine_tuning_job.id)
+
+    def calls(self, job_id: str) -> list[Any]:
+        """One of each kind: a look, a page, a verb, a creation."""
+        return [
+            self.stub.GetFineTuningJob(api.GetFineTuningJobRequest(job_id=job_id)),
+            self.stub.ListFineTuningJobs(api.ListFineTuningJobsRequest()),
+            self.stub.PauseFineTuningJob(api.PauseFineTuningJobRequest(job_id=job_id)),
+            self.create("another"),
+        ]
+
+
+@asynccontextmanager
+async def furnished(url: str, nats_server: NatsServer, folder: Path, told: Recorder) -> AsyncIterator[Room]:
+    database = await Database.open(url)
+    bus = await Bus.connect(nats_server.url, nats_server.user, nats_server.password, "test")
+    dispatcher = Dispatcher(database, bus)
+    ledger = Ledger(database, told.publish, dispatcher.offer, told.discard)
+    leases = LeaseWatch(database, bus, Acceptance(ledger), lease_seconds=2)
+    async with database.write() as session:
+        session.add(
+            UploadedDataset(
+                id="ds_1",
+                tenant="default",
+                display_name="rows",
+                filename="rows.jsonl",
+                size_bytes=1,
+                sha256="",
+                path="datasets/ds_1/rows.jsonl",
+                create_time=now(),
+            )
+        )
+    servicer = FineTuning(ledger, None, Catalogue(folder), ArtifactStore(folder.as_uri()))  # type: ignore[arg-type]
+    loops = [asyncio.create_task(loop) for loop in (dispatcher.run(), leases.run())]
+    async with (
+        serving(api, "FineTuningService", add_to_server, servicer) as address,
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        yield Room(FineTuningServiceStub(channel), ledger, bus)
+    for loop in loops:
+        assert not loop.done(), f"a loop ended: {loop.exception()!r}"
+        loop.cancel()
+    await asyncio.wait(loops)
+    await bus.close()
+    await database.close()
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[sqlite3.Connection]:
+    """Another process's write transaction: a backup, or a shell that somebody forgot."""
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    try:
+        yield other
+    finally:
+        other.close()
+
+
+async def test_a_lock_that_is_held_for_a_moment_is_waited_for(
+    nats_server: NatsServer, tmp_path: Path, told: Recorder
+) -> None:
+    path = tmp_path / "gateway.sqlite"
+    async with furnished(f"sqlite:///{path}", nats_server, tmp_path, told) as room:
+        with locked(path) as other:
+            creating = asyncio.ensure_future(room.create("one"))
+            await asyncio.wait([creating], timeout=2.5)
+            assert not creating.done()
+            other.execute("ROLLBACK")
+            job_id = (await creating).fine_tuning_job.id
+        assert await room.created("one") == job_id
+
+
+@pytest.mark.parametrize("busy_seconds", [1, pytest.param(sqlite._BUSY_SECONDS, marks=pytest.mark.long)])
+async def test_a_lock_that_is_kept_is_told_to_all_who_wait(
+    nats_server: NatsServer, tmp_path: Path, told: Recorder, monkeypatch: pytest.MonkeyPatch, busy_seconds: int
+) -> None:
+    """An INTERNAL error is not tried again, and who waits for each other's time-outs waits for minutes."""
+    monkeypatch.setattr(sqlite, "_BUSY_SECONDS", busy_seconds)
+    path = tmp_path / "gateway.sqlite"
+    async with furnished(f"sqlite:///{path}", nats_server, tmp_path, told) as room:
+        job_id = await room.created("one")
+        worker = Worker(room.acceptance)
+        await worker.claim((await attempts_of(room.ledger, job_id))[0])
+        with locked(path):
+            refused = await asyncio.gather(*(refusal(room.create(f"r{number}")) for number in range(4)))
+            assert {(each.code, each.reason) for each in refused} == {
+                (grpc.StatusCode.UNAVAILABLE, "DATABASE_UNAVAILABLE")
+            }
+            with pytest.raises(DatabaseUnavailable):
+                await worker.report(log_at(1))
+            assert (await job_of(room.ledger, job_id)).state == "JOB_STATE_VALIDATING", "reading goes on"
+        assert (await worker.report(log_at(1))).next_ordinal == 1
+        await room.created("r1")
+        assert (await job_of(room.ledger, job_id)).failed_attempts == 0
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[PostgresServer]:
+    """One that may be stopped."""
+    if binaries() is None:
+        pytest.skip("PostgreSQL's server is not installed")
+    with tempfile.TemporaryDirectory(prefix="ftf-postgres-") as folder:
+        server = PostgresServer(Path(folder))
+        server.start()
+        yield server
+        if server.running:
+            server.stop()
+
+
+async def test_a_restarted_postgresql_is_an_interruption(
+    nats_server: NatsServer, tmp_path: Path, told: Recorder, own_postgres: PostgresServer
+) -> None:
+    """Servers are patched; a job of many days must not notice, and its owner's client comes back by itself."""
+    async with furnished(own_postgres.url, nats_server, tmp_path, told) as room:
+        job_id = await room.created("one")
+        worker = Worker(room.acceptance)
+        await worker.claim((await attempts_of(room.ledger, job_id))[0])
+        with pytest.raises(DatabaseUnavailable):
+            async with room.ledger.decide(job_id) as decision:
+                lifecycle.cancel(decision)
+                await decision.session.flush()
+                await asyncio.to_thread(own_postgres.stop)
+        for refused in [await refusal(call) for call in room.calls(job_id)]:
+            assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "DATABASE_UNAVAILABLE")
+        with pytest.raises(DatabaseUnavailable):
+            await worker.report(log_at(1))
+        await asyncio.to_thread(own_postgres.start_again)
+        assert (await worker.report(log_at(1))).next_ordinal == 1
+        assert (await job_of(room.ledger, job_id)).state == "JOB_STATE_VALIDATING", "what was not committed was kept"
+        other_id = await room.created("two")
+        while True:
+            message = await room.bus.work("probe", "default").next(20)
+            assert message is not None, "the dispatch did not go on"
+            await message.ack()
+            if message.item.job_id == other_id:
+                break
+        assert (await job_of(room.ledger, job_id)).failed_attempts == 0

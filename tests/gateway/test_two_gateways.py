@@ -1,0 +1,263 @@
+"""Two gateway processes on one PostgreSQL and one broker: either does everything, and one may go at any time."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from sqlmodel import SQLModel
+
+from chassis.bus import CLAIM_SUBJECT, Bus, BusUnavailable, report_subject
+from chassis.events import event_of
+from chassis.reporter import Reporter
+from chassis.spool import ClaimRecord, Spool
+from finetuneflow.v1 import fine_tuning_service_pb2 as api
+from finetuneflow.v1.event_pb2 import Event, StageCompleted
+from finetuneflow.v1.fine_tuning_job_pb2 import FineTuningJob, JobState, Stage
+from finetuneflow.v1.fine_tuning_job_spec_pb2 import DataSource, FineTuningJobSpec
+from finetuneflow.v1.fine_tuning_service_pb2_grpc import FineTuningServiceStub
+from finetuneflow.v1.work_pb2 import Assignment, ClaimRequest, ClaimResponse, ReportRequest, ReportResponse
+from gateway.database import Database
+from gateway.lifecycle import SERVICES
+from gateway.tables import UploadedDataset, now
+from standalone.guard import guarded
+from standalone.ports import free_port
+from tests.gateway.jobs import RESULTS, log_at
+from tests.nats import NatsServer
+from tests.postgres import PostgresServer
+
+LEASE_SECONDS = 6
+
+
+class Replica:
+    """A gateway process."""
+
+    def __init__(self, name: str, url: str, nats_server: NatsServer, folder: Path) -> None:
+        self.address = f"127.0.0.1:{free_port()}"
+        self._log = (folder / f"{name}.log").open("ab")
+        environment = {
+            "FTF_HOME": str(folder),
+            "FTF_NODE_ID": name,
+            "FTF_NATS_URL": nats_server.url,
+            "FTF_NATS_USER": nats_server.user,
+            "FTF_NATS_PASSWORD": nats_server.password,
+            "FTF_GATEWAY_LISTEN": self.address,
+            "FTF_GATEWAY_DATABASE_URL": url,
+            "FTF_GATEWAY_LEASE_SECONDS": str(LEASE_SECONDS),
+        }
+        self.process = subprocess.Popen(
+            guarded([sys.executable, "-m", "gateway"]),
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+        )
+        self.channel = grpc.aio.insecure_channel(self.address)
+        self.stub: Any = FineTuningServiceStub(self.channel)
+
+    async def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self._log.close()
+        await self.channel.close()
+
+    async def job(self, job_id: str) -> FineTuningJob:
+        request = api.GetFineTuningJobRequest(job_id=job_id)
+        job: FineTuningJob = (await self.stub.GetFineTuningJob(request, wait_for_ready=True)).fine_tuning_job
+        return job
+
+
+@pytest.fixture
+async def replicas(postgres: PostgresServer, nats_server: NatsServer, tmp_path: Path) -> AsyncIterator[list[Replica]]:
+    database = await Database.open(postgres.url)
+    async with database.write() as session:
+        for table in reversed(SQLModel.metadata.sorted_tables):
+            await session.exec(table.delete())
+        session.add(
+            UploadedDataset(
+                id="ds_1",
+                tenant="default",
+                display_name="rows",
+                filename="rows.jsonl",
+                size_bytes=1,
+                sha256="",
+                path="datasets/ds_1/rows.jsonl",
+                create_time=now(),
+            )
+        )
+    await database.close()
+    started = [Replica(name, postgres.url, nats_server, tmp_path) for name in ("a", "b")]
+    async with asyncio.timeout(60):
+        await asyncio.gather(*(replica.channel.channel_ready() for replica in started))
+    yield started
+    for replica in started:
+        await replica.close()
+
+
+@pytest.fixture
+async def bus(nats_server: NatsServer) -> AsyncIterator[Bus]:
+    bus = await Bus.connect(nats_server.url, nats_server.user, nats_server.password, "worker")
+    yield bus
+    await bus.close()
+
+
+class Holder:
+    """A worker with one claim, which reports as every worker does."""
+
+    def __init__(self, bus: Bus, assignment: Assignment, folder: Path) -> None:
+        self.assignment = assignment
+        record = ClaimRecord(
+            job_id=assignment.job_id,
+            tenant=assignment.tenant,
+            stage=int(assignment.stage),
+            attempt=assignment.attempt,
+            claim_id=assignment.claim_id,
+            workdir=folder,
+        )
+        self.reporter = Reporter(bus, Spool(folder / "spool", record), lambda _: None)
+        self.running = asyncio.create_task(self.reporter.run())
+
+    def say(self, payload: Any) -> None:
+        event: Event = event_of(payload)
+        event.job_id, event.stage = self.assignment.job_id, self.assignment.stage
+        event.attempt = self.assignment.attempt
+        self.reporter.append(event)
+
+    async def complete(self) -> None:
+        self.say(StageCompleted(**RESULTS[Stage.Name(self.assignment.stage)]))
+        async with asyncio.timeout(60):
+            await self.running
+        assert not self.reporter.stopped
+
+
+async def hold(bus: Bus, stage: str, folder: Path) -> Holder:
+    """Claims the next attempt of a stage; asks as a worker does, until it is answered."""
+    async with asyncio.timeout(60):
+        while True:
+            message = await bus.work(SERVICES[stage], "default").next(30)
+            assert message is not None, "nobody dispatched it"
+            request = ClaimRequest(
+                job_id=message.item.job_id,
+                stage=message.item.stage,
+                attempt=message.item.attempt,
+                claim_id=uuid.uuid4().hex,
+                node_id="node",
+            )
+            repeated = False
+            while True:
+                try:
+                    answer = await bus.request(CLAIM_SUBJECT, request, ClaimResponse, 2, everyone=repeated)
+                    break
+                except BusUnavailable:
+                    repeated = True
+                    await asyncio.sleep(0.05)
+            await message.ack()
+            if answer.HasField("assignment"):
+                return Holder(bus, answer.assignment, folder)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():  # noqa: ASYNC110 - other processes bring it about
+            await asyncio.sleep(0.02)
+
+
+async def ask_everyone_again(bus: Bus, holder: Holder) -> None:
+    """The first report once more, as after an answer that got lost: every replica gets it, the first answer counts."""
+    given = holder.assignment
+    event = event_of(log_at(1))
+    event.job_id, event.stage, event.attempt = given.job_id, given.stage, given.attempt
+    report = ReportRequest(job_id=given.job_id, claim_id=given.claim_id, events=[event.SerializeToString()])
+    for _ in range(3):
+        answer = await bus.request(report_subject(given.job_id), report, ReportResponse, 10, everyone=True)
+        assert answer.next_ordinal >= 1
+
+
+def creation(request_id: str) -> api.CreateFineTuningJobRequest:
+    spec = FineTuningJobSpec(base_model="smollm2-135m", training_data=[DataSource(dataset="ds_1")])
+    return api.CreateFineTuningJobRequest(spec=spec, request_id=request_id)
+
+
+async def watch(replicas: list[Replica], job_id: str, seen: list[int]) -> None:
+    """Follows the job to its end, at the next replica with its cursor whenever a stream breaks."""
+    turn = 0
+    while True:
+        request = api.WatchFineTuningJobRequest(job_id=job_id, after_sequence=seen[-1] if seen else 0)
+        try:
+            async for response in replicas[turn % len(replicas)].stub.WatchFineTuningJob(request):
+                seen += [event.sequence for event in response.events]
+        except grpc.aio.AioRpcError as error:
+            assert error.code() is grpc.StatusCode.UNAVAILABLE, error
+            turn += 1
+        else:
+            return
+
+
+async def test_one_is_killed_and_the_other_goes_on(replicas: list[Replica], bus: Bus, tmp_path: Path) -> None:
+    """A user whose watch ran over the dead one misses nothing and sees nothing twice; the job loses nothing."""
+    a, b = replicas
+    made = await asyncio.gather(*(each.stub.CreateFineTuningJob(creation("once")) for each in [a, b] * 3))
+    assert len({answer.fine_tuning_job.id for answer in made}) == 1, "one request made two jobs"
+    job_id = made[0].fine_tuning_job.id
+    seen: list[int] = []
+    watching = asyncio.create_task(watch(replicas, job_id, seen))
+    await (await hold(bus, "STAGE_PREFLIGHT", tmp_path)).complete()
+    trainer = await hold(bus, "STAGE_TRAINING", tmp_path)
+    for step in range(1, 101):
+        trainer.say(log_at(step))
+    await until(lambda: len(seen) >= 20)
+    await ask_everyone_again(bus, trainer)
+    a.process.kill()
+    for step in range(101, 201):
+        trainer.say(log_at(step))
+    await trainer.complete()
+    for stage in ("STAGE_EVALUATION", "STAGE_EXPORT"):
+        await (await hold(bus, stage, tmp_path)).complete()
+    async with asyncio.timeout(30):
+        await watching
+    job = await b.job(job_id)
+    assert (job.state, job.failed_attempts) == (JobState.JOB_STATE_SUCCEEDED, 0)
+    assert seen == list(range(1, job.last_sequence + 1))
+    assert job.progress.step == 200
+
+
+@pytest.mark.long
+async def test_one_is_stopped_for_longer_than_a_lease_and_goes_on(
+    replicas: list[Replica], bus: Bus, tmp_path: Path
+) -> None:
+    """The broker goes on giving it every other request; no worker may lose its claim for that, then or afterwards."""
+    a, b = replicas
+    first_id = (await b.stub.CreateFineTuningJob(creation("first"))).fine_tuning_job.id
+    holder = await hold(bus, "STAGE_PREFLIGHT", tmp_path)
+    a.process.send_signal(signal.SIGSTOP)
+    loop = asyncio.get_running_loop()
+    stopped = loop.time()
+    second_id = (await b.stub.CreateFineTuningJob(creation("second"))).fine_tuning_job.id
+    other = await hold(bus, "STAGE_PREFLIGHT", tmp_path)
+    assert other.assignment.job_id == second_id, "work is claimed while one is stopped"
+    step = 0
+    while loop.time() < stopped + LEASE_SECONDS + 3:
+        step = await accepted(holder, step + 1)
+    a.process.send_signal(signal.SIGCONT)
+    # It looks at its observations once a second; the reports that it was given meanwhile are old.
+    while loop.time() < stopped + LEASE_SECONDS + 7:
+        step = await accepted(holder, step + 1)
+    for job_id in (first_id, second_id):
+        job = await a.job(job_id)
+        assert (job.state, job.failed_attempts) == (JobState.JOB_STATE_VALIDATING, 0)
+    await asyncio.gather(holder.complete(), other.complete())
+    assert (await a.job(first_id)).state == JobState.JOB_STATE_QUEUED
+
+
+async def accepted(holder: Holder, step: int) -> int:
+    """Has one more event accepted."""
+    holder.say(log_at(step))
+    await until(lambda: not holder.reporter.waiting_events)
+    return step

@@ -1,0 +1,99 @@
+"""How a process of a service ends, with work in hand."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from chassis.bus import Bus
+from tests.chassis.peers import ITEM, Gateway, gone, kind, record
+from tests.nats import NatsServer
+
+Start = Callable[[], Awaitable[asyncio.subprocess.Process]]
+
+
+@pytest.fixture
+async def gateway(nats_server: NatsServer) -> AsyncIterator[Gateway]:
+    bus = await Bus.connect(nats_server.url, nats_server.user, nats_server.password, "test")
+    await bus.ensure_streams()
+    gateway = Gateway(bus)
+    await gateway.open()
+    yield gateway
+    await gateway.close()
+    await bus.close()
+
+
+@pytest.fixture
+async def start(nats_server: NatsServer, tmp_path: Path) -> AsyncIterator[Start]:
+    started: list[asyncio.subprocess.Process] = []
+
+    async def start() -> asyncio.subprocess.Process:
+        environment = {
+            "FTF_HOME": str(tmp_path / "home"),
+            "FTF_NATS_URL": nats_server.url,
+            "FTF_NATS_USER": nats_server.user,
+            "FTF_NATS_PASSWORD": nats_server.password,
+            "FTF_TRAINER_LISTEN": "127.0.0.1:0",
+            "FTF_TRAINER_DRAIN_SECONDS": "600",
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+        }
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "tests.services.drained", env={**os.environ, **environment}
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def test_sigterm_saves_and_hands_the_job_back(gateway: Gateway, start: Start, tmp_path: Path) -> None:
+    """Scaling in must cost no step."""
+    gateway.do = "wait"
+    process = await start()
+    await gateway.bus.publish_work("trainer", "default", ITEM)
+    await gateway.seen("log")
+    process.send_signal(signal.SIGTERM)
+    assert (await gateway.ending()).stage_released.reason == "DRAINED"
+    assert any(kind(event) == "checkpoint" for event in gateway.events)
+    async with asyncio.timeout(30):
+        assert await process.wait() == 0
+
+
+@pytest.mark.parametrize("again", [signal.SIGTERM, signal.SIGINT])
+async def test_asked_twice_it_kills_what_runs(
+    gateway: Gateway, start: Start, tmp_path: Path, again: signal.Signals
+) -> None:
+    """Who presses Ctrl-C twice does not want to wait for ten minutes."""
+    gateway.do = "stubborn"
+    process = await start()
+    await gateway.bus.publish_work("trainer", "default", ITEM)
+    await gateway.seen("log")
+    child = record(tmp_path).child_pid
+    process.send_signal(signal.SIGTERM)
+    async with asyncio.timeout(30):
+        while not any(node.draining for node in await gateway.bus.nodes()):  # noqa: ASYNC110 - the bucket is asked
+            await asyncio.sleep(0.05)
+        process.send_signal(again)
+        assert await process.wait() == 0
+    await gone(child)
+    assert gateway.events[-1].stage_released.reason == "DRAINED"
+
+
+async def test_a_download_that_hangs_does_not_hold_up_the_end(gateway: Gateway, start: Start) -> None:
+    """The machine would be killed in the middle of something else."""
+    gateway.do = "fetch"
+    process = await start()
+    await gateway.bus.publish_work("trainer", "default", ITEM)
+    await gateway.seen("phase")
+    process.send_signal(signal.SIGTERM)
+    assert (await gateway.ending()).stage_released.reason == "DRAINED"
+    async with asyncio.timeout(30):
+        assert await process.wait() == 0

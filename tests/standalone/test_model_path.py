@@ -1,0 +1,21 @@
+"""`ftf models path`, which asks no server."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.tiny import make_tiny_model
+
+
+def test_the_operators_own_models_are_found(tmp_path: Path) -> None:
+    """FTF_MODELS names them for the services; a command that knew others would print a path of another model."""
+    folder = make_tiny_model(tmp_path / "tiny")
+    run = subprocess.run(
+        [sys.executable, "-m", "finetuneflow.cli", "models", "path", "mine", "--home", str(tmp_path / "home")],
+        env={"FTF_MODELS": json.dumps({"mine": str(folder)}), "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout.strip() == str(folder)
