@@ -18,11 +18,13 @@ from typing import Any
 from benchmarks.training_memory import Configuration
 from engine.config.job import job_config
 from engine.estimate.architecture import Architecture
+from engine.estimate.matrix import matrix
 from engine.estimate.memory import Estimator, Setup
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "estimates.md"
-BEGIN, END = "<!-- measured -->", "<!-- end of measured -->"
-QUANTITIES = ("parameters", "optimizer", "saved", "peak")
+AIMS = {"parameters": 0.03, "optimizer": 0.03, "saved": 0.03, "peak": 0.10}
+QUANTITIES = tuple(AIMS)
+SIGNS = {"comfortable": "✅", "tight": "⚠️", "impossible": "❌"}
 
 
 def configurations() -> list[Configuration]:
@@ -52,6 +54,8 @@ def _configurations() -> Iterator[Configuration]:
     yield replace(base, method="full", accumulation=2)
     yield replace(base, vocabulary=49152, trained_share=0.9)
     yield replace(base, vocabulary=32768, trained_share=0.2, method="full")
+    for checkpointing in (False, True):
+        yield replace(base, family="smollm2-135m", checkpointing=checkpointing)
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,7 @@ def run(configuration: Configuration) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", type=int, default=1, help="run one configuration in so many")
+    parser.add_argument("--only", type=int, default=1, help="run one configuration in so many, and write nothing")
     parser.add_argument("--raw", type=Path, help="keep, and start from, what was measured in this file (JSON lines)")
     options = parser.parse_args(arguments)
     known = {}
@@ -128,18 +132,77 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     file.write(json.dumps(seen) + "\n")
         outcomes.append(compare(configuration, seen))
         print(" | ".join(row(outcomes[-1])), flush=True)
+    print("\n".join(summary(outcomes)))
+    if options.only == 1:
+        text = replaced(DOCUMENT.read_text("utf-8"), "measured", [*summary(outcomes), "", *table(outcomes)])
+        DOCUMENT.write_text(replaced(text, "matrix", matrix_lines()), "utf-8")
+
+
+def replaced(text: str, name: str, lines: Sequence[str]) -> str:
+    """`text` with what stands between the marks of that name replaced."""
+    begin, end = f"<!-- {name}: generated -->", f"<!-- end of {name} -->"
+    before, _, rest = text.partition(begin)
+    _, _, after = rest.partition(end)
+    return "\n".join([before + begin, *lines, end + after])
+
+
+def summary(outcomes: Sequence[Outcome]) -> list[str]:
+    """How often the aims are met, and the worst of each."""
+    lines = ["| quantity | aim | met | mean error | worst | where |", "|---|---|---|---|---|---|"]
+    for quantity, aim in AIMS.items():
+        told = [outcome for outcome in outcomes if outcome.measured[quantity]]
+        errors = [outcome.error(quantity) for outcome in told]
+        worst = max(told, key=lambda outcome: abs(outcome.error(quantity)))
+        met = sum(abs(error) <= aim for error in errors)
+        mean = sum(map(abs, errors)) / len(errors)
+        place = ", ".join(cell for cell in row(worst)[:6] if cell)
+        cells = [f"{aim:.0%}", f"{met} of {len(told)}", f"{mean:.1%}", f"{worst.error(quantity):+.1%}", place]
+        lines.append(f"| {quantity} | ≤ {' | '.join(cells)} |")
+    held = sum(outcome.measured["peak"] <= outcome.upper_bytes for outcome in outcomes)
+    lines += ["", f"The upper bound held in {held} of {len(outcomes)} trainings."]
+    return lines
+
+
+def table(outcomes: Sequence[Outcome]) -> list[str]:
+    """Measured MiB, and in brackets the error of the prediction."""
+    head = ["family", "method", "numbers", "batch", "recomputed", "", *QUANTITIES, "upper bound"]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    return [*lines, *(f"| {' | '.join(row(outcome))} |" for outcome in outcomes)]
+
+
+def matrix_lines() -> list[str]:
+    """The decision matrix with the first draft's answers, and each difference."""
+    rows = matrix()
+    lines = [f"| free | {' | '.join(f'{cell.column} ({cell.model})' for cell in rows[0])} |", "|---|---|---|---|---|"]
+    for cells in rows:
+        texts = [
+            _sign(c.method, c.verdict) + (f" (seed: {_sign(c.seed_method, c.seed_verdict)})" if c.difference else "")
+            for c in cells
+        ]
+        lines.append(f"| {cells[0].band} GiB | {' | '.join(texts)} |")
+    differing = [cell for cells in rows for cell in cells if cell.difference]
+    return [*lines, "", *(f"- {c.band} GiB, {c.column}: {c.difference}" for c in differing)]
+
+
+def _sign(method: str | None, verdict: str) -> str:
+    title = {"lora": "LoRA", "qlora": "QLoRA", "full": "full"}.get(method or "", "")
+    return f"{title} {SIGNS[verdict]}".strip()
 
 
 def row(outcome: Outcome) -> list[str]:
     c = outcome.configuration
     way = c.method + (f" {c.bits} bit" if c.method == "qlora" else f" r {c.r}" if c.method == "lora" else "")
     cells = [c.family, way, c.precision, f"{c.rows} × {c.length}", "yes" if c.checkpointing else "no"]
-    rest = [c.optimizer] if c.optimizer != "adamw_torch" else []
-    rest += [f"vocabulary {c.vocabulary}"] if c.vocabulary != 4096 else []
+    usual = Configuration()
+    rest = [c.optimizer] if c.optimizer != usual.optimizer else []
+    rest += [f"dropout {c.dropout}"] if c.dropout != usual.dropout else []
+    rest += [f"vocabulary {c.vocabulary}"] if c.vocabulary != usual.vocabulary else []
+    rest += [f"{c.accumulation} micro-batches"] if c.accumulation != 1 else []
+    rest += [] if c.double_quant else ["no double quantisation"]
     cells.append(", ".join(rest))
     for quantity in QUANTITIES:
         measured = outcome.measured[quantity] / 2**20
-        cells.append(f"{measured:.1f} ({outcome.error(quantity):+.1%})")
+        cells.append(f"{measured:.1f} ({outcome.error(quantity):+.1%})" if measured else "none")
     cells.append(f"{outcome.upper_bytes / 2**20:.0f}")
     return cells
 

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.estimate.known import CONFIGS
+
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama", "num_key_value_heads": 2},
     "mistral": {"model_type": "mistral", "num_key_value_heads": 4, "sliding_window": None},
@@ -45,6 +47,8 @@ class Configuration:
 
     @property
     def model_config(self) -> dict[str, Any]:
+        if self.family in CONFIGS:
+            return dict(CONFIGS[self.family])
         return {
             "hidden_size": self.hidden,
             "intermediate_size": self.hidden * 11 // 4,
@@ -86,9 +90,9 @@ def measure(configuration: Configuration, folder: Path, threads: int = 1) -> dic
 
     from chassis.pipe import EventSink
     from engine.config.job import job_config
+    from services.specs import ModelFiles
     from services.trainer.worker import recipe
     from services.trainer.worker.loss import Trainer
-    from services.specs import ModelFiles
     from services.trainer.worker.spec import TrainingSpec
     from tests.tiny import make_tiny_tokenizer
 
@@ -104,8 +108,8 @@ def measure(configuration: Configuration, folder: Path, threads: int = 1) -> dic
     given = round(configuration.length * (1 - configuration.trained_share))
     rows = []
     for number in range(count):
-        # One row in three is shorter, so that most batches are padded.
-        length = configuration.length if number % 3 else configuration.length - 8
+        # Half the rows are shorter, so that most batches are padded.
+        length = configuration.length if number % 2 else configuration.length - 8
         ids = [(number + position) % 300 + 5 for position in range(length)]
         rows.append({"input_ids": ids, "labels": [-100] * given + ids[given:]})
     Dataset.from_list(rows).save_to_disk(str(folder / "data" / "train"))

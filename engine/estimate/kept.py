@@ -125,6 +125,9 @@ class Walk:
         angles = max(stream.size, query.size)
         rotated = self._tensor(query_size, angles, query.grad), self._tensor(key_size, angles, key.grad)
         mixed = self._scores(*rotated, value)
+        if a.fused:
+            # Its queries lie head by head, and so does what comes out: it is copied to lie token by token.
+            mixed = self._tensor(query_size, mixed.size, mixed.grad)
         out = self._linear(mixed, "self_attn.o_proj")
         return self._add(stream, self._norm(out, a.hidden) if a.sandwich else out)
 

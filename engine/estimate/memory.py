@@ -15,18 +15,19 @@ Moment = Literal["loss", "backward", "step", "loading"]
 GIB: Final = 2**30
 MIB: Final = 2**20
 
-# What a training process holds before there is a model: interpreter, torch, transformers, peft, trl, datasets, and
-# for quantised weights bitsandbytes; resident memory as measured by benchmarks/estimates.py.
-_PROCESS: Final = 690 * MIB
-_QUANTISED_PROCESS: Final = 30 * MIB
+# What a training process holds before there is a model: interpreter, torch, transformers, peft, trl and datasets;
+# with adapters and with quantised weights more of their code is in use. Resident memory beyond what is computed here,
+# in the middle of the configurations of benchmarks/estimates.py.
+_PROCESS: Final[dict[Method, int]] = {"full": 605 * MIB, "lora": 650 * MIB, "qlora": 690 * MIB}
 # On a GPU: the driver's context with the kernels that are loaded into it, and cuBLAS's workspace. Known by range
 # (0.3 to 0.6 GiB by generation); the upper figure, since it cannot be had back.
 _CONTEXT: Final = 600 * MIB
 
 # The fused head scores tiles of so many positions by so many words (trl 1.16, kernels/chunked_logprob.py).
 _TILE_POSITIONS, _TILE_WORDS = 4096, 32768
-# Copies of a tile, in float32, that its backward pass holds where there is no Triton.
-_TILE_COPIES: Final = 6
+# Copies of a tile, in float32, that its backward pass holds where there is no Triton: five named ones, three on the
+# way to the gradient, of which a mask has a byte a value.
+_TILE_COPIES: Final = 7.25
 # Of the widest tensor of a block, what a backward pass holds at once beyond what was kept: a gradient coming in, one
 # going out, and one between.
 _BLOCK_COPIES: Final = 3
@@ -138,6 +139,8 @@ class Memory:
     """What a training takes at the moment when it takes most."""
 
     components: tuple[Component, ...]
+    upper_bytes: int
+    """What the total stays below at every moment: the figure that a verdict is made with."""
     moment: Moment
     """`loss`: the pass has reached the head and everything is kept. `backward`: inside a block. `step`: the optimizer
     moves the weights. `loading`: the weights are read."""
@@ -145,11 +148,6 @@ class Memory:
     @cached_property
     def total_bytes(self) -> int:
         return sum(component.size_bytes for component in self.components)
-
-    @cached_property
-    def upper_bytes(self) -> int:
-        """What the total stays below: the figure that a verdict is made with."""
-        return sum(component.upper_bytes for component in self.components)
 
     def __getitem__(self, name: str) -> int:
         """Bytes of a component; 0 for one that there is not."""
@@ -212,17 +210,28 @@ class Estimator:
 
     @cached_property
     def kept(self) -> int:
-        """What is kept from the blocks and the last norm until the backward pass: all that autograd saves, or with
-        checkpointing each block's input alone."""
-        batch, stream = self._s.batch, self._s.arithmetic.stream
-        shared = 2 * batch.length * self._a.head_dim * stream if self._a.family == "decoder" else 0
+        """What autograd saves from the blocks and the last norm until the backward pass; with checkpointing that is
+        each block's input alone."""
+        batch = self._s.batch
         ids = 0 if self._s.trains_adapters else 8 * batch.tokens
-        ends = shared + ids + self._walk.last_norm()
+        ends = ids + self._walk.last_norm()
         if self._s.checkpointing:
-            mask = batch.rows * batch.length**2 if batch.padded else 0
-            return ends + mask + self._a.layers * batch.tokens * self._a.hidden * stream
+            return ends + self._a.layers * batch.tokens * self._a.hidden * self._s.arithmetic.stream
         first, other = self.block_kept
-        return ends + first + (self._a.layers - 1) * other
+        return ends + self._angles + first + (self._a.layers - 1) * other
+
+    @cached_property
+    def carried(self) -> int:
+        """What recomputation needs besides, and autograd does not see: the mask and the angles of the rotation."""
+        batch = self._s.batch
+        mask = batch.rows * batch.length**2 if batch.padded else 0
+        return mask + self._angles if self._s.checkpointing else 0
+
+    @property
+    def _angles(self) -> int:
+        if self._a.family != "decoder":
+            return 0
+        return 2 * self._s.length * self._a.head_dim * self._s.arithmetic.stream
 
     @cached_property
     def head_kept(self) -> int:
@@ -240,7 +249,7 @@ class Estimator:
         if self._s.on_gpu:
             return tile * lower + slice_ + gradient
         widened = 4 * (tile + words * self._a.hidden) if lower != 4 else 0
-        return tile * (lower + 4 * _TILE_COPIES) + slice_ + widened + gradient
+        return int(tile * (lower + 4 * _TILE_COPIES)) + slice_ + widened + gradient
 
     @cached_property
     def block_workspace(self) -> int:
@@ -270,12 +279,16 @@ class Estimator:
         """What is there without a model: on a GPU its context, on a CPU the program."""
         if self._s.on_gpu:
             return _CONTEXT
-        return _PROCESS + (_QUANTISED_PROCESS if self._s.method == "qlora" else 0)
+        return _PROCESS[self._s.method]
 
     def memory(self) -> Memory:
         """At the moment when it takes most."""
-        moments = list(self._moments())
-        moment, gradients, activations, logits, workspace = max(moments, key=lambda m: sum(m[1:]))
+        moments = [(name, self._components(*sizes)) for name, *sizes in self._moments()]
+        moment, components = max(moments, key=lambda m: sum(part.size_bytes for part in m[1]))
+        upper = max(sum(part.upper_bytes for part in parts) for _, parts in moments)
+        return Memory(tuple(part for part in components if part.size_bytes), upper, moment)
+
+    def _components(self, gradients: int, activations: int, logits: int, workspace: int) -> list[Component]:
         s, slack = self._s, 0.10 if self._s.on_gpu else 0.08
         held = f"{s.quantization.bits} bits and their scales, the rest float32" if s.method == "qlora" else "as trained"
         parts = [
@@ -286,14 +299,14 @@ class Estimator:
             Component("activations", activations, "kept for the backward pass", slack),
             Component("logits", logits, "a tile of the head and its copies", slack),
             Component("workspace", workspace, "of the backward pass or the optimizer's step", 0.25),
-            Component("process", self.process, "GPU context" if s.on_gpu else "interpreter and libraries", 0.06),
+            Component("process", self.process, "GPU context" if s.on_gpu else "interpreter and libraries", 0.08),
         ]
         if s.on_gpu:
-            held_bytes = sum(part.size_bytes for part in parts[:-1])
-            what = "what the allocator reserves beyond what is used, by fragmentation"
-            # Blocks are rounded up and holes stay between them: a tenth at most in common trainings, half of that here.
-            parts.append(Component("fragmentation", held_bytes // 20, what, 1.0))
-        return Memory(tuple(part for part in parts if part.size_bytes), moment)
+            used = sum(part.size_bytes for part in parts[:-1])
+            what = "what the allocator reserves beyond what is used"
+            # Blocks are rounded up and holes stay between them: a tenth at most in common trainings, half of it here.
+            parts.append(Component("fragmentation", used // 20, what, 1.0))
+        return parts
 
     def _moments(self) -> Iterable[tuple[Moment, int, int, int, int]]:
         """(moment, gradients, activations, logits, workspace) at each moment that can be the highest."""
@@ -301,7 +314,7 @@ class Estimator:
         # Adapters' gradients are small and counted always; those of all weights come as activations go.
         before = everything if s.trains_adapters or s.accumulation > 1 else 0
         head = 0 if s.trains_adapters else 4 * self._a.num_embedding_weights
-        kept = self.kept + self.head_kept
+        kept = self.kept + self.carried + self.head_kept
         block = max(self.block_kept) if s.checkpointing else 0
         yield "loss", max(before, head), kept, self.head_workspace, 0
         yield "backward", max(before, head), kept + block, 0, self.block_workspace

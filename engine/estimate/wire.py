@@ -1,18 +1,21 @@
 """Estimates, recommendations and the matrix as messages."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from engine.config.wire import resolved_config
 from engine.estimate.architecture import Architecture
 from engine.estimate.cost import PriceTable, cost
-from engine.estimate.duration import Calibration, Work, estimate_duration, flops_per_token
-from engine.estimate.kept import Method
+from engine.estimate.duration import Calibration, Observation, Work, estimate_duration, flops_per_token
+from engine.estimate.kept import METHODS, Method
+from engine.estimate.known import find_known
 from engine.estimate.machine import Machine
 from engine.estimate.matrix import Cell
 from engine.estimate.memory import GIB, Estimator, Memory, Setup
 from engine.estimate.recommend import Adjustment, Recommendation, Verdict
 from engine.estimate.seed_formula import SeedRecommendation, recommend_method
 from finetuneflow.v1 import estimate_pb2 as pb
-from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
+from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec, TrainingMethod
+from finetuneflow.v1.stage_result_pb2 import PreflightResult, TrainingResult
 
 
 def estimate_message(
@@ -87,6 +90,41 @@ def recommendation_message(
 
 def matrix_message(rows: Sequence[Sequence[Cell]]) -> pb.DecisionMatrix:
     return pb.DecisionMatrix(cells=[_cell(cell) for row in rows for cell in row])
+
+
+def calibration(observed: Iterable[pb.ObservedSpeed]) -> Calibration:
+    """From what a request brings along; methods of a newer version are passed over."""
+    numbers = {TrainingMethod.Value(method_name(method)): method for method in METHODS}
+    return Calibration(
+        Observation(o.hardware, numbers[o.method], o.num_parameters, o.flops_per_token, o.tokens_per_second)
+        for o in observed
+        if o.method in numbers
+    )
+
+
+def observed_speed(
+    spec: FineTuningJobSpec, preflight: PreflightResult, training: TrainingResult
+) -> pb.ObservedSpeed | None:
+    """What a finished job says of its hardware; None when it trained nothing, or does not say on what.
+
+    Operations are counted from the architecture where its name is known, else from the parameters alone.
+    """
+    config = resolved_config(spec)
+    if not preflight.HasField("hardware") or config.method == "auto" or training.train_tokens_per_second <= 0:
+        return None
+    machine = Machine.of(preflight.hardware, gpus=config.resources.gpus)
+    identity = preflight.base_model
+    setup = Setup.of(config, on_gpu=machine.on_gpu, length=max(int(preflight.training_data.mean_tokens), 1))
+    architecture = find_known(identity.id)
+    passes = (4 if setup.trains_adapters else 6) + (2 if setup.checkpointing else 0)
+    flops = flops_per_token(architecture, setup) if architecture else passes * identity.num_parameters
+    return pb.ObservedSpeed(
+        hardware=machine.name,
+        method=method_name(config.method),
+        num_parameters=identity.num_parameters,
+        flops_per_token=flops,
+        tokens_per_second=training.train_tokens_per_second,
+    )
 
 
 def verdict_name(verdict: Verdict) -> str:

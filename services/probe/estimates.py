@@ -14,7 +14,7 @@ from engine.estimate.machine import Machine, gpu_machine
 from engine.estimate.matrix import matrix
 from engine.estimate.memory import GIB
 from engine.estimate.recommend import Plan, recommend
-from engine.estimate.wire import estimate_message, matrix_message, recommendation_message
+from engine.estimate.wire import calibration, estimate_message, matrix_message, recommendation_message
 from finetuneflow.v1 import probe_service_pb2 as api
 from finetuneflow.v1.estimate_pb2 import ResourceEstimate
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
@@ -33,12 +33,10 @@ class Estimates:
         node_id: str = "",
         hub_token: str = "",
         prices: Path | None = None,
-        calibration: Calibration | None = None,
     ) -> None:
         self._models, self._disk = models, disk
         self._node_id, self._token = node_id, hub_token or None
         self._prices = PriceTable.read(prices)
-        self._calibration = calibration or Calibration()
 
     def recommend(self, request: api.RecommendMethodRequest) -> api.RecommendMethodResponse:
         """Raises JobError: MODEL_NOT_FOUND and what else `Catalogue.describe` raises, INVALID_CONFIG,
@@ -56,7 +54,9 @@ class Estimates:
             machine = self._machine(request, config)
             length = request.longest_row if request.HasField("longest_row") else None
             found = recommend(architecture, machine, config, length)
-            estimate = self._estimate(architecture, machine, found.plan, None, reduced=True)
+            estimate = self._estimate(
+                architecture, machine, found.plan, None, calibration(request.observed), reduced=True
+            )
             answer.recommendation.CopyFrom(
                 recommendation_message(found, request.base_model, architecture, machine, estimate)
             )
@@ -72,7 +72,8 @@ class Estimates:
         machine = self._machine(request, config)
         length = request.longest_row if request.HasField("longest_row") else None
         found = recommend(architecture, machine, config, length)
-        estimate = self._estimate(architecture, machine, found.plan, _work(request, config), reduced=False)
+        work, speeds = _work(request, config), calibration(request.observed)
+        estimate = self._estimate(architecture, machine, found.plan, work, speeds, reduced=False)
         return api.EstimateResourcesResponse(estimate=estimate)
 
     def architecture(self, reference: str) -> Architecture:
@@ -109,7 +110,14 @@ class Estimates:
         return Machine.of(own, gpus=config.resources.gpus)
 
     def _estimate(
-        self, architecture: Architecture, machine: Machine, plan: Plan, work: Work | None, *, reduced: bool
+        self,
+        architecture: Architecture,
+        machine: Machine,
+        plan: Plan,
+        work: Work | None,
+        speeds: Calibration,
+        *,
+        reduced: bool,
     ) -> ResourceEstimate:
         setup, memory = (plan.setup, plan.memory) if reduced else plan.unreduced
         return estimate_message(
@@ -119,7 +127,7 @@ class Estimates:
             memory,
             plan.verdict,
             work=work,
-            calibration=self._calibration,
+            calibration=speeds,
             prices=self._prices,
         )
 

@@ -79,6 +79,20 @@ class MemoryComponent(_message.Message):
     uncertainty: float
     def __init__(self, name: _Optional[str] = ..., size_bytes: _Optional[int] = ..., description: _Optional[str] = ..., uncertainty: _Optional[float] = ...) -> None: ...
 
+class ObservedSpeed(_message.Message):
+    __slots__ = ("hardware", "method", "num_parameters", "flops_per_token", "tokens_per_second")
+    HARDWARE_FIELD_NUMBER: _ClassVar[int]
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    NUM_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    FLOPS_PER_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    hardware: str
+    method: _fine_tuning_job_spec_pb2.TrainingMethod
+    num_parameters: int
+    flops_per_token: float
+    tokens_per_second: float
+    def __init__(self, hardware: _Optional[str] = ..., method: _Optional[_Union[_fine_tuning_job_spec_pb2.TrainingMethod, str]] = ..., num_parameters: _Optional[int] = ..., flops_per_token: _Optional[float] = ..., tokens_per_second: _Optional[float] = ...) -> None: ...
+
 class Recommendation(_message.Message):
     __slots__ = ("method", "reason", "verdict", "adjustments", "warnings", "alternatives", "estimate", "changes", "seed", "base_model")
     METHOD_FIELD_NUMBER: _ClassVar[int]
