@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError, Message
 
 from chassis.artifacts import ArtifactStore
 from chassis.bus import Bus
-from chassis.child import Child, ChildCommand, kill_those_in
+from chassis.child import Child, ChildCommand, kill_those_of
 from chassis.disk_full import is_disk_full, tells_of_full_disk
 from chassis.events import ENDINGS, MAX_EVENT_BYTES, event_of
 from chassis.failpoints import failpoint
@@ -88,9 +88,9 @@ def failed(reason: str, message: str, advice: str = "", lines: list[str] | None 
 
 
 def clear(workdir: Path) -> None:
-    """Nothing works in the folder any more, and nothing of it is left."""
+    """Nothing works for the attempt with that folder any more, and nothing of it is left."""
     # The child's process group is gone; whatever it started may have left the group.
-    kill_those_in(workdir)
+    kill_those_of(workdir)
     shutil.rmtree(workdir, ignore_errors=True)
 
 

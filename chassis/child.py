@@ -24,6 +24,8 @@ _log = logging.getLogger(__name__)
 
 MAX_FRAME_BYTES: Final = 1024 * 1024
 """Far above an event's limit, so that a too large event is told from a broken pipe."""
+WORKDIR: Final = "FTF_WORKDIR"
+"""The variable by which a child, and whatever it starts, is known as an attempt's."""
 _LAST_LINES = 40
 _LAST_BYTES = 8 * 1024
 _PIPE_BYTES = 1024 * 1024
@@ -241,11 +243,12 @@ def kill_leftover(pid: int, create_time: float) -> bool:
     return True
 
 
-def kill_those_in(folder: Path) -> None:
-    """Kills every process that works in the folder or below it, as children and all that they start do."""
+def kill_those_of(workdir: Path) -> None:
+    """Kills every process that was started for an attempt with that folder, whatever it did to get away. Those of a
+    shell that somebody has opened there are not."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            if Path(process.cwd()).is_relative_to(folder):
+            if process.environ().get(WORKDIR) == str(workdir):
                 process.kill()
 
 

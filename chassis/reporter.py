@@ -22,7 +22,7 @@ HEARTBEAT_SECONDS: Final = 2.0
 MAX_REPORT_BYTES: Final = 256 * 1024
 _EVENTS_BYTES = MAX_REPORT_BYTES - 8 * 1024
 """The rest is the envelope."""
-_GAP_SECONDS = 0.01
+_GAP_SECONDS = 0.015
 """From one report to the next: to decide on fifty events costs a gateway little more than to decide on one. The first
 event after a quiet time does not wait."""
 _ANSWER_SECONDS = 2.0

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from chassis.child import Child, ChildCommand
+from chassis.child import WORKDIR, Child, ChildCommand
 
 _log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class Spare:
         """A child that works on the command's spec in `cwd`. OSError when it cannot be started."""
         child = await self._take(command, cwd)
         if not child:
-            child = await Child.start(command.argv, {**command.env, **command.late_env}, cwd)
+            child = await Child.start(command.argv, {**command.env, **_late(command, cwd)}, cwd)
         if self._command:
             if command.on_cpu:
                 self._computing.add(child)
@@ -98,7 +98,7 @@ class Spare:
             child.close()
             return None
         try:
-            start = {"spec": command.argv[-1], "cwd": str(cwd), "env": dict(command.late_env)}
+            start = {"spec": command.argv[-1], "cwd": str(cwd), "env": _late(command, cwd)}
             child.control(f"start {json.dumps(start)}")
             async with asyncio.timeout(_START_SECONDS), contextlib.aclosing(child.frames()) as frames:
                 async for _ in frames:
@@ -151,3 +151,7 @@ class Spare:
                         child.close()
                 _log.warning("the warm spare ended; children start cold meanwhile: %s", child.last_lines()[-3:])
             await asyncio.sleep(delay)
+
+
+def _late(command: ChildCommand, cwd: Path) -> dict[str, str]:
+    return {**command.late_env, WORKDIR: str(cwd)}

@@ -26,7 +26,7 @@ from chassis.bus import (
     WorkQueue,
     event_subject,
 )
-from chassis.child import kill_leftover, kill_those_in
+from chassis.child import kill_leftover, kill_those_of
 from chassis.events import event_of
 from chassis.failpoints import failpoint
 from chassis.reporter import Reporter
@@ -328,7 +328,7 @@ class StageWorker:
             if spool.record.child_pid:
                 kill_leftover(spool.record.child_pid, spool.record.child_create_time)
             # One may have been started and not been written down.
-            kill_those_in(spool.record.workdir)
+            kill_those_of(spool.record.workdir)
             if not spool.sealed:
                 message = "The worker's supervisor ended while the worker was running."
                 self._end(spool, failed("KILLED", message, "It is tried again where attempts are left."))

@@ -31,10 +31,11 @@ _PAGE_BYTES = 256 << 10
 _STORED_PAGES = 32
 """Pages from SQL that are kept for whoever asks next: watchers that come together read history together."""
 _TAIL_CHECK_SECONDS = 1.0
-# To wake a watcher costs about 50 µs, whether for one event or for fifty: waves that come faster than their watchers
-# can be served leave no time to accept events.
+# To wake a watcher costs about 60 µs, whether for one event or for fifty. Waves take half of the time at most and leave
+# the rest to acceptance, until messages are so long that more of them at once gain nothing.
 _WAVE_SECONDS = 0.0025
-_WAVE_SECONDS_PER_WATCHER = 0.00006
+_WAVE_SECONDS_PER_WATCHER = 0.00012
+_FULL_WAVE_EVENTS = 50
 
 
 def first_bytes(frames: Iterable[Frame], limit: int = 1 << 20) -> list[Frame]:
@@ -95,6 +96,7 @@ class Ring:
         self._waiters: set[asyncio.Future[bool]] = set()
         self._wave: asyncio.TimerHandle | None = None
         self._last_wave = 0.0
+        self._woken_for = 0
 
     def extend(self, frames: list[Frame]) -> None:
         """Appends what follows on, trims what it has, starts anew after a hole."""
@@ -154,13 +156,17 @@ class Ring:
             self._waiters.discard(waiter)
 
     def _wake_soon(self) -> None:
-        if self._wave is None:
-            gap = _WAVE_SECONDS + _WAVE_SECONDS_PER_WATCHER * len(self.cursors)
-            loop = asyncio.get_running_loop()
-            self._wave = loop.call_at(self._last_wave + gap, self._wake)
+        full = self.newest - self._woken_for >= _FULL_WAVE_EVENTS
+        if self._wave is not None:
+            if not full:
+                return
+            self._wave.cancel()
+        gap = _WAVE_SECONDS if full else _WAVE_SECONDS + _WAVE_SECONDS_PER_WATCHER * len(self.cursors)
+        self._wave = asyncio.get_running_loop().call_at(self._last_wave + gap, self._wake)
 
     def _wake(self) -> None:
         self._wave = None
+        self._woken_for = self.newest
         self._last_wave = asyncio.get_running_loop().time()
         for waiter in self._waiters:
             _settle(waiter, True)
@@ -322,7 +328,11 @@ class Fanout:
         except BaseException:
             if reading.done():
                 self._stored_pages.pop(key, None)
-            raise
+            task = asyncio.current_task()
+            if not reading.cancelled() or (task and task.cancelling()):
+                raise
+            # The reading was cancelled, this watcher was not: a stream must not end with it.
+            page = await self._read(job_id, cursor, wanted, ring.newest)
         if page is None:
             self._stored_pages.pop(key, None)
         return page

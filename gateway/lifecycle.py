@@ -184,7 +184,7 @@ def _after_failure(decision: Decision, failure: StageFailed, *, counted: bool) -
         _fail(decision, failure, failure.reason, failure.message, failure.advice)
     elif job.state == "JOB_STATE_PAUSING":
         transition(decision, "JOB_STATE_PAUSED", reason=failure.reason, message=failure.message)
-    elif counted and job.failed_attempts >= job.max_attempts:
+    elif counted and (job.failed_attempts >= job.max_attempts or _lacks_memory(job, failure)):
         _give_up(decision, failure)
     else:
         # The first retry is immediate: most failures are a killed process. Then 2, 4, 8 … seconds.
@@ -208,7 +208,7 @@ def _give_up(decision: Decision, failure: StageFailed) -> None:
         reason = POISON
     elif tries > 1:
         message += f" (given up after {tries} failures)"
-    if failure.reason in _OUT_OF_MEMORY and decision.job.stage == "STAGE_TRAINING" and _micro_batch(decision.job) == 1:
+    if _lacks_memory(decision.job, failure) and _micro_batch(decision.job) == 1:
         advice = (
             "One row at a time does not fit: lower hyperparameters.max_length, switch gradient_checkpointing on, use "
             "method qlora, a smaller base model or a machine with more memory."
@@ -219,6 +219,11 @@ def _give_up(decision: Decision, failure: StageFailed) -> None:
 def _fail(decision: Decision, failure: StageFailed, reason: str, message: str, advice: str) -> None:
     fault = Fault.Name(failure.fault)
     transition(decision, "JOB_STATE_FAILED", reason=reason, message=message, fault=fault, advice=advice)
+
+
+def _lacks_memory(job: Job, failure: StageFailed) -> bool:
+    """A training that can't take fewer rows at once would run out of memory at the same place again."""
+    return failure.reason in _OUT_OF_MEMORY and job.stage == "STAGE_TRAINING"
 
 
 def _micro_batch(job: Job) -> int:

@@ -217,7 +217,7 @@ def test_half_the_rows_at_once_are_as_many_rows_a_step(
 async def test_out_of_memory_halves_until_one_row_and_then_gives_up_with_advice(
     ledger: Ledger, acceptance: Acceptance, told: Recorder
 ) -> None:
-    job_id, worker = await training(ledger, acceptance, told, max_attempts=1)
+    job_id, worker = await training(ledger, acceptance, told, max_attempts=3)
     hyper = Hyperparameters(
         per_device_train_batch_size=4, per_device_eval_batch_size=2, gradient_accumulation_steps=3, save_total_limit=3
     )

@@ -124,7 +124,7 @@ def long_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_what_does_not_fit_is_trained_in_smaller_portions(spec: Spec, deep_model: Path, long_rows: Path) -> None:
     """The same rows a step, from the checkpoint on; a user need not know how much memory a row takes."""
-    sizes: dict[str, Any] = {"max_length": 512, "total_steps": 2, "logging_steps": 1, "save_steps": 1}
+    sizes: dict[str, Any] = {"max_length": 512, "total_steps": 1, "logging_steps": 1}
     sizes |= {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "held_out": False}
     sizes["lora"] = {"lora_dropout": 0.0}
 
