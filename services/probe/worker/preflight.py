@@ -6,12 +6,19 @@ from pathlib import Path
 from google.protobuf import json_format
 
 from chassis.pipe import Cancelled, EventSink, Paused
-from engine.config.job import job_config
+from engine.config.job import JobConfig, job_config
 from engine.config.wire import config_to_spec
 from engine.data.prepare import Prepared, prepare
 from engine.data.statistics import Statistics
 from engine.errors import JobError
 from engine.estimate.architecture import Architecture
+from engine.estimate.cost import PriceTable
+from engine.estimate.duration import Calibration, Work
+from engine.estimate.kept import Method
+from engine.estimate.machine import Machine
+from engine.estimate.recommend import plan
+from engine.estimate.wire import estimate_message
+from finetuneflow.v1.estimate_pb2 import ResourceEstimate
 from finetuneflow.v1.event_pb2 import ArtifactSaved, ConfigResolved, Phase, StageCompleted, Warning
 from finetuneflow.v1.hardware_pb2 import Hardware
 from finetuneflow.v1.stage_result_pb2 import BaseModelIdentity, DataStatistics, PreflightResult
@@ -64,7 +71,34 @@ def preflight(sink: EventSink, spec_path: Path) -> StageCompleted:
             shards_path="shards",
             hardware=hardware,
             warnings=[message for _, message, _ in resolved.warnings],
+            estimate=_estimate(resolved.config, hardware, architecture, prepared, steps, spec.prices),
         )
+    )
+
+
+def _estimate(
+    config: JobConfig,
+    hardware: Hardware,
+    architecture: Architecture,
+    prepared: Prepared,
+    steps: int,
+    prices: Path | None,
+) -> ResourceEstimate:
+    """Of the resolved configuration; every evaluation reads all held-out rows."""
+    machine = Machine.of(hardware, gpus=config.resources.gpus)
+    hyper, train = config.hyperparameters, prepared.train
+    method: Method = "lora" if config.method == "auto" else config.method
+    found = plan(architecture, machine, config, method, train.max_tokens)
+    share = steps * hyper.per_device_train_batch_size * hyper.gradient_accumulation_steps / prepared.num_sequences
+    evaluations = steps // hyper.eval_steps + 1
+    return estimate_message(
+        architecture,
+        machine,
+        *found.unreduced,
+        found.verdict,
+        work=Work(train.num_tokens * share, prepared.eval.num_tokens * evaluations),
+        calibration=Calibration(),
+        prices=PriceTable.read(prices),
     )
 
 
