@@ -5,6 +5,7 @@ docs/estimates.md's table; `--only N` runs one in N of them.
 """
 
 import argparse
+import hashlib
 import itertools
 import json
 import subprocess
@@ -100,17 +101,22 @@ def compare(configuration: Configuration, seen: dict[str, Any]) -> Outcome:
     )
 
 
-def run(configuration: Configuration) -> dict[str, Any]:
-    """What benchmarks.training_memory measures, in a process of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "configuration.json"
-        file.write_text(json.dumps(asdict(configuration)), "utf-8")
-        command = [sys.executable, "-m", "benchmarks.training_memory", str(file)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1])
+def run(configuration: Configuration, models: Path) -> dict[str, Any]:
+    """What benchmarks.training_memory measures, in a process of its own; `models` keeps what is trained."""
+    name = hashlib.sha256(json.dumps(configuration.model_config, sort_keys=True).encode()).hexdigest()[:16]
+    model = models / name
+    if not model.exists():
+        _started(configuration, model)
+    seen: dict[str, Any] = json.loads(_started(configuration, model).splitlines()[-1])
+    return seen
+
+
+def _started(configuration: Configuration, model: Path) -> str:
+    command = [sys.executable, "-m", "benchmarks.training_memory", json.dumps(asdict(configuration)), str(model)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1])
     if done.returncode != 0:
         raise RuntimeError(f"{configuration} could not be measured:\n{done.stderr[-3000:]}")
-    seen: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return seen
+    return done.stdout
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -123,15 +129,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         lines = [json.loads(line) for line in options.raw.read_text("utf-8").splitlines()]
         known = {Configuration(**line["configuration"]): line for line in lines}
     outcomes = []
-    for configuration in configurations()[:: options.only]:
-        seen = known.get(configuration)
-        if seen is None:
-            seen = run(configuration)
-            if options.raw:
-                with options.raw.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(seen) + "\n")
-        outcomes.append(compare(configuration, seen))
-        print(" | ".join(row(outcomes[-1])), flush=True)
+    with tempfile.TemporaryDirectory() as models:
+        for configuration in configurations()[:: options.only]:
+            seen = known.get(configuration)
+            if seen is None:
+                seen = run(configuration, Path(models))
+                if options.raw:
+                    with options.raw.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps(seen) + "\n")
+            outcomes.append(compare(configuration, seen))
+            print(" | ".join(row(outcomes[-1])), flush=True)
     print("\n".join(summary(outcomes)))
     if options.only == 1:
         text = replaced(DOCUMENT.read_text("utf-8"), "measured", [*summary(outcomes), "", *table(outcomes)])

@@ -1,7 +1,8 @@
 """One training in a fresh process, and what it held: parameters, optimizer state, saved tensors, peak memory.
 
-`python -m benchmarks.training_memory configuration.json` prints one JSON object. It runs the trainer's own recipe; only
-the Trainer's class is replaced, by one that looks at what autograd saves in its last step.
+`python -m benchmarks.training_memory CONFIGURATION MODEL` makes the model where its folder is not there, else trains it
+and prints one JSON object. It runs the trainer's own recipe; only the Trainer's class is replaced, by one that looks at
+what autograd saves in its last step.
 """
 
 import json
@@ -81,12 +82,23 @@ class Configuration:
         }
 
 
-def measure(configuration: Configuration, folder: Path, threads: int = 1) -> dict[str, Any]:
+def make(configuration: Configuration, folder: Path) -> None:
+    """The model's files, in a folder that is not there yet. In a process of its own: memory that was used for making
+    it would be there for training."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from tests.tiny import make_tiny_tokenizer
+
+    values = dict(configuration.model_config)
+    model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(values.pop("model_type"), **values))
+    model.save_pretrained(make_tiny_tokenizer(folder))
+
+
+def measure(configuration: Configuration, model: Path, folder: Path, threads: int = 1) -> dict[str, Any]:
     """Trains a step, and a second one that is watched. Bytes; peak_bytes is the highest resident memory of the process,
     from its start to its end."""
     import torch
     from datasets import Dataset
-    from transformers import AutoConfig, AutoModelForCausalLM
 
     from chassis.pipe import EventSink
     from engine.config.job import job_config
@@ -94,16 +106,8 @@ def measure(configuration: Configuration, folder: Path, threads: int = 1) -> dic
     from services.trainer.worker import recipe
     from services.trainer.worker.loss import Trainer
     from services.trainer.worker.spec import TrainingSpec
-    from tests.tiny import make_tiny_tokenizer
 
     steps = 2
-    model_dir = make_tiny_tokenizer(folder / "model")
-    values = dict(configuration.model_config)
-    if not (model_dir / "config.json").exists():
-        kind = values.pop("model_type")
-        made = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **values))
-        made.save_pretrained(model_dir)
-        del made
     count = configuration.rows * configuration.accumulation * steps
     given = round(configuration.length * (1 - configuration.trained_share))
     rows = []
@@ -158,7 +162,7 @@ def measure(configuration: Configuration, folder: Path, threads: int = 1) -> dic
     config = job_config(configuration.spec)
     spec = TrainingSpec(
         config=config,
-        model=ModelFiles(path=model_dir, id="small", revision="r1", weights_sha256="0" * 64),
+        model=ModelFiles(path=model, id="small", revision="r1", weights_sha256="0" * 64),
         data_dir=folder / "data",
         out_dir=folder / "out",
         total_steps=steps,
@@ -207,9 +211,12 @@ def _base_bytes(model: Any) -> int:
 
 
 def main() -> None:
-    configuration = Configuration(**json.loads(Path(sys.argv[1]).read_text()))
+    configuration, model = Configuration(**json.loads(sys.argv[1])), Path(sys.argv[2])
+    if not model.exists():
+        make(configuration, model)
+        return
     with tempfile.TemporaryDirectory() as folder:
-        seen = measure(configuration, Path(folder))
+        seen = measure(configuration, model, Path(folder))
     print(json.dumps({"configuration": asdict(configuration), **seen}))
 
 

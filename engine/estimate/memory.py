@@ -16,9 +16,12 @@ GIB: Final = 2**30
 MIB: Final = 2**20
 
 # What a training process holds before there is a model: interpreter, torch, transformers, peft, trl and datasets;
-# with adapters and with quantised weights more of their code is in use. Resident memory beyond what is computed here,
-# in the middle of the configurations of benchmarks/estimates.py.
-_PROCESS: Final[dict[Method, int]] = {"full": 605 * MIB, "lora": 650 * MIB, "qlora": 690 * MIB}
+# resident memory of the trainer's child, as measured (docs/estimates.md).
+_PROCESS: Final = 540 * MIB
+# On a CPU the C library's heap keeps memory of tensors that are gone and that the next ones do not fit into. Fitted to
+# the trainings of docs/estimates.md, 4 to 30 blocks: a share of what all blocks give rise to, kept or made again, and
+# of one block.
+_HEAP_OF_ALL, _HEAP_OF_BLOCK = 0.45, 1.5
 # On a GPU: the driver's context with the kernels that are loaded into it, and cuBLAS's workspace. Known by range
 # (0.3 to 0.6 GiB by generation); the upper figure, since it cannot be had back.
 _CONTEXT: Final = 600 * MIB
@@ -200,7 +203,12 @@ class Estimator:
 
     @cached_property
     def optimizer(self) -> int:
-        return sum(optimizer_bytes(self._s.optimizer, rows, columns) for rows, columns in self._trained_tensors())
+        tensors, name = self._trained_tensors(), self._s.optimizer
+        if self._s.trains_adapters or not name.endswith("8bit"):
+            return sum(optimizer_bytes(name, rows, columns) for rows, columns in tensors)
+        # The Trainer keeps the embedding's states, which come first, in float32.
+        embedding, *rest = tensors
+        return optimizer_bytes("adamw_torch", *embedding) + sum(optimizer_bytes(name, *shape) for shape in rest)
 
     @cached_property
     def block_kept(self) -> tuple[int, int]:
@@ -279,7 +287,7 @@ class Estimator:
         """What is there without a model: on a GPU its context, on a CPU the program."""
         if self._s.on_gpu:
             return _CONTEXT
-        return _PROCESS[self._s.method]
+        return _PROCESS
 
     def memory(self) -> Memory:
         """At the moment when it takes most."""
@@ -306,6 +314,11 @@ class Estimator:
             what = "what the allocator reserves beyond what is used"
             # Blocks are rounded up and holes stay between them: a tenth at most in common trainings, half of it here.
             parts.append(Component("fragmentation", used // 20, what, 1.0))
+        elif activations:
+            first, other = self.block_kept
+            lost = _HEAP_OF_ALL * (first + (self._a.layers - 1) * other) + _HEAP_OF_BLOCK * max(first, other)
+            what = "what the heap keeps of tensors that are gone"
+            parts.append(Component("fragmentation", int(lost), what, 0.6))
         return parts
 
     def _moments(self) -> Iterable[tuple[Moment, int, int, int, int]]:
