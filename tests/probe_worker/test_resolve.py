@@ -72,7 +72,7 @@ def test_gpus_decide_precision_and_method() -> None:
 
 def test_recomputation_is_turned_on_when_memory_is_short() -> None:
     plenty = resolved(machine(gib=24), longest=512, hyperparameters={"per_device_train_batch_size": 8})
-    short = resolved(machine(gib=7), longest=512, hyperparameters={"per_device_train_batch_size": 8})
+    short = resolved(machine(gib=16), longest=512, hyperparameters={"per_device_train_batch_size": 8})
     assert plenty.config.hyperparameters.gradient_checkpointing is False
     assert short.config.hyperparameters.gradient_checkpointing is True
 
