@@ -41,6 +41,7 @@ def main() -> list[Row]:
                     if 2 in attempts:
                         taken.append(time.monotonic() - killed)
                         break
+                stack.cancel_job(job_id)
     return [
         Row(
             "child dies -> first step of attempt+1, without the start of a real training",

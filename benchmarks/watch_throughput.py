@@ -60,6 +60,7 @@ def live(stack: Stack, count: int, seconds: float) -> Window:
             result = window(stack.gateway, watchers, seconds)
         pump.tell("")
         pump.popen.wait(30)
+        stack.cancel_job(job_id)
         return result
 
 

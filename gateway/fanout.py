@@ -150,7 +150,8 @@ class Ring:
         timer = loop.call_later(seconds, _settle, waiter, False)
         self._waiters.add(waiter)
         try:
-            return await waiter
+            # A wave may be about what this watcher has been handed before it came.
+            return await waiter and (self.newest > cursor or self.gone)
         finally:
             timer.cancel()
             self._waiters.discard(waiter)
@@ -333,7 +334,8 @@ class Fanout:
                 raise
             # The reading was cancelled, this watcher was not: a stream must not end with it.
             page = await self._read(job_id, cursor, wanted, ring.newest)
-        if page is None:
+        if page is None or page.through <= cursor:
+            # Nothing was there yet. Kept, it would be the answer for ever, to a watcher that asks without a pause.
             self._stored_pages.pop(key, None)
         return page
 

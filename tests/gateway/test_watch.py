@@ -68,6 +68,17 @@ class Watcher:
         return self.sequences
 
 
+async def test_a_wake_about_what_was_seen_already_is_no_news() -> None:
+    """Its watcher would ask SQL for nothing, and once froze the gateway with the answer."""
+    ring = Ring()
+    ring.advance(5)
+    assert not await ring.beyond(5, seconds=0.2)
+    waiting = asyncio.create_task(ring.beyond(5, seconds=10))
+    await asyncio.sleep(0)
+    ring.advance(6)
+    assert await waiting
+
+
 async def trained(ledger: Ledger, told: Recorder, acceptance: Acceptance, steps: int) -> tuple[str, Worker]:
     job_id = await create(ledger)
     first = Worker(acceptance)
