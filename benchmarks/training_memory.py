@@ -150,7 +150,7 @@ def measure(configuration: Configuration, model: Path, folder: Path, threads: in
                 trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
                 trained_bytes=sum(p.nbytes for p in model.parameters() if p.requires_grad),
             )
-            states = self.optimizer.state.values()
+            states = self.optimizer.state.values() if self.optimizer is not None else ()
             seen["optimizer_bytes"] = sum(
                 value.nbytes for state in states for value in state.values() if isinstance(value, torch.Tensor)
             )
@@ -158,7 +158,7 @@ def measure(configuration: Configuration, model: Path, folder: Path, threads: in
             saved.clear()
             return loss
 
-    recipe.Trainer = Watched
+    vars(recipe)["Trainer"] = Watched
     config = job_config(configuration.spec)
     spec = TrainingSpec(
         config=config,
