@@ -19,7 +19,7 @@ BUF_DIR   := .tools/buf-$(BUF)
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test test-long chaos check lint types protos protos-check clean
+.PHONY: help setup demo up test test-long chaos bench bench-estimates check lint types protos protos-check clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ chaos: $(INSTALLED) ## faults of every kind against the whole system (15 minutes
 bench: $(INSTALLED) ## measure: streams, acceptance, dispatch, transfers (about 5 minutes; an idle machine, please)
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.transfer --mib 256 --rounds 3
+
+bench-estimates: $(INSTALLED) ## train 60 small models and compare with their estimates (about 10 minutes); writes docs/estimates.md
+	$(BIN)/python -m benchmarks.estimates
 
 check: lint types protos-check test ## everything a change must pass, but for the long tests
 

@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -61,6 +62,16 @@ class LocalModel:
     context_length: int
     architecture: str
     license: str
+
+
+@dataclass(frozen=True)
+class Described:
+    """What a base model is made of, without its weights."""
+
+    config: Mapping[str, Any]
+    """Its config.json."""
+    shapes: Mapping[str, tuple[int, ...]]
+    """Of its tensors, by name."""
 
 
 class Catalogue:
@@ -134,6 +145,28 @@ class Catalogue:
         commit, license_ = _resolve(match["id"], match["revision"], token, self._hub_folder(match["id"]))
         folder = self._downloaded(match["id"], commit, token, tokenizer_only, on_progress)
         return self._local(match["id"], commit, folder, license_, tokenizer_only)
+
+    def describe(self, reference: str, token: str | None = None) -> "Described":
+        """The model's configuration and the shapes of its tensors. Of a model on the hub the config.json and the
+        headers of the weights are read, never the weights; of the built-in one only what is here already.
+
+        Raises JobError: those of `check`, MODEL_NOT_FOUND, MODEL_GATED, NO_SAFETENSORS, REMOTE_CODE_REFUSED,
+        NOT_A_MODEL. SystemFailure: HUB_UNREACHABLE.
+        """
+        self.check(reference)
+        match = _HUB_ID.fullmatch(reference)
+        folder = self._directories.get(reference)
+        if folder is None and match is None:
+            folder = self._models / BUILT_IN / (_built_in_revision() or "unknown")
+        if folder is not None:
+            _refuse_unfit(reference, folder, tokenizer_only=False)
+            return Described(_json(folder / "config.json"), tensor_shapes(folder))
+        assert match is not None  # noqa: S101 - check() passed it
+        commit, _ = _resolve(match["id"], match["revision"], token, self._hub_folder(match["id"]))
+        folder = self._hub_folder(match["id"]) / commit
+        if not folder.is_dir():
+            return _described_by_the_hub(match["id"], commit, token)
+        return Described(_json(folder / "config.json"), tensor_shapes(folder))
 
     def _aliases(self) -> Sequence[str]:
         return [BUILT_IN, *self._directories]
@@ -315,6 +348,25 @@ def _download(hub_id: str, commit: str, token: str | None, folder: Path, pattern
         raise _hub_error(hub_id, error) from error
 
 
+def _described_by_the_hub(hub_id: str, commit: str, token: str | None) -> Described:
+    from huggingface_hub import HfApi, errors, hf_hub_download
+
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            hf_hub_download(hub_id, "config.json", revision=commit, token=token, local_dir=folder)
+            headers = HfApi(token=token).get_safetensors_metadata(hub_id, revision=commit).files_metadata
+        except errors.NotASafetensorsRepoError as error:
+            raise _no_safetensors(hub_id) from error
+        except errors.EntryNotFoundError as error:
+            raise _no_model(hub_id) from error
+        except Exception as error:
+            raise _hub_error(hub_id, error) from error
+        _refuse_unfit(hub_id, Path(folder), tokenizer_only=True)
+        config = _json(Path(folder) / "config.json")
+    tensors = (tensor for header in headers.values() for tensor in header.tensors.items())
+    return Described(config, {name: tuple(tensor.shape) for name, tensor in tensors})
+
+
 def _hub_error(hub_id: str, error: Exception) -> Exception:
     """A failure of the hub in our words: the caller's to mend or the network's. Any other comes back as it is."""
     from huggingface_hub import errors
@@ -346,7 +398,7 @@ def _hub_error(hub_id: str, error: Exception) -> Exception:
 
 def _refuse_unfit(id_: str, folder: Path, tokenizer_only: bool) -> None:
     if not (folder / "config.json").is_file():
-        raise _error("NOT_A_MODEL", f"{id_} has no config.json: it is no transformers model.", "Name another model.")
+        raise _no_model(id_)
     for name in ("config.json", "tokenizer_config.json"):
         if (folder / name).is_file() and _json(folder / name).get("auto_map"):
             raise _error(
@@ -356,6 +408,10 @@ def _refuse_unfit(id_: str, folder: Path, tokenizer_only: bool) -> None:
             )
     if not tokenizer_only and not any(folder.glob("*.safetensors")):
         raise _no_safetensors(id_)
+
+
+def _no_model(id_: str) -> JobError:
+    return _error("NOT_A_MODEL", f"{id_} has no config.json: it is no transformers model.", "Name another model.")
 
 
 def _no_safetensors(id_: str) -> JobError:

@@ -49,6 +49,7 @@ from gateway.servicers.models import Models
 from gateway.servicers.probe import Probe
 from gateway.servicers.recipes import Recipes
 from gateway.settings import GatewaySettings
+from gateway.speeds import Speeds
 from gateway.uploads import sweep_for_ever
 
 log = logging.getLogger(__name__)
@@ -118,7 +119,7 @@ async def run(settings: GatewaySettings) -> None:
         Mount(
             probe_service_pb2.DESCRIPTOR.services_by_name["ProbeService"],
             probe_service_pb2_grpc.add_ProbeServiceServicer_to_server,
-            Probe(passthrough),
+            Probe(passthrough, Speeds(database)),
         ),
         Mount(
             evaluator_service_pb2.DESCRIPTOR.services_by_name["EvaluatorService"],

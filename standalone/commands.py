@@ -1,4 +1,5 @@
-"""The commands that this distribution adds to `ftf`: `up`, `demo` and `models path`."""
+"""The commands that this distribution adds to `ftf`: `up`, `demo`, `models path`, and answers of `recommend` and
+`estimate` without a server."""
 
 from __future__ import annotations
 
@@ -9,8 +10,10 @@ from typing import Annotated
 
 import typer
 
+from finetuneflow.cli import estimates
 from finetuneflow.cli.exits import DETACHED, JOB_FAILED, CommandFailed, error_console
 from finetuneflow.cli.session import Json, make_console
+from standalone.estimates import ProbeHere
 
 # What these commands need is imported when they run: `ftf --help` shall not wait for it.
 
@@ -24,6 +27,7 @@ def register(app: typer.Typer) -> None:
     """Entry point of the group `finetuneflow.commands`."""
     app.command()(up)
     app.command()(demo)
+    estimates.add_commands(app, ProbeHere())
     for group in app.registered_groups:
         if group.name == "models" and group.typer_instance is not None:
             group.typer_instance.command("path")(model_path)

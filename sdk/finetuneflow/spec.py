@@ -54,6 +54,16 @@ def draft_spec(values: Mapping[str, Any]) -> SpecDraft:
     return SpecDraft(spec, reader.files)
 
 
+def partial_spec(values: Mapping[str, Any]) -> pb.FineTuningJobSpec:
+    """A spec in which nothing is required, for what is asked before there is a job. Raises InvalidArgument."""
+    reader = _Reader()
+    spec = pb.FineTuningJobSpec()
+    reader.read_message(spec, values, "spec")
+    if reader.violations:
+        raise InvalidArgument("The settings can't be used.", reason="INVALID_SPEC", violations=reader.violations)
+    return spec
+
+
 def spec_to_dict(message: Message) -> dict[str, Any]:
     """The set fields, as `draft_spec` takes them."""
     return {descriptor.name: _plain(descriptor, value) for descriptor, value in message.ListFields()}

@@ -5,6 +5,7 @@ from chassis.stage_worker import StageWorker
 from finetuneflow.v1 import probe_service_pb2, probe_service_pb2_grpc
 from services import process
 from services.inputs import catalogue
+from services.probe.estimates import Estimates
 from services.probe.servicer import ProbeServicer
 from services.probe.settings import ProbeSettings
 from services.probe.stage import PreflightStage
@@ -12,15 +13,23 @@ from services.probe.stage import PreflightStage
 
 def main() -> None:
     settings = ProbeSettings()
+    models = catalogue(settings)
+    estimates = Estimates(
+        models,
+        settings.home,
+        node_id=settings.node_id,
+        hub_token=settings.hub_token.get_secret_value(),
+        prices=settings.prices,
+    )
 
     def mount(worker: StageWorker) -> Mount:
         return Mount(
             probe_service_pb2.DESCRIPTOR.services_by_name["ProbeService"],
             probe_service_pb2_grpc.add_ProbeServiceServicer_to_server,
-            ProbeServicer(settings),
+            ProbeServicer(settings, estimates),
         )
 
-    process.run(settings, PreflightStage(settings, catalogue(settings)), mount)
+    process.run(settings, PreflightStage(settings, models), mount)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What can be set about this process: `FTF_PROBE_<KEY>`, else `FTF_<KEY>`."""
 
+from pathlib import Path
 from typing import ClassVar
 
 from services.settings import ServiceSettings
@@ -11,3 +12,5 @@ class ProbeSettings(ServiceSettings):
     service: ClassVar[str] = "probe"
 
     listen: str = "127.0.0.1:7461"
+    prices: Path | None = None
+    """A price table (TOML) in the place of the one that comes with the program, engine/estimate/prices.toml."""

@@ -35,5 +35,6 @@ class PreflightStage:
             out_dir=workdir / "out",
             node_id=self._settings.node_id,
             hardware=MessageToDict(hardware, preserving_proto_field_name=True),
+            prices=self._settings.prices,
         )
         return child_command(self._settings, spec, workdir)

@@ -1,6 +1,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -22,9 +23,11 @@ from finetuneflow.v1.probe_service_pb2_grpc import (
     add_ProbeServiceServicer_to_server,
 )
 from finetuneflow.v1.work_pb2 import Node
+from gateway.database import Database
 from gateway.passthrough import Passthrough
 from gateway.servicers.generation import Generation
 from gateway.servicers.probe import Probe
+from gateway.speeds import Speeds
 from tests.gateway.serving import refusal, serving
 from tests.nats import NatsServer
 
@@ -75,14 +78,16 @@ async def bus(nats_server: NatsServer) -> AsyncIterator[Bus]:
 
 
 @pytest.fixture
-async def probe(bus: Bus) -> AsyncIterator[ProbeServiceStub]:
+async def probe(bus: Bus, tmp_path: Path) -> AsyncIterator[ProbeServiceStub]:
     """ProbeService as the gateway serves it."""
     add = add_ProbeServiceServicer_to_server
+    database = await Database.open(f"sqlite:///{tmp_path / 'gateway.sqlite'}")
     async with (
-        serving(probe_service_pb2, "ProbeService", add, Probe(Passthrough(bus))) as address,
+        serving(probe_service_pb2, "ProbeService", add, Probe(Passthrough(bus), Speeds(database))) as address,
         grpc.aio.insecure_channel(address) as channel,
     ):
         yield ProbeServiceStub(channel)
+    await database.close()
 
 
 @contextlib.asynccontextmanager

@@ -76,6 +76,10 @@ def test_a_good_job_is_resolved_counted_and_tokenised(make_spec: MakeSpec, tmp_p
     assert result.total_steps == 7
     assert result.base_model.num_parameters == 64
     assert result.hardware.node_id == "node-1"
+    estimate = result.estimate
+    assert 0 < estimate.memory_total_bytes < estimate.memory_upper_bytes < estimate.memory_free_bytes
+    assert estimate.num_tokens == pytest.approx(result.training_data.num_tokens, rel=0.2)
+    assert estimate.duration_seconds > 0
     assert len(datasets.load_from_disk(str(tmp_path / "out" / "shards" / "train"))) == 54
 
     phases = [event.name for event in sink.events if isinstance(event, Phase)]

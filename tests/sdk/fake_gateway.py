@@ -22,6 +22,7 @@ from finetuneflow.v1 import (
     dataset_pb2,
     dataset_service_pb2,
     dataset_service_pb2_grpc,
+    estimate_pb2,
     evaluation_pb2,
     evaluation_service_pb2,
     evaluation_service_pb2_grpc,
@@ -377,6 +378,50 @@ class FakeGateway(
     def ListRecipes(self, request: Any, context: Any) -> Any:
         self._enter("ListRecipes", request, context)
         return recipe_service_pb2.ListRecipesResponse(recipes=[self._recipe()])
+
+    def RecommendMethod(self, request: Any, context: Any) -> Any:
+        self._enter("RecommendMethod", request, context)
+        answer = probe_service_pb2.RecommendMethodResponse()
+        if request.base_model:
+            found = answer.recommendation
+            found.base_model, found.method, found.verdict = request.base_model, 3, 2
+            found.reason = "QLoRA takes 7.5 GiB at most of the 8.0 GiB that are free."
+            found.adjustments.hyperparameters.max_length = 1024
+            found.changes.add(field="hyperparameters.max_length", before="2048", after="1024")
+            found.warnings.append("Rows longer than 1,024 tokens are cut.")
+            found.estimate.CopyFrom(self._estimate())
+            found.seed.method, found.seed.reason, found.seed.estimated_vram_usage_gb = 2, "By size.", 8.3
+        if request.matrix:
+            answer.matrix.cells.add(
+                band="8-12", size="7-8B", base_model="llama-3.1-8b", seed_method=3, verdict=3, seed_verdict=2,
+                difference="QLoRA needs 11.1 GiB free; 8 are.",
+            )  # fmt: skip
+            answer.matrix.cells.add(band="24-48", size="7-8B", base_model="llama-3.1-8b", method=3, verdict=1)
+        return answer
+
+    def EstimateResources(self, request: Any, context: Any) -> Any:
+        self._enter("EstimateResources", request, context)
+        estimate = self._estimate()
+        if request.HasField("num_examples"):
+            estimate.num_tokens, estimate.duration_seconds = 1000, 3600
+            estimate.duration_low_seconds, estimate.duration_high_seconds = 1800, 7200
+            estimate.price_per_hour = estimate.cost = 0.3
+        return probe_service_pb2.EstimateResourcesResponse(estimate=estimate)
+
+    def _estimate(self) -> estimate_pb2.ResourceEstimate:
+        return estimate_pb2.ResourceEstimate(
+            memory=[estimate_pb2.MemoryComponent(name="weights", size_bytes=6 * 2**30, description="NF4")],
+            memory_total_bytes=7 * 2**30,
+            memory_upper_bytes=2**33 - 2**29,
+            memory_free_bytes=2**33,
+            verdict=2,
+            method=3,
+            hardware="H200",
+            moment="backward",
+            tokens_per_second=900.0,
+            speed_basis="measured in 1 earlier training on H200",
+            currency="USD",
+        )
 
     def GetHardware(self, request: Any, context: Any) -> Any:
         self._enter("GetHardware", request, context)

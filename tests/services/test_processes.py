@@ -73,8 +73,6 @@ def test_methods_that_are_not_built_say_so(channels: dict[str, grpc.Channel]) ->
     generate = evaluator_service_pb2_grpc.EvaluatorServiceStub(channels["evaluator"]).Generate
     spec = fine_tuning_job_spec_pb2.FineTuningJobSpec()
     calls = [
-        lambda: probe.RecommendMethod(probe_service_pb2.RecommendMethodRequest(), timeout=10),
-        lambda: probe.EstimateResources(probe_service_pb2.EstimateResourcesRequest(spec=spec), timeout=10),
         lambda: probe.PreflightFineTuningJob(probe_service_pb2.PreflightFineTuningJobRequest(spec=spec), timeout=10),
         lambda: list(generate(evaluator_service_pb2.GenerateRequest(model="m", prompt="p"), timeout=10)),
     ]

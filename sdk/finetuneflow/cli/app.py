@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from finetuneflow import __version__
-from finetuneflow.cli import datasets, doctor, download, jobs, metrics, models, probe, recipes, train
+from finetuneflow.cli import datasets, doctor, download, estimates, jobs, metrics, models, probe, recipes, train
 from finetuneflow.cli.advice import ADDRESS
 from finetuneflow.cli.exits import EXIT_CODES, ReportingGroup
 from finetuneflow.cli.server_commands import add_server_commands
@@ -36,6 +36,7 @@ def build_app() -> typer.Typer:
     app.command()(probe.probe)
     app.command()(doctor.doctor)
     add_server_commands(app, models_app)
+    estimates.add_commands(app)
     return app
 
 

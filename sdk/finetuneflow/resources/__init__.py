@@ -3,6 +3,16 @@
 from finetuneflow.resources.artifact import Artifact
 from finetuneflow.resources.convert import Resource
 from finetuneflow.resources.dataset import Dataset
+from finetuneflow.resources.estimate import (
+    Adjustment,
+    DecisionCell,
+    FitVerdict,
+    MemoryComponent,
+    Recommendation,
+    ResourceEstimate,
+    SeedRecommendation,
+    TrainingMethod,
+)
 from finetuneflow.resources.evaluation import Evaluation
 from finetuneflow.resources.event import Event, Severity
 from finetuneflow.resources.export import Export, ExportFormat
@@ -32,12 +42,14 @@ from finetuneflow.resources.stage_result import (
 )
 
 __all__ = [
+    "Adjustment",
     "Artifact",
     "AttemptSummary",
     "BaseModelIdentity",
     "Checkpoint",
     "DataStatistics",
     "Dataset",
+    "DecisionCell",
     "Evaluation",
     "EvaluationResult",
     "Event",
@@ -45,11 +57,13 @@ __all__ = [
     "ExportFormat",
     "ExportResult",
     "Fault",
+    "FitVerdict",
     "Gpu",
     "Hardware",
     "InferenceSample",
     "Job",
     "JobState",
+    "MemoryComponent",
     "MetricPoint",
     "MetricSeries",
     "Model",
@@ -57,9 +71,13 @@ __all__ = [
     "PreflightResult",
     "Progress",
     "Recipe",
+    "Recommendation",
     "Resolution",
     "Resource",
+    "ResourceEstimate",
+    "SeedRecommendation",
     "Severity",
     "Stage",
+    "TrainingMethod",
     "TrainingResult",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from finetuneflow.resources.convert import Resource
+from finetuneflow.resources.estimate import ResourceEstimate
 from finetuneflow.resources.hardware import Hardware
 
 
@@ -44,6 +45,7 @@ class PreflightResult(Resource):
     total_steps: int
     hardware: Hardware
     warnings: tuple[str, ...]
+    estimate: ResourceEstimate | None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,19 +25,29 @@ _sym_db = _symbol_database.Default()
 from finetuneflow.v1 import fine_tuning_job_spec_pb2 as finetuneflow_dot_v1_dot_fine__tuning__job__spec__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x66inetuneflow/v1/estimate.proto\x12\x0f\x66inetuneflow.v1\x1a*finetuneflow/v1/fine_tuning_job_spec.proto\"\xfa\x01\n\x10ResourceEstimate\x12\x30\n\x06memory\x18\x01 \x03(\x0b\x32 .finetuneflow.v1.MemoryComponent\x12\x1a\n\x12memory_total_bytes\x18\x02 \x01(\x03\x12\x1a\n\x12memory_upper_bytes\x18\x03 \x01(\x03\x12,\n\x07verdict\x18\x04 \x01(\x0e\x32\x1b.finetuneflow.v1.FitVerdict\x12\x1d\n\x10\x64uration_seconds\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x11\n\x04\x63ost\x18\x06 \x01(\x01H\x01\x88\x01\x01\x42\x13\n\x11_duration_secondsB\x07\n\x05_cost\"3\n\x0fMemoryComponent\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\"\x95\x02\n\x0eRecommendation\x12/\n\x06method\x18\x01 \x01(\x0e\x32\x1f.finetuneflow.v1.TrainingMethod\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12,\n\x07verdict\x18\x03 \x01(\x0e\x32\x1b.finetuneflow.v1.FitVerdict\x12\x37\n\x0b\x61\x64justments\x18\x04 \x01(\x0b\x32\".finetuneflow.v1.FineTuningJobSpec\x12\x10\n\x08warnings\x18\x05 \x03(\t\x12\x14\n\x0c\x61lternatives\x18\x06 \x03(\t\x12\x33\n\x08\x65stimate\x18\x07 \x01(\x0b\x32!.finetuneflow.v1.ResourceEstimate*y\n\nFitVerdict\x12\x1b\n\x17\x46IT_VERDICT_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x46IT_VERDICT_COMFORTABLE\x10\x01\x12\x15\n\x11\x46IT_VERDICT_TIGHT\x10\x02\x12\x1a\n\x16\x46IT_VERDICT_IMPOSSIBLE\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x66inetuneflow/v1/estimate.proto\x12\x0f\x66inetuneflow.v1\x1a*finetuneflow/v1/fine_tuning_job_spec.proto\"\xb3\x06\n\x10ResourceEstimate\x12\x30\n\x06memory\x18\x01 \x03(\x0b\x32 .finetuneflow.v1.MemoryComponent\x12\x1a\n\x12memory_total_bytes\x18\x02 \x01(\x03\x12\x1a\n\x12memory_upper_bytes\x18\x03 \x01(\x03\x12,\n\x07verdict\x18\x04 \x01(\x0e\x32\x1b.finetuneflow.v1.FitVerdict\x12\x1d\n\x10\x64uration_seconds\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x11\n\x04\x63ost\x18\x06 \x01(\x01H\x01\x88\x01\x01\x12\x0e\n\x06moment\x18\x07 \x01(\t\x12\x19\n\x11memory_free_bytes\x18\x08 \x01(\x03\x12\x10\n\x08hardware\x18\t \x01(\t\x12!\n\x14\x64uration_low_seconds\x18\n \x01(\x01H\x02\x88\x01\x01\x12\"\n\x15\x64uration_high_seconds\x18\x0b \x01(\x01H\x03\x88\x01\x01\x12\x1e\n\x11tokens_per_second\x18\x0c \x01(\x01H\x04\x88\x01\x01\x12\x13\n\x0bspeed_basis\x18\r \x01(\t\x12\x18\n\x10num_observations\x18\x0e \x01(\x05\x12\x17\n\nnum_tokens\x18\x0f \x01(\x03H\x05\x88\x01\x01\x12\x15\n\x08\x63ost_low\x18\x10 \x01(\x01H\x06\x88\x01\x01\x12\x16\n\tcost_high\x18\x11 \x01(\x01H\x07\x88\x01\x01\x12\x1b\n\x0eprice_per_hour\x18\x12 \x01(\x01H\x08\x88\x01\x01\x12\x10\n\x08\x63urrency\x18\x13 \x01(\t\x12/\n\x06method\x18\x14 \x01(\x0e\x32\x1f.finetuneflow.v1.TrainingMethod\x12\x16\n\x0enum_parameters\x18\x15 \x01(\x03\x12\x1e\n\x16num_trained_parameters\x18\x16 \x01(\x03\x42\x13\n\x11_duration_secondsB\x07\n\x05_costB\x17\n\x15_duration_low_secondsB\x18\n\x16_duration_high_secondsB\x14\n\x12_tokens_per_secondB\r\n\x0b_num_tokensB\x0b\n\t_cost_lowB\x0c\n\n_cost_highB\x11\n\x0f_price_per_hour\"]\n\x0fMemoryComponent\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x13\n\x0buncertainty\x18\x04 \x01(\x01\"\x9e\x01\n\rObservedSpeed\x12\x10\n\x08hardware\x18\x01 \x01(\t\x12/\n\x06method\x18\x02 \x01(\x0e\x32\x1f.finetuneflow.v1.TrainingMethod\x12\x16\n\x0enum_parameters\x18\x03 \x01(\x03\x12\x17\n\x0f\x66lops_per_token\x18\x04 \x01(\x01\x12\x19\n\x11tokens_per_second\x18\x05 \x01(\x01\"\x8a\x03\n\x0eRecommendation\x12/\n\x06method\x18\x01 \x01(\x0e\x32\x1f.finetuneflow.v1.TrainingMethod\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12,\n\x07verdict\x18\x03 \x01(\x0e\x32\x1b.finetuneflow.v1.FitVerdict\x12\x37\n\x0b\x61\x64justments\x18\x04 \x01(\x0b\x32\".finetuneflow.v1.FineTuningJobSpec\x12\x10\n\x08warnings\x18\x05 \x03(\t\x12\x14\n\x0c\x61lternatives\x18\x06 \x03(\t\x12\x33\n\x08\x65stimate\x18\x07 \x01(\x0b\x32!.finetuneflow.v1.ResourceEstimate\x12,\n\x07\x63hanges\x18\x08 \x03(\x0b\x32\x1b.finetuneflow.v1.Adjustment\x12\x31\n\x04seed\x18\t \x01(\x0b\x32#.finetuneflow.v1.SeedRecommendation\x12\x12\n\nbase_model\x18\n \x01(\t\":\n\nAdjustment\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x0e\n\x06\x62\x65\x66ore\x18\x02 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\t\"\xe6\x01\n\x12SeedRecommendation\x12/\n\x06method\x18\x01 \x01(\x0e\x32\x1f.finetuneflow.v1.TrainingMethod\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x11\n\tcan_train\x18\x03 \x01(\x08\x12$\n\x17\x65stimated_vram_usage_gb\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x0bsuggestions\x18\x05 \x03(\t\x12\x10\n\x08warnings\x18\x06 \x03(\t\x12\x13\n\x0b\x61lternative\x18\x07 \x01(\tB\x1a\n\x18_estimated_vram_usage_gb\">\n\x0e\x44\x65\x63isionMatrix\x12,\n\x05\x63\x65lls\x18\x01 \x03(\x0b\x32\x1d.finetuneflow.v1.DecisionCell\"\xe2\x02\n\x0c\x44\x65\x63isionCell\x12\x0c\n\x04\x62\x61nd\x18\x01 \x01(\t\x12\x19\n\x11memory_free_bytes\x18\x02 \x01(\x03\x12\x0c\n\x04size\x18\x03 \x01(\t\x12\x12\n\nbase_model\x18\x04 \x01(\t\x12/\n\x06method\x18\x05 \x01(\x0e\x32\x1f.finetuneflow.v1.TrainingMethod\x12,\n\x07verdict\x18\x06 \x01(\x0e\x32\x1b.finetuneflow.v1.FitVerdict\x12\x1a\n\x12memory_upper_bytes\x18\x07 \x01(\x03\x12\x0f\n\x07\x63hanges\x18\x08 \x03(\t\x12\x34\n\x0bseed_method\x18\t \x01(\x0e\x32\x1f.finetuneflow.v1.TrainingMethod\x12\x31\n\x0cseed_verdict\x18\n \x01(\x0e\x32\x1b.finetuneflow.v1.FitVerdict\x12\x12\n\ndifference\x18\x0b \x01(\t*y\n\nFitVerdict\x12\x1b\n\x17\x46IT_VERDICT_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x46IT_VERDICT_COMFORTABLE\x10\x01\x12\x15\n\x11\x46IT_VERDICT_TIGHT\x10\x02\x12\x1a\n\x16\x46IT_VERDICT_IMPOSSIBLE\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'finetuneflow.v1.estimate_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FITVERDICT']._serialized_start=681
-  _globals['_FITVERDICT']._serialized_end=802
+  _globals['_FITVERDICT']._serialized_start=2284
+  _globals['_FITVERDICT']._serialized_end=2405
   _globals['_RESOURCEESTIMATE']._serialized_start=96
-  _globals['_RESOURCEESTIMATE']._serialized_end=346
-  _globals['_MEMORYCOMPONENT']._serialized_start=348
-  _globals['_MEMORYCOMPONENT']._serialized_end=399
-  _globals['_RECOMMENDATION']._serialized_start=402
-  _globals['_RECOMMENDATION']._serialized_end=679
+  _globals['_RESOURCEESTIMATE']._serialized_end=915
+  _globals['_MEMORYCOMPONENT']._serialized_start=917
+  _globals['_MEMORYCOMPONENT']._serialized_end=1010
+  _globals['_OBSERVEDSPEED']._serialized_start=1013
+  _globals['_OBSERVEDSPEED']._serialized_end=1171
+  _globals['_RECOMMENDATION']._serialized_start=1174
+  _globals['_RECOMMENDATION']._serialized_end=1568
+  _globals['_ADJUSTMENT']._serialized_start=1570
+  _globals['_ADJUSTMENT']._serialized_end=1628
+  _globals['_SEEDRECOMMENDATION']._serialized_start=1631
+  _globals['_SEEDRECOMMENDATION']._serialized_end=1861
+  _globals['_DECISIONMATRIX']._serialized_start=1863
+  _globals['_DECISIONMATRIX']._serialized_end=1925
+  _globals['_DECISIONCELL']._serialized_start=1928
+  _globals['_DECISIONCELL']._serialized_end=2282
 # @@protoc_insertion_point(module_scope)

@@ -23,26 +23,56 @@ class GetHardwareResponse(_message.Message):
     def __init__(self, hardware: _Optional[_Iterable[_Union[_hardware_pb2.Hardware, _Mapping]]] = ...) -> None: ...
 
 class RecommendMethodRequest(_message.Message):
-    __slots__ = ("base_model", "node_id")
+    __slots__ = ("base_model", "node_id", "spec", "memory_bytes", "gpu", "longest_row", "matrix", "hardware", "observed")
     BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    GPU_FIELD_NUMBER: _ClassVar[int]
+    LONGEST_ROW_FIELD_NUMBER: _ClassVar[int]
+    MATRIX_FIELD_NUMBER: _ClassVar[int]
+    HARDWARE_FIELD_NUMBER: _ClassVar[int]
+    OBSERVED_FIELD_NUMBER: _ClassVar[int]
     base_model: str
     node_id: str
-    def __init__(self, base_model: _Optional[str] = ..., node_id: _Optional[str] = ...) -> None: ...
+    spec: _fine_tuning_job_spec_pb2.FineTuningJobSpec
+    memory_bytes: int
+    gpu: str
+    longest_row: int
+    matrix: bool
+    hardware: _hardware_pb2.Hardware
+    observed: _containers.RepeatedCompositeFieldContainer[_estimate_pb2.ObservedSpeed]
+    def __init__(self, base_model: _Optional[str] = ..., node_id: _Optional[str] = ..., spec: _Optional[_Union[_fine_tuning_job_spec_pb2.FineTuningJobSpec, _Mapping]] = ..., memory_bytes: _Optional[int] = ..., gpu: _Optional[str] = ..., longest_row: _Optional[int] = ..., matrix: bool = ..., hardware: _Optional[_Union[_hardware_pb2.Hardware, _Mapping]] = ..., observed: _Optional[_Iterable[_Union[_estimate_pb2.ObservedSpeed, _Mapping]]] = ...) -> None: ...
 
 class RecommendMethodResponse(_message.Message):
-    __slots__ = ("recommendation",)
+    __slots__ = ("recommendation", "matrix")
     RECOMMENDATION_FIELD_NUMBER: _ClassVar[int]
+    MATRIX_FIELD_NUMBER: _ClassVar[int]
     recommendation: _estimate_pb2.Recommendation
-    def __init__(self, recommendation: _Optional[_Union[_estimate_pb2.Recommendation, _Mapping]] = ...) -> None: ...
+    matrix: _estimate_pb2.DecisionMatrix
+    def __init__(self, recommendation: _Optional[_Union[_estimate_pb2.Recommendation, _Mapping]] = ..., matrix: _Optional[_Union[_estimate_pb2.DecisionMatrix, _Mapping]] = ...) -> None: ...
 
 class EstimateResourcesRequest(_message.Message):
-    __slots__ = ("spec", "node_id")
+    __slots__ = ("spec", "node_id", "memory_bytes", "gpu", "longest_row", "num_examples", "mean_tokens", "hardware", "observed")
     SPEC_FIELD_NUMBER: _ClassVar[int]
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    GPU_FIELD_NUMBER: _ClassVar[int]
+    LONGEST_ROW_FIELD_NUMBER: _ClassVar[int]
+    NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    MEAN_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    HARDWARE_FIELD_NUMBER: _ClassVar[int]
+    OBSERVED_FIELD_NUMBER: _ClassVar[int]
     spec: _fine_tuning_job_spec_pb2.FineTuningJobSpec
     node_id: str
-    def __init__(self, spec: _Optional[_Union[_fine_tuning_job_spec_pb2.FineTuningJobSpec, _Mapping]] = ..., node_id: _Optional[str] = ...) -> None: ...
+    memory_bytes: int
+    gpu: str
+    longest_row: int
+    num_examples: int
+    mean_tokens: float
+    hardware: _hardware_pb2.Hardware
+    observed: _containers.RepeatedCompositeFieldContainer[_estimate_pb2.ObservedSpeed]
+    def __init__(self, spec: _Optional[_Union[_fine_tuning_job_spec_pb2.FineTuningJobSpec, _Mapping]] = ..., node_id: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., gpu: _Optional[str] = ..., longest_row: _Optional[int] = ..., num_examples: _Optional[int] = ..., mean_tokens: _Optional[float] = ..., hardware: _Optional[_Union[_hardware_pb2.Hardware, _Mapping]] = ..., observed: _Optional[_Iterable[_Union[_estimate_pb2.ObservedSpeed, _Mapping]]] = ...) -> None: ...
 
 class EstimateResourcesResponse(_message.Message):
     __slots__ = ("estimate",)

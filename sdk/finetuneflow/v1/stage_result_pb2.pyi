@@ -1,3 +1,4 @@
+from finetuneflow.v1 import estimate_pb2 as _estimate_pb2
 from finetuneflow.v1 import hardware_pb2 as _hardware_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
@@ -8,7 +9,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class PreflightResult(_message.Message):
-    __slots__ = ("base_model", "training_data", "evaluation_data", "total_steps", "shards_path", "shards_manifest_sha256", "hardware", "warnings")
+    __slots__ = ("base_model", "training_data", "evaluation_data", "total_steps", "shards_path", "shards_manifest_sha256", "hardware", "warnings", "estimate")
     BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
     TRAINING_DATA_FIELD_NUMBER: _ClassVar[int]
     EVALUATION_DATA_FIELD_NUMBER: _ClassVar[int]
@@ -17,6 +18,7 @@ class PreflightResult(_message.Message):
     SHARDS_MANIFEST_SHA256_FIELD_NUMBER: _ClassVar[int]
     HARDWARE_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    ESTIMATE_FIELD_NUMBER: _ClassVar[int]
     base_model: BaseModelIdentity
     training_data: DataStatistics
     evaluation_data: DataStatistics
@@ -25,7 +27,8 @@ class PreflightResult(_message.Message):
     shards_manifest_sha256: str
     hardware: _hardware_pb2.Hardware
     warnings: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, base_model: _Optional[_Union[BaseModelIdentity, _Mapping]] = ..., training_data: _Optional[_Union[DataStatistics, _Mapping]] = ..., evaluation_data: _Optional[_Union[DataStatistics, _Mapping]] = ..., total_steps: _Optional[int] = ..., shards_path: _Optional[str] = ..., shards_manifest_sha256: _Optional[str] = ..., hardware: _Optional[_Union[_hardware_pb2.Hardware, _Mapping]] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
+    estimate: _estimate_pb2.ResourceEstimate
+    def __init__(self, base_model: _Optional[_Union[BaseModelIdentity, _Mapping]] = ..., training_data: _Optional[_Union[DataStatistics, _Mapping]] = ..., evaluation_data: _Optional[_Union[DataStatistics, _Mapping]] = ..., total_steps: _Optional[int] = ..., shards_path: _Optional[str] = ..., shards_manifest_sha256: _Optional[str] = ..., hardware: _Optional[_Union[_hardware_pb2.Hardware, _Mapping]] = ..., warnings: _Optional[_Iterable[str]] = ..., estimate: _Optional[_Union[_estimate_pb2.ResourceEstimate, _Mapping]] = ...) -> None: ...
 
 class BaseModelIdentity(_message.Message):
     __slots__ = ("id", "revision", "weights_sha256", "num_parameters", "context_length", "architecture")

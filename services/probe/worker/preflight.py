@@ -1,23 +1,28 @@
 """Stage 1: will it fit, is it right. Reads top to bottom in the order it happens."""
 
-import json
 import time
 from pathlib import Path
 
 from google.protobuf import json_format
 
 from chassis.pipe import Cancelled, EventSink, Paused
-from engine.catalogue import tensor_shapes
-from engine.config.job import job_config
+from engine.config.job import JobConfig, job_config
 from engine.config.wire import config_to_spec
 from engine.data.prepare import Prepared, prepare
 from engine.data.statistics import Statistics
 from engine.errors import JobError
+from engine.estimate.architecture import Architecture
+from engine.estimate.cost import PriceTable
+from engine.estimate.duration import Calibration, Work
+from engine.estimate.kept import Method
+from engine.estimate.machine import Machine
+from engine.estimate.recommend import plan
+from engine.estimate.wire import estimate_message
+from finetuneflow.v1.estimate_pb2 import ResourceEstimate
 from finetuneflow.v1.event_pb2 import ArtifactSaved, ConfigResolved, Phase, StageCompleted, Warning
 from finetuneflow.v1.hardware_pb2 import Hardware
 from finetuneflow.v1.stage_result_pb2 import BaseModelIdentity, DataStatistics, PreflightResult
 from services.hardware import read_hardware
-from services.probe.worker.memory import ModelShape
 from services.probe.worker.resolve import Resolved, resolve, resolve_length, total_steps
 from services.probe.worker.spec import PreflightSpec
 from services.specs import ModelFiles
@@ -44,15 +49,14 @@ def preflight(sink: EventSink, spec_path: Path) -> StageCompleted:
     phases.enter("resolving_model", f"{spec.model.id} {spec.model.revision}".strip())
     asked = "max_length" in spec.config.get("hyperparameters", {})
     resolve_length(resolved, spec.model.context_length, asked=asked)
-    model_config = json.loads((spec.model.path / "config.json").read_text(encoding="utf-8"))
-    shape = ModelShape.of(spec.model.num_parameters, model_config, tensor_shapes(spec.model.path))
+    architecture = Architecture.of_folder(spec.model.path)
 
     shards = spec.out_dir / "shards"
     prepared = prepare(resolved.config, spec.model.path, spec.sources, shards, phases.progress)
     sink.emit(ArtifactSaved(path="shards", kind="shards", media_type="inode/directory"))
 
     phases.enter("resolving_configuration")
-    resolve(resolved, hardware, shape, prepared.train.max_tokens)
+    resolve(resolved, hardware, architecture, prepared.train.max_tokens)
     steps = total_steps(prepared.num_sequences, resolved.config.hyperparameters)
     _doubt(resolved, prepared, steps)
     for reason, message, advice in resolved.warnings:
@@ -67,7 +71,34 @@ def preflight(sink: EventSink, spec_path: Path) -> StageCompleted:
             shards_path="shards",
             hardware=hardware,
             warnings=[message for _, message, _ in resolved.warnings],
+            estimate=_estimate(resolved.config, hardware, architecture, prepared, steps, spec.prices),
         )
+    )
+
+
+def _estimate(
+    config: JobConfig,
+    hardware: Hardware,
+    architecture: Architecture,
+    prepared: Prepared,
+    steps: int,
+    prices: Path | None,
+) -> ResourceEstimate:
+    """Of the resolved configuration; every evaluation reads all held-out rows."""
+    machine = Machine.of(hardware, gpus=config.resources.gpus)
+    hyper, train = config.hyperparameters, prepared.train
+    method: Method = "lora" if config.method == "auto" else config.method
+    found = plan(architecture, machine, config, method, train.max_tokens)
+    share = steps * hyper.per_device_train_batch_size * hyper.gradient_accumulation_steps / prepared.num_sequences
+    evaluations = steps // hyper.eval_steps + 1
+    return estimate_message(
+        architecture,
+        machine,
+        *found.unreduced,
+        found.verdict,
+        work=Work(train.num_tokens * share, prepared.eval.num_tokens * evaluations),
+        calibration=Calibration(),
+        prices=PriceTable.read(prices),
     )
 
 

@@ -8,12 +8,14 @@ from typing import Any
 
 from engine.config.job import Hyperparameters, JobConfig
 from engine.errors import JobError, Violation
+from engine.estimate.architecture import Architecture
+from engine.estimate.kept import Method
+from engine.estimate.machine import best_gpu
+from engine.estimate.memory import Memory, Setup, estimate_memory
+from engine.estimate.recommend import RESERVE
 from finetuneflow.v1.fine_tuning_job_pb2 import Resolution
 from finetuneflow.v1.hardware_pb2 import Gpu, Hardware
-from services.probe.worker.memory import ModelShape, training_bytes
 
-_MARGIN = 0.85
-"""Share of the free memory that an estimate may fill: it is one, and other processes live too."""
 _GIB = 2**30
 
 
@@ -53,15 +55,15 @@ def resolve_length(resolved: Resolved, context_length: int, *, asked: bool) -> N
             resolved.warn("MAX_LENGTH_CLIPPED", message, f"Set max_length to {context_length} or less.")
 
 
-def resolve(resolved: Resolved, hardware: Hardware, shape: ModelShape, longest_row: int) -> None:
+def resolve(resolved: Resolved, hardware: Hardware, architecture: Architecture, longest_row: int) -> None:
     """Makes all choices that depend on the machine and the data.
 
     Raises JobError: NO_GPU, PRECISION_UNAVAILABLE, MISSING_PACKAGE, UNKNOWN_MODULE, INSUFFICIENT_MEMORY.
     """
     gpu = _gpu(resolved, hardware)
-    _check_modules(resolved.config, shape)
+    _check_modules(resolved.config, architecture)
     _precision(resolved, hardware, gpu)
-    memory = _Memory(resolved, hardware, shape, gpu, longest_row)
+    memory = _Memory(resolved, hardware, architecture, gpu, longest_row)
     _method(resolved, hardware, gpu, memory)
     _optimizer(resolved, hardware, gpu)
     _checkpointing(resolved, memory)
@@ -91,14 +93,14 @@ def _gpu(resolved: Resolved, hardware: Hardware) -> Gpu | None:
     elif asked > len(usable):
         message = f"{asked} GPU asked for, {len(usable)} usable on this node."
         raise _refuse("NO_GPU", "resources.gpus", message, "Leave resources.gpus out to train on what there is.")
-    return max(usable, key=lambda gpu: gpu.memory_free_bytes) if usable and asked != 0 else None
+    return best_gpu(hardware) if asked != 0 else None
 
 
-def _check_modules(config: JobConfig, shape: ModelShape) -> None:
-    known = sorted({name.rpartition(".")[2] for name in shape.linear})
+def _check_modules(config: JobConfig, architecture: Architecture) -> None:
+    known = architecture.module_names()
     violations = []
     for index, target in enumerate(config.lora.target_modules):
-        if not any(name == target or name.endswith(f".{target}") for name in shape.linear):
+        if not architecture.targets([target]):
             close = difflib.get_close_matches(target, known, n=1)
             hint = f"Did you mean {close[0]}?" if close else f"It has: {', '.join(known)}."
             message = f"The base model has no linear layer {target!r}. {hint}"
@@ -130,29 +132,36 @@ def _precision(resolved: Resolved, hardware: Hardware, gpu: Gpu | None) -> None:
 
 
 class _Memory:
-    """What a training would take, and what is free where it would run."""
+    """What a training would take, and what is free where it would run. Judged by the upper bound of the estimate."""
 
     def __init__(
-        self, resolved: Resolved, hardware: Hardware, shape: ModelShape, gpu: Gpu | None, longest_row: int
+        self, resolved: Resolved, hardware: Hardware, architecture: Architecture, gpu: Gpu | None, longest_row: int
     ) -> None:
-        self._resolved, self._shape, self._gpu, self._longest = resolved, shape, gpu, longest_row
+        self._resolved, self._architecture, self._gpu, self._longest = resolved, architecture, gpu, longest_row
         self.free = gpu.memory_free_bytes if gpu is not None else hardware.memory_available_bytes
         self.where = f"of {gpu.name}" if gpu is not None else "of main memory"
 
-    def needed(self, method: str, *, recompute: bool) -> int:
-        config = self._resolved.config
-        half = config.hyperparameters.precision != "fp32"
-        on_gpu = self._gpu is not None
-        return training_bytes(
-            config, self._shape, method=method, on_gpu=on_gpu, half=half, tokens=self._longest, recompute=recompute
+    def estimate(self, method: str, *, recompute: bool) -> Memory:
+        chosen: Method = method  # type: ignore[assignment]
+        setup = Setup.of(
+            self._resolved.config,
+            on_gpu=self._gpu is not None,
+            length=self._longest,
+            method=chosen,
+            checkpointing=recompute,
         )
+        return estimate_memory(self._architecture, setup)
+
+    def needed(self, method: str, *, recompute: bool) -> int:
+        return self.estimate(method, recompute=recompute).upper_bytes
 
     def fits(self, method: str, *, recompute: bool) -> bool:
-        return self.needed(method, recompute=recompute) <= self.free * _MARGIN
+        return self.needed(method, recompute=recompute) <= self.free * (1 - RESERVE)
 
     def compared(self, method: str, *, recompute: bool) -> str:
-        needed = self.needed(method, recompute=recompute)
-        return f"about {needed / _GIB:.1f} GiB needed, {self.free / _GIB:.1f} GiB {self.where} free"
+        found = self.estimate(method, recompute=recompute)
+        need = f"about {found.total_bytes / _GIB:.1f} GiB needed, {found.upper_bytes / _GIB:.1f} at most"
+        return f"{need}, {self.free / _GIB:.1f} GiB {self.where} free"
 
 
 def _method(resolved: Resolved, hardware: Hardware, gpu: Gpu | None, memory: _Memory) -> None:

@@ -17,3 +17,5 @@ class PreflightSpec(ChildSpec):
     node_id: str = ""
     hardware: dict[str, Any] | None = None
     """`finetuneflow.v1.Hardware` as proto JSON; None: the child's own machine."""
+    prices: Path | None = None
+    """The operator's price table; None: the one that comes with the program."""

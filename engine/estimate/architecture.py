@@ -1,0 +1,287 @@
+"""What of a model decides what training it costs, read from its config.json and the headers of its weights."""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from engine.catalogue import context_length, tensor_shapes
+from engine.errors import JobError, Violation
+
+Family = Literal["decoder", "inl", "other"]
+Norm = Literal["llama", "gemma"]
+
+_GEMMA = ("gemma", "gemma2", "gemma3", "gemma3_text")
+_FUSED = ("phi3",)
+_QUERY_BIAS = ("qwen2", "qwen2_moe")
+_QUERY_NORM = ("qwen3", "qwen3_moe", "gemma3", "gemma3_text")
+_SANDWICH = ("gemma2", "gemma3", "gemma3_text")
+_TIED_BY_DEFAULT = (*_GEMMA, "inl")
+
+
+@dataclass(frozen=True)
+class LinearLayer:
+    """One linear layer of a decoder block: what adapters attach to and what gets quantised."""
+
+    name: str
+    """Within the block: `self_attn.q_proj`."""
+    rows: int
+    """Values it gives for a token."""
+    columns: int
+    """Values it takes for a token."""
+    bias: bool = False
+
+    @property
+    def num_weights(self) -> int:
+        return self.rows * self.columns
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A causal language model of `layers` equal blocks.
+
+    Norms and biases are those of the transformers implementation named `model_type`; an unknown one is taken for a
+    Llama unless the tensors' own names (`of_folder`) say otherwise.
+    """
+
+    model_type: str
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    feed_forward: int
+    vocabulary: int
+    tied: bool
+    """Whether the head uses the embedding's weights."""
+    context: int = 0
+    """Tokens of the longest sequence it was made for; 0 where that is not known."""
+    experts: int = 0
+    """Feed-forward networks per block of a mixture of experts; 0 for a dense model."""
+    experts_per_token: int = 0
+    query_bias: bool = False
+    output_bias: bool = False
+    feed_forward_bias: bool = False
+    fused: bool = False
+    """Query, key and value are one layer, and so are gate and up (Phi-3)."""
+    query_norm: bool = False
+    sandwich: bool = False
+    """Norms after attention and feed-forward too (Gemma 2 and 3)."""
+    norm: Norm = "llama"
+    softcap: bool = False
+    """Attention logits are squashed, which only the eager implementation of attention does."""
+    iterations: int = 0
+    """Of an INL block."""
+    vision: bool = False
+    """There is an image part besides, which is not counted here."""
+    extra_parameters: int = 0
+    """What the weights' headers hold beyond what the configuration explains."""
+    stored_linears: tuple[LinearLayer, ...] = ()
+    """Of a block, as the weights' headers name them, where that is not the usual way."""
+
+    @property
+    def family(self) -> Family:
+        """`other`: blocks whose inner order is not known, only their layers."""
+        if self.stored_linears:
+            return "other"
+        return "inl" if self.model_type == "inl" else "decoder"
+
+    @cached_property
+    def linears(self) -> tuple[LinearLayer, ...]:
+        """The linear layers of one block that adapters attach to, in the order they run. Experts are not among them:
+        they are stored as one tensor each, which PEFT's `all-linear` passes by."""
+        if self.stored_linears:
+            return self.stored_linears
+        return tuple(self._inl_linears() if self.family == "inl" else self._decoder_linears())
+
+    def _decoder_linears(self) -> Iterator[LinearLayer]:
+        query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        if self.fused:
+            yield LinearLayer("self_attn.qkv_proj", query + 2 * key, self.hidden)
+        else:
+            yield LinearLayer("self_attn.q_proj", query, self.hidden, self.query_bias)
+            yield LinearLayer("self_attn.k_proj", key, self.hidden, self.query_bias)
+            yield LinearLayer("self_attn.v_proj", key, self.hidden, self.query_bias)
+        yield LinearLayer("self_attn.o_proj", self.hidden, query, self.output_bias)
+        if self.experts:
+            return
+        if self.fused:
+            yield LinearLayer("mlp.gate_up_proj", 2 * self.feed_forward, self.hidden)
+        else:
+            yield LinearLayer("mlp.gate_proj", self.feed_forward, self.hidden, self.feed_forward_bias)
+            yield LinearLayer("mlp.up_proj", self.feed_forward, self.hidden, self.feed_forward_bias)
+        yield LinearLayer("mlp.down_proj", self.hidden, self.feed_forward, self.feed_forward_bias)
+
+    def _inl_linears(self) -> Iterator[LinearLayer]:
+        yield LinearLayer("context", self.hidden, self.hidden, True)
+        for gate in ("alpha", "beta", "gate", "target"):
+            yield LinearLayer(f"{gate}.0", _INL_CONTROLLER, 3 * self.hidden, True)
+            yield LinearLayer(f"{gate}.2", self.hidden, _INL_CONTROLLER, True)
+        yield LinearLayer("feed_forward.0", self.feed_forward, self.hidden, True)
+        yield LinearLayer("feed_forward.2", self.hidden, self.feed_forward, True)
+
+    def targets(self, target_modules: list[str] | tuple[str, ...]) -> tuple[LinearLayer, ...]:
+        """The layers of a block that adapters go to: those whose name ends as one of `target_modules`, all of them
+        when none is named."""
+        return tuple(
+            layer
+            for layer in self.linears
+            if not target_modules or any(layer.name == t or layer.name.endswith(f".{t}") for t in target_modules)
+        )
+
+    @cached_property
+    def block_norms(self) -> tuple[int, ...]:
+        """Sizes of a block's norm weights."""
+        sizes = [self.hidden] * (4 if self.sandwich else 2)
+        return (*sizes, *([self.head_dim] * 2 if self.query_norm else []))
+
+    @cached_property
+    def block_tensors(self) -> tuple[tuple[int, int], ...]:
+        """Shapes of every tensor of one block; a vector is (1, n)."""
+        shapes = [(layer.rows, layer.columns) for layer in self.linears]
+        shapes += [(1, layer.rows) for layer in self.linears if layer.bias]
+        if self.family == "inl":
+            # Two LayerNorms with bias; the attractor, and frequency and phase of its oscillation.
+            return (*shapes, *([(1, self.hidden)] * 7))
+        if self.experts:
+            shapes.append((self.experts, self.hidden))
+            shapes += [(self.experts * 2 * self.feed_forward, self.hidden)]
+            shapes += [(self.experts * self.hidden, self.feed_forward)]
+        return (*shapes, *((1, size) for size in self.block_norms))
+
+    @cached_property
+    def tensors(self) -> tuple[tuple[int, int], ...]:
+        """Shapes of every tensor of the model, each once: embedding, blocks, last norm, head."""
+        last = [(1, self.hidden)] * (2 if self.model_type == "inl" else 1)
+        ends = [(self.vocabulary, self.hidden)] * (1 if self.tied else 2)
+        return (*ends, *(self.block_tensors * self.layers), *last)
+
+    @cached_property
+    def num_linear_weights(self) -> int:
+        """Weights in the linear layers of all blocks: what is quantised."""
+        return self.layers * sum(layer.num_weights for layer in self.linears)
+
+    @cached_property
+    def num_parameters(self) -> int:
+        return sum(rows * columns for rows, columns in self.tensors) + self.extra_parameters
+
+    @property
+    def num_embedding_weights(self) -> int:
+        """Of the embedding alone."""
+        return self.vocabulary * self.hidden
+
+    @cached_property
+    def num_active_parameters(self) -> int:
+        """Parameters that a token passes through: a mixture runs only some of its experts, an INL block runs its
+        controllers once for each iteration."""
+        idle = (self.experts - self.experts_per_token) * 3 * self.hidden * self.feed_forward * self.layers
+        controllers = 4 * (3 * self.hidden + self.hidden) * _INL_CONTROLLER
+        return self.num_parameters - idle + max(self.iterations - 1, 0) * controllers * self.layers
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "Architecture":
+        """From what a Hugging Face config.json says. JobError("UNKNOWN_ARCHITECTURE") when it lacks a size."""
+        text = config.get("text_config")
+        values: Mapping[str, Any] = {**config, **text} if isinstance(text, Mapping) else config
+
+        def number(*names: str, default: int | None = None) -> int:
+            for name in names:
+                if isinstance(values.get(name), int) and not isinstance(values[name], bool):
+                    return int(values[name])
+            if default is None:
+                raise _unknown(f"its config.json has none of {', '.join(names)}")
+            return default
+
+        kind = str(values.get("model_type") or config.get("model_type") or "")
+        hidden = number("hidden_size", "n_embd", "d_model")
+        heads = number("num_attention_heads", "n_head", default=1)
+        tied = values.get("tie_word_embeddings", config.get("tie_word_embeddings"))
+        biased = bool(values.get("attention_bias", False))
+        experts = number("num_experts", "num_local_experts", default=0)
+        inner = ["moe_intermediate_size"] if experts else []
+        return cls(
+            model_type=kind,
+            layers=number("num_hidden_layers", "n_layer", "num_layers"),
+            hidden=hidden,
+            heads=heads,
+            kv_heads=number("num_key_value_heads", default=heads),
+            head_dim=number("head_dim", default=hidden // heads),
+            feed_forward=number(*inner, "intermediate_size", "n_inner", "ff_size", default=4 * hidden),
+            vocabulary=number("vocab_size"),
+            tied=bool(kind in _TIED_BY_DEFAULT if tied is None else tied),
+            context=context_length(config),
+            experts=experts,
+            experts_per_token=number("num_experts_per_tok", default=1) if experts else 0,
+            query_bias=biased or kind in _QUERY_BIAS,
+            output_bias=biased,
+            feed_forward_bias=bool(values.get("mlp_bias", False)),
+            fused=kind in _FUSED,
+            query_norm=kind in _QUERY_NORM,
+            sandwich=kind in _SANDWICH,
+            norm="gemma" if kind in _GEMMA else "llama",
+            softcap=bool(values.get("attn_logit_softcapping")),
+            iterations=number("num_iterations", "num_iterations_per_layer", default=1) if kind == "inl" else 0,
+            vision="vision_config" in config,
+        )
+
+    def module_names(self) -> list[str]:
+        """What `target_modules` can name."""
+        return sorted({layer.name.rpartition(".")[2] for layer in self.linears})
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> "Architecture":
+        """From a model's config.json, corrected by the shapes in the headers of its safetensors files."""
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return cls.of_tensors(config, tensor_shapes(folder))
+
+    @classmethod
+    def of_tensors(cls, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> "Architecture":
+        """From a config.json and the shapes of the tensors by name.
+
+        The tensors decide where the two differ: biases, norms and fused layers have names, and what the configuration
+        does not explain is counted all the same.
+        """
+        found = cls.from_config(config)
+        if found.family == "inl" or not shapes:
+            return found
+        text = {name: shape for name, shape in shapes.items() if not _beside_the_text(name)}
+        first = {match[1]: shape for name, shape in text.items() if (match := _FIRST_BLOCK.search(name))}
+        seen = replace(
+            found,
+            # A head that is stored may still be the embedding, written twice.
+            tied=found.tied or not any(name.endswith(_HEADS) for name in text),
+            query_bias="self_attn.q_proj.bias" in first,
+            output_bias="self_attn.o_proj.bias" in first,
+            feed_forward_bias="mlp.up_proj.bias" in first,
+            fused="self_attn.qkv_proj.weight" in first,
+            query_norm="self_attn.q_norm.weight" in first,
+            sandwich="post_feedforward_layernorm.weight" in first,
+        )
+        stored = [
+            LinearLayer(name.removesuffix(".weight"), shape[0], shape[1], name.replace(".weight", ".bias") in first)
+            for name, shape in first.items()
+            if name.endswith(".weight") and len(shape) == 2
+        ]
+        if {layer.name for layer in stored} != {layer.name for layer in seen.linears} and not seen.experts:
+            seen = replace(seen, stored_linears=tuple(stored))
+        counted = sum(math.prod(shape) for name, shape in text.items() if not (seen.tied and name.endswith(_HEADS)))
+        return replace(seen, extra_parameters=counted - seen.num_parameters)
+
+
+_HEADS = ("lm_head.weight", "embed_out.weight")
+_FIRST_BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks|block|layer)\.0\.(.+)$")
+_INL_CONTROLLER = 64
+"""Width of an INL controller."""
+
+
+def _beside_the_text(name: str) -> bool:
+    return any(part in name for part in ("vision", "visual", "multi_modal", "audio", "rotary_emb"))
+
+
+def _unknown(why: str) -> JobError:
+    message = f"The model's size cannot be told: {why}."
+    return JobError("UNKNOWN_ARCHITECTURE", message, "Name another model.", [Violation("base_model", message)])

@@ -1,0 +1,91 @@
+"""What of a machine decides whether a training fits and how long it takes."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from finetuneflow.v1.hardware_pb2 import Gpu, Hardware
+
+# Dense matrix products in 16 bits with float32 sums, in TFLOP/s, from the makers' data sheets; without sparsity. The
+# first entry whose words are all in a GPU's name is its own.
+_GPU_TFLOPS: Final[tuple[tuple[str, float], ...]] = (
+    ("b200", 2250), ("h200", 989), ("h100 pcie", 756), ("h100 nvl", 835), ("h100", 989), ("a100", 312),
+    ("l40s", 362), ("l40", 181), ("l4", 121), ("a40", 150), ("a30", 165), ("a10g", 70), ("a10", 125), ("a16", 18),
+    ("rtx 6000 ada", 182), ("rtx a6000", 155), ("rtx a5000", 111), ("rtx a4000", 77),
+    ("rtx 5090", 210), ("rtx 5080", 113), ("rtx 5070", 62), ("rtx 4090", 165), ("rtx 4080", 97), ("rtx 4070", 58),
+    ("rtx 4060", 30), ("rtx 3090", 71), ("rtx 3080", 60), ("rtx 3070", 41), ("rtx 3060", 26),
+    ("v100", 125), ("t4", 65), ("p100", 19),
+)  # fmt: skip
+# Of a GPU that is not listed: that of a small one, so that time is over- rather than underestimated.
+_UNKNOWN_GPU_TFLOPS: Final = 30.0
+# Float32 operations of a core in a cycle: two fused multiply-adds of 16, 8 or 4 values; at a clock of 2.5 GHz.
+_CPU_PER_CYCLE: Final = (("avx512f", 64), ("avx2", 32))
+_CPU_HERTZ: Final = 2.5e9
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a training would run: a GPU of a node, or its processor."""
+
+    name: str
+    """The GPU's, or the processor's with its number of cores: what speeds are remembered by."""
+    on_gpu: bool
+    free_bytes: int
+    total_bytes: int
+    peak_flops: float
+    """Operations a second in the numbers it trains in."""
+    bf16: bool
+    """Whether bfloat16 is fast on it."""
+    quantises: bool
+    """Whether bitsandbytes is installed."""
+    known: bool = True
+    """Whether the peak is from the table."""
+
+    @classmethod
+    def of(cls, hardware: Hardware, *, gpus: int | None = None, free_bytes: int | None = None) -> "Machine":
+        """The GPU with the most free memory, or the processor where no GPU is usable or `gpus` is 0; `free_bytes`
+        in the place of what is free now."""
+        quantises = "bitsandbytes" in hardware.packages
+        gpu = best_gpu(hardware) if gpus != 0 else None
+        if gpu is not None:
+            free = gpu.memory_free_bytes if free_bytes is None else free_bytes
+            return gpu_machine(gpu.name, free, total=gpu.memory_total_bytes, bf16=gpu.bf16, quantises=quantises)
+        features = set(hardware.cpu_features)
+        fast = bool({"amx_bf16", "avx512_bf16"} & features)
+        per_cycle = next((count for name, count in _CPU_PER_CYCLE if name in features), 16)
+        cores = max(hardware.cpu_cores, 1)
+        return cls(
+            name=f"{hardware.cpu_model or 'CPU'} × {cores}",
+            on_gpu=False,
+            free_bytes=hardware.memory_available_bytes if free_bytes is None else free_bytes,
+            total_bytes=hardware.memory_total_bytes,
+            peak_flops=cores * per_cycle * _CPU_HERTZ * (2 if fast else 1),
+            bf16=fast,
+            quantises=quantises,
+        )
+
+
+def best_gpu(hardware: Hardware) -> Gpu | None:
+    """The usable one with the most free memory."""
+    return max(hardware.gpus, key=lambda gpu: gpu.memory_free_bytes) if _usable(hardware) else None
+
+
+def gpu_machine(
+    name: str, free_bytes: int, *, total: int | None = None, bf16: bool = True, quantises: bool = True
+) -> Machine:
+    """A machine with this GPU, also one that is only thought of."""
+    words = name.lower().replace("-", " ").replace("geforce ", "").split()
+    found = next((tflops for key, tflops in _GPU_TFLOPS if set(key.split()) <= set(words)), None)
+    return Machine(
+        name=name,
+        on_gpu=True,
+        free_bytes=free_bytes,
+        total_bytes=free_bytes if total is None else total,
+        peak_flops=(found or _UNKNOWN_GPU_TFLOPS) * 1e12,
+        bf16=bf16,
+        quantises=quantises,
+        known=found is not None,
+    )
+
+
+def _usable(hardware: Hardware) -> bool:
+    return hardware.cuda_available and bool(hardware.gpus)

@@ -1,0 +1,125 @@
+"""How estimates, recommendations and the matrix look."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich.console import Console
+
+from finetuneflow.cli.session import duration, print_rows
+from finetuneflow.resources.estimate import (
+    DecisionCell,
+    FitVerdict,
+    Recommendation,
+    ResourceEstimate,
+    TrainingMethod,
+)
+
+_TITLES = {"LORA": "LoRA", "QLORA": "QLoRA", "FULL": "full"}
+_SIGNS = {"COMFORTABLE": "✅", "TIGHT": "⚠️", "IMPOSSIBLE": "❌"}
+_GIB = 2**30
+
+
+def print_recommendation(console: Console, found: Recommendation) -> None:
+    estimate = found.estimate
+    verdict = _word(found.verdict)
+    console.print(f"{found.base_model} on {estimate.hardware}: {_method(found.method)}, {verdict}")
+    console.print(found.reason)
+    if found.changes:
+        console.print("")
+        print_rows(console, ["CHANGE", "FROM", "TO"], ([c.field, c.before, c.after] for c in found.changes))
+    console.print("")
+    print_rows(console, ["MEMORY", "SIZE", ""], _memory(estimate))
+    for title, lines in (("Mind", found.warnings), ("Or", found.alternatives)):
+        for line in lines:
+            console.print(f"{title}: {line}")
+    console.print(f"Speed: {_speed(estimate)}")
+    seed = found.seed
+    uses = f", {seed.estimated_vram_usage_gb:.1f} GB" if seed.estimated_vram_usage_gb is not None else ""
+    console.print(f"The first draft's rule, for comparison: {_method(seed.method)}{uses}. {seed.reason}", style="dim")
+
+
+def print_estimate(console: Console, estimate: ResourceEstimate) -> None:
+    console.print(f"{_method(estimate.method)} on {estimate.hardware}: {_word(estimate.verdict)}")
+    print_rows(console, ["MEMORY", "SIZE", ""], _memory(estimate))
+    console.print("")
+    rows = [["Speed", _speed(estimate)]]
+    if estimate.duration_seconds is not None:
+        low, high = estimate.duration_low_seconds or 0.0, estimate.duration_high_seconds or 0.0
+        span = f"{duration(low)} to {duration(high)}"
+        rows.append(["Time", f"{duration(estimate.duration_seconds)} ({span}) for {estimate.num_tokens:,} tokens"])
+    else:
+        rows.append(["Time", "not known without data: give files, or --examples"])
+    rows.append(["Cost", _cost(estimate)])
+    print_rows(console, ["", ""], rows)
+
+
+def print_matrix(console: Console, cells: Sequence[DecisionCell]) -> None:
+    """Rows are GPUs, columns are models; in brackets what the first draft said, where it said something else."""
+    bands = list(dict.fromkeys(cell.band for cell in cells))
+    sizes = list(dict.fromkeys(cell.size for cell in cells))
+    by_place = {(cell.band, cell.size): cell for cell in cells}
+    rows = [[f"{band} GiB", *(_cell(by_place[band, size]) for size in sizes)] for band in bands]
+    print_rows(console, ["FREE", *sizes], rows)
+    stands = ", ".join(dict.fromkeys(f"{cell.size}: {cell.base_model}" for cell in cells))
+    console.print("")
+    console.print("✅ as it is  ⚠️ with fewer rows at once or shorter ones  ❌ not at all  (first draft's answer)")
+    console.print(f"Each cell holds from the least memory of its row on. {stands}")
+    differing = [cell for cell in cells if cell.difference]
+    if differing:
+        console.print("")
+        console.print("Where the two differ:")
+        print_rows(console, ["FREE", "MODEL", "WHY"], ([f"{c.band} GiB", c.size, c.difference] for c in differing))
+
+
+def _cell(cell: DecisionCell) -> str:
+    now, draft = _sign(cell.method, cell.verdict), _sign(cell.seed_method, cell.seed_verdict)
+    return f"{now} ({draft})" if cell.difference else now
+
+
+def _sign(method: TrainingMethod | None, verdict: FitVerdict | None) -> str:
+    return f"{_method(method)} {_SIGNS.get(str(verdict), '')}" if method else "❌"
+
+
+def _memory(estimate: ResourceEstimate) -> Iterator[list[str]]:
+    for part in estimate.memory:
+        yield [part.name, _gib(part.size_bytes), part.description]
+    yield ["total", _gib(estimate.memory_total_bytes), f"at its highest, {_MOMENTS.get(estimate.moment, '')}"]
+    yield ["at most", _gib(estimate.memory_upper_bytes), "what the verdict is made with"]
+    yield ["free", _gib(estimate.memory_free_bytes), f"on {estimate.hardware}"]
+
+
+_MOMENTS = {
+    "loss": "when the head scores",
+    "backward": "in the backward pass",
+    "step": "when the optimizer steps",
+    "loading": "when the weights are read",
+}
+
+
+def _speed(estimate: ResourceEstimate) -> str:
+    if estimate.tokens_per_second is None:
+        return "not known"
+    return f"about {estimate.tokens_per_second:,.0f} tokens/s: {estimate.speed_basis}"
+
+
+def _cost(estimate: ResourceEstimate) -> str:
+    if estimate.price_per_hour is None:
+        return f"no price is known for {estimate.hardware}"
+    each = f"{estimate.price_per_hour:.2f} {estimate.currency} an hour"
+    if estimate.cost is None:
+        return each
+    span = f"{estimate.cost_low or 0:.2f} to {estimate.cost_high or 0:.2f}"
+    return f"{estimate.cost:.2f} {estimate.currency} ({span}), at {each}"
+
+
+def _gib(size: int) -> str:
+    return f"{size / _GIB:.2f} GiB"
+
+
+def _method(method: TrainingMethod | None) -> str:
+    return _TITLES.get(str(method), str(method)) if method else "cannot be trained"
+
+
+def _word(verdict: FitVerdict | None) -> str:
+    return str(verdict).lower() if verdict else "not judged"

@@ -1,0 +1,64 @@
+"""One answer without a server: a question as JSON on stdin, its answer as JSON on stdout.
+
+`ftf recommend` and `ftf estimate` ask it on a machine where no server is up. Counting data needs a tokenizer, which no
+serving process may hold; this one ends with its answer.
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.json_format import MessageToDict, ParseDict
+
+from engine.catalogue import Catalogue
+from engine.config.job import job_config
+from engine.config.wire import spec_to_dict
+from engine.errors import JobError, SystemFailure
+from finetuneflow.v1 import probe_service_pb2 as api
+from services.inputs import catalogue
+from services.probe.estimates import Estimates
+from services.probe.settings import ProbeSettings
+
+
+def answer(asked: dict[str, Any], settings: ProbeSettings) -> dict[str, Any]:
+    """{"answer": ...}, or {"error": {reason, message, violations}} for what the caller can mend."""
+    models, token = catalogue(settings), settings.hub_token.get_secret_value()
+    try:
+        estimates = Estimates(models, settings.home, hub_token=token, prices=settings.prices)
+        match asked["question"]:
+            case "recommend":
+                found = estimates.recommend(ParseDict(asked["request"], api.RecommendMethodRequest()))
+                return {"answer": MessageToDict(found, preserving_proto_field_name=True)}
+            case "estimate":
+                told = estimates.estimate(ParseDict(asked["request"], api.EstimateResourcesRequest()))
+                return {"answer": MessageToDict(told, preserving_proto_field_name=True)}
+            case "count":
+                request = ParseDict(asked["request"], api.EstimateResourcesRequest())
+                return {"answer": _count(request, [Path(path) for path in asked["data"]], models, token)}
+    except (JobError, SystemFailure) as error:
+        message = error.message if error.advice in error.message else f"{error.message} {error.advice}"
+        at_fault = error.violations if isinstance(error, JobError) else ()
+        violations = [{"field": v.field, "description": v.description} for v in at_fault]
+        return {"error": {"reason": error.reason, "message": message, "violations": violations}}
+    raise ValueError(f"no such question: {asked['question']!r}")
+
+
+def _count(request: api.EstimateResourcesRequest, data: list[Path], models: Catalogue, token: str) -> dict[str, Any]:
+    from engine.data.prepare import prepare
+
+    sources = {f"file {index}": path for index, path in enumerate(data)}
+    config = job_config({**spec_to_dict(request.spec), "training_data": [{"dataset": name} for name in sources]})
+    local = models.fetch(config.base_model, token or None, tokenizer_only=True)
+    with tempfile.TemporaryDirectory() as folder:
+        rows = prepare(config, local.path, sources, Path(folder), lambda _phase, _fraction: None).train
+    return {"num_examples": rows.num_examples, "mean_tokens": rows.mean_tokens, "longest_row": rows.max_tokens}
+
+
+def main() -> None:
+    json.dump(answer(json.load(sys.stdin), ProbeSettings()), sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""Recommendations and estimates for this node's machine, or for one that is only thought of. No weights are read."""
+
+from pathlib import Path
+
+from engine.catalogue import Catalogue
+from engine.config.job import JobConfig, job_config
+from engine.config.wire import spec_to_dict
+from engine.errors import JobError, Violation
+from engine.estimate.architecture import Architecture
+from engine.estimate.cost import PriceTable
+from engine.estimate.duration import Calibration, Work
+from engine.estimate.known import find_known, known
+from engine.estimate.machine import Machine, gpu_machine
+from engine.estimate.matrix import matrix
+from engine.estimate.memory import GIB
+from engine.estimate.recommend import Plan, recommend
+from engine.estimate.wire import calibration, estimate_message, matrix_message, recommendation_message
+from finetuneflow.v1 import probe_service_pb2 as api
+from finetuneflow.v1.estimate_pb2 import ResourceEstimate
+from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
+from services.hardware import read_hardware
+
+
+class Estimates:
+    """Answers what `ProbeService` is asked of memory, time and money. Its methods block: they read files, and the
+    model hub for a model that is not here."""
+
+    def __init__(
+        self,
+        models: Catalogue,
+        disk: Path,
+        *,
+        node_id: str = "",
+        hub_token: str = "",
+        prices: Path | None = None,
+    ) -> None:
+        self._models, self._disk = models, disk
+        self._node_id, self._token = node_id, hub_token or None
+        self._prices = PriceTable.read(prices)
+
+    def recommend(self, request: api.RecommendMethodRequest) -> api.RecommendMethodResponse:
+        """Raises JobError: MODEL_NOT_FOUND and what else `Catalogue.describe` raises, INVALID_CONFIG,
+        UNKNOWN_ARCHITECTURE."""
+        if not request.base_model and not request.matrix:
+            raise _invalid("base_model", "is required, unless the matrix is asked for.")
+        # The seed's matrix is for its own defaults, recomputation included, unless the request says how to train.
+        given = request.HasField("spec")
+        config = _config(request.spec, request.base_model or "matrix")
+        answer = api.RecommendMethodResponse()
+        if request.matrix:
+            answer.matrix.CopyFrom(matrix_message(matrix(config if given else None)))
+        if request.base_model:
+            architecture = self.architecture(request.base_model)
+            machine = self._machine(request, config)
+            length = request.longest_row if request.HasField("longest_row") else None
+            found = recommend(architecture, machine, config, length)
+            estimate = self._estimate(
+                architecture, machine, found.plan, None, calibration(request.observed), reduced=True
+            )
+            answer.recommendation.CopyFrom(
+                recommendation_message(found, request.base_model, architecture, machine, estimate)
+            )
+        return answer
+
+    def estimate(self, request: api.EstimateResourcesRequest) -> api.EstimateResourcesResponse:
+        """Of the spec as it is; its method is the recommended one where it is automatic. Raises what `recommend`
+        does."""
+        if not request.spec.base_model:
+            raise _invalid("spec.base_model", "is required.")
+        config = _config(request.spec, request.spec.base_model)
+        architecture = self.architecture(config.base_model)
+        machine = self._machine(request, config)
+        length = request.longest_row if request.HasField("longest_row") else None
+        found = recommend(architecture, machine, config, length)
+        work, speeds = _work(request, config), calibration(request.observed)
+        estimate = self._estimate(architecture, machine, found.plan, work, speeds, reduced=False)
+        return api.EstimateResourcesResponse(estimate=estimate)
+
+    def architecture(self, reference: str) -> Architecture:
+        """Of a model in the catalogue, a known one, or one on the hub, in this order."""
+        own = {entry.id for entry in self._models.list() if entry.revision == "local"}
+        if reference in own:
+            described = self._models.describe(reference)
+            return Architecture.of_tensors(described.config, described.shapes)
+        found = find_known(reference)
+        if found is not None:
+            return found
+        if "/" not in reference:
+            self._refuse_unknown(reference, own)
+        described = self._models.describe(reference, self._token)
+        return Architecture.of_tensors(described.config, described.shapes)
+
+    def _refuse_unknown(self, reference: str, own: set[str]) -> None:
+        try:
+            known(reference)
+        except JobError as error:
+            more = f" The catalogue has: {', '.join(sorted(own))}." if own else ""
+            raise JobError(error.reason, error.message + more, error.advice, error.violations) from None
+
+    def _machine(
+        self, request: api.RecommendMethodRequest | api.EstimateResourcesRequest, config: JobConfig
+    ) -> Machine:
+        if request.HasField("memory_bytes"):
+            if request.memory_bytes < GIB:
+                raise _invalid("memory_bytes", f"{request.memory_bytes:,} given; at least 1 GiB.")
+            return gpu_machine(request.gpu or "GPU", request.memory_bytes)
+        if request.gpu:
+            raise _invalid("memory_bytes", "is required with gpu: how many bytes it has free.")
+        own = request.hardware if request.HasField("hardware") else read_hardware(self._node_id, self._disk)
+        return Machine.of(own, gpus=config.resources.gpus)
+
+    def _estimate(
+        self,
+        architecture: Architecture,
+        machine: Machine,
+        plan: Plan,
+        work: Work | None,
+        speeds: Calibration,
+        *,
+        reduced: bool,
+    ) -> ResourceEstimate:
+        setup, memory = (plan.setup, plan.memory) if reduced else plan.unreduced
+        return estimate_message(
+            architecture,
+            machine,
+            setup,
+            memory,
+            plan.verdict,
+            work=work,
+            calibration=speeds,
+            prices=self._prices,
+        )
+
+
+def _config(spec: FineTuningJobSpec, base_model: str) -> JobConfig:
+    """The spec under its recipe; what an estimate does not need may be missing."""
+    values = {**spec_to_dict(spec), "base_model": base_model}
+    values.setdefault("training_data", [{"dataset": "not given"}])
+    return job_config(values)
+
+
+def _work(request: api.EstimateResourcesRequest, config: JobConfig) -> Work | None:
+    """How much there is to do, where the request says how much data there is."""
+    if not request.HasField("num_examples"):
+        return None
+    hyper = config.hyperparameters
+    longest = request.longest_row if request.HasField("longest_row") else hyper.max_length
+    mean = request.mean_tokens if request.HasField("mean_tokens") else longest / 2
+    rows = hyper.num_epochs * request.num_examples
+    step = hyper.per_device_train_batch_size * hyper.gradient_accumulation_steps
+    if hyper.max_steps is not None:
+        rows = hyper.max_steps * step
+    held_out = request.num_examples * config.holdout_fraction if config.evaluates_while_training else 0.0
+    evaluations = max(rows / step / hyper.eval_steps, 1.0)
+    return Work(rows * mean, held_out * mean * evaluations)
+
+
+def _invalid(field: str, description: str) -> JobError:
+    return JobError("INVALID_REQUEST", f"{field} {description}", "", [Violation(field, description)])

@@ -1,0 +1,44 @@
+"""Recommendations and estimates without a server: the probe's own program, asked once."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.json_format import MessageToDict, ParseDict
+from google.protobuf.message import Message
+
+from finetuneflow.cli.estimates import Counted
+from finetuneflow.cli.exits import JOB_FAILED, CommandFailed
+from finetuneflow.errors import InvalidArgument, Violation
+from finetuneflow.v1 import probe_service_pb2 as pb
+
+
+class ProbeHere:
+    """Runs `python -m services.probe.answer` for each question: a service's code is never imported by another program,
+    and what it imports is gone when it has answered."""
+
+    def recommend(self, request: pb.RecommendMethodRequest) -> pb.RecommendMethodResponse:
+        return ParseDict(_ask("recommend", request), pb.RecommendMethodResponse())
+
+    def estimate(self, request: pb.EstimateResourcesRequest) -> pb.EstimateResourcesResponse:
+        return ParseDict(_ask("estimate", request), pb.EstimateResourcesResponse())
+
+    def count(self, request: pb.EstimateResourcesRequest, data: list[Path]) -> Counted:
+        """With the model's own tokenizer and template, cut at max_length as the training would."""
+        return Counted(**_ask("count", request, data=[str(path.absolute()) for path in data]))
+
+
+def _ask(question: str, request: Message, **more: Any) -> dict[str, Any]:
+    asked = {"question": question, "request": MessageToDict(request, preserving_proto_field_name=True), **more}
+    command = [sys.executable, "-m", "services.probe.answer"]
+    done = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise CommandFailed(f"The probe's program failed: {done.stderr.strip()[-2000:]}", code=JOB_FAILED)
+    answer: dict[str, Any] = json.loads(done.stdout)
+    if error := answer.get("error"):
+        violations = [Violation(**violation) for violation in error["violations"]]
+        raise InvalidArgument(error["message"], reason=error["reason"], violations=violations)
+    answered: dict[str, Any] = answer["answer"]
+    return answered

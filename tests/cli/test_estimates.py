@@ -1,0 +1,94 @@
+"""`ftf recommend` and `ftf estimate`, with a server and without."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from finetuneflow.cli import estimates
+from finetuneflow.cli.app import build_app
+from finetuneflow.cli.exits import CommandFailed
+from finetuneflow.cli.session import Session
+from tests.cli.conftest import Ftf
+
+
+def test_a_recommendation_says_what_to_change(ftf: Ftf) -> None:
+    shown = ftf("recommend", "--model", "llama-3.1-8b").stdout
+    assert shown.startswith("llama-3.1-8b on H200: QLoRA, tight\n")
+    assert "hyperparameters.max_length\t2048\t1024" in shown
+    assert "at most\t7.50 GiB" in shown
+    assert "Mind: Rows longer" in shown
+    assert "LoRA, 8.3 GB. By size." in shown
+    answer = json.loads(ftf("recommend", "-m", "llama-3.1-8b", "--json").stdout)
+    assert answer["recommendation"]["method"] == "TRAINING_METHOD_QLORA"
+
+
+def test_the_matrix_shows_where_it_differs(ftf: Ftf) -> None:
+    shown = ftf("recommend", "--matrix").stdout
+    assert "8-12 GiB\t❌ (QLoRA ⚠️)" in shown
+    assert "8-12 GiB\t7-8B\tQLoRA needs 11.1 GiB free; 8 are." in shown
+    assert "24-48 GiB\tQLoRA ✅\n" in shown
+
+
+def test_an_estimate_has_memory_time_and_money(ftf: Ftf) -> None:
+    shown = ftf("estimate", "-m", "llama-3.1-8b", "--examples", "10").stdout
+    assert "Time\t1:00:00 (30:00 to 2:00:00) for 1,000 tokens" in shown
+    assert "0.30 USD" in shown
+    assert "not known without data" in ftf("estimate", "-m", "llama-3.1-8b").stdout
+
+
+def test_what_is_missing_is_said(ftf: Ftf, tmp_path: Path) -> None:
+    assert ftf("recommend").exit_code == 2
+    assert ftf("estimate").exit_code == 2
+    assert "bad" in ftf("estimate", "-m", "m", "--set", "lora.bad=1").stderr
+
+
+def test_without_the_servers_package_nothing_is_answered_here(tmp_path: Path) -> None:
+    """`--local` and files to count then say what to install."""
+    app = typer.Typer()
+
+    @app.callback()
+    def root(ctx: typer.Context) -> None:
+        ctx.obj = Session("127.0.0.1:9")
+
+    estimates.add_commands(app)
+    data = tmp_path / "rows.jsonl"
+    data.write_text("{}\n")
+    for arguments in (["recommend", "-m", "m", "--local"], ["estimate", str(data), "-m", "m"]):
+        done = CliRunner().invoke(app, arguments)
+        assert isinstance(done.exception, CommandFailed)
+        assert "server's package" in str(done.exception)
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """`ftf` on a machine without a server."""
+    monkeypatch.setenv("FTF_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("FTF_ADDRESS", raising=False)
+    return lambda *arguments: CliRunner().invoke(build_app(), list(map(str, arguments)))
+
+
+def test_a_machine_without_a_server_answers_for_itself(here: Any, tmp_path: Path) -> None:
+    """A model in the operator's folder, rows in a file: tokens are counted with the model's own tokenizer."""
+    from tests.tiny import make_tiny_model
+
+    model = make_tiny_model(tmp_path / "model")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(
+        "".join(json.dumps({"question": f"What is {n}?", "answer": f"It is {n}."}) + "\n" for n in range(20))
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FTF_PROBE_MODELS", json.dumps({"tiny": str(model)}))
+        done = here("estimate", rows, "-m", "tiny", "--local", "--json")
+        assert done.exit_code == 0, done.output
+        estimate = json.loads(done.stdout)["estimate"]
+        assert 3 * 18 * 10 < int(estimate["num_tokens"]) < 3 * 18 * 60
+        assert float(estimate["duration_seconds"]) > 0
+        done = here("recommend", "-m", "tiny", "--local", "--json")
+        assert json.loads(done.stdout)["recommendation"]["method"] == "TRAINING_METHOD_LORA"
+    done = here("recommend", "-m", "no-such-model", "--local", "--json")
+    assert done.exit_code == 2
+    assert json.loads(done.stderr)["error"]["reason"] == "MODEL_NOT_FOUND"

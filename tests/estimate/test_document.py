@@ -1,0 +1,20 @@
+"""docs/estimates.md says what the code says."""
+
+from benchmarks.estimates import AIMS, DOCUMENT, configurations, matrix_lines
+
+
+def test_the_matrix_in_the_document_is_todays() -> None:
+    """A reader decides what to buy by it."""
+    text = DOCUMENT.read_text("utf-8")
+    for line in matrix_lines():
+        assert line in text
+
+
+def test_the_document_holds_a_whole_sweep() -> None:
+    """At least 50 configurations, every one with all its figures, and the summary that follows from them."""
+    lines = DOCUMENT.read_text("utf-8").splitlines()
+    rows = [line for line in lines if line.count("|") == 12 and " × " in line]
+    assert len(rows) == len(configurations()) >= 50
+    for quantity in AIMS:
+        (told,) = [line for line in lines if line.startswith(f"| {quantity} | ≤")]
+        assert " of " in told

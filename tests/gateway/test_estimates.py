@@ -1,0 +1,125 @@
+"""Recommendations and estimates through the gateway: for the right machine, with the speeds that jobs have shown."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from chassis.bus import Bus
+from engine.catalogue import Catalogue
+from engine.config.job import job_config
+from engine.config.wire import config_to_spec
+from finetuneflow.v1 import probe_service_pb2 as api
+from finetuneflow.v1.estimate_pb2 import FIT_VERDICT_COMFORTABLE
+from finetuneflow.v1.fine_tuning_job_spec_pb2 import TRAINING_METHOD_LORA, FineTuningJobSpec
+from finetuneflow.v1.hardware_pb2 import Gpu, Hardware
+from finetuneflow.v1.probe_service_pb2_grpc import ProbeServiceStub, add_ProbeServiceServicer_to_server
+from finetuneflow.v1.stage_result_pb2 import BaseModelIdentity, DataStatistics, PreflightResult, TrainingResult
+from finetuneflow.v1.work_pb2 import Node
+from gateway.database import Database
+from gateway.passthrough import Passthrough
+from gateway.servicers.probe import Probe
+from gateway.speeds import Speeds
+from gateway.tables import Job
+from services.probe.estimates import Estimates
+from services.probe.servicer import ProbeServicer
+from services.probe.settings import ProbeSettings
+from tests.gateway.serving import refusal, serving
+from tests.nats import NatsServer
+
+GIB = 2**30
+H100 = Gpu(name="NVIDIA H100 80GB HBM3", memory_total_bytes=80 * GIB, memory_free_bytes=79 * GIB, bf16=True)
+
+
+@pytest.fixture
+async def probe(nats_server: NatsServer, database: Database, tmp_path: Path) -> AsyncIterator[ProbeServiceStub]:
+    """A gateway's ProbeService, behind it a real probe, and two trainers that tell of their machines."""
+    bus = await Bus.connect(nats_server.url, nats_server.user, nats_server.password, "test")
+    await bus.ensure_streams()
+    estimates = Estimates(Catalogue(tmp_path), tmp_path)
+    servicer = ProbeServicer(ProbeSettings(home=tmp_path, node_id="p"), estimates)
+    add = add_ProbeServiceServicer_to_server
+    gateway = Probe(Passthrough(bus), Speeds(database))
+    async with (
+        serving(api, "ProbeService", add, servicer) as behind,
+        serving(api, "ProbeService", add, gateway) as address,
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        await bus.put_node(Node(id="p", service="probe", address=behind))
+        small = Hardware(cpu_model="Small", cpu_cores=2, memory_total_bytes=8 * GIB, memory_available_bytes=6 * GIB)
+        await bus.put_node(Node(id="small", service="trainer", hardware=small))
+        large = Hardware(memory_total_bytes=256 * GIB, cuda_available=True, gpus=[H100], packages={"bitsandbytes": "1"})
+        await bus.put_node(Node(id="large", service="trainer", hardware=large))
+        yield ProbeServiceStub(channel)
+    await bus.close()
+
+
+async def test_the_trainer_with_the_most_room_unless_a_node_is_named(probe: ProbeServiceStub) -> None:
+    """The probe's own machine says nothing about where a training would run."""
+    Request = api.RecommendMethodRequest
+    found = (await probe.RecommendMethod(Request(base_model="llama-3.1-8b"))).recommendation
+    assert found.estimate.hardware == H100.name
+    assert (found.method, found.verdict) == (TRAINING_METHOD_LORA, FIT_VERDICT_COMFORTABLE)
+    named = (await probe.RecommendMethod(Request(base_model="smollm2-135m", node_id="small"))).recommendation
+    assert named.estimate.hardware == "Small × 2"
+    assert named.estimate.memory_free_bytes == 6 * GIB
+    ghost = await refusal(probe.RecommendMethod(Request(base_model="smollm2-135m", node_id="ghost")))
+    assert (ghost.code, ghost.reason) == (grpc.StatusCode.NOT_FOUND, "NODE_NOT_FOUND")
+    unknown = await refusal(probe.RecommendMethod(Request(base_model="smollm3-135m")))
+    assert (unknown.code, unknown.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "MODEL_NOT_FOUND")
+
+
+async def test_time_comes_from_what_earlier_jobs_took(probe: ProbeServiceStub, database: Database) -> None:
+    """A first job is guessed from a data sheet; after it, the next one's time is known."""
+    spec = FineTuningJobSpec(base_model="smollm2-135m", method=TRAINING_METHOD_LORA)
+    request = api.EstimateResourcesRequest(spec=spec, num_examples=1000, mean_tokens=100, longest_row=200)
+    before = (await probe.EstimateResources(request)).estimate
+    assert (before.num_observations, before.num_tokens) == (0, 300_000)
+    assert before.duration_low_seconds < before.duration_seconds < before.duration_high_seconds
+
+    config = job_config({"base_model": "smollm2-135m", "training_data": [{"dataset": "d"}], "method": "lora"})
+    hyper = config.hyperparameters.model_copy(
+        update={"precision": "bf16", "optim": "adamw_torch", "gradient_checkpointing": False}
+    )
+    config = config.model_copy(update={"hyperparameters": hyper})
+    preflight = PreflightResult(
+        base_model=BaseModelIdentity(id="smollm2-135m", num_parameters=134_515_008),
+        training_data=DataStatistics(mean_tokens=100),
+        hardware=Hardware(gpus=[H100], cuda_available=True),
+    )
+    async with database.write() as session:
+        session.add(
+            Job(
+                id="ftjob_1", tenant="default", request_sha256="", spec=b"", pool="default", max_attempts=1,
+                state="SUCCEEDED", stage="EXPORT", create_time=1, update_time=1,
+                config=config_to_spec(config).SerializeToString(), preflight=preflight.SerializeToString(),
+                training=TrainingResult(train_tokens_per_second=50_000).SerializeToString(),
+            )
+        )  # fmt: skip
+    after = (await probe.EstimateResources(request)).estimate
+    assert after.num_observations == 1
+    assert after.tokens_per_second == pytest.approx(50_000, rel=0.1)
+    assert "measured in 1 earlier training" in after.speed_basis
+    before_span = before.duration_high_seconds / before.duration_low_seconds
+    assert after.duration_high_seconds / after.duration_low_seconds < before_span
+
+
+async def test_a_machine_that_is_only_thought_of(probe: ProbeServiceStub) -> None:
+    """What would a card from a shop do? With its name there are price and cost, too."""
+    spec = FineTuningJobSpec(base_model="meta-llama/Llama-3.1-8B-Instruct")
+    request = api.EstimateResourcesRequest(
+        spec=spec, memory_bytes=24 * GIB, gpu="RTX 4090", num_examples=5000, mean_tokens=300, longest_row=1024
+    )
+    found = (await probe.EstimateResources(request)).estimate
+    assert found.hardware == "RTX 4090"
+    assert found.price_per_hour == 0.30
+    assert found.cost == pytest.approx(found.duration_seconds / 3600 * 0.30)
+    assert sum(part.size_bytes for part in found.memory) == found.memory_total_bytes < found.memory_upper_bytes
+    assert all(part.description for part in found.memory)
+    answer = await probe.RecommendMethod(api.RecommendMethodRequest(matrix=True))
+    assert len(answer.matrix.cells) == 28
+    assert not answer.HasField("recommendation")
+    for wrong in (api.RecommendMethodRequest(), api.RecommendMethodRequest(base_model="phi-4", gpu="RTX 4090")):
+        refused = await refusal(probe.RecommendMethod(wrong))
+        assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")

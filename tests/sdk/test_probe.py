@@ -1,0 +1,37 @@
+"""`client.probe`: what a training would need, asked before there is one."""
+
+import pytest
+
+from finetuneflow import Client
+from finetuneflow.errors import InvalidArgument
+from finetuneflow.resources import FitVerdict, TrainingMethod
+
+
+def test_a_recommendation_can_be_followed(client: Client, gateway) -> None:  # type: ignore[no-untyped-def]
+    """Its adjustments are what `jobs.create` takes."""
+    found = client.probe.recommend("llama-3.1-8b", memory_gib=8, gpu="RTX 4060", lora={"r": 8})
+    assert (found.method, found.verdict) == (TrainingMethod.QLORA, FitVerdict.TIGHT)
+    assert found.adjustments == {"hyperparameters": {"max_length": 1024}}
+    assert found.changes[0].before == "2048"
+    assert found.seed.method == "LORA"
+    assert found.estimate.duration_seconds is None
+    ((_, request),) = [call for call in gateway.calls if call[0] == "RecommendMethod"]
+    assert (request.memory_bytes, request.gpu, request.spec.lora.r) == (8 * 2**30, "RTX 4060", 8)
+
+
+def test_the_matrix_has_the_first_draft_beside_it(client: Client) -> None:
+    refused, taken = client.probe.decision_matrix()
+    assert (refused.method, refused.verdict, refused.seed_method) == (None, "IMPOSSIBLE", "QLORA")
+    assert refused.difference
+    assert taken.method == "QLORA"
+
+
+def test_an_estimate_needs_no_uploaded_data(client: Client) -> None:
+    """Counts in place of files; a key that is wrong is named before anything is sent."""
+    found = client.probe.estimate(
+        base_model="llama-3.1-8b", training_data="not/there.jsonl", num_examples=10, mean_tokens=100
+    )
+    assert (found.duration_seconds, found.cost, found.currency) == (3600, 0.3, "USD")
+    assert client.probe.estimate(base_model="llama-3.1-8b").cost is None
+    with pytest.raises(InvalidArgument, match="lora"):
+        client.probe.estimate(base_model="llama-3.1-8b", lora={"rank": 3})
