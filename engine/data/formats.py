@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine.data.files import Row, RowProblem, json_type
+from engine.data.rows import Row, RowProblem, json_type
 
 Message = dict[str, str]
 """A turn: role (system, user or assistant) and content."""

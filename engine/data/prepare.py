@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from engine.config.job import DataSource, JobConfig
-from engine.data.files import RowProblem, read_rows
+from engine.data.files import read_rows
 from engine.data.formats import Example, RowReader
 from engine.data.packing import count_packed
+from engine.data.rows import RowProblem
 from engine.data.spans import Tokens, prompt_text, tokens_of
 from engine.data.statistics import Statistics
 from engine.data.tokenizer import Tokenizer
@@ -21,7 +22,7 @@ from engine.errors import JobError, Violation
 Progress = Callable[[str, float | None], None]
 """Told the phase (reading_rows, tokenising) and the share of it that is done; called for every row."""
 
-_LAYOUT = 1
+_LAYOUT = 2
 """Part of the content key: raise it when the same input would give other shards."""
 _BATCH = 1000
 
@@ -104,25 +105,23 @@ def prepare(
 class _Source:
     """One dataset of the job, which can be read any number of times."""
 
-    def __init__(self, place: str, source: DataSource, path: Path, system_prompt: str | None) -> None:
+    def __init__(self, place: str, source: DataSource, path: Path, config: JobConfig) -> None:
         self.place, self.path = place, path
         self.num_duplicates = 0
         self.format = ""
-        self._source, self.system_prompt = source, system_prompt
+        self._source, self.system_prompt = source, config.system_prompt
+        self._max_length = config.hyperparameters.max_length
 
     @classmethod
     def all_of(
         cls, name: str, listed: Sequence[DataSource], paths: Mapping[str, Path], config: JobConfig
     ) -> list["_Source"]:
-        return [
-            cls(f"{name}[{index}]", source, paths[source.dataset], config.system_prompt)
-            for index, source in enumerate(listed)
-        ]
+        return [cls(f"{name}[{index}]", source, paths[source.dataset], config) for index, source in enumerate(listed)]
 
     def read(self) -> Iterator[Example | RowProblem]:
         reader = RowReader({str(ours): theirs for ours, theirs in self._source.mapping.items()}, self.system_prompt)
         empty = True
-        for row in read_rows(self.path):
+        for row in read_rows(self.path, self._max_length):
             empty = False
             if isinstance(row, RowProblem):
                 yield row
@@ -132,7 +131,7 @@ class _Source:
         if empty:
             message = f"{self.place}: {self.path.name} has no rows."
             where = Violation(f"spec.{self.place}.dataset", "The file has no rows.")
-            raise JobError("EMPTY_DATASET", message, "Upload a file with one JSON object a line.", [where])
+            raise JobError("EMPTY_DATASET", message, "Upload a file that has rows.", [where])
         if unseen := reader.unseen_columns():
             violations = [Violation(f"spec.{self.place}.mapping.{ours}", text) for ours, text in unseen.items()]
             first = violations[0]

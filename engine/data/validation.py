@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from engine.data.files import RowProblem
+from engine.data.rows import RowProblem
 from engine.errors import JobError, Violation
 
 SHOWN = 50

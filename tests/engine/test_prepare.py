@@ -161,7 +161,7 @@ GOOD = '{"question": "Q", "answer": "A"}\n'
         ('{"messages": [{"role": "user", "content": "Q"}]}\n', 1, "NO_ANSWER", "last turn must be the assistant's"),
         ('{"messages": [{"role": "assistant", "content": "A"}]}\n', 1, "NO_QUESTION", "begins with an answer"),
         ('{"messages": [{"role": "alien", "content": "Q"}]}\n', 1, "UNKNOWN_ROLE", "'alien'"),
-        ('{"a": ' * 100_000 + "\n", 1, "NOT_JSON", "not JSON"),
+        ('{"a": ' * 100_000 + "\n", 1, "NESTED_TOO_DEEPLY", "not JSON"),
     ],
 )  # fmt: skip
 def test_a_bad_row_is_named_with_its_number_and_how_to_mend_it(
@@ -187,10 +187,10 @@ def test_an_empty_file_is_refused(bench: Bench, text: str) -> None:
 
 
 def test_a_file_of_another_kind_is_refused(tokenizer_dir: Path, tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("question,answer\n")
+    (tmp_path / "a.xlsx").write_text("question,answer\n")
     config = job_config({"base_model": "m", "training_data": [{"dataset": "d"}]})
     with pytest.raises(JobError, match="jsonl"):
-        prepare(config, tokenizer_dir, {"d": tmp_path / "a.csv"}, tmp_path / "out", lambda _phase, _fraction: None)
+        prepare(config, tokenizer_dir, {"d": tmp_path / "a.xlsx"}, tmp_path / "out", lambda _phase, _fraction: None)
 
 
 def test_one_row_cannot_be_split(bench: Bench) -> None:

@@ -115,7 +115,7 @@ WRONG_HEADERS: list[tuple[dict[str, Any], list[str]]] = [
     ({"filename": "a\0.jsonl"}, ["header.filename"]),
     ({"filename": "\u202elnosj.jsonl"}, ["header.filename"]),
     ({"filename": "ä" * 125 + ".jsonl"}, ["header.filename"]),
-    ({"filename": "rows.csv"}, ["header.filename"]),
+    ({"filename": "rows.xlsx"}, ["header.filename"]),
     ({"filename": "jsonl"}, ["header.filename"]),
     ({"display_name": "x" * 129}, ["header.display_name"]),
     ({"request_id": "x" * 129}, ["header.request_id"]),
@@ -135,8 +135,8 @@ async def test_a_wrong_header_is_refused_with_every_field(room: Room) -> None:
 
 
 async def test_an_unknown_ending_is_told_the_known_ones(room: Room) -> None:
-    found = await room.refused(head(filename="rows.csv"), *chunks(ROWS))
-    assert "rows.csv" in found.message
+    found = await room.refused(head(filename="rows.xlsx"), *chunks(ROWS))
+    assert "rows.xlsx" in found.message
     assert ".jsonl" in found.message
 
 
