@@ -141,7 +141,7 @@ def test_what_has_no_machinery_yet_is_named() -> None:
         "resources": {"gpus": 2},
     }
     assert [violation.field.removeprefix("spec.") for violation in unsupported(job_config(spec))] == [
-        "base_model", "phases", "training_data[0].weight", "training_data[0].template", "export.formats[1]",
+        "base_model", "phases", "training_data[0].weight", "export.formats[1]",
         "integrations", "secrets", "resources.gpus",
     ]  # fmt: skip
     assert unsupported(job_config(MINIMAL)) == []
