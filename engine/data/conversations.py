@@ -148,9 +148,11 @@ def _calls(calls: Any, place: str) -> list[dict[str, Any]]:
         raise BadValue(place, "WRONG_TYPE", f"{place}.tool_calls is {a(calls)}; it must be an array of calls")
     found = []
     for call in calls:
-        function = call.get("function") if isinstance(call, dict) and "function" in call else call
+        if not isinstance(call, dict):
+            raise BadValue(place, "BAD_TOOL_CALL", f"{place} calls a tool with {a(call)}, not an object")
+        function = call.get("function", call)
         name = function.get("name") if isinstance(function, dict) else None
-        if not isinstance(name, str) or not name:
+        if not isinstance(function, dict) or not isinstance(name, str) or not name:
             raise BadValue(place, "BAD_TOOL_CALL", f"{place} calls a tool without saying its name")
         arguments = function.get("arguments", function.get("parameters"))
         if isinstance(arguments, str):

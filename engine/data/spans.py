@@ -7,7 +7,8 @@ prompt) and rendered with it differ by exactly what the model has to write. No m
 from dataclasses import dataclass
 
 from engine.config.job import LossScope
-from engine.data.formats import Example, Message
+from engine.data.conversations import Message
+from engine.data.formats import Example
 from engine.data.tokenizer import Tokenizer
 from engine.errors import JobError
 

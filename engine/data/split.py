@@ -177,8 +177,8 @@ class Split:
         # The first token is given, never predicted: a label there trains nothing.
         if any(label >= 0 for label in tokens.labels[1:]):
             statistics.count(len(tokens.input_ids), tokens.num_trained, tokens.truncated)
-            for message in example.messages:
-                statistics.roles[message["role"]] = statistics.roles.get(message["role"], 0) + 1
+            for turn in example.messages:
+                statistics.roles[turn["role"]] = statistics.roles.get(turn["role"], 0) + 1
             script = script_of(example.expected_output or example.completion)
             statistics.scripts[script] = statistics.scripts.get(script, 0) + 1
             if tokens.truncated:

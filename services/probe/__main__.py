@@ -2,9 +2,16 @@
 
 from chassis.server import Mount
 from chassis.stage_worker import StageWorker
-from finetuneflow.v1 import probe_service_pb2, probe_service_pb2_grpc
+from finetuneflow.v1 import (
+    dataset_service_pb2,
+    dataset_service_pb2_grpc,
+    probe_service_pb2,
+    probe_service_pb2_grpc,
+)
 from services import process
 from services.inputs import catalogue
+from services.probe.datasets import DatasetsServicer
+from services.probe.looking import Looking
 from services.probe.servicer import ProbeServicer
 from services.probe.settings import ProbeSettings
 from services.probe.stage import PreflightStage
@@ -12,15 +19,23 @@ from services.probe.stage import PreflightStage
 
 def main() -> None:
     settings = ProbeSettings()
+    models = catalogue(settings)
 
-    def mount(worker: StageWorker) -> Mount:
-        return Mount(
-            probe_service_pb2.DESCRIPTOR.services_by_name["ProbeService"],
-            probe_service_pb2_grpc.add_ProbeServiceServicer_to_server,
-            ProbeServicer(settings),
-        )
+    def mount(worker: StageWorker) -> list[Mount]:
+        return [
+            Mount(
+                probe_service_pb2.DESCRIPTOR.services_by_name["ProbeService"],
+                probe_service_pb2_grpc.add_ProbeServiceServicer_to_server,
+                ProbeServicer(settings),
+            ),
+            Mount(
+                dataset_service_pb2.DESCRIPTOR.services_by_name["DatasetService"],
+                dataset_service_pb2_grpc.add_DatasetServiceServicer_to_server,
+                DatasetsServicer(Looking(settings, models)),
+            ),
+        ]
 
-    process.run(settings, PreflightStage(settings, catalogue(settings)), mount)
+    process.run(settings, PreflightStage(settings, models), mount)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,16 @@ from finetuneflow.resources.stage_result import (
     PreflightResult,
     TrainingResult,
 )
+from finetuneflow.resources.validation import (
+    JobFigures,
+    ProblemCount,
+    ProblemSeverity,
+    RowPreview,
+    RowProblem,
+    TokenSpan,
+    ValidationReport,
+    Verdict,
+)
 
 __all__ = [
     "Artifact",
@@ -49,17 +59,25 @@ __all__ = [
     "Hardware",
     "InferenceSample",
     "Job",
+    "JobFigures",
     "JobState",
     "MetricPoint",
     "MetricSeries",
     "Model",
     "ModelKind",
     "PreflightResult",
+    "ProblemCount",
+    "ProblemSeverity",
     "Progress",
     "Recipe",
     "Resolution",
     "Resource",
+    "RowPreview",
+    "RowProblem",
     "Severity",
     "Stage",
+    "TokenSpan",
     "TrainingResult",
+    "ValidationReport",
+    "Verdict",
 ]

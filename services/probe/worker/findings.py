@@ -8,10 +8,8 @@ from finetuneflow.v1.stage_result_pb2 import DataStatistics
 from finetuneflow.v1.validation_pb2 import (
     JobFigures,
     ProblemCount,
-    ProblemSeverity,
     RowProblem,
     ValidationReport,
-    ValidationVerdict,
 )
 from services.probe.worker.resolve import total_steps
 
@@ -37,7 +35,7 @@ def data_statistics(counted: Statistics) -> DataStatistics:
 def validation_report(report: Report, prepared: Prepared | None, hyper: Hyperparameters) -> ValidationReport:
     """`prepared` is None where nothing could be counted."""
     found = ValidationReport(
-        verdict=ValidationVerdict.Value(f"VALIDATION_VERDICT_{report.verdict.upper()}"),
+        verdict=f"VALIDATION_VERDICT_{report.verdict.upper()}",
         problems=[row_problem(problem) for problem in report.problems],
         counts=[
             ProblemCount(
@@ -78,5 +76,5 @@ def _figures(prepared: Prepared, hyper: Hyperparameters) -> JobFigures:
     )
 
 
-def _severity(severity: str) -> ProblemSeverity:
-    return ProblemSeverity.Value(f"PROBLEM_SEVERITY_{severity.upper()}")
+def _severity(severity: str) -> str:
+    return f"PROBLEM_SEVERITY_{severity.upper()}"

@@ -17,3 +17,15 @@ class PreflightSpec(ChildSpec):
     node_id: str = ""
     hardware: dict[str, Any] | None = None
     """`finetuneflow.v1.Hardware` as proto JSON; None: the child's own machine."""
+
+
+class LookSpec(ChildSpec):
+    """A look into one dataset."""
+
+    config: dict[str, Any]
+    """A sparse job spec with this dataset as its only training data."""
+    tokenizer_dir: Path
+    file: Path
+    first_row: int = 1
+    num_rows: int = 0
+    """Rows to show; 0 to check them all."""
