@@ -131,7 +131,7 @@ class Datasets(Blocking):
 
 def data_source(dataset: str | Mapping[str, Any]) -> DataSource:
     """An id, or a table of a source's fields."""
-    values = {"dataset": dataset} if isinstance(dataset, str) else dict(dataset)
+    values: dict[str, Any] = {"dataset": dataset} if isinstance(dataset, str) else dict(dataset)
     known = DataSource.DESCRIPTOR.fields_by_name
     if unknown := [name for name in values if name not in known]:
         raise InvalidArgument(f"a source has no field {unknown[0]!r}; known: {', '.join(known)}")
