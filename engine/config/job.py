@@ -253,10 +253,10 @@ def unsupported(config: JobConfig) -> list[Violation]:
         refuse("base_model", "Training on a tuned model is not available yet; name a base model.")
     if config.phases:
         refuse("phases", "Curricula are not available yet; put the data into spec.training_data.")
-    for name, sources in (("training_data", config.training_data), ("evaluation_data", config.evaluation_data)):
-        for index, source in enumerate(sources):
-            if source.weight != 1:
-                refuse(f"{name}[{index}].weight", f"Weights are not available yet: leave it 1, not {source.weight:g}.")
+    for index, source in enumerate(config.evaluation_data):
+        if source.weight != 1:
+            description = f"Rows to evaluate on are each seen once: leave it 1, not {source.weight:g}."
+            refuse(f"evaluation_data[{index}].weight", description)
     for index, format_ in enumerate(config.export.formats):
         if format_ != "adapter":
             refuse(f"export.formats[{index}]", f"Export as {format_} is not available yet; adapter is.")

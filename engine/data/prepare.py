@@ -56,7 +56,8 @@ def prepare(
     eval_rows.jsonl (a JSON object per held-out row: instruction, input, expected_output, messages without the last
     answer, prompt as the model is given it) and prepared.json (`Prepared`).
 
-    Rows are deduplicated, then split by the job's seed, then cut to max_length. What is wrong or suspicious is in the
+    Rows are deduplicated, then split by the job's seed, then sampled by the weights of their sources, then cut to
+    max_length. What is wrong or suspicious is in the
     `report`, also when a JobError is raised: EMPTY_DATASET, BAD_DATA (rows with problems), UNKNOWN_COLUMN,
     TOO_FEW_ROWS, NOTHING_TO_TRAIN, and those of files, formats, templates, tokenizer, spans.
     """
@@ -167,7 +168,7 @@ def _content_key(config: JobConfig, tokenizer: Tokenizer, sources: Mapping[str, 
 
     def described(listed: Sequence[DataSource]) -> list[Any]:
         return [
-            [files[source.dataset], sorted(source.mapping.items()), source.template, source.format] for source in listed
+            [files[one.dataset], one.weight, sorted(one.mapping.items()), one.template, one.format] for one in listed
         ]
 
     parts = {

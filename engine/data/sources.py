@@ -20,6 +20,7 @@ class Source:
         self.num_duplicates = 0
         self.format = ""
         self.system_prompt = config.system_prompt
+        self.weight = source.weight
         self._source = source
         self._max_length = config.hyperparameters.max_length
         self._template = None if source.template is None else RowTemplate(source.template, f"spec.{place}.template")

@@ -48,15 +48,18 @@ class Split:
         self._evaluation = Source.all_of("evaluation_data", config.evaluation_data, sources, config)
         trained = self._survey(self._training)
         evaluated = self._survey(self._evaluation)
-        self._held_out = set(evaluated) if self._evaluation else _held_out(trained, config, report)
+        self._held_out = set(evaluated) if self._evaluation else _held_out(list(trained), config, report)
         self._leaked = self._held_out.intersection(trained) if self._evaluation else set()
         self.num_leaked = len(self._leaked)
         self._skipped: set[bytes] = set() if self._evaluation else self._held_out
+        # After the split: of what is held out nothing is sampled, however large a weight is.
+        self._extra = self._sampled(trained, config.seed)
         self._num_rows = len(trained) + len(evaluated)
         self._done = self._tokenised = 0
         self._longest: list[tuple[int, str, int]] = []
         for statistics, listed in ((self.train, self._training), (self.eval, self._evaluation)):
             statistics.num_duplicates = sum(source.num_duplicates for source in listed)
+        self._weights = {source.place: source.weight for source in self._training}
         self.train.format = _formats(self._training)
         self.eval.format = _formats(self._evaluation or self._training)
 
@@ -68,8 +71,15 @@ class Split:
         """Rows to train on."""
         for place, digest, example in self._unique(self._training):
             self.has_chat |= example.is_chat
-            if digest not in self._skipped:
-                yield from self._row(place, example, self.train)
+            if digest in self._skipped:
+                continue
+            copies = int(self._weights[place]) + (digest in self._extra)
+            if copies:
+                for tokens in self._row(place, example, self.train):
+                    yield tokens
+                    for _ in range(copies - 1):
+                        self.train.count(len(tokens.input_ids), tokens.num_trained, tokens.truncated)
+                        yield tokens
 
     def evaluated(self) -> Iterator[tuple[Example, Tokens]]:
         """Held-out rows."""
@@ -102,8 +112,23 @@ class Split:
                     [Violation("spec.hyperparameters.max_length", "Every answer lies beyond it.")],
                 )
 
-    def _survey(self, sources: Sequence[Source]) -> list[bytes]:
-        """Digests of the distinct rows, in their order."""
+    def _sampled(self, trained: Mapping[bytes, int], seed: int) -> set[bytes]:
+        """Rows that are seen once more than their source's weight says in whole numbers: of each source exactly the
+        share that the fraction of its weight is, the same ones whatever the order of the rows."""
+        chosen: set[bytes] = set()
+        for index, source in enumerate(self._training):
+            fraction = source.weight % 1
+            if fraction:
+                own = [
+                    digest
+                    for digest, first in trained.items()
+                    if first % len(self._training) == index and digest not in self._skipped
+                ]
+                chosen.update(_drawn(own, round(fraction * len(own)), seed, b"weight"))
+        return chosen
+
+    def _survey(self, sources: Sequence[Source]) -> dict[bytes, int]:
+        """Digests of the distinct rows, in their order, each with a number that tells its row and its source."""
         # Row and source in one number: a tuple for each row would be most of the memory.
         digests: dict[bytes, int] = {}
         plain = ""
@@ -132,7 +157,7 @@ class Split:
             raise JobError(
                 "INVALID_CONFIG", message, "Leave system_prompt out, or use a conversational format.", [where]
             )
-        return list(digests)
+        return digests
 
     def _look_for_control_tokens(self, place: str, example: Example) -> None:
         texts = [("prompt", example.prompt), ("completion", example.completion)]
@@ -218,9 +243,12 @@ def _held_out(digests: Sequence[bytes], config: JobConfig, report: Report) -> se
             "Add rows, or set spec.holdout_fraction = 0 to train without evaluation.",
             [Violation("spec.holdout_fraction", f"{config.holdout_fraction:g} of one row leaves nothing to train on.")],
         )
-    count = max(1, round(config.holdout_fraction * len(digests)))
-    seed = config.seed.to_bytes(8, "big")
-    return set(heapq.nsmallest(count, digests, key=lambda digest: hashlib.blake2b(digest, key=seed).digest()))
+    return _drawn(digests, max(1, round(config.holdout_fraction * len(digests))), config.seed)
+
+
+def _drawn(digests: Sequence[bytes], count: int, seed: int, purpose: bytes = b"") -> set[bytes]:
+    key = seed.to_bytes(8, "big") + purpose
+    return set(heapq.nsmallest(count, digests, key=lambda digest: hashlib.blake2b(digest, key=key).digest()))
 
 
 def _formats(sources: Sequence[Source]) -> str:

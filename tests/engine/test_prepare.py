@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,33 @@ def test_duplicates_are_dropped_before_the_split(bench: Bench) -> None:
 def test_evaluation_data_is_used_as_it_is_and_overlap_is_counted(bench: Bench) -> None:
     prepared = bench.run(QA, evaluation=[*QA[:2], {"question": "New?", "answer": "Yes."}])
     assert (prepared.train.num_examples, prepared.eval.num_examples, prepared.num_leaked) == (40, 3, 2)
+
+
+def test_weights_sample_what_the_split_left(bench: Bench) -> None:
+    """A dataset at 2.5 is seen two and a half times, one at 0.5 is not dropped, and nothing held out comes back."""
+    files = {}
+    for name, number in (("a", 40), ("b", 60)):
+        path = files[name] = bench.folder / f"{name}.jsonl"
+        rows = [{"question": f"Of {name}, number {n}?", "answer": f"{name}{n}"} for n in range(number)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sources = [{"dataset": "a", "weight": 2.5}, {"dataset": "b", "weight": 0.5}]
+    config = job_config({"base_model": "m", "training_data": sources})
+    prepared = prepare(config, bench.tokenizer_dir, files, bench.folder / "out", lambda *_: None)
+    assert prepared.eval.num_examples == 10
+    held_out = {tuple(row["input_ids"]) for row in bench.shard("eval")}
+    tokenizer = Tokenizer(bench.tokenizer_dir)
+    seen: dict[str, list[int]] = {"a": [], "b": []}
+    rows_seen = Counter(tuple(row["input_ids"]) for row in bench.shard("train"))
+    assert held_out.isdisjoint(rows_seen)
+    for ids, times in rows_seen.items():
+        seen["a" if "Of a" in tokenizer.decode(ids) else "b"].append(times)
+    left = Counter("a" if "Of a" in tokenizer.decode(ids) else "b" for ids in held_out)
+    assert (len(seen["a"]), set(seen["a"])) == (40 - left["a"], {2, 3})
+    assert seen["a"].count(3) == round(0.5 * len(seen["a"]))
+    assert seen["b"] == [1] * round(0.5 * (60 - left["b"]))
+    assert prepared.train.num_examples == prepared.num_sequences == sum(seen["a"]) + sum(seen["b"])
+    again = prepare(config, bench.tokenizer_dir, files, bench.folder / "again", lambda *_: None)
+    assert again == prepared
 
 
 def test_without_held_out_rows_there_is_no_eval_shard(bench: Bench) -> None:
