@@ -89,7 +89,7 @@ async def run(settings: GatewaySettings) -> None:
         Mount(
             dataset_service_pb2.DESCRIPTOR.services_by_name["DatasetService"],
             datasets.add_to_server,
-            datasets.Datasets(database, store, settings.max_dataset_bytes),
+            datasets.Datasets(database, store, settings.max_dataset_bytes, passthrough),
         ),
         Mount(
             artifact_service_pb2.DESCRIPTOR.services_by_name["ArtifactService"],

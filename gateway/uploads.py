@@ -22,6 +22,7 @@ from chassis.errors import (
 )
 from chassis.failpoints import failpoint
 from chassis.partials import WriteInProgress, WrongOffset
+from engine.data.endings import ENDINGS, ending_of
 from finetuneflow.chunks import CHUNK_BYTES, chunk_of
 from finetuneflow.v1.dataset_service_pb2 import UploadDatasetHeader, UploadDatasetRequest
 from gateway.waiting import in_thread
@@ -32,8 +33,6 @@ log = logging.getLogger(__name__)
 Message = UploadDatasetRequest | memoryview
 """Of an upload's stream; a memoryview is the bytes of a chunk."""
 
-ENDINGS = ("jsonl",)
-"""File name endings that preflight can read."""
 # Small chunks are gathered: one hop to a thread for each would cost more than hashing and writing it.
 BATCH_BYTES = 4 << 20
 # What is made durable on the way is not waited for at the end.
@@ -83,14 +82,13 @@ def check_header(header: UploadDatasetHeader, max_bytes: int) -> Header:
         violations.append(Violation(f"header.{field}", description))
 
     filename = re.split(r"[/\\]", header.filename)[-1]
-    ending = filename.rpartition(".")[2] if "." in filename else ""
     if not filename or filename in (".", ".."):
         refuse("filename", "the name of the file is required")
     elif _has_control(filename):
         refuse("filename", "control characters are not allowed")
     elif len(filename.encode()) > _MAX_FILENAME_BYTES:
         refuse("filename", f"{len(filename.encode())} bytes; at most {_MAX_FILENAME_BYTES} are allowed")
-    elif ending.lower() not in ENDINGS:
+    elif ending_of(filename) is None:
         accepted = ", ".join(f".{known}" for known in ENDINGS)
         refuse("filename", f"{filename!r} does not end in one of: {accepted}")
     if len(header.display_name) > _MAX_NAME_CHARACTERS:

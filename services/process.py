@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, NoReturn
 
 from chassis.artifacts import ArtifactStore
@@ -26,7 +26,7 @@ _HARDWARE_SECONDS: Final = 30.0
 """What a node says of its free memory and disk is at most this old."""
 
 
-def run(settings: ServiceSettings, stage: Stage, mount: Callable[[StageWorker], Mount]) -> NoReturn:
+def run(settings: ServiceSettings, stage: Stage, mount: Callable[[StageWorker], Sequence[Mount]]) -> NoReturn:
     """Serves and works until SIGTERM or SIGINT, then drains; asked twice, it kills what still runs. The process ends
     with status 1 when the port is taken, and with whatever ends the pulling of work: whoever keeps it starts it again.
     """
@@ -45,7 +45,7 @@ def run(settings: ServiceSettings, stage: Stage, mount: Callable[[StageWorker], 
     os._exit(status)
 
 
-async def _live(settings: ServiceSettings, stage: Stage, mount: Callable[[StageWorker], Mount]) -> None:
+async def _live(settings: ServiceSettings, stage: Stage, mount: Callable[[StageWorker], Sequence[Mount]]) -> None:
     stop, again = asyncio.Event(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, lambda: (again if stop.is_set() else stop).set())
@@ -54,7 +54,7 @@ async def _live(settings: ServiceSettings, stage: Stage, mount: Callable[[StageW
     worker = StageWorker(bus, ArtifactStore(settings.artifacts), stage, settings)
     worker.hardware = await asyncio.to_thread(read_hardware, settings.node_id, settings.home)
     # The port first: a second process on it must end before it takes work.
-    server = await serve(mount(worker), listen=settings.listen)
+    server = await serve(*mount(worker), listen=settings.listen)
     worker.address = settings.advertise or server.address
     heartbeat = NodeHeartbeat(bus, worker.node)
     await worker.start()

@@ -1,5 +1,5 @@
-"""The commands that this distribution adds to `ftf`: `up`, `demo`, `models path`, and answers of `recommend` and
-`estimate` without a server."""
+"""The commands that this distribution adds to `ftf`: `up`, `demo`, `models path`, and what works without a server: looks
+at files of rows, `recommend` and `estimate`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import typer
 
 from finetuneflow.cli import estimates
 from finetuneflow.cli.exits import DETACHED, JOB_FAILED, CommandFailed, error_console
+from finetuneflow.cli.looking import add_commands
 from finetuneflow.cli.session import Json, make_console
+from finetuneflow.v1 import dataset_service_pb2 as pb
 from standalone.estimates import ProbeHere
 
 # What these commands need is imported when they run: `ftf --help` shall not wait for it.
@@ -31,6 +33,22 @@ def register(app: typer.Typer) -> None:
     for group in app.registered_groups:
         if group.name == "models" and group.typer_instance is not None:
             group.typer_instance.command("path")(model_path)
+        if group.name == "datasets" and group.typer_instance is not None:
+            add_commands(app, group.typer_instance, _LookHere())
+
+
+class _LookHere:
+    """Looks at files on this machine; what that needs is imported when it does."""
+
+    def validate(self, request: pb.ValidateDatasetRequest, file: Path) -> pb.ValidateDatasetResponse:
+        from standalone.looking import LookHere
+
+        return LookHere().validate(request, file)
+
+    def preview(self, request: pb.PreviewDatasetRequest, file: Path) -> pb.PreviewDatasetResponse:
+        from standalone.looking import LookHere
+
+        return LookHere().preview(request, file)
 
 
 def up(

@@ -35,8 +35,22 @@ Optimizer = Literal[
     "adafactor",
     "sgd",
 ]
+RowFormat = Literal["chat", "question_answer", "instruction", "prompt_completion", "text", "tokenized"]
 Column = Literal[
-    "question", "answer", "instruction", "input", "output", "prompt", "completion", "system", "messages", "text"
+    "question",
+    "answer",
+    "instruction",
+    "input",
+    "output",
+    "prompt",
+    "completion",
+    "system",
+    "messages",
+    "tools",
+    "text",
+    "input_ids",
+    "labels",
+    "attention_mask",
 ]
 
 
@@ -65,7 +79,9 @@ class DataSource(_Section):
     mapping: dict[Column, Annotated[str, Field(min_length=1)]] = {}
     """From our column names to the file's."""
     template: Annotated[str, _kib(64)] | None = None
-    """A Jinja template that turns a row into examples."""
+    """A Jinja template that turns a row into examples; not with mapping."""
+    format: RowFormat | None = None
+    """What the rows are; None: detected from the columns of the first one."""
 
 
 class TrainingPhase(_Section):
@@ -210,7 +226,7 @@ def job_config(spec: Mapping[str, Any]) -> JobConfig:
     """
     name = spec.get("recipe") or "default"
     preset = recipe(name) if isinstance(name, str) else recipe("default")
-    violations = _exclusive(spec)
+    violations = [*_exclusive(spec), *_mapped_and_templated(spec)]
     values = merge(preset.values, spec)
     try:
         config = JobConfig.model_validate(values)
@@ -237,12 +253,10 @@ def unsupported(config: JobConfig) -> list[Violation]:
         refuse("base_model", "Training on a tuned model is not available yet; name a base model.")
     if config.phases:
         refuse("phases", "Curricula are not available yet; put the data into spec.training_data.")
-    for name, sources in (("training_data", config.training_data), ("evaluation_data", config.evaluation_data)):
-        for index, source in enumerate(sources):
-            if source.weight != 1:
-                refuse(f"{name}[{index}].weight", f"Weights are not available yet: leave it 1, not {source.weight:g}.")
-            if source.template is not None:
-                refuse(f"{name}[{index}].template", "Row templates are not available yet; use mapping to name columns.")
+    for index, source in enumerate(config.evaluation_data):
+        if source.weight != 1:
+            description = f"Rows to evaluate on are each seen once: leave it 1, not {source.weight:g}."
+            refuse(f"evaluation_data[{index}].weight", description)
     for index, format_ in enumerate(config.export.formats):
         if format_ != "adapter":
             refuse(f"export.formats[{index}]", f"Export as {format_} is not available yet; adapter is.")
@@ -267,6 +281,17 @@ def _exclusive(spec: Mapping[str, Any]) -> list[Violation]:
             "set one of the two.",
         )
     ]
+
+
+def _mapped_and_templated(spec: Mapping[str, Any]) -> list[Violation]:
+    found = []
+    for name in ("training_data", "evaluation_data"):
+        listed = spec.get(name)
+        for index, source in enumerate(listed if isinstance(listed, list) else ()):
+            if isinstance(source, Mapping) and source.get("mapping") and source.get("template") is not None:
+                description = "given together with template, which names the file's columns itself; leave one out."
+                found.append(Violation(f"spec.{name}[{index}].mapping", description))
+    return found
 
 
 def _invalid(violations: Sequence[Violation]) -> JobError:

@@ -6,7 +6,8 @@ from typing import Any
 from google.protobuf.message import Message
 
 from engine.config.job import JobConfig
-from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
+from finetuneflow.v1.dataset_service_pb2 import PreviewDatasetRequest, ValidateDatasetRequest
+from finetuneflow.v1.fine_tuning_job_spec_pb2 import DataSource, FineTuningJobSpec
 
 
 def spec_to_dict(message: FineTuningJobSpec) -> dict[str, Any]:
@@ -41,6 +42,21 @@ def resolved_config(message: FineTuningJobSpec) -> JobConfig:
     Raises pydantic.ValidationError when it was written by a version with other fields or ranges.
     """
     return JobConfig.model_validate(_read(message))
+
+
+def dataset_job(request: ValidateDatasetRequest | PreviewDatasetRequest) -> dict[str, Any]:
+    """The sparse spec of a job that trains on the request's source alone, and holds nothing out."""
+    source = DataSource()
+    source.CopyFrom(request.source)
+    source.ClearField("weight")
+    spec = FineTuningJobSpec(base_model=request.base_model, training_data=[source], holdout_fraction=0.0)
+    if request.HasField("max_length"):
+        spec.hyperparameters.max_length = request.max_length
+    if request.HasField("chat_template"):
+        spec.chat_template = request.chat_template
+    if request.HasField("system_prompt"):
+        spec.system_prompt = request.system_prompt
+    return spec_to_dict(spec)
 
 
 def _read(message: Message) -> dict[str, Any]:

@@ -1,12 +1,17 @@
-"""What a row means: from the columns of five formats to one example.
+"""What a row means: from the columns of seven formats to one example.
 
-| format            | columns                                                    | becomes                           |
-|-------------------|------------------------------------------------------------|-----------------------------------|
-| chat              | `messages` or `conversations` (role/content or from/value) | a conversation                    |
-| question_answer   | `question`, `answer`, `system`?                            | a conversation of one turn each   |
-| instruction       | `instruction`, `input`?, `output`, `system`?               | the same, input after instruction |
-| prompt_completion | `prompt`, `completion`: both text, or both lists of turns  | plain text, or a conversation     |
-| text              | `text`                                                     | plain text, trained as a whole    |
+| format            | columns                                                   | becomes                           |
+|-------------------|-----------------------------------------------------------|-----------------------------------|
+| tokenized         | `input_ids`, `labels`?, `attention_mask`?                 | itself                            |
+| chat              | `messages` or `conversations` (role/content, from/value), | a conversation                    |
+|                   | `tools`?                                                  |                                   |
+| question_answer   | `question`, `answer`, `system`?                           | a conversation of one turn each   |
+| instruction       | `instruction`, `input`?, `output`, `system`?              | the same, input after instruction |
+| prompt_completion | `prompt`, `completion`: both text, or both lists of turns | plain text, or a conversation     |
+| preference        | `chosen`, `rejected`, `prompt`?                           | refused: which one is the answer? |
+| text              | `text`                                                    | plain text, trained as a whole    |
+
+Every assistant turn of a conversation is trained but those with `"train": false` or `"weight": 0`.
 """
 
 import difflib
@@ -14,36 +19,30 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine.data.files import Row, RowProblem, json_type
-
-Message = dict[str, str]
-"""A turn: role (system, user or assistant) and content."""
+from engine.data.conversations import BadValue, Message, a, encodable, tools, turns, unpacked
+from engine.data.rows import Row, RowProblem
+from engine.errors import JobError
 
 _REQUIRED: dict[str, tuple[str, ...]] = {
+    # First, as in the Trainer: where there are ids, the other columns are what they were made of.
+    "tokenized": ("input_ids",),
     "chat": ("messages",),
     "question_answer": ("question", "answer"),
     "instruction": ("instruction", "output"),
     "prompt_completion": ("prompt", "completion"),
+    "preference": ("chosen", "rejected"),
     "text": ("text",),
 }
 _ANSWERS = ("answer", "output", "completion")
-_ROLES = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "bot": "assistant",
-    "model": "assistant",
-}
+_IGNORED = -100
 
 
 @dataclass(frozen=True)
 class Example:
-    """One row as it is trained on: a conversation, or a prompt and its continuation as plain text.
+    """One row as it is trained on: a conversation, a prompt and its continuation as plain text, or ids.
 
-    Of a conversation the assistant turns from index `answers_from` on are trained; of plain text, `completion`.
-    instruction, input and expected_output are what a person compares an answer with.
+    Of a conversation the assistant turns from index `answers_from` on are trained, but those in `untrained`; of plain
+    text, `completion`. instruction, input and expected_output are what a person compares an answer with.
     """
 
     row: int
@@ -54,39 +53,52 @@ class Example:
     instruction: str = ""
     input: str = ""
     expected_output: str = ""
+    untrained: frozenset[int] = frozenset()
+    tools: list[dict[str, Any]] = field(default_factory=list)
+    continues: bool = False
+    """True for a piece of text that goes on in another row: no end is learned."""
+    input_ids: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
 
     @property
     def is_chat(self) -> bool:
         return bool(self.messages)
 
-
-class _Bad(Exception):
-    def __init__(self, column: str, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.column, self.reason, self.message = column, reason, message
+    @property
+    def is_tokenized(self) -> bool:
+        return bool(self.input_ids)
 
 
 class RowReader:
-    """Turns the rows of one dataset into examples. The first row that has a known column decides the format."""
+    """Turns the rows of one dataset into examples. Unless `format_` says it, the first row that has a known column
+    decides the format."""
 
-    def __init__(self, mapping: Mapping[str, str], system_prompt: str | None) -> None:
+    def __init__(self, mapping: Mapping[str, str], system_prompt: str | None, format_: str | None = None) -> None:
         self._mapping = mapping
         self._system_prompt = system_prompt
         self._unseen = dict(mapping)
         self._columns: dict[str, None] = {}
-        self.format = ""
-        """Name of the detected format; empty before the first row that has one."""
+        self.format = format_ or ""
+        """Name of the format; empty before the first row that has one."""
 
     def read(self, row: Row) -> Iterator[Example | RowProblem]:
-        """The example a row makes, or what is wrong with the row."""
+        """The example a row makes, or what is wrong with the row. Raises JobError("UNSUPPORTED_FORMAT") for preference
+        pairs."""
         values = self._renamed(row.values)
         if not self.format:
             self.format = _detect(values)
+        if self.format == "preference":
+            raise JobError(
+                "UNSUPPORTED_FORMAT",
+                "The rows are preference pairs (chosen and rejected): supervised training learns one answer, not which "
+                "of two is the better one.",
+                'To learn the chosen ones, map them: completion = "chosen" beside prompt, or messages = "chosen".',
+            )
         try:
             if not self.format:
-                raise _Bad("", "UNKNOWN_FORMAT", f"has none of the known columns; it has {_listed(row.values)}")
-            yield self._example(row.number, values)
-        except _Bad as bad:
+                raise BadValue("", "UNKNOWN_FORMAT", f"has none of the known columns; it has {_listed(row.values)}")
+            yield self._example(row, values)
+        except BadValue as bad:
             yield RowProblem(row.number, bad.column, bad.reason, bad.message)
 
     def unseen_columns(self) -> dict[str, str]:
@@ -112,10 +124,12 @@ class RowReader:
             renamed["messages"] = renamed.pop("conversations")
         return renamed
 
-    def _example(self, number: int, values: dict[str, Any]) -> Example:
+    def _example(self, row: Row, values: dict[str, Any]) -> Example:
+        number = row.number
         match self.format:
             case "chat":
-                return _chat(number, self._with_system(_turns(values, "messages")), 0)
+                messages, untrained = turns(_present(values, "messages"), "messages")
+                return self._chat(number, values, messages, 0, untrained)
             case "question_answer":
                 question, answer = _text(values, "question"), _text(values, "answer")
                 return self._single_turn(number, values, question, "", answer)
@@ -124,9 +138,11 @@ class RowReader:
                 return self._single_turn(number, values, instruction, _optional(values, "input"), answer)
             case "prompt_completion":
                 return self._prompt_completion(number, values)
+            case "tokenized":
+                return _tokenized(number, values)
             case _:
                 text = _text(values, "text")
-                return Example(number, completion=text, expected_output=text)
+                return Example(number, completion=text, expected_output=text, continues=row.continues)
 
     def _single_turn(self, number: int, values: dict[str, Any], instruction: str, input_: str, answer: str) -> Example:
         system = _optional(values, "system")
@@ -138,18 +154,48 @@ class RowReader:
         )
 
     def _prompt_completion(self, number: int, values: dict[str, Any]) -> Example:
-        prompt, completion = values.get("prompt"), values.get("completion")
-        if isinstance(prompt, list) or isinstance(completion, list):
-            before = self._with_system(_turns(values, "prompt"))
-            after = _turns(values, "completion")
-            return _chat(number, before + after, len(before))
+        prompt, completion = _present(values, "prompt"), _present(values, "completion")
+        if isinstance(_unpacked_turns(prompt), list) or isinstance(_unpacked_turns(completion), list):
+            before, _ = turns(prompt, "prompt")
+            after, untrained = turns(completion, "completion")
+            later = frozenset(len(before) + index for index in untrained)
+            return self._chat(number, values, before + after, len(before), later)
         prompt, completion = _text(values, "prompt"), _text(values, "completion")
         return Example(number, prompt=prompt, completion=completion, instruction=prompt, expected_output=completion)
+
+    def _chat(
+        self, number: int, values: Mapping[str, Any], given: list[Message], answers_from: int, untrained: frozenset[int]
+    ) -> Example:
+        messages = self._with_system(given)
+        added = len(messages) - len(given)
+        _check_order(messages)
+        asked = [message["content"] for message in messages[:-1] if message["role"] == "user"]
+        return Example(
+            number,
+            messages,
+            answers_from + added,
+            instruction=asked[-1] if asked else "",
+            expected_output=messages[-1]["content"],
+            untrained=frozenset(index + added for index in untrained),
+            tools=tools(values.get("tools")),
+        )
 
     def _with_system(self, messages: list[Message]) -> list[Message]:
         if self._system_prompt and messages[0]["role"] != "system":
             return [{"role": "system", "content": self._system_prompt}, *messages]
         return messages
+
+
+def _unpacked_turns(value: Any) -> Any:
+    """A list of turns that a table holds as text; any other text is itself, even where it looks like JSON."""
+    if isinstance(value, str) and value.lstrip().startswith("[{"):
+        try:
+            found = unpacked(value, "")
+        except BadValue:
+            return value
+        if isinstance(found, list) and all(isinstance(turn, dict) and {"role", "from"} & turn.keys() for turn in found):
+            return found
+    return value
 
 
 def _detect(values: Mapping[str, Any]) -> str:
@@ -159,61 +205,63 @@ def _detect(values: Mapping[str, Any]) -> str:
     return best if shares[best] else ""
 
 
-def _chat(number: int, messages: list[Message], answers_from: int) -> Example:
+def _check_order(messages: list[Message]) -> None:
     if any(message["role"] == "system" for message in messages[1:]):
-        raise _Bad("messages", "MISPLACED_SYSTEM", "has a system turn that is not the first; move it to the front")
+        raise BadValue("messages", "MISPLACED_SYSTEM", "has a system turn that is not the first; move it to the front")
     if messages[-1]["role"] != "assistant":
         message = "has no answer: its last turn must be the assistant's; drop what follows it, or add the answer"
-        raise _Bad("messages", "NO_ANSWER", message)
-    if messages[0 if messages[0]["role"] != "system" else 1]["role"] == "assistant":
-        raise _Bad("messages", "NO_QUESTION", "begins with an answer; put what is answered before it")
-    asked = [message["content"] for message in messages[:-1] if message["role"] == "user"]
-    answer = messages[-1]["content"]
-    return Example(number, messages, answers_from, instruction=asked[-1] if asked else "", expected_output=answer)
+        raise BadValue("messages", "NO_ANSWER", message)
+    first = messages[0 if messages[0]["role"] != "system" else 1]["role"]
+    if first == "assistant":
+        raise BadValue("messages", "NO_QUESTION", "begins with an answer; put what is answered before it")
+    if first == "tool":
+        raise BadValue("messages", "NO_QUESTION", "begins with a tool's result; put the call before it")
 
 
-def _turns(values: Mapping[str, Any], column: str) -> list[Message]:
-    turns = _present(values, column)
-    if not isinstance(turns, list):
-        raise _Bad(column, "WRONG_TYPE", f"column {column} is {_a(turns)}; it must be an array of turns")
-    if not turns:
-        raise _Bad(column, "EMPTY_VALUE", f"column {column} has no turns; drop the row, or add them")
-    return [_turn(turn, f"{column}[{index}]") for index, turn in enumerate(turns)]
+def _tokenized(number: int, values: Mapping[str, Any]) -> Example:
+    ids = _integers(_present(values, "input_ids"), "input_ids")
+    labels = _integers(values["labels"], "labels") if values.get("labels") is not None else list(ids)
+    mask = _integers(values["attention_mask"], "attention_mask") if values.get("attention_mask") is not None else []
+    for column, listed in (("labels", labels), ("attention_mask", mask or ids)):
+        if len(listed) != len(ids):
+            message = f"column {column} has {len(listed):,} entries, input_ids has {len(ids):,}"
+            raise BadValue(column, "WRONG_LENGTH", message)
+    if any(entry not in (0, 1) for entry in mask):
+        raise BadValue("attention_mask", "WRONG_TYPE", "column attention_mask must be of 0 and 1")
+    # Padding is the trainer's: a padded row would be counted and packed as if it were text.
+    kept = [index for index, entry in enumerate(mask) if entry] if mask else range(len(ids))
+    if not kept:
+        raise BadValue("input_ids", "EMPTY_VALUE", "column input_ids has no tokens; drop the row")
+    return Example(number, input_ids=[ids[i] for i in kept], labels=[labels[i] for i in kept])
 
 
-def _turn(turn: Any, place: str) -> Message:
-    if not isinstance(turn, dict):
-        raise _Bad(place, "WRONG_TYPE", f'{place} is {_a(turn)}; a turn is {{"role": "user", "content": "…"}}')
-    role = turn.get("role", turn.get("from"))
-    content = turn.get("content", turn.get("value"))
-    if not isinstance(role, str) or role not in _ROLES:
-        raise _Bad(place, "UNKNOWN_ROLE", f"{place} has role {str(role)[:40]!r}; known are {', '.join(_ROLES)}")
-    if not isinstance(content, str):
-        raise _Bad(place, "WRONG_TYPE", f"{place} has {_a(content)} for content; it must be a string")
-    # An empty answer would train the model to say nothing.
-    if not content.strip() and role != "system":
-        raise _Bad(place, "EMPTY_VALUE", f"{place} is empty; drop the row, or fill it")
-    return {"role": _ROLES[role], "content": _encodable(content, place)}
+def _integers(value: Any, column: str) -> list[int]:
+    listed = unpacked(value, column)
+    if not isinstance(listed, list) or not all(type(entry) is int for entry in listed):
+        raise BadValue(column, "WRONG_TYPE", f"column {column} must be an array of whole numbers")
+    if any(entry < 0 and not (column == "labels" and entry == _IGNORED) for entry in listed):
+        raise BadValue(column, "ID_OUT_OF_RANGE", f"column {column} has a negative id")
+    return listed
 
 
 def _present(values: Mapping[str, Any], column: str) -> Any:
     if values.get(column) is None:
         reason = "NO_ANSWER" if column in _ANSWERS else "MISSING_COLUMN"
         if column in values:
-            raise _Bad(column, reason, f"column {column} is null; drop the row, or fill it")
+            raise BadValue(column, reason, f"column {column} is null; drop the row, or fill it")
         hint = f'add it, or name the column that holds it with mapping: {column} = "…"'
-        raise _Bad(column, reason, f"has no {column} (it has {_listed(values)}); {hint}")
+        raise BadValue(column, reason, f"has no {column} (it has {_listed(values)}); {hint}")
     return values[column]
 
 
 def _text(values: Mapping[str, Any], column: str) -> str:
     value = _present(values, column)
     if not isinstance(value, str):
-        raise _Bad(column, "WRONG_TYPE", f"column {column} is {_a(value)}; write it as a string")
+        raise BadValue(column, "WRONG_TYPE", f"column {column} is {a(value)}; write it as a string")
     if not value.strip():
         reason = "NO_ANSWER" if column in _ANSWERS else "EMPTY_VALUE"
-        raise _Bad(column, reason, f"column {column} is empty; drop the row, or fill it")
-    return _encodable(value, column)
+        raise BadValue(column, reason, f"column {column} is empty; drop the row, or fill it")
+    return encodable(value, column)
 
 
 def _optional(values: Mapping[str, Any], column: str) -> str:
@@ -221,24 +269,8 @@ def _optional(values: Mapping[str, Any], column: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise _Bad(column, "WRONG_TYPE", f"column {column} is {_a(value)}; write it as a string, or leave it out")
-    return _encodable(value, column) if value.strip() else ""
-
-
-def _encodable(text: str, column: str) -> str:
-    # JSON can spell half a surrogate pair, which no tokenizer takes.
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        message = f"column {column} holds half a surrogate pair at character {error.start + 1}; remove it"
-        raise _Bad(column, "NOT_TEXT", message) from None
-    return text
-
-
-def _a(value: Any) -> str:
-    kind = json_type(value)
-    shown = f" ({value})" if kind in ("number", "boolean") else ""
-    return ("an " if kind[0] in "ao" else "a ") * (value is not None) + kind + shown
+        raise BadValue(column, "WRONG_TYPE", f"column {column} is {a(value)}; write it as a string, or leave it out")
+    return encodable(value, column) if value.strip() else ""
 
 
 def _listed(columns: Mapping[str, Any]) -> str:

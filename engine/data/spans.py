@@ -7,7 +7,8 @@ prompt) and rendered with it differ by exactly what the model has to write. No m
 from dataclasses import dataclass
 
 from engine.config.job import LossScope
-from engine.data.formats import Example, Message
+from engine.data.conversations import Message
+from engine.data.formats import Example
 from engine.data.tokenizer import Tokenizer
 from engine.errors import JobError
 
@@ -25,6 +26,8 @@ class Tokens:
     input_ids: list[int]
     labels: list[int]
     truncated: bool
+    num_uncut: int
+    """Tokens before truncation."""
 
     @property
     def num_trained(self) -> int:
@@ -34,13 +37,17 @@ class Tokens:
 def tokens_of(example: Example, tokenizer: Tokenizer, loss_on: LossScope, max_length: int) -> Tokens:
     """Ids and labels of a row, cut at the end to `max_length` tokens.
 
-    Raises JobError: TEMPLATE_FAILED, or TEMPLATE_NOT_INCREMENTAL when the template gives no way to tell answers apart.
+    Raises JobError: TEMPLATE_FAILED, TEMPLATE_NOT_INCREMENTAL when the template gives no way to tell answers apart,
+    TEMPLATE_WITHOUT_TOOLS when it leaves out what an assistant turn calls, ID_OUT_OF_RANGE for ids that the vocabulary
+    does not have.
     """
-    if example.is_chat:
+    if example.is_tokenized:
+        ids, labels = _tokenized(example, tokenizer, loss_on)
+    elif example.is_chat:
         ids, labels = _conversation(example, tokenizer, loss_on)
     else:
         ids, labels = _plain_text(example, tokenizer, loss_on)
-    return Tokens(ids[:max_length], labels[:max_length], len(ids) > max_length)
+    return Tokens(ids[:max_length], labels[:max_length], len(ids) > max_length, len(ids))
 
 
 def prompt_text(example: Example, tokenizer: Tokenizer) -> str:
@@ -49,7 +56,9 @@ def prompt_text(example: Example, tokenizer: Tokenizer) -> str:
     Of a text row, which has no question, it is the first half of its tokens.
     """
     if example.is_chat:
-        return tokenizer.render(example.messages[:-1], generation_prompt=True)
+        return tokenizer.render(example.messages[:-1], generation_prompt=True, tools=example.tools)
+    if example.is_tokenized:
+        return tokenizer.decode(example.input_ids[: _prompt_length(example)])
     if example.prompt:
         return example.prompt
     encoding = tokenizer.encode(example.completion)
@@ -57,8 +66,26 @@ def prompt_text(example: Example, tokenizer: Tokenizer) -> str:
     return example.completion[: encoding.offsets[half][0]] if half else ""
 
 
+def _prompt_length(example: Example) -> int:
+    """Tokens before the first that is trained; half of them where all are."""
+    trained = next((index for index, label in enumerate(example.labels) if label != IGNORED), 0)
+    return trained or len(example.input_ids) // 2
+
+
+def _tokenized(example: Example, tokenizer: Tokenizer, loss_on: LossScope) -> tuple[list[int], list[int]]:
+    largest = max(*example.input_ids, *example.labels, 0)
+    if largest >= tokenizer.num_ids:
+        raise JobError(
+            "ID_OUT_OF_RANGE",
+            f"The row has id {largest:,}; the base model's vocabulary ends at {tokenizer.num_ids - 1:,}.",
+            "Tokenise the rows with the base model's own tokenizer, or upload them as text.",
+        )
+    ids = list(example.input_ids)
+    return ids, ids if loss_on == "all" else list(example.labels)
+
+
 def _conversation(example: Example, tokenizer: Tokenizer, loss_on: LossScope) -> tuple[list[int], list[int]]:
-    text = tokenizer.render(example.messages)
+    text = tokenizer.render(example.messages, tools=example.tools)
     spans = [(0, len(text))] if loss_on == "all" else _answers(example, tokenizer, text)
     encoding = tokenizer.encode(text)
     labels = [IGNORED] * len(encoding.ids)
@@ -78,13 +105,16 @@ def _answers(example: Example, tokenizer: Tokenizer, text: str) -> list[Span]:
     """Spans of the trained answers in `text`, each with the mark that ends its turn."""
     spans: list[Span] = []
     for index, message in enumerate(example.messages):
-        if message["role"] != "assistant" or index < example.answers_from:
+        if message["role"] != "assistant" or index < example.answers_from or index in example.untrained:
             continue
-        before = tokenizer.render(example.messages[:index], generation_prompt=True)
-        through = tokenizer.render(example.messages[: index + 1])
+        before = tokenizer.render(example.messages[:index], generation_prompt=True, tools=example.tools)
+        through = tokenizer.render(example.messages[: index + 1], tools=example.tools)
         if not through.startswith(before):
             raise _not_incremental(index, example.messages)
-        end = len(before) + _length_of_turn(through[len(before) :], message)
+        written = through[len(before) :]
+        if any(call["function"]["name"] not in written for call in message.get("tool_calls", ())):
+            raise _without_tools(index, example.messages)
+        end = len(before) + _length_of_turn(written, message)
         if text[:end] != through[:end]:
             raise _not_incremental(index, example.messages)
         spans.append((len(before), end))
@@ -94,7 +124,8 @@ def _answers(example: Example, tokenizer: Tokenizer, text: str) -> list[Span]:
 def _length_of_turn(written: str, message: Message) -> int:
     """Of what the template writes for an answer: up to the mark that ends the turn, without the space after it."""
     stripped = written.rstrip()
-    if stripped.endswith(message["content"].rstrip()):
+    content = message["content"].rstrip()
+    if content and stripped.endswith(content):
         return len(written)
     return len(stripped)
 
@@ -102,14 +133,24 @@ def _length_of_turn(written: str, message: Message) -> int:
 def _plain_text(example: Example, tokenizer: Tokenizer, loss_on: LossScope) -> tuple[list[int], list[int]]:
     encoding = tokenizer.encode(example.prompt + example.completion)
     trained_from = 0 if loss_on == "all" else len(example.prompt)
-    ids = [*tokenizer.leading_ids, *encoding.ids, tokenizer.eos_id]
+    end = [] if example.continues else [tokenizer.eos_id]
+    ids = [*tokenizer.leading_ids, *encoding.ids, *end]
     # The begin-of-text token is given, never written by the model.
     labels = [IGNORED] * len(tokenizer.leading_ids)
     labels += [
         token_id if last > trained_from else IGNORED
         for token_id, (_, last) in zip(encoding.ids, encoding.offsets, strict=True)
     ]
-    return ids, [*labels, tokenizer.eos_id]
+    return ids, [*labels, *end]
+
+
+def _without_tools(index: int, messages: list[Message]) -> JobError:
+    return JobError(
+        "TEMPLATE_WITHOUT_TOOLS",
+        f"Turn {index + 1} of {len(messages)} calls a tool, and the chat template does not write the call: the model "
+        "would learn to say nothing there.",
+        "Give a chat_template that writes tool_calls, or choose a base model whose own template does.",
+    )
 
 
 def _not_incremental(index: int, messages: list[Message]) -> JobError:

@@ -1,6 +1,13 @@
-"""Counts over tokenised rows."""
+"""Counts over tokenised rows, in a memory that does not grow with them."""
 
-from dataclasses import dataclass
+import unicodedata
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import islice
+
+PERCENTILES = (50, 90, 95, 99)
+_SAMPLED_LETTERS = 50
+_SAMPLED_CHARACTERS = 400
 
 
 @dataclass
@@ -16,6 +23,12 @@ class Statistics:
     """Rows of which truncation left nothing that is trained."""
     max_tokens: int = 0
     format: str = ""
+    lengths: dict[int, int] = field(default_factory=dict)
+    """Tokens of a row → rows of that length. At most max_length entries."""
+    roles: dict[str, int] = field(default_factory=dict)
+    """Role → turns of conversations."""
+    scripts: dict[str, int] = field(default_factory=dict)
+    """Writing system of most of a row's first letters (latin, cyrillic, cjk, …) → rows."""
 
     def count(self, tokens: int, trained: int, truncated: bool) -> None:
         """Takes one row in."""
@@ -24,7 +37,35 @@ class Statistics:
         self.num_trained_tokens += trained
         self.num_truncated += truncated
         self.max_tokens = max(self.max_tokens, tokens)
+        self.lengths[tokens] = self.lengths.get(tokens, 0) + 1
 
     @property
     def mean_tokens(self) -> float:
         return self.num_tokens / self.num_examples if self.num_examples else 0.0
+
+    def percentiles(self) -> dict[int, int]:
+        """Percent → tokens that so many of the rows do not exceed. Empty without rows."""
+        found: dict[int, int] = {}
+        seen = 0
+        wanted = list(PERCENTILES)
+        for length, rows in sorted(self.lengths.items()):
+            seen += rows
+            while wanted and seen * 100 >= wanted[0] * self.num_examples:
+                found[wanted.pop(0)] = length
+        return found
+
+    def histogram(self) -> dict[int, int]:
+        """Upper bound (a power of two, inclusive) → rows above the bound before it, up to this one; none left out."""
+        counted: Counter[int] = Counter()
+        for length, rows in self.lengths.items():
+            counted[1 << max(length - 1, 0).bit_length()] += rows
+        return dict(sorted(counted.items()))
+
+
+def script_of(text: str) -> str:
+    """The writing system of most of the first letters; empty for a text without letters."""
+    names: Counter[str] = Counter()
+    letters = (letter for letter in text[:_SAMPLED_CHARACTERS] if letter.isalpha())
+    for letter in islice(letters, _SAMPLED_LETTERS):
+        names["latin" if letter.isascii() else unicodedata.name(letter, "unknown").split()[0].lower()] += 1
+    return names.most_common(1)[0][0] if names else ""

@@ -1,12 +1,13 @@
 """A base model's tokenizer and chat template, without torch."""
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.data.formats import Message
+from engine.data.conversations import Message
 from engine.errors import JobError, Violation
 
 PLAIN_TEMPLATE = (
@@ -65,14 +66,23 @@ class Tokenizer:
         self.template: str = chat_template or own or PLAIN_TEMPLATE
         self.eos_id: int = self._fast.eos_token_id
         self.eos_token: str = self._fast.eos_token
-        added = self._fast.added_tokens_decoder.items()
+        added = list(self._fast.added_tokens_decoder.items())
         self.special_ids = frozenset({token_id for token_id, token in added if token.special} | {self.eos_id})
+        self.num_ids: int = max(self._bare.get_vocab(with_added_tokens=True).values()) + 1
+        """One above the largest id."""
+        # Longest first: of two that begin alike the longer one is meant.
+        specials = sorted({str(token) for _, token in added if token.special} | {self.eos_token}, key=len, reverse=True)
+        self.control = re.compile("|".join(map(re.escape, specials)))
+        """Finds text that becomes a control token."""
         empty = self._fast("", add_special_tokens=True)["input_ids"]
         self.leading_ids: list[int] = [token_id for token_id in empty if token_id == self._fast.bos_token_id][:1]
         """What the tokenizer puts before a plain text: its begin-of-text token, where it has that habit."""
 
-    def render(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> str:
-        """The conversation as the template writes it, run in the sandbox of transformers.
+    def render(
+        self, messages: Sequence[Message], *, generation_prompt: bool = False, tools: Sequence[dict[str, Any]] = ()
+    ) -> str:
+        """The conversation as the template writes it, run in the sandbox of transformers. `tools` are the JSON schemas
+        of what the conversation may call.
 
         Raises JobError("TEMPLATE_FAILED") when the template cannot be parsed or refuses the conversation.
         """
@@ -82,6 +92,7 @@ class Tokenizer:
             return str(
                 self._fast.apply_chat_template(
                     list(messages),
+                    tools=list(tools) or None,
                     chat_template=self.template,
                     tokenize=False,
                     add_generation_prompt=generation_prompt,

@@ -1,39 +1,110 @@
-"""Collects what is wrong with rows, and refuses the data when anything is."""
+"""What is wrong with data and what is suspicious about it: collected, counted by kind, refused where it must be."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
-from engine.data.files import RowProblem
+from engine.data.rows import RowProblem
 from engine.errors import JobError, Violation
 
 SHOWN = 50
-"""Problems named one by one; the rest is counted."""
+"""Problems named one by one in a refusal; the rest is counted."""
+LISTED = 1000
+"""Problems named one by one in a report."""
+LISTED_OF_A_KIND = 100
+"""So that a rare kind is not lost among a million of another."""
+
+Severity = Literal["error", "warning"]
+Verdict = Literal["ok", "warnings", "refused"]
 
 
-class Problems:
+@dataclass(frozen=True)
+class Problem:
+    """A problem of one row of one source, or with row 0 of the source as a whole."""
+
+    source: str
+    """The source's path in the spec, such as `training_data[0]`."""
+    row: int
+    column: str
+    reason: str
+    message: str
+    """What is wrong and how to mend it."""
+    severity: Severity
+
+
+@dataclass(frozen=True)
+class Count:
+    """How many problems of one kind a source has."""
+
+    source: str
+    reason: str
+    severity: Severity
+    count: int
+
+
+class Report:
     """The problems of all datasets of a job."""
 
     def __init__(self) -> None:
-        self.count = 0
-        self._shown: list[tuple[str, RowProblem]] = []
+        self.problems: list[Problem] = []
+        """The first ones of each kind."""
+        self._counts: dict[tuple[str, str, Severity], int] = {}
 
-    def add(self, place: str, problem: RowProblem) -> None:
-        """`place` is the source's field path, such as `training_data[0]`."""
-        self.count += 1
-        if len(self._shown) < SHOWN:
-            self._shown.append((place, problem))
+    def add(self, source: str, problem: RowProblem, severity: Severity = "error") -> None:
+        """`source` is its field path, such as `training_data[0]`."""
+        kind = (source, problem.reason, severity)
+        self._counts[kind] = self._counts.get(kind, 0) + 1
+        if self._counts[kind] <= LISTED_OF_A_KIND and len(self.problems) < LISTED:
+            self.problems.append(
+                Problem(source, problem.row, problem.column, problem.reason, problem.message, severity)
+            )
+
+    def refused(self, source: str, error: JobError) -> None:
+        """A source, or the job's data as a whole, that cannot be worked on at all."""
+        message = f"{error.message} {error.advice}".strip()
+        self.add(source, RowProblem(0, "", error.reason, message))
+
+    @property
+    def num_errors(self) -> int:
+        return sum(count for (_, _, severity), count in self._counts.items() if severity == "error")
+
+    @property
+    def num_problems(self) -> int:
+        return sum(self._counts.values())
+
+    @property
+    def verdict(self) -> Verdict:
+        """Refused: a job on this data would be."""
+        return "refused" if self.num_errors else "warnings" if self._counts else "ok"
+
+    def counts(self) -> list[Count]:
+        """By source and kind, the most frequent first, errors before warnings."""
+        found = [Count(*kind, count) for kind, count in self._counts.items()]
+        return sorted(found, key=lambda count: (count.severity, -count.count))
 
     def refuse(self) -> None:
-        """Raises JobError("BAD_DATA") naming the first problems, when there are any."""
-        if self.count:
-            raise JobError("BAD_DATA", self._message(), _ADVICE, self._violations())
+        """Raises JobError("BAD_DATA") naming the first errors, when there are any."""
+        errors = [problem for problem in self.problems if problem.severity == "error"]
+        if errors:
+            raise JobError("BAD_DATA", self._message(errors[0]), _ADVICE, _violations(errors[:SHOWN]))
 
-    def _message(self) -> str:
-        place, first = self._shown[0]
-        more = f" In all {self.count:,} rows are wrong." if self.count > 1 else ""
-        return f"{place} row {first.row}: {first.message}.{more}"
+    def as_dict(self, **more: Mapping[str, Any] | None) -> dict[str, Any]:
+        """As it stands in validation_report.json."""
+        return {
+            "verdict": self.verdict,
+            "num_problems": self.num_problems,
+            "counts": [asdict(count) for count in self.counts()],
+            "problems": [asdict(problem) for problem in self.problems],
+            **more,
+        }
 
-    def _violations(self) -> Sequence[Violation]:
-        return [Violation(f"{place} row {p.row}", f"row {p.row}: {p.message} [{p.reason}]") for place, p in self._shown]
+    def _message(self, first: Problem) -> str:
+        more = f" In all {self.num_errors:,} rows are wrong." if self.num_errors > 1 else ""
+        return f"{first.source} row {first.row}: {first.message}.{more}"
+
+
+def _violations(problems: Sequence[Problem]) -> list[Violation]:
+    return [Violation(f"{p.source} row {p.row}", f"row {p.row}: {p.message} [{p.reason}]") for p in problems]
 
 
 _ADVICE = "Mend the named rows or leave them out, upload the file again and create the job with the new dataset id."

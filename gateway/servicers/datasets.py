@@ -9,11 +9,12 @@ from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from chassis.artifacts import ArtifactStore
-from chassis.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Violation
+from chassis.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unavailable, Violation
 from chassis.failpoints import failpoint
 from finetuneflow.v1 import dataset_service_pb2 as api
 from finetuneflow.v1.dataset_service_pb2_grpc import (
     DatasetServiceServicer,
+    DatasetServiceStub,
     add_DatasetServiceServicer_to_server,
 )
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
@@ -21,6 +22,7 @@ from gateway import lifecycle, views
 from gateway.database import Database
 from gateway.identifiers import new_id
 from gateway.paging import page_of
+from gateway.passthrough import Method, Passthrough
 from gateway.servicers.handlers import add_with
 from gateway.specs import dataset_ids
 from gateway.tables import Job, UploadedDataset, now
@@ -34,11 +36,19 @@ DEFAULT_MAX_BYTES = 64 << 30
 
 
 class Datasets(DatasetServiceServicer):
-    """Served by the gateway. ValidateDataset and PreviewDataset answer UNIMPLEMENTED through the generated base."""
+    """Served by the gateway. ValidateDataset and PreviewDataset are a probe's answers."""
 
-    def __init__(self, database: Database, store: ArtifactStore, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
+    def __init__(
+        self,
+        database: Database,
+        store: ArtifactStore,
+        max_bytes: int = DEFAULT_MAX_BYTES,
+        passthrough: Passthrough | None = None,
+    ) -> None:
+        """Without a `passthrough` no probe is known, and what a probe answers is UNAVAILABLE."""
         self._database = database
         self._store = store
+        self._passthrough = passthrough
         self._max_bytes = max_bytes
 
     async def UploadDataset(
@@ -89,6 +99,44 @@ class Datasets(DatasetServiceServicer):
 
         await finished(forget())
         return api.DeleteDatasetResponse()
+
+    async def ValidateDataset(
+        self, request: api.ValidateDatasetRequest, context: Context
+    ) -> api.ValidateDatasetResponse:
+        await self._complete(request, context)
+        answer: api.ValidateDatasetResponse = await self._of_a_probe(
+            lambda channel: DatasetServiceStub(channel).ValidateDataset, request, context
+        )
+        return answer
+
+    async def PreviewDataset(self, request: api.PreviewDatasetRequest, context: Context) -> api.PreviewDatasetResponse:
+        await self._complete(request, context)
+        answer: api.PreviewDatasetResponse = await self._of_a_probe(
+            lambda channel: DatasetServiceStub(channel).PreviewDataset, request, context
+        )
+        return answer
+
+    async def _complete(
+        self, request: api.ValidateDatasetRequest | api.PreviewDatasetRequest, context: Context
+    ) -> None:
+        """Puts the dataset's entry into the request: a probe asks no database, and must not read another tenant's."""
+        missing = [
+            Violation(field, "is required")
+            for field, value in (("source.dataset", request.source.dataset), ("base_model", request.base_model))
+            if not value
+        ]
+        if missing:
+            message = "; ".join(f"{violation.field} {violation.description}" for violation in missing)
+            raise InvalidArgument("INVALID_REQUEST", message, missing)
+        request.tenant = tenant_of(context)
+        async with self._database.read() as session:
+            row = await _find(session, request.source.dataset, request.tenant)
+        request.dataset.CopyFrom(views.dataset(row))
+
+    async def _of_a_probe(self, method: Method, request: object, context: Context) -> Any:
+        if self._passthrough is None:
+            raise Unavailable("NO_PROBE", "No probe is reachable; start one, or try again when it is up.")
+        return await self._passthrough.unary("probe", method, request, context)
 
     async def _made(self, tenant: str, header: Header) -> UploadedDataset | None:
         """The dataset that this very upload has made before."""

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from finetuneflow.blocking import Blocking, blocking, iterating
-from finetuneflow.errors import ApiError, Violation
+from finetuneflow.errors import ApiError, InvalidArgument, Violation
 from finetuneflow.paging import paged
 from finetuneflow.resources.dataset import Dataset
+from finetuneflow.resources.validation import RowPreview, ValidationReport
 from finetuneflow.transport import AsyncTransport, Transport
 from finetuneflow.uploading import FileUpload, Progress
 from finetuneflow.v1 import dataset_service_pb2 as pb
 from finetuneflow.v1 import dataset_service_pb2_grpc as pb_grpc
+from finetuneflow.v1.fine_tuning_job_spec_pb2 import DataSource
+
+_LOOK_SECONDS = 3600.0
+"""Files are large, and every row is read."""
 
 
 class AsyncDatasets:
@@ -73,6 +79,44 @@ class AsyncDatasets:
         request = pb.DeleteDatasetRequest(dataset_id=dataset_id)
         await self._transport.call(self._stub.DeleteDataset, request)
 
+    async def validate(
+        self,
+        dataset: str | Mapping[str, Any],
+        base_model: str,
+        *,
+        max_length: int | None = None,
+        chat_template: str | None = None,
+        system_prompt: str | None = None,
+    ) -> ValidationReport:
+        """Checks every row as a job on it would. `dataset` is an id, or a source as `jobs.create` takes it: `dataset`,
+        `mapping`, `template`, `format`. What is wrong with the rows is in the report.
+
+        Raises NotFound for an unknown dataset, InvalidArgument for a source or a model that a job could not name.
+        """
+        request = pb.ValidateDatasetRequest(source=data_source(dataset), base_model=base_model)
+        _settings(request, max_length, chat_template, system_prompt)
+        response = await self._transport.call(self._stub.ValidateDataset, request, try_seconds=_LOOK_SECONDS)
+        return ValidationReport.from_proto(response.report)
+
+    async def preview(
+        self,
+        dataset: str | Mapping[str, Any],
+        base_model: str,
+        *,
+        first_row: int = 1,
+        num_rows: int = 5,
+        max_length: int | None = None,
+        chat_template: str | None = None,
+        system_prompt: str | None = None,
+    ) -> tuple[RowPreview, ...]:
+        """Rows as training will see them: text, tokens, what is trained. Raises what `validate` does."""
+        request = pb.PreviewDatasetRequest(
+            source=data_source(dataset), base_model=base_model, first_row=first_row, num_rows=num_rows
+        )
+        _settings(request, max_length, chat_template, system_prompt)
+        response = await self._transport.call(self._stub.PreviewDataset, request, try_seconds=_LOOK_SECONDS)
+        return tuple(RowPreview.from_proto(row) for row in response.rows)
+
 
 class Datasets(Blocking):
     """`client.datasets`."""
@@ -81,6 +125,31 @@ class Datasets(Blocking):
     get = blocking(AsyncDatasets.get)
     list = iterating(AsyncDatasets.list)
     delete = blocking(AsyncDatasets.delete)
+    validate = blocking(AsyncDatasets.validate)
+    preview = blocking(AsyncDatasets.preview)
+
+
+def data_source(dataset: str | Mapping[str, Any]) -> DataSource:
+    """An id, or a table of a source's fields."""
+    values: dict[str, Any] = {"dataset": dataset} if isinstance(dataset, str) else dict(dataset)
+    known = DataSource.DESCRIPTOR.fields_by_name
+    if unknown := [name for name in values if name not in known]:
+        raise InvalidArgument(f"a source has no field {unknown[0]!r}; known: {', '.join(known)}")
+    return DataSource(**{name: value for name, value in values.items() if value is not None})
+
+
+def _settings(
+    request: pb.ValidateDatasetRequest | pb.PreviewDatasetRequest,
+    max_length: int | None,
+    chat_template: str | None,
+    system_prompt: str | None,
+) -> None:
+    if max_length is not None:
+        request.max_length = max_length
+    if chat_template is not None:
+        request.chat_template = chat_template
+    if system_prompt is not None:
+        request.system_prompt = system_prompt
 
 
 def _named(field: str, file: str) -> str:

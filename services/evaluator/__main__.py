@@ -13,12 +13,14 @@ from services.inputs import catalogue
 def main() -> None:
     settings = EvaluatorSettings()
 
-    def mount(worker: StageWorker) -> Mount:
-        return Mount(
-            evaluator_service_pb2.DESCRIPTOR.services_by_name["EvaluatorService"],
-            evaluator_service_pb2_grpc.add_EvaluatorServiceServicer_to_server,
-            EvaluatorServicer(),
-        )
+    def mount(worker: StageWorker) -> list[Mount]:
+        return [
+            Mount(
+                evaluator_service_pb2.DESCRIPTOR.services_by_name["EvaluatorService"],
+                evaluator_service_pb2_grpc.add_EvaluatorServiceServicer_to_server,
+                EvaluatorServicer(),
+            )
+        ]
 
     process.run(settings, EvaluationStage(settings, catalogue(settings)), mount)
 

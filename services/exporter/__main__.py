@@ -13,12 +13,14 @@ from services.inputs import catalogue
 def main() -> None:
     settings = ExporterSettings()
 
-    def mount(worker: StageWorker) -> Mount:
-        return Mount(
-            exporter_service_pb2.DESCRIPTOR.services_by_name["ExporterService"],
-            exporter_service_pb2_grpc.add_ExporterServiceServicer_to_server,
-            ExporterServicer(worker),
-        )
+    def mount(worker: StageWorker) -> list[Mount]:
+        return [
+            Mount(
+                exporter_service_pb2.DESCRIPTOR.services_by_name["ExporterService"],
+                exporter_service_pb2_grpc.add_ExporterServiceServicer_to_server,
+                ExporterServicer(worker),
+            )
+        ]
 
     process.run(settings, ExportStage(settings, catalogue(settings)), mount)
 

@@ -2,10 +2,17 @@
 
 from chassis.server import Mount
 from chassis.stage_worker import StageWorker
-from finetuneflow.v1 import probe_service_pb2, probe_service_pb2_grpc
+from finetuneflow.v1 import (
+    dataset_service_pb2,
+    dataset_service_pb2_grpc,
+    probe_service_pb2,
+    probe_service_pb2_grpc,
+)
 from services import process
 from services.inputs import catalogue
+from services.probe.datasets import DatasetsServicer
 from services.probe.estimates import Estimates
+from services.probe.looking import Looking
 from services.probe.servicer import ProbeServicer
 from services.probe.settings import ProbeSettings
 from services.probe.stage import PreflightStage
@@ -22,12 +29,19 @@ def main() -> None:
         prices=settings.prices,
     )
 
-    def mount(worker: StageWorker) -> Mount:
-        return Mount(
-            probe_service_pb2.DESCRIPTOR.services_by_name["ProbeService"],
-            probe_service_pb2_grpc.add_ProbeServiceServicer_to_server,
-            ProbeServicer(settings, estimates),
-        )
+    def mount(worker: StageWorker) -> list[Mount]:
+        return [
+            Mount(
+                probe_service_pb2.DESCRIPTOR.services_by_name["ProbeService"],
+                probe_service_pb2_grpc.add_ProbeServiceServicer_to_server,
+                ProbeServicer(settings, estimates),
+            ),
+            Mount(
+                dataset_service_pb2.DESCRIPTOR.services_by_name["DatasetService"],
+                dataset_service_pb2_grpc.add_DatasetServiceServicer_to_server,
+                DatasetsServicer(Looking(settings, models)),
+            ),
+        ]
 
     process.run(settings, PreflightStage(settings, models), mount)
 

@@ -13,12 +13,14 @@ from services.trainer.stage import TrainingStage
 def main() -> None:
     settings = TrainerSettings()
 
-    def mount(worker: StageWorker) -> Mount:
-        return Mount(
-            trainer_service_pb2.DESCRIPTOR.services_by_name["TrainerService"],
-            trainer_service_pb2_grpc.add_TrainerServiceServicer_to_server,
-            TrainerServicer(worker),
-        )
+    def mount(worker: StageWorker) -> list[Mount]:
+        return [
+            Mount(
+                trainer_service_pb2.DESCRIPTOR.services_by_name["TrainerService"],
+                trainer_service_pb2_grpc.add_TrainerServiceServicer_to_server,
+                TrainerServicer(worker),
+            )
+        ]
 
     process.run(settings, TrainingStage(settings, catalogue(settings)), mount)
 

@@ -133,7 +133,8 @@ def test_what_has_no_machinery_yet_is_named() -> None:
     """Nothing asked for is dropped in silence."""
     spec = {
         "base_model": "ft:ftjob_1",
-        "training_data": [{"dataset": "a", "weight": 2.0, "template": "{{ x }}"}],
+        "training_data": [{"dataset": "a", "weight": 2.0}],
+        "evaluation_data": [{"dataset": "b", "weight": 2.0}],
         "phases": [{"training_data": [{"dataset": "a"}], "num_epochs": 1.0}],
         "export": {"formats": ["adapter", "gguf"]},
         "integrations": [{"kind": "wandb"}],
@@ -141,7 +142,7 @@ def test_what_has_no_machinery_yet_is_named() -> None:
         "resources": {"gpus": 2},
     }
     assert [violation.field.removeprefix("spec.") for violation in unsupported(job_config(spec))] == [
-        "base_model", "phases", "training_data[0].weight", "training_data[0].template", "export.formats[1]",
+        "base_model", "phases", "evaluation_data[0].weight", "export.formats[1]",
         "integrations", "secrets", "resources.gpus",
     ]  # fmt: skip
     assert unsupported(job_config(MINIMAL)) == []

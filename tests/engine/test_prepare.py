@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from engine.config.job import job_config
 from engine.data.packing import count_packed
 from engine.data.prepare import Prepared, prepare
+from engine.data.tokenizer import Tokenizer
 from engine.errors import JobError
 from tests.tiny import make_tiny_tokenizer
 
@@ -25,7 +27,7 @@ class Bench:
     """Prepares rows that are given as objects or as raw text."""
 
     def __init__(self, tokenizer_dir: Path, folder: Path) -> None:
-        self._tokenizer_dir, self.folder = tokenizer_dir, folder
+        self.tokenizer_dir, self.folder = tokenizer_dir, folder
 
     def run(self, rows: Any, evaluation: Any = None, **spec: Any) -> Prepared:
         sources = {"ds_train": self._file("train", rows)}
@@ -34,7 +36,7 @@ class Bench:
             sources["ds_eval"] = self._file("eval", evaluation)
             spec["evaluation_data"] = [{"dataset": "ds_eval"}]
         config = job_config({"base_model": "m", **spec})
-        return prepare(config, self._tokenizer_dir, sources, self.folder / "out", lambda _phase, _fraction: None)
+        return prepare(config, self.tokenizer_dir, sources, self.folder / "out", lambda _phase, _fraction: None)
 
     def refused(self, rows: Any, **spec: Any) -> JobError:
         with pytest.raises(JobError) as caught:
@@ -87,6 +89,33 @@ def test_evaluation_data_is_used_as_it_is_and_overlap_is_counted(bench: Bench) -
     assert (prepared.train.num_examples, prepared.eval.num_examples, prepared.num_leaked) == (40, 3, 2)
 
 
+def test_weights_sample_what_the_split_left(bench: Bench) -> None:
+    """A dataset at 2.5 is seen two and a half times, one at 0.5 is not dropped, and nothing held out comes back."""
+    files = {}
+    for name, number in (("a", 40), ("b", 60)):
+        path = files[name] = bench.folder / f"{name}.jsonl"
+        rows = [{"question": f"Of {name}, number {n}?", "answer": f"{name}{n}"} for n in range(number)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sources = [{"dataset": "a", "weight": 2.5}, {"dataset": "b", "weight": 0.5}]
+    config = job_config({"base_model": "m", "training_data": sources})
+    prepared = prepare(config, bench.tokenizer_dir, files, bench.folder / "out", lambda *_: None)
+    assert prepared.eval.num_examples == 10
+    held_out = {tuple(row["input_ids"]) for row in bench.shard("eval")}
+    tokenizer = Tokenizer(bench.tokenizer_dir)
+    seen: dict[str, list[int]] = {"a": [], "b": []}
+    rows_seen = Counter(tuple(row["input_ids"]) for row in bench.shard("train"))
+    assert held_out.isdisjoint(rows_seen)
+    for ids, times in rows_seen.items():
+        seen["a" if "Of a" in tokenizer.decode(ids) else "b"].append(times)
+    left = Counter("a" if "Of a" in tokenizer.decode(ids) else "b" for ids in held_out)
+    assert (len(seen["a"]), set(seen["a"])) == (40 - left["a"], {2, 3})
+    assert seen["a"].count(3) == round(0.5 * len(seen["a"]))
+    assert seen["b"] == [1] * round(0.5 * (60 - left["b"]))
+    assert prepared.train.num_examples == prepared.num_sequences == sum(seen["a"]) + sum(seen["b"])
+    again = prepare(config, bench.tokenizer_dir, files, bench.folder / "again", lambda *_: None)
+    assert again == prepared
+
+
 def test_without_held_out_rows_there_is_no_eval_shard(bench: Bench) -> None:
     prepared = bench.run(QA, holdout_fraction=0.0)
     assert prepared.train.num_examples == 40
@@ -134,6 +163,72 @@ def test_a_mapping_names_the_files_columns(bench: Bench) -> None:
     assert error.violations[0].field == "spec.training_data[0].mapping.system"
 
 
+def test_one_row_of_a_table_becomes_three_examples(bench: Bench) -> None:
+    """Profiles are no questions; a template makes questions of them."""
+    path = bench.folder / "members.csv"
+    path.write_text("age,goal\n" + "".join(f'{20 + n},"get strong, {n}"\n' for n in range(10)))
+    asked = ",".join(
+        f'{{"question": {{{{ ("{what} at " ~ age) | tojson }}}}, "answer": {{{{ goal | tojson }}}}}}'
+        for what in ("workout", "nutrition", "advice")
+    )
+    source = {"dataset": "ds_1", "template": f"[{asked}]"}
+    config = job_config({"base_model": "m", "training_data": [source]})
+    prepared = prepare(config, bench.tokenizer_dir, {"ds_1": path}, bench.folder / "out", lambda *_: None)
+    assert prepared.train.num_examples + prepared.eval.num_examples == 30
+    assert "get strong, " in bench.eval_rows()[0]["expected_output"]
+    with pytest.raises(JobError, match=r"spec.training_data\[0\].mapping"):
+        job_config({"base_model": "m", "training_data": [source | {"mapping": {"question": "age"}}]})
+
+
+def test_ids_are_trained_on_as_they_are_and_checked_against_the_vocabulary(bench: Bench) -> None:
+    """Ids of another tokenizer would train on noise, or crash the embedding hours later."""
+    rows = [{"input_ids": [5, 6, 7 + n], "labels": [-100, 6, 7 + n]} for n in range(4)]
+    bench.run(rows, holdout_fraction=0.0)
+    assert bench.shard("train")[0] == {"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}
+    assert "[ID_OUT_OF_RANGE]" in bench.refused([*rows, {"input_ids": [1, 99_999]}]).violations[0].description
+
+
+def test_turns_that_are_not_to_be_trained_are_context(bench: Bench) -> None:
+    turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "wrong", "weight": 0}]
+    turns += [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "right"}]
+    bench.run([{"messages": turns}], holdout_fraction=0.0)
+    labels = [label for label in bench.shard("train")[0]["labels"] if label != -100]
+    assert Tokenizer(bench.tokenizer_dir).decode(labels) == "right<|im_end|>"
+
+
+def test_a_tool_call_that_the_template_leaves_out_is_refused(bench: Bench) -> None:
+    """SmolLM2's template writes roles and contents only: the call would be learned as an empty answer."""
+    call = {"role": "assistant", "tool_calls": [{"name": "weather", "arguments": {"city": "Oslo"}}]}
+    rows = [{"messages": [{"role": "user", "content": "Weather?"}, call]}]
+    assert "[TEMPLATE_WITHOUT_TOOLS]" in bench.refused(rows, holdout_fraction=0.0).violations[0].description
+    writing = (
+        "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}{{ m.role + ':' + m.content }}"
+        "{% for c in m.tool_calls or [] %}{{ c.function | tojson }}{% endfor %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    tools = [{"type": "function", "function": {"name": "weather"}}]
+    bench.run([rows[0] | {"tools": tools}], holdout_fraction=0.0, chat_template=writing)
+    row = bench.shard("train")[0]
+    tokenizer = Tokenizer(bench.tokenizer_dir)
+    assert tokenizer.decode(row["input_ids"]).startswith('[{"type": "function"')
+    trained = tokenizer.decode([label for label in row["labels"] if label != -100])
+    assert trained == '{"name": "weather", "arguments": {"city": "Oslo"}}<|im_end|>'
+
+
+def test_running_text_is_trained_from_beginning_to_end(bench: Bench) -> None:
+    """A book cut at max_length would be a book of one page; an end after each page would teach to stop there."""
+    book = "".join(f"The answer is {n}, and the question was: how many apples?\n" for n in range(300))
+    path = bench.folder / "book.txt"
+    path.write_text(book)
+    spec = {"training_data": [{"dataset": "ds_1"}], "holdout_fraction": 0.0, "hyperparameters": {"max_length": 128}}
+    config = job_config({"base_model": "m", **spec})
+    prepared = prepare(config, bench.tokenizer_dir, {"ds_1": path}, bench.folder / "out", lambda *_: None)
+    tokenizer = Tokenizer(bench.tokenizer_dir)
+    assert prepared.train.num_truncated == 0
+    ids = [token for row in bench.shard("train") for token in row["input_ids"]]
+    assert tokenizer.decode(ids) == book + tokenizer.eos_token
+
+
 def test_a_system_prompt_stands_before_conversations_without_one(bench: Bench) -> None:
     rows = [{"question": "Q1", "answer": "A"}, {"question": "Q2", "answer": "A", "system": "Mine."}]
     bench.run(rows, evaluation=rows, system_prompt="Ours.")
@@ -161,7 +256,7 @@ GOOD = '{"question": "Q", "answer": "A"}\n'
         ('{"messages": [{"role": "user", "content": "Q"}]}\n', 1, "NO_ANSWER", "last turn must be the assistant's"),
         ('{"messages": [{"role": "assistant", "content": "A"}]}\n', 1, "NO_QUESTION", "begins with an answer"),
         ('{"messages": [{"role": "alien", "content": "Q"}]}\n', 1, "UNKNOWN_ROLE", "'alien'"),
-        ('{"a": ' * 100_000 + "\n", 1, "NOT_JSON", "not JSON"),
+        ('{"a": ' * 100_000 + "\n", 1, "NESTED_TOO_DEEPLY", "not JSON"),
     ],
 )  # fmt: skip
 def test_a_bad_row_is_named_with_its_number_and_how_to_mend_it(
@@ -187,10 +282,10 @@ def test_an_empty_file_is_refused(bench: Bench, text: str) -> None:
 
 
 def test_a_file_of_another_kind_is_refused(tokenizer_dir: Path, tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("question,answer\n")
+    (tmp_path / "a.xlsx").write_text("question,answer\n")
     config = job_config({"base_model": "m", "training_data": [{"dataset": "d"}]})
     with pytest.raises(JobError, match="jsonl"):
-        prepare(config, tokenizer_dir, {"d": tmp_path / "a.csv"}, tmp_path / "out", lambda _phase, _fraction: None)
+        prepare(config, tokenizer_dir, {"d": tmp_path / "a.xlsx"}, tmp_path / "out", lambda _phase, _fraction: None)
 
 
 def test_one_row_cannot_be_split(bench: Bench) -> None:

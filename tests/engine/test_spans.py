@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.data.formats import Example, Message
+from engine.data.conversations import Message
+from engine.data.formats import Example
 from engine.data.spans import IGNORED, prompt_text, tokens_of
 from engine.data.tokenizer import PLAIN_TEMPLATE, Tokenizer
 from engine.errors import JobError

@@ -115,14 +115,14 @@ WRONG_HEADERS: list[tuple[dict[str, Any], list[str]]] = [
     ({"filename": "a\0.jsonl"}, ["header.filename"]),
     ({"filename": "\u202elnosj.jsonl"}, ["header.filename"]),
     ({"filename": "ä" * 125 + ".jsonl"}, ["header.filename"]),
-    ({"filename": "rows.csv"}, ["header.filename"]),
+    ({"filename": "rows.xlsx"}, ["header.filename"]),
     ({"filename": "jsonl"}, ["header.filename"]),
     ({"display_name": "x" * 129}, ["header.display_name"]),
     ({"request_id": "x" * 129}, ["header.request_id"]),
     ({"request_id": "a\0b"}, ["header.request_id"]),
     ({"size_bytes": -1}, ["header.size_bytes"]),
     ({"offset": -1}, ["header.offset"]),
-    ({"sha256": "abc", "filename": "x.parquet"}, ["header.filename", "header.sha256"]),
+    ({"sha256": "abc", "filename": "x.pickle"}, ["header.filename", "header.sha256"]),
 ]
 
 
@@ -135,8 +135,8 @@ async def test_a_wrong_header_is_refused_with_every_field(room: Room) -> None:
 
 
 async def test_an_unknown_ending_is_told_the_known_ones(room: Room) -> None:
-    found = await room.refused(head(filename="rows.csv"), *chunks(ROWS))
-    assert "rows.csv" in found.message
+    found = await room.refused(head(filename="rows.xlsx"), *chunks(ROWS))
+    assert "rows.xlsx" in found.message
     assert ".jsonl" in found.message
 
 
@@ -173,14 +173,19 @@ async def test_the_operators_limit_holds_whether_announced_or_not(room: Room) ->
         assert found.metadata["max_bytes"] == str(LIMIT)
 
 
-async def test_what_is_not_built_says_so(room: Room) -> None:
+async def test_without_a_probe_nobody_pretends_to_have_looked(room: Room) -> None:
     """A hollow success would have callers believe that their rows were checked."""
-    for call in (
-        room.stub.ValidateDataset(api.ValidateDatasetRequest()),
-        room.stub.PreviewDataset(api.PreviewDatasetRequest()),
+    source = DataSource(dataset=(await room.uploaded()).id)
+    for call, empty in (
+        (room.stub.ValidateDataset, api.ValidateDatasetRequest),
+        (room.stub.PreviewDataset, api.PreviewDatasetRequest),
     ):
-        found = await refusal(call)
-        assert (found.code, found.reason) == (grpc.StatusCode.UNIMPLEMENTED, "METHOD_NOT_IMPLEMENTED")
+        found = await refusal(call(empty()))
+        assert (found.code, found.fields) == (INVALID, ("source.dataset", "base_model"))
+        found = await refusal(call(empty(source=source, base_model="smollm2-135m")))
+        assert (found.code, found.reason) == (grpc.StatusCode.UNAVAILABLE, "NO_PROBE")
+        found = await refusal(call(empty(source=DataSource(dataset="ds_other"), base_model="smollm2-135m")))
+        assert (found.code, found.reason) == (grpc.StatusCode.NOT_FOUND, "DATASET_NOT_FOUND")
 
 
 @pytest.mark.parametrize("cut_after", [0, 1, 5])

@@ -128,7 +128,7 @@ async def test_an_unknown_dataset_is_not_found(room: Room) -> None:
     [
         ({"export": {"formats": ["EXPORT_FORMAT_GGUF"]}}, "spec.export.formats"),
         ({"integrations": [{"kind": "wandb"}]}, "spec.integrations"),
-        ({"training_data": [{"dataset": "ds_1", "weight": 0.5}]}, "spec.training_data[0].weight"),
+        ({"evaluation_data": [{"dataset": "ds_1", "weight": 0.5}]}, "spec.evaluation_data[0].weight"),
     ],
 )
 async def test_what_is_not_built_yet_is_refused_not_ignored(room: Room, fields: dict[str, Any], path: str) -> None:

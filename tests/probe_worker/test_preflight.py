@@ -86,8 +86,11 @@ def test_a_good_job_is_resolved_counted_and_tokenised(make_spec: MakeSpec, tmp_p
     assert list(dict.fromkeys(phases)) == [
         "checking_hardware", "resolving_model", "reading_rows", "tokenising", "resolving_configuration",
     ]  # fmt: skip
-    (saved,) = (event for event in sink.events if isinstance(event, ArtifactSaved))
-    assert (saved.kind, saved.path) == ("shards", "shards")
+    saved = [(event.kind, event.path) for event in sink.events if isinstance(event, ArtifactSaved)]
+    assert saved == [("validation_report", "validation_report.json"), ("shards", "shards")]
+    report = json.loads((tmp_path / "out" / "validation_report.json").read_text())
+    assert (report["verdict"], report["problems"][0]["reason"]) == ("warnings", "DUPLICATE_ROW")
+    assert (report["problems"][0]["row"], report["training_data"]["num_examples"]) == (61, 54)
     assert [event.reason for event in sink.events if isinstance(event, Warning)] == ["DUPLICATES_DROPPED"]
     (published,) = (event for event in sink.events if isinstance(event, ConfigResolved))
     config = resolved_config(published.resolved_spec)
@@ -109,12 +112,14 @@ def test_it_runs_alone_and_prints_what_it_finds(make_spec: MakeSpec) -> None:
     assert "tokenising" in done.stdout
 
 
-def test_a_bad_row_ends_it_as_the_callers_error(make_spec: MakeSpec) -> None:
+def test_a_bad_row_ends_it_as_the_callers_error(make_spec: MakeSpec, tmp_path: Path) -> None:
     """Fault, row and advice, and no traceback."""
     done = run(make_spec([*ROWS[:16], '{"question": "Q", }\n']))
     assert done.returncode != 0
     assert "USER_ERROR" in done.stdout
     assert "row 17: not JSON" in done.stdout
+    report = json.loads((tmp_path / "out" / "validation_report.json").read_text())
+    assert (report["verdict"], report["problems"][0]["row"]) == ("refused", 17)
     assert "Traceback" not in done.stderr
 
 

@@ -43,6 +43,7 @@ from finetuneflow.v1 import (
     recipe_service_pb2,
     recipe_service_pb2_grpc,
     stage_result_pb2,
+    validation_pb2,
     work_pb2,
 )
 
@@ -422,6 +423,13 @@ class FakeGateway(
             speed_basis="measured in 1 earlier training on H200",
             currency="USD",
         )
+
+    def ValidateDataset(self, request: Any, context: Any) -> Any:
+        self._enter("ValidateDataset", request, context)
+        counted = stage_result_pb2.DataStatistics(num_examples=12_345, num_tokens=10, format="chat")
+        report = validation_pb2.ValidationReport(verdict=3, num_problems=1, training_data=counted)
+        report.problems.add(row=17, reason="NO_ANSWER", message="has no answer", severity=2)
+        return dataset_service_pb2.ValidateDatasetResponse(report=report)
 
     def GetHardware(self, request: Any, context: Any) -> Any:
         self._enter("GetHardware", request, context)

@@ -7,7 +7,19 @@ from typing import Annotated
 import typer
 
 from finetuneflow import __version__
-from finetuneflow.cli import datasets, doctor, download, estimates, jobs, metrics, models, probe, recipes, train
+from finetuneflow.cli import (
+    datasets,
+    doctor,
+    download,
+    estimates,
+    jobs,
+    looking,
+    metrics,
+    models,
+    probe,
+    recipes,
+    train,
+)
 from finetuneflow.cli.advice import ADDRESS
 from finetuneflow.cli.exits import EXIT_CODES, ReportingGroup
 from finetuneflow.cli.server_commands import add_server_commands
@@ -29,7 +41,8 @@ def build_app() -> typer.Typer:
     app.add_typer(jobs.app, name="jobs")
     app.command()(metrics.metrics)
     app.command()(download.download)
-    app.add_typer(datasets.app, name="datasets")
+    datasets_app = datasets.make_app()
+    app.add_typer(datasets_app, name="datasets")
     models_app = models.make_app()
     app.add_typer(models_app, name="models")
     app.add_typer(recipes.app, name="recipes")
@@ -37,6 +50,7 @@ def build_app() -> typer.Typer:
     app.command()(doctor.doctor)
     add_server_commands(app, models_app)
     estimates.add_commands(app)
+    looking.add_commands(app, datasets_app)
     return app
 
 

@@ -10,14 +10,22 @@ import typer
 from finetuneflow.cli.session import Json, not_empty, print_json, print_newest, print_rows, session, size
 from finetuneflow.resources.dataset import Dataset
 
-app = typer.Typer(no_args_is_help=True, help="Datasets: upload, list, delete.")
+
+def make_app() -> typer.Typer:
+    """A group of its own each time: the server distribution adds commands to it."""
+    app = typer.Typer(no_args_is_help=True, help="Datasets: upload, list, look into, delete.")
+    app.command()(upload)
+    app.command("list")(list_datasets)
+    app.command()(get)
+    app.command()(delete)
+    return app
+
 
 DatasetId = Annotated[str, typer.Argument(metavar="DATASET", help="The dataset's id.", callback=not_empty)]
 
 _HEADERS = ["ID", "NAME", "FILE", "SIZE", "CREATED"]
 
 
-@app.command()
 def upload(
     ctx: typer.Context,
     files: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, help="Files of rows.")],
@@ -34,7 +42,6 @@ def upload(
             here.console.print(f"{dataset.id}  {dataset.filename}  {size(dataset.size_bytes)}")
 
 
-@app.command("list")
 def list_datasets(
     ctx: typer.Context,
     limit: Annotated[int, typer.Option(min=1, help="Newest first, at most so many.")] = 20,
@@ -48,7 +55,6 @@ def list_datasets(
         print_newest(here.console, _HEADERS, lambda most: here.client.datasets.list(limit=most), _row, limit)
 
 
-@app.command()
 def get(ctx: typer.Context, dataset_id: DatasetId, json: Json = False) -> None:
     """Show one dataset."""
     here = session(ctx)
@@ -59,7 +65,6 @@ def get(ctx: typer.Context, dataset_id: DatasetId, json: Json = False) -> None:
         print_rows(here.console, [*_HEADERS, "SHA-256"], [[*_row(dataset), dataset.sha256]])
 
 
-@app.command()
 def delete(ctx: typer.Context, dataset_id: DatasetId, json: Json = False) -> None:
     """Delete a dataset for good."""
     here = session(ctx)

@@ -40,6 +40,16 @@ from finetuneflow.resources.stage_result import (
     PreflightResult,
     TrainingResult,
 )
+from finetuneflow.resources.validation import (
+    JobFigures,
+    ProblemCount,
+    ProblemSeverity,
+    RowPreview,
+    RowProblem,
+    TokenSpan,
+    ValidationReport,
+    Verdict,
+)
 
 __all__ = [
     "Adjustment",
@@ -62,6 +72,7 @@ __all__ = [
     "Hardware",
     "InferenceSample",
     "Job",
+    "JobFigures",
     "JobState",
     "MemoryComponent",
     "MetricPoint",
@@ -69,15 +80,22 @@ __all__ = [
     "Model",
     "ModelKind",
     "PreflightResult",
+    "ProblemCount",
+    "ProblemSeverity",
     "Progress",
     "Recipe",
     "Recommendation",
     "Resolution",
     "Resource",
     "ResourceEstimate",
+    "RowPreview",
+    "RowProblem",
     "SeedRecommendation",
     "Severity",
     "Stage",
+    "TokenSpan",
     "TrainingMethod",
     "TrainingResult",
+    "ValidationReport",
+    "Verdict",
 ]

@@ -33,6 +33,11 @@ class DataStatistics(Resource):
     max_tokens: int
     mean_tokens: float
     format: str
+    num_dropped: int
+    percentiles: dict[int, int]
+    histogram: dict[int, int]
+    roles: dict[str, int]
+    scripts: dict[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 from finetuneflow.v1 import dataset_pb2 as _dataset_pb2
 from finetuneflow.v1 import fine_tuning_job_spec_pb2 as _fine_tuning_job_spec_pb2
-from finetuneflow.v1 import stage_result_pb2 as _stage_result_pb2
+from finetuneflow.v1 import validation_pb2 as _validation_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -98,50 +98,50 @@ class DeleteDatasetResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class ValidateDatasetRequest(_message.Message):
-    __slots__ = ("source", "base_model", "max_length")
+    __slots__ = ("source", "base_model", "max_length", "chat_template", "system_prompt", "dataset", "tenant")
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
     MAX_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    CHAT_TEMPLATE_FIELD_NUMBER: _ClassVar[int]
+    SYSTEM_PROMPT_FIELD_NUMBER: _ClassVar[int]
+    DATASET_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
     source: _fine_tuning_job_spec_pb2.DataSource
     base_model: str
     max_length: int
-    def __init__(self, source: _Optional[_Union[_fine_tuning_job_spec_pb2.DataSource, _Mapping]] = ..., base_model: _Optional[str] = ..., max_length: _Optional[int] = ...) -> None: ...
+    chat_template: str
+    system_prompt: str
+    dataset: _dataset_pb2.Dataset
+    tenant: str
+    def __init__(self, source: _Optional[_Union[_fine_tuning_job_spec_pb2.DataSource, _Mapping]] = ..., base_model: _Optional[str] = ..., max_length: _Optional[int] = ..., chat_template: _Optional[str] = ..., system_prompt: _Optional[str] = ..., dataset: _Optional[_Union[_dataset_pb2.Dataset, _Mapping]] = ..., tenant: _Optional[str] = ...) -> None: ...
 
 class ValidateDatasetResponse(_message.Message):
-    __slots__ = ("statistics", "problems", "num_problems")
-    STATISTICS_FIELD_NUMBER: _ClassVar[int]
-    PROBLEMS_FIELD_NUMBER: _ClassVar[int]
-    NUM_PROBLEMS_FIELD_NUMBER: _ClassVar[int]
-    statistics: _stage_result_pb2.DataStatistics
-    problems: _containers.RepeatedCompositeFieldContainer[RowProblem]
-    num_problems: int
-    def __init__(self, statistics: _Optional[_Union[_stage_result_pb2.DataStatistics, _Mapping]] = ..., problems: _Optional[_Iterable[_Union[RowProblem, _Mapping]]] = ..., num_problems: _Optional[int] = ...) -> None: ...
-
-class RowProblem(_message.Message):
-    __slots__ = ("row", "column", "reason", "message")
-    ROW_FIELD_NUMBER: _ClassVar[int]
-    COLUMN_FIELD_NUMBER: _ClassVar[int]
-    REASON_FIELD_NUMBER: _ClassVar[int]
-    MESSAGE_FIELD_NUMBER: _ClassVar[int]
-    row: int
-    column: str
-    reason: str
-    message: str
-    def __init__(self, row: _Optional[int] = ..., column: _Optional[str] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+    __slots__ = ("report",)
+    REPORT_FIELD_NUMBER: _ClassVar[int]
+    report: _validation_pb2.ValidationReport
+    def __init__(self, report: _Optional[_Union[_validation_pb2.ValidationReport, _Mapping]] = ...) -> None: ...
 
 class PreviewDatasetRequest(_message.Message):
-    __slots__ = ("source", "base_model", "first_row", "num_rows", "max_length")
+    __slots__ = ("source", "base_model", "first_row", "num_rows", "max_length", "chat_template", "system_prompt", "dataset", "tenant")
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
     FIRST_ROW_FIELD_NUMBER: _ClassVar[int]
     NUM_ROWS_FIELD_NUMBER: _ClassVar[int]
     MAX_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    CHAT_TEMPLATE_FIELD_NUMBER: _ClassVar[int]
+    SYSTEM_PROMPT_FIELD_NUMBER: _ClassVar[int]
+    DATASET_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
     source: _fine_tuning_job_spec_pb2.DataSource
     base_model: str
     first_row: int
     num_rows: int
     max_length: int
-    def __init__(self, source: _Optional[_Union[_fine_tuning_job_spec_pb2.DataSource, _Mapping]] = ..., base_model: _Optional[str] = ..., first_row: _Optional[int] = ..., num_rows: _Optional[int] = ..., max_length: _Optional[int] = ...) -> None: ...
+    chat_template: str
+    system_prompt: str
+    dataset: _dataset_pb2.Dataset
+    tenant: str
+    def __init__(self, source: _Optional[_Union[_fine_tuning_job_spec_pb2.DataSource, _Mapping]] = ..., base_model: _Optional[str] = ..., first_row: _Optional[int] = ..., num_rows: _Optional[int] = ..., max_length: _Optional[int] = ..., chat_template: _Optional[str] = ..., system_prompt: _Optional[str] = ..., dataset: _Optional[_Union[_dataset_pb2.Dataset, _Mapping]] = ..., tenant: _Optional[str] = ...) -> None: ...
 
 class PreviewDatasetResponse(_message.Message):
     __slots__ = ("rows",)
@@ -150,17 +150,29 @@ class PreviewDatasetResponse(_message.Message):
     def __init__(self, rows: _Optional[_Iterable[_Union[RowPreview, _Mapping]]] = ...) -> None: ...
 
 class RowPreview(_message.Message):
-    __slots__ = ("row", "text", "tokens", "input_ids", "labels", "truncated")
+    __slots__ = ("row", "text", "tokens", "input_ids", "labels", "truncated", "trained_spans", "problem")
     ROW_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     INPUT_IDS_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
     TRUNCATED_FIELD_NUMBER: _ClassVar[int]
+    TRAINED_SPANS_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
     row: int
     text: str
     tokens: _containers.RepeatedScalarFieldContainer[str]
     input_ids: _containers.RepeatedScalarFieldContainer[int]
     labels: _containers.RepeatedScalarFieldContainer[int]
     truncated: bool
-    def __init__(self, row: _Optional[int] = ..., text: _Optional[str] = ..., tokens: _Optional[_Iterable[str]] = ..., input_ids: _Optional[_Iterable[int]] = ..., labels: _Optional[_Iterable[int]] = ..., truncated: bool = ...) -> None: ...
+    trained_spans: _containers.RepeatedCompositeFieldContainer[TokenSpan]
+    problem: _validation_pb2.RowProblem
+    def __init__(self, row: _Optional[int] = ..., text: _Optional[str] = ..., tokens: _Optional[_Iterable[str]] = ..., input_ids: _Optional[_Iterable[int]] = ..., labels: _Optional[_Iterable[int]] = ..., truncated: bool = ..., trained_spans: _Optional[_Iterable[_Union[TokenSpan, _Mapping]]] = ..., problem: _Optional[_Union[_validation_pb2.RowProblem, _Mapping]] = ...) -> None: ...
+
+class TokenSpan(_message.Message):
+    __slots__ = ("start", "end")
+    START_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    start: int
+    end: int
+    def __init__(self, start: _Optional[int] = ..., end: _Optional[int] = ...) -> None: ...

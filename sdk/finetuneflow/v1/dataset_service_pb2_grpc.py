@@ -123,14 +123,17 @@ class DatasetServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ValidateDataset(self, request, context):
-        """Checks every row with a tokenizer and a template, without a job. Passed through to a probe.
+        """Checks every row with a tokenizer and a template, without a job. Passed through to a probe. What is wrong with the
+        data is the answer, not a failure. Fails with NOT_FOUND for an unknown dataset, INVALID_ARGUMENT for a source or a
+        model that a job could not name either, DEADLINE_EXCEEDED by the caller's own deadline.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PreviewDataset(self, request, context):
-        """Shows rows as training will see them: text, tokens, what is trained. Passed through to a probe.
+        """Shows rows as training will see them: text, tokens, what is trained. Passed through to a probe. Fails as
+        ValidateDataset does, and with INVALID_ARGUMENT for a file that cannot be read as a whole.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -26,25 +26,41 @@ from finetuneflow.v1 import estimate_pb2 as finetuneflow_dot_v1_dot_estimate__pb
 from finetuneflow.v1 import hardware_pb2 as finetuneflow_dot_v1_dot_hardware__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"finetuneflow/v1/stage_result.proto\x12\x0f\x66inetuneflow.v1\x1a\x1e\x66inetuneflow/v1/estimate.proto\x1a\x1e\x66inetuneflow/v1/hardware.proto\"\xf9\x02\n\x0fPreflightResult\x12\x36\n\nbase_model\x18\x01 \x01(\x0b\x32\".finetuneflow.v1.BaseModelIdentity\x12\x36\n\rtraining_data\x18\x02 \x01(\x0b\x32\x1f.finetuneflow.v1.DataStatistics\x12\x38\n\x0f\x65valuation_data\x18\x03 \x01(\x0b\x32\x1f.finetuneflow.v1.DataStatistics\x12\x13\n\x0btotal_steps\x18\x04 \x01(\x03\x12\x13\n\x0bshards_path\x18\x05 \x01(\t\x12\x1e\n\x16shards_manifest_sha256\x18\x06 \x01(\t\x12+\n\x08hardware\x18\x07 \x01(\x0b\x32\x19.finetuneflow.v1.Hardware\x12\x10\n\x08warnings\x18\x08 \x03(\t\x12\x33\n\x08\x65stimate\x18\t \x01(\x0b\x32!.finetuneflow.v1.ResourceEstimate\"\x8f\x01\n\x11\x42\x61seModelIdentity\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x16\n\x0eweights_sha256\x18\x03 \x01(\t\x12\x16\n\x0enum_parameters\x18\x04 \x01(\x03\x12\x16\n\x0e\x63ontext_length\x18\x05 \x01(\x03\x12\x14\n\x0c\x61rchitecture\x18\x06 \x01(\t\"\xbe\x01\n\x0e\x44\x61taStatistics\x12\x14\n\x0cnum_examples\x18\x01 \x01(\x03\x12\x12\n\nnum_tokens\x18\x02 \x01(\x03\x12\x1a\n\x12num_trained_tokens\x18\x03 \x01(\x03\x12\x15\n\rnum_truncated\x18\x04 \x01(\x03\x12\x16\n\x0enum_duplicates\x18\x05 \x01(\x03\x12\x12\n\nmax_tokens\x18\x06 \x01(\x03\x12\x13\n\x0bmean_tokens\x18\x07 \x01(\x01\x12\x0e\n\x06\x66ormat\x18\x08 \x01(\t\"\xc5\x03\n\x0eTrainingResult\x12\x13\n\x0btotal_steps\x18\x01 \x01(\x03\x12\x12\n\ntrain_loss\x18\x02 \x01(\x01\x12\x18\n\x10\x66inal_train_loss\x18\x03 \x01(\x01\x12\x1b\n\x0e\x62\x65st_eval_loss\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x11\n\tbest_step\x18\x05 \x01(\x03\x12\x1c\n\x0f\x66inal_eval_loss\x18\x06 \x01(\x01H\x01\x88\x01\x01\x12\x1d\n\x15train_runtime_seconds\x18\x07 \x01(\x01\x12 \n\x18train_samples_per_second\x18\x08 \x01(\x01\x12\x1f\n\x17train_tokens_per_second\x18\t \x01(\x01\x12\x15\n\rearly_stopped\x18\n \x01(\x08\x12 \n\x18num_trainable_parameters\x18\x0b \x01(\x03\x12\x19\n\x11peak_memory_bytes\x18\x0c \x01(\x03\x12\x1c\n\x14\x62\x65st_checkpoint_path\x18\r \x01(\t\x12\'\n\x1f\x62\x65st_checkpoint_manifest_sha256\x18\x0e \x01(\tB\x11\n\x0f_best_eval_lossB\x12\n\x10_final_eval_loss\"\xab\x02\n\x10\x45valuationResult\x12\x16\n\tbase_loss\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x17\n\ntuned_loss\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x1c\n\x0f\x62\x61se_perplexity\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x1d\n\x10tuned_perplexity\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x14\n\x0cnum_examples\x18\x05 \x01(\x03\x12\x1a\n\x12num_trained_tokens\x18\x06 \x01(\x03\x12\x31\n\x07samples\x18\x07 \x03(\x0b\x32 .finetuneflow.v1.InferenceSampleB\x0c\n\n_base_lossB\r\n\x0b_tuned_lossB\x12\n\x10_base_perplexityB\x13\n\x11_tuned_perplexity\"\x90\x01\n\x0fInferenceSample\x12\x13\n\x0binstruction\x18\x01 \x01(\t\x12\r\n\x05input\x18\x02 \x01(\t\x12\x17\n\x0f\x65xpected_output\x18\x03 \x01(\t\x12\x14\n\x0cmodel_output\x18\x04 \x01(\t\x12\x15\n\routput_length\x18\x05 \x01(\x05\x12\x13\n\x0b\x62\x61se_output\x18\x06 \x01(\t\"X\n\x0c\x45xportResult\x12\x14\n\x0cpackage_path\x18\x01 \x01(\t\x12\x16\n\x0epackage_sha256\x18\x02 \x01(\t\x12\x1a\n\x12package_size_bytes\x18\x03 \x01(\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"finetuneflow/v1/stage_result.proto\x12\x0f\x66inetuneflow.v1\x1a\x1e\x66inetuneflow/v1/estimate.proto\x1a\x1e\x66inetuneflow/v1/hardware.proto\"\xf9\x02\n\x0fPreflightResult\x12\x36\n\nbase_model\x18\x01 \x01(\x0b\x32\".finetuneflow.v1.BaseModelIdentity\x12\x36\n\rtraining_data\x18\x02 \x01(\x0b\x32\x1f.finetuneflow.v1.DataStatistics\x12\x38\n\x0f\x65valuation_data\x18\x03 \x01(\x0b\x32\x1f.finetuneflow.v1.DataStatistics\x12\x13\n\x0btotal_steps\x18\x04 \x01(\x03\x12\x13\n\x0bshards_path\x18\x05 \x01(\t\x12\x1e\n\x16shards_manifest_sha256\x18\x06 \x01(\t\x12+\n\x08hardware\x18\x07 \x01(\x0b\x32\x19.finetuneflow.v1.Hardware\x12\x10\n\x08warnings\x18\x08 \x03(\t\x12\x33\n\x08\x65stimate\x18\t \x01(\x0b\x32!.finetuneflow.v1.ResourceEstimate\"\x8f\x01\n\x11\x42\x61seModelIdentity\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x16\n\x0eweights_sha256\x18\x03 \x01(\t\x12\x16\n\x0enum_parameters\x18\x04 \x01(\x03\x12\x16\n\x0e\x63ontext_length\x18\x05 \x01(\x03\x12\x14\n\x0c\x61rchitecture\x18\x06 \x01(\t\"\x9b\x05\n\x0e\x44\x61taStatistics\x12\x14\n\x0cnum_examples\x18\x01 \x01(\x03\x12\x12\n\nnum_tokens\x18\x02 \x01(\x03\x12\x1a\n\x12num_trained_tokens\x18\x03 \x01(\x03\x12\x15\n\rnum_truncated\x18\x04 \x01(\x03\x12\x16\n\x0enum_duplicates\x18\x05 \x01(\x03\x12\x12\n\nmax_tokens\x18\x06 \x01(\x03\x12\x13\n\x0bmean_tokens\x18\x07 \x01(\x01\x12\x0e\n\x06\x66ormat\x18\x08 \x01(\t\x12\x13\n\x0bnum_dropped\x18\t \x01(\x03\x12\x45\n\x0bpercentiles\x18\n \x03(\x0b\x32\x30.finetuneflow.v1.DataStatistics.PercentilesEntry\x12\x41\n\thistogram\x18\x0b \x03(\x0b\x32..finetuneflow.v1.DataStatistics.HistogramEntry\x12\x39\n\x05roles\x18\x0c \x03(\x0b\x32*.finetuneflow.v1.DataStatistics.RolesEntry\x12=\n\x07scripts\x18\r \x03(\x0b\x32,.finetuneflow.v1.DataStatistics.ScriptsEntry\x1a\x32\n\x10PercentilesEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a\x30\n\x0eHistogramEntry\x12\x0b\n\x03key\x18\x01 \x01(\x03\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a,\n\nRolesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a.\n\x0cScriptsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"\xc5\x03\n\x0eTrainingResult\x12\x13\n\x0btotal_steps\x18\x01 \x01(\x03\x12\x12\n\ntrain_loss\x18\x02 \x01(\x01\x12\x18\n\x10\x66inal_train_loss\x18\x03 \x01(\x01\x12\x1b\n\x0e\x62\x65st_eval_loss\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x11\n\tbest_step\x18\x05 \x01(\x03\x12\x1c\n\x0f\x66inal_eval_loss\x18\x06 \x01(\x01H\x01\x88\x01\x01\x12\x1d\n\x15train_runtime_seconds\x18\x07 \x01(\x01\x12 \n\x18train_samples_per_second\x18\x08 \x01(\x01\x12\x1f\n\x17train_tokens_per_second\x18\t \x01(\x01\x12\x15\n\rearly_stopped\x18\n \x01(\x08\x12 \n\x18num_trainable_parameters\x18\x0b \x01(\x03\x12\x19\n\x11peak_memory_bytes\x18\x0c \x01(\x03\x12\x1c\n\x14\x62\x65st_checkpoint_path\x18\r \x01(\t\x12\'\n\x1f\x62\x65st_checkpoint_manifest_sha256\x18\x0e \x01(\tB\x11\n\x0f_best_eval_lossB\x12\n\x10_final_eval_loss\"\xab\x02\n\x10\x45valuationResult\x12\x16\n\tbase_loss\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x17\n\ntuned_loss\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x1c\n\x0f\x62\x61se_perplexity\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x1d\n\x10tuned_perplexity\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x14\n\x0cnum_examples\x18\x05 \x01(\x03\x12\x1a\n\x12num_trained_tokens\x18\x06 \x01(\x03\x12\x31\n\x07samples\x18\x07 \x03(\x0b\x32 .finetuneflow.v1.InferenceSampleB\x0c\n\n_base_lossB\r\n\x0b_tuned_lossB\x12\n\x10_base_perplexityB\x13\n\x11_tuned_perplexity\"\x90\x01\n\x0fInferenceSample\x12\x13\n\x0binstruction\x18\x01 \x01(\t\x12\r\n\x05input\x18\x02 \x01(\t\x12\x17\n\x0f\x65xpected_output\x18\x03 \x01(\t\x12\x14\n\x0cmodel_output\x18\x04 \x01(\t\x12\x15\n\routput_length\x18\x05 \x01(\x05\x12\x13\n\x0b\x62\x61se_output\x18\x06 \x01(\t\"X\n\x0c\x45xportResult\x12\x14\n\x0cpackage_path\x18\x01 \x01(\t\x12\x16\n\x0epackage_sha256\x18\x02 \x01(\t\x12\x1a\n\x12package_size_bytes\x18\x03 \x01(\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'finetuneflow.v1.stage_result_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_DATASTATISTICS_PERCENTILESENTRY']._loaded_options = None
+  _globals['_DATASTATISTICS_PERCENTILESENTRY']._serialized_options = b'8\001'
+  _globals['_DATASTATISTICS_HISTOGRAMENTRY']._loaded_options = None
+  _globals['_DATASTATISTICS_HISTOGRAMENTRY']._serialized_options = b'8\001'
+  _globals['_DATASTATISTICS_ROLESENTRY']._loaded_options = None
+  _globals['_DATASTATISTICS_ROLESENTRY']._serialized_options = b'8\001'
+  _globals['_DATASTATISTICS_SCRIPTSENTRY']._loaded_options = None
+  _globals['_DATASTATISTICS_SCRIPTSENTRY']._serialized_options = b'8\001'
   _globals['_PREFLIGHTRESULT']._serialized_start=120
   _globals['_PREFLIGHTRESULT']._serialized_end=497
   _globals['_BASEMODELIDENTITY']._serialized_start=500
   _globals['_BASEMODELIDENTITY']._serialized_end=643
   _globals['_DATASTATISTICS']._serialized_start=646
-  _globals['_DATASTATISTICS']._serialized_end=836
-  _globals['_TRAININGRESULT']._serialized_start=839
-  _globals['_TRAININGRESULT']._serialized_end=1292
-  _globals['_EVALUATIONRESULT']._serialized_start=1295
-  _globals['_EVALUATIONRESULT']._serialized_end=1594
-  _globals['_INFERENCESAMPLE']._serialized_start=1597
-  _globals['_INFERENCESAMPLE']._serialized_end=1741
-  _globals['_EXPORTRESULT']._serialized_start=1743
-  _globals['_EXPORTRESULT']._serialized_end=1831
+  _globals['_DATASTATISTICS']._serialized_end=1313
+  _globals['_DATASTATISTICS_PERCENTILESENTRY']._serialized_start=1119
+  _globals['_DATASTATISTICS_PERCENTILESENTRY']._serialized_end=1169
+  _globals['_DATASTATISTICS_HISTOGRAMENTRY']._serialized_start=1171
+  _globals['_DATASTATISTICS_HISTOGRAMENTRY']._serialized_end=1219
+  _globals['_DATASTATISTICS_ROLESENTRY']._serialized_start=1221
+  _globals['_DATASTATISTICS_ROLESENTRY']._serialized_end=1265
+  _globals['_DATASTATISTICS_SCRIPTSENTRY']._serialized_start=1267
+  _globals['_DATASTATISTICS_SCRIPTSENTRY']._serialized_end=1313
+  _globals['_TRAININGRESULT']._serialized_start=1316
+  _globals['_TRAININGRESULT']._serialized_end=1769
+  _globals['_EVALUATIONRESULT']._serialized_start=1772
+  _globals['_EVALUATIONRESULT']._serialized_end=2071
+  _globals['_INFERENCESAMPLE']._serialized_start=2074
+  _globals['_INFERENCESAMPLE']._serialized_end=2218
+  _globals['_EXPORTRESULT']._serialized_start=2220
+  _globals['_EXPORTRESULT']._serialized_end=2308
 # @@protoc_insertion_point(module_scope)

@@ -1,6 +1,8 @@
 """Stage 1: will it fit, is it right. Reads top to bottom in the order it happens."""
 
+import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 from google.protobuf import json_format
@@ -9,7 +11,7 @@ from chassis.pipe import Cancelled, EventSink, Paused
 from engine.config.job import JobConfig, job_config
 from engine.config.wire import config_to_spec
 from engine.data.prepare import Prepared, prepare
-from engine.data.statistics import Statistics
+from engine.data.validation import Report
 from engine.errors import JobError
 from engine.estimate.architecture import Architecture
 from engine.estimate.cost import PriceTable
@@ -21,8 +23,9 @@ from engine.estimate.wire import estimate_message
 from finetuneflow.v1.estimate_pb2 import ResourceEstimate
 from finetuneflow.v1.event_pb2 import ArtifactSaved, ConfigResolved, Phase, StageCompleted, Warning
 from finetuneflow.v1.hardware_pb2 import Hardware
-from finetuneflow.v1.stage_result_pb2 import BaseModelIdentity, DataStatistics, PreflightResult
+from finetuneflow.v1.stage_result_pb2 import BaseModelIdentity, PreflightResult
 from services.hardware import read_hardware
+from services.probe.worker.findings import data_statistics
 from services.probe.worker.resolve import Resolved, resolve, resolve_length, total_steps
 from services.probe.worker.spec import PreflightSpec
 from services.specs import ModelFiles
@@ -52,7 +55,15 @@ def preflight(sink: EventSink, spec_path: Path) -> StageCompleted:
     architecture = Architecture.of_folder(spec.model.path)
 
     shards = spec.out_dir / "shards"
-    prepared = prepare(resolved.config, spec.model.path, spec.sources, shards, phases.progress)
+    report = Report()
+    try:
+        prepared = prepare(resolved.config, spec.model.path, spec.sources, shards, phases.progress, report)
+    except JobError as error:
+        if not report.num_errors:
+            report.refused("", error)
+        _save_report(sink, spec.out_dir, report, None)
+        raise
+    _save_report(sink, spec.out_dir, report, prepared)
     sink.emit(ArtifactSaved(path="shards", kind="shards", media_type="inode/directory"))
 
     phases.enter("resolving_configuration")
@@ -65,8 +76,8 @@ def preflight(sink: EventSink, spec_path: Path) -> StageCompleted:
     return StageCompleted(
         preflight=PreflightResult(
             base_model=_identity(spec.model),
-            training_data=_statistics(prepared.train),
-            evaluation_data=_statistics(prepared.eval) if prepared.eval.num_examples else None,
+            training_data=data_statistics(prepared.train),
+            evaluation_data=data_statistics(prepared.eval) if prepared.eval.num_examples else None,
             total_steps=steps,
             shards_path="shards",
             hardware=hardware,
@@ -100,6 +111,18 @@ def _estimate(
         calibration=Calibration(),
         prices=PriceTable.read(prices),
     )
+
+
+def _save_report(sink: EventSink, out_dir: Path, report: Report, prepared: Prepared | None) -> None:
+    """For whoever has to mend the data: also, and above all, when the job is refused."""
+    out_dir.mkdir(parents=True, exist_ok=True)
+    counted = (
+        {} if prepared is None else {"training_data": asdict(prepared.train), "evaluation_data": asdict(prepared.eval)}
+    )
+    text = json.dumps(report.as_dict(**counted), indent=1, ensure_ascii=False)
+    (out_dir / "validation_report.json").write_text(text + "\n", encoding="utf-8")
+    saved = ArtifactSaved(path="validation_report.json", kind="validation_report", media_type="application/json")
+    sink.emit(saved)
 
 
 class _Phases:
@@ -187,17 +210,4 @@ def _identity(model: ModelFiles) -> BaseModelIdentity:
         num_parameters=model.num_parameters,
         context_length=model.context_length,
         architecture=model.architecture,
-    )
-
-
-def _statistics(counted: Statistics) -> DataStatistics:
-    return DataStatistics(
-        num_examples=counted.num_examples,
-        num_tokens=counted.num_tokens,
-        num_trained_tokens=counted.num_trained_tokens,
-        num_truncated=counted.num_truncated,
-        num_duplicates=counted.num_duplicates,
-        max_tokens=counted.max_tokens,
-        mean_tokens=counted.mean_tokens,
-        format=counted.format,
     )

@@ -19,3 +19,15 @@ class PreflightSpec(ChildSpec):
     """`finetuneflow.v1.Hardware` as proto JSON; None: the child's own machine."""
     prices: Path | None = None
     """The operator's price table; None: the one that comes with the program."""
+
+
+class LookSpec(ChildSpec):
+    """A look into one dataset."""
+
+    config: dict[str, Any]
+    """A sparse job spec with this dataset as its only training data."""
+    tokenizer_dir: Path
+    file: Path
+    first_row: int = 1
+    num_rows: int = 0
+    """Rows to show; 0 to check them all."""

@@ -1,0 +1,117 @@
+"""Rows out of tables of text. Cells are text and stay text: nothing in them is ever computed."""
+
+import csv
+import io
+import re
+from collections.abc import Iterator
+from typing import IO
+
+from engine.data.rows import MAX_ROW_BYTES, Row, RowProblem, too_long
+from engine.errors import JobError
+
+_DELIMITERS = ",;\t|"
+_QUOTED = re.compile(r'"[^"]*"')
+
+
+def read_csv(file: IO[bytes], name: str, delimiter: str = "") -> Iterator[Row | RowProblem]:
+    """Rows below a header line; without a `delimiter` it is the one of , ; tab | that the header has most of.
+
+    Raises JobError("BAD_HEADER") when columns cannot be told apart.
+    """
+    # Bytes that are no UTF-8 become lone surrogates: the row they are in is refused, the others are read.
+    lines = _Lines(io.TextIOWrapper(file, "utf-8", errors="surrogateescape", newline=""))
+    csv.field_size_limit(MAX_ROW_BYTES)
+    header_line = next(lines, "")
+    if not header_line.strip():
+        return
+    if not delimiter:
+        bare = _QUOTED.sub("", header_line)
+        delimiter = max(_DELIMITERS, key=bare.count)
+    columns = _columns(header_line, delimiter, lines, name)
+    while True:
+        number = lines.number + 1
+        try:
+            cells = next(csv.reader(lines, delimiter=delimiter, strict=True), None)
+        except csv.Error as error:
+            if lines.too_long:
+                yield too_long(lines.number)
+                lines.skip()
+            else:
+                yield _unreadable(number, error)
+            continue
+        if cells is None:
+            return
+        if cells:
+            yield _row(number, columns, cells)
+
+
+def _columns(line: str, delimiter: str, lines: "_Lines", name: str) -> list[str]:
+    try:
+        columns = next(csv.reader(_then(line, lines), delimiter=delimiter, strict=True))
+    except csv.Error as error:
+        raise _bad_header(name, f"cannot be read: {error}") from error
+    columns = [column.strip() or f"column {index}" for index, column in enumerate(columns, 1)]
+    if twice := next((column for column in columns if columns.count(column) > 1), None):
+        raise _bad_header(name, f"names the column {twice[:80]!r} twice")
+    if any("\udc80" <= character <= "\udcff" for column in columns for character in column):
+        raise _bad_header(name, "is not UTF-8; save the file as UTF-8")
+    if any("\0" in column for column in columns):
+        raise _bad_header(name, "has NUL characters: the file is no text")
+    return columns
+
+
+def _row(number: int, columns: list[str], cells: list[str]) -> Row | RowProblem:
+    if len(cells) != len(columns):
+        message = f"has {len(cells)} cells where the header has {len(columns)}; quote cells that hold the delimiter"
+        return RowProblem(number, "", "WRONG_NUMBER_OF_CELLS", message)
+    for column, cell in zip(columns, cells, strict=True):
+        if not cell.isascii() and any("\udc80" <= character <= "\udcff" for character in cell):
+            message = f"column {column[:80]} is not UTF-8; save the file as UTF-8"
+            return RowProblem(number, column, "NOT_UTF8", message)
+    return Row(number, dict(zip(columns, cells, strict=True)))
+
+
+def _unreadable(number: int, error: csv.Error) -> RowProblem:
+    said = str(error)
+    if "NUL" in said:
+        return RowProblem(number, "", "NUL_CHARACTER", "has a NUL character; remove it")
+    if "unexpected end" in said or "limit" in said:
+        return RowProblem(number, "", "QUOTE_NOT_CLOSED", 'opens a quote that is never closed; write a " inside as ""')
+    return RowProblem(number, "", "BAD_QUOTING", f'{said}; write a " inside a quoted cell as ""')
+
+
+def _bad_header(name: str, problem: str) -> JobError:
+    return JobError("BAD_HEADER", f"The header of {name} {problem}.", "Name each column once, in the first line.")
+
+
+def _then(line: str, lines: "_Lines") -> Iterator[str]:
+    yield line
+    yield from lines
+
+
+class _Lines:
+    """The lines of a table, counted. Of one that is too long only the beginning is given, and none after it."""
+
+    def __init__(self, text: io.TextIOWrapper) -> None:
+        self._text = text
+        self.number = 0
+        self.too_long = False
+
+    def __iter__(self) -> "_Lines":
+        return self
+
+    def __next__(self) -> str:
+        line = self._text.readline(MAX_ROW_BYTES + 1)
+        if not line:
+            raise StopIteration
+        self.number += 1
+        if len(line) > MAX_ROW_BYTES:
+            self.too_long = True
+            raise csv.Error("line too long")
+        return line
+
+    def skip(self) -> None:
+        """On to the line behind the one that was too long."""
+        self.too_long = False
+        while (line := self._text.readline(1 << 16)) and not line.endswith(("\n", "\r")):
+            pass

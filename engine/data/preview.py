@@ -1,0 +1,71 @@
+"""Rows as training will see them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from engine.config.job import JobConfig
+from engine.data.formats import Example
+from engine.data.rows import RowProblem
+from engine.data.sources import Source
+from engine.data.spans import IGNORED, tokens_of
+from engine.data.tokenizer import Tokenizer
+from engine.errors import JobError
+
+
+@dataclass(frozen=True)
+class Preview:
+    """One example, or what is wrong with its row."""
+
+    row: int
+    text: str = ""
+    """As the template writes it, before truncation."""
+    tokens: list[str] = field(default_factory=list)
+    input_ids: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    truncated: bool = False
+    problem: RowProblem | None = None
+
+    def trained_spans(self) -> list[tuple[int, int]]:
+        """Runs of trained tokens: index of the first, and behind the last."""
+        spans: list[tuple[int, int]] = []
+        for index, label in enumerate(self.labels):
+            if label == IGNORED:
+                continue
+            if spans and spans[-1][1] == index:
+                spans[-1] = (spans[-1][0], index + 1)
+            else:
+                spans.append((index, index + 1))
+        return spans
+
+
+def preview(config: JobConfig, tokenizer_dir: Path, path: Path, first_row: int) -> Iterator[Preview]:
+    """The first source's rows from number `first_row` on, for as long as somebody asks for the next one.
+
+    Raises JobError for a file, template or tokenizer that is no good as a whole.
+    """
+    tokenizer = Tokenizer(tokenizer_dir, config.chat_template)
+    hyper = config.hyperparameters
+    for item in Source("training_data[0]", config.training_data[0], path, config).read():
+        if item.row < first_row:
+            continue
+        if isinstance(item, RowProblem):
+            yield Preview(item.row, problem=item)
+            continue
+        try:
+            tokens = tokens_of(item, tokenizer, hyper.loss_on, hyper.max_length)
+        except JobError as error:
+            problem = RowProblem(item.row, "", error.reason, f"{error.message} {error.advice}")
+            yield Preview(item.row, problem=problem)
+            continue
+        pieces = [tokenizer.decode([token]) for token in tokens.input_ids]
+        text = _text(item, tokenizer)
+        yield Preview(item.row, text, pieces, tokens.input_ids, tokens.labels, tokens.truncated)
+
+
+def _text(example: Example, tokenizer: Tokenizer) -> str:
+    if example.is_chat:
+        return tokenizer.render(example.messages, tools=example.tools)
+    if example.is_tokenized:
+        return tokenizer.decode(example.input_ids)
+    return example.prompt + example.completion

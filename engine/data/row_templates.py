@@ -1,0 +1,202 @@
+"""Templates that turn a row of a table into examples: sandboxed Jinja that writes JSON.
+
+The row's columns are variables, and all of them together are `row`. What the template writes is one JSON object, which
+is a row of one of the formats, or an array of several; nothing, or an empty array, leaves the row out. `tojson` quotes
+a value:
+
+    {% set about %}{{ age }} years old, {{ goal }}{% endset %}
+    [{"question": {{ ("Which workout? " ~ about) | tojson }}, "answer": {{ workout | tojson }}},
+     {"question": {{ ("What to eat? " ~ about) | tojson }}, "answer": {{ nutrition | tojson }}}]
+"""
+
+import difflib
+import json
+import resource
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from engine.data.rows import Row, RowProblem, is_too_deep, json_type
+from engine.errors import JobError, Violation
+
+MAX_OUTPUT_CHARACTERS = 4 * 1024 * 1024
+MAX_STEPS = 1_000_000
+"""Lines of the compiled template that run for one row: the same template ends at the same row on every machine."""
+MAX_SECONDS = 5.0
+"""For one row, where single steps are slow."""
+_MAX_BYTES = 512 * 1024 * 1024
+"""Memory that one row's template may take beyond what the process has."""
+_MAX_BITS = 4096
+_FILE = "<template>"
+
+
+class TemplateExceeded(Exception):
+    """The template would take too long, write too much, or use too much memory."""
+
+
+class RowTemplate:
+    """One template, ready for any number of rows."""
+
+    def __init__(self, source: str, field: str) -> None:
+        """`field` is its path in the spec. Raises JobError("BAD_TEMPLATE") when it cannot be parsed."""
+        import jinja2
+
+        self._field = field
+        try:
+            with _limited():
+                self._template = _environment().from_string(source)
+        except (jinja2.TemplateError, SyntaxError, RecursionError, ValueError, MemoryError, TemplateExceeded) as error:
+            line = f"line {error.lineno}: " if isinstance(error, jinja2.TemplateSyntaxError) else ""
+            raise self._bad(f"The row template cannot be read: {line}{error}.") from error
+
+    def apply(self, row: Row) -> Iterator[Row | RowProblem]:
+        """The rows that the template makes of one. Raises JobError("TEMPLATE_EXCEEDED") when it does not come to an
+        end: it would do the same with every other row."""
+        import jinja2
+
+        names = {name: value for name, value in row.values.items() if name != "row"}
+        try:
+            with _limited():
+                text = self._rendered({**names, "row": row.values})
+        except (TemplateExceeded, MemoryError) as error:
+            said = str(error) or "it needs too much memory"
+            raise JobError(
+                "TEMPLATE_EXCEEDED",
+                f"The row template does not come to an end with row {row.number}: {said}.",
+                "Correct the template.",
+                [Violation(self._field, f"row {row.number}: {said}")],
+            ) from error
+        except jinja2.UndefinedError as error:
+            yield self._problem(row, f"{error}{_nearest(str(error), row.values)}")
+            return
+        except (
+            jinja2.TemplateError,
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            RecursionError,
+            TypeError,
+            ValueError,
+        ) as error:
+            yield self._problem(row, str(error))
+            return
+        yield from self._parsed(row, text)
+
+    def _rendered(self, values: Mapping[str, Any]) -> str:
+        parts: list[str] = []
+        left = MAX_OUTPUT_CHARACTERS
+        for part in self._template.generate(values):
+            left -= len(part)
+            if left < 0:
+                raise TemplateExceeded(f"it writes more than {MAX_OUTPUT_CHARACTERS:,} characters")
+            parts.append(part)
+        return "".join(parts)
+
+    def _parsed(self, row: Row, text: str) -> Iterator[Row | RowProblem]:
+        if not text.strip():
+            return
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            yield RowProblem(
+                row.number,
+                "template",
+                "TEMPLATE_NOT_JSON",
+                f"the template writes no JSON: {error}; put values in with | tojson",
+            )
+            return
+        for item in found if isinstance(found, list) else [found]:
+            if isinstance(item, dict) and not is_too_deep(item):
+                yield Row(row.number, item)
+            else:
+                message = f"the template writes a JSON {json_type(item)} where an object of columns is due"
+                yield RowProblem(row.number, "template", "TEMPLATE_NOT_JSON", message)
+
+    def _problem(self, row: Row, said: str) -> RowProblem:
+        return RowProblem(row.number, "template", "TEMPLATE_FAILED", f"the template fails: {said[:500]}")
+
+    def _bad(self, message: str) -> JobError:
+        return JobError("BAD_TEMPLATE", message, "Correct the template.", [Violation(self._field, message)])
+
+
+def _environment() -> Any:
+    import jinja2
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Environment(ImmutableSandboxedEnvironment):
+        # Powers and products of large numbers are single steps that take hours.
+        intercepted_binops = frozenset({"*", "**", "%"})
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            if operator == "%" and isinstance(left, str):
+                raise TypeError("text % values is not available; use ~ to join")
+            bits = [abs(side).bit_length() for side in (left, right) if isinstance(side, int)]
+            if operator == "**" and isinstance(right, int) and bits:
+                bits = [bits[0] * abs(right)] if isinstance(left, int) else [abs(right).bit_length()]
+            if sum(bits) > _MAX_BITS:
+                raise TemplateExceeded("it computes with numbers that are too large")
+            return super().call_binop(context, operator, left, right)
+
+    # Folded at compile time, an expression would run before its limits.
+    environment = Environment(undefined=jinja2.StrictUndefined, autoescape=False, optimized=False)
+    for name in ("pprint", "random", "urlize", "xmlattr"):
+        environment.filters.pop(name, None)
+    environment.globals.pop("lipsum", None)
+    return environment
+
+
+@contextmanager
+def _limited() -> Iterator[None]:
+    """Ends what runs inside, by steps, time and memory. The steps are those of templates alone."""
+    deadline = time.monotonic() + MAX_SECONDS
+    steps = 0
+
+    def count(_frame: Any, _event: str, _argument: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps > MAX_STEPS:
+            raise TemplateExceeded(f"it takes more than {MAX_STEPS:,} steps")
+        if time.monotonic() > deadline:
+            raise TemplateExceeded(f"it takes more than {MAX_SECONDS:g} seconds")
+        return count
+
+    def enter(frame: Any, event: str, argument: Any) -> Any:
+        return count(frame, event, argument) if frame.f_code.co_filename == _FILE else None
+
+    traced = sys.gettrace()
+    with _memory_limit():
+        sys.settrace(enter)
+        try:
+            yield
+        finally:
+            sys.settrace(traced)
+
+
+@contextmanager
+def _memory_limit() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    allowed = _address_space() + _MAX_BYTES
+    if soft != resource.RLIM_INFINITY:
+        allowed = min(allowed, soft)
+    resource.setrlimit(resource.RLIMIT_AS, (allowed, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def _address_space() -> int:
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123 - for every row
+            return int(file.read().split()[0]) * resource.getpagesize()
+    except OSError:
+        # Without /proc the limits of steps and time remain.
+        return 1 << 48
+
+
+def _nearest(said: str, values: Mapping[str, Any]) -> str:
+    parts = said.split("'")
+    close = difflib.get_close_matches(parts[1], list(values), n=1) if len(parts) > 2 else []
+    return f"; did you mean {close[0]}?" if close else ""

@@ -1,0 +1,56 @@
+"""Examples out of running text: packs of whole lines, so that a book is trained on from its beginning to its end."""
+
+from collections.abc import Iterator
+from typing import IO
+
+from engine.data.rows import Row, RowProblem
+
+_MIN_BYTES = 64
+
+
+def read_text(file: IO[bytes], pack_bytes: int) -> Iterator[Row | RowProblem]:
+    """Packs of consecutive lines of up to `pack_bytes` bytes, in column `text`. A pack ends at the last blank line in
+    it, where the second half of it has one; a line that is longer is cut, at a space where it has one.
+
+    Nothing but blank lines at the beginning and at the end of the file is left out.
+    """
+    limit = max(pack_bytes, _MIN_BYTES)
+    pending, first = b"", 1
+    while True:
+        data = file.read(limit * 4)
+        pending += data
+        while len(pending) > limit or (pending and not data):
+            whole = len(pending) <= limit
+            end = len(pending) if whole else _cut(pending, limit)
+            piece, pending = pending[:end], pending[end:]
+            yield from _pack(first, piece, continues=bool(pending.strip()) or (bool(data) and not whole))
+            first += piece.count(b"\n")
+        if not data:
+            return
+
+
+def _cut(text: bytes, limit: int) -> int:
+    """Where a pack of at most `limit` bytes ends: behind a paragraph, a line, a word or a character."""
+    paragraph = text.rfind(b"\n\n", 0, limit)
+    if paragraph >= limit // 2:
+        return paragraph + 2
+    for mark in (b"\n", b" "):
+        found = text.rfind(mark, 0, limit)
+        if found >= 0:
+            return found + 1
+    end = limit
+    while end > limit - 4 and text[end] & 0xC0 == 0x80:
+        end -= 1
+    return end
+
+
+def _pack(number: int, piece: bytes, *, continues: bool) -> Iterator[Row | RowProblem]:
+    if not piece.strip():
+        return
+    try:
+        text = piece.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = number + piece.count(b"\n", 0, error.start)
+        yield RowProblem(line, "text", "NOT_UTF8", f"not UTF-8: byte {piece[error.start]:#04x}; save the file as UTF-8")
+        return
+    yield Row(number, {"text": text}, continues)

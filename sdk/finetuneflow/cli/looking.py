@@ -1,0 +1,263 @@
+"""`ftf validate`, `ftf datasets stats` and `ftf datasets preview`: what a training would make of rows.
+
+A file is looked at on this machine where the server's package is installed and no `--address` says otherwise; else it
+is uploaded, and the server looks. Datasets that were uploaded are the server's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Protocol
+
+import typer
+from rich.text import Text
+
+from finetuneflow.cli.advice import ftf
+from finetuneflow.cli.exits import USAGE
+from finetuneflow.cli.session import Json, Session, count, print_json, print_rows, session, size
+from finetuneflow.datasets import data_source
+from finetuneflow.resources.stage_result import DataStatistics
+from finetuneflow.resources.validation import ProblemSeverity, RowPreview, ValidationReport, Verdict
+from finetuneflow.v1 import dataset_service_pb2 as pb
+
+_SHOWN = 20
+
+
+class Here(Protocol):
+    """Looks at a file on this machine. Its methods raise InvalidArgument or CommandFailed."""
+
+    def validate(self, request: pb.ValidateDatasetRequest, file: Path) -> pb.ValidateDatasetResponse: ...
+    def preview(self, request: pb.PreviewDatasetRequest, file: Path) -> pb.PreviewDatasetResponse: ...
+
+
+_Data = Annotated[str, typer.Argument(metavar="DATA", help="A file of rows, or a dataset's id.")]
+_Model = Annotated[str, typer.Option("--model", "-m", help="Base model, whose tokenizer and template are used.")]
+_Map = Annotated[
+    list[str] | None, typer.Option("--map", help="A column, ours=theirs, such as question=prompt; as often as needed.")
+]
+_Template = Annotated[
+    Path | None, typer.Option(exists=True, dir_okay=False, help="A file with a template that turns rows into examples.")
+]
+_Format = Annotated[str | None, typer.Option("--format", help="What the rows are.", show_default="detected")]
+_MaxLength = Annotated[int | None, typer.Option(help="Tokens of a row.", show_default="2048")]
+_System = Annotated[str | None, typer.Option("--system-prompt", help="Put before conversations without one.")]
+
+
+def add_commands(app: typer.Typer, datasets: typer.Typer, here: Here | None = None) -> None:
+    """Adds what is not there yet; `here` is what the server distribution brings."""
+    looking = _Looking(here)
+    for group, command in ((app, _validate(looking)), (datasets, _stats(looking)), (datasets, _preview(looking))):
+        present = {info.name or getattr(info.callback, "__name__", "") for info in group.registered_commands}
+        if command.__name__ not in present:
+            group.command()(command)
+
+
+class _Looking:
+    """Finds out who looks."""
+
+    def __init__(self, here: Here | None) -> None:
+        self._here = here
+
+    def validate(self, at: Session, data: str, model: str, source: Mapping[str, Any], **more: Any) -> ValidationReport:
+        file = Path(data)
+        if self._is_here(at, file) and self._here is not None:
+            request = pb.ValidateDatasetRequest(source=data_source({**source, "dataset": "file"}), base_model=model)
+            _set(request, more)
+            return ValidationReport.from_proto(self._here.validate(request, file).report)
+        return at.client.datasets.validate({**source, "dataset": _uploaded(at, data)}, model, **more)
+
+    def preview(
+        self, at: Session, data: str, model: str, source: Mapping[str, Any], first_row: int, num_rows: int, **more: Any
+    ) -> tuple[RowPreview, ...]:
+        file = Path(data)
+        if self._is_here(at, file) and self._here is not None:
+            request = pb.PreviewDatasetRequest(source=data_source({**source, "dataset": "file"}), base_model=model)
+            request.first_row, request.num_rows = first_row, num_rows
+            _set(request, more)
+            return tuple(RowPreview.from_proto(row) for row in self._here.preview(request, file).rows)
+        dataset = {**source, "dataset": _uploaded(at, data)}
+        return at.client.datasets.preview(dataset, model, first_row=first_row, num_rows=num_rows, **more)
+
+    def _is_here(self, at: Session, file: Path) -> bool:
+        return self._here is not None and at.address is None and file.is_file()
+
+
+def _uploaded(at: Session, data: str) -> str:
+    if not Path(data).is_file():
+        if not data.startswith("ds_"):
+            raise typer.BadParameter(f"no such file: {data} (a dataset id starts with ds_)")
+        return data
+    return at.client.datasets.upload(data).id
+
+
+def _set(request: pb.ValidateDatasetRequest | pb.PreviewDatasetRequest, values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        if value is not None:
+            setattr(request, name, value)
+
+
+def _source(mapping: list[str] | None, template: Path | None, format_: str | None) -> dict[str, Any]:
+    pairs = dict(entry.split("=", 1) for entry in mapping or [] if "=" in entry)
+    if len(pairs) != len(mapping or []):
+        raise typer.BadParameter("--map takes ours=theirs, such as question=prompt, and each of ours once")
+    text = template.read_text(encoding="utf-8") if template else None
+    return {"mapping": pairs, "template": text, "format": format_}
+
+
+def _validate(looking: _Looking) -> Callable[..., None]:
+    def validate(
+        ctx: typer.Context,
+        data: _Data,
+        model: _Model,
+        mapping: _Map = None,
+        template: _Template = None,
+        format_: _Format = None,
+        max_length: _MaxLength = None,
+        system_prompt: _System = None,
+        json: Json = False,
+    ) -> None:
+        """Check every row of DATA as a training would; exit code 2 when a job would be refused."""
+        here = session(ctx)
+        source = _source(mapping, template, format_)
+        report = looking.validate(here, data, model, source, max_length=max_length, system_prompt=system_prompt)
+        if json:
+            print_json(report.proto)
+        else:
+            _show_report(here, report)
+        if report.verdict == Verdict.REFUSED:
+            raise typer.Exit(USAGE)
+
+    return validate
+
+
+def _stats(looking: _Looking) -> Callable[..., None]:
+    def stats(
+        ctx: typer.Context,
+        data: _Data,
+        model: _Model,
+        mapping: _Map = None,
+        template: _Template = None,
+        format_: _Format = None,
+        max_length: _MaxLength = None,
+        json: Json = False,
+    ) -> None:
+        """Count the rows and tokens of DATA, and the steps of a job on it."""
+        here = session(ctx)
+        report = looking.validate(here, data, model, _source(mapping, template, format_), max_length=max_length)
+        if json:
+            print_json(report.proto)
+        elif report.training_data is None:
+            _show_report(here, report)
+        else:
+            print_rows(here.console, ["OF THE ROWS", ""], _figures(report, report.training_data))
+            print_rows(here.console, ["TOKENS", "ROWS", ""], _histogram(report.training_data))
+        if report.training_data is None:
+            raise typer.Exit(USAGE)
+
+    return stats
+
+
+def _preview(looking: _Looking) -> Callable[..., None]:
+    def preview(
+        ctx: typer.Context,
+        data: _Data,
+        model: _Model,
+        row: Annotated[int, typer.Option(min=1, help="First row, as an editor numbers lines.")] = 1,
+        rows: Annotated[int, typer.Option(min=1, max=100, help="How many.")] = 3,
+        tokens: Annotated[bool, typer.Option("--tokens", help="Token by token, with ids.")] = False,
+        mapping: _Map = None,
+        template: _Template = None,
+        format_: _Format = None,
+        max_length: _MaxLength = None,
+        system_prompt: _System = None,
+        json: Json = False,
+    ) -> None:
+        """Show rows of DATA as training will see them; what is trained stands out."""
+        here = session(ctx)
+        source = _source(mapping, template, format_)
+        more = {"max_length": max_length, "system_prompt": system_prompt}
+        found = looking.preview(here, data, model, source, row, rows, **more)
+        if json:
+            print_json(*(each.proto for each in found))
+            return
+        for each in found:
+            _show_row(here, each, tokens=tokens)
+        if not found:
+            here.console.print(f"There is no row {row} or later.")
+
+    return preview
+
+
+def _show_report(here: Session, report: ValidationReport) -> None:
+    console = here.console
+    if report.training_data is not None:
+        print_rows(console, ["OF THE ROWS", ""], _figures(report, report.training_data))
+    for problem in report.problems[:_SHOWN]:
+        style = "red" if problem.severity == ProblemSeverity.ERROR else "yellow"
+        place = f"row {problem.row}: " if problem.row else ""
+        console.print(Text(f"{place}{problem.message} [{problem.reason}]", style=style))
+    if report.num_problems > min(len(report.problems), _SHOWN):
+        kinds = ", ".join(f"{each.count:,} {each.reason}" for each in report.counts)
+        console.print(f"{count(report.num_problems, 'problem')} in all: {kinds}. --json lists up to 100 of a kind.")
+    verdicts = {
+        Verdict.OK: "Nothing is wrong with these rows.",
+        Verdict.WARNINGS: "A job on these rows would run. Look at the warnings first.",
+        Verdict.REFUSED: "A job on these rows would be refused: mend the rows above.",
+    }
+    if report.verdict in verdicts:
+        console.print(verdicts[report.verdict])
+    if report.verdict != Verdict.REFUSED:
+        console.print(f"See what is trained: {ftf('datasets preview DATA --model MODEL')}")
+
+
+def _figures(report: ValidationReport, counted: DataStatistics) -> Iterable[list[str]]:
+    yield ["Format", counted.format or "unknown"]
+    yield ["Examples", f"{counted.num_examples:,}"]
+    if counted.num_duplicates or counted.num_dropped:
+        yield ["Left out", f"{counted.num_duplicates:,} duplicates, {counted.num_dropped:,} without anything to train"]
+    share = counted.num_trained_tokens / counted.num_tokens if counted.num_tokens else 0
+    yield ["Tokens", f"{counted.num_tokens:,}, of which {counted.num_trained_tokens:,} ({share:.0%}) are trained"]
+    lengths = ", ".join(f"{percent} % up to {tokens:,}" for percent, tokens in sorted(counted.percentiles.items()))
+    yield ["Tokens of a row", f"mean {counted.mean_tokens:,.0f}, longest {counted.max_tokens:,}; {lengths}"]
+    yield ["Truncated", f"{counted.num_truncated:,}"]
+    if counted.roles:
+        yield ["Turns", ", ".join(f"{number:,} {role}" for role, number in sorted(counted.roles.items()))]
+    scripts = sorted(counted.scripts.items(), key=lambda entry: -entry[1])[:5]
+    yield ["Writing", ", ".join(f"{number:,} {script or 'without letters'}" for script, number in scripts)]
+    if report.job is not None:
+        job = report.job
+        packed = f"{job.total_steps_packed:,} packed ({job.packing_efficiency:.0%} full)"
+        yield ["Steps of a job", f"{job.total_steps:,}, or {packed}, for {job.num_epochs:g} epochs"]
+
+
+def _histogram(counted: DataStatistics) -> Iterable[list[str]]:
+    most = max(counted.histogram.values(), default=1)
+    for bound, rows in sorted(counted.histogram.items()):
+        yield [f"up to {bound:,}", f"{rows:,}", "█" * max(1, round(40 * rows / most))]
+
+
+def _show_row(here: Session, row: RowPreview, *, tokens: bool) -> None:
+    console = here.console
+    if row.problem is not None:
+        console.print(Text(f"row {row.row}: {row.problem.message} [{row.problem.reason}]", style="red"))
+        return
+    trained = sum(span.end - span.start for span in row.trained_spans)
+    cut = ", truncated" if row.truncated else ""
+    length = size(len(row.text.encode()))
+    console.print(Text(f"row {row.row}: {len(row.tokens):,} tokens, {trained:,} trained{cut}, {length}", style="bold"))
+    if tokens:
+        marks = (["trained" if label >= 0 else "", str(id_), repr(token)] for token, id_, label in _each(row))
+        print_rows(console, ["", "ID", "TOKEN"], marks)
+        return
+    text = Text()
+    for token, _, label in _each(row):
+        text.append(token, style="green" if label >= 0 else "dim")
+    console.print(text)
+    if not console.is_terminal:
+        for span in row.trained_spans:
+            console.print(f"trained: {''.join(row.tokens[span.start : span.end])!r}")
+
+
+def _each(row: RowPreview) -> Iterable[tuple[str, int, int]]:
+    return zip(row.tokens, row.input_ids, row.labels, strict=True)

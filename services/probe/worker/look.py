@@ -1,0 +1,105 @@
+"""A look into one dataset, without a job: `python -m services.probe.worker.look SPEC.json`.
+
+It writes into its out_dir either answer.pb, the response as the contract has it, or error.json, what the caller has to
+mend.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from google.protobuf.message import Message
+
+from chassis.pipe import Cancelled, EventSink, run_child
+from engine.config.job import JobConfig, job_config
+from engine.data.prepare import examine
+from engine.data.preview import Preview, preview
+from engine.data.validation import Problem, Report
+from engine.errors import JobError
+from finetuneflow.v1.dataset_service_pb2 import (
+    PreviewDatasetResponse,
+    RowPreview,
+    TokenSpan,
+    ValidateDatasetResponse,
+)
+from finetuneflow.v1.event_pb2 import StageCompleted
+from services.probe.worker.findings import row_problem, validation_report
+from services.probe.worker.spec import LookSpec
+
+_MAX_ANSWER_BYTES = 3 << 20
+"""Clients take 4 MiB by default."""
+
+
+def look(sink: EventSink, spec_path: Path) -> StageCompleted:
+    """Answers the spec's question."""
+    spec = LookSpec.model_validate_json(spec_path.read_bytes())
+    spec.out_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        config = job_config(spec.config)
+        answer = _preview(config, spec) if spec.num_rows else _validate(config, spec, sink)
+    except JobError as error:
+        text = json.dumps(
+            {
+                "reason": error.reason,
+                "message": error.message,
+                "advice": error.advice,
+                "violations": [asdict(violation) for violation in error.violations],
+            }
+        )
+        (spec.out_dir / "error.json").write_text(text, encoding="utf-8")
+    else:
+        (spec.out_dir / "answer.pb").write_bytes(answer.SerializeToString())
+    return StageCompleted()
+
+
+def _validate(config: JobConfig, spec: LookSpec, sink: EventSink) -> Message:
+    def progress(_phase: str, _fraction: float | None) -> None:
+        if sink.requested():
+            raise Cancelled
+        sink.tick()
+
+    report = Report()
+    sources = {config.training_data[0].dataset: spec.file}
+    counted = examine(config, spec.tokenizer_dir, sources, progress, report)
+    return ValidateDatasetResponse(report=validation_report(report, counted, config.hyperparameters))
+
+
+def _preview(config: JobConfig, spec: LookSpec) -> Message:
+    answer = PreviewDatasetResponse()
+    size = 0
+    for found in preview(config, spec.tokenizer_dir, spec.file, spec.first_row):
+        row = _row(found)
+        size += row.ByteSize()
+        if size > _MAX_ANSWER_BYTES and answer.rows:
+            break
+        if size > _MAX_ANSWER_BYTES:
+            raise JobError(
+                "ROW_TOO_LONG",
+                f"Row {found.row} is too long to be shown.",
+                "Ask for it with a smaller max_length, or shorten it.",
+            )
+        answer.rows.append(row)
+        if len(answer.rows) == spec.num_rows:
+            break
+    return answer
+
+
+def _row(found: Preview) -> RowPreview:
+    row = RowPreview(
+        row=found.row,
+        text=found.text,
+        tokens=found.tokens,
+        input_ids=found.input_ids,
+        labels=found.labels,
+        truncated=found.truncated,
+        trained_spans=[TokenSpan(start=start, end=end) for start, end in found.trained_spans()],
+    )
+    if found.problem is not None:
+        wrong = found.problem
+        problem = Problem("training_data[0]", wrong.row, wrong.column, wrong.reason, wrong.message, "error")
+        row.problem.CopyFrom(row_problem(problem))
+    return row
+
+
+if __name__ == "__main__":
+    run_child(look)

@@ -1,0 +1,74 @@
+"""`ftf validate`, `ftf datasets preview|stats`: with a server, and on this machine without one."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.conftest import Ftf
+from tests.tiny import make_tiny_model
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+def here(tiny: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """A process of its own, with nothing to ask."""
+    environment = {"FTF_MODELS": json.dumps({"tiny": str(tiny)}), "FTF_HOME": str(tiny / "home"), "PATH": ""}
+    return subprocess.run(
+        [sys.executable, "-m", "finetuneflow.cli", *map(str, arguments)],
+        env=environment | {"PYTHONPATH": ":".join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_file_is_validated_without_a_server(tiny: Path, tmp_path: Path) -> None:
+    """The first thing one does with a file, before anything is installed on any machine; scripts read its exit code."""
+    rows = tmp_path / "rows.csv"
+    rows.write_text("age,goal\n25,strength\n31,rest\n")
+    template = tmp_path / "rows.jinja"
+    template.write_text('{"question": "At {{ age }}?", "answer": {{ goal | tojson }}}')
+    done = here(tiny, "validate", rows, "-m", "tiny", "--template", template)
+    assert done.returncode == 0, done.stderr
+    assert "Nothing is wrong" in done.stdout
+    done = here(tiny, "validate", rows, "-m", "tiny", "--map", "question=age", "--map", "answer=goals", "--json")
+    assert done.returncode == 2, done.stdout
+    report = json.loads(done.stdout)
+    assert report["verdict"] == "VALIDATION_VERDICT_REFUSED"
+    assert "NO_ANSWER" in {problem["reason"] for problem in report["problems"]}
+    done = here(tiny, "validate", rows, "-m", "tinny", "--json")
+    assert (done.returncode, json.loads(done.stderr)["error"]["reason"]) == (2, "MODEL_NOT_FOUND")
+
+
+def test_a_preview_marks_what_is_trained(tiny: Path, tmp_path: Path) -> None:
+    """In a pipe colours are gone; the trained text is still told apart."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"question": "Why?", "answer": "So."}\n{"question": "Why?"}\n')
+    done = here(tiny, "datasets", "preview", rows, "-m", "tiny")
+    assert done.returncode == 0, done.stderr
+    assert "trained: 'So.<|im_end|>'" in done.stdout
+    assert "row 2: has no answer" in done.stdout
+    done = here(tiny, "datasets", "preview", rows, "-m", "tiny", "--rows", 1, "--json")
+    row = json.loads(done.stdout)
+    assert [label for label in row["labels"] if label >= 0] == row["input_ids"][row["trained_spans"][0]["start"] :][:-1]
+
+
+def test_a_server_looks_at_what_was_uploaded(ftf: Ftf, gateway: Any, tmp_path: Path) -> None:
+    """A dataset's id needs no file here; with --address a file is uploaded first."""
+    result = ftf("datasets", "stats", "ds_1", "--model", "m")
+    assert result.exit_code == 0, result.output
+    assert "12,345" in result.output
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"question": "Why?", "answer": "So."}\n')
+    result = ftf("validate", rows, "--model", "m", "--json")
+    assert result.exit_code == 2
+    report = json.loads(result.output)
+    assert report["problems"][0]["row"] == "17"
+    assert ftf("validate", "nowhere.jsonl", "--model", "m").exit_code == 2

@@ -1,0 +1,77 @@
+"""Every accepted file is read to its end; of every other one it is said what is wrong, and where."""
+
+import json
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from engine.data.endings import ENDINGS, ending_of
+from engine.data.files import read_rows
+from engine.data.rows import Row, RowProblem
+from engine.errors import JobError
+from tests.engine.broken_files import CASES, TABLE, Case
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_file_is_read_or_refused_with_row_and_reason(case: Case, tmp_path: Path) -> None:
+    """Never a crash, never a hang, and no good row lost beside a bad one."""
+    path = case.write(tmp_path)
+    found: list[Row | RowProblem] = []
+    try:
+        for item in read_rows(path):
+            found.append(item)
+    except JobError as error:
+        assert error.reason == case.said, error.message
+        assert case.name in error.message
+        assert error.advice
+        return
+    problems = tuple((item.row, item.reason) for item in found if isinstance(item, RowProblem))
+    assert problems == (case.said or ())
+    assert len(found) - len(problems) == case.rows
+
+
+def test_cells_that_a_spreadsheet_would_run_stay_text(tmp_path: Path) -> None:
+    """A formula in a cell is a string to learn, for us and for whoever reads what we write of it."""
+    case = next(case for case in CASES if case.name == "injection.csv")
+    first, second = (row.values for row in read_rows(case.write(tmp_path)) if isinstance(row, Row))
+    assert first["question"] == "=cmd|' /C calc'!A0"
+    assert second == {"question": "+1", "answer": "-1"}
+
+
+def test_a_row_of_a_table_is_named_by_its_line(tmp_path: Path) -> None:
+    """An editor jumps to lines; a cell may hold several of them."""
+    (tmp_path / "a.csv").write_bytes(TABLE + b'"one\ntwo",x\nlast,y\n')
+    assert [row.number for row in read_rows(tmp_path / "a.csv") if isinstance(row, Row)] == [2, 3, 5]
+
+
+def test_a_text_is_packed_without_losing_a_character(tmp_path: Path) -> None:
+    """A play of a million characters is not one example cut at 2,048 tokens."""
+    play = "".join(f"SPEAKER {n}:\nLine of the speech, été {n}.\n" + "\n" * (n % 3 == 0) for n in range(3000))
+    play += "x" * 5000 + "\n"
+    (tmp_path / "play.txt").write_text(play, encoding="utf-8")
+    rows = [row for row in read_rows(tmp_path / "play.txt", max_length=256) if isinstance(row, Row)]
+    assert "".join(row.values["text"] for row in rows) == play
+    assert all(len(row.values["text"].encode()) <= 512 for row in rows)
+    assert [row.continues for row in rows] == [True] * (len(rows) - 1) + [False]
+    lines = play.splitlines()
+    assert all(row.values["text"].split("\n")[0] in lines[row.number - 1] for row in rows)
+
+
+def test_a_large_array_is_read_in_a_small_memory(tmp_path: Path) -> None:
+    """Files are larger than machines."""
+    row = json.dumps({"question": "Why? " * 20, "answer": "So. " * 100})
+    with (tmp_path / "a.json").open("w") as file:
+        file.write("[" + ",".join([row] * 40_000) + "]")
+    tracemalloc.start()
+    assert sum(1 for _ in read_rows(tmp_path / "a.json")) == 40_000
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4 << 20
+
+
+def test_the_ending_is_found_in_any_name() -> None:
+    assert [ending_of(name) for name in ("a.b.CSV", "x.jsonl.gz", ".jsonl", "jsonl", "a.gz", "a.parquet.zst")] == [
+        "csv", "jsonl.gz", "jsonl", None, None, None,
+    ]  # fmt: skip
+    assert all(ending_of(f"file.{ending}") == ending for ending in ENDINGS)

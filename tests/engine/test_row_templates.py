@@ -1,0 +1,111 @@
+"""One row of a table becomes the examples its template writes; a bad template ends, and says where."""
+
+import json
+import time
+from typing import Any
+
+import pytest
+
+from engine.data.row_templates import MAX_SECONDS, RowTemplate
+from engine.data.rows import Row, RowProblem
+from engine.errors import JobError
+
+PROFILE = {"age": "25", "goal": 'build "muscle"', "workout": "Squats,\nthree times.", "column 4": "x"}
+FITBOX = """
+{% set about %}I am {{ age }} and want to {{ goal }}.{% endset %}
+[
+ {"question": {{ ("Which workout? " ~ about) | tojson }}, "answer": {{ workout | tojson }}},
+ {"question": {{ ("What do I eat? " ~ about) | tojson }}, "answer": "{{ 1600 + 20 * (age | int) }} kcal a day"},
+ {"question": {{ ("Any advice? " ~ about) | tojson }}, "answer": {{ row["column 4"] | tojson }}}
+]
+"""
+
+
+def apply(source: str, values: dict[str, Any] | None = None) -> list[Row | RowProblem]:
+    template = RowTemplate(source, "spec.training_data[0].template")
+    return list(template.apply(Row(7, PROFILE if values is None else values)))
+
+
+def test_one_profile_becomes_three_examples() -> None:
+    """What a table of gym members is uploaded for; quotes and line breaks in its cells stay what they are."""
+    rows = apply(FITBOX)
+    assert [row.number for row in rows if isinstance(row, Row)] == [7, 7, 7]
+    first, second, _ = (row.values for row in rows if isinstance(row, Row))
+    assert first["question"] == 'Which workout? I am 25 and want to build "muscle".'
+    assert first["answer"] == PROFILE["workout"]
+    assert second["answer"] == "2100 kcal a day"
+
+
+def test_a_template_can_leave_rows_out() -> None:
+    only_old = '{% if age | int > 30 %}{"text": "old"}{% endif %}'
+    assert apply(only_old) == []
+    assert len(apply(only_old, {"age": "31"})) == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ('{"text": "{{ agee }}"}', "did you mean age?"),
+        ('{"text": "{{ goal }}"}', "no JSON"),
+        ("[1]", "a JSON number"),
+        ('{"text": {{ 1 / 0 }}}', "division by zero"),
+        ("{{ ''.__class__ }}", "__class__"),
+        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "__class__"),
+        ("{{ row.__class__.__init__.__globals__ }}", "unsafe"),
+        ("{{ ''|attr('__class__') }}", "__class__"),
+        ("{{ cycler.__init__.__globals__.os }}", "__init__"),
+        ("{{ self.__init__.__globals__ }}", "__init__"),
+        ("{{ '{0.__class__}'.format(1) }}", "__class__"),
+        ("{% set _ = row.update({'a': 1}) %}", "unsafe"),
+        ("{% include '/etc/passwd' %}", "no loader"),
+        ("{{ range(10**6) | list }}", "Range too big"),
+        ("{{ '%1000000000d' % 1 }}", "not available"),
+    ],
+)
+def test_a_template_that_fails_or_reaches_out_names_the_row(source: str, said: str) -> None:
+    """It runs where the data is; what it may reach is the row."""
+    (found,) = apply(source)
+    assert isinstance(found, RowProblem)
+    assert (found.row, found.column) == (7, "template")
+    assert said in found.message
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for a in range(9999) %}{% for b in range(9999) %}{% set x = a %}{% endfor %}{% endfor %}",
+        "{% macro m(n) %}{% for i in range(9) %}{{ m(n + 1) if n < 90 }}{% endfor %}{% endmacro %}{{ m(0) }}",
+        "{% for i in range(99999) %}{{ 'a' * 1000 }}{% endfor %}",
+        "{% set n = namespace(x='aaaa') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+        "{% set n = namespace(x=[1]) %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}",
+        "{% set n = namespace(x=3) %}{% for i in range(60) %}{% set n.x = n.x * n.x %}{% endfor %}",
+        "{{ 'a' * 10000000000 }}",
+        "{{ 10 ** (10 ** 10) }}",
+        "{{ 'x' | center(10000000000) }}",
+        "{% for i in range(99999) %}{% set _ = range(99999) | sort | list %}{% endfor %}",
+    ],
+)
+def test_a_template_without_end_ends(source: str) -> None:
+    """Loops, memory and numbers without bound: refused once, not once for every row, and never the end of a machine."""
+    began = time.monotonic()
+    with pytest.raises(JobError) as caught:
+        apply(source)
+    assert caught.value.reason == "TEMPLATE_EXCEEDED"
+    assert caught.value.violations[0].field == "spec.training_data[0].template"
+    assert "row 7" in caught.value.message
+    assert time.monotonic() - began < 20 * MAX_SECONDS
+
+
+@pytest.mark.parametrize("source", ["{% for %}", "{{ unclosed", "{% endif %}", "{{ " + "(" * 500 + ")" * 500 + " }}"])
+def test_a_template_that_is_none_is_refused_at_once(source: str) -> None:
+    with pytest.raises(JobError) as caught:
+        apply(source)
+    assert caught.value.reason == "BAD_TEMPLATE"
+
+
+def test_templates_are_quick_enough_for_tables() -> None:
+    """Limits that cost more than the work would be switched off."""
+    template = RowTemplate(FITBOX, "spec.training_data[0].template")
+    made = [row for number in range(973) for row in template.apply(Row(number, PROFILE))]
+    assert len(made) == 2919
+    assert json.dumps([row.values for row in made if isinstance(row, Row)])
