@@ -1,5 +1,5 @@
-"""The commands that this distribution adds to `ftf`: `up`, `demo`, `models path`, and what works without a server: looks
-at files of rows, `recommend` and `estimate`."""
+"""The commands that this distribution adds to `ftf`: `up`, `demo`, `models path`, and what works without a server:
+looks at files of rows, `recommend` and `estimate`."""
 
 from __future__ import annotations
 

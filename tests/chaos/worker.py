@@ -83,12 +83,14 @@ SETTINGS: dict[str, type[ServiceSettings]] = {
 }
 
 
-def _mount(worker: StageWorker) -> Mount:
-    return Mount(
-        trainer_service_pb2.DESCRIPTOR.services_by_name["TrainerService"],
-        trainer_service_pb2_grpc.add_TrainerServiceServicer_to_server,
-        TrainerServicer(worker),
-    )
+def _mount(worker: StageWorker) -> list[Mount]:
+    return [
+        Mount(
+            trainer_service_pb2.DESCRIPTOR.services_by_name["TrainerService"],
+            trainer_service_pb2_grpc.add_TrainerServiceServicer_to_server,
+            TrainerServicer(worker),
+        )
+    ]
 
 
 if __name__ == "__main__":
