@@ -33,6 +33,7 @@ __all__ = [
 
 DOMAIN = "finetuneflow"
 DETAILS_KEY = "grpc-status-details-bin"
+_MAX_MESSAGE = 2000
 
 
 class ServiceError(Exception):
@@ -73,7 +74,14 @@ class ServiceError(Exception):
             ]
             bad.Pack(error_details_pb2.BadRequest(field_violations=fields))
             details.append(bad)
-        return status_pb2.Status(code=code_pb2.Code.Value(self.code.name), message=self.message, details=details)
+        return status_pb2.Status(
+            code=code_pb2.Code.Value(self.code.name), message=_shortened(self.message), details=details
+        )
+
+
+def _shortened(message: str) -> str:
+    """It travels in a header: a caller that is told its own megabyte back gets no status at all."""
+    return message if len(message) <= _MAX_MESSAGE else f"{message[:_MAX_MESSAGE]}…"
 
 
 class InvalidArgument(ServiceError):

@@ -15,7 +15,7 @@ from sqlmodel import col, select
 
 from chassis import gauges
 from chassis.bus import Bus, BusUnavailable, event_subject
-from chassis.errors import NotFound, OutOfRange
+from chassis.errors import NotFound, OutOfRange, Violation
 from gateway.database import Database
 from gateway.frames import TERMINAL_KIND, Frame, frame_of_row, frames_of_run, watch_response
 from gateway.lifecycle import TERMINAL
@@ -48,6 +48,16 @@ def first_bytes(frames: Iterable[Frame], limit: int = 1 << 20) -> list[Frame]:
         if size >= limit:
             break
     return page
+
+
+def check_within(job_id: str, after_sequence: int, last_sequence: int) -> None:
+    """Refuses a cursor that no event of this job has given."""
+    if after_sequence > last_sequence:
+        raise OutOfRange(
+            "CURSOR_BEYOND_END",
+            f"after_sequence is {after_sequence}, but job {job_id} has {last_sequence} events so far",
+            [Violation("after_sequence", f"at most {last_sequence}")],
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,11 +291,7 @@ class Fanout:
             if row is None or row[0] != tenant:
                 raise NotFound("JOB_NOT_FOUND", f"there is no fine-tuning job {job_id!r}")
             _, state, last_sequence = row
-            if after > last_sequence:
-                raise OutOfRange(
-                    "CURSOR_BEYOND_END",
-                    f"after_sequence is {after}, but job {job_id} has {last_sequence} events so far",
-                )
+            check_within(job_id, after, last_sequence)
             ring.advance(last_sequence)
             if state in TERMINAL and after == last_sequence:
                 return

@@ -123,7 +123,7 @@ def end_attempt(decision: Decision, attempt: Attempt, outcome: Outcome) -> None:
     elif job.state == "JOB_STATE_PAUSING":
         transition(decision, "JOB_STATE_PAUSED", reason="PAUSED", message="paused on request")
     else:
-        open_attempt(decision, job.stage, reason=outcome.reason, message="its worker let go; another one goes on")
+        open_attempt(decision, job.stage, reason=outcome.reason, message="its worker let go; the next free one goes on")
 
 
 def _counts(decision: Decision, failure: StageFailed) -> bool:

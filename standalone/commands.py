@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+from json import dumps
 from pathlib import Path
 from typing import Annotated
 
@@ -103,15 +104,19 @@ def demo(
 def model_path(
     model: Annotated[str, typer.Argument(help="An alias or a Hugging Face id; see `ftf models list`.")],
     home: _Home = None,
+    json: Json = False,
 ) -> None:
     """Print where a base model's files are on this machine; they are downloaded or made where they are not yet."""
     from engine.catalogue import Catalogue
-    from engine.errors import JobError
+    from engine.errors import JobError, SystemFailure
     from standalone.settings import StandaloneSettings
 
     settings = StandaloneSettings() if home is None else StandaloneSettings(home=home)
     try:
         local = Catalogue(settings.home, settings.models).fetch(model)
-    except JobError as error:
+    except (JobError, SystemFailure) as error:
         raise CommandFailed(error.message, advice="" if error.advice in error.message else error.advice) from error
-    typer.echo(local.path)
+    if json:
+        typer.echo(dumps({"id": local.id, "revision": local.revision, "path": str(local.path)}))
+    else:
+        typer.echo(local.path)

@@ -11,9 +11,9 @@ from google.protobuf.message import Message
 
 from engine.catalogue import Catalogue
 from engine.config.wire import dataset_job
-from engine.errors import JobError
+from engine.errors import JobError, SystemFailure
 from finetuneflow.cli.exits import JOB_FAILED, CommandFailed
-from finetuneflow.errors import InvalidArgument, Violation
+from finetuneflow.errors import InvalidArgument, Unavailable, Violation
 from finetuneflow.v1 import dataset_service_pb2 as pb
 from standalone.settings import StandaloneSettings
 
@@ -39,6 +39,8 @@ def _look(
         model = Catalogue(settings.home, settings.models).fetch(request.base_model, tokenizer_only=True)
     except JobError as error:
         raise InvalidArgument(error.message, reason=error.reason, advice=error.advice) from error
+    except SystemFailure as error:
+        raise Unavailable(error.message, reason=error.reason, advice=error.advice) from error
     with tempfile.TemporaryDirectory() as folder:
         out, spec = Path(folder) / "out", Path(folder) / "spec.json"
         values = {"out_dir": str(out), "config": dataset_job(request), "file": str(file.absolute()), **rows}

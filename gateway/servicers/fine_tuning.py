@@ -17,7 +17,7 @@ from engine.catalogue import Catalogue
 from engine.config.job import job_config, unsupported
 from engine.config.wire import spec_to_dict
 from finetuneflow.v1 import fine_tuning_service_pb2 as api
-from finetuneflow.v1.event_pb2 import Event
+from finetuneflow.v1.event_pb2 import Event, Severity
 from finetuneflow.v1.fine_tuning_job_pb2 import FineTuningJob, JobState
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 from finetuneflow.v1.fine_tuning_service_pb2_grpc import (
@@ -25,14 +25,14 @@ from finetuneflow.v1.fine_tuning_service_pb2_grpc import (
     add_FineTuningServiceServicer_to_server,
 )
 from gateway import lifecycle, views
-from gateway.fanout import Fanout, first_bytes
+from gateway.fanout import Fanout, check_within, first_bytes
 from gateway.frames import UNKNOWN_KIND, frame_of_stored
 from gateway.identifiers import new_id
 from gateway.ledger import Decision, Ledger
 from gateway.metrics import read_series
 from gateway.paging import MAX_PAGE_SIZE, page_of
 from gateway.servicers.handlers import add_with
-from gateway.specs import check_size
+from gateway.specs import check_size, check_text
 from gateway.tables import (
     Attempt,
     Job,
@@ -56,6 +56,7 @@ _MAX_REQUEST_ID = 128
 _EVENTS_PAGE_SIZE = 200
 _MAX_LABELS = 64
 _MAX_ATTEMPTS_SHOWN = 100
+_MAX_SERIES = 256
 
 
 class FineTuning(FineTuningServiceServicer):
@@ -79,9 +80,9 @@ class FineTuning(FineTuningServiceServicer):
                 [Violation("request_id", f"at most {_MAX_REQUEST_ID} characters")],
             )
         digest = hashlib.sha256(request.spec.SerializeToString(deterministic=True)).hexdigest()
-        if request.request_id and not request.validate_only:
+        if request.request_id:
             earlier = await self._earlier(tenant, request.request_id, digest)
-            if earlier is not None:
+            if earlier is not None and not request.validate_only:
                 return api.CreateFineTuningJobResponse(fine_tuning_job=earlier)
         job = self._checked(tenant, request.spec)
         job.request_id, job.request_sha256 = request.request_id or None, digest
@@ -164,10 +165,9 @@ class FineTuning(FineTuningServiceServicer):
         async with self._database.write() as session:
             job = await self._find(session, job_id, tenant, lock=True)
             if job.state not in lifecycle.TERMINAL:
-                raise FailedPrecondition(
-                    "JOB_NOT_ENDED",
-                    f"job {job.id} is {job.state.removeprefix('JOB_STATE_')}; cancel it before it is deleted",
-                )
+                state = job.state.removeprefix("JOB_STATE_")
+                way = "wait for its end" if state == "CANCELLING" else "cancel it"
+                raise FailedPrecondition("JOB_NOT_ENDED", f"job {job.id} is {state}; {way} before it is deleted")
             for table in (Attempt, JobEvent, Metric, SavedCheckpoint, SavedArtifact, JobEvaluation, JobExport):
                 await session.exec(delete(table).where(col(table.job_id) == job.id))
             await session.delete(job)
@@ -177,13 +177,9 @@ class FineTuning(FineTuningServiceServicer):
     def WatchFineTuningJob(self, request: api.WatchFineTuningJobRequest, context: Context) -> AsyncIterator[bytes]:
         """Serialised responses: `add_to_server` registers this method without a serialiser."""
         _check_cursor(request.after_sequence)
+        kinds, severity = _checked_kinds(request.kinds), _checked_severity(request.min_severity)
         return self._fanout.watch(
-            request.job_id,
-            tenant_of(context),
-            request.after_sequence,
-            _checked_kinds(request.kinds),
-            request.min_severity,
-            _WATCH_HEARTBEAT_SECONDS,
+            request.job_id, tenant_of(context), request.after_sequence, kinds, severity, _WATCH_HEARTBEAT_SECONDS
         )
 
     async def ListFineTuningJobEvents(
@@ -200,10 +196,11 @@ class FineTuning(FineTuningServiceServicer):
             query = query.where(col(JobEvent.kind).in_(kinds))
         async with self._database.read() as session:
             job = await self._find(session, request.job_id, tenant_of(context))
+            check_within(job.id, request.after_sequence, job.last_sequence)
             rows = (await session.exec(query.order_by(col(JobEvent.sequence)).limit(size))).all()
         frames = first_bytes([frame_of_stored(row.event) for row in rows])
         complete = len(frames) == len(rows) < size
-        through = max(job.last_sequence, request.after_sequence) if complete else frames[-1].sequence
+        through = job.last_sequence if complete else frames[-1].sequence
         events = [Event.FromString(row.event) for row in rows[: len(frames)]]
         return api.ListFineTuningJobEventsResponse(events=events, through_sequence=through)
 
@@ -228,6 +225,9 @@ class FineTuning(FineTuningServiceServicer):
                 f"max_points is {max_points}; it ranges from 2 to 100,000",
                 [Violation("max_points", "range [2, 100000], 0 means 10,000")],
             )
+        if len(request.names) > _MAX_SERIES:
+            problem = f"{len(request.names)} names; at most {_MAX_SERIES} are taken, and none stands for all"
+            raise InvalidArgument("TOO_MANY_NAMES", problem, [Violation("names", problem)])
         async with self._database.read() as session:
             await self._find(session, request.job_id, tenant_of(context))
             return api.GetMetricsResponse(series=await read_series(session, request.job_id, request.names, max_points))
@@ -240,6 +240,7 @@ class FineTuning(FineTuningServiceServicer):
     def _checked(self, tenant: str, spec: FineTuningJobSpec) -> Job:
         """A job row for a spec that could run here; raises what is wrong with it."""
         check_size(spec)
+        check_text(spec)
         config = job_config(spec_to_dict(spec))
         missing = unsupported(config)
         if missing:
@@ -337,13 +338,20 @@ def _check_labels(labels: Mapping[str, str]) -> None:
 def _checked_kinds(kinds: Sequence[str]) -> frozenset[str]:
     unknown = sorted(set(kinds) - _KINDS)
     if unknown:
-        known = ", ".join(sorted(_KINDS))
+        known = ", ".join(sorted(_KINDS - {UNKNOWN_KIND}))
         raise InvalidArgument(
             "UNKNOWN_KIND",
             f"no such kind of event: {', '.join(unknown)}; there are {known}",
             [Violation(f"kinds[{list(kinds).index(kind)}]", f"unknown kind {kind!r}") for kind in unknown],
         )
     return frozenset(kinds)
+
+
+def _checked_severity(severity: int) -> int:
+    if severity not in Severity.values():
+        message = f"{severity} is no severity"
+        raise InvalidArgument("INVALID_SEVERITY", message, [Violation("min_severity", message)])
+    return severity
 
 
 def _check_cursor(after_sequence: int) -> None:

@@ -84,6 +84,7 @@ def _hardware(node: Node) -> Hardware:
     hardware = Hardware()
     hardware.CopyFrom(node.hardware)
     hardware.node_id = node.id
+    hardware.draining = node.draining
     return hardware
 
 

@@ -95,6 +95,8 @@ INVALID: list[tuple[dict[str, Any], str]] = [
     ({"quantization": {"bits": 3}}, "spec.quantization.bits"),
     ({"display_name": "x" * 129}, "spec.display_name"),
     ({"resources": {"pool": "Not A Pool"}}, "spec.resources.pool"),
+    ({"labels": {"team": "a\0"}}, "spec.labels['team']"),
+    ({"system_prompt": "a\0b"}, "spec.system_prompt"),
 ]
 
 
@@ -153,6 +155,27 @@ async def test_a_dry_run_stores_nothing(room: Room) -> None:
     answer = await room.stub.CreateFineTuningJob(request)
     assert answer.fine_tuning_job.id == ""
     assert not await jobs(room)
+
+
+async def test_a_dry_run_says_what_create_would_of_a_request_id(room: Room) -> None:
+    request = api.CreateFineTuningJobRequest(spec=spec(), request_id="twice")
+    await room.stub.CreateFineTuningJob(request)
+    other = api.CreateFineTuningJobRequest(spec=spec(seed=7), request_id="twice", validate_only=True)
+    refused = await refusal(room.stub.CreateFineTuningJob(other))
+    assert refused.code is grpc.StatusCode.ALREADY_EXISTS
+
+
+async def test_senseless_readings_are_refused(room: Room) -> None:
+    """What is accepted in silence looks like a job to which nothing happens."""
+    job_id = (await create(room)).fine_tuning_job.id
+    beyond = room.stub.ListFineTuningJobEvents(api.ListFineTuningJobEventsRequest(job_id=job_id, after_sequence=10**9))
+    assert (await refusal(beyond)).code is grpc.StatusCode.OUT_OF_RANGE
+    names = api.GetMetricsRequest(job_id=job_id, names=[f"n{number}" for number in range(257)])
+    assert (await refusal(room.stub.GetMetrics(names))).reason == "TOO_MANY_NAMES"
+    loud = room.stub.WatchFineTuningJob(api.WatchFineTuningJobRequest(job_id=job_id, min_severity=77))  # type: ignore[arg-type]
+    assert (await refusal(loud.read())).reason == "INVALID_SEVERITY"
+    long = await refusal(room.stub.GetFineTuningJob(api.GetFineTuningJobRequest(job_id="x" * 10**6)))
+    assert long.code is grpc.StatusCode.NOT_FOUND
 
 
 async def test_a_created_job_is_answered_as_it_is_stored(room: Room) -> None:

@@ -251,4 +251,4 @@ def test_a_job_lives_as_designed(run: Callable[[int, int], None]) -> None:
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_many_jobs_live_as_designed(run: Callable[[int, int], None]) -> None:
-    run(600, 60)
+    run(120, 60)

@@ -23,9 +23,7 @@ def probe(
         print_json(*(hardware.proto for hardware in fleet))
         return
     for nodes in _machines(fleet):
-        print_rows(
-            here.console, ["NODES", ", ".join(node.node_id for node in nodes) or "this machine"], _facts(nodes[0])
-        )
+        print_rows(here.console, ["NODES", ", ".join(map(_name, nodes)) or "this machine"], _facts(nodes[0]))
 
 
 def _machines(fleet: Sequence[Hardware]) -> list[list[Hardware]]:
@@ -36,6 +34,10 @@ def _machines(fleet: Sequence[Hardware]) -> list[list[Hardware]]:
         host = node.node_id.partition("-")[2].rpartition("-")[0] or node.node_id
         machines.setdefault((host, node.cpu_model, node.memory_total_bytes), []).append(node)
     return [sorted(nodes, key=lambda node: -len(node.packages)) for nodes in machines.values()]
+
+
+def _name(node: Hardware) -> str:
+    return f"{node.node_id} (draining: takes no work)" if node.draining else node.node_id
 
 
 def _facts(hardware: Hardware) -> Iterator[list[str]]:

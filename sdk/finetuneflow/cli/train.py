@@ -29,7 +29,9 @@ def train(
     evaluation: Annotated[
         list[str] | None, typer.Option("--eval", help="Files of held-out rows, or dataset ids.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, create nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the settings, create nothing; `ftf validate` checks rows.")
+    ] = False,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Do not follow the job.")] = False,
     json: Json = False,
 ) -> None:

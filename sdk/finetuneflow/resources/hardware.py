@@ -40,3 +40,4 @@ class Hardware(Resource):
     packages: dict[str, str]
     platform: str
     python_version: str
+    draining: bool

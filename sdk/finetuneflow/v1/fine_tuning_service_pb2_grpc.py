@@ -159,7 +159,7 @@ class FineTuningServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListFineTuningJobEvents(self, request, context):
-        """A page of a job's history, oldest first.
+        """A page of a job's history, oldest first. Fails with OUT_OF_RANGE beyond the newest event.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

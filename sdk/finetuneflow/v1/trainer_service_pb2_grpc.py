@@ -71,7 +71,8 @@ class TrainerServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DrainTrainer(self, request, context):
-        """Takes no new work; what runs is checkpointed and handed back. Idempotent.
+        """Takes no new work; what runs is checkpointed and handed back. Idempotent. It takes none until its process is ended
+        and started again: ListRuns tells when it is empty, health says NOT_SERVING, and `ftf probe` shows it as draining.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
