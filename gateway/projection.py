@@ -88,9 +88,9 @@ async def _restore_best(decision: Decision, step: int) -> None:
         col(SavedCheckpoint.eval_loss).is_not(None),
         SavedCheckpoint.step <= step,
     )
-    best = (
-        await decision.session.exec(query.order_by(col(SavedCheckpoint.eval_loss), col(SavedCheckpoint.step)))
-    ).first()
+    # Two attempts that made the same step measured the same loss: without the last key any of both would come.
+    order = (col(SavedCheckpoint.eval_loss), col(SavedCheckpoint.step), col(SavedCheckpoint.sequence))
+    best = (await decision.session.exec(query.order_by(*order))).first()
     if best is not None:
         best.best = True
         decision.session.add(best)
