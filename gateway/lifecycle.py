@@ -14,7 +14,7 @@ SERVICES = dict(zip(STAGES, ("probe", "trainer", "evaluator", "exporter"), stric
 TERMINAL = frozenset({"JOB_STATE_SUCCEEDED", "JOB_STATE_FAILED", "JOB_STATE_CANCELLED"})
 # States in which a READY attempt may be claimed.
 RUNNABLE = frozenset({"JOB_STATE_VALIDATING", "JOB_STATE_QUEUED", "JOB_STATE_RUNNING"})
-MAX_BACKOFF_SECONDS = 60
+_MAX_BACKOFF_SECONDS = 60
 POISON = "POISON"
 """The reason of a job that was given up after it lost its workers."""
 _OUT_OF_MEMORY = frozenset({"CUDA_OUT_OF_MEMORY", "HOST_OUT_OF_MEMORY"})
@@ -188,7 +188,9 @@ def _after_failure(decision: Decision, failure: StageFailed, *, counted: bool) -
         _give_up(decision, failure)
     else:
         # The first retry is immediate: most failures are a killed process. Then 2, 4, 8 … seconds.
-        delay = min(2.0 ** (job.failed_attempts - 1), MAX_BACKOFF_SECONDS) if counted and job.failed_attempts > 1 else 0
+        delay = (
+            min(2.0 ** (job.failed_attempts - 1), _MAX_BACKOFF_SECONDS) if counted and job.failed_attempts > 1 else 0
+        )
         open_attempt(
             decision, job.stage, reason="RETRYING", message=f"{failure.reason}: {failure.message}", delay=delay
         )
