@@ -15,7 +15,7 @@ Every assistant turn of a conversation is trained but those with `"train": false
 """
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,6 +101,21 @@ class RowReader:
         except BadValue as bad:
             yield RowProblem(row.number, bad.column, bad.reason, bad.message)
 
+    @property
+    def columns(self) -> list[str]:
+        """Columns of the rows so far, the first thousand."""
+        return list(self._columns)
+
+    @property
+    def unseen(self) -> list[str]:
+        """Mapped columns, by our names, that no row had so far."""
+        return list(self._unseen)
+
+    def also_read(self, columns: Iterable[str], unseen: Collection[str]) -> None:
+        """Takes over what another reader, of other rows of the same dataset, has seen."""
+        self._note(columns)
+        self._unseen = {ours: theirs for ours, theirs in self._unseen.items() if ours in unseen}
+
     def unseen_columns(self) -> dict[str, str]:
         """Entries of the mapping whose column no row had so far, each with what is wrong about it."""
         found = {}
@@ -111,8 +126,7 @@ class RowReader:
         return found
 
     def _renamed(self, values: dict[str, Any]) -> dict[str, Any]:
-        if len(self._columns) < 1000:
-            self._columns.update(dict.fromkeys(values))
+        self._note(values)
         taken = set(self._mapping.values())
         renamed = {name: value for name, value in values.items() if name not in taken}
         for ours, theirs in self._mapping.items():
@@ -123,6 +137,10 @@ class RowReader:
         if "messages" not in renamed and "conversations" in renamed:
             renamed["messages"] = renamed.pop("conversations")
         return renamed
+
+    def _note(self, columns: Iterable[str]) -> None:
+        if len(self._columns) < 1000:
+            self._columns.update(dict.fromkeys(columns))
 
     def _example(self, row: Row, values: dict[str, Any]) -> Example:
         number = row.number

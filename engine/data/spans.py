@@ -4,12 +4,17 @@ The chat template itself says where an answer is: the conversation rendered up t
 prompt) and rendered with it differ by exactly what the model has to write. No marker of any model is built in.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
+
+import numpy
+from numpy.typing import NDArray
 
 from engine.config.job import LossScope
 from engine.data.conversations import Message
 from engine.data.formats import Example
-from engine.data.tokenizer import Tokenizer
+from engine.data.tokenizer import EncodedTexts, Tokenizer
 from engine.errors import JobError
 
 IGNORED = -100
@@ -23,15 +28,31 @@ Span = tuple[int, int]
 class Tokens:
     """A row as training sees it: ids, and per token its id where it is trained, else -100."""
 
-    input_ids: list[int]
-    labels: list[int]
+    input_ids: NDArray[numpy.int32]
+    labels: NDArray[numpy.int32]
     truncated: bool
     num_uncut: int
     """Tokens before truncation."""
 
     @property
     def num_trained(self) -> int:
-        return sum(label != IGNORED for label in self.labels)
+        return int(numpy.count_nonzero(self.labels != IGNORED))
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is anything to learn. The first token is given, never predicted: a label there is in vain."""
+        return bool((self.labels[1:] >= 0).any())
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A row as text, before it is ids."""
+
+    text: str
+    trained: list[Span]
+    leading: list[int]
+    end: Literal["none", "learned", "unless special"]
+    """Whether the end-of-text token follows, and is trained."""
 
 
 def tokens_of(example: Example, tokenizer: Tokenizer, loss_on: LossScope, max_length: int) -> Tokens:
@@ -41,13 +62,62 @@ def tokens_of(example: Example, tokenizer: Tokenizer, loss_on: LossScope, max_le
     TEMPLATE_WITHOUT_TOOLS when it leaves out what an assistant turn calls, ID_OUT_OF_RANGE for ids that the vocabulary
     does not have.
     """
-    if example.is_tokenized:
-        ids, labels = _tokenized(example, tokenizer, loss_on)
-    elif example.is_chat:
-        ids, labels = _conversation(example, tokenizer, loss_on)
-    else:
-        ids, labels = _plain_text(example, tokenizer, loss_on)
+    (found,) = tokens_of_all([example], tokenizer, loss_on, max_length)
+    if isinstance(found, JobError):
+        raise found
+    return found
+
+
+def tokens_of_all(
+    examples: Sequence[Example], tokenizer: Tokenizer, loss_on: LossScope, max_length: int
+) -> list[Tokens | JobError]:
+    """The same of several rows, which costs less than one by one. What `tokens_of` raises stands in a row's place."""
+    found: list[Tokens | JobError | None] = []
+    written: list[_Written] = []
+    for example in examples:
+        try:
+            if example.is_tokenized:
+                found.append(_cut(*_tokenized(example, tokenizer, loss_on), max_length))
+            else:
+                chat = example.is_chat
+                written.append((_conversation if chat else _plain_text)(example, tokenizer, loss_on))
+                found.append(None)
+        except JobError as error:
+            found.append(error)
+    encoded = tokenizer.encode_all([one.text for one in written])
+    made = iter(_cut(*_labelled(one, encoded, index, tokenizer), max_length) for index, one in enumerate(written))
+    return [next(made) if one is None else one for one in found]
+
+
+def _cut(ids: NDArray[numpy.int32], labels: NDArray[numpy.int32], max_length: int) -> Tokens:
     return Tokens(ids[:max_length], labels[:max_length], len(ids) > max_length, len(ids))
+
+
+def _labelled(
+    row: _Written, encoded: EncodedTexts, index: int, tokenizer: Tokenizer
+) -> tuple[NDArray[numpy.int32], NDArray[numpy.int32]]:
+    ids = encoded.ids[encoded.starts[index] : encoded.starts[index + 1]]
+    labels = numpy.full(len(ids), IGNORED, numpy.int32)
+    for start, end in row.trained:
+        first, last = encoded.covering(index, start, end)
+        labels[first:last] = ids[first:last]
+    end_ids: list[int] = []
+    if row.end == "learned":
+        end_ids = [tokenizer.eos_id]
+    elif row.end == "unless special":
+        # Generation ends at a special token only: a template that writes none would teach the model never to stop.
+        _, behind = encoded.covering(index, 0, len(row.text.rstrip()))
+        if not behind or int(ids[behind - 1]) not in tokenizer.special_ids:
+            end_ids = [tokenizer.eos_id]
+    if not end_ids and not row.leading:
+        return ids, labels
+    # The begin-of-text token is given, never written by the model.
+    unlearned = [IGNORED] * len(row.leading)
+    return _joined(row.leading, ids, end_ids), _joined(unlearned, labels, end_ids)
+
+
+def _joined(before: list[int], middle: NDArray[numpy.int32], behind: list[int]) -> NDArray[numpy.int32]:
+    return numpy.concatenate([numpy.array(before, numpy.int32), middle, numpy.array(behind, numpy.int32)])
 
 
 def prompt_text(example: Example, tokenizer: Tokenizer) -> str:
@@ -72,7 +142,9 @@ def _prompt_length(example: Example) -> int:
     return trained or len(example.input_ids) // 2
 
 
-def _tokenized(example: Example, tokenizer: Tokenizer, loss_on: LossScope) -> tuple[list[int], list[int]]:
+def _tokenized(
+    example: Example, tokenizer: Tokenizer, loss_on: LossScope
+) -> tuple[NDArray[numpy.int32], NDArray[numpy.int32]]:
     largest = max(*example.input_ids, *example.labels, 0)
     if largest >= tokenizer.num_ids:
         raise JobError(
@@ -80,25 +152,14 @@ def _tokenized(example: Example, tokenizer: Tokenizer, loss_on: LossScope) -> tu
             f"The row has id {largest:,}; the base model's vocabulary ends at {tokenizer.num_ids - 1:,}.",
             "Tokenise the rows with the base model's own tokenizer, or upload them as text.",
         )
-    ids = list(example.input_ids)
-    return ids, ids if loss_on == "all" else list(example.labels)
+    ids = numpy.array(example.input_ids, numpy.int32)
+    return ids, ids if loss_on == "all" else numpy.array(example.labels, numpy.int32)
 
 
-def _conversation(example: Example, tokenizer: Tokenizer, loss_on: LossScope) -> tuple[list[int], list[int]]:
+def _conversation(example: Example, tokenizer: Tokenizer, loss_on: LossScope) -> _Written:
     text = tokenizer.render(example.messages, tools=example.tools)
     spans = [(0, len(text))] if loss_on == "all" else _answers(example, tokenizer, text)
-    encoding = tokenizer.encode(text)
-    labels = [IGNORED] * len(encoding.ids)
-    for start, end in spans:
-        for index, (first, last) in enumerate(encoding.offsets):
-            # A token that straddles a border holds characters of the answer: the model has to write it.
-            if first < end and last > start:
-                labels[index] = encoding.ids[index]
-    ids = encoding.ids
-    if tokenizer.encode(text.rstrip()).ids[-1] not in tokenizer.special_ids:
-        # Generation ends at a special token only: a template that writes none would teach the model never to stop.
-        ids, labels = [*ids, tokenizer.eos_id], [*labels, tokenizer.eos_id]
-    return ids, labels
+    return _Written(text, spans, [], "unless special")
 
 
 def _answers(example: Example, tokenizer: Tokenizer, text: str) -> list[Span]:
@@ -108,7 +169,8 @@ def _answers(example: Example, tokenizer: Tokenizer, text: str) -> list[Span]:
         if message["role"] != "assistant" or index < example.answers_from or index in example.untrained:
             continue
         before = tokenizer.render(example.messages[:index], generation_prompt=True, tools=example.tools)
-        through = tokenizer.render(example.messages[: index + 1], tools=example.tools)
+        whole = index + 1 == len(example.messages)
+        through = text if whole else tokenizer.render(example.messages[: index + 1], tools=example.tools)
         if not through.startswith(before):
             raise _not_incremental(index, example.messages)
         written = through[len(before) :]
@@ -130,18 +192,11 @@ def _length_of_turn(written: str, message: Message) -> int:
     return len(stripped)
 
 
-def _plain_text(example: Example, tokenizer: Tokenizer, loss_on: LossScope) -> tuple[list[int], list[int]]:
-    encoding = tokenizer.encode(example.prompt + example.completion)
+def _plain_text(example: Example, tokenizer: Tokenizer, loss_on: LossScope) -> _Written:
+    text = example.prompt + example.completion
     trained_from = 0 if loss_on == "all" else len(example.prompt)
-    end = [] if example.continues else [tokenizer.eos_id]
-    ids = [*tokenizer.leading_ids, *encoding.ids, *end]
-    # The begin-of-text token is given, never written by the model.
-    labels = [IGNORED] * len(tokenizer.leading_ids)
-    labels += [
-        token_id if last > trained_from else IGNORED
-        for token_id, (_, last) in zip(encoding.ids, encoding.offsets, strict=True)
-    ]
-    return ids, [*labels, *end]
+    end: Literal["none", "learned"] = "none" if example.continues else "learned"
+    return _Written(text, [(trained_from, len(text))], tokenizer.leading_ids, end)
 
 
 def _without_tools(index: int, messages: list[Message]) -> JobError:

@@ -59,6 +59,17 @@ class Report:
                 Problem(source, problem.row, problem.column, problem.reason, problem.message, severity)
             )
 
+    def merge(self, other: "Report") -> None:
+        """Takes in what was found elsewhere, behind what is known."""
+        listed: dict[tuple[str, str, Severity], int] = {}
+        for problem in other.problems:
+            kind = (problem.source, problem.reason, problem.severity)
+            listed[kind] = listed.get(kind, 0) + 1
+            if self._counts.get(kind, 0) + listed[kind] <= LISTED_OF_A_KIND and len(self.problems) < LISTED:
+                self.problems.append(problem)
+        for kind, count in other._counts.items():
+            self._counts[kind] = self._counts.get(kind, 0) + count
+
     def refused(self, source: str, error: JobError) -> None:
         """A source, or the job's data as a whole, that cannot be worked on at all."""
         message = f"{error.message} {error.advice}".strip()
