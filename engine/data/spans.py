@@ -6,7 +6,7 @@ prompt) and rendered with it differ by exactly what the model has to write. No m
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from itertools import pairwise
 
 import numpy
 from numpy.typing import NDArray
@@ -14,34 +14,28 @@ from numpy.typing import NDArray
 from engine.config.job import LossScope
 from engine.data.conversations import Message
 from engine.data.formats import Example
-from engine.data.tokenizer import EncodedTexts, Tokenizer
+from engine.data.tokenizer import Span, Tokenizer
 from engine.errors import JobError
 
 IGNORED = -100
 """Label of a token that is not trained."""
 
-Span = tuple[int, int]
-"""Characters [start, end) of a rendered text."""
+Ids = NDArray[numpy.int32]
 
 
 @dataclass(frozen=True)
 class Tokens:
     """A row as training sees it: ids, and per token its id where it is trained, else -100."""
 
-    input_ids: NDArray[numpy.int32]
-    labels: NDArray[numpy.int32]
+    input_ids: Ids
+    labels: Ids
     truncated: bool
     num_uncut: int
     """Tokens before truncation."""
 
-    @property
-    def num_trained(self) -> int:
-        return int(numpy.count_nonzero(self.labels != IGNORED))
-
-    @property
-    def trains(self) -> bool:
-        """Whether there is anything to learn. The first token is given, never predicted: a label there is in vain."""
-        return bool((self.labels[1:] >= 0).any())
+    num_trained: int
+    trains: bool
+    """Whether there is anything to learn. The first token is given, never predicted: a label there is in vain."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +45,7 @@ class _Written:
     text: str
     trained: list[Span]
     leading: list[int]
-    end: Literal["none", "learned", "unless special"]
+    ends: bool
     """Whether the end-of-text token follows, and is trained."""
 
 
@@ -85,38 +79,31 @@ def tokens_of_all(
         except JobError as error:
             found.append(error)
     encoded = tokenizer.encode_all([one.text for one in written])
-    made = iter(_cut(*_labelled(one, encoded, index, tokenizer), max_length) for index, one in enumerate(written))
+    labels = numpy.where(encoded.within([one.trained for one in written]), encoded.ids, numpy.int32(IGNORED))
+    made = iter(
+        _cut(*_ended(one, encoded.ids[start:end], labels[start:end], tokenizer), max_length)
+        for one, (start, end) in zip(written, pairwise(encoded.starts), strict=True)
+    )
     return [next(made) if one is None else one for one in found]
 
 
-def _cut(ids: NDArray[numpy.int32], labels: NDArray[numpy.int32], max_length: int) -> Tokens:
-    return Tokens(ids[:max_length], labels[:max_length], len(ids) > max_length, len(ids))
+def _cut(ids: Ids, labels: Ids, max_length: int) -> Tokens:
+    kept = labels[:max_length]
+    num_trained = int(numpy.count_nonzero(kept != IGNORED))
+    trains = num_trained > int(len(kept) > 0 and kept[0] != IGNORED)
+    return Tokens(ids[:max_length], kept, len(ids) > max_length, len(ids), num_trained, trains)
 
 
-def _labelled(
-    row: _Written, encoded: EncodedTexts, index: int, tokenizer: Tokenizer
-) -> tuple[NDArray[numpy.int32], NDArray[numpy.int32]]:
-    ids = encoded.ids[encoded.starts[index] : encoded.starts[index + 1]]
-    labels = numpy.full(len(ids), IGNORED, numpy.int32)
-    for start, end in row.trained:
-        first, last = encoded.covering(index, start, end)
-        labels[first:last] = ids[first:last]
-    end_ids: list[int] = []
-    if row.end == "learned":
-        end_ids = [tokenizer.eos_id]
-    elif row.end == "unless special":
-        # Generation ends at a special token only: a template that writes none would teach the model never to stop.
-        _, behind = encoded.covering(index, 0, len(row.text.rstrip()))
-        if not behind or int(ids[behind - 1]) not in tokenizer.special_ids:
-            end_ids = [tokenizer.eos_id]
-    if not end_ids and not row.leading:
+def _ended(row: _Written, ids: Ids, labels: Ids, tokenizer: Tokenizer) -> tuple[Ids, Ids]:
+    """With what comes before and behind the text."""
+    end = [tokenizer.eos_id] if row.ends else []
+    if not end and not row.leading:
         return ids, labels
     # The begin-of-text token is given, never written by the model.
-    unlearned = [IGNORED] * len(row.leading)
-    return _joined(row.leading, ids, end_ids), _joined(unlearned, labels, end_ids)
+    return _joined(row.leading, ids, end), _joined([IGNORED] * len(row.leading), labels, end)
 
 
-def _joined(before: list[int], middle: NDArray[numpy.int32], behind: list[int]) -> NDArray[numpy.int32]:
+def _joined(before: list[int], middle: Ids, behind: list[int]) -> Ids:
     return numpy.concatenate([numpy.array(before, numpy.int32), middle, numpy.array(behind, numpy.int32)])
 
 
@@ -142,9 +129,7 @@ def _prompt_length(example: Example) -> int:
     return trained or len(example.input_ids) // 2
 
 
-def _tokenized(
-    example: Example, tokenizer: Tokenizer, loss_on: LossScope
-) -> tuple[NDArray[numpy.int32], NDArray[numpy.int32]]:
+def _tokenized(example: Example, tokenizer: Tokenizer, loss_on: LossScope) -> tuple[Ids, Ids]:
     largest = max(*example.input_ids, *example.labels, 0)
     if largest >= tokenizer.num_ids:
         raise JobError(
@@ -159,7 +144,8 @@ def _tokenized(
 def _conversation(example: Example, tokenizer: Tokenizer, loss_on: LossScope) -> _Written:
     text = tokenizer.render(example.messages, tools=example.tools)
     spans = [(0, len(text))] if loss_on == "all" else _answers(example, tokenizer, text)
-    return _Written(text, spans, [], "unless special")
+    # Generation ends at a special token only: a template that writes none would teach the model never to stop.
+    return _Written(text, spans, [], not tokenizer.ends_special(text))
 
 
 def _answers(example: Example, tokenizer: Tokenizer, text: str) -> list[Span]:
@@ -195,8 +181,7 @@ def _length_of_turn(written: str, message: Message) -> int:
 def _plain_text(example: Example, tokenizer: Tokenizer, loss_on: LossScope) -> _Written:
     text = example.prompt + example.completion
     trained_from = 0 if loss_on == "all" else len(example.prompt)
-    end: Literal["none", "learned"] = "none" if example.continues else "learned"
-    return _Written(text, [(trained_from, len(text))], tokenizer.leading_ids, end)
+    return _Written(text, [(trained_from, len(text))], tokenizer.leading_ids, not example.continues)
 
 
 def _without_tools(index: int, messages: list[Message]) -> JobError:

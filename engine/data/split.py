@@ -169,6 +169,7 @@ class Split:
             where_first, row_first = group.at(int(first[index]))
             other = f"row {row_first}" if where_first == place else f"{where_first} row {row_first}"
             self._warn(place, row, "DUPLICATE_ROW", f"says the same as {other}, and is dropped")
+        self._report.arrange()
         return group
 
     def _surveys(self, part: _Part) -> Iterator[Survey]:

@@ -35,6 +35,10 @@ class Encoding:
     offsets: list[tuple[int, int]]
 
 
+Span = tuple[int, int]
+"""Characters [start, end) of a text."""
+
+
 @dataclass(frozen=True)
 class EncodedTexts:
     """Token ids of several texts, and which tokens stand for which characters."""
@@ -49,21 +53,41 @@ class EncodedTexts:
     _encodings: dict[int, Any]
     """Of the texts whose tokens cannot be counted out in bytes."""
 
-    def covering(self, index: int, start: int, end: int) -> tuple[int, int]:
-        """First token, and behind the last one, that stand for any of the characters [start, end) of a text; counted
-        from the text's first token. A token that straddles a border is in: it holds characters of both sides."""
-        if encoding := self._encodings.get(index):
-            tokens = range(len(encoding))
-            # Neither the beginnings of tokens nor their ends ever go back.
-            first = bisect.bisect_right(tokens, start, key=lambda token: encoding.token_to_chars(token)[1])
-            return first, bisect.bisect_left(tokens, end, lo=first, key=lambda token: encoding.token_to_chars(token)[0])
-        text, begin, behind = self._texts[index], self.starts[index], self.starts[index + 1]
-        if not text.isascii():
-            start, end = len(text[:start].encode()), len(text[:end].encode())
-        before = self._bytes[begin : behind + 1]
-        first, last = before[0] + start, before[0] + end
-        # bytes[token + 1] is where a token ends.
-        return int(before[1:].searchsorted(first, "right")), int(before[:-1].searchsorted(last, "left"))
+    def within(self, spans: Sequence[Sequence[Span]]) -> NDArray[numpy.bool_]:
+        """Which tokens stand for any of the characters in their text's spans. A token that straddles a border does: it
+        holds characters of both sides."""
+        edges = numpy.zeros(len(self.ids) + 1, numpy.int64)
+        starts: list[int] = []
+        ends: list[int] = []
+        for index, (text, wanted) in enumerate(zip(self._texts, spans, strict=True)):
+            if encoding := self._encodings.get(index):
+                for start, end in wanted:
+                    first, last = _covering(encoding, start, end)
+                    if first < last:
+                        edges[self.starts[index] + first] += 1
+                        edges[self.starts[index] + last] -= 1
+                continue
+            before = int(self._bytes[self.starts[index]])
+            ascii_only = text.isascii()
+            for start, end in wanted:
+                starts.append(before + (start if ascii_only else len(text[:start].encode())))
+                ends.append(before + (end if ascii_only else len(text[:end].encode())))
+        if starts:
+            # bytes[token + 1] is where a token ends.
+            firsts = self._bytes[1:].searchsorted(starts, "right")
+            lasts = self._bytes[:-1].searchsorted(ends, "left")
+            some = firsts < lasts
+            numpy.add.at(edges, firsts[some], 1)
+            numpy.subtract.at(edges, lasts[some], 1)
+        inside: NDArray[numpy.bool_] = edges[:-1].cumsum() > 0
+        return inside
+
+
+def _covering(encoding: Any, start: int, end: int) -> Span:
+    tokens = range(len(encoding))
+    # Neither the beginnings of tokens nor their ends ever go back.
+    first = bisect.bisect_right(tokens, start, key=lambda token: encoding.token_to_chars(token)[1])
+    return first, bisect.bisect_left(tokens, end, lo=first, key=lambda token: encoding.token_to_chars(token)[0])
 
 
 class Tokenizer:
@@ -116,6 +140,7 @@ class Tokenizer:
         specials = sorted({str(token) for _, token in added if token.special} | {self.eos_token}, key=len, reverse=True)
         self.control = re.compile("|".join(map(re.escape, specials)))
         """Finds text that becomes a control token."""
+        self._special_texts = tuple(specials)
         empty = self._fast("", add_special_tokens=True)["input_ids"]
         self.leading_ids: list[int] = [token_id for token_id in empty if token_id == self._fast.bos_token_id][:1]
         """What the tokenizer puts before a plain text: its begin-of-text token, where it has that habit."""
@@ -131,16 +156,17 @@ class Tokenizer:
         import jinja2
 
         try:
-            # What apply_chat_template does, without the copy it makes of every conversation.
-            return str(
-                self._compile(self.template).render(
-                    messages=list(messages),
-                    tools=list(tools) or None,
-                    documents=None,
-                    add_generation_prompt=generation_prompt,
-                    **self._named_tokens,
-                )
-            )
+            # What apply_chat_template does, without the copies it makes for every conversation.
+            template = self._compile(self.template)
+            values = {
+                **template.globals,
+                **self._named_tokens,
+                "messages": list(messages),
+                "tools": list(tools) or None,
+                "documents": None,
+                "add_generation_prompt": generation_prompt,
+            }
+            return "".join(template.root_render_func(template.new_context(values, shared=True)))
         except (
             jinja2.TemplateError,
             ArithmeticError,
@@ -188,6 +214,11 @@ class Tokenizer:
             if (counted != len(text)) if text.isascii() else (self._normalises or counted != len(text.encode())):
                 others[index] = self._bare.encode(text, add_special_tokens=False)
         return EncodedTexts(ids, starts, texts, before, others)
+
+    def ends_special(self, text: str) -> bool:
+        """Whether the last token that is no space is a control token."""
+        stripped = text.rstrip()
+        return stripped.endswith(self._special_texts) or self.encode(stripped).ids[-1] in self.special_ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Back to text, special tokens included."""

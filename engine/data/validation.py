@@ -70,6 +70,11 @@ class Report:
         for kind, count in other._counts.items():
             self._counts[kind] = self._counts.get(kind, 0) + count
 
+    def arrange(self) -> None:
+        """Puts the problems of each source in the order of its rows."""
+        places = {source: place for place, source in enumerate(dict.fromkeys(p.source for p in self.problems))}
+        self.problems.sort(key=lambda problem: (places[problem.source], problem.row))
+
     def refused(self, source: str, error: JobError) -> None:
         """A source, or the job's data as a whole, that cannot be worked on at all."""
         message = f"{error.message} {error.advice}".strip()

@@ -13,7 +13,7 @@ import pytest
 
 from engine.config.job import job_config
 from engine.data.packing import PackCount
-from engine.data.prepare import Prepared, examine, prepare
+from engine.data.prepare import Prepared, prepare
 from engine.data.tokenizer import Tokenizer
 from engine.data.validation import Report
 from engine.errors import JobError
@@ -352,7 +352,7 @@ def test_several_processes_prepare_what_one_does(
     lines = [json.dumps({"messages": [{"role": "user", "content": f"What is {n}?"},
                                       {"role": "assistant", "content": f"It is {n}, " * (n % 40 + 1)}]})
              for n in range(300)]  # fmt: skip
-    (tmp_path / "a.jsonl").write_text("\n".join([*lines, *lines[:20], '{"messages": "<|im_end|>"}', lines[7]]))
+    (tmp_path / "a.jsonl").write_text("\n".join([*lines, *lines[:20], lines[7]]))
     table = "".join(f'"How much is {n}?","{n} it is, <|im_end|> or élan 🙂"\n' for n in range(200))
     (tmp_path / "b.csv").write_text(f"question,answer\n{table}")
     sources = {"a": tmp_path / "a.jsonl", "b": tmp_path / "b.csv"}
@@ -362,19 +362,15 @@ def test_several_processes_prepare_what_one_does(
         "hyperparameters": {"max_length": 64},
     }
     found = []
-    for processes in (1, 3):
-        report = Report()
-        counted = examine(job_config(spec), tokenizer_dir, sources, lambda *_: None, report, processes)
-        found.append((counted, report.as_dict()))
+    for processes in (1, 2):
+        out, report = tmp_path / f"out{processes}", Report()
+        arguments = (job_config(spec), tokenizer_dir, sources, out, lambda *_: None, report, processes)
+        prepared = prepare(*arguments)
+        files = {str(file.relative_to(out)): file.read_bytes() for file in out.rglob("*") if file.is_file()}
+        found.append((prepared, report.as_dict(), files))
     assert found[0] == found[1]
-    (tmp_path / "a.jsonl").write_text("\n".join([*lines, *lines[:20], lines[7]]))
-    outs = []
-    for processes in (1, 3):
-        out = tmp_path / f"out{processes}"
-        prepare(job_config(spec), tokenizer_dir, sources, out, lambda *_: None, processes=processes)
-        outs.append({str(file.relative_to(out)): file.read_bytes() for file in out.rglob("*") if file.is_file()})
-    assert outs[0] == outs[1]
-    assert len(datasets.load_from_disk(str(tmp_path / "out3" / "train"))) > 450
+    assert {"DUPLICATE_ROW", "CONTROL_TOKEN", "TRUNCATED"} <= {count.reason for count in report.counts()}
+    assert len(datasets.load_from_disk(str(tmp_path / "out2" / "train"))) > 450
 
 
 def test_what_breaks_in_another_process_is_told_as_here(
