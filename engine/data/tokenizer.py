@@ -127,7 +127,9 @@ class Tokenizer:
         self.has_own_template = chat_template is None and own is not None
         self.template: str = chat_template or own or PLAIN_TEMPLATE
         self._compile = _compile_jinja_template
-        self._named_tokens = {name: str(token) for name, token in self._fast.special_tokens_map.items()}
+        self._compiled: Any = None
+        self._known: dict[str, Any] = {}
+        """What every rendering knows beside the conversation."""
         self._token_bytes = _token_bytes(self._bare)
         self._normalises = self._bare.normalizer is not None
         self.eos_id: int = self._fast.eos_token_id
@@ -157,16 +159,17 @@ class Tokenizer:
 
         try:
             # What apply_chat_template does, without the copies it makes for every conversation.
-            template = self._compile(self.template)
+            if self._compiled is None:
+                self._compiled = self._compile(self.template)
+                named = {name: str(token) for name, token in self._fast.special_tokens_map.items()}
+                self._known = {**self._compiled.globals, **named, "documents": None}
             values = {
-                **template.globals,
-                **self._named_tokens,
+                **self._known,
                 "messages": list(messages),
                 "tools": list(tools) or None,
-                "documents": None,
                 "add_generation_prompt": generation_prompt,
             }
-            return "".join(template.root_render_func(template.new_context(values, shared=True)))
+            return "".join(self._compiled.root_render_func(self._compiled.new_context(values, shared=True)))
         except (
             jinja2.TemplateError,
             ArithmeticError,
