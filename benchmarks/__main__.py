@@ -17,6 +17,7 @@ NAMES = (
     "dispatch_latency",
     "restart",
     "metrics_page",
+    "prepare",
 )
 
 

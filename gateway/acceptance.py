@@ -30,7 +30,7 @@ from gateway.ledger import ELAPSED_SECONDS, Decision, Ledger
 from gateway.metrics import read_series
 from gateway.projection import completion_reason, project
 from gateway.specs import dataset_ids
-from gateway.tables import Attempt, JobEvaluation, Metric, SavedCheckpoint, UploadedDataset
+from gateway.tables import Attempt, JobEvaluation, Metric, SavedArtifact, SavedCheckpoint, UploadedDataset
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,7 @@ _DIRECTIVES = {
     "JOB_STATE_PAUSING": Directive.DIRECTIVE_PAUSE,
     "JOB_STATE_CANCELLING": Directive.DIRECTIVE_CANCEL,
 }
+_MADE_SHARDS = 100
 _CURVE_POINTS = 10_000
 _FEWEST_POINTS = 2
 _CURVES_BYTES = 512 * 1024
@@ -64,6 +65,7 @@ class Acceptance:
         except NotFound:
             return ClaimResponse(refused=ClaimRefused(reason="UNKNOWN"))
         await self._add_curves(assignment)
+        await self._add_shards(assignment)
         return ClaimResponse(assignment=assignment)
 
     async def report(self, request: ReportRequest) -> ReportResponse:
@@ -173,6 +175,21 @@ class Acceptance:
         if evaluation is not None:
             assignment.evaluation.CopyFrom(EvaluationResult.FromString(evaluation.result))
         return assignment
+
+    async def _add_shards(self, assignment: Assignment) -> None:
+        """What other jobs have tokenised; whether it is the same only a worker can tell."""
+        if assignment.stage != Stage.STAGE_PREFLIGHT:
+            return
+        query = select(SavedArtifact).where(
+            SavedArtifact.tenant == assignment.tenant,
+            SavedArtifact.kind == "shards",
+            SavedArtifact.job_id != assignment.job_id,
+        )
+        async with self._ledger.database.read() as session:
+            newest = (await session.exec(query.order_by(col(SavedArtifact.id).desc()).limit(_MADE_SHARDS))).all()
+        for made in newest:
+            key = made.path.rpartition("/")[2]
+            assignment.shards.add(content_key=key, path=made.path, manifest_sha256=made.sha256)
 
     async def _add_curves(self, assignment: Assignment) -> None:
         """What is read of curves, which may be long: not while every other decision waits."""

@@ -95,6 +95,24 @@ async def dataset_files(assignment: Assignment, store: ArtifactStore, workdir: P
     return files
 
 
+async def made_shards(assignment: Assignment, store: ArtifactStore, workdir: Path, key: str) -> Path | None:
+    """Token shards with that content key which another job of the tenant has made, every byte as it was hashed; None
+    where there are none, or none that are whole: then they are made anew."""
+    folder = workdir / "made-shards"
+    for made in assignment.shards:
+        if not key or made.content_key != key:
+            continue
+        say("fetching_data", "token shards of an earlier job")
+        path = f"{assignment.tenant}/{made.path}"
+        try:
+            await asyncio.to_thread(store.get_folder, path, folder, made.manifest_sha256)
+        except (ArtifactMissing, ArtifactCorrupt, OSError) as error:
+            _log.warning("token shards in %s cannot be taken: %s", made.path, error)
+        else:
+            return folder
+    return None
+
+
 async def token_shards(assignment: Assignment, store: ArtifactStore, workdir: Path) -> Path:
     """Preflight's folder: train/, eval/ and what else it prepared."""
     found, folder = assignment.preflight, workdir / "data"

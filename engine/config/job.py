@@ -21,6 +21,7 @@ from engine.errors import JobError, Violation
 Method = Literal["auto", "lora", "qlora", "full"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 LossScope = Literal["response", "all"]
+Truncation = Literal["keep_start", "keep_end", "drop"]
 ExportFormat = Literal["adapter", "merged", "gguf"]
 Scheduler = Literal[
     "linear", "cosine", "constant", "constant_with_warmup", "cosine_with_restarts", "polynomial", "inverse_sqrt"
@@ -85,7 +86,7 @@ class DataSource(_Section):
 
 
 class TrainingPhase(_Section):
-    """One step of a curriculum."""
+    """One step of a curriculum. Phases are trained one after the other, with one schedule over all of them."""
 
     display_name: str = Field(default="", max_length=128)
     training_data: list[DataSource] = Field(min_length=1, max_length=32)
@@ -103,7 +104,7 @@ class Hyperparameters(_Section):
     per_device_eval_batch_size: int = Field(default=4, ge=1, le=1024)
     gradient_accumulation_steps: int = Field(default=4, ge=1, le=1024)
     max_length: int = Field(default=2048, ge=8, le=1_048_576)
-    """Tokens of a row; longer rows are cut at the end."""
+    """Tokens of a row; `truncation` says what becomes of longer ones."""
     warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
     warmup_steps: int | None = Field(default=None, ge=0, le=10_000_000)
     """Overrides warmup_ratio."""
@@ -125,6 +126,8 @@ class Hyperparameters(_Section):
     loss_on: LossScope = "response"
     packing: bool = False
     group_by_length: bool = False
+    truncation: Truncation = "keep_start"
+    """What becomes of rows longer than max_length: the beginning is kept, or the end, or nothing."""
 
 
 class Lora(_Section):
@@ -251,8 +254,6 @@ def unsupported(config: JobConfig) -> list[Violation]:
 
     if config.base_model.startswith("ft:"):
         refuse("base_model", "Training on a tuned model is not available yet; name a base model.")
-    if config.phases:
-        refuse("phases", "Curricula are not available yet; put the data into spec.training_data.")
     for index, source in enumerate(config.evaluation_data):
         if source.weight != 1:
             description = f"Rows to evaluate on are each seen once: leave it 1, not {source.weight:g}."
@@ -272,22 +273,29 @@ def unsupported(config: JobConfig) -> list[Violation]:
 def _exclusive(spec: Mapping[str, Any]) -> list[Violation]:
     """Pairs that only the caller can put in conflict: what a recipe says gives way by itself (`recipes.merge`)."""
     given = spec.get("hyperparameters")
-    if not isinstance(given, Mapping) or given.get("warmup_ratio") is None or given.get("warmup_steps") is None:
-        return []
-    return [
-        Violation(
-            "spec.hyperparameters.warmup_ratio",
-            f"{given['warmup_ratio']!r} given together with warmup_steps = {given['warmup_steps']!r}; "
-            "set one of the two.",
-        )
-    ]
+    given = given if isinstance(given, Mapping) else {}
+    found = []
+    if given.get("warmup_ratio") is not None and given.get("warmup_steps") is not None:
+        both = f"{given['warmup_ratio']!r} given together with warmup_steps = {given['warmup_steps']!r}"
+        found.append(Violation("spec.hyperparameters.warmup_ratio", f"{both}; set one of the two."))
+    if spec.get("phases") and spec.get("training_data"):
+        description = "given together with training_data; put those rows into a phase of their own, or leave one out."
+        found.append(Violation("spec.phases", description))
+    if spec.get("phases") and given.get("max_steps") is not None:
+        description = f"{given['max_steps']!r} given together with phases, whose num_epochs say how long each one is."
+        found.append(Violation("spec.hyperparameters.max_steps", description))
+    return found
 
 
 def _mapped_and_templated(spec: Mapping[str, Any]) -> list[Violation]:
     found = []
-    for name in ("training_data", "evaluation_data"):
-        listed = spec.get(name)
-        for index, source in enumerate(listed if isinstance(listed, list) else ()):
+    phases = spec.get("phases")
+    listed = {name: spec.get(name) for name in ("training_data", "evaluation_data")}
+    for number, phase in enumerate(phases if isinstance(phases, list) else ()):
+        if isinstance(phase, Mapping):
+            listed[f"phases[{number}].training_data"] = phase.get("training_data")
+    for name, sources in listed.items():
+        for index, source in enumerate(sources if isinstance(sources, list) else ()):
             if isinstance(source, Mapping) and source.get("mapping") and source.get("template") is not None:
                 description = "given together with template, which names the file's columns itself; leave one out."
                 found.append(Violation(f"spec.{name}[{index}].mapping", description))

@@ -52,6 +52,7 @@ def dataset_job(request: ValidateDatasetRequest | PreviewDatasetRequest) -> dict
     spec = FineTuningJobSpec(base_model=request.base_model, training_data=[source], holdout_fraction=0.0)
     if request.HasField("max_length"):
         spec.hyperparameters.max_length = request.max_length
+    spec.hyperparameters.truncation = request.truncation
     if request.HasField("chat_template"):
         spec.chat_template = request.chat_template
     if request.HasField("system_prompt"):

@@ -25,6 +25,8 @@ class Preview:
     input_ids: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     truncated: bool = False
+    dropped: bool = False
+    """Whether training leaves it out."""
     problem: RowProblem | None = None
 
     def trained_spans(self) -> list[tuple[int, int]]:
@@ -58,14 +60,16 @@ def preview(config: JobConfig, tokenizer_dir: Path, path: Path, first_row: int) 
             yield Preview(item.row, problem=item)
             continue
         try:
-            tokens = tokens_of(item, tokenizer, hyper.loss_on, hyper.max_length)
+            tokens = tokens_of(item, tokenizer, hyper.loss_on, hyper.max_length, hyper.truncation)
         except JobError as error:
             problem = RowProblem(item.row, "", error.reason, f"{error.message} {error.advice}")
             yield Preview(item.row, problem=problem)
             continue
         ids = tokens.input_ids.tolist()
         pieces = [tokenizer.decode([token]) for token in ids]
-        yield Preview(item.row, _text(item, tokenizer), pieces, ids, tokens.labels.tolist(), tokens.truncated)
+        dropped = tokens.too_long or not tokens.trains
+        text = _text(item, tokenizer)
+        yield Preview(item.row, text, pieces, ids, tokens.labels.tolist(), tokens.truncated, dropped)
     source.refuse_useless(path.name, reader, num_items)
 
 

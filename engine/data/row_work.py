@@ -151,7 +151,8 @@ class RowWork:
         def flush() -> None:
             hyper = self._config.hyperparameters
             alive()
-            found = tokens_of_all([one for _, one in wanted], self._tokenizer, hyper.loss_on, hyper.max_length)
+            settings = (hyper.loss_on, hyper.max_length, hyper.truncation)
+            found = tokens_of_all([one for _, one in wanted], self._tokenizer, *settings)
             for (wish, example), tokens in zip(wanted, found, strict=True):
                 alive()
                 if wish == LEAKED:
@@ -203,7 +204,13 @@ class RowWork:
         if tokens.num_uncut > LONG:
             longest = (tokens.num_uncut, place, example.row)
             (heapq.heappush if len(made.longest) < LONGEST else heapq.heappushpop)(made.longest, longest)
-        limit = self._config.hyperparameters.max_length
+        hyper = self._config.hyperparameters
+        limit = hyper.max_length
+        if tokens.too_long:
+            statistics.num_too_long += 1
+            message = f"has {tokens.num_uncut:,} tokens, more than max_length = {limit:,}, and is dropped"
+            _warn(made.report, place, example.row, "TOO_LONG", message)
+            return False
         if not tokens.trains:
             statistics.num_dropped += 1
             statistics.num_truncated += tokens.truncated
@@ -217,7 +224,8 @@ class RowWork:
         script = script_of(example.expected_output or example.completion)
         statistics.scripts[script] = statistics.scripts.get(script, 0) + 1
         if tokens.truncated:
-            message = f"has {tokens.num_uncut:,} tokens and is cut at max_length = {limit:,}"
+            lost = "loses its beginning" if hyper.truncation == "keep_end" else "is cut"
+            message = f"has {tokens.num_uncut:,} tokens and {lost} at max_length = {limit:,}"
             _warn(made.report, place, example.row, "TRUNCATED", message)
         return True
 

@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy
 from numpy.typing import NDArray
 
-from engine.config.job import LossScope
+from engine.config.job import LossScope, Truncation
 from engine.data.conversations import Message
 from engine.data.formats import Example
 from engine.data.tokenizer import Span, Tokenizer
@@ -30,6 +30,8 @@ class Tokens:
     input_ids: Ids
     labels: Ids
     truncated: bool
+    too_long: bool
+    """To be dropped for its length."""
     num_uncut: int
     """Tokens before truncation."""
 
@@ -49,21 +51,27 @@ class _Written:
     """Whether the end-of-text token follows, and is trained."""
 
 
-def tokens_of(example: Example, tokenizer: Tokenizer, loss_on: LossScope, max_length: int) -> Tokens:
-    """Ids and labels of a row, cut at the end to `max_length` tokens.
+def tokens_of(
+    example: Example, tokenizer: Tokenizer, loss_on: LossScope, max_length: int, truncation: Truncation = "keep_start"
+) -> Tokens:
+    """Ids and labels of a row, cut to `max_length` tokens; with truncation "drop" a longer row is whole, and too_long.
 
     Raises JobError: TEMPLATE_FAILED, TEMPLATE_NOT_INCREMENTAL when the template gives no way to tell answers apart,
     TEMPLATE_WITHOUT_TOOLS when it leaves out what an assistant turn calls, ID_OUT_OF_RANGE for ids that the vocabulary
     does not have.
     """
-    (found,) = tokens_of_all([example], tokenizer, loss_on, max_length)
+    (found,) = tokens_of_all([example], tokenizer, loss_on, max_length, truncation)
     if isinstance(found, JobError):
         raise found
     return found
 
 
 def tokens_of_all(
-    examples: Sequence[Example], tokenizer: Tokenizer, loss_on: LossScope, max_length: int
+    examples: Sequence[Example],
+    tokenizer: Tokenizer,
+    loss_on: LossScope,
+    max_length: int,
+    truncation: Truncation = "keep_start",
 ) -> list[Tokens | JobError]:
     """The same of several rows, which costs less than one by one. What `tokens_of` raises stands in a row's place."""
     found: list[Tokens | JobError | None] = []
@@ -71,7 +79,7 @@ def tokens_of_all(
     for example in examples:
         try:
             if example.is_tokenized:
-                found.append(_cut(*_tokenized(example, tokenizer, loss_on), max_length))
+                found.append(_cut(*_tokenized(example, tokenizer, loss_on), max_length, truncation))
             else:
                 chat = example.is_chat
                 written.append((_conversation if chat else _plain_text)(example, tokenizer, loss_on))
@@ -81,17 +89,22 @@ def tokens_of_all(
     encoded = tokenizer.encode_all([one.text for one in written])
     labels = numpy.where(encoded.within([one.trained for one in written]), encoded.ids, numpy.int32(IGNORED))
     made = iter(
-        _cut(*_ended(one, encoded.ids[start:end], labels[start:end], tokenizer), max_length)
+        _cut(*_ended(one, encoded.ids[start:end], labels[start:end], tokenizer), max_length, truncation)
         for one, (start, end) in zip(written, pairwise(encoded.starts), strict=True)
     )
     return [next(made) if one is None else one for one in found]
 
 
-def _cut(ids: Ids, labels: Ids, max_length: int) -> Tokens:
-    kept = labels[:max_length]
-    num_trained = int(numpy.count_nonzero(kept != IGNORED))
-    trains = num_trained > int(len(kept) > 0 and kept[0] != IGNORED)
-    return Tokens(ids[:max_length], kept, len(ids) > max_length, len(ids), num_trained, trains)
+def _cut(ids: Ids, labels: Ids, max_length: int, truncation: Truncation) -> Tokens:
+    too_long = len(ids) > max_length
+    kept = slice(None)
+    if too_long and truncation != "drop":
+        kept = slice(-max_length, None) if truncation == "keep_end" else slice(max_length)
+    labels = labels[kept]
+    num_trained = int(numpy.count_nonzero(labels != IGNORED))
+    trains = num_trained > int(len(labels) > 0 and labels[0] != IGNORED)
+    dropped = too_long and truncation == "drop"
+    return Tokens(ids[kept], labels, too_long and not dropped, dropped, len(ids), num_trained, trains)
 
 
 def _ended(row: _Written, ids: Ids, labels: Ids, tokenizer: Tokenizer) -> tuple[Ids, Ids]:

@@ -57,6 +57,7 @@ class _Group:
     has_chat: bool
     wishes: NDArray[numpy.uint8]
     """What becomes of each (`row_work`)."""
+    statistics: Statistics
 
     def distinct(self) -> Digests:
         return self.digests[self.unique]
@@ -76,30 +77,42 @@ class Split:
         """Raises JobError: EMPTY_DATASET, UNKNOWN_COLUMN, INVALID_CONFIG, TOO_FEW_ROWS, and those of files, formats and
         templates. What is wrong with single rows goes to the report."""
         self._config, self._crew, self._paths, self._report, self._progress = config, crew, sources, report, progress
-        self.train, self.eval = Statistics(), Statistics()
+        self.train = Statistics()
         progress("reading_rows", None)
-        self._training = self._survey("training_data", config.training_data, self.train)
-        self._evaluation = self._survey("evaluation_data", config.evaluation_data, self.eval)
-        self.has_chat = self._training.has_chat
+        self._training = [self._survey(*listed) for listed in _training(config)]
+        self._evaluation = self._survey("evaluation_data", config.evaluation_data)
+        self.phases = [group.statistics for group in self._training]
+        """Of each phase; of one where there are none."""
+        for group in self._training:
+            self.train.num_duplicates += group.statistics.num_duplicates
+        self.train.format = ", ".join(dict.fromkeys(group.statistics.format for group in self._training))
+        self.eval = self._evaluation.statistics
+        self.has_chat = any(group.has_chat for group in self._training)
         self.num_leaked = 0
+        distinct = _distinct(self._training)
         if config.evaluation_data:
-            leaked = among(self._evaluation.digests, self._training.distinct())
+            leaked = among(self._evaluation.digests, distinct)
             self.num_leaked = int(numpy.count_nonzero(leaked & self._evaluation.unique))
             self._evaluation.wishes[:] = numpy.where(leaked, LEAKED, HELD_OUT)
             self._evaluation.wishes[~self._evaluation.unique] = 0
             held_out: Digests = digests_of(b"")
         else:
-            held_out = _held_out(self._training.distinct(), config, report)
+            held_out = _held_out(distinct, config, report)
         self.evaluates = bool(config.evaluation_data) or len(held_out) > 0
-        self._wish(self._training, held_out)
+        waiting = held_out
+        for group in self._training:
+            self._wish(group, held_out, waiting)
+            # Of a row in several phases the first one is evaluated on.
+            waiting = waiting[~among(waiting, group.digests)]
         if not config.evaluation_data:
             self.eval.format = self.train.format
         self._tokenised = 0
         self._longest: list[tuple[int, str, int]] = []
 
-    def tokenised(self, *, keep: bool) -> Iterator[Tokenised]:
-        """Training rows in the order of their sources, and held-out rows in theirs; without `keep` only counted."""
-        groups = [self._training, self._evaluation]
+    def tokenised(self, *, keep: bool) -> Iterator[tuple[int, Tokenised]]:
+        """Training rows, each with the index of its phase, in the order of phases and sources, and held-out rows in
+        theirs; without `keep` only counted."""
+        groups = [*self._training, self._evaluation]
         total = sum(int(numpy.count_nonzero(group.wishes)) for group in groups)
         done = 0
 
@@ -107,15 +120,15 @@ class Split:
             self._progress("tokenising", done / max(total, 1))
 
         alive()
-        for group in groups:
+        for number, group in enumerate(groups):
             for part in group.parts:
                 blocks = iter(part.blocks)
                 for made in self._crew.map(self._wanted(group, part, keep), alive):
                     if made.num_examples != next(blocks):
                         raise _changed(part)
                     done += made.num_wanted
-                    self._take(made)
-                    yield made
+                    self._take(group, made)
+                    yield number, made
 
     def doubt_lengths(self) -> None:
         """Reports rows far longer than the others; to be called when all were given out."""
@@ -128,17 +141,20 @@ class Split:
     def refuse_untrainable(self) -> None:
         """Raises JobError("NOTHING_TO_TRAIN") where training or evaluation would have no token to learn from."""
         limit = self._config.hyperparameters.max_length
-        for name, statistics in (("training", self.train), *([("held-out", self.eval)] if self.evaluates else [])):
+        trained = [("training", self.train)]
+        if self._config.phases:
+            trained = [(f"phases[{index}]", counted) for index, counted in enumerate(self.phases)]
+        for name, statistics in (*trained, *([("held-out", self.eval)] if self.evaluates else [])):
             if statistics.num_trained_tokens == 0:
                 raise JobError(
                     "NOTHING_TO_TRAIN",
-                    f"Of the {name} rows no token would be trained: max_length = {limit} cuts off every answer, or no "
-                    "turn is to be trained.",
+                    f"Of the {name} rows no token would be trained: max_length = {limit} cuts off every answer, or "
+                    "drops every row, or no turn is to be trained.",
                     "Raise hyperparameters.max_length, or shorten what stands before the answers.",
                     [Violation("spec.hyperparameters.max_length", "Every answer lies beyond it.")],
                 )
 
-    def _survey(self, name: str, listed: Sequence[DataSource], statistics: Statistics) -> _Group:
+    def _survey(self, name: str, listed: Sequence[DataSource]) -> _Group:
         digests = bytearray()
         rows = array("I")
         has_chat, plain = False, ""
@@ -161,9 +177,11 @@ class Split:
         every = digests_of(digests)
         first = first_of_each(every)
         unique = first == numpy.arange(len(first))
-        group = _Group(parts, every, rows, unique, has_chat, numpy.zeros(len(first), numpy.uint8))
-        statistics.num_duplicates = len(first) - int(numpy.count_nonzero(unique))
-        statistics.format = ", ".join(dict.fromkeys(part.format for part in parts))
+        statistics = Statistics(
+            num_duplicates=len(first) - int(numpy.count_nonzero(unique)),
+            format=", ".join(dict.fromkeys(part.format for part in parts)),
+        )
+        group = _Group(parts, every, rows, unique, has_chat, numpy.zeros(len(first), numpy.uint8), statistics)
         for index in numpy.flatnonzero(~unique):
             place, row = group.at(int(index))
             where_first, row_first = group.at(int(first[index]))
@@ -200,7 +218,7 @@ class Split:
     def _alive_reading(self) -> None:
         self._progress("reading_rows", None)
 
-    def _wish(self, group: _Group, held_out: Digests) -> None:
+    def _wish(self, group: _Group, held_out: Digests, evaluated_here: Digests) -> None:
         """Decides what becomes of training rows. After the split: of what is held out nothing is sampled, however large
         a weight is."""
         held = among(group.digests, held_out) & group.unique
@@ -213,7 +231,7 @@ class Split:
                 own = part.start + numpy.flatnonzero(free)
                 chosen = drawn(group.digests[own], round(weight % 1 * len(own)), self._config.seed, b"weight")
                 group.wishes[own[chosen]] += 1
-        group.wishes[held] = HELD_OUT
+        group.wishes[held] = numpy.where(among(group.digests[held], evaluated_here), HELD_OUT, 0)
 
     def _wanted(self, group: _Group, part: _Part, keep: bool) -> Iterator[Task]:
         place = Place(part.source.place, part.source.given, part.format)
@@ -225,18 +243,33 @@ class Split:
             yield "tokenise", place, block, group.wishes[start:behind].tobytes(), keep
             start = behind
 
-    def _take(self, made: Tokenised) -> None:
+    def _take(self, group: _Group, made: Tokenised) -> None:
         """Counts and reports what a block says."""
         if made.template_fault and not self._tokenised:
             raise made.template_fault
         self._tokenised += made.num_tokenised
         self._report.merge(made.report)
         self.train.add(made.train_statistics)
+        if group is not self._evaluation:
+            group.statistics.add(made.train_statistics)
         self.eval.add(made.eval_statistics)
         self._longest = heapq.nlargest(LONGEST, self._longest + made.longest)
 
     def _warn(self, place: str, row: int, reason: str, message: str) -> None:
         self._report.add(place, RowProblem(row, "", reason, message), "warning")
+
+
+def _training(config: JobConfig) -> list[tuple[str, Sequence[DataSource]]]:
+    """What is trained on, phase by phase, with its path in the spec."""
+    if not config.phases:
+        return [("training_data", config.training_data)]
+    return [(f"phases[{index}].training_data", phase.training_data) for index, phase in enumerate(config.phases)]
+
+
+def _distinct(groups: Sequence[_Group]) -> Digests:
+    if len(groups) == 1:
+        return groups[0].distinct()
+    return numpy.unique(numpy.concatenate([group.distinct() for group in groups]))
 
 
 def _held_out(digests: Digests, config: JobConfig, report: Report) -> Digests:

@@ -24,6 +24,8 @@ class Statistics:
     num_duplicates: int = 0
     num_dropped: int = 0
     """Rows of which truncation left nothing that is trained."""
+    num_too_long: int = 0
+    """Rows that were to be dropped where they are longer than max_length."""
     max_tokens: int = 0
     format: str = ""
     lengths: dict[int, int] = field(default_factory=dict)
@@ -46,6 +48,7 @@ class Statistics:
         """Takes in what was counted elsewhere; the format stays."""
         for name in (
             "num_examples", "num_tokens", "num_trained_tokens", "num_truncated", "num_duplicates", "num_dropped",
+            "num_too_long",
         ):  # fmt: skip
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.max_tokens = max(self.max_tokens, other.max_tokens)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from finetuneflow.blocking import Blocking, blocking, iterating
+from finetuneflow.enums import enum_number
 from finetuneflow.errors import ApiError, InvalidArgument, Violation
 from finetuneflow.paging import paged
 from finetuneflow.resources.dataset import Dataset
@@ -16,7 +17,7 @@ from finetuneflow.transport import AsyncTransport, Transport
 from finetuneflow.uploading import FileUpload, Progress
 from finetuneflow.v1 import dataset_service_pb2 as pb
 from finetuneflow.v1 import dataset_service_pb2_grpc as pb_grpc
-from finetuneflow.v1.fine_tuning_job_spec_pb2 import DataSource
+from finetuneflow.v1.fine_tuning_job_spec_pb2 import DataSource, Truncation
 
 _LOOK_SECONDS = 3600.0
 """Files are large, and every row is read."""
@@ -87,6 +88,7 @@ class AsyncDatasets:
         max_length: int | None = None,
         chat_template: str | None = None,
         system_prompt: str | None = None,
+        truncation: str | None = None,
     ) -> ValidationReport:
         """Checks every row as a job on it would. `dataset` is an id, or a source as `jobs.create` takes it: `dataset`,
         `mapping`, `template`, `format`. What is wrong with the rows is in the report.
@@ -94,7 +96,7 @@ class AsyncDatasets:
         Raises NotFound for an unknown dataset, InvalidArgument for a source or a model that a job could not name.
         """
         request = pb.ValidateDatasetRequest(source=data_source(dataset), base_model=base_model)
-        _settings(request, max_length, chat_template, system_prompt)
+        _settings(request, max_length, chat_template, system_prompt, truncation)
         response = await self._transport.call(self._stub.ValidateDataset, request, try_seconds=_LOOK_SECONDS)
         return ValidationReport.from_proto(response.report)
 
@@ -108,12 +110,13 @@ class AsyncDatasets:
         max_length: int | None = None,
         chat_template: str | None = None,
         system_prompt: str | None = None,
+        truncation: str | None = None,
     ) -> tuple[RowPreview, ...]:
         """Rows as training will see them: text, tokens, what is trained. Raises what `validate` does."""
         request = pb.PreviewDatasetRequest(
             source=data_source(dataset), base_model=base_model, first_row=first_row, num_rows=num_rows
         )
-        _settings(request, max_length, chat_template, system_prompt)
+        _settings(request, max_length, chat_template, system_prompt, truncation)
         response = await self._transport.call(self._stub.PreviewDataset, request, try_seconds=_LOOK_SECONDS)
         return tuple(RowPreview.from_proto(row) for row in response.rows)
 
@@ -143,6 +146,7 @@ def _settings(
     max_length: int | None,
     chat_template: str | None,
     system_prompt: str | None,
+    truncation: str | None,
 ) -> None:
     if max_length is not None:
         request.max_length = max_length
@@ -150,6 +154,8 @@ def _settings(
         request.chat_template = chat_template
     if system_prompt is not None:
         request.system_prompt = system_prompt
+    if truncation is not None:
+        request.truncation = enum_number(Truncation.DESCRIPTOR, truncation, "truncation")
 
 
 def _named(field: str, file: str) -> str:

@@ -8,12 +8,17 @@ from google.protobuf.json_format import MessageToDict
 from chassis.artifacts import ArtifactStore
 from chassis.child import ChildCommand
 from engine.catalogue import Catalogue
+from engine.config.job import job_config
 from engine.config.wire import spec_to_dict
+from engine.data.content_key import content_key
+from engine.errors import JobError
 from finetuneflow.v1.work_pb2 import Assignment
 from services.hardware import read_hardware
-from services.inputs import child_command, dataset_files, fetched_model
+from services.inputs import child_command, dataset_files, fetched_model, made_shards
 from services.probe.settings import ProbeSettings
+from services.probe.worker.resolve import Resolved, resolve_length
 from services.probe.worker.spec import PreflightSpec
+from services.specs import ModelFiles
 
 
 class PreflightStage:
@@ -28,10 +33,14 @@ class PreflightStage:
     async def prepare(self, assignment: Assignment, workdir: Path, store: ArtifactStore) -> ChildCommand:
         """Raises JobError for a base model that cannot be had."""
         hardware = await asyncio.to_thread(read_hardware, self._settings.node_id, self._settings.home)
+        model = await fetched_model(self._models, assignment.spec.base_model, self._settings)
+        key = await asyncio.to_thread(_content_key, assignment, model)
         spec = PreflightSpec(
             config=spec_to_dict(assignment.spec),
-            model=await fetched_model(self._models, assignment.spec.base_model, self._settings),
+            model=model,
             sources=await dataset_files(assignment, store, workdir),
+            content_key=key,
+            shards=await made_shards(assignment, store, workdir, key),
             out_dir=workdir / "out",
             processes=self._settings.child_threads,
             node_id=self._settings.node_id,
@@ -39,3 +48,14 @@ class PreflightStage:
             prices=self._settings.prices,
         )
         return child_command(self._settings, spec, workdir)
+
+
+def _content_key(assignment: Assignment, model: ModelFiles) -> str:
+    """By which the token shards of an earlier job are found. Empty for a job that its child will refuse."""
+    try:
+        resolved = Resolved(job_config(spec_to_dict(assignment.spec)))
+        resolve_length(resolved, model.context_length, asked=False)
+        sha256s = {dataset.id: dataset.sha256 for dataset in assignment.datasets}
+        return content_key(resolved.config, model.path, sha256s)
+    except (JobError, KeyError):
+        return ""

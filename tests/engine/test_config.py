@@ -135,14 +135,13 @@ def test_what_has_no_machinery_yet_is_named() -> None:
         "base_model": "ft:ftjob_1",
         "training_data": [{"dataset": "a", "weight": 2.0}],
         "evaluation_data": [{"dataset": "b", "weight": 2.0}],
-        "phases": [{"training_data": [{"dataset": "a"}], "num_epochs": 1.0}],
         "export": {"formats": ["adapter", "gguf"]},
         "integrations": [{"kind": "wandb"}],
         "secrets": ["token"],
         "resources": {"gpus": 2},
     }
     assert [violation.field.removeprefix("spec.") for violation in unsupported(job_config(spec))] == [
-        "base_model", "phases", "evaluation_data[0].weight", "export.formats[1]",
+        "base_model", "evaluation_data[0].weight", "export.formats[1]",
         "integrations", "secrets", "resources.gpus",
     ]  # fmt: skip
     assert unsupported(job_config(MINIMAL)) == []
@@ -158,3 +157,15 @@ def test_the_trainers_arguments_are_ones_it_knows(tmp_path: Path) -> None:
     assert (arguments.warmup_steps, arguments.max_length, arguments.bf16) == (0.03, 2048, False)
     with pytest.raises(ValueError, match="automatic"):
         sft_arguments(job_config(MINIMAL), output_dir=str(tmp_path), device="cpu")
+
+
+def test_what_cannot_go_with_phases_is_refused() -> None:
+    """Two sayings of what is trained, or for how long, of which one would be dropped in silence."""
+    phase = {"training_data": [{"dataset": "a", "mapping": {"text": "x"}, "template": "{}"}], "num_epochs": 1.0}
+    spec = {**MINIMAL, "phases": [phase], "hyperparameters": {"max_steps": 5, "truncation": "middle"}}
+    with pytest.raises(JobError) as caught:
+        job_config(spec)
+    assert {violation.field for violation in caught.value.violations} == {
+        "spec.phases", "spec.hyperparameters.max_steps", "spec.phases[0].training_data[0].mapping",
+        "spec.hyperparameters.truncation",
+    }  # fmt: skip

@@ -113,7 +113,11 @@ def test_weights_sample_what_the_split_left(bench: Bench) -> None:
     assert (len(seen["a"]), set(seen["a"])) == (40 - left["a"], {2, 3})
     assert seen["a"].count(3) == round(0.5 * len(seen["a"]))
     assert seen["b"] == [1] * round(0.5 * (60 - left["b"]))
-    assert prepared.train.num_examples == prepared.num_sequences == sum(seen["a"]) + sum(seen["b"])
+    assert (
+        prepared.train.num_examples
+        == prepared.phases[0].num_sequences(packing=False)
+        == sum(seen["a"]) + sum(seen["b"])
+    )
     again = prepare(config, bench.tokenizer_dir, files, bench.folder / "again", lambda *_: None)
     assert again == prepared
 
@@ -311,7 +315,9 @@ def test_the_content_key_names_what_the_shards_depend_on(bench: Bench) -> None:
     """Equal keys may share shards; a changed template, length or file must not."""
     key = bench.run(QA).content_key
     assert bench.run(QA, hyperparameters={"learning_rate": 0.1}).content_key == key
+    assert bench.run(QA, hyperparameters={"packing": True}).content_key == key
     assert bench.run(QA, hyperparameters={"max_length": 64}).content_key != key
+    assert bench.run(QA, hyperparameters={"truncation": "drop"}).content_key != key
     assert bench.run(QA, system_prompt="S").content_key != key
     assert bench.run(QA[1:]).content_key != key
 
@@ -394,3 +400,52 @@ def test_what_breaks_in_another_process_is_told_as_here(
     with pytest.raises(KeyboardInterrupt):
         prepare(job_config(spec), tokenizer_dir, {"d": path}, tmp_path / "p", stop, processes=2)
     assert not [child for child in psutil.Process().children() if "engine.data.processes" in child.cmdline()]
+
+
+def test_what_becomes_of_long_rows_is_the_callers_choice(bench: Bench) -> None:
+    """Of a conversation whose end matters the beginning is cut; half a document is left out as a whole."""
+    long = {"prompt": "Count: ", "completion": "one two three " * 40}
+    rows = [*({"prompt": "2 + 2 =", "completion": f" {n}"} for n in range(20)), long]
+    cut = {}
+    for truncation in ("keep_start", "keep_end", "drop"):
+        settings = {"max_length": 32, "truncation": truncation}
+        prepared = bench.run(rows, holdout_fraction=0.0, hyperparameters=settings)
+        cut[truncation] = bench.shard("train")[20:]
+        counted = prepared.train
+        dropped = truncation == "drop"
+        assert counted.num_examples == 21 - dropped
+        assert (counted.num_truncated, counted.num_too_long) == (not dropped, dropped)
+    whole = bench.run(rows, holdout_fraction=0.0)
+    ids = bench.shard("train")[20]["input_ids"]
+    assert whole.train.max_tokens == len(ids) > 32
+    assert [row["input_ids"] for row in cut["keep_start"]] == [ids[:32]]
+    assert [row["input_ids"] for row in cut["keep_end"]] == [ids[-32:]]
+    assert cut["drop"] == []
+
+
+def test_phases_lie_one_behind_the_other_and_share_one_split(bench: Bench) -> None:
+    """A row that one phase holds out and the next one trains on would flatter the evaluation as any other leak."""
+    (bench.folder / "easy.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*QA[:20], QA[3]]))
+    (bench.folder / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in QA))
+    sources = {name: bench.folder / f"{name}.jsonl" for name in ("easy", "all")}
+    phases = [
+        {"training_data": [{"dataset": "easy"}], "num_epochs": 2.0},
+        {"training_data": [{"dataset": "all", "weight": 2.0}, {"dataset": "easy"}], "num_epochs": 1.0},
+    ]
+    config = job_config({"base_model": "m", "phases": phases})
+    report = Report()
+    prepared = prepare(config, bench.tokenizer_dir, sources, bench.folder / "out", lambda *_: None, report)
+    first, second = (phase.train for phase in prepared.phases)
+    held_out = {tuple(row["input_ids"]) for row in bench.shard("eval")}
+    assert len(held_out) == prepared.eval.num_examples == 4
+    shard = [tuple(row["input_ids"]) for row in bench.shard("train")]
+    assert held_out.isdisjoint(shard)
+    assert (first.num_duplicates, second.num_duplicates) == (1, 21)
+    assert second.num_examples == 2 * 36
+    assert len(set(shard[: first.num_examples])) == first.num_examples
+    assert set(shard[: first.num_examples]) <= set(shard[first.num_examples :])
+    assert {problem.source for problem in report.problems} == {
+        "phases[0].training_data[0]",
+        "phases[1].training_data[1]",
+    }
+    assert Prepared.read(bench.folder / "out") == prepared

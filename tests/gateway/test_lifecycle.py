@@ -10,7 +10,15 @@ import pytest
 from chassis.artifacts import ArtifactStore
 from chassis.errors import FailedPrecondition
 from engine.config.micro_batch import halved
-from finetuneflow.v1.event_pb2 import CheckpointSaved, ConfigResolved, Eval, Log, StageFailed, StageReleased
+from finetuneflow.v1.event_pb2 import (
+    ArtifactSaved,
+    CheckpointSaved,
+    ConfigResolved,
+    Eval,
+    Log,
+    StageFailed,
+    StageReleased,
+)
 from finetuneflow.v1.fine_tuning_job_pb2 import Fault
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec, Hyperparameters
 from finetuneflow.v1.fine_tuning_service_pb2 import GetFineTuningJobRequest
@@ -461,3 +469,23 @@ async def test_old_checkpoints_go_and_the_best_and_the_newest_two_stay(
     await worker.fail("KILLED")
     again = await working(acceptance, told, "c")
     assert [checkpoint.step for checkpoint in again.assignment.checkpoints] == [60, 50, 20]
+
+
+async def test_a_preflight_hears_which_token_shards_its_tenant_has(
+    ledger: Ledger, acceptance: Acceptance, told: Recorder
+) -> None:
+    """Nobody's data reaches another tenant, and what was tokenised once is not tokenised again."""
+    made = await create(ledger)
+    path = f"jobs/{made}/preflight/1/shards/abc"
+    first = await working(acceptance, told)
+    assert not first.assignment.shards
+    await first.report(ArtifactSaved(path=path, kind="shards", sha256="5" * 64))
+    await create(ledger)
+    second = await working(acceptance, told, "b")
+    assert [(one.content_key, one.path, one.manifest_sha256) for one in second.assignment.shards] == [
+        ("abc", path, "5" * 64),
+    ]  # fmt: skip
+    await create(ledger, tenant="other")
+    assert not (await working(acceptance, told, "c")).assignment.shards
+    await first.complete()
+    assert not (await working(acceptance, told, "d")).assignment.shards

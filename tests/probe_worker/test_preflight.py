@@ -80,14 +80,18 @@ def test_a_good_job_is_resolved_counted_and_tokenised(make_spec: MakeSpec, tmp_p
     assert 0 < estimate.memory_total_bytes < estimate.memory_upper_bytes < estimate.memory_free_bytes
     assert estimate.num_tokens == pytest.approx(result.training_data.num_tokens, rel=0.2)
     assert estimate.duration_seconds > 0
-    assert len(datasets.load_from_disk(str(tmp_path / "out" / "shards" / "train"))) == 54
+    shards = tmp_path / "out" / result.shards_path
+    assert len(datasets.load_from_disk(str(shards / "train"))) == 54
+    assert not result.shards_reused
+    assert 0 < result.num_packed_sequences < 54
+    assert 0 < result.packing_efficiency <= 1
 
     phases = [event.name for event in sink.events if isinstance(event, Phase)]
     assert list(dict.fromkeys(phases)) == [
         "checking_hardware", "resolving_model", "reading_rows", "tokenising", "resolving_configuration",
     ]  # fmt: skip
     saved = [(event.kind, event.path) for event in sink.events if isinstance(event, ArtifactSaved)]
-    assert saved == [("validation_report", "validation_report.json"), ("shards", "shards")]
+    assert saved == [("validation_report", "validation_report.json"), ("shards", f"shards/{result.shards_content_key}")]
     report = json.loads((tmp_path / "out" / "validation_report.json").read_text())
     assert (report["verdict"], report["problems"][0]["reason"]) == ("warnings", "DUPLICATE_ROW")
     assert (report["problems"][0]["row"], report["training_data"]["num_examples"]) == (61, 54)
@@ -97,6 +101,48 @@ def test_a_good_job_is_resolved_counted_and_tokenised(make_spec: MakeSpec, tmp_p
     assert config.method == "lora"
     assert config.hyperparameters.gradient_checkpointing is not None
     assert "auto" not in (config.hyperparameters.precision, config.hyperparameters.optim)
+
+
+def test_the_shards_of_an_earlier_job_are_taken_as_they_are(make_spec: MakeSpec, tmp_path: Path) -> None:
+    """A second job on the same data waits for no tokeniser, says so, and trains on the same ids; packed, too."""
+    rows = [*ROWS, ROWS[0]]
+    first = preflight(Recorded(), make_spec(rows)).preflight
+    made = (tmp_path / "out").rename(tmp_path / "made")
+    path = make_spec(rows, hyperparameters={"packing": True})
+    path.write_text(json.dumps({**json.loads(path.read_text()), "shards": str(made / first.shards_path)}))
+    sink = Recorded()
+    second = preflight(sink, path).preflight
+    assert second.shards_reused
+    assert second.shards_content_key == first.shards_content_key
+    assert (second.training_data, second.evaluation_data) == (first.training_data, first.evaluation_data)
+    assert second.total_steps < first.total_steps
+    phases = [(event.name, event.detail) for event in sink.events if isinstance(event, Phase)]
+    assert "reading_rows" not in [name for name, _ in phases]
+    assert "earlier job" in dict(phases)["tokenising"]
+    assert [event.reason for event in sink.events if isinstance(event, Warning)] == ["DUPLICATES_DROPPED"]
+    assert (tmp_path / "out" / second.shards_path / "eval_rows.jsonl").is_file()
+
+
+def test_a_curriculum_is_counted_phase_by_phase(make_spec: MakeSpec) -> None:
+    """Steps, and what they cost, are those of all phases; where each one begins is known before it is paid for."""
+    source = [{"dataset": "ds_1"}]
+    phases = [
+        {"display_name": "warm", "training_data": source, "num_epochs": 0.5},
+        {"training_data": source, "num_epochs": 3.0},
+    ]
+    settings = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    path = make_spec(ROWS, phases=phases, hyperparameters=settings)
+    spec = json.loads(path.read_text())
+    del spec["config"]["training_data"]
+    path.write_text(json.dumps(spec))
+    result = preflight(Recorded(), path).preflight
+    # 54 rows are left of 60: 27 and 162 in steps of 8.
+    assert result.total_steps == 24
+    assert [(phase.display_name, phase.num_epochs, phase.first_step) for phase in result.phases] == [
+        ("warm", 0.5, 1), ("", 3.0, 4),
+    ]  # fmt: skip
+    assert [phase.training_data.num_examples for phase in result.phases] == [54, 54]
+    assert result.estimate.num_tokens == pytest.approx(3.5 * result.phases[0].training_data.num_tokens, rel=0.3)
 
 
 def run(spec: Path) -> subprocess.CompletedProcess[str]:

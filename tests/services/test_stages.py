@@ -28,7 +28,7 @@ from finetuneflow.v1.stage_result_pb2 import (
     PreflightResult,
     TrainingResult,
 )
-from finetuneflow.v1.work_pb2 import Assignment
+from finetuneflow.v1.work_pb2 import Assignment, StoredShards
 from services import inputs
 from services.evaluator.settings import EvaluatorSettings
 from services.evaluator.stage import EvaluationStage
@@ -317,3 +317,35 @@ def test_settings_come_from_the_environment() -> None:
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
     )
     assert printed.stdout.split() == ["0.0.0.0:2", "big", "/models/mine", "5", "127.0.0.1:7462"]
+
+
+async def test_token_shards_of_an_earlier_job_are_taken_unless_they_are_damaged(place: Place) -> None:
+    """The same files, tokenizer and settings are tokenised once; what is not as it was hashed is made anew."""
+    settings = ProbeSettings(home=place.home, models=place.models)
+
+    async def prepared(number: int) -> PreflightSpec:
+        workdir = place.workdir / str(number)
+        workdir.mkdir()
+        stage = PreflightStage(settings, catalogue(settings))
+        return read(PreflightSpec, await stage.prepare(place.assignment, workdir, place.store))
+
+    spec = await prepared(1)
+    assert spec.shards is None
+    assert len(spec.content_key) == 64
+    folder = place.workdir / "made"
+    folder.mkdir()
+    (folder / "prepared.json").write_text("{}")
+    path = f"jobs/ftjob_0/preflight/1/shards/{spec.content_key}"
+    stored = place.store.put_folder(folder, f"default/{path}")
+    made = StoredShards(content_key=spec.content_key, path=path, manifest_sha256=stored.sha256)
+    place.assignment.shards.extend([StoredShards(content_key="0" * 64, path="jobs/other"), made])
+    found = await prepared(2)
+    assert found.content_key == spec.content_key
+    assert found.shards is not None
+    assert (found.shards / "prepared.json").read_text() == "{}"
+    with place.store.begin_write(f"default/{path}/prepared.json") as writer:
+        writer.write(b"[]")
+        writer.commit()
+    assert (await prepared(3)).shards is None
+    place.assignment.spec.hyperparameters.max_length = 64
+    assert (await prepared(4)).content_key != spec.content_key

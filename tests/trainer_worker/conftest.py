@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 from datasets import Dataset
 
 from engine.config.job import job_config
+from engine.data.prepare import Prepared, PreparedPhase
+from engine.data.statistics import Statistics
 from tests.tiny import make_tiny_model
 from tests.trainer_worker.parts import rows
 
@@ -43,12 +46,13 @@ def spec(tiny_model: Path, data_dir: Path, tmp_path: Path) -> Spec:
         lora: Mapping[str, Any] | None = None,
         held_out: bool = True,
         more: Mapping[str, Any] | None = None,
+        phases: Sequence[tuple[int, float]] = (),
         **hyperparameters: Any,
     ) -> Any:
         config = job_config(
             {
                 "base_model": "tiny",
-                "training_data": [{"dataset": "ds_1"}],
+                **(_curriculum(phases) if phases else {"training_data": [{"dataset": "ds_1"}]}),
                 "method": method,
                 "lora": {"r": 4, "lora_dropout": 0.1, **(lora or {})},
                 "hyperparameters": {
@@ -70,6 +74,11 @@ def spec(tiny_model: Path, data_dir: Path, tmp_path: Path) -> Spec:
             data = tmp_path / "train_only"
             if not data.exists():
                 shutil.copytree(data_dir / "train", data / "train")
+        if phases and not (tmp_path / "phased").exists():
+            shutil.copytree(data_dir, tmp_path / "phased")
+            counts = [PreparedPhase(Statistics(num_examples=count), 0) for count, _ in phases]
+            (tmp_path / "phased" / "prepared.json").write_text(json.dumps(asdict(Prepared("", counts))))
+        data = tmp_path / "phased" if phases else data
         out_dir = tmp_path / out
         out_dir.mkdir(exist_ok=True)
         return TrainingSpec.model_validate_json(
@@ -88,3 +97,11 @@ def spec(tiny_model: Path, data_dir: Path, tmp_path: Path) -> Spec:
         )
 
     return build
+
+
+def _curriculum(phases: Sequence[tuple[int, float]]) -> dict[str, Any]:
+    source = [{"dataset": "ds_1"}]
+    listed = [
+        {"display_name": f"part {n}", "training_data": source, "num_epochs": e} for n, (_, e) in enumerate(phases)
+    ]
+    return {"phases": listed}

@@ -11,8 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from chassis.pipe import Cancelled
+from engine.config.curriculum import Curriculum
 from finetuneflow.v1.event_pb2 import CheckpointSaved, Complete, Eval, Log, Phase, Restored, Warning
 from services.trainer.worker.checkpoint import IncompleteCheckpoint
+from services.trainer.worker.order import PhaseByPhase
 from services.trainer.worker.recipe import train
 from tests.trainer_worker.parts import Recorder
 
@@ -179,3 +181,24 @@ def _column(spec: Any, part: str, name: str) -> Any:
     from datasets import load_from_disk
 
     return load_from_disk(str(spec.data_dir / part))[name]
+
+
+def test_a_curriculum_is_one_run_whose_phases_are_seen_to_begin(spec: Spec) -> None:
+    """Every row of a phase as often as it says, none before its time, and watchers know which one they see."""
+    curriculum = Curriculum(["part 0", "part 1"], [1.5, 3.0], [24, 16], per_step=4)
+    order = list(PhaseByPhase(curriculum, None, seed=1))
+    first, second = order[:36], order[36:]
+    assert sorted(first[:24]) == list(range(24)) and set(first[24:]) < set(range(24))
+    assert [sorted(second[start : start + 16]) for start in (0, 16, 32)] == [list(range(24, 40))] * 3
+    assert order == list(PhaseByPhase(curriculum, None, seed=1)) != list(PhaseByPhase(curriculum, None, seed=2))
+    assert [curriculum.phase_at(step) for step in (1, 9, 10, 21)] == [0, 0, 1, 1]
+    assert (curriculum.total_steps, curriculum.first_step(1), curriculum.epochs_at(21)) == (21, 10, 4.5)
+
+    sink = Recorder()
+    train(spec(phases=[(24, 1.5), (16, 3.0)], total_steps=21, logging_steps=3), sink)
+    begun = [event.detail for event in sink.of(Phase) if "curriculum" in event.detail]
+    assert [detail.partition(":")[0] for detail in begun] == [
+        "curriculum phase 1 of 2, part 0", "curriculum phase 2 of 2, part 1",
+    ]  # fmt: skip
+    assert [(log.step, log.extras["phase"]) for log in sink.of(Log)][2:4] == [(9, 1.0), (12, 2.0)]
+    assert sink.of(Log)[-1].epoch == 4.5

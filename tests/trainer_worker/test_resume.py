@@ -29,6 +29,8 @@ CASES: dict[str, dict[str, Any]] = {
     "shuffled": {},
     "grouped": {"group_by_length": True},
     "packed": {"packing": True, "per_device_train_batch_size": 1},
+    # 36 rows, then 120: the border lies within step 5, and epochs of 16 rows end at every second one.
+    "phased": {"phases": [(24, 1.5), (16, 7.5)]},
     "impatient": {"learning_rate": 1e-9, "early_stopping_threshold": 0.5, "early_stopping_patience": 2},
     "full": {"method": "full", "gradient_accumulation_steps": 1, "per_device_train_batch_size": 8},
     "quantised": {"method": "qlora", "optim": "adamw_torch"},

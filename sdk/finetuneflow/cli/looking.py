@@ -17,9 +17,11 @@ from finetuneflow.cli.advice import ftf
 from finetuneflow.cli.exits import USAGE
 from finetuneflow.cli.session import Json, Session, count, print_json, print_rows, session, size
 from finetuneflow.datasets import data_source
+from finetuneflow.enums import enum_number
 from finetuneflow.resources.stage_result import DataStatistics
 from finetuneflow.resources.validation import ProblemSeverity, RowPreview, ValidationReport, Verdict
 from finetuneflow.v1 import dataset_service_pb2 as pb
+from finetuneflow.v1.fine_tuning_job_spec_pb2 import Truncation
 
 _SHOWN = 20
 
@@ -41,6 +43,9 @@ _Template = Annotated[
 ]
 _Format = Annotated[str | None, typer.Option("--format", help="What the rows are.", show_default="detected")]
 _MaxLength = Annotated[int | None, typer.Option(help="Tokens of a row.", show_default="2048")]
+_Truncation = Annotated[
+    str | None, typer.Option(help="Of longer rows: keep_start, keep_end or drop.", show_default="keep_start")
+]
 _System = Annotated[str | None, typer.Option("--system-prompt", help="Put before conversations without one.")]
 
 
@@ -93,6 +98,8 @@ def _uploaded(at: Session, data: str) -> str:
 
 def _set(request: pb.ValidateDatasetRequest | pb.PreviewDatasetRequest, values: Mapping[str, Any]) -> None:
     for name, value in values.items():
+        if name == "truncation" and value is not None:
+            value = enum_number(Truncation.DESCRIPTOR, value, name)
         if value is not None:
             setattr(request, name, value)
 
@@ -114,13 +121,15 @@ def _validate(looking: _Looking) -> Callable[..., None]:
         template: _Template = None,
         format_: _Format = None,
         max_length: _MaxLength = None,
+        truncation: _Truncation = None,
         system_prompt: _System = None,
         json: Json = False,
     ) -> None:
         """Check every row of DATA as a training would; exit code 2 when a job would be refused."""
         here = session(ctx)
         source = _source(mapping, template, format_)
-        report = looking.validate(here, data, model, source, max_length=max_length, system_prompt=system_prompt)
+        more = {"max_length": max_length, "truncation": truncation, "system_prompt": system_prompt}
+        report = looking.validate(here, data, model, source, **more)
         if json:
             print_json(report.proto)
         else:
@@ -140,11 +149,13 @@ def _stats(looking: _Looking) -> Callable[..., None]:
         template: _Template = None,
         format_: _Format = None,
         max_length: _MaxLength = None,
+        truncation: _Truncation = None,
         json: Json = False,
     ) -> None:
         """Count the rows and tokens of DATA, and the steps of a job on it."""
         here = session(ctx)
-        report = looking.validate(here, data, model, _source(mapping, template, format_), max_length=max_length)
+        more = {"max_length": max_length, "truncation": truncation}
+        report = looking.validate(here, data, model, _source(mapping, template, format_), **more)
         if json:
             print_json(report.proto)
         elif report.training_data is None:
@@ -170,13 +181,14 @@ def _preview(looking: _Looking) -> Callable[..., None]:
         template: _Template = None,
         format_: _Format = None,
         max_length: _MaxLength = None,
+        truncation: _Truncation = None,
         system_prompt: _System = None,
         json: Json = False,
     ) -> None:
         """Show rows of DATA as training will see them; what is trained stands out."""
         here = session(ctx)
         source = _source(mapping, template, format_)
-        more = {"max_length": max_length, "system_prompt": system_prompt}
+        more = {"max_length": max_length, "truncation": truncation, "system_prompt": system_prompt}
         found = looking.preview(here, data, model, source, row, rows, **more)
         if json:
             print_json(*(each.proto for each in found))
@@ -214,8 +226,9 @@ def _show_report(here: Session, report: ValidationReport) -> None:
 def _figures(report: ValidationReport, counted: DataStatistics) -> Iterable[list[str]]:
     yield ["Format", counted.format or "unknown"]
     yield ["Examples", f"{counted.num_examples:,}"]
-    if counted.num_duplicates or counted.num_dropped:
-        yield ["Left out", f"{counted.num_duplicates:,} duplicates, {counted.num_dropped:,} without anything to train"]
+    if counted.num_duplicates or counted.num_dropped or counted.num_too_long:
+        left_out = f"{counted.num_duplicates:,} duplicates, {counted.num_dropped:,} without anything to train"
+        yield ["Left out", left_out + f", {counted.num_too_long:,} too long" * bool(counted.num_too_long)]
     share = counted.num_trained_tokens / counted.num_tokens if counted.num_tokens else 0
     yield ["Tokens", f"{counted.num_tokens:,}, of which {counted.num_trained_tokens:,} ({share:.0%}) are trained"]
     lengths = ", ".join(f"{percent} % up to {tokens:,}" for percent, tokens in sorted(counted.percentiles.items()))
@@ -227,7 +240,9 @@ def _figures(report: ValidationReport, counted: DataStatistics) -> Iterable[list
     yield ["Writing", ", ".join(f"{number:,} {script or 'without letters'}" for script, number in scripts)]
     if report.job is not None:
         job = report.job
-        packed = f"{job.total_steps_packed:,} packed ({job.packing_efficiency:.0%} full)"
+        sequences = f"{job.num_packed_sequences:,} sequences of {job.num_rows:,} rows"
+        yield ["Packing", f"{sequences}, {job.packing_efficiency:.0%} of their tokens no padding"]
+        packed = f"{job.total_steps_packed:,} packed"
         yield ["Steps of a job", f"{job.total_steps:,}, or {packed}, for {job.num_epochs:g} epochs"]
 
 
@@ -244,6 +259,7 @@ def _show_row(here: Session, row: RowPreview, *, tokens: bool) -> None:
         return
     trained = sum(span.end - span.start for span in row.trained_spans)
     cut = ", truncated" if row.truncated else ""
+    cut += ", left out" if row.dropped else ""
     length = size(len(row.text.encode()))
     console.print(Text(f"row {row.row}: {len(row.tokens):,} tokens, {trained:,} trained{cut}, {length}", style="bold"))
     if tokens:

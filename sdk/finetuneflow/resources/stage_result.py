@@ -38,6 +38,18 @@ class DataStatistics(Resource):
     histogram: dict[int, int]
     roles: dict[str, int]
     scripts: dict[str, int]
+    num_too_long: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseStatistics(Resource):
+    """One phase of a curriculum. `first_step` counts from 1."""
+
+    display_name: str
+    num_epochs: float
+    first_step: int
+    training_data: DataStatistics
+    num_packed_sequences: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +63,11 @@ class PreflightResult(Resource):
     hardware: Hardware
     warnings: tuple[str, ...]
     estimate: ResourceEstimate | None
+    shards_content_key: str
+    shards_reused: bool
+    phases: tuple[PhaseStatistics, ...]
+    num_packed_sequences: int
+    packing_efficiency: float
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,6 +54,8 @@ class JobFigures(Resource):
     total_steps_packed: int
     packing_efficiency: float
     num_epochs: float
+    num_packed_sequences: int
+    num_rows: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,3 +91,4 @@ class RowPreview(Resource):
     truncated: bool
     trained_spans: tuple[TokenSpan, ...]
     problem: RowProblem | None
+    dropped: bool

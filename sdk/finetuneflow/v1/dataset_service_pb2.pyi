@@ -98,7 +98,7 @@ class DeleteDatasetResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class ValidateDatasetRequest(_message.Message):
-    __slots__ = ("source", "base_model", "max_length", "chat_template", "system_prompt", "dataset", "tenant")
+    __slots__ = ("source", "base_model", "max_length", "chat_template", "system_prompt", "dataset", "tenant", "truncation")
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
     MAX_LENGTH_FIELD_NUMBER: _ClassVar[int]
@@ -106,6 +106,7 @@ class ValidateDatasetRequest(_message.Message):
     SYSTEM_PROMPT_FIELD_NUMBER: _ClassVar[int]
     DATASET_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATION_FIELD_NUMBER: _ClassVar[int]
     source: _fine_tuning_job_spec_pb2.DataSource
     base_model: str
     max_length: int
@@ -113,7 +114,8 @@ class ValidateDatasetRequest(_message.Message):
     system_prompt: str
     dataset: _dataset_pb2.Dataset
     tenant: str
-    def __init__(self, source: _Optional[_Union[_fine_tuning_job_spec_pb2.DataSource, _Mapping]] = ..., base_model: _Optional[str] = ..., max_length: _Optional[int] = ..., chat_template: _Optional[str] = ..., system_prompt: _Optional[str] = ..., dataset: _Optional[_Union[_dataset_pb2.Dataset, _Mapping]] = ..., tenant: _Optional[str] = ...) -> None: ...
+    truncation: _fine_tuning_job_spec_pb2.Truncation
+    def __init__(self, source: _Optional[_Union[_fine_tuning_job_spec_pb2.DataSource, _Mapping]] = ..., base_model: _Optional[str] = ..., max_length: _Optional[int] = ..., chat_template: _Optional[str] = ..., system_prompt: _Optional[str] = ..., dataset: _Optional[_Union[_dataset_pb2.Dataset, _Mapping]] = ..., tenant: _Optional[str] = ..., truncation: _Optional[_Union[_fine_tuning_job_spec_pb2.Truncation, str]] = ...) -> None: ...
 
 class ValidateDatasetResponse(_message.Message):
     __slots__ = ("report",)
@@ -122,7 +124,7 @@ class ValidateDatasetResponse(_message.Message):
     def __init__(self, report: _Optional[_Union[_validation_pb2.ValidationReport, _Mapping]] = ...) -> None: ...
 
 class PreviewDatasetRequest(_message.Message):
-    __slots__ = ("source", "base_model", "first_row", "num_rows", "max_length", "chat_template", "system_prompt", "dataset", "tenant")
+    __slots__ = ("source", "base_model", "first_row", "num_rows", "max_length", "chat_template", "system_prompt", "dataset", "tenant", "truncation")
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
     FIRST_ROW_FIELD_NUMBER: _ClassVar[int]
@@ -132,6 +134,7 @@ class PreviewDatasetRequest(_message.Message):
     SYSTEM_PROMPT_FIELD_NUMBER: _ClassVar[int]
     DATASET_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATION_FIELD_NUMBER: _ClassVar[int]
     source: _fine_tuning_job_spec_pb2.DataSource
     base_model: str
     first_row: int
@@ -141,7 +144,8 @@ class PreviewDatasetRequest(_message.Message):
     system_prompt: str
     dataset: _dataset_pb2.Dataset
     tenant: str
-    def __init__(self, source: _Optional[_Union[_fine_tuning_job_spec_pb2.DataSource, _Mapping]] = ..., base_model: _Optional[str] = ..., first_row: _Optional[int] = ..., num_rows: _Optional[int] = ..., max_length: _Optional[int] = ..., chat_template: _Optional[str] = ..., system_prompt: _Optional[str] = ..., dataset: _Optional[_Union[_dataset_pb2.Dataset, _Mapping]] = ..., tenant: _Optional[str] = ...) -> None: ...
+    truncation: _fine_tuning_job_spec_pb2.Truncation
+    def __init__(self, source: _Optional[_Union[_fine_tuning_job_spec_pb2.DataSource, _Mapping]] = ..., base_model: _Optional[str] = ..., first_row: _Optional[int] = ..., num_rows: _Optional[int] = ..., max_length: _Optional[int] = ..., chat_template: _Optional[str] = ..., system_prompt: _Optional[str] = ..., dataset: _Optional[_Union[_dataset_pb2.Dataset, _Mapping]] = ..., tenant: _Optional[str] = ..., truncation: _Optional[_Union[_fine_tuning_job_spec_pb2.Truncation, str]] = ...) -> None: ...
 
 class PreviewDatasetResponse(_message.Message):
     __slots__ = ("rows",)
@@ -150,7 +154,7 @@ class PreviewDatasetResponse(_message.Message):
     def __init__(self, rows: _Optional[_Iterable[_Union[RowPreview, _Mapping]]] = ...) -> None: ...
 
 class RowPreview(_message.Message):
-    __slots__ = ("row", "text", "tokens", "input_ids", "labels", "truncated", "trained_spans", "problem")
+    __slots__ = ("row", "text", "tokens", "input_ids", "labels", "truncated", "trained_spans", "problem", "dropped")
     ROW_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -159,6 +163,7 @@ class RowPreview(_message.Message):
     TRUNCATED_FIELD_NUMBER: _ClassVar[int]
     TRAINED_SPANS_FIELD_NUMBER: _ClassVar[int]
     PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_FIELD_NUMBER: _ClassVar[int]
     row: int
     text: str
     tokens: _containers.RepeatedScalarFieldContainer[str]
@@ -167,7 +172,8 @@ class RowPreview(_message.Message):
     truncated: bool
     trained_spans: _containers.RepeatedCompositeFieldContainer[TokenSpan]
     problem: _validation_pb2.RowProblem
-    def __init__(self, row: _Optional[int] = ..., text: _Optional[str] = ..., tokens: _Optional[_Iterable[str]] = ..., input_ids: _Optional[_Iterable[int]] = ..., labels: _Optional[_Iterable[int]] = ..., truncated: bool = ..., trained_spans: _Optional[_Iterable[_Union[TokenSpan, _Mapping]]] = ..., problem: _Optional[_Union[_validation_pb2.RowProblem, _Mapping]] = ...) -> None: ...
+    dropped: bool
+    def __init__(self, row: _Optional[int] = ..., text: _Optional[str] = ..., tokens: _Optional[_Iterable[str]] = ..., input_ids: _Optional[_Iterable[int]] = ..., labels: _Optional[_Iterable[int]] = ..., truncated: bool = ..., trained_spans: _Optional[_Iterable[_Union[TokenSpan, _Mapping]]] = ..., problem: _Optional[_Union[_validation_pb2.RowProblem, _Mapping]] = ..., dropped: bool = ...) -> None: ...
 
 class TokenSpan(_message.Message):
     __slots__ = ("start", "end")

@@ -23,6 +23,13 @@ class Precision(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     PRECISION_FP16: _ClassVar[Precision]
     PRECISION_FP32: _ClassVar[Precision]
 
+class Truncation(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    TRUNCATION_UNSPECIFIED: _ClassVar[Truncation]
+    TRUNCATION_KEEP_START: _ClassVar[Truncation]
+    TRUNCATION_KEEP_END: _ClassVar[Truncation]
+    TRUNCATION_DROP: _ClassVar[Truncation]
+
 class LossScope(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     LOSS_SCOPE_UNSPECIFIED: _ClassVar[LossScope]
@@ -45,6 +52,10 @@ PRECISION_AUTO: Precision
 PRECISION_BF16: Precision
 PRECISION_FP16: Precision
 PRECISION_FP32: Precision
+TRUNCATION_UNSPECIFIED: Truncation
+TRUNCATION_KEEP_START: Truncation
+TRUNCATION_KEEP_END: Truncation
+TRUNCATION_DROP: Truncation
 LOSS_SCOPE_UNSPECIFIED: LossScope
 LOSS_SCOPE_RESPONSE: LossScope
 LOSS_SCOPE_ALL: LossScope
@@ -140,7 +151,7 @@ class TrainingPhase(_message.Message):
     def __init__(self, display_name: _Optional[str] = ..., training_data: _Optional[_Iterable[_Union[DataSource, _Mapping]]] = ..., num_epochs: _Optional[float] = ...) -> None: ...
 
 class Hyperparameters(_message.Message):
-    __slots__ = ("num_epochs", "max_steps", "learning_rate", "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "max_length", "warmup_ratio", "warmup_steps", "weight_decay", "lr_scheduler_type", "optim", "precision", "gradient_checkpointing", "max_grad_norm", "logging_steps", "eval_steps", "save_steps", "save_total_limit", "early_stopping_patience", "early_stopping_threshold", "loss_on", "packing", "group_by_length")
+    __slots__ = ("num_epochs", "max_steps", "learning_rate", "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "max_length", "warmup_ratio", "warmup_steps", "weight_decay", "lr_scheduler_type", "optim", "precision", "gradient_checkpointing", "max_grad_norm", "logging_steps", "eval_steps", "save_steps", "save_total_limit", "early_stopping_patience", "early_stopping_threshold", "loss_on", "packing", "group_by_length", "truncation")
     NUM_EPOCHS_FIELD_NUMBER: _ClassVar[int]
     MAX_STEPS_FIELD_NUMBER: _ClassVar[int]
     LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
@@ -165,6 +176,7 @@ class Hyperparameters(_message.Message):
     LOSS_ON_FIELD_NUMBER: _ClassVar[int]
     PACKING_FIELD_NUMBER: _ClassVar[int]
     GROUP_BY_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATION_FIELD_NUMBER: _ClassVar[int]
     num_epochs: float
     max_steps: int
     learning_rate: float
@@ -189,7 +201,8 @@ class Hyperparameters(_message.Message):
     loss_on: LossScope
     packing: bool
     group_by_length: bool
-    def __init__(self, num_epochs: _Optional[float] = ..., max_steps: _Optional[int] = ..., learning_rate: _Optional[float] = ..., per_device_train_batch_size: _Optional[int] = ..., per_device_eval_batch_size: _Optional[int] = ..., gradient_accumulation_steps: _Optional[int] = ..., max_length: _Optional[int] = ..., warmup_ratio: _Optional[float] = ..., warmup_steps: _Optional[int] = ..., weight_decay: _Optional[float] = ..., lr_scheduler_type: _Optional[str] = ..., optim: _Optional[str] = ..., precision: _Optional[_Union[Precision, str]] = ..., gradient_checkpointing: bool = ..., max_grad_norm: _Optional[float] = ..., logging_steps: _Optional[int] = ..., eval_steps: _Optional[int] = ..., save_steps: _Optional[int] = ..., save_total_limit: _Optional[int] = ..., early_stopping_patience: _Optional[int] = ..., early_stopping_threshold: _Optional[float] = ..., loss_on: _Optional[_Union[LossScope, str]] = ..., packing: bool = ..., group_by_length: bool = ...) -> None: ...
+    truncation: Truncation
+    def __init__(self, num_epochs: _Optional[float] = ..., max_steps: _Optional[int] = ..., learning_rate: _Optional[float] = ..., per_device_train_batch_size: _Optional[int] = ..., per_device_eval_batch_size: _Optional[int] = ..., gradient_accumulation_steps: _Optional[int] = ..., max_length: _Optional[int] = ..., warmup_ratio: _Optional[float] = ..., warmup_steps: _Optional[int] = ..., weight_decay: _Optional[float] = ..., lr_scheduler_type: _Optional[str] = ..., optim: _Optional[str] = ..., precision: _Optional[_Union[Precision, str]] = ..., gradient_checkpointing: bool = ..., max_grad_norm: _Optional[float] = ..., logging_steps: _Optional[int] = ..., eval_steps: _Optional[int] = ..., save_steps: _Optional[int] = ..., save_total_limit: _Optional[int] = ..., early_stopping_patience: _Optional[int] = ..., early_stopping_threshold: _Optional[float] = ..., loss_on: _Optional[_Union[LossScope, str]] = ..., packing: bool = ..., group_by_length: bool = ..., truncation: _Optional[_Union[Truncation, str]] = ...) -> None: ...
 
 class LoraSpec(_message.Message):
     __slots__ = ("r", "lora_alpha", "lora_dropout", "bias", "target_modules", "use_rslora")

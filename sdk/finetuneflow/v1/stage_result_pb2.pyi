@@ -9,7 +9,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class PreflightResult(_message.Message):
-    __slots__ = ("base_model", "training_data", "evaluation_data", "total_steps", "shards_path", "shards_manifest_sha256", "hardware", "warnings", "estimate")
+    __slots__ = ("base_model", "training_data", "evaluation_data", "total_steps", "shards_path", "shards_manifest_sha256", "hardware", "warnings", "estimate", "shards_content_key", "shards_reused", "phases", "num_packed_sequences", "packing_efficiency")
     BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
     TRAINING_DATA_FIELD_NUMBER: _ClassVar[int]
     EVALUATION_DATA_FIELD_NUMBER: _ClassVar[int]
@@ -19,6 +19,11 @@ class PreflightResult(_message.Message):
     HARDWARE_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
     ESTIMATE_FIELD_NUMBER: _ClassVar[int]
+    SHARDS_CONTENT_KEY_FIELD_NUMBER: _ClassVar[int]
+    SHARDS_REUSED_FIELD_NUMBER: _ClassVar[int]
+    PHASES_FIELD_NUMBER: _ClassVar[int]
+    NUM_PACKED_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    PACKING_EFFICIENCY_FIELD_NUMBER: _ClassVar[int]
     base_model: BaseModelIdentity
     training_data: DataStatistics
     evaluation_data: DataStatistics
@@ -28,7 +33,26 @@ class PreflightResult(_message.Message):
     hardware: _hardware_pb2.Hardware
     warnings: _containers.RepeatedScalarFieldContainer[str]
     estimate: _estimate_pb2.ResourceEstimate
-    def __init__(self, base_model: _Optional[_Union[BaseModelIdentity, _Mapping]] = ..., training_data: _Optional[_Union[DataStatistics, _Mapping]] = ..., evaluation_data: _Optional[_Union[DataStatistics, _Mapping]] = ..., total_steps: _Optional[int] = ..., shards_path: _Optional[str] = ..., shards_manifest_sha256: _Optional[str] = ..., hardware: _Optional[_Union[_hardware_pb2.Hardware, _Mapping]] = ..., warnings: _Optional[_Iterable[str]] = ..., estimate: _Optional[_Union[_estimate_pb2.ResourceEstimate, _Mapping]] = ...) -> None: ...
+    shards_content_key: str
+    shards_reused: bool
+    phases: _containers.RepeatedCompositeFieldContainer[PhaseStatistics]
+    num_packed_sequences: int
+    packing_efficiency: float
+    def __init__(self, base_model: _Optional[_Union[BaseModelIdentity, _Mapping]] = ..., training_data: _Optional[_Union[DataStatistics, _Mapping]] = ..., evaluation_data: _Optional[_Union[DataStatistics, _Mapping]] = ..., total_steps: _Optional[int] = ..., shards_path: _Optional[str] = ..., shards_manifest_sha256: _Optional[str] = ..., hardware: _Optional[_Union[_hardware_pb2.Hardware, _Mapping]] = ..., warnings: _Optional[_Iterable[str]] = ..., estimate: _Optional[_Union[_estimate_pb2.ResourceEstimate, _Mapping]] = ..., shards_content_key: _Optional[str] = ..., shards_reused: bool = ..., phases: _Optional[_Iterable[_Union[PhaseStatistics, _Mapping]]] = ..., num_packed_sequences: _Optional[int] = ..., packing_efficiency: _Optional[float] = ...) -> None: ...
+
+class PhaseStatistics(_message.Message):
+    __slots__ = ("display_name", "num_epochs", "first_step", "training_data", "num_packed_sequences")
+    DISPLAY_NAME_FIELD_NUMBER: _ClassVar[int]
+    NUM_EPOCHS_FIELD_NUMBER: _ClassVar[int]
+    FIRST_STEP_FIELD_NUMBER: _ClassVar[int]
+    TRAINING_DATA_FIELD_NUMBER: _ClassVar[int]
+    NUM_PACKED_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    display_name: str
+    num_epochs: float
+    first_step: int
+    training_data: DataStatistics
+    num_packed_sequences: int
+    def __init__(self, display_name: _Optional[str] = ..., num_epochs: _Optional[float] = ..., first_step: _Optional[int] = ..., training_data: _Optional[_Union[DataStatistics, _Mapping]] = ..., num_packed_sequences: _Optional[int] = ...) -> None: ...
 
 class BaseModelIdentity(_message.Message):
     __slots__ = ("id", "revision", "weights_sha256", "num_parameters", "context_length", "architecture")
@@ -47,7 +71,7 @@ class BaseModelIdentity(_message.Message):
     def __init__(self, id: _Optional[str] = ..., revision: _Optional[str] = ..., weights_sha256: _Optional[str] = ..., num_parameters: _Optional[int] = ..., context_length: _Optional[int] = ..., architecture: _Optional[str] = ...) -> None: ...
 
 class DataStatistics(_message.Message):
-    __slots__ = ("num_examples", "num_tokens", "num_trained_tokens", "num_truncated", "num_duplicates", "max_tokens", "mean_tokens", "format", "num_dropped", "percentiles", "histogram", "roles", "scripts")
+    __slots__ = ("num_examples", "num_tokens", "num_trained_tokens", "num_truncated", "num_duplicates", "max_tokens", "mean_tokens", "format", "num_dropped", "percentiles", "histogram", "roles", "scripts", "num_too_long")
     class PercentilesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -89,6 +113,7 @@ class DataStatistics(_message.Message):
     HISTOGRAM_FIELD_NUMBER: _ClassVar[int]
     ROLES_FIELD_NUMBER: _ClassVar[int]
     SCRIPTS_FIELD_NUMBER: _ClassVar[int]
+    NUM_TOO_LONG_FIELD_NUMBER: _ClassVar[int]
     num_examples: int
     num_tokens: int
     num_trained_tokens: int
@@ -102,7 +127,8 @@ class DataStatistics(_message.Message):
     histogram: _containers.ScalarMap[int, int]
     roles: _containers.ScalarMap[str, int]
     scripts: _containers.ScalarMap[str, int]
-    def __init__(self, num_examples: _Optional[int] = ..., num_tokens: _Optional[int] = ..., num_trained_tokens: _Optional[int] = ..., num_truncated: _Optional[int] = ..., num_duplicates: _Optional[int] = ..., max_tokens: _Optional[int] = ..., mean_tokens: _Optional[float] = ..., format: _Optional[str] = ..., num_dropped: _Optional[int] = ..., percentiles: _Optional[_Mapping[int, int]] = ..., histogram: _Optional[_Mapping[int, int]] = ..., roles: _Optional[_Mapping[str, int]] = ..., scripts: _Optional[_Mapping[str, int]] = ...) -> None: ...
+    num_too_long: int
+    def __init__(self, num_examples: _Optional[int] = ..., num_tokens: _Optional[int] = ..., num_trained_tokens: _Optional[int] = ..., num_truncated: _Optional[int] = ..., num_duplicates: _Optional[int] = ..., max_tokens: _Optional[int] = ..., mean_tokens: _Optional[float] = ..., format: _Optional[str] = ..., num_dropped: _Optional[int] = ..., percentiles: _Optional[_Mapping[int, int]] = ..., histogram: _Optional[_Mapping[int, int]] = ..., roles: _Optional[_Mapping[str, int]] = ..., scripts: _Optional[_Mapping[str, int]] = ..., num_too_long: _Optional[int] = ...) -> None: ...
 
 class TrainingResult(_message.Message):
     __slots__ = ("total_steps", "train_loss", "final_train_loss", "best_eval_loss", "best_step", "final_eval_loss", "train_runtime_seconds", "train_samples_per_second", "train_tokens_per_second", "early_stopped", "num_trainable_parameters", "peak_memory_bytes", "best_checkpoint_path", "best_checkpoint_manifest_sha256")

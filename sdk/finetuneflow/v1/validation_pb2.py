@@ -25,17 +25,17 @@ _sym_db = _symbol_database.Default()
 from finetuneflow.v1 import stage_result_pb2 as finetuneflow_dot_v1_dot_stage__result__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n finetuneflow/v1/validation.proto\x12\x0f\x66inetuneflow.v1\x1a\"finetuneflow/v1/stage_result.proto\"\xd7\x02\n\x10ValidationReport\x12\x33\n\x07verdict\x18\x01 \x01(\x0e\x32\".finetuneflow.v1.ValidationVerdict\x12-\n\x08problems\x18\x02 \x03(\x0b\x32\x1b.finetuneflow.v1.RowProblem\x12-\n\x06\x63ounts\x18\x03 \x03(\x0b\x32\x1d.finetuneflow.v1.ProblemCount\x12\x14\n\x0cnum_problems\x18\x04 \x01(\x03\x12\x36\n\rtraining_data\x18\x05 \x01(\x0b\x32\x1f.finetuneflow.v1.DataStatistics\x12\x38\n\x0f\x65valuation_data\x18\x06 \x01(\x0b\x32\x1f.finetuneflow.v1.DataStatistics\x12(\n\x03job\x18\x07 \x01(\x0b\x32\x1b.finetuneflow.v1.JobFigures\"\x8e\x01\n\nRowProblem\x12\x0b\n\x03row\x18\x01 \x01(\x03\x12\x0e\n\x06\x63olumn\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x0e\n\x06source\x18\x05 \x01(\t\x12\x32\n\x08severity\x18\x06 \x01(\x0e\x32 .finetuneflow.v1.ProblemSeverity\"q\n\x0cProblemCount\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x32\n\x08severity\x18\x03 \x01(\x0e\x32 .finetuneflow.v1.ProblemSeverity\x12\r\n\x05\x63ount\x18\x04 \x01(\x03\"\x87\x01\n\nJobFigures\x12\x18\n\x10tokens_per_epoch\x18\x01 \x01(\x03\x12\x13\n\x0btotal_steps\x18\x02 \x01(\x03\x12\x1a\n\x12total_steps_packed\x18\x03 \x01(\x03\x12\x1a\n\x12packing_efficiency\x18\x04 \x01(\x01\x12\x12\n\nnum_epochs\x18\x05 \x01(\x01*\x93\x01\n\x11ValidationVerdict\x12\"\n\x1eVALIDATION_VERDICT_UNSPECIFIED\x10\x00\x12\x19\n\x15VALIDATION_VERDICT_OK\x10\x01\x12\x1f\n\x1bVALIDATION_VERDICT_WARNINGS\x10\x02\x12\x1e\n\x1aVALIDATION_VERDICT_REFUSED\x10\x03*m\n\x0fProblemSeverity\x12 \n\x1cPROBLEM_SEVERITY_UNSPECIFIED\x10\x00\x12\x1c\n\x18PROBLEM_SEVERITY_WARNING\x10\x01\x12\x1a\n\x16PROBLEM_SEVERITY_ERROR\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n finetuneflow/v1/validation.proto\x12\x0f\x66inetuneflow.v1\x1a\"finetuneflow/v1/stage_result.proto\"\xd7\x02\n\x10ValidationReport\x12\x33\n\x07verdict\x18\x01 \x01(\x0e\x32\".finetuneflow.v1.ValidationVerdict\x12-\n\x08problems\x18\x02 \x03(\x0b\x32\x1b.finetuneflow.v1.RowProblem\x12-\n\x06\x63ounts\x18\x03 \x03(\x0b\x32\x1d.finetuneflow.v1.ProblemCount\x12\x14\n\x0cnum_problems\x18\x04 \x01(\x03\x12\x36\n\rtraining_data\x18\x05 \x01(\x0b\x32\x1f.finetuneflow.v1.DataStatistics\x12\x38\n\x0f\x65valuation_data\x18\x06 \x01(\x0b\x32\x1f.finetuneflow.v1.DataStatistics\x12(\n\x03job\x18\x07 \x01(\x0b\x32\x1b.finetuneflow.v1.JobFigures\"\x8e\x01\n\nRowProblem\x12\x0b\n\x03row\x18\x01 \x01(\x03\x12\x0e\n\x06\x63olumn\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x0e\n\x06source\x18\x05 \x01(\t\x12\x32\n\x08severity\x18\x06 \x01(\x0e\x32 .finetuneflow.v1.ProblemSeverity\"q\n\x0cProblemCount\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x32\n\x08severity\x18\x03 \x01(\x0e\x32 .finetuneflow.v1.ProblemSeverity\x12\r\n\x05\x63ount\x18\x04 \x01(\x03\"\xb7\x01\n\nJobFigures\x12\x18\n\x10tokens_per_epoch\x18\x01 \x01(\x03\x12\x13\n\x0btotal_steps\x18\x02 \x01(\x03\x12\x1a\n\x12total_steps_packed\x18\x03 \x01(\x03\x12\x1a\n\x12packing_efficiency\x18\x04 \x01(\x01\x12\x12\n\nnum_epochs\x18\x05 \x01(\x01\x12\x1c\n\x14num_packed_sequences\x18\x06 \x01(\x03\x12\x10\n\x08num_rows\x18\x07 \x01(\x03*\x93\x01\n\x11ValidationVerdict\x12\"\n\x1eVALIDATION_VERDICT_UNSPECIFIED\x10\x00\x12\x19\n\x15VALIDATION_VERDICT_OK\x10\x01\x12\x1f\n\x1bVALIDATION_VERDICT_WARNINGS\x10\x02\x12\x1e\n\x1aVALIDATION_VERDICT_REFUSED\x10\x03*m\n\x0fProblemSeverity\x12 \n\x1cPROBLEM_SEVERITY_UNSPECIFIED\x10\x00\x12\x1c\n\x18PROBLEM_SEVERITY_WARNING\x10\x01\x12\x1a\n\x16PROBLEM_SEVERITY_ERROR\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'finetuneflow.v1.validation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_VALIDATIONVERDICT']._serialized_start=834
-  _globals['_VALIDATIONVERDICT']._serialized_end=981
-  _globals['_PROBLEMSEVERITY']._serialized_start=983
-  _globals['_PROBLEMSEVERITY']._serialized_end=1092
+  _globals['_VALIDATIONVERDICT']._serialized_start=882
+  _globals['_VALIDATIONVERDICT']._serialized_end=1029
+  _globals['_PROBLEMSEVERITY']._serialized_start=1031
+  _globals['_PROBLEMSEVERITY']._serialized_end=1140
   _globals['_VALIDATIONREPORT']._serialized_start=90
   _globals['_VALIDATIONREPORT']._serialized_end=433
   _globals['_ROWPROBLEM']._serialized_start=436
@@ -43,5 +43,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PROBLEMCOUNT']._serialized_start=580
   _globals['_PROBLEMCOUNT']._serialized_end=693
   _globals['_JOBFIGURES']._serialized_start=696
-  _globals['_JOBFIGURES']._serialized_end=831
+  _globals['_JOBFIGURES']._serialized_end=879
 # @@protoc_insertion_point(module_scope)

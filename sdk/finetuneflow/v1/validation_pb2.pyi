@@ -75,15 +75,19 @@ class ProblemCount(_message.Message):
     def __init__(self, source: _Optional[str] = ..., reason: _Optional[str] = ..., severity: _Optional[_Union[ProblemSeverity, str]] = ..., count: _Optional[int] = ...) -> None: ...
 
 class JobFigures(_message.Message):
-    __slots__ = ("tokens_per_epoch", "total_steps", "total_steps_packed", "packing_efficiency", "num_epochs")
+    __slots__ = ("tokens_per_epoch", "total_steps", "total_steps_packed", "packing_efficiency", "num_epochs", "num_packed_sequences", "num_rows")
     TOKENS_PER_EPOCH_FIELD_NUMBER: _ClassVar[int]
     TOTAL_STEPS_FIELD_NUMBER: _ClassVar[int]
     TOTAL_STEPS_PACKED_FIELD_NUMBER: _ClassVar[int]
     PACKING_EFFICIENCY_FIELD_NUMBER: _ClassVar[int]
     NUM_EPOCHS_FIELD_NUMBER: _ClassVar[int]
+    NUM_PACKED_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    NUM_ROWS_FIELD_NUMBER: _ClassVar[int]
     tokens_per_epoch: int
     total_steps: int
     total_steps_packed: int
     packing_efficiency: float
     num_epochs: float
-    def __init__(self, tokens_per_epoch: _Optional[int] = ..., total_steps: _Optional[int] = ..., total_steps_packed: _Optional[int] = ..., packing_efficiency: _Optional[float] = ..., num_epochs: _Optional[float] = ...) -> None: ...
+    num_packed_sequences: int
+    num_rows: int
+    def __init__(self, tokens_per_epoch: _Optional[int] = ..., total_steps: _Optional[int] = ..., total_steps_packed: _Optional[int] = ..., packing_efficiency: _Optional[float] = ..., num_epochs: _Optional[float] = ..., num_packed_sequences: _Optional[int] = ..., num_rows: _Optional[int] = ...) -> None: ...

@@ -1,10 +1,11 @@
 """What `engine.data` finds, as messages."""
 
-from engine.config.job import Hyperparameters
+from engine.config.curriculum import Curriculum
+from engine.config.job import Hyperparameters, JobConfig
 from engine.data.prepare import Prepared
 from engine.data.statistics import Statistics
 from engine.data.validation import Problem, Report
-from finetuneflow.v1.stage_result_pb2 import DataStatistics
+from finetuneflow.v1.stage_result_pb2 import DataStatistics, PhaseStatistics
 from finetuneflow.v1.validation_pb2 import (
     JobFigures,
     ProblemCount,
@@ -29,7 +30,39 @@ def data_statistics(counted: Statistics) -> DataStatistics:
         histogram=counted.histogram(),
         roles=counted.roles,
         scripts=counted.scripts,
+        num_too_long=counted.num_too_long,
     )
+
+
+def phase_statistics(config: JobConfig, prepared: Prepared) -> list[PhaseStatistics]:
+    """Of a curriculum; none without phases."""
+    if not config.phases:
+        return []
+    packing = config.hyperparameters.packing
+    curriculum = Curriculum.of(config, [one.num_sequences(packing=packing) for one in prepared.phases])
+    return [
+        PhaseStatistics(
+            display_name=phase.display_name,
+            num_epochs=phase.num_epochs,
+            first_step=curriculum.first_step(index),
+            training_data=data_statistics(counted.train),
+            num_packed_sequences=counted.num_packed,
+        )
+        for index, (phase, counted) in enumerate(zip(config.phases, prepared.phases, strict=True))
+    ]
+
+
+def packing_efficiency(prepared: Prepared, max_length: int) -> float:
+    """Share of packed sequences that is no padding."""
+    room = prepared.num_packed * max_length
+    return prepared.train.num_tokens / room if room else 0.0
+
+
+def job_steps(config: JobConfig, prepared: Prepared) -> int:
+    """Optimizer steps of the whole job, all phases together."""
+    hyper = config.hyperparameters
+    sequences = [phase.num_sequences(packing=hyper.packing) for phase in prepared.phases]
+    return Curriculum.of(config, sequences).total_steps if config.phases else total_steps(sequences[0], hyper)
 
 
 def validation_report(report: Report, prepared: Prepared | None, hyper: Hyperparameters) -> ValidationReport:
@@ -66,13 +99,14 @@ def row_problem(problem: Problem) -> RowProblem:
 
 def _figures(prepared: Prepared, hyper: Hyperparameters) -> JobFigures:
     train = prepared.train
-    room = prepared.num_packed * hyper.max_length
     return JobFigures(
         tokens_per_epoch=train.num_tokens,
         total_steps=total_steps(train.num_examples, hyper) if train.num_examples else 0,
         total_steps_packed=total_steps(prepared.num_packed, hyper) if train.num_examples else 0,
-        packing_efficiency=train.num_tokens / room if room else 0.0,
+        packing_efficiency=packing_efficiency(prepared, hyper.max_length),
         num_epochs=hyper.num_epochs,
+        num_packed_sequences=prepared.num_packed,
+        num_rows=train.num_examples,
     )
 
 

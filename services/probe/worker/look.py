@@ -92,6 +92,7 @@ def _row(found: Preview) -> RowPreview:
         input_ids=found.input_ids,
         labels=found.labels,
         truncated=found.truncated,
+        dropped=found.dropped,
         trained_spans=[TokenSpan(start=start, end=end) for start, end in found.trained_spans()],
     )
     if found.problem is not None:

@@ -4,12 +4,14 @@ import json
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from google.protobuf import json_format
 
 from chassis.pipe import Cancelled, EventSink, Paused
 from engine.config.job import JobConfig, job_config
 from engine.config.wire import config_to_spec
+from engine.data.content_key import content_key, sha256_of
 from engine.data.prepare import Prepared, prepare
 from engine.data.validation import Report
 from engine.errors import JobError
@@ -25,8 +27,8 @@ from finetuneflow.v1.event_pb2 import ArtifactSaved, ConfigResolved, Phase, Stag
 from finetuneflow.v1.hardware_pb2 import Hardware
 from finetuneflow.v1.stage_result_pb2 import BaseModelIdentity, PreflightResult
 from services.hardware import read_hardware
-from services.probe.worker.findings import data_statistics
-from services.probe.worker.resolve import Resolved, resolve, resolve_length, total_steps
+from services.probe.worker.findings import data_statistics, job_steps, packing_efficiency, phase_statistics
+from services.probe.worker.resolve import Resolved, resolve, resolve_length
 from services.probe.worker.spec import PreflightSpec
 from services.specs import ModelFiles
 
@@ -54,23 +56,22 @@ def preflight(sink: EventSink, spec_path: Path) -> StageCompleted:
     resolve_length(resolved, spec.model.context_length, asked=asked)
     architecture = Architecture.of_folder(spec.model.path)
 
-    shards = spec.out_dir / "shards"
-    report = Report()
-    try:
-        prepared = prepare(
-            resolved.config, spec.model.path, spec.sources, shards, phases.progress, report, spec.processes
-        )
-    except JobError as error:
-        if not report.num_errors:
-            report.refused("", error)
-        _save_report(sink, spec.out_dir, report, None)
-        raise
-    _save_report(sink, spec.out_dir, report, prepared)
-    sink.emit(ArtifactSaved(path="shards", kind="shards", media_type="inode/directory"))
+    key = spec.content_key or _content_key(resolved.config, spec)
+    # The key is what another job's preflight finds them by.
+    shards_path = f"shards/{key}"
+    if spec.shards:
+        phases.enter("tokenising", "not needed: the token shards of an earlier job are taken", fraction=1.0)
+        (spec.out_dir / "shards").mkdir(parents=True, exist_ok=True)
+        spec.shards.rename(spec.out_dir / shards_path)
+        prepared = Prepared.read(spec.out_dir / shards_path)
+    else:
+        prepared = _prepared(sink, resolved.config, spec, spec.out_dir / shards_path, phases, key)
+    _save_report(sink, spec.out_dir, json.loads((spec.out_dir / shards_path / "report.json").read_bytes()), prepared)
+    sink.emit(ArtifactSaved(path=shards_path, kind="shards", media_type="inode/directory"))
 
     phases.enter("resolving_configuration")
     resolve(resolved, hardware, architecture, prepared.train.max_tokens)
-    steps = total_steps(prepared.num_sequences, resolved.config.hyperparameters)
+    steps = job_steps(resolved.config, prepared)
     _doubt(resolved, prepared, steps)
     for reason, message, advice in resolved.warnings:
         sink.emit(Warning(reason=reason, message=message, advice=advice))
@@ -81,12 +82,35 @@ def preflight(sink: EventSink, spec_path: Path) -> StageCompleted:
             training_data=data_statistics(prepared.train),
             evaluation_data=data_statistics(prepared.eval) if prepared.eval.num_examples else None,
             total_steps=steps,
-            shards_path="shards",
+            shards_path=shards_path,
+            shards_content_key=key,
+            shards_reused=spec.shards is not None,
+            phases=phase_statistics(resolved.config, prepared),
+            num_packed_sequences=prepared.num_packed,
+            packing_efficiency=packing_efficiency(prepared, resolved.config.hyperparameters.max_length),
             hardware=hardware,
             warnings=[message for _, message, _ in resolved.warnings],
             estimate=_estimate(resolved.config, hardware, architecture, prepared, steps, spec.prices),
         )
     )
+
+
+def _content_key(config: JobConfig, spec: PreflightSpec) -> str:
+    return content_key(config, spec.model.path, {name: sha256_of(path) for name, path in spec.sources.items()})
+
+
+def _prepared(
+    sink: EventSink, config: JobConfig, spec: PreflightSpec, shards: Path, phases: "_Phases", key: str
+) -> Prepared:
+    report = Report()
+    shards.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        return prepare(config, spec.model.path, spec.sources, shards, phases.progress, report, spec.processes, key)
+    except JobError as error:
+        if not report.num_errors:
+            report.refused("", error)
+        _save_report(sink, spec.out_dir, report.as_dict(), None)
+        raise
 
 
 def _estimate(
@@ -102,26 +126,38 @@ def _estimate(
     hyper, train = config.hyperparameters, prepared.train
     method: Method = "lora" if config.method == "auto" else config.method
     found = plan(architecture, machine, config, method, train.max_tokens)
-    share = steps * hyper.per_device_train_batch_size * hyper.gradient_accumulation_steps / prepared.num_sequences
     evaluations = steps // hyper.eval_steps + 1
     return estimate_message(
         architecture,
         machine,
         *found.unreduced,
         found.verdict,
-        work=Work(train.num_tokens * share, prepared.eval.num_tokens * evaluations),
+        work=Work(_trained_tokens(config, prepared, steps), prepared.eval.num_tokens * evaluations),
         calibration=Calibration(),
         prices=PriceTable.read(prices),
     )
 
 
-def _save_report(sink: EventSink, out_dir: Path, report: Report, prepared: Prepared | None) -> None:
+def _trained_tokens(config: JobConfig, prepared: Prepared, steps: int) -> float:
+    """Of the whole job, every epoch counted."""
+    if config.phases:
+        pairs = zip(config.phases, prepared.phases, strict=True)
+        return sum(phase.num_epochs * counted.train.num_tokens for phase, counted in pairs)
+    hyper = config.hyperparameters
+    sequences = prepared.phases[0].num_sequences(packing=hyper.packing)
+    per_step = hyper.per_device_train_batch_size * hyper.gradient_accumulation_steps
+    return prepared.train.num_tokens * steps * per_step / sequences
+
+
+def _save_report(sink: EventSink, out_dir: Path, report: dict[str, Any], prepared: Prepared | None) -> None:
     """For whoever has to mend the data: also, and above all, when the job is refused."""
     out_dir.mkdir(parents=True, exist_ok=True)
-    counted = (
+    counted: dict[str, Any] = (
         {} if prepared is None else {"training_data": asdict(prepared.train), "evaluation_data": asdict(prepared.eval)}
     )
-    text = json.dumps(report.as_dict(**counted), indent=1, ensure_ascii=False)
+    if prepared is not None and len(prepared.phases) > 1:
+        counted["phases"] = [asdict(phase) for phase in prepared.phases]
+    text = json.dumps({**report, **counted}, indent=1, ensure_ascii=False)
     (out_dir / "validation_report.json").write_text(text + "\n", encoding="utf-8")
     saved = ArtifactSaved(path="validation_report.json", kind="validation_report", media_type="application/json")
     sink.emit(saved)
@@ -179,6 +215,9 @@ def _doubt(resolved: Resolved, prepared: Prepared, steps: int) -> None:
     if dropped := train.num_dropped + held_out.num_dropped:
         message = f"{_rows(dropped)} dropped: cut at max_length = {hyper.max_length:,}, no answer is left."
         resolved.warn("ROWS_DROPPED", message, "Raise max_length, or shorten what stands before the answers.")
+    if too_long := train.num_too_long + held_out.num_too_long:
+        message = f"{_rows(too_long)} dropped: longer than max_length = {hyper.max_length:,}."
+        resolved.warn("ROWS_TOO_LONG", message, "Raise max_length, or cut them with another truncation.")
     if prepared.num_leaked:
         message = f"{_rows(prepared.num_leaked)} of evaluation_data also trained on: the evaluation will flatter."
         resolved.warn("EVALUATION_LEAKED", message, "Take them out of one of the two.")

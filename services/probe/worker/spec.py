@@ -16,6 +16,10 @@ class PreflightSpec(ChildSpec):
     model: ModelFiles
     sources: dict[str, Path]
     """Dataset id → file, whose name ends as it was uploaded."""
+    content_key: str = ""
+    """What the token shards depend on (`engine.data.content_key`); empty: the child finds it out."""
+    shards: Path | None = None
+    """The folder of token shards with that key which an earlier job has made, verified: they are taken."""
     processes: int = Field(default=1, ge=1)
     """That tokenise a large file, side by side."""
     node_id: str = ""

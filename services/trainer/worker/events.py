@@ -12,6 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from chassis.failpoints import failpoint
 from chassis.pipe import Cancelled, EventSink
+from engine.config.curriculum import Curriculum
 from engine.config.job import Hyperparameters
 from finetuneflow.v1.event_pb2 import CheckpointSaved, Eval, Log, Phase, Restored, Warning
 from services.trainer.worker.checkpoint import publish
@@ -39,10 +40,14 @@ class Reporter(TrainerCallback):
         progress: Progress,
         trainer_dir: Path,
         out_dir: Path,
+        curriculum: Curriculum | None = None,
         restored: Restored | None = None,
     ) -> None:
         self.progress = progress
         self._restored = restored
+        self._curriculum = curriculum
+        self._phase: int | None = None
+        """The phase of the curriculum that was said last."""
         self.attempt = Totals()
         self.paused = False
         self._sink = sink
@@ -84,9 +89,27 @@ class Reporter(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
+        self._say_phase(state.global_step + 1)
         if self._interrupted:
             self._mark, self._interrupted = time.monotonic(), False
         return control
+
+    def _say_phase(self, step: int) -> None:
+        """When a phase of the curriculum begins, and in which one a resumed attempt goes on."""
+        curriculum = self._curriculum
+        if curriculum is None or curriculum.phase_at(step) == self._phase:
+            return
+        at = self._phase = curriculum.phase_at(step)
+        named = f", {curriculum.names[at]}" if curriculum.names[at] else ""
+        rows = f"{curriculum.epochs[at]:g} epochs of {curriculum.sequences[at]:,} sequences"
+        detail = f"curriculum phase {at + 1} of {len(curriculum.names)}{named}: {rows}, from step {step:,}"
+        self._sink.emit(phase("training", detail))
+
+    def _epoch(self, state: TrainerState) -> float:
+        """Epochs done. The Trainer takes a whole curriculum for one."""
+        if self._curriculum:
+            return self._curriculum.epochs_at(state.global_step)
+        return state.epoch or 0.0
 
     def on_substep_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -134,7 +157,7 @@ class Reporter(TrainerCallback):
         event = Log(
             step=state.global_step,
             total_steps=state.max_steps,
-            epoch=state.epoch or 0.0,
+            epoch=self._epoch(state),
             loss=progress.logged_loss,
             learning_rate=logs.get("learning_rate", 0.0),
             grad_norm=logs.get("grad_norm", 0.0),
@@ -144,6 +167,8 @@ class Reporter(TrainerCallback):
             elapsed_seconds=self.attempt.seconds,
             extras=_extras(logs, _OWN_LOG_FIELDS, ""),
         )
+        if self._phase is not None:
+            event.extras["phase"] = self._phase + 1
         self._sink.emit(event)
         self._warn_unless_finite(event)
         return control
@@ -165,7 +190,7 @@ class Reporter(TrainerCallback):
             Eval(
                 step=state.global_step,
                 total_steps=state.max_steps,
-                epoch=state.epoch or 0.0,
+                epoch=self._epoch(state),
                 eval_loss=eval_loss,
                 perplexity=perplexity(eval_loss),
                 eval_runtime_seconds=metrics.get("eval_runtime", 0.0),
@@ -202,7 +227,7 @@ class Reporter(TrainerCallback):
         self.attempt.steps += 1
         self.attempt.loss_sum += self._step_loss
         progress = self.progress
-        progress.step, progress.epoch = state.global_step, state.epoch or 0.0
+        progress.step, progress.epoch = state.global_step, self._epoch(state)
         progress.loss_sum += self._step_loss
         progress.window_loss_sum += self._step_loss
         progress.window_steps += 1

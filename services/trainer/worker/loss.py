@@ -7,23 +7,27 @@ import torch
 from transformers.trainer_utils import EvalLoopOutput
 from trl.trainer.sft_trainer import SFTTrainer
 
+from engine.config.curriculum import Curriculum
 from engine.data.spans import IGNORED
 from services.trainer.worker.events import Reporter
-from services.trainer.worker.order import GroupedByLength, lengths
+from services.trainer.worker.order import GroupedByLength, PhaseByPhase, lengths
 
 
 class Trainer(SFTTrainer):
     """`SFTTrainer` that scores trained positions only, weighs every held-out token alike, and counts what it trains."""
 
-    def __init__(self, reporter: Reporter, **arguments: Any) -> None:
-        self._reporter = reporter
+    def __init__(self, reporter: Reporter, curriculum: Curriculum | None = None, **arguments: Any) -> None:
+        self._reporter, self._curriculum = reporter, curriculum
         self._nll: list[float] = []
         self._num_predicted: list[int] = []
         super().__init__(**arguments)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """Rows in an order that a resumed epoch finds again. The library's shuffle has one; its grouping does not."""
-        if self.args.train_sampling_strategy != "group_by_length":
+        grouped = self.args.train_sampling_strategy == "group_by_length"
+        if self._curriculum:
+            return PhaseByPhase(self._curriculum, lengths(self.train_dataset) if grouped else None, self.args.seed)
+        if not grouped:
             return super()._get_train_sampler(train_dataset)
         rows_per_step = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
         return GroupedByLength(lengths(self.train_dataset), rows_per_step, self.args.seed)

@@ -1,11 +1,15 @@
 """In which order rows are trained on."""
 
+import hashlib
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
 from datasets import Dataset
 from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from engine.config.curriculum import Curriculum
 
 
 class GroupedByLength(Sampler[int]):
@@ -29,6 +33,37 @@ class GroupedByLength(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self._seed + self._epoch)
         return iter(get_length_grouped_indices(self._lengths, self._rows_per_step, generator=generator))
+
+
+class PhaseByPhase(Sampler[int]):
+    """The whole of a curriculum as one epoch of the Trainer's: which rows a step has hangs on its number and the seed
+    alone, whatever phase it lies in, so that a resumed attempt finds its place by counting."""
+
+    def __init__(self, curriculum: Curriculum, lengths: Sequence[int] | None, seed: int) -> None:
+        """Rows of similar length stand side by side, within an epoch of a phase, where `lengths` says how long they
+        are."""
+        self._curriculum, self._lengths, self._seed = curriculum, lengths, seed
+
+    def __len__(self) -> int:
+        return sum(self._curriculum.taken)
+
+    def __iter__(self) -> Iterator[int]:
+        first = 0
+        for phase, (rows, taken) in enumerate(zip(self._curriculum.sequences, self._curriculum.taken, strict=True)):
+            for epoch in range(math.ceil(taken / rows)):
+                order = self._order(first, rows, f"{self._seed} {phase} {epoch}")
+                yield from (first + index for index in order[: taken - epoch * rows])
+            first += rows
+
+    def _order(self, first: int, rows: int, drawn_by: str) -> list[int]:
+        seed = int.from_bytes(hashlib.blake2b(drawn_by.encode(), digest_size=7).digest(), "big")
+        generator = torch.Generator().manual_seed(seed)
+        if self._lengths is None:
+            order: list[int] = torch.randperm(rows, generator=generator).tolist()
+            return order
+        lengths = self._lengths[first : first + rows]
+        grouped: list[int] = get_length_grouped_indices(lengths, self._curriculum.per_step, generator=generator)
+        return grouped
 
 
 def lengths(rows: Dataset) -> list[int]:

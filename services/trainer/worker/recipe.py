@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, load_from_disk
+from datasets import Dataset, concatenate_datasets, load_from_disk
 from transformers import AutoTokenizer, PrinterCallback, set_seed
 from trl.data_utils import pack_dataset
 from trl.trainer.sft_config import SFTConfig
 
 from chassis.pipe import EventSink, Paused
+from engine.config.curriculum import Curriculum
 from engine.config.translate import sft_arguments
+from engine.data.prepare import Prepared
 from engine.model import load
 from finetuneflow.v1.event_pb2 import Complete, Restored, Warning
 from finetuneflow.v1.stage_result_pb2 import TrainingResult
@@ -40,16 +42,18 @@ def train(spec: TrainingSpec, sink: EventSink) -> TrainingResult:
 
     sink.emit(phase("preparing"))
     trainer_dir = spec.out_dir / "trainer"
+    with sink.ticking():
+        train_rows, eval_rows, curriculum = _rows(spec)
     reporter = Reporter(
         sink,
         hyper,
+        curriculum=curriculum,
         progress=progress,
         trainer_dir=trainer_dir,
         out_dir=spec.out_dir,
         restored=restored,
     )
     with sink.ticking():
-        train_rows, eval_rows = _rows(spec)
         arguments = sft_arguments(config, output_dir=str(trainer_dir), device=on)
         arguments |= {
             # Preflight's number, so that schedule and progress do not hang on how a library counts.
@@ -60,6 +64,7 @@ def train(spec: TrainingSpec, sink: EventSink) -> TrainingResult:
         }
         trainer = Trainer(
             reporter,
+            curriculum,
             model=model,
             args=SFTConfig(**arguments),
             train_dataset=train_rows,
@@ -86,18 +91,25 @@ def train(spec: TrainingSpec, sink: EventSink) -> TrainingResult:
     return _result(spec, progress, reporter.attempt, model)
 
 
-def _rows(spec: TrainingSpec) -> tuple[Dataset, Dataset | None]:
-    """Training rows (or packs of them) and held-out rows; None where nothing is held out."""
+def _rows(spec: TrainingSpec) -> tuple[Dataset, Dataset | None, Curriculum | None]:
+    """Training rows (or packs of them), held-out rows, and how the phases follow each other; None where nothing is held
+    out, and where there are no phases."""
     hyper = spec.config.hyperparameters
     train_rows = load_from_disk(str(spec.data_dir / "train"))
+    parts = [train_rows]
+    if spec.config.phases:
+        counts = [phase.train.num_examples for phase in Prepared.read(spec.data_dir).phases]
+        parts = [train_rows.select(range(sum(counts[:i]), sum(counts[: i + 1]))) for i in range(len(counts))]
     if hyper.packing:
-        train_rows = pack_dataset(train_rows, hyper.max_length, "bfd", {"keep_in_memory": True})
+        parts = [pack_dataset(part, hyper.max_length, "bfd", {"keep_in_memory": True}) for part in parts]
+    train_rows = concatenate_datasets(parts)
+    curriculum = Curriculum.of(spec.config, [len(part) for part in parts]) if spec.config.phases else None
     if not (spec.data_dir / "eval").is_dir():
-        return train_rows, None
+        return train_rows, None, curriculum
     eval_rows = load_from_disk(str(spec.data_dir / "eval"))
     # Every token weighs the same in the evaluation loss, so the order is free: rows of one length need no padding.
     counted = lengths(eval_rows)
-    return train_rows, eval_rows.select(sorted(range(len(counted)), key=lambda i: -counted[i]))
+    return train_rows, eval_rows.select(sorted(range(len(counted)), key=lambda i: -counted[i])), curriculum
 
 
 def _restored(spec: TrainingSpec, sink: EventSink) -> tuple[Progress, Restored | None]:
