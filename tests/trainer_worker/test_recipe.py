@@ -183,7 +183,7 @@ def _column(spec: Any, part: str, name: str) -> Any:
     return load_from_disk(str(spec.data_dir / part))[name]
 
 
-def test_a_curriculum_is_one_run_whose_phases_are_seen_to_begin(spec: Spec) -> None:
+def test_a_curriculum_is_one_run_whose_phases_are_seen_to_begin(spec: Any) -> None:
     """Every row of a phase as often as it says, none before its time, and watchers know which one they see."""
     curriculum = Curriculum(["part 0", "part 1"], [1.5, 3.0], [24, 16], per_step=4)
     order = list(PhaseByPhase(curriculum, None, seed=1))
