@@ -30,10 +30,10 @@ _PAGE_BYTES = 256 << 10
 _STORED_PAGES = 32
 """Pages from SQL that are kept for whoever asks next: watchers that come together read history together."""
 _TAIL_CHECK_SECONDS = 1.0
-# To wake a watcher costs about 60 µs, whether for one event or for fifty. Waves take half of the time at most and leave
-# the rest to acceptance, until messages are so long that more of them at once gain nothing.
+# To wake a watcher costs about 60 µs, whether for one event or for fifty: there is no next wave before the last one can
+# be over, until messages are so long that more of them at once gain nothing.
 _WAVE_SECONDS = 0.0025
-_WAVE_SECONDS_PER_WATCHER = 0.00012
+_WAVE_SECONDS_PER_WATCHER = 0.00006
 _FULL_WAVE_EVENTS = 50
 
 
