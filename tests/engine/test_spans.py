@@ -120,3 +120,33 @@ def test_a_hostile_or_broken_template_is_the_callers_error(tmp_path: Path, templ
     with pytest.raises(JobError) as caught:
         tokenizer.render([{"role": "user", "content": "a"}])
     assert caught.value.violations[0].field == "spec.chat_template"
+
+
+@settings(max_examples=40, deadline=None)
+@given(texts=st.lists(TEXT, min_size=1, max_size=4), edges=st.tuples(st.integers(0, 40), st.integers(0, 40)))
+@pytest.mark.parametrize("counts_bytes", [True, False])
+def test_several_texts_are_encoded_and_marked_as_each_alone(
+    tokenizer: Tokenizer, counts_bytes: bool, texts: list[str], edges: tuple[int, int]
+) -> None:
+    """Whichever way tokens are found again in the text: the ids are those of one row, the mask that of its offsets."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not counts_bytes:
+            patch.setattr(tokenizer, "_token_bytes", None)
+        encoded = tokenizer.encode_all(texts)
+        start, end = min(edges), max(edges)
+        inside = encoded.within([[(start, min(end, len(text)))] for text in texts]).tolist()
+    alone = [tokenizer.encode(text) for text in texts]
+    assert encoded.ids.tolist() == [token for one in alone for token in one.ids]
+    assert inside == [
+        first < min(end, len(text)) and last > start
+        for text, one in zip(texts, alone, strict=True)
+        for first, last in one.offsets
+    ]
+
+
+def test_a_conversation_is_rendered_as_the_library_renders_it(tokenizer: Tokenizer) -> None:
+    """Training on another text than a server will write is training for nothing."""
+    messages = conversation([("Why?", "Because.")])
+    for prompt in (False, True):
+        theirs = tokenizer._fast.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+        assert tokenizer.render(messages, generation_prompt=prompt) == theirs
