@@ -51,4 +51,4 @@ class Looking:
             model = await asyncio.to_thread(self._models.fetch, request.base_model, token, True)
             file = await self._errands.fetch(request.tenant, request.dataset, folder / "source")
             spec = LookSpec(out_dir=folder / "out", config=config, tokenizer_dir=model.path, file=file, **rows)
-            return await self._errands.ask("look", spec, folder, answer)
+            return await self._errands.ask(spec, folder, answer)

@@ -37,7 +37,7 @@ class Preflights:
                 for dataset in request.datasets
             }
             spec = await asyncio.to_thread(dry_run_spec, request, sources, folder / "out", self._settings, self._models)
-            return await self._errands.ask("dry_run", spec, folder, api.PreflightFineTuningJobResponse())
+            return await self._errands.ask(spec, folder, api.PreflightFineTuningJobResponse())
 
 
 def dry_run_spec(

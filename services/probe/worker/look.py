@@ -29,7 +29,7 @@ _MAX_ANSWER_BYTES = 3 << 20
 """Clients take 4 MiB by default."""
 
 
-def look(sink: EventSink, spec_path: Path) -> StageCompleted:
+def main(sink: EventSink, spec_path: Path) -> StageCompleted:
     """Answers the spec's question."""
     spec = LookSpec.model_validate_json(spec_path.read_bytes())
     with answering(spec.out_dir) as answer:
@@ -88,4 +88,4 @@ def _row(found: Preview) -> RowPreview:
 
 
 if __name__ == "__main__":
-    run_child(look)
+    run_child(main)

@@ -1,7 +1,7 @@
 """What a preflight child is given, in one JSON file with absolute paths."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -28,6 +28,7 @@ class PreflightSpec(ChildSpec):
 class DryRunSpec(ChildSpec):
     """What a preflight needs that makes nothing."""
 
+    kind: Literal["dry_run"] = "dry_run"
     config: dict[str, Any]
     """The spec, sparse, as `engine.config.wire.spec_to_dict` gives it."""
     model: ModelFiles
@@ -51,6 +52,7 @@ class DryRunSpec(ChildSpec):
 class LookSpec(ChildSpec):
     """A look into one dataset."""
 
+    kind: Literal["look"] = "look"
     config: dict[str, Any]
     """A sparse job spec with this dataset as its only training data."""
     tokenizer_dir: Path
