@@ -50,5 +50,6 @@ class Looking:
             token = self._settings.hub_token.get_secret_value() or None
             model = await asyncio.to_thread(self._models.fetch, request.base_model, token, True)
             file = await self._errands.fetch(request.tenant, request.dataset, folder / "source")
-            spec = LookSpec(out_dir=folder / "out", config=config, tokenizer_dir=model.path, file=file, **rows)
+            out_dir, tokenizer_dir = folder / "out", model.path
+            spec = LookSpec(kind="look", out_dir=out_dir, config=config, tokenizer_dir=tokenizer_dir, file=file, **rows)
             return await self._errands.ask(spec, folder, answer)

@@ -201,7 +201,12 @@ async def test_everything_that_refuses_a_job_is_said_at_once(room: Room) -> None
 
 
 async def test_what_would_be_better_is_told_with_the_figures_of_the_job(room: Room) -> None:
-    gpu = {"name": "NVIDIA GeForce RTX 4090", "memory_total_bytes": 24 * GIB, "memory_free_bytes": 23 * GIB, "bf16": True}
+    gpu = {
+        "name": "NVIDIA GeForce RTX 4090",
+        "memory_total_bytes": 24 * GIB,
+        "memory_free_bytes": 23 * GIB,
+        "bf16": True,
+    }
     await room.trainer(cuda_available=True, gpus=[{**gpu, "compute_capability": "8.9"}])
     hyper = {"learning_rate": 0.02, "warmup_steps": 14, "num_epochs": 1, "precision": "PRECISION_FP16"}
     dataset = await room.upload([*ROWS, ROWS[0]])
