@@ -117,7 +117,7 @@ def _learning_rate(job: JobFacts) -> Iterator[Improvement]:
     rate, title = job.config.hyperparameters.learning_rate, _TITLES[job.config.method]
     usual = f"{title} is usually trained with ({low:g} to {high:g})"
     if rate > high:
-        why = f"{_times(rate / high)} the highest rate {usual}: the loss of such a run jumps, or ends as NaN."
+        why = f"{_times(rate / high)} the highest rate {usual}: the loss of such a run often jumps, or ends as NaN."
         yield _better("hyperparameters.learning_rate", rate, middle, why)
     elif rate < low:
         why = f"{_times(low / rate)} below the lowest rate {usual}: {job.total_steps:,} steps of it change little."

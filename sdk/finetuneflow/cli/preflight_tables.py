@@ -26,9 +26,9 @@ def print_preflight(console: Console, found: Preflight) -> None:
     console.print(f"{named}: {model.architecture or 'unknown architecture'}, {model.num_parameters:,} parameters\n")
     rows = found.report.validation
     if rows.training_data is not None:
-        print_rows(console, ["OF THE ROWS", ""], figures(rows, rows.training_data))
-        if rows.evaluation_data is not None:
-            print_rows(console, ["", ""], [["Held out", f"{rows.evaluation_data.num_examples:,} examples"]])
+        held_out = rows.evaluation_data.num_examples if rows.evaluation_data is not None else 0
+        counted = [*figures(rows, rows.training_data), ["Held out", f"{held_out:,}"]]
+        print_rows(console, ["OF THE ROWS", ""], counted)
         console.print("")
     print_rows(console, ["SETTING", "VALUE", "WHY"], ([r.field, r.value, r.reason] for r in found.resolutions))
     console.print("")
