@@ -63,6 +63,8 @@ class JobFacts:
     num_packed: int
     """Sequences that packing makes, or would make, of the training rows."""
     total_steps: int
+    passes: float
+    """Over the training rows."""
     seconds: float | None = None
     """Of training, where it was estimated."""
 
@@ -78,11 +80,6 @@ class JobFacts:
     @property
     def num_sequences(self) -> int:
         return self.num_packed if self.config.hyperparameters.packing else self.train.num_examples
-
-    @property
-    def passes(self) -> float:
-        """Over the training rows."""
-        return self.total_steps * self.rows_of_a_step / max(self.num_sequences, 1)
 
     @cached_property
     def memory(self) -> Memory:
@@ -108,7 +105,8 @@ def improvements(job: JobFacts) -> list[Improvement]:
     found: dict[str, Improvement] = {}
     for rule in _RULES:
         for improvement in rule(job):
-            found.setdefault(improvement.field, improvement)
+            if improvement.suggested != improvement.current:
+                found.setdefault(improvement.field, improvement)
     return list(found.values())
 
 

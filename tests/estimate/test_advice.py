@@ -47,8 +47,9 @@ def better(
     evaluation = counted({400: held}) if held else Statistics()
     train = counted(lengths, num_truncated=cut)
     architecture = known(model)
+    passes = 16 * steps / max(train.num_examples, 1)
     facts = JobFacts(
-        config(**spec), architecture, machine, train, evaluation, packed or train.num_examples, steps, seconds
+        config(**spec), architecture, machine, train, evaluation, packed or train.num_examples, steps, passes, seconds
     )
     return {found.field.rpartition(".")[2]: found for found in improvements(facts)}
 

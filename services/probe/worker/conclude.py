@@ -22,7 +22,7 @@ from finetuneflow.v1.event_pb2 import ConfigResolved
 from finetuneflow.v1.hardware_pb2 import Hardware
 from finetuneflow.v1.stage_result_pb2 import BaseModelIdentity, PreflightResult
 from services.probe.worker.findings import data_statistics
-from services.probe.worker.resolve import Resolved, check_disk, resolve, total_steps
+from services.probe.worker.resolve import Resolved, check_disk, resolve, steps_per_epoch, total_steps
 from services.specs import ModelFiles
 
 _FEW_ROWS = 50
@@ -148,9 +148,9 @@ def _estimate(
     found = plan(architecture, machine, config, _method(resolved), longest)
     work = None
     if prepared is not None and prepared.num_sequences:
-        share = steps * hyper.per_device_train_batch_size * hyper.gradient_accumulation_steps / prepared.num_sequences
         evaluations = steps // hyper.eval_steps + 1
-        work = Work(prepared.train.num_tokens * share, prepared.eval.num_tokens * evaluations)
+        passes = steps / steps_per_epoch(prepared.num_sequences, hyper)
+        work = Work(prepared.train.num_tokens * passes, prepared.eval.num_tokens * evaluations)
     prices = PriceTable.read(place.prices)
     return estimate_message(
         architecture,
@@ -211,6 +211,7 @@ def _facts(
         evaluation=prepared.eval if prepared.eval.num_examples else Statistics(),
         num_packed=prepared.num_packed,
         total_steps=steps,
+        passes=steps / steps_per_epoch(prepared.num_sequences, config.hyperparameters),
         seconds=estimate.duration_seconds if estimate.HasField("duration_seconds") else None,
     )
 

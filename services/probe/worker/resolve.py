@@ -104,9 +104,13 @@ def total_steps(num_sequences: int, hyper: Hyperparameters) -> int:
     """Optimizer steps as the Trainer counts them: an epoch's last step takes whatever batches are left."""
     if hyper.max_steps is not None:
         return hyper.max_steps
+    return math.ceil(hyper.num_epochs * steps_per_epoch(num_sequences, hyper))
+
+
+def steps_per_epoch(num_sequences: int, hyper: Hyperparameters) -> int:
+    """Of one pass over so many sequences; at least 1."""
     batches = math.ceil(num_sequences / hyper.per_device_train_batch_size)
-    per_epoch = max(math.ceil(batches / hyper.gradient_accumulation_steps), 1)
-    return math.ceil(hyper.num_epochs * per_epoch)
+    return max(math.ceil(batches / hyper.gradient_accumulation_steps), 1)
 
 
 def _gpu(resolved: Resolved, hardware: Hardware) -> Gpu | None:
