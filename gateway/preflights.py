@@ -17,7 +17,7 @@ from gateway.passthrough import Passthrough
 from gateway.specs import check_datasets, check_spec
 from gateway.tenancy import tenant_of
 
-_MAX_VIOLATIONS, _MAX_DESCRIPTION = 20, 200
+_MAX_VIOLATIONS, _MAX_DESCRIPTION = 10, 160
 """A status travels in a header; the whole is in the report that PreflightFineTuningJob answers with."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
