@@ -144,6 +144,7 @@ async def run(settings: GatewaySettings) -> None:
         for task in done - {stopped}:
             task.result()
     finally:
+        fanout.end()
         await server.stop()
         for task in (*loops, stopped):
             task.cancel()

@@ -14,7 +14,7 @@ from sqlmodel import col, select
 
 from chassis import gauges
 from chassis.bus import Bus, BusUnavailable, event_subject
-from chassis.errors import NotFound, OutOfRange, Violation
+from chassis.errors import NotFound, OutOfRange, Unavailable, Violation
 from gateway.database import Database
 from gateway.frames import TERMINAL_KIND, Frame, frame_of_row, frames_of_run, watch_response
 from gateway.lifecycle import TERMINAL
@@ -231,6 +231,7 @@ class Fanout:
         self._database = database
         self._bus = bus
         self._rings: dict[str, Ring] = {}
+        self._ended = False
         self._stored_pages: OrderedDict[tuple[str, int, Wanted], asyncio.Task[Page | None]] = OrderedDict()
 
     async def publish(self, job_id: str, frames: list[Frame]) -> None:
@@ -253,6 +254,13 @@ class Fanout:
 
     async def start(self) -> None:
         await self._bus.subscribe(event_subject("*", "*"), self._received)
+
+    def end(self) -> None:
+        """Sends every watcher away: the gateway stops, and another one, or this one started again, has all there is."""
+        self._ended = True
+        for ring in self._rings.values():
+            for cursor in ring.cursors:
+                cursor.wake()
 
     async def run(self) -> None:
         """The tail check, until cancelled: one query a second for all watched jobs."""
@@ -328,7 +336,7 @@ class Fanout:
             ring.advance(last_sequence)
             if state in TERMINAL and after == last_sequence:
                 return
-            while True:
+            while not self._ended:
                 news = await ring.beyond(cursor)
                 page = ring.page(cursor.position, wanted) if news else None
                 if news and page is None:
@@ -346,6 +354,7 @@ class Fanout:
                 else:
                     continue
                 cursor.rest()
+        raise Unavailable("GATEWAY_STOPS", "this gateway stops; watch on from your cursor")
 
     async def _position(self, job_id: str) -> tuple[str, str, int] | None:
         async with self._database.read() as session:

@@ -8,7 +8,7 @@ from sqlalchemy import event
 from sqlmodel import col, delete
 
 from chassis.bus import Bus
-from chassis.errors import NotFound, OutOfRange
+from chassis.errors import NotFound, OutOfRange, Unavailable
 from finetuneflow.v1.event_pb2 import Eval, Severity, Warning
 from finetuneflow.v1.fine_tuning_service_pb2 import WatchFineTuningJobResponse
 from gateway import lifecycle
@@ -143,6 +143,18 @@ async def test_a_gateway_without_a_broker_still_streams_what_it_accepts(
     async with ledger.decide(job_id) as decision:
         lifecycle.cancel(decision)
     assert len(await watcher.ended()) > 1
+
+
+async def test_a_gateway_that_stops_sends_its_watchers_on_at_once(live: Ledger, fanout: Fanout, told: Recorder) -> None:
+    """They would hold it up for as long as it waits for its calls, and go on with another gateway later."""
+    job_id = await create(live)
+    watcher = Watcher(fanout, job_id)
+    await watcher.until(1)
+    fanout.end()
+    with pytest.raises(Unavailable):
+        await watcher.ended()
+    with pytest.raises(Unavailable):
+        await Watcher(fanout, job_id, after=1).ended()
 
 
 async def test_filters_skip_events_and_still_advance_the_cursor(live: Ledger, fanout: Fanout, told: Recorder) -> None:
