@@ -1,7 +1,7 @@
 """What `engine.data` finds, as messages."""
 
 from engine.config.curriculum import Curriculum
-from engine.config.job import Hyperparameters, JobConfig
+from engine.config.job import JobConfig
 from engine.data.prepare import Prepared
 from engine.data.statistics import Statistics
 from engine.data.validation import Problem, Report
@@ -12,7 +12,7 @@ from finetuneflow.v1.validation_pb2 import (
     RowProblem,
     ValidationReport,
 )
-from services.probe.worker.resolve import total_steps
+from services.probe.worker.resolve import steps_per_epoch, total_steps
 
 
 def data_statistics(counted: Statistics) -> DataStatistics:
@@ -58,14 +58,25 @@ def packing_efficiency(prepared: Prepared, max_length: int) -> float:
     return prepared.train.num_tokens / room if room else 0.0
 
 
-def job_steps(config: JobConfig, prepared: Prepared) -> int:
-    """Optimizer steps of the whole job, all phases together."""
+def job_steps(config: JobConfig, prepared: Prepared, *, packing: bool | None = None) -> int:
+    """Optimizer steps of the whole job, all phases together; `packing` in place of what the job says."""
     hyper = config.hyperparameters
-    sequences = [phase.num_sequences(packing=hyper.packing) for phase in prepared.phases]
+    packed = hyper.packing if packing is None else packing
+    sequences = [phase.num_sequences(packing=packed) for phase in prepared.phases]
     return Curriculum.of(config, sequences).total_steps if config.phases else total_steps(sequences[0], hyper)
 
 
-def validation_report(report: Report, prepared: Prepared | None, hyper: Hyperparameters) -> ValidationReport:
+def passes(config: JobConfig, prepared: Prepared, steps: int) -> float:
+    """How often the tokens of training_data are trained on, by the mean of all phases."""
+    if config.phases:
+        pairs = zip(config.phases, prepared.phases, strict=True)
+        tokens = sum(phase.num_epochs * counted.train.num_tokens for phase, counted in pairs)
+        return tokens / max(prepared.train.num_tokens, 1)
+    hyper = config.hyperparameters
+    return steps / steps_per_epoch(prepared.phases[0].num_sequences(packing=hyper.packing), hyper)
+
+
+def validation_report(report: Report, prepared: Prepared | None, config: JobConfig) -> ValidationReport:
     """`prepared` is None where nothing could be counted."""
     found = ValidationReport(
         verdict=f"VALIDATION_VERDICT_{report.verdict.upper()}",
@@ -82,7 +93,7 @@ def validation_report(report: Report, prepared: Prepared | None, hyper: Hyperpar
         found.training_data.CopyFrom(data_statistics(prepared.train))
         if prepared.eval.num_examples:
             found.evaluation_data.CopyFrom(data_statistics(prepared.eval))
-        found.job.CopyFrom(_figures(prepared, hyper))
+        found.job.CopyFrom(_figures(prepared, config))
     return found
 
 
@@ -97,14 +108,14 @@ def row_problem(problem: Problem) -> RowProblem:
     )
 
 
-def _figures(prepared: Prepared, hyper: Hyperparameters) -> JobFigures:
-    train = prepared.train
+def _figures(prepared: Prepared, config: JobConfig) -> JobFigures:
+    train, hyper = prepared.train, config.hyperparameters
     return JobFigures(
         tokens_per_epoch=train.num_tokens,
-        total_steps=total_steps(train.num_examples, hyper) if train.num_examples else 0,
-        total_steps_packed=total_steps(prepared.num_packed, hyper) if train.num_examples else 0,
+        total_steps=job_steps(config, prepared, packing=False) if train.num_examples else 0,
+        total_steps_packed=job_steps(config, prepared, packing=True) if train.num_examples else 0,
         packing_efficiency=packing_efficiency(prepared, hyper.max_length),
-        num_epochs=hyper.num_epochs,
+        num_epochs=sum(phase.num_epochs for phase in config.phases) if config.phases else hyper.num_epochs,
         num_packed_sequences=prepared.num_packed,
         num_rows=train.num_examples,
     )

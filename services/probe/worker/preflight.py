@@ -10,32 +10,19 @@ from google.protobuf import json_format
 
 from chassis.pipe import Cancelled, EventSink, Paused
 from engine.config.job import JobConfig, job_config
-from engine.config.wire import config_to_spec
 from engine.data.content_key import content_key, sha256_of
 from engine.data.prepare import Prepared, prepare
 from engine.data.validation import Report
 from engine.errors import JobError
 from engine.estimate.architecture import Architecture
-from engine.estimate.cost import PriceTable
-from engine.estimate.duration import Calibration, Work
-from engine.estimate.kept import Method
-from engine.estimate.machine import Machine
-from engine.estimate.recommend import plan
-from engine.estimate.wire import estimate_message
-from finetuneflow.v1.estimate_pb2 import ResourceEstimate
-from finetuneflow.v1.event_pb2 import ArtifactSaved, ConfigResolved, Phase, StageCompleted, Warning
+from finetuneflow.v1.event_pb2 import ArtifactSaved, Phase, StageCompleted, Warning
 from finetuneflow.v1.hardware_pb2 import Hardware
-from finetuneflow.v1.stage_result_pb2 import BaseModelIdentity, PreflightResult
 from services.hardware import read_hardware
-from services.probe.worker.findings import data_statistics, job_steps, packing_efficiency, phase_statistics
-from services.probe.worker.resolve import Resolved, resolve, resolve_length
+from services.probe.worker.conclude import Place, conclude, published
+from services.probe.worker.resolve import Resolved, resolve_length
 from services.probe.worker.spec import PreflightSpec
-from services.specs import ModelFiles
 
 _PHASES = ("checking_hardware", "resolving_model", "reading_rows", "tokenising", "resolving_configuration")
-_FEW_ROWS = 50
-_MAX_SPEC_BYTES = 56 * 1024
-"""The resolved spec travels in one event of at most 64 KiB."""
 
 
 def preflight(sink: EventSink, spec_path: Path) -> StageCompleted:
@@ -70,29 +57,16 @@ def preflight(sink: EventSink, spec_path: Path) -> StageCompleted:
     sink.emit(ArtifactSaved(path=shards_path, kind="shards", media_type="inode/directory"))
 
     phases.enter("resolving_configuration")
-    resolve(resolved, hardware, architecture, prepared.train.max_tokens)
-    steps = job_steps(resolved.config, prepared)
-    _doubt(resolved, prepared, steps)
-    for reason, message, advice in resolved.warnings:
-        sink.emit(Warning(reason=reason, message=message, advice=advice))
-    sink.emit(_published(resolved))
-    return StageCompleted(
-        preflight=PreflightResult(
-            base_model=_identity(spec.model),
-            training_data=data_statistics(prepared.train),
-            evaluation_data=data_statistics(prepared.eval) if prepared.eval.num_examples else None,
-            total_steps=steps,
-            shards_path=shards_path,
-            shards_content_key=key,
-            shards_reused=spec.shards is not None,
-            phases=phase_statistics(resolved.config, prepared),
-            num_packed_sequences=prepared.num_packed,
-            packing_efficiency=packing_efficiency(prepared, resolved.config.hyperparameters.max_length),
-            hardware=hardware,
-            warnings=[message for _, message, _ in resolved.warnings],
-            estimate=_estimate(resolved.config, hardware, architecture, prepared, steps, spec.prices),
-        )
-    )
+    place = Place(hardware, spec.holds_artifacts, spec.prices)
+    concluded = conclude(resolved, spec.model, architecture, place, prepared)
+    resolved.raise_refusals()
+    for doubt in resolved.warnings:
+        sink.emit(Warning(reason=doubt.reason, message=doubt.message, advice=doubt.advice))
+    sink.emit(published(resolved))
+    result = concluded.result
+    result.shards_path, result.shards_content_key = shards_path, key
+    result.shards_reused = spec.shards is not None
+    return StageCompleted(preflight=result)
 
 
 def _content_key(config: JobConfig, spec: PreflightSpec) -> str:
@@ -111,42 +85,6 @@ def _prepared(
             report.refused("", error)
         _save_report(sink, spec.out_dir, report.as_dict(), None)
         raise
-
-
-def _estimate(
-    config: JobConfig,
-    hardware: Hardware,
-    architecture: Architecture,
-    prepared: Prepared,
-    steps: int,
-    prices: Path | None,
-) -> ResourceEstimate:
-    """Of the resolved configuration; every evaluation reads all held-out rows."""
-    machine = Machine.of(hardware, gpus=config.resources.gpus)
-    hyper, train = config.hyperparameters, prepared.train
-    method: Method = "lora" if config.method == "auto" else config.method
-    found = plan(architecture, machine, config, method, train.max_tokens)
-    evaluations = steps // hyper.eval_steps + 1
-    return estimate_message(
-        architecture,
-        machine,
-        *found.unreduced,
-        found.verdict,
-        work=Work(_trained_tokens(config, prepared, steps), prepared.eval.num_tokens * evaluations),
-        calibration=Calibration(),
-        prices=PriceTable.read(prices),
-    )
-
-
-def _trained_tokens(config: JobConfig, prepared: Prepared, steps: int) -> float:
-    """Of the whole job, every epoch counted."""
-    if config.phases:
-        pairs = zip(config.phases, prepared.phases, strict=True)
-        return sum(phase.num_epochs * counted.train.num_tokens for phase, counted in pairs)
-    hyper = config.hyperparameters
-    sequences = prepared.phases[0].num_sequences(packing=hyper.packing)
-    per_step = hyper.per_device_train_batch_size * hyper.gradient_accumulation_steps
-    return prepared.train.num_tokens * steps * per_step / sequences
 
 
 def _save_report(sink: EventSink, out_dir: Path, report: dict[str, Any], prepared: Prepared | None) -> None:
@@ -195,60 +133,3 @@ def _hardware(spec: PreflightSpec) -> Hardware:
     if spec.hardware is None:
         return read_hardware(spec.node_id, spec.out_dir)
     return json_format.ParseDict(spec.hardware, Hardware())
-
-
-def _rows(number: int) -> str:
-    return f"{number:,} row" if number == 1 else f"{number:,} rows"
-
-
-def _doubt(resolved: Resolved, prepared: Prepared, steps: int) -> None:
-    """Warns of what is suspicious about the data, though not refused."""
-    train, held_out = prepared.train, prepared.eval
-    hyper = resolved.config.hyperparameters
-    if duplicates := train.num_duplicates + held_out.num_duplicates:
-        message = f"{_rows(duplicates)} dropped because an earlier row is the same."
-        resolved.warn("DUPLICATES_DROPPED", message, "Drop them from the file if that was not meant.")
-    if truncated := train.num_truncated + held_out.num_truncated:
-        share = truncated / (train.num_examples + held_out.num_examples + train.num_dropped + held_out.num_dropped)
-        message = f"{_rows(truncated)} ({share:.0%}) cut at max_length = {hyper.max_length:,}."
-        resolved.warn("ROWS_TRUNCATED", message, "A cut answer has no end: raise max_length, or shorten the rows.")
-    if dropped := train.num_dropped + held_out.num_dropped:
-        message = f"{_rows(dropped)} dropped: cut at max_length = {hyper.max_length:,}, no answer is left."
-        resolved.warn("ROWS_DROPPED", message, "Raise max_length, or shorten what stands before the answers.")
-    if too_long := train.num_too_long + held_out.num_too_long:
-        message = f"{_rows(too_long)} dropped: longer than max_length = {hyper.max_length:,}."
-        resolved.warn("ROWS_TOO_LONG", message, "Raise max_length, or cut them with another truncation.")
-    if prepared.num_leaked:
-        message = f"{_rows(prepared.num_leaked)} of evaluation_data also trained on: the evaluation will flatter."
-        resolved.warn("EVALUATION_LEAKED", message, "Take them out of one of the two.")
-    if train.num_examples < _FEW_ROWS:
-        message = f"Only {_rows(train.num_examples)} to train on; so few teach a form at most, and overfit soon."
-        resolved.warn("FEW_ROWS", message, "Some hundred rows are a usual minimum.")
-    if prepared.used_plain_template and prepared.has_chat:
-        message = "The base model has no chat template; a plain one with headings and its end-of-text token is used."
-        resolved.warn("PLAIN_TEMPLATE", message, "Give chat_template to write conversations in another way.")
-    if hyper.warmup_steps is not None and hyper.warmup_steps >= steps:
-        message = f"warmup_steps = {hyper.warmup_steps:,} is not below the {steps:,} steps of the job."
-        resolved.warn("WARMUP_TOO_LONG", message, "The peak learning rate is never reached: lower warmup_steps.")
-
-
-def _published(resolved: Resolved) -> ConfigResolved:
-    spec = config_to_spec(resolved.config)
-    if spec.ByteSize() > _MAX_SPEC_BYTES:
-        raise JobError(
-            "SPEC_TOO_LARGE",
-            f"The configuration is {spec.ByteSize():,} bytes long; {_MAX_SPEC_BYTES:,} are the limit.",
-            "Shorten chat_template, system_prompt and evaluation.prompts.",
-        )
-    return ConfigResolved(resolved_spec=spec, resolutions=resolved.resolutions)
-
-
-def _identity(model: ModelFiles) -> BaseModelIdentity:
-    return BaseModelIdentity(
-        id=model.id,
-        revision=model.revision,
-        weights_sha256=model.weights_sha256,
-        num_parameters=model.num_parameters,
-        context_length=model.context_length,
-        architecture=model.architecture,
-    )
