@@ -18,6 +18,8 @@ class Source:
         """`place` is its path in the spec. Raises JobError("BAD_TEMPLATE")."""
         self.place, self.path = place, path
         self.num_duplicates = 0
+        self.num_rows = 0
+        """Those read last, of what a template makes each example; whole when `read` has come to the end."""
         self.format = ""
         self.system_prompt = config.system_prompt
         self.weight = source.weight
@@ -32,26 +34,26 @@ class Source:
         return [cls(f"{name}[{index}]", source, paths[source.dataset], config) for index, source in enumerate(listed)]
 
     def read(self) -> Iterator[Example | RowProblem]:
-        """Examples and problems in the order of the file.
+        """Examples and problems in the order of the file; what was mended of a row, before it.
 
         Raises JobError: EMPTY_DATASET, UNKNOWN_COLUMN, and what files, formats and templates raise.
         """
         mapping = {str(ours): theirs for ours, theirs in self._source.mapping.items()}
         reader = RowReader(mapping, self.system_prompt, self._source.format)
-        empty = True
+        self.num_rows = 0
         for row in read_rows(self.path, self._max_length):
             if isinstance(row, RowProblem):
-                empty = False
+                self.num_rows += 1
                 yield row
                 continue
             for made in self._template.apply(row) if self._template else (row,):
-                empty = False
+                self.num_rows += 1
                 if isinstance(made, RowProblem):
                     yield made
                 else:
                     yield from reader.read(made)
         self.format = reader.format
-        if empty:
+        if not self.num_rows:
             message = f"{self.place}: {self.path.name} has no rows{' that the template keeps' * bool(self._template)}."
             where = Violation(f"spec.{self.place}.dataset", "The file has no rows.")
             raise JobError("EMPTY_DATASET", message, "Upload a file that has rows.", [where])

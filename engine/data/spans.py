@@ -44,7 +44,7 @@ def tokens_of(example: Example, tokenizer: Tokenizer, loss_on: LossScope, max_le
     if example.is_tokenized:
         ids, labels = _tokenized(example, tokenizer, loss_on)
     elif example.is_chat:
-        ids, labels = _conversation(example, tokenizer, loss_on)
+        ids, labels = _conversation(example, tokenizer, loss_on, max_length)
     else:
         ids, labels = _plain_text(example, tokenizer, loss_on)
     return Tokens(ids[:max_length], labels[:max_length], len(ids) > max_length, len(ids))
@@ -84,10 +84,13 @@ def _tokenized(example: Example, tokenizer: Tokenizer, loss_on: LossScope) -> tu
     return ids, ids if loss_on == "all" else list(example.labels)
 
 
-def _conversation(example: Example, tokenizer: Tokenizer, loss_on: LossScope) -> tuple[list[int], list[int]]:
+def _conversation(
+    example: Example, tokenizer: Tokenizer, loss_on: LossScope, max_length: int
+) -> tuple[list[int], list[int]]:
     text = tokenizer.render(example.messages, tools=example.tools)
-    spans = [(0, len(text))] if loss_on == "all" else _answers(example, tokenizer, text)
     encoding = tokenizer.encode(text)
+    kept = encoding.offsets[max_length - 1][1] if len(encoding.ids) > max_length else len(text)
+    spans = [(0, len(text))] if loss_on == "all" else _answers(example, tokenizer, text, kept)
     labels = [IGNORED] * len(encoding.ids)
     for start, end in spans:
         for index, (first, last) in enumerate(encoding.offsets):
@@ -101,13 +104,17 @@ def _conversation(example: Example, tokenizer: Tokenizer, loss_on: LossScope) ->
     return ids, labels
 
 
-def _answers(example: Example, tokenizer: Tokenizer, text: str) -> list[Span]:
-    """Spans of the trained answers in `text`, each with the mark that ends its turn."""
+def _answers(example: Example, tokenizer: Tokenizer, text: str, kept: int) -> list[Span]:
+    """Spans of the trained answers that begin in the first `kept` characters of `text`, each with the mark that ends
+    its turn. Every answer takes two renderings of all before it: of ten thousand turns nobody could wait for the last.
+    """
     spans: list[Span] = []
     for index, message in enumerate(example.messages):
         if message["role"] != "assistant" or index < example.answers_from or index in example.untrained:
             continue
         before = tokenizer.render(example.messages[:index], generation_prompt=True, tools=example.tools)
+        if len(before) >= kept:
+            break
         through = tokenizer.render(example.messages[: index + 1], tools=example.tools)
         if not through.startswith(before):
             raise _not_incremental(index, example.messages)

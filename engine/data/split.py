@@ -21,6 +21,8 @@ Progress = Callable[[str, float | None], None]
 """Told the phase (reading_rows, tokenising) and the share of it that is done; called for every row."""
 
 _TEMPLATE_FAULTS = ("TEMPLATE_FAILED", "TEMPLATE_NOT_INCREMENTAL")
+_FAILED_AT_FIRST = 10
+"""So many rows that fail before any other has come through: the template fails with all of them."""
 _OUTLIER = 20
 """Times the median length from which on a row is suspicious."""
 _OUTLIER_TOKENS = 1024
@@ -80,6 +82,7 @@ class Split:
                     for _ in range(copies - 1):
                         self.train.count(len(tokens.input_ids), tokens.num_trained, tokens.truncated)
                         yield tokens
+        self._leave_out()
 
     def evaluated(self) -> Iterator[tuple[Example, Tokens]]:
         """Held-out rows."""
@@ -90,6 +93,7 @@ class Split:
             if digest in self._held_out:
                 for tokens in self._row(place, example, self.eval):
                     yield example, tokens
+        self._leave_out()
 
     def doubt_lengths(self) -> None:
         """Reports rows far longer than the others; to be called when all were given out."""
@@ -151,6 +155,7 @@ class Split:
                     self._warn(source.place, item.row, "DUPLICATE_ROW", f"says the same as {other}, and is dropped")
                 self._look_for_control_tokens(source.place, item)
                 plain = plain or ("" if item.is_chat else source.place)
+            self._report.leave_out(source.place, source.num_rows)
         if plain and any(source.system_prompt for source in sources):
             message = f"{plain} has rows of plain text, before which no system prompt can be put."
             where = Violation("spec.system_prompt", message)
@@ -177,7 +182,7 @@ class Split:
         for source in sources:
             for item in source.read():
                 if isinstance(item, RowProblem):
-                    if sound:
+                    if sound and item.effect == "refuses":
                         raise JobError("BAD_DATA", f"{source.path.name} changed while it was read.")
                     continue
                 digest = _digest(item)
@@ -193,9 +198,15 @@ class Split:
         try:
             tokens = tokens_of(example, self._tokenizer, hyper.loss_on, hyper.max_length)
         except JobError as error:
-            if not self._tokenised and error.reason in _TEMPLATE_FAULTS:
+            seen_enough = self._done in (_FAILED_AT_FIRST, self._num_rows)
+            if seen_enough and not self._tokenised and error.reason in _TEMPLATE_FAULTS:
                 raise
-            self._report.add(place, RowProblem(example.row, "", error.reason, f"{error.message} {error.advice}"))
+            # A template may well refuse one conversation, two questions in a row for instance, and take the others.
+            if error.reason == "TEMPLATE_FAILED":
+                problem = RowProblem(example.row, "", error.reason, error.message.rstrip("."), "leaves_out")
+            else:
+                problem = RowProblem(example.row, "", error.reason, f"{error.message} {error.advice}")
+            self._report.add(place, problem)
             return
         self._tokenised += 1
         self._remember(tokens.num_uncut, place, example.row)
@@ -215,6 +226,12 @@ class Split:
             statistics.num_truncated += tokens.truncated
             cut = f": max_length = {hyper.max_length:,} cuts the answer off" if tokens.truncated else ""
             self._warn(place, example.row, "NO_TRAINED_TOKENS", f"has nothing to train on, and is dropped{cut}")
+
+    def _leave_out(self) -> None:
+        for statistics, listed in ((self.train, self._training), (self.eval, self._evaluation)):
+            for source in listed:
+                self._report.leave_out(source.place, source.num_rows)
+            statistics.num_left_out = sum(self._report.num_left_out(source.place) for source in listed)
 
     def _remember(self, length: int, place: str, row: int) -> None:
         if length > _OUTLIER_TOKENS:

@@ -21,6 +21,8 @@ class Statistics:
     num_duplicates: int = 0
     num_dropped: int = 0
     """Rows of which truncation left nothing that is trained."""
+    num_left_out: int = 0
+    """Rows left out as incomplete, by an empty answer for instance."""
     max_tokens: int = 0
     format: str = ""
     lengths: dict[int, int] = field(default_factory=dict)

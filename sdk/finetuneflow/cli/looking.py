@@ -214,8 +214,13 @@ def _show_report(here: Session, report: ValidationReport) -> None:
 def _figures(report: ValidationReport, counted: DataStatistics) -> Iterable[list[str]]:
     yield ["Format", counted.format or "unknown"]
     yield ["Examples", f"{counted.num_examples:,}"]
-    if counted.num_duplicates or counted.num_dropped:
-        yield ["Left out", f"{counted.num_duplicates:,} duplicates, {counted.num_dropped:,} without anything to train"]
+    left_out = {
+        "incomplete": counted.num_left_out,
+        "duplicates": counted.num_duplicates,
+        "without anything to train": counted.num_dropped,
+    }
+    if any(left_out.values()):
+        yield ["Left out", ", ".join(f"{number:,} {what}" for what, number in left_out.items() if number)]
     share = counted.num_trained_tokens / counted.num_tokens if counted.num_tokens else 0
     yield ["Tokens", f"{counted.num_tokens:,}, of which {counted.num_trained_tokens:,} ({share:.0%}) are trained"]
     lengths = ", ".join(f"{percent} % up to {tokens:,}" for percent, tokens in sorted(counted.percentiles.items()))

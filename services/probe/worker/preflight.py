@@ -69,7 +69,7 @@ def preflight(sink: EventSink, spec_path: Path) -> StageCompleted:
     phases.enter("resolving_configuration")
     resolve(resolved, hardware, architecture, prepared.train.max_tokens)
     steps = total_steps(prepared.num_sequences, resolved.config.hyperparameters)
-    _doubt(resolved, prepared, steps)
+    _doubt(resolved, prepared, report, steps)
     for reason, message, advice in resolved.warnings:
         sink.emit(Warning(reason=reason, message=message, advice=advice))
     sink.emit(_published(resolved))
@@ -163,10 +163,18 @@ def _rows(number: int) -> str:
     return f"{number:,} row" if number == 1 else f"{number:,} rows"
 
 
-def _doubt(resolved: Resolved, prepared: Prepared, steps: int) -> None:
+def _doubt(resolved: Resolved, prepared: Prepared, report: Report, steps: int) -> None:
     """Warns of what is suspicious about the data, though not refused."""
     train, held_out = prepared.train, prepared.eval
     hyper = resolved.config.hyperparameters
+    if left_out := train.num_left_out + held_out.num_left_out:
+        message = f"{_rows(left_out)} left out as incomplete; validation_report.json names them and what each lacks."
+        resolved.warn("ROWS_LEFT_OUT", message, "Mend them if their number is more than you expected.")
+    if mended := sum(count.count for count in report.counts() if count.reason in ("LEADING_TURNS", "TRAILING_TURNS")):
+        message = (
+            f"{_rows(mended)} begin before the first question or go on behind the last answer: cut to what is asked"
+        )
+        resolved.warn("TURNS_LEFT_OUT", f"{message} and answered.", "validation_report.json names the first of them.")
     if duplicates := train.num_duplicates + held_out.num_duplicates:
         message = f"{_rows(duplicates)} dropped because an earlier row is the same."
         resolved.warn("DUPLICATES_DROPPED", message, "Drop them from the file if that was not meant.")
