@@ -12,7 +12,9 @@ a value:
 import difflib
 import json
 import resource
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -29,6 +31,8 @@ MAX_SECONDS = 5.0
 _MAX_BYTES = 512 * 1024 * 1024
 """Memory that one row's template may take beyond what the process has."""
 _MAX_BITS = 4096
+CPU_LIMIT = signal.SIGVTALRM
+"""The signal by which a process dies whose template cannot be ended in any other way."""
 _FILE = "<template>"
 
 
@@ -166,12 +170,41 @@ def _limited() -> Iterator[None]:
         return count(frame, event, argument) if frame.f_code.co_filename == _FILE else None
 
     traced = sys.gettrace()
-    with _memory_limit():
+    with _memory_limit(), _time_limit():
         sys.settrace(enter)
         try:
             yield
         finally:
             sys.settrace(traced)
+
+
+@contextmanager
+def _time_limit() -> Iterator[None]:
+    """Ends what steps do not count: filters after MAX_SECONDS of CPU time, by an exception; a comparison or conversion
+    in the interpreter itself, which hears no signal, after twice that, with the process: CPU_LIMIT is how it dies."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(_signal: int, _frame: Any) -> None:
+        raise TemplateExceeded(f"it takes more than {MAX_SECONDS:g} seconds")
+
+    before = signal.signal(signal.SIGPROF, end)
+    signal.signal(CPU_LIMIT, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_VIRTUAL, 2 * MAX_SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGPROF, before)
+
+
+def killed_by_template() -> JobError:
+    """What became of a process that died of CPU_LIMIT."""
+    said = f"one of its steps takes more than {2 * MAX_SECONDS:g} seconds"
+    return JobError("TEMPLATE_EXCEEDED", f"The row template does not come to an end: {said}.", "Correct the template.")
 
 
 @contextmanager

@@ -22,9 +22,9 @@ class Row:
 
 
 Effect = Literal["refuses", "leaves_out", "warns"]
-"""What a problem does. One that hints at a wrong file, encoding, column or setting refuses the data, however rare it is:
-the rows beside it are likely misread. An incomplete row is left out, and refuses the data only where there are many
-of its kind. The last leaves the row in, mended or merely suspicious."""
+"""What a problem does. One that hints at a wrong file, encoding, column or setting refuses the data, however rare it
+is: the rows beside it are likely misread. An incomplete row is left out, and refuses the data only where there are
+many. The last leaves the row in, mended or merely suspicious."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,16 @@ def json_type(value: Any) -> str:
     if value is None:
         return "null"
     names: dict[type, str] = {bool: "boolean", int: "number", float: "number", str: "string", list: "array"}
+    if isinstance(value, bytes):
+        return "binary value"
     return names.get(type(value), "object")
 
 
 def too_long(number: int) -> RowProblem:
     """The row is longer than any may be."""
     message = (
-        f"is longer than {MAX_ROW_BYTES // 2**20} MiB; is the file what its ending says? Split the row, or save running "
-        "text as .txt, which is cut into rows that are trained on whole"
+        f"is longer than {MAX_ROW_BYTES // 2**20} MiB; is the file what its ending says? Split the row, or save "
+        "running text as .txt, which is cut into rows that are trained on whole"
     )
     return RowProblem(number, "", "ROW_TOO_LONG", message)
 

@@ -17,6 +17,7 @@ from chassis.child import Child
 from chassis.errors import Internal, NotFound
 from engine.catalogue import Catalogue
 from engine.config.wire import dataset_job
+from engine.data.row_templates import CPU_LIMIT, killed_by_template
 from engine.errors import JobError, Violation
 from finetuneflow.v1 import dataset_service_pb2 as api
 from services.inputs import child_environment
@@ -84,7 +85,10 @@ class Looking:
         try:
             async for _ in child.frames():
                 pass
-            if await child.wait() != 0:
+            status = await child.wait()
+            if status == -CPU_LIMIT:
+                raise killed_by_template()
+            if status != 0:
                 _log.error("a look into a dataset failed:\n%s", "\n".join(child.last_lines()))
                 raise Internal("LOOK_FAILED", "The rows could not be looked at; the probe's log says why.")
         finally:

@@ -171,10 +171,8 @@ def _doubt(resolved: Resolved, prepared: Prepared, report: Report, steps: int) -
         message = f"{_rows(left_out)} left out as incomplete; validation_report.json names them and what each lacks."
         resolved.warn("ROWS_LEFT_OUT", message, "Mend them if their number is more than you expected.")
     if mended := sum(count.count for count in report.counts() if count.reason in ("LEADING_TURNS", "TRAILING_TURNS")):
-        message = (
-            f"{_rows(mended)} begin before the first question or go on behind the last answer: cut to what is asked"
-        )
-        resolved.warn("TURNS_LEFT_OUT", f"{message} and answered.", "validation_report.json names the first of them.")
+        message = f"{_rows(mended)} cut: turns before the first question, or behind the last answer, are left out."
+        resolved.warn("TURNS_LEFT_OUT", message, "validation_report.json names the first of them.")
     if duplicates := train.num_duplicates + held_out.num_duplicates:
         message = f"{_rows(duplicates)} dropped because an earlier row is the same."
         resolved.warn("DUPLICATES_DROPPED", message, "Drop them from the file if that was not meant.")
