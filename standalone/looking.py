@@ -54,8 +54,8 @@ def _look(
             violations = [Violation(**violation) for violation in said["violations"]]
             raise InvalidArgument(said["message"], reason=said["reason"], advice=said["advice"], violations=violations)
         if done.returncode == -CPU_LIMIT:
-            error = killed_by_template()
-            raise InvalidArgument(error.message, reason=error.reason, advice=error.advice)
+            end = killed_by_template()
+            raise InvalidArgument(end.message, reason=end.reason, advice=end.advice)
         if done.returncode != 0:
             raise CommandFailed(f"The rows could not be looked at: {done.stderr.strip()[-2000:]}", code=JOB_FAILED)
         answer.ParseFromString((out / "answer.pb").read_bytes())

@@ -28,6 +28,8 @@ MAX_STEPS = 1_000_000
 """Lines of the compiled template that run for one row: the same template ends at the same row on every machine."""
 MAX_SECONDS = 5.0
 """For one row, where single steps are slow."""
+GRACE_SECONDS = 5.0
+"""Then the process ends that could not end its template."""
 _MAX_BYTES = 512 * 1024 * 1024
 """Memory that one row's template may take beyond what the process has."""
 _MAX_BITS = 4096
@@ -181,7 +183,7 @@ def _limited() -> Iterator[None]:
 @contextmanager
 def _time_limit() -> Iterator[None]:
     """Ends what steps do not count: filters after MAX_SECONDS of CPU time, by an exception; a comparison or conversion
-    in the interpreter itself, which hears no signal, after twice that, with the process: CPU_LIMIT is how it dies."""
+    in the interpreter itself, which hears no signal, GRACE_SECONDS later with the process: of CPU_LIMIT it dies."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -191,8 +193,9 @@ def _time_limit() -> Iterator[None]:
 
     before = signal.signal(signal.SIGPROF, end)
     signal.signal(CPU_LIMIT, signal.SIG_DFL)
-    signal.setitimer(signal.ITIMER_VIRTUAL, 2 * MAX_SECONDS)
-    signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS)
+    signal.setitimer(signal.ITIMER_VIRTUAL, MAX_SECONDS + GRACE_SECONDS)
+    # Again each second: an exception that falls into a finalizer is lost.
+    signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS, 1.0)
     try:
         yield
     finally:
@@ -203,7 +206,7 @@ def _time_limit() -> Iterator[None]:
 
 def killed_by_template() -> JobError:
     """What became of a process that died of CPU_LIMIT."""
-    said = f"one of its steps takes more than {2 * MAX_SECONDS:g} seconds"
+    said = f"one of its steps takes more than {MAX_SECONDS + GRACE_SECONDS:g} seconds"
     return JobError("TEMPLATE_EXCEEDED", f"The row template does not come to an end: {said}.", "Correct the template.")
 
 

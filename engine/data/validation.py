@@ -110,11 +110,11 @@ class Report:
         return self._left_out[source]
 
     def _lower(self, kind: tuple[str, str], count: int) -> None:
-        for severity, change in (("error", -count), ("warning", count)):
-            changed = self._counts.get((*kind, severity), 0) + change
-            self._counts[*kind, severity] = changed
-            if not changed:
-                del self._counts[*kind, severity]
+        source, reason = kind
+        self._counts[source, reason, "warning"] = self._counts.get((source, reason, "warning"), 0) + count
+        self._counts[source, reason, "error"] -= count
+        if not self._counts[source, reason, "error"]:
+            del self._counts[source, reason, "error"]
 
     def refused(self, source: str, error: JobError) -> None:
         """A source, or the job's data as a whole, that cannot be worked on at all."""
