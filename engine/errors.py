@@ -30,6 +30,9 @@ class JobError(Exception):
         self.advice = advice
         self.violations = tuple(violations)
 
+    def __reduce__(self) -> tuple[type["JobError"], tuple[str, str, str, tuple[Violation, ...]]]:
+        return JobError, (self.reason, self.message, self.advice, self.violations)
+
 
 class SystemFailure(Exception):
     """Something that a job needs is out of reach or used up; nothing about the job is wrong.

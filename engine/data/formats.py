@@ -16,7 +16,7 @@ the first question of a conversation, or behind its last answer, is left out wit
 """
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -108,6 +108,21 @@ class RowReader:
         yield from mended
         yield example
 
+    @property
+    def columns(self) -> list[str]:
+        """Columns of the rows so far, the first thousand."""
+        return list(self._columns)
+
+    @property
+    def unseen(self) -> list[str]:
+        """Mapped columns, by our names, that no row had so far."""
+        return list(self._unseen)
+
+    def also_read(self, columns: Iterable[str], unseen: Collection[str]) -> None:
+        """Takes over what another reader, of other rows of the same dataset, has seen."""
+        self._note(columns)
+        self._unseen = {ours: theirs for ours, theirs in self._unseen.items() if ours in unseen}
+
     def unseen_columns(self) -> dict[str, str]:
         """Entries of the mapping whose column no row had so far, each with what is wrong about it."""
         found = {}
@@ -118,8 +133,7 @@ class RowReader:
         return found
 
     def _renamed(self, values: dict[str, Any]) -> dict[str, Any]:
-        if len(self._columns) < 1000:
-            self._columns.update(dict.fromkeys(values))
+        self._note(values)
         taken = set(self._mapping.values())
         renamed = {name: value for name, value in values.items() if name not in taken}
         for ours, theirs in self._mapping.items():
@@ -130,6 +144,10 @@ class RowReader:
         if "messages" not in renamed and "conversations" in renamed:
             renamed["messages"] = renamed.pop("conversations")
         return renamed
+
+    def _note(self, columns: Iterable[str]) -> None:
+        if len(self._columns) < 1000:
+            self._columns.update(dict.fromkeys(columns))
 
     def _example(self, row: Row, values: dict[str, Any], mended: list[RowProblem]) -> Example:
         number = row.number

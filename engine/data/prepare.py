@@ -1,26 +1,27 @@
 """From a job's datasets to token shards, once: training, evaluation and resumption read the same ids."""
 
+import contextlib
 import hashlib
 import json
-from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from engine.config.job import DataSource, JobConfig
-from engine.data.formats import Example
-from engine.data.packing import count_packed
-from engine.data.spans import Tokens, prompt_text
+from engine.data.packing import PackCount
+from engine.data.processes import Crew
+from engine.data.shards import ShardWriter
 from engine.data.split import Progress, Split
 from engine.data.statistics import Statistics
 from engine.data.tokenizer import Tokenizer
 from engine.data.validation import Report
 from engine.errors import JobError
 
-_LAYOUT = 2
+_LAYOUT = 3
 """Part of the content key: raise it when the same input would give other shards."""
-_BATCH = 1000
+_WORTH_PROCESSES = 4 * 2**20
+"""Bytes of data below which processes take longer to start than they save."""
 
 
 @dataclass
@@ -49,6 +50,7 @@ def prepare(
     out: Path,
     progress: Progress,
     report: Report | None = None,
+    processes: int = 1,
 ) -> Prepared:
     """Reads `sources` (dataset id → file) and writes, below `out`:
 
@@ -56,6 +58,7 @@ def prepare(
     eval_rows.jsonl (a JSON object per held-out row: instruction, input, expected_output, messages without the last
     answer, prompt as the model is given it) and prepared.json (`Prepared`).
 
+    With `processes` more than 1, large files are worked on in so many beside this one; what comes out is the same.
     Rows are deduplicated, then split by the job's seed, then sampled by the weights of their sources, then cut to
     max_length. What is wrong or suspicious is in the
     `report`, also when a JobError is raised: EMPTY_DATASET, BAD_DATA (rows with problems), UNKNOWN_COLUMN,
@@ -63,23 +66,39 @@ def prepare(
     """
     report = report if report is not None else Report()
     tokenizer = Tokenizer(tokenizer_dir, config.chat_template)
-    split = Split(config, tokenizer, sources, report, progress)
-    report.refuse()
-    out.mkdir(parents=True, exist_ok=True)
-    lengths = array("q")
-    _write_shards(out / "train", split.trained(), lengths)
-    if split.evaluates:
-        _write_shards(out / "eval", _with_rows(split, tokenizer, out / "eval_rows.jsonl"), array("q"))
+    key = _content_key(config, tokenizer, sources)
+    packs = PackCount(config.hyperparameters.max_length)
+    with contextlib.ExitStack() as stack:
+        crew = stack.enter_context(_crew(config, tokenizer_dir, tokenizer, sources, processes))
+        split = Split(config, crew, sources, report, progress)
+        report.refuse()
+        out.mkdir(parents=True, exist_ok=True)
+        train = stack.enter_context(ShardWriter(out / "train", f"{key[:16]}-train"))
+        if split.evaluates:
+            evaluated = stack.enter_context(ShardWriter(out / "eval", f"{key[:16]}-eval"))
+            eval_rows = stack.enter_context((out / "eval_rows.jsonl").open("w", encoding="utf-8"))
+        for made in split.tokenised(keep=True):
+            if made.train:
+                packs.add(made.train.lengths.tolist())
+                train.write(made.train)
+            if made.eval:
+                evaluated.write(made.eval)
+                eval_rows.write(made.eval_rows)
     report.refuse()
     split.doubt_lengths()
     split.refuse_untrainable()
-    result = _result(config, tokenizer, split, lengths, _content_key(config, tokenizer, sources))
+    result = _result(config, tokenizer, split, packs, key)
     (out / "prepared.json").write_text(json.dumps(asdict(result), indent=2) + "\n", encoding="utf-8")
     return result
 
 
 def examine(
-    config: JobConfig, tokenizer_dir: Path, sources: Mapping[str, Path], progress: Progress, report: Report
+    config: JobConfig,
+    tokenizer_dir: Path,
+    sources: Mapping[str, Path],
+    progress: Progress,
+    report: Report,
+    processes: int = 1,
 ) -> Prepared | None:
     """Counts what `prepare` would write, of the rows that are right, and writes nothing. Everything that would refuse a
     job is in the `report`; None when it left nothing to count.
@@ -87,14 +106,13 @@ def examine(
     Raises JobError for a tokenizer that cannot be used.
     """
     tokenizer = Tokenizer(tokenizer_dir, config.chat_template)
-    lengths = array("q")
+    packs = PackCount(config.hyperparameters.max_length)
     try:
-        split = Split(config, tokenizer, sources, report, progress)
-        for tokens in split.trained():
-            lengths.append(len(tokens.input_ids))
-        if split.evaluates:
-            for _ in split.evaluated():
-                pass
+        with _crew(config, tokenizer_dir, tokenizer, sources, processes) as crew:
+            split = Split(config, crew, sources, report, progress)
+            for made in split.tokenised(keep=False):
+                if made.train:
+                    packs.add(made.train.lengths.tolist())
         split.doubt_lengths()
         if not report.num_errors:
             split.refuse_untrainable()
@@ -102,64 +120,29 @@ def examine(
         place = next((v.field for v in error.violations), "")
         report.refused(place.removeprefix("spec.").partition(".")[0] or "training_data[0]", error)
         return None
-    return _result(config, tokenizer, split, lengths, "")
+    return _result(config, tokenizer, split, packs, "")
 
 
-def _result(
-    config: JobConfig, tokenizer: Tokenizer, split: Split, lengths: Sequence[int], content_key: str
-) -> Prepared:
-    packed = count_packed(lengths, config.hyperparameters.max_length)
+def _crew(
+    config: JobConfig, tokenizer_dir: Path, tokenizer: Tokenizer, sources: Mapping[str, Path], processes: int
+) -> Crew:
+    size = sum(path.stat().st_size for path in sources.values())
+    alone = processes == 1 or size < _WORTH_PROCESSES
+    return Crew(config, tokenizer_dir, tokenizer, 0 if alone else processes)
+
+
+def _result(config: JobConfig, tokenizer: Tokenizer, split: Split, packs: PackCount, content_key: str) -> Prepared:
+    num_packed = packs.num_sequences
     return Prepared(
         content_key=content_key,
-        num_sequences=packed if config.hyperparameters.packing else len(lengths),
-        num_packed=packed,
+        num_sequences=num_packed if config.hyperparameters.packing else split.train.num_examples,
+        num_packed=num_packed,
         train=split.train,
         eval=split.eval,
         num_leaked=split.num_leaked,
         has_chat=split.has_chat,
         used_plain_template=not tokenizer.has_own_template and config.chat_template is None,
     )
-
-
-def _with_rows(split: Split, tokenizer: Tokenizer, path: Path) -> Iterator[Tokens]:
-    """Held-out rows as tokens, and beside them as people read them."""
-    with path.open("w", encoding="utf-8") as rows:
-        for example, tokens in split.evaluated():
-            rows.write(json.dumps(_eval_row(example, tokenizer), ensure_ascii=False) + "\n")
-            yield tokens
-
-
-def _write_shards(folder: Path, rows: Iterator[Tokens], lengths: "array[int]") -> None:
-    from datasets import Dataset, Features, List, Value, disable_progress_bars
-    from datasets.arrow_writer import ArrowWriter
-
-    disable_progress_bars()
-    features = Features({"input_ids": List(Value("int32")), "labels": List(Value("int32"))})
-    written = folder.with_name(f".{folder.name}.arrow")
-    writer = ArrowWriter(path=str(written), features=features, writer_batch_size=_BATCH)
-    for row in rows:
-        writer.write({"input_ids": row.input_ids, "labels": row.labels})
-        lengths.append(len(row.input_ids))
-    writer.finalize()
-    # save_to_disk writes the layout that load_from_disk memory-maps.
-    Dataset.from_file(str(written)).save_to_disk(str(folder))
-    written.unlink()
-
-
-def _eval_row(example: Example, tokenizer: Tokenizer) -> dict[str, Any]:
-    prompt = prompt_text(example, tokenizer)
-    if example.is_chat or example.prompt:
-        expected = example.expected_output
-    else:
-        whole = tokenizer.decode(example.input_ids) if example.is_tokenized else example.completion
-        expected = whole[len(prompt) :]
-    return {
-        "instruction": example.instruction or prompt,
-        "input": example.input,
-        "expected_output": expected,
-        "messages": example.messages[:-1],
-        "prompt": prompt,
-    }
 
 
 def _content_key(config: JobConfig, tokenizer: Tokenizer, sources: Mapping[str, Path]) -> str:

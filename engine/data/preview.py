@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.config.job import JobConfig
+from engine.data.files import read_rows
 from engine.data.formats import Example
 from engine.data.rows import Effect, RowProblem
 from engine.data.sources import Source
@@ -46,7 +47,11 @@ def preview(config: JobConfig, tokenizer_dir: Path, path: Path, first_row: int) 
     """
     tokenizer = Tokenizer(tokenizer_dir, config.chat_template)
     hyper = config.hyperparameters
-    for item in Source("training_data[0]", config.training_data[0], path, config).read():
+    source = Source("training_data[0]", config.training_data[0], config.system_prompt)
+    reader = source.reader()
+    num_items = 0
+    for item in source.examples(read_rows(path, hyper.max_length), reader):
+        num_items += 1
         if item.row < first_row:
             continue
         if isinstance(item, RowProblem):
@@ -59,9 +64,10 @@ def preview(config: JobConfig, tokenizer_dir: Path, path: Path, first_row: int) 
             problem = RowProblem(item.row, "", error.reason, f"{error.message} {error.advice}", effect)
             yield Preview(item.row, problem=problem)
             continue
-        pieces = [tokenizer.decode([token]) for token in tokens.input_ids]
-        text = _text(item, tokenizer)
-        yield Preview(item.row, text, pieces, tokens.input_ids, tokens.labels, tokens.truncated)
+        ids = tokens.input_ids.tolist()
+        pieces = [tokenizer.decode([token]) for token in ids]
+        yield Preview(item.row, _text(item, tokenizer), pieces, ids, tokens.labels.tolist(), tokens.truncated)
+    source.refuse_useless(path.name, reader, num_items)
 
 
 def _text(example: Example, tokenizer: Tokenizer) -> str:

@@ -4,34 +4,53 @@ The chat template itself says where an answer is: the conversation rendered up t
 prompt) and rendered with it differ by exactly what the model has to write. No marker of any model is built in.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy
+from numpy.typing import NDArray
 
 from engine.config.job import LossScope
 from engine.data.conversations import Message
 from engine.data.formats import Example
-from engine.data.tokenizer import Tokenizer
+from engine.data.tokenizer import Span, Tokenizer
 from engine.errors import JobError
 
 IGNORED = -100
 """Label of a token that is not trained."""
 
-Span = tuple[int, int]
-"""Characters [start, end) of a rendered text."""
+Ids = NDArray[numpy.int32]
+
+
+_MANY_TURNS = 100
+"""From so many on it pays to know which of them max_length leaves."""
 
 
 @dataclass(frozen=True)
 class Tokens:
     """A row as training sees it: ids, and per token its id where it is trained, else -100."""
 
-    input_ids: list[int]
-    labels: list[int]
+    input_ids: Ids
+    labels: Ids
     truncated: bool
     num_uncut: int
     """Tokens before truncation."""
 
-    @property
-    def num_trained(self) -> int:
-        return sum(label != IGNORED for label in self.labels)
+    num_trained: int
+    trains: bool
+    """Whether there is anything to learn. The first token is given, never predicted: a label there is in vain."""
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A row as text, before it is ids."""
+
+    text: str
+    trained: list[Span]
+    leading: list[int]
+    ends: bool
+    """Whether the end-of-text token follows, and is trained."""
 
 
 def tokens_of(example: Example, tokenizer: Tokenizer, loss_on: LossScope, max_length: int) -> Tokens:
@@ -41,13 +60,57 @@ def tokens_of(example: Example, tokenizer: Tokenizer, loss_on: LossScope, max_le
     TEMPLATE_WITHOUT_TOOLS when it leaves out what an assistant turn calls, ID_OUT_OF_RANGE for ids that the vocabulary
     does not have.
     """
-    if example.is_tokenized:
-        ids, labels = _tokenized(example, tokenizer, loss_on)
-    elif example.is_chat:
-        ids, labels = _conversation(example, tokenizer, loss_on, max_length)
-    else:
-        ids, labels = _plain_text(example, tokenizer, loss_on)
-    return Tokens(ids[:max_length], labels[:max_length], len(ids) > max_length, len(ids))
+    (found,) = tokens_of_all([example], tokenizer, loss_on, max_length)
+    if isinstance(found, JobError):
+        raise found
+    return found
+
+
+def tokens_of_all(
+    examples: Sequence[Example], tokenizer: Tokenizer, loss_on: LossScope, max_length: int
+) -> list[Tokens | JobError]:
+    """The same of several rows, which costs less than one by one. What `tokens_of` raises stands in a row's place."""
+    found: list[Tokens | JobError | None] = []
+    written: list[_Written] = []
+    for example in examples:
+        try:
+            if example.is_tokenized:
+                found.append(_cut(*_tokenized(example, tokenizer, loss_on), max_length))
+            else:
+                if example.is_chat:
+                    written.append(_conversation(example, tokenizer, loss_on, max_length))
+                else:
+                    written.append(_plain_text(example, tokenizer, loss_on))
+                found.append(None)
+        except JobError as error:
+            found.append(error)
+    encoded = tokenizer.encode_all([one.text for one in written])
+    labels = numpy.where(encoded.within([one.trained for one in written]), encoded.ids, numpy.int32(IGNORED))
+    made = iter(
+        _cut(*_ended(one, encoded.ids[start:end], labels[start:end], tokenizer), max_length)
+        for one, (start, end) in zip(written, pairwise(encoded.starts), strict=True)
+    )
+    return [next(made) if one is None else one for one in found]
+
+
+def _cut(ids: Ids, labels: Ids, max_length: int) -> Tokens:
+    kept = labels[:max_length]
+    num_trained = int(numpy.count_nonzero(kept != IGNORED))
+    trains = num_trained > int(len(kept) > 0 and kept[0] != IGNORED)
+    return Tokens(ids[:max_length], kept, len(ids) > max_length, len(ids), num_trained, trains)
+
+
+def _ended(row: _Written, ids: Ids, labels: Ids, tokenizer: Tokenizer) -> tuple[Ids, Ids]:
+    """With what comes before and behind the text."""
+    end = [tokenizer.eos_id] if row.ends else []
+    if not end and not row.leading:
+        return ids, labels
+    # The begin-of-text token is given, never written by the model.
+    return _joined(row.leading, ids, end), _joined([IGNORED] * len(row.leading), labels, end)
+
+
+def _joined(before: list[int], middle: Ids, behind: list[int]) -> Ids:
+    return numpy.concatenate([numpy.array(before, numpy.int32), middle, numpy.array(behind, numpy.int32)])
 
 
 def prompt_text(example: Example, tokenizer: Tokenizer) -> str:
@@ -72,7 +135,7 @@ def _prompt_length(example: Example) -> int:
     return trained or len(example.input_ids) // 2
 
 
-def _tokenized(example: Example, tokenizer: Tokenizer, loss_on: LossScope) -> tuple[list[int], list[int]]:
+def _tokenized(example: Example, tokenizer: Tokenizer, loss_on: LossScope) -> tuple[Ids, Ids]:
     largest = max(*example.input_ids, *example.labels, 0)
     if largest >= tokenizer.num_ids:
         raise JobError(
@@ -80,42 +143,34 @@ def _tokenized(example: Example, tokenizer: Tokenizer, loss_on: LossScope) -> tu
             f"The row has id {largest:,}; the base model's vocabulary ends at {tokenizer.num_ids - 1:,}.",
             "Tokenise the rows with the base model's own tokenizer, or upload them as text.",
         )
-    ids = list(example.input_ids)
-    return ids, ids if loss_on == "all" else list(example.labels)
+    ids = numpy.array(example.input_ids, numpy.int32)
+    return ids, ids if loss_on == "all" else numpy.array(example.labels, numpy.int32)
 
 
-def _conversation(
-    example: Example, tokenizer: Tokenizer, loss_on: LossScope, max_length: int
-) -> tuple[list[int], list[int]]:
+def _conversation(example: Example, tokenizer: Tokenizer, loss_on: LossScope, max_length: int) -> _Written:
     text = tokenizer.render(example.messages, tools=example.tools)
-    encoding = tokenizer.encode(text)
-    kept = encoding.offsets[max_length - 1][1] if len(encoding.ids) > max_length else len(text)
+    kept = None
+    if len(example.messages) > _MANY_TURNS:
+        offsets = tokenizer.encode(text).offsets
+        kept = offsets[max_length - 1][1] if len(offsets) > max_length else None
     spans = [(0, len(text))] if loss_on == "all" else _answers(example, tokenizer, text, kept)
-    labels = [IGNORED] * len(encoding.ids)
-    for start, end in spans:
-        for index, (first, last) in enumerate(encoding.offsets):
-            # A token that straddles a border holds characters of the answer: the model has to write it.
-            if first < end and last > start:
-                labels[index] = encoding.ids[index]
-    ids = encoding.ids
-    if tokenizer.encode(text.rstrip()).ids[-1] not in tokenizer.special_ids:
-        # Generation ends at a special token only: a template that writes none would teach the model never to stop.
-        ids, labels = [*ids, tokenizer.eos_id], [*labels, tokenizer.eos_id]
-    return ids, labels
+    # Generation ends at a special token only: a template that writes none would teach the model never to stop.
+    return _Written(text, spans, [], not tokenizer.ends_special(text))
 
 
-def _answers(example: Example, tokenizer: Tokenizer, text: str, kept: int) -> list[Span]:
-    """Spans of the trained answers that begin in the first `kept` characters of `text`, each with the mark that ends
-    its turn. Every answer takes two renderings of all before it: of ten thousand turns nobody could wait for the last.
-    """
+def _answers(example: Example, tokenizer: Tokenizer, text: str, kept: int | None) -> list[Span]:
+    """Spans of the trained answers in `text`, each with the mark that ends its turn; without those that begin behind
+    `kept` characters. Every answer takes two renderings of all before it: of ten thousand turns nobody could wait for
+    the last."""
     spans: list[Span] = []
     for index, message in enumerate(example.messages):
         if message["role"] != "assistant" or index < example.answers_from or index in example.untrained:
             continue
         before = tokenizer.render(example.messages[:index], generation_prompt=True, tools=example.tools)
-        if len(before) >= kept:
+        if kept is not None and len(before) >= kept:
             break
-        through = tokenizer.render(example.messages[: index + 1], tools=example.tools)
+        whole = index + 1 == len(example.messages)
+        through = text if whole else tokenizer.render(example.messages[: index + 1], tools=example.tools)
         if not through.startswith(before):
             raise _not_incremental(index, example.messages)
         written = through[len(before) :]
@@ -137,18 +192,10 @@ def _length_of_turn(written: str, message: Message) -> int:
     return len(stripped)
 
 
-def _plain_text(example: Example, tokenizer: Tokenizer, loss_on: LossScope) -> tuple[list[int], list[int]]:
-    encoding = tokenizer.encode(example.prompt + example.completion)
+def _plain_text(example: Example, tokenizer: Tokenizer, loss_on: LossScope) -> _Written:
+    text = example.prompt + example.completion
     trained_from = 0 if loss_on == "all" else len(example.prompt)
-    end = [] if example.continues else [tokenizer.eos_id]
-    ids = [*tokenizer.leading_ids, *encoding.ids, *end]
-    # The begin-of-text token is given, never written by the model.
-    labels = [IGNORED] * len(tokenizer.leading_ids)
-    labels += [
-        token_id if last > trained_from else IGNORED
-        for token_id, (_, last) in zip(encoding.ids, encoding.offsets, strict=True)
-    ]
-    return ids, [*labels, *end]
+    return _Written(text, [(trained_from, len(text))], tokenizer.leading_ids, not example.continues)
 
 
 def _without_tools(index: int, messages: list[Message]) -> JobError:

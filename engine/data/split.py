@@ -1,105 +1,130 @@
 """A job's rows, divided into those that are trained on and those that are held out, as tokens."""
 
-import hashlib
 import heapq
-import json
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from engine.config.job import JobConfig
-from engine.data.formats import Example
+import numpy
+from numpy.typing import NDArray
+
+from engine.config.job import DataSource, JobConfig
+from engine.data.blocks import read_blocks
+from engine.data.digests import Chosen, Digests, among, digests_of, drawn, first_of_each
+from engine.data.processes import Crew, Task
+from engine.data.row_work import HELD_OUT, LEAKED, LONG, LONGEST, Place, Survey, Tokenised
 from engine.data.rows import RowProblem
 from engine.data.sources import Source
-from engine.data.spans import Tokens, tokens_of
-from engine.data.statistics import Statistics, script_of
-from engine.data.tokenizer import Tokenizer
+from engine.data.statistics import Statistics
 from engine.data.validation import Report
 from engine.errors import JobError, Violation
 
 Progress = Callable[[str, float | None], None]
-"""Told the phase (reading_rows, tokenising) and the share of it that is done; called for every row."""
+"""Told the phase (reading_rows, tokenising) and the share of it that is done; called as long as the work goes on."""
 
-_TEMPLATE_FAULTS = ("TEMPLATE_FAILED", "TEMPLATE_NOT_INCREMENTAL")
-_FAILED_AT_FIRST = 10
-"""So many rows that fail before any other has come through: the template fails with all of them."""
 _OUTLIER = 20
 """Times the median length from which on a row is suspicious."""
-_OUTLIER_TOKENS = 1024
-_LONGEST = 100
+
+
+@dataclass
+class _Part:
+    """What is remembered of one source."""
+
+    source: Source
+    path: Path
+    format: str = ""
+    blocks: list[int] = field(default_factory=list)
+    """Examples of each block."""
+    num_rows: int = 0
+    """Examples and rows that are none."""
+    start: int = 0
+    """Where its examples begin among those of its group."""
+
+    @property
+    def end(self) -> int:
+        return self.start + sum(self.blocks)
+
+
+@dataclass
+class _Group:
+    """Sources that are trained on together, or evaluated on: 21 bytes for each example."""
+
+    parts: list[_Part]
+    digests: Digests
+    rows: "array[int]"
+    """The row each example is from."""
+    unique: Chosen
+    """Not the same as an earlier one."""
+    has_chat: bool
+    wishes: NDArray[numpy.uint8]
+    """What becomes of each (`row_work`)."""
+
+    def distinct(self) -> Digests:
+        return self.digests[self.unique]
+
+    def at(self, index: int) -> tuple[str, int]:
+        """Source and row of an example."""
+        part = next(part for part in self.parts if index < part.end)
+        return part.source.place, self.rows[index]
 
 
 class Split:
     """Reads every source once to know its distinct rows, and what is wrong with them; then gives out the tokens."""
 
     def __init__(
-        self,
-        config: JobConfig,
-        tokenizer: Tokenizer,
-        sources: Mapping[str, Path],
-        report: Report,
-        progress: Progress,
+        self, config: JobConfig, crew: Crew, sources: Mapping[str, Path], report: Report, progress: Progress
     ) -> None:
         """Raises JobError: EMPTY_DATASET, UNKNOWN_COLUMN, INVALID_CONFIG, TOO_FEW_ROWS, and those of files, formats and
         templates. What is wrong with single rows goes to the report."""
-        self._config, self._tokenizer, self._report, self._progress = config, tokenizer, report, progress
+        self._config, self._crew, self._paths, self._report, self._progress = config, crew, sources, report, progress
         self.train, self.eval = Statistics(), Statistics()
-        self.has_chat = False
         progress("reading_rows", None)
-        self._training = Source.all_of("training_data", config.training_data, sources, config)
-        self._evaluation = Source.all_of("evaluation_data", config.evaluation_data, sources, config)
-        trained = self._survey(self._training)
-        evaluated = self._survey(self._evaluation)
-        self._held_out = set(evaluated) if self._evaluation else _held_out(list(trained), config, report)
-        self._leaked = self._held_out.intersection(trained) if self._evaluation else set()
-        self.num_leaked = len(self._leaked)
-        self._skipped: set[bytes] = set() if self._evaluation else self._held_out
-        # After the split: of what is held out nothing is sampled, however large a weight is.
-        self._extra = self._sampled(trained, config.seed)
-        self._num_rows = len(trained) + len(evaluated)
-        self._done = self._tokenised = 0
+        self._training = self._survey("training_data", config.training_data, self.train)
+        self._evaluation = self._survey("evaluation_data", config.evaluation_data, self.eval)
+        self.has_chat = self._training.has_chat
+        self.num_leaked = 0
+        if config.evaluation_data:
+            leaked = among(self._evaluation.digests, self._training.distinct())
+            self.num_leaked = int(numpy.count_nonzero(leaked & self._evaluation.unique))
+            self._evaluation.wishes[:] = numpy.where(leaked, LEAKED, HELD_OUT)
+            self._evaluation.wishes[~self._evaluation.unique] = 0
+            held_out: Digests = digests_of(b"")
+        else:
+            held_out = _held_out(self._training.distinct(), config, report)
+        self.evaluates = bool(config.evaluation_data) or len(held_out) > 0
+        self._wish(self._training, held_out)
+        if not config.evaluation_data:
+            self.eval.format = self.train.format
+        self._tokenised = 0
         self._longest: list[tuple[int, str, int]] = []
-        for statistics, listed in ((self.train, self._training), (self.eval, self._evaluation)):
-            statistics.num_duplicates = sum(source.num_duplicates for source in listed)
-        self._weights = {source.place: source.weight for source in self._training}
-        self.train.format = _formats(self._training)
-        self.eval.format = _formats(self._evaluation or self._training)
 
-    @property
-    def evaluates(self) -> bool:
-        return bool(self._held_out)
+    def tokenised(self, *, keep: bool) -> Iterator[Tokenised]:
+        """Training rows in the order of their sources, and held-out rows in theirs; without `keep` only counted."""
+        groups = [self._training, self._evaluation]
+        total = sum(int(numpy.count_nonzero(group.wishes)) for group in groups)
+        done = 0
 
-    def trained(self) -> Iterator[Tokens]:
-        """Rows to train on."""
-        for place, digest, example in self._unique(self._training):
-            self.has_chat |= example.is_chat
-            if digest in self._skipped:
-                continue
-            copies = int(self._weights[place]) + (digest in self._extra)
-            if copies:
-                for tokens in self._row(place, example, self.train):
-                    yield tokens
-                    for _ in range(copies - 1):
-                        self.train.count(len(tokens.input_ids), tokens.num_trained, tokens.truncated)
-                        yield tokens
-        self._leave_out()
+        def alive() -> None:
+            self._progress("tokenising", done / max(total, 1))
 
-    def evaluated(self) -> Iterator[tuple[Example, Tokens]]:
-        """Held-out rows."""
-        for place, digest, example in self._unique(self._evaluation or self._training):
-            if digest in self._leaked:
-                message = "is also trained on, so that the evaluation will flatter; take it out of one of the two"
-                self._warn(place, example.row, "LEAKED_ROW", message)
-            if digest in self._held_out:
-                for tokens in self._row(place, example, self.eval):
-                    yield example, tokens
+        alive()
+        for group in groups:
+            for part in group.parts:
+                blocks = iter(part.blocks)
+                for made in self._crew.map(self._wanted(group, part, keep), alive):
+                    if made.num_examples != next(blocks):
+                        raise _changed(part)
+                    done += made.num_wanted
+                    self._take(made)
+                    yield made
         self._leave_out()
 
     def doubt_lengths(self) -> None:
         """Reports rows far longer than the others; to be called when all were given out."""
         median = self.train.percentiles().get(50, 0)
         for length, place, row in sorted(self._longest, reverse=True):
-            if length > max(_OUTLIER * median, _OUTLIER_TOKENS):
+            if length > max(_OUTLIER * median, LONG):
                 message = f"has {length:,} tokens, where half of the rows have at most {median:,}; is it one row?"
                 self._warn(place, row, "OUTLIER_LENGTH", message)
 
@@ -116,143 +141,120 @@ class Split:
                     [Violation("spec.hyperparameters.max_length", "Every answer lies beyond it.")],
                 )
 
-    def _sampled(self, trained: Mapping[bytes, int], seed: int) -> set[bytes]:
-        """Rows that are seen once more than their source's weight says in whole numbers: of each source exactly the
-        share that the fraction of its weight is, the same ones whatever the order of the rows."""
-        chosen: set[bytes] = set()
-        for index, source in enumerate(self._training):
-            fraction = source.weight % 1
-            if fraction:
-                own = [
-                    digest
-                    for digest, first in trained.items()
-                    if first % len(self._training) == index and digest not in self._skipped
-                ]
-                chosen.update(_drawn(own, round(fraction * len(own)), seed, b"weight"))
-        return chosen
-
-    def _survey(self, sources: Sequence[Source]) -> dict[bytes, int]:
-        """Digests of the distinct rows, in their order, each with a number that tells its row and its source."""
-        # Row and source in one number: a tuple for each row would be most of the memory.
-        digests: dict[bytes, int] = {}
-        plain = ""
-        for index, source in enumerate(sources):
-            source.num_duplicates = 0
-            for item in source.read():
-                self._progress("reading_rows", None)
-                if isinstance(item, RowProblem):
-                    self._report.add(source.place, item)
-                    continue
-                digest = _digest(item)
-                here = item.row * len(sources) + index
-                distinct = len(digests)
-                first = digests.setdefault(digest, here)
-                if len(digests) == distinct:
-                    source.num_duplicates += 1
-                    row, other_index = divmod(first, len(sources))
-                    place = "" if other_index == index else f"{sources[other_index].place} "
-                    other = f"{place}row {row}"
-                    self._warn(source.place, item.row, "DUPLICATE_ROW", f"says the same as {other}, and is dropped")
-                self._look_for_control_tokens(source.place, item)
-                plain = plain or ("" if item.is_chat else source.place)
-            self._report.leave_out(source.place, source.num_rows)
-        if plain and any(source.system_prompt for source in sources):
+    def _survey(self, name: str, listed: Sequence[DataSource], statistics: Statistics) -> _Group:
+        digests = bytearray()
+        rows = array("I")
+        has_chat, plain = False, ""
+        parts = []
+        for source in Source.all_of(name, listed, self._config):
+            part = _Part(source, self._paths[source.given.dataset], start=len(rows))
+            parts.append(part)
+            for found in self._surveys(part):
+                digests += found.digests
+                rows.frombytes(found.rows)
+                part.blocks.append(len(found.rows) // rows.itemsize)
+                has_chat |= found.has_chat
+                plain = plain or (source.place if found.has_plain else "")
+        if plain and self._config.system_prompt:
             message = f"{plain} has rows of plain text, before which no system prompt can be put."
             where = Violation("spec.system_prompt", message)
             raise JobError(
                 "INVALID_CONFIG", message, "Leave system_prompt out, or use a conversational format.", [where]
             )
-        return digests
+        every = digests_of(digests)
+        first = first_of_each(every)
+        unique = first == numpy.arange(len(first))
+        group = _Group(parts, every, rows, unique, has_chat, numpy.zeros(len(first), numpy.uint8))
+        statistics.num_duplicates = len(first) - int(numpy.count_nonzero(unique))
+        statistics.format = ", ".join(dict.fromkeys(part.format for part in parts))
+        for index in numpy.flatnonzero(~unique):
+            place, row = group.at(int(index))
+            where_first, row_first = group.at(int(first[index]))
+            other = f"row {row_first}" if where_first == place else f"{where_first} row {row_first}"
+            self._warn(place, row, "DUPLICATE_ROW", f"says the same as {other}, and is dropped")
+        self._report.arrange()
+        return group
 
-    def _look_for_control_tokens(self, place: str, example: Example) -> None:
-        texts = [("prompt", example.prompt), ("completion", example.completion)]
-        texts += [(f"messages[{index}]", message["content"]) for index, message in enumerate(example.messages)]
-        for column, text in texts:
-            if found := self._tokenizer.control.search(text):
-                message = (
-                    f"has the control token {found[0]} in its text, which the model takes for the end of a turn or of "
-                    "a text; was the chat template applied already?"
-                )
-                self._report.add(place, RowProblem(example.row, column, "CONTROL_TOKEN", message), "warning")
-                return
+    def _surveys(self, part: _Part) -> Iterator[Survey]:
+        """What is found in each block of a source. Raises what the source is refused for, behind everything else."""
+        reader = part.source.reader()
+        num_items = 0
+        blocks = read_blocks(part.path, self._config.hyperparameters.max_length)
 
-    def _unique(self, sources: Sequence[Source]) -> Iterator[tuple[str, bytes, Example]]:
-        seen: set[bytes] = set()
-        sound = not self._report.num_errors
-        for source in sources:
-            for item in source.read():
-                if isinstance(item, RowProblem):
-                    if sound and item.effect == "refuses":
-                        raise JobError("BAD_DATA", f"{source.path.name} changed while it was read.")
-                    continue
-                digest = _digest(item)
-                if digest not in seen:
-                    seen.add(digest)
-                    yield source.place, digest, item
+        def task(block: object) -> Task:
+            return "survey", Place(part.source.place, part.source.given, reader.format), block
 
-    def _row(self, place: str, example: Example, statistics: Statistics) -> Iterator[Tokens]:
-        """The row's tokens, counted; nothing when none of them would be trained."""
-        hyper = self._config.hyperparameters
-        self._done += 1
-        self._progress("tokenising", self._done / self._num_rows)
-        try:
-            tokens = tokens_of(example, self._tokenizer, hyper.loss_on, hyper.max_length)
-        except JobError as error:
-            seen_enough = self._done in (_FAILED_AT_FIRST, self._num_rows)
-            if seen_enough and not self._tokenised and error.reason in _TEMPLATE_FAULTS:
-                raise
-            # A template may well refuse one conversation, two questions in a row for instance, and take the others.
-            if error.reason == "TEMPLATE_FAILED":
-                problem = RowProblem(example.row, "", error.reason, error.message.rstrip("."), "leaves_out")
-            else:
-                problem = RowProblem(example.row, "", error.reason, f"{error.message} {error.advice}")
-            self._report.add(place, problem)
-            return
-        self._tokenised += 1
-        self._remember(tokens.num_uncut, place, example.row)
-        # The first token is given, never predicted: a label there trains nothing.
-        if any(label >= 0 for label in tokens.labels[1:]):
-            statistics.count(len(tokens.input_ids), tokens.num_trained, tokens.truncated)
-            for turn in example.messages:
-                statistics.roles[turn["role"]] = statistics.roles.get(turn["role"], 0) + 1
-            script = script_of(example.expected_output or example.completion)
-            statistics.scripts[script] = statistics.scripts.get(script, 0) + 1
-            if tokens.truncated:
-                message = f"has {tokens.num_uncut:,} tokens and is cut at max_length = {hyper.max_length:,}"
-                self._warn(place, example.row, "TRUNCATED", message)
-            yield tokens
-        else:
-            statistics.num_dropped += 1
-            statistics.num_truncated += tokens.truncated
-            cut = f": max_length = {hyper.max_length:,} cuts the answer off" if tokens.truncated else ""
-            self._warn(place, example.row, "NO_TRAINED_TOKENS", f"has nothing to train on, and is dropped{cut}")
+        def surveyed() -> Iterator[Survey]:
+            # The first row that has a known column decides what all of them are.
+            while not reader.format and (block := next(blocks, None)):
+                yield from self._crew.map_here([task(block)], self._alive_reading)
+            yield from self._crew.map(map(task, blocks), self._alive_reading)
+
+        for found in surveyed():
+            self._report.merge(found.report)
+            reader.also_read(found.columns, found.unseen)
+            part.format = reader.format = reader.format or found.format
+            num_items += found.num_items
+            if found.error:
+                raise found.error
+            yield found
+        part.source.refuse_useless(part.path.name, reader, num_items)
+        part.num_rows = num_items
+        self._report.leave_out(part.source.place, num_items)
+
+    def _alive_reading(self) -> None:
+        self._progress("reading_rows", None)
+
+    def _wish(self, group: _Group, held_out: Digests) -> None:
+        """Decides what becomes of training rows. After the split: of what is held out nothing is sampled, however large
+        a weight is."""
+        held = among(group.digests, held_out) & group.unique
+        for part in group.parts:
+            here = slice(part.start, part.end)
+            free = (group.unique & ~held)[here]
+            weight = part.source.given.weight
+            group.wishes[here] = free * int(weight)
+            if weight % 1:
+                own = part.start + numpy.flatnonzero(free)
+                chosen = drawn(group.digests[own], round(weight % 1 * len(own)), self._config.seed, b"weight")
+                group.wishes[own[chosen]] += 1
+        group.wishes[held] = HELD_OUT
+
+    def _wanted(self, group: _Group, part: _Part, keep: bool) -> Iterator[Task]:
+        place = Place(part.source.place, part.source.given, part.format)
+        start = part.start
+        for number, block in enumerate(read_blocks(part.path, self._config.hyperparameters.max_length)):
+            if number == len(part.blocks):
+                raise _changed(part)
+            behind = start + part.blocks[number]
+            yield "tokenise", place, block, group.wishes[start:behind].tobytes(), keep
+            start = behind
+
+    def _take(self, made: Tokenised) -> None:
+        """Counts and reports what a block says."""
+        if made.template_fault and not self._tokenised and not made.num_tokenised:
+            raise made.template_fault
+        self._tokenised += made.num_tokenised
+        self._report.merge(made.report)
+        self.train.add(made.train_statistics)
+        self.eval.add(made.eval_statistics)
+        self._longest = heapq.nlargest(LONGEST, self._longest + made.longest)
 
     def _leave_out(self) -> None:
-        for statistics, listed in ((self.train, self._training), (self.eval, self._evaluation)):
-            for source in listed:
-                self._report.leave_out(source.place, source.num_rows)
-            statistics.num_left_out = sum(self._report.num_left_out(source.place) for source in listed)
-
-    def _remember(self, length: int, place: str, row: int) -> None:
-        if length > _OUTLIER_TOKENS:
-            (heapq.heappush if len(self._longest) < _LONGEST else heapq.heappushpop)(
-                self._longest, (length, place, row)
-            )
+        for statistics, group in ((self.train, self._training), (self.eval, self._evaluation)):
+            places = [part.source.place for part in group.parts]
+            for part in group.parts:
+                self._report.leave_out(part.source.place, part.num_rows)
+            statistics.num_left_out = sum(map(self._report.num_left_out, places))
 
     def _warn(self, place: str, row: int, reason: str, message: str) -> None:
         self._report.add(place, RowProblem(row, "", reason, message), "warning")
 
 
-def _digest(example: Example) -> bytes:
-    content: list[Any] = [*example.messages] or [example.prompt, example.completion, *example.input_ids]
-    content += [example.tools, sorted(example.untrained), example.labels, example.continues]
-    return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).digest()
-
-
-def _held_out(digests: Sequence[bytes], config: JobConfig, report: Report) -> set[bytes]:
+def _held_out(digests: Digests, config: JobConfig, report: Report) -> Digests:
     """The share of the rows to hold out: exactly as many, the same ones whatever the order of the rows."""
     if config.holdout_fraction == 0 or (len(digests) < 2 and report.num_errors):
-        return set()
+        return digests[:0]
     if len(digests) < 2:
         raise JobError(
             "TOO_FEW_ROWS",
@@ -260,13 +262,8 @@ def _held_out(digests: Sequence[bytes], config: JobConfig, report: Report) -> se
             "Add rows, or set spec.holdout_fraction = 0 to train without evaluation.",
             [Violation("spec.holdout_fraction", f"{config.holdout_fraction:g} of one row leaves nothing to train on.")],
         )
-    return _drawn(digests, max(1, round(config.holdout_fraction * len(digests))), config.seed)
+    return digests[drawn(digests, max(1, round(config.holdout_fraction * len(digests))), config.seed)]
 
 
-def _drawn(digests: Sequence[bytes], count: int, seed: int, purpose: bytes = b"") -> set[bytes]:
-    key = seed.to_bytes(8, "big") + purpose
-    return set(heapq.nsmallest(count, digests, key=lambda digest: hashlib.blake2b(digest, key=key).digest()))
-
-
-def _formats(sources: Sequence[Source]) -> str:
-    return ", ".join(dict.fromkeys(source.format for source in sources))
+def _changed(part: _Part) -> JobError:
+    return JobError("BAD_DATA", f"{part.path.name} changed while it was read.")

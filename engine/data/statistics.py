@@ -1,13 +1,16 @@
 """Counts over tokenised rows, in a memory that does not grow with them."""
 
+import re
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 PERCENTILES = (50, 90, 95, 99)
 _SAMPLED_LETTERS = 50
 _SAMPLED_CHARACTERS = 400
+_LETTER = re.compile("[A-Za-z]")
 
 
 @dataclass
@@ -41,6 +44,17 @@ class Statistics:
         self.max_tokens = max(self.max_tokens, tokens)
         self.lengths[tokens] = self.lengths.get(tokens, 0) + 1
 
+    def add(self, other: "Statistics") -> None:
+        """Takes in what was counted elsewhere; the format stays."""
+        for name in (
+            "num_examples", "num_tokens", "num_trained_tokens", "num_truncated", "num_duplicates", "num_dropped",
+        ):  # fmt: skip
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.max_tokens = max(self.max_tokens, other.max_tokens)
+        _add(self.lengths, other.lengths)
+        _add(self.roles, other.roles)
+        _add(self.scripts, other.scripts)
+
     @property
     def mean_tokens(self) -> float:
         return self.num_tokens / self.num_examples if self.num_examples else 0.0
@@ -64,8 +78,15 @@ class Statistics:
         return dict(sorted(counted.items()))
 
 
+def _add(counted: dict[Any, int], others: dict[Any, int]) -> None:
+    for key, number in others.items():
+        counted[key] = counted.get(key, 0) + number
+
+
 def script_of(text: str) -> str:
     """The writing system of most of the first letters; empty for a text without letters."""
+    if text[:_SAMPLED_CHARACTERS].isascii():
+        return "latin" if _LETTER.search(text, 0, _SAMPLED_CHARACTERS) else ""
     names: Counter[str] = Counter()
     letters = (letter for letter in text[:_SAMPLED_CHARACTERS] if letter.isalpha())
     for letter in islice(letters, _SAMPLED_LETTERS):

@@ -34,6 +34,8 @@ class Problem:
     message: str
     """What is wrong and how to mend it."""
     severity: Severity
+    undecided: bool = field(default=False, repr=False)
+    """True until it is known whether the row can be left out."""
 
 
 @dataclass(frozen=True)
@@ -46,16 +48,6 @@ class Count:
     count: int
 
 
-@dataclass
-class _Undecided:
-    """Incomplete rows of a source that is still being read."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    """By reason."""
-    listed: list[int] = field(default_factory=list)
-    """Where they stand among the problems."""
-
-
 class Report:
     """The problems of all datasets of a job."""
 
@@ -63,58 +55,76 @@ class Report:
         self.problems: list[Problem] = []
         """The first ones of each kind."""
         self._counts: dict[tuple[str, str, Severity], int] = {}
+        self._undecided: Counter[tuple[str, str]] = Counter()
         self._left_out: Counter[str] = Counter()
-        self._undecided: dict[str, _Undecided] = {}
 
     def add(self, source: str, problem: RowProblem, severity: Severity = "error") -> None:
         """`source` is its field path, such as `training_data[0]`. An incomplete row is an error until `leave_out`
         knows how many of them there are."""
-        if problem.effect == "warns":
-            severity = "warning"
+        incomplete = problem.effect == "leaves_out"
+        severity = "warning" if problem.effect == "warns" else severity
         kind = (source, problem.reason, severity)
         self._counts[kind] = self._counts.get(kind, 0) + 1
-        listed = len(self.problems)
-        if self._counts[kind] <= LISTED_OF_A_KIND and listed < (LISTED if severity == "error" else LISTED // 2):
-            self.problems.append(
-                Problem(source, problem.row, problem.column, problem.reason, problem.message, severity)
-            )
-        if problem.effect == "leaves_out":
-            undecided = self._undecided.setdefault(source, _Undecided())
-            undecided.counts[problem.reason] += 1
-            undecided.listed += range(listed, len(self.problems))
+        self._undecided[source, problem.reason] += incomplete
+        self._list(
+            Problem(source, problem.row, problem.column, problem.reason, problem.message, severity, incomplete),
+            self._counts[kind],
+        )
 
     def leave_out(self, source: str, num_rows: int) -> None:
         """Of a source that has so many rows, complete or not: what is incomplete becomes a warning, unless there is
         too much of it. Can be called again when more was found."""
-        undecided = self._undecided.get(source)
-        if undecided is None:
+        waiting = {reason: count for (at, reason), count in self._undecided.items() if at == source and count}
+        if not waiting:
             return
-        found = self._left_out[source] + undecided.counts.total()
+        found = self._left_out[source] + sum(waiting.values())
         few = found <= LEFT_OUT_SHARE * num_rows
         said = "the row is left out"
         if not few:
             share = f"at most {LEFT_OUT_SHARE:.0%} are left out"
             said = f"mend the row, or drop it ({found:,} of {num_rows:,} rows are incomplete; {share})"
-        for index in undecided.listed:
-            problem = self.problems[index]
-            severity: Severity = "warning" if few else "error"
-            self.problems[index] = replace(problem, message=f"{problem.message}; {said}", severity=severity)
+        severity: Severity = "warning" if few else "error"
+        for index, problem in enumerate(self.problems):
+            if problem.source == source and problem.undecided:
+                message = f"{problem.message}; {said}"
+                self.problems[index] = replace(problem, message=message, severity=severity, undecided=False)
+        for reason, count in waiting.items():
+            del self._undecided[source, reason]
+            if few:
+                self._lower(source, reason, count)
         if few:
-            for reason, count in undecided.counts.items():
-                self._lower((source, reason), count)
             self._left_out[source] = found
-        del self._undecided[source]
 
     def num_left_out(self, source: str) -> int:
         """Incomplete rows of a source."""
         return self._left_out[source]
 
-    def _lower(self, kind: tuple[str, str], count: int) -> None:
-        source, reason = kind
+    def _lower(self, source: str, reason: str, count: int) -> None:
         self._counts[source, reason, "warning"] = self._counts.get((source, reason, "warning"), 0) + count
         self._counts[source, reason, "error"] -= count
         if not self._counts[source, reason, "error"]:
             del self._counts[source, reason, "error"]
+
+    def _list(self, problem: Problem, nth: int) -> None:
+        room = LISTED if problem.severity == "error" else LISTED // 2
+        if nth <= LISTED_OF_A_KIND and len(self.problems) < room:
+            self.problems.append(problem)
+
+    def merge(self, other: "Report") -> None:
+        """Takes in what was found elsewhere, behind what is known."""
+        listed: dict[tuple[str, str, Severity], int] = {}
+        for problem in other.problems:
+            kind = (problem.source, problem.reason, problem.severity)
+            listed[kind] = listed.get(kind, 0) + 1
+            self._list(problem, self._counts.get(kind, 0) + listed[kind])
+        self._undecided += other._undecided
+        for kind, count in other._counts.items():
+            self._counts[kind] = self._counts.get(kind, 0) + count
+
+    def arrange(self) -> None:
+        """Puts the problems of each source in the order of its rows."""
+        places = {source: place for place, source in enumerate(dict.fromkeys(p.source for p in self.problems))}
+        self.problems.sort(key=lambda problem: (places[problem.source], problem.row))
 
     def refused(self, source: str, error: JobError) -> None:
         """A source, or the job's data as a whole, that cannot be worked on at all."""
@@ -151,13 +161,19 @@ class Report:
             "verdict": self.verdict,
             "num_problems": self.num_problems,
             "counts": [asdict(count) for count in self.counts()],
-            "problems": [asdict(problem) for problem in self.problems],
+            "problems": [_told(problem) for problem in self.problems],
             **more,
         }
 
     def _message(self, first: Problem) -> str:
         more = f" In all {self.num_errors:,} rows are wrong." if self.num_errors > 1 else ""
         return f"{first.source} row {first.row}: {first.message}.{more}"
+
+
+def _told(problem: Problem) -> dict[str, Any]:
+    values = asdict(problem)
+    del values["undecided"]
+    return values
 
 
 def _violations(problems: Sequence[Problem]) -> list[Violation]:

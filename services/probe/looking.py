@@ -72,7 +72,8 @@ class Looking:
             except ArtifactMissing as error:
                 message = f"the rows of dataset {dataset.id} are not in the artifact store"
                 raise NotFound("DATASET_NOT_FOUND", message) from error
-            spec = LookSpec(out_dir=folder / "out", config=config, tokenizer_dir=model.path, file=file, **rows)
+            more = {"processes": self._settings.child_threads, **rows}
+            spec = LookSpec(out_dir=folder / "out", config=config, tokenizer_dir=model.path, file=file, **more)
             await self._run(folder, spec)
             return read_answer(spec.out_dir, answer)
 

@@ -33,6 +33,7 @@ class PreflightStage:
             model=await fetched_model(self._models, assignment.spec.base_model, self._settings),
             sources=await dataset_files(assignment, store, workdir),
             out_dir=workdir / "out",
+            processes=self._settings.child_threads,
             node_id=self._settings.node_id,
             hardware=MessageToDict(hardware, preserving_proto_field_name=True),
             prices=self._settings.prices,

@@ -73,7 +73,7 @@ def ours(row: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
     (example,) = RowReader({}, None).read(Row(1, row))
     assert isinstance(example, Example)
     tokens = tokens_of(example, tokenizer, "response", 512)
-    return {"input_ids": tokens.input_ids, "labels": tokens.labels}
+    return {"input_ids": tokens.input_ids.tolist(), "labels": tokens.labels.tolist()}
 
 
 @pytest.mark.parametrize("name", ["tiny", "smollm2"])

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import psutil
 import pytest
 
 from engine.config.job import job_config
-from engine.data.packing import count_packed
+from engine.data.packing import PackCount
 from engine.data.prepare import Prepared, prepare
 from engine.data.tokenizer import Tokenizer
+from engine.data.validation import Report
 from engine.errors import JobError
 from tests.tiny import make_tiny_tokenizer
 
@@ -320,7 +322,10 @@ def test_packs_are_counted_as_the_trainer_makes_them() -> None:
 
     lengths = [(n * 37) % 61 + 3 for n in range(1500)]
     rows = datasets.Dataset.from_dict({"input_ids": [[1] * length for length in lengths]})
-    assert count_packed(lengths, 64) == len(pack_dataset(rows, 64, "bfd"))
+    packs = PackCount(64)
+    packs.add(lengths[:1234])
+    packs.add(lengths[1234:])
+    assert packs.num_sequences == len(pack_dataset(rows, 64, "bfd"))
 
 
 def test_preparing_data_imports_no_torch(tokenizer_dir: Path, tmp_path: Path) -> None:
@@ -335,3 +340,57 @@ def test_preparing_data_imports_no_torch(tokenizer_dir: Path, tmp_path: Path) ->
         "sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, str(tokenizer_dir), str(tmp_path)], check=True)
+
+
+def test_several_processes_prepare_what_one_does(
+    tokenizer_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same shards, rows, counts and report, in the same order: who has more cores trains the same model."""
+    monkeypatch.setattr("engine.data.prepare._WORTH_PROCESSES", 0)
+    monkeypatch.setattr("engine.data.blocks._BYTES", 2000)
+    monkeypatch.setattr("engine.data.blocks._ROWS", 30)
+    lines = [json.dumps({"messages": [{"role": "user", "content": f"What is {n}?"},
+                                      {"role": "assistant", "content": f"It is {n}, " * (n % 40 + 1)}]})
+             for n in range(300)]  # fmt: skip
+    (tmp_path / "a.jsonl").write_text("\n".join([*lines, *lines[:20], lines[7]]))
+    table = "".join(f'"How much is {n}?","{n} it is, <|im_end|> or élan 🙂"\n' for n in range(200))
+    (tmp_path / "b.csv").write_text(f"question,answer\n{table}")
+    sources = {"a": tmp_path / "a.jsonl", "b": tmp_path / "b.csv"}
+    spec = {
+        "base_model": "m",
+        "training_data": [{"dataset": "a", "weight": 1.5}, {"dataset": "b", "weight": 0.5}],
+        "hyperparameters": {"max_length": 64},
+    }
+    found = []
+    for processes in (1, 2):
+        out, report = tmp_path / f"out{processes}", Report()
+        arguments = (job_config(spec), tokenizer_dir, sources, out, lambda *_: None, report, processes)
+        prepared = prepare(*arguments)
+        files = {str(file.relative_to(out)): file.read_bytes() for file in out.rglob("*") if file.is_file()}
+        found.append((prepared, report.as_dict(), files))
+    assert found[0] == found[1]
+    assert {"DUPLICATE_ROW", "CONTROL_TOKEN", "TRUNCATED"} <= {count.reason for count in report.counts()}
+    assert len(datasets.load_from_disk(str(tmp_path / "out2" / "train"))) > 450
+
+
+def test_what_breaks_in_another_process_is_told_as_here(
+    tokenizer_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A template that cannot work is the caller's to mend, whoever ran it; and what the caller wants ends the work."""
+    monkeypatch.setattr("engine.data.prepare._WORTH_PROCESSES", 0)
+    monkeypatch.setattr("engine.data.blocks._BYTES", 500)
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in QA))
+    spec = {"base_model": "m", "training_data": [{"dataset": "d"}], "chat_template": "{{ messages | length }}"}
+    with pytest.raises(JobError) as caught:
+        prepare(job_config(spec), tokenizer_dir, {"d": path}, tmp_path / "o", lambda *_: None, processes=2)
+    assert caught.value.reason == "TEMPLATE_NOT_INCREMENTAL"
+
+    def stop(phase: str, _fraction: float | None) -> None:
+        if phase == "tokenising":
+            raise KeyboardInterrupt
+
+    del spec["chat_template"]
+    with pytest.raises(KeyboardInterrupt):
+        prepare(job_config(spec), tokenizer_dir, {"d": path}, tmp_path / "p", stop, processes=2)
+    assert not [child for child in psutil.Process().children() if "engine.data.processes" in child.cmdline()]

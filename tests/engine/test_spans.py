@@ -42,7 +42,7 @@ def test_trained_tokens_spell_the_answers_and_their_ends(tokenizer: Tokenizer, t
     assert tokenizer.decode(trained).replace("\n", "") == expected.replace("\n", "")
     assert tokenizer.decode(tokens.input_ids) == tokenizer.render(messages)
     everything = tokens_of(Example(1, messages), tokenizer, "all", 100_000)
-    assert everything.labels == everything.input_ids == tokens.input_ids
+    assert everything.labels.tolist() == everything.input_ids.tolist() == tokens.input_ids.tolist()
 
 
 @settings(max_examples=30, deadline=None)
@@ -53,8 +53,8 @@ def test_truncation_cuts_the_end_and_says_so(
     """A row over max_length keeps its beginning; labels stay beside their ids."""
     whole = tokens_of(Example(1, conversation(turns)), tokenizer, "response", 100_000)
     cut = tokens_of(Example(1, conversation(turns)), tokenizer, "response", max_length)
-    assert cut.input_ids == whole.input_ids[:max_length]
-    assert cut.labels == whole.labels[:max_length]
+    assert cut.input_ids.tolist() == whole.input_ids[:max_length].tolist()
+    assert cut.labels.tolist() == whole.labels[:max_length].tolist()
     assert cut.truncated == (len(whole.input_ids) > max_length)
 
 
@@ -63,7 +63,7 @@ def test_the_prompt_ends_where_the_answer_begins(tokenizer: Tokenizer) -> None:
     example = Example(1, conversation([("How many?", "42")]))
     tokens = tokens_of(example, tokenizer, "response", 512)
     first = next(index for index, label in enumerate(tokens.labels) if label != IGNORED)
-    assert tokenizer.encode(prompt_text(example, tokenizer)).ids == tokens.input_ids[:first]
+    assert tokenizer.encode(prompt_text(example, tokenizer)).ids == tokens.input_ids[:first].tolist()
     assert prompt_text(example, tokenizer).endswith("<|im_start|>assistant\n")
 
 
@@ -80,7 +80,7 @@ def test_plain_text_ends_with_the_end_of_text_token(tokenizer: Tokenizer) -> Non
     assert tokens.input_ids[-1] == tokens.labels[-1] == tokenizer.eos_id
     assert tokenizer.decode([label for label in tokens.labels if label != IGNORED]) == " 4<|im_end|>"
     text = tokens_of(Example(1, completion="Once upon a time"), tokenizer, "response", 512)
-    assert text.labels == text.input_ids
+    assert text.labels.tolist() == text.input_ids.tolist()
 
 
 def test_a_model_without_a_template_gets_the_plain_one(tmp_path: Path) -> None:

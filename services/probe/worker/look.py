@@ -60,7 +60,7 @@ def _validate(config: JobConfig, spec: LookSpec, sink: EventSink) -> Message:
 
     report = Report()
     sources = {config.training_data[0].dataset: spec.file}
-    counted = examine(config, spec.tokenizer_dir, sources, progress, report)
+    counted = examine(config, spec.tokenizer_dir, sources, progress, report, spec.processes)
     return ValidateDatasetResponse(report=validation_report(report, counted, config.hyperparameters))
 
 

@@ -57,7 +57,9 @@ def preflight(sink: EventSink, spec_path: Path) -> StageCompleted:
     shards = spec.out_dir / "shards"
     report = Report()
     try:
-        prepared = prepare(resolved.config, spec.model.path, spec.sources, shards, phases.progress, report)
+        prepared = prepare(
+            resolved.config, spec.model.path, spec.sources, shards, phases.progress, report, spec.processes
+        )
     except JobError as error:
         if not report.num_errors:
             report.refused("", error)

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from services.specs import ChildSpec, ModelFiles
 
 
@@ -14,6 +16,8 @@ class PreflightSpec(ChildSpec):
     model: ModelFiles
     sources: dict[str, Path]
     """Dataset id → file, whose name ends as it was uploaded."""
+    processes: int = Field(default=1, ge=1)
+    """That tokenise a large file, side by side."""
     node_id: str = ""
     hardware: dict[str, Any] | None = None
     """`finetuneflow.v1.Hardware` as proto JSON; None: the child's own machine."""
@@ -31,3 +35,5 @@ class LookSpec(ChildSpec):
     first_row: int = 1
     num_rows: int = 0
     """Rows to show; 0 to check them all."""
+    processes: int = Field(default=1, ge=1)
+    """That tokenise a large file, side by side."""

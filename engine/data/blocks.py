@@ -1,0 +1,68 @@
+"""A file of rows in pieces that can be worked on side by side, each in a process of its own."""
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO
+
+from engine.data.endings import ending_of
+from engine.data.files import read_rows
+from engine.data.json_files import read_json_lines
+from engine.data.rows import MAX_ROW_BYTES, Row, RowProblem
+from engine.data.streams import open_rows
+
+_BYTES = 512 * 1024
+"""Of a block of lines, about: half a second of work."""
+_ROWS = 500
+"""Of a block of rows that had to be read to be told apart."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Whole lines of JSON that nobody has read yet, or rows."""
+
+    first: int = 1
+    """Number of the first line."""
+    lines: bytes = b""
+    read: list[Row | RowProblem] = field(default_factory=list)
+
+    def rows(self) -> Iterator[Row | RowProblem]:
+        """Its rows, as `read_rows` gives them."""
+        yield from self.read
+        for row in read_json_lines(io.BytesIO(self.lines)):
+            if isinstance(row, Row):
+                yield replace(row, number=row.number + self.first - 1)
+            else:
+                yield replace(row, row=row.row + self.first - 1)
+
+
+def read_blocks(path: Path, max_length: int) -> Iterator[Block]:
+    """The blocks of a file, the same ones every time. Raises what `read_rows` raises."""
+    ending = ending_of(path.name)
+    if ending and ending.partition(".")[0] in ("jsonl", "ndjson"):
+        with open_rows(path, ending) as file:
+            yield from _of_lines(file)
+        return
+    rows: list[Row | RowProblem] = []
+    for row in read_rows(path, max_length):
+        rows.append(row)
+        if len(rows) == _ROWS:
+            yield Block(read=rows)
+            rows = []
+    if rows:
+        yield Block(read=rows)
+
+
+def _of_lines(file: IO[bytes]) -> Iterator[Block]:
+    first = 1
+    while lines := file.read(_BYTES):
+        if not lines.endswith(b"\n"):
+            lines += file.readline(MAX_ROW_BYTES + 1)
+        yield Block(first, lines)
+        first += lines.count(b"\n")
+        if not lines.endswith(b"\n"):
+            # Too long for a row: what is left of it is no row of its own.
+            first += 1
+            while lines and not lines.endswith(b"\n"):
+                lines = file.readline(_BYTES)

@@ -1,0 +1,178 @@
+"""Work on rows in several processes, with the results in the order of the work.
+
+A process is this module as a program, at the other end of a socket: it has no threads of ours to inherit and no file of
+ours open, and when this process is gone, however it went, the socket ends and it does, too.
+"""
+
+import collections
+import gc
+import os
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from engine.config.job import JobConfig
+from engine.data.row_work import Alive, RowWork
+from engine.data.tokenizer import Tokenizer
+from engine.errors import JobError, SystemFailure
+
+Task = tuple[Any, ...]
+"""The name of a method of `RowWork`, and its arguments but the last, which is for signs of life."""
+_SIGN_SECONDS = 1.0
+_WAIT_SECONDS = 0.5
+_AHEAD = 2
+"""Tasks for each process that wait for it, so that it never does."""
+
+
+class Crew:
+    """The processes of one job; a context manager that ends them."""
+
+    def __init__(self, config: JobConfig, tokenizer_dir: Path, tokenizer: Tokenizer, count: int) -> None:
+        """`count` processes beside this one, started when there is work for them; 0: everything is done here."""
+        self._here = RowWork(config, tokenizer)
+        self._count = count
+        self._setup = (config.model_dump_json(), str(tokenizer_dir))
+        self._own = threading.local()
+        """Of each thread its process."""
+        self._processes: list[_Process] = []
+        self._threads = ThreadPoolExecutor(max(count, 1), thread_name_prefix="rows")
+        self._sign = False
+
+    def map_here(self, tasks: Iterable[Task], alive: Alive) -> Iterator[Any]:
+        """The results of the tasks, worked on in this process. `alive` is called as long as the work goes on; what it
+        raises ends it."""
+        for name, *arguments in tasks:
+            yield getattr(self._here, name)(*arguments, alive)
+
+    def map(self, tasks: Iterable[Task], alive: Alive) -> Iterator[Any]:
+        """As map_here, side by side. SystemFailure when a process is gone."""
+        if not self._count:
+            yield from self.map_here(tasks, alive)
+            return
+        todo = iter(tasks)
+        pending: collections.deque[Future[Any]] = collections.deque()
+        failure: Exception | None = None
+        while True:
+            while failure is None and len(pending) < (1 + _AHEAD) * self._count:
+                try:
+                    task = next(todo)
+                except Exception as error:  # noqa: BLE001 - raised below, behind the results of what came before it
+                    failure = error
+                else:
+                    pending.append(self._threads.submit(self._call, task))
+            if not pending:
+                break
+            future = pending.popleft()
+            while not future.done():
+                try:
+                    future.exception(_WAIT_SECONDS)
+                except TimeoutError:
+                    if self._sign:
+                        self._sign = False
+                        alive()
+            alive()
+            yield future.result()
+        if not isinstance(failure, StopIteration):
+            raise failure  # type: ignore[misc]
+
+    def _call(self, task: Task) -> Any:
+        if not hasattr(self._own, "process"):
+            self._own.process = _Process(self._setup)
+            self._processes.append(self._own.process)
+        answer = self._own.process.ask(task, self._heard)
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    def _heard(self) -> None:
+        self._sign = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._end()
+        self._threads.shutdown()
+        # A thread may have started its process meanwhile.
+        self._end()
+
+    def _end(self) -> None:
+        for process in list(self._processes):
+            process.end()
+
+
+class _Process:
+    def __init__(self, setup: tuple[str, str]) -> None:
+        ours, theirs = Pipe()
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+        argv = [sys.executable, "-m", "engine.data.processes", str(theirs.fileno())]
+        with theirs:
+            self._process = subprocess.Popen(
+                argv, env=environment, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
+            )
+        self._connection = ours
+        self._setup: tuple[str, str] | None = setup
+
+    def ask(self, task: Task, heard: Callable[[], None]) -> Any:
+        try:
+            if self._setup:
+                self._connection.send(self._setup)
+                self._setup = None
+            self._connection.send(task)
+            while (answer := self._connection.recv()) is None:
+                heard()
+        except (EOFError, OSError) as error:
+            message = f"A process that tokenises rows is gone (exit status {self._process.wait()})."
+            raise SystemFailure("KILLED", message, "The machine may have run out of memory.") from error
+        return answer
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._connection.close()
+
+
+def _serve(connection: Connection) -> None:
+    said = time.monotonic()
+
+    def alive() -> None:
+        nonlocal said
+        if time.monotonic() - said > _SIGN_SECONDS:
+            said = time.monotonic()
+            connection.send(None)
+
+    work = RowWork.of_job(*connection.recv())
+    # What a row leaves behind is in no circles; looking for them takes a tenth of the time.
+    gc.freeze()
+    gc.set_threshold(100_000)
+    while True:
+        name, *arguments = connection.recv()
+        try:
+            answer = getattr(work, name)(*arguments, alive)
+        except Exception as error:  # noqa: BLE001 - raised in the process that waits
+            if not isinstance(error, JobError):
+                traceback.print_exc()
+            answer = error
+        connection.send(answer)
+
+
+if __name__ == "__main__":
+    try:
+        _serve(Connection(int(sys.argv[1])))
+    except (EOFError, OSError):
+        # Nobody waits any more.
+        os._exit(0)

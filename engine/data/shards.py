@@ -1,0 +1,57 @@
+"""Token shards: Arrow files in a folder that `datasets.load_from_disk` maps into memory."""
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy
+
+from engine.data.row_work import TokenRows
+
+_FILE = "data-00000-of-00001.arrow"
+_BATCH = 1000
+"""Rows of a record batch: the trainer looks for a row among batches."""
+
+
+class ShardWriter:
+    """Writes rows as they come, each once: what has come together is not copied any more."""
+
+    def __init__(self, folder: Path, fingerprint: str) -> None:
+        """`fingerprint`: the library's name for what is in the folder, the same for the same rows."""
+        from datasets import Dataset, Features, List, Value, disable_progress_bars
+
+        disable_progress_bars()
+        features = Features({"input_ids": List(Value("int32")), "labels": List(Value("int32"))})
+        # Everything but the rows is the library's own work.
+        Dataset.from_dict({"input_ids": [], "labels": []}, features).save_to_disk(str(folder))
+        state = json.loads((folder / "state.json").read_text("utf-8"))
+        state |= {"_data_files": [{"filename": _FILE}], "_fingerprint": fingerprint}
+        (folder / "state.json").write_text(json.dumps(state, indent=2), "utf-8")
+
+        import pyarrow
+
+        self._schema: Any = features.arrow_schema
+        self._file = (folder / _FILE).open("wb")
+        self._writer: Any = pyarrow.ipc.new_stream(self._file, self._schema)
+
+    def write(self, rows: TokenRows) -> None:
+        """Appends."""
+        import pyarrow
+
+        offsets = numpy.zeros(len(rows.lengths) + 1, numpy.int32)
+        numpy.cumsum(rows.lengths, out=offsets[1:])
+        columns = [
+            pyarrow.ListArray.from_arrays(offsets, pyarrow.array(values)) for values in (rows.input_ids, rows.labels)
+        ]
+        batch = pyarrow.RecordBatch.from_arrays(columns, schema=self._schema)
+        for start in range(0, len(batch), _BATCH):
+            self._writer.write_batch(batch.slice(start, _BATCH))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if kind is None:
+            self._writer.close()
+        self._file.close()
