@@ -416,3 +416,17 @@ def _copy(source: BinaryIO, sink: Any) -> tuple[str, int]:
         size += len(chunk)
         progressed(len(chunk))
     return digest.hexdigest(), size
+
+
+def on_disk_of(url: str, folder: Path) -> bool:
+    """Whether the store at `url` takes its room from the file system that `folder` is on. Neither need exist yet."""
+    fs, root = fsspec.core.url_to_fs(url)
+    if not isinstance(fs, LocalFileSystem):
+        return False
+    return _device(Path(root)) == _device(folder)
+
+
+def _device(path: Path) -> int:
+    while not path.exists():
+        path = path.parent
+    return path.stat().st_dev

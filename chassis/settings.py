@@ -89,4 +89,5 @@ class WorkerSettings(ProcessSettings):
     """A preparation, mostly downloads, that gets nothing for longer is given up (STALLED)."""
     warm_spare: bool = True
     """Whether a stage that can (training) keeps a child that has done its imports, about 480 MB: an attempt starts
-    seconds sooner. There is none while a child computes on the processors."""
+    seconds sooner. There is none while a child computes on the processors. A probe that was asked about data keeps one
+    for the next question."""

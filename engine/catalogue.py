@@ -72,6 +72,8 @@ class Described:
     """Its config.json."""
     shapes: Mapping[str, tuple[int, ...]]
     """Of its tensors, by name."""
+    missing_bytes: int = 0
+    """Of its weights that are not on this machine yet."""
 
 
 class Catalogue:
@@ -130,7 +132,8 @@ class Catalogue:
         `on_progress` hears, from another thread, of bytes that have come, whichever process fetches them.
 
         Raises JobError: those of `check`, MODEL_NOT_FOUND, MODEL_GATED, NO_SAFETENSORS, REMOTE_CODE_REFUSED,
-        NOT_A_MODEL. SystemFailure: HUB_UNREACHABLE. RuntimeError when the built-in model could not be made.
+        NOT_A_MODEL, NOT_CAUSAL_LM, QUANTISED_WEIGHTS. SystemFailure: HUB_UNREACHABLE. RuntimeError when the built-in
+        model could not be made.
         """
         self.check(reference)
         if reference in self._directories:
@@ -151,7 +154,7 @@ class Catalogue:
         headers of the weights are read, never the weights; of the built-in one only what is here already.
 
         Raises JobError: those of `check`, MODEL_NOT_FOUND, MODEL_GATED, NO_SAFETENSORS, REMOTE_CODE_REFUSED,
-        NOT_A_MODEL. SystemFailure: HUB_UNREACHABLE.
+        NOT_A_MODEL, NOT_CAUSAL_LM, QUANTISED_WEIGHTS. SystemFailure: HUB_UNREACHABLE.
         """
         self.check(reference)
         match = _HUB_ID.fullmatch(reference)
@@ -363,8 +366,9 @@ def _described_by_the_hub(hub_id: str, commit: str, token: str | None) -> Descri
             raise _hub_error(hub_id, error) from error
         _refuse_unfit(hub_id, Path(folder), tokenizer_only=True)
         config = _json(Path(folder) / "config.json")
-    tensors = (tensor for header in headers.values() for tensor in header.tensors.items())
-    return Described(config, {name: tuple(tensor.shape) for name, tensor in tensors})
+    tensors = [tensor for header in headers.values() for tensor in header.tensors.items()]
+    size = sum(tensor.data_offsets[1] - tensor.data_offsets[0] for _, tensor in tensors)
+    return Described(config, {name: tuple(tensor.shape) for name, tensor in tensors}, missing_bytes=size)
 
 
 def _hub_error(hub_id: str, error: Exception) -> Exception:
@@ -408,6 +412,30 @@ def _refuse_unfit(id_: str, folder: Path, tokenizer_only: bool) -> None:
             )
     if not tokenizer_only and not any(folder.glob("*.safetensors")):
         raise _no_safetensors(id_)
+    _refuse_untrainable(id_, _json(folder / "config.json"))
+
+
+_GENERATING = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+"""Endings of the names of architectures that write text."""
+
+
+def _refuse_untrainable(id_: str, config: Mapping[str, Any]) -> None:
+    named = [name for name in config.get("architectures") or [] if isinstance(name, str)]
+    if config.get("is_encoder_decoder") or (named and not any(name.endswith(_GENERATING) for name in named)):
+        # An embedding model would get a head of random numbers, and train.
+        raise _error(
+            "NOT_CAUSAL_LM",
+            f"{id_} is no causal language model: its config.json says {', '.join(named) or 'is_encoder_decoder'}.",
+            "Name a model that writes text from left to right; its architecture ends in ForCausalLM.",
+        )
+    quantised = config.get("quantization_config")
+    if quantised:
+        kind = quantised.get("quant_method") if isinstance(quantised, Mapping) else None
+        raise _error(
+            "QUANTISED_WEIGHTS",
+            f"The weights of {id_} are quantised already ({kind or 'quantization_config'}).",
+            'Name the model it was made from; method = "qlora" quantises that while it is loaded.',
+        )
 
 
 def _no_model(id_: str) -> JobError:

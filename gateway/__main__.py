@@ -39,7 +39,9 @@ from gateway.dispatch import Dispatcher
 from gateway.fanout import Fanout
 from gateway.leases import LeaseWatch
 from gateway.ledger import Ledger
+from gateway.machines import Machines
 from gateway.passthrough import Passthrough
+from gateway.preflights import Preflights
 from gateway.retention import Discarder
 from gateway.servicers import artifacts, datasets, fine_tuning
 from gateway.servicers.evaluations import Evaluations
@@ -76,6 +78,8 @@ async def run(settings: GatewaySettings) -> None:
     leases = LeaseWatch(database, bus, acceptance, settings.lease_seconds)
 
     passthrough = Passthrough(bus)
+    machines = Machines(passthrough, Speeds(database))
+    preflights = Preflights(database, passthrough, machines, catalogue)
 
     await fanout.start()
     await bus.serve(CLAIM_SUBJECT, _QUEUE, _answering(ClaimRequest, acceptance.claim))
@@ -84,7 +88,7 @@ async def run(settings: GatewaySettings) -> None:
         Mount(
             fine_tuning_service_pb2.DESCRIPTOR.services_by_name["FineTuningService"],
             fine_tuning.add_to_server,
-            fine_tuning.FineTuning(ledger, fanout, catalogue, store),
+            fine_tuning.FineTuning(ledger, fanout, catalogue, store, preflights),
         ),
         Mount(
             dataset_service_pb2.DESCRIPTOR.services_by_name["DatasetService"],
@@ -119,7 +123,7 @@ async def run(settings: GatewaySettings) -> None:
         Mount(
             probe_service_pb2.DESCRIPTOR.services_by_name["ProbeService"],
             probe_service_pb2_grpc.add_ProbeServiceServicer_to_server,
-            Probe(passthrough, Speeds(database)),
+            Probe(passthrough, machines, preflights),
         ),
         Mount(
             evaluator_service_pb2.DESCRIPTOR.services_by_name["EvaluatorService"],

@@ -3,9 +3,15 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from google.protobuf.message import Message
+from sqlmodel import col, select
+from sqlmodel.ext.asyncio.session import AsyncSession
 
-from chassis.errors import InvalidArgument, Violation
+from chassis.errors import InvalidArgument, NotFound, Unimplemented, Violation
+from engine.catalogue import Catalogue
+from engine.config.job import JobConfig, job_config, unsupported
+from engine.config.wire import spec_to_dict
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
+from gateway.tables import UploadedDataset
 
 MAX_SPEC_BYTES = 48 << 10
 """Resolved, with every field filled in, it has to fit into one event."""
@@ -16,6 +22,40 @@ def dataset_ids(spec: FineTuningJobSpec) -> Iterator[str]:
     for sources in (spec.training_data, spec.evaluation_data, *(phase.training_data for phase in spec.phases)):
         for source in sources:
             yield source.dataset
+
+
+def check_spec(spec: FineTuningJobSpec, catalogue: Catalogue) -> JobConfig:
+    """What a job of this spec would be configured with; raises what is wrong with it. Whether its datasets exist is
+    `check_datasets`' affair."""
+    check_size(spec)
+    check_text(spec)
+    config = job_config(spec_to_dict(spec))
+    missing = unsupported(config)
+    if missing:
+        fields = ", ".join(violation.field for violation in missing)
+        raise Unimplemented("NOT_IMPLEMENTED", f"not built yet: {fields}", missing)
+    catalogue.check(config.base_model)
+    return config
+
+
+async def check_datasets(session: AsyncSession, tenant: str, spec: FineTuningJobSpec) -> list[UploadedDataset]:
+    """The datasets that the spec names. Called in the transaction that inserts a job, none can be deleted between the
+    look and the insert. NotFound."""
+    named = {
+        source.dataset: f"spec.{path}[{index}].dataset"
+        for path, sources in (("evaluation_data", spec.evaluation_data), ("training_data", spec.training_data))
+        for index, source in enumerate(sources)
+    }
+    for number, phase in enumerate(spec.phases):
+        for index, source in enumerate(phase.training_data):
+            named.setdefault(source.dataset, f"spec.phases[{number}].training_data[{index}].dataset")
+    query = select(UploadedDataset).where(UploadedDataset.tenant == tenant, col(UploadedDataset.id).in_(list(named)))
+    rows = list((await session.exec(query.with_for_update(read=True))).all())
+    known = {row.id for row in rows}
+    unknown = [Violation(field, f"there is no dataset {id!r}") for id, field in named.items() if id not in known]
+    if unknown:
+        raise NotFound("DATASET_NOT_FOUND", "; ".join(f"{v.field}: {v.description}" for v in unknown), unknown)
+    return rows
 
 
 def check_text(spec: FineTuningJobSpec) -> None:

@@ -4,7 +4,7 @@ from sqlmodel import col, select
 
 from engine.estimate.wire import observed_speed
 from finetuneflow.v1.estimate_pb2 import ObservedSpeed
-from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
+from finetuneflow.v1.event_pb2 import ConfigResolved
 from finetuneflow.v1.stage_result_pb2 import PreflightResult, TrainingResult
 from gateway.database import Database
 from gateway.tables import Job
@@ -31,7 +31,7 @@ class Speeds:
             rows = (await session.exec(query)).all()
         found = (
             observed_speed(
-                FineTuningJobSpec.FromString(config or b""),
+                ConfigResolved.FromString(config or b"").resolved_spec,
                 PreflightResult.FromString(preflight or b""),
                 TrainingResult.FromString(training or b""),
             )

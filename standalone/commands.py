@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from finetuneflow.cli import estimates
+from finetuneflow.cli import estimates, validating
 from finetuneflow.cli.exits import DETACHED, JOB_FAILED, CommandFailed, error_console
 from finetuneflow.cli.looking import add_commands
 from finetuneflow.cli.session import Json, make_console
@@ -31,11 +31,12 @@ def register(app: typer.Typer) -> None:
     app.command()(up)
     app.command()(demo)
     estimates.add_commands(app, ProbeHere())
+    validating.add_commands(app, ProbeHere())
     for group in app.registered_groups:
         if group.name == "models" and group.typer_instance is not None:
             group.typer_instance.command("path")(model_path)
         if group.name == "datasets" and group.typer_instance is not None:
-            add_commands(app, group.typer_instance, _LookHere())
+            add_commands(group.typer_instance, _LookHere())
 
 
 class _LookHere:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,13 @@ class ProbeHere:
 
     def estimate(self, request: pb.EstimateResourcesRequest) -> pb.EstimateResourcesResponse:
         return ParseDict(_ask("estimate", request), pb.EstimateResourcesResponse())
+
+    def preflight(
+        self, request: pb.PreflightFineTuningJobRequest, files: Mapping[str, Path]
+    ) -> pb.PreflightFineTuningJobResponse:
+        """For this machine. No weights are read, and nothing is kept."""
+        named = {name: str(path.absolute()) for name, path in files.items()}
+        return ParseDict(_ask("preflight", request, sources=named), pb.PreflightFineTuningJobResponse())
 
     def count(self, request: pb.EstimateResourcesRequest, data: list[Path]) -> Counted:
         """With the model's own tokenizer and template, cut at max_length as the training would."""

@@ -36,6 +36,8 @@ _REQUIRED: dict[str, tuple[str, ...]] = {
 }
 _ANSWERS = ("answer", "output", "completion")
 _IGNORED = -100
+TURNS_CUT = ("LEADING_TURNS", "TRAILING_TURNS")
+"""Reasons of problems that leave the row in."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from engine.config.job import DataSource, JobConfig
 from engine.data.blocks import read_blocks
 from engine.data.digests import Chosen, Digests, among, digests_of, drawn, first_of_each
+from engine.data.formats import TURNS_CUT
 from engine.data.processes import Crew, Task
 from engine.data.row_work import HELD_OUT, LEAKED, LONG, LONGEST, Place, Survey, Tokenised
 from engine.data.rows import RowProblem
@@ -246,6 +247,9 @@ class Split:
             for part in group.parts:
                 self._report.leave_out(part.source.place, part.num_rows)
             statistics.num_left_out = sum(map(self._report.num_left_out, places))
+            statistics.num_with_turns_cut = sum(
+                count.count for count in self._report.counts() if count.source in places and count.reason in TURNS_CUT
+            )
 
     def _warn(self, place: str, row: int, reason: str, message: str) -> None:
         self._report.add(place, RowProblem(row, "", reason, message), "warning")

@@ -151,9 +151,20 @@ class Report:
 
     def refuse(self) -> None:
         """Raises JobError("BAD_DATA") naming the first errors, when there are any."""
-        if self.num_errors:
-            errors = [problem for problem in self.problems if problem.severity == "error"]
+        errors = self._errors()
+        if errors:
             raise JobError("BAD_DATA", self._message(errors[0]), _ADVICE, _violations(errors[:SHOWN]))
+
+    def refusal(self) -> JobError | None:
+        """What a job would be refused with: BAD_DATA, or the reason why a source cannot be worked on at all."""
+        errors = self._errors()
+        if errors and errors[0].row == 0:
+            first = errors[0]
+            return JobError(first.reason, first.message, "", [Violation(f"spec.{first.source}", first.message)])
+        return JobError("BAD_DATA", self._message(errors[0]), _ADVICE, _violations(errors[:SHOWN])) if errors else None
+
+    def _errors(self) -> list[Problem]:
+        return [problem for problem in self.problems if problem.severity == "error"]
 
     def as_dict(self, **more: Mapping[str, Any] | None) -> dict[str, Any]:
         """As it stands in validation_report.json."""

@@ -280,7 +280,7 @@ class Estimator:
         sizes = [4 * rows * columns for rows, columns in self._trained_tensors()]
         if self._s.optimizer in ("adamw_torch_fused", "sgd") or self._s.optimizer.endswith("bit"):
             return 0
-        return sum(sizes) if self._s.on_gpu and self._s.optimizer == "adamw_torch" else 2 * max(sizes)
+        return sum(sizes) if self._s.on_gpu and self._s.optimizer == "adamw_torch" else 2 * max(sizes, default=0)
 
     @cached_property
     def process(self) -> int:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from engine.config.wire import resolved_config
 from engine.estimate.architecture import Architecture
 from engine.estimate.cost import PriceTable, cost
+from engine.estimate.disk import Disk
 from engine.estimate.duration import Calibration, Observation, Work, estimate_duration, flops_per_token
 from engine.estimate.kept import METHODS, Method
 from engine.estimate.known import find_known
@@ -28,6 +29,7 @@ def estimate_message(
     work: Work | None,
     calibration: Calibration,
     prices: PriceTable,
+    disk: Disk | None = None,
 ) -> pb.ResourceEstimate:
     """`work` None: how much data there is is not known, and so neither are duration and cost."""
     message = pb.ResourceEstimate(
@@ -45,6 +47,7 @@ def estimate_message(
         num_parameters=architecture.num_parameters,
         num_trained_parameters=Estimator(architecture, setup).num_trained_parameters,
         currency=prices.currency,
+        disk=None if disk is None else _disk(disk),
     )
     price = prices.of(machine)
     if price is not None:
@@ -133,6 +136,18 @@ def verdict_name(verdict: Verdict) -> str:
 
 def method_name(method: Method | None) -> str:
     return f"TRAINING_METHOD_{(method or 'unspecified').upper()}"
+
+
+def _disk(disk: Disk) -> pb.DiskEstimate:
+    return pb.DiskEstimate(
+        checkpoint_bytes=disk.checkpoint_bytes,
+        num_checkpoints=disk.num_checkpoints,
+        needed_bytes=disk.needed_bytes,
+        free_bytes=disk.free_bytes,
+        holds_artifacts=disk.holds_artifacts,
+        verdict=verdict_name(disk.verdict),
+        download_bytes=disk.download_bytes,
+    )
 
 
 def _adjustments(changes: Sequence[Adjustment]) -> FineTuningJobSpec:

@@ -12,10 +12,8 @@ from sqlmodel import col, delete, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from chassis.artifacts import ArtifactStore
-from chassis.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unimplemented, Violation
+from chassis.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unavailable, Violation
 from engine.catalogue import Catalogue
-from engine.config.job import job_config, unsupported
-from engine.config.wire import spec_to_dict
 from finetuneflow.v1 import fine_tuning_service_pb2 as api
 from finetuneflow.v1.event_pb2 import Event, Severity
 from finetuneflow.v1.fine_tuning_job_pb2 import FineTuningJob, JobState
@@ -24,6 +22,7 @@ from finetuneflow.v1.fine_tuning_service_pb2_grpc import (
     FineTuningServiceServicer,
     add_FineTuningServiceServicer_to_server,
 )
+from finetuneflow.v1.probe_service_pb2 import PreflightFineTuningJobRequest
 from gateway import lifecycle, views
 from gateway.fanout import Fanout, check_within, first_bytes
 from gateway.frames import UNKNOWN_KIND, frame_of_stored
@@ -31,8 +30,9 @@ from gateway.identifiers import new_id
 from gateway.ledger import Decision, Ledger
 from gateway.metrics import read_series
 from gateway.paging import MAX_PAGE_SIZE, page_of
+from gateway.preflights import Preflights, refuse_as_reported
 from gateway.servicers.handlers import add_with
-from gateway.specs import check_size, check_text
+from gateway.specs import check_datasets, check_spec
 from gateway.tables import (
     Attempt,
     Job,
@@ -42,7 +42,6 @@ from gateway.tables import (
     Metric,
     SavedArtifact,
     SavedCheckpoint,
-    UploadedDataset,
     now,
 )
 from gateway.tenancy import tenant_of
@@ -62,8 +61,17 @@ _MAX_SERIES = 256
 class FineTuning(FineTuningServiceServicer):
     """Served by the gateway; every method is one read or one decision."""
 
-    def __init__(self, ledger: Ledger, fanout: Fanout, catalogue: Catalogue, store: ArtifactStore) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        fanout: Fanout,
+        catalogue: Catalogue,
+        store: ArtifactStore,
+        preflights: Preflights | None = None,
+    ) -> None:
+        """Without `preflights` no probe is known, and a dry run is UNAVAILABLE."""
         self._ledger = ledger
+        self._preflights = preflights
         self._database = ledger.database
         self._fanout = fanout
         self._catalogue = catalogue
@@ -87,13 +95,10 @@ class FineTuning(FineTuningServiceServicer):
         job = self._checked(tenant, request.spec)
         job.request_id, job.request_sha256 = request.request_id or None, digest
         if request.validate_only:
-            async with self._database.read() as session:
-                await _check_datasets(session, tenant, request.spec)
-            job.id = ""
-            return api.CreateFineTuningJobResponse(fine_tuning_job=views.job(job))
+            return await self._dry_run(job, request.spec, context)
         try:
             async with self._ledger.create(job) as decision:
-                await _check_datasets(decision.session, tenant, request.spec)
+                await check_datasets(decision.session, tenant, request.spec)
                 lifecycle.open_attempt(decision, "STAGE_PREFLIGHT", reason="CREATED")
         except IntegrityError:
             # Somebody created it with the same request_id between our look and our insert.
@@ -239,14 +244,7 @@ class FineTuning(FineTuningServiceServicer):
 
     def _checked(self, tenant: str, spec: FineTuningJobSpec) -> Job:
         """A job row for a spec that could run here; raises what is wrong with it."""
-        check_size(spec)
-        check_text(spec)
-        config = job_config(spec_to_dict(spec))
-        missing = unsupported(config)
-        if missing:
-            fields = ", ".join(violation.field for violation in missing)
-            raise Unimplemented("NOT_IMPLEMENTED", f"not built yet: {fields}", missing)
-        self._catalogue.check(config.base_model)
+        config = check_spec(spec, self._catalogue)
         moment = now()
         return Job(
             id=new_id("ftjob"),
@@ -261,6 +259,18 @@ class FineTuning(FineTuningServiceServicer):
             create_time=moment,
             update_time=moment,
         )
+
+    async def _dry_run(self, job: Job, spec: FineTuningJobSpec, context: Context) -> api.CreateFineTuningJobResponse:
+        if self._preflights is None:
+            raise Unavailable("NO_PROBE", "No probe is reachable; start one, or try again when it is up.")
+        found = await self._preflights.ask(PreflightFineTuningJobRequest(spec=spec), context)
+        refuse_as_reported(found.report)
+        job.id = ""
+        would_be = views.job(job)
+        would_be.resolved_spec.CopyFrom(found.resolved_spec)
+        would_be.resolutions.extend(found.resolutions)
+        would_be.preflight.CopyFrom(found.result)
+        return api.CreateFineTuningJobResponse(fine_tuning_job=would_be, report=found.report)
 
     async def _earlier(self, tenant: str, request_id: str, digest: str) -> FineTuningJob | None:
         async with self._database.read() as session:
@@ -293,20 +303,6 @@ def add_to_server(servicer: FineTuning, server: Any) -> None:
     )
     service = api.DESCRIPTOR.services_by_name["FineTuningService"].full_name
     add_with({"WatchFineTuningJob": handler}, service, add_FineTuningServiceServicer_to_server, servicer, server)
-
-
-async def _check_datasets(session: AsyncSession, tenant: str, spec: FineTuningJobSpec) -> None:
-    """In the transaction that inserts the job: a dataset can't be deleted between the look and the insert."""
-    named = {
-        source.dataset: f"spec.{name}[{index}].dataset"
-        for name in ("evaluation_data", "training_data")
-        for index, source in enumerate(getattr(spec, name))
-    }
-    query = select(UploadedDataset.id).where(UploadedDataset.tenant == tenant, col(UploadedDataset.id).in_(list(named)))
-    known = set((await session.exec(query.with_for_update(read=True))).all())
-    unknown = [Violation(field, f"there is no dataset {id!r}") for id, field in named.items() if id not in known]
-    if unknown:
-        raise NotFound("DATASET_NOT_FOUND", "; ".join(f"{v.field}: {v.description}" for v in unknown), unknown)
 
 
 async def _messages(session: AsyncSession, jobs: Sequence[Job]) -> list[FineTuningJob]:

@@ -18,7 +18,7 @@ from finetuneflow.v1 import dataset_service_pb2 as pb
 from finetuneflow.v1 import dataset_service_pb2_grpc as pb_grpc
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import DataSource
 
-_LOOK_SECONDS = 3600.0
+LOOK_SECONDS = 3600.0
 """Files are large, and every row is read."""
 
 
@@ -95,7 +95,7 @@ class AsyncDatasets:
         """
         request = pb.ValidateDatasetRequest(source=data_source(dataset), base_model=base_model)
         _settings(request, max_length, chat_template, system_prompt)
-        response = await self._transport.call(self._stub.ValidateDataset, request, try_seconds=_LOOK_SECONDS)
+        response = await self._transport.call(self._stub.ValidateDataset, request, try_seconds=LOOK_SECONDS)
         return ValidationReport.from_proto(response.report)
 
     async def preview(
@@ -114,7 +114,7 @@ class AsyncDatasets:
             source=data_source(dataset), base_model=base_model, first_row=first_row, num_rows=num_rows
         )
         _settings(request, max_length, chat_template, system_prompt)
-        response = await self._transport.call(self._stub.PreviewDataset, request, try_seconds=_LOOK_SECONDS)
+        response = await self._transport.call(self._stub.PreviewDataset, request, try_seconds=LOOK_SECONDS)
         return tuple(RowPreview.from_proto(row) for row in response.rows)
 
 

@@ -12,18 +12,21 @@ from typing import Any
 
 from finetuneflow.artifacts import AsyncArtifacts
 from finetuneflow.blocking import Blocking, blocking, iterating
-from finetuneflow.datasets import AsyncDatasets
+from finetuneflow.datasets import LOOK_SECONDS, AsyncDatasets
 from finetuneflow.enums import enum_number
 from finetuneflow.errors import ApiError, FailedPrecondition, InvalidArgument, JobCancelled, JobFailed, Violation
 from finetuneflow.files import safe_relative_path
 from finetuneflow.paging import paged
 from finetuneflow.resources.event import Event, Severity
 from finetuneflow.resources.job import Checkpoint, Job, JobState, MetricSeries
+from finetuneflow.resources.preflight import Preflight
 from finetuneflow.spec import SpecDraft, draft_spec
 from finetuneflow.transport import AsyncTransport
 from finetuneflow.v1 import event_pb2, fine_tuning_job_pb2
 from finetuneflow.v1 import fine_tuning_service_pb2 as pb
 from finetuneflow.v1 import fine_tuning_service_pb2_grpc as pb_grpc
+from finetuneflow.v1 import probe_service_pb2 as probe_pb
+from finetuneflow.v1 import probe_service_pb2_grpc as probe_pb_grpc
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 from finetuneflow.watching import watch
 
@@ -43,6 +46,7 @@ class AsyncJobs:
         self._datasets = datasets
         self._artifacts = artifacts
         self._stub = pb_grpc.FineTuningServiceStub(transport.channel)
+        self._probe = probe_pb_grpc.ProbeServiceStub(transport.channel)
 
     async def create(
         self,
@@ -82,9 +86,10 @@ class AsyncJobs:
         `method="lora"`.
 
         `spec` takes the whole at once, as a message or as a table (what a TOML file holds), in place of the single
-        fields. With `validate_only` the answer is the job as it would be, without an id; nothing stays on the
-        server, uploaded files neither. Repeating a call with the same `request_id` never makes a second job; without
-        one, this call still makes at most one, however often it has to be sent.
+        fields. With `validate_only` the answer is the job as preflight would leave it, without an id, and what
+        preflight would end the job with is raised as InvalidArgument; nothing stays on the server, uploaded files
+        neither. (`preflight` tells more, and of all refusals at once.) Repeating a call with the same `request_id`
+        never makes a second job; without one, this call still makes at most one, however often it has to be sent.
 
         Raises InvalidArgument (with `violations`), NotFound for an unknown dataset, AlreadyExists when `request_id`
         stands for another spec.
@@ -119,7 +124,8 @@ class AsyncJobs:
             spec=draft.spec, request_id=request_id or uuid.uuid4().hex, validate_only=validate_only
         )
         try:
-            response = await self._transport.call(self._stub.CreateFineTuningJob, request)
+            longer = {"try_seconds": LOOK_SECONDS} if validate_only else {}
+            response = await self._transport.call(self._stub.CreateFineTuningJob, request, **longer)
         except ApiError as error:
             if uploaded and not validate_only:
                 kept = ", ".join(f"{path.name} as {dataset_id}" for path, dataset_id in uploaded.items())
@@ -131,12 +137,44 @@ class AsyncJobs:
             raise
         finally:
             if validate_only:
-                for dataset_id in uploaded.values():
-                    await self._datasets.delete(dataset_id)
+                await self._forget(uploaded)
         job = response.fine_tuning_job
         if validate_only:
-            _name_files(job, {dataset_id: str(path) for path, dataset_id in uploaded.items()})
+            _name_files(uploaded, job.spec, job.resolved_spec)
         return Job.from_proto(job)
+
+    async def preflight(
+        self,
+        /,
+        *,
+        spec: FineTuningJobSpec | Mapping[str, Any] | None = None,
+        node_id: str = "",
+        on_upload: FileProgress | None = None,
+        **fields: Any,
+    ) -> Preflight:
+        """What stage 1 would say of a job, without making one: `fields` and `spec` are those of `create`.
+
+        The settings it would run with and why, what the rows come to, memory, disk, time and cost on the trainer with
+        the most free memory (or on the node `node_id`), everything that would refuse it, and what would be better.
+        Nothing stays on the server, uploaded files neither.
+
+        A job that would be refused is an answer (`refused`). Raises InvalidArgument for settings that `create` refuses
+        at once and for a base model that cannot be trained, NotFound, Unavailable without a probe.
+        """
+        draft = _draft(spec, {name: value for name, value in fields.items() if value is not None})
+        uploaded = await self._upload(draft, True, on_upload)
+        request = probe_pb.PreflightFineTuningJobRequest(spec=draft.spec, node_id=node_id)
+        method = self._probe.PreflightFineTuningJob
+        try:
+            response = await self._transport.call(method, request, try_seconds=LOOK_SECONDS)
+        finally:
+            await self._forget(uploaded)
+        _name_files(uploaded, response.resolved_spec)
+        return Preflight.from_proto(response)
+
+    async def _forget(self, uploaded: Mapping[Path, str]) -> None:
+        for dataset_id in uploaded.values():
+            await self._datasets.delete(dataset_id)
 
     async def _upload(self, draft: SpecDraft, throwaway: bool, on_upload: FileProgress | None) -> dict[Path, str]:
         ids: dict[Path, str] = {}
@@ -305,6 +343,7 @@ class Jobs(Blocking):
     """`client.jobs`."""
 
     create = blocking(AsyncJobs.create)
+    preflight = blocking(AsyncJobs.preflight)
     get = blocking(AsyncJobs.get)
     list = iterating(AsyncJobs.list)
     cancel = blocking(AsyncJobs.cancel)
@@ -328,12 +367,16 @@ def _watch_request(
     )
 
 
-def _name_files(job: fine_tuning_job_pb2.FineTuningJob, names: Mapping[str, str]) -> None:
+def _name_files(uploaded: Mapping[Path, str], *specs: FineTuningJobSpec) -> None:
     """In a dry run's answer, the files in place of the datasets that were deleted again."""
-    for spec in (job.spec, job.resolved_spec):
-        of_phases = [source for phase in spec.phases for source in phase.training_data]
-        for source in (*spec.training_data, *spec.evaluation_data, *of_phases):
-            source.dataset = names.get(source.dataset, source.dataset)
+    for path, dataset_id in uploaded.items():
+        for spec in specs:
+            of_phases = [source for phase in spec.phases for source in phase.training_data]
+            for source in (*spec.training_data, *spec.evaluation_data, *of_phases):
+                if source.dataset == dataset_id:
+                    source.dataset = str(path)
+            # The server makes a name of model and dataset where nobody gives one.
+            spec.display_name = spec.display_name.replace(dataset_id, path.name)
 
 
 def _draft(spec: FineTuningJobSpec | Mapping[str, Any] | None, single: dict[str, Any]) -> SpecDraft:

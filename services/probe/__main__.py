@@ -11,8 +11,10 @@ from finetuneflow.v1 import (
 from services import process
 from services.inputs import catalogue
 from services.probe.datasets import DatasetsServicer
+from services.probe.errands import Errands
 from services.probe.estimates import Estimates
 from services.probe.looking import Looking
+from services.probe.preflights import Preflights
 from services.probe.servicer import ProbeServicer
 from services.probe.settings import ProbeSettings
 from services.probe.stage import PreflightStage
@@ -30,16 +32,17 @@ def main() -> None:
     )
 
     def mount(worker: StageWorker) -> list[Mount]:
+        errands = Errands(settings)
         return [
             Mount(
                 probe_service_pb2.DESCRIPTOR.services_by_name["ProbeService"],
                 probe_service_pb2_grpc.add_ProbeServiceServicer_to_server,
-                ProbeServicer(settings, estimates),
+                ProbeServicer(settings, estimates, Preflights(settings, models, errands)),
             ),
             Mount(
                 dataset_service_pb2.DESCRIPTOR.services_by_name["DatasetService"],
                 dataset_service_pb2_grpc.add_DatasetServiceServicer_to_server,
-                DatasetsServicer(Looking(settings, models)),
+                DatasetsServicer(Looking(settings, models, errands)),
             ),
         ]
 

@@ -1,7 +1,7 @@
 """One answer without a server: a question as JSON on stdin, its answer as JSON on stdout.
 
-`ftf recommend` and `ftf estimate` ask it on a machine where no server is up. Counting data needs a tokenizer, which no
-serving process may hold; this one ends with its answer.
+`ftf recommend`, `ftf estimate` and `ftf validate` ask it on a machine where no server is up. Counting data needs a
+tokenizer, which no serving process may hold; this one ends with its answer.
 """
 
 import json
@@ -19,6 +19,7 @@ from engine.errors import JobError, SystemFailure
 from finetuneflow.v1 import probe_service_pb2 as api
 from services.inputs import catalogue
 from services.probe.estimates import Estimates
+from services.probe.preflights import dry_run_spec
 from services.probe.settings import ProbeSettings
 
 
@@ -29,11 +30,17 @@ def answer(asked: dict[str, Any], settings: ProbeSettings) -> dict[str, Any]:
         estimates = Estimates(models, settings.home, hub_token=token, prices=settings.prices)
         match asked["question"]:
             case "recommend":
-                found = estimates.recommend(ParseDict(asked["request"], api.RecommendMethodRequest()))
-                return {"answer": MessageToDict(found, preserving_proto_field_name=True)}
+                advised = estimates.recommend(ParseDict(asked["request"], api.RecommendMethodRequest()))
+                return {"answer": MessageToDict(advised, preserving_proto_field_name=True)}
             case "estimate":
                 told = estimates.estimate(ParseDict(asked["request"], api.EstimateResourcesRequest()))
                 return {"answer": MessageToDict(told, preserving_proto_field_name=True)}
+            case "preflight":
+                tried = ParseDict(asked["request"], api.PreflightFineTuningJobRequest())
+                found = _preflight(
+                    tried, {name: Path(path) for name, path in asked["sources"].items()}, models, settings
+                )
+                return {"answer": MessageToDict(found, preserving_proto_field_name=True)}
             case "count":
                 request = ParseDict(asked["request"], api.EstimateResourcesRequest())
                 return {"answer": _count(request, [Path(path) for path in asked["data"]], models, token)}
@@ -43,6 +50,16 @@ def answer(asked: dict[str, Any], settings: ProbeSettings) -> dict[str, Any]:
         violations = [{"field": v.field, "description": v.description} for v in at_fault]
         return {"error": {"reason": error.reason, "message": message, "violations": violations}}
     raise ValueError(f"no such question: {asked['question']!r}")
+
+
+def _preflight(
+    request: api.PreflightFineTuningJobRequest, sources: dict[str, Path], models: Catalogue, settings: ProbeSettings
+) -> api.PreflightFineTuningJobResponse:
+    from services.probe.worker.dry_run import dry_run
+
+    with tempfile.TemporaryDirectory() as folder:
+        spec = dry_run_spec(request, sources, Path(folder), settings, models)
+        return dry_run(spec, lambda _phase, _fraction: None)
 
 
 def _count(request: api.EstimateResourcesRequest, data: list[Path], models: Catalogue, token: str) -> dict[str, Any]:

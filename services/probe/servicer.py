@@ -1,4 +1,4 @@
-"""`ProbeService`. Methods that are not here answer UNIMPLEMENTED, with ErrorInfo, through the generated base class."""
+"""`ProbeService`."""
 
 import asyncio
 from typing import Any
@@ -7,15 +7,17 @@ from chassis.errors import NotFound
 from finetuneflow.v1 import probe_service_pb2, probe_service_pb2_grpc
 from services.hardware import read_hardware
 from services.probe.estimates import Estimates
+from services.probe.preflights import Preflights
 from services.probe.settings import ProbeSettings
 
 
 class ProbeServicer(probe_service_pb2_grpc.ProbeServiceServicer):
     """Answers for its own machine."""
 
-    def __init__(self, settings: ProbeSettings, estimates: Estimates) -> None:
+    def __init__(self, settings: ProbeSettings, estimates: Estimates, preflights: Preflights) -> None:
         self._settings = settings
         self._estimates = estimates
+        self._preflights = preflights
 
     async def GetHardware(
         self, request: probe_service_pb2.GetHardwareRequest, context: Any
@@ -40,6 +42,14 @@ class ProbeServicer(probe_service_pb2_grpc.ProbeServiceServicer):
         if not request.HasField("hardware"):
             self._own(request.node_id)
         return await asyncio.to_thread(self._estimates.estimate, request)
+
+    async def PreflightFineTuningJob(
+        self, request: probe_service_pb2.PreflightFineTuningJobRequest, context: Any
+    ) -> probe_service_pb2.PreflightFineTuningJobResponse:
+        """NOT_FOUND as in RecommendMethod, and for datasets that did not come with the request."""
+        if not request.HasField("hardware"):
+            self._own(request.node_id)
+        return await self._preflights.preflight(request)
 
     def _own(self, node_id: str) -> None:
         own = self._settings.node_id

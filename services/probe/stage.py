@@ -5,7 +5,7 @@ from pathlib import Path
 
 from google.protobuf.json_format import MessageToDict
 
-from chassis.artifacts import ArtifactStore
+from chassis.artifacts import ArtifactStore, on_disk_of
 from chassis.child import ChildCommand
 from engine.catalogue import Catalogue
 from engine.config.wire import spec_to_dict
@@ -37,5 +37,6 @@ class PreflightStage:
             node_id=self._settings.node_id,
             hardware=MessageToDict(hardware, preserving_proto_field_name=True),
             prices=self._settings.prices,
+            holds_artifacts=on_disk_of(self._settings.artifacts, self._settings.home),
         )
         return child_command(self._settings, spec, workdir)

@@ -101,7 +101,13 @@ def test_a_detached_and_a_dry_run(ftf: Ftf, rows: Path, gateway: FakeGateway) ->
     result = ftf("train", rows, "--model", "m", "--dry-run", "--set", "lora.r=32")
     assert result.exit_code == 0
     assert "[lora]\nr = 32" in result.stdout
-    assert gateway.requests("CreateFineTuningJob")[-1].validate_only
+    for said in ("method\tlora\tit fits", "weights\t6.00 GiB", "hyperparameters.packing\tfalse\ttrue", "would run"):
+        assert said in result.stdout
+    assert not any(request.validate_only for request in gateway.requests("CreateFineTuningJob"))
+    result = ftf("train", rows, "--model", "m", "--dry-run", "--set", "hyperparameters.num_epochs=100")
+    assert result.exit_code == 2
+    assert "Refused: It is too small. Grow. [DISK_TOO_SMALL]" in result.stdout
+    assert len(gateway.requests("CreateFineTuningJob")) == 2
 
 
 def test_a_config_file_flags_and_settings_add_up(

@@ -37,14 +37,30 @@ def test_a_file_is_validated_without_a_server(tiny: Path, tmp_path: Path) -> Non
     template.write_text('{"question": "At {{ age }}?", "answer": {{ goal | tojson }}}')
     done = here(tiny, "validate", rows, "-m", "tiny", "--template", template)
     assert done.returncode == 0, done.stderr
-    assert "Nothing is wrong" in done.stdout
+    assert "The job would run" in done.stdout
     done = here(tiny, "validate", rows, "-m", "tiny", "--map", "question=age", "--map", "answer=goals", "--json")
     assert done.returncode == 2, done.stdout
-    report = json.loads(done.stdout)
+    report = json.loads(done.stdout)["report"]
     assert report["verdict"] == "VALIDATION_VERDICT_REFUSED"
-    assert "NO_ANSWER" in {problem["reason"] for problem in report["problems"]}
+    assert "NO_ANSWER" in {problem["reason"] for problem in report["validation"]["problems"]}
     done = here(tiny, "validate", rows, "-m", "tinny", "--json")
     assert (done.returncode, json.loads(done.stderr)["error"]["reason"]) == (2, "MODEL_NOT_FOUND")
+
+
+def test_a_job_file_is_validated_without_a_server(tiny: Path, tmp_path: Path) -> None:
+    """Rows, settings and machine in one report, and what would be better; a script stops where a job would fail."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(f'{{"question": "What is {n}?", "answer": "It is {n}."}}\n' for n in range(60)))
+    job = tmp_path / "job.toml"
+    job.write_text('base_model = "tiny"\ntraining_data = "rows.jsonl"\n[hyperparameters]\nlearning_rate = 0.5\n')
+    done = here(tiny, "validate", "--config", job, "--set", "lora.target_modules=['q_porj']", "--json")
+    assert done.returncode == 2, done.stderr
+    found = json.loads(done.stdout)
+    assert [each["reason"] for each in found["report"]["findings"] if "violations" in each] == ["UNKNOWN_MODULE"]
+    better = {each["field"]: each for each in found["report"]["improvements"]}
+    assert better["hyperparameters.learning_rate"]["suggested"] == "0.0002"
+    assert found["resolved_spec"]["training_data"] == [{"dataset": str(rows), "weight": 1.0}]
+    assert float(found["estimate"]["duration_seconds"]) > 0
 
 
 def test_a_preview_marks_what_is_trained(tiny: Path, tmp_path: Path) -> None:
@@ -67,8 +83,12 @@ def test_a_server_looks_at_what_was_uploaded(ftf: Ftf, gateway: Any, tmp_path: P
     assert "12,345" in result.output
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"question": "Why?", "answer": "So."}\n')
-    result = ftf("validate", rows, "--model", "m", "--json")
-    assert result.exit_code == 2
-    report = json.loads(result.output)
-    assert report["problems"][0]["row"] == "17"
+    result = ftf("validate", rows, "--model", "m", "--json", "--map", "question=q", "--max-length", 64)
+    assert result.exit_code == 0
+    report = json.loads(result.output)["report"]
+    assert report["validation"]["problems"][0]["row"] == "17"
+    (request,) = gateway.requests("PreflightFineTuningJob")
+    assert request.spec.training_data[0].mapping == {"question": "q"}
+    assert request.spec.hyperparameters.max_length == 64
+    assert ftf("validate", rows, "--model", "m", "--set", "hyperparameters.num_epochs=100").exit_code == 2
     assert ftf("validate", "nowhere.jsonl", "--model", "m").exit_code == 2

@@ -12,17 +12,22 @@ from engine.config.job import job_config
 from engine.config.wire import config_to_spec
 from finetuneflow.v1 import probe_service_pb2 as api
 from finetuneflow.v1.estimate_pb2 import FIT_VERDICT_COMFORTABLE
+from finetuneflow.v1.event_pb2 import ConfigResolved
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import TRAINING_METHOD_LORA, FineTuningJobSpec
 from finetuneflow.v1.hardware_pb2 import Gpu, Hardware
 from finetuneflow.v1.probe_service_pb2_grpc import ProbeServiceStub, add_ProbeServiceServicer_to_server
 from finetuneflow.v1.stage_result_pb2 import BaseModelIdentity, DataStatistics, PreflightResult, TrainingResult
 from finetuneflow.v1.work_pb2 import Node
 from gateway.database import Database
+from gateway.machines import Machines
 from gateway.passthrough import Passthrough
+from gateway.preflights import Preflights as GatewayPreflights
 from gateway.servicers.probe import Probe
 from gateway.speeds import Speeds
 from gateway.tables import Job
+from services.probe.errands import Errands
 from services.probe.estimates import Estimates
+from services.probe.preflights import Preflights
 from services.probe.servicer import ProbeServicer
 from services.probe.settings import ProbeSettings
 from tests.gateway.serving import refusal, serving
@@ -38,9 +43,12 @@ async def probe(nats_server: NatsServer, database: Database, tmp_path: Path) -> 
     bus = await Bus.connect(nats_server.url, nats_server.user, nats_server.password, "test")
     await bus.ensure_streams()
     estimates = Estimates(Catalogue(tmp_path), tmp_path)
-    servicer = ProbeServicer(ProbeSettings(home=tmp_path, node_id="p"), estimates)
+    settings = ProbeSettings(home=tmp_path, node_id="p")
+    servicer = ProbeServicer(settings, estimates, Preflights(settings, Catalogue(tmp_path), Errands(settings)))
     add = add_ProbeServiceServicer_to_server
-    gateway = Probe(Passthrough(bus), Speeds(database))
+    passthrough = Passthrough(bus)
+    machines = Machines(passthrough, Speeds(database))
+    gateway = Probe(passthrough, machines, GatewayPreflights(database, passthrough, machines, Catalogue(tmp_path)))
     async with (
         serving(api, "ProbeService", add, servicer) as behind,
         serving(api, "ProbeService", add, gateway) as address,
@@ -48,7 +56,7 @@ async def probe(nats_server: NatsServer, database: Database, tmp_path: Path) -> 
     ):
         await bus.put_node(Node(id="p", service="probe", address=behind))
         small = Hardware(cpu_model="Small", cpu_cores=2, memory_total_bytes=8 * GIB, memory_available_bytes=6 * GIB)
-        await bus.put_node(Node(id="small", service="trainer", hardware=small))
+        await bus.put_node(Node(id="small", service="trainer", pool="slow", hardware=small))
         large = Hardware(memory_total_bytes=256 * GIB, cuda_available=True, gpus=[H100], packages={"bitsandbytes": "1"})
         await bus.put_node(Node(id="large", service="trainer", hardware=large))
         yield ProbeServiceStub(channel)
@@ -64,6 +72,8 @@ async def test_the_trainer_with_the_most_room_unless_a_node_is_named(probe: Prob
     named = (await probe.RecommendMethod(Request(base_model="smollm2-135m", node_id="small"))).recommendation
     assert named.estimate.hardware == "Small × 2"
     assert named.estimate.memory_free_bytes == 6 * GIB
+    pooled = api.RecommendMethodRequest(base_model="smollm2-135m", spec={"resources": {"pool": "slow"}})
+    assert (await probe.RecommendMethod(pooled)).recommendation.estimate.hardware == "Small × 2"
     ghost = await refusal(probe.RecommendMethod(Request(base_model="smollm2-135m", node_id="ghost")))
     assert (ghost.code, ghost.reason) == (grpc.StatusCode.NOT_FOUND, "NODE_NOT_FOUND")
     unknown = await refusal(probe.RecommendMethod(Request(base_model="smollm3-135m")))
@@ -93,7 +103,8 @@ async def test_time_comes_from_what_earlier_jobs_took(probe: ProbeServiceStub, d
             Job(
                 id="ftjob_1", tenant="default", request_sha256="", spec=b"", pool="default", max_attempts=1,
                 state="SUCCEEDED", stage="EXPORT", create_time=1, update_time=1,
-                config=config_to_spec(config).SerializeToString(), preflight=preflight.SerializeToString(),
+                config=ConfigResolved(resolved_spec=config_to_spec(config)).SerializeToString(),
+                preflight=preflight.SerializeToString(),
                 training=TrainingResult(train_tokens_per_second=50_000).SerializeToString(),
             )
         )  # fmt: skip

@@ -150,10 +150,14 @@ async def test_the_same_request_id_makes_one_job(room: Room) -> None:
     assert (refused.code, refused.reason) == (grpc.StatusCode.ALREADY_EXISTS, "REQUEST_ID_REUSED")
 
 
-async def test_a_dry_run_stores_nothing(room: Room) -> None:
+async def test_a_dry_run_without_a_probe_says_so(room: Room) -> None:
+    """What nobody has looked at is not said to be right; what is wrong at first sight is said all the same."""
     request = api.CreateFineTuningJobRequest(spec=spec(), request_id="dry", validate_only=True)
-    answer = await room.stub.CreateFineTuningJob(request)
-    assert answer.fine_tuning_job.id == ""
+    refused = await refusal(room.stub.CreateFineTuningJob(request))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "NO_PROBE")
+    request.spec.hyperparameters.num_epochs = -1
+    refused = await refusal(room.stub.CreateFineTuningJob(request))
+    assert refused.fields == ("spec.hyperparameters.num_epochs",)
     assert not await jobs(room)
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from chassis.bus import Bus
 from chassis.errors import InvalidArgument, Unavailable, Violation
+from engine.catalogue import Catalogue
 from finetuneflow.v1 import evaluator_service_pb2, probe_service_pb2
 from finetuneflow.v1.estimate_pb2 import Recommendation
 from finetuneflow.v1.evaluator_service_pb2_grpc import (
@@ -24,7 +25,9 @@ from finetuneflow.v1.probe_service_pb2_grpc import (
 )
 from finetuneflow.v1.work_pb2 import Node
 from gateway.database import Database
+from gateway.machines import Machines
 from gateway.passthrough import Passthrough
+from gateway.preflights import Preflights
 from gateway.servicers.generation import Generation
 from gateway.servicers.probe import Probe
 from gateway.speeds import Speeds
@@ -82,8 +85,11 @@ async def probe(bus: Bus, tmp_path: Path) -> AsyncIterator[ProbeServiceStub]:
     """ProbeService as the gateway serves it."""
     add = add_ProbeServiceServicer_to_server
     database = await Database.open(f"sqlite:///{tmp_path / 'gateway.sqlite'}")
+    passthrough = Passthrough(bus)
+    machines = Machines(passthrough, Speeds(database))
+    servicer = Probe(passthrough, machines, Preflights(database, passthrough, machines, Catalogue(tmp_path)))
     async with (
-        serving(probe_service_pb2, "ProbeService", add, Probe(Passthrough(bus), Speeds(database))) as address,
+        serving(probe_service_pb2, "ProbeService", add, servicer) as address,
         grpc.aio.insecure_channel(address) as channel,
     ):
         yield ProbeServiceStub(channel)

@@ -10,12 +10,14 @@ from typing import Any
 import datasets
 import numpy
 import pytest
+from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from safetensors.numpy import save_file
 
 from chassis.pipe import EventSink
 from engine.catalogue import Catalogue
 from engine.config.wire import resolved_config
+from engine.errors import JobError
 from finetuneflow.v1.event_pb2 import ArtifactSaved, ConfigResolved, Phase, Warning
 from services.hardware import read_hardware
 from services.probe.worker.preflight import preflight
@@ -97,6 +99,28 @@ def test_a_good_job_is_resolved_counted_and_tokenised(make_spec: MakeSpec, tmp_p
     assert config.method == "lora"
     assert config.hyperparameters.gradient_checkpointing is not None
     assert "auto" not in (config.hyperparameters.precision, config.hyperparameters.optim)
+
+
+def test_a_disk_that_checkpoints_would_fill_ends_it(make_spec: MakeSpec, tmp_path: Path) -> None:
+    """Not in its third hour; and a nearly full one is said to be that."""
+
+    def with_free(num_bytes: int) -> Path:
+        hardware = read_hardware("node-1", tmp_path)
+        hardware.disk_free_bytes = num_bytes
+        path = make_spec(ROWS, recipe="cpu-demo")
+        spec = json.loads(path.read_text()) | {"hardware": MessageToDict(hardware, preserving_proto_field_name=True)}
+        path.write_text(json.dumps(spec))
+        return path
+
+    disk = preflight(Recorded(), with_free(1 << 40)).preflight.estimate.disk
+    assert disk.needed_bytes > disk.num_checkpoints * disk.checkpoint_bytes > 0
+    sink = Recorded()
+    preflight(sink, with_free(int(disk.needed_bytes / 0.9)))
+    assert [event.reason for event in sink.events if isinstance(event, Warning)] == ["DISK_TIGHT"]
+    with pytest.raises(JobError) as caught:
+        preflight(Recorded(), with_free(disk.needed_bytes))
+    assert caught.value.reason == "DISK_TOO_SMALL"
+    assert "save_total_limit" in caught.value.advice
 
 
 def run(spec: Path) -> subprocess.CompletedProcess[str]:

@@ -31,6 +31,7 @@ def machine(*, gib: float = 24, features: tuple[str, ...] = (), gpu: float = 0, 
 def resolved(hardware: Hardware, architecture: Architecture = SMALL, longest: int = 256, **spec: Any) -> Resolved:
     result = Resolved(job_config({"base_model": "m", "training_data": [{"dataset": "d"}], **spec}))
     resolve(result, hardware, architecture, longest)
+    result.raise_refusals()
     return result
 
 
@@ -88,7 +89,7 @@ def test_what_cannot_fit_is_refused_with_what_to_change() -> None:
 def test_qlora_on_a_cpu_works_and_warns() -> None:
     result = resolved(machine(), method="qlora", recipe="fitbox")
     assert result.config.method == "qlora"
-    assert {reason for reason, _, _ in result.warnings} == {"QLORA_ON_CPU", "OPTIMIZER_ON_CPU"}
+    assert {doubt.reason for doubt in result.warnings} == {"QLORA_ON_CPU", "OPTIMIZER_ON_CPU"}
     bare = machine()
     del bare.packages["bitsandbytes"]
     with pytest.raises(JobError) as caught:
@@ -114,7 +115,7 @@ def test_max_length_stays_within_the_models_context() -> None:
     result = Resolved(JobConfig(base_model="m"))
     resolve_length(result, 512, asked=True)
     assert result.config.hyperparameters.max_length == 512
-    assert result.warnings[0][0] == "MAX_LENGTH_CLIPPED"
+    assert result.warnings[0].reason == "MAX_LENGTH_CLIPPED"
 
 
 @pytest.mark.parametrize("rows", [1, 7, 8, 9, 100, 384])

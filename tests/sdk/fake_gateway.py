@@ -409,6 +409,30 @@ class FakeGateway(
             estimate.price_per_hour = estimate.cost = 0.3
         return probe_service_pb2.EstimateResourcesResponse(estimate=estimate)
 
+    def PreflightFineTuningJob(self, request: Any, context: Any) -> Any:
+        """Refuses jobs for more than 99 epochs."""
+        self._enter("PreflightFineTuningJob", request, context)
+        answer = probe_service_pb2.PreflightFineTuningJobResponse(resolved_spec=request.spec)
+        answer.resolved_spec.display_name = f"m on {request.spec.training_data[0].dataset}"
+        answer.resolutions.add(field="method", value="lora", reason="it fits")
+        answer.result.base_model.id, answer.result.total_steps = request.spec.base_model, 43
+        answer.estimate.CopyFrom(self._estimate())
+        answer.estimate.disk.needed_bytes, answer.estimate.disk.free_bytes = 2**30, 2**33
+        report = answer.report
+        report.verdict = report.validation.verdict = 2
+        report.validation.training_data.num_examples = 12_345
+        report.validation.problems.add(row=17, reason="TRUNCATED", message="is cut", severity=1)
+        report.improvements.add(
+            field="hyperparameters.packing", current="false", suggested="true", reason="40% is padding."
+        )
+        if request.spec.hyperparameters.num_epochs > 99:
+            report.verdict = 3
+            refusal = report.findings.add(
+                severity=2, reason="DISK_TOO_SMALL", message="It is too small.", advice="Grow."
+            )
+            refusal.violations.add(field="spec.hyperparameters.save_total_limit", description="It is too small.")
+        return answer
+
     def _estimate(self) -> estimate_pb2.ResourceEstimate:
         return estimate_pb2.ResourceEstimate(
             memory=[estimate_pb2.MemoryComponent(name="weights", size_bytes=6 * 2**30, description="NF4")],

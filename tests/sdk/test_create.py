@@ -87,6 +87,25 @@ def test_a_dry_run_leaves_nothing_on_the_server(client: Client, gateway: FakeGat
     assert gateway.deleted == list(gateway.uploads)
 
 
+def test_a_preflight_leaves_nothing_on_the_server_either(client: Client, gateway: FakeGateway, rows: Path) -> None:
+    """What refuses a job is an answer with everything else in it, not an exception with one sentence."""
+    found = client.jobs.preflight(base_model="m", training_data=rows, hyperparameters={"num_epochs": 3}, node_id="n")
+    assert not found.refused
+    assert found.resolved_spec["training_data"] == [{"dataset": str(rows)}]
+    assert found.resolved_spec["display_name"] == f"m on {rows.name}"
+    assert (found.report.improvements[0].suggested, found.resolutions[0].value) == ("true", "lora")
+    assert found.estimate.disk is not None
+    assert gateway.requests("PreflightFineTuningJob")[0].node_id == "n"
+    assert gateway.deleted == list(gateway.uploads)
+    found = client.jobs.preflight(
+        spec={"base_model": "m", "training_data": "ds_1", "hyperparameters": {"num_epochs": 100}}
+    )
+    assert found.refused
+    assert found.report.findings[0].violations[0].field == "spec.hyperparameters.save_total_limit"
+    with pytest.raises(InvalidArgument, match="bse_model"):
+        client.jobs.preflight(bse_model="m", training_data=rows)
+
+
 def test_the_same_file_again_is_the_same_dataset(client: Client, gateway: FakeGateway, rows: Path) -> None:
     for _ in range(2):
         client.jobs.create(base_model="m", training_data=rows)

@@ -11,6 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from chassis.pipe import Cancelled
+from engine.estimate.architecture import Architecture
+from engine.estimate.disk import checkpoint_bytes, num_saved
+from engine.estimate.memory import Setup
 from finetuneflow.v1.event_pb2 import CheckpointSaved, Complete, Eval, Log, Phase, Restored, Warning
 from services.trainer.worker.checkpoint import IncompleteCheckpoint
 from services.trainer.worker.recipe import train
@@ -63,6 +66,25 @@ def test_a_training_tells_its_whole_story(spec: Any) -> None:
     assert result.train_samples_per_second == pytest.approx(160 / result.train_runtime_seconds)
     assert result.peak_memory_bytes > 100 * 2**20
     assert not sink.of(Warning)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_checkpoints_take_the_disk_that_preflight_says(spec: Any, tiny_model: Path, method: str) -> None:
+    """A job that fills the disk in its third hour is refused before its first."""
+    sink = Recorder()
+    given = spec(method=method, save_steps=3, total_steps=5)
+    train(given, sink)
+    architecture = Architecture.of_folder(tiny_model)
+    setup = Setup.of(given.config, on_gpu=False, length=24)
+    tokenizer = sum((tiny_model / name).stat().st_size for name in ("tokenizer.json", "tokenizer_config.json"))
+    expected = checkpoint_bytes(architecture, setup, tokenizer)
+    sizes = [_size(given.out_dir / saved.path) for saved in sink.of(CheckpointSaved)]
+    assert len(sizes) == num_saved(given.config, 5)
+    assert all(0.8 * expected < size <= expected for size in sizes), (sizes, expected)
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*"))
 
 
 def test_a_training_that_was_done_does_not_train_again(spec: Any) -> None:

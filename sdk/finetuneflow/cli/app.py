@@ -19,6 +19,7 @@ from finetuneflow.cli import (
     probe,
     recipes,
     train,
+    validating,
 )
 from finetuneflow.cli.advice import ADDRESS
 from finetuneflow.cli.exits import EXIT_CODES, ReportingGroup
@@ -50,7 +51,8 @@ def build_app() -> typer.Typer:
     app.command()(doctor.doctor)
     add_server_commands(app, models_app)
     estimates.add_commands(app)
-    looking.add_commands(app, datasets_app)
+    looking.add_commands(datasets_app)
+    validating.add_commands(app)
     return app
 
 

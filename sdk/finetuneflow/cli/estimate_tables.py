@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 
-from finetuneflow.cli.session import duration, print_rows
+from finetuneflow.cli.session import count, duration, print_rows, size
 from finetuneflow.resources.estimate import (
     DecisionCell,
+    DiskEstimate,
     FitVerdict,
     Recommendation,
     ResourceEstimate,
@@ -51,6 +52,8 @@ def print_estimate(console: Console, estimate: ResourceEstimate) -> None:
     else:
         rows.append(["Time", "not known without data: give files, or --examples"])
     rows.append(["Cost", _cost(estimate)])
+    if estimate.disk is not None:
+        rows.append(["Disk", _disk(estimate.disk)])
     print_rows(console, ["", ""], rows)
 
 
@@ -113,8 +116,15 @@ def _cost(estimate: ResourceEstimate) -> str:
     return f"{estimate.cost:.2f} {estimate.currency} ({span}), at {each}"
 
 
-def _gib(size: int) -> str:
-    return f"{size / _GIB:.2f} GiB"
+def _disk(disk: DiskEstimate) -> str:
+    need = f"{count(disk.num_checkpoints, 'checkpoint')} of {size(disk.checkpoint_bytes)} at once"
+    if disk.download_bytes:
+        need += f", {size(disk.download_bytes)} of weights to download"
+    return f"{size(disk.needed_bytes)} ({need}) of {size(disk.free_bytes)} that are free: {_word(disk.verdict)}"
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / _GIB:.2f} GiB"
 
 
 def _method(method: TrainingMethod | None) -> str:

@@ -1,4 +1,4 @@
-"""`ftf validate`, `ftf datasets stats` and `ftf datasets preview`: what a training would make of rows.
+"""`ftf datasets stats` and `ftf datasets preview`: what a training would make of rows.
 
 A file is looked at on this machine where the server's package is installed and no `--address` says otherwise; else it
 is uploaded, and the server looks. Datasets that were uploaded are the server's.
@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Annotated, Any, Protocol
 
 import typer
+from rich.console import Console
 from rich.text import Text
 
-from finetuneflow.cli.advice import ftf
 from finetuneflow.cli.exits import USAGE
 from finetuneflow.cli.session import Json, Session, count, print_json, print_rows, session, size
 from finetuneflow.datasets import data_source
 from finetuneflow.resources.stage_result import DataStatistics
-from finetuneflow.resources.validation import ProblemSeverity, RowPreview, ValidationReport, Verdict
+from finetuneflow.resources.validation import ProblemSeverity, RowPreview, ValidationReport
 from finetuneflow.v1 import dataset_service_pb2 as pb
 
 _SHOWN = 20
@@ -33,24 +33,24 @@ class Here(Protocol):
 
 _Data = Annotated[str, typer.Argument(metavar="DATA", help="A file of rows, or a dataset's id.")]
 _Model = Annotated[str, typer.Option("--model", "-m", help="Base model, whose tokenizer and template are used.")]
-_Map = Annotated[
+Map = Annotated[
     list[str] | None, typer.Option("--map", help="A column, ours=theirs, such as question=prompt; as often as needed.")
 ]
-_Template = Annotated[
+Template = Annotated[
     Path | None, typer.Option(exists=True, dir_okay=False, help="A file with a template that turns rows into examples.")
 ]
-_Format = Annotated[str | None, typer.Option("--format", help="What the rows are.", show_default="detected")]
-_MaxLength = Annotated[int | None, typer.Option(help="Tokens of a row.", show_default="2048")]
-_System = Annotated[str | None, typer.Option("--system-prompt", help="Put before conversations without one.")]
+Format = Annotated[str | None, typer.Option("--format", help="What the rows are.", show_default="detected")]
+MaxLength = Annotated[int | None, typer.Option(help="Tokens of a row.", show_default="2048")]
+SystemPrompt = Annotated[str | None, typer.Option("--system-prompt", help="Put before conversations without one.")]
 
 
-def add_commands(app: typer.Typer, datasets: typer.Typer, here: Here | None = None) -> None:
+def add_commands(datasets: typer.Typer, here: Here | None = None) -> None:
     """Adds what is not there yet; `here` is what the server distribution brings."""
     looking = _Looking(here)
-    for group, command in ((app, _validate(looking)), (datasets, _stats(looking)), (datasets, _preview(looking))):
-        present = {info.name or getattr(info.callback, "__name__", "") for info in group.registered_commands}
+    present = {info.name or getattr(info.callback, "__name__", "") for info in datasets.registered_commands}
+    for command in (_stats(looking), _preview(looking)):
         if command.__name__ not in present:
-            group.command()(command)
+            datasets.command()(command)
 
 
 class _Looking:
@@ -97,7 +97,8 @@ def _set(request: pb.ValidateDatasetRequest | pb.PreviewDatasetRequest, values: 
             setattr(request, name, value)
 
 
-def _source(mapping: list[str] | None, template: Path | None, format_: str | None) -> dict[str, Any]:
+def source_settings(mapping: list[str] | None, template: Path | None, format_: str | None) -> dict[str, Any]:
+    """The fields of a source that options stand for."""
     pairs = dict(entry.split("=", 1) for entry in mapping or [] if "=" in entry)
     if len(pairs) != len(mapping or []):
         raise typer.BadParameter("--map takes ours=theirs, such as question=prompt, and each of ours once")
@@ -105,52 +106,26 @@ def _source(mapping: list[str] | None, template: Path | None, format_: str | Non
     return {"mapping": pairs, "template": text, "format": format_}
 
 
-def _validate(looking: _Looking) -> Callable[..., None]:
-    def validate(
-        ctx: typer.Context,
-        data: _Data,
-        model: _Model,
-        mapping: _Map = None,
-        template: _Template = None,
-        format_: _Format = None,
-        max_length: _MaxLength = None,
-        system_prompt: _System = None,
-        json: Json = False,
-    ) -> None:
-        """Check every row of DATA as a training would; exit code 2 when a job would be refused."""
-        here = session(ctx)
-        source = _source(mapping, template, format_)
-        report = looking.validate(here, data, model, source, max_length=max_length, system_prompt=system_prompt)
-        if json:
-            print_json(report.proto)
-        else:
-            _show_report(here, report)
-        if report.verdict == Verdict.REFUSED:
-            raise typer.Exit(USAGE)
-
-    return validate
-
-
 def _stats(looking: _Looking) -> Callable[..., None]:
     def stats(
         ctx: typer.Context,
         data: _Data,
         model: _Model,
-        mapping: _Map = None,
-        template: _Template = None,
-        format_: _Format = None,
-        max_length: _MaxLength = None,
+        mapping: Map = None,
+        template: Template = None,
+        format_: Format = None,
+        max_length: MaxLength = None,
         json: Json = False,
     ) -> None:
         """Count the rows and tokens of DATA, and the steps of a job on it."""
         here = session(ctx)
-        report = looking.validate(here, data, model, _source(mapping, template, format_), max_length=max_length)
+        report = looking.validate(here, data, model, source_settings(mapping, template, format_), max_length=max_length)
         if json:
             print_json(report.proto)
         elif report.training_data is None:
-            _show_report(here, report)
+            show_problems(here.console, report)
         else:
-            print_rows(here.console, ["OF THE ROWS", ""], _figures(report, report.training_data))
+            print_rows(here.console, ["OF THE ROWS", ""], figures(report, report.training_data))
             print_rows(here.console, ["TOKENS", "ROWS", ""], _histogram(report.training_data))
         if report.training_data is None:
             raise typer.Exit(USAGE)
@@ -166,16 +141,16 @@ def _preview(looking: _Looking) -> Callable[..., None]:
         row: Annotated[int, typer.Option(min=1, help="First row, as an editor numbers lines.")] = 1,
         rows: Annotated[int, typer.Option(min=1, max=100, help="How many.")] = 3,
         tokens: Annotated[bool, typer.Option("--tokens", help="Token by token, with ids.")] = False,
-        mapping: _Map = None,
-        template: _Template = None,
-        format_: _Format = None,
-        max_length: _MaxLength = None,
-        system_prompt: _System = None,
+        mapping: Map = None,
+        template: Template = None,
+        format_: Format = None,
+        max_length: MaxLength = None,
+        system_prompt: SystemPrompt = None,
         json: Json = False,
     ) -> None:
         """Show rows of DATA as training will see them; what is trained stands out."""
         here = session(ctx)
-        source = _source(mapping, template, format_)
+        source = source_settings(mapping, template, format_)
         more = {"max_length": max_length, "system_prompt": system_prompt}
         found = looking.preview(here, data, model, source, row, rows, **more)
         if json:
@@ -189,10 +164,8 @@ def _preview(looking: _Looking) -> Callable[..., None]:
     return preview
 
 
-def _show_report(here: Session, report: ValidationReport) -> None:
-    console = here.console
-    if report.training_data is not None:
-        print_rows(console, ["OF THE ROWS", ""], _figures(report, report.training_data))
+def show_problems(console: Console, report: ValidationReport) -> None:
+    """The first ones one by one, all of them counted."""
     for problem in report.problems[:_SHOWN]:
         style = "red" if problem.severity == ProblemSeverity.ERROR else "yellow"
         place = f"row {problem.row}: " if problem.row else ""
@@ -200,18 +173,10 @@ def _show_report(here: Session, report: ValidationReport) -> None:
     if report.num_problems > min(len(report.problems), _SHOWN):
         kinds = ", ".join(f"{each.count:,} {each.reason}" for each in report.counts)
         console.print(f"{count(report.num_problems, 'problem')} in all: {kinds}. --json lists up to 100 of a kind.")
-    verdicts = {
-        Verdict.OK: "Nothing is wrong with these rows.",
-        Verdict.WARNINGS: "A job on these rows would run. Look at the warnings first.",
-        Verdict.REFUSED: "A job on these rows would be refused: mend the rows above.",
-    }
-    if report.verdict in verdicts:
-        console.print(verdicts[report.verdict])
-    if report.verdict != Verdict.REFUSED:
-        console.print(f"See what is trained: {ftf('datasets preview DATA --model MODEL')}")
 
 
-def _figures(report: ValidationReport, counted: DataStatistics) -> Iterable[list[str]]:
+def figures(report: ValidationReport, counted: DataStatistics) -> Iterable[list[str]]:
+    """Rows of a table: what there is to train on."""
     yield ["Format", counted.format or "unknown"]
     yield ["Examples", f"{counted.num_examples:,}"]
     left_out = {

@@ -11,7 +11,7 @@ from finetuneflow.cli.advice import ftf
 from finetuneflow.cli.config import apply_setting, read_config, toml_text
 from finetuneflow.cli.following import follow_or_detach
 from finetuneflow.cli.session import Json, print_json, session, size
-from finetuneflow.resources.job import Job
+from finetuneflow.cli.validating import show
 
 
 def train(
@@ -30,7 +30,7 @@ def train(
         list[str] | None, typer.Option("--eval", help="Files of held-out rows, or dataset ids.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check the settings, create nothing; `ftf validate` checks rows.")
+        bool, typer.Option("--dry-run", help="Say what it would come to, create nothing; exit code 2 when refused.")
     ] = False,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Do not follow the job.")] = False,
     json: Json = False,
@@ -49,10 +49,14 @@ def train(
     for setting in settings or []:
         apply_setting(values, setting)
     progress = None if json or not here.console.is_terminal else _Uploads()
-    job = here.client.jobs.create(spec=values, validate_only=dry_run, on_upload=progress)
     if dry_run:
-        _show_dry_run(ctx, job, json)
-    elif detach:
+        found = here.client.jobs.preflight(spec=values, on_upload=progress)
+        if not json:
+            here.console.print(f"{toml_text(found.resolved_spec)}\n")
+        show(ctx, found, json=json)
+        return
+    job = here.client.jobs.create(spec=values, on_upload=progress)
+    if detach:
         if json:
             print_json(job.proto)
         else:
@@ -61,15 +65,6 @@ def train(
         if not json:
             here.console.print(f"Job {job.id}")
         follow_or_detach(here, job.id, json=json)
-
-
-def _show_dry_run(ctx: typer.Context, job: Job, json: bool) -> None:
-    if json:
-        print_json(job.proto)
-        return
-    console = session(ctx).console
-    console.print("The job can be created. Nothing was.\n")
-    console.print(toml_text(job.resolved_spec or job.spec))
 
 
 class _Uploads:

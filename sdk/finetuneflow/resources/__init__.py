@@ -6,6 +6,7 @@ from finetuneflow.resources.dataset import Dataset
 from finetuneflow.resources.estimate import (
     Adjustment,
     DecisionCell,
+    DiskEstimate,
     FitVerdict,
     MemoryComponent,
     Recommendation,
@@ -30,6 +31,7 @@ from finetuneflow.resources.job import (
     Stage,
 )
 from finetuneflow.resources.model import Model, ModelKind
+from finetuneflow.resources.preflight import Finding, Improvement, Preflight, PreflightReport
 from finetuneflow.resources.recipe import Recipe
 from finetuneflow.resources.stage_result import (
     BaseModelIdentity,
@@ -60,6 +62,7 @@ __all__ = [
     "DataStatistics",
     "Dataset",
     "DecisionCell",
+    "DiskEstimate",
     "Evaluation",
     "EvaluationResult",
     "Event",
@@ -67,9 +70,11 @@ __all__ = [
     "ExportFormat",
     "ExportResult",
     "Fault",
+    "Finding",
     "FitVerdict",
     "Gpu",
     "Hardware",
+    "Improvement",
     "InferenceSample",
     "Job",
     "JobFigures",
@@ -79,6 +84,8 @@ __all__ = [
     "MetricSeries",
     "Model",
     "ModelKind",
+    "Preflight",
+    "PreflightReport",
     "PreflightResult",
     "ProblemCount",
     "ProblemSeverity",

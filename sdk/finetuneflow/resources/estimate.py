@@ -36,8 +36,21 @@ class MemoryComponent(Resource):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DiskEstimate(Resource):
+    """What a training writes on its node."""
+
+    checkpoint_bytes: int
+    num_checkpoints: int
+    needed_bytes: int
+    free_bytes: int
+    holds_artifacts: bool
+    verdict: FitVerdict | None
+    download_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class ResourceEstimate(Resource):
-    """Memory, time and cost of a training. What cannot be told is None."""
+    """Memory, time, cost and disk of a training. What cannot be told is None."""
 
     memory: tuple[MemoryComponent, ...]
     memory_total_bytes: int
@@ -61,6 +74,7 @@ class ResourceEstimate(Resource):
     cost_low: float | None
     cost_high: float | None
     currency: str
+    disk: DiskEstimate | None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ FIT_VERDICT_TIGHT: FitVerdict
 FIT_VERDICT_IMPOSSIBLE: FitVerdict
 
 class ResourceEstimate(_message.Message):
-    __slots__ = ("memory", "memory_total_bytes", "memory_upper_bytes", "verdict", "duration_seconds", "cost", "moment", "memory_free_bytes", "hardware", "duration_low_seconds", "duration_high_seconds", "tokens_per_second", "speed_basis", "num_observations", "num_tokens", "cost_low", "cost_high", "price_per_hour", "currency", "method", "num_parameters", "num_trained_parameters")
+    __slots__ = ("memory", "memory_total_bytes", "memory_upper_bytes", "verdict", "duration_seconds", "cost", "moment", "memory_free_bytes", "hardware", "duration_low_seconds", "duration_high_seconds", "tokens_per_second", "speed_basis", "num_observations", "num_tokens", "cost_low", "cost_high", "price_per_hour", "currency", "method", "num_parameters", "num_trained_parameters", "disk")
     MEMORY_FIELD_NUMBER: _ClassVar[int]
     MEMORY_TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
     MEMORY_UPPER_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -43,6 +43,7 @@ class ResourceEstimate(_message.Message):
     METHOD_FIELD_NUMBER: _ClassVar[int]
     NUM_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     NUM_TRAINED_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    DISK_FIELD_NUMBER: _ClassVar[int]
     memory: _containers.RepeatedCompositeFieldContainer[MemoryComponent]
     memory_total_bytes: int
     memory_upper_bytes: int
@@ -65,7 +66,26 @@ class ResourceEstimate(_message.Message):
     method: _fine_tuning_job_spec_pb2.TrainingMethod
     num_parameters: int
     num_trained_parameters: int
-    def __init__(self, memory: _Optional[_Iterable[_Union[MemoryComponent, _Mapping]]] = ..., memory_total_bytes: _Optional[int] = ..., memory_upper_bytes: _Optional[int] = ..., verdict: _Optional[_Union[FitVerdict, str]] = ..., duration_seconds: _Optional[float] = ..., cost: _Optional[float] = ..., moment: _Optional[str] = ..., memory_free_bytes: _Optional[int] = ..., hardware: _Optional[str] = ..., duration_low_seconds: _Optional[float] = ..., duration_high_seconds: _Optional[float] = ..., tokens_per_second: _Optional[float] = ..., speed_basis: _Optional[str] = ..., num_observations: _Optional[int] = ..., num_tokens: _Optional[int] = ..., cost_low: _Optional[float] = ..., cost_high: _Optional[float] = ..., price_per_hour: _Optional[float] = ..., currency: _Optional[str] = ..., method: _Optional[_Union[_fine_tuning_job_spec_pb2.TrainingMethod, str]] = ..., num_parameters: _Optional[int] = ..., num_trained_parameters: _Optional[int] = ...) -> None: ...
+    disk: DiskEstimate
+    def __init__(self, memory: _Optional[_Iterable[_Union[MemoryComponent, _Mapping]]] = ..., memory_total_bytes: _Optional[int] = ..., memory_upper_bytes: _Optional[int] = ..., verdict: _Optional[_Union[FitVerdict, str]] = ..., duration_seconds: _Optional[float] = ..., cost: _Optional[float] = ..., moment: _Optional[str] = ..., memory_free_bytes: _Optional[int] = ..., hardware: _Optional[str] = ..., duration_low_seconds: _Optional[float] = ..., duration_high_seconds: _Optional[float] = ..., tokens_per_second: _Optional[float] = ..., speed_basis: _Optional[str] = ..., num_observations: _Optional[int] = ..., num_tokens: _Optional[int] = ..., cost_low: _Optional[float] = ..., cost_high: _Optional[float] = ..., price_per_hour: _Optional[float] = ..., currency: _Optional[str] = ..., method: _Optional[_Union[_fine_tuning_job_spec_pb2.TrainingMethod, str]] = ..., num_parameters: _Optional[int] = ..., num_trained_parameters: _Optional[int] = ..., disk: _Optional[_Union[DiskEstimate, _Mapping]] = ...) -> None: ...
+
+class DiskEstimate(_message.Message):
+    __slots__ = ("checkpoint_bytes", "num_checkpoints", "needed_bytes", "free_bytes", "holds_artifacts", "verdict", "download_bytes")
+    CHECKPOINT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    NUM_CHECKPOINTS_FIELD_NUMBER: _ClassVar[int]
+    NEEDED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HOLDS_ARTIFACTS_FIELD_NUMBER: _ClassVar[int]
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
+    DOWNLOAD_BYTES_FIELD_NUMBER: _ClassVar[int]
+    checkpoint_bytes: int
+    num_checkpoints: int
+    needed_bytes: int
+    free_bytes: int
+    holds_artifacts: bool
+    verdict: FitVerdict
+    download_bytes: int
+    def __init__(self, checkpoint_bytes: _Optional[int] = ..., num_checkpoints: _Optional[int] = ..., needed_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., holds_artifacts: bool = ..., verdict: _Optional[_Union[FitVerdict, str]] = ..., download_bytes: _Optional[int] = ...) -> None: ...
 
 class MemoryComponent(_message.Message):
     __slots__ = ("name", "size_bytes", "description", "uncertainty")

@@ -1,6 +1,7 @@
 from finetuneflow.v1 import event_pb2 as _event_pb2
 from finetuneflow.v1 import fine_tuning_job_pb2 as _fine_tuning_job_pb2
 from finetuneflow.v1 import fine_tuning_job_spec_pb2 as _fine_tuning_job_spec_pb2
+from finetuneflow.v1 import preflight_pb2 as _preflight_pb2
 from finetuneflow.v1 import work_pb2 as _work_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
@@ -21,10 +22,12 @@ class CreateFineTuningJobRequest(_message.Message):
     def __init__(self, spec: _Optional[_Union[_fine_tuning_job_spec_pb2.FineTuningJobSpec, _Mapping]] = ..., request_id: _Optional[str] = ..., validate_only: bool = ...) -> None: ...
 
 class CreateFineTuningJobResponse(_message.Message):
-    __slots__ = ("fine_tuning_job",)
+    __slots__ = ("fine_tuning_job", "report")
     FINE_TUNING_JOB_FIELD_NUMBER: _ClassVar[int]
+    REPORT_FIELD_NUMBER: _ClassVar[int]
     fine_tuning_job: _fine_tuning_job_pb2.FineTuningJob
-    def __init__(self, fine_tuning_job: _Optional[_Union[_fine_tuning_job_pb2.FineTuningJob, _Mapping]] = ...) -> None: ...
+    report: _preflight_pb2.PreflightReport
+    def __init__(self, fine_tuning_job: _Optional[_Union[_fine_tuning_job_pb2.FineTuningJob, _Mapping]] = ..., report: _Optional[_Union[_preflight_pb2.PreflightReport, _Mapping]] = ...) -> None: ...
 
 class GetFineTuningJobRequest(_message.Message):
     __slots__ = ("job_id",)

@@ -22,35 +22,38 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from finetuneflow.v1 import dataset_pb2 as finetuneflow_dot_v1_dot_dataset__pb2
 from finetuneflow.v1 import estimate_pb2 as finetuneflow_dot_v1_dot_estimate__pb2
+from finetuneflow.v1 import fine_tuning_job_pb2 as finetuneflow_dot_v1_dot_fine__tuning__job__pb2
 from finetuneflow.v1 import fine_tuning_job_spec_pb2 as finetuneflow_dot_v1_dot_fine__tuning__job__spec__pb2
 from finetuneflow.v1 import hardware_pb2 as finetuneflow_dot_v1_dot_hardware__pb2
+from finetuneflow.v1 import preflight_pb2 as finetuneflow_dot_v1_dot_preflight__pb2
 from finetuneflow.v1 import stage_result_pb2 as finetuneflow_dot_v1_dot_stage__result__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#finetuneflow/v1/probe_service.proto\x12\x0f\x66inetuneflow.v1\x1a\x1e\x66inetuneflow/v1/estimate.proto\x1a*finetuneflow/v1/fine_tuning_job_spec.proto\x1a\x1e\x66inetuneflow/v1/hardware.proto\x1a\"finetuneflow/v1/stage_result.proto\"%\n\x12GetHardwareRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\"B\n\x13GetHardwareResponse\x12+\n\x08hardware\x18\x01 \x03(\x0b\x32\x19.finetuneflow.v1.Hardware\"\xc1\x02\n\x16RecommendMethodRequest\x12\x12\n\nbase_model\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x30\n\x04spec\x18\x03 \x01(\x0b\x32\".finetuneflow.v1.FineTuningJobSpec\x12\x19\n\x0cmemory_bytes\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x0b\n\x03gpu\x18\x05 \x01(\t\x12\x18\n\x0blongest_row\x18\x06 \x01(\x05H\x01\x88\x01\x01\x12\x0e\n\x06matrix\x18\x07 \x01(\x08\x12+\n\x08hardware\x18\x08 \x01(\x0b\x32\x19.finetuneflow.v1.Hardware\x12\x30\n\x08observed\x18\t \x03(\x0b\x32\x1e.finetuneflow.v1.ObservedSpeedB\x0f\n\r_memory_bytesB\x0e\n\x0c_longest_row\"\x83\x01\n\x17RecommendMethodResponse\x12\x37\n\x0erecommendation\x18\x01 \x01(\x0b\x32\x1f.finetuneflow.v1.Recommendation\x12/\n\x06matrix\x18\x02 \x01(\x0b\x32\x1f.finetuneflow.v1.DecisionMatrix\"\xf5\x02\n\x18\x45stimateResourcesRequest\x12\x30\n\x04spec\x18\x01 \x01(\x0b\x32\".finetuneflow.v1.FineTuningJobSpec\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x19\n\x0cmemory_bytes\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x0b\n\x03gpu\x18\x04 \x01(\t\x12\x18\n\x0blongest_row\x18\x05 \x01(\x05H\x01\x88\x01\x01\x12\x19\n\x0cnum_examples\x18\x06 \x01(\x03H\x02\x88\x01\x01\x12\x18\n\x0bmean_tokens\x18\x07 \x01(\x01H\x03\x88\x01\x01\x12+\n\x08hardware\x18\x08 \x01(\x0b\x32\x19.finetuneflow.v1.Hardware\x12\x30\n\x08observed\x18\t \x03(\x0b\x32\x1e.finetuneflow.v1.ObservedSpeedB\x0f\n\r_memory_bytesB\x0e\n\x0c_longest_rowB\x0f\n\r_num_examplesB\x0e\n\x0c_mean_tokens\"P\n\x19\x45stimateResourcesResponse\x12\x33\n\x08\x65stimate\x18\x01 \x01(\x0b\x32!.finetuneflow.v1.ResourceEstimate\"Q\n\x1dPreflightFineTuningJobRequest\x12\x30\n\x04spec\x18\x01 \x01(\x0b\x32\".finetuneflow.v1.FineTuningJobSpec\"\xc2\x01\n\x1ePreflightFineTuningJobResponse\x12\x39\n\rresolved_spec\x18\x01 \x01(\x0b\x32\".finetuneflow.v1.FineTuningJobSpec\x12\x30\n\x06result\x18\x02 \x01(\x0b\x32 .finetuneflow.v1.PreflightResult\x12\x33\n\x08\x65stimate\x18\x03 \x01(\x0b\x32!.finetuneflow.v1.ResourceEstimate2\xb5\x03\n\x0cProbeService\x12X\n\x0bGetHardware\x12#.finetuneflow.v1.GetHardwareRequest\x1a$.finetuneflow.v1.GetHardwareResponse\x12\x64\n\x0fRecommendMethod\x12\'.finetuneflow.v1.RecommendMethodRequest\x1a(.finetuneflow.v1.RecommendMethodResponse\x12j\n\x11\x45stimateResources\x12).finetuneflow.v1.EstimateResourcesRequest\x1a*.finetuneflow.v1.EstimateResourcesResponse\x12y\n\x16PreflightFineTuningJob\x12..finetuneflow.v1.PreflightFineTuningJobRequest\x1a/.finetuneflow.v1.PreflightFineTuningJobResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#finetuneflow/v1/probe_service.proto\x12\x0f\x66inetuneflow.v1\x1a\x1d\x66inetuneflow/v1/dataset.proto\x1a\x1e\x66inetuneflow/v1/estimate.proto\x1a%finetuneflow/v1/fine_tuning_job.proto\x1a*finetuneflow/v1/fine_tuning_job_spec.proto\x1a\x1e\x66inetuneflow/v1/hardware.proto\x1a\x1f\x66inetuneflow/v1/preflight.proto\x1a\"finetuneflow/v1/stage_result.proto\"%\n\x12GetHardwareRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\"B\n\x13GetHardwareResponse\x12+\n\x08hardware\x18\x01 \x03(\x0b\x32\x19.finetuneflow.v1.Hardware\"\xc1\x02\n\x16RecommendMethodRequest\x12\x12\n\nbase_model\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x30\n\x04spec\x18\x03 \x01(\x0b\x32\".finetuneflow.v1.FineTuningJobSpec\x12\x19\n\x0cmemory_bytes\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x0b\n\x03gpu\x18\x05 \x01(\t\x12\x18\n\x0blongest_row\x18\x06 \x01(\x05H\x01\x88\x01\x01\x12\x0e\n\x06matrix\x18\x07 \x01(\x08\x12+\n\x08hardware\x18\x08 \x01(\x0b\x32\x19.finetuneflow.v1.Hardware\x12\x30\n\x08observed\x18\t \x03(\x0b\x32\x1e.finetuneflow.v1.ObservedSpeedB\x0f\n\r_memory_bytesB\x0e\n\x0c_longest_row\"\x83\x01\n\x17RecommendMethodResponse\x12\x37\n\x0erecommendation\x18\x01 \x01(\x0b\x32\x1f.finetuneflow.v1.Recommendation\x12/\n\x06matrix\x18\x02 \x01(\x0b\x32\x1f.finetuneflow.v1.DecisionMatrix\"\xf5\x02\n\x18\x45stimateResourcesRequest\x12\x30\n\x04spec\x18\x01 \x01(\x0b\x32\".finetuneflow.v1.FineTuningJobSpec\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x19\n\x0cmemory_bytes\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x0b\n\x03gpu\x18\x04 \x01(\t\x12\x18\n\x0blongest_row\x18\x05 \x01(\x05H\x01\x88\x01\x01\x12\x19\n\x0cnum_examples\x18\x06 \x01(\x03H\x02\x88\x01\x01\x12\x18\n\x0bmean_tokens\x18\x07 \x01(\x01H\x03\x88\x01\x01\x12+\n\x08hardware\x18\x08 \x01(\x0b\x32\x19.finetuneflow.v1.Hardware\x12\x30\n\x08observed\x18\t \x03(\x0b\x32\x1e.finetuneflow.v1.ObservedSpeedB\x0f\n\r_memory_bytesB\x0e\n\x0c_longest_rowB\x0f\n\r_num_examplesB\x0e\n\x0c_mean_tokens\"P\n\x19\x45stimateResourcesResponse\x12\x33\n\x08\x65stimate\x18\x01 \x01(\x0b\x32!.finetuneflow.v1.ResourceEstimate\"\xfd\x01\n\x1dPreflightFineTuningJobRequest\x12\x30\n\x04spec\x18\x01 \x01(\x0b\x32\".finetuneflow.v1.FineTuningJobSpec\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12+\n\x08hardware\x18\x03 \x01(\x0b\x32\x19.finetuneflow.v1.Hardware\x12\x30\n\x08observed\x18\x04 \x03(\x0b\x32\x1e.finetuneflow.v1.ObservedSpeed\x12*\n\x08\x64\x61tasets\x18\x05 \x03(\x0b\x32\x18.finetuneflow.v1.Dataset\x12\x0e\n\x06tenant\x18\x06 \x01(\t\"\xa6\x02\n\x1ePreflightFineTuningJobResponse\x12\x39\n\rresolved_spec\x18\x01 \x01(\x0b\x32\".finetuneflow.v1.FineTuningJobSpec\x12\x30\n\x06result\x18\x02 \x01(\x0b\x32 .finetuneflow.v1.PreflightResult\x12\x33\n\x08\x65stimate\x18\x03 \x01(\x0b\x32!.finetuneflow.v1.ResourceEstimate\x12\x30\n\x0bresolutions\x18\x04 \x03(\x0b\x32\x1b.finetuneflow.v1.Resolution\x12\x30\n\x06report\x18\x05 \x01(\x0b\x32 .finetuneflow.v1.PreflightReport2\xb5\x03\n\x0cProbeService\x12X\n\x0bGetHardware\x12#.finetuneflow.v1.GetHardwareRequest\x1a$.finetuneflow.v1.GetHardwareResponse\x12\x64\n\x0fRecommendMethod\x12\'.finetuneflow.v1.RecommendMethodRequest\x1a(.finetuneflow.v1.RecommendMethodResponse\x12j\n\x11\x45stimateResources\x12).finetuneflow.v1.EstimateResourcesRequest\x1a*.finetuneflow.v1.EstimateResourcesResponse\x12y\n\x16PreflightFineTuningJob\x12..finetuneflow.v1.PreflightFineTuningJobRequest\x1a/.finetuneflow.v1.PreflightFineTuningJobResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'finetuneflow.v1.probe_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GETHARDWAREREQUEST']._serialized_start=200
-  _globals['_GETHARDWAREREQUEST']._serialized_end=237
-  _globals['_GETHARDWARERESPONSE']._serialized_start=239
-  _globals['_GETHARDWARERESPONSE']._serialized_end=305
-  _globals['_RECOMMENDMETHODREQUEST']._serialized_start=308
-  _globals['_RECOMMENDMETHODREQUEST']._serialized_end=629
-  _globals['_RECOMMENDMETHODRESPONSE']._serialized_start=632
-  _globals['_RECOMMENDMETHODRESPONSE']._serialized_end=763
-  _globals['_ESTIMATERESOURCESREQUEST']._serialized_start=766
-  _globals['_ESTIMATERESOURCESREQUEST']._serialized_end=1139
-  _globals['_ESTIMATERESOURCESRESPONSE']._serialized_start=1141
-  _globals['_ESTIMATERESOURCESRESPONSE']._serialized_end=1221
-  _globals['_PREFLIGHTFINETUNINGJOBREQUEST']._serialized_start=1223
-  _globals['_PREFLIGHTFINETUNINGJOBREQUEST']._serialized_end=1304
-  _globals['_PREFLIGHTFINETUNINGJOBRESPONSE']._serialized_start=1307
-  _globals['_PREFLIGHTFINETUNINGJOBRESPONSE']._serialized_end=1501
-  _globals['_PROBESERVICE']._serialized_start=1504
-  _globals['_PROBESERVICE']._serialized_end=1941
+  _globals['_GETHARDWAREREQUEST']._serialized_start=303
+  _globals['_GETHARDWAREREQUEST']._serialized_end=340
+  _globals['_GETHARDWARERESPONSE']._serialized_start=342
+  _globals['_GETHARDWARERESPONSE']._serialized_end=408
+  _globals['_RECOMMENDMETHODREQUEST']._serialized_start=411
+  _globals['_RECOMMENDMETHODREQUEST']._serialized_end=732
+  _globals['_RECOMMENDMETHODRESPONSE']._serialized_start=735
+  _globals['_RECOMMENDMETHODRESPONSE']._serialized_end=866
+  _globals['_ESTIMATERESOURCESREQUEST']._serialized_start=869
+  _globals['_ESTIMATERESOURCESREQUEST']._serialized_end=1242
+  _globals['_ESTIMATERESOURCESRESPONSE']._serialized_start=1244
+  _globals['_ESTIMATERESOURCESRESPONSE']._serialized_end=1324
+  _globals['_PREFLIGHTFINETUNINGJOBREQUEST']._serialized_start=1327
+  _globals['_PREFLIGHTFINETUNINGJOBREQUEST']._serialized_end=1580
+  _globals['_PREFLIGHTFINETUNINGJOBRESPONSE']._serialized_start=1583
+  _globals['_PREFLIGHTFINETUNINGJOBRESPONSE']._serialized_end=1877
+  _globals['_PROBESERVICE']._serialized_start=1880
+  _globals['_PROBESERVICE']._serialized_end=2317
 # @@protoc_insertion_point(module_scope)

@@ -1,6 +1,9 @@
+from finetuneflow.v1 import dataset_pb2 as _dataset_pb2
 from finetuneflow.v1 import estimate_pb2 as _estimate_pb2
+from finetuneflow.v1 import fine_tuning_job_pb2 as _fine_tuning_job_pb2
 from finetuneflow.v1 import fine_tuning_job_spec_pb2 as _fine_tuning_job_spec_pb2
 from finetuneflow.v1 import hardware_pb2 as _hardware_pb2
+from finetuneflow.v1 import preflight_pb2 as _preflight_pb2
 from finetuneflow.v1 import stage_result_pb2 as _stage_result_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
@@ -81,17 +84,31 @@ class EstimateResourcesResponse(_message.Message):
     def __init__(self, estimate: _Optional[_Union[_estimate_pb2.ResourceEstimate, _Mapping]] = ...) -> None: ...
 
 class PreflightFineTuningJobRequest(_message.Message):
-    __slots__ = ("spec",)
+    __slots__ = ("spec", "node_id", "hardware", "observed", "datasets", "tenant")
     SPEC_FIELD_NUMBER: _ClassVar[int]
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    HARDWARE_FIELD_NUMBER: _ClassVar[int]
+    OBSERVED_FIELD_NUMBER: _ClassVar[int]
+    DATASETS_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
     spec: _fine_tuning_job_spec_pb2.FineTuningJobSpec
-    def __init__(self, spec: _Optional[_Union[_fine_tuning_job_spec_pb2.FineTuningJobSpec, _Mapping]] = ...) -> None: ...
+    node_id: str
+    hardware: _hardware_pb2.Hardware
+    observed: _containers.RepeatedCompositeFieldContainer[_estimate_pb2.ObservedSpeed]
+    datasets: _containers.RepeatedCompositeFieldContainer[_dataset_pb2.Dataset]
+    tenant: str
+    def __init__(self, spec: _Optional[_Union[_fine_tuning_job_spec_pb2.FineTuningJobSpec, _Mapping]] = ..., node_id: _Optional[str] = ..., hardware: _Optional[_Union[_hardware_pb2.Hardware, _Mapping]] = ..., observed: _Optional[_Iterable[_Union[_estimate_pb2.ObservedSpeed, _Mapping]]] = ..., datasets: _Optional[_Iterable[_Union[_dataset_pb2.Dataset, _Mapping]]] = ..., tenant: _Optional[str] = ...) -> None: ...
 
 class PreflightFineTuningJobResponse(_message.Message):
-    __slots__ = ("resolved_spec", "result", "estimate")
+    __slots__ = ("resolved_spec", "result", "estimate", "resolutions", "report")
     RESOLVED_SPEC_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
     ESTIMATE_FIELD_NUMBER: _ClassVar[int]
+    RESOLUTIONS_FIELD_NUMBER: _ClassVar[int]
+    REPORT_FIELD_NUMBER: _ClassVar[int]
     resolved_spec: _fine_tuning_job_spec_pb2.FineTuningJobSpec
     result: _stage_result_pb2.PreflightResult
     estimate: _estimate_pb2.ResourceEstimate
-    def __init__(self, resolved_spec: _Optional[_Union[_fine_tuning_job_spec_pb2.FineTuningJobSpec, _Mapping]] = ..., result: _Optional[_Union[_stage_result_pb2.PreflightResult, _Mapping]] = ..., estimate: _Optional[_Union[_estimate_pb2.ResourceEstimate, _Mapping]] = ...) -> None: ...
+    resolutions: _containers.RepeatedCompositeFieldContainer[_fine_tuning_job_pb2.Resolution]
+    report: _preflight_pb2.PreflightReport
+    def __init__(self, resolved_spec: _Optional[_Union[_fine_tuning_job_spec_pb2.FineTuningJobSpec, _Mapping]] = ..., result: _Optional[_Union[_stage_result_pb2.PreflightResult, _Mapping]] = ..., estimate: _Optional[_Union[_estimate_pb2.ResourceEstimate, _Mapping]] = ..., resolutions: _Optional[_Iterable[_Union[_fine_tuning_job_pb2.Resolution, _Mapping]]] = ..., report: _Optional[_Union[_preflight_pb2.PreflightReport, _Mapping]] = ...) -> None: ...

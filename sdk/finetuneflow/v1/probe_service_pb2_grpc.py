@@ -83,7 +83,11 @@ class ProbeServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def PreflightFineTuningJob(self, request, context):
-        """Runs the checks of stage 1 without creating a job.
+        """Runs the checks of stage 1 without creating a job: nothing is stored, and no weights are read. What refuses the job
+        once model and settings are known is in the report, all of it at once. Fails with INVALID_ARGUMENT for settings that
+        CreateFineTuningJob refuses too and for a base model that cannot be trained (MODEL_NOT_FOUND, MODEL_GATED,
+        NO_SAFETENSORS, REMOTE_CODE_REFUSED, NOT_A_MODEL, NOT_CAUSAL_LM, QUANTISED_WEIGHTS); NOT_FOUND for an unknown dataset
+        or node; UNAVAILABLE when no probe (NO_PROBE) or not the model hub (HUB_UNREACHABLE) can be reached.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -4,8 +4,6 @@ It writes into its out_dir either answer.pb, the response as the contract has it
 mend.
 """
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 
 from google.protobuf.message import Message
@@ -23,6 +21,7 @@ from finetuneflow.v1.dataset_service_pb2 import (
     ValidateDatasetResponse,
 )
 from finetuneflow.v1.event_pb2 import StageCompleted
+from services.probe.worker.answers import answering
 from services.probe.worker.findings import row_problem, validation_report
 from services.probe.worker.spec import LookSpec
 
@@ -30,25 +29,12 @@ _MAX_ANSWER_BYTES = 3 << 20
 """Clients take 4 MiB by default."""
 
 
-def look(sink: EventSink, spec_path: Path) -> StageCompleted:
+def main(sink: EventSink, spec_path: Path) -> StageCompleted:
     """Answers the spec's question."""
     spec = LookSpec.model_validate_json(spec_path.read_bytes())
-    spec.out_dir.mkdir(parents=True, exist_ok=True)
-    try:
+    with answering(spec.out_dir) as answer:
         config = job_config(spec.config)
-        answer = _preview(config, spec) if spec.num_rows else _validate(config, spec, sink)
-    except JobError as error:
-        text = json.dumps(
-            {
-                "reason": error.reason,
-                "message": error.message,
-                "advice": error.advice,
-                "violations": [asdict(violation) for violation in error.violations],
-            }
-        )
-        (spec.out_dir / "error.json").write_text(text, encoding="utf-8")
-    else:
-        (spec.out_dir / "answer.pb").write_bytes(answer.SerializeToString())
+        answer(_preview(config, spec) if spec.num_rows else _validate(config, spec, sink))
     return StageCompleted()
 
 
@@ -103,4 +89,4 @@ def _row(found: Preview) -> RowPreview:
 
 
 if __name__ == "__main__":
-    run_child(look)
+    run_child(main)

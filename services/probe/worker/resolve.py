@@ -2,13 +2,13 @@
 
 import difflib
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from engine.config.job import Hyperparameters, JobConfig
 from engine.errors import JobError, Violation
 from engine.estimate.architecture import Architecture
+from engine.estimate.disk import Disk
 from engine.estimate.kept import Method
 from engine.estimate.machine import best_gpu
 from engine.estimate.memory import Memory, Setup, estimate_memory
@@ -19,14 +19,27 @@ from finetuneflow.v1.hardware_pb2 import Gpu, Hardware
 _GIB = 2**30
 
 
+@dataclass(frozen=True)
+class Doubt:
+    """What is suspicious about a job, though not refused."""
+
+    reason: str
+    message: str
+    advice: str
+    field: str = ""
+    """Path in the spec; empty where it is about several."""
+
+
 @dataclass
 class Resolved:
-    """The configuration without automatic values, why each became what it is, and what is doubtful about it."""
+    """The configuration without automatic values, why each became what it is, what is doubtful about it, and what
+    refuses it."""
 
     config: JobConfig
     resolutions: list[Resolution] = field(default_factory=list)
-    warnings: list[tuple[str, str, str]] = field(default_factory=list)
-    """(reason, message, advice)"""
+    warnings: list[Doubt] = field(default_factory=list)
+    refusals: list[JobError] = field(default_factory=list)
+    """Collected, so that a caller hears of all of them at once."""
 
     def choose(self, path: str, value: Any, reason: str) -> None:
         """Sets the field at `path` (`hyperparameters.precision`) and notes why."""
@@ -39,8 +52,19 @@ class Resolved:
         shown = str(value).lower() if isinstance(value, bool) else str(value)
         self.resolutions.append(Resolution(field=path, value=shown, reason=reason))
 
-    def warn(self, reason: str, message: str, advice: str) -> None:
-        self.warnings.append((reason, message, advice))
+    def warn(self, reason: str, message: str, advice: str, field: str = "") -> None:
+        self.warnings.append(Doubt(reason, message, advice, field))
+
+    def refuse(self, reason: str, path: str, message: str, advice: str) -> None:
+        """`path` of the field at fault."""
+        self.refusals.append(JobError(reason, message, advice, [Violation(f"spec.{path}", message)]))
+
+    def raise_refusals(self) -> None:
+        """The first one, with the fields at fault of all; nothing when there is none."""
+        if self.refusals:
+            first = self.refusals[0]
+            violations = [violation for refusal in self.refusals for violation in refusal.violations]
+            raise JobError(first.reason, first.message, first.advice, violations)
 
 
 def resolve_length(resolved: Resolved, context_length: int, *, asked: bool) -> None:
@@ -52,16 +76,18 @@ def resolve_length(resolved: Resolved, context_length: int, *, asked: bool) -> N
         )
         if asked:
             message = f"max_length = {wanted:,} is more than the model's context of {context_length:,} tokens."
-            resolved.warn("MAX_LENGTH_CLIPPED", message, f"Set max_length to {context_length} or less.")
+            advice = f"Set max_length to {context_length} or less."
+            resolved.warn("MAX_LENGTH_CLIPPED", message, advice, "hyperparameters.max_length")
 
 
 def resolve(resolved: Resolved, hardware: Hardware, architecture: Architecture, longest_row: int) -> None:
     """Makes all choices that depend on the machine and the data.
 
-    Raises JobError: NO_GPU, PRECISION_UNAVAILABLE, MISSING_PACKAGE, UNKNOWN_MODULE, INSUFFICIENT_MEMORY.
+    Among the refusals afterwards may be: NO_GPU, PRECISION_UNAVAILABLE, MISSING_PACKAGE, UNKNOWN_MODULE,
+    INSUFFICIENT_MEMORY.
     """
     gpu = _gpu(resolved, hardware)
-    _check_modules(resolved.config, architecture)
+    _check_modules(resolved, architecture)
     _precision(resolved, hardware, gpu)
     memory = _Memory(resolved, hardware, architecture, gpu, longest_row)
     _method(resolved, hardware, gpu, memory)
@@ -78,9 +104,13 @@ def total_steps(num_sequences: int, hyper: Hyperparameters) -> int:
     """Optimizer steps as the Trainer counts them: an epoch's last step takes whatever batches are left."""
     if hyper.max_steps is not None:
         return hyper.max_steps
+    return math.ceil(hyper.num_epochs * steps_per_epoch(num_sequences, hyper))
+
+
+def steps_per_epoch(num_sequences: int, hyper: Hyperparameters) -> int:
+    """Of one pass over so many sequences; at least 1."""
     batches = math.ceil(num_sequences / hyper.per_device_train_batch_size)
-    per_epoch = max(math.ceil(batches / hyper.gradient_accumulation_steps), 1)
-    return math.ceil(hyper.num_epochs * per_epoch)
+    return max(math.ceil(batches / hyper.gradient_accumulation_steps), 1)
 
 
 def _gpu(resolved: Resolved, hardware: Hardware) -> Gpu | None:
@@ -92,14 +122,14 @@ def _gpu(resolved: Resolved, hardware: Hardware) -> Gpu | None:
         resolved.choose("resources.gpus", 1 if usable else 0, reason)
     elif asked > len(usable):
         message = f"{asked} GPU asked for, {len(usable)} usable on this node."
-        raise _refuse("NO_GPU", "resources.gpus", message, "Leave resources.gpus out to train on what there is.")
+        resolved.refuse("NO_GPU", "resources.gpus", message, "Leave resources.gpus out to train on what there is.")
     return best_gpu(hardware) if asked != 0 else None
 
 
-def _check_modules(config: JobConfig, architecture: Architecture) -> None:
+def _check_modules(resolved: Resolved, architecture: Architecture) -> None:
     known = architecture.module_names()
     violations = []
-    for index, target in enumerate(config.lora.target_modules):
+    for index, target in enumerate(resolved.config.lora.target_modules):
         if not architecture.targets([target]):
             close = difflib.get_close_matches(target, known, n=1)
             hint = f"Did you mean {close[0]}?" if close else f"It has: {', '.join(known)}."
@@ -107,7 +137,7 @@ def _check_modules(config: JobConfig, architecture: Architecture) -> None:
             violations.append(Violation(f"spec.lora.target_modules[{index}]", message))
     if violations:
         advice = "Leave target_modules out for every linear layer except the head."
-        raise JobError("UNKNOWN_MODULE", violations[0].description, advice, violations)
+        resolved.refusals.append(JobError("UNKNOWN_MODULE", violations[0].description, advice, violations))
 
 
 def _precision(resolved: Resolved, hardware: Hardware, gpu: Gpu | None) -> None:
@@ -125,7 +155,7 @@ def _precision(resolved: Resolved, hardware: Hardware, gpu: Gpu | None) -> None:
         where = gpu.name if gpu is not None else "a CPU" if asked == "fp16" else "this CPU"
         message = f"{asked} cannot be had on {where}."
         advice = "Leave precision out: preflight takes the fastest one that the hardware has."
-        raise _refuse("PRECISION_UNAVAILABLE", "hyperparameters.precision", message, advice)
+        resolved.refuse("PRECISION_UNAVAILABLE", "hyperparameters.precision", message, advice)
     if resolved.config.quantization.bnb_4bit_compute_dtype == "auto":
         value = resolved.config.hyperparameters.precision
         resolved.choose("quantization.bnb_4bit_compute_dtype", value, "the job's precision")
@@ -178,10 +208,10 @@ def _method(resolved: Resolved, hardware: Hardware, gpu: Gpu | None, memory: _Me
         resolved.choose("method", method, reason)
     if method == "qlora" and not quantises:
         message = "QLoRA needs the package bitsandbytes, which is not installed on this node."
-        raise _refuse("MISSING_PACKAGE", "method", message, 'Set method = "lora", or have the operator install it.')
+        resolved.refuse("MISSING_PACKAGE", "method", message, 'Set method = "lora", or have the operator install it.')
     if method == "qlora" and gpu is None:
         message = "QLoRA on a CPU works, but every pass expands the 4-bit weights again: LoRA is faster."
-        resolved.warn("QLORA_ON_CPU", message, 'Set method = "lora" unless memory is short.')
+        resolved.warn("QLORA_ON_CPU", message, 'Set method = "lora" unless memory is short.', "method")
 
 
 def _optimizer(resolved: Resolved, hardware: Hardware, gpu: Gpu | None) -> None:
@@ -195,12 +225,13 @@ def _optimizer(resolved: Resolved, hardware: Hardware, gpu: Gpu | None) -> None:
             )
             resolved.choose("hyperparameters.optim", "adamw_torch", reason)
     elif asked.endswith("bit"):
+        path = "hyperparameters.optim"
         if "bitsandbytes" not in hardware.packages:
             message = f"{asked} needs the package bitsandbytes, which is not installed on this node."
-            raise _refuse("MISSING_PACKAGE", "hyperparameters.optim", message, 'Set optim = "adamw_torch".')
+            resolved.refuse("MISSING_PACKAGE", path, message, 'Set optim = "adamw_torch".')
         if gpu is None:
             message = f"{asked} saves nothing on a CPU: paging needs a GPU."
-            resolved.warn("OPTIMIZER_ON_CPU", message, 'Set optim = "adamw_torch", or leave it out.')
+            resolved.warn("OPTIMIZER_ON_CPU", message, 'Set optim = "adamw_torch", or leave it out.', path)
 
 
 def _checkpointing(resolved: Resolved, memory: _Memory) -> None:
@@ -220,12 +251,28 @@ def _checkpointing(resolved: Resolved, memory: _Memory) -> None:
         smaller += ['method = "qlora"'] if method == "lora" else []
         message = f"The training does not fit: {memory.compared(method, recompute=recompute)}."
         advice = f"Try, in this order: {', '.join(smaller)}; or a smaller base model, or a larger node."
-        raise _refuse("INSUFFICIENT_MEMORY", "method", message, advice)
-    if not memory.fits(method, recompute=recompute):
+        resolved.refuse("INSUFFICIENT_MEMORY", "method", message, advice)
+    elif not memory.fits(method, recompute=recompute):
         message = f"Memory is tight: {memory.compared(method, recompute=recompute)}."
-        resolved.warn("MEMORY_TIGHT", message, "Lower per_device_train_batch_size or max_length should it run out.")
+        advice = "Lower per_device_train_batch_size or max_length should it run out."
+        resolved.warn("MEMORY_TIGHT", message, advice, "hyperparameters.per_device_train_batch_size")
 
 
-def _refuse(reason: str, path: str, message: str, advice: str) -> JobError:
-    violations: Sequence[Violation] = [Violation(f"spec.{path}", message)]
-    return JobError(reason, message, advice, violations)
+def check_disk(resolved: Resolved, disk: Disk) -> None:
+    """Refuses with DISK_TOO_SMALL a job whose checkpoints would fill the disk, and warns where little is left."""
+    path, limit = "hyperparameters.save_total_limit", resolved.config.hyperparameters.save_total_limit
+    parts = f"{disk.num_checkpoints} checkpoints of {_gib(disk.checkpoint_bytes)} at once"
+    if disk.download_bytes:
+        parts += f", {_gib(disk.download_bytes)} of weights to download"
+    need = f"about {_gib(disk.needed_bytes)} needed ({parts}), {_gib(disk.free_bytes)} free"
+    ways = [f"lower save_total_limit (now {limit})"] if disk.holds_artifacts and limit > 1 else []
+    ways += ["train adapters in place of all weights"] if resolved.config.method == "full" else []
+    advice = f"Have the operator make room on the node's FTF_HOME{', or ' * bool(ways)}{', or '.join(ways)}."
+    if disk.verdict == "impossible":
+        resolved.refuse("DISK_TOO_SMALL", path, f"The disk is too small for the checkpoints: {need}.", advice)
+    elif disk.verdict == "tight":
+        resolved.warn("DISK_TIGHT", f"The disk is nearly full: {need}.", advice, path)
+
+
+def _gib(size: float) -> str:
+    return f"{size / _GIB:.2f} GiB"

@@ -1,7 +1,7 @@
 """What a preflight child is given, in one JSON file with absolute paths."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -23,11 +23,38 @@ class PreflightSpec(ChildSpec):
     """`finetuneflow.v1.Hardware` as proto JSON; None: the child's own machine."""
     prices: Path | None = None
     """The operator's price table; None: the one that comes with the program."""
+    holds_artifacts: bool = True
+    """Whether the artifact store lies on the disk that training writes to, too."""
+
+
+class DryRunSpec(ChildSpec):
+    """What a preflight needs that makes nothing."""
+
+    kind: Literal["dry_run"] = "dry_run"
+    config: dict[str, Any]
+    """The spec, sparse, as `engine.config.wire.spec_to_dict` gives it."""
+    model: ModelFiles
+    """Its tokenizer is in `path`; weights need not be there."""
+    architecture: dict[str, Any]
+    """The base model's config.json."""
+    shapes: dict[str, tuple[int, ...]]
+    """Of its tensors."""
+    missing_bytes: int = 0
+    """Of its weights that are not on the machine yet."""
+    sources: dict[str, Path]
+    """Dataset id → file, whose name ends as it was uploaded."""
+    hardware: dict[str, Any]
+    """`finetuneflow.v1.Hardware` as proto JSON: the machine it is judged for."""
+    holds_artifacts: bool
+    observed: list[dict[str, Any]] = Field(default=[])
+    """`finetuneflow.v1.ObservedSpeed` as proto JSON."""
+    prices: Path | None = None
 
 
 class LookSpec(ChildSpec):
     """A look into one dataset."""
 
+    kind: Literal["look"] = "look"
     config: dict[str, Any]
     """A sparse job spec with this dataset as its only training data."""
     tokenizer_dir: Path

@@ -1,0 +1,61 @@
+"""Which machine a question about a training is about, and how fast trainings have been."""
+
+from chassis.errors import NotFound
+from finetuneflow.v1 import probe_service_pb2 as api
+from finetuneflow.v1.hardware_pb2 import Hardware
+from finetuneflow.v1.work_pb2 import Node
+from gateway.passthrough import Passthrough
+from gateway.speeds import Speeds
+
+Asked = api.RecommendMethodRequest | api.EstimateResourcesRequest | api.PreflightFineTuningJobRequest
+
+
+class Machines:
+    """What a probe needs to be told to answer: it knows its own machine alone, and no job."""
+
+    def __init__(self, passthrough: Passthrough, speeds: Speeds) -> None:
+        self._passthrough = passthrough
+        self._speeds = speeds
+
+    async def fill_in(self, request: Asked) -> None:
+        """Speeds that were measured, and the hardware of the node that is asked about or of the trainer with the most
+        room: of the spec's pool, where that has one. No hardware where the request has a machine of its own, or no node
+        tells of one. NotFound."""
+        if not request.observed:
+            request.observed.extend(await self._speeds.latest())
+        imagined = not isinstance(request, api.PreflightFineTuningJobRequest) and request.HasField("memory_bytes")
+        if request.HasField("hardware") or imagined:
+            return
+        nodes = await self._passthrough.nodes()
+        if request.node_id:
+            nodes = [node for node in nodes if node.id == request.node_id]
+            if not nodes:
+                raise no_node(request.node_id)
+        else:
+            pool = request.spec.resources.pool or "default"
+            trainers = [node for node in nodes if node.service == "trainer"]
+            nodes = [node for node in trainers if node.pool == pool] or trainers
+        machines = [hardware_of(node) for node in nodes]
+        machines = [hardware for hardware in machines if hardware.memory_total_bytes]
+        if machines:
+            request.hardware.CopyFrom(max(machines, key=_room))
+
+
+def no_node(node_id: str) -> NotFound:
+    return NotFound("NODE_NOT_FOUND", f"there is no live node {node_id!r}", metadata={"node_id": node_id})
+
+
+def hardware_of(node: Node) -> Hardware:
+    """What the node says of its machine; a node that says nothing is still listed."""
+    hardware = Hardware()
+    hardware.CopyFrom(node.hardware)
+    hardware.node_id = node.id
+    hardware.draining = node.draining
+    return hardware
+
+
+def _room(hardware: Hardware) -> tuple[bool, int]:
+    """A usable GPU before any amount of main memory; then by what is free."""
+    if hardware.cuda_available and hardware.gpus:
+        return True, max(gpu.memory_free_bytes for gpu in hardware.gpus)
+    return False, hardware.memory_available_bytes

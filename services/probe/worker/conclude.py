@@ -1,0 +1,243 @@
+"""What follows from model, machine and rows together: the resolved configuration, what it needs, what is doubtful."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from engine.config.wire import config_to_spec
+from engine.data.prepare import Prepared
+from engine.data.statistics import Statistics
+from engine.errors import JobError
+from engine.estimate.advice import JobFacts
+from engine.estimate.architecture import Architecture
+from engine.estimate.cost import PriceTable
+from engine.estimate.disk import Disk, estimate_disk
+from engine.estimate.duration import Calibration, Work
+from engine.estimate.kept import Method
+from engine.estimate.machine import Machine
+from engine.estimate.memory import Setup
+from engine.estimate.recommend import plan
+from engine.estimate.wire import estimate_message
+from finetuneflow.v1.estimate_pb2 import ResourceEstimate
+from finetuneflow.v1.event_pb2 import ConfigResolved
+from finetuneflow.v1.hardware_pb2 import Hardware
+from finetuneflow.v1.stage_result_pb2 import BaseModelIdentity, PreflightResult
+from services.probe.worker.findings import data_statistics
+from services.probe.worker.resolve import Resolved, check_disk, resolve, steps_per_epoch, total_steps
+from services.specs import ModelFiles
+
+_FEW_ROWS = 50
+_MAX_SPEC_BYTES = 56 * 1024
+"""The resolved spec travels in one event of at most 64 KiB."""
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+"""Goes into every checkpoint."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the job would run, and what is known of it."""
+
+    hardware: Hardware
+    holds_artifacts: bool
+    """Whether the artifact store lies on the disk that training writes to."""
+    prices: Path | None = None
+    speeds: Calibration = field(default_factory=Calibration)
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """What a preflight knows of a job in the end."""
+
+    result: PreflightResult
+    facts: JobFacts | None
+    """None where no row could be counted."""
+
+
+def conclude(
+    resolved: Resolved,
+    model: ModelFiles,
+    architecture: Architecture,
+    place: Place,
+    prepared: Prepared | None,
+    *,
+    missing_bytes: int = 0,
+) -> Conclusion:
+    """Makes every choice that is left, and the doubts and refusals that follow. `prepared` is None where no row could
+    be counted: then the longest row is taken to be max_length. Of the model's weights `missing_bytes` are not on the
+    machine yet."""
+    hardware = place.hardware
+    longest = resolved.config.hyperparameters.max_length if prepared is None else prepared.train.max_tokens
+    resolve(resolved, hardware, architecture, longest)
+    steps = 0
+    disk = None
+    if prepared is not None and prepared.num_sequences:
+        steps = total_steps(prepared.num_sequences, resolved.config.hyperparameters)
+        doubt(resolved, prepared, steps)
+        disk = _disk(resolved, model, architecture, place, prepared, steps, missing_bytes)
+    estimate = _estimate(resolved, architecture, place, longest, prepared, steps, disk)
+    result = PreflightResult(
+        base_model=_identity(model, architecture),
+        training_data=None if prepared is None else data_statistics(prepared.train),
+        evaluation_data=data_statistics(prepared.eval) if prepared is not None and prepared.eval.num_examples else None,
+        total_steps=steps,
+        hardware=hardware,
+        warnings=[doubt.message for doubt in resolved.warnings],
+        estimate=estimate,
+    )
+    facts = _facts(resolved, architecture, hardware, prepared, steps, estimate) if prepared is not None else None
+    return Conclusion(result, facts)
+
+
+def published(resolved: Resolved) -> ConfigResolved:
+    """Raises JobError("SPEC_TOO_LARGE")."""
+    spec = config_to_spec(resolved.config)
+    if spec.ByteSize() > _MAX_SPEC_BYTES:
+        raise JobError(
+            "SPEC_TOO_LARGE",
+            f"The configuration is {spec.ByteSize():,} bytes long; {_MAX_SPEC_BYTES:,} are the limit.",
+            "Shorten chat_template, system_prompt and evaluation.prompts.",
+        )
+    return ConfigResolved(resolved_spec=spec, resolutions=resolved.resolutions)
+
+
+def doubt(resolved: Resolved, prepared: Prepared, steps: int) -> None:
+    """Warns of what is suspicious about the data, though not refused."""
+    train, held_out = prepared.train, prepared.eval
+    hyper = resolved.config.hyperparameters
+    if left_out := train.num_left_out + held_out.num_left_out:
+        message = f"{_rows(left_out)} left out as incomplete; validation_report.json names them and what each lacks."
+        resolved.warn("ROWS_LEFT_OUT", message, "Mend them if their number is more than you expected.")
+    if cut := train.num_with_turns_cut + held_out.num_with_turns_cut:
+        message = f"{_rows(cut)} cut: turns before the first question, or behind the last answer, are left out."
+        resolved.warn("TURNS_LEFT_OUT", message, "validation_report.json names the first of them.")
+    if duplicates := train.num_duplicates + held_out.num_duplicates:
+        message = f"{_rows(duplicates)} dropped because an earlier row is the same."
+        advice = "Drop them from the file if that was not meant."
+        resolved.warn("DUPLICATES_DROPPED", message, advice, "training_data")
+    if truncated := train.num_truncated + held_out.num_truncated:
+        share = truncated / (train.num_examples + held_out.num_examples + train.num_dropped + held_out.num_dropped)
+        message = f"{_rows(truncated)} ({share:.0%}) cut at max_length = {hyper.max_length:,}."
+        advice = "A cut answer has no end: raise max_length, or shorten the rows."
+        resolved.warn("ROWS_TRUNCATED", message, advice, "hyperparameters.max_length")
+    if dropped := train.num_dropped + held_out.num_dropped:
+        message = f"{_rows(dropped)} dropped: cut at max_length = {hyper.max_length:,}, no answer is left."
+        advice = "Raise max_length, or shorten what stands before the answers."
+        resolved.warn("ROWS_DROPPED", message, advice, "hyperparameters.max_length")
+    if prepared.num_leaked:
+        message = f"{_rows(prepared.num_leaked)} of evaluation_data also trained on: the evaluation will flatter."
+        resolved.warn("EVALUATION_LEAKED", message, "Take them out of one of the two.", "evaluation_data")
+    if train.num_examples < _FEW_ROWS:
+        message = f"Only {_rows(train.num_examples)} to train on; so few teach a form at most, and overfit soon."
+        resolved.warn("FEW_ROWS", message, "Some hundred rows are a usual minimum.", "training_data")
+    if prepared.used_plain_template and prepared.has_chat:
+        message = "The base model has no chat template; a plain one with headings and its end-of-text token is used."
+        advice = "Give chat_template to write conversations in another way."
+        resolved.warn("PLAIN_TEMPLATE", message, advice, "chat_template")
+    if hyper.warmup_steps is not None and hyper.warmup_steps >= steps:
+        message = f"warmup_steps = {hyper.warmup_steps:,} is not below the {steps:,} steps of the job."
+        advice = "The peak learning rate is never reached: lower warmup_steps."
+        resolved.warn("WARMUP_TOO_LONG", message, advice, "hyperparameters.warmup_steps")
+
+
+def _estimate(
+    resolved: Resolved,
+    architecture: Architecture,
+    place: Place,
+    longest: int,
+    prepared: Prepared | None,
+    steps: int,
+    disk: Disk | None,
+) -> ResourceEstimate:
+    """Of the resolved configuration; every evaluation reads all held-out rows."""
+    config = resolved.config
+    machine = Machine.of(place.hardware, gpus=config.resources.gpus)
+    hyper = config.hyperparameters
+    found = plan(architecture, machine, config, _method(resolved), longest)
+    work = None
+    if prepared is not None and prepared.num_sequences:
+        evaluations = steps // hyper.eval_steps + 1
+        passes = steps / steps_per_epoch(prepared.num_sequences, hyper)
+        work = Work(prepared.train.num_tokens * passes, prepared.eval.num_tokens * evaluations)
+    prices = PriceTable.read(place.prices)
+    return estimate_message(
+        architecture,
+        machine,
+        *found.unreduced,
+        found.verdict,
+        work=work,
+        calibration=place.speeds,
+        prices=prices,
+        disk=disk,
+    )
+
+
+def _disk(
+    resolved: Resolved,
+    model: ModelFiles,
+    architecture: Architecture,
+    place: Place,
+    prepared: Prepared,
+    steps: int,
+    missing_bytes: int,
+) -> Disk | None:
+    """None where the machine does not say what is free."""
+    if not place.hardware.disk_free_bytes:
+        return None
+    config = resolved.config
+    on_gpu = Machine.of(place.hardware, gpus=config.resources.gpus).on_gpu
+    files = [model.path / name for name in _TOKENIZER]
+    disk = estimate_disk(
+        architecture,
+        Setup.of(config, on_gpu=on_gpu, length=max(prepared.train.max_tokens, 1)),
+        config,
+        total_steps=steps,
+        num_tokens=prepared.train.num_tokens + prepared.eval.num_tokens,
+        free_bytes=place.hardware.disk_free_bytes,
+        holds_artifacts=place.holds_artifacts,
+        tokenizer_bytes=sum(file.stat().st_size for file in files if file.is_file()),
+        download_bytes=missing_bytes,
+    )
+    check_disk(resolved, disk)
+    return disk
+
+
+def _facts(
+    resolved: Resolved,
+    architecture: Architecture,
+    hardware: Hardware,
+    prepared: Prepared,
+    steps: int,
+    estimate: ResourceEstimate,
+) -> JobFacts:
+    config = resolved.config.model_copy(update={"method": _method(resolved)})
+    return JobFacts(
+        config=config,
+        architecture=architecture,
+        machine=Machine.of(hardware, gpus=config.resources.gpus),
+        train=prepared.train,
+        evaluation=prepared.eval if prepared.eval.num_examples else Statistics(),
+        num_packed=prepared.num_packed,
+        total_steps=steps,
+        passes=steps / steps_per_epoch(prepared.num_sequences, config.hyperparameters),
+        seconds=estimate.duration_seconds if estimate.HasField("duration_seconds") else None,
+    )
+
+
+def _method(resolved: Resolved) -> Method:
+    method = resolved.config.method
+    return "lora" if method == "auto" else method
+
+
+def _rows(number: int) -> str:
+    return f"{number:,} row" if number == 1 else f"{number:,} rows"
+
+
+def _identity(model: ModelFiles, architecture: Architecture) -> BaseModelIdentity:
+    return BaseModelIdentity(
+        id=model.id,
+        revision=model.revision,
+        weights_sha256=model.weights_sha256,
+        # Without the weights' files there is the count of the headers.
+        num_parameters=model.num_parameters or architecture.num_parameters,
+        context_length=model.context_length,
+        architecture=model.architecture,
+    )
