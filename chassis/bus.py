@@ -55,8 +55,8 @@ def event_subject(job_id: str, kind: str) -> str:
 class Bus(Connection):
     """A connection that knows what goes over it."""
 
-    def __init__(self, url: str, user: str, password: str, name: str) -> None:
-        super().__init__(url, user, password, name)
+    def __init__(self, url: str, user: str, password: str, name: str, *, echo: bool = True) -> None:
+        super().__init__(url, user, password, name, echo=echo)
         self._work_stream = ""
         self._work_sequence = 0
         self._work_connection = 0

@@ -29,6 +29,8 @@ WORKDIR: Final = "FTF_WORKDIR"
 _LAST_LINES = 40
 _LAST_BYTES = 8 * 1024
 _PIPE_BYTES = 1024 * 1024
+_READ_BYTES = 16 * 1024
+"""What is dealt with at a stretch, about a hundred events: a supervisor has more to do than to listen to one child."""
 _LINGER_SECONDS = 5.0
 
 _PASSED_ON = frozenset(
@@ -72,6 +74,8 @@ class Child:
         self._process = process
         self._events = events
         self._control_fd = control_fd
+        self._unread = b""
+        self._position = 0
         self._lines: collections.deque[str] = collections.deque(maxlen=_LAST_LINES)
         self._oom_kills = _oom_kills()
         loop = asyncio.get_running_loop()
@@ -121,24 +125,28 @@ class Child:
         return child
 
     async def frames(self) -> AsyncGenerator[bytes, None]:
-        """Every frame, b"" for a tick, until the child has exited. ValueError when it is no frame at all."""
+        """Every frame, b"" for a tick, until the child has exited. ValueError when it is no frame at all.
+
+        For one reader after another: what one has not taken, the next one gets.
+        """
         ended = asyncio.create_task(self._linger())
-        reading: asyncio.Task[bytes | None] | None = None
+        reading: asyncio.Task[bytes] | None = None
         try:
             while True:
-                reading = asyncio.create_task(self._read_frame())
+                while (frame := self._next_frame()) is not None:
+                    yield frame
+                # A task for each frame would take longer than all else that is done about it.
+                reading = asyncio.create_task(self._events.read(_READ_BYTES))
                 await asyncio.wait({reading, ended}, return_when=asyncio.FIRST_COMPLETED)
-                if not reading.done():
-                    # Somebody who left the process group holds the pipe open.
+                # Somebody who left the process group may hold the pipe open.
+                if not reading.done() or not (data := await reading):
                     return
-                frame = await reading
-                if frame is None:
-                    return
-                yield frame
+                self._unread = self._unread[self._position :] + data
+                self._position = 0
         finally:
             ended.cancel()
             if reading:
-                # Left alone it would take a frame away from whoever reads next.
+                # Left alone it would take frames away from whoever reads next.
                 reading.cancel()
 
     def begin(self) -> None:
@@ -194,20 +202,23 @@ class Child:
         await asyncio.shield(self._exited)
         await asyncio.sleep(_LINGER_SECONDS)
 
-    async def _read_frame(self) -> bytes | None:
+    def _next_frame(self) -> bytes | None:
+        """The next one of what was read; None when it is not all there."""
+        data, position = self._unread, self._position
         length = shift = 0
-        try:
-            while True:
-                byte = (await self._events.readexactly(1))[0]
-                length |= (byte & 0x7F) << shift
-                if byte < 0x80:
-                    break
-                shift += 7
+        while position < len(data):
+            byte = data[position]
+            position += 1
+            length |= (byte & 0x7F) << shift
+            shift += 7
             if length > MAX_FRAME_BYTES:
                 raise ValueError(f"the child wrote a frame of {length} bytes")
-            return await self._events.readexactly(length)
-        except asyncio.IncompleteReadError:
-            return None
+            if byte < 0x80:
+                if position + length > len(data):
+                    return None
+                self._position = position + length
+                return data[position : self._position]
+        return None
 
     def _wait(self, loop: asyncio.AbstractEventLoop) -> None:
         # Not reaped yet, it still owns its process group's number: nobody else's group can be killed here.

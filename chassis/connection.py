@@ -101,12 +101,13 @@ class Handlers:
 class Connection:
     """One connection, for ever reconnecting."""
 
-    def __init__(self, url: str, user: str, password: str, name: str) -> None:
+    def __init__(self, url: str, user: str, password: str, name: str, *, echo: bool = True) -> None:
         self._options: dict[str, Any] = {
             "servers": [part.strip() for part in url.split(",")],
             "user": user or None,
             "password": password or None,
             "name": name,
+            "no_echo": not echo,
             "max_reconnect_attempts": -1,
             "reconnect_time_wait": 0.25,
             "connect_timeout": 2,
@@ -130,13 +131,21 @@ class Connection:
 
     @classmethod
     async def connect(
-        cls, url: str, user: str = "", password: str = "", name: str = "", wait_seconds: float = 10.0
+        cls,
+        url: str,
+        user: str = "",
+        password: str = "",
+        name: str = "",
+        wait_seconds: float = 10.0,
+        *,
+        echo: bool = True,
     ) -> Self:
-        """Connects. Without a server it returns after `wait_seconds` and goes on trying in the background.
+        """Connects. Without a server it returns after `wait_seconds` and goes on trying in the background. Without
+        `echo` nothing that is sent on this connection is received on it, requests included.
 
         BusRefused when a server refuses the credentials.
         """
-        bus = cls(url, user, password, name)
+        bus = cls(url, user, password, name, echo=echo)
         bus._connector = asyncio.create_task(bus._keep_connected(), name="bus")
         attached = asyncio.ensure_future(bus._attached.wait())
         first: set[asyncio.Future[Any]] = {attached, bus._refused}

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from google.protobuf.message import Message
 
-from chassis.allocation import reuse_freed_memory
+from chassis.allocation import collect_rarely, reuse_freed_memory
 from chassis.artifacts import ArtifactStore
 from chassis.bus import CLAIM_SUBJECT, Bus, report_subject
 from chassis.gauges import serve_gauges
@@ -68,8 +68,9 @@ async def run(settings: GatewaySettings) -> None:
     database = await Database.open(settings.database)
     store = ArtifactStore(settings.artifacts)
     catalogue = Catalogue(settings.home, settings.models)
+    # Its own frames are in its rings already.
     bus = await Bus.connect(
-        settings.nats_url, settings.nats_user, settings.nats_password.get_secret_value(), settings.node_id
+        settings.nats_url, settings.nats_user, settings.nats_password.get_secret_value(), settings.node_id, echo=False
     )
     fanout = Fanout(database, bus)
     dispatcher = Dispatcher(database, bus)
@@ -132,6 +133,7 @@ async def run(settings: GatewaySettings) -> None:
         ),
         listen=settings.listen,
     )
+    collect_rarely()
     log.info("gateway %s listens on %s", settings.node_id, server.address)
     loops = [
         asyncio.create_task(loop) for loop in (fanout.run(), dispatcher.run(), leases.run(), sweep_for_ever(store))
@@ -142,6 +144,7 @@ async def run(settings: GatewaySettings) -> None:
         for task in done - {stopped}:
             task.result()
     finally:
+        fanout.end()
         await server.stop()
         for task in (*loops, stopped):
             task.cancel()

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from sqlmodel import col, select
 
 from chassis import gauges
 from chassis.bus import Bus, BusUnavailable, event_subject
-from chassis.errors import NotFound, OutOfRange, Violation
+from chassis.errors import NotFound, OutOfRange, Unavailable, Violation
 from gateway.database import Database
 from gateway.frames import TERMINAL_KIND, Frame, frame_of_row, frames_of_run, watch_response
 from gateway.lifecycle import TERMINAL
@@ -31,10 +30,10 @@ _PAGE_BYTES = 256 << 10
 _STORED_PAGES = 32
 """Pages from SQL that are kept for whoever asks next: watchers that come together read history together."""
 _TAIL_CHECK_SECONDS = 1.0
-# To wake a watcher costs about 60 µs, whether for one event or for fifty. Waves take half of the time at most and leave
-# the rest to acceptance, until messages are so long that more of them at once gain nothing.
+# To wake a watcher costs about 60 µs, whether for one event or for fifty: there is no next wave before the last one can
+# be over, until messages are so long that more of them at once gain nothing.
 _WAVE_SECONDS = 0.0025
-_WAVE_SECONDS_PER_WATCHER = 0.00012
+_WAVE_SECONDS_PER_WATCHER = 0.00006
 _FULL_WAVE_EVENTS = 50
 
 
@@ -84,17 +83,59 @@ class Page:
     """It holds the event after which there are no more."""
 
 
-@dataclass(eq=False)
 class Cursor:
-    """A watcher."""
+    """A watcher: how far it has got, and until when it waits for more."""
 
-    position: int
+    def __init__(self, position: int, patience_seconds: float) -> None:
+        self.position = position
+        self._patience = patience_seconds
+        self._loop = asyncio.get_running_loop()
+        self._news: asyncio.Future[None] | None = None
+        self._due = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self.rest()
+
+    @property
+    def overdue(self) -> bool:
+        """It has waited for as long as it has patience."""
+        return self._loop.time() >= self._due
+
+    def rest(self) -> None:
+        """Its patience begins anew."""
+        self._due = self._loop.time() + self._patience
+
+    async def wait(self) -> None:
+        """Until it is woken, at the latest until it is overdue."""
+        self._news = self._loop.create_future()
+        # One timer for many waits: to set one and take it back at every wait costs more than the wait.
+        if self._timer is None:
+            self._timer = self._loop.call_at(self._due, self._expire)
+        try:
+            await self._news
+        finally:
+            self._news = None
+
+    def wake(self) -> None:
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _expire(self) -> None:
+        self._timer = None
+        if self.overdue:
+            self.wake()
+        elif self._news is not None:
+            self._timer = self._loop.call_at(self._due, self._expire)
 
 
 class Ring:
     """The newest frames of one job, contiguous. Never holds what SQL lacks."""
 
     def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
         self._frames: list[Frame] = []
         self._pages: dict[tuple[int, Wanted], Page] = {}
         self.bytes = 0
@@ -103,7 +144,6 @@ class Ring:
         self.gone = False
         """The job was deleted."""
         self.cursors: set[Cursor] = set()
-        self._waiters: set[asyncio.Future[bool]] = set()
         self._wave: asyncio.TimerHandle | None = None
         self._last_wave = 0.0
         self._woken_for = 0
@@ -151,20 +191,15 @@ class Ring:
             found = self._pages[cursor, wanted] = _page(frames, wanted, frames[-1].sequence)
         return found
 
-    async def beyond(self, cursor: int, seconds: float) -> bool:
-        """Waits until there is something beyond `cursor`; False when `seconds` passed without."""
-        if self.newest > cursor or self.gone:
-            return True
-        loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[bool] = loop.create_future()
-        timer = loop.call_later(seconds, _settle, waiter, False)
-        self._waiters.add(waiter)
-        try:
-            # A wave may be about what this watcher has been handed before it came.
-            return await waiter and (self.newest > cursor or self.gone)
-        finally:
-            timer.cancel()
-            self._waiters.discard(waiter)
+    async def beyond(self, cursor: Cursor) -> bool:
+        """Waits until there is something beyond `cursor`; False when it is overdue without."""
+        if not self._news_for(cursor):
+            await cursor.wait()
+        # A wave may be about what this watcher has been handed before it came.
+        return self._news_for(cursor)
+
+    def _news_for(self, cursor: Cursor) -> bool:
+        return self.newest > cursor.position or self.gone
 
     def _wake_soon(self) -> None:
         full = self.newest - self._woken_for >= _FULL_WAVE_EVENTS
@@ -173,19 +208,14 @@ class Ring:
                 return
             self._wave.cancel()
         gap = _WAVE_SECONDS if full else _WAVE_SECONDS + _WAVE_SECONDS_PER_WATCHER * len(self.cursors)
-        self._wave = asyncio.get_running_loop().call_at(self._last_wave + gap, self._wake)
+        self._wave = self._loop.call_at(self._last_wave + gap, self._wake)
 
     def _wake(self) -> None:
         self._wave = None
         self._woken_for = self.newest
-        self._last_wave = asyncio.get_running_loop().time()
-        for waiter in self._waiters:
-            _settle(waiter, True)
-
-
-def _settle(waiter: asyncio.Future[bool], news: bool) -> None:
-    if not waiter.done():
-        waiter.set_result(news)
+        self._last_wave = self._loop.time()
+        for cursor in self.cursors:
+            cursor.wake()
 
 
 def _page(frames: Iterable[Frame], wanted: Wanted, through: int) -> Page:
@@ -201,13 +231,16 @@ class Fanout:
         self._database = database
         self._bus = bus
         self._rings: dict[str, Ring] = {}
+        self._ended = False
         self._stored_pages: OrderedDict[tuple[str, int, Wanted], asyncio.Task[Page | None]] = OrderedDict()
 
     async def publish(self, job_id: str, frames: list[Frame]) -> None:
-        """Sends accepted frames to every gateway, this one included, in runs of one kind.
+        """Hands accepted frames to the watchers here, and sends them to the other gateways, in runs of one kind.
 
-        Best effort: what gets lost here is found in SQL by the tail check.
+        Best effort: what gets lost on the way is found in SQL by the tail check.
         """
+        if ring := self._rings.get(job_id):
+            ring.extend(frames)
         start = 0
         for end in range(1, len(frames) + 1):
             if end == len(frames) or frames[end].kind != frames[start].kind:
@@ -221,6 +254,13 @@ class Fanout:
 
     async def start(self) -> None:
         await self._bus.subscribe(event_subject("*", "*"), self._received)
+
+    def end(self) -> None:
+        """Sends every watcher away: the gateway stops, and another one, or this one started again, has all there is."""
+        self._ended = True
+        for ring in self._rings.values():
+            for cursor in ring.cursors:
+                cursor.wake()
 
     async def run(self) -> None:
         """The tail check, until cancelled: one query a second for all watched jobs."""
@@ -263,13 +303,14 @@ class Fanout:
             log.warning("a run on %s can't be decoded and is left to SQL: %s", subject, error)
 
     @contextmanager
-    def _attached(self, job_id: str, position: int) -> Iterator[tuple[Ring, Cursor]]:
+    def _attached(self, job_id: str, position: int, patience_seconds: float) -> Iterator[tuple[Ring, Cursor]]:
         ring = self._rings.setdefault(job_id, Ring())
-        cursor = Cursor(position)
+        cursor = Cursor(position, patience_seconds)
         ring.cursors.add(cursor)
         try:
             yield ring, cursor
         finally:
+            cursor.close()
             ring.cursors.discard(cursor)
             if not ring.cursors:
                 del self._rings[job_id]
@@ -286,7 +327,7 @@ class Fanout:
         """Serialised WatchFineTuningJobResponses: the past from SQL, then live, until the terminal event. One without
         events comes when there was nothing to send for `heartbeat_seconds`; it says how far the cursor has got."""
         wanted = Wanted(frozenset(kinds), min_severity)
-        with self._attached(job_id, after) as (ring, cursor):
+        with self._attached(job_id, after, heartbeat_seconds) as (ring, cursor):
             row = await self._position(job_id)
             if row is None or row[0] != tenant:
                 raise NotFound("JOB_NOT_FOUND", f"there is no fine-tuning job {job_id!r}")
@@ -295,9 +336,8 @@ class Fanout:
             ring.advance(last_sequence)
             if state in TERMINAL and after == last_sequence:
                 return
-            due = time.monotonic() + heartbeat_seconds
-            while True:
-                news = await ring.beyond(cursor.position, max(0.0, due - time.monotonic()))
+            while not self._ended:
+                news = await ring.beyond(cursor)
                 page = ring.page(cursor.position, wanted) if news else None
                 if news and page is None:
                     page = await self._stored(job_id, cursor.position, wanted, ring)
@@ -309,11 +349,12 @@ class Fanout:
                     yield page.response
                     if page.ends:
                         return
-                elif time.monotonic() >= due:
+                elif cursor.overdue:
                     yield watch_response((), cursor.position)
                 else:
                     continue
-                due = time.monotonic() + heartbeat_seconds
+                cursor.rest()
+        raise Unavailable("GATEWAY_STOPS", "this gateway stops; watch on from your cursor")
 
     async def _position(self, job_id: str) -> tuple[str, str, int] | None:
         async with self._database.read() as session:

@@ -91,7 +91,9 @@ class JobMachine(RuleBasedStateMachine):
         mine = self.pair.model.open
         name = f"{len(self.claims):032x}"
         choices = [Claim(mine.stage, mine.number, name)] if mine else []
-        return data.draw(st.sampled_from([*choices, *self.claims, Claim("TRAINING", 9, name)][:6]))
+        # A claim id is never used for two attempts: that of the old item is its own, also when both are sent at once.
+        old = Claim("TRAINING", 9, "f" + name[1:])
+        return data.draw(st.sampled_from([*choices, *self.claims, old][:6]))
 
     def a_report(self, data: st.DataObject, tokens: tuple[Token, ...]) -> Report:
         """Of who holds the claim or of a zombie; what is new, what is known already, or what follows after a hole."""

@@ -8,13 +8,13 @@ from sqlalchemy import event
 from sqlmodel import col, delete
 
 from chassis.bus import Bus
-from chassis.errors import NotFound, OutOfRange
+from chassis.errors import NotFound, OutOfRange, Unavailable
 from finetuneflow.v1.event_pb2 import Eval, Severity, Warning
 from finetuneflow.v1.fine_tuning_service_pb2 import WatchFineTuningJobResponse
 from gateway import lifecycle
 from gateway.acceptance import Acceptance
 from gateway.database import Database
-from gateway.fanout import Fanout, Page, Ring, Wanted
+from gateway.fanout import Cursor, Fanout, Page, Ring, Wanted
 from gateway.frames import Frame, frame_of_stored, frames_of_run
 from gateway.ledger import Ledger
 from gateway.tables import Attempt, Job, JobEvent, Metric
@@ -72,11 +72,13 @@ async def test_a_wake_about_what_was_seen_already_is_no_news() -> None:
     """Its watcher would ask SQL for nothing, and once froze the gateway with the answer."""
     ring = Ring()
     ring.advance(5)
-    assert not await ring.beyond(5, seconds=0.2)
-    waiting = asyncio.create_task(ring.beyond(5, seconds=10))
-    await asyncio.sleep(0)
+    cursor = Cursor(5, patience_seconds=10)
+    ring.cursors.add(cursor)
+    assert not await ring.beyond(cursor)
+    assert not cursor.overdue
     ring.advance(6)
-    assert await waiting
+    assert await ring.beyond(cursor)
+    cursor.close()
 
 
 async def trained(ledger: Ledger, told: Recorder, acceptance: Acceptance, steps: int) -> tuple[str, Worker]:
@@ -125,6 +127,34 @@ async def test_a_tail_that_was_never_published_arrives(
     await cancel(live, job_id, worker)
     sequences = await watcher.ended()
     assert sequences == list(range(1, len(sequences) + 1))
+
+
+async def test_a_gateway_without_a_broker_still_streams_what_it_accepts(
+    database: Database, told: Recorder, nats_server: NatsServer
+) -> None:
+    """Verbs come through gRPC, and their watchers may be on the same gateway. No tail check runs here."""
+    bus = await Bus.connect(nats_server.url, nats_server.user, nats_server.password, "test")
+    await bus.close()
+    lonely = Fanout(database, bus)
+    ledger = Ledger(database, lonely.publish, told.offer, told.discard)
+    job_id = await create(ledger)
+    watcher = Watcher(lonely, job_id)
+    await watcher.until(1)
+    async with ledger.decide(job_id) as decision:
+        lifecycle.cancel(decision)
+    assert len(await watcher.ended()) > 1
+
+
+async def test_a_gateway_that_stops_sends_its_watchers_on_at_once(live: Ledger, fanout: Fanout, told: Recorder) -> None:
+    """They would hold it up for as long as it waits for its calls, and go on with another gateway later."""
+    job_id = await create(live)
+    watcher = Watcher(fanout, job_id)
+    await watcher.until(1)
+    fanout.end()
+    with pytest.raises(Unavailable):
+        await watcher.ended()
+    with pytest.raises(Unavailable):
+        await Watcher(fanout, job_id, after=1).ended()
 
 
 async def test_filters_skip_events_and_still_advance_the_cursor(live: Ledger, fanout: Fanout, told: Recorder) -> None:
