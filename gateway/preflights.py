@@ -9,7 +9,7 @@ from engine.catalogue import Catalogue
 from finetuneflow.v1 import probe_service_pb2 as api
 from finetuneflow.v1.preflight_pb2 import PreflightReport
 from finetuneflow.v1.probe_service_pb2_grpc import ProbeServiceStub
-from finetuneflow.v1.validation_pb2 import ProblemSeverity
+from finetuneflow.v1.validation_pb2 import ProblemSeverity, ValidationVerdict
 from gateway import views
 from gateway.database import Database
 from gateway.machines import Machines
@@ -17,7 +17,7 @@ from gateway.passthrough import Passthrough
 from gateway.specs import check_datasets, check_spec
 from gateway.tenancy import tenant_of
 
-_MAX_VIOLATIONS, _MAX_DESCRIPTION = 20, 200
+_MAX_VIOLATIONS, _MAX_DESCRIPTION = 10, 160
 """A status travels in a header; the whole is in the report that PreflightFineTuningJob answers with."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -47,7 +47,23 @@ class Preflights:
         answer: api.PreflightFineTuningJobResponse = await self._passthrough.unary(
             "probe", lambda channel: ProbeServiceStub(channel).PreflightFineTuningJob, request, context, request.node_id
         )
+        await self._doubt_pool(request.spec.resources.pool or "default", answer.report)
         return answer
+
+    async def _doubt_pool(self, pool: str, report: PreflightReport) -> None:
+        """A job waits for a trainer for as long as it takes, which looks as if nothing happened."""
+        nodes = await self._passthrough.nodes()
+        if any(node.service == "trainer" and node.pool == pool and not node.draining for node in nodes):
+            return
+        report.findings.add(
+            severity=ProblemSeverity.PROBLEM_SEVERITY_WARNING,
+            reason="NO_TRAINER",
+            message=f"No trainer of the pool {pool!r} is up: the job would wait for one.",
+            advice="Have the operator start one, or name another pool.",
+            field="resources.pool",
+        )
+        if report.verdict == ValidationVerdict.VALIDATION_VERDICT_OK:
+            report.verdict = ValidationVerdict.VALIDATION_VERDICT_WARNINGS
 
 
 def refuse_as_reported(report: PreflightReport) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from chassis.artifacts import ArtifactCorrupt, ArtifactMissing, ArtifactStore
+from chassis.artifacts import ArtifactCorrupt, ArtifactMissing, ArtifactStore, on_disk_of
 from chassis.partials import WriteInProgress, WrongOffset
 from tests.chassis.stores import S3Server, why_no_s3
 
@@ -344,3 +344,9 @@ def test_missing_is_told_from_broken(store: ArtifactStore, tmp_path: Path) -> No
     with pytest.raises(ArtifactMissing):
         store.get_folder("default/nothing", tmp_path / "x", "0" * 64)
     store.delete("default/nothing")
+
+
+def test_whether_the_store_takes_its_room_from_a_folders_disk(tmp_path: Path) -> None:
+    """Neither is there before the first job; what is in an object store takes none."""
+    assert on_disk_of((tmp_path / "home" / "artifacts").as_uri(), tmp_path / "home")
+    assert not on_disk_of("memory://artifacts", tmp_path)

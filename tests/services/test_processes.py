@@ -69,17 +69,24 @@ def test_the_probe_reads_its_machine_and_no_other(channels: dict[str, grpc.Chann
 
 
 def test_methods_that_are_not_built_say_so(channels: dict[str, grpc.Channel]) -> None:
-    probe = probe_service_pb2_grpc.ProbeServiceStub(channels["probe"])
     generate = evaluator_service_pb2_grpc.EvaluatorServiceStub(channels["evaluator"]).Generate
-    spec = fine_tuning_job_spec_pb2.FineTuningJobSpec()
-    calls = [
-        lambda: probe.PreflightFineTuningJob(probe_service_pb2.PreflightFineTuningJobRequest(spec=spec), timeout=10),
-        lambda: list(generate(evaluator_service_pb2.GenerateRequest(model="m", prompt="p"), timeout=10)),
-    ]
-    for call in calls:
-        with pytest.raises(grpc.RpcError) as caught:
-            call()
-        assert refusal(caught.value) == (grpc.StatusCode.UNIMPLEMENTED, "METHOD_NOT_IMPLEMENTED")
+    with pytest.raises(grpc.RpcError) as caught:
+        list(generate(evaluator_service_pb2.GenerateRequest(model="m", prompt="p"), timeout=10))
+    assert refusal(caught.value) == (grpc.StatusCode.UNIMPLEMENTED, "METHOD_NOT_IMPLEMENTED")
+
+
+def test_a_probe_asked_directly_preflights_too(channels: dict[str, grpc.Channel]) -> None:
+    """It has no database: what a gateway would fill in has to come along."""
+    probe = probe_service_pb2_grpc.ProbeServiceStub(channels["probe"])
+    request = probe_service_pb2.PreflightFineTuningJobRequest()
+    with pytest.raises(grpc.RpcError) as caught:
+        probe.PreflightFineTuningJob(request, timeout=10)
+    assert refusal(caught.value) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_CONFIG")
+    request.spec.base_model = "smollm2-135m"
+    request.spec.training_data.add(dataset="ds_1")
+    with pytest.raises(grpc.RpcError) as caught:
+        probe.PreflightFineTuningJob(request, timeout=10)
+    assert refusal(caught.value) == (grpc.StatusCode.INVALID_ARGUMENT, "DATASET_NOT_FOUND")
 
 
 def test_the_exporter_says_what_it_can_make(channels: dict[str, grpc.Channel], processes: dict[str, Process]) -> None:

@@ -64,12 +64,14 @@ def conclude(
     """Makes every choice that is left, and the doubts and refusals that follow. `prepared` is None where no row could
     be counted: then the longest row is taken to be max_length. Of the model's weights `missing_bytes` are not on the
     machine yet."""
+    if prepared is not None and not prepared.num_sequences:
+        prepared = None
     hardware = place.hardware
     longest = resolved.config.hyperparameters.max_length if prepared is None else prepared.train.max_tokens
     resolve(resolved, hardware, architecture, longest)
     steps = 0
     disk = None
-    if prepared is not None and prepared.num_sequences:
+    if prepared is not None:
         steps = total_steps(prepared.num_sequences, resolved.config.hyperparameters)
         doubt(resolved, prepared, steps)
         disk = _disk(resolved, model, architecture, place, prepared, steps, missing_bytes)
@@ -153,7 +155,7 @@ def _estimate(
     hyper = config.hyperparameters
     found = plan(architecture, machine, config, _method(resolved), longest)
     work = None
-    if prepared is not None and prepared.num_sequences:
+    if prepared is not None:
         evaluations = steps // hyper.eval_steps + 1
         passes = steps / steps_per_epoch(prepared.num_sequences, hyper)
         work = Work(prepared.train.num_tokens * passes, prepared.eval.num_tokens * evaluations)
