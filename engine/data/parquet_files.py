@@ -34,7 +34,7 @@ def read_parquet(path: Path) -> Iterator[Row | RowProblem]:
                     if unpacked > limit:
                         raise bomb(path.name, limit)
                     yield found
-    except (pyarrow.ArrowException, OSError, OverflowError) as error:
+    except (pyarrow.ArrowException, OSError, OverflowError, UnicodeDecodeError) as error:
         said = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise unreadable(path.name, f"is no Parquet file that can be read, from row {number + 1} on: {said}") from error
 

@@ -200,6 +200,7 @@ CASES = [
     Case("empty.parquet", b"", 0, "UNREADABLE_FILE"),
     Case("cut.parquet", PARQUET[:-10], 0, "UNREADABLE_FILE"),
     Case("damaged.parquet", PARQUET[:20] + b"\xff" * 40 + PARQUET[60:], 0, "UNREADABLE_FILE"),
+    Case("latin1-column.parquet", PARQUET.replace(b"question", b"qu\xebstion"), 0, "UNREADABLE_FILE"),
     Case("jsonl.parquet", LINE, 0, "UNREADABLE_FILE"),
     Case("bomb.parquet", cell_bomb, 0, "DECOMPRESSION_BOMB"),
     Case("dictionary.parquet", table(**{name: pa.array(["a", "a"]).dictionary_encode() for name in QA}), 2),
