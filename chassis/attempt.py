@@ -354,6 +354,12 @@ class Attempt:
         if status == -signal.SIGKILL:
             advice = "Most often the machine was out of memory; see its kernel log. Otherwise somebody killed it."
             return failed("KILLED", "The worker was killed by signal 9.", advice, lines)
+        if status == -signal.SIGVTALRM:
+            # A child sets itself this limit around what a caller wrote, and can be ended in no other way.
+            advice = "Simplify what it is to compute, a row template most often."
+            failure = failed("CPU_LIMIT", "One step of the work took more CPU time than it may.", advice, lines)
+            failure.fault = fine_tuning_job_pb2.FAULT_USER_ERROR
+            return failure
         if tells_of_full_disk(lines[-5:]):
             return failed("DISK_FULL", f"The worker could not write: {lines[-1]}", _ROOM, lines)
         how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"

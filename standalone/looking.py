@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 
 from engine.catalogue import Catalogue
 from engine.config.wire import dataset_job
+from engine.data.row_templates import CPU_LIMIT, killed_by_template
 from engine.errors import JobError, SystemFailure
 from finetuneflow.cli.exits import JOB_FAILED, CommandFailed
 from finetuneflow.errors import InvalidArgument, Unavailable, Violation
@@ -52,6 +53,9 @@ def _look(
             said = json.loads(refusal.read_text("utf-8"))
             violations = [Violation(**violation) for violation in said["violations"]]
             raise InvalidArgument(said["message"], reason=said["reason"], advice=said["advice"], violations=violations)
+        if done.returncode == -CPU_LIMIT:
+            end = killed_by_template()
+            raise InvalidArgument(end.message, reason=end.reason, advice=end.advice)
         if done.returncode != 0:
             raise CommandFailed(f"The rows could not be looked at: {done.stderr.strip()[-2000:]}", code=JOB_FAILED)
         answer.ParseFromString((out / "answer.pb").read_bytes())

@@ -4,11 +4,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from engine.data.rows import is_too_deep, json_type
+from engine.data.rows import Effect, is_too_deep, json_type
 
 Message = dict[str, Any]
 """A turn as chat templates take it: role (system, user, assistant or tool), content, and where it has them tool_calls,
-name and tool_call_id."""
+name, tool_call_id and reasoning_content."""
 
 ROLES = {
     "system": "system",
@@ -31,9 +31,9 @@ ROLES = {
 class BadValue(Exception):
     """What is wrong with a value of a row."""
 
-    def __init__(self, column: str, reason: str, message: str) -> None:
+    def __init__(self, column: str, reason: str, message: str, effect: Effect = "refuses") -> None:
         super().__init__(message)
-        self.column, self.reason, self.message = column, reason, message
+        self.column, self.reason, self.message, self.effect = column, reason, message, effect
 
 
 def turns(value: Any, column: str) -> tuple[list[Message], frozenset[int]]:
@@ -42,7 +42,7 @@ def turns(value: Any, column: str) -> tuple[list[Message], frozenset[int]]:
     if not isinstance(listed, list):
         raise BadValue(column, "WRONG_TYPE", f"column {column} is {a(listed)}; it must be an array of turns")
     if not listed:
-        raise BadValue(column, "EMPTY_VALUE", f"column {column} has no turns; drop the row, or add them")
+        raise BadValue(column, "EMPTY_VALUE", f"column {column} has no turns", "leaves_out")
     messages = []
     untrained = set()
     for index, turn in enumerate(listed):
@@ -108,12 +108,14 @@ def _turn(turn: Any, place: str) -> Message:
     if not isinstance(turn, dict):
         raise BadValue(place, "WRONG_TYPE", f'{place} is {a(turn)}; a turn is {{"role": "user", "content": "…"}}')
     said = _given(turn, "role", "from")
-    if not isinstance(said, str) or said not in ROLES:
+    role = said.lower() if isinstance(said, str) else ""
+    if role not in ROLES:
         raise BadValue(place, "UNKNOWN_ROLE", f"{place} has role {str(said)[:40]!r}; known are {', '.join(ROLES)}")
-    message: Message = {"role": ROLES[said]}
+    message: Message = {"role": ROLES[role]}
     content = _given(turn, "content", "value")
-    calls = turn.get("tool_calls") or []
-    if said == "function_call":
+    # OpenAI's first way to call, one at a time.
+    calls = turn.get("tool_calls") or ([turn["function_call"]] if turn.get("function_call") else [])
+    if role == "function_call":
         calls, content = unpacked(content, place), ""
         calls = calls if isinstance(calls, list) else [calls]
     if calls:
@@ -121,7 +123,7 @@ def _turn(turn: Any, place: str) -> Message:
             raise BadValue(place, "MISPLACED_TOOL_CALL", f"{place} calls a tool; only the assistant can")
         message["tool_calls"] = _calls(calls, place)
     message["content"] = _content(content, place, message["role"], has_calls=bool(calls))
-    for key in ("name", "tool_call_id"):
+    for key in ("name", "tool_call_id", "reasoning_content"):
         if isinstance(turn.get(key), str):
             message[key] = encodable(turn[key], place)
     return message
@@ -139,7 +141,7 @@ def _content(content: Any, place: str, role: str, *, has_calls: bool) -> str:
         raise BadValue(place, "WRONG_TYPE", f"{place} has {a(content)} for content; it must be a string")
     # An empty answer would train the model to say nothing. A tool may well return nothing.
     if not content.strip() and role in ("user", "assistant") and not has_calls:
-        raise BadValue(place, "EMPTY_VALUE", f"{place} is empty; drop the row, or fill it")
+        raise BadValue(place, "EMPTY_VALUE", f"{place} is empty", "leaves_out")
     return encodable(content, place)
 
 
@@ -149,28 +151,30 @@ def _calls(calls: Any, place: str) -> list[dict[str, Any]]:
     found = []
     for call in calls:
         if not isinstance(call, dict):
-            raise BadValue(place, "BAD_TOOL_CALL", f"{place} calls a tool with {a(call)}, not an object")
+            raise _bad_call(place, f"a tool with {a(call)}, not an object")
         function = call.get("function", call)
         name = function.get("name") if isinstance(function, dict) else None
         if not isinstance(function, dict) or not isinstance(name, str) or not name:
-            raise BadValue(place, "BAD_TOOL_CALL", f"{place} calls a tool without saying its name")
+            raise _bad_call(place, "a tool without saying its name")
         arguments = function.get("arguments", function.get("parameters"))
         if isinstance(arguments, str):
             try:
                 arguments = json.loads(arguments or "{}")
             except (ValueError, RecursionError):
-                message = f"{place} calls {name[:80]} with arguments that are no JSON"
-                raise BadValue(place, "BAD_TOOL_CALL", message) from None
+                raise _bad_call(place, f"{name[:80]} with arguments that are no JSON") from None
         arguments = {} if arguments is None else without_nulls(arguments)
         if not isinstance(arguments, dict) or is_too_deep(arguments):
-            message = f"{place} calls {name[:80]} with arguments that are {a(arguments)}, not an object of names"
-            raise BadValue(place, "BAD_TOOL_CALL", message)
+            raise _bad_call(place, f"{name[:80]} with arguments that are {a(arguments)}, not an object of names")
         encodable(json.dumps(arguments, ensure_ascii=False), place)
         whole = {"type": "function", "function": {"name": encodable(name, place), "arguments": arguments}}
         if isinstance(call.get("id"), str):
             whole["id"] = call["id"]
         found.append(whole)
     return found
+
+
+def _bad_call(place: str, what: str) -> BadValue:
+    return BadValue(place, "BAD_TOOL_CALL", f"{place} calls {what}", "leaves_out")
 
 
 def _trained(turn: Mapping[str, Any], message: Message, place: str) -> bool:

@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import IO
 
@@ -51,7 +52,8 @@ def _columns(line: str, delimiter: str, lines: "_Lines", name: str) -> list[str]
     except csv.Error as error:
         raise _bad_header(name, f"cannot be read: {error}") from error
     columns = [column.strip() or f"column {index}" for index, column in enumerate(columns, 1)]
-    if twice := next((column for column in columns if columns.count(column) > 1), None):
+    twice, count = Counter(columns).most_common(1)[0]
+    if count > 1:
         raise _bad_header(name, f"names the column {twice[:80]!r} twice")
     if any("\udc80" <= character <= "\udcff" for column in columns for character in column):
         raise _bad_header(name, "is not UTF-8; save the file as UTF-8")

@@ -4,14 +4,15 @@
 |-------------------|-----------------------------------------------------------|-----------------------------------|
 | tokenized         | `input_ids`, `labels`?, `attention_mask`?                 | itself                            |
 | chat              | `messages` or `conversations` (role/content, from/value), | a conversation                    |
-|                   | `tools`?                                                  |                                   |
+|                   | `tools`?, `system`?                                       |                                   |
 | question_answer   | `question`, `answer`, `system`?                           | a conversation of one turn each   |
 | instruction       | `instruction`, `input`?, `output`, `system`?              | the same, input after instruction |
 | prompt_completion | `prompt`, `completion`: both text, or both lists of turns | plain text, or a conversation     |
 | preference        | `chosen`, `rejected`, `prompt`?                           | refused: which one is the answer? |
 | text              | `text`                                                    | plain text, trained as a whole    |
 
-Every assistant turn of a conversation is trained but those with `"train": false` or `"weight": 0`.
+Every assistant turn of a conversation is trained but those with `"train": false` or `"weight": 0`. What stands before
+the first question of a conversation, or behind its last answer, is left out with a warning.
 """
 
 import difflib
@@ -35,6 +36,8 @@ _REQUIRED: dict[str, tuple[str, ...]] = {
 }
 _ANSWERS = ("answer", "output", "completion")
 _IGNORED = -100
+TURNS_CUT = ("LEADING_TURNS", "TRAILING_TURNS")
+"""Reasons of problems that leave the row in."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +85,8 @@ class RowReader:
         """Name of the format; empty before the first row that has one."""
 
     def read(self, row: Row) -> Iterator[Example | RowProblem]:
-        """The example a row makes, or what is wrong with the row. Raises JobError("UNSUPPORTED_FORMAT") for preference
-        pairs."""
+        """The example a row makes, behind what had to be mended of it; or what is wrong with the row. Raises
+        JobError("UNSUPPORTED_FORMAT") for preference pairs."""
         values = self._renamed(row.values)
         if not self.format:
             self.format = _detect(values)
@@ -96,10 +99,16 @@ class RowReader:
             )
         try:
             if not self.format:
-                raise BadValue("", "UNKNOWN_FORMAT", f"has none of the known columns; it has {_listed(row.values)}")
-            yield self._example(row, values)
+                hint = 'say with mapping which column holds what, such as question = "…" and answer = "…"'
+                message = f"has none of the known columns; it has {_listed(row.values)}; {hint}"
+                raise BadValue("", "UNKNOWN_FORMAT", message)
+            mended: list[RowProblem] = []
+            example = self._example(row, values, mended)
         except BadValue as bad:
-            yield RowProblem(row.number, bad.column, bad.reason, bad.message)
+            yield RowProblem(row.number, bad.column, bad.reason, bad.message, bad.effect)
+            return
+        yield from mended
+        yield example
 
     @property
     def columns(self) -> list[str]:
@@ -142,12 +151,12 @@ class RowReader:
         if len(self._columns) < 1000:
             self._columns.update(dict.fromkeys(columns))
 
-    def _example(self, row: Row, values: dict[str, Any]) -> Example:
+    def _example(self, row: Row, values: dict[str, Any], mended: list[RowProblem]) -> Example:
         number = row.number
         match self.format:
             case "chat":
                 messages, untrained = turns(_present(values, "messages"), "messages")
-                return self._chat(number, values, messages, 0, untrained)
+                return self._chat(number, values, messages, 0, untrained, mended)
             case "question_answer":
                 question, answer = _text(values, "question"), _text(values, "answer")
                 return self._single_turn(number, values, question, "", answer)
@@ -155,7 +164,7 @@ class RowReader:
                 instruction, answer = _text(values, "instruction"), _text(values, "output")
                 return self._single_turn(number, values, instruction, _optional(values, "input"), answer)
             case "prompt_completion":
-                return self._prompt_completion(number, values)
+                return self._prompt_completion(number, values, mended)
             case "tokenized":
                 return _tokenized(number, values)
             case _:
@@ -171,30 +180,45 @@ class RowReader:
             number, self._with_system(messages), 0, instruction=instruction, input=input_, expected_output=answer
         )
 
-    def _prompt_completion(self, number: int, values: dict[str, Any]) -> Example:
+    def _prompt_completion(self, number: int, values: dict[str, Any], mended: list[RowProblem]) -> Example:
         prompt, completion = _present(values, "prompt"), _present(values, "completion")
         if isinstance(_unpacked_turns(prompt), list) or isinstance(_unpacked_turns(completion), list):
             before, _ = turns(prompt, "prompt")
             after, untrained = turns(completion, "completion")
             later = frozenset(len(before) + index for index in untrained)
-            return self._chat(number, values, before + after, len(before), later)
+            return self._chat(number, values, before + after, len(before), later, mended)
         prompt, completion = _text(values, "prompt"), _text(values, "completion")
         return Example(number, prompt=prompt, completion=completion, instruction=prompt, expected_output=completion)
 
     def _chat(
-        self, number: int, values: Mapping[str, Any], given: list[Message], answers_from: int, untrained: frozenset[int]
+        self,
+        number: int,
+        values: Mapping[str, Any],
+        given: list[Message],
+        answers_from: int,
+        untrained: frozenset[int],
+        mended: list[RowProblem],
     ) -> Example:
-        messages = self._with_system(given)
-        added = len(messages) - len(given)
-        _check_order(messages)
-        asked = [message["content"] for message in messages[:-1] if message["role"] == "user"]
+        first, end = _asked_and_answered(given, answers_from)
+        has_system = given[0]["role"] == "system"
+        if left := first - has_system:
+            message = f"begins with {_turns(left)} before anybody asks; left out of the row"
+            mended.append(RowProblem(number, "messages", "LEADING_TURNS", message, "warns"))
+        if left := len(given) - end:
+            message = f"ends with {_turns(left)} that the assistant does not answer; left out of the row"
+            mended.append(RowProblem(number, "messages", "TRAILING_TURNS", message, "warns"))
+        own = given[:has_system]
+        if not own and (system := _optional(values, "system")):
+            own = [{"role": "system", "content": system}]
+        messages = self._with_system([*own, *given[first:end]])
+        moved = len(messages) - end
         return Example(
             number,
             messages,
-            answers_from + added,
-            instruction=asked[-1] if asked else "",
+            max(answers_from + moved, 0),
+            instruction=next(turn["content"] for turn in reversed(messages[:-1]) if turn["role"] == "user"),
             expected_output=messages[-1]["content"],
-            untrained=frozenset(index + added for index in untrained),
+            untrained=frozenset(index + moved for index in untrained if first <= index < end),
             tools=tools(values.get("tools")),
         )
 
@@ -223,17 +247,24 @@ def _detect(values: Mapping[str, Any]) -> str:
     return best if shares[best] else ""
 
 
-def _check_order(messages: list[Message]) -> None:
-    if any(message["role"] == "system" for message in messages[1:]):
-        raise BadValue("messages", "MISPLACED_SYSTEM", "has a system turn that is not the first; move it to the front")
-    if messages[-1]["role"] != "assistant":
-        message = "has no answer: its last turn must be the assistant's; drop what follows it, or add the answer"
-        raise BadValue("messages", "NO_ANSWER", message)
-    first = messages[0 if messages[0]["role"] != "system" else 1]["role"]
-    if first == "assistant":
-        raise BadValue("messages", "NO_QUESTION", "begins with an answer; put what is answered before it")
-    if first == "tool":
-        raise BadValue("messages", "NO_QUESTION", "begins with a tool's result; put the call before it")
+def _asked_and_answered(messages: list[Message], answers_from: int) -> tuple[int, int]:
+    """Index of the first question, and behind the last answer. An answer that nobody asked for cannot be learned as
+    one (many templates refuse it), and of turns that nobody answers nothing is trained."""
+    roles = [message["role"] for message in messages]
+    if "system" in roles[1:]:
+        message = "has a system turn that is not the first; move it to the front"
+        raise BadValue("messages", "MISPLACED_SYSTEM", message, "leaves_out")
+    if "user" not in roles:
+        raise BadValue("messages", "NO_QUESTION", "has no question: none of its turns is the user's", "leaves_out")
+    first = roles.index("user")
+    end = len(roles) - roles[::-1].index("assistant") if "assistant" in roles else 0
+    if end <= max(first, answers_from):
+        raise BadValue("messages", "NO_ANSWER", "has no answer: no turn of the assistant's follows", "leaves_out")
+    return first, end
+
+
+def _turns(number: int) -> str:
+    return "1 turn" if number == 1 else f"{number:,} turns"
 
 
 def _tokenized(number: int, values: Mapping[str, Any]) -> Example:
@@ -266,7 +297,7 @@ def _present(values: Mapping[str, Any], column: str) -> Any:
     if values.get(column) is None:
         reason = "NO_ANSWER" if column in _ANSWERS else "MISSING_COLUMN"
         if column in values:
-            raise BadValue(column, reason, f"column {column} is null; drop the row, or fill it")
+            raise BadValue(column, reason, f"column {column} is null", "leaves_out")
         hint = f'add it, or name the column that holds it with mapping: {column} = "…"'
         raise BadValue(column, reason, f"has no {column} (it has {_listed(values)}); {hint}")
     return values[column]
@@ -278,7 +309,7 @@ def _text(values: Mapping[str, Any], column: str) -> str:
         raise BadValue(column, "WRONG_TYPE", f"column {column} is {a(value)}; write it as a string")
     if not value.strip():
         reason = "NO_ANSWER" if column in _ANSWERS else "EMPTY_VALUE"
-        raise BadValue(column, reason, f"column {column} is empty; drop the row, or fill it")
+        raise BadValue(column, reason, f"column {column} is empty", "leaves_out")
     return encodable(value, column)
 
 

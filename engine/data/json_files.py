@@ -2,12 +2,14 @@
 
 import codecs
 import json
+import re
 from collections.abc import Iterator
 from typing import IO, Any
 
 from engine.data.rows import MAX_ROW_BYTES, Row, RowProblem, is_too_deep, json_type, too_long
 
 _CHUNK = 64 * 1024
+_NO_SPACE = re.compile(r"[^ \t\r\n]")
 _NEAR_THE_END = 16
 """Characters from the end of what was read within which a fault may only be that the rest is missing."""
 
@@ -149,12 +151,12 @@ class _Values:
     def _peek(self) -> str:
         """The next character that is no space; empty at the end."""
         while True:
-            while self._at < len(self._text):
-                character = self._text[self._at]
-                if character not in " \t\r\n":
-                    return character
-                self._line += character == "\n"
-                self._at += 1
+            found = _NO_SPACE.search(self._text, self._at)
+            at = found.start() if found else len(self._text)
+            self._line += self._text.count("\n", self._at, at)
+            self._at = at
+            if found:
+                return found[0]
             if self._ended:
                 return ""
             self._read(_CHUNK)

@@ -5,33 +5,48 @@ from pathlib import Path
 from typing import Any
 
 from engine.data.rows import MAX_ROW_BYTES, Row, RowProblem, too_long
-from engine.data.streams import unreadable
+from engine.data.streams import bomb, unpacked_limit, unreadable
 
 _BATCH_ROWS = 64
 """A cell that is stored once may stand in every row: what a batch unpacks to must stay small."""
 
 
 def read_parquet(path: Path) -> Iterator[Row | RowProblem]:
-    """Rows in their order. Raises JobError("UNREADABLE_FILE") when it is damaged, cut, or no Parquet."""
+    """Rows in their order. Raises JobError: UNREADABLE_FILE when it is damaged, cut, or no Parquet;
+    DECOMPRESSION_BOMB."""
     import pyarrow
     import pyarrow.parquet
 
-    number = 0
+    number = unpacked = 0
+    limit = unpacked_limit(path.stat().st_size)
     try:
-        with pyarrow.parquet.ParquetFile(path, memory_map=True) as file:
+        # A text that is stored once for many rows stays one text.
+        texts = _texts(pyarrow.parquet.read_schema(path, memory_map=True))
+        with pyarrow.parquet.ParquetFile(path, memory_map=True, read_dictionary=texts) as file:
             names = file.schema_arrow.names
             if len(set(names)) != len(names):
                 raise unreadable(path.name, "has two columns of one name")
             for batch in file.iter_batches(_BATCH_ROWS, use_threads=False):
                 for index in range(batch.num_rows):
                     number += 1
-                    yield _row(number, batch, index)
-    except (pyarrow.ArrowException, OSError, OverflowError) as error:
+                    found, size = _row(number, batch, index)
+                    unpacked += size
+                    if unpacked > limit:
+                        raise bomb(path.name, limit)
+                    yield found
+    except (pyarrow.ArrowException, OSError, OverflowError, UnicodeDecodeError) as error:
         said = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise unreadable(path.name, f"is no Parquet file that can be read, from row {number + 1} on: {said}") from error
 
 
-def _row(number: int, batch: Any, index: int) -> Row | RowProblem:
+def _texts(schema: Any) -> list[str]:
+    import pyarrow.types
+
+    return [column.name for column in schema if pyarrow.types.is_string(column.type)]
+
+
+def _row(number: int, batch: Any, index: int) -> tuple[Row | RowProblem, int]:
+    """The row and the bytes of its texts."""
     values = {}
     size = 0
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
@@ -40,7 +55,7 @@ def _row(number: int, batch: Any, index: int) -> Row | RowProblem:
             values[name] = cell.as_py()
         except (UnicodeDecodeError, ValueError) as error:
             reason = "NOT_UTF8" if isinstance(error, UnicodeDecodeError) else "NOT_TEXT"
-            return RowProblem(number, name, reason, f"column {name[:80]} cannot be read: {error}")
+            return RowProblem(number, name, reason, f"column {name[:80]} cannot be read: {error}"), size
         if isinstance(values[name], str | bytes):
             size += len(values[name])
-    return too_long(number) if size > MAX_ROW_BYTES else Row(number, values)
+    return too_long(number) if size > MAX_ROW_BYTES else Row(number, values), size

@@ -7,7 +7,7 @@ from pathlib import Path
 from engine.config.job import JobConfig
 from engine.data.files import read_rows
 from engine.data.formats import Example
-from engine.data.rows import RowProblem
+from engine.data.rows import Effect, RowProblem
 from engine.data.sources import Source
 from engine.data.spans import IGNORED, tokens_of
 from engine.data.tokenizer import Tokenizer
@@ -62,7 +62,8 @@ def preview(config: JobConfig, tokenizer_dir: Path, path: Path, first_row: int) 
         try:
             tokens = tokens_of(item, tokenizer, hyper.loss_on, hyper.max_length, hyper.truncation)
         except JobError as error:
-            problem = RowProblem(item.row, "", error.reason, f"{error.message} {error.advice}")
+            effect: Effect = "leaves_out" if error.reason == "TEMPLATE_FAILED" else "refuses"
+            problem = RowProblem(item.row, "", error.reason, f"{error.message} {error.advice}", effect)
             yield Preview(item.row, problem=problem)
             continue
         ids = tokens.input_ids.tolist()

@@ -12,7 +12,9 @@ a value:
 import difflib
 import json
 import resource
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,9 +28,13 @@ MAX_STEPS = 1_000_000
 """Lines of the compiled template that run for one row: the same template ends at the same row on every machine."""
 MAX_SECONDS = 5.0
 """For one row, where single steps are slow."""
+GRACE_SECONDS = 5.0
+"""Then the process ends that could not end its template."""
 _MAX_BYTES = 512 * 1024 * 1024
 """Memory that one row's template may take beyond what the process has."""
 _MAX_BITS = 4096
+CPU_LIMIT = signal.SIGVTALRM
+"""The signal by which a process dies whose template cannot be ended in any other way."""
 _FILE = "<template>"
 
 
@@ -166,12 +172,42 @@ def _limited() -> Iterator[None]:
         return count(frame, event, argument) if frame.f_code.co_filename == _FILE else None
 
     traced = sys.gettrace()
-    with _memory_limit():
+    with _memory_limit(), _time_limit():
         sys.settrace(enter)
         try:
             yield
         finally:
             sys.settrace(traced)
+
+
+@contextmanager
+def _time_limit() -> Iterator[None]:
+    """Ends what steps do not count: filters after MAX_SECONDS of CPU time, by an exception; a comparison or conversion
+    in the interpreter itself, which hears no signal, GRACE_SECONDS later with the process: of CPU_LIMIT it dies."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(_signal: int, _frame: Any) -> None:
+        raise TemplateExceeded(f"it takes more than {MAX_SECONDS:g} seconds")
+
+    before = signal.signal(signal.SIGPROF, end)
+    signal.signal(CPU_LIMIT, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_VIRTUAL, MAX_SECONDS + GRACE_SECONDS)
+    # Again each second: an exception that falls into a finalizer is lost.
+    signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS, 1.0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGPROF, before)
+
+
+def killed_by_template() -> JobError:
+    """What became of a process that died of CPU_LIMIT."""
+    said = f"one of its steps takes more than {MAX_SECONDS + GRACE_SECONDS:g} seconds"
+    return JobError("TEMPLATE_EXCEEDED", f"The row template does not come to an end: {said}.", "Correct the template.")
 
 
 @contextmanager

@@ -99,7 +99,7 @@ class Tokenised:
     """(tokens, source, row)"""
     num_tokenised: int = 0
     template_fault: JobError | None = None
-    """What the first row that could be told something of met, when that is the template's fault."""
+    """What the first row met that the template is at fault with."""
 
 
 class RowWork:
@@ -125,7 +125,7 @@ class RowWork:
         try:
             for item in source.examples(block.rows(), reader):
                 alive()
-                found.num_items += 1
+                found.num_items += not (isinstance(item, RowProblem) and item.effect == "warns")
                 if isinstance(item, RowProblem):
                     found.report.add(place.name, item)
                     continue
@@ -195,9 +195,13 @@ class RowWork:
     ) -> bool:
         """Whether the row is one to keep; counted and reported either way."""
         if isinstance(tokens, JobError):
-            if not made.num_tokenised and made.template_fault is None and tokens.reason in _TEMPLATE_FAULTS:
+            if made.template_fault is None and tokens.reason in _TEMPLATE_FAULTS:
                 made.template_fault = tokens
-            problem = RowProblem(example.row, "", tokens.reason, f"{tokens.message} {tokens.advice}")
+            # A template may well refuse one conversation, two questions in a row for instance, and take the others.
+            if tokens.reason == "TEMPLATE_FAILED":
+                problem = RowProblem(example.row, "", tokens.reason, tokens.message.rstrip("."), "leaves_out")
+            else:
+                problem = RowProblem(example.row, "", tokens.reason, f"{tokens.message} {tokens.advice}")
             made.report.add(place, problem)
             return False
         made.num_tokenised += 1

@@ -1,10 +1,11 @@
 """What is read out of a file: rows, and what is wrong with those that are none."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-MAX_ROW_BYTES = 16 * 1024 * 1024
-"""A longer row is a file without line breaks, or would not fit any model's context."""
+MAX_ROW_BYTES = 4 * 1024 * 1024
+"""A longer row is a file without line breaks, or a book: around a million tokens, of which all but the first few
+thousand would be cut off. Its tokens alone would take gigabytes of memory."""
 MAX_DEPTH = 100
 """Of values inside values. No format needs more than ten."""
 
@@ -20,6 +21,12 @@ class Row:
     """True for a piece of running text that goes on in the next row: the text does not end here."""
 
 
+Effect = Literal["refuses", "leaves_out", "warns"]
+"""What a problem does. One that hints at a wrong file, encoding, column or setting refuses the data, however rare it
+is: the rows beside it are likely misread. An incomplete row is left out, and refuses the data only where there are
+many. The last leaves the row in, mended or merely suspicious."""
+
+
 @dataclass(frozen=True)
 class RowProblem:
     """One thing wrong with one row: where, what kind (UPPER_SNAKE), and how to mend it."""
@@ -28,6 +35,7 @@ class RowProblem:
     column: str
     reason: str
     message: str
+    effect: Effect = "refuses"
 
 
 def json_type(value: Any) -> str:
@@ -35,12 +43,17 @@ def json_type(value: Any) -> str:
     if value is None:
         return "null"
     names: dict[type, str] = {bool: "boolean", int: "number", float: "number", str: "string", list: "array"}
+    if isinstance(value, bytes):
+        return "binary value"
     return names.get(type(value), "object")
 
 
 def too_long(number: int) -> RowProblem:
     """The row is longer than any may be."""
-    message = f"is longer than {MAX_ROW_BYTES // 2**20} MiB; is the file what its ending says?"
+    message = (
+        f"is longer than {MAX_ROW_BYTES // 2**20} MiB; is the file what its ending says? Split the row, or save "
+        "running text as .txt, which is cut into rows that are trained on whole"
+    )
     return RowProblem(number, "", "ROW_TOO_LONG", message)
 
 

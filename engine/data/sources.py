@@ -28,7 +28,8 @@ class Source:
         return RowReader(mapping, self._system_prompt, self.given.format or format_)
 
     def examples(self, rows: Iterable[Row | RowProblem], reader: RowReader) -> Iterator[Example | RowProblem]:
-        """Examples and problems in the order of the rows. Raises JobError for what templates and formats raise."""
+        """Examples and problems in the order of the rows; what was mended of a row, before it. Raises
+        JobError for what templates and formats raise."""
         for row in rows:
             if isinstance(row, RowProblem):
                 yield row

@@ -23,6 +23,10 @@ IGNORED = -100
 Ids = NDArray[numpy.int32]
 
 
+_MANY_TURNS = 100
+"""From so many on it pays to know which of them max_length leaves."""
+
+
 @dataclass(frozen=True)
 class Tokens:
     """A row as training sees it: ids, and per token its id where it is trained, else -100."""
@@ -81,8 +85,10 @@ def tokens_of_all(
             if example.is_tokenized:
                 found.append(_cut(*_tokenized(example, tokenizer, loss_on), max_length, truncation))
             else:
-                chat = example.is_chat
-                written.append((_conversation if chat else _plain_text)(example, tokenizer, loss_on))
+                if example.is_chat:
+                    written.append(_conversation(example, tokenizer, loss_on, max_length))
+                else:
+                    written.append(_plain_text(example, tokenizer, loss_on))
                 found.append(None)
         except JobError as error:
             found.append(error)
@@ -154,20 +160,28 @@ def _tokenized(example: Example, tokenizer: Tokenizer, loss_on: LossScope) -> tu
     return ids, ids if loss_on == "all" else numpy.array(example.labels, numpy.int32)
 
 
-def _conversation(example: Example, tokenizer: Tokenizer, loss_on: LossScope) -> _Written:
+def _conversation(example: Example, tokenizer: Tokenizer, loss_on: LossScope, max_length: int) -> _Written:
     text = tokenizer.render(example.messages, tools=example.tools)
-    spans = [(0, len(text))] if loss_on == "all" else _answers(example, tokenizer, text)
+    kept = None
+    if len(example.messages) > _MANY_TURNS:
+        offsets = tokenizer.encode(text).offsets
+        kept = offsets[max_length - 1][1] if len(offsets) > max_length else None
+    spans = [(0, len(text))] if loss_on == "all" else _answers(example, tokenizer, text, kept)
     # Generation ends at a special token only: a template that writes none would teach the model never to stop.
     return _Written(text, spans, [], not tokenizer.ends_special(text))
 
 
-def _answers(example: Example, tokenizer: Tokenizer, text: str) -> list[Span]:
-    """Spans of the trained answers in `text`, each with the mark that ends its turn."""
+def _answers(example: Example, tokenizer: Tokenizer, text: str, kept: int | None) -> list[Span]:
+    """Spans of the trained answers in `text`, each with the mark that ends its turn; without those that begin behind
+    `kept` characters. Every answer takes two renderings of all before it: of ten thousand turns nobody could wait for
+    the last."""
     spans: list[Span] = []
     for index, message in enumerate(example.messages):
         if message["role"] != "assistant" or index < example.answers_from or index in example.untrained:
             continue
         before = tokenizer.render(example.messages[:index], generation_prompt=True, tools=example.tools)
+        if kept is not None and len(before) >= kept:
+            break
         whole = index + 1 == len(example.messages)
         through = text if whole else tokenizer.render(example.messages[: index + 1], tools=example.tools)
         if not through.startswith(before):

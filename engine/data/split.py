@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from engine.config.job import DataSource, JobConfig
 from engine.data.blocks import read_blocks
 from engine.data.digests import Chosen, Digests, among, digests_of, drawn, first_of_each
+from engine.data.formats import TURNS_CUT
 from engine.data.processes import Crew, Task
 from engine.data.row_work import HELD_OUT, LEAKED, LONG, LONGEST, Place, Survey, Tokenised
 from engine.data.rows import RowProblem
@@ -36,6 +37,8 @@ class _Part:
     format: str = ""
     blocks: list[int] = field(default_factory=list)
     """Examples of each block."""
+    num_rows: int = 0
+    """Examples and rows that are none."""
     start: int = 0
     """Where its examples begin among those of its group."""
 
@@ -129,6 +132,7 @@ class Split:
                     done += made.num_wanted
                     self._take(group, made)
                     yield number, made
+        self._leave_out()
 
     def doubt_lengths(self) -> None:
         """Reports rows far longer than the others; to be called when all were given out."""
@@ -214,6 +218,8 @@ class Split:
                 raise found.error
             yield found
         part.source.refuse_useless(part.path.name, reader, num_items)
+        part.num_rows = num_items
+        self._report.leave_out(part.source.place, num_items)
 
     def _alive_reading(self) -> None:
         self._progress("reading_rows", None)
@@ -245,7 +251,7 @@ class Split:
 
     def _take(self, group: _Group, made: Tokenised) -> None:
         """Counts and reports what a block says."""
-        if made.template_fault and not self._tokenised:
+        if made.template_fault and not self._tokenised and not made.num_tokenised:
             raise made.template_fault
         self._tokenised += made.num_tokenised
         self._report.merge(made.report)
@@ -254,6 +260,19 @@ class Split:
             group.statistics.add(made.train_statistics)
         self.eval.add(made.eval_statistics)
         self._longest = heapq.nlargest(LONGEST, self._longest + made.longest)
+
+    def _leave_out(self) -> None:
+        for group in (*self._training, self._evaluation):
+            statistics = group.statistics
+            places = [part.source.place for part in group.parts]
+            for part in group.parts:
+                self._report.leave_out(part.source.place, part.num_rows)
+            statistics.num_left_out = sum(map(self._report.num_left_out, places))
+            statistics.num_with_turns_cut = sum(
+                count.count for count in self._report.counts() if count.source in places and count.reason in TURNS_CUT
+            )
+        self.train.num_left_out = sum(group.statistics.num_left_out for group in self._training)
+        self.train.num_with_turns_cut = sum(group.statistics.num_with_turns_cut for group in self._training)
 
     def _warn(self, place: str, row: int, reason: str, message: str) -> None:
         self._report.add(place, RowProblem(row, "", reason, message), "warning")

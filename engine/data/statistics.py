@@ -26,6 +26,11 @@ class Statistics:
     """Rows of which truncation left nothing that is trained."""
     num_too_long: int = 0
     """Rows that were to be dropped where they are longer than max_length."""
+    num_left_out: int = 0
+    """Rows left out as incomplete, by an empty answer for instance."""
+    num_with_turns_cut: int = 0
+    """Conversations without what stood before their first question, or behind their last answer; one that lost both
+    counts twice."""
     max_tokens: int = 0
     format: str = ""
     lengths: dict[int, int] = field(default_factory=dict)

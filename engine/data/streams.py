@@ -63,12 +63,26 @@ def unreadable(name: str, problem: str) -> JobError:
     return JobError("UNREADABLE_FILE", f"{name} {problem}.", "Upload the file again, as its name says it is.")
 
 
+def unpacked_limit(size: int) -> int:
+    """Bytes that a packed file of `size` bytes may unpack to."""
+    return max(_FREE_BYTES, size * _MAX_RATIO)
+
+
+def bomb(name: str, limit: int) -> JobError:
+    """A file that unpacks to more than `limit` bytes."""
+    return JobError(
+        "DECOMPRESSION_BOMB",
+        f"{name} unpacks to more than {limit:,} bytes, {_MAX_RATIO} times its size.",
+        "Upload the rows without compression.",
+    )
+
+
 class _Bounded(io.RawIOBase):
     """What comes out of a packed file, as long as it is in proportion to what went in."""
 
     def __init__(self, raw: Any, name: str, size: int, compression: str | None) -> None:
         self._raw, self._name, self._compression = raw, name, compression
-        self._left = max(_FREE_BYTES, size * _MAX_RATIO) if compression else None
+        self._left = unpacked_limit(size) if compression else None
         self._limit = self._left
 
     def readable(self) -> bool:
@@ -84,10 +98,6 @@ class _Bounded(io.RawIOBase):
         if self._left is not None:
             self._left -= len(data)
             if self._left < 0:
-                raise JobError(
-                    "DECOMPRESSION_BOMB",
-                    f"{self._name} unpacks to more than {self._limit:,} bytes, {_MAX_RATIO} times its size.",
-                    "Upload the rows without compression.",
-                )
+                raise bomb(self._name, self._limit or 0)
         buffer[: len(data)] = data
         return len(data)

@@ -1,7 +1,8 @@
 """What is wrong with data and what is suspicious about it: collected, counted by kind, refused where it must be."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from engine.data.rows import RowProblem
@@ -13,6 +14,9 @@ LISTED = 1000
 """Problems named one by one in a report."""
 LISTED_OF_A_KIND = 100
 """So that a rare kind is not lost among a million of another."""
+LEFT_OUT_SHARE = 0.1
+"""Of a source's rows, up to which incomplete ones are left out. More of them come from a wrong column or a file that
+was made wrong, and finding out costs nothing before the training."""
 
 Severity = Literal["error", "warning"]
 Verdict = Literal["ok", "warnings", "refused"]
@@ -30,6 +34,8 @@ class Problem:
     message: str
     """What is wrong and how to mend it."""
     severity: Severity
+    undecided: bool = field(default=False, repr=False)
+    """True until it is known whether the row can be left out."""
 
 
 @dataclass(frozen=True)
@@ -49,15 +55,60 @@ class Report:
         self.problems: list[Problem] = []
         """The first ones of each kind."""
         self._counts: dict[tuple[str, str, Severity], int] = {}
+        self._undecided: Counter[tuple[str, str]] = Counter()
+        self._left_out: Counter[str] = Counter()
 
     def add(self, source: str, problem: RowProblem, severity: Severity = "error") -> None:
-        """`source` is its field path, such as `training_data[0]`."""
+        """`source` is its field path, such as `training_data[0]`. An incomplete row is an error until `leave_out`
+        knows how many of them there are."""
+        incomplete = problem.effect == "leaves_out"
+        severity = "warning" if problem.effect == "warns" else severity
         kind = (source, problem.reason, severity)
         self._counts[kind] = self._counts.get(kind, 0) + 1
-        if self._counts[kind] <= LISTED_OF_A_KIND and len(self.problems) < LISTED:
-            self.problems.append(
-                Problem(source, problem.row, problem.column, problem.reason, problem.message, severity)
-            )
+        self._undecided[source, problem.reason] += incomplete
+        self._list(
+            Problem(source, problem.row, problem.column, problem.reason, problem.message, severity, incomplete),
+            self._counts[kind],
+        )
+
+    def leave_out(self, source: str, num_rows: int) -> None:
+        """Of a source that has so many rows, complete or not: what is incomplete becomes a warning, unless there is
+        too much of it. Can be called again when more was found."""
+        waiting = {reason: count for (at, reason), count in self._undecided.items() if at == source and count}
+        if not waiting:
+            return
+        found = self._left_out[source] + sum(waiting.values())
+        few = found <= LEFT_OUT_SHARE * num_rows
+        said = "the row is left out"
+        if not few:
+            share = f"at most {LEFT_OUT_SHARE:.0%} are left out"
+            said = f"mend the row, or drop it ({found:,} of {num_rows:,} rows are incomplete; {share})"
+        severity: Severity = "warning" if few else "error"
+        for index, problem in enumerate(self.problems):
+            if problem.source == source and problem.undecided:
+                message = f"{problem.message}; {said}"
+                self.problems[index] = replace(problem, message=message, severity=severity, undecided=False)
+        for reason, count in waiting.items():
+            del self._undecided[source, reason]
+            if few:
+                self._lower(source, reason, count)
+        if few:
+            self._left_out[source] = found
+
+    def num_left_out(self, source: str) -> int:
+        """Incomplete rows of a source."""
+        return self._left_out[source]
+
+    def _lower(self, source: str, reason: str, count: int) -> None:
+        self._counts[source, reason, "warning"] = self._counts.get((source, reason, "warning"), 0) + count
+        self._counts[source, reason, "error"] -= count
+        if not self._counts[source, reason, "error"]:
+            del self._counts[source, reason, "error"]
+
+    def _list(self, problem: Problem, nth: int) -> None:
+        room = LISTED if problem.severity == "error" else LISTED // 2
+        if nth <= LISTED_OF_A_KIND and len(self.problems) < room:
+            self.problems.append(problem)
 
     def merge(self, other: "Report") -> None:
         """Takes in what was found elsewhere, behind what is known."""
@@ -65,8 +116,8 @@ class Report:
         for problem in other.problems:
             kind = (problem.source, problem.reason, problem.severity)
             listed[kind] = listed.get(kind, 0) + 1
-            if self._counts.get(kind, 0) + listed[kind] <= LISTED_OF_A_KIND and len(self.problems) < LISTED:
-                self.problems.append(problem)
+            self._list(problem, self._counts.get(kind, 0) + listed[kind])
+        self._undecided += other._undecided
         for kind, count in other._counts.items():
             self._counts[kind] = self._counts.get(kind, 0) + count
 
@@ -121,13 +172,19 @@ class Report:
             "verdict": self.verdict,
             "num_problems": self.num_problems,
             "counts": [asdict(count) for count in self.counts()],
-            "problems": [asdict(problem) for problem in self.problems],
+            "problems": [_told(problem) for problem in self.problems],
             **more,
         }
 
     def _message(self, first: Problem) -> str:
         more = f" In all {self.num_errors:,} rows are wrong." if self.num_errors > 1 else ""
         return f"{first.source} row {first.row}: {first.message}.{more}"
+
+
+def _told(problem: Problem) -> dict[str, Any]:
+    values = asdict(problem)
+    del values["undecided"]
+    return values
 
 
 def _violations(problems: Sequence[Problem]) -> list[Violation]:

@@ -16,8 +16,10 @@ from chassis.artifacts import ArtifactMissing, ArtifactStore
 from chassis.child import ChildCommand
 from chassis.errors import Internal, NotFound
 from chassis.spare import Spare, SpareCommand
+from engine.data.row_templates import CPU_LIMIT, killed_by_template
 from finetuneflow.v1.dataset_pb2 import Dataset
 from services.inputs import child_environment
+from services.probe.kept_datasets import KeptDatasets, sweep
 from services.probe.settings import ProbeSettings
 from services.probe.worker.answers import read_answer
 from services.specs import ChildSpec
@@ -36,6 +38,10 @@ class Errands:
     def __init__(self, settings: ProbeSettings) -> None:
         self._settings = settings
         self._store = ArtifactStore(settings.artifacts)
+        self._looks = settings.home / "work" / "looks"
+        self._looks.mkdir(parents=True, exist_ok=True)
+        sweep(self._looks)
+        self._kept = KeptDatasets(settings.home / "work" / "datasets", settings.kept_dataset_bytes)
         self._room = asyncio.Semaphore(_AT_ONCE)
         self._env = child_environment(settings)
         # Python finds this program where this process runs, not where the child works.
@@ -46,9 +52,7 @@ class Errands:
     async def folder(self) -> AsyncIterator[Path]:
         """A new one for what a child reads and writes; waits until there is room for one more child."""
         async with self._room:
-            looks = self._settings.home / "work" / "looks"
-            looks.mkdir(parents=True, exist_ok=True)
-            folder = tempfile.TemporaryDirectory(dir=looks, ignore_cleanup_errors=True)
+            folder = tempfile.TemporaryDirectory(dir=self._looks, ignore_cleanup_errors=True)
             try:
                 yield Path(folder.name)
             finally:
@@ -58,7 +62,7 @@ class Errands:
         """The dataset's file, whose name ends as it was uploaded. NotFound."""
         file = folder / Path(dataset.filename).name
         try:
-            await asyncio.to_thread(self._store.get_file, f"{tenant}/{dataset.path}", file, dataset.sha256)
+            await asyncio.to_thread(self._kept.bring, self._store, f"{tenant}/{dataset.path}", dataset.sha256, file)
         except ArtifactMissing as error:
             message = f"the rows of dataset {dataset.id} are not in the artifact store"
             raise NotFound("DATASET_NOT_FOUND", message) from error
@@ -74,7 +78,10 @@ class Errands:
         try:
             async for _ in child.frames():
                 pass
-            if await child.wait() != 0:
+            status = await child.wait()
+            if status == -CPU_LIMIT:
+                raise killed_by_template()
+            if status != 0:
                 _log.error("a child without an answer:\n%s", "\n".join(child.last_lines()))
                 raise Internal("LOOK_FAILED", "The rows could not be looked at; the probe's log says why.")
         finally:

@@ -12,5 +12,7 @@ class ProbeSettings(ServiceSettings):
     service: ClassVar[str] = "probe"
 
     listen: str = "127.0.0.1:7461"
+    kept_dataset_bytes: int = 8 << 30
+    """Datasets that were looked at are kept for the next look, up to about so many bytes of disk."""
     prices: Path | None = None
     """A price table (TOML) in the place of the one that comes with the program, engine/estimate/prices.toml."""

@@ -88,6 +88,16 @@ def quoted(*rows: list[str]) -> bytes:
     return text.getvalue().encode()
 
 
+def wide_table(path: Path) -> None:
+    names = ",".join(f"c{n}" for n in range(50_000)).encode()
+    path.write_bytes(b"question,answer," + names + b"\nWhy?,So." + b"," * 50_000 + b"\n")
+
+
+def cell_bomb(path: Path) -> None:
+    cells = pa.DictionaryArray.from_arrays(pa.array([0] * 100, pa.int32()), pa.array(["a" * MIB]))
+    pq.write_table(pa.table({"question": cells, "answer": cells}), path)
+
+
 BOM = b"\xef\xbb\xbf"
 PARQUET = table(question=["Why?"] * 3, answer=["So.", None, "So."])
 BAD_TEXT = pa.Array.from_buffers(
@@ -136,6 +146,7 @@ CASES = [
     Case("rows", LINE, 0, "UNSUPPORTED_FILE"),
     Case("rows.parquet.gz", b"", 0, "UNSUPPORTED_FILE"),
     # JSON.
+    Case("spaces.json", b"[" + b" " * (8 * MIB) + LINE + b"]", 1),
     Case("array.json", b"[" + LINE + b"," + LINE + b"]", 2),
     Case("pretty.json", json.dumps([QA, QA], indent=2).encode(), 2),
     Case("lines.json", LINE * 2, 2),
@@ -158,6 +169,7 @@ CASES = [
     Case("bom.csv", BOM + TABLE, 1),
     Case("old-mac.csv", TABLE.replace(b"\n", b"\r"), 1),
     Case("lines-in-cells.csv", quoted(["a\nb", 'say "x"'], ["c", "d"]), 2),
+    Case("wide.csv", wide_table, 1),
     Case("injection.csv", quoted(["=cmd|' /C calc'!A0", "@SUM(1+1)*cmd"], ["+1", "-1"]), 2),
     Case("header-only.csv", b"question,answer\n", 0),
     Case("empty.csv", b"", 0),
@@ -188,7 +200,11 @@ CASES = [
     Case("empty.parquet", b"", 0, "UNREADABLE_FILE"),
     Case("cut.parquet", PARQUET[:-10], 0, "UNREADABLE_FILE"),
     Case("damaged.parquet", PARQUET[:20] + b"\xff" * 40 + PARQUET[60:], 0, "UNREADABLE_FILE"),
+    Case("latin1-column.parquet", PARQUET.replace(b"question", b"qu\xebstion"), 0, "UNREADABLE_FILE"),
     Case("jsonl.parquet", LINE, 0, "UNREADABLE_FILE"),
+    Case("bomb.parquet", cell_bomb, 0, "DECOMPRESSION_BOMB"),
+    Case("dictionary.parquet", table(**{name: pa.array(["a", "a"]).dictionary_encode() for name in QA}), 2),
+    Case("bytes.parquet", table(question=[b"Why?"], answer=["So."]), 1),
     Case("bad-text.parquet", table(question=BAD_TEXT), 1, ((1, "NOT_UTF8"),)),
     # Text.
     Case("good.txt", b"To be, or not to be:\nthat is the question.\n", 1),

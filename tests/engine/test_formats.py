@@ -128,3 +128,32 @@ def test_what_cannot_be_trained_on_is_refused_with_its_reason(row: dict[str, Any
     assert isinstance(found, RowProblem)
     assert found.reason == reason
     assert found.message
+
+
+def test_a_conversation_takes_its_system_turn_from_a_column() -> None:
+    """So do several public sets; a system turn that is not seen is not learned."""
+    turns = [{"from": "Human", "value": "Why?"}, {"from": "GPT", "value": "So."}]
+    found = example({"conversations": turns, "system": "Be kind."}, system_prompt="Be brief.")
+    assert [(turn["role"], turn["content"]) for turn in found.messages] == [
+        ("system", "Be kind."), ("user", "Why?"), ("assistant", "So."),
+    ]  # fmt: skip
+
+
+def test_the_first_way_to_call_functions_and_thoughts_are_kept() -> None:
+    called = {"role": "assistant", "content": None, "function_call": CALL["function"], "reasoning_content": "Hm."}
+    found = example({"messages": [USER, called, {"role": "function", "name": "weather", "content": "4°C"}, ANSWER]})
+    assert found.messages[1]["tool_calls"] == [CALLED]
+    assert found.messages[1]["reasoning_content"] == "Hm."
+
+
+def test_turns_outside_of_question_and_answer_are_cut_and_told() -> None:
+    wrong = {"role": "assistant", "content": "No idea.", "weight": 0}
+    system = {"role": "system", "content": "Brief."}
+    row = {"messages": [system, ANSWER, USER, wrong, USER, ANSWER, USER]}
+    *told, found = RowReader({}, None).read(Row(1, row))
+    assert [(each.reason, each.effect) for each in told if isinstance(each, RowProblem)] == [
+        ("LEADING_TURNS", "warns"), ("TRAILING_TURNS", "warns"),
+    ]  # fmt: skip
+    assert isinstance(found, Example)
+    assert [turn["role"] for turn in found.messages] == ["system", "user", "assistant", "user", "assistant"]
+    assert found.untrained == {2}

@@ -1,11 +1,15 @@
 """One row of a table becomes the examples its template writes; a bad template ends, and says where."""
 
 import json
+import signal
+import subprocess
+import sys
 import time
 from typing import Any
 
 import pytest
 
+from engine.data import row_templates
 from engine.data.row_templates import MAX_SECONDS, RowTemplate
 from engine.data.rows import Row, RowProblem
 from engine.errors import JobError
@@ -109,3 +113,30 @@ def test_templates_are_quick_enough_for_tables() -> None:
     made = [row for number in range(973) for row in template.apply(Row(number, PROFILE))]
     assert len(made) == 2919
     assert json.dumps([row.values for row in made if isinstance(row, Row)])
+
+
+ENDLESS = """{% set n = namespace(a=[1], b=[1]) %}{% for i in range(60) %}{% set n.a = [n.a, n.a] %}
+{% set n.b = [n.b, n.b] %}{% endfor %}{{ n.a == n.b }}"""
+"""A single comparison, of more steps than there are seconds left to the sun."""
+
+
+def test_filters_that_take_too_long_are_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are no steps of the template: one of them counts to a billion."""
+    monkeypatch.setattr(row_templates, "MAX_SECONDS", 0.2)
+    before = signal.getsignal(signal.SIGPROF)
+    with pytest.raises(JobError) as caught:
+        apply("{{ [1] | slice(10 ** 9) | list }}")
+    assert caught.value.reason == "TEMPLATE_EXCEEDED"
+    assert signal.getsignal(signal.SIGPROF) == before
+    assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0.0, 0.0)
+
+
+def test_what_hears_no_signal_ends_with_its_process() -> None:
+    """The child that looks at rows dies, and whoever waits for it knows of what."""
+    program = (
+        "import sys; from engine.data import row_templates; from engine.data.rows import Row\n"
+        "row_templates.MAX_SECONDS = row_templates.GRACE_SECONDS = 0.1\n"
+        "list(row_templates.RowTemplate(sys.stdin.read(), 'template').apply(Row(1, {})))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], input=ENDLESS, text=True, timeout=60, check=False)
+    assert done.returncode == -row_templates.CPU_LIMIT

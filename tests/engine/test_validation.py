@@ -8,7 +8,9 @@ import pytest
 
 from engine.config.job import job_config
 from engine.data.prepare import Prepared, examine
+from engine.data.rows import RowProblem
 from engine.data.validation import LISTED_OF_A_KIND, Report
+from engine.errors import JobError
 from tests.engine.broken_files import CASES, Case
 from tests.tiny import make_tiny_tokenizer
 
@@ -36,6 +38,10 @@ def written(path: Path, rows: list[Any]) -> Path:
     return path
 
 
+QA_CHAT = [
+    {"conversations": [{"from": "human", "value": f"What is {n}?"}, {"from": "gpt", "value": f"It is {n}."}]}
+    for n in range(30)
+]
 QA = [{"question": f"What is {n}?", "answer": f"It is {n}."} for n in range(40)]
 
 
@@ -43,7 +49,7 @@ QA = [{"question": f"What is {n}?", "answer": f"It is {n}."} for n in range(40)]
 def test_every_broken_file_has_the_right_verdict(tokenizer_dir: Path, case: Case, tmp_path: Path) -> None:
     """A file with a fault is never accepted, one without is never refused."""
     report, counted = look(tokenizer_dir, case.write(tmp_path))
-    sound = not case.said and case.rows > 0 and case.name != "good.parquet"
+    sound = not case.said and case.rows > 0 and case.name not in ("good.parquet", "bytes.parquet")
     assert report.verdict == ("refused" if not sound else report.verdict)
     assert (report.num_errors == 0) is sound, report.problems
     if isinstance(case.said, str):
@@ -104,3 +110,94 @@ def test_data_that_would_train_nothing_is_refused(tokenizer_dir: Path, tmp_path:
     report, _ = look(tokenizer_dir, written(tmp_path / "a.jsonl", [{"messages": turns}]))
     assert report.verdict == "refused"
     assert "NOTHING_TO_TRAIN" in {problem.reason for problem in report.problems}
+
+
+def test_a_few_incomplete_rows_are_left_out_and_named(tokenizer_dir: Path, tmp_path: Path) -> None:
+    """52,000 rows are not refused for three empty answers, nor is anything silently not trained on."""
+    rows = [*QA, {"question": "Q?", "answer": " "}, {"question": "Q?", "answer": None}, {"question": "", "answer": "A"}]
+    report, counted = look(tokenizer_dir, written(tmp_path / "a.jsonl", rows))
+    assert report.verdict == "warnings"
+    assert {(p.row, p.reason, p.severity) for p in report.problems} == {
+        (41, "NO_ANSWER", "warning"),
+        (42, "NO_ANSWER", "warning"),
+        (43, "EMPTY_VALUE", "warning"),
+    }
+    assert all(problem.message.endswith("; the row is left out") for problem in report.problems)
+    assert {(count.reason, count.severity, count.count) for count in report.counts()} == {
+        ("NO_ANSWER", "warning", 2),
+        ("EMPTY_VALUE", "warning", 1),
+    }
+    assert counted is not None
+    assert (counted.train.num_examples, counted.train.num_left_out) == (40, 3)
+
+
+def test_many_incomplete_rows_are_a_wrong_column(tokenizer_dir: Path, tmp_path: Path) -> None:
+    """More than a tenth of the rows without an answer is a mapping to the wrong column, found before it is paid."""
+    rows = [*QA[:18], *({"question": f"Q{n}?", "answer": ""} for n in range(3))]
+    report, _ = look(tokenizer_dir, written(tmp_path / "a.jsonl", rows))
+    assert report.verdict == "refused"
+    assert report.num_errors == 3
+    assert "3 of 21 rows are incomplete" in report.problems[0].message
+    report, _ = look(tokenizer_dir, written(tmp_path / "b.jsonl", rows + QA[18:]))
+    assert report.verdict == "warnings"
+
+
+def test_a_row_that_hints_at_a_wrong_file_refuses_it_however_rare(tokenizer_dir: Path, tmp_path: Path) -> None:
+    """Where one line is damaged, what stands beside it is not to be trusted either; nor is a number for an answer."""
+    for row in ({"question": "Q?"}, {"question": "Q?", "answer": 7}, {"text": "A poem"}):
+        report, _ = look(tokenizer_dir, written(tmp_path / "a.jsonl", [*QA * 10, row]))
+        assert report.verdict == "refused", row
+
+
+def test_conversations_are_cut_to_what_is_asked_and_answered(tokenizer_dir: Path, tmp_path: Path) -> None:
+    """Logs of chats begin with greetings and end with thanks; the rows between are good."""
+    asked, answered = {"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}
+    rows = [
+        {"conversations": [answered, asked | {"value": f"Why {n}?"}, answered, asked]} if n < 15 else QA_CHAT[n]
+        for n in range(30)
+    ]
+    report, counted = look(tokenizer_dir, written(tmp_path / "a.jsonl", rows))
+    assert report.verdict == "warnings"
+    assert {(c.reason, c.count) for c in report.counts()} == {("LEADING_TURNS", 15), ("TRAILING_TURNS", 15)}
+    assert counted is not None
+    assert counted.train.num_examples == 30
+    assert counted.train.roles == {"user": 30, "assistant": 30}
+    assert counted.train.num_left_out == 0
+
+
+def test_a_template_may_refuse_some_conversations_but_not_all(tokenizer_dir: Path, tmp_path: Path) -> None:
+    """Many models take no two questions in a row; nine hundred and ninety other conversations are trained on."""
+    strict = (
+        "{% for m in messages %}{% if loop.previtem and loop.previtem.role == m.role %}"
+        "{{ raise_exception('roles must alternate') }}{% endif %}{{ m.role + ': ' + m.content + '<|im_end|>' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    )
+    twice = {"conversations": [{"from": "human", "value": "Hello?"}, *QA_CHAT[0]["conversations"]]}
+    path = written(tmp_path / "a.jsonl", [twice, *QA_CHAT])
+    report, counted = look(tokenizer_dir, path, chat_template=strict)
+    assert [(p.row, p.reason, p.severity) for p in report.problems] == [(1, "TEMPLATE_FAILED", "warning")]
+    assert counted is not None
+    assert (counted.train.num_examples, counted.train.num_left_out) == (30, 1)
+    report, _ = look(tokenizer_dir, path, chat_template="{{ raise_exception('never') }}")
+    assert report.verdict == "refused"
+    assert (report.problems[-1].row, report.problems[-1].reason) == (0, "TEMPLATE_FAILED")
+
+
+def test_a_conversation_of_thousands_of_turns_is_read_to_its_end(tokenizer_dir: Path, tmp_path: Path) -> None:
+    """What lies beyond max_length is cut anyway, and nobody waits minutes for it."""
+    turns = [turn for n in range(2000) for turn in QA_CHAT[n % 30]["conversations"]]
+    report, counted = look(tokenizer_dir, written(tmp_path / "a.jsonl", [{"conversations": turns}]))
+    assert {problem.reason for problem in report.problems} <= {"TRUNCATED", "OUTLIER_LENGTH"}
+    assert counted is not None
+    assert counted.train.num_truncated == 1
+
+
+def test_warnings_without_end_hide_no_error(tokenizer_dir: Path, tmp_path: Path) -> None:
+    """The list has its limits; what refuses a job is named all the same."""
+    report = Report()
+    for kind in range(20):
+        for row in range(LISTED_OF_A_KIND):
+            report.add("training_data[0]", RowProblem(row, "", f"KIND_{kind}", "suspicious"), "warning")
+    report.add("training_data[1]", RowProblem(1, "", "NOT_JSON", "not JSON"))
+    with pytest.raises(JobError, match="not JSON"):
+        report.refuse()

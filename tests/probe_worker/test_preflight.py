@@ -202,3 +202,22 @@ def test_hardware_is_read_without_torch(tmp_path: Path) -> None:
     assert hardware.packages["transformers"]
     code = "import sys; from services import hardware; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_rows_that_are_left_out_or_cut_are_told_before_training(make_spec: MakeSpec, tmp_path: Path) -> None:
+    """A job of 52,000 rows is not refused for two empty answers; and nobody learns of them from the model."""
+    chats = [
+        {"messages": [{"role": "user", "content": f"Q{n}"}, {"role": "assistant", "content": "A"}]} for n in range(60)
+    ]
+    chats[7]["messages"].append({"role": "user", "content": "Thanks"})
+    empty = {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": " "}]}
+    sink = Recorded()
+    result = preflight(sink, make_spec([*chats, empty, empty], recipe="cpu-demo")).preflight
+    assert (result.training_data.num_examples, result.training_data.num_left_out) == (54, 2)
+    warnings = {event.reason: event.message for event in sink.events if isinstance(event, Warning)}
+    assert warnings["ROWS_LEFT_OUT"].startswith("2 rows left out")
+    assert warnings["TURNS_LEFT_OUT"].startswith("1 row cut")
+    report = json.loads((tmp_path / "out" / "validation_report.json").read_text())
+    assert [(p["row"], p["reason"], p["severity"]) for p in report["problems"]] == [
+        (8, "TRAILING_TURNS", "warning"), (61, "EMPTY_VALUE", "warning"), (62, "EMPTY_VALUE", "warning"),
+    ]  # fmt: skip

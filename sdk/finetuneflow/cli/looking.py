@@ -190,9 +190,14 @@ def figures(report: ValidationReport, counted: DataStatistics) -> Iterable[list[
     """Rows of a table: what there is to train on."""
     yield ["Format", counted.format or "unknown"]
     yield ["Examples", f"{counted.num_examples:,}"]
-    if counted.num_duplicates or counted.num_dropped or counted.num_too_long:
-        left_out = f"{counted.num_duplicates:,} duplicates, {counted.num_dropped:,} without anything to train"
-        yield ["Left out", left_out + f", {counted.num_too_long:,} too long" * bool(counted.num_too_long)]
+    left_out = {
+        "incomplete": counted.num_left_out,
+        "duplicates": counted.num_duplicates,
+        "without anything to train": counted.num_dropped,
+        "too long": counted.num_too_long,
+    }
+    if any(left_out.values()):
+        yield ["Left out", ", ".join(f"{number:,} {what}" for what, number in left_out.items() if number)]
     share = counted.num_trained_tokens / counted.num_tokens if counted.num_tokens else 0
     yield ["Tokens", f"{counted.num_tokens:,}, of which {counted.num_trained_tokens:,} ({share:.0%}) are trained"]
     lengths = ", ".join(f"{percent} % up to {tokens:,}" for percent, tokens in sorted(counted.percentiles.items()))

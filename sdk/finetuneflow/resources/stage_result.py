@@ -34,6 +34,7 @@ class DataStatistics(Resource):
     mean_tokens: float
     format: str
     num_dropped: int
+    num_left_out: int
     percentiles: dict[int, int]
     histogram: dict[int, int]
     roles: dict[str, int]

@@ -71,7 +71,7 @@ class BaseModelIdentity(_message.Message):
     def __init__(self, id: _Optional[str] = ..., revision: _Optional[str] = ..., weights_sha256: _Optional[str] = ..., num_parameters: _Optional[int] = ..., context_length: _Optional[int] = ..., architecture: _Optional[str] = ...) -> None: ...
 
 class DataStatistics(_message.Message):
-    __slots__ = ("num_examples", "num_tokens", "num_trained_tokens", "num_truncated", "num_duplicates", "max_tokens", "mean_tokens", "format", "num_dropped", "percentiles", "histogram", "roles", "scripts", "num_too_long")
+    __slots__ = ("num_examples", "num_tokens", "num_trained_tokens", "num_truncated", "num_duplicates", "max_tokens", "mean_tokens", "format", "num_dropped", "percentiles", "histogram", "roles", "scripts", "num_too_long", "num_left_out")
     class PercentilesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -114,6 +114,7 @@ class DataStatistics(_message.Message):
     ROLES_FIELD_NUMBER: _ClassVar[int]
     SCRIPTS_FIELD_NUMBER: _ClassVar[int]
     NUM_TOO_LONG_FIELD_NUMBER: _ClassVar[int]
+    NUM_LEFT_OUT_FIELD_NUMBER: _ClassVar[int]
     num_examples: int
     num_tokens: int
     num_trained_tokens: int
@@ -128,7 +129,8 @@ class DataStatistics(_message.Message):
     roles: _containers.ScalarMap[str, int]
     scripts: _containers.ScalarMap[str, int]
     num_too_long: int
-    def __init__(self, num_examples: _Optional[int] = ..., num_tokens: _Optional[int] = ..., num_trained_tokens: _Optional[int] = ..., num_truncated: _Optional[int] = ..., num_duplicates: _Optional[int] = ..., max_tokens: _Optional[int] = ..., mean_tokens: _Optional[float] = ..., format: _Optional[str] = ..., num_dropped: _Optional[int] = ..., percentiles: _Optional[_Mapping[int, int]] = ..., histogram: _Optional[_Mapping[int, int]] = ..., roles: _Optional[_Mapping[str, int]] = ..., scripts: _Optional[_Mapping[str, int]] = ..., num_too_long: _Optional[int] = ...) -> None: ...
+    num_left_out: int
+    def __init__(self, num_examples: _Optional[int] = ..., num_tokens: _Optional[int] = ..., num_trained_tokens: _Optional[int] = ..., num_truncated: _Optional[int] = ..., num_duplicates: _Optional[int] = ..., max_tokens: _Optional[int] = ..., mean_tokens: _Optional[float] = ..., format: _Optional[str] = ..., num_dropped: _Optional[int] = ..., percentiles: _Optional[_Mapping[int, int]] = ..., histogram: _Optional[_Mapping[int, int]] = ..., roles: _Optional[_Mapping[str, int]] = ..., scripts: _Optional[_Mapping[str, int]] = ..., num_too_long: _Optional[int] = ..., num_left_out: _Optional[int] = ...) -> None: ...
 
 class TrainingResult(_message.Message):
     __slots__ = ("total_steps", "train_loss", "final_train_loss", "best_eval_loss", "best_step", "final_eval_loss", "train_runtime_seconds", "train_samples_per_second", "train_tokens_per_second", "early_stopped", "num_trainable_parameters", "peak_memory_bytes", "best_checkpoint_path", "best_checkpoint_manifest_sha256")

@@ -109,6 +109,12 @@ def doubt(resolved: Resolved, prepared: Prepared, steps: int) -> None:
     """Warns of what is suspicious about the data, though not refused."""
     train, held_out = prepared.train, prepared.eval
     hyper = resolved.config.hyperparameters
+    if left_out := train.num_left_out + held_out.num_left_out:
+        message = f"{_rows(left_out)} left out as incomplete; validation_report.json names them and what each lacks."
+        resolved.warn("ROWS_LEFT_OUT", message, "Mend them if there are more than you expected.", "training_data")
+    if cut := train.num_with_turns_cut + held_out.num_with_turns_cut:
+        message = f"{_rows(cut)} cut: turns before the first question, or behind the last answer, are left out."
+        resolved.warn("TURNS_LEFT_OUT", message, "validation_report.json names the first.", "training_data")
     if duplicates := train.num_duplicates + held_out.num_duplicates:
         message = f"{_rows(duplicates)} dropped because an earlier row is the same."
         advice = "Drop them from the file if that was not meant."

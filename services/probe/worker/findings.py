@@ -23,6 +23,7 @@ def data_statistics(counted: Statistics) -> DataStatistics:
         num_truncated=counted.num_truncated,
         num_duplicates=counted.num_duplicates,
         num_dropped=counted.num_dropped,
+        num_left_out=counted.num_left_out,
         max_tokens=counted.max_tokens,
         mean_tokens=counted.mean_tokens,
         format=counted.format,

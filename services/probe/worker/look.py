@@ -12,7 +12,7 @@ from chassis.pipe import Cancelled, EventSink, run_child
 from engine.config.job import JobConfig, job_config
 from engine.data.prepare import examine
 from engine.data.preview import Preview, preview
-from engine.data.validation import Problem, Report
+from engine.data.validation import Problem, Report, Severity
 from engine.errors import JobError
 from finetuneflow.v1.dataset_service_pb2 import (
     PreviewDatasetResponse,
@@ -83,7 +83,8 @@ def _row(found: Preview) -> RowPreview:
     )
     if found.problem is not None:
         wrong = found.problem
-        problem = Problem("training_data[0]", wrong.row, wrong.column, wrong.reason, wrong.message, "error")
+        severity: Severity = "error" if wrong.effect == "refuses" else "warning"
+        problem = Problem("training_data[0]", wrong.row, wrong.column, wrong.reason, wrong.message, severity)
         row.problem.CopyFrom(row_problem(problem))
     return row
 
