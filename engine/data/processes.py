@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from engine.config.job import JobConfig
+from engine.data.row_templates import CPU_LIMIT, killed_by_template
 from engine.data.row_work import Alive, RowWork
 from engine.data.tokenizer import Tokenizer
 from engine.errors import JobError, SystemFailure
@@ -54,7 +55,7 @@ class Crew:
             yield getattr(self._here, name)(*arguments, alive)
 
     def map(self, tasks: Iterable[Task], alive: Alive) -> Iterator[Any]:
-        """As map_here, side by side. SystemFailure when a process is gone."""
+        """As map_here, side by side. SystemFailure when a process is gone, JobError where a row template ended it."""
         if not self._count:
             yield from self.map_here(tasks, alive)
             return
@@ -136,7 +137,10 @@ class _Process:
             while (answer := self._connection.recv()) is None:
                 heard()
         except (EOFError, OSError) as error:
-            message = f"A process that tokenises rows is gone (exit status {self._process.wait()})."
+            status = self._process.wait()
+            if status == -CPU_LIMIT:
+                raise killed_by_template() from error
+            message = f"A process that tokenises rows is gone (exit status {status})."
             raise SystemFailure("KILLED", message, "The machine may have run out of memory.") from error
         return answer
 

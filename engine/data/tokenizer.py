@@ -1,7 +1,6 @@
 """A base model's tokenizer and chat template, without torch."""
 
 import bisect
-import hashlib
 import json
 import re
 from array import array
@@ -226,12 +225,6 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Back to text, special tokens included."""
         return str(self._bare.decode(list(ids), skip_special_tokens=False))
-
-    def fingerprint(self) -> str:
-        """SHA-256 over the vocabulary, the template and the special tokens: all that decides ids."""
-        digest = hashlib.sha256(self._bare.to_str().encode())
-        digest.update(repr((self.template, self.eos_id, self.leading_ids)).encode())
-        return digest.hexdigest()
 
 
 def _token_bytes(tokenizer: Any) -> NDArray[numpy.int64] | None:

@@ -17,6 +17,7 @@ from engine.data.prepare import Prepared, prepare
 from engine.data.tokenizer import Tokenizer
 from engine.data.validation import Report
 from engine.errors import JobError
+from tests.engine.test_row_templates import ENDLESS
 from tests.tiny import make_tiny_tokenizer
 
 
@@ -400,6 +401,20 @@ def test_what_breaks_in_another_process_is_told_as_here(
     with pytest.raises(KeyboardInterrupt):
         prepare(job_config(spec), tokenizer_dir, {"d": path}, tmp_path / "p", stop, processes=2)
     assert not [child for child in psutil.Process().children() if "engine.data.processes" in child.cmdline()]
+
+
+@pytest.mark.long
+def test_a_template_that_ends_another_process_is_the_callers(
+    tokenizer_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Taken for a lost worker it would be tried again, and again."""
+    monkeypatch.setattr("engine.data.prepare._WORTH_PROCESSES", 0)
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in QA))
+    spec = {"base_model": "m", "training_data": [{"dataset": "d", "template": ENDLESS}]}
+    with pytest.raises(JobError) as caught:
+        prepare(job_config(spec), tokenizer_dir, {"d": path}, tmp_path / "o", lambda *_: None, processes=2)
+    assert caught.value.reason == "TEMPLATE_EXCEEDED"
 
 
 def test_what_becomes_of_long_rows_is_the_callers_choice(bench: Bench) -> None:
