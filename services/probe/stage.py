@@ -32,7 +32,9 @@ class PreflightStage:
 
     async def prepare(self, assignment: Assignment, workdir: Path, store: ArtifactStore) -> ChildCommand:
         """Raises JobError for a base model that cannot be had."""
-        hardware = await asyncio.to_thread(read_hardware, self._settings.node_id, self._settings.home)
+        hardware = assignment.hardware
+        if not assignment.HasField("hardware"):
+            hardware = await asyncio.to_thread(read_hardware, self._settings.node_id, self._settings.home)
         model = await fetched_model(self._models, assignment.spec.base_model, self._settings)
         key = await asyncio.to_thread(_content_key, assignment, model)
         spec = PreflightSpec(

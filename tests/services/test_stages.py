@@ -271,6 +271,10 @@ async def test_preflight_gets_the_files_and_the_spec_as_it_was_sent(place: Place
     assert json.loads(spec.sources["ds_1"].read_text())["answer"] == "That."
     assert spec.model.num_parameters > 0
     assert spec.hardware is not None
+    assert "memory_total_bytes" in spec.hardware, "without a trainer it plans for its own machine"
+    place.assignment.hardware.node_id = "trainer-1"
+    command = await PreflightStage(settings, catalogue(settings)).prepare(place.assignment, place.workdir, place.store)
+    assert read(PreflightSpec, command).hardware == {"node_id": "trainer-1"}
 
 
 async def test_an_unknown_model_is_the_callers_to_mend(place: Place) -> None:
