@@ -46,7 +46,7 @@ class Follower:
             assert self.steps.acquire(timeout=90)
 
     def ended(self) -> Job:
-        self._thread.join(150)
+        self._thread.join(280)
         assert not self._thread.is_alive()
         job = self._client.jobs.get(self._job_id)
         assert self.sequences == list(range(1, job.last_sequence + 1)), "an event was lost, repeated or reordered"
