@@ -1,6 +1,6 @@
 """Rows as training will see them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +12,9 @@ from engine.data.sources import Source
 from engine.data.spans import IGNORED, tokens_of
 from engine.data.tokenizer import Tokenizer
 from engine.errors import JobError
+
+_LONGEST_CHARACTER = 8
+"""Tokens that make one character at most; more of them are bytes that make none."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +70,24 @@ def preview(config: JobConfig, tokenizer_dir: Path, path: Path, first_row: int) 
             yield Preview(item.row, problem=problem)
             continue
         ids = tokens.input_ids.tolist()
-        pieces = [tokenizer.decode([token]) for token in ids]
+        pieces = list(_pieces(ids, tokenizer))
         dropped = tokens.too_long or not tokens.trains
         text = _text(item, tokenizer)
         yield Preview(item.row, text, pieces, ids, tokens.labels.tolist(), tokens.truncated, dropped)
     source.refuse_useless(path.name, reader, num_items)
+
+
+def _pieces(ids: Sequence[int], tokenizer: Tokenizer) -> Iterator[str]:
+    """The text of each token. A character may take several: the last of them has it, those before are empty."""
+    pending: list[int] = []
+    for index, token in enumerate(ids, 1):
+        pending.append(token)
+        text = tokenizer.decode(pending)
+        if text.endswith("\ufffd") and len(pending) < _LONGEST_CHARACTER and index < len(ids):
+            yield ""
+        else:
+            yield text
+            pending.clear()
 
 
 def _text(example: Example, tokenizer: Tokenizer) -> str:

@@ -178,7 +178,7 @@ class Report:
 
     def _message(self, first: Problem) -> str:
         more = f" In all {self.num_errors:,} rows are wrong." if self.num_errors > 1 else ""
-        return f"{first.source} row {first.row}: {first.message}.{more}"
+        return f"{first.source} row {first.row}: {first.message.rstrip('.')}.{more}"
 
 
 def _told(problem: Problem) -> dict[str, Any]:

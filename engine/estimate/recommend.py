@@ -232,7 +232,8 @@ def _warnings(best: Plan, architecture: Architecture, machine: Machine, config: 
 
 def _alternatives(best: Plan, others: Sequence[Plan]) -> Iterator[str]:
     for other in others:
-        if other.verdict == "impossible":
+        saves_nothing = other.method == "qlora" and other.memory.upper_bytes >= best.memory.upper_bytes
+        if other.verdict == "impossible" or saves_nothing:
             continue
         changes = f", with {', '.join(map(str, other.adjustments))}" if other.adjustments else ""
         yield f"{_title(other.method)}: up to {_gib(other.memory.upper_bytes)}{changes}. {_FOR[other.method]}"

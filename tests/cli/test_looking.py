@@ -76,6 +76,34 @@ def test_a_preview_marks_what_is_trained(tiny: Path, tmp_path: Path) -> None:
     assert [label for label in row["labels"] if label >= 0] == row["input_ids"][row["trained_spans"][0]["start"] :][:-1]
 
 
+def test_a_preview_shows_other_scripts_as_they_are(tiny: Path, tmp_path: Path) -> None:
+    """A character of several tokens looked broken, and so the data did."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"question": "Why?", "answer": "道 (みち) 🛣️ élan"}\n')
+    done = here(tiny, "datasets", "preview", rows, "-m", "tiny")
+    assert "trained: '道 (みち) 🛣️ élan<|im_end|>'" in done.stdout
+    done = here(tiny, "datasets", "preview", rows, "-m", "tiny", "--json")
+    row = json.loads(done.stdout)
+    assert len(row["tokens"]) == len(row["input_ids"])
+    assert "".join(row["tokens"]) == row["text"].rstrip("\n") or "".join(row["tokens"]) == row["text"]
+
+
+def test_statistics_of_nothing_are_a_refusal(tiny: Path, tmp_path: Path) -> None:
+    """A table of zeros says nothing of why."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"question": f"{n}?", "answer": ""}) + "\n" for n in range(5)))
+    done = here(tiny, "datasets", "stats", rows, "-m", "tiny")
+    assert done.returncode == 2
+    assert "answer" in done.stdout + done.stderr
+
+
+def test_a_gpu_is_asked_about_with_its_memory(tiny: Path) -> None:
+    """Which option is missing, in the words of the command line."""
+    done = here(tiny, "recommend", "-m", "tiny", "--gpu", "RTX 4090")
+    assert done.returncode == 2
+    assert "--vram" in done.stderr
+
+
 def test_a_server_looks_at_what_was_uploaded(ftf: Ftf, gateway: Any, tmp_path: Path) -> None:
     """A dataset's id needs no file here; with --address a file is uploaded first."""
     result = ftf("datasets", "stats", "ds_1", "--model", "m")

@@ -35,6 +35,15 @@ def test_lora_where_it_fits_then_qlora_then_nothing() -> None:
     assert recommend(eight, gpu(24, quantises=False), config()).plan.method == "lora"
 
 
+def test_no_alternative_saves_memory_that_it_takes() -> None:
+    """Small models train in less without quantisation: the weights saved are less than what reading them takes."""
+    for name in ("smollm2-135m", "llama-3.1-8b"):
+        found = recommend(known(name), gpu(80), config())
+        other = plan(known(name), gpu(80), config(method="qlora"))
+        saves = other.memory.upper_bytes < found.plan.memory.upper_bytes
+        assert any("QLoRA" in line for line in found.alternatives) == saves
+
+
 def test_what_is_said_to_fit_stays_below_what_is_free() -> None:
     """Whatever the model and the card: by its upper bound, with a reserve."""
     for name in ("llama-3.2-1b", "gemma-2-2b", "qwen2.5-7b", "phi-4", "qwen3-30b-a3b"):

@@ -200,6 +200,13 @@ async def test_everything_that_refuses_a_job_is_said_at_once(room: Room) -> None
     assert found.estimate.memory_upper_bytes > found.estimate.memory_free_bytes
 
 
+async def test_rows_that_nobody_could_read_need_no_memory(room: Room) -> None:
+    """Beside what is wrong stood a refusal for want of memory, worked out for rows that there are not."""
+    await room.trainer(memory_available_bytes=GIB // 2)
+    found = await room.preflight(await room.upload(["nonsense\n"]))
+    assert {each.reason for each in found.report.findings if each.violations} == {"BAD_DATA"}
+
+
 async def test_what_would_be_better_is_told_with_the_figures_of_the_job(room: Room) -> None:
     gpu = {
         "name": "NVIDIA GeForce RTX 4090",

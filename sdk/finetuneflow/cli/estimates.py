@@ -98,6 +98,13 @@ class _Asking:
         request.longest_row = found.longest_row
 
 
+def _check_machine(vram: float | None, gpu: str, node: str) -> None:
+    if gpu and vram is None:
+        raise typer.BadParameter("--gpu needs --vram, the GPU's memory in GiB.")
+    if node and vram is not None:
+        raise typer.BadParameter("--node names a machine of yours, --vram one that is thought of: leave one out.")
+
+
 def _recommend(asking: _Asking) -> Callable[..., None]:
     def recommend(
         ctx: typer.Context,
@@ -114,6 +121,7 @@ def _recommend(asking: _Asking) -> Callable[..., None]:
     ) -> None:
         """Say how a model is best trained on a machine, and with which changes it fits."""
         spec = _spec(config, settings)
+        _check_machine(vram, gpu, node)
         model = model or str(spec.pop("base_model", ""))
         if not model and not matrix:
             raise typer.BadParameter("give --model, or --matrix.")
@@ -161,6 +169,7 @@ def _estimate(asking: _Asking) -> Callable[..., None]:
         spec |= {name: value for name, value in (("base_model", model), ("recipe", recipe)) if value}
         if not spec.get("base_model"):
             raise typer.BadParameter("give --model.")
+        _check_machine(vram, gpu, node)
         at = session(ctx)
         request = estimate_request(
             spec,

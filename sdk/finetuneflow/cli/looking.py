@@ -130,14 +130,16 @@ def _stats(looking: _Looking) -> Callable[..., None]:
         here = session(ctx)
         more = {"max_length": max_length, "truncation": truncation}
         report = looking.validate(here, data, model, source_settings(mapping, template, format_), **more)
+        found = report.training_data
+        counted = found if found is not None and found.num_examples else None
         if json:
             print_json(report.proto)
-        elif report.training_data is None:
+        elif counted is None:
             show_problems(here.console, report)
         else:
-            print_rows(here.console, ["OF THE ROWS", ""], figures(report, report.training_data))
-            print_rows(here.console, ["TOKENS", "ROWS", ""], _histogram(report.training_data))
-        if report.training_data is None:
+            print_rows(here.console, ["OF THE ROWS", ""], figures(report, counted))
+            print_rows(here.console, ["TOKENS", "ROWS", ""], _histogram(counted))
+        if counted is None:
             raise typer.Exit(USAGE)
 
     return stats

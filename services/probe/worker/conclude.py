@@ -69,6 +69,9 @@ def conclude(
     hardware = place.hardware
     longest = resolved.config.hyperparameters.max_length if prepared is None else prepared.train.max_tokens
     resolve(resolved, hardware, architecture, longest)
+    if prepared is None:
+        # Judged by rows that nobody has seen it would be a guess beside what is really wrong.
+        resolved.refusals[:] = [error for error in resolved.refusals if error.reason != "INSUFFICIENT_MEMORY"]
     steps = 0
     disk = None
     if prepared is not None:

@@ -116,10 +116,21 @@ def _figures(prepared: Prepared, config: JobConfig) -> JobFigures:
         total_steps=job_steps(config, prepared, packing=False) if train.num_examples else 0,
         total_steps_packed=job_steps(config, prepared, packing=True) if train.num_examples else 0,
         packing_efficiency=packing_efficiency(prepared, hyper.max_length),
-        num_epochs=sum(phase.num_epochs for phase in config.phases) if config.phases else hyper.num_epochs,
+        num_epochs=_passes(prepared, config),
         num_packed_sequences=prepared.num_packed,
         num_rows=train.num_examples,
     )
+
+
+def _passes(prepared: Prepared, config: JobConfig) -> float:
+    """Over the training rows; of a curriculum the sum of its phases'."""
+    hyper = config.hyperparameters
+    if config.phases:
+        return sum(phase.num_epochs for phase in config.phases)
+    if hyper.max_steps is not None:
+        sequences = prepared.num_packed if hyper.packing else prepared.train.num_examples
+        return hyper.max_steps / steps_per_epoch(sequences, hyper)
+    return hyper.num_epochs
 
 
 def _severity(severity: str) -> str:
