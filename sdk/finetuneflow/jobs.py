@@ -82,7 +82,7 @@ class AsyncJobs:
 
         The arguments are the fields of FineTuningJobSpec, where ranges and defaults stand beside each; None leaves a
         field to the recipe. A source of `training_data` or `evaluation_data` is the path of a file (uploaded first),
-        a dataset id, or a table `{"dataset": ..., "weight": ..., "mapping": {...}}`. Enums are lower-case words:
+        a dataset id, one of the hub (`hf://owner/name[@revision][/file]`), or a table `{"dataset": ..., "weight": ..., "mapping": {...}}`. Enums are lower-case words:
         `method="lora"`.
 
         `spec` takes the whole at once, as a message or as a table (what a TOML file holds), in place of the single

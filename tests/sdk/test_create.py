@@ -52,7 +52,7 @@ def test_everything_wrong_is_said_at_once_and_before_any_upload(
 ) -> None:
     with pytest.raises(InvalidArgument) as caught:
         client.jobs.create(
-            training_data=[rows, "hf://org/name", "missing.jsonl"],
+            training_data=[rows, "s3://org/name", "missing.jsonl"],
             method="lorra",
             hyperparameters={"learnin_rate": 1, "r": 3, "num_epochs": "three", "max_length": 5, "max_seq_length": 5},
             lora={"r": 2.5, "target_modules": "q_proj"},
