@@ -16,12 +16,13 @@ REFUSALS = {"org/gated": (403, "GatedRepo"), "org/unknown": (404, "RepoNotFound"
 
 class Hub:
     """`folder` is the model `org/tiny`; `datasets`: id → commit → folder, the last commit being `main`. `sent` says how
-    many bytes of which file went out."""
+    many bytes of which file went out, `tokens` what a private dataset asks for."""
 
     def __init__(self, folder: Path, datasets: Mapping[str, dict[str, Path]] | None = None) -> None:
         self.folder = folder
         self.datasets = dict(datasets or {})
         self.sent: dict[str, int] = {}
+        self.tokens: dict[str, str] = {}
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -70,7 +71,10 @@ class Hub:
         kind, _, rest = path.partition(f"datasets/{dataset}")
         named, _, name = rest.removeprefix("/revision/").removeprefix("/resolve/").partition("/")
         commit = list(commits)[-1] if named in ("", "main") else named
-        if commit not in commits:
+        token = self.tokens.get(dataset)
+        if token and request.headers.get("Authorization") != f"Bearer {token}":
+            self._send(request, 401, b"{}", {"X-Error-Code": "RepoNotFound"}, body=body)
+        elif commit not in commits:
             self._send(request, 404, b"{}", {"X-Error-Code": "RevisionNotFound"}, body=body)
         elif kind == "api/":
             files = [file for file in sorted(commits[commit].rglob("*")) if file.is_file()]

@@ -30,11 +30,8 @@ class HubReference:
     def parse(cls, text: str) -> Self:
         """Raises ValueError, which says how one is written."""
         match = _REFERENCE.fullmatch(text)
-        if (
-            len(text) > _MAX_CHARACTERS
-            or match is None
-            or any(part in (".", "..") for part in (match["path"] or "").split("/"))
-        ):
+        above = match is not None and {".", ".."} & set((match["path"] or "").split("/"))
+        if match is None or above or len(text) > _MAX_CHARACTERS:
             raise ValueError(
                 "a dataset of the hub is named hf://owner/name or hf://owner/name@revision, "
                 f"perhaps with /path/of/file behind it, in at most {_MAX_CHARACTERS:,} characters"

@@ -184,7 +184,7 @@ class _Reader:
         if isinstance(place, str) and "://" in place:
             self.refuse(
                 path,
-                f"{place!r}: local files, dataset ids and hf://owner/name are read; else download the rows, give the file",
+                f"{place!r}: only local files, dataset ids and hf://owner/name; download the rows and give the file",
             )
             return
         file = Path(place).expanduser()
