@@ -40,7 +40,7 @@ def bring(hub: HubDatasets, files: Sequence[HubFile], folder: Path) -> list[HubD
     return brought
 
 
-def described(brought: Sequence[HubDataset]) -> list[HubSource]:
+def hub_sources(brought: Sequence[HubDataset]) -> list[HubSource]:
     """For the child, which reports them."""
     return [
         HubSource(

@@ -18,7 +18,7 @@ from engine.errors import JobError
 from finetuneflow.v1 import probe_service_pb2 as api
 from services.hardware import read_hardware
 from services.probe.errands import Errands
-from services.probe.hub_files import bring, hub_of, pin
+from services.probe.hub_files import bring, hub_of, hub_sources, pin
 from services.probe.settings import ProbeSettings
 from services.probe.worker.spec import DryRunSpec
 from services.specs import ModelFiles
@@ -75,7 +75,7 @@ def dry_run_spec(
         missing_bytes=described.missing_bytes,
         processes=settings.child_threads,
         sources={**sources, **{one.file.reference: one.path for one in brought}},
-        hub=described(brought),
+        hub=hub_sources(brought),
         hardware=_values(own or request.hardware),
         holds_artifacts=on_disk_of(settings.artifacts, settings.home),
         observed=[_values(each) for each in request.observed],

@@ -17,7 +17,7 @@ from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 from finetuneflow.v1.work_pb2 import Assignment
 from services.hardware import read_hardware
 from services.inputs import child_command, dataset_files, fetched_model, made_shards
-from services.probe.hub_files import bring, described, hub_of, pin
+from services.probe.hub_files import bring, hub_of, hub_sources, pin
 from services.probe.settings import ProbeSettings
 from services.probe.worker.resolve import Resolved, resolve_length
 from services.probe.worker.spec import PreflightSpec
@@ -48,7 +48,7 @@ class PreflightStage:
             config=spec_to_dict(pinned),
             model=model,
             sources=sources | {one.file.reference: one.path for one in brought},
-            hub=described(brought),
+            hub=hub_sources(brought),
             content_key=key,
             shards=await made_shards(assignment, store, workdir, key),
             out_dir=workdir / "out",

@@ -6,22 +6,22 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 from google.protobuf.json_format import ParseDict
 
 from chassis.artifacts import ArtifactStore
-from chassis.child import Child
+from chassis.child import Child, ChildCommand
 from engine.errors import JobError, SystemFailure
 from finetuneflow.v1.dataset_pb2 import Dataset
-from finetuneflow.v1.event_pb2 import Event
+from finetuneflow.v1.event_pb2 import ConfigResolved, Event
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 from finetuneflow.v1.stage_result_pb2 import PreflightResult
 from finetuneflow.v1.work_pb2 import Assignment
 from services.inputs import catalogue
 from services.probe.settings import ProbeSettings
 from services.probe.stage import PreflightStage
+from services.probe.worker.spec import PreflightSpec
 from tests.hub import Hub
 from tests.tiny import make_tiny_model
 
@@ -33,6 +33,10 @@ def rows(first: int, number: int) -> str:
     return "".join(json.dumps({"question": f"What is {n}?", "answer": f"It is {n}."}) + "\n" for n in numbers)
 
 
+def written(command: ChildCommand) -> str:
+    return Path(command.argv[-1]).read_text()
+
+
 @dataclass
 class Place:
     """A machine that runs preflights, with one uploaded dataset of 20 rows, `ds_1`."""
@@ -42,8 +46,8 @@ class Place:
     store: ArtifactStore
     sha256: str
 
-    async def preflight(self, *datasets: str) -> tuple[PreflightResult, FineTuningJobSpec, list[Event]]:
-        """Result, resolved spec and all events of a job on these, run to its end."""
+    async def prepare(self, *datasets: str) -> ChildCommand:
+        """What the supervisor does before the child starts, for a job on these."""
         spec = {
             "base_model": "tiny",
             "recipe": "cpu-demo",
@@ -60,7 +64,15 @@ class Place:
             datasets=[uploaded] if "ds_1" in datasets else [],
         )
         stage = PreflightStage(self.settings, catalogue(self.settings))
-        command = await stage.prepare(assignment, workdir, self.store)
+        return await stage.prepare(assignment, workdir, self.store)
+
+    async def prepared(self, *datasets: str) -> PreflightSpec:
+        """What the child is told."""
+        return PreflightSpec.model_validate_json(written(await self.prepare(*datasets)))
+
+    async def preflight(self, *datasets: str) -> tuple[PreflightResult, ConfigResolved]:
+        """What a job on these comes to, run to its end."""
+        command = await self.prepare(*datasets)
         child = await Child.start(command.argv, {**command.env, **command.late_env}, Path.cwd())
         try:
             async with asyncio.timeout(120), contextlib.aclosing(child.frames()) as frames:
@@ -70,7 +82,7 @@ class Place:
             child.close()
         assert events[-1].HasField("stage_completed"), (events[-1], child.last_lines())
         (resolved,) = (event.config_resolved for event in events if event.HasField("config_resolved"))
-        return events[-1].stage_completed.preflight, resolved.resolved_spec, events
+        return events[-1].stage_completed.preflight, resolved
 
 
 @pytest.fixture
@@ -100,37 +112,38 @@ def push(hub: Hub, folder: Path) -> None:
 
 async def test_a_dataset_of_the_hub_and_an_uploaded_one_make_one_job(hub: Hub, place: Place) -> None:
     """The rows of both, and what was read is told: which commit, which file, which bytes."""
-    found, spec, events = await place.preflight("hf://org/rows", "ds_1")
+    found, resolved = await place.preflight("hf://org/rows", "ds_1")
     assert found.training_data.num_examples == 50
     (read,) = found.hub_datasets
     assert (read.asked, read.pinned) == ("hf://org/rows", f"hf://org/rows@{OLD}/train.jsonl")
     assert (read.revision, read.filename, read.size_bytes) == (OLD, "train.jsonl", len(rows(0, 30)))
     assert len(read.sha256) == 64
-    assert [source.dataset for source in spec.training_data] == [read.pinned, "ds_1"]
-    (resolutions,) = (list(event.config_resolved.resolutions) for event in events if event.HasField("config_resolved"))
-    reasons = {each.field: each.reason for each in resolutions}
+    assert [source.dataset for source in resolved.resolved_spec.training_data] == [read.pinned, "ds_1"]
+    reasons = {each.field: each.reason for each in resolved.resolutions}
     assert "hf://org/rows" in reasons["training_data[0].dataset"]
     assert not any("org/rows" in str(path) or path.name == "train.jsonl" for path in place.settings.home.rglob("*"))
 
 
 async def test_what_preflight_resolved_stays_what_it_was(hub: Hub, place: Place) -> None:
     """A job repeated next year reads the rows of today; one that asks for today's gets those of next year."""
-    first, spec, _ = await place.preflight("hf://org/rows")
+    first = await place.prepared("hf://org/rows")
     push(hub, place.folder)
-    again, repeated, _ = await place.preflight(spec.training_data[0].dataset)
-    newest, _, _ = await place.preflight("hf://org/rows@main")
-    assert again.shards_content_key == first.shards_content_key != newest.shards_content_key
-    assert (again.training_data.num_examples, newest.training_data.num_examples) == (30, 40)
-    assert repeated.training_data == spec.training_data
-    assert newest.hub_datasets[0].revision == NEW
+    (pinned,) = first.sources
+    again = await place.prepared(pinned)
+    newest = await place.prepared("hf://org/rows@main")
+    assert again.content_key == first.content_key != newest.content_key
+    assert again.config["training_data"] == first.config["training_data"]
+    assert [file.read_text() for file in again.sources.values()] == [rows(0, 30)]
+    assert [file.read_text() for file in newest.sources.values()] == [rows(0, 40)]
+    assert newest.hub[0].revision == NEW
 
 
 async def test_the_same_rows_have_the_same_shards_wherever_they_came_from(hub: Hub, place: Place) -> None:
     """Nobody pays twice for tokenising, who uploads what lies on the hub."""
     (place.folder / OLD / "train.jsonl").write_text(rows(1000, 20))
-    uploaded, _, _ = await place.preflight("ds_1")
-    from_hub, _, _ = await place.preflight("hf://org/rows/train.jsonl")
-    assert uploaded.shards_content_key == from_hub.shards_content_key
+    uploaded = await place.prepared("ds_1")
+    assert uploaded.content_key
+    assert (await place.prepared("hf://org/rows/train.jsonl")).content_key == uploaded.content_key
 
 
 @pytest.mark.parametrize(
@@ -146,7 +159,7 @@ async def test_what_cannot_be_had_ends_the_job_at_the_field_at_fault(
 ) -> None:
     place.settings = place.settings.model_copy(update={"max_dataset_bytes": limit})
     with pytest.raises(JobError) as caught:
-        await place.preflight("ds_1", dataset)
+        await place.prepare("ds_1", dataset)
     assert caught.value.reason == reason
     assert caught.value.violations[0].field == "spec.training_data[1].dataset"
     assert hub.sent == {}
@@ -155,20 +168,18 @@ async def test_what_cannot_be_had_ends_the_job_at_the_field_at_fault(
 async def test_a_hub_that_is_away_is_tried_again(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(SystemFailure) as caught:
-        await place.preflight("hf://org/rows")
+        await place.prepare("hf://org/rows")
     assert caught.value.reason == "HUB_UNREACHABLE"
 
 
 async def test_the_operators_token_reads_it_and_the_child_never_sees_it(hub: Hub, place: Place) -> None:
     hub.tokens["org/rows"] = "hf_private"
     with pytest.raises(JobError) as caught:
-        await place.preflight("hf://org/rows")
+        await place.prepare("hf://org/rows")
     assert caught.value.reason == "DATASET_NOT_FOUND"
     place.settings = ProbeSettings(
         home=place.settings.home, models=place.settings.models, node_id="node-1", hub_token="hf_private"
     )
-    found, _, _ = await place.preflight("hf://org/rows")
-    assert found.training_data.num_examples == 30
-    specs: list[Any] = [path.read_text() for path in place.folder.glob("work-*/spec.json")]
-    assert specs
-    assert not any("hf_private" in text for text in specs)
+    command = await place.prepare("hf://org/rows")
+    assert "hf_private" not in written(command)
+    assert "hf_private" not in str(command)
