@@ -75,11 +75,10 @@ async def run(settings: GatewaySettings) -> None:
     fanout = Fanout(database, bus)
     dispatcher = Dispatcher(database, bus)
     ledger = Ledger(database, fanout.publish, dispatcher.offer, Discarder(store).discard)
-    acceptance = Acceptance(ledger)
-    leases = LeaseWatch(database, bus, acceptance, settings.lease_seconds)
-
     passthrough = Passthrough(bus)
     machines = Machines(passthrough, Speeds(database))
+    acceptance = Acceptance(ledger, machines)
+    leases = LeaseWatch(database, bus, acceptance, settings.lease_seconds)
     preflights = Preflights(database, passthrough, machines, catalogue)
 
     await fanout.start()

@@ -9,7 +9,7 @@ from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from chassis import gauges
-from chassis.errors import NotFound
+from chassis.errors import NotFound, Unavailable
 from chassis.events import ENDINGS
 from finetuneflow.v1.event_pb2 import ConfigResolved, Event, StageFailed
 from finetuneflow.v1.fine_tuning_job_pb2 import Fault, Stage
@@ -27,6 +27,7 @@ from finetuneflow.v1.work_pb2 import (
 )
 from gateway import lifecycle, views
 from gateway.ledger import ELAPSED_SECONDS, Decision, Ledger
+from gateway.machines import Machines
 from gateway.metrics import read_series
 from gateway.projection import completion_reason, project
 from gateway.specs import dataset_ids
@@ -48,8 +49,10 @@ _CURVES_BYTES = 512 * 1024
 class Acceptance:
     """Answers claims and reports."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, machines: Machines | None = None) -> None:
+        """Without `machines` probes plan for their own."""
         self._ledger = ledger
+        self._machines = machines
 
     async def claim(self, request: ClaimRequest) -> ClaimResponse:
         """READY and wanted → CLAIMED. The same claim_id again: the same answer."""
@@ -66,6 +69,7 @@ class Acceptance:
             return ClaimResponse(refused=ClaimRefused(reason="UNKNOWN"))
         await self._add_curves(assignment)
         await self._add_shards(assignment)
+        await self._add_machine(assignment)
         return ClaimResponse(assignment=assignment)
 
     async def report(self, request: ReportRequest) -> ReportResponse:
@@ -200,6 +204,18 @@ class Acceptance:
                 assignment.metrics.extend(await _curves(session, assignment.job_id))
             else:
                 assignment.prior_training_seconds = await _training_seconds(session, assignment.job_id)
+
+    async def _add_machine(self, assignment: Assignment) -> None:
+        if assignment.stage != Stage.STAGE_PREFLIGHT or self._machines is None:
+            return
+        try:
+            hardware = await self._machines.that_trains(assignment.spec.resources.pool or "default")
+        except Unavailable as error:
+            # A job must not wait for what is there to be looked at; the claim came through all the same.
+            log.warning("the trainers' machines are not known to the preflight of %s: %s", assignment.job_id, error)
+            return
+        if hardware is not None:
+            assignment.hardware.CopyFrom(hardware)
 
 
 async def _curves(session: AsyncSession, job_id: str) -> list[MetricSeries]:

@@ -1,5 +1,7 @@
 """Which machine a question about a training is about, and how fast trainings have been."""
 
+from collections.abc import Iterable
+
 from chassis.errors import NotFound
 from finetuneflow.v1 import probe_service_pb2 as api
 from finetuneflow.v1.hardware_pb2 import Hardware
@@ -23,8 +25,14 @@ class Machines:
         tells of one. NotFound."""
         if not request.observed:
             request.observed.extend(await self._speeds.latest())
-        imagined = not isinstance(request, api.PreflightFineTuningJobRequest) and request.HasField("memory_bytes")
-        if request.HasField("hardware") or imagined:
+        pool = request.spec.resources.pool or "default"
+        if isinstance(request, api.PreflightFineTuningJobRequest):
+            if not request.HasField("hardware") and not request.node_id:
+                _set(request, await self.that_trains(pool))
+                return
+        elif request.HasField("memory_bytes"):
+            return
+        if request.HasField("hardware"):
             return
         nodes = await self._passthrough.nodes()
         if request.node_id:
@@ -32,13 +40,13 @@ class Machines:
             if not nodes:
                 raise no_node(request.node_id)
         else:
-            pool = request.spec.resources.pool or "default"
-            trainers = [node for node in nodes if node.service == "trainer"]
-            nodes = [node for node in trainers if node.pool == pool] or trainers
-        machines = [hardware_of(node) for node in nodes]
-        machines = [hardware for hardware in machines if hardware.memory_total_bytes]
-        if machines:
-            request.hardware.CopyFrom(max(machines, key=_room))
+            nodes = _trainers(nodes, pool)
+        _set(request, _roomiest(map(hardware_of, nodes)))
+
+    async def that_trains(self, pool: str) -> Hardware | None:
+        """The machine that a job of the pool is planned for: that of the trainer with the most room once it is idle.
+        None where no trainer is up. Unavailable."""
+        return _roomiest(map(_when_idle, _trainers(await self._passthrough.nodes(), pool)))
 
 
 def no_node(node_id: str) -> NotFound:
@@ -52,6 +60,32 @@ def hardware_of(node: Node) -> Hardware:
     hardware.node_id = node.id
     hardware.draining = node.draining
     return hardware
+
+
+def _trainers(nodes: Iterable[Node], pool: str) -> list[Node]:
+    """Of the pool; of all pools where none of it is up."""
+    trainers = [node for node in nodes if node.service == "trainer"]
+    return [node for node in trainers if node.pool == pool] or trainers
+
+
+def _when_idle(node: Node) -> Hardware:
+    """Its machine. What its own runs hold can't be told from what others hold: while there are any, all counts as
+    free."""
+    hardware = hardware_of(node)
+    if node.runs:
+        hardware.memory_available_bytes = hardware.memory_total_bytes
+        for gpu in hardware.gpus:
+            gpu.memory_free_bytes = gpu.memory_total_bytes
+    return hardware
+
+
+def _roomiest(machines: Iterable[Hardware]) -> Hardware | None:
+    return max((machine for machine in machines if machine.memory_total_bytes), key=_room, default=None)
+
+
+def _set(request: Asked, hardware: Hardware | None) -> None:
+    if hardware is not None:
+        request.hardware.CopyFrom(hardware)
 
 
 def _room(hardware: Hardware) -> tuple[bool, int]:

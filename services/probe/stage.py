@@ -35,7 +35,9 @@ class PreflightStage:
 
     async def prepare(self, assignment: Assignment, workdir: Path, store: ArtifactStore) -> ChildCommand:
         """Raises JobError for a base model, or a dataset of the hub, that cannot be had."""
-        hardware = await asyncio.to_thread(read_hardware, self._settings.node_id, self._settings.home)
+        hardware = assignment.hardware
+        if not assignment.HasField("hardware"):
+            hardware = await asyncio.to_thread(read_hardware, self._settings.node_id, self._settings.home)
         hub = hub_of(self._settings)
         pinned, files = await asyncio.to_thread(pin, assignment.spec, hub)
         model = await fetched_model(self._models, assignment.spec.base_model, self._settings)

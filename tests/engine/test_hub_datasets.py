@@ -121,6 +121,7 @@ def test_a_hub_that_is_away_is_no_fault_of_the_job(monkeypatch: pytest.MonkeyPat
     assert caught.value.reason == "HUB_UNREACHABLE"
 
 
+@pytest.mark.long
 def test_a_hub_that_goes_away_between_question_and_download_is_no_fault_either(hub: Hub, tmp_path: Path) -> None:
     datasets = HubDatasets("", 1 << 20)
     found = datasets.find("hf://org/one", "f")

@@ -17,8 +17,10 @@ from finetuneflow.v1.fine_tuning_job_spec_pb2 import TRAINING_METHOD_LORA, FineT
 from finetuneflow.v1.hardware_pb2 import Gpu, Hardware
 from finetuneflow.v1.probe_service_pb2_grpc import ProbeServiceStub, add_ProbeServiceServicer_to_server
 from finetuneflow.v1.stage_result_pb2 import BaseModelIdentity, DataStatistics, PreflightResult, TrainingResult
-from finetuneflow.v1.work_pb2 import Node
+from finetuneflow.v1.work_pb2 import Node, Run
+from gateway.acceptance import Acceptance
 from gateway.database import Database
+from gateway.ledger import Ledger
 from gateway.machines import Machines
 from gateway.passthrough import Passthrough
 from gateway.preflights import Preflights as GatewayPreflights
@@ -30,6 +32,8 @@ from services.probe.estimates import Estimates
 from services.probe.preflights import Preflights
 from services.probe.servicer import ProbeServicer
 from services.probe.settings import ProbeSettings
+from tests.gateway.conftest import Recorder
+from tests.gateway.jobs import Worker, create
 from tests.gateway.serving import refusal, serving
 from tests.nats import NatsServer
 
@@ -134,3 +138,29 @@ async def test_a_machine_that_is_only_thought_of(probe: ProbeServiceStub) -> Non
     for wrong in (api.RecommendMethodRequest(), api.RecommendMethodRequest(base_model="phi-4", gpu="RTX 4090")):
         refused = await refusal(probe.RecommendMethod(wrong))
         assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
+
+
+async def test_a_job_is_planned_for_the_machine_that_will_train_it(
+    nats_server: NatsServer, database: Database, ledger: Ledger, told: Recorder
+) -> None:
+    """Planned for a probe's without a GPU, it would train in float32 where a GPU waits; planned for what an earlier job
+    leaves free, it would be refused though it has all the room once that has ended."""
+    bus = await Bus.connect(nats_server.url, nats_server.user, nats_server.password, "test")
+    await bus.ensure_streams()
+    acceptance = Acceptance(ledger, Machines(Passthrough(bus), Speeds(database)))
+
+    async def planned_for() -> Hardware:
+        await create(ledger)
+        return (await Worker(acceptance).claim(told.offered[-1])).assignment.hardware
+
+    assert not (await planned_for()).node_id, "without a trainer it is the probe's own"
+    taken = Gpu(name="GPU", memory_total_bytes=80 * GIB, memory_free_bytes=2 * GIB)
+    large = Hardware(memory_total_bytes=256 * GIB, cuda_available=True, gpus=[taken])
+    await bus.put_node(Node(id="large", service="trainer", pool="default", hardware=large))
+    other = Hardware(memory_total_bytes=512 * GIB, cuda_available=True, gpus=[H100, H100])
+    await bus.put_node(Node(id="other", service="trainer", pool="other", hardware=other))
+    found = await planned_for()
+    assert (found.node_id, found.gpus[0].memory_free_bytes) == ("large", 2 * GIB), "what strangers hold stays taken"
+    await bus.put_node(Node(id="large", service="trainer", pool="default", hardware=large, runs=[Run(job_id="j")]))
+    assert (await planned_for()).gpus[0].memory_free_bytes == 80 * GIB
+    await bus.close()

@@ -18,7 +18,7 @@ def rows(tmp_path: Path) -> Path:
 def test_files_are_uploaded_and_named_by_their_ids(client: Client, gateway: FakeGateway, rows: Path) -> None:
     job = client.jobs.create(
         base_model="smollm2-135m",
-        training_data=[rows, {"dataset": "ds_abc", "weight": 0.5, "mapping": {"question": "q"}}],
+        training_data=[rows, {"dataset": "ds_abc", "weight": 0.5, "mapping": {"question": "q"}}, "hf://org/rows@v1"],
         evaluation_data=str(rows),
         method="lora",
         hyperparameters={"num_epochs": 1, "max_seq_length": 128, "precision": "bf16", "learning_rate": None},
@@ -28,7 +28,7 @@ def test_files_are_uploaded_and_named_by_their_ids(client: Client, gateway: Fake
     (request,) = gateway.requests("CreateFineTuningJob")
     (uploaded,) = gateway.uploads
     assert gateway.uploads[uploaded] == rows.read_bytes()
-    assert [source.dataset for source in request.spec.training_data] == [uploaded, "ds_abc"]
+    assert [source.dataset for source in request.spec.training_data] == [uploaded, "ds_abc", "hf://org/rows@v1"]
     assert request.spec.evaluation_data[0].dataset == uploaded
     assert request.spec.method == pb.TRAINING_METHOD_LORA
     assert request.spec.hyperparameters.max_length == 128

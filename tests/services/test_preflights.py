@@ -304,7 +304,7 @@ async def test_a_dataset_of_the_hub_is_looked_at_like_any_other(room: Room, tmp_
     assert [source.dataset for source in found.resolved_spec.training_data] == [pinned, uploaded]
     assert [each.pinned for each in found.result.hub_datasets] == [pinned]
     assert job.resolved_spec.training_data == found.resolved_spec.training_data
-    assert job.display_name == "tiny on org/rows"
+    assert job.resolved_spec.display_name == "tiny on org/rows"
     assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "SEVERAL_FILES")
     assert refused.fields == ("spec.training_data[0].dataset",)
     refused = await refusal(room.preflight("hf://org"))

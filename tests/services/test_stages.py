@@ -271,6 +271,10 @@ async def test_preflight_gets_the_files_and_the_spec_as_it_was_sent(place: Place
     assert json.loads(spec.sources["ds_1"].read_text())["answer"] == "That."
     assert spec.model.num_parameters > 0
     assert spec.hardware is not None
+    assert "memory_total_bytes" in spec.hardware, "without a trainer it plans for its own machine"
+    place.assignment.hardware.node_id = "trainer-1"
+    command = await PreflightStage(settings, catalogue(settings)).prepare(place.assignment, place.workdir, place.store)
+    assert read(PreflightSpec, command).hardware == {"node_id": "trainer-1"}
 
 
 async def test_an_unknown_model_is_the_callers_to_mend(place: Place) -> None:
@@ -289,6 +293,8 @@ async def test_evaluation_and_export_get_the_best_checkpoint_not_the_newest(plac
     judged = read(EvaluationSpec, command)
 
     exporter = ExporterSettings(home=place.home, models=place.models)
+    pinned = f"hf://org/rows@{'a' * 40}/rows.jsonl"
+    place.assignment.preflight.hub_datasets.add(asked="hf://org/rows", pinned=pinned, filename="rows.jsonl")
     other = tmp_path / "other"
     other.mkdir()
     command = await ExportStage(exporter, catalogue(exporter)).prepare(place.assignment, other, place.store)
@@ -296,7 +302,7 @@ async def test_evaluation_and_export_get_the_best_checkpoint_not_the_newest(plac
     for folder in (judged.adapter_dir, packed.adapter_dir):
         assert json.loads((folder / "checkpoint.json").read_text()) == {"step": 10}
     assert packed.evaluation.tuned_loss == 2.0
-    assert packed.job.datasets[0].id == "ds_1"
+    assert [dataset.id for dataset in packed.job.datasets] == ["ds_1", pinned]
 
 
 def test_settings_come_from_the_environment() -> None:
