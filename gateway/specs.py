@@ -8,8 +8,9 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from chassis.errors import InvalidArgument, NotFound, Unimplemented, Violation
 from engine.catalogue import Catalogue
+from engine.config.hub_reference import is_hub_reference
 from engine.config.job import JobConfig, job_config, unsupported
-from engine.config.wire import spec_to_dict
+from engine.config.wire import data_sources, spec_to_dict
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 from gateway.tables import UploadedDataset
 
@@ -19,9 +20,8 @@ MAX_SPEC_BYTES = 48 << 10
 
 def dataset_ids(spec: FineTuningJobSpec) -> Iterator[str]:
     """The datasets a spec names, wherever it may name one."""
-    for sources in (spec.training_data, spec.evaluation_data, *(phase.training_data for phase in spec.phases)):
-        for source in sources:
-            yield source.dataset
+    for _, source in data_sources(spec):
+        yield source.dataset
 
 
 def check_spec(spec: FineTuningJobSpec, catalogue: Catalogue) -> JobConfig:
@@ -39,16 +39,12 @@ def check_spec(spec: FineTuningJobSpec, catalogue: Catalogue) -> JobConfig:
 
 
 async def check_datasets(session: AsyncSession, tenant: str, spec: FineTuningJobSpec) -> list[UploadedDataset]:
-    """The datasets that the spec names. Called in the transaction that inserts a job, none can be deleted between the
-    look and the insert. NotFound."""
-    named = {
-        source.dataset: f"spec.{path}[{index}].dataset"
-        for path, sources in (("evaluation_data", spec.evaluation_data), ("training_data", spec.training_data))
-        for index, source in enumerate(sources)
-    }
-    for number, phase in enumerate(spec.phases):
-        for index, source in enumerate(phase.training_data):
-            named.setdefault(source.dataset, f"spec.phases[{number}].training_data[{index}].dataset")
+    """The uploaded datasets that the spec names; what a hub has is preflight's to find out. Called in the transaction
+    that inserts a job, none can be deleted between the look and the insert. NotFound."""
+    named: dict[str, str] = {}
+    for field, source in data_sources(spec):
+        if not is_hub_reference(source.dataset):
+            named.setdefault(source.dataset, field)
     query = select(UploadedDataset).where(UploadedDataset.tenant == tenant, col(UploadedDataset.id).in_(list(named)))
     rows = list((await session.exec(query.with_for_update(read=True))).all())
     known = {row.id for row in rows}

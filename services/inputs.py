@@ -73,16 +73,21 @@ async def fetched_model(models: Catalogue, reference: str, settings: ServiceSett
     """A base model's files, whatever is behind the name now. Raises what `Catalogue.fetch` raises."""
     token = settings.hub_token.get_secret_value()
     say("fetching_model", reference)
+    found = await asyncio.to_thread(models.fetch, reference, token or None, on_progress=listening())
+    return ModelFiles(**asdict(found))
+
+
+def listening() -> Callable[[int], None]:
+    """Hears, from whichever thread, of bytes that come for the preparation in which this is called."""
     preparation = current()
 
     def heard(num_bytes: int) -> None:
         if preparation:
-            # What is fetched in vain for this job is the next one's.
+            # Of a model, what is fetched in vain for this job is the next one's.
             with contextlib.suppress(GivenUp):
                 preparation.progressed(num_bytes)
 
-    found = await asyncio.to_thread(models.fetch, reference, token or None, on_progress=heard)
-    return ModelFiles(**asdict(found))
+    return heard
 
 
 async def dataset_files(assignment: Assignment, store: ArtifactStore, workdir: Path) -> dict[str, Path]:

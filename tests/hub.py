@@ -1,23 +1,28 @@
-"""A model hub on this machine: one folder as `org/tiny`, and names it refuses as the real one does."""
+"""A hub on this machine: a model, datasets by commit, and names it refuses as the real one does."""
 
 import contextlib
 import hashlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+import pytest
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REFUSALS = {"org/gated": (403, "GatedRepo"), "org/unknown": (404, "RepoNotFound")}
 
 
 class Hub:
-    """`sent` says how many bytes of which file went out."""
+    """`folder` is the model `org/tiny`; `datasets`: id → commit → folder, the last commit being `main`. `sent` says how
+    many bytes of which file went out, `tokens` what a private dataset asks for."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, datasets: Mapping[str, dict[str, Path]] | None = None) -> None:
         self.folder = folder
+        self.datasets = dict(datasets or {})
         self.sent: dict[str, int] = {}
+        self.tokens: dict[str, str] = {}
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -40,6 +45,10 @@ class Hub:
             if name in path:
                 self._send(request, status, b"{}", {"X-Error-Code": code, "X-Error-Message": code}, body=body)
                 return
+        for dataset, commits in self.datasets.items():
+            if f"datasets/{dataset}" in path:
+                self._answer_of_dataset(request, path, dataset, commits, body=body)
+                return
         files = [file for file in sorted(self.folder.iterdir()) if file.is_file()]
         if path.startswith("api/models/org/tiny/tree/"):
             listed = [{"type": "file", "path": f.name, "size": f.stat().st_size, "oid": f.name} for f in files]
@@ -54,8 +63,33 @@ class Hub:
         if not path.startswith("org/tiny/resolve/") or not file.is_file():
             self._send(request, 404, b"{}", {"X-Error-Code": "EntryNotFound"}, body=body)
             return
+        self._send_file(request, file, COMMIT, body=body)
+
+    def _answer_of_dataset(
+        self, request: BaseHTTPRequestHandler, path: str, dataset: str, commits: dict[str, Path], *, body: bool
+    ) -> None:
+        kind, _, rest = path.partition(f"datasets/{dataset}")
+        named, _, name = rest.removeprefix("/revision/").removeprefix("/resolve/").partition("/")
+        commit = list(commits)[-1] if named in ("", "main") else named
+        token = self.tokens.get(dataset)
+        if token and request.headers.get("Authorization") != f"Bearer {token}":
+            self._send(request, 401, b"{}", {"X-Error-Code": "RepoNotFound"}, body=body)
+        elif commit not in commits:
+            self._send(request, 404, b"{}", {"X-Error-Code": "RevisionNotFound"}, body=body)
+        elif kind == "api/":
+            files = [file for file in sorted(commits[commit].rglob("*")) if file.is_file()]
+            siblings = [
+                {"rfilename": str(file.relative_to(commits[commit])), "size": file.stat().st_size, "blobId": "0"}
+                for file in files
+            ]
+            info = {"id": dataset, "sha": commit, "siblings": siblings, "private": False, "gated": False, "tags": []}
+            self._send(request, 200, json.dumps(info).encode(), {"Content-Type": "application/json"}, body=body)
+        else:
+            self._send_file(request, commits[commit] / name, commit, body=body)
+
+    def _send_file(self, request: BaseHTTPRequestHandler, file: Path, commit: str, *, body: bool) -> None:
         content = file.read_bytes()
-        headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": COMMIT}  # noqa: S324
+        headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": commit}  # noqa: S324
         status = 200
         if asked := request.headers.get("Range"):
             first, _, last = asked.removeprefix("bytes=").partition("-")
@@ -75,6 +109,15 @@ class Hub:
         request.end_headers()
         if body:
             request.wfile.write(content)
+
+    @contextlib.contextmanager
+    def asked(self) -> Iterator["Hub"]:
+        """As `serving`, and the hub that this process asks."""
+        with pytest.MonkeyPatch.context() as patch, self.serving():
+            patch.setattr("huggingface_hub.constants.ENDPOINT", self.endpoint)
+            template = self.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+            patch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+            yield self
 
     @contextlib.contextmanager
     def serving(self) -> Iterator[None]:

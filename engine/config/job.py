@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from engine.config.hub_reference import HubReference, is_hub_reference
 from engine.config.recipes import merge, recipe
 from engine.errors import JobError, Violation
 
@@ -65,6 +66,12 @@ def _kib(limit: int) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _named_well(dataset: str) -> str:
+    if is_hub_reference(dataset):
+        HubReference.parse(dataset)
+    return dataset
+
+
 class _Section(BaseModel):
     # Strict: "3" for a number is a mistake of the caller's that would otherwise surface hours later, as another value.
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, validate_default=False)
@@ -73,8 +80,8 @@ class _Section(BaseModel):
 class DataSource(_Section):
     """One dataset of a job."""
 
-    dataset: str = Field(min_length=1)
-    """The id that UploadDataset returned."""
+    dataset: Annotated[str, Field(min_length=1), AfterValidator(_named_well)]
+    """The id that UploadDataset returned, or a dataset of the hub (`engine.config.hub_reference`)."""
     weight: float = Field(default=1.0, gt=0, le=100)
     """How often the rows are seen in one epoch."""
     mapping: dict[Column, Annotated[str, Field(min_length=1)]] = {}
@@ -237,11 +244,14 @@ def job_config(spec: Mapping[str, Any]) -> JobConfig:
         violations += [_violation(detail, preset.values) for detail in error.errors()]
         raise _invalid(violations) from None
     if not config.training_data and not config.phases:
-        violations.append(Violation("spec.training_data", "is empty; name at least one uploaded dataset."))
+        violations.append(Violation("spec.training_data", "is empty; name at least one dataset."))
     if violations:
         raise _invalid(violations)
     if not config.display_name:
-        config.display_name = f"{config.base_model} on {config.dataset_ids()[0]}"[:128]
+        first = config.dataset_ids()[0]
+        # Pinned or not, it is the same job.
+        shown = HubReference.parse(first).id if is_hub_reference(first) else first
+        config.display_name = f"{config.base_model} on {shown}"[:128]
     return config
 
 

@@ -1,6 +1,6 @@
 """Between `FineTuningJobSpec` on the wire and the configuration in here."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from google.protobuf.message import Message
@@ -14,6 +14,15 @@ def spec_to_dict(message: FineTuningJobSpec) -> dict[str, Any]:
     """The fields that are set, by name; enums as their lower-case names without prefix (`TRAINING_METHOD_LORA` is
     `lora`), and as numbers where this version does not know them, which the configuration then refuses."""
     return _read(message)
+
+
+def data_sources(spec: FineTuningJobSpec) -> Iterator[tuple[str, DataSource]]:
+    """Every dataset that a spec names, wherever it may name one, with the path of its `dataset`."""
+    listed = [("training_data", spec.training_data)]
+    listed += [(f"phases[{number}].training_data", phase.training_data) for number, phase in enumerate(spec.phases)]
+    for path, sources in [*listed, ("evaluation_data", spec.evaluation_data)]:
+        for index, source in enumerate(sources):
+            yield f"spec.{path}[{index}].dataset", source
 
 
 def config_to_spec(config: JobConfig) -> FineTuningJobSpec:

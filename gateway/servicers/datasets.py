@@ -11,6 +11,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from chassis.artifacts import ArtifactStore
 from chassis.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unavailable, Violation
 from chassis.failpoints import failpoint
+from engine.config.hub_reference import is_hub_reference
 from finetuneflow.v1 import dataset_service_pb2 as api
 from finetuneflow.v1.dataset_service_pb2_grpc import (
     DatasetServiceServicer,
@@ -119,7 +120,8 @@ class Datasets(DatasetServiceServicer):
     async def _complete(
         self, request: api.ValidateDatasetRequest | api.PreviewDatasetRequest, context: Context
     ) -> None:
-        """Puts the dataset's entry into the request: a probe asks no database, and must not read another tenant's."""
+        """Puts the entry of an uploaded dataset into the request: a probe asks no database, and must not read another
+        tenant's."""
         missing = [
             Violation(field, "is required")
             for field, value in (("source.dataset", request.source.dataset), ("base_model", request.base_model))
@@ -129,6 +131,9 @@ class Datasets(DatasetServiceServicer):
             message = "; ".join(f"{violation.field} {violation.description}" for violation in missing)
             raise InvalidArgument("INVALID_REQUEST", message, missing)
         request.tenant = tenant_of(context)
+        request.ClearField("dataset")
+        if is_hub_reference(request.source.dataset):
+            return
         async with self._database.read() as session:
             row = await _find(session, request.source.dataset, request.tenant)
         request.dataset.CopyFrom(views.dataset(row))

@@ -82,8 +82,8 @@ class AsyncJobs:
 
         The arguments are the fields of FineTuningJobSpec, where ranges and defaults stand beside each; None leaves a
         field to the recipe. A source of `training_data` or `evaluation_data` is the path of a file (uploaded first),
-        a dataset id, or a table `{"dataset": ..., "weight": ..., "mapping": {...}}`. Enums are lower-case words:
-        `method="lora"`.
+        a dataset id, a dataset of the hub (`hf://owner/name[@revision][/path/of/file]`), or a table
+        `{"dataset": ..., "weight": ..., "mapping": {...}}`. Enums are lower-case words: `method="lora"`.
 
         `spec` takes the whole at once, as a message or as a table (what a TOML file holds), in place of the single
         fields. With `validate_only` the answer is the job as preflight would leave it, without an id, and what

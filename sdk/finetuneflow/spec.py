@@ -160,7 +160,8 @@ class _Reader:
                 self.refuse(f"{path}.{key}", str(error))
 
     def read_sources(self, target: Any, value: Any, path: str) -> None:
-        """One source or a list of them; a source is a path, a dataset id, or a table with `dataset` in it."""
+        """One source or a list of them; a source is a path, a dataset id, a dataset of the hub, or a table with
+        `dataset` in it."""
         sources = [value] if isinstance(value, (str, PathLike, Mapping)) else value
         if not isinstance(sources, Sequence):
             self.refuse(path, f"must be a path, a dataset id, or a list of these, not {value!r}")
@@ -171,31 +172,35 @@ class _Reader:
     def read_source(self, message: pb.DataSource, source: Any, path: str) -> None:
         table = dict(source) if isinstance(source, Mapping) else {"dataset": source}
         place = table.get("dataset")
-        if isinstance(place, (str, PathLike)) and not _is_dataset_id(place):
+        if isinstance(place, (str, PathLike)) and not is_dataset_id(place):
             # The id is known once the file is uploaded; until then the field stays empty.
             table["dataset"] = ""
             self.read_file(message, place, f"{path}.dataset")
         elif not place:
-            self.refuse(f"{path}.dataset", "required: a file or a dataset id")
+            self.refuse(f"{path}.dataset", "required: a file, a dataset id or hf://owner/name")
         self.read_message(message, table, path)
 
     def read_file(self, message: pb.DataSource, place: str | PathLike[str], path: str) -> None:
         if isinstance(place, str) and "://" in place:
             self.refuse(
-                path, f"{place!r}: only local files and dataset ids so far; download the rows and give the file"
+                path,
+                f"{place!r}: only local files, dataset ids and hf://owner/name; download the rows and give the file",
             )
             return
         file = Path(place).expanduser()
         if not file.exists():
-            self.refuse(path, f"no such file: {str(file)!r} (a dataset id starts with `ds_`; see `ftf datasets list`)")
+            self.refuse(
+                path, f"no such file: {str(file)!r} (a dataset id starts with `ds_`, one of the hub with `hf://`)"
+            )
         elif not file.is_file():
             self.refuse(path, f"{str(file)!r} is not a file")
         else:
             self.files.append((message, file))
 
 
-def _is_dataset_id(place: str | PathLike[str]) -> bool:
-    return isinstance(place, str) and place.startswith("ds_") and not Path(place).exists()
+def is_dataset_id(place: str | PathLike[str]) -> bool:
+    """Whether it names what the server has, or fetches from the hub; a file of that name here comes first."""
+    return isinstance(place, str) and place.startswith(("ds_", "hf://")) and not Path(place).exists()
 
 
 def _unknown(key: str, descriptor: Any) -> str:

@@ -24,6 +24,8 @@ class ExportStage:
         """Raises JobError when this node has other weights than preflight saw."""
         config = job_configuration(assignment)
         datasets = [DatasetFile(id=d.id, filename=d.filename, sha256=d.sha256) for d in assignment.datasets]
+        from_hub = assignment.preflight.hub_datasets
+        datasets += [DatasetFile(id=d.pinned, filename=d.filename, sha256=d.sha256) for d in from_hub]
         created = assignment.create_time.ToJsonString()
         spec = ExportSpec(
             config=config,

@@ -58,7 +58,7 @@ def _preflight(
     from services.probe.worker.dry_run import dry_run
 
     with tempfile.TemporaryDirectory() as folder:
-        spec = dry_run_spec(request, sources, Path(folder), settings, models)
+        spec = dry_run_spec(request, sources, Path(folder) / "out", settings, models)
         return dry_run(spec, lambda _phase, _fraction: None)
 
 

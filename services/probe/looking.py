@@ -1,15 +1,18 @@
-"""Looks into uploaded datasets for whoever asks: fetches file and tokenizer, and has a child do the reading."""
+"""Looks into datasets for whoever asks: fetches file and tokenizer, and has a child do the reading."""
 
 import asyncio
+from pathlib import Path
 from typing import TypeVar
 
 from google.protobuf.message import Message
 
 from engine.catalogue import Catalogue
+from engine.config.hub_reference import is_hub_reference
 from engine.config.wire import dataset_job
 from engine.errors import JobError, Violation
 from finetuneflow.v1 import dataset_service_pb2 as api
 from services.probe.errands import Errands
+from services.probe.hub_files import hub_of
 from services.probe.settings import ProbeSettings
 from services.probe.worker.spec import LookSpec
 
@@ -49,8 +52,15 @@ class Looking:
         async with self._errands.folder() as folder:
             token = self._settings.hub_token.get_secret_value() or None
             model = await asyncio.to_thread(self._models.fetch, request.base_model, token, True)
-            file = await self._errands.fetch(request.tenant, request.dataset, folder / "source")
+            if is_hub_reference(request.source.dataset):
+                file = await asyncio.to_thread(self._of_the_hub, request.source.dataset, folder / "source")
+            else:
+                file = await self._errands.fetch(request.tenant, request.dataset, folder / "source")
             out_dir, tokenizer_dir = folder / "out", model.path
             more = {"processes": self._settings.child_threads, **rows}
             spec = LookSpec(kind="look", out_dir=out_dir, config=config, tokenizer_dir=tokenizer_dir, file=file, **more)
             return await self._errands.ask(spec, folder, answer)
+
+    def _of_the_hub(self, dataset: str, folder: Path) -> Path:
+        hub = hub_of(self._settings)
+        return hub.fetch(hub.find(dataset, "source.dataset"), folder).path

@@ -11,12 +11,14 @@ from google.protobuf.message import Message
 
 from chassis.artifacts import on_disk_of
 from engine.catalogue import Catalogue
+from engine.config.hub_reference import is_hub_reference
 from engine.config.job import job_config, unsupported
 from engine.config.wire import spec_to_dict
 from engine.errors import JobError
 from finetuneflow.v1 import probe_service_pb2 as api
 from services.hardware import read_hardware
 from services.probe.errands import Errands
+from services.probe.hub_files import bring, hub_of, hub_sources, pin
 from services.probe.settings import ProbeSettings
 from services.probe.worker.spec import DryRunSpec
 from services.specs import ModelFiles
@@ -47,28 +49,33 @@ def dry_run_spec(
     settings: ProbeSettings,
     models: Catalogue,
 ) -> DryRunSpec:
-    """What the child needs. Blocks: it reads the headers of the weights, and the model hub for a model that is not
-    here. Raises what `Catalogue.fetch` raises, JobError: INVALID_CONFIG, NOT_IMPLEMENTED, DATASET_NOT_FOUND for a
-    dataset that has no file in `sources`."""
+    """What the child needs. Blocks: it reads the headers of the weights, and the hub for a model that is not here and
+    for its datasets, which come to lie beside `out_dir`. Raises what `Catalogue.fetch` and `HubDatasets` raise,
+    JobError: INVALID_CONFIG, NOT_IMPLEMENTED, DATASET_NOT_FOUND for an uploaded dataset without a file in `sources`."""
+    hub = hub_of(settings)
     config = job_config(spec_to_dict(request.spec))
     if missing := unsupported(config):
         fields = ", ".join(violation.field for violation in missing)
         raise JobError("NOT_IMPLEMENTED", f"not built yet: {fields}", "", missing)
-    if unknown := [name for name in config.dataset_ids() if name not in sources]:
+    uploaded = [name for name in config.dataset_ids() if not is_hub_reference(name)]
+    if unknown := [name for name in uploaded if name not in sources]:
         raise JobError("DATASET_NOT_FOUND", f"A probe knows no dataset {unknown[0]!r}.", "Ask the gateway.")
     token = settings.hub_token.get_secret_value() or None
+    pinned, files = pin(request.spec, hub)
     local = models.fetch(request.spec.base_model, token, tokenizer_only=True)
     described = models.describe(request.spec.base_model, token)
     own = None if request.HasField("hardware") else read_hardware(settings.node_id, settings.home)
+    brought = bring(hub, files, out_dir.with_name("hub-sources"))
     return DryRunSpec(
         out_dir=out_dir,
-        config=spec_to_dict(request.spec),
+        config=spec_to_dict(pinned),
         model=ModelFiles(**asdict(local)),
         architecture=dict(described.config),
         shapes=dict(described.shapes),
         missing_bytes=described.missing_bytes,
         processes=settings.child_threads,
-        sources=dict(sources),
+        sources={**sources, **{one.file.reference: one.path for one in brought}},
+        hub=hub_sources(brought),
         hardware=_values(own or request.hardware),
         holds_artifacts=on_disk_of(settings.artifacts, settings.home),
         observed=[_values(each) for each in request.observed],

@@ -1,6 +1,7 @@
 """Stage 1, the supervisor's part: brings the datasets and the base model to the preflight child."""
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
 
 from google.protobuf.json_format import MessageToDict
@@ -12,9 +13,11 @@ from engine.config.job import job_config
 from engine.config.wire import spec_to_dict
 from engine.data.content_key import content_key
 from engine.errors import JobError
+from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 from finetuneflow.v1.work_pb2 import Assignment
 from services.hardware import read_hardware
 from services.inputs import child_command, dataset_files, fetched_model, made_shards
+from services.probe.hub_files import bring, hub_of, hub_sources, pin
 from services.probe.settings import ProbeSettings
 from services.probe.worker.resolve import Resolved, resolve_length
 from services.probe.worker.spec import PreflightSpec
@@ -31,16 +34,23 @@ class PreflightStage:
         self._models = models
 
     async def prepare(self, assignment: Assignment, workdir: Path, store: ArtifactStore) -> ChildCommand:
-        """Raises JobError for a base model that cannot be had."""
+        """Raises JobError for a base model, or a dataset of the hub, that cannot be had."""
         hardware = assignment.hardware
         if not assignment.HasField("hardware"):
             hardware = await asyncio.to_thread(read_hardware, self._settings.node_id, self._settings.home)
+        hub = hub_of(self._settings)
+        pinned, files = await asyncio.to_thread(pin, assignment.spec, hub)
         model = await fetched_model(self._models, assignment.spec.base_model, self._settings)
-        key = await asyncio.to_thread(_content_key, assignment, model)
+        sources = await dataset_files(assignment, store, workdir)
+        brought = await asyncio.to_thread(bring, hub, files, workdir / "sources")
+        sha256s = {dataset.id: dataset.sha256 for dataset in assignment.datasets}
+        sha256s |= {one.file.reference: one.sha256 for one in brought}
+        key = await asyncio.to_thread(_content_key, pinned, sha256s, model)
         spec = PreflightSpec(
-            config=spec_to_dict(assignment.spec),
+            config=spec_to_dict(pinned),
             model=model,
-            sources=await dataset_files(assignment, store, workdir),
+            sources=sources | {one.file.reference: one.path for one in brought},
+            hub=hub_sources(brought),
             content_key=key,
             shards=await made_shards(assignment, store, workdir, key),
             out_dir=workdir / "out",
@@ -53,12 +63,11 @@ class PreflightStage:
         return child_command(self._settings, spec, workdir)
 
 
-def _content_key(assignment: Assignment, model: ModelFiles) -> str:
+def _content_key(spec: FineTuningJobSpec, sha256s: Mapping[str, str], model: ModelFiles) -> str:
     """By which the token shards of an earlier job are found. Empty for a job that its child will refuse."""
     try:
-        resolved = Resolved(job_config(spec_to_dict(assignment.spec)))
+        resolved = Resolved(job_config(spec_to_dict(spec)))
         resolve_length(resolved, model.context_length, asked=False)
-        sha256s = {dataset.id: dataset.sha256 for dataset in assignment.datasets}
         return content_key(resolved.config, model.path, sha256s)
     except (JobError, KeyError):
         return ""

@@ -18,7 +18,7 @@ def rows(tmp_path: Path) -> Path:
 def test_files_are_uploaded_and_named_by_their_ids(client: Client, gateway: FakeGateway, rows: Path) -> None:
     job = client.jobs.create(
         base_model="smollm2-135m",
-        training_data=[rows, {"dataset": "ds_abc", "weight": 0.5, "mapping": {"question": "q"}}],
+        training_data=[rows, {"dataset": "ds_abc", "weight": 0.5, "mapping": {"question": "q"}}, "hf://org/rows@v1"],
         evaluation_data=str(rows),
         method="lora",
         hyperparameters={"num_epochs": 1, "max_seq_length": 128, "precision": "bf16", "learning_rate": None},
@@ -28,7 +28,7 @@ def test_files_are_uploaded_and_named_by_their_ids(client: Client, gateway: Fake
     (request,) = gateway.requests("CreateFineTuningJob")
     (uploaded,) = gateway.uploads
     assert gateway.uploads[uploaded] == rows.read_bytes()
-    assert [source.dataset for source in request.spec.training_data] == [uploaded, "ds_abc"]
+    assert [source.dataset for source in request.spec.training_data] == [uploaded, "ds_abc", "hf://org/rows@v1"]
     assert request.spec.evaluation_data[0].dataset == uploaded
     assert request.spec.method == pb.TRAINING_METHOD_LORA
     assert request.spec.hyperparameters.max_length == 128
@@ -52,7 +52,7 @@ def test_everything_wrong_is_said_at_once_and_before_any_upload(
 ) -> None:
     with pytest.raises(InvalidArgument) as caught:
         client.jobs.create(
-            training_data=[rows, "hf://org/name", "missing.jsonl"],
+            training_data=[rows, "s3://org/name", "missing.jsonl"],
             method="lorra",
             hyperparameters={"learnin_rate": 1, "r": 3, "num_epochs": "three", "max_length": 5, "max_seq_length": 5},
             lora={"r": 2.5, "target_modules": "q_proj"},

@@ -25,6 +25,7 @@ from services.probe.datasets import DatasetsServicer
 from services.probe.looking import Looking
 from services.probe.settings import ProbeSettings
 from tests.gateway.serving import refusal, serving
+from tests.hub import Hub
 from tests.nats import NatsServer
 from tests.tiny import make_tiny_model
 
@@ -102,6 +103,17 @@ async def test_a_table_is_previewed_through_its_template(room: Room) -> None:
     request.num_rows = 2
     good, bad = (await room.stub.PreviewDataset(request)).rows
     assert (good.row, bad.row, bad.problem.reason) == (3, 3, "MISSING_COLUMN")
+
+
+async def test_a_dataset_of_the_hub_is_checked_without_being_uploaded(room: Room, tmp_path: Path) -> None:
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS) + "nonsense\n")
+    with Hub(tmp_path, {"org/rows": {"a" * 40: folder}}).asked():
+        report = await room.validate("hf://org/rows")
+        found = await refusal(room.validate("hf://org/unknown"))
+    assert [(problem.row, problem.reason) for problem in report.problems] == [(31, "NOT_JSON")]
+    assert (found.reason, found.fields) == ("DATASET_NOT_FOUND", ("source.dataset",))
 
 
 async def test_what_a_job_could_not_name_either_is_refused(room: Room) -> None:

@@ -289,3 +289,30 @@ async def test_of_a_model_on_the_hub_no_weights_are_fetched(
     assert found.estimate.disk.download_bytes == weights.stat().st_size - header
     assert not list((tmp_path / "home").rglob("*.safetensors"))
     assert found.result.base_model.revision
+
+
+async def test_a_dataset_of_the_hub_is_looked_at_like_any_other(room: Room, tmp_path: Path) -> None:
+    """Tried before there is a job, beside an uploaded one; and refused with what to name instead."""
+    await room.trainer()
+    uploaded = await room.upload(ROWS[:60])
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS[60:]))
+    hub = Hub(room.models["tiny"], {"org/rows": {"a" * 40: folder}})
+    sources = [{"dataset": "hf://org/rows"}, {"dataset": uploaded}]
+    with hub.asked():
+        found = await room.preflight("", training_data=sources)
+        job = (await room.dry_run("", training_data=sources)).fine_tuning_job
+        (folder / "test.jsonl").write_text("{}")
+        refused = await refusal(room.preflight("hf://org/rows"))
+    assert found.report.verdict == VALIDATION_VERDICT_OK
+    assert found.result.training_data.num_examples + found.result.evaluation_data.num_examples == 120
+    pinned = f"hf://org/rows@{'a' * 40}/train.jsonl"
+    assert [source.dataset for source in found.resolved_spec.training_data] == [pinned, uploaded]
+    assert [each.pinned for each in found.result.hub_datasets] == [pinned]
+    assert job.resolved_spec.training_data == found.resolved_spec.training_data
+    assert job.resolved_spec.display_name == "tiny on org/rows"
+    assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "SEVERAL_FILES")
+    assert refused.fields == ("spec.training_data[0].dataset",)
+    refused = await refusal(room.preflight("hf://org"))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_CONFIG")

@@ -293,6 +293,8 @@ async def test_evaluation_and_export_get_the_best_checkpoint_not_the_newest(plac
     judged = read(EvaluationSpec, command)
 
     exporter = ExporterSettings(home=place.home, models=place.models)
+    pinned = f"hf://org/rows@{'a' * 40}/rows.jsonl"
+    place.assignment.preflight.hub_datasets.add(asked="hf://org/rows", pinned=pinned, filename="rows.jsonl")
     other = tmp_path / "other"
     other.mkdir()
     command = await ExportStage(exporter, catalogue(exporter)).prepare(place.assignment, other, place.store)
@@ -300,7 +302,7 @@ async def test_evaluation_and_export_get_the_best_checkpoint_not_the_newest(plac
     for folder in (judged.adapter_dir, packed.adapter_dir):
         assert json.loads((folder / "checkpoint.json").read_text()) == {"step": 10}
     assert packed.evaluation.tuned_loss == 2.0
-    assert packed.job.datasets[0].id == "ds_1"
+    assert [dataset.id for dataset in packed.job.datasets] == ["ds_1", pinned]
 
 
 def test_settings_come_from_the_environment() -> None:

@@ -20,6 +20,7 @@ from finetuneflow.datasets import data_source
 from finetuneflow.enums import enum_number
 from finetuneflow.resources.stage_result import DataStatistics
 from finetuneflow.resources.validation import ProblemSeverity, RowPreview, ValidationReport
+from finetuneflow.spec import is_dataset_id
 from finetuneflow.v1 import dataset_service_pb2 as pb
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import Truncation
 
@@ -91,8 +92,8 @@ class _Looking:
 
 def _uploaded(at: Session, data: str) -> str:
     if not Path(data).is_file():
-        if not data.startswith("ds_"):
-            raise typer.BadParameter(f"no such file: {data} (a dataset id starts with ds_)")
+        if not is_dataset_id(data):
+            raise typer.BadParameter(f"no such file: {data} (a dataset id starts with ds_, one of the hub with hf://)")
         return data
     return at.client.datasets.upload(data).id
 

@@ -16,7 +16,9 @@ from finetuneflow.cli.validating import show
 
 def train(
     ctx: typer.Context,
-    data: Annotated[list[str] | None, typer.Argument(help="Files of rows, or dataset ids.", show_default=False)] = None,
+    data: Annotated[
+        list[str] | None, typer.Argument(help="Files of rows, dataset ids or hf://owner/name.", show_default=False)
+    ] = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="Base model; see `ftf models list`.")] = None,
     recipe: Annotated[str | None, typer.Option("--recipe", "-r", help="Preset; see `ftf recipes list`.")] = None,
     settings: Annotated[
@@ -27,7 +29,7 @@ def train(
     ] = None,
     name: Annotated[str | None, typer.Option(help="A name for people.")] = None,
     evaluation: Annotated[
-        list[str] | None, typer.Option("--eval", help="Files of held-out rows, or dataset ids.")
+        list[str] | None, typer.Option("--eval", help="Files of held-out rows, dataset ids or hf://owner/name.")
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it would come to, create nothing; exit code 2 when refused.")

@@ -41,7 +41,7 @@ def _validate(here: Here | None) -> Callable[..., None]:
     def validate(
         ctx: typer.Context,
         data: Annotated[
-            list[str] | None, typer.Argument(help="Files of rows, or dataset ids.", show_default=False)
+            list[str] | None, typer.Argument(help="Files of rows, dataset ids or hf://owner/name.", show_default=False)
         ] = None,
         model: Annotated[str | None, typer.Option("--model", "-m", help="Base model; see `ftf models list`.")] = None,
         recipe: Annotated[str | None, typer.Option("--recipe", "-r", help="Preset; see `ftf recipes list`.")] = None,
@@ -94,7 +94,8 @@ def _asked(at: Session, here: Here | None, values: dict[str, Any], node: str) ->
     draft = draft_spec(values)
     named = [*draft.spec.training_data, *draft.spec.evaluation_data]
     named += [source for phase in draft.spec.phases for source in phase.training_data]
-    if here is None or at.address is not None or node or len(draft.files) < len(named):
+    of_the_server = any(source.dataset.startswith("ds_") for source in named)
+    if here is None or at.address is not None or node or of_the_server:
         return at.client.jobs.preflight(spec=values, node_id=node)
     for source, path in draft.files:
         source.dataset = str(path)

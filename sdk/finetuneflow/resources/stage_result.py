@@ -54,6 +54,18 @@ class PhaseStatistics(Resource):
 
 
 @dataclass(frozen=True, kw_only=True)
+class HubDataset(Resource):
+    """A file of rows on the hub. `pinned` is what the spec `asked` for, with commit and path."""
+
+    asked: str
+    pinned: str
+    revision: str
+    filename: str
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class PreflightResult(Resource):
     """What preflight found."""
 
@@ -69,6 +81,7 @@ class PreflightResult(Resource):
     phases: tuple[PhaseStatistics, ...]
     num_packed_sequences: int
     packing_efficiency: float
+    hub_datasets: tuple[HubDataset, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

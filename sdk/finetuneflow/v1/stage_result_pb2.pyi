@@ -9,7 +9,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class PreflightResult(_message.Message):
-    __slots__ = ("base_model", "training_data", "evaluation_data", "total_steps", "shards_path", "shards_manifest_sha256", "hardware", "warnings", "estimate", "shards_content_key", "shards_reused", "phases", "num_packed_sequences", "packing_efficiency")
+    __slots__ = ("base_model", "training_data", "evaluation_data", "total_steps", "shards_path", "shards_manifest_sha256", "hardware", "warnings", "estimate", "shards_content_key", "shards_reused", "phases", "num_packed_sequences", "packing_efficiency", "hub_datasets")
     BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
     TRAINING_DATA_FIELD_NUMBER: _ClassVar[int]
     EVALUATION_DATA_FIELD_NUMBER: _ClassVar[int]
@@ -24,6 +24,7 @@ class PreflightResult(_message.Message):
     PHASES_FIELD_NUMBER: _ClassVar[int]
     NUM_PACKED_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     PACKING_EFFICIENCY_FIELD_NUMBER: _ClassVar[int]
+    HUB_DATASETS_FIELD_NUMBER: _ClassVar[int]
     base_model: BaseModelIdentity
     training_data: DataStatistics
     evaluation_data: DataStatistics
@@ -38,7 +39,24 @@ class PreflightResult(_message.Message):
     phases: _containers.RepeatedCompositeFieldContainer[PhaseStatistics]
     num_packed_sequences: int
     packing_efficiency: float
-    def __init__(self, base_model: _Optional[_Union[BaseModelIdentity, _Mapping]] = ..., training_data: _Optional[_Union[DataStatistics, _Mapping]] = ..., evaluation_data: _Optional[_Union[DataStatistics, _Mapping]] = ..., total_steps: _Optional[int] = ..., shards_path: _Optional[str] = ..., shards_manifest_sha256: _Optional[str] = ..., hardware: _Optional[_Union[_hardware_pb2.Hardware, _Mapping]] = ..., warnings: _Optional[_Iterable[str]] = ..., estimate: _Optional[_Union[_estimate_pb2.ResourceEstimate, _Mapping]] = ..., shards_content_key: _Optional[str] = ..., shards_reused: bool = ..., phases: _Optional[_Iterable[_Union[PhaseStatistics, _Mapping]]] = ..., num_packed_sequences: _Optional[int] = ..., packing_efficiency: _Optional[float] = ...) -> None: ...
+    hub_datasets: _containers.RepeatedCompositeFieldContainer[HubDataset]
+    def __init__(self, base_model: _Optional[_Union[BaseModelIdentity, _Mapping]] = ..., training_data: _Optional[_Union[DataStatistics, _Mapping]] = ..., evaluation_data: _Optional[_Union[DataStatistics, _Mapping]] = ..., total_steps: _Optional[int] = ..., shards_path: _Optional[str] = ..., shards_manifest_sha256: _Optional[str] = ..., hardware: _Optional[_Union[_hardware_pb2.Hardware, _Mapping]] = ..., warnings: _Optional[_Iterable[str]] = ..., estimate: _Optional[_Union[_estimate_pb2.ResourceEstimate, _Mapping]] = ..., shards_content_key: _Optional[str] = ..., shards_reused: bool = ..., phases: _Optional[_Iterable[_Union[PhaseStatistics, _Mapping]]] = ..., num_packed_sequences: _Optional[int] = ..., packing_efficiency: _Optional[float] = ..., hub_datasets: _Optional[_Iterable[_Union[HubDataset, _Mapping]]] = ...) -> None: ...
+
+class HubDataset(_message.Message):
+    __slots__ = ("asked", "pinned", "revision", "filename", "size_bytes", "sha256")
+    ASKED_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    FILENAME_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    asked: str
+    pinned: str
+    revision: str
+    filename: str
+    size_bytes: int
+    sha256: str
+    def __init__(self, asked: _Optional[str] = ..., pinned: _Optional[str] = ..., revision: _Optional[str] = ..., filename: _Optional[str] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...
 
 class PhaseStatistics(_message.Message):
     __slots__ = ("display_name", "num_epochs", "first_step", "training_data", "num_packed_sequences")

@@ -28,6 +28,7 @@ from finetuneflow.v1.probe_service_pb2 import PreflightFineTuningJobResponse
 from services.probe.worker.answers import answering
 from services.probe.worker.conclude import Place, conclude, published
 from services.probe.worker.findings import validation_report
+from services.probe.worker.hub import hub_datasets, note_commits
 from services.probe.worker.resolve import Doubt, Resolved, resolve_length
 from services.probe.worker.spec import DryRunSpec
 
@@ -39,6 +40,7 @@ def dry_run(spec: DryRunSpec, progress: Progress) -> PreflightFineTuningJobRespo
     used.
     """
     resolved = Resolved(job_config(spec.config))
+    note_commits(resolved, spec.hub)
     asked = "max_length" in spec.config.get("hyperparameters", {})
     resolve_length(resolved, spec.model.context_length, asked=asked)
     architecture = Architecture.of_tensors(spec.architecture, spec.shapes)
@@ -53,6 +55,7 @@ def dry_run(spec: DryRunSpec, progress: Progress) -> PreflightFineTuningJobRespo
         calibration(json_format.ParseDict(each, ObservedSpeed()) for each in spec.observed),
     )
     concluded = conclude(resolved, spec.model, architecture, place, prepared, missing_bytes=spec.missing_bytes)
+    concluded.result.hub_datasets.extend(hub_datasets(spec.hub))
     config = published(resolved)
     better = improvements(concluded.facts) if concluded.facts is not None else []
     doubtful = resolved.warnings or rows.num_problems

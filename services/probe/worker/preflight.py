@@ -19,6 +19,7 @@ from finetuneflow.v1.event_pb2 import ArtifactSaved, Phase, StageCompleted, Warn
 from finetuneflow.v1.hardware_pb2 import Hardware
 from services.hardware import read_hardware
 from services.probe.worker.conclude import Place, conclude, published
+from services.probe.worker.hub import hub_datasets, note_commits
 from services.probe.worker.resolve import Resolved, resolve_length
 from services.probe.worker.spec import PreflightSpec
 
@@ -33,6 +34,7 @@ def preflight(sink: EventSink, spec_path: Path) -> StageCompleted:
     spec = PreflightSpec.model_validate_json(spec_path.read_bytes())
     config = job_config(spec.config)
     resolved = Resolved(config)
+    note_commits(resolved, spec.hub)
     phases = _Phases(sink)
 
     phases.enter("checking_hardware")
@@ -66,6 +68,7 @@ def preflight(sink: EventSink, spec_path: Path) -> StageCompleted:
     result = concluded.result
     result.shards_path, result.shards_content_key = shards_path, key
     result.shards_reused = spec.shards is not None
+    result.hub_datasets.extend(hub_datasets(spec.hub))
     return StageCompleted(preflight=result)
 
 

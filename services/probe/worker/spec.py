@@ -5,7 +5,18 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from services.specs import ChildSpec, ModelFiles
+from services.specs import ChildSpec, ModelFiles, Strict
+
+
+class HubSource(Strict):
+    """A file that came from a hub. `finetuneflow.v1.HubDataset` says what its fields are."""
+
+    asked: str
+    reference: str
+    revision: str
+    filename: str
+    size_bytes: int
+    sha256: str
 
 
 class PreflightSpec(ChildSpec):
@@ -16,6 +27,8 @@ class PreflightSpec(ChildSpec):
     model: ModelFiles
     sources: dict[str, Path]
     """Dataset id → file, whose name ends as it was uploaded."""
+    hub: list[HubSource] = Field(default=[])
+    """Those of `sources` that came from a hub, under the names that `config` has for them."""
     content_key: str = ""
     """What the token shards depend on (`engine.data.content_key`); empty: the child finds it out."""
     shards: Path | None = None
@@ -47,6 +60,8 @@ class DryRunSpec(ChildSpec):
     """Of its weights that are not on the machine yet."""
     sources: dict[str, Path]
     """Dataset id → file, whose name ends as it was uploaded."""
+    hub: list[HubSource] = Field(default=[])
+    """Those of `sources` that came from a hub, under the names that `config` has for them."""
     hardware: dict[str, Any]
     """`finetuneflow.v1.Hardware` as proto JSON: the machine it is judged for."""
     processes: int = Field(default=1, ge=1)

@@ -1,0 +1,40 @@
+"""What goes wrong between us and the hub, in our words."""
+
+import errno
+from typing import Literal
+
+from engine.errors import JobError, SystemFailure, Violation
+
+
+def hub_error(error: Exception, kind: Literal["model", "dataset"], hub_id: str, field: str, instead: str) -> Exception:
+    """The caller's to mend, at `field`: MODEL_GATED, MODEL_NOT_FOUND (DATASET_… of a dataset); or the network's,
+    SystemFailure HUB_UNREACHABLE, with what to do `instead` of waiting. Any other comes back as it is."""
+    from huggingface_hub import errors
+
+    def refused(reason: str, message: str, advice: str) -> JobError:
+        return JobError(f"{kind.upper()}_{reason}", message, advice, [Violation(field, message)])
+
+    if isinstance(error, errors.GatedRepoError):
+        page = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{hub_id}"
+        return refused(
+            "GATED",
+            f"{hub_id} is gated: its owner must grant access first.",
+            f"Accept its terms on {page} and give the node a token of that account.",
+        )
+    if isinstance(error, errors.RepositoryNotFoundError | errors.RevisionNotFoundError | errors.HFValidationError):
+        what = "has no such revision" if isinstance(error, errors.RevisionNotFoundError) else "is not on the hub"
+        return refused(
+            "NOT_FOUND",
+            f"{hub_id} {what}, or is private.",
+            f"Check the id; a private {kind} needs a token of an account that can read it.",
+        )
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return error
+    # HTTPError is that of the hub's own HTTP client, whichever this version uses.
+    if isinstance(error, errors.HTTPError | OSError):  # type: ignore[attr-defined]
+        return SystemFailure(
+            "HUB_UNREACHABLE",
+            f"The {kind} hub could not be reached for {hub_id}: {type(error).__name__}.",
+            f"Try again later, or {instead}.",
+        )
+    return error

@@ -1,0 +1,143 @@
+"""Datasets of a hub: how they are named, which file and commit is meant, and what is refused before a byte is sent."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from engine.config.hub_reference import HubReference
+from engine.config.job import job_config
+from engine.errors import JobError, SystemFailure
+from engine.hub_datasets import HubDatasets
+from tests.hub import Hub
+
+OLD, NEW = "a" * 40, "b" * 40
+ROWS = b'{"question": "What?", "answer": "That."}\n'
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    files = {
+        "one": ("README.md", "dataset_infos.json", "loader.py", "data/train.jsonl"),
+        "many": ("main/train.parquet", "main/test.parquet", "loader.py"),
+        "script": ("README.md", "loader.py"),
+    }
+    datasets: dict[str, dict[str, Path]] = {}
+    for name, paths in files.items():
+        for commit in (OLD, NEW):
+            folder = tmp_path / "hub" / name / commit
+            for path in paths:
+                (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                (folder / path).write_bytes(ROWS * (1 if commit == OLD else 2))
+            datasets.setdefault(f"org/{name}", {})[commit] = folder
+    with Hub(tmp_path, datasets).asked() as hub:
+        yield hub
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("hf://org/name", ("org/name", "", "")),
+        ("hf://org/na.me@v1.0", ("org/na.me", "v1.0", "")),
+        ("hf://org/name/data/train 1.jsonl", ("org/name", "", "data/train 1.jsonl")),
+        ("hf://org/name@main/train.csv.gz", ("org/name", "main", "train.csv.gz")),
+        ("hf://org/name@refs/convert/parquet/a/0.parquet", ("org/name", "refs/convert/parquet", "a/0.parquet")),
+    ],
+)  # fmt: skip
+def test_how_datasets_of_the_hub_are_named(text: str, parts: tuple[str, str, str]) -> None:
+    reference = HubReference.parse(text)
+    assert (reference.id, reference.revision, reference.path) == parts
+    assert str(reference) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "hf://", "hf://name", "hf://org/name@", "hf://org/name/", "hf://org/name//x.csv", "hf://org/name/../x.csv",
+        "hf://../name", "hf://org/name@a\nb", "hf://org/name/a\\b.csv", "hf://org/name?x=1",
+        "hf://org/name/" + "a" * 1024,
+    ],
+)  # fmt: skip
+def test_what_is_written_otherwise_is_refused_before_there_is_a_job(text: str) -> None:
+    """With the field, and with how it is written: nothing has been uploaded, nobody has waited."""
+    with pytest.raises(JobError) as caught:
+        job_config({"base_model": "tiny", "phases": [{"training_data": [{"dataset": text}], "num_epochs": 1.0}]})
+    assert caught.value.reason == "INVALID_CONFIG"
+    assert caught.value.violations[0].field == "spec.phases[0].training_data[0].dataset"
+    assert "hf://owner/name@revision" in caught.value.violations[0].description
+
+
+def test_the_only_file_with_rows_is_taken_at_the_commit_of_today(hub: Hub, tmp_path: Path) -> None:
+    """Descriptions and scripts are no rows; the name that is given back means the same bytes tomorrow."""
+    found = HubDatasets("", 1 << 20).find("hf://org/one", "f")
+    assert found.reference == f"hf://org/one@{NEW}/data/train.jsonl"
+    assert (found.size_bytes, hub.sent) == (2 * len(ROWS), {})
+    old = HubDatasets("", 1 << 20)
+    brought = old.fetch(old.find(f"hf://org/one@{OLD}", "f"), tmp_path / "here")
+    assert (brought.path, brought.path.read_bytes()) == (tmp_path / "here" / "train.jsonl", ROWS)
+    assert brought.sha256 == hashlib.sha256(ROWS).hexdigest()
+    assert [entry.name for entry in (tmp_path / "here").iterdir()] == ["train.jsonl"]
+    assert not list(tmp_path.glob(".here*"))
+
+
+def test_two_files_of_one_dataset_are_of_one_commit(hub: Hub) -> None:
+    """Its owner may push between the two."""
+    datasets = HubDatasets("", 1 << 20)
+    first = datasets.find("hf://org/many/main/train.parquet", "f")
+    hub.datasets["org/many"]["c" * 40] = hub.datasets["org/many"].pop(OLD)
+    second = datasets.find("hf://org/many/main/test.parquet", "f")
+    assert NEW in first.reference
+    assert NEW in second.reference
+
+
+@pytest.mark.parametrize(
+    ("asked", "reason", "told"),
+    [
+        ("hf://org/many", "SEVERAL_FILES", "hf://org/many/main/test.parquet"),
+        ("hf://org/script", "NO_READABLE_FILES", "scripts never"),
+        ("hf://org/one/loader.py", "NO_READABLE_FILES", "data/train.jsonl"),
+        ("hf://org/one/train.jsonl", "DATASET_NOT_FOUND", "data/train.jsonl"),
+        ("hf://org/one@v9", "DATASET_NOT_FOUND", "Check the id"),
+        ("hf://org/unknown", "DATASET_NOT_FOUND", "token"),
+        ("hf://org/gated", "DATASET_GATED", "https://huggingface.co/datasets/org/gated"),
+        (f"hf://org/one@{NEW}", "DATASET_TOO_LARGE", "FTF_MAX_DATASET_BYTES"),
+        ("hf:org/one", "INVALID_DATASET", "upload"),
+    ],
+)
+def test_each_refusal_says_what_to_do_and_downloads_nothing(hub: Hub, asked: str, reason: str, told: str) -> None:
+    with pytest.raises(JobError) as caught:
+        HubDatasets("", len(ROWS)).find(asked, "spec.training_data[1].dataset")
+    assert caught.value.reason == reason
+    assert told in caught.value.advice
+    assert caught.value.violations[0].field == "spec.training_data[1].dataset"
+    assert hub.sent == {}
+
+
+def test_a_hub_that_is_away_is_no_fault_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(SystemFailure) as caught:
+        HubDatasets("", 1).find("hf://org/one", "f")
+    assert caught.value.reason == "HUB_UNREACHABLE"
+
+
+@pytest.mark.long
+def test_a_hub_that_goes_away_between_question_and_download_is_no_fault_either(hub: Hub, tmp_path: Path) -> None:
+    datasets = HubDatasets("", 1 << 20)
+    found = datasets.find("hf://org/one", "f")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemFailure) as caught:
+        patch.setattr(
+            "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
+            "http://127.0.0.1:9/{repo_id}/{revision}/{filename}",
+        )
+        patch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+        datasets.fetch(found, tmp_path / "here")
+    assert caught.value.reason == "HUB_UNREACHABLE"
+
+
+def test_a_jobs_name_is_the_same_once_its_data_are_pinned() -> None:
+    names = {
+        job_config({"base_model": "tiny", "training_data": [{"dataset": dataset}]}).display_name
+        for dataset in ("hf://org/one", f"hf://org/one@{NEW}/data/train.jsonl")
+    }
+    assert names == {"tiny on org/one"}
