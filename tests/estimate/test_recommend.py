@@ -39,7 +39,7 @@ def test_no_alternative_saves_memory_that_it_takes() -> None:
     """Small models train in less without quantisation: the weights saved are less than what reading them takes."""
     for name in ("smollm2-135m", "llama-3.1-8b"):
         found = recommend(known(name), gpu(80), config())
-        other = plan(known(name), gpu(80), config(method="qlora"))
+        other = plan(known(name), gpu(80), config(), "qlora")
         saves = other.memory.upper_bytes < found.plan.memory.upper_bytes
         assert any("QLoRA" in line for line in found.alternatives) == saves
 
