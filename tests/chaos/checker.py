@@ -381,7 +381,7 @@ def _check_final_paths(evidence: Evidence, findings: Findings) -> None:
 
 def _final_folders(store: Path) -> Iterator[Path]:
     yield from store.glob("*/jobs/*/training/*/checkpoints/*")
-    yield from store.glob("*/jobs/*/preflight/*/shards")
+    yield from store.glob("*/jobs/*/preflight/*/shards/*")
 
 
 def _sha256(path: Path) -> str:

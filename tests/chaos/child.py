@@ -129,13 +129,14 @@ def _preflight(sink: EventSink, spec: ChildSpec) -> Message:
     sink.emit(event_pb2.Phase(name="tokenising", index=1, count=1))
     for _ in range(5):
         _pause(sink, spec.step_seconds)
-    shards = spec.out_dir / "shards"
-    shards.mkdir()
+    shards_path = f"shards/{spec.seed}"
+    shards = spec.out_dir / shards_path
+    shards.mkdir(parents=True)
     (shards / "rows.bin").write_bytes(hashlib.shake_256(str(spec.seed).encode()).digest(_WEIGHT_BYTES))
-    sink.emit(event_pb2.ArtifactSaved(path="shards", kind="shards", media_type="inode/directory"))
+    sink.emit(event_pb2.ArtifactSaved(path=shards_path, kind="shards", media_type="inode/directory"))
     sink.emit(event_pb2.ConfigResolved.FromString(base64.b64decode(spec.config)))
     identity = stage_result_pb2.BaseModelIdentity(id="chain", revision="1", weights_sha256="0" * 64)
-    return stage_result_pb2.PreflightResult(base_model=identity, total_steps=spec.total_steps, shards_path="shards")
+    return stage_result_pb2.PreflightResult(base_model=identity, total_steps=spec.total_steps, shards_path=shards_path)
 
 
 def _train(sink: EventSink, spec: ChildSpec) -> Message:

@@ -411,7 +411,8 @@ def test_a_template_that_ends_another_process_is_the_callers(
     monkeypatch.setattr("engine.data.prepare._WORTH_PROCESSES", 0)
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in QA))
-    spec = {"base_model": "m", "training_data": [{"dataset": "d", "template": ENDLESS}]}
+    # With a format: until it is known, rows are rendered in this process.
+    spec = {"base_model": "m", "training_data": [{"dataset": "d", "format": "text", "template": ENDLESS}]}
     with pytest.raises(JobError) as caught:
         prepare(job_config(spec), tokenizer_dir, {"d": path}, tmp_path / "o", lambda *_: None, processes=2)
     assert caught.value.reason == "TEMPLATE_EXCEEDED"
