@@ -19,6 +19,8 @@ from nats.aio.subscription import Subscription as NatsSubscription
 from nats.js.client import JetStreamContext
 from nats.js.errors import NoStreamResponseError
 
+from chassis.errors import Unavailable
+
 _log = logging.getLogger(__name__)
 _M = TypeVar("_M", bound=Message)
 
@@ -216,6 +218,9 @@ class Connection:
         async def answer(msg: Msg) -> None:
             try:
                 data, headers = await handler(msg.data), None
+            except Unavailable as failure:
+                _log.warning("a request on %s was not answered: %s", msg.subject, failure)
+                data, headers = b"", {_ERROR_HEADER: "the responder failed"}
             except Exception:  # noqa: BLE001 - the caller is told; one bad request must not end the service
                 _log.exception("a request on %s failed", msg.subject)
                 data, headers = b"", {_ERROR_HEADER: "the responder failed"}

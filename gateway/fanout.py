@@ -84,16 +84,16 @@ class Page:
 
 
 class Cursor:
-    """A watcher: how far it has got, and until when it waits for more."""
+    """A watcher: how far it has got, and until when it waits for more. A new one is overdue: it is to hear at once that
+    it is heard."""
 
     def __init__(self, position: int, patience_seconds: float) -> None:
         self.position = position
         self._patience = patience_seconds
         self._loop = asyncio.get_running_loop()
         self._news: asyncio.Future[None] | None = None
-        self._due = 0.0
+        self._due = self._loop.time()
         self._timer: asyncio.TimerHandle | None = None
-        self.rest()
 
     @property
     def overdue(self) -> bool:

@@ -14,6 +14,9 @@ from finetuneflow.resources.job import Job, JobState
 from finetuneflow.transport import AsyncTransport
 from finetuneflow.v1 import fine_tuning_service_pb2 as pb
 
+_ALIVE_SECONDS = 2.0
+"""A stream that has lasted for so long after its first message was one of a gateway that was there."""
+
 
 class OutOfOrder(Exception):
     """The stream skipped events. What it said before that stands; the rest is asked for anew."""
@@ -71,18 +74,17 @@ async def watch(
         request.after_sequence = cursor.sequence
         stream = transport.stream(method, request, timeout=seconds_left)
         failure: ApiError = Unavailable(f"The server ended the stream of job {request.job_id}, which has not ended.")
-        responses = 0
+        first: float | None = None
         try:
             async for response in stream:
-                responses += 1
+                first = time.monotonic() if first is None else first
                 if lost and on_reconnect is not None:
                     on_reconnect()
                 lost = False
                 before = cursor.sequence
                 for event in cursor.advance(response):
                     yield event
-                # A server that only ever says one thing and hangs up must not be asked for ever.
-                if cursor.sequence > before or responses > 1:
+                if cursor.sequence > before:
                     patience.reset()
             if cursor.ended or await _all_seen(get_job, request.job_id, cursor.sequence):
                 return
@@ -97,6 +99,10 @@ async def watch(
                 raise failure from rpc_error
         finally:
             stream.cancel()
+        # A job may be quiet for longer than gateways stay up, while one that only says something and hangs up must not
+        # be asked for ever.
+        if first is not None and time.monotonic() - first >= _ALIVE_SECONDS:
+            patience.reset()
         if not lost and on_disconnect is not None:
             on_disconnect(failure)
         lost = True

@@ -90,7 +90,7 @@ def test_no_server_is_exit_code_3(ftf: Ftf, server: Running) -> None:
         result = ftf("--address", server.address, *command)
         assert result.exit_code == 3
         assert server.address in result.output
-        assert "ftf up" in result.output
+        assert f"ftf up --port {server.address.rpartition(':')[2]}" in result.output
 
 
 def test_a_detached_and_a_dry_run(ftf: Ftf, rows: Path, gateway: FakeGateway) -> None:

@@ -73,6 +73,7 @@ async def test_a_wake_about_what_was_seen_already_is_no_news() -> None:
     ring = Ring()
     ring.advance(5)
     cursor = Cursor(5, patience_seconds=10)
+    cursor.rest()
     ring.cursors.add(cursor)
     assert not await ring.beyond(cursor)
     assert not cursor.overdue
@@ -178,6 +179,23 @@ async def test_a_quiet_watch_beats(live: Ledger, fanout: Fanout, told: Recorder)
     await stream.aclose()  # type: ignore[attr-defined]
 
 
+async def test_a_watcher_of_a_quiet_job_hears_at_once_that_it_is_heard(
+    live: Ledger, fanout: Fanout, told: Recorder
+) -> None:
+    """Else it can't tell a gateway with nothing to say from none, and counts both as an outage."""
+    job_id, _ = await trained(live, told, Acceptance(live), 1)
+    read = fanout.watch(job_id, "default", 0, (), 0, heartbeat_seconds=3600)
+    filtered = fanout.watch(job_id, "default", 0, ("checkpoint",), 0, heartbeat_seconds=3600)
+    async with asyncio.timeout(10):
+        through = WatchFineTuningJobResponse.FromString(await anext(read)).through_sequence
+        tip = fanout.watch(job_id, "default", through, (), 0, heartbeat_seconds=3600)
+        for stream in (filtered, tip):
+            answer = WatchFineTuningJobResponse.FromString(await anext(stream))
+            assert (list(answer.events), answer.through_sequence) == ([], through)
+    for stream in (read, filtered, tip):
+        await stream.aclose()  # type: ignore[attr-defined]
+
+
 async def test_a_cursor_beyond_the_end_and_an_unknown_job_are_refused(
     live: Ledger, fanout: Fanout, told: Recorder
 ) -> None:
@@ -260,12 +278,14 @@ async def test_a_filtered_watcher_of_a_busy_job_is_not_sent_nothing_for_every_ev
     """It hears how far it has got with its heartbeats and with what it wanted."""
     job_id, worker = await trained(live, told, Acceptance(live), 1)
     stream = fanout.watch(job_id, "default", 0, ("eval",), 0, heartbeat_seconds=600)
-    first = asyncio.ensure_future(anext(stream))
+    async with asyncio.timeout(10):
+        assert not WatchFineTuningJobResponse.FromString(await anext(stream)).events
+    answer = asyncio.ensure_future(anext(stream))
     for step in range(2, 30):
         await worker.report(log_at(step))
     await worker.report(Eval(step=30, eval_loss=1.0))
     async with asyncio.timeout(10):
-        response = WatchFineTuningJobResponse.FromString(await first)
+        response = WatchFineTuningJobResponse.FromString(await answer)
     assert [event.WhichOneof("payload") for event in response.events] == ["eval"]
     await stream.aclose()
 

@@ -166,6 +166,15 @@ def test_a_server_that_only_hangs_up_is_given_up(client: Client, gateway: FakeGa
         list(client.jobs.watch(JOB, give_up_after_seconds=0.3))
 
 
+def test_outages_of_a_quiet_job_are_not_added_up(
+    client: Client, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between them gateways were there; there was nothing to tell."""
+    monkeypatch.setattr("finetuneflow.watching._ALIVE_SECONDS", 0.0)
+    gateway.scripts = [[faulty(gateway, through=0)] for _ in range(20)]
+    assert len(list(client.jobs.watch(JOB, give_up_after_seconds=0.3))) == len(gateway.events)
+
+
 def test_a_fault_of_the_servers_is_waited_out(client: Client, gateway: FakeGateway) -> None:
     """A database that is restarted answers every query with an error for some seconds."""
     left = [3]

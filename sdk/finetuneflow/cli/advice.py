@@ -13,17 +13,19 @@ from pathlib import Path
 ADDRESS: ContextVar[str | None] = ContextVar("address", default=None)
 """What `--address` says in this run of `ftf`."""
 
-_MENTIONED = re.compile(r"`ftf (?=[^`])")
+_MENTIONED = re.compile(r"`ftf ([^`]+)`")
 
 
 def ftf(arguments: str = "") -> str:
     """`ftf` as it was typed: it may lie in an environment that nobody has activated, and speak to another server."""
+    if arguments == "up":
+        return " ".join(filter(None, (_program(), arguments, _port())))
     return " ".join(filter(None, (_program(), _address(), arguments)))
 
 
 def as_typed(text: str) -> str:
     """A text of the library or the server with the commands in it as `ftf` would give them."""
-    return _MENTIONED.sub(lambda _: f"`{ftf()} ", text)
+    return _MENTIONED.sub(lambda mentioned: f"`{ftf(mentioned[1])}`", text)
 
 
 def _program() -> str:
@@ -43,3 +45,9 @@ def _typed(path: Path) -> str:
 def _address() -> str:
     address = ADDRESS.get()
     return "" if not address or address == os.environ.get("FTF_ADDRESS") else f"--address {shlex.quote(address)}"
+
+
+def _port() -> str:
+    """For a server to start where it was looked for."""
+    port = (ADDRESS.get() or "").rpartition(":")[2]
+    return f"--port {port}" if port.isdecimal() and port != "7460" else ""

@@ -151,8 +151,8 @@ class FineTuningServiceServicer(object):
 
     def WatchFineTuningJob(self, request, context):
         """Replays a job's events after after_sequence, then follows live, without a gap or a repeat, and ends after the
-        terminal event. Reconnect with the last through_sequence, to any gateway. A quiet stream sends an empty
-        message every 15 s.
+        terminal event. Reconnect with the last through_sequence, to any gateway. A stream with nothing
+        to replay sends an empty message at once, a quiet one every 15 s.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
