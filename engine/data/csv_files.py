@@ -29,10 +29,11 @@ def read_csv(file: IO[bytes], name: str, delimiter: str = "") -> Iterator[Row | 
         bare = _QUOTED.sub("", header_line)
         delimiter = max(_DELIMITERS, key=bare.count)
     columns = _columns(header_line, delimiter, lines, name)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
         number = lines.number + 1
         try:
-            cells = next(csv.reader(lines, delimiter=delimiter, strict=True), None)
+            cells = next(reader, None)
         except csv.Error as error:
             if lines.too_long:
                 yield too_long(lines.number)

@@ -38,7 +38,7 @@ def read_rows(path: Path, max_length: int = 2048) -> Iterator[Row | RowProblem]:
         raise JobError(
             "UNSUPPORTED_FILE",
             f"{path.name} does not end as a file of rows does: {', '.join(f'.{kind}' for kind in KINDS)}.",
-            "Give the file the ending of what is in it, and upload that.",
+            "Give the file the ending of what is in it.",
         )
     kind = ending.partition(".")[0]
     if kind == "parquet":

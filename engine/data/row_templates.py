@@ -66,8 +66,8 @@ class RowTemplate:
         try:
             with _limited():
                 text = self._rendered({**names, "row": row.values})
-        except (TemplateExceeded, MemoryError) as error:
-            said = str(error) or "it needs too much memory"
+        except (TemplateExceeded, MemoryError, RecursionError) as error:
+            said = _limit_of(error)
             raise JobError(
                 "TEMPLATE_EXCEEDED",
                 f"The row template does not come to an end with row {row.number}: {said}.",
@@ -82,7 +82,6 @@ class RowTemplate:
             ArithmeticError,
             AttributeError,
             LookupError,
-            RecursionError,
             TypeError,
             ValueError,
         ) as error:
@@ -125,6 +124,13 @@ class RowTemplate:
 
     def _bad(self, message: str) -> JobError:
         return JobError("BAD_TEMPLATE", message, "Correct the template.", [Violation(self._field, message)])
+
+
+def _limit_of(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        # The values of a row are not nested deeply enough to be the reason.
+        return "it calls itself without end"
+    return str(error) or "it needs too much memory"
 
 
 def _environment() -> Any:

@@ -85,8 +85,8 @@ class TokenRows:
 class Tokenised:
     """The wanted rows of a block."""
 
-    num_examples: int = 0
-    """All of them, as the survey counted."""
+    is_changed: bool = False
+    """Whether the block has another number of examples than its survey counted."""
     num_wanted: int = 0
     train: TokenRows | None = None
     eval: TokenRows | None = None
@@ -173,11 +173,12 @@ class RowWork:
             wanted.clear()
 
         source = self._source(place)
+        num_examples = 0
         for item in source.examples(block.rows(), source.reader(place.format)):
             if not isinstance(item, Example):
                 continue
-            wish = wishes[made.num_examples] if made.num_examples < len(wishes) else 0
-            made.num_examples += 1
+            wish = wishes[num_examples] if num_examples < len(wishes) else 0
+            num_examples += 1
             if wish:
                 made.num_wanted += 1
                 wanted.append((wish, item))
@@ -186,6 +187,7 @@ class RowWork:
             else:
                 alive()
         flush()
+        made.is_changed = num_examples != len(wishes)
         made.train, made.eval = train.joined(keep), evaluated.joined(keep)
         made.eval_rows = "".join(lines)
         return made

@@ -18,6 +18,11 @@ class Source:
         self._system_prompt = system_prompt
         self._template = None if source.template is None else RowTemplate(source.template, f"spec.{place}.template")
 
+    @property
+    def is_templated(self) -> bool:
+        """Whether a row makes as many examples as its template writes."""
+        return self._template is not None
+
     @classmethod
     def all_of(cls, name: str, listed: Iterable[DataSource], config: JobConfig) -> "list[Source]":
         return [cls(f"{name}[{index}]", source, config.system_prompt) for index, source in enumerate(listed)]
@@ -48,7 +53,7 @@ class Source:
         if not num_items:
             message = f"{self.place}: {filename} has no rows{' that the template keeps' * bool(self._template)}."
             where = Violation(f"spec.{self.place}.dataset", "The file has no rows.")
-            raise JobError("EMPTY_DATASET", message, "Upload a file that has rows.", [where])
+            raise JobError("EMPTY_DATASET", message, "Name a file that has rows.", [where])
         if unseen := reader.unseen_columns():
             violations = [Violation(f"spec.{self.place}.mapping.{ours}", text) for ours, text in unseen.items()]
             first = violations[0]

@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 
 from engine.config.job import DataSource, JobConfig
 from engine.data.blocks import read_blocks
-from engine.data.digests import Chosen, Digests, among, digests_of, drawn, first_of_each
+from engine.data.digests import Chosen, Digests, Rows, among, digests_of, drawn, first_of_each
 from engine.data.formats import TURNS_CUT
 from engine.data.processes import Crew, Task
 from engine.data.row_work import HELD_OUT, LEAKED, LONG, LONGEST, Place, Survey, Tokenised
 from engine.data.rows import RowProblem
 from engine.data.sources import Source
 from engine.data.statistics import Statistics
-from engine.data.validation import Report
+from engine.data.validation import LISTED_OF_A_KIND, Report
 from engine.errors import JobError, Violation
 
 Progress = Callable[[str, float | None], None]
@@ -125,9 +125,8 @@ class Split:
         alive()
         for number, group in enumerate(groups):
             for part in group.parts:
-                blocks = iter(part.blocks)
                 for made in self._crew.map(self._wanted(group, part, keep), alive):
-                    if made.num_examples != next(blocks):
+                    if made.is_changed:
                         raise _changed(part)
                     done += made.num_wanted
                     self._take(group, made)
@@ -186,13 +185,24 @@ class Split:
             format=", ".join(dict.fromkeys(part.format for part in parts)),
         )
         group = _Group(parts, every, rows, unique, has_chat, numpy.zeros(len(first), numpy.uint8), statistics)
-        for index in numpy.flatnonzero(~unique):
-            place, row = group.at(int(index))
-            where_first, row_first = group.at(int(first[index]))
-            other = f"row {row_first}" if where_first == place else f"{where_first} row {row_first}"
-            self._warn(place, row, "DUPLICATE_ROW", f"says the same as {other}, and is dropped")
+        for part in parts:
+            self._doubt_repeated(group, part, first)
         self._report.arrange()
         return group
+
+    def _doubt_repeated(self, group: _Group, part: _Part, first: Rows) -> None:
+        repeated = part.start + numpy.flatnonzero(~group.unique[part.start : part.end])
+        place, made = part.source.place, part.source.is_templated
+        reason = "DUPLICATE_EXAMPLE" if made else "DUPLICATE_ROW"
+        for index in repeated[:LISTED_OF_A_KIND].tolist():
+            row = group.rows[index]
+            where_first, row_first = group.at(int(first[index]))
+            other = f"row {row_first}" if where_first == place else f"{where_first} row {row_first}"
+            if made:
+                other = "another of the same row" if other == f"row {row}" else f"one of {other}"
+            message = f"{'makes an example that ' * made}says the same as {other}, and is dropped"
+            self._warn(place, row, reason, message)
+        self._report.count_more(place, reason, max(len(repeated) - LISTED_OF_A_KIND, 0))
 
     def _surveys(self, part: _Part) -> Iterator[Survey]:
         """What is found in each block of a source. Raises what the source is refused for, behind everything else."""
@@ -246,7 +256,8 @@ class Split:
             if number == len(part.blocks):
                 raise _changed(part)
             behind = start + part.blocks[number]
-            yield "tokenise", place, block, group.wishes[start:behind].tobytes(), keep
+            if (wishes := group.wishes[start:behind]).any():
+                yield "tokenise", place, block, wishes.tobytes(), keep
             start = behind
 
     def _take(self, group: _Group, made: Tokenised) -> None:

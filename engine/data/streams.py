@@ -60,7 +60,7 @@ def open_rows(path: Path, ending: str) -> Iterator[IO[bytes]]:
 
 def unreadable(name: str, problem: str) -> JobError:
     """A file that is damaged as a whole."""
-    return JobError("UNREADABLE_FILE", f"{name} {problem}.", "Upload the file again, as its name says it is.")
+    return JobError("UNREADABLE_FILE", f"{name} {problem}.", "Give the file the name of what is in it, or save it anew as its name says.")
 
 
 def unpacked_limit(size: int) -> int:
@@ -73,7 +73,7 @@ def bomb(name: str, limit: int) -> JobError:
     return JobError(
         "DECOMPRESSION_BOMB",
         f"{name} unpacks to more than {limit:,} bytes, {_MAX_RATIO} times its size.",
-        "Upload the rows without compression.",
+        "Leave the rows unpacked.",
     )
 
 

@@ -71,6 +71,12 @@ class Report:
             self._counts[kind],
         )
 
+    def count_more(self, source: str, reason: str, count: int) -> None:
+        """So many warnings beyond those of their kind that are listed."""
+        if count:
+            kind: tuple[str, str, Severity] = (source, reason, "warning")
+            self._counts[kind] = self._counts.get(kind, 0) + count
+
     def leave_out(self, source: str, num_rows: int) -> None:
         """Of a source that has so many rows, complete or not: what is incomplete becomes a warning, unless there is
         too much of it. Can be called again when more was found."""
@@ -191,4 +197,7 @@ def _violations(problems: Sequence[Problem]) -> list[Violation]:
     return [Violation(f"{p.source} row {p.row}", f"row {p.row}: {p.message} [{p.reason}]") for p in problems]
 
 
-_ADVICE = "Mend the named rows or leave them out, upload the file again and create the job with the new dataset id."
+_ADVICE = (
+    "Mend the named rows in the file, or leave them out. A dataset that was uploaded stays as it is: upload the mended "
+    "file as a new one."
+)
