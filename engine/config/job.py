@@ -72,6 +72,12 @@ def _named_well(dataset: str) -> str:
     return dataset
 
 
+def _written(template: str) -> str:
+    if not template.strip():
+        raise ValueError("is empty, and makes no example of any row; leave it out, and the rows are the examples")
+    return template
+
+
 class _Section(BaseModel):
     # Strict: "3" for a number is a mistake of the caller's that would otherwise surface hours later, as another value.
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, validate_default=False)
@@ -86,7 +92,7 @@ class DataSource(_Section):
     """How often the rows are seen in one epoch."""
     mapping: dict[Column, Annotated[str, Field(min_length=1)]] = {}
     """From our column names to the file's."""
-    template: Annotated[str, _kib(64)] | None = None
+    template: Annotated[str, AfterValidator(_written), _kib(64)] | None = None
     """A Jinja template that turns a row into examples; not with mapping."""
     format: RowFormat | None = None
     """What the rows are; None: detected from the columns of the first one."""
@@ -223,10 +229,14 @@ class JobConfig(_Section):
         """Whether there are held-out rows: without them nothing is evaluated and the last checkpoint is the best."""
         return bool(self.evaluation_data) or self.holdout_fraction > 0
 
+    def sources(self) -> list[DataSource]:
+        """Everything the job reads, in the order it is named."""
+        phases = (source for phase in self.phases for source in phase.training_data)
+        return [*self.training_data, *phases, *self.evaluation_data]
+
     def dataset_ids(self) -> list[str]:
         """Ids of every dataset the job reads, each once, in the order they are named."""
-        sources = [*self.training_data, *(s for phase in self.phases for s in phase.training_data)]
-        return list(dict.fromkeys(source.dataset for source in [*sources, *self.evaluation_data]))
+        return list(dict.fromkeys(source.dataset for source in self.sources()))
 
 
 def job_config(spec: Mapping[str, Any]) -> JobConfig:

@@ -8,7 +8,7 @@ from typing import IO
 
 from engine.data.endings import ending_of
 from engine.data.files import read_rows
-from engine.data.json_files import read_json_lines
+from engine.data.json_files import read_json_lines, refuse_other_json
 from engine.data.rows import MAX_ROW_BYTES, Row, RowProblem
 from engine.data.streams import open_rows
 
@@ -42,6 +42,7 @@ def read_blocks(path: Path, max_length: int) -> Iterator[Block]:
     ending = ending_of(path.name)
     if ending and ending.partition(".")[0] in ("jsonl", "ndjson"):
         with open_rows(path, ending) as file:
+            refuse_other_json(file, path.name)
             yield from _of_lines(file)
         return
     rows: list[Row | RowProblem] = []

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from engine.data.json_files import what_is_wrong
 from engine.data.rows import Effect, is_too_deep, json_type
 
 Message = dict[str, Any]
@@ -69,7 +70,7 @@ def unpacked(value: Any, column: str) -> Any:
     try:
         found = json.loads(value)
     except (ValueError, RecursionError) as error:
-        raise BadValue(column, "NOT_JSON", f"column {column} is text that is no JSON: {error}") from None
+        raise BadValue(column, "NOT_JSON", f"column {column} is text that is no JSON: {what_is_wrong(error)}") from None
     if is_too_deep(found):
         raise BadValue(column, "NESTED_TOO_DEEPLY", f"column {column} has values inside values without end")
     return found

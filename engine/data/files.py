@@ -3,7 +3,7 @@
 | ending        | rows                                                                                       |
 |---------------|--------------------------------------------------------------------------------------------|
 | jsonl, ndjson | one JSON object a line                                                                     |
-| json          | an array of objects, or one object a line                                                  |
+| json          | an array of objects, alone or as an object's only value; or objects one after the other    |
 | csv, tsv      | the lines below a header; the delimiter of a csv is the one its header has most of         |
 | txt           | running text in packs of whole lines, each of at most two bytes per token of `max_length`  |
 | parquet       | its rows                                                                                   |
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from engine.data.csv_files import read_csv
 from engine.data.endings import KINDS, ending_of
-from engine.data.json_files import read_json, read_json_lines
+from engine.data.json_files import read_json, read_json_lines, refuse_other_json
 from engine.data.parquet_files import read_parquet
 from engine.data.rows import Row, RowProblem
 from engine.data.streams import open_rows
@@ -55,4 +55,5 @@ def read_rows(path: Path, max_length: int = 2048) -> Iterator[Row | RowProblem]:
             case "txt":
                 yield from read_text(file, max_length * _BYTES_PER_TOKEN)
             case _:
+                refuse_other_json(file, path.name)
                 yield from read_json_lines(file)

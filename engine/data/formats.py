@@ -99,8 +99,7 @@ class RowReader:
             )
         try:
             if not self.format:
-                hint = 'say with mapping which column holds what, such as question = "…" and answer = "…"'
-                message = f"has none of the known columns; it has {_listed(row.values)}; {hint}"
+                message = f"has none of the known columns; it has {_listed(row.values)}; {_hint(row.values)}"
                 raise BadValue("", "UNKNOWN_FORMAT", message)
             mended: list[RowProblem] = []
             example = self._example(row, values, mended)
@@ -320,6 +319,13 @@ def _optional(values: Mapping[str, Any], column: str) -> str:
     if not isinstance(value, str):
         raise BadValue(column, "WRONG_TYPE", f"column {column} is {a(value)}; write it as a string, or leave it out")
     return encodable(value, column) if value.strip() else ""
+
+
+def _hint(values: Mapping[str, Any]) -> str:
+    lists = [name for name, value in values.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
+    if lists:
+        return f"if its rows are the array under {' or '.join(name[:40] for name in lists[:3])}, save that alone"
+    return 'say with mapping which column holds what, such as question = "…" and answer = "…"'
 
 
 def _listed(columns: Mapping[str, Any]) -> str:

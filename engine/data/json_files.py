@@ -3,20 +3,27 @@
 import codecs
 import json
 import re
+import sys
+from collections import Counter
 from collections.abc import Iterator
 from typing import IO, Any
 
 from engine.data.rows import MAX_ROW_BYTES, Row, RowProblem, is_too_deep, json_type, too_long
+from engine.data.streams import unreadable
 
 _CHUNK = 64 * 1024
 _NO_SPACE = re.compile(r"[^ \t\r\n]")
+_ARRAY = re.compile(rb"\[\s*(\{|$)")
+_KEYED = re.compile(rb'\s*\{\s*("(?:[^"\\]|\\.)*")\s*:\s*(?=\[\s*(\{))')
 _NEAR_THE_END = 16
 """Characters from the end of what was read within which a fault may only be that the rest is missing."""
+_ENDS_READING = ("NOT_JSON", "NUL_CHARACTER", "NUMBER_TOO_LONG", "ROW_TOO_LONG", "NESTED_TOO_DEEPLY")
 
 
 def read_json_lines(file: IO[bytes]) -> Iterator[Row | RowProblem]:
     """One object a line; blank lines are skipped."""
     number = 0
+    parser = _Parser()
     while line := file.readline(MAX_ROW_BYTES + 1):
         number += 1
         if len(line) > MAX_ROW_BYTES:
@@ -24,51 +31,131 @@ def read_json_lines(file: IO[bytes]) -> Iterator[Row | RowProblem]:
             while line and not line.endswith(b"\n"):
                 line = file.readline(_CHUNK)
         elif line.strip():
-            yield _parsed(number, line)
+            yield from _parsed(parser, number, line)
+
+
+def refuse_other_json(file: IO[bytes], name: str) -> None:
+    """Raises JobError("UNREADABLE_FILE") where what should be one object a line begins as JSON of another shape does:
+    each of its lines would be a fault of its own. Takes nothing out of the file."""
+    head = _head(file)
+    lines = head.lstrip().splitlines()
+    if not lines or _is_one_a_line(lines):
+        return
+    if _ARRAY.match(lines[0]):
+        raise unreadable(name, "is one JSON array, and not one object a line; name it .json")
+    if keyed := _keyed_rows(head):
+        raise unreadable(name, f"is one JSON object with its rows under {keyed[0]}, not one a line; name it .json")
+    if _begins_with_a_long_object(head):
+        raise unreadable(name, "has JSON objects over several lines each, not one a line; name it .json")
 
 
 def read_json(file: IO[bytes]) -> Iterator[Row | RowProblem]:
-    """An array of objects, one object a line, or objects one after the other."""
-    head: bytes = file.peek(_CHUNK)  # type: ignore[attr-defined] # of a BufferedReader
-    first = head.lstrip()
-    if first.startswith(b"{") and _is_json(first.splitlines()[0]):
+    """An array of objects, one object a line, objects one after the other, or one object whose only key holds an array
+    of objects; turns of a conversation are no rows."""
+    head = _head(file)
+    if keyed := _keyed_rows(head):
+        key, size = keyed
+        yield RowProblem(0, key, "ROWS_UNDER_KEY", f"the rows are read from the array under {key}", "warns")
+        yield from _Values(file, under=key, skip=size).rows()
+    elif head.lstrip().startswith(b"{") and _is_json(head.lstrip().splitlines()[0]):
         yield from read_json_lines(file)
     else:
         yield from _Values(file).rows()
 
 
-def _is_json(line: bytes) -> bool:
+def what_is_wrong(error: ValueError | RecursionError) -> str:
+    """What a decoder of JSON says, without its place in the text."""
+    if isinstance(error, RecursionError):
+        return "values inside values without end"
+    if not isinstance(error, json.JSONDecodeError):
+        # The one fault that is none of the syntax: reading a number takes the square of its length.
+        return f"a number of more than {sys.get_int_max_str_digits():,} digits; write it as a string, in quotes"
+    return error.msg.removesuffix(" at")
+
+
+def _head(file: IO[bytes]) -> bytes:
+    head: bytes = file.peek(_CHUNK)  # type: ignore[attr-defined] # of a BufferedReader
+    return head
+
+
+def _is_json(text: bytes) -> bool:
     try:
-        json.loads(line)
+        json.loads(text)
     except (ValueError, RecursionError):
         return False
     return True
 
 
-def _parsed(number: int, line: bytes) -> Row | RowProblem:
+def _begins_with_a_long_object(head: bytes) -> bool:
+    text = head.decode("utf-8", errors="replace").lstrip()
+    try:
+        value, end = json.JSONDecoder().raw_decode(text)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and bool({"\n", "\r"} & set(text[:end]))
+
+
+def _is_one_a_line(lines: list[bytes]) -> bool:
+    return any(line.strip() for line in lines[1:]) and _is_json(lines[0])
+
+
+def _keyed_rows(head: bytes) -> tuple[str, int] | None:
+    """The first key of the one object that a file is, and the bytes before its value, where that is an array of objects
+    that are no turns of a conversation."""
+    found = _KEYED.match(head)
+    if not found or _is_one_a_line(head.lstrip().splitlines()):
+        return None
+    text = head[found.start(2) :].decode("utf-8", errors="replace")
+    try:
+        key: str = json.loads(found[1])
+        first, _ = json.JSONDecoder().raw_decode(text)
+    except (ValueError, RecursionError):
+        return None
+    return None if {"role", "from"} & first.keys() else (_shown(key), found.end())
+
+
+def _shown(key: str) -> str:
+    """As it can be printed: JSON can spell half a surrogate pair."""
+    return key.encode(errors="replace").decode()[:40]
+
+
+def _parsed(parser: "_Parser", number: int, line: bytes) -> Iterator[Row | RowProblem]:
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
         message = f"not UTF-8: byte {error.start + 1} of the line; save the file as UTF-8"
-        return RowProblem(number, "", "NOT_UTF8", message)
+        yield RowProblem(number, "", "NOT_UTF8", message)
+        return
     try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        return _not_json(number, f"{error.msg.removesuffix(' at')} at column {error.colno}")
-    except RecursionError:
-        return _too_deep(number)
-    except ValueError as error:
-        return _not_json(number, f"{error}")
-    return _row(number, values, line.count(b"{") + line.count(b"["))
+        values = parser.decode(text)
+    except (ValueError, RecursionError) as error:
+        yield _fault(number, error, f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else "")
+        return
+    yield from parser.row(number, values, line.count(b"{") + line.count(b"["))
 
 
 def _row(number: int, values: Any, brackets: int) -> Row | RowProblem:
     if not isinstance(values, dict):
-        hint = "; a file that is one array ends in .json" if isinstance(values, list) else ""
+        hint = '; write a conversation as {"messages": […]}' if isinstance(values, list) else ""
         return RowProblem(number, "", "NOT_AN_OBJECT", f"a JSON {json_type(values)}, not an object of columns{hint}")
     if brackets > 100 and is_too_deep(values):
         return _too_deep(number)
     return Row(number, values)
+
+
+def _fault(number: int, error: ValueError | RecursionError, where: str) -> RowProblem:
+    if isinstance(error, RecursionError):
+        return _too_deep(number)
+    if not isinstance(error, json.JSONDecodeError):
+        return RowProblem(number, "", "NUMBER_TOO_LONG", f"has {what_is_wrong(error)}")
+    if error.doc[error.pos : error.pos + 1] == "\0":
+        return _nul(number, where)
+    return _not_json(number, f"{what_is_wrong(error)}{where}")
+
+
+def _nul(number: int, where: str) -> RowProblem:
+    message = f"has a NUL character{where}; remove it, or save the file as UTF-8 where it is full of them"
+    return RowProblem(number, "", "NUL_CHARACTER", message)
 
 
 def _not_json(number: int, problem: str) -> RowProblem:
@@ -79,19 +166,55 @@ def _too_deep(number: int) -> RowProblem:
     return RowProblem(number, "", "NESTED_TOO_DEEPLY", "not JSON that can be read: values inside values without end")
 
 
+class _Parser:
+    """JSON that notices keys which an object has twice."""
+
+    def __init__(self) -> None:
+        self._twice: list[str] = []
+        self._decoder = json.JSONDecoder(object_pairs_hook=self._object)
+
+    def decode(self, text: str) -> Any:
+        """Raises ValueError and RecursionError."""
+        self._twice.clear()
+        return self._decoder.decode(text)
+
+    def scan(self, text: str, at: int) -> tuple[Any, int]:
+        """The value that begins there, and where it ends. Raises as `decode` does."""
+        self._twice.clear()
+        return self._decoder.raw_decode(text, at)
+
+    def row(self, number: int, values: Any, brackets: int) -> Iterator[Row | RowProblem]:
+        """Of the value that was parsed last, with so many opening brackets in its text."""
+        found = _row(number, values, brackets)
+        if self._twice and isinstance(found, Row):
+            key = _shown(self._twice[0])
+            message = f"has the key {key} twice in one object, and the last one counts; leave one of the two out"
+            yield RowProblem(number, key, "DUPLICATE_KEY", message, "warns")
+        yield found
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values = dict(pairs)
+        if len(values) != len(pairs):
+            keys = Counter(key for key, _ in pairs)
+            self._twice.append(keys.most_common(1)[0][0])
+        return values
+
+
 class _Values:
     """JSON values one after the other, or the elements of one array.
 
     After a syntax error nobody knows where the next element begins: what follows it is not read.
     """
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: IO[bytes], under: str = "", skip: int = 0) -> None:
+        """`under`: the array is the value of this key, behind `skip` bytes, in an object that has no other."""
         self._file = file
+        self._under = under
         self._decode = codecs.getincrementaldecoder("utf-8")()
-        self._scan = json.JSONDecoder().raw_decode
+        self._parser = _Parser()
         self._text = ""
         self._at = 0
-        self._line = 1
+        self._line = 1 + file.read(skip).count(b"\n")
         self._ended = False
 
     def rows(self) -> Iterator[Row | RowProblem]:
@@ -104,46 +227,64 @@ class _Values:
                 number += 1
                 if in_array and number > 1:
                     if character != ",":
-                        yield _not_json(number, f"a comma is missing before it, on line {self._line}")
+                        yield self._no_comma(number, character)
                         return
                     self._at += 1
                     self._peek()
-                found = self._value(number)
-                yield found
-                if isinstance(found, RowProblem) and found.reason in ("NOT_JSON", "ROW_TOO_LONG", "NESTED_TOO_DEEPLY"):
-                    return
+                for found in self._value(number):
+                    yield found
+                    if isinstance(found, RowProblem) and found.reason in _ENDS_READING:
+                        return
             if in_array and not character:
                 yield _not_json(number + 1, "the array does not end; the file is cut off")
             elif in_array:
                 self._at += 1
-                if self._peek():
-                    yield _not_json(number + 1, f"something stands behind the end of the array, on line {self._line}")
+                yield from self._behind(number + 1)
         except UnicodeDecodeError:
             yield RowProblem(number + 1, "", "NOT_UTF8", "not UTF-8, in this row or the next; save the file as UTF-8")
 
-    def _value(self, number: int) -> Row | RowProblem:
+    def _no_comma(self, number: int, character: str) -> RowProblem:
+        where = f" on line {self._line}"
+        return _nul(number, where) if character == "\0" else _not_json(number, f"a comma is missing before it,{where}")
+
+    def _behind(self, number: int) -> Iterator[RowProblem]:
+        """What stands where the array has ended."""
+        if self._under:
+            if self._peek() != "}":
+                said = f"the object does not end behind the array under {self._under}, on line {self._line}"
+                yield _not_json(number, f"{said}; leave that array alone in the file")
+                return
+            self._at += 1
+        if character := self._peek():
+            where = f" on line {self._line}"
+            said = f"something stands behind the end of the {'object' if self._under else 'array'},{where}"
+            yield _nul(number, where) if character == "\0" else _not_json(number, said)
+
+    def _value(self, number: int) -> Iterator[Row | RowProblem]:
         wanted = _CHUNK
         while True:
             try:
-                value, end = self._scan(self._text, self._at)
+                value, end = self._parser.scan(self._text, self._at)
             except json.JSONDecodeError as error:
                 unfinished = error.msg.startswith("Unterminated") or error.pos >= len(self._text) - _NEAR_THE_END
                 if self._ended or not unfinished:
                     line = self._line + self._text.count("\n", self._at, error.pos)
-                    return _not_json(number, f"{error.msg.removesuffix(' at')} on line {line}")
-            except RecursionError:
-                return _too_deep(number)
-            except ValueError as error:
-                return _not_json(number, str(error))
+                    yield _fault(number, error, f" on line {line}")
+                    return
+            except (ValueError, RecursionError) as error:
+                yield _fault(number, error, "")
+                return
             else:
                 if end < len(self._text) or self._ended:
                     brackets = self._text.count("{", self._at, end) + self._text.count("[", self._at, end)
                     self._line += self._text.count("\n", self._at, end)
                     self._at = end
-                    return _row(number, value, brackets)
+                    yield from self._parser.row(number, value, brackets)
+                    return
             held = len(self._text) - self._at
             if held > MAX_ROW_BYTES:
-                return too_long(number)
+                yield too_long(number)
+                return
             # Twice as much each time: what was read is read again from its beginning.
             self._read(min(wanted, MAX_ROW_BYTES + _CHUNK - held))
             wanted *= 2

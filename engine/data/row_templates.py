@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from engine.data.json_files import what_is_wrong
 from engine.data.rows import Row, RowProblem, is_too_deep, json_type
 from engine.errors import JobError, Violation
 
@@ -109,7 +110,7 @@ class RowTemplate:
                 row.number,
                 "template",
                 "TEMPLATE_NOT_JSON",
-                f"the template writes no JSON: {error}; put values in with | tojson",
+                f"the template writes no JSON: {what_is_wrong(error)}{_where(error)}; put values in with | tojson",
             )
             return
         for item in found if isinstance(found, list) else [found]:
@@ -131,6 +132,10 @@ def _limit_of(error: Exception) -> str:
         # The values of a row are not nested deeply enough to be the reason.
         return "it calls itself without end"
     return str(error) or "it needs too much memory"
+
+
+def _where(error: Exception) -> str:
+    return f" on line {error.lineno}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
 
 
 def _environment() -> Any:

@@ -219,7 +219,7 @@ class RowWork:
             return False
         if not tokens.trains:
             statistics.num_dropped += 1
-            statistics.num_truncated += tokens.truncated
+            statistics.num_cut_off += tokens.truncated
             cut = f": max_length = {limit:,} cuts the answer off" if tokens.truncated else ""
             message = f"has nothing to train on, and is dropped{cut}"
             _warn(made.report, place, example.row, "NO_TRAINED_TOKENS", message)

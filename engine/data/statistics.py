@@ -18,12 +18,16 @@ class Statistics:
     """What `finetuneflow.v1.DataStatistics` says, under the same names; tokens are counted after truncation."""
 
     num_examples: int = 0
+    """Those that are trained or evaluated on: none of the dropped, the left out and the duplicates."""
     num_tokens: int = 0
     num_trained_tokens: int = 0
     num_truncated: int = 0
+    """Of num_examples, those that are cut."""
     num_duplicates: int = 0
     num_dropped: int = 0
-    """Rows of which truncation left nothing that is trained."""
+    """Rows of which nothing would be trained."""
+    num_cut_off: int = 0
+    """Of num_dropped, those of which truncation left nothing that is trained."""
     num_too_long: int = 0
     """Rows that were to be dropped where they are longer than max_length."""
     num_left_out: int = 0
@@ -53,7 +57,7 @@ class Statistics:
         """Takes in what was counted elsewhere; the format stays."""
         for name in (
             "num_examples", "num_tokens", "num_trained_tokens", "num_truncated", "num_duplicates", "num_dropped",
-            "num_too_long",
+            "num_cut_off", "num_too_long",
         ):  # fmt: skip
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.max_tokens = max(self.max_tokens, other.max_tokens)

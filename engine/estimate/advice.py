@@ -366,7 +366,7 @@ def _padding(job: JobFacts) -> Iterator[Improvement]:
 
 def _length(job: JobFacts) -> Iterator[Improvement]:
     path, limit = "hyperparameters.max_length", job.config.hyperparameters.max_length
-    cut, rows = job.train.num_truncated, job.train.num_examples + job.train.num_dropped
+    cut, rows = job.train.num_truncated + job.train.num_cut_off, job.train.num_examples + job.train.num_cut_off
     if cut > _CUT * rows:
         longer = min(2 * limit, job.architecture.context or 2 * limit)
         memory = job.memory_with(length=longer, max_length=longer)

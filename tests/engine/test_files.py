@@ -10,7 +10,7 @@ from engine.data.endings import ENDINGS, ending_of
 from engine.data.files import read_rows
 from engine.data.rows import Row, RowProblem
 from engine.errors import JobError
-from tests.engine.broken_files import CASES, TABLE, Case
+from tests.engine.broken_files import CASES, QA, TABLE, Case
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -29,6 +29,69 @@ def test_a_file_is_read_or_refused_with_row_and_reason(case: Case, tmp_path: Pat
     problems = tuple((item.row, item.reason) for item in found if isinstance(item, RowProblem))
     assert problems == (case.said or ())
     assert len(found) - len(problems) == case.rows
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_rows_under_the_only_key_of_an_object_are_read_with_a_note(tmp_path: Path, indent: int | None) -> None:
+    """As many an API hands them out. Turns of a conversation look alike, and are one row."""
+    (tmp_path / "a.json").write_text(json.dumps({"data": [QA] * 3}, indent=indent))
+    note, *rows = read_rows(tmp_path / "a.json")
+    assert isinstance(note, RowProblem)
+    assert (note.row, note.column, note.reason, note.effect) == (0, "data", "ROWS_UNDER_KEY", "warns")
+    assert [(row.number, row.values) for row in rows if isinstance(row, Row)] == [(n, QA) for n in (1, 2, 3)]
+    turns = {"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]}
+    (tmp_path / "b.json").write_text(json.dumps(turns, indent=indent))
+    assert [row.values for row in read_rows(tmp_path / "b.json") if isinstance(row, Row)] == [turns]
+    (tmp_path / "c.json").write_text(json.dumps({"data": [QA], "version": 1}, indent=indent))
+    *_, last = read_rows(tmp_path / "c.json")
+    assert isinstance(last, RowProblem)
+    assert last.effect == "refuses"
+    assert "leave that array alone" in last.message
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ([QA, QA], "one JSON array"),
+        ({"data": [QA, QA]}, "with its rows under data"),
+        ({"messages": [{"role": "user", "content": "Why?"}]}, "over several lines"),
+    ],
+)
+def test_json_of_another_shape_in_lines_is_told_what_it_is(tmp_path: Path, content: object, said: str) -> None:
+    """One sentence, and not a fault for each of its lines; under the name it says, the same file is read."""
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(content, indent=1))
+    with pytest.raises(JobError, match=said) as caught:
+        list(read_rows(path))
+    assert "name it .json" in caught.value.message
+    assert any(isinstance(row, Row) for row in read_rows(path.rename(tmp_path / "a.json")))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_what_a_decoder_cannot_take_is_said_in_words_of_ours(tmp_path: Path, name: str) -> None:
+    """Which function of Python's to call helps nobody."""
+    row = '{"question": "Why?", "answer": ' + "9" * 6000 + "}"
+    (tmp_path / name).write_text(f"[{row}]" if name == "a.json" else row)
+    (found,) = read_rows(tmp_path / name)
+    assert isinstance(found, RowProblem)
+    assert found.message == "has a number of more than 4,300 digits; write it as a string, in quotes"
+    (tmp_path / name).write_text((f"[{json.dumps(QA)}]" if name == "a.json" else json.dumps(QA)) + "\n\0")
+    *_, last = read_rows(tmp_path / name)
+    assert isinstance(last, RowProblem)
+    assert (last.row, last.reason) == (2, "NUL_CHARACTER")
+    assert "remove it" in last.message
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_a_key_that_an_object_has_twice_is_warned_of(tmp_path: Path, name: str) -> None:
+    """Half of what was written is lost otherwise, and nobody hears of it."""
+    row = '{"question": "Why?", "answer": "So.", "more": {"a": 1, "b": 2, "a": 3}}'
+    lines = [json.dumps(QA), row, json.dumps(QA)]
+    (tmp_path / name).write_text(f"[{','.join(lines)}]" if name == "a.json" else "\n".join(lines))
+    found = list(read_rows(tmp_path / name))
+    assert [item.number for item in found if isinstance(item, Row)] == [1, 2, 3]
+    (warned,) = (item for item in found if isinstance(item, RowProblem))
+    assert (warned.row, warned.column, warned.reason, warned.effect) == (2, "a", "DUPLICATE_KEY", "warns")
 
 
 def test_cells_that_a_spreadsheet_would_run_stay_text(tmp_path: Path) -> None:

@@ -77,6 +77,8 @@ def test_a_template_that_fails_or_reaches_out_names_the_row(source: str, said: s
 @pytest.mark.parametrize(
     "source",
     [
+        "{% macro m(n) %}{{ m(n + 1) }}{% endmacro %}{{ m(0) }}",
+        "{% for x in [1] recursive %}{{ loop([1]) }}{% endfor %}",
         "{% for a in range(9999) %}{% for b in range(9999) %}{% set x = a %}{% endfor %}{% endfor %}",
         "{% macro m(n) %}{% for i in range(9) %}{{ m(n + 1) if n < 90 }}{% endfor %}{% endmacro %}{{ m(0) }}",
         "{% for i in range(99999) %}{{ 'a' * 1000 }}{% endfor %}",

@@ -38,6 +38,10 @@ def written(path: Path, rows: list[Any]) -> Path:
     return path
 
 
+def as_turns(row: dict[str, Any]) -> list[dict[str, str]]:
+    return [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["answer"]}]
+
+
 QA_CHAT = [
     {"conversations": [{"from": "human", "value": f"What is {n}?"}, {"from": "gpt", "value": f"It is {n}."}]}
     for n in range(30)
@@ -85,6 +89,68 @@ def test_suspicious_rows_are_warned_of_by_number(tokenizer_dir: Path, tmp_path: 
     assert train.percentiles()[50] < 64 < train.max_tokens == 256
     assert train.roles == {"user": 42, "assistant": 42}
     assert train.scripts == {"latin": 42}
+
+
+def test_every_row_is_counted_once(tokenizer_dir: Path, tmp_path: Path) -> None:
+    """What is cut, what is left out, and what stays adds up to the file."""
+    rows = [
+        *QA,
+        QA[0],
+        {"question": "why " * 300, "answer": "So."},
+        {"question": "Long?", "answer": "word " * 2000},
+        {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A", "train": False}]},
+        {"question": "Q?", "answer": ""},
+    ]
+    rows = [row if "messages" in row else {"messages": as_turns(row)} for row in rows]
+    path = written(tmp_path / "a.jsonl", rows)
+    _, counted = look(tokenizer_dir, path, holdout_fraction=0.2, hyperparameters={"max_length": 256})
+    assert counted is not None
+    both = counted.train, counted.eval
+    assert sum(each.num_examples for each in both) == 41
+    assert sum(each.num_truncated for each in both) == 1
+    assert sum(each.num_dropped for each in both) == 2
+    assert sum(each.num_cut_off for each in both) == 1
+    dropped = sum(each.num_dropped + each.num_duplicates + each.num_left_out + each.num_too_long for each in both)
+    assert 41 + dropped == len(rows)
+    _, counted = look(
+        tokenizer_dir, path, holdout_fraction=0.2, hyperparameters={"max_length": 256, "truncation": "drop"}
+    )
+    assert counted is not None
+    both = counted.train, counted.eval
+    assert sum(each.num_truncated + each.num_cut_off for each in both) == 0
+    assert sum(each.num_too_long for each in both) == 2
+    assert sum(each.num_examples + each.num_dropped + each.num_duplicates + each.num_left_out for each in both) == 43
+
+
+def test_examples_that_a_template_repeats_are_no_rows(tokenizer_dir: Path, tmp_path: Path) -> None:
+    """Whoever looks for the duplicate row in the table finds none: it is the template that says the same twice."""
+    template = """[{"question": {{ question | tojson }}, "answer": {{ answer | tojson }}},
+                   {"question": "Hello?", "answer": "Hello."}, {"question": "Hello?", "answer": "Hello."}]"""
+    source = [{"dataset": "a", "template": template}]
+    report, counted = look(tokenizer_dir, written(tmp_path / "a.jsonl", QA), training_data=source)
+    assert {(count.reason, count.count) for count in report.counts()} == {("DUPLICATE_EXAMPLE", 79)}
+    assert [(p.row, p.message) for p in report.problems[:2]] == [
+        (1, "makes an example that says the same as another of the same row, and is dropped"),
+        (2, "makes an example that says the same as one of row 1, and is dropped"),
+    ]
+    assert counted is not None
+    assert (counted.train.num_examples, counted.train.num_duplicates) == (41, 79)
+
+
+def test_duplicates_beyond_those_that_are_listed_are_counted(tokenizer_dir: Path, tmp_path: Path) -> None:
+    """A file of one row a million times is told of as what it is, with the first hundred named."""
+    report, counted = look(tokenizer_dir, written(tmp_path / "a.jsonl", [*QA, *[QA[0]] * 1500]))
+    assert [(count.reason, count.count) for count in report.counts()] == [("DUPLICATE_ROW", 1500)]
+    assert [problem.row for problem in report.problems] == list(range(41, 141))
+    assert counted is not None
+    assert (counted.train.num_examples, counted.train.num_duplicates) == (40, 1500)
+
+
+def test_advice_holds_for_a_file_that_nobody_uploaded(tokenizer_dir: Path, tmp_path: Path) -> None:
+    report, _ = look(tokenizer_dir, written(tmp_path / "a.jsonl", [*QA, {"question": "Q?", "answer": 7}]))
+    refusal = report.refusal()
+    assert refusal is not None
+    assert refusal.advice.startswith("Mend the named rows in the file, or leave them out.")
 
 
 def test_rows_of_the_evaluation_that_are_trained_on_are_named(tokenizer_dir: Path, tmp_path: Path) -> None:

@@ -63,7 +63,8 @@ def _validate(here: Here | None) -> Callable[..., None]:
         """Check a job before there is one: rows, settings, memory, disk, time. Exit code 2 when it would be refused."""
         values: dict[str, Any] = read_config(config) if config else {}
         if data:
-            source = {key: value for key, value in source_settings(mapping, template, format_).items() if value}
+            settings_ = source_settings(mapping, template, format_)
+            source = {key: value for key, value in settings_.items() if value is not None and value != {}}
             values["training_data"] = [{**source, "dataset": each} for each in data] if source else data
         elif mapping or template or format_:
             raise typer.BadParameter("--map, --template and --format are about DATA: name the files.")

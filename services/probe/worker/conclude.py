@@ -119,18 +119,24 @@ def doubt(resolved: Resolved, prepared: Prepared, steps: int) -> None:
         message = f"{_rows(cut)} cut: turns before the first question, or behind the last answer, are left out."
         resolved.warn("TURNS_LEFT_OUT", message, "validation_report.json names the first.", "training_data")
     if duplicates := train.num_duplicates + held_out.num_duplicates:
-        message = f"{_rows(duplicates)} dropped because an earlier row is the same."
+        templated = any(source.template is not None for source in resolved.config.sources())
+        what = _count(duplicates, "example") if templated else _rows(duplicates)
+        message = f"{what} dropped because an earlier one is the same."
         advice = "Drop them from the file if that was not meant."
         resolved.warn("DUPLICATES_DROPPED", message, advice, "training_data")
     if truncated := train.num_truncated + held_out.num_truncated:
-        share = truncated / (train.num_examples + held_out.num_examples + train.num_dropped + held_out.num_dropped)
-        message = f"{_rows(truncated)} ({share:.0%}) cut at max_length = {hyper.max_length:,}."
+        share = truncated / (train.num_examples + held_out.num_examples)
+        message = f"{_rows(truncated)} ({share:.0%}) cut at max_length = {hyper.max_length:,}, and trained on."
         advice = "A cut answer has no end: raise max_length, or shorten the rows."
         resolved.warn("ROWS_TRUNCATED", message, advice, "hyperparameters.max_length")
     if dropped := train.num_dropped + held_out.num_dropped:
-        message = f"{_rows(dropped)} dropped: cut at max_length = {hyper.max_length:,}, no answer is left."
+        cut_off = train.num_cut_off + held_out.num_cut_off
+        why = f"max_length = {hyper.max_length:,} cuts the answer off of {cut_off:,} of them"
+        message = f"{_rows(dropped)} dropped: nothing of them would be trained{f'; {why}' * bool(cut_off)}."
         advice = "Raise max_length, or shorten what stands before the answers."
-        resolved.warn("ROWS_DROPPED", message, advice, "hyperparameters.max_length")
+        if not cut_off:
+            advice = "Mark a turn of each as trained if that was not meant."
+        resolved.warn("ROWS_DROPPED", message, advice, "hyperparameters.max_length" if cut_off else "training_data")
     if too_long := train.num_too_long + held_out.num_too_long:
         message = f"{_rows(too_long)} dropped: longer than max_length = {hyper.max_length:,}."
         advice = "Raise max_length, or cut them with another truncation."
@@ -240,7 +246,11 @@ def _method(resolved: Resolved) -> Method:
 
 
 def _rows(number: int) -> str:
-    return f"{number:,} row" if number == 1 else f"{number:,} rows"
+    return _count(number, "row")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def _identity(model: ModelFiles, architecture: Architecture) -> BaseModelIdentity:
