@@ -74,7 +74,7 @@ def _named_well(dataset: str) -> str:
 
 def _written(template: str) -> str:
     if not template.strip():
-        raise ValueError("is empty, and makes no example of any row; leave it out, and the rows are the examples")
+        raise ValueError("an empty template makes no example of any row; leave it out, and the rows are the examples")
     return template
 
 

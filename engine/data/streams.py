@@ -60,7 +60,11 @@ def open_rows(path: Path, ending: str) -> Iterator[IO[bytes]]:
 
 def unreadable(name: str, problem: str) -> JobError:
     """A file that is damaged as a whole."""
-    return JobError("UNREADABLE_FILE", f"{name} {problem}.", "Give the file the name of what is in it, or save it anew as its name says.")
+    return JobError(
+        "UNREADABLE_FILE",
+        f"{name} {problem}.",
+        "Give the file the name of what is in it, or save it anew as its name says.",
+    )
 
 
 def unpacked_limit(size: int) -> int:

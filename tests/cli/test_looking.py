@@ -38,6 +38,10 @@ def test_a_file_is_validated_without_a_server(tiny: Path, tmp_path: Path) -> Non
     done = here(tiny, "validate", rows, "-m", "tiny", "--template", template)
     assert done.returncode == 0, done.stderr
     assert "The job would run" in done.stdout
+    template.write_text("")
+    done = here(tiny, "validate", rows, "-m", "tiny", "--template", template, "--json")
+    assert done.returncode == 2, done.stdout
+    assert "spec.training_data[0].template" in done.stdout + done.stderr
     done = here(tiny, "validate", rows, "-m", "tiny", "--map", "question=age", "--map", "answer=goals", "--json")
     assert done.returncode == 2, done.stdout
     report = json.loads(done.stdout)["report"]

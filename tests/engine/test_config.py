@@ -40,6 +40,16 @@ def test_every_recipe_makes_a_valid_job_that_survives_the_wire(name: str) -> Non
     assert len(recipes()[name].description) > 40
 
 
+@pytest.mark.parametrize("template", ["", " \n"])
+def test_an_empty_template_is_refused(template: str) -> None:
+    """It was meant to hold something; without a word the rows would be trained on as they are."""
+    message = FineTuningJobSpec(base_model="m")
+    message.training_data.add(dataset="ds_1", template=template)
+    found = refused(spec_to_dict(message))
+    assert list(found) == ["spec.training_data[0].template"]
+    assert "an empty template" in found["spec.training_data[0].template"]
+
+
 def test_zero_on_the_wire_is_a_value_and_unset_is_the_recipe() -> None:
     """weight_decay = 0 must not silently become 0.01."""
     message = FineTuningJobSpec(base_model="m", recipe="cpu-demo")
