@@ -10,6 +10,9 @@ from engine.data.languages import is_sampled, language_of
 from engine.data.prepare import prepare
 from tests.tiny import make_tiny_tokenizer
 
+GERMAN = "Heute gehen wir alle zusammen im Park spazieren, weil die Sonne scheint und es warm ist."
+ENGLISH = "Tomorrow we will all stay at home, because it is going to rain and will be cold."
+
 
 @pytest.mark.parametrize(
     ("text", "language"),
@@ -23,7 +26,7 @@ from tests.tiny import make_tiny_tokenizer
         ("Yes.", ""),
         ("🙂" * 400, ""),
         ("", ""),
-        ("Das ist ein ganz gewöhnlicher deutscher Satz mit einem Ende. This sentence here is in English.", ""),
+        (f"{GERMAN} {ENGLISH}", ""),
     ],
 )
 def test_a_language_is_told_or_left_open(text: str, language: str) -> None:
