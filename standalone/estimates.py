@@ -29,7 +29,7 @@ class ProbeHere:
     def preflight(
         self, request: pb.PreflightFineTuningJobRequest, files: Mapping[str, Path]
     ) -> pb.PreflightFineTuningJobResponse:
-        """For this machine. No weights are read, and nothing is kept."""
+        """For this machine. No weights are read; what is kept is the description of a model that was not here yet."""
         named = {name: str(path.absolute()) for name, path in files.items()}
         return ParseDict(_ask("preflight", request, sources=named), pb.PreflightFineTuningJobResponse())
 
