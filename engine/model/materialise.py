@@ -4,7 +4,7 @@ The weights are kept as the float32 values that Q4_1 stands for. bfloat16 would 
 weight once more, and `from_pretrained` would then load and compute in bfloat16 by default: a reader who loads an
 exported adapter with plain peft would not see the loss that the report names.
 
-Who only counts tokens and memory needs no weights: configuration, shapes and tokenizer are had in a fraction of the time.
+Who only counts tokens and memory needs no weights: configuration, shapes and tokenizer take a fraction of the time.
 """
 
 import argparse
