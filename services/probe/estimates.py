@@ -1,5 +1,7 @@
 """Recommendations and estimates for this node's machine, or for one that is only thought of. No weights are read."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from engine.catalogue import Catalogue
@@ -53,7 +55,9 @@ class Estimates:
             architecture = self.architecture(request.base_model)
             machine = self._machine(request, config)
             length = request.longest_row if request.HasField("longest_row") else None
+            config, warnings = _within(config, architecture, length)
             found = recommend(architecture, machine, config, length)
+            found = replace(found, warnings=(*warnings, *found.warnings))
             estimate = self._estimate(
                 architecture, machine, found.plan, None, calibration(request.observed), reduced=True
             )
@@ -71,9 +75,10 @@ class Estimates:
         architecture = self.architecture(config.base_model)
         machine = self._machine(request, config)
         length = request.longest_row if request.HasField("longest_row") else None
+        config, warnings = _within(config, architecture, length)
         found = recommend(architecture, machine, config, length)
         work, speeds = _work(request, config), calibration(request.observed)
-        estimate = self._estimate(architecture, machine, found.plan, work, speeds, reduced=False)
+        estimate = self._estimate(architecture, machine, found.plan, work, speeds, warnings, reduced=False)
         return api.EstimateResourcesResponse(estimate=estimate)
 
     def architecture(self, reference: str) -> Architecture:
@@ -116,6 +121,7 @@ class Estimates:
         plan: Plan,
         work: Work | None,
         speeds: Calibration,
+        warnings: Sequence[str] = (),
         *,
         reduced: bool,
     ) -> ResourceEstimate:
@@ -129,6 +135,8 @@ class Estimates:
             work=work,
             calibration=speeds,
             prices=self._prices,
+            changes=plan.adjustments if plan.verdict == "tight" and not reduced else (),
+            warnings=warnings,
         )
 
 
@@ -137,6 +145,26 @@ def _config(spec: FineTuningJobSpec, base_model: str) -> JobConfig:
     values = {**spec_to_dict(spec), "base_model": base_model}
     values.setdefault("training_data", [{"dataset": "not given"}])
     return job_config(values)
+
+
+def _within(config: JobConfig, architecture: Architecture, longest: int | None) -> tuple[JobConfig, list[str]]:
+    """With the max_length that preflight would leave it, and what is cut by that."""
+    limit, warnings = config.hyperparameters.max_length, []
+    if 0 < architecture.context < limit:
+        warnings.append(
+            f"max_length = {limit:,} is more than the model's context: {architecture.context:,} is counted with, as it "
+            "would be trained."
+        )
+        limit = architecture.context
+        hyper = config.hyperparameters.model_copy(update={"max_length": limit})
+        config = config.model_copy(update={"hyperparameters": hyper})
+    if longest is not None and longest > limit:
+        what = "left out" if config.hyperparameters.truncation == "drop" else "cut"
+        more = "" if limit == architecture.context else " Raise hyperparameters.max_length to train on all of them."
+        warnings.append(
+            f"Rows longer than max_length = {limit:,} are {what}: {longest:,} tokens are not counted with.{more}"
+        )
+    return config, warnings
 
 
 def _work(request: api.EstimateResourcesRequest, config: JobConfig) -> Work | None:

@@ -159,6 +159,14 @@ def test_the_trainers_arguments_are_ones_it_knows(tmp_path: Path) -> None:
         sft_arguments(job_config(MINIMAL), output_dir=str(tmp_path), device="cpu")
 
 
+def test_a_resolved_curriculum_has_no_length_beside_its_phases() -> None:
+    """A number of epochs that nobody uses looks like one of the settings; sent again, max_steps would be refused."""
+    phase = {"training_data": [{"dataset": "a"}], "num_epochs": 2.0}
+    message = config_to_spec(job_config({"base_model": "m", "phases": [phase], "recipe": "cpu-demo"}))
+    assert not message.hyperparameters.HasField("num_epochs") and not message.hyperparameters.HasField("max_steps")
+    assert job_config(spec_to_dict(message)).phases[0].num_epochs == 2.0
+
+
 def test_what_cannot_go_with_phases_is_refused() -> None:
     """Two sayings of what is trained, or for how long, of which one would be dropped in silence."""
     phase = {"training_data": [{"dataset": "a", "mapping": {"text": "x"}, "template": "{}"}], "num_epochs": 1.0}
