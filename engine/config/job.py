@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from engine.config.hub_reference import HubReference, is_hub_reference
-from engine.config.recipes import merge, recipe
+from engine.config.recipes import Recipe, merge, recipe
 from engine.errors import JobError, Violation
 
 Method = Literal["auto", "lora", "qlora", "full"]
@@ -234,25 +234,34 @@ def job_config(spec: Mapping[str, Any]) -> JobConfig:
 
     Raises JobError("INVALID_CONFIG") with one violation for each field at fault, its path starting with `spec.`.
     """
-    name = spec.get("recipe") or "default"
-    preset = recipe(name) if isinstance(name, str) else recipe("default")
+    preset, unknown = _preset(spec)
     violations = [*_exclusive(spec), *_mapped_and_templated(spec)]
+    if not spec.get("training_data") and not spec.get("phases"):
+        violations.append(Violation("spec.training_data", "is empty; name at least one dataset."))
     values = merge(preset.values, spec)
     try:
         config = JobConfig.model_validate(values)
     except ValidationError as error:
         violations += [_violation(detail, preset.values) for detail in error.errors()]
-        raise _invalid(violations) from None
-    if not config.training_data and not config.phases:
-        violations.append(Violation("spec.training_data", "is empty; name at least one dataset."))
     if violations:
-        raise _invalid(violations)
+        raise _invalid([*(unknown.violations if unknown else ()), *violations])
+    if unknown:
+        raise unknown
     if not config.display_name:
         first = config.dataset_ids()[0]
         # Pinned or not, it is the same job.
         shown = HubReference.parse(first).id if is_hub_reference(first) else first
         config.display_name = f"{config.base_model} on {shown}"[:128]
     return config
+
+
+def _preset(spec: Mapping[str, Any]) -> tuple[Recipe, JobError | None]:
+    """The spec's recipe; the default one, with what is to be said of it, where there is none of that name."""
+    name = spec.get("recipe") or "default"
+    try:
+        return recipe(name if isinstance(name, str) else "default"), None
+    except JobError as unknown:
+        return recipe("default"), unknown
 
 
 def unsupported(config: JobConfig) -> list[Violation]:
