@@ -279,13 +279,14 @@ def unsupported(config: JobConfig) -> list[Violation]:
             refuse(f"evaluation_data[{index}].weight", description)
     for index, format_ in enumerate(config.export.formats):
         if format_ != "adapter":
-            refuse(f"export.formats[{index}]", f"Export as {format_} is not available yet; adapter is.")
+            refuse(f"export.formats[{index}]", f"Export as {format_} is not available yet; name adapter.")
     if config.integrations:
-        refuse("integrations", "Integrations are not available yet.")
+        refuse("integrations", "Integrations are not available yet; leave them out.")
     if config.secrets:
-        refuse("secrets", "Secrets are not available yet.")
+        refuse("secrets", "Secrets are not available yet; leave them out.")
     if (config.resources.gpus or 0) > 1:
-        refuse("resources.gpus", f"Training on several GPUs is not available yet: {config.resources.gpus} asked for.")
+        asked = f"{config.resources.gpus} asked for; ask for 1, or leave it out."
+        refuse("resources.gpus", f"Training on several GPUs is not available yet: {asked}")
     return found
 
 
@@ -301,7 +302,9 @@ def _exclusive(spec: Mapping[str, Any]) -> list[Violation]:
         description = "given together with training_data; put those rows into a phase of their own, or leave one out."
         found.append(Violation("spec.phases", description))
     if spec.get("phases") and given.get("max_steps") is not None:
-        description = f"{given['max_steps']!r} given together with phases, whose num_epochs say how long each one is."
+        description = (
+            f"{given['max_steps']!r} given together with phases, whose num_epochs say how long each is; leave it out."
+        )
         found.append(Violation("spec.hyperparameters.max_steps", description))
     return found
 
@@ -335,7 +338,7 @@ def _violation(detail: ErrorDetails, preset: Mapping[str, Any]) -> Violation:
     if detail["type"] == "extra_forbidden":
         return Violation(path, _unknown_key(str(loc[-1]), siblings))
     if detail["type"] == "missing":
-        return Violation(path, "is required.")
+        return Violation(path, "is required; set it.")
     if "[key]" in detail["loc"]:
         keys: Sequence[str] = typing.get_args(Column) if "mapping" in loc else ()
         allowed = f"one of {', '.join(keys)}" if keys else "a key matching [a-z][a-z0-9_-]{0,62}"

@@ -44,7 +44,7 @@ class Estimates:
         """Raises JobError: MODEL_NOT_FOUND and what else `Catalogue.describe` raises, INVALID_CONFIG,
         UNKNOWN_ARCHITECTURE."""
         if not request.base_model and not request.matrix:
-            raise _invalid("base_model", "is required, unless the matrix is asked for.")
+            raise _invalid("base_model", "is required, unless the matrix is asked for.", "Name a model.")
         # The seed's matrix is for its own defaults, recomputation included, unless the request says how to train.
         given = request.HasField("spec")
         config = _config(request.spec, request.base_model or "matrix")
@@ -70,7 +70,7 @@ class Estimates:
         """Of the spec as it is; its method is the recommended one where it is automatic. Raises what `recommend`
         does."""
         if not request.spec.base_model:
-            raise _invalid("spec.base_model", "is required.")
+            raise _invalid("spec.base_model", "is required.", "Name a model.")
         config = _config(request.spec, request.spec.base_model)
         architecture = self.architecture(config.base_model)
         machine = self._machine(request, config)
@@ -107,10 +107,10 @@ class Estimates:
     ) -> Machine:
         if request.HasField("memory_bytes"):
             if request.memory_bytes < GIB:
-                raise _invalid("memory_bytes", f"{request.memory_bytes:,} given; at least 1 GiB.")
+                raise _invalid("memory_bytes", f"{request.memory_bytes:,} given; at least 1 GiB.", "Give bytes.")
             return gpu_machine(request.gpu or "GPU", request.memory_bytes)
         if request.gpu:
-            raise _invalid("memory_bytes", "is required with gpu: how many bytes it has free.")
+            raise _invalid("memory_bytes", "is required with gpu: how many bytes it has free.", "Give both, or none.")
         own = request.hardware if request.HasField("hardware") else read_hardware(self._node_id, self._disk)
         return Machine.of(own, gpus=config.resources.gpus)
 
@@ -183,5 +183,5 @@ def _work(request: api.EstimateResourcesRequest, config: JobConfig) -> Work | No
     return Work(rows * mean, held_out * mean * evaluations)
 
 
-def _invalid(field: str, description: str) -> JobError:
-    return JobError("INVALID_REQUEST", f"{field} {description}", "", [Violation(field, description)])
+def _invalid(field: str, description: str, advice: str) -> JobError:
+    return JobError("INVALID_REQUEST", f"{field} {description}", advice, [Violation(field, description)])

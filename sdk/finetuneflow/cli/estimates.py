@@ -105,9 +105,11 @@ class _Asking:
 
 def _check_machine(vram: float | None, gpu: str, node: str) -> None:
     if gpu and vram is None:
-        raise typer.BadParameter("--gpu needs --vram, the GPU's memory in GiB.")
+        raise typer.BadParameter("give --vram, too: that GPU's memory in GiB.", param_hint="--gpu")
     if node and vram is not None:
-        raise typer.BadParameter("--node names a machine of yours, --vram one that is thought of: leave one out.")
+        raise typer.BadParameter(
+            "it names a machine of yours, --vram one that is thought of: leave one out.", param_hint="--node"
+        )
 
 
 def _recommend(asking: _Asking) -> Callable[..., None]:
@@ -129,7 +131,7 @@ def _recommend(asking: _Asking) -> Callable[..., None]:
         _check_machine(vram, gpu, node)
         model = model or str(spec.pop("base_model", ""))
         if not model and not matrix:
-            raise typer.BadParameter("give --model, or --matrix.")
+            raise typer.BadParameter("name a model, or give --matrix.", param_hint="--model")
         at = session(ctx)
         with every_refusal(spec, asking.settings(at)):
             request = recommend_request(
@@ -180,7 +182,7 @@ def _estimate(asking: _Asking) -> Callable[..., None]:
         spec = _spec(config, settings)
         spec |= {name: value for name, value in (("base_model", model), ("recipe", recipe)) if value}
         if not spec.get("base_model"):
-            raise typer.BadParameter("give --model.")
+            raise typer.BadParameter("name a model.", param_hint="--model")
         _check_machine(vram, gpu, node)
         at = session(ctx)
         with every_refusal(spec, asking.settings(at)):

@@ -68,7 +68,7 @@ def _validate(here: Here | None) -> Callable[..., None]:
             source = {key: value for key, value in source_settings(mapping, template, format_).items() if value}
             values["training_data"] = [{**source, "dataset": each} for each in data] if source else data
         elif mapping or template or format_:
-            raise typer.BadParameter("--map, --template and --format are about DATA: name the files.")
+            raise typer.BadParameter("name the files that --map, --template and --format are about.", param_hint="DATA")
         flags = {"base_model": model, "recipe": recipe, "system_prompt": system_prompt}
         values |= {key: value for key, value in flags.items() if value}
         if max_length is not None:
