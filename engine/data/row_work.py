@@ -16,6 +16,7 @@ from engine.config.job import DataSource, JobConfig
 from engine.data.blocks import Block
 from engine.data.digests import DIGEST_BYTES
 from engine.data.formats import Example
+from engine.data.languages import is_sampled, language_of, texts_of
 from engine.data.rows import RowProblem
 from engine.data.sources import Source
 from engine.data.spans import Tokens, prompt_text, tokens_of_all
@@ -227,6 +228,11 @@ class RowWork:
             statistics.roles[turn["role"]] = statistics.roles.get(turn["role"], 0) + 1
         script = script_of(example.expected_output or example.completion)
         statistics.scripts[script] = statistics.scripts.get(script, 0) + 1
+        if is_sampled(example.row):
+            for role, text in texts_of(example):
+                languages = statistics.languages.setdefault(role, {})
+                language = language_of(text)
+                languages[language] = languages.get(language, 0) + 1
         if tokens.truncated:
             lost = "loses its beginning" if hyper.truncation == "keep_end" else "is cut"
             message = f"has {tokens.num_uncut:,} tokens and {lost} at max_length = {limit:,}"

@@ -39,6 +39,8 @@ class Statistics:
     """Role → turns of conversations."""
     scripts: dict[str, int] = field(default_factory=dict)
     """Writing system of most of a row's first letters (latin, cyrillic, cjk, …) → rows."""
+    languages: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Role → language (`language_of`) → texts, in the rows that were sampled for it."""
 
     def count(self, tokens: int, trained: int, truncated: bool) -> None:
         """Takes one row in."""
@@ -60,6 +62,8 @@ class Statistics:
         _add(self.lengths, other.lengths)
         _add(self.roles, other.roles)
         _add(self.scripts, other.scripts)
+        for role, languages in other.languages.items():
+            _add(self.languages.setdefault(role, {}), languages)
 
     @property
     def mean_tokens(self) -> float:

@@ -217,6 +217,10 @@ def figures(report: ValidationReport, counted: DataStatistics) -> Iterable[list[
         yield ["Turns", ", ".join(f"{number:,} {role}" for role, number in sorted(counted.roles.items()))]
     scripts = sorted(counted.scripts.items(), key=lambda entry: -entry[1])[:5]
     yield ["Writing", ", ".join(f"{number:,} {script or 'without letters'}" for script, number in scripts)]
+    for role in dict.fromkeys(each.role for each in counted.languages):
+        spoken = [each for each in counted.languages if each.role == role]
+        shown = ", ".join(f"{each.num_texts:,} {each.language or 'unclear'}" for each in spoken[:5])
+        yield [f"Languages of {role}", f"{shown}{', …' if len(spoken) > 5 else ''}"]
     if report.job is not None:
         job = report.job
         sequences = f"{job.num_packed_sequences:,} sequences of {job.num_rows:,} rows"

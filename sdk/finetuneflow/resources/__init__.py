@@ -39,6 +39,7 @@ from finetuneflow.resources.stage_result import (
     EvaluationResult,
     ExportResult,
     InferenceSample,
+    LanguageCount,
     PreflightResult,
     TrainingResult,
 )
@@ -79,6 +80,7 @@ __all__ = [
     "Job",
     "JobFigures",
     "JobState",
+    "LanguageCount",
     "MemoryComponent",
     "MetricPoint",
     "MetricSeries",

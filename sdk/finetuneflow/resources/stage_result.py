@@ -22,6 +22,15 @@ class BaseModelIdentity(Resource):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LanguageCount(Resource):
+    """How often a role speaks a language; empty where it can't be told."""
+
+    role: str
+    language: str
+    num_texts: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataStatistics(Resource):
     """Counts over tokenised rows."""
 
@@ -40,6 +49,7 @@ class DataStatistics(Resource):
     roles: dict[str, int]
     scripts: dict[str, int]
     num_too_long: int
+    languages: tuple[LanguageCount, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

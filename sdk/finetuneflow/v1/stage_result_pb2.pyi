@@ -89,7 +89,7 @@ class BaseModelIdentity(_message.Message):
     def __init__(self, id: _Optional[str] = ..., revision: _Optional[str] = ..., weights_sha256: _Optional[str] = ..., num_parameters: _Optional[int] = ..., context_length: _Optional[int] = ..., architecture: _Optional[str] = ...) -> None: ...
 
 class DataStatistics(_message.Message):
-    __slots__ = ("num_examples", "num_tokens", "num_trained_tokens", "num_truncated", "num_duplicates", "max_tokens", "mean_tokens", "format", "num_dropped", "percentiles", "histogram", "roles", "scripts", "num_too_long", "num_left_out")
+    __slots__ = ("num_examples", "num_tokens", "num_trained_tokens", "num_truncated", "num_duplicates", "max_tokens", "mean_tokens", "format", "num_dropped", "percentiles", "histogram", "roles", "scripts", "num_too_long", "num_left_out", "languages")
     class PercentilesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -133,6 +133,7 @@ class DataStatistics(_message.Message):
     SCRIPTS_FIELD_NUMBER: _ClassVar[int]
     NUM_TOO_LONG_FIELD_NUMBER: _ClassVar[int]
     NUM_LEFT_OUT_FIELD_NUMBER: _ClassVar[int]
+    LANGUAGES_FIELD_NUMBER: _ClassVar[int]
     num_examples: int
     num_tokens: int
     num_trained_tokens: int
@@ -148,7 +149,18 @@ class DataStatistics(_message.Message):
     scripts: _containers.ScalarMap[str, int]
     num_too_long: int
     num_left_out: int
-    def __init__(self, num_examples: _Optional[int] = ..., num_tokens: _Optional[int] = ..., num_trained_tokens: _Optional[int] = ..., num_truncated: _Optional[int] = ..., num_duplicates: _Optional[int] = ..., max_tokens: _Optional[int] = ..., mean_tokens: _Optional[float] = ..., format: _Optional[str] = ..., num_dropped: _Optional[int] = ..., percentiles: _Optional[_Mapping[int, int]] = ..., histogram: _Optional[_Mapping[int, int]] = ..., roles: _Optional[_Mapping[str, int]] = ..., scripts: _Optional[_Mapping[str, int]] = ..., num_too_long: _Optional[int] = ..., num_left_out: _Optional[int] = ...) -> None: ...
+    languages: _containers.RepeatedCompositeFieldContainer[LanguageCount]
+    def __init__(self, num_examples: _Optional[int] = ..., num_tokens: _Optional[int] = ..., num_trained_tokens: _Optional[int] = ..., num_truncated: _Optional[int] = ..., num_duplicates: _Optional[int] = ..., max_tokens: _Optional[int] = ..., mean_tokens: _Optional[float] = ..., format: _Optional[str] = ..., num_dropped: _Optional[int] = ..., percentiles: _Optional[_Mapping[int, int]] = ..., histogram: _Optional[_Mapping[int, int]] = ..., roles: _Optional[_Mapping[str, int]] = ..., scripts: _Optional[_Mapping[str, int]] = ..., num_too_long: _Optional[int] = ..., num_left_out: _Optional[int] = ..., languages: _Optional[_Iterable[_Union[LanguageCount, _Mapping]]] = ...) -> None: ...
+
+class LanguageCount(_message.Message):
+    __slots__ = ("role", "language", "num_texts")
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    LANGUAGE_FIELD_NUMBER: _ClassVar[int]
+    NUM_TEXTS_FIELD_NUMBER: _ClassVar[int]
+    role: str
+    language: str
+    num_texts: int
+    def __init__(self, role: _Optional[str] = ..., language: _Optional[str] = ..., num_texts: _Optional[int] = ...) -> None: ...
 
 class TrainingResult(_message.Message):
     __slots__ = ("total_steps", "train_loss", "final_train_loss", "best_eval_loss", "best_step", "final_eval_loss", "train_runtime_seconds", "train_samples_per_second", "train_tokens_per_second", "early_stopped", "num_trainable_parameters", "peak_memory_bytes", "best_checkpoint_path", "best_checkpoint_manifest_sha256")

@@ -5,7 +5,7 @@ from engine.config.job import JobConfig
 from engine.data.prepare import Prepared
 from engine.data.statistics import Statistics
 from engine.data.validation import Problem, Report
-from finetuneflow.v1.stage_result_pb2 import DataStatistics, PhaseStatistics
+from finetuneflow.v1.stage_result_pb2 import DataStatistics, LanguageCount, PhaseStatistics
 from finetuneflow.v1.validation_pb2 import (
     JobFigures,
     ProblemCount,
@@ -32,6 +32,11 @@ def data_statistics(counted: Statistics) -> DataStatistics:
         roles=counted.roles,
         scripts=counted.scripts,
         num_too_long=counted.num_too_long,
+        languages=[
+            LanguageCount(role=role, language=language, num_texts=number)
+            for role, languages in sorted(counted.languages.items())
+            for language, number in sorted(languages.items(), key=lambda entry: (-entry[1], entry[0]))
+        ],
     )
 
 
