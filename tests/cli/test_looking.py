@@ -137,7 +137,7 @@ def test_what_is_wrong_with_every_row_is_said_once(tiny: Path, tmp_path: Path) -
 
 
 def test_a_refusal_says_once_what_its_rows_share() -> None:
-    """The same where a call was refused: the first row is in the message, the others need no more than their numbers."""
+    """The same where a call was refused: the first row is in the message, the others need only their numbers."""
     same = [Violation(f"training_data[0] row {n}", f"row {n}: has no answer [MISSING]") for n in range(2, 8)]
     other = Violation("training_data[0] row 9", "row 9: is empty [EMPTY]")
     console = Console(file=io.StringIO(), width=200)
