@@ -111,8 +111,13 @@ def test_a_bad_value_is_named_with_its_path_range_and_default(change: dict[str, 
 
 
 def test_all_violations_come_at_once() -> None:
-    """Three mistakes take one round trip, not three."""
-    assert len(refused({"hyperparameters": {"learning_rate": 2, "max_steps": 0}, "seed": -1, "base_model": "m"})) == 3
+    """Five mistakes take one round trip, not five: sections, an unknown recipe, missing data."""
+    assert refused(
+        {"hyperparameters": {"learning_rate": 2, "max_steps": 0}, "seed": -1, "base_model": "m", "recipe": "defalt"}
+    ).keys() == {
+        "spec.hyperparameters.learning_rate", "spec.hyperparameters.max_steps", "spec.seed", "spec.recipe",
+        "spec.training_data",
+    }  # fmt: skip
 
 
 def test_an_enum_value_of_a_newer_client_is_refused() -> None:
