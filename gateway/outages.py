@@ -39,7 +39,8 @@ def answerable() -> Iterator[None]:
         if _is_outage(error):
             raise _away(error) from error
         raise
-    except (PoolTimeout, ConnectionError, TimeoutError) as error:
+    except (PoolTimeout, OSError) as error:
+        # Names that cannot be resolved, and several addresses of which none answers, are no ConnectionError.
         raise _away(error) from error
 
 

@@ -48,7 +48,11 @@ async def check_datasets(session: AsyncSession, tenant: str, spec: FineTuningJob
     query = select(UploadedDataset).where(UploadedDataset.tenant == tenant, col(UploadedDataset.id).in_(list(named)))
     rows = list((await session.exec(query.with_for_update(read=True))).all())
     known = {row.id for row in rows}
-    unknown = [Violation(field, f"there is no dataset {id!r}") for id, field in named.items() if id not in known]
+    unknown = [
+        Violation(field, f"there is no dataset {id!r}; upload it first")
+        for id, field in named.items()
+        if id not in known
+    ]
     if unknown:
         raise NotFound("DATASET_NOT_FOUND", "; ".join(f"{v.field}: {v.description}" for v in unknown), unknown)
     return rows

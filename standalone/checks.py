@@ -8,9 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
+from engine.catalogue import Catalogue
+from engine.errors import JobError
 from standalone import nats
 from standalone.home import default_home, holder
+from standalone.settings import StandaloneSettings
 
 Check = tuple[str, bool | None, str]
 """Name; whether it is well, None for a plain fact; what was found."""
@@ -24,6 +29,7 @@ def checks() -> Iterator[Check]:
     home = default_home()
     held_by = holder(home)
     yield "home", None, f"{home}, " + (f"held by {held_by}" if held_by else "not in use")
+    yield from _own_models(home)
     yield _room("disk", shutil.disk_usage(_existing(home)).free, 2)
     yield _room("memory", psutil.virtual_memory().available, 4)
 
@@ -35,6 +41,33 @@ def _broker() -> Check:
     except (nats.NatsServerMissing, OSError, subprocess.SubprocessError) as error:
         return "nats-server", False, str(error)
     return "nats-server", True, f"{told.strip().removeprefix('nats-server: ')}, {program}"
+
+
+def _own_models(home: Path) -> Iterator[Check]:
+    name = "own models"
+    try:
+        models = StandaloneSettings().models
+    except (ValidationError, SettingsError) as error:
+        yield name, False, f"FTF_MODELS cannot be read, write it as JSON: {error}"
+        return
+    if not models:
+        yield name, None, "none; FTF_MODELS adds folders to the catalogue"
+    catalogue = Catalogue(home, models)
+    for alias, folder in sorted(models.items()):
+        try:
+            shapes = catalogue.describe(alias).shapes
+        except (JobError, OSError, ValueError) as error:
+            yield name, False, f"{alias}: {_missing(folder) or error}"
+        else:
+            lacks = _missing(folder)
+            yield name, not lacks, f"{alias}: {lacks or f'{folder}, {len(shapes):,} tensors'}"
+
+
+def _missing(folder: Path) -> str:
+    if not folder.is_dir():
+        return f"there is no folder {folder}"
+    lacks = [name for name in ("config.json", "tokenizer.json", "*.safetensors") if not any(folder.glob(name))]
+    return f"{folder} has no {' and no '.join(lacks)}" if lacks else ""
 
 
 def _room(name: str, free_bytes: int, least_gib: int) -> Check:

@@ -15,6 +15,8 @@ from finetuneflow.cli.exits import JOB_FAILED, CommandFailed
 from finetuneflow.errors import InvalidArgument, Violation
 from finetuneflow.v1 import probe_service_pb2 as pb
 
+_LOOK = "Look at the installation: `ftf doctor`."
+
 
 class ProbeHere:
     """Runs `python -m services.probe.answer` for each question: a service's code is never imported by another program,
@@ -29,7 +31,7 @@ class ProbeHere:
     def preflight(
         self, request: pb.PreflightFineTuningJobRequest, files: Mapping[str, Path]
     ) -> pb.PreflightFineTuningJobResponse:
-        """For this machine. No weights are read, and nothing is kept."""
+        """For this machine. No weights are read; what is kept is the description of a model that was not here yet."""
         named = {name: str(path.absolute()) for name, path in files.items()}
         return ParseDict(_ask("preflight", request, sources=named), pb.PreflightFineTuningJobResponse())
 
@@ -43,7 +45,7 @@ def _ask(question: str, request: Message, **more: Any) -> dict[str, Any]:
     command = [sys.executable, "-m", "services.probe.answer"]
     done = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise CommandFailed(f"The probe's program failed: {done.stderr.strip()[-2000:]}", code=JOB_FAILED)
+        raise CommandFailed(f"The probe's program failed: {done.stderr.strip()[-2000:]}", code=JOB_FAILED, advice=_LOOK)
     answer: dict[str, Any] = json.loads(done.stdout)
     if error := answer.get("error"):
         violations = [Violation(**violation) for violation in error["violations"]]

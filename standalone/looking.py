@@ -57,6 +57,10 @@ def _look(
             end = killed_by_template()
             raise InvalidArgument(end.message, reason=end.reason, advice=end.advice)
         if done.returncode != 0:
-            raise CommandFailed(f"The rows could not be looked at: {done.stderr.strip()[-2000:]}", code=JOB_FAILED)
+            raise CommandFailed(
+                f"The rows could not be looked at: {done.stderr.strip()[-2000:]}",
+                code=JOB_FAILED,
+                advice="Look at the installation: `ftf doctor`.",
+            )
         answer.ParseFromString((out / "answer.pb").read_bytes())
     return answer

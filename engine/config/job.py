@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from engine.config.hub_reference import HubReference, is_hub_reference
-from engine.config.recipes import merge, recipe
+from engine.config.recipes import Recipe, merge, recipe
 from engine.errors import JobError, Violation
 
 Method = Literal["auto", "lora", "qlora", "full"]
@@ -244,25 +244,34 @@ def job_config(spec: Mapping[str, Any]) -> JobConfig:
 
     Raises JobError("INVALID_CONFIG") with one violation for each field at fault, its path starting with `spec.`.
     """
-    name = spec.get("recipe") or "default"
-    preset = recipe(name) if isinstance(name, str) else recipe("default")
+    preset, unknown = _preset(spec)
     violations = [*_exclusive(spec), *_mapped_and_templated(spec)]
+    if not spec.get("training_data") and not spec.get("phases"):
+        violations.append(Violation("spec.training_data", "is empty; name at least one dataset."))
     values = merge(preset.values, spec)
     try:
         config = JobConfig.model_validate(values)
     except ValidationError as error:
         violations += [_violation(detail, preset.values) for detail in error.errors()]
-        raise _invalid(violations) from None
-    if not config.training_data and not config.phases:
-        violations.append(Violation("spec.training_data", "is empty; name at least one dataset."))
     if violations:
-        raise _invalid(violations)
+        raise _invalid([*(unknown.violations if unknown else ()), *violations])
+    if unknown:
+        raise unknown
     if not config.display_name:
         first = config.dataset_ids()[0]
         # Pinned or not, it is the same job.
         shown = HubReference.parse(first).id if is_hub_reference(first) else first
         config.display_name = f"{config.base_model} on {shown}"[:128]
     return config
+
+
+def _preset(spec: Mapping[str, Any]) -> tuple[Recipe, JobError | None]:
+    """The spec's recipe; the default one, with what is to be said of it, where there is none of that name."""
+    name = spec.get("recipe") or "default"
+    try:
+        return recipe(name if isinstance(name, str) else "default"), None
+    except JobError as unknown:
+        return recipe("default"), unknown
 
 
 def unsupported(config: JobConfig) -> list[Violation]:
@@ -280,13 +289,14 @@ def unsupported(config: JobConfig) -> list[Violation]:
             refuse(f"evaluation_data[{index}].weight", description)
     for index, format_ in enumerate(config.export.formats):
         if format_ != "adapter":
-            refuse(f"export.formats[{index}]", f"Export as {format_} is not available yet; adapter is.")
+            refuse(f"export.formats[{index}]", f"Export as {format_} is not available yet; name adapter.")
     if config.integrations:
-        refuse("integrations", "Integrations are not available yet.")
+        refuse("integrations", "Integrations are not available yet; leave them out.")
     if config.secrets:
-        refuse("secrets", "Secrets are not available yet.")
+        refuse("secrets", "Secrets are not available yet; leave them out.")
     if (config.resources.gpus or 0) > 1:
-        refuse("resources.gpus", f"Training on several GPUs is not available yet: {config.resources.gpus} asked for.")
+        asked = f"{config.resources.gpus} asked for; ask for 1, or leave it out."
+        refuse("resources.gpus", f"Training on several GPUs is not available yet: {asked}")
     return found
 
 
@@ -302,7 +312,9 @@ def _exclusive(spec: Mapping[str, Any]) -> list[Violation]:
         description = "given together with training_data; put those rows into a phase of their own, or leave one out."
         found.append(Violation("spec.phases", description))
     if spec.get("phases") and given.get("max_steps") is not None:
-        description = f"{given['max_steps']!r} given together with phases, whose num_epochs say how long each one is."
+        description = (
+            f"{given['max_steps']!r} given together with phases, whose num_epochs say how long each is; leave it out."
+        )
         found.append(Violation("spec.hyperparameters.max_steps", description))
     return found
 
@@ -336,7 +348,7 @@ def _violation(detail: ErrorDetails, preset: Mapping[str, Any]) -> Violation:
     if detail["type"] == "extra_forbidden":
         return Violation(path, _unknown_key(str(loc[-1]), siblings))
     if detail["type"] == "missing":
-        return Violation(path, "is required.")
+        return Violation(path, "is required; set it.")
     if "[key]" in detail["loc"]:
         keys: Sequence[str] = typing.get_args(Column) if "mapping" in loc else ()
         allowed = f"one of {', '.join(keys)}" if keys else "a key matching [a-z][a-z0-9_-]{0,62}"

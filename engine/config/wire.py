@@ -28,9 +28,12 @@ def data_sources(spec: FineTuningJobSpec) -> Iterator[tuple[str, DataSource]]:
 def config_to_spec(config: JobConfig) -> FineTuningJobSpec:
     """Every field filled in but those that stand for "none" (a prompt nobody gave, a step limit that is not set).
 
-    Of warmup_ratio and warmup_steps the one that applies is set, so the result can be sent as a spec again.
+    Of warmup_ratio and warmup_steps the one that applies is set, so the result can be sent as a spec again; of a
+    curriculum neither num_epochs nor max_steps, as its phases say how long they are.
     """
     values = config.model_dump()
+    if config.phases:
+        values["hyperparameters"] |= {"num_epochs": None, "max_steps": None}
     if values["hyperparameters"]["warmup_steps"] is not None:
         values["hyperparameters"]["warmup_ratio"] = None
     spec = FineTuningJobSpec()

@@ -46,6 +46,8 @@ class Prepared:
     train: Statistics = field(default_factory=Statistics)
     """Of all phases together, each counted once."""
     eval: Statistics = field(default_factory=Statistics)
+    num_distinct: int = 0
+    """Rows that training_data or the phases have between them, each once, before any is held out, drawn or cut."""
     num_leaked: int = 0
     """Rows of evaluation_data that are also trained on."""
     has_chat: bool = False
@@ -173,6 +175,7 @@ def _result(config: JobConfig, tokenizer: Tokenizer, split: Split, packs: list[P
         phases=[PreparedPhase(counted, pack.num_sequences) for counted, pack in phases],
         train=split.train,
         eval=split.eval,
+        num_distinct=split.num_distinct,
         num_leaked=split.num_leaked,
         has_chat=split.has_chat,
         used_plain_template=not tokenizer.has_own_template and config.chat_template is None,

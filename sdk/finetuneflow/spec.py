@@ -64,6 +64,17 @@ def partial_spec(values: Mapping[str, Any]) -> pb.FineTuningJobSpec:
     return spec
 
 
+def readable_spec(values: Mapping[str, Any]) -> pb.FineTuningJobSpec:
+    """What can be read of `values`, whatever else is wrong with them; files have a name in place of an id."""
+    reader = _Reader()
+    spec = pb.FineTuningJobSpec()
+    reader.read_message(spec, values, "spec")
+    phased = [source for phase in spec.phases for source in phase.training_data]
+    for source in (*spec.training_data, *spec.evaluation_data, *phased):
+        source.dataset = source.dataset or "file"
+    return spec
+
+
 def spec_to_dict(message: Message) -> dict[str, Any]:
     """The set fields, as `draft_spec` takes them."""
     return {descriptor.name: _plain(descriptor, value) for descriptor, value in message.ListFields()}

@@ -1,5 +1,7 @@
 """Recommendations and estimates for this node's machine, or for one that is only thought of. No weights are read."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from engine.catalogue import Catalogue
@@ -42,7 +44,7 @@ class Estimates:
         """Raises JobError: MODEL_NOT_FOUND and what else `Catalogue.describe` raises, INVALID_CONFIG,
         UNKNOWN_ARCHITECTURE."""
         if not request.base_model and not request.matrix:
-            raise _invalid("base_model", "is required, unless the matrix is asked for.")
+            raise _invalid("base_model", "is required, unless the matrix is asked for.", "Name a model.")
         # The seed's matrix is for its own defaults, recomputation included, unless the request says how to train.
         given = request.HasField("spec")
         config = _config(request.spec, request.base_model or "matrix")
@@ -53,7 +55,9 @@ class Estimates:
             architecture = self.architecture(request.base_model)
             machine = self._machine(request, config)
             length = request.longest_row if request.HasField("longest_row") else None
+            config, warnings = _within(config, architecture, length)
             found = recommend(architecture, machine, config, length)
+            found = replace(found, warnings=(*warnings, *found.warnings))
             estimate = self._estimate(
                 architecture, machine, found.plan, None, calibration(request.observed), reduced=True
             )
@@ -66,14 +70,15 @@ class Estimates:
         """Of the spec as it is; its method is the recommended one where it is automatic. Raises what `recommend`
         does."""
         if not request.spec.base_model:
-            raise _invalid("spec.base_model", "is required.")
+            raise _invalid("spec.base_model", "is required.", "Name a model.")
         config = _config(request.spec, request.spec.base_model)
         architecture = self.architecture(config.base_model)
         machine = self._machine(request, config)
         length = request.longest_row if request.HasField("longest_row") else None
+        config, warnings = _within(config, architecture, length)
         found = recommend(architecture, machine, config, length)
         work, speeds = _work(request, config), calibration(request.observed)
-        estimate = self._estimate(architecture, machine, found.plan, work, speeds, reduced=False)
+        estimate = self._estimate(architecture, machine, found.plan, work, speeds, warnings, reduced=False)
         return api.EstimateResourcesResponse(estimate=estimate)
 
     def architecture(self, reference: str) -> Architecture:
@@ -102,10 +107,10 @@ class Estimates:
     ) -> Machine:
         if request.HasField("memory_bytes"):
             if request.memory_bytes < GIB:
-                raise _invalid("memory_bytes", f"{request.memory_bytes:,} given; at least 1 GiB.")
+                raise _invalid("memory_bytes", f"{request.memory_bytes:,} given; at least 1 GiB.", "Give bytes.")
             return gpu_machine(request.gpu or "GPU", request.memory_bytes)
         if request.gpu:
-            raise _invalid("memory_bytes", "is required with gpu: how many bytes it has free.")
+            raise _invalid("memory_bytes", "is required with gpu: how many bytes it has free.", "Give both, or none.")
         own = request.hardware if request.HasField("hardware") else read_hardware(self._node_id, self._disk)
         return Machine.of(own, gpus=config.resources.gpus)
 
@@ -116,6 +121,7 @@ class Estimates:
         plan: Plan,
         work: Work | None,
         speeds: Calibration,
+        warnings: Sequence[str] = (),
         *,
         reduced: bool,
     ) -> ResourceEstimate:
@@ -129,6 +135,8 @@ class Estimates:
             work=work,
             calibration=speeds,
             prices=self._prices,
+            changes=plan.adjustments if plan.verdict == "tight" and not reduced else (),
+            warnings=warnings,
         )
 
 
@@ -137,6 +145,26 @@ def _config(spec: FineTuningJobSpec, base_model: str) -> JobConfig:
     values = {**spec_to_dict(spec), "base_model": base_model}
     values.setdefault("training_data", [{"dataset": "not given"}])
     return job_config(values)
+
+
+def _within(config: JobConfig, architecture: Architecture, longest: int | None) -> tuple[JobConfig, list[str]]:
+    """With the max_length that preflight would leave it, and what is cut by that."""
+    limit, warnings = config.hyperparameters.max_length, []
+    if 0 < architecture.context < limit:
+        warnings.append(
+            f"max_length = {limit:,} is more than the model's context: {architecture.context:,} is counted with, as it "
+            "would be trained."
+        )
+        limit = architecture.context
+        hyper = config.hyperparameters.model_copy(update={"max_length": limit})
+        config = config.model_copy(update={"hyperparameters": hyper})
+    if longest is not None and longest > limit:
+        what = "left out" if config.hyperparameters.truncation == "drop" else "cut"
+        more = "" if limit == architecture.context else " Raise hyperparameters.max_length to train on all of them."
+        warnings.append(
+            f"Rows longer than max_length = {limit:,} are {what}: {longest:,} tokens are not counted with.{more}"
+        )
+    return config, warnings
 
 
 def _work(request: api.EstimateResourcesRequest, config: JobConfig) -> Work | None:
@@ -155,5 +183,5 @@ def _work(request: api.EstimateResourcesRequest, config: JobConfig) -> Work | No
     return Work(rows * mean, held_out * mean * evaluations)
 
 
-def _invalid(field: str, description: str) -> JobError:
-    return JobError("INVALID_REQUEST", f"{field} {description}", "", [Violation(field, description)])
+def _invalid(field: str, description: str, advice: str) -> JobError:
+    return JobError("INVALID_REQUEST", f"{field} {description}", advice, [Violation(field, description)])

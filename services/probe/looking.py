@@ -41,7 +41,9 @@ class Looking:
         if request.first_row < 0:
             wrong.append(Violation("first_row", f"{request.first_row} given; rows are numbered from 1."))
         if wrong:
-            raise JobError("INVALID_REQUEST", f"{wrong[0].field}: {wrong[0].description}", "", wrong)
+            raise JobError(
+                "INVALID_REQUEST", f"{wrong[0].field}: {wrong[0].description}", "Correct the named fields.", wrong
+            )
         rows = {"num_rows": request.num_rows or _DEFAULT_ROWS, "first_row": request.first_row or 1}
         return await self._answer(request, api.PreviewDatasetResponse(), **rows)
 

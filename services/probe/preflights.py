@@ -56,10 +56,14 @@ def dry_run_spec(
     config = job_config(spec_to_dict(request.spec))
     if missing := unsupported(config):
         fields = ", ".join(violation.field for violation in missing)
-        raise JobError("NOT_IMPLEMENTED", f"not built yet: {fields}", "", missing)
+        raise JobError("NOT_IMPLEMENTED", f"not built yet: {fields}", "Leave them out.", missing)
     uploaded = [name for name in config.dataset_ids() if not is_hub_reference(name)]
     if unknown := [name for name in uploaded if name not in sources]:
-        raise JobError("DATASET_NOT_FOUND", f"A probe knows no dataset {unknown[0]!r}.", "Ask the gateway.")
+        raise JobError(
+            "DATASET_NOT_FOUND",
+            f"A probe knows no dataset {unknown[0]!r}.",
+            "Ask the gateway, which knows what was uploaded.",
+        )
     token = settings.hub_token.get_secret_value() or None
     pinned, files = pin(request.spec, hub)
     local = models.fetch(request.spec.base_model, token, tokenizer_only=True)

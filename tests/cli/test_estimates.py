@@ -71,6 +71,49 @@ def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     return lambda *arguments: CliRunner().invoke(build_app(), list(map(str, arguments)))
 
 
+def test_a_tight_estimate_says_with_which_changes_it_fits(here: Any) -> None:
+    """`tight` alone leaves a caller to guess; and rows that are cut are not estimated in silence."""
+    tight = ("estimate", "-m", "llama-3.1-8b", "--set", "method=qlora", "--vram", "16", "--longest-row", "4000")
+    shown = here(*tight).stdout
+    assert "hyperparameters.per_device_train_batch_size\t4\t" in shown
+    assert "Mind: Rows longer than max_length = 2,048 are cut" in shown
+    estimate = json.loads(here(*tight, "--set", "hyperparameters.max_length=200000", "--json").stdout)["estimate"]
+    assert estimate["verdict"] == "FIT_VERDICT_TIGHT"
+    rows = "hyperparameters.per_device_train_batch_size"
+    assert {"field": rows, "before": "4", "after": "1"} in estimate["changes"]
+    assert estimate["warnings"] == [
+        "max_length = 200,000 is more than the model's context: 131,072 is counted with, as it would be trained."
+    ]
+
+
+def test_everything_wrong_with_a_job_is_said_at_once(here: Any, tmp_path: Path) -> None:
+    """Unknown names are the client's to see, ranges and recipes the engine's; one by one they cost a look each."""
+    job = tmp_path / "job.toml"
+    job.write_text(
+        'base_model = "smollm2-135m"\ntraining_data = "rows.jsonl"\nrecipe = "defalt"\nbogus = 1\n'
+        "[lora]\nr = 0\n[hyperparameters]\nlearnin_rate = 3\n"
+    )
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    for command in ("validate", "estimate"):
+        done = here(command, "--config", job, "--json")
+        assert done.exit_code == 2
+        fields = {violation["field"] for violation in json.loads(done.stderr)["error"]["violations"]}
+        assert fields == {"spec.bogus", "spec.hyperparameters.learnin_rate", "spec.lora.r", "spec.recipe"}
+
+
+def test_the_argument_at_fault_is_named_for_programs(here: Any) -> None:
+    """One code for every wrong usage tells a program nothing that it could point at."""
+    for arguments, field in (
+        (("estimate", "-m", "m", "--vram", "0"), "--vram"),
+        (("estimate", "-m", "m", "--gpu", "L4"), "--gpu"),
+        (("estimate", "--no-such"), "--no-such"),
+        (("estimate",), "--model"),
+        (("jobs", "get"), "job_id"),
+    ):
+        done = here(*arguments, "--json")
+        assert [violation["field"] for violation in json.loads(done.stderr)["error"]["violations"]] == [field]
+
+
 def test_a_machine_without_a_server_answers_for_itself(here: Any, tmp_path: Path) -> None:
     """A model in the operator's folder, rows in a file: tokens are counted with the model's own tokenizer."""
     from tests.tiny import make_tiny_model

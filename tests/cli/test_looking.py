@@ -1,5 +1,6 @@
 """`ftf validate`, `ftf datasets preview|stats`: with a server, and on this machine without one."""
 
+import io
 import json
 import subprocess
 import sys
@@ -7,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from finetuneflow.cli.exits import report
+from finetuneflow.errors import InvalidArgument, Violation
 from tests.cli.conftest import Ftf
 from tests.tiny import make_tiny_model
 
@@ -124,3 +128,27 @@ def test_a_server_looks_at_what_was_uploaded(ftf: Ftf, gateway: Any, tmp_path: P
     assert request.spec.hyperparameters.max_length == 64
     assert ftf("validate", rows, "--model", "m", "--set", "hyperparameters.num_epochs=100").exit_code == 2
     assert ftf("validate", "nowhere.jsonl", "--model", "m").exit_code == 2
+
+
+def test_what_is_wrong_with_every_row_is_said_once(tiny: Path, tmp_path: Path) -> None:
+    """A table without a mapping has the same wrong in each of its rows, in a long line."""
+    table = tmp_path / "gym.csv"
+    table.write_text("Age,BMI\n" + "".join(f"{20 + n},{20 + n / 10}\n" for n in range(60)))
+    done = here(tiny, "validate", table, "-m", "tiny")
+    assert done.stdout.count("none of the known columns") == 1, done.stderr
+    assert "rows 2, 3, 4 and 57 more: " in done.stdout
+    assert "In all 60 rows are wrong" in done.stdout
+
+
+def test_a_refusal_says_once_what_its_rows_share() -> None:
+    """The same where a call was refused: the first row is in the message, the others need only their numbers."""
+    same = [Violation(f"training_data[0] row {n}", f"row {n}: has no answer [MISSING]") for n in range(2, 8)]
+    other = Violation("training_data[0] row 9", "row 9: is empty [EMPTY]")
+    console = Console(file=io.StringIO(), width=200)
+    report(InvalidArgument("row 2: has no answer. In all 7 rows.", violations=[*same, other]), console)
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue().splitlines() == [
+        "row 2: has no answer. In all 7 rows.",
+        "  training_data[0] rows 2, 3, 4 and 3 more: the same",
+        "  training_data[0] row 9: is empty [EMPTY]",
+    ]

@@ -121,8 +121,13 @@ def test_a_bad_value_is_named_with_its_path_range_and_default(change: dict[str, 
 
 
 def test_all_violations_come_at_once() -> None:
-    """Three mistakes take one round trip, not three."""
-    assert len(refused({"hyperparameters": {"learning_rate": 2, "max_steps": 0}, "seed": -1, "base_model": "m"})) == 3
+    """Five mistakes take one round trip, not five: sections, an unknown recipe, missing data."""
+    assert refused(
+        {"hyperparameters": {"learning_rate": 2, "max_steps": 0}, "seed": -1, "base_model": "m", "recipe": "defalt"}
+    ).keys() == {
+        "spec.hyperparameters.learning_rate", "spec.hyperparameters.max_steps", "spec.seed", "spec.recipe",
+        "spec.training_data",
+    }  # fmt: skip
 
 
 def test_an_enum_value_of_a_newer_client_is_refused() -> None:
@@ -167,6 +172,14 @@ def test_the_trainers_arguments_are_ones_it_knows(tmp_path: Path) -> None:
     assert (arguments.warmup_steps, arguments.max_length, arguments.bf16) == (0.03, 2048, False)
     with pytest.raises(ValueError, match="automatic"):
         sft_arguments(job_config(MINIMAL), output_dir=str(tmp_path), device="cpu")
+
+
+def test_a_resolved_curriculum_has_no_length_beside_its_phases() -> None:
+    """A number of epochs that nobody uses looks like one of the settings; sent again, max_steps would be refused."""
+    phase = {"training_data": [{"dataset": "a"}], "num_epochs": 2.0}
+    message = config_to_spec(job_config({"base_model": "m", "phases": [phase], "recipe": "cpu-demo"}))
+    assert not message.hyperparameters.HasField("num_epochs") and not message.hyperparameters.HasField("max_steps")
+    assert job_config(spec_to_dict(message)).phases[0].num_epochs == 2.0
 
 
 def test_what_cannot_go_with_phases_is_refused() -> None:

@@ -25,7 +25,8 @@ LIKE = {400: 3000, 410: 2000}
 def config(**spec: Any) -> JobConfig:
     hyper = {"precision": "bf16", "optim": "adamw_torch", "gradient_checkpointing": False, "max_length": 512}
     hyper |= {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2, **spec.pop("hyperparameters", {})}
-    values = {"base_model": "m", "training_data": [{"dataset": "d"}], "method": "lora", "hyperparameters": hyper}
+    data = {} if "phases" in spec else {"training_data": [{"dataset": "d"}]}
+    values = {"base_model": "m", **data, "method": "lora", "hyperparameters": hyper}
     return job_config(values | spec)
 
 
@@ -41,7 +42,7 @@ def counted(lengths: Mapping[int, int], **more: int) -> Statistics:
 
 def better(
     *, machine: Machine = CARD, model: str = "llama-3.2-1b", lengths: Mapping[int, int] = LIKE, held: int = 500,
-    steps: int = 900, packed: int = 0, cut: int = 0, seconds: float | None = None, **spec: Any,
+    steps: int = 900, packed: int = 0, distinct: int = 0, cut: int = 0, seconds: float | None = None, **spec: Any,
 ) -> dict[str, Improvement]:  # fmt: skip
     """By the last part of the field's name."""
     evaluation = counted({400: held}) if held else Statistics()
@@ -49,7 +50,16 @@ def better(
     architecture = known(model)
     passes = 16 * steps / max(train.num_examples, 1)
     facts = JobFacts(
-        config(**spec), architecture, machine, train, evaluation, packed or train.num_examples, steps, passes, seconds
+        config=config(**spec),
+        architecture=architecture,
+        machine=machine,
+        train=train,
+        evaluation=evaluation,
+        num_packed=packed or train.num_examples,
+        num_distinct=distinct or train.num_examples + held,
+        total_steps=steps,
+        passes=passes,
+        seconds=seconds,
     )
     return {found.field.rpartition(".")[2]: found for found in improvements(facts)}
 
@@ -139,3 +149,18 @@ def test_disk_counts_what_is_there_at_once() -> None:
     assert disk(900, here=False).verdict == "comfortable"
     assert disk(900, here=True).verdict == "tight"
     assert disk(900, here=True, download_bytes=GIB).verdict == "impossible"
+
+
+def test_a_row_in_two_phases_is_one_row() -> None:
+    """A curriculum that goes over the same 60 rows twice has 60 rows to hold out of, not 120, and half the tokens."""
+    phase = {"training_data": [{"dataset": "d"}], "num_epochs": 1}
+    found = better(
+        lengths={400: 120}, held=0, distinct=60, method="full", model="smollm2-135m", phases=[phase, phase],
+        holdout_fraction=0,
+    )  # fmt: skip
+    assert "None of the 60 rows is held out" in found["holdout_fraction"].reason
+    assert found["method"].reason.startswith("About 12,000 trained tokens")
+    cut = better(lengths={512: 120}, cut=60, held=0, distinct=60, model="smollm2-135m", phases=[phase, phase])[
+        "max_length"
+    ].reason
+    assert cut.startswith("50% of the rows lose their end")

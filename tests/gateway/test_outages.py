@@ -10,6 +10,8 @@ from typing import Any
 
 import grpc
 import pytest
+from sqlalchemy import make_url
+from sqlmodel import select
 
 from chassis.artifacts import ArtifactStore
 from chassis.bus import Bus
@@ -154,6 +156,15 @@ def own_postgres() -> Iterator[PostgresServer]:
         yield server
         if server.running:
             server.stop()
+
+
+async def test_a_host_whose_name_is_not_known_is_an_outage() -> None:
+    """A failing name server must not end a gateway."""
+    database = Database(make_url("postgresql+asyncpg://ftf@no-such-host.invalid/ftf"))
+    with pytest.raises(DatabaseUnavailable):
+        async with database.read() as session:
+            await session.exec(select(1))
+    await database.close()
 
 
 async def test_a_restarted_postgresql_is_an_interruption(

@@ -22,7 +22,7 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise _refuse(path.name, f"no valid TOML: {error}") from error
+        raise _refuse(path.name, f"no valid TOML: {error}; correct that place") from error
     violations: list[Violation] = []
     resolved = _resolve(table, "", path.name, text, violations)
     if violations:
@@ -41,7 +41,7 @@ def apply_setting(values: dict[str, Any], setting: str) -> None:
     for key in keys[:-1]:
         table = table.setdefault(key, {})
         if not isinstance(table, dict):
-            raise _refuse(f"--set {setting}", f"`{key}` holds a value, not a table")
+            raise _refuse(f"--set {setting}", f"`{key}` holds a value, not a table; leave one of the two out")
     table[keys[-1]] = _toml_value(raw.strip())
 
 
@@ -86,7 +86,9 @@ def _resolve(value: Any, key: str, file: str, text: str, violations: list[Violat
     for name in _VARIABLE.findall(value):
         if name not in os.environ:
             line = 1 + text[: text.find("${" + name + "}")].count("\n")
-            violations.append(Violation(key, f"the environment variable {name} is not set ({file}, line {line})"))
+            violations.append(
+                Violation(key, f"the environment variable {name} is not set ({file}, line {line}); export it")
+            )
     replaced = _VARIABLE.sub(lambda match: os.environ.get(match[1], ""), value)
     return None if replaced == "null" else replaced
 

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from finetuneflow.cli.session import count, duration, print_rows, size
 from finetuneflow.resources.estimate import (
+    Adjustment,
     DecisionCell,
     DiskEstimate,
     FitVerdict,
@@ -26,9 +27,7 @@ def print_recommendation(console: Console, found: Recommendation) -> None:
     verdict = _word(found.verdict)
     console.print(f"{found.base_model} on {estimate.hardware}: {_method(found.method)}, {verdict}")
     console.print(found.reason)
-    if found.changes:
-        console.print("")
-        print_rows(console, ["CHANGE", "FROM", "TO"], ([c.field, c.before, c.after] for c in found.changes))
+    _print_changes(console, found.changes)
     console.print("")
     print_rows(console, ["MEMORY", "SIZE", ""], _memory(estimate))
     for title, lines in (("Mind", found.warnings), ("Or", found.alternatives)):
@@ -42,7 +41,13 @@ def print_recommendation(console: Console, found: Recommendation) -> None:
 
 def print_estimate(console: Console, estimate: ResourceEstimate) -> None:
     console.print(f"{_method(estimate.method)} on {estimate.hardware}: {_word(estimate.verdict)}")
+    if estimate.changes:
+        console.print("It fits with these changes only; the memory below is without them.")
+        _print_changes(console, estimate.changes)
+        console.print("")
     print_rows(console, ["MEMORY", "SIZE", ""], _memory(estimate))
+    for warning in estimate.warnings:
+        console.print(f"Mind: {warning}")
     console.print("")
     rows = [["Speed", _speed(estimate)]]
     if estimate.duration_seconds is not None:
@@ -55,6 +60,12 @@ def print_estimate(console: Console, estimate: ResourceEstimate) -> None:
     if estimate.disk is not None:
         rows.append(["Disk", _disk(estimate.disk)])
     print_rows(console, ["", ""], rows)
+
+
+def _print_changes(console: Console, changes: Sequence[Adjustment]) -> None:
+    if changes:
+        console.print("")
+        print_rows(console, ["CHANGE", "FROM", "TO"], ([c.field, c.before, c.after] for c in changes))
 
 
 def print_matrix(console: Console, cells: Sequence[DecisionCell]) -> None:
@@ -119,7 +130,7 @@ def _cost(estimate: ResourceEstimate) -> str:
 def _disk(disk: DiskEstimate) -> str:
     need = f"{count(disk.num_checkpoints, 'checkpoint')} of {size(disk.checkpoint_bytes)} at once"
     if disk.download_bytes:
-        need += f", {size(disk.download_bytes)} of weights to download"
+        need += f", {size(disk.download_bytes)} of weights to fetch"
     return f"{size(disk.needed_bytes)} ({need}) of {size(disk.free_bytes)} that are free: {_word(disk.verdict)}"
 
 

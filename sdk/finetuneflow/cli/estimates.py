@@ -16,6 +16,7 @@ import typer
 from finetuneflow.cli.config import apply_setting, read_config
 from finetuneflow.cli.estimate_tables import print_estimate, print_matrix, print_recommendation
 from finetuneflow.cli.exits import CommandFailed, error_console
+from finetuneflow.cli.refusals import Ask, every_refusal
 from finetuneflow.cli.session import Json, Session, print_json, session
 from finetuneflow.errors import Unavailable
 from finetuneflow.probe import estimate_request, recommend_request
@@ -86,6 +87,10 @@ class _Asking:
             error_console().print("No server is up: this is the answer for this machine.", style="dim")
             return own(self._here)
 
+    def settings(self, at: Session) -> Ask:
+        """Whoever is to say what is wrong with the settings of a job."""
+        return at.client.probe.ask_estimate if self._here is None or at.address is not None else self._here.estimate
+
     def counted(self, request: pb.EstimateResourcesRequest, data: list[Path]) -> None:
         """Puts into the request what the files hold."""
         if self._here is None:
@@ -100,9 +105,11 @@ class _Asking:
 
 def _check_machine(vram: float | None, gpu: str, node: str) -> None:
     if gpu and vram is None:
-        raise typer.BadParameter("--gpu needs --vram, the GPU's memory in GiB.")
+        raise typer.BadParameter("give --vram, too: that GPU's memory in GiB.", param_hint="--gpu")
     if node and vram is not None:
-        raise typer.BadParameter("--node names a machine of yours, --vram one that is thought of: leave one out.")
+        raise typer.BadParameter(
+            "it names a machine of yours, --vram one that is thought of: leave one out.", param_hint="--node"
+        )
 
 
 def _recommend(asking: _Asking) -> Callable[..., None]:
@@ -124,11 +131,18 @@ def _recommend(asking: _Asking) -> Callable[..., None]:
         _check_machine(vram, gpu, node)
         model = model or str(spec.pop("base_model", ""))
         if not model and not matrix:
-            raise typer.BadParameter("give --model, or --matrix.")
+            raise typer.BadParameter("name a model, or give --matrix.", param_hint="--model")
         at = session(ctx)
-        request = recommend_request(
-            model, node_id=node, memory_gib=vram, gpu=gpu, longest_row=longest_row, matrix=matrix, spec=_no_data(spec)
-        )
+        with every_refusal(spec, asking.settings(at)):
+            request = recommend_request(
+                model,
+                node_id=node,
+                memory_gib=vram,
+                gpu=gpu,
+                longest_row=longest_row,
+                matrix=matrix,
+                spec=_no_data(spec),
+            )
         answer: pb.RecommendMethodResponse = asking.answer(
             at,
             lambda: at.client.probe.ask_recommendation(request),
@@ -168,18 +182,19 @@ def _estimate(asking: _Asking) -> Callable[..., None]:
         spec = _spec(config, settings)
         spec |= {name: value for name, value in (("base_model", model), ("recipe", recipe)) if value}
         if not spec.get("base_model"):
-            raise typer.BadParameter("give --model.")
+            raise typer.BadParameter("name a model.", param_hint="--model")
         _check_machine(vram, gpu, node)
         at = session(ctx)
-        request = estimate_request(
-            spec,
-            node_id=node,
-            memory_gib=vram,
-            gpu=gpu,
-            longest_row=longest_row,
-            num_examples=examples,
-            mean_tokens=mean_tokens,
-        )
+        with every_refusal(spec, asking.settings(at)):
+            request = estimate_request(
+                spec,
+                node_id=node,
+                memory_gib=vram,
+                gpu=gpu,
+                longest_row=longest_row,
+                num_examples=examples,
+                mean_tokens=mean_tokens,
+            )
         if data:
             asking.counted(request, data)
         answer: pb.EstimateResourcesResponse = asking.answer(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import typer
@@ -21,6 +22,7 @@ from finetuneflow.errors import (
     JobFailed,
     ServerError,
     Unavailable,
+    Violation,
 )
 
 DONE = 0
@@ -43,9 +45,12 @@ _JSON = "finetuneflow.json"
 class CommandFailed(FineTuneFlowError):
     """A command that asks no server failed; the message says what to do."""
 
-    def __init__(self, message: str, *, code: int = USAGE, advice: str = "") -> None:
+    def __init__(
+        self, message: str, *, code: int = USAGE, advice: str = "", violations: Sequence[Violation] = ()
+    ) -> None:
         super().__init__(message, advice=advice)
         self.exit_code = code
+        self.violations = tuple(violations)
 
 
 def exit_code(error: FineTuneFlowError) -> int:
@@ -64,14 +69,38 @@ def report(error: FineTuneFlowError, console: Console) -> None:
     reason = f" [{error.reason}]" if isinstance(error, ApiError) and error.reason else ""
     console.print(f"{as_typed(error.message)}{reason}", style="red")
     if isinstance(error, ApiError):
-        for field, description in error.unsaid:
-            console.print(f"  {field}: {as_typed(description)}")
+        for line in _fields_at_fault(error):
+            console.print(f"  {as_typed(line)}")
     if error.advice:
         console.print(as_typed(error.advice))
     if isinstance(error, JobFailed):
         console.print(f"Look into it: {ftf(f'jobs explain {error.job.id}')}")
     elif exit_code(error) == UNREACHABLE:
         console.print(f"Look into it: {ftf('doctor')}")
+
+
+def _fields_at_fault(error: ApiError) -> Iterator[str]:
+    """A line each; rows of which the same is to be said share one."""
+    shared: dict[tuple[str, str], list[str]] = {}
+    for field, description in error.unsaid:
+        source, _, row = field.rpartition(" row ")
+        said = description.removeprefix(f"row {row}: ") if source else description
+        shared.setdefault((source or field, said), []).append(row if source else "")
+    for (place, said), rows in shared.items():
+        if not rows[0]:
+            yield f"{place}: {said}"
+        elif said.rpartition(" [")[0].rstrip(".") not in error.message:
+            yield f"{place} {named_rows(rows)}: {said}"
+        elif len(rows) > 1:
+            yield f"{place} {named_rows(rows)}: the same"
+
+
+def named_rows(rows: Sequence[str]) -> str:
+    """row 2; rows 2, 3, 4 and 46 more."""
+    if len(rows) == 1:
+        return f"row {rows[0]}"
+    first, more = rows[:3], len(rows) - 3
+    return f"rows {', '.join(first)} and {more:,} more" if more > 0 else f"rows {' and '.join(first)}"
 
 
 def error_object(error: FineTuneFlowError) -> dict[str, Any]:
@@ -84,6 +113,16 @@ def error_object(error: FineTuneFlowError) -> dict[str, Any]:
         "advice": as_typed(error.advice),
         "violations": [{"field": f, "description": d} for f, d in getattr(error, "violations", ())],
     }
+
+
+def _argument_at_fault(error: Any) -> list[Violation]:
+    """Where click knows it: `--model`, or an argument's name."""
+    given, parameter = getattr(error, "param_hint", None), getattr(error, "param", None)
+    name = given or getattr(error, "option_name", None)
+    if not name and parameter is not None:
+        is_option = getattr(parameter, "param_type_name", "") == "option"
+        name = parameter.opts[0] if is_option else parameter.name
+    return [Violation(str(name), error.message or error.format_message())] if name else []
 
 
 class ReportingGroup(TyperGroup):
@@ -107,7 +146,7 @@ class ReportingGroup(TyperGroup):
         except _ClickException as error:
             if not ctx.meta[_JSON]:
                 raise
-            failure = CommandFailed(error.format_message())
+            failure = CommandFailed(error.format_message(), violations=_argument_at_fault(error))
         if ctx.meta[_JSON]:
             sys.stderr.write(json.dumps({"error": error_object(failure)}, ensure_ascii=False) + "\n")
         else:

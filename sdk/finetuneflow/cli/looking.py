@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from finetuneflow.cli.exits import USAGE
+from finetuneflow.cli.exits import USAGE, named_rows
 from finetuneflow.cli.session import Json, Session, count, print_json, print_rows, session, size
 from finetuneflow.datasets import data_source
 from finetuneflow.enums import enum_number
@@ -93,7 +93,9 @@ class _Looking:
 def _uploaded(at: Session, data: str) -> str:
     if not Path(data).is_file():
         if not is_dataset_id(data):
-            raise typer.BadParameter(f"no such file: {data} (a dataset id starts with ds_, one of the hub with hf://)")
+            raise typer.BadParameter(
+                f"no such file: {data} (a dataset id starts with ds_, one of the hub with hf://)", param_hint="DATA"
+            )
         return data
     return at.client.datasets.upload(data).id
 
@@ -110,7 +112,7 @@ def source_settings(mapping: list[str] | None, template: Path | None, format_: s
     """The fields of a source that options stand for."""
     pairs = dict(entry.split("=", 1) for entry in mapping or [] if "=" in entry)
     if len(pairs) != len(mapping or []):
-        raise typer.BadParameter("--map takes ours=theirs, such as question=prompt, and each of ours once")
+        raise typer.BadParameter("write ours=theirs, such as question=prompt, each of ours once", param_hint="--map")
     text = template.read_text(encoding="utf-8") if template else None
     return {"mapping": pairs, "template": text, "format": format_}
 
@@ -179,12 +181,17 @@ def _preview(looking: _Looking) -> Callable[..., None]:
 
 
 def show_problems(console: Console, report: ValidationReport) -> None:
-    """The first ones one by one, all of them counted."""
-    for problem in report.problems[:_SHOWN]:
-        style = "red" if problem.severity == ProblemSeverity.ERROR else "yellow"
-        place = f"row {problem.row}: " if problem.row else ""
-        console.print(Text(f"{place}{problem.message} [{problem.reason}]", style=style))
-    if report.num_problems > min(len(report.problems), _SHOWN):
+    """The first ones, all of them counted. What is wrong with several rows in the same words is said once."""
+    shared: dict[tuple[str, ProblemSeverity | None, str, str], list[str]] = {}
+    for problem in report.problems:
+        said = (problem.source, problem.severity, problem.message, problem.reason)
+        shared.setdefault(said, []).append(str(problem.row) if problem.row else "")
+    shown = list(shared.items())[:_SHOWN]
+    for (_, severity, message, reason), rows in shown:
+        style = "red" if severity == ProblemSeverity.ERROR else "yellow"
+        place = f"{named_rows(rows)}: " if rows[0] else ""
+        console.print(Text(f"{place}{message} [{reason}]", style=style))
+    if report.num_problems > sum(len(rows) for _, rows in shown):
         kinds = ", ".join(f"{each.count:,} {each.reason}" for each in report.counts)
         console.print(f"{count(report.num_problems, 'problem')} in all: {kinds}. --json lists up to 100 of a kind.")
 

@@ -25,7 +25,7 @@ def print_preflight(console: Console, found: Preflight) -> None:
     named = f"{model.id} {model.revision}".strip()
     console.print(f"{named}: {model.architecture or 'unknown architecture'}, {model.num_parameters:,} parameters\n")
     rows = found.report.validation
-    if rows.training_data is not None:
+    if rows.training_data is not None and rows.training_data.num_examples:
         held_out = rows.evaluation_data.num_examples if rows.evaluation_data is not None else 0
         counted = [*figures(rows, rows.training_data), ["Held out", f"{held_out:,}"]]
         print_rows(console, ["OF THE ROWS", ""], counted)
@@ -39,9 +39,14 @@ def print_preflight(console: Console, found: Preflight) -> None:
         print_rows(console, ["BETTER", "FROM", "TO", "WHY"], better)
     console.print("")
     show_problems(console, rows)
+    wrong = [problem for problem in rows.problems if problem.severity == ProblemSeverity.ERROR]
     for finding in found.report.findings:
         refusal = finding.severity == ProblemSeverity.ERROR
-        said = " ".join(part for part in (finding.message, as_typed(finding.advice)) if part)
+        message = finding.message
+        if finding.reason == "BAD_DATA" and wrong:
+            # It stands above, with the rows.
+            message = message.replace(f": {wrong[0].message.rstrip('.')}.", ".", 1)
+        said = " ".join(part for part in (message, as_typed(finding.advice)) if part)
         line = f"{'Refused' if refusal else 'Warning'}: {said} [{finding.reason}]"
         console.print(Text(line, style="red" if refusal else "yellow"))
     if found.report.verdict is not None:

@@ -100,7 +100,7 @@ def count(number: int, noun: str) -> str:
 def not_empty(value: str) -> str:
     """For arguments: an empty shell variable is nothing to look for."""
     if not value.strip():
-        raise typer.BadParameter("is empty.")
+        raise typer.BadParameter("is empty; give an id or a name.")
     return value
 
 

@@ -10,6 +10,7 @@ import typer
 from finetuneflow.cli.advice import ftf
 from finetuneflow.cli.config import apply_setting, read_config, toml_text
 from finetuneflow.cli.following import follow_or_detach
+from finetuneflow.cli.refusals import every_refusal
 from finetuneflow.cli.session import Json, print_json, session, size
 from finetuneflow.cli.validating import show
 
@@ -52,12 +53,14 @@ def train(
         apply_setting(values, setting)
     progress = None if json or not here.console.is_terminal else _Uploads()
     if dry_run:
-        found = here.client.jobs.preflight(spec=values, on_upload=progress)
+        with every_refusal(values, here.client.probe.ask_estimate):
+            found = here.client.jobs.preflight(spec=values, on_upload=progress)
         if not json:
             here.console.print(f"{toml_text(found.resolved_spec)}\n")
         show(ctx, found, json=json)
         return
-    job = here.client.jobs.create(spec=values, on_upload=progress)
+    with every_refusal(values, here.client.probe.ask_estimate):
+        job = here.client.jobs.create(spec=values, on_upload=progress)
     if detach:
         if json:
             print_json(job.proto)

@@ -16,6 +16,7 @@ from finetuneflow.cli.config import apply_setting, read_config
 from finetuneflow.cli.exits import USAGE
 from finetuneflow.cli.looking import Format, Map, MaxLength, SystemPrompt, Template, TruncationSide, source_settings
 from finetuneflow.cli.preflight_tables import print_preflight
+from finetuneflow.cli.refusals import every_refusal
 from finetuneflow.cli.session import Json, Session, print_json, session
 from finetuneflow.resources.preflight import Preflight
 from finetuneflow.spec import draft_spec
@@ -28,6 +29,7 @@ class Here(Protocol):
     def preflight(
         self, request: pb.PreflightFineTuningJobRequest, files: Mapping[str, Path]
     ) -> pb.PreflightFineTuningJobResponse: ...
+    def estimate(self, request: pb.EstimateResourcesRequest) -> pb.EstimateResourcesResponse: ...
 
 
 def add_commands(app: typer.Typer, here: Here | None = None) -> None:
@@ -67,7 +69,7 @@ def _validate(here: Here | None) -> Callable[..., None]:
             source = {key: value for key, value in settings_.items() if value is not None and value != {}}
             values["training_data"] = [{**source, "dataset": each} for each in data] if source else data
         elif mapping or template or format_:
-            raise typer.BadParameter("--map, --template and --format are about DATA: name the files.")
+            raise typer.BadParameter("name the files that --map, --template and --format are about.", param_hint="DATA")
         flags = {"base_model": model, "recipe": recipe, "system_prompt": system_prompt}
         values |= {key: value for key, value in flags.items() if value}
         if max_length is not None:
@@ -92,7 +94,9 @@ def show(ctx: typer.Context, found: Preflight, *, json: bool) -> None:
 
 
 def _asked(at: Session, here: Here | None, values: dict[str, Any], node: str) -> Preflight:
-    draft = draft_spec(values)
+    ask = at.client.probe.ask_estimate if here is None or at.address is not None else here.estimate
+    with every_refusal(values, ask):
+        draft = draft_spec(values)
     named = [*draft.spec.training_data, *draft.spec.evaluation_data]
     named += [source for phase in draft.spec.phases for source in phase.training_data]
     of_the_server = any(source.dataset.startswith("ds_") for source in named)

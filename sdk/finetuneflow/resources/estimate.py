@@ -49,6 +49,15 @@ class DiskEstimate(Resource):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Adjustment(Resource):
+    """A hyperparameter that has to change."""
+
+    field: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class ResourceEstimate(Resource):
     """Memory, time, cost and disk of a training. What cannot be told is None."""
 
@@ -75,15 +84,9 @@ class ResourceEstimate(Resource):
     cost_high: float | None
     currency: str
     disk: DiskEstimate | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Adjustment(Resource):
-    """A hyperparameter that has to change."""
-
-    field: str
-    before: str
-    after: str
+    changes: tuple[Adjustment, ...]
+    """With which a tight one fits."""
+    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

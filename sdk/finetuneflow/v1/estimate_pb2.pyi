@@ -20,7 +20,7 @@ FIT_VERDICT_TIGHT: FitVerdict
 FIT_VERDICT_IMPOSSIBLE: FitVerdict
 
 class ResourceEstimate(_message.Message):
-    __slots__ = ("memory", "memory_total_bytes", "memory_upper_bytes", "verdict", "duration_seconds", "cost", "moment", "memory_free_bytes", "hardware", "duration_low_seconds", "duration_high_seconds", "tokens_per_second", "speed_basis", "num_observations", "num_tokens", "cost_low", "cost_high", "price_per_hour", "currency", "method", "num_parameters", "num_trained_parameters", "disk")
+    __slots__ = ("memory", "memory_total_bytes", "memory_upper_bytes", "verdict", "duration_seconds", "cost", "moment", "memory_free_bytes", "hardware", "duration_low_seconds", "duration_high_seconds", "tokens_per_second", "speed_basis", "num_observations", "num_tokens", "cost_low", "cost_high", "price_per_hour", "currency", "method", "num_parameters", "num_trained_parameters", "disk", "changes", "warnings")
     MEMORY_FIELD_NUMBER: _ClassVar[int]
     MEMORY_TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
     MEMORY_UPPER_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -44,6 +44,8 @@ class ResourceEstimate(_message.Message):
     NUM_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     NUM_TRAINED_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     DISK_FIELD_NUMBER: _ClassVar[int]
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
     memory: _containers.RepeatedCompositeFieldContainer[MemoryComponent]
     memory_total_bytes: int
     memory_upper_bytes: int
@@ -67,7 +69,9 @@ class ResourceEstimate(_message.Message):
     num_parameters: int
     num_trained_parameters: int
     disk: DiskEstimate
-    def __init__(self, memory: _Optional[_Iterable[_Union[MemoryComponent, _Mapping]]] = ..., memory_total_bytes: _Optional[int] = ..., memory_upper_bytes: _Optional[int] = ..., verdict: _Optional[_Union[FitVerdict, str]] = ..., duration_seconds: _Optional[float] = ..., cost: _Optional[float] = ..., moment: _Optional[str] = ..., memory_free_bytes: _Optional[int] = ..., hardware: _Optional[str] = ..., duration_low_seconds: _Optional[float] = ..., duration_high_seconds: _Optional[float] = ..., tokens_per_second: _Optional[float] = ..., speed_basis: _Optional[str] = ..., num_observations: _Optional[int] = ..., num_tokens: _Optional[int] = ..., cost_low: _Optional[float] = ..., cost_high: _Optional[float] = ..., price_per_hour: _Optional[float] = ..., currency: _Optional[str] = ..., method: _Optional[_Union[_fine_tuning_job_spec_pb2.TrainingMethod, str]] = ..., num_parameters: _Optional[int] = ..., num_trained_parameters: _Optional[int] = ..., disk: _Optional[_Union[DiskEstimate, _Mapping]] = ...) -> None: ...
+    changes: _containers.RepeatedCompositeFieldContainer[Adjustment]
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, memory: _Optional[_Iterable[_Union[MemoryComponent, _Mapping]]] = ..., memory_total_bytes: _Optional[int] = ..., memory_upper_bytes: _Optional[int] = ..., verdict: _Optional[_Union[FitVerdict, str]] = ..., duration_seconds: _Optional[float] = ..., cost: _Optional[float] = ..., moment: _Optional[str] = ..., memory_free_bytes: _Optional[int] = ..., hardware: _Optional[str] = ..., duration_low_seconds: _Optional[float] = ..., duration_high_seconds: _Optional[float] = ..., tokens_per_second: _Optional[float] = ..., speed_basis: _Optional[str] = ..., num_observations: _Optional[int] = ..., num_tokens: _Optional[int] = ..., cost_low: _Optional[float] = ..., cost_high: _Optional[float] = ..., price_per_hour: _Optional[float] = ..., currency: _Optional[str] = ..., method: _Optional[_Union[_fine_tuning_job_spec_pb2.TrainingMethod, str]] = ..., num_parameters: _Optional[int] = ..., num_trained_parameters: _Optional[int] = ..., disk: _Optional[_Union[DiskEstimate, _Mapping]] = ..., changes: _Optional[_Iterable[_Union[Adjustment, _Mapping]]] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class DiskEstimate(_message.Message):
     __slots__ = ("checkpoint_bytes", "num_checkpoints", "needed_bytes", "free_bytes", "holds_artifacts", "verdict", "download_bytes")

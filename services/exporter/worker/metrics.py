@@ -85,7 +85,7 @@ def training_config(spec: ExportSpec, adapter_config: dict[str, Any] | None) -> 
     hyperparameters = config.hyperparameters
     evaluated = spec.training.HasField("best_eval_loss")
     training = {
-        "num_epochs": hyperparameters.num_epochs,
+        "num_epochs": None if config.phases else hyperparameters.num_epochs,
         "max_steps": hyperparameters.max_steps,
         "learning_rate": hyperparameters.learning_rate,
         "per_device_train_batch_size": hyperparameters.per_device_train_batch_size,

@@ -46,6 +46,11 @@ def _configuration(spec: ExportSpec) -> str:
     epochs = f"{hyperparameters.num_epochs:g}"
     if hyperparameters.max_steps is not None:
         epochs = f"as many as {hyperparameters.max_steps:,} steps make"
+    if config.phases:
+        epochs = ", then ".join(
+            f"{phase.num_epochs:g} of {escape(phase.display_name) or f'phase {number}'}"
+            for number, phase in enumerate(config.phases, 1)
+        )
     rank = f"{config.lora.r}, alpha: {config.lora.lora_alpha:g}"
     if config.method == "full":
         rank = "none, alpha: none"

@@ -185,6 +185,7 @@ def _estimate(
         calibration=place.speeds,
         prices=prices,
         disk=disk,
+        changes=found.adjustments if found.verdict == "tight" else (),
     )
 
 
@@ -234,6 +235,7 @@ def _facts(
         train=prepared.train,
         evaluation=prepared.eval if prepared.eval.num_examples else Statistics(),
         num_packed=prepared.num_packed,
+        num_distinct=prepared.num_distinct,
         total_steps=steps,
         passes=passes(config, prepared, steps),
         seconds=estimate.duration_seconds if estimate.HasField("duration_seconds") else None,

@@ -263,7 +263,7 @@ def check_disk(resolved: Resolved, disk: Disk) -> None:
     path, limit = "hyperparameters.save_total_limit", resolved.config.hyperparameters.save_total_limit
     parts = f"{disk.num_checkpoints} checkpoints of {_gib(disk.checkpoint_bytes)} at once"
     if disk.download_bytes:
-        parts += f", {_gib(disk.download_bytes)} of weights to download"
+        parts += f", {_gib(disk.download_bytes)} of weights to fetch"
     need = f"about {_gib(disk.needed_bytes)} needed ({parts}), {_gib(disk.free_bytes)} free"
     ways = [f"lower save_total_limit (now {limit})"] if disk.holds_artifacts and limit > 1 else []
     ways += ["train adapters in place of all weights"] if resolved.config.method == "full" else []
