@@ -212,7 +212,7 @@ def figures(report: ValidationReport, counted: DataStatistics) -> Iterable[list[
     yield ["Tokens", f"{counted.num_tokens:,}, of which {counted.num_trained_tokens:,} ({share:.0%}) are trained"]
     lengths = ", ".join(f"{percent} % up to {tokens:,}" for percent, tokens in sorted(counted.percentiles.items()))
     yield ["Tokens of a row", f"mean {counted.mean_tokens:,.0f}, longest {counted.max_tokens:,}; {lengths}"]
-    yield ["Truncated", f"{counted.num_truncated:,}"]
+    yield ["Truncated", f"{counted.num_truncated:,} of the examples"]
     if counted.roles:
         yield ["Turns", ", ".join(f"{number:,} {role}" for role, number in sorted(counted.roles.items()))]
     scripts = sorted(counted.scripts.items(), key=lambda entry: -entry[1])[:5]
