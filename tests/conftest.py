@@ -8,6 +8,8 @@ from tests.nats import NatsServer
 
 # It takes seconds of the processor from the tests beside it; those about it ask for it.
 os.environ.setdefault("FTF_TRAINER_WARM_SPARE", "false")
+# A training within a test is no child without a hub: trl would tell the hub of it, from a thread.
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ class TouchedDevice(Exception):
 
 def quiet() -> None:
     """Settings that libraries read when they are imported."""
-    # Everything needed is on disk; peft and transformers would ask the hub about the base model's name.
+    # Everything needed is on disk; peft and transformers would ask the hub about the base model's name, and trl would
+    # tell it of the training, from a thread whose look at the environment crashes while accelerate empties that.
     os.environ["HF_HUB_OFFLINE"] = "1"
     # Bars on stderr would push the lines that matter out of the last ones that a failure reports.
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
