@@ -140,8 +140,9 @@ class Walk:
         if not grad:
             return out
         grid = batch.rows * batch.length * batch.length
-        # With a mask, or outside the fused kernel, keys and values are first repeated for every head.
-        repeated = (batch.padded or a.softcap) and a.heads != a.kv_heads
+        # With a mask, or outside the fused kernel, keys and values are first repeated for every head; to the kernel a
+        # single one of them is a view.
+        repeated = a.heads != a.kv_heads and (a.softcap or (batch.padded and a.kv_heads > 1))
         for tensor in (key, value):
             self._keep(self._tensor(a.heads * a.head_dim, tensor.size, True) if repeated else tensor)
         self._keep(query)

@@ -34,7 +34,16 @@ ROWS, LENGTH = 2, 96
 )
 def test_it_is_what_the_hooks_of_autograd_see(family: str, method: Any, precision: Any, padded: bool) -> None:
     """Activations are most of a training's memory; a block counted wrong is wrong as often as there are blocks."""
-    values = {**SIZES, **FAMILIES[family]}
+    _compare(family, SIZES | FAMILIES[family], method, precision, padded)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3_text"])
+def test_a_single_key_head_is_copied_only_where_it_is(family: str) -> None:
+    """The small ones of Gemma have one."""
+    _compare(family, SIZES | FAMILIES[family] | {"num_key_value_heads": 1}, "lora", "fp32", True)
+
+
+def _compare(family: str, values: dict[str, Any], method: Any, precision: Any, padded: bool) -> None:
     architecture = Architecture.from_config({"model_type": family, **values})
     lora = Lora(r=8)
     setup = Setup(method, precision, False, ROWS, LENGTH, False, "adamw_torch", lora=lora, padded=padded)
