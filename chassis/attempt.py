@@ -354,6 +354,9 @@ class Attempt:
         if status == -signal.SIGKILL:
             advice = "Most often the machine was out of memory; see its kernel log. Otherwise somebody killed it."
             return failed("KILLED", "The worker was killed by signal 9.", advice, lines)
+        if status in (-signal.SIGTERM, -signal.SIGINT):
+            advice = "Somebody on its machine ended it. To stop a trainer, send the signal to its service: that drains."
+            return failed("KILLED", f"The worker was ended by {signal.Signals(-status).name}.", advice, lines)
         if status == -signal.SIGVTALRM:
             # A child sets itself this limit around what a caller wrote, and can be ended in no other way.
             advice = "Simplify what it is to compute, a row template most often."

@@ -10,6 +10,8 @@ import sys
 from contextvars import ContextVar
 from pathlib import Path
 
+LOOPBACK = ("127.0.0.1", "localhost")
+"""Hosts at which a server started here answers."""
 ADDRESS: ContextVar[str | None] = ContextVar("address", default=None)
 """What `--address` says in this run of `ftf`."""
 
@@ -49,5 +51,5 @@ def _address() -> str:
 
 def _port() -> str:
     """For a server to start where it was looked for."""
-    port = (ADDRESS.get() or "").rpartition(":")[2]
-    return f"--port {port}" if port.isdecimal() and port != "7460" else ""
+    host, _, port = (ADDRESS.get() or "").rpartition(":")
+    return f"--port {port}" if host in LOOPBACK and port.isdecimal() and port != "7460" else ""

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import typer
 
 from finetuneflow import __version__
-from finetuneflow.cli.advice import ftf
+from finetuneflow.cli.advice import LOOPBACK, ftf
 from finetuneflow.cli.exits import UNREACHABLE
 from finetuneflow.cli.session import Json, count, session
 from finetuneflow.client import Client
@@ -87,7 +87,8 @@ def _connects(address: str) -> Finding:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=5):
             return Finding("connection", True, address)
     except OSError as error:
-        problem = f"{address}: {error.strerror or error}. Is a server up? `{ftf('up')}` starts one"
+        start = f" `{ftf('up')}` starts one" if host in LOOPBACK else ""
+        problem = f"{address}: {error.strerror or error}. Is a server up?{start}"
         return Finding("connection", False, problem)
 
 
