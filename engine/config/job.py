@@ -7,7 +7,7 @@ where the type has no room for a word; preflight replaces it.
 import difflib
 import re
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import annotated_types
@@ -245,7 +245,8 @@ def job_config(spec: Mapping[str, Any]) -> JobConfig:
     Raises JobError("INVALID_CONFIG") with one violation for each field at fault, its path starting with `spec.`.
     """
     preset, unknown = _preset(spec)
-    violations = [*_exclusive(spec), *_mapped_and_templated(spec)]
+    violations = [Violation(path, "holds a NUL character; remove it.") for path in _with_nuls(spec, "spec")]
+    violations += [*_exclusive(spec), *_mapped_and_templated(spec)]
     if not spec.get("training_data") and not spec.get("phases"):
         violations.append(Violation("spec.training_data", "is empty; name at least one dataset."))
     values = merge(preset.values, spec)
@@ -332,6 +333,20 @@ def _mapped_and_templated(spec: Mapping[str, Any]) -> list[Violation]:
                 description = "given together with template, which names the file's columns itself; leave one out."
                 found.append(Violation(f"spec.{name}[{index}].mapping", description))
     return found
+
+
+def _with_nuls(value: object, path: str) -> Iterator[str]:
+    """Paths of texts that no database and no tokenizer takes as they are."""
+    if isinstance(value, str):
+        if "\0" in value:
+            yield path
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _with_nuls(key, path)
+            yield from _with_nuls(inner, f"{path}.{key}")
+    elif isinstance(value, Sequence):
+        for index, inner in enumerate(value):
+            yield from _with_nuls(inner, f"{path}[{index}]")
 
 
 def _invalid(violations: Sequence[Violation]) -> JobError:

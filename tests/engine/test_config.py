@@ -130,6 +130,15 @@ def test_all_violations_come_at_once() -> None:
     }  # fmt: skip
 
 
+def test_no_text_of_a_spec_may_hold_a_nul() -> None:
+    """Without a server a job would be called good that every server refuses."""
+    source = {"dataset": "ds_1", "mapping": {"question": "a\0b"}}
+    spec = {"system_prompt": "a\0b", "labels": {"x": "\0"}, "evaluation": {"prompts": ["good", "\0"]}}
+    found = refused({**MINIMAL, **spec, "training_data": [source]})
+    paths = ["system_prompt", "labels.x", "evaluation.prompts[1]", "training_data[0].mapping.question"]
+    assert found == {f"spec.{path}": "holds a NUL character; remove it." for path in paths}
+
+
 def test_an_enum_value_of_a_newer_client_is_refused() -> None:
     message = FineTuningJobSpec.FromString(FineTuningJobSpec(base_model="m").SerializeToString() + b"\x28\x63")
     message.training_data.add(dataset="ds_1")
