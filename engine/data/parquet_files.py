@@ -5,10 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from engine.data.rows import MAX_ROW_BYTES, Row, RowProblem, too_long
-from engine.data.streams import bomb, unpacked_limit, unreadable
+from engine.data.streams import bomb, unreadable
 
 _BATCH_ROWS = 64
 """A cell that is stored once may stand in every row: what a batch unpacks to must stay small."""
+_FREE_BYTES = 1 << 30
+_MAX_RATIO = 2000
+"""A table stores a text that many rows share only once: beside short questions, a system prompt of some kilobytes
+is a thousand times as long in the rows as in the file. That takes time but no memory, and this bounds the time."""
+_ADVICE = "Split the file, or leave out a long text that all rows share: system_prompt in the job stands for a column."
 
 
 def read_parquet(path: Path) -> Iterator[Row | RowProblem]:
@@ -18,11 +23,15 @@ def read_parquet(path: Path) -> Iterator[Row | RowProblem]:
     import pyarrow.parquet
 
     number = unpacked = 0
-    limit = unpacked_limit(path.stat().st_size)
+    limit = max(_FREE_BYTES, path.stat().st_size * _MAX_RATIO)
     try:
         # A text that is stored once for many rows stays one text.
         texts = _texts(pyarrow.parquet.read_schema(path, memory_map=True))
         with pyarrow.parquet.ParquetFile(path, memory_map=True, read_dictionary=texts) as file:
+            groups = (file.metadata.row_group(index) for index in range(file.metadata.num_row_groups))
+            # Pages are unpacked whole: what the file itself says would be too much is not begun.
+            if sum(group.total_byte_size for group in groups) > limit:
+                raise bomb(path.name, limit, _ADVICE)
             names = file.schema_arrow.names
             if len(set(names)) != len(names):
                 raise unreadable(path.name, "has two columns of one name")
@@ -32,7 +41,7 @@ def read_parquet(path: Path) -> Iterator[Row | RowProblem]:
                     found, size = _row(number, batch, index)
                     unpacked += size
                     if unpacked > limit:
-                        raise bomb(path.name, limit)
+                        raise bomb(path.name, limit, _ADVICE)
                     yield found
     except (pyarrow.ArrowException, OSError, OverflowError, UnicodeDecodeError) as error:
         said = str(error).splitlines()[0][:200] if str(error) else type(error).__name__

@@ -72,12 +72,12 @@ def unpacked_limit(size: int) -> int:
     return max(_FREE_BYTES, size * _MAX_RATIO)
 
 
-def bomb(name: str, limit: int) -> JobError:
+def bomb(name: str, limit: int, advice: str = "Leave the rows unpacked.") -> JobError:
     """A file that unpacks to more than `limit` bytes."""
     return JobError(
         "DECOMPRESSION_BOMB",
-        f"{name} unpacks to more than {limit:,} bytes, {_MAX_RATIO} times its size.",
-        "Leave the rows unpacked.",
+        f"{name} unpacks to more than {limit:,} bytes, far more than text does.",
+        advice,
     )
 
 

@@ -94,8 +94,13 @@ def wide_table(path: Path) -> None:
 
 
 def cell_bomb(path: Path) -> None:
-    cells = pa.DictionaryArray.from_arrays(pa.array([0] * 100, pa.int32()), pa.array(["a" * MIB]))
+    cells = pa.DictionaryArray.from_arrays(pa.array([0] * 600, pa.int32()), pa.array(["a" * MIB]))
     pq.write_table(pa.table({"question": cells, "answer": cells}), path)
+
+
+def page_bomb(path: Path) -> None:
+    cells = pa.chunked_array([pa.array(["a" * (40 * MIB)])] * 30)
+    pq.write_table(pa.table({"text": cells}), path, compression="zstd", use_dictionary=False, write_statistics=False)
 
 
 BOM = b"\xef\xbb\xbf"
@@ -214,6 +219,7 @@ CASES = [
     Case("latin1-column.parquet", PARQUET.replace(b"question", b"qu\xebstion"), 0, "UNREADABLE_FILE"),
     Case("jsonl.parquet", LINE, 0, "UNREADABLE_FILE"),
     Case("bomb.parquet", cell_bomb, 0, "DECOMPRESSION_BOMB"),
+    Case("page-bomb.parquet", page_bomb, 0, "DECOMPRESSION_BOMB"),
     Case("dictionary.parquet", table(**{name: pa.array(["a", "a"]).dictionary_encode() for name in QA}), 2),
     Case("bytes.parquet", table(question=[b"Why?"], answer=["So."]), 1),
     Case("bad-text.parquet", table(question=BAD_TEXT), 1, ((1, "NOT_UTF8"),)),

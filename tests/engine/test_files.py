@@ -1,16 +1,21 @@
 """Every accepted file is read to its end; of every other one it is said what is wrong, and where."""
 
 import json
+import subprocess
+import sys
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from engine.data.endings import ENDINGS, ending_of
 from engine.data.files import read_rows
 from engine.data.rows import Row, RowProblem
 from engine.errors import JobError
-from tests.engine.broken_files import CASES, QA, TABLE, Case
+from tests.engine.broken_files import CASES, QA, TABLE, Case, cell_bomb, page_bomb
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -131,6 +136,41 @@ def test_a_large_array_is_read_in_a_small_memory(tmp_path: Path) -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 4 << 20
+
+
+def test_a_text_that_all_rows_of_a_table_share_makes_it_no_bomb(tmp_path: Path) -> None:
+    """Parquet stores it once. The memory that the rows take is that of a few of them."""
+    shared, count = "You are kind. " * 300, 20_000
+    columns = {"system": [shared] * count, "question": [f"Why {n}?" for n in range(count)], "answer": ["So."] * count}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet", compression="zstd")
+    del columns
+    assert len(shared) * count > 500 * (tmp_path / "a.parquet").stat().st_size
+    tracemalloc.start()
+    assert sum(isinstance(row, Row) for row in read_rows(tmp_path / "a.parquet")) == count
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4 << 20
+
+
+@pytest.mark.parametrize("write", [cell_bomb, page_bomb])
+def test_a_small_table_of_gigabytes_is_refused_in_a_small_memory(tmp_path: Path, write: Callable[[Path], None]) -> None:
+    """With advice for a table: there is nothing to leave unpacked."""
+    write(tmp_path / "a.parquet")
+    code = (
+        "import resource, sys, pathlib, pyarrow.parquet\n"
+        "from engine.data.files import read_rows\n"
+        "from engine.errors import JobError\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "try:\n"
+        "    for _ in read_rows(pathlib.Path(sys.argv[1])): pass\n"
+        "except JobError as error:\n"
+        "    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, error.reason, error.advice)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "a.parquet")]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    grown, reason, advice = said.split(maxsplit=2)
+    assert (reason, "system_prompt" in advice) == ("DECOMPRESSION_BOMB", True)
+    assert int(grown) < 100 << 10
 
 
 def test_the_ending_is_found_in_any_name() -> None:
