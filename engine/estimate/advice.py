@@ -380,7 +380,8 @@ def _length(job: JobFacts) -> Iterator[Improvement]:
         memory = job.memory_with(length=longer, max_length=longer)
         if longer > limit and fits(memory, job.machine):
             which = f"{cut / rows:.0%} of the" if job.repetition > 1 else f"{cut:,} of {rows:,}"
-            why = f"{which} rows lose their end. With {longer:,} it takes {job.of_free(memory)}."
+            lost = "beginning" if job.config.hyperparameters.truncation == "keep_end" else "end"
+            why = f"{which} rows lose their {lost}. With {longer:,} it takes {job.of_free(memory)}."
             yield _better(path, limit, longer, why)
         return
     enough = max(64, _power_of_two(job.longest))

@@ -92,6 +92,8 @@ SUSPICIOUS: list[tuple[dict[str, Any], str, str, str]] = [
     ({"hyperparameters": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 16}},
      "per_device_train_batch_size", "8", "gradient_accumulation_steps = 2"),
     ({"cut": 900, "model": "smollm2-135m"}, "max_length", "1024", "900 of 5,000 rows lose their end"),
+    ({"cut": 900, "model": "smollm2-135m", "hyperparameters": {"truncation": "keep_end"}},
+     "max_length", "1024", "900 of 5,000 rows lose their beginning"),
     ({"hyperparameters": {"max_length": 8192}}, "max_length", "512", "The longest row has 410 tokens"),
     ({"lengths": {50: 2500, 500: 2500}}, "group_by_length", "true", "50 to 500 tokens"),
     ({"lengths": {50: 2500, 500: 2500}, "packed": 2700, "steps": 900}, "packing", "true", "2,700 packs of 512"),

@@ -221,3 +221,12 @@ def test_rows_that_are_left_out_or_cut_are_told_before_training(make_spec: MakeS
     assert [(p["row"], p["reason"], p["severity"]) for p in report["problems"]] == [
         (8, "TRAILING_TURNS", "warning"), (61, "EMPTY_VALUE", "warning"), (62, "EMPTY_VALUE", "warning"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("truncation", "lost"), [("keep_start", "no end"), ("keep_end", "its beginning")])
+def test_a_cut_row_is_told_what_it_loses(make_spec: MakeSpec, truncation: str, lost: str) -> None:
+    sink = Recorded()
+    long = [{"question": f"What is {n}?", "answer": f"It is {n}. " * 40} for n in range(30)]
+    preflight(sink, make_spec(long, hyperparameters={"max_length": 64, "truncation": truncation}))
+    advice = {event.reason: event.advice for event in sink.events if isinstance(event, Warning)}
+    assert lost in advice["ROWS_TRUNCATED"]

@@ -127,7 +127,10 @@ def doubt(resolved: Resolved, prepared: Prepared, steps: int) -> None:
     if truncated := train.num_truncated + held_out.num_truncated:
         share = truncated / (train.num_examples + held_out.num_examples)
         message = f"{_rows(truncated)} ({share:.0%}) cut at max_length = {hyper.max_length:,}, and trained on."
-        advice = "A cut answer has no end: raise max_length, or shorten the rows."
+        lost = "A cut answer has no end"
+        if hyper.truncation == "keep_end":
+            lost = "A cut row has lost its beginning, where its instructions are"
+        advice = f"{lost}: raise max_length, or shorten the rows."
         resolved.warn("ROWS_TRUNCATED", message, advice, "hyperparameters.max_length")
     if dropped := train.num_dropped + held_out.num_dropped:
         cut_off = train.num_cut_off + held_out.num_cut_off
