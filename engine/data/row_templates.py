@@ -37,6 +37,7 @@ _MAX_BITS = 4096
 CPU_LIMIT = signal.SIGVTALRM
 """The signal by which a process dies whose template cannot be ended in any other way."""
 _FILE = "<template>"
+_SHOWN_COLUMNS = 10
 
 
 class TemplateExceeded(Exception):
@@ -158,6 +159,7 @@ def _environment() -> Any:
 
     # Folded at compile time, an expression would run before its limits.
     environment = Environment(undefined=jinja2.StrictUndefined, autoescape=False, optimized=False)
+    environment.policies["json.dumps_kwargs"] = {**environment.policies["json.dumps_kwargs"], "default": _no_json}
     for name in ("pprint", "random", "urlize", "xmlattr"):
         environment.filters.pop(name, None)
     environment.globals.pop("lipsum", None)
@@ -243,7 +245,20 @@ def _address_space() -> int:
         return 1 << 48
 
 
+def _no_json(value: Any) -> Any:
+    """For `tojson`, of what JSON has no form for."""
+    import jinja2
+
+    if isinstance(value, jinja2.Undefined):
+        # Strict ones raise, with their name.
+        return str(value)
+    raise TypeError(f"tojson cannot write a value of type {type(value).__name__}; put | string before it")
+
+
 def _nearest(said: str, values: Mapping[str, Any]) -> str:
     parts = said.split("'")
-    close = difflib.get_close_matches(parts[1], list(values), n=1) if len(parts) > 2 else []
-    return f"; did you mean {close[0]}?" if close else ""
+    close = difflib.get_close_matches(parts[-2], list(values), n=1) if len(parts) > 2 else []
+    if close:
+        return f"; did you mean {close[0]}?"
+    shown = [name[:40] for name in list(values)[:_SHOWN_COLUMNS]]
+    return f"; the row has {', '.join(shown)}{', ...' * (len(values) > len(shown))}" if shown else ""

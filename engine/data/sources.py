@@ -51,9 +51,12 @@ class Source:
         Raises JobError: EMPTY_DATASET, or UNKNOWN_COLUMN where no row had a column that is mapped.
         """
         if not num_items:
-            message = f"{self.place}: {filename} has no rows{' that the template keeps' * bool(self._template)}."
-            where = Violation(f"spec.{self.place}.dataset", "The file has no rows.")
-            raise JobError("EMPTY_DATASET", message, "Name a file that has rows.", [where])
+            named, what, advice = "dataset", "has no rows", "Name a file that has rows."
+            if self._template:
+                named, what = "template", "has no rows that the template keeps"
+                advice = "Correct the template, which writes nothing for any row; or name another file if it is empty."
+            where = Violation(f"spec.{self.place}.{named}", f"The file {what}.")
+            raise JobError("EMPTY_DATASET", f"{self.place}: {filename} {what}.", advice, [where])
         if unseen := reader.unseen_columns():
             violations = [Violation(f"spec.{self.place}.mapping.{ours}", text) for ours, text in unseen.items()]
             first = violations[0]

@@ -159,7 +159,7 @@ class Report:
         """Raises JobError("BAD_DATA") naming the first errors, when there are any."""
         errors = self._errors()
         if errors:
-            raise JobError("BAD_DATA", self._message(errors[0]), _ADVICE, _violations(errors[:SHOWN]))
+            raise self._bad(errors)
 
     def refusal(self) -> JobError | None:
         """What a job would be refused with: BAD_DATA, or the reason why a source cannot be worked on at all."""
@@ -167,7 +167,7 @@ class Report:
         if errors and errors[0].row == 0:
             first = errors[0]
             return JobError(first.reason, first.message, "", [Violation(f"spec.{first.source}", first.message)])
-        return JobError("BAD_DATA", self._message(errors[0]), _ADVICE, _violations(errors[:SHOWN])) if errors else None
+        return self._bad(errors) if errors else None
 
     def _errors(self) -> list[Problem]:
         return [problem for problem in self.problems if problem.severity == "error"]
@@ -181,6 +181,11 @@ class Report:
             "problems": [_told(problem) for problem in self.problems],
             **more,
         }
+
+    def _bad(self, errors: Sequence[Problem]) -> JobError:
+        blamed = {(p.column, p.reason) in _OF_TEMPLATES for p in errors}
+        advice = " ".join(_TEMPLATE_ADVICE if of_template else _ADVICE for of_template in sorted(blamed, reverse=True))
+        return JobError("BAD_DATA", self._message(errors[0]), advice, _violations(errors[:SHOWN]))
 
     def _message(self, first: Problem) -> str:
         more = f" In all {self.num_errors:,} rows are wrong." if self.num_errors > 1 else ""
@@ -201,3 +206,6 @@ _ADVICE = (
     "Mend the named rows in the file, or leave them out. A dataset that was uploaded stays as it is: upload the mended "
     "file as a new one."
 )
+_TEMPLATE_ADVICE = "Correct the row template: the violations say what it does wrong with which row."
+_OF_TEMPLATES = {("template", "TEMPLATE_FAILED"), ("template", "TEMPLATE_NOT_JSON")}
+"""Column and reason of problems of row templates; a chat template's are of no column."""

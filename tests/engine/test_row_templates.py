@@ -50,6 +50,9 @@ def test_a_template_can_leave_rows_out() -> None:
     ("source", "said"),
     [
         ('{"text": "{{ agee }}"}', "did you mean age?"),
+        ('{"text": {{ agee | tojson }}}', "'agee' is undefined; did you mean age?"),
+        ('{"text": {{ [nosuch] | tojson }}}', "'nosuch' is undefined; the row has age, goal, workout, column 4"),
+        ('{"text": {{ row.agee | tojson }}}', "no attribute 'agee'; did you mean age?"),
         ('{"text": "{{ goal }}"}', "no JSON"),
         ("[1]", "a JSON number"),
         ('{"text": {{ 1 / 0 }}}', "division by zero"),

@@ -153,6 +153,36 @@ def test_advice_holds_for_a_file_that_nobody_uploaded(tokenizer_dir: Path, tmp_p
     assert refusal.advice.startswith("Mend the named rows in the file, or leave them out.")
 
 
+@pytest.mark.parametrize("template", ['{"text": {{ nosuch | tojson }}}', '{"text": {{ question }}}'])
+def test_what_a_row_template_does_wrong_is_mended_in_the_template(
+    tokenizer_dir: Path, tmp_path: Path, template: str
+) -> None:
+    """Whoever mends and uploads a good file again has paid for nothing."""
+    path = written(tmp_path / "a.jsonl", QA)
+    source = {"dataset": "a", "template": template}
+    report, _ = look(tokenizer_dir, path, training_data=[source])
+    refusal = report.refusal()
+    assert refusal is not None
+    assert refusal.advice.startswith("Correct the row template")
+    assert "upload" not in refusal.advice
+    written(path, [*QA, "no object"])
+    report, _ = look(tokenizer_dir, path, training_data=[source])
+    refusal = report.refusal()
+    assert refusal is not None
+    assert refusal.advice.startswith("Correct the row template")
+    assert "Mend the named rows" in refusal.advice
+
+
+def test_a_template_that_keeps_no_row_is_what_is_blamed(tokenizer_dir: Path, tmp_path: Path) -> None:
+    source = {"dataset": "a", "template": "{% if question == 'x' %}{{ row | tojson }}{% endif %}"}
+    path = written(tmp_path / "a.jsonl", QA)
+    report, _ = look(tokenizer_dir, path, training_data=[source])
+    refusal = report.refusal()
+    assert refusal is not None
+    assert refusal.reason == "EMPTY_DATASET"
+    assert "Correct the template" in refusal.message
+
+
 def test_rows_of_the_evaluation_that_are_trained_on_are_named(tokenizer_dir: Path, tmp_path: Path) -> None:
     held_out = written(tmp_path / "b.jsonl", [{"question": "New?", "answer": "Yes."}, QA[3]])
     report, _ = look(tokenizer_dir, written(tmp_path / "a.jsonl", QA), held_out)
