@@ -150,6 +150,10 @@ def _fault(number: int, error: ValueError | RecursionError, where: str) -> RowPr
         return RowProblem(number, "", "NUMBER_TOO_LONG", f"has {what_is_wrong(error)}")
     if error.doc[error.pos : error.pos + 1] == "\0":
         return _nul(number, where)
+    if error.msg == "Extra data" and error.doc[: error.pos].rstrip(" \t").endswith("\r"):
+        return _not_json(number, "its lines end in carriage returns alone; save the file with line feeds (Unix)")
+    if error.doc[error.pos : error.pos + 1] == "\ufeff":
+        return _not_json(number, f"a byte-order mark{where}, as files have that were joined; remove it")
     return _not_json(number, f"{what_is_wrong(error)}{where}")
 
 

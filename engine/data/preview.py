@@ -6,10 +6,9 @@ from pathlib import Path
 
 from engine.config.job import JobConfig
 from engine.data.files import read_rows
-from engine.data.formats import Example
 from engine.data.rows import Effect, RowProblem
 from engine.data.sources import Source
-from engine.data.spans import IGNORED, tokens_of
+from engine.data.spans import IGNORED, tokens_of, whole_text
 from engine.data.tokenizer import Tokenizer
 from engine.errors import JobError
 
@@ -23,7 +22,7 @@ class Preview:
 
     row: int
     text: str = ""
-    """As the template writes it, before truncation."""
+    """As its tokens say it, before truncation."""
     tokens: list[str] = field(default_factory=list)
     input_ids: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
@@ -72,7 +71,7 @@ def preview(config: JobConfig, tokenizer_dir: Path, path: Path, first_row: int) 
         ids = tokens.input_ids.tolist()
         pieces = list(_pieces(ids, tokenizer))
         dropped = tokens.too_long or not tokens.trains
-        text = _text(item, tokenizer)
+        text = whole_text(item, tokenizer)
         yield Preview(item.row, text, pieces, ids, tokens.labels.tolist(), tokens.truncated, dropped)
     source.refuse_useless(path.name, reader, num_items)
 
@@ -88,11 +87,3 @@ def _pieces(ids: Sequence[int], tokenizer: Tokenizer) -> Iterator[str]:
         else:
             yield text
             pending.clear()
-
-
-def _text(example: Example, tokenizer: Tokenizer) -> str:
-    if example.is_chat:
-        return tokenizer.render(example.messages, tools=example.tools)
-    if example.is_tokenized:
-        return tokenizer.decode(example.input_ids)
-    return example.prompt + example.completion

@@ -1,7 +1,9 @@
 """What is read out of a file: rows, and what is wrong with those that are none."""
 
+import datetime
+import decimal
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 MAX_ROW_BYTES = 4 * 1024 * 1024
 """A longer row is a file without line breaks, or a book: around a million tokens, of which all but the first few
@@ -38,14 +40,30 @@ class RowProblem:
     effect: Effect = "refuses"
 
 
+_TYPES: Final[tuple[tuple[type, str], ...]] = (
+    (bool, "boolean"),
+    (int, "number"),
+    (float, "number"),
+    (str, "string"),
+    (list, "array"),
+    (bytes, "binary value"),
+    (datetime.datetime, "timestamp"),
+    (datetime.date, "date"),
+    (datetime.time, "time"),
+    (datetime.timedelta, "duration"),
+    (decimal.Decimal, "decimal number"),
+)
+"""The first that fits: truths are numbers to Python, timestamps dates."""
+
+
 def json_type(value: Any) -> str:
-    """What JSON calls the type of a value."""
+    """What JSON calls the type of a value; of one that only Parquet has, what it is."""
     if value is None:
         return "null"
-    names: dict[type, str] = {bool: "boolean", int: "number", float: "number", str: "string", list: "array"}
-    if isinstance(value, bytes):
-        return "binary value"
-    return names.get(type(value), "object")
+    for type_, name in _TYPES:
+        if isinstance(value, type_):
+            return name
+    return "object"
 
 
 def too_long(number: int) -> RowProblem:

@@ -126,6 +126,17 @@ def _joined(before: list[int], middle: Ids, behind: list[int]) -> Ids:
     return numpy.concatenate([numpy.array(before, numpy.int32), middle, numpy.array(behind, numpy.int32)])
 
 
+def whole_text(example: Example, tokenizer: Tokenizer) -> str:
+    """What the ids of a row say, before it is cut: with the tokens before and behind what is written."""
+    if example.is_tokenized:
+        return tokenizer.decode(example.input_ids)
+    if example.is_chat:
+        text = tokenizer.render(example.messages, tools=example.tools)
+        return text if tokenizer.ends_special(text) else text + tokenizer.decode([tokenizer.eos_id])
+    end = [] if example.continues else [tokenizer.eos_id]
+    return tokenizer.decode(tokenizer.leading_ids) + example.prompt + example.completion + tokenizer.decode(end)
+
+
 def prompt_text(example: Example, tokenizer: Tokenizer) -> str:
     """What the model is given before it answers: all of the row but its last answer.
 

@@ -24,6 +24,7 @@ _MAGIC = {
     b"\xfe\xff": "UTF-16 text; save it as UTF-8",
     b"\x00\x00\xfe\xff": "UTF-32 text; save it as UTF-8",
 }
+_PACKED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd")
 _FREE_BYTES = 64 * 1024 * 1024
 _MAX_RATIO = 200
 """Text shrinks to a third or a twentieth. What shrinks more than this was made to fill a disk or a day."""
@@ -52,6 +53,8 @@ def open_rows(path: Path, ending: str) -> Iterator[IO[bytes]]:
         head = stream.peek(16)[:16]
         for magic, what in _MAGIC.items():
             if head.startswith(magic):
+                if compression and magic in _PACKED:
+                    raise unreadable(path.name, "is packed twice; unpack it once")
                 raise unreadable(path.name, f"is {what}")
         if head.startswith(UTF8_BOM):
             stream.read(len(UTF8_BOM))

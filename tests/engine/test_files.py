@@ -1,5 +1,6 @@
 """Every accepted file is read to its end; of every other one it is said what is wrong, and where."""
 
+import gzip
 import json
 import subprocess
 import sys
@@ -171,6 +172,25 @@ def test_a_small_table_of_gigabytes_is_refused_in_a_small_memory(tmp_path: Path,
     grown, reason, advice = said.split(maxsplit=2)
     assert (reason, "system_prompt" in advice) == ("DECOMPRESSION_BOMB", True)
     assert int(grown) < 100 << 10
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (json.dumps(QA) + "\r" + json.dumps(QA) + "\r", "carriage returns"),
+        (json.dumps(QA) + "\n\ufeff" + json.dumps(QA) + "\n", "a byte-order mark at column 1"),
+    ],
+)
+def test_what_an_editor_does_not_show_is_named(tmp_path: Path, content: str, said: str) -> None:
+    (tmp_path / "a.jsonl").write_text(content, encoding="utf-8", newline="")
+    (found,) = (item for item in read_rows(tmp_path / "a.jsonl") if isinstance(item, RowProblem))
+    assert said in found.message
+
+
+def test_a_file_packed_twice_is_told_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(gzip.compress(json.dumps(QA).encode())))
+    with pytest.raises(JobError, match="packed twice"):
+        list(read_rows(tmp_path / "a.jsonl.gz"))
 
 
 def test_the_ending_is_found_in_any_name() -> None:

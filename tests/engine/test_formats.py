@@ -1,6 +1,8 @@
 """Rows of every shape become what was meant, or are refused with what to change."""
 
 import json
+from datetime import datetime
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -157,3 +159,13 @@ def test_turns_outside_of_question_and_answer_are_cut_and_told() -> None:
     assert isinstance(found, Example)
     assert [turn["role"] for turn in found.messages] == ["system", "user", "assistant", "user", "assistant"]
     assert found.untrained == {2}
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(datetime(2026, 1, 1), "a timestamp"), (Decimal("1.5"), "a decimal number"), ({}, "an object")]
+)
+def test_a_value_that_is_no_text_is_told_what_it_is(value: object, said: str) -> None:
+    """Parquet has values that JSON has no name for."""
+    found = read({"question": value, "answer": "A"})
+    assert isinstance(found, RowProblem)
+    assert said in found.message

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from engine.data.conversations import Message
 from engine.data.formats import Example
-from engine.data.spans import IGNORED, prompt_text, tokens_of
+from engine.data.spans import IGNORED, prompt_text, tokens_of, whole_text
 from engine.data.tokenizer import PLAIN_TEMPLATE, Tokenizer
 from engine.errors import JobError
 from tests.tiny import make_tiny_tokenizer
@@ -150,3 +150,18 @@ def test_a_conversation_is_rendered_as_the_library_renders_it(tokenizer: Tokeniz
     for prompt in (False, True):
         theirs = tokenizer._fast.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
         assert tokenizer.render(messages, generation_prompt=prompt) == theirs
+
+
+@pytest.mark.parametrize(
+    "example",
+    [
+        Example(1, prompt="2 + 2 =", completion=" 4"),
+        Example(1, completion="To be, or not to be", continues=True),
+        Example(1, conversation([("Why?", "So.")])),
+        Example(1, input_ids=[5, 6, 7], labels=[5, 6, 7]),
+    ],
+)
+def test_the_text_that_is_shown_of_a_row_is_what_its_ids_say(tokenizer: Tokenizer, example: Example) -> None:
+    """A prompt without an end beside ids that have one looks like a model that never stops."""
+    tokens = tokens_of(example, tokenizer, "response", 1000)
+    assert whole_text(example, tokenizer) == tokenizer.decode(tokens.input_ids.tolist())
