@@ -26,7 +26,7 @@ def read_parquet(path: Path) -> Iterator[Row | RowProblem]:
     limit = max(_FREE_BYTES, path.stat().st_size * _MAX_RATIO)
     try:
         # A text that is stored once for many rows stays one text.
-        texts = _texts(pyarrow.parquet.read_schema(path, memory_map=True))
+        texts = _texts(pyarrow.parquet.read_metadata(path, memory_map=True).schema)
         with pyarrow.parquet.ParquetFile(path, memory_map=True, read_dictionary=texts) as file:
             groups = (file.metadata.row_group(index) for index in range(file.metadata.num_row_groups))
             # Pages are unpacked whole: what the file itself says would be too much is not begun.
@@ -49,9 +49,9 @@ def read_parquet(path: Path) -> Iterator[Row | RowProblem]:
 
 
 def _texts(schema: Any) -> list[str]:
-    import pyarrow.types
-
-    return [column.name for column in schema if pyarrow.types.is_string(column.type)]
+    """Paths of all texts, those inside lists and objects too."""
+    columns = (schema.column(index) for index in range(len(schema)))
+    return [column.path for column in columns if column.logical_type.type == "STRING"]
 
 
 def _row(number: int, batch: Any, index: int) -> tuple[Row | RowProblem, int]:
@@ -65,6 +65,15 @@ def _row(number: int, batch: Any, index: int) -> tuple[Row | RowProblem, int]:
         except (UnicodeDecodeError, ValueError) as error:
             reason = "NOT_UTF8" if isinstance(error, UnicodeDecodeError) else "NOT_TEXT"
             return RowProblem(number, name, reason, f"column {name[:80]} cannot be read: {error}"), size
-        if isinstance(values[name], str | bytes):
-            size += len(values[name])
+        size += _size(values[name])
     return too_long(number) if size > MAX_ROW_BYTES else Row(number, values), size
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, str | bytes):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(_size, value.values()))
+    if isinstance(value, list) and value and not isinstance(value[0], int | float):
+        return sum(map(_size, value))
+    return 0

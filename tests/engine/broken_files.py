@@ -98,6 +98,13 @@ def cell_bomb(path: Path) -> None:
     pq.write_table(pa.table({"question": cells, "answer": cells}), path)
 
 
+def turn_bomb(path: Path) -> None:
+    """One answer in every conversation, which a batch of them must not hold as often."""
+    cells = pa.DictionaryArray.from_arrays(pa.array([0] * 400, pa.int32()), pa.array(["a" * (3 * MIB)]))
+    turns = pa.StructArray.from_arrays([cells], ["content"])
+    pq.write_table(pa.table({"messages": pa.ListArray.from_arrays(range(401), turns)}), path, compression="zstd")
+
+
 def page_bomb(path: Path) -> None:
     cells = pa.chunked_array([pa.array(["a" * (40 * MIB)])] * 30)
     pq.write_table(pa.table({"text": cells}), path, compression="zstd", use_dictionary=False, write_statistics=False)

@@ -16,7 +16,7 @@ from engine.data.endings import ENDINGS, ending_of
 from engine.data.files import read_rows
 from engine.data.rows import Row, RowProblem
 from engine.errors import JobError
-from tests.engine.broken_files import CASES, QA, TABLE, Case, cell_bomb, page_bomb
+from tests.engine.broken_files import CASES, QA, TABLE, Case, cell_bomb, page_bomb, turn_bomb
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -153,7 +153,7 @@ def test_a_text_that_all_rows_of_a_table_share_makes_it_no_bomb(tmp_path: Path) 
     assert peak < 4 << 20
 
 
-@pytest.mark.parametrize("write", [cell_bomb, page_bomb])
+@pytest.mark.parametrize("write", [cell_bomb, turn_bomb, page_bomb])
 def test_a_small_table_of_gigabytes_is_refused_in_a_small_memory(tmp_path: Path, write: Callable[[Path], None]) -> None:
     """With advice for a table: there is nothing to leave unpacked."""
     write(tmp_path / "a.parquet")
