@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from finetuneflow.cli.session import Json, not_empty, print_json, print_newest, print_rows, session, size
+from finetuneflow.fields import INT32_MAX
 from finetuneflow.resources.dataset import Dataset
 
 
@@ -44,7 +45,7 @@ def upload(
 
 def list_datasets(
     ctx: typer.Context,
-    limit: Annotated[int, typer.Option(min=1, help="Newest first, at most so many.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=INT32_MAX, help="Newest first, at most so many.")] = 20,
     json: Json = False,
 ) -> None:
     """Show the newest datasets."""
