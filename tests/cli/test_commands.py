@@ -135,6 +135,43 @@ def test_an_unset_variable_is_named_with_its_place(ftf: Ftf, tmp_path: Path) -> 
     assert "labels.team: the environment variable NOT_SET_ANYWHERE is not set (job.toml, line 4)" in result.stderr
 
 
+def test_a_file_in_another_encoding_is_named(ftf: Ftf, rows: Path, gateway: FakeGateway) -> None:
+    """PowerShell's `>` writes UTF-16, and its Out-File a byte order mark before UTF-8, which is no part of the text."""
+    text = f'base_model = "m"\ntraining_data = "{rows.name}"\ndisplay_name = "é"\n'
+    config, template = rows.parent / "job.toml", rows.parent / "rows.jinja"
+    config.write_bytes(text.encode("utf-16"))
+    template.write_bytes('{"question": "é"}'.encode("latin-1"))
+    for arguments, at_fault in (
+        (("train", "--config", config, "--dry-run"), config),
+        (("validate", "--config", config), config),
+        (("estimate", "--config", config), config),
+        (("recommend", "--config", config), config),
+        (("validate", rows, "-m", "m", "--template", template), template),
+        (("datasets", "stats", rows, "-m", "m", "--template", template), template),
+    ):
+        result = ftf(*arguments, "--json")
+        assert result.exit_code == 2, result.output
+        error = json.loads(result.stderr)["error"]
+        assert error["reason"] == "NOT_UTF8"
+        (violation,) = error["violations"]
+        assert violation["field"] == at_fault.name
+        assert "save it as UTF-8" in violation["description"]
+    config.write_bytes(text.encode("utf-8-sig"))
+    assert ftf("train", "--config", config, "--detach").exit_code == 0
+    assert gateway.requests("CreateFineTuningJob")[0].spec.display_name == "é"
+
+
+def test_a_job_file_that_no_parser_ends_with_is_refused(ftf: Ftf, tmp_path: Path) -> None:
+    """By its name, as any other mistake in it."""
+    config = tmp_path / "job.toml"
+    for text in ("a = " + "[" * 100_000, ".".join("a" * 2_000) + " = 1", "seed = " + "9" * 10_000, "no toml"):
+        config.write_text(text)
+        result = ftf("validate", "--config", config, "--json")
+        assert result.exit_code == 2, text[:20]
+        (violation,) = json.loads(result.stderr)["error"]["violations"]
+        assert violation["field"] == config.name
+
+
 def test_lists_are_tab_separated_in_a_pipe(ftf: Ftf) -> None:
     header, row = ftf("jobs", "list").stdout.splitlines()
     assert header.split("\t")[:3] == ["ID", "STATE", "STAGE"]

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from finetuneflow.cli.exits import USAGE, named_rows
 from finetuneflow.cli.session import Json, Session, count, print_json, print_rows, session, size
+from finetuneflow.cli.text_files import read_text
 from finetuneflow.datasets import data_source, truncation_number
 from finetuneflow.fields import INT32_MAX, INT64_MAX, fill
 from finetuneflow.resources.stage_result import DataStatistics
@@ -107,7 +108,7 @@ def source_settings(mapping: list[str] | None, template: Path | None, format_: s
     pairs = dict(entry.split("=", 1) for entry in mapping or [] if "=" in entry)
     if len(pairs) != len(mapping or []):
         raise typer.BadParameter("write ours=theirs, such as question=prompt, each of ours once", param_hint="--map")
-    text = template.read_text(encoding="utf-8") if template else None
+    text = read_text(template) if template else None
     return {"mapping": pairs, "template": text, "format": format_}
 
 
