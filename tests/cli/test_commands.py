@@ -93,6 +93,16 @@ def test_no_server_is_exit_code_3(ftf: Ftf, server: Running) -> None:
         assert f"ftf up --port {server.address.rpartition(':')[2]}" in result.output
 
 
+def test_what_no_server_could_check_is_said(ftf: Ftf, rows: Path, server: Running) -> None:
+    """Mistakes that this side finds look like all there are, and the next try finds more."""
+    server.stop()
+    result = ftf("train", rows, "-m", "m", "--dry-run", "--set", "bogus=1", "--set", "lora.r=0", "--json")
+    error = json.loads(result.stderr)["error"]
+    assert (result.exit_code, [each["field"] for each in error["violations"]]) == (2, ["spec.bogus"])
+    assert "ranges and recipes were not checked" in error["advice"]
+    assert server.address in error["advice"]
+
+
 def test_a_detached_and_a_dry_run(ftf: Ftf, rows: Path, gateway: FakeGateway) -> None:
     result = ftf("train", rows, "--model", "m", "--detach")
     assert result.exit_code == 0
@@ -272,6 +282,10 @@ def test_a_refused_file_is_named(ftf: Ftf, rows: Path, gateway: FakeGateway) -> 
     result = ftf("datasets", "upload", rows)
     assert result.stderr == "bad [BAD]\n  train.jsonl: a wrong ending\n"
     assert "header" not in result.stderr
+    after = rows.parent / "after.jsonl"
+    after.write_text("{}\n")
+    result = ftf("datasets", "upload", rows, after)
+    assert f"Not sent, as they come after it: {after}." in result.stderr
 
 
 def test_a_list_says_that_there_is_more(ftf: Ftf, gateway: FakeGateway) -> None:

@@ -108,6 +108,7 @@ def test_the_argument_at_fault_is_named_for_programs(here: Any) -> None:
         (("estimate", "-m", "m", "--gpu", "L4"), "--gpu"),
         (("estimate", "--no-such"), "--no-such"),
         (("estimate",), "--model"),
+        (("estimate", __file__, "-m", "m", "--examples", 3), "--examples"),
         (("jobs", "get"), "job_id"),
     ):
         done = here(*arguments, "--json")

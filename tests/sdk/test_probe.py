@@ -46,7 +46,7 @@ def test_a_number_that_no_field_holds_is_an_argument_at_fault(client: Client, ga
         (lambda: estimate(base_model="m", mean_tokens=float("inf")), "mean_tokens"),
         (lambda: estimate(base_model="m", memory_gib=float("nan")), "memory_gib"),
         (lambda: client.probe.recommend("m", memory_gib=1e300), "memory_gib"),
-        (lambda: client.probe.recommend("m", longest_row=2.5), "longest_row"),
+        (lambda: client.probe.recommend("m", longest_row=10**10), "longest_row"),
         (lambda: preview("ds_1", "m", max_length=10**12), "max_length"),
         (lambda: preview("ds_1", "m", first_row=10**30), "first_row"),
         (lambda: preview({"dataset": "ds_1", "weight": "much"}, "m"), "weight"),

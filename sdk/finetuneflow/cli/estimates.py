@@ -193,6 +193,9 @@ def _estimate(asking: _Asking) -> Callable[..., None]:
         spec |= {name: value for name, value in (("base_model", model), ("recipe", recipe)) if value}
         if not spec.get("base_model"):
             raise typer.BadParameter("name a model.", param_hint="--model")
+        counts = {"--examples": examples, "--mean-tokens": mean_tokens, "--longest-row": longest_row}
+        if data and (given := [option for option, value in counts.items() if value is not None]):
+            raise typer.BadParameter("the files are counted: leave it out, or them.", param_hint=given[0])
         _check_machine(vram, gpu, node)
         at = session(ctx)
         with every_refusal(spec, asking.settings(at)):
