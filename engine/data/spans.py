@@ -1,7 +1,8 @@
 """Which tokens of a row are trained: the one place that decides it, for previews, training and evaluation alike.
 
-The chat template itself says where an answer is: the conversation rendered up to an answer (with the generation
-prompt) and rendered with it differ by exactly what the model has to write. No marker of any model is built in.
+The chat template itself says where an answer is: what it marks with {% generation %}; else the conversation rendered up
+to an answer (with the generation prompt) and rendered with it differ by exactly what the model has to write. No marker
+of any model is built in.
 """
 
 from collections.abc import Sequence
@@ -161,6 +162,10 @@ def _tokenized(example: Example, tokenizer: Tokenizer, loss_on: LossScope) -> tu
 
 
 def _conversation(example: Example, tokenizer: Tokenizer, loss_on: LossScope, max_length: int) -> _Written:
+    if loss_on != "all" and tokenizer.marks_answers:
+        text, marked = tokenizer.render_marked(example.messages, example.tools)
+        if (spans := _chosen(example, text, marked)) is not None:
+            return _Written(text, spans, [], not tokenizer.ends_special(text))
     text = tokenizer.render(example.messages, tools=example.tools)
     kept = None
     if len(example.messages) > _MANY_TURNS:
@@ -169,6 +174,22 @@ def _conversation(example: Example, tokenizer: Tokenizer, loss_on: LossScope, ma
     spans = [(0, len(text))] if loss_on == "all" else _answers(example, tokenizer, text, kept)
     # Generation ends at a special token only: a template that writes none would teach the model never to stop.
     return _Written(text, spans, [], not tokenizer.ends_special(text))
+
+
+def _chosen(example: Example, text: str, marked: list[Span]) -> list[Span] | None:
+    """Of what the template marks, the trained answers; None where its marks are no answers one by one."""
+    answers = [index for index, message in enumerate(example.messages) if message["role"] == "assistant"]
+    if len(marked) != len(answers):
+        return None
+    spans: list[Span] = []
+    for index, (start, end) in zip(answers, marked, strict=True):
+        if index < example.answers_from or index in example.untrained:
+            continue
+        calls = example.messages[index].get("tool_calls", ())
+        if any(call["function"]["name"] not in text[start:end] for call in calls):
+            raise _without_tools(index, example.messages)
+        spans.append((start, end))
+    return spans
 
 
 def _answers(example: Example, tokenizer: Tokenizer, text: str, kept: int | None) -> list[Span]:

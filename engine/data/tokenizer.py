@@ -25,6 +25,8 @@ PLAIN_TEMPLATE = (
 """For models that bring no chat template (base models, mostly): headings, and the model's own end-of-text token after
 each answer. A question already ends with the heading of its answer, so a generation prompt adds nothing."""
 
+_MARK = re.compile(r"\{%-?\s*generation\b")
+
 
 @dataclass(frozen=True)
 class Encoding:
@@ -125,6 +127,8 @@ class Tokenizer:
             own = own.get("default")
         self.has_own_template = chat_template is None and own is not None
         self.template: str = chat_template or own or PLAIN_TEMPLATE
+        self.marks_answers = _MARK.search(self.template) is not None
+        """Whether the template says itself, with {% generation %}, what of it the model writes."""
         self._compile = _compile_jinja_template
         self._compiled: Any = None
         self._known: dict[str, Any] = {}
@@ -154,6 +158,22 @@ class Tokenizer:
 
         Raises JobError("TEMPLATE_FAILED") when the template cannot be parsed or refuses the conversation.
         """
+        return self._rendered(messages, tools, generation_prompt, None)
+
+    def render_marked(
+        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()
+    ) -> tuple[str, list[Span]]:
+        """As `render`, and where its text stands within {% generation %}. Raises as `render` does."""
+        spans: list[Span] = []
+        return self._rendered(messages, tools, False, spans), spans
+
+    def _rendered(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]],
+        generation_prompt: bool,
+        spans: list[Span] | None,
+    ) -> str:
         import jinja2
 
         try:
@@ -168,7 +188,15 @@ class Tokenizer:
                 "tools": list(tools) or None,
                 "add_generation_prompt": generation_prompt,
             }
-            return "".join(self._compiled.root_render_func(self._compiled.new_context(values, shared=True)))
+            written = self._compiled.root_render_func(self._compiled.new_context(values, shared=True))
+            if spans is None:
+                return "".join(written)
+            blocks: list[str] = []
+            # It measures what has been written before a mark, so it has to see every block as it comes.
+            with self._compiled.environment.activate_tracker(blocks, spans):
+                for block in written:
+                    blocks.append(block)
+            return "".join(blocks)
         except (
             jinja2.TemplateError,
             ArithmeticError,

@@ -115,8 +115,9 @@ def test_a_gpu_is_asked_about_with_its_memory(tiny: Path) -> None:
 def test_a_server_looks_at_what_was_uploaded(ftf: Ftf, gateway: Any, tmp_path: Path) -> None:
     """A dataset's id needs no file here; with --address a file is uploaded first."""
     result = ftf("datasets", "stats", "ds_1", "--model", "m")
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 2, "a job on it would be refused"
     assert "12,345" in result.output
+    assert "row 17: has no answer" in result.output
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"question": "Why?", "answer": "So."}\n')
     result = ftf("validate", rows, "--model", "m", "--json", "--map", "question=q", "--max-length", 64)

@@ -21,6 +21,8 @@ MARKED = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 """ChatML, with the answers marked as TRL wants them for assistant_only_loss."""
+WIDELY_MARKED = MARKED.replace("'<|im_end|>' }}{% endgeneration %}{{ '\n' }}", "'<|im_end|>\n' }}{% endgeneration %}")
+"""As TRL marks Qwen's: the line break behind a turn is learned as well."""
 
 PAIRS = [
     {"prompt": "The answer is", "completion": " 42."},
@@ -95,6 +97,9 @@ def test_conversations_are_labelled_as_by_trl(name: str, folders: dict[str, Path
         pytest.skip("smollm2-135m is not on this machine")
     chats = [*CHATS, SPACED] if name == "smollm2" else CHATS
     rows = [{"messages": [{"role": role, "content": content} for role, content in chat]} for chat in chats]
+    assert WIDELY_MARKED != MARKED
+    widely = of_trl(rows, folders[name], model_dir, assistant_only_loss=True, chat_template=WIDELY_MARKED)
+    assert [ours(row, Tokenizer(folders[name], WIDELY_MARKED)) for row in rows] == widely
     theirs = of_trl(rows, folders[name], model_dir, assistant_only_loss=True, chat_template=MARKED)
     tokenizer = Tokenizer(folders[name], MARKED)
     assert [ours(row, tokenizer) for row in rows] == theirs

@@ -45,6 +45,28 @@ def test_trained_tokens_spell_the_answers_and_their_ends(tokenizer: Tokenizer, t
     assert everything.labels.tolist() == everything.input_ids.tolist() == tokens.input_ids.tolist()
 
 
+def test_a_template_that_marks_its_answers_is_taken_at_its_word(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """One answer of two is trained where the row says so; marks that are no answers one by one are no help."""
+    marked = (
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% if m['role'] == 'assistant' %}"
+        "{%- generation %}{{ m['content'] + '<|im_end|>\n' }}{% endgeneration %}{% else %}"
+        "{{ m['content'] + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    folder = make_tiny_tokenizer(tmp_path / "tokenizer")
+    messages = conversation([("One?", "1"), ("Two?", "2")])
+
+    def trained(template: str, untrained: frozenset[int] = frozenset()) -> str:
+        one = Tokenizer(folder, template)
+        tokens = tokens_of(Example(1, messages, untrained=untrained), one, "response", 1000)
+        return one.decode([label for label in tokens.labels if label != IGNORED])
+
+    assert trained(marked) == "1<|im_end|>\n2<|im_end|>\n"
+    assert trained(marked, frozenset({1})) == "2<|im_end|>\n"
+    twice = marked.replace("{%- generation %}", "{% generation %}{% endgeneration %}{% generation %}")
+    assert trained(twice) == "1<|im_end|>2<|im_end|>"
+
+
 @settings(max_examples=30, deadline=None)
 @given(turns=TURNS, max_length=st.integers(8, 60))
 def test_truncation_cuts_the_end_and_says_so(

@@ -20,7 +20,7 @@ from finetuneflow.cli.text_files import read_text
 from finetuneflow.datasets import data_source, truncation_number
 from finetuneflow.fields import INT32_MAX, INT64_MAX, fill
 from finetuneflow.resources.stage_result import DataStatistics
-from finetuneflow.resources.validation import ProblemSeverity, RowPreview, ValidationReport
+from finetuneflow.resources.validation import ProblemSeverity, RowPreview, ValidationReport, Verdict
 from finetuneflow.spec import is_dataset_id
 from finetuneflow.v1 import dataset_service_pb2 as pb
 
@@ -124,20 +124,22 @@ def _stats(looking: _Looking) -> Callable[..., None]:
         truncation: TruncationSide = None,
         json: Json = False,
     ) -> None:
-        """Count the rows and tokens of DATA, and the steps of a job on it."""
+        """Count the rows and tokens of DATA, and the steps of a job on it. Exit code 2: a job would be refused."""
         here = session(ctx)
         more = {"max_length": max_length, "truncation": truncation}
         report = looking.validate(here, data, model, source_settings(mapping, template, format_), **more)
         found = report.training_data
         counted = found if found is not None and found.num_examples else None
+        refused = counted is None or report.verdict == Verdict.REFUSED
         if json:
             print_json(report.proto)
-        elif counted is None:
-            show_problems(here.console, report)
         else:
-            print_rows(here.console, ["OF THE ROWS", ""], figures(report, counted))
-            print_rows(here.console, ["TOKENS", "ROWS", ""], _histogram(counted))
-        if counted is None:
+            if counted is not None:
+                print_rows(here.console, ["OF THE ROWS", ""], figures(report, counted))
+                print_rows(here.console, ["TOKENS", "ROWS", ""], _histogram(counted))
+            if refused:
+                show_problems(here.console, report)
+        if refused:
             raise typer.Exit(USAGE)
 
     return stats
@@ -182,10 +184,11 @@ def show_problems(console: Console, report: ValidationReport) -> None:
         said = (problem.source, problem.severity, problem.message, problem.reason)
         shared.setdefault(said, []).append(str(problem.row) if problem.row else "")
     shown = list(shared.items())[:_SHOWN]
-    for (_, severity, message, reason), rows in shown:
+    several = len({problem.source for problem in report.problems}) > 1
+    for (source, severity, message, reason), rows in shown:
         style = "red" if severity == ProblemSeverity.ERROR else "yellow"
-        place = f"{named_rows(rows)}: " if rows[0] else ""
-        console.print(Text(f"{place}{message} [{reason}]", style=style))
+        place = " ".join(part for part in (source if several else "", named_rows(rows) if rows[0] else "") if part)
+        console.print(Text(f"{place}{': ' if place else ''}{message} [{reason}]", style=style))
     if report.num_problems > sum(len(rows) for _, rows in shown):
         kinds = ", ".join(f"{each.count:,} {each.reason}" for each in report.counts)
         console.print(f"{count(report.num_problems, 'problem')} in all: {kinds}. --json lists up to 100 of a kind.")
@@ -221,7 +224,7 @@ def figures(report: ValidationReport, counted: DataStatistics) -> Iterable[list[
         sequences = f"{job.num_packed_sequences:,} sequences of {job.num_rows:,} rows"
         yield ["Packing", f"{sequences}, {job.packing_efficiency:.0%} of their tokens no padding"]
         packed = f"{job.total_steps_packed:,} packed"
-        yield ["Steps of a job", f"{job.total_steps:,}, or {packed}, for {job.num_epochs:g} epochs"]
+        yield ["Steps of a job", f"{job.total_steps:,}, or {packed}, for {job.num_epochs:g} epochs, nothing held out"]
 
 
 def _histogram(counted: DataStatistics) -> Iterable[list[str]]:
