@@ -10,6 +10,7 @@ from typing import Any
 from finetuneflow.blocking import Blocking, blocking, iterating
 from finetuneflow.enums import enum_number
 from finetuneflow.errors import ApiError, InvalidArgument, Violation
+from finetuneflow.fields import fill
 from finetuneflow.paging import paged
 from finetuneflow.resources.dataset import Dataset
 from finetuneflow.resources.validation import RowPreview, ValidationReport
@@ -95,8 +96,14 @@ class AsyncDatasets:
 
         Raises NotFound for an unknown dataset, InvalidArgument for a source or a model that a job could not name.
         """
-        request = pb.ValidateDatasetRequest(source=data_source(dataset), base_model=base_model)
-        _settings(request, max_length, chat_template, system_prompt, truncation)
+        request = fill(
+            pb.ValidateDatasetRequest(source=data_source(dataset)),
+            base_model=base_model,
+            max_length=max_length,
+            chat_template=chat_template,
+            system_prompt=system_prompt,
+            truncation=truncation_number(truncation),
+        )
         response = await self._transport.call(self._stub.ValidateDataset, request, try_seconds=LOOK_SECONDS)
         return ValidationReport.from_proto(response.report)
 
@@ -113,10 +120,16 @@ class AsyncDatasets:
         truncation: str | None = None,
     ) -> tuple[RowPreview, ...]:
         """Rows as training will see them: text, tokens, what is trained. Raises what `validate` does."""
-        request = pb.PreviewDatasetRequest(
-            source=data_source(dataset), base_model=base_model, first_row=first_row, num_rows=num_rows
+        request = fill(
+            pb.PreviewDatasetRequest(source=data_source(dataset)),
+            base_model=base_model,
+            first_row=first_row,
+            num_rows=num_rows,
+            max_length=max_length,
+            chat_template=chat_template,
+            system_prompt=system_prompt,
+            truncation=truncation_number(truncation),
         )
-        _settings(request, max_length, chat_template, system_prompt, truncation)
         response = await self._transport.call(self._stub.PreviewDataset, request, try_seconds=LOOK_SECONDS)
         return tuple(RowPreview.from_proto(row) for row in response.rows)
 
@@ -138,24 +151,12 @@ def data_source(dataset: str | Mapping[str, Any]) -> DataSource:
     known = DataSource.DESCRIPTOR.fields_by_name
     if unknown := [name for name in values if name not in known]:
         raise InvalidArgument(f"a source has no field {unknown[0]!r}; known: {', '.join(known)}")
-    return DataSource(**{name: value for name, value in values.items() if value is not None})
+    return fill(DataSource(), **values)
 
 
-def _settings(
-    request: pb.ValidateDatasetRequest | pb.PreviewDatasetRequest,
-    max_length: int | None,
-    chat_template: str | None,
-    system_prompt: str | None,
-    truncation: str | None,
-) -> None:
-    if max_length is not None:
-        request.max_length = max_length
-    if chat_template is not None:
-        request.chat_template = chat_template
-    if system_prompt is not None:
-        request.system_prompt = system_prompt
-    if truncation is not None:
-        request.truncation = enum_number(Truncation.DESCRIPTOR, truncation, "truncation")
+def truncation_number(truncation: str | None) -> Any:
+    """Of its word; None stays None. Raises InvalidArgument."""
+    return None if truncation is None else enum_number(Truncation.DESCRIPTOR, truncation, "truncation")
 
 
 def _named(field: str, file: str) -> str:

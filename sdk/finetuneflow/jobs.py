@@ -15,6 +15,7 @@ from finetuneflow.blocking import Blocking, blocking, iterating
 from finetuneflow.datasets import LOOK_SECONDS, AsyncDatasets
 from finetuneflow.enums import enum_number
 from finetuneflow.errors import ApiError, FailedPrecondition, InvalidArgument, JobCancelled, JobFailed, Violation
+from finetuneflow.fields import fill
 from finetuneflow.files import safe_relative_path
 from finetuneflow.paging import paged
 from finetuneflow.resources.event import Event, Severity
@@ -294,8 +295,11 @@ class AsyncJobs:
     ) -> AsyncGenerator[Event, None]:
         """What has happened so far, oldest first. Raises NotFound."""
         while True:
-            request = pb.ListFineTuningJobEventsRequest(
-                job_id=job_id, after_sequence=after_sequence, kinds=kinds, page_size=1000
+            request = fill(
+                pb.ListFineTuningJobEventsRequest(page_size=1000),
+                job_id=job_id,
+                after_sequence=after_sequence,
+                kinds=kinds,
             )
             response = await self._transport.call(self._stub.ListFineTuningJobEvents, request)
             for message in response.events:
@@ -311,7 +315,7 @@ class AsyncJobs:
 
     async def metrics(self, job_id: str, *, names: Sequence[str] = (), max_points: int = 0) -> dict[str, MetricSeries]:
         """Whole curves by name (`loss`, `eval_loss`, ...), thinned evenly to `max_points` when given."""
-        request = pb.GetMetricsRequest(job_id=job_id, names=names, max_points=max_points)
+        request = fill(pb.GetMetricsRequest(), job_id=job_id, names=names, max_points=max_points)
         response = await self._transport.call(self._stub.GetMetrics, request)
         return {series.name: MetricSeries.from_proto(series) for series in response.series}
 
@@ -362,8 +366,12 @@ def _watch_request(
     job_id: str, after_sequence: int, kinds: Sequence[str], min_severity: Severity | str | None
 ) -> pb.WatchFineTuningJobRequest:
     severity = enum_number(event_pb2.Severity.DESCRIPTOR, min_severity, "min_severity") if min_severity else None
-    return pb.WatchFineTuningJobRequest(
-        job_id=job_id, after_sequence=after_sequence, kinds=kinds, min_severity=severity
+    return fill(
+        pb.WatchFineTuningJobRequest(),
+        job_id=job_id,
+        after_sequence=after_sequence,
+        kinds=kinds,
+        min_severity=severity,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from finetuneflow.blocking import Blocking, blocking
+from finetuneflow.fields import INT32_MAX, check_range, fill
 from finetuneflow.resources.estimate import DecisionCell, Recommendation, ResourceEstimate
 from finetuneflow.resources.hardware import Hardware
 from finetuneflow.spec import partial_spec
@@ -13,6 +14,8 @@ from finetuneflow.v1 import probe_service_pb2 as pb
 from finetuneflow.v1 import probe_service_pb2_grpc as pb_grpc
 
 _GIB = 2**30
+MOST_GIB = 2**32
+"""Of memory that a caller may think of; what is measured in bytes still has room above it."""
 
 
 class AsyncProbe:
@@ -110,10 +113,10 @@ def recommend_request(
     spec: dict[str, Any] | None = None,
 ) -> pb.RecommendMethodRequest:
     """As `recommend` sends it. Raises InvalidArgument."""
-    return pb.RecommendMethodRequest(
+    return fill(
+        pb.RecommendMethodRequest(spec=partial_spec(spec) if spec else None),
         base_model=base_model,
         node_id=node_id,
-        spec=partial_spec(spec) if spec else None,
         memory_bytes=_bytes(memory_gib),
         gpu=gpu,
         longest_row=longest_row,
@@ -134,8 +137,9 @@ def estimate_request(
     """As `estimate` sends it. Raises InvalidArgument."""
     # Data is counted by the caller: a file need not exist, nor be uploaded.
     values = {name: value for name, value in spec.items() if name not in ("training_data", "evaluation_data", "phases")}
-    return pb.EstimateResourcesRequest(
-        spec=partial_spec(values),
+    check_range("mean_tokens", mean_tokens, 1, INT32_MAX)
+    return fill(
+        pb.EstimateResourcesRequest(spec=partial_spec(values)),
         node_id=node_id,
         memory_bytes=_bytes(memory_gib),
         gpu=gpu,
@@ -146,4 +150,5 @@ def estimate_request(
 
 
 def _bytes(gib: float | None) -> int | None:
+    check_range("memory_gib", gib, 1, MOST_GIB)
     return None if gib is None else round(gib * _GIB)

@@ -93,6 +93,16 @@ def test_no_server_is_exit_code_3(ftf: Ftf, server: Running) -> None:
         assert f"ftf up --port {server.address.rpartition(':')[2]}" in result.output
 
 
+def test_what_no_server_could_check_is_said(ftf: Ftf, rows: Path, server: Running) -> None:
+    """Mistakes that this side finds look like all there are, and the next try finds more."""
+    server.stop()
+    result = ftf("train", rows, "-m", "m", "--dry-run", "--set", "bogus=1", "--set", "lora.r=0", "--json")
+    error = json.loads(result.stderr)["error"]
+    assert (result.exit_code, [each["field"] for each in error["violations"]]) == (2, ["spec.bogus"])
+    assert "ranges and recipes were not checked" in error["advice"]
+    assert server.address in error["advice"]
+
+
 def test_a_detached_and_a_dry_run(ftf: Ftf, rows: Path, gateway: FakeGateway) -> None:
     result = ftf("train", rows, "--model", "m", "--detach")
     assert result.exit_code == 0
@@ -133,6 +143,43 @@ def test_an_unset_variable_is_named_with_its_place(ftf: Ftf, tmp_path: Path) -> 
     result = ftf("train", "--config", config)
     assert result.exit_code == 2
     assert "labels.team: the environment variable NOT_SET_ANYWHERE is not set (job.toml, line 4)" in result.stderr
+
+
+def test_a_file_in_another_encoding_is_named(ftf: Ftf, rows: Path, gateway: FakeGateway) -> None:
+    """PowerShell's `>` writes UTF-16, and its Out-File a byte order mark before UTF-8, which is no part of the text."""
+    text = f'base_model = "m"\ntraining_data = "{rows.name}"\ndisplay_name = "é"\n'
+    config, template = rows.parent / "job.toml", rows.parent / "rows.jinja"
+    config.write_bytes(text.encode("utf-16"))
+    template.write_bytes('{"question": "é"}'.encode("latin-1"))
+    for arguments, at_fault in (
+        (("train", "--config", config, "--dry-run"), config),
+        (("validate", "--config", config), config),
+        (("estimate", "--config", config), config),
+        (("recommend", "--config", config), config),
+        (("validate", rows, "-m", "m", "--template", template), template),
+        (("datasets", "stats", rows, "-m", "m", "--template", template), template),
+    ):
+        result = ftf(*arguments, "--json")
+        assert result.exit_code == 2, result.output
+        error = json.loads(result.stderr)["error"]
+        assert error["reason"] == "NOT_UTF8"
+        (violation,) = error["violations"]
+        assert violation["field"] == at_fault.name
+        assert "save it as UTF-8" in violation["description"]
+    config.write_bytes(text.encode("utf-8-sig"))
+    assert ftf("train", "--config", config, "--detach").exit_code == 0
+    assert gateway.requests("CreateFineTuningJob")[0].spec.display_name == "é"
+
+
+def test_a_job_file_that_no_parser_ends_with_is_refused(ftf: Ftf, tmp_path: Path) -> None:
+    """By its name, as any other mistake in it."""
+    config = tmp_path / "job.toml"
+    for text in ("a = " + "[" * 100_000, ".".join("a" * 2_000) + " = 1", "seed = " + "9" * 10_000, "no toml"):
+        config.write_text(text)
+        result = ftf("validate", "--config", config, "--json")
+        assert result.exit_code == 2, text[:20]
+        (violation,) = json.loads(result.stderr)["error"]["violations"]
+        assert violation["field"] == config.name
 
 
 def test_lists_are_tab_separated_in_a_pipe(ftf: Ftf) -> None:
@@ -235,6 +282,10 @@ def test_a_refused_file_is_named(ftf: Ftf, rows: Path, gateway: FakeGateway) -> 
     result = ftf("datasets", "upload", rows)
     assert result.stderr == "bad [BAD]\n  train.jsonl: a wrong ending\n"
     assert "header" not in result.stderr
+    after = rows.parent / "after.jsonl"
+    after.write_text("{}\n")
+    result = ftf("datasets", "upload", rows, after)
+    assert f"Not sent, as they come after it: {after}." in result.stderr
 
 
 def test_a_list_says_that_there_is_more(ftf: Ftf, gateway: FakeGateway) -> None:

@@ -108,10 +108,37 @@ def test_the_argument_at_fault_is_named_for_programs(here: Any) -> None:
         (("estimate", "-m", "m", "--gpu", "L4"), "--gpu"),
         (("estimate", "--no-such"), "--no-such"),
         (("estimate",), "--model"),
+        (("estimate", __file__, "-m", "m", "--examples", 3), "--examples"),
         (("jobs", "get"), "job_id"),
     ):
         done = here(*arguments, "--json")
         assert [violation["field"] for violation in json.loads(done.stderr)["error"]["violations"]] == [field]
+
+
+def test_a_number_beyond_any_field_is_wrong_usage(here: Any, tmp_path: Path) -> None:
+    """A traceback and exit code 1 say that the server failed, and a program finds no object to read."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("{}\n")
+    for arguments in (
+        ("estimate", "-m", "m", "--longest-row", 9 * 10**12),
+        ("estimate", "-m", "m", "--examples", 10**23),
+        ("estimate", "-m", "m", "--examples", 100, "--mean-tokens", "inf"),
+        ("estimate", "-m", "m", "--examples", 100, "--mean-tokens", "1e300"),
+        ("estimate", "-m", "m", "--vram", "inf"),
+        ("estimate", "-m", "m", "--vram", "nan"),
+        ("recommend", "-m", "m", "--vram", "1e30"),
+        ("recommend", "-m", "m", "--longest-row", 10**10),
+        ("validate", rows, "-m", "m", "--max-length", 10**11),
+        ("datasets", "preview", rows, "-m", "m", "--max-length", 10**11),
+        ("datasets", "preview", rows, "-m", "m", "--row", 10**23),
+        ("jobs", "list", "--limit", 10**23),
+        ("jobs", "watch", "job_1", "--after", 10**23),
+        ("metrics", "job_1", "--points", 10**10),
+    ):
+        done = here(*arguments, "--json")
+        assert done.exit_code == 2, arguments
+        (violation,) = json.loads(done.stderr)["error"]["violations"]
+        assert violation["field"] == arguments[-2]
 
 
 def test_a_machine_without_a_server_answers_for_itself(here: Any, tmp_path: Path) -> None:

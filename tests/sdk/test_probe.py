@@ -35,3 +35,25 @@ def test_an_estimate_needs_no_uploaded_data(client: Client) -> None:
     assert client.probe.estimate(base_model="llama-3.1-8b").cost is None
     with pytest.raises(InvalidArgument, match="lora"):
         client.probe.estimate(base_model="llama-3.1-8b", lora={"rank": 3})
+
+
+def test_a_number_that_no_field_holds_is_an_argument_at_fault(client: Client, gateway) -> None:  # type: ignore[no-untyped-def]
+    """A bare ValueError of the messages' library names neither the argument nor what it may be."""
+    estimate, preview = client.probe.estimate, client.datasets.preview
+    for ask, field in (
+        (lambda: estimate(base_model="m", longest_row=9 * 10**12), "longest_row"),
+        (lambda: estimate(base_model="m", num_examples=10**30), "num_examples"),
+        (lambda: estimate(base_model="m", mean_tokens=float("inf")), "mean_tokens"),
+        (lambda: estimate(base_model="m", memory_gib=float("nan")), "memory_gib"),
+        (lambda: client.probe.recommend("m", memory_gib=1e300), "memory_gib"),
+        (lambda: client.probe.recommend("m", longest_row=10**10), "longest_row"),
+        (lambda: preview("ds_1", "m", max_length=10**12), "max_length"),
+        (lambda: preview("ds_1", "m", first_row=10**30), "first_row"),
+        (lambda: preview({"dataset": "ds_1", "weight": "much"}, "m"), "weight"),
+        (lambda: client.jobs.metrics("job_1", max_points=10**12), "max_points"),
+        (lambda: list(client.jobs.watch("job_1", after_sequence=10**30)), "after_sequence"),
+    ):
+        with pytest.raises(InvalidArgument, match="must be a") as caught:
+            ask()
+        assert [violation.field for violation in caught.value.violations] == [field]
+    assert gateway.calls == []

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from finetuneflow.cli.text_files import read_text
 from finetuneflow.errors import InvalidArgument, Violation
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
@@ -18,13 +19,15 @@ _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 def read_config(path: Path) -> dict[str, Any]:
     """The table in a TOML file: `${VAR}` replaced from the environment, the text "null" as None, and the files it
     names as data taken from its own folder. Raises InvalidArgument, OSError."""
-    text = path.read_text(encoding="utf-8")
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise _refuse(path.name, f"no valid TOML: {error}; correct that place") from error
+    text = read_text(path)
     violations: list[Violation] = []
-    resolved = _resolve(table, "", path.name, text, violations)
+    try:
+        resolved = _resolve(tomllib.loads(text), "", path.name, text, violations)
+    except RecursionError as error:
+        raise _refuse(path.name, "its tables and lists lie too deep in each other; a job needs four levels") from error
+    except ValueError as error:
+        # Of TOML itself, and of a number with thousands of digits.
+        raise _refuse(path.name, f"no valid TOML: {error}; correct that place") from error
     if violations:
         raise InvalidArgument(f"{path} can't be used.", reason="INVALID_CONFIG", violations=violations)
     _anchor(resolved, path.parent)
@@ -71,7 +74,7 @@ def _toml_literal(value: Any) -> str:
 def _toml_value(raw: str) -> Any:
     try:
         value = tomllib.loads(f"value = {raw}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = raw
     return None if value == "null" else value
 

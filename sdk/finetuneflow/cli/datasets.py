@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from finetuneflow.cli.session import Json, not_empty, print_json, print_newest, print_rows, session, size
+from finetuneflow.errors import FineTuneFlowError
+from finetuneflow.fields import INT32_MAX
 from finetuneflow.resources.dataset import Dataset
 
 
@@ -34,8 +36,13 @@ def upload(
 ) -> None:
     """Upload files; prints the id of each."""
     here = session(ctx)
-    for file in files:
-        dataset = here.client.datasets.upload(file, display_name=name)
+    for number, file in enumerate(files, start=1):
+        try:
+            dataset = here.client.datasets.upload(file, display_name=name)
+        except FineTuneFlowError as error:
+            if unsent := ", ".join(map(str, files[number:])):
+                error.advice = f"{error.advice}\nNot sent, as they come after it: {unsent}.".strip()
+            raise
         if json:
             print_json(dataset.proto)
         else:
@@ -44,7 +51,7 @@ def upload(
 
 def list_datasets(
     ctx: typer.Context,
-    limit: Annotated[int, typer.Option(min=1, help="Newest first, at most so many.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=INT32_MAX, help="Newest first, at most so many.")] = 20,
     json: Json = False,
 ) -> None:
     """Show the newest datasets."""

@@ -17,9 +17,10 @@ from finetuneflow.cli.config import apply_setting, read_config
 from finetuneflow.cli.estimate_tables import print_estimate, print_matrix, print_recommendation
 from finetuneflow.cli.exits import CommandFailed, error_console
 from finetuneflow.cli.refusals import Ask, every_refusal
-from finetuneflow.cli.session import Json, Session, print_json, session
+from finetuneflow.cli.session import Json, Session, a_number, print_json, session
 from finetuneflow.errors import Unavailable
-from finetuneflow.probe import estimate_request, recommend_request
+from finetuneflow.fields import INT32_MAX, INT64_MAX
+from finetuneflow.probe import MOST_GIB, estimate_request, recommend_request
 from finetuneflow.resources.estimate import DecisionCell, Recommendation, ResourceEstimate
 from finetuneflow.v1 import probe_service_pb2 as pb
 
@@ -54,9 +55,14 @@ def add_commands(app: typer.Typer, here: Here | None = None) -> None:
 
 _Model = Annotated[str, typer.Option("--model", "-m", help="A catalogue alias, a Hugging Face id, or llama-3.1-8b.")]
 _Node = Annotated[str, typer.Option(help="For this node's hardware.")]
-_Vram = Annotated[float | None, typer.Option(min=1, help="For a GPU with so many GiB free, not for a node.")]
+_Vram = Annotated[
+    float | None,
+    typer.Option(min=1, max=MOST_GIB, callback=a_number, help="For a GPU with so many GiB free, not for a node."),
+]
 _Gpu = Annotated[str, typer.Option(help="Name of that GPU, such as 'RTX 4090': for speed and price.")]
-_Longest = Annotated[int | None, typer.Option(min=8, help="Tokens of the longest row.", show_default="max_length")]
+_Longest = Annotated[
+    int | None, typer.Option(min=8, max=INT32_MAX, help="Tokens of the longest row.", show_default="max_length")
+]
 _Set = Annotated[list[str] | None, typer.Option("--set", help="A setting of the job, such as lora.r=32; repeatable.")]
 _Config = Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="A job in a TOML file.")]
 _Local = Annotated[bool, typer.Option("--local", help="Ask no server: answer for this machine.")]
@@ -167,8 +173,12 @@ def _estimate(asking: _Asking) -> Callable[..., None]:
         data: Annotated[list[Path] | None, typer.Argument(exists=True, dir_okay=False, help="Files of rows.")] = None,
         model: _Model = "",
         recipe: Annotated[str, typer.Option(help="Preset to start from.")] = "",
-        examples: Annotated[int | None, typer.Option(min=1, help="Rows, where no file is given.")] = None,
-        mean_tokens: Annotated[float | None, typer.Option(min=1, help="Mean tokens of a row.")] = None,
+        examples: Annotated[
+            int | None, typer.Option(min=1, max=INT64_MAX, help="Rows, where no file is given.")
+        ] = None,
+        mean_tokens: Annotated[
+            float | None, typer.Option(min=1, max=INT32_MAX, callback=a_number, help="Mean tokens of a row.")
+        ] = None,
         longest_row: _Longest = None,
         node: _Node = "",
         vram: _Vram = None,
@@ -183,6 +193,9 @@ def _estimate(asking: _Asking) -> Callable[..., None]:
         spec |= {name: value for name, value in (("base_model", model), ("recipe", recipe)) if value}
         if not spec.get("base_model"):
             raise typer.BadParameter("name a model.", param_hint="--model")
+        counts = {"--examples": examples, "--mean-tokens": mean_tokens, "--longest-row": longest_row}
+        if data and (given := [option for option, value in counts.items() if value is not None]):
+            raise typer.BadParameter("the files are counted: leave it out, or them.", param_hint=given[0])
         _check_machine(vram, gpu, node)
         at = session(ctx)
         with every_refusal(spec, asking.settings(at)):

@@ -11,6 +11,7 @@ from finetuneflow.cli.following import follow_or_detach
 from finetuneflow.cli.outcome import show_explanation, show_job
 from finetuneflow.cli.session import Json, not_empty, print_json, print_newest, session
 from finetuneflow.errors import InvalidArgument, Violation
+from finetuneflow.fields import INT32_MAX, INT64_MAX
 from finetuneflow.resources.job import Job
 
 app = typer.Typer(no_args_is_help=True, help="Jobs: list, follow, stop, look into.")
@@ -23,7 +24,7 @@ def list_jobs(
     ctx: typer.Context,
     state: Annotated[list[str] | None, typer.Option(help="Only jobs in this state; as often as needed.")] = None,
     label: Annotated[list[str] | None, typer.Option(help="Only jobs with this label, KEY=VALUE.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Newest first, at most so many.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=INT32_MAX, help="Newest first, at most so many.")] = 20,
     json: Json = False,
 ) -> None:
     """Show the newest jobs."""
@@ -54,7 +55,7 @@ def get(ctx: typer.Context, job_id: JobId, json: Json = False) -> None:
 def watch(
     ctx: typer.Context,
     job_id: JobId,
-    after: Annotated[int, typer.Option(min=0, help="Only what happened after this sequence.")] = 0,
+    after: Annotated[int, typer.Option(min=0, max=INT64_MAX, help="Only what happened after this sequence.")] = 0,
     json: Json = False,
 ) -> None:
     """Follow a job from its beginning to its end. Ctrl-C leaves it running."""

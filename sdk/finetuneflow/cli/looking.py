@@ -16,13 +16,13 @@ from rich.text import Text
 
 from finetuneflow.cli.exits import USAGE, named_rows
 from finetuneflow.cli.session import Json, Session, count, print_json, print_rows, session, size
-from finetuneflow.datasets import data_source
-from finetuneflow.enums import enum_number
+from finetuneflow.cli.text_files import read_text
+from finetuneflow.datasets import data_source, truncation_number
+from finetuneflow.fields import INT32_MAX, INT64_MAX, fill
 from finetuneflow.resources.stage_result import DataStatistics
 from finetuneflow.resources.validation import ProblemSeverity, RowPreview, ValidationReport, Verdict
 from finetuneflow.spec import is_dataset_id
 from finetuneflow.v1 import dataset_service_pb2 as pb
-from finetuneflow.v1.fine_tuning_job_spec_pb2 import Truncation
 
 _SHOWN = 20
 
@@ -43,7 +43,7 @@ Template = Annotated[
     Path | None, typer.Option(exists=True, dir_okay=False, help="A file with a template that turns rows into examples.")
 ]
 Format = Annotated[str | None, typer.Option("--format", help="What the rows are.", show_default="detected")]
-MaxLength = Annotated[int | None, typer.Option(help="Tokens of a row.", show_default="2048")]
+MaxLength = Annotated[int | None, typer.Option(max=INT32_MAX, help="Tokens of a row.", show_default="2048")]
 TruncationSide = Annotated[
     str | None,
     typer.Option("--truncation", help="Of longer rows: keep_start, keep_end or drop.", show_default="keep_start"),
@@ -69,8 +69,8 @@ class _Looking:
     def validate(self, at: Session, data: str, model: str, source: Mapping[str, Any], **more: Any) -> ValidationReport:
         file = Path(data)
         if self._is_here(at, file) and self._here is not None:
-            request = pb.ValidateDatasetRequest(source=data_source({**source, "dataset": "file"}), base_model=model)
-            _set(request, more)
+            request = pb.ValidateDatasetRequest(source=data_source({**source, "dataset": "file"}))
+            fill(request, base_model=model, **_numbered(more))
             return ValidationReport.from_proto(self._here.validate(request, file).report)
         return at.client.datasets.validate({**source, "dataset": _uploaded(at, data)}, model, **more)
 
@@ -79,9 +79,8 @@ class _Looking:
     ) -> tuple[RowPreview, ...]:
         file = Path(data)
         if self._is_here(at, file) and self._here is not None:
-            request = pb.PreviewDatasetRequest(source=data_source({**source, "dataset": "file"}), base_model=model)
-            request.first_row, request.num_rows = first_row, num_rows
-            _set(request, more)
+            request = pb.PreviewDatasetRequest(source=data_source({**source, "dataset": "file"}))
+            fill(request, base_model=model, first_row=first_row, num_rows=num_rows, **_numbered(more))
             return tuple(RowPreview.from_proto(row) for row in self._here.preview(request, file).rows)
         dataset = {**source, "dataset": _uploaded(at, data)}
         return at.client.datasets.preview(dataset, model, first_row=first_row, num_rows=num_rows, **more)
@@ -100,12 +99,8 @@ def _uploaded(at: Session, data: str) -> str:
     return at.client.datasets.upload(data).id
 
 
-def _set(request: pb.ValidateDatasetRequest | pb.PreviewDatasetRequest, values: Mapping[str, Any]) -> None:
-    for name, value in values.items():
-        if name == "truncation" and value is not None:
-            value = enum_number(Truncation.DESCRIPTOR, value, name)
-        if value is not None:
-            setattr(request, name, value)
+def _numbered(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {**values, "truncation": truncation_number(values.get("truncation"))}
 
 
 def source_settings(mapping: list[str] | None, template: Path | None, format_: str | None) -> dict[str, Any]:
@@ -113,7 +108,7 @@ def source_settings(mapping: list[str] | None, template: Path | None, format_: s
     pairs = dict(entry.split("=", 1) for entry in mapping or [] if "=" in entry)
     if len(pairs) != len(mapping or []):
         raise typer.BadParameter("write ours=theirs, such as question=prompt, each of ours once", param_hint="--map")
-    text = template.read_text(encoding="utf-8") if template else None
+    text = read_text(template) if template else None
     return {"mapping": pairs, "template": text, "format": format_}
 
 
@@ -155,7 +150,7 @@ def _preview(looking: _Looking) -> Callable[..., None]:
         ctx: typer.Context,
         data: _Data,
         model: _Model,
-        row: Annotated[int, typer.Option(min=1, help="First row, as an editor numbers lines.")] = 1,
+        row: Annotated[int, typer.Option(min=1, max=INT64_MAX, help="First row, as an editor numbers lines.")] = 1,
         rows: Annotated[int, typer.Option(min=1, max=100, help="How many.")] = 3,
         tokens: Annotated[bool, typer.Option("--tokens", help="Token by token, with ids.")] = False,
         mapping: Map = None,

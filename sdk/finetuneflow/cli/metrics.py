@@ -8,13 +8,14 @@ import typer
 
 from finetuneflow.cli.plot import plot
 from finetuneflow.cli.session import Json, not_empty, print_json, print_rows, session
+from finetuneflow.fields import INT32_MAX
 
 
 def metrics(
     ctx: typer.Context,
     job_id: Annotated[str, typer.Argument(metavar="JOB", help="The job's id.", callback=not_empty)],
     name: Annotated[list[str] | None, typer.Option(help="Only this curve; as often as needed.")] = None,
-    points: Annotated[int, typer.Option(min=2, help="At most so many points a curve.")] = 100,
+    points: Annotated[int, typer.Option(min=2, max=INT32_MAX, help="At most so many points a curve.")] = 100,
     json: Json = False,
 ) -> None:
     """Show a job's curves: drawn on a terminal, as lines in a pipe."""

@@ -22,11 +22,16 @@ def every_refusal(values: Mapping[str, Any], ask: Ask) -> Iterator[None]:
     except InvalidArgument as error:
         if error.reason != "INVALID_SPEC":
             raise
-        violations = [*error.violations, *_out_of_range(values, ask)]
-        raise InvalidArgument(error.message, reason=error.reason, advice=error.advice, violations=violations) from None
+        try:
+            error.violations += _out_of_range(values, ask)
+        except FineTuneFlowError as silence:
+            unchecked = f"There may be more: ranges and recipes were not checked. {silence.message}"
+            error.advice = "\n".join(filter(None, (error.advice, unchecked, silence.advice)))
+        raise
 
 
 def _out_of_range(values: Mapping[str, Any], ask: Ask) -> tuple[Violation, ...]:
+    """Raises FineTuneFlowError where nobody says."""
     # The smallest question that the settings of a job are part of: about no machine, and no model that is far away.
     request = pb.EstimateResourcesRequest(spec=readable_spec(values), memory_bytes=1 << 30)
     request.spec.base_model = "smollm2-135m"
@@ -34,7 +39,4 @@ def _out_of_range(values: Mapping[str, Any], ask: Ask) -> tuple[Violation, ...]:
         ask(request)
     except InvalidArgument as error:
         return tuple(error.violations)
-    except FineTuneFlowError:
-        # Nobody is there to say more.
-        return ()
     return ()

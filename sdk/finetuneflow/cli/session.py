@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -101,6 +102,13 @@ def not_empty(value: str) -> str:
     """For arguments: an empty shell variable is nothing to look for."""
     if not value.strip():
         raise typer.BadParameter("is empty; give an id or a name.")
+    return value
+
+
+def a_number(value: float | None) -> float | None:
+    """For options: "nan" is read as a number, and is neither below nor above any bound."""
+    if value is not None and math.isnan(value):
+        raise typer.BadParameter("is no number.")
     return value
 
 
