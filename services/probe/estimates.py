@@ -167,6 +167,9 @@ def _within(config: JobConfig, architecture: Architecture, longest: int | None) 
     return config, warnings
 
 
+_MOST_TOKENS = 1e15
+
+
 def _work(request: api.EstimateResourcesRequest, config: JobConfig) -> Work | None:
     """How much there is to do, where the request says how much data there is."""
     if not request.HasField("num_examples"):
@@ -174,6 +177,9 @@ def _work(request: api.EstimateResourcesRequest, config: JobConfig) -> Work | No
     hyper = config.hyperparameters
     longest = request.longest_row if request.HasField("longest_row") else hyper.max_length
     mean = request.mean_tokens if request.HasField("mean_tokens") else longest / 2
+    if not 0 <= request.num_examples * mean <= _MOST_TOKENS:
+        named = "mean_tokens" if request.HasField("mean_tokens") else "num_examples"
+        raise _invalid(named, f"makes {request.num_examples * mean:.3g} tokens an epoch.", "Give 0 to 1e15 of them.")
     rows = hyper.num_epochs * request.num_examples
     step = hyper.per_device_train_batch_size * hyper.gradient_accumulation_steps
     if hyper.max_steps is not None:

@@ -120,6 +120,15 @@ async def test_time_comes_from_what_earlier_jobs_took(probe: ProbeServiceStub, d
     assert after.duration_high_seconds / after.duration_low_seconds < before_span
 
 
+@pytest.mark.parametrize("mean", [float("inf"), float("nan"), -1.0, 1e300])
+async def test_more_tokens_than_there_are_is_no_estimate(probe: ProbeServiceStub, mean: float) -> None:
+    spec = FineTuningJobSpec(base_model="smollm2-135m")
+    request = api.EstimateResourcesRequest(spec=spec, num_examples=1000, mean_tokens=mean)
+    refused = await refusal(probe.EstimateResources(request))
+    assert refused.code == grpc.StatusCode.INVALID_ARGUMENT
+    assert "mean_tokens" in str(refused)
+
+
 async def test_a_machine_that_is_only_thought_of(probe: ProbeServiceStub) -> None:
     """What would a card from a shop do? With its name there are price and cost, too."""
     spec = FineTuningJobSpec(base_model="meta-llama/Llama-3.1-8B-Instruct")
