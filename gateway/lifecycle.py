@@ -136,7 +136,6 @@ def _counts(decision: Decision, failure: StageFailed) -> bool:
 
 def _close(decision: Decision, attempt: Attempt, outcome: str, *, counted: bool = False) -> None:
     attempt.state, attempt.outcome, attempt.counted, attempt.end_time = "ENDED", outcome, counted, now()
-    decision.session.add(attempt)
     decision.attempt = None
 
 
