@@ -12,7 +12,8 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import make_url
 from sqlalchemy.engine import URL, Connection
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy.orm.session import JoinTransactionMode
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from gateway.group_commit import GroupCommit
@@ -71,13 +72,23 @@ class Database:
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncSession]:
         """One transaction: committed when the block ends, rolled back when it raises."""
+        async with self.change() as (_, session):
+            yield session
+
+    @asynccontextmanager
+    async def change(self) -> AsyncIterator[tuple[AsyncConnection, AsyncSession]]:
+        """The same, for statements to the connection beside the session, which costs nothing until it is used."""
+        # Others have their part in SQLite's transaction: a session may only roll back what is its own.
+        mode: JoinTransactionMode = "create_savepoint" if self._group else "rollback_only"
         with answerable():
-            if self._group:
-                async with self._group.turn() as session:
-                    yield session
-            else:
-                async with AsyncSession(self._writes, expire_on_commit=False) as session, session.begin():
-                    yield session
+            async with self._group.turn() if self._group else self._writes.begin() as connection:
+                session = AsyncSession(connection, expire_on_commit=False, join_transaction_mode=mode)
+                try:
+                    yield connection, session
+                    await session.commit()
+                finally:
+                    if session.in_transaction():
+                        await session.close()
 
     async def close(self) -> None:
         if self._group:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 from sqlalchemy import Connection, Select, Table, Update, bindparam, inspect
-from sqlalchemy.orm import Session
+from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm.attributes import set_committed_value
 from sqlmodel import col, delete
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -57,8 +57,7 @@ def _change(table: Table, columns: tuple[str, ...]) -> Update:
     return table.update().where(*keys).values({name: bindparam(f"new_{name}") for name in columns})
 
 
-def _load(session: Session, job_id: str) -> tuple[Job | None, Attempt | None]:
-    connection = session.connection()
+def _load(connection: Connection, job_id: str) -> tuple[Job | None, Attempt | None]:
     job = _one(connection, _LOCKED_JOB, Job, job_id)
     if job is None:
         return None, None
@@ -90,7 +89,9 @@ def _write_changes(connection: Connection, row: Job | Attempt) -> None:
 class Decision:
     """A locked job, its open attempt, and what the decision adds."""
 
+    connection: AsyncConnection
     session: AsyncSession
+    """For what is rare: its first use costs a savepoint."""
     job: Job
     attempt: Attempt | None
     """The one attempt that is not ENDED."""
@@ -157,17 +158,16 @@ class Decision:
     async def flush(self) -> None:
         """Sends every change to the database, in one statement per table where there are many rows."""
         self.settle()
-        await self.session.run_sync(self._flush)
+        await self.connection.run_sync(self._flush)
+        if self.ready is not None:
+            # Only now: inserted before the older attempt is ENDED, the unique index would refuse it.
+            self.session.add(self.ready)
+            await self.session.flush()
 
-    def _flush(self, session: Session) -> None:
-        connection = session.connection()
+    def _flush(self, connection: Connection) -> None:
         for row in self._loaded:
             if row is not None:
                 _write_changes(connection, row)
-        if self.ready is not None:
-            # Only now: one flush would insert it before the older attempt is ENDED, which the unique index refuses.
-            session.add(self.ready)
-        session.flush()
         dialect = connection.dialect.name
         if self._events:
             connection.exec_driver_sql(_insertion("events", _EVENT_COLUMNS, dialect), self._events)
@@ -206,11 +206,11 @@ class Ledger:
     @asynccontextmanager
     async def decide(self, job_id: str, tenant: str | None = None) -> AsyncIterator[Decision]:
         """Locks the job for the block. NotFound when there is none (of that tenant)."""
-        async with self.database.write() as session:
-            job, attempt = await session.run_sync(_load, job_id)
+        async with self.database.change() as (connection, session):
+            job, attempt = await connection.run_sync(_load, job_id)
             if job is None or (tenant is not None and job.tenant != tenant):
                 raise NotFound("JOB_NOT_FOUND", f"there is no fine-tuning job {job_id!r}")
-            decision = Decision(session, job, attempt)
+            decision = Decision(connection, session, job, attempt)
             yield decision
             await decision.flush()
             failpoint("decision.flushed")
@@ -220,12 +220,12 @@ class Ledger:
     @asynccontextmanager
     async def create(self, job: Job) -> AsyncIterator[Decision]:
         """The first decision about a job, which inserts it."""
-        async with self.database.write() as session:
+        async with self.database.change() as (connection, session):
             session.add(job)
             await session.flush()
             # From here on the decision writes it, as it does one that it has loaded.
             session.expunge(job)
-            decision = Decision(session, job, None)
+            decision = Decision(connection, session, job, None)
             yield decision
             await decision.flush()
             failpoint("creation.flushed")
