@@ -12,9 +12,10 @@ from typing import Annotated
 import typer
 
 from finetuneflow.cli import estimates, validating
-from finetuneflow.cli.exits import DETACHED, JOB_FAILED, CommandFailed, error_console
+from finetuneflow.cli.console import error_console, make_console
+from finetuneflow.cli.exits import DETACHED, JOB_FAILED, CommandFailed
 from finetuneflow.cli.looking import add_commands
-from finetuneflow.cli.session import Json, make_console
+from finetuneflow.cli.session import Json
 from finetuneflow.v1 import dataset_service_pb2 as pb
 from standalone.estimates import ProbeHere
 

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from finetuneflow.cli.estimates import Counted
 from finetuneflow.cli.exits import JOB_FAILED, CommandFailed
 from finetuneflow.errors import InvalidArgument, Violation
 from finetuneflow.v1 import probe_service_pb2 as pb
+from standalone.guard import guarded
 
 _LOOK = "Look at the installation: `ftf doctor`."
 
@@ -35,14 +36,16 @@ class ProbeHere:
         named = {name: str(path.absolute()) for name, path in files.items()}
         return ParseDict(_ask("preflight", request, sources=named), pb.PreflightFineTuningJobResponse())
 
-    def count(self, request: pb.EstimateResourcesRequest, data: list[Path]) -> Counted:
+    def count(self, request: pb.EstimateResourcesRequest, data: Sequence[Mapping[str, Any]]) -> Counted:
         """With the model's own tokenizer and template, cut at max_length as the training would."""
-        return Counted(**_ask("count", request, data=[str(path.absolute()) for path in data]))
+        named = [{**source, "dataset": str(Path(source["dataset"]).absolute())} for source in data]
+        return Counted(**_ask("count", request, data=named))
 
 
 def _ask(question: str, request: Message, **more: Any) -> dict[str, Any]:
     asked = {"question": question, "request": MessageToDict(request, preserving_proto_field_name=True), **more}
-    command = [sys.executable, "-m", "services.probe.answer"]
+    # It may take minutes, and of whoever ends `ftf` nobody waits for it.
+    command = guarded([sys.executable, "-m", "services.probe.answer"])
     done = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise CommandFailed(f"The probe's program failed: {done.stderr.strip()[-2000:]}", code=JOB_FAILED, advice=_LOOK)

@@ -16,6 +16,7 @@ from engine.errors import JobError, SystemFailure
 from finetuneflow.cli.exits import JOB_FAILED, CommandFailed
 from finetuneflow.errors import InvalidArgument, Unavailable, Violation
 from finetuneflow.v1 import dataset_service_pb2 as pb
+from standalone.guard import guarded
 from standalone.settings import StandaloneSettings
 
 Answer = TypeVar("Answer", bound=Message)
@@ -46,7 +47,7 @@ def _look(
         out, spec = Path(folder) / "out", Path(folder) / "spec.json"
         values = {"out_dir": str(out), "config": dataset_job(request), "file": str(file.absolute()), **rows}
         spec.write_text(json.dumps(values | {"tokenizer_dir": str(model.path)}), "utf-8")
-        command = [sys.executable, "-m", "services.probe.worker.look", str(spec)]
+        command = guarded([sys.executable, "-m", "services.probe.worker.look", str(spec)])
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         refusal = out / "error.json"
         if refusal.exists():

@@ -105,11 +105,13 @@ def recommend(
     architecture: Architecture, machine: Machine, config: JobConfig, length: int | None = None
 ) -> Recommendation:
     """The method to train with. The job's own is kept where it names one; else LoRA if it fits as it is, then QLoRA,
-    then the same with reductions. All weights are trained only when asked for: it needs several times the memory, and
+    then the same with reductions; on a processor, where quantised weights only cost time, QLoRA if LoRA does not fit
+    with any reduction. All weights are trained only when asked for: it needs several times the memory, and
     a small data set rarely repays it."""
     asked: Sequence[Method] = _candidates(machine) if config.method == "auto" else [config.method]
     plans = [plan(architecture, machine, config, method, length) for method in asked]
-    best = min(plans, key=lambda p: ("comfortable", "tight", "impossible").index(p.verdict))
+    ranks = ("comfortable", "tight", "impossible")
+    best = min(plans, key=lambda p: ranks.index(p.verdict) if machine.on_gpu else p.verdict == "impossible")
     if best.verdict == "impossible":
         best = min(plans, key=lambda p: p.memory.upper_bytes)
     others: list[Method] = [m for m in METHODS if m != best.method and (m != "qlora" or machine.quantises)]

@@ -43,7 +43,7 @@ def answer(asked: dict[str, Any], settings: ProbeSettings) -> dict[str, Any]:
                 return {"answer": MessageToDict(found, preserving_proto_field_name=True)}
             case "count":
                 request = ParseDict(asked["request"], api.EstimateResourcesRequest())
-                return {"answer": _count(request, [Path(path) for path in asked["data"]], models, token)}
+                return {"answer": _count(request, asked["data"], models, token)}
     except (JobError, SystemFailure) as error:
         message = error.message if error.advice in error.message else f"{error.message} {error.advice}"
         at_fault = error.violations if isinstance(error, JobError) else ()
@@ -62,11 +62,14 @@ def _preflight(
         return dry_run(spec, lambda _phase, _fraction: None)
 
 
-def _count(request: api.EstimateResourcesRequest, data: list[Path], models: Catalogue, token: str) -> dict[str, Any]:
+def _count(
+    request: api.EstimateResourcesRequest, data: list[dict[str, Any]], models: Catalogue, token: str
+) -> dict[str, Any]:
     from engine.data.prepare import prepare
 
-    sources = {f"file {index}": path for index, path in enumerate(data)}
-    config = job_config({**spec_to_dict(request.spec), "training_data": [{"dataset": name} for name in sources]})
+    sources = {f"file {index}": Path(source["dataset"]) for index, source in enumerate(data)}
+    named = [{**source, "dataset": name} for source, name in zip(data, sources, strict=True)]
+    config = job_config({**spec_to_dict(request.spec), "training_data": named})
     local = models.fetch(config.base_model, token or None, tokenizer_only=True)
     with tempfile.TemporaryDirectory() as folder:
         rows = prepare(config, local.path, sources, Path(folder), lambda _phase, _fraction: None).train

@@ -71,6 +71,9 @@ class Estimates:
         does."""
         if not request.spec.base_model:
             raise _invalid("spec.base_model", "is required.", "Name a model.")
+        if request.HasField("longest_row") and request.mean_tokens > request.longest_row:
+            above = f"is {request.mean_tokens:,.6g}, above the {request.longest_row:,} of the longest row."
+            raise _invalid("mean_tokens", above, "Correct one of the two.")
         config = _config(request.spec, request.spec.base_model)
         architecture = self.architecture(config.base_model)
         machine = self._machine(request, config)

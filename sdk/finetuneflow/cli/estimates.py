@@ -6,7 +6,7 @@ is only thought of; `--local` asks no server at all.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Protocol, TypeVar
@@ -14,8 +14,10 @@ from typing import Annotated, Any, Protocol, TypeVar
 import typer
 
 from finetuneflow.cli.config import apply_setting, read_config
+from finetuneflow.cli.console import error_console
 from finetuneflow.cli.estimate_tables import print_estimate, print_matrix, print_recommendation
-from finetuneflow.cli.exits import CommandFailed, error_console
+from finetuneflow.cli.exits import CommandFailed
+from finetuneflow.cli.looking import Format, Map, Template, source_settings, sources
 from finetuneflow.cli.refusals import Ask, every_refusal
 from finetuneflow.cli.session import Json, Session, a_number, print_json, session
 from finetuneflow.errors import Unavailable
@@ -41,7 +43,7 @@ class Here(Protocol):
 
     def recommend(self, request: pb.RecommendMethodRequest) -> pb.RecommendMethodResponse: ...
     def estimate(self, request: pb.EstimateResourcesRequest) -> pb.EstimateResourcesResponse: ...
-    def count(self, request: pb.EstimateResourcesRequest, data: list[Path]) -> Counted: ...
+    def count(self, request: pb.EstimateResourcesRequest, data: Sequence[Mapping[str, Any]]) -> Counted: ...
 
 
 def add_commands(app: typer.Typer, here: Here | None = None) -> None:
@@ -75,9 +77,16 @@ class _Asking:
         self._here = here
 
     def answer(
-        self, at: Session, remote: Callable[[], Answer], own: Callable[[Here], Answer], *, local: bool, imagined: bool
+        self,
+        at: Session,
+        remote: Callable[[], Answer],
+        own: Callable[[Here], Answer],
+        *,
+        node: str,
+        local: bool,
+        imagined: bool,
     ) -> Answer:
-        """`imagined`: the question is not about a machine of the server's."""
+        """`node` is the machine of the server's that the question names; `imagined`: it is about none of these."""
         if local and self._here is None:
             raise CommandFailed(
                 "Answering without a server needs the server's package, which is not installed here.",
@@ -87,8 +96,12 @@ class _Asking:
             return own(self._here)
         try:
             return remote()
-        except Unavailable:
+        except Unavailable as error:
             if self._here is None or at.address is not None:
+                raise
+            if node:
+                advice = f"--node {node} names a machine of a server's: leave it out for an answer for this machine."
+                error.advice = "\n".join(filter(None, (error.advice, advice)))
                 raise
             error_console().print("No server is up: this is the answer for this machine.", style="dim")
             return own(self._here)
@@ -97,8 +110,8 @@ class _Asking:
         """Whoever is to say what is wrong with the settings of a job."""
         return at.client.probe.ask_estimate if self._here is None or at.address is not None else self._here.estimate
 
-    def counted(self, request: pb.EstimateResourcesRequest, data: list[Path]) -> None:
-        """Puts into the request what the files hold."""
+    def counted(self, request: pb.EstimateResourcesRequest, data: Sequence[Mapping[str, Any]]) -> None:
+        """Puts into the request what the files of these sources hold."""
         if self._here is None:
             raise CommandFailed(
                 "Counting tokens needs the server's package, which is not installed here.",
@@ -109,12 +122,16 @@ class _Asking:
         request.longest_row = found.longest_row
 
 
-def _check_machine(vram: float | None, gpu: str, node: str) -> None:
+def _check_machine(vram: float | None, gpu: str, node: str, *, local: bool) -> None:
     if gpu and vram is None:
         raise typer.BadParameter("give --vram, too: that GPU's memory in GiB.", param_hint="--gpu")
     if node and vram is not None:
         raise typer.BadParameter(
             "it names a machine of yours, --vram one that is thought of: leave one out.", param_hint="--node"
+        )
+    if node and local:
+        raise typer.BadParameter(
+            "it names a machine of a server's, and --local asks none: leave one out.", param_hint="--node"
         )
 
 
@@ -134,7 +151,7 @@ def _recommend(asking: _Asking) -> Callable[..., None]:
     ) -> None:
         """Say how a model is best trained on a machine, and with which changes it fits."""
         spec = _spec(config, settings)
-        _check_machine(vram, gpu, node)
+        _check_machine(vram, gpu, node, local=local)
         model = model or str(spec.pop("base_model", ""))
         if not model and not matrix:
             raise typer.BadParameter("name a model, or give --matrix.", param_hint="--model")
@@ -153,6 +170,7 @@ def _recommend(asking: _Asking) -> Callable[..., None]:
             at,
             lambda: at.client.probe.ask_recommendation(request),
             lambda here: here.recommend(request),
+            node=node,
             local=local,
             imagined=vram is not None or not model,
         )
@@ -183,6 +201,9 @@ def _estimate(asking: _Asking) -> Callable[..., None]:
         node: _Node = "",
         vram: _Vram = None,
         gpu: _Gpu = "",
+        mapping: Map = None,
+        template: Template = None,
+        format_: Format = None,
         settings: _Set = None,
         config: _Config = None,
         local: _Local = False,
@@ -196,7 +217,8 @@ def _estimate(asking: _Asking) -> Callable[..., None]:
         counts = {"--examples": examples, "--mean-tokens": mean_tokens, "--longest-row": longest_row}
         if data and (given := [option for option, value in counts.items() if value is not None]):
             raise typer.BadParameter("the files are counted: leave it out, or them.", param_hint=given[0])
-        _check_machine(vram, gpu, node)
+        files = sources(list(map(str, data or [])), source_settings(mapping, template, format_))
+        _check_machine(vram, gpu, node, local=local)
         at = session(ctx)
         with every_refusal(spec, asking.settings(at)):
             request = estimate_request(
@@ -208,12 +230,13 @@ def _estimate(asking: _Asking) -> Callable[..., None]:
                 num_examples=examples,
                 mean_tokens=mean_tokens,
             )
-        if data:
-            asking.counted(request, data)
+        if files:
+            asking.counted(request, files)
         answer: pb.EstimateResourcesResponse = asking.answer(
             at,
             lambda: at.client.probe.ask_estimate(request),
             lambda here: here.estimate(request),
+            node=node,
             local=local,
             imagined=vram is not None,
         )

@@ -13,6 +13,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from finetuneflow.cli.advice import as_typed, ftf
+from finetuneflow.cli.console import error_console, visible
 from finetuneflow.errors import (
     ApiError,
     DeadlineExceeded,
@@ -145,14 +146,12 @@ class ReportingGroup(TyperGroup):
             failure = CommandFailed(f"{error.strerror}: {error.filename}")
         except _ClickException as error:
             if not ctx.meta[_JSON]:
+                error.message = visible(error.message)
                 raise
             failure = CommandFailed(error.format_message(), violations=_argument_at_fault(error))
         if ctx.meta[_JSON]:
-            sys.stderr.write(json.dumps({"error": error_object(failure)}, ensure_ascii=False) + "\n")
+            said = json.dumps({"error": error_object(failure)}, ensure_ascii=False)
+            sys.stderr.write(visible(said) + "\n")
         else:
             report(failure, error_console())
         raise typer.Exit(exit_code(failure))
-
-
-def error_console() -> Console:
-    return Console(file=sys.stderr, markup=False, highlight=False, soft_wrap=True)

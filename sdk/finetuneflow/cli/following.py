@@ -5,7 +5,8 @@ from __future__ import annotations
 import typer
 
 from finetuneflow.cli.advice import ftf
-from finetuneflow.cli.exits import DETACHED, JOB_FAILED, error_console
+from finetuneflow.cli.console import error_console
+from finetuneflow.cli.exits import DETACHED, JOB_FAILED
 from finetuneflow.cli.live import follow
 from finetuneflow.cli.session import Session
 

@@ -8,10 +8,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from finetuneflow.cli.console import make_console
 from finetuneflow.cli.lines import Lines, log_figures, phase_name
 from finetuneflow.cli.outcome import show_outcome
 from finetuneflow.cli.plot import plot
-from finetuneflow.cli.session import duration, make_console, print_json
+from finetuneflow.cli.session import duration, print_json
 from finetuneflow.cli.view import STAGES, JobView
 from finetuneflow.client import Client
 from finetuneflow.resources.job import Job, Stage

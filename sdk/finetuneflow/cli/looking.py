@@ -14,10 +14,12 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from finetuneflow.cli.exits import USAGE, named_rows
+from finetuneflow.cli.console import visible
+from finetuneflow.cli.exits import USAGE, CommandFailed, named_rows
 from finetuneflow.cli.session import Json, Session, count, print_json, print_rows, session, size
 from finetuneflow.cli.text_files import read_text
 from finetuneflow.datasets import data_source, truncation_number
+from finetuneflow.errors import Violation
 from finetuneflow.fields import INT32_MAX, INT64_MAX, fill
 from finetuneflow.resources.stage_result import DataStatistics
 from finetuneflow.resources.validation import ProblemSeverity, RowPreview, ValidationReport, Verdict
@@ -104,12 +106,20 @@ def _numbered(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def source_settings(mapping: list[str] | None, template: Path | None, format_: str | None) -> dict[str, Any]:
-    """The fields of a source that options stand for."""
+    """The fields of a source that options stand for; those that are not given are left out."""
     pairs = dict(entry.split("=", 1) for entry in mapping or [] if "=" in entry)
     if len(pairs) != len(mapping or []):
         raise typer.BadParameter("write ours=theirs, such as question=prompt, each of ours once", param_hint="--map")
     text = read_text(template) if template else None
-    return {"mapping": pairs, "template": text, "format": format_}
+    fields = {"mapping": pairs or None, "template": text, "format": format_}
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def sources(data: list[str], settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The data of a job, each with what `source_settings` says."""
+    if settings and not data:
+        raise typer.BadParameter("name the files that --map, --template and --format are about.", param_hint="DATA")
+    return [{**settings, "dataset": each} for each in data]
 
 
 def _stats(looking: _Looking) -> Callable[..., None]:
@@ -166,13 +176,14 @@ def _preview(looking: _Looking) -> Callable[..., None]:
         source = source_settings(mapping, template, format_)
         more = {"max_length": max_length, "truncation": truncation, "system_prompt": system_prompt}
         found = looking.preview(here, data, model, source, row, rows, **more)
+        if not found:
+            said = f"{data} has no row {row:,} or later."
+            raise CommandFailed(said, violations=[Violation("--row", said)])
         if json:
             print_json(*(each.proto for each in found))
             return
         for each in found:
             _show_row(here, each, tokens=tokens)
-        if not found:
-            here.console.print(f"There is no row {row} or later.")
 
     return preview
 
@@ -188,7 +199,7 @@ def show_problems(console: Console, report: ValidationReport) -> None:
     for (source, severity, message, reason), rows in shown:
         style = "red" if severity == ProblemSeverity.ERROR else "yellow"
         place = " ".join(part for part in (source if several else "", named_rows(rows) if rows[0] else "") if part)
-        console.print(Text(f"{place}{': ' if place else ''}{message} [{reason}]", style=style))
+        console.print(f"{place}{': ' if place else ''}{message} [{reason}]", style=style)
     if report.num_problems > sum(len(rows) for _, rows in shown):
         kinds = ", ".join(f"{each.count:,} {each.reason}" for each in report.counts)
         console.print(f"{count(report.num_problems, 'problem')} in all: {kinds}. --json lists up to 100 of a kind.")
@@ -236,20 +247,20 @@ def _histogram(counted: DataStatistics) -> Iterable[list[str]]:
 def _show_row(here: Session, row: RowPreview, *, tokens: bool) -> None:
     console = here.console
     if row.problem is not None:
-        console.print(Text(f"row {row.row}: {row.problem.message} [{row.problem.reason}]", style="red"))
+        console.print(f"row {row.row}: {row.problem.message} [{row.problem.reason}]", style="red")
         return
     trained = sum(span.end - span.start for span in row.trained_spans)
     cut = ", truncated" if row.truncated else ""
     cut += ", left out" if row.dropped else ""
     length = size(len(row.text.encode()))
-    console.print(Text(f"row {row.row}: {len(row.tokens):,} tokens, {trained:,} trained{cut}, {length}", style="bold"))
+    console.print(f"row {row.row}: {len(row.tokens):,} tokens, {trained:,} trained{cut}, {length}", style="bold")
     if tokens:
         marks = (["trained" if label >= 0 else "", str(id_), repr(token)] for token, id_, label in _each(row))
         print_rows(console, ["", "ID", "TOKEN"], marks)
         return
     text = Text()
     for token, _, label in _each(row):
-        text.append(token, style="green" if label >= 0 else "dim")
+        text.append(visible(token), style="green" if label >= 0 else "dim")
     console.print(text)
     if not console.is_terminal:
         for span in row.trained_spans:

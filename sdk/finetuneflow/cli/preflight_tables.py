@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.text import Text
 
 from finetuneflow.cli.advice import as_typed
 from finetuneflow.cli.estimate_tables import print_estimate
@@ -48,6 +47,6 @@ def print_preflight(console: Console, found: Preflight) -> None:
             message = message.replace(f": {wrong[0].message.rstrip('.')}.", ".", 1)
         said = " ".join(part for part in (message, as_typed(finding.advice)) if part)
         line = f"{'Refused' if refusal else 'Warning'}: {said} [{finding.reason}]"
-        console.print(Text(line, style="red" if refusal else "yellow"))
+        console.print(line, style="red" if refusal else "yellow")
     if found.report.verdict is not None:
         console.print(_VERDICTS.get(found.report.verdict, str(found.report.verdict)))

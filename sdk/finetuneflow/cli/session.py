@@ -17,7 +17,7 @@ from google.protobuf.message import Message
 from rich.console import Console
 from rich.table import Table
 
-from finetuneflow.cli.exits import error_console
+from finetuneflow.cli.console import error_console, make_console, visible, visible_cell
 from finetuneflow.client import Client
 
 T = TypeVar("T")
@@ -48,11 +48,6 @@ def session(ctx: typer.Context) -> Session:
     return found
 
 
-def make_console() -> Console:
-    # Names and messages come from files and servers: brackets in them are text, and a pipe gets whole lines.
-    return Console(file=sys.stdout, markup=False, highlight=False, soft_wrap=True)
-
-
 def print_json(*messages: Message) -> None:
     """protobuf's JSON with the field names of the protos; one line each, flushed, so that a reader can follow."""
     for message in messages:
@@ -61,7 +56,7 @@ def print_json(*messages: Message) -> None:
 
 
 def json_line(message: Message) -> str:
-    return json.dumps(MessageToDict(message, preserving_proto_field_name=True), ensure_ascii=False)
+    return visible(json.dumps(MessageToDict(message, preserving_proto_field_name=True), ensure_ascii=False))
 
 
 def print_rows(console: Console, headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -69,13 +64,13 @@ def print_rows(console: Console, headers: Sequence[str], rows: Iterable[Sequence
     if not console.is_terminal:
         for row in (headers, *rows):
             # Past rich, which would turn the tabs into spaces.
-            console.file.write("\t".join(row) + "\n")
+            console.file.write("\t".join(map(visible_cell, row)) + "\n")
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for header in headers:
         table.add_column(header, overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(visible_cell, row))
     console.print(table, soft_wrap=False)
 
 

@@ -9,7 +9,9 @@ import typer
 
 from finetuneflow.cli.advice import ftf
 from finetuneflow.cli.config import apply_setting, read_config, toml_text
+from finetuneflow.cli.console import visible_cell
 from finetuneflow.cli.following import follow_or_detach
+from finetuneflow.cli.looking import Format, Map, Template, source_settings, sources
 from finetuneflow.cli.refusals import every_refusal
 from finetuneflow.cli.session import Json, print_json, session, size
 from finetuneflow.cli.validating import show
@@ -32,6 +34,9 @@ def train(
     evaluation: Annotated[
         list[str] | None, typer.Option("--eval", help="Files of held-out rows, dataset ids or hf://owner/name.")
     ] = None,
+    mapping: Map = None,
+    template: Template = None,
+    format_: Format = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it would come to, create nothing; exit code 2 when refused.")
     ] = False,
@@ -41,12 +46,13 @@ def train(
     """Fine-tune MODEL on DATA, and follow it live."""
     here = session(ctx)
     values: dict[str, Any] = read_config(config) if config else {}
+    rows = source_settings(mapping, template, format_)
     flags = {
-        "training_data": data,
+        "training_data": sources(data or [], rows),
         "base_model": model,
         "recipe": recipe,
         "display_name": name,
-        "evaluation_data": evaluation,
+        "evaluation_data": evaluation and sources(evaluation, rows),
     }
     values |= {key: value for key, value in flags.items() if value}
     for setting in settings or []:
@@ -76,4 +82,4 @@ class _Uploads:
     """One line per uploaded file, on a terminal."""
 
     def __call__(self, name: str, done: int, total: int) -> None:
-        typer.echo(f"\rUploading {name}: {size(done)} of {size(total)}", nl=done >= total, err=True)
+        typer.echo(f"\rUploading {visible_cell(name)}: {size(done)} of {size(total)}", nl=done >= total, err=True)

@@ -14,7 +14,16 @@ import typer
 
 from finetuneflow.cli.config import apply_setting, read_config
 from finetuneflow.cli.exits import USAGE
-from finetuneflow.cli.looking import Format, Map, MaxLength, SystemPrompt, Template, TruncationSide, source_settings
+from finetuneflow.cli.looking import (
+    Format,
+    Map,
+    MaxLength,
+    SystemPrompt,
+    Template,
+    TruncationSide,
+    source_settings,
+    sources,
+)
 from finetuneflow.cli.preflight_tables import print_preflight
 from finetuneflow.cli.refusals import every_refusal
 from finetuneflow.cli.session import Json, Session, print_json, session
@@ -64,13 +73,8 @@ def _validate(here: Here | None) -> Callable[..., None]:
     ) -> None:
         """Check a job before there is one: rows, settings, memory, disk, time. Exit code 2 when it would be refused."""
         values: dict[str, Any] = read_config(config) if config else {}
-        if data:
-            settings_ = source_settings(mapping, template, format_)
-            source = {key: value for key, value in settings_.items() if value is not None and value != {}}
-            values["training_data"] = [{**source, "dataset": each} for each in data] if source else data
-        elif mapping or template or format_:
-            raise typer.BadParameter("name the files that --map, --template and --format are about.", param_hint="DATA")
-        flags = {"base_model": model, "recipe": recipe, "system_prompt": system_prompt}
+        rows = sources(data or [], source_settings(mapping, template, format_))
+        flags = {"training_data": rows, "base_model": model, "recipe": recipe, "system_prompt": system_prompt}
         values |= {key: value for key, value in flags.items() if value}
         if max_length is not None:
             apply_setting(values, f"hyperparameters.max_length={max_length}")
