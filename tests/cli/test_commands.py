@@ -251,6 +251,21 @@ def test_after_json_an_error_is_an_object_too(ftf: Ftf, rows: Path, server: Runn
     assert "ftf up" in error_of(result)["advice"]
 
 
+def test_a_training_reads_rows_as_validated(ftf: Ftf, rows: Path, gateway: FakeGateway, tmp_path: Path) -> None:
+    """Rows that were looked at with a template, and held-out ones like them, are trained with it."""
+    template = tmp_path / "rows.jinja"
+    template.write_text('{"question": {{ row["Weight (kg)"] | tojson }}, "answer": "a"}')
+    held_out = tmp_path / "held_out.jsonl"
+    held_out.write_text(rows.read_text())
+    done = ftf("train", rows, "--eval", held_out, "-m", "m", "--template", template, "-d")
+    assert done.exit_code == 0, done.output
+    (request,) = gateway.requests("CreateFineTuningJob")
+    for source in (*request.spec.training_data, *request.spec.evaluation_data):
+        assert source.template == template.read_text()
+        assert source.dataset.startswith("ds_")
+    assert ftf("train", "-m", "m", "--template", template).exit_code == 2, "about which rows?"
+
+
 def test_a_refused_training_says_what_became_of_the_file(ftf: Ftf, rows: Path, gateway: FakeGateway) -> None:
     """Else each mended try leaves gigabytes behind, or so it seems."""
     gateway.refusals["CreateFineTuningJob"] = lambda context: refuse(

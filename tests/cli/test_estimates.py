@@ -109,10 +109,21 @@ def test_the_argument_at_fault_is_named_for_programs(here: Any) -> None:
         (("estimate", "--no-such"), "--no-such"),
         (("estimate",), "--model"),
         (("estimate", __file__, "-m", "m", "--examples", 3), "--examples"),
+        (("estimate", "-m", "m", "--map", "question=q"), "DATA"),
+        (("estimate", "-m", "m", "--local", "--mean-tokens", 500, "--longest-row", 100), "mean_tokens"),
+        (("recommend", "-m", "m", "--local", "--node", "n"), "--node"),
         (("jobs", "get"), "job_id"),
     ):
         done = here(*arguments, "--json")
         assert [violation["field"] for violation in json.loads(done.stderr)["error"]["violations"]] == [field]
+
+
+def test_a_machine_of_the_servers_is_not_answered_for_here(here: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The figures of this machine would be taken for that node's."""
+    monkeypatch.setattr("finetuneflow.connection.DEFAULT_ADDRESS", "127.0.0.1:9")
+    done = here("recommend", "-m", "smollm2-135m", "--node", "nope")
+    assert (done.exit_code, done.stdout) == (3, "")
+    assert "--node nope" in done.stderr
 
 
 def test_a_number_beyond_any_field_is_wrong_usage(here: Any, tmp_path: Path) -> None:
@@ -157,6 +168,12 @@ def test_a_machine_without_a_server_answers_for_itself(here: Any, tmp_path: Path
         estimate = json.loads(done.stdout)["estimate"]
         assert 3 * 18 * 10 < int(estimate["num_tokens"]) < 3 * 18 * 60
         assert float(estimate["duration_seconds"]) > 0
+        table, template = tmp_path / "gym.csv", tmp_path / "rows.jinja"
+        table.write_text("Weight (kg),workout\n61.5,squats\n80,a walk\n")
+        template.write_text('{"question": "At {{ row["Weight (kg)"] }} kg?", "answer": {{ workout | tojson }}}')
+        done = here("estimate", table, "-m", "tiny", "--local", "--json", "--template", template)
+        assert done.exit_code == 0, done.output
+        assert 3 * 2 * 5 < int(json.loads(done.stdout)["estimate"]["num_tokens"]) < 3 * 2 * 60
         done = here("recommend", "-m", "tiny", "--local", "--json")
         assert json.loads(done.stdout)["recommendation"]["method"] == "TRAINING_METHOD_LORA"
     done = here("recommend", "-m", "no-such-model", "--local", "--json")

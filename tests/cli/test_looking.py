@@ -96,6 +96,31 @@ def test_a_preview_shows_other_scripts_as_they_are(tiny: Path, tmp_path: Path) -
     assert "".join(row["tokens"]) == row["text"].rstrip("\n") or "".join(row["tokens"]) == row["text"]
 
 
+def test_a_row_that_is_not_there_is_no_success(tiny: Path, tmp_path: Path, ftf: Ftf) -> None:
+    """A script that looks at row after row would never end."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"question": "Why?", "answer": "So."}\n')
+    done = here(tiny, "datasets", "preview", rows, "-m", "tiny", "--row", 5000, "--json")
+    assert (done.returncode, done.stdout) == (2, "")
+    (violation,) = json.loads(done.stderr)["error"]["violations"]
+    assert violation == {"field": "--row", "description": f"{rows} has no row 5,000 or later."}
+
+
+def test_what_rows_say_commands_no_terminal(tiny: Path, tmp_path: Path) -> None:
+    """Neither in a preview nor in a refusal: text that clears the screen, or turns the direction of writing."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"question": "\\u001b[2J \\u202e?", "answer": "\\u009bSo."}\n')
+    done = here(tiny, "datasets", "preview", rows, "-m", "tiny")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.replace("\n", "").isprintable()
+    assert r"\u001b[2J \u202e?" in done.stdout
+    rows.write_text('{"\\u001b[2Jkey": "x"}\n')
+    done = here(tiny, "datasets", "stats", rows, "-m", "tiny")
+    assert done.returncode == 2
+    assert (done.stdout + done.stderr).replace("\n", "").isprintable()
+    assert r"\u001b[2Jkey" in done.stdout + done.stderr
+
+
 def test_statistics_of_nothing_are_a_refusal(tiny: Path, tmp_path: Path) -> None:
     """A table of zeros says nothing of why."""
     rows = tmp_path / "rows.jsonl"

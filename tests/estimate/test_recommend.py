@@ -113,6 +113,20 @@ def test_a_processor_and_an_older_gpu() -> None:
     assert Machine.of(hardware, gpus=0).on_gpu is False
 
 
+def test_a_processor_quantises_only_where_nothing_else_fits() -> None:
+    """Quantised weights only cost time there: with a little more free memory the advice must not get slower."""
+    hardware = Hardware(cpu_model="A CPU", cpu_cores=8, packages={"bitsandbytes": "1"})
+    methods = []
+    for name in ("smollm2-135m", "llama-3.1-8b"):
+        for tenths in range(10, 1000, 7):
+            machine = Machine.of(hardware, free_bytes=tenths * GIB // 10)
+            found = recommend(known(name), machine, config())
+            methods.append(found.method)
+            if found.method == "qlora":
+                assert plan(known(name), machine, config(), "lora").verdict == "impossible"
+    assert set(methods) == {None, "lora", "qlora"}
+
+
 def test_the_matrix_is_made_by_the_estimator_and_explains_itself() -> None:
     """Every cell follows from the same estimate as a job's verdict, and every difference has its figures."""
     rows = matrix()
