@@ -184,7 +184,7 @@ class Tokenizer:
             with self._limited():
                 return self._written(messages, tools, generation_prompt, spans)
         except (TemplateExceeded, MemoryError) as error:
-            said = f"The chat template does not come to an end: {limit_of(error)}"
+            said = f"The chat template does not come to an end: {limit_of(error)}."
             raise bad_chat_template(TEMPLATE_EXCEEDED, said) from error
         except (
             jinja2.TemplateError,
@@ -195,7 +195,9 @@ class Tokenizer:
             TypeError,
             ValueError,
         ) as error:
-            raise bad_chat_template("TEMPLATE_FAILED", f"The chat template failed: {error}") from error
+            raise bad_chat_template(
+                "TEMPLATE_FAILED", f"The chat template failed: {str(error).rstrip('.')}."
+            ) from error
 
     def _written(
         self,
