@@ -65,29 +65,38 @@ def limited_steps() -> Iterator[None]:
             sys.settrace(traced)
 
 
-@contextmanager
-def limited_time() -> Iterator[None]:
+# No generator, and a handler that stays: what is done for every conversation is to cost no more than a hundredth of it.
+class limited_time:
     """Ends what runs inside after MAX_SECONDS of CPU time, by TemplateExceeded; a comparison or conversion in the
     interpreter itself, which hears no signal, GRACE_SECONDS later with the process: of CPU_LIMIT it dies. Only in the
     main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
 
-    def end(_signal: int, _frame: Any) -> None:
+    _ready = False
+    _running = False
+
+    def __enter__(self) -> None:
+        if threading.get_ident() != threading.main_thread().ident:
+            return
+        if not limited_time._ready:
+            signal.signal(signal.SIGPROF, _end)
+            signal.signal(CPU_LIMIT, signal.SIG_DFL)
+            limited_time._ready = True
+        limited_time._running = True
+        signal.setitimer(signal.ITIMER_VIRTUAL, MAX_SECONDS + GRACE_SECONDS)
+        # Again each second: an exception that falls into a finalizer is lost.
+        signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS, 1.0)
+
+    def __exit__(self, *_: object) -> None:
+        if limited_time._running and threading.get_ident() == threading.main_thread().ident:
+            limited_time._running = False
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+
+
+def _end(_signal: int, _frame: Any) -> None:
+    # One that was on its way when the template ended comes too late.
+    if limited_time._running:
         raise TemplateExceeded(f"it takes more than {MAX_SECONDS:g} seconds")
-
-    before = signal.signal(signal.SIGPROF, end)
-    signal.signal(CPU_LIMIT, signal.SIG_DFL)
-    signal.setitimer(signal.ITIMER_VIRTUAL, MAX_SECONDS + GRACE_SECONDS)
-    # Again each second: an exception that falls into a finalizer is lost.
-    signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS, 1.0)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGPROF, before)
 
 
 def killed_by_template() -> JobError:
