@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 
 from engine.catalogue import Catalogue
 from engine.config.wire import dataset_job
-from engine.data.row_templates import CPU_LIMIT, killed_by_template
+from engine.data.template_limits import CPU_LIMIT, killed_by_template
 from engine.errors import JobError, SystemFailure
 from finetuneflow.cli.exits import JOB_FAILED, CommandFailed
 from finetuneflow.errors import InvalidArgument, Unavailable, Violation

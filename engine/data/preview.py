@@ -9,6 +9,7 @@ from engine.data.files import read_rows
 from engine.data.rows import Effect, RowProblem
 from engine.data.sources import Source
 from engine.data.spans import IGNORED, tokens_of, whole_text
+from engine.data.template_limits import TEMPLATE_EXCEEDED
 from engine.data.tokenizer import Tokenizer
 from engine.errors import JobError
 
@@ -64,6 +65,8 @@ def preview(config: JobConfig, tokenizer_dir: Path, path: Path, first_row: int) 
         try:
             tokens = tokens_of(item, tokenizer, hyper.loss_on, hyper.max_length, hyper.truncation)
         except JobError as error:
+            if error.reason == TEMPLATE_EXCEEDED:
+                raise
             effect: Effect = "leaves_out" if error.reason == "TEMPLATE_FAILED" else "refuses"
             problem = RowProblem(item.row, "", error.reason, f"{error.message} {error.advice}", effect)
             yield Preview(item.row, problem=problem)

@@ -21,8 +21,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from engine.config.job import JobConfig
-from engine.data.row_templates import CPU_LIMIT, killed_by_template
 from engine.data.row_work import Alive, RowWork
+from engine.data.template_limits import CPU_LIMIT, killed_by_template
 from engine.data.tokenizer import Tokenizer
 from engine.errors import JobError, SystemFailure
 

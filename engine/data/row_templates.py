@@ -11,37 +11,23 @@ a value:
 
 import difflib
 import json
-import resource
-import signal
-import sys
-import threading
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 from engine.data.json_files import what_is_wrong
 from engine.data.rows import Row, RowProblem, is_too_deep, json_type
+from engine.data.template_limits import (
+    TEMPLATE_EXCEEDED,
+    TemplateExceeded,
+    limit_of,
+    limited_steps,
+)
 from engine.errors import JobError, Violation
 
 MAX_OUTPUT_CHARACTERS = 4 * 1024 * 1024
-MAX_STEPS = 1_000_000
-"""Lines of the compiled template that run for one row: the same template ends at the same row on every machine."""
-MAX_SECONDS = 5.0
-"""For one row, where single steps are slow."""
-GRACE_SECONDS = 5.0
-"""Then the process ends that could not end its template."""
-_MAX_BYTES = 512 * 1024 * 1024
-"""Memory that one row's template may take beyond what the process has."""
+
 _MAX_BITS = 4096
-CPU_LIMIT = signal.SIGVTALRM
-"""The signal by which a process dies whose template cannot be ended in any other way."""
-_FILE = "<template>"
 _SHOWN_COLUMNS = 10
-
-
-class TemplateExceeded(Exception):
-    """The template would take too long, write too much, or use too much memory."""
 
 
 class RowTemplate:
@@ -53,7 +39,7 @@ class RowTemplate:
 
         self._field = field
         try:
-            with _limited():
+            with limited_steps():
                 self._template = _environment().from_string(source)
         except (jinja2.TemplateError, SyntaxError, RecursionError, ValueError, MemoryError, TemplateExceeded) as error:
             line = f"line {error.lineno}: " if isinstance(error, jinja2.TemplateSyntaxError) else ""
@@ -66,12 +52,12 @@ class RowTemplate:
 
         names = {name: value for name, value in row.values.items() if name != "row"}
         try:
-            with _limited():
+            with limited_steps():
                 text = self._rendered({**names, "row": row.values})
         except (TemplateExceeded, MemoryError, RecursionError) as error:
-            said = _limit_of(error)
+            said = limit_of(error)
             raise JobError(
-                "TEMPLATE_EXCEEDED",
+                TEMPLATE_EXCEEDED,
                 f"The row template does not come to an end with row {row.number}: {said}.",
                 "Correct the template.",
                 [Violation(self._field, f"row {row.number}: {said}")],
@@ -128,13 +114,6 @@ class RowTemplate:
         return JobError("BAD_TEMPLATE", message, "Correct the template.", [Violation(self._field, message)])
 
 
-def _limit_of(error: Exception) -> str:
-    if isinstance(error, RecursionError):
-        # The values of a row are not nested deeply enough to be the reason.
-        return "it calls itself without end"
-    return str(error) or "it needs too much memory"
-
-
 def _where(error: Exception) -> str:
     return f" on line {error.lineno}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
 
@@ -164,85 +143,6 @@ def _environment() -> Any:
         environment.filters.pop(name, None)
     environment.globals.pop("lipsum", None)
     return environment
-
-
-@contextmanager
-def _limited() -> Iterator[None]:
-    """Ends what runs inside, by steps, time and memory. The steps are those of templates alone."""
-    deadline = time.monotonic() + MAX_SECONDS
-    steps = 0
-
-    def count(_frame: Any, _event: str, _argument: Any) -> Any:
-        nonlocal steps
-        steps += 1
-        if steps > MAX_STEPS:
-            raise TemplateExceeded(f"it takes more than {MAX_STEPS:,} steps")
-        if time.monotonic() > deadline:
-            raise TemplateExceeded(f"it takes more than {MAX_SECONDS:g} seconds")
-        return count
-
-    def enter(frame: Any, event: str, argument: Any) -> Any:
-        return count(frame, event, argument) if frame.f_code.co_filename == _FILE else None
-
-    traced = sys.gettrace()
-    with _memory_limit(), _time_limit():
-        sys.settrace(enter)
-        try:
-            yield
-        finally:
-            sys.settrace(traced)
-
-
-@contextmanager
-def _time_limit() -> Iterator[None]:
-    """Ends what steps do not count: filters after MAX_SECONDS of CPU time, by an exception; a comparison or conversion
-    in the interpreter itself, which hears no signal, GRACE_SECONDS later with the process: of CPU_LIMIT it dies."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def end(_signal: int, _frame: Any) -> None:
-        raise TemplateExceeded(f"it takes more than {MAX_SECONDS:g} seconds")
-
-    before = signal.signal(signal.SIGPROF, end)
-    signal.signal(CPU_LIMIT, signal.SIG_DFL)
-    signal.setitimer(signal.ITIMER_VIRTUAL, MAX_SECONDS + GRACE_SECONDS)
-    # Again each second: an exception that falls into a finalizer is lost.
-    signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS, 1.0)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGPROF, before)
-
-
-def killed_by_template() -> JobError:
-    """What became of a process that died of CPU_LIMIT."""
-    said = f"one of its steps takes more than {MAX_SECONDS + GRACE_SECONDS:g} seconds"
-    return JobError("TEMPLATE_EXCEEDED", f"The row template does not come to an end: {said}.", "Correct the template.")
-
-
-@contextmanager
-def _memory_limit() -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    allowed = _address_space() + _MAX_BYTES
-    if soft != resource.RLIM_INFINITY:
-        allowed = min(allowed, soft)
-    resource.setrlimit(resource.RLIMIT_AS, (allowed, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-
-
-def _address_space() -> int:
-    try:
-        with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123 - for every row
-            return int(file.read().split()[0]) * resource.getpagesize()
-    except OSError:
-        # Without /proc the limits of steps and time remain.
-        return 1 << 48
 
 
 def _no_json(value: Any) -> Any:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from engine.config.job import LossScope, Truncation
 from engine.data.conversations import Message
 from engine.data.formats import Example
-from engine.data.tokenizer import Span, Tokenizer
+from engine.data.template_limits import TEMPLATE_EXCEEDED
+from engine.data.tokenizer import Span, Tokenizer, bad_chat_template
 from engine.errors import JobError
 
 IGNORED = -100
@@ -61,9 +62,9 @@ def tokens_of(
 ) -> Tokens:
     """Ids and labels of a row, cut to `max_length` tokens; with truncation "drop" a longer row is whole, and too_long.
 
-    Raises JobError: TEMPLATE_FAILED, TEMPLATE_NOT_INCREMENTAL when the template gives no way to tell answers apart,
-    TEMPLATE_WITHOUT_TOOLS when it leaves out what an assistant turn calls, ID_OUT_OF_RANGE for ids that the vocabulary
-    does not have.
+    Raises JobError: TEMPLATE_FAILED, TEMPLATE_EXCEEDED, TEMPLATE_NOT_INCREMENTAL when the template gives no way to tell
+    answers apart, TEMPLATE_WITHOUT_TOOLS when it leaves out what an assistant turn calls, ID_OUT_OF_RANGE for ids that
+    the vocabulary does not have.
     """
     (found,) = tokens_of_all([example], tokenizer, loss_on, max_length, truncation)
     if isinstance(found, JobError):
@@ -78,7 +79,8 @@ def tokens_of_all(
     max_length: int,
     truncation: Truncation = "keep_start",
 ) -> list[Tokens | JobError]:
-    """The same of several rows, which costs less than one by one. What `tokens_of` raises stands in a row's place."""
+    """The same of several rows, which costs less than one by one. What `tokens_of` raises stands in a row's place, but
+    for TEMPLATE_EXCEEDED: each row would take as long."""
     found: list[Tokens | JobError | None] = []
     written: list[_Written] = []
     for example in examples:
@@ -92,6 +94,8 @@ def tokens_of_all(
                     written.append(_plain_text(example, tokenizer, loss_on))
                 found.append(None)
         except JobError as error:
+            if error.reason == TEMPLATE_EXCEEDED:
+                raise
             found.append(error)
     encoded = tokenizer.encode_all([one.text for one in written])
     labels = numpy.where(encoded.within([one.trained for one in written]), encoded.ids, numpy.int32(IGNORED))
@@ -175,9 +179,11 @@ def _tokenized(example: Example, tokenizer: Tokenizer, loss_on: LossScope) -> tu
 def _conversation(example: Example, tokenizer: Tokenizer, loss_on: LossScope, max_length: int) -> _Written:
     if loss_on != "all" and tokenizer.marks_answers:
         text, marked = tokenizer.render_marked(example.messages, example.tools)
+        _check(text)
         if (spans := _chosen(example, text, marked)) is not None:
             return _Written(text, spans, [], not tokenizer.ends_special(text))
     text = tokenizer.render(example.messages, tools=example.tools)
+    _check(text)
     kept = None
     if len(example.messages) > _MANY_TURNS:
         offsets = tokenizer.encode(text).offsets
@@ -185,6 +191,11 @@ def _conversation(example: Example, tokenizer: Tokenizer, loss_on: LossScope, ma
     spans = [(0, len(text))] if loss_on == "all" else _answers(example, tokenizer, text, kept)
     # Generation ends at a special token only: a template that writes none would teach the model never to stop.
     return _Written(text, spans, [], not tokenizer.ends_special(text))
+
+
+def _check(text: str) -> None:
+    if not text.strip():
+        raise bad_chat_template("TEMPLATE_FAILED", "The chat template writes nothing for this conversation.")
 
 
 def _chosen(example: Example, text: str, marked: list[Span]) -> list[Span] | None:

@@ -13,6 +13,7 @@ import numpy
 from numpy.typing import NDArray
 
 from engine.data.conversations import Message
+from engine.data.template_limits import TEMPLATE_EXCEEDED, TemplateExceeded, limit_of, limited, limited_time
 from engine.errors import JobError, Violation
 
 PLAIN_TEMPLATE = (
@@ -126,6 +127,8 @@ class Tokenizer:
         if isinstance(own, dict):
             own = own.get("default")
         self.has_own_template = chat_template is None and own is not None
+        # To limit memory takes as long as to write a short conversation; it is kept for what a caller wrote.
+        self._limited = limited_time if chat_template is None else limited
         self.template: str = chat_template or own or PLAIN_TEMPLATE
         self.marks_answers = _MARK.search(self.template) is not None
         """Whether the template says itself, with {% generation %}, what of it the model writes."""
@@ -156,7 +159,8 @@ class Tokenizer:
         """The conversation as the template writes it, run in the sandbox of transformers. `tools` are the JSON schemas
         of what the conversation may call.
 
-        Raises JobError("TEMPLATE_FAILED") when the template cannot be parsed or refuses the conversation.
+        Raises JobError: TEMPLATE_FAILED when the template cannot be parsed or refuses the conversation,
+        TEMPLATE_EXCEEDED when it does not come to an end.
         """
         return self._rendered(messages, tools, generation_prompt, None)
 
@@ -177,26 +181,11 @@ class Tokenizer:
         import jinja2
 
         try:
-            # What apply_chat_template does, without the copies it makes for every conversation.
-            if self._compiled is None:
-                self._compiled = self._compile(self.template)
-                named = {name: str(token) for name, token in self._fast.special_tokens_map.items()}
-                self._known = {**self._compiled.globals, **named, "documents": None}
-            values = {
-                **self._known,
-                "messages": list(messages),
-                "tools": list(tools) or None,
-                "add_generation_prompt": generation_prompt,
-            }
-            written = self._compiled.root_render_func(self._compiled.new_context(values, shared=True))
-            if spans is None:
-                return "".join(written)
-            blocks: list[str] = []
-            # It measures what has been written before a mark, so it has to see every block as it comes.
-            with self._compiled.environment.activate_tracker(blocks, spans):
-                for block in written:
-                    blocks.append(block)
-            return "".join(blocks)
+            with self._limited():
+                return self._written(messages, tools, generation_prompt, spans)
+        except (TemplateExceeded, MemoryError) as error:
+            said = f"The chat template does not come to an end: {limit_of(error)}."
+            raise bad_chat_template(TEMPLATE_EXCEEDED, said) from error
         except (
             jinja2.TemplateError,
             ArithmeticError,
@@ -206,13 +195,37 @@ class Tokenizer:
             TypeError,
             ValueError,
         ) as error:
-            message = f"The chat template failed: {error}"
-            raise JobError(
-                "TEMPLATE_FAILED",
-                message,
-                "Correct spec.chat_template, or make the conversation one that the model's own template accepts.",
-                [Violation("spec.chat_template", message)],
+            raise bad_chat_template(
+                "TEMPLATE_FAILED", f"The chat template failed: {str(error).rstrip('.')}."
             ) from error
+
+    def _written(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]],
+        generation_prompt: bool,
+        spans: list[Span] | None,
+    ) -> str:
+        # What apply_chat_template does, without the copies it makes for every conversation.
+        if self._compiled is None:
+            self._compiled = self._compile(self.template)
+            named = {name: str(token) for name, token in self._fast.special_tokens_map.items()}
+            self._known = {**self._compiled.globals, **named, "documents": None}
+        values = {
+            **self._known,
+            "messages": list(messages),
+            "tools": list(tools) or None,
+            "add_generation_prompt": generation_prompt,
+        }
+        written = self._compiled.root_render_func(self._compiled.new_context(values, shared=True))
+        if spans is None:
+            return "".join(written)
+        blocks: list[str] = []
+        # It measures what has been written before a mark, so it has to see every block as it comes.
+        with self._compiled.environment.activate_tracker(blocks, spans):
+            for block in written:
+                blocks.append(block)
+        return "".join(blocks)
 
     def encode(self, text: str) -> Encoding:
         """Ids and characters of exactly this text; nothing is put before or after it."""
@@ -253,6 +266,12 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Back to text, special tokens included."""
         return str(self._bare.decode(list(ids), skip_special_tokens=False))
+
+
+def bad_chat_template(reason: str, message: str) -> JobError:
+    """What is to be said of a template that fails with a conversation."""
+    advice = "Correct spec.chat_template, or make the conversation one that the model's own template accepts."
+    return JobError(reason, message, advice, [Violation("spec.chat_template", message)])
 
 
 def _token_bytes(tokenizer: Any) -> NDArray[numpy.int64] | None:

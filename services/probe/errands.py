@@ -16,7 +16,7 @@ from chassis.artifacts import ArtifactMissing, ArtifactStore
 from chassis.child import ChildCommand
 from chassis.errors import Internal, NotFound
 from chassis.spare import Spare, SpareCommand
-from engine.data.row_templates import CPU_LIMIT, killed_by_template
+from engine.data.template_limits import CPU_LIMIT, killed_by_template
 from finetuneflow.v1.dataset_pb2 import Dataset
 from services.inputs import child_environment
 from services.probe.kept_datasets import KeptDatasets, sweep

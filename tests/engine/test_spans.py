@@ -1,14 +1,17 @@
 """Exactly the answers are trained: a token too many teaches the model to ask, one too few never to stop."""
 
+import signal
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.config.job import LossScope
+from engine.data import template_limits
 from engine.data.conversations import Message
 from engine.data.formats import Example
-from engine.data.spans import IGNORED, prompt_text, tokens_of, whole_text
+from engine.data.spans import IGNORED, prompt_text, tokens_of, tokens_of_all, whole_text
 from engine.data.tokenizer import PLAIN_TEMPLATE, Tokenizer
 from engine.errors import JobError
 from tests.tiny import make_tiny_tokenizer
@@ -141,6 +144,39 @@ def test_a_hostile_or_broken_template_is_the_callers_error(tmp_path: Path, templ
     tokenizer = Tokenizer(make_tiny_tokenizer(tmp_path), template)
     with pytest.raises(JobError) as caught:
         tokenizer.render([{"role": "user", "content": "a"}])
+    assert caught.value.violations[0].field == "spec.chat_template"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "{% set n = namespace(a='ab') %}{% for i in range(60) %}{% set n.a = n.a ~ n.a %}{% endfor %}{{ n.a }}",
+        "{{ 'a' * 10 ** 10 }}",
+    ],
+)
+def test_a_template_that_does_not_end_is_the_callers_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str
+) -> None:
+    """A job whose template loops would hold its worker for ever, and each row of it would."""
+    monkeypatch.setattr(template_limits, "MAX_SECONDS", 0.5)
+    tokenizer = Tokenizer(make_tiny_tokenizer(tmp_path), template)
+    rows = [Example(number, conversation([("a", "b")])) for number in range(1, 100)]
+    with pytest.raises(JobError) as caught:
+        tokens_of_all(rows, tokenizer, "response", 512)
+    assert caught.value.reason == "TEMPLATE_EXCEEDED"
+    assert caught.value.violations[0].field == "spec.chat_template"
+    assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("template", ["{% for m in mesages %}{{ m.content }}{% endfor %}", "{{ messages.__class__ }} "])
+@pytest.mark.parametrize("loss_on", ["response", "all"])
+def test_a_template_that_writes_nothing_is_the_callers_error(tmp_path: Path, template: str, loss_on: LossScope) -> None:
+    """A name that is mistyped is empty, and so is what is made of it."""
+    tokenizer = Tokenizer(make_tiny_tokenizer(tmp_path), template)
+    with pytest.raises(JobError, match="writes nothing") as caught:
+        tokens_of(Example(1, conversation([("a", "b")])), tokenizer, loss_on, 512)
+    assert caught.value.reason == "TEMPLATE_FAILED"
     assert caught.value.violations[0].field == "spec.chat_template"
 
 

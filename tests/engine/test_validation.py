@@ -329,9 +329,10 @@ def test_a_template_may_refuse_some_conversations_but_not_all(tokenizer_dir: Pat
     assert [(p.row, p.reason, p.severity) for p in report.problems] == [(1, "TEMPLATE_FAILED", "warning")]
     assert counted is not None
     assert (counted.train.num_examples, counted.train.num_left_out) == (30, 1)
-    report, _ = look(tokenizer_dir, path, chat_template="{{ raise_exception('never') }}")
-    assert report.verdict == "refused"
-    assert (report.problems[-1].row, report.problems[-1].reason) == (0, "TEMPLATE_FAILED")
+    for never in ("{{ raise_exception('never') }}", "{% for m in mesages %}{{ m.content }}{% endfor %}"):
+        report, _ = look(tokenizer_dir, path, chat_template=never)
+        assert report.verdict == "refused"
+        assert (report.problems[-1].row, report.problems[-1].reason) == (0, "TEMPLATE_FAILED")
 
 
 def test_a_conversation_of_thousands_of_turns_is_read_to_its_end(tokenizer_dir: Path, tmp_path: Path) -> None:
