@@ -10,8 +10,8 @@ from typing import Any
 
 from engine.config.job import DataSource, JobConfig
 
-_LAYOUT = 3
-"""Part of the key: raise it when the same input would give other shards."""
+_LAYOUT = 4
+"""Part of the key: raise it when the same input would give other shards, or other counts beside them."""
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 _LIBRARIES = ("tokenizers", "transformers")
 

@@ -81,6 +81,7 @@ class RowReader:
         self._system_prompt = system_prompt
         self._unseen = dict(mapping)
         self._columns: dict[str, None] = {}
+        self._turns_column = "messages"
         self.format = format_ or ""
         """Name of the format; empty before the first row that has one."""
 
@@ -142,7 +143,9 @@ class RowReader:
             if theirs in values:
                 renamed[ours] = values[theirs]
                 self._unseen.pop(ours, None)
+        self._turns_column = "messages"
         if "messages" not in renamed and "conversations" in renamed:
+            self._turns_column = "conversations"
             renamed["messages"] = renamed.pop("conversations")
         return renamed
 
@@ -154,7 +157,8 @@ class RowReader:
         number = row.number
         match self.format:
             case "chat":
-                messages, untrained = turns(_present(values, "messages"), "messages")
+                column = self._turns_column
+                messages, untrained = turns(_present(values, "messages", column), column)
                 return self._chat(number, values, messages, 0, untrained, mended)
             case "question_answer":
                 question, answer = _text(values, "question"), _text(values, "answer")
@@ -198,14 +202,15 @@ class RowReader:
         untrained: frozenset[int],
         mended: list[RowProblem],
     ) -> Example:
-        first, end = _asked_and_answered(given, answers_from)
+        column = self._turns_column
+        first, end = _asked_and_answered(given, answers_from, column)
         has_system = given[0]["role"] == "system"
         if left := first - has_system:
             message = f"begins with {_turns(left)} before anybody asks; left out of the row"
-            mended.append(RowProblem(number, "messages", "LEADING_TURNS", message, "warns"))
+            mended.append(RowProblem(number, column, "LEADING_TURNS", message, "warns"))
         if left := len(given) - end:
             message = f"ends with {_turns(left)} that the assistant does not answer; left out of the row"
-            mended.append(RowProblem(number, "messages", "TRAILING_TURNS", message, "warns"))
+            mended.append(RowProblem(number, column, "TRAILING_TURNS", message, "warns"))
         own = given[:has_system]
         if not own and (system := _optional(values, "system")):
             own = [{"role": "system", "content": system}]
@@ -246,19 +251,19 @@ def _detect(values: Mapping[str, Any]) -> str:
     return best if shares[best] else ""
 
 
-def _asked_and_answered(messages: list[Message], answers_from: int) -> tuple[int, int]:
+def _asked_and_answered(messages: list[Message], answers_from: int, column: str) -> tuple[int, int]:
     """Index of the first question, and behind the last answer. An answer that nobody asked for cannot be learned as
     one (many templates refuse it), and of turns that nobody answers nothing is trained."""
     roles = [message["role"] for message in messages]
     if "system" in roles[1:]:
         message = "has a system turn that is not the first; move it to the front"
-        raise BadValue("messages", "MISPLACED_SYSTEM", message, "leaves_out")
+        raise BadValue(column, "MISPLACED_SYSTEM", message, "leaves_out")
     if "user" not in roles:
-        raise BadValue("messages", "NO_QUESTION", "has no question: none of its turns is the user's", "leaves_out")
+        raise BadValue(column, "NO_QUESTION", "has no question: none of its turns is the user's", "leaves_out")
     first = roles.index("user")
     end = len(roles) - roles[::-1].index("assistant") if "assistant" in roles else 0
     if end <= max(first, answers_from):
-        raise BadValue("messages", "NO_ANSWER", "has no answer: no turn of the assistant's follows", "leaves_out")
+        raise BadValue(column, "NO_ANSWER", "has no answer: no turn of the assistant's follows", "leaves_out")
     return first, end
 
 
@@ -292,11 +297,12 @@ def _integers(value: Any, column: str) -> list[int]:
     return listed
 
 
-def _present(values: Mapping[str, Any], column: str) -> Any:
+def _present(values: Mapping[str, Any], column: str, named: str = "") -> Any:
+    """The value of a column, which the file calls `named` where that is another name."""
     if values.get(column) is None:
         reason = "NO_ANSWER" if column in _ANSWERS else "MISSING_COLUMN"
         if column in values:
-            raise BadValue(column, reason, f"column {column} is null", "leaves_out")
+            raise BadValue(named or column, reason, f"column {named or column} is null", "leaves_out")
         hint = f'add it, or name the column that holds it with mapping: {column} = "…"'
         raise BadValue(column, reason, f"has no {column} (it has {_listed(values)}); {hint}")
     return values[column]

@@ -129,7 +129,11 @@ def _parsed(parser: "_Parser", number: int, line: bytes) -> Iterator[Row | RowPr
     try:
         values = parser.decode(text)
     except (ValueError, RecursionError) as error:
-        yield _fault(number, error, f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else "")
+        where = ""
+        if isinstance(error, json.JSONDecodeError):
+            # The decoder takes what is missing at the end for a fault of the next line.
+            where = f" at column {min(error.pos, len(text.rstrip())) + 1}"
+        yield _fault(number, error, where)
         return
     yield from parser.row(number, values, line.count(b"{") + line.count(b"["))
 

@@ -13,7 +13,7 @@ from engine.data.packing import PackCount
 from engine.data.processes import Crew
 from engine.data.shards import ShardWriter
 from engine.data.split import Progress, Split
-from engine.data.statistics import Statistics
+from engine.data.statistics import RowCounts, Statistics
 from engine.data.tokenizer import Tokenizer
 from engine.data.validation import Report
 from engine.errors import JobError
@@ -44,8 +44,9 @@ class Prepared:
     phases: list[PreparedPhase]
     """In the order of their rows in train/; one where the job has no phases."""
     train: Statistics = field(default_factory=Statistics)
-    """Of all phases together, each counted once."""
+    """Of all phases together: their examples added up; of those dropped and left out each row of a file once."""
     eval: Statistics = field(default_factory=Statistics)
+    rows: RowCounts = field(default_factory=RowCounts)
     num_distinct: int = 0
     """Rows that training_data or the phases have between them, each once, before any is held out, drawn or cut."""
     num_leaked: int = 0
@@ -65,7 +66,7 @@ class Prepared:
         stored = json.loads((shards / "prepared.json").read_text("utf-8"))
         phases = [PreparedPhase(_statistics(one["train"]), one["num_packed"]) for one in stored["phases"]]
         counted = {name: _statistics(stored[name]) for name in ("train", "eval")}
-        return cls(**{**stored, "phases": phases, **counted})
+        return cls(**{**stored, "phases": phases, **counted, "rows": RowCounts(**stored["rows"])})
 
 
 def _statistics(stored: dict[str, Any]) -> Statistics:
@@ -175,6 +176,7 @@ def _result(config: JobConfig, tokenizer: Tokenizer, split: Split, packs: list[P
         phases=[PreparedPhase(counted, pack.num_sequences) for counted, pack in phases],
         train=split.train,
         eval=split.eval,
+        rows=split.rows,
         num_distinct=split.num_distinct,
         num_leaked=split.num_leaked,
         has_chat=split.has_chat,

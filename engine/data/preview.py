@@ -56,7 +56,7 @@ def preview(config: JobConfig, tokenizer_dir: Path, path: Path, first_row: int) 
     reader = source.reader()
     num_items = 0
     for item in source.examples(read_rows(path, hyper.max_length), reader):
-        num_items += 1
+        num_items += not (isinstance(item, RowProblem) and item.effect == "warns")
         if item.row < first_row:
             continue
         if isinstance(item, RowProblem):

@@ -43,7 +43,7 @@ class RowTemplate:
                 self._template = _environment().from_string(source)
         except (jinja2.TemplateError, SyntaxError, RecursionError, ValueError, MemoryError, TemplateExceeded) as error:
             line = f"line {error.lineno}: " if isinstance(error, jinja2.TemplateSyntaxError) else ""
-            raise self._bad(f"The row template cannot be read: {line}{error}.") from error
+            raise self._bad(f"The row template cannot be read: {line}{str(error).rstrip('.')}.") from error
 
     def apply(self, row: Row) -> Iterator[Row | RowProblem]:
         """The rows that the template makes of one. Raises JobError("TEMPLATE_EXCEEDED") when it does not come to an

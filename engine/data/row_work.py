@@ -35,6 +35,8 @@ LEAKED = HELD_OUT + 1
 LONGEST = 100
 """Of the longest rows so many are remembered, those with more tokens than LONG."""
 LONG = 1024
+CUT_OFF = "CUT_OFF"
+"""Mark of a dropped row of which truncation left nothing that is trained."""
 _TEMPLATE_FAULTS = ("TEMPLATE_FAILED", "TEMPLATE_NOT_INCREMENTAL")
 _AT_ONCE = 128
 """Rows that are tokenised in one call."""
@@ -221,6 +223,8 @@ class RowWork:
         if not tokens.trains:
             statistics.num_dropped += 1
             statistics.num_cut_off += tokens.truncated
+            if tokens.truncated:
+                made.report.mark(place, CUT_OFF, example.row)
             cut = f": max_length = {limit:,} cuts the answer off" if tokens.truncated else ""
             message = f"has nothing to train on, and is dropped{cut}"
             _warn(made.report, place, example.row, "NO_TRAINED_TOKENS", message)

@@ -8,6 +8,9 @@ from engine.data.row_templates import RowTemplate
 from engine.data.rows import Row, RowProblem
 from engine.errors import JobError, Violation
 
+UNWRITTEN = "TEMPLATE_WROTE_NOTHING"
+"""Reason of a row that its template leaves out: the caller's choice, and told so that the rows add up."""
+
 
 class Source:
     """Its rows come from elsewhere: from the whole file, or a piece of it."""
@@ -39,11 +42,16 @@ class Source:
             if isinstance(row, RowProblem):
                 yield row
                 continue
+            written = False
             for made in self._template.apply(row) if self._template else (row,):
+                written = True
                 if isinstance(made, RowProblem):
                     yield made
                 else:
                     yield from reader.read(made)
+            if not written:
+                message = "the template writes nothing for it; the row is left out"
+                yield RowProblem(row.number, "template", UNWRITTEN, message, "warns")
 
     def refuse_useless(self, filename: str, reader: RowReader, num_items: int) -> None:
         """To be called when all rows were read, `num_items` examples and problems in all.

@@ -14,11 +14,11 @@ from engine.data.blocks import read_blocks
 from engine.data.digests import Chosen, Digests, Rows, among, digests_of, drawn, first_of_each
 from engine.data.formats import TURNS_CUT
 from engine.data.processes import Crew, Task
-from engine.data.row_work import HELD_OUT, LEAKED, LONG, LONGEST, Place, Survey, Tokenised
+from engine.data.row_work import CUT_OFF, HELD_OUT, LEAKED, LONG, LONGEST, Place, Survey, Tokenised
 from engine.data.rows import RowProblem
-from engine.data.sources import Source
-from engine.data.statistics import Statistics
-from engine.data.validation import LISTED_OF_A_KIND, Report
+from engine.data.sources import UNWRITTEN, Source
+from engine.data.statistics import RowCounts, Statistics
+from engine.data.validation import INCOMPLETE, LISTED_OF_A_KIND, Report
 from engine.errors import JobError, Violation
 
 Progress = Callable[[str, float | None], None]
@@ -81,13 +81,13 @@ class Split:
         templates. What is wrong with single rows goes to the report."""
         self._config, self._crew, self._paths, self._report, self._progress = config, crew, sources, report, progress
         self.train = Statistics()
+        self.rows = RowCounts()
+        """To be looked at when all were given out."""
         progress("reading_rows", None)
         self._training = [self._survey(*listed) for listed in _training(config)]
         self._evaluation = self._survey("evaluation_data", config.evaluation_data)
         self.phases = [group.statistics for group in self._training]
         """Of each phase; of one where there are none."""
-        for group in self._training:
-            self.train.num_duplicates += group.statistics.num_duplicates
         self.train.format = ", ".join(dict.fromkeys(group.statistics.format for group in self._training))
         self.eval = self._evaluation.statistics
         self.has_chat = any(group.has_chat for group in self._training)
@@ -132,7 +132,7 @@ class Split:
                     done += made.num_wanted
                     self._take(group, made)
                     yield number, made
-        self._leave_out()
+        self._sum_up()
 
     def doubt_lengths(self) -> None:
         """Reports rows far longer than the others; to be called when all were given out."""
@@ -273,18 +273,48 @@ class Split:
         self.eval.add(made.eval_statistics)
         self._longest = heapq.nlargest(LONGEST, self._longest + made.longest)
 
-    def _leave_out(self) -> None:
+    def _sum_up(self) -> None:
         for group in (*self._training, self._evaluation):
             statistics = group.statistics
-            places = [part.source.place for part in group.parts]
             for part in group.parts:
-                self._report.leave_out(part.source.place, part.num_rows)
-            statistics.num_left_out = sum(map(self._report.num_left_out, places))
-            statistics.num_with_turns_cut = sum(
-                count.count for count in self._report.counts() if count.source in places and count.reason in TURNS_CUT
-            )
-        self.train.num_left_out = sum(group.statistics.num_left_out for group in self._training)
-        self.train.num_with_turns_cut = sum(group.statistics.num_with_turns_cut for group in self._training)
+                place = part.source.place
+                self._report.leave_out(place, part.num_rows)
+                unwritten = len(self._report.marked(place, UNWRITTEN))
+                statistics.num_left_out += self._report.num_left_out(place) + unwritten
+        trained, every = self._counts(self._training), self._counts([*self._training, self._evaluation])
+        self.rows = every
+        if len(self._training) == 1:
+            only = self._training[0].statistics
+            self.train.num_left_out, self.train.num_duplicates = only.num_left_out, only.num_duplicates
+            return
+        self.train.num_left_out = trained.incomplete + trained.unwritten
+        self.train.num_duplicates = trained.duplicates
+        # What is held out was marked by the source it is from as well.
+        held_out = Statistics() if self._evaluation.parts else self.eval
+        self.train.num_dropped = max(trained.dropped - held_out.num_dropped, 0)
+        self.train.num_cut_off = max(trained.cut_off - held_out.num_cut_off, 0)
+        self.train.num_too_long = max(trained.too_long - held_out.num_too_long, 0)
+
+    def _counts(self, groups: Sequence[_Group]) -> RowCounts:
+        return RowCounts(
+            incomplete=self._num_marked(groups, INCOMPLETE),
+            unwritten=self._num_marked(groups, UNWRITTEN),
+            turns_cut=self._num_marked(groups, *TURNS_CUT),
+            duplicates=_num_duplicates(groups),
+            truncated=self._num_marked(groups, "TRUNCATED"),
+            dropped=self._num_marked(groups, "NO_TRAINED_TOKENS"),
+            cut_off=self._num_marked(groups, CUT_OFF),
+            too_long=self._num_marked(groups, "TOO_LONG"),
+        )
+
+    def _num_marked(self, groups: Sequence[_Group], *marks: str) -> int:
+        """Rows of files with one of the marks, each once."""
+        found: dict[str, list[NDArray[numpy.uint32]]] = {}
+        for group in groups:
+            for part in group.parts:
+                rows = (self._report.marked(part.source.place, mark) for mark in marks)
+                found.setdefault(part.source.given.dataset, []).extend(rows)
+        return sum(len(numpy.unique(numpy.concatenate(rows))) for rows in found.values())
 
     def _warn(self, place: str, row: int, reason: str, message: str) -> None:
         self._report.add(place, RowProblem(row, "", reason, message), "warning")
@@ -295,6 +325,17 @@ def _training(config: JobConfig) -> list[tuple[str, Sequence[DataSource]]]:
     if not config.phases:
         return [("training_data", config.training_data)]
     return [(f"phases[{index}].training_data", phase.training_data) for index, phase in enumerate(config.phases)]
+
+
+def _num_duplicates(groups: Sequence[_Group]) -> int:
+    """Examples that were dropped in any of the groups, each of a file once."""
+    found: dict[str, list[NDArray[numpy.intp]]] = {}
+    for group in groups:
+        for part in group.parts:
+            read_so = part.source.given.model_copy(update={"weight": 1.0}).model_dump_json()
+            repeated = numpy.flatnonzero(~group.unique[part.start : part.end])
+            found.setdefault(read_so, []).append(repeated)
+    return sum(len(numpy.unique(numpy.concatenate(indices))) for indices in found.values())
 
 
 def _distinct(groups: Sequence[_Group]) -> Digests:

@@ -31,10 +31,7 @@ class Statistics:
     num_too_long: int = 0
     """Rows that were to be dropped where they are longer than max_length."""
     num_left_out: int = 0
-    """Rows left out as incomplete, by an empty answer for instance."""
-    num_with_turns_cut: int = 0
-    """Conversations without what stood before their first question, or behind their last answer; one that lost both
-    counts twice."""
+    """Rows left out as incomplete, by an empty answer for instance, or because a template writes nothing for them."""
     max_tokens: int = 0
     format: str = ""
     lengths: dict[int, int] = field(default_factory=dict)
@@ -90,6 +87,26 @@ class Statistics:
         for length, rows in self.lengths.items():
             counted[1 << max(length - 1, 0).bit_length()] += rows
         return dict(sorted(counted.items()))
+
+
+@dataclass
+class RowCounts:
+    """Rows of a job's files by what becomes of them: each once, however many phases read it and whatever its weight."""
+
+    incomplete: int = 0
+    unwritten: int = 0
+    """For which the row template writes nothing."""
+    turns_cut: int = 0
+    """Conversations without what stood before their first question, or behind their last answer."""
+    duplicates: int = 0
+    """Examples, where a template makes several of a row."""
+    truncated: int = 0
+    """Cut, and trained or evaluated on."""
+    dropped: int = 0
+    """Of which nothing would be trained."""
+    cut_off: int = 0
+    """Of those dropped, the ones of which truncation left nothing."""
+    too_long: int = 0
 
 
 def _add(counted: dict[Any, int], others: dict[Any, int]) -> None:

@@ -1,9 +1,13 @@
 """What is wrong with data and what is suspicious about it: collected, counted by kind, refused where it must be."""
 
+from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
+
+import numpy
+from numpy.typing import NDArray
 
 from engine.data.rows import RowProblem
 from engine.errors import JobError, Violation
@@ -17,6 +21,9 @@ LISTED_OF_A_KIND = 100
 LEFT_OUT_SHARE = 0.1
 """Of a source's rows, up to which incomplete ones are left out. More of them come from a wrong column or a file that
 was made wrong, and finding out costs nothing before the training."""
+
+INCOMPLETE = "INCOMPLETE"
+"""What rows are marked as that are left out as such, whatever each lacks."""
 
 Severity = Literal["error", "warning"]
 Verdict = Literal["ok", "warnings", "refused"]
@@ -57,6 +64,8 @@ class Report:
         self._counts: dict[tuple[str, str, Severity], int] = {}
         self._undecided: Counter[tuple[str, str]] = Counter()
         self._left_out: Counter[str] = Counter()
+        self._num_refused = 0
+        self._rows: dict[tuple[str, str], array[int]] = {}
 
     def add(self, source: str, problem: RowProblem, severity: Severity = "error") -> None:
         """`source` is its field path, such as `training_data[0]`. An incomplete row is an error until `leave_out`
@@ -66,10 +75,19 @@ class Report:
         kind = (source, problem.reason, severity)
         self._counts[kind] = self._counts.get(kind, 0) + 1
         self._undecided[source, problem.reason] += incomplete
+        self.mark(source, INCOMPLETE if incomplete else problem.reason, problem.row)
         self._list(
             Problem(source, problem.row, problem.column, problem.reason, problem.message, severity, incomplete),
             self._counts[kind],
         )
+
+    def mark(self, source: str, what: str, row: int) -> None:
+        """Remembers the row, in four bytes; each problem's is marked by its reason."""
+        self._rows.setdefault((source, what), array("I")).append(row)
+
+    def marked(self, source: str, what: str) -> NDArray[numpy.uint32]:
+        """Rows of a source by reason, INCOMPLETE or another mark; those that are there several times, several times."""
+        return numpy.array(self._rows.get((source, what), ()), numpy.uint32)
 
     def count_more(self, source: str, reason: str, count: int) -> None:
         """So many warnings beyond those of their kind that are listed."""
@@ -100,6 +118,8 @@ class Report:
                 self._lower(source, reason, count)
         if few:
             self._left_out[source] = found
+        else:
+            del self._rows[source, INCOMPLETE]
 
     def num_left_out(self, source: str) -> int:
         """Incomplete rows of a source."""
@@ -126,6 +146,8 @@ class Report:
         self._undecided += other._undecided
         for kind, count in other._counts.items():
             self._counts[kind] = self._counts.get(kind, 0) + count
+        for mark, rows in other._rows.items():
+            self._rows.setdefault(mark, array("I")).extend(rows)
 
     def arrange(self) -> None:
         """Puts the problems of each source in the order of its rows."""
@@ -135,6 +157,7 @@ class Report:
     def refused(self, source: str, error: JobError) -> None:
         """A source, or the job's data as a whole, that cannot be worked on at all."""
         message = f"{error.message} {error.advice}".strip()
+        self._num_refused += 1
         self.add(source, RowProblem(0, "", error.reason, message))
 
     @property
@@ -164,8 +187,8 @@ class Report:
     def refusal(self) -> JobError | None:
         """What a job would be refused with: BAD_DATA, or the reason why a source cannot be worked on at all."""
         errors = self._errors()
-        if errors and errors[0].row == 0:
-            first = errors[0]
+        # Rows that are wrong beside it may well be the work of what is wrong with the whole.
+        if first := next((problem for problem in errors if problem.row == 0), None):
             return JobError(first.reason, first.message, "", [Violation(f"spec.{first.source}", first.message)])
         return self._bad(errors) if errors else None
 
@@ -188,8 +211,10 @@ class Report:
         return JobError("BAD_DATA", self._message(errors[0]), advice, _violations(errors[:SHOWN]))
 
     def _message(self, first: Problem) -> str:
-        more = f" In all {self.num_errors:,} rows are wrong." if self.num_errors > 1 else ""
-        return f"{first.source} row {first.row}: {first.message.rstrip('.')}.{more}"
+        wrong = self.num_errors - self._num_refused
+        more = f" In all {wrong:,} rows are wrong." if wrong > 1 else ""
+        end = "" if first.message.endswith((".", "?", "!")) else "."
+        return f"{first.source} row {first.row}: {first.message}{end}{more}"
 
 
 def _told(problem: Problem) -> dict[str, Any]:

@@ -72,8 +72,14 @@ def _count(
     config = job_config({**spec_to_dict(request.spec), "training_data": named})
     local = models.fetch(config.base_model, token or None, tokenizer_only=True)
     with tempfile.TemporaryDirectory() as folder:
-        rows = prepare(config, local.path, sources, Path(folder), lambda _phase, _fraction: None).train
-    return {"num_examples": rows.num_examples, "mean_tokens": rows.mean_tokens, "longest_row": rows.max_tokens}
+        counted = prepare(config, local.path, sources, Path(folder), lambda _phase, _fraction: None)
+    rows, held_out = counted.train, counted.eval.num_tokens
+    return {
+        "num_examples": rows.num_examples,
+        "mean_tokens": rows.mean_tokens,
+        "longest_row": rows.max_tokens,
+        "held_out_tokens": held_out,
+    }
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """Recommendations and estimates for this node's machine, or for one that is only thought of. No weights are read."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from finetuneflow.v1 import probe_service_pb2 as api
 from finetuneflow.v1.estimate_pb2 import ResourceEstimate
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 from services.hardware import read_hardware
+from services.probe.worker.resolve import num_evaluations, steps_per_epoch, total_steps
 
 
 class Estimates:
@@ -183,13 +185,17 @@ def _work(request: api.EstimateResourcesRequest, config: JobConfig) -> Work | No
     if not 0 <= request.num_examples * mean <= _MOST_TOKENS:
         named = "mean_tokens" if request.HasField("mean_tokens") else "num_examples"
         raise _invalid(named, f"makes {request.num_examples * mean:.3g} tokens an epoch.", "Give 0 to 1e15 of them.")
-    rows = hyper.num_epochs * request.num_examples
-    step = hyper.per_device_train_batch_size * hyper.gradient_accumulation_steps
-    if hyper.max_steps is not None:
-        rows = hyper.max_steps * step
-    held_out = request.num_examples * config.holdout_fraction if config.evaluates_while_training else 0.0
-    evaluations = max(rows / step / hyper.eval_steps, 1.0)
-    return Work(rows * mean, held_out * mean * evaluations)
+    if not 0 <= request.held_out_tokens <= _MOST_TOKENS:
+        raise _invalid("held_out_tokens", f"is {request.held_out_tokens:,}.", "Give 0 to 1e15 of them.")
+    tokens = request.num_examples * mean
+    sequences = math.ceil(tokens / hyper.max_length) if hyper.packing else request.num_examples
+    steps = total_steps(sequences, hyper)
+    if request.HasField("held_out_tokens"):
+        held_out = float(request.held_out_tokens)
+    else:
+        # What is trained on is what is left of all rows.
+        held_out = tokens * config.holdout_fraction / (1 - config.holdout_fraction)
+    return Work(tokens * steps / steps_per_epoch(sequences, hyper), held_out * num_evaluations(steps, hyper))
 
 
 def _invalid(field: str, description: str, advice: str) -> JobError:

@@ -42,6 +42,9 @@ def test_a_file_is_validated_without_a_server(tiny: Path, tmp_path: Path) -> Non
     done = here(tiny, "validate", rows, "-m", "tiny", "--template", template)
     assert done.returncode == 0, done.stderr
     assert "The job would run" in done.stdout
+    # One of the two rows is held out.
+    assert "for 3 epochs" in done.stdout
+    assert "nothing held out" not in done.stdout
     template.write_text("")
     done = here(tiny, "validate", rows, "-m", "tiny", "--template", template, "--json")
     assert done.returncode == 2, done.stdout
@@ -69,6 +72,20 @@ def test_a_job_file_is_validated_without_a_server(tiny: Path, tmp_path: Path) ->
     assert better["hyperparameters.learning_rate"]["suggested"] == "0.0002"
     assert found["resolved_spec"]["training_data"] == [{"dataset": str(rows), "weight": 1.0}]
     assert float(found["estimate"]["duration_seconds"]) > 0
+
+
+def test_an_estimate_and_a_validation_of_the_same_job_say_the_same_time(tiny: Path, tmp_path: Path) -> None:
+    """Two answers to one question are none."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(f'{{"question": "What?", "answer": "{"word " * (n % 23)} {n}"}}\n' for n in range(300)))
+    tried = here(tiny, "validate", rows, "-m", "tiny", "--json", "--set", "hyperparameters.eval_steps=10")
+    assert tried.returncode == 0, tried.stderr
+    found = json.loads(tried.stdout)["estimate"]
+    told = here(tiny, "estimate", rows, "-m", "tiny", "--local", "--json", "--set", "hyperparameters.eval_steps=10")
+    assert told.returncode == 0, told.stderr
+    estimate = json.loads(told.stdout)["estimate"]
+    assert estimate["num_tokens"] == found["num_tokens"]
+    assert float(estimate["duration_seconds"]) == pytest.approx(float(found["duration_seconds"]))
 
 
 def test_a_preview_marks_what_is_trained(tiny: Path, tmp_path: Path) -> None:

@@ -122,6 +122,60 @@ def test_every_row_is_counted_once(tokenizer_dir: Path, tmp_path: Path) -> None:
     assert sum(each.num_examples + each.num_dropped + each.num_duplicates + each.num_left_out for each in both) == 43
 
 
+def test_rows_that_a_template_writes_nothing_for_are_counted(tokenizer_dir: Path, tmp_path: Path) -> None:
+    """A condition that is wrong takes a third of the table away, and nobody would see it go."""
+    template = '{% if n > 9 %}{"question": {{ n | string | tojson }}, "answer": "Yes."}{% elif n > 4 %}[]{% endif %}'
+    source = [{"dataset": "a", "template": template}]
+    path = written(tmp_path / "a.jsonl", [{"n": n} for n in range(40)])
+    report, counted = look(tokenizer_dir, path, training_data=source)
+    assert report.verdict == "warnings"
+    assert [(c.reason, c.count) for c in report.counts()] == [("TEMPLATE_WROTE_NOTHING", 10)]
+    assert [problem.row for problem in report.problems] == list(range(1, 11))
+    assert counted is not None
+    assert (counted.train.num_examples, counted.train.num_left_out, counted.rows.unwritten) == (30, 10, 10)
+    assert counted.rows.incomplete == 0
+    source[0]["template"] = "{% if n > 99 %}{}{% endif %}"
+    report, counted = look(tokenizer_dir, path, training_data=source)
+    assert (report.verdict, counted) == ("refused", None)
+    refusal = report.refusal()
+    assert refusal is not None
+    assert refusal.reason == "EMPTY_DATASET"
+    assert "template, which writes nothing for any row" in refusal.message
+
+
+def test_a_row_counts_once_whatever_phases_and_weights_read_it(tokenizer_dir: Path, tmp_path: Path) -> None:
+    """Whoever looks for two empty answers in a file that has one looks for long."""
+    long = [{"question": f"Long {n}?", "answer": "word " * 2000} for n in range(4)]
+    rows = [
+        *QA,
+        QA[0],
+        *long,
+        *({"question": f"why {n} " * 300, "answer": "So."} for n in range(3)),
+        {"question": "Q?", "answer": ""},
+    ]
+    path = written(tmp_path / "a.jsonl", rows)
+    phases = [
+        {"display_name": "one", "num_epochs": 1.0, "training_data": [{"dataset": "a", "weight": 2.0}]},
+        {"display_name": "two", "num_epochs": 1.0, "training_data": [{"dataset": "a"}]},
+    ]
+    for holdout in (0.0, 0.4):
+        more = {"holdout_fraction": holdout, "hyperparameters": {"max_length": 256}}
+        _, counted = look(tokenizer_dir, path, training_data=[], phases=phases, **more)
+        assert counted is not None
+        found, both = counted.rows, (counted.train, counted.eval)
+        assert (found.incomplete, found.duplicates, found.truncated) == (1, 1, 4)
+        assert (found.dropped, found.cut_off, found.unwritten) == (3, 3, 0)
+        assert sum(each.num_dropped for each in both) == sum(each.num_cut_off for each in both) == 3
+        assert (counted.train.num_left_out, counted.train.num_duplicates) == (1, 1)
+    more["hyperparameters"]["truncation"] = "drop"
+    _, counted = look(tokenizer_dir, path, training_data=[], phases=phases, **more)
+    assert counted is not None
+    assert counted.rows.too_long == counted.train.num_too_long + counted.eval.num_too_long == 7
+    _, counted = look(tokenizer_dir, path, training_data=[{"dataset": "a", "weight": 2.0}], **more)
+    assert counted is not None
+    assert counted.rows.too_long == 7
+
+
 def test_examples_that_a_template_repeats_are_no_rows(tokenizer_dir: Path, tmp_path: Path) -> None:
     """Whoever looks for the duplicate row in the table finds none: it is the template that says the same twice."""
     template = """[{"question": {{ question | tojson }}, "answer": {{ answer | tojson }}},
@@ -259,6 +313,7 @@ def test_conversations_are_cut_to_what_is_asked_and_answered(tokenizer_dir: Path
     assert counted.train.num_examples == 30
     assert counted.train.roles == {"user": 30, "assistant": 30}
     assert counted.train.num_left_out == 0
+    assert counted.rows.turns_cut == 15
 
 
 def test_a_template_may_refuse_some_conversations_but_not_all(tokenizer_dir: Path, tmp_path: Path) -> None:
@@ -298,3 +353,41 @@ def test_warnings_without_end_hide_no_error(tokenizer_dir: Path, tmp_path: Path)
     report.add("training_data[1]", RowProblem(1, "", "NOT_JSON", "not JSON"))
     with pytest.raises(JobError, match="not JSON"):
         report.refuse()
+
+
+def test_a_file_that_is_wrong_as_a_whole_is_refused_for_that(tokenizer_dir: Path, tmp_path: Path) -> None:
+    """Of a bomb the first row is too long as well: whoever splits it has mended nothing."""
+    case = next(case for case in CASES if case.name == "bomb.jsonl.gz")
+    report, counted = look(tokenizer_dir, case.write(tmp_path))
+    assert counted is None
+    refusal = report.refusal()
+    assert refusal is not None
+    assert refusal.reason == "DECOMPRESSION_BOMB"
+    with pytest.raises(JobError) as refused:
+        report.refuse()
+    assert "rows are wrong" not in refused.value.message
+
+
+def test_a_refusal_ends_as_a_sentence_does() -> None:
+    """Messages that ask are not closed with another full stop."""
+    for said, shown in (("did you mean Age?", "did you mean Age?"), ("is empty", "is empty."), ("So.", "So.")):
+        report = Report()
+        report.add("training_data[0]", RowProblem(3, "", "WRONG", said))
+        with pytest.raises(JobError) as refused:
+            report.refuse()
+        assert refused.value.message == f"training_data[0] row 3: {shown}"
+
+
+def test_what_is_wrong_is_said_of_the_right_place(tokenizer_dir: Path, tmp_path: Path) -> None:
+    """Columns as the file names them, and the column where the bracket is missing."""
+    report, _ = look(tokenizer_dir, written(tmp_path / "a.jsonl", [*QA_CHAT, {"conversations": []}]))
+    assert report.problems[0].message.startswith("column conversations has no turns")
+    path = tmp_path / "b.jsonl"
+    row = '{"question": "Q", "answer": "A"'
+    path.write_text(f"{row}}}\n{row}  \n")
+    report, _ = look(tokenizer_dir, path)
+    assert (report.problems[0].row, report.problems[0].message.split(" at ")[1]) == (2, f"column {len(row) + 1}")
+    path = tmp_path / "c.csv"
+    path.write_text("question,answer\nQ,A\nQ\n")
+    report, _ = look(tokenizer_dir, path)
+    assert report.problems[0].message.startswith("has 1 cell where the header has 2")

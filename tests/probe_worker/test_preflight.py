@@ -1,5 +1,6 @@
 """A preflight as it really runs: a process of its own, with nothing but a spec file."""
 
+import gzip
 import json
 import subprocess
 import sys
@@ -211,6 +212,7 @@ def test_rows_that_are_left_out_or_cut_are_told_before_training(make_spec: MakeS
     ]
     chats[7]["messages"].append({"role": "user", "content": "Thanks"})
     empty = {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": " "}]}
+    chats[7]["messages"].insert(0, {"role": "assistant", "content": "Hello."})
     sink = Recorded()
     result = preflight(sink, make_spec([*chats, empty, empty], recipe="cpu-demo")).preflight
     assert (result.training_data.num_examples, result.training_data.num_left_out) == (54, 2)
@@ -219,8 +221,32 @@ def test_rows_that_are_left_out_or_cut_are_told_before_training(make_spec: MakeS
     assert warnings["TURNS_LEFT_OUT"].startswith("1 row cut")
     report = json.loads((tmp_path / "out" / "validation_report.json").read_text())
     assert [(p["row"], p["reason"], p["severity"]) for p in report["problems"]] == [
-        (8, "TRAILING_TURNS", "warning"), (61, "EMPTY_VALUE", "warning"), (62, "EMPTY_VALUE", "warning"),
+        (8, "LEADING_TURNS", "warning"), (8, "TRAILING_TURNS", "warning"),
+        (61, "EMPTY_VALUE", "warning"), (62, "EMPTY_VALUE", "warning"),
     ]  # fmt: skip
+
+
+def test_a_row_of_which_nothing_is_trained_is_told_as_one(make_spec: MakeSpec) -> None:
+    """And nothing of *it*."""
+    turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A", "train": False}]
+    chats = [[{"role": "user", "content": f"Q{n}"}, {"role": "assistant", "content": "A"}] for n in range(60)]
+    sink = Recorded()
+    preflight(sink, make_spec([{"messages": each} for each in [*chats, turns]], recipe="cpu-demo"))
+    warnings = {event.reason: event.message for event in sink.events if isinstance(event, Warning)}
+    assert warnings["ROWS_DROPPED"] == "1 row dropped: nothing of it would be trained."
+
+
+def test_what_is_wrong_with_a_whole_file_is_in_the_report_beside_its_rows(make_spec: MakeSpec, tmp_path: Path) -> None:
+    """Of a bomb the report would else name one long row alone."""
+    spec = make_spec([])
+    bomb = tmp_path / "data.jsonl.gz"
+    bomb.write_bytes(gzip.compress(b"a" * (65 * 2**20)))
+    spec.write_text(spec.read_text().replace(str(tmp_path / "data.jsonl"), str(bomb)))
+    with pytest.raises(JobError) as refused:
+        preflight(Recorded(), spec)
+    assert refused.value.reason == "DECOMPRESSION_BOMB"
+    report = json.loads((tmp_path / "out" / "validation_report.json").read_text())
+    assert {problem["reason"] for problem in report["problems"]} == {"ROW_TOO_LONG", "DECOMPRESSION_BOMB"}
 
 
 @pytest.mark.parametrize(("truncation", "lost"), [("keep_start", "no end"), ("keep_end", "its beginning")])

@@ -36,6 +36,7 @@ class Counted:
     num_examples: int
     mean_tokens: float
     longest_row: int
+    held_out_tokens: int
 
 
 class Here(Protocol):
@@ -119,7 +120,7 @@ class _Asking:
             )
         found = self._here.count(request, data)
         request.num_examples, request.mean_tokens = found.num_examples, found.mean_tokens
-        request.longest_row = found.longest_row
+        request.longest_row, request.held_out_tokens = found.longest_row, found.held_out_tokens
 
 
 def _check_machine(vram: float | None, gpu: str, node: str, *, local: bool) -> None:

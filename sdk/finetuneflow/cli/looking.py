@@ -209,8 +209,9 @@ def figures(report: ValidationReport, counted: DataStatistics) -> Iterable[list[
     """Rows of a table: what there is to train on."""
     yield ["Format", counted.format or "unknown"]
     yield ["Examples", f"{counted.num_examples:,}"]
+    unwritten = any(each.reason == "TEMPLATE_WROTE_NOTHING" for each in report.counts)
     left_out = {
-        "incomplete": counted.num_left_out,
+        f"incomplete{' or not written by the template' * unwritten}": counted.num_left_out,
         "duplicates": counted.num_duplicates,
         "without anything to train": counted.num_dropped,
         "too long": counted.num_too_long,
@@ -235,7 +236,8 @@ def figures(report: ValidationReport, counted: DataStatistics) -> Iterable[list[
         sequences = f"{job.num_packed_sequences:,} sequences of {job.num_rows:,} rows"
         yield ["Packing", f"{sequences}, {job.packing_efficiency:.0%} of their tokens no padding"]
         packed = f"{job.total_steps_packed:,} packed"
-        yield ["Steps of a job", f"{job.total_steps:,}, or {packed}, for {job.num_epochs:g} epochs, nothing held out"]
+        nothing = "" if report.evaluation_data is not None else ", nothing held out"
+        yield ["Steps of a job", f"{job.total_steps:,}, or {packed}, for {job.num_epochs:g} epochs{nothing}"]
 
 
 def _histogram(counted: DataStatistics) -> Iterable[list[str]]:

@@ -44,7 +44,8 @@ def print_preflight(console: Console, found: Preflight) -> None:
         message = finding.message
         if finding.reason == "BAD_DATA" and wrong:
             # It stands above, with the rows.
-            message = message.replace(f": {wrong[0].message.rstrip('.')}.", ".", 1)
+            said = wrong[0].message
+            message = message.replace(f": {said}{'' if said.endswith(('.', '?', '!')) else '.'}", ".", 1)
         said = " ".join(part for part in (message, as_typed(finding.advice)) if part)
         line = f"{'Refused' if refusal else 'Warning'}: {said} [{finding.reason}]"
         console.print(line, style="red" if refusal else "yellow")

@@ -56,7 +56,7 @@ class RecommendMethodResponse(_message.Message):
     def __init__(self, recommendation: _Optional[_Union[_estimate_pb2.Recommendation, _Mapping]] = ..., matrix: _Optional[_Union[_estimate_pb2.DecisionMatrix, _Mapping]] = ...) -> None: ...
 
 class EstimateResourcesRequest(_message.Message):
-    __slots__ = ("spec", "node_id", "memory_bytes", "gpu", "longest_row", "num_examples", "mean_tokens", "hardware", "observed")
+    __slots__ = ("spec", "node_id", "memory_bytes", "gpu", "longest_row", "num_examples", "mean_tokens", "held_out_tokens", "hardware", "observed")
     SPEC_FIELD_NUMBER: _ClassVar[int]
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -64,6 +64,7 @@ class EstimateResourcesRequest(_message.Message):
     LONGEST_ROW_FIELD_NUMBER: _ClassVar[int]
     NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     MEAN_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    HELD_OUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     HARDWARE_FIELD_NUMBER: _ClassVar[int]
     OBSERVED_FIELD_NUMBER: _ClassVar[int]
     spec: _fine_tuning_job_spec_pb2.FineTuningJobSpec
@@ -73,9 +74,10 @@ class EstimateResourcesRequest(_message.Message):
     longest_row: int
     num_examples: int
     mean_tokens: float
+    held_out_tokens: int
     hardware: _hardware_pb2.Hardware
     observed: _containers.RepeatedCompositeFieldContainer[_estimate_pb2.ObservedSpeed]
-    def __init__(self, spec: _Optional[_Union[_fine_tuning_job_spec_pb2.FineTuningJobSpec, _Mapping]] = ..., node_id: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., gpu: _Optional[str] = ..., longest_row: _Optional[int] = ..., num_examples: _Optional[int] = ..., mean_tokens: _Optional[float] = ..., hardware: _Optional[_Union[_hardware_pb2.Hardware, _Mapping]] = ..., observed: _Optional[_Iterable[_Union[_estimate_pb2.ObservedSpeed, _Mapping]]] = ...) -> None: ...
+    def __init__(self, spec: _Optional[_Union[_fine_tuning_job_spec_pb2.FineTuningJobSpec, _Mapping]] = ..., node_id: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., gpu: _Optional[str] = ..., longest_row: _Optional[int] = ..., num_examples: _Optional[int] = ..., mean_tokens: _Optional[float] = ..., held_out_tokens: _Optional[int] = ..., hardware: _Optional[_Union[_hardware_pb2.Hardware, _Mapping]] = ..., observed: _Optional[_Iterable[_Union[_estimate_pb2.ObservedSpeed, _Mapping]]] = ...) -> None: ...
 
 class EstimateResourcesResponse(_message.Message):
     __slots__ = ("estimate",)

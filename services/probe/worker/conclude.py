@@ -5,6 +5,7 @@ from pathlib import Path
 
 from engine.config.wire import config_to_spec
 from engine.data.prepare import Prepared
+from engine.data.sources import UNWRITTEN
 from engine.data.statistics import Statistics
 from engine.errors import JobError
 from engine.estimate.advice import JobFacts
@@ -22,7 +23,7 @@ from finetuneflow.v1.event_pb2 import ConfigResolved
 from finetuneflow.v1.hardware_pb2 import Hardware
 from finetuneflow.v1.stage_result_pb2 import BaseModelIdentity, PreflightResult
 from services.probe.worker.findings import data_statistics, job_steps, packing_efficiency, passes, phase_statistics
-from services.probe.worker.resolve import Resolved, check_disk, resolve
+from services.probe.worker.resolve import Resolved, check_disk, num_evaluations, resolve
 from services.specs import ModelFiles
 
 _FEW_ROWS = 50
@@ -110,38 +111,46 @@ def published(resolved: Resolved) -> ConfigResolved:
 
 def doubt(resolved: Resolved, prepared: Prepared, steps: int) -> None:
     """Warns of what is suspicious about the data, though not refused."""
-    train, held_out = prepared.train, prepared.eval
+    train, held_out, rows = prepared.train, prepared.eval, prepared.rows
     hyper = resolved.config.hyperparameters
-    if left_out := train.num_left_out + held_out.num_left_out:
-        message = f"{_rows(left_out)} left out as incomplete; validation_report.json names them and what each lacks."
+    if rows.incomplete:
+        message = (
+            f"{_rows(rows.incomplete)} left out as incomplete; validation_report.json names them and what each lacks."
+        )
         resolved.warn("ROWS_LEFT_OUT", message, "Mend them if there are more than you expected.", "training_data")
-    if cut := train.num_with_turns_cut + held_out.num_with_turns_cut:
-        message = f"{_rows(cut)} cut: turns before the first question, or behind the last answer, are left out."
+    if rows.unwritten:
+        message = f"{_rows(rows.unwritten)} left out: the row template writes nothing for {_them(rows.unwritten)}."
+        resolved.warn(UNWRITTEN, message, "Correct the template if that was not meant.", "training_data")
+    if rows.turns_cut:
+        message = (
+            f"{_rows(rows.turns_cut)} cut: turns before the first question, or behind the last answer, are left out."
+        )
         resolved.warn("TURNS_LEFT_OUT", message, "validation_report.json names the first.", "training_data")
-    if duplicates := train.num_duplicates + held_out.num_duplicates:
+    if duplicates := rows.duplicates:
         templated = any(source.template is not None for source in resolved.config.sources())
         what = _count(duplicates, "example") if templated else _rows(duplicates)
         message = f"{what} dropped because an earlier one is the same."
         advice = "Drop them from the file if that was not meant."
         resolved.warn("DUPLICATES_DROPPED", message, advice, "training_data")
-    if truncated := train.num_truncated + held_out.num_truncated:
-        share = truncated / (train.num_examples + held_out.num_examples)
-        message = f"{_rows(truncated)} ({share:.0%}) cut at max_length = {hyper.max_length:,}, and trained on."
+    if rows.truncated:
+        share = (train.num_truncated + held_out.num_truncated) / (train.num_examples + held_out.num_examples)
+        message = f"{_rows(rows.truncated)} ({share:.0%}) cut at max_length = {hyper.max_length:,}, and trained on."
         lost = "A cut answer has no end"
         if hyper.truncation == "keep_end":
             lost = "A cut row has lost its beginning, where its instructions are"
         advice = f"{lost}: raise max_length, or shorten the rows."
         resolved.warn("ROWS_TRUNCATED", message, advice, "hyperparameters.max_length")
-    if dropped := train.num_dropped + held_out.num_dropped:
-        cut_off = train.num_cut_off + held_out.num_cut_off
-        why = f"max_length = {hyper.max_length:,} cuts the answer off of {cut_off:,} of them"
-        message = f"{_rows(dropped)} dropped: nothing of them would be trained{f'; {why}' * bool(cut_off)}."
+    if rows.dropped:
+        cut_off, them = rows.cut_off, _them(rows.dropped)
+        of_whom = f" of {cut_off:,} of them" if rows.dropped > 1 else ""
+        why = f"; max_length = {hyper.max_length:,} cuts the answer off{of_whom}"
+        message = f"{_rows(rows.dropped)} dropped: nothing of {them} would be trained{why * bool(cut_off)}."
         advice = "Raise max_length, or shorten what stands before the answers."
         if not cut_off:
             advice = "Mark a turn of each as trained if that was not meant."
         resolved.warn("ROWS_DROPPED", message, advice, "hyperparameters.max_length" if cut_off else "training_data")
-    if too_long := train.num_too_long + held_out.num_too_long:
-        message = f"{_rows(too_long)} dropped: longer than max_length = {hyper.max_length:,}."
+    if rows.too_long:
+        message = f"{_rows(rows.too_long)} dropped: longer than max_length = {hyper.max_length:,}."
         advice = "Raise max_length, or cut them with another truncation."
         resolved.warn("ROWS_TOO_LONG", message, advice, "hyperparameters.truncation")
     if prepared.num_leaked:
@@ -176,7 +185,7 @@ def _estimate(
     found = plan(architecture, machine, config, _method(resolved), longest)
     work = None
     if prepared is not None:
-        evaluations = steps // hyper.eval_steps + 1
+        evaluations = num_evaluations(steps, hyper)
         work = Work(prepared.train.num_tokens * passes(config, prepared, steps), prepared.eval.num_tokens * evaluations)
     prices = PriceTable.read(place.prices)
     return estimate_message(
@@ -252,6 +261,10 @@ def _method(resolved: Resolved) -> Method:
 
 def _rows(number: int) -> str:
     return _count(number, "row")
+
+
+def _them(number: int) -> str:
+    return "it" if number == 1 else "them"
 
 
 def _count(number: int, noun: str) -> str:

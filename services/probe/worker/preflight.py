@@ -84,7 +84,8 @@ def _prepared(
     try:
         return prepare(config, spec.model.path, spec.sources, shards, phases.progress, report, spec.processes, key)
     except JobError as error:
-        if not report.num_errors:
+        # Of rows that are wrong the report knows; what is wrong with the whole may come beside them.
+        if not report.num_errors or error.reason != "BAD_DATA":
             report.refused("", error)
         _save_report(sink, spec.out_dir, report.as_dict(), None)
         raise

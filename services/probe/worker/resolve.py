@@ -113,6 +113,11 @@ def steps_per_epoch(num_sequences: int, hyper: Hyperparameters) -> int:
     return max(math.ceil(batches / hyper.gradient_accumulation_steps), 1)
 
 
+def num_evaluations(steps: int, hyper: Hyperparameters) -> int:
+    """Of a training of so many steps: every eval_steps, and of the best weights in the end."""
+    return steps // hyper.eval_steps + 1
+
+
 def _gpu(resolved: Resolved, hardware: Hardware) -> Gpu | None:
     """The GPU to train on, if any."""
     usable = list(hardware.gpus) if hardware.cuda_available else []
