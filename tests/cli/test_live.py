@@ -1,9 +1,8 @@
 import io
 import math
 
-from rich.console import Console
-
 from finetuneflow import Client
+from finetuneflow.cli.console import SafeConsole
 from finetuneflow.cli.live import follow, render
 from finetuneflow.cli.plot import plot
 from finetuneflow.cli.view import JobView
@@ -13,7 +12,7 @@ from tests.sdk.fake_gateway import JOB, FakeGateway, history
 
 
 def screen(view: JobView) -> str:
-    console = Console(file=io.StringIO(), width=120, force_terminal=True, color_system=None)
+    console = SafeConsole(file=io.StringIO(), width=120, force_terminal=True, color_system=None)
     with console.capture() as captured:
         console.print(render(view))
     return captured.get()
@@ -55,7 +54,7 @@ def test_steps_made_again_after_a_resume_are_drawn_once() -> None:
 
 def test_on_a_terminal_a_curve_and_the_outcome_remain(client: Client, gateway: FakeGateway) -> None:
     gateway.cut_watch_after = [5]
-    console = Console(file=io.StringIO(), width=100, force_terminal=True, color_system=None, markup=False)
+    console = SafeConsole(file=io.StringIO(), width=100, force_terminal=True, color_system=None)
     job = follow(client, JOB, console=console)
     assert job.state == "SUCCEEDED"
     shown = console.file.getvalue()  # type: ignore[attr-defined]
