@@ -359,7 +359,7 @@ class Attempt:
             return failed("KILLED", f"The worker was ended by {signal.Signals(-status).name}.", advice, lines)
         if status == -signal.SIGVTALRM:
             # A child sets itself this limit around what a caller wrote, and can be ended in no other way.
-            advice = "Simplify what it is to compute, a row template most often."
+            advice = "Simplify what it is to compute, a template most often."
             failure = failed("CPU_LIMIT", "One step of the work took more CPU time than it may.", advice, lines)
             failure.fault = fine_tuning_job_pb2.FAULT_USER_ERROR
             return failure

@@ -16,16 +16,10 @@ from typing import Any
 
 from engine.data.json_files import what_is_wrong
 from engine.data.rows import Row, RowProblem, is_too_deep, json_type
-from engine.data.template_limits import (
-    TEMPLATE_EXCEEDED,
-    TemplateExceeded,
-    limit_of,
-    limited_steps,
-)
+from engine.data.template_limits import TEMPLATE_EXCEEDED, TemplateExceeded, limit_of, limited_steps
 from engine.errors import JobError, Violation
 
 MAX_OUTPUT_CHARACTERS = 4 * 1024 * 1024
-
 _MAX_BITS = 4096
 _SHOWN_COLUMNS = 10
 

@@ -182,7 +182,26 @@ class Tokenizer:
 
         try:
             with self._limited():
-                return self._written(messages, tools, generation_prompt, spans)
+                # What apply_chat_template does, without the copies it makes for every conversation.
+                if self._compiled is None:
+                    self._compiled = self._compile(self.template)
+                    named = {name: str(token) for name, token in self._fast.special_tokens_map.items()}
+                    self._known = {**self._compiled.globals, **named, "documents": None}
+                values = {
+                    **self._known,
+                    "messages": list(messages),
+                    "tools": list(tools) or None,
+                    "add_generation_prompt": generation_prompt,
+                }
+                written = self._compiled.root_render_func(self._compiled.new_context(values, shared=True))
+                if spans is None:
+                    return "".join(written)
+                blocks: list[str] = []
+                # It measures what has been written before a mark, so it has to see every block as it comes.
+                with self._compiled.environment.activate_tracker(blocks, spans):
+                    for block in written:
+                        blocks.append(block)
+                return "".join(blocks)
         except (TemplateExceeded, MemoryError) as error:
             said = f"The chat template does not come to an end: {limit_of(error)}."
             raise bad_chat_template(TEMPLATE_EXCEEDED, said) from error
@@ -198,34 +217,6 @@ class Tokenizer:
             raise bad_chat_template(
                 "TEMPLATE_FAILED", f"The chat template failed: {str(error).rstrip('.')}."
             ) from error
-
-    def _written(
-        self,
-        messages: Sequence[Message],
-        tools: Sequence[dict[str, Any]],
-        generation_prompt: bool,
-        spans: list[Span] | None,
-    ) -> str:
-        # What apply_chat_template does, without the copies it makes for every conversation.
-        if self._compiled is None:
-            self._compiled = self._compile(self.template)
-            named = {name: str(token) for name, token in self._fast.special_tokens_map.items()}
-            self._known = {**self._compiled.globals, **named, "documents": None}
-        values = {
-            **self._known,
-            "messages": list(messages),
-            "tools": list(tools) or None,
-            "add_generation_prompt": generation_prompt,
-        }
-        written = self._compiled.root_render_func(self._compiled.new_context(values, shared=True))
-        if spans is None:
-            return "".join(written)
-        blocks: list[str] = []
-        # It measures what has been written before a mark, so it has to see every block as it comes.
-        with self._compiled.environment.activate_tracker(blocks, spans):
-            for block in written:
-                blocks.append(block)
-        return "".join(blocks)
 
     def encode(self, text: str) -> Encoding:
         """Ids and characters of exactly this text; nothing is put before or after it."""
