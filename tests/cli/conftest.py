@@ -18,6 +18,8 @@ Ftf = Callable[..., Result]
 def ftf(server: Running, monkeypatch: pytest.MonkeyPatch) -> Ftf:
     """Runs one command line, its output in a pipe."""
     monkeypatch.setenv("FTF_ADDRESS", server.address)
+    # Usage errors are drawn in a box as wide as the terminal: a path that is wrapped compares with nothing.
+    monkeypatch.setenv("COLUMNS", "1000")
     monkeypatch.setenv("TERM", "dumb")
     runner = CliRunner()
     return lambda *arguments: runner.invoke(build_app(), [str(argument) for argument in arguments])
