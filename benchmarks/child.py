@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from benchmarks.training import log_at
-from chassis.pipe import Cancelled, EventSink, Paused, run_child
+from chassis.child.pipe import Cancelled, EventSink, Paused, run_child
 from finetuneflow.v1.event_pb2 import Phase
 
 

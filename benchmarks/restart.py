@@ -14,7 +14,7 @@ import psutil
 
 from benchmarks.stack import Part, median, running
 from benchmarks.table import Row, arguments, show
-from chassis.reporter import HEARTBEAT_SECONDS
+from chassis.attempt.reporter import HEARTBEAT_SECONDS
 from finetuneflow.v1.fine_tuning_service_pb2 import WatchFineTuningJobRequest
 
 _LIMIT = 2 * HEARTBEAT_SECONDS

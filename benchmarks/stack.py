@@ -22,8 +22,8 @@ from finetuneflow.v1.dataset_service_pb2_grpc import DatasetServiceStub
 from finetuneflow.v1.fine_tuning_service_pb2_grpc import FineTuningServiceStub
 from standalone.guard import guarded
 from standalone.ports import free_port
-from tests.nats import NatsServer
-from tests.postgres import PostgresServer
+from tests.servers.nats import NatsServer
+from tests.servers.postgres import PostgresServer
 
 _START_SECONDS = 30.0
 

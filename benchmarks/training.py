@@ -1,9 +1,9 @@
 """Trainings that train nothing: `python -m benchmarks.training pump|run|take|naive …`.
 
 `pump SIZE` reports SIZE events at a time, as fast as they are accepted, by the protocol of claims and reports.
-`run RATE SLOTS` is the supervisor of every service (chassis.stage_worker) with a child that emits RATE events a second
-through the real pipe, spool and reporter. `take` claims attempts and prints when. `naive WINDOW` publishes single
-events to the naive gateway, at most WINDOW of them not yet delivered. All run until stdin ends.
+`run RATE SLOTS` is the supervisor of every service (chassis.attempt.stage_worker) with a child that emits RATE events a
+second through the real pipe, spool and reporter. `take` claims attempts and prints when. `naive WINDOW` publishes
+single events to the naive gateway, at most WINDOW of them not yet delivered. All run until stdin ends.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from pathlib import Path
 
 import nats
 
-from chassis.artifacts import ArtifactStore
-from chassis.bus import CLAIM_SUBJECT, Bus, report_subject
-from chassis.child import ChildCommand
+from chassis.attempt.stage_worker import StageWorker
+from chassis.bus.event_bus import CLAIM_SUBJECT, Bus, report_subject
+from chassis.child.child_process import ChildCommand
 from chassis.settings import WorkerSettings
-from chassis.stage_worker import StageWorker
+from chassis.store.artifact_store import ArtifactStore
 from finetuneflow.v1.event_pb2 import Event, Log, StageCompleted
 from finetuneflow.v1.fine_tuning_job_pb2 import Stage
 from finetuneflow.v1.stage_result_pb2 import PreflightResult

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.estimate.known import CONFIGS
+from engine.estimate.known_architectures import CONFIGS
 from services.trainer.worker.warm_up import quiet
 
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -88,7 +88,7 @@ def make(configuration: Configuration, folder: Path) -> None:
     it would be there for training."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from tests.tiny import make_tiny_tokenizer
+    from tests.tiny_models import make_tiny_tokenizer
 
     values = dict(configuration.model_config)
     model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(values.pop("model_type"), **values))
@@ -101,12 +101,12 @@ def measure(configuration: Configuration, model: Path, folder: Path, threads: in
     import torch
     from datasets import Dataset
 
-    from chassis.pipe import EventSink
+    from chassis.child.pipe import EventSink
     from engine.config.job import job_config
-    from services.specs import ModelFiles
+    from services.child_input import ModelFiles
     from services.trainer.worker import recipe
+    from services.trainer.worker.child_input import TrainingInput
     from services.trainer.worker.loss import Trainer
-    from services.trainer.worker.spec import TrainingSpec
 
     steps = 2
     count = configuration.rows * configuration.accumulation * steps
@@ -161,7 +161,7 @@ def measure(configuration: Configuration, model: Path, folder: Path, threads: in
 
     vars(recipe)["Trainer"] = Watched
     config = job_config(configuration.spec)
-    spec = TrainingSpec(
+    spec = TrainingInput(
         config=config,
         model=ModelFiles(path=model, id="small", revision="r1", weights_sha256="0" * 64),
         data_dir=folder / "data",

@@ -32,7 +32,7 @@ from typing import Any
 import grpc
 import psutil
 
-from chassis.artifacts import ArtifactStore
+from chassis.store.artifact_store import ArtifactStore
 from finetuneflow import Client
 from finetuneflow.chunks import CHUNK_BYTES
 from finetuneflow.connection import MAX_MESSAGE_BYTES
@@ -47,10 +47,10 @@ from finetuneflow.v1.dataset_service_pb2_grpc import (
     DatasetServiceStub,
     add_DatasetServiceServicer_to_server,
 )
-from gateway.database import Database
 from gateway.identifiers import new_id
-from gateway.tables import Job, SavedArtifact, now
-from tests.nats import NatsServer
+from gateway.sql.database import Database
+from gateway.sql.tables import Job, SavedArtifact, now
+from tests.servers.nats import NatsServer
 
 _OPTIONS = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),

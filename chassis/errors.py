@@ -9,7 +9,7 @@ import grpc
 from google.protobuf import any_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
-from chassis.faults import CallerFault, FieldProblem, Violation
+from chassis.error_protocols import CallerFault, FieldProblem, Violation
 
 __all__ = [
     "DETAILS_KEY",

@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
 from typing import Any, Final, TypeVar
 
-from chassis.silence import Silence
+from chassis.stall_timer import StallTimer
 from finetuneflow.v1 import event_pb2
 
 _T = TypeVar("_T")
@@ -34,7 +34,7 @@ class Preparation:
     def __init__(self, emit: Callable[[event_pb2.Phase], None]) -> None:
         self._emit = emit
         self._loop = asyncio.get_running_loop()
-        self._silence = Silence()
+        self._stall_timer = StallTimer()
         self._given_up = False
         self._phase = event_pb2.Phase()
         self._done = self._total = 0
@@ -43,7 +43,7 @@ class Preparation:
     async def run(self, work: Coroutine[Any, Any, _T], limit_seconds: float) -> _T:
         """Awaits `work`. Stalled when it makes no progress for so long; then, and when this is cancelled, it ends."""
         working = asyncio.create_task(self._within(work), name="prepare")
-        watching = asyncio.create_task(self._silence.lasts(lambda: limit_seconds), name="prepare-watch")
+        watching = asyncio.create_task(self._stall_timer.wait(lambda: limit_seconds), name="prepare-watch")
         try:
             await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
             if not working.done():
@@ -78,7 +78,7 @@ class Preparation:
     def _live(self) -> None:
         if self._given_up:
             raise GivenUp
-        self._silence.heard()
+        self._stall_timer.reset()
 
     def _tell(self) -> None:
         self._next = time.monotonic() + _SAY_SECONDS

@@ -69,5 +69,5 @@ def configure_logging(
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    # The client logs every step of a reconnect as an error of its own; chassis.bus says it once.
+    # The client logs every step of a reconnect as an error of its own; chassis.bus.event_bus says it once.
     logging.getLogger("nats").setLevel(logging.CRITICAL)

@@ -8,11 +8,11 @@ from typing import TypeVar
 
 from google.protobuf.message import Message
 
-from chassis.allocation import collect_rarely, reuse_freed_memory
-from chassis.artifacts import ArtifactStore
-from chassis.bus import CLAIM_SUBJECT, Bus, report_subject
-from chassis.gauges import serve_gauges
-from chassis.server import Mount, serve
+from chassis.bus.event_bus import CLAIM_SUBJECT, Bus, report_subject
+from chassis.server.allocation import collect_rarely, reuse_freed_memory
+from chassis.server.gauges import serve_gauges
+from chassis.server.grpc_server import Mount, serve
+from chassis.store.artifact_store import ArtifactStore
 from chassis.telemetry import configure_logging
 from engine.catalogue import Catalogue
 from finetuneflow.v1 import (
@@ -33,16 +33,10 @@ from finetuneflow.v1 import (
     recipe_service_pb2_grpc,
 )
 from finetuneflow.v1.work_pb2 import ClaimRequest, ReportRequest
-from gateway.acceptance import Acceptance
-from gateway.database import Database
-from gateway.dispatch import Dispatcher
-from gateway.fanout import Fanout
-from gateway.leases import LeaseWatch
-from gateway.ledger import Ledger
-from gateway.machines import Machines
+from gateway.observed_speeds import ObservedSpeeds
 from gateway.passthrough import Passthrough
+from gateway.planning_target import PlanningTargets
 from gateway.preflights import Preflights
-from gateway.retention import Discarder
 from gateway.servicers import artifacts, datasets, fine_tuning
 from gateway.servicers.evaluations import Evaluations
 from gateway.servicers.exports import Exports
@@ -51,8 +45,14 @@ from gateway.servicers.models import Models
 from gateway.servicers.probe import Probe
 from gateway.servicers.recipes import Recipes
 from gateway.settings import GatewaySettings
-from gateway.speeds import Speeds
+from gateway.sql.database import Database
 from gateway.uploads import sweep_for_ever
+from gateway.watch.fanout import Fanout
+from gateway.work.dispatch import Dispatcher
+from gateway.work.leases import LeaseWatch
+from gateway.work.ledger import Ledger
+from gateway.work.retention import Discarder
+from gateway.work.worker_requests import WorkerRequests
 
 log = logging.getLogger(__name__)
 
@@ -76,8 +76,8 @@ async def run(settings: GatewaySettings) -> None:
     dispatcher = Dispatcher(database, bus)
     ledger = Ledger(database, fanout.publish, dispatcher.offer, Discarder(store).discard)
     passthrough = Passthrough(bus)
-    machines = Machines(passthrough, Speeds(database))
-    acceptance = Acceptance(ledger, machines)
+    machines = PlanningTargets(passthrough, ObservedSpeeds(database))
+    acceptance = WorkerRequests(ledger, machines)
     leases = LeaseWatch(database, bus, acceptance, settings.lease_seconds)
     preflights = Preflights(database, passthrough, machines, catalogue)
 

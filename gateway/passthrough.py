@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 
-from chassis.bus import Bus, BusUnavailable
+from chassis.bus.event_bus import Bus, BusUnavailable
 from chassis.errors import DETAILS_KEY, Unavailable
 from finetuneflow.v1.work_pb2 import Node
 

@@ -11,10 +11,10 @@ from finetuneflow.v1.preflight_pb2 import PreflightReport
 from finetuneflow.v1.probe_service_pb2_grpc import ProbeServiceStub
 from finetuneflow.v1.validation_pb2 import ProblemSeverity, ValidationVerdict
 from gateway import views
-from gateway.database import Database
-from gateway.machines import Machines
 from gateway.passthrough import Passthrough
+from gateway.planning_target import PlanningTargets
 from gateway.specs import check_datasets, check_spec
+from gateway.sql.database import Database
 from gateway.tenancy import tenant_of
 
 _MAX_VIOLATIONS, _MAX_DESCRIPTION = 10, 160
@@ -26,7 +26,9 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class Preflights:
     """Asks probes, for whichever method wants to know."""
 
-    def __init__(self, database: Database, passthrough: Passthrough, machines: Machines, catalogue: Catalogue) -> None:
+    def __init__(
+        self, database: Database, passthrough: Passthrough, machines: PlanningTargets, catalogue: Catalogue
+    ) -> None:
         self._database = database
         self._passthrough = passthrough
         self._machines = machines

@@ -10,9 +10,9 @@ from chassis.errors import InvalidArgument, NotFound, Unimplemented, Violation
 from engine.catalogue import Catalogue
 from engine.config.hub_reference import is_hub_reference
 from engine.config.job import JobConfig, job_config, unsupported
-from engine.config.wire import data_sources, spec_to_dict
+from engine.config.spec_proto import data_sources, spec_to_dict
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
-from gateway.tables import UploadedDataset
+from gateway.sql.tables import UploadedDataset
 
 MAX_SPEC_BYTES = 48 << 10
 """Resolved, with every field filled in, it has to fit into one event."""

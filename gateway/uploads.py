@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import ParamSpec
 
-from chassis.artifacts import ArtifactStore, AtomicWriter
 from chassis.errors import (
     Aborted,
     InvalidArgument,
@@ -21,11 +20,12 @@ from chassis.errors import (
     Violation,
 )
 from chassis.failpoints import failpoint
-from chassis.partials import WriteInProgress, WrongOffset
+from chassis.store.artifact_store import ArtifactStore, AtomicWriter
+from chassis.store.partials import WriteInProgress, WrongOffset
 from engine.data.endings import ENDINGS, ending_of
 from finetuneflow.chunks import CHUNK_BYTES, chunk_of
 from finetuneflow.v1.dataset_service_pb2 import UploadDatasetHeader, UploadDatasetRequest
-from gateway.waiting import in_thread
+from gateway.uncancellable import in_thread
 
 P = ParamSpec("P")
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from finetuneflow.v1.event_pb2 import ConfigResolved
 from finetuneflow.v1.fine_tuning_job_pb2 import AttemptSummary, Checkpoint, FineTuningJob, Progress
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 from finetuneflow.v1.stage_result_pb2 import PreflightResult, TrainingResult
-from gateway.tables import Attempt, Job, SavedCheckpoint, UploadedDataset
+from gateway.sql.tables import Attempt, Job, SavedCheckpoint, UploadedDataset
 
 
 def timestamp(microseconds: int) -> Timestamp:

@@ -12,16 +12,16 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from chassis.artifacts import MANIFEST, ArtifactCorrupt, ArtifactMissing, ArtifactStore
-from chassis.child import ChildCommand
+from chassis.child.child_process import ChildCommand
 from chassis.preparation import GivenUp, current, say
+from chassis.store.artifact_store import MANIFEST, ArtifactCorrupt, ArtifactMissing, ArtifactStore
 from engine.catalogue import Catalogue
 from engine.config.job import JobConfig
-from engine.config.wire import resolved_config
+from engine.config.spec_proto import resolved_config
 from engine.errors import JobError, SystemFailure, Violation
 from finetuneflow.v1.work_pb2 import Assignment
+from services.child_input import ChildInput, ModelFiles, WholeCheckpoint
 from services.settings import ServiceSettings
-from services.specs import ChildSpec, ModelFiles, WholeCheckpoint
 
 _log = logging.getLogger(__name__)
 
@@ -170,7 +170,7 @@ async def newest_checkpoint(
 
 
 def child_command(
-    settings: ServiceSettings, spec: ChildSpec, workdir: Path, *, gpus: int | None = None
+    settings: ServiceSettings, spec: ChildInput, workdir: Path, *, gpus: int | None = None
 ) -> ChildCommand:
     """Writes the spec and says how to start this service's child on it. With 0 GPUs it sees none."""
     file = workdir / "spec.json"

@@ -9,13 +9,13 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Final, NoReturn
 
-from chassis.artifacts import ArtifactStore
-from chassis.attempt import Stage
-from chassis.bus import Bus
-from chassis.gauges import serve_gauges
-from chassis.node import NodeHeartbeat
-from chassis.server import Mount, serve
-from chassis.stage_worker import StageWorker
+from chassis.attempt.claimed_attempt import Stage
+from chassis.attempt.stage_worker import StageWorker
+from chassis.bus.event_bus import Bus
+from chassis.bus.node_heartbeat import NodeHeartbeat
+from chassis.server.gauges import serve_gauges
+from chassis.server.grpc_server import Mount, serve
+from chassis.store.artifact_store import ArtifactStore
 from chassis.telemetry import configure_logging
 from services.hardware import read_hardware
 from services.settings import ServiceSettings

@@ -10,7 +10,7 @@ from typing import TypeVar
 from google.protobuf.message import Message
 
 from engine.catalogue import Catalogue
-from engine.config.wire import dataset_job
+from engine.config.spec_proto import dataset_job
 from engine.data.template_limits import CPU_LIMIT, killed_by_template
 from engine.errors import JobError, SystemFailure
 from finetuneflow.cli.exits import JOB_FAILED, CommandFailed

@@ -25,7 +25,7 @@ class PortTaken(Exception):
     """Something else listens where the gateway is to listen."""
 
 
-class Reporter:
+class StatusPrinter:
     """Says how it goes: sentences for people, or one JSON object a line on stdout with a `state`."""
 
     def __init__(self, console: Console, *, as_json: bool) -> None:
@@ -44,7 +44,7 @@ class Reporter:
         self.state("notice", text, message=text)
 
 
-async def run(home: Path, port: int, report: Reporter) -> None:
+async def run(home: Path, port: int, report: StatusPrinter) -> None:
     """Runs a system on `home` until SIGINT, SIGTERM or SIGHUP; a second signal kills instead of draining.
 
     Raises HomeTaken, PortTaken, NatsServerMissing, and StartFailed after everything was stopped.
@@ -90,7 +90,7 @@ def _check(home: Path, port: int) -> None:
     nats.binary()
 
 
-def _say_up(stack: Stack, report: Reporter) -> None:
+def _say_up(stack: Stack, report: StatusPrinter) -> None:
     option = "" if stack.address.endswith(f":{DEFAULT_PORT}") else f"--address {stack.address} "
     train = ftf(f"{option}train DATA.jsonl --model smollm2-135m --recipe cpu-demo")
     text = f"""
@@ -111,7 +111,7 @@ Ctrl-C stops it. Jobs that run by then go on from their last checkpoint when it 
 
 def main(home: Path, port: int, console: Console, *, as_json: bool) -> None:
     """Raises what `run` raises."""
-    report = Reporter(console, as_json=as_json)
+    report = StatusPrinter(console, as_json=as_json)
     if sys.stdout.isatty() and not as_json:
         console.print("Starting ...")
     asyncio.run(run(home, port, report))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.nats import NatsServer
+from tests.servers.nats import NatsServer
 
 # It takes seconds of the processor from the tests beside it; those about it ask for it.
 os.environ.setdefault("FTF_TRAINER_WARM_SPARE", "false")

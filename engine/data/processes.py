@@ -21,13 +21,13 @@ from types import TracebackType
 from typing import Any, Self
 
 from engine.config.job import JobConfig
-from engine.data.row_work import Alive, RowWork
+from engine.data.block_tokenizer import Alive, BlockTokenizer
 from engine.data.template_limits import CPU_LIMIT, killed_by_template
 from engine.data.tokenizer import Tokenizer
 from engine.errors import JobError, SystemFailure
 
 Task = tuple[Any, ...]
-"""The name of a method of `RowWork`, and its arguments but the last, which is for signs of life."""
+"""The name of a method of `BlockTokenizer`, and its arguments but the last, which is for signs of life."""
 _SIGN_SECONDS = 1.0
 _WAIT_SECONDS = 0.5
 _AHEAD = 2
@@ -39,7 +39,7 @@ class Crew:
 
     def __init__(self, config: JobConfig, tokenizer_dir: Path, tokenizer: Tokenizer, count: int) -> None:
         """`count` processes beside this one, started when there is work for them; 0: everything is done here."""
-        self._here = RowWork(config, tokenizer)
+        self._here = BlockTokenizer(config, tokenizer)
         self._count = count
         self._setup = (config.model_dump_json(), str(tokenizer_dir))
         self._own = threading.local()
@@ -159,7 +159,7 @@ def _serve(connection: Connection) -> None:
             said = time.monotonic()
             connection.send(None)
 
-    work = RowWork.of_job(*connection.recv())
+    work = BlockTokenizer.of_job(*connection.recv())
     # What a row leaves behind is in no circles; looking for them takes a tenth of the time.
     gc.freeze()
     gc.set_threshold(100_000)

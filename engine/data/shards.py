@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import numpy
 
-from engine.data.row_work import TokenRows
+from engine.data.block_tokenizer import TokenRows
 
 _FILE = "data-00000-of-00001.arrow"
 _BATCH = 1000

@@ -10,11 +10,11 @@ import numpy
 from numpy.typing import NDArray
 
 from engine.config.job import DataSource, JobConfig
+from engine.data.block_tokenizer import CUT_OFF, HELD_OUT, LEAKED, LONG, LONGEST, BlockSource, Survey, Tokenised
 from engine.data.blocks import read_blocks
 from engine.data.digests import Chosen, Digests, Rows, among, digests_of, drawn, first_of_each
 from engine.data.formats import TURNS_CUT
 from engine.data.processes import Crew, Task
-from engine.data.row_work import CUT_OFF, HELD_OUT, LEAKED, LONG, LONGEST, Place, Survey, Tokenised
 from engine.data.rows import RowProblem
 from engine.data.sources import UNWRITTEN, Source
 from engine.data.statistics import RowCounts, Statistics
@@ -58,7 +58,7 @@ class _Group:
     unique: Chosen
     """Not the same as an earlier one."""
     has_chat: bool
-    wishes: NDArray[numpy.uint8]
+    row_uses: NDArray[numpy.uint8]
     """What becomes of each (`row_work`)."""
     statistics: Statistics
 
@@ -97,8 +97,8 @@ class Split:
         if config.evaluation_data:
             leaked = among(self._evaluation.digests, distinct)
             self.num_leaked = int(numpy.count_nonzero(leaked & self._evaluation.unique))
-            self._evaluation.wishes[:] = numpy.where(leaked, LEAKED, HELD_OUT)
-            self._evaluation.wishes[~self._evaluation.unique] = 0
+            self._evaluation.row_uses[:] = numpy.where(leaked, LEAKED, HELD_OUT)
+            self._evaluation.row_uses[~self._evaluation.unique] = 0
             held_out: Digests = digests_of(b"")
         else:
             held_out = _held_out(distinct, config, report)
@@ -117,7 +117,7 @@ class Split:
         """Training rows, each with the index of its phase, in the order of phases and sources, and held-out rows in
         theirs; without `keep` only counted."""
         groups = [*self._training, self._evaluation]
-        total = sum(int(numpy.count_nonzero(group.wishes)) for group in groups)
+        total = sum(int(numpy.count_nonzero(group.row_uses)) for group in groups)
         done = 0
 
         def alive() -> None:
@@ -212,7 +212,7 @@ class Split:
         blocks = read_blocks(part.path, self._config.hyperparameters.max_length)
 
         def task(block: object) -> Task:
-            return "survey", Place(part.source.place, part.source.given, reader.format), block
+            return "survey", BlockSource(part.source.place, part.source.given, reader.format), block
 
         def surveyed() -> Iterator[Survey]:
             # The first row that has a known column decides what all of them are.
@@ -243,22 +243,22 @@ class Split:
             here = slice(part.start, part.end)
             free = (group.unique & ~held)[here]
             weight = part.source.given.weight
-            group.wishes[here] = free * int(weight)
+            group.row_uses[here] = free * int(weight)
             if weight % 1:
                 own = part.start + numpy.flatnonzero(free)
                 chosen = drawn(group.digests[own], round(weight % 1 * len(own)), self._config.seed, b"weight")
-                group.wishes[own[chosen]] += 1
-        group.wishes[held] = numpy.where(among(group.digests[held], evaluated_here), HELD_OUT, 0)
+                group.row_uses[own[chosen]] += 1
+        group.row_uses[held] = numpy.where(among(group.digests[held], evaluated_here), HELD_OUT, 0)
 
     def _wanted(self, group: _Group, part: _Part, keep: bool) -> Iterator[Task]:
-        place = Place(part.source.place, part.source.given, part.format)
+        place = BlockSource(part.source.place, part.source.given, part.format)
         start = part.start
         for number, block in enumerate(read_blocks(part.path, self._config.hyperparameters.max_length)):
             if number == len(part.blocks):
                 raise _changed(part)
             behind = start + part.blocks[number]
-            if (wishes := group.wishes[start:behind]).any():
-                yield "tokenise", place, block, wishes.tobytes(), keep
+            if (row_uses := group.row_uses[start:behind]).any():
+                yield "tokenise", place, block, row_uses.tobytes(), keep
             start = behind
 
     def _take(self, group: _Group, made: Tokenised) -> None:

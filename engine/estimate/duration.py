@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from engine.estimate.architecture import Architecture
-from engine.estimate.kept import Method
 from engine.estimate.machine import Machine
 from engine.estimate.memory import Estimator, Setup
+from engine.estimate.saved_activations import Method
 
 # Share of the peak that trainings reach: lowest, likely, highest. On GPUs 0.15 to 0.5 is the span that published runs
 # of dense models report, less where every pass expands quantised weights. On CPUs SmolLM2-135M with adapters trained

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from engine.config.job import JobConfig
-from engine.estimate.kept import Method
-from engine.estimate.known import known
+from engine.estimate.known_architectures import known
 from engine.estimate.machine import Machine, gpu_machine
 from engine.estimate.memory import GIB, Setup, estimate_memory
 from engine.estimate.recommend import Recommendation, Verdict, recommend, smallest_free
+from engine.estimate.saved_activations import Method
 
 COLUMNS: Final = (
     ("≤ 3B", "llama-3.2-3b"), ("7-8B", "llama-3.1-8b"), ("13B", "llama-2-13b"), ("70B", "llama-3.1-70b"),

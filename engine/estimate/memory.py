@@ -8,7 +8,7 @@ from typing import Final, Literal
 
 from engine.config.job import JobConfig, Lora, Quantization
 from engine.estimate.architecture import Architecture
-from engine.estimate.kept import BYTES, Adapters, Arithmetic, Batch, Method, Walk
+from engine.estimate.saved_activations import BYTES, Adapters, Arithmetic, Batch, Method, Walk
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Moment = Literal["loss", "backward", "step", "loading"]

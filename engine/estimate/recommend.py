@@ -6,9 +6,9 @@ from typing import Any, Final, Literal
 
 from engine.config.job import Hyperparameters, JobConfig
 from engine.estimate.architecture import Architecture
-from engine.estimate.kept import METHODS, Method
 from engine.estimate.machine import Machine
 from engine.estimate.memory import GIB, Memory, Setup, estimate_memory
+from engine.estimate.saved_activations import METHODS, Method
 
 Verdict = Literal["comfortable", "tight", "impossible"]
 

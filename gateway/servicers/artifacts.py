@@ -8,8 +8,8 @@ import grpc
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from chassis.artifacts import ArtifactMissing, ArtifactStore
 from chassis.errors import FailedPrecondition, InvalidArgument, NotFound, OutOfRange, Violation
+from chassis.store.artifact_store import ArtifactMissing, ArtifactStore
 from finetuneflow.chunks import CHUNK_BYTES, frame
 from finetuneflow.v1 import artifact_service_pb2 as api
 from finetuneflow.v1.artifact_pb2 import Artifact
@@ -18,12 +18,12 @@ from finetuneflow.v1.artifact_service_pb2_grpc import (
     add_ArtifactServiceServicer_to_server,
 )
 from gateway import views
-from gateway.database import Database
 from gateway.paging import page_of
 from gateway.servicers.handlers import add_with
-from gateway.tables import Job, SavedArtifact
+from gateway.sql.database import Database
+from gateway.sql.tables import Job, SavedArtifact
 from gateway.tenancy import tenant_of
-from gateway.waiting import in_thread
+from gateway.uncancellable import in_thread
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

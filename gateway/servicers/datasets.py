@@ -8,9 +8,9 @@ from sqlalchemy.exc import IntegrityError
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from chassis.artifacts import ArtifactStore
 from chassis.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unavailable, Violation
 from chassis.failpoints import failpoint
+from chassis.store.artifact_store import ArtifactStore
 from engine.config.hub_reference import is_hub_reference
 from finetuneflow.v1 import dataset_service_pb2 as api
 from finetuneflow.v1.dataset_service_pb2_grpc import (
@@ -19,17 +19,18 @@ from finetuneflow.v1.dataset_service_pb2_grpc import (
     add_DatasetServiceServicer_to_server,
 )
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
-from gateway import lifecycle, views
-from gateway.database import Database
+from gateway import views
 from gateway.identifiers import new_id
 from gateway.paging import page_of
 from gateway.passthrough import Method, Passthrough
 from gateway.servicers.handlers import add_with
 from gateway.specs import dataset_ids
-from gateway.tables import Job, UploadedDataset, now
+from gateway.sql.database import Database
+from gateway.sql.tables import Job, UploadedDataset, now
 from gateway.tenancy import tenant_of
+from gateway.uncancellable import finished, in_thread
 from gateway.uploads import Header, Message, Upload, check_header, is_sha256, read_message, upload_key
-from gateway.waiting import finished, in_thread
+from gateway.work import lifecycle
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

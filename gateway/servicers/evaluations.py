@@ -11,9 +11,9 @@ from finetuneflow.v1.evaluation_pb2 import Evaluation
 from finetuneflow.v1.evaluation_service_pb2_grpc import EvaluationServiceServicer
 from finetuneflow.v1.stage_result_pb2 import EvaluationResult
 from gateway import views
-from gateway.database import Database
 from gateway.paging import page_of
-from gateway.tables import JobEvaluation
+from gateway.sql.database import Database
+from gateway.sql.tables import JobEvaluation
 from gateway.tenancy import tenant_of
 
 Context = grpc.aio.ServicerContext[Any, Any]

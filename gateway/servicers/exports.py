@@ -12,9 +12,9 @@ from finetuneflow.v1.export_service_pb2_grpc import ExportServiceServicer
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import ExportFormat, FineTuningJobSpec
 from finetuneflow.v1.stage_result_pb2 import ExportResult
 from gateway import views
-from gateway.database import Database
 from gateway.paging import page_of
-from gateway.tables import Job, JobExport
+from gateway.sql.database import Database
+from gateway.sql.tables import Job, JobExport
 from gateway.tenancy import tenant_of
 
 Context = grpc.aio.ServicerContext[Any, Any]

@@ -11,8 +11,8 @@ from sqlalchemy.exc import IntegrityError
 from sqlmodel import col, delete, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from chassis.artifacts import ArtifactStore
 from chassis.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unavailable, Violation
+from chassis.store.artifact_store import ArtifactStore
 from engine.catalogue import Catalogue
 from finetuneflow.v1 import fine_tuning_service_pb2 as api
 from finetuneflow.v1.event_pb2 import Event, Severity
@@ -23,17 +23,14 @@ from finetuneflow.v1.fine_tuning_service_pb2_grpc import (
     add_FineTuningServiceServicer_to_server,
 )
 from finetuneflow.v1.probe_service_pb2 import PreflightFineTuningJobRequest
-from gateway import lifecycle, views
-from gateway.fanout import Fanout, check_within, first_bytes
-from gateway.frames import UNKNOWN_KIND, frame_of_stored
+from gateway import views
 from gateway.identifiers import new_id
-from gateway.ledger import Decision, Ledger
 from gateway.metrics import read_series
 from gateway.paging import MAX_PAGE_SIZE, page_of
 from gateway.preflights import Preflights, refuse_as_reported
 from gateway.servicers.handlers import add_with
 from gateway.specs import check_datasets, check_spec
-from gateway.tables import (
+from gateway.sql.tables import (
     Attempt,
     Job,
     JobEvaluation,
@@ -45,7 +42,11 @@ from gateway.tables import (
     now,
 )
 from gateway.tenancy import tenant_of
-from gateway.waiting import finished, in_thread
+from gateway.uncancellable import finished, in_thread
+from gateway.watch.fanout import Fanout, check_within, first_bytes
+from gateway.watch.frames import UNKNOWN_KIND, frame_of_stored
+from gateway.work import lifecycle
+from gateway.work.ledger import Decision, Ledger
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

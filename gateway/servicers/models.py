@@ -16,9 +16,9 @@ from finetuneflow.v1.model_pb2 import Model, ModelKind
 from finetuneflow.v1.model_service_pb2_grpc import ModelServiceServicer
 from finetuneflow.v1.stage_result_pb2 import PreflightResult, TrainingResult
 from gateway import views
-from gateway.database import Database
 from gateway.paging import page_of
-from gateway.tables import Job, JobExport
+from gateway.sql.database import Database
+from gateway.sql.tables import Job, JobExport
 from gateway.tenancy import tenant_of
 
 Context = grpc.aio.ServicerContext[Any, Any]

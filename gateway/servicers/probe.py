@@ -6,8 +6,8 @@ import grpc
 
 from finetuneflow.v1 import probe_service_pb2 as api
 from finetuneflow.v1.probe_service_pb2_grpc import ProbeServiceServicer, ProbeServiceStub
-from gateway.machines import Machines, hardware_of, no_node
 from gateway.passthrough import Passthrough
+from gateway.planning_target import PlanningTargets, hardware_of, no_node
 from gateway.preflights import Preflights
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -16,7 +16,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class Probe(ProbeServiceServicer):
     """Served by the gateway."""
 
-    def __init__(self, passthrough: Passthrough, machines: Machines, preflights: Preflights) -> None:
+    def __init__(self, passthrough: Passthrough, machines: PlanningTargets, preflights: Preflights) -> None:
         self._passthrough = passthrough
         self._machines = machines
         self._preflights = preflights

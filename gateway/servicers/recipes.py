@@ -6,7 +6,7 @@ import grpc
 
 from chassis.errors import NotFound
 from engine.config.recipes import Recipe, recipe, recipes
-from engine.config.wire import values_to_spec
+from engine.config.spec_proto import values_to_spec
 from engine.errors import JobError
 from finetuneflow.v1 import recipe_pb2
 from finetuneflow.v1 import recipe_service_pb2 as api

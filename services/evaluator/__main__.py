@@ -1,7 +1,7 @@
 """An evaluator: `python -m services.evaluator`."""
 
-from chassis.server import Mount
-from chassis.stage_worker import StageWorker
+from chassis.attempt.stage_worker import StageWorker
+from chassis.server.grpc_server import Mount
 from finetuneflow.v1 import evaluator_service_pb2, evaluator_service_pb2_grpc
 from services import process
 from services.evaluator.servicer import EvaluatorServicer

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from chassis.artifacts import ArtifactStore
-from chassis.child import ChildCommand
+from chassis.child.child_process import ChildCommand
+from chassis.store.artifact_store import ArtifactStore
 from engine.catalogue import Catalogue
 from finetuneflow.v1.work_pb2 import Assignment
 from services.evaluator.settings import EvaluatorSettings
-from services.evaluator.worker.spec import EvaluationSpec
+from services.evaluator.worker.child_input import EvaluationInput
 from services.inputs import base_model, best_checkpoint, child_command, job_configuration, token_shards
 
 
@@ -23,7 +23,7 @@ class EvaluationStage:
     async def prepare(self, assignment: Assignment, workdir: Path, store: ArtifactStore) -> ChildCommand:
         """Raises JobError when this node has other weights than preflight saw."""
         config = job_configuration(assignment)
-        spec = EvaluationSpec(
+        spec = EvaluationInput(
             config=config,
             model=await base_model(self._models, assignment, self._settings),
             adapter_dir=await best_checkpoint(assignment, store, workdir),

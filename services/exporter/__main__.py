@@ -1,7 +1,7 @@
 """An exporter: `python -m services.exporter`."""
 
-from chassis.server import Mount
-from chassis.stage_worker import StageWorker
+from chassis.attempt.stage_worker import StageWorker
+from chassis.server.grpc_server import Mount
 from finetuneflow.v1 import exporter_service_pb2, exporter_service_pb2_grpc
 from services import process
 from services.exporter.servicer import ExporterServicer

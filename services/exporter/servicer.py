@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from chassis.stage_worker import StageWorker
+from chassis.attempt.stage_worker import StageWorker
 from finetuneflow.v1 import exporter_service_pb2 as pb
 from finetuneflow.v1 import exporter_service_pb2_grpc
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import EXPORT_FORMAT_ADAPTER

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from chassis.artifacts import ArtifactStore
-from chassis.child import ChildCommand
+from chassis.child.child_process import ChildCommand
+from chassis.store.artifact_store import ArtifactStore
 from engine.catalogue import Catalogue
 from finetuneflow.v1.work_pb2 import Assignment
 from services.exporter.settings import ExporterSettings
-from services.exporter.worker.spec import DatasetFile, ExportSpec, JobFacts
+from services.exporter.worker.child_input import DatasetFile, ExportInput, JobFacts
 from services.inputs import base_model, best_checkpoint, child_command, job_configuration
 
 
@@ -27,7 +27,7 @@ class ExportStage:
         from_hub = assignment.preflight.hub_datasets
         datasets += [DatasetFile(id=d.pinned, filename=d.filename, sha256=d.sha256) for d in from_hub]
         created = assignment.create_time.ToJsonString()
-        spec = ExportSpec(
+        spec = ExportInput(
             config=config,
             model=await base_model(self._models, assignment, self._settings),
             adapter_dir=await best_checkpoint(assignment, store, workdir),

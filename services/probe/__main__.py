@@ -1,7 +1,7 @@
 """A probe: `python -m services.probe`."""
 
-from chassis.server import Mount
-from chassis.stage_worker import StageWorker
+from chassis.attempt.stage_worker import StageWorker
+from chassis.server.grpc_server import Mount
 from finetuneflow.v1 import (
     dataset_service_pb2,
     dataset_service_pb2_grpc,

@@ -14,7 +14,7 @@ from google.protobuf.json_format import MessageToDict, ParseDict
 
 from engine.catalogue import Catalogue
 from engine.config.job import job_config
-from engine.config.wire import spec_to_dict
+from engine.config.spec_proto import spec_to_dict
 from engine.errors import JobError, SystemFailure
 from finetuneflow.v1 import probe_service_pb2 as api
 from services.inputs import catalogue

@@ -12,17 +12,17 @@ from typing import TypeVar
 
 from google.protobuf.message import Message
 
-from chassis.artifacts import ArtifactMissing, ArtifactStore
-from chassis.child import ChildCommand
+from chassis.child.child_process import ChildCommand
+from chassis.child.spare import Spare, SpareCommand
 from chassis.errors import Internal, NotFound
-from chassis.spare import Spare, SpareCommand
+from chassis.store.artifact_store import ArtifactMissing, ArtifactStore
 from engine.data.template_limits import CPU_LIMIT, killed_by_template
 from finetuneflow.v1.dataset_pb2 import Dataset
+from services.child_input import ChildInput
 from services.inputs import child_environment
-from services.probe.kept_datasets import KeptDatasets, sweep
+from services.probe.dataset_cache import DatasetCache, sweep
 from services.probe.settings import ProbeSettings
 from services.probe.worker.answers import read_answer
-from services.specs import ChildSpec
 
 _log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Errands:
         self._looks = settings.home / "work" / "looks"
         self._looks.mkdir(parents=True, exist_ok=True)
         sweep(self._looks)
-        self._kept = KeptDatasets(settings.home / "work" / "datasets", settings.kept_dataset_bytes)
+        self._kept = DatasetCache(settings.home / "work" / "datasets", settings.kept_dataset_bytes)
         self._room = asyncio.Semaphore(_AT_ONCE)
         self._env = child_environment(settings)
         # Python finds this program where this process runs, not where the child works.
@@ -68,7 +68,7 @@ class Errands:
             raise NotFound("DATASET_NOT_FOUND", message) from error
         return file
 
-    async def ask(self, spec: ChildSpec, folder: Path, answer: Answer) -> Answer:
+    async def ask(self, spec: ChildInput, folder: Path, answer: Answer) -> Answer:
         """`answer`, filled in by a child. Raises the JobError that it met."""
         written = folder / "spec.json"
         written.write_text(spec.model_dump_json(), "utf-8")

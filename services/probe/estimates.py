@@ -7,17 +7,17 @@ from pathlib import Path
 
 from engine.catalogue import Catalogue
 from engine.config.job import JobConfig, job_config
-from engine.config.wire import spec_to_dict
+from engine.config.spec_proto import spec_to_dict
 from engine.errors import JobError, Violation
 from engine.estimate.architecture import Architecture
 from engine.estimate.cost import PriceTable
 from engine.estimate.duration import Calibration, Work
-from engine.estimate.known import find_known, known
+from engine.estimate.estimate_proto import calibration, estimate_message, matrix_message, recommendation_message
+from engine.estimate.known_architectures import find_known, known
 from engine.estimate.machine import Machine, gpu_machine
 from engine.estimate.matrix import matrix
 from engine.estimate.memory import GIB
 from engine.estimate.recommend import Plan, recommend
-from engine.estimate.wire import calibration, estimate_message, matrix_message, recommendation_message
 from finetuneflow.v1 import probe_service_pb2 as api
 from finetuneflow.v1.estimate_pb2 import ResourceEstimate
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec

@@ -5,12 +5,12 @@ from pathlib import Path
 
 from chassis.preparation import say
 from engine.config.hub_reference import HubReference, is_hub_reference
-from engine.config.wire import data_sources
+from engine.config.spec_proto import data_sources
 from engine.hub_datasets import HubDataset, HubDatasets, HubFile
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 from services.inputs import listening
 from services.probe.settings import ProbeSettings
-from services.probe.worker.spec import HubSource
+from services.probe.worker.child_input import HubSource
 
 
 def hub_of(settings: ProbeSettings) -> HubDatasets:

@@ -8,13 +8,13 @@ from google.protobuf.message import Message
 
 from engine.catalogue import Catalogue
 from engine.config.hub_reference import is_hub_reference
-from engine.config.wire import dataset_job
+from engine.config.spec_proto import dataset_job
 from engine.errors import JobError, Violation
 from finetuneflow.v1 import dataset_service_pb2 as api
 from services.probe.errands import Errands
 from services.probe.hub_files import hub_of
 from services.probe.settings import ProbeSettings
-from services.probe.worker.spec import LookSpec
+from services.probe.worker.child_input import InspectionInput
 
 Answer = TypeVar("Answer", bound=Message)
 _MAX_ROWS = 100
@@ -60,7 +60,9 @@ class Looking:
                 file = await self._errands.fetch(request.tenant, request.dataset, folder / "source")
             out_dir, tokenizer_dir = folder / "out", model.path
             more = {"processes": self._settings.child_threads, **rows}
-            spec = LookSpec(kind="look", out_dir=out_dir, config=config, tokenizer_dir=tokenizer_dir, file=file, **more)
+            spec = InspectionInput(
+                kind="look", out_dir=out_dir, config=config, tokenizer_dir=tokenizer_dir, file=file, **more
+            )
             return await self._errands.ask(spec, folder, answer)
 
     def _of_the_hub(self, dataset: str, folder: Path) -> Path:

@@ -9,19 +9,19 @@ from typing import Any
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
-from chassis.artifacts import on_disk_of
+from chassis.store.artifact_store import on_disk_of
 from engine.catalogue import Catalogue
 from engine.config.hub_reference import is_hub_reference
 from engine.config.job import job_config, unsupported
-from engine.config.wire import spec_to_dict
+from engine.config.spec_proto import spec_to_dict
 from engine.errors import JobError
 from finetuneflow.v1 import probe_service_pb2 as api
+from services.child_input import ModelFiles
 from services.hardware import read_hardware
 from services.probe.errands import Errands
 from services.probe.hub_files import bring, hub_of, hub_sources, pin
 from services.probe.settings import ProbeSettings
-from services.probe.worker.spec import DryRunSpec
-from services.specs import ModelFiles
+from services.probe.worker.child_input import DryRunInput
 
 
 class Preflights:
@@ -48,7 +48,7 @@ def dry_run_spec(
     out_dir: Path,
     settings: ProbeSettings,
     models: Catalogue,
-) -> DryRunSpec:
+) -> DryRunInput:
     """What the child needs. Blocks: it reads the headers of the weights, and the hub for a model that is not here and
     for its datasets, which come to lie beside `out_dir`. Raises what `Catalogue.fetch` and `HubDatasets` raise,
     JobError: INVALID_CONFIG, NOT_IMPLEMENTED, DATASET_NOT_FOUND for an uploaded dataset without a file in `sources`."""
@@ -70,7 +70,7 @@ def dry_run_spec(
     described = models.describe(request.spec.base_model, token)
     own = None if request.HasField("hardware") else read_hardware(settings.node_id, settings.home)
     brought = bring(hub, files, out_dir.with_name("hub-sources"))
-    return DryRunSpec(
+    return DryRunInput(
         out_dir=out_dir,
         config=spec_to_dict(pinned),
         model=ModelFiles(**asdict(local)),

@@ -6,22 +6,22 @@ from pathlib import Path
 
 from google.protobuf.json_format import MessageToDict
 
-from chassis.artifacts import ArtifactStore, on_disk_of
-from chassis.child import ChildCommand
+from chassis.child.child_process import ChildCommand
+from chassis.store.artifact_store import ArtifactStore, on_disk_of
 from engine.catalogue import Catalogue
 from engine.config.job import job_config
-from engine.config.wire import spec_to_dict
+from engine.config.spec_proto import spec_to_dict
 from engine.data.content_key import content_key
 from engine.errors import JobError
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 from finetuneflow.v1.work_pb2 import Assignment
+from services.child_input import ModelFiles
 from services.hardware import read_hardware
 from services.inputs import child_command, dataset_files, fetched_model, made_shards
 from services.probe.hub_files import bring, hub_of, hub_sources, pin
 from services.probe.settings import ProbeSettings
+from services.probe.worker.child_input import PreflightInput
 from services.probe.worker.resolve import Resolved, resolve_length
-from services.probe.worker.spec import PreflightSpec
-from services.specs import ModelFiles
 
 
 class PreflightStage:
@@ -46,7 +46,7 @@ class PreflightStage:
         sha256s = {dataset.id: dataset.sha256 for dataset in assignment.datasets}
         sha256s |= {one.file.reference: one.sha256 for one in brought}
         key = await asyncio.to_thread(_content_key, pinned, sha256s, model)
-        spec = PreflightSpec(
+        spec = PreflightInput(
             config=spec_to_dict(pinned),
             model=model,
             sources=sources | {one.file.reference: one.path for one in brought},

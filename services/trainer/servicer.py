@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any
 
-from chassis.stage_worker import StageWorker
+from chassis.attempt.stage_worker import StageWorker
 from finetuneflow.v1 import trainer_service_pb2 as pb
 from finetuneflow.v1 import trainer_service_pb2_grpc
 

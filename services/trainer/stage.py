@@ -4,9 +4,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from chassis.artifacts import ArtifactStore
-from chassis.child import ChildCommand
-from chassis.spare import SpareCommand
+from chassis.child.child_process import ChildCommand
+from chassis.child.spare import SpareCommand
+from chassis.store.artifact_store import ArtifactStore
 from engine.catalogue import Catalogue
 from finetuneflow.v1.event_pb2 import Event
 from finetuneflow.v1.work_pb2 import Assignment
@@ -19,7 +19,7 @@ from services.inputs import (
     token_shards,
 )
 from services.trainer.settings import TrainerSettings
-from services.trainer.worker.spec import TrainingSpec, UnusableCheckpoint
+from services.trainer.worker.child_input import TrainingInput, UnusableCheckpoint
 
 
 class TrainingStage:
@@ -37,7 +37,7 @@ class TrainingStage:
         config = job_configuration(assignment)
         data_dir = await token_shards(assignment, store, workdir)
         checkpoint, unusable = await newest_checkpoint(assignment, store, workdir)
-        spec = TrainingSpec(
+        spec = TrainingInput(
             config=config,
             model=await base_model(self._models, assignment, self._settings),
             data_dir=data_dir,

@@ -14,7 +14,7 @@ from tests.chaos.real import Real
 from tests.chaos.report import markdown, write_section
 from tests.chaos.run import Result, run_schedule
 from tests.chaos.schedule import draw_schedule
-from tests.postgres import binaries
+from tests.servers.postgres import binaries
 
 _POSTGRES_EVERY, _REAL_EVERY = 3, 10
 

@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from chassis.artifacts import MANIFEST
 from chassis.events import ENDINGS
+from chassis.store.artifact_store import MANIFEST
 from finetuneflow.v1.event_pb2 import ConfigResolved, Event
 from finetuneflow.v1.fine_tuning_job_pb2 import Fault, JobState, Stage
-from gateway.ledger import GATEWAY_SOURCE
-from gateway.lifecycle import STAGES, TERMINAL
-from gateway.tables import SavedCheckpoint
+from gateway.sql.tables import SavedCheckpoint
+from gateway.work.ledger import GATEWAY_SOURCE
+from gateway.work.lifecycle import STAGES, TERMINAL
 from tests.chaos.history import JobHistory
 from tests.chaos.watchers import canonical
 

@@ -16,14 +16,14 @@ from pathlib import Path
 from google.protobuf.message import Message
 from pydantic import BaseModel
 
-from chassis.pipe import Cancelled, EventSink, Paused, run_child
+from chassis.child.pipe import Cancelled, EventSink, Paused, run_child
 from finetuneflow.v1 import event_pb2, stage_result_pb2
 
 PACKAGE = "finetuneflow_export.zip"
 _WEIGHT_BYTES = 32 * 1024
 
 
-class ChildSpec(BaseModel):
+class ChildInput(BaseModel):
     """What the supervisor hands over. Paths are absolute."""
 
     stage: str
@@ -110,7 +110,7 @@ def _saves(step: int, total_steps: int, save_steps: int) -> bool:
 
 
 def main(sink: EventSink, spec_file: Path) -> Message | None:
-    spec = ChildSpec.model_validate_json(spec_file.read_bytes())
+    spec = ChildInput.model_validate_json(spec_file.read_bytes())
     run = {"preflight": _preflight, "training": _train, "evaluation": _evaluate, "export": _export}[spec.stage]
     return run(sink, spec)
 
@@ -125,7 +125,7 @@ def _pause(sink: EventSink, seconds: float) -> None:
     time.sleep(seconds)
 
 
-def _preflight(sink: EventSink, spec: ChildSpec) -> Message:
+def _preflight(sink: EventSink, spec: ChildInput) -> Message:
     sink.emit(event_pb2.Phase(name="tokenising", index=1, count=1))
     for _ in range(5):
         _pause(sink, spec.step_seconds)
@@ -139,7 +139,7 @@ def _preflight(sink: EventSink, spec: ChildSpec) -> Message:
     return stage_result_pb2.PreflightResult(base_model=identity, total_steps=spec.total_steps, shards_path=shards_path)
 
 
-def _train(sink: EventSink, spec: ChildSpec) -> Message:
+def _train(sink: EventSink, spec: ChildInput) -> Message:
     sink.emit(event_pb2.Phase(name="loading_model", index=1, count=2))
     state = State(spec.seed)
     if spec.checkpoint:
@@ -176,7 +176,7 @@ def _train(sink: EventSink, spec: ChildSpec) -> Message:
     )
 
 
-def _save(sink: EventSink, spec: ChildSpec, state: State, *, evaluated: bool) -> None:
+def _save(sink: EventSink, spec: ChildInput, state: State, *, evaluated: bool) -> None:
     relative = f"checkpoints/step-{state.step}"
     writing, target = spec.out_dir / f"writing-{state.step}", spec.out_dir / relative
     state.write(writing)
@@ -188,7 +188,7 @@ def _save(sink: EventSink, spec: ChildSpec, state: State, *, evaluated: bool) ->
     sink.emit(saved)
 
 
-def _evaluate(sink: EventSink, spec: ChildSpec) -> Message:
+def _evaluate(sink: EventSink, spec: ChildInput) -> Message:
     assert spec.checkpoint is not None
     sink.emit(event_pb2.Phase(name="scoring", index=1, count=1))
     state = State.read(spec.checkpoint)
@@ -197,7 +197,7 @@ def _evaluate(sink: EventSink, spec: ChildSpec) -> Message:
     return stage_result_pb2.EvaluationResult(base_loss=1.0, tuned_loss=state.loss, num_examples=1)
 
 
-def _export(sink: EventSink, spec: ChildSpec) -> Message:
+def _export(sink: EventSink, spec: ChildInput) -> Message:
     assert spec.checkpoint is not None
     sink.emit(event_pb2.Phase(name="packing", index=1, count=1))
     state = State.read(spec.checkpoint)

@@ -10,9 +10,9 @@ from typing import TypeVar
 from sqlmodel import SQLModel, col, select
 
 from finetuneflow.v1.event_pb2 import Event
-from gateway.database import Database
-from gateway.lifecycle import STAGES
-from gateway.tables import Attempt, Job, JobEvent, SavedArtifact, SavedCheckpoint
+from gateway.sql.database import Database
+from gateway.sql.tables import Attempt, Job, JobEvent, SavedArtifact, SavedCheckpoint
+from gateway.work.lifecycle import STAGES
 
 Row = TypeVar("Row", bound=SQLModel)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.chaos.run import adapter_sha256, run_schedule
 from tests.chaos.schedule import draw_schedule
-from tests.tiny import make_tiny_model
+from tests.tiny_models import make_tiny_model
 
 
 @dataclass(frozen=True)

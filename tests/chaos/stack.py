@@ -26,7 +26,7 @@ from finetuneflow.v1 import trainer_service_pb2, trainer_service_pb2_grpc
 from standalone import nats
 from standalone.guard import guarded
 from standalone.ports import free_port
-from tests.postgres import PostgresServer
+from tests.servers.postgres import PostgresServer
 
 SERVICES = ("probe", "trainer", "evaluator", "exporter")
 LEASE_SECONDS = 3.0

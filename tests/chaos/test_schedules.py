@@ -10,7 +10,7 @@ from tests.chaos.faults import AT_CREATION, FAILPOINTS
 from tests.chaos.real import Real
 from tests.chaos.run import run_schedule
 from tests.chaos.schedule import draw_schedule
-from tests.postgres import binaries
+from tests.servers.postgres import binaries
 
 
 def test_a_seed_stands_for_its_schedule() -> None:

@@ -9,12 +9,12 @@ import base64
 import sys
 from pathlib import Path
 
-from chassis.artifacts import ArtifactStore
-from chassis.child import ChildCommand
-from chassis.server import Mount
-from chassis.stage_worker import StageWorker
+from chassis.attempt.stage_worker import StageWorker
+from chassis.child.child_process import ChildCommand
+from chassis.server.grpc_server import Mount
+from chassis.store.artifact_store import ArtifactStore
 from engine.config.job import job_config
-from engine.config.wire import config_to_spec, resolved_config, spec_to_dict
+from engine.config.spec_proto import config_to_spec, resolved_config, spec_to_dict
 from finetuneflow.v1 import trainer_service_pb2, trainer_service_pb2_grpc
 from finetuneflow.v1.event_pb2 import ConfigResolved, Event
 from finetuneflow.v1.work_pb2 import Assignment
@@ -27,7 +27,7 @@ from services.settings import ServiceSettings
 from services.trainer.servicer import TrainerServicer
 from services.trainer.settings import TrainerSettings
 from services.trainer.stage import TrainingStage
-from tests.chaos.child import ChildSpec
+from tests.chaos.child import ChildInput
 
 STEP_SECONDS = 0.025
 _CHILD = Path(__file__).with_name("child.py")
@@ -42,7 +42,7 @@ class ChainStage:
     async def prepare(self, assignment: Assignment, workdir: Path, store: ArtifactStore) -> ChildCommand:
         preflight = assignment.resolved_spec.ByteSize() == 0
         config = job_config(spec_to_dict(assignment.spec)) if preflight else resolved_config(assignment.resolved_spec)
-        spec = ChildSpec(
+        spec = ChildInput(
             stage={"probe": "preflight", "trainer": "training", "evaluator": "evaluation", "exporter": "export"}[
                 self.service
             ],

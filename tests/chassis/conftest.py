@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from chassis import failpoints
-from chassis.artifacts import ArtifactStore
-from chassis.attempt import Stage
-from chassis.bus import Bus
-from chassis.stage_worker import StageWorker
+from chassis.attempt.claimed_attempt import Stage
+from chassis.attempt.stage_worker import StageWorker
+from chassis.bus.event_bus import Bus
+from chassis.store.artifact_store import ArtifactStore
 from tests.chassis import peers
 from tests.chassis.peers import ChildStage, Gateway, Settings
-from tests.nats import NatsServer
+from tests.servers.nats import NatsServer
 
 StartWorker = Callable[..., Awaitable[StageWorker]]
 StartSupervisor = Callable[[], Awaitable[asyncio.subprocess.Process]]

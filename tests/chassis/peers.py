@@ -13,14 +13,14 @@ from pathlib import Path
 
 import psutil
 
-from chassis.artifacts import ArtifactStore
-from chassis.bus import CLAIM_SUBJECT, Bus, Handlers, report_subject
-from chassis.child import ChildCommand
+from chassis.attempt.spool import ClaimRecord
+from chassis.attempt.stage_worker import StageWorker
+from chassis.bus.event_bus import CLAIM_SUBJECT, Bus, Handlers, report_subject
+from chassis.child.child_process import ChildCommand
+from chassis.child.spare import SpareCommand
 from chassis.preparation import GivenUp, progressed, say
 from chassis.settings import WorkerSettings
-from chassis.spare import SpareCommand
-from chassis.spool import ClaimRecord
-from chassis.stage_worker import StageWorker
+from chassis.store.artifact_store import ArtifactStore
 from finetuneflow.v1 import event_pb2, fine_tuning_job_pb2, work_pb2
 
 CHILD = Path(__file__).with_name("worker_child.py")

@@ -12,8 +12,8 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from chassis.artifacts import ArtifactCorrupt, ArtifactMissing, ArtifactStore, on_disk_of
-from chassis.partials import WriteInProgress, WrongOffset
+from chassis.store.artifact_store import ArtifactCorrupt, ArtifactMissing, ArtifactStore, on_disk_of
+from chassis.store.partials import WriteInProgress, WrongOffset
 from tests.chassis.stores import S3Server, why_no_s3
 
 
@@ -204,7 +204,7 @@ def test_a_file_may_have_the_longest_name_there_is(store: ArtifactStore, tmp_pat
 def test_what_a_killed_process_left_is_swept(store: ArtifactStore, tmp_path: Path) -> None:
     """Otherwise killed writers fill the disk for good."""
     code = (
-        "import os, sys; from chassis.artifacts import ArtifactStore; store = ArtifactStore(sys.argv[1])\n"
+        "import os, sys; from chassis.store.artifact_store import ArtifactStore; store = ArtifactStore(sys.argv[1])\n"
         "store.begin_write('default/d').write(b'x')\n"
         "with store._partials.folder() as stage: (stage / 'a').touch(); os._exit(1)"
     )
@@ -270,7 +270,7 @@ def test_a_writer_killed_at_the_rename_leaves_all_or_nothing(
     (tmp_path / "armed").mkdir()
     (tmp_path / "armed" / place).write_text("kill")
     code = (
-        "import sys; from pathlib import Path; from chassis.artifacts import ArtifactStore\n"
+        "import sys; from pathlib import Path; from chassis.store.artifact_store import ArtifactStore\n"
         f"ArtifactStore(sys.argv[1]).{what}(Path(sys.argv[2]), 'default/j')"
     )
     source = folder if what == "put_folder" else folder / "a.bin"

@@ -7,9 +7,9 @@ import nats
 import pytest
 from nats.aio.client import Client
 
-from chassis.bus import Bus, BusRefused, BusUnavailable
+from chassis.bus.event_bus import Bus, BusRefused, BusUnavailable
 from finetuneflow.v1 import fine_tuning_job_pb2, work_pb2
-from tests.nats import NatsServer
+from tests.servers.nats import NatsServer
 
 T = TypeVar("T")
 

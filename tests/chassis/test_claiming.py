@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from chassis import stage_worker
-from chassis.bus import Bus
+from chassis.attempt import stage_worker
+from chassis.bus.event_bus import Bus
 from finetuneflow.v1 import work_pb2
 from tests.chassis.conftest import StartWorker
 from tests.chassis.peers import ITEM, Gateway

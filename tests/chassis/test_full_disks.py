@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from chassis import uploads
-from chassis.bus import Bus
+from chassis.attempt import uploads
+from chassis.bus.event_bus import Bus
 from tests.chassis.conftest import StartWorker
 from tests.chassis.peers import ITEM, Gateway, arm, idle, kind, record
 
@@ -129,7 +129,7 @@ async def test_a_full_disk_ends_the_heartbeat_of_what_cannot_be_kept(
     bus: Bus, gateway: Gateway, start_worker: StartWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Then the lease gives the job to a machine that has room; with a heartbeat it would wait here for ever."""
-    monkeypatch.setattr("chassis.attempt._DISK_PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr("chassis.attempt.claimed_attempt._DISK_PATIENCE_SECONDS", 0.5)
     gateway.do = "talk"
     worker = await start_worker()
     await bus.publish_work("trainer", "default", ITEM)

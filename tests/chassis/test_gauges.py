@@ -4,7 +4,7 @@ import urllib.request
 
 import pytest
 
-from chassis.gauges import serve_gauges
+from chassis.server.gauges import serve_gauges
 from standalone.ports import free_port
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from chassis import child as child_module
-from chassis import reporter, stage_worker
-from chassis.bus import Bus, event_subject
+from chassis.attempt import reporter, stage_worker
+from chassis.bus.event_bus import Bus, event_subject
+from chassis.child import child_process as child_module
 from finetuneflow.v1 import work_pb2
 from tests.chassis.conftest import StartSupervisor, StartWorker
 from tests.chassis.peers import ITEM, ChildStage, Gateway, arm, cleared, gone, idle, kind, record, spools
-from tests.nats import NatsServer
+from tests.servers.nats import NatsServer
 
 
 @pytest.mark.parametrize("wish", ["drain", "pause", "cancel"])

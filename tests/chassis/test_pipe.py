@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from chassis.child.pipe import EventSink, EventTooLarge, failure_of
 from chassis.events import event_of
-from chassis.pipe import EventSink, EventTooLarge, failure_of
 from finetuneflow.v1 import event_pb2, fine_tuning_job_pb2, work_pb2
 from finetuneflow.v1.stage_result_pb2 import InferenceSample
 

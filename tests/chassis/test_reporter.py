@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from chassis import gauges
-from chassis import reporter as reporter_module
-from chassis.bus import Bus, report_subject
+from chassis.attempt import reporter as reporter_module
+from chassis.attempt.reporter import Reporter
+from chassis.attempt.spool import ClaimRecord, Spool
+from chassis.bus.event_bus import Bus, report_subject
 from chassis.events import event_of
-from chassis.reporter import Reporter
-from chassis.spool import ClaimRecord, Spool
+from chassis.server import gauges
 from finetuneflow.v1 import event_pb2, work_pb2
 
 

@@ -10,7 +10,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from chassis.errors import DETAILS_KEY, InvalidArgument, NotFound, Violation
-from chassis.server import MAX_RECEIVE_BYTES, Mount, Server, serve
+from chassis.server.grpc_server import MAX_RECEIVE_BYTES, Mount, Server, serve
 from finetuneflow.v1 import evaluator_service_pb2, evaluator_service_pb2_grpc
 from finetuneflow.v1.evaluator_service_pb2 import GenerateRequest, GenerateResponse
 
@@ -119,7 +119,7 @@ async def test_a_defect_is_hidden_from_the_caller_and_logged_under_an_id(
         code, status = await failure(channel, GenerateRequest(model="defect"))
     assert code is grpc.StatusCode.INTERNAL
     assert "secret" not in status.message
-    (logged,) = [entry for entry in caplog.records if entry.name == "chassis.server"]
+    (logged,) = [entry for entry in caplog.records if entry.name == "chassis.server.grpc_server"]
     assert info(status).metadata["incident"] in logged.getMessage()
     assert logged.exc_info
     assert logged.exc_info[0] is KeyError

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import psutil
 
-from chassis.bus import Bus
-from chassis.spare import Spare, SpareCommand
-from chassis.stage_worker import StageWorker
+from chassis.attempt.stage_worker import StageWorker
+from chassis.bus.event_bus import Bus
+from chassis.child.spare import Spare, SpareCommand
 from tests.chassis.conftest import StartSupervisor, StartWorker
 from tests.chassis.peers import CHILD, ITEM, Gateway, SparedStage, gone, idle, kind, record
-from tests.nats import NatsServer
+from tests.servers.nats import NatsServer
 
 
 class BrokenStage(SparedStage):
@@ -21,7 +21,7 @@ class BrokenStage(SparedStage):
 
 
 def spare_of(worker: StageWorker) -> Spare:
-    return worker._place.spare
+    return worker._context.spare
 
 
 async def waiting(spare: Spare, other_than: int = 0) -> int:

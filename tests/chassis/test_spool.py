@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from chassis.spool import ClaimRecord, Spool, SpoolBusy
+from chassis.attempt.spool import ClaimRecord, Spool, SpoolBusy
 from finetuneflow.v1 import event_pb2
 
 

@@ -8,13 +8,13 @@ from typing import Any
 import psutil
 import pytest
 
-from chassis import attempt
-from chassis.artifacts import ArtifactStore
-from chassis.bus import Bus
+from chassis.attempt import claimed_attempt as attempt
+from chassis.bus.event_bus import Bus
+from chassis.store.artifact_store import ArtifactStore
 from finetuneflow.v1 import event_pb2, fine_tuning_job_pb2, work_pb2
 from tests.chassis.conftest import StartSupervisor, StartWorker
 from tests.chassis.peers import ITEM, Gateway, cleared, gone, idle, kind, record, spools
-from tests.nats import NatsServer
+from tests.servers.nats import NatsServer
 
 
 async def test_every_event_arrives_once_in_order_with_its_files_stored(

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from google.protobuf.message import Message
 
-from chassis.pipe import Cancelled, EventSink, Paused, run_child
-from chassis.warm_start import wait_for_spec
+from chassis.child.pipe import Cancelled, EventSink, Paused, run_child
+from chassis.child.warm_start import wait_for_spec
 from finetuneflow.v1 import event_pb2, stage_result_pb2
 
 

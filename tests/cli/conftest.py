@@ -6,8 +6,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from finetuneflow.cli.app import build_app
+from tests.fakes.gateway import Running
 from tests.sdk.conftest import client, gateway, server
-from tests.sdk.fake_gateway import Running
 
 __all__ = ["client", "ftf", "gateway", "server"]
 

@@ -11,7 +11,7 @@ from typer.testing import Result
 from finetuneflow.v1 import event_pb2
 from finetuneflow.v1 import fine_tuning_job_pb2 as job_pb
 from tests.cli.conftest import Ftf
-from tests.sdk.fake_gateway import JOB, FakeGateway, Running, history, refuse
+from tests.fakes.gateway import JOB, FakeGateway, Running, history, refuse
 
 
 @pytest.fixture

@@ -154,7 +154,7 @@ def test_a_number_beyond_any_field_is_wrong_usage(here: Any, tmp_path: Path) -> 
 
 def test_a_machine_without_a_server_answers_for_itself(here: Any, tmp_path: Path) -> None:
     """A model in the operator's folder, rows in a file: tokens are counted with the model's own tokenizer."""
-    from tests.tiny import make_tiny_model
+    from tests.tiny_models import make_tiny_model
 
     model = make_tiny_model(tmp_path / "model")
     rows = tmp_path / "rows.jsonl"

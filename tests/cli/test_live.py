@@ -8,7 +8,7 @@ from finetuneflow.cli.plot import plot
 from finetuneflow.cli.view import JobView
 from finetuneflow.resources.event import Event
 from finetuneflow.v1 import event_pb2
-from tests.sdk.fake_gateway import JOB, FakeGateway, history
+from tests.fakes.gateway import JOB, FakeGateway, history
 
 
 def screen(view: JobView) -> str:

@@ -13,7 +13,7 @@ from rich.console import Console
 from finetuneflow.cli.exits import report
 from finetuneflow.errors import InvalidArgument, Violation
 from tests.cli.conftest import Ftf
-from tests.tiny import make_tiny_model
+from tests.tiny_models import make_tiny_model
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import pytest
 
 from finetuneflow import Client
 from standalone.ports import free_port
-from tests.tiny import make_tiny_model
+from tests.tiny_models import make_tiny_model
 
 _START_SECONDS = 60
 

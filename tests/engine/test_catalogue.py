@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from engine.catalogue import Catalogue
 from engine.errors import JobError, SystemFailure
-from tests.tiny import make_tiny_tokenizer
+from tests.tiny_models import make_tiny_tokenizer
 
 Folder = Callable[..., Path]
 

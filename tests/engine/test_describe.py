@@ -12,7 +12,7 @@ import pytest
 from engine.catalogue import Catalogue
 from engine.errors import JobError
 from engine.estimate.architecture import Architecture
-from tests.tiny import make_tiny_model
+from tests.tiny_models import make_tiny_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

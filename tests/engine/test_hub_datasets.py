@@ -10,7 +10,7 @@ from engine.config.hub_reference import HubReference
 from engine.config.job import job_config
 from engine.errors import JobError, SystemFailure
 from engine.hub_datasets import HubDatasets
-from tests.hub import Hub
+from tests.fakes.hub import Hub
 
 OLD, NEW = "a" * 40, "b" * 40
 ROWS = b'{"question": "What?", "answer": "That."}\n'

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from sqlmodel import SQLModel
 
-from gateway.acceptance import Acceptance
-from gateway.database import Database
-from gateway.frames import Frame
-from gateway.ledger import Ledger
-from gateway.tables import Attempt
-from tests.postgres import PostgresServer, binaries
+from gateway.sql.database import Database
+from gateway.sql.tables import Attempt
+from gateway.watch.frames import Frame
+from gateway.work.ledger import Ledger
+from gateway.work.worker_requests import WorkerRequests
+from tests.servers.postgres import PostgresServer, binaries
 
 
 @pytest.fixture(scope="session")
@@ -71,5 +71,5 @@ def ledger(database: Database, told: Recorder) -> Ledger:
 
 
 @pytest.fixture
-def acceptance(ledger: Ledger) -> Acceptance:
-    return Acceptance(ledger)
+def acceptance(ledger: Ledger) -> WorkerRequests:
+    return WorkerRequests(ledger)

@@ -10,18 +10,18 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 from sqlmodel import col, select
 
-from chassis.artifacts import ArtifactStore
 from chassis.errors import FailedPrecondition, NotFound
+from chassis.store.artifact_store import ArtifactStore
 from finetuneflow.v1 import event_pb2, work_pb2
 from finetuneflow.v1 import fine_tuning_service_pb2 as api
 from finetuneflow.v1.event_pb2 import Event
 from finetuneflow.v1.fine_tuning_job_pb2 import Fault, JobState, Stage
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec, Hyperparameters
-from gateway.acceptance import Acceptance
-from gateway.database import Database
-from gateway.ledger import Ledger
 from gateway.servicers.fine_tuning import FineTuning
-from gateway.tables import Attempt, Job, JobEvent, SavedCheckpoint
+from gateway.sql.database import Database
+from gateway.sql.tables import Attempt, Job, JobEvent, SavedCheckpoint
+from gateway.work.ledger import Ledger
+from gateway.work.worker_requests import WorkerRequests
 from tests.gateway.conftest import Recorder
 from tests.gateway.jobs import PAYLOADS, RESULTS, create
 
@@ -300,7 +300,7 @@ class Gateway:
 
     def __init__(self, database: Database, told: Recorder, store: ArtifactStore) -> None:
         self.ledger = Ledger(database, told.publish, told.offer, told.discard)
-        self.acceptance = Acceptance(self.ledger)
+        self.acceptance = WorkerRequests(self.ledger)
         self.service = FineTuning(self.ledger, None, None, store)  # type: ignore[arg-type]
 
 

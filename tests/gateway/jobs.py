@@ -11,11 +11,11 @@ from finetuneflow.v1.fine_tuning_job_pb2 import Stage
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import DataSource, FineTuningJobSpec
 from finetuneflow.v1.stage_result_pb2 import EvaluationResult, ExportResult, PreflightResult, TrainingResult
 from finetuneflow.v1.work_pb2 import Assignment, ClaimRequest, ClaimResponse, ReportRequest, ReportResponse
-from gateway import lifecycle
-from gateway.acceptance import Acceptance
 from gateway.identifiers import new_id
-from gateway.ledger import Ledger
-from gateway.tables import Attempt, Job, JobEvent, now
+from gateway.sql.tables import Attempt, Job, JobEvent, now
+from gateway.work import lifecycle
+from gateway.work.ledger import Ledger
+from gateway.work.worker_requests import WorkerRequests
 
 PAYLOADS = {p.message_type.name: p.name for p in Event.DESCRIPTOR.oneofs_by_name["payload"].fields}
 RESULTS: dict[str, dict[str, Any]] = {
@@ -70,7 +70,7 @@ async def events_of(ledger: Ledger, job_id: str) -> list[Event]:
 class Worker:
     """Speaks the claim and report protocol for one attempt."""
 
-    def __init__(self, acceptance: Acceptance, claim_id: str = "a" * 32) -> None:
+    def __init__(self, acceptance: WorkerRequests, claim_id: str = "a" * 32) -> None:
         self.acceptance = acceptance
         self.claim_id = claim_id
         self.assignment = Assignment()

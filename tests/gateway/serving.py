@@ -10,11 +10,11 @@ import grpc
 from google.rpc import error_details_pb2, status_pb2
 
 from chassis.errors import DETAILS_KEY
-from chassis.server import Mount, serve
+from chassis.server.grpc_server import Mount, serve
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
-from gateway.database import Database
 from gateway.identifiers import new_id
-from gateway.tables import Job, now
+from gateway.sql.database import Database
+from gateway.sql.tables import Job, now
 
 
 @contextlib.asynccontextmanager

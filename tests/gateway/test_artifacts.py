@@ -6,14 +6,14 @@ from pathlib import Path
 import grpc
 import pytest
 
-from chassis.artifacts import ArtifactStore
+from chassis.store.artifact_store import ArtifactStore
 from finetuneflow.v1 import artifact_service_pb2 as api
 from finetuneflow.v1.artifact_pb2 import Artifact
 from finetuneflow.v1.artifact_service_pb2_grpc import ArtifactServiceStub
-from gateway.database import Database
 from gateway.identifiers import new_id
 from gateway.servicers.artifacts import FOLDER, Artifacts, add_to_server
-from gateway.tables import SavedArtifact, now
+from gateway.sql.database import Database
+from gateway.sql.tables import SavedArtifact, now
 from tests.gateway.serving import add_job, open_below, refusal, serving
 
 DATA = bytes(range(256)) * 5_000

@@ -12,15 +12,15 @@ import grpc
 import pytest
 from sqlmodel import select
 
-from chassis.artifacts import ArtifactStore
+from chassis.store.artifact_store import ArtifactStore
 from finetuneflow.v1 import dataset_service_pb2 as api
 from finetuneflow.v1.dataset_pb2 import Dataset
 from finetuneflow.v1.dataset_service_pb2_grpc import DatasetServiceStub
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import DataSource, FineTuningJobSpec, TrainingPhase
 from gateway import uploads
-from gateway.database import Database
 from gateway.servicers.datasets import Datasets, add_to_server
-from gateway.tables import Job, UploadedDataset
+from gateway.sql.database import Database
+from gateway.sql.tables import Job, UploadedDataset
 from tests.gateway.serving import Refusal, add_job, open_below, refusal, serving
 
 ROWS = b'{"question": "q", "answer": "a"}\n' * 100

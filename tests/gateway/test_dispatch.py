@@ -8,19 +8,19 @@ from typing import Any
 
 import pytest
 
-from chassis.bus import Bus, WorkMessage
-from chassis.streams import WORK_STREAM
+from chassis.bus.event_bus import Bus, WorkMessage
+from chassis.bus.streams import WORK_STREAM
 from finetuneflow.v1.fine_tuning_job_pb2 import Stage
 from finetuneflow.v1.work_pb2 import ClaimRequest, WorkItem
-from gateway import lifecycle
-from gateway.acceptance import Acceptance
-from gateway.database import Database
-from gateway.dispatch import Dispatcher
-from gateway.ledger import Ledger
-from gateway.tables import Attempt
+from gateway.sql.database import Database
+from gateway.sql.tables import Attempt
+from gateway.work import lifecycle
+from gateway.work.dispatch import Dispatcher
+from gateway.work.ledger import Ledger
+from gateway.work.worker_requests import WorkerRequests
 from tests.gateway.conftest import Recorder
 from tests.gateway.jobs import Worker, a_job, attempts_of, create
-from tests.nats import NatsServer
+from tests.servers.nats import NatsServer
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ async def test_a_broker_rolled_back_to_an_older_copy_is_put_right(
     """Its backup offers what was done long ago and lacks what is to be done."""
     dispatcher = Dispatcher(database, bus)
     ledger = Ledger(database, told.publish, dispatcher.offer, told.discard)
-    worker = Worker(Acceptance(ledger))
+    worker = Worker(WorkerRequests(ledger))
     async with running(dispatcher.run()):
         job_id = await create(ledger)
         await queued(bus, 1)
@@ -176,7 +176,7 @@ async def test_an_item_that_can_not_be_published_holds_up_no_other(
 
 @pytest.mark.parametrize("item", [WorkItem(job_id="ftjob_none", stage=Stage.STAGE_PREFLIGHT, attempt=1), WorkItem()])
 async def test_an_item_of_no_attempt_is_refused(
-    ledger: Ledger, acceptance: Acceptance, told: Recorder, item: WorkItem
+    ledger: Ledger, acceptance: WorkerRequests, told: Recorder, item: WorkItem
 ) -> None:
     """An answer lets a worker drop it; a failure would have it come back for ever."""
     job_id = item.job_id or await create(ledger)

@@ -6,10 +6,10 @@ from pathlib import Path
 import grpc
 import pytest
 
-from chassis.bus import Bus
+from chassis.bus.event_bus import Bus
 from engine.catalogue import Catalogue
 from engine.config.job import job_config
-from engine.config.wire import config_to_spec
+from engine.config.spec_proto import config_to_spec
 from finetuneflow.v1 import probe_service_pb2 as api
 from finetuneflow.v1.estimate_pb2 import FIT_VERDICT_COMFORTABLE
 from finetuneflow.v1.event_pb2 import ConfigResolved
@@ -18,15 +18,15 @@ from finetuneflow.v1.hardware_pb2 import Gpu, Hardware
 from finetuneflow.v1.probe_service_pb2_grpc import ProbeServiceStub, add_ProbeServiceServicer_to_server
 from finetuneflow.v1.stage_result_pb2 import BaseModelIdentity, DataStatistics, PreflightResult, TrainingResult
 from finetuneflow.v1.work_pb2 import Node, Run
-from gateway.acceptance import Acceptance
-from gateway.database import Database
-from gateway.ledger import Ledger
-from gateway.machines import Machines
+from gateway.observed_speeds import ObservedSpeeds
 from gateway.passthrough import Passthrough
+from gateway.planning_target import PlanningTargets
 from gateway.preflights import Preflights as GatewayPreflights
 from gateway.servicers.probe import Probe
-from gateway.speeds import Speeds
-from gateway.tables import Job
+from gateway.sql.database import Database
+from gateway.sql.tables import Job
+from gateway.work.ledger import Ledger
+from gateway.work.worker_requests import WorkerRequests
 from services.probe.errands import Errands
 from services.probe.estimates import Estimates
 from services.probe.preflights import Preflights
@@ -35,7 +35,7 @@ from services.probe.settings import ProbeSettings
 from tests.gateway.conftest import Recorder
 from tests.gateway.jobs import Worker, create
 from tests.gateway.serving import refusal, serving
-from tests.nats import NatsServer
+from tests.servers.nats import NatsServer
 
 GIB = 2**30
 H100 = Gpu(name="NVIDIA H100 80GB HBM3", memory_total_bytes=80 * GIB, memory_free_bytes=79 * GIB, bf16=True)
@@ -51,7 +51,7 @@ async def probe(nats_server: NatsServer, database: Database, tmp_path: Path) -> 
     servicer = ProbeServicer(settings, estimates, Preflights(settings, Catalogue(tmp_path), Errands(settings)))
     add = add_ProbeServiceServicer_to_server
     passthrough = Passthrough(bus)
-    machines = Machines(passthrough, Speeds(database))
+    machines = PlanningTargets(passthrough, ObservedSpeeds(database))
     gateway = Probe(passthrough, machines, GatewayPreflights(database, passthrough, machines, Catalogue(tmp_path)))
     async with (
         serving(api, "ProbeService", add, servicer) as behind,
@@ -156,7 +156,7 @@ async def test_a_job_is_planned_for_the_machine_that_will_train_it(
     leaves free, it would be refused though it has all the room once that has ended."""
     bus = await Bus.connect(nats_server.url, nats_server.user, nats_server.password, "test")
     await bus.ensure_streams()
-    acceptance = Acceptance(ledger, Machines(Passthrough(bus), Speeds(database)))
+    acceptance = WorkerRequests(ledger, PlanningTargets(Passthrough(bus), ObservedSpeeds(database)))
 
     async def planned_for() -> Hardware:
         await create(ledger)

@@ -11,16 +11,16 @@ import pytest
 from google.protobuf import json_format
 from sqlmodel import select
 
-from chassis.artifacts import ArtifactStore
+from chassis.store.artifact_store import ArtifactStore
 from engine.catalogue import Catalogue
 from finetuneflow.v1 import fine_tuning_service_pb2 as api
 from finetuneflow.v1.fine_tuning_job_pb2 import JobState
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 from finetuneflow.v1.fine_tuning_service_pb2_grpc import FineTuningServiceStub
-from gateway.database import Database
-from gateway.ledger import Ledger
 from gateway.servicers.fine_tuning import FineTuning, add_to_server
-from gateway.tables import Job, UploadedDataset, now
+from gateway.sql.database import Database
+from gateway.sql.tables import Job, UploadedDataset, now
+from gateway.work.ledger import Ledger
 from tests.gateway.conftest import Recorder
 from tests.gateway.serving import refusal, serving
 

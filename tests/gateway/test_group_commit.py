@@ -11,10 +11,10 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlmodel import select
 
-from gateway import group_commit, sqlite
-from gateway.database import Database
-from gateway.outages import DatabaseUnavailable
-from gateway.tables import Job
+from gateway.sql import group_commit, sqlite
+from gateway.sql.database import Database
+from gateway.sql.database_errors import DatabaseUnavailable
+from gateway.sql.tables import Job
 from tests.gateway.jobs import a_job
 
 

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from chassis.artifacts import ArtifactStore
-from gateway.database import Database
+from chassis.store.artifact_store import ArtifactStore
+from gateway.sql.database import Database
 from tests.gateway.conftest import Recorder
 from tests.gateway.job_model import ENDED, Claim, Expire, Gateway, Operation, Pair, Report, Token, Verb
 

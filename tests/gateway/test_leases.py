@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from chassis.bus import Bus
-from gateway.acceptance import Acceptance
-from gateway.database import Database
-from gateway.leases import LeaseWatch
-from gateway.ledger import Ledger
+from chassis.bus.event_bus import Bus
+from gateway.sql.database import Database
+from gateway.work.leases import LeaseWatch
+from gateway.work.ledger import Ledger
+from gateway.work.worker_requests import WorkerRequests
 from tests.gateway.conftest import Recorder
 from tests.gateway.jobs import Worker, create, job_of
-from tests.nats import NatsServer
+from tests.servers.nats import NatsServer
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ async def running(loop: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
 
 
 async def test_a_silent_claim_expires_and_a_beating_one_does_not(
-    database: Database, bus: Bus, ledger: Ledger, acceptance: Acceptance, told: Recorder
+    database: Database, bus: Bus, ledger: Ledger, acceptance: WorkerRequests, told: Recorder
 ) -> None:
     silent_id = await create(ledger)
     silent = Worker(acceptance, "a" * 32)
@@ -55,7 +55,7 @@ async def test_nothing_expires_while_the_broker_is_away(
     database: Database,
     bus: Bus,
     ledger: Ledger,
-    acceptance: Acceptance,
+    acceptance: WorkerRequests,
     told: Recorder,
     nats_server: NatsServer,
 ) -> None:

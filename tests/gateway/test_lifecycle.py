@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from chassis.artifacts import ArtifactStore
 from chassis.errors import FailedPrecondition
+from chassis.store.artifact_store import ArtifactStore
 from engine.config.micro_batch import halved
 from finetuneflow.v1.event_pb2 import (
     ArtifactSaved,
@@ -24,33 +24,34 @@ from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec, Hyperpar
 from finetuneflow.v1.fine_tuning_service_pb2 import GetFineTuningJobRequest
 from finetuneflow.v1.stage_result_pb2 import PreflightResult
 from finetuneflow.v1.work_pb2 import Directive, ReportRequest
-from gateway import lifecycle, views
-from gateway.acceptance import Acceptance
-from gateway.ledger import Decision, Ledger
+from gateway import views
 from gateway.metrics import read_series
 from gateway.servicers.fine_tuning import FineTuning
-from gateway.tables import Attempt
+from gateway.sql.tables import Attempt
+from gateway.work import lifecycle
+from gateway.work.ledger import Decision, Ledger
+from gateway.work.worker_requests import WorkerRequests
 from tests.gateway.conftest import Recorder
 from tests.gateway.jobs import Worker, attempts_of, create, events_of, job_of, log_at
 
 STAGES = ["STAGE_PREFLIGHT", "STAGE_TRAINING", "STAGE_EVALUATION", "STAGE_EXPORT"]
 
 
-async def working(acceptance: Acceptance, told: Recorder, name: str = "a") -> Worker:
+async def working(acceptance: WorkerRequests, told: Recorder, name: str = "a") -> Worker:
     """A worker that holds the attempt that was offered last."""
     worker = Worker(acceptance, name * 32)
     assert (await worker.claim(told.offered[-1])).HasField("assignment")
     return worker
 
 
-async def training(ledger: Ledger, acceptance: Acceptance, told: Recorder, **fields: object) -> tuple[str, Worker]:
+async def training(ledger: Ledger, acceptance: WorkerRequests, told: Recorder, **fields: object) -> tuple[str, Worker]:
     """A job whose training is claimed."""
     job_id = await create(ledger, **fields)
     await (await working(acceptance, told)).complete()
     return job_id, await working(acceptance, told, "b")
 
 
-async def test_a_job_passes_through_its_four_stages(ledger: Ledger, acceptance: Acceptance, told: Recorder) -> None:
+async def test_a_job_passes_through_its_four_stages(ledger: Ledger, acceptance: WorkerRequests, told: Recorder) -> None:
     job_id = await create(ledger)
     for stage in STAGES:
         assert told.offered[-1].stage == stage
@@ -64,7 +65,7 @@ async def test_a_job_passes_through_its_four_stages(ledger: Ledger, acceptance: 
     assert not any(frame.terminal for frame in told.frames[:-1])
 
 
-async def test_an_attempt_is_claimed_once(ledger: Ledger, acceptance: Acceptance, told: Recorder) -> None:
+async def test_an_attempt_is_claimed_once(ledger: Ledger, acceptance: WorkerRequests, told: Recorder) -> None:
     await create(ledger)
     first, second = Worker(acceptance, "a" * 32), Worker(acceptance, "b" * 32)
     granted = await first.claim(told.offered[0])
@@ -74,14 +75,14 @@ async def test_an_attempt_is_claimed_once(ledger: Ledger, acceptance: Acceptance
     assert again == granted, "a claim whose answer was lost is answered as before"
 
 
-async def test_concurrent_claims_have_one_winner(ledger: Ledger, acceptance: Acceptance, told: Recorder) -> None:
+async def test_concurrent_claims_have_one_winner(ledger: Ledger, acceptance: WorkerRequests, told: Recorder) -> None:
     await create(ledger)
     workers = [Worker(acceptance, f"{number:032x}") for number in range(8)]
     answers = await asyncio.gather(*(worker.claim(told.offered[0]) for worker in workers))
     assert sum(answer.HasField("assignment") for answer in answers) == 1
 
 
-async def test_a_report_sent_twice_is_accepted_once(ledger: Ledger, acceptance: Acceptance, told: Recorder) -> None:
+async def test_a_report_sent_twice_is_accepted_once(ledger: Ledger, acceptance: WorkerRequests, told: Recorder) -> None:
     job_id, worker = await training(ledger, acceptance, told)
     await worker.report(log_at(1), log_at(2), log_at(3))
     repeated = await worker.report(log_at(2), log_at(3), log_at(4), first=1)
@@ -91,7 +92,7 @@ async def test_a_report_sent_twice_is_accepted_once(ledger: Ledger, acceptance: 
 
 
 async def test_a_report_with_a_hole_accepts_nothing_and_rewinds_the_worker(
-    ledger: Ledger, acceptance: Acceptance, told: Recorder
+    ledger: Ledger, acceptance: WorkerRequests, told: Recorder
 ) -> None:
     job_id, worker = await training(ledger, acceptance, told)
     before = await job_of(ledger, job_id)
@@ -101,7 +102,7 @@ async def test_a_report_with_a_hole_accepts_nothing_and_rewinds_the_worker(
 
 
 async def test_a_worker_without_the_current_claim_is_stopped(
-    ledger: Ledger, acceptance: Acceptance, told: Recorder
+    ledger: Ledger, acceptance: WorkerRequests, told: Recorder
 ) -> None:
     job_id, worker = await training(ledger, acceptance, told)
     attempt = (await attempts_of(ledger, job_id))[-1]
@@ -114,7 +115,7 @@ async def test_a_worker_without_the_current_claim_is_stopped(
 
 
 async def test_a_lease_does_not_expire_when_a_report_came_meanwhile(
-    ledger: Ledger, acceptance: Acceptance, told: Recorder
+    ledger: Ledger, acceptance: WorkerRequests, told: Recorder
 ) -> None:
     job_id, worker = await training(ledger, acceptance, told)
     beat = (await attempts_of(ledger, job_id))[-1].beat
@@ -124,7 +125,7 @@ async def test_a_lease_does_not_expire_when_a_report_came_meanwhile(
 
 
 async def test_a_system_failure_is_retried_until_max_attempts(
-    ledger: Ledger, acceptance: Acceptance, told: Recorder
+    ledger: Ledger, acceptance: WorkerRequests, told: Recorder
 ) -> None:
     job_id, worker = await training(ledger, acceptance, told, max_attempts=2)
     await worker.fail("KILLED")
@@ -138,7 +139,7 @@ async def test_a_system_failure_is_retried_until_max_attempts(
 
 
 async def test_a_job_that_kills_every_worker_ends_as_poison_with_its_history(
-    ledger: Ledger, acceptance: Acceptance, told: Recorder
+    ledger: Ledger, acceptance: WorkerRequests, told: Recorder
 ) -> None:
     """It would go on taking workers from everybody's jobs, and its owner would not see what it does to them."""
     job_id = await create(ledger, max_attempts=3)
@@ -160,7 +161,7 @@ async def test_a_job_that_kills_every_worker_ends_as_poison_with_its_history(
 
 
 async def test_one_loss_that_is_the_last_is_told_as_what_it_was(
-    ledger: Ledger, acceptance: Acceptance, told: Recorder
+    ledger: Ledger, acceptance: WorkerRequests, told: Recorder
 ) -> None:
     job_id = await create(ledger, max_attempts=1)
     await (await working(acceptance, told)).fail("KILLED")
@@ -169,7 +170,7 @@ async def test_one_loss_that_is_the_last_is_told_as_what_it_was(
 
 
 async def test_a_worker_lost_on_the_way_to_a_pause_ends_in_the_pause(
-    ledger: Ledger, acceptance: Acceptance, told: Recorder
+    ledger: Ledger, acceptance: WorkerRequests, told: Recorder
 ) -> None:
     """Whoever paused a job of many days must not find it FAILED: it can go on from its checkpoint."""
     job_id, worker = await training(ledger, acceptance, told, max_attempts=1)
@@ -180,7 +181,7 @@ async def test_a_worker_lost_on_the_way_to_a_pause_ends_in_the_pause(
     assert (job.state, job.reason, job.failed_attempts) == ("JOB_STATE_PAUSED", "KILLED", 0)
 
 
-async def test_a_user_error_is_never_retried(ledger: Ledger, acceptance: Acceptance, told: Recorder) -> None:
+async def test_a_user_error_is_never_retried(ledger: Ledger, acceptance: WorkerRequests, told: Recorder) -> None:
     job_id = await create(ledger)
     await (await working(acceptance, told)).fail("BAD_DATA", "FAULT_USER_ERROR")
     job = await job_of(ledger, job_id)
@@ -188,7 +189,7 @@ async def test_a_user_error_is_never_retried(ledger: Ledger, acceptance: Accepta
 
 
 async def test_history_keeps_its_order_when_the_clock_is_set_back(
-    ledger: Ledger, acceptance: Acceptance, told: Recorder, tmp_path: Path
+    ledger: Ledger, acceptance: WorkerRequests, told: Recorder, tmp_path: Path
 ) -> None:
     job_id, worker = await training(ledger, acceptance, told)
     await worker.fail("KILLED")
@@ -223,7 +224,7 @@ def test_half_the_rows_at_once_are_as_many_rows_a_step(
 
 
 async def test_out_of_memory_halves_until_one_row_and_then_gives_up_with_advice(
-    ledger: Ledger, acceptance: Acceptance, told: Recorder
+    ledger: Ledger, acceptance: WorkerRequests, told: Recorder
 ) -> None:
     job_id, worker = await training(ledger, acceptance, told, max_attempts=3)
     hyper = Hyperparameters(
@@ -255,7 +256,7 @@ async def test_out_of_memory_halves_until_one_row_and_then_gives_up_with_advice(
 )
 async def test_out_of_memory_while_it_is_stopped(
     ledger: Ledger,
-    acceptance: Acceptance,
+    acceptance: WorkerRequests,
     told: Recorder,
     verb: Callable[[Decision], None],
     state: str,
@@ -273,7 +274,7 @@ async def test_out_of_memory_while_it_is_stopped(
     assert views.job(job).resolved_spec.hyperparameters.per_device_train_batch_size == rows
 
 
-async def test_a_zombies_checkpoint_prunes_nothing(ledger: Ledger, acceptance: Acceptance, told: Recorder) -> None:
+async def test_a_zombies_checkpoint_prunes_nothing(ledger: Ledger, acceptance: WorkerRequests, told: Recorder) -> None:
     """A worker that woke up after its lease would delete what its successor goes on from."""
     job_id, zombie = await training(ledger, acceptance, told)
     await zombie.report(
@@ -292,7 +293,7 @@ async def test_a_zombies_checkpoint_prunes_nothing(ledger: Ledger, acceptance: A
 
 
 async def test_what_follows_a_stage_ending_event_is_dropped(
-    ledger: Ledger, acceptance: Acceptance, told: Recorder
+    ledger: Ledger, acceptance: WorkerRequests, told: Recorder
 ) -> None:
     job_id, worker = await training(ledger, acceptance, told)
     await worker.fail("KILLED")
@@ -303,7 +304,7 @@ async def test_what_follows_a_stage_ending_event_is_dropped(
 
 @pytest.mark.parametrize("data", [b"\xff\xff\xff", b""])
 async def test_an_event_that_is_not_the_claims_own_fails_the_claim(
-    ledger: Ledger, acceptance: Acceptance, told: Recorder, data: bytes
+    ledger: Ledger, acceptance: WorkerRequests, told: Recorder, data: bytes
 ) -> None:
     job_id, worker = await training(ledger, acceptance, told)
     await acceptance.report(ReportRequest(job_id=job_id, claim_id=worker.claim_id, first_ordinal=0, events=[data]))
@@ -312,7 +313,9 @@ async def test_an_event_that_is_not_the_claims_own_fails_the_claim(
     assert "BAD_EVENT" in job.message
 
 
-async def test_cancelling_a_waiting_job_ends_it_at_once(ledger: Ledger, acceptance: Acceptance, told: Recorder) -> None:
+async def test_cancelling_a_waiting_job_ends_it_at_once(
+    ledger: Ledger, acceptance: WorkerRequests, told: Recorder
+) -> None:
     job_id = await create(ledger)
     for _ in range(2):
         async with ledger.decide(job_id) as decision:
@@ -323,7 +326,7 @@ async def test_cancelling_a_waiting_job_ends_it_at_once(ledger: Ledger, acceptan
 
 
 async def test_cancelling_a_running_job_tells_its_worker(
-    ledger: Ledger, acceptance: Acceptance, told: Recorder
+    ledger: Ledger, acceptance: WorkerRequests, told: Recorder
 ) -> None:
     job_id, worker = await training(ledger, acceptance, told)
     async with ledger.decide(job_id) as decision:
@@ -335,7 +338,7 @@ async def test_cancelling_a_running_job_tells_its_worker(
 
 
 async def test_a_completion_that_loses_against_cancel_is_cancelled(
-    ledger: Ledger, acceptance: Acceptance, told: Recorder
+    ledger: Ledger, acceptance: WorkerRequests, told: Recorder
 ) -> None:
     job_id, worker = await training(ledger, acceptance, told)
     async with ledger.decide(job_id) as decision:
@@ -344,7 +347,9 @@ async def test_a_completion_that_loses_against_cancel_is_cancelled(
     assert (await job_of(ledger, job_id)).state == "JOB_STATE_CANCELLED"
 
 
-async def test_pause_and_resume_continue_the_same_job(ledger: Ledger, acceptance: Acceptance, told: Recorder) -> None:
+async def test_pause_and_resume_continue_the_same_job(
+    ledger: Ledger, acceptance: WorkerRequests, told: Recorder
+) -> None:
     job_id, worker = await training(ledger, acceptance, told)
     await worker.report(CheckpointSaved(step=10, path="jobs/x/step-10", manifest_sha256="f" * 64))
     async with ledger.decide(job_id) as decision:
@@ -361,7 +366,7 @@ async def test_pause_and_resume_continue_the_same_job(ledger: Ledger, acceptance
 
 
 async def test_a_stage_completed_while_pausing_pauses_before_the_next(
-    ledger: Ledger, acceptance: Acceptance, told: Recorder
+    ledger: Ledger, acceptance: WorkerRequests, told: Recorder
 ) -> None:
     job_id, worker = await training(ledger, acceptance, told)
     async with ledger.decide(job_id) as decision:
@@ -374,7 +379,7 @@ async def test_a_stage_completed_while_pausing_pauses_before_the_next(
     assert (told.offered[-1].stage, told.offered[-1].attempt) == ("STAGE_EVALUATION", 1)
 
 
-async def test_an_ended_job_refuses_verbs(ledger: Ledger, acceptance: Acceptance, told: Recorder) -> None:
+async def test_an_ended_job_refuses_verbs(ledger: Ledger, acceptance: WorkerRequests, told: Recorder) -> None:
     job_id = await create(ledger)
     await (await working(acceptance, told)).fail("BAD_DATA", "FAULT_USER_ERROR")
     for verb in (lifecycle.cancel, lifecycle.pause, lifecycle.resume):
@@ -384,7 +389,7 @@ async def test_an_ended_job_refuses_verbs(ledger: Ledger, acceptance: Acceptance
 
 
 async def test_steps_trained_again_replace_what_was_measured_before(
-    ledger: Ledger, acceptance: Acceptance, told: Recorder
+    ledger: Ledger, acceptance: WorkerRequests, told: Recorder
 ) -> None:
     job_id, worker = await training(ledger, acceptance, told)
     await worker.report(log_at(1, 3.0), log_at(2, 2.0), log_at(3, 1.0))
@@ -399,7 +404,7 @@ async def test_steps_trained_again_replace_what_was_measured_before(
 
 
 async def test_curves_are_thinned_evenly_and_keep_their_ends(
-    ledger: Ledger, acceptance: Acceptance, told: Recorder
+    ledger: Ledger, acceptance: WorkerRequests, told: Recorder
 ) -> None:
     job_id, worker = await training(ledger, acceptance, told)
     await worker.report(*(log_at(step) for step in range(1, 101)))
@@ -412,7 +417,7 @@ async def test_curves_are_thinned_evenly_and_keep_their_ends(
 
 
 async def test_progress_and_best_come_from_accepted_events(
-    ledger: Ledger, acceptance: Acceptance, told: Recorder
+    ledger: Ledger, acceptance: WorkerRequests, told: Recorder
 ) -> None:
     job_id, worker = await training(ledger, acceptance, told)
     await worker.report(
@@ -424,7 +429,7 @@ async def test_progress_and_best_come_from_accepted_events(
 
 
 async def test_later_stages_are_given_what_earlier_ones_found(
-    ledger: Ledger, acceptance: Acceptance, told: Recorder
+    ledger: Ledger, acceptance: WorkerRequests, told: Recorder
 ) -> None:
     await create(ledger)
     for _ in range(3):
@@ -436,10 +441,10 @@ async def test_later_stages_are_given_what_earlier_ones_found(
 
 
 async def test_the_curves_of_a_long_training_fit_into_the_answer_to_a_claim(
-    ledger: Ledger, acceptance: Acceptance, told: Recorder, monkeypatch: pytest.MonkeyPatch
+    ledger: Ledger, acceptance: WorkerRequests, told: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The broker refuses a larger one, and a job that was trained for days fails for want of an exporter."""
-    monkeypatch.setattr("gateway.acceptance._CURVES_BYTES", 10_000)
+    monkeypatch.setattr("gateway.work.worker_requests._CURVES_BYTES", 10_000)
     _, worker = await training(ledger, acceptance, told)
     extras = {f"expert_{number}/share_of_tokens": 0.1 * number for number in range(20)}
     await worker.report(*(Log(step=step, extras=extras) for step in range(1, 101)))
@@ -453,7 +458,7 @@ async def test_the_curves_of_a_long_training_fit_into_the_answer_to_a_claim(
 
 
 async def test_old_checkpoints_go_and_the_best_and_the_newest_two_stay(
-    ledger: Ledger, acceptance: Acceptance, told: Recorder
+    ledger: Ledger, acceptance: WorkerRequests, told: Recorder
 ) -> None:
     job_id, worker = await training(ledger, acceptance, told)
     limit = FineTuningJobSpec(hyperparameters=Hyperparameters(save_total_limit=3))
@@ -472,7 +477,7 @@ async def test_old_checkpoints_go_and_the_best_and_the_newest_two_stay(
 
 
 async def test_a_preflight_hears_which_token_shards_its_tenant_has(
-    ledger: Ledger, acceptance: Acceptance, told: Recorder
+    ledger: Ledger, acceptance: WorkerRequests, told: Recorder
 ) -> None:
     """Nobody's data reaches another tenant, and what was tokenised once is not tokenised again."""
     made = await create(ledger)

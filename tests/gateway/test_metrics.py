@@ -7,8 +7,8 @@ import pytest
 from sqlalchemy import text
 
 from gateway import metrics
-from gateway.database import Database
 from gateway.metrics import read_series
+from gateway.sql.database import Database
 from tests.gateway.serving import add_job
 
 

@@ -10,10 +10,10 @@ from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 from finetuneflow.v1.model_pb2 import ModelKind
 from finetuneflow.v1.model_service_pb2_grpc import ModelServiceStub, add_ModelServiceServicer_to_server
 from finetuneflow.v1.stage_result_pb2 import BaseModelIdentity, ExportResult, PreflightResult, TrainingResult
-from gateway.database import Database
 from gateway.identifiers import new_id
 from gateway.servicers.models import Models
-from gateway.tables import JobExport, now
+from gateway.sql.database import Database
+from gateway.sql.tables import JobExport, now
 from tests.gateway.serving import add_job, refusal, serving
 
 Tune = Callable[..., Awaitable[str]]

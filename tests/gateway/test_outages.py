@@ -13,26 +13,27 @@ import pytest
 from sqlalchemy import make_url
 from sqlmodel import select
 
-from chassis.artifacts import ArtifactStore
-from chassis.bus import Bus
+from chassis.bus.event_bus import Bus
+from chassis.store.artifact_store import ArtifactStore
 from engine.catalogue import Catalogue
 from finetuneflow.v1 import fine_tuning_service_pb2 as api
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import DataSource, FineTuningJobSpec
 from finetuneflow.v1.fine_tuning_service_pb2_grpc import FineTuningServiceStub
-from gateway import lifecycle, sqlite
-from gateway.acceptance import Acceptance
-from gateway.database import Database
-from gateway.dispatch import Dispatcher
-from gateway.leases import LeaseWatch
-from gateway.ledger import Ledger
-from gateway.outages import DatabaseUnavailable
 from gateway.servicers.fine_tuning import FineTuning, add_to_server
-from gateway.tables import UploadedDataset, now
+from gateway.sql import sqlite
+from gateway.sql.database import Database
+from gateway.sql.database_errors import DatabaseUnavailable
+from gateway.sql.tables import UploadedDataset, now
+from gateway.work import lifecycle
+from gateway.work.dispatch import Dispatcher
+from gateway.work.leases import LeaseWatch
+from gateway.work.ledger import Ledger
+from gateway.work.worker_requests import WorkerRequests
 from tests.gateway.conftest import Recorder
 from tests.gateway.jobs import Worker, attempts_of, job_of, log_at
 from tests.gateway.serving import refusal, serving
-from tests.nats import NatsServer
-from tests.postgres import PostgresServer, binaries
+from tests.servers.nats import NatsServer
+from tests.servers.postgres import PostgresServer, binaries
 
 
 class Room:
@@ -41,7 +42,7 @@ class Room:
     def __init__(self, stub: Any, ledger: Ledger, bus: Bus) -> None:
         self.stub = stub
         self.ledger = ledger
-        self.acceptance = Acceptance(ledger)
+        self.acceptance = WorkerRequests(ledger)
         self.bus = bus
 
     def create(self, request_id: str) -> Any:
@@ -67,7 +68,7 @@ async def furnished(url: str, nats_server: NatsServer, folder: Path, told: Recor
     bus = await Bus.connect(nats_server.url, nats_server.user, nats_server.password, "test")
     dispatcher = Dispatcher(database, bus)
     ledger = Ledger(database, told.publish, dispatcher.offer, told.discard)
-    leases = LeaseWatch(database, bus, Acceptance(ledger), lease_seconds=2)
+    leases = LeaseWatch(database, bus, WorkerRequests(ledger), lease_seconds=2)
     async with database.write() as session:
         session.add(
             UploadedDataset(

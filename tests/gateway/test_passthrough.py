@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 import pytest
 
-from chassis.bus import Bus
+from chassis.bus.event_bus import Bus
 from chassis.errors import InvalidArgument, Unavailable, Violation
 from engine.catalogue import Catalogue
 from finetuneflow.v1 import evaluator_service_pb2, probe_service_pb2
@@ -24,15 +24,15 @@ from finetuneflow.v1.probe_service_pb2_grpc import (
     add_ProbeServiceServicer_to_server,
 )
 from finetuneflow.v1.work_pb2 import Node
-from gateway.database import Database
-from gateway.machines import Machines
+from gateway.observed_speeds import ObservedSpeeds
 from gateway.passthrough import Passthrough
+from gateway.planning_target import PlanningTargets
 from gateway.preflights import Preflights
 from gateway.servicers.generation import Generation
 from gateway.servicers.probe import Probe
-from gateway.speeds import Speeds
+from gateway.sql.database import Database
 from tests.gateway.serving import refusal, serving
-from tests.nats import NatsServer
+from tests.servers.nats import NatsServer
 
 # A port on which nothing listens: where a node was that died without saying so.
 DEAD = "127.0.0.1:9"
@@ -86,7 +86,7 @@ async def probe(bus: Bus, tmp_path: Path) -> AsyncIterator[ProbeServiceStub]:
     add = add_ProbeServiceServicer_to_server
     database = await Database.open(f"sqlite:///{tmp_path / 'gateway.sqlite'}")
     passthrough = Passthrough(bus)
-    machines = Machines(passthrough, Speeds(database))
+    machines = PlanningTargets(passthrough, ObservedSpeeds(database))
     servicer = Probe(passthrough, machines, Preflights(database, passthrough, machines, Catalogue(tmp_path)))
     async with (
         serving(probe_service_pb2, "ProbeService", add, servicer) as address,

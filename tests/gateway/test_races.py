@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from chassis.artifacts import ArtifactStore
-from gateway.database import Database
+from chassis.store.artifact_store import ArtifactStore
+from gateway.sql.database import Database
 from tests.gateway.conftest import Recorder
 from tests.gateway.job_model import STAGES, Claim, Expire, Gateway, Operation, Pair, Report, Verb
 

@@ -15,12 +15,12 @@ from finetuneflow.v1.export_service_pb2_grpc import ExportServiceStub, add_Expor
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import ExportFormat, ExportSpec, FineTuningJobSpec
 from finetuneflow.v1.recipe_service_pb2_grpc import RecipeServiceStub, add_RecipeServiceServicer_to_server
 from finetuneflow.v1.stage_result_pb2 import EvaluationResult, ExportResult
-from gateway.database import Database
 from gateway.identifiers import new_id
 from gateway.servicers.evaluations import Evaluations
 from gateway.servicers.exports import Exports
 from gateway.servicers.recipes import Recipes
-from gateway.tables import JobEvaluation, JobExport, now
+from gateway.sql.database import Database
+from gateway.sql.tables import JobEvaluation, JobExport, now
 from tests.gateway.serving import add_job, refusal, serving
 
 

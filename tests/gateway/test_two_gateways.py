@@ -14,24 +14,24 @@ import grpc
 import pytest
 from sqlmodel import SQLModel
 
-from chassis.bus import CLAIM_SUBJECT, Bus, BusUnavailable, report_subject
+from chassis.attempt.reporter import Reporter
+from chassis.attempt.spool import ClaimRecord, Spool
+from chassis.bus.event_bus import CLAIM_SUBJECT, Bus, BusUnavailable, report_subject
 from chassis.events import event_of
-from chassis.reporter import Reporter
-from chassis.spool import ClaimRecord, Spool
 from finetuneflow.v1 import fine_tuning_service_pb2 as api
 from finetuneflow.v1.event_pb2 import Event, StageCompleted
 from finetuneflow.v1.fine_tuning_job_pb2 import FineTuningJob, JobState, Stage
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import DataSource, FineTuningJobSpec
 from finetuneflow.v1.fine_tuning_service_pb2_grpc import FineTuningServiceStub
 from finetuneflow.v1.work_pb2 import Assignment, ClaimRequest, ClaimResponse, ReportRequest, ReportResponse
-from gateway.database import Database
-from gateway.lifecycle import SERVICES
-from gateway.tables import UploadedDataset, now
+from gateway.sql.database import Database
+from gateway.sql.tables import UploadedDataset, now
+from gateway.work.lifecycle import SERVICES
 from standalone.guard import guarded
 from standalone.ports import free_port
 from tests.gateway.jobs import RESULTS, log_at
-from tests.nats import NatsServer
-from tests.postgres import PostgresServer
+from tests.servers.nats import NatsServer
+from tests.servers.postgres import PostgresServer
 
 LEASE_SECONDS = 6
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from finetuneflow import Client
-from tests.sdk.fake_gateway import FakeGateway, Running
+from tests.fakes.gateway import FakeGateway, Running
 
 
 @pytest.fixture

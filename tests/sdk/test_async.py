@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from finetuneflow import AsyncClient, Client, InvalidArgument, JobFailed, NotFound
-from tests.sdk.fake_gateway import JOB, FakeGateway, Running, history
+from tests.fakes.gateway import JOB, FakeGateway, Running, history
 
 NOUNS = ("jobs", "datasets", "artifacts", "models", "evaluations", "exports", "recipes", "probe")
 

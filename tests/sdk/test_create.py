@@ -5,7 +5,7 @@ import pytest
 from finetuneflow import Client, InvalidArgument
 from finetuneflow.spec import draft_spec, spec_to_dict
 from finetuneflow.v1 import fine_tuning_job_spec_pb2 as pb
-from tests.sdk.fake_gateway import FakeGateway
+from tests.fakes.gateway import FakeGateway
 
 
 @pytest.fixture

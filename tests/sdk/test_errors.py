@@ -7,7 +7,7 @@ import pytest
 import finetuneflow
 from finetuneflow import Client, InvalidArgument, ServerError, ServerUnreachable, Unavailable, transport
 from finetuneflow.errors import ERRORS, ApiError
-from tests.sdk.fake_gateway import JOB, FakeGateway, refuse
+from tests.fakes.gateway import JOB, FakeGateway, refuse
 
 
 @pytest.mark.parametrize("code", list(ERRORS))

@@ -11,7 +11,7 @@ from finetuneflow.chunks import CHUNK_BYTES, chunk_of, frame
 from finetuneflow.files import PartialFile, safe_relative_path
 from finetuneflow.v1.artifact_service_pb2 import DownloadArtifactResponse
 from finetuneflow.v1.dataset_service_pb2 import UploadDatasetRequest
-from tests.sdk.fake_gateway import JOB, FakeGateway
+from tests.fakes.gateway import JOB, FakeGateway
 
 CONTENT = b"".join(hashlib.sha256(str(i).encode()).digest() for i in range(1000))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from finetuneflow import AsyncClient, Client, FineTuneFlowError, InvalidArgument, ServerUnreachable, connection
-from tests.sdk.fake_gateway import JOB, FakeGateway, Running
+from tests.fakes.gateway import JOB, FakeGateway, Running
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_the_list_of_addresses_is_checked_as_a_whole(monkeypatch: pytest.MonkeyP
 
 @pytest.fixture
 def stopped_gateway() -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "tests.sdk.fake_process"]
+    command = [sys.executable, "-m", "tests.fakes.gateway_process"]
     with subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True) as process:
         yield process
         process.kill()

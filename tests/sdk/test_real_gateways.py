@@ -14,7 +14,7 @@ import pytest
 from finetuneflow import AsyncClient, Client, FailedPrecondition
 from standalone.guard import guarded
 from standalone.ports import free_port
-from tests.nats import NatsServer
+from tests.servers.nats import NatsServer
 
 
 class Pair:

@@ -7,7 +7,7 @@ import pytest
 from finetuneflow import Client, InvalidArgument
 from finetuneflow.resources import Job, JobState, event
 from finetuneflow.v1 import event_pb2, fine_tuning_job_pb2
-from tests.sdk.fake_gateway import JOB, FakeGateway
+from tests.fakes.gateway import JOB, FakeGateway
 
 
 def test_a_job_reads_like_a_python_object(client: Client) -> None:

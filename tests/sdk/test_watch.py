@@ -8,7 +8,7 @@ import pytest
 from finetuneflow import Client, JobCancelled, JobFailed, NotFound, ServerUnreachable, Unavailable
 from finetuneflow.v1 import fine_tuning_job_pb2
 from finetuneflow.v1.fine_tuning_service_pb2 import WatchFineTuningJobResponse as Response
-from tests.sdk.fake_gateway import JOB, FakeGateway, Running, history, refuse
+from tests.fakes.gateway import JOB, FakeGateway, Running, history, refuse
 
 
 def until(condition: Callable[[], bool]) -> None:

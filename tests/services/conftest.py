@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.nats import NatsServer
+from tests.servers.nats import NatsServer
 
 SERVICES = ("probe", "trainer", "evaluator", "exporter")
 

@@ -1,7 +1,7 @@
 """A trainer whose stage starts the torch-free child: `python -m tests.services.drained`."""
 
-from chassis.server import Mount
-from chassis.stage_worker import StageWorker
+from chassis.attempt.stage_worker import StageWorker
+from chassis.server.grpc_server import Mount
 from finetuneflow.v1 import trainer_service_pb2, trainer_service_pb2_grpc
 from services import process
 from services.trainer.servicer import TrainerServicer

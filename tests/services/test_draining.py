@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from chassis.bus import Bus
+from chassis.bus.event_bus import Bus
 from tests.chassis.peers import ITEM, Gateway, gone, kind, record
-from tests.nats import NatsServer
+from tests.servers.nats import NatsServer
 
 Start = Callable[[], Awaitable[asyncio.subprocess.Process]]
 

@@ -8,7 +8,7 @@ import pytest
 
 from finetuneflow import Client
 from tests.e2e.conftest import System
-from tests.tiny import make_tiny_model
+from tests.tiny_models import make_tiny_model
 
 HEADROOM_MIB = 600
 # Every Python process reads it when it starts. A training child may take only so much memory more than it has once its

@@ -11,7 +11,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from chassis.bus import Bus
+from chassis.bus.event_bus import Bus
 from finetuneflow.v1 import (
     evaluator_service_pb2,
     evaluator_service_pb2_grpc,
@@ -23,7 +23,7 @@ from finetuneflow.v1 import (
     trainer_service_pb2,
     trainer_service_pb2_grpc,
 )
-from tests.nats import NatsServer
+from tests.servers.nats import NatsServer
 from tests.services.conftest import SERVICES, Process
 
 

@@ -14,10 +14,10 @@ from typing import TypeVar
 import pytest
 from pydantic import BaseModel
 
-from chassis.artifacts import ArtifactStore
-from chassis.child import ChildCommand
+from chassis.child.child_process import ChildCommand
+from chassis.store.artifact_store import ArtifactStore
 from engine.config.job import job_config
-from engine.config.wire import config_to_spec
+from engine.config.spec_proto import config_to_spec
 from engine.errors import JobError, SystemFailure
 from finetuneflow.v1.dataset_pb2 import Dataset
 from finetuneflow.v1.fine_tuning_job_pb2 import STAGE_TRAINING, Checkpoint
@@ -32,18 +32,18 @@ from finetuneflow.v1.work_pb2 import Assignment, StoredShards
 from services import inputs
 from services.evaluator.settings import EvaluatorSettings
 from services.evaluator.stage import EvaluationStage
-from services.evaluator.worker.spec import EvaluationSpec
+from services.evaluator.worker.child_input import EvaluationInput
 from services.exporter.settings import ExporterSettings
 from services.exporter.stage import ExportStage
-from services.exporter.worker.spec import ExportSpec
+from services.exporter.worker.child_input import ExportInput
 from services.inputs import VersionMismatch, catalogue
 from services.probe.settings import ProbeSettings
 from services.probe.stage import PreflightStage
-from services.probe.worker.spec import PreflightSpec
+from services.probe.worker.child_input import PreflightInput
 from services.trainer.settings import TrainerSettings
 from services.trainer.stage import TrainingStage
-from services.trainer.worker.spec import TrainingSpec
-from tests.tiny import make_tiny_model
+from services.trainer.worker.child_input import TrainingInput
+from tests.tiny_models import make_tiny_model
 
 Spec = TypeVar("Spec", bound=BaseModel)
 
@@ -131,16 +131,16 @@ def read(kind: type[Spec], command: ChildCommand) -> Spec:
     return kind.model_validate_json(Path(command.argv[-1]).read_bytes())
 
 
-async def training_spec(place: Place) -> TrainingSpec:
+async def training_spec(place: Place) -> TrainingInput:
     settings = TrainerSettings(home=place.home, models=place.models, threads=3)
     command = await TrainingStage(settings, catalogue(settings)).prepare(place.assignment, place.workdir, place.store)
     assert command.env["OMP_NUM_THREADS"] == "3"
     assert command.env["OMP_WAIT_POLICY"] == "PASSIVE"
     assert command.late_env["CUDA_VISIBLE_DEVICES"] == ""
-    return read(TrainingSpec, command)
+    return read(TrainingInput, command)
 
 
-def restored_step(spec: TrainingSpec) -> int:
+def restored_step(spec: TrainingInput) -> int:
     assert spec.resume is not None
     return int(json.loads((spec.resume.path / "checkpoint.json").read_text())["step"])
 
@@ -265,7 +265,7 @@ async def test_preflight_gets_the_files_and_the_spec_as_it_was_sent(place: Place
     place.assignment.spec.base_model = "tiny"
     settings = ProbeSettings(home=place.home, models=place.models)
     command = await PreflightStage(settings, catalogue(settings)).prepare(place.assignment, place.workdir, place.store)
-    spec = read(PreflightSpec, command)
+    spec = read(PreflightInput, command)
     assert spec.config == {"base_model": "tiny"}
     assert spec.sources["ds_1"].name == "rows.jsonl"
     assert json.loads(spec.sources["ds_1"].read_text())["answer"] == "That."
@@ -274,7 +274,7 @@ async def test_preflight_gets_the_files_and_the_spec_as_it_was_sent(place: Place
     assert "memory_total_bytes" in spec.hardware, "without a trainer it plans for its own machine"
     place.assignment.hardware.node_id = "trainer-1"
     command = await PreflightStage(settings, catalogue(settings)).prepare(place.assignment, place.workdir, place.store)
-    assert read(PreflightSpec, command).hardware == {"node_id": "trainer-1"}
+    assert read(PreflightInput, command).hardware == {"node_id": "trainer-1"}
 
 
 async def test_an_unknown_model_is_the_callers_to_mend(place: Place) -> None:
@@ -290,7 +290,7 @@ async def test_evaluation_and_export_get_the_best_checkpoint_not_the_newest(plac
     evaluator = EvaluatorSettings(home=place.home, models=place.models)
     stage = EvaluationStage(evaluator, catalogue(evaluator))
     command = await stage.prepare(place.assignment, place.workdir, place.store)
-    judged = read(EvaluationSpec, command)
+    judged = read(EvaluationInput, command)
 
     exporter = ExporterSettings(home=place.home, models=place.models)
     pinned = f"hf://org/rows@{'a' * 40}/rows.jsonl"
@@ -298,7 +298,7 @@ async def test_evaluation_and_export_get_the_best_checkpoint_not_the_newest(plac
     other = tmp_path / "other"
     other.mkdir()
     command = await ExportStage(exporter, catalogue(exporter)).prepare(place.assignment, other, place.store)
-    packed = read(ExportSpec, command)
+    packed = read(ExportInput, command)
     for folder in (judged.adapter_dir, packed.adapter_dir):
         assert json.loads((folder / "checkpoint.json").read_text()) == {"step": 10}
     assert packed.evaluation.tuned_loss == 2.0
@@ -329,11 +329,11 @@ async def test_token_shards_of_an_earlier_job_are_taken_unless_they_are_damaged(
     """The same files, tokenizer and settings are tokenised once; what is not as it was hashed is made anew."""
     settings = ProbeSettings(home=place.home, models=place.models)
 
-    async def prepared(number: int) -> PreflightSpec:
+    async def prepared(number: int) -> PreflightInput:
         workdir = place.workdir / str(number)
         workdir.mkdir()
         stage = PreflightStage(settings, catalogue(settings))
-        return read(PreflightSpec, await stage.prepare(place.assignment, workdir, place.store))
+        return read(PreflightInput, await stage.prepare(place.assignment, workdir, place.store))
 
     spec = await prepared(1)
     assert spec.shards is None

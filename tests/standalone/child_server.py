@@ -10,7 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
-from chassis.server import serve
+from chassis.server.grpc_server import serve
 
 
 async def main(address: str, log: Path, *, stubborn: bool) -> None:

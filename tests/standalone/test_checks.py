@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from standalone.checks import checks
-from tests.tiny import make_tiny_model
+from tests.tiny_models import make_tiny_model
 
 
 def test_the_operators_own_models_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.tiny import make_tiny_model
+from tests.tiny_models import make_tiny_model
 
 
 def test_the_operators_own_models_are_found(tmp_path: Path) -> None:

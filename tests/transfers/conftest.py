@@ -14,9 +14,9 @@ import grpc
 import psutil
 import pytest
 
-from chassis.artifacts import ArtifactStore
+from chassis.store.artifact_store import ArtifactStore
 from standalone.ports import is_free
-from tests.nats import NatsServer
+from tests.servers.nats import NatsServer
 
 
 class Gateway:

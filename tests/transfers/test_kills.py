@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from finetuneflow import Client, ResourceExhausted
-from gateway.database import Database
 from gateway.identifiers import new_id
-from gateway.tables import SavedArtifact, now
+from gateway.sql.database import Database
+from gateway.sql.tables import SavedArtifact, now
 from tests.gateway.serving import add_job
 from tests.transfers.conftest import Gateways
 

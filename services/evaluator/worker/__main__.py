@@ -3,14 +3,14 @@
 import os
 from pathlib import Path
 
-from chassis.pipe import EventSink, run_child
+from chassis.child.pipe import EventSink, run_child
 from finetuneflow.v1.stage_result_pb2 import EvaluationResult
-from services.evaluator.worker.spec import EvaluationSpec
+from services.evaluator.worker.child_input import EvaluationInput
 
 
 def main(sink: EventSink, spec_path: Path) -> EvaluationResult:
     """One evaluation."""
-    spec = EvaluationSpec.model_validate_json(spec_path.read_bytes())
+    spec = EvaluationInput.model_validate_json(spec_path.read_bytes())
     # Everything needed is on disk; peft and transformers would ask the hub about the base model's name.
     os.environ["HF_HUB_OFFLINE"] = "1"
     # Bars on stderr would push the lines that matter out of the last ones that a failure reports.

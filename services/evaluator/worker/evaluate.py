@@ -9,20 +9,20 @@ import torch
 from datasets import load_from_disk
 from safetensors import safe_open
 
-from chassis.pipe import Cancelled, EventSink
+from chassis.child.pipe import Cancelled, EventSink
 from engine.data.tokenizer import Tokenizer
 from engine.model import load
 from engine.model.generate import PROMPTS_PER_BATCH, generate
 from engine.model.score import Row, Score, score
 from finetuneflow.v1.event_pb2 import Phase, Warning
 from finetuneflow.v1.stage_result_pb2 import EvaluationResult
+from services.evaluator.worker.child_input import EvaluationInput
 from services.evaluator.worker.compare import Question, add_samples, questions, samples
-from services.evaluator.worker.spec import EvaluationSpec
 
 PHASES = ("loading_model", "scoring_base", "answering_base", "scoring_tuned", "answering_tuned")
 
 
-def evaluate(spec: EvaluationSpec, sink: EventSink) -> EvaluationResult:
+def evaluate(spec: EvaluationInput, sink: EventSink) -> EvaluationResult:
     """Measures both models and shows their answers; an empty result where evaluation is switched off."""
     config, result = spec.config, EvaluationResult()
     if not config.evaluation.enabled:
@@ -51,7 +51,7 @@ def evaluate(spec: EvaluationSpec, sink: EventSink) -> EvaluationResult:
     return result
 
 
-def _models(spec: EvaluationSpec, sink: EventSink) -> Iterator[tuple[str, Any]]:
+def _models(spec: EvaluationInput, sink: EventSink) -> Iterator[tuple[str, Any]]:
     """The base model, then the tuned one: the same weights with the adapter on them where there is one.
 
     Asked in this order, the base is what it is without any adapter; to switch an adapter off again would leave
@@ -86,7 +86,7 @@ def _models(spec: EvaluationSpec, sink: EventSink) -> Iterator[tuple[str, Any]]:
 
 
 def _answer(
-    model: Any, asked: list[Question], tokenizer: Tokenizer, spec: EvaluationSpec, sink: EventSink, name: str
+    model: Any, asked: list[Question], tokenizer: Tokenizer, spec: EvaluationInput, sink: EventSink, name: str
 ) -> list[list[int]]:
     wanted = spec.config.evaluation.max_new_tokens
     context = getattr(model.config, "max_position_embeddings", None) or wanted + spec.config.hyperparameters.max_length
@@ -139,7 +139,7 @@ def _progress(sink: EventSink, name: str, detail: str) -> Callable[[float], None
     return tell
 
 
-def _fits_in_float32(spec: EvaluationSpec) -> bool:
+def _fits_in_float32(spec: EvaluationInput) -> bool:
     """Whether weights of four bytes fit into the free memory of the GPU with a third of it left for the arithmetic."""
     parameters = 0
     for path in spec.model.path.glob("*.safetensors"):

@@ -5,11 +5,11 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from chassis.pipe import EventSink, run_child
+from chassis.child.pipe import EventSink, run_child
 from finetuneflow.v1.event_pb2 import ArtifactSaved, Phase, Warning
 from finetuneflow.v1.stage_result_pb2 import ExportResult
 from services.exporter.worker import package
-from services.exporter.worker.spec import ExportSpec
+from services.exporter.worker.child_input import ExportInput
 
 PHASES = ("writing_model", "writing_report", "packing", "verifying", "publishing")
 MEDIA_TYPES = {".safetensors": "application/octet-stream", ".jinja": "text/plain", ".md": "text/markdown"}
@@ -17,7 +17,7 @@ MEDIA_TYPES = {".safetensors": "application/octet-stream", ".jinja": "text/plain
 
 def main(sink: EventSink, spec_path: Path) -> ExportResult:
     """Makes the package and publishes it file by file; the result's path is relative to the out_dir."""
-    spec = ExportSpec.model_validate_json(spec_path.read_bytes())
+    spec = ExportInput.model_validate_json(spec_path.read_bytes())
     package.check_formats(spec)
     spec.out_dir.mkdir(parents=True, exist_ok=True)
     # On the out_dir's file system, so that publishing is a rename: no half-written file is ever under its name.
@@ -53,7 +53,7 @@ def _enter(sink: EventSink, phase: str, detail: str = "") -> None:
     sink.emit(Phase(name=phase, index=PHASES.index(phase) + 1, count=len(PHASES), detail=detail))
 
 
-def _verify(sink: EventSink, spec: ExportSpec, archive: Path, scratch: Path) -> None:
+def _verify(sink: EventSink, spec: ExportInput, archive: Path, scratch: Path) -> None:
     with sink.ticking():
         # Seconds of imports, and the only part of the export that needs torch.
         from services.exporter.worker.verify import verify

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetuneflow.v1.stage_result_pb2 import EvaluationResult
-from services.exporter.worker.spec import ExportSpec
+from services.exporter.worker.child_input import ExportInput
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Point:
     loss: float
 
 
-def curve(spec: ExportSpec, name: str) -> list[Point]:
+def curve(spec: ExportInput, name: str) -> list[Point]:
     """The points of one series by step. A step that a second attempt made again counts as it came out last."""
     points = {point.step: point.value for series in spec.metrics if series.name == name for point in series.points}
     return [Point(step, points[step]) for step in sorted(points)]
@@ -30,7 +30,7 @@ def perplexity(loss: float) -> float:
         return math.inf
 
 
-def metrics(spec: ExportSpec) -> dict[str, Any]:
+def metrics(spec: ExportInput) -> dict[str, Any]:
     """Everything measured, in nats per trained token, seconds and rows a second.
 
     `eval_loss` belongs to `best_step`, the step that is packed; `evaluation` was measured afterwards in fp32.
@@ -74,7 +74,7 @@ def metrics(spec: ExportSpec) -> dict[str, Any]:
     return {name: _finite(value) for name, value in figures.items()}
 
 
-def training_config(spec: ExportSpec, adapter_config: dict[str, Any] | None) -> dict[str, Any]:
+def training_config(spec: ExportInput, adapter_config: dict[str, Any] | None) -> dict[str, Any]:
     """The settings the model was trained with.
 
     `training`, `lora` and `quantization` carry the names that training libraries are configured with; `config` is

@@ -2,12 +2,12 @@
 
 from huggingface_hub import ModelCardData
 
+from services.exporter.worker.child_input import ExportInput
 from services.exporter.worker.markdown import escape
 from services.exporter.worker.report import METHODS
-from services.exporter.worker.spec import ExportSpec
 
 
-def model_card(spec: ExportSpec) -> str:
+def model_card(spec: ExportInput) -> str:
     """The card in Markdown, YAML front matter included."""
     model = spec.model
     full = spec.config.method == "full"
@@ -44,7 +44,7 @@ in job `{spec.job.id}`, step {spec.training.best_step:,}. {outcome}
 """
 
 
-def _loading(spec: ExportSpec) -> str:
+def _loading(spec: ExportInput) -> str:
     model = spec.model
     if spec.config.method == "full":
         return _code(

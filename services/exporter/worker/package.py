@@ -9,11 +9,11 @@ from typing import Any
 
 from engine.data.tokenizer import Tokenizer
 from engine.errors import JobError
+from services.exporter.worker.child_input import ExportInput
 from services.exporter.worker.metrics import curve, metrics, training_config
 from services.exporter.worker.model_card import model_card
 from services.exporter.worker.plots import draw_losses
 from services.exporter.worker.report import report
-from services.exporter.worker.spec import ExportSpec
 
 ZIP = "finetuneflow_export.zip"
 MANIFEST = "manifest.json"
@@ -23,7 +23,7 @@ _STORED = {".safetensors", ".png"}
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
-def write_model(spec: ExportSpec, folder: Path) -> dict[str, Any] | None:
+def write_model(spec: ExportInput, folder: Path) -> dict[str, Any] | None:
     """Copies the trained weights; returns the packed adapter_config, None for method full.
 
     The adapter names the base by its public id and revision: a path of this machine means nothing elsewhere.
@@ -44,7 +44,7 @@ def write_model(spec: ExportSpec, folder: Path) -> dict[str, Any] | None:
     return config
 
 
-def write_tokenizer(spec: ExportSpec, folder: Path) -> None:
+def write_tokenizer(spec: ExportInput, folder: Path) -> None:
     """tokenizer.json, tokenizer_config.json, chat_template.jinja and special_tokens_map.json.
 
     The template is the one that the rows were written with, also where the base model has none of its own.
@@ -66,7 +66,7 @@ def write_tokenizer(spec: ExportSpec, folder: Path) -> None:
     _write_json(folder / "special_tokens_map.json", special)
 
 
-def write_documents(spec: ExportSpec, folder: Path, adapter_config: dict[str, Any] | None) -> None:
+def write_documents(spec: ExportInput, folder: Path, adapter_config: dict[str, Any] | None) -> None:
     """Settings, figures, report, plot and model card."""
     _write_json(folder / "training_config.json", training_config(spec, adapter_config))
     _write_json(folder / "metrics.json", metrics(spec))
@@ -77,7 +77,7 @@ def write_documents(spec: ExportSpec, folder: Path, adapter_config: dict[str, An
     draw_losses(folder / "train_loss.png", spec.config.display_name, *curves, best)
 
 
-def write_manifest(spec: ExportSpec, folder: Path) -> None:
+def write_manifest(spec: ExportInput, folder: Path) -> None:
     """manifest.json: size and SHA-256 of every other file."""
     files = [
         {"path": file.name, "sha256": sha256(file), "size_bytes": file.stat().st_size}
@@ -103,7 +103,7 @@ def sha256(file: Path) -> str:
         return hashlib.file_digest(source, "sha256").hexdigest()
 
 
-def check_formats(spec: ExportSpec) -> None:
+def check_formats(spec: ExportInput) -> None:
     """JobError for a form that this version cannot make; the gateway refuses such a job before."""
     for name in spec.config.export.formats:
         if name != "adapter":

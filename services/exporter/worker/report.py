@@ -4,15 +4,15 @@ import math
 
 from finetuneflow.v1.hardware_pb2 import Hardware
 from finetuneflow.v1.stage_result_pb2 import InferenceSample
+from services.exporter.worker.child_input import ExportInput
 from services.exporter.worker.markdown import escape, row
 from services.exporter.worker.metrics import perplexity
-from services.exporter.worker.spec import ExportSpec
 
 METHODS = {"lora": "LoRA", "qlora": "QLoRA", "full": "full (every weight)"}
 NOT_MEASURED = "not measured"
 
 
-def report(spec: ExportSpec) -> str:
+def report(spec: ExportInput) -> str:
     """The report in Markdown. Every figure was counted or measured by an earlier stage."""
     sections = [
         "# FineTuneFlow Training Report",
@@ -26,14 +26,14 @@ def report(spec: ExportSpec) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def _project(spec: ExportSpec) -> str:
+def _project(spec: ExportInput) -> str:
     return f"""## Project
 - Name: {escape(spec.config.display_name)}
 - Task: {escape(spec.config.task)}
 - Base Model: {escape(spec.model.id)} (revision {escape(spec.model.revision)})"""
 
 
-def _dataset(spec: ExportSpec) -> str:
+def _dataset(spec: ExportInput) -> str:
     train, held_out = spec.preflight.training_data, spec.preflight.evaluation_data
     return f"""## Dataset
 - Train examples: {train.num_examples:,}
@@ -41,7 +41,7 @@ def _dataset(spec: ExportSpec) -> str:
 - Avg tokens per example: {train.mean_tokens:.1f}"""
 
 
-def _configuration(spec: ExportSpec) -> str:
+def _configuration(spec: ExportInput) -> str:
     config, hyperparameters = spec.config, spec.config.hyperparameters
     epochs = f"{hyperparameters.num_epochs:g}"
     if hyperparameters.max_steps is not None:
@@ -70,7 +70,7 @@ def _gpu(hardware: Hardware, wanted: int | None) -> str:
     return ", ".join(escape(name) for name in used)
 
 
-def _results(spec: ExportSpec) -> str:
+def _results(spec: ExportInput) -> str:
     training = spec.training
     eval_loss = ppl = NOT_MEASURED
     if training.HasField("best_eval_loss"):
@@ -96,7 +96,7 @@ def _samples(samples: list[InferenceSample]) -> str:
     return head + "\n".join(lines)
 
 
-def _comparison(spec: ExportSpec) -> str:
+def _comparison(spec: ExportInput) -> str:
     evaluation = spec.evaluation
     head = "## Base vs tuned\n"
     if not evaluation.HasField("tuned_loss"):

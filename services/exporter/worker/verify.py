@@ -12,8 +12,8 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from services.exporter.worker.child_input import ExportInput
 from services.exporter.worker.package import MANIFEST, sha256
-from services.exporter.worker.spec import ExportSpec
 
 PROMPT = "The quick brown fox jumps over the lazy dog."
 TOLERANCE = 1e-5
@@ -33,7 +33,7 @@ class Verified:
     """Of the logits; None when the base model does not fit the free memory and only tensors were compared."""
 
 
-def verify(spec: ExportSpec, package: Path, scratch: Path) -> Verified:
+def verify(spec: ExportInput, package: Path, scratch: Path) -> Verified:
     """Unpacks the zip into `scratch` and compares it with the checkpoint, tensor by tensor and by logits.
 
     Loads the base model once, in the precision of its files: the comparison holds in any. PackageBroken if it fails.
@@ -86,7 +86,7 @@ def _inputs(folder: Path) -> torch.Tensor:
     return torch.tensor([ids])
 
 
-def _adapter_difference(spec: ExportSpec, folder: Path, inputs: torch.Tensor, shapes: dict[str, list[int]]) -> float:
+def _adapter_difference(spec: ExportInput, folder: Path, inputs: torch.Tensor, shapes: dict[str, list[int]]) -> float:
     base = _load(spec.model.path)
     model = PeftModel.from_pretrained(base, folder, adapter_name="package")
     # The default asks a model hub for the base under its public id, to see whether embeddings were resized: never here.

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from engine.config.wire import config_to_spec
+from engine.config.spec_proto import config_to_spec
 from engine.data.prepare import Prepared
 from engine.data.sources import UNWRITTEN
 from engine.data.statistics import Statistics
@@ -13,18 +13,18 @@ from engine.estimate.architecture import Architecture
 from engine.estimate.cost import PriceTable
 from engine.estimate.disk import Disk, estimate_disk
 from engine.estimate.duration import Calibration, Work
-from engine.estimate.kept import Method
+from engine.estimate.estimate_proto import estimate_message
 from engine.estimate.machine import Machine
 from engine.estimate.memory import Setup
 from engine.estimate.recommend import plan
-from engine.estimate.wire import estimate_message
+from engine.estimate.saved_activations import Method
 from finetuneflow.v1.estimate_pb2 import ResourceEstimate
 from finetuneflow.v1.event_pb2 import ConfigResolved
 from finetuneflow.v1.hardware_pb2 import Hardware
 from finetuneflow.v1.stage_result_pb2 import BaseModelIdentity, PreflightResult
+from services.child_input import ModelFiles
 from services.probe.worker.findings import data_statistics, job_steps, packing_efficiency, passes, phase_statistics
 from services.probe.worker.resolve import Resolved, check_disk, num_evaluations, resolve
-from services.specs import ModelFiles
 
 _FEW_ROWS = 50
 _MAX_SPEC_BYTES = 56 * 1024
@@ -34,7 +34,7 @@ _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
 @dataclass(frozen=True)
-class Place:
+class TargetMachine:
     """Where the job would run, and what is known of it."""
 
     hardware: Hardware
@@ -57,7 +57,7 @@ def conclude(
     resolved: Resolved,
     model: ModelFiles,
     architecture: Architecture,
-    place: Place,
+    target: TargetMachine,
     prepared: Prepared | None,
     *,
     missing_bytes: int = 0,
@@ -67,7 +67,7 @@ def conclude(
     machine yet."""
     if prepared is not None and not prepared.train.num_examples:
         prepared = None
-    hardware = place.hardware
+    hardware = target.hardware
     longest = resolved.config.hyperparameters.max_length if prepared is None else prepared.train.max_tokens
     resolve(resolved, hardware, architecture, longest)
     if prepared is None:
@@ -78,8 +78,8 @@ def conclude(
     if prepared is not None:
         steps = job_steps(resolved.config, prepared)
         doubt(resolved, prepared, steps)
-        disk = _disk(resolved, model, architecture, place, prepared, steps, missing_bytes)
-    estimate = _estimate(resolved, architecture, place, longest, prepared, steps, disk)
+        disk = _disk(resolved, model, architecture, target, prepared, steps, missing_bytes)
+    estimate = _estimate(resolved, architecture, target, longest, prepared, steps, disk)
     result = PreflightResult(
         base_model=_identity(model, architecture),
         training_data=None if prepared is None else data_statistics(prepared.train),
@@ -172,7 +172,7 @@ def doubt(resolved: Resolved, prepared: Prepared, steps: int) -> None:
 def _estimate(
     resolved: Resolved,
     architecture: Architecture,
-    place: Place,
+    target: TargetMachine,
     longest: int,
     prepared: Prepared | None,
     steps: int,
@@ -180,21 +180,21 @@ def _estimate(
 ) -> ResourceEstimate:
     """Of the resolved configuration; every evaluation reads all held-out rows."""
     config = resolved.config
-    machine = Machine.of(place.hardware, gpus=config.resources.gpus)
+    machine = Machine.of(target.hardware, gpus=config.resources.gpus)
     hyper = config.hyperparameters
     found = plan(architecture, machine, config, _method(resolved), longest)
     work = None
     if prepared is not None:
         evaluations = num_evaluations(steps, hyper)
         work = Work(prepared.train.num_tokens * passes(config, prepared, steps), prepared.eval.num_tokens * evaluations)
-    prices = PriceTable.read(place.prices)
+    prices = PriceTable.read(target.prices)
     return estimate_message(
         architecture,
         machine,
         *found.unreduced,
         found.verdict,
         work=work,
-        calibration=place.speeds,
+        calibration=target.speeds,
         prices=prices,
         disk=disk,
         changes=found.adjustments if found.verdict == "tight" else (),
@@ -205,16 +205,16 @@ def _disk(
     resolved: Resolved,
     model: ModelFiles,
     architecture: Architecture,
-    place: Place,
+    target: TargetMachine,
     prepared: Prepared,
     steps: int,
     missing_bytes: int,
 ) -> Disk | None:
     """None where the machine does not say what is free."""
-    if not place.hardware.disk_free_bytes:
+    if not target.hardware.disk_free_bytes:
         return None
     config = resolved.config
-    on_gpu = Machine.of(place.hardware, gpus=config.resources.gpus).on_gpu
+    on_gpu = Machine.of(target.hardware, gpus=config.resources.gpus).on_gpu
     files = [model.path / name for name in _TOKENIZER]
     disk = estimate_disk(
         architecture,
@@ -222,8 +222,8 @@ def _disk(
         config,
         total_steps=steps,
         num_tokens=prepared.train.num_tokens + prepared.eval.num_tokens,
-        free_bytes=place.hardware.disk_free_bytes,
-        holds_artifacts=place.holds_artifacts,
+        free_bytes=target.hardware.disk_free_bytes,
+        holds_artifacts=target.holds_artifacts,
         tokenizer_bytes=sum(file.stat().st_size for file in files if file.is_file()),
         download_bytes=missing_bytes,
     )

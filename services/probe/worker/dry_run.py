@@ -11,7 +11,7 @@ from pathlib import Path
 
 from google.protobuf import json_format
 
-from chassis.pipe import Cancelled, EventSink, run_child
+from chassis.child.pipe import Cancelled, EventSink, run_child
 from engine.config.job import job_config
 from engine.data.prepare import examine
 from engine.data.split import Progress
@@ -19,21 +19,21 @@ from engine.data.validation import SHOWN, Report
 from engine.errors import JobError
 from engine.estimate.advice import Improvement, improvements
 from engine.estimate.architecture import Architecture
-from engine.estimate.wire import calibration
+from engine.estimate.estimate_proto import calibration
 from finetuneflow.v1 import preflight_pb2 as pb
 from finetuneflow.v1.estimate_pb2 import ObservedSpeed
 from finetuneflow.v1.event_pb2 import FieldViolation, StageCompleted
 from finetuneflow.v1.hardware_pb2 import Hardware
 from finetuneflow.v1.probe_service_pb2 import PreflightFineTuningJobResponse
 from services.probe.worker.answers import answering
-from services.probe.worker.conclude import Place, conclude, published
+from services.probe.worker.child_input import DryRunInput
+from services.probe.worker.conclude import TargetMachine, conclude, published
 from services.probe.worker.findings import validation_report
 from services.probe.worker.hub import hub_datasets, note_commits
 from services.probe.worker.resolve import Doubt, Resolved, resolve_length
-from services.probe.worker.spec import DryRunSpec
 
 
-def dry_run(spec: DryRunSpec, progress: Progress) -> PreflightFineTuningJobResponse:
+def dry_run(spec: DryRunInput, progress: Progress) -> PreflightFineTuningJobResponse:
     """Everything that would refuse the job is in the report.
 
     Raises JobError for what leaves nothing to check: INVALID_CONFIG, UNKNOWN_ARCHITECTURE, a tokenizer that cannot be
@@ -48,13 +48,13 @@ def dry_run(spec: DryRunSpec, progress: Progress) -> PreflightFineTuningJobRespo
     prepared = examine(resolved.config, spec.model.path, spec.sources, progress, rows, spec.processes)
     if (refusal := rows.refusal()) is not None:
         resolved.refusals.append(refusal)
-    place = Place(
+    target = TargetMachine(
         json_format.ParseDict(spec.hardware, Hardware()),
         spec.holds_artifacts,
         spec.prices,
         calibration(json_format.ParseDict(each, ObservedSpeed()) for each in spec.observed),
     )
-    concluded = conclude(resolved, spec.model, architecture, place, prepared, missing_bytes=spec.missing_bytes)
+    concluded = conclude(resolved, spec.model, architecture, target, prepared, missing_bytes=spec.missing_bytes)
     concluded.result.hub_datasets.extend(hub_datasets(spec.hub))
     config = published(resolved)
     better = improvements(concluded.facts) if concluded.facts is not None else []
@@ -77,7 +77,7 @@ def dry_run(spec: DryRunSpec, progress: Progress) -> PreflightFineTuningJobRespo
 
 def main(sink: EventSink, spec_path: Path) -> StageCompleted:
     """Answers the spec's question."""
-    spec = DryRunSpec.model_validate_json(spec_path.read_bytes())
+    spec = DryRunInput.model_validate_json(spec_path.read_bytes())
 
     def progress(_phase: str, _fraction: float | None) -> None:
         if sink.requested():

@@ -1,12 +1,12 @@
-"""A child that answers one question: `python -m services.probe.worker.errand SPEC.json`, the spec a LookSpec or a
-DryRunSpec. Without a spec it does its imports and waits for one."""
+"""A child that answers one question: `python -m services.probe.worker.errand INPUT.json`, an InspectionInput or a
+DryRunInput. Without a spec it does its imports and waits for one."""
 
 import importlib
 import json
 from pathlib import Path
 
-from chassis.pipe import EventSink, run_child
-from chassis.warm_start import wait_for_spec
+from chassis.child.pipe import EventSink, run_child
+from chassis.child.warm_start import wait_for_spec
 from finetuneflow.v1.event_pb2 import StageCompleted
 from services.probe.worker import dry_run, look
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from engine.config.wire import config_to_spec, data_sources
+from engine.config.spec_proto import config_to_spec, data_sources
 from finetuneflow.v1.fine_tuning_job_pb2 import Resolution
 from finetuneflow.v1.stage_result_pb2 import HubDataset
+from services.probe.worker.child_input import HubSource
 from services.probe.worker.resolve import Resolved
-from services.probe.worker.spec import HubSource
 
 
 def note_commits(resolved: Resolved, hub: Sequence[HubSource]) -> None:

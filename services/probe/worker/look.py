@@ -8,7 +8,7 @@ from pathlib import Path
 
 from google.protobuf.message import Message
 
-from chassis.pipe import Cancelled, EventSink, run_child
+from chassis.child.pipe import Cancelled, EventSink, run_child
 from engine.config.job import JobConfig, job_config
 from engine.data.prepare import examine
 from engine.data.preview import Preview, preview
@@ -22,8 +22,8 @@ from finetuneflow.v1.dataset_service_pb2 import (
 )
 from finetuneflow.v1.event_pb2 import StageCompleted
 from services.probe.worker.answers import answering
+from services.probe.worker.child_input import InspectionInput
 from services.probe.worker.findings import row_problem, validation_report
-from services.probe.worker.spec import LookSpec
 
 _MAX_ANSWER_BYTES = 3 << 20
 """Clients take 4 MiB by default."""
@@ -31,14 +31,14 @@ _MAX_ANSWER_BYTES = 3 << 20
 
 def main(sink: EventSink, spec_path: Path) -> StageCompleted:
     """Answers the spec's question."""
-    spec = LookSpec.model_validate_json(spec_path.read_bytes())
+    spec = InspectionInput.model_validate_json(spec_path.read_bytes())
     with answering(spec.out_dir) as answer:
         config = job_config(spec.config)
         answer(_preview(config, spec) if spec.num_rows else _validate(config, spec, sink))
     return StageCompleted()
 
 
-def _validate(config: JobConfig, spec: LookSpec, sink: EventSink) -> Message:
+def _validate(config: JobConfig, spec: InspectionInput, sink: EventSink) -> Message:
     def progress(_phase: str, _fraction: float | None) -> None:
         if sink.requested():
             raise Cancelled
@@ -50,7 +50,7 @@ def _validate(config: JobConfig, spec: LookSpec, sink: EventSink) -> Message:
     return ValidateDatasetResponse(report=validation_report(report, counted, config))
 
 
-def _preview(config: JobConfig, spec: LookSpec) -> Message:
+def _preview(config: JobConfig, spec: InspectionInput) -> Message:
     answer = PreviewDatasetResponse()
     size = 0
     for found in preview(config, spec.tokenizer_dir, spec.file, spec.first_row):

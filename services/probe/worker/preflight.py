@@ -8,7 +8,7 @@ from typing import Any
 
 from google.protobuf import json_format
 
-from chassis.pipe import Cancelled, EventSink, Paused
+from chassis.child.pipe import Cancelled, EventSink, Paused
 from engine.config.job import JobConfig, job_config
 from engine.data.content_key import content_key, sha256_of
 from engine.data.prepare import Prepared, prepare
@@ -18,10 +18,10 @@ from engine.estimate.architecture import Architecture
 from finetuneflow.v1.event_pb2 import ArtifactSaved, Phase, StageCompleted, Warning
 from finetuneflow.v1.hardware_pb2 import Hardware
 from services.hardware import read_hardware
-from services.probe.worker.conclude import Place, conclude, published
+from services.probe.worker.child_input import PreflightInput
+from services.probe.worker.conclude import TargetMachine, conclude, published
 from services.probe.worker.hub import hub_datasets, note_commits
 from services.probe.worker.resolve import Resolved, resolve_length
-from services.probe.worker.spec import PreflightSpec
 
 _PHASES = ("checking_hardware", "resolving_model", "reading_rows", "tokenising", "resolving_configuration")
 
@@ -31,7 +31,7 @@ def preflight(sink: EventSink, spec_path: Path) -> StageCompleted:
 
     Raises JobError for what the caller has to mend.
     """
-    spec = PreflightSpec.model_validate_json(spec_path.read_bytes())
+    spec = PreflightInput.model_validate_json(spec_path.read_bytes())
     config = job_config(spec.config)
     resolved = Resolved(config)
     note_commits(resolved, spec.hub)
@@ -59,8 +59,8 @@ def preflight(sink: EventSink, spec_path: Path) -> StageCompleted:
     sink.emit(ArtifactSaved(path=shards_path, kind="shards", media_type="inode/directory"))
 
     phases.enter("resolving_configuration")
-    place = Place(hardware, spec.holds_artifacts, spec.prices)
-    concluded = conclude(resolved, spec.model, architecture, place, prepared)
+    target = TargetMachine(hardware, spec.holds_artifacts, spec.prices)
+    concluded = conclude(resolved, spec.model, architecture, target, prepared)
     resolved.raise_refusals()
     for doubt in resolved.warnings:
         sink.emit(Warning(reason=doubt.reason, message=doubt.message, advice=doubt.advice))
@@ -72,12 +72,12 @@ def preflight(sink: EventSink, spec_path: Path) -> StageCompleted:
     return StageCompleted(preflight=result)
 
 
-def _content_key(config: JobConfig, spec: PreflightSpec) -> str:
+def _content_key(config: JobConfig, spec: PreflightInput) -> str:
     return content_key(config, spec.model.path, {name: sha256_of(path) for name, path in spec.sources.items()})
 
 
 def _prepared(
-    sink: EventSink, config: JobConfig, spec: PreflightSpec, shards: Path, phases: "_Phases", key: str
+    sink: EventSink, config: JobConfig, spec: PreflightInput, shards: Path, phases: "_Phases", key: str
 ) -> Prepared:
     report = Report()
     shards.parent.mkdir(parents=True, exist_ok=True)
@@ -133,7 +133,7 @@ class _Phases:
             self._sink.tick()
 
 
-def _hardware(spec: PreflightSpec) -> Hardware:
+def _hardware(spec: PreflightInput) -> Hardware:
     if spec.hardware is None:
         return read_hardware(spec.node_id, spec.out_dir)
     return json_format.ParseDict(spec.hardware, Hardware())

@@ -9,10 +9,10 @@ from engine.config.job import Hyperparameters, JobConfig
 from engine.errors import JobError, Violation
 from engine.estimate.architecture import Architecture
 from engine.estimate.disk import Disk
-from engine.estimate.kept import Method
 from engine.estimate.machine import best_gpu
 from engine.estimate.memory import Memory, Setup, estimate_memory
 from engine.estimate.recommend import RESERVE
+from engine.estimate.saved_activations import Method
 from finetuneflow.v1.fine_tuning_job_pb2 import Resolution
 from finetuneflow.v1.hardware_pb2 import Gpu, Hardware
 

@@ -2,19 +2,19 @@
 
 from pathlib import Path
 
-from chassis import out_of_memory
-from chassis.pipe import EventSink, run_child
-from chassis.warm_start import wait_for_spec
+from chassis.child import out_of_memory
+from chassis.child.pipe import EventSink, run_child
+from chassis.child.warm_start import wait_for_spec
 from engine.errors import SystemFailure
 from finetuneflow.v1.stage_result_pb2 import TrainingResult
 from services.trainer.worker import oom
-from services.trainer.worker.spec import TrainingSpec
+from services.trainer.worker.child_input import TrainingInput
 from services.trainer.worker.warm_up import quiet, warm_up
 
 
 def main(sink: EventSink, spec_path: Path) -> TrainingResult:
     """One attempt at a training."""
-    spec = TrainingSpec.model_validate_json(spec_path.read_bytes())
+    spec = TrainingInput.model_validate_json(spec_path.read_bytes())
     quiet()
     # Seconds of imports, which have to come after the environment and within the life that the supervisor watches.
     with sink.ticking():

@@ -10,8 +10,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from chassis.child.pipe import Cancelled, EventSink
 from chassis.failpoints import failpoint
-from chassis.pipe import Cancelled, EventSink
 from engine.config.curriculum import Curriculum
 from engine.config.job import Hyperparameters
 from finetuneflow.v1.event_pb2 import CheckpointSaved, Eval, Log, Phase, Restored, Warning
@@ -29,7 +29,7 @@ def phase(name: str, detail: str = "") -> Phase:
     return Phase(name=name, index=PHASES.index(name) + 1, count=len(PHASES), detail=detail)
 
 
-class Reporter(TrainerCallback):
+class TrainingCallback(TrainerCallback):
     """The Trainer's one listener. It also decides early stopping and obeys a pause or a cancel."""
 
     def __init__(

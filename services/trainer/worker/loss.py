@@ -9,14 +9,14 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from engine.config.curriculum import Curriculum
 from engine.data.spans import IGNORED
-from services.trainer.worker.events import Reporter
+from services.trainer.worker.events import TrainingCallback
 from services.trainer.worker.order import GroupedByLength, PhaseByPhase, lengths
 
 
 class Trainer(SFTTrainer):
     """`SFTTrainer` that scores trained positions only, weighs every held-out token alike, and counts what it trains."""
 
-    def __init__(self, reporter: Reporter, curriculum: Curriculum | None = None, **arguments: Any) -> None:
+    def __init__(self, reporter: TrainingCallback, curriculum: Curriculum | None = None, **arguments: Any) -> None:
         self._reporter, self._curriculum = reporter, curriculum
         self._nll: list[float] = []
         self._num_predicted: list[int] = []

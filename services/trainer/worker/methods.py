@@ -6,7 +6,7 @@ import torch
 
 from engine.config.job import JobConfig
 from engine.model import load
-from services.specs import ModelFiles
+from services.child_input import ModelFiles
 
 
 def trainable_model(config: JobConfig, files: ModelFiles, on: load.Device) -> Any:

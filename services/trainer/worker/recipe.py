@@ -11,23 +11,23 @@ from transformers import AutoTokenizer, PrinterCallback, set_seed
 from trl.data_utils import pack_dataset
 from trl.trainer.sft_config import SFTConfig
 
-from chassis.pipe import EventSink, Paused
+from chassis.child.pipe import EventSink, Paused
 from engine.config.curriculum import Curriculum
-from engine.config.translate import sft_arguments
+from engine.config.trl_arguments import sft_arguments
 from engine.data.prepare import Prepared
 from engine.model import load
 from finetuneflow.v1.event_pb2 import Complete, Restored, Warning
 from finetuneflow.v1.stage_result_pb2 import TrainingResult
 from services.trainer.worker.checkpoint import progress_at
-from services.trainer.worker.events import Reporter, phase
+from services.trainer.worker.child_input import TrainingInput
+from services.trainer.worker.events import TrainingCallback, phase
 from services.trainer.worker.loss import Trainer
 from services.trainer.worker.methods import keep_trained_weights_float32, trainable_model
 from services.trainer.worker.order import lengths
 from services.trainer.worker.progress import Progress, Totals, per_second
-from services.trainer.worker.spec import TrainingSpec
 
 
-def train(spec: TrainingSpec, sink: EventSink) -> TrainingResult:
+def train(spec: TrainingInput, sink: EventSink) -> TrainingResult:
     """Runs one attempt to its end and says how it went. Raises Paused once a requested pause is saved."""
     config, hyper = spec.config, spec.config.hyperparameters
     torch.set_num_threads(spec.threads)
@@ -44,7 +44,7 @@ def train(spec: TrainingSpec, sink: EventSink) -> TrainingResult:
     trainer_dir = spec.out_dir / "trainer"
     with sink.ticking():
         train_rows, eval_rows, curriculum = _rows(spec)
-    reporter = Reporter(
+    reporter = TrainingCallback(
         sink,
         hyper,
         curriculum=curriculum,
@@ -91,7 +91,7 @@ def train(spec: TrainingSpec, sink: EventSink) -> TrainingResult:
     return _result(spec, progress, reporter.attempt, model)
 
 
-def _rows(spec: TrainingSpec) -> tuple[Dataset, Dataset | None, Curriculum | None]:
+def _rows(spec: TrainingInput) -> tuple[Dataset, Dataset | None, Curriculum | None]:
     """Training rows (or packs of them), held-out rows, and how the phases follow each other; None where nothing is held
     out, and where there are no phases."""
     hyper = spec.config.hyperparameters
@@ -112,7 +112,7 @@ def _rows(spec: TrainingSpec) -> tuple[Dataset, Dataset | None, Curriculum | Non
     return train_rows, eval_rows.select(sorted(range(len(counted)), key=lambda i: -counted[i])), curriculum
 
 
-def _restored(spec: TrainingSpec, sink: EventSink) -> tuple[Progress, Restored | None]:
+def _restored(spec: TrainingInput, sink: EventSink) -> tuple[Progress, Restored | None]:
     """Where the training goes on from. Says which newer checkpoints had to be passed over."""
     progress = progress_at(spec.resume.path) if spec.resume else Progress()
     where = f"from step {progress.step}" if spec.resume else "from the beginning"
@@ -145,7 +145,7 @@ def _complete(progress: Progress, attempt: Totals) -> Complete:
     return event
 
 
-def _result(spec: TrainingSpec, progress: Progress, attempt: Totals, model: Any) -> TrainingResult:
+def _result(spec: TrainingInput, progress: Progress, attempt: Totals, model: Any) -> TrainingResult:
     seconds = spec.prior_runtime_seconds + attempt.seconds
     result = TrainingResult(
         total_steps=progress.step,

@@ -1,0 +1,424 @@
+"""One claimed attempt: prepares, runs the child, turns whatever happens into events and one ending."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import shutil
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from google.protobuf.message import DecodeError, Message
+
+from chassis.attempt.reporter import Reporter
+from chassis.attempt.spool import Spool
+from chassis.attempt.uploads import KINDS, UploadFailed, Uploads
+from chassis.bus.event_bus import Bus
+from chassis.child.child_process import Child, ChildCommand, kill_those_of
+from chassis.child.pipe import failure_of
+from chassis.child.spare import Spare, SpareCommand
+from chassis.child.usage import Usage
+from chassis.error_protocols import CallerFault, SystemFault
+from chassis.events import ENDINGS, MAX_EVENT_BYTES, event_of
+from chassis.failpoints import failpoint
+from chassis.preparation import Preparation, Stalled
+from chassis.settings import WorkerSettings
+from chassis.stall_timer import StallTimer
+from chassis.store.artifact_store import ArtifactStore
+from chassis.store.disk_full import is_disk_full, tells_of_full_disk
+from finetuneflow.v1 import event_pb2, fine_tuning_job_pb2, work_pb2
+
+_log = logging.getLogger(__name__)
+
+_EXIT_SECONDS = 10.0
+"""How long a child may take to exit after it has said how it ended."""
+_SAMPLE_SECONDS = 2.0
+_USAGE_SECONDS = 30.0
+_ROOM = "Have the operator make room on the disk of the worker's FTF_HOME; the job then goes on where it was."
+_DISK_PATIENCE_SECONDS = 60.0
+"""How long an event waits for room on the disk. The child is held back meanwhile: its pipe fills up."""
+
+
+class Stage(Protocol):
+    """What one of the four services does with a work item."""
+
+    service: str
+
+    async def prepare(self, assignment: work_pb2.Assignment, workdir: Path, store: ArtifactStore) -> ChildCommand:
+        """Brings what the child needs into `workdir`, which is empty. An exception with reason, message, advice and
+        violations is the caller's to mend; any other is ours, its reason kept where it has one (SystemFault)."""
+        ...
+
+
+@runtime_checkable
+class Finisher(Protocol):
+    """A stage that has something to add to its child's StageCompleted, after the paths of uploads are filled in."""
+
+    def finish(self, assignment: work_pb2.Assignment, event: event_pb2.Event) -> event_pb2.Event: ...
+
+
+@runtime_checkable
+class Sparing(Protocol):
+    """A stage whose children take long to import what they need, and can do so before they have a spec."""
+
+    def spare(self) -> SpareCommand:
+        """How to start one that waits for its spec; what `prepare` asks for most of the time."""
+        ...
+
+
+@dataclass(frozen=True)
+class WorkerContext:
+    """Where attempts run: everything that is the same for all of a process."""
+
+    bus: Bus
+    store: ArtifactStore
+    stage: Stage
+    settings: WorkerSettings
+    spare: Spare
+
+
+def failed(reason: str, message: str, advice: str = "", lines: list[str] | None = None) -> event_pb2.StageFailed:
+    """A failure that is ours."""
+    fault = fine_tuning_job_pb2.FAULT_SYSTEM_ERROR
+    return event_pb2.StageFailed(fault=fault, reason=reason, message=message, advice=advice, last_lines=lines)
+
+
+def clear(workdir: Path) -> None:
+    """Nothing works for the attempt with that folder any more, and nothing of it is left."""
+    # The child's process group is gone; whatever it started may have left the group.
+    kill_those_of(workdir)
+    shutil.rmtree(workdir, ignore_errors=True)
+
+
+class Attempt:
+    """Runs from the claim until its last event is accepted."""
+
+    def __init__(self, context: WorkerContext, assignment: work_pb2.Assignment, spool: Spool) -> None:
+        self.assignment = assignment
+        self.start_time = time.time()
+        self.over = asyncio.Event()
+        """Set once all that is left to do is to have its events accepted."""
+        self._context = context
+        self._spool = spool
+        self._reporter = Reporter(context.bus, spool, self._hear)
+        self._child: Child | None = None
+        self._beginning: asyncio.Task[ChildCommand | event_pb2.StageFailed] | None = None
+        self._uploading: asyncio.Task[None] | None = None
+        self._release = ""
+        """PAUSED, DRAINED or CANCELLED once the attempt is to be let go."""
+        self._failure: event_pb2.StageFailed | None = None
+        """Why the supervisor killed the child."""
+        self._phase = ""
+        self._ending: event_pb2.Event | None = None
+        """How the child says that it ended."""
+        self._stall_timer = StallTimer()
+
+    @property
+    def waiting_events(self) -> int:
+        """Events that are not accepted yet."""
+        return self._reporter.waiting_events
+
+    async def run(self) -> None:
+        """Returns once the attempt is over; what is left of it is for `clear`. Cancelled, it kills the child and leaves
+        the spool to the next process."""
+        working = asyncio.create_task(self._work(), name=f"work-{self.assignment.job_id}")
+        reporting = asyncio.create_task(self._reporter.run(), name=f"report-{self.assignment.job_id}")
+        try:
+            await asyncio.wait({working, reporting}, return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                # Raises when not even the ending could be kept. Without a heartbeat the lease expires.
+                await working
+            await reporting
+            if self._reporter.stopped:
+                _log.info("the claim is not current any more; stopping", extra=self._labels())
+        finally:
+            await _cancelled(reporting)
+            await _cancelled(working)
+            self._spool.close()
+        self._spool.delete()
+
+    async def clear(self) -> None:
+        """After `run`: nothing of it is left here."""
+        await asyncio.to_thread(clear, self._spool.record.workdir)
+
+    def nudge(self) -> None:
+        """Reports at once, to hear what is wanted now."""
+        self._reporter.nudge()
+
+    def drain(self) -> None:
+        """Asks the child to save and let go."""
+        self._let_go("DRAINED")
+
+    def abandon(self) -> None:
+        """Kills a child that did not let go in time, and gives up what it has not stored yet. The operator wanted it:
+        it counts as released, not as failed."""
+        self._let_go("DRAINED")
+        if self._child:
+            self._child.kill()
+        if self._uploading:
+            self._uploading.cancel()
+
+    def _hear(self, directive: work_pb2.Directive) -> None:
+        if directive == work_pb2.DIRECTIVE_PAUSE:
+            self._let_go("PAUSED")
+        elif directive == work_pb2.DIRECTIVE_CANCEL:
+            self._let_go("CANCELLED")
+
+    def _let_go(self, reason: str) -> None:
+        if self._release in ("CANCELLED", reason):
+            return
+        self._release = reason
+        if self._child:
+            self._tell(self._child)
+        elif self._beginning:
+            self._beginning.cancel()
+
+    def _tell(self, child: Child) -> None:
+        if self._release == "CANCELLED":
+            child.control("cancel")
+            asyncio.get_running_loop().call_later(self._context.settings.cancel_grace_seconds, child.kill)
+        elif self._release:
+            child.control("pause")
+
+    async def _work(self) -> None:
+        try:
+            ending = await self._outcome()
+        except OSError as error:
+            _log.exception("an attempt failed on this machine", extra=self._labels())
+            ending = failed("MACHINE_FAILED", f"The worker's machine failed: {error}", "See the worker's log.")
+            if is_disk_full(error):
+                ending.reason, ending.advice = "DISK_FULL", _ROOM
+        except Exception as error:  # noqa: BLE001 - becomes the event that ends the attempt
+            _log.exception("a defect of the supervisor", extra=self._labels())
+            ending = failed("CRASHED", f"{type(error).__name__}: {error}"[:4096], "See the worker's log.")
+        finally:
+            self.over.set()
+            if self._child:
+                self._child.close()
+        failpoint("attempt.ending")
+        await self._append(ending if isinstance(ending, event_pb2.Event) else event_of(ending))
+
+    async def _outcome(self) -> event_pb2.Event | Message:
+        if self._release:
+            return event_pb2.StageReleased(reason=self._release)
+        workdir = self._spool.record.workdir
+        workdir.mkdir(parents=True)
+        self._beginning = asyncio.create_task(self._begin(workdir), name=f"begin-{self.assignment.job_id}")
+        try:
+            begun = await self._beginning
+        except asyncio.CancelledError:
+            if self._release and self._beginning.cancelled():
+                return event_pb2.StageReleased(reason=self._release)
+            raise
+        if not isinstance(begun, ChildCommand):
+            return begun
+        assert self._child  # noqa: S101 - begun
+        return await self._follow(self._child, begun)
+
+    async def _begin(self, workdir: Path) -> ChildCommand | event_pb2.StageFailed:
+        stage, settings = self._context.stage, self._context.settings
+        preparing = stage.prepare(self.assignment, workdir, self._context.store)
+        try:
+            command = await Preparation(self._say).run(preparing, settings.preparation_stall_seconds)
+        except Stalled as error:
+            return failed("STALLED", str(error), "It is tried again where attempts are left.")
+        except Exception as error:  # noqa: BLE001 - becomes the event that ends the attempt
+            return self._unprepared(error)
+        command.out_dir.mkdir(parents=True, exist_ok=True)
+        child = self._child = await self._context.spare.start(command, workdir)
+        failpoint("child.started")
+        self._spool.record.child_pid = child.pid
+        self._spool.record.child_create_time = child.create_time
+        self._spool.save_record()
+        return command
+
+    def _unprepared(self, error: Exception) -> event_pb2.StageFailed:
+        failure = failure_of(error)
+        if isinstance(error, CallerFault | SystemFault):
+            return failure
+        _log.error("preparing an attempt failed", exc_info=error, extra=self._labels())
+        failure.reason, failure.advice = "PREPARATION_FAILED", "See the worker's log."
+        if is_disk_full(error):
+            failure.reason, failure.advice = "DISK_FULL", _ROOM
+        return failure
+
+    async def _follow(self, child: Child, command: ChildCommand) -> event_pb2.Event | Message:
+        queue: asyncio.Queue[event_pb2.Event | None] = asyncio.Queue()
+        uploads = Uploads(self._context.store, self.assignment, command.out_dir)
+        uploading = self._uploading = asyncio.create_task(self._upload(child, uploads, queue))
+        watching = asyncio.create_task(self._watch(child))
+        usage = Usage(child.pid, {**command.env, **command.late_env})
+        sampling = asyncio.create_task(self._sample(usage))
+        try:
+            await self._read(child, queue)
+            watching.cancel()
+            status = await child.wait()
+            await _cancelled(sampling)
+            await self._tell_usage(usage)
+            if self._release == "CANCELLED":
+                return event_pb2.StageReleased(reason="CANCELLED")
+            await asyncio.wait({uploading})
+            if uploading.cancelled():
+                return event_pb2.StageReleased(reason=self._release)
+            uploading.result()
+            if self._failure:
+                self._failure.last_lines[:] = child.last_lines()
+                return self._failure
+            if self._ending is None:
+                return self._unexplained_exit(child, status)
+            return self._completed(self._ending, child, uploads)
+        finally:
+            for task in (uploading, watching, sampling):
+                await _cancelled(task)
+
+    async def _read(self, child: Child, queue: asyncio.Queue[event_pb2.Event | None]) -> None:
+        self._stall_timer.reset()
+        try:
+            async with contextlib.aclosing(child.frames()) as frames:
+                async for frame in frames:
+                    self._stall_timer.reset()
+                    if not frame or self._ending:
+                        continue
+                    if len(frame) > MAX_EVENT_BYTES:
+                        self._fail(child, "EVENT_TOO_LARGE", f"The worker wrote an event of {len(frame)} bytes.")
+                        continue
+                    event = event_pb2.Event.FromString(frame)
+                    kind = event.WhichOneof("payload")
+                    if kind in ENDINGS:
+                        self._ending = event
+                        asyncio.get_running_loop().call_later(_EXIT_SECONDS, child.kill)
+                    elif kind in KINDS:
+                        queue.put_nowait(event)
+                    else:
+                        self._phase = event.phase.name if kind == "phase" else self._phase or "started"
+                        await self._append(event)
+        except (ValueError, DecodeError) as error:
+            self._fail(child, "CRASHED", f"The worker wrote what is no event: {error}")
+        finally:
+            queue.put_nowait(None)
+
+    async def _upload(self, child: Child, uploads: Uploads, queue: asyncio.Queue[event_pb2.Event | None]) -> None:
+        try:
+            while event := await queue.get():
+                for stored in await uploads.upload(event):
+                    await self._append(stored)
+            if self._release != "CANCELLED":
+                for stored in await uploads.finish(self._ending):
+                    await self._append(stored)
+        except UploadFailed as error:
+            self._fail(child, error.reason, str(error), error.advice)
+
+    async def _watch(self, child: Child) -> None:
+        settings = self._context.settings
+
+        def limit() -> float:
+            loading = not self._phase or self._phase.startswith("loading")
+            return settings.loading_stall_seconds if loading else settings.stall_seconds
+
+        seconds = await self._stall_timer.wait(limit)
+        if not self._ending:
+            where = f"in phase {self._phase}" if self._phase else "since it was started"
+            message = f"The worker gave no sign of life for {seconds:.0f} seconds {where}."
+            self._fail(child, "STALLED", message, "It is tried again where attempts are left.")
+
+    async def _sample(self, usage: Usage) -> None:
+        told = time.monotonic()
+        while True:
+            await asyncio.to_thread(usage.sample)
+            if time.monotonic() >= told + _USAGE_SECONDS:
+                told = time.monotonic()
+                await self._tell_usage(usage)
+            await asyncio.sleep(_SAMPLE_SECONDS)
+
+    async def _tell_usage(self, usage: Usage) -> None:
+        taken = await asyncio.to_thread(usage.take)
+        if taken.peak_memory_bytes:
+            await self._append(event_of(taken))
+
+    def _fail(self, child: Child, reason: str, message: str, advice: str = "") -> None:
+        if not self._failure:
+            self._failure = failed(reason, message, advice or "This is a defect of ours; please report it.")
+        child.kill()
+
+    def _unexplained_exit(self, child: Child, status: int) -> Message:
+        lines = child.last_lines()
+        if self._release:
+            return event_pb2.StageReleased(reason=self._release)
+        if status == -signal.SIGKILL and child.host_ran_out_of_memory():
+            advice = "Lower the batch size or max_length, or run it on a machine with more memory."
+            return failed("HOST_OUT_OF_MEMORY", "The kernel killed the worker for want of memory.", advice, lines)
+        if status == -signal.SIGKILL:
+            advice = "Most often the machine was out of memory; see its kernel log. Otherwise somebody killed it."
+            return failed("KILLED", "The worker was killed by signal 9.", advice, lines)
+        if status in (-signal.SIGTERM, -signal.SIGINT):
+            advice = "Somebody on its machine ended it. To stop a trainer, send the signal to its service: that drains."
+            return failed("KILLED", f"The worker was ended by {signal.Signals(-status).name}.", advice, lines)
+        if status == -signal.SIGVTALRM:
+            # A child sets itself this limit around what a caller wrote, and can be ended in no other way.
+            advice = "Simplify what it is to compute, a template most often."
+            failure = failed("CPU_LIMIT", "One step of the work took more CPU time than it may.", advice, lines)
+            failure.fault = fine_tuning_job_pb2.FAULT_USER_ERROR
+            return failure
+        if tells_of_full_disk(lines[-5:]):
+            return failed("DISK_FULL", f"The worker could not write: {lines[-1]}", _ROOM, lines)
+        how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
+        advice = "The last lines show where; if the input looks right, this is a defect: please report it."
+        return failed("CRASHED", f"The worker {how} without a result.", advice, lines)
+
+    def _completed(self, ending: event_pb2.Event, child: Child, uploads: Uploads) -> event_pb2.Event:
+        if ending.HasField("stage_failed"):
+            failure = ending.stage_failed
+            if not failure.last_lines:
+                failure.last_lines[:] = child.last_lines()
+            if failure.reason == "CRASHED" and tells_of_full_disk([failure.message]):
+                failure.reason, failure.advice = "DISK_FULL", _ROOM
+        elif ending.HasField("stage_released") and self._release:
+            ending.stage_released.reason = self._release
+        elif ending.HasField("stage_completed"):
+            uploads.fill_in(ending.stage_completed)
+            stage = self._context.stage
+            if isinstance(stage, Finisher):
+                return stage.finish(self.assignment, ending)
+        return ending
+
+    def _say(self, phase: event_pb2.Phase) -> None:
+        try:
+            self._keep(event_of(phase))
+        except OSError as error:
+            # Only told for the watchers' sake. What matters waits for room, or fails.
+            _log.warning("phase %s is not reported: %s", phase.name, error, extra=self._labels())
+
+    async def _append(self, event: event_pb2.Event) -> None:
+        deadline = time.monotonic() + _DISK_PATIENCE_SECONDS
+        while True:
+            try:
+                self._keep(event)
+                return
+            except OSError as error:
+                if not is_disk_full(error) or time.monotonic() >= deadline:
+                    raise
+                _log.warning("an event waits for room on the disk: %s", error, extra=self._labels())
+            # What is accepted meanwhile makes room, too.
+            await asyncio.sleep(1.0)
+            self._stall_timer.reset()
+
+    def _keep(self, event: event_pb2.Event) -> None:
+        event.job_id = self.assignment.job_id
+        event.stage = self.assignment.stage
+        event.attempt = self.assignment.attempt
+        event.source = self._context.settings.node_id
+        self._reporter.append(event)
+
+    def _labels(self) -> dict[str, Any]:
+        stage = fine_tuning_job_pb2.Stage.Name(self.assignment.stage)
+        return {"job_id": self.assignment.job_id, "stage": stage, "attempt": self.assignment.attempt}
+
+
+async def _cancelled(task: asyncio.Task[Any]) -> None:
+    """Ends a task, and waits until it has cleaned up. Whether it failed is looked at by who awaits its result."""
+    task.cancel()
+    await asyncio.wait({task})

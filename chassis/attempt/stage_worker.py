@@ -1,0 +1,364 @@
+"""The runtime that the four services share: pull, claim, ack, run, report until accepted, drain, start again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import time
+import uuid
+from collections.abc import Coroutine
+from importlib import metadata
+from typing import Any, cast
+
+from google.protobuf.message import Message
+
+from chassis.attempt.claimed_attempt import Attempt, Sparing, Stage, WorkerContext, clear, failed
+from chassis.attempt.reporter import Reporter
+from chassis.attempt.spool import ClaimRecord, Spool, SpoolBusy
+from chassis.bus.event_bus import (
+    CLAIM_SUBJECT,
+    Bus,
+    BusUnavailable,
+    Handlers,
+    ResponderFailed,
+    Unanswered,
+    WorkMessage,
+    WorkQueue,
+    event_subject,
+)
+from chassis.child.child_process import kill_leftover, kill_those_of
+from chassis.child.spare import Spare
+from chassis.events import event_of
+from chassis.failpoints import failpoint
+from chassis.settings import WorkerSettings
+from chassis.store.artifact_store import ArtifactStore
+from finetuneflow.v1 import event_pb2, fine_tuning_job_pb2, hardware_pb2, work_pb2
+
+_log = logging.getLogger(__name__)
+
+_POLL_SECONDS = 30.0
+_CLAIM_SECONDS = 2.0
+_CLAIM_REPEATS_SECONDS = 8.0
+"""With one more answer to wait for it stays below what the broker waits for an ack."""
+_CLAIM_PAUSE_SECONDS = 0.25
+_NO_GATEWAY_SECONDS = 2.0
+_NO_DISK_SECONDS = 5.0
+_HURRIED_REPORT_SECONDS = 1.0
+_LAST_REPORT_SECONDS = 5.0
+"""How long a drained process tries to have its last events accepted."""
+
+
+class StageWorker:
+    """One stage in one process, `settings.slots` attempts at a time."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        store: ArtifactStore,
+        stage: Stage,
+        settings: WorkerSettings,
+    ) -> None:
+        self.draining = False
+        self.drain_began = asyncio.Event()
+        self.address = ""
+        """host:port of this process's gRPC server, for the others; set it once that listens."""
+        self.hardware: hardware_pb2.Hardware | None = None
+        """What this machine is and has left."""
+        command = stage.spare() if isinstance(stage, Sparing) and settings.warm_spare else None
+        self._context = WorkerContext(bus, store, stage, settings, Spare(command, settings.home / stage.service))
+        self._start_time = time.time()
+        self._spools = settings.home / stage.service / "spool"
+        self._workdirs = settings.home / stage.service / "work"
+        self._queue: WorkQueue = bus.work(stage.service, settings.pool)
+        self._slots = asyncio.Semaphore(settings.slots)
+        self._attempts: dict[str, Attempt] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._hurried = asyncio.Event()
+        self._settled = asyncio.Event()
+        """Set while nothing is pulled or claimed."""
+        self._settled.set()
+        self._nudges: Handlers | None = None
+        self._waiting: asyncio.Task[WorkMessage | None] | None = None
+        self._puller: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Ends what an earlier process left behind and begins to pull. Needs no broker."""
+        leftovers = await asyncio.to_thread(self._take_leftovers)
+        await asyncio.to_thread(self._sweep_workdirs)
+        await asyncio.to_thread(self._context.store.sweep)
+        for spool in leftovers:
+            self._spawn(self._report_leftover(spool))
+        self._context.spare.open()
+        # Whatever changes a job's state may want something of whoever holds its claim.
+        self._nudges = await self._context.bus.subscribe(event_subject("*", "state_changed"), self._nudge)
+        self._puller = asyncio.create_task(self._pull(), name="pull")
+
+    def node(self) -> work_pb2.Node:
+        """What this process says of itself."""
+        settings = self._context.settings
+        node = work_pb2.Node(
+            id=settings.node_id,
+            service=self._context.stage.service,
+            address=self.address,
+            version=metadata.version("finetuneflow-server"),
+            pool=settings.pool,
+            slots=settings.slots,
+            runs=self.runs(),
+            hardware=self.hardware,
+            draining=self.draining,
+        )
+        node.start_time.FromNanoseconds(int(self._start_time * 1e9))
+        return node
+
+    def runs(self) -> list[work_pb2.Run]:
+        """What runs now, by start."""
+        found = []
+        for attempt in sorted(self._attempts.values(), key=lambda each: each.start_time):
+            given = attempt.assignment
+            run = work_pb2.Run(job_id=given.job_id, stage=given.stage, attempt=given.attempt)
+            run.start_time.FromNanoseconds(int(attempt.start_time * 1e9))
+            run.spooled_events = attempt.waiting_events
+            found.append(run)
+        return found
+
+    def begin_drain(self) -> None:
+        """Takes no new work and has children save and let go. Idempotent."""
+        if self.draining:
+            return
+        self.draining = True
+        self.drain_began.set()
+        if self._waiting:
+            self._waiting.cancel()
+        for attempt in list(self._attempts.values()):
+            attempt.drain()
+
+    async def drain(self, limit_seconds: float | None = None) -> None:
+        """Begins it, and returns once all is accepted. A child that takes longer than `limit_seconds` (default: the
+        setting), or than `hurry` is called, is killed; what no gateway accepts then stays on disk for the next process.
+        Idempotent."""
+        limit = self._context.settings.drain_seconds if limit_seconds is None else limit_seconds
+        self.begin_drain()
+        await self._context.spare.close()
+        if not await self._over(limit):
+            for attempt in list(self._attempts.values()):
+                attempt.abandon()
+        await self._idle(_LAST_REPORT_SECONDS if not self._hurried.is_set() else _HURRIED_REPORT_SECONDS)
+
+    def hurry(self) -> None:
+        """Whoever asked for the drain asks again: children are killed now."""
+        self._hurried.set()
+
+    async def wait(self) -> None:
+        """Returns once it pulls no more because it drains; raises what ended the pulling otherwise (a full disk, a
+        defect): a process that is alive and takes no work would go unnoticed."""
+        if self._puller:
+            await asyncio.shield(self._puller)
+
+    async def stop(self) -> None:
+        """Drains, then lets go of what is left."""
+        await self.drain()
+        left = {*self._tasks, *({self._puller} if self._puller else ())}
+        for task in left:
+            task.cancel()
+        if left:
+            await asyncio.wait(left)
+        if self._nudges:
+            await self._nudges.stop()
+
+    async def _over(self, seconds: float) -> bool:
+        """Whether within so many seconds all that is left to do is to have events accepted."""
+        tasks = {asyncio.create_task(self._nothing_runs()), asyncio.create_task(self._hurried.wait())}
+        await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        over = not self._hurried.is_set() and any(task.done() for task in tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        return over
+
+    async def _nothing_runs(self) -> None:
+        # What is being claimed may still come.
+        await self._settled.wait()
+        for attempt in list(self._attempts.values()):
+            await attempt.over.wait()
+
+    async def _idle(self, seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        while left := {task for task in (*self._tasks, self._puller) if task and not task.done()}:
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                return False
+            await asyncio.wait(left, timeout=remaining, return_when=asyncio.FIRST_COMPLETED)
+        return True
+
+    async def _pull(self) -> None:
+        while not self.draining:
+            await self._slots.acquire()
+            attempt = None
+            try:
+                if not self.draining:
+                    self._settled.clear()
+                    attempt = await self._next_attempt()
+            finally:
+                if not attempt:
+                    self._slots.release()
+                    self._settled.set()
+            if attempt:
+                self._attempts[attempt.assignment.claim_id] = attempt
+                self._spawn(self._run(attempt))
+                self._settled.set()
+                if self.draining:
+                    attempt.drain()
+
+    async def _next_attempt(self) -> Attempt | None:
+        self._waiting = asyncio.create_task(self._queue.next(_POLL_SECONDS))
+        try:
+            message = await self._waiting
+        except asyncio.CancelledError:
+            if self.draining and self._waiting.cancelled():
+                return None
+            self._waiting.cancel()
+            raise
+        finally:
+            self._waiting = None
+        return await self._claim(message) if message else None
+
+    async def _claim(self, message: WorkMessage) -> Attempt | None:
+        item = message.item
+        request = work_pb2.ClaimRequest(
+            job_id=item.job_id,
+            stage=item.stage,
+            attempt=item.attempt,
+            claim_id=uuid.uuid4().hex,
+            node_id=self._context.settings.node_id,
+        )
+        # First: a claim that cannot be kept would cost the job an attempt, and one whose answer gets lost is known to
+        # the next process.
+        try:
+            spool = await asyncio.to_thread(self._spool, request)
+        except (OSError, SpoolBusy) as error:
+            _log.error("no work can be taken: %s", error, extra={"job_id": item.job_id})
+            await message.nak(_NO_DISK_SECONDS)
+            await asyncio.sleep(_NO_DISK_SECONDS)
+            return None
+        try:
+            answer = await self._ask(message, request)
+        except BaseException:
+            # Nobody knows whether it was granted: the next process reports that it came to nothing.
+            spool.close()
+            raise
+        if not answer:
+            if self.draining:
+                # It may have been granted without our hearing of it. Nobody else gets it before it is given back.
+                self._end(spool, event_pb2.StageReleased(reason="DRAINED"))
+                self._spawn(self._report_leftover(spool))
+            else:
+                spool.delete()
+            await message.nak(_NO_GATEWAY_SECONDS)
+            return None
+        attempt = None
+        if answer.HasField("assignment"):
+            failpoint("claim.granted")
+            attempt = Attempt(self._context, answer.assignment, spool)
+        else:
+            _log.info("claim refused: %s", answer.refused.reason, extra={"job_id": item.job_id})
+            spool.delete()
+        await message.ack()
+        failpoint("claim.acked")
+        return attempt
+
+    async def _ask(self, message: WorkMessage, request: work_pb2.ClaimRequest) -> work_pb2.ClaimResponse | None:
+        # A claim that nobody answered in time may have been granted, or be granted by a gateway that was stopped and
+        # goes on: it is asked again with the same id until somebody says what came of it. Nobody else could be given
+        # this slot meanwhile, and a claim that is granted to nobody counts as a failure when its lease ends.
+        began = time.monotonic()
+        repeated = perhaps_granted = False
+        while True:
+            try:
+                return await self._context.bus.request(
+                    CLAIM_SUBJECT, request, work_pb2.ClaimResponse, _CLAIM_SECONDS, everyone=repeated
+                )
+            except BusUnavailable as error:
+                if isinstance(error, Unanswered | ResponderFailed):
+                    perhaps_granted = isinstance(error, Unanswered)
+                late = time.monotonic() - began >= _CLAIM_REPEATS_SECONDS
+                if self.draining or (late and not perhaps_granted):
+                    _log.warning("no gateway answers a claim: %s", error, extra={"job_id": request.job_id})
+                    return None
+            repeated = True
+            await message.hold()
+            await asyncio.sleep(_CLAIM_PAUSE_SECONDS)
+
+    def _spool(self, request: work_pb2.ClaimRequest) -> Spool:
+        record = ClaimRecord(
+            job_id=request.job_id,
+            stage=int(request.stage),
+            attempt=request.attempt,
+            claim_id=request.claim_id,
+            workdir=self._workdirs / request.claim_id,
+        )
+        spool = Spool(self._spools, record)
+        failpoint("claim.spooled")
+        return spool
+
+    def _nudge(self, subject: str, data: bytes) -> None:
+        job_id = subject.split(".")[3]
+        for attempt in self._attempts.values():
+            if attempt.assignment.job_id == job_id:
+                attempt.nudge()
+
+    async def _run(self, attempt: Attempt) -> None:
+        given = attempt.assignment
+        labels = {"job_id": given.job_id, "attempt": given.attempt}
+        _log.info("began %s", fine_tuning_job_pb2.Stage.Name(given.stage), extra=labels)
+        try:
+            await attempt.run()
+        except Exception:  # noqa: BLE001 - its heartbeat ends with it, the lease does the rest, others go on
+            _log.exception("an attempt could not be kept", extra=labels)
+        finally:
+            del self._attempts[given.claim_id]
+            self._slots.release()
+        _log.info("ended %s", fine_tuning_job_pb2.Stage.Name(given.stage), extra=labels)
+        # The next attempt does not wait for gigabytes to be deleted.
+        await attempt.clear()
+
+    def _take_leftovers(self) -> list[Spool]:
+        spools = Spool.leftovers(self._spools)
+        for spool in spools:
+            if spool.record.child_pid:
+                kill_leftover(spool.record.child_pid, spool.record.child_create_time)
+            # One may have been started and not been written down.
+            kill_those_of(spool.record.workdir)
+            if not spool.sealed:
+                message = "The worker's supervisor ended while the worker was running."
+                self._end(spool, failed("KILLED", message, "It is tried again where attempts are left."))
+        return spools
+
+    def _end(self, spool: Spool, ending: Message) -> None:
+        event = event_of(ending)
+        event.job_id = spool.record.job_id
+        event.stage = cast(fine_tuning_job_pb2.Stage, spool.record.stage)
+        event.attempt = spool.record.attempt
+        event.source = self._context.settings.node_id
+        spool.append(event)
+
+    def _sweep_workdirs(self) -> None:
+        """Removes folders of claims that nobody holds: threads that prepared one may have written after its end."""
+        for workdir in self._workdirs.glob("*"):
+            if not (self._spools / f"{workdir.name}.json").exists():
+                shutil.rmtree(workdir, ignore_errors=True)
+
+    async def _report_leftover(self, spool: Spool) -> None:
+        _log.info("reporting what an earlier process left behind", extra={"job_id": spool.record.job_id})
+        try:
+            await Reporter(self._context.bus, spool, lambda _: None).run()
+        except asyncio.CancelledError:
+            spool.close()
+            raise
+        spool.delete()
+        await asyncio.to_thread(clear, spool.record.workdir)
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

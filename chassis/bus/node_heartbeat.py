@@ -1,0 +1,49 @@
+"""A process says that it is alive, and with what, in the bucket `ftf_nodes`. Information only."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from chassis.bus.event_bus import Bus, BusUnavailable
+from finetuneflow.v1 import work_pb2
+
+_log = logging.getLogger(__name__)
+
+HEARTBEAT_SECONDS: Final = 5.0
+
+
+class NodeHeartbeat:
+    """Publishes `describe()` every 5 s until stop(), which takes it back."""
+
+    def __init__(self, bus: Bus, describe: Callable[[], work_pb2.Node]) -> None:
+        self._bus = bus
+        self._describe = describe
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begins at once, in the background."""
+        self._task = asyncio.create_task(self._run(), name="node")
+
+    async def announce(self) -> None:
+        """Publishes a change without waiting for the next beat."""
+        try:
+            await self._bus.put_node(self._describe())
+        except BusUnavailable as error:
+            _log.debug("the node is not announced: %s", error)
+
+    async def stop(self) -> None:
+        """Others need not wait until the entry expires."""
+        if self._task:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+        with contextlib.suppress(BusUnavailable):
+            await self._bus.remove_node(self._describe().id)
+
+    async def _run(self) -> None:
+        while True:
+            await self.announce()
+            await asyncio.sleep(HEARTBEAT_SECONDS)

@@ -1,0 +1,77 @@
+"""The JetStream streams of this system: their names, their subjects and how each is made."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from nats.js import api
+from nats.js.errors import APIError
+
+from chassis.bus.connection import Connection
+from finetuneflow.v1 import fine_tuning_job_pb2, work_pb2
+
+WORK_STREAM: Final = "FTF_WORK"
+EVENTS_STREAM: Final = "FTF_EVENTS"
+NODES_BUCKET: Final = "ftf_nodes"
+NODES_STREAM: Final = f"KV_{NODES_BUCKET}"
+NODE_TTL_SECONDS: Final = 15.0
+
+_OTHER_CONFIGURATION: Final = 10058
+
+
+def work_subject(service: str, pool: str, item: work_pb2.WorkItem) -> str:
+    """The one subject of an attempt. Two messages never wait there."""
+    stage = fine_tuning_job_pb2.Stage.Name(item.stage).removeprefix("STAGE_").lower()
+    return f"ftf.v1.work.{service}.{pool}.{item.job_id}.{stage}.{item.attempt}"
+
+
+async def make_work_stream(connection: Connection) -> str:
+    """Makes FTF_WORK where it is missing. The moment it was made: its identity. BusUnavailable."""
+    return await _make(
+        connection,
+        api.StreamConfig(
+            name=WORK_STREAM,
+            subjects=["ftf.v1.work.>"],
+            retention=api.RetentionPolicy.WORK_QUEUE,
+            discard=api.DiscardPolicy.NEW,
+            discard_new_per_subject=True,
+            max_msgs_per_subject=1,
+            storage=api.StorageType.FILE,
+        ),
+    )
+
+
+async def make_events_stream(connection: Connection) -> None:
+    """Makes FTF_EVENTS where it is missing. BusUnavailable."""
+    await _make(
+        connection,
+        api.StreamConfig(
+            name=EVENTS_STREAM,
+            subjects=["ftf.v1.jobs.>"],
+            retention=api.RetentionPolicy.LIMITS,
+            discard=api.DiscardPolicy.OLD,
+            max_age=7 * 86_400,
+            # The server sets it aside at once, or refuses the stream.
+            max_bytes=256 * 1024**2,
+            storage=api.StorageType.FILE,
+        ),
+    )
+
+
+async def make_nodes_bucket(connection: Connection) -> None:
+    """Makes the bucket of nodes where it is missing. BusUnavailable."""
+    async with connection.jetstream() as js:
+        await js.create_key_value(
+            api.KeyValueConfig(bucket=NODES_BUCKET, ttl=NODE_TTL_SECONDS, history=1, storage=api.StorageType.MEMORY)
+        )
+
+
+async def _make(connection: Connection, config: api.StreamConfig) -> str:
+    async with connection.jetstream() as js:
+        try:
+            info = await js.add_stream(config)
+        except APIError as error:
+            if error.err_code != _OTHER_CONFIGURATION:
+                raise
+            info = await js.update_stream(config)
+        return str(info.created)

@@ -1,0 +1,130 @@
+"""What is queued for a pool of a service, pulled item by item."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import time
+from dataclasses import dataclass
+from typing import Final
+
+import nats
+from google.protobuf.message import DecodeError
+from nats.js import api
+
+from chassis.bus import streams
+from chassis.bus.connection import BusUnavailable, Connection, heeding_cancellation
+from finetuneflow.v1 import work_pb2
+
+_log = logging.getLogger(__name__)
+
+_POLL_SECONDS: Final = 5.0
+"""Longest single pull. It bounds how long a pull that a dead server has forgotten is waited for."""
+_ACK_WAIT_SECONDS: Final = 15.0
+
+
+@dataclass(frozen=True)
+class WorkMessage:
+    """A work item in hand. Without an ack it comes again, to any process of the pool."""
+
+    item: work_pb2.WorkItem
+    reply: str
+    connection: Connection
+
+    async def ack(self) -> None:
+        """It is done with. One that gets lost brings the item back; its claim is refused then."""
+        with contextlib.suppress(BusUnavailable):
+            await self.connection.publish(self.reply, b"+ACK")
+
+    async def hold(self) -> None:
+        """It is still in hand: the broker waits for the ack anew."""
+        with contextlib.suppress(BusUnavailable):
+            await self.connection.publish(self.reply, b"+WPI")
+
+    async def nak(self, delay_seconds: float) -> None:
+        """Bring it again after the delay."""
+        body = json.dumps({"delay": int(delay_seconds * 1e9)})
+        with contextlib.suppress(BusUnavailable):
+            await self.connection.publish(self.reply, f"-NAK {body}".encode())
+
+
+class WorkQueue:
+    """Pulls one item at a time with plain requests: there is no subscription that could go deaf."""
+
+    def __init__(self, connection: Connection, service: str, pool: str) -> None:
+        self._connection = connection
+        self._durable = f"{service}_{pool}"
+        self._subject = f"ftf.v1.work.{service}.{pool}.>"
+        self._away = False
+
+    async def next(self, timeout: float) -> WorkMessage | None:  # noqa: ASYNC109 - a long poll, not a failure
+        """The next item, or None when there was none for `timeout` seconds or the server is away."""
+        deadline = time.monotonic() + timeout
+        while (left := deadline - time.monotonic()) > 0:
+            try:
+                message = await self._pull(min(left, _POLL_SECONDS))
+            except _ConsumerGone:
+                try:
+                    await self._recreate()
+                except BusUnavailable as error:
+                    self._note_outage(error)
+                    await asyncio.sleep(min(left, 0.5))
+            except BusUnavailable as error:
+                self._note_outage(error)
+                await asyncio.sleep(min(left, 0.25))
+            else:
+                self._away = False
+                if message:
+                    return message
+        return None
+
+    def _note_outage(self, error: BusUnavailable) -> None:
+        if not self._away:
+            _log.warning("no work comes from %s; trying on: %s", self._subject, error)
+        self._away = True
+
+    async def _pull(self, seconds: float) -> WorkMessage | None:
+        body = json.dumps({"batch": 1, "expires": int(max(seconds, 0.1) * 1e9)}).encode()
+        subject = f"$JS.API.CONSUMER.MSG.NEXT.{streams.WORK_STREAM}.{self._durable}"
+        client = self._connection.client()
+        try:
+            # A delivered item bears its own subject, which the shared inbox of new-style requests cannot place.
+            with heeding_cancellation():
+                msg = await client.request(subject, body, timeout=seconds + 1.0, old_style=True)
+        except nats.errors.NoRespondersError as error:
+            raise _ConsumerGone("nobody answers") from error
+        except (nats.errors.Error, TimeoutError, OSError) as error:
+            raise BusUnavailable(f"request on {subject}: {type(error).__name__} {error}") from error
+        status = (msg.headers or {}).get("Status")
+        if status in ("404", "408"):
+            return None
+        if status:
+            raise _ConsumerGone(f"{status} {(msg.headers or {}).get('Description', '')}")
+        try:
+            item = work_pb2.WorkItem.FromString(msg.data)
+        except DecodeError:
+            _log.error("dropped an undecodable work item on %s", msg.subject)
+            await self._connection.publish(msg.reply, b"+TERM")
+            return None
+        return WorkMessage(item, msg.reply, self._connection)
+
+    async def _recreate(self) -> None:
+        await streams.make_work_stream(self._connection)
+        async with self._connection.jetstream() as js:
+            await js.add_consumer(
+                streams.WORK_STREAM,
+                api.ConsumerConfig(
+                    durable_name=self._durable,
+                    filter_subject=self._subject,
+                    ack_policy=api.AckPolicy.EXPLICIT,
+                    ack_wait=_ACK_WAIT_SECONDS,
+                    max_deliver=-1,
+                    max_ack_pending=10_000,
+                ),
+            )
+
+
+class _ConsumerGone(Exception):
+    pass

@@ -1,0 +1,273 @@
+"""The supervisor's side of the pipe: starts a child, reads its frames, ends it. Counterpart: chassis.child.pipe."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+from chassis.child.pipe import CONTROL_FD, EVENT_FD
+
+_log = logging.getLogger(__name__)
+
+MAX_FRAME_BYTES: Final = 1024 * 1024
+"""Far above an event's limit, so that a too large event is told from a broken pipe."""
+WORKDIR: Final = "FTF_WORKDIR"
+"""The variable by which a child, and whatever it starts, is known as an attempt's."""
+_LAST_LINES = 40
+_LAST_BYTES = 8 * 1024
+_PIPE_BYTES = 1024 * 1024
+_READ_BYTES = 16 * 1024
+"""What is dealt with at a stretch, about a hundred events: a supervisor has more to do than to listen to one child."""
+_LINGER_SECONDS = 5.0
+
+_PASSED_ON = frozenset(
+    {"PATH", "HOME", "LANG", "TZ", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "LD_PRELOAD", "USER", "LOGNAME"}
+)
+_PASSED_ON_PREFIXES = ("PYTHON", "LC_", "OMP_", "MKL_", "OPENBLAS_", "CUDA_", "NVIDIA_", "NCCL_", "TORCH")
+
+
+def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
+    """What a child gets to see: no address, no password, no token of ours; hubs are off."""
+    passed = {
+        key: value for key, value in os.environ.items() if key in _PASSED_ON or key.startswith(_PASSED_ON_PREFIXES)
+    }
+    offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    return {**passed, **offline, **extra}
+
+
+@dataclass(frozen=True)
+class ChildCommand:
+    """How to start the child of an attempt."""
+
+    argv: Sequence[str]
+    """Such as `[sys.executable, "-m", "services.trainer.worker", str(workdir / "spec.json")]`."""
+    out_dir: Path
+    """Where it writes; paths in its events are relative to it."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Added to what every child gets."""
+    late_env: Mapping[str, str] = field(default_factory=dict)
+    """The same, but for what works as well after a child's imports, such as the choice of its devices: a warm spare is
+    told it together with the spec."""
+    cold: bool = False
+    """Whether it must be started from scratch: it needs what a warm spare has not imported."""
+    on_cpu: bool = False
+    """Whether it computes on the machine's processors for long: nothing else is warmed up beside it."""
+
+
+class Child:
+    """A process group of its own, with its event pipe, control pipe and output."""
+
+    def __init__(self, process: subprocess.Popen[bytes], events: asyncio.StreamReader, control_fd: int) -> None:
+        self._process = process
+        self._events = events
+        self._control_fd = control_fd
+        self._unread = b""
+        self._position = 0
+        self._lines: collections.deque[str] = collections.deque(maxlen=_LAST_LINES)
+        self._oom_kills = _oom_kills()
+        loop = asyncio.get_running_loop()
+        self._exited: asyncio.Future[int] = loop.create_future()
+        self._drained: asyncio.Future[None] = loop.create_future()
+        self.pid = process.pid
+        self.create_time = psutil.Process(process.pid).create_time()
+        threading.Thread(target=self._wait, args=(loop,), name=f"wait-{self.pid}", daemon=True).start()
+        threading.Thread(target=self._read_output, args=(loop,), name=f"output-{self.pid}", daemon=True).start()
+
+    @classmethod
+    async def start(cls, argv: Sequence[str], env: Mapping[str, str], cwd: Path) -> Child:
+        """Starts it; `env` is added to what every child gets. OSError when that fails."""
+        event_read, event_write = os.pipe()
+        control_read, control_write = os.pipe()
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(event_write, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        try:
+            given = child_environment(env) | {EVENT_FD: str(event_write), CONTROL_FD: str(control_read)}
+            # Blocks for a vfork only, and must happen in this thread: the child dies with the thread that started it.
+            process = subprocess.Popen(  # noqa: ASYNC220
+                list(argv),
+                env=given,
+                cwd=cwd,
+                pass_fds=(event_write, control_read),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        except OSError:
+            os.close(event_read)
+            os.close(control_write)
+            raise
+        finally:
+            os.close(event_write)
+            os.close(control_read)
+        reader = asyncio.StreamReader(limit=MAX_FRAME_BYTES)
+        child = cls(process, reader, control_write)
+        protocol = asyncio.StreamReaderProtocol(reader)
+        try:
+            await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, os.fdopen(event_read, "rb", 0))
+        except BaseException:
+            # A cancelled caller gets nothing that it could end.
+            child.close()
+            raise
+        return child
+
+    async def frames(self) -> AsyncGenerator[bytes, None]:
+        """Every frame, b"" for a tick, until the child has exited. ValueError when it is no frame at all.
+
+        For one reader after another: what one has not taken, the next one gets.
+        """
+        ended = asyncio.create_task(self._linger())
+        reading: asyncio.Task[bytes] | None = None
+        try:
+            while True:
+                while (frame := self._next_frame()) is not None:
+                    yield frame
+                # A task for each frame would take longer than all else that is done about it.
+                reading = asyncio.create_task(self._events.read(_READ_BYTES))
+                await asyncio.wait({reading, ended}, return_when=asyncio.FIRST_COMPLETED)
+                # Somebody who left the process group may hold the pipe open.
+                if not reading.done() or not (data := await reading):
+                    return
+                self._unread = self._unread[self._position :] + data
+                self._position = 0
+        finally:
+            ended.cancel()
+            if reading:
+                # Left alone it would take frames away from whoever reads next.
+                reading.cancel()
+
+    def begin(self) -> None:
+        """A spare one starts to work: what it printed, and what the kernel killed, before that is not of its work."""
+        self._lines.clear()
+        self._oom_kills = _oom_kills()
+
+    def control(self, word: str) -> None:
+        """Says `pause` or `cancel`, or to a spare one what to start. A child that is gone hears nothing."""
+        with contextlib.suppress(OSError):
+            os.write(self._control_fd, f"{word}\n".encode())
+
+    def kill(self) -> None:
+        """SIGKILL to its whole process group."""
+        if not self._exited.done():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+
+    async def wait(self) -> int:
+        """Its exit status, negative for a signal, once its output is read too."""
+        status = await asyncio.shield(self._exited)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(self._drained), _LINGER_SECONDS)
+        return status
+
+    @property
+    def running(self) -> bool:
+        return not self._exited.done()
+
+    def last_lines(self) -> list[str]:
+        """What it printed last: at most 40 lines and 8 KiB."""
+        kept: list[str] = []
+        left = _LAST_BYTES
+        for line in reversed(self._lines):
+            left -= len(line.encode())
+            if left < 0:
+                break
+            kept.append(line)
+        return kept[::-1]
+
+    def host_ran_out_of_memory(self) -> bool:
+        """Whether the kernel killed something of this container for memory since the child was started."""
+        return _oom_kills() > self._oom_kills
+
+    def close(self) -> None:
+        """Ends whatever is left of it."""
+        self.kill()
+        if self._control_fd >= 0:
+            os.close(self._control_fd)
+            self._control_fd = -1
+
+    async def _linger(self) -> None:
+        await asyncio.shield(self._exited)
+        await asyncio.sleep(_LINGER_SECONDS)
+
+    def _next_frame(self) -> bytes | None:
+        """The next one of what was read; None when it is not all there."""
+        data, position = self._unread, self._position
+        length = shift = 0
+        while position < len(data):
+            byte = data[position]
+            position += 1
+            length |= (byte & 0x7F) << shift
+            shift += 7
+            if length > MAX_FRAME_BYTES:
+                raise ValueError(f"the child wrote a frame of {length} bytes")
+            if byte < 0x80:
+                if position + length > len(data):
+                    return None
+                self._position = position + length
+                return data[position : self._position]
+        return None
+
+    def _wait(self, loop: asyncio.AbstractEventLoop) -> None:
+        # Not reaped yet, it still owns its process group's number: nobody else's group can be killed here.
+        os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+        status = self._process.wait()
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(self._exited.set_result, status)
+
+    def _read_output(self, loop: asyncio.AbstractEventLoop) -> None:
+        assert self._process.stdout  # noqa: S101
+        with self._process.stdout as output:
+            while line := output.readline(_LAST_BYTES):
+                text = line.decode(errors="replace").rstrip()
+                # A progress bar draws over its line; only what it showed last is worth keeping.
+                text = text.rsplit("\r", 1)[-1]
+                if text:
+                    self._lines.append(text[:1000])
+                    _log.debug("child %d: %s", self.pid, text)
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(self._drained.set_result, None)
+
+
+def kill_leftover(pid: int, create_time: float) -> bool:
+    """Kills the process group of a child that an earlier supervisor left behind. False when it is gone."""
+    try:
+        if abs(psutil.Process(pid).create_time() - create_time) > 0.01:
+            return False
+        os.killpg(pid, signal.SIGKILL)
+    except (psutil.NoSuchProcess, ProcessLookupError):
+        return False
+    return True
+
+
+def kill_those_of(workdir: Path) -> None:
+    """Kills every process that was started for an attempt with that folder, whatever it did to get away. Those of a
+    shell that somebody has opened there are not."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.environ().get(WORKDIR) == str(workdir):
+                process.kill()
+
+
+def _oom_kills() -> int:
+    for name in ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"):
+        with contextlib.suppress(OSError, ValueError):
+            for line in Path(name).read_text().splitlines():
+                key, _, value = line.partition(" ")
+                if key == "oom_kill":
+                    return int(value)
+    return 0

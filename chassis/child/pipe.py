@@ -1,0 +1,271 @@
+"""The child's side of the pipe between a stage's supervisor and its child process.
+
+The child inherits two pipe ends. FTF_EVENT_FD: it writes length-delimited Event messages (a varint, then that many
+bytes); a length of 0 is a tick, a sign of life. FTF_CONTROL_FD: it reads lines, `pause` or `cancel`; the end of it
+means that the supervisor is gone, and the child exits at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import faulthandler
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final, NoReturn
+
+from google.protobuf.message import Message
+
+from chassis.child import out_of_memory
+from chassis.error_protocols import CallerFault, SystemFault
+from chassis.events import ENDINGS, MAX_EVENT_BYTES, event_of, fields_by_message, varint
+from finetuneflow.v1 import event_pb2, fine_tuning_job_pb2
+
+EVENT_FD: Final = "FTF_EVENT_FD"
+CONTROL_FD: Final = "FTF_CONTROL_FD"
+_RESERVED_BYTES = 1024
+"""What the supervisor adds to an event must fit too: ids, ordinal, paths in the artifact store."""
+_VIOLATIONS_BYTES = 48 * 1024
+"""Of a failure once it lists no more places; the supervisor adds up to 8 KiB of last lines."""
+
+
+_RESULTS = fields_by_message(event_pb2.StageCompleted.DESCRIPTOR.oneofs_by_name["result"])
+
+
+class Paused(Exception):
+    """Raise it out of main once a requested pause is done: what is to be kept was saved and emitted."""
+
+
+class Cancelled(Exception):
+    """Raise it out of main to end at once after a requested cancel."""
+
+
+class EventTooLarge(Exception):
+    """An event above 64 KiB."""
+
+
+class EventSink:
+    """Where a child says what happens. Every method may be called from any thread."""
+
+    def __init__(self, event_fd: int | None, control_fd: int | None) -> None:
+        self._event_fd = event_fd
+        self._lock = threading.Lock()
+        self._requested = ""
+        self._next_tick = 0.0
+        self.ended = False
+        """True once an event that ends the attempt was emitted."""
+        if control_fd is not None:
+            threading.Thread(target=self._watch, args=(control_fd,), name="control", daemon=True).start()
+
+    @classmethod
+    def open(cls) -> EventSink:
+        """The inherited pipe; without one, readable lines on stdout."""
+        fds = [os.environ.pop(name, None) for name in (EVENT_FD, CONTROL_FD)]
+        event_fd, control_fd = (None if fd is None else int(fd) for fd in fds)
+        for fd in (event_fd, control_fd):
+            if fd is not None:
+                os.set_inheritable(fd, False)
+        return cls(event_fd, control_fd)
+
+    def emit(self, payload: Message, severity: event_pb2.Severity | None = None) -> None:
+        """Says that something happened. `payload` is one of Event's payload messages: Log, Phase, StageFailed, …
+
+        Paths in CheckpointSaved and ArtifactSaved are relative to the out_dir, and what they name is complete and is
+        never touched again: the supervisor uploads it. Raises EventTooLarge above 64 KiB.
+        """
+        event = event_of(payload, severity)
+        data = event.SerializeToString()
+        if len(data) > MAX_EVENT_BYTES - _RESERVED_BYTES:
+            kind = event.WhichOneof("payload")
+            raise EventTooLarge(f"a {kind} event of {len(data)} bytes; the limit is {MAX_EVENT_BYTES}")
+        if event.WhichOneof("payload") in ENDINGS:
+            self.ended = True
+        if self._event_fd is None:
+            sys.stdout.write(_readable(event) + "\n")
+            sys.stdout.flush()
+        else:
+            self._write(varint(len(data)) + data)
+
+    def tick(self) -> None:
+        """Says that the child is alive; cheap enough for every iteration (at most one write a second).
+
+        A child that neither emits nor ticks for its stall limit is killed.
+        """
+        now = time.monotonic()
+        if self._event_fd is not None and now >= self._next_tick:
+            self._next_tick = now + 1.0
+            self._write(b"\0")
+
+    @contextlib.contextmanager
+    def ticking(self) -> Iterator[None]:
+        """Ticks from a thread around one call that cannot tick itself. It hides a hang: bounded work only."""
+        done = threading.Event()
+
+        def beat() -> None:
+            while not done.wait(1.0):
+                self.tick()
+
+        thread = threading.Thread(target=beat, name="ticking", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+    def requested(self) -> str:
+        """What the supervisor wants: "" (go on), "pause" or "cancel"."""
+        return self._requested
+
+    def _write(self, data: bytes) -> None:
+        assert self._event_fd is not None  # noqa: S101
+        with self._lock:
+            view = memoryview(data)
+            try:
+                while view:
+                    view = view[os.write(self._event_fd, view) :]
+            except BrokenPipeError:
+                os._exit(1)
+
+    def _watch(self, control_fd: int) -> None:
+        with open(control_fd, encoding="ascii") as lines:
+            for line in lines:
+                word = line.strip()
+                # A pause that comes after a cancel must not undo it.
+                if word in ("pause", "cancel") and self._requested != "cancel":
+                    self._requested = word
+        os._exit(1)
+
+
+def die_with_parent() -> None:
+    """Has the kernel kill this process when the thread that started it ends (Linux; elsewhere the pipe has to do)."""
+    if sys.platform == "linux":
+        PR_SET_PDEATHSIG = 1
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def run_child(main: Callable[[EventSink, Path], Message | None]) -> NoReturn:
+    """The whole life of a child: `python -m services.<x>.worker spec.json`.
+
+    `main` gets the sink and the path of the spec. It returns the stage's result (PreflightResult, TrainingResult,
+    EvaluationResult, ExportResult or a StageCompleted), or None when it has emitted an ending event itself. What it
+    raises becomes the ending event: an exception with reason, message, advice and violations is the caller's to mend;
+    Paused and Cancelled release the attempt; anything else is ours, with its traceback on stderr.
+
+    The process ends at once then, without Python's own ending: that waits for threads, and tears down devices that may
+    not answer any more.
+    """
+    die_with_parent()
+    faulthandler.enable()
+    sink = EventSink.open()
+    if len(sys.argv) != 2:
+        sys.exit(f"usage: python -m {Path(sys.argv[0]).parent.name} SPEC.json")
+    status = 0
+    try:
+        sink.emit(_ending(sink, main))
+    except _AlreadyEnded:
+        pass
+    except KeyboardInterrupt:
+        status = 130
+    except Exception as error:  # noqa: BLE001 - becomes the event that ends the attempt
+        status = 1
+        _let_go(error)
+        sink.emit(failure_of(error))
+        if not isinstance(error, CallerFault):
+            with contextlib.suppress(MemoryError):
+                traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Frees what the failed calls still hold: after running out of memory even a message needs some."""
+    while error:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
+class _AlreadyEnded(Exception):
+    pass
+
+
+def _ending(sink: EventSink, main: Callable[[EventSink, Path], Message | None]) -> Message:
+    try:
+        result = main(sink, Path(sys.argv[1]))
+    except Paused:
+        return event_pb2.StageReleased(reason="PAUSED")
+    except Cancelled:
+        return event_pb2.StageReleased(reason="CANCELLED")
+    if sink.ended:
+        raise _AlreadyEnded
+    if result is None:
+        raise RuntimeError("the worker returned no result")
+    if isinstance(result, event_pb2.StageCompleted):
+        return result
+    completed = event_pb2.StageCompleted()
+    getattr(completed, _RESULTS[result.DESCRIPTOR.full_name]).CopyFrom(result)
+    getattr(completed, _RESULTS[result.DESCRIPTOR.full_name]).SetInParent()
+    return completed
+
+
+def failure_of(error: BaseException) -> event_pb2.StageFailed:
+    """The StageFailed of an exception: whose fault, why, and what to change. Cut to fit into an event."""
+    failed = event_pb2.StageFailed(fault=fine_tuning_job_pb2.FAULT_SYSTEM_ERROR)
+    if isinstance(error, CallerFault):
+        failed.fault = fine_tuning_job_pb2.FAULT_USER_ERROR
+        failed.reason = _cut(error.reason, 200)
+        failed.message = _cut(error.message, 4096)
+        failed.advice = _cut(error.advice, 2048)
+        for violation in error.violations[:50]:
+            if failed.ByteSize() > _VIOLATIONS_BYTES:
+                break
+            failed.violations.add(field=_cut(violation.field, 500), description=_cut(violation.description, 1500))
+        if (listed := len(failed.violations)) < len(error.violations):
+            failed.message += f" ({len(error.violations)} places; the first {listed} are listed)"
+        return failed
+    if isinstance(error, SystemFault):
+        failed.reason = _cut(error.reason, 200)
+        failed.message = _cut(error.message, 4096)
+        failed.advice = _cut(error.advice, 2048)
+        return failed
+    failed.message = _cut(f"{type(error).__name__}: {error}", 4096)
+    if reason := out_of_memory.reason_of(error):
+        failed.reason = reason
+        failed.advice = "Lower the batch size or max_length, or run it on a machine with more memory."
+    elif isinstance(error, EventTooLarge):
+        failed.reason = "EVENT_TOO_LARGE"
+        failed.advice = "This is a defect of the worker; please report it with the last lines."
+    else:
+        failed.reason = "CRASHED"
+        failed.advice = "The last lines show where; if the input looks right, this is a defect: please report it."
+    return failed
+
+
+def _cut(text: str, limit_bytes: int) -> str:
+    """The beginning of a text that takes at most so many bytes in a message."""
+    return text.encode(errors="replace")[:limit_bytes].decode(errors="ignore")
+
+
+def _readable(event: event_pb2.Event) -> str:
+    kind = event.WhichOneof("payload") or "?"
+    payload: Message = getattr(event, kind)
+    moment = event.event_time.ToDatetime().strftime("%H:%M:%S")
+    fields = []
+    for field, value in payload.ListFields():
+        if field.enum_type:
+            text = field.enum_type.values_by_number[value].name
+        elif isinstance(value, float):
+            text = f"{value:.5g}"
+        elif isinstance(value, (str, int)):
+            text = str(value)
+        else:
+            text = " ".join(str(value).split())
+        fields.append(f"{field.name}={text[:400]}")
+    return f"{moment} {kind:<15} {'  '.join(fields)}"

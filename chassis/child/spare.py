@@ -1,0 +1,157 @@
+"""A child that has done its imports and waits for a spec: it saves an attempt the seconds of a cold start.
+
+Its counterpart in the child is chassis.child.warm_start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from chassis.child.child_process import WORKDIR, Child, ChildCommand
+
+_log = logging.getLogger(__name__)
+
+_START_SECONDS: Final = 60.0
+"""How long one that was given a spec may take to say so. It may be in the middle of its imports."""
+_BACKOFF_SECONDS: Final = (1.0, 5.0, 30.0, 300.0)
+
+
+@dataclass(frozen=True)
+class SpareCommand:
+    """How to start a child without a spec."""
+
+    argv: Sequence[str]
+    """What a ChildCommand has before the path of its spec."""
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+class Spare:
+    """Starts the children of a process, out of a spare one where that fits.
+
+    There is at most one, it is used once, and none beside a child that computes on the processors: it would take cores
+    and memory from it. Whatever goes wrong with it, the child is started cold.
+    """
+
+    def __init__(self, command: SpareCommand | None, folder: Path) -> None:
+        """`folder` is where it waits; without a command there is never one."""
+        self._command = command
+        self._folder = folder
+        self._child: Child | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self._watchers: set[asyncio.Task[None]] = set()
+        self._computing: set[Child] = set()
+        self._open = False
+
+    @property
+    def pid(self) -> int:
+        """Of the process that waits; 0 when there is none."""
+        return self._child.pid if self._child else 0
+
+    def open(self) -> None:
+        """From here on there is one whenever there may be."""
+        self._open = True
+        self._settle()
+
+    async def close(self) -> None:
+        """Ends it; none is started any more."""
+        self._open = False
+        await self._dismiss()
+
+    async def start(self, command: ChildCommand, cwd: Path) -> Child:
+        """A child that works on the command's spec in `cwd`. OSError when it cannot be started."""
+        child = await self._take(command, cwd)
+        if not child:
+            child = await Child.start(command.argv, {**command.env, **_late(command, cwd)}, cwd)
+        if self._command:
+            if command.on_cpu:
+                self._computing.add(child)
+            watcher = asyncio.create_task(self._watch(child), name=f"beside-{child.pid}")
+            self._watchers.add(watcher)
+            watcher.add_done_callback(self._watchers.discard)
+            try:
+                await self._settled()
+            except BaseException:
+                # A cancelled caller gets nothing that it could end.
+                child.close()
+                raise
+        return child
+
+    async def _take(self, command: ChildCommand, cwd: Path) -> Child | None:
+        if command.cold:
+            return None
+        child, self._child = self._child, None
+        await self._dismiss()
+        if not child or not self._command:
+            return None
+        asked = SpareCommand(list(command.argv[:-1]), dict(command.env))
+        if asked != SpareCommand(list(self._command.argv), dict(self._command.env)):
+            # Whoever comes next will most likely ask for the same.
+            self._command = asked
+            child.close()
+            return None
+        try:
+            start = {"spec": command.argv[-1], "cwd": str(cwd), "env": _late(command, cwd)}
+            child.control(f"start {json.dumps(start)}")
+            async with asyncio.timeout(_START_SECONDS), contextlib.aclosing(child.frames()) as frames:
+                async for _ in frames:
+                    child.begin()
+                    return child
+            _log.warning("the warm spare ended instead of starting: %s", child.last_lines()[-3:])
+        except (TimeoutError, ValueError) as error:
+            _log.warning("the warm spare did not start: %s", error or "it gave no answer")
+        except BaseException:
+            child.close()
+            raise
+        child.close()
+        return None
+
+    async def _watch(self, child: Child) -> None:
+        await child.wait()
+        self._computing.discard(child)
+        await self._settled()
+
+    async def _settled(self) -> None:
+        if self._computing:
+            await self._dismiss()
+        else:
+            self._settle()
+
+    def _settle(self) -> None:
+        if self._open and self._command and not self._computing and not self._keeper:
+            self._keeper = asyncio.create_task(self._keep(self._command), name="spare")
+
+    async def _dismiss(self) -> None:
+        keeper, self._keeper = self._keeper, None
+        if keeper:
+            keeper.cancel()
+            await asyncio.wait({keeper})
+
+    async def _keep(self, command: SpareCommand) -> None:
+        for delay in itertools.chain(_BACKOFF_SECONDS, itertools.repeat(_BACKOFF_SECONDS[-1])):
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                child = self._child = await Child.start(command.argv, command.env, self._folder)
+            except OSError as error:
+                _log.warning("no warm spare could be started: %s", error)
+            else:
+                try:
+                    await child.wait()
+                finally:
+                    # Otherwise somebody has taken it.
+                    if self._child is child:
+                        self._child = None
+                        child.close()
+                _log.warning("the warm spare ended; children start cold meanwhile: %s", child.last_lines()[-3:])
+            await asyncio.sleep(delay)
+
+
+def _late(command: ChildCommand, cwd: Path) -> dict[str, str]:
+    return {**command.late_env, WORKDIR: str(cwd)}

@@ -1,0 +1,33 @@
+"""A timer that fires when nothing resets it, on a clock that ignores the time this process was held up."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Final
+
+_NAP_SECONDS: Final = 1.0
+_LATE_SECONDS: Final = 1.0
+
+
+class StallTimer:
+    """Starts now. `reset` may be called from any thread."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+
+    def reset(self) -> None:
+        """Starts the interval again."""
+        self._started = time.monotonic()
+
+    async def wait(self, limit: Callable[[], float]) -> float:
+        """Returns the limit in seconds once that long has passed without a reset. The limit may change meanwhile."""
+        while (left := self._started + limit() - time.monotonic()) > 0:
+            nap = min(left, _NAP_SECONDS)
+            before = time.monotonic()
+            await asyncio.sleep(nap)
+            if time.monotonic() > before + nap + _LATE_SECONDS:
+                # This process was stopped or starved; what was said meanwhile is still on its way.
+                self.reset()
+        return limit()

@@ -1,0 +1,432 @@
+"""The artifact store: bytes under `<tenant>/…` paths, on any fsspec URL. Every method blocks.
+
+On a local file system a write becomes visible by one rename after fsync, and a file that was cut can be gone on with.
+On an object store each object is atomic by itself, and a folder is complete once its manifest is there, which is
+written last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import Any, BinaryIO, Final, Self, cast
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from chassis.failpoints import failpoint
+from chassis.preparation import progressed
+from chassis.store.partials import FOLDER as _PARTIAL
+from chassis.store.partials import Partials, WrongOffset, publish, sync_tree
+
+MANIFEST: Final = "manifest.json"
+_CHUNK_BYTES = 1024 * 1024
+
+
+class ArtifactMissing(Exception):
+    """Nothing is stored under that path."""
+
+
+class ArtifactCorrupt(Exception):
+    """What is stored is not what was hashed."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Something complete in the store."""
+
+    path: str
+    """With the tenant in front."""
+    sha256: str
+    """Of the file, or of a folder's manifest; hexadecimal."""
+    size_bytes: int
+    """Of all files of a folder, its manifest not counted."""
+
+
+class ArtifactStore:
+    """One root; `path` arguments are relative to it and start with the tenant. ValueError for a path that escapes."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._fs: Any
+        # An object store remembers what it has listed, and somebody else may have written since.
+        self._fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+        self._root: str = root.rstrip("/")
+        self._partials = Partials(Path(self._root)) if isinstance(self._fs, LocalFileSystem) else None
+
+    def put_file(self, local: Path, path: str) -> Stored:
+        """Copies a file into the store, over whatever is there."""
+        with local.open("rb") as source, self.begin_write(path) as writer:
+            while chunk := source.read(_CHUNK_BYTES):
+                writer.write(chunk)
+            return writer.commit()
+
+    def put_folder(self, local: Path, path: str) -> Stored:
+        """Copies a folder and adds manifest.json with the size and SHA-256 of every file.
+
+        Storing the same content again is fine; FileExistsError when the path holds something else.
+        """
+        names = sorted(str(file.relative_to(local).as_posix()) for file in local.rglob("*") if file.is_file())
+        if MANIFEST in names:
+            raise ValueError(f"{local} has a {MANIFEST} of its own")
+        target = self._full(path)
+        if self._partials:
+            with self._partials.folder() as stage:
+                manifest, size = _fill(local, names, lambda name: _open_synced(stage / name))
+                stored = Stored(path, hashlib.sha256(manifest).hexdigest(), size)
+                sync_tree(stage)
+                if not self._holds(stored):
+                    try:
+                        publish(stage, Path(target))
+                    except OSError:
+                        # Of two that store the same at once, one comes second.
+                        if not self._holds(stored):
+                            if self.exists(path):
+                                raise FileExistsError(f"{path} exists and is no folder of ours") from None
+                            raise
+            return stored
+        manifest, size = _hashed(local, names)
+        stored = Stored(path, hashlib.sha256(manifest).hexdigest(), size)
+        if not self._holds(stored):
+            # Objects without a manifest are what a killed writer of this folder has left.
+            self.delete(path)
+            try:
+                written, _ = _fill(local, names, lambda name: self._fs.open(f"{target}/{name}", "wb"))
+                if written != manifest:
+                    raise ArtifactCorrupt(f"{local} changed while it was stored")
+            except BaseException:
+                self.delete(path)
+                raise
+        return stored
+
+    def get_file(self, path: str, local: Path, sha256: str) -> None:
+        """Fetches a file to `local`, complete or not at all. ArtifactMissing, ArtifactCorrupt."""
+        partial = _beside(local)
+        local.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with self.open_read(path) as source, partial.open("wb") as sink:
+                digest, size = _copy(source, sink)
+            if digest != sha256:
+                raise ArtifactCorrupt(f"{path} has SHA-256 {digest} ({size} bytes), expected {sha256}")
+            partial.replace(local)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def get_folder(self, path: str, local: Path, manifest_sha256: str) -> None:
+        """Fetches a folder to `local`, which must not exist, without its manifest and with every file verified.
+
+        ArtifactMissing when there is no such folder; ArtifactCorrupt when it does not hold exactly what was stored.
+        """
+        with self.open_read(f"{path}/{MANIFEST}") as source:
+            manifest = source.read()
+        if hashlib.sha256(manifest).hexdigest() != manifest_sha256:
+            raise ArtifactCorrupt(f"the manifest of {path} is not the one with SHA-256 {manifest_sha256}")
+        entries = _entries(path, manifest)
+        self._check_names(path, {MANIFEST, *entries})
+        partial = _beside(local)
+        partial.mkdir(parents=True)
+        try:
+            for name, sha256 in entries.items():
+                self.get_file(f"{path}/{name}", partial / name, sha256)
+            failpoint("fetch.verified")
+            partial.rename(local)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def open_read(self, path: str, offset: int = 0) -> BinaryIO:
+        """The bytes from an offset on. ArtifactMissing."""
+        try:
+            source = self._fs.open(self._full(path), "rb")
+        except (FileNotFoundError, IsADirectoryError) as error:
+            raise ArtifactMissing(path) from error
+        source.seek(offset)
+        return cast(BinaryIO, source)
+
+    def begin_write(self, path: str) -> AtomicWriter:
+        """Starts a file that nobody sees before commit(). As a context manager it aborts what was not committed."""
+        if self._partials:
+            return _FileWriter(path, Path(self._full(path)), *self._partials.create())
+        return _ObjectWriter(path, self._fs.open(self._full(path), "wb", autocommit=False))
+
+    def resume_write(self, path: str, key: str, offset: int) -> AtomicWriter:
+        """As begin_write, but goes on with what an earlier writer under the same key has `suspend`ed, or was killed
+        over; 0 begins anew. What is there already is hashed first. WriteInProgress, WrongOffset.
+
+        On an object store nothing is ever kept.
+        """
+        if self._partials:
+            return _FileWriter(path, Path(self._full(path)), *self._partials.resume(key, offset))
+        if offset:
+            raise WrongOffset(0)
+        return self.begin_write(path)
+
+    def held_bytes(self, key: str) -> int:
+        """What resume_write would go on from."""
+        return self._partials.held_bytes(key) if self._partials else 0
+
+    def delete(self, path: str) -> None:
+        """Deletes a file or a folder; nothing there is fine."""
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.rm(self._full(path), recursive=True)
+
+    def exists(self, path: str) -> bool:
+        """Whether a file or folder is there. Some object stores go on showing folders whose files are all gone."""
+        return bool(self._fs.exists(self._full(path)))
+
+    def sweep(self, older_than_seconds: float = 86_400.0) -> None:
+        """Removes what killed processes and cut uploads have left behind, unless somebody goes on with it."""
+        if self._partials:
+            self._partials.sweep(older_than_seconds)
+
+    def _full(self, path: str) -> str:
+        return f"{self._root}/{_checked(path)}"
+
+    def _holds(self, stored: Stored) -> bool:
+        """Whether that very folder is there. FileExistsError when something else is."""
+        try:
+            with self.open_read(f"{stored.path}/{MANIFEST}") as source:
+                digest = hashlib.sha256(source.read()).hexdigest()
+        except (ArtifactMissing, NotADirectoryError):
+            return False
+        if digest != stored.sha256:
+            raise FileExistsError(f"{stored.path} exists with other content")
+        return True
+
+    def _check_names(self, path: str, expected: set[str]) -> None:
+        full = self._full(path)
+        found = {name.removeprefix(full).lstrip("/") for name in self._fs.find(full)}
+        if found != expected:
+            missing, extra = sorted(expected - found), sorted(found - expected)
+            raise ArtifactCorrupt(f"{path} does not hold what its manifest says: missing {missing}, extra {extra}")
+
+
+class AtomicWriter:
+    """A file on its way into the store."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._hash = hashlib.sha256()
+        self.size_bytes = 0
+        """Written so far, and before by those whose writing is gone on with."""
+
+    @property
+    def sha256(self) -> str:
+        """Of the bytes hashed so far, hexadecimal."""
+        return self._hash.hexdigest()
+
+    def write(self, chunk: bytes | memoryview) -> None:
+        """Appends."""
+        self.append(chunk)
+        self.hash(chunk)
+
+    def hash(self, chunk: bytes | memoryview) -> None:
+        """The half of `write` that computes; may run beside `append`."""
+        self._hash.update(chunk)
+
+    def append(self, chunk: bytes | memoryview) -> None:
+        """The half of `write` that stores."""
+        raise NotImplementedError
+
+    def sync(self) -> None:
+        """Makes durable what was written, so that commit has less to do. OSError."""
+
+    def commit(self) -> Stored:
+        """Makes the file visible, over whatever is there."""
+        raise NotImplementedError
+
+    def retract(self) -> None:
+        """After a commit: invisible again, as if it had not been."""
+        raise NotImplementedError
+
+    def suspend(self) -> None:
+        """Ends, and keeps what was not committed for resume_write, where it can be kept."""
+        self.abort()
+
+    def abort(self) -> None:
+        """Ends, and leaves nothing of what was not committed."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.abort()
+
+
+class _FileWriter(AtomicWriter):
+    """Holds the lock of its partial file until that is renamed or given up."""
+
+    def __init__(self, path: str, target: Path, partial: Path, sink: BinaryIO) -> None:
+        super().__init__(path)
+        self._target = target
+        self._partial = partial
+        self._sink = sink
+        self._committed = False
+        try:
+            self._hash_what_is_there()
+        except BaseException:
+            sink.close()
+            raise
+
+    def append(self, chunk: bytes | memoryview) -> None:
+        view = memoryview(chunk)
+        while view:
+            # What fits is written when the disk is nearly full; the next write raises.
+            written = self._sink.write(view)
+            self.size_bytes += written
+            view = view[written:]
+
+    def sync(self) -> None:
+        os.fdatasync(self._sink.fileno())
+
+    def commit(self) -> Stored:
+        os.fsync(self._sink.fileno())
+        publish(self._partial, self._target, self._sink.fileno())
+        self._committed = True
+        return Stored(self._path, self.sha256, self.size_bytes)
+
+    def retract(self) -> None:
+        # A commit that failed may not have come to the rename, another writer may have begun since, and not every file
+        # system has links: then the upload begins anew.
+        with contextlib.suppress(OSError):
+            self._partial.hardlink_to(self._target)
+        self._target.unlink(missing_ok=True)
+        self._committed = False
+
+    def suspend(self) -> None:
+        if not self._sink.closed and not self.size_bytes:
+            self.abort()
+        self._sink.close()
+
+    def abort(self) -> None:
+        if not self._sink.closed and not self._committed:
+            self._partial.unlink(missing_ok=True)
+        self._sink.close()
+
+    def _hash_what_is_there(self) -> None:
+        length = self._sink.seek(0, os.SEEK_CUR)
+        self._sink.seek(0)
+        buffer = memoryview(bytearray(_CHUNK_BYTES if length else 0))
+        while self.size_bytes < length:
+            count = self._sink.readinto(buffer[: length - self.size_bytes])  # type: ignore[attr-defined]
+            self.hash(buffer[:count])
+            self.size_bytes += count
+
+
+class _ObjectWriter(AtomicWriter):
+    def __init__(self, path: str, sink: Any) -> None:
+        super().__init__(path)
+        self._sink = sink
+        self._ended = False
+
+    def append(self, chunk: bytes | memoryview) -> None:
+        self._sink.write(chunk)
+        self.size_bytes += len(chunk)
+
+    def commit(self) -> Stored:
+        self._sink.close()
+        self._sink.commit()
+        self._ended = True
+        return Stored(self._path, self.sha256, self.size_bytes)
+
+    def retract(self) -> None:
+        self._sink.fs.rm(self._sink.path)
+
+    def abort(self) -> None:
+        if not self._ended:
+            self._ended = True
+            self._sink.discard()
+
+
+def _beside(local: Path) -> Path:
+    # Not made of its name, which may be as long as the file system allows.
+    return local.with_name(f".{secrets.token_hex(8)}")
+
+
+def _checked(path: str) -> str:
+    parts = path.split("/")
+    if any(part in ("", ".", "..") or "\\" in part or "\0" in part for part in parts) or parts[0] == _PARTIAL:
+        raise ValueError(f"not a path of the artifact store: {path!r}")
+    return str(PurePosixPath(*parts))
+
+
+def _fill(local: Path, names: list[str], create: Callable[[str], Any]) -> tuple[bytes, int]:
+    """Copies files into what `create` opens, the manifest last; returns the manifest and the bytes of all files."""
+    entries: list[dict[str, Any]] = []
+    for name in names:
+        with (local / name).open("rb") as source, create(name) as sink:
+            digest, size = _copy(source, sink)
+        entries.append({"path": name, "sha256": digest, "size_bytes": size})
+    manifest = _manifest(entries)
+    with create(MANIFEST) as sink:
+        sink.write(manifest)
+    return manifest, sum(entry["size_bytes"] for entry in entries)
+
+
+def _hashed(local: Path, names: list[str]) -> tuple[bytes, int]:
+    """As _fill, of what it would copy."""
+    entries: list[dict[str, Any]] = []
+    for name in names:
+        with (local / name).open("rb") as source:
+            digest = hashlib.file_digest(source, "sha256").hexdigest()
+            entries.append({"path": name, "sha256": digest, "size_bytes": source.tell()})
+    return _manifest(entries), sum(entry["size_bytes"] for entry in entries)
+
+
+def _manifest(entries: list[dict[str, Any]]) -> bytes:
+    return json.dumps({"version": 1, "files": entries}, indent=1, sort_keys=True).encode()
+
+
+def _entries(path: str, manifest: bytes) -> dict[str, str]:
+    """Name to SHA-256, in a manifest with the right hash: what is wrong with it, its writer did."""
+    try:
+        entries = {_checked(entry["path"]): str(entry["sha256"]) for entry in json.loads(manifest)["files"]}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactCorrupt(f"the manifest of {path} is none: {error}") from error
+    if MANIFEST in entries:
+        raise ArtifactCorrupt(f"the manifest of {path} lists itself")
+    return entries
+
+
+@contextlib.contextmanager
+def _open_synced(file: Path) -> Iterator[BinaryIO]:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("wb") as sink:
+        yield sink
+        sink.flush()
+        os.fsync(sink.fileno())
+
+
+def _copy(source: BinaryIO, sink: Any) -> tuple[str, int]:
+    digest = hashlib.sha256()
+    size = 0
+    while chunk := source.read(_CHUNK_BYTES):
+        sink.write(chunk)
+        digest.update(chunk)
+        size += len(chunk)
+        progressed(len(chunk))
+    return digest.hexdigest(), size
+
+
+def on_disk_of(url: str, folder: Path) -> bool:
+    """Whether the store at `url` takes its room from the file system that `folder` is on. Neither need exist yet."""
+    fs, root = fsspec.core.url_to_fs(url)
+    if not isinstance(fs, LocalFileSystem):
+        return False
+    return _device(Path(root)) == _device(folder)
+
+
+def _device(path: Path) -> int:
+    while not path.exists():
+        path = path.parent
+    return path.stat().st_dev

@@ -1,0 +1,309 @@
+"""What is done with a block of rows, in whichever process: to know its rows, and to turn the wanted ones to tokens."""
+
+import hashlib
+import heapq
+import json
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy
+from numpy.typing import NDArray
+
+from engine.config.job import DataSource, JobConfig
+from engine.data.blocks import Block
+from engine.data.digests import DIGEST_BYTES
+from engine.data.formats import Example
+from engine.data.languages import is_sampled, language_of, texts_of
+from engine.data.rows import RowProblem
+from engine.data.sources import Source
+from engine.data.spans import Tokens, prompt_text, tokens_of_all
+from engine.data.statistics import Statistics, script_of
+from engine.data.tokenizer import Tokenizer
+from engine.data.validation import Report
+from engine.errors import JobError
+
+Alive = Callable[[], None]
+"""Called for every row: whoever waits for the work hears that it goes on."""
+
+HELD_OUT = 128
+"""Wish for a row: to be evaluated on. Any other is how often it is trained on, at most 101 times."""
+LEAKED = HELD_OUT + 1
+"""To be evaluated on, though it is trained on as well."""
+LONGEST = 100
+"""Of the longest rows so many are remembered, those with more tokens than LONG."""
+LONG = 1024
+CUT_OFF = "CUT_OFF"
+"""Mark of a dropped row of which truncation left nothing that is trained."""
+_TEMPLATE_FAULTS = ("TEMPLATE_FAILED", "TEMPLATE_NOT_INCREMENTAL")
+_AT_ONCE = 128
+"""Rows that are tokenised in one call."""
+
+
+@dataclass(frozen=True)
+class BlockSource:
+    """Where a block comes from."""
+
+    name: str
+    """The source's path in the spec, such as `training_data[0]`."""
+    source: DataSource
+    format: str
+    """What its rows are, once it is known."""
+
+
+@dataclass
+class Survey:
+    """What is known of a block after its first reading."""
+
+    digests: bytes = b""
+    """Of each example DIGEST_BYTES that are those of no other, in the order of the file."""
+    rows: bytes = b""
+    """The number of the row each is from, in 32 bits."""
+    report: Report = field(default_factory=Report)
+    format: str = ""
+    columns: list[str] = field(default_factory=list)
+    unseen: list[str] = field(default_factory=list)
+    """Mapped columns (ours) that no row has."""
+    num_items: int = 0
+    """Examples and problems."""
+    has_chat: bool = False
+    has_plain: bool = False
+    error: JobError | None = None
+    """Why the source as a whole is no good: found behind everything else that is told here."""
+
+
+@dataclass
+class TokenRows:
+    """Tokens of some rows, one row after the other."""
+
+    input_ids: NDArray[numpy.int32]
+    labels: NDArray[numpy.int32]
+    lengths: NDArray[numpy.int32]
+    """Of each row."""
+
+
+@dataclass
+class Tokenised:
+    """The wanted rows of a block."""
+
+    is_changed: bool = False
+    """Whether the block has another number of examples than its survey counted."""
+    num_wanted: int = 0
+    train: TokenRows | None = None
+    eval: TokenRows | None = None
+    eval_rows: str = ""
+    """A line of JSON for each held-out row."""
+    train_statistics: Statistics = field(default_factory=Statistics)
+    eval_statistics: Statistics = field(default_factory=Statistics)
+    report: Report = field(default_factory=Report)
+    longest: list[tuple[int, str, int]] = field(default_factory=list)
+    """(tokens, source, row)"""
+    num_tokenised: int = 0
+    template_fault: JobError | None = None
+    """What the first row met that the template is at fault with."""
+
+
+class BlockTokenizer:
+    """The work of one job."""
+
+    def __init__(self, config: JobConfig, tokenizer: Tokenizer) -> None:
+        self._config, self._tokenizer = config, tokenizer
+        self._sources: dict[str, Source] = {}
+
+    @classmethod
+    def of_job(cls, config: str, tokenizer_dir: str) -> "BlockTokenizer":
+        """`config` is a JobConfig as JSON."""
+        job = JobConfig.model_validate_json(config)
+        return cls(job, Tokenizer(Path(tokenizer_dir), job.chat_template))
+
+    def survey(self, place: BlockSource, block: Block, alive: Alive) -> Survey:
+        """Reads the block, and notes what is wrong with it."""
+        found = Survey()
+        rows = array("I")
+        digests = []
+        source = self._source(place)
+        reader = source.reader(place.format)
+        try:
+            for item in source.examples(block.rows(), reader):
+                alive()
+                found.num_items += not (isinstance(item, RowProblem) and item.effect == "warns")
+                if isinstance(item, RowProblem):
+                    found.report.add(place.name, item)
+                    continue
+                digests.append(_digest(item))
+                rows.append(item.row)
+                self._look_for_control_tokens(place.name, item, found.report)
+                found.has_chat |= item.is_chat
+                found.has_plain |= not item.is_chat
+        except JobError as error:
+            found.error = error
+        found.digests, found.rows = b"".join(digests), rows.tobytes()
+        found.format, found.columns, found.unseen = reader.format, reader.columns, reader.unseen
+        return found
+
+    def tokenise(self, place: BlockSource, block: Block, row_uses: bytes, keep: bool, alive: Alive) -> Tokenised:
+        """Tokens of the rows that are wished for: a byte for each example of the block. Without `keep` they are only
+        counted."""
+        made = Tokenised()
+        train, evaluated = _Rows(), _Rows()
+        lines: list[str] = []
+        wanted: list[tuple[int, Example]] = []
+
+        def flush() -> None:
+            hyper = self._config.hyperparameters
+            alive()
+            settings = (hyper.loss_on, hyper.max_length, hyper.truncation)
+            found = tokens_of_all([one for _, one in wanted], self._tokenizer, *settings)
+            for (wish, example), tokens in zip(wanted, found, strict=True):
+                alive()
+                if wish == LEAKED:
+                    message = "is also trained on, so that the evaluation will flatter; take it out of one of the two"
+                    _warn(made.report, place.name, example.row, "LEAKED_ROW", message)
+                held_out = wish >= HELD_OUT
+                statistics = made.eval_statistics if held_out else made.train_statistics
+                if not self._counted(place.name, example, tokens, statistics, made) or isinstance(tokens, JobError):
+                    continue
+                if held_out:
+                    if keep:
+                        evaluated.add(tokens, 1)
+                        lines.append(json.dumps(eval_row(example, self._tokenizer), ensure_ascii=False) + "\n")
+                    continue
+                for _ in range(wish - 1):
+                    statistics.count(len(tokens.input_ids), tokens.num_trained, tokens.truncated)
+                train.add(tokens, wish)
+            wanted.clear()
+
+        source = self._source(place)
+        num_examples = 0
+        for item in source.examples(block.rows(), source.reader(place.format)):
+            if not isinstance(item, Example):
+                continue
+            wish = row_uses[num_examples] if num_examples < len(row_uses) else 0
+            num_examples += 1
+            if wish:
+                made.num_wanted += 1
+                wanted.append((wish, item))
+                if len(wanted) == _AT_ONCE:
+                    flush()
+            else:
+                alive()
+        flush()
+        made.is_changed = num_examples != len(row_uses)
+        made.train, made.eval = train.joined(keep), evaluated.joined(keep)
+        made.eval_rows = "".join(lines)
+        return made
+
+    def _counted(
+        self, place: str, example: Example, tokens: Tokens | JobError, statistics: Statistics, made: Tokenised
+    ) -> bool:
+        """Whether the row is one to keep; counted and reported either way."""
+        if isinstance(tokens, JobError):
+            if made.template_fault is None and tokens.reason in _TEMPLATE_FAULTS:
+                made.template_fault = tokens
+            # A template may well refuse one conversation, two questions in a row for instance, and take the others.
+            if tokens.reason == "TEMPLATE_FAILED":
+                problem = RowProblem(example.row, "", tokens.reason, tokens.message.rstrip("."), "leaves_out")
+            else:
+                problem = RowProblem(example.row, "", tokens.reason, f"{tokens.message} {tokens.advice}")
+            made.report.add(place, problem)
+            return False
+        made.num_tokenised += 1
+        if tokens.num_uncut > LONG:
+            longest = (tokens.num_uncut, place, example.row)
+            (heapq.heappush if len(made.longest) < LONGEST else heapq.heappushpop)(made.longest, longest)
+        hyper = self._config.hyperparameters
+        limit = hyper.max_length
+        if tokens.too_long:
+            statistics.num_too_long += 1
+            message = f"has {tokens.num_uncut:,} tokens, more than max_length = {limit:,}, and is dropped"
+            _warn(made.report, place, example.row, "TOO_LONG", message)
+            return False
+        if not tokens.trains:
+            statistics.num_dropped += 1
+            statistics.num_cut_off += tokens.truncated
+            if tokens.truncated:
+                made.report.mark(place, CUT_OFF, example.row)
+            cut = f": max_length = {limit:,} cuts the answer off" if tokens.truncated else ""
+            message = f"has nothing to train on, and is dropped{cut}"
+            _warn(made.report, place, example.row, "NO_TRAINED_TOKENS", message)
+            return False
+        statistics.count(len(tokens.input_ids), tokens.num_trained, tokens.truncated)
+        for turn in example.messages:
+            statistics.roles[turn["role"]] = statistics.roles.get(turn["role"], 0) + 1
+        script = script_of(example.expected_output or example.completion)
+        statistics.scripts[script] = statistics.scripts.get(script, 0) + 1
+        if is_sampled(example.row):
+            for role, text in texts_of(example):
+                languages = statistics.languages.setdefault(role, {})
+                language = language_of(text)
+                languages[language] = languages.get(language, 0) + 1
+        if tokens.truncated:
+            lost = "loses its beginning" if hyper.truncation == "keep_end" else "is cut"
+            message = f"has {tokens.num_uncut:,} tokens and {lost} at max_length = {limit:,}"
+            _warn(made.report, place, example.row, "TRUNCATED", message)
+        return True
+
+    def _source(self, place: BlockSource) -> Source:
+        if place.name not in self._sources:
+            self._sources[place.name] = Source(place.name, place.source, self._config.system_prompt)
+        return self._sources[place.name]
+
+    def _look_for_control_tokens(self, place: str, example: Example, report: Report) -> None:
+        texts = [("prompt", example.prompt), ("completion", example.completion)]
+        texts += [(f"messages[{index}]", message["content"]) for index, message in enumerate(example.messages)]
+        for column, text in texts:
+            if found := self._tokenizer.control.search(text):
+                message = (
+                    f"has the control token {found[0]} in its text, which the model takes for the end of a turn or of "
+                    "a text; was the chat template applied already?"
+                )
+                report.add(place, RowProblem(example.row, column, "CONTROL_TOKEN", message), "warning")
+                return
+
+
+class _Rows:
+    def __init__(self) -> None:
+        self._tokens: list[Tokens] = []
+
+    def add(self, tokens: Tokens, copies: int) -> None:
+        self._tokens += [tokens] * copies
+
+    def joined(self, keep: bool) -> TokenRows | None:
+        """None where there are no rows. Without `keep` only how long they are."""
+        if not self._tokens:
+            return None
+        nothing = numpy.empty(0, numpy.int32)
+        return TokenRows(
+            numpy.concatenate([one.input_ids for one in self._tokens]) if keep else nothing,
+            numpy.concatenate([one.labels for one in self._tokens]) if keep else nothing,
+            numpy.array([len(one.input_ids) for one in self._tokens], numpy.int32),
+        )
+
+
+def _warn(report: Report, place: str, row: int, reason: str, message: str) -> None:
+    report.add(place, RowProblem(row, "", reason, message), "warning")
+
+
+def _digest(example: Example) -> bytes:
+    content: list[Any] = [*example.messages] or [example.prompt, example.completion, *example.input_ids]
+    content += [example.tools, sorted(example.untrained), example.labels, example.continues]
+    return hashlib.blake2b(json.dumps(content).encode(), digest_size=DIGEST_BYTES).digest()
+
+
+def eval_row(example: Example, tokenizer: Tokenizer) -> dict[str, Any]:
+    """A held-out row as people read it."""
+    prompt = prompt_text(example, tokenizer)
+    if example.is_chat or example.prompt:
+        expected = example.expected_output
+    else:
+        whole = tokenizer.decode(example.input_ids) if example.is_tokenized else example.completion
+        expected = whole[len(prompt) :]
+    return {
+        "instruction": example.instruction or prompt,
+        "input": example.input,
+        "expected_output": expected,
+        "messages": example.messages[:-1],
+        "prompt": prompt,
+    }

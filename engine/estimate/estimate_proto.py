@@ -1,0 +1,198 @@
+"""Estimates, recommendations and the matrix as messages."""
+
+from collections.abc import Iterable, Sequence
+
+from engine.config.spec_proto import resolved_config
+from engine.estimate.architecture import Architecture
+from engine.estimate.cost import PriceTable, cost
+from engine.estimate.disk import Disk
+from engine.estimate.duration import Calibration, Observation, Work, estimate_duration, flops_per_token
+from engine.estimate.known_architectures import find_known
+from engine.estimate.machine import Machine
+from engine.estimate.matrix import Cell
+from engine.estimate.memory import GIB, Estimator, Memory, Setup
+from engine.estimate.recommend import Adjustment, Recommendation, Verdict
+from engine.estimate.saved_activations import METHODS, Method
+from engine.estimate.seed_formula import SeedRecommendation, recommend_method
+from finetuneflow.v1 import estimate_pb2 as pb
+from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec, TrainingMethod
+from finetuneflow.v1.stage_result_pb2 import PreflightResult, TrainingResult
+
+
+def estimate_message(
+    architecture: Architecture,
+    machine: Machine,
+    setup: Setup,
+    memory: Memory,
+    verdict: Verdict,
+    *,
+    work: Work | None,
+    calibration: Calibration,
+    prices: PriceTable,
+    disk: Disk | None = None,
+    changes: Sequence[Adjustment] = (),
+    warnings: Sequence[str] = (),
+) -> pb.ResourceEstimate:
+    """`work` None: how much data there is is not known, and so neither are duration and cost."""
+    message = pb.ResourceEstimate(
+        memory=[
+            pb.MemoryComponent(name=c.name, size_bytes=c.size_bytes, description=c.what, uncertainty=c.uncertainty)
+            for c in memory.components
+        ],
+        memory_total_bytes=memory.total_bytes,
+        memory_upper_bytes=memory.upper_bytes,
+        verdict=verdict_name(verdict),
+        moment=memory.moment,
+        memory_free_bytes=machine.free_bytes,
+        hardware=machine.name,
+        method=method_name(setup.method),
+        num_parameters=architecture.num_parameters,
+        num_trained_parameters=Estimator(architecture, setup).num_trained_parameters,
+        currency=prices.currency,
+        disk=None if disk is None else _disk(disk),
+        changes=_changes(changes),
+        warnings=warnings,
+    )
+    price = prices.of(machine)
+    if price is not None:
+        message.price_per_hour = price.per_hour
+    flops = flops_per_token(architecture, setup)
+    speed = calibration.predict(machine, setup.method, architecture.num_parameters, flops)
+    message.tokens_per_second = speed.tokens_per_second.likely
+    message.speed_basis, message.num_observations = speed.basis, speed.num_observations
+    if work is None:
+        return message
+    seconds = estimate_duration(architecture, setup, machine, work, calibration).seconds
+    message.num_tokens = round(work.tokens)
+    message.duration_seconds = seconds.likely
+    message.duration_low_seconds, message.duration_high_seconds = seconds.low, seconds.high
+    if price is not None:
+        paid = cost(seconds, price)
+        message.cost, message.cost_low, message.cost_high = paid.likely, paid.low, paid.high
+    return message
+
+
+def recommendation_message(
+    found: Recommendation, base_model: str, architecture: Architecture, machine: Machine, estimate: pb.ResourceEstimate
+) -> pb.Recommendation:
+    """With the seed's own answer for the same GPU and number of parameters."""
+    changes = found.plan.adjustments
+    # A card sold as 24 GB has 24 GiB, and the bands of the seed's rule mean cards.
+    size = round(machine.total_bytes / GIB, 1)
+    billions = round(architecture.num_parameters / 1e9, 2)
+    seed = recommend_method(size, billions, machine.on_gpu, machine.quantises)
+    return pb.Recommendation(
+        method=method_name(found.method),
+        reason=found.reason,
+        verdict=verdict_name(found.plan.verdict),
+        adjustments=_adjustments(changes) if found.method else None,
+        warnings=found.warnings,
+        alternatives=found.alternatives,
+        estimate=estimate,
+        changes=_changes(changes),
+        seed=_seed(seed),
+        base_model=base_model,
+    )
+
+
+def matrix_message(rows: Sequence[Sequence[Cell]]) -> pb.DecisionMatrix:
+    return pb.DecisionMatrix(cells=[_cell(cell) for row in rows for cell in row])
+
+
+def calibration(observed: Iterable[pb.ObservedSpeed]) -> Calibration:
+    """From what a request brings along; methods of a newer version are passed over."""
+    numbers = {TrainingMethod.Value(method_name(method)): method for method in METHODS}
+    return Calibration(
+        Observation(o.hardware, numbers[o.method], o.num_parameters, o.flops_per_token, o.tokens_per_second)
+        for o in observed
+        if o.method in numbers
+    )
+
+
+def observed_speed(
+    spec: FineTuningJobSpec, preflight: PreflightResult, training: TrainingResult
+) -> pb.ObservedSpeed | None:
+    """What a finished job says of its hardware; None when it trained nothing, or does not say on what.
+
+    Operations are counted from the architecture where its name is known, else from the parameters alone.
+    """
+    config = resolved_config(spec)
+    if not preflight.HasField("hardware") or config.method == "auto" or training.train_tokens_per_second <= 0:
+        return None
+    machine = Machine.of(preflight.hardware, gpus=config.resources.gpus)
+    identity = preflight.base_model
+    setup = Setup.of(config, on_gpu=machine.on_gpu, length=max(int(preflight.training_data.mean_tokens), 1))
+    architecture = find_known(identity.id)
+    passes = (4 if setup.trains_adapters else 6) + (2 if setup.checkpointing else 0)
+    flops = flops_per_token(architecture, setup) if architecture else passes * identity.num_parameters
+    return pb.ObservedSpeed(
+        hardware=machine.name,
+        method=method_name(config.method),
+        num_parameters=identity.num_parameters,
+        flops_per_token=flops,
+        tokens_per_second=training.train_tokens_per_second,
+    )
+
+
+def verdict_name(verdict: Verdict) -> str:
+    return f"FIT_VERDICT_{verdict.upper()}"
+
+
+def method_name(method: Method | None) -> str:
+    return f"TRAINING_METHOD_{(method or 'unspecified').upper()}"
+
+
+def _disk(disk: Disk) -> pb.DiskEstimate:
+    return pb.DiskEstimate(
+        checkpoint_bytes=disk.checkpoint_bytes,
+        num_checkpoints=disk.num_checkpoints,
+        needed_bytes=disk.needed_bytes,
+        free_bytes=disk.free_bytes,
+        holds_artifacts=disk.holds_artifacts,
+        verdict=verdict_name(disk.verdict),
+        download_bytes=disk.download_bytes,
+    )
+
+
+def _changes(changes: Sequence[Adjustment]) -> list[pb.Adjustment]:
+    return [pb.Adjustment(field=c.field, before=_text(c.before), after=_text(c.after)) for c in changes]
+
+
+def _adjustments(changes: Sequence[Adjustment]) -> FineTuningJobSpec:
+    spec = FineTuningJobSpec()
+    for change in changes:
+        setattr(spec.hyperparameters, change.field.rpartition(".")[2], change.after)
+    return spec
+
+
+def _seed(seed: SeedRecommendation) -> pb.SeedRecommendation:
+    return pb.SeedRecommendation(
+        method=method_name(seed.method),
+        reason=seed.reason,
+        can_train=seed.can_train,
+        estimated_vram_usage_gb=seed.estimated_vram_usage_gb,
+        suggestions=seed.suggestions,
+        warnings=seed.warnings,
+        alternative=seed.alternative,
+    )
+
+
+def _cell(cell: Cell) -> pb.DecisionCell:
+    plan = cell.recommendation.plan
+    return pb.DecisionCell(
+        band=cell.band,
+        memory_free_bytes=cell.free_bytes,
+        size=cell.column,
+        base_model=cell.model,
+        method=method_name(cell.method),
+        verdict=verdict_name(cell.verdict),
+        memory_upper_bytes=plan.memory.upper_bytes,
+        changes=map(str, plan.adjustments) if cell.method else (),
+        seed_method=method_name(cell.seed_method),
+        seed_verdict=verdict_name(cell.seed_verdict),
+        difference=cell.difference,
+    )
+
+
+def _text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,40 @@
+"""How fast trainings went: what estimates of time rest on. Read from the jobs, which are the one record of it."""
+
+from sqlmodel import col, select
+
+from engine.estimate.estimate_proto import observed_speed
+from finetuneflow.v1.estimate_pb2 import ObservedSpeed
+from finetuneflow.v1.event_pb2 import ConfigResolved
+from finetuneflow.v1.stage_result_pb2 import PreflightResult, TrainingResult
+from gateway.sql.database import Database
+from gateway.sql.tables import Job
+
+_LATEST = 200
+
+
+class ObservedSpeeds:
+    """Those of the latest trainings, of every tenant: hardware is what they have in common, and says nothing of
+    whose data it was."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def latest(self) -> list[ObservedSpeed]:
+        """One for each training that ended well, newest first; at most 200."""
+        query = (
+            select(Job.config, Job.preflight, Job.training)
+            .where(col(Job.training).is_not(None), col(Job.preflight).is_not(None), col(Job.config).is_not(None))
+            .order_by(col(Job.id).desc())
+            .limit(_LATEST)
+        )
+        async with self._database.read() as session:
+            rows = (await session.exec(query)).all()
+        found = (
+            observed_speed(
+                ConfigResolved.FromString(config or b"").resolved_spec,
+                PreflightResult.FromString(preflight or b""),
+                TrainingResult.FromString(training or b""),
+            )
+            for config, preflight, training in rows
+        )
+        return [speed for speed in found if speed is not None]

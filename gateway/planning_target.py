@@ -1,0 +1,95 @@
+"""Which machine a question about a training is about, and how fast trainings have been."""
+
+from collections.abc import Iterable
+
+from chassis.errors import NotFound
+from finetuneflow.v1 import probe_service_pb2 as api
+from finetuneflow.v1.hardware_pb2 import Hardware
+from finetuneflow.v1.work_pb2 import Node
+from gateway.observed_speeds import ObservedSpeeds
+from gateway.passthrough import Passthrough
+
+Asked = api.RecommendMethodRequest | api.EstimateResourcesRequest | api.PreflightFineTuningJobRequest
+
+
+class PlanningTargets:
+    """What a probe needs to be told to answer: it knows its own machine alone, and no job."""
+
+    def __init__(self, passthrough: Passthrough, speeds: ObservedSpeeds) -> None:
+        self._passthrough = passthrough
+        self._speeds = speeds
+
+    async def fill_in(self, request: Asked) -> None:
+        """Fills in observed speeds, and the hardware of the node that is asked about or of the trainer with the most
+        room: of the spec's pool, where that has one. No hardware where the request has a machine of its own, or no node
+        tells of one. NotFound."""
+        if not request.observed:
+            request.observed.extend(await self._speeds.latest())
+        pool = request.spec.resources.pool or "default"
+        if isinstance(request, api.PreflightFineTuningJobRequest):
+            if not request.HasField("hardware") and not request.node_id:
+                _set(request, await self.that_trains(pool))
+                return
+        elif request.HasField("memory_bytes"):
+            return
+        if request.HasField("hardware"):
+            return
+        nodes = await self._passthrough.nodes()
+        if request.node_id:
+            nodes = [node for node in nodes if node.id == request.node_id]
+            if not nodes:
+                raise no_node(request.node_id)
+        else:
+            nodes = _trainers(nodes, pool)
+        _set(request, _roomiest(map(hardware_of, nodes)))
+
+    async def that_trains(self, pool: str) -> Hardware | None:
+        """The machine that a job of the pool is planned for: that of the trainer with the most room once it is idle.
+        None where no trainer is up. Unavailable."""
+        return _roomiest(map(_when_idle, _trainers(await self._passthrough.nodes(), pool)))
+
+
+def no_node(node_id: str) -> NotFound:
+    return NotFound("NODE_NOT_FOUND", f"there is no live node {node_id!r}", metadata={"node_id": node_id})
+
+
+def hardware_of(node: Node) -> Hardware:
+    """What the node says of its machine; a node that says nothing is still listed."""
+    hardware = Hardware()
+    hardware.CopyFrom(node.hardware)
+    hardware.node_id = node.id
+    hardware.draining = node.draining
+    return hardware
+
+
+def _trainers(nodes: Iterable[Node], pool: str) -> list[Node]:
+    """Of the pool; of all pools where none of it is up."""
+    trainers = [node for node in nodes if node.service == "trainer"]
+    return [node for node in trainers if node.pool == pool] or trainers
+
+
+def _when_idle(node: Node) -> Hardware:
+    """Its machine. What its own runs hold can't be told from what others hold: while there are any, all counts as
+    free."""
+    hardware = hardware_of(node)
+    if node.runs:
+        hardware.memory_available_bytes = hardware.memory_total_bytes
+        for gpu in hardware.gpus:
+            gpu.memory_free_bytes = gpu.memory_total_bytes
+    return hardware
+
+
+def _roomiest(machines: Iterable[Hardware]) -> Hardware | None:
+    return max((machine for machine in machines if machine.memory_total_bytes), key=_room, default=None)
+
+
+def _set(request: Asked, hardware: Hardware | None) -> None:
+    if hardware is not None:
+        request.hardware.CopyFrom(hardware)
+
+
+def _room(hardware: Hardware) -> tuple[bool, int]:
+    """A usable GPU before any amount of main memory; then by what is free."""
+    if hardware.cuda_available and hardware.gpus:
+        return True, max(gpu.memory_free_bytes for gpu in hardware.gpus)
+    return False, hardware.memory_available_bytes

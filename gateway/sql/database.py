@@ -1,0 +1,97 @@
+"""SQL behind two verbs: `read` and `write`.
+
+SQLite: one writer in this process, in which those who write take turns and share a COMMIT. PostgreSQL: READ COMMITTED;
+decisions lock their job row, and the server itself flushes COMMITs that come together in one go.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import make_url
+from sqlalchemy.engine import URL, Connection
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy.orm.session import JoinTransactionMode
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from gateway.sql.database_errors import translated
+from gateway.sql.group_commit import GroupCommit
+from gateway.sql.sqlite import sqlite_engine
+
+
+class Database:
+    """Opened with `await Database.open(url)`; `close` returns the connections."""
+
+    def __init__(self, url: URL) -> None:
+        self.url = url
+        self.is_sqlite = url.get_backend_name() == "sqlite"
+        self._group: GroupCommit | None = None
+        if self.is_sqlite:
+            self._reads = sqlite_engine(url, writes=False)
+            self._writes = sqlite_engine(url, writes=True)
+            self._group = GroupCommit(self._writes)
+        else:
+            self._writes = create_async_engine(url, pool_size=10, max_overflow=10, pool_pre_ping=True)
+            # The default sees what is committed between two queries of one look.
+            self._reads = self._writes.execution_options(isolation_level="REPEATABLE READ")
+
+    @classmethod
+    async def open(cls, url: str) -> "Database":
+        """Brings the schema up to date, then connects. `url`: `sqlite:///path` or `postgresql://…`."""
+        parsed = make_url(url)
+        if parsed.get_backend_name() == "sqlite":
+            if not parsed.database:
+                raise ValueError("an SQLite database needs a file: sqlite:///path/to/gateway.sqlite")
+            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        driver = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}[parsed.get_backend_name()]
+        database = cls(parsed.set(drivername=driver))
+        await database._migrate()
+        return database
+
+    async def _migrate(self) -> None:
+        config = Config()
+        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+        async with self._writes.connect() as connection:
+
+            def upgrade(sync: Connection) -> None:
+                config.attributes["connection"] = sync
+                command.upgrade(config, "head")
+
+            await connection.run_sync(upgrade)
+            await connection.commit()
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncSession]:
+        """One consistent look; nothing is written."""
+        with translated():
+            async with AsyncSession(self._reads, expire_on_commit=False) as session:
+                yield session
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[AsyncSession]:
+        """One transaction: committed when the block ends, rolled back when it raises."""
+        async with self.change() as (_, session):
+            yield session
+
+    @asynccontextmanager
+    async def change(self) -> AsyncIterator[tuple[AsyncConnection, AsyncSession]]:
+        """The same, for statements to the connection beside the session, which costs nothing until it is used."""
+        # Others have their part in SQLite's transaction: a session may only roll back what is its own.
+        mode: JoinTransactionMode = "create_savepoint" if self._group else "rollback_only"
+        with translated():
+            async with self._group.turn() if self._group else self._writes.begin() as connection:
+                session = AsyncSession(connection, expire_on_commit=False, join_transaction_mode=mode)
+                try:
+                    yield connection, session
+                    await session.commit()
+                finally:
+                    if session.in_transaction():
+                        await session.close()
+
+    async def close(self) -> None:
+        if self._group:
+            await self._group.close()
+        await self._reads.dispose()
+        await self._writes.dispose()

@@ -1,0 +1,155 @@
+"""READY attempts are offered to workers. The row is the dispatch; the message is a hint that may be lost or doubled."""
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from sqlalchemy.exc import DBAPIError
+from sqlmodel import select
+
+from chassis.bus.event_bus import Bus, BusUnavailable
+from finetuneflow.v1.work_pb2 import WorkItem
+from gateway.sql.database import Database
+from gateway.sql.database_errors import DatabaseUnavailable
+from gateway.sql.tables import Attempt, now
+from gateway.work.lifecycle import SERVICES
+
+log = logging.getLogger(__name__)
+
+_TICK_SECONDS = 1.0
+_REPUBLISH_SECONDS = 30.0
+_AT_ONCE = 100
+"""Publications under way: one that the broker refuses holds up none of the others."""
+
+_Key: TypeAlias = tuple[str, str, int]
+
+
+@dataclass
+class _Offer:
+    """An attempt that waits for a worker."""
+
+    item: WorkItem
+    service: str
+    pool: str
+    due: float
+    """When it is published next, on this process's monotonic clock."""
+    published: bool = False
+    """Whether it was queued, and `due` is only for the case that the broker lost it."""
+
+
+class Dispatcher:
+    """Publishes a work item per READY attempt: when it is due, again every 30 s, and anew when the broker may have
+    lost it."""
+
+    def __init__(self, database: Database, bus: Bus) -> None:
+        self._database = database
+        self._bus = bus
+        self._offers: dict[_Key, _Offer] = {}
+        self._changed = asyncio.Event()
+        self._away = False
+        self._publications: set[asyncio.Task[None]] = set()
+
+    async def offer(self, attempt: Attempt) -> None:
+        """Has an attempt published when it is due, at once when it is; whoever calls does not wait for the broker."""
+        offer = self._known(attempt)
+        if offer.due <= time.monotonic():
+            publication = asyncio.create_task(self._publish(offer))
+            self._publications.add(publication)
+            publication.add_done_callback(self._publications.discard)
+        else:
+            self._changed.set()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        look = 0.0
+        while True:
+            if time.monotonic() >= look:
+                look = time.monotonic() + _TICK_SECONDS
+                await self._look()
+            if self._bus.connected:
+                await self._publish_due()
+            wake = min([look, *(offer.due for offer in self._offers.values() if not offer.published)])
+            self._changed.clear()
+            try:
+                async with asyncio.timeout(max(wake - time.monotonic(), 0.01)):
+                    await self._changed.wait()
+            except TimeoutError:
+                continue
+
+    async def _look(self) -> None:
+        """What is READY in SQL, whoever wrote it, and whether the broker still has what was published."""
+        before = set(self._offers)
+        ready = Attempt.state == "READY"
+        try:
+            async with self._database.read() as session:
+                keys = set(
+                    (await session.exec(select(Attempt.job_id, Attempt.stage, Attempt.attempt).where(ready))).all()
+                )
+                if keys - before:
+                    for attempt in (await session.exec(select(Attempt).where(ready))).all():
+                        self._known(attempt)
+        except (DBAPIError, DatabaseUnavailable) as error:
+            log.warning("READY attempts can't be read: %s", error)
+            return
+        # But for those that were opened while the queries ran.
+        for key in before - keys:
+            del self._offers[key]
+        if not self._bus.connected:
+            return
+        try:
+            lost = await self._bus.work_lost()
+        except BusUnavailable as error:
+            self._note_outage(error)
+            return
+        if lost:
+            for offer in self._offers.values():
+                if offer.published:
+                    offer.published, offer.due = False, time.monotonic()
+
+    async def _publish_due(self) -> None:
+        due = [offer for offer in self._offers.values() if offer.due <= time.monotonic()]
+        slots = asyncio.Semaphore(_AT_ONCE)
+
+        async def publish(offer: _Offer) -> None:
+            async with slots:
+                await self._publish(offer)
+
+        await asyncio.gather(*(publish(offer) for offer in due))
+
+    async def _publish(self, offer: _Offer) -> None:
+        # Before the attempt: two who publish at once would do it twice.
+        offer.due = time.monotonic() + _REPUBLISH_SECONDS
+        try:
+            await self._bus.publish_work(offer.service, offer.pool, offer.item)
+        except BusUnavailable as error:
+            self._note_outage(error)
+            offer.due = time.monotonic() + _TICK_SECONDS
+        else:
+            self._away = False
+            offer.published = True
+
+    def _known(self, attempt: Attempt) -> _Offer:
+        """The offer of an attempt; a new one is due after what is left of its back-off."""
+        key = _key(attempt)
+        if key not in self._offers:
+            # Of two readings of the wall clock, the later may be of a clock set back: nobody waits longer for that.
+            left = min(attempt.not_before - now(), attempt.not_before - attempt.create_time)
+            self._offers[key] = _Offer(
+                item=WorkItem(job_id=attempt.job_id, stage=attempt.stage, attempt=attempt.attempt),
+                service=SERVICES[attempt.stage],
+                # Training is the stage that pools scale; the others have one pool each.
+                pool=attempt.pool if attempt.stage == "STAGE_TRAINING" else "default",
+                due=time.monotonic() + max(left, 0) / 1e6,
+            )
+        return self._offers[key]
+
+    def _note_outage(self, error: BusUnavailable) -> None:
+        if not self._away:
+            log.warning("work items wait for the broker: %s", error)
+        self._away = True
+
+
+def _key(attempt: Attempt) -> _Key:
+    return attempt.job_id, attempt.stage, attempt.attempt

@@ -1,0 +1,249 @@
+"""Claims and reports: the two requests by which workers take part. Each is answered from one decision."""
+
+import logging
+from collections.abc import Sequence
+
+from google.protobuf.message import DecodeError
+from sqlalchemy import func
+from sqlmodel import col, select
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from chassis.errors import NotFound, Unavailable
+from chassis.events import ENDINGS
+from chassis.server import gauges
+from finetuneflow.v1.event_pb2 import ConfigResolved, Event, StageFailed
+from finetuneflow.v1.fine_tuning_job_pb2 import Fault, Stage
+from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
+from finetuneflow.v1.stage_result_pb2 import EvaluationResult, PreflightResult, TrainingResult
+from finetuneflow.v1.work_pb2 import (
+    Assignment,
+    ClaimRefused,
+    ClaimRequest,
+    ClaimResponse,
+    Directive,
+    MetricSeries,
+    ReportRequest,
+    ReportResponse,
+)
+from gateway import views
+from gateway.metrics import read_series
+from gateway.planning_target import PlanningTargets
+from gateway.specs import dataset_ids
+from gateway.sql.tables import Attempt, JobEvaluation, Metric, SavedArtifact, SavedCheckpoint, UploadedDataset
+from gateway.work import lifecycle
+from gateway.work.ledger import ELAPSED_SECONDS, Decision, Ledger
+from gateway.work.projection import completion_reason, project
+
+log = logging.getLogger(__name__)
+
+_DIRECTIVES = {
+    "JOB_STATE_PAUSING": Directive.DIRECTIVE_PAUSE,
+    "JOB_STATE_CANCELLING": Directive.DIRECTIVE_CANCEL,
+}
+_MADE_SHARDS = 100
+_CURVE_POINTS = 10_000
+_FEWEST_POINTS = 2
+_CURVES_BYTES = 512 * 1024
+"""A claim's answer that is larger than the broker's messages (1 MiB by default) would never arrive."""
+
+
+class WorkerRequests:
+    """Answers claims and reports."""
+
+    def __init__(self, ledger: Ledger, machines: PlanningTargets | None = None) -> None:
+        """Without `machines` probes plan for their own."""
+        self._ledger = ledger
+        self._machines = machines
+
+    async def claim(self, request: ClaimRequest) -> ClaimResponse:
+        """READY and wanted → CLAIMED. The same claim_id again: the same answer."""
+        try:
+            async with self._ledger.decide(request.job_id) as decision:
+                attempt = decision.attempt
+                refusal = _refusal(decision, request)
+                if attempt is None or refusal:
+                    return ClaimResponse(refused=ClaimRefused(reason=refusal))
+                if attempt.state == "READY":
+                    lifecycle.claim(decision, attempt, request.claim_id, request.node_id)
+                assignment = await self._assignment(decision, attempt)
+        except NotFound:
+            return ClaimResponse(refused=ClaimRefused(reason="UNKNOWN"))
+        await self._add_curves(assignment)
+        await self._add_shards(assignment)
+        await self._add_machine(assignment)
+        return ClaimResponse(assignment=assignment)
+
+    async def report(self, request: ReportRequest) -> ReportResponse:
+        """Accepts what is new of a report, in order, once."""
+        stop = ReportResponse(next_ordinal=request.first_ordinal, directive=Directive.DIRECTIVE_STOP)
+        try:
+            async with self._ledger.decide(request.job_id) as decision:
+                attempt = decision.attempt
+                if attempt is None or attempt.state != "CLAIMED" or attempt.claim_id != request.claim_id:
+                    stop.message = "the claim is not current"
+                    return stop
+                attempt.beat += 1
+                before = attempt.next_ordinal
+                if request.first_ordinal <= attempt.next_ordinal:
+                    fresh = request.events[attempt.next_ordinal - request.first_ordinal :]
+                    await self._accept(decision, attempt, fresh)
+                answer = ReportResponse(
+                    next_ordinal=attempt.next_ordinal,
+                    directive=_DIRECTIVES.get(decision.job.state, Directive.DIRECTIVE_RUN),
+                )
+        except NotFound:
+            stop.message = "the job is gone"
+            return stop
+        gauges.REPORTS.inc()
+        gauges.EVENTS.inc(answer.next_ordinal - before)
+        return answer
+
+    async def expire(self, job_id: str, claim_id: str, beat: int) -> None:
+        """Ends a claim whose worker was not heard of, unless it was heard of meanwhile."""
+        try:
+            async with self._ledger.decide(job_id) as decision:
+                attempt = decision.attempt
+                if attempt is None or attempt.claim_id != claim_id or attempt.beat != beat:
+                    return
+                self._fail(decision, attempt, "LEASE_EXPIRED", f"node {attempt.node_id} was not heard of any more")
+        except NotFound:
+            return
+
+    async def _accept(self, decision: Decision, attempt: Attempt, events: Sequence[bytes]) -> None:
+        wanted = (attempt.job_id, Stage.Value(attempt.stage), attempt.attempt)
+        first = attempt.next_ordinal
+        for ordinal, data in enumerate(events, first):
+            try:
+                event = Event.FromString(data)
+            except DecodeError as error:
+                attempt.next_ordinal = ordinal
+                self._fail(decision, attempt, "BAD_EVENT", f"the worker sent an event that can't be decoded: {error}")
+                return
+            if (event.job_id, event.stage, event.attempt) != wanted or event.ordinal != ordinal:
+                attempt.next_ordinal = ordinal
+                self._fail(decision, attempt, "BAD_EVENT", "the worker sent an event of another attempt")
+                return
+            sequence = decision.accept(data, event)
+            if event.WhichOneof("payload") in ENDINGS:
+                attempt.next_ordinal = ordinal + 1
+                await project(decision, event, sequence)
+                self._end(decision, attempt, event)
+                return
+            await project(decision, event, sequence)
+        attempt.next_ordinal = first + len(events)
+
+    def _end(self, decision: Decision, attempt: Attempt, event: Event) -> None:
+        match event.WhichOneof("payload"):
+            case "stage_completed":
+                reason = completion_reason(decision.job.training)
+                lifecycle.end_attempt(decision, attempt, lifecycle.Completed(reason))
+            case "stage_failed":
+                lifecycle.end_attempt(decision, attempt, lifecycle.Failed(event.stage_failed))
+            case "stage_released":
+                lifecycle.end_attempt(decision, attempt, lifecycle.Released(event.stage_released.reason))
+
+    def _fail(self, decision: Decision, attempt: Attempt, reason: str, message: str) -> None:
+        failure = StageFailed(fault=Fault.FAULT_SYSTEM_ERROR, reason=reason, message=message)
+        decision.append(failure)
+        lifecycle.end_attempt(decision, attempt, lifecycle.Failed(failure))
+
+    async def _assignment(self, decision: Decision, attempt: Attempt) -> Assignment:
+        job, session = decision.job, decision.session
+        spec = FineTuningJobSpec.FromString(job.spec)
+        assignment = Assignment(
+            job_id=job.id,
+            tenant=job.tenant,
+            stage=attempt.stage,
+            attempt=attempt.attempt,
+            claim_id=attempt.claim_id,
+            spec=spec,
+            create_time=views.timestamp(job.create_time),
+        )
+        if job.config is not None:
+            assignment.resolved_spec.CopyFrom(ConfigResolved.FromString(job.config).resolved_spec)
+        datasets = select(UploadedDataset).where(
+            UploadedDataset.tenant == job.tenant, col(UploadedDataset.id).in_(dataset_ids(spec))
+        )
+        assignment.datasets.extend(views.dataset(row) for row in (await session.exec(datasets)).all())
+        checkpoints = (
+            select(SavedCheckpoint)
+            .where(SavedCheckpoint.job_id == job.id, col(SavedCheckpoint.pruned).is_(False))
+            .order_by(col(SavedCheckpoint.step).desc(), col(SavedCheckpoint.sequence).desc())
+        )
+        assignment.checkpoints.extend(views.checkpoint(row) for row in (await session.exec(checkpoints)).all())
+        if job.preflight is not None:
+            assignment.preflight.CopyFrom(PreflightResult.FromString(job.preflight))
+        if job.training is not None:
+            assignment.training.CopyFrom(TrainingResult.FromString(job.training))
+        evaluations = select(JobEvaluation).where(JobEvaluation.job_id == job.id)
+        evaluation = (await session.exec(evaluations.order_by(col(JobEvaluation.id).desc()))).first()
+        if evaluation is not None:
+            assignment.evaluation.CopyFrom(EvaluationResult.FromString(evaluation.result))
+        return assignment
+
+    async def _add_shards(self, assignment: Assignment) -> None:
+        """What other jobs have tokenised; whether it is the same only a worker can tell."""
+        if assignment.stage != Stage.STAGE_PREFLIGHT:
+            return
+        query = select(SavedArtifact).where(
+            SavedArtifact.tenant == assignment.tenant,
+            SavedArtifact.kind == "shards",
+            SavedArtifact.job_id != assignment.job_id,
+        )
+        async with self._ledger.database.read() as session:
+            newest = (await session.exec(query.order_by(col(SavedArtifact.id).desc()).limit(_MADE_SHARDS))).all()
+        for made in newest:
+            key = made.path.rpartition("/")[2]
+            assignment.shards.add(content_key=key, path=made.path, manifest_sha256=made.sha256)
+
+    async def _add_curves(self, assignment: Assignment) -> None:
+        """What is read of curves, which may be long: not while every other decision waits."""
+        if assignment.stage not in (Stage.STAGE_TRAINING, Stage.STAGE_EXPORT):
+            return
+        async with self._ledger.database.read() as session:
+            if assignment.stage == Stage.STAGE_EXPORT:
+                assignment.metrics.extend(await _curves(session, assignment.job_id))
+            else:
+                assignment.prior_training_seconds = await _training_seconds(session, assignment.job_id)
+
+    async def _add_machine(self, assignment: Assignment) -> None:
+        if assignment.stage != Stage.STAGE_PREFLIGHT or self._machines is None:
+            return
+        try:
+            hardware = await self._machines.that_trains(assignment.spec.resources.pool or "default")
+        except Unavailable as error:
+            # A job must not wait for what is there to be looked at; the claim came through all the same.
+            log.warning("the trainers' machines are not known to the preflight of %s: %s", assignment.job_id, error)
+            return
+        if hardware is not None:
+            assignment.hardware.CopyFrom(hardware)
+
+
+async def _curves(session: AsyncSession, job_id: str) -> list[MetricSeries]:
+    """Every curve of the job, with as many points as fit."""
+    points = _CURVE_POINTS
+    while True:
+        curves = await read_series(session, job_id, (), points)
+        size = sum(curve.ByteSize() for curve in curves)
+        if size <= _CURVES_BYTES or points == _FEWEST_POINTS:
+            return curves
+        points = max(int(points * 0.9 * _CURVES_BYTES / size), _FEWEST_POINTS)
+
+
+async def _training_seconds(session: AsyncSession, job_id: str) -> float:
+    """Seconds that earlier attempts trained, lost steps included."""
+    seconds = (
+        select(func.max(Metric.value))
+        .where(Metric.job_id == job_id, Metric.name == ELAPSED_SECONDS)
+        .group_by(col(Metric.attempt))
+    )
+    return sum(value or 0.0 for value in (await session.exec(seconds)).all())
+
+
+def _refusal(decision: Decision, request: ClaimRequest) -> str:
+    attempt = decision.attempt
+    if attempt is None or (Stage.Value(attempt.stage), attempt.attempt) != (request.stage, request.attempt):
+        return "ENDED"
+    if attempt.state == "CLAIMED":
+        return "" if attempt.claim_id == request.claim_id else "CLAIMED_BY_ANOTHER"
+    return "" if decision.job.state in lifecycle.RUNNABLE else "NOT_WANTED"

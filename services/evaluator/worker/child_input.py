@@ -1,0 +1,22 @@
+"""What the evaluator's supervisor hands to its child, as `spec.json`."""
+
+from pathlib import Path
+
+from pydantic import Field
+
+from engine.config.job import JobConfig
+from services.child_input import ChildInput, ModelFiles
+
+
+class EvaluationInput(ChildInput):
+    """One evaluation. Paths are absolute."""
+
+    config: JobConfig
+    """The resolved configuration."""
+    model: ModelFiles
+    adapter_dir: Path
+    """The checkpoint to judge: an adapter, or the whole weights where config.method is full."""
+    data_dir: Path
+    """eval/ and eval_rows.jsonl, where rows are held out, and prepared.json, as `engine.data.prepare` writes them."""
+    threads: int = Field(ge=1)
+    """Of torch."""

@@ -1,0 +1,70 @@
+"""What the exporter's supervisor hands to its child, as `spec.json`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from google.protobuf import json_format
+from google.protobuf.message import Message
+from pydantic import Field, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
+
+from engine.config.job import JobConfig
+from finetuneflow.v1.stage_result_pb2 import EvaluationResult, PreflightResult, TrainingResult
+from finetuneflow.v1.work_pb2 import MetricSeries
+from services.child_input import ChildInput, ModelFiles, Strict
+
+
+class ProtoJson:
+    """Lets a pydantic field hold a proto message, written as proto JSON: NaN and infinity survive, unlike in JSON."""
+
+    def __init__(self, kind: type[Message]) -> None:
+        self._kind = kind
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        def read(value: Any) -> Message:
+            if isinstance(value, self._kind):
+                return value
+            try:
+                return json_format.ParseDict(value, self._kind())
+            except json_format.ParseError as error:
+                raise ValueError(str(error)) from error
+
+        def write(message: Message) -> dict[str, Any]:
+            return json_format.MessageToDict(message, preserving_proto_field_name=True)
+
+        return core_schema.no_info_plain_validator_function(
+            read, serialization=core_schema.plain_serializer_function_ser_schema(write)
+        )
+
+
+class DatasetFile(Strict):
+    """A file the model was trained on."""
+
+    id: str
+    filename: str
+    sha256: str
+
+
+class JobFacts(Strict):
+    """What the package says of the job it came from."""
+
+    id: str
+    create_time: str
+    """RFC 3339."""
+    datasets: list[DatasetFile] = Field(default=[])
+
+
+class ExportInput(ChildInput):
+    """One export. Paths are absolute."""
+
+    config: JobConfig
+    """The resolved configuration."""
+    model: ModelFiles
+    adapter_dir: Path
+    """The checkpoint that is packed: the job's best step."""
+    job: JobFacts
+    preflight: Annotated[PreflightResult, ProtoJson(PreflightResult)]
+    training: Annotated[TrainingResult, ProtoJson(TrainingResult)]
+    evaluation: Annotated[EvaluationResult, ProtoJson(EvaluationResult)]
+    metrics: list[Annotated[MetricSeries, ProtoJson(MetricSeries)]] = Field(default=[])
+    """Whole curves; `loss` and `eval_loss` are drawn."""

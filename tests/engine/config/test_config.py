@@ -1,0 +1,203 @@
+"""A caller learns at once, by field, what is wrong with a spec; what is right travels unchanged."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.config.job import JobConfig, job_config, unsupported
+from engine.config.recipes import merge, recipes
+from engine.config.spec_proto import config_to_spec, resolved_config, spec_to_dict, values_to_spec
+from engine.config.trl_arguments import sft_arguments
+from engine.errors import JobError
+from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
+
+MINIMAL: dict[str, Any] = {"base_model": "smollm2-135m", "training_data": [{"dataset": "ds_1"}]}
+
+
+def refused(spec: dict[str, Any]) -> dict[str, str]:
+    with pytest.raises(JobError) as caught:
+        job_config(spec)
+    return {violation.field: violation.description for violation in caught.value.violations}
+
+
+def test_the_defaults_are_those_of_the_default_recipe() -> None:
+    """Whoever reads a default in the code, in the recipe or in a resolved spec reads the same one."""
+    assert job_config(MINIMAL) == JobConfig(**MINIMAL, display_name="smollm2-135m on ds_1")
+    hyper = job_config(MINIMAL).hyperparameters
+    assert (hyper.num_epochs, hyper.learning_rate, hyper.gradient_accumulation_steps) == (3, 2e-4, 4)
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_every_recipe_makes_a_valid_job_that_survives_the_wire(name: str) -> None:
+    """A resolved spec can be read back, and sent again as a spec, without meaning something else."""
+    config = job_config({**MINIMAL, "recipe": name})
+    message = FineTuningJobSpec.FromString(config_to_spec(config).SerializeToString())
+    assert resolved_config(message) == config
+    assert job_config(spec_to_dict(message)) == config
+    assert spec_to_dict(values_to_spec(recipes()[name].values))
+    assert len(recipes()[name].description) > 40
+
+
+@pytest.mark.parametrize("template", ["", " \n"])
+def test_an_empty_template_is_refused(template: str) -> None:
+    """It was meant to hold something; without a word the rows would be trained on as they are."""
+    message = FineTuningJobSpec(base_model="m")
+    message.training_data.add(dataset="ds_1", template=template)
+    found = refused(spec_to_dict(message))
+    assert list(found) == ["spec.training_data[0].template"]
+    assert "an empty template" in found["spec.training_data[0].template"]
+
+
+def test_zero_on_the_wire_is_a_value_and_unset_is_the_recipe() -> None:
+    """weight_decay = 0 must not silently become 0.01."""
+    message = FineTuningJobSpec(base_model="m", recipe="cpu-demo")
+    message.training_data.add(dataset="ds_1")
+    message.hyperparameters.weight_decay = 0
+    config = job_config(spec_to_dict(message))
+    assert config.hyperparameters.weight_decay == 0
+    assert config.hyperparameters.learning_rate == recipes()["cpu-demo"].values["hyperparameters"]["learning_rate"]
+
+
+def test_every_field_of_the_proto_has_its_twin() -> None:
+    """A field that the contract offers and the server ignores would be a lie."""
+
+    def compare(descriptor: Any, model: Any) -> None:
+        assert set(descriptor.fields_by_name) == set(model.model_fields), descriptor.name
+        for name, field in descriptor.fields_by_name.items():
+            inner = [t for t in _leaves(model.model_fields[name].annotation) if hasattr(t, "model_fields")]
+            if inner:
+                compare(field.message_type, inner[0])
+
+    compare(FineTuningJobSpec.DESCRIPTOR, JobConfig)
+
+
+def _leaves(annotation: Any) -> list[Any]:
+    return [annotation, *itertools.chain.from_iterable(map(_leaves, getattr(annotation, "__args__", ())))]
+
+
+@pytest.mark.parametrize(
+    ("change", "path", "said"),
+    [
+        (
+            {"hyperparameters": {"learning_rate": -1.0}},
+            "hyperparameters.learning_rate",
+            "-1.0 given; must be a number in (0, 1]; default 0.0002",
+        ),
+        ({"hyperparameters": {"num_epochs": float("nan")}}, "hyperparameters.num_epochs", "nan given"),
+        ({"hyperparameters": {"max_length": 7}}, "hyperparameters.max_length", "[8, 1,048,576]; default 2048"),
+        ({"hyperparameters": {"optim": "adam"}}, "hyperparameters.optim", "must be one of auto, adamw_torch"),
+        ({"hyperparameters": {"packing": "yes"}}, "hyperparameters.packing", "true or false; default false"),
+        ({"hyperparameters": {"warmup_ratio": 0.1, "warmup_steps": 5}}, "hyperparameters.warmup_ratio", "set one"),
+        ({"hyperparameters": {"max_seq_length": 512}}, "hyperparameters.max_seq_length", "Did you mean max_length?"),
+        ({"learning_rate": 1e-4}, "learning_rate", "Did you mean spec.hyperparameters.learning_rate?"),
+        ({"method": "qlra"}, "method", "Did you mean qlora?"),
+        ({"recipe": "cpu-dem"}, "recipe", "Did you mean cpu-demo?"),
+        ({"holdout_fraction": 0.6}, "holdout_fraction", "[0, 0.5]; default 0.1"),
+        ({"seed": 2**32}, "seed", "whole number in [0, 4,294,967,295]; default 42"),
+        ({"lora": {"lora_dropout": 1.0}}, "lora.lora_dropout", "[0, 1)"),
+        ({"quantization": {"bits": 5}}, "quantization.bits", "one of 4, 8; default 4"),
+        ({"labels": {"No": "x"}}, "labels.No", "matching"),
+        ({"system_prompt": "x" * 17_000}, "system_prompt", "at most 16 KiB"),
+        ({"training_data": []}, "training_data", "at least one"),
+        ({"training_data": [{"dataset": "d"}, {"dataset": ""}]}, "training_data[1].dataset", "at least 1"),
+        ({"training_data": [{"dataset": "d", "weight": 0.0}]}, "training_data[0].weight", "(0, 100]; default 1"),
+        (
+            {"training_data": [{"dataset": "d", "mapping": {"anser": "a"}}]},
+            "training_data[0].mapping.anser",
+            "Did you mean answer?",
+        ),
+        ({"evaluation": {"prompts": ["a", ""]}}, "evaluation.prompts[1]", "at least 1 character"),
+        ({"resources": {"pool": "GPU"}}, "resources.pool", "[a-z][a-z0-9-]{0,30}"),
+        ({"integrations": [{"kind": "comet"}]}, "integrations[0].kind", "one of tensorboard, mlflow"),
+    ],
+)  # fmt: skip
+def test_a_bad_value_is_named_with_its_path_range_and_default(change: dict[str, Any], path: str, said: str) -> None:
+    """The message alone is enough to mend the spec."""
+    violations = refused({**MINIMAL, **change})
+    assert list(violations) == [f"spec.{path}"]
+    assert said in violations[f"spec.{path}"]
+
+
+def test_all_violations_come_at_once() -> None:
+    """Five mistakes take one round trip, not five: sections, an unknown recipe, missing data."""
+    assert refused(
+        {"hyperparameters": {"learning_rate": 2, "max_steps": 0}, "seed": -1, "base_model": "m", "recipe": "defalt"}
+    ).keys() == {
+        "spec.hyperparameters.learning_rate", "spec.hyperparameters.max_steps", "spec.seed", "spec.recipe",
+        "spec.training_data",
+    }  # fmt: skip
+
+
+def test_no_text_of_a_spec_may_hold_a_nul() -> None:
+    """Without a server a job would be called good that every server refuses."""
+    source = {"dataset": "ds_1", "mapping": {"question": "a\0b"}}
+    spec = {"system_prompt": "a\0b", "labels": {"x": "\0"}, "evaluation": {"prompts": ["good", "\0"]}}
+    found = refused({**MINIMAL, **spec, "training_data": [source]})
+    paths = ["system_prompt", "labels.x", "evaluation.prompts[1]", "training_data[0].mapping.question"]
+    assert found == {f"spec.{path}": "holds a NUL character; remove it." for path in paths}
+
+
+def test_an_enum_value_of_a_newer_client_is_refused() -> None:
+    message = FineTuningJobSpec.FromString(FineTuningJobSpec(base_model="m").SerializeToString() + b"\x28\x63")
+    message.training_data.add(dataset="ds_1")
+    assert "99 given" in refused(spec_to_dict(message))["spec.method"]
+
+
+def test_a_callers_choice_takes_back_the_recipes_opposite() -> None:
+    """fitbox has 200 warm-up steps; asking for a ratio must not leave them in force."""
+    spec = {**MINIMAL, "recipe": "fitbox"}
+    assert job_config(spec).hyperparameters.warmup_steps == 200
+    assert job_config({**spec, "hyperparameters": {"warmup_ratio": 0.1}}).hyperparameters.warmup_steps is None
+    assert merge({"h": {"max_steps": 5}}, {"h": {"num_epochs": 2}}) == {"h": {"num_epochs": 2}}
+
+
+def test_what_has_no_machinery_yet_is_named() -> None:
+    """Nothing asked for is dropped in silence."""
+    spec = {
+        "base_model": "ft:ftjob_1",
+        "training_data": [{"dataset": "a", "weight": 2.0}],
+        "evaluation_data": [{"dataset": "b", "weight": 2.0}],
+        "export": {"formats": ["adapter", "gguf"]},
+        "integrations": [{"kind": "wandb"}],
+        "secrets": ["token"],
+        "resources": {"gpus": 2},
+    }
+    assert [violation.field.removeprefix("spec.") for violation in unsupported(job_config(spec))] == [
+        "base_model", "evaluation_data[0].weight", "export.formats[1]",
+        "integrations", "secrets", "resources.gpus",
+    ]  # fmt: skip
+    assert unsupported(job_config(MINIMAL)) == []
+
+
+def test_the_trainers_arguments_are_ones_it_knows(tmp_path: Path) -> None:
+    """A renamed argument would end every job in a TypeError."""
+    from trl import SFTConfig
+
+    automatic = {"precision": "fp32", "optim": "adamw_torch", "gradient_checkpointing": False}
+    config = job_config({**MINIMAL, "method": "lora", "hyperparameters": {**automatic, "group_by_length": True}})
+    arguments = SFTConfig(**sft_arguments(config, output_dir=str(tmp_path), device="cpu"))
+    assert (arguments.warmup_steps, arguments.max_length, arguments.bf16) == (0.03, 2048, False)
+    with pytest.raises(ValueError, match="automatic"):
+        sft_arguments(job_config(MINIMAL), output_dir=str(tmp_path), device="cpu")
+
+
+def test_a_resolved_curriculum_has_no_length_beside_its_phases() -> None:
+    """A number of epochs that nobody uses looks like one of the settings; sent again, max_steps would be refused."""
+    phase = {"training_data": [{"dataset": "a"}], "num_epochs": 2.0}
+    message = config_to_spec(job_config({"base_model": "m", "phases": [phase], "recipe": "cpu-demo"}))
+    assert not message.hyperparameters.HasField("num_epochs") and not message.hyperparameters.HasField("max_steps")
+    assert job_config(spec_to_dict(message)).phases[0].num_epochs == 2.0
+
+
+def test_what_cannot_go_with_phases_is_refused() -> None:
+    """Two sayings of what is trained, or for how long, of which one would be dropped in silence."""
+    phase = {"training_data": [{"dataset": "a", "mapping": {"text": "x"}, "template": "{}"}], "num_epochs": 1.0}
+    spec = {**MINIMAL, "phases": [phase], "hyperparameters": {"max_steps": 5, "truncation": "middle"}}
+    with pytest.raises(JobError) as caught:
+        job_config(spec)
+    assert {violation.field for violation in caught.value.violations} == {
+        "spec.phases", "spec.hyperparameters.max_steps", "spec.phases[0].training_data[0].mapping",
+        "spec.hyperparameters.truncation",
+    }  # fmt: skip

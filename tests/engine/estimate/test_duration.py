@@ -1,0 +1,123 @@
+"""Time from what was measured, with its uncertainty, and money from time."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from engine.errors import JobError
+from engine.estimate.cost import PriceTable, cost
+from engine.estimate.duration import (
+    Calibration,
+    Interval,
+    Observation,
+    Work,
+    estimate_duration,
+    evaluation_flops_per_token,
+    flops_per_token,
+)
+from engine.estimate.known_architectures import known
+from engine.estimate.machine import gpu_machine
+from engine.estimate.memory import GIB, Setup
+
+ARCHITECTURE = known("llama-3.1-8b")
+SETUP = Setup("lora", "bf16", True, 4, 512, False, "adamw_torch")
+A100 = gpu_machine("NVIDIA A100-SXM4-80GB", 80 * GIB)
+
+
+def observed(tokens_per_second: float, model: str = "llama-3.1-8b", method: str = "lora") -> Observation:
+    architecture = known(model)
+    setup = replace(SETUP, method=method)
+    flops = flops_per_token(architecture, setup)
+    return Observation(A100.name, setup.method, architecture.num_parameters, flops, tokens_per_second)
+
+
+def test_operations_are_six_a_weight_or_four() -> None:
+    """6N for every weight, 4N with frozen ones; recomputation adds a forward pass."""
+    short = replace(SETUP, length=1)
+    n = ARCHITECTURE.num_parameters
+    assert flops_per_token(ARCHITECTURE, replace(short, method="full")) == pytest.approx(6 * n, rel=0.05)
+    assert flops_per_token(ARCHITECTURE, short) == pytest.approx(4 * n, rel=0.06)
+    again = flops_per_token(ARCHITECTURE, replace(short, checkpointing=True))
+    assert again - flops_per_token(ARCHITECTURE, short) == pytest.approx(2 * n, rel=0.07)
+    assert evaluation_flops_per_token(ARCHITECTURE, short) == pytest.approx(2 * n, rel=0.08)
+    mixture = known("qwen3-30b-a3b")
+    assert flops_per_token(mixture, replace(short, method="full")) < 6 * mixture.num_parameters / 5
+
+
+def test_new_hardware_gets_a_wide_range_and_says_so() -> None:
+    found = estimate_duration(ARCHITECTURE, SETUP, A100, Work(1_000_000))
+    assert found.seconds.low < found.seconds.likely < found.seconds.high
+    assert found.speed.num_observations == 0
+    assert "no training was measured" in found.speed.basis
+    unlisted = estimate_duration(ARCHITECTURE, SETUP, gpu_machine("Some GPU", 80 * GIB), Work(1_000_000))
+    assert unlisted.seconds.high / unlisted.seconds.low > found.seconds.high / found.seconds.low
+
+
+def test_one_measured_training_replaces_the_assumption() -> None:
+    """The figure for the same job is the measured one, and the range narrows with every further training."""
+    calibration = Calibration()
+    calibration.observe(observed(2000))
+    found = estimate_duration(ARCHITECTURE, SETUP, A100, Work(1_000_000), calibration)
+    assert found.seconds.likely == pytest.approx(500)
+    assert found.speed.num_observations == 1
+    for _ in range(8):
+        calibration.observe(observed(2000))
+    more = estimate_duration(ARCHITECTURE, SETUP, A100, Work(1_000_000), calibration)
+    assert more.seconds.high / more.seconds.low < found.seconds.high / found.seconds.low
+    # What was learnt survives a restart.
+    kept = Calibration.of_records(calibration.records())
+    assert estimate_duration(ARCHITECTURE, SETUP, A100, Work(1_000_000), kept) == more
+
+
+def test_other_sizes_and_methods_are_inferred_with_more_doubt() -> None:
+    calibration = Calibration([observed(2000)])
+    near = estimate_duration(ARCHITECTURE, SETUP, A100, Work(1e6), calibration)
+    far = estimate_duration(known("llama-3.2-1b"), SETUP, A100, Work(1e6), calibration)
+    assert far.seconds.likely < near.seconds.likely / 4
+    assert far.seconds.high / far.seconds.low > near.seconds.high / near.seconds.low
+    other = estimate_duration(ARCHITECTURE, replace(SETUP, method="full"), A100, Work(1e6), calibration)
+    assert "another method" in other.speed.basis
+    elsewhere = gpu_machine("NVIDIA L4", 24 * GIB)
+    assert calibration.predict(elsewhere, "lora", 8_000_000_000, 1e10).num_observations == 0
+
+
+def test_a_training_without_a_speed_teaches_nothing() -> None:
+    calibration = Calibration([replace(observed(2000), tokens_per_second=0.0)])
+    assert calibration.records() == []
+
+
+def test_evaluations_take_their_time() -> None:
+    none = estimate_duration(ARCHITECTURE, SETUP, A100, Work(1e6)).seconds.likely
+    some = estimate_duration(ARCHITECTURE, SETUP, A100, Work(1e6, 1e6)).seconds.likely
+    assert 1.3 < some / none < 1.7
+
+
+def test_the_default_prices_are_the_seeds() -> None:
+    """5 days on an A100 of 80 GB for 180, on one of 40 GB for 120."""
+    table = PriceTable.read()
+    days = Interval(4 * 86400, 5 * 86400, 6 * 86400)
+    sizes = {80: 180, 40: 120}
+    for gib, price in sizes.items():
+        found = table.of(gpu_machine(f"NVIDIA A100-PCIE-{gib}GB", gib * GIB))
+        assert found is not None
+        assert cost(days, found).likely == pytest.approx(price)
+    ada = table.of(gpu_machine("NVIDIA GeForce RTX 4090", 24 * GIB))
+    assert ada is not None
+    assert cost(days, ada).likely == pytest.approx(36)
+    assert table.of(gpu_machine("NVIDIA H100 80GB HBM3", 80 * GIB)) is None
+
+
+def test_an_operators_prices_replace_them(tmp_path: Path) -> None:
+    file = tmp_path / "prices.toml"
+    file.write_text('currency = "EUR"\n[[price]]\ngpu = "H100"\nper_hour = 2.5\n')
+    table = PriceTable.read(file)
+    assert table.currency == "EUR"
+    price = table.of(gpu_machine("NVIDIA H100 80GB HBM3", 80 * GIB))
+    assert price is not None
+    assert price.per_hour == 2.5
+    assert table.of(gpu_machine("NVIDIA A100-SXM4-80GB", 80 * GIB)) is None
+    file.write_text("[[price]]\ngpu = 1\n")
+    with pytest.raises(JobError) as caught:
+        PriceTable.read(file)
+    assert caught.value.reason == "INVALID_PRICES"

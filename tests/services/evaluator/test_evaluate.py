@@ -1,0 +1,166 @@
+"""An evaluation from spec to result, on a random Llama and an adapter that changes it."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from google.protobuf.message import Message
+
+from chassis.child.pipe import Cancelled, EventSink
+from chassis.events import MAX_EVENT_BYTES, event_of
+from engine.config.job import job_config
+from engine.data.prepare import prepare
+from engine.model import load
+from finetuneflow.v1.event_pb2 import Phase, StageCompleted
+from finetuneflow.v1.stage_result_pb2 import EvaluationResult, InferenceSample
+from services.evaluator.worker.child_input import EvaluationInput
+from services.evaluator.worker.compare import add_samples, cut
+from services.evaluator.worker.evaluate import evaluate
+from tests.tiny_models import make_tiny_model
+
+Build = Callable[..., EvaluationInput]
+
+
+class Recorder(EventSink):
+    """A sink that keeps what it is given."""
+
+    def __init__(self, request: str = "") -> None:
+        super().__init__(None, None)
+        self.payloads: list[Any] = []
+        self._request = request
+
+    def emit(self, payload: Message, severity: Any = None) -> None:
+        self.payloads.append(payload)
+
+    def requested(self) -> str:
+        return self._request
+
+    def of(self, kind: type[Message]) -> list[Any]:
+        return [payload for payload in self.payloads if isinstance(payload, kind)]
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def adapter_dir(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter that trained the biases too, and is far from doing nothing."""
+    config = job_config({"base_model": "tiny", "training_data": [{"dataset": "ds_1"}], "lora": {"r": 2}})
+    torch.manual_seed(3)
+    adapted = load.attach_lora(
+        load.load_base(model_dir, dtype=torch.float32, on="cpu"),
+        config.lora,
+        base_id="tiny",
+        revision="r1",
+        quantised=False,
+        gradient_checkpointing=False,
+    )
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.2)
+    folder = tmp_path_factory.mktemp("adapter")
+    adapted.save_pretrained(str(folder))
+    return folder
+
+
+@pytest.fixture
+def spec(model_dir: Path, adapter_dir: Path, tmp_path: Path) -> Build:
+    def build(adapter: Path = adapter_dir, method: str = "lora", holdout: float = 0.25, **evaluation: Any) -> Any:
+        config = job_config(
+            {
+                "base_model": "tiny",
+                "training_data": [{"dataset": "ds_1"}],
+                "method": method,
+                "holdout_fraction": holdout,
+                "hyperparameters": {"precision": "fp32", "max_length": 128},
+                "evaluation": {"num_samples": 2, "max_new_tokens": 5, **evaluation},
+            }
+        )
+        source = tmp_path / "rows.jsonl"
+        source.write_text(
+            "".join(json.dumps({"question": f"What is {i}?", "answer": f"A number, {i}."}) + "\n" for i in range(12))
+        )
+        data = tmp_path / "data"
+        prepare(config, model_dir, {"ds_1": source}, data, lambda name, fraction: None)
+        return EvaluationInput(
+            config=config,
+            model={"path": model_dir, "id": "tiny", "revision": "r1", "weights_sha256": "0" * 64},
+            adapter_dir=adapter,
+            data_dir=data,
+            out_dir=tmp_path / "out",
+            threads=1,
+        )
+
+    return build
+
+
+def test_both_models_are_judged_on_the_same_rows(spec: Build, model_dir: Path) -> None:
+    """Whether the training helped is the question of the whole stage."""
+    sink = Recorder()
+
+    result = evaluate(spec(prompts=["And what is this?"]), sink)
+
+    assert result.num_examples == 3 and result.num_trained_tokens > 10
+    assert result.base_loss != pytest.approx(result.tuned_loss, abs=1e-3)
+    assert result.base_perplexity == pytest.approx(math.exp(result.base_loss))
+    assert result.tuned_perplexity == pytest.approx(math.exp(result.tuned_loss))
+    # The base's figures are those of the bare weights.
+    same = evaluate(spec(model_dir, method="full"), Recorder())
+    assert same.base_loss == same.tuned_loss == result.base_loss
+    asked = sink.of(InferenceSample)
+    assert list(result.samples) == asked and len(asked) == 3
+    assert asked[0].instruction.startswith("What is ") and asked[0].expected_output.startswith("A number")
+    assert (asked[2].instruction, asked[2].expected_output) == ("And what is this?", "")
+    assert all(0 < sample.output_length <= 5 and sample.model_output != sample.base_output for sample in asked)
+    phases = sink.of(Phase)
+    assert list(dict.fromkeys(p.name for p in phases)) == [
+        "loading_model",
+        "scoring_base",
+        "answering_base",
+        "scoring_tuned",
+        "answering_tuned",
+    ]
+    assert all(p.count == 5 for p in phases)
+    assert phases[-1].fraction == 1.0
+
+
+def test_what_was_not_held_out_is_not_measured(spec: Build) -> None:
+    """A figure that nobody measured must not appear as 0."""
+    result = evaluate(spec(holdout=0.0, prompts=["What is 7?"]), Recorder())
+
+    assert not result.HasField("base_loss") and not result.HasField("tuned_perplexity")
+    assert [sample.instruction for sample in result.samples] == ["What is 7?"]
+
+
+def test_switched_off_it_ends_at_once(spec: Build) -> None:
+    """Who wants no evaluation should not wait for one."""
+    sink = Recorder()
+    assert evaluate(spec(enabled=False), sink) == EvaluationResult()
+    assert not sink.payloads
+
+
+def test_a_cancel_ends_it(spec: Build) -> None:
+    with pytest.raises(Cancelled):
+        evaluate(spec(), Recorder("cancel"))
+
+
+def test_a_hundred_long_answers_fit_into_one_event() -> None:
+    """The event that completes the stage is limited to 64 KiB; a larger one would fail a job that has succeeded."""
+    text = "ä" * 5000
+    sample = InferenceSample(
+        instruction=text, input=text, expected_output=text, model_output=text, base_output=text, output_length=7
+    )
+    result = EvaluationResult(base_loss=1.0)
+
+    add_samples(result, [sample] * 100)
+
+    assert len(result.samples) == 100 and result.samples[99].output_length == 7
+    assert event_of(StageCompleted(evaluation=result)).ByteSize() < MAX_EVENT_BYTES - 1024
+    assert cut("äöü", 6) == "äöü" and cut("äöüä", 6) == "ä…"

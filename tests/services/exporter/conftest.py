@@ -1,0 +1,129 @@
+"""A tuned tiny model and everything that is known of its job, as stage 4 finds them."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from engine.config.job import JobConfig, job_config
+from finetuneflow.v1.hardware_pb2 import Hardware
+from finetuneflow.v1.stage_result_pb2 import (
+    BaseModelIdentity,
+    DataStatistics,
+    EvaluationResult,
+    InferenceSample,
+    PreflightResult,
+    TrainingResult,
+)
+from finetuneflow.v1.work_pb2 import MetricPoint, MetricSeries
+from services.child_input import ModelFiles
+from services.exporter.worker.child_input import DatasetFile, ExportInput, JobFacts
+from tests.tiny_models import make_tiny_model
+
+TRAIN = [(1, 4.0), (2, 3.6), (3, float("nan")), (4, 3.1), (5, 2.9), (6, 2.8)]
+EVAL = [(2, 3.7), (4, 3.2), (6, 3.3)]
+
+
+def random_adapter(base: Path, directory: Path) -> Path:
+    """A checkpoint whose adapter changes what the base says: B is not zero."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(1)
+    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(0, 0.5)
+    model.save_pretrained(directory, save_embedding_layers=False)
+    (directory / "optimizer.pt").write_bytes(b"resume state, which has no place in a package")
+    return directory
+
+
+def resolved(**changes: Any) -> JobConfig:
+    spec: dict[str, Any] = {
+        "display_name": "Docs | helper",
+        "task": "answer questions",
+        "base_model": "tiny",
+        "method": "lora",
+        "training_data": [{"dataset": "ds_1"}],
+        "hyperparameters": {"precision": "fp32", "optim": "adamw_torch", "gradient_checkpointing": False},
+        "lora": {"r": 4, "lora_alpha": 8.0},
+        "resources": {"gpus": 0},
+    }
+    return job_config({**spec, **changes})
+
+
+def series(name: str, points: list[tuple[int, float]]) -> MetricSeries:
+    return MetricSeries(name=name, points=[MetricPoint(step=step, value=value) for step, value in points])
+
+
+@pytest.fixture(scope="session")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    folder = tmp_path_factory.mktemp("tuned")
+    base = make_tiny_model(folder / "base")
+    return SimpleNamespace(base=base, adapter=random_adapter(base, folder / "step-4"))
+
+
+@pytest.fixture
+def export_spec(tuned: SimpleNamespace, tmp_path: Path) -> ExportInput:
+    hostile = "a|b\n![x](http://example.org/x.png) `c` <script>" + " long" * 100
+    return ExportInput(
+        config=resolved(),
+        model=ModelFiles(path=tuned.base, id="tiny", revision="r1", weights_sha256="0" * 64, license="Apache-2.0"),
+        adapter_dir=tuned.adapter,
+        out_dir=tmp_path / "out",
+        job=JobFacts(
+            id="ftjob_1",
+            create_time="2026-01-02T03:04:05Z",
+            datasets=[DatasetFile(id="ds_1", filename="rows.jsonl", sha256="1" * 64)],
+        ),
+        preflight=PreflightResult(
+            base_model=BaseModelIdentity(id="tiny", revision="r1"),
+            training_data=DataStatistics(num_examples=1234, mean_tokens=56.78, format="question_answer"),
+            evaluation_data=DataStatistics(num_examples=137),
+            hardware=Hardware(cpu_model="A processor", cpu_cores=2, packages={"torch": "2.13.0"}),
+        ),
+        training=TrainingResult(
+            total_steps=6,
+            train_loss=3.28,
+            final_train_loss=2.8,
+            best_eval_loss=3.2,
+            best_step=4,
+            final_eval_loss=3.3,
+            train_runtime_seconds=125.4,
+            train_samples_per_second=9.5,
+            early_stopped=True,
+        ),
+        evaluation=EvaluationResult(
+            base_loss=4.0,
+            tuned_loss=3.1987,
+            base_perplexity=54.6,
+            tuned_perplexity=24.5,
+            num_examples=137,
+            num_trained_tokens=2000,
+            samples=[
+                InferenceSample(
+                    instruction="What is it?",
+                    input=hostile,
+                    expected_output="It is a test.",
+                    model_output="It is.",
+                    output_length=3,
+                    base_output="No idea | none",
+                )
+            ],
+        ),
+        metrics=[series("loss", TRAIN), series("eval_loss", EVAL)],
+    )
+
+
+@pytest.fixture
+def spec_file(export_spec: ExportInput, tmp_path: Path) -> Path:
+    file = tmp_path / "spec.json"
+    file.write_text(export_spec.model_dump_json())
+    assert json.loads(file.read_text())["config"]["method"] == "lora"
+    return file

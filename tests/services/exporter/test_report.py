@@ -1,0 +1,83 @@
+"""The report says what happened, in the sections people expect, whatever the texts contain."""
+
+from pathlib import Path
+
+from services.exporter.worker.child_input import ExportInput
+from services.exporter.worker.metrics import Point
+from services.exporter.worker.plots import draw_losses
+from services.exporter.worker.report import report
+
+
+def test_sections_and_figures(export_spec: ExportInput) -> None:
+    text = report(export_spec)
+    headings = [line for line in text.splitlines() if line.startswith("#")]
+    assert headings == [
+        "# FineTuneFlow Training Report",
+        "## Project",
+        "## Dataset",
+        "## Training Configuration",
+        "## Results",
+        "## Sample Outputs",
+        "## Base vs tuned",
+    ]
+    for line in (
+        "- Name: Docs \\| helper",
+        "- Task: answer questions",
+        "- Train examples: 1,234",
+        "- Eval examples: 137",
+        "- Avg tokens per example: 56.8",
+        "- Method: LoRA",
+        "- Epochs: 3",
+        "- Learning rate: 0.0002",
+        "- LoRA rank: 4, alpha: 8",
+        "- Max sequence length: 2,048",
+        "- GPU: none (CPU: A processor, 2 cores)",
+        "- Final train loss: 2.8000 (mean over the training 3.2800)",
+        "- Perplexity: 24.53",
+        "- Training time: 2 min 5 s (6 steps, stopped early)",
+        "| Loss | 4.0000 | 3.1987 |",
+    ):
+        assert line in text.splitlines()
+    assert "- Final eval loss: 3.2000 at step 4" in text
+
+
+def test_a_models_text_stays_in_its_cell(export_spec: ExportInput) -> None:
+    table = report(export_spec).split("## Sample Outputs\n")[1].split("\n\n")[0].splitlines()
+    assert table[0] == "| Instruction | Expected | Model Output |"
+    assert len(table) == 3
+    assert table[2].replace("\\|", "").count("|") == 4
+    assert "![x](" not in table[2]
+    assert "<script" not in table[2].replace("\\<", "")
+    assert len(table[2]) < 400
+
+
+def test_what_was_not_measured_is_said_to_be(export_spec: ExportInput) -> None:
+    export_spec.training.ClearField("best_eval_loss")
+    for field in ("base_loss", "tuned_loss", "samples"):
+        export_spec.evaluation.ClearField(field)
+    text = report(export_spec)
+    assert "- Final eval loss: not measured" in text
+    assert "- Perplexity: not measured" in text
+    assert "No samples were generated." in text
+    assert "were not measured on held-out rows" in text
+
+
+def test_the_plot_is_a_picture_of_the_curves(tmp_path: Path) -> None:
+    train = [Point(step, 4 - step / 20) for step in range(1, 40)]
+    evaluation = [Point(10, 3.6), Point(20, 3.2), Point(30, 3.3)]
+    draw_losses(tmp_path / "both.png", "a $ title_x", train, evaluation, 20)
+    draw_losses(tmp_path / "none.png", "a $ title_x", [], [], 0)
+    both, none = _pixels(tmp_path / "both.png"), _pixels(tmp_path / "none.png")
+    blue, red = bytes.fromhex("4477aa"), bytes.fromhex("cc6677")
+    assert both.count(blue) > 500
+    assert both.count(red) > 300
+    assert none.count(blue) == 0
+
+
+def _pixels(png: Path) -> bytes:
+    """RGB bytes of every pixel, decoded independently of what drew it."""
+    from PIL import Image
+
+    with Image.open(png) as image:
+        assert image.size == (1280, 720)
+        return image.convert("RGB").tobytes()

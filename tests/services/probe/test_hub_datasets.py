@@ -1,0 +1,185 @@
+"""Datasets of the hub in the first stage of a job, as it really runs: supervisor, download, child."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from google.protobuf.json_format import ParseDict
+
+from chassis.child.child_process import Child, ChildCommand
+from chassis.store.artifact_store import ArtifactStore
+from engine.errors import JobError, SystemFailure
+from finetuneflow.v1.dataset_pb2 import Dataset
+from finetuneflow.v1.event_pb2 import ConfigResolved, Event
+from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
+from finetuneflow.v1.stage_result_pb2 import PreflightResult
+from finetuneflow.v1.work_pb2 import Assignment
+from services.inputs import catalogue
+from services.probe.settings import ProbeSettings
+from services.probe.stage import PreflightStage
+from services.probe.worker.child_input import PreflightInput
+from tests.fakes.hub import Hub
+from tests.tiny_models import make_tiny_model
+
+OLD, NEW = "a" * 40, "b" * 40
+
+
+def rows(first: int, number: int) -> str:
+    numbers = range(first, first + number)
+    return "".join(json.dumps({"question": f"What is {n}?", "answer": f"It is {n}."}) + "\n" for n in numbers)
+
+
+def written(command: ChildCommand) -> str:
+    return Path(command.argv[-1]).read_text()
+
+
+@dataclass
+class Place:
+    """A machine that runs preflights, with one uploaded dataset of 20 rows, `ds_1`."""
+
+    folder: Path
+    settings: ProbeSettings
+    store: ArtifactStore
+    sha256: str
+
+    async def prepare(self, *datasets: str) -> ChildCommand:
+        """What the supervisor does before the child starts, for a job on these."""
+        spec = {
+            "base_model": "tiny",
+            "recipe": "cpu-demo",
+            "holdout_fraction": 0,
+            "training_data": [{"dataset": name} for name in datasets],
+        }
+        workdir = self.folder / f"work-{len(list(self.folder.glob('work-*')))}"
+        workdir.mkdir()
+        uploaded = Dataset(id="ds_1", filename="rows.jsonl", path="datasets/ds_1/rows.jsonl", sha256=self.sha256)
+        assignment = Assignment(
+            job_id="ftjob_1",
+            tenant="default",
+            spec=ParseDict(spec, FineTuningJobSpec()),
+            datasets=[uploaded] if "ds_1" in datasets else [],
+        )
+        stage = PreflightStage(self.settings, catalogue(self.settings))
+        return await stage.prepare(assignment, workdir, self.store)
+
+    async def prepared(self, *datasets: str) -> PreflightInput:
+        """What the child is told."""
+        return PreflightInput.model_validate_json(written(await self.prepare(*datasets)))
+
+    async def preflight(self, *datasets: str) -> tuple[PreflightResult, ConfigResolved]:
+        """What a job on these comes to, run to its end."""
+        command = await self.prepare(*datasets)
+        child = await Child.start(command.argv, {**command.env, **command.late_env}, Path.cwd())
+        try:
+            async with asyncio.timeout(120), contextlib.aclosing(child.frames()) as frames:
+                events = [Event.FromString(frame) async for frame in frames if frame]
+            await child.wait()
+        finally:
+            child.close()
+        assert events[-1].HasField("stage_completed"), (events[-1], child.last_lines())
+        (resolved,) = (event.config_resolved for event in events if event.HasField("config_resolved"))
+        return events[-1].stage_completed.preflight, resolved
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    store = ArtifactStore((tmp_path / "artifacts").as_uri())
+    (tmp_path / "rows.jsonl").write_text(rows(1000, 20))
+    stored = store.put_file(tmp_path / "rows.jsonl", "default/datasets/ds_1/rows.jsonl")
+    models = {"tiny": make_tiny_model(tmp_path / "tiny")}
+    settings = ProbeSettings(home=tmp_path / "home", models=models, node_id="node-1")
+    return Place(tmp_path, settings, store, stored.sha256)
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    (tmp_path / OLD).mkdir()
+    (tmp_path / OLD / "train.jsonl").write_text(rows(0, 30))
+    with Hub(tmp_path, {"org/rows": {OLD: tmp_path / OLD}}).asked() as hub:
+        yield hub
+
+
+def push(hub: Hub, folder: Path) -> None:
+    """Its owner changes the dataset."""
+    (folder / NEW).mkdir()
+    (folder / NEW / "train.jsonl").write_text(rows(0, 40))
+    hub.datasets["org/rows"][NEW] = folder / NEW
+
+
+async def test_a_dataset_of_the_hub_and_an_uploaded_one_make_one_job(hub: Hub, place: Place) -> None:
+    """The rows of both, and what was read is told: which commit, which file, which bytes."""
+    found, resolved = await place.preflight("hf://org/rows", "ds_1")
+    assert found.training_data.num_examples == 50
+    (read,) = found.hub_datasets
+    assert (read.asked, read.pinned) == ("hf://org/rows", f"hf://org/rows@{OLD}/train.jsonl")
+    assert (read.revision, read.filename, read.size_bytes) == (OLD, "train.jsonl", len(rows(0, 30)))
+    assert len(read.sha256) == 64
+    assert [source.dataset for source in resolved.resolved_spec.training_data] == [read.pinned, "ds_1"]
+    reasons = {each.field: each.reason for each in resolved.resolutions}
+    assert "hf://org/rows" in reasons["training_data[0].dataset"]
+    assert not any("org/rows" in str(path) or path.name == "train.jsonl" for path in place.settings.home.rglob("*"))
+
+
+async def test_what_preflight_resolved_stays_what_it_was(hub: Hub, place: Place) -> None:
+    """A job repeated next year reads the rows of today; one that asks for today's gets those of next year."""
+    first = await place.prepared("hf://org/rows")
+    push(hub, place.folder)
+    (pinned,) = first.sources
+    again = await place.prepared(pinned)
+    newest = await place.prepared("hf://org/rows@main")
+    assert again.content_key == first.content_key != newest.content_key
+    assert again.config["training_data"] == first.config["training_data"]
+    assert [file.read_text() for file in again.sources.values()] == [rows(0, 30)]
+    assert [file.read_text() for file in newest.sources.values()] == [rows(0, 40)]
+    assert newest.hub[0].revision == NEW
+
+
+async def test_the_same_rows_have_the_same_shards_wherever_they_came_from(hub: Hub, place: Place) -> None:
+    """Nobody pays twice for tokenising, who uploads what lies on the hub."""
+    (place.folder / OLD / "train.jsonl").write_text(rows(1000, 20))
+    uploaded = await place.prepared("ds_1")
+    assert uploaded.content_key
+    assert (await place.prepared("hf://org/rows/train.jsonl")).content_key == uploaded.content_key
+
+
+@pytest.mark.parametrize(
+    ("dataset", "limit", "reason"),
+    [
+        ("hf://org/unknown", 1 << 20, "DATASET_NOT_FOUND"),
+        ("hf://org/gated", 1 << 20, "DATASET_GATED"),
+        ("hf://org/rows", 100, "DATASET_TOO_LARGE"),
+    ],
+)
+async def test_what_cannot_be_had_ends_the_job_at_the_field_at_fault(
+    hub: Hub, place: Place, dataset: str, limit: int, reason: str
+) -> None:
+    place.settings = place.settings.model_copy(update={"max_dataset_bytes": limit})
+    with pytest.raises(JobError) as caught:
+        await place.prepare("ds_1", dataset)
+    assert caught.value.reason == reason
+    assert caught.value.violations[0].field == "spec.training_data[1].dataset"
+    assert hub.sent == {}
+
+
+async def test_a_hub_that_is_away_is_tried_again(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(SystemFailure) as caught:
+        await place.prepare("hf://org/rows")
+    assert caught.value.reason == "HUB_UNREACHABLE"
+
+
+async def test_the_operators_token_reads_it_and_the_child_never_sees_it(hub: Hub, place: Place) -> None:
+    hub.tokens["org/rows"] = "hf_private"
+    with pytest.raises(JobError) as caught:
+        await place.prepare("hf://org/rows")
+    assert caught.value.reason == "DATASET_NOT_FOUND"
+    place.settings = ProbeSettings(
+        home=place.settings.home, models=place.settings.models, node_id="node-1", hub_token="hf_private"
+    )
+    command = await place.prepare("hf://org/rows")
+    assert "hf_private" not in written(command)
+    assert "hf_private" not in str(command)

@@ -1,0 +1,258 @@
+"""A preflight as it really runs: a process of its own, with nothing but a spec file."""
+
+import gzip
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy
+import pytest
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+from safetensors.numpy import save_file
+
+from chassis.child.pipe import EventSink
+from engine.catalogue import Catalogue
+from engine.config.spec_proto import resolved_config
+from engine.errors import JobError
+from finetuneflow.v1.event_pb2 import ArtifactSaved, ConfigResolved, Phase, Warning
+from services.hardware import read_hardware
+from services.probe.worker.preflight import preflight
+from tests.tiny_models import make_tiny_tokenizer
+
+MakeSpec = Callable[..., Path]
+
+
+class Recorded(EventSink):
+    """Keeps what is emitted, as the supervisor would."""
+
+    def __init__(self) -> None:
+        super().__init__(None, None)
+        self.events: list[Message] = []
+
+    def emit(self, payload: Message, severity: Any = None) -> None:
+        self.events.append(payload)
+
+
+@pytest.fixture
+def make_spec(tmp_path: Path) -> MakeSpec:
+    folder = make_tiny_tokenizer(tmp_path / "model")
+    config = {"architectures": ["LlamaForCausalLM"], "num_hidden_layers": 1, "hidden_size": 8}
+    config |= {"intermediate_size": 16, "vocab_size": 384, "max_position_embeddings": 512}
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = {"model.layers.0.self_attn.q_proj.weight": numpy.zeros((8, 8), numpy.float32)}
+    save_file(weights, str(folder / "model.safetensors"))
+    model = Catalogue(tmp_path / "home", {"tiny": folder}).fetch("tiny")
+
+    def make(rows: list[Any], **spec: Any) -> Path:
+        data = tmp_path / "data.jsonl"
+        data.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
+        path = tmp_path / "spec.json"
+        path.write_text(
+            json.dumps(
+                {
+                    "config": {"base_model": "tiny", "training_data": [{"dataset": "ds_1"}], **spec},
+                    "model": {**vars(model), "path": str(model.path)},
+                    "sources": {"ds_1": str(data)},
+                    "out_dir": str(tmp_path / "out"),
+                    "node_id": "node-1",
+                }
+            )
+        )
+        return path
+
+    return make
+
+
+ROWS = [{"question": f"What is {n}?", "answer": f"It is {n}."} for n in range(60)]
+
+
+def test_a_good_job_is_resolved_counted_and_tokenised(make_spec: MakeSpec, tmp_path: Path) -> None:
+    """What training will do is known, and said, before a single step."""
+    sink = Recorded()
+    result = preflight(sink, make_spec([*ROWS, ROWS[0]], recipe="cpu-demo")).preflight
+    assert (result.training_data.num_examples, result.evaluation_data.num_examples) == (54, 6)
+    assert result.total_steps == 7
+    assert result.base_model.num_parameters == 64
+    assert result.hardware.node_id == "node-1"
+    estimate = result.estimate
+    assert 0 < estimate.memory_total_bytes < estimate.memory_upper_bytes < estimate.memory_free_bytes
+    assert estimate.num_tokens == pytest.approx(result.training_data.num_tokens, rel=0.2)
+    assert estimate.duration_seconds > 0
+    shards = tmp_path / "out" / result.shards_path
+    assert len(datasets.load_from_disk(str(shards / "train"))) == 54
+    assert not result.shards_reused
+    assert 0 < result.num_packed_sequences < 54
+    assert 0 < result.packing_efficiency <= 1
+
+    phases = [event.name for event in sink.events if isinstance(event, Phase)]
+    assert list(dict.fromkeys(phases)) == [
+        "checking_hardware", "resolving_model", "reading_rows", "tokenising", "resolving_configuration",
+    ]  # fmt: skip
+    saved = [(event.kind, event.path) for event in sink.events if isinstance(event, ArtifactSaved)]
+    assert saved == [("validation_report", "validation_report.json"), ("shards", f"shards/{result.shards_content_key}")]
+    report = json.loads((tmp_path / "out" / "validation_report.json").read_text())
+    assert (report["verdict"], report["problems"][0]["reason"]) == ("warnings", "DUPLICATE_ROW")
+    assert (report["problems"][0]["row"], report["training_data"]["num_examples"]) == (61, 54)
+    assert [event.reason for event in sink.events if isinstance(event, Warning)] == ["DUPLICATES_DROPPED"]
+    (published,) = (event for event in sink.events if isinstance(event, ConfigResolved))
+    config = resolved_config(published.resolved_spec)
+    assert config.method == "lora"
+    assert config.hyperparameters.gradient_checkpointing is not None
+    assert "auto" not in (config.hyperparameters.precision, config.hyperparameters.optim)
+
+
+def test_the_shards_of_an_earlier_job_are_taken_as_they_are(make_spec: MakeSpec, tmp_path: Path) -> None:
+    """A second job on the same data waits for no tokeniser, says so, and trains on the same ids; packed, too."""
+    rows = [*ROWS, ROWS[0]]
+    first = preflight(Recorded(), make_spec(rows)).preflight
+    made = (tmp_path / "out").rename(tmp_path / "made")
+    path = make_spec(rows, hyperparameters={"packing": True})
+    path.write_text(json.dumps({**json.loads(path.read_text()), "shards": str(made / first.shards_path)}))
+    sink = Recorded()
+    second = preflight(sink, path).preflight
+    assert second.shards_reused
+    assert second.shards_content_key == first.shards_content_key
+    assert (second.training_data, second.evaluation_data) == (first.training_data, first.evaluation_data)
+    assert second.total_steps < first.total_steps
+    phases = [(event.name, event.detail) for event in sink.events if isinstance(event, Phase)]
+    assert "reading_rows" not in [name for name, _ in phases]
+    assert "earlier job" in dict(phases)["tokenising"]
+    assert [event.reason for event in sink.events if isinstance(event, Warning)] == ["DUPLICATES_DROPPED"]
+    assert (tmp_path / "out" / second.shards_path / "eval_rows.jsonl").is_file()
+
+
+def test_a_curriculum_is_counted_phase_by_phase(make_spec: MakeSpec) -> None:
+    """Steps, and what they cost, are those of all phases; where each one begins is known before it is paid for."""
+    source = [{"dataset": "ds_1"}]
+    phases = [
+        {"display_name": "warm", "training_data": source, "num_epochs": 0.5},
+        {"training_data": source, "num_epochs": 3.0},
+    ]
+    settings = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    path = make_spec(ROWS, phases=phases, hyperparameters=settings)
+    spec = json.loads(path.read_text())
+    del spec["config"]["training_data"]
+    path.write_text(json.dumps(spec))
+    result = preflight(Recorded(), path).preflight
+    # 54 rows are left of 60: 27 and 162 in steps of 8.
+    assert result.total_steps == 24
+    assert [(phase.display_name, phase.num_epochs, phase.first_step) for phase in result.phases] == [
+        ("warm", 0.5, 1), ("", 3.0, 4),
+    ]  # fmt: skip
+    assert [phase.training_data.num_examples for phase in result.phases] == [54, 54]
+    assert result.estimate.num_tokens == pytest.approx(3.5 * result.phases[0].training_data.num_tokens, rel=0.3)
+
+
+def test_a_disk_that_checkpoints_would_fill_ends_it(make_spec: MakeSpec, tmp_path: Path) -> None:
+    """Not in its third hour; and a nearly full one is said to be that."""
+
+    def with_free(num_bytes: int) -> Path:
+        hardware = read_hardware("node-1", tmp_path)
+        hardware.disk_free_bytes = num_bytes
+        path = make_spec(ROWS, recipe="cpu-demo")
+        spec = json.loads(path.read_text()) | {"hardware": MessageToDict(hardware, preserving_proto_field_name=True)}
+        path.write_text(json.dumps(spec))
+        return path
+
+    disk = preflight(Recorded(), with_free(1 << 40)).preflight.estimate.disk
+    assert disk.needed_bytes > disk.num_checkpoints * disk.checkpoint_bytes > 0
+    sink = Recorded()
+    preflight(sink, with_free(int(disk.needed_bytes / 0.9)))
+    assert [event.reason for event in sink.events if isinstance(event, Warning)] == ["DISK_TIGHT"]
+    with pytest.raises(JobError) as caught:
+        preflight(Recorded(), with_free(disk.needed_bytes))
+    assert caught.value.reason == "DISK_TOO_SMALL"
+    assert "save_total_limit" in caught.value.advice
+
+
+def run(spec: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "services.probe.worker", str(spec)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_it_runs_alone_and_prints_what_it_finds(make_spec: MakeSpec) -> None:
+    """One debugs a preflight without a broker."""
+    done = run(make_spec(ROWS))
+    assert done.returncode == 0, done.stderr
+    assert "stage_completed" in done.stdout
+    assert "tokenising" in done.stdout
+
+
+def test_a_bad_row_ends_it_as_the_callers_error(make_spec: MakeSpec, tmp_path: Path) -> None:
+    """Fault, row and advice, and no traceback."""
+    done = run(make_spec([*ROWS[:16], '{"question": "Q", }\n']))
+    assert done.returncode != 0
+    assert "USER_ERROR" in done.stdout
+    assert "row 17: not JSON" in done.stdout
+    report = json.loads((tmp_path / "out" / "validation_report.json").read_text())
+    assert (report["verdict"], report["problems"][0]["row"]) == ("refused", 17)
+    assert "Traceback" not in done.stderr
+
+
+def test_hardware_is_read_without_torch(tmp_path: Path) -> None:
+    """The serving process asks it too."""
+    hardware = read_hardware("n", tmp_path / "not" / "there")
+    assert hardware.cpu_cores >= 1
+    assert 0 < hardware.memory_available_bytes <= hardware.memory_total_bytes
+    assert hardware.disk_free_bytes > 0
+    assert hardware.packages["transformers"]
+    code = "import sys; from services import hardware; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_rows_that_are_left_out_or_cut_are_told_before_training(make_spec: MakeSpec, tmp_path: Path) -> None:
+    """A job of 52,000 rows is not refused for two empty answers; and nobody learns of them from the model."""
+    chats = [
+        {"messages": [{"role": "user", "content": f"Q{n}"}, {"role": "assistant", "content": "A"}]} for n in range(60)
+    ]
+    chats[7]["messages"].append({"role": "user", "content": "Thanks"})
+    empty = {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": " "}]}
+    chats[7]["messages"].insert(0, {"role": "assistant", "content": "Hello."})
+    sink = Recorded()
+    result = preflight(sink, make_spec([*chats, empty, empty], recipe="cpu-demo")).preflight
+    assert (result.training_data.num_examples, result.training_data.num_left_out) == (54, 2)
+    warnings = {event.reason: event.message for event in sink.events if isinstance(event, Warning)}
+    assert warnings["ROWS_LEFT_OUT"].startswith("2 rows left out")
+    assert warnings["TURNS_LEFT_OUT"].startswith("1 row cut")
+    report = json.loads((tmp_path / "out" / "validation_report.json").read_text())
+    assert [(p["row"], p["reason"], p["severity"]) for p in report["problems"]] == [
+        (8, "LEADING_TURNS", "warning"), (8, "TRAILING_TURNS", "warning"),
+        (61, "EMPTY_VALUE", "warning"), (62, "EMPTY_VALUE", "warning"),
+    ]  # fmt: skip
+
+
+def test_a_row_of_which_nothing_is_trained_is_told_as_one(make_spec: MakeSpec) -> None:
+    """And nothing of *it*."""
+    turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A", "train": False}]
+    chats = [[{"role": "user", "content": f"Q{n}"}, {"role": "assistant", "content": "A"}] for n in range(60)]
+    sink = Recorded()
+    preflight(sink, make_spec([{"messages": each} for each in [*chats, turns]], recipe="cpu-demo"))
+    warnings = {event.reason: event.message for event in sink.events if isinstance(event, Warning)}
+    assert warnings["ROWS_DROPPED"] == "1 row dropped: nothing of it would be trained."
+
+
+def test_what_is_wrong_with_a_whole_file_is_in_the_report_beside_its_rows(make_spec: MakeSpec, tmp_path: Path) -> None:
+    """Of a bomb the report would else name one long row alone."""
+    spec = make_spec([])
+    bomb = tmp_path / "data.jsonl.gz"
+    bomb.write_bytes(gzip.compress(b"a" * (65 * 2**20)))
+    spec.write_text(spec.read_text().replace(str(tmp_path / "data.jsonl"), str(bomb)))
+    with pytest.raises(JobError) as refused:
+        preflight(Recorded(), spec)
+    assert refused.value.reason == "DECOMPRESSION_BOMB"
+    report = json.loads((tmp_path / "out" / "validation_report.json").read_text())
+    assert {problem["reason"] for problem in report["problems"]} == {"ROW_TOO_LONG", "DECOMPRESSION_BOMB"}
+
+
+@pytest.mark.parametrize(("truncation", "lost"), [("keep_start", "no end"), ("keep_end", "its beginning")])
+def test_a_cut_row_is_told_what_it_loses(make_spec: MakeSpec, truncation: str, lost: str) -> None:
+    sink = Recorded()
+    long = [{"question": f"What is {n}?", "answer": f"It is {n}. " * 40} for n in range(30)]
+    preflight(sink, make_spec(long, hyperparameters={"max_length": 64, "truncation": truncation}))
+    advice = {event.reason: event.advice for event in sink.events if isinstance(event, Warning)}
+    assert lost in advice["ROWS_TRUNCATED"]

@@ -1,0 +1,143 @@
+"""Automatic choices fit the machine, and each says why."""
+
+from typing import Any
+
+import pytest
+
+from engine.config.job import Hyperparameters, JobConfig, job_config
+from engine.errors import JobError
+from engine.estimate.architecture import Architecture
+from engine.estimate.known_architectures import known
+from finetuneflow.v1.hardware_pb2 import Gpu, Hardware
+from services.probe.worker.resolve import Resolved, resolve, resolve_length, total_steps
+
+GIB = 2**30
+
+
+SMALL = known("smollm2-135m")
+SEVEN_B = known("llama-2-7b")
+
+
+def machine(*, gib: float = 24, features: tuple[str, ...] = (), gpu: float = 0, capability: str = "8.6") -> Hardware:
+    hardware = Hardware(memory_available_bytes=int(gib * GIB), cpu_features=features, packages={"bitsandbytes": "0.50"})
+    if gpu:
+        hardware.gpus.append(
+            Gpu(name="GPU", memory_free_bytes=int(gpu * GIB), compute_capability=capability, bf16=capability >= "8")
+        )
+        hardware.cuda_available = True
+    return hardware
+
+
+def resolved(hardware: Hardware, architecture: Architecture = SMALL, longest: int = 256, **spec: Any) -> Resolved:
+    result = Resolved(job_config({"base_model": "m", "training_data": [{"dataset": "d"}], **spec}))
+    resolve(result, hardware, architecture, longest)
+    result.raise_refusals()
+    return result
+
+
+def test_a_small_model_on_a_cpu() -> None:
+    """LoRA in fp32, plain AdamW, no recomputation where memory is plenty; nothing is left automatic."""
+    result = resolved(machine())
+    config = result.config
+    assert (config.method, config.hyperparameters.precision, config.hyperparameters.optim) == (
+        "lora", "fp32", "adamw_torch",
+    )  # fmt: skip
+    assert config.hyperparameters.gradient_checkpointing is False
+    assert config.resources.gpus == 0
+    fields = {resolution.field: resolution for resolution in result.resolutions}
+    assert set(fields) == {
+        "method", "resources.gpus", "hyperparameters.precision", "hyperparameters.optim",
+        "hyperparameters.gradient_checkpointing", "quantization.bnb_4bit_compute_dtype", "lora.target_modules",
+    }  # fmt: skip
+    assert all(resolution.value and resolution.reason for resolution in result.resolutions)
+    assert "GiB" in fields["hyperparameters.gradient_checkpointing"].reason
+
+
+def test_bf16_on_a_cpu_only_where_it_pays() -> None:
+    assert resolved(machine(features=("avx512_bf16",))).config.hyperparameters.precision == "bf16"
+    for precision in ("bf16", "fp16"):
+        with pytest.raises(JobError) as caught:
+            resolved(machine(), hyperparameters={"precision": precision})
+        assert caught.value.reason == "PRECISION_UNAVAILABLE"
+
+
+def test_gpus_decide_precision_and_method() -> None:
+    """An older GPU has no bf16; a model that does not fit as it is gets quantised."""
+    old = resolved(machine(gpu=16, capability="7.5"))
+    assert (old.config.hyperparameters.precision, old.config.resources.gpus) == ("fp16", 1)
+    assert resolved(machine(gpu=80), SEVEN_B).config.method == "lora"
+    small = resolved(machine(gpu=12), SEVEN_B, longest=1024, hyperparameters={"per_device_train_batch_size": 1})
+    assert (small.config.method, small.config.hyperparameters.optim) == ("qlora", "paged_adamw_8bit")
+    assert "LoRA does not fit" in next(r.reason for r in small.resolutions if r.field == "method")
+
+
+def test_recomputation_is_turned_on_when_memory_is_short() -> None:
+    plenty = resolved(machine(gib=24), longest=512, hyperparameters={"per_device_train_batch_size": 8})
+    short = resolved(machine(gib=16), longest=512, hyperparameters={"per_device_train_batch_size": 8})
+    assert plenty.config.hyperparameters.gradient_checkpointing is False
+    assert short.config.hyperparameters.gradient_checkpointing is True
+
+
+def test_what_cannot_fit_is_refused_with_what_to_change() -> None:
+    """Half an hour into a job is too late to learn it."""
+    with pytest.raises(JobError) as caught:
+        resolved(machine(gib=24), SEVEN_B, method="full")
+    assert caught.value.reason == "INSUFFICIENT_MEMORY"
+    assert "lora" in caught.value.advice
+
+
+def test_qlora_on_a_cpu_works_and_warns() -> None:
+    result = resolved(machine(), method="qlora", recipe="fitbox")
+    assert result.config.method == "qlora"
+    assert {doubt.reason for doubt in result.warnings} == {"QLORA_ON_CPU", "OPTIMIZER_ON_CPU"}
+    bare = machine()
+    del bare.packages["bitsandbytes"]
+    with pytest.raises(JobError) as caught:
+        resolved(bare, method="qlora")
+    assert caught.value.reason == "MISSING_PACKAGE"
+
+
+def test_a_gpu_that_is_not_there_is_refused() -> None:
+    with pytest.raises(JobError) as caught:
+        resolved(machine(), resources={"gpus": 1})
+    assert caught.value.violations[0].field == "spec.resources.gpus"
+
+
+def test_a_module_the_model_does_not_have_is_named() -> None:
+    with pytest.raises(JobError) as caught:
+        resolved(machine(), lora={"target_modules": ["q_proj", "v_porj"]})
+    (violation,) = caught.value.violations
+    assert violation.field == "spec.lora.target_modules[1]"
+    assert "Did you mean v_proj?" in violation.description
+
+
+def test_max_length_stays_within_the_models_context() -> None:
+    result = Resolved(JobConfig(base_model="m"))
+    resolve_length(result, 512, asked=True)
+    assert result.config.hyperparameters.max_length == 512
+    assert result.warnings[0].reason == "MAX_LENGTH_CLIPPED"
+
+
+@pytest.mark.parametrize("rows", [1, 7, 8, 9, 100, 384])
+@pytest.mark.parametrize(("batch", "accumulation", "epochs"), [(8, 1, 1.0), (4, 4, 3.0), (3, 2, 0.5), (2, 5, 0.1)])
+def test_steps_are_counted_as_the_trainer_does(
+    rows: int, batch: int, accumulation: int, epochs: float, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Progress bars and learning-rate schedules end where the training does."""
+    import torch
+    from transformers import Trainer, TrainingArguments
+
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path_factory.mktemp("trainer")),
+        use_cpu=True,
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulation,
+        num_train_epochs=epochs,
+    )
+    trainer = Trainer(torch.nn.Linear(1, 1), arguments, train_dataset=[{"x": 0}] * rows)
+    counted = trainer.set_initial_training_values(arguments, trainer.get_train_dataloader())[-1]
+    hyper = Hyperparameters(
+        per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation, num_epochs=epochs
+    )
+    assert total_steps(rows, hyper) == counted
+    assert total_steps(rows, hyper.model_copy(update={"max_steps": 5})) == 5

@@ -1,0 +1,152 @@
+"""What the numbers in the events stand for."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bitsandbytes.nn.modules import Linear4bit
+from datasets import load_from_disk
+from transformers import AutoTokenizer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
+
+from engine.config.trl_arguments import sft_arguments
+from engine.model import load
+from engine.model.score import score
+from finetuneflow.v1.event_pb2 import CheckpointSaved, Eval, Log
+from services.trainer.worker.events import TrainingCallback
+from services.trainer.worker.loss import Trainer
+from services.trainer.worker.methods import trainable_model
+from services.trainer.worker.progress import Progress
+from services.trainer.worker.recipe import train
+from tests.services.trainer.parts import Recorder
+
+
+def _arguments(spec: Any) -> dict[str, Any]:
+    arguments = sft_arguments(spec.config, output_dir=str(spec.out_dir), device="cpu")
+    arguments |= {"dataset_kwargs": {"skip_prepare_dataset": True}, "eval_strategy": "no"}
+    return {
+        "args": SFTConfig(**arguments),
+        "train_dataset": load_from_disk(str(spec.data_dir / "train")),
+        "processing_class": AutoTokenizer.from_pretrained(spec.model.path),
+    }
+
+
+def _reporter(spec: Any) -> TrainingCallback:
+    return TrainingCallback(
+        Recorder(),
+        spec.config.hyperparameters,
+        progress=Progress(),
+        trainer_dir=spec.out_dir,
+        out_dir=spec.out_dir,
+    )
+
+
+@pytest.mark.parametrize("items", [None, 37])
+def test_scoring_trained_positions_only_changes_neither_loss_nor_gradients(spec: Any, items: int | None) -> None:
+    """It is there for speed; a model must not come out differently because of it."""
+    given = spec(lora={"lora_dropout": 0.0})
+    losses, gradients = [], []
+    for ours in (False, True):
+        torch.manual_seed(7)
+        model = trainable_model(given.config, given.model, "cpu")
+        trainer = (
+            Trainer(_reporter(given), model=model, **_arguments(given))
+            if ours
+            else SFTTrainer(model=model, **_arguments(given))
+        )
+        batch = trainer.data_collator([trainer.train_dataset[i] for i in range(6)])
+        model.train()
+        loss = trainer.compute_loss(model, batch, num_items_in_batch=items)
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad]))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("batch_size", [3, 4])
+def test_the_evaluation_loss_weighs_every_token_alike(spec: Any, batch_size: int) -> None:
+    """The loss that picks the best step would otherwise depend on the batch size, and differ from stage 3's."""
+    given, sink = spec(total_steps=5, per_device_eval_batch_size=batch_size), Recorder()
+
+    train(given, sink)
+
+    checkpoint = given.out_dir / sink.of(CheckpointSaved)[-1].path
+    model = load.load_adapter(load.load_base(given.model.path, dtype=torch.float32, on="cpu"), checkpoint)
+    expected = score(model, list(load_from_disk(str(given.data_dir / "eval"))), lambda _: None)
+    assert sink.of(Eval)[-1].eval_loss == pytest.approx(expected.loss, rel=1e-5)
+
+
+def test_packing_keeps_rows_apart(spec: Any) -> None:
+    """A row that reads its neighbour in the pack learns to answer from a text it will never have again."""
+    from trl.data_utils import pack_dataset
+
+    given = spec(packing=True, per_device_train_batch_size=2, lora={"lora_dropout": 0.0})
+    packed = pack_dataset(load_from_disk(str(given.data_dir / "train")), 64, "bfd", {"keep_in_memory": True})
+    arguments = _arguments(given) | {"train_dataset": packed}
+    torch.manual_seed(7)
+    model = trainable_model(given.config, given.model, "cpu")
+    trainer = Trainer(_reporter(given), model=model, **arguments)
+    model.eval()
+    total, count = 0.0, 0
+    for row in packed:
+        batch = trainer.data_collator([row])
+        predicted = int((batch["labels"][:, 1:] != -100).sum())
+        with torch.no_grad():
+            total += trainer.compute_loss(model, batch).item() * predicted
+        count += predicted
+
+    expected = score(model, list(load_from_disk(str(given.data_dir / "train"))), lambda _: None)
+
+    assert count == expected.num_trained_tokens
+    assert total / count == pytest.approx(expected.loss, rel=1e-5)
+
+
+def test_packed_rows_are_counted_one_by_one(spec: Any) -> None:
+    """Rows and tokens per second would otherwise be those of packs."""
+    given, sink = spec(packing=True, per_device_train_batch_size=1, total_steps=5, logging_steps=1), Recorder()
+    result = train(given, sink)
+    lengths = [len(ids) for ids in load_from_disk(str(given.data_dir / "train"))["input_ids"]]
+    assert 0 < sink.of(Log)[-1].num_tokens <= 5 * 64
+    assert result.train_samples_per_second * result.train_runtime_seconds > 5 * 64 / max(lengths)
+
+
+def test_full_training_writes_whole_weights(spec: Any) -> None:
+    """Stage 3 and 4 look for model.safetensors at the top of the checkpoint."""
+    given, sink = spec(method="full", total_steps=3, learning_rate=1e-3), Recorder()
+    result = train(given, sink)
+    folder = given.out_dir / sink.of(CheckpointSaved)[-1].path
+    model = load.load_base(folder, dtype=torch.float32, on="cpu")
+    assert result.num_trainable_parameters == sum(p.numel() for p in model.parameters())
+
+
+def test_quantised_training_goes_on_learning_after_an_evaluation(spec: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """bitsandbytes repacks 4-bit layers at the first evaluation on some CPUs; what follows is training without
+    gradients through the base, and without an error."""
+    settings: dict[str, Any] = {
+        "method": "qlora",
+        "total_steps": 12,
+        "logging_steps": 12,
+        "lora": {"lora_dropout": 0.0},
+    }
+    undisturbed, disturbed = Recorder(), Recorder()
+
+    train(spec("undisturbed", held_out=False, **settings), undisturbed)
+    given = spec("disturbed", eval_steps=1, early_stopping_patience=0, **settings)
+    train(given, disturbed)
+
+    assert len(disturbed.of(Eval)) == 12
+    assert disturbed.of(Log)[-1].loss == pytest.approx(undisturbed.of(Log)[-1].loss, rel=1e-5)
+    model = trainable_model(given.config, given.model, "cpu")
+    assert not any(m.support_avx512bf16_for_cpu for m in model.modules() if isinstance(m, Linear4bit))
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+
+
+def test_datasets_are_left_as_they_are(spec: Any) -> None:
+    """Shards are content-addressed: a cache file beside them would break their manifest."""
+    given = spec(total_steps=1, packing=True)
+    before = sorted(p.name for p in Path(given.data_dir).rglob("*"))
+    train(given, Recorder())
+    assert sorted(p.name for p in Path(given.data_dir).rglob("*")) == before

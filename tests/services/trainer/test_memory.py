@@ -1,0 +1,153 @@
+"""Out of memory is an answer, not an end."""
+
+import resource
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+
+from chassis.child import out_of_memory
+from engine.config.micro_batch import shrink
+from engine.config.spec_proto import config_to_spec, resolved_config
+from finetuneflow.v1.event_pb2 import StageFailed
+from finetuneflow.v1.fine_tuning_job_pb2 import FAULT_SYSTEM_ERROR
+from services.trainer.worker import oom
+from tests.services.trainer.children import Child, run
+from tests.services.trainer.parts import rows
+from tests.tiny_models import make_tiny_model
+
+Spec = Callable[..., Any]
+MIB = 2**20
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), "CUDA_OUT_OF_MEMORY"),
+        (torch.AcceleratorError("CUDA error: out of memory", 2), "CUDA_OUT_OF_MEMORY"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(h)`"), "CUDA_OUT_OF_MEMORY"),
+        (MemoryError(), "HOST_OUT_OF_MEMORY"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes"), "HOST_OUT_OF_MEMORY"),
+        (RuntimeError("unable to mmap 9 bytes: Cannot allocate memory (12)"), "HOST_OUT_OF_MEMORY"),
+        (OSError(12, "Cannot allocate memory"), "HOST_OUT_OF_MEMORY"),
+        (ValueError("no answer in row 3: 'why is my GPU out of memory?'"), ""),
+        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered", 700), ""),
+    ],
+)
+def test_however_a_library_says_it_it_is_known(error: Exception, reason: str) -> None:
+    """What is taken for a crash is tried again as it was, and fails again."""
+    assert out_of_memory.reason_of(error) == reason
+
+
+def test_memory_advice_is_in_the_numbers_of_the_job(spec: Spec) -> None:
+    """`Lower the batch size` leaves a user guessing what to, and with one row there is nothing to lower."""
+    config = spec(per_device_train_batch_size=8, gradient_accumulation_steps=2).config
+    assert "per_device_train_batch_size = 4 with gradient_accumulation_steps = 4" in oom.advice(config)
+    config = spec(per_device_train_batch_size=1, max_length=128).config
+    assert "batch_size" not in oom.advice(config)
+    assert "gradient_checkpointing = true; max_length below 128; method = qlora" in oom.advice(config)
+
+
+def _fail_at_step(step: int, kind: str) -> None:
+    """Has this process run out of memory in the forward pass of a step, with a thread around that never ends."""
+    from transformers import LlamaModel
+
+    from services.trainer.worker.events import TrainingCallback
+
+    # Python waits for such threads when it ends by itself.
+    threading.Thread(target=threading.Event().wait).start()
+    forward, begin = LlamaModel.forward, TrainingCallback.on_step_begin
+    reached = []
+
+    def noted(self: Any, args: Any, state: Any, control: Any, **more: Any) -> Any:
+        if state.global_step + 1 == step:
+            reached.append(step)
+        return begin(self, args, state, control, **more)
+
+    def failing(self: Any, *args: Any, **more: Any) -> Any:
+        if reached:
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried 2 GiB.") if kind == "cuda" else MemoryError
+        return forward(self, *args, **more)
+
+    TrainingCallback.on_step_begin = noted  # type: ignore[method-assign]
+    LlamaModel.forward = failing
+
+
+def failure(child: Child) -> StageFailed:
+    (failed,) = child.of("stage_failed")
+    assert child.status == 1, child.stderr
+    assert failed.fault == FAULT_SYSTEM_ERROR
+    return failed  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("kind", "reason"), [("cuda", "CUDA_OUT_OF_MEMORY"), ("host", "HOST_OUT_OF_MEMORY")])
+def test_a_child_that_runs_out_of_memory_says_so_and_is_gone(spec: Spec, kind: str, reason: str) -> None:
+    """A child that hangs after it keeps the memory that the next attempt needs."""
+    child = run(spec(), before=_fail_at_step, args=(7, kind))
+
+    failed = failure(child)
+    assert failed.reason == reason and failed.message
+    assert "per_device_train_batch_size = 2 with gradient_accumulation_steps = 2" in failed.advice
+    assert max(child.checkpoints) == 5
+    assert "Traceback" in child.stderr and "forward" in child.stderr
+
+
+def _headroom(num_bytes: int) -> None:
+    """Lets this process take so much memory more than it has."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + num_bytes
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def _shrunk(given: Any, cause: str) -> Any:
+    """The spec of the next attempt, made as a gateway makes it."""
+    wire = config_to_spec(given.config)
+    assert shrink(wire, [], cause)
+    return resolved_config(wire).hyperparameters
+
+
+@pytest.fixture(scope="module")
+def deep_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("deep") / "tiny", num_layers=12)
+
+
+@pytest.fixture(scope="module")
+def long_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("long")
+    Dataset.from_list(rows(32, 1, shortest=450, longest=500)).save_to_disk(str(folder / "train"))
+    return folder
+
+
+def test_what_does_not_fit_is_trained_in_smaller_portions(spec: Spec, deep_model: Path, long_rows: Path) -> None:
+    """The same rows a step, from the checkpoint on; a user need not know how much memory a row takes."""
+    sizes: dict[str, Any] = {"max_length": 512, "total_steps": 1, "logging_steps": 1}
+    sizes |= {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "held_out": False}
+    sizes["lora"] = {"lora_dropout": 0.0}
+
+    def build(name: str, **more: Any) -> Any:
+        given = spec(name, **sizes | more)
+        given.model.path, given.data_dir = deep_model, long_rows
+        return given
+
+    straight = run(build("straight"))
+    given, attempts = build("first"), []
+    while True:
+        child = run(given, before=_headroom, args=(600 * MIB,))
+        attempts.append((given.config.hyperparameters.per_device_train_batch_size, child.status))
+        if child.status == 0:
+            break
+        assert failure(child).reason == "HOST_OUT_OF_MEMORY"
+        smaller = _shrunk(given, failure(child).reason)
+        given = build(
+            f"smaller{len(attempts)}",
+            per_device_train_batch_size=smaller.per_device_train_batch_size,
+            gradient_accumulation_steps=smaller.gradient_accumulation_steps,
+        )
+
+    assert attempts[0] == (8, 1) and attempts[-1][0] in (2, 4)
+    assert [log.num_tokens for log in child.of("log")] == [log.num_tokens for log in straight.of("log")]
+    assert [log.loss for log in child.of("log")] == pytest.approx([log.loss for log in straight.of("log")], rel=1e-4)

@@ -1,0 +1,226 @@
+"""A training from spec to result, in this process."""
+
+import json
+import math
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from chassis.child.pipe import Cancelled
+from engine.config.curriculum import Curriculum
+from engine.estimate.architecture import Architecture
+from engine.estimate.disk import checkpoint_bytes, num_saved
+from engine.estimate.memory import Setup
+from finetuneflow.v1.event_pb2 import CheckpointSaved, Complete, Eval, Log, Phase, Restored, Warning
+from services.trainer.worker.checkpoint import IncompleteCheckpoint
+from services.trainer.worker.order import PhaseByPhase
+from services.trainer.worker.recipe import train
+from tests.services.trainer.parts import Recorder
+
+
+def adapter(folder: Path) -> dict[str, Any]:
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def test_a_training_tells_its_whole_story(spec: Any) -> None:
+    """A watcher would otherwise miss a phase, the curve, a checkpoint of the best step, or the figures at the end."""
+    sink = Recorder()
+    given = spec(gradient_accumulation_steps=2, save_steps=7)
+
+    result = train(given, sink)
+
+    assert [p.name for p in sink.of(Phase)] == ["loading_model", "preparing", "training", "saving"]
+    assert [(p.index, p.count) for p in sink.of(Phase)] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    logs = sink.of(Log)
+    assert [log.step for log in logs] == [5, 10, 15, 20]
+    assert logs[-1].loss < logs[0].loss
+    assert all(log.total_steps == 20 and log.tokens_per_second > 0 and log.grad_norm > 0 for log in logs)
+    assert logs[-1].eta_seconds == 0 < logs[0].eta_seconds
+    assert logs[-1].epoch == pytest.approx(4)
+    # 40 rows, 4 epochs, not one token of padding.
+    assert logs[-1].num_tokens == 4 * sum(len(ids) for ids in _column(given, "train", "input_ids"))
+    evals = sink.of(Eval)
+    assert [e.step for e in evals] == [5, 10, 15, 20]
+    assert evals[-1].perplexity == pytest.approx(math.exp(evals[-1].eval_loss))
+    saved = sink.of(CheckpointSaved)
+    assert [s.step for s in saved] == [5, 7, 10, 14, 15, 20]
+    assert [s.step for s in saved if s.HasField("eval_loss")] == [5, 10, 15, 20]
+    for checkpoint in saved:
+        folder = given.out_dir / checkpoint.path
+        assert checkpoint.path == f"checkpoints/step-{checkpoint.step}"
+        assert not (folder / "training_args.bin").exists()
+        assert json.loads((folder / "checkpoint.json").read_text())["step"] == checkpoint.step
+    names = json.loads((folder / "adapter_config.json").read_text())
+    assert (names["base_model_name_or_path"], names["revision"]) == ("tiny", "r1")
+    (complete,) = sink.of(Complete)
+    best = min(evals, key=lambda e: e.eval_loss)
+    assert (complete.best_step, complete.best_metric) == (best.step, best.eval_loss)
+    assert (result.best_step, result.best_eval_loss) == (best.step, best.eval_loss)
+    assert (result.total_steps, result.final_eval_loss) == (20, evals[-1].eval_loss)
+    assert result.train_loss == pytest.approx(sum(log.loss for log in logs) / 4)
+    assert result.final_train_loss == logs[-1].loss
+    assert result.num_trainable_parameters == sum(t.numel() for t in adapter(folder).values())
+    assert result.train_runtime_seconds == pytest.approx(logs[-1].elapsed_seconds, abs=0.5)
+    assert result.train_samples_per_second == pytest.approx(160 / result.train_runtime_seconds)
+    assert result.peak_memory_bytes > 100 * 2**20
+    assert not sink.of(Warning)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_checkpoints_take_the_disk_that_preflight_says(spec: Any, tiny_model: Path, method: str) -> None:
+    """A job that fills the disk in its third hour is refused before its first."""
+    sink = Recorder()
+    given = spec(method=method, save_steps=3, total_steps=5)
+    train(given, sink)
+    architecture = Architecture.of_folder(tiny_model)
+    setup = Setup.of(given.config, on_gpu=False, length=24)
+    tokenizer = sum((tiny_model / name).stat().st_size for name in ("tokenizer.json", "tokenizer_config.json"))
+    expected = checkpoint_bytes(architecture, setup, tokenizer)
+    sizes = [_size(given.out_dir / saved.path) for saved in sink.of(CheckpointSaved)]
+    assert len(sizes) == num_saved(given.config, 5)
+    assert all(0.8 * expected < size <= expected for size in sizes), (sizes, expected)
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*"))
+
+
+def test_a_training_that_was_done_does_not_train_again(spec: Any) -> None:
+    """A child that died between its last checkpoint and its result would otherwise train past the end."""
+    done = train(spec("done", total_steps=5), Recorder())
+    again = Recorder()
+
+    result = train(spec("again", total_steps=5, resume_from=spec("done").out_dir / "checkpoints/step-5"), again)
+
+    assert not again.of(Log) and not again.of(CheckpointSaved)
+    assert [restored.checkpoint_step for restored in again.of(Restored)] == [5]
+    assert (result.total_steps, result.train_loss, result.best_step) == (5, done.train_loss, done.best_step)
+    assert result.final_eval_loss == done.final_eval_loss
+
+
+def test_a_checkpoint_that_was_passed_over_is_told(spec: Any) -> None:
+    """Steps that are made again, and a disk that loses bits, are nothing to keep quiet about."""
+    train(spec("done", total_steps=5), Recorder())
+    sink, more = Recorder(), {"unusable_checkpoints": [{"step": 9, "problem": "the file optimizer.pt is damaged"}]}
+
+    train(spec("again", total_steps=5, resume_from=spec("done").out_dir / "checkpoints/step-5", more=more), sink)
+
+    (warning,) = sink.of(Warning)
+    assert warning.reason == "CHECKPOINT_UNUSABLE" and warning.advice
+    assert "step 9" in warning.message and "from step 5" in warning.message and "optimizer.pt" in warning.message
+
+
+@pytest.mark.parametrize("part", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"])
+def test_half_a_checkpoint_is_not_resumed_from(spec: Any, part: str) -> None:
+    """The Trainer would go on without the part, with other results, and not say so."""
+    train(spec("done", total_steps=1, eval_steps=1), Recorder())
+    folder = spec("done").out_dir / "checkpoints/step-1"
+    (folder / part).unlink()
+    with pytest.raises(IncompleteCheckpoint, match=part):
+        train(spec("again", resume_from=folder), Recorder())
+
+
+class _Code:
+    def __init__(self, target: Path) -> None:
+        self._target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self._target,)
+
+
+@pytest.mark.parametrize("part", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_a_checkpoint_runs_no_code(spec: Any, tmp_path: Path, part: str) -> None:
+    """Who can write to the artifact store must not be able to run programs on a trainer."""
+    train(spec("done", total_steps=1, eval_steps=1), Recorder())
+    folder = spec("done").out_dir / "checkpoints/step-1"
+    torch.save(_Code(tmp_path / "ran"), folder / part)
+
+    with pytest.raises(pickle.UnpicklingError):
+        train(spec("again", resume_from=folder), Recorder())
+
+    assert not (tmp_path / "ran").exists()
+
+
+def test_patience_ends_it_and_survives_a_resumption(spec: Any) -> None:
+    """Without it, hours of overfitting are paid for; without the second half, every resumption grants more."""
+    settings: dict[str, Any] = {"learning_rate": 1e-9, "early_stopping_patience": 2, "early_stopping_threshold": 0.5}
+    settings |= {"eval_steps": 3, "save_steps": 100}
+    sink = Recorder()
+
+    result = train(spec("stopped", **settings), sink)
+
+    assert [e.evaluations_without_improvement for e in sink.of(Eval)] == [0, 1, 2]
+    assert result.early_stopped and result.total_steps == 9 == sink.of(CheckpointSaved)[-1].step
+    resumed = Recorder()
+    train(spec("resumed", resume_from=spec("stopped").out_dir / "checkpoints/step-6", **settings), resumed)
+    assert [(e.step, e.evaluations_without_improvement) for e in resumed.of(Eval)] == [(9, 2)]
+
+
+def test_without_held_out_rows_the_last_step_is_the_best(spec: Any) -> None:
+    """A user who holds nothing out still gets a model, and no figure that was not measured."""
+    sink = Recorder()
+
+    result = train(spec(held_out=False, total_steps=6, save_steps=4), sink)
+
+    assert not sink.of(Eval)
+    assert [(s.step, s.best, s.HasField("eval_loss")) for s in sink.of(CheckpointSaved)] == [
+        (4, False, False),
+        (6, False, False),
+    ]
+    assert result.best_step == 6
+    assert not result.HasField("best_eval_loss") and not result.HasField("final_eval_loss")
+    assert not sink.of(Complete)[0].HasField("best_metric")
+
+
+def test_a_cancel_ends_it_between_two_steps(spec: Any) -> None:
+    """A cancelled job would otherwise keep a machine busy until somebody kills it."""
+    sink = Recorder("cancel", after_step=3)
+
+    with pytest.raises(Cancelled):
+        train(spec(logging_steps=1), sink)
+
+    assert sink.of(Log)[-1].step == 3
+    assert not sink.of(CheckpointSaved) and not sink.of(Complete)
+
+
+def test_a_diverged_loss_is_shown_as_it_is(spec: Any) -> None:
+    """A NaN that is filtered out of the log looks like a training that goes well."""
+    sink = Recorder()
+
+    result = train(spec(learning_rate=1.0, max_grad_norm=0.0, optim="sgd", lora={"lora_alpha": 4000.0}), sink)
+
+    assert any(not math.isfinite(log.loss) for log in sink.of(Log))
+    (warning,) = sink.of(Warning)
+    assert warning.reason == "LOSS_NOT_FINITE" and "learning_rate" in warning.advice
+    assert not math.isfinite(result.train_loss)
+
+
+def _column(spec: Any, part: str, name: str) -> Any:
+    from datasets import load_from_disk
+
+    return load_from_disk(str(spec.data_dir / part))[name]
+
+
+def test_a_curriculum_is_one_run_whose_phases_are_seen_to_begin(spec: Any) -> None:
+    """Every row of a phase as often as it says, none before its time, and watchers know which one they see."""
+    curriculum = Curriculum(["part 0", "part 1"], [1.5, 3.0], [24, 16], per_step=4)
+    order = list(PhaseByPhase(curriculum, None, seed=1))
+    first, second = order[:36], order[36:]
+    assert sorted(first[:24]) == list(range(24)) and set(first[24:]) < set(range(24))
+    assert [sorted(second[start : start + 16]) for start in (0, 16, 32)] == [list(range(24, 40))] * 3
+    assert order == list(PhaseByPhase(curriculum, None, seed=1)) != list(PhaseByPhase(curriculum, None, seed=2))
+    assert [curriculum.phase_at(step) for step in (1, 9, 10, 21)] == [0, 0, 1, 1]
+    assert (curriculum.total_steps, curriculum.first_step(1), curriculum.epochs_at(21)) == (21, 10, 4.5)
+
+    sink = Recorder()
+    train(spec(phases=[(24, 1.5), (16, 3.0)], total_steps=21, logging_steps=3), sink)
+    begun = [event.detail for event in sink.of(Phase) if "curriculum" in event.detail]
+    assert [detail.partition(":")[0] for detail in begun] == [
+        "curriculum phase 1 of 2, part 0", "curriculum phase 2 of 2, part 1",
+    ]  # fmt: skip
+    assert [(log.step, log.extras["phase"]) for log in sink.of(Log)][2:4] == [(9, 1.0), (12, 2.0)]
+    assert sink.of(Log)[-1].epoch == 4.5

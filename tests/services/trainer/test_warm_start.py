@@ -1,0 +1,49 @@
+"""The trainer's warm spare, with the real imports."""
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from chassis.child.child_process import ChildCommand
+from chassis.child.pipe import EventSink
+from chassis.child.spare import Spare, SpareCommand
+from finetuneflow.v1 import event_pb2
+
+Spec = Callable[..., Any]
+
+
+async def test_a_warm_child_trains_what_a_cold_one_does_to_the_bit(spec: Spec, tmp_path: Path) -> None:
+    """A training that is gone on with by the other kind would no longer be the same one; and one that saw a device
+    before it was told which would take another job's."""
+    from services.trainer.worker.recipe import train
+
+    warm = spec("warm", total_steps=4)
+    spare = Spare(SpareCommand([sys.executable, "-m", "services.trainer.worker"], {"OMP_NUM_THREADS": "1"}), tmp_path)
+    spare.open()
+    async with asyncio.timeout(120):
+        while not spare.pid:  # noqa: ASYNC110 - it says so to nobody
+            await asyncio.sleep(0.05)
+        pid = spare.pid
+        file = tmp_path / "spec.json"
+        file.write_text(warm.model_dump_json())
+        command = ChildCommand(
+            [sys.executable, "-m", "services.trainer.worker", str(file)],
+            warm.out_dir,
+            {"OMP_NUM_THREADS": "1"},
+            late_env={"CUDA_VISIBLE_DEVICES": ""},
+            on_cpu=True,
+        )
+        child = await spare.start(command, tmp_path)
+        assert child.pid == pid
+        async with contextlib.aclosing(child.frames()) as frames:
+            events = [event_pb2.Event.FromString(frame) async for frame in frames if frame]
+        await child.wait()
+        await spare.close()
+    assert events[-1].HasField("stage_completed"), (events[-1], child.last_lines())
+    cold = spec("cold", total_steps=4)
+    train(cold, EventSink(None, None))
+    adapters = [each.out_dir / "checkpoints/step-4/adapter_model.safetensors" for each in (warm, cold)]
+    assert adapters[0].read_bytes() == adapters[1].read_bytes()
