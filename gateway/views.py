@@ -1,4 +1,4 @@
-"""Rows as the messages that callers see."""
+"""Converts rows to the messages that callers see."""
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -7,7 +7,7 @@ from finetuneflow.v1.event_pb2 import ConfigResolved
 from finetuneflow.v1.fine_tuning_job_pb2 import AttemptSummary, Checkpoint, FineTuningJob, Progress
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 from finetuneflow.v1.stage_result_pb2 import PreflightResult, TrainingResult
-from gateway.sql.tables import Attempt, Job, SavedCheckpoint, UploadedDataset
+from gateway.sql.tables import Attempt, SavedCheckpoint, UploadedDataset, Work
 
 
 def timestamp(microseconds: int) -> Timestamp:
@@ -16,8 +16,8 @@ def timestamp(microseconds: int) -> Timestamp:
     return out
 
 
-def job(row: Job, *, evaluation_id: str = "", export_id: str = "") -> FineTuningJob:
-    """A job; its evaluation and export are rows of their own."""
+def job(row: Work, *, evaluation_id: str = "", export_id: str = "") -> FineTuningJob:
+    """Returns a job; its evaluation and export are rows of their own."""
     out = FineTuningJob(
         id=row.id,
         spec=FineTuningJobSpec.FromString(row.spec),
@@ -71,7 +71,7 @@ def attempt(row: Attempt) -> AttemptSummary:
 
 def checkpoint(row: SavedCheckpoint) -> Checkpoint:
     return Checkpoint(
-        job_id=row.job_id,
+        job_id=row.work_id,
         step=row.step,
         epoch=row.epoch,
         attempt=row.attempt,
