@@ -4,19 +4,15 @@ The models mirror `FineTuningJobSpec` field for field and name for name. An auto
 where the type has no room for a word; preflight replaces it.
 """
 
-import difflib
-import re
-import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-import annotated_types
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
-from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails
 
+from engine.config.conflicts import exclusive_fields, mappings_with_template, paths_with_nul
 from engine.config.hub_reference import HubReference, is_hub_reference
 from engine.config.recipes import Recipe, merge, recipe
+from engine.config.violations import violation
 from engine.errors import JobError, Violation
 
 Method = Literal["auto", "lora", "qlora", "full"]
@@ -245,15 +241,15 @@ def job_config(spec: Mapping[str, Any]) -> JobConfig:
     Raises JobError("INVALID_CONFIG") with one violation for each field at fault, its path starting with `spec.`.
     """
     preset, unknown = _preset(spec)
-    violations = [Violation(path, "holds a NUL character; remove it.") for path in _with_nuls(spec, "spec")]
-    violations += [*_exclusive(spec), *_mapped_and_templated(spec)]
+    violations = [Violation(path, "holds a NUL character; remove it.") for path in paths_with_nul(spec, "spec")]
+    violations += [*exclusive_fields(spec), *mappings_with_template(spec)]
     if not spec.get("training_data") and not spec.get("phases"):
         violations.append(Violation("spec.training_data", "is empty; name at least one dataset."))
     values = merge(preset.values, spec)
     try:
         config = JobConfig.model_validate(values)
     except ValidationError as error:
-        violations += [_violation(detail, preset.values) for detail in error.errors()]
+        violations += [violation(detail, JobConfig, preset.values) for detail in error.errors()]
     if violations:
         raise _invalid([*(unknown.violations if unknown else ()), *violations])
     if unknown:
@@ -301,196 +297,7 @@ def unsupported(config: JobConfig) -> list[Violation]:
     return found
 
 
-def _exclusive(spec: Mapping[str, Any]) -> list[Violation]:
-    """Pairs that only the caller can put in conflict: what a recipe says gives way by itself (`recipes.merge`)."""
-    given = spec.get("hyperparameters")
-    given = given if isinstance(given, Mapping) else {}
-    found = []
-    if given.get("warmup_ratio") is not None and given.get("warmup_steps") is not None:
-        both = f"{given['warmup_ratio']!r} given together with warmup_steps = {given['warmup_steps']!r}"
-        found.append(Violation("spec.hyperparameters.warmup_ratio", f"{both}; set one of the two."))
-    if spec.get("phases") and spec.get("training_data"):
-        description = "given together with training_data; put those rows into a phase of their own, or leave one out."
-        found.append(Violation("spec.phases", description))
-    if spec.get("phases") and given.get("max_steps") is not None:
-        description = (
-            f"{given['max_steps']!r} given together with phases, whose num_epochs say how long each is; leave it out."
-        )
-        found.append(Violation("spec.hyperparameters.max_steps", description))
-    return found
-
-
-def _mapped_and_templated(spec: Mapping[str, Any]) -> list[Violation]:
-    found = []
-    phases = spec.get("phases")
-    listed = {name: spec.get(name) for name in ("training_data", "evaluation_data")}
-    for number, phase in enumerate(phases if isinstance(phases, list) else ()):
-        if isinstance(phase, Mapping):
-            listed[f"phases[{number}].training_data"] = phase.get("training_data")
-    for name, sources in listed.items():
-        for index, source in enumerate(sources if isinstance(sources, list) else ()):
-            if isinstance(source, Mapping) and source.get("mapping") and source.get("template") is not None:
-                description = "given together with template, which names the file's columns itself; leave one out."
-                found.append(Violation(f"spec.{name}[{index}].mapping", description))
-    return found
-
-
-def _with_nuls(value: object, path: str) -> Iterator[str]:
-    """Paths of texts that no database and no tokenizer takes as they are."""
-    if isinstance(value, str):
-        if "\0" in value:
-            yield path
-    elif isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _with_nuls(key, path)
-            yield from _with_nuls(inner, f"{path}.{key}")
-    elif isinstance(value, Sequence):
-        for index, inner in enumerate(value):
-            yield from _with_nuls(inner, f"{path}[{index}]")
-
-
 def _invalid(violations: Sequence[Violation]) -> JobError:
     first = f"{violations[0].field}: {violations[0].description}"
     more = f" And {len(violations) - 1} more." if len(violations) > 1 else ""
     return JobError("INVALID_CONFIG", first + more, "Correct the named fields and send the job again.", violations)
-
-
-def _violation(detail: ErrorDetails, preset: Mapping[str, Any]) -> Violation:
-    loc = [part for part in detail["loc"] if part != "[key]"]
-    path = "spec" + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc)
-    field, siblings = _look_up(loc)
-    given = detail["input"]
-    if detail["type"] == "extra_forbidden":
-        return Violation(path, _unknown_key(str(loc[-1]), siblings))
-    if detail["type"] == "missing":
-        return Violation(path, "is required; set it.")
-    if "[key]" in detail["loc"]:
-        keys: Sequence[str] = typing.get_args(Column) if "mapping" in loc else ()
-        allowed = f"one of {', '.join(keys)}" if keys else "a key matching [a-z][a-z0-9_-]{0,62}"
-        return Violation(path, f"{given!r} is not {allowed}.{_nearest(str(given), keys)}")
-    literals = _literals(field.annotation) if field else []
-    # An entry of a list or table has rules of its own, which only pydantic's message knows.
-    if (
-        field is None
-        or detail["type"] == "value_error"
-        or (loc[-1] not in siblings and not (literals and isinstance(loc[-1], int)))
-    ):
-        return Violation(path, f"{_shown(given)} given: {detail['msg'].removeprefix('Value error, ')}.")
-    described = _default(loc, field, preset)
-    hint = _nearest(given, literals) if isinstance(given, str) else ""
-    return Violation(path, f"{_shown(given)} given; must be {_allowed(field, literals)}{described}.{hint}")
-
-
-def _look_up(loc: Sequence[str | int]) -> tuple[FieldInfo | None, Sequence[str]]:
-    """The field that a path leads to, and the names allowed beside it."""
-    model: type[BaseModel] = JobConfig
-    field: FieldInfo | None = None
-    siblings: Sequence[str] = ()
-    for part in loc:
-        if isinstance(part, int):
-            continue
-        siblings = list(model.model_fields)
-        if part not in model.model_fields:
-            return None, siblings
-        field = model.model_fields[part]
-        inner = [t for t in _flatten(field.annotation) if isinstance(t, type) and issubclass(t, BaseModel)]
-        if not inner:
-            break
-        model = inner[0]
-    return field, siblings
-
-
-def _flatten(annotation: Any) -> list[Any]:
-    arguments = typing.get_args(annotation)
-    if typing.get_origin(annotation) is Literal or not arguments:
-        return [annotation]
-    return [leaf for argument in arguments for leaf in _flatten(argument)]
-
-
-def _literals(annotation: Any) -> list[Any]:
-    return [value for leaf in _flatten(annotation) for value in typing.get_args(leaf)]
-
-
-def _allowed(field: FieldInfo, literals: Sequence[Any]) -> str:
-    if literals:
-        return "one of " + ", ".join(str(value) for value in literals)
-    low, high = "(-inf", "inf)"
-    lengths: dict[str, int] = {}
-    for rule in field.metadata:
-        match rule:
-            case annotated_types.Gt(gt=bound):
-                low = f"({_number(bound)}"
-            case annotated_types.Ge(ge=bound):
-                low = f"[{_number(bound)}"
-            case annotated_types.Lt(lt=bound):
-                high = f"{_number(bound)})"
-            case annotated_types.Le(le=bound):
-                high = f"{_number(bound)}]"
-            case annotated_types.MinLen(min_length=bound):
-                lengths["at least"] = bound
-            case annotated_types.MaxLen(max_length=bound):
-                lengths["at most"] = bound
-    leaves = _flatten(field.annotation)
-    pattern = next((rule.pattern for rule in field.metadata if getattr(rule, "pattern", None)), None)
-    if pattern:
-        return f"text matching {str(pattern).strip('^$')}"
-    if bool in leaves:
-        return "true or false"
-    if int in leaves:
-        return f"a whole number in {low}, {high}"
-    if float in leaves:
-        return f"a number in {low}, {high}"
-    span = " and ".join(f"{word} {bound}" for word, bound in lengths.items())
-    several = typing.get_origin(field.annotation) in (list, dict)
-    unit = "entries" if several else "characters"
-    kind = {list: "a list", dict: "a table"}.get(typing.get_origin(field.annotation) or str, "text")
-    if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-        kind = "a table"
-    return f"{kind} of {span} {unit}" if span else kind
-
-
-def _number(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _default(loc: Sequence[str | int], field: FieldInfo, preset: Mapping[str, Any]) -> str:
-    value: Any = preset
-    for part in loc:
-        value = value.get(part) if isinstance(value, Mapping) else None
-    if value is None and not field.is_required():
-        value = field.get_default(call_default_factory=True)
-    if value is None or value == "" or isinstance(value, list | dict | BaseModel):
-        return ""
-    shown = str(value).lower() if isinstance(value, bool) else value
-    return f"; default {shown}"
-
-
-def _nearest(given: Any, known: Sequence[Any]) -> str:
-    close = difflib.get_close_matches(str(given), [str(value) for value in known], n=1, cutoff=0.5)
-    return f" Did you mean {close[0]}?" if close else ""
-
-
-def _unknown_key(key: str, siblings: Sequence[str]) -> str:
-    # Fields of every section compete: a key in the wrong section is the commonest mistake in a flat file.
-    elsewhere = _all_paths()
-    known = list(dict.fromkeys([*siblings, *elsewhere]))
-    close = difflib.get_close_matches(re.sub(r"^num_train_", "num_", key), known, n=1, cutoff=0.6)
-    if not close:
-        return f"There is no such key. Known here: {', '.join(siblings)}."
-    nearest = close[0] if close[0] in siblings else f"spec.{elsewhere[close[0]]}"
-    return f"There is no such key. Did you mean {nearest}?"
-
-
-def _all_paths() -> dict[str, str]:
-    found: dict[str, str] = {}
-    for name, field in JobConfig.model_fields.items():
-        found.setdefault(name, name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            for inner in field.annotation.model_fields:
-                found.setdefault(inner, f"{name}.{inner}")
-    return found

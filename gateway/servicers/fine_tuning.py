@@ -43,8 +43,9 @@ from gateway.sql.tables import (
 )
 from gateway.tenancy import tenant_of
 from gateway.uncancellable import finished, in_thread
-from gateway.watch.fanout import Fanout, check_within, first_bytes
+from gateway.watch.fanout import Fanout, check_within
 from gateway.watch.frames import UNKNOWN_KIND, frame_of_stored
+from gateway.watch.pages import first_bytes
 from gateway.work import lifecycle
 from gateway.work.ledger import Decision, Ledger
 

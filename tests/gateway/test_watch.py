@@ -13,8 +13,11 @@ from finetuneflow.v1.event_pb2 import Eval, Severity, Warning
 from finetuneflow.v1.fine_tuning_service_pb2 import WatchFineTuningJobResponse
 from gateway.sql.database import Database
 from gateway.sql.tables import Attempt, Job, JobEvent, Metric
-from gateway.watch.fanout import Cursor, Fanout, Page, Ring, Wanted
+from gateway.watch.cursor import Cursor
+from gateway.watch.fanout import Fanout
 from gateway.watch.frames import Frame, frame_of_stored, frames_of_run
+from gateway.watch.pages import EventFilter, Page
+from gateway.watch.ring import Ring
 from gateway.work import lifecycle
 from gateway.work.ledger import Ledger
 from gateway.work.worker_requests import WorkerRequests
@@ -72,7 +75,7 @@ async def test_a_wake_about_what_was_seen_already_is_no_news() -> None:
     """Its watcher would ask SQL for nothing, and once froze the gateway with the answer."""
     ring = Ring()
     ring.advance(5)
-    cursor = Cursor(5, patience_seconds=10)
+    cursor = Cursor(5, heartbeat_seconds=10)
     cursor.rest()
     ring.cursors.add(cursor)
     assert not await ring.beyond(cursor)
@@ -206,7 +209,7 @@ async def test_a_cursor_beyond_the_end_and_an_unknown_job_are_refused(
         await anext(fanout.watch("ftjob_none", "default", 0, (), 0, 1))
 
 
-EVERYTHING = Wanted(frozenset(), 0)
+EVERYTHING = EventFilter(frozenset(), 0)
 
 
 def sequences_of(page: Page | None) -> list[int]:
