@@ -262,6 +262,20 @@ def job_config(spec: Mapping[str, Any]) -> JobConfig:
     return config
 
 
+def with_section(config: JobConfig, name: str, changes: Mapping[str, Any]) -> JobConfig:
+    """Returns `config` with `changes` over its section `name`, such as "evaluation".
+
+    Raises JobError("INVALID_CONFIG"), whose field paths begin at the section: `spec.num_samples`.
+    """
+    section = getattr(config, name)
+    before = section.model_dump()
+    try:
+        changed = type(section).model_validate(merge(before, changes))
+    except ValidationError as error:
+        raise _invalid([violation(detail, type(section), before) for detail in error.errors()]) from error
+    return config.model_copy(update={name: changed})
+
+
 def _preset(spec: Mapping[str, Any]) -> tuple[Recipe, JobError | None]:
     """The spec's recipe; the default one, with what is to be said of it, where there is none of that name."""
     name = spec.get("recipe") or "default"

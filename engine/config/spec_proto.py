@@ -7,11 +7,11 @@ from google.protobuf.message import Message
 
 from engine.config.job import JobConfig
 from finetuneflow.v1.dataset_service_pb2 import PreviewDatasetRequest, ValidateDatasetRequest
-from finetuneflow.v1.fine_tuning_job_spec_pb2 import DataSource, FineTuningJobSpec
+from finetuneflow.v1.fine_tuning_job_spec_pb2 import DataSource, EvaluationSpec, ExportSpec, FineTuningJobSpec
 
 
-def spec_to_dict(message: FineTuningJobSpec) -> dict[str, Any]:
-    """The fields that are set, by name; enums as their lower-case names without prefix (`TRAINING_METHOD_LORA` is
+def spec_to_dict(message: FineTuningJobSpec | EvaluationSpec | ExportSpec) -> dict[str, Any]:
+    """Returns the fields that are set, by name; enums as their lower-case names without prefix (`TRAINING_METHOD_LORA` is
     `lora`), and as numbers where this version does not know them, which the configuration then refuses."""
     return _read(message)
 

@@ -1,4 +1,4 @@
-"""Live streams: one subscription per gateway, one ring per watched job, one cursor per watcher."""
+"""Live streams: one subscription per gateway, one ring per watched work, one cursor per watcher."""
 
 import asyncio
 import logging
@@ -18,6 +18,7 @@ from gateway.watch.frames import Frame, frames_of_run, watch_response
 from gateway.watch.history import History
 from gateway.watch.pages import EventFilter
 from gateway.watch.ring import Ring
+from gateway.work.kinds import Kind, no_such
 from gateway.work.lifecycle import TERMINAL
 
 log = logging.getLogger(__name__)
@@ -25,12 +26,12 @@ log = logging.getLogger(__name__)
 _TAIL_CHECK_SECONDS = 1.0
 
 
-def check_within(job_id: str, after_sequence: int, last_sequence: int) -> None:
-    """Raises OutOfRange for a cursor beyond the job's last event."""
+def check_within(kind: Kind, work_id: str, after_sequence: int, last_sequence: int) -> None:
+    """Raises OutOfRange for a cursor beyond the last event."""
     if after_sequence > last_sequence:
         raise OutOfRange(
             "CURSOR_BEYOND_END",
-            f"after_sequence is {after_sequence}, but job {job_id} has {last_sequence} events so far",
+            f"after_sequence is {after_sequence}, but {kind.noun} {work_id} has {last_sequence} events so far",
             [Violation("after_sequence", f"at most {last_sequence}")],
         )
 
@@ -44,21 +45,21 @@ class Fanout:
         self._rings: dict[str, Ring] = {}
         self._ended = False
 
-    async def publish(self, job_id: str, frames: list[Frame]) -> None:
+    async def publish(self, work_id: str, frames: list[Frame]) -> None:
         """Delivers accepted frames to the watchers here, and publishes them to the other gateways, in runs of one kind.
 
         Best effort: the tail check finds in SQL what is lost on the way.
         """
-        if ring := self._rings.get(job_id):
+        if ring := self._rings.get(work_id):
             ring.extend(frames)
         start = 0
         for end in range(1, len(frames) + 1):
             if end == len(frames) or frames[end].kind != frames[start].kind:
                 run = b"".join(frame.data for frame in frames[start:end])
                 try:
-                    await self._bus.publish(event_subject(job_id, frames[start].kind), run)
+                    await self._bus.publish(event_subject(work_id, frames[start].kind), run)
                 except BusUnavailable as error:
-                    log.warning("live events of job %s were not published: %s", job_id, error)
+                    log.warning("live events of %s were not published: %s", work_id, error)
                     return
                 start = end
 
@@ -84,14 +85,14 @@ class Fanout:
             try:
                 newest = await self._history.last_sequences(watched)
             except (DBAPIError, DatabaseUnavailable) as error:
-                log.warning("the last events of watched jobs cannot be checked: %s", error)
+                log.warning("the last events of watched work cannot be checked: %s", error)
                 continue
-            for job_id in watched:
-                ring = self._rings.get(job_id)
+            for work_id in watched:
+                ring = self._rings.get(work_id)
                 if ring is None:
                     continue
-                if job_id in newest:
-                    ring.advance(newest[job_id])
+                if work_id in newest:
+                    ring.advance(newest[work_id])
                 else:
                     ring.end()
 
@@ -112,8 +113,8 @@ class Fanout:
             log.warning("a run of events on %s cannot be decoded; watchers read it from SQL: %s", subject, error)
 
     @contextmanager
-    def _attached(self, job_id: str, position: int, heartbeat_seconds: float) -> Iterator[tuple[Ring, Cursor]]:
-        ring = self._rings.setdefault(job_id, Ring())
+    def _attached(self, work_id: str, position: int, heartbeat_seconds: float) -> Iterator[tuple[Ring, Cursor]]:
+        ring = self._rings.setdefault(work_id, Ring())
         cursor = Cursor(position, heartbeat_seconds)
         ring.cursors.add(cursor)
         try:
@@ -122,29 +123,31 @@ class Fanout:
             cursor.close()
             ring.cursors.discard(cursor)
             if not ring.cursors:
-                del self._rings[job_id]
+                del self._rings[work_id]
 
     async def watch(
         self,
-        job_id: str,
+        kind: Kind,
+        work_id: str,
         tenant: str,
         after: int,
         kinds: Collection[str],
         min_severity: int,
         heartbeat_seconds: float,
     ) -> AsyncGenerator[bytes]:
-        """Yields serialised WatchFineTuningJobResponses: history from SQL, then live events, until the terminal event.
+        """Yields serialised Watch responses: history from SQL, then live events, until the terminal event. Their wire
+        form is the same for every kind.
 
         A response without events is sent when there was nothing to send for `heartbeat_seconds`; its
         through_sequence says how far the watcher has got.
         """
         selected = EventFilter(frozenset(kinds), min_severity)
-        with self._attached(job_id, after, heartbeat_seconds) as (ring, cursor):
-            row = await self._history.position(job_id)
-            if row is None or row[0] != tenant:
-                raise NotFound("JOB_NOT_FOUND", f"there is no fine-tuning job {job_id!r}")
-            _, state, last_sequence = row
-            check_within(job_id, after, last_sequence)
+        with self._attached(work_id, after, heartbeat_seconds) as (ring, cursor):
+            row = await self._history.position(work_id, tenant, kind)
+            if row is None:
+                raise no_such(kind, work_id)
+            state, last_sequence = row
+            check_within(kind, work_id, after, last_sequence)
             ring.advance(last_sequence)
             if state in TERMINAL and after == last_sequence:
                 return
@@ -152,11 +155,11 @@ class Fanout:
                 news = await ring.beyond(cursor)
                 page = ring.page(cursor.position, selected) if news else None
                 if news and page is None:
-                    page = await self._history.page(job_id, cursor.position, selected, ring.newest)
+                    page = await self._history.page(work_id, cursor.position, selected, ring.newest)
                 if page is not None:
                     cursor.position = page.through
-                elif ring.gone or (news and await self._history.position(job_id) is None):
-                    raise NotFound("JOB_NOT_FOUND", f"job {job_id} was deleted while it was watched")
+                elif ring.gone or (news and await self._history.position(work_id, tenant, kind) is None):
+                    raise NotFound(kind.not_found, f"{kind.noun} {work_id} was deleted while it was watched")
                 if page is not None and (page.ends or not page.empty):
                     yield page.response
                     if page.ends:

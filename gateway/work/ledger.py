@@ -201,7 +201,9 @@ class Ledger:
         self._discard = discard
 
     @asynccontextmanager
-    async def decide(self, work_id: str, tenant: str | None = None, kind: Kind | None = None) -> AsyncIterator[Decision]:
+    async def decide(
+        self, work_id: str, tenant: str | None = None, kind: Kind | None = None
+    ) -> AsyncIterator[Decision]:
         """Locks the work for the block. NotFound where there is none, or none of that tenant and kind."""
         async with self.database.change() as (connection, session):
             work, attempt = await connection.run_sync(_load, work_id)

@@ -90,7 +90,7 @@ def open_attempt(decision: Decision, stage: str, *, reason: str = "", message: s
         create_time=now(),
     )
     for field in ("phase", "phase_index", "phase_count", "phase_fraction"):
-        decision.progress.ClearField(field)  # type: ignore[arg-type]
+        decision.progress.ClearField(field)
     state = "JOB_STATE_VALIDATING" if stage == "STAGE_PREFLIGHT" else "JOB_STATE_QUEUED"
     transition(decision, state, stage=stage, reason=reason, message=message)
 
@@ -124,7 +124,12 @@ def end_attempt(decision: Decision, attempt: Attempt, outcome: Outcome) -> None:
     elif work.state == "JOB_STATE_PAUSING":
         transition(decision, "JOB_STATE_PAUSED", reason="PAUSED", message="paused on request")
     else:
-        open_attempt(decision, work.stage, reason=outcome.reason, message="its worker released it; the next free worker continues")
+        open_attempt(
+            decision,
+            work.stage,
+            reason=outcome.reason,
+            message="its worker released it; the next free worker continues",
+        )
 
 
 def _counts(decision: Decision, failure: StageFailed) -> bool:

@@ -57,17 +57,21 @@ def _results() -> None:
     op.create_index("results_by_creation", "results", ["tenant", "kind", "id"])
     op.create_index("results_by_job", "results", ["job_id"])
     op.create_index("results_by_work", "results", ["work_id"])
-    for table, kind in (("evaluations", "evaluation"), ("exports", "export")):
-        op.execute(
-            "INSERT INTO results (id, tenant, kind, job_id, work_id, result, create_time) "
-            f"SELECT id, tenant, '{kind}', job_id, job_id, result, create_time FROM {table}"  # noqa: S608 - names of ours
+    columns = ["id", "tenant", "kind", "job_id", "work_id", "result", "create_time"]
+    for kind in ("evaluation", "export"):
+        old = sa.table(f"{kind}s", *map(sa.column, ("id", "tenant", "job_id", "result", "create_time")))
+        moved = sa.select(
+            old.c.id, old.c.tenant, sa.literal(kind), old.c.job_id, old.c.job_id, old.c.result, old.c.create_time
         )
-        op.drop_table(table)
+        op.execute(sa.table("results", *map(sa.column, columns)).insert().from_select(columns, moved))
+        op.drop_table(f"{kind}s")
 
 
 def _merge_recipes() -> None:
     """Recipes are merged at create from here on; earlier jobs get theirs now, because preflight merges no more."""
-    work = sa.table("work", sa.column("id", sa.String()), *(sa.column(n, sa.LargeBinary()) for n in ("spec", "merged_spec")))
+    work = sa.table(
+        "work", sa.column("id", sa.String()), *(sa.column(n, sa.LargeBinary()) for n in ("spec", "merged_spec"))
+    )
     connection = op.get_bind()
     for id_, spec in connection.execute(sa.select(work.c.id, work.c.spec)).all():
         message = FineTuningJobSpec.FromString(spec)
