@@ -1,5 +1,5 @@
-"""Finds every reason in the source: what is passed to a parameter or assigned to an attribute named `reason`, and what
-`.reason` is compared with.
+"""Finds every reason in the source: what is passed to a parameter, assigned to an attribute or given for a key named
+`reason`, and what `.reason` is compared with.
 
 A reason is a literal; a name, attribute or function whose values are literals; or it is passed on from another
 exception, message or parameter of that name. Anything else is listed as unresolved: no reader could say either which
@@ -56,7 +56,7 @@ class _Module:
     def __init__(self, path: str, tree: ast.Module, modules: dict[str, _Module]) -> None:
         self._path, self._tree, self._modules = path, tree, modules
         self._imported: dict[str, tuple[str, str]] = {}
-        """Module and name in it (empty for a module itself) of each name that is imported from another file."""
+        """Module, and name in it, of each name that is imported from another file."""
         self._defined: dict[str, list[Function | ast.ClassDef]] = {}
         self._methods: dict[str, list[Function]] = {}
         self._assigned: dict[str, list[ast.expr]] = {}
@@ -118,6 +118,17 @@ class _Module:
             case ast.Assign(targets=targets, value=value):
                 for target in targets:
                     yield from (part for name, part in _pairs(target, value) if name == ".reason")
+            case ast.ClassDef(body=body):
+                for member in body:
+                    match member:
+                        case ast.AnnAssign(target=ast.Name(id="reason"), value=ast.expr() as value):
+                            yield value
+            case ast.arguments():
+                yield from (default for name, default in _defaults(node) if name == "reason")
+            case ast.Dict(keys=keys, values=values):
+                for key, value in zip(keys, values, strict=True):
+                    if isinstance(key, ast.Constant) and key.value == "reason":
+                        yield value
 
     def _position(self, callee: ast.expr) -> int | None:
         """Which positional argument of a call is its reason."""
@@ -179,7 +190,9 @@ class _Module:
                 return _joined(self._literals(each) for each in values)
             case ast.Subscript(value=ast.Name() as table):
                 return self._literals(table)
-            case ast.Call(func=ast.Name(id="frozenset" | "_cut"), args=[first, *_]):
+            case ast.Call(func=ast.Name(id="getattr"), args=[_, ast.Constant(value="reason"), *_]):
+                return []
+            case ast.Call(func=ast.Name(id="frozenset" | "str" | "_cut"), args=[first, *_]):
                 return self._literals(first)
             case ast.Call(func=function):
                 return self._returned(function)
@@ -237,6 +250,15 @@ def _pairs(target: ast.expr, value: ast.expr) -> Iterator[tuple[str, ast.expr]]:
             yield name, value
         case ast.Attribute(attr=name), _:
             yield f".{name}", value
+
+
+def _defaults(arguments: ast.arguments) -> Iterator[tuple[str, ast.expr]]:
+    positional = [*arguments.posonlyargs, *arguments.args]
+    first = len(positional) - len(arguments.defaults)
+    yield from ((each.arg, default) for each, default in zip(positional[first:], arguments.defaults, strict=True))
+    for each, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
+        if default is not None:
+            yield each.arg, default
 
 
 def _arguments(function: Function) -> list[str]:

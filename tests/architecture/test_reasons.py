@@ -147,9 +147,9 @@ class Inherits(Refused): ...
 @dataclass
 class Row:
     number: int
-    reason: str
+    reason: str = "FIELD_DEFAULT"
 
-def passes_on(reason):
+def passes_on(reason="DEFAULT"):
     return Refused("", reason)
 
 def gives(failure, code):
@@ -157,6 +157,7 @@ def gives(failure, code):
     Inherits("", "INHERITED")
     Refused("", reason="KEYWORD")
     Row(1, "FIELD" if code else "OR_FIELD")
+    print({"reason": "KEY"})
     failure.reason, failure.advice = "ASSIGNED", ""
     passes_on("PARAMETER")
     Refused("", CONSTANT)
@@ -183,8 +184,9 @@ def test_reasons_are_found_wherever_they_are_given(tmp_path: Path) -> None:
     (tmp_path / "other.py").write_text(OTHER)
     found = reasons_in(tmp_path, [tmp_path / "source.py", tmp_path / "other.py"])
     given = {"POSITION", "INHERITED", "KEYWORD", "FIELD", "OR_FIELD", "ASSIGNED", "PARAMETER"}
+    given |= {"FIELD_DEFAULT", "DEFAULT", "KEY"}
     assert set(found.given) == given | {"CONSTANT_ELSEWHERE", "RETURNED"}
     assert found.given["POSITION"] == ["source.py:21"]
     assert set(found.compared) == {"COMPARED", "COMPARED_TOO"}
     assert set(found.documented) == {"DOCUMENTED"}
-    assert found.unresolved == ["source.py:30: f'MADE_{code}'", "source.py:31: code"]
+    assert found.unresolved == ["source.py:31: f'MADE_{code}'", "source.py:32: code"]
