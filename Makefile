@@ -65,9 +65,10 @@ lint: $(INSTALLED) ## style and the direction of imports
 types: $(INSTALLED) ## mypy, strict
 	$(BIN)/mypy
 
-protos: $(PROTOC)/.installed ## regenerate the Python stubs from protos/
+protos: $(PROTOC)/.installed ## regenerate what is made from protos/: the stubs, the constants and the page of reasons
 	cd protos && ../$(PROTOC)/bin/python -m grpc_tools.protoc -I. \
 		--python_out=../sdk --pyi_out=../sdk --grpc_python_out=../sdk $(PROTOS:protos/%=%)
+	$(PROTOC)/bin/python -m protos.reasons
 
 protos-check: $(INSTALLED) $(PROTOC)/.installed $(BUF_DIR)/.installed ## the protos lint, and the committed stubs are theirs
 	PROTOC_PYTHON=$(abspath $(PROTOC)/bin/python) BUF=$(abspath $(BUF_DIR)/node_modules/.bin/buf) \

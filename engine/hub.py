@@ -12,19 +12,19 @@ def hub_error(error: Exception, kind: Literal["model", "dataset"], hub_id: str, 
     from huggingface_hub import errors
 
     def refused(reason: str, message: str, advice: str) -> JobError:
-        return JobError(f"{kind.upper()}_{reason}", message, advice, [Violation(field, message)])
+        return JobError(reason, message, advice, [Violation(field, message)])
 
     if isinstance(error, errors.GatedRepoError):
         page = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{hub_id}"
         return refused(
-            "GATED",
+            "MODEL_GATED" if kind == "model" else "DATASET_GATED",
             f"{hub_id} is gated: its owner must grant access first.",
             f"Accept its terms on {page} and give the node a token of that account.",
         )
     if isinstance(error, errors.RepositoryNotFoundError | errors.RevisionNotFoundError | errors.HFValidationError):
         what = "has no such revision" if isinstance(error, errors.RevisionNotFoundError) else "is not on the hub"
         return refused(
-            "NOT_FOUND",
+            "MODEL_NOT_FOUND" if kind == "model" else "DATASET_NOT_FOUND",
             f"{hub_id} {what}, or is private.",
             f"Check the id; a private {kind} needs a token of an account that can read it.",
         )

@@ -18,6 +18,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 Method = Callable[[grpc.aio.Channel], Callable[..., Any]]
 """From a channel to the method of a stub on it."""
 
+_NO_NODE = {"probe": "NO_PROBE", "evaluator": "NO_EVALUATOR"}
+"""The reason that no node of a service could be reached."""
 _CHANNEL_OPTIONS = [
     # A machine that vanished closes no connection; without pings a forwarded call would wait for ever.
     ("grpc.keepalive_time_ms", 30_000),
@@ -91,4 +93,4 @@ def _unreachable(error: grpc.aio.AioRpcError) -> bool:
 
 def _none_of(service: str) -> Unavailable:
     message = f"No {service} is reachable; start one, or try again when it is up."
-    return Unavailable(f"NO_{service.upper()}", message, metadata={"service": service})
+    return Unavailable(_NO_NODE[service], message, metadata={"service": service})

@@ -62,7 +62,7 @@ def check_text(spec: Message) -> None:
     """Refuses NUL characters: PostgreSQL can't search what holds one, and no name or prompt needs it."""
     found = [Violation(path, "holds a NUL character; remove it") for path in _nul_paths(spec, "spec")]
     if found:
-        raise InvalidArgument("INVALID_TEXT", f"{found[0].field} {found[0].description}", found)
+        raise InvalidArgument("NUL_CHARACTER", f"{found[0].field} {found[0].description}", found)
 
 
 def _nul_paths(value: object, path: str) -> Iterator[str]:

@@ -318,7 +318,7 @@ class Upload:
             self._syncing = [_in_thread(writer.sync)]
 
     async def _settle(self, *, synced: bool = False) -> None:
-        """Waits for the batch before, and for what makes earlier ones durable. STORAGE_FULL, OSError."""
+        """Waits for the batch before, and for what makes earlier ones durable. STORE_FULL, OSError."""
         pending = [*self._work, *(self._syncing if synced else ())]
         if not pending:
             return
@@ -387,4 +387,4 @@ def storage_full(error: OSError) -> ServiceError | OSError:
     """A full disk is a limit that callers are told of; anything else stays what it is."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return error
-    return ResourceExhausted("STORAGE_FULL", "The server's artifact store has no room for this file.")
+    return ResourceExhausted("STORE_FULL", "The server's artifact store has no room for this file.")

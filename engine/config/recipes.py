@@ -53,11 +53,11 @@ def recipes() -> Mapping[str, Recipe]:
 
 
 def recipe(name: str) -> Recipe:
-    """The recipe called `name`; JobError("UNKNOWN_RECIPE") names the nearest one when there is none."""
+    """The recipe called `name`; JobError("RECIPE_NOT_FOUND") names the nearest one when there is none."""
     known = recipes()
     if name in known:
         return known[name]
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
     hint = f"Did you mean {close[0]}?" if close else f"There are: {', '.join(known)}."
     message = f"There is no recipe {name[:80]!r}. {hint}"
-    raise JobError("UNKNOWN_RECIPE", message, hint, [Violation("spec.recipe", message)])
+    raise JobError("RECIPE_NOT_FOUND", message, hint, [Violation("spec.recipe", message)])

@@ -244,7 +244,7 @@ def _check_upload(request: api.GetUploadRequest) -> None:
         violations.append(Violation("sha256", "must be 64 hexadecimal digits, or empty"))
     if violations:
         message = "; ".join(f"{violation.field}: {violation.description}" for violation in violations)
-        raise InvalidArgument("INVALID_UPLOAD", message, violations)
+        raise InvalidArgument("INVALID_REQUEST", message, violations)
 
 
 async def _find(session: AsyncSession, dataset_id: str, tenant: str, *, lock: bool = False) -> UploadedDataset:

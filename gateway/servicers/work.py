@@ -185,7 +185,7 @@ def _checked_kinds(kinds: Sequence[str]) -> frozenset[str]:
     if unknown:
         known = ", ".join(sorted(_KINDS - {UNKNOWN_KIND}))
         raise InvalidArgument(
-            "UNKNOWN_KIND",
+            "INVALID_KIND",
             f"no such kind of event: {', '.join(unknown)}; there are {known}",
             [Violation(f"kinds[{list(kinds).index(kind)}]", f"unknown kind {kind!r}") for kind in unknown],
         )

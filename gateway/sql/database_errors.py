@@ -31,7 +31,7 @@ def translated() -> Iterator[None]:
         yield
     except DBAPIError as error:
         if getattr(error.orig, "sqlstate", "") in _UNSTORABLE_TEXT:
-            raise InvalidArgument("INVALID_TEXT", "a text of the request holds a NUL character") from error
+            raise InvalidArgument("NUL_CHARACTER", "a text of the request holds a NUL character") from error
         if error.connection_invalidated or _is_outage(error.orig):
             raise _away(error.orig) from error
         raise

@@ -159,7 +159,7 @@ class Fanout:
                 if page is not None:
                     cursor.position = page.through
                 elif ring.gone or (news and await self._history.position(work_id, tenant, kind) is None):
-                    raise NotFound(kind.not_found, f"{kind.noun} {work_id} was deleted while it was watched")
+                    raise NotFound(kind.reason, f"{kind.noun} {work_id} was deleted while it was watched")
                 if page is not None and (page.ends or not page.empty):
                     yield page.response
                     if page.ends:

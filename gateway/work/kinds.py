@@ -15,21 +15,21 @@ class Kind:
     """In messages."""
     prefix: str
     """Of its ids."""
-    not_found: str
-    """The reason where there is no work of that id."""
     plan: tuple[str, ...]
     """Its stages, in order."""
+    reason: str
+    """Of the error for an id that does not exist."""
 
 
 FINE_TUNING_JOB = Kind(
     "fine_tuning_job",
     "fine-tuning job",
     "ftjob",
-    "JOB_NOT_FOUND",
     ("STAGE_PREFLIGHT", "STAGE_TRAINING", "STAGE_EVALUATION", "STAGE_EXPORT"),
+    reason="JOB_NOT_FOUND",
 )
-EVALUATION = Kind("evaluation", "evaluation", "ev", "EVALUATION_NOT_FOUND", ("STAGE_EVALUATION",))
-EXPORT = Kind("export", "export", "ex", "EXPORT_NOT_FOUND", ("STAGE_EXPORT",))
+EVALUATION = Kind("evaluation", "evaluation", "ev", ("STAGE_EVALUATION",), reason="EVALUATION_NOT_FOUND")
+EXPORT = Kind("export", "export", "ex", ("STAGE_EXPORT",), reason="EXPORT_NOT_FOUND")
 KINDS = {kind.name: kind for kind in (FINE_TUNING_JOB, EVALUATION, EXPORT)}
 
 SERVICES = {
@@ -42,4 +42,4 @@ SERVICES = {
 
 def no_such(kind: Kind, work_id: str) -> NotFound:
     """The error for work that does not exist, or belongs to another tenant or kind."""
-    return NotFound(kind.not_found, f"there is no {kind.noun} {work_id!r}")
+    return NotFound(kind.reason, f"there is no {kind.noun} {work_id!r}")

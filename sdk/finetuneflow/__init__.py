@@ -34,6 +34,7 @@ from finetuneflow.errors import (
     Unimplemented,
     Violation,
 )
+from finetuneflow.reasons import Reason
 
 __version__ = "0.1.0"
 
@@ -52,6 +53,7 @@ __all__ = [
     "NotFound",
     "OutOfRange",
     "PermissionDenied",
+    "Reason",
     "ResourceExhausted",
     "ServerError",
     "ServerUnreachable",

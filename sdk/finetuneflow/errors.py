@@ -56,8 +56,9 @@ class FineTuneFlowError(Exception):
 class ApiError(FineTuneFlowError):
     """A call was refused or failed.
 
-    `reason` is machine-readable (UPPER_SNAKE_CASE, empty when the server gave none), `violations` lists the fields
-    at fault, `metadata` holds further facts that the server named, `code` is the gRPC status.
+    `reason` is machine-readable (one of `finetuneflow.Reason`, or of a newer server; empty when the server gave none),
+    `violations` lists the fields at fault, `metadata` holds further facts that the server named, `code` is the gRPC
+    status.
     """
 
     code = grpc.StatusCode.UNKNOWN
@@ -179,8 +180,8 @@ class IntegrityError(FineTuneFlowError):
 class JobFailed(FineTuneFlowError):
     """A job that was waited for has failed.
 
-    `fault` says who can mend it (`USER_ERROR`, `SYSTEM_ERROR`), `reason` is machine-readable, `advice` says what to
-    change. `job` is the job as it ended.
+    `fault` says who can mend it (`USER_ERROR`, `SYSTEM_ERROR`), `reason` is machine-readable (one of
+    `finetuneflow.Reason`), `advice` says what to change. `job` is the job as it ended.
     """
 
     def __init__(self, job: Job) -> None:

@@ -393,7 +393,7 @@ def _draft(spec: FineTuningJobSpec | Mapping[str, Any] | None, single: dict[str,
     if single:
         raise InvalidArgument(
             "Give either `spec` or single fields.",
-            reason="INVALID_SPEC",
+            reason="INVALID_CONFIG",
             violations=[Violation(f"spec.{name}", "given beside `spec`") for name in single],
         )
     return SpecDraft(spec) if isinstance(spec, FineTuningJobSpec) else draft_spec(spec)

@@ -38,6 +38,13 @@ class SpecDraft:
     files: list[tuple[pb.DataSource, Path]] = field(default_factory=list)
 
 
+class UnreadableSpec(InvalidArgument):
+    """A spec that the client can't write as a message, and that no server has seen."""
+
+    def __init__(self, message: str, violations: Sequence[Violation]) -> None:
+        super().__init__(message, reason="INVALID_CONFIG", violations=violations)
+
+
 def draft_spec(values: Mapping[str, Any]) -> SpecDraft:
     """Raises InvalidArgument with every violation: unknown name, wrong type, missing file, missing required field."""
     reader = _Reader()
@@ -48,9 +55,7 @@ def draft_spec(values: Mapping[str, Any]) -> SpecDraft:
     if not spec.training_data and not spec.phases and not reader.refused("spec.training_data"):
         reader.refuse("spec.training_data", "required: a file or a dataset id")
     if reader.violations:
-        raise InvalidArgument(
-            "The job can't be created as written.", reason="INVALID_SPEC", violations=reader.violations
-        )
+        raise UnreadableSpec("The job can't be created as written.", reader.violations)
     return SpecDraft(spec, reader.files)
 
 
@@ -60,7 +65,7 @@ def partial_spec(values: Mapping[str, Any]) -> pb.FineTuningJobSpec:
     spec = pb.FineTuningJobSpec()
     reader.read_message(spec, values, "spec")
     if reader.violations:
-        raise InvalidArgument("The settings can't be used.", reason="INVALID_SPEC", violations=reader.violations)
+        raise UnreadableSpec("The settings can't be used.", reader.violations)
     return spec
 
 

@@ -413,7 +413,7 @@ async def test_a_sha256_nobody_announced_is_refused(room: Room) -> None:
 async def test_an_upload_is_asked_for_by_a_name(room: Room) -> None:
     for request in (api.GetUploadRequest(), api.GetUploadRequest(request_id="r", sha256="x")):
         found = await refusal(room.stub.GetUpload(request))
-        assert (found.code, found.reason) == (INVALID, "INVALID_UPLOAD")
+        assert (found.code, found.reason) == (INVALID, "INVALID_REQUEST")
     assert await room.stub.GetUpload(api.GetUploadRequest(request_id="r")) == api.GetUploadResponse()
     await room.uploaded(request_id="r")
     found = await refusal(room.stub.GetUpload(api.GetUploadRequest(request_id="r", sha256="0" * 64)))
@@ -430,7 +430,7 @@ async def test_a_full_disk_is_said_and_leaves_nothing(room: Room, header: dict[s
         found = await refusal(room.upload(head(**header), *chunks(LONG)))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert (found.code, found.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "STORAGE_FULL")
+    assert (found.code, found.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "STORE_FULL")
     assert await room.nothing_left()
 
 

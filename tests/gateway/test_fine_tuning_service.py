@@ -132,8 +132,14 @@ async def test_everything_that_is_wrong_is_said_at_once(room: Room) -> None:
     assert len(refused.fields) == 3
 
 
+async def test_a_nul_character_in_a_spec_has_the_reason_that_it_has_in_a_row(room: Room) -> None:
+    assert (await refusal(create(room, system_prompt="a\0b"))).reason == "NUL_CHARACTER"
+
+
 async def test_an_unknown_recipe_names_the_nearest(room: Room) -> None:
-    assert "cpu-demo" in (await refusal(create(room, recipe="cpu-demmo"))).message
+    refused = await refusal(create(room, recipe="cpu-demmo"))
+    assert refused.reason == "RECIPE_NOT_FOUND"
+    assert "cpu-demo" in refused.message
 
 
 async def test_an_unknown_dataset_is_not_found(room: Room) -> None:
@@ -263,4 +269,4 @@ async def test_history_pages_from_a_cursor(room: Room) -> None:
     refused = await refusal(
         room.stub.ListFineTuningJobEvents(api.ListFineTuningJobEventsRequest(job_id=job_id, kinds=["logs"]))
     )
-    assert refused.reason == "UNKNOWN_KIND"
+    assert refused.reason == "INVALID_KIND"

@@ -115,7 +115,7 @@ def test_a_disk_that_fills_up_on_the_way_is_said(gateways: Gateways, file: Path)
     with gateways.second.disk_with(20 * MIB), Client(gateways.second.address) as client:
         with pytest.raises(ResourceExhausted) as caught:
             client.datasets.upload(file)
-        assert caught.value.reason == "STORAGE_FULL"
+        assert caught.value.reason == "STORE_FULL"
         assert not list(client.datasets.list())
     assert gateways.partial() == gateways.datasets() == []
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from finetuneflow.errors import FineTuneFlowError, InvalidArgument, Violation
-from finetuneflow.spec import readable_spec
+from finetuneflow.spec import UnreadableSpec, readable_spec
 from finetuneflow.v1 import probe_service_pb2 as pb
 
 Ask = Callable[[pb.EstimateResourcesRequest], object]
@@ -19,9 +19,7 @@ def every_refusal(values: Mapping[str, Any], ask: Ask) -> Iterator[None]:
     asked as well."""
     try:
         yield
-    except InvalidArgument as error:
-        if error.reason != "INVALID_SPEC":
-            raise
+    except UnreadableSpec as error:
         try:
             error.violations += _out_of_range(values, ask)
         except FineTuneFlowError as silence:

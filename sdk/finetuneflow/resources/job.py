@@ -71,7 +71,7 @@ class Progress(Resource):
 
 @dataclass(frozen=True, kw_only=True)
 class AttemptSummary(Resource):
-    """One try at one stage. `counted` ones count against max_attempts; `reason` is machine-readable."""
+    """One try at one stage. `counted` ones count against max_attempts; `reason` is one of `finetuneflow.Reason`."""
 
     stage: Stage
     attempt: int
@@ -99,7 +99,7 @@ class Job(Resource):
 
     `spec` is what was asked for and `resolved_spec` what the job runs with, both in the form that `jobs.create`
     takes. `tuned_model`, `evaluation_id` and `export_id` are empty until they exist. `attempts` is the history,
-    oldest first; `jobs.get` fills it, the other methods leave it empty.
+    oldest first; `jobs.get` fills it, the other methods leave it empty. `reason` is one of `finetuneflow.Reason`.
     """
 
     id: str

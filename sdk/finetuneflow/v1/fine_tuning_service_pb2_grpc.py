@@ -27,7 +27,8 @@ if _version_not_supported:
 
 class FineTuningServiceStub(object):
     """Fine-tuning jobs. Served by the gateway. Every failure carries google.rpc.ErrorInfo with domain
-    `finetuneflow` and a reason; INVALID_ARGUMENT carries google.rpc.BadRequest with one violation per field.
+    `finetuneflow` and a reason, which is a Reason without its prefix; INVALID_ARGUMENT carries google.rpc.BadRequest with
+    one violation per field.
     """
 
     def __init__(self, channel):
@@ -95,7 +96,8 @@ class FineTuningServiceStub(object):
 
 class FineTuningServiceServicer(object):
     """Fine-tuning jobs. Served by the gateway. Every failure carries google.rpc.ErrorInfo with domain
-    `finetuneflow` and a reason; INVALID_ARGUMENT carries google.rpc.BadRequest with one violation per field.
+    `finetuneflow` and a reason, which is a Reason without its prefix; INVALID_ARGUMENT carries google.rpc.BadRequest with
+    one violation per field.
     """
 
     def CreateFineTuningJob(self, request, context):
@@ -247,7 +249,8 @@ def add_FineTuningServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class FineTuningService(object):
     """Fine-tuning jobs. Served by the gateway. Every failure carries google.rpc.ErrorInfo with domain
-    `finetuneflow` and a reason; INVALID_ARGUMENT carries google.rpc.BadRequest with one violation per field.
+    `finetuneflow` and a reason, which is a Reason without its prefix; INVALID_ARGUMENT carries google.rpc.BadRequest with
+    one violation per field.
     """
 
     @staticmethod

@@ -107,7 +107,7 @@ def check_formats(spec: ExportInput) -> None:
     """JobError for a form that this version cannot make; the gateway refuses such a job before."""
     for name in spec.config.export.formats:
         if name != "adapter":
-            raise JobError("UNSUPPORTED_EXPORT_FORMAT", f"Export as {name} is not available yet.", "Use adapter.")
+            raise JobError("NOT_IMPLEMENTED", f"Export as {name} is not available yet.", "Use adapter.")
 
 
 def _write_json(file: Path, value: Any) -> None:

@@ -1,0 +1,646 @@
+"""Why something was refused, failed, warned of or changed its state, as constants.
+
+Made from protos/finetuneflow/v1/reason.proto by `make protos`; not to be edited.
+"""
+
+from finetuneflow.resources.convert import OpenEnum
+
+
+class Reason(OpenEnum):
+    """A reason. It equals the string `reason` of an exception, a job, an attempt, an event or a finding."""
+
+    # Jobs: Why a job or an attempt is in its state.
+
+    CREATED = "CREATED"
+    """The job was created and waits for a worker. No action."""
+
+    RETRYING = "RETRYING"
+    """An attempt failed and the next one waits for a worker; the message says why it failed. No action."""
+
+    RESUMED = "RESUMED"
+    """The caller resumed a paused or pausing job. No action."""
+
+    PAUSE_REQUESTED = "PAUSE_REQUESTED"
+    """The caller asked to pause a job that runs; its worker saves a checkpoint first. No action."""
+
+    PAUSED = "PAUSED"
+    """The job was paused on request, or its attempt ended because of that. Caller: resume it."""
+
+    CANCEL_REQUESTED = "CANCEL_REQUESTED"
+    """The caller asked to cancel a job that runs; its worker is stopping. No action."""
+
+    CANCELLED = "CANCELLED"
+    """The job was cancelled on request, or its attempt ended because of that. No action."""
+
+    DRAINED = "DRAINED"
+    """The worker was drained by its operator and let the attempt go; the next free worker goes on. No action."""
+
+    COMPLETED = "COMPLETED"
+    """Every step was done. No action."""
+
+    EARLY_STOPPED = "EARLY_STOPPED"
+    """Training ended before its last step because the evaluation loss no longer improved. No action."""
+
+    POISON = "POISON"
+    """Several attempts failed and the last one lost its worker, so the job is not tried again. Operator: look at how
+    each attempt of the job ended, and on which node."""
+
+    # Requests: What is wrong with a call.
+
+    INVALID_REQUEST = "INVALID_REQUEST"
+    """A field of the request is missing, malformed or out of its range. Caller: correct the named fields."""
+
+    INVALID_REQUEST_ID = "INVALID_REQUEST_ID"
+    """`request_id` is too long. Caller: shorten it."""
+
+    REQUEST_ID_REUSED = "REQUEST_ID_REUSED"
+    """The same `request_id` was used before for another spec or other bytes. Caller: use a new `request_id`."""
+
+    INVALID_PAGE_SIZE = "INVALID_PAGE_SIZE"
+    """`page_size` is out of its range. Caller: correct it."""
+
+    INVALID_PAGE_TOKEN = "INVALID_PAGE_TOKEN"
+    """`page_token` is malformed or was made for a list with other filters. Caller: start again without it."""
+
+    INVALID_STATE = "INVALID_STATE"
+    """A job state to filter by does not exist. Caller: correct it."""
+
+    INVALID_LABELS = "INVALID_LABELS"
+    """There are too many labels to filter by, or a key is malformed. Caller: correct them."""
+
+    INVALID_KIND = "INVALID_KIND"
+    """A kind of event or of model to filter by does not exist. Caller: name one of those in the message."""
+
+    INVALID_SEVERITY = "INVALID_SEVERITY"
+    """`min_severity` does not exist. Caller: correct it."""
+
+    INVALID_CURSOR = "INVALID_CURSOR"
+    """`after_sequence` is negative. Caller: send 0 to read from the first event."""
+
+    CURSOR_BEYOND_END = "CURSOR_BEYOND_END"
+    """`after_sequence` is above the job's last event. Caller: send the sequence of the last event you have."""
+
+    INVALID_MAX_POINTS = "INVALID_MAX_POINTS"
+    """`max_points` is out of its range. Caller: correct it."""
+
+    TOO_MANY_NAMES = "TOO_MANY_NAMES"
+    """More metrics are named than one call reads. Caller: name fewer, or none for all of them."""
+
+    INVALID_OFFSET = "INVALID_OFFSET"
+    """The offset of a download is negative. Caller: correct it."""
+
+    OFFSET_BEYOND_END = "OFFSET_BEYOND_END"
+    """The offset of a download is beyond the end of the artifact. Caller: start again at 0."""
+
+    JOB_NOT_FOUND = "JOB_NOT_FOUND"
+    """No fine-tuning job has this id, or it was deleted. Caller: check the id."""
+
+    EVALUATION_NOT_FOUND = "EVALUATION_NOT_FOUND"
+    """No evaluation has this id. Caller: check the id."""
+
+    EXPORT_NOT_FOUND = "EXPORT_NOT_FOUND"
+    """No export has this id. Caller: check the id."""
+
+    ARTIFACT_NOT_FOUND = "ARTIFACT_NOT_FOUND"
+    """No artifact has this id. Caller: check the id."""
+
+    RECIPE_NOT_FOUND = "RECIPE_NOT_FOUND"
+    """No recipe has this name. Caller: name one that ListRecipes returns."""
+
+    NODE_NOT_FOUND = "NODE_NOT_FOUND"
+    """No live node has this id. Caller: name one that GetHardware returns."""
+
+    ILLEGAL_TRANSITION = "ILLEGAL_TRANSITION"
+    """The job's state does not allow this call, such as resuming a job that ended. Caller: read the job's state
+    first."""
+
+    NOT_ENDED = "NOT_ENDED"
+    """A job, evaluation or export that has not ended cannot be deleted, nor a job before the evaluations and exports of
+    its model. Caller: cancel it, or wait for its end."""
+
+    BELONGS_TO_JOB = "BELONGS_TO_JOB"
+    """A stage of a fine-tuning job left this evaluation or export, so it has no events and no life of its own. Caller:
+    name the job."""
+
+    NOT_TRAINED = "NOT_TRAINED"
+    """The job has not finished its training, so it has no model to evaluate or export. Caller: wait for the
+    training."""
+
+    DATASET_IN_USE = "DATASET_IN_USE"
+    """A job that has not ended uses the dataset, so it cannot be deleted. Caller: wait for the job's end, or cancel
+    it."""
+
+    ARTIFACT_IS_FOLDER = "ARTIFACT_IS_FOLDER"
+    """The artifact is a folder, and only files can be downloaded. Caller: download the files in it."""
+
+    METHOD_NOT_IMPLEMENTED = "METHOD_NOT_IMPLEMENTED"
+    """This server does not serve the method yet. Caller: use another method."""
+
+    # Uploads: What is wrong with the stream of a file.
+
+    HEADER_EXPECTED = "HEADER_EXPECTED"
+    """The first message of an upload carries no header. Caller: send the header first."""
+
+    INVALID_HEADER = "INVALID_HEADER"
+    """A field of the header is missing, malformed or out of its range. Caller: correct the named fields."""
+
+    CHUNK_EXPECTED = "CHUNK_EXPECTED"
+    """A message behind the header carries no chunk. Caller: send only chunks there."""
+
+    CHUNK_UNEXPECTED = "CHUNK_UNEXPECTED"
+    """A chunk came behind the SHA-256, which is the last message. Caller: send the SHA-256 last."""
+
+    CHUNK_TOO_LARGE = "CHUNK_TOO_LARGE"
+    """A chunk is larger than the limit. Caller: send smaller chunks."""
+
+    INVALID_SHA256 = "INVALID_SHA256"
+    """The SHA-256 is not 64 hexadecimal digits. Caller: correct it."""
+
+    SHA256_EXPECTED = "SHA256_EXPECTED"
+    """The header announced that the SHA-256 follows, and the stream ended without it. Caller: send it as the last
+    message."""
+
+    SHA256_MISMATCH = "SHA256_MISMATCH"
+    """The bytes that arrived have another SHA-256 than announced. Caller: upload the file again."""
+
+    SIZE_MISMATCH = "SIZE_MISMATCH"
+    """More or fewer bytes arrived than announced. Caller: upload the file again, or go on from the offset where fewer
+    arrived."""
+
+    WRONG_OFFSET = "WRONG_OFFSET"
+    """An interrupted upload cannot go on at this offset. Caller: go on at `received_bytes` of the error's metadata, or
+    begin again at 0."""
+
+    UPLOAD_IN_PROGRESS = "UPLOAD_IN_PROGRESS"
+    """Another stream writes the same upload. Caller: try again when it has ended."""
+
+    UPLOAD_STALLED = "UPLOAD_STALLED"
+    """No message came for too long. Caller: go on from where the upload ended."""
+
+    EMPTY_FILE = "EMPTY_FILE"
+    """The uploaded file has no bytes. Caller: upload a file with rows."""
+
+    DATASET_TOO_LARGE = "DATASET_TOO_LARGE"
+    """The file is larger than the operator's limit. Caller: use a smaller file."""
+
+    # Datasets: What is wrong with a file as a whole.
+
+    DATASET_NOT_FOUND = "DATASET_NOT_FOUND"
+    """There is no such dataset, or its rows are not in the artifact store. Caller: check the id, or upload the file
+    again."""
+
+    DATASET_GATED = "DATASET_GATED"
+    """The owner of a dataset on the hub must grant access first. Caller: accept its terms, and give the node a token of
+    that account."""
+
+    INVALID_DATASET = "INVALID_DATASET"
+    """The name of a dataset on the hub is malformed. Caller: correct it."""
+
+    SEVERAL_FILES = "SEVERAL_FILES"
+    """A dataset on the hub has several files with rows. Caller: name one of them."""
+
+    NO_READABLE_FILES = "NO_READABLE_FILES"
+    """A dataset on the hub has no file with rows in a supported format. Caller: name another dataset."""
+
+    UNSUPPORTED_FILE = "UNSUPPORTED_FILE"
+    """The file's name does not end as a file of rows does. Caller: rename or convert it."""
+
+    UNREADABLE_FILE = "UNREADABLE_FILE"
+    """The file is damaged, or is not what its name says. Caller: save it again as its name says."""
+
+    DECOMPRESSION_BOMB = "DECOMPRESSION_BOMB"
+    """The file unpacks to far more bytes than text does. Caller: upload it unpacked."""
+
+    BAD_HEADER = "BAD_HEADER"
+    """The header of a CSV file names a column twice or is not text. Caller: name each column once, in the first
+    line."""
+
+    EMPTY_DATASET = "EMPTY_DATASET"
+    """The file has no rows, or its row template keeps none. Caller: use a file with rows, or correct the template."""
+
+    UNKNOWN_COLUMN = "UNKNOWN_COLUMN"
+    """`mapping` names a column that no row has. Caller: correct the mapping."""
+
+    UNSUPPORTED_FORMAT = "UNSUPPORTED_FORMAT"
+    """The rows are preference pairs, which supervised training cannot learn from. Caller: map the chosen answers."""
+
+    BAD_DATA = "BAD_DATA"
+    """Rows refuse the job, or the file changed while it was read. Caller: correct the rows that the violations name."""
+
+    TOO_FEW_ROWS = "TOO_FEW_ROWS"
+    """There are too few distinct rows to hold some out. Caller: add rows, or set `holdout_fraction` to 0."""
+
+    NOTHING_TO_TRAIN = "NOTHING_TO_TRAIN"
+    """No token of the training or held-out rows would be trained. Caller: raise `max_length`, or mark turns as
+    trained."""
+
+    # Rows: What is wrong with one row. A report says for each problem whether it refuses a job.
+
+    NOT_JSON = "NOT_JSON"
+    """The row, or a column that holds JSON as text, is not JSON. Caller: correct it."""
+
+    NOT_AN_OBJECT = "NOT_AN_OBJECT"
+    """The row is JSON, but not an object of columns. Caller: write each row as an object."""
+
+    NOT_UTF8 = "NOT_UTF8"
+    """The text is not UTF-8. Caller: save the file as UTF-8."""
+
+    NOT_TEXT = "NOT_TEXT"
+    """A column holds what is not text, such as half a surrogate pair. Caller: remove it."""
+
+    NUL_CHARACTER = "NUL_CHARACTER"
+    """A text of a row or of a request holds a NUL character. Caller: remove it, or save the file as UTF-8."""
+
+    NUMBER_TOO_LONG = "NUMBER_TOO_LONG"
+    """A number has too many digits to be read. Caller: write it as text."""
+
+    NESTED_TOO_DEEPLY = "NESTED_TOO_DEEPLY"
+    """Values are nested more deeply than the limit. Caller: flatten the row."""
+
+    ROW_TOO_LONG = "ROW_TOO_LONG"
+    """The row has more bytes than can be read or shown. Caller: split or shorten it."""
+
+    DUPLICATE_KEY = "DUPLICATE_KEY"
+    """A JSON object has the same key twice. Caller: remove one of them."""
+
+    ROWS_UNDER_KEY = "ROWS_UNDER_KEY"
+    """The file is one object, and its rows are read from the array under this key. No action."""
+
+    WRONG_NUMBER_OF_CELLS = "WRONG_NUMBER_OF_CELLS"
+    """A CSV row has more or fewer cells than the header. Caller: quote cells that hold the delimiter."""
+
+    QUOTE_NOT_CLOSED = "QUOTE_NOT_CLOSED"
+    """A CSV row opens a quote that is never closed. Caller: double each quote within a quoted cell."""
+
+    BAD_QUOTING = "BAD_QUOTING"
+    """A CSV row has a quote at a place where none can be. Caller: double each quote within a quoted cell."""
+
+    UNKNOWN_FORMAT = "UNKNOWN_FORMAT"
+    """The row has none of the columns of a known format. Caller: name its columns in `mapping`."""
+
+    MISSING_COLUMN = "MISSING_COLUMN"
+    """The row lacks a column of its format, or the column is null. Caller: add it, or name it in `mapping`."""
+
+    EMPTY_VALUE = "EMPTY_VALUE"
+    """A column or turn that must hold something is empty. Caller: fill it in, or drop the row."""
+
+    WRONG_TYPE = "WRONG_TYPE"
+    """A value has another JSON type than its column takes. Caller: write it as the message says."""
+
+    WRONG_LENGTH = "WRONG_LENGTH"
+    """A column of a tokenised row is not as long as `input_ids`. Caller: correct it."""
+
+    ID_OUT_OF_RANGE = "ID_OUT_OF_RANGE"
+    """A tokenised row has an id that the base model's vocabulary lacks. Caller: use the base model's own tokenizer."""
+
+    UNKNOWN_ROLE = "UNKNOWN_ROLE"
+    """A turn has an unknown role. Caller: use one of those in the message."""
+
+    UNSUPPORTED_CONTENT = "UNSUPPORTED_CONTENT"
+    """A turn has content that is not text, such as an image. Caller: remove it."""
+
+    MISPLACED_SYSTEM = "MISPLACED_SYSTEM"
+    """A system turn is not the first one. Caller: move it to the front."""
+
+    MISPLACED_TOOL_CALL = "MISPLACED_TOOL_CALL"
+    """A turn that is not the assistant's calls a tool. Caller: correct its role."""
+
+    BAD_TOOL_CALL = "BAD_TOOL_CALL"
+    """A tool call lacks its name or its arguments, or they are malformed. Caller: correct it."""
+
+    BAD_WEIGHT = "BAD_WEIGHT"
+    """A turn's weight is neither 0 nor 1. Caller: correct it."""
+
+    NOT_AN_ANSWER = "NOT_AN_ANSWER"
+    """A turn that is not the assistant's asks to be trained. Caller: mark only turns of the assistant."""
+
+    NO_QUESTION = "NO_QUESTION"
+    """The conversation has no turn of the user. Caller: add one, or drop the row."""
+
+    NO_ANSWER = "NO_ANSWER"
+    """The row has no answer to learn. Caller: add one, or drop the row."""
+
+    LEADING_TURNS = "LEADING_TURNS"
+    """Turns before the first question are left out. Caller: remove them if they matter."""
+
+    TRAILING_TURNS = "TRAILING_TURNS"
+    """Turns behind the last answer are left out. Caller: add an answer if they matter."""
+
+    CONTROL_TOKEN = "CONTROL_TOKEN"
+    """The text holds a control token of the base model. Caller: remove it, and do not apply the chat template
+    yourself."""
+
+    DUPLICATE_ROW = "DUPLICATE_ROW"
+    """The row is a duplicate of an earlier one and is dropped. Caller: remove it if that was not meant."""
+
+    DUPLICATE_EXAMPLE = "DUPLICATE_EXAMPLE"
+    """A template makes an example of the row that is a duplicate of an earlier one; it is dropped. Caller: correct the
+    template if that was not meant."""
+
+    LEAKED_ROW = "LEAKED_ROW"
+    """A row of `evaluation_data` is trained on as well. Caller: remove it from one of the two."""
+
+    OUTLIER_LENGTH = "OUTLIER_LENGTH"
+    """The row is far longer than the others. Caller: check that it is one row."""
+
+    TRUNCATED = "TRUNCATED"
+    """The row has more than `max_length` tokens and is truncated. Caller: raise `max_length`, or shorten it."""
+
+    TOO_LONG = "TOO_LONG"
+    """The row has more than `max_length` tokens and is dropped. Caller: raise `max_length`, or shorten it."""
+
+    NO_TRAINED_TOKENS = "NO_TRAINED_TOKENS"
+    """No token of the row would be trained; it is dropped. Caller: raise `max_length`, or mark a turn as trained."""
+
+    # Templates: What is wrong with a row template or a chat template.
+
+    BAD_TEMPLATE = "BAD_TEMPLATE"
+    """The row template cannot be parsed. Caller: correct the template."""
+
+    TEMPLATE_FAILED = "TEMPLATE_FAILED"
+    """The template fails for this row or conversation. Caller: correct the template or the row."""
+
+    TEMPLATE_EXCEEDED = "TEMPLATE_EXCEEDED"
+    """The template exceeds its limit of time, memory or output. Caller: simplify the template."""
+
+    TEMPLATE_NOT_JSON = "TEMPLATE_NOT_JSON"
+    """The row template writes what is not JSON. Caller: insert values with `| tojson`."""
+
+    TEMPLATE_WROTE_NOTHING = "TEMPLATE_WROTE_NOTHING"
+    """The row template writes nothing for the row, which is left out. Caller: correct the template if that was not
+    meant."""
+
+    TEMPLATE_NOT_INCREMENTAL = "TEMPLATE_NOT_INCREMENTAL"
+    """The chat template writes a turn differently once others follow it, so an answer cannot be told from its question.
+    Caller: give another `chat_template`."""
+
+    TEMPLATE_WITHOUT_TOOLS = "TEMPLATE_WITHOUT_TOOLS"
+    """The chat template does not write the tool calls that a row has. Caller: give a `chat_template` that writes
+    them."""
+
+    # Configuration: What is wrong with a job's spec.
+
+    INVALID_CONFIG = "INVALID_CONFIG"
+    """A field of the spec is unknown, malformed, out of its range or in conflict with another. Caller: correct the
+    named fields."""
+
+    NOT_IMPLEMENTED = "NOT_IMPLEMENTED"
+    """A field of the spec asks for what this version cannot do yet. Caller: leave the named fields out."""
+
+    SPEC_TOO_LARGE = "SPEC_TOO_LARGE"
+    """The spec has more bytes than fit into an event. Caller: shorten `chat_template`, `system_prompt` and
+    `evaluation.prompts`."""
+
+    UNKNOWN_MODULE = "UNKNOWN_MODULE"
+    """`lora.target_modules` names a layer that the base model lacks. Caller: correct it."""
+
+    INVALID_PRICES = "INVALID_PRICES"
+    """The table of GPU prices cannot be read. Operator: correct the table."""
+
+    # Base models: Why a model cannot be fine-tuned or found.
+
+    INVALID_MODEL = "INVALID_MODEL"
+    """The model's name is neither an alias nor a Hugging Face id. Caller: correct it."""
+
+    MODEL_NOT_FOUND = "MODEL_NOT_FOUND"
+    """No such model is in the catalogue or on the hub. Caller: check the id."""
+
+    MODEL_GATED = "MODEL_GATED"
+    """The owner of the model must grant access first. Caller: accept its terms, and give the node a token of that
+    account."""
+
+    NOT_A_MODEL = "NOT_A_MODEL"
+    """The model has no config.json. Caller: name another model."""
+
+    NOT_CAUSAL_LM = "NOT_CAUSAL_LM"
+    """The model does not write text from left to right. Caller: name a causal language model."""
+
+    NO_SAFETENSORS = "NO_SAFETENSORS"
+    """The model has no safetensors; other formats can run code and are refused. Caller: name another model or
+    revision."""
+
+    NO_TOKENIZER = "NO_TOKENIZER"
+    """The model has no tokenizer.json. Caller: name a model with a fast tokenizer."""
+
+    NO_EOS_TOKEN = "NO_EOS_TOKEN"
+    """The model's tokenizer names no end-of-text token. Caller: name another model."""
+
+    QUANTISED_WEIGHTS = "QUANTISED_WEIGHTS"
+    """The model's weights are quantised already. Caller: name the model it was made from."""
+
+    REMOTE_CODE_REFUSED = "REMOTE_CODE_REFUSED"
+    """The model asks for code of its own to be run, which never is. Caller: name another model."""
+
+    UNKNOWN_ARCHITECTURE = "UNKNOWN_ARCHITECTURE"
+    """The model's architecture is unknown, so its size cannot be estimated. Caller: name another model."""
+
+    BASE_MODEL_CHANGED = "BASE_MODEL_CHANGED"
+    """A node has other weights under the model's name than the job began with. Operator: put the same files on every
+    node."""
+
+    # Resources: What a job needs and a machine lacks.
+
+    NO_GPU = "NO_GPU"
+    """The spec asks for a GPU and the node has no usable one. Caller: leave `resources.gpus` out."""
+
+    INSUFFICIENT_MEMORY = "INSUFFICIENT_MEMORY"
+    """The job does not fit into the node's memory. Caller: follow the advice, or use a larger machine."""
+
+    DISK_TOO_SMALL = "DISK_TOO_SMALL"
+    """The job's checkpoints do not fit on the node's disk. Caller: keep fewer checkpoints, or use a smaller model."""
+
+    PRECISION_UNAVAILABLE = "PRECISION_UNAVAILABLE"
+    """The node's hardware cannot compute in this precision. Caller: leave `hyperparameters.precision` out."""
+
+    MISSING_PACKAGE = "MISSING_PACKAGE"
+    """The node lacks a Python package that a setting needs. Operator: install it. Caller: change the setting."""
+
+    # Attempts: Why a stage failed. Service failures are retried while attempts are left.
+
+    CUDA_OUT_OF_MEMORY = "CUDA_OUT_OF_MEMORY"
+    """The GPU ran out of memory. Training goes on with a smaller micro-batch where it can. Caller: lower `max_length`
+    or the batch size."""
+
+    HOST_OUT_OF_MEMORY = "HOST_OUT_OF_MEMORY"
+    """The machine ran out of memory. Training goes on with a smaller micro-batch where it can. Caller: lower
+    `max_length` or the batch size."""
+
+    CPU_LIMIT = "CPU_LIMIT"
+    """One step of the work, most often a template, took more CPU time than it may. Caller: simplify the template."""
+
+    KILLED = "KILLED"
+    """The worker was ended by a signal from outside. Operator: look at the machine's kernel log."""
+
+    STALLED = "STALLED"
+    """The worker gave no sign of life for too long. Service: the stage is tried again."""
+
+    CRASHED = "CRASHED"
+    """The worker ended without a result; its last lines show where. Service: please report it if the input is right."""
+
+    LEASE_EXPIRED = "LEASE_EXPIRED"
+    """The node that held the attempt was no longer heard of. Service: the stage is tried again."""
+
+    BAD_EVENT = "BAD_EVENT"
+    """A worker sent an event that cannot be decoded or is not its own. Service: please report it."""
+
+    EVENT_TOO_LARGE = "EVENT_TOO_LARGE"
+    """A worker wrote an event above the limit. Service: please report it."""
+
+    PREPARATION_FAILED = "PREPARATION_FAILED"
+    """The inputs of a stage could not be prepared. Operator: see the worker's log."""
+
+    MACHINE_FAILED = "MACHINE_FAILED"
+    """The worker's machine failed, such as at reading or writing a file. Operator: see the worker's log."""
+
+    DISK_FULL = "DISK_FULL"
+    """The disk of the worker's machine is full. Operator: make room on it."""
+
+    STORE_FULL = "STORE_FULL"
+    """The artifact store has no room for a file. Operator: make room in it."""
+
+    UPLOAD_FAILED = "UPLOAD_FAILED"
+    """The artifact store did not take a result. Operator: look at the artifact store."""
+
+    CHECKPOINTS_MISSING = "CHECKPOINTS_MISSING"
+    """None of the job's checkpoints can be read from the artifact store. Operator: look at the artifact store."""
+
+    VERSION_MISMATCH = "VERSION_MISMATCH"
+    """The worker does not understand the spec that the gateway resolved. Operator: run gateways and workers of one
+    version."""
+
+    HUB_UNREACHABLE = "HUB_UNREACHABLE"
+    """The hub of models and datasets could not be reached. Operator: check the network. Caller: try again later."""
+
+    # Warnings: What a job runs with and its caller should know.
+
+    MAX_LENGTH_CLIPPED = "MAX_LENGTH_CLIPPED"
+    """`max_length` is above the base model's context and is lowered to it. Caller: lower it yourself."""
+
+    MEMORY_TIGHT = "MEMORY_TIGHT"
+    """The job barely fits into memory. Caller: lower the batch size or `max_length` if it runs out."""
+
+    DISK_TIGHT = "DISK_TIGHT"
+    """The checkpoints nearly fill the disk. Caller: keep fewer checkpoints."""
+
+    QLORA_ON_CPU = "QLORA_ON_CPU"
+    """QLoRA on a CPU is slower than LoRA. Caller: set `method` to lora unless memory is short."""
+
+    OPTIMIZER_ON_CPU = "OPTIMIZER_ON_CPU"
+    """A paged optimizer saves nothing on a CPU. Caller: leave `hyperparameters.optim` out."""
+
+    NO_TRAINER = "NO_TRAINER"
+    """No trainer of the job's pool is up, so the job would wait. Operator: start one. Caller: name another pool."""
+
+    ROWS_LEFT_OUT = "ROWS_LEFT_OUT"
+    """Incomplete rows are left out; the validation report names them. Caller: complete them if they are more than
+    expected."""
+
+    TURNS_LEFT_OUT = "TURNS_LEFT_OUT"
+    """Turns of rows are left out (see LEADING_TURNS and TRAILING_TURNS). Caller: check the first ones in the validation
+    report."""
+
+    DUPLICATES_DROPPED = "DUPLICATES_DROPPED"
+    """Duplicates are dropped (see DUPLICATE_ROW). Caller: remove them from the file if that was not meant."""
+
+    ROWS_TRUNCATED = "ROWS_TRUNCATED"
+    """Rows are truncated at `max_length` (see TRUNCATED). Caller: raise it, or shorten the rows."""
+
+    ROWS_DROPPED = "ROWS_DROPPED"
+    """Rows without trained tokens are dropped (see NO_TRAINED_TOKENS). Caller: raise `max_length`, or mark turns as
+    trained."""
+
+    ROWS_TOO_LONG = "ROWS_TOO_LONG"
+    """Rows longer than `max_length` are dropped (see TOO_LONG). Caller: raise it, or change `truncation`."""
+
+    EVALUATION_LEAKED = "EVALUATION_LEAKED"
+    """Rows of `evaluation_data` are trained on as well (see LEAKED_ROW), so the evaluation flatters the model. Caller:
+    remove them from one of the two."""
+
+    FEW_ROWS = "FEW_ROWS"
+    """There are so few rows that the model will overfit soon. Caller: add rows."""
+
+    PLAIN_TEMPLATE = "PLAIN_TEMPLATE"
+    """The base model has no chat template, so a plain one is used. Caller: give `chat_template` for another one."""
+
+    WARMUP_TOO_LONG = "WARMUP_TOO_LONG"
+    """The warm-up lasts as long as the job, so the learning rate never peaks. Caller: lower `warmup_steps`."""
+
+    LOSS_NOT_FINITE = "LOSS_NOT_FINITE"
+    """The loss or the gradient norm is NaN or infinite. Caller: lower the learning rate, or use fp32."""
+
+    CHECKPOINT_NOT_STORED = "CHECKPOINT_NOT_STORED"
+    """A checkpoint could not be stored yet; a failure now costs all steps since the last stored one. Operator: look at
+    the artifact store."""
+
+    CHECKPOINT_UNUSABLE = "CHECKPOINT_UNUSABLE"
+    """A checkpoint cannot be read, so training goes on from an earlier one. Operator: look at the artifact store."""
+
+    NOT_EVALUATED_IN_FP32 = "NOT_EVALUATED_IN_FP32"
+    """The GPU has too little memory to evaluate in float32; both models are evaluated in a smaller precision. Caller:
+    use a GPU with more memory."""
+
+    VERIFIED_WITHOUT_MODEL = "VERIFIED_WITHOUT_MODEL"
+    """The base model does not fit into memory, so the export was compared tensor by tensor and not run. Operator: give
+    the exporter more memory."""
+
+    # Service: What is wrong with the system and not with the call.
+
+    INTERNAL = "INTERNAL"
+    """The server met an error that it has no reason for; its log has more under the incident in the message. Service:
+    please report it."""
+
+    DATABASE_UNAVAILABLE = "DATABASE_UNAVAILABLE"
+    """The database is unreachable, locked or full. Caller: try again. Operator: look at the database."""
+
+    NO_BROKER = "NO_BROKER"
+    """The broker is unreachable. Caller: try again. Operator: look at NATS."""
+
+    NO_PROBE = "NO_PROBE"
+    """No probe is reachable. Operator: start one. Caller: try again."""
+
+    NO_EVALUATOR = "NO_EVALUATOR"
+    """No evaluator is reachable. Operator: start one. Caller: try again."""
+
+    NODE_LOST = "NODE_LOST"
+    """The node went away in the middle of its reply. Caller: ask again."""
+
+    GATEWAY_STOPS = "GATEWAY_STOPS"
+    """The gateway is stopping. Caller: watch again from your cursor; the SDK does."""
+
+    LOOK_FAILED = "LOOK_FAILED"
+    """The process that reads a dataset's rows failed. Operator: see the probe's log."""
+
+    ARTIFACT_FILE_MISSING = "ARTIFACT_FILE_MISSING"
+    """An artifact's file is missing from the artifact store or no longer whole. Operator: look at the artifact
+    store."""
+
+    # SDK: Raised by the client, before a server is called or of what it returned.
+
+    INVALID_ADDRESS = "INVALID_ADDRESS"
+    """The server's address is not host:port. Caller: correct it."""
+
+    INVALID_CA = "INVALID_CA"
+    """The CA file cannot be read. Caller: correct `ca` or FTF_CA."""
+
+    TOKEN_WITHOUT_TLS = "TOKEN_WITHOUT_TLS"
+    """A token would be sent without TLS. Caller: set `ca` or FTF_CA."""
+
+    UNKNOWN_VALUE = "UNKNOWN_VALUE"
+    """A field does not take this value. Caller: use one of those in the violation."""
+
+    NO_EXPORT = "NO_EXPORT"
+    """The job has no export, or none yet. Caller: wait for its end."""
+
+    # Claims: Why a gateway refused an attempt to a worker. Only workers see these.
+
+    CLAIMED_BY_ANOTHER = "CLAIMED_BY_ANOTHER"
+    """Another worker has the attempt. No action."""
+
+    ENDED = "ENDED"
+    """The attempt has ended. No action."""
+
+    NOT_WANTED = "NOT_WANTED"
+    """The job is not to run now. No action."""
+
+    UNKNOWN = "UNKNOWN"
+    """There is no such job. No action."""
