@@ -11,8 +11,9 @@ from finetuneflow.v1.fine_tuning_job_spec_pb2 import DataSource, EvaluationSpec,
 
 
 def spec_to_dict(message: FineTuningJobSpec | EvaluationSpec | ExportSpec) -> dict[str, Any]:
-    """Returns the fields that are set, by name; enums as their lower-case names without prefix (`TRAINING_METHOD_LORA` is
-    `lora`), and as numbers where this version does not know them, which the configuration then refuses."""
+    """Returns the fields that are set, by name; enums as their lower-case names without prefix
+    (`TRAINING_METHOD_LORA` is `lora`), and as numbers where this version does not know them: the configuration refuses
+    those."""
     return _read(message)
 
 

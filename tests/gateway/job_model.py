@@ -1,5 +1,5 @@
-"""The life of one job as a pure model, written from DESIGN section 3; and operations that both the model and real
-gateways carry out."""
+"""The life of one work of any kind as a pure model of the rules that docs/architecture.md states, and operations that
+both the model and real gateways carry out."""
 
 import asyncio
 import copy
@@ -12,16 +12,17 @@ from sqlmodel import col, select
 
 from chassis.errors import FailedPrecondition, NotFound
 from chassis.store.artifact_store import ArtifactStore
-from finetuneflow.v1 import event_pb2, work_pb2
-from finetuneflow.v1 import fine_tuning_service_pb2 as api
+from finetuneflow.v1 import evaluation_service_pb2, event_pb2, export_service_pb2, fine_tuning_service_pb2, work_pb2
 from finetuneflow.v1.event_pb2 import Event
 from finetuneflow.v1.fine_tuning_job_pb2 import Fault, JobState, Stage
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec, Hyperparameters
+from finetuneflow.v1.stage_result_pb2 import TrainingResult
 from gateway.servicers.fine_tuning import FineTuning
+from gateway.servicers.results import Evaluations, Exports
 from gateway.servicers.work import WorkMethods
 from gateway.sql.database import Database
 from gateway.sql.tables import Attempt, SavedCheckpoint, Work, WorkEvent
-from gateway.work.kinds import FINE_TUNING_JOB
+from gateway.work.kinds import EVALUATION, EXPORT, FINE_TUNING_JOB, KINDS, Kind
 from gateway.work.ledger import Ledger
 from gateway.work.worker_requests import WorkerRequests
 from tests.fakes.planning import NoTrainers
@@ -38,6 +39,12 @@ Token: TypeAlias = tuple[Any, ...]
 accumulation, checkpoints to keep), ("completed",), ("failed", reason, user error), ("released",), ("garbage",),
 ("foreign",)."""
 
+_CONTRACTS = {
+    "ftjob": ("FineTuningJob", fine_tuning_service_pb2, "job_id", "fine_tuning_job"),
+    "ev": ("Evaluation", evaluation_service_pb2, "evaluation_id", "evaluation"),
+    "ex": ("Export", export_service_pb2, "export_id", "export"),
+}
+"""By the prefix of an id: the noun of its methods, their module, and the names of two fields."""
 _KINDS = {
     "log": "log",
     "checkpoint": "checkpoint",
@@ -75,12 +82,13 @@ class Saved:
 
 @dataclass
 class Model:
-    """A job. Its operations return what the caller is told."""
+    """A work. Its operations return what the caller is told."""
 
     max_attempts: int
+    plan: tuple[str, ...] = STAGES
     deleted: bool = False
     state: str = "VALIDATING"
-    stage: str = STAGES[0]
+    stage: str = ""
     attempt: int = 0
     failures: int = 0
     tries: list[Try] = field(default_factory=list)
@@ -93,6 +101,7 @@ class Model:
 
     def __post_init__(self) -> None:
         if not self.tries:
+            self.stage = self.plan[0]
             self._ready(self.stage)
 
     @property
@@ -248,14 +257,14 @@ class Model:
             self._enter("CANCELLED")
         elif final:
             self._enter("FAILED")
-        elif outcome == "COMPLETED" and self.stage == STAGES[-1]:
+        elif outcome == "COMPLETED" and self.stage == self.plan[-1]:
             self._enter("SUCCEEDED")
         elif self.state == "PAUSING":
             if outcome == "COMPLETED":
-                self.stage, self.attempt = STAGES[STAGES.index(self.stage) + 1], 0
+                self.stage, self.attempt = self.plan[self.plan.index(self.stage) + 1], 0
             self._enter("PAUSED")
         elif outcome == "COMPLETED":
-            self._ready(STAGES[STAGES.index(self.stage) + 1])
+            self._ready(self.plan[self.plan.index(self.stage) + 1])
         elif counted and self.failures >= self.max_attempts:
             self._enter("FAILED")
         else:
@@ -304,7 +313,12 @@ class Gateway:
     def __init__(self, database: Database, told: Recorder, store: ArtifactStore) -> None:
         self.ledger = Ledger(database, told.publish, told.offer, told.discard)
         self.acceptance = WorkerRequests(self.ledger, NoTrainers())
-        self.service = FineTuning(WorkMethods(FINE_TUNING_JOB, self.ledger, None, store), None, None)  # type: ignore[arg-type]
+        methods = {kind: WorkMethods(kind, self.ledger, None, store) for kind in KINDS.values()}  # type: ignore[arg-type]
+        self.services: dict[str, Any] = {
+            "FineTuningJob": FineTuning(methods[FINE_TUNING_JOB], None, None),  # type: ignore[arg-type]
+            "Evaluation": Evaluations(methods[EVALUATION]),
+            "Export": Exports(methods[EXPORT]),
+        }
 
 
 class Operation(Protocol):
@@ -418,17 +432,17 @@ class Verb:
         return getattr(model, self.name)()
 
     async def on_gateway(self, gateway: Gateway, job_id: str) -> Any:
-        method = f"{self.name.title()}FineTuningJob"
-        request = getattr(api, f"{method}Request")(job_id=job_id)
+        noun, api, field, resource = _CONTRACTS[job_id.partition("_")[0]]
+        request = getattr(api, f"{self.name.title()}{noun}Request")(**{field: job_id})
         try:
-            response = await getattr(gateway.service, method)(request, None)
+            response = await getattr(gateway.services[noun], f"{self.name.title()}{noun}")(request, None)
         except FailedPrecondition:
             return "REFUSED"
         except NotFound:
             return "NOT_FOUND"
         if self.name == "delete":
             return "DELETED"
-        return JobState.Name(response.fine_tuning_job.state).removeprefix("JOB_STATE_")
+        return JobState.Name(getattr(response, resource).state).removeprefix("JOB_STATE_")
 
 
 def seen_in(model: Model) -> dict[str, Any] | None:
@@ -508,11 +522,18 @@ class Pair:
         """Whether what was done last comes to the same in every order."""
 
     @classmethod
-    async def create(cls, gateways: Sequence[Gateway], told: Recorder, max_attempts: int) -> "Pair":
+    async def create(
+        cls, gateways: Sequence[Gateway], told: Recorder, max_attempts: int, kind: Kind = FINE_TUNING_JOB
+    ) -> "Pair":
+        ledger = gateways[0].ledger
+        model_of = None
+        if kind is not FINE_TUNING_JOB:
+            model_of = await create(ledger, training=TrainingResult(total_steps=1).SerializeToString())
         for log in (told.frames, told.offered, told.discarded):
             log.clear()
-        job_id = await create(gateways[0].ledger, max_attempts=max_attempts)
-        return cls(gateways, told, job_id, Model(max_attempts))
+        job_id = await create(ledger, kind, max_attempts=max_attempts, job_id=model_of)
+        plan = tuple(stage.removeprefix("STAGE_") for stage in kind.plan)
+        return cls(gateways, told, job_id, Model(max_attempts, plan))
 
     async def do(self, *operations: Operation) -> list[Any]:
         """Carries them out at the same time, each at another gateway, and demands that answers and rows are those of

@@ -14,7 +14,9 @@ from finetuneflow.v1.work_pb2 import Assignment, ClaimRequest, ClaimResponse, Re
 from gateway.identifiers import new_id
 from gateway.sql.tables import Attempt, Work, WorkEvent, now
 from gateway.work import lifecycle
+from gateway.work.kinds import FINE_TUNING_JOB, Kind
 from gateway.work.ledger import Ledger
+from gateway.work.projection import new_result
 from gateway.work.worker_requests import WorkerRequests
 
 PAYLOADS = {p.message_type.name: p.name for p in Event.DESCRIPTOR.oneofs_by_name["payload"].fields}
@@ -44,11 +46,15 @@ def a_job(**fields: Any) -> Work:
     return Work(**(values | fields))
 
 
-async def create(ledger: Ledger, **fields: Any) -> str:
-    job = a_job(**fields)
-    async with ledger.create(job) as decision:
-        lifecycle.open_attempt(decision, "STAGE_PREFLIGHT", reason="CREATED")
-    return job.id
+async def create(ledger: Ledger, kind: Kind = FINE_TUNING_JOB, **fields: Any) -> str:
+    """Creates work of a kind with its first attempt; returns its id."""
+    first = kind.plan[0]
+    work = a_job(id=new_id(kind.prefix), kind=kind.name, **({"stage": first} | fields))
+    async with ledger.create(work) as decision:
+        if kind is not FINE_TUNING_JOB:
+            decision.session.add(new_result(work, kind, work.id))
+        lifecycle.open_attempt(decision, first, reason="CREATED")
+    return work.id
 
 
 async def job_of(ledger: Ledger, job_id: str) -> Work:

@@ -1,4 +1,4 @@
-"""Whatever happens to a job, in whatever order and however much of it at once, its life is that of the model."""
+"""Random operations on work of every kind, several at once, against a pure model of its life."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from chassis.store.artifact_store import ArtifactStore
 from gateway.sql.database import Database
+from gateway.work.kinds import EVALUATION, EXPORT, FINE_TUNING_JOB, Kind
 from tests.gateway.conftest import Recorder
 from tests.gateway.job_model import ENDED, Claim, Expire, Gateway, Operation, Pair, Report, Token, Verb
 
@@ -29,11 +30,12 @@ CONFIGS = st.tuples(st.just("config"), small(7), st.sampled_from([1, 3, 200, 102
 FAILURES = st.tuples(
     st.just("failed"), st.sampled_from(["KILLED", "CUDA_OUT_OF_MEMORY", "HOST_OUT_OF_MEMORY", "BAD_DATA"])
 ).flatmap(lambda failed: st.just((*failed, failed[1] == "BAD_DATA")))
+WORK = st.sampled_from([FINE_TUNING_JOB] * 4 + [EVALUATION, EXPORT])
 OTHER_ENDINGS = st.sampled_from([("released",), ("released",), ("garbage",), ("foreign",), ("failed", "KILLED", True)])
 
 
 class JobMachine(RuleBasedStateMachine):
-    """One job at a time; the next one is made when it has ended."""
+    """One work at a time; the next one is made when it has ended."""
 
     run: Callable[[Any], Any]
     gateways: tuple[Gateway, Gateway]
@@ -44,11 +46,11 @@ class JobMachine(RuleBasedStateMachine):
         self.pair: Pair
         self.claims: list[Claim] = []
 
-    @initialize(max_attempts=small(4), config=CONFIGS, preflight_too=st.booleans())
-    def create(self, max_attempts: int, config: Token, preflight_too: bool) -> None:
-        self.pair = self.run(Pair.create(self.gateways, self.told, max_attempts))
+    @initialize(max_attempts=small(4), config=CONFIGS, preflight_too=st.booleans(), kind=WORK)
+    def create(self, max_attempts: int, config: Token, preflight_too: bool, kind: Kind = FINE_TUNING_JOB) -> None:
+        self.pair = self.run(Pair.create(self.gateways, self.told, max_attempts, kind))
         self.claims.clear()
-        if not preflight_too:
+        if kind is FINE_TUNING_JOB and not preflight_too:
             # Most of what can happen happens in training.
             self.claimed_by_a_new_worker()
             self.a_stage_completed(config)
@@ -128,7 +130,12 @@ class JobMachine(RuleBasedStateMachine):
             case "expire":
                 return self.an_expiry(data)
             case verb:
-                return Verb(verb)
+                return self.verb(verb)
+
+    def verb(self, name: Any) -> Verb:
+        """That verb where the kind has it; only fine-tuning jobs are paused and resumed."""
+        pausable = self.pair.job_id.startswith(FINE_TUNING_JOB.prefix)
+        return Verb(name if pausable or name == "delete" else "cancel")
 
     def an_expiry(self, data: st.DataObject) -> Expire:
         """By a watch that has seen the last beat, or only an older one, or the beat of an older claim."""
@@ -138,9 +145,9 @@ class JobMachine(RuleBasedStateMachine):
         return Expire(claim.claim_id, max(0, beat - data.draw(st.sampled_from([0, 0, 1]))))
 
     @precondition(lambda self: self.over)
-    @rule(max_attempts=small(4), config=CONFIGS, preflight_too=st.booleans())
-    def another_job(self, max_attempts: int, config: Token, preflight_too: bool) -> None:
-        self.create(max_attempts, config, preflight_too)
+    @rule(max_attempts=small(4), config=CONFIGS, preflight_too=st.booleans(), kind=WORK)
+    def another_work(self, max_attempts: int, config: Token, preflight_too: bool, kind: Kind) -> None:
+        self.create(max_attempts, config, preflight_too, kind)
 
     @precondition(lambda self: self.waiting)
     @rule()
@@ -191,7 +198,7 @@ class JobMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.claimed)
     @rule(name=st.sampled_from(["pause", "cancel"]), ending=st.one_of(FAILURES, OTHER_ENDINGS, st.just(("completed",))))
     def asked_to_stop(self, name: Any, ending: Token) -> None:
-        self.do(Verb(name))
+        self.do(self.verb(name))
         self.do(self.say(ending))
 
     @rule(data=st.data())
@@ -199,7 +206,7 @@ class JobMachine(RuleBasedStateMachine):
         # One that changes nothing, or everything, is of little interest most of the time.
         held = self.pair.model.state in ("PAUSED", "PAUSING")
         usual = ["resume", "resume", "resume", "pause"] if held else ["pause", "pause", "resume"]
-        self.do(Verb(data.draw(st.sampled_from([*usual, "delete" if self.over else "cancel"]))))
+        self.do(self.verb(data.draw(st.sampled_from([*usual, "delete" if self.over else "cancel"]))))
 
     @rule(data=st.data())
     def two_at_once(self, data: st.DataObject) -> None:
