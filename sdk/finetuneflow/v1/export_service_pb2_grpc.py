@@ -71,7 +71,7 @@ class ExportServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListExports(self, request, context):
-        """Newest first.
+        """Lists the exports, newest first. Read-only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
