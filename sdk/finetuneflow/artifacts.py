@@ -10,7 +10,7 @@ from finetuneflow.blocking import Blocking, blocking, iterating
 from finetuneflow.downloading import Downloads, Progress
 from finetuneflow.paging import paged
 from finetuneflow.resources.artifact import Artifact
-from finetuneflow.transport import AsyncTransport, Transport
+from finetuneflow.transport import CallPolicy, PlainCalls
 from finetuneflow.v1 import artifact_service_pb2 as pb
 from finetuneflow.v1 import artifact_service_pb2_grpc as pb_grpc
 
@@ -18,7 +18,7 @@ from finetuneflow.v1 import artifact_service_pb2_grpc as pb_grpc
 class AsyncArtifacts:
     """`client.artifacts` of an AsyncClient."""
 
-    def __init__(self, transport: AsyncTransport) -> None:
+    def __init__(self, transport: CallPolicy) -> None:
         self._transport = transport
         self._stub = pb_grpc.ArtifactServiceStub(transport.channel)
 
@@ -37,8 +37,8 @@ class AsyncArtifacts:
         folder, IntegrityError.
         """
 
-        def work(transport: Transport) -> Path:
-            return Downloads(transport).download(artifact, to, progress=progress)
+        def work(calls: PlainCalls) -> Path:
+            return Downloads(calls).download(artifact, to, progress=progress)
 
         return await self._transport.transfer(work)
 

@@ -14,7 +14,7 @@ from finetuneflow.jobs import AsyncJobs, Jobs
 from finetuneflow.models import AsyncModels, Models
 from finetuneflow.probe import AsyncProbe, Probe
 from finetuneflow.recipes import AsyncRecipes, Recipes
-from finetuneflow.transport import AioTransport, Transport
+from finetuneflow.transport import AioTransport, BlockingTransport
 
 
 class Client:
@@ -30,17 +30,16 @@ class Client:
 
     def __init__(self, address: str | None = None, *, token: str | None = None, ca: str | None = None) -> None:
         self._connection = Connection.resolve(address, token, ca)
-        self._transport = Transport(self._connection)
-        inline = self._transport.inline
-        datasets, artifacts = AsyncDatasets(inline), AsyncArtifacts(inline)
+        self._transport = transport = BlockingTransport(self._connection)
+        datasets, artifacts = AsyncDatasets(transport), AsyncArtifacts(transport)
         self.datasets = Datasets(datasets)
         self.artifacts = Artifacts(artifacts)
-        self.jobs = Jobs(AsyncJobs(inline, datasets, artifacts))
-        self.models = Models(AsyncModels(inline))
-        self.evaluations = Evaluations(AsyncEvaluations(inline))
-        self.exports = Exports(AsyncExports(inline))
-        self.recipes = Recipes(AsyncRecipes(inline))
-        self.probe = Probe(AsyncProbe(inline))
+        self.jobs = Jobs(AsyncJobs(transport, datasets, artifacts))
+        self.models = Models(AsyncModels(transport))
+        self.evaluations = Evaluations(AsyncEvaluations(transport))
+        self.exports = Exports(AsyncExports(transport))
+        self.recipes = Recipes(AsyncRecipes(transport))
+        self.probe = Probe(AsyncProbe(transport))
 
     @property
     def address(self) -> str:

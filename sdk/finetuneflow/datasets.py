@@ -14,7 +14,7 @@ from finetuneflow.fields import fill
 from finetuneflow.paging import paged
 from finetuneflow.resources.dataset import Dataset
 from finetuneflow.resources.validation import RowPreview, ValidationReport
-from finetuneflow.transport import AsyncTransport, Transport
+from finetuneflow.transport import CallPolicy, PlainCalls
 from finetuneflow.uploading import FileUpload, Progress
 from finetuneflow.v1 import dataset_service_pb2 as pb
 from finetuneflow.v1 import dataset_service_pb2_grpc as pb_grpc
@@ -27,7 +27,7 @@ LOOK_SECONDS = 3600.0
 class AsyncDatasets:
     """`client.datasets` of an AsyncClient."""
 
-    def __init__(self, transport: AsyncTransport) -> None:
+    def __init__(self, transport: CallPolicy) -> None:
         self._transport = transport
         self._stub = pb_grpc.DatasetServiceStub(transport.channel)
 
@@ -53,9 +53,9 @@ class AsyncDatasets:
 
         file = Path(path).expanduser()  # noqa: ASYNC240 - asks no disk
 
-        def work(transport: Transport) -> Dataset:
-            stub = pb_grpc.DatasetServiceStub(transport.channel)
-            with FileUpload(transport, stub, file, display_name, request_id, progress) as upload:
+        def work(calls: PlainCalls) -> Dataset:
+            stub = pb_grpc.DatasetServiceStub(calls.channel)
+            with FileUpload(calls, stub, file, display_name, request_id, progress) as upload:
                 return Dataset.from_proto(upload.run())
 
         try:

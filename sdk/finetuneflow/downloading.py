@@ -15,7 +15,7 @@ from finetuneflow.files import PartialFile, safe_relative_path, write_all
 from finetuneflow.hashing import Hashing
 from finetuneflow.patience import Patience
 from finetuneflow.resources.artifact import Artifact
-from finetuneflow.transport import Transport
+from finetuneflow.transport import PlainCalls
 from finetuneflow.v1 import artifact_service_pb2 as pb
 from finetuneflow.v1 import artifact_service_pb2_grpc as pb_grpc
 
@@ -28,11 +28,11 @@ Progress = Callable[[int, int], None]
 class Downloads:
     """Over one transport."""
 
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
-        self._stub = pb_grpc.ArtifactServiceStub(transport.channel)
+    def __init__(self, calls: PlainCalls) -> None:
+        self._calls = calls
+        self._stub = pb_grpc.ArtifactServiceStub(calls.channel)
         # Its messages stay serialised: a parsed one copies each chunk twice more.
-        self._receive = transport.channel.unary_stream(
+        self._receive = calls.channel.unary_stream(
             "/finetuneflow.v1.ArtifactService/DownloadArtifact",
             request_serializer=pb.DownloadArtifactRequest.SerializeToString,
             response_deserializer=bytes,
@@ -63,11 +63,11 @@ class Downloads:
 
     def _header(self, artifact_id: str) -> Artifact:
         request = pb.DownloadArtifactRequest(artifact_id=artifact_id)
-        stream = self._transport.stream(self._stub.DownloadArtifact, request)
+        stream = self._calls.stream(self._stub.DownloadArtifact, request)
         try:
             return Artifact.from_proto(next(stream).artifact)
         except grpc.RpcError as rpc_error:
-            raise self._transport.error(rpc_error) from rpc_error
+            raise self._calls.error(rpc_error) from rpc_error
         finally:
             stream.cancel()
 
@@ -77,7 +77,7 @@ class Downloads:
             part.discard()
         part.path.touch()
         with Hashing(part.path, part.size) as hashing:
-            patience = self._transport.patience()
+            patience = self._calls.patience()
             while part.size < whole.size_bytes:
                 before = part.size
                 failure: FineTuneFlowError
@@ -85,7 +85,7 @@ class Downloads:
                     self._append(whole, part, hashing, progress)
                     failure = IntegrityError(f"{whole.name} ended after {part.size} of {whole.size_bytes} bytes.")
                 except grpc.RpcError as rpc_error:
-                    failure = self._transport.error(rpc_error)
+                    failure = self._calls.error(rpc_error)
                     if not isinstance(failure, Unavailable | DeadlineExceeded):
                         raise failure from rpc_error
                 if part.size >= whole.size_bytes:
@@ -101,7 +101,7 @@ class Downloads:
     def _append(self, whole: Artifact, part: PartialFile, hashing: Hashing, progress: Progress | None) -> None:
         done = part.size
         request = pb.DownloadArtifactRequest(artifact_id=whole.id, offset=done)
-        stream = self._transport.stream(self._receive, request)
+        stream = self._calls.stream(self._receive, request)
         try:
             with part.path.open("ab", buffering=0) as file:
                 for wire in stream:

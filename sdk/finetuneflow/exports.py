@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from finetuneflow.blocking import Blocking, blocking, iterating
 from finetuneflow.paging import paged
 from finetuneflow.resources.export import Export
-from finetuneflow.transport import AsyncTransport
+from finetuneflow.transport import CallPolicy
 from finetuneflow.v1 import export_service_pb2 as pb
 from finetuneflow.v1 import export_service_pb2_grpc as pb_grpc
 
@@ -15,7 +15,7 @@ from finetuneflow.v1 import export_service_pb2_grpc as pb_grpc
 class AsyncExports:
     """`client.exports` of an AsyncClient."""
 
-    def __init__(self, transport: AsyncTransport) -> None:
+    def __init__(self, transport: CallPolicy) -> None:
         self._transport = transport
         self._stub = pb_grpc.ExportServiceStub(transport.channel)
 

@@ -22,7 +22,7 @@ from finetuneflow.resources.event import Event, Severity
 from finetuneflow.resources.job import Checkpoint, Job, JobState, MetricSeries
 from finetuneflow.resources.preflight import Preflight
 from finetuneflow.spec import SpecDraft, draft_spec
-from finetuneflow.transport import AsyncTransport
+from finetuneflow.transport import CallPolicy
 from finetuneflow.v1 import event_pb2, fine_tuning_job_pb2
 from finetuneflow.v1 import fine_tuning_service_pb2 as pb
 from finetuneflow.v1 import fine_tuning_service_pb2_grpc as pb_grpc
@@ -42,7 +42,7 @@ _EXPORT_KINDS = ("export_package", "export_file")
 class AsyncJobs:
     """`client.jobs` of an AsyncClient."""
 
-    def __init__(self, transport: AsyncTransport, datasets: AsyncDatasets, artifacts: AsyncArtifacts) -> None:
+    def __init__(self, transport: CallPolicy, datasets: AsyncDatasets, artifacts: AsyncArtifacts) -> None:
         self._transport = transport
         self._datasets = datasets
         self._artifacts = artifacts

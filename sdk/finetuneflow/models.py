@@ -8,7 +8,7 @@ from finetuneflow.blocking import Blocking, blocking, iterating
 from finetuneflow.enums import enum_number
 from finetuneflow.paging import paged
 from finetuneflow.resources.model import Model, ModelKind
-from finetuneflow.transport import AsyncTransport
+from finetuneflow.transport import CallPolicy
 from finetuneflow.v1 import model_pb2, model_service_pb2_grpc
 from finetuneflow.v1 import model_service_pb2 as pb
 
@@ -16,7 +16,7 @@ from finetuneflow.v1 import model_service_pb2 as pb
 class AsyncModels:
     """`client.models` of an AsyncClient."""
 
-    def __init__(self, transport: AsyncTransport) -> None:
+    def __init__(self, transport: CallPolicy) -> None:
         self._transport = transport
         self._stub = model_service_pb2_grpc.ModelServiceStub(transport.channel)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable
 from typing import Any, TypeVar
 
-from finetuneflow.transport import AsyncTransport
+from finetuneflow.transport import CallPolicy
 
 _PAGE_SIZE = 100
 
@@ -13,7 +13,7 @@ R = TypeVar("R")
 
 
 async def paged(
-    transport: AsyncTransport, method: Any, request: Any, items: str, limit: int | None, read: Callable[[Any], R]
+    transport: CallPolicy, method: Any, request: Any, items: str, limit: int | None, read: Callable[[Any], R]
 ) -> AsyncGenerator[R, None]:
     """Yields what the field `items` of each page holds, through `read`, at most `limit` in all; the next page is asked
     for when it is needed."""

@@ -9,7 +9,7 @@ from finetuneflow.fields import INT32_MAX, check_range, fill
 from finetuneflow.resources.estimate import DecisionCell, Recommendation, ResourceEstimate
 from finetuneflow.resources.hardware import Hardware
 from finetuneflow.spec import partial_spec
-from finetuneflow.transport import AsyncTransport
+from finetuneflow.transport import CallPolicy
 from finetuneflow.v1 import probe_service_pb2 as pb
 from finetuneflow.v1 import probe_service_pb2_grpc as pb_grpc
 
@@ -21,7 +21,7 @@ MOST_GIB = 2**32
 class AsyncProbe:
     """`client.probe` of an AsyncClient."""
 
-    def __init__(self, transport: AsyncTransport) -> None:
+    def __init__(self, transport: CallPolicy) -> None:
         self._transport = transport
         self._stub = pb_grpc.ProbeServiceStub(transport.channel)
 

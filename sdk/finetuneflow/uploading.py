@@ -26,7 +26,7 @@ from finetuneflow.errors import (
 )
 from finetuneflow.hashing import Hashing
 from finetuneflow.patience import Patience
-from finetuneflow.transport import Transport
+from finetuneflow.transport import PlainCalls
 from finetuneflow.v1 import dataset_service_pb2 as pb
 from finetuneflow.v1.dataset_pb2 import Dataset
 
@@ -45,17 +45,17 @@ class FileUpload:
 
     def __init__(
         self,
-        transport: Transport,
+        calls: PlainCalls,
         stub: Any,
         file: Path,
         display_name: str,
         request_id: str,
         progress: Progress | None,
     ) -> None:
-        self._transport = transport
+        self._calls = calls
         self._stub = stub
         # The request's bytes are framed by hand: a large message would copy each chunk twice more.
-        self._send = transport.channel.stream_unary(
+        self._send = calls.channel.stream_unary(
             _METHOD,
             request_serializer=_serialized,
             response_deserializer=pb.UploadDatasetResponse.FromString,
@@ -90,12 +90,12 @@ class FileUpload:
             header.offset = held
             stream = _Stream()
             try:
-                response = self._transport.stream(self._send, self._messages(header, stream))
+                response = self._calls.stream(self._send, self._messages(header, stream))
             except grpc.RpcError as rpc_error:
                 stream.ended = True
                 if stream.failure is not None:
                     raise stream.failure from None
-                error = self._transport.error(rpc_error)
+                error = self._calls.error(rpc_error)
                 if held and not began_anew and isinstance(error, InvalidArgument) and error.reason == "SHA256_MISMATCH":
                     # What was there is damaged, or of a file that has changed; the server has dropped it.
                     began_anew = True
@@ -119,7 +119,7 @@ class FileUpload:
     def _held(self, header: pb.UploadDatasetHeader) -> Dataset | int:
         """The bytes that the server has, or the dataset that it has made of them."""
         request = pb.GetUploadRequest(request_id=header.request_id)
-        answer = self._transport.call(self._stub.GetUpload, request)
+        answer = self._calls.call(self._stub.GetUpload, request)
         if not answer.HasField("dataset"):
             received: int = answer.received_bytes
             return received if received <= self._size else 0

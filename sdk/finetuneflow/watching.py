@@ -11,7 +11,7 @@ import grpc
 from finetuneflow.errors import ApiError, ServerError, Unavailable
 from finetuneflow.resources.event import Event
 from finetuneflow.resources.job import Job, JobState
-from finetuneflow.transport import AsyncTransport
+from finetuneflow.transport import CallPolicy
 from finetuneflow.v1 import fine_tuning_service_pb2 as pb
 
 _ALIVE_SECONDS = 2.0
@@ -50,7 +50,7 @@ class Cursor:
 
 
 async def watch(
-    transport: AsyncTransport,
+    transport: CallPolicy,
     method: Any,
     request: pb.WatchFineTuningJobRequest,
     get_job: Callable[[str], Awaitable[Job]],

@@ -79,7 +79,7 @@ def test_an_event_has_the_payload_of_its_kind_only(client: Client) -> None:
     assert event.log.extras == {}
     assert event.severity == "INFO"
     assert event.stage == "TRAINING"
-    with pytest.raises(AttributeError, match="of kind 'log'"):
+    with pytest.raises(AttributeError, match="has kind 'log'"):
         _ = event.eval
 
 
