@@ -1,4 +1,4 @@
-"""One file on its way from the server, through as many streams as it takes."""
+"""Downloads of one file, over as many streams as it takes."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from finetuneflow.v1 import artifact_service_pb2_grpc as pb_grpc
 
 _SECONDS_WITHOUT_PROGRESS = 60.0
 
-# Called with (bytes here, bytes in all) of the file on its way.
+# Called with the bytes received so far and the size of the file.
 Progress = Callable[[int, int], None]
 
 
 class Downloads:
-    """Over one transport."""
+    """Downloads files with the given calls."""
 
     def __init__(self, calls: PlainCalls) -> None:
         self._calls = calls
         self._stub = pb_grpc.ArtifactServiceStub(calls.channel)
-        # Its messages stay serialised: a parsed one copies each chunk twice more.
+        # The messages stay serialised: parsing one copies its chunk twice more.
         self._receive = calls.channel.unary_stream(
             "/finetuneflow.v1.ArtifactService/DownloadArtifact",
             request_serializer=pb.DownloadArtifactRequest.SerializeToString,
@@ -53,12 +53,15 @@ class Downloads:
         leftover = part.size > 0
         sha256 = self._fetch(whole, part, progress)
         if sha256 != whole.sha256 and leftover:
-            # What an earlier call left behind may be damaged; the server's own bytes get one chance.
+            # The part that an earlier call left behind may be damaged; download the whole file once more.
             part.discard()
             sha256 = self._fetch(whole, part, progress)
         if sha256 != whole.sha256:
             part.discard()
-            raise IntegrityError(f"{whole.name} ({whole.id}) arrived with another SHA-256 than the server named.")
+            raise IntegrityError(
+                f"{whole.name} ({whole.id}) arrived with another SHA-256 than the server announced.",
+                advice="Download it again; if it fails again, the file in the artifact store is damaged.",
+            )
         return part.publish()
 
     def _header(self, artifact_id: str) -> Artifact:
@@ -72,7 +75,7 @@ class Downloads:
             stream.cancel()
 
     def _fetch(self, whole: Artifact, part: PartialFile, progress: Progress | None) -> str:
-        """Brings the rest of the bytes, through as many streams as it takes; returns the SHA-256 of all of them."""
+        """Downloads the missing bytes over as many streams as it takes; returns the SHA-256 of the whole file."""
         if part.size > whole.size_bytes:
             part.discard()
         part.path.touch()
@@ -83,7 +86,10 @@ class Downloads:
                 failure: FineTuneFlowError
                 try:
                     self._append(whole, part, hashing, progress)
-                    failure = IntegrityError(f"{whole.name} ended after {part.size} of {whole.size_bytes} bytes.")
+                    failure = IntegrityError(
+                        f"The download of {whole.name} ended after {part.size:,} of {whole.size_bytes:,} bytes.",
+                        advice="Download it again; it resumes where it stopped.",
+                    )
                 except grpc.RpcError as rpc_error:
                     failure = self._calls.error(rpc_error)
                     if not isinstance(failure, Unavailable | DeadlineExceeded):
@@ -110,7 +116,7 @@ class Downloads:
                         self._check_same(whole, pb.DownloadArtifactResponse.FromString(wire))
                         continue
                     if done + len(chunk) > whole.size_bytes:
-                        raise IntegrityError(f"{whole.name} has more than the {whole.size_bytes} bytes it should have.")
+                        raise IntegrityError(f"{whole.name} is longer than the announced {whole.size_bytes:,} bytes.")
                     write_all(file, chunk)
                     done += len(chunk)
                     hashing.grown_to(done)
@@ -121,4 +127,4 @@ class Downloads:
 
     def _check_same(self, whole: Artifact, response: pb.DownloadArtifactResponse) -> None:
         if response.artifact.sha256 != whole.sha256:
-            raise IntegrityError(f"{whole.name} ({whole.id}) is no longer what it was when it was listed.")
+            raise IntegrityError(f"{whole.name} ({whole.id}) has changed since it was listed.")

@@ -20,13 +20,31 @@ class AsyncExports:
         self._stub = pb_grpc.ExportServiceStub(transport.channel)
 
     async def get(self, export_id: str) -> Export:
-        """Raises NotFound."""
+        """Returns one export.
+
+        Args:
+            export_id: Id of the export.
+
+        Returns:
+            The export.
+
+        Raises:
+            NotFound: The export does not exist.
+        """
         request = pb.GetExportRequest(export_id=export_id)
         response = await self._transport.call(self._stub.GetExport, request)
         return Export.from_proto(response.export)
 
     def list(self, *, job_id: str = "", limit: int | None = None) -> AsyncGenerator[Export, None]:
-        """Newest first; only those of one job when `job_id` is given."""
+        """Lists the exports, newest first. Pages are fetched as needed.
+
+        Args:
+            job_id: Lists only exports of this job. Default: all.
+            limit: Maximum number of exports. Default: no limit.
+
+        Yields:
+            The exports.
+        """
         request = pb.ListExportsRequest(job_id=job_id)
         return paged(self._transport, self._stub.ListExports, request, "exports", limit, Export.from_proto)
 

@@ -1,4 +1,4 @@
-"""Lists that page by themselves."""
+"""Iteration over the pages of a list method."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ R = TypeVar("R")
 async def paged(
     transport: CallPolicy, method: Any, request: Any, items: str, limit: int | None, read: Callable[[Any], R]
 ) -> AsyncGenerator[R, None]:
-    """Yields what the field `items` of each page holds, through `read`, at most `limit` in all; the next page is asked
-    for when it is needed."""
+    """Yields the elements of the field `items` of each page, converted by `read`, at most `limit` in total. Fetches
+    each page when it is needed."""
     left = limit
     while left is None or left > 0:
         request.page_size = _PAGE_SIZE if left is None else min(left, _PAGE_SIZE)
