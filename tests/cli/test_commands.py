@@ -388,7 +388,7 @@ def poisoned() -> tuple[list[event_pb2.Event], list[job_pb.AttemptSummary]]:
 
 
 def test_a_poison_job_is_explained_in_one_place(ftf: Ftf, gateway: FakeGateway) -> None:
-    """What failed, how often and where: without that an operator cannot tell a bad job from a bad machine."""
+    """Without each failure, its node and its number an operator cannot tell a bad job from a bad machine."""
     gateway.events, gateway.attempts = poisoned()
     explained = ftf("jobs", "explain", JOB).stdout
     assert "Given up as poison: 2 attempts failed" in explained.splitlines()[0]
