@@ -241,7 +241,7 @@ class AsyncJobs:
         ids: dict[Path, str] = {}
         for source, path in draft.files:
             if path not in ids:
-                # The same file is the same dataset, except in a dry run, which deletes it: another job may use that one.
+                # The same file is the same dataset, except in a dry run, which deletes it: no job may use that one.
                 progress = None if on_upload is None else _named(on_upload, path.name)
                 request_id = uuid.uuid4().hex if throwaway else ""
                 dataset = await self._datasets.upload(path, request_id=request_id, progress=progress)
