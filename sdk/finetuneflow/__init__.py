@@ -8,8 +8,8 @@
         if event.kind == "log":
             print(event.log.step, event.log.loss)
 
-`AsyncClient` has the same methods, awaited. What they raise stands in `finetuneflow.errors`, what they return in
-`finetuneflow.resources`.
+`AsyncClient` has the same methods, awaited. `finetuneflow.errors` lists the exceptions, `finetuneflow.resources` the
+returned objects.
 """
 
 from finetuneflow.client import AsyncClient, Client

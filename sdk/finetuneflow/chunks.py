@@ -1,4 +1,4 @@
-"""The bytes of a file on the wire, without the two copies of each that a message makes of them.
+"""Chunk messages encoded and decoded by hand, which saves the two copies of each chunk that a message makes.
 
 UploadDatasetRequest and DownloadArtifactResponse both carry `bytes chunk = 2` in a oneof.
 """
@@ -6,18 +6,18 @@ UploadDatasetRequest and DownloadArtifactResponse both carry `bytes chunk = 2` i
 from __future__ import annotations
 
 CHUNK_BYTES = 1 << 20
-"""The most that one message may carry."""
+"""Maximum size of a chunk in bytes."""
 
 _TAG = b"\x12"  # field 2, length-delimited
 
 
 def frame(chunk: bytes | memoryview) -> bytes:
-    """The message with that chunk, serialised."""
+    """Returns the serialised message with this chunk."""
     return b"".join((_TAG, _varint(len(chunk)), chunk))
 
 
 def chunk_of(wire: bytes) -> memoryview | None:
-    """The chunk of a serialised message that has nothing else; None for any other message."""
+    """Returns the chunk of a serialised message that contains only a chunk; None for any other message."""
     if not wire.startswith(_TAG):
         return None
     length, start = 0, 1

@@ -1,4 +1,4 @@
-"""The entry points of the package."""
+"""Client and AsyncClient, the entry points of the package."""
 
 from __future__ import annotations
 
@@ -14,40 +14,46 @@ from finetuneflow.jobs import AsyncJobs, Jobs
 from finetuneflow.models import AsyncModels, Models
 from finetuneflow.probe import AsyncProbe, Probe
 from finetuneflow.recipes import AsyncRecipes, Recipes
-from finetuneflow.transport import AioTransport, Transport
+from finetuneflow.transport import AioTransport, BlockingTransport
 
 
 class Client:
     """A connection to a FineTuneFlow server.
 
-    `address` is host:port of a gateway, or several of one system with commas between: when one is lost, calls and
-    watches go on with the next. `token` is a bearer token, `ca` a PEM file with the server's certificate authority or
-    `system`; each defaults to FTF_ADDRESS, FTF_TOKEN, FTF_CA, and the address in the end to 127.0.0.1:7460. Nothing
-    is sent before the first call. Safe to share between threads; close it, or use it in a `with` statement.
+    Nothing is sent before the first call. Thread-safe. Close the client, or use it in a `with` statement. Every method
+    raises exceptions of `finetuneflow.errors`, and ServerUnreachable if no server answers.
 
-    Every method raises an exception of `finetuneflow.errors`; ServerUnreachable where nothing answers.
+    Args:
+        address: host:port of a gateway, or of several gateways of one system separated by commas; if one is lost, calls
+            and watches continue with the next. Default: FTF_ADDRESS, otherwise 127.0.0.1:7460.
+        token: Bearer token. Default: FTF_TOKEN, otherwise none.
+        ca: PEM file with the server's certificate authority, or `system` for the machine's own ones. Default: FTF_CA,
+            otherwise none, and the connection is not encrypted.
+
+    Raises:
+        InvalidArgument: The address or the CA file is invalid, or the token would be sent unencrypted.
     """
 
     def __init__(self, address: str | None = None, *, token: str | None = None, ca: str | None = None) -> None:
         self._connection = Connection.resolve(address, token, ca)
-        self._transport = Transport(self._connection)
-        inline = self._transport.inline
-        datasets, artifacts = AsyncDatasets(inline), AsyncArtifacts(inline)
+        self._transport = transport = BlockingTransport(self._connection)
+        datasets, artifacts = AsyncDatasets(transport), AsyncArtifacts(transport)
         self.datasets = Datasets(datasets)
         self.artifacts = Artifacts(artifacts)
-        self.jobs = Jobs(AsyncJobs(inline, datasets, artifacts))
-        self.models = Models(AsyncModels(inline))
-        self.evaluations = Evaluations(AsyncEvaluations(inline))
-        self.exports = Exports(AsyncExports(inline))
-        self.recipes = Recipes(AsyncRecipes(inline))
-        self.probe = Probe(AsyncProbe(inline))
+        self.jobs = Jobs(AsyncJobs(transport, datasets, artifacts))
+        self.models = Models(AsyncModels(transport))
+        self.evaluations = Evaluations(AsyncEvaluations(transport))
+        self.exports = Exports(AsyncExports(transport))
+        self.recipes = Recipes(AsyncRecipes(transport))
+        self.probe = Probe(AsyncProbe(transport))
 
     @property
     def address(self) -> str:
+        """The address or addresses of the server."""
         return self._connection.address
 
     def close(self) -> None:
-        """Closes the connection; calls under way end."""
+        """Closes the connection and ends running calls."""
         self._transport.close()
 
     def __enter__(self) -> Self:
@@ -63,10 +69,18 @@ class Client:
 
 
 class AsyncClient:
-    """As Client, for an event loop: the same methods, awaited, and lists and watches for `async for`.
+    """The Client for an event loop: the same methods, awaited, and lists and watches for `async for`.
 
-    To be used on one event loop, which need not run yet when it is made. Files are read, hashed and written in threads;
-    there `progress` is called.
+    Use it on one event loop, which need not run yet when the client is created. Files are read, hashed and written in
+    threads, which also call `progress`.
+
+    Args:
+        address: As for Client.
+        token: As for Client.
+        ca: As for Client.
+
+    Raises:
+        InvalidArgument: As for Client.
     """
 
     def __init__(self, address: str | None = None, *, token: str | None = None, ca: str | None = None) -> None:
@@ -83,10 +97,11 @@ class AsyncClient:
 
     @property
     def address(self) -> str:
+        """The address or addresses of the server."""
         return self._connection.address
 
     async def close(self) -> None:
-        """Closes the connection; calls under way end."""
+        """Closes the connection and ends running calls."""
         await self._transport.close()
 
     async def __aenter__(self) -> Self:

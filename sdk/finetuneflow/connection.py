@@ -1,4 +1,4 @@
-"""Where the server is and how to talk to it: everything about a channel that is the same for sync and async."""
+"""Address, credentials and channel options of a server, shared by the synchronous and the asynchronous client."""
 
 from __future__ import annotations
 
@@ -13,43 +13,43 @@ from finetuneflow.errors import InvalidArgument, Violation
 
 DEFAULT_ADDRESS = "127.0.0.1:7460"
 
-# Chunks are half a MiB and a page of events is well below it; a larger message is a mistake on either side.
+# Chunks have at most 1 MiB and pages of events stay well below it; a larger message is a mistake on either side.
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 
 _CHANNEL_OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    # A gateway that vanishes or is stopped sends neither FIN nor RST. Pings find it out within 20 s; the gateway allows
-    # one each 5 s. By default they cease after two without data from this side, and a watch sends none.
+    # A gateway that vanishes or is stopped sends neither FIN nor RST. Pings detect it within 20 s; the gateway allows
+    # one every 5 s. By default they stop after two without data from this side, and a watch sends none.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 10_000),
-    # Else the answer to a ping is waited for a minute, whatever the keepalive says (measured with grpcio 1.85).
+    # Otherwise gRPC waits a minute for the answer to a ping, whatever the keepalive says (measured with grpcio 1.85).
     ("grpc.http2.ping_timeout_ms", 10_000),
     ("grpc.http2.max_pings_without_data", 0),
-    # A restarted gateway is found again at once rather than after gRPC's 20 s and more.
+    # Reconnects to a restarted gateway immediately rather than after gRPC's 20 s and more.
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.max_reconnect_backoff_ms", 500),
-    # Despite its name the time one attempt to connect may take.
+    # Despite its name, the maximum duration of one attempt to connect.
     ("grpc.min_reconnect_backoff_ms", 5_000),
 ]
 
 
 @dataclass(frozen=True)
 class Connection:
-    """Settings of the connections to one system.
-
-    `address` is host:port of its gateway, or several separated by commas. `ca` is a PEM file with the certificate
-    authority of the gateways, or `system` for the machine's own ones; without it nothing is encrypted. `token` is sent
-    as a bearer token with every call.
-    """
+    """Settings of the connections to one system."""
 
     address: str = DEFAULT_ADDRESS
+    """host:port of a gateway, or several separated by commas."""
     token: str = ""
+    """Bearer token sent with every call. Empty for none."""
     ca: str = ""
+    """PEM file with the certificate authority of the gateways, or `system` for the machine's own ones. Empty for an
+    unencrypted connection."""
 
     @classmethod
     def resolve(cls, address: str | None, token: str | None, ca: str | None) -> Connection:
-        """Arguments first, then FTF_ADDRESS, FTF_TOKEN and FTF_CA, then the default address."""
+        """Takes each setting from its argument, otherwise from FTF_ADDRESS, FTF_TOKEN or FTF_CA, otherwise its
+        default."""
         return cls(
             address=address or os.environ.get("FTF_ADDRESS") or DEFAULT_ADDRESS,
             token=token if token is not None else os.environ.get("FTF_TOKEN", ""),
@@ -61,32 +61,35 @@ class Connection:
             host, colon, port = address.rpartition(":")
             if "://" in address or not (colon and host and port.isdigit()):
                 raise InvalidArgument(
-                    f"{address!r} is not an address.",
+                    f"{address!r} is not a valid address.",
                     reason="INVALID_ADDRESS",
                     violations=[
-                        Violation("address", f"write host:port, such as {DEFAULT_ADDRESS}; several with commas between")
+                        Violation(
+                            "address", f"must be host:port, such as {DEFAULT_ADDRESS}; separate several by commas"
+                        )
                     ],
                 )
             if self.token and not self.ca and not _is_loopback(address):
                 raise InvalidArgument(
-                    f"A token would travel unencrypted to {address}.",
+                    f"The token would be sent unencrypted to {address}.",
                     reason="TOKEN_WITHOUT_TLS",
                     violations=[Violation("ca", "set FTF_CA to the server's CA file, or to `system`")],
                 )
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """In the order in which they are tried."""
+        """The addresses in the order in which they are tried."""
         return tuple(dict.fromkeys(filter(None, map(str.strip, self.address.split(",")))))
 
     def options(self, address: str) -> list[tuple[str, int | str]]:
-        """Of the channel to one of the addresses."""
-        # A proxy from the environment can't reach this machine's own loopback.
+        """Returns the options of the channel to one of the addresses."""
+        # A proxy from the environment cannot reach this machine's loopback interface.
         return [*_CHANNEL_OPTIONS, ("grpc.enable_http_proxy", 0 if _is_loopback(address) else 1)]
 
     @property
     def credentials(self) -> grpc.ChannelCredentials | None:
-        """None for an unencrypted connection. Raises InvalidArgument when the CA file can't be read."""
+        """The credentials of the channels; None for an unencrypted connection. Raises InvalidArgument if the CA file
+        cannot be read."""
         if not self.ca:
             return None
         if self.ca == "system":
@@ -95,11 +98,12 @@ class Connection:
             return grpc.ssl_channel_credentials(root_certificates=Path(self.ca).expanduser().read_bytes())
         except OSError as error:
             raise InvalidArgument(
-                f"The CA file can't be read: {error}", reason="INVALID_CA", violations=[Violation("ca", str(error))]
+                f"The CA file cannot be read: {error}", reason="INVALID_CA", violations=[Violation("ca", str(error))]
             ) from error
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
+        """The metadata of every call."""
         return (("authorization", f"Bearer {self.token}"),) if self.token else ()
 
 

@@ -14,20 +14,20 @@ from finetuneflow.fields import fill
 from finetuneflow.paging import paged
 from finetuneflow.resources.dataset import Dataset
 from finetuneflow.resources.validation import RowPreview, ValidationReport
-from finetuneflow.transport import AsyncTransport, Transport
+from finetuneflow.transport import CallPolicy, PlainCalls
 from finetuneflow.uploading import FileUpload, Progress
 from finetuneflow.v1 import dataset_service_pb2 as pb
 from finetuneflow.v1 import dataset_service_pb2_grpc as pb_grpc
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import DataSource, Truncation
 
-LOOK_SECONDS = 3600.0
-"""Files are large, and every row is read."""
+CHECK_SECONDS = 3600.0
+"""Deadline of calls that check rows: files are large, and every row is read."""
 
 
 class AsyncDatasets:
     """`client.datasets` of an AsyncClient."""
 
-    def __init__(self, transport: AsyncTransport) -> None:
+    def __init__(self, transport: CallPolicy) -> None:
         self._transport = transport
         self._stub = pb_grpc.DatasetServiceStub(transport.channel)
 
@@ -39,23 +39,38 @@ class AsyncDatasets:
         request_id: str = "",
         progress: Progress | None = None,
     ) -> Dataset:
-        """Uploads one file, which the server checks against its size and SHA-256.
+        """Uploads one file, which the server verifies by size and SHA-256.
 
-        An upload that is cut goes on where it was cut: in this call by itself, for up to a minute without progress,
-        and in a later one, of another process too, within a day. The same file again is the same dataset; give a
-        `request_id` of your own to decide what counts as the same. Up to 64 MiB a file is known by its name and
-        content, above that by its path, size and times.
+        An interrupted upload resumes where it stopped: in this call for up to 60 s without progress, and in a later
+        call, also from another process, within 24 hours.
 
-        Raises OSError when the file can't be read, IntegrityError when it changes meanwhile, InvalidArgument for an
-        empty file or an unknown ending, ResourceExhausted above the operator's limit or where the server's disk is
-        full, AlreadyExists when `request_id` stands for other content.
+        Args:
+            path: Path of the file. Its extension tells how it is read: jsonl, ndjson, json, csv, tsv or txt, each
+                optionally followed by .gz or .zst, and parquet.
+            display_name: Display name, at most 128 characters. Default: the file's name.
+            request_id: Makes the call idempotent: a repeated call with the same request_id and content returns the same
+                dataset. At most 128 characters. Default: derived from the file, so that uploading the same file again
+                returns the same dataset. A file of up to 64 MiB is identified by name and content, a larger one by
+                path, size and modification time.
+            progress: Called with the bytes sent so far and the size of the file, in bytes. The first number may
+                decrease after an interruption.
+
+        Returns:
+            The dataset, complete and verified.
+
+        Raises:
+            OSError: The file cannot be read.
+            IntegrityError: The file changed during the upload.
+            InvalidArgument: The file is empty or has an unknown extension.
+            ResourceExhausted: The file exceeds the operator's size limit, or the server's disk is full.
+            AlreadyExists: The request_id was used for other content.
         """
 
         file = Path(path).expanduser()  # noqa: ASYNC240 - asks no disk
 
-        def work(transport: Transport) -> Dataset:
-            stub = pb_grpc.DatasetServiceStub(transport.channel)
-            with FileUpload(transport, stub, file, display_name, request_id, progress) as upload:
+        def work(calls: PlainCalls) -> Dataset:
+            stub = pb_grpc.DatasetServiceStub(calls.channel)
+            with FileUpload(calls, stub, file, display_name, request_id, progress) as upload:
                 return Dataset.from_proto(upload.run())
 
         try:
@@ -67,17 +82,42 @@ class AsyncDatasets:
             raise
 
     async def get(self, dataset_id: str) -> Dataset:
-        """Raises NotFound."""
+        """Returns one dataset.
+
+        Args:
+            dataset_id: Id of the dataset.
+
+        Returns:
+            The dataset.
+
+        Raises:
+            NotFound: The dataset does not exist.
+        """
         request = pb.GetDatasetRequest(dataset_id=dataset_id)
         return Dataset.from_proto((await self._transport.call(self._stub.GetDataset, request)).dataset)
 
     def list(self, *, limit: int | None = None) -> AsyncGenerator[Dataset, None]:
-        """Newest first."""
+        """Lists the datasets, newest first. Pages are fetched as needed.
+
+        Args:
+            limit: Maximum number of datasets. Default: no limit.
+
+        Yields:
+            The datasets.
+        """
         request = pb.ListDatasetsRequest()
         return paged(self._transport, self._stub.ListDatasets, request, "datasets", limit, Dataset.from_proto)
 
     async def delete(self, dataset_id: str) -> None:
-        """Deletes the rows for good. Raises NotFound, and FailedPrecondition while a job that has not ended uses it."""
+        """Deletes a dataset and its rows permanently.
+
+        Args:
+            dataset_id: Id of the dataset.
+
+        Raises:
+            NotFound: The dataset does not exist.
+            FailedPrecondition: A job that has not ended uses the dataset.
+        """
         request = pb.DeleteDatasetRequest(dataset_id=dataset_id)
         await self._transport.call(self._stub.DeleteDataset, request)
 
@@ -91,10 +131,25 @@ class AsyncDatasets:
         system_prompt: str | None = None,
         truncation: str | None = None,
     ) -> ValidationReport:
-        """Checks every row as a job on it would. `dataset` is an id, or a source as `jobs.create` takes it: `dataset`,
-        `mapping`, `template`, `format`. What is wrong with the rows is in the report.
+        """Checks every row of a dataset as preflight does, without creating a job. Takes up to an hour.
 
-        Raises NotFound for an unknown dataset, InvalidArgument for a source or a model that a job could not name.
+        Args:
+            dataset: Id of the dataset, `hf://owner/name`, or a table with the fields `dataset`, `mapping`, `template`
+                and `format` of a DataSource.
+            base_model: Model whose tokenizer and chat template are used.
+            max_length: Maximum number of tokens in a row. Range [8, 1,048,576]; default 2048.
+            chat_template: Jinja chat template that replaces the model's own. At most 32 KiB. Default: the model's.
+            system_prompt: System turn for every conversation that has none of its own. At most 16 KiB. Default: none.
+            truncation: Treatment of rows longer than max_length: `keep_start`, `keep_end` or `drop`. Default
+                `keep_start`.
+
+        Returns:
+            The report. Problems of the rows are part of it, not an exception.
+
+        Raises:
+            NotFound: The dataset does not exist.
+            InvalidArgument: A job could not name this source or model either.
+            Unavailable: No probe is reachable.
         """
         request = fill(
             pb.ValidateDatasetRequest(source=data_source(dataset)),
@@ -104,7 +159,7 @@ class AsyncDatasets:
             system_prompt=system_prompt,
             truncation=truncation_number(truncation),
         )
-        response = await self._transport.call(self._stub.ValidateDataset, request, try_seconds=LOOK_SECONDS)
+        response = await self._transport.call(self._stub.ValidateDataset, request, try_seconds=CHECK_SECONDS)
         return ValidationReport.from_proto(response.report)
 
     async def preview(
@@ -119,7 +174,29 @@ class AsyncDatasets:
         system_prompt: str | None = None,
         truncation: str | None = None,
     ) -> tuple[RowPreview, ...]:
-        """Rows as training will see them: text, tokens, what is trained. Raises what `validate` does."""
+        """Returns rows as training will see them: text, tokens, and which tokens are trained.
+
+        Args:
+            dataset: Id of the dataset, `hf://owner/name`, or a table with the fields `dataset`, `mapping`, `template`
+                and `format` of a DataSource.
+            base_model: Model whose tokenizer and chat template are used.
+            first_row: First row to return, from 1. Default 1.
+            num_rows: Maximum number of rows to return. Range [1, 100]; default 5.
+            max_length: Maximum number of tokens in a row. Range [8, 1,048,576]; default 2048.
+            chat_template: Jinja chat template that replaces the model's own. At most 32 KiB. Default: the model's.
+            system_prompt: System turn for every conversation that has none of its own. At most 16 KiB. Default: none.
+            truncation: Treatment of rows longer than max_length: `keep_start`, `keep_end` or `drop`. Default
+                `keep_start`.
+
+        Returns:
+            The rows in file order, at most 3 MiB in total; a row that a template turns into several examples appears
+            once per example.
+
+        Raises:
+            NotFound: The dataset does not exist.
+            InvalidArgument: A job could not name this source or model either, or the file cannot be read as a whole.
+            Unavailable: No probe is reachable.
+        """
         request = fill(
             pb.PreviewDatasetRequest(source=data_source(dataset)),
             base_model=base_model,
@@ -130,7 +207,7 @@ class AsyncDatasets:
             system_prompt=system_prompt,
             truncation=truncation_number(truncation),
         )
-        response = await self._transport.call(self._stub.PreviewDataset, request, try_seconds=LOOK_SECONDS)
+        response = await self._transport.call(self._stub.PreviewDataset, request, try_seconds=CHECK_SECONDS)
         return tuple(RowPreview.from_proto(row) for row in response.rows)
 
 
@@ -146,16 +223,16 @@ class Datasets(Blocking):
 
 
 def data_source(dataset: str | Mapping[str, Any]) -> DataSource:
-    """An id, or a table of a source's fields."""
+    """Returns the message of a source that is given by its id or as a table of its fields."""
     values: dict[str, Any] = {"dataset": dataset} if isinstance(dataset, str) else dict(dataset)
     known = DataSource.DESCRIPTOR.fields_by_name
     if unknown := [name for name in values if name not in known]:
-        raise InvalidArgument(f"a source has no field {unknown[0]!r}; known: {', '.join(known)}")
+        raise InvalidArgument(f"A source has no field {unknown[0]!r}. Its fields are {', '.join(known)}.")
     return fill(DataSource(), **values)
 
 
 def truncation_number(truncation: str | None) -> Any:
-    """Of its word; None stays None. Raises InvalidArgument."""
+    """Returns the enum value of a truncation's name, and None for None. Raises InvalidArgument."""
     return None if truncation is None else enum_number(Truncation.DESCRIPTOR, truncation, "truncation")
 
 

@@ -1,4 +1,4 @@
-"""One file on its way from the server, through as many streams as it takes."""
+"""Downloads of one file, over as many streams as it takes."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from finetuneflow.files import PartialFile, safe_relative_path, write_all
 from finetuneflow.hashing import Hashing
 from finetuneflow.patience import Patience
 from finetuneflow.resources.artifact import Artifact
-from finetuneflow.transport import Transport
+from finetuneflow.transport import PlainCalls
 from finetuneflow.v1 import artifact_service_pb2 as pb
 from finetuneflow.v1 import artifact_service_pb2_grpc as pb_grpc
 
 _SECONDS_WITHOUT_PROGRESS = 60.0
 
-# Called with (bytes here, bytes in all) of the file on its way.
+# Called with the bytes received so far and the size of the file.
 Progress = Callable[[int, int], None]
 
 
 class Downloads:
-    """Over one transport."""
+    """Downloads files with the given calls."""
 
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
-        self._stub = pb_grpc.ArtifactServiceStub(transport.channel)
-        # Its messages stay serialised: a parsed one copies each chunk twice more.
-        self._receive = transport.channel.unary_stream(
+    def __init__(self, calls: PlainCalls) -> None:
+        self._calls = calls
+        self._stub = pb_grpc.ArtifactServiceStub(calls.channel)
+        # The messages stay serialised: parsing one copies its chunk twice more.
+        self._receive = calls.channel.unary_stream(
             "/finetuneflow.v1.ArtifactService/DownloadArtifact",
             request_serializer=pb.DownloadArtifactRequest.SerializeToString,
             response_deserializer=bytes,
@@ -53,39 +53,45 @@ class Downloads:
         leftover = part.size > 0
         sha256 = self._fetch(whole, part, progress)
         if sha256 != whole.sha256 and leftover:
-            # What an earlier call left behind may be damaged; the server's own bytes get one chance.
+            # The part that an earlier call left behind may be damaged; download the whole file once more.
             part.discard()
             sha256 = self._fetch(whole, part, progress)
         if sha256 != whole.sha256:
             part.discard()
-            raise IntegrityError(f"{whole.name} ({whole.id}) arrived with another SHA-256 than the server named.")
+            raise IntegrityError(
+                f"{whole.name} ({whole.id}) arrived with another SHA-256 than the server announced.",
+                advice="Download it again; if it fails again, the file in the artifact store is damaged.",
+            )
         return part.publish()
 
     def _header(self, artifact_id: str) -> Artifact:
         request = pb.DownloadArtifactRequest(artifact_id=artifact_id)
-        stream = self._transport.stream(self._stub.DownloadArtifact, request)
+        stream = self._calls.stream(self._stub.DownloadArtifact, request)
         try:
             return Artifact.from_proto(next(stream).artifact)
         except grpc.RpcError as rpc_error:
-            raise self._transport.error(rpc_error) from rpc_error
+            raise self._calls.error(rpc_error) from rpc_error
         finally:
             stream.cancel()
 
     def _fetch(self, whole: Artifact, part: PartialFile, progress: Progress | None) -> str:
-        """Brings the rest of the bytes, through as many streams as it takes; returns the SHA-256 of all of them."""
+        """Downloads the missing bytes over as many streams as it takes; returns the SHA-256 of the whole file."""
         if part.size > whole.size_bytes:
             part.discard()
         part.path.touch()
         with Hashing(part.path, part.size) as hashing:
-            patience = self._transport.patience()
+            patience = self._calls.patience()
             while part.size < whole.size_bytes:
                 before = part.size
                 failure: FineTuneFlowError
                 try:
                     self._append(whole, part, hashing, progress)
-                    failure = IntegrityError(f"{whole.name} ended after {part.size} of {whole.size_bytes} bytes.")
+                    failure = IntegrityError(
+                        f"The download of {whole.name} ended after {part.size:,} of {whole.size_bytes:,} bytes.",
+                        advice="Download it again; it resumes where it stopped.",
+                    )
                 except grpc.RpcError as rpc_error:
-                    failure = self._transport.error(rpc_error)
+                    failure = self._calls.error(rpc_error)
                     if not isinstance(failure, Unavailable | DeadlineExceeded):
                         raise failure from rpc_error
                 if part.size >= whole.size_bytes:
@@ -101,7 +107,7 @@ class Downloads:
     def _append(self, whole: Artifact, part: PartialFile, hashing: Hashing, progress: Progress | None) -> None:
         done = part.size
         request = pb.DownloadArtifactRequest(artifact_id=whole.id, offset=done)
-        stream = self._transport.stream(self._receive, request)
+        stream = self._calls.stream(self._receive, request)
         try:
             with part.path.open("ab", buffering=0) as file:
                 for wire in stream:
@@ -110,7 +116,7 @@ class Downloads:
                         self._check_same(whole, pb.DownloadArtifactResponse.FromString(wire))
                         continue
                     if done + len(chunk) > whole.size_bytes:
-                        raise IntegrityError(f"{whole.name} has more than the {whole.size_bytes} bytes it should have.")
+                        raise IntegrityError(f"{whole.name} is longer than the announced {whole.size_bytes:,} bytes.")
                     write_all(file, chunk)
                     done += len(chunk)
                     hashing.grown_to(done)
@@ -121,4 +127,4 @@ class Downloads:
 
     def _check_same(self, whole: Artifact, response: pb.DownloadArtifactResponse) -> None:
         if response.artifact.sha256 != whole.sha256:
-            raise IntegrityError(f"{whole.name} ({whole.id}) is no longer what it was when it was listed.")
+            raise IntegrityError(f"{whole.name} ({whole.id}) has changed since it was listed.")

@@ -1,23 +1,23 @@
-"""What can go wrong, one exception for each status that a caller can act on.
+"""Exceptions of the client, one for each status that a caller can act on.
 
-| exception | gRPC status | what a caller does |
+| exception | gRPC status | action |
 |---|---|---|
-| InvalidArgument | INVALID_ARGUMENT | mend the fields in `violations`; a spec refused by this client raises it too |
+| InvalidArgument | INVALID_ARGUMENT | fix the fields in `violations`; the client also raises it itself |
 | NotFound | NOT_FOUND | check the id |
-| AlreadyExists | ALREADY_EXISTS | use another request_id, or the resource that is there |
-| FailedPrecondition | FAILED_PRECONDITION | the state forbids it: wait, or do the other thing first |
-| OutOfRange | OUT_OF_RANGE | the cursor or offset lies beyond the end |
-| ResourceExhausted | RESOURCE_EXHAUSTED | send less, or ask the operator for more |
+| AlreadyExists | ALREADY_EXISTS | use another request_id, or the existing resource |
+| FailedPrecondition | FAILED_PRECONDITION | wait for, or change, the state of the resource first |
+| OutOfRange | OUT_OF_RANGE | use a cursor or offset that is not beyond the end |
+| ResourceExhausted | RESOURCE_EXHAUSTED | send less, or ask the operator for a higher limit |
 | Unauthenticated | UNAUTHENTICATED | set FTF_TOKEN |
-| PermissionDenied | PERMISSION_DENIED | ask for access |
-| Unimplemented | UNIMPLEMENTED | this server does not offer it (yet) |
-| DeadlineExceeded | DEADLINE_EXCEEDED | the call may or may not have taken effect; repeat it |
-| Unavailable | UNAVAILABLE | a part of the service is down; repeat it later |
-| ServerUnreachable | UNAVAILABLE, no answer at all | start the server, or mend the address |
-| ServerError | any other | a fault of the server's; its log has the rest |
+| PermissionDenied | PERMISSION_DENIED | ask the operator for access |
+| Unimplemented | UNIMPLEMENTED | use another server version; this one does not have the method |
+| DeadlineExceeded | DEADLINE_EXCEEDED | repeat the call; it may have taken effect |
+| Unavailable | UNAVAILABLE | repeat the call later; a part of the service is down |
+| ServerUnreachable | UNAVAILABLE without an answer | start the server, or correct the address |
+| ServerError | any other | look into the server's log; the server failed |
 
-Beside them: `JobFailed` and `JobCancelled` (raised by `jobs.wait`) and `IntegrityError` (downloaded bytes are not the
-ones the server named). All are `FineTuneFlowError`.
+Others: `JobFailed` and `JobCancelled` (raised by `jobs.wait`), and `IntegrityError` (a transferred file does not have
+the announced bytes). All are subclasses of `FineTuneFlowError`.
 """
 
 from __future__ import annotations
@@ -35,14 +35,21 @@ _DETAILS_KEY = "grpc-status-details-bin"
 
 
 class Violation(NamedTuple):
-    """One field at fault: its path (`spec.hyperparameters.learning_rate`) and how to mend it."""
+    """An invalid field of a request."""
 
     field: str
+    """Path of the field, such as `spec.hyperparameters.learning_rate`."""
     description: str
+    """The problem and how to fix it."""
 
 
 class FineTuneFlowError(Exception):
-    """Base of everything that this package raises on purpose. `advice` says what helps, where that is known."""
+    """Base class of this package's exceptions.
+
+    Attributes:
+        message: The problem.
+        advice: How to fix it; empty if unknown.
+    """
 
     def __init__(self, message: str, *, advice: str = "") -> None:
         super().__init__(message)
@@ -56,9 +63,11 @@ class FineTuneFlowError(Exception):
 class ApiError(FineTuneFlowError):
     """A call was refused or failed.
 
-    `reason` is machine-readable (one of `finetuneflow.Reason`, or of a newer server; empty when the server gave none),
-    `violations` lists the fields at fault, `metadata` holds further facts that the server named, `code` is the gRPC
-    status.
+    Attributes:
+        code: The gRPC status.
+        reason: The cause: one of `finetuneflow.Reason`, or one of a newer server; empty if the server gave none.
+        violations: The invalid fields.
+        metadata: Further facts from the server's ErrorInfo.
     """
 
     code = grpc.StatusCode.UNKNOWN
@@ -86,24 +95,24 @@ class ApiError(FineTuneFlowError):
 
     @property
     def unsaid(self) -> tuple[Violation, ...]:
-        """The violations whose description is not part of the message already."""
+        """The violations whose description is not part of the message."""
         return tuple(violation for violation in self.violations if violation.description not in self.message)
 
 
 class InvalidArgument(ApiError):
-    """A value is out of its range, of the wrong type, or its name is not known."""
+    """A value is out of range or has the wrong type, or a name is unknown."""
 
     code = grpc.StatusCode.INVALID_ARGUMENT
 
 
 class NotFound(ApiError):
-    """Nothing has this id."""
+    """No resource has this id."""
 
     code = grpc.StatusCode.NOT_FOUND
 
 
 class AlreadyExists(ApiError):
-    """The request_id was used before, for something else."""
+    """The request_id was used for another request."""
 
     code = grpc.StatusCode.ALREADY_EXISTS
 
@@ -115,7 +124,7 @@ class FailedPrecondition(ApiError):
 
 
 class OutOfRange(ApiError):
-    """A cursor or an offset lies beyond the end."""
+    """A cursor or an offset is beyond the end."""
 
     code = grpc.StatusCode.OUT_OF_RANGE
 
@@ -127,61 +136,64 @@ class ResourceExhausted(ApiError):
 
 
 class Unauthenticated(ApiError):
-    """The server wants a token, or does not know this one."""
+    """The token is missing or unknown."""
 
     code = grpc.StatusCode.UNAUTHENTICATED
 
 
 class PermissionDenied(ApiError):
-    """The token does not allow this."""
+    """The token does not permit the call."""
 
     code = grpc.StatusCode.PERMISSION_DENIED
 
 
 class Unimplemented(ApiError):
-    """This server does not offer the method."""
+    """The server does not have the method."""
 
     code = grpc.StatusCode.UNIMPLEMENTED
 
 
 class DeadlineExceeded(ApiError):
-    """No answer in time. Whether the call took effect is not known; repeating it is safe."""
+    """The server did not answer in time. The call may have taken effect; repeating it is safe."""
 
     code = grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 class Unavailable(ApiError):
-    """The server answered that a part it needs is down."""
+    """The server answered, but a part that it needs is down."""
 
     code = grpc.StatusCode.UNAVAILABLE
 
 
 class ServerUnreachable(Unavailable):
-    """Nothing answers at `address`."""
+    """No server answers at `address`."""
 
     def __init__(self, address: str, detail: str) -> None:
         super().__init__(
             f"No FineTuneFlow server answers at {address} ({detail}).",
-            advice="Start one on this machine with `ftf up`, or set FTF_ADDRESS to the host:port of one that runs.",
+            advice="Start a server on this machine with `ftf up`, or set FTF_ADDRESS to host:port of a running one.",
         )
         self.address = address
 
 
 class ServerError(ApiError):
-    """The server failed in a way it did not foresee."""
+    """The server failed unexpectedly; its log has the details."""
 
     code = grpc.StatusCode.INTERNAL
 
 
 class IntegrityError(FineTuneFlowError):
-    """Downloaded bytes do not have the SHA-256 or the size that the server named."""
+    """A transferred file does not have the announced size or SHA-256, or changed during the transfer."""
 
 
 class JobFailed(FineTuneFlowError):
-    """A job that was waited for has failed.
+    """The job has failed.
 
-    `fault` says who can mend it (`USER_ERROR`, `SYSTEM_ERROR`), `reason` is machine-readable (one of
-    `finetuneflow.Reason`), `advice` says what to change. `job` is the job as it ended.
+    Attributes:
+        job: The job in its final state.
+        fault: Who can fix the failure: `USER_ERROR` or `SYSTEM_ERROR`.
+        reason: The cause: one of `finetuneflow.Reason`.
+        advice: How to fix the failure.
     """
 
     def __init__(self, job: Job) -> None:
@@ -192,7 +204,11 @@ class JobFailed(FineTuneFlowError):
 
 
 class JobCancelled(FineTuneFlowError):
-    """A job that was waited for has been cancelled."""
+    """The job was cancelled.
+
+    Attributes:
+        job: The job in its final state.
+    """
 
     def __init__(self, job: Job) -> None:
         super().__init__(f"Job {job.id} was cancelled.")
@@ -216,13 +232,13 @@ ERRORS: Mapping[grpc.StatusCode, type[ApiError]] = {
     )
 }
 
-# How a dying connection shows beside UNAVAILABLE. The server's own failures carry an ErrorInfo; these don't.
+# Codes of a broken connection other than UNAVAILABLE. The server's own failures carry an ErrorInfo; these don't.
 _BROKEN_STREAM_CODES = {grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL}
 _BROKEN_STREAM_SIGNS = ("RST_STREAM", "Stream removed", "GOAWAY", "Socket closed", "Connection reset", "CANCELLED")
 
 
 def from_rpc_error(error: grpc.RpcError, address: str) -> ApiError:
-    """Turns what grpc (sync or aio) raised into the typed exception of the table above."""
+    """Converts an error of grpc (sync or aio) to the exception in the table above."""
     code: grpc.StatusCode = error.code()
     message: str = error.details() or code.name
     reason, violations, metadata = _read_details(error)

@@ -1,4 +1,4 @@
-"""Values of a caller as fields of a request."""
+"""Conversion of a caller's values to fields of a request."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ M = TypeVar("M", bound=Message)
 
 
 def fill(request: M, /, **values: Any) -> M:
-    """Sets the fields of these names, and returns the request; None leaves one unset. Raises InvalidArgument with every
-    value that its field cannot hold."""
+    """Sets the named fields and returns the request; None leaves a field unset. Raises InvalidArgument with one
+    violation per value that its field cannot hold."""
     wrong = []
     for name, value in values.items():
         if value is None:
@@ -46,7 +46,7 @@ def fill(request: M, /, **values: Any) -> M:
 
 
 def check_range(name: str, value: float | None, least: int, most: int) -> None:
-    """Raises InvalidArgument for a value that is none of these numbers; None is."""
+    """Raises InvalidArgument unless the value is None or a number in [least, most]."""
     if value is not None and not (isinstance(value, Real) and least <= value <= most):
         _refuse([(name, f"must be a number in [{least:,}, {most:,}]")])
 

@@ -1,4 +1,4 @@
-"""Files on this machine: hashes, names that are safe to write, downloads that are complete or absent."""
+"""Local files: hashes, safe file names, and partial downloads."""
 
 from __future__ import annotations
 
@@ -11,28 +11,29 @@ _UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"|?*\\]')
 
 
 def sha256_of(path: Path) -> str:
-    """Hexadecimal."""
+    """Returns the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def safe_relative_path(name: str) -> PurePosixPath:
-    """A server's file name as a path that stays below the folder it is joined to, on every system."""
+    """Converts a server's file name to a path that stays below the folder it is joined to, on every system."""
     parts = [_UNSAFE.sub("_", part).strip() for part in re.split(r"[/\\]", name)]
     kept = [part[:200] for part in parts if part.strip(". ")]
     return PurePosixPath(*kept) if kept else PurePosixPath("unnamed")
 
 
 def write_all(file: RawIOBase, chunk: memoryview) -> None:
-    """Unbuffered: whoever reads the file meanwhile finds the bytes. OSError when the disk is full."""
+    """Writes the whole chunk to an unbuffered file, so that a concurrent reader finds it. Raises OSError if the disk is
+    full."""
     while chunk:
         chunk = chunk[file.write(chunk) :]
 
 
 class PartialFile:
-    """The bytes of `target` that are already here, in a file beside it named after the SHA-256 of the whole.
+    """The downloaded part of `target`, in a file beside it whose name contains the SHA-256 of the whole.
 
-    A later download of the same content finds them and goes on from there.
+    A later download of the same content finds the part and resumes.
     """
 
     def __init__(self, target: Path, sha256: str) -> None:
@@ -42,16 +43,19 @@ class PartialFile:
 
     @property
     def size(self) -> int:
+        """Size of the part in bytes; 0 if there is none."""
         return self.path.stat().st_size if self.path.exists() else 0
 
     def already_complete(self, size_bytes: int) -> bool:
-        """True when the target itself has the content already."""
+        """Returns True if the target already has the whole content."""
         target = self.target
         return target.is_file() and target.stat().st_size == size_bytes and sha256_of(target) == self.sha256
 
     def discard(self) -> None:
+        """Deletes the part."""
         self.path.unlink(missing_ok=True)
 
     def publish(self) -> Path:
+        """Replaces the target by the part, and returns its path."""
         self.path.replace(self.target)
         return self.target

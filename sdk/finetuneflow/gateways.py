@@ -1,7 +1,7 @@
-"""Channels to several gateways that look like one: what breaks on one of them goes on with the next.
+"""Channels to several gateways that behave like one: after a failure, the next call goes to the next gateway.
 
-A channel per address, as gRPC's own fail-over between addresses takes IP addresses only and checks one name in TLS.
-The generated stubs take either class here for a channel.
+There is one channel per address, because gRPC's own failover accepts IP addresses only and checks a single name in TLS.
+Generated stubs accept both classes as a channel.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from finetuneflow.errors import ServerUnreachable, from_rpc_error
 
 
 class _Choice:
-    """Which of the gateways is in use: the one after the last that failed."""
+    """The index of the gateway in use: the one after the last that failed."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -26,7 +26,8 @@ class _Choice:
         self.index = 0
 
     def failed(self, index: int, error: grpc.RpcError) -> None:
-        """A call to gateway `index` ended with `error`. Of a thousand calls that lose it together, one moves on."""
+        """Records that a call to gateway `index` ended with `error`. If many calls lose the same gateway, only the
+        first one moves to the next."""
         if isinstance(from_rpc_error(error, ""), ServerUnreachable):
             with self._lock:
                 if self.index == index:
@@ -34,7 +35,7 @@ class _Choice:
 
 
 class FailoverChannel:
-    """The channel of synchronous stubs. Nothing is sent before the first call. Safe to share between threads."""
+    """The channel of synchronous stubs. Nothing is sent before the first call. Thread-safe."""
 
     def __init__(self, connection: Connection) -> None:
         credentials = connection.credentials
@@ -82,7 +83,7 @@ class FailoverChannel:
 
 
 class _Responses:
-    """A stream of responses whose end by an error is heard of."""
+    """A stream of responses that reports the error that ends it."""
 
     def __init__(self, call: Any, failed: Callable[[grpc.RpcError], None]) -> None:
         self._call = call
@@ -103,7 +104,7 @@ class _Responses:
 
 
 class AioFailoverChannel:
-    """The channel of asynchronous stubs. To be used on one event loop: that of the first call."""
+    """The channel of asynchronous stubs. Use it on one event loop only: that of the first call."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -156,7 +157,7 @@ class AioFailoverChannel:
         return method
 
     def _opened(self) -> list[grpc.aio.Channel]:
-        # A channel of grpc.aio belongs to the event loop it is made on, and a client may be made before there is one.
+        # A channel of grpc.aio belongs to the event loop it is created on, and a client may be created before the loop.
         if not self._channels:
             for address in self._connection.addresses:
                 options = self._connection.options(address)
@@ -169,7 +170,7 @@ class AioFailoverChannel:
 
 
 class _AioResponses:
-    """As _Responses."""
+    """The asynchronous form of _Responses."""
 
     def __init__(self, call: Any, failed: Callable[[grpc.RpcError], None]) -> None:
         self._call = call

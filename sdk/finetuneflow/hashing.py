@@ -1,4 +1,4 @@
-"""SHA-256 beside the moving of a file: computed by a thread that reads what is there already."""
+"""SHA-256 of a file during its transfer, computed by a thread that reads the bytes already present."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _BUFFER_BYTES = 1 << 20
 
 
 class Hashing:
-    """The SHA-256 of a file that may still be growing. To be used in a `with` statement, which ends the thread."""
+    """Computes the SHA-256 of a file that may still be growing. Use it in a `with` statement, which ends the thread."""
 
     def __init__(self, path: Path, size_bytes: int) -> None:
-        """Begins at once; `size_bytes` are there, `grown_to` says when there are more."""
+        """Starts to hash the first `size_bytes` of the file; `grown_to` adds more."""
         self._file = path.open("rb", buffering=0)
         self._grown_to = size_bytes
         self._hashed = 0
@@ -27,13 +27,13 @@ class Hashing:
         self._thread.start()
 
     def grown_to(self, size_bytes: int) -> None:
-        """So many bytes are there now."""
+        """Tells that the file now has `size_bytes`."""
         with self._changed:
             self._grown_to = size_bytes
             self._changed.notify_all()
 
     def hexdigest(self) -> str:
-        """Of the bytes that are there; waits for the thread. OSError, also when the file has become shorter."""
+        """Waits for the thread and returns the SHA-256 of all bytes. Raises OSError, also if the file was truncated."""
         with self._changed:
             self._changed.wait_for(lambda: self._hashed == self._grown_to or self._failure or self._ended)
             if self._failure is not None:
@@ -63,7 +63,9 @@ class Hashing:
             try:
                 count = self._file.readinto(buffer[:size])
                 if not count:
-                    raise OSError(f"{self._file.name} ends after {self._hashed} bytes: it was cut while it was read")
+                    raise OSError(
+                        f"{self._file.name} ends after {self._hashed} bytes: it was truncated while being read"
+                    )
             except OSError as error:
                 with self._changed:
                     self._failure = error

@@ -12,7 +12,7 @@ from typing import Any
 
 from finetuneflow.artifacts import AsyncArtifacts
 from finetuneflow.blocking import Blocking, blocking, iterating
-from finetuneflow.datasets import LOOK_SECONDS, AsyncDatasets
+from finetuneflow.datasets import CHECK_SECONDS, AsyncDatasets
 from finetuneflow.enums import enum_number
 from finetuneflow.errors import ApiError, FailedPrecondition, InvalidArgument, JobCancelled, JobFailed, Violation
 from finetuneflow.fields import fill
@@ -22,7 +22,7 @@ from finetuneflow.resources.event import Event, Severity
 from finetuneflow.resources.job import Checkpoint, Job, JobState, MetricSeries
 from finetuneflow.resources.preflight import Preflight
 from finetuneflow.spec import SpecDraft, draft_spec
-from finetuneflow.transport import AsyncTransport
+from finetuneflow.transport import CallPolicy
 from finetuneflow.v1 import event_pb2, fine_tuning_job_pb2
 from finetuneflow.v1 import fine_tuning_service_pb2 as pb
 from finetuneflow.v1 import fine_tuning_service_pb2_grpc as pb_grpc
@@ -42,7 +42,7 @@ _EXPORT_KINDS = ("export_package", "export_file")
 class AsyncJobs:
     """`client.jobs` of an AsyncClient."""
 
-    def __init__(self, transport: AsyncTransport, datasets: AsyncDatasets, artifacts: AsyncArtifacts) -> None:
+    def __init__(self, transport: CallPolicy, datasets: AsyncDatasets, artifacts: AsyncArtifacts) -> None:
         self._transport = transport
         self._datasets = datasets
         self._artifacts = artifacts
@@ -79,21 +79,70 @@ class AsyncJobs:
         validate_only: bool = False,
         on_upload: FileProgress | None = None,
     ) -> Job:
-        """Creates a job and starts it.
+        """Creates a job and starts it. Local files are uploaded first.
 
-        The arguments are the fields of FineTuningJobSpec, where ranges and defaults stand beside each; None leaves a
-        field to the recipe. A source of `training_data` or `evaluation_data` is the path of a file (uploaded first),
-        a dataset id, a dataset of the hub (`hf://owner/name[@revision][/path/of/file]`), or a table
-        `{"dataset": ..., "weight": ..., "mapping": {...}}`. Enums are lower-case words: `method="lora"`.
+        None leaves a field to the recipe; the defaults below are those of the recipe `default`. Give either single
+        fields or `spec`.
 
-        `spec` takes the whole at once, as a message or as a table (what a TOML file holds), in place of the single
-        fields. With `validate_only` the answer is the job as preflight would leave it, without an id, and what
-        preflight would end the job with is raised as InvalidArgument; nothing stays on the server, uploaded files
-        neither. (`preflight` tells more, and of all refusals at once.) Repeating a call with the same `request_id`
-        never makes a second job; without one, this call still makes at most one, however often it has to be sent.
+        Args:
+            base_model: Required. A catalogue alias (`smollm2-135m`) or a Hugging Face id (`org/name`, optionally
+                `@revision`).
+            training_data: Datasets to train on: one source or a list of 1 to 32. A source is the path of a local file,
+                a dataset id (`ds_…`), a dataset on the hub (`hf://owner/name[@revision][/path/of/file]`), or a table
+                `{"dataset": …, "weight": …, "mapping": {…}, "template": …, "format": …}`. Required unless `phases` is
+                set.
+            evaluation_data: Datasets to evaluate on, as for training_data. Default: holdout_fraction of the training
+                rows.
+            method: `lora`, `qlora`, `full` or `auto`. Default `auto`: preflight chooses by the memory of the hardware.
+            recipe: Name of a preset for the unset fields. Default `default`.
+            hyperparameters: Table of optimization, batching and schedule: `num_epochs`, `learning_rate`, `max_length`
+                and the other fields of Hyperparameters.
+            lora: Table of the adapter's shape: `r`, `lora_alpha`, `lora_dropout`, `bias`, `target_modules`,
+                `use_rslora`. For methods `lora` and `qlora`.
+            quantization: Table of the precision of the base weights: `bits`, `bnb_4bit_quant_type`,
+                `bnb_4bit_use_double_quant`, `bnb_4bit_compute_dtype`. For method `qlora`.
+            evaluation: Table of the evaluation (stage 3): `enabled`, `num_samples`, `prompts`, `max_new_tokens`.
+            export: Table of the export (stage 4): `formats`.
+            holdout_fraction: Fraction of the training rows held out for evaluation if evaluation_data is empty. Range
+                [0, 0.5]; default 0.1.
+            chat_template: Jinja chat template that replaces the model's own, run in a sandbox. At most 32 KiB. Default:
+                the model's.
+            system_prompt: System turn for every conversation that has none of its own. At most 16 KiB. Default: none.
+            phases: Curriculum of at most 16 phases, trained one after the other: tables with `training_data`,
+                `num_epochs` and `display_name`. Conflicts with training_data. Default: none.
+            integrations: External services that receive metrics and artifacts: tables with `kind` and `settings`. Not
+                available yet: any value is refused.
+            resources: Table of the requirements on the node: `pool` (default `default`) and `gpus` (0 or 1; default 1
+                on a node with a GPU).
+            secrets: Names of secrets, stored by the operator, that the job may use. Not available yet: any value is
+                refused.
+            display_name: Display name, at most 128 characters. Default: derived from the base model and the first
+                dataset.
+            task: Short description of the task, printed in the report. At most 256 characters. Default `sft`.
+            labels: Labels to filter jobs by: at most 64. Keys match [a-z][a-z0-9_-]{0,62}; values have at most 256
+                characters. Default: none.
+            max_attempts: Number of failures after which the job ends as FAILED; pauses and drains do not count. Range
+                [1, 20]; default 3.
+            seed: Seed of data order, dropout, initialization and sampling. Range [0, 2^32 - 1]; default 42.
+            spec: All of the fields above at once, as a message or as a table (the content of a TOML file). Conflicts
+                with the fields above.
+            request_id: Makes the call idempotent: a repeated call with the same request_id and spec returns the same
+                job. At most 128 characters. Default: a new one for each call, so that retries of this call create at
+                most one job.
+            validate_only: Returns the job as preflight would leave it, without an id, and stores nothing: uploaded
+                files are deleted again. The reason with which preflight would end the job is raised as
+                InvalidArgument; `preflight` returns all of them at once. Default False.
+            on_upload: Called with the file's name, the bytes sent so far and the size of the file, in bytes.
 
-        Raises InvalidArgument (with `violations`), NotFound for an unknown dataset, AlreadyExists when `request_id`
-        stands for another spec.
+        Returns:
+            The new job, in state VALIDATING; for a repeated request_id, the existing job.
+
+        Raises:
+            InvalidArgument: A field is unknown, out of range or conflicts with another one; see `violations`.
+            NotFound: A dataset does not exist.
+            AlreadyExists: The request_id was used with another spec.
+            OSError: A file cannot be read.
+            Unavailable: With validate_only, no probe is reachable.
         """
         single = {
             "base_model": base_model,
@@ -125,16 +174,16 @@ class AsyncJobs:
             spec=draft.spec, request_id=request_id or uuid.uuid4().hex, validate_only=validate_only
         )
         try:
-            longer = {"try_seconds": LOOK_SECONDS} if validate_only else {}
+            longer = {"try_seconds": CHECK_SECONDS} if validate_only else {}
             response = await self._transport.call(self._stub.CreateFineTuningJob, request, **longer)
         except ApiError as error:
             if uploaded and not validate_only:
                 kept = ", ".join(f"{path.name} as {dataset_id}" for path, dataset_id in uploaded.items())
-                stays = (
-                    f"On the server stays {kept}: the same file is not sent again. "
-                    f"`ftf datasets delete {' '.join(uploaded.values())}` removes it."
+                upload_advice = (
+                    f"The server keeps {kept}; the same file will not be uploaded again. "
+                    f"To delete: `ftf datasets delete {' '.join(uploaded.values())}`."
                 )
-                error.advice = f"{error.advice}\n{stays}".strip()
+                error.advice = f"{error.advice}\n{upload_advice}".strip()
             raise
         finally:
             if validate_only:
@@ -153,21 +202,32 @@ class AsyncJobs:
         on_upload: FileProgress | None = None,
         **fields: Any,
     ) -> Preflight:
-        """What stage 1 would say of a job, without making one: `fields` and `spec` are those of `create`.
+        """Runs the checks of preflight (stage 1) without creating a job. Takes up to an hour.
 
-        The settings it would run with and why, what the rows come to, memory, disk, time and cost on the trainer with
-        the most free memory (or on the node `node_id`), everything that would refuse it, and what would be better.
-        Nothing stays on the server, uploaded files neither.
+        Nothing is stored on the server; uploaded files are deleted again.
 
-        A job that would be refused is an answer (`refused`). Raises InvalidArgument for settings that `create` refuses
-        at once and for a base model that cannot be trained, NotFound, Unavailable without a probe.
+        Args:
+            spec: All fields at once, as in `create`.
+            node_id: Node whose hardware is used. Default: the trainer of the job's pool with the most free memory.
+            on_upload: Called with the file's name, the bytes sent so far and the size of the file, in bytes.
+            **fields: Single fields, as in `create`.
+
+        Returns:
+            The settings with reasons; statistics of the rows; estimated memory, disk, time and cost; all errors,
+            warnings and suggested improvements. A job that would be refused is a result (`refused`), not an exception.
+
+        Raises:
+            InvalidArgument: `create` refuses the settings immediately, or the base model cannot be trained.
+            NotFound: A dataset or the node does not exist.
+            OSError: A file cannot be read.
+            Unavailable: No probe, or not the model hub, is reachable.
         """
         draft = _draft(spec, {name: value for name, value in fields.items() if value is not None})
         uploaded = await self._upload(draft, True, on_upload)
         request = probe_pb.PreflightFineTuningJobRequest(spec=draft.spec, node_id=node_id)
         method = self._probe.PreflightFineTuningJob
         try:
-            response = await self._transport.call(method, request, try_seconds=LOOK_SECONDS)
+            response = await self._transport.call(method, request, try_seconds=CHECK_SECONDS)
         finally:
             await self._forget(uploaded)
         _name_files(uploaded, response.resolved_spec)
@@ -181,8 +241,7 @@ class AsyncJobs:
         ids: dict[Path, str] = {}
         for source, path in draft.files:
             if path not in ids:
-                # The same file again is the same dataset, unless it is deleted right away: then it must not be anybody
-                # else's.
+                # The same file is the same dataset, except in a dry run, which deletes it: no job may use that one.
                 progress = None if on_upload is None else _named(on_upload, path.name)
                 request_id = uuid.uuid4().hex if throwaway else ""
                 dataset = await self._datasets.upload(path, request_id=request_id, progress=progress)
@@ -191,7 +250,17 @@ class AsyncJobs:
         return ids
 
     async def get(self, job_id: str) -> Job:
-        """Raises NotFound."""
+        """Returns one job, with its attempts.
+
+        Args:
+            job_id: Id of the job.
+
+        Returns:
+            The job in its current state.
+
+        Raises:
+            NotFound: The job does not exist.
+        """
         response = await self._transport.call(self._stub.GetFineTuningJob, pb.GetFineTuningJobRequest(job_id=job_id))
         return Job.from_proto(response.fine_tuning_job)
 
@@ -202,7 +271,19 @@ class AsyncJobs:
         labels: Mapping[str, str] | None = None,
         limit: int | None = None,
     ) -> AsyncGenerator[Job, None]:
-        """Newest first, the next page read when it is needed; only jobs in one of `states` that carry all `labels`."""
+        """Lists the jobs, newest first. Pages are fetched as needed.
+
+        Args:
+            states: Lists only jobs in one of these states. Default: all.
+            labels: Lists only jobs that have all of these labels. Default: all.
+            limit: Maximum number of jobs. Default: no limit.
+
+        Yields:
+            The jobs, without their attempts.
+
+        Raises:
+            InvalidArgument: A state is unknown.
+        """
         request = pb.ListFineTuningJobsRequest(
             states=[enum_number(fine_tuning_job_pb2.JobState.DESCRIPTOR, state, "states") for state in states],
             labels=dict(labels or {}),
@@ -211,22 +292,63 @@ class AsyncJobs:
         return paged(self._transport, method, request, "fine_tuning_jobs", limit, Job.from_proto)
 
     async def cancel(self, job_id: str) -> Job:
-        """Ends a job. Raises NotFound, and FailedPrecondition when it ended otherwise."""
+        """Cancels a job. Its checkpoints are kept. Cancelling a cancelled job has no effect.
+
+        Args:
+            job_id: Id of the job.
+
+        Returns:
+            The job: CANCELLED, or CANCELLING until its worker has stopped.
+
+        Raises:
+            NotFound: The job does not exist.
+            FailedPrecondition: The job has SUCCEEDED or FAILED.
+        """
         request = pb.CancelFineTuningJobRequest(job_id=job_id)
         return Job.from_proto((await self._transport.call(self._stub.CancelFineTuningJob, request)).fine_tuning_job)
 
     async def pause(self, job_id: str) -> Job:
-        """Holds a job after a checkpoint. Raises NotFound, and FailedPrecondition when it has ended or is ending."""
+        """Pauses a job: its worker writes a checkpoint and releases the device. Pausing a paused job has no effect.
+
+        Args:
+            job_id: Id of the job.
+
+        Returns:
+            The job: PAUSED, or PAUSING until its worker has written the checkpoint.
+
+        Raises:
+            NotFound: The job does not exist.
+            FailedPrecondition: The job has ended or is being cancelled.
+        """
         request = pb.PauseFineTuningJobRequest(job_id=job_id)
         return Job.from_proto((await self._transport.call(self._stub.PauseFineTuningJob, request)).fine_tuning_job)
 
     async def resume(self, job_id: str) -> Job:
-        """Goes on from the newest checkpoint. Raises as `pause` does."""
+        """Resumes a paused job from its latest checkpoint. Resuming a running job has no effect.
+
+        Args:
+            job_id: Id of the job.
+
+        Returns:
+            The job, in state VALIDATING, QUEUED or RUNNING.
+
+        Raises:
+            NotFound: The job does not exist.
+            FailedPrecondition: The job has ended or is being cancelled.
+        """
         request = pb.ResumeFineTuningJobRequest(job_id=job_id)
         return Job.from_proto((await self._transport.call(self._stub.ResumeFineTuningJob, request)).fine_tuning_job)
 
     async def delete(self, job_id: str) -> None:
-        """Deletes a job that has ended, its history and its artifacts. Raises NotFound, FailedPrecondition."""
+        """Deletes a job that has ended, with its history and artifacts.
+
+        Args:
+            job_id: Id of the job.
+
+        Raises:
+            NotFound: The job does not exist.
+            FailedPrecondition: The job has not ended.
+        """
         await self._transport.call(self._stub.DeleteFineTuningJob, pb.DeleteFineTuningJobRequest(job_id=job_id))
 
     def watch(
@@ -240,13 +362,29 @@ class AsyncJobs:
         on_disconnect: Callable[[Exception], None] | None = None,
         on_reconnect: Callable[[], None] | None = None,
     ) -> AsyncGenerator[Event, None]:
-        """Yields what happened after `after_sequence`, then what happens, and ends with the job.
+        """Replays the events of a job, then follows it live until it ends.
 
-        A lost connection is made again, to another gateway where the client knows several, and goes on behind the last
-        event: no gap, no repeat. `on_disconnect` hears of each loss, and `on_reconnect` when a gateway speaks again.
-        After `give_up_after_seconds` without one ServerUnreachable is raised. `kinds` are payload names (`log`,
-        `eval`, ...); default all. Closing the iterator ends the stream. Raises NotFound, OutOfRange beyond the newest
-        event.
+        A lost connection is replaced, if possible by one to another gateway, and the stream resumes after the last
+        event, without gaps or repeats. Closing the iterator ends the stream.
+
+        Args:
+            job_id: Id of the job.
+            after_sequence: Yields only events with a greater sequence. Default 0: from the beginning.
+            kinds: Yields only events of these kinds, such as `log` or `eval`. Default: all.
+            min_severity: Yields only events of this severity or a higher one: `debug`, `info`, `warning` or `error`.
+                Default: all.
+            give_up_after_seconds: Seconds without any gateway after which ServerUnreachable is raised. Default 60.
+            on_disconnect: Called with the error when the connection is lost.
+            on_reconnect: Called when a gateway answers again.
+
+        Yields:
+            The events, ordered by sequence.
+
+        Raises:
+            NotFound: The job does not exist.
+            OutOfRange: after_sequence is beyond the latest event.
+            InvalidArgument: A kind or the severity is unknown.
+            ServerUnreachable: No gateway answered for give_up_after_seconds.
         """
         return watch(
             self._transport,
@@ -265,10 +403,22 @@ class AsyncJobs:
         timeout: float | None = None,  # noqa: ASYNC109 - the same for Client, where no asyncio.timeout helps
         give_up_after_seconds: float = 60.0,
     ) -> Job:
-        """Returns the job once it has SUCCEEDED; a paused one is waited for.
+        """Waits until a job has SUCCEEDED. Waits for a paused job, too.
 
-        Raises JobFailed, JobCancelled, NotFound, TimeoutError after `timeout` seconds, and ServerUnreachable after
-        `give_up_after_seconds` without a server.
+        Args:
+            job_id: Id of the job.
+            timeout: Maximum time to wait in seconds. Default: no limit.
+            give_up_after_seconds: Seconds without any gateway after which ServerUnreachable is raised. Default 60.
+
+        Returns:
+            The job, in state SUCCEEDED.
+
+        Raises:
+            JobFailed: The job has FAILED.
+            JobCancelled: The job was CANCELLED.
+            NotFound: The job does not exist.
+            TimeoutError: The job has not ended within `timeout`.
+            ServerUnreachable: No gateway answered for give_up_after_seconds.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         job = await self.get(job_id)
@@ -293,7 +443,21 @@ class AsyncJobs:
     async def events(
         self, job_id: str, *, after_sequence: int = 0, kinds: Sequence[str] = ()
     ) -> AsyncGenerator[Event, None]:
-        """What has happened so far, oldest first. Raises NotFound."""
+        """Lists the events of a job so far, oldest first. Pages are fetched as needed.
+
+        Args:
+            job_id: Id of the job.
+            after_sequence: Lists only events with a greater sequence. Default 0: from the beginning.
+            kinds: Lists only events of these kinds, such as `log` or `eval`. Default: all.
+
+        Yields:
+            The events.
+
+        Raises:
+            NotFound: The job does not exist.
+            OutOfRange: after_sequence is beyond the latest event.
+            InvalidArgument: A kind is unknown.
+        """
         while True:
             request = fill(
                 pb.ListFineTuningJobEventsRequest(page_size=1000),
@@ -309,12 +473,36 @@ class AsyncJobs:
             after_sequence = response.through_sequence
 
     async def checkpoints(self, job_id: str) -> builtins.list[Checkpoint]:
-        """Those that can be resumed from, newest first. Raises NotFound."""
+        """Lists the checkpoints from which a job can resume.
+
+        Args:
+            job_id: Id of the job.
+
+        Returns:
+            The checkpoints, newest first.
+
+        Raises:
+            NotFound: The job does not exist.
+        """
         response = await self._transport.call(self._stub.ListCheckpoints, pb.ListCheckpointsRequest(job_id=job_id))
         return [Checkpoint.from_proto(checkpoint) for checkpoint in response.checkpoints]
 
     async def metrics(self, job_id: str, *, names: Sequence[str] = (), max_points: int = 0) -> dict[str, MetricSeries]:
-        """Whole curves by name (`loss`, `eval_loss`, ...), thinned evenly to `max_points` when given."""
+        """Returns the metrics of a job as series.
+
+        Args:
+            job_id: Id of the job.
+            names: Names of series, such as `loss` or `eval_loss`; at most 256. Default: all.
+            max_points: Maximum number of points per series; longer series are thinned evenly. Range [2, 100,000];
+                default 10,000.
+
+        Returns:
+            The series by name.
+
+        Raises:
+            NotFound: The job does not exist.
+            InvalidArgument: max_points is out of range, or there are too many names.
+        """
         request = fill(pb.GetMetricsRequest(), job_id=job_id, names=names, max_points=max_points)
         response = await self._transport.call(self._stub.GetMetrics, request)
         return {series.name: MetricSeries.from_proto(series) for series in response.series}
@@ -322,10 +510,24 @@ class AsyncJobs:
     async def download(
         self, job_id: str, to: str | PathLike[str] = ".", *, progress: FileProgress | None = None
     ) -> builtins.list[Path]:
-        """Downloads every file of the export into the folder `to`, made when missing, and returns their paths.
+        """Downloads every file of a job's export.
 
-        Each is verified and appears whole or not at all; one that is already there is not fetched again, one that
-        was cut goes on. Raises NotFound for an unknown job, FailedPrecondition when it has no export (yet).
+        Each file is verified, and is replaced only as a whole. A file that exists already is not downloaded again, and
+        an interrupted download resumes.
+
+        Args:
+            job_id: Id of the job.
+            to: Folder for the files; created if it does not exist. Default: the current folder.
+            progress: Called with the file's name, the bytes received so far and the size of the file, in bytes.
+
+        Returns:
+            Paths of the files.
+
+        Raises:
+            NotFound: The job does not exist.
+            FailedPrecondition: The job has no export (yet).
+            IntegrityError: The bytes do not have the size or SHA-256 that the server announced.
+            OSError: A file cannot be written.
         """
         files = [a async for a in self._artifacts.list(job_id) if a.kind in _EXPORT_KINDS and not a.is_folder]
         if not files:
@@ -335,7 +537,7 @@ class AsyncJobs:
         paths = []
         for artifact in files:
             target = folder / safe_relative_path(artifact.name.removeprefix("export/"))
-            # A newer attempt's file of the same name comes later in the list and takes the place of the older one.
+            # A newer attempt's file of the same name comes later in the list and replaces the older one.
             on_progress = None if progress is None else _named(progress, target.name)
             path = await self._artifacts.download(artifact, target, progress=on_progress)
             if path not in paths:
@@ -376,14 +578,14 @@ def _watch_request(
 
 
 def _name_files(uploaded: Mapping[Path, str], *specs: FineTuningJobSpec) -> None:
-    """In a dry run's answer, the files in place of the datasets that were deleted again."""
+    """Replaces the ids of temporary datasets in a dry run's specs by the paths of their files."""
     for path, dataset_id in uploaded.items():
         for spec in specs:
             of_phases = [source for phase in spec.phases for source in phase.training_data]
             for source in (*spec.training_data, *spec.evaluation_data, *of_phases):
                 if source.dataset == dataset_id:
                     source.dataset = str(path)
-            # The server makes a name of model and dataset where nobody gives one.
+            # The server derives a default display name from the model and the dataset.
             spec.display_name = spec.display_name.replace(dataset_id, path.name)
 
 
@@ -392,9 +594,9 @@ def _draft(spec: FineTuningJobSpec | Mapping[str, Any] | None, single: dict[str,
         return draft_spec(single)
     if single:
         raise InvalidArgument(
-            "Give either `spec` or single fields.",
+            "`spec` and single fields cannot be combined.",
             reason="INVALID_CONFIG",
-            violations=[Violation(f"spec.{name}", "given beside `spec`") for name in single],
+            violations=[Violation(f"spec.{name}", "conflicts with `spec`; set it inside `spec`") for name in single],
         )
     return SpecDraft(spec) if isinstance(spec, FineTuningJobSpec) else draft_spec(spec)
 

@@ -1,11 +1,11 @@
-"""Lists that page by themselves."""
+"""Iteration over the pages of a list method."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
 from typing import Any, TypeVar
 
-from finetuneflow.transport import AsyncTransport
+from finetuneflow.transport import CallPolicy
 
 _PAGE_SIZE = 100
 
@@ -13,10 +13,10 @@ R = TypeVar("R")
 
 
 async def paged(
-    transport: AsyncTransport, method: Any, request: Any, items: str, limit: int | None, read: Callable[[Any], R]
+    transport: CallPolicy, method: Any, request: Any, items: str, limit: int | None, read: Callable[[Any], R]
 ) -> AsyncGenerator[R, None]:
-    """Yields what the field `items` of each page holds, through `read`, at most `limit` in all; the next page is asked
-    for when it is needed."""
+    """Yields the elements of the field `items` of each page, converted by `read`, at most `limit` in total. Fetches
+    each page when it is needed."""
     left = limit
     while left is None or left > 0:
         request.page_size = _PAGE_SIZE if left is None else min(left, _PAGE_SIZE)

@@ -1,4 +1,4 @@
-"""How long, and in which steps, to try again."""
+"""Back-off between repeated attempts."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 
 class Patience:
-    """Back-off from 50 ms to 1 s, with jitter, that ends `seconds` after the first failure in a row.
+    """Back-off from 50 ms to 1 s with jitter. It ends `seconds` after the first of consecutive failures.
 
-    The first `at_once` of them are no reason to wait: there is somebody else to ask.
+    The first `at_once` failures cause no delay, because another gateway can be asked.
     """
 
     def __init__(self, seconds: float, *, at_once: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
@@ -20,13 +20,13 @@ class Patience:
         self.reset()
 
     def reset(self) -> None:
-        """Something went well."""
+        """Restarts the back-off after a success."""
         self._give_up_at: float | None = None
         self._delay = 0.05
         self._others = self._at_once
 
     def next_delay(self) -> float | None:
-        """Seconds to wait before the next try; None when it is time to give up."""
+        """Returns the seconds to wait before the next attempt, or None to give up."""
         if self._others:
             self._others -= 1
             return 0.0

@@ -1,7 +1,7 @@
-"""What a caller writes (a dict, a TOML file) and the FineTuningJobSpec it stands for.
+"""Conversion between a caller's table (a dict, a TOML file) and a FineTuningJobSpec.
 
-The names are those of the message, enums are lower-case words without prefix (`method="lora"`), None means unset.
-Everything wrong is reported at once, with the field paths the server would use, and before anything is uploaded.
+Keys are the field names of the message, enums are lower-case names without prefix (`method="lora"`), and None means
+unset. All problems are reported at once, with the field paths that the server uses, before anything is uploaded.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from finetuneflow.enums import enum_name, enum_number, nearest
 from finetuneflow.errors import InvalidArgument, Violation
 from finetuneflow.v1 import fine_tuning_job_spec_pb2 as pb
 
-# Names of today's libraries and of older configurations that mean exactly the same.
+# Names in other libraries and older configurations with exactly the same meaning.
 SYNONYMS: Mapping[str, Mapping[str, str]] = {
     "Hyperparameters": {"max_seq_length": "max_length", "num_train_epochs": "num_epochs"},
 }
@@ -32,10 +32,12 @@ _FLOATS = {FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT}
 
 @dataclass
 class SpecDraft:
-    """A spec whose local files still have to be uploaded: `files` says which source each one belongs to."""
+    """A spec whose local files have not been uploaded yet."""
 
     spec: pb.FineTuningJobSpec
+    """The spec; `dataset` is empty in sources that are local files."""
     files: list[tuple[pb.DataSource, Path]] = field(default_factory=list)
+    """The local files, each with the source in `spec` that it belongs to."""
 
 
 class UnreadableSpec(InvalidArgument):
@@ -46,31 +48,33 @@ class UnreadableSpec(InvalidArgument):
 
 
 def draft_spec(values: Mapping[str, Any]) -> SpecDraft:
-    """Raises InvalidArgument with every violation: unknown name, wrong type, missing file, missing required field."""
+    """Converts a table to a spec. Raises InvalidArgument with every unknown name, wrong type, missing file and missing
+    required field."""
     reader = _Reader()
     spec = pb.FineTuningJobSpec()
     reader.read_message(spec, values, "spec")
     if not spec.base_model:
         reader.refuse("spec.base_model", "required: a catalogue alias (`ftf models list`) or a Hugging Face id")
     if not spec.training_data and not spec.phases and not reader.refused("spec.training_data"):
-        reader.refuse("spec.training_data", "required: a file or a dataset id")
+        reader.refuse("spec.training_data", "required: a file, a dataset id or hf://owner/name")
     if reader.violations:
-        raise UnreadableSpec("The job can't be created as written.", reader.violations)
+        raise UnreadableSpec("The job's settings are invalid.", reader.violations)
     return SpecDraft(spec, reader.files)
 
 
 def partial_spec(values: Mapping[str, Any]) -> pb.FineTuningJobSpec:
-    """A spec in which nothing is required, for what is asked before there is a job. Raises InvalidArgument."""
+    """Converts a table to a spec without required fields, as estimates and recommendations take it. Raises
+    InvalidArgument."""
     reader = _Reader()
     spec = pb.FineTuningJobSpec()
     reader.read_message(spec, values, "spec")
     if reader.violations:
-        raise UnreadableSpec("The settings can't be used.", reader.violations)
+        raise UnreadableSpec("The settings are invalid.", reader.violations)
     return spec
 
 
 def readable_spec(values: Mapping[str, Any]) -> pb.FineTuningJobSpec:
-    """What can be read of `values`, whatever else is wrong with them; files have a name in place of an id."""
+    """Converts the valid part of a table to a spec and ignores the rest. Local files get a placeholder id."""
     reader = _Reader()
     spec = pb.FineTuningJobSpec()
     reader.read_message(spec, values, "spec")
@@ -81,7 +85,7 @@ def readable_spec(values: Mapping[str, Any]) -> pb.FineTuningJobSpec:
 
 
 def spec_to_dict(message: Message) -> dict[str, Any]:
-    """The set fields, as `draft_spec` takes them."""
+    """Converts a spec to the table that `draft_spec` takes. Unset fields are absent."""
     return {descriptor.name: _plain(descriptor, value) for descriptor, value in message.ListFields()}
 
 
@@ -106,7 +110,7 @@ def _is_map(descriptor: Any) -> bool:
 
 
 class _WrongValue(Exception):
-    """Why a value can't go into a field."""
+    """A value does not fit its field."""
 
 
 class _Reader:
@@ -129,7 +133,7 @@ class _Reader:
         for key, value in values.items():
             name = synonyms.get(key, key)
             if name != key and name in values:
-                self.refuse(f"{path}.{key}", f"the same as `{name}`, which is given too; give one of them")
+                self.refuse(f"{path}.{key}", f"is another name of `{name}`, which is set too; set one of them")
             elif name not in descriptor.fields_by_name:
                 self.refuse(f"{path}.{key}", _unknown(str(key), descriptor))
             elif value is not None:
@@ -176,8 +180,8 @@ class _Reader:
                 self.refuse(f"{path}.{key}", str(error))
 
     def read_sources(self, target: Any, value: Any, path: str) -> None:
-        """One source or a list of them; a source is a path, a dataset id, a dataset of the hub, or a table with
-        `dataset` in it."""
+        """Reads one source or a list of sources. A source is a path, a dataset id, a dataset on the hub, or a table
+        with `dataset` in it."""
         sources = [value] if isinstance(value, (str, PathLike, Mapping)) else value
         if not isinstance(sources, Sequence):
             self.refuse(path, f"must be a path, a dataset id, or a list of these, not {value!r}")
@@ -189,7 +193,7 @@ class _Reader:
         table = dict(source) if isinstance(source, Mapping) else {"dataset": source}
         place = table.get("dataset")
         if isinstance(place, (str, PathLike)) and not is_dataset_id(place):
-            # The id is known once the file is uploaded; until then the field stays empty.
+            # The id is unknown until the file is uploaded; until then the field stays empty.
             table["dataset"] = ""
             self.read_file(message, place, f"{path}.dataset")
         elif not place:
@@ -200,13 +204,13 @@ class _Reader:
         if isinstance(place, str) and "://" in place:
             self.refuse(
                 path,
-                f"{place!r}: only local files, dataset ids and hf://owner/name; download the rows and give the file",
+                f"{place!r} is not a local file, a dataset id or hf://owner/name; download the file and name it here",
             )
             return
         file = Path(place).expanduser()
         if not file.exists():
             self.refuse(
-                path, f"no such file: {str(file)!r} (a dataset id starts with `ds_`, one of the hub with `hf://`)"
+                path, f"no such file: {str(file)!r} (a dataset id starts with `ds_`, a dataset on the hub with `hf://`)"
             )
         elif not file.is_file():
             self.refuse(path, f"{str(file)!r} is not a file")
@@ -215,7 +219,7 @@ class _Reader:
 
 
 def is_dataset_id(place: str | PathLike[str]) -> bool:
-    """Whether it names what the server has, or fetches from the hub; a file of that name here comes first."""
+    """Returns True for an id of the server or the hub. A local file of the same name takes precedence."""
     return isinstance(place, str) and place.startswith(("ds_", "hf://")) and not Path(place).exists()
 
 
@@ -223,15 +227,16 @@ def _unknown(key: str, descriptor: Any) -> str:
     for section in _SECTIONS:
         inner: Any = pb.FineTuningJobSpec.DESCRIPTOR.fields_by_name[section].message_type
         if inner is not descriptor and key in (*inner.fields_by_name, *SYNONYMS.get(inner.name, {})):
-            return f"unknown here; it belongs in `{section}.{key}`"
+            return f"unknown key; did you mean `{section}.{key}`?"
     if descriptor is not pb.FineTuningJobSpec.DESCRIPTOR and key in pb.FineTuningJobSpec.DESCRIPTOR.fields_by_name:
-        return f"unknown here; `{key}` belongs at the top level"
+        return f"unknown key; `{key}` belongs at the top level"
     known = [*descriptor.fields_by_name, *SYNONYMS.get(descriptor.name, {})]
-    return f"unknown key{nearest(key, known) or '; known: ' + ', '.join(sorted(known))}"
+    return f"unknown key{nearest(key, known) or '; known keys: ' + ', '.join(sorted(known))}"
 
 
 def _scalar(descriptor: Any, value: Any) -> Any:
-    """Text is read as a number or truth value where the field is one, so `${VAR}` in a TOML file works anywhere."""
+    """Converts a value to the type of a scalar field. Text is read as a number or boolean if the field is one, so that
+    `${VAR}` in a TOML file works in any field."""
     kind = descriptor.cpp_type
     if descriptor.enum_type is not None:
         try:

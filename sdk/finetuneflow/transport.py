@@ -1,6 +1,7 @@
 """Calls to the gateways: a deadline, retries where repeating is safe, typed errors.
 
-What the client does is written once, with `await`, over an AsyncTransport. BlockingTransport never suspends, so
+CallPolicy makes these decisions once. Two transports carry them out: AioTransport on an event loop, BlockingTransport
+in the calling thread. The client is written once, with `await`, over a CallPolicy; BlockingTransport never suspends, so
 `finetuneflow.blocking` runs the same code without an event loop.
 """
 
@@ -21,27 +22,31 @@ from finetuneflow.errors import ApiError, FineTuneFlowError, ServerUnreachable, 
 from finetuneflow.gateways import AioFailoverChannel, FailoverChannel
 from finetuneflow.patience import Patience
 
-# A server that answered before is restarting; one that never did isn't there.
+# A server that answered before is restarting; one that never answered does not exist.
 _SECONDS_FOR_A_RESTART = 30.0
 _SECONDS_FOR_A_START = 1.5
-# The gateway answers, but what it needs (the broker, a node) doesn't: it may just be starting.
+# The gateway answers, but a part that it needs (the broker, a node) doesn't: it may just be starting.
 _SECONDS_FOR_A_PART = 3.0
 
 R = TypeVar("R")
 
 
 class Stream(Protocol):
-    """Responses of a call; iterating raises grpc.RpcError, which the transport's `error` translates."""
+    """The responses of a call. Iterating raises grpc.RpcError, which CallPolicy.error translates."""
 
     def __aiter__(self) -> AsyncIterator[Any]: ...
 
     def cancel(self) -> None: ...
 
 
-class AsyncTransport(ABC):
-    """Calls to one system. `channel` is for stubs."""
+class CallPolicy(ABC):
+    """Deadline, retries and error translation of every call; a subclass is the transport that carries it.
+
+    `connection` holds the addresses and credentials of one system, `closed` is True once the client was closed.
+    """
 
     channel: Any
+    """The channel for generated stubs."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
@@ -50,28 +55,31 @@ class AsyncTransport(ABC):
 
     @abstractmethod
     def stream(self, method: Any, request: Message, *, timeout: float | None = None) -> Stream:
-        """Starts a call with a stream of responses. `timeout` is in seconds, for the whole of it."""
+        """Starts a call with a stream of responses. `timeout` is the deadline of the whole stream in seconds."""
 
     @abstractmethod
-    async def sleep(self, seconds: float) -> None: ...
+    async def sleep(self, seconds: float) -> None:
+        """Waits without making a call."""
 
     @abstractmethod
-    async def transfer(self, work: Callable[[Transport], R]) -> R:
-        """Runs what moves a file: it reads, writes and hashes in blocking calls."""
+    async def transfer(self, work: Callable[[PlainCalls], R]) -> R:
+        """Runs `work`, which moves a file and therefore reads, writes and hashes in blocking calls."""
 
     @abstractmethod
-    async def _once(self, method: Any, request: Message, seconds: float) -> Any: ...
+    async def _once(self, method: Any, request: Message, seconds: float) -> Any:
+        """Makes one attempt at a unary call."""
 
     def patience(self, seconds: float | None = None) -> Patience:
-        """For tries in a row, `seconds` long. The other gateways are tried before there is anything to wait for."""
+        """Returns the back-off for consecutive attempts during `seconds`; by default 30 s if the server has answered
+        before, otherwise 1.5 s. The other gateways are tried before the first wait."""
         if seconds is None:
             seconds = _SECONDS_FOR_A_RESTART if self._answered else _SECONDS_FOR_A_START
         return Patience(seconds, at_once=len(self.connection.addresses) - 1)
 
     async def call(self, method: Any, request: Message, *, try_seconds: float = 30.0) -> Any:
-        """One unary call, repeated while it is UNAVAILABLE: every call made through here is idempotent.
+        """Makes a unary call and repeats it while it is UNAVAILABLE; every call made through here is idempotent.
 
-        `try_seconds` is for one try. Raises ApiError.
+        `try_seconds` is the deadline of each attempt. Raises ApiError.
         """
         gone, partly = self.patience(), self.patience(_SECONDS_FOR_A_PART)
         while True:
@@ -89,7 +97,7 @@ class AsyncTransport(ABC):
                 return response
 
     def error(self, rpc_error: grpc.RpcError) -> ApiError:
-        """What grpc raised as one of ours. Raises FineTuneFlowError when it is because this client was closed."""
+        """Translates an error of grpc into an ApiError. Raises FineTuneFlowError if this client was closed."""
         if self.closed:
             raise FineTuneFlowError("This client was closed.") from rpc_error
         error = from_rpc_error(rpc_error, self.connection.address)
@@ -103,8 +111,8 @@ class AsyncTransport(ABC):
         return {"timeout": timeout, "metadata": self.connection.metadata}
 
 
-class AioTransport(AsyncTransport):
-    """On an event loop."""
+class AioTransport(CallPolicy):
+    """Suspends on an event loop. Used on one event loop only."""
 
     def __init__(self, connection: Connection) -> None:
         super().__init__(connection)
@@ -117,20 +125,20 @@ class AioTransport(AsyncTransport):
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
-    async def transfer(self, work: Callable[[Transport], R]) -> R:
-        transport = Transport(self.connection)
-        moving = asyncio.ensure_future(asyncio.to_thread(work, transport))
+    async def transfer(self, work: Callable[[PlainCalls], R]) -> R:
+        calls = PlainCalls(BlockingTransport(self.connection))
+        moving = asyncio.ensure_future(asyncio.to_thread(work, calls))
         try:
             return await asyncio.shield(moving)
         except asyncio.CancelledError:
-            # Ends the thread's calls, and it with them; until then it may still write to the caller's file.
-            transport.close()
+            # Ends the thread's calls, and with them the thread; until then it may still write to the caller's file.
+            calls.close()
             await asyncio.wait([moving])
             if not moving.cancelled():
                 moving.exception()
             raise
         finally:
-            transport.close()
+            calls.close()
 
     async def close(self) -> None:
         self.closed = True
@@ -140,8 +148,8 @@ class AioTransport(AsyncTransport):
         return await method(request, **self._options(seconds))
 
 
-class BlockingTransport(AsyncTransport):
-    """Blocks the thread instead of suspending. Safe to share between threads."""
+class BlockingTransport(CallPolicy):
+    """Blocks the calling thread instead of suspending. Thread-safe."""
 
     def __init__(self, connection: Connection) -> None:
         super().__init__(connection)
@@ -153,8 +161,8 @@ class BlockingTransport(AsyncTransport):
     async def sleep(self, seconds: float) -> None:
         time.sleep(seconds)  # noqa: ASYNC251 - there is no event loop
 
-    async def transfer(self, work: Callable[[Transport], R]) -> R:
-        return work(Transport.over(self))
+    async def transfer(self, work: Callable[[PlainCalls], R]) -> R:
+        return work(PlainCalls(self))
 
     def close(self) -> None:
         self.closed = True
@@ -182,37 +190,33 @@ class _Inline:
         self._stream.cancel()
 
 
-class Transport:
-    """What moves files calls in plain functions. Opened at the first call; safe to share between threads."""
+class PlainCalls:
+    """Calls in plain functions, for the code that moves files. Opened at the first call; thread-safe."""
 
-    def __init__(self, connection: Connection) -> None:
-        self.inline = BlockingTransport(connection)
-
-    @classmethod
-    def over(cls, inline: BlockingTransport) -> Transport:
-        """On the connections of another one."""
-        transport = cls.__new__(cls)
-        transport.inline = inline
-        return transport
+    def __init__(self, transport: BlockingTransport) -> None:
+        self._transport = transport
 
     @property
     def channel(self) -> Any:
-        """For stubs."""
-        return self.inline.channel
+        """The channel for generated stubs."""
+        return self._transport.channel
 
     def patience(self) -> Patience:
-        return self.inline.patience()
+        """As CallPolicy.patience, with its default duration."""
+        return self._transport.patience()
 
     def call(self, method: Any, request: Message, *, timeout: float = 30.0) -> Any:
-        """As AsyncTransport.call; `timeout` is in seconds and for one try."""
-        return run(self.inline.call(method, request, try_seconds=timeout))
+        """As CallPolicy.call; `timeout` is the deadline of each attempt in seconds."""
+        return run(self._transport.call(method, request, try_seconds=timeout))
 
     def stream(self, method: Any, request: Message | Iterator[Message], *, timeout: float | None = None) -> Any:
-        """Starts a streaming call; iterating over it raises grpc.RpcError, which `error` translates."""
-        return method(request, **self.inline._options(timeout))
+        """Starts a streaming call. Iterating over the result raises grpc.RpcError, which `error` translates."""
+        return method(request, **self._transport._options(timeout))
 
     def error(self, rpc_error: grpc.RpcError) -> ApiError:
-        return self.inline.error(rpc_error)
+        """As CallPolicy.error."""
+        return self._transport.error(rpc_error)
 
     def close(self) -> None:
-        self.inline.close()
+        """Closes the connections."""
+        self._transport.close()

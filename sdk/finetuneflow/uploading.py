@@ -1,4 +1,4 @@
-"""One file on its way to the server, through as many streams as it takes."""
+"""Uploads of one file, over as many streams as it takes."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from finetuneflow.errors import (
 )
 from finetuneflow.hashing import Hashing
 from finetuneflow.patience import Patience
-from finetuneflow.transport import Transport
+from finetuneflow.transport import PlainCalls
 from finetuneflow.v1 import dataset_service_pb2 as pb
 from finetuneflow.v1.dataset_pb2 import Dataset
 
-# Called with (bytes sent, bytes in all) of the file on its way; after a cut the first number may be smaller.
+# Called with the bytes sent so far and the size of the file; the first number may decrease after an interruption.
 Progress = Callable[[int, int], None]
 
-# Hashed before it is sent, in a moment: the same rows are the same dataset wherever they lie.
+# Up to this size a file is hashed before it is sent: the same content is the same dataset, whatever its path.
 _KNOWN_BY_CONTENT_BYTES = 64 << 20
-# Longer than a server takes to notice that the stream before has died (ABORTED until then).
+# Longer than a server takes to notice that the previous stream has died (ABORTED until then).
 _SECONDS_WITHOUT_PROGRESS = 60.0
 _METHOD = "/finetuneflow.v1.DatasetService/UploadDataset"
 
@@ -45,17 +45,17 @@ class FileUpload:
 
     def __init__(
         self,
-        transport: Transport,
+        calls: PlainCalls,
         stub: Any,
         file: Path,
         display_name: str,
         request_id: str,
         progress: Progress | None,
     ) -> None:
-        self._transport = transport
+        self._calls = calls
         self._stub = stub
-        # The request's bytes are framed by hand: a large message would copy each chunk twice more.
-        self._send = transport.channel.stream_unary(
+        # The requests are framed by hand: a message would copy each chunk twice more.
+        self._send = calls.channel.stream_unary(
             _METHOD,
             request_serializer=_serialized,
             response_deserializer=pb.UploadDatasetResponse.FromString,
@@ -69,7 +69,7 @@ class FileUpload:
         self._hashing = Hashing(file, self._size)
 
     def run(self) -> Dataset:
-        """The dataset, once it is there."""
+        """Uploads the file and returns the dataset."""
         header = pb.UploadDatasetHeader(
             filename=self._path.name,
             display_name=self._display_name,
@@ -90,14 +90,14 @@ class FileUpload:
             header.offset = held
             stream = _Stream()
             try:
-                response = self._transport.stream(self._send, self._messages(header, stream))
+                response = self._calls.stream(self._send, self._messages(header, stream))
             except grpc.RpcError as rpc_error:
                 stream.ended = True
                 if stream.failure is not None:
                     raise stream.failure from None
-                error = self._transport.error(rpc_error)
+                error = self._calls.error(rpc_error)
                 if held and not began_anew and isinstance(error, InvalidArgument) and error.reason == "SHA256_MISMATCH":
-                    # What was there is damaged, or of a file that has changed; the server has dropped it.
+                    # The kept bytes were damaged, or the file has changed; the server has deleted them.
                     began_anew = True
                     continue
                 delay = patience.next_delay() if _may_go_on(error) else None
@@ -117,9 +117,9 @@ class FileUpload:
         self._hashing.__exit__(kind, error, trace)
 
     def _held(self, header: pb.UploadDatasetHeader) -> Dataset | int:
-        """The bytes that the server has, or the dataset that it has made of them."""
+        """Returns the number of bytes that the server has, or the dataset if the upload is complete."""
         request = pb.GetUploadRequest(request_id=header.request_id)
-        answer = self._transport.call(self._stub.GetUpload, request)
+        answer = self._calls.call(self._stub.GetUpload, request)
         if not answer.HasField("dataset"):
             received: int = answer.received_bytes
             return received if received <= self._size else 0
@@ -128,7 +128,7 @@ class FileUpload:
             return dataset
         if not self._request_id:
             header.request_id = uuid.uuid4().hex
-        # Under the caller's own id the server refuses it, and says so better.
+        # With the caller's own request_id the server refuses the upload, with a better message.
         return 0
 
     def _messages(self, header: pb.UploadDatasetHeader, stream: _Stream) -> Iterator[Any]:
@@ -154,7 +154,9 @@ class FileUpload:
             raise
 
     def _changed(self) -> IntegrityError:
-        return IntegrityError(f"{self._path} changed while it was uploaded; upload it again when nobody writes it.")
+        return IntegrityError(
+            f"{self._path} changed during the upload.", advice="Upload it again when no process writes to it."
+        )
 
     def _known_as(self) -> str:
         identity = [self._path.name, self._display_name]
@@ -166,7 +168,8 @@ class FileUpload:
 
 
 class _Stream:
-    """One of the streams. grpc swallows what its messages raise, and may ask for one more when it has ended."""
+    """State of one stream. grpc swallows exceptions of the request iterator, and may call it once more after the
+    end."""
 
     def __init__(self) -> None:
         self.failure: Exception | None = None
@@ -174,7 +177,7 @@ class _Stream:
 
 
 def _state(status: os.stat_result) -> tuple[int, ...]:
-    """What changes when somebody writes the file."""
+    """Returns the attributes of a file that change when it is written."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 

@@ -1,4 +1,4 @@
-"""Watching a job, whatever the connections in between do."""
+"""Watch streams that survive lost connections."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import grpc
 from finetuneflow.errors import ApiError, ServerError, Unavailable
 from finetuneflow.resources.event import Event
 from finetuneflow.resources.job import Job, JobState
-from finetuneflow.transport import AsyncTransport
+from finetuneflow.transport import CallPolicy
 from finetuneflow.v1 import fine_tuning_service_pb2 as pb
 
 _ALIVE_SECONDS = 2.0
-"""A stream that has lasted for so long after its first message was one of a gateway that was there."""
+"""A stream that lasts this long after its first message counts as a success, and restarts the back-off."""
 
 
 class OutOfOrder(Exception):
-    """The stream skipped events. What it said before that stands; the rest is asked for anew."""
+    """The stream skipped events. Earlier events remain valid; the rest is requested again."""
 
 
 class Cursor:
-    """Events up to `sequence` were handed out or filtered out; the next connection asks for what follows it.
+    """The position in a job's history: events up to `sequence` were handed out or filtered out.
 
-    With `dense` nothing is filtered out, so that an event can be missed: sequences count from 1 without a hole.
+    With `dense`, nothing is filtered out, so a gap in the sequences reveals a missing event.
     """
 
     def __init__(self, after_sequence: int, *, dense: bool) -> None:
@@ -34,8 +34,8 @@ class Cursor:
         self._dense = dense
 
     def advance(self, response: pb.WatchFineTuningJobResponse) -> Iterator[Event]:
-        """Yields each event once and in order. The cursor moves with the event, so a consumer that stops in the
-        middle of a batch has a cursor in the middle of it. Raises OutOfOrder."""
+        """Yields each new event once and in order. The cursor advances with each event, so it stays correct if the
+        consumer stops in the middle of a batch. Raises OutOfOrder."""
         fresh = {message.sequence: message for message in response.events if message.sequence > self.sequence}
         for sequence, message in sorted(fresh.items()):
             if self._dense and sequence != self.sequence + 1:
@@ -50,7 +50,7 @@ class Cursor:
 
 
 async def watch(
-    transport: AsyncTransport,
+    transport: CallPolicy,
     method: Any,
     request: pb.WatchFineTuningJobRequest,
     get_job: Callable[[str], Awaitable[Job]],
@@ -60,9 +60,10 @@ async def watch(
     on_reconnect: Callable[[], None] | None = None,
     deadline: float | None = None,
 ) -> AsyncGenerator[Event, None]:
-    """Yields the events that `request` asks for until the job has ended. `deadline` is of time.monotonic.
+    """Yields the requested events until the job has ended. `deadline` is a time of time.monotonic().
 
-    Raises TimeoutError beyond the deadline, Unavailable or ServerError after `give_up_after_seconds` without progress.
+    Raises TimeoutError after the deadline, and Unavailable or ServerError after `give_up_after_seconds` without
+    progress.
     """
     cursor = Cursor(request.after_sequence, dense=not request.kinds and not request.min_severity)
     patience = transport.patience(give_up_after_seconds)
@@ -70,10 +71,10 @@ async def watch(
     while True:
         seconds_left = None if deadline is None else deadline - time.monotonic()
         if seconds_left is not None and seconds_left <= 0:
-            raise TimeoutError(f"job {request.job_id} has not ended in time")
+            raise TimeoutError(f"Job {request.job_id} has not ended in time.")
         request.after_sequence = cursor.sequence
         stream = transport.stream(method, request, timeout=seconds_left)
-        failure: ApiError = Unavailable(f"The server ended the stream of job {request.job_id}, which has not ended.")
+        failure: ApiError = Unavailable(f"The server ended the stream of job {request.job_id} before the job's end.")
         first: float | None = None
         try:
             async for response in stream:
@@ -89,18 +90,18 @@ async def watch(
             if cursor.ended or await _all_seen(get_job, request.job_id, cursor.sequence):
                 return
         except OutOfOrder as error:
-            failure = Unavailable(f"The server's stream of job {request.job_id} is not whole: {error}.")
+            failure = Unavailable(f"The server's stream of job {request.job_id} is incomplete: {error}.")
         except grpc.RpcError as rpc_error:
             failure = transport.error(rpc_error)
             if failure.code is grpc.StatusCode.DEADLINE_EXCEEDED and deadline is not None:
                 continue
-            # A database that is just being restarted shows as a fault of the server's.
+            # A database that is being restarted appears as a server error.
             if not isinstance(failure, (Unavailable, ServerError)):
                 raise failure from rpc_error
         finally:
             stream.cancel()
-        # A job may be quiet for longer than gateways stay up, while one that only says something and hangs up must not
-        # be asked for ever.
+        # A job may be quiet for longer than gateways stay up, but a gateway that sends one message and hangs up must
+        # not be retried forever.
         if first is not None and time.monotonic() - first >= _ALIVE_SECONDS:
             patience.reset()
         if not lost and on_disconnect is not None:
@@ -113,7 +114,7 @@ async def watch(
 
 
 async def _all_seen(get_job: Callable[[str], Awaitable[Job]], job_id: str, sequence: int) -> bool:
-    """Whether a stream that ended without a terminal event ended because there is nothing more: the event may have been
-    filtered out, or lie before the cursor the caller gave."""
+    """Returns True if a stream without a terminal event is complete: that event may have been filtered out, or be
+    before the caller's cursor."""
     job = await get_job(job_id)
     return job.ended and sequence >= job.last_sequence

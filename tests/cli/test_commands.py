@@ -300,7 +300,7 @@ def test_a_refused_file_is_named(ftf: Ftf, rows: Path, gateway: FakeGateway) -> 
     after = rows.parent / "after.jsonl"
     after.write_text("{}\n")
     result = ftf("datasets", "upload", rows, after)
-    assert f"Not sent, as they come after it: {after}." in result.stderr
+    assert f"Not uploaded: {after}." in result.stderr
 
 
 def test_a_list_says_that_there_is_more(ftf: Ftf, gateway: FakeGateway) -> None:
@@ -324,7 +324,7 @@ def test_an_empty_id_is_refused_here(ftf: Ftf, gateway: FakeGateway) -> None:
 
 
 def test_the_exit_codes_are_in_the_help(ftf: Ftf) -> None:
-    assert "3 no server can be" in " ".join(ftf("--help").stdout.split())
+    assert "3 no server is" in " ".join(ftf("--help").stdout.split())
 
 
 def test_advice_is_what_the_caller_can_type(ftf: Ftf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -336,12 +336,12 @@ def test_advice_is_what_the_caller_can_type(ftf: Ftf, tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", "")
     address = os.environ["FTF_ADDRESS"]
-    assert f"\nFetch the package: venv/ftf download {JOB}\n" in ftf("jobs", "watch", JOB).stdout
+    assert f"\nDownload the package: venv/ftf download {JOB}\n" in ftf("jobs", "watch", JOB).stdout
     monkeypatch.setenv("PATH", str(script.parent))
-    assert f"Fetch the package: ftf download {JOB}" in ftf("jobs", "watch", JOB).stdout
+    assert f"Download the package: ftf download {JOB}" in ftf("jobs", "watch", JOB).stdout
     monkeypatch.delenv("FTF_ADDRESS")
     shown = ftf("--address", address, "jobs", "watch", JOB).stdout
-    assert f"Fetch the package: ftf --address {address} download {JOB}" in shown
+    assert f"Download the package: ftf --address {address} download {JOB}" in shown
 
 
 def poisoned() -> tuple[list[event_pb2.Event], list[job_pb.AttemptSummary]]:
@@ -388,13 +388,13 @@ def poisoned() -> tuple[list[event_pb2.Event], list[job_pb.AttemptSummary]]:
 
 
 def test_a_poison_job_is_explained_in_one_place(ftf: Ftf, gateway: FakeGateway) -> None:
-    """What failed, how often and where: without that an operator cannot tell a bad job from a bad machine."""
+    """Without each failure, its node and its number an operator cannot tell a bad job from a bad machine."""
     gateway.events, gateway.attempts = poisoned()
     explained = ftf("jobs", "explain", JOB).stdout
     assert "Given up as poison: 2 attempts failed" in explained.splitlines()[0]
     rows = [line.split("\t") for line in explained.splitlines() if "\t" in line]
     assert rows == [
-        ["STAGE", "ATTEMPT", "NODE", "OUTCOME", "REASON", "COUNTED", "TOOK"],
+        ["STAGE", "ATTEMPT", "NODE", "OUTCOME", "REASON", "COUNTED", "DURATION"],
         ["preflight", "1", "probe-1", "COMPLETED", "", "", "1:05"],
         ["training", "1", "trainer-1", "FAILED", "KILLED", "yes", "1:05"],
         ["training", "2", "trainer-1", "RELEASED", "DRAINED", "", "1:05"],
@@ -411,16 +411,16 @@ def test_a_follower_reads_what_became_of_each_attempt(ftf: Ftf, gateway: FakeGat
     gateway.events, _ = poisoned()
     followed = ftf("jobs", "watch", JOB).stdout
     assert "attempt 1 failed: KILLED: its worker was killed by SIGKILL" in followed
-    assert "attempt 2 after KILLED: goes on from step 10" in followed
-    assert "attempt 2 let go: drained" in followed
-    assert "attempt 3: goes on from step 10" in followed
+    assert "attempt 2 after KILLED: resumes from step 10" in followed
+    assert "attempt 2 released: drained" in followed
+    assert "attempt 3: resumes from step 10" in followed
 
 
 def test_a_lost_connection_and_its_return_are_shown_once(ftf: Ftf, gateway: FakeGateway) -> None:
     gateway.cut_watch_after = [4]
     followed = ftf("jobs", "watch", JOB).stdout
     assert followed.count("The server does not answer") == 1
-    assert followed.count("Connected again") == 1
+    assert followed.count("Reconnected") == 1
 
 
 def test_the_processes_on_one_machine_are_one_machine(ftf: Ftf, gateway: FakeGateway) -> None:

@@ -1,4 +1,4 @@
-"""What stands in files and comes from servers is shown, and commands no terminal."""
+"""Text from files and servers is shown, and never controls the terminal."""
 
 import io
 import json

@@ -20,7 +20,7 @@ def test_a_recommendation_says_what_to_change(ftf: Ftf) -> None:
     assert shown.startswith("llama-3.1-8b on H200: QLoRA, tight\n")
     assert "hyperparameters.max_length\t2048\t1024" in shown
     assert "at most\t7.50 GiB" in shown
-    assert "Mind: Rows longer" in shown
+    assert "Warning: Rows longer" in shown
     assert "LoRA, 8.3 GB. By size." in shown
     answer = json.loads(ftf("recommend", "-m", "llama-3.1-8b", "--json").stdout)
     assert answer["recommendation"]["method"] == "TRAINING_METHOD_QLORA"
@@ -37,7 +37,7 @@ def test_an_estimate_has_memory_time_and_money(ftf: Ftf) -> None:
     shown = ftf("estimate", "-m", "llama-3.1-8b", "--examples", "10").stdout
     assert "Time\t1:00:00 (30:00 to 2:00:00) for 1,000 tokens" in shown
     assert "0.30 USD" in shown
-    assert "not known without data" in ftf("estimate", "-m", "llama-3.1-8b").stdout
+    assert "unknown without data" in ftf("estimate", "-m", "llama-3.1-8b").stdout
 
 
 def test_what_is_missing_is_said(ftf: Ftf, tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_a_tight_estimate_says_with_which_changes_it_fits(here: Any) -> None:
     tight = ("estimate", "-m", "llama-3.1-8b", "--set", "method=qlora", "--vram", "16", "--longest-row", "4000")
     shown = here(*tight).stdout
     assert "hyperparameters.per_device_train_batch_size\t4\t" in shown
-    assert "Mind: Rows longer than max_length = 2,048 are cut" in shown
+    assert "Warning: Rows longer than max_length = 2,048 are cut" in shown
     estimate = json.loads(here(*tight, "--set", "hyperparameters.max_length=200000", "--json").stdout)["estimate"]
     assert estimate["verdict"] == "FIT_VERDICT_TIGHT"
     rows = "hyperparameters.per_device_train_batch_size"

@@ -59,7 +59,7 @@ def test_on_a_terminal_a_curve_and_the_outcome_remain(client: Client, gateway: F
     assert job.state == "SUCCEEDED"
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert "── loss   ── eval loss" in shown
-    assert "Held out    base 4.0000, tuned 3.0000 (-1.0000)" in shown
+    assert "Evaluation  base 4.0000, tuned 3.0000 (-1.0000)" in shown
 
 
 def test_a_curve_falls_from_left_to_right() -> None:

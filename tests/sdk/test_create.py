@@ -88,7 +88,7 @@ def test_a_dry_run_leaves_nothing_on_the_server(client: Client, gateway: FakeGat
 
 
 def test_a_preflight_leaves_nothing_on_the_server_either(client: Client, gateway: FakeGateway, rows: Path) -> None:
-    """What refuses a job is an answer with everything else in it, not an exception with one sentence."""
+    """A refused job is a result with the whole report, not an exception with one sentence."""
     found = client.jobs.preflight(base_model="m", training_data=rows, hyperparameters={"num_epochs": 3}, node_id="n")
     assert not found.refused
     assert found.resolved_spec["training_data"] == [{"dataset": str(rows)}]

@@ -1,4 +1,4 @@
-"""What a caller gets with `pip install finetuneflow`, and what it costs to import."""
+"""The distribution `finetuneflow`: its dependencies, the cost of its import, and the content of its wheel."""
 
 import subprocess
 import sys

@@ -68,7 +68,7 @@ def test_no_server_says_where_it_was_looked_for_and_soon() -> None:
 
 @pytest.mark.parametrize("address", ["http://x:1", "nowhere", ":7460", "host:"])
 def test_an_address_that_is_none_is_refused(address: str) -> None:
-    with pytest.raises(InvalidArgument, match="not an address"):
+    with pytest.raises(InvalidArgument, match="not a valid address"):
         Client(address)
 
 

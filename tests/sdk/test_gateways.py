@@ -101,7 +101,7 @@ def test_the_list_of_addresses_is_checked_as_a_whole(monkeypatch: pytest.MonkeyP
     with Client() as client:
         assert client._connection.addresses == ("127.0.0.1:1", "localhost:2")
     for addresses in ("127.0.0.1:1,nowhere", " , "):
-        with pytest.raises(InvalidArgument, match="not an address"):
+        with pytest.raises(InvalidArgument, match="not a valid address"):
             Client(addresses)
     with pytest.raises(InvalidArgument, match=r"unencrypted to example\.org:443"):
         Client("127.0.0.1:1,example.org:443", token="secret")

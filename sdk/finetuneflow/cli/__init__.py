@@ -12,7 +12,7 @@ def main() -> None:
     except ImportError:
         sys.stderr.write('The command `ftf` needs typer and rich: pip install "finetuneflow[cli]"\n')
         sys.exit(2)
-    # What gRPC's core says of a connection that went away would fall into the middle of a display.
+    # gRPC's core logs lost connections to stderr, into the middle of a live display.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     from finetuneflow.cli.app import build_app
 

@@ -1,4 +1,4 @@
-"""`python -m finetuneflow.cli`: `ftf`, where the script is not on the path."""
+"""`python -m finetuneflow.cli`, the same as `ftf` if the script is not on the path."""
 
 from finetuneflow.cli import main
 

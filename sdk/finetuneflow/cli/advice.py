@@ -1,4 +1,4 @@
-"""Commands to type next, as this caller can type them."""
+"""Commands in messages, written so that the caller can type them as they are."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from contextvars import ContextVar
 from pathlib import Path
 
 LOOPBACK = ("127.0.0.1", "localhost")
-"""Hosts at which a server started here answers."""
+"""Hosts of a server on this machine."""
 ADDRESS: ContextVar[str | None] = ContextVar("address", default=None)
-"""What `--address` says in this run of `ftf`."""
+"""The value of `--address` in this run of `ftf`."""
 
 _MENTIONED = re.compile(r"`ftf ([^`]+)`")
 
 
 def ftf(arguments: str = "") -> str:
-    """`ftf` as it was typed: it may lie in an environment that nobody has activated, and speak to another server."""
+    """Returns an `ftf` command with the program and `--address` as the caller typed them: the program may be in an
+    environment that is not activated, and the server may not be the default one."""
     if arguments == "up":
         return " ".join(filter(None, (_program(), arguments, _port())))
     return " ".join(filter(None, (_program(), _address(), arguments)))
 
 
 def as_typed(text: str) -> str:
-    """A text of the library or the server with the commands in it as `ftf` would give them."""
+    """Rewrites the commands in a text of the library or the server with `ftf()`."""
     return _MENTIONED.sub(lambda mentioned: f"`{ftf(mentioned[1])}`", text)
 
 
@@ -50,6 +51,6 @@ def _address() -> str:
 
 
 def _port() -> str:
-    """For a server to start where it was looked for."""
+    """Returns the option that starts a server at the address that the caller used."""
     host, _, port = (ADDRESS.get() or "").rpartition(":")
     return f"--port {port}" if host in LOOPBACK and port.isdecimal() and port != "7460" else ""

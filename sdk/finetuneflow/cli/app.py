@@ -29,10 +29,10 @@ from finetuneflow.connection import DEFAULT_ADDRESS
 
 
 def build_app() -> typer.Typer:
-    """The client's own commands, then those of the server distribution where it is installed."""
+    """Builds the command tree: the client's own commands, then those of the server distribution if it is installed."""
     app = typer.Typer(
         cls=ReportingGroup,
-        help="Fine-tune language models, and follow it live.",
+        help="Fine-tune language models and follow the training live.",
         epilog=EXIT_CODES,
         no_args_is_help=True,
         pretty_exceptions_enable=False,
@@ -68,7 +68,7 @@ def _root(
         str | None,
         typer.Option(
             envvar="FTF_ADDRESS",
-            help="host:port of the server, or of its gateways with commas between.",
+            help="host:port of the server. Separate several gateways by commas.",
             show_default=DEFAULT_ADDRESS,
         ),
     ] = None,

@@ -1,4 +1,4 @@
-"""What a job is made of on the command line: a TOML file, `--set` and flags."""
+"""Settings of a job on the command line: a TOML file and `--set`."""
 
 from __future__ import annotations
 
@@ -17,39 +17,40 @@ _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The table in a TOML file: `${VAR}` replaced from the environment, the text "null" as None, and the files it
-    names as data taken from its own folder. Raises InvalidArgument, OSError."""
+    """Reads a TOML file. `${VAR}` is replaced from the environment, the text "null" means None, and relative paths of
+    datasets are relative to the folder of the file. Raises InvalidArgument and OSError."""
     text = read_text(path)
     violations: list[Violation] = []
     try:
         resolved = _resolve(tomllib.loads(text), "", path.name, text, violations)
     except RecursionError as error:
-        raise _refuse(path.name, "its tables and lists lie too deep in each other; a job needs four levels") from error
+        raise _refuse(path.name, "tables and lists are nested too deeply; a job needs at most four levels") from error
     except ValueError as error:
-        # Of TOML itself, and of a number with thousands of digits.
-        raise _refuse(path.name, f"no valid TOML: {error}; correct that place") from error
+        # Raised for invalid TOML, and for a number with thousands of digits.
+        raise _refuse(path.name, f"is not valid TOML: {error}; correct it there") from error
     if violations:
-        raise InvalidArgument(f"{path} can't be used.", reason="INVALID_CONFIG", violations=violations)
+        raise InvalidArgument(f"{path} is invalid.", reason="INVALID_CONFIG", violations=violations)
     _anchor(resolved, path.parent)
     return dict(resolved)
 
 
 def apply_setting(values: dict[str, Any], setting: str) -> None:
-    """Puts `lora.r=32` into `values`. The value is read as in TOML, and as text where that fails."""
+    """Applies a setting such as `lora.r=32` to `values`. The value is read as TOML, or as text if it is not valid
+    TOML."""
     name, equals, raw = setting.partition("=")
     keys = name.strip().split(".")
     if not equals or not all(keys):
-        raise _refuse(f"--set {setting}", "write name=value, such as --set lora.r=32")
+        raise _refuse(f"--set {setting}", "must be name=value, such as --set lora.r=32")
     table = values
     for key in keys[:-1]:
         table = table.setdefault(key, {})
         if not isinstance(table, dict):
-            raise _refuse(f"--set {setting}", f"`{key}` holds a value, not a table; leave one of the two out")
+            raise _refuse(f"--set {setting}", f"`{key}` is a value, not a table; remove one of the two settings")
     table[keys[-1]] = _toml_value(raw.strip())
 
 
 def toml_text(values: Mapping[str, Any], prefix: str = "") -> str:
-    """As one would write it in a TOML file."""
+    """Formats a table as TOML."""
     plain = {key: value for key, value in values.items() if not isinstance(value, Mapping)}
     lines = [f"{_toml_key(key)} = {_toml_literal(value)}" for key, value in plain.items() if value is not None]
     for key, table in values.items():
@@ -116,5 +117,5 @@ def _anchored(source: Any, folder: Path) -> Any:
 
 def _refuse(field: str, description: str) -> InvalidArgument:
     return InvalidArgument(
-        "The job's settings can't be read.", reason="INVALID_CONFIG", violations=[Violation(field, description)]
+        "The job's settings cannot be read.", reason="INVALID_CONFIG", violations=[Violation(field, description)]
     )

@@ -1,4 +1,4 @@
-"""Where `ftf` prints: what comes from files and servers is text on it, and never commands to the terminal."""
+"""The consoles that `ftf` prints to. Text from files and servers is shown as text and never controls the terminal."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-# C0 without tab and line feed, DEL, C1, the controls that turn the direction of writing, and halves of characters.
+# C0 without tab and line feed, DEL, C1, the bidirectional controls, and surrogates.
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def visible(text: str) -> str:
-    r"""With control characters as \u001b and the like, which JSON and TOML read as what they were. Tabs and line feeds
-    stay."""
+    r"""Replaces control characters by escapes such as \u001b, which JSON and TOML decode again. Tabs and line feeds are
+    kept."""
     return _CONTROLS.sub(lambda control: f"\\u{ord(control[0]):04x}", text)
 
 
 def visible_cell(text: str) -> str:
-    """Of a table: a tab or line feed would make another cell or row."""
+    """Replaces tabs and line feeds as well: in a table they would start another cell or row."""
     return visible(text).replace("\t", "\\t").replace("\n", "\\n")
 
 
 class SafeConsole(Console):
-    """Brackets and colons in what is printed are text, a pipe gets whole lines, and control characters are shown."""
+    """A console without markup and emoji that shows control characters, and does not wrap lines in a pipe."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(markup=False, highlight=False, emoji=False, soft_wrap=True, **settings)
@@ -36,14 +36,16 @@ class SafeConsole(Console):
         return super().render_str(visible(text), **settings)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        # Text that was made elsewhere; what rich itself says to the terminal is in segments of their own.
+        # Text from elsewhere; rich's own control codes are in segments of their own.
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=visible(segment.text))
 
 
 def make_console() -> Console:
+    """Returns the console of stdout."""
     return SafeConsole(file=sys.stdout)
 
 
 def error_console() -> Console:
+    """Returns the console of stderr."""
     return SafeConsole(file=sys.stderr)

@@ -22,15 +22,18 @@ from finetuneflow.errors import FineTuneFlowError
 
 
 class Finding(NamedTuple):
-    """One thing that was looked at; `ok` None is a fact that is neither good nor bad."""
+    """The result of one check."""
 
     name: str
+    """Name of the check."""
     ok: bool | None
+    """True if the check passed, False if it failed, None for a plain fact."""
     detail: str
+    """The fact, or the problem and how to fix it."""
 
 
 def doctor(ctx: typer.Context, json: Json = False) -> None:
-    """Look at the installation and the way to the server, part by part."""
+    """Check the installation and the connection to the server."""
     here = session(ctx)
     healthy = True
     for finding in _findings(here.client):
@@ -48,12 +51,12 @@ def _findings(client: Client) -> Iterator[Finding]:
     yield Finding("client", None, f"finetuneflow {__version__}, Python {platform.python_version()}")
     yield Finding("libraries", None, ", ".join(f"{name} {version(name)}" for name in ("grpcio", "protobuf")))
     yield _server_distribution()
-    # Those of the server distribution, where it is installed: callables that yield (name, ok, detail).
+    # The checks of the server distribution, if it is installed: callables that yield (name, ok, detail).
     for entry_point in entry_points(group="finetuneflow.checks"):
         for check in entry_point.load()():
             yield Finding(*check)
     set_here = [name for name in ("FTF_ADDRESS", "FTF_TOKEN", "FTF_CA") if os.environ.get(name)]
-    yield Finding("settings", None, f"set in the environment: {', '.join(set_here) or 'none'}")
+    yield Finding("settings", None, f"environment variables: {', '.join(set_here) or 'none'}")
     connections = [_connects(address) for address in client.address.split(",") if address.strip()]
     yield from connections
     if not any(connection.ok for connection in connections):
@@ -87,8 +90,8 @@ def _connects(address: str) -> Finding:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=5):
             return Finding("connection", True, address)
     except OSError as error:
-        start = f" `{ftf('up')}` starts one" if host in LOOPBACK else ""
-        problem = f"{address}: {error.strerror or error}. Is a server up?{start}"
+        start = f"start a server with `{ftf('up')}`" if host in LOOPBACK else "check that a server runs there"
+        problem = f"{address}: {error.strerror or error}; {start}"
         return Finding("connection", False, problem)
 
 

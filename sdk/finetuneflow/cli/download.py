@@ -13,11 +13,11 @@ from finetuneflow.cli.session import Json, not_empty, session, size
 
 def download(
     ctx: typer.Context,
-    job_id: Annotated[str, typer.Argument(metavar="JOB", help="The job's id.", callback=not_empty)],
-    out: Annotated[Path | None, typer.Option(help="Folder to write into.", show_default="./JOB")] = None,
+    job_id: Annotated[str, typer.Argument(metavar="JOB", help="Id of the job.", callback=not_empty)],
+    out: Annotated[Path | None, typer.Option(help="Folder to download into.", show_default="./JOB")] = None,
     json: Json = False,
 ) -> None:
-    """Fetch the package of a finished job: verified, and resumed where it was cut."""
+    """Download and verify the package of a finished job. An interrupted download resumes."""
     here = session(ctx)
     for path in here.client.jobs.download(job_id, out or Path(job_id)):
         if json:

@@ -1,4 +1,4 @@
-"""Exit codes, and what a failure prints."""
+"""Exit codes and error messages of `ftf`."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ DONE = 0
 JOB_FAILED = 1
 USAGE = 2
 UNREACHABLE = 3
-# What a shell reports for Ctrl-C: neither done nor failed, so `ftf train ... && deploy` stops here.
+# The shell's own code for Ctrl-C: neither success nor failure, so `ftf train ... && deploy` stops here.
 DETACHED = 130
 
 EXIT_CODES = (
-    "Exit codes: 0 done; 1 the job or the server failed; 2 wrong usage or input; 3 no server can be reached; "
-    "130 Ctrl-C, while the job goes on."
+    "Exit codes: 0 success; 1 the job or the server failed; 2 invalid usage or input; 3 no server is reachable; "
+    "130 Ctrl-C, while the job continues."
 )
 
-# click's, which recent releases of typer bring along under a name of their own.
+# click's ClickException, which recent releases of typer bundle under a name of their own.
 _ClickException: Any = typer.BadParameter.__mro__[2]
 _JSON = "finetuneflow.json"
 
 
 class CommandFailed(FineTuneFlowError):
-    """A command that asks no server failed; the message says what to do."""
+    """A command failed without a server; the message says how to fix it."""
 
     def __init__(
         self, message: str, *, code: int = USAGE, advice: str = "", violations: Sequence[Violation] = ()
@@ -55,7 +55,7 @@ class CommandFailed(FineTuneFlowError):
 
 
 def exit_code(error: FineTuneFlowError) -> int:
-    """0 done, 1 the job (or the server) failed, 2 usage and bad input, 3 cannot reach the server."""
+    """Returns the exit code of a failure: 1 the job or the server failed, 2 invalid input, 3 no server is reachable."""
     if isinstance(error, CommandFailed):
         return error.exit_code
     if isinstance(error, (Unavailable, DeadlineExceeded)):
@@ -66,7 +66,7 @@ def exit_code(error: FineTuneFlowError) -> int:
 
 
 def report(error: FineTuneFlowError, console: Console) -> None:
-    """What was wrong, each field at fault, and what helps."""
+    """Prints the problem, each invalid field, and how to fix it."""
     reason = f" [{error.reason}]" if isinstance(error, ApiError) and error.reason else ""
     console.print(f"{as_typed(error.message)}{reason}", style="red")
     if isinstance(error, ApiError):
@@ -75,13 +75,13 @@ def report(error: FineTuneFlowError, console: Console) -> None:
     if error.advice:
         console.print(as_typed(error.advice))
     if isinstance(error, JobFailed):
-        console.print(f"Look into it: {ftf(f'jobs explain {error.job.id}')}")
+        console.print(f"Details: {ftf(f'jobs explain {error.job.id}')}")
     elif exit_code(error) == UNREACHABLE:
-        console.print(f"Look into it: {ftf('doctor')}")
+        console.print(f"Diagnose: {ftf('doctor')}")
 
 
 def _fields_at_fault(error: ApiError) -> Iterator[str]:
-    """A line each; rows of which the same is to be said share one."""
+    """Yields a line per invalid field. Rows with the same problem share a line."""
     shared: dict[tuple[str, str], list[str]] = {}
     for field, description in error.unsaid:
         source, _, row = field.rpartition(" row ")
@@ -97,7 +97,7 @@ def _fields_at_fault(error: ApiError) -> Iterator[str]:
 
 
 def named_rows(rows: Sequence[str]) -> str:
-    """row 2; rows 2, 3, 4 and 46 more."""
+    """Formats row numbers: `row 2`, or `rows 2, 3, 4 and 46 more`."""
     if len(rows) == 1:
         return f"row {rows[0]}"
     first, more = rows[:3], len(rows) - 3
@@ -105,7 +105,7 @@ def named_rows(rows: Sequence[str]) -> str:
 
 
 def error_object(error: FineTuneFlowError) -> dict[str, Any]:
-    """The same for programs: `code` is the gRPC status, or the name of an error that no server gave."""
+    """Returns the error as a JSON object: `code` is the gRPC status, or the name of an error without a server."""
     named = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(error).__name__).upper()
     return {
         "code": error.code.name if isinstance(error, ApiError) else named,
@@ -117,7 +117,7 @@ def error_object(error: FineTuneFlowError) -> dict[str, Any]:
 
 
 def _argument_at_fault(error: Any) -> list[Violation]:
-    """Where click knows it: `--model`, or an argument's name."""
+    """Returns the option or argument that click refused, such as `--model`, if click names it."""
     given, parameter = getattr(error, "param_hint", None), getattr(error, "param", None)
     name = given or getattr(error, "option_name", None)
     if not name and parameter is not None:
@@ -127,8 +127,8 @@ def _argument_at_fault(error: Any) -> list[Violation]:
 
 
 class ReportingGroup(TyperGroup):
-    """Turns our exceptions into a message on stderr and an exit code, for every command below it; after `--json` into
-    one JSON object on stderr."""
+    """Converts exceptions of every command below it to an exit code and a message on stderr; with `--json` to one JSON
+    object on stderr."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         ctx.meta[_JSON] = "--json" in args
@@ -140,7 +140,7 @@ class ReportingGroup(TyperGroup):
         except FineTuneFlowError as error:
             failure: FineTuneFlowError = error
         except OSError as error:
-            # A file that can't be read or a folder that can't be written; BrokenPipeError is click's own affair.
+            # A file that can't be read or a folder that can't be written; click handles BrokenPipeError itself.
             if error.filename is None:
                 raise
             failure = CommandFailed(f"{error.strerror}: {error.filename}")

@@ -1,4 +1,4 @@
-"""Following a job from a command: what Ctrl-C and the job's end mean for the exit code."""
+"""Following a job from a command: exit codes for Ctrl-C and for the job's end."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from finetuneflow.cli.session import Session
 
 
 def follow_or_detach(session: Session, job_id: str, *, json: bool, after_sequence: int = 0) -> None:
-    """Returns when the job has SUCCEEDED; otherwise leaves with an exit code."""
+    """Follows a job and returns when it has SUCCEEDED; otherwise exits with a code."""
     try:
         job = follow(session.client, job_id, console=session.console, json=json, after_sequence=after_sequence)
     except KeyboardInterrupt:
         console = error_console()
-        console.print(f"\nDetached; the job goes on. Return to it: {ftf(f'jobs watch {job_id}')}")
-        console.print(f"Stop it: {ftf(f'jobs cancel {job_id}')}")
+        console.print(f"\nDetached; the job continues. Follow it: {ftf(f'jobs watch {job_id}')}")
+        console.print(f"Cancel it: {ftf(f'jobs cancel {job_id}')}")
         raise typer.Exit(DETACHED) from None
     if job.state != "SUCCEEDED":
         raise typer.Exit(JOB_FAILED)

@@ -14,20 +14,22 @@ from finetuneflow.errors import InvalidArgument, Violation
 from finetuneflow.fields import INT32_MAX, INT64_MAX
 from finetuneflow.resources.job import Job
 
-app = typer.Typer(no_args_is_help=True, help="Jobs: list, follow, stop, look into.")
+app = typer.Typer(no_args_is_help=True, help="List, follow, control and explain jobs.")
 
-JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.", callback=not_empty)]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of the job.", callback=not_empty)]
 
 
 @app.command("list")
 def list_jobs(
     ctx: typer.Context,
-    state: Annotated[list[str] | None, typer.Option(help="Only jobs in this state; as often as needed.")] = None,
-    label: Annotated[list[str] | None, typer.Option(help="Only jobs with this label, KEY=VALUE.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=INT32_MAX, help="Newest first, at most so many.")] = 20,
+    state: Annotated[list[str] | None, typer.Option(help="Only jobs in this state. Repeatable.")] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(help="Only jobs with this label, KEY=VALUE. Repeatable; all must match.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=INT32_MAX, help="Maximum number to list, newest first.")] = 20,
     json: Json = False,
 ) -> None:
-    """Show the newest jobs."""
+    """List the newest jobs."""
     here = session(ctx)
 
     def newest(most: int) -> Iterator[Job]:
@@ -42,7 +44,7 @@ def list_jobs(
 
 @app.command()
 def get(ctx: typer.Context, job_id: JobId, json: Json = False) -> None:
-    """Show one job: its attempts, its evaluation and its export."""
+    """Show one job with its attempts, evaluation and export."""
     here = session(ctx)
     job = here.client.jobs.get(job_id)
     if json:
@@ -55,34 +57,34 @@ def get(ctx: typer.Context, job_id: JobId, json: Json = False) -> None:
 def watch(
     ctx: typer.Context,
     job_id: JobId,
-    after: Annotated[int, typer.Option(min=0, max=INT64_MAX, help="Only what happened after this sequence.")] = 0,
+    after: Annotated[int, typer.Option(min=0, max=INT64_MAX, help="Only events after this sequence.")] = 0,
     json: Json = False,
 ) -> None:
-    """Follow a job from its beginning to its end. Ctrl-C leaves it running."""
+    """Follow a job from its first event to its end. Ctrl-C leaves the job running."""
     follow_or_detach(session(ctx), job_id, json=json, after_sequence=after)
 
 
 @app.command()
 def cancel(ctx: typer.Context, job_id: JobId, json: Json = False) -> None:
-    """End a job; its checkpoints stay."""
+    """Cancel a job. Its checkpoints are kept."""
     _show_state(ctx, session(ctx).client.jobs.cancel(job_id), json)
 
 
 @app.command()
 def pause(ctx: typer.Context, job_id: JobId, json: Json = False) -> None:
-    """Hold a job after a checkpoint; what it runs on is free for others."""
+    """Pause a job after writing a checkpoint, and release its device."""
     _show_state(ctx, session(ctx).client.jobs.pause(job_id), json)
 
 
 @app.command()
 def resume(ctx: typer.Context, job_id: JobId, json: Json = False) -> None:
-    """Go on with a paused job, from its newest checkpoint."""
+    """Resume a paused job from its latest checkpoint."""
     _show_state(ctx, session(ctx).client.jobs.resume(job_id), json)
 
 
 @app.command()
 def explain(ctx: typer.Context, job_id: JobId, json: Json = False) -> None:
-    """Say why a job is as it is: its attempts and their failures, warnings, and each automatic choice."""
+    """Explain the state of a job: attempts, failures, warnings and automatic values."""
     here = session(ctx)
     job = here.client.jobs.get(job_id)
     kinds = ["stage_failed", "warning", "restored"]
@@ -95,7 +97,7 @@ def explain(ctx: typer.Context, job_id: JobId, json: Json = False) -> None:
 
 @app.command()
 def delete(ctx: typer.Context, job_id: JobId, json: Json = False) -> None:
-    """Delete a job that has ended, with its history and its files."""
+    """Delete a job that has ended, with its history and files."""
     here = session(ctx)
     here.client.jobs.delete(job_id)
     if not json:
@@ -122,7 +124,7 @@ def _labels(labels: list[str]) -> dict[str, str]:
         key, equals, value = label.partition("=")
         if not equals:
             raise InvalidArgument(
-                "The label can't be read.", violations=[Violation(f"--label {label}", "write KEY=VALUE")]
+                "The label is invalid.", violations=[Violation(f"--label {label}", "must be KEY=VALUE")]
             )
         pairs[key] = value
     return pairs

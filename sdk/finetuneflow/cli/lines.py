@@ -21,6 +21,7 @@ from finetuneflow.resources.job import JobState
 
 
 def log_figures(log: Log) -> str:
+    """Formats training metrics."""
     return (
         f"loss {log.loss:.4f}  lr {log.learning_rate:.2e}  grad norm {log.grad_norm:.3g}  "
         f"{log.tokens_per_second:.0f} tokens/s"
@@ -28,28 +29,29 @@ def log_figures(log: Log) -> str:
 
 
 def phase_name(phase: Phase) -> str:
-    """With its place among the stage's phases; fetching, before the first, has none."""
+    """Formats a phase with its position among the stage's phases; the download before the first phase has none."""
     place = f" ({phase.index} of {phase.count})" if phase.count else ""
     return f"{phase.name.replace('_', ' ')}{place}"
 
 
 def restored_line(event: Event, failure: Event | None) -> str:
-    """`failure` is the newest failed attempt before it, of any stage."""
+    """Formats a `restored` event. `failure` is the latest failed attempt before it, of any stage."""
     step = event.restored.checkpoint_step
     after = ""
     if failure is not None and (failure.stage, failure.attempt) == (event.stage, event.attempt - 1):
         after = f" after {failure.stage_failed.reason}"
-    return f"attempt {event.attempt}{after}: goes on from step {step}"
+    return f"attempt {event.attempt}{after}: resumes from step {step}"
 
 
 class Lines:
-    """`of(event)` is the line of an event, or None for one that says nothing new to a reader of lines."""
+    """Formats events as lines."""
 
     def __init__(self) -> None:
         self._last_phase: tuple[str, int, str] | None = None
         self._failure: Event | None = None
 
     def of(self, event: Event) -> str | None:
+        """Returns the line of an event, or None if the event adds nothing to the lines before it."""
         text = self._text(event)
         return None if text is None else f"{event.stage.lower():<10}  {text}"
 
@@ -79,7 +81,7 @@ class Lines:
                 return "done"
             case StageReleased() as released:
                 why = f": {released.reason.lower().replace('_', ' ')}" if released.reason else ""
-                return f"attempt {event.attempt} let go{why}"
+                return f"attempt {event.attempt} released{why}"
             case StageFailed() as failure:
                 self._failure = event
                 return f"attempt {event.attempt} failed: {failure.reason}: {failure.message}"
@@ -98,7 +100,7 @@ class Lines:
 def _state(change: StateChanged, failure: Event | None) -> str:
     node = f" on {change.node_id}" if change.node_id else ""
     said = change.message or change.reason
-    # A line above said it. Of a retry that is all; the end of a job may say more than the failure did.
+    # An earlier line has printed the cause. A retry adds nothing to it, but the end of a job may.
     cause = "" if failure is None else failure.stage_failed.message
     told = bool(cause) and (cause == change.message or (cause in said and change.state != JobState.FAILED))
     why = f": {said}" if said and not told else ""

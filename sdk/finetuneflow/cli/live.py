@@ -17,7 +17,7 @@ from finetuneflow.cli.view import STAGES, JobView
 from finetuneflow.client import Client
 from finetuneflow.resources.job import Job, Stage
 
-_DISCONNECTED = "The server does not answer; connecting again ..."
+_DISCONNECTED = "The server does not answer; reconnecting ..."
 
 
 def follow(
@@ -29,11 +29,10 @@ def follow(
     after_sequence: int = 0,
     outcome: bool = True,
 ) -> Job:
-    """Shows a job until it ends, then (unless not `outcome`) what came out of it, and returns the job as it ended,
-    however that was.
+    """Shows a job until it ends, then its outcome (if `outcome`), and returns the job in its final state.
 
-    With `json` each event is a line of JSON and nothing else is printed. KeyboardInterrupt leaves the job running
-    and is passed on. Raises NotFound, and ServerUnreachable when the server stays away.
+    With `json`, prints each event as a line of JSON and nothing else. KeyboardInterrupt leaves the job running and is
+    raised again. Raises NotFound, and ServerUnreachable if no server answers for 60 s.
     """
     console = console or make_console()
     if json:
@@ -63,7 +62,7 @@ def _follow_lines(client: Client, job_id: str, console: Console, after_sequence:
         job_id,
         after_sequence=after_sequence,
         on_disconnect=lambda _: say(_DISCONNECTED),
-        on_reconnect=lambda: say("Connected again; nothing was missed."),
+        on_reconnect=lambda: say("Reconnected; no events were missed."),
     )
     for event in events:
         line = lines.of(event)
@@ -76,7 +75,7 @@ def _follow_live(client: Client, job_id: str, console: Console, after_sequence: 
     title = " · ".join(filter(None, [job_id, str(job.spec.get("base_model", "")), str(job.spec.get("recipe", ""))]))
     view = JobView(job_id, title=title)
     if after_sequence:
-        # The events before it, which would have said so, are not replayed.
+        # The earlier events with state and stage are not replayed.
         view.state, view.stage = job.state, job.stage
 
     def connected(yes: bool) -> None:
@@ -96,7 +95,7 @@ def _follow_live(client: Client, job_id: str, console: Console, after_sequence: 
 
 
 class _Display:
-    """Rendered anew at each refresh, so that the ETA counts down between events."""
+    """Renders the view at each refresh, so that the ETA counts down between events."""
 
     def __init__(self, view: JobView) -> None:
         self._view = view
@@ -106,6 +105,7 @@ class _Display:
 
 
 def render(view: JobView) -> RenderableType:
+    """Renders the live display of a job."""
     parts: list[RenderableType] = [Text(view.title, style="bold", overflow="ellipsis", no_wrap=True), stages_line(view)]
     parts.append(_activity(view))
     if view.log is not None or view.eval is not None:
@@ -117,6 +117,7 @@ def render(view: JobView) -> RenderableType:
 
 
 def stages_line(view: JobView) -> Text:
+    """Renders the stages with a mark for done, current and future ones."""
     text = Text()
     for stage in STAGES:
         if stage in view.done:

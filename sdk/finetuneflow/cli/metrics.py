@@ -13,12 +13,12 @@ from finetuneflow.fields import INT32_MAX
 
 def metrics(
     ctx: typer.Context,
-    job_id: Annotated[str, typer.Argument(metavar="JOB", help="The job's id.", callback=not_empty)],
-    name: Annotated[list[str] | None, typer.Option(help="Only this curve; as often as needed.")] = None,
-    points: Annotated[int, typer.Option(min=2, max=INT32_MAX, help="At most so many points a curve.")] = 100,
+    job_id: Annotated[str, typer.Argument(metavar="JOB", help="Id of the job.", callback=not_empty)],
+    name: Annotated[list[str] | None, typer.Option(help="Only this metric. Repeatable.")] = None,
+    points: Annotated[int, typer.Option(min=2, max=INT32_MAX, help="Maximum number of points per metric.")] = 100,
     json: Json = False,
 ) -> None:
-    """Show a job's curves: drawn on a terminal, as lines in a pipe."""
+    """Show the metrics of a job: as plots on a terminal, as lines in a pipe."""
     here = session(ctx)
     curves = here.client.jobs.metrics(job_id, names=name or [], max_points=points)
     if json:

@@ -1,4 +1,4 @@
-"""`ftf models`. The server distribution adds `path` to it."""
+"""`ftf models`. The server distribution adds the command `path`."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from finetuneflow.resources.model import Model
 
 
 def make_app() -> typer.Typer:
-    """Made anew for each command tree, as the server distribution adds to it."""
-    app = typer.Typer(no_args_is_help=True, help="Models that a job can start from.")
+    """Returns a new group of commands; the server distribution adds commands to it."""
+    app = typer.Typer(no_args_is_help=True, help="Base models and tuned models.")
     app.command("list")(list_models)
     return app
 
 
 def list_models(
     ctx: typer.Context,
-    kind: Annotated[str | None, typer.Option(help="base or tuned.")] = None,
+    kind: Annotated[str | None, typer.Option(help="Only this kind: base or tuned.")] = None,
     json: Json = False,
 ) -> None:
-    """Show base models of the catalogue, then tuned ones."""
+    """List the base models of the catalogue, then the tuned models."""
     here = session(ctx)
     models = here.client.models.list(kind=kind)
     if json:

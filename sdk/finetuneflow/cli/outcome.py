@@ -1,4 +1,4 @@
-"""How a job stands or ended, for people."""
+"""Printed summaries of a job: its state, outcome and explanation."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from finetuneflow.resources.job import AttemptSummary, Job, JobState
 
 
 def show_outcome(client: Client, job: Job, console: Console, *, told: bool = False) -> None:
-    """What came out, and the commands that follow from it. With `told` the reader has seen the failure itself."""
+    """Prints the outcome of a job and the next commands. With `told`, the failure itself has been printed before."""
     if job.state == JobState.FAILED:
         show_failure(job, console, told=told)
-        console.print(f"Look into it: {ftf(f'jobs explain {job.id}')}")
+        console.print(f"Details: {ftf(f'jobs explain {job.id}')}")
         return
     if job.state != JobState.SUCCEEDED:
         console.print(f"Job {job.id} is {job.state}.", style="yellow")
@@ -27,11 +27,11 @@ def show_outcome(client: Client, job: Job, console: Console, *, told: bool = Fal
     early = " (stopped early)" if job.reason == "EARLY_STOPPED" else ""
     console.print(f"Job {job.id} succeeded{early}.", style="green")
     _show_results(client, job, console)
-    console.print(f"Fetch the package: {ftf(f'download {job.id}')}")
+    console.print(f"Download the package: {ftf(f'download {job.id}')}")
 
 
 def show_job(client: Client, job: Job, console: Console) -> None:
-    """Everything about one job that fits on a screen."""
+    """Prints the state, progress, results and attempts of a job."""
     name = f"  {job.display_name}" if job.display_name else ""
     console.print(f"{job.id}{name}")
     console.print(f"State       {job.state}, {job.stage.lower()}" + (f": {job.reason}" if job.reason else ""))
@@ -52,15 +52,16 @@ def show_job(client: Client, job: Job, console: Console) -> None:
 
 
 def show_failure(job: Job, console: Console, *, told: bool = False) -> None:
+    """Prints the failure of a job. With `told`, its reason and message have been printed before."""
     why = "." if told else f": {job.reason}: {as_typed(job.message)}"
     console.print(f"Job {job.id} failed in {job.stage.lower()}{why}", style="red")
-    console.print(f"Fault: {job.fault or 'not known'}")
+    console.print(f"Fault: {job.fault or 'unknown'}")
     if job.advice:
-        console.print(f"What helps: {as_typed(job.advice)}")
+        console.print(f"Advice: {as_typed(job.advice)}")
 
 
 def show_explanation(job: Job, events: Sequence[Event], console: Console) -> None:
-    """Why the job is as it is: its failure, its attempts and what each said last, warnings, and automatic choices."""
+    """Prints the failure of a job, its attempts with their last output, warnings, and automatic values."""
     if job.state == JobState.FAILED:
         show_failure(job, console)
     else:
@@ -80,18 +81,18 @@ def show_explanation(job: Job, events: Sequence[Event], console: Console) -> Non
             line = restored_line(event, failure)
             console.print(f"\n{line[0].upper()}{line[1:]}.")
     if job.resolutions:
-        console.print("\nAutomatic choices:")
+        console.print("\nAutomatic values:")
         for resolution in job.resolutions:
             console.print(f"  {resolution.field} = {resolution.value}: {resolution.reason}")
     if job.resolved_spec:
-        console.print("\nWhat it runs with:\n" + toml_text(job.resolved_spec))
+        console.print("\nResolved spec:\n" + toml_text(job.resolved_spec))
 
 
 def _show_attempts(attempts: Sequence[AttemptSummary], console: Console) -> None:
     if all(attempt.attempt == 1 and attempt.outcome in ("", "COMPLETED") for attempt in attempts):
         return
     console.print("\nAttempts:")
-    headers = ["STAGE", "ATTEMPT", "NODE", "OUTCOME", "REASON", "COUNTED", "TOOK"]
+    headers = ["STAGE", "ATTEMPT", "NODE", "OUTCOME", "REASON", "COUNTED", "DURATION"]
     print_rows(console, headers, map(_attempt_row, attempts))
 
 
@@ -103,19 +104,19 @@ def _attempt_row(attempt: AttemptSummary) -> list[str]:
 
 
 def _show_attempt(event: Event, job: Job, console: Console) -> None:
-    """Only what the job's own failure and the table of its attempts have not said."""
+    """Prints a failed attempt, without what the job's own failure and the table of attempts contain."""
     failure = event.stage_failed
     said = [] if failure.message in job.message else [f"  {as_typed(failure.message)}"]
     for violation in failure.violations:
         place = violation.field.rpartition(" row ")
-        # The row stands at the beginning of the description too.
+        # The description starts with the row, too.
         description = violation.description.removeprefix(f"row {place[2]}: ")
         if f"{description.partition(' [')[0]}" not in job.message:
             said.append(f"  {violation.field}: {description}")
     if failure.advice and failure.advice not in job.advice:
-        said.append(f"  What helps: {as_typed(failure.advice)}")
+        said.append(f"  Advice: {as_typed(failure.advice)}")
     if failure.last_lines:
-        said += ["  Its last lines:", *(f"  | {line}" for line in failure.last_lines)]
+        said += ["  Last output:", *(f"  | {line}" for line in failure.last_lines)]
     if said:
         console.print(f"\nAttempt {event.attempt} of {event.stage.lower()}, {failure.reason}:")
         for line in said:
@@ -135,8 +136,8 @@ def _show_results(client: Client, job: Job, console: Console) -> None:
         if result is not None and result.tuned_loss is not None:
             base = "" if result.base_loss is None else f"base {result.base_loss:.4f}, "
             change = "" if evaluation.delta is None else f" ({evaluation.delta:+.4f})"
-            rows = count(result.num_examples, "row")
-            console.print(f"Held out    {base}tuned {result.tuned_loss:.4f}{change} nats per token, {rows}")
+            rows = count(result.num_examples, "held-out row")
+            console.print(f"Evaluation  {base}tuned {result.tuned_loss:.4f}{change} nats per trained token, {rows}")
     if job.export_id:
         export = client.exports.get(job.export_id)
         if export.result is not None:

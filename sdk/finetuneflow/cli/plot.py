@@ -1,4 +1,4 @@
-"""Curves in a terminal, drawn with braille dots: 2 x 4 of them in a character cell."""
+"""Plots in a terminal, drawn with braille dots: 2 x 4 per character cell."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))
 
 
 def plot(series: Mapping[str, Sequence[Point]], *, width: int = 60, height: int = 12) -> Text:
-    """Curves over a shared pair of axes, `width` x `height` cells without the labels. NaN and infinity are left out;
-    empty when nothing is left."""
+    """Plots series over shared axes of `width` x `height` cells, without the labels. NaN and infinity are skipped; the
+    text is empty if no point remains."""
     finite = {name: [p for p in points if math.isfinite(p[1])] for name, points in series.items()}
     curves = {name: points for name, points in finite.items() if points}
     text = Text()
@@ -68,7 +68,7 @@ def _draw(
 
 
 def _joined(dots: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Every dot on the straight lines between neighbours."""
+    """Returns every dot on the straight lines between neighbours."""
     path = list(dots[:1])
     for (x0, y0), (x1, y1) in pairwise(dots):
         steps = max(abs(x1 - x0), abs(y1 - y0), 1)

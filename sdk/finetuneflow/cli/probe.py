@@ -16,7 +16,7 @@ def probe(
     node: Annotated[str, typer.Option(help="Only this node.")] = "",
     json: Json = False,
 ) -> None:
-    """Show the machines that jobs run on."""
+    """Show the hardware of the nodes."""
     here = session(ctx)
     fleet = here.client.probe.hardware(node_id=node)
     if json:
@@ -27,7 +27,7 @@ def probe(
 
 
 def _machines(fleet: Sequence[Hardware]) -> list[list[Hardware]]:
-    """Several nodes are processes on one machine. The one that tells most of it stands first."""
+    """Groups the nodes by machine, because several nodes may run on one. The most detailed description is first."""
     machines: dict[tuple[object, ...], list[Hardware]] = {}
     for node in fleet:
         # By default a node's id is its service, its host and four digits.

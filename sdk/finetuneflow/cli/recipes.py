@@ -14,7 +14,7 @@ app = typer.Typer(no_args_is_help=True, help="Presets for `ftf train --recipe`."
 
 @app.command("list")
 def list_recipes(ctx: typer.Context, json: Json = False) -> None:
-    """Show every recipe."""
+    """List the recipes."""
     here = session(ctx)
     recipes = here.client.recipes.list()
     if json:
@@ -26,10 +26,10 @@ def list_recipes(ctx: typer.Context, json: Json = False) -> None:
 @app.command()
 def show(
     ctx: typer.Context,
-    name: Annotated[str, typer.Argument(help="The recipe.", show_default=False)],
+    name: Annotated[str, typer.Argument(help="Name of the recipe.", show_default=False)],
     json: Json = False,
 ) -> None:
-    """Show what a recipe decides, as a file for `ftf train --config`."""
+    """Show the values of a recipe as a file for `ftf train --config`."""
     here = session(ctx)
     recipe = here.client.recipes.get(name)
     if json:

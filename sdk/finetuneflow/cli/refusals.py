@@ -1,4 +1,4 @@
-"""Every refusal at once: what is wrong with the writing of a job, and with the values that could be read."""
+"""All errors of a spec at once: names and types, which the client checks, and ranges, which the engine checks."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ Ask = Callable[[pb.EstimateResourcesRequest], object]
 
 @contextmanager
 def every_refusal(values: Mapping[str, Any], ask: Ask) -> Iterator[None]:
-    """A client knows names and types, ranges only the engine behind `ask`: when the client refuses `values`, it is
-    asked as well."""
+    """Adds the engine's violations to the client's. The client checks names and types only; when it refuses `values`,
+    `ask` has the engine check the ranges as well."""
     try:
         yield
     except UnreadableSpec as error:
         try:
             error.violations += _out_of_range(values, ask)
         except FineTuneFlowError as silence:
-            unchecked = f"There may be more: ranges and recipes were not checked. {silence.message}"
+            unchecked = f"There may be more errors: ranges and recipes were not checked. {silence.message}"
             error.advice = "\n".join(filter(None, (error.advice, unchecked, silence.advice)))
         raise
 
 
 def _out_of_range(values: Mapping[str, Any], ask: Ask) -> tuple[Violation, ...]:
-    """Raises FineTuneFlowError where nobody says."""
-    # The smallest question that the settings of a job are part of: about no machine, and no model that is far away.
+    """Returns the values out of range. Raises FineTuneFlowError if the engine cannot be asked."""
+    # The cheapest request that contains a job's settings: it needs no machine, and no model from the hub.
     request = pb.EstimateResourcesRequest(spec=readable_spec(values), memory_bytes=1 << 30)
     request.spec.base_model = "smollm2-135m"
     try:

@@ -1,4 +1,4 @@
-"""What every command shares: the client, where to print, and whether a program reads it."""
+"""The session of a command: its client and console, and the output functions that all commands use."""
 
 from __future__ import annotations
 
@@ -22,26 +22,29 @@ from finetuneflow.client import Client
 
 T = TypeVar("T")
 
-Json = Annotated[bool, typer.Option("--json", help="One JSON object a line, for programs.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")]
 
 
 @dataclass
 class Session:
-    """One run of `ftf`. `address` None means the default."""
+    """One run of `ftf`."""
 
     address: str | None = None
+    """The value of `--address`; None for the default."""
 
     @cached_property
     def client(self) -> Client:
+        """The client, connected at the first call."""
         return Client(self.address)
 
     @cached_property
     def console(self) -> Console:
+        """The console of stdout."""
         return make_console()
 
 
 def session(ctx: typer.Context) -> Session:
-    """Also for the commands of the server distribution."""
+    """Returns the session of a command, also for those of the server distribution."""
     found = ctx.find_root().obj
     if not isinstance(found, Session):
         raise TypeError("the root command has made no session")
@@ -49,21 +52,22 @@ def session(ctx: typer.Context) -> Session:
 
 
 def print_json(*messages: Message) -> None:
-    """protobuf's JSON with the field names of the protos; one line each, flushed, so that a reader can follow."""
+    """Prints each message as a line of JSON with the field names of the protos, flushed so that a reader can follow."""
     for message in messages:
         sys.stdout.write(json_line(message) + "\n")
         sys.stdout.flush()
 
 
 def json_line(message: Message) -> str:
+    """Returns a message as JSON with the field names of the protos."""
     return visible(json.dumps(MessageToDict(message, preserving_proto_field_name=True), ensure_ascii=False))
 
 
 def print_rows(console: Console, headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table on a terminal, tab-separated lines with a header in a pipe."""
+    """Prints a table on a terminal, or tab-separated lines with a header in a pipe."""
     if not console.is_terminal:
         for row in (headers, *rows):
-            # Past rich, which would turn the tabs into spaces.
+            # Written without rich, which would convert the tabs to spaces.
             console.file.write("\t".join(map(visible_cell, row)) + "\n")
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -81,34 +85,34 @@ def print_newest(
     row: Callable[[T], Sequence[str]],
     limit: int,
 ) -> None:
-    """The newest `limit` rows, and on stderr a word that there are more. `list_items` takes a limit."""
+    """Prints the newest `limit` rows, and a hint on stderr if there are more. `list_items` takes a limit."""
     items = list(islice(list_items(limit + 1), limit + 1))
     print_rows(console, headers, map(row, items[:limit]))
     if len(items) > limit:
-        error_console().print(f"The newest {limit}; there are more: --limit shows them.", style="dim")
+        error_console().print(f"Showing the newest {limit}; set --limit to show more.", style="dim")
 
 
 def count(number: int, noun: str) -> str:
-    """1 row, 2 rows."""
+    """Formats a number with its noun: 1 row, 2 rows."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def not_empty(value: str) -> str:
-    """For arguments: an empty shell variable is nothing to look for."""
+    """Refuses an empty argument, such as an empty shell variable."""
     if not value.strip():
-        raise typer.BadParameter("is empty; give an id or a name.")
+        raise typer.BadParameter("must not be empty; give an id or a name.")
     return value
 
 
 def a_number(value: float | None) -> float | None:
-    """For options: "nan" is read as a number, and is neither below nor above any bound."""
+    """Refuses NaN, which is neither below nor above any bound of an option."""
     if value is not None and math.isnan(value):
-        raise typer.BadParameter("is no number.")
+        raise typer.BadParameter("must be a number, not NaN.")
     return value
 
 
 def size(num_bytes: int) -> str:
-    """Binary units: 1.5 GiB."""
+    """Formats bytes in binary units: 1.5 GiB."""
     value = float(num_bytes)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if value < 1024:
@@ -118,7 +122,7 @@ def size(num_bytes: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """1:05, or 2:01:05."""
+    """Formats seconds as 1:05 or 2:01:05."""
     minutes, second = divmod(max(0, round(seconds)), 60)
     hour, minute = divmod(minutes, 60)
     return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"

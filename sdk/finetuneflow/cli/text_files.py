@@ -1,4 +1,4 @@
-"""Text that a caller wrote into a file for a command to read."""
+"""Text files that a caller names in a command."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from finetuneflow.errors import InvalidArgument, Violation
 
 
 def read_text(path: Path) -> str:
-    """A UTF-8 file, with a byte order mark or without. Raises InvalidArgument, OSError."""
+    """Reads a UTF-8 file, with or without a byte order mark. Raises InvalidArgument and OSError."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         line = 1 + error.object.count(b"\n", 0, error.start)
         raise InvalidArgument(
-            f"{path} can't be read.",
+            f"{path} cannot be read.",
             reason="NOT_UTF8",
             violations=[Violation(path.name, f"is not UTF-8 (line {line}); save it as UTF-8")],
         ) from error

@@ -20,30 +20,35 @@ from finetuneflow.cli.validating import show
 def train(
     ctx: typer.Context,
     data: Annotated[
-        list[str] | None, typer.Argument(help="Files of rows, dataset ids or hf://owner/name.", show_default=False)
+        list[str] | None,
+        typer.Argument(help="Datasets to train on: files, dataset ids or hf://owner/name.", show_default=False),
     ] = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="Base model; see `ftf models list`.")] = None,
-    recipe: Annotated[str | None, typer.Option("--recipe", "-r", help="Preset; see `ftf recipes list`.")] = None,
+    recipe: Annotated[str | None, typer.Option("--recipe", "-r", help="Recipe; see `ftf recipes list`.")] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="A field of the job, such as lora.r=32; as often as needed.")
+        list[str] | None, typer.Option("--set", help="Set a field of the job, such as lora.r=32. Repeatable.")
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="A TOML file with the fields of the job.", exists=True, dir_okay=False)
+        Path | None, typer.Option(help="TOML file with the fields of the job.", exists=True, dir_okay=False)
     ] = None,
-    name: Annotated[str | None, typer.Option(help="A name for people.")] = None,
+    name: Annotated[str | None, typer.Option(help="Display name of the job.")] = None,
     evaluation: Annotated[
-        list[str] | None, typer.Option("--eval", help="Files of held-out rows, dataset ids or hf://owner/name.")
+        list[str] | None,
+        typer.Option("--eval", help="Dataset to evaluate on: file, dataset id or hf://owner/name. Repeatable."),
     ] = None,
     mapping: Map = None,
     template: Template = None,
     format_: Format = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what it would come to, create nothing; exit code 2 when refused.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Run all checks without creating a job; exit code 2 if the job would be refused."
+        ),
     ] = False,
-    detach: Annotated[bool, typer.Option("--detach", "-d", help="Do not follow the job.")] = False,
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Create the job without following it.")] = False,
     json: Json = False,
 ) -> None:
-    """Fine-tune MODEL on DATA, and follow it live."""
+    """Fine-tune a model on datasets and follow the job live."""
     here = session(ctx)
     values: dict[str, Any] = read_config(config) if config else {}
     rows = source_settings(mapping, template, format_)
@@ -79,7 +84,7 @@ def train(
 
 
 class _Uploads:
-    """One line per uploaded file, on a terminal."""
+    """Prints the progress of uploads on a terminal, one line per file."""
 
     def __call__(self, name: str, done: int, total: int) -> None:
         typer.echo(f"\rUploading {visible_cell(name)}: {size(done)} of {size(total)}", nl=done >= total, err=True)

@@ -1,4 +1,4 @@
-"""What a follower knows of a job: the state that its events add up to."""
+"""The state of a followed job, accumulated from its events."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STAGES = (Stage.PREFLIGHT, Stage.TRAINING, Stage.EVALUATION, Stage.EXPORT)
 
 @dataclass
 class JobView:
-    """Fed with events in order; says what a display shows."""
+    """Accumulates the events of a job, in order, into the values that a display shows."""
 
     job_id: str
     title: str = ""
@@ -36,6 +36,7 @@ class JobView:
     _log_seen_at: float = 0.0
 
     def feed(self, event: Event) -> None:
+        """Adds an event."""
         match event.payload:
             case StateChanged() as change:
                 self._change(change)
@@ -73,19 +74,19 @@ class JobView:
 
     @property
     def stage_index(self) -> int:
-        """From 1."""
+        """Position of the current stage, from 1."""
         return STAGES.index(self.stage) + 1 if self.stage in STAGES else 1
 
     @property
     def eta_seconds(self) -> float | None:
-        """Of the training, counted down between two log events."""
+        """Estimated seconds until training ends, counted down between two log events. None if unknown."""
         if self.log is None or not self.log.eta_seconds:
             return None
         return max(0.0, self.log.eta_seconds - (self.clock() - self._log_seen_at))
 
 
 def _put(curve: list[tuple[float, float]], step: int, value: float) -> None:
-    """A later attempt that goes on from a checkpoint makes some steps again; its figures take their place."""
+    """Appends a point. An attempt that resumes from a checkpoint repeats steps; its points replace the earlier ones."""
     while curve and curve[-1][0] >= step:
         curve.pop()
     curve.append((step, value))

@@ -1,4 +1,4 @@
-"""What the client returns: frozen dataclasses that keep the message they were read from as `.proto`."""
+"""Resources: the frozen dataclasses that the client returns. Each keeps the message it was read from as `.proto`."""
 
 from finetuneflow.resources.artifact import Artifact
 from finetuneflow.resources.convert import Resource

@@ -1,4 +1,4 @@
-"""Files and folders that jobs made."""
+"""Files and folders that jobs produced."""
 
 from __future__ import annotations
 
@@ -10,17 +10,26 @@ from finetuneflow.resources.convert import Resource
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact(Resource):
-    """A file or folder of a job. `sha256` is the file's, or that of the folder's manifest."""
+    """A file or folder in the artifact store that belongs to a job."""
 
     id: str
+    """`ar_` followed by 26 characters."""
     job_id: str
+    """Id of the job that the artifact belongs to."""
     name: str
+    """Name within the job, such as `export/report.md`."""
     kind: str
+    """One of `shards`, `checkpoint`, `export_package`, `export_file`, `evaluation_report`."""
     sha256: str
+    """SHA-256 of the file, or of the folder's manifest, in hexadecimal."""
     size_bytes: int
+    """Size in bytes; for a folder, the sum over its files."""
     media_type: str
+    """IANA media type; `inode/directory` for a folder."""
     create_time: datetime | None
+    """Time at which the gateway accepted the artifact."""
 
     @property
     def is_folder(self) -> bool:
+        """True for a folder, which cannot be downloaded as one file."""
         return self.media_type == "inode/directory"

@@ -1,4 +1,4 @@
-"""From proto messages to frozen dataclasses, driven by the dataclass's own type hints.
+"""Converts proto messages to frozen dataclasses, as the dataclass's own type hints say.
 
 | in the message | in the dataclass |
 |---|---|
@@ -6,7 +6,7 @@
 | Timestamp | an aware datetime in UTC |
 | `optional` scalar or message that is unset, hint `X | None` | None |
 | repeated, map | tuple, dict |
-| FineTuningJobSpec, hint `dict` | what `jobs.create` takes |
+| FineTuningJobSpec, hint `dict` | the table that `jobs.create` takes |
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Read = Callable[[Any], Any]
 
 
 class OpenEnum(StrEnum):
-    """A string enum that also holds values that a newer server sends and this client doesn't know."""
+    """A string enum that also accepts values that a newer server sends and this client doesn't know."""
 
     @classmethod
     def _missing_(cls, value: object) -> Self | None:
@@ -43,12 +43,14 @@ class OpenEnum(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Resource:
-    """Base of everything the client returns. `proto` is the message it was read from, complete."""
+    """Base class of everything that the client returns."""
 
     proto: Message = field(repr=False, compare=False)
+    """The complete message that the resource was read from."""
 
     @classmethod
     def from_proto(cls, message: Message) -> Self:
+        """Reads the resource from `message`."""
         values = {name: read(message) for name, read in _readers(cast(Any, cls), message.DESCRIPTOR).items()}
         return cls(proto=message, **values)
 

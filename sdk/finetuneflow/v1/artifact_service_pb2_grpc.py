@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ArtifactServiceStub(object):
-    """Files that jobs made. Served by the gateway.
+    """Files that jobs produced. Served by the gateway. Both methods only read, so they can be repeated safely.
     """
 
     def __init__(self, channel):
@@ -48,19 +48,21 @@ class ArtifactServiceStub(object):
 
 
 class ArtifactServiceServicer(object):
-    """Files that jobs made. Served by the gateway.
+    """Files that jobs produced. Served by the gateway. Both methods only read, so they can be repeated safely.
     """
 
     def ListArtifacts(self, request, context):
-        """Of one job, oldest first. Fails with NOT_FOUND when there is no such job.
+        """Lists the artifacts of one job, oldest first. Fails with NOT_FOUND if the job does not exist, and with
+        INVALID_ARGUMENT for a page_size or page_token that is not valid.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DownloadArtifact(self, request, context):
-        """The bytes of one file, from an offset on. The first message is the header. Fails with NOT_FOUND when there is
-        no such artifact, with FAILED_PRECONDITION for a folder, with OUT_OF_RANGE beyond its end.
+        """Streams one file from an offset to its end. The first message is the header. Fails with NOT_FOUND if the artifact
+        does not exist, FAILED_PRECONDITION if it is a folder, INVALID_ARGUMENT for a negative offset, and OUT_OF_RANGE
+        for an offset beyond the end of the file.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -88,7 +90,7 @@ def add_ArtifactServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ArtifactService(object):
-    """Files that jobs made. Served by the gateway.
+    """Files that jobs produced. Served by the gateway. Both methods only read, so they can be repeated safely.
     """
 
     @staticmethod

@@ -77,63 +77,66 @@ class DatasetServiceServicer(object):
     """
 
     def UploadDataset(self, request_iterator, context):
-        """Uploads one file. The first message is the header, each further one a chunk, the last the SHA-256 when the header
-        says so. The dataset exists when the answer arrives. Of a stream that was cut, the bytes that arrived are kept for
-        24 hours when its header had a request_id, a size_bytes and either sha256 or sha256_follows, and the artifact store
-        is a file system; otherwise nothing is left of it, nor of a file that was refused. Gateways that share the store go
-        on with each other's.
-        Fails with OUT_OF_RANGE when `offset` is not what GetUpload answers (ErrorInfo metadata `received_bytes`); with
-        ABORTED while another stream writes the same upload; with UNAVAILABLE when nothing of an upload that can be gone on
-        with came for 30 seconds; with INVALID_ARGUMENT when the file is empty, of an unknown ending, longer or shorter
-        than size_bytes or of another SHA-256; and with RESOURCE_EXHAUSTED above the operator's size limit (default 64 GiB)
-        and where the store is full.
+        """Uploads one file. The first message is the header, each further message a chunk, and the last one the SHA-256 if
+        the header has sha256_follows. The dataset exists once the response arrives. Idempotent by request_id. If a stream
+        is cut, the bytes received so far are kept for 24 hours, provided that the header had a request_id, a size_bytes
+        and either sha256 or sha256_follows, and that the artifact store is a file system; otherwise they are deleted, as
+        are those of a refused file. Gateways that share an artifact store can resume each other's uploads. Fails with
+        OUT_OF_RANGE if `offset` differs from the answer of GetUpload (ErrorInfo metadata `received_bytes`); ABORTED while
+        another stream writes the same upload; UNAVAILABLE if a resumable upload receives nothing for 30 seconds;
+        INVALID_ARGUMENT if the file is empty, has an unknown extension, differs in length from size_bytes, or has another
+        SHA-256; ALREADY_EXISTS if the request_id has created a dataset with other content; and RESOURCE_EXHAUSTED if the
+        file exceeds the operator's size limit (default 64 GiB) or the store is full.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetUpload(self, request, context):
-        """How much of a cut upload is there. Nothing is kept of an upload that is unknown, nor by an artifact store that is
-        an object store: 0 bytes, no failure. Fails with ALREADY_EXISTS when the request_id has made a dataset of another
-        SHA-256.
+        """Returns how many bytes of a cut upload the gateway has. Read-only. For an upload that is unknown, or whose
+        artifact store is an object store, the answer is 0 bytes, not a failure. Fails with ALREADY_EXISTS if the
+        request_id has created a dataset with another SHA-256.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetDataset(self, request, context):
-        """Fails with NOT_FOUND when there is no such dataset.
+        """Returns one dataset. Read-only. Fails with NOT_FOUND if the dataset does not exist.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListDatasets(self, request, context):
-        """Newest first.
+        """Lists the datasets, newest first. Read-only. Fails with INVALID_ARGUMENT for a page_size or page_token that is not
+        valid.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteDataset(self, request, context):
-        """Deletes the rows for good. Fails with FAILED_PRECONDITION while a job that has not ended uses it.
+        """Deletes a dataset and its rows permanently. Fails with FAILED_PRECONDITION while a job that has not ended uses the
+        dataset, and with NOT_FOUND if the dataset does not exist; a repeated call therefore fails with NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ValidateDataset(self, request, context):
-        """Checks every row with a tokenizer and a template, without a job. Passed through to a probe. What is wrong with the
-        data is the answer, not a failure. Fails with NOT_FOUND for an unknown dataset, INVALID_ARGUMENT for a source or a
-        model that a job could not name either, DEADLINE_EXCEEDED by the caller's own deadline.
+        """Checks every row with a tokenizer and a template, without creating a job. Read-only; forwarded to a probe.
+        Problems in the data are part of the response, not a failure. Fails with NOT_FOUND for an unknown dataset,
+        INVALID_ARGUMENT for a source or model that a job could not name either, UNAVAILABLE if no probe is reachable, and
+        DEADLINE_EXCEEDED at the caller's own deadline.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PreviewDataset(self, request, context):
-        """Shows rows as training will see them: text, tokens, what is trained. Passed through to a probe. Fails as
-        ValidateDataset does, and with INVALID_ARGUMENT for a file that cannot be read as a whole.
+        """Returns rows as training will see them: text, tokens, and which tokens are trained. Read-only; forwarded to a
+        probe. Fails as ValidateDataset does, and with INVALID_ARGUMENT for a file that cannot be read as a whole.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ExporterServiceStub(object):
-    """One exporter. Served by it, for operators.
+    """One exporter. Served by the exporter, for operators.
     """
 
     def __init__(self, channel):
@@ -43,11 +43,11 @@ class ExporterServiceStub(object):
 
 
 class ExporterServiceServicer(object):
-    """One exporter. Served by it, for operators.
+    """One exporter. Served by the exporter, for operators.
     """
 
     def GetExporter(self, request, context):
-        """What it is and what it can make.
+        """Returns the exporter's node and the formats it supports. Read-only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -70,7 +70,7 @@ def add_ExporterServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ExporterService(object):
-    """One exporter. Served by it, for operators.
+    """One exporter. Served by the exporter, for operators.
     """
 
     @staticmethod

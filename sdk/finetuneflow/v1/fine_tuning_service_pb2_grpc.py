@@ -26,9 +26,10 @@ if _version_not_supported:
 
 
 class FineTuningServiceStub(object):
-    """Fine-tuning jobs. Served by the gateway. Every failure carries google.rpc.ErrorInfo with domain
-    `finetuneflow` and a reason, which is a Reason without its prefix; INVALID_ARGUMENT carries google.rpc.BadRequest with
-    one violation per field.
+    """Fine-tuning jobs. Served by the gateway. Every failure carries google.rpc.ErrorInfo with domain `finetuneflow` and a
+    reason, which is a Reason without its prefix; INVALID_ARGUMENT carries google.rpc.BadRequest with one violation per
+    field. A method that takes a job_id fails with NOT_FOUND if the job does not exist. Get, List and Watch methods only
+    read, so they can be repeated safely.
     """
 
     def __init__(self, channel):
@@ -95,87 +96,97 @@ class FineTuningServiceStub(object):
 
 
 class FineTuningServiceServicer(object):
-    """Fine-tuning jobs. Served by the gateway. Every failure carries google.rpc.ErrorInfo with domain
-    `finetuneflow` and a reason, which is a Reason without its prefix; INVALID_ARGUMENT carries google.rpc.BadRequest with
-    one violation per field.
+    """Fine-tuning jobs. Served by the gateway. Every failure carries google.rpc.ErrorInfo with domain `finetuneflow` and a
+    reason, which is a Reason without its prefix; INVALID_ARGUMENT carries google.rpc.BadRequest with one violation per
+    field. A method that takes a job_id fails with NOT_FOUND if the job does not exist. Get, List and Watch methods only
+    read, so they can be repeated safely.
     """
 
     def CreateFineTuningJob(self, request, context):
-        """Creates a job and starts it. Idempotent by request_id.
+        """Creates a job and starts it. Idempotent by request_id. Fails with INVALID_ARGUMENT for an invalid spec, NOT_FOUND
+        for an unknown dataset, ALREADY_EXISTS if the request_id was used with another spec, and, with validate_only,
+        UNAVAILABLE if no probe is reachable.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetFineTuningJob(self, request, context):
-        """Fails with NOT_FOUND when there is no such job.
+        """Returns one job.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListFineTuningJobs(self, request, context):
-        """Newest first.
+        """Lists the jobs, newest first. Fails with INVALID_ARGUMENT for an unknown state, or a page_size or page_token that
+        is not valid.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CancelFineTuningJob(self, request, context):
-        """Ends a job. One that waits is CANCELLED at once; one that runs is CANCELLING until its worker let go.
-        Idempotent; a job that ended otherwise: FAILED_PRECONDITION.
+        """Cancels a job. A waiting job becomes CANCELLED immediately; a running one is CANCELLING until its worker has
+        stopped. Idempotent. Fails with FAILED_PRECONDITION if the job has SUCCEEDED or FAILED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PauseFineTuningJob(self, request, context):
-        """Holds a job: its worker writes a checkpoint and releases the device. Idempotent; a job that ended or is
-        being cancelled: FAILED_PRECONDITION.
+        """Pauses a job: its worker writes a checkpoint and releases the device. Idempotent. Fails with FAILED_PRECONDITION
+        if the job has ended or is being cancelled.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ResumeFineTuningJob(self, request, context):
-        """Goes on from the newest checkpoint. Idempotent; a job that ended or is being cancelled: FAILED_PRECONDITION.
+        """Resumes a paused job from its latest checkpoint. Idempotent. Fails with FAILED_PRECONDITION if the job has ended
+        or is being cancelled.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteFineTuningJob(self, request, context):
-        """Deletes a job that has ended, its history and its artifacts. Otherwise FAILED_PRECONDITION.
+        """Deletes a job with its history and artifacts. Fails with FAILED_PRECONDITION if the job has not ended. A repeated
+        call fails with NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchFineTuningJob(self, request, context):
-        """Replays a job's events after after_sequence, then follows live, without a gap or a repeat, and ends after the
-        terminal event. Reconnect with the last through_sequence, to any gateway. A stream with nothing
-        to replay sends an empty message at once, a quiet one every 15 s.
+        """Replays a job's events after after_sequence, then streams new ones, without gaps or repeats, and ends after the
+        terminal event. To resume, call again on any gateway with the last through_sequence. A stream without events to
+        replay sends an empty message immediately, and one every 15 s while no events happen. Fails with OUT_OF_RANGE if
+        after_sequence is beyond the latest event, INVALID_ARGUMENT for an unknown kind or severity, and UNAVAILABLE when
+        the gateway stops.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListFineTuningJobEvents(self, request, context):
-        """A page of a job's history, oldest first. Fails with OUT_OF_RANGE beyond the newest event.
+        """Lists a page of a job's history, oldest first. Fails with OUT_OF_RANGE if after_sequence is beyond the latest
+        event, and INVALID_ARGUMENT for an unknown kind or a page_size out of range.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListCheckpoints(self, request, context):
-        """Accepted checkpoints that were not pruned, newest first.
+        """Lists the accepted checkpoints that were not pruned, newest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetMetrics(self, request, context):
-        """Whole curves of a job, downsampled on request.
+        """Returns the metrics of a job as series, downsampled on request. Read-only. Fails with INVALID_ARGUMENT for a
+        max_points out of range or more than 256 names.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -248,9 +259,10 @@ def add_FineTuningServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class FineTuningService(object):
-    """Fine-tuning jobs. Served by the gateway. Every failure carries google.rpc.ErrorInfo with domain
-    `finetuneflow` and a reason, which is a Reason without its prefix; INVALID_ARGUMENT carries google.rpc.BadRequest with
-    one violation per field.
+    """Fine-tuning jobs. Served by the gateway. Every failure carries google.rpc.ErrorInfo with domain `finetuneflow` and a
+    reason, which is a Reason without its prefix; INVALID_ARGUMENT carries google.rpc.BadRequest with one violation per
+    field. A method that takes a job_id fails with NOT_FOUND if the job does not exist. Get, List and Watch methods only
+    read, so they can be repeated safely.
     """
 
     @staticmethod

@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class ModelServiceStub(object):
-    """Base models of the catalogue and tuned models of ours. Served by the gateway. Hugging Face ids outside the
-    catalogue are accepted in a spec without being listed here.
+    """Base models of the catalogue and tuned models. Served by the gateway. A spec may also name Hugging Face ids outside
+    the catalogue, which are not listed here. Both methods only read, so they can be repeated safely.
     """
 
     def __init__(self, channel):
@@ -49,19 +49,20 @@ class ModelServiceStub(object):
 
 
 class ModelServiceServicer(object):
-    """Base models of the catalogue and tuned models of ours. Served by the gateway. Hugging Face ids outside the
-    catalogue are accepted in a spec without being listed here.
+    """Base models of the catalogue and tuned models. Served by the gateway. A spec may also name Hugging Face ids outside
+    the catalogue, which are not listed here. Both methods only read, so they can be repeated safely.
     """
 
     def GetModel(self, request, context):
-        """Fails with NOT_FOUND when there is no such model in the catalogue or among the tuned ones.
+        """Returns one model. Fails with NOT_FOUND if it is neither in the catalogue nor a tuned model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """Base models first, then tuned ones, newest first.
+        """Lists base models first, then tuned models, newest first. Fails with INVALID_ARGUMENT for an unknown kind, or a
+        page_size or page_token that is not valid.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -89,8 +90,8 @@ def add_ModelServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ModelService(object):
-    """Base models of the catalogue and tuned models of ours. Served by the gateway. Hugging Face ids outside the
-    catalogue are accepted in a spec without being listed here.
+    """Base models of the catalogue and tuned models. Served by the gateway. A spec may also name Hugging Face ids outside
+    the catalogue, which are not listed here. Both methods only read, so they can be repeated safely.
     """
 
     @staticmethod

@@ -26,7 +26,9 @@ if _version_not_supported:
 
 
 class ProbeServiceStub(object):
-    """Stage 1: will it fit, is it right, what will it cost. Served by the probe, passed through by the gateway.
+    """Hardware, recommendations, estimates and preflight checks. Served by the probe, forwarded by the gateway. All
+    methods only read, so they can be repeated safely. Through a gateway they fail with UNAVAILABLE (NO_PROBE) if no
+    probe is reachable.
     """
 
     def __init__(self, channel):
@@ -58,36 +60,40 @@ class ProbeServiceStub(object):
 
 
 class ProbeServiceServicer(object):
-    """Stage 1: will it fit, is it right, what will it cost. Served by the probe, passed through by the gateway.
+    """Hardware, recommendations, estimates and preflight checks. Served by the probe, forwarded by the gateway. All
+    methods only read, so they can be repeated safely. Through a gateway they fail with UNAVAILABLE (NO_PROBE) if no
+    probe is reachable.
     """
 
     def GetHardware(self, request, context):
-        """The machine of one node, or of the fleet.
+        """Returns the hardware of one node or of all live nodes. Fails with NOT_FOUND if no live node has the node_id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RecommendMethod(self, request, context):
-        """How a model is best trained on some hardware.
+        """Recommends how to train a model on given hardware. Fails with NOT_FOUND if no live node has the node_id, and with
+        INVALID_ARGUMENT for an unknown model or a value out of range.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def EstimateResources(self, request, context):
-        """Memory, time and cost of a spec.
+        """Estimates memory, time and cost of a spec. Fails with NOT_FOUND if no live node has the node_id, and with
+        INVALID_ARGUMENT for an invalid spec or a value out of range.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PreflightFineTuningJob(self, request, context):
-        """Runs the checks of stage 1 without creating a job: nothing is stored, and no weights are read. What refuses the job
-        once model and settings are known is in the report, all of it at once. Fails with INVALID_ARGUMENT for settings that
-        CreateFineTuningJob refuses too and for a base model that cannot be trained (MODEL_NOT_FOUND, MODEL_GATED,
-        NO_SAFETENSORS, REMOTE_CODE_REFUSED, NOT_A_MODEL, NOT_CAUSAL_LM, QUANTISED_WEIGHTS); NOT_FOUND for an unknown dataset
-        or node; UNAVAILABLE when no probe (NO_PROBE) or not the model hub (HUB_UNREACHABLE) can be reached.
+        """Runs the checks of stage 1 without creating a job: nothing is stored, and no weights are read. Once model and
+        settings are known, everything that refuses the job is part of the report. Fails with INVALID_ARGUMENT for
+        settings that CreateFineTuningJob refuses too and for a base model that cannot be trained (MODEL_NOT_FOUND,
+        MODEL_GATED, NO_SAFETENSORS, REMOTE_CODE_REFUSED, NOT_A_MODEL, NOT_CAUSAL_LM, QUANTISED_WEIGHTS); NOT_FOUND for an
+        unknown dataset or node; and UNAVAILABLE if no probe (NO_PROBE) or the model hub (HUB_UNREACHABLE) is reachable.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -125,7 +131,9 @@ def add_ProbeServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ProbeService(object):
-    """Stage 1: will it fit, is it right, what will it cost. Served by the probe, passed through by the gateway.
+    """Hardware, recommendations, estimates and preflight checks. Served by the probe, forwarded by the gateway. All
+    methods only read, so they can be repeated safely. Through a gateway they fail with UNAVAILABLE (NO_PROBE) if no
+    probe is reachable.
     """
 
     @staticmethod

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class RecipeServiceStub(object):
-    """Named presets. Served by the gateway.
+    """Named presets. Served by the gateway. Both methods only read, so they can be repeated safely.
     """
 
     def __init__(self, channel):
@@ -48,18 +48,18 @@ class RecipeServiceStub(object):
 
 
 class RecipeServiceServicer(object):
-    """Named presets. Served by the gateway.
+    """Named presets. Served by the gateway. Both methods only read, so they can be repeated safely.
     """
 
     def GetRecipe(self, request, context):
-        """Fails with NOT_FOUND when there is no such recipe; the message names the nearest one.
+        """Returns one recipe. Fails with NOT_FOUND if it does not exist; the message names the closest one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListRecipes(self, request, context):
-        """By name.
+        """Lists the recipes, ordered by name. Fails with INVALID_ARGUMENT for a page_size or page_token that is not valid.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -87,7 +87,7 @@ def add_RecipeServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class RecipeService(object):
-    """Named presets. Served by the gateway.
+    """Named presets. Served by the gateway. Both methods only read, so they can be repeated safely.
     """
 
     @staticmethod

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class TrainerServiceStub(object):
-    """One trainer. Served by it, for operators; trainers are never dialled from outside.
+    """One trainer. Served by the trainer, for operators; never called by clients.
     """
 
     def __init__(self, channel):
@@ -53,26 +53,27 @@ class TrainerServiceStub(object):
 
 
 class TrainerServiceServicer(object):
-    """One trainer. Served by it, for operators; trainers are never dialled from outside.
+    """One trainer. Served by the trainer, for operators; never called by clients.
     """
 
     def GetTrainer(self, request, context):
-        """What it is and what it runs.
+        """Returns the trainer's node and its runs. Read-only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListRuns(self, request, context):
-        """What it runs.
+        """Lists the attempts that the trainer runs. Read-only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DrainTrainer(self, request, context):
-        """Takes no new work; what runs is checkpointed and handed back. Idempotent. It takes none until its process is ended
-        and started again: ListRuns tells when it is empty, health says NOT_SERVING, and `ftf probe` shows it as draining.
+        """Stops taking new work; running attempts write a checkpoint and are handed back. Idempotent. The trainer takes no
+        work until its process is restarted. ListRuns is empty once the drain is complete; health reports NOT_SERVING, and
+        `ftf probe` shows the node as draining.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -105,7 +106,7 @@ def add_TrainerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class TrainerService(object):
-    """One trainer. Served by it, for operators; trainers are never dialled from outside.
+    """One trainer. Served by the trainer, for operators; never called by clients.
     """
 
     @staticmethod
