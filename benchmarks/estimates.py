@@ -88,7 +88,7 @@ def compare(configuration: Configuration, seen: dict[str, Any]) -> Outcome:
         {
             "parameters": estimator.weights + estimator.adapters,
             "optimizer": estimator.optimizer,
-            "saved": estimator.kept + estimator.head_kept,
+            "saved": estimator.saved + estimator.head_saved,
             "peak": memory.total_bytes,
         },
         {

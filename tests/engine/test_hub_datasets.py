@@ -95,7 +95,7 @@ def test_two_files_of_one_dataset_are_of_one_commit(hub: Hub) -> None:
     ("asked", "reason", "told"),
     [
         ("hf://org/many", "SEVERAL_FILES", "hf://org/many/main/test.parquet"),
-        ("hf://org/script", "NO_READABLE_FILES", "scripts never"),
+        ("hf://org/script", "NO_READABLE_FILES", "scripts are never run"),
         ("hf://org/one/loader.py", "NO_READABLE_FILES", "data/train.jsonl"),
         ("hf://org/one/train.jsonl", "DATASET_NOT_FOUND", "data/train.jsonl"),
         ("hf://org/one@v9", "DATASET_NOT_FOUND", "Check the id"),
