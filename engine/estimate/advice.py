@@ -19,10 +19,10 @@ _RATES: Final[Mapping[str, tuple[float, float, float]]] = {
     "qlora": (5e-5, 1e-3, 2e-4),
     "full": (1e-6, 1e-4, 2e-5),
 }
-"""By method: the lowest and the highest usual learning rate, and a typical one. Adapters start at zero and need large
-steps; pretrained weights do not tolerate them."""
+"""Learning rates by method: the lowest and the highest usual one, and a typical one. Adapters start at zero and need
+large steps; pretrained weights do not tolerate them."""
 _SCALES: Final = {False: (0.5, 4.0, 2.0), True: (0.5, 8.0, 4.0)}
-"""By use_rslora: usual range and typical value of the adapter's scale, lora_alpha / r or lora_alpha / √r."""
+"""Scales by use_rslora: usual range and typical value of the adapter's scale, lora_alpha / r or lora_alpha / √r."""
 _FEW_STEPS: Final = 30
 _WARM_UP: Final = (0.3, 0.05)
 """Share of the steps above which a warm-up counts as long, and a common share."""
@@ -66,7 +66,7 @@ class JobFacts:
     machine: Machine
     train: Statistics
     evaluation: Statistics
-    """Of the held-out rows."""
+    """Counts of the held-out rows."""
     num_packed: int
     """Number of sequences that packing makes, or would make, of the training rows."""
     num_distinct: int
@@ -442,13 +442,13 @@ _RULES: Final[Sequence[Callable[[JobFacts], Iterator[Improvement]]]] = (
     _evaluations,
     _saves,
 )  # fmt: skip
-"""In order of importance: what decides whether the model learns, then what decides time and memory."""
+"""The rules in order of importance: first those for learning, then those for time and memory."""
 _TITLES: Final = {"lora": "LoRA", "qlora": "QLoRA", "full": "full fine-tuning"}
 _BF16_OVER: Final = {
     "fp16": "it has the range of fp32, so the loss needs no scaling and does not overflow",
     "fp32": "it has the range of fp32 in half the bytes, and is faster",
 }
-"""By precision: the advantage of bf16 over it."""
+"""The advantage of bf16 over another precision."""
 
 
 def padding_share(lengths: Mapping[int, int], rows: int) -> float:

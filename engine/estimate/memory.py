@@ -131,7 +131,7 @@ class Component:
     name: str
     size_bytes: int
     description: str
-    """In a few words."""
+    """Description of a few words."""
     uncertainty: float
     """Share of itself by which the component may be larger; docs/estimates.md has the measured errors."""
 

@@ -25,21 +25,21 @@ from tests.chaos.watchers import canonical
 
 @dataclass
 class Expected:
-    """What is known of a job without asking the product."""
+    """The expected facts of a job, known without the product."""
 
     package_sha256: Callable[[Path], str]
-    """Of a folder `<store>/<tenant>`-relative package: what identifies the result's bytes."""
+    """Returns the digest that identifies the result in a package folder, relative to `<store>/<tenant>`."""
     reference: str
-    """The same of an unfaulted run."""
+    """The digest of a run without faults."""
     cancel: str = ""
-    """accepted: it must end CANCELLED; refused: it must not; unknown: the answer was lost, either is right."""
+    """accepted: the job must end CANCELLED; refused: it must not; unknown: the response was lost, both are correct."""
     may_fail: bool = False
     """It has so few attempts that faults may use them up."""
 
 
 @dataclass
 class Seen:
-    """What one watcher was handed, in order."""
+    """The events that one watcher received, in order."""
 
     name: str
     job_id: str
@@ -304,7 +304,7 @@ def _check_retention(history: JobHistory, findings: Findings) -> None:
 
 
 def _check_stored(history: JobHistory, evidence: Evidence, findings: Findings) -> None:
-    """What was accepted is whole in the store."""
+    """Checks that every accepted file is complete in the store."""
     kept: Iterable[SavedCheckpoint] = (c for c in history.checkpoints if not c.pruned)
     for checkpoint in kept:
         if checkpoint.path in evidence.damaged:

@@ -24,7 +24,7 @@ _WEIGHT_BYTES = 32 * 1024
 
 
 class ChildInput(BaseModel):
-    """What the supervisor hands over. Paths are absolute."""
+    """The input from the supervisor. Paths are absolute."""
 
     stage: str
     """preflight, training, evaluation or export."""
@@ -37,16 +37,16 @@ class ChildInput(BaseModel):
     config: str = ""
     """For preflight: a serialised ConfigResolved, base64."""
     checkpoint: Path | None = None
-    """For training what it goes on from, later the chosen one."""
+    """For training the checkpoint to resume from, for later stages the chosen one."""
     manifest_sha256: str = ""
-    """Of `checkpoint`, for training."""
+    """SHA-256 of the manifest of `checkpoint`, for training."""
     final_train_loss: float = 0.0
-    """For export: what training found."""
+    """For export: the result of training."""
 
 
 @dataclass
 class State:
-    """What a training is at a step."""
+    """The state of a training at a step."""
 
     seed: int
     step: int = 0
@@ -68,7 +68,7 @@ class State:
 
     @property
     def loss(self) -> float:
-        """In [0, 1); 48 bits of the digest, so no two steps share one."""
+        """Value in [0, 1) from 48 bits of the digest, so that no two steps share one."""
         return int(self.digest[:12], 16) / 2**48
 
     @property

@@ -67,14 +67,14 @@ class Missed(Exception):
 
 @dataclass(frozen=True)
 class Draw:
-    """What a schedule decided about one fault."""
+    """The random choices of a schedule for one fault."""
 
     place: float
-    """In [0, 1): picks among what there is."""
+    """Value in [0, 1) that selects the target."""
     seconds: float
     """How long it lasts."""
     choice: str = ""
-    """Of a failpoint: its name and what it does there, such as `store.synced=kill`."""
+    """Failpoint and action, such as `store.synced=kill`."""
 
     def of(self, options: Sequence[T]) -> T:
         if not options:
@@ -84,7 +84,7 @@ class Draw:
 
 @dataclass
 class Wanted:
-    """What was asked for about a job, and what came of asking."""
+    """The requests about a job, and their results."""
 
     job_id: str
     seed: int
@@ -105,7 +105,7 @@ class World:
     damaged: set[str] = field(default_factory=set)
     callers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(8, "caller"))
     problems: list[str] = field(default_factory=list)
-    """What a caller was told that no caller should be told."""
+    """Errors that no caller should receive."""
 
     def call(self, draw: Draw, ask: Callable[[Client], Job]) -> None:
         """Asks from a thread of its own, of one gateway after the other, until one of them answers."""
@@ -152,7 +152,7 @@ def _busy_trainer(world: World, draw: Draw) -> Proc:
 
 
 def _has_saved(child: psutil.Process) -> bool:
-    """Whether a training child has written a checkpoint."""
+    """Returns True if a training child has written a checkpoint."""
     try:
         return Path(child.cmdline()[-1]).with_name("out").joinpath("checkpoints").exists()
     except (psutil.Error, IndexError):
@@ -160,13 +160,13 @@ def _has_saved(child: psutil.Process) -> bool:
 
 
 def _any_child(world: World, draw: Draw) -> psutil.Process:
-    """Of any stage, or in most draws one that has written a checkpoint."""
+    """Selects a child of any stage; in most draws one that has written a checkpoint."""
     children = world.stack.children()
     return draw.of(children if draw.place < _AT_ONCE else [child for child in children if _has_saved(child)])
 
 
 def _any_job(world: World, draw: Draw) -> Wanted:
-    """Of any state, or in most draws one that has a checkpoint and trains."""
+    """Selects a job in any state; in most draws one that trains and has a checkpoint."""
     if draw.place < _AT_ONCE:
         return draw.of(world.jobs)
     return draw.of([j for j in world.jobs if "checkpoint" in j.watchers[0].kinds and not j.watchers[0].trained])

@@ -13,7 +13,7 @@ from tests.tiny_models import make_tiny_model
 
 @dataclass(frozen=True)
 class Real:
-    """What schedules with the real training child share."""
+    """The shared parts of schedules with the real training child."""
 
     model: Path
     rows: Path

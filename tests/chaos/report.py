@@ -49,7 +49,7 @@ _COUNTED = (
 
 
 def markdown(results: Sequence[Result]) -> str:
-    """What was done, what came of it, and on what; numbers of this run only."""
+    """Renders the faults, the results and the environment of this run."""
     counts = total(list(results))
     broken = collections.Counter(
         violation.partition(":")[0] for result in results for violation in result.findings.violations

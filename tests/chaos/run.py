@@ -28,19 +28,19 @@ from tests.chaos.stack import Stack
 from tests.chaos.watchers import Watcher
 
 STEPS, SAVE_STEPS = 80, 10
-"""Of a job of the child without torch: two seconds of training, eight checkpoints."""
+"""Steps of a job with the torch-free child: two seconds of training, eight checkpoints."""
 MAX_ATTEMPTS, FEW_ATTEMPTS = 20, 3
-"""Of a job that no schedule brings to its end, and of every third, which may be given up."""
+"""max_attempts of a job that must not fail by faults, and of every third job, which may."""
 _CREATE_SECONDS = 60.0
 _END_SECONDS = 150.0
 _TICK_SECONDS = 0.02
 _AGAIN_SECONDS, _VICTIM_SECONDS = 0.15, 20.0
-"""A fault without a victim is tried again, for so long."""
+"""A fault without a victim is retried at this interval, for at most this long."""
 
 
 @dataclass
 class Result:
-    """What became of a schedule."""
+    """The result of a schedule."""
 
     schedule: Schedule
     findings: Findings = field(default_factory=Findings)
@@ -148,7 +148,7 @@ def _create(world: World, schedule: Schedule, rows: Path) -> None:
 
 
 def _create_one(world: World, schedule: Schedule, rows: Path, seed: int, number: int) -> str:
-    """As a caller does it who gets no answer: again, with the same request_id."""
+    """Creates a job as a caller without a response does: again, with the same request_id."""
     deadline = time.monotonic() + _CREATE_SECONDS
     spec = spec_of(seed, number, real=schedule.real)
     request_id = f"{schedule.seed}-{number}"
@@ -252,12 +252,12 @@ def _expected(job: Wanted, *, real: bool, reference: str) -> Expected:
 
 
 def file_sha256(path: Path) -> str:
-    """Of the whole package."""
+    """Digest of the whole package."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def adapter_sha256(package: Path) -> str:
-    """Of the weights in it: the rest names times and ids."""
+    """Digest of the weights only: other files contain times and ids."""
     with zipfile.ZipFile(package) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith("adapter_model.safetensors"))
         return hashlib.sha256(archive.read(name)).hexdigest()

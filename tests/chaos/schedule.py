@@ -1,4 +1,4 @@
-"""What is done when, drawn from a seed: the same seed gives the same schedule."""
+"""Schedules of faults, drawn from a seed; the same seed gives the same schedule."""
 
 from __future__ import annotations
 

@@ -225,7 +225,7 @@ class Stack:
         return self._ours(_SPEC)
 
     def orphans(self) -> list[str]:
-        """What still runs although all was stopped."""
+        """Returns the processes that still run after everything was stopped."""
         found = []
         for process in self._ours():
             if "postgres" not in process.name():

@@ -1,4 +1,4 @@
-"""What a model is made of, without its weights: from a folder, and from a hub that is asked for headers only."""
+"""The description of a model without its weights, from a folder and from a hub that serves headers only."""
 
 import json
 import re

@@ -60,7 +60,7 @@ def test_how_datasets_of_the_hub_are_named(text: str, parts: tuple[str, str, str
     ],
 )  # fmt: skip
 def test_what_is_written_otherwise_is_refused_before_there_is_a_job(text: str) -> None:
-    """With the field, and with how it is written: nothing has been uploaded, nobody has waited."""
+    """The error names the field and the expected form, before anything is uploaded."""
     with pytest.raises(JobError) as caught:
         job_config({"base_model": "tiny", "phases": [{"training_data": [{"dataset": text}], "num_epochs": 1.0}]})
     assert caught.value.reason == "INVALID_CONFIG"
@@ -69,7 +69,7 @@ def test_what_is_written_otherwise_is_refused_before_there_is_a_job(text: str) -
 
 
 def test_the_only_file_with_rows_is_taken_at_the_commit_of_today(hub: Hub, tmp_path: Path) -> None:
-    """Descriptions and scripts are no rows; the name that is given back means the same bytes tomorrow."""
+    """Descriptions and scripts are not data files; the returned reference names the same content for ever."""
     found = HubDatasets("", 1 << 20).find("hf://org/one", "f")
     assert found.reference == f"hf://org/one@{NEW}/data/train.jsonl"
     assert (found.size_bytes, hub.sent) == (2 * len(ROWS), {})

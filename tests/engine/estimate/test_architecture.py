@@ -116,7 +116,7 @@ def test_a_folder_is_read_without_its_weights(tiny_model: Path) -> None:
 
 
 def test_an_unusual_architecture_is_counted_by_its_tensors() -> None:
-    """What transformers adds tomorrow is still estimated, by its layers."""
+    """An architecture that transformers adds later is still estimated, from its layers."""
     shapes = {"transformer.wte.weight": (1000, 64), "transformer.h.0.attn.c_attn.weight": (64, 192)}
     shapes |= {"transformer.h.0.mlp.c_fc.weight": (64, 256), "transformer.h.0.mlp.c_proj.weight": (256, 64)}
     config = {"model_type": "gpt2", "n_layer": 1, "n_embd": 64, "n_head": 4, "vocab_size": 1000, "n_positions": 128}

@@ -97,14 +97,14 @@ def test_a_data_set_of_short_rows_needs_less() -> None:
     assert (short.method, short.plan.verdict) == ("lora", "comfortable")
 
 
-def test_a_processor_and_an_older_gpu() -> None:
+def test_a_cpu_and_an_older_gpu() -> None:
     hardware = Hardware(cpu_model="A CPU", cpu_cores=8, memory_available_bytes=16 * GIB, packages={"bitsandbytes": "1"})
     machine = Machine.of(hardware)
     assert (machine.on_gpu, machine.name) == (False, "A CPU × 8")
     found = recommend(known("smollm2-135m"), machine, config())
     assert found.method == "lora"
     assert found.plan.setup.precision == "fp32"
-    assert any("processor" in warning for warning in found.warnings)
+    assert any("trains on the CPU" in warning for warning in found.warnings)
     hardware.gpus.append(Gpu(name="Tesla T4", memory_free_bytes=15 * GIB, compute_capability="7.5", bf16=False))
     hardware.cuda_available = True
     old = recommend(known("smollm2-135m"), Machine.of(hardware), config())
@@ -113,7 +113,7 @@ def test_a_processor_and_an_older_gpu() -> None:
     assert Machine.of(hardware, gpus=0).on_gpu is False
 
 
-def test_a_processor_quantises_only_where_nothing_else_fits() -> None:
+def test_a_cpu_quantises_only_if_nothing_else_fits() -> None:
     """Quantised weights only cost time there: with a little more free memory the advice must not get slower."""
     hardware = Hardware(cpu_model="A CPU", cpu_cores=8, packages={"bitsandbytes": "1"})
     methods = []
