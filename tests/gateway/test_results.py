@@ -1,4 +1,4 @@
-"""Recipes, evaluations and exports: what is only ever read."""
+"""Reading recipes, evaluations and exports."""
 
 from collections.abc import AsyncIterator
 from typing import Any
