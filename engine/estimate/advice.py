@@ -312,7 +312,7 @@ def _precision(job: JobFacts) -> Iterator[Improvement]:
         yield _better("hyperparameters.precision", current, "bf16", why)
 
 
-def _recomputation(job: JobFacts) -> Iterator[Improvement]:
+def _gradient_checkpointing(job: JobFacts) -> Iterator[Improvement]:
     path, on = "hyperparameters.gradient_checkpointing", job.config.hyperparameters.gradient_checkpointing
     other = job.memory_with(gradient_checkpointing=not on)
     if on and fits(other, job.machine):
@@ -434,7 +434,7 @@ _RULES: Final[Sequence[Callable[[JobFacts], Iterator[Improvement]]]] = (
     _method,
     _quantisation,
     _precision,
-    _recomputation,
+    _gradient_checkpointing,
     _optimizer,
     _batch,
     _length,

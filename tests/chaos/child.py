@@ -27,7 +27,7 @@ class ChildInput(BaseModel):
     """The input from the supervisor. Paths are absolute."""
 
     stage: str
-    """preflight, training, evaluation or export."""
+    """Stage: preflight, training, evaluation or export."""
     seed: int
     total_steps: int
     save_steps: int
@@ -55,12 +55,12 @@ class State:
     best_loss: float = 1.0
 
     def advance(self) -> None:
-        """Makes the next step."""
+        """Runs the next step."""
         self.step += 1
         self.digest = hashlib.sha256(f"{self.digest} {self.seed} {self.step}".encode()).hexdigest()
 
     def evaluate(self) -> bool:
-        """True when its loss is the lowest so far."""
+        """Returns True if the loss is the lowest so far."""
         if self.loss < self.best_loss:
             self.best_step, self.best_loss = self.step, self.loss
             return True
@@ -82,7 +82,7 @@ class State:
 
     @classmethod
     def read(cls, folder: Path) -> State:
-        """RuntimeError when it is not what was written."""
+        """Reads a checkpoint. Raises RuntimeError if it differs from what was written."""
         state = cls(**json.loads((folder / "state.json").read_text()))
         if (folder / "weights.bin").read_bytes() != state.weights:
             raise RuntimeError(f"the weights of step {state.step} are damaged")
@@ -90,7 +90,7 @@ class State:
 
 
 def package_of(seed: int, total_steps: int, save_steps: int) -> bytes:
-    """The package of a job that nothing happened to."""
+    """Returns the package of a job without faults."""
     state = State(seed)
     best = State(seed)
     while state.step < total_steps:

@@ -1,4 +1,4 @@
-"""Schedules with the real training child: a tiny model, and the adapter of a training that nothing happened to."""
+"""Schedules with the real training child: a tiny model, and the adapter of a training without faults."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Real:
     model: Path
     rows: Path
     reference: str
-    """Hash of the adapter of a training that nothing happened to."""
+    """Hash of the adapter of a training without faults."""
 
     @classmethod
     def prepare(cls, folder: Path) -> Real:

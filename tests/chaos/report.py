@@ -81,7 +81,7 @@ def markdown(results: Sequence[Result]) -> str:
 
 
 def write_section(document: Path, text: str) -> None:
-    """Puts `text` between the markers. ValueError when they are not there."""
+    """Inserts `text` between the markers. Raises ValueError if they are missing."""
     head, begin, rest = document.read_text().partition(BEGIN)
     _, end, tail = rest.partition(END)
     if not begin or not end:

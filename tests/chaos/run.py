@@ -47,12 +47,12 @@ class Result:
     injected: collections.Counter[str] = field(default_factory=collections.Counter)
     missed: collections.Counter[str] = field(default_factory=collections.Counter)
     restarts: list[str] = field(default_factory=list)
-    """Processes that ended by themselves and were started again."""
+    """Processes that ended by themselves and were restarted."""
     seconds: float = 0.0
     evidence: Evidence | None = None
 
     def report(self) -> str:
-        """For a failed test: the schedule, and everything that is wrong."""
+        """Returns the text for a failed test: the schedule and all violations."""
         return "\n".join([str(self.schedule), "", *self.findings.violations, *self.restarts])
 
 
@@ -103,7 +103,7 @@ def run_schedule(
 
 
 def spec_of(seed: int, number: int, *, real: bool) -> dict[str, Any]:
-    """The job that a schedule creates, `training_data` to be added."""
+    """Returns the job that a schedule creates, without `training_data`."""
     hyper: dict[str, Any] = {"max_steps": STEPS, "save_steps": SAVE_STEPS, "eval_steps": SAVE_STEPS, "logging_steps": 1}
     if real:
         hyper |= {"max_length": 64, "early_stopping_patience": 0}
@@ -163,7 +163,7 @@ def _create_one(world: World, schedule: Schedule, rows: Path, seed: int, number:
 
 
 def _inject(world: World, schedule: Schedule, result: Result) -> None:
-    """Faults at their times, and what follows on them at its own."""
+    """Applies the faults at their times, and their follow-ups."""
     began = time.monotonic()
     order = itertools.count()
     due: list[tuple[float, int, Callable[[], object]]] = []
@@ -203,7 +203,7 @@ def _inject(world: World, schedule: Schedule, result: Result) -> None:
 
 
 def _finish(world: World, result: Result) -> None:
-    """Everything is healed; what is paused is resumed, until every job has ended and every watcher knows."""
+    """Ends all faults and resumes paused jobs, until every job has ended and every watcher has seen it."""
     world.stack.heal()
     deadline = time.monotonic() + _END_SECONDS
     # A call may wait for a gateway that the keeper, in this thread, has to start first.
@@ -264,7 +264,7 @@ def adapter_sha256(package: Path) -> str:
 
 
 def total(results: list[Result]) -> Mapping[str, int]:
-    """Counts of all schedules together; a name with `most` is a maximum."""
+    """Adds up the counts of all schedules; a name with `most` is a maximum."""
     counts: dict[str, int] = {}
     for result in results:
         for name, number in result.findings.counts.items():

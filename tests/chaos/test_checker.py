@@ -24,7 +24,7 @@ from tests.chaos.stack import Stack
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Evidence]:
-    """One job whose training child was killed once, and nothing wrong."""
+    """Runs one job whose training child was killed once, without violations."""
     home = tmp_path_factory.mktemp("chaos") / "home"
     steps = tuple(Step(at, "kill_child", Draw(random.Random(at).random(), 0.5)) for at in (2.5,))  # noqa: S311
     result = run_schedule(Schedule(1, False, False, 1, 1, steps), home)
