@@ -55,7 +55,7 @@ def field_violation(detail: ErrorDetails, model: type[BaseModel], preset: Mappin
     if "[key]" in detail["loc"]:
         keys = _literals(typing.get_args(field.annotation)[0]) if field else []
         allowed = f"one of {', '.join(keys)}" if keys else "a key matching [a-z][a-z0-9_-]{0,62}"
-        return Violation(path, f"{given!r} is not {allowed}.{_nearest(str(given), keys)}")
+        return Violation(path, f"{given!r} given; must be {allowed}.{_nearest(str(given), keys)}")
     literals = _literals(field.annotation) if field else []
     # An entry of a list or table has its own rules, which only pydantic's message states.
     if (

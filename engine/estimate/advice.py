@@ -164,8 +164,8 @@ def _few_steps(job: JobFacts) -> Iterator[Improvement]:
         steps = math.ceil(job.total_steps * accumulation / fewer)
         noun = "pack" if hyper.packing else "row"
         why = (
-            f"{_count(job.num_sequences, noun)} make {_count(job.total_steps, 'step')} of {job.rows_per_step}, and "
-            f"each step updates the weights once. With {fewer} there are about {steps} steps."
+            f"{_count(job.num_sequences, noun)} make {_count(job.total_steps, 'step')} of {job.rows_per_step} {noun}s, "
+            f"which is few. With gradient_accumulation_steps = {fewer} there are about {steps} steps."
         )
         yield _better("hyperparameters.gradient_accumulation_steps", accumulation, fewer, why)
     elif hyper.num_epochs < _MANY_EPOCHS and job.total_steps * _MANY_EPOCHS / hyper.num_epochs >= _FEW_STEPS / 3:
@@ -198,8 +198,10 @@ def _scale(job: JobFacts) -> Iterator[Improvement]:
     scale = lora.lora_alpha / root
     if not low <= scale <= high:
         what = "√r" if lora.use_rslora else "r"
-        effect = "the adapters hardly affect the output" if scale < low else "every update is amplified as much"
-        why = f"lora_alpha / {what} = {scale:.3g} scales the adapters; {low:g} to {high:g} is usual: {effect}."
+        effect = (
+            "The adapters hardly affect the output." if scale < low else "Every update is amplified by this factor."
+        )
+        why = f"lora_alpha / {what} = {scale:.3g} scales the adapters; {low:g} to {high:g} is usual. {effect}"
         yield _better("lora.lora_alpha", lora.lora_alpha, round(middle * root), why)
 
 
