@@ -49,7 +49,7 @@ from finetuneflow.v1.dataset_service_pb2_grpc import (
 )
 from gateway.identifiers import new_id
 from gateway.sql.database import Database
-from gateway.sql.tables import Job, SavedArtifact, now
+from gateway.sql.tables import SavedArtifact, Work, now
 from tests.servers.nats import NatsServer
 
 _OPTIONS = [
@@ -174,8 +174,9 @@ async def add_artifact(database_url: str, store_url: str, file: Path) -> str:
     """Stores the file as an artifact of a job; returns the artifact's id."""
     job_id, artifact_id = new_id("ftjob"), new_id("ar")
     stored = ArtifactStore(store_url).put_file(file, f"default/jobs/{job_id}/package.bin")
-    job = Job(
+    job = Work(
         id=job_id,
+        kind="fine_tuning_job",
         tenant="default",
         request_sha256="",
         spec=b"",
@@ -189,7 +190,7 @@ async def add_artifact(database_url: str, store_url: str, file: Path) -> str:
     artifact = SavedArtifact(
         id=artifact_id,
         tenant="default",
-        job_id=job_id,
+        work_id=job_id,
         name="package.bin",
         kind="export_file",
         path=f"jobs/{job_id}/package.bin",

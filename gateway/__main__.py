@@ -19,11 +19,9 @@ from finetuneflow.v1 import (
     artifact_service_pb2,
     dataset_service_pb2,
     evaluation_service_pb2,
-    evaluation_service_pb2_grpc,
     evaluator_service_pb2,
     evaluator_service_pb2_grpc,
     export_service_pb2,
-    export_service_pb2_grpc,
     fine_tuning_service_pb2,
     model_service_pb2,
     model_service_pb2_grpc,
@@ -37,18 +35,18 @@ from gateway.observed_speeds import ObservedSpeeds
 from gateway.passthrough import Passthrough
 from gateway.planning_target import PlanningTargets
 from gateway.preflights import Preflights
-from gateway.servicers import artifacts, datasets, fine_tuning
-from gateway.servicers.evaluations import Evaluations
-from gateway.servicers.exports import Exports
+from gateway.servicers import artifacts, datasets, fine_tuning, results
 from gateway.servicers.generation import Generation
 from gateway.servicers.models import Models
 from gateway.servicers.probe import Probe
 from gateway.servicers.recipes import Recipes
+from gateway.servicers.work import WorkMethods
 from gateway.settings import GatewaySettings
 from gateway.sql.database import Database
 from gateway.uploads import sweep_for_ever
 from gateway.watch.fanout import Fanout
 from gateway.work.dispatch import Dispatcher
+from gateway.work.kinds import EVALUATION, EXPORT, FINE_TUNING_JOB
 from gateway.work.leases import LeaseWatch
 from gateway.work.ledger import Ledger
 from gateway.work.retention import Discarder
@@ -77,18 +75,18 @@ async def run(settings: GatewaySettings) -> None:
     ledger = Ledger(database, fanout.publish, dispatcher.offer, Discarder(store).discard)
     passthrough = Passthrough(bus)
     machines = PlanningTargets(passthrough, ObservedSpeeds(database))
-    acceptance = WorkerRequests(ledger, machines)
-    leases = LeaseWatch(database, bus, acceptance, settings.lease_seconds)
+    requests = WorkerRequests(ledger, machines)
+    leases = LeaseWatch(database, bus, requests, settings.lease_seconds)
     preflights = Preflights(database, passthrough, machines, catalogue)
 
     await fanout.start()
-    await bus.serve(CLAIM_SUBJECT, _QUEUE, _answering(ClaimRequest, acceptance.claim))
-    await bus.serve(report_subject("*"), _QUEUE, _answering(ReportRequest, acceptance.report))
+    await bus.serve(CLAIM_SUBJECT, _QUEUE, _answering(ClaimRequest, requests.claim))
+    await bus.serve(report_subject("*"), _QUEUE, _answering(ReportRequest, requests.report))
     server = await serve(
         Mount(
             fine_tuning_service_pb2.DESCRIPTOR.services_by_name["FineTuningService"],
             fine_tuning.add_to_server,
-            fine_tuning.FineTuning(ledger, fanout, catalogue, store, preflights),
+            fine_tuning.FineTuning(WorkMethods(FINE_TUNING_JOB, ledger, fanout, store), catalogue, preflights),
         ),
         Mount(
             dataset_service_pb2.DESCRIPTOR.services_by_name["DatasetService"],
@@ -102,13 +100,13 @@ async def run(settings: GatewaySettings) -> None:
         ),
         Mount(
             evaluation_service_pb2.DESCRIPTOR.services_by_name["EvaluationService"],
-            evaluation_service_pb2_grpc.add_EvaluationServiceServicer_to_server,
-            Evaluations(database),
+            results.add_evaluations_to_server,
+            results.Evaluations(WorkMethods(EVALUATION, ledger, fanout, store)),
         ),
         Mount(
             export_service_pb2.DESCRIPTOR.services_by_name["ExportService"],
-            export_service_pb2_grpc.add_ExportServiceServicer_to_server,
-            Exports(database),
+            results.add_exports_to_server,
+            results.Exports(WorkMethods(EXPORT, ledger, fanout, store)),
         ),
         Mount(
             model_service_pb2.DESCRIPTOR.services_by_name["ModelService"],

@@ -19,23 +19,23 @@ MAX_ANSWER_POINTS = 100_000
 
 _NAMES = text("""
     WITH RECURSIVE found(name) AS (
-        SELECT (SELECT name FROM metrics WHERE job_id = :job_id ORDER BY name LIMIT 1)
+        SELECT (SELECT name FROM metrics WHERE work_id = :work_id ORDER BY name LIMIT 1)
         UNION ALL
-        SELECT (SELECT m.name FROM metrics m WHERE m.job_id = :job_id AND m.name > found.name ORDER BY m.name LIMIT 1)
+        SELECT (SELECT m.name FROM metrics m WHERE m.work_id = :work_id AND m.name > found.name ORDER BY m.name LIMIT 1)
         FROM found WHERE found.name IS NOT NULL
     )
     SELECT name FROM found WHERE name IS NOT NULL
 """)
 _SPAN = text("""
     SELECT
-        (SELECT sequence FROM metrics WHERE job_id = :job_id AND name = :name ORDER BY sequence LIMIT 1),
-        (SELECT sequence FROM metrics WHERE job_id = :job_id AND name = :name ORDER BY sequence DESC LIMIT 1),
+        (SELECT sequence FROM metrics WHERE work_id = :work_id AND name = :name ORDER BY sequence LIMIT 1),
+        (SELECT sequence FROM metrics WHERE work_id = :work_id AND name = :name ORDER BY sequence DESC LIMIT 1),
         (SELECT count(*) FROM
-            (SELECT 1 AS one FROM metrics WHERE job_id = :job_id AND name = :name LIMIT :enough) AS points)
+            (SELECT 1 AS one FROM metrics WHERE work_id = :work_id AND name = :name LIMIT :enough) AS points)
 """)
 _ALL = text("""
     SELECT step, value, epoch, sequence FROM metrics
-    WHERE job_id = :job_id AND name = :name AND sequence <= :last ORDER BY sequence
+    WHERE work_id = :work_id AND name = :name AND sequence <= :last ORDER BY sequence
 """)
 _THINNED = text("""
     WITH RECURSIVE picked(sequence) AS (
@@ -43,32 +43,32 @@ _THINNED = text("""
         UNION ALL
         SELECT (
             SELECT m.sequence FROM metrics m
-            WHERE m.job_id = :job_id AND m.name = :name AND m.sequence >= picked.sequence + :stride
+            WHERE m.work_id = :work_id AND m.name = :name AND m.sequence >= picked.sequence + :stride
             ORDER BY m.sequence LIMIT 1
         )
         FROM picked WHERE picked.sequence IS NOT NULL
     )
     SELECT step, value, epoch, sequence FROM metrics
-    WHERE job_id = :job_id AND name = :name AND sequence IN (SELECT sequence FROM picked)
+    WHERE work_id = :work_id AND name = :name AND sequence IN (SELECT sequence FROM picked)
     ORDER BY sequence
 """)
 _LAST = text("""
     SELECT step, value, epoch, sequence FROM metrics
-    WHERE job_id = :job_id AND name = :name AND sequence = :last
+    WHERE work_id = :work_id AND name = :name AND sequence = :last
 """)
 
 
-async def read_series(session: AsyncSession, job_id: str, names: Sequence[str], max_points: int) -> list[MetricSeries]:
+async def read_series(session: AsyncSession, work_id: str, names: Sequence[str], max_points: int) -> list[MetricSeries]:
     """One series per name that has points, by name; every name when `names` is empty. One with more than `max_points`
     (at least 2) points is thinned evenly over the job's history; first and last point are always kept.
     """
     connection = await session.connection()
     if not names:
-        names = (await connection.execute(_NAMES, {"job_id": job_id})).scalars().all()
+        names = (await connection.execute(_NAMES, {"work_id": work_id})).scalars().all()
     max_points = max(2, min(max_points, MAX_ANSWER_POINTS // max(len(names), 1)))
     series = []
     for name in sorted(set(names)):
-        which: dict[str, Any] = {"job_id": job_id, "name": name}
+        which: dict[str, Any] = {"work_id": work_id, "name": name}
         first, last, count = (await connection.execute(_SPAN, which | {"enough": max_points + 1})).one()
         if not count:
             continue

@@ -7,7 +7,7 @@ from finetuneflow.v1.estimate_pb2 import ObservedSpeed
 from finetuneflow.v1.event_pb2 import ConfigResolved
 from finetuneflow.v1.stage_result_pb2 import PreflightResult, TrainingResult
 from gateway.sql.database import Database
-from gateway.sql.tables import Job
+from gateway.sql.tables import Work
 
 _LATEST = 200
 
@@ -22,9 +22,9 @@ class ObservedSpeeds:
     async def latest(self) -> list[ObservedSpeed]:
         """One for each training that ended well, newest first; at most 200."""
         query = (
-            select(Job.config, Job.preflight, Job.training)
-            .where(col(Job.training).is_not(None), col(Job.preflight).is_not(None), col(Job.config).is_not(None))
-            .order_by(col(Job.id).desc())
+            select(Work.config, Work.preflight, Work.training)
+            .where(col(Work.training).is_not(None), col(Work.preflight).is_not(None), col(Work.config).is_not(None))
+            .order_by(col(Work.id).desc())
             .limit(_LATEST)
         )
         async with self._database.read() as session:

@@ -58,7 +58,7 @@ async def check_datasets(session: AsyncSession, tenant: str, spec: FineTuningJob
     return rows
 
 
-def check_text(spec: FineTuningJobSpec) -> None:
+def check_text(spec: Message) -> None:
     """Refuses NUL characters: PostgreSQL can't search what holds one, and no name or prompt needs it."""
     found = [Violation(path, "holds a NUL character; remove it") for path in _nul_paths(spec, "spec")]
     if found:

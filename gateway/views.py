@@ -1,13 +1,28 @@
-"""Rows as the messages that callers see."""
+"""Converts rows to the messages that callers see."""
+
+from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from finetuneflow.v1.dataset_pb2 import Dataset
+from finetuneflow.v1.evaluation_pb2 import Evaluation
 from finetuneflow.v1.event_pb2 import ConfigResolved
+from finetuneflow.v1.export_pb2 import Export
 from finetuneflow.v1.fine_tuning_job_pb2 import AttemptSummary, Checkpoint, FineTuningJob, Progress
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
-from finetuneflow.v1.stage_result_pb2 import PreflightResult, TrainingResult
-from gateway.sql.tables import Attempt, Job, SavedCheckpoint, UploadedDataset
+from finetuneflow.v1.stage_result_pb2 import EvaluationResult, ExportResult, PreflightResult, TrainingResult
+from gateway.sql.tables import Attempt, SavedCheckpoint, SavedResult, UploadedDataset, Work
+
+_SHARED = (
+    "state",
+    "reason",
+    "message",
+    "fault",
+    "advice",
+    "attempt",
+    "failed_attempts",
+    "last_sequence",
+)
 
 
 def timestamp(microseconds: int) -> Timestamp:
@@ -16,8 +31,8 @@ def timestamp(microseconds: int) -> Timestamp:
     return out
 
 
-def job(row: Job, *, evaluation_id: str = "", export_id: str = "") -> FineTuningJob:
-    """A job; its evaluation and export are rows of their own."""
+def job(row: Work, *, evaluation_id: str = "", export_id: str = "") -> FineTuningJob:
+    """Returns a job; its evaluation and export are rows of their own."""
     out = FineTuningJob(
         id=row.id,
         spec=FineTuningJobSpec.FromString(row.spec),
@@ -50,6 +65,50 @@ def job(row: Job, *, evaluation_id: str = "", export_id: str = "") -> FineTuning
     return out
 
 
+def evaluation(row: SavedResult, work: Work) -> Evaluation:
+    """An evaluation and the work that makes it."""
+    out = Evaluation(**_of_result(row, work))
+    out.spec.CopyFrom(_resolved(work).evaluation)
+    if row.result is not None:
+        out.result.CopyFrom(EvaluationResult.FromString(row.result))
+    return out
+
+
+def export(row: SavedResult, work: Work) -> Export:
+    """An export and the work that makes it."""
+    out = Export(**_of_result(row, work))
+    out.spec.CopyFrom(_resolved(work).export)
+    out.formats.extend(out.spec.formats)
+    if row.result is not None:
+        out.result.CopyFrom(ExportResult.FromString(row.result))
+    return out
+
+
+def _resolved(work: Work) -> FineTuningJobSpec:
+    return ConfigResolved.FromString(work.config or b"").resolved_spec
+
+
+def _of_result(row: SavedResult, work: Work) -> dict[str, Any]:
+    """The fields that both resources have."""
+    fields: dict[str, Any] = {
+        "id": row.id,
+        "job_id": row.job_id,
+        "model": f"ft:{row.job_id}",
+        "create_time": timestamp(row.create_time),
+        "max_attempts": work.max_attempts,
+    }
+    if row.id != work.id:
+        # A stage of a job leaves its result when it is done.
+        done = timestamp(row.create_time)
+        return fields | {"state": "JOB_STATE_SUCCEEDED", "reason": "COMPLETED", "update_time": done, "end_time": done}
+    fields |= {name: getattr(work, name) for name in _SHARED}
+    fields["progress"] = Progress.FromString(work.progress)
+    fields["update_time"] = timestamp(work.update_time)
+    if work.end_time is not None:
+        fields["end_time"] = timestamp(work.end_time)
+    return fields
+
+
 def attempt(row: Attempt) -> AttemptSummary:
     out = AttemptSummary(
         stage=row.stage,
@@ -71,7 +130,7 @@ def attempt(row: Attempt) -> AttemptSummary:
 
 def checkpoint(row: SavedCheckpoint) -> Checkpoint:
     return Checkpoint(
-        job_id=row.job_id,
+        job_id=row.work_id,
         step=row.step,
         epoch=row.epoch,
         attempt=row.attempt,

@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from engine.config.conflicts import exclusive_fields, mappings_with_template, paths_with_nul
 from engine.config.hub_reference import HubReference, is_hub_reference
 from engine.config.recipes import Recipe, merge, recipe
-from engine.config.violations import conflicts, field_violation, nul_characters
+from engine.config.violations import violation
 from engine.errors import JobError, Violation
 
 Method = Literal["auto", "lora", "qlora", "full"]
@@ -240,14 +241,15 @@ def job_config(spec: Mapping[str, Any]) -> JobConfig:
     Raises JobError("INVALID_CONFIG") with one violation for each invalid field; paths start with `spec.`.
     """
     preset, unknown = _preset(spec)
-    violations = [*nul_characters(spec), *conflicts(spec)]
+    violations = [Violation(path, "holds a NUL character; remove it.") for path in paths_with_nul(spec, "spec")]
+    violations += [*exclusive_fields(spec), *mappings_with_template(spec)]
     if not spec.get("training_data") and not spec.get("phases"):
         violations.append(Violation("spec.training_data", "is empty; name at least one dataset."))
     values = merge(preset.values, spec)
     try:
         config = JobConfig.model_validate(values)
     except ValidationError as error:
-        violations += [field_violation(detail, JobConfig, preset.values) for detail in error.errors()]
+        violations += [violation(detail, JobConfig, preset.values) for detail in error.errors()]
     if violations:
         raise _invalid([*(unknown.violations if unknown else ()), *violations])
     if unknown:
@@ -258,6 +260,20 @@ def job_config(spec: Mapping[str, Any]) -> JobConfig:
         shown = HubReference.parse(first).id if is_hub_reference(first) else first
         config.display_name = f"{config.base_model} on {shown}"[:128]
     return config
+
+
+def with_section(config: JobConfig, name: str, changes: Mapping[str, Any]) -> JobConfig:
+    """Returns `config` with `changes` merged into its section `name`, such as "evaluation".
+
+    Raises JobError("INVALID_CONFIG"); its field paths start at the section: `spec.num_samples`.
+    """
+    section = getattr(config, name)
+    before = section.model_dump()
+    try:
+        changed = type(section).model_validate(merge(before, changes))
+    except ValidationError as error:
+        raise _invalid([violation(detail, type(section), before) for detail in error.errors()]) from error
+    return config.model_copy(update={name: changed})
 
 
 def _preset(spec: Mapping[str, Any]) -> tuple[Recipe, JobError | None]:

@@ -3,7 +3,7 @@
 import difflib
 import re
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import annotated_types
@@ -14,47 +14,22 @@ from pydantic_core import ErrorDetails
 from engine.errors import Violation
 
 
-def conflicts(spec: Mapping[str, Any]) -> list[Violation]:
-    """Returns a violation for each pair of fields in `spec` that exclude each other.
+def violation(detail: ErrorDetails, model: type[BaseModel], preset: Mapping[str, Any]) -> Violation:
+    """Describes one error of validating `model`: the field's path, the value given, what is allowed, the default.
 
-    `spec` has only what the caller set: `recipes.merge` resolves conflicts with a recipe's values.
-    """
-    given = spec.get("hyperparameters")
-    given = given if isinstance(given, Mapping) else {}
-    found = []
-    if given.get("warmup_ratio") is not None and given.get("warmup_steps") is not None:
-        description = f"cannot be combined with warmup_steps = {given['warmup_steps']!r}; set one of the two."
-        found.append(Violation("spec.hyperparameters.warmup_ratio", description))
-    if spec.get("phases") and spec.get("training_data"):
-        description = "cannot be combined with training_data; move those rows into a phase, or remove one of the two."
-        found.append(Violation("spec.phases", description))
-    if spec.get("phases") and given.get("max_steps") is not None:
-        description = "cannot be combined with phases, whose num_epochs set the length of each; remove it."
-        found.append(Violation("spec.hyperparameters.max_steps", description))
-    return [*found, *_mappings_with_templates(spec)]
-
-
-def nul_characters(spec: Mapping[str, Any]) -> list[Violation]:
-    """Returns a violation for each text of `spec` that holds a NUL character."""
-    return [Violation(path, "holds a NUL character; remove it.") for path in _paths_with_nul(spec, "spec")]
-
-
-def field_violation(detail: ErrorDetails, model: type[BaseModel], preset: Mapping[str, Any]) -> Violation:
-    """Describes one pydantic error of `model`: the given value, what is allowed, the default, and the nearest name.
-
-    `preset` has the recipe's values, which are the defaults.
+    `preset` holds the recipe's values, which are the defaults that the caller sees.
     """
     loc = [part for part in detail["loc"] if part != "[key]"]
     path = "spec" + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc)
     field, siblings = _look_up(model, loc)
     given = detail["input"]
     if detail["type"] == "extra_forbidden":
-        return Violation(path, _unknown_field(model, str(loc[-1]), siblings))
+        return Violation(path, _unknown_field(str(loc[-1]), siblings, _all_paths(model)))
     if detail["type"] == "missing":
         return Violation(path, "is required; set it.")
     if "[key]" in detail["loc"]:
-        keys = _literals(typing.get_args(field.annotation)[0]) if field else []
-        allowed = f"one of {', '.join(keys)}" if keys else "a key matching [a-z][a-z0-9_-]{0,62}"
+        keys, pattern = _keys(field)
+        allowed = f"one of {', '.join(keys)}" if keys else f"a key matching {pattern}"
         return Violation(path, f"{given!r} given; must be {allowed}.{_nearest(str(given), keys)}")
     literals = _literals(field.annotation) if field else []
     # An entry of a list or table has its own rules, which only pydantic's message states.
@@ -67,35 +42,6 @@ def field_violation(detail: ErrorDetails, model: type[BaseModel], preset: Mappin
     described = _default(loc, field, preset)
     hint = _nearest(given, literals) if isinstance(given, str) else ""
     return Violation(path, f"{_shown(given)} given; must be {_allowed(field, literals)}{described}.{hint}")
-
-
-def _mappings_with_templates(spec: Mapping[str, Any]) -> list[Violation]:
-    found = []
-    phases = spec.get("phases")
-    listed = {name: spec.get(name) for name in ("training_data", "evaluation_data")}
-    for number, phase in enumerate(phases if isinstance(phases, list) else ()):
-        if isinstance(phase, Mapping):
-            listed[f"phases[{number}].training_data"] = phase.get("training_data")
-    for name, sources in listed.items():
-        for index, source in enumerate(sources if isinstance(sources, list) else ()):
-            if isinstance(source, Mapping) and source.get("mapping") and source.get("template") is not None:
-                description = "cannot be combined with template, which names the file's columns itself; remove one."
-                found.append(Violation(f"spec.{name}[{index}].mapping", description))
-    return found
-
-
-def _paths_with_nul(value: object, path: str) -> Iterator[str]:
-    """Yields the paths of texts with a NUL character, which neither databases nor tokenizers store unchanged."""
-    if isinstance(value, str):
-        if "\0" in value:
-            yield path
-    elif isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _paths_with_nul(key, path)
-            yield from _paths_with_nul(inner, f"{path}.{key}")
-    elif isinstance(value, Sequence):
-        for index, inner in enumerate(value):
-            yield from _paths_with_nul(inner, f"{path}[{index}]")
 
 
 def _look_up(model: type[BaseModel], loc: Sequence[str | int]) -> tuple[FieldInfo | None, Sequence[str]]:
@@ -114,6 +60,14 @@ def _look_up(model: type[BaseModel], loc: Sequence[str | int]) -> tuple[FieldInf
             break
         model = inner[0]
     return field, siblings
+
+
+def _keys(field: FieldInfo | None) -> tuple[Sequence[str], str]:
+    """Returns the keys that a table allows, and the pattern that its keys must match."""
+    key, *_ = typing.get_args(field.annotation) if field else (str,)
+    rules = [rule for known in getattr(key, "__metadata__", ()) for rule in getattr(known, "metadata", ())]
+    pattern = next((rule.pattern for rule in rules if getattr(rule, "pattern", None)), "")
+    return _literals(key), str(pattern).strip("^$")
 
 
 def _flatten(annotation: Any) -> list[Any]:
@@ -191,9 +145,8 @@ def _nearest(given: Any, known: Sequence[Any]) -> str:
     return f" Did you mean {close[0]}?" if close else ""
 
 
-def _unknown_field(model: type[BaseModel], key: str, siblings: Sequence[str]) -> str:
+def _unknown_field(key: str, siblings: Sequence[str], elsewhere: Mapping[str, str]) -> str:
     # The fields of all sections are compared: the commonest mistake in a flat file is a field in the wrong section.
-    elsewhere = _all_paths(model)
     known = list(dict.fromkeys([*siblings, *elsewhere]))
     close = difflib.get_close_matches(re.sub(r"^num_train_", "num_", key), known, n=1, cutoff=0.6)
     if not close:

@@ -19,9 +19,9 @@ from finetuneflow.v1.artifact_service_pb2_grpc import (
 )
 from gateway import views
 from gateway.paging import page_of
-from gateway.servicers.handlers import add_with
+from gateway.servicers.handlers import add_with_byte_stream
 from gateway.sql.database import Database
-from gateway.sql.tables import Job, SavedArtifact
+from gateway.sql.tables import SavedArtifact, SavedResult, Work
 from gateway.tenancy import tenant_of
 from gateway.uncancellable import in_thread
 
@@ -41,13 +41,14 @@ class Artifacts(ArtifactServiceServicer):
 
     async def ListArtifacts(self, request: api.ListArtifactsRequest, context: Context) -> api.ListArtifactsResponse:
         page = page_of(request, "artifacts", request.job_id, request.kind)
-        query = select(SavedArtifact).where(SavedArtifact.job_id == request.job_id)
-        if request.kind:
-            query = query.where(SavedArtifact.kind == request.kind)
-        if page.after:
-            query = query.where(col(SavedArtifact.id) > page.after)
         async with self._database.read() as session:
-            await _check_job(session, request.job_id, tenant_of(context))
+            query = select(SavedArtifact).where(
+                SavedArtifact.work_id == await _work_of(session, request.job_id, tenant_of(context))
+            )
+            if request.kind:
+                query = query.where(SavedArtifact.kind == request.kind)
+            if page.after:
+                query = query.where(col(SavedArtifact.id) > page.after)
             rows = (await session.exec(query.order_by(col(SavedArtifact.id)).limit(page.limit))).all()
         kept, token = page.cut(rows, lambda row: row.id)
         return api.ListArtifactsResponse(artifacts=[_artifact(row) for row in kept], next_page_token=token)
@@ -98,14 +99,9 @@ def _read(source: BinaryIO, size: int) -> list[bytes]:
 
 
 def add_to_server(servicer: Artifacts, server: Any) -> None:
-    """As the generated function, but the chunks of a download are not copied into messages."""
-    handler = grpc.unary_stream_rpc_method_handler(
-        servicer.DownloadArtifact,
-        request_deserializer=api.DownloadArtifactRequest.FromString,
-        response_serializer=None,
-    )
-    service = api.DESCRIPTOR.services_by_name["ArtifactService"].full_name
-    add_with({"DownloadArtifact": handler}, service, add_ArtifactServiceServicer_to_server, servicer, server)
+    """As the generated function, but DownloadArtifact yields serialised responses."""
+    service = api.DESCRIPTOR.services_by_name["ArtifactService"]
+    add_with_byte_stream(service, "DownloadArtifact", add_ArtifactServiceServicer_to_server, servicer, server)
 
 
 def _check_downloadable(row: SavedArtifact, offset: int) -> None:
@@ -125,9 +121,15 @@ def _gone(row: SavedArtifact) -> NotFound:
     )
 
 
-async def _check_job(session: AsyncSession, job_id: str, tenant: str) -> None:
-    if (await session.exec(select(Job.id).where(Job.id == job_id, Job.tenant == tenant))).one_or_none() is None:
-        raise NotFound("JOB_NOT_FOUND", f"there is no fine-tuning job {job_id!r}")
+async def _work_of(session: AsyncSession, work_id: str, tenant: str) -> str:
+    """Returns the work whose artifacts are meant: for an evaluation or export left by a job, that job."""
+    found = (await session.exec(select(Work.id).where(Work.id == work_id, Work.tenant == tenant))).one_or_none()
+    if found is None:
+        left = select(SavedResult.work_id).where(SavedResult.id == work_id, SavedResult.tenant == tenant)
+        found = (await session.exec(left)).one_or_none()
+    if found is None:
+        raise NotFound("JOB_NOT_FOUND", f"there is no fine-tuning job, evaluation or export {work_id!r}")
+    return found
 
 
 async def _find(session: AsyncSession, artifact_id: str, tenant: str) -> SavedArtifact:
@@ -141,7 +143,7 @@ async def _find(session: AsyncSession, artifact_id: str, tenant: str) -> SavedAr
 def _artifact(row: SavedArtifact) -> Artifact:
     return Artifact(
         id=row.id,
-        job_id=row.job_id,
+        job_id=row.work_id,
         name=row.name,
         kind=row.kind,
         path=row.path,

@@ -26,11 +26,12 @@ from gateway.passthrough import Method, Passthrough
 from gateway.servicers.handlers import add_with
 from gateway.specs import dataset_ids
 from gateway.sql.database import Database
-from gateway.sql.tables import Job, UploadedDataset, now
+from gateway.sql.tables import UploadedDataset, Work, now
 from gateway.tenancy import tenant_of
 from gateway.uncancellable import finished, in_thread
 from gateway.uploads import Header, Message, Upload, check_header, is_sha256, read_message, upload_key
 from gateway.work import lifecycle
+from gateway.work.kinds import FINE_TUNING_JOB
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -270,10 +271,12 @@ async def _earlier(session: AsyncSession, tenant: str, request_id: str | None, s
 
 
 async def _refuse_if_used(session: AsyncSession, row: UploadedDataset) -> None:
-    query = select(Job.id, Job.spec).where(Job.tenant == row.tenant, col(Job.state).not_in(lifecycle.TERMINAL))
+    query = select(Work.id, Work.spec).where(
+        Work.tenant == row.tenant, Work.kind == FINE_TUNING_JOB.name, col(Work.state).not_in(lifecycle.TERMINAL)
+    )
     users = [
         job_id
-        for job_id, spec in (await session.exec(query.order_by(Job.id))).all()
+        for job_id, spec in (await session.exec(query.order_by(Work.id))).all()
         if row.id in dataset_ids(FineTuningJobSpec.FromString(spec))
     ]
     if users:

@@ -18,8 +18,9 @@ from finetuneflow.v1.stage_result_pb2 import PreflightResult, TrainingResult
 from gateway import views
 from gateway.paging import page_of
 from gateway.sql.database import Database
-from gateway.sql.tables import Job, JobExport
+from gateway.sql.tables import SavedResult, Work
 from gateway.tenancy import tenant_of
+from gateway.work.kinds import EXPORT
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -70,16 +71,19 @@ class Models(ModelServiceServicer):
 
     async def _tuned(
         self, tenant: str, *, limit: int, before: str = "", job_id: str = ""
-    ) -> list[tuple[JobExport, Job]]:
-        """Jobs with their first export, newest first."""
-        firsts = select(func.min(JobExport.id)).where(JobExport.tenant == tenant).group_by(col(JobExport.job_id))
-        query = select(JobExport, Job).join(Job).where(col(JobExport.id).in_(firsts))
+    ) -> list[tuple[SavedResult, Work]]:
+        """Returns jobs with their first export, newest first."""
+        firsts = select(func.min(SavedResult.id)).where(
+            SavedResult.tenant == tenant, SavedResult.kind == EXPORT.name, col(SavedResult.result).is_not(None)
+        )
+        query = select(SavedResult, Work).join(Work, col(Work.id) == col(SavedResult.job_id))
+        query = query.where(col(SavedResult.id).in_(firsts.group_by(col(SavedResult.job_id))))
         if before:
-            query = query.where(JobExport.id < before)
+            query = query.where(SavedResult.id < before)
         if job_id:
-            query = query.where(JobExport.job_id == job_id)
+            query = query.where(SavedResult.job_id == job_id)
         async with self._database.read() as session:
-            rows = (await session.exec(query.order_by(col(JobExport.id).desc()).limit(limit))).all()
+            rows = (await session.exec(query.order_by(col(SavedResult.id).desc()).limit(limit))).all()
         return [(export, job) for export, job in rows]
 
     def _missing(self, model_id: str) -> str:
@@ -105,7 +109,7 @@ def _base(entry: CatalogueEntry) -> Model:
     )
 
 
-def _tuned(export: JobExport, job: Job, bases: dict[str, CatalogueEntry]) -> Model:
+def _tuned(export: SavedResult, job: Work, bases: dict[str, CatalogueEntry]) -> Model:
     spec = FineTuningJobSpec.FromString(job.spec)
     identity = PreflightResult.FromString(job.preflight or b"").base_model
     training = TrainingResult.FromString(job.training or b"")

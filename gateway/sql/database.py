@@ -52,15 +52,22 @@ class Database:
 
     async def _migrate(self) -> None:
         config = Config()
-        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-        async with self._writes.connect() as connection:
+        # Alembic's options are templates, in which a percent sign begins a name.
+        config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+        # SQLite changes a constraint by rebuilding its table: rows that name the table's rows must not mind meanwhile.
+        engine = sqlite_engine(self.url, writes=True, foreign_keys=False) if self.is_sqlite else self._writes
 
-            def upgrade(sync: Connection) -> None:
-                config.attributes["connection"] = sync
-                command.upgrade(config, "head")
+        def upgrade(sync: Connection) -> None:
+            config.attributes["connection"] = sync
+            command.upgrade(config, "head")
+            if self.is_sqlite and (orphans := sync.exec_driver_sql("PRAGMA foreign_key_check").all()):
+                raise RuntimeError(f"the migration would leave rows without what they name: {orphans[:5]}")
 
+        async with engine.connect() as connection:
             await connection.run_sync(upgrade)
             await connection.commit()
+        if self.is_sqlite:
+            await engine.dispose()
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncSession]:

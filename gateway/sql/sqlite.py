@@ -84,16 +84,16 @@ def _writer_waits(name: str, args: Any) -> bool:
     return True
 
 
-def sqlite_engine(url: URL, *, writes: bool) -> AsyncEngine:
+def sqlite_engine(url: URL, *, writes: bool, foreign_keys: bool = True) -> AsyncEngine:
     """WAL, synchronous=FULL. A transaction of the engine that writes is BEGIN IMMEDIATE: it takes the write lock first,
-    and no later statement of it fails with "database is locked"."""
+    and no later statement of it fails with "database is locked". `foreign_keys=False` is for migrations."""
     begin_statement = _BEGIN if writes else "BEGIN DEFERRED"
 
     def connection(path: str, **kwargs: Any) -> _Connection:
         def connect() -> sqlite3.Connection:
             # The driver's own BEGIN is DEFERRED and comes too late to take the write lock; ours is explicit.
             raw: sqlite3.Connection = sqlite3.connect(path, isolation_level=None, timeout=_BUSY_SECONDS, **kwargs)
-            for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+            for pragma in ("journal_mode=WAL", "synchronous=FULL", f"foreign_keys={int(foreign_keys)}"):
                 raw.execute(f"PRAGMA {pragma}")
             return raw
 

@@ -1,4 +1,4 @@
-"""The one truth: jobs, attempts, events and what is projected from them. Only the gateway touches these.
+"""The tables: work, attempts, events and what is projected from them. Only the gateway touches these.
 
 Times are microseconds since 1970 (UTC) as integers: SQLite has no time zones. They inform; no rule compares them,
 except that an attempt is not offered to workers before `not_before`.
@@ -20,20 +20,28 @@ def _big(**kwargs: object) -> Column[int]:
     return Column(BigInteger, nullable=False, **kwargs)  # type: ignore[arg-type]
 
 
-class Job(SQLModel, table=True):
-    """A fine-tuning job. Locked first by every decision about it."""
+class Work(SQLModel, table=True):
+    """A fine-tuning job, or an evaluation or export asked for alone. Locked first by every decision about it."""
 
-    __tablename__ = "jobs"
+    __tablename__ = "work"
     __table_args__ = (
-        UniqueConstraint("tenant", "request_id"),
-        Index("jobs_by_creation", "tenant", "id"),
+        UniqueConstraint("tenant", "kind", "request_id", name="work_by_request"),
+        Index("work_by_creation", "tenant", "kind", "id"),
+        Index("work_by_job", "job_id"),
     )
 
     id: str = Field(primary_key=True)
     tenant: str
+    kind: str
+    """A name in `gateway.work.kinds`."""
+    job_id: str | None = Field(default=None, foreign_key="work.id")
+    """The fine-tuning job whose model this evaluates or exports. None for a job."""
     request_id: str | None = None
     request_sha256: str
     spec: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    """As the caller sent it: FineTuningJobSpec, EvaluationSpec or ExportSpec."""
+    merged_spec: bytes = Field(default=b"", sa_column=Column(LargeBinary, nullable=False))
+    """A fine-tuning job's FineTuningJobSpec with its recipe under it; empty for other kinds."""
     labels: dict[str, str] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
     pool: str
     max_attempts: int
@@ -47,6 +55,7 @@ class Job(SQLModel, table=True):
     failed_attempts: int = 0
     last_sequence: int = Field(default=0, sa_column=_big())
     config: bytes | None = Field(default=None, sa_column=Column(LargeBinary))
+    """ConfigResolved: what it runs with."""
     progress: bytes = Field(default=b"", sa_column=Column(LargeBinary, nullable=False))
     preflight: bytes | None = Field(default=None, sa_column=Column(LargeBinary))
     training: bytes | None = Field(default=None, sa_column=Column(LargeBinary))
@@ -56,13 +65,13 @@ class Job(SQLModel, table=True):
 
 
 class Attempt(SQLModel, table=True):
-    """One try at one stage. READY is the dispatch itself; at most one attempt of a job is not ENDED."""
+    """One try at one stage. READY is the dispatch itself; at most one attempt of a work is not ENDED."""
 
     __tablename__ = "attempts"
     __table_args__ = (
         Index(
             "attempts_open",
-            "job_id",
+            "work_id",
             unique=True,
             sqlite_where=text("state != 'ENDED'"),
             postgresql_where=text("state != 'ENDED'"),
@@ -70,7 +79,7 @@ class Attempt(SQLModel, table=True):
         Index("attempts_by_state", "state"),
     )
 
-    job_id: str = Field(primary_key=True, foreign_key="jobs.id")
+    work_id: str = Field(primary_key=True, foreign_key="work.id")
     stage: str = Field(primary_key=True)
     attempt: int = Field(primary_key=True)
     tenant: str
@@ -90,12 +99,12 @@ class Attempt(SQLModel, table=True):
     end_time: int | None = Field(default=None, sa_column=Column(BigInteger))
 
 
-class JobEvent(SQLModel, table=True):
+class WorkEvent(SQLModel, table=True):
     """An accepted event. `event` is its wire form, sequence included."""
 
     __tablename__ = "events"
 
-    job_id: str = Field(primary_key=True, foreign_key="jobs.id")
+    work_id: str = Field(primary_key=True, foreign_key="work.id")
     sequence: int = Field(sa_column=Column(BigInteger, primary_key=True, autoincrement=False))
     tenant: str
     kind: str
@@ -107,9 +116,9 @@ class Metric(SQLModel, table=True):
     """One point of a curve. When a later attempt trains a step again, the older point is deleted."""
 
     __tablename__ = "metrics"
-    __table_args__ = (Index("metrics_by_step", "job_id", "step"),)
+    __table_args__ = (Index("metrics_by_step", "work_id", "step"),)
 
-    job_id: str = Field(primary_key=True, foreign_key="jobs.id")
+    work_id: str = Field(primary_key=True, foreign_key="work.id")
     name: str = Field(primary_key=True)
     sequence: int = Field(sa_column=Column(BigInteger, primary_key=True, autoincrement=False))
     tenant: str
@@ -125,7 +134,7 @@ class SavedCheckpoint(SQLModel, table=True):
 
     __tablename__ = "checkpoints"
 
-    job_id: str = Field(primary_key=True, foreign_key="jobs.id")
+    work_id: str = Field(primary_key=True, foreign_key="work.id")
     path: str = Field(primary_key=True)
     tenant: str
     step: int = Field(sa_column=_big())
@@ -144,11 +153,11 @@ class SavedArtifact(SQLModel, table=True):
     """An accepted file or folder in the artifact store."""
 
     __tablename__ = "artifacts"
-    __table_args__ = (Index("artifacts_by_job", "job_id", "id"),)
+    __table_args__ = (Index("artifacts_by_work", "work_id", "id"),)
 
     id: str = Field(primary_key=True)
     tenant: str
-    job_id: str = Field(foreign_key="jobs.id")
+    work_id: str = Field(foreign_key="work.id")
     name: str
     kind: str
     path: str
@@ -178,29 +187,27 @@ class UploadedDataset(SQLModel, table=True):
     create_time: int = Field(sa_column=_big())
 
 
-class JobEvaluation(SQLModel, table=True):
-    """What stage 3 of a job found; `result` is an EvaluationResult."""
+class SavedResult(SQLModel, table=True):
+    """An evaluation or export of a job's model, left by the job's own stage or asked for alone."""
 
-    __tablename__ = "evaluations"
-    __table_args__ = (Index("evaluations_by_job", "job_id"),)
-
-    id: str = Field(primary_key=True)
-    tenant: str
-    job_id: str = Field(foreign_key="jobs.id")
-    result: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
-    create_time: int = Field(sa_column=_big())
-
-
-class JobExport(SQLModel, table=True):
-    """What stage 4 of a job made; `result` is an ExportResult."""
-
-    __tablename__ = "exports"
-    __table_args__ = (Index("exports_by_job", "job_id"),)
+    __tablename__ = "results"
+    __table_args__ = (
+        Index("results_by_creation", "tenant", "kind", "id"),
+        Index("results_by_job", "job_id"),
+        Index("results_by_work", "work_id"),
+    )
 
     id: str = Field(primary_key=True)
+    """The work's id where the work is this result alone."""
     tenant: str
-    job_id: str = Field(foreign_key="jobs.id")
-    result: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    kind: str
+    """`evaluation` or `export`."""
+    job_id: str = Field(foreign_key="work.id")
+    """The fine-tuning job whose model it is about."""
+    work_id: str = Field(foreign_key="work.id")
+    """What makes it: the job itself, or an evaluation or export asked for alone."""
+    result: bytes | None = Field(default=None, sa_column=Column(LargeBinary))
+    """EvaluationResult or ExportResult. None until the work has SUCCEEDED."""
     create_time: int = Field(sa_column=_big())
 
 

@@ -14,7 +14,7 @@ from finetuneflow.v1.work_pb2 import WorkItem
 from gateway.sql.database import Database
 from gateway.sql.database_errors import DatabaseUnavailable
 from gateway.sql.tables import Attempt, now
-from gateway.work.lifecycle import SERVICES
+from gateway.work.kinds import SERVICES
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class Dispatcher:
         try:
             async with self._database.read() as session:
                 keys = set(
-                    (await session.exec(select(Attempt.job_id, Attempt.stage, Attempt.attempt).where(ready))).all()
+                    (await session.exec(select(Attempt.work_id, Attempt.stage, Attempt.attempt).where(ready))).all()
                 )
                 if keys - before:
                     for attempt in (await session.exec(select(Attempt).where(ready))).all():
@@ -137,7 +137,7 @@ class Dispatcher:
             # Of two readings of the wall clock, the later may be of a clock set back: nobody waits longer for that.
             left = min(attempt.not_before - now(), attempt.not_before - attempt.create_time)
             self._offers[key] = _Offer(
-                item=WorkItem(job_id=attempt.job_id, stage=attempt.stage, attempt=attempt.attempt),
+                item=WorkItem(job_id=attempt.work_id, stage=attempt.stage, attempt=attempt.attempt),
                 service=SERVICES[attempt.stage],
                 # Training is the stage that pools scale; the others have one pool each.
                 pool=attempt.pool if attempt.stage == "STAGE_TRAINING" else "default",
@@ -152,4 +152,4 @@ class Dispatcher:
 
 
 def _key(attempt: Attempt) -> _Key:
-    return attempt.job_id, attempt.stage, attempt.attempt
+    return attempt.work_id, attempt.stage, attempt.attempt

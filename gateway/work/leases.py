@@ -25,13 +25,13 @@ _ROW = 1
 class LeaseWatch:
     """Expires a claim whose beat stood still for `lease_seconds` of healthy ticks."""
 
-    def __init__(self, database: Database, bus: Bus, acceptance: WorkerRequests, lease_seconds: float) -> None:
+    def __init__(self, database: Database, bus: Bus, requests: WorkerRequests, lease_seconds: float) -> None:
         self._database = database
         self._bus = bus
-        self._acceptance = acceptance
+        self._requests = requests
         self._lease_seconds = lease_seconds
         self._seen: dict[tuple[str, str], tuple[int, float]] = {}
-        """(job_id, claim_id) → (beat, when it was first seen)."""
+        """(work_id, claim_id) → (beat, when it was first seen)."""
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -53,9 +53,9 @@ class LeaseWatch:
                 self._seen.clear()
 
     async def _claims(self) -> Sequence[tuple[str, str | None, int]]:
-        """(job_id, claim_id, beat)"""
+        """(work_id, claim_id, beat)"""
         async with self._database.read() as session:
-            query = select(Attempt.job_id, Attempt.claim_id, Attempt.beat)
+            query = select(Attempt.work_id, Attempt.claim_id, Attempt.beat)
             return (await session.exec(query.where(Attempt.state == "CLAIMED"))).all()
 
     async def _healthy(self, began: float) -> bool:
@@ -71,13 +71,13 @@ class LeaseWatch:
 
     async def _observe(self, claims: Sequence[tuple[str, str | None, int]], tick: float) -> None:
         seen: dict[tuple[str, str], tuple[int, float]] = {}
-        for job_id, claim_id, beat in claims:
-            key = (job_id, claim_id or "")
+        for work_id, claim_id, beat in claims:
+            key = (work_id, claim_id or "")
             before, since = self._seen.get(key, (-1, tick))
             if before != beat:
                 since = tick
             seen[key] = (beat, since)
             if tick - since >= self._lease_seconds:
-                log.warning("the claim of job %s expires", job_id)
-                await self._acceptance.expire(*key, beat)
+                log.warning("the claim of %s expires", work_id)
+                await self._requests.expire(*key, beat)
         self._seen = seen

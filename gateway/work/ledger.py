@@ -1,12 +1,12 @@
-"""Decisions: one SQL transaction that first locks the job row, then tells the world.
+"""Decisions: each is one SQL transaction that locks the work's row first, and publishes after COMMIT.
 
-What a decision appends gets its sequence inside the transaction. Publishing comes after COMMIT and may fail: watchers
-notice a lost tail by asking SQL, and READY attempts are dispatched again.
+An event gets its sequence inside the transaction. Publishing may fail: watchers find a lost tail in SQL, and READY
+attempts are dispatched again.
 """
 
 import logging
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -15,33 +15,32 @@ from typing import Any, TypeVar
 from google.protobuf.message import Message
 from sqlalchemy import Connection, Select, Table, Update, bindparam, inspect
 from sqlalchemy.ext.asyncio import AsyncConnection
-from sqlalchemy.orm.attributes import set_committed_value
 from sqlmodel import col, delete
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from chassis.errors import NotFound
 from chassis.events import event_of
 from chassis.failpoints import failpoint
 from finetuneflow.v1.event_pb2 import Event, Severity
 from finetuneflow.v1.fine_tuning_job_pb2 import Progress, Stage
 from gateway.sql.database import Database
-from gateway.sql.tables import Attempt, Job, Metric, now
+from gateway.sql.tables import Attempt, Metric, Work, now
 from gateway.watch.frames import Frame, frame_of, with_sequence
+from gateway.work.kinds import FINE_TUNING_JOB, Kind, no_such
 
 log = logging.getLogger(__name__)
 
-_Row = TypeVar("_Row", Job, Attempt)
+_Row = TypeVar("_Row", Work, Attempt)
 
 GATEWAY_SOURCE = "gateway"
 ELAPSED_SECONDS = "elapsed_seconds"
 """The series that keeps its points when steps are trained again: the time was spent."""
 
 # Made once: to build a statement costs more than to run it.
-_JOBS, _ATTEMPTS = inspect(Job).local_table, inspect(Attempt).local_table
-_LOCKED_JOB = _JOBS.select().where(_JOBS.c.id == bindparam("job_id")).with_for_update()
-_OPEN_ATTEMPT = _ATTEMPTS.select().where(_ATTEMPTS.c.job_id == bindparam("job_id"), _ATTEMPTS.c.state != "ENDED")
-_EVENT_COLUMNS = ("job_id", "sequence", "tenant", "kind", "severity", "event")
-_POINT_COLUMNS = ("job_id", "name", "sequence", "tenant", "attempt", "step", "epoch", "value")
+_WORK, _ATTEMPTS = inspect(Work).local_table, inspect(Attempt).local_table
+_LOCKED_WORK = _WORK.select().where(_WORK.c.id == bindparam("work_id")).with_for_update()
+_OPEN_ATTEMPT = _ATTEMPTS.select().where(_ATTEMPTS.c.work_id == bindparam("work_id"), _ATTEMPTS.c.state != "ENDED")
+_EVENT_COLUMNS = ("work_id", "sequence", "tenant", "kind", "severity", "event")
+_POINT_COLUMNS = ("work_id", "name", "sequence", "tenant", "attempt", "step", "epoch", "value")
 
 
 @cache
@@ -57,42 +56,41 @@ def _change(table: Table, columns: tuple[str, ...]) -> Update:
     return table.update().where(*keys).values({name: bindparam(f"new_{name}") for name in columns})
 
 
-def _load(connection: Connection, job_id: str) -> tuple[Job | None, Attempt | None]:
-    job = _one(connection, _LOCKED_JOB, Job, job_id)
-    if job is None:
+def _load(connection: Connection, work_id: str) -> tuple[Work | None, Attempt | None]:
+    work = _one(connection, _LOCKED_WORK, Work, work_id)
+    if work is None:
         return None, None
     # A query of its own: on PostgreSQL one that joins would see the attempt as it was before the lock was waited for.
-    return job, _one(connection, _OPEN_ATTEMPT, Attempt, job_id)
+    return work, _one(connection, _OPEN_ATTEMPT, Attempt, work_id)
 
 
-def _one(connection: Connection, query: Select[Any], table: type[_Row], job_id: str) -> _Row | None:
-    """The row as an object of no session: to load it through one takes four times as long."""
-    row = connection.execute(query, {"job_id": job_id}).one_or_none()
-    if row is None:
-        return None
-    found: _Row = inspect(table).class_manager.new_instance()
-    for name, value in row._mapping.items():
-        set_committed_value(found, name, value)
-    return found
+def _one(connection: Connection, query: Select[Any], table: type[_Row], work_id: str) -> _Row | None:
+    """The row as an object of no session: to load it through one takes twice as long."""
+    row = connection.execute(query, {"work_id": work_id}).one_or_none()
+    return None if row is None else table(**row._mapping)
 
 
-def _write_changes(connection: Connection, row: Job | Attempt) -> None:
-    # As a session would, in a third of the time: every report changes both rows.
-    state = inspect(row)
-    if changed := tuple(sorted(state.committed_state)):
-        values = {f"new_{name}": getattr(row, name) for name in changed}
-        keys = {f"key_{column.name}": getattr(row, column.name) for column in state.mapper.primary_key}
-        connection.execute(_change(state.mapper.local_table, changed), values | keys)
+def _write_changes(connection: Connection, row: Work | Attempt, loaded: Mapping[str, object]) -> None:
+    # As a session would, in less than half the time: every report changes both rows.
+    table = inspect(type(row)).local_table
+    if changed := {name: value for name in loaded if (value := getattr(row, name)) != loaded[name]}:
+        values = {f"new_{name}": value for name, value in changed.items()}
+        keys = {f"key_{column.name}": loaded[column.name] for column in table.primary_key}
+        connection.execute(_change(table, tuple(changed)), values | keys)
+
+
+def _values(row: Work | Attempt) -> dict[str, object]:
+    return {column.name: getattr(row, column.name) for column in inspect(type(row)).local_table.columns}
 
 
 @dataclass
 class Decision:
-    """A locked job, its open attempt, and what the decision adds."""
+    """Locked work, its open attempt, and what the decision adds."""
 
     connection: AsyncConnection
     session: AsyncSession
     """For what is rare: its first use costs a savepoint."""
-    job: Job
+    work: Work
     attempt: Attempt | None
     """The one attempt that is not ENDED."""
     frames: list[Frame] = field(default_factory=list)
@@ -107,22 +105,22 @@ class Decision:
     _progress: Progress | None = None
 
     def __post_init__(self) -> None:
-        self._sequence = self.job.last_sequence
-        self._job_id, self._tenant = self.job.id, self.job.tenant
-        self._loaded = (self.job, self.attempt)
+        self._sequence = self.work.last_sequence
+        self._work_id, self._tenant = self.work.id, self.work.tenant
+        self._loaded = [(row, _values(row)) for row in (self.work, self.attempt) if row is not None]
 
     @property
     def progress(self) -> Progress:
-        """The job's progress, to be changed in place."""
+        """The work's progress, to be changed in place."""
         if self._progress is None:
-            self._progress = Progress.FromString(self.job.progress)
+            self._progress = Progress.FromString(self.work.progress)
         return self._progress
 
     def append(self, payload: Message, severity: Severity | None = None) -> None:
         """An event of the gateway's own."""
         event = event_of(payload, severity)
-        event.job_id, event.attempt = self.job.id, self.job.attempt
-        event.stage = Stage.Value(self.job.stage)  # type: ignore[assignment]
+        event.job_id, event.attempt = self.work.id, self.work.attempt
+        event.stage = Stage.Value(self.work.stage)  # type: ignore[assignment]
         event.source = GATEWAY_SOURCE
         self.accept(event.SerializeToString(), event)
         self.settle()
@@ -133,27 +131,27 @@ class Decision:
         event = with_sequence(event, self._sequence)
         frame = frame_of(event, parsed, self._sequence)
         self.frames.append(frame)
-        self._events.append((self._job_id, frame.sequence, self._tenant, frame.kind, frame.severity, event))
+        self._events.append((self._work_id, frame.sequence, self._tenant, frame.kind, frame.severity, event))
         return frame.sequence
 
     def measure(
         self, event: Event, sequence: int, step: int, epoch: float, values: Iterable[tuple[str, float]]
     ) -> None:
         """Adds points to curves."""
-        job_id, tenant, attempt = self._job_id, self._tenant, event.attempt
+        work_id, tenant, attempt = self._work_id, self._tenant, event.attempt
         for name, value in values:
             number = None if math.isnan(value) else value
-            self._points.append((job_id, name, sequence, tenant, attempt, step, epoch, number))
+            self._points.append((work_id, name, sequence, tenant, attempt, step, epoch, number))
         if attempt > 1 and (self._retrained is None or step < self._retrained[1]):
             self._retrained = attempt, step
 
     def settle(self) -> None:
-        """Brings the job's row up to date with what was accepted."""
-        if self._sequence != self.job.last_sequence:
-            self.job.last_sequence = self._sequence
-            self.job.update_time = now()
+        """Writes the newest sequence and progress to the work's row."""
+        if self._sequence != self.work.last_sequence:
+            self.work.last_sequence = self._sequence
+            self.work.update_time = now()
         if self._progress is not None:
-            self.job.progress = self._progress.SerializeToString()
+            self.work.progress = self._progress.SerializeToString()
 
     async def flush(self) -> None:
         """Sends every change to the database, in one statement per table where there are many rows."""
@@ -165,16 +163,15 @@ class Decision:
             await self.session.flush()
 
     def _flush(self, connection: Connection) -> None:
-        for row in self._loaded:
-            if row is not None:
-                _write_changes(connection, row)
+        for row, loaded in self._loaded:
+            _write_changes(connection, row, loaded)
         dialect = connection.dialect.name
         if self._events:
             connection.exec_driver_sql(_insertion("events", _EVENT_COLUMNS, dialect), self._events)
         if self._retrained is not None:
             attempt, step = self._retrained
             older = delete(Metric).where(
-                col(Metric.job_id) == self._job_id,
+                col(Metric.work_id) == self._work_id,
                 col(Metric.step) >= step,
                 col(Metric.attempt) < attempt,
                 col(Metric.name) != ELAPSED_SECONDS,
@@ -204,13 +201,16 @@ class Ledger:
         self._discard = discard
 
     @asynccontextmanager
-    async def decide(self, job_id: str, tenant: str | None = None) -> AsyncIterator[Decision]:
-        """Locks the job for the block. NotFound when there is none (of that tenant)."""
+    async def decide(
+        self, work_id: str, tenant: str | None = None, kind: Kind | None = None
+    ) -> AsyncIterator[Decision]:
+        """Locks the work for the block. NotFound where there is none, or none of that tenant and kind."""
         async with self.database.change() as (connection, session):
-            job, attempt = await connection.run_sync(_load, job_id)
-            if job is None or (tenant is not None and job.tenant != tenant):
-                raise NotFound("JOB_NOT_FOUND", f"there is no fine-tuning job {job_id!r}")
-            decision = Decision(connection, session, job, attempt)
+            work, attempt = await connection.run_sync(_load, work_id)
+            wanted = work is not None and tenant in (None, work.tenant) and (kind is None or kind.name == work.kind)
+            if work is None or not wanted:
+                raise no_such(kind or FINE_TUNING_JOB, work_id)
+            decision = Decision(connection, session, work, attempt)
             yield decision
             await decision.flush()
             failpoint("decision.flushed")
@@ -218,14 +218,14 @@ class Ledger:
         await self._announce(decision)
 
     @asynccontextmanager
-    async def create(self, job: Job) -> AsyncIterator[Decision]:
-        """The first decision about a job, which inserts it."""
+    async def create(self, work: Work) -> AsyncIterator[Decision]:
+        """Inserts the work; the block is the first decision about it."""
         async with self.database.change() as (connection, session):
-            session.add(job)
+            session.add(work)
             await session.flush()
             # From here on the decision writes it, as it does one that it has loaded.
-            session.expunge(job)
-            decision = Decision(connection, session, job, None)
+            session.expunge(work)
+            decision = Decision(connection, session, work, None)
             yield decision
             await decision.flush()
             failpoint("creation.flushed")
@@ -237,7 +237,7 @@ class Ledger:
             await self._dispatch(decision.ready)
             failpoint("decision.dispatched")
         if decision.frames:
-            await self._publish(decision.job.id, decision.frames)
+            await self._publish(decision.work.id, decision.frames)
             failpoint("decision.published")
         if decision.discarded:
             await self._discard(decision.discarded)

@@ -1,4 +1,4 @@
-"""The life of a job: which attempt is opened, how one ends, and what the verbs do. Pure decisions, no I/O but rows."""
+"""The life of work of any kind: opens and ends attempts, and carries out the verbs. Pure decisions, no I/O but rows."""
 
 from dataclasses import dataclass
 
@@ -6,25 +6,24 @@ from chassis.errors import FailedPrecondition
 from engine.config.micro_batch import shrink
 from finetuneflow.v1.event_pb2 import ConfigResolved, Severity, StageFailed, StateChanged, Warning
 from finetuneflow.v1.fine_tuning_job_pb2 import Fault
-from gateway.sql.tables import Attempt, Job, now
+from gateway.sql.tables import Attempt, Work, now
+from gateway.work.kinds import KINDS
 from gateway.work.ledger import Decision
 
-STAGES = ("STAGE_PREFLIGHT", "STAGE_TRAINING", "STAGE_EVALUATION", "STAGE_EXPORT")
-SERVICES = dict(zip(STAGES, ("probe", "trainer", "evaluator", "exporter"), strict=True))
 TERMINAL = frozenset({"JOB_STATE_SUCCEEDED", "JOB_STATE_FAILED", "JOB_STATE_CANCELLED"})
 # States in which a READY attempt may be claimed.
 RUNNABLE = frozenset({"JOB_STATE_VALIDATING", "JOB_STATE_QUEUED", "JOB_STATE_RUNNING"})
 _MAX_BACKOFF_SECONDS = 60
 POISON = "POISON"
-"""The reason of a job that was given up after it lost its workers."""
+"""The reason of work that was given up after it lost its workers."""
 _OUT_OF_MEMORY = frozenset({"CUDA_OUT_OF_MEMORY", "HOST_OUT_OF_MEMORY"})
-# Nobody was left to say why.
+# Reasons of attempts that left nobody to report a cause.
 _WORKER_LOST = frozenset({"KILLED", "LEASE_EXPIRED", "STALLED", "CRASHED"})
 
 
 @dataclass(frozen=True)
 class Completed:
-    """The stage is done. `reason` becomes the job's when it was the last stage."""
+    """The stage is done. `reason` becomes the work's after its last stage."""
 
     reason: str = "COMPLETED"
 
@@ -57,16 +56,16 @@ def transition(
     advice: str = "",
     node_id: str = "",
 ) -> None:
-    """Moves the job and appends the event that says so."""
-    job = decision.job
-    job.state, job.stage = state, stage or job.stage
-    job.reason, job.message, job.fault, job.advice = reason, message, fault, advice
+    """Changes the state and appends the StateChanged event."""
+    work = decision.work
+    work.state, work.stage = state, stage or work.stage
+    work.reason, work.message, work.fault, work.advice = reason, message, fault, advice
     if state in TERMINAL:
-        job.end_time = now()
+        work.end_time = now()
     decision.append(
         StateChanged(
             state=state,
-            stage=job.stage,
+            stage=work.stage,
             reason=reason,
             message=message,
             fault=fault,
@@ -78,24 +77,26 @@ def transition(
 
 
 def open_attempt(decision: Decision, stage: str, *, reason: str = "", message: str = "", delay: float = 0) -> None:
-    """A READY attempt at `stage`, numbered after the job's last one there; due in `delay` seconds."""
-    job = decision.job
-    job.attempt = job.attempt + 1 if stage == job.stage else 1
+    """Opens a READY attempt at `stage`, numbered after the last one there and due in `delay` seconds."""
+    work = decision.work
+    work.attempt = work.attempt + 1 if stage == work.stage else 1
     decision.attempt = decision.ready = Attempt(
-        job_id=job.id,
+        work_id=work.id,
         stage=stage,
-        attempt=job.attempt,
-        tenant=job.tenant,
-        pool=job.pool,
+        attempt=work.attempt,
+        tenant=work.tenant,
+        pool=work.pool,
         not_before=now() + int(delay * 1e6) if delay else 0,
         create_time=now(),
     )
+    for field in ("phase", "phase_index", "phase_count", "phase_fraction"):
+        decision.progress.ClearField(field)
     state = "JOB_STATE_VALIDATING" if stage == "STAGE_PREFLIGHT" else "JOB_STATE_QUEUED"
     transition(decision, state, stage=stage, reason=reason, message=message)
 
 
 def claim(decision: Decision, attempt: Attempt, claim_id: str, node_id: str) -> None:
-    """The attempt is `node_id`'s from here on."""
+    """Gives the attempt to `node_id`."""
     attempt.state, attempt.claim_id, attempt.node_id = "CLAIMED", claim_id, node_id
     attempt.claim_time = now()
     state = "JOB_STATE_VALIDATING" if attempt.stage == "STAGE_PREFLIGHT" else "JOB_STATE_RUNNING"
@@ -103,35 +104,40 @@ def claim(decision: Decision, attempt: Attempt, claim_id: str, node_id: str) -> 
 
 
 def end_attempt(decision: Decision, attempt: Attempt, outcome: Outcome) -> None:
-    """Ends an attempt and decides what comes of the job."""
-    job = decision.job
+    """Ends an attempt and decides how the work continues."""
+    work = decision.work
     smaller = isinstance(outcome, Failed) and _shrink(decision, outcome.failure)
     counted = isinstance(outcome, Failed) and not smaller and _counts(decision, outcome.failure)
-    job.failed_attempts += counted
+    work.failed_attempts += counted
     _close(decision, attempt, "OUT_OF_MEMORY" if smaller else type(outcome).__name__.upper(), counted=counted)
     match outcome:
         case Failed(failure):
             attempt.reason, attempt.message = failure.reason, failure.message
         case Completed(reason) | Released(reason):
             attempt.reason = reason
-    if job.state == "JOB_STATE_CANCELLING":
+    if work.state == "JOB_STATE_CANCELLING":
         transition(decision, "JOB_STATE_CANCELLED", reason="CANCELLED", message="cancelled on request")
     elif isinstance(outcome, Completed):
         _after_completion(decision, outcome)
     elif isinstance(outcome, Failed):
         _after_failure(decision, outcome.failure, counted=counted)
-    elif job.state == "JOB_STATE_PAUSING":
+    elif work.state == "JOB_STATE_PAUSING":
         transition(decision, "JOB_STATE_PAUSED", reason="PAUSED", message="paused on request")
     else:
-        open_attempt(decision, job.stage, reason=outcome.reason, message="its worker let go; the next free one goes on")
+        open_attempt(
+            decision,
+            work.stage,
+            reason=outcome.reason,
+            message="its worker released it; the next free worker continues",
+        )
 
 
 def _counts(decision: Decision, failure: StageFailed) -> bool:
-    """A failure on the way to a pause ends in that pause, as one on the way to the end ends there: neither is tried
-    again, and neither brings the job nearer to being given up."""
-    if decision.job.state == "JOB_STATE_PAUSING":
+    """Whether a failure counts against max_attempts. One while PAUSING or CANCELLING does not: it ends in that pause or
+    cancellation and is not tried again."""
+    if decision.work.state == "JOB_STATE_PAUSING":
         return failure.fault == Fault.FAULT_USER_ERROR
-    return decision.job.state != "JOB_STATE_CANCELLING"
+    return decision.work.state != "JOB_STATE_CANCELLING"
 
 
 def _close(decision: Decision, attempt: Attempt, outcome: str, *, counted: bool = False) -> None:
@@ -140,31 +146,34 @@ def _close(decision: Decision, attempt: Attempt, outcome: str, *, counted: bool 
 
 
 def _after_completion(decision: Decision, outcome: Completed) -> None:
-    job = decision.job
-    if job.stage == STAGES[-1]:
+    work = decision.work
+    plan = KINDS[work.kind].plan
+    if work.stage == plan[-1]:
         transition(decision, "JOB_STATE_SUCCEEDED", reason=outcome.reason)
         return
-    following = STAGES[STAGES.index(job.stage) + 1]
-    if job.state == "JOB_STATE_PAUSING":
-        job.attempt = 0
+    following = plan[plan.index(work.stage) + 1]
+    if work.state == "JOB_STATE_PAUSING":
+        work.attempt = 0
         transition(decision, "JOB_STATE_PAUSED", stage=following, reason="PAUSED", message="paused on request")
     else:
         open_attempt(decision, following)
 
 
 def _shrink(decision: Decision, failure: StageFailed) -> bool:
-    """A training that ran out of memory goes on from its newest checkpoint with half the micro-batch. It ends after
-    at most ten halvings, and each is no failure: the next attempt is not the same one again."""
-    job = decision.job
+    """Halves the micro-batch of a training that ran out of memory; False where it cannot be halved.
+
+    The next attempt continues from the newest checkpoint. Halvings are not counted as failures, because the next
+    attempt differs; there are at most ten."""
+    work = decision.work
     if failure.reason not in _OUT_OF_MEMORY or failure.fault == Fault.FAULT_USER_ERROR:
         return False
-    if job.stage != "STAGE_TRAINING" or job.config is None or job.state == "JOB_STATE_CANCELLING":
+    if work.stage != "STAGE_TRAINING" or work.config is None or work.state == "JOB_STATE_CANCELLING":
         return False
-    config = ConfigResolved.FromString(job.config)
-    changes = shrink(config.resolved_spec, config.resolutions, f"attempt {job.attempt} failed: {failure.reason}")
+    config = ConfigResolved.FromString(work.config)
+    changes = shrink(config.resolved_spec, config.resolutions, f"attempt {work.attempt} failed: {failure.reason}")
     if not changes:
         return False
-    job.config = config.SerializeToString()
+    work.config = config.SerializeToString()
     decision.append(
         Warning(
             reason=failure.reason,
@@ -178,38 +187,39 @@ def _shrink(decision: Decision, failure: StageFailed) -> bool:
 
 
 def _after_failure(decision: Decision, failure: StageFailed, *, counted: bool) -> None:
-    job = decision.job
+    work = decision.work
     if failure.fault == Fault.FAULT_USER_ERROR:
         _fail(decision, failure, failure.reason, failure.message, failure.advice)
-    elif job.state == "JOB_STATE_PAUSING":
+    elif work.state == "JOB_STATE_PAUSING":
         transition(decision, "JOB_STATE_PAUSED", reason=failure.reason, message=failure.message)
-    elif counted and (job.failed_attempts >= job.max_attempts or _lacks_memory(job, failure)):
+    elif counted and (work.failed_attempts >= work.max_attempts or _lacks_memory(work, failure)):
         _give_up(decision, failure)
     else:
         # The first retry is immediate: most failures are a killed process. Then 2, 4, 8 … seconds.
         delay = (
-            min(2.0 ** (job.failed_attempts - 1), _MAX_BACKOFF_SECONDS) if counted and job.failed_attempts > 1 else 0
+            min(2.0 ** (work.failed_attempts - 1), _MAX_BACKOFF_SECONDS) if counted and work.failed_attempts > 1 else 0
         )
         open_attempt(
-            decision, job.stage, reason="RETRYING", message=f"{failure.reason}: {failure.message}", delay=delay
+            decision, work.stage, reason="RETRYING", message=f"{failure.reason}: {failure.message}", delay=delay
         )
 
 
 def _give_up(decision: Decision, failure: StageFailed) -> None:
-    """The last failure that max_attempts allows. A job whose worker was lost again is poison: it says so in the place
-    of KILLED, which alone reads as an accident."""
-    tries = decision.job.failed_attempts
+    """Ends the work after the last failure that max_attempts allows.
+
+    Work that lost its worker more than once gets the reason POISON: KILLED alone would read as an accident."""
+    tries = decision.work.failed_attempts
     reason, message, advice = failure.reason, failure.message, failure.advice
     if tries > 1 and reason in _WORKER_LOST:
         message = f"Given up as poison: {tries} attempts failed, and the last one lost its worker: {reason}: {message}"
         advice = (
-            "It is not tried again, lest it goes on taking workers from other jobs. The job's attempts say how each "
-            f"of them ended, and on which node. {advice}"
+            "It is not tried again, so that it takes no more workers from other jobs. Its attempts show how each of "
+            f"them ended, and on which node. {advice}"
         ).rstrip()
         reason = POISON
     elif tries > 1:
         message += f" (given up after {tries} failures)"
-    if _lacks_memory(decision.job, failure) and _micro_batch(decision.job) == 1:
+    if _lacks_memory(decision.work, failure) and _micro_batch(decision.work) == 1:
         advice = (
             "One row at a time does not fit: lower hyperparameters.max_length, switch gradient_checkpointing on, use "
             "method qlora, a smaller base model or a machine with more memory."
@@ -222,21 +232,21 @@ def _fail(decision: Decision, failure: StageFailed, reason: str, message: str, a
     transition(decision, "JOB_STATE_FAILED", reason=reason, message=message, fault=fault, advice=advice)
 
 
-def _lacks_memory(job: Job, failure: StageFailed) -> bool:
-    """A training that can't take fewer rows at once would run out of memory at the same place again."""
-    return failure.reason in _OUT_OF_MEMORY and job.stage == "STAGE_TRAINING"
+def _lacks_memory(work: Work, failure: StageFailed) -> bool:
+    """Whether a training ran out of memory although its micro-batch cannot be halved: it would fail the same way."""
+    return failure.reason in _OUT_OF_MEMORY and work.stage == "STAGE_TRAINING"
 
 
-def _micro_batch(job: Job) -> int:
-    """Rows that a training takes at once; 0 while that is not known."""
-    if job.config is None:
+def _micro_batch(work: Work) -> int:
+    """The micro-batch of a training in rows; 0 before preflight has resolved it."""
+    if work.config is None:
         return 0
-    return ConfigResolved.FromString(job.config).resolved_spec.hyperparameters.per_device_train_batch_size
+    return ConfigResolved.FromString(work.config).resolved_spec.hyperparameters.per_device_train_batch_size
 
 
 def cancel(decision: Decision) -> None:
-    job, attempt = decision.job, decision.attempt
-    if job.state in ("JOB_STATE_CANCELLED", "JOB_STATE_CANCELLING"):
+    work, attempt = decision.work, decision.attempt
+    if work.state in ("JOB_STATE_CANCELLED", "JOB_STATE_CANCELLING"):
         return
     _refuse_if_ended(decision, "cancelled")
     if attempt is not None and attempt.state == "CLAIMED":
@@ -248,8 +258,8 @@ def cancel(decision: Decision) -> None:
 
 
 def pause(decision: Decision) -> None:
-    job, attempt = decision.job, decision.attempt
-    if job.state in ("JOB_STATE_PAUSED", "JOB_STATE_PAUSING"):
+    work, attempt = decision.work, decision.attempt
+    if work.state in ("JOB_STATE_PAUSED", "JOB_STATE_PAUSING"):
         return
     _refuse_if_ended(decision, "paused")
     if attempt is not None and attempt.state == "CLAIMED":
@@ -261,18 +271,20 @@ def pause(decision: Decision) -> None:
 
 
 def resume(decision: Decision) -> None:
-    job = decision.job
-    if job.state == "JOB_STATE_PAUSED":
-        open_attempt(decision, job.stage, reason="RESUMED", message="resumed on request")
-    elif job.state == "JOB_STATE_PAUSING":
-        state = "JOB_STATE_VALIDATING" if job.stage == "STAGE_PREFLIGHT" else "JOB_STATE_RUNNING"
-        transition(decision, state, reason="RESUMED", message="resumed before it was paused")
+    work = decision.work
+    if work.state == "JOB_STATE_PAUSED":
+        open_attempt(decision, work.stage, reason="RESUMED", message="resumed on request")
+    elif work.state == "JOB_STATE_PAUSING":
+        state = "JOB_STATE_VALIDATING" if work.stage == "STAGE_PREFLIGHT" else "JOB_STATE_RUNNING"
+        transition(decision, state, reason="RESUMED", message="resumed before it had paused")
     else:
         _refuse_if_ended(decision, "resumed")
 
 
 def _refuse_if_ended(decision: Decision, verb: str) -> None:
-    job = decision.job
-    if job.state in TERMINAL or job.state == "JOB_STATE_CANCELLING":
-        state = job.state.removeprefix("JOB_STATE_")
-        raise FailedPrecondition("ILLEGAL_TRANSITION", f"job {job.id} is {state} and can't be {verb}")
+    work = decision.work
+    if work.state in TERMINAL or work.state == "JOB_STATE_CANCELLING":
+        state = work.state.removeprefix("JOB_STATE_")
+        raise FailedPrecondition(
+            "ILLEGAL_TRANSITION", f"{KINDS[work.kind].noun} {work.id} is {state} and cannot be {verb}"
+        )

@@ -1,13 +1,16 @@
-"""What accepted events mean for the tables that are read: progress, curves, checkpoints, artifacts, results."""
+"""Projects accepted events onto the tables that are read: progress, curves, checkpoints, artifacts, results."""
 
 from collections.abc import Iterator
 
+from google.protobuf.message import Message
 from sqlmodel import col, select, update
 
-from finetuneflow.v1.event_pb2 import CheckpointSaved, Eval, Event, Log
+from finetuneflow.v1.event_pb2 import CheckpointSaved, Eval, Event, Log, Phase, StageCompleted
+from finetuneflow.v1.fine_tuning_job_pb2 import Progress
 from finetuneflow.v1.stage_result_pb2 import TrainingResult
 from gateway.identifiers import new_id
-from gateway.sql.tables import JobEvaluation, JobExport, SavedArtifact, SavedCheckpoint, now
+from gateway.sql.tables import SavedArtifact, SavedCheckpoint, SavedResult, Work, now
+from gateway.work.kinds import EVALUATION, EXPORT, FINE_TUNING_JOB, Kind
 from gateway.work.ledger import ELAPSED_SECONDS, Decision
 from gateway.work.retention import prune_checkpoints
 
@@ -17,8 +20,9 @@ _EVAL_SERIES = ("eval_loss", "perplexity", "eval_runtime_seconds")
 
 async def project(decision: Decision, event: Event, sequence: int) -> None:
     """Applies one event, already accepted as `sequence`, within the decision's transaction."""
-    job = decision.job
     match event.WhichOneof("payload"):
+        case "phase":
+            _note_phase(decision.progress, event.phase)
         case "log":
             log = event.log
             progress = decision.progress
@@ -39,11 +43,18 @@ async def project(decision: Decision, event: Event, sequence: int) -> None:
         case "restored":
             await _restore_best(decision, event.restored.checkpoint_step)
         case "config_resolved":
-            job.config = event.config_resolved.SerializeToString()
+            decision.work.config = event.config_resolved.SerializeToString()
         case "artifact":
             decision.session.add(_artifact(decision, event))
         case "stage_completed":
-            _add_result(decision, event)
+            await _add_result(decision, event.stage_completed)
+
+
+def _note_phase(progress: Progress, phase: Phase) -> None:
+    progress.phase, progress.phase_index, progress.phase_count = phase.name, phase.index, phase.count
+    progress.ClearField("phase_fraction")
+    if phase.HasField("fraction"):
+        progress.phase_fraction = phase.fraction
 
 
 def _values(payload: Log | Eval, series: tuple[str, ...]) -> Iterator[tuple[str, float]]:
@@ -56,15 +67,15 @@ def _values(payload: Log | Eval, series: tuple[str, ...]) -> Iterator[tuple[str,
 
 
 async def _add_checkpoint(decision: Decision, event: Event, saved: CheckpointSaved, sequence: int) -> None:
-    job = decision.job
+    work = decision.work
     if saved.best:
-        others = update(SavedCheckpoint).where(col(SavedCheckpoint.job_id) == job.id)
+        others = update(SavedCheckpoint).where(col(SavedCheckpoint.work_id) == work.id)
         await decision.session.exec(others.values(best=False))
     decision.session.add(
         SavedCheckpoint(
-            job_id=job.id,
+            work_id=work.id,
             path=saved.path,
-            tenant=job.tenant,
+            tenant=work.tenant,
             step=saved.step,
             attempt=event.attempt,
             epoch=saved.epoch,
@@ -79,8 +90,8 @@ async def _add_checkpoint(decision: Decision, event: Event, saved: CheckpointSav
 
 
 async def _restore_best(decision: Decision, step: int) -> None:
-    """What an earlier attempt wrote beyond `step` is off the run: the best is found among what it went on from."""
-    mine = col(SavedCheckpoint.job_id) == decision.job.id
+    """Marks the best checkpoint up to `step`: what an earlier attempt wrote beyond it is no longer part of the run."""
+    mine = col(SavedCheckpoint.work_id) == decision.work.id
     await decision.session.exec(update(SavedCheckpoint).where(mine).values(best=False))
     query = select(SavedCheckpoint).where(
         mine,
@@ -88,7 +99,7 @@ async def _restore_best(decision: Decision, step: int) -> None:
         col(SavedCheckpoint.eval_loss).is_not(None),
         SavedCheckpoint.step <= step,
     )
-    # Two attempts that made the same step measured the same loss: without the last key any of both would come.
+    # Two attempts that made the same step measured the same loss: the last key decides between them.
     order = (col(SavedCheckpoint.eval_loss), col(SavedCheckpoint.step), col(SavedCheckpoint.sequence))
     best = (await decision.session.exec(query.order_by(*order))).first()
     if best is not None:
@@ -98,13 +109,13 @@ async def _restore_best(decision: Decision, step: int) -> None:
 
 def _artifact(decision: Decision, event: Event) -> SavedArtifact:
     saved = event.artifact
-    # Paths are jobs/<job>/<stage>/<attempt>/<name>; what callers see is the stage and the name.
+    # Paths are jobs/<work>/<stage>/<attempt>/<name>; callers see the stage and the name.
     parts = saved.path.split("/")
     name = "/".join([parts[2], *parts[4:]]) if len(parts) > 4 else saved.path
     return SavedArtifact(
         id=new_id("ar"),
-        tenant=decision.job.tenant,
-        job_id=decision.job.id,
+        tenant=decision.work.tenant,
+        work_id=decision.work.id,
         name=name,
         kind=saved.kind,
         path=saved.path,
@@ -115,34 +126,38 @@ def _artifact(decision: Decision, event: Event) -> SavedArtifact:
     )
 
 
-def _add_result(decision: Decision, event: Event) -> None:
-    job, completed = decision.job, event.stage_completed
+async def _add_result(decision: Decision, completed: StageCompleted) -> None:
+    work = decision.work
     match completed.WhichOneof("result"):
         case "preflight":
-            job.preflight = completed.preflight.SerializeToString()
+            work.preflight = completed.preflight.SerializeToString()
             decision.progress.total_steps = completed.preflight.total_steps
         case "training":
-            job.training = completed.training.SerializeToString()
+            work.training = completed.training.SerializeToString()
         case "evaluation":
-            decision.session.add(
-                JobEvaluation(
-                    id=new_id("ev"),
-                    tenant=job.tenant,
-                    job_id=job.id,
-                    result=completed.evaluation.SerializeToString(),
-                    create_time=now(),
-                )
-            )
+            await _save_result(decision, EVALUATION, completed.evaluation)
         case "export":
-            decision.session.add(
-                JobExport(
-                    id=new_id("ex"),
-                    tenant=job.tenant,
-                    job_id=job.id,
-                    result=completed.export.SerializeToString(),
-                    create_time=now(),
-                )
-            )
+            await _save_result(decision, EXPORT, completed.export)
+
+
+async def _save_result(decision: Decision, kind: Kind, result: Message) -> None:
+    """Completes the resource that was created with the work, or adds the one that a job leaves."""
+    work = decision.work
+    if work.kind == FINE_TUNING_JOB.name:
+        saved: SavedResult | None = new_result(work, kind, new_id(kind.prefix))
+    else:
+        saved = await decision.session.get(SavedResult, work.id)
+    if saved is None:
+        raise RuntimeError(f"{work.id} has no row in {SavedResult.__tablename__}")
+    saved.result = result.SerializeToString()
+    decision.session.add(saved)
+
+
+def new_result(work: Work, kind: Kind, id_: str) -> SavedResult:
+    """The resource that `work` makes, without its result."""
+    return SavedResult(
+        id=id_, tenant=work.tenant, kind=kind.name, job_id=work.job_id or work.id, work_id=work.id, create_time=now()
+    )
 
 
 def completion_reason(training: bytes | None) -> str:

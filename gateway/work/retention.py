@@ -20,11 +20,11 @@ _ALWAYS_KEPT = 2
 
 async def prune_checkpoints(decision: Decision) -> None:
     """Keeps the best, the newest two, and as many more as save_total_limit allows."""
-    if decision.job.config is None:
+    if decision.work.config is None:
         return
-    limit = ConfigResolved.FromString(decision.job.config).resolved_spec.hyperparameters.save_total_limit
+    limit = ConfigResolved.FromString(decision.work.config).resolved_spec.hyperparameters.save_total_limit
     query = select(SavedCheckpoint).where(
-        SavedCheckpoint.job_id == decision.job.id, col(SavedCheckpoint.pruned).is_(False)
+        SavedCheckpoint.work_id == decision.work.id, col(SavedCheckpoint.pruned).is_(False)
     )
     newest_first = (await decision.session.exec(query.order_by(col(SavedCheckpoint.sequence).desc()))).all()
     kept = {checkpoint.path for checkpoint in newest_first if checkpoint.best}

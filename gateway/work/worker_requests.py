@@ -1,4 +1,4 @@
-"""Claims and reports: the two requests by which workers take part. Each is answered from one decision."""
+"""Answers the two requests that workers make, claims and reports, each from one decision."""
 
 import logging
 from collections.abc import Sequence
@@ -29,8 +29,9 @@ from gateway import views
 from gateway.metrics import read_series
 from gateway.planning_target import PlanningTargets
 from gateway.specs import dataset_ids
-from gateway.sql.tables import Attempt, JobEvaluation, Metric, SavedArtifact, SavedCheckpoint, UploadedDataset
+from gateway.sql.tables import Attempt, Metric, SavedArtifact, SavedCheckpoint, SavedResult, UploadedDataset, Work
 from gateway.work import lifecycle
+from gateway.work.kinds import EVALUATION
 from gateway.work.ledger import ELAPSED_SECONDS, Decision, Ledger
 from gateway.work.projection import completion_reason, project
 
@@ -50,13 +51,12 @@ _CURVES_BYTES = 512 * 1024
 class WorkerRequests:
     """Answers claims and reports."""
 
-    def __init__(self, ledger: Ledger, machines: PlanningTargets | None = None) -> None:
-        """Without `machines` probes plan for their own."""
+    def __init__(self, ledger: Ledger, machines: PlanningTargets) -> None:
         self._ledger = ledger
         self._machines = machines
 
     async def claim(self, request: ClaimRequest) -> ClaimResponse:
-        """READY and wanted → CLAIMED. The same claim_id again: the same answer."""
+        """Grants a READY attempt of work that is to run. The same claim_id again gets the same answer."""
         try:
             async with self._ledger.decide(request.job_id) as decision:
                 attempt = decision.attempt
@@ -74,7 +74,7 @@ class WorkerRequests:
         return ClaimResponse(assignment=assignment)
 
     async def report(self, request: ReportRequest) -> ReportResponse:
-        """Accepts what is new of a report, in order, once."""
+        """Accepts the new events of a report, in order, each once."""
         stop = ReportResponse(next_ordinal=request.first_ordinal, directive=Directive.DIRECTIVE_STOP)
         try:
             async with self._ledger.decide(request.job_id) as decision:
@@ -89,28 +89,28 @@ class WorkerRequests:
                     await self._accept(decision, attempt, fresh)
                 answer = ReportResponse(
                     next_ordinal=attempt.next_ordinal,
-                    directive=_DIRECTIVES.get(decision.job.state, Directive.DIRECTIVE_RUN),
+                    directive=_DIRECTIVES.get(decision.work.state, Directive.DIRECTIVE_RUN),
                 )
         except NotFound:
-            stop.message = "the job is gone"
+            stop.message = "the work was deleted"
             return stop
         gauges.REPORTS.inc()
         gauges.EVENTS.inc(answer.next_ordinal - before)
         return answer
 
-    async def expire(self, job_id: str, claim_id: str, beat: int) -> None:
-        """Ends a claim whose worker was not heard of, unless it was heard of meanwhile."""
+    async def expire(self, work_id: str, claim_id: str, beat: int) -> None:
+        """Ends a claim whose worker has been silent, unless it has reported since."""
         try:
-            async with self._ledger.decide(job_id) as decision:
+            async with self._ledger.decide(work_id) as decision:
                 attempt = decision.attempt
                 if attempt is None or attempt.claim_id != claim_id or attempt.beat != beat:
                     return
-                self._fail(decision, attempt, "LEASE_EXPIRED", f"node {attempt.node_id} was not heard of any more")
+                self._fail(decision, attempt, "LEASE_EXPIRED", f"node {attempt.node_id} stopped reporting")
         except NotFound:
             return
 
     async def _accept(self, decision: Decision, attempt: Attempt, events: Sequence[bytes]) -> None:
-        wanted = (attempt.job_id, Stage.Value(attempt.stage), attempt.attempt)
+        wanted = (attempt.work_id, Stage.Value(attempt.stage), attempt.attempt)
         first = attempt.next_ordinal
         for ordinal, data in enumerate(events, first):
             try:
@@ -135,7 +135,7 @@ class WorkerRequests:
     def _end(self, decision: Decision, attempt: Attempt, event: Event) -> None:
         match event.WhichOneof("payload"):
             case "stage_completed":
-                reason = completion_reason(decision.job.training)
+                reason = completion_reason(decision.work.training)
                 lifecycle.end_attempt(decision, attempt, lifecycle.Completed(reason))
             case "stage_failed":
                 lifecycle.end_attempt(decision, attempt, lifecycle.Failed(event.stage_failed))
@@ -148,26 +148,30 @@ class WorkerRequests:
         lifecycle.end_attempt(decision, attempt, lifecycle.Failed(failure))
 
     async def _assignment(self, decision: Decision, attempt: Attempt) -> Assignment:
-        job, session = decision.job, decision.session
+        work, session = decision.work, decision.session
+        # A job is not deleted before everything that is made of its model has ended.
+        job = work if work.job_id is None else await session.get_one(Work, work.job_id)
         spec = FineTuningJobSpec.FromString(job.spec)
         assignment = Assignment(
-            job_id=job.id,
-            tenant=job.tenant,
+            job_id=work.id,
+            fine_tuning_job_id=job.id,
+            tenant=work.tenant,
             stage=attempt.stage,
             attempt=attempt.attempt,
             claim_id=attempt.claim_id,
             spec=spec,
+            merged_spec=FineTuningJobSpec.FromString(job.merged_spec),
             create_time=views.timestamp(job.create_time),
         )
-        if job.config is not None:
-            assignment.resolved_spec.CopyFrom(ConfigResolved.FromString(job.config).resolved_spec)
+        if work.config is not None:
+            assignment.resolved_spec.CopyFrom(ConfigResolved.FromString(work.config).resolved_spec)
         datasets = select(UploadedDataset).where(
-            UploadedDataset.tenant == job.tenant, col(UploadedDataset.id).in_(dataset_ids(spec))
+            UploadedDataset.tenant == work.tenant, col(UploadedDataset.id).in_(dataset_ids(spec))
         )
         assignment.datasets.extend(views.dataset(row) for row in (await session.exec(datasets)).all())
         checkpoints = (
             select(SavedCheckpoint)
-            .where(SavedCheckpoint.job_id == job.id, col(SavedCheckpoint.pruned).is_(False))
+            .where(SavedCheckpoint.work_id == job.id, col(SavedCheckpoint.pruned).is_(False))
             .order_by(col(SavedCheckpoint.step).desc(), col(SavedCheckpoint.sequence).desc())
         )
         assignment.checkpoints.extend(views.checkpoint(row) for row in (await session.exec(checkpoints)).all())
@@ -175,20 +179,22 @@ class WorkerRequests:
             assignment.preflight.CopyFrom(PreflightResult.FromString(job.preflight))
         if job.training is not None:
             assignment.training.CopyFrom(TrainingResult.FromString(job.training))
-        evaluations = select(JobEvaluation).where(JobEvaluation.job_id == job.id)
-        evaluation = (await session.exec(evaluations.order_by(col(JobEvaluation.id).desc()))).first()
+        evaluations = select(SavedResult.result).where(
+            SavedResult.work_id == job.id, SavedResult.kind == EVALUATION.name, col(SavedResult.result).is_not(None)
+        )
+        evaluation = (await session.exec(evaluations.order_by(col(SavedResult.id).desc()))).first()
         if evaluation is not None:
-            assignment.evaluation.CopyFrom(EvaluationResult.FromString(evaluation.result))
+            assignment.evaluation.CopyFrom(EvaluationResult.FromString(evaluation))
         return assignment
 
     async def _add_shards(self, assignment: Assignment) -> None:
-        """What other jobs have tokenised; whether it is the same only a worker can tell."""
+        """Adds the token shards of other jobs. Only a worker can tell whether they are the ones it needs."""
         if assignment.stage != Stage.STAGE_PREFLIGHT:
             return
         query = select(SavedArtifact).where(
             SavedArtifact.tenant == assignment.tenant,
             SavedArtifact.kind == "shards",
-            SavedArtifact.job_id != assignment.job_id,
+            SavedArtifact.work_id != assignment.job_id,
         )
         async with self._ledger.database.read() as session:
             newest = (await session.exec(query.order_by(col(SavedArtifact.id).desc()).limit(_MADE_SHARDS))).all()
@@ -197,44 +203,44 @@ class WorkerRequests:
             assignment.shards.add(content_key=key, path=made.path, manifest_sha256=made.sha256)
 
     async def _add_curves(self, assignment: Assignment) -> None:
-        """What is read of curves, which may be long: not while every other decision waits."""
+        """Adds what is read from curves. They may be long, so they are read outside the decision: others would wait."""
         if assignment.stage not in (Stage.STAGE_TRAINING, Stage.STAGE_EXPORT):
             return
         async with self._ledger.database.read() as session:
             if assignment.stage == Stage.STAGE_EXPORT:
-                assignment.metrics.extend(await _curves(session, assignment.job_id))
+                assignment.metrics.extend(await _curves(session, assignment.fine_tuning_job_id))
             else:
-                assignment.prior_training_seconds = await _training_seconds(session, assignment.job_id)
+                assignment.prior_training_seconds = await _training_seconds(session, assignment.fine_tuning_job_id)
 
     async def _add_machine(self, assignment: Assignment) -> None:
-        if assignment.stage != Stage.STAGE_PREFLIGHT or self._machines is None:
+        if assignment.stage != Stage.STAGE_PREFLIGHT:
             return
         try:
             hardware = await self._machines.that_trains(assignment.spec.resources.pool or "default")
         except Unavailable as error:
-            # A job must not wait for what is there to be looked at; the claim came through all the same.
-            log.warning("the trainers' machines are not known to the preflight of %s: %s", assignment.job_id, error)
+            # The claim is granted all the same: a job does not wait for information.
+            log.warning("the preflight of %s does not know the trainers' machines: %s", assignment.job_id, error)
             return
         if hardware is not None:
             assignment.hardware.CopyFrom(hardware)
 
 
-async def _curves(session: AsyncSession, job_id: str) -> list[MetricSeries]:
-    """Every curve of the job, with as many points as fit."""
+async def _curves(session: AsyncSession, work_id: str) -> list[MetricSeries]:
+    """Reads every curve, with as many points as fit into the answer."""
     points = _CURVE_POINTS
     while True:
-        curves = await read_series(session, job_id, (), points)
+        curves = await read_series(session, work_id, (), points)
         size = sum(curve.ByteSize() for curve in curves)
         if size <= _CURVES_BYTES or points == _FEWEST_POINTS:
             return curves
         points = max(int(points * 0.9 * _CURVES_BYTES / size), _FEWEST_POINTS)
 
 
-async def _training_seconds(session: AsyncSession, job_id: str) -> float:
-    """Seconds that earlier attempts trained, lost steps included."""
+async def _training_seconds(session: AsyncSession, work_id: str) -> float:
+    """Sums the seconds that earlier attempts trained, lost steps included."""
     seconds = (
         select(func.max(Metric.value))
-        .where(Metric.job_id == job_id, Metric.name == ELAPSED_SECONDS)
+        .where(Metric.work_id == work_id, Metric.name == ELAPSED_SECONDS)
         .group_by(col(Metric.attempt))
     )
     return sum(value or 0.0 for value in (await session.exec(seconds)).all())
@@ -246,4 +252,4 @@ def _refusal(decision: Decision, request: ClaimRequest) -> str:
         return "ENDED"
     if attempt.state == "CLAIMED":
         return "" if attempt.claim_id == request.claim_id else "CLAIMED_BY_ANOTHER"
-    return "" if decision.job.state in lifecycle.RUNNABLE else "NOT_WANTED"
+    return "" if decision.work.state in lifecycle.RUNNABLE else "NOT_WANTED"

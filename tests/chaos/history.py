@@ -11,7 +11,7 @@ from sqlmodel import SQLModel, col, select
 
 from finetuneflow.v1.event_pb2 import Event
 from gateway.sql.database import Database
-from gateway.sql.tables import Attempt, Job, JobEvent, SavedArtifact, SavedCheckpoint
+from gateway.sql.tables import Attempt, SavedArtifact, SavedCheckpoint, Work, WorkEvent
 from gateway.work.lifecycle import STAGES
 
 Row = TypeVar("Row", bound=SQLModel)
@@ -21,10 +21,10 @@ Row = TypeVar("Row", bound=SQLModel)
 class JobHistory:
     """The rows of one job in SQL."""
 
-    job: Job
+    job: Work
     attempts: Sequence[Attempt]
     """Attempts ordered by stage and number; creation times follow a clock that is set during the run."""
-    rows: Sequence[JobEvent]
+    rows: Sequence[WorkEvent]
     """Events ordered by sequence."""
     checkpoints: Sequence[SavedCheckpoint]
     artifacts: Sequence[SavedArtifact]
@@ -42,15 +42,15 @@ async def _read(url: str) -> dict[str, JobHistory]:
     database = await Database.open(url)
     try:
         async with database.read() as session:
-            jobs = (await session.exec(select(Job))).all()
+            jobs = (await session.exec(select(Work))).all()
             attempts = (await session.exec(select(Attempt))).all()
-            events = (await session.exec(select(JobEvent).order_by(col(JobEvent.sequence)))).all()
+            events = (await session.exec(select(WorkEvent).order_by(col(WorkEvent.sequence)))).all()
             checkpoints = (await session.exec(select(SavedCheckpoint).order_by(col(SavedCheckpoint.sequence)))).all()
             artifacts = (await session.exec(select(SavedArtifact).order_by(col(SavedArtifact.id)))).all()
     finally:
         await database.close()
 
-    def of(job: Job, rows: Sequence[Row]) -> list[Row]:
+    def of(job: Work, rows: Sequence[Row]) -> list[Row]:
         return [row for row in rows if getattr(row, "job_id") == job.id]  # noqa: B009 - no common base has it
 
     attempts = sorted(attempts, key=lambda attempt: (STAGES.index(attempt.stage), attempt.attempt))

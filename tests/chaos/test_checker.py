@@ -79,7 +79,7 @@ SQL = {
     "an event is gone": ("DELETE FROM events WHERE sequence = 9", "loss"),
     "the newest event is gone": ("DELETE FROM events WHERE sequence = (SELECT max(sequence) FROM events)", "loss"),
     "an acceptance was not counted": ("UPDATE attempts SET next_ordinal = next_ordinal + 1", "loss"),
-    "a job is gone": ("DELETE FROM jobs", "loss"),
+    "a job is gone": ("DELETE FROM work", "loss"),
     "an attempt is still open": ("UPDATE attempts SET state = 'CLAIMED' WHERE stage = 'STAGE_EXPORT'", "attempts"),
     "an attempt is missing": ("DELETE FROM attempts WHERE attempt = 1 AND stage = 'STAGE_TRAINING'", "attempts"),
     "a failure was not counted": ("UPDATE attempts SET counted = 0", "attempts"),

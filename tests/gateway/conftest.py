@@ -12,6 +12,7 @@ from gateway.sql.tables import Attempt
 from gateway.watch.frames import Frame
 from gateway.work.ledger import Ledger
 from gateway.work.worker_requests import WorkerRequests
+from tests.fakes.planning import NoTrainers
 from tests.servers.postgres import PostgresServer, binaries
 
 
@@ -72,4 +73,4 @@ def ledger(database: Database, told: Recorder) -> Ledger:
 
 @pytest.fixture
 def acceptance(ledger: Ledger) -> WorkerRequests:
-    return WorkerRequests(ledger)
+    return WorkerRequests(ledger, NoTrainers())

@@ -18,10 +18,13 @@ from finetuneflow.v1.event_pb2 import Event
 from finetuneflow.v1.fine_tuning_job_pb2 import Fault, JobState, Stage
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec, Hyperparameters
 from gateway.servicers.fine_tuning import FineTuning
+from gateway.servicers.work import WorkMethods
 from gateway.sql.database import Database
-from gateway.sql.tables import Attempt, Job, JobEvent, SavedCheckpoint
+from gateway.sql.tables import Attempt, SavedCheckpoint, Work, WorkEvent
+from gateway.work.kinds import FINE_TUNING_JOB
 from gateway.work.ledger import Ledger
 from gateway.work.worker_requests import WorkerRequests
+from tests.fakes.planning import NoTrainers
 from tests.gateway.conftest import Recorder
 from tests.gateway.jobs import PAYLOADS, RESULTS, create
 
@@ -300,8 +303,8 @@ class Gateway:
 
     def __init__(self, database: Database, told: Recorder, store: ArtifactStore) -> None:
         self.ledger = Ledger(database, told.publish, told.offer, told.discard)
-        self.acceptance = WorkerRequests(self.ledger)
-        self.service = FineTuning(self.ledger, None, None, store)  # type: ignore[arg-type]
+        self.acceptance = WorkerRequests(self.ledger, NoTrainers())
+        self.service = FineTuning(WorkMethods(FINE_TUNING_JOB, self.ledger, None, store), None, None)  # type: ignore[arg-type]
 
 
 class Operation(Protocol):
@@ -445,11 +448,11 @@ def seen_in(model: Model) -> dict[str, Any] | None:
 
 async def seen_in_sql(database: Database, job_id: str) -> dict[str, Any] | None:
     async with database.read() as session:
-        job = (await session.exec(select(Job).where(Job.id == job_id))).one_or_none()
-        tries = (await session.exec(select(Attempt).where(Attempt.job_id == job_id))).all()
-        query = select(JobEvent).where(JobEvent.job_id == job_id).order_by(col(JobEvent.sequence))
+        job = (await session.exec(select(Work).where(Work.id == job_id))).one_or_none()
+        tries = (await session.exec(select(Attempt).where(Attempt.work_id == job_id))).all()
+        query = select(WorkEvent).where(WorkEvent.work_id == job_id).order_by(col(WorkEvent.sequence))
         events = (await session.exec(query)).all()
-        saved = select(SavedCheckpoint).where(SavedCheckpoint.job_id == job_id)
+        saved = select(SavedCheckpoint).where(SavedCheckpoint.work_id == job_id)
         checkpoints = (await session.exec(saved.order_by(col(SavedCheckpoint.sequence)))).all()
     if job is None:
         assert not (tries or events or checkpoints), "a deleted job has left rows"

@@ -12,7 +12,7 @@ from finetuneflow.v1.fine_tuning_job_spec_pb2 import DataSource, FineTuningJobSp
 from finetuneflow.v1.stage_result_pb2 import EvaluationResult, ExportResult, PreflightResult, TrainingResult
 from finetuneflow.v1.work_pb2 import Assignment, ClaimRequest, ClaimResponse, ReportRequest, ReportResponse
 from gateway.identifiers import new_id
-from gateway.sql.tables import Attempt, Job, JobEvent, now
+from gateway.sql.tables import Attempt, Work, WorkEvent, now
 from gateway.work import lifecycle
 from gateway.work.ledger import Ledger
 from gateway.work.worker_requests import WorkerRequests
@@ -26,11 +26,12 @@ RESULTS: dict[str, dict[str, Any]] = {
 }
 
 
-def a_job(**fields: Any) -> Job:
+def a_job(**fields: Any) -> Work:
     spec = FineTuningJobSpec(base_model="tiny", training_data=[DataSource(dataset="ds_1")])
     values: dict[str, Any] = {
         "id": new_id("ftjob"),
         "tenant": "default",
+        "kind": "fine_tuning_job",
         "request_sha256": "0" * 64,
         "spec": spec.SerializeToString(),
         "pool": "default",
@@ -40,7 +41,7 @@ def a_job(**fields: Any) -> Job:
         "create_time": now(),
         "update_time": now(),
     }
-    return Job(**(values | fields))
+    return Work(**(values | fields))
 
 
 async def create(ledger: Ledger, **fields: Any) -> str:
@@ -50,20 +51,20 @@ async def create(ledger: Ledger, **fields: Any) -> str:
     return job.id
 
 
-async def job_of(ledger: Ledger, job_id: str) -> Job:
+async def job_of(ledger: Ledger, job_id: str) -> Work:
     async with ledger.database.read() as session:
-        return (await session.exec(select(Job).where(Job.id == job_id))).one()
+        return (await session.exec(select(Work).where(Work.id == job_id))).one()
 
 
 async def attempts_of(ledger: Ledger, job_id: str) -> Sequence[Attempt]:
     async with ledger.database.read() as session:
-        query = select(Attempt).where(Attempt.job_id == job_id).order_by(col(Attempt.create_time))
+        query = select(Attempt).where(Attempt.work_id == job_id).order_by(col(Attempt.create_time))
         return (await session.exec(query)).all()
 
 
 async def events_of(ledger: Ledger, job_id: str) -> list[Event]:
     async with ledger.database.read() as session:
-        query = select(JobEvent.event).where(JobEvent.job_id == job_id).order_by(col(JobEvent.sequence))
+        query = select(WorkEvent.event).where(WorkEvent.work_id == job_id).order_by(col(WorkEvent.sequence))
         return [Event.FromString(event) for event in (await session.exec(query)).all()]
 
 
@@ -78,7 +79,7 @@ class Worker:
 
     async def claim(self, attempt: Attempt) -> ClaimResponse:
         request = ClaimRequest(
-            job_id=attempt.job_id,
+            job_id=attempt.work_id,
             stage=Stage.Value(attempt.stage),
             attempt=attempt.attempt,
             claim_id=self.claim_id,

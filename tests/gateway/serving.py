@@ -14,7 +14,7 @@ from chassis.server.grpc_server import Mount, serve
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 from gateway.identifiers import new_id
 from gateway.sql.database import Database
-from gateway.sql.tables import Job, now
+from gateway.sql.tables import Work, now
 
 
 @contextlib.asynccontextmanager
@@ -58,10 +58,11 @@ def refusal_of(error: grpc.aio.AioRpcError) -> Refusal:
 
 async def add_job(database: Database, spec: FineTuningJobSpec | None = None, **values: Any) -> str:
     """Inserts a job row as CreateFineTuningJob would; returns its id."""
-    job = Job(
+    job = Work(
         **{
             "id": new_id("ftjob"),
             "tenant": "default",
+            "kind": "fine_tuning_job",
             "request_sha256": "",
             "spec": (spec or FineTuningJobSpec()).SerializeToString(),
             "pool": "default",

@@ -37,7 +37,7 @@ class Room:
         row = SavedArtifact(
             id=new_id("ar"),
             tenant=tenant,
-            job_id=job_id,
+            work_id=job_id,
             name=name,
             kind=kind,
             path=path,

@@ -20,7 +20,7 @@ from finetuneflow.v1.fine_tuning_job_spec_pb2 import DataSource, FineTuningJobSp
 from gateway import uploads
 from gateway.servicers.datasets import Datasets, add_to_server
 from gateway.sql.database import Database
-from gateway.sql.tables import Job, UploadedDataset
+from gateway.sql.tables import UploadedDataset, Work
 from tests.gateway.serving import Refusal, add_job, open_below, refusal, serving
 
 ROWS = b'{"question": "q", "answer": "a"}\n' * 100
@@ -557,7 +557,7 @@ async def test_a_dataset_in_use_is_kept_until_its_jobs_have_ended(room: Room, pl
     assert (found.code, found.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "DATASET_IN_USE")
     assert job_id in found.message
     async with room.database.write() as session:
-        job = await session.get_one(Job, job_id)
+        job = await session.get_one(Work, job_id)
         job.state = "JOB_STATE_CANCELLED"
     await room.stub.DeleteDataset(request)
     assert await room.nothing_left()

@@ -18,6 +18,7 @@ from gateway.work import lifecycle
 from gateway.work.dispatch import Dispatcher
 from gateway.work.ledger import Ledger
 from gateway.work.worker_requests import WorkerRequests
+from tests.fakes.planning import NoTrainers
 from tests.gateway.conftest import Recorder
 from tests.gateway.jobs import Worker, a_job, attempts_of, create
 from tests.servers.nats import NatsServer
@@ -69,7 +70,7 @@ async def create_waiting(ledger: Ledger, seconds: float, written_ahead: float = 
         assert decision.ready is not None
         decision.ready.create_time += int(written_ahead * 1e6)
         decision.ready.not_before += int(written_ahead * 1e6)
-    return decision.job.id
+    return decision.work.id
 
 
 async def test_a_new_job_is_offered_at_once(database: Database, bus: Bus, told: Recorder) -> None:
@@ -118,7 +119,7 @@ async def test_a_broker_rolled_back_to_an_older_copy_is_put_right(
     """Its backup offers what was done long ago and lacks what is to be done."""
     dispatcher = Dispatcher(database, bus)
     ledger = Ledger(database, told.publish, dispatcher.offer, told.discard)
-    worker = Worker(WorkerRequests(ledger))
+    worker = Worker(WorkerRequests(ledger, NoTrainers()))
     async with running(dispatcher.run()):
         job_id = await create(ledger)
         await queued(bus, 1)

@@ -24,7 +24,7 @@ from gateway.planning_target import PlanningTargets
 from gateway.preflights import Preflights as GatewayPreflights
 from gateway.servicers.probe import Probe
 from gateway.sql.database import Database
-from gateway.sql.tables import Job
+from gateway.sql.tables import Work
 from gateway.work.ledger import Ledger
 from gateway.work.worker_requests import WorkerRequests
 from services.probe.errands import Errands
@@ -104,8 +104,9 @@ async def test_time_comes_from_what_earlier_jobs_took(probe: ProbeServiceStub, d
     )
     async with database.write() as session:
         session.add(
-            Job(
-                id="ftjob_1", tenant="default", request_sha256="", spec=b"", pool="default", max_attempts=1,
+            Work(
+                id="ftjob_1", kind="fine_tuning_job", tenant="default", request_sha256="", spec=b"", pool="default",
+                max_attempts=1,
                 state="SUCCEEDED", stage="EXPORT", create_time=1, update_time=1,
                 config=ConfigResolved(resolved_spec=config_to_spec(config)).SerializeToString(),
                 preflight=preflight.SerializeToString(),

@@ -11,18 +11,26 @@ import pytest
 from google.protobuf import json_format
 from sqlmodel import select
 
+from chassis.bus.event_bus import Bus
 from chassis.store.artifact_store import ArtifactStore
 from engine.catalogue import Catalogue
 from finetuneflow.v1 import fine_tuning_service_pb2 as api
 from finetuneflow.v1.fine_tuning_job_pb2 import JobState
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 from finetuneflow.v1.fine_tuning_service_pb2_grpc import FineTuningServiceStub
+from gateway.observed_speeds import ObservedSpeeds
+from gateway.passthrough import Passthrough
+from gateway.planning_target import PlanningTargets
+from gateway.preflights import Preflights
 from gateway.servicers.fine_tuning import FineTuning, add_to_server
+from gateway.servicers.work import WorkMethods
 from gateway.sql.database import Database
-from gateway.sql.tables import Job, UploadedDataset, now
+from gateway.sql.tables import UploadedDataset, Work, now
+from gateway.work.kinds import FINE_TUNING_JOB
 from gateway.work.ledger import Ledger
 from tests.gateway.conftest import Recorder
 from tests.gateway.serving import refusal, serving
+from tests.servers.nats import NatsServer
 
 
 class NoLiveEvents:
@@ -37,7 +45,9 @@ class Room:
 
 
 @pytest.fixture
-async def room(database: Database, ledger: Ledger, told: Recorder, tmp_path: Path) -> AsyncIterator[Room]:
+async def room(
+    database: Database, ledger: Ledger, told: Recorder, nats_server: NatsServer, tmp_path: Path
+) -> AsyncIterator[Room]:
     async with database.write() as session:
         session.add(
             UploadedDataset(
@@ -52,12 +62,19 @@ async def room(database: Database, ledger: Ledger, told: Recorder, tmp_path: Pat
             )
         )
     store = ArtifactStore(f"file://{tmp_path / 'artifacts'}")
-    servicer = FineTuning(ledger, NoLiveEvents(), Catalogue(tmp_path), store)  # type: ignore[arg-type]
+    methods = WorkMethods(FINE_TUNING_JOB, ledger, NoLiveEvents(), store)  # type: ignore[arg-type]
+    catalogue = Catalogue(tmp_path)
+    bus = await Bus.connect(nats_server.url, nats_server.user, nats_server.password, "test")
+    await bus.ensure_streams()
+    passthrough = Passthrough(bus)
+    targets = PlanningTargets(passthrough, ObservedSpeeds(database))
+    servicer = FineTuning(methods, catalogue, Preflights(database, passthrough, targets, catalogue))
     async with (
         serving(api, "FineTuningService", add_to_server, servicer) as address,
         grpc.aio.insecure_channel(address) as channel,
     ):
         yield Room(FineTuningServiceStub(channel), database, told)
+    await bus.close()
 
 
 def spec(**fields: Any) -> FineTuningJobSpec:
@@ -69,9 +86,9 @@ def create(room: Room, **fields: Any) -> Any:
     return room.stub.CreateFineTuningJob(api.CreateFineTuningJobRequest(spec=spec(**fields)))
 
 
-async def jobs(room: Room) -> list[Job]:
+async def jobs(room: Room) -> list[Work]:
     async with room.database.read() as session:
-        return list((await session.exec(select(Job))).all())
+        return list((await session.exec(select(Work))).all())
 
 
 INVALID: list[tuple[dict[str, Any], str]] = [
@@ -229,7 +246,7 @@ async def test_a_job_is_deleted_only_after_its_end(room: Room) -> None:
     job_id = (await create(room)).fine_tuning_job.id
     request = api.DeleteFineTuningJobRequest(job_id=job_id)
     refused = await refusal(room.stub.DeleteFineTuningJob(request))
-    assert (refused.code, refused.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "JOB_NOT_ENDED")
+    assert (refused.code, refused.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "NOT_ENDED")
     await room.stub.CancelFineTuningJob(api.CancelFineTuningJobRequest(job_id=job_id))
     await room.stub.DeleteFineTuningJob(request)
     assert not await jobs(room)

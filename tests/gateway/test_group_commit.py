@@ -14,7 +14,7 @@ from sqlmodel import select
 from gateway.sql import group_commit, sqlite
 from gateway.sql.database import Database
 from gateway.sql.database_errors import DatabaseUnavailable
-from gateway.sql.tables import Job
+from gateway.sql.tables import Work
 from tests.gateway.jobs import a_job
 
 
@@ -29,10 +29,10 @@ async def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
 
 async def stored(database: Database) -> set[str]:
     async with database.read() as session:
-        return set((await session.exec(select(Job.id))).all())
+        return set((await session.exec(select(Work.id))).all())
 
 
-async def insert(database: Database, job: Job, error: Exception | None = None) -> str:
+async def insert(database: Database, job: Work, error: Exception | None = None) -> str:
     async with database.write() as session:
         session.add(job)
         await session.flush()
@@ -67,7 +67,7 @@ async def test_nobody_hears_of_success_before_the_commit(shared: Database) -> No
 
         async def create() -> None:
             job_id = await insert(shared, a_job())
-            seen.append(other.execute("SELECT count(*) FROM jobs WHERE id = ?", (job_id,)).fetchone()[0])
+            seen.append(other.execute("SELECT count(*) FROM work WHERE id = ?", (job_id,)).fetchone()[0])
 
         await asyncio.gather(*(create() for _ in range(40)))
     assert seen == [1] * 40
@@ -80,7 +80,9 @@ async def test_a_failed_commit_is_everybodys_failure(shared: Database) -> None:
         async with shared.write() as session:
             connection = await session.connection()
             await connection.execute(text("PRAGMA defer_foreign_keys = ON"))
-            await connection.execute(text("INSERT INTO exports VALUES ('ex', 'default', 'ftjob_none', x'', 0)"))
+            await connection.execute(
+                text("INSERT INTO results VALUES ('ex', 'default', 'export', 'ftjob_none', 'ftjob_none', x'', 0)")
+            )
 
     results = await asyncio.gather(insert(shared, a_job()), breaking(), insert(shared, a_job()), return_exceptions=True)
     assert all(isinstance(result, DBAPIError) for result in results), results

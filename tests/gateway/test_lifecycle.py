@@ -27,8 +27,10 @@ from finetuneflow.v1.work_pb2 import Directive, ReportRequest
 from gateway import views
 from gateway.metrics import read_series
 from gateway.servicers.fine_tuning import FineTuning
+from gateway.servicers.work import WorkMethods
 from gateway.sql.tables import Attempt
 from gateway.work import lifecycle
+from gateway.work.kinds import FINE_TUNING_JOB
 from gateway.work.ledger import Decision, Ledger
 from gateway.work.worker_requests import WorkerRequests
 from tests.gateway.conftest import Recorder
@@ -197,7 +199,7 @@ async def test_history_keeps_its_order_when_the_clock_is_set_back(
         first = await session.get(Attempt, (job_id, "STAGE_PREFLIGHT", 1))
         assert first is not None
         first.create_time += 3_600_000_000
-    service = FineTuning(ledger, None, None, ArtifactStore(tmp_path.as_uri()))  # type: ignore[arg-type]
+    service = FineTuning(WorkMethods(FINE_TUNING_JOB, ledger, None, ArtifactStore(tmp_path.as_uri())), None, None)  # type: ignore[arg-type]
     answer = await service.GetFineTuningJob(GetFineTuningJobRequest(job_id=job_id), None)  # type: ignore[arg-type]
     assert [(each.stage, each.attempt) for each in answer.fine_tuning_job.attempts] == [(1, 1), (2, 1), (2, 2)]
 

@@ -14,13 +14,13 @@ from tests.gateway.serving import add_job
 
 async def fill(database: Database, job_id: str, name: str, sequences: range, value: float | None = 1.0) -> None:
     rows = [
-        {"job_id": job_id, "name": name, "sequence": number, "value": value and value * number} for number in sequences
+        {"work_id": job_id, "name": name, "sequence": number, "value": value and value * number} for number in sequences
     ]
-    columns = "job_id, name, sequence, tenant, attempt, step, epoch, value"
+    columns = "work_id, name, sequence, tenant, attempt, step, epoch, value"
     async with database.write() as session:
         connection = await session.connection()
         await connection.execute(
-            text(f"INSERT INTO metrics ({columns}) VALUES (:job_id, :name, :sequence, 'default', 1, 5, 0.5, :value)"),  # noqa: S608
+            text(f"INSERT INTO metrics ({columns}) VALUES (:work_id, :name, :sequence, 'default', 1, 5, 0.5, :value)"),  # noqa: S608
             rows,
         )
 
@@ -66,7 +66,7 @@ async def test_a_curve_is_read_through_its_index(database: Database) -> None:
     if not database.is_sqlite:
         pytest.skip("PostgreSQL's planner looks at statistics, which an empty table does not have")
     job_id = await add_job(database)
-    values = {"job_id": job_id, "name": "loss", "first": 1, "stride": 10, "last": 9, "enough": 10}
+    values = {"work_id": job_id, "name": "loss", "first": 1, "stride": 10, "last": 9, "enough": 10}
     async with database.read() as session:
         connection = await session.connection()
         for query in (metrics._NAMES, metrics._SPAN, metrics._THINNED, metrics._LAST):
@@ -74,5 +74,5 @@ async def test_a_curve_is_read_through_its_index(database: Database) -> None:
             plan = (await connection.execute(text(f"EXPLAIN QUERY PLAN {query.text}"), wanted)).all()
             steps = [row.detail for row in plan if " metrics" in row.detail or " m " in row.detail]
             assert steps
-            assert all(step.startswith("SEARCH") and "job_id=?" in step for step in steps), steps
+            assert all(step.startswith("SEARCH") and "work_id=?" in step for step in steps), steps
             assert query is not metrics._THINNED or any("sequence=?" in step for step in steps), steps

@@ -13,7 +13,7 @@ from finetuneflow.v1.stage_result_pb2 import BaseModelIdentity, ExportResult, Pr
 from gateway.identifiers import new_id
 from gateway.servicers.models import Models
 from gateway.sql.database import Database
-from gateway.sql.tables import JobExport, now
+from gateway.sql.tables import SavedResult, now
 from tests.gateway.serving import add_job, refusal, serving
 
 Tune = Callable[..., Awaitable[str]]
@@ -44,7 +44,17 @@ def tune(database: Database) -> Tune:
         async with database.write() as session:
             for _ in range(exports):
                 result = ExportResult().SerializeToString()
-                session.add(JobExport(id=new_id("ex"), tenant=tenant, job_id=job_id, result=result, create_time=now()))
+                session.add(
+                    SavedResult(
+                        id=new_id("ex"),
+                        tenant=tenant,
+                        kind="export",
+                        job_id=job_id,
+                        work_id=job_id,
+                        result=result,
+                        create_time=now(),
+                    )
+                )
         return f"ft:{job_id}"
 
     return tune

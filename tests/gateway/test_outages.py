@@ -20,15 +20,18 @@ from finetuneflow.v1 import fine_tuning_service_pb2 as api
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import DataSource, FineTuningJobSpec
 from finetuneflow.v1.fine_tuning_service_pb2_grpc import FineTuningServiceStub
 from gateway.servicers.fine_tuning import FineTuning, add_to_server
+from gateway.servicers.work import WorkMethods
 from gateway.sql import sqlite
 from gateway.sql.database import Database
 from gateway.sql.database_errors import DatabaseUnavailable
 from gateway.sql.tables import UploadedDataset, now
 from gateway.work import lifecycle
 from gateway.work.dispatch import Dispatcher
+from gateway.work.kinds import FINE_TUNING_JOB
 from gateway.work.leases import LeaseWatch
 from gateway.work.ledger import Ledger
 from gateway.work.worker_requests import WorkerRequests
+from tests.fakes.planning import NoTrainers
 from tests.gateway.conftest import Recorder
 from tests.gateway.jobs import Worker, attempts_of, job_of, log_at
 from tests.gateway.serving import refusal, serving
@@ -42,7 +45,7 @@ class Room:
     def __init__(self, stub: Any, ledger: Ledger, bus: Bus) -> None:
         self.stub = stub
         self.ledger = ledger
-        self.acceptance = WorkerRequests(ledger)
+        self.acceptance = WorkerRequests(ledger, NoTrainers())
         self.bus = bus
 
     def create(self, request_id: str) -> Any:
@@ -68,7 +71,7 @@ async def furnished(url: str, nats_server: NatsServer, folder: Path, told: Recor
     bus = await Bus.connect(nats_server.url, nats_server.user, nats_server.password, "test")
     dispatcher = Dispatcher(database, bus)
     ledger = Ledger(database, told.publish, dispatcher.offer, told.discard)
-    leases = LeaseWatch(database, bus, WorkerRequests(ledger), lease_seconds=2)
+    leases = LeaseWatch(database, bus, WorkerRequests(ledger, NoTrainers()), lease_seconds=2)
     async with database.write() as session:
         session.add(
             UploadedDataset(
@@ -82,7 +85,8 @@ async def furnished(url: str, nats_server: NatsServer, folder: Path, told: Recor
                 create_time=now(),
             )
         )
-    servicer = FineTuning(ledger, None, Catalogue(folder), ArtifactStore(folder.as_uri()))  # type: ignore[arg-type]
+    methods = WorkMethods(FINE_TUNING_JOB, ledger, None, ArtifactStore(folder.as_uri()))  # type: ignore[arg-type]
+    servicer = FineTuning(methods, Catalogue(folder), None)  # type: ignore[arg-type]
     loops = [asyncio.create_task(loop) for loop in (dispatcher.run(), leases.run())]
     async with (
         serving(api, "FineTuningService", add_to_server, servicer) as address,

@@ -26,7 +26,7 @@ from finetuneflow.v1.fine_tuning_service_pb2_grpc import FineTuningServiceStub
 from finetuneflow.v1.work_pb2 import Assignment, ClaimRequest, ClaimResponse, ReportRequest, ReportResponse
 from gateway.sql.database import Database
 from gateway.sql.tables import UploadedDataset, now
-from gateway.work.lifecycle import SERVICES
+from gateway.work.kinds import SERVICES
 from standalone.guard import guarded
 from standalone.ports import free_port
 from tests.gateway.jobs import RESULTS, log_at

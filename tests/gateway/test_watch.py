@@ -12,12 +12,17 @@ from chassis.errors import NotFound, OutOfRange, Unavailable
 from finetuneflow.v1.event_pb2 import Eval, Severity, Warning
 from finetuneflow.v1.fine_tuning_service_pb2 import WatchFineTuningJobResponse
 from gateway.sql.database import Database
-from gateway.sql.tables import Attempt, Job, JobEvent, Metric
-from gateway.watch.fanout import Cursor, Fanout, Page, Ring, Wanted
+from gateway.sql.tables import Attempt, Metric, Work, WorkEvent
+from gateway.watch.cursor import Cursor
+from gateway.watch.fanout import Fanout
 from gateway.watch.frames import Frame, frame_of_stored, frames_of_run
+from gateway.watch.pages import EventFilter, Page
+from gateway.watch.ring import Ring
 from gateway.work import lifecycle
+from gateway.work.kinds import FINE_TUNING_JOB
 from gateway.work.ledger import Ledger
 from gateway.work.worker_requests import WorkerRequests
+from tests.fakes.planning import NoTrainers
 from tests.gateway.conftest import Recorder
 from tests.gateway.jobs import Worker, create, log_at
 from tests.servers.nats import NatsServer
@@ -47,7 +52,7 @@ class Watcher:
         self.sequences: list[int] = []
         self.through = after
         self._news = asyncio.Condition()
-        stream = fanout.watch(job_id, "default", after, kinds, loud, heartbeat_seconds=30)
+        stream = fanout.watch(FINE_TUNING_JOB, job_id, "default", after, kinds, loud, heartbeat_seconds=30)
         self.task = asyncio.create_task(self._follow(stream))
 
     async def _follow(self, stream: AsyncIterator[bytes]) -> None:
@@ -72,7 +77,7 @@ async def test_a_wake_about_what_was_seen_already_is_no_news() -> None:
     """Its watcher would ask SQL for nothing, and once froze the gateway with the answer."""
     ring = Ring()
     ring.advance(5)
-    cursor = Cursor(5, patience_seconds=10)
+    cursor = Cursor(5, heartbeat_seconds=10)
     cursor.rest()
     ring.cursors.add(cursor)
     assert not await ring.beyond(cursor)
@@ -100,7 +105,7 @@ async def cancel(ledger: Ledger, job_id: str, worker: Worker) -> None:
 
 
 async def test_early_and_late_watchers_see_the_same(live: Ledger, fanout: Fanout, told: Recorder) -> None:
-    acceptance = WorkerRequests(live)
+    acceptance = WorkerRequests(live, NoTrainers())
     job_id, worker = await trained(live, told, acceptance, 0)
     early = Watcher(fanout, job_id)
     await worker.report(*(log_at(step) for step in range(1, 700)))
@@ -117,13 +122,13 @@ async def test_early_and_late_watchers_see_the_same(live: Ledger, fanout: Fanout
 async def test_a_tail_that_was_never_published_arrives(
     live: Ledger, ledger: Ledger, fanout: Fanout, told: Recorder
 ) -> None:
-    job_id, worker = await trained(live, told, WorkerRequests(live), 3)
+    job_id, worker = await trained(live, told, WorkerRequests(live, NoTrainers()), 3)
     watcher = Watcher(fanout, job_id)
-    silent = WorkerRequests(ledger)
+    silent = WorkerRequests(ledger, NoTrainers())
     worker.acceptance = silent
     await worker.report(log_at(4), log_at(5))
     await watcher.until(told.frames[-1].sequence)
-    worker.acceptance = WorkerRequests(live)
+    worker.acceptance = WorkerRequests(live, NoTrainers())
     await worker.report(log_at(6))
     await cancel(live, job_id, worker)
     sequences = await watcher.ended()
@@ -159,7 +164,7 @@ async def test_a_gateway_that_stops_sends_its_watchers_on_at_once(live: Ledger, 
 
 
 async def test_filters_skip_events_and_still_advance_the_cursor(live: Ledger, fanout: Fanout, told: Recorder) -> None:
-    job_id, worker = await trained(live, told, WorkerRequests(live), 5)
+    job_id, worker = await trained(live, told, WorkerRequests(live, NoTrainers()), 5)
     logs = Watcher(fanout, job_id, kinds=("log",))
     loud = Watcher(fanout, job_id, loud=Severity.SEVERITY_ERROR)
     await cancel(live, job_id, worker)
@@ -169,8 +174,8 @@ async def test_filters_skip_events_and_still_advance_the_cursor(live: Ledger, fa
 
 
 async def test_a_quiet_watch_beats(live: Ledger, fanout: Fanout, told: Recorder) -> None:
-    job_id, _ = await trained(live, told, WorkerRequests(live), 1)
-    stream = fanout.watch(job_id, "default", 0, (), 0, heartbeat_seconds=0.05)
+    job_id, _ = await trained(live, told, WorkerRequests(live, NoTrainers()), 1)
+    stream = fanout.watch(FINE_TUNING_JOB, job_id, "default", 0, (), 0, heartbeat_seconds=0.05)
     async with asyncio.timeout(10):
         answers = [WatchFineTuningJobResponse.FromString(await anext(stream)) for _ in range(3)]
     assert answers[0].events
@@ -183,12 +188,12 @@ async def test_a_watcher_of_a_quiet_job_hears_at_once_that_it_is_heard(
     live: Ledger, fanout: Fanout, told: Recorder
 ) -> None:
     """Else it can't tell a gateway with nothing to say from none, and counts both as an outage."""
-    job_id, _ = await trained(live, told, WorkerRequests(live), 1)
-    read = fanout.watch(job_id, "default", 0, (), 0, heartbeat_seconds=3600)
-    filtered = fanout.watch(job_id, "default", 0, ("checkpoint",), 0, heartbeat_seconds=3600)
+    job_id, _ = await trained(live, told, WorkerRequests(live, NoTrainers()), 1)
+    read = fanout.watch(FINE_TUNING_JOB, job_id, "default", 0, (), 0, heartbeat_seconds=3600)
+    filtered = fanout.watch(FINE_TUNING_JOB, job_id, "default", 0, ("checkpoint",), 0, heartbeat_seconds=3600)
     async with asyncio.timeout(10):
         through = WatchFineTuningJobResponse.FromString(await anext(read)).through_sequence
-        tip = fanout.watch(job_id, "default", through, (), 0, heartbeat_seconds=3600)
+        tip = fanout.watch(FINE_TUNING_JOB, job_id, "default", through, (), 0, heartbeat_seconds=3600)
         for stream in (filtered, tip):
             answer = WatchFineTuningJobResponse.FromString(await anext(stream))
             assert (list(answer.events), answer.through_sequence) == ([], through)
@@ -199,14 +204,14 @@ async def test_a_watcher_of_a_quiet_job_hears_at_once_that_it_is_heard(
 async def test_a_cursor_beyond_the_end_and_an_unknown_job_are_refused(
     live: Ledger, fanout: Fanout, told: Recorder
 ) -> None:
-    job_id, _ = await trained(live, told, WorkerRequests(live), 1)
+    job_id, _ = await trained(live, told, WorkerRequests(live, NoTrainers()), 1)
     with pytest.raises(OutOfRange):
-        await anext(fanout.watch(job_id, "default", 10_000, (), 0, 1))
+        await anext(fanout.watch(FINE_TUNING_JOB, job_id, "default", 10_000, (), 0, 1))
     with pytest.raises(NotFound):
-        await anext(fanout.watch("ftjob_none", "default", 0, (), 0, 1))
+        await anext(fanout.watch(FINE_TUNING_JOB, "ftjob_none", "default", 0, (), 0, 1))
 
 
-EVERYTHING = Wanted(frozenset(), 0)
+EVERYTHING = EventFilter(frozenset(), 0)
 
 
 def sequences_of(page: Page | None) -> list[int]:
@@ -215,7 +220,7 @@ def sequences_of(page: Page | None) -> list[int]:
 
 
 async def test_a_ring_starts_anew_after_a_hole_and_never_repeats(ledger: Ledger, told: Recorder) -> None:
-    await trained(ledger, told, WorkerRequests(ledger), 20)
+    await trained(ledger, told, WorkerRequests(ledger, NoTrainers()), 20)
     frames = told.frames
     ring = Ring()
     ring.extend(frames[:5])
@@ -227,7 +232,7 @@ async def test_a_ring_starts_anew_after_a_hole_and_never_repeats(ledger: Ledger,
 
 
 async def test_frames_survive_the_wire(ledger: Ledger, told: Recorder) -> None:
-    await trained(ledger, told, WorkerRequests(ledger), 3)
+    await trained(ledger, told, WorkerRequests(ledger, NoTrainers()), 3)
     run = b"".join(frame.data for frame in told.frames)
     assert frames_of_run(run) == told.frames
     response = WatchFineTuningJobResponse.FromString(run)
@@ -253,7 +258,7 @@ class Reads:
 
 async def test_watchers_that_come_together_read_history_once(live: Ledger, fanout: Fanout, told: Recorder) -> None:
     """A hundred browsers that reconnect after a restart do not read a hundred times what one read would tell."""
-    job_id, worker = await trained(live, told, WorkerRequests(live), 1200)
+    job_id, worker = await trained(live, told, WorkerRequests(live, NoTrainers()), 1200)
     await cancel(live, job_id, worker)
     reads = Reads(live.database)
     watchers = [Watcher(fanout, job_id) for _ in range(20)]
@@ -263,7 +268,7 @@ async def test_watchers_that_come_together_read_history_once(live: Ledger, fanou
 
 
 async def test_a_rare_kind_is_found_in_a_long_history_at_once(live: Ledger, fanout: Fanout, told: Recorder) -> None:
-    job_id, worker = await trained(live, told, WorkerRequests(live), 2000)
+    job_id, worker = await trained(live, told, WorkerRequests(live, NoTrainers()), 2000)
     await worker.report(Eval(step=2000, eval_loss=1.0))
     await cancel(live, job_id, worker)
     reads = Reads(live.database)
@@ -276,8 +281,8 @@ async def test_a_filtered_watcher_of_a_busy_job_is_not_sent_nothing_for_every_ev
     live: Ledger, fanout: Fanout, told: Recorder
 ) -> None:
     """It hears how far it has got with its heartbeats and with what it wanted."""
-    job_id, worker = await trained(live, told, WorkerRequests(live), 1)
-    stream = fanout.watch(job_id, "default", 0, ("eval",), 0, heartbeat_seconds=600)
+    job_id, worker = await trained(live, told, WorkerRequests(live, NoTrainers()), 1)
+    stream = fanout.watch(FINE_TUNING_JOB, job_id, "default", 0, ("eval",), 0, heartbeat_seconds=600)
     async with asyncio.timeout(10):
         assert not WatchFineTuningJobResponse.FromString(await anext(stream)).events
     answer = asyncio.ensure_future(anext(stream))
@@ -291,13 +296,13 @@ async def test_a_filtered_watcher_of_a_busy_job_is_not_sent_nothing_for_every_ev
 
 
 async def test_a_watcher_hears_that_its_job_was_deleted(live: Ledger, fanout: Fanout, told: Recorder) -> None:
-    job_id, _ = await trained(live, told, WorkerRequests(live), 3)
+    job_id, _ = await trained(live, told, WorkerRequests(live, NoTrainers()), 3)
     watcher = Watcher(fanout, job_id)
     await watcher.until(4)
     async with live.database.write() as session:
-        for table in (Attempt, JobEvent, Metric):
-            await session.exec(delete(table).where(col(table.job_id) == job_id))
-        await session.exec(delete(Job).where(col(Job.id) == job_id))
+        for table in (Attempt, WorkEvent, Metric):
+            await session.exec(delete(table).where(col(table.work_id) == job_id))
+        await session.exec(delete(Work).where(col(Work.id) == job_id))
     with pytest.raises(NotFound):
         await watcher.ended()
 
@@ -306,8 +311,8 @@ async def test_a_slow_watcher_goes_on_from_sql_when_the_ring_has_passed_it(
     live: Ledger, fanout: Fanout, told: Recorder
 ) -> None:
     """One megabyte is held for a job, however far behind somebody is; he misses nothing."""
-    job_id, worker = await trained(live, told, WorkerRequests(live), 1)
-    slow = fanout.watch(job_id, "default", 0, (), 0, heartbeat_seconds=600)
+    job_id, worker = await trained(live, told, WorkerRequests(live, NoTrainers()), 1)
+    slow = fanout.watch(FINE_TUNING_JOB, job_id, "default", 0, (), 0, heartbeat_seconds=600)
     seen = [e.sequence for e in WatchFineTuningJobResponse.FromString(await anext(slow)).events]
     quick = Watcher(fanout, job_id, after=seen[-1])
     for batch in range(60):
@@ -329,7 +334,7 @@ async def test_runs_that_arrive_in_the_wrong_order_lose_and_repeat_nothing(
     live: Ledger, fanout: Fanout, told: Recorder
 ) -> None:
     """Two decisions of one job may publish in the other order than they were committed in."""
-    job_id, worker = await trained(live, told, WorkerRequests(live), 3)
+    job_id, worker = await trained(live, told, WorkerRequests(live, NoTrainers()), 3)
     watcher = Watcher(fanout, job_id)
     await watcher.until(4)
     held: list[list[Frame]] = []

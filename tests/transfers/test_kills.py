@@ -158,7 +158,7 @@ async def artifact_of(gateways: Gateways, file: Path) -> str:
     row = SavedArtifact(
         id=new_id("ar"),
         tenant="default",
-        job_id=job_id,
+        work_id=job_id,
         name="package.zip",
         kind="export_file",
         path=f"jobs/{job_id}/package.zip",

@@ -1,22 +1,55 @@
 import datetime
 
+from finetuneflow.v1 import fine_tuning_job_pb2 as _fine_tuning_job_pb2
+from finetuneflow.v1 import fine_tuning_job_spec_pb2 as _fine_tuning_job_spec_pb2
 from finetuneflow.v1 import stage_result_pb2 as _stage_result_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Mapping as _Mapping
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Evaluation(_message.Message):
-    __slots__ = ("id", "job_id", "result", "create_time")
+    __slots__ = ("id", "job_id", "result", "create_time", "model", "spec", "state", "reason", "message", "fault", "advice", "attempt", "failed_attempts", "progress", "last_sequence", "update_time", "end_time", "attempts", "max_attempts")
     ID_FIELD_NUMBER: _ClassVar[int]
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    FAULT_FIELD_NUMBER: _ClassVar[int]
+    ADVICE_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    FAILED_ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    LAST_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    UPDATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    END_TIME_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
+    MAX_ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
     id: str
     job_id: str
     result: _stage_result_pb2.EvaluationResult
     create_time: _timestamp_pb2.Timestamp
-    def __init__(self, id: _Optional[str] = ..., job_id: _Optional[str] = ..., result: _Optional[_Union[_stage_result_pb2.EvaluationResult, _Mapping]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    model: str
+    spec: _fine_tuning_job_spec_pb2.EvaluationSpec
+    state: _fine_tuning_job_pb2.JobState
+    reason: str
+    message: str
+    fault: _fine_tuning_job_pb2.Fault
+    advice: str
+    attempt: int
+    failed_attempts: int
+    progress: _fine_tuning_job_pb2.Progress
+    last_sequence: int
+    update_time: _timestamp_pb2.Timestamp
+    end_time: _timestamp_pb2.Timestamp
+    attempts: _containers.RepeatedCompositeFieldContainer[_fine_tuning_job_pb2.AttemptSummary]
+    max_attempts: int
+    def __init__(self, id: _Optional[str] = ..., job_id: _Optional[str] = ..., result: _Optional[_Union[_stage_result_pb2.EvaluationResult, _Mapping]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., model: _Optional[str] = ..., spec: _Optional[_Union[_fine_tuning_job_spec_pb2.EvaluationSpec, _Mapping]] = ..., state: _Optional[_Union[_fine_tuning_job_pb2.JobState, str]] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., fault: _Optional[_Union[_fine_tuning_job_pb2.Fault, str]] = ..., advice: _Optional[str] = ..., attempt: _Optional[int] = ..., failed_attempts: _Optional[int] = ..., progress: _Optional[_Union[_fine_tuning_job_pb2.Progress, _Mapping]] = ..., last_sequence: _Optional[int] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., attempts: _Optional[_Iterable[_Union[_fine_tuning_job_pb2.AttemptSummary, _Mapping]]] = ..., max_attempts: _Optional[int] = ...) -> None: ...

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class EvaluationServiceStub(object):
-    """Comparisons of tuned models with their bases. Served by the gateway.
+    """Comparisons of tuned models with their bases. Served by the gateway. Every failure carries google.rpc.ErrorInfo with
+    domain `finetuneflow` and a reason; INVALID_ARGUMENT carries google.rpc.BadRequest with one violation per field.
     """
 
     def __init__(self, channel):
@@ -50,28 +51,84 @@ class EvaluationServiceStub(object):
                 request_serializer=finetuneflow_dot_v1_dot_evaluation__service__pb2.ListEvaluationsRequest.SerializeToString,
                 response_deserializer=finetuneflow_dot_v1_dot_evaluation__service__pb2.ListEvaluationsResponse.FromString,
                 _registered_method=True)
+        self.CancelEvaluation = channel.unary_unary(
+                '/finetuneflow.v1.EvaluationService/CancelEvaluation',
+                request_serializer=finetuneflow_dot_v1_dot_evaluation__service__pb2.CancelEvaluationRequest.SerializeToString,
+                response_deserializer=finetuneflow_dot_v1_dot_evaluation__service__pb2.CancelEvaluationResponse.FromString,
+                _registered_method=True)
+        self.DeleteEvaluation = channel.unary_unary(
+                '/finetuneflow.v1.EvaluationService/DeleteEvaluation',
+                request_serializer=finetuneflow_dot_v1_dot_evaluation__service__pb2.DeleteEvaluationRequest.SerializeToString,
+                response_deserializer=finetuneflow_dot_v1_dot_evaluation__service__pb2.DeleteEvaluationResponse.FromString,
+                _registered_method=True)
+        self.WatchEvaluation = channel.unary_stream(
+                '/finetuneflow.v1.EvaluationService/WatchEvaluation',
+                request_serializer=finetuneflow_dot_v1_dot_evaluation__service__pb2.WatchEvaluationRequest.SerializeToString,
+                response_deserializer=finetuneflow_dot_v1_dot_evaluation__service__pb2.WatchEvaluationResponse.FromString,
+                _registered_method=True)
+        self.ListEvaluationEvents = channel.unary_unary(
+                '/finetuneflow.v1.EvaluationService/ListEvaluationEvents',
+                request_serializer=finetuneflow_dot_v1_dot_evaluation__service__pb2.ListEvaluationEventsRequest.SerializeToString,
+                response_deserializer=finetuneflow_dot_v1_dot_evaluation__service__pb2.ListEvaluationEventsResponse.FromString,
+                _registered_method=True)
 
 
 class EvaluationServiceServicer(object):
-    """Comparisons of tuned models with their bases. Served by the gateway.
+    """Comparisons of tuned models with their bases. Served by the gateway. Every failure carries google.rpc.ErrorInfo with
+    domain `finetuneflow` and a reason; INVALID_ARGUMENT carries google.rpc.BadRequest with one violation per field.
     """
 
     def CreateEvaluation(self, request, context):
-        """Evaluates a model again, on other rows or prompts.
+        """Evaluates a finished job's model again, for instance with other prompts, and starts it.
+        Idempotent by request_id. NOT_FOUND: no such job. FAILED_PRECONDITION: the job has not finished training.
+        UNIMPLEMENTED: a base model, a checkpoint (`ft:<job_id>@<step>`), or a form that is not built yet.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetEvaluation(self, request, context):
-        """Fails with NOT_FOUND when there is no such evaluation.
+        """Returns an evaluation. NOT_FOUND: no such evaluation.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListEvaluations(self, request, context):
-        """Newest first.
+        """Lists evaluations, newest first: those asked for alone and those left by jobs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelEvaluation(self, request, context):
+        """Ends an evaluation. One that waits is CANCELLED at once; one that runs is CANCELLING until its worker has stopped.
+        Idempotent. FAILED_PRECONDITION: it ended otherwise, or it belongs to a job (cancel the job).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteEvaluation(self, request, context):
+        """Deletes an evaluation that has ended, with its history and its artifacts. NOT_FOUND: no such evaluation, also on a
+        repeated call. FAILED_PRECONDITION: it has not ended, or it belongs to a job (delete the job).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchEvaluation(self, request, context):
+        """Replays the events after after_sequence, then follows live, without a gap or a repeat, and ends after the terminal
+        event. Reconnect with the last through_sequence, to any gateway. A stream with nothing to replay sends an empty
+        message at once, a quiet one every 15 s. FAILED_PRECONDITION: it belongs to a job (watch the job).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListEvaluationEvents(self, request, context):
+        """Returns a page of the history, oldest first. OUT_OF_RANGE: after_sequence is beyond the newest event.
+        FAILED_PRECONDITION: it belongs to a job (list the job's events).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -95,6 +152,26 @@ def add_EvaluationServiceServicer_to_server(servicer, server):
                     request_deserializer=finetuneflow_dot_v1_dot_evaluation__service__pb2.ListEvaluationsRequest.FromString,
                     response_serializer=finetuneflow_dot_v1_dot_evaluation__service__pb2.ListEvaluationsResponse.SerializeToString,
             ),
+            'CancelEvaluation': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelEvaluation,
+                    request_deserializer=finetuneflow_dot_v1_dot_evaluation__service__pb2.CancelEvaluationRequest.FromString,
+                    response_serializer=finetuneflow_dot_v1_dot_evaluation__service__pb2.CancelEvaluationResponse.SerializeToString,
+            ),
+            'DeleteEvaluation': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteEvaluation,
+                    request_deserializer=finetuneflow_dot_v1_dot_evaluation__service__pb2.DeleteEvaluationRequest.FromString,
+                    response_serializer=finetuneflow_dot_v1_dot_evaluation__service__pb2.DeleteEvaluationResponse.SerializeToString,
+            ),
+            'WatchEvaluation': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchEvaluation,
+                    request_deserializer=finetuneflow_dot_v1_dot_evaluation__service__pb2.WatchEvaluationRequest.FromString,
+                    response_serializer=finetuneflow_dot_v1_dot_evaluation__service__pb2.WatchEvaluationResponse.SerializeToString,
+            ),
+            'ListEvaluationEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListEvaluationEvents,
+                    request_deserializer=finetuneflow_dot_v1_dot_evaluation__service__pb2.ListEvaluationEventsRequest.FromString,
+                    response_serializer=finetuneflow_dot_v1_dot_evaluation__service__pb2.ListEvaluationEventsResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'finetuneflow.v1.EvaluationService', rpc_method_handlers)
@@ -104,7 +181,8 @@ def add_EvaluationServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class EvaluationService(object):
-    """Comparisons of tuned models with their bases. Served by the gateway.
+    """Comparisons of tuned models with their bases. Served by the gateway. Every failure carries google.rpc.ErrorInfo with
+    domain `finetuneflow` and a reason; INVALID_ARGUMENT carries google.rpc.BadRequest with one violation per field.
     """
 
     @staticmethod
@@ -178,6 +256,114 @@ class EvaluationService(object):
             '/finetuneflow.v1.EvaluationService/ListEvaluations',
             finetuneflow_dot_v1_dot_evaluation__service__pb2.ListEvaluationsRequest.SerializeToString,
             finetuneflow_dot_v1_dot_evaluation__service__pb2.ListEvaluationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelEvaluation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/finetuneflow.v1.EvaluationService/CancelEvaluation',
+            finetuneflow_dot_v1_dot_evaluation__service__pb2.CancelEvaluationRequest.SerializeToString,
+            finetuneflow_dot_v1_dot_evaluation__service__pb2.CancelEvaluationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteEvaluation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/finetuneflow.v1.EvaluationService/DeleteEvaluation',
+            finetuneflow_dot_v1_dot_evaluation__service__pb2.DeleteEvaluationRequest.SerializeToString,
+            finetuneflow_dot_v1_dot_evaluation__service__pb2.DeleteEvaluationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchEvaluation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/finetuneflow.v1.EvaluationService/WatchEvaluation',
+            finetuneflow_dot_v1_dot_evaluation__service__pb2.WatchEvaluationRequest.SerializeToString,
+            finetuneflow_dot_v1_dot_evaluation__service__pb2.WatchEvaluationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListEvaluationEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/finetuneflow.v1.EvaluationService/ListEvaluationEvents',
+            finetuneflow_dot_v1_dot_evaluation__service__pb2.ListEvaluationEventsRequest.SerializeToString,
+            finetuneflow_dot_v1_dot_evaluation__service__pb2.ListEvaluationEventsResponse.FromString,
             options,
             channel_credentials,
             insecure,

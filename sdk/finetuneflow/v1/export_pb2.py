@@ -22,18 +22,19 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from finetuneflow.v1 import fine_tuning_job_pb2 as finetuneflow_dot_v1_dot_fine__tuning__job__pb2
 from finetuneflow.v1 import fine_tuning_job_spec_pb2 as finetuneflow_dot_v1_dot_fine__tuning__job__spec__pb2
 from finetuneflow.v1 import stage_result_pb2 as finetuneflow_dot_v1_dot_stage__result__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x66inetuneflow/v1/export.proto\x12\x0f\x66inetuneflow.v1\x1a*finetuneflow/v1/fine_tuning_job_spec.proto\x1a\"finetuneflow/v1/stage_result.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb4\x01\n\x06\x45xport\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12.\n\x07\x66ormats\x18\x03 \x03(\x0e\x32\x1d.finetuneflow.v1.ExportFormat\x12-\n\x06result\x18\x04 \x01(\x0b\x32\x1d.finetuneflow.v1.ExportResult\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestampb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x66inetuneflow/v1/export.proto\x12\x0f\x66inetuneflow.v1\x1a%finetuneflow/v1/fine_tuning_job.proto\x1a*finetuneflow/v1/fine_tuning_job_spec.proto\x1a\"finetuneflow/v1/stage_result.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x86\x05\n\x06\x45xport\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12.\n\x07\x66ormats\x18\x03 \x03(\x0e\x32\x1d.finetuneflow.v1.ExportFormat\x12-\n\x06result\x18\x04 \x01(\x0b\x32\x1d.finetuneflow.v1.ExportResult\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05model\x18\x06 \x01(\t\x12)\n\x04spec\x18\x07 \x01(\x0b\x32\x1b.finetuneflow.v1.ExportSpec\x12(\n\x05state\x18\x08 \x01(\x0e\x32\x19.finetuneflow.v1.JobState\x12\x0e\n\x06reason\x18\t \x01(\t\x12\x0f\n\x07message\x18\n \x01(\t\x12%\n\x05\x66\x61ult\x18\x0b \x01(\x0e\x32\x16.finetuneflow.v1.Fault\x12\x0e\n\x06\x61\x64vice\x18\x0c \x01(\t\x12\x0f\n\x07\x61ttempt\x18\r \x01(\x05\x12\x17\n\x0f\x66\x61iled_attempts\x18\x0e \x01(\x05\x12+\n\x08progress\x18\x0f \x01(\x0b\x32\x19.finetuneflow.v1.Progress\x12\x15\n\rlast_sequence\x18\x10 \x01(\x03\x12/\n\x0bupdate_time\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\x08\x61ttempts\x18\x13 \x03(\x0b\x32\x1f.finetuneflow.v1.AttemptSummary\x12\x14\n\x0cmax_attempts\x18\x14 \x01(\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'finetuneflow.v1.export_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_EXPORT']._serialized_start=163
-  _globals['_EXPORT']._serialized_end=343
+  _globals['_EXPORT']._serialized_start=202
+  _globals['_EXPORT']._serialized_end=848
 # @@protoc_insertion_point(module_scope)

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class ExportServiceStub(object):
-    """Packages made from finished models. Served by the gateway.
+    """Packages made from tuned models. Served by the gateway. Every failure carries google.rpc.ErrorInfo with
+    domain `finetuneflow` and a reason; INVALID_ARGUMENT carries google.rpc.BadRequest with one violation per field.
     """
 
     def __init__(self, channel):
@@ -50,28 +51,84 @@ class ExportServiceStub(object):
                 request_serializer=finetuneflow_dot_v1_dot_export__service__pb2.ListExportsRequest.SerializeToString,
                 response_deserializer=finetuneflow_dot_v1_dot_export__service__pb2.ListExportsResponse.FromString,
                 _registered_method=True)
+        self.CancelExport = channel.unary_unary(
+                '/finetuneflow.v1.ExportService/CancelExport',
+                request_serializer=finetuneflow_dot_v1_dot_export__service__pb2.CancelExportRequest.SerializeToString,
+                response_deserializer=finetuneflow_dot_v1_dot_export__service__pb2.CancelExportResponse.FromString,
+                _registered_method=True)
+        self.DeleteExport = channel.unary_unary(
+                '/finetuneflow.v1.ExportService/DeleteExport',
+                request_serializer=finetuneflow_dot_v1_dot_export__service__pb2.DeleteExportRequest.SerializeToString,
+                response_deserializer=finetuneflow_dot_v1_dot_export__service__pb2.DeleteExportResponse.FromString,
+                _registered_method=True)
+        self.WatchExport = channel.unary_stream(
+                '/finetuneflow.v1.ExportService/WatchExport',
+                request_serializer=finetuneflow_dot_v1_dot_export__service__pb2.WatchExportRequest.SerializeToString,
+                response_deserializer=finetuneflow_dot_v1_dot_export__service__pb2.WatchExportResponse.FromString,
+                _registered_method=True)
+        self.ListExportEvents = channel.unary_unary(
+                '/finetuneflow.v1.ExportService/ListExportEvents',
+                request_serializer=finetuneflow_dot_v1_dot_export__service__pb2.ListExportEventsRequest.SerializeToString,
+                response_deserializer=finetuneflow_dot_v1_dot_export__service__pb2.ListExportEventsResponse.FromString,
+                _registered_method=True)
 
 
 class ExportServiceServicer(object):
-    """Packages made from finished models. Served by the gateway.
+    """Packages made from tuned models. Served by the gateway. Every failure carries google.rpc.ErrorInfo with
+    domain `finetuneflow` and a reason; INVALID_ARGUMENT carries google.rpc.BadRequest with one violation per field.
     """
 
     def CreateExport(self, request, context):
-        """Packs a finished model in further forms.
+        """Packs a finished job's model again, for instance in another form, and starts it.
+        Idempotent by request_id. NOT_FOUND: no such job. FAILED_PRECONDITION: the job has not finished training.
+        UNIMPLEMENTED: a base model, a checkpoint (`ft:<job_id>@<step>`), or a form that is not built yet.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetExport(self, request, context):
-        """Fails with NOT_FOUND when there is no such export.
+        """Returns an export. NOT_FOUND: no such export.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListExports(self, request, context):
-        """Newest first.
+        """Lists exports, newest first: those asked for alone and those left by jobs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelExport(self, request, context):
+        """Ends an export. One that waits is CANCELLED at once; one that runs is CANCELLING until its worker has stopped.
+        Idempotent. FAILED_PRECONDITION: it ended otherwise, or it belongs to a job (cancel the job).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteExport(self, request, context):
+        """Deletes an export that has ended, with its history and its artifacts. NOT_FOUND: no such export, also on a
+        repeated call. FAILED_PRECONDITION: it has not ended, or it belongs to a job (delete the job).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchExport(self, request, context):
+        """Replays the events after after_sequence, then follows live, without a gap or a repeat, and ends after the terminal
+        event. Reconnect with the last through_sequence, to any gateway. A stream with nothing to replay sends an empty
+        message at once, a quiet one every 15 s. FAILED_PRECONDITION: it belongs to a job (watch the job).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListExportEvents(self, request, context):
+        """Returns a page of the history, oldest first. OUT_OF_RANGE: after_sequence is beyond the newest event.
+        FAILED_PRECONDITION: it belongs to a job (list the job's events).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -95,6 +152,26 @@ def add_ExportServiceServicer_to_server(servicer, server):
                     request_deserializer=finetuneflow_dot_v1_dot_export__service__pb2.ListExportsRequest.FromString,
                     response_serializer=finetuneflow_dot_v1_dot_export__service__pb2.ListExportsResponse.SerializeToString,
             ),
+            'CancelExport': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelExport,
+                    request_deserializer=finetuneflow_dot_v1_dot_export__service__pb2.CancelExportRequest.FromString,
+                    response_serializer=finetuneflow_dot_v1_dot_export__service__pb2.CancelExportResponse.SerializeToString,
+            ),
+            'DeleteExport': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteExport,
+                    request_deserializer=finetuneflow_dot_v1_dot_export__service__pb2.DeleteExportRequest.FromString,
+                    response_serializer=finetuneflow_dot_v1_dot_export__service__pb2.DeleteExportResponse.SerializeToString,
+            ),
+            'WatchExport': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchExport,
+                    request_deserializer=finetuneflow_dot_v1_dot_export__service__pb2.WatchExportRequest.FromString,
+                    response_serializer=finetuneflow_dot_v1_dot_export__service__pb2.WatchExportResponse.SerializeToString,
+            ),
+            'ListExportEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListExportEvents,
+                    request_deserializer=finetuneflow_dot_v1_dot_export__service__pb2.ListExportEventsRequest.FromString,
+                    response_serializer=finetuneflow_dot_v1_dot_export__service__pb2.ListExportEventsResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'finetuneflow.v1.ExportService', rpc_method_handlers)
@@ -104,7 +181,8 @@ def add_ExportServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ExportService(object):
-    """Packages made from finished models. Served by the gateway.
+    """Packages made from tuned models. Served by the gateway. Every failure carries google.rpc.ErrorInfo with
+    domain `finetuneflow` and a reason; INVALID_ARGUMENT carries google.rpc.BadRequest with one violation per field.
     """
 
     @staticmethod
@@ -178,6 +256,114 @@ class ExportService(object):
             '/finetuneflow.v1.ExportService/ListExports',
             finetuneflow_dot_v1_dot_export__service__pb2.ListExportsRequest.SerializeToString,
             finetuneflow_dot_v1_dot_export__service__pb2.ListExportsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelExport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/finetuneflow.v1.ExportService/CancelExport',
+            finetuneflow_dot_v1_dot_export__service__pb2.CancelExportRequest.SerializeToString,
+            finetuneflow_dot_v1_dot_export__service__pb2.CancelExportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteExport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/finetuneflow.v1.ExportService/DeleteExport',
+            finetuneflow_dot_v1_dot_export__service__pb2.DeleteExportRequest.SerializeToString,
+            finetuneflow_dot_v1_dot_export__service__pb2.DeleteExportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchExport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/finetuneflow.v1.ExportService/WatchExport',
+            finetuneflow_dot_v1_dot_export__service__pb2.WatchExportRequest.SerializeToString,
+            finetuneflow_dot_v1_dot_export__service__pb2.WatchExportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListExportEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/finetuneflow.v1.ExportService/ListExportEvents',
+            finetuneflow_dot_v1_dot_export__service__pb2.ListExportEventsRequest.SerializeToString,
+            finetuneflow_dot_v1_dot_export__service__pb2.ListExportEventsResponse.FromString,
             options,
             channel_credentials,
             insecure,

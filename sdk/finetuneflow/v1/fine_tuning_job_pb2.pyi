@@ -144,7 +144,7 @@ class Resolution(_message.Message):
     def __init__(self, field: _Optional[str] = ..., value: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Progress(_message.Message):
-    __slots__ = ("step", "total_steps", "epoch", "loss", "eval_loss", "best_eval_loss", "best_step", "tokens_per_second", "eta_seconds")
+    __slots__ = ("step", "total_steps", "epoch", "loss", "eval_loss", "best_eval_loss", "best_step", "tokens_per_second", "eta_seconds", "phase", "phase_index", "phase_count", "phase_fraction")
     STEP_FIELD_NUMBER: _ClassVar[int]
     TOTAL_STEPS_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -154,6 +154,10 @@ class Progress(_message.Message):
     BEST_STEP_FIELD_NUMBER: _ClassVar[int]
     TOKENS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
     ETA_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    PHASE_INDEX_FIELD_NUMBER: _ClassVar[int]
+    PHASE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FRACTION_FIELD_NUMBER: _ClassVar[int]
     step: int
     total_steps: int
     epoch: float
@@ -163,7 +167,11 @@ class Progress(_message.Message):
     best_step: int
     tokens_per_second: float
     eta_seconds: float
-    def __init__(self, step: _Optional[int] = ..., total_steps: _Optional[int] = ..., epoch: _Optional[float] = ..., loss: _Optional[float] = ..., eval_loss: _Optional[float] = ..., best_eval_loss: _Optional[float] = ..., best_step: _Optional[int] = ..., tokens_per_second: _Optional[float] = ..., eta_seconds: _Optional[float] = ...) -> None: ...
+    phase: str
+    phase_index: int
+    phase_count: int
+    phase_fraction: float
+    def __init__(self, step: _Optional[int] = ..., total_steps: _Optional[int] = ..., epoch: _Optional[float] = ..., loss: _Optional[float] = ..., eval_loss: _Optional[float] = ..., best_eval_loss: _Optional[float] = ..., best_step: _Optional[int] = ..., tokens_per_second: _Optional[float] = ..., eta_seconds: _Optional[float] = ..., phase: _Optional[str] = ..., phase_index: _Optional[int] = ..., phase_count: _Optional[int] = ..., phase_fraction: _Optional[float] = ...) -> None: ...
 
 class Checkpoint(_message.Message):
     __slots__ = ("job_id", "step", "epoch", "attempt", "path", "manifest_sha256", "size_bytes", "eval_loss", "best", "create_time")

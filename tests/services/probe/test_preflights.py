@@ -39,8 +39,10 @@ from gateway.planning_target import PlanningTargets
 from gateway.preflights import Preflights as GatewayPreflights
 from gateway.servicers import datasets, fine_tuning
 from gateway.servicers.probe import Probe
+from gateway.servicers.work import WorkMethods
 from gateway.sql.database import Database
-from gateway.sql.tables import Job
+from gateway.sql.tables import Work
+from gateway.work.kinds import FINE_TUNING_JOB
 from gateway.work.ledger import Ledger
 from services.probe.errands import Errands
 from services.probe.estimates import Estimates
@@ -140,7 +142,7 @@ async def room(tmp_path: Path, tiny: Path, nats: NatsServer) -> AsyncIterator[Ro
             fine_tuning_service_pb2,
             "FineTuningService",
             fine_tuning.add_to_server,
-            fine_tuning.FineTuning(ledger, None, catalogue, store, preflights),  # type: ignore[arg-type]
+            fine_tuning.FineTuning(WorkMethods(FINE_TUNING_JOB, ledger, None, store), catalogue, preflights),  # type: ignore[arg-type]
         ),
         (
             probe_service_pb2,
@@ -247,7 +249,7 @@ async def test_a_dry_run_is_the_job_as_stage_1_would_leave_it(room: Room) -> Non
     refused = await refusal(room.dry_run("ds_unknown"))
     assert (refused.code, refused.fields) == (grpc.StatusCode.NOT_FOUND, ("spec.training_data[0].dataset",))
     async with room.database.read() as session:
-        assert not (await session.exec(select(Job))).all()
+        assert not (await session.exec(select(Work))).all()
 
 
 async def test_each_reason_why_a_model_cannot_be_trained(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,56 @@
+"""Rules for several fields of a spec: pairs that exclude each other, and NUL characters in any text.
+
+They apply to the spec before its recipe is merged in: `recipes.merge` resolves conflicts with a recipe's values.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from engine.errors import Violation
+
+
+def exclusive_fields(spec: Mapping[str, Any]) -> list[Violation]:
+    """Returns a violation for each pair of fields in `spec` that exclude each other."""
+    given = spec.get("hyperparameters")
+    given = given if isinstance(given, Mapping) else {}
+    found = []
+    if given.get("warmup_ratio") is not None and given.get("warmup_steps") is not None:
+        description = f"cannot be combined with warmup_steps = {given['warmup_steps']!r}; set one of the two."
+        found.append(Violation("spec.hyperparameters.warmup_ratio", description))
+    if spec.get("phases") and spec.get("training_data"):
+        description = "cannot be combined with training_data; move those rows into a phase, or remove one of the two."
+        found.append(Violation("spec.phases", description))
+    if spec.get("phases") and given.get("max_steps") is not None:
+        description = "cannot be combined with phases, whose num_epochs set the length of each; remove it."
+        found.append(Violation("spec.hyperparameters.max_steps", description))
+    return found
+
+
+def mappings_with_template(spec: Mapping[str, Any]) -> list[Violation]:
+    """Returns a violation for each data source with both a mapping and a template."""
+    found = []
+    phases = spec.get("phases")
+    listed = {name: spec.get(name) for name in ("training_data", "evaluation_data")}
+    for number, phase in enumerate(phases if isinstance(phases, list) else ()):
+        if isinstance(phase, Mapping):
+            listed[f"phases[{number}].training_data"] = phase.get("training_data")
+    for name, sources in listed.items():
+        for index, source in enumerate(sources if isinstance(sources, list) else ()):
+            if isinstance(source, Mapping) and source.get("mapping") and source.get("template") is not None:
+                description = "cannot be combined with template, which names the file's columns itself; remove one."
+                found.append(Violation(f"spec.{name}[{index}].mapping", description))
+    return found
+
+
+def paths_with_nul(value: object, path: str) -> Iterator[str]:
+    """Yields the paths of texts with a NUL character, which neither databases nor tokenizers store unchanged."""
+    if isinstance(value, str):
+        if "\0" in value:
+            yield path
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from paths_with_nul(key, path)
+            yield from paths_with_nul(inner, f"{path}.{key}")
+    elif isinstance(value, Sequence):
+        for index, inner in enumerate(value):
+            yield from paths_with_nul(inner, f"{path}[{index}]")

@@ -1,0 +1,311 @@
+"""EvaluationService and ExportService: work of one stage about a job's model, and what a job's own stages leave."""
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Generic, TypeVar
+
+import grpc
+from google.protobuf.wrappers_pb2 import StringValue
+from sqlmodel import and_, col, or_, select
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from chassis.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented, Violation
+from engine.config.job import unsupported, with_section
+from engine.config.spec_proto import config_to_spec, resolved_config, spec_to_dict
+from finetuneflow.v1 import evaluation_service_pb2 as evaluation_api
+from finetuneflow.v1 import evaluation_service_pb2_grpc as evaluation_grpc
+from finetuneflow.v1 import export_service_pb2 as export_api
+from finetuneflow.v1 import export_service_pb2_grpc as export_grpc
+from finetuneflow.v1.evaluation_pb2 import Evaluation
+from finetuneflow.v1.event_pb2 import ConfigResolved
+from finetuneflow.v1.export_pb2 import Export
+from finetuneflow.v1.fine_tuning_job_spec_pb2 import EvaluationSpec, ExportSpec
+from gateway import views
+from gateway.identifiers import new_id
+from gateway.paging import page_of
+from gateway.servicers.handlers import add_with_byte_stream
+from gateway.servicers.work import WorkMethods, request_digest, state_names
+from gateway.specs import check_size, check_text
+from gateway.sql.tables import SavedResult, Work, now
+from gateway.tenancy import tenant_of
+from gateway.work import lifecycle
+from gateway.work.kinds import EVALUATION, FINE_TUNING_JOB, no_such
+from gateway.work.ledger import Decision
+from gateway.work.projection import new_result
+
+Context = grpc.aio.ServicerContext[Any, Any]
+_TUNED = "ft:"
+_Message = TypeVar("_Message", Evaluation, Export)
+
+
+class Results(Generic[_Message]):
+    """The evaluations or the exports; `message` makes the resource of a row and the work that makes it."""
+
+    def __init__(self, methods: WorkMethods, message: Callable[[SavedResult, Work], _Message]) -> None:
+        self.work = methods
+        self._kind = methods.kind
+        self._message: Callable[[SavedResult, Work], _Message] = message
+
+    async def create(self, model: str, spec: EvaluationSpec | ExportSpec, request_id: str, tenant: str) -> _Message:
+        """Creates the work. Raises AlreadyExists, InvalidArgument, NotFound, FailedPrecondition, Unimplemented."""
+        check_text(spec)
+        job_id = _job_of(model)
+        digest = request_digest(spec, StringValue(value=model))
+        earlier = await self.work.earlier(tenant, request_id, digest)
+        if earlier is not None:
+            return await self.get(earlier.id, tenant)
+        async with self.work.database.read() as session:
+            job = await _trained_job(session, job_id, tenant)
+        work = self._new(job, spec, digest)
+
+        async def add(decision: Decision) -> None:
+            # Locked, so that the job is not deleted at the same time: then its rows and its files would be gone.
+            await _trained_job(decision.session, job_id, tenant, lock=True)
+            decision.session.add(new_result(work, self._kind, work.id))
+
+        work = await self.work.create(work, request_id, add)
+        return await self.get(work.id, tenant)
+
+    async def get(self, result_id: str, tenant: str) -> _Message:
+        async with self.work.database.read() as session:
+            saved, work = await self._find(session, result_id, tenant)
+            message: _Message = self._message(saved, work)
+            if saved.id == work.id:
+                message.attempts.extend(map(views.attempt, await self.work.attempts(session, work)))
+            return message
+
+    async def list(
+        self, request: evaluation_api.ListEvaluationsRequest | export_api.ListExportsRequest, tenant: str
+    ) -> tuple[list[_Message], str]:
+        """Returns a page and the token of the next."""
+        states = state_names(request.states)
+        page = page_of(request, self._kind.name, request.job_id, *states)
+        query = _joined().where(SavedResult.tenant == tenant, SavedResult.kind == self._kind.name)
+        if request.job_id:
+            query = query.where(SavedResult.job_id == request.job_id)
+        if states:
+            # A job's stage leaves its result when it is done, whatever the job does afterwards.
+            alone = and_(col(SavedResult.id) == col(Work.id), col(Work.state).in_(states))
+            left = col(SavedResult.id) != col(Work.id)
+            query = query.where(or_(alone, left) if "JOB_STATE_SUCCEEDED" in states else alone)
+        if page.after:
+            query = query.where(col(SavedResult.id) < page.after)
+        async with self.work.database.read() as session:
+            rows = (await session.exec(query.order_by(col(SavedResult.id).desc()).limit(page.limit))).all()
+        kept, token = page.cut(rows, lambda row: row[0].id)
+        return [self._message(*row) for row in kept], token
+
+    async def cancel(self, result_id: str, tenant: str) -> _Message:
+        await self.check_alone(result_id, tenant, "cancel")
+        async with self.work.ledger.decide(result_id, tenant, self._kind) as decision:
+            lifecycle.cancel(decision)
+        return await self.get(result_id, tenant)
+
+    async def delete(self, result_id: str, tenant: str) -> None:
+        await self.check_alone(result_id, tenant, "delete")
+        await self.work.delete(result_id, tenant)
+
+    async def check_alone(self, result_id: str, tenant: str, verb: str) -> None:
+        """Raises FailedPrecondition for what a job's own stage left: the job has its events and its files."""
+        async with self.work.database.read() as session:
+            saved, work = await self._find(session, result_id, tenant)
+        if saved.id != work.id:
+            raise FailedPrecondition(
+                "BELONGS_TO_JOB",
+                f"{self._kind.noun} {saved.id} belongs to fine-tuning job {work.id}; {verb} that job instead",
+                metadata={"job_id": work.id},
+            )
+
+    async def watch(self, result_id: str, request: Any, tenant: str) -> AsyncIterator[bytes]:
+        await self.check_alone(result_id, tenant, "watch")
+        async for response in self.work.watch(
+            result_id, tenant, request.after_sequence, request.kinds, request.min_severity
+        ):
+            yield response
+
+    async def events(self, result_id: str, request: Any, tenant: str) -> dict[str, Any]:
+        """Returns the fields of the response."""
+        await self.check_alone(result_id, tenant, "list the events of")
+        events, through = await self.work.events(
+            result_id, tenant, request.after_sequence, request.kinds, request.page_size
+        )
+        return {"events": events, "through_sequence": through}
+
+    def _new(self, job: Work, spec: EvaluationSpec | ExportSpec, digest: str) -> Work:
+        config = resolved_config(ConfigResolved.FromString(job.config or b"").resolved_spec)
+        changes = spec_to_dict(spec)
+        if self._kind is EVALUATION:
+            # The job's own setting is about its own stage.
+            changes.setdefault("enabled", True)
+        config = with_section(config, self._kind.name, changes)
+        if not config.evaluation.enabled and self._kind is EVALUATION:
+            problem = "false, but an evaluation that measures nothing is not created; leave it out"
+            raise InvalidArgument("INVALID_CONFIG", f"spec.enabled is {problem}", [Violation("spec.enabled", problem)])
+        missing = [
+            Violation(violation.field.replace(f"spec.{self._kind.name}.", "spec.", 1), violation.description)
+            for violation in unsupported(config)
+        ]
+        if missing:
+            raise Unimplemented("NOT_IMPLEMENTED", "; ".join(violation.description for violation in missing), missing)
+        resolved = config_to_spec(config)
+        check_size(resolved)
+        moment = now()
+        return Work(
+            id=new_id(self._kind.prefix),
+            tenant=job.tenant,
+            kind=self._kind.name,
+            job_id=job.id,
+            request_sha256=digest,
+            spec=spec.SerializeToString(),
+            config=ConfigResolved(resolved_spec=resolved).SerializeToString(),
+            pool=job.pool,
+            max_attempts=job.max_attempts,
+            state="JOB_STATE_QUEUED",
+            stage=self._kind.plan[0],
+            create_time=moment,
+            update_time=moment,
+        )
+
+    async def _find(self, session: AsyncSession, result_id: str, tenant: str) -> tuple[SavedResult, Work]:
+        query = _joined().where(
+            SavedResult.id == result_id, SavedResult.tenant == tenant, SavedResult.kind == self._kind.name
+        )
+        found: tuple[SavedResult, Work] | None = (await session.exec(query)).one_or_none()
+        if found is None:
+            raise no_such(self._kind, result_id)
+        return found
+
+
+def _joined() -> Any:
+    """Selects results, each with the work that makes it."""
+    return select(SavedResult, Work).join(Work, col(Work.id) == col(SavedResult.work_id))
+
+
+def _job_of(model: str) -> str:
+    """Returns the job's id of `ft:<job_id>`. InvalidArgument, Unimplemented."""
+    if not model.startswith(_TUNED):
+        if not model:
+            raise InvalidArgument("INVALID_MODEL", "model is empty; name `ft:<job_id>`", [Violation("model", "empty")])
+        problem = f"{model[:80]!r} is not a tuned model; only `ft:<job_id>` can be evaluated and exported so far"
+        raise Unimplemented("NOT_IMPLEMENTED", problem, [Violation("model", problem)])
+    job_id, at, step = model.removeprefix(_TUNED).partition("@")
+    if at:
+        problem = f"a checkpoint ({step[:20]!r}) cannot be named yet; leave out {at + step[:20]!r} for the best one"
+        raise Unimplemented("NOT_IMPLEMENTED", problem, [Violation("model", problem)])
+    return job_id
+
+
+async def _trained_job(session: AsyncSession, job_id: str, tenant: str, *, lock: bool = False) -> Work:
+    """Returns a job whose training has finished. NotFound, FailedPrecondition."""
+    query = select(Work).where(Work.id == job_id, Work.tenant == tenant, Work.kind == FINE_TUNING_JOB.name)
+    job = (await session.exec(query.with_for_update(read=True) if lock else query)).one_or_none()
+    if job is None:
+        message = f"there is no model {_TUNED + job_id!r}: no such fine-tuning job"
+        raise NotFound("MODEL_NOT_FOUND", message, [Violation("model", message)])
+    if job.training is None:
+        state = job.state.removeprefix("JOB_STATE_")
+        message = f"job {job.id} is {state} and has not finished its training, so it has no model yet"
+        raise FailedPrecondition("NOT_TRAINED", message, [Violation("model", message)])
+    return job
+
+
+class Evaluations(evaluation_grpc.EvaluationServiceServicer):
+    """Served by the gateway."""
+
+    def __init__(self, methods: WorkMethods) -> None:
+        self._results: Results[Evaluation] = Results(methods, views.evaluation)
+
+    async def CreateEvaluation(
+        self, request: evaluation_api.CreateEvaluationRequest, context: Context
+    ) -> evaluation_api.CreateEvaluationResponse:
+        made = await self._results.create(request.model, request.spec, request.request_id, tenant_of(context))
+        return evaluation_api.CreateEvaluationResponse(evaluation=made)
+
+    async def GetEvaluation(
+        self, request: evaluation_api.GetEvaluationRequest, context: Context
+    ) -> evaluation_api.GetEvaluationResponse:
+        found = await self._results.get(request.evaluation_id, tenant_of(context))
+        return evaluation_api.GetEvaluationResponse(evaluation=found)
+
+    async def ListEvaluations(
+        self, request: evaluation_api.ListEvaluationsRequest, context: Context
+    ) -> evaluation_api.ListEvaluationsResponse:
+        listed, token = await self._results.list(request, tenant_of(context))
+        return evaluation_api.ListEvaluationsResponse(evaluations=listed, next_page_token=token)
+
+    async def CancelEvaluation(
+        self, request: evaluation_api.CancelEvaluationRequest, context: Context
+    ) -> evaluation_api.CancelEvaluationResponse:
+        cancelled = await self._results.cancel(request.evaluation_id, tenant_of(context))
+        return evaluation_api.CancelEvaluationResponse(evaluation=cancelled)
+
+    async def DeleteEvaluation(
+        self, request: evaluation_api.DeleteEvaluationRequest, context: Context
+    ) -> evaluation_api.DeleteEvaluationResponse:
+        await self._results.delete(request.evaluation_id, tenant_of(context))
+        return evaluation_api.DeleteEvaluationResponse()
+
+    def WatchEvaluation(self, request: evaluation_api.WatchEvaluationRequest, context: Context) -> AsyncIterator[bytes]:
+        return self._results.watch(request.evaluation_id, request, tenant_of(context))
+
+    async def ListEvaluationEvents(
+        self, request: evaluation_api.ListEvaluationEventsRequest, context: Context
+    ) -> evaluation_api.ListEvaluationEventsResponse:
+        page = await self._results.events(request.evaluation_id, request, tenant_of(context))
+        return evaluation_api.ListEvaluationEventsResponse(**page)
+
+
+class Exports(export_grpc.ExportServiceServicer):
+    """Served by the gateway."""
+
+    def __init__(self, methods: WorkMethods) -> None:
+        self._results: Results[Export] = Results(methods, views.export)
+
+    async def CreateExport(
+        self, request: export_api.CreateExportRequest, context: Context
+    ) -> export_api.CreateExportResponse:
+        made = await self._results.create(request.model, request.spec, request.request_id, tenant_of(context))
+        return export_api.CreateExportResponse(export=made)
+
+    async def GetExport(self, request: export_api.GetExportRequest, context: Context) -> export_api.GetExportResponse:
+        return export_api.GetExportResponse(export=await self._results.get(request.export_id, tenant_of(context)))
+
+    async def ListExports(
+        self, request: export_api.ListExportsRequest, context: Context
+    ) -> export_api.ListExportsResponse:
+        listed, token = await self._results.list(request, tenant_of(context))
+        return export_api.ListExportsResponse(exports=listed, next_page_token=token)
+
+    async def CancelExport(
+        self, request: export_api.CancelExportRequest, context: Context
+    ) -> export_api.CancelExportResponse:
+        cancelled = await self._results.cancel(request.export_id, tenant_of(context))
+        return export_api.CancelExportResponse(export=cancelled)
+
+    async def DeleteExport(
+        self, request: export_api.DeleteExportRequest, context: Context
+    ) -> export_api.DeleteExportResponse:
+        await self._results.delete(request.export_id, tenant_of(context))
+        return export_api.DeleteExportResponse()
+
+    def WatchExport(self, request: export_api.WatchExportRequest, context: Context) -> AsyncIterator[bytes]:
+        return self._results.watch(request.export_id, request, tenant_of(context))
+
+    async def ListExportEvents(
+        self, request: export_api.ListExportEventsRequest, context: Context
+    ) -> export_api.ListExportEventsResponse:
+        page = await self._results.events(request.export_id, request, tenant_of(context))
+        return export_api.ListExportEventsResponse(**page)
+
+
+def add_evaluations_to_server(servicer: Evaluations, server: Any) -> None:
+    """As the generated function, but WatchEvaluation yields serialised responses."""
+    service = evaluation_api.DESCRIPTOR.services_by_name["EvaluationService"]
+    add_with_byte_stream(
+        service, "WatchEvaluation", evaluation_grpc.add_EvaluationServiceServicer_to_server, servicer, server
+    )
+
+
+def add_exports_to_server(servicer: Exports, server: Any) -> None:
+    """As the generated function, but WatchExport yields serialised responses."""
+    service = export_api.DESCRIPTOR.services_by_name["ExportService"]
+    add_with_byte_stream(service, "WatchExport", export_grpc.add_ExportServiceServicer_to_server, servicer, server)
