@@ -1,4 +1,4 @@
-"""Every benchmark with its short defaults, one table: `python -m benchmarks`."""
+"""Runs all benchmarks with short defaults and prints one table: `python -m benchmarks`."""
 
 import importlib
 import platform

@@ -1,4 +1,4 @@
-"""The child of `benchmarks.training run`: emits log events evenly, RATE a second, until it is told to stop."""
+"""The child of `benchmarks.training run`: emits log events at an even RATE per second until it is stopped."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""From CreateFineTuningJob to a work item in a worker's hands, idle system: `python -m benchmarks.dispatch_latency`.
+"""Measures the time from CreateFineTuningJob to a granted claim on an idle system.
 
-The clock starts before the call; it stops when a claim for the job's first attempt has been granted to a worker that
-waits in another process. The gateway commits to SQL before it answers or dispatches.
+`python -m benchmarks.dispatch_latency`. The clock starts before the call; it stops when the claim for the job's first
+attempt has been granted to a waiting worker in another process. The gateway commits before it answers or dispatches.
 """
 
 from __future__ import annotations

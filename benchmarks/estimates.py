@@ -1,7 +1,7 @@
-"""Predicted against measured memory, over small models of several families and ways to train them.
+"""Compares estimated with measured memory, for small models of several families and training methods.
 
-`python -m benchmarks.estimates` runs every configuration in a process of its own, one after the other, and writes
-docs/estimates.md's table; `--only N` runs one in N of them.
+`python -m benchmarks.estimates` runs every configuration in its own process, one after the other, and writes the tables
+of docs/estimates.md; `--only N` runs every N-th configuration.
 """
 
 import argparse
@@ -29,7 +29,7 @@ SIGNS = {"comfortable": "✅", "tight": "⚠️", "impossible": "❌"}
 
 
 def configurations() -> list[Configuration]:
-    """Each dimension on its own and the combinations that interact."""
+    """Returns configurations that vary each dimension alone, and the combinations that interact."""
     return list(dict.fromkeys(_configurations()))
 
 
@@ -61,7 +61,7 @@ def _configurations() -> Iterator[Configuration]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One configuration: name of the quantity → bytes."""
+    """The result of one configuration; predicted and measured map the name of a quantity to bytes."""
 
     configuration: Configuration
     predicted: dict[str, int]
@@ -69,12 +69,12 @@ class Outcome:
     upper_bytes: int
 
     def error(self, quantity: str) -> float:
-        """Of the prediction, as a share of what was measured."""
+        """Returns the error of the estimate as a share of the measured value."""
         return self.predicted[quantity] / self.measured[quantity] - 1 if self.measured[quantity] else 0.0
 
 
 def compare(configuration: Configuration, seen: dict[str, Any]) -> Outcome:
-    """What the estimator says of the batch that was watched, beside what that batch and its process held."""
+    """Estimates the memory of the measured batch and returns both."""
     architecture = Architecture.from_config(configuration.model_config)
     setup = replace(
         Setup.of(job_config(configuration.spec), on_gpu=False, length=seen["length"]),
@@ -88,7 +88,7 @@ def compare(configuration: Configuration, seen: dict[str, Any]) -> Outcome:
         {
             "parameters": estimator.weights + estimator.adapters,
             "optimizer": estimator.optimizer,
-            "saved": estimator.kept + estimator.head_kept,
+            "saved": estimator.saved + estimator.head_saved,
             "peak": memory.total_bytes,
         },
         {
@@ -102,7 +102,7 @@ def compare(configuration: Configuration, seen: dict[str, Any]) -> Outcome:
 
 
 def run(configuration: Configuration, models: Path) -> dict[str, Any]:
-    """What benchmarks.training_memory measures, in a process of its own; `models` keeps what is trained."""
+    """Runs benchmarks.training_memory in a new process and returns its figures; `models` caches the models."""
     name = hashlib.sha256(json.dumps(configuration.model_config, sort_keys=True).encode()).hexdigest()[:16]
     model = models / name
     if not model.exists():
@@ -121,8 +121,10 @@ def _started(configuration: Configuration, model: Path) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", type=int, default=1, help="run one configuration in so many, and write nothing")
-    parser.add_argument("--raw", type=Path, help="keep, and start from, what was measured in this file (JSON lines)")
+    parser.add_argument("--only", type=int, default=1, help="run every N-th configuration, and write nothing")
+    parser.add_argument(
+        "--raw", type=Path, help="file (JSON lines) to read earlier measurements from and append new ones to"
+    )
     options = parser.parse_args(arguments)
     known = {}
     if options.raw and options.raw.exists():
@@ -146,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def replaced(text: str, name: str, lines: Sequence[str]) -> str:
-    """`text` with what stands between the marks of that name replaced."""
+    """Returns `text` with the lines between the markers of that name replaced."""
     begin, end = f"<!-- {name}: generated -->", f"<!-- end of {name} -->"
     before, _, rest = text.partition(begin)
     _, _, after = rest.partition(end)
@@ -154,7 +156,7 @@ def replaced(text: str, name: str, lines: Sequence[str]) -> str:
 
 
 def summary(outcomes: Sequence[Outcome]) -> list[str]:
-    """How often the aims are met, and the worst of each."""
+    """Returns the lines of the summary: how often each aim is met, and the worst error."""
     lines = ["| quantity | aim | met | mean error | worst | where |", "|---|---|---|---|---|---|"]
     for quantity, aim in AIMS.items():
         told = [outcome for outcome in outcomes if outcome.measured[quantity]]
@@ -171,14 +173,14 @@ def summary(outcomes: Sequence[Outcome]) -> list[str]:
 
 
 def table(outcomes: Sequence[Outcome]) -> list[str]:
-    """Measured MiB, and in brackets the error of the prediction."""
-    head = ["family", "method", "numbers", "batch", "recomputed", "", *QUANTITIES, "upper bound"]
+    """Returns the lines of the table: measured MiB, with the error of the estimate in brackets."""
+    head = ["family", "method", "precision", "batch", "checkpointing", "other", *QUANTITIES, "upper bound"]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     return [*lines, *(f"| {' | '.join(row(outcome))} |" for outcome in outcomes)]
 
 
 def matrix_lines() -> list[str]:
-    """The decision matrix with the first draft's answers, and each difference."""
+    """Returns the lines of the decision matrix, with the seed's answers where they differ and the reasons."""
     rows = matrix()
     lines = [f"| free | {' | '.join(f'{cell.column} ({cell.model})' for cell in rows[0])} |", "|---|---|---|---|---|"]
     for cells in rows:

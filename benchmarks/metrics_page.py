@@ -1,4 +1,4 @@
-"""GetMetrics of a job with 1,000,000 points against a job with 10,000: `python -m benchmarks.metrics_page`."""
+"""Compares GetMetrics of jobs with 1,000,000 and 10,000 points: `python -m benchmarks.metrics_page`."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""How fast a file of rows is validated and prepared, and in how much memory.
+"""Measures time and memory of validating and preparing a file of rows.
 
     python -m benchmarks.prepare [--mib 1024] [--rounds 2] [--processes N]
 
-Compared with `encode_batch` of the same tokenizer on the same conversations, rendered beforehand, in as many processes:
-what no preparation can be faster than. The two take turns on a file of at most 64 MiB. Ours is timed from the call to
-the files on disk, the start of its processes included; theirs without it. Beside seconds stand seconds of processor
-time, which say more on a machine that does other things, too. With `--mib` above 64 a file of that size is prepared
-once more, for its peak of memory against that of 64 MiB: proportional set sizes of all processes together.
+The baseline is `encode_batch` of the same tokenizer on the same conversations, rendered beforehand, in as many
+processes: a lower bound for any preparation. The two take turns on a file of at most 64 MiB. Preparation is timed from
+the call to the files on disk, including the start of its processes; the baseline excludes the start. CPU seconds are
+shown beside wall seconds, because they depend less on other load. With `--mib` above 64 a file of that size is prepared
+too, to compare its peak memory with that of 64 MiB: proportional set sizes of all processes together.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _TARGET = 0.8
 
 @dataclass
 class Taken:
-    """One turn."""
+    """The measurements of one turn."""
 
     seconds: float
     processor_seconds: float
@@ -53,7 +53,7 @@ class Taken:
 
 
 def write_rows(path: Path, mib: int) -> None:
-    """Questions and answers of 15 to 150 words, no two alike: about 690 bytes each."""
+    """Writes distinct questions and answers of 15 to 150 words, about 690 bytes each."""
     words = " ".join(text for line in _WORDS.open("rb") for text in json.loads(line).values()).split()
     chosen = random.Random(1)  # noqa: S311
     size = number = 0
@@ -66,7 +66,7 @@ def write_rows(path: Path, mib: int) -> None:
 
 
 def rendered(path: Path, tokenizer: Tokenizer) -> list[str]:
-    """The conversations of a file as text."""
+    """Returns the conversations of a file, rendered to text."""
     reader = RowReader({}, None)
     rows = (row for row in read_rows(path) if isinstance(row, DataRow))
     made = (example for row in rows for example in reader.read(row) if isinstance(example, Example))
@@ -74,7 +74,7 @@ def rendered(path: Path, tokenizer: Tokenizer) -> list[str]:
 
 
 def ours(path: Path, tokenizer_dir: Path, processes: int) -> Taken:
-    """In this process and those that it starts."""
+    """Prepares the file in this process and those that it starts."""
     config = job_config({"base_model": "m", "training_data": [{"dataset": "d"}]})
     with tempfile.TemporaryDirectory() as name:
         start, processor = time.perf_counter(), time.process_time()
@@ -85,7 +85,7 @@ def ours(path: Path, tokenizer_dir: Path, processes: int) -> Taken:
 
 
 def theirs(path: Path, tokenizer_dir: Path, processes: int) -> Taken:
-    """`encode_batch` alone: every process has its share of the texts in memory before the clock starts."""
+    """Runs `encode_batch` alone; every process has its share of the texts in memory before the clock starts."""
     begin: Any = Barrier(processes)
     taken: SimpleQueue[tuple[float, float]] = SimpleQueue()
     workers = [
@@ -112,7 +112,7 @@ def _encode(path: Path, folder: Path, number: int, processes: int, begin: Any, t
 
 
 def _turn(kind: str, path: Path, tokenizer_dir: Path, processes: int) -> Taken:
-    """In a process of its own, watched from here."""
+    """Runs one turn in a new process and measures its memory."""
     argv = [sys.executable, "-m", "benchmarks.prepare", "--turn", kind, str(path), str(tokenizer_dir)]
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
     peak = 0
@@ -166,8 +166,8 @@ def main(mib: int = 32, rounds: int = 2, processes: int = 0) -> list[Row]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--mib", type=int, default=1024)
-    parser.add_argument("--rounds", type=int, default=2, help="medians are taken over so many")
-    parser.add_argument("--processes", type=int, default=0, help="0: as many as there are cores")
+    parser.add_argument("--rounds", type=int, default=2, help="number of rounds to take medians over")
+    parser.add_argument("--processes", type=int, default=0, help="number of processes; 0: one per core")
     parser.add_argument("--turn", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.turn:

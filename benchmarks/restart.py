@@ -1,9 +1,9 @@
-"""From the death of a child to the first step of the next attempt: `python -m benchmarks.restart`.
+"""Measures the time from the death of a child to the first step of the next attempt: `python -m benchmarks.restart`.
 
 The child is killed with SIGKILL; the clock stops when the first log event of attempt+1 is accepted and reaches a
-watcher. The child trains nothing and starts in a fraction of a second, so what is measured is everything but the start
-of the training itself: the supervisor notices, reports, the gateway decides and dispatches, a worker claims and starts
-a child. The limit for that is two heartbeats; a real training adds its own (warm) start.
+watcher. The child trains nothing and starts in a fraction of a second, so everything except the start of the training
+is measured: the supervisor notices and reports, the gateway decides and dispatches, a worker claims and starts a child.
+The limit for that is two heartbeats; a real training adds its own (warm) start.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What the gateway is measured against: `python -m benchmarks.servers constant SIZE` or `naive`.
+"""Servers that the gateway is compared with: `python -m benchmarks.servers constant SIZE` or `naive`.
 
-`constant` streams one byte string of SIZE events from memory, as fast as gRPC takes it. `naive` is a gateway as one
-writes it first: each watcher has a NATS subscription of its own, and each event is decoded, wrapped and serialised for
-it. Both print their address.
+`constant` streams one byte string of SIZE events from memory, as fast as gRPC accepts it. `naive` is the simplest
+gateway: each watcher has its own NATS subscription, and each event is decoded, wrapped and serialised for each watcher.
+ Both print their address.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NAIVE_DELIVERED = "bench.delivered"
 
 
 def batch(size: int) -> bytes:
-    """A response with `size` events."""
+    """Returns a response with `size` events."""
     out = bytearray()
     for step in range(size):
         event = event_at("ftjob_" + "0" * 26, step)

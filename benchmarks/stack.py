@@ -1,4 +1,4 @@
-"""What is measured, as it runs in production: nats-server, SQLite or PostgreSQL, a gateway, each its own process."""
+"""Starts the measured system as in production: nats-server, SQLite or PostgreSQL, and a gateway, each a process."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _START_SECONDS = 30.0
 
 
 class Part:
-    """A process of the measurement. It talks in lines of JSON on stdout and hears lines on stdin."""
+    """A process of a benchmark. It writes lines of JSON to stdout and reads lines from stdin."""
 
     def __init__(self, module: str, *argv: object, env: dict[str, str] | None = None, log: Path | None = None) -> None:
         self.popen = subprocess.Popen(
@@ -59,7 +59,7 @@ class Part:
         return json.loads(line)
 
     def cpu_seconds(self) -> float:
-        """What it has used so far, with its children."""
+        """Returns the CPU time used so far by the process and its children."""
         total = 0.0
         for process in (self.process, *self.process.children(recursive=True)):
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -87,7 +87,7 @@ class Part:
 
 @dataclass
 class Stack:
-    """A gateway with what it stands on."""
+    """A running gateway with its broker."""
 
     folder: Path
     nats: NatsServer
@@ -96,7 +96,7 @@ class Stack:
 
     @property
     def env(self) -> dict[str, str]:
-        """For whoever takes part: where NATS is."""
+        """Environment variables with the address of NATS, for other processes."""
         return nats_environment(self.nats)
 
     def stubs(self) -> tuple[grpc.Channel, FineTuningServiceStub]:
@@ -104,7 +104,7 @@ class Stack:
         return channel, FineTuningServiceStub(channel)
 
     def create_job(self) -> str:
-        """A job whose stages wait for workers."""
+        """Creates a job, whose stages wait for workers; returns its id."""
         with grpc.insecure_channel(self.address) as channel:
             spec: dict[str, Any] = {
                 "base_model": "smollm2-135m",
@@ -115,7 +115,7 @@ class Stack:
             return job_id
 
     def cancel_job(self, job_id: str) -> None:
-        """So that no later worker of this stack is given what is left of it."""
+        """Cancels a job, so that no later worker of this stack receives its stages."""
         with grpc.insecure_channel(self.address) as channel:
             request = fine_tuning_service_pb2.CancelFineTuningJobRequest(job_id=job_id)
             FineTuningServiceStub(channel).CancelFineTuningJob(request, timeout=30)
@@ -126,7 +126,7 @@ def nats_environment(nats: NatsServer) -> dict[str, str]:
 
 
 def upload_rows(channel: grpc.Channel) -> str:
-    """A small dataset; its id."""
+    """Uploads a small dataset; returns its id."""
     rows = b'{"prompt": "a", "completion": "b"}\n' * 20
 
     def requests() -> Iterator[dataset_service_pb2.UploadDatasetRequest]:
@@ -140,7 +140,7 @@ def upload_rows(channel: grpc.Channel) -> str:
 
 @contextlib.contextmanager
 def running(database: str = "sqlite") -> Iterator[Stack]:
-    """`database`: sqlite (synchronous=FULL) or postgresql (fsync on)."""
+    """Runs a stack; `database` is sqlite (synchronous=FULL) or postgresql (fsync on)."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ftf-bench-")))
         nats = NatsServer(folder)
@@ -176,7 +176,7 @@ def median(values: Sequence[float]) -> float:
 
 
 def wait(seconds: float) -> float:
-    """Waits; how long it was."""
+    """Waits, and returns the measured time in seconds."""
     began = time.monotonic()
     time.sleep(seconds)
     return time.monotonic() - began

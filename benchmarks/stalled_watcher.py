@@ -1,7 +1,7 @@
-"""What one watcher that reads nothing does to the others: `python -m benchmarks.stalled_watcher`.
+"""Measures the effect of a watcher that never reads on the others: `python -m benchmarks.stalled_watcher`.
 
-The same training is watched without and with a stalled watcher, in turns; p99 over p99. Then ten stalled watchers at
-once: the growth of the gateway's memory, for each of them.
+The same training is watched without and with a stalled watcher, in turns, and the p99 latencies are divided. Then ten
+stalled watchers are opened, and the growth of the gateway's memory is divided by ten.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a benchmark prints: one line per figure, with its target and the absolute numbers beside it."""
+"""The output of a benchmark: one line per figure, with its target and the absolute numbers."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ class Row:
 
 
 def arguments(rounds: int, seconds: float) -> argparse.Namespace:
-    """--rounds, --seconds, --watchers."""
+    """Parses --rounds, --seconds and --watchers."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=rounds, help="medians are taken over so many")
-    parser.add_argument("--seconds", type=float, default=seconds, help="of each window")
+    parser.add_argument("--rounds", type=int, default=rounds, help="number of rounds to take medians over")
+    parser.add_argument("--seconds", type=float, default=seconds, help="length of each window")
     parser.add_argument("--watchers", type=int, default=100)
     return parser.parse_known_args()[0]
 
 
 def show(rows: Sequence[Row]) -> None:
-    """As a table in Markdown."""
-    print("| what | measured | target | beside |\n|---|---|---|---|")
+    """Prints the figures as a Markdown table."""
+    print("| figure | measured | target | details |\n|---|---|---|---|")
     for row in rows:
         print(f"| {row.what} | {row.value:.3g} {row.unit} | {row.target} | {row.beside} |", flush=True)

@@ -1,9 +1,9 @@
-"""Trainings that train nothing: `python -m benchmarks.training pump|run|take|naive …`.
+"""Simulated trainings for the benchmarks: `python -m benchmarks.training pump|run|take|naive …`.
 
 `pump SIZE` reports SIZE events at a time, as fast as they are accepted, by the protocol of claims and reports.
 `run RATE SLOTS` is the supervisor of every service (chassis.attempt.stage_worker) with a child that emits RATE events a
-second through the real pipe, spool and reporter. `take` claims attempts and prints when. `naive WINDOW` publishes
-single events to the naive gateway, at most WINDOW of them not yet delivered. All run until stdin ends.
+second through the real pipe, spool and reporter. `take` claims attempts and prints the time of each. `naive WINDOW`
+publishes single events to the naive gateway, with at most WINDOW undelivered. All run until the end of stdin.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _NODE = "trainer-benchmark"
 
 
 def log_at(step: int) -> Log:
-    """A log event as a real training writes it."""
+    """Returns a log event like that of a real training."""
     return Log(
         step=step,
         total_steps=1_000_000,
@@ -70,7 +70,7 @@ async def connect(name: str) -> Bus:
 
 
 async def claimed(bus: Bus, service: str, seconds: float = 60) -> Assignment:
-    """The next attempt for a service, in our hands."""
+    """Claims the next attempt of a service."""
     message = await bus.work(service, "default").next(seconds)
     if message is None:
         raise TimeoutError(f"no work for {service}")
@@ -121,7 +121,7 @@ async def pump(size: int) -> None:
 
 
 async def take() -> None:
-    """Claims whatever comes for probes, and says when."""
+    """Claims every attempt for probes and prints the time."""
     bus = await connect("taker")
     _say({})
     while True:
@@ -209,4 +209,4 @@ if __name__ == "__main__":
         case ["naive", window]:
             asyncio.run(naive(int(window)))
         case other:
-            sys.exit(f"what is {other}?")
+            sys.exit(f"unknown command: {' '.join(other)}")

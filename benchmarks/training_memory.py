@@ -1,8 +1,8 @@
-"""One training in a fresh process, and what it held: parameters, optimizer state, saved tensors, peak memory.
+"""Measures the memory of one training in a new process: parameters, optimizer state, saved tensors, peak.
 
-`python -m benchmarks.training_memory CONFIGURATION MODEL` makes the model where its folder is not there, else trains it
-and prints one JSON object. It runs the trainer's own recipe; only the Trainer's class is replaced, by one that looks at
-what autograd saves in its last step.
+`python -m benchmarks.training_memory CONFIGURATION MODEL` creates the model if its folder does not exist; otherwise it
+trains the model and prints one JSON object. It runs the trainer's own recipe; a subclass of its Trainer records the
+tensors that autograd saves in the last step.
 """
 
 import json
@@ -28,7 +28,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Configuration:
-    """A small model and how it is trained."""
+    """A small model and the settings of its training."""
 
     family: str = "llama"
     method: str = "lora"
@@ -64,7 +64,7 @@ class Configuration:
 
     @property
     def spec(self) -> dict[str, Any]:
-        """As a job's configuration."""
+        """The spec of a job with these settings."""
         return {
             "base_model": "small",
             "training_data": [{"dataset": "d"}],
@@ -84,8 +84,7 @@ class Configuration:
 
 
 def make(configuration: Configuration, folder: Path) -> None:
-    """The model's files, in a folder that is not there yet. In a process of its own: memory that was used for making
-    it would be there for training."""
+    """Writes the model's files to a new folder. Runs in its own process, whose memory the training must not inherit."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from tests.tiny_models import make_tiny_tokenizer
@@ -96,8 +95,7 @@ def make(configuration: Configuration, folder: Path) -> None:
 
 
 def measure(configuration: Configuration, model: Path, folder: Path, threads: int = 1) -> dict[str, Any]:
-    """Trains a step, and a second one that is watched. Bytes; peak_bytes is the highest resident memory of the process,
-    from its start to its end."""
+    """Trains two steps and measures the second, in bytes; peak_bytes is the process's highest resident memory."""
     import torch
     from datasets import Dataset
 
@@ -155,7 +153,7 @@ def measure(configuration: Configuration, model: Path, folder: Path, threads: in
             seen["optimizer_bytes"] = sum(
                 value.nbytes for state in states for value in state.values() if isinstance(value, torch.Tensor)
             )
-            # The graph holds what it needs; held here too, nothing would be freed as the backward pass goes.
+            # References held here would keep tensors from being freed during the backward pass.
             saved.clear()
             return loss
 
@@ -199,7 +197,7 @@ def _states(state: Any) -> list[Any]:
 
 
 def _base_bytes(model: Any) -> int:
-    """What is held of the base model: its parameters, and the scales of those that are quantised."""
+    """Returns the bytes of the base model: parameters, and scales of quantised ones."""
     total = 0
     for name, parameter in model.named_parameters():
         if "lora_" in name:

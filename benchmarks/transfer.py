@@ -1,11 +1,11 @@
-"""Upload and download of one large file, against a bare byte stream over gRPC.
+"""Compares upload and download of one large file with a bare byte stream over gRPC.
 
     python -m benchmarks.transfer [--mib 1024] [--rounds 5]
 
-The bare stream is the same messages of the same chunk size between one process each side, from memory to nowhere:
-nothing is read, written, hashed or looked up. Ours is `client.datasets.upload` and `client.artifacts.download` with a
-real gateway process, SQLite and a store on disk: read, hashed on both sides, written, made durable, compared. Both are
-measured by turns in one run, and all on one machine: with fewer than four cores, hashing takes them from the stream.
+The bare stream sends the same messages with the same chunk size between two processes, without reading, writing or
+hashing. The measured side is `client.datasets.upload` and `client.artifacts.download` with a real gateway process,
+SQLite and a store on disk: read, hashed on both sides, written, synced, compared. Both take turns in one run on
+one machine; with fewer than four cores, hashing takes CPU time from the stream.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ _TARGET = 0.8
 
 
 class Bare(DatasetServiceServicer, ArtifactServiceServicer):
-    """Takes chunks and forgets them; gives the same chunk again and again."""
+    """Discards received chunks; sends the same chunk repeatedly."""
 
     async def UploadDataset(
         self, request_iterator: AsyncIterator[dataset_service_pb2.UploadDatasetRequest], context: Any
@@ -143,7 +143,7 @@ def download(address: str, artifact_id: str, to: Path) -> float:
 
 @dataclass(frozen=True)
 class Run:
-    """One transfer, by a fresh client process."""
+    """Runs one transfer in a new client process."""
 
     seconds: float
     client_cpu_seconds: float
@@ -171,7 +171,7 @@ def run_client(what: str, arguments: list[str]) -> None:
 
 
 async def add_artifact(database_url: str, store_url: str, file: Path) -> str:
-    """The file as a job would have left it; returns the artifact's id."""
+    """Stores the file as an artifact of a job; returns the artifact's id."""
     job_id, artifact_id = new_id("ftjob"), new_id("ar")
     stored = ArtifactStore(store_url).put_file(file, f"default/jobs/{job_id}/package.bin")
     job = Work(
@@ -221,7 +221,7 @@ def ready(address: str) -> None:
 
 
 def peak_mib(pid: int) -> float:
-    """Of a process, since `forget_peak`."""
+    """Returns the peak memory of a process since `forget_peak`."""
     line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) / 1024
 
@@ -311,7 +311,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mib", type=int, default=1024, help="size of the file")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--folder", type=Path, help="where the files lie; default: a temporary folder")
+    parser.add_argument("--folder", type=Path, help="folder of the files; default: a temporary folder")
     parser.add_argument("--serve-bare", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--client", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""From the child's callback to 100 watchers: `python -m benchmarks.watch_latency`.
+"""Measures the latency from the child's callback to 100 watchers: `python -m benchmarks.watch_latency`.
 
 One job. Its child emits log events evenly through the real pipe; the real supervisor spools and reports them; a real
 gateway accepts them into SQL and publishes them; 100 watchers, each on its own connection, receive them. The latency of
@@ -27,7 +27,7 @@ _LIMIT_MS = 50.0
 
 @contextlib.contextmanager
 def training(stack: Stack, rate: float) -> Iterator[str]:
-    """A job that emits `rate` events a second through the whole path; its id."""
+    """Starts a job that emits `rate` events a second through the whole path; yields its id."""
     job_id = stack.create_job()
     env = stack.env | {"FTF_HOME": str(stack.folder / "trainer"), "FTF_LOG_LEVEL": "WARNING"}
     with Part("benchmarks.training", "run", rate, 1, env=env, log=stack.folder / "trainer.log") as part:
@@ -36,7 +36,7 @@ def training(stack: Stack, rate: float) -> Iterator[str]:
 
 
 def event_times(stack: Stack, job_id: str, first: int, last: int) -> npt.NDArray[np.int64]:
-    """event_time in ns of the events from `first` to `last`."""
+    """Returns event_time in ns of the events from `first` to `last`."""
     times: list[int] = []
     with grpc.insecure_channel(stack.address) as channel:
         stub = FineTuningServiceStub(channel)
@@ -49,7 +49,7 @@ def event_times(stack: Stack, job_id: str, first: int, last: int) -> npt.NDArray
 
 
 def latencies_ms(stack: Stack, job_id: str, watchers: list[Part], seconds: float) -> npt.NDArray[np.float64]:
-    """Of every event at every watcher in a window."""
+    """Returns the latency of every event at every watcher in a window."""
     for part in watchers:
         part.ask("begin")
     wait(seconds)

@@ -1,4 +1,4 @@
-"""The gateway's memory after many watch streams opened and cancelled: `python -m benchmarks.watch_memory`.
+"""Measures the gateway's memory after opening and cancelling many watch streams: `python -m benchmarks.watch_memory`.
 
 Streams are opened in groups on one connection, each reads its first message and is cancelled. Memory is compared after
 the first tenth (pools and caches are filled then) and at the end.

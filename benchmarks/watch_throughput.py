@@ -1,8 +1,8 @@
-"""Events delivered to 100 watchers of one job: `python -m benchmarks.watch_throughput`.
+"""Measures the events per second delivered to 100 watchers of one job: `python -m benchmarks.watch_throughput`.
 
-Live: a training reports as fast as it is accepted, and everything that is accepted reaches every watcher; against a
-server that does nothing but stream one byte string of the same number of events. And the same deliveries per second of
-the gateway's CPU time (acceptance into SQL included), against a naive gateway.
+A training reports as fast as it is accepted, and every accepted event reaches every watcher. The first figure is
+compared with a server that only streams one byte string with the same number of events; the deliveries per second of
+the gateway's CPU time (acceptance into SQL included) are compared with a naive gateway.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _PROCESSES = 2
 
 @dataclass
 class Window:
-    """What watchers got in one."""
+    """The deliveries of one window."""
 
     events_per_second: float
     events_per_cpu_second: float
@@ -27,7 +27,7 @@ class Window:
 
 
 def window(server: Part, watchers: list[Part], seconds: float, batch: int = 0) -> Window:
-    """`batch`: events in each message, where cursors do not tell."""
+    """Measures one window; `batch` is the number of events in a message if cursors do not tell it."""
     for part in watchers:
         part.ask("begin")
     cpu = server.cpu_seconds()
@@ -73,7 +73,7 @@ def constant(batch: int, count: int, seconds: float) -> Window:
 def naive(stack: Stack, count: int, seconds: float) -> Window:
     with Part("benchmarks.servers", "naive", env=stack.env) as server:
         address = server.hear()
-        # Handlers send their metadata once they have subscribed: nothing is published before all have.
+        # Handlers send their metadata after subscribing; publishing starts when all have subscribed.
         with (
             watching(address, "any", count) as watchers,
             Part("benchmarks.training", "naive", 4, env=stack.env) as source,

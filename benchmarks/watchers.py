@@ -1,8 +1,8 @@
-"""Watchers in a process of their own: `python -m benchmarks.watchers ADDRESS JOB COUNT [--from N] [--stalled]`.
+"""Runs watchers in a process of their own: `python -m benchmarks.watchers ADDRESS JOB COUNT [--from N] [--stalled]`.
 
 Each has its own connection. Commands on stdin: `begin` starts a window; `end FILE` ends it, prints the counts and, with
-a file, stores every arrival; `position` prints how far the slowest has got. Nothing is decoded here but the cursor at
-the end of a message: a client that decodes would be measured, not the server.
+a file, stores every arrival; `position` prints the cursor of the slowest. Only the cursor at the end of a message
+is decoded, so that the server is measured, not the client.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _OPTIONS = (("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_le
 
 
 def through(message: bytes) -> int:
-    """`through_sequence`, the last field of a response."""
+    """Returns `through_sequence`, the last field of a response."""
     start = len(message) - 1
     while message[start - 1] & 0x80:
         start -= 1
@@ -36,7 +36,7 @@ def through(message: bytes) -> int:
 
 
 class Watcher:
-    """One stream."""
+    """One watch stream."""
 
     def __init__(self, position: int) -> None:
         self.position = position
@@ -49,7 +49,7 @@ class Watcher:
             request = WatchFineTuningJobRequest(job_id=job_id, after_sequence=self.position)
             watch = channel.unary_stream(METHOD, WatchFineTuningJobRequest.SerializeToString, None)
             call = watch(request)
-            # Sent with the first message, or by a server that is ready to send one.
+            # A server sends it with the first message, or as soon as it is ready to send one.
             await call.initial_metadata()
             ready.release()
             if stalled:

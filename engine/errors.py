@@ -1,4 +1,4 @@
-"""What a caller can mend, and what only we or time can, raised by everything under `engine`."""
+"""Errors of the engine: those that the caller can correct, and failures of the system."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Violation:
-    """One thing wrong with one field or row.
+    """One problem of one field or row.
 
-    `field` is a path of the spec (`spec.hyperparameters.learning_rate`) or a place in the data
-    (`training_data[0] row 17`); `description` says what is wrong with it and how to mend it.
+    `field` is a path in the spec (`spec.hyperparameters.learning_rate`) or a place in the data
+    (`training_data[0] row 17`). `description` states the problem and how to correct it.
     """
 
     field: str
@@ -17,10 +17,10 @@ class Violation:
 
 
 class JobError(Exception):
-    """A job, a spec or data that cannot be worked on until the caller changes something.
+    """A job, spec or dataset that the caller must correct.
 
-    It becomes INVALID_ARGUMENT where a call is answered, and a failure with fault USER_ERROR where a stage runs:
-    it is never retried. `reason` is UPPER_SNAKE_CASE and stable; `advice` says what to change, and where.
+    In a call it becomes INVALID_ARGUMENT; in a stage, a failure with fault USER_ERROR, which is never retried.
+    `reason` is UPPER_SNAKE_CASE and stable. `advice` tells what to change.
     """
 
     def __init__(self, reason: str, message: str, advice: str = "", violations: Sequence[Violation] = ()) -> None:
@@ -35,10 +35,10 @@ class JobError(Exception):
 
 
 class SystemFailure(Exception):
-    """Something that a job needs is out of reach or used up; nothing about the job is wrong.
+    """A resource that a job needs is unreachable or exhausted; the job itself is valid.
 
-    It becomes UNAVAILABLE where a call is answered, and a failure with fault SYSTEM_ERROR where a stage runs: it is
-    tried again. `reason` is UPPER_SNAKE_CASE and stable; `advice` says what helps if it lasts.
+    In a call it becomes UNAVAILABLE; in a stage, a failure with fault SYSTEM_ERROR, which is retried. `reason` is
+    UPPER_SNAKE_CASE and stable. `advice` tells what to do if the failure persists.
     """
 
     def __init__(self, reason: str, message: str, advice: str = "") -> None:

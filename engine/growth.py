@@ -1,4 +1,4 @@
-"""How much of a download has come, whoever downloads it."""
+"""Progress of a download, measured by the size of its unfinished files."""
 
 import contextlib
 import threading
@@ -7,12 +7,15 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def growth_told(folder: Path, on_progress: Callable[[int], None] | None) -> Iterator[None]:
-    """Tells of what comes into the unfinished copies of a folder, which may be another process's."""
+def report_growth(folder: Path, on_progress: Callable[[int], None] | None) -> Iterator[None]:
+    """Reports the bytes added each second to the unfinished copies of `folder`, also those of other processes.
+
+    Reports nothing if the folder is complete already.
+    """
     if on_progress is None or folder.is_dir():
         yield
         return
-    told, done = on_progress, threading.Event()
+    report, done = on_progress, threading.Event()
 
     def watch() -> None:
         before = 0
@@ -21,7 +24,7 @@ def growth_told(folder: Path, on_progress: Callable[[int], None] | None) -> Iter
                 _size(file) for partial in folder.parent.glob(f".{folder.name}.*/") for file in partial.rglob("*")
             )
             if size > before:
-                told(size - before)
+                report(size - before)
             before = size
 
     thread = threading.Thread(target=watch, name=f"fetch-{folder.name}", daemon=True)

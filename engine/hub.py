@@ -1,4 +1,4 @@
-"""What goes wrong between us and the hub, in our words."""
+"""Translation of the hub client's exceptions to errors of the engine."""
 
 import errno
 from typing import Literal
@@ -7,8 +7,12 @@ from engine.errors import JobError, SystemFailure, Violation
 
 
 def hub_error(error: Exception, kind: Literal["model", "dataset"], hub_id: str, field: str, instead: str) -> Exception:
-    """The caller's to mend, at `field`: MODEL_GATED, MODEL_NOT_FOUND (DATASET_… of a dataset); or the network's,
-    SystemFailure HUB_UNREACHABLE, with what to do `instead` of waiting. Any other comes back as it is."""
+    """Translates an exception of the hub client.
+
+    Returns JobError MODEL_GATED or MODEL_NOT_FOUND (DATASET_… for a dataset) with a violation at `field`, or
+    SystemFailure HUB_UNREACHABLE, whose advice ends with the alternative `instead`. Any other exception is returned
+    unchanged.
+    """
     from huggingface_hub import errors
 
     def refused(reason: str, message: str, advice: str) -> JobError:
@@ -19,10 +23,12 @@ def hub_error(error: Exception, kind: Literal["model", "dataset"], hub_id: str, 
         return refused(
             "MODEL_GATED" if kind == "model" else "DATASET_GATED",
             f"{hub_id} is gated: its owner must grant access first.",
-            f"Accept its terms on {page} and give the node a token of that account.",
+            f"Accept its terms at {page} and configure a token of that account on the node.",
         )
     if isinstance(error, errors.RepositoryNotFoundError | errors.RevisionNotFoundError | errors.HFValidationError):
-        what = "has no such revision" if isinstance(error, errors.RevisionNotFoundError) else "is not on the hub"
+        what = (
+            "has no such revision" if isinstance(error, errors.RevisionNotFoundError) else "does not exist on the hub"
+        )
         return refused(
             "MODEL_NOT_FOUND" if kind == "model" else "DATASET_NOT_FOUND",
             f"{hub_id} {what}, or is private.",

@@ -1,4 +1,4 @@
-"""Files of rows out of a hub: which one is meant, which commit, and its bytes. Nothing of a dataset is ever run."""
+"""Finds and downloads files of rows from the hub. Code of a dataset is never run."""
 
 import hashlib
 import shutil
@@ -10,13 +10,13 @@ from typing import Final
 from engine.config.hub_reference import HubReference
 from engine.data.endings import ENDINGS, ending_of
 from engine.errors import JobError, Violation
-from engine.growth import growth_told
+from engine.growth import report_growth
 from engine.hub import hub_error
 
 _ABOUT: Final = ("dataset_info.json", "dataset_infos.json", "license.txt", "readme.txt", "requirements.txt")
-"""Files that end as rows do and say something about the dataset instead. Whoever names one gets it."""
+"""Files with the ending of a data file that describe the dataset; used only if named explicitly."""
 _SHOWN = 10
-"""Files that a refusal lists."""
+"""Maximum number of files that an error lists."""
 
 
 @dataclass(frozen=True)
@@ -24,17 +24,17 @@ class HubFile:
     """One file of a dataset, at one commit."""
 
     asked: str
-    """As the spec named it."""
+    """The reference in the spec."""
     reference: str
-    """The same with commit and path: it names these bytes for ever."""
+    """The reference with commit and path, whose content never changes."""
     size_bytes: int
     field: str
-    """Path in the spec, of its first mention."""
+    """Path in the spec of the first reference to it."""
 
 
 @dataclass(frozen=True)
 class HubDataset:
-    """A file of a dataset that is here."""
+    """A downloaded file of a dataset."""
 
     file: HubFile
     path: Path
@@ -42,41 +42,46 @@ class HubDataset:
 
 
 class HubDatasets:
-    """Reads one hub with one token; what a name means is found out once, so that two files of one dataset are of one
-    commit. Its methods block."""
+    """A client of the hub with one token. Its methods block.
+
+    A name is resolved to a commit once, so that all files of a dataset are of the same commit.
+    """
 
     def __init__(self, token: str, max_bytes: int) -> None:
         self._token, self._max_bytes = token or None, max_bytes
         self._seen: dict[tuple[str, str], tuple[str, Mapping[str, int]]] = {}
 
     def find(self, asked: str, field: str) -> HubFile:
-        """Raises JobError: INVALID_DATASET, DATASET_NOT_FOUND, DATASET_GATED, NO_READABLE_FILES, SEVERAL_FILES,
-        DATASET_TOO_LARGE. SystemFailure: HUB_UNREACHABLE."""
+        """Resolves a reference to one file at one commit.
+
+        Raises JobError: INVALID_DATASET, DATASET_NOT_FOUND, DATASET_GATED, NO_READABLE_FILES, SEVERAL_FILES,
+        DATASET_TOO_LARGE. SystemFailure: HUB_UNREACHABLE.
+        """
         try:
             named = HubReference.parse(asked)
         except ValueError as error:
-            message = f"{asked[:120]!r} names no dataset: {error}."
-            raise _error("INVALID_DATASET", message, "Name it like that, or upload the file.", field) from error
+            message = f"{asked[:120]!r} is not a valid dataset reference: {error}."
+            raise _error("INVALID_DATASET", message, "Correct the reference, or upload the file.", field) from error
         commit, sizes = self._files(named, field)
         path = _the_file(named, sizes, field)
         size = sizes[path]
         if size > self._max_bytes:
             raise _error(
                 "DATASET_TOO_LARGE",
-                f"{path} of {named.id} has {size:,} bytes; {self._max_bytes:,} are the limit.",
-                "Name a smaller file of it, or have the operator raise FTF_MAX_DATASET_BYTES.",
+                f"{path} of {named.id} has {size:,} bytes; the limit is {self._max_bytes:,} bytes.",
+                "Use a smaller file, or ask the operator to raise FTF_MAX_DATASET_BYTES.",
                 field,
             )
         return HubFile(asked, str(named.pinned(commit, path)), size, field)
 
     def fetch(self, file: HubFile, folder: Path, on_progress: Callable[[int], None] | None = None) -> HubDataset:
-        """Downloads it into `folder`, which must not be there yet, under its own name. Raises what `find` does."""
+        """Downloads a file into `folder`, which must not exist, under its own name. Raises the errors of `find`."""
         from huggingface_hub import hf_hub_download
 
         named = HubReference.parse(file.reference)
         partial = folder.with_name(f".{folder.name}.partial")
         partial.mkdir(parents=True)
-        with growth_told(folder, on_progress):
+        with report_growth(folder, on_progress):
             try:
                 got = hf_hub_download(
                     named.id,
@@ -95,7 +100,7 @@ class HubDatasets:
             return HubDataset(file, path, hashlib.file_digest(opened, "sha256").hexdigest())
 
     def _files(self, named: HubReference, field: str) -> tuple[str, Mapping[str, int]]:
-        """Commit, and path → bytes of every file."""
+        """Returns the commit, and the bytes of every file by its path."""
         from huggingface_hub import HfApi
 
         key = (named.id, named.revision)
@@ -112,26 +117,25 @@ class HubDatasets:
 
 def _the_file(named: HubReference, sizes: Mapping[str, int], field: str) -> str:
     readable = sorted(path for path in sizes if ending_of(Path(path).name))
-    told = [path for path in readable if Path(path).name.lower() not in _ABOUT and not path.startswith(".")]
-    listed = ", ".join(told[:_SHOWN]) + (f" and {len(told) - _SHOWN} more" if len(told) > _SHOWN else "")
+    found = [path for path in readable if Path(path).name.lower() not in _ABOUT and not path.startswith(".")]
+    listed = ", ".join(found[:_SHOWN]) + (f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else "")
     if named.path in readable:
         return named.path
     if named.path and named.path not in sizes:
         message = f"{named.id} has no file {named.path!r} at this revision."
-        raise _error("DATASET_NOT_FOUND", message, f"Files with rows are: {listed}." if told else "", field)
-    if named.path or not told:
-        found = f"{named.path} of {named.id}" if named.path else f"No file of {named.id}"
-        message = f"{found} {'does not end' if named.path else 'ends'} as a file of rows does."
+        raise _error("DATASET_NOT_FOUND", message, f"Data files: {listed}." if found else "", field)
+    if named.path or not found:
+        message = f"{named.path} of {named.id} is not a data file." if named.path else f"{named.id} has no data files."
         endings = ", ".join(f".{ending}" for ending in ENDINGS)
+        advice = f"Data files end in {endings}; scripts are never run. Try the Parquet files at @refs/convert/parquet."
+        raise _error("NO_READABLE_FILES", message, f"Data files: {listed}." if found else advice, field)
+    if len(found) > 1:
+        message = f"{named.id} has {len(found)} data files: {listed}."
         advice = (
-            f"Read are {endings}; scripts never. Many datasets have their rows as Parquet at @refs/convert/parquet."
+            f"Name one file, such as {named.pinned(named.revision, found[0])}, or each file as a dataset of its own."
         )
-        raise _error("NO_READABLE_FILES", message, f"Files with rows are: {listed}." if told else advice, field)
-    if len(told) > 1:
-        message = f"{named.id} has {len(told)} files with rows: {listed}."
-        advice = f"Name one, such as {named.pinned(named.revision, told[0])}; several are several datasets of the job."
         raise _error("SEVERAL_FILES", message, advice, field)
-    return told[0]
+    return found[0]
 
 
 def _hub_error(error: Exception, named: HubReference, field: str) -> Exception:

@@ -1,1 +1,1 @@
-"""Named presets, one TOML file each; `engine.config.recipes` reads them."""
+"""Recipes: named presets, one TOML file each, read by `engine.config.recipes`."""

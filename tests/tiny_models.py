@@ -1,4 +1,4 @@
-"""The smallest real parts that a test can train with."""
+"""The smallest real model and tokenizer that a test can train."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ _TEXT = [
 
 
 def make_tiny_tokenizer(directory: Path, *, chat_template: str | None = CHATML) -> Path:
-    """A byte-level BPE tokenizer of a few hundred tokens in `directory`, in the files a Hugging Face model has.
+    """Writes a byte-level BPE tokenizer of a few hundred tokens to `directory`, in the files of a Hugging Face model.
 
     Every text can be encoded; <|im_end|> is the end-of-text token, <|im_start|> the begin-of-text one.
     """
@@ -52,7 +52,7 @@ def make_tiny_tokenizer(directory: Path, *, chat_template: str | None = CHATML) 
 
 
 def make_tiny_model(directory: Path, *, num_layers: int = 2, seed: int = 0) -> Path:
-    """A random Llama of 64 dimensions (float32 safetensors) with `make_tiny_tokenizer`'s tokenizer, in `directory`."""
+    """Writes a random Llama of 64 dimensions (float32 safetensors) with `make_tiny_tokenizer`'s tokenizer."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 

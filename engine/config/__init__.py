@@ -1,1 +1,1 @@
-"""What a job is configured with: fields, ranges, defaults, recipes."""
+"""The configuration of a job: fields, ranges, defaults, recipes."""

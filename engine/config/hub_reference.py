@@ -1,4 +1,4 @@
-"""Datasets of a hub, as a spec names them: `hf://owner/name[@revision][/path/of/file]`."""
+"""References to datasets on the hub: `hf://owner/name[@revision][/path/of/file]`."""
 
 import re
 from dataclasses import dataclass, replace
@@ -8,7 +8,7 @@ SCHEME: Final = "hf://"
 _MAX_CHARACTERS: Final = 1024
 _REFERENCE = re.compile(
     r"hf://(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)"
-    # Of names with slashes only those that the hub makes: else a revision and a path could not be told apart.
+    # Revisions with slashes are limited to those that the hub creates; others could not be told from a path.
     r"(?:@(?P<revision>refs/(?:convert|pr)/[\w.-]+|\w[\w.-]*))?"
     r"(?:/(?P<path>[^/\x00-\x1f\\]+(?:/[^/\x00-\x1f\\]+)*))?",
     re.ASCII,
@@ -17,29 +17,29 @@ _REFERENCE = re.compile(
 
 @dataclass(frozen=True)
 class HubReference:
-    """One dataset of a hub, and perhaps one file of it."""
+    """A dataset on the hub, or one file of it."""
 
     id: str
-    """owner/name"""
+    """`owner/name`."""
     revision: str = ""
-    """A branch, tag or commit; empty: the dataset's main branch."""
+    """Branch, tag or commit; empty: the main branch."""
     path: str = ""
-    """Of the file; empty: the only one with rows."""
+    """Path of the file in the dataset; empty: the only file with rows."""
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Raises ValueError, which says how one is written."""
+        """Parses a reference. Raises ValueError with the expected form."""
         match = _REFERENCE.fullmatch(text)
         above = match is not None and {".", ".."} & set((match["path"] or "").split("/"))
         if match is None or above or len(text) > _MAX_CHARACTERS:
             raise ValueError(
-                "a dataset of the hub is named hf://owner/name or hf://owner/name@revision, "
-                f"perhaps with /path/of/file behind it, in at most {_MAX_CHARACTERS:,} characters"
+                "a dataset on the hub is written as hf://owner/name or hf://owner/name@revision, optionally followed "
+                f"by /path/of/file, in at most {_MAX_CHARACTERS:,} characters"
             )
         return cls(match["id"], match["revision"] or "", match["path"] or "")
 
     def pinned(self, commit: str, path: str) -> Self:
-        """The same bytes for ever."""
+        """Returns the reference to one file at one commit, whose content never changes."""
         return replace(self, revision=commit, path=path)
 
     def __str__(self) -> str:
@@ -49,5 +49,5 @@ class HubReference:
 
 
 def is_hub_reference(dataset: str) -> bool:
-    """Whether it is meant to name a dataset of the hub."""
+    """Returns True if `dataset` starts with `hf://`."""
     return dataset.startswith(SCHEME)

@@ -1,7 +1,7 @@
-"""Every field of a job with its range and default: the one place both are decided.
+"""Defines every field of a job with its range and default; no other module defines them.
 
-The models mirror `FineTuningJobSpec` field for field and name for name. An automatic value is `"auto"`, or None
-where the type has no room for a word; preflight replaces it.
+The models mirror `FineTuningJobSpec` field for field and name for name. An automatic value is `"auto"`, or None for
+types other than text; preflight replaces it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -56,46 +56,46 @@ def _kib(limit: int) -> AfterValidator:
     def check(text: str) -> str:
         size = len(text.encode())
         if size > limit * 1024:
-            raise ValueError(f"{size:,} bytes are too many; at most {limit} KiB are allowed")
+            raise ValueError(f"it has {size:,} bytes; at most {limit} KiB are allowed")
         return text
 
     return AfterValidator(check)
 
 
-def _named_well(dataset: str) -> str:
+def _valid_reference(dataset: str) -> str:
     if is_hub_reference(dataset):
         HubReference.parse(dataset)
     return dataset
 
 
-def _written(template: str) -> str:
+def _not_blank(template: str) -> str:
     if not template.strip():
-        raise ValueError("an empty template makes no example of any row; leave it out, and the rows are the examples")
+        raise ValueError("an empty template renders no text; remove it to train on the rows as they are")
     return template
 
 
 class _Section(BaseModel):
-    # Strict: "3" for a number is a mistake of the caller's that would otherwise surface hours later, as another value.
+    # Strict: "3" for a number is a mistake of the caller that would otherwise surface hours later, as a wrong value.
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, validate_default=False)
 
 
 class DataSource(_Section):
     """One dataset of a job."""
 
-    dataset: Annotated[str, Field(min_length=1), AfterValidator(_named_well)]
-    """The id that UploadDataset returned, or a dataset of the hub (`engine.config.hub_reference`)."""
+    dataset: Annotated[str, Field(min_length=1), AfterValidator(_valid_reference)]
+    """The id that UploadDataset returned, or a dataset on the hub (see `engine.config.hub_reference`)."""
     weight: float = Field(default=1.0, gt=0, le=100)
-    """How often the rows are seen in one epoch."""
+    """Number of times that an epoch repeats the rows; fractions select a part of them."""
     mapping: dict[Column, Annotated[str, Field(min_length=1)]] = {}
-    """From our column names to the file's."""
-    template: Annotated[str, AfterValidator(_written), _kib(64)] | None = None
-    """A Jinja template that turns a row into examples; not with mapping."""
+    """Column of the format → column of the file."""
+    template: Annotated[str, AfterValidator(_not_blank), _kib(64)] | None = None
+    """Jinja template that renders a row to text; cannot be combined with mapping."""
     format: RowFormat | None = None
-    """What the rows are; None: detected from the columns of the first one."""
+    """Format of the rows; None: detected from the columns of the first row."""
 
 
 class TrainingPhase(_Section):
-    """One step of a curriculum. Phases are trained one after the other, with one schedule over all of them."""
+    """One phase of a curriculum. Phases are trained in order, under one learning-rate schedule."""
 
     display_name: str = Field(default="", max_length=128)
     training_data: list[DataSource] = Field(min_length=1, max_length=32)
@@ -107,13 +107,13 @@ class Hyperparameters(_Section):
 
     num_epochs: float = Field(default=3.0, gt=0, le=1000)
     max_steps: int | None = Field(default=None, ge=1, le=10_000_000)
-    """Optimizer steps; when set it overrides num_epochs."""
+    """Optimizer steps; overrides num_epochs."""
     learning_rate: float = Field(default=2e-4, gt=0, le=1)
     per_device_train_batch_size: int = Field(default=4, ge=1, le=1024)
     per_device_eval_batch_size: int = Field(default=4, ge=1, le=1024)
     gradient_accumulation_steps: int = Field(default=4, ge=1, le=1024)
     max_length: int = Field(default=2048, ge=8, le=1_048_576)
-    """Tokens of a row; `truncation` says what becomes of longer ones."""
+    """Maximum tokens of a row; `truncation` applies to longer rows."""
     warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
     warmup_steps: int | None = Field(default=None, ge=0, le=10_000_000)
     """Overrides warmup_ratio."""
@@ -122,25 +122,25 @@ class Hyperparameters(_Section):
     optim: Optimizer = "auto"
     precision: Precision = "auto"
     gradient_checkpointing: bool | None = None
-    """None: preflight decides by memory."""
+    """None: preflight decides from the free memory."""
     max_grad_norm: float = Field(default=1.0, ge=0, le=1000)
-    """0 turns clipping off."""
+    """0 disables gradient clipping."""
     logging_steps: int = Field(default=10, ge=1, le=1_000_000)
     eval_steps: int = Field(default=100, ge=1, le=1_000_000)
     save_steps: int = Field(default=200, ge=1, le=1_000_000)
     save_total_limit: int = Field(default=3, ge=1, le=1000)
     early_stopping_patience: int = Field(default=3, ge=0, le=1000)
-    """Evaluations without improvement after which training stops; 0 never stops."""
+    """Number of evaluations without improvement after which training stops; 0 disables early stopping."""
     early_stopping_threshold: float = Field(default=0.0, ge=0, le=100)
     loss_on: LossScope = "response"
     packing: bool = False
     group_by_length: bool = False
     truncation: Truncation = "keep_start"
-    """What becomes of rows longer than max_length: the beginning is kept, or the end, or nothing."""
+    """How to treat rows longer than max_length: keep their start, keep their end, or drop them."""
 
 
 class Lora(_Section):
-    """Adapter shape."""
+    """Shape of the LoRA adapters."""
 
     r: int = Field(default=16, ge=1, le=1024)
     lora_alpha: float = Field(default=32.0, gt=0, le=4096)
@@ -152,17 +152,17 @@ class Lora(_Section):
 
 
 class Quantization(_Section):
-    """Base weights in fewer bits."""
+    """Quantisation of the base weights, used by QLoRA."""
 
     bits: Literal[4, 8] = 4
     bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
     bnb_4bit_use_double_quant: bool = True
     bnb_4bit_compute_dtype: Precision = "auto"
-    """auto: the job's precision."""
+    """`auto`: the precision of the job."""
 
 
 class Evaluation(_Section):
-    """What stage 3 measures."""
+    """Settings of the evaluation stage."""
 
     enabled: bool = True
     num_samples: int = Field(default=5, ge=0, le=100)
@@ -171,31 +171,31 @@ class Evaluation(_Section):
 
 
 class Export(_Section):
-    """What stage 4 packs."""
+    """Settings of the export stage."""
 
     formats: list[ExportFormat] = Field(default=["adapter"], min_length=1)
 
 
 class Integration(_Section):
-    """A place outside that follows the job."""
+    """An external tracker or hub that receives the job's events."""
 
     kind: Literal["tensorboard", "mlflow", "wandb", "hub"]
     settings: dict[str, str] = {}
 
 
 class Resources(_Section):
-    """What the job needs of a node."""
+    """The resources that the job needs on a node."""
 
     pool: str = Field(default="default", pattern=r"^[a-z][a-z0-9-]{0,30}$")
     gpus: int | None = Field(default=None, ge=0, le=64)
-    """None: one where there is one, else none."""
+    """None: one GPU if the node has one, otherwise none."""
 
 
 LabelKey = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
 
 
 class JobConfig(_Section):
-    """A job's whole configuration. Build one with `job_config`, which puts the recipe under the caller's values."""
+    """The complete configuration of a job. `job_config` builds one from a spec and its recipe."""
 
     display_name: str = Field(default="", max_length=128)
     task: str = Field(default="sft", max_length=256)
@@ -222,23 +222,23 @@ class JobConfig(_Section):
 
     @property
     def evaluates_while_training(self) -> bool:
-        """Whether there are held-out rows: without them nothing is evaluated and the last checkpoint is the best."""
+        """True if rows are held out; otherwise nothing is evaluated and the last checkpoint counts as the best."""
         return bool(self.evaluation_data) or self.holdout_fraction > 0
 
     def sources(self) -> list[DataSource]:
-        """Everything the job reads, in the order it is named."""
+        """Returns all data sources of the job, in the order they are named."""
         phases = (source for phase in self.phases for source in phase.training_data)
         return [*self.training_data, *phases, *self.evaluation_data]
 
     def dataset_ids(self) -> list[str]:
-        """Ids of every dataset the job reads, each once, in the order they are named."""
+        """Returns the ids of all datasets of the job without duplicates, in the order they are named."""
         return list(dict.fromkeys(source.dataset for source in self.sources()))
 
 
 def job_config(spec: Mapping[str, Any]) -> JobConfig:
-    """The configuration that `spec` (as `wire.spec_to_dict` gives it, or out of a TOML file) and its recipe make.
+    """Builds the configuration of `spec`, a dict from `spec_proto.spec_to_dict` or a TOML file, and its recipe.
 
-    Raises JobError("INVALID_CONFIG") with one violation for each field at fault, its path starting with `spec.`.
+    Raises JobError("INVALID_CONFIG") with one violation for each invalid field; paths start with `spec.`.
     """
     preset, unknown = _preset(spec)
     violations = [Violation(path, "holds a NUL character; remove it.") for path in paths_with_nul(spec, "spec")]
@@ -256,16 +256,16 @@ def job_config(spec: Mapping[str, Any]) -> JobConfig:
         raise unknown
     if not config.display_name:
         first = config.dataset_ids()[0]
-        # Pinned or not, it is the same job.
+        # The commit is not part of the name: a pinned dataset makes the same job.
         shown = HubReference.parse(first).id if is_hub_reference(first) else first
         config.display_name = f"{config.base_model} on {shown}"[:128]
     return config
 
 
 def with_section(config: JobConfig, name: str, changes: Mapping[str, Any]) -> JobConfig:
-    """Returns `config` with `changes` over its section `name`, such as "evaluation".
+    """Returns `config` with `changes` merged into its section `name`, such as "evaluation".
 
-    Raises JobError("INVALID_CONFIG"), whose field paths begin at the section: `spec.num_samples`.
+    Raises JobError("INVALID_CONFIG"); its field paths start at the section: `spec.num_samples`.
     """
     section = getattr(config, name)
     before = section.model_dump()
@@ -277,7 +277,7 @@ def with_section(config: JobConfig, name: str, changes: Mapping[str, Any]) -> Jo
 
 
 def _preset(spec: Mapping[str, Any]) -> tuple[Recipe, JobError | None]:
-    """The spec's recipe; the default one, with what is to be said of it, where there is none of that name."""
+    """Returns the spec's recipe, or the default recipe and an error if the name is unknown."""
     name = spec.get("recipe") or "default"
     try:
         return recipe(name if isinstance(name, str) else "default"), None
@@ -286,28 +286,30 @@ def _preset(spec: Mapping[str, Any]) -> tuple[Recipe, JobError | None]:
 
 
 def unsupported(config: JobConfig) -> list[Violation]:
-    """What `config` asks for that this version has no machinery for; such a job is refused, not run without it."""
+    """Returns a violation for each requested feature that this version lacks; such a job is refused."""
     found: list[Violation] = []
 
     def refuse(field: str, description: str) -> None:
         found.append(Violation(f"spec.{field}", description))
 
     if config.base_model.startswith("ft:"):
-        refuse("base_model", "Training on a tuned model is not available yet; name a base model.")
+        refuse("base_model", "Training a tuned model further is not available yet; use a base model.")
     for index, source in enumerate(config.evaluation_data):
         if source.weight != 1:
-            description = f"Rows to evaluate on are each seen once: leave it 1, not {source.weight:g}."
+            description = f"{source.weight:g} given; every held-out row is evaluated once, so the weight must be 1."
             refuse(f"evaluation_data[{index}].weight", description)
     for index, format_ in enumerate(config.export.formats):
         if format_ != "adapter":
-            refuse(f"export.formats[{index}]", f"Export as {format_} is not available yet; name adapter.")
+            refuse(f"export.formats[{index}]", f"Export as {format_} is not available yet; use adapter.")
     if config.integrations:
-        refuse("integrations", "Integrations are not available yet; leave them out.")
+        refuse("integrations", "Integrations are not available yet; remove them.")
     if config.secrets:
-        refuse("secrets", "Secrets are not available yet; leave them out.")
+        refuse("secrets", "Secrets are not available yet; remove them.")
     if (config.resources.gpus or 0) > 1:
-        asked = f"{config.resources.gpus} asked for; ask for 1, or leave it out."
-        refuse("resources.gpus", f"Training on several GPUs is not available yet: {asked}")
+        description = (
+            f"{config.resources.gpus} given; training on several GPUs is not available yet. Use 1 or remove it."
+        )
+        refuse("resources.gpus", description)
     return found
 
 

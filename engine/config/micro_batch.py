@@ -1,4 +1,4 @@
-"""The answer to running out of memory: fewer rows at once, as many rows a step."""
+"""Halves the micro-batch after an out-of-memory failure; a step keeps its number of rows."""
 
 from collections.abc import MutableSequence
 from typing import Final
@@ -10,9 +10,9 @@ MAX_ACCUMULATION: Final = 1024
 
 
 def halved(micro_batch: int, accumulation: int) -> tuple[int, int] | None:
-    """At most half the rows a micro-batch, and as many more micro-batches that a step has the same rows.
+    """Returns (rows of a micro-batch, micro-batches of a step): at most half the rows, and the same rows per step.
 
-    None when it is one row already, or when a step would need more than 1,024 micro-batches.
+    Returns None if a micro-batch has one row already, or if a step would need more than 1,024 micro-batches.
     """
     rows = micro_batch * accumulation
     for smaller in range(micro_batch // 2, 0, -1):
@@ -22,8 +22,11 @@ def halved(micro_batch: int, accumulation: int) -> tuple[int, int] | None:
 
 
 def shrink(spec: FineTuningJobSpec, resolutions: MutableSequence[Resolution], cause: str) -> list[str]:
-    """Halves the micro-batches of a resolved spec in place, for training and for evaluation, and notes why. Returns
-    what changed, as `field = value`; nothing when neither can be smaller."""
+    """Halves the micro-batches of training and evaluation in a resolved spec, in place.
+
+    Replaces the resolutions of the changed fields by ones with the reason `cause`. Returns the changes as
+    `field = value`; an empty list if no micro-batch can be smaller.
+    """
     hyper = spec.hyperparameters
     values: dict[str, int] = {}
     smaller = halved(hyper.per_device_train_batch_size, hyper.gradient_accumulation_steps)

@@ -1,4 +1,4 @@
-"""Named presets: what the fields that a caller leaves out become."""
+"""Recipes: named presets for the fields that a caller leaves unset."""
 
 import difflib
 import functools
@@ -10,8 +10,8 @@ from typing import Any
 
 from engine.errors import JobError, Violation
 
-# Setting the left one takes back what a preset says of the right one: together they would contradict each other.
-_TAKES_BACK = (
+# Setting the first field drops the preset's value for the second; they conflict.
+_DROPS = (
     ("warmup_ratio", "warmup_steps"),
     ("warmup_steps", "warmup_ratio"),
     ("num_epochs", "max_steps"),
@@ -20,7 +20,7 @@ _TAKES_BACK = (
 
 @dataclass(frozen=True)
 class Recipe:
-    """A preset. `values` has every field it decides, on top of those that recipe "default" decides."""
+    """A preset. `values` has the fields that the recipe sets, merged over those of the recipe "default"."""
 
     name: str
     description: str
@@ -28,11 +28,11 @@ class Recipe:
 
 
 def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`under` with the values of `over` on top; tables are merged key by key, lists are replaced."""
+    """Returns `under` overridden by the values of `over`; tables are merged key by key, lists are replaced."""
     merged = {key: dict(value) if isinstance(value, Mapping) else value for key, value in under.items()}
-    for set_, taken_back in _TAKES_BACK:
+    for set_, dropped in _DROPS:
         if over.get(set_) is not None:
-            merged.pop(taken_back, None)
+            merged.pop(dropped, None)
     for key, value in over.items():
         if value is None:
             continue
@@ -43,7 +43,7 @@ def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 @functools.cache
 def recipes() -> Mapping[str, Recipe]:
-    """Every recipe that is shipped, by name, in alphabetical order."""
+    """Returns all recipes by name, in alphabetical order."""
     read: dict[str, dict[str, Any]] = {}
     for entry in resources.files("recipes").iterdir():
         if entry.name.endswith(".toml"):
@@ -53,11 +53,11 @@ def recipes() -> Mapping[str, Recipe]:
 
 
 def recipe(name: str) -> Recipe:
-    """The recipe called `name`; JobError("RECIPE_NOT_FOUND") names the nearest one when there is none."""
+    """Returns the recipe called `name`. Raises JobError("RECIPE_NOT_FOUND") with the nearest name for an unknown one."""
     known = recipes()
     if name in known:
         return known[name]
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
-    hint = f"Did you mean {close[0]}?" if close else f"There are: {', '.join(known)}."
+    hint = f"Did you mean {close[0]}?" if close else f"Recipes: {', '.join(known)}."
     message = f"There is no recipe {name[:80]!r}. {hint}"
     raise JobError("RECIPE_NOT_FOUND", message, hint, [Violation("spec.recipe", message)])

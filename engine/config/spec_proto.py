@@ -1,4 +1,4 @@
-"""Between `FineTuningJobSpec` on the wire and the configuration in here."""
+"""Conversion between `FineTuningJobSpec` messages and `JobConfig`."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,14 +11,16 @@ from finetuneflow.v1.fine_tuning_job_spec_pb2 import DataSource, EvaluationSpec,
 
 
 def spec_to_dict(message: FineTuningJobSpec | EvaluationSpec | ExportSpec) -> dict[str, Any]:
-    """Returns the fields that are set, by name; enums as their lower-case names without prefix
-    (`TRAINING_METHOD_LORA` is `lora`), and as numbers where this version does not know them: the configuration refuses
-    those."""
+    """Returns the fields that are set, by name.
+
+    An enum value becomes its lower-case name without prefix: `TRAINING_METHOD_LORA` is `lora`. A value that this
+    version does not know stays a number, which `job_config` refuses.
+    """
     return _read(message)
 
 
 def data_sources(spec: FineTuningJobSpec) -> Iterator[tuple[str, DataSource]]:
-    """Every dataset that a spec names, wherever it may name one, with the path of its `dataset`."""
+    """Yields every data source of a spec with the path of its `dataset` field."""
     listed = [("training_data", spec.training_data)]
     listed += [(f"phases[{number}].training_data", phase.training_data) for number, phase in enumerate(spec.phases)]
     for path, sources in [*listed, ("evaluation_data", spec.evaluation_data)]:
@@ -27,10 +29,10 @@ def data_sources(spec: FineTuningJobSpec) -> Iterator[tuple[str, DataSource]]:
 
 
 def config_to_spec(config: JobConfig) -> FineTuningJobSpec:
-    """Every field filled in but those that stand for "none" (a prompt nobody gave, a step limit that is not set).
+    """Returns a spec with all fields set, except those whose value is None, such as an unset prompt or step limit.
 
-    Of warmup_ratio and warmup_steps the one that applies is set, so the result can be sent as a spec again; of a
-    curriculum neither num_epochs nor max_steps, as its phases say how long they are.
+    The result can be sent as a spec again: it has warmup_ratio or warmup_steps, whichever applies, and with phases
+    neither num_epochs nor max_steps, because each phase has its own length.
     """
     values = config.model_dump()
     if config.phases:
@@ -43,22 +45,22 @@ def config_to_spec(config: JobConfig) -> FineTuningJobSpec:
 
 
 def values_to_spec(values: Mapping[str, Any]) -> FineTuningJobSpec:
-    """A sparse spec out of a recipe's values."""
+    """Returns a spec with only the values of a recipe set."""
     spec = FineTuningJobSpec()
     _fill(spec, values)
     return spec
 
 
 def resolved_config(message: FineTuningJobSpec) -> JobConfig:
-    """The configuration that `config_to_spec` wrote: no recipe is applied again.
+    """Reads back a spec that `config_to_spec` wrote, without applying a recipe again.
 
-    Raises pydantic.ValidationError when it was written by a version with other fields or ranges.
+    Raises pydantic.ValidationError for a spec from a version with other fields or ranges.
     """
     return JobConfig.model_validate(_read(message))
 
 
 def dataset_job(request: ValidateDatasetRequest | PreviewDatasetRequest) -> dict[str, Any]:
-    """The sparse spec of a job that trains on the request's source alone, and holds nothing out."""
+    """Returns the spec of a job that trains on the request's source and holds out no rows."""
     source = DataSource()
     source.CopyFrom(request.source)
     source.ClearField("weight")
@@ -106,7 +108,7 @@ def _fill(message: Message, values: Mapping[str, Any]) -> None:
             for item in value:
                 _fill(target.add(), item)
         elif field.message_type is not None:
-            # A section without a single value is still present: the reader sees that its defaults were meant.
+            # A section without values is set too, so that the reader sees that its defaults apply.
             target.SetInParent()
             _fill(target, value)
         elif field.is_repeated:

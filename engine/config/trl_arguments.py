@@ -1,4 +1,4 @@
-"""From our names to those of today's TRL and Trainer."""
+"""Translation of a job's configuration to the arguments of TRL's SFTConfig."""
 
 from typing import Any, Literal
 
@@ -6,14 +6,14 @@ from engine.config.job import JobConfig
 
 
 def sft_arguments(config: JobConfig, *, output_dir: str, device: Literal["cpu", "cuda"]) -> dict[str, Any]:
-    """Keyword arguments of `trl.SFTConfig` for a resolved configuration.
+    """Returns the keyword arguments of `trl.SFTConfig` for a resolved configuration.
 
-    Rows arrive as token ids with labels, so everything TRL would do to text is off. Keeping checkpoints and choosing
-    the best is the caller's own work: the Trainer would delete, and return, by rules that lose the best step.
+    Rows are token ids with labels, so TRL's text processing is off. The caller retains checkpoints and chooses the
+    best: the Trainer's own rules can delete the best step.
     """
     hyper = config.hyperparameters
     if "auto" in (config.method, hyper.precision, hyper.optim) or hyper.gradient_checkpointing is None:
-        raise ValueError("the configuration still has automatic values; preflight resolves them")
+        raise ValueError("the configuration has automatic values; preflight must resolve them first")
     return {
         "output_dir": output_dir,
         "num_train_epochs": hyper.num_epochs,
@@ -23,7 +23,7 @@ def sft_arguments(config: JobConfig, *, output_dir: str, device: Literal["cpu", 
         "per_device_eval_batch_size": hyper.per_device_eval_batch_size,
         "gradient_accumulation_steps": hyper.gradient_accumulation_steps,
         "max_length": hyper.max_length,
-        # One field carries both: below 1 it is a share of all steps.
+        # SFTConfig has one field for both: a value below 1 is a share of all steps.
         "warmup_steps": hyper.warmup_steps if hyper.warmup_steps is not None else hyper.warmup_ratio,
         "weight_decay": hyper.weight_decay,
         "lr_scheduler_type": hyper.lr_scheduler_type,
@@ -36,7 +36,7 @@ def sft_arguments(config: JobConfig, *, output_dir: str, device: Literal["cpu", 
         "max_grad_norm": hyper.max_grad_norm,
         "logging_strategy": "steps",
         "logging_steps": hyper.logging_steps,
-        # NaN must reach whoever watches: filtered, a diverged run looks healthy.
+        # Watchers must see NaN: with the filter a diverged run looks healthy.
         "logging_nan_inf_filter": False,
         "eval_strategy": "steps" if config.evaluates_while_training else "no",
         "eval_steps": hyper.eval_steps,

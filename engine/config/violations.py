@@ -1,4 +1,4 @@
-"""What pydantic finds wrong with a job, as violations that name the field, the value given and what is allowed."""
+"""Violations of a job's configuration: each names the field, the given value, what is allowed and the default."""
 
 import difflib
 import re
@@ -24,15 +24,15 @@ def violation(detail: ErrorDetails, model: type[BaseModel], preset: Mapping[str,
     field, siblings = _look_up(model, loc)
     given = detail["input"]
     if detail["type"] == "extra_forbidden":
-        return Violation(path, _unknown_key(str(loc[-1]), siblings, _all_paths(model)))
+        return Violation(path, _unknown_field(str(loc[-1]), siblings, _all_paths(model)))
     if detail["type"] == "missing":
         return Violation(path, "is required; set it.")
     if "[key]" in detail["loc"]:
         keys, pattern = _keys(field)
         allowed = f"one of {', '.join(keys)}" if keys else f"a key matching {pattern}"
-        return Violation(path, f"{given!r} is not {allowed}.{_nearest(str(given), keys)}")
+        return Violation(path, f"{given!r} given; must be {allowed}.{_nearest(str(given), keys)}")
     literals = _literals(field.annotation) if field else []
-    # An entry of a list or table has rules of its own, which only pydantic's message knows.
+    # An entry of a list or table has its own rules, which only pydantic's message states.
     if (
         field is None
         or detail["type"] == "value_error"
@@ -45,7 +45,7 @@ def violation(detail: ErrorDetails, model: type[BaseModel], preset: Mapping[str,
 
 
 def _look_up(model: type[BaseModel], loc: Sequence[str | int]) -> tuple[FieldInfo | None, Sequence[str]]:
-    """The field that a path leads to, and the names allowed beside it."""
+    """Returns the field at a path, and the names of the fields beside it."""
     field: FieldInfo | None = None
     siblings: Sequence[str] = ()
     for part in loc:
@@ -63,7 +63,7 @@ def _look_up(model: type[BaseModel], loc: Sequence[str | int]) -> tuple[FieldInf
 
 
 def _keys(field: FieldInfo | None) -> tuple[Sequence[str], str]:
-    """The keys that a table allows, or else the pattern that they match."""
+    """Returns the keys that a table allows, and the pattern that its keys must match."""
     key, *_ = typing.get_args(field.annotation) if field else (str,)
     rules = [rule for known in getattr(key, "__metadata__", ()) for rule in getattr(known, "metadata", ())]
     pattern = next((rule.pattern for rule in rules if getattr(rule, "pattern", None)), "")
@@ -145,14 +145,14 @@ def _nearest(given: Any, known: Sequence[Any]) -> str:
     return f" Did you mean {close[0]}?" if close else ""
 
 
-def _unknown_key(key: str, siblings: Sequence[str], elsewhere: Mapping[str, str]) -> str:
-    # Fields of every section compete: a key in the wrong section is the commonest mistake in a flat file.
+def _unknown_field(key: str, siblings: Sequence[str], elsewhere: Mapping[str, str]) -> str:
+    # The fields of all sections are compared: the commonest mistake in a flat file is a field in the wrong section.
     known = list(dict.fromkeys([*siblings, *elsewhere]))
     close = difflib.get_close_matches(re.sub(r"^num_train_", "num_", key), known, n=1, cutoff=0.6)
     if not close:
-        return f"There is no such key. Known here: {', '.join(siblings)}."
+        return f"There is no such field. Fields here: {', '.join(siblings)}."
     nearest = close[0] if close[0] in siblings else f"spec.{elsewhere[close[0]]}"
-    return f"There is no such key. Did you mean {nearest}?"
+    return f"There is no such field. Did you mean {nearest}?"
 
 
 def _all_paths(model: type[BaseModel]) -> dict[str, str]:

@@ -1,1 +1,1 @@
-"""What a training will need: memory, time and money, from a model's configuration alone. No weights, no torch."""
+"""Estimates of a training's memory, time and cost from a model's configuration alone; no weights, no torch."""

@@ -1,4 +1,4 @@
-"""What would make a job better, and why: from its own rows, its model and its machine, never by heart."""
+"""Suggestions that improve a job, each computed from the job's own rows, model and machine, with its reason."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,69 +19,77 @@ _RATES: Final[Mapping[str, tuple[float, float, float]]] = {
     "qlora": (5e-5, 1e-3, 2e-4),
     "full": (1e-6, 1e-4, 2e-5),
 }
-"""Learning rates by method: the usual range, and the middle of it. Adapters start at zero and move far; weights that
-know something already do not bear that."""
+"""Learning rates by method: the lowest and the highest usual one, and a typical one. Adapters start at zero and need
+large steps; pretrained weights do not tolerate them."""
 _SCALES: Final = {False: (0.5, 4.0, 2.0), True: (0.5, 8.0, 4.0)}
-"""What an adapter's product is multiplied with, plain (alpha / r) or rank-stabilised (alpha / √r): range, middle."""
+"""Scales by use_rslora: usual range and typical value of the adapter's scale, lora_alpha / r or lora_alpha / √r."""
 _FEW_STEPS: Final = 30
 _WARM_UP: Final = (0.3, 0.05)
-"""The share of the steps from which on a warm-up is long, and a common one."""
-_MANY_PASSES: Final = 5
+"""Share of the steps above which a warm-up counts as long, and a common share."""
+_MANY_EPOCHS: Final = 5
 _FEW_ROWS: Final = 500
 _MEASURABLE: Final = 20
-"""Held-out rows below which a single one moves the measure by more than 5 %."""
+"""Number of held-out rows below which one row is more than 5 % of the evaluation loss."""
 _PADDED: Final = 0.25
+"""Share of padding from which avoiding it is suggested."""
 _FULL_PACKS: Final = 0.8
+"""Share of trained positions in packs from which packing is suggested."""
 _EVALUATING: Final = (0.25, 0.1)
-"""Shares of the training's operations that evaluations take: too many, and enough."""
+"""Operations of all evaluations as a share of those of training: the share from which fewer are suggested, and the
+share that the suggestion aims at."""
 _CUT: Final = 0.01
+"""Share of truncated rows from which a larger max_length is suggested."""
 _LONG_UNSAVED: Final = 600.0
-"""Seconds of work that a failure may cost."""
+"""Seconds of training that may be lost to a failure before an earlier checkpoint is suggested."""
 
 
 @dataclass(frozen=True)
 class Improvement:
-    """A change of one field."""
+    """A suggested change of one field."""
 
     field: str
-    """`hyperparameters.packing`."""
+    """Path in the spec, such as `hyperparameters.packing`."""
     current: str
+    """Present value, as `--set` accepts it."""
     suggested: str
-    """Both as `--set` takes them."""
+    """Suggested value, as `--set` accepts it."""
     reason: str
+    """One or two sentences with the figures behind the suggestion."""
 
 
 @dataclass(frozen=True)
 class JobFacts:
-    """A resolved job: what it is, what it works on and where it runs."""
+    """A resolved job with its data and its machine."""
 
     config: JobConfig
     architecture: Architecture
     machine: Machine
     train: Statistics
     evaluation: Statistics
+    """Counts of the held-out rows."""
     num_packed: int
-    """Sequences that packing makes, or would make, of the training rows."""
+    """Number of sequences that packing makes, or would make, of the training rows."""
     num_distinct: int
-    """Rows of the data, held-out ones included, each once however many phases have it."""
+    """Number of distinct rows, held-out ones included: a row used by several phases counts once."""
     total_steps: int
     passes: float
-    """Over the training rows."""
+    """Epochs over the training rows."""
     seconds: float | None = None
-    """Of training, where it was estimated."""
+    """Estimated time of training; None if it was not estimated."""
 
     @property
     def longest(self) -> int:
+        """Tokens of the longest training row."""
         return self.train.max_tokens or self.config.hyperparameters.max_length
 
     @property
     def repetition(self) -> float:
-        """How often the phases have the same row, by the mean; 1 without phases."""
+        """Mean number of phases that use the same row; 1 without phases."""
         counted = self.train.num_examples + self.train.num_dropped + self.evaluation.num_examples
         return max(1.0, counted / max(self.num_distinct, 1)) if self.config.phases else 1.0
 
     @property
-    def rows_of_a_step(self) -> int:
+    def rows_per_step(self) -> int:
         hyper = self.config.hyperparameters
         return hyper.per_device_train_batch_size * hyper.gradient_accumulation_steps
 
@@ -94,7 +102,7 @@ class JobFacts:
         return self.memory_with()
 
     def memory_with(self, *, length: int | None = None, **hyper: Any) -> Memory:
-        """With other hyperparameters, or a longest row of `length` tokens."""
+        """The memory with other hyperparameters, or with a longest row of `length` tokens."""
         return estimate_memory(self.architecture, self.setup_with(length=length, **hyper))
 
     def setup_with(self, *, length: int | None = None, **hyper: Any) -> Setup:
@@ -103,11 +111,12 @@ class JobFacts:
         return Setup.of(config, on_gpu=self.machine.on_gpu, length=length or self.longest)
 
     def of_free(self, memory: Memory) -> str:
-        return f"up to {_gib(memory.upper_bytes)} of the {_gib(self.machine.free_bytes)} that are free"
+        """The upper bound of `memory` beside the free memory, for use after "takes"."""
+        return f"up to {_gib(memory.upper_bytes)} of {_gib(self.machine.free_bytes)} free"
 
 
 def improvements(job: JobFacts) -> list[Improvement]:
-    """The most important first, at most one for each field. Empty for data of which nothing could be counted."""
+    """Returns at most one suggestion for each field, the most important first; none if no training row was counted."""
     if not job.train.num_examples:
         return []
     found: dict[str, Improvement] = {}
@@ -121,12 +130,13 @@ def improvements(job: JobFacts) -> list[Improvement]:
 def _learning_rate(job: JobFacts) -> Iterator[Improvement]:
     low, high, middle = _RATES[job.config.method]
     rate, title = job.config.hyperparameters.learning_rate, _TITLES[job.config.method]
-    usual = f"{title} is usually trained with ({low:g} to {high:g})"
+    usual = f"rate usually used for {title} ({low:g} to {high:g})"
     if rate > high:
-        why = f"{_times(rate / high)} the highest rate {usual}: the loss of such a run often jumps, or ends as NaN."
+        why = f"{rate:g} is {_times(rate / high)} the highest {usual}: the loss often spikes or becomes NaN."
         yield _better("hyperparameters.learning_rate", rate, middle, why)
     elif rate < low:
-        why = f"{_times(low / rate)} below the lowest rate {usual}: {job.total_steps:,} steps of it change little."
+        steps = _count(job.total_steps, "step")
+        why = f"{rate:g} is {_times(low / rate)} smaller than the lowest {usual}: {steps} change the weights little."
         yield _better("hyperparameters.learning_rate", rate, middle, why)
 
 
@@ -136,8 +146,8 @@ def _warm_up(job: JobFacts) -> Iterator[Improvement]:
     warm = hyper.warmup_steps if hyper.warmup_steps is not None else math.ceil(hyper.warmup_ratio * steps)
     if warm <= max(1, many * steps):
         return
-    reached = "the peak is never reached" if warm >= steps else f"only {steps - warm:,} steps are left after it"
-    why = f"The learning rate rises over {warm:,} of {steps:,} steps; {reached}."
+    left = "the learning rate never reaches its peak" if warm >= steps else f"only {steps - warm:,} steps follow it"
+    why = f"Warm-up takes {warm:,} of {steps:,} steps: {left}."
     if hyper.warmup_steps is not None:
         yield _better("hyperparameters.warmup_steps", hyper.warmup_steps, max(1, round(common * steps)), why)
     else:
@@ -148,30 +158,31 @@ def _few_steps(job: JobFacts) -> Iterator[Improvement]:
     hyper = job.config.hyperparameters
     if job.total_steps >= _FEW_STEPS or hyper.max_steps is not None or job.config.phases:
         return
-    passes = hyper.gradient_accumulation_steps
-    if passes > 1:
-        fewer = max(1, passes * job.total_steps // _FEW_STEPS)
-        steps = math.ceil(job.total_steps * passes / fewer)
+    accumulation = hyper.gradient_accumulation_steps
+    if accumulation > 1:
+        fewer = max(1, accumulation * job.total_steps // _FEW_STEPS)
+        steps = math.ceil(job.total_steps * accumulation / fewer)
+        noun = "pack" if hyper.packing else "row"
         why = (
-            f"{_count(job.num_sequences, 'row')} make {_count(job.total_steps, 'step')} of {job.rows_of_a_step}: the "
-            f"weights move that often. With {fewer} the same rows make about {steps}."
+            f"{_count(job.num_sequences, noun)} make {_count(job.total_steps, 'step')} of {job.rows_per_step} {noun}s, "
+            f"which is few. With gradient_accumulation_steps = {fewer} there are about {steps} steps."
         )
-        yield _better("hyperparameters.gradient_accumulation_steps", passes, fewer, why)
-    elif hyper.num_epochs < _MANY_PASSES and job.total_steps * _MANY_PASSES / hyper.num_epochs >= _FEW_STEPS / 3:
-        more = min(float(_MANY_PASSES), math.ceil(hyper.num_epochs * _FEW_STEPS / max(job.total_steps, 1)))
+        yield _better("hyperparameters.gradient_accumulation_steps", accumulation, fewer, why)
+    elif hyper.num_epochs < _MANY_EPOCHS and job.total_steps * _MANY_EPOCHS / hyper.num_epochs >= _FEW_STEPS / 3:
+        more = min(float(_MANY_EPOCHS), math.ceil(hyper.num_epochs * _FEW_STEPS / max(job.total_steps, 1)))
         if more > hyper.num_epochs:
-            why = f"The weights move {_count(job.total_steps, 'time')} only, {job.rows_of_a_step} rows each."
+            why = f"The job has only {_count(job.total_steps, 'step')} of {job.rows_per_step} rows each."
             yield _better("hyperparameters.num_epochs", hyper.num_epochs, more, why)
 
 
 def _passes(job: JobFacts) -> Iterator[Improvement]:
     hyper, rows = job.config.hyperparameters, job.train.num_examples
     stops = job.evaluation.num_examples > 0 and 0 < hyper.early_stopping_patience * hyper.eval_steps < job.total_steps
-    many = 2 * _MANY_PASSES if stops else _MANY_PASSES
+    many = 2 * _MANY_EPOCHS if stops else _MANY_EPOCHS
     if job.config.phases or job.passes <= many or (rows >= _FEW_ROWS and job.passes <= 2 * many):
         return
-    shown = "" if job.evaluation.num_examples else ", and without held-out rows nothing would show it"
-    why = f"Each of the {rows:,} rows is seen {job.passes:.0f} times: they are learnt by heart{shown}."
+    unseen = "" if job.evaluation.num_examples else ", and without held-out rows nothing shows it"
+    why = f"Each of the {rows:,} rows is trained on {job.passes:.0f} times: the model overfits to them{unseen}."
     if hyper.max_steps is not None:
         yield _better("hyperparameters.max_steps", hyper.max_steps, math.ceil(job.total_steps * 3 / job.passes), why)
     else:
@@ -187,8 +198,10 @@ def _scale(job: JobFacts) -> Iterator[Improvement]:
     scale = lora.lora_alpha / root
     if not low <= scale <= high:
         what = "√r" if lora.use_rslora else "r"
-        effect = "what adapters learn hardly counts" if scale < low else "every step weighs as much more, too"
-        why = f"lora_alpha / {what} = {scale:.3g} scales the adapters, where {low:g} to {high:g} is usual: {effect}."
+        effect = (
+            "The adapters hardly affect the output." if scale < low else "Every update is amplified by this factor."
+        )
+        why = f"lora_alpha / {what} = {scale:.3g} scales the adapters; {low:g} to {high:g} is usual. {effect}"
         yield _better("lora.lora_alpha", lora.lora_alpha, round(middle * root), why)
 
 
@@ -197,14 +210,15 @@ def _holdout(job: JobFacts) -> Iterator[Improvement]:
     rows = job.num_distinct
     if not config.evaluates_while_training and rows >= 50:
         why = (
-            f"None of the {rows:,} rows is held out: nothing tells whether the training helped, it is never stopped "
-            "early, and the last checkpoint is exported, not the best."
+            f"None of the {rows:,} rows is held out: nothing measures whether training helped, training never stops "
+            "early, and the last checkpoint is exported instead of the best."
         )
         yield _better("holdout_fraction", config.holdout_fraction, 0.1, why)
     elif not config.evaluation_data and 0 < held < _MEASURABLE and rows >= 3 * _MEASURABLE:
         share = min(0.3, math.ceil(100 * 1.5 * _MEASURABLE / rows) / 100)
         if share > config.holdout_fraction:
-            why = f"{_count(held, 'row')} held out of {rows:,}: a single one is {1 / held:.0%} of what is measured."
+            verb = "is" if held == 1 else "are"
+            why = f"{_count(held, 'row')} of {rows:,} {verb} held out: one row is {1 / held:.0%} of the evaluation."
             yield _better("holdout_fraction", config.holdout_fraction, share, why)
 
 
@@ -213,8 +227,8 @@ def _evaluations(job: JobFacts) -> Iterator[Improvement]:
     if not job.evaluation.num_examples or steps < 5:
         return
     if hyper.eval_steps > steps:
-        stop = "" if not hyper.early_stopping_patience else " and it is never stopped early"
-        why = f"The job has {steps:,} steps: it is evaluated once, at its end, so that no earlier one is chosen{stop}."
+        stop = "" if not hyper.early_stopping_patience else " and early stopping has no effect"
+        why = f"The job has {steps:,} steps and is evaluated only after the last: no earlier one can be chosen{stop}."
         yield _better("hyperparameters.eval_steps", hyper.eval_steps, max(1, steps // 5), why)
         return
     setup = job.setup_with()
@@ -225,8 +239,8 @@ def _evaluations(job: JobFacts) -> Iterator[Improvement]:
     if share > much:
         rarer = min(math.ceil(hyper.eval_steps * share / enough), steps)
         why = (
-            f"{evaluations:,} evaluations of {job.evaluation.num_examples:,} rows add {share:.0%} to the training's "
-            "operations."
+            f"{evaluations:,} evaluations of {job.evaluation.num_examples:,} rows add {share:.0%} to the operations "
+            "of training."
         )
         yield _better("hyperparameters.eval_steps", hyper.eval_steps, rarer, why)
 
@@ -237,7 +251,7 @@ def _saves(job: JobFacts) -> Iterator[Improvement]:
     if job.seconds is None or evaluated or hyper.save_steps <= steps or job.seconds < _LONG_UNSAVED:
         return
     minutes = job.seconds / 60
-    why = f"No checkpoint is written before the last of {steps:,} steps: a failure costs up to {minutes:.0f} minutes."
+    why = f"No checkpoint is saved before the last of {steps:,} steps: a failure costs up to {minutes:.0f} minutes."
     yield _better("hyperparameters.save_steps", hyper.save_steps, max(1, steps // 5), why)
 
 
@@ -251,8 +265,9 @@ def _method(job: JobFacts) -> Iterator[Improvement]:
     if config.method == "qlora":
         fit, memory = verdict("lora")
         if fit == "comfortable":
-            why = f"LoRA takes {job.of_free(memory)}: nothing has to be rounded to {config.quantization.bits} bits"
-            yield _better("method", "qlora", "lora", f"{why}, and no pass has to expand it again.")
+            bits = config.quantization.bits
+            why = f"LoRA takes {job.of_free(memory)}: the {bits}-bit quantisation, which costs precision and time, "
+            yield _better("method", "qlora", "lora", f"{why}is not needed.")
     elif config.method == "lora" and machine.on_gpu and machine.quantises and not fits(job.memory, machine):
         fit, memory = verdict("qlora")
         if fit == "comfortable":
@@ -261,9 +276,9 @@ def _method(job: JobFacts) -> Iterator[Improvement]:
     elif config.method == "full" and 100 * (trained := _once(job)) < job.architecture.num_parameters:
         _, memory = verdict("lora")
         why = (
-            f"{'About ' * (job.repetition > 1)}{trained:,} trained tokens have to say what "
-            f"{job.architecture.num_parameters:,} weights become. LoRA leaves these alone, and takes "
-            f"up to {_gib(memory.upper_bytes)} in place of {_gib(job.memory.upper_bytes)}."
+            f"{'About ' * (job.repetition > 1)}{trained:,} trained tokens are few to train "
+            f"{job.architecture.num_parameters:,} weights. LoRA freezes them and trains small adapters; it takes "
+            f"up to {_gib(memory.upper_bytes)} instead of {_gib(job.memory.upper_bytes)}."
         )
         yield _better("method", "full", "lora", why)
 
@@ -273,42 +288,42 @@ def _quantisation(job: JobFacts) -> Iterator[Improvement]:
     if config.method != "qlora":
         return
     if quantised.bits == 4 and quantised.bnb_4bit_quant_type == "fp4":
-        why = "As many bits as fp4, with steps that are made for weights spread like a bell, as those of models are."
+        why = "nf4 has as many bits as fp4, with levels chosen for normally distributed weights, as models have them."
         weights = _gib(job.memory["weights"])
-        yield _better("quantization.bnb_4bit_quant_type", "fp4", "nf4", f"{why} The {weights} stay the same.")
+        yield _better("quantization.bnb_4bit_quant_type", "fp4", "nf4", f"{why} The weights still take {weights}.")
     if quantised.bits == 4 and not quantised.bnb_4bit_use_double_quant:
         double = config.model_copy(
             update={"quantization": quantised.model_copy(update={"bnb_4bit_use_double_quant": True})}
         )
         setup = Setup.of(double, on_gpu=job.machine.on_gpu, length=job.longest)
         saved = Estimator(job.architecture, job.setup_with()).weights - Estimator(job.architecture, setup).weights
-        why = f"Saves {_gib(saved)} of weights: their scales are quantised as well."
+        why = f"Saves {_gib(saved)} of memory by quantising the scales of the weights as well."
         yield _better("quantization.bnb_4bit_use_double_quant", False, True, why)
     if job.machine.bf16 and quantised.bnb_4bit_compute_dtype in ("fp16", "fp32"):
         current = quantised.bnb_4bit_compute_dtype
-        why = f"{job.machine.name} computes in bf16: {_OVER[current]}."
+        why = f"{job.machine.name} supports bf16: {_BF16_OVER[current]}."
         yield _better("quantization.bnb_4bit_compute_dtype", current, "bf16", why)
 
 
 def _precision(job: JobFacts) -> Iterator[Improvement]:
     current = job.config.hyperparameters.precision
-    if job.machine.bf16 and current in _OVER:
+    if job.machine.bf16 and current in _BF16_OVER:
         smaller = job.memory.upper_bytes - job.memory_with(precision="bf16").upper_bytes
-        saved = f", and it takes {_gib(smaller)} less" if smaller > 0.05 * GIB else ""
-        why = f"{job.machine.name} computes in bf16: {_OVER[current]}{saved}."
+        saved = f". The job takes {_gib(smaller)} less memory" if smaller > 0.05 * GIB else ""
+        why = f"{job.machine.name} supports bf16: {_BF16_OVER[current]}{saved}."
         yield _better("hyperparameters.precision", current, "bf16", why)
 
 
-def _recomputation(job: JobFacts) -> Iterator[Improvement]:
+def _gradient_checkpointing(job: JobFacts) -> Iterator[Improvement]:
     path, on = "hyperparameters.gradient_checkpointing", job.config.hyperparameters.gradient_checkpointing
     other = job.memory_with(gradient_checkpointing=not on)
     if on and fits(other, job.machine):
         more = flops_per_token(job.architecture, job.setup_with())
         more /= flops_per_token(job.architecture, job.setup_with(gradient_checkpointing=False))
-        why = f"Without recomputation it takes {job.of_free(other)}, and {1 - 1 / more:.0%} fewer operations."
+        why = f"Without it the job takes {job.of_free(other)}, and needs {1 - 1 / more:.0%} fewer operations."
         yield _better(path, True, False, why)
     elif not on and not fits(job.memory, job.machine) and fits(other, job.machine):
-        why = f"Memory is short: {job.of_free(job.memory)}; with recomputation up to {_gib(other.upper_bytes)}."
+        why = f"The job takes {job.of_free(job.memory)}; with gradient checkpointing up to {_gib(other.upper_bytes)}."
         yield _better(path, False, True, why)
 
 
@@ -318,27 +333,27 @@ def _optimizer(job: JobFacts) -> Iterator[Improvement]:
         return
     smaller = job.memory_with(optim="adamw_8bit")
     if smaller.upper_bytes < 0.95 * job.memory.upper_bytes:
-        why = f"Its states take {_gib(job.memory['optimizer'])}; in 8 bits {_gib(smaller['optimizer'])}."
+        why = f"The optimizer's states take {_gib(job.memory['optimizer'])}; in 8 bits {_gib(smaller['optimizer'])}."
         yield _better("hyperparameters.optim", optim, "adamw_8bit", why)
 
 
 def _batch(job: JobFacts) -> Iterator[Improvement]:
     hyper = job.config.hyperparameters
-    rows, passes = hyper.per_device_train_batch_size, hyper.gradient_accumulation_steps
-    # On a processor more rows at once only pad each other.
+    rows, accumulation = hyper.per_device_train_batch_size, hyper.gradient_accumulation_steps
+    # On a CPU a larger micro-batch gains no speed and adds padding.
     if not job.machine.on_gpu or rows >= 8:
         return
     best, memory = rows, job.memory
-    while passes * rows % (2 * best) == 0 and 2 * best <= min(8, passes * rows):
+    while accumulation * rows % (2 * best) == 0 and 2 * best <= min(8, accumulation * rows):
         larger = job.memory_with(per_device_train_batch_size=2 * best)
         if not fits(larger, job.machine):
             break
         best, memory = 2 * best, larger
     if best > rows:
         why = (
-            f"{_gib(job.machine.free_bytes - job.memory.upper_bytes)} stay unused. With "
-            f"gradient_accumulation_steps = {passes * rows // best} a step is the same {rows * passes} rows in fewer, "
-            f"larger passes, and takes {job.of_free(memory)}."
+            f"{_gib(job.machine.free_bytes - job.memory.upper_bytes)} of memory stay unused. With "
+            f"gradient_accumulation_steps = {accumulation * rows // best} a step still has {rows * accumulation} rows, "
+            f"in fewer and larger micro-batches, and the job takes {job.of_free(memory)}."
         )
         yield _better("hyperparameters.per_device_train_batch_size", rows, best, why)
 
@@ -349,8 +364,8 @@ def _padding(job: JobFacts) -> Iterator[Improvement]:
         if not job.machine.on_gpu:
             apart = job.memory_with(packing=False)
             why = (
-                f"A processor gains no speed by packs of {hyper.max_length:,} tokens: they take up to "
-                f"{_gib(job.memory.upper_bytes)}, single rows of at most {job.longest:,} up to "
+                f"Packing does not speed up training on a CPU: packs of {hyper.max_length:,} tokens take up to "
+                f"{_gib(job.memory.upper_bytes)}, rows of at most {job.longest:,} tokens up to "
                 f"{_gib(apart.upper_bytes)}."
             )
             yield _better("hyperparameters.packing", True, False, why)
@@ -358,18 +373,18 @@ def _padding(job: JobFacts) -> Iterator[Improvement]:
     share = padding_share(job.train.lengths, hyper.per_device_train_batch_size)
     if hyper.group_by_length or share < _PADDED:
         return
-    padded = f"Rows of {min(job.train.lengths):,} to {job.longest:,} tokens beside each other are {share:.0%} padding"
+    padded = f"Batches of rows of {min(job.train.lengths):,} to {job.longest:,} tokens are {share:.0%} padding"
     filled = job.train.num_tokens / max(job.num_packed * hyper.max_length, 1)
     steps = math.ceil(job.total_steps * job.num_packed / job.train.num_examples)
     packed = job.memory_with(packing=True)
     if job.machine.on_gpu and filled >= _FULL_PACKS and steps >= _FEW_STEPS and fits(packed, job.machine):
         why = (
-            f"{padded}; {job.num_packed:,} packs of {hyper.max_length:,} are {filled:.0%} full. The job then has "
-            f"about {steps:,} steps in place of {job.total_steps:,}, and takes {job.of_free(packed)}."
+            f"{padded}; {job.num_packed:,} packs of {hyper.max_length:,} tokens are {filled:.0%} full. The job then "
+            f"has about {steps:,} steps instead of {job.total_steps:,}, and takes {job.of_free(packed)}."
         )
         yield _better("hyperparameters.packing", False, True, why)
     else:
-        yield _better("hyperparameters.group_by_length", False, True, f"{padded}; rows of one length need none.")
+        yield _better("hyperparameters.group_by_length", False, True, f"{padded}; rows of equal length need none.")
 
 
 def _length(job: JobFacts) -> Iterator[Improvement]:
@@ -381,7 +396,7 @@ def _length(job: JobFacts) -> Iterator[Improvement]:
         if longer > limit and fits(memory, job.machine):
             which = f"{cut / rows:.0%} of the" if job.repetition > 1 else f"{cut:,} of {rows:,}"
             lost = "beginning" if job.config.hyperparameters.truncation == "keep_end" else "end"
-            why = f"{which} rows lose their {lost}. With {longer:,} it takes {job.of_free(memory)}."
+            why = f"{which} rows lose their {lost} by truncation. With {longer:,} the job takes {job.of_free(memory)}."
             yield _better(path, limit, longer, why)
         return
     enough = max(64, _power_of_two(job.longest))
@@ -389,13 +404,11 @@ def _length(job: JobFacts) -> Iterator[Improvement]:
         memory = job.memory_with(length=limit)
         if memory.upper_bytes >= 1.5 * job.memory.upper_bytes:
             what = (
-                "which would not fit"
-                if not fits(memory, job.machine)
-                else f"in place of {_gib(job.memory.upper_bytes)}"
+                "which does not fit" if not fits(memory, job.machine) else f"instead of {_gib(job.memory.upper_bytes)}"
             )
             why = (
-                f"The longest row has {job.longest:,} tokens: {enough:,} cuts nothing. One stray row of {limit:,} in "
-                f"a later version of the data would take up to {_gib(memory.upper_bytes)}, {what}."
+                f"The longest row has {job.longest:,} tokens: {enough:,} truncates none. With a row of {limit:,} in a "
+                f"later version of the data the job would take up to {_gib(memory.upper_bytes)}, {what}."
             )
             yield _better(path, limit, enough, why)
     most = _power_of_two(job.train.percentiles().get(99, job.longest))
@@ -407,8 +420,8 @@ def _length(job: JobFacts) -> Iterator[Improvement]:
             if job.repetition > 1:
                 which = f"{longer_rows / job.train.num_examples:.1%} of the rows"
             why = (
-                f"{which} have more than {most:,} tokens, and alone "
-                f"make it take up to {_gib(job.memory.upper_bytes)} in place of {_gib(memory.upper_bytes)}."
+                f"{which} have more than {most:,} tokens. Because of them "
+                f"the job takes up to {_gib(job.memory.upper_bytes)} instead of {_gib(memory.upper_bytes)}."
             )
             yield _better(path, limit, most, why)
 
@@ -423,7 +436,7 @@ _RULES: Final[Sequence[Callable[[JobFacts], Iterator[Improvement]]]] = (
     _method,
     _quantisation,
     _precision,
-    _recomputation,
+    _gradient_checkpointing,
     _optimizer,
     _batch,
     _length,
@@ -431,22 +444,25 @@ _RULES: Final[Sequence[Callable[[JobFacts], Iterator[Improvement]]]] = (
     _evaluations,
     _saves,
 )  # fmt: skip
-"""What decides whether anything is learnt, then what decides time and memory."""
+"""The rules in order of importance: first those for learning, then those for time and memory."""
 _TITLES: Final = {"lora": "LoRA", "qlora": "QLoRA", "full": "full fine-tuning"}
-_OVER: Final = {
-    "fp16": "the range of fp32, so that no loss has to be scaled and none overflows",
-    "fp32": "the same range in half the bytes, and faster",
+_BF16_OVER: Final = {
+    "fp16": "it has the range of fp32, so the loss needs no scaling and does not overflow",
+    "fp32": "it has the range of fp32 in half the bytes, and is faster",
 }
+"""The advantage of bf16 over another precision."""
 
 
 def padding_share(lengths: Mapping[int, int], rows: int) -> float:
-    """Of the tokens of a batch of so many rows, drawn at random from rows of these lengths, the share that is padding,
-    as expected."""
+    """Returns the expected share of padding in a batch of `rows` rows drawn at random from rows of these lengths.
+
+    `lengths` maps the tokens of a row to the number of rows of that length.
+    """
     total = sum(lengths.values())
     seen, below, longest = 0, 0.0, 0.0
     for length, count in sorted(lengths.items()):
         seen += count
-        # That the longest of the rows is no longer than this.
+        # Probability that the longest of the rows is no longer than this.
         here = (seen / total) ** rows
         longest += length * (here - below)
         below = here
@@ -455,7 +471,7 @@ def padding_share(lengths: Mapping[int, int], rows: int) -> float:
 
 
 def _once(job: JobFacts) -> int:
-    """Trained tokens of the data, those of a row in several phases once."""
+    """Number of trained tokens, counting a row of several phases once."""
     return round(job.train.num_trained_tokens / job.repetition)
 
 

@@ -1,4 +1,4 @@
-"""What of a model decides what training it costs, read from its config.json and the headers of its weights."""
+"""The architecture of a model, read from its config.json and the headers of its weights: the basis of all estimates."""
 
 import json
 import math
@@ -25,14 +25,14 @@ _TIED_BY_DEFAULT = (*_GEMMA, "inl")
 
 @dataclass(frozen=True)
 class LinearLayer:
-    """One linear layer of a decoder block: what adapters attach to and what gets quantised."""
+    """One linear layer of a decoder block; adapters attach to it, and QLoRA quantises it."""
 
     name: str
-    """Within the block: `self_attn.q_proj`."""
+    """Name within the block, such as `self_attn.q_proj`."""
     rows: int
-    """Values it gives for a token."""
+    """Size of its output for one token."""
     columns: int
-    """Values it takes for a token."""
+    """Size of its input for one token."""
     bias: bool = False
 
     @property
@@ -44,8 +44,8 @@ class LinearLayer:
 class Architecture:
     """A causal language model of `layers` equal blocks.
 
-    Norms and biases are those of the transformers implementation named `model_type`; an unknown one is taken for a
-    Llama unless the tensors' own names (`of_folder`) say otherwise.
+    Norms and biases follow the transformers implementation of `model_type`. An unknown type is treated as a Llama
+    unless the names of the tensors (`of_folder`) show a difference.
     """
 
     model_type: str
@@ -57,9 +57,9 @@ class Architecture:
     feed_forward: int
     vocabulary: int
     tied: bool
-    """Whether the head uses the embedding's weights."""
+    """True if the head shares the embedding's weights."""
     context: int = 0
-    """Tokens of the longest sequence it was made for; 0 where that is not known."""
+    """Maximum sequence length in tokens; 0 if unknown."""
     experts: int = 0
     """Feed-forward networks per block of a mixture of experts; 0 for a dense model."""
     experts_per_token: int = 0
@@ -70,30 +70,32 @@ class Architecture:
     """Query, key and value are one layer, and so are gate and up (Phi-3)."""
     query_norm: bool = False
     sandwich: bool = False
-    """Norms after attention and feed-forward too (Gemma 2 and 3)."""
+    """Norms also follow attention and feed-forward (Gemma 2 and 3)."""
     norm: Norm = "llama"
     softcap: bool = False
-    """Attention logits are squashed, which only the eager implementation of attention does."""
+    """Attention logits are soft-capped, which only the eager implementation of attention supports."""
     iterations: int = 0
-    """Of an INL block."""
+    """Iterations of an INL block; 0 for other families."""
     vision: bool = False
-    """There is an image part besides, which is not counted here."""
+    """The model also has an image part, which is not counted here."""
     extra_parameters: int = 0
-    """What the weights' headers hold beyond what the configuration explains."""
+    """Number of parameters in the weights' headers that the configuration does not explain."""
     stored_linears: tuple[LinearLayer, ...] = ()
-    """Of a block, as the weights' headers name them, where that is not the usual way."""
+    """Linear layers of a block as the weights' headers name them, if the names are not the usual ones."""
 
     @property
     def family(self) -> Family:
-        """`other`: blocks whose inner order is not known, only their layers."""
+        """Kind of block. `other`: the linear layers are known, their order is not."""
         if self.stored_linears:
             return "other"
         return "inl" if self.model_type == "inl" else "decoder"
 
     @cached_property
     def linears(self) -> tuple[LinearLayer, ...]:
-        """The linear layers of one block that adapters attach to, in the order they run. Experts are not among them:
-        they are stored as one tensor each, which PEFT's `all-linear` passes by."""
+        """The linear layers of one block that adapters attach to, in the order they run.
+
+        Experts are not included: each is stored as one tensor, which PEFT's `all-linear` skips.
+        """
         if self.stored_linears:
             return self.stored_linears
         return tuple(self._inl_linears() if self.family == "inl" else self._decoder_linears())
@@ -125,8 +127,8 @@ class Architecture:
         yield LinearLayer("feed_forward.2", self.hidden, self.feed_forward, True)
 
     def targets(self, target_modules: list[str] | tuple[str, ...]) -> tuple[LinearLayer, ...]:
-        """The layers of a block that adapters go to: those whose name ends as one of `target_modules`, all of them
-        when none is named."""
+        """Returns the layers of a block that get adapters: those whose name ends in one of `target_modules`; all layers
+        if it is empty."""
         return tuple(
             layer
             for layer in self.linears
@@ -135,13 +137,13 @@ class Architecture:
 
     @cached_property
     def block_norms(self) -> tuple[int, ...]:
-        """Sizes of a block's norm weights."""
+        """The sizes of a block's norm weights."""
         sizes = [self.hidden] * (4 if self.sandwich else 2)
         return (*sizes, *([self.head_dim] * 2 if self.query_norm else []))
 
     @cached_property
     def block_tensors(self) -> tuple[tuple[int, int], ...]:
-        """Shapes of every tensor of one block; a vector is (1, n)."""
+        """The shapes of all tensors of one block; a vector is (1, n)."""
         shapes = [(layer.rows, layer.columns) for layer in self.linears]
         shapes += [(1, layer.rows) for layer in self.linears if layer.bias]
         if self.family == "inl":
@@ -155,14 +157,14 @@ class Architecture:
 
     @cached_property
     def tensors(self) -> tuple[tuple[int, int], ...]:
-        """Shapes of every tensor of the model, each once: embedding, blocks, last norm, head."""
+        """The shapes of all tensors of the model: embedding, head unless tied, blocks, last norm."""
         last = [(1, self.hidden)] * (2 if self.model_type == "inl" else 1)
         ends = [(self.vocabulary, self.hidden)] * (1 if self.tied else 2)
         return (*ends, *(self.block_tensors * self.layers), *last)
 
     @cached_property
     def num_linear_weights(self) -> int:
-        """Weights in the linear layers of all blocks: what is quantised."""
+        """Number of weights in the linear layers of all blocks, which QLoRA quantises."""
         return self.layers * sum(layer.num_weights for layer in self.linears)
 
     @cached_property
@@ -171,20 +173,22 @@ class Architecture:
 
     @property
     def num_embedding_weights(self) -> int:
-        """Of the embedding alone."""
+        """Number of weights in the embedding."""
         return self.vocabulary * self.hidden
 
     @cached_property
     def num_active_parameters(self) -> int:
-        """Parameters that a token passes through: a mixture runs only some of its experts, an INL block runs its
-        controllers once for each iteration."""
+        """Number of parameters that a token passes through.
+
+        A mixture of experts runs only some of its experts; an INL block runs its controllers once per iteration.
+        """
         idle = (self.experts - self.experts_per_token) * 3 * self.hidden * self.feed_forward * self.layers
         controllers = 4 * (3 * self.hidden + self.hidden) * _INL_CONTROLLER
         return self.num_parameters - idle + max(self.iterations - 1, 0) * controllers * self.layers
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Architecture":
-        """From what a Hugging Face config.json says. JobError("UNKNOWN_ARCHITECTURE") when it lacks a size."""
+        """Builds it from a Hugging Face config.json. Raises JobError("UNKNOWN_ARCHITECTURE") if a size is missing."""
         text = config.get("text_config")
         values: Mapping[str, Any] = {**config, **text} if isinstance(text, Mapping) else config
 
@@ -193,7 +197,7 @@ class Architecture:
                 if isinstance(values.get(name), int) and not isinstance(values[name], bool):
                     return int(values[name])
             if default is None:
-                raise _unknown(f"its config.json has none of {', '.join(names)}")
+                raise _unknown(f"its config.json has none of the fields {', '.join(names)}")
             return default
 
         kind = str(values.get("model_type") or config.get("model_type") or "")
@@ -229,21 +233,21 @@ class Architecture:
         )
 
     def module_names(self) -> list[str]:
-        """What `target_modules` can name."""
+        """Returns the names that `target_modules` accepts."""
         return sorted({layer.name.rpartition(".")[2] for layer in self.linears})
 
     @classmethod
     def of_folder(cls, folder: Path) -> "Architecture":
-        """From a model's config.json, corrected by the shapes in the headers of its safetensors files."""
+        """Builds it from a model's config.json, corrected by the tensor shapes in its safetensors headers."""
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         return cls.of_tensors(config, tensor_shapes(folder))
 
     @classmethod
     def of_tensors(cls, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> "Architecture":
-        """From a config.json and the shapes of the tensors by name.
+        """Builds it from a config.json and the shapes of the tensors by name.
 
-        The tensors decide where the two differ: biases, norms and fused layers have names, and what the configuration
-        does not explain is counted all the same.
+        Where the two differ, the tensors decide: biases, norms and fused layers are recognised by name. Parameters that
+        the configuration does not explain are counted as extra_parameters.
         """
         found = cls.from_config(config)
         if found.family == "inl" or not shapes:
@@ -252,7 +256,7 @@ class Architecture:
         first = {match[1]: shape for name, shape in text.items() if (match := _FIRST_BLOCK.search(name))}
         seen = replace(
             found,
-            # A head that is stored may still be the embedding, written twice.
+            # A stored head may still be the embedding, saved twice.
             tied=found.tied or not any(name.endswith(_HEADS) for name in text),
             query_bias="self_attn.q_proj.bias" in first,
             output_bias="self_attn.o_proj.bias" in first,
@@ -283,5 +287,5 @@ def _beside_the_text(name: str) -> bool:
 
 
 def _unknown(why: str) -> JobError:
-    message = f"The model's size cannot be told: {why}."
-    return JobError("UNKNOWN_ARCHITECTURE", message, "Name another model.", [Violation("base_model", message)])
+    message = f"The size of the model is unknown: {why}."
+    return JobError("UNKNOWN_ARCHITECTURE", message, "Use another base model.", [Violation("base_model", message)])

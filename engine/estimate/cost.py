@@ -1,4 +1,4 @@
-"""What a training costs: time × the price of an hour."""
+"""The cost of a training: its duration times the price of an hour."""
 
 import tomllib
 from collections.abc import Sequence
@@ -11,31 +11,33 @@ from engine.estimate.duration import Interval
 from engine.estimate.machine import Machine
 
 _GIB = 2**30
-
-
-_ADVICE = "Have the operator correct FTF_PROBE_PRICES: [[price]] tables with gpu, per_hour and, perhaps, gib."
+_ADVICE = "Ask the operator to correct FTF_PROBE_PRICES: [[price]] tables with gpu, per_hour and, optionally, gib."
 
 
 @dataclass(frozen=True)
 class Price:
-    """One line of a price table."""
+    """The price of one GPU."""
 
     gpu: str
+    """Words that the GPU's name must contain."""
     per_hour: float
     gib: int | None = None
+    """Memory of the GPU, to tell variants apart; None: any."""
 
 
 @dataclass(frozen=True)
 class PriceTable:
-    """Prices of an hour by GPU."""
+    """Prices per hour of GPUs, in one currency."""
 
     currency: str
     prices: Sequence[Price]
 
     @classmethod
     def read(cls, path: Path | None = None) -> "PriceTable":
-        """The table in a TOML file, or the one that comes with the program. JobError("INVALID_PRICES") when it cannot
-        be read as one."""
+        """Reads the table from a TOML file, by default the one shipped with this package.
+
+        Raises JobError("INVALID_PRICES") for a file that is not a price table.
+        """
         source = files("engine.estimate") / "prices.toml" if path is None else path
         try:
             values = tomllib.loads(source.read_text("utf-8"))
@@ -46,7 +48,7 @@ class PriceTable:
         return cls(str(values.get("currency", "USD")), prices)
 
     def of(self, machine: Machine) -> Price | None:
-        """That of this GPU; None where the table has none: nothing is guessed."""
+        """Returns the price of the machine's GPU, or None if the table has none; prices are never guessed."""
         words = set(machine.name.lower().replace("-", " ").split())
         for price in self.prices:
             if set(price.gpu.lower().split()) <= words and _holds(price, machine):
@@ -55,7 +57,7 @@ class PriceTable:
 
 
 def cost(seconds: Interval, price: Price) -> Interval:
-    """In the table's currency."""
+    """Returns the cost of a duration, in the currency of the price table."""
     return seconds.scaled(price.per_hour / 3600)
 
 

@@ -1,4 +1,4 @@
-"""How much disk a training takes: its checkpoints above all, which are many times an adapter."""
+"""Estimates the disk space of a training, most of which its checkpoints take."""
 
 import math
 from dataclasses import dataclass
@@ -10,30 +10,30 @@ from engine.estimate.memory import Estimator, Setup
 from engine.estimate.recommend import RESERVE, Verdict
 
 _TIGHT: Final = 0.8
-"""Of what is free: beyond it a log file or somebody else's download is enough to end the job."""
+"""Share of the free space above which the verdict is tight: a log file or another download could then fill the disk."""
 _STATE_BYTES: Final = 64 * 1024
-"""Schedule, random state, configuration and history of a checkpoint."""
-_ON_THEIR_WAY: Final = 2
-"""One that is being written and one that is being stored. They lie on the node only until the store has them."""
+"""Size of a checkpoint's schedule, random state, configuration and history."""
+_UPLOADING: Final = 2
+"""Checkpoints on the node at once: one that is being written, and one that is being uploaded to the store."""
 _ALWAYS_KEPT: Final = 2
-"""The gateway keeps the newest two, and the best one besides, whatever save_total_limit says."""
+"""Checkpoints that the gateway always keeps, besides the best one, whatever save_total_limit is."""
 _SHARD_BYTES: Final = 8
 """Bytes of a token in the shards: its id and its label."""
 
 
 @dataclass(frozen=True)
 class Disk:
-    """What a training writes, in bytes."""
+    """The disk space of a training, in bytes."""
 
     checkpoint_bytes: int
     num_checkpoints: int
-    """At once, at most: where the store is elsewhere those on their way to it, else those that it keeps as well."""
+    """Maximum number on the disk at once: those being uploaded and, if the store is on this disk, those it keeps."""
     needed_bytes: int
     free_bytes: int
     holds_artifacts: bool
-    """Whether the artifact store lies on the same disk."""
+    """True if the artifact store is on the same disk."""
     download_bytes: int
-    """Of the base model, where it is not on the machine yet."""
+    """Size of the base model if it still has to be downloaded; otherwise 0."""
 
     @property
     def verdict(self) -> Verdict:
@@ -43,13 +43,13 @@ class Disk:
 
 
 def checkpoint_bytes(architecture: Architecture, setup: Setup, tokenizer_bytes: int = 0) -> int:
-    """Files of one checkpoint: what is trained, in float32, the state of the optimizer, and the tokenizer."""
+    """Returns the bytes of one checkpoint: trained weights in float32, optimizer state and tokenizer."""
     estimator = Estimator(architecture, setup)
     return 4 * estimator.num_trained_parameters + estimator.optimizer + tokenizer_bytes + _STATE_BYTES
 
 
 def num_saved(config: JobConfig, total_steps: int) -> int:
-    """Checkpoints that a job of so many steps writes at most: at save_steps, at every evaluation, and at the end."""
+    """Returns the maximum number of checkpoints that a job saves: at save_steps, at each evaluation, and at its end."""
     every = [config.hyperparameters.save_steps]
     if config.evaluates_while_training:
         every.append(config.hyperparameters.eval_steps)
@@ -70,15 +70,15 @@ def estimate_disk(
     tokenizer_bytes: int = 0,
     download_bytes: int = 0,
 ) -> Disk:
-    """Of a job whose data has `num_tokens` in one pass, held-out rows included."""
+    """Estimates the disk space of a job whose data has `num_tokens` tokens, held-out rows included."""
     one = checkpoint_bytes(architecture, setup, tokenizer_bytes)
     saved = num_saved(config, total_steps)
     kept = max(config.hyperparameters.save_total_limit, _ALWAYS_KEPT + config.evaluates_while_training)
-    # One more than is kept: the newest is stored before an older one is deleted.
+    # One more than is kept: a new checkpoint is stored before an old one is deleted.
     held = min(saved, kept + 1) if holds_artifacts else 0
-    on_their_way = min(saved, _ON_THEIR_WAY)
+    uploading = min(saved, _UPLOADING)
     shards = _SHARD_BYTES * num_tokens * (2 if holds_artifacts else 1)
-    # The package and the zip of it.
+    # The export package and its zip file.
     package = 2 * 4 * Estimator(architecture, setup).num_trained_parameters
-    needed = (held + on_their_way) * one + shards + package + download_bytes
-    return Disk(one, held + on_their_way, math.ceil(needed), free_bytes, holds_artifacts, download_bytes)
+    needed = (held + uploading) * one + shards + package + download_bytes
+    return Disk(one, held + uploading, math.ceil(needed), free_bytes, holds_artifacts, download_bytes)

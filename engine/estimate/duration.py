@@ -1,4 +1,4 @@
-"""How long a training takes: from what was measured on the same hardware, else from operations and a peak."""
+"""Estimates the duration of a training, from speeds observed on the same hardware or from its peak performance."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -10,84 +10,86 @@ from engine.estimate.machine import Machine
 from engine.estimate.memory import Estimator, Setup
 from engine.estimate.saved_activations import Method
 
-# Share of the peak that trainings reach: lowest, likely, highest. On GPUs 0.15 to 0.5 is the span that published runs
-# of dense models report, less where every pass expands quantised weights. On CPUs SmolLM2-135M with adapters trained
-# 170 to 360 tokens/s on 2 cores with AVX-512, which is 0.3 to 0.6; a shared machine gives less.
+# By (on_gpu, quantised): the share of the peak performance that trainings reach: lowest, likely, highest. On GPUs
+# published runs of dense models report 0.15 to 0.5, and less where every pass dequantises the weights. On CPUs
+# SmolLM2-135M with adapters trained 170 to 360 tokens/s on 2 cores with AVX-512, which is 0.3 to 0.6; a shared machine
+# gives less.
 _UTILISATION: Final[Mapping[tuple[bool, bool], tuple[float, float, float]]] = {
     (True, False): (0.15, 0.33, 0.50),
     (True, True): (0.08, 0.20, 0.38),
     (False, False): (0.12, 0.40, 0.60),
     (False, True): (0.02, 0.10, 0.30),
 }
-# An unlisted GPU's peak is itself a guess.
+# Factor by which the interval widens for an unlisted GPU, whose peak is assumed.
 _UNKNOWN_SPREAD: Final = 3.0
-# One standard deviation of the logarithm that a single observation leaves open, and what each halving or doubling of
-# the model adds: speed per operation changes slowly with size.
+# Standard deviation of the logarithm of the speed after a single observation, and its increase for each doubling or
+# halving of the model size: operations per second change slowly with size.
 _SINGLE: Final = 0.15
 _PER_DOUBLING: Final = 0.08
-# Another method on the same hardware tells the order of magnitude.
+# Increase if only another method was observed, which still gives the order of magnitude.
 _OTHER_METHOD: Final = 0.35
-# Two standard deviations: about 95 of 100.
+# Two standard deviations: about 95 % of trainings.
 _DEVIATIONS: Final = 2.0
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure and the range it is expected in."""
+    """A likely value and the range in which it is expected."""
 
     low: float
     likely: float
     high: float
 
     def scaled(self, factor: float) -> "Interval":
+        """Returns the interval multiplied by `factor`."""
         return Interval(self.low * factor, self.likely * factor, self.high * factor)
 
     def inverse(self, amount: float) -> "Interval":
-        """The time that `amount` takes at these speeds."""
+        """Returns the time that `amount` takes at the speeds of this interval."""
         return Interval(amount / self.high, amount / self.likely, amount / self.low)
 
 
 @dataclass(frozen=True)
 class Observation:
-    """The speed of a training that was run."""
+    """The measured speed of a finished training."""
 
     hardware: str
-    """`Machine.name`."""
+    """The machine's name, as `Machine.name`."""
     method: Method
     num_parameters: int
     flops_per_token: float
-    """`flops_per_token` of what was run."""
+    """Operations per token, from `flops_per_token`."""
     tokens_per_second: float
-    """Trained rows' tokens, padding not counted."""
+    """Tokens of training rows, without padding."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Tokens a second, and where the figure is from."""
+    """Tokens per second, and the source of the figure."""
 
     tokens_per_second: Interval
     basis: str
-    """In one sentence."""
+    """The source, in one sentence."""
     num_observations: int
 
 
 class Calibration:
-    """Speeds that were observed, and what they say of other trainings on the same hardware.
+    """Observed speeds, and predictions from them for other trainings on the same hardware.
 
-    What carries over from one training to another is the operations a second that the hardware reaches; so that is
-    what is averaged, nearer sizes weighing more.
+    Operations per second carry over from one training to another, so they are averaged; models of similar size weigh
+    more.
     """
 
     def __init__(self, observations: Iterable[Observation] = ()) -> None:
         self._observations = [observation for observation in observations if _sound(observation)]
 
     def observe(self, observation: Observation) -> None:
-        """Takes in a finished training. One without a speed is passed over."""
+        """Adds a finished training; ignores one without a speed."""
         if _sound(observation):
             self._observations.append(observation)
 
     def records(self) -> list[dict[str, Any]]:
-        """As plain values, to be kept; `of_records` reads them."""
+        """Returns the observations as plain values, which `of_records` reads."""
         return [asdict(observation) for observation in self._observations]
 
     @classmethod
@@ -95,7 +97,7 @@ class Calibration:
         return cls(Observation(**record) for record in records)
 
     def predict(self, machine: Machine, method: Method, num_parameters: int, flops: float) -> Speed:
-        """Speed of a training of `flops` operations a token on `machine`."""
+        """Predicts the speed of a training with `flops` operations per token on `machine`."""
         here = [o for o in self._observations if o.hardware == machine.name]
         same = [o for o in here if o.method == method]
         if not here:
@@ -117,11 +119,12 @@ class Calibration:
 
 
 def flops_per_token(architecture: Architecture, setup: Setup) -> float:
-    """Operations for one token of training.
+    """Returns the operations of training on one token.
 
-    A forward pass takes 2 for each weight that a token meets, and so does each of the two gradients of the backward
-    pass, that of the inputs and that of the weights (arXiv 2001.08361, sec. 2.1: 6N in all); frozen weights need
-    only the first. Recomputation repeats the forward pass. Attention adds 2 · 2 · length / 2 for each value of a query.
+    The forward pass takes 2 operations for each weight that a token passes through, and so does each of the two
+    gradients of the backward pass, that of the inputs and that of the weights (arXiv 2001.08361, sec. 2.1: 6N in all).
+    Frozen weights need only the first. Recomputation repeats the forward pass. Attention adds 2 · 2 · length / 2 for
+    each value of a query.
     """
     a, estimator = architecture, Estimator(architecture, setup)
     ends = a.num_embedding_weights * (1 if a.tied else 2)
@@ -129,15 +132,15 @@ def flops_per_token(architecture: Architecture, setup: Setup) -> float:
     scores = a.layers * a.heads * a.head_dim * setup.length if a.family == "decoder" else 0
     passes = 4 if setup.trains_adapters else 6
     passes += 2 if setup.checkpointing else 0
-    # Scores have no weights: their backward pass is twice the forward one whatever is trained.
+    # Attention scores have no weights: their backward pass takes twice the forward pass for every method.
     attention = scores * (6 + (2 if setup.checkpointing else 0))
-    # The head's tiles are made again in its backward pass.
+    # The head's logits are computed again in its backward pass.
     head = a.num_embedding_weights * setup.trained_share * (passes + 2)
     return passes * blocks + attention + head + 6 * estimator.num_adapter_parameters
 
 
 def evaluation_flops_per_token(architecture: Architecture, setup: Setup) -> float:
-    """Operations for one held-out token: a forward pass."""
+    """Returns the operations of evaluating one token: a forward pass."""
     a = architecture
     ends = a.num_embedding_weights * (1 if a.tied else 2)
     scores = a.layers * a.heads * a.head_dim * setup.length if a.family == "decoder" else 0
@@ -146,17 +149,17 @@ def evaluation_flops_per_token(architecture: Architecture, setup: Setup) -> floa
 
 @dataclass(frozen=True)
 class Work:
-    """How much there is to do."""
+    """The tokens that a training processes."""
 
     tokens: float
-    """Trained on, all epochs together."""
+    """Training tokens of all epochs together."""
     evaluation_tokens: float = 0.0
-    """Evaluated on, all evaluations together."""
+    """Held-out tokens of all evaluations together."""
 
 
 @dataclass(frozen=True)
 class Duration:
-    """Time of a training."""
+    """The duration of a training, and the speed behind it."""
 
     seconds: Interval
     speed: Speed
@@ -165,7 +168,7 @@ class Duration:
 def estimate_duration(
     architecture: Architecture, setup: Setup, machine: Machine, work: Work, calibration: Calibration | None = None
 ) -> Duration:
-    """The time that `work` takes; loading and saving are not in it."""
+    """Estimates the time that `work` takes, without loading and saving."""
     flops = flops_per_token(architecture, setup)
     calibration = calibration or Calibration()
     speed = calibration.predict(machine, setup.method, architecture.num_parameters, flops)
@@ -177,8 +180,8 @@ def _prior(machine: Machine, method: Method, flops: float) -> Speed:
     low, likely, high = _UTILISATION[machine.on_gpu, method == "qlora"]
     spread = 1.0 if machine.known else _UNKNOWN_SPREAD
     speed = Interval(low / spread, likely, high * spread).scaled(machine.peak_flops / flops)
-    peak = f"{machine.peak_flops / 1e12:.3g} TFLOP/s" + ("" if machine.known else ", a guess for an unlisted GPU")
-    basis = f"no training was measured on {machine.name} yet: {likely:.0%} of its peak ({peak}) is assumed"
+    peak = f"{machine.peak_flops / 1e12:.3g} TFLOP/s" + ("" if machine.known else ", assumed for an unlisted GPU")
+    basis = f"no training has been measured on {machine.name} yet; {likely:.0%} of its peak ({peak}) is assumed"
     return Speed(speed, basis, 0)
 
 

@@ -1,4 +1,4 @@
-"""Estimates, recommendations and the matrix as messages."""
+"""Conversion of estimates, recommendations and the decision matrix to proto messages."""
 
 from collections.abc import Iterable, Sequence
 
@@ -33,10 +33,12 @@ def estimate_message(
     changes: Sequence[Adjustment] = (),
     warnings: Sequence[str] = (),
 ) -> pb.ResourceEstimate:
-    """`work` None: how much data there is is not known, and so neither are duration and cost."""
+    """Builds the message of an estimate; without `work` it has neither duration nor cost."""
     message = pb.ResourceEstimate(
         memory=[
-            pb.MemoryComponent(name=c.name, size_bytes=c.size_bytes, description=c.what, uncertainty=c.uncertainty)
+            pb.MemoryComponent(
+                name=c.name, size_bytes=c.size_bytes, description=c.description, uncertainty=c.uncertainty
+            )
             for c in memory.components
         ],
         memory_total_bytes=memory.total_bytes,
@@ -75,9 +77,9 @@ def estimate_message(
 def recommendation_message(
     found: Recommendation, base_model: str, architecture: Architecture, machine: Machine, estimate: pb.ResourceEstimate
 ) -> pb.Recommendation:
-    """With the seed's own answer for the same GPU and number of parameters."""
+    """Builds the message of a recommendation, with the seed formula's answer for the same GPU and model size."""
     changes = found.plan.adjustments
-    # A card sold as 24 GB has 24 GiB, and the bands of the seed's rule mean cards.
+    # A card sold as 24 GB has 24 GiB, and the seed formula's bands are sizes of cards.
     size = round(machine.total_bytes / GIB, 1)
     billions = round(architecture.num_parameters / 1e9, 2)
     seed = recommend_method(size, billions, machine.on_gpu, machine.quantises)
@@ -100,7 +102,7 @@ def matrix_message(rows: Sequence[Sequence[Cell]]) -> pb.DecisionMatrix:
 
 
 def calibration(observed: Iterable[pb.ObservedSpeed]) -> Calibration:
-    """From what a request brings along; methods of a newer version are passed over."""
+    """Builds a calibration from the observed speeds of a request; skips methods that only a newer version knows."""
     numbers = {TrainingMethod.Value(method_name(method)): method for method in METHODS}
     return Calibration(
         Observation(o.hardware, numbers[o.method], o.num_parameters, o.flops_per_token, o.tokens_per_second)
@@ -112,9 +114,9 @@ def calibration(observed: Iterable[pb.ObservedSpeed]) -> Calibration:
 def observed_speed(
     spec: FineTuningJobSpec, preflight: PreflightResult, training: TrainingResult
 ) -> pb.ObservedSpeed | None:
-    """What a finished job says of its hardware; None when it trained nothing, or does not say on what.
+    """Returns the speed that a finished job reached on its hardware; None if it trained nothing or names no hardware.
 
-    Operations are counted from the architecture where its name is known, else from the parameters alone.
+    Operations are counted from the architecture if its name is known, otherwise from the number of parameters.
     """
     config = resolved_config(spec)
     if not preflight.HasField("hardware") or config.method == "auto" or training.train_tokens_per_second <= 0:

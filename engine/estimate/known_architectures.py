@@ -1,4 +1,4 @@
-"""Architectures that can be estimated without a model's files: what their config.json says, by name."""
+"""Architectures that can be estimated without a model's files: the values of their config.json, by name."""
 
 import difflib
 from functools import cache
@@ -77,19 +77,22 @@ _SUFFIXES = ("-instruct", "-it", "-chat", "-base", "-hf", "-pt")
 
 @cache
 def known(name: str) -> Architecture:
-    """The architecture of this name: an entry of `CONFIGS`, or a Hugging Face id that ends in one (with -Instruct or
-    the like). JobError("MODEL_NOT_FOUND") with the nearest names for another."""
+    """Returns the architecture of this name: a key of `CONFIGS`, or a Hugging Face id that ends in one, possibly
+    followed by a suffix such as -Instruct.
+
+    Raises JobError("MODEL_NOT_FOUND") with the nearest names for any other name.
+    """
     found = find_known(name)
     if found is not None:
         return found
     close = difflib.get_close_matches(_short(name), CONFIGS, n=3, cutoff=0.4)
-    hint = f"Did you mean {' or '.join(close)}?" if close else f"There are: {', '.join(CONFIGS)}."
-    message = f"No architecture is known under {name[:80]!r}. {hint}"
+    hint = f"Did you mean {' or '.join(close)}?" if close else f"Known architectures: {', '.join(CONFIGS)}."
+    message = f"Unknown architecture {name[:80]!r}. {hint}"
     raise JobError("MODEL_NOT_FOUND", message, hint, [Violation("base_model", message)])
 
 
 def find_known(name: str) -> Architecture | None:
-    """As `known`, with None for a name that is not known."""
+    """Returns the same as `known`, or None for an unknown name."""
     config = CONFIGS.get(_short(name))
     return Architecture.from_config(config) if config else None
 

@@ -1,4 +1,4 @@
-"""What of a machine decides whether a training fits and how long it takes."""
+"""The properties of a machine that decide whether a training fits and how long it takes."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -6,7 +6,7 @@ from typing import Final
 from finetuneflow.v1.hardware_pb2 import Gpu, Hardware
 
 # Dense matrix products in 16 bits with float32 sums, in TFLOP/s, from the makers' data sheets; without sparsity. The
-# first entry whose words are all in a GPU's name is its own.
+# first entry whose words all occur in a GPU's name applies.
 _GPU_TFLOPS: Final[tuple[tuple[str, float], ...]] = (
     ("b200", 2250), ("h200", 989), ("h100 pcie", 756), ("h100 nvl", 835), ("h100", 989), ("a100", 312),
     ("l40s", 362), ("l40", 181), ("l4", 121), ("a40", 150), ("a30", 165), ("a10g", 70), ("a10", 125), ("a16", 18),
@@ -15,35 +15,37 @@ _GPU_TFLOPS: Final[tuple[tuple[str, float], ...]] = (
     ("rtx 4060", 30), ("rtx 3090", 71), ("rtx 3080", 60), ("rtx 3070", 41), ("rtx 3060", 26),
     ("v100", 125), ("t4", 65), ("p100", 19),
 )  # fmt: skip
-# Of a GPU that is not listed: that of a small one, so that time is over- rather than underestimated.
+# For an unlisted GPU, the peak of a small one, so that its time is overestimated rather than underestimated.
 _UNKNOWN_GPU_TFLOPS: Final = 30.0
-# Float32 operations of a core in a cycle: two fused multiply-adds of 16, 8 or 4 values; at a clock of 2.5 GHz.
+# Float32 operations of a core per cycle: two fused multiply-adds of 16, 8 or 4 values. A clock of 2.5 GHz is assumed.
 _CPU_PER_CYCLE: Final = (("avx512f", 64), ("avx2", 32))
 _CPU_HERTZ: Final = 2.5e9
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a training would run: a GPU of a node, or its processor."""
+    """The device that a training runs on: a GPU of a node, or its CPU."""
 
     name: str
-    """The GPU's, or the processor's with its number of cores: what speeds are remembered by."""
+    """Name of the GPU, or of the CPU with its number of cores; observed speeds are stored under it."""
     on_gpu: bool
     free_bytes: int
     total_bytes: int
     peak_flops: float
-    """Operations a second in the numbers it trains in."""
+    """Operations per second in the number format of training."""
     bf16: bool
-    """Whether bfloat16 is fast on it."""
+    """True if bfloat16 is fast on it."""
     quantises: bool
-    """Whether bitsandbytes is installed."""
+    """True if bitsandbytes is installed."""
     known: bool = True
-    """Whether the peak is from the table."""
+    """True if peak_flops comes from the table; False if it is assumed."""
 
     @classmethod
     def of(cls, hardware: Hardware, *, gpus: int | None = None, free_bytes: int | None = None) -> "Machine":
-        """The GPU with the most free memory, or the processor where no GPU is usable or `gpus` is 0; `free_bytes`
-        in the place of what is free now."""
+        """Returns the GPU with the most free memory, or the CPU if no GPU is usable or `gpus` is 0.
+
+        `free_bytes` replaces the memory that is free now.
+        """
         quantises = "bitsandbytes" in hardware.packages
         gpu = best_gpu(hardware) if gpus != 0 else None
         if gpu is not None:
@@ -65,14 +67,14 @@ class Machine:
 
 
 def best_gpu(hardware: Hardware) -> Gpu | None:
-    """The usable one with the most free memory."""
+    """Returns the usable GPU with the most free memory, or None."""
     return max(hardware.gpus, key=lambda gpu: gpu.memory_free_bytes) if _usable(hardware) else None
 
 
 def gpu_machine(
     name: str, free_bytes: int, *, total: int | None = None, bf16: bool = True, quantises: bool = True
 ) -> Machine:
-    """A machine with this GPU, also one that is only thought of."""
+    """Returns a machine with this GPU, which need not exist."""
     words = name.lower().replace("-", " ").replace("geforce ", "").split()
     found = next((tflops for key, tflops in _GPU_TFLOPS if set(key.split()) <= set(words)), None)
     return Machine(

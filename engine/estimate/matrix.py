@@ -1,4 +1,4 @@
-"""The decision matrix: which method for which model size on which GPU, beside the one this project was asked for."""
+"""The decision matrix: the recommended method by model size and GPU memory, compared with the seed's matrix."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -13,14 +13,14 @@ from engine.estimate.saved_activations import Method
 COLUMNS: Final = (
     ("≤ 3B", "llama-3.2-3b"), ("7-8B", "llama-3.1-8b"), ("13B", "llama-2-13b"), ("70B", "llama-3.1-70b"),
 )  # fmt: skip
-"""Title and the architecture that stands for it: the largest common one of its size."""
+"""Title of each model size, and the architecture that represents it: the largest common one."""
 
 BANDS: Final = (("< 6", 4), ("6-8", 6), ("8-12", 8), ("12-16", 12), ("16-24", 16), ("24-48", 24), ("48+", 48))
-"""Title and the free GiB a cell is judged with: the least of the band, so that it holds for every card in it (below 6,
-a card of 4)."""
+"""Title of each band of GPU memory, and the free GiB that its cells assume: the smallest of the band, so that a cell
+holds for every card in it (below 6 GiB, a card of 4)."""
 
 _NO = (None, "impossible")
-# Seed 000, 2.2, row by row.
+# The matrix of the seed, by row.
 _SEED: Final[tuple[tuple[tuple[Method | None, Verdict], ...], ...]] = (
     (_NO, _NO, _NO, _NO),
     (("qlora", "tight"), ("qlora", "tight"), _NO, _NO),
@@ -34,7 +34,7 @@ _SEED: Final[tuple[tuple[tuple[Method | None, Verdict], ...], ...]] = (
 
 @dataclass(frozen=True)
 class Cell:
-    """One model size on one band of GPUs."""
+    """The recommendation for one model size on one band of GPU memory."""
 
     band: str
     free_bytes: int
@@ -44,7 +44,7 @@ class Cell:
     seed_method: Method | None
     seed_verdict: Verdict
     difference: str
-    """Why the two differ, in a sentence; empty where they agree."""
+    """The reason, in a sentence, if the recommendation differs from the seed's; otherwise empty."""
 
     @property
     def method(self) -> Method | None:
@@ -56,8 +56,10 @@ class Cell:
 
 
 def matrix(config: JobConfig | None = None) -> list[list[Cell]]:
-    """Rows are bands, columns are model sizes. `config` says how is trained; the defaults (batch 4, 2,048 tokens a
-    row, recomputation) where it is not given."""
+    """Returns the matrix; rows are bands of GPU memory, columns are model sizes.
+
+    Without `config` the defaults apply: batch 4, 2,048 tokens a row, gradient checkpointing.
+    """
     config = config or default_config()
     return [
         [_cell(row, column, config) for column in range(len(COLUMNS))]
@@ -66,7 +68,7 @@ def matrix(config: JobConfig | None = None) -> list[list[Cell]]:
 
 
 def default_config() -> JobConfig:
-    """The seed's defaults, which are the recipe `default`, with recomputation on as they have it."""
+    """Returns the seed's defaults: the recipe `default`, with gradient checkpointing."""
     config = JobConfig(base_model="matrix")
     hyper = config.hyperparameters.model_copy(update={"gradient_checkpointing": True})
     return config.model_copy(update={"hyperparameters": hyper})
@@ -95,20 +97,20 @@ def _difference(
     if seed_method is None:
         reduced, whole = (size / GIB for size in smallest_free(architecture, machine, config, found.plan.method))
         least = whole if found.plan.verdict == "comfortable" else reduced
-        how = "" if found.plan.verdict == "comfortable" else " with the reductions"
-        return f"{_TITLE[found.plan.method]}{how} needs {least:.1f} GiB free, and {gib:.0f} are."
+        how = "" if found.plan.verdict == "comfortable" else " with every reduction"
+        return f"{_TITLE[found.plan.method]}{how} needs {least:.1f} GiB free; {gib:.0f} GiB are."
     setup = Setup.of(config, on_gpu=True, length=config.hyperparameters.max_length, method=seed_method)
     weights = estimate_memory(architecture, setup)["weights"] / GIB
     reduced, whole = (size / GIB for size in smallest_free(architecture, machine, config, seed_method))
     name = _TITLE[seed_method]
     if seed_verdict == "tight" and whole <= gib:
-        return f"{name} needs {whole:.1f} GiB free as it is, so nothing has to be reduced."
+        return f"{name} needs {whole:.1f} GiB free without any reduction, so none is needed."
     if reduced > gib:
-        return f"{name} needs {reduced:.1f} GiB free even when reduced ({weights:.1f} for the weights); {gib:.0f} are."
+        return f"{name} needs {reduced:.1f} GiB free even when reduced (weights: {weights:.1f}); {gib:.0f} GiB are."
     if whole > gib:
-        return f"{name} needs {whole:.1f} GiB free unless it is reduced (then {reduced:.1f}); {gib:.0f} are."
+        return f"{name} needs {whole:.1f} GiB free without reductions ({reduced:.1f} with them); {gib:.0f} GiB are."
     better = _TITLE[found.plan.method]
-    return f"{better} fits too, and comes first: {found.plan.memory.upper_bytes / GIB:.1f} of {gib:.0f} GiB."
+    return f"{better} fits too and is preferred: up to {found.plan.memory.upper_bytes / GIB:.1f} of {gib:.0f} GiB."
 
 
 _TITLE: Final[dict[Method, str]] = {"lora": "LoRA", "qlora": "QLoRA", "full": "Full fine-tuning"}

@@ -1,4 +1,4 @@
-"""How much memory a training takes, part by part, at the moment when it takes most."""
+"""Estimates the peak memory of a training, component by component."""
 
 import math
 from collections.abc import Iterable
@@ -8,54 +8,55 @@ from typing import Final, Literal
 
 from engine.config.job import JobConfig, Lora, Quantization
 from engine.estimate.architecture import Architecture
-from engine.estimate.saved_activations import BYTES, Adapters, Arithmetic, Batch, Method, Walk
+from engine.estimate.saved_activations import BYTES, Adapters, Arithmetic, Batch, Method, SavedActivations
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Moment = Literal["loss", "backward", "step", "loading"]
 GIB: Final = 2**30
 MIB: Final = 2**20
 
-# What a training process holds before there is a model: interpreter, torch, transformers, peft, trl and datasets;
+# Memory of a training process before a model is loaded: interpreter, torch, transformers, peft, trl and datasets;
 # resident memory of the trainer's child, as measured (docs/estimates.md).
 _PROCESS: Final = 540 * MIB
-# On a CPU the C library's heap keeps memory of tensors that are gone and that the next ones do not fit into. Fitted to
-# the trainings of docs/estimates.md, 4 to 30 blocks: a share of what all blocks give rise to, kept or made again, and
-# of one block.
+# On a CPU the C library's heap keeps the memory of freed tensors that later tensors do not fit into. Fitted to the
+# trainings of docs/estimates.md, 4 to 30 blocks: a share of the activations of all blocks, saved or recomputed, and of
+# those of one block.
 _HEAP_OF_ALL, _HEAP_OF_BLOCK = 0.45, 1.5
 # On a GPU: the driver's context with the kernels that are loaded into it, and cuBLAS's workspace. Known by range
-# (0.3 to 0.6 GiB by generation); the upper figure, since it cannot be had back.
+# (0.3 to 0.6 GiB by generation); the upper figure, because this memory is never freed.
 _CONTEXT: Final = 600 * MIB
 
-# The fused head scores tiles of so many positions by so many words (trl 1.16, kernels/chunked_logprob.py).
+# Size of the tiles in which the fused head computes logits: positions by vocabulary entries (trl 1.16,
+# kernels/chunked_logprob.py).
 _TILE_POSITIONS, _TILE_WORDS = 4096, 32768
-# Copies of a tile, in float32, that its backward pass holds where there is no Triton: five named ones, three on the
-# way to the gradient, of which a mask has a byte a value.
+# Copies of a tile, in float32, that its backward pass holds without Triton: five named tensors, and three temporary
+# ones for the gradient, one of which is a mask of one byte a value.
 _TILE_COPIES: Final = 7.25
-# Of the widest tensor of a block, what a backward pass holds at once beyond what was kept: a gradient coming in, one
-# going out, and one between.
+# Copies of a block's widest tensor that its backward pass holds beside the saved activations: the incoming gradient,
+# the outgoing one, and one in between.
 _BLOCK_COPIES: Final = 3
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What of a job decides its memory, with nothing automatic left."""
+    """The settings of a job that decide its memory, without automatic values."""
 
     method: Method
     precision: Precision
     on_gpu: bool
     rows: int
-    """Of a micro-batch."""
+    """Rows of a micro-batch."""
     length: int
-    """Tokens of the longest row (of a pack, when rows are packed)."""
+    """Tokens of the longest row, or of a pack if rows are packed."""
     checkpointing: bool
     optimizer: str
     lora: Lora = field(default_factory=Lora)
     quantization: Quantization = field(default_factory=Quantization)
     accumulation: int = 1
     trained_share: float = 1.0
-    """Of the positions, those that are trained on and go through the head."""
+    """Share of the positions that are trained on; only these go through the head."""
     padded: bool = True
-    """Whether rows of a micro-batch differ in length."""
+    """True if rows of a micro-batch may differ in length."""
 
     @classmethod
     def of(
@@ -68,8 +69,10 @@ class Setup:
         checkpointing: bool | None = None,
         trained_share: float = 1.0,
     ) -> "Setup":
-        """That of a job whose longest row has `length` tokens. `method` and `checkpointing` replace the job's own;
-        automatic values become what preflight would choose."""
+        """Returns the setup of a job whose longest row has `length` tokens.
+
+        `method` and `checkpointing` replace the job's own. Automatic values become those that preflight chooses.
+        """
         hyper = config.hyperparameters
         chosen: Method = method or ("lora" if config.method == "auto" else config.method)
         default_precision: Precision = "bf16" if on_gpu else "fp32"
@@ -100,22 +103,22 @@ class Setup:
 
     @property
     def positions(self) -> int:
-        """Positions of a micro-batch that go through the head."""
+        """Number of positions of a micro-batch that go through the head."""
         return max(1, math.ceil(self.rows * (self.length - 1) * self.trained_share))
 
     @property
     def arithmetic(self) -> Arithmetic:
         lower = None if self.precision == "fp32" else BYTES[self.precision]
         if self.method == "qlora":
-            # peft's preparation makes every weight that is not quantised float32.
+            # peft's preparation for k-bit training converts every unquantised weight to float32.
             return Arithmetic(4, lower, self.quantization.bits)
-        # A CPU computes in 16 bits, where it does, on float32 weights; so does a GPU when the weights are trained.
+        # With 16-bit precision a CPU still holds float32 weights; so does a GPU when the weights are trained.
         wide = not self.on_gpu or self.method == "full" or lower is None
         return Arithmetic(4 if wide else lower or 4, lower)
 
 
 def chosen_optimizer(asked: str, method: Method, *, on_gpu: bool) -> str:
-    """What preflight puts in the place of `auto`."""
+    """Returns the optimizer that preflight chooses for `auto`; any other name unchanged."""
     if asked != "auto":
         return asked
     return "paged_adamw_8bit" if method == "qlora" and on_gpu else "adamw_torch"
@@ -123,14 +126,14 @@ def chosen_optimizer(asked: str, method: Method, *, on_gpu: bool) -> str:
 
 @dataclass(frozen=True)
 class Component:
-    """One part of the memory."""
+    """One component of the memory."""
 
     name: str
     size_bytes: int
-    what: str
-    """In a few words."""
+    description: str
+    """Description of a few words."""
     uncertainty: float
-    """By how much of itself it may be larger, as a share; docs/estimates.md says how often it was."""
+    """Share of itself by which the component may be larger; docs/estimates.md has the measured errors."""
 
     @property
     def upper_bytes(self) -> int:
@@ -139,26 +142,26 @@ class Component:
 
 @dataclass(frozen=True)
 class Memory:
-    """What a training takes at the moment when it takes most."""
+    """The peak memory of a training."""
 
     components: tuple[Component, ...]
     upper_bytes: int
-    """What the total stays below at every moment: the figure that a verdict is made with."""
+    """Upper bound of the total at every moment; verdicts compare it with the usable memory."""
     moment: Moment
-    """`loss`: the pass has reached the head and everything is kept. `backward`: inside a block. `step`: the optimizer
-    moves the weights. `loading`: the weights are read."""
+    """The moment of the peak. `loss`: the forward pass has reached the head and all activations are saved. `backward`:
+    inside the backward pass of a block. `step`: the optimizer updates the weights. `loading`: the weights are read."""
 
     @cached_property
     def total_bytes(self) -> int:
         return sum(component.size_bytes for component in self.components)
 
     def __getitem__(self, name: str) -> int:
-        """Bytes of a component; 0 for one that there is not."""
+        """Returns the bytes of a component; 0 if there is none of that name."""
         return sum(component.size_bytes for component in self.components if component.name == name)
 
 
 class Estimator:
-    """The memory of one setup on one architecture. Every figure is in bytes."""
+    """Computes the memory of one setup on one architecture, in bytes."""
 
     def __init__(self, architecture: Architecture, setup: Setup) -> None:
         self._a, self._s = architecture, setup
@@ -170,7 +173,7 @@ class Estimator:
 
     @cached_property
     def num_adapter_parameters(self) -> int:
-        """A rank-r adapter on a layer of m rows and n columns has r·(m + n) parameters."""
+        """Number of adapter parameters: a rank-r adapter on a layer of m rows and n columns has r·(m + n)."""
         return sum(rows * columns for rows, columns in self._adapter_tensors())
 
     @cached_property
@@ -179,7 +182,7 @@ class Estimator:
 
     @cached_property
     def weights(self) -> int:
-        """The base model's weights as they are held while training."""
+        """Bytes of the base model's weights during training."""
         plain = self._a.num_parameters * self._s.arithmetic.weights
         if self._s.method != "qlora":
             return plain
@@ -194,15 +197,17 @@ class Estimator:
 
     @cached_property
     def adapters(self) -> int:
+        """Bytes of the adapters' weights, float32."""
         return 4 * self.num_adapter_parameters
 
     @cached_property
     def gradients(self) -> int:
-        """In the format of what is trained: float32."""
+        """Bytes of the gradients; float32, as everything that is trained."""
         return 4 * self.num_trained_parameters
 
     @cached_property
     def optimizer(self) -> int:
+        """Bytes of the optimizer's states."""
         tensors, name = self._trained_tensors(), self._s.optimizer
         if self._s.trains_adapters or not name.endswith("8bit"):
             return sum(optimizer_bytes(name, rows, columns) for rows, columns in tensors)
@@ -211,26 +216,26 @@ class Estimator:
         return optimizer_bytes("adamw_torch", *embedding) + sum(optimizer_bytes(name, *shape) for shape in rest)
 
     @cached_property
-    def block_kept(self) -> tuple[int, int]:
-        """What the first block and every other one keep for the backward pass when nothing is recomputed."""
+    def block_saved(self) -> tuple[int, int]:
+        """Bytes that the first block and any other block save for the backward pass without gradient checkpointing."""
         reached = not self._s.trains_adapters or self._s.checkpointing
-        return self._walk.block(reached=reached), self._walk.block(reached=True)
+        return self._activations.block(reached=reached), self._activations.block(reached=True)
 
     @cached_property
-    def kept(self) -> int:
-        """What autograd saves from the blocks and the last norm until the backward pass; with checkpointing that is
-        each block's input alone."""
+    def saved(self) -> int:
+        """Bytes that autograd saves from the blocks and the last norm for the backward pass; with gradient
+        checkpointing only the input of each block."""
         batch = self._s.batch
         ids = 0 if self._s.trains_adapters else 8 * batch.tokens
-        ends = ids + self._walk.last_norm()
+        ends = ids + self._activations.last_norm()
         if self._s.checkpointing:
             return ends + self._a.layers * batch.tokens * self._a.hidden * self._s.arithmetic.stream
-        first, other = self.block_kept
+        first, other = self.block_saved
         return ends + self._angles + first + (self._a.layers - 1) * other
 
     @cached_property
     def carried(self) -> int:
-        """What recomputation needs besides, and autograd does not see: the mask and the angles of the rotation."""
+        """Bytes that recomputation needs outside autograd: the attention mask and the rotary embedding's angles."""
         batch = self._s.batch
         mask = batch.rows * batch.length**2 if batch.padded else 0
         return mask + self._angles if self._s.checkpointing else 0
@@ -242,13 +247,13 @@ class Estimator:
         return 2 * self._s.length * self._a.head_dim * self._s.arithmetic.stream
 
     @cached_property
-    def head_kept(self) -> int:
-        """What the head keeps: the hidden states of the positions it scores, and a few numbers for each."""
+    def head_saved(self) -> int:
+        """Bytes that the head saves: the hidden states of its positions, and a few values for each."""
         return self._s.positions * (self._a.hidden * self._s.arithmetic.stream + 8 + 4)
 
     @cached_property
     def head_workspace(self) -> int:
-        """The head's tile of logits, and on a CPU the copies its backward pass makes of it."""
+        """Bytes of the head's tile of logits, and on a CPU of the copies that its backward pass makes."""
         positions, words = min(self._s.positions, _TILE_POSITIONS), min(self._a.vocabulary, _TILE_WORDS)
         lower = self._s.arithmetic.autocast or self._s.arithmetic.stream
         tile = positions * words
@@ -261,22 +266,22 @@ class Estimator:
 
     @cached_property
     def block_workspace(self) -> int:
-        """Of a block's backward pass."""
+        """Bytes of temporary tensors in the backward pass of a block."""
         batch, a = self._s.batch, self._a
         wide = max(a.feed_forward * max(a.experts_per_token, 1), a.heads * a.head_dim, a.hidden)
         value = 4 if self._s.trains_adapters else self._s.arithmetic.autocast or 4
         widest = batch.tokens * wide * value
         if a.softcap:
             widest = max(widest, a.heads * batch.rows * batch.length**2 * 4)
-        # A quantised weight is expanded for the product it takes part in.
+        # A quantised weight is dequantised for each product.
         largest = max(layer.num_weights for layer in a.linears)
         expanded = largest * (self._s.arithmetic.autocast or 4) if self._s.method == "qlora" else 0
         return _BLOCK_COPIES * widest + expanded
 
     @cached_property
     def step_workspace(self) -> int:
-        """Of the optimizer: the root of the second moment and what it divides, for one tensor after the other, or
-        on a GPU for all at once."""
+        """Bytes of temporary tensors in the optimizer's step: the root of the second moment and the quotient, for one
+        tensor at a time, or on a GPU for all at once."""
         sizes = [4 * rows * columns for rows, columns in self._trained_tensors()]
         if self._s.optimizer in ("adamw_torch_fused", "sgd") or self._s.optimizer.endswith("bit"):
             return 0
@@ -284,13 +289,13 @@ class Estimator:
 
     @cached_property
     def process(self) -> int:
-        """What is there without a model: on a GPU its context, on a CPU the program."""
+        """Bytes without a model: on a GPU its context, on a CPU the process."""
         if self._s.on_gpu:
             return _CONTEXT
         return _PROCESS
 
     def memory(self) -> Memory:
-        """At the moment when it takes most."""
+        """Returns the memory at the moment of its peak."""
         moments = [(name, self._components(*sizes)) for name, *sizes in self._moments()]
         moment, components = max(moments, key=lambda m: sum(part.size_bytes for part in m[1]))
         upper = max(sum(part.upper_bytes for part in parts) for _, parts in moments)
@@ -298,45 +303,46 @@ class Estimator:
 
     def _components(self, gradients: int, activations: int, logits: int, workspace: int) -> list[Component]:
         s, slack = self._s, 0.10 if self._s.on_gpu else 0.08
-        held = f"{s.quantization.bits} bits and their scales, the rest float32" if s.method == "qlora" else "as trained"
+        quantised = f", {s.quantization.bits}-bit with scales, the rest float32" if s.method == "qlora" else ""
         parts = [
-            Component("weights", self.weights, f"the base model: {held}", 0.01),
-            Component("adapters", self.adapters, f"float32, rank {s.lora.r}", 0.01),
-            Component("gradients", gradients, "of what is trained, float32", 0.01),
-            Component("optimizer", self.optimizer, f"the states of {s.optimizer}", 0.01),
-            Component("activations", activations, "kept for the backward pass", slack),
-            Component("logits", logits, "a tile of the head and its copies", slack),
-            Component("workspace", workspace, "of the backward pass or the optimizer's step", 0.25),
-            Component("process", self.process, "GPU context" if s.on_gpu else "interpreter and libraries", 0.08),
+            Component("weights", self.weights, f"base model{quantised}", 0.01),
+            Component("adapters", self.adapters, f"LoRA adapters of rank {s.lora.r}, float32", 0.01),
+            Component("gradients", gradients, "gradients of the trained weights, float32", 0.01),
+            Component("optimizer", self.optimizer, f"states of {s.optimizer}", 0.01),
+            Component("activations", activations, "saved for the backward pass", slack),
+            Component("logits", logits, "a tile of logits and its copies", slack),
+            Component("workspace", workspace, "temporary tensors of the backward pass or the optimizer step", 0.25),
+            Component("process", self.process, "GPU context" if s.on_gpu else "Python interpreter and libraries", 0.08),
         ]
         if s.on_gpu:
             used = sum(part.size_bytes for part in parts[:-1])
-            what = "what the allocator reserves beyond what is used"
-            # Blocks are rounded up and holes stay between them: a tenth at most in common trainings, half of it here.
+            what = "memory that the allocator reserves beyond what is used"
+            # Blocks are rounded up and leave holes: at most a tenth in common trainings. The estimate is half of that,
+            # the upper bound all of it.
             parts.append(Component("fragmentation", used // 20, what, 1.0))
         elif activations:
-            first, other = self.block_kept
+            first, other = self.block_saved
             lost = _HEAP_OF_ALL * (first + (self._a.layers - 1) * other) + _HEAP_OF_BLOCK * max(first, other)
-            what = "what the heap keeps of tensors that are gone"
+            what = "memory of freed tensors that the heap keeps"
             parts.append(Component("fragmentation", int(lost), what, 0.6))
         return parts
 
     def _moments(self) -> Iterable[tuple[Moment, int, int, int, int]]:
-        """(moment, gradients, activations, logits, workspace) at each moment that can be the highest."""
+        """Yields (moment, gradients, activations, logits, workspace) for each moment that can be the peak."""
         s, everything = self._s, self.gradients
-        # Adapters' gradients are small and counted always; those of all weights come as activations go.
+        # Gradients of adapters are small and always counted. Those of all weights appear as activations are freed.
         before = everything if s.trains_adapters or s.accumulation > 1 else 0
         head = 0 if s.trains_adapters else 4 * self._a.num_embedding_weights
-        kept = self.kept + self.carried + self.head_kept
-        block = max(self.block_kept) if s.checkpointing else 0
-        yield "loss", max(before, head), kept, self.head_workspace, 0
-        yield "backward", max(before, head), kept + block, 0, self.block_workspace
-        yield "backward", everything, max(self.block_kept), 0, self.block_workspace
+        saved = self.saved + self.carried + self.head_saved
+        block = max(self.block_saved) if s.checkpointing else 0
+        yield "loss", max(before, head), saved, self.head_workspace, 0
+        yield "backward", max(before, head), saved + block, 0, self.block_workspace
+        yield "backward", everything, max(self.block_saved), 0, self.block_workspace
         yield "step", everything, 0, 0, self.step_workspace
 
     @cached_property
-    def _walk(self) -> Walk:
-        return Walk(self._a, self._s.batch, self._s.arithmetic, self._adapters, self._s.on_gpu)
+    def _activations(self) -> SavedActivations:
+        return SavedActivations(self._a, self._s.batch, self._s.arithmetic, self._adapters, self._s.on_gpu)
 
     def _adapter_tensors(self) -> list[tuple[int, int]]:
         if self._adapters is None:
@@ -354,16 +360,16 @@ class Estimator:
 
 
 def estimate_memory(architecture: Architecture, setup: Setup) -> Memory:
-    """The memory that `setup` takes on `architecture`."""
+    """Estimates the peak memory of `setup` on `architecture`."""
     return Estimator(architecture, setup).memory()
 
 
 def quantised_bytes(rows: int, columns: int, quantization: Quantization) -> int:
-    """Of one linear layer's weight.
+    """Returns the bytes of one linear layer's quantised weight.
 
-    8 bits: a byte a weight, and a float32 scale a row (LLM.int8). 4 bits: half a byte, and one scale for 64 weights:
-    float32, or with double quantisation a byte and, for 256 scales, another float32 (QLoRA, arXiv 2305.14314, sec. 3);
-    its code books of 16 and 256 float32 and the mean of the scales come once a layer.
+    8 bits: one byte a weight, and a float32 scale a row (LLM.int8). 4 bits: half a byte a weight, and one scale for 64
+    weights. A scale is a float32, or with double quantisation one byte and a float32 for 256 scales (QLoRA, arXiv
+    2305.14314, sec. 3). Each layer also has code books of 16 and 256 float32 and the mean of the scales.
     """
     weights = rows * columns
     if quantization.bits == 8:
@@ -375,9 +381,12 @@ def quantised_bytes(rows: int, columns: int, quantization: Quantization) -> int:
 
 
 def optimizer_bytes(name: str, rows: int, columns: int) -> int:
-    """State of one tensor. AdamW has two moments: float32, or in its 8-bit form a byte each and a float32 scale for 256
-    values (arXiv 2110.02861), though tensors below 4,096 values stay float32. Adafactor keeps the mean square of every
-    row and column (arXiv 1804.04235). Plain SGD keeps nothing."""
+    """Returns the bytes of the optimizer's state for one tensor.
+
+    AdamW has two moments: float32, or in its 8-bit form one byte each and a float32 scale for 256 values (arXiv
+    2110.02861), though tensors below 4,096 values stay float32. Adafactor has the mean square of every row and column
+    (arXiv 1804.04235). Plain SGD has no state.
+    """
     values = rows * columns
     match name:
         case "sgd":

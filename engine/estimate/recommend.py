@@ -1,4 +1,4 @@
-"""How a model is best trained on a machine: the method, and the smallest change that makes it fit."""
+"""Recommends a training method for a model on a machine, with the smallest change that makes it fit."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from engine.estimate.saved_activations import METHODS, Method
 Verdict = Literal["comfortable", "tight", "impossible"]
 
 RESERVE: Final = 0.05
-"""Share of the free memory that is left alone: what is free now need not be free in an hour."""
+"""Share of the free memory that is kept in reserve: less may be free in an hour than now."""
 
 TIGHT: Final[dict[str, Any]] = {
     "per_device_train_batch_size": 1,
@@ -22,15 +22,15 @@ TIGHT: Final[dict[str, Any]] = {
     "max_length": 1024,
     "gradient_checkpointing": True,
 }
-"""What a job is reduced to at most where memory is short (seed 000, 2.3)."""
+"""Values of the strongest reduction of a job when memory is short."""
 
 
 @dataclass(frozen=True)
 class Adjustment:
-    """One hyperparameter that has to change."""
+    """A change of one hyperparameter."""
 
     field: str
-    """`hyperparameters.max_length`."""
+    """Path in the spec, such as `hyperparameters.max_length`."""
     before: Any
     after: Any
 
@@ -40,56 +40,56 @@ class Adjustment:
 
 @dataclass(frozen=True)
 class Plan:
-    """A method, whether it fits, and with which changes."""
+    """A method with its verdict and the changes it needs."""
 
     method: Method
     verdict: Verdict
     setup: Setup
     memory: Memory
     unreduced: tuple[Setup, Memory]
-    """As the configuration has it."""
+    """Setup and memory without the changes."""
     adjustments: tuple[Adjustment, ...] = ()
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """The plan to follow, and what speaks for it."""
+    """The recommended plan and its reason."""
 
     plan: Plan
-    """Of an impossible one: the smallest there is."""
+    """If no plan fits: the one that takes the least memory."""
     reason: str
     warnings: tuple[str, ...] = ()
     alternatives: tuple[str, ...] = ()
 
     @property
     def method(self) -> Method | None:
-        """None: the model cannot be trained there."""
+        """The method, or None if the model cannot be trained on this machine."""
         return None if self.plan.verdict == "impossible" else self.plan.method
 
 
 def usable_bytes(machine: Machine) -> int:
-    """What a training may take of what is free."""
+    """Bytes of the free memory that a training may take."""
     return int(machine.free_bytes * (1 - RESERVE))
 
 
 def fits(memory: Memory, machine: Machine) -> bool:
-    """Judged by the upper bound: what it says fits, fits."""
+    """Compares the upper bound of the memory with the usable memory."""
     return memory.upper_bytes <= usable_bytes(machine)
 
 
 def plan(
     architecture: Architecture, machine: Machine, config: JobConfig, method: Method, length: int | None = None
 ) -> Plan:
-    """Whether `method` fits as `config` says, or with the first of the reductions that is enough.
+    """Plans `method` with the hyperparameters of `config`, or with the first reduction that makes it fit.
 
-    `length` is that of the longest row; max_length where it is not known.
+    `length` is the number of tokens of the longest row; None means max_length.
     """
     hyper = config.hyperparameters
     longest = hyper.max_length if length is None else length
     tried: list[tuple[Setup, Memory]] = []
-    whole = len(_whole(hyper))
+    unreduced = len(_unreduced(hyper))
     for smaller in _reductions(hyper, longest):
-        changed = config.model_copy(update={"hyperparameters": _settled(smaller, machine)})
+        changed = config.model_copy(update={"hyperparameters": _with_precision(smaller, machine)})
         setup = Setup.of(changed, on_gpu=machine.on_gpu, length=longest, method=method)
         tried.append((setup, estimate_memory(architecture, setup)))
         if fits(tried[-1][1], machine):
@@ -97,17 +97,20 @@ def plan(
     setup, memory = tried[-1]
     verdict: Verdict = "impossible"
     if fits(memory, machine):
-        verdict = "comfortable" if len(tried) <= whole else "tight"
-    return Plan(method, verdict, setup, memory, tried[min(len(tried), whole) - 1], _changes(hyper, smaller))
+        verdict = "comfortable" if len(tried) <= unreduced else "tight"
+    return Plan(method, verdict, setup, memory, tried[min(len(tried), unreduced) - 1], _changes(hyper, smaller))
 
 
 def recommend(
     architecture: Architecture, machine: Machine, config: JobConfig, length: int | None = None
 ) -> Recommendation:
-    """The method to train with. The job's own is kept where it names one; else LoRA if it fits as it is, then QLoRA,
-    then the same with reductions; on a processor, where quantised weights only cost time, QLoRA if LoRA does not fit
-    with any reduction. All weights are trained only when asked for: it needs several times the memory, and
-    a small data set rarely repays it."""
+    """Recommends the method to train with.
+
+    A method that the job names is kept. Otherwise LoRA is recommended if it fits unchanged, then QLoRA, then both with
+    reductions. On a CPU, where quantised weights only cost time, QLoRA is recommended only if LoRA does not fit with
+    any reduction. Full fine-tuning is never recommended unasked: it needs several times the memory, and a small data
+    set rarely repays it.
+    """
     asked: Sequence[Method] = _candidates(machine) if config.method == "auto" else [config.method]
     plans = [plan(architecture, machine, config, method, length) for method in asked]
     ranks = ("comfortable", "tight", "impossible")
@@ -125,29 +128,29 @@ def recommend(
 
 
 def smallest_free(architecture: Architecture, machine: Machine, config: JobConfig, method: Method) -> tuple[int, int]:
-    """Bytes that must be free for `method`: with every reduction, and as `config` is."""
+    """Returns the bytes that must be free for `method`: with every reduction, and without any."""
     hyper = config.hyperparameters
     sizes = []
     for smaller in _reductions(hyper, hyper.max_length):
-        changed = config.model_copy(update={"hyperparameters": _settled(smaller, machine)})
+        changed = config.model_copy(update={"hyperparameters": _with_precision(smaller, machine)})
         setup = Setup.of(changed, on_gpu=machine.on_gpu, length=hyper.max_length, method=method)
         sizes.append(estimate_memory(architecture, setup).upper_bytes)
-    return int(min(sizes) / (1 - RESERVE)), int(min(sizes[: len(_whole(hyper))]) / (1 - RESERVE))
+    return int(min(sizes) / (1 - RESERVE)), int(min(sizes[: len(_unreduced(hyper))]) / (1 - RESERVE))
 
 
 def _candidates(machine: Machine) -> list[Method]:
     return ["lora", "qlora"] if machine.quantises else ["lora"]
 
 
-def _whole(hyper: Hyperparameters) -> list[Hyperparameters]:
-    """What is no reduction: the hyperparameters themselves, where recomputation is automatic without it and with it."""
+def _unreduced(hyper: Hyperparameters) -> list[Hyperparameters]:
+    """Returns the unreduced variants; if gradient checkpointing is automatic, one without it and one with it."""
     if hyper.gradient_checkpointing is not None:
         return [hyper]
     return [hyper.model_copy(update={"gradient_checkpointing": value}) for value in (False, True)]
 
 
-def _settled(hyper: Hyperparameters, machine: Machine) -> Hyperparameters:
-    """With the precision that preflight would choose."""
+def _with_precision(hyper: Hyperparameters, machine: Machine) -> Hyperparameters:
+    """Replaces an automatic precision by the one that preflight chooses."""
     if hyper.precision != "auto":
         return hyper
     half = "bf16" if machine.bf16 else "fp16" if machine.on_gpu else "fp32"
@@ -155,10 +158,12 @@ def _settled(hyper: Hyperparameters, machine: Machine) -> Hyperparameters:
 
 
 def _reductions(hyper: Hyperparameters, longest: int) -> Iterator[Hyperparameters]:
-    """What is no reduction, then ever smaller ones, down to `TIGHT`. What costs least comes first: recomputation
-    costs time only, fewer rows at once as well, cut rows cost what was cut."""
-    yield from _whole(hyper)
-    current = _whole(hyper)[-1]
+    """Yields the unreduced variants, then stronger and stronger reductions, down to `TIGHT`.
+
+    The cheapest comes first: gradient checkpointing and smaller micro-batches cost only time; truncation costs data.
+    """
+    yield from _unreduced(hyper)
+    current = _unreduced(hyper)[-1]
     if hyper.gradient_checkpointing is False:
         current = current.model_copy(update={"gradient_checkpointing": True})
         yield current
@@ -185,9 +190,9 @@ def _changes(before: Hyperparameters, after: Hyperparameters) -> tuple[Adjustmen
 
 
 def _reason(best: Plan, plans: Sequence[Plan], machine: Machine) -> str:
-    need = f"{_gib(best.memory.upper_bytes)} at most of the {_gib(machine.free_bytes)} that are free"
+    need = f"up to {_gib(best.memory.upper_bytes)} of {_gib(machine.free_bytes)} free"
     others = [p for p in plans if p is not best and p.verdict != best.verdict]
-    instead = "".join(f" {_title(p.method)} {_said(p)}." for p in others)
+    instead = "".join(f" {_title(p.method)} {_unfit(p)}." for p in others)
     match best.verdict:
         case "comfortable":
             return f"{_title(best.method)} takes {need}.{instead}"
@@ -197,39 +202,39 @@ def _reason(best: Plan, plans: Sequence[Plan], machine: Machine) -> str:
         case _:
             weights = _gib(best.memory["weights"])
             return (
-                f"Even {_title(best.method)} with every reduction takes up to {_gib(best.memory.upper_bytes)}, "
+                f"{_title(best.method)} takes up to {_gib(best.memory.upper_bytes)} even with every reduction, "
                 f"{weights} of it for the weights; {_gib(machine.free_bytes)} are free."
             )
 
 
-def _said(p: Plan) -> str:
+def _unfit(p: Plan) -> str:
     if p.verdict == "tight":
         return f"would fit only with {', '.join(map(str, p.adjustments))}"
-    return f"would take up to {_gib(p.memory.upper_bytes)}" + (" even so" if p.adjustments else "")
+    return f"would take up to {_gib(p.memory.upper_bytes)}" + (" even with every reduction" if p.adjustments else "")
 
 
 def _warnings(best: Plan, architecture: Architecture, machine: Machine, config: JobConfig) -> Iterator[str]:
     changes = {a.field.rpartition(".")[2]: a for a in best.adjustments}
     if "max_length" in changes:
-        yield f"Rows longer than {changes['max_length'].after:,} tokens are cut."
+        yield f"Rows longer than {changes['max_length'].after:,} tokens are truncated."
     hyper = config.hyperparameters
     if "per_device_train_batch_size" in changes and "gradient_accumulation_steps" in changes:
         rows = best.setup.rows * best.setup.accumulation
         was = hyper.per_device_train_batch_size * hyper.gradient_accumulation_steps
         if rows != was:
-            yield f"A step then takes {rows} rows in place of {was}; lower the learning rate if the loss is uneasy."
+            yield f"A step then has {rows} rows instead of {was}; lower the learning rate if the loss is unstable."
     if not machine.on_gpu and best.verdict != "impossible":
-        yield "There is no usable GPU here: this is a training on the processor, and takes accordingly long."
+        yield "No GPU is usable: the job trains on the CPU, which takes much longer."
     if best.method == "qlora" and not machine.on_gpu:
-        yield "On a processor every pass expands the quantised weights again, which takes time."
+        yield "On a CPU every pass dequantises the weights again, which takes time."
     if best.method == "qlora" and not machine.quantises:
-        yield "The package bitsandbytes is not installed on this node."
+        yield "The package bitsandbytes, which QLoRA needs, is not installed on this node."
     if machine.on_gpu and not machine.bf16:
-        yield f"{machine.name} has no bfloat16: it computes in fp16."
+        yield f"{machine.name} does not support bf16: it computes in fp16."
     if architecture.vision:
-        yield "Only the text part of this model is counted."
+        yield "Only the text part of this model is estimated."
     if architecture.experts:
-        yield "Adapters go to attention alone: the experts of this model are no linear layers that they attach to."
+        yield "Adapters are added to the attention layers only: the experts of this model are not linear layers."
 
 
 def _alternatives(best: Plan, others: Sequence[Plan]) -> Iterator[str]:
@@ -240,13 +245,13 @@ def _alternatives(best: Plan, others: Sequence[Plan]) -> Iterator[str]:
         changes = f", with {', '.join(map(str, other.adjustments))}" if other.adjustments else ""
         yield f"{_title(other.method)}: up to {_gib(other.memory.upper_bytes)}{changes}. {_FOR[other.method]}"
     if best.verdict == "impossible":
-        yield "A smaller base model, or a GPU with more memory."
+        yield "Use a smaller base model or a GPU with more memory."
 
 
 _FOR: Final[dict[Method, str]] = {
-    "lora": "Faster, and without rounded weights.",
-    "qlora": "Saves memory for longer rows or larger batches, at some cost of time.",
-    "full": "Trains every weight: for much data, or to teach what is far from what the model knows.",
+    "lora": "Faster, and its weights are not quantised.",
+    "qlora": "Saves memory for longer rows or larger batches, but takes more time.",
+    "full": "Trains every weight: for large data sets, or tasks far from what the model knows.",
 }
 
 

@@ -1,6 +1,6 @@
-"""The rule of thumb this project was asked for with, kept for comparison: it judges by GPU size and parameters alone.
+"""The seed formula: a rule of thumb by GPU memory and number of parameters, kept for comparison.
 
-Where it differs from an estimate the estimate is right; `matrix` shows where. GB are what the rule was given in.
+Where it differs from an estimate, the estimate is right; `matrix` lists the differences. The rule is stated in GB.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ _SMALLEST, _SMALL, _LARGE = 6.0, 12.0, 24.0
 
 @dataclass(frozen=True)
 class SeedRecommendation:
-    """Its answer, with its own names."""
+    """The formula's answer, with the field names of the seed."""
 
     method: Literal["lora", "qlora"] | None
     reason: str
@@ -28,8 +28,10 @@ class SeedRecommendation:
 def recommend_method(
     vram_gb: float, model_params_b: float, cuda_available: bool, bnb_available: bool
 ) -> SeedRecommendation:
-    """Bands of GPU memory: none below 6 GB, QLoRA below 12, either below 24, LoRA from 24 on. LoRA is taken to need
-    2 bytes a parameter × 1.2 × 1.15, QLoRA half a byte × 1.3 × 1.3."""
+    """Recommends by bands of GPU memory: no method below 6 GB, QLoRA below 12, either below 24, LoRA from 24.
+
+    LoRA is assumed to need 2 bytes a parameter × 1.2 × 1.15, QLoRA half a byte × 1.3 × 1.3.
+    """
     if not cuda_available:
         return SeedRecommendation(None, "There is no CUDA GPU.", False, suggestions=("Use a GPU in the cloud.",))
     lora = model_params_b * 2 * _FULL_OVERHEAD * _LORA_OVERHEAD
@@ -38,7 +40,7 @@ def recommend_method(
     if vram_gb < _SMALLEST:
         suggestions = ("Use a GPU with more memory.", "Try a model below 3B parameters.")
         return SeedRecommendation(
-            None, f"{size} are less than the 6 GB that QLoRA needs.", False, suggestions=suggestions
+            None, f"{size} is less than the 6 GB that QLoRA needs.", False, suggestions=suggestions
         )
     if vram_gb < _SMALL:
         if qlora <= vram_gb * _MARGIN:

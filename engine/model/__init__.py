@@ -1,1 +1,1 @@
-"""Base models in torch: materialise, load, score, generate. One of the rooms that torch may enter."""
+"""Base models in torch: materialise, load, score, generate. One of the few packages that may import torch."""

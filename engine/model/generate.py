@@ -1,4 +1,4 @@
-"""Greedy answers of a model to prompts."""
+"""Greedy generation of answers to prompts."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -7,11 +7,11 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 PROMPTS_PER_BATCH = 8
-"""A CPU reads every weight for each new token, whether for one prompt or for eight."""
+"""On a CPU the time of a step goes into reading the weights, whether for one prompt or for eight."""
 
 
-class _Watch(StoppingCriteria):
-    """Hands out the newest token of every prompt; stops nothing."""
+class _TokenListener(StoppingCriteria):
+    """Passes the newest token of every prompt to a callback; never stops generation."""
 
     def __init__(self, on_tokens: Callable[[list[int]], None]) -> None:
         self._on_tokens = on_tokens
@@ -29,11 +29,10 @@ def generate(
     stop_ids: Sequence[int],
     on_tokens: Callable[[list[int]], None] = lambda _: None,
 ) -> list[list[int]]:
-    """The most likely continuation of each prompt, as token ids without the prompt and without the stop token.
+    """Returns the greedy continuation of each prompt, as token ids without prompt and stop token.
 
-    Prompts are token ids, at least one each. An answer ends before the first of `stop_ids`, or after `max_new_tokens`.
-    `on_tokens` gets the newest token of every prompt of the running batch, after each step: for one prompt it is a
-    stream.
+    A prompt has at least one token id. An answer ends before the first of `stop_ids`, or after `max_new_tokens`.
+    After each step `on_tokens` receives the newest token of every prompt of the current batch.
     """
     model.eval()
     answers: list[list[int]] = []
@@ -43,7 +42,7 @@ def generate(
         ids = torch.full((len(batch), width), stop_ids[0], dtype=torch.long)
         mask = torch.zeros_like(ids)
         for index, prompt in enumerate(batch):
-            # On the left: a continuation has to follow its prompt.
+            # Padding is on the left, so that the continuation follows its prompt.
             ids[index, width - len(prompt) :] = torch.as_tensor(prompt)
             mask[index, width - len(prompt) :] = 1
         with torch.inference_mode():
@@ -56,7 +55,7 @@ def generate(
                 eos_token_id=list(stop_ids),
                 pad_token_id=stop_ids[0],
                 use_cache=True,
-                stopping_criteria=StoppingCriteriaList([_Watch(on_tokens)]),
+                stopping_criteria=StoppingCriteriaList([_TokenListener(on_tokens)]),
             )
         answers += [_until(row[width:].tolist(), stop_ids) for row in output]
     return answers

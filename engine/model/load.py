@@ -1,5 +1,7 @@
-"""Puts a base model into memory: number format, quantisation, adapter. Weights come from safetensors only, and no code
-that ships with a model is ever run."""
+"""Loads a base model into memory: number format, quantisation, adapter.
+
+Only safetensors are loaded, and code that ships with a model is never run.
+"""
 
 from functools import partial
 from pathlib import Path
@@ -17,16 +19,16 @@ _COMPUTE: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float1
 
 
 def device() -> Device:
-    """Where models live in this process: the first visible GPU, else the CPU."""
+    """Returns the device for models in this process: the first visible GPU, otherwise the CPU."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def weights_dtype(method: Method, precision: Precision, on: Device) -> torch.dtype:
-    """The format that weights are held in.
+    """Returns the number format of the weights.
 
-    On a CPU always float32: with precision bf16 the arithmetic is autocast, which is faster there than bfloat16
-    weights are. Weights that are trained themselves (method full) are float32 too: in 8 bits of mantissa most updates
-    at common learning rates would round to nothing. Frozen ones take the format they are computed in.
+    On a CPU it is always float32: with precision bf16 autocast is used, which is faster there than bfloat16 weights.
+    Weights that are trained themselves (method full) are also float32: with bfloat16's 8 significant bits most updates
+    at common learning rates round to zero. Frozen weights on a GPU have the format of the computation.
     """
     if precision == "auto" or method == "auto":
         raise ValueError("method and precision must be resolved before a model is loaded")
@@ -36,10 +38,10 @@ def weights_dtype(method: Method, precision: Precision, on: Device) -> torch.dty
 
 
 def load_base(model_dir: Path, *, dtype: torch.dtype, on: Device, quantization: Quantization | None = None) -> Any:
-    """The causal language model of a Hugging Face folder, in evaluation mode, on one device.
+    """Loads the causal language model of a Hugging Face folder, in evaluation mode, on one device.
 
-    With `quantization` its linear layers but the head are held in 4 or 8 bits; `dtype` then is that of all the rest,
-    and of the arithmetic unless the quantisation names another.
+    With `quantization` all linear layers except the head have 4 or 8 bits. `dtype` is then the format of all other
+    weights, and of the computation unless the quantisation sets another.
     """
     config = None if quantization is None else _bitsandbytes(quantization, dtype)
     model = AutoModelForCausalLM.from_pretrained(
@@ -60,8 +62,8 @@ def load_base(model_dir: Path, *, dtype: torch.dtype, on: Device, quantization: 
 def keep_differentiable(model: torch.nn.Module) -> None:
     """Stops bitsandbytes from repacking 4-bit layers on CPUs with avx512_bf16.
 
-    The first forward in evaluation mode would turn them into a layout that autograd cannot see through; training
-    after that goes on with no gradients through the base layers, and without an error.
+    The first forward pass in evaluation mode would convert them to a layout without autograd support; later training
+    would have no gradients through the base layers, and raise no error.
     """
     from bitsandbytes.nn.modules import Linear4bit
 
@@ -79,10 +81,10 @@ def attach_lora(
     quantised: bool,
     gradient_checkpointing: bool,
 ) -> PeftModel:
-    """Freezes `model` and puts trainable adapters on its linear layers.
+    """Freezes `model` and adds trainable LoRA adapters to its linear layers.
 
-    The adapter names `base_id` and `revision` as its base, never the folder the model was read from. Unless
-    quantised, the base is left as it is: preparing it for k-bit training would double its memory for nothing.
+    The adapter names `base_id` and `revision` as its base, not the folder that the model was read from. Only a
+    quantised base is prepared for k-bit training, which would needlessly double the memory of any other.
     """
     if quantised:
         model = prepare_model_for_kbit_training(
@@ -95,27 +97,28 @@ def attach_lora(
         LoraConfig(
             task_type="CAUSAL_LM",
             r=lora.r,
-            # A whole number stays one in adapter_config.json; peft takes a fraction too, whatever its type hint says.
+            # A whole number stays an integer in adapter_config.json; peft also accepts a float, despite its type hint.
             lora_alpha=int(lora.lora_alpha) if lora.lora_alpha.is_integer() else lora.lora_alpha,  # type: ignore[arg-type]
             lora_dropout=lora.lora_dropout,
             bias=lora.bias,
             use_rslora=lora.use_rslora,
-            # The word, not a list with it: it stands for every linear layer except the head.
+            # The string, not a list with it: peft expands it to every linear layer except the head.
             target_modules=lora.target_modules or "all-linear",
         ),
     )
     config = adapted.peft_config["default"]
     config.base_model_name_or_path = base_id
     config.revision = revision
-    # At every save peft would ask the hub for a model of that name, to learn whether the vocabulary was resized. We
-    # never resize one.
+    # At every save peft would ask the hub whether the vocabulary of the base was resized, which never happens here.
     adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)  # type: ignore[method-assign]
     return adapted
 
 
 def load_adapter(model: PreTrainedModel, adapter_dir: Path) -> PeftModel:
-    """`model` with a saved adapter on it, for inference. FileNotFoundError without adapter_model.safetensors: peft
-    would otherwise look for a pickle, and then on the hub."""
+    """Adds a saved adapter to `model`, for inference.
+
+    Raises FileNotFoundError without adapter_model.safetensors; peft would look for a pickle instead, then on the hub.
+    """
     if not (adapter_dir / "adapter_model.safetensors").is_file():
         raise FileNotFoundError(f"no adapter_model.safetensors in {adapter_dir.name}")
     adapted = PeftModel.from_pretrained(model, str(adapter_dir), is_trainable=False)

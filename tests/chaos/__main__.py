@@ -1,4 +1,4 @@
-"""The long run: `python -m tests.chaos [--seeds N] [--minutes M]`. Exit status 1 when an invariant was broken."""
+"""The long chaos run: `python -m tests.chaos [--seeds N] [--minutes M]`. Exits with 1 if an invariant was violated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The invariants of DESIGN's rules, over what SQL says, what watchers saw, and what lies in the artifact store.
+"""Checks the invariants of jobs, over the rows in SQL, the events that watchers received, and the artifact store.
 
 A violation is a sentence. The checker knows nothing of faults but what they may excuse: a job that was asked to be
 cancelled, and checkpoints that were damaged on purpose.
@@ -25,21 +25,21 @@ from tests.chaos.watchers import canonical
 
 @dataclass
 class Expected:
-    """What is known of a job without asking the product."""
+    """The expected facts of a job, known without the product."""
 
     package_sha256: Callable[[Path], str]
-    """Of a folder `<store>/<tenant>`-relative package: what identifies the result's bytes."""
+    """Returns the digest that identifies the result in a package folder, relative to `<store>/<tenant>`."""
     reference: str
-    """The same of an unfaulted run."""
+    """The digest of a run without faults."""
     cancel: str = ""
-    """accepted: it must end CANCELLED; refused: it must not; unknown: the answer was lost, either is right."""
+    """accepted: the job must end CANCELLED; refused: it must not; unknown: the response was lost, both are correct."""
     may_fail: bool = False
-    """It has so few attempts that faults may use them up."""
+    """True if the job has so few attempts that faults may exhaust them."""
 
 
 @dataclass
 class Seen:
-    """What one watcher was handed, in order."""
+    """The events that one watcher received, in order."""
 
     name: str
     job_id: str
@@ -50,7 +50,7 @@ class Seen:
 
 @dataclass
 class Evidence:
-    """Everything that the checker looks at."""
+    """The input of the checker."""
 
     histories: Mapping[str, JobHistory]
     expected: Mapping[str, Expected]
@@ -58,12 +58,12 @@ class Evidence:
     store: Path
     orphans: Sequence[str] = ()
     damaged: frozenset[str] = frozenset()
-    """Paths below the tenant that were damaged on purpose."""
+    """Paths below the tenant that a fault damaged."""
 
 
 @dataclass
 class Findings:
-    """Violations by kind, and what was counted on the way."""
+    """Violations by kind, and counts of the run."""
 
     violations: list[str] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
@@ -79,7 +79,7 @@ class Findings:
 
 
 def check(evidence: Evidence) -> Findings:
-    """Every invariant; an empty list of violations is what is wanted."""
+    """Checks every invariant; no violations means success."""
     findings = Findings()
     for job_id, expected in evidence.expected.items():
         history = evidence.histories.get(job_id)
@@ -148,7 +148,7 @@ def _sequences(history: JobHistory) -> list[int]:
 
 
 def _check_claims(history: JobHistory, events: Sequence[Event], findings: Findings) -> None:
-    """Nothing is accepted but from the claim that is current, its ordinals each once and in order."""
+    """Checks that only the current claim's events were accepted, each ordinal once and in order."""
     job = history.job
     nodes = {(attempt.stage, attempt.attempt): attempt for attempt in history.attempts}
     current: tuple[str, int] | None = None
@@ -244,7 +244,7 @@ def _check_ending(history: JobHistory, events: Sequence[Event], expected: Expect
 
 
 def _check_restored(history: JobHistory, events: Sequence[Event], evidence: Evidence, findings: Findings) -> None:
-    """A training goes on behind the newest accepted checkpoint that is whole."""
+    """Checks that a training resumes from the newest accepted checkpoint that is intact."""
     accepted: list[tuple[int, str, str]] = []
     reached = started = 0
     for event in events:
@@ -289,7 +289,7 @@ def _check_restored(history: JobHistory, events: Sequence[Event], evidence: Evid
 
 
 def _check_retention(history: JobHistory, findings: Findings) -> None:
-    """The best and the newest two stay, and no more than save_total_limit asks for."""
+    """Checks that the best and the newest two checkpoints are kept, and no more than save_total_limit requires."""
     job, saved = history.job, history.checkpoints
     if not saved or job.config is None:
         return
@@ -304,7 +304,7 @@ def _check_retention(history: JobHistory, findings: Findings) -> None:
 
 
 def _check_stored(history: JobHistory, evidence: Evidence, findings: Findings) -> None:
-    """What was accepted is whole in the store."""
+    """Checks that every accepted file is complete in the store."""
     kept: Iterable[SavedCheckpoint] = (c for c in history.checkpoints if not c.pruned)
     for checkpoint in kept:
         if checkpoint.path in evidence.damaged:
@@ -360,7 +360,7 @@ def _check_result(history: JobHistory, expected: Expected, evidence: Evidence, f
 
 
 def _check_final_paths(evidence: Evidence, findings: Findings) -> None:
-    """Whatever is visible at a final path is whole, accepted or not; what is not finished lies in `.partial`."""
+    """Checks that files at final paths are complete, accepted or not; unfinished ones are in `.partial`."""
     referenced = {
         f"{row.tenant}/{row.path}"
         for history in evidence.histories.values()

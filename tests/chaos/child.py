@@ -24,10 +24,10 @@ _WEIGHT_BYTES = 32 * 1024
 
 
 class ChildInput(BaseModel):
-    """What the supervisor hands over. Paths are absolute."""
+    """The input from the supervisor. Paths are absolute."""
 
     stage: str
-    """preflight, training, evaluation or export."""
+    """Stage: preflight, training, evaluation or export."""
     seed: int
     total_steps: int
     save_steps: int
@@ -37,16 +37,16 @@ class ChildInput(BaseModel):
     config: str = ""
     """For preflight: a serialised ConfigResolved, base64."""
     checkpoint: Path | None = None
-    """For training what it goes on from, later the chosen one."""
+    """For training the checkpoint to resume from, for later stages the chosen one."""
     manifest_sha256: str = ""
-    """Of `checkpoint`, for training."""
+    """SHA-256 of the manifest of `checkpoint`, for training."""
     final_train_loss: float = 0.0
-    """For export: what training found."""
+    """For export: the result of training."""
 
 
 @dataclass
 class State:
-    """What a training is at a step."""
+    """The state of a training at a step."""
 
     seed: int
     step: int = 0
@@ -55,12 +55,12 @@ class State:
     best_loss: float = 1.0
 
     def advance(self) -> None:
-        """Makes the next step."""
+        """Runs the next step."""
         self.step += 1
         self.digest = hashlib.sha256(f"{self.digest} {self.seed} {self.step}".encode()).hexdigest()
 
     def evaluate(self) -> bool:
-        """True when its loss is the lowest so far."""
+        """Returns True if the loss is the lowest so far."""
         if self.loss < self.best_loss:
             self.best_step, self.best_loss = self.step, self.loss
             return True
@@ -68,7 +68,7 @@ class State:
 
     @property
     def loss(self) -> float:
-        """In [0, 1); 48 bits of the digest, so no two steps share one."""
+        """Value in [0, 1) from 48 bits of the digest, so that no two steps share one."""
         return int(self.digest[:12], 16) / 2**48
 
     @property
@@ -82,7 +82,7 @@ class State:
 
     @classmethod
     def read(cls, folder: Path) -> State:
-        """RuntimeError when it is not what was written."""
+        """Reads a checkpoint. Raises RuntimeError if it differs from what was written."""
         state = cls(**json.loads((folder / "state.json").read_text()))
         if (folder / "weights.bin").read_bytes() != state.weights:
             raise RuntimeError(f"the weights of step {state.step} are damaged")
@@ -90,7 +90,7 @@ class State:
 
 
 def package_of(seed: int, total_steps: int, save_steps: int) -> bytes:
-    """The package of a job that nothing happened to."""
+    """Returns the package of a job without faults."""
     state = State(seed)
     best = State(seed)
     while state.step < total_steps:

@@ -1,4 +1,4 @@
-"""The faults, each a small function that does one thing to a running stack.
+"""The faults: small functions, each with one effect on a running stack.
 
 A fault gets the world and a Draw (a place in [0, 1) that picks its victim, and how long it lasts). It returns what
 happens later: (seconds from now, what to do). One that finds no victim raises Missed.
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 _VERB_SECONDS = 40.0
 _AT_ONCE = 0.3
-"""Share of draws that take a victim as soon as there is one: a child that starts, a job that waits."""
+"""Share of draws that choose the first possible victim, such as a starting child or a waiting job."""
 
 FAILPOINTS = (
     "claim.granted",
@@ -56,25 +56,25 @@ FAILPOINTS = (
     "fetch.verified",
 )
 
-"""Those that a running job passes."""
+"""Failpoints that a running job passes."""
 AT_CREATION = ("upload.received", "dataset.stored", "dataset.recorded", "creation.flushed", "creation.committed")
-"""Those that creating one passes."""
+"""Failpoints that the creation of a job passes."""
 
 
 class Missed(Exception):
-    """There was nobody to do it to."""
+    """Raised if the fault has no victim."""
 
 
 @dataclass(frozen=True)
 class Draw:
-    """What a schedule decided about one fault."""
+    """The random choices of a schedule for one fault."""
 
     place: float
-    """In [0, 1): picks among what there is."""
+    """Value in [0, 1) that selects the target."""
     seconds: float
-    """How long it lasts."""
+    """Duration of the fault."""
     choice: str = ""
-    """Of a failpoint: its name and what it does there, such as `store.synced=kill`."""
+    """Failpoint and action, such as `store.synced=kill`."""
 
     def of(self, options: Sequence[T]) -> T:
         if not options:
@@ -84,20 +84,20 @@ class Draw:
 
 @dataclass
 class Wanted:
-    """What was asked for about a job, and what came of asking."""
+    """The requests about a job, and their results."""
 
     job_id: str
     seed: int
     watchers: list[Watcher]
     may_fail: bool = False
-    """It has so few attempts that faults may use them up."""
+    """True if the job has so few attempts that faults may exhaust them."""
     cancel: str = ""
-    """accepted, refused or unknown, once asked."""
+    """Result of the cancel request: accepted, refused or unknown."""
 
 
 @dataclass
 class World:
-    """A running stack, its jobs, and what was done to them."""
+    """A running stack, its jobs, and the requests about them."""
 
     stack: Stack
     clients: list[Client]
@@ -105,17 +105,17 @@ class World:
     damaged: set[str] = field(default_factory=set)
     callers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(8, "caller"))
     problems: list[str] = field(default_factory=list)
-    """What a caller was told that no caller should be told."""
+    """Errors that no caller should receive."""
 
     def call(self, draw: Draw, ask: Callable[[Client], Job]) -> None:
-        """Asks from a thread of its own, of one gateway after the other, until one of them answers."""
+        """Calls the gateways in turn from a separate thread until one answers."""
         self.callers.submit(self._ask, draw, ask)
 
     def _ask(self, draw: Draw, ask: Callable[[Client], Job]) -> None:
         self.answer(draw, ask)
 
     def answer(self, draw: Draw, ask: Callable[[Client], Job]) -> str:
-        """accepted, refused, or unknown when nobody answered in time or the answer was lost."""
+        """Returns accepted, refused, or unknown if no answer arrived in time."""
         first = int(draw.place * len(self.clients))
         deadline = time.monotonic() + _VERB_SECONDS
         lost = False
@@ -139,12 +139,12 @@ Fault = Callable[[World, Draw], Later]
 
 
 def _busy(world: World, draw: Draw, *names: str) -> Proc:
-    """A worker of these that has a child."""
+    """Returns one of these workers that has a child."""
     return draw.of([world.stack.workers[name] for name in names if world.stack.workers[name].children()])
 
 
 def _busy_trainer(world: World, draw: Draw) -> Proc:
-    """A trainer that has a child; in most draws one that has written a checkpoint."""
+    """Returns a trainer that has a child; in most draws one that has written a checkpoint."""
     trainers = world.stack.trainers
     if draw.place < _AT_ONCE:
         return draw.of([proc for proc in trainers if proc.children()])
@@ -152,7 +152,7 @@ def _busy_trainer(world: World, draw: Draw) -> Proc:
 
 
 def _has_saved(child: psutil.Process) -> bool:
-    """Whether a training child has written a checkpoint."""
+    """Returns True if a training child has written a checkpoint."""
     try:
         return Path(child.cmdline()[-1]).with_name("out").joinpath("checkpoints").exists()
     except (psutil.Error, IndexError):
@@ -160,13 +160,13 @@ def _has_saved(child: psutil.Process) -> bool:
 
 
 def _any_child(world: World, draw: Draw) -> psutil.Process:
-    """Of any stage, or in most draws one that has written a checkpoint."""
+    """Selects a child of any stage; in most draws one that has written a checkpoint."""
     children = world.stack.children()
     return draw.of(children if draw.place < _AT_ONCE else [child for child in children if _has_saved(child)])
 
 
 def _any_job(world: World, draw: Draw) -> Wanted:
-    """Of any state, or in most draws one that has a checkpoint and trains."""
+    """Selects a job in any state; in most draws one that trains and has a checkpoint."""
     if draw.place < _AT_ONCE:
         return draw.of(world.jobs)
     return draw.of([j for j in world.jobs if "checkpoint" in j.watchers[0].kinds and not j.watchers[0].trained])
@@ -246,7 +246,7 @@ def kill_nats(world: World, draw: Draw) -> Later:
 
 
 def stop_trainer_past_lease(world: World, draw: Draw) -> Later:
-    """The zombie: it wakes after its claim was given to another."""
+    """SIGSTOP of a worker until its claim has expired and another has the attempt."""
     return _stop(_busy_trainer(world, draw), LEASE_SECONDS + 3.0 + draw.seconds)
 
 
@@ -266,14 +266,14 @@ def stop_nats(world: World, draw: Draw) -> Later:
 
 
 def wipe_nats(world: World, draw: Draw) -> Later:
-    """The broker comes back with nothing it had stored."""
+    """Restarts the broker without its stored data."""
     later = _kill(world.stack.nats, draw.seconds)
     world.stack.wipe_nats()
     return later
 
 
 def roll_nats_back(world: World, draw: Draw) -> Later:
-    """The broker comes back with what it had stored some seconds ago."""
+    """Restarts the broker with a backup of some seconds ago."""
     stack = world.stack
     older = stack.home / "nats-older"
     if not stack.nats.kill(keep_down=True):
@@ -385,7 +385,7 @@ def _damage(file: Path, *, truncate: bool) -> None:
 
 
 def arm_failpoint(world: World, draw: Draw) -> Later:
-    """The next process that comes to a place dies, stops, or fails there."""
+    """Arms a failpoint: the next process that reaches it is killed, stopped, or fails."""
     name, _, action = draw.choice.partition("=")
     (world.stack.failpoints / name).write_text(action)
     return ()

@@ -1,4 +1,4 @@
-"""What SQL says in the end: the rows that the checker reads."""
+"""The final content of SQL that the checker reads."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Row = TypeVar("Row", bound=SQLModel)
 
 @dataclass
 class JobHistory:
-    """One job as it lies in SQL."""
+    """The rows of one job in SQL."""
 
     job: Work
     attempts: Sequence[Attempt]
-    """By stage and number: creation times are of a clock that is set while they run."""
+    """Attempts ordered by stage and number; creation times follow a clock that is set during the run."""
     rows: Sequence[WorkEvent]
-    """By sequence."""
+    """Events ordered by sequence."""
     checkpoints: Sequence[SavedCheckpoint]
     artifacts: Sequence[SavedArtifact]
 

@@ -1,4 +1,4 @@
-"""Schedules with the real training child: a tiny model, and the adapter of a training that nothing happened to."""
+"""Schedules with the real training child: a tiny model, and the adapter of a training without faults."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tests.tiny_models import make_tiny_model
 
 @dataclass(frozen=True)
 class Real:
-    """What schedules with the real training child share."""
+    """The shared parts of schedules with the real training child."""
 
     model: Path
     rows: Path
     reference: str
-    """Hash of the adapter of a training that nothing happened to."""
+    """Hash of the adapter of a training without faults."""
 
     @classmethod
     def prepare(cls, folder: Path) -> Real:

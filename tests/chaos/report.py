@@ -49,7 +49,7 @@ _COUNTED = (
 
 
 def markdown(results: Sequence[Result]) -> str:
-    """What was done, what came of it, and on what; numbers of this run only."""
+    """Renders the faults, the results and the environment of this run."""
     counts = total(list(results))
     broken = collections.Counter(
         violation.partition(":")[0] for result in results for violation in result.findings.violations
@@ -81,7 +81,7 @@ def markdown(results: Sequence[Result]) -> str:
 
 
 def write_section(document: Path, text: str) -> None:
-    """Puts `text` between the markers. ValueError when they are not there."""
+    """Inserts `text` between the markers. Raises ValueError if they are missing."""
     head, begin, rest = document.read_text().partition(BEGIN)
     _, end, tail = rest.partition(END)
     if not begin or not end:

@@ -28,31 +28,31 @@ from tests.chaos.stack import Stack
 from tests.chaos.watchers import Watcher
 
 STEPS, SAVE_STEPS = 80, 10
-"""Of a job of the child without torch: two seconds of training, eight checkpoints."""
+"""Steps of a job with the torch-free child: two seconds of training, eight checkpoints."""
 MAX_ATTEMPTS, FEW_ATTEMPTS = 20, 3
-"""Of a job that no schedule brings to its end, and of every third, which may be given up."""
+"""max_attempts of a job that must not fail by faults, and of every third job, which may."""
 _CREATE_SECONDS = 60.0
 _END_SECONDS = 150.0
 _TICK_SECONDS = 0.02
 _AGAIN_SECONDS, _VICTIM_SECONDS = 0.15, 20.0
-"""A fault without a victim is tried again, for so long."""
+"""A fault without a victim is retried at this interval, for at most this long."""
 
 
 @dataclass
 class Result:
-    """What became of a schedule."""
+    """The result of a schedule."""
 
     schedule: Schedule
     findings: Findings = field(default_factory=Findings)
     injected: collections.Counter[str] = field(default_factory=collections.Counter)
     missed: collections.Counter[str] = field(default_factory=collections.Counter)
     restarts: list[str] = field(default_factory=list)
-    """Processes that ended by themselves and were started again."""
+    """Processes that ended by themselves and were restarted."""
     seconds: float = 0.0
     evidence: Evidence | None = None
 
     def report(self) -> str:
-        """For a failed test: the schedule, and everything that is wrong."""
+        """Returns the text for a failed test: the schedule and all violations."""
         return "\n".join([str(self.schedule), "", *self.findings.violations, *self.restarts])
 
 
@@ -103,7 +103,7 @@ def run_schedule(
 
 
 def spec_of(seed: int, number: int, *, real: bool) -> dict[str, Any]:
-    """The job that a schedule creates, `training_data` to be added."""
+    """Returns the job that a schedule creates, without `training_data`."""
     hyper: dict[str, Any] = {"max_steps": STEPS, "save_steps": SAVE_STEPS, "eval_steps": SAVE_STEPS, "logging_steps": 1}
     if real:
         hyper |= {"max_length": 64, "early_stopping_patience": 0}
@@ -148,7 +148,7 @@ def _create(world: World, schedule: Schedule, rows: Path) -> None:
 
 
 def _create_one(world: World, schedule: Schedule, rows: Path, seed: int, number: int) -> str:
-    """As a caller does it who gets no answer: again, with the same request_id."""
+    """Creates a job as a caller without a response does: again, with the same request_id."""
     deadline = time.monotonic() + _CREATE_SECONDS
     spec = spec_of(seed, number, real=schedule.real)
     request_id = f"{schedule.seed}-{number}"
@@ -163,7 +163,7 @@ def _create_one(world: World, schedule: Schedule, rows: Path, seed: int, number:
 
 
 def _inject(world: World, schedule: Schedule, result: Result) -> None:
-    """Faults at their times, and what follows on them at its own."""
+    """Applies the faults at their times, and their follow-ups."""
     began = time.monotonic()
     order = itertools.count()
     due: list[tuple[float, int, Callable[[], object]]] = []
@@ -203,7 +203,7 @@ def _inject(world: World, schedule: Schedule, result: Result) -> None:
 
 
 def _finish(world: World, result: Result) -> None:
-    """Everything is healed; what is paused is resumed, until every job has ended and every watcher knows."""
+    """Ends all faults and resumes paused jobs, until every job has ended and every watcher has seen it."""
     world.stack.heal()
     deadline = time.monotonic() + _END_SECONDS
     # A call may wait for a gateway that the keeper, in this thread, has to start first.
@@ -252,19 +252,19 @@ def _expected(job: Wanted, *, real: bool, reference: str) -> Expected:
 
 
 def file_sha256(path: Path) -> str:
-    """Of the whole package."""
+    """Digest of the whole package."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def adapter_sha256(package: Path) -> str:
-    """Of the weights in it: the rest names times and ids."""
+    """Digest of the weights only: other files contain times and ids."""
     with zipfile.ZipFile(package) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith("adapter_model.safetensors"))
         return hashlib.sha256(archive.read(name)).hexdigest()
 
 
 def total(results: list[Result]) -> Mapping[str, int]:
-    """Counts of all schedules together; a name with `most` is a maximum."""
+    """Adds up the counts of all schedules; a name with `most` is a maximum."""
     counts: dict[str, int] = {}
     for result in results:
         for name, number in result.findings.counts.items():

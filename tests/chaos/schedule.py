@@ -1,4 +1,4 @@
-"""What is done when, drawn from a seed: the same seed gives the same schedule."""
+"""Schedules of faults, drawn from a seed; the same seed gives the same schedule."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Schedule:
-    """A seed, where it runs, and its faults by time."""
+    """A seed, its environment, and its faults by time."""
 
     seed: int
     postgres: bool
@@ -51,7 +51,7 @@ class Schedule:
 def draw_schedule(
     seed: int, *, postgres: bool = False, real: bool = False, jobs: int = 3, faults: int = 8, only: str = ""
 ) -> Schedule:
-    """`only` names the one kind of fault that is to happen."""
+    """Draws a schedule; `only` restricts it to one kind of fault."""
     rng = random.Random(f"{seed} {postgres} {real}")  # noqa: S311 - not a secret; it must come again
     unfit = _ONLY_SQLITE if postgres else _ONLY_POSTGRES
     kinds = [only] if only else [name for name in FAULTS if name not in unfit]

@@ -1,4 +1,4 @@
-"""The real stack as real processes, each of which can be killed, stopped and started again by itself."""
+"""The real stack as real processes, each of which can be killed, stopped and restarted on its own."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _SPEC = "spec.json"
 
 @dataclass
 class Proc:
-    """A process of the stack. It dies with this one, however this one dies."""
+    """A process of the stack. It is killed when this process ends for any reason."""
 
     name: str
     argv: Sequence[str]
@@ -84,7 +84,7 @@ class Proc:
         return True
 
     def kill(self, *, keep_down: bool = False) -> bool:
-        """SIGKILL, and waits until it is gone. With `keep_down` it stays away until start()."""
+        """Sends SIGKILL and waits for the end. With `keep_down` it stays down until start()."""
         self.wanted = not keep_down
         if not self.signal(signal.SIGKILL):
             return False
@@ -175,8 +175,8 @@ class Stack:
             time.sleep(0.05)
 
     def keep(self) -> None:
-        """Starts again whatever ended without being told to, as the keeper of a real installation does; and what a
-        failpoint has stopped goes on after more than a lease."""
+        """Restarts processes that ended by themselves, as a process manager does, and continues those that a failpoint
+        has stopped for longer than a lease."""
         for proc in self.procs:
             if proc.running or not proc.wanted or proc.popen is None:
                 continue
@@ -197,7 +197,7 @@ class Stack:
                     psutil.Process(int(taken.name.split(".")[-2])).send_signal(signal.SIGCONT)
 
     def heal(self) -> None:
-        """Ends every fault that lasts: what is stopped goes on, what is down is started, nothing stays armed."""
+        """Ends all lasting faults: continues stopped processes, starts those that are down, disarms failpoints."""
         for armed in self.failpoints.iterdir():
             if not armed.name.endswith(".taken"):
                 armed.unlink(missing_ok=True)
@@ -208,7 +208,7 @@ class Stack:
             proc.start()
 
     def stop(self) -> None:
-        """Ends every process: SIGTERM to workers and gateways, SIGKILL to what does not heed it."""
+        """Ends every process: SIGTERM to workers and gateways, then SIGKILL."""
         for proc in reversed(self.procs):
             proc.wanted = False
             proc.signal(signal.SIGCONT)
@@ -221,11 +221,11 @@ class Stack:
                 proc.kill(keep_down=True)
 
     def children(self) -> list[psutil.Process]:
-        """Every process that works on an attempt, whoever its parent is now."""
+        """Returns all processes that work on an attempt, whatever their parent."""
         return self._ours(_SPEC)
 
     def orphans(self) -> list[str]:
-        """What still runs although all was stopped."""
+        """Returns the processes that still run after everything was stopped."""
         found = []
         for process in self._ours():
             if "postgres" not in process.name():
@@ -257,7 +257,7 @@ class Stack:
         shutil.rmtree(self.nats_store, ignore_errors=True)
 
     def drain(self, trainer: Proc) -> None:
-        """DrainTrainer, as an operator calls it. grpc.RpcError when the trainer can't hear."""
+        """Calls DrainTrainer. Raises grpc.RpcError if the trainer is unreachable."""
         with grpc.insecure_channel(trainer.environment["FTF_TRAINER_LISTEN"]) as channel:
             stub = trainer_service_pb2_grpc.TrainerServiceStub(channel)
             stub.DrainTrainer(trainer_service_pb2.DrainTrainerRequest(), timeout=2)

@@ -24,7 +24,7 @@ from tests.chaos.stack import Stack
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Evidence]:
-    """One job whose training child was killed once, and nothing wrong."""
+    """Runs one job whose training child was killed once, without violations."""
     home = tmp_path_factory.mktemp("chaos") / "home"
     steps = tuple(Step(at, "kill_child", Draw(random.Random(at).random(), 0.5)) for at in (2.5,))  # noqa: S311
     result = run_schedule(Schedule(1, False, False, 1, 1, steps), home)
@@ -103,7 +103,7 @@ def test_broken_rows(copy: tuple[sqlite3.Connection, Callable[[], Evidence]], na
 
 
 def test_a_stale_write(copy: tuple[sqlite3.Connection, Callable[[], Evidence]]) -> None:
-    """What a zombie reports late lies among the events of the attempt that took its place."""
+    """Late reports of an expired attempt lie among the events of its successor."""
     database, broken = copy
 
     def of_the_first_attempt(event: Event) -> None:
@@ -205,7 +205,7 @@ def test_an_accepted_cancellation_that_was_forgotten(run: tuple[Path, Evidence])
 
 
 def test_a_job_nobody_asked_for(run: tuple[Path, Evidence]) -> None:
-    """What a create that was sent twice must not leave."""
+    """A create that was sent twice must not make two jobs."""
     evidence = run[1]
     (history,) = evidence.histories.values()
     assert kinds(replace(evidence, histories={**evidence.histories, "ftjob_second": history})) == {"duplicate"}

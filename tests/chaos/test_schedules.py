@@ -1,4 +1,4 @@
-"""Faults of every kind at random times, and what a user has in the end is what an unfaulted run gives."""
+"""With faults of every kind at random times, users get the results of a run without faults."""
 
 import json
 import re
@@ -14,14 +14,14 @@ from tests.servers.postgres import binaries
 
 
 def test_a_seed_stands_for_its_schedule() -> None:
-    """A failure found at night is looked into by its seed."""
+    """A failure can be reproduced from its seed."""
     assert draw_schedule(7) == draw_schedule(7)
     assert str(draw_schedule(7)) == str(draw_schedule(7))
     assert draw_schedule(7).steps != draw_schedule(8).steps
 
 
 def test_every_failpoint_of_the_product_is_used() -> None:
-    """A boundary that nobody attacks is one that nobody knows about."""
+    """Every failpoint must be drawn by some schedule."""
     root = Path(__file__).parents[2]
     sources = [file.read_text() for part in ("chassis", "gateway") for file in (root / part).rglob("*.py")]
     assert set(re.findall(r'failpoint\("([^"]+)"\)', "".join(sources))) == {*FAILPOINTS, *AT_CREATION}
@@ -48,7 +48,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Real:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", ["kill_child", "kill_trainer", "pause_and_resume", ""])
 def test_a_real_training_ends_with_the_same_adapter(real: Real, kind: str, tmp_path: Path) -> None:
-    """Killed, paused or otherwise troubled at random steps: the adapter is the one of a run that was left alone."""
+    """After faults at random steps the adapter is that of a run without faults."""
     schedule = draw_schedule(31, real=True, jobs=1, faults=5, only=kind)
     result = run_schedule(schedule, tmp_path / "home", model=real.model, rows=real.rows, reference=real.reference)
     assert not result.findings.violations, result.report()

@@ -35,7 +35,7 @@ class Watcher:
 
     @property
     def trained(self) -> bool:
-        """Whether its job's training is over."""
+        """Returns True if the training of its job has ended."""
         return "complete" in self.kinds
 
     @property

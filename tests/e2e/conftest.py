@@ -51,7 +51,7 @@ class System:
         self._process.wait(_START_SECONDS)
 
     def kill(self) -> list[psutil.Process]:
-        """As a power cut: SIGKILL to `ftf up`, which takes everything with it. Returns what ran under it."""
+        """Simulates a power cut: SIGKILL to `ftf up`, which ends all its processes. Returns those processes."""
         assert self._process is not None
         family = psutil.Process(self._process.pid).children(recursive=True)
         self._process.kill()

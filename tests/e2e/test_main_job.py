@@ -1,4 +1,4 @@
-"""One job, as a caller sees it: created, watched, evaluated, downloaded, loaded."""
+"""A caller creates, watches, evaluates and downloads a job, and loads its package."""
 
 import json
 import subprocess
@@ -24,7 +24,7 @@ def finished(system: System, rows: Path) -> Job:
         return client.jobs.wait(job.id)
 
 
-def test_it_learns_and_says_so(client: Client, finished: Job) -> None:
+def test_the_evaluation_shows_that_the_model_learned(client: Client, finished: Job) -> None:
     assert (finished.state, finished.stage) == ("SUCCEEDED", "EXPORT")
     evaluation = client.evaluations.get(finished.evaluation_id)
     assert evaluation.delta < -0.5, "tuned must beat base on held-out rows"
@@ -92,7 +92,7 @@ def test_a_watcher_joining_late_sees_what_the_first_one_saw(system: System, rows
 
 
 def test_serving_processes_hold_no_torch(system: System, finished: Job) -> None:
-    """After preflight, training, evaluation and export: none of it happened in a process that serves."""
+    """Preflight, training, evaluation and export have run, none of them in a serving process."""
     for module in ("gateway", "services.probe", "services.trainer", "services.evaluator", "services.exporter"):
         (process,) = system.processes(module)
         mapped = " ".join(region.path for region in process.memory_maps())

@@ -1,4 +1,4 @@
-"""A base model is named, never pointed at; what could run code is refused."""
+"""A base model is given by name, never by path, and anything that could run code is refused."""
 
 import hashlib
 import json
@@ -96,8 +96,8 @@ def test_pickled_weights_are_refused(tmp_path: Path, model_folder: Folder) -> No
     assert caught.value.reason == "NO_SAFETENSORS"
 
 
-def test_an_unreachable_hub_is_said_to_be_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Offline is no reason to tell a caller that the model does not exist, nor to give their job up for it."""
+def test_an_unreachable_hub_is_reported_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a network the model must not be reported as missing, and the job must be retried."""
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(SystemFailure) as caught:
         Catalogue(tmp_path).fetch("org/name")

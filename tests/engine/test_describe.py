@@ -1,4 +1,4 @@
-"""What a model is made of, without its weights: from a folder, and from a hub that is asked for headers only."""
+"""The description of a model without its weights, from a folder and from a hub that serves headers only."""
 
 import json
 import re
@@ -18,7 +18,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub:
-    """A model hub with one model, that counts the bytes of weights it gives out."""
+    """A model hub with one model, which counts the bytes of weights that it serves."""
 
     def __init__(self, folder: Path) -> None:
         self.weight_bytes = 0

@@ -1,4 +1,4 @@
-"""Datasets of a hub: how they are named, which file and commit is meant, and what is refused before a byte is sent."""
+"""Datasets on the hub: references, the choice of file and commit, and refusals before any download."""
 
 import hashlib
 from collections.abc import Iterator
@@ -59,8 +59,8 @@ def test_how_datasets_of_the_hub_are_named(text: str, parts: tuple[str, str, str
         "hf://org/name/" + "a" * 1024,
     ],
 )  # fmt: skip
-def test_what_is_written_otherwise_is_refused_before_there_is_a_job(text: str) -> None:
-    """With the field, and with how it is written: nothing has been uploaded, nobody has waited."""
+def test_an_invalid_reference_is_refused_before_a_job_exists(text: str) -> None:
+    """The error names the field and the expected form, before anything is uploaded."""
     with pytest.raises(JobError) as caught:
         job_config({"base_model": "tiny", "phases": [{"training_data": [{"dataset": text}], "num_epochs": 1.0}]})
     assert caught.value.reason == "INVALID_CONFIG"
@@ -69,7 +69,7 @@ def test_what_is_written_otherwise_is_refused_before_there_is_a_job(text: str) -
 
 
 def test_the_only_file_with_rows_is_taken_at_the_commit_of_today(hub: Hub, tmp_path: Path) -> None:
-    """Descriptions and scripts are no rows; the name that is given back means the same bytes tomorrow."""
+    """Descriptions and scripts are not data files; the returned reference names the same content for ever."""
     found = HubDatasets("", 1 << 20).find("hf://org/one", "f")
     assert found.reference == f"hf://org/one@{NEW}/data/train.jsonl"
     assert (found.size_bytes, hub.sent) == (2 * len(ROWS), {})
@@ -95,7 +95,7 @@ def test_two_files_of_one_dataset_are_of_one_commit(hub: Hub) -> None:
     ("asked", "reason", "told"),
     [
         ("hf://org/many", "SEVERAL_FILES", "hf://org/many/main/test.parquet"),
-        ("hf://org/script", "NO_READABLE_FILES", "scripts never"),
+        ("hf://org/script", "NO_READABLE_FILES", "scripts are never run"),
         ("hf://org/one/loader.py", "NO_READABLE_FILES", "data/train.jsonl"),
         ("hf://org/one/train.jsonl", "DATASET_NOT_FOUND", "data/train.jsonl"),
         ("hf://org/one@v9", "DATASET_NOT_FOUND", "Check the id"),
@@ -114,7 +114,7 @@ def test_each_refusal_says_what_to_do_and_downloads_nothing(hub: Hub, asked: str
     assert hub.sent == {}
 
 
-def test_a_hub_that_is_away_is_no_fault_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_a_system_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(SystemFailure) as caught:
         HubDatasets("", 1).find("hf://org/one", "f")
@@ -122,7 +122,7 @@ def test_a_hub_that_is_away_is_no_fault_of_the_job(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.long
-def test_a_hub_that_goes_away_between_question_and_download_is_no_fault_either(hub: Hub, tmp_path: Path) -> None:
+def test_a_hub_that_fails_during_the_download_is_a_system_failure(hub: Hub, tmp_path: Path) -> None:
     datasets = HubDatasets("", 1 << 20)
     found = datasets.find("hf://org/one", "f")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemFailure) as caught:

@@ -386,7 +386,7 @@ class FakeGateway(
         if request.base_model:
             found = answer.recommendation
             found.base_model, found.method, found.verdict = request.base_model, 3, 2
-            found.reason = "QLoRA takes 7.5 GiB at most of the 8.0 GiB that are free."
+            found.reason = "QLoRA takes up to 7.5 GiB of 8.0 GiB free."
             found.adjustments.hyperparameters.max_length = 1024
             found.changes.add(field="hyperparameters.max_length", before="2048", after="1024")
             found.warnings.append("Rows longer than 1,024 tokens are cut.")

@@ -112,7 +112,7 @@ class Hub:
 
     @contextlib.contextmanager
     def asked(self) -> Iterator["Hub"]:
-        """As `serving`, and the hub that this process asks."""
+        """Runs `serving`, and makes it the hub of this process."""
         with pytest.MonkeyPatch.context() as patch, self.serving():
             patch.setattr("huggingface_hub.constants.ENDPOINT", self.endpoint)
             template = self.endpoint + "/{repo_id}/resolve/{revision}/{filename}"

@@ -1,4 +1,4 @@
-"""The gateway's own pieces on a real SQLite and a real PostgreSQL."""
+"""Fixtures: the gateway's parts on a real SQLite and a real PostgreSQL."""
 
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -44,7 +44,7 @@ async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncItera
 
 
 class Recorder:
-    """Where a ledger announces to: what watchers and workers would be told."""
+    """Records the announcements of a ledger to watchers and workers."""
 
     def __init__(self) -> None:
         self.frames: list[Frame] = []

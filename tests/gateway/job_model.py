@@ -1,5 +1,5 @@
-"""The life of one work of any kind as a pure model of the rules that docs/architecture.md states, and operations that
-both the model and real gateways carry out."""
+"""A pure model of the life of work of any kind, written from the rules and not from the code; and operations that both
+the model and real gateways carry out."""
 
 import asyncio
 import copy
@@ -35,7 +35,7 @@ OUT_OF_MEMORY = ("CUDA_OUT_OF_MEMORY", "HOST_OUT_OF_MEMORY")
 MAX_ACCUMULATION = 1024
 
 Token: TypeAlias = tuple[Any, ...]
-"""What a worker has to say: ("log", step), ("checkpoint", step, best), ("restored", step), ("config", micro-batch,
+"""A payload of a worker: ("log", step), ("checkpoint", step, best), ("restored", step), ("config", micro-batch,
 accumulation, checkpoints to keep), ("completed",), ("failed", reason, user error), ("released",), ("garbage",),
 ("foreign",)."""
 
@@ -82,7 +82,7 @@ class Saved:
 
 @dataclass
 class Model:
-    """A work. Its operations return what the caller is told."""
+    """One work. Its operations return the answer to the caller."""
 
     max_attempts: int
     plan: tuple[str, ...] = STAGES
@@ -93,11 +93,11 @@ class Model:
     failures: int = 0
     tries: list[Try] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
-    """Their kinds, by sequence."""
+    """Kinds of the events, by sequence."""
     checkpoints: list[Saved] = field(default_factory=list)
-    """By acceptance."""
+    """Checkpoints in the order of acceptance."""
     config: tuple[int, int, int, int] | None = None
-    """Micro-batch, accumulation, evaluation's micro-batch, checkpoints to keep."""
+    """Micro-batch, accumulation, micro-batch of the evaluation, checkpoints to keep."""
 
     def __post_init__(self) -> None:
         if not self.tries:
@@ -239,7 +239,7 @@ class Model:
         self._end(mine, "FAILED", counted=counted, final=user_error or hopeless)
 
     def _halve(self) -> bool:
-        """At most half the rows at once, as many rows a step."""
+        """Halves the rows of a micro-batch at least; a step keeps its rows."""
         if self.stage != "TRAINING" or self.config is None or self.state == "CANCELLING":
             return False
         micro, accumulation, evaluation, keep = self.config
@@ -308,7 +308,7 @@ def _loss(step: int) -> float:
 
 
 class Gateway:
-    """One replica: what workers and callers reach of it."""
+    """One replica, as workers and callers reach it."""
 
     def __init__(self, database: Database, told: Recorder, store: ArtifactStore) -> None:
         self.ledger = Ledger(database, told.publish, told.offer, told.discard)
@@ -446,7 +446,7 @@ class Verb:
 
 
 def seen_in(model: Model) -> dict[str, Any] | None:
-    """What SQL must hold; None when the job is gone."""
+    """Returns the rows that SQL must hold; None if the job was deleted."""
     if model.deleted:
         return None
     return {
@@ -511,7 +511,7 @@ async def seen_in_sql(database: Database, job_id: str) -> dict[str, Any] | None:
 
 
 class Pair:
-    """A model and the job it is of, which two gateways serve."""
+    """A model and its job, which two gateways serve."""
 
     def __init__(self, gateways: Sequence[Gateway], told: Recorder, job_id: str, model: Model) -> None:
         self.gateways = gateways
@@ -519,7 +519,7 @@ class Pair:
         self.job_id = job_id
         self.model = model
         self.certain = True
-        """Whether what was done last comes to the same in every order."""
+        """Returns True if the last operations have the same result in every order."""
 
     @classmethod
     async def create(
@@ -536,8 +536,8 @@ class Pair:
         return cls(gateways, told, job_id, Model(max_attempts, plan))
 
     async def do(self, *operations: Operation) -> list[Any]:
-        """Carries them out at the same time, each at another gateway, and demands that answers and rows are those of
-        the model for one order of them."""
+        """Runs the operations concurrently, each at a different gateway, and checks that answers and rows are those of
+        the model for one of their orders."""
         answers = await asyncio.gather(
             *(
                 operation.on_gateway(gateway, self.job_id)
@@ -562,7 +562,7 @@ class Pair:
         return answers
 
     def _check_announcements(self) -> None:
-        """Watchers hear each sequence once, workers of each READY attempt; what is pruned goes, and nothing else."""
+        """Watchers receive each sequence once, workers each READY attempt; only pruned files are deleted."""
         sequences = sorted(frame.sequence for frame in self.told.frames)
         assert sequences == list(range(1, len(self.model.events) + 1))
         offered = [(each.stage.removeprefix("STAGE_"), each.attempt) for each in self.told.offered]

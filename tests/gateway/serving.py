@@ -1,4 +1,4 @@
-"""What tests of the gateway's smaller services share: a real server, and refusals taken apart."""
+"""Shared parts of the service tests: a real server, and the details of refusals."""
 
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -37,7 +37,7 @@ class Refusal:
 
 
 async def refusal(call: Awaitable[object]) -> Refusal:
-    """The error of a call that must fail, with the details every error of ours carries."""
+    """Returns the error of a call that must fail, with its details."""
     try:
         answer = await call
     except grpc.aio.AioRpcError as error:
@@ -57,7 +57,7 @@ def refusal_of(error: grpc.aio.AioRpcError) -> Refusal:
 
 
 async def add_job(database: Database, spec: FineTuningJobSpec | None = None, **values: Any) -> str:
-    """A job row, as if it had been created; returns its id."""
+    """Inserts a job row as CreateFineTuningJob would; returns its id."""
     job = Work(
         **{
             "id": new_id("ftjob"),
@@ -80,6 +80,6 @@ async def add_job(database: Database, spec: FineTuningJobSpec | None = None, **v
 
 
 def open_below(root: Path) -> list[str]:
-    """Files below `root` that this process, and so the server in it, holds open."""
+    """Returns the files below `root` that this process, including the server in it, has open."""
     targets = [str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
     return [target for target in targets if target.startswith(f"{root}/")]

@@ -30,7 +30,7 @@ INVALID = grpc.StatusCode.INVALID_ARGUMENT
 
 
 class Room:
-    """A dataset service with its database and store, and a look behind it."""
+    """A dataset service with access to its database and store."""
 
     def __init__(self, stub: DatasetServiceStub, database: Database, root: Path) -> None:
         self.stub = stub
@@ -45,7 +45,7 @@ class Room:
         return answer.dataset
 
     async def refused(self, *messages: api.UploadDatasetRequest) -> Refusal:
-        """The refusal, once nothing was found of what was sent."""
+        """Returns the refusal, after checking that nothing of the upload was stored."""
         found = await refusal(self.upload(*messages))
         assert await self.nothing_left()
         return found
@@ -127,7 +127,7 @@ WRONG_HEADERS: list[tuple[dict[str, Any], list[str]]] = [
 
 
 async def test_a_wrong_header_is_refused_with_every_field(room: Room) -> None:
-    """A caller mends everything at once instead of one error a try."""
+    """A caller corrects all errors at once instead of one per attempt."""
     for header, fields in WRONG_HEADERS:
         found = await room.refused(head(**header), *chunks(ROWS))
         assert (found.code, found.reason) == (INVALID, "INVALID_HEADER")
@@ -190,7 +190,7 @@ async def test_without_a_probe_nobody_pretends_to_have_looked(room: Room) -> Non
 
 @pytest.mark.parametrize("cut_after", [0, 1, 5])
 async def test_a_cut_upload_leaves_nothing(room: Room, cut_after: int) -> None:
-    """A laptop that closes its lid half-way leaves no dataset that only looks complete."""
+    """A cut connection must not leave a dataset that only looks complete."""
     sent = asyncio.Event()
 
     async def messages() -> AsyncIterator[api.UploadDatasetRequest]:
@@ -255,7 +255,7 @@ async def cut(room: Room, data: bytes, *, arrived: bool = True, **header: Any) -
 async def test_a_cut_upload_goes_on_where_it_was_cut(
     room: Room, at_once: None, header: dict[str, Any], arrived: bool
 ) -> None:
-    """Two gigabytes are not sent again because a lid was closed at the end."""
+    """A connection that breaks near the end must not cost a second upload of two gigabytes."""
     rng = random.Random(7)  # noqa: S311 - where to cut
     offset = 0
     for _ in range(3):
@@ -294,7 +294,7 @@ async def test_an_offset_without_an_identity_is_refused(room: Room) -> None:
 
 
 async def test_damage_to_what_is_held_is_found_and_dropped(room: Room, at_once: None) -> None:
-    """What lay on a disk for a day is hashed like what has just come."""
+    """A resumed upload is hashed from its first byte, including the part stored a day ago."""
     received = await cut(room, LONG[: 3 << 20], **KNOWN)
     (partial,) = room.files()
     partial.write_bytes(b"?" + partial.read_bytes()[1:])
@@ -422,7 +422,7 @@ async def test_an_upload_is_asked_for_by_a_name(room: Room) -> None:
 
 @pytest.mark.parametrize("header", [{}, KNOWN])
 async def test_a_full_disk_is_said_and_leaves_nothing(room: Room, header: dict[str, Any]) -> None:
-    """Otherwise what nobody can use keeps the disk full, for trainings too."""
+    """Otherwise unusable files keep the disk full, for trainings too."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         # Of a full disk the process learns in the same way: by a write that stores less.

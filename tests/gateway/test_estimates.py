@@ -1,4 +1,4 @@
-"""Recommendations and estimates through the gateway: for the right machine, with the speeds that jobs have shown."""
+"""Recommendations and estimates through the gateway use the trainers' machines and the speeds of finished jobs."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -43,7 +43,7 @@ H100 = Gpu(name="NVIDIA H100 80GB HBM3", memory_total_bytes=80 * GIB, memory_fre
 
 @pytest.fixture
 async def probe(nats_server: NatsServer, database: Database, tmp_path: Path) -> AsyncIterator[ProbeServiceStub]:
-    """A gateway's ProbeService, behind it a real probe, and two trainers that tell of their machines."""
+    """A gateway's ProbeService with a real probe and two trainers that publish their machines."""
     bus = await Bus.connect(nats_server.url, nats_server.user, nats_server.password, "test")
     await bus.ensure_streams()
     estimates = Estimates(Catalogue(tmp_path), tmp_path)
@@ -85,7 +85,7 @@ async def test_the_trainer_with_the_most_room_unless_a_node_is_named(probe: Prob
 
 
 async def test_time_comes_from_what_earlier_jobs_took(probe: ProbeServiceStub, database: Database) -> None:
-    """A first job is guessed from a data sheet; after it, the next one's time is known."""
+    """The first job is estimated from a data sheet, later ones from its measured speed."""
     spec = FineTuningJobSpec(base_model="smollm2-135m", method=TRAINING_METHOD_LORA)
     request = api.EstimateResourcesRequest(spec=spec, num_examples=1000, mean_tokens=100, longest_row=200)
     before = (await probe.EstimateResources(request)).estimate
@@ -131,7 +131,7 @@ async def test_more_tokens_than_there_are_is_no_estimate(probe: ProbeServiceStub
 
 
 async def test_a_machine_that_is_only_thought_of(probe: ProbeServiceStub) -> None:
-    """What would a card from a shop do? With its name there are price and cost, too."""
+    """A GPU that no node has can be estimated; its name gives price and cost."""
     spec = FineTuningJobSpec(base_model="meta-llama/Llama-3.1-8B-Instruct")
     request = api.EstimateResourcesRequest(
         spec=spec, memory_bytes=24 * GIB, gpu="RTX 4090", num_examples=5000, mean_tokens=300, longest_row=1024

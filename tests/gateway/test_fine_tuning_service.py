@@ -1,4 +1,4 @@
-"""FineTuningService over a real channel: what is refused and how, and what idempotency promises."""
+"""FineTuningService over a real channel: refusals and idempotency."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -174,7 +174,7 @@ async def test_the_same_request_id_makes_one_job(room: Room) -> None:
 
 
 async def test_a_dry_run_without_a_probe_says_so(room: Room) -> None:
-    """What nobody has looked at is not said to be right; what is wrong at first sight is said all the same."""
+    """Unchecked data is never reported as valid; errors that need no check are still reported."""
     request = api.CreateFineTuningJobRequest(spec=spec(), request_id="dry", validate_only=True)
     refused = await refusal(room.stub.CreateFineTuningJob(request))
     assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "NO_PROBE")
@@ -193,7 +193,7 @@ async def test_a_dry_run_says_what_create_would_of_a_request_id(room: Room) -> N
 
 
 async def test_senseless_readings_are_refused(room: Room) -> None:
-    """What is accepted in silence looks like a job to which nothing happens."""
+    """An invalid argument that is silently accepted looks like a job without events."""
     job_id = (await create(room)).fine_tuning_job.id
     beyond = room.stub.ListFineTuningJobEvents(api.ListFineTuningJobEventsRequest(job_id=job_id, after_sequence=10**9))
     assert (await refusal(beyond)).code is grpc.StatusCode.OUT_OF_RANGE

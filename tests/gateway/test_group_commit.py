@@ -1,4 +1,4 @@
-"""Decisions that share a COMMIT stand for themselves: what fails takes nobody along, and nobody hears too early."""
+"""Decisions that share a COMMIT are independent: a failed one affects no other, and none is answered early."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""Random operations on work of every kind, several at once, against a pure model of its life."""
+"""For any operations, in any order and concurrency, work of every kind behaves like the model."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -65,12 +65,12 @@ class JobMachine(RuleBasedStateMachine):
 
     @property
     def holder(self) -> Claim | None:
-        """The claim that is current."""
+        """Returns the current claim."""
         mine = self.pair.model.open
         return Claim(mine.stage, mine.number, mine.claim_id) if mine and mine.claim_id else None
 
     def say(self, *tokens: Token) -> Report:
-        """What follows on from who holds the claim."""
+        """Returns a report of the next events of the current claim."""
         mine = self.pair.model.open
         assert mine is not None
         assert self.holder is not None
@@ -89,7 +89,7 @@ class JobMachine(RuleBasedStateMachine):
         return self.pair.model.open is not None and not self.claimed
 
     def a_claim(self, data: st.DataObject) -> Claim:
-        """A new worker, or the one that holds it and has not heard the answer, or one with an old work item."""
+        """Returns the claim of a new worker, of the holder that lost the answer, or of an old work item."""
         mine = self.pair.model.open
         name = f"{len(self.claims):032x}"
         choices = [Claim(mine.stage, mine.number, name)] if mine else []
@@ -98,7 +98,7 @@ class JobMachine(RuleBasedStateMachine):
         return data.draw(st.sampled_from([*choices, *self.claims, old][:6]))
 
     def a_report(self, data: st.DataObject, tokens: tuple[Token, ...]) -> Report:
-        """Of who holds the claim or of a zombie; what is new, what is known already, or what follows after a hole."""
+        """Returns a report of the holder or an expired claim, with new or repeated events, or events after a hole."""
         claim = data.draw(st.sampled_from([self.holder or self.claims[-1], *self.claims[-2:]]))
         mine = self.pair.model.open
         next_ordinal = mine.next_ordinal if mine and mine.claim_id == claim.claim_id else 0
@@ -138,7 +138,7 @@ class JobMachine(RuleBasedStateMachine):
         return Verb(name if pausable or name == "delete" else "cancel")
 
     def an_expiry(self, data: st.DataObject) -> Expire:
-        """By a watch that has seen the last beat, or only an older one, or the beat of an older claim."""
+        """Returns an expiry that observed the last beat, an older beat, or the beat of an older claim."""
         mine = self.pair.model.open
         claim = data.draw(st.sampled_from([self.holder or self.claims[-1], self.claims[0]]))
         beat = mine.beat if mine and mine.claim_id == claim.claim_id else 0
@@ -220,7 +220,7 @@ class JobMachine(RuleBasedStateMachine):
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def run(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[int, int], None]]:
-    """Runs so many lives of so many steps; two gateways, on PostgreSQL with connections of their own."""
+    """Runs the given number of jobs and steps on two gateways, on PostgreSQL with separate connections."""
     with asyncio.Runner() as runner:
         if request.param == "sqlite":
             databases = [runner.run(Database.open(f"sqlite:///{tmp_path / 'gateway.sqlite'}"))] * 2

@@ -1,4 +1,4 @@
-"""What a caller would miss if a rule of the job's life were broken."""
+"""The rules of a job's life, as a caller sees them."""
 
 import asyncio
 import math
@@ -143,7 +143,7 @@ async def test_a_system_failure_is_retried_until_max_attempts(
 async def test_a_job_that_kills_every_worker_ends_as_poison_with_its_history(
     ledger: Ledger, acceptance: WorkerRequests, told: Recorder
 ) -> None:
-    """It would go on taking workers from everybody's jobs, and its owner would not see what it does to them."""
+    """It would keep taking workers from other jobs, unseen by its owner."""
     job_id = await create(ledger, max_attempts=3)
     waits = []
     for name in "abc":
@@ -221,7 +221,7 @@ async def test_history_keeps_its_order_when_the_clock_is_set_back(
 def test_half_the_rows_at_once_are_as_many_rows_a_step(
     micro: int, accumulation: int, after: tuple[int, int] | None
 ) -> None:
-    """With other rows in a step, the learning rate that was chosen for it no longer fits."""
+    """With a different number of rows per step the chosen learning rate no longer fits."""
     assert halved(micro, accumulation) == after
 
 
@@ -277,7 +277,7 @@ async def test_out_of_memory_while_it_is_stopped(
 
 
 async def test_a_zombies_checkpoint_prunes_nothing(ledger: Ledger, acceptance: WorkerRequests, told: Recorder) -> None:
-    """A worker that woke up after its lease would delete what its successor goes on from."""
+    """A worker that resumes after its lease expired would delete its successor's checkpoint."""
     job_id, zombie = await training(ledger, acceptance, told)
     await zombie.report(
         ConfigResolved(resolved_spec=FineTuningJobSpec(hyperparameters=Hyperparameters(save_total_limit=1)))

@@ -30,7 +30,7 @@ os.execv(sys.argv[1], sys.argv[1:])
 
 
 class NatsServer:
-    """Runs on one port for its whole life, so that clients find it again after a restart."""
+    """A nats-server on one port for its whole life, so that clients reconnect after a restart."""
 
     user = "ftf"
     password = "test-password"
@@ -70,7 +70,7 @@ class NatsServer:
             time.sleep(0.01)
 
     def stop(self) -> None:
-        """Kills it, as a power cut would."""
+        """Kills the server, as a power cut would."""
         if self._process:
             self._process.kill()
             self._process.wait()
@@ -81,19 +81,19 @@ class NatsServer:
         self.start()
 
     def wipe(self) -> None:
-        """Restarts it without anything it has stored."""
+        """Restarts the server without its stored data."""
         self.stop()
         shutil.rmtree(self._store, ignore_errors=True)
         self.start()
 
     def back_up(self, folder: Path) -> None:
-        """Stopped for a moment, so that the copy is whole."""
+        """Copies the stored data; the server is stopped meanwhile, so that the copy is consistent."""
         self.stop()
         shutil.copytree(self._store, folder)
         self.start()
 
     def roll_back(self, folder: Path) -> None:
-        """Restarts it with what back_up() kept in `folder`, and without anything since."""
+        """Restarts the server with the data that back_up() copied to `folder`, without later changes."""
         self.stop()
         shutil.rmtree(self._store)
         shutil.copytree(folder, self._store)

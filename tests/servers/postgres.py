@@ -1,4 +1,4 @@
-"""A PostgreSQL server of a test's own, from the installed binaries."""
+"""A PostgreSQL server for one test, from the installed binaries."""
 
 import os
 import shutil
@@ -17,15 +17,17 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 
 def binaries() -> Path | None:
-    """The folder with initdb and postgres, newest version first; None where PostgreSQL is not installed."""
+    """Returns the folder with initdb and postgres of the newest version; None if PostgreSQL is not installed."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), reverse=True)
     on_path = shutil.which("initdb")
     return found[0].parent if found else Path(on_path).parent if on_path else None
 
 
 class PostgresServer:
-    """Started on a free port of 127.0.0.1 with its data in `folder`. `url` is for gateway.sql.database.
-    Unless it is `durable`, the kernel decides when its data reaches the disk."""
+    """A server on a free port of 127.0.0.1 with its data in `folder`; `url` is for gateway.sql.database.
+
+    Unless `durable`, fsync is off.
+    """
 
     def __init__(self, folder: Path, *, durable: bool = False) -> None:
         bin_folder = binaries()
@@ -47,7 +49,7 @@ class PostgresServer:
         self.start_again()
 
     def start_again(self) -> None:
-        """After stop(), with the data it had."""
+        """Starts again after stop(), with the same data."""
         data = self._folder / "data"
         options = f"-p {self.port} -h 127.0.0.1 -k {self._folder} -c fsync={self._fsync}"
         self._run(self._bin / "pg_ctl", "-D", data, "-w", "-l", self._folder / "log", "-o", options, "start")

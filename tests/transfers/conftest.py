@@ -47,7 +47,7 @@ class Gateway:
             grpc.channel_ready_future(channel).result(60)
 
     def kill(self) -> None:
-        """As a power cut would."""
+        """Kills the processes as a power cut would."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -99,7 +99,7 @@ class Gateways:
         self.database_url = f"sqlite:///{home / 'gateway.sqlite'}"
 
     def partial(self) -> list[Path]:
-        """What is incomplete in the store."""
+        """Returns the incomplete files in the store."""
         folder = self.home / "artifacts" / ".partial"
         return list(folder.iterdir()) if folder.is_dir() else []
 

@@ -111,7 +111,7 @@ def test_a_gateway_killed_at_the_end_makes_one_dataset(gateways: Gateways, file:
 
 
 def test_a_disk_that_fills_up_on_the_way_is_said(gateways: Gateways, file: Path) -> None:
-    """In the middle of a stream, and with a reason that the caller can act on."""
+    """The stream ends with a reason that the caller can act on."""
     with gateways.second.disk_with(20 * MIB), Client(gateways.second.address) as client:
         with pytest.raises(ResourceExhausted) as caught:
             client.datasets.upload(file)

@@ -47,7 +47,7 @@ class StateChanged(Resource):
     stage: Stage
     """The job's current stage."""
     reason: str
-    """Machine-readable cause in UPPER_SNAKE_CASE."""
+    """The cause: one of `finetuneflow.Reason`."""
     message: str
     """The cause in one sentence."""
     fault: Fault | None
@@ -212,7 +212,7 @@ class Warning(Resource):
     """A problem that does not stop the job."""
 
     reason: str
-    """Machine-readable cause in UPPER_SNAKE_CASE."""
+    """The cause: one of `finetuneflow.Reason`."""
     message: str
     """The problem in one sentence."""
     advice: str
@@ -288,7 +288,7 @@ class StageFailed(Resource):
     fault: Fault | None
     """Who can fix the failure."""
     reason: str
-    """Machine-readable, UPPER_SNAKE_CASE: KILLED, STALLED, CUDA_OUT_OF_MEMORY, HOST_OUT_OF_MEMORY, BAD_DATA,
+    """The cause, one of `finetuneflow.Reason`: KILLED, STALLED, CUDA_OUT_OF_MEMORY, HOST_OUT_OF_MEMORY, BAD_DATA,
     MODEL_NOT_FOUND, CONFIG_INVALID, CRASHED, LEASE_EXPIRED, …"""
     message: str
     """The cause in one sentence."""

@@ -143,7 +143,7 @@ class Job(Resource):
     stage: Stage
     """Current stage, or the stage in which the job ended."""
     reason: str
-    """Machine-readable cause of the state in UPPER_SNAKE_CASE. For SUCCEEDED `COMPLETED` or `EARLY_STOPPED`; for FAILED
+    """The cause of the state: one of `finetuneflow.Reason`. For SUCCEEDED `COMPLETED` or `EARLY_STOPPED`; for FAILED
     the reason of the failure. Empty if the state needs no cause."""
     message: str
     """The cause in one sentence."""

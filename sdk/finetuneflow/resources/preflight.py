@@ -20,7 +20,7 @@ class Finding(Resource):
     severity: ProblemSeverity | None
     """ERROR refuses the job; WARNING does not."""
     reason: str
-    """Machine-readable cause in UPPER_SNAKE_CASE: that of the failed preflight, such as INSUFFICIENT_MEMORY, or that of
+    """The cause, one of `finetuneflow.Reason`: that of the failed preflight, such as INSUFFICIENT_MEMORY, or that of
     its warning event."""
     message: str
     """The finding in one sentence."""

@@ -38,7 +38,7 @@ class RowProblem(Resource):
     column: str
     """Column with the problem; empty for the whole row."""
     reason: str
-    """Machine-readable cause in UPPER_SNAKE_CASE."""
+    """The cause: one of `finetuneflow.Reason`."""
     message: str
     """The problem and how to fix it."""
     source: str
@@ -54,7 +54,7 @@ class ProblemCount(Resource):
     source: str
     """Path of the source in the spec, such as `training_data[0]`."""
     reason: str
-    """Machine-readable cause in UPPER_SNAKE_CASE."""
+    """The cause: one of `finetuneflow.Reason`."""
     severity: ProblemSeverity | None
     """Severity: ERROR refuses the job, WARNING does not."""
     count: int

@@ -1,4 +1,4 @@
-"""A caller learns at once, by field, what is wrong with a spec; what is right travels unchanged."""
+"""A caller gets all violations of a spec by field; valid specs pass unchanged."""
 
 import itertools
 from pathlib import Path
@@ -23,7 +23,7 @@ def refused(spec: dict[str, Any]) -> dict[str, str]:
 
 
 def test_the_defaults_are_those_of_the_default_recipe() -> None:
-    """Whoever reads a default in the code, in the recipe or in a resolved spec reads the same one."""
+    """A default is the same in the code, in the recipe and in a resolved spec."""
     assert job_config(MINIMAL) == JobConfig(**MINIMAL, display_name="smollm2-135m on ds_1")
     hyper = job_config(MINIMAL).hyperparameters
     assert (hyper.num_epochs, hyper.learning_rate, hyper.gradient_accumulation_steps) == (3, 2e-4, 4)
@@ -31,7 +31,7 @@ def test_the_defaults_are_those_of_the_default_recipe() -> None:
 
 @pytest.mark.parametrize("name", recipes())
 def test_every_recipe_makes_a_valid_job_that_survives_the_wire(name: str) -> None:
-    """A resolved spec can be read back, and sent again as a spec, without meaning something else."""
+    """A resolved spec can be read back, and sent again as a spec, with the same meaning."""
     config = job_config({**MINIMAL, "recipe": name})
     message = FineTuningJobSpec.FromString(config_to_spec(config).SerializeToString())
     assert resolved_config(message) == config
@@ -42,7 +42,7 @@ def test_every_recipe_makes_a_valid_job_that_survives_the_wire(name: str) -> Non
 
 @pytest.mark.parametrize("template", ["", " \n"])
 def test_an_empty_template_is_refused(template: str) -> None:
-    """It was meant to hold something; without a word the rows would be trained on as they are."""
+    """The caller meant it to contain something; otherwise the rows would silently be trained on as they are."""
     message = FineTuningJobSpec(base_model="m")
     message.training_data.add(dataset="ds_1", template=template)
     found = refused(spec_to_dict(message))
@@ -60,8 +60,8 @@ def test_zero_on_the_wire_is_a_value_and_unset_is_the_recipe() -> None:
     assert config.hyperparameters.learning_rate == recipes()["cpu-demo"].values["hyperparameters"]["learning_rate"]
 
 
-def test_every_field_of_the_proto_has_its_twin() -> None:
-    """A field that the contract offers and the server ignores would be a lie."""
+def test_every_field_of_the_proto_has_a_field_of_the_configuration() -> None:
+    """The server must not ignore a field of the contract."""
 
     def compare(descriptor: Any, model: Any) -> None:
         assert set(descriptor.fields_by_name) == set(model.model_fields), descriptor.name
@@ -114,14 +114,14 @@ def _leaves(annotation: Any) -> list[Any]:
     ],
 )  # fmt: skip
 def test_a_bad_value_is_named_with_its_path_range_and_default(change: dict[str, Any], path: str, said: str) -> None:
-    """The message alone is enough to mend the spec."""
+    """The message alone is enough to correct the spec."""
     violations = refused({**MINIMAL, **change})
     assert list(violations) == [f"spec.{path}"]
     assert said in violations[f"spec.{path}"]
 
 
 def test_all_violations_come_at_once() -> None:
-    """Five mistakes take one round trip, not five: sections, an unknown recipe, missing data."""
+    """Five mistakes take one round trip, not five: in sections, an unknown recipe, missing data."""
     assert refused(
         {"hyperparameters": {"learning_rate": 2, "max_steps": 0}, "seed": -1, "base_model": "m", "recipe": "defalt"}
     ).keys() == {
@@ -131,7 +131,7 @@ def test_all_violations_come_at_once() -> None:
 
 
 def test_no_text_of_a_spec_may_hold_a_nul() -> None:
-    """Without a server a job would be called good that every server refuses."""
+    """Otherwise `ftf validate` without a server would accept a job that every server refuses."""
     source = {"dataset": "ds_1", "mapping": {"question": "a\0b"}}
     spec = {"system_prompt": "a\0b", "labels": {"x": "\0"}, "evaluation": {"prompts": ["good", "\0"]}}
     found = refused({**MINIMAL, **spec, "training_data": [source]})
@@ -145,16 +145,16 @@ def test_an_enum_value_of_a_newer_client_is_refused() -> None:
     assert "99 given" in refused(spec_to_dict(message))["spec.method"]
 
 
-def test_a_callers_choice_takes_back_the_recipes_opposite() -> None:
-    """fitbox has 200 warm-up steps; asking for a ratio must not leave them in force."""
+def test_a_callers_value_drops_the_recipes_conflicting_value() -> None:
+    """fitbox has 200 warm-up steps, which must not apply when a ratio is set."""
     spec = {**MINIMAL, "recipe": "fitbox"}
     assert job_config(spec).hyperparameters.warmup_steps == 200
     assert job_config({**spec, "hyperparameters": {"warmup_ratio": 0.1}}).hyperparameters.warmup_steps is None
     assert merge({"h": {"max_steps": 5}}, {"h": {"num_epochs": 2}}) == {"h": {"num_epochs": 2}}
 
 
-def test_what_has_no_machinery_yet_is_named() -> None:
-    """Nothing asked for is dropped in silence."""
+def test_unavailable_features_are_refused_by_field() -> None:
+    """No requested feature is silently ignored."""
     spec = {
         "base_model": "ft:ftjob_1",
         "training_data": [{"dataset": "a", "weight": 2.0}],
@@ -171,8 +171,8 @@ def test_what_has_no_machinery_yet_is_named() -> None:
     assert unsupported(job_config(MINIMAL)) == []
 
 
-def test_the_trainers_arguments_are_ones_it_knows(tmp_path: Path) -> None:
-    """A renamed argument would end every job in a TypeError."""
+def test_the_trainer_accepts_the_arguments(tmp_path: Path) -> None:
+    """A renamed argument would fail every job with a TypeError."""
     from trl import SFTConfig
 
     automatic = {"precision": "fp32", "optim": "adamw_torch", "gradient_checkpointing": False}
@@ -184,15 +184,15 @@ def test_the_trainers_arguments_are_ones_it_knows(tmp_path: Path) -> None:
 
 
 def test_a_resolved_curriculum_has_no_length_beside_its_phases() -> None:
-    """A number of epochs that nobody uses looks like one of the settings; sent again, max_steps would be refused."""
+    """An unused num_epochs would look like a setting, and max_steps would be refused when the spec is sent again."""
     phase = {"training_data": [{"dataset": "a"}], "num_epochs": 2.0}
     message = config_to_spec(job_config({"base_model": "m", "phases": [phase], "recipe": "cpu-demo"}))
     assert not message.hyperparameters.HasField("num_epochs") and not message.hyperparameters.HasField("max_steps")
     assert job_config(spec_to_dict(message)).phases[0].num_epochs == 2.0
 
 
-def test_what_cannot_go_with_phases_is_refused() -> None:
-    """Two sayings of what is trained, or for how long, of which one would be dropped in silence."""
+def test_fields_that_conflict_with_phases_are_refused() -> None:
+    """Otherwise one of two settings of the data or the length would silently be ignored."""
     phase = {"training_data": [{"dataset": "a", "mapping": {"text": "x"}, "template": "{}"}], "num_epochs": 1.0}
     spec = {**MINIMAL, "phases": [phase], "hyperparameters": {"max_steps": 5, "truncation": "middle"}}
     with pytest.raises(JobError) as caught:

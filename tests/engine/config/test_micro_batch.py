@@ -1,4 +1,4 @@
-"""What becomes of a job's micro-batches when memory runs out."""
+"""Micro-batches are halved when memory runs out, and a step keeps its rows."""
 
 import pytest
 from hypothesis import given
@@ -14,7 +14,7 @@ SIZES = st.integers(1, 1024)
 
 @given(SIZES, SIZES)
 def test_a_step_keeps_its_rows_until_there_is_nothing_left_to_halve(micro_batch: int, accumulation: int) -> None:
-    """Another number of rows a step is another training; and it must end."""
+    """A different number of rows per step would be a different training; and halving must end."""
     rows, halvings, size = micro_batch * accumulation, 0, (micro_batch, accumulation)
     while smaller := halved(*size):
         assert smaller[0] * smaller[1] == rows

@@ -1,4 +1,4 @@
-"""What the estimator's tests share."""
+"""Fixtures of the estimator's tests."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What would be better is said from the job's own figures, and only where it would be."""
+"""Suggestions come from the job's own figures, and only where they improve the job."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +19,7 @@ CPU = Machine.of(
     Hardware(cpu_model="CPU", cpu_cores=4, memory_available_bytes=16 * GIB, packages={"bitsandbytes": "1"})
 )
 LIKE = {400: 3000, 410: 2000}
-"""Lengths of rows that need no padding."""
+"""Lengths of rows whose batches have almost no padding."""
 
 
 def config(**spec: Any) -> JobConfig:
@@ -44,7 +44,7 @@ def better(
     *, machine: Machine = CARD, model: str = "llama-3.2-1b", lengths: Mapping[int, int] = LIKE, held: int = 500,
     steps: int = 900, packed: int = 0, distinct: int = 0, cut: int = 0, seconds: float | None = None, **spec: Any,
 ) -> dict[str, Improvement]:  # fmt: skip
-    """By the last part of the field's name."""
+    """Suggestions by the last part of the field's name."""
     evaluation = counted({400: held}) if held else Statistics()
     train = counted(lengths, num_truncated=cut)
     architecture = known(model)
@@ -64,8 +64,8 @@ def better(
     return {found.field.rpartition(".")[2]: found for found in improvements(facts)}
 
 
-def test_a_sound_job_is_left_alone() -> None:
-    """Advice that always comes is not read."""
+def test_a_sound_job_gets_no_suggestions() -> None:
+    """A user stops reading suggestions that every job gets."""
     assert better() == {}
     assert better(lengths={}) == {}
 
@@ -73,21 +73,21 @@ def test_a_sound_job_is_left_alone() -> None:
 SUSPICIOUS: list[tuple[dict[str, Any], str, str, str]] = [
     ({"hyperparameters": {"learning_rate": 0.02}}, "learning_rate", "0.0002", "20 times the highest"),
     ({"method": "full", "model": "smollm2-135m"}, "learning_rate", "2e-05", "2.0 times the highest"),
-    ({"hyperparameters": {"learning_rate": 1e-6}}, "learning_rate", "0.0002", "900 steps of it change little"),
-    ({"hyperparameters": {"warmup_steps": 900}}, "warmup_steps", "45", "the peak is never reached"),
+    ({"hyperparameters": {"learning_rate": 1e-6}}, "learning_rate", "0.0002", "900 steps change the weights little"),
+    ({"hyperparameters": {"warmup_steps": 900}}, "warmup_steps", "45", "never reaches its peak"),
     ({"hyperparameters": {"warmup_ratio": 0.5}}, "warmup_ratio", "0.05", "450 of 900 steps"),
     ({"lengths": {400: 100}, "steps": 19}, "gradient_accumulation_steps", "1", "100 rows make 19 steps of 16"),
-    ({"lengths": {400: 100}, "held": 0, "hyperparameters": {"num_epochs": 40}}, "num_epochs", "3", "seen 144 times"),
+    ({"lengths": {400: 100}, "held": 0, "hyperparameters": {"num_epochs": 40}}, "num_epochs", "3", "on 144 times"),
     ({"lora": {"r": 64, "lora_alpha": 8}}, "lora_alpha", "128", "lora_alpha / r = 0.125"),
     ({"lora": {"r": 64, "lora_alpha": 128, "use_rslora": True}}, "lora_alpha", "32", "lora_alpha / √r = 16"),
     ({"held": 0, "holdout_fraction": 0.0}, "holdout_fraction", "0.1", "None of the 5,000 rows"),
-    ({"lengths": {400: 95}, "held": 5, "holdout_fraction": 0.05}, "holdout_fraction", "0.3", "is 20% of what"),
-    ({"hyperparameters": {"eval_steps": 5000}}, "eval_steps", "180", "evaluated once"),
+    ({"lengths": {400: 95}, "held": 5, "holdout_fraction": 0.05}, "holdout_fraction", "0.3", "one row is 20%"),
+    ({"hyperparameters": {"eval_steps": 5000}}, "eval_steps", "180", "evaluated only after the last"),
     ({"hyperparameters": {"eval_steps": 5}}, "eval_steps", "139", "181 evaluations of 500 rows"),
     ({"held": 0, "seconds": 3600.0, "hyperparameters": {"save_steps": 5000}}, "save_steps", "180", "60 minutes"),
-    ({"method": "qlora"}, "method", "lora", "of the 23.0 GiB that are free"),
+    ({"method": "qlora"}, "method", "lora", "of 23.0 GiB free"),
     ({"method": "full", "model": "smollm2-135m", "lengths": {400: 60}}, "method", "lora", "134,515,008 weights"),
-    ({"hyperparameters": {"precision": "fp16"}}, "precision", "bf16", "RTX 4090 computes in bf16"),
+    ({"hyperparameters": {"precision": "fp16"}}, "precision", "bf16", "RTX 4090 supports bf16"),
     ({"hyperparameters": {"gradient_checkpointing": True}}, "gradient_checkpointing", "false", "fewer operations"),
     ({"hyperparameters": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 16}},
      "per_device_train_batch_size", "8", "gradient_accumulation_steps = 2"),
@@ -98,20 +98,20 @@ SUSPICIOUS: list[tuple[dict[str, Any], str, str, str]] = [
     ({"lengths": {50: 2500, 500: 2500}}, "group_by_length", "true", "50 to 500 tokens"),
     ({"lengths": {50: 2500, 500: 2500}, "packed": 2700, "steps": 900}, "packing", "true", "2,700 packs of 512"),
     ({"machine": CPU, "model": "smollm2-135m", "hyperparameters": {"packing": True, "precision": "fp32"}},
-     "packing", "false", "A processor gains no speed"),
+     "packing", "false", "does not speed up training on a CPU"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("job", "field", "suggested", "why"), SUSPICIOUS)
-def test_each_advice_names_value_and_figures(job: dict[str, Any], field: str, suggested: str, why: str) -> None:
+def test_each_suggestion_names_value_and_figures(job: dict[str, Any], field: str, suggested: str, why: str) -> None:
     found = better(**job)
     assert field in found, found
     assert found[field].suggested == suggested
     assert why in found[field].reason
 
 
-def test_quantisation_is_looked_at_where_there_is_one() -> None:
-    """Each of its settings costs or saves something that can be counted."""
+def test_quantisation_settings_are_suggested_for_qlora_only() -> None:
+    """Each setting of the quantisation has a cost that the suggestion states."""
     coarse = {"bnb_4bit_quant_type": "fp4", "bnb_4bit_use_double_quant": False, "bnb_4bit_compute_dtype": "fp32"}
     found = better(model="llama-3.1-8b", method="qlora", quantization=coarse)
     assert {"bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype"} <= set(found)
@@ -119,8 +119,8 @@ def test_quantisation_is_looked_at_where_there_is_one() -> None:
     assert not {"bnb_4bit_quant_type"} & set(better(quantization=coarse))
 
 
-def test_short_memory_is_answered_before_it_runs_out() -> None:
-    """With what costs least: time first, then rounded weights."""
+def test_short_memory_is_answered_with_the_cheapest_reduction() -> None:
+    """Gradient checkpointing costs only time, so it comes before quantised weights."""
     long: dict[str, Any] = {"hyperparameters": {"max_length": 2048}, "lengths": {2000: 600}}
     assert better(**long)["gradient_checkpointing"].suggested == "true"
     card, recomputed = gpu_machine("RTX 4090", 18 * GIB), {"gradient_checkpointing": True}
@@ -128,15 +128,15 @@ def test_short_memory_is_answered_before_it_runs_out() -> None:
     assert found["method"].suggested == "qlora"
 
 
-def test_padding_is_what_batches_of_random_rows_have() -> None:
+def test_padding_share_is_that_of_random_batches() -> None:
     assert padding_share({100: 7}, 8) == 0
     assert padding_share({1: 1, 3: 1}, 1) == 0
-    # Of two rows: 1 and 1, 1 and 3 twice, 3 and 3; the longest is 2.5 on average, the mean 2.
+    # Two rows can be 1 and 1, 1 and 3 (twice), or 3 and 3: the longest has 2.5 tokens on average, a row 2.
     assert padding_share({1: 1, 3: 1}, 2) == pytest.approx(1 - 2 / 2.5)
 
 
-def test_disk_counts_what_is_there_at_once() -> None:
-    """Retention keeps three at least; where the store is elsewhere the node holds those on their way alone."""
+def test_disk_counts_checkpoints_that_exist_at_once() -> None:
+    """Retention keeps at least three; with a remote store the node holds only those being uploaded."""
     job = config(hyperparameters={"save_steps": 10, "eval_steps": 15, "save_total_limit": 5})
     assert [num_saved(job, steps) for steps in (1, 10, 30, 31)] == [1, 1, 4, 5]
     architecture = known("llama-3.1-8b")
@@ -154,7 +154,7 @@ def test_disk_counts_what_is_there_at_once() -> None:
 
 
 def test_a_row_in_two_phases_is_one_row() -> None:
-    """A curriculum that goes over the same 60 rows twice has 60 rows to hold out of, not 120, and half the tokens."""
+    """A curriculum that trains on the same 60 rows twice has 60 rows to hold out from, not 120, and half the tokens."""
     phase = {"training_data": [{"dataset": "d"}], "num_epochs": 1}
     found = better(
         lengths={400: 120}, held=0, distinct=60, method="full", model="smollm2-135m", phases=[phase, phase],

@@ -1,4 +1,4 @@
-"""Sizes follow from a model's configuration, to the last parameter."""
+"""Parameter counts follow exactly from a model's configuration."""
 
 import json
 from pathlib import Path
@@ -56,13 +56,13 @@ PUBLISHED = {
 
 @pytest.mark.parametrize(("name", "count"), PUBLISHED.items())
 def test_parameters_are_the_published_ones(name: str, count: int) -> None:
-    """Memory, time and cost all grow from this number."""
+    """Memory, time and cost all depend on this number."""
     assert known(name).num_parameters == count
 
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if not name.startswith("inl-")])
 def test_layers_are_those_of_the_implementation_that_trains_them(name: str) -> None:
-    """Adapters and quantisation go by layer: a missing bias or a fused layer would be missed in memory."""
+    """Adapters and quantisation work per layer: without a bias or a fused layer the memory would be wrong."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -80,7 +80,7 @@ def test_layers_are_those_of_the_implementation_that_trains_them(name: str) -> N
 
 
 def test_names_as_people_write_them() -> None:
-    """`meta-llama/Llama-3.1-8B-Instruct` is gated: its size is known all the same."""
+    """`meta-llama/Llama-3.1-8B-Instruct` is gated, but its size is known without access."""
     assert find_known("meta-llama/Llama-3.1-8B-Instruct") == known("llama-3.1-8b")
     assert find_known("meta-llama/Meta-Llama-3.1-70B") == known("llama-3.1-70b")
     assert find_known("google/gemma-2-2b-it") == known("gemma-2-2b")
@@ -92,7 +92,7 @@ def test_names_as_people_write_them() -> None:
 
 
 def test_a_folder_is_read_without_its_weights(tiny_model: Path) -> None:
-    """The tensors decide where configuration and weights differ."""
+    """If configuration and weights differ, the tensors decide."""
     found = Architecture.of_folder(tiny_model)
     config = json.loads((tiny_model / "config.json").read_text())
     assert found == Architecture.from_config(config)
@@ -116,7 +116,7 @@ def test_a_folder_is_read_without_its_weights(tiny_model: Path) -> None:
 
 
 def test_an_unusual_architecture_is_counted_by_its_tensors() -> None:
-    """What transformers adds tomorrow is still estimated, by its layers."""
+    """An architecture that transformers adds later is still estimated, from its layers."""
     shapes = {"transformer.wte.weight": (1000, 64), "transformer.h.0.attn.c_attn.weight": (64, 192)}
     shapes |= {"transformer.h.0.mlp.c_fc.weight": (64, 256), "transformer.h.0.mlp.c_proj.weight": (256, 64)}
     config = {"model_type": "gpt2", "n_layer": 1, "n_embd": 64, "n_head": 4, "vocab_size": 1000, "n_positions": 128}

@@ -1,17 +1,17 @@
-"""docs/estimates.md says what the code says."""
+"""docs/estimates.md agrees with the code."""
 
 from benchmarks.estimates import AIMS, DOCUMENT, configurations, matrix_lines
 
 
-def test_the_matrix_in_the_document_is_todays() -> None:
-    """A reader decides what to buy by it."""
+def test_the_matrix_in_the_document_is_current() -> None:
+    """Readers choose hardware by it."""
     text = DOCUMENT.read_text("utf-8")
     for line in matrix_lines():
         assert line in text
 
 
 def test_the_document_holds_a_whole_sweep() -> None:
-    """At least 50 configurations, every one with all its figures, and the summary that follows from them."""
+    """The document has at least 50 configurations with all figures, and their summary."""
     lines = DOCUMENT.read_text("utf-8").splitlines()
     rows = [line for line in lines if line.count("|") == 12 and " × " in line]
     assert len(rows) == len(configurations()) >= 50

@@ -1,4 +1,4 @@
-"""Time from what was measured, with its uncertainty, and money from time."""
+"""Durations follow from measured speeds, with their uncertainty, and costs from durations."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -49,13 +49,13 @@ def test_new_hardware_gets_a_wide_range_and_says_so() -> None:
     found = estimate_duration(ARCHITECTURE, SETUP, A100, Work(1_000_000))
     assert found.seconds.low < found.seconds.likely < found.seconds.high
     assert found.speed.num_observations == 0
-    assert "no training was measured" in found.speed.basis
+    assert "no training has been measured" in found.speed.basis
     unlisted = estimate_duration(ARCHITECTURE, SETUP, gpu_machine("Some GPU", 80 * GIB), Work(1_000_000))
     assert unlisted.seconds.high / unlisted.seconds.low > found.seconds.high / found.seconds.low
 
 
 def test_one_measured_training_replaces_the_assumption() -> None:
-    """The figure for the same job is the measured one, and the range narrows with every further training."""
+    """The estimate for the same job is the measured value, and its range narrows with each further training."""
     calibration = Calibration()
     calibration.observe(observed(2000))
     found = estimate_duration(ARCHITECTURE, SETUP, A100, Work(1_000_000), calibration)
@@ -70,7 +70,7 @@ def test_one_measured_training_replaces_the_assumption() -> None:
     assert estimate_duration(ARCHITECTURE, SETUP, A100, Work(1_000_000), kept) == more
 
 
-def test_other_sizes_and_methods_are_inferred_with_more_doubt() -> None:
+def test_other_sizes_and_methods_are_inferred_with_a_wider_range() -> None:
     calibration = Calibration([observed(2000)])
     near = estimate_duration(ARCHITECTURE, SETUP, A100, Work(1e6), calibration)
     far = estimate_duration(known("llama-3.2-1b"), SETUP, A100, Work(1e6), calibration)
@@ -82,12 +82,12 @@ def test_other_sizes_and_methods_are_inferred_with_more_doubt() -> None:
     assert calibration.predict(elsewhere, "lora", 8_000_000_000, 1e10).num_observations == 0
 
 
-def test_a_training_without_a_speed_teaches_nothing() -> None:
+def test_a_training_without_a_speed_is_ignored() -> None:
     calibration = Calibration([replace(observed(2000), tokens_per_second=0.0)])
     assert calibration.records() == []
 
 
-def test_evaluations_take_their_time() -> None:
+def test_evaluations_add_to_the_duration() -> None:
     none = estimate_duration(ARCHITECTURE, SETUP, A100, Work(1e6)).seconds.likely
     some = estimate_duration(ARCHITECTURE, SETUP, A100, Work(1e6, 1e6)).seconds.likely
     assert 1.3 < some / none < 1.7

@@ -1,4 +1,4 @@
-"""Memory by component: published sizes, formulas, and what must hold whatever the model."""
+"""Memory by component: published sizes, formulas, and invariants for every model."""
 
 import itertools
 from dataclasses import replace
@@ -51,7 +51,7 @@ def test_nf4_has_half_a_byte_a_weight_and_its_scales() -> None:
 
 
 def test_optimizer_states() -> None:
-    """The difference between a training that fits and one that does not."""
+    """The optimizer's states often decide whether a training fits."""
     assert optimizer_bytes("adamw_torch", 1000, 1000) == 8_000_000
     assert optimizer_bytes("paged_adamw_32bit", 1000, 1000) == 8_000_000
     assert optimizer_bytes("paged_adamw_8bit", 1024, 1024) == 2 * 1024**2 + 8 * 4096
@@ -61,7 +61,7 @@ def test_optimizer_states() -> None:
 
 
 def test_adapters_are_counted_as_peft_makes_them() -> None:
-    """r·(m + n) for every linear layer but the head: SmolLM2-135M with r 16 has 4,884,480."""
+    """r·(m + n) for every linear layer except the head: SmolLM2-135M with r 16 has 4,884,480."""
     estimator = Estimator(known("smollm2-135m"), GPU)
     assert estimator.num_adapter_parameters == 4_884_480
     only = replace(GPU, lora=Lora(target_modules=["q_proj", "v_proj"]))
@@ -72,7 +72,7 @@ def test_adapters_are_counted_as_peft_makes_them() -> None:
 @pytest.mark.parametrize("method", ["lora", "qlora", "full"])
 @pytest.mark.parametrize("on_gpu", [False, True])
 def test_less_work_never_takes_more_memory(model: str, method: Any, on_gpu: bool) -> None:
-    """Reductions are searched from large to small: each has to be one."""
+    """Reductions are tried in order: each must take less memory than the one before."""
     architecture = known(model)
     for precision, padded in itertools.product(("fp32", "bf16"), (False, True)):
         setup = Setup(method, precision, on_gpu, 4, 1024, False, "adamw_torch", padded=padded)  # type: ignore[arg-type]
@@ -87,7 +87,7 @@ def test_less_work_never_takes_more_memory(model: str, method: Any, on_gpu: bool
 
 
 def test_quantised_weights_take_less_than_half_precision_and_those_less_than_all() -> None:
-    """The order in which the methods are tried."""
+    """The methods are tried in this order."""
     sizes = [estimate_memory(known("llama-3.1-8b"), replace(GPU, method=m)) for m in ("qlora", "lora", "full")]
     assert [size.total_bytes for size in sizes] == sorted(size.total_bytes for size in sizes)
     # Weights, gradients and two moments in float32 alone.

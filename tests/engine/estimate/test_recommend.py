@@ -1,4 +1,4 @@
-"""The method and the smallest change that fits, and the matrix made of it."""
+"""Recommendation of the method and the smallest change that fits, and the decision matrix."""
 
 import itertools
 from typing import Any
@@ -24,7 +24,7 @@ def config(**spec: Any) -> JobConfig:
 
 
 def test_lora_where_it_fits_then_qlora_then_nothing() -> None:
-    """A recommendation that does not fit costs hours; one that is too careful costs quality."""
+    """A recommendation that does not fit costs hours; one that is too cautious costs quality."""
     eight = known("llama-3.1-8b")
     assert (recommend(eight, gpu(80), config()).method, recommend(eight, gpu(24), config()).method) == ("lora", "qlora")
     none = recommend(eight, gpu(6), config())
@@ -36,7 +36,7 @@ def test_lora_where_it_fits_then_qlora_then_nothing() -> None:
 
 
 def test_no_alternative_saves_memory_that_it_takes() -> None:
-    """Small models train in less without quantisation: the weights saved are less than what reading them takes."""
+    """For small models quantisation saves less memory than dequantising the weights takes."""
     for name in ("smollm2-135m", "llama-3.1-8b"):
         found = recommend(known(name), gpu(80), config())
         other = plan(known(name), gpu(80), config(), "qlora")
@@ -44,8 +44,8 @@ def test_no_alternative_saves_memory_that_it_takes() -> None:
         assert any("QLoRA" in line for line in found.alternatives) == saves
 
 
-def test_what_is_said_to_fit_stays_below_what_is_free() -> None:
-    """Whatever the model and the card: by its upper bound, with a reserve."""
+def test_a_recommended_plan_stays_below_the_free_memory() -> None:
+    """The upper bound fits with a reserve, for every model and GPU."""
     for name in ("llama-3.2-1b", "gemma-2-2b", "qwen2.5-7b", "phi-4", "qwen3-30b-a3b"):
         for gib in (6, 8, 12, 16, 24, 40, 48, 80):
             found = recommend(known(name), gpu(gib), config())
@@ -54,7 +54,7 @@ def test_what_is_said_to_fit_stays_below_what_is_free() -> None:
 
 
 def test_tight_is_the_first_reduction_that_is_enough() -> None:
-    """Fewer rows at once before shorter ones, and never more than is needed; a step keeps its rows while it can."""
+    """Smaller micro-batches come before truncation, and a step keeps its rows as long as possible."""
     architecture = known("llama-3.2-3b")
     reduced, whole = smallest_free(architecture, gpu(8), config(method="qlora"), "qlora")
     between = recommend(architecture, gpu((whole - 1) / GIB), config(method="qlora"))
@@ -66,13 +66,13 @@ def test_tight_is_the_first_reduction_that_is_enough() -> None:
     assert {c.field.removeprefix("hyperparameters."): c.after for c in last.plan.adjustments} == {
         name: value for name, value in TIGHT.items() if name != "gradient_checkpointing"
     }
-    assert any("cut" in warning for warning in last.warnings)
-    assert any("8 rows in place of 16" in warning for warning in last.warnings)
+    assert any("truncated" in warning for warning in last.warnings)
+    assert any("8 rows instead of 16" in warning for warning in last.warnings)
     assert recommend(architecture, gpu((reduced - GIB / 4) / GIB), config(method="qlora")).method is None
 
 
 def test_the_changes_make_it_fit() -> None:
-    """Applied to the job they give the very estimate that was shown."""
+    """Applied to the job, the changes give the estimate that was shown."""
     found = recommend(known("llama-3.1-8b"), gpu(16), config())
     assert found.plan.verdict == "tight"
     hyper = config().hyperparameters.model_copy(
@@ -84,7 +84,7 @@ def test_the_changes_make_it_fit() -> None:
     assert again.plan.memory == found.plan.memory
 
 
-def test_a_method_that_was_asked_for_is_judged_not_replaced() -> None:
+def test_a_requested_method_is_kept() -> None:
     found = recommend(known("llama-3.1-8b"), gpu(48), config(method="full"))
     assert found.method is None
     assert any(line.startswith("LoRA") for line in found.alternatives)
@@ -92,19 +92,19 @@ def test_a_method_that_was_asked_for_is_judged_not_replaced() -> None:
 
 
 def test_a_data_set_of_short_rows_needs_less() -> None:
-    """Memory goes by the longest row, not by max_length."""
+    """Memory depends on the longest row, not on max_length."""
     short = recommend(known("llama-3.1-8b"), gpu(24), config(), length=256)
     assert (short.method, short.plan.verdict) == ("lora", "comfortable")
 
 
-def test_a_processor_and_an_older_gpu() -> None:
+def test_a_cpu_and_an_older_gpu() -> None:
     hardware = Hardware(cpu_model="A CPU", cpu_cores=8, memory_available_bytes=16 * GIB, packages={"bitsandbytes": "1"})
     machine = Machine.of(hardware)
     assert (machine.on_gpu, machine.name) == (False, "A CPU × 8")
     found = recommend(known("smollm2-135m"), machine, config())
     assert found.method == "lora"
     assert found.plan.setup.precision == "fp32"
-    assert any("processor" in warning for warning in found.warnings)
+    assert any("trains on the CPU" in warning for warning in found.warnings)
     hardware.gpus.append(Gpu(name="Tesla T4", memory_free_bytes=15 * GIB, compute_capability="7.5", bf16=False))
     hardware.cuda_available = True
     old = recommend(known("smollm2-135m"), Machine.of(hardware), config())
@@ -113,8 +113,8 @@ def test_a_processor_and_an_older_gpu() -> None:
     assert Machine.of(hardware, gpus=0).on_gpu is False
 
 
-def test_a_processor_quantises_only_where_nothing_else_fits() -> None:
-    """Quantised weights only cost time there: with a little more free memory the advice must not get slower."""
+def test_a_cpu_quantises_only_if_nothing_else_fits() -> None:
+    """Quantised weights only cost time on a CPU: more free memory must never lead to a slower recommendation."""
     hardware = Hardware(cpu_model="A CPU", cpu_cores=8, packages={"bitsandbytes": "1"})
     methods = []
     for name in ("smollm2-135m", "llama-3.1-8b"):
@@ -127,8 +127,8 @@ def test_a_processor_quantises_only_where_nothing_else_fits() -> None:
     assert set(methods) == {None, "lora", "qlora"}
 
 
-def test_the_matrix_is_made_by_the_estimator_and_explains_itself() -> None:
-    """Every cell follows from the same estimate as a job's verdict, and every difference has its figures."""
+def test_the_matrix_follows_from_the_estimates_and_explains_differences() -> None:
+    """Every cell has the same verdict as a job, and every difference from the seed states figures."""
     rows = matrix()
     assert [len(row) for row in rows] == [len(COLUMNS)] * len(BANDS)
     for row in rows:
@@ -172,8 +172,8 @@ def test_reductions_end_at_the_seeds() -> None:
         ((24, 70, True, True), "lora", 193.2),
     ],
 )
-def test_the_seeds_formula_answers_as_it_did(given: Any, method: str | None, usage: float | None) -> None:
-    """It stays available beside the estimate, defects included: LoRA for 70B on 24 GB."""
+def test_the_seed_formula_gives_the_seeds_answers(given: Any, method: str | None, usage: float | None) -> None:
+    """It is shown beside the estimate unchanged, including its errors: LoRA for 70B on 24 GB."""
     found = recommend_method(*given)
     assert (found.method, found.can_train, found.estimated_vram_usage_gb) == (method, method is not None, usage)
     assert found.reason

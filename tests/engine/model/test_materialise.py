@@ -1,4 +1,4 @@
-"""The built-in model's folder appears complete or not at all, and says the same of itself with and without weights."""
+"""The built-in model's folder appears atomically, and has the same description with and without weights."""
 
 import json
 from pathlib import Path
@@ -49,7 +49,7 @@ def make_tiny_gguf(path: Path) -> Path:
 
 
 def test_a_broken_file_leaves_nothing_behind(tmp_path: Path) -> None:
-    """Half a model that looks like a whole one would fail every job from then on."""
+    """An incomplete model that looks complete would fail all later jobs."""
     gguf = tmp_path / "model.gguf"
     gguf.write_bytes(b"GGUF is not in here")
     with pytest.raises(Exception):  # noqa: B017 - whatever the reader of the format raises
@@ -57,7 +57,7 @@ def test_a_broken_file_leaves_nothing_behind(tmp_path: Path) -> None:
     assert list((tmp_path / "models").iterdir()) == []
 
 
-def test_what_is_there_is_left_alone(tmp_path: Path) -> None:
+def test_an_existing_folder_is_not_changed(tmp_path: Path) -> None:
     """A second process would otherwise replace weights that a training is reading."""
     (tmp_path / "tiny").mkdir()
     (tmp_path / "tiny" / "config.json").write_text("{}")
@@ -65,9 +65,9 @@ def test_what_is_there_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "tiny").iterdir()] == ["config.json"]
 
 
-def test_without_weights_it_says_the_same(tmp_path: Path) -> None:
-    """Token shards are found by their tokenizer's files: other ones after a dry run would all be made once more, and
-    other shapes would estimate another model than is trained."""
+def test_without_weights_the_description_is_the_same(tmp_path: Path) -> None:
+    """Token shards are keyed by the tokenizer's files: with different ones after a dry run all shards would be made
+    again, and with different shapes the estimate would be that of another model."""
     packaged, whole, light = make_tiny_gguf(tmp_path / "tiny.gguf"), tmp_path / "whole", tmp_path / "light"
     materialise(packaged, whole)
     materialise(packaged, light, weights=False)
@@ -82,7 +82,7 @@ def test_without_weights_it_says_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_the_built_in_model_is_described_without_its_weights(tmp_path: Path) -> None:
-    """A first look at a job would otherwise unpack half a gigabyte, for a minute and more."""
+    """Otherwise the first dry run would unpack half a gigabyte, which takes more than a minute."""
     catalogue = Catalogue(tmp_path)
     local, described = catalogue.fetch(BUILT_IN, tokenizer_only=True), catalogue.describe(BUILT_IN)
     architecture = Architecture.of_tensors(described.config, described.shapes)

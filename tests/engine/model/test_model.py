@@ -34,7 +34,7 @@ def model(folder: Path) -> Any:
 
 
 def test_the_loss_is_the_mean_over_tokens_whatever_the_batches(model: Any) -> None:
-    """A mean of means would let short rows count for more, and no two tools would report the same loss."""
+    """A mean of means would give short rows more weight, and other tools would report another loss."""
     total, count = 0.0, 0
     for row in ROWS:
         logits = model(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1].detach()
@@ -51,14 +51,14 @@ def test_the_loss_is_the_mean_over_tokens_whatever_the_batches(model: Any) -> No
     assert shares[-1] == 1.0
 
 
-def test_rows_without_an_answer_cannot_be_scored(model: Any) -> None:
+def test_rows_without_trained_tokens_are_an_error(model: Any) -> None:
     """A loss of 0 or NaN would be reported as a result."""
-    with pytest.raises(ValueError, match="none of the rows"):
+    with pytest.raises(ValueError, match="no row has a trained token"):
         score(model, [{"input_ids": [5, 6], "labels": [5, -100]}], lambda _: None)
 
 
 def test_a_batch_is_answered_like_each_prompt_alone(model: Any) -> None:
-    """Padding must not change what a model says."""
+    """Padding must not change the generated text."""
     prompts = [[5, 6, 7], [40], list(range(50, 70))]
     seen: list[list[int]] = []
 
@@ -92,7 +92,7 @@ def test_an_adapter_names_its_public_base_and_comes_back(model: Any, folder: Pat
 
 
 def test_an_adapter_is_never_read_from_a_pickle(model: Any, tmp_path: Path) -> None:
-    """A pickle runs code of whoever wrote it."""
+    """Loading a pickle runs its author's code."""
     (tmp_path / "adapter_config.json").write_text("{}")
     (tmp_path / "adapter_model.bin").write_bytes(b"")
     with pytest.raises(FileNotFoundError, match="safetensors"):
@@ -101,7 +101,7 @@ def test_an_adapter_is_never_read_from_a_pickle(model: Any, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("double", [True, False])
 def test_4_bit_layers_are_kept_differentiable(folder: Path, double: bool) -> None:
-    """On CPUs with avx512_bf16 an evaluation would otherwise end the learning, without an error."""
+    """On CPUs with avx512_bf16 an evaluation would otherwise stop all learning, without an error."""
     quantised = load.load_base(
         folder, dtype=torch.float32, on="cpu", quantization=Quantization(bnb_4bit_use_double_quant=double)
     )
@@ -121,5 +121,5 @@ def test_4_bit_layers_are_kept_differentiable(folder: Path, double: bool) -> Non
     ],
 )
 def test_weights_are_held_in_the_format_that_trains(method: Any, precision: Any, on: Any, expected: Any) -> None:
-    """Trained weights in bf16 would round most updates to nothing."""
+    """With trained weights in bf16 most updates would round to zero."""
     assert load.weights_dtype(method, precision, on) is expected

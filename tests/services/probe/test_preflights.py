@@ -226,7 +226,7 @@ async def test_what_would_be_better_is_told_with_the_figures_of_the_job(room: Ro
     better = {each.field.rpartition(".")[2]: each for each in found.report.improvements}
     assert {"learning_rate", "warmup_steps", "precision", "method"} <= set(better)
     assert (better["method"].current, better["method"].suggested) == ("qlora", "lora")
-    assert "of the 23.0 GiB that are free" in better["method"].reason
+    assert "of 23.0 GiB free" in better["method"].reason
     assert found.estimate.price_per_hour > 0
     assert found.estimate.cost > 0
 

@@ -1,4 +1,4 @@
-"""What autograd keeps, computed without torch, is what it keeps."""
+"""The saved activations computed without torch are those that autograd saves."""
 
 from typing import Any
 
@@ -32,14 +32,14 @@ ROWS, LENGTH = 2, 96
     ("method", "precision", "padded"),
     [("lora", "fp32", True), ("lora", "bf16", True), ("full", "fp32", False), ("full", "bf16", True)],
 )
-def test_it_is_what_the_hooks_of_autograd_see(family: str, method: Any, precision: Any, padded: bool) -> None:
-    """Activations are most of a training's memory; a block counted wrong is wrong as often as there are blocks."""
+def test_saved_bytes_equal_those_of_autograd_hooks(family: str, method: Any, precision: Any, padded: bool) -> None:
+    """Activations are most of a training's memory, and an error in one block multiplies by the number of blocks."""
     _compare(family, SIZES | FAMILIES[family], method, precision, padded)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3_text"])
-def test_a_single_key_head_is_copied_only_where_it_is(family: str) -> None:
-    """The small ones of Gemma have one."""
+def test_a_single_key_head_is_counted_as_attention_copies_it(family: str) -> None:
+    """Small Gemma models have one key head."""
     _compare(family, SIZES | FAMILIES[family] | {"num_key_value_heads": 1}, "lora", "fp32", True)
 
 
@@ -47,12 +47,12 @@ def _compare(family: str, values: dict[str, Any], method: Any, precision: Any, p
     architecture = Architecture.from_config({"model_type": family, **values})
     lora = Lora(r=8)
     setup = Setup(method, precision, False, ROWS, LENGTH, False, "adamw_torch", lora=lora, padded=padded)
-    predicted = Estimator(architecture, setup).kept
-    measured = _kept(family, values, method, precision, padded)
+    predicted = Estimator(architecture, setup).saved
+    measured = _saved(family, values, method, precision, padded)
     assert predicted == pytest.approx(measured, rel=0.03)
 
 
-def _kept(family: str, values: dict[str, Any], method: str, precision: str, padded: bool) -> int:
+def _saved(family: str, values: dict[str, Any], method: str, precision: str, padded: bool) -> int:
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -70,15 +70,15 @@ def _kept(family: str, values: dict[str, Any], method: str, precision: str, padd
     if padded:
         mask[0, LENGTH // 2 :] = 0
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept: dict[int, Any] = {}
+    saved: dict[int, Any] = {}
 
-    def keep(tensor: Any) -> Any:
+    def save(tensor: Any) -> Any:
         address = tensor.untyped_storage().data_ptr()
         if address not in parameters:
-            kept.setdefault(address, tensor)
+            saved.setdefault(address, tensor)
         return tensor
 
     cast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16")
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), cast:
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor), cast:
         base(input_ids=ids, attention_mask=mask, use_cache=False)
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
