@@ -53,7 +53,7 @@ def recipes() -> Mapping[str, Recipe]:
 
 
 def recipe(name: str) -> Recipe:
-    """Returns the recipe called `name`. Raises JobError("RECIPE_NOT_FOUND") with the nearest name for an unknown one."""
+    """Returns the recipe called `name`. Raises JobError("RECIPE_NOT_FOUND"), which names the nearest one."""
     known = recipes()
     if name in known:
         return known[name]
