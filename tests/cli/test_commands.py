@@ -300,7 +300,7 @@ def test_a_refused_file_is_named(ftf: Ftf, rows: Path, gateway: FakeGateway) -> 
     after = rows.parent / "after.jsonl"
     after.write_text("{}\n")
     result = ftf("datasets", "upload", rows, after)
-    assert f"Not sent, as they come after it: {after}." in result.stderr
+    assert f"Not uploaded: {after}." in result.stderr
 
 
 def test_a_list_says_that_there_is_more(ftf: Ftf, gateway: FakeGateway) -> None:

@@ -5,13 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 from typer.testing import CliRunner
 
-from finetuneflow.cli import estimates
+from finetuneflow.cli import server_commands
 from finetuneflow.cli.app import build_app
-from finetuneflow.cli.exits import CommandFailed
-from finetuneflow.cli.session import Session
 from tests.cli.conftest import Ftf
 
 
@@ -20,7 +17,7 @@ def test_a_recommendation_says_what_to_change(ftf: Ftf) -> None:
     assert shown.startswith("llama-3.1-8b on H200: QLoRA, tight\n")
     assert "hyperparameters.max_length\t2048\t1024" in shown
     assert "at most\t7.50 GiB" in shown
-    assert "Mind: Rows longer" in shown
+    assert "Warning: Rows longer" in shown
     assert "LoRA, 8.3 GB. By size." in shown
     answer = json.loads(ftf("recommend", "-m", "llama-3.1-8b", "--json").stdout)
     assert answer["recommendation"]["method"] == "TRAINING_METHOD_QLORA"
@@ -37,7 +34,7 @@ def test_an_estimate_has_memory_time_and_money(ftf: Ftf) -> None:
     shown = ftf("estimate", "-m", "llama-3.1-8b", "--examples", "10").stdout
     assert "Time\t1:00:00 (30:00 to 2:00:00) for 1,000 tokens" in shown
     assert "0.30 USD" in shown
-    assert "not known without data" in ftf("estimate", "-m", "llama-3.1-8b").stdout
+    assert "unknown without data" in ftf("estimate", "-m", "llama-3.1-8b").stdout
 
 
 def test_what_is_missing_is_said(ftf: Ftf, tmp_path: Path) -> None:
@@ -46,21 +43,16 @@ def test_what_is_missing_is_said(ftf: Ftf, tmp_path: Path) -> None:
     assert "bad" in ftf("estimate", "-m", "m", "--set", "lora.bad=1").stderr
 
 
-def test_without_the_servers_package_nothing_is_answered_here(tmp_path: Path) -> None:
+def test_without_the_servers_package_nothing_is_answered_here(ftf: Ftf, tmp_path: Path) -> None:
     """`--local` and files to count then say what to install."""
-    app = typer.Typer()
-
-    @app.callback()
-    def root(ctx: typer.Context) -> None:
-        ctx.obj = Session("127.0.0.1:9")
-
-    estimates.add_commands(app)
     data = tmp_path / "rows.jsonl"
     data.write_text("{}\n")
-    for arguments in (["recommend", "-m", "m", "--local"], ["estimate", str(data), "-m", "m"]):
-        done = CliRunner().invoke(app, arguments)
-        assert isinstance(done.exception, CommandFailed)
-        assert "server's package" in str(done.exception)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(server_commands, "entry_points", lambda group: [])
+        for arguments in (["recommend", "-m", "m", "--local"], ["estimate", data, "-m", "m"]):
+            done = ftf(*arguments)
+            assert done.exit_code == 2
+            assert "server's package" in done.stderr
 
 
 @pytest.fixture
@@ -76,13 +68,13 @@ def test_a_tight_estimate_says_with_which_changes_it_fits(here: Any) -> None:
     tight = ("estimate", "-m", "llama-3.1-8b", "--set", "method=qlora", "--vram", "16", "--longest-row", "4000")
     shown = here(*tight).stdout
     assert "hyperparameters.per_device_train_batch_size\t4\t" in shown
-    assert "Mind: Rows longer than max_length = 2,048 are cut" in shown
+    assert "Warning: Rows longer than max_length = 2,048 tokens are truncated" in shown
     estimate = json.loads(here(*tight, "--set", "hyperparameters.max_length=200000", "--json").stdout)["estimate"]
     assert estimate["verdict"] == "FIT_VERDICT_TIGHT"
     rows = "hyperparameters.per_device_train_batch_size"
     assert {"field": rows, "before": "4", "after": "1"} in estimate["changes"]
     assert estimate["warnings"] == [
-        "max_length = 200,000 is more than the model's context: 131,072 is counted with, as it would be trained."
+        "max_length = 200,000 exceeds the model's context length; the estimate uses 131,072, as a training would."
     ]
 
 

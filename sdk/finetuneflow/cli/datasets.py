@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from finetuneflow.cli.dataset_inspection import preview, stats
 from finetuneflow.cli.session import Json, not_empty, print_json, print_newest, print_rows, session, size
 from finetuneflow.errors import FineTuneFlowError
 from finetuneflow.fields import INT32_MAX
@@ -14,12 +15,14 @@ from finetuneflow.resources.dataset import Dataset
 
 
 def make_app() -> typer.Typer:
-    """A group of its own each time: the server distribution adds commands to it."""
-    app = typer.Typer(no_args_is_help=True, help="Datasets: upload, list, look into, delete.")
+    """Makes the command group `datasets`."""
+    app = typer.Typer(no_args_is_help=True, help="Datasets: upload, list, inspect, delete.")
     app.command()(upload)
     app.command("list")(list_datasets)
     app.command()(get)
     app.command()(delete)
+    app.command()(stats)
+    app.command()(preview)
     return app
 
 
@@ -31,17 +34,17 @@ _HEADERS = ["ID", "NAME", "FILE", "SIZE", "CREATED"]
 def upload(
     ctx: typer.Context,
     files: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, help="Files of rows.")],
-    name: Annotated[str, typer.Option(help="A name for people.")] = "",
+    name: Annotated[str, typer.Option(help="Display name.")] = "",
     json: Json = False,
 ) -> None:
-    """Upload files; prints the id of each."""
+    """Upload files and print the id of each."""
     here = session(ctx)
     for number, file in enumerate(files, start=1):
         try:
             dataset = here.client.datasets.upload(file, display_name=name)
         except FineTuneFlowError as error:
             if unsent := ", ".join(map(str, files[number:])):
-                error.advice = f"{error.advice}\nNot sent, as they come after it: {unsent}.".strip()
+                error.advice = f"{error.advice}\nNot uploaded: {unsent}.".strip()
             raise
         if json:
             print_json(dataset.proto)
@@ -51,10 +54,10 @@ def upload(
 
 def list_datasets(
     ctx: typer.Context,
-    limit: Annotated[int, typer.Option(min=1, max=INT32_MAX, help="Newest first, at most so many.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=INT32_MAX, help="Maximum number to list, newest first.")] = 20,
     json: Json = False,
 ) -> None:
-    """Show the newest datasets."""
+    """List the newest datasets."""
     here = session(ctx)
     if json:
         print_json(*(dataset.proto for dataset in here.client.datasets.list(limit=limit)))
@@ -73,7 +76,7 @@ def get(ctx: typer.Context, dataset_id: DatasetId, json: Json = False) -> None:
 
 
 def delete(ctx: typer.Context, dataset_id: DatasetId, json: Json = False) -> None:
-    """Delete a dataset for good."""
+    """Delete a dataset. This cannot be undone."""
     here = session(ctx)
     here.client.datasets.delete(dataset_id)
     if not json:

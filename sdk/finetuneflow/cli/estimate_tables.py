@@ -1,4 +1,4 @@
-"""How estimates, recommendations and the matrix look."""
+"""Prints estimates, recommendations and the matrix of models and GPUs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def print_recommendation(console: Console, found: Recommendation) -> None:
     _print_changes(console, found.changes)
     console.print("")
     print_rows(console, ["MEMORY", "SIZE", ""], _memory(estimate))
-    for title, lines in (("Mind", found.warnings), ("Or", found.alternatives)):
+    for title, lines in (("Warning", found.warnings), ("Alternative", found.alternatives)):
         for line in lines:
             console.print(f"{title}: {line}")
     console.print(f"Speed: {_speed(estimate)}")
@@ -42,12 +42,12 @@ def print_recommendation(console: Console, found: Recommendation) -> None:
 def print_estimate(console: Console, estimate: ResourceEstimate) -> None:
     console.print(f"{_method(estimate.method)} on {estimate.hardware}: {_word(estimate.verdict)}")
     if estimate.changes:
-        console.print("It fits with these changes only; the memory below is without them.")
+        console.print("It fits only with these changes; the memory below is without them.")
         _print_changes(console, estimate.changes)
         console.print("")
     print_rows(console, ["MEMORY", "SIZE", ""], _memory(estimate))
     for warning in estimate.warnings:
-        console.print(f"Mind: {warning}")
+        console.print(f"Warning: {warning}")
     console.print("")
     rows = [["Speed", _speed(estimate)]]
     if estimate.duration_seconds is not None:
@@ -55,7 +55,7 @@ def print_estimate(console: Console, estimate: ResourceEstimate) -> None:
         span = f"{duration(low)} to {duration(high)}"
         rows.append(["Time", f"{duration(estimate.duration_seconds)} ({span}) for {estimate.num_tokens:,} tokens"])
     else:
-        rows.append(["Time", "not known without data: give files, or --examples"])
+        rows.append(["Time", "unknown without data: give files or --examples"])
     rows.append(["Cost", _cost(estimate)])
     if estimate.disk is not None:
         rows.append(["Disk", _disk(estimate.disk)])
@@ -69,7 +69,7 @@ def _print_changes(console: Console, changes: Sequence[Adjustment]) -> None:
 
 
 def print_matrix(console: Console, cells: Sequence[DecisionCell]) -> None:
-    """Rows are GPUs, columns are models; in brackets what the first draft said, where it said something else."""
+    """Prints GPUs as rows and models as columns, with the first draft's method in brackets if it differs."""
     bands = list(dict.fromkeys(cell.band for cell in cells))
     sizes = list(dict.fromkeys(cell.size for cell in cells))
     by_place = {(cell.band, cell.size): cell for cell in cells}
@@ -77,13 +77,13 @@ def print_matrix(console: Console, cells: Sequence[DecisionCell]) -> None:
     print_rows(console, ["FREE", *sizes], rows)
     stands = ", ".join(dict.fromkeys(f"{cell.size}: {cell.base_model}" for cell in cells))
     console.print("")
-    console.print("✅ as it is  ⚠️ with fewer rows at once or shorter ones  ❌ not at all  (first draft's answer)")
-    console.print(f"Each cell holds from the least memory of its row on. {stands}")
+    console.print("✅ fits  ⚠️ fits with a smaller batch or shorter rows  ❌ does not fit  (first draft's method)")
+    console.print(f"Each cell is computed for the lower bound of its row. {stands}")
     differing = [cell for cell in cells if cell.difference]
     if differing:
         console.print("")
-        console.print("Where the two differ:")
-        print_rows(console, ["FREE", "MODEL", "WHY"], ([f"{c.band} GiB", c.size, c.difference] for c in differing))
+        console.print("Differences:")
+        print_rows(console, ["FREE", "MODEL", "REASON"], ([f"{c.band} GiB", c.size, c.difference] for c in differing))
 
 
 def _cell(cell: DecisionCell) -> str:
@@ -98,28 +98,28 @@ def _sign(method: TrainingMethod | None, verdict: FitVerdict | None) -> str:
 def _memory(estimate: ResourceEstimate) -> Iterator[list[str]]:
     for part in estimate.memory:
         yield [part.name, _gib(part.size_bytes), part.description]
-    yield ["total", _gib(estimate.memory_total_bytes), f"at its highest, {_MOMENTS.get(estimate.moment, '')}"]
-    yield ["at most", _gib(estimate.memory_upper_bytes), "what the verdict is made with"]
+    yield ["total", _gib(estimate.memory_total_bytes), f"peak, {_MOMENTS.get(estimate.moment, '')}"]
+    yield ["at most", _gib(estimate.memory_upper_bytes), "upper bound, which the verdict is based on"]
     yield ["free", _gib(estimate.memory_free_bytes), f"on {estimate.hardware}"]
 
 
 _MOMENTS = {
-    "loss": "when the head scores",
+    "loss": "in the computation of the loss",
     "backward": "in the backward pass",
-    "step": "when the optimizer steps",
-    "loading": "when the weights are read",
+    "step": "in the optimizer step",
+    "loading": "while the weights are loaded",
 }
 
 
 def _speed(estimate: ResourceEstimate) -> str:
     if estimate.tokens_per_second is None:
-        return "not known"
+        return "unknown"
     return f"about {estimate.tokens_per_second:,.0f} tokens/s: {estimate.speed_basis}"
 
 
 def _cost(estimate: ResourceEstimate) -> str:
     if estimate.price_per_hour is None:
-        return f"no price is known for {estimate.hardware}"
+        return f"unknown: no price for {estimate.hardware}"
     each = f"{estimate.price_per_hour:.2f} {estimate.currency} an hour"
     if estimate.cost is None:
         return each
@@ -130,8 +130,8 @@ def _cost(estimate: ResourceEstimate) -> str:
 def _disk(disk: DiskEstimate) -> str:
     need = f"{count(disk.num_checkpoints, 'checkpoint')} of {size(disk.checkpoint_bytes)} at once"
     if disk.download_bytes:
-        need += f", {size(disk.download_bytes)} of weights to fetch"
-    return f"{size(disk.needed_bytes)} ({need}) of {size(disk.free_bytes)} that are free: {_word(disk.verdict)}"
+        need += f", {size(disk.download_bytes)} of weights to download"
+    return f"{size(disk.needed_bytes)} ({need}) of {size(disk.free_bytes)} free: {_word(disk.verdict)}"
 
 
 def _gib(num_bytes: int) -> str:
@@ -143,4 +143,4 @@ def _method(method: TrainingMethod | None) -> str:
 
 
 def _word(verdict: FitVerdict | None) -> str:
-    return str(verdict).lower() if verdict else "not judged"
+    return str(verdict).lower() if verdict else "not assessed"

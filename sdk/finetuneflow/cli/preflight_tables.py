@@ -1,25 +1,37 @@
-"""How the report of a preflight looks."""
+"""Prints the report of a preflight."""
 
 from __future__ import annotations
 
+import typer
 from rich.console import Console
 
 from finetuneflow.cli.advice import as_typed
 from finetuneflow.cli.estimate_tables import print_estimate
-from finetuneflow.cli.looking import figures, show_problems
-from finetuneflow.cli.session import print_rows
+from finetuneflow.cli.exits import USAGE
+from finetuneflow.cli.session import print_json, print_rows
+from finetuneflow.cli.validation_tables import figures, show_problems
 from finetuneflow.resources.preflight import Preflight
 from finetuneflow.resources.validation import ProblemSeverity, Verdict
 
 _VERDICTS = {
     Verdict.OK: "The job would run.",
-    Verdict.WARNINGS: "The job would run. Look at the warnings first.",
+    Verdict.WARNINGS: "The job would run. Read the warnings first.",
     Verdict.REFUSED: "The job would be refused.",
 }
 
 
+def show_preflight(console: Console, found: Preflight, *, json: bool) -> None:
+    """Prints the report, and ends the command with exit code 2 if the job would be refused."""
+    if json:
+        print_json(found.proto)
+    else:
+        print_preflight(console, found)
+    if found.refused:
+        raise typer.Exit(USAGE)
+
+
 def print_preflight(console: Console, found: Preflight) -> None:
-    """Model, rows, settings with their reasons, what it takes, what would be better; last what follows."""
+    """Prints model, dataset, settings with reasons, estimate, improvements, problems and findings, then the verdict."""
     model = found.result.base_model
     named = f"{model.id} {model.revision}".strip()
     console.print(f"{named}: {model.architecture or 'unknown architecture'}, {model.num_parameters:,} parameters\n")
@@ -27,15 +39,15 @@ def print_preflight(console: Console, found: Preflight) -> None:
     if rows.training_data is not None and rows.training_data.num_examples:
         held_out = rows.evaluation_data.num_examples if rows.evaluation_data is not None else 0
         counted = [*figures(rows, rows.training_data), ["Held out", f"{held_out:,}"]]
-        print_rows(console, ["OF THE ROWS", ""], counted)
+        print_rows(console, ["DATASET", ""], counted)
         console.print("")
-    print_rows(console, ["SETTING", "VALUE", "WHY"], ([r.field, r.value, r.reason] for r in found.resolutions))
+    print_rows(console, ["SETTING", "VALUE", "REASON"], ([r.field, r.value, r.reason] for r in found.resolutions))
     console.print("")
     print_estimate(console, found.estimate)
     if found.report.improvements:
         console.print("")
         better = ([i.field, i.current, i.suggested, i.reason] for i in found.report.improvements)
-        print_rows(console, ["BETTER", "FROM", "TO", "WHY"], better)
+        print_rows(console, ["IMPROVEMENT", "FROM", "TO", "REASON"], better)
     console.print("")
     show_problems(console, rows)
     wrong = [problem for problem in rows.problems if problem.severity == ProblemSeverity.ERROR]
@@ -43,7 +55,7 @@ def print_preflight(console: Console, found: Preflight) -> None:
         refusal = finding.severity == ProblemSeverity.ERROR
         message = finding.message
         if finding.reason == "BAD_DATA" and wrong:
-            # It stands above, with the rows.
+            # The problem is printed above, with its rows.
             said = wrong[0].message
             message = message.replace(f": {said}{'' if said.endswith(('.', '?', '!')) else '.'}", ".", 1)
         said = " ".join(part for part in (message, as_typed(finding.advice)) if part)

@@ -1,4 +1,4 @@
-"""What every command shares: the client, where to print, and whether a program reads it."""
+"""Defines what all commands share: the session with its client and console, and how results are printed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from google.protobuf.json_format import MessageToDict
@@ -20,16 +20,27 @@ from rich.table import Table
 from finetuneflow.cli.console import error_console, make_console, visible, visible_cell
 from finetuneflow.client import Client
 
+if TYPE_CHECKING:
+    from finetuneflow.cli.local_probe import LocalProbe
+
 T = TypeVar("T")
 
-Json = Annotated[bool, typer.Option("--json", help="One JSON object a line, for programs.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")]
 
 
 @dataclass
 class Session:
-    """One run of `ftf`. `address` None means the default."""
+    """One run of `ftf`."""
 
     address: str | None = None
+    """The server's address; None for the default one."""
+    installed_probe: LocalProbe | None = None
+    """Runs queries on this machine; None without the server distribution."""
+
+    @property
+    def local_probe(self) -> LocalProbe | None:
+        """`installed_probe`, or None if `--address` names the server to ask instead."""
+        return self.installed_probe if self.address is None else None
 
     @cached_property
     def client(self) -> Client:

@@ -10,11 +10,11 @@ import typer
 from finetuneflow.cli.advice import ftf
 from finetuneflow.cli.config import apply_setting, read_config, toml_text
 from finetuneflow.cli.console import visible_cell
+from finetuneflow.cli.data_options import Format, Map, Template, source_settings, sources
 from finetuneflow.cli.following import follow_or_detach
-from finetuneflow.cli.looking import Format, Map, Template, source_settings, sources
+from finetuneflow.cli.preflight_tables import show_preflight
 from finetuneflow.cli.refusals import every_refusal
 from finetuneflow.cli.session import Json, print_json, session, size
-from finetuneflow.cli.validating import show
 
 
 def train(
@@ -25,12 +25,12 @@ def train(
     model: Annotated[str | None, typer.Option("--model", "-m", help="Base model; see `ftf models list`.")] = None,
     recipe: Annotated[str | None, typer.Option("--recipe", "-r", help="Preset; see `ftf recipes list`.")] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="A field of the job, such as lora.r=32; as often as needed.")
+        list[str] | None, typer.Option("--set", help="Field of the job, such as lora.r=32. Repeatable.")
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="A TOML file with the fields of the job.", exists=True, dir_okay=False)
+        Path | None, typer.Option(help="TOML file with the fields of the job.", exists=True, dir_okay=False)
     ] = None,
-    name: Annotated[str | None, typer.Option(help="A name for people.")] = None,
+    name: Annotated[str | None, typer.Option(help="Display name.")] = None,
     evaluation: Annotated[
         list[str] | None, typer.Option("--eval", help="Files of held-out rows, dataset ids or hf://owner/name.")
     ] = None,
@@ -38,12 +38,13 @@ def train(
     template: Template = None,
     format_: Format = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what it would come to, create nothing; exit code 2 when refused.")
+        bool,
+        typer.Option("--dry-run", help="Run all checks, create no job; exit code 2 if it would be refused."),
     ] = False,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Do not follow the job.")] = False,
     json: Json = False,
 ) -> None:
-    """Fine-tune MODEL on DATA, and follow it live."""
+    """Fine-tune MODEL on DATA and follow the job."""
     here = session(ctx)
     values: dict[str, Any] = read_config(config) if config else {}
     rows = source_settings(mapping, template, format_)
@@ -63,7 +64,7 @@ def train(
             found = here.client.jobs.preflight(spec=values, on_upload=progress)
         if not json:
             here.console.print(f"{toml_text(found.resolved_spec)}\n")
-        show(ctx, found, json=json)
+        show_preflight(here.console, found, json=json)
         return
     with every_refusal(values, here.client.probe.ask_estimate):
         job = here.client.jobs.create(spec=values, on_upload=progress)
