@@ -7,7 +7,7 @@ from google.protobuf.message import Message
 
 from chassis.child.pipe import Cancelled, EventSink, run_child
 from chassis.child.query import replying
-from chassis.child.warm_start import wait_for_spec
+from chassis.child.warm_start import wait_for_input
 from engine.data.split import Progress
 from finetuneflow.v1 import probe_service_pb2
 from finetuneflow.v1.event_pb2 import StageCompleted
@@ -69,5 +69,5 @@ def _estimates() -> Estimates:
 
 
 if __name__ == "__main__":
-    wait_for_spec(warm_up)
+    wait_for_input(warm_up)
     run_child(main)

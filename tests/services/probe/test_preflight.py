@@ -51,7 +51,7 @@ def make_spec(tmp_path: Path) -> MakeSpec:
     def make(rows: list[Any], **spec: Any) -> Path:
         data = tmp_path / "data.jsonl"
         data.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
-        path = tmp_path / "spec.json"
+        path = tmp_path / "input.json"
         path.write_text(
             json.dumps(
                 {
