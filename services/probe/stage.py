@@ -46,7 +46,7 @@ class PreflightStage:
         sha256s = {dataset.id: dataset.sha256 for dataset in assignment.datasets}
         sha256s |= {one.file.reference: one.sha256 for one in downloaded}
         key = await asyncio.to_thread(_content_key, pinned, sha256s, model)
-        given = PreflightInput(
+        child_input = PreflightInput(
             config=spec_to_dict(pinned),
             model=model,
             sources=sources | {one.file.reference: one.path for one in downloaded},
@@ -60,7 +60,7 @@ class PreflightStage:
             prices=self._settings.prices,
             holds_artifacts=on_disk_of(self._settings.artifacts, self._settings.home),
         )
-        return child_command(self._settings, given, workdir)
+        return child_command(self._settings, child_input, workdir)
 
 
 def _content_key(spec: FineTuningJobSpec, sha256s: Mapping[str, str], model: ModelFiles) -> str:

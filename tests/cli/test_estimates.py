@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from typer.testing import CliRunner
 
 from finetuneflow.cli import server_commands
 from finetuneflow.cli.app import build_app
 from tests.cli.conftest import Ftf
+from tests.fakes.gateway import FakeGateway, Running, refuse
 
 
 def test_a_recommendation_says_what_to_change(ftf: Ftf) -> None:
@@ -116,6 +118,19 @@ def test_a_machine_of_the_servers_is_not_answered_for_here(here: Any, monkeypatc
     done = here("recommend", "-m", "smollm2-135m", "--node", "nope")
     assert (done.exit_code, done.stdout) == (3, "")
     assert "--node nope" in done.stderr
+
+
+def test_a_server_that_refuses_is_not_replaced(
+    here: Any, gateway: FakeGateway, server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hub that the server cannot reach does not mean that no server is up."""
+    gateway.refusals["RecommendMethod"] = lambda context: refuse(
+        context, grpc.StatusCode.UNAVAILABLE, "The hub is away.", "HUB_UNREACHABLE", []
+    )
+    monkeypatch.setattr("finetuneflow.connection.DEFAULT_ADDRESS", server.address)
+    done = here("recommend", "-m", "smollm2-135m", "--json")
+    assert (done.exit_code, done.stdout) == (3, "")
+    assert json.loads(done.stderr)["error"]["reason"] == "HUB_UNREACHABLE"
 
 
 def test_a_number_beyond_any_field_is_wrong_usage(here: Any, tmp_path: Path) -> None:

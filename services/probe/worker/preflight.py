@@ -31,63 +31,79 @@ def preflight(sink: EventSink, input_path: Path) -> StageCompleted:
 
     Raises JobError for what the caller has to correct.
     """
-    given = PreflightInput.model_validate_json(input_path.read_bytes())
-    config = job_config(given.config)
+    child_input = PreflightInput.model_validate_json(input_path.read_bytes())
+    config = job_config(child_input.config)
     resolved = Resolved(config)
-    note_commits(resolved, given.hub)
+    note_commits(resolved, child_input.hub)
     phases = _Phases(sink)
 
     phases.enter("checking_hardware")
-    hardware = _hardware(given)
+    hardware = _hardware(child_input)
 
-    phases.enter("resolving_model", f"{given.model.id} {given.model.revision}".strip())
-    asked = "max_length" in given.config.get("hyperparameters", {})
-    resolve_length(resolved, given.model.context_length, asked=asked)
-    architecture = Architecture.of_folder(given.model.path)
+    phases.enter("resolving_model", f"{child_input.model.id} {child_input.model.revision}".strip())
+    asked = "max_length" in child_input.config.get("hyperparameters", {})
+    resolve_length(resolved, child_input.model.context_length, asked=asked)
+    architecture = Architecture.of_folder(child_input.model.path)
 
-    key = given.content_key or _content_key(resolved.config, given)
+    key = child_input.content_key or _content_key(resolved.config, child_input)
     # The preflight of another job finds the shards by this key.
     shards_path = f"shards/{key}"
-    if given.shards:
+    if child_input.shards:
         phases.enter("tokenising", "skipped: the token shards of an earlier job are reused", fraction=1.0)
-        (given.out_dir / "shards").mkdir(parents=True, exist_ok=True)
-        given.shards.rename(given.out_dir / shards_path)
-        prepared = Prepared.read(given.out_dir / shards_path)
+        (child_input.out_dir / "shards").mkdir(parents=True, exist_ok=True)
+        child_input.shards.rename(child_input.out_dir / shards_path)
+        prepared = Prepared.read(child_input.out_dir / shards_path)
     else:
-        prepared = _prepared(sink, resolved.config, given, given.out_dir / shards_path, phases, key)
-    _save_report(sink, given.out_dir, json.loads((given.out_dir / shards_path / "report.json").read_bytes()), prepared)
+        prepared = _prepared(sink, resolved.config, child_input, child_input.out_dir / shards_path, phases, key)
+    _save_report(
+        sink,
+        child_input.out_dir,
+        json.loads((child_input.out_dir / shards_path / "report.json").read_bytes()),
+        prepared,
+    )
     sink.emit(ArtifactSaved(path=shards_path, kind="shards", media_type="inode/directory"))
 
     phases.enter("resolving_configuration")
-    target = TargetMachine(hardware, given.holds_artifacts, given.prices)
-    assessment = assess(resolved, given.model.local(), architecture, target, prepared)
+    target = TargetMachine(hardware, child_input.holds_artifacts, child_input.prices)
+    assessment = assess(resolved, child_input.model.local(), architecture, target, prepared)
     resolved.raise_refusals()
     for warning in resolved.warnings:
         sink.emit(Warning(reason=warning.reason, message=warning.message, advice=warning.advice))
     sink.emit(published(resolved))
     result = assessment.result
     result.shards_path, result.shards_content_key = shards_path, key
-    result.shards_reused = given.shards is not None
-    result.hub_datasets.extend(hub_datasets(given.hub))
+    result.shards_reused = child_input.shards is not None
+    result.hub_datasets.extend(hub_datasets(child_input.hub))
     return StageCompleted(preflight=result)
 
 
-def _content_key(config: JobConfig, given: PreflightInput) -> str:
-    return content_key(config, given.model.path, {name: sha256_of(path) for name, path in given.sources.items()})
+def _content_key(config: JobConfig, child_input: PreflightInput) -> str:
+    return content_key(
+        config, child_input.model.path, {name: sha256_of(path) for name, path in child_input.sources.items()}
+    )
 
 
 def _prepared(
-    sink: EventSink, config: JobConfig, given: PreflightInput, shards: Path, phases: "_Phases", key: str
+    sink: EventSink, config: JobConfig, child_input: PreflightInput, shards: Path, phases: "_Phases", key: str
 ) -> Prepared:
     report = Report()
     shards.parent.mkdir(parents=True, exist_ok=True)
     try:
-        return prepare(config, given.model.path, given.sources, shards, phases.progress, report, given.processes, key)
+        return prepare(
+            config,
+            child_input.model.path,
+            child_input.sources,
+            shards,
+            phases.progress,
+            report,
+            child_input.processes,
+            key,
+        )
     except JobError as error:
         # The report already has the problems of single rows; an error of the whole data set is added to them.
         if not report.num_errors or error.reason != "BAD_DATA":
             report.refused("", error)
-        _save_report(sink, given.out_dir, report.as_dict(), None)
+        _save_report(sink, child_input.out_dir, report.as_dict(), None)
         raise
 
 
@@ -133,7 +149,7 @@ class _Phases:
             self._sink.tick()
 
 
-def _hardware(given: PreflightInput) -> Hardware:
-    if given.hardware is None:
-        return read_hardware(given.node_id, given.out_dir)
-    return json_format.ParseDict(given.hardware, Hardware())
+def _hardware(child_input: PreflightInput) -> Hardware:
+    if child_input.hardware is None:
+        return read_hardware(child_input.node_id, child_input.out_dir)
+    return json_format.ParseDict(child_input.hardware, Hardware())
