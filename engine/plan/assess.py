@@ -134,7 +134,7 @@ def add_warnings(resolved: Resolved, prepared: Prepared, steps: int) -> None:
         templated = any(source.template is not None for source in resolved.config.sources())
         what = _count(duplicates, "example") if templated else _rows(duplicates)
         message = f"{what} dropped as duplicates of earlier ones."
-        advice = "Make the rows differ if the repetition is intended; otherwise nothing needs to change."
+        advice = "If the repetition is intended, raise the weight of the source instead."
         resolved.warn("DUPLICATES_DROPPED", message, advice, "training_data")
     if rows.truncated:
         share = (train.num_truncated + held_out.num_truncated) / (train.num_examples + held_out.num_examples)

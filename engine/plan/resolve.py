@@ -186,7 +186,7 @@ def _method(resolved: Resolved, hardware: Hardware, gpu: Gpu | None, memory: _Me
     if method == "auto":
         recompute = resolved.config.hyperparameters.gradient_checkpointing is not False
         if gpu is None:
-            method, reason = "lora", "on a CPU, quantised weights cost time and save nothing that matters"
+            method, reason = "lora", "quantised weights make a training on a CPU slower"
         elif memory.fits("lora", recompute=recompute) or not quantises:
             method, reason = "lora", f"LoRA {memory.compared('lora', recompute=recompute)}"
         else:

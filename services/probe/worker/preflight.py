@@ -55,12 +55,8 @@ def preflight(sink: EventSink, input_path: Path) -> StageCompleted:
         prepared = Prepared.read(child_input.out_dir / shards_path)
     else:
         prepared = _prepared(sink, resolved.config, child_input, child_input.out_dir / shards_path, phases, key)
-    _save_report(
-        sink,
-        child_input.out_dir,
-        json.loads((child_input.out_dir / shards_path / "report.json").read_bytes()),
-        prepared,
-    )
+    report = json.loads((child_input.out_dir / shards_path / "report.json").read_bytes())
+    _save_report(sink, child_input.out_dir, report, prepared)
     sink.emit(ArtifactSaved(path=shards_path, kind="shards", media_type="inode/directory"))
 
     phases.enter("resolving_configuration")
