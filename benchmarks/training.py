@@ -138,7 +138,7 @@ class Emitting:
         self._rate = rate
 
     async def prepare(self, assignment: Assignment, workdir: Path, store: ArtifactStore) -> ChildCommand:
-        spec = workdir / "spec.json"
+        spec = workdir / "input.json"
         spec.write_text(json.dumps({"rate": self._rate}))
         return ChildCommand([sys.executable, "-m", "benchmarks.child", str(spec)], workdir / "out", _path())
 

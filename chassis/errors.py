@@ -9,7 +9,7 @@ import grpc
 from google.protobuf import any_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
-from chassis.error_protocols import CallerFault, FieldProblem, Violation
+from chassis.error_protocols import CallerFault, FieldProblem, SystemFault, Violation
 
 __all__ = [
     "DETAILS_KEY",
@@ -29,6 +29,8 @@ __all__ = [
     "Unimplemented",
     "Violation",
     "from_caller_fault",
+    "from_status",
+    "from_system_fault",
 ]
 
 DOMAIN = "finetuneflow"
@@ -149,3 +151,21 @@ def from_caller_fault(fault: CallerFault) -> InvalidArgument:
     # A short refusal carries its advice in the sentence already.
     message = fault.message if fault.advice in fault.message else f"{fault.message} {fault.advice}"
     return InvalidArgument(fault.reason, message, fault.violations)
+
+
+def from_system_fault(fault: SystemFault) -> Unavailable:
+    """Returns the status for an exception that a retry may cure."""
+    return Unavailable(fault.reason, f"{fault.message} {fault.advice}".rstrip())
+
+
+def from_status(status: status_pb2.Status) -> ServiceError:
+    """Returns the exception whose `status()` is `status`."""
+    reason, metadata, violations = "", {}, []
+    for detail in status.details:
+        info, bad_request = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+        if detail.Unpack(info):
+            reason, metadata = info.reason, dict(info.metadata)
+        elif detail.Unpack(bad_request):
+            violations += [Violation(each.field, each.description) for each in bad_request.field_violations]
+    kinds = {kind.code.value[0]: kind for kind in ServiceError.__subclasses__()}
+    return kinds[status.code](reason, status.message, violations, metadata)

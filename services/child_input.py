@@ -1,12 +1,14 @@
-"""What the specs of all children have in common: `spec.json`, from a supervisor to its child."""
+"""Defines the common part of `input.json`, the file that a supervisor writes for its child."""
 
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from engine.catalogue import LocalModel
+
 
 class Strict(BaseModel):
-    """Refuses what it does not know: supervisor and child are of one version."""
+    """Rejects unknown fields: supervisor and child have the same version."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -22,8 +24,12 @@ class ModelFiles(Strict):
     license: str = ""
     num_parameters: int = 0
     context_length: int = 0
-    """Tokens; 0 where the model does not say."""
+    """In tokens; 0 if the model does not state it."""
     architecture: str = ""
+
+    def local(self) -> LocalModel:
+        """Returns the same model as the engine's type."""
+        return LocalModel(**self.model_dump())
 
 
 class WholeCheckpoint(Strict):
@@ -37,4 +43,4 @@ class ChildInput(Strict):
     """Everything a child needs to know. Paths are absolute."""
 
     out_dir: Path
-    """Where it writes; paths in its events are relative to it."""
+    """The folder that the child writes to; paths in its events are relative to it."""

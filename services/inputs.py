@@ -170,16 +170,16 @@ async def newest_checkpoint(
 
 
 def child_command(
-    settings: ServiceSettings, spec: ChildInput, workdir: Path, *, gpus: int | None = None
+    settings: ServiceSettings, child_input: ChildInput, workdir: Path, *, gpus: int | None = None
 ) -> ChildCommand:
-    """Writes the spec and says how to start this service's child on it. With 0 GPUs it sees none."""
-    file = workdir / "spec.json"
-    file.write_text(spec.model_dump_json(indent=1), "utf-8")
+    """Writes the input file and returns the command of this service's child. With `gpus` = 0 the child sees none."""
+    file = workdir / "input.json"
+    file.write_text(child_input.model_dump_json(indent=1), "utf-8")
     return ChildCommand(
         argv=[sys.executable, "-m", f"services.{settings.service}.worker", str(file)],
         env=child_environment(settings),
         late_env=child_devices(gpus),
-        out_dir=spec.out_dir,
+        out_dir=child_input.out_dir,
     )
 
 

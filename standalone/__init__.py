@@ -1,1 +1,1 @@
-"""The whole system on one machine, as real processes."""
+"""Runs the complete system on one machine, as separate processes."""

@@ -1,4 +1,4 @@
-"""What `ftf doctor` looks at on a machine that is to run the whole system."""
+"""Checks for `ftf doctor` on a machine that runs the complete system."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from standalone.home import default_home, holder
 from standalone.settings import StandaloneSettings
 
 Check = tuple[str, bool | None, str]
-"""Name; whether it is well, None for a plain fact; what was found."""
+"""Name of the check; True if it passed, False if it failed, None for information; the finding."""
 
 _GIB = 1 << 30
 
@@ -48,10 +48,10 @@ def _own_models(home: Path) -> Iterator[Check]:
     try:
         models = StandaloneSettings().models
     except (ValidationError, SettingsError) as error:
-        yield name, False, f"FTF_MODELS cannot be read, write it as JSON: {error}"
+        yield name, False, f"FTF_MODELS is not valid JSON: {error}"
         return
     if not models:
-        yield name, None, "none; FTF_MODELS adds folders to the catalogue"
+        yield name, None, "none; set FTF_MODELS to add folders to the catalogue"
     catalogue = Catalogue(home, models)
     for alias, folder in sorted(models.items()):
         try:
@@ -65,15 +65,15 @@ def _own_models(home: Path) -> Iterator[Check]:
 
 def _missing(folder: Path) -> str:
     if not folder.is_dir():
-        return f"there is no folder {folder}"
+        return f"no such folder: {folder}"
     lacks = [name for name in ("config.json", "tokenizer.json", "*.safetensors") if not any(folder.glob(name))]
     return f"{folder} has no {' and no '.join(lacks)}" if lacks else ""
 
 
 def _room(name: str, free_bytes: int, least_gib: int) -> Check:
-    # Little of it is no fault of the installation: this machine may be a client of another one.
+    # A low value is no fault of the installation: this machine may be a client only.
     enough = True if free_bytes >= least_gib * _GIB else None
-    return name, enough, f"{free_bytes / _GIB:.1f} GiB free; training the smallest model takes {least_gib}"
+    return name, enough, f"{free_bytes / _GIB:.1f} GiB free; training the smallest model needs {least_gib} GiB"
 
 
 def _existing(folder: Path) -> Path:

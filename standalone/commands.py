@@ -1,5 +1,4 @@
-"""The commands that this distribution adds to `ftf`: `up`, `demo`, `models path`, and what works without a server:
-looks at files of rows, `recommend` and `estimate`."""
+"""Adds the commands `up`, `demo` and `models path` to `ftf`, and the probe that answers without a server."""
 
 from __future__ import annotations
 
@@ -11,47 +10,28 @@ from typing import Annotated
 
 import typer
 
-from finetuneflow.cli import estimates, validating
 from finetuneflow.cli.console import error_console, make_console
 from finetuneflow.cli.exits import DETACHED, JOB_FAILED, CommandFailed
-from finetuneflow.cli.looking import add_commands
+from finetuneflow.cli.local_probe import LocalProbe
 from finetuneflow.cli.session import Json
-from finetuneflow.v1 import dataset_service_pb2 as pb
-from standalone.estimates import ProbeHere
+from standalone.local_probe import ChildProbe
 
-# What these commands need is imported when they run: `ftf --help` shall not wait for it.
+# The modules that a command needs are imported when it runs: `ftf --help` must not wait for them.
 
 _Home = Annotated[
     Path | None,
-    typer.Option(envvar="FTF_HOME", help="Folder of the data.", show_default="~/.finetuneflow", file_okay=False),
+    typer.Option(envvar="FTF_HOME", help="Data folder of the server.", show_default="~/.finetuneflow", file_okay=False),
 ]
 
 
-def register(app: typer.Typer) -> None:
+def register(app: typer.Typer) -> LocalProbe:
     """Entry point of the group `finetuneflow.commands`."""
     app.command()(up)
     app.command()(demo)
-    estimates.add_commands(app, ProbeHere())
-    validating.add_commands(app, ProbeHere())
     for group in app.registered_groups:
         if group.name == "models" and group.typer_instance is not None:
             group.typer_instance.command("path")(model_path)
-        if group.name == "datasets" and group.typer_instance is not None:
-            add_commands(group.typer_instance, _LookHere())
-
-
-class _LookHere:
-    """Looks at files on this machine; what that needs is imported when it does."""
-
-    def validate(self, request: pb.ValidateDatasetRequest, file: Path) -> pb.ValidateDatasetResponse:
-        from standalone.looking import LookHere
-
-        return LookHere().validate(request, file)
-
-    def preview(self, request: pb.PreviewDatasetRequest, file: Path) -> pb.PreviewDatasetResponse:
-        from standalone.looking import LookHere
-
-        return LookHere().preview(request, file)
+    return ChildProbe()
 
 
 def up(
@@ -59,7 +39,7 @@ def up(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the gateway.")] = 7460,
     json: Json = False,
 ) -> None:
-    """Run a whole server for this machine, until Ctrl-C. It listens on 127.0.0.1 only."""
+    """Run a complete server on this machine until Ctrl-C. It listens on 127.0.0.1 only."""
     from standalone.home import HomeTaken, default_home
     from standalone.nats import NatsServerMissing
     from standalone.processes import StartFailed
@@ -68,8 +48,8 @@ def up(
     for variable in ("FTF_GATEWAY_LISTEN", "FTF_LISTEN"):
         if variable in os.environ:
             raise CommandFailed(
-                "`ftf up` listens on 127.0.0.1 only, as there is no TLS and no authentication yet.",
-                advice=f"Unset {variable}, and choose a port with --port.",
+                "`ftf up` listens on 127.0.0.1 only, because it has no TLS and no authentication.",
+                advice=f"Unset {variable}; set the port with --port.",
             )
     try:
         main((home or default_home()).expanduser().absolute(), port, make_console(), as_json=json)
@@ -80,16 +60,16 @@ def up(
 
 
 def demo(
-    output: Annotated[Path, typer.Option(help="Folder that gets the package.", file_okay=False)] = Path(
+    output: Annotated[Path, typer.Option(help="Folder for the exported package.", file_okay=False)] = Path(
         "finetuneflow-demo"
     ),
-    keep: Annotated[bool, typer.Option("--keep", help="Leave the server up afterwards.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the server running afterwards.")] = False,
 ) -> None:
-    """Fine-tune a small model on example data, from nothing: a server of its own, a job, a package."""
+    """Fine-tune a small model on example data: start a server, run a job, export the package."""
     from standalone.demo import demo
     from standalone.processes import StartFailed
 
-    # Ended from outside, it stops what it has started just as with Ctrl-C.
+    # A signal from outside stops the server and the job, as Ctrl-C does.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     try:
@@ -97,18 +77,18 @@ def demo(
     except StartFailed as error:
         raise CommandFailed(str(error), code=JOB_FAILED) from error
     except KeyboardInterrupt:
-        error_console().print("\nStopped, and everything that was started with it.")
+        error_console().print("\nThe demo and all its processes are stopped.")
         raise typer.Exit(DETACHED) from None
     if not succeeded:
         raise typer.Exit(JOB_FAILED)
 
 
 def model_path(
-    model: Annotated[str, typer.Argument(help="An alias or a Hugging Face id; see `ftf models list`.")],
+    model: Annotated[str, typer.Argument(help="Alias or Hugging Face id; see `ftf models list`.")],
     home: _Home = None,
     json: Json = False,
 ) -> None:
-    """Print where a base model's files are on this machine; they are downloaded or made where they are not yet."""
+    """Print the folder of a base model on this machine; download the model first if it is missing."""
     from engine.catalogue import Catalogue
     from engine.errors import JobError, SystemFailure
     from standalone.settings import StandaloneSettings

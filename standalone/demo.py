@@ -1,4 +1,4 @@
-"""`ftf demo`: a stack of its own, one real fine-tuning, and what came out of it."""
+"""`ftf demo`: starts a temporary system, fine-tunes a small model and shows the result."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from standalone.processes import StartFailed, tail
 _MODEL = "smollm2-135m"
 _RECIPE = "cpu-demo"
 _STOP_SECONDS = 30.0
-# The process whose log tells more about a failure in a stage.
+# The service whose log explains a failure in a stage.
 _SERVICE = {"PREFLIGHT": "probe", "TRAINING": "trainer", "EVALUATION": "evaluator", "EXPORT": "exporter"}
 
 
 @dataclass(frozen=True)
 class _Running:
-    """An `ftf up` of ours."""
+    """An `ftf up` that the demo has started."""
 
     process: subprocess.Popen[str]
     address: str
@@ -45,9 +45,10 @@ class _Running:
 
 
 def demo(console: Console, output: Path, *, keep: bool) -> bool:
-    """Runs it all and says whether it succeeded. The package goes to `output`; with `keep` the stack goes on.
+    """Runs the demo and returns True if the job succeeded.
 
-    KeyboardInterrupt stops everything that was started, and is passed on. Raises StartFailed.
+    The package is saved in `output`; with `keep` the server keeps running. A KeyboardInterrupt stops all processes that
+    were started and is raised again. Raises StartFailed.
     """
     output = output.absolute()
     home = Path(tempfile.mkdtemp(prefix="finetuneflow-demo-"))
@@ -64,14 +65,16 @@ def demo(console: Console, output: Path, *, keep: bool) -> bool:
                 _stop(running.process)
             shutil.rmtree(home, ignore_errors=True)
     if keep and succeeded:
-        console.print(f"\nIt goes on at {running.address}, in {home}. Stop it: kill {running.process.pid}")
+        console.print(
+            f"\nThe server keeps running at {running.address}, in {home}. Stop it: kill {running.process.pid}"
+        )
     elif succeeded:
-        console.print("\nEverything that was started has been stopped.")
+        console.print("\nThe server and all its processes are stopped.")
     return succeeded
 
 
 def _share_models(home: Path) -> None:
-    # The model is made once, in the user's own home, and not again by the next demo or the first `ftf up`.
+    # The model is unpacked once, into the user's own home, and reused by the next demo and the first `ftf up`.
     models = default_home() / "models"
     models.mkdir(parents=True, exist_ok=True)
     (home / "models").symlink_to(models, target_is_directory=True)
@@ -104,15 +107,15 @@ def _address(lines: IO[str] | None, logs: Path) -> str:
         status = json.loads(line)
         if status["state"] == "up":
             return str(status["address"])
-    raise StartFailed(f"`ftf up` ended before it was up:\n{tail(logs / 'up.log')}")
+    raise StartFailed(f"`ftf up` ended before it was ready:\n{tail(logs / 'up.log')}")
 
 
 def _stop(process: subprocess.Popen[str]) -> None:
-    # Twice, so that nothing is drained: the home is thrown away, and with it what a drain would save.
+    # Two signals skip the drain: the home is deleted, and with it the checkpoints that a drain would save.
     for number in (signal.SIGTERM, signal.SIGINT):
         process.send_signal(number)
     try:
-        # It reports on its way out; a full pipe would hold it up.
+        # Reads its last status lines: a full pipe would block it.
         process.communicate(timeout=_STOP_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
@@ -123,11 +126,11 @@ def _fine_tune(console: Console, running: _Running, output: Path) -> bool:
     data = _example_data()
     with Client(running.address) as client:
         train, held_out = data / "demo_train.jsonl", data / "demo_heldout.jsonl"
-        console.print(f"Uploading {_rows(train)} questions and answers, and {_rows(held_out)} that are held out ...")
+        console.print(f"Uploading {_rows(train)} questions and answers, and {_rows(held_out)} held-out ones ...")
         job = client.jobs.create(
             base_model=_MODEL, training_data=train, evaluation_data=held_out, recipe=_RECIPE, display_name="demo"
         )
-        # Not the outcome that `ftf train` shows: its commands are for a server that stays up.
+        # Without the outcome that `ftf train` shows: its commands need a server that keeps running.
         job = follow(client, job.id, console=console, outcome=False)
         if job.state != "SUCCEEDED":
             _say_failed(console, job, running.logs, output)
@@ -138,7 +141,7 @@ def _fine_tune(console: Console, running: _Running, output: Path) -> bool:
 
 
 def _example_data() -> Path:
-    """The folder with the example rows: in an installed wheel within this package, in a checkout beside it."""
+    """Returns the folder with the example rows: inside this package in a wheel, beside it in a checkout."""
     package = Path(standalone.__file__).parent
     return next(folder for folder in (package / "data", package.parent / "examples" / "data") if folder.is_dir())
 
@@ -163,17 +166,17 @@ def _say_succeeded(console: Console, client: Client, job: Job, output: Path) -> 
     console.print(f"\nThe package: {output / 'finetuneflow_export.zip'}\nIts report:  {output / 'report.md'}")
     if result is not None and result.base_loss is not None and result.tuned_loss is not None:
         console.print(
-            f"Held-out loss, on {count(result.num_examples, 'row')} that training has not seen: "
+            f"Held-out loss, on {count(result.num_examples, 'row')} not used in the training: "
             f"base {result.base_loss:.3f}, tuned {result.tuned_loss:.3f} nats per token."
         )
     if result is not None and result.samples:
         sample = result.samples[0]
         console.print(f"\n{sample.instruction}", style="bold")
         table = Table(expand=True)
-        for heading in ("base", "tuned", "the docstring itself"):
+        for heading in ("base", "tuned", "expected (the docstring)"):
             table.add_column(heading, ratio=1)
         table.add_row(sample.base_output, sample.model_output, sample.expected_output)
         console.print(table, soft_wrap=False)
-    console.print('\nThe same with your own file, lines of {"question": ..., "answer": ...}:\n')
+    console.print('\nTo use your own file, with lines of {"question": ..., "answer": ...}:\n')
     console.print(f"  {ftf('up')}")
     console.print(f"  {ftf(f'train YOURS.jsonl --model {_MODEL} --recipe {_RECIPE}')}    # in another terminal")

@@ -1,9 +1,11 @@
-"""Becomes a program that cannot outlive its parent: `python guard.py PARENT PROGRAM [ARGUMENT...]`.
+"""Replaces itself with a program that cannot outlive its parent: `python guard.py PARENT PROGRAM [ARGUMENT...]`.
 
-The kernel sends SIGKILL to the program when PARENT dies, however it dies; the setting outlives the exec. Linux only:
-elsewhere the program just runs. The kernel watches the *thread* that started us, so that must be the parent's main one.
+The kernel sends SIGKILL to the program when PARENT dies, in whichever way; the setting survives the exec. On systems
+other than Linux the program runs without it. The kernel watches the *thread* that started this process, so the parent
+must start it from its main thread.
 
-Standard library only, and run by path with `-I -S`: it costs 15 ms and sees nothing of the caller's Python settings.
+It uses the standard library only and runs by path with `-I -S`: that takes 15 ms and ignores the caller's Python
+settings.
 """
 
 import os
@@ -15,7 +17,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def guarded(argv: Sequence[str]) -> list[str]:
-    """The argv that starts `argv` so that it dies with this process. To be used in the main thread."""
+    """Returns the command that starts `argv` so that it dies with this process. Call it in the main thread."""
     return [sys.executable, "-I", "-S", __file__, str(os.getpid()), *argv]
 
 
@@ -25,7 +27,7 @@ def main(parent: int, argv: list[str]) -> None:
 
         if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
             raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-        # It may have died before the call, and then no signal comes.
+        # If the parent died before the call, no signal comes.
         if os.getppid() != parent:
             return
     os.execvp(argv[0], argv)  # noqa: S606 - no shell is wanted

@@ -1,4 +1,4 @@
-"""The folder that holds one system's data, and who holds the folder."""
+"""Manages the data folder of a system and its lock."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _LOCK = "up.lock"
 
 
 def default_home() -> Path:
-    """FTF_HOME, or ~/.finetuneflow."""
+    """Returns FTF_HOME, or ~/.finetuneflow."""
     return Path(os.environ.get("FTF_HOME") or "~/.finetuneflow").expanduser().absolute()
 
 
 @dataclass(frozen=True)
 class Holder:
-    """The process that runs a system on a home."""
+    """The process that runs a system in a home folder."""
 
     pid: int
     address: str
@@ -32,16 +32,16 @@ class Holder:
 
 
 class HomeTaken(Exception):
-    """Another process runs a system on this home. `holder` is None in the instant before it has written who it is."""
+    """Another process runs a system in this home. `holder` is None until that process has written its details."""
 
     def __init__(self, home: Path, holder: Holder | None) -> None:
-        super().__init__(f"{home} is in use by {holder or 'another process that is just starting'}.")
+        super().__init__(f"{home} is in use by {holder or 'another process, which is starting'}.")
         self.holder = holder
 
 
 @contextmanager
 def held(home: Path, address: str) -> Iterator[None]:
-    """Holds `home`, made when missing, for this process. The lock ends with the process, however it ends.
+    """Locks `home` for this process and creates it if missing. The lock ends with the process, even after a crash.
 
     Raises HomeTaken.
     """
@@ -62,7 +62,7 @@ def held(home: Path, address: str) -> Iterator[None]:
 
 
 def holder(home: Path) -> Holder | None:
-    """Who holds `home`; None when nobody does."""
+    """Returns the process that has locked `home`, or None."""
     try:
         with (home / _LOCK).open(encoding="utf-8") as file:
             try:

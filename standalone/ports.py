@@ -1,4 +1,4 @@
-"""Ports on the loopback address."""
+"""Finds and checks ports on the loopback address."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ LOOPBACK = "127.0.0.1"
 
 
 def free_port() -> int:
-    """A port that nobody listens on. Whoever is to get it should take it soon."""
+    """Returns a free port. Use it soon: another process may take it."""
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         port: int = probe.getsockname()[1]
@@ -16,8 +16,9 @@ def free_port() -> int:
 
 
 def is_free(port: int) -> bool:
+    """Returns True if a server can listen on the port."""
     with socket.socket() as probe:
-        # As servers do: connections that are still closing do not count.
+        # As servers do: connections that are closing do not block the port.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((LOOPBACK, port))

@@ -1,4 +1,4 @@
-"""Keeps a program running: start, readiness, restart with back-off, stop."""
+"""Supervises a program: start, readiness, restart with back-off, stop."""
 
 from __future__ import annotations
 
@@ -23,38 +23,38 @@ _TAIL_LINES = 20
 
 @dataclass(frozen=True)
 class Program:
-    """What is to be kept running."""
+    """A program to supervise."""
 
     name: str
     argv: tuple[str, ...]
     ready: Callable[[], Awaitable[bool]]
-    """Asked repeatedly after each start until it says so."""
+    """Called repeatedly after each start until it returns True."""
     env: Mapping[str, str] = field(default_factory=dict)
-    """Beside the environment of this process."""
+    """Added to the environment of this process."""
     stop_seconds: float = 10.0
-    """From SIGTERM to SIGKILL."""
+    """Time between SIGTERM and SIGKILL."""
 
 
 @dataclass(frozen=True)
 class BackOff:
-    """Seconds to wait before a restart: doubled with each failure, as at first once it ran for `healthy_seconds`."""
+    """The delay before a restart. It doubles with each failure and is reset after a run of `healthy_seconds`."""
 
     first_seconds: float = 0.5
     most_seconds: float = 30.0
     healthy_seconds: float = 30.0
     first_starts: int = 3
-    """A program that ends this often before it was ever ready is not going to run."""
+    """Number of times a program may end before it was ever ready; then it is given up."""
 
 
 class StartFailed(Exception):
-    """A program could not be started; the message says why, with the end of its log."""
+    """A program could not be started; the message has the reason and the end of its log."""
 
 
-class KeptProcess:
-    """One program under supervision: `start`, then `stop`. It never outlives this process, not even a SIGKILL.
+class SupervisedProcess:
+    """A supervised program: call `start`, then `stop`. It never outlives this process, even if that gets a SIGKILL.
 
-    To be used in the main thread (guard.py says why). `notify` hears, in a sentence, of each end that was not asked
-    for and of each recovery.
+    Use it in the main thread; `guard` has the reason. `notify` is called with a sentence for each unexpected end and
+    each recovery.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class KeptProcess:
         self.program = program
         self.log = logs / f"{program.name}.log"
         self.pid: int | None = None
-        """None between two runs."""
+        """None while the program does not run."""
         self._folder = folder
         self._notify = notify
         self._back_off = back_off or BackOff()
@@ -73,7 +73,7 @@ class KeptProcess:
         self._life: asyncio.Task[None] | None = None
 
     async def start(self, timeout_seconds: float = 120.0) -> None:
-        """Returns once the program is ready for the first time. Raises StartFailed."""
+        """Starts the program and returns when it is ready for the first time. Raises StartFailed."""
         self._life = asyncio.create_task(self._live(), name=self.program.name)
         try:
             await asyncio.wait_for(asyncio.shield(self._ready), timeout_seconds)
@@ -81,22 +81,22 @@ class KeptProcess:
             raise StartFailed(self._why(f"is not ready after {timeout_seconds:.0f} s")) from None
 
     async def stop(self) -> None:
-        """SIGTERM, then SIGKILL after the program's `stop_seconds`. Returns when it has ended."""
+        """Sends SIGTERM, and SIGKILL after the program's `stop_seconds`. Returns when it has ended."""
         self._stopping.set()
         if self._life is not None:
             await self._life
 
     def kill(self) -> None:
-        """SIGKILL now, also to one that is stopping. `stop` waits for the end."""
+        """Sends SIGKILL, also to a program that is stopping. `stop` waits for its end."""
         self._killing.set()
         self._stopping.set()
 
     async def _live(self) -> None:
-        """Ends when it is to stop, or when the program is given up before it was ever ready."""
+        """Returns after `stop`, or when the program is given up before it was ever ready."""
         try:
-            await self._run_again_and_again()
+            await self._run_until_stopped()
         except Exception as error:
-            # Nobody supervises it any more; `stop` raises this too.
+            # The supervision itself failed; `stop` raises this too.
             self._give_up(f"{self.program.name} is no longer supervised: {error!r}")
             raise
         self._give_up(f"{self.program.name} was stopped before it was ready")
@@ -104,10 +104,10 @@ class KeptProcess:
     def _give_up(self, why: str) -> None:
         if not self._ready.done():
             self._ready.set_exception(StartFailed(why))
-            # Whoever stops a start need not ask how it went.
+            # Retrieved here, since a caller that stops a start may not await its result.
             self._ready.exception()
 
-    async def _run_again_and_again(self) -> None:
+    async def _run_until_stopped(self) -> None:
         delay = self._back_off.first_seconds
         ends = 0
         while not self._stopping.is_set():
@@ -115,7 +115,7 @@ class KeptProcess:
             try:
                 manner = _manner(await self._run_once())
             except OSError as error:
-                # No memory or no process to be had just now: as passing as a crash.
+                # No memory or no process slot right now: temporary, like a crash.
                 manner = f"could not be started: {error}"
             if self._stopping.is_set():
                 return
@@ -136,13 +136,13 @@ class KeptProcess:
             process = await asyncio.create_subprocess_exec(
                 *guarded(self.program.argv),
                 cwd=self._folder,
-                # A user's FTF_ settings stay in force, but for those the stack sets. With the safe path, a folder named
-                # `gateway` or `datasets` where somebody works is not imported in place of ours.
+                # The user's FTF_ settings stay in force unless the stack sets them. With the safe path, a folder named
+                # `gateway` or `datasets` in the user's working directory is not imported instead of the package.
                 env=os.environ | {"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"} | dict(self.program.env),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                # Ctrl-C in the terminal is for the supervisor alone, which stops all in order.
+                # Ctrl-C in the terminal goes to the supervisor only, which stops all programs in order.
                 start_new_session=True,
             )
         self.pid = process.pid
@@ -152,7 +152,7 @@ class KeptProcess:
         try:
             done, _ = await asyncio.wait([ended, stopping, ready], return_when=asyncio.FIRST_COMPLETED)
             if ready in done:
-                # How to ask may be wrong, and then it raises here.
+                # Raises here if the readiness check itself failed.
                 ready.result()
                 await asyncio.wait([ended, stopping], return_when=asyncio.FIRST_COMPLETED)
             if not ended.done():
@@ -197,7 +197,7 @@ class KeptProcess:
 
 
 def tail(log: Path, lines: int = _TAIL_LINES) -> str:
-    """The last lines of a log, or a word that there are none."""
+    """Returns the last lines of a log, or "(nothing)" if it is empty or missing."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - 64 * 1024))
@@ -208,10 +208,10 @@ def tail(log: Path, lines: int = _TAIL_LINES) -> str:
 
 
 def serving(address: str) -> Callable[[], Awaitable[bool]]:
-    """Readiness of a gRPC server: it answers its health check with SERVING."""
+    """Returns the readiness check of a gRPC server: its health check answers SERVING."""
 
     async def ready() -> bool:
-        # A proxy set for the web is no way to this machine's own ports.
+        # A web proxy does not reach the ports of this machine.
         async with grpc.aio.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
             try:
                 answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=2)

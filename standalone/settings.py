@@ -1,4 +1,4 @@
-"""Settings of the commands that work without a server: `FTF_<KEY>`, as the services read them."""
+"""Settings of the commands that need no server: `FTF_<KEY>`, as the services read them."""
 
 from pathlib import Path
 from typing import ClassVar
@@ -12,4 +12,4 @@ class StandaloneSettings(ProcessSettings):
     service: ClassVar[str] = "standalone"
 
     models: dict[str, Path] = Field(default_factory=dict)
-    """The operator's own base models, as JSON: alias → folder with safetensors."""
+    """The operator's base models, as JSON: alias → folder with safetensors files."""

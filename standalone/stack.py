@@ -1,4 +1,4 @@
-"""One system: nats-server, a gateway and the four services, started and stopped in order."""
+"""Starts and stops the processes of one system in order: nats-server, a gateway and the four services."""
 
 from __future__ import annotations
 
@@ -9,25 +9,28 @@ from pathlib import Path
 
 from standalone import nats
 from standalone.ports import LOOPBACK, free_port
-from standalone.processes import KeptProcess, Program, serving
+from standalone.processes import Program, SupervisedProcess, serving
 
 SERVICES = ("probe", "trainer", "evaluator", "exporter")
-# Longer than a worker's own drain_seconds: by then it has killed what would not end.
+# Longer than a worker's own drain_seconds, after which the worker itself kills what still runs.
 _DRAIN_SECONDS = 75.0
 
 
 class Stack:
-    """The processes on one home. `processes` names each once the stack was started."""
+    """The processes of one home folder. `processes` has them by name after the start."""
 
     def __init__(self, home: Path, port: int, notify: Callable[[str], None]) -> None:
         self.home = home
         self.address = f"{LOOPBACK}:{port}"
         self.logs = home / "logs"
-        self.processes: dict[str, KeptProcess] = {}
+        self.processes: dict[str, SupervisedProcess] = {}
         self._notify = notify
 
     async def start(self) -> None:
-        """Returns when every process is ready. Raises StartFailed or NatsServerMissing; what runs by then runs on."""
+        """Returns when every process is ready.
+
+        Raises StartFailed or NatsServerMissing; the processes that were started until then keep running.
+        """
         broker = nats.configure(self.home / "nats", free_port())
         await self._keep(Program("nats-server", broker.argv, broker.ready)).start()
         programs = [self._server("gateway", "gateway", self.address, broker, stop_seconds=10.0)]
@@ -35,26 +38,26 @@ class Stack:
             self._server(name, f"services.{name}", f"{LOOPBACK}:{free_port()}", broker, stop_seconds=_DRAIN_SECONDS)
             for name in SERVICES
         ]
-        # Preparing all before starting any: a start that fails must leave every other where `stop` finds it.
+        # All are registered before any is started: if one start fails, `stop` must find all others.
         await asyncio.gather(*(kept.start() for kept in [self._keep(program) for program in programs]))
 
     async def stop(self) -> None:
-        """Drains the services, then stops the gateway, which takes their last reports, then the broker."""
+        """Drains the services, then stops the gateway, which receives their last reports, then the broker."""
         for names in (SERVICES, ("gateway",), ("nats-server",)):
             await asyncio.gather(*(self.processes[name].stop() for name in names if name in self.processes))
 
     def kill(self) -> None:
-        """Ends everything now. Nothing that was accepted is lost; what runs starts again from its last checkpoint."""
+        """Kills every process. Accepted events are kept; a running job restarts from its last checkpoint."""
         for process in self.processes.values():
             process.kill()
 
-    def _keep(self, program: Program) -> KeptProcess:
-        kept = KeptProcess(program, self.home, self.logs, self._notify)
+    def _keep(self, program: Program) -> SupervisedProcess:
+        kept = SupervisedProcess(program, self.home, self.logs, self._notify)
         self.processes[program.name] = kept
         return kept
 
     def _server(self, name: str, module: str, address: str, broker: nats.NatsServer, *, stop_seconds: float) -> Program:
-        # Named for the service: these win over whatever a user has set for all processes.
+        # Settings named for the service override those that the user has set for all processes.
         prefix = f"FTF_{name.upper()}_"
         env = {
             f"{prefix}HOME": str(self.home),

@@ -1,4 +1,4 @@
-"""`ftf up`: a stack on a home, until a signal."""
+"""`ftf up`: runs a system in a home folder until a signal."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ DEFAULT_PORT = 7460
 
 
 class PortTaken(Exception):
-    """Something else listens where the gateway is to listen."""
+    """Another process listens on the gateway's port."""
 
 
 class StatusPrinter:
-    """Says how it goes: sentences for people, or one JSON object a line on stdout with a `state`."""
+    """Prints the status: sentences, or with `as_json` one JSON object per line on stdout, with a `state`."""
 
     def __init__(self, console: Console, *, as_json: bool) -> None:
         self._console = console
@@ -34,7 +34,7 @@ class StatusPrinter:
 
     def state(self, state: str, text: str, **more: object) -> None:
         if self._as_json:
-            # Whoever started us may have stopped listening; that is no reason to stop.
+            # The program that reads this may have ended; that is no reason to stop.
             with contextlib.suppress(BrokenPipeError):
                 print(json.dumps({"state": state, **more}), flush=True)  # noqa: T201 - read by a program
         else:
@@ -45,7 +45,7 @@ class StatusPrinter:
 
 
 async def run(home: Path, port: int, report: StatusPrinter) -> None:
-    """Runs a system on `home` until SIGINT, SIGTERM or SIGHUP; a second signal kills instead of draining.
+    """Runs a system in `home` until SIGINT, SIGTERM or SIGHUP; a second signal kills the processes without draining.
 
     Raises HomeTaken, PortTaken, NatsServerMissing, and StartFailed after everything was stopped.
     """
@@ -56,7 +56,7 @@ async def run(home: Path, port: int, report: StatusPrinter) -> None:
 
         def on_signal() -> None:
             if signalled.is_set():
-                report.state("killing", "Killing what still runs.")
+                report.state("killing", "Killing the remaining processes.")
                 stack.kill()
             signalled.set()
 
@@ -71,7 +71,9 @@ async def run(home: Path, port: int, report: StatusPrinter) -> None:
                 starting.result()
                 _say_up(stack, report)
                 await waiting
-            report.state("stopping", "\nStopping: running trainings write a checkpoint first. Once more kills at once.")
+            report.state(
+                "stopping", "\nStopping after running trainings have written a checkpoint. Ctrl-C kills them now."
+            )
         finally:
             starting.cancel()
             waiting.cancel()
@@ -81,12 +83,12 @@ async def run(home: Path, port: int, report: StatusPrinter) -> None:
 
 
 def _check(home: Path, port: int) -> None:
-    """What can be refused before anything is written."""
+    """Raises the errors that can be found before anything is written."""
     by = holder(home)
     if by is not None:
         raise HomeTaken(home, by)
     if not is_free(port):
-        raise PortTaken(f"Port {port} is taken. Choose another one: {ftf(f'up --port {port + 1}')}")
+        raise PortTaken(f"Port {port} is in use. Choose another one: {ftf(f'up --port {port + 1}')}")
     nats.binary()
 
 
@@ -96,12 +98,12 @@ def _say_up(stack: Stack, report: StatusPrinter) -> None:
     text = f"""
 FineTuneFlow is up.
 
-  Address  {stack.address}  (this machine only: there is no TLS and no authentication yet)
+  Address  {stack.address}  (this machine only: no TLS, no authentication)
   Home     {stack.home}
   Logs     {stack.logs}
   Next     {train}
 
-Ctrl-C stops it. Jobs that run by then go on from their last checkpoint when it is up again.
+Press Ctrl-C to stop it. Running jobs continue from their last checkpoint after the next start.
 """
     pids = {name: process.pid for name, process in stack.processes.items()}
     report.state(
@@ -110,7 +112,7 @@ Ctrl-C stops it. Jobs that run by then go on from their last checkpoint when it 
 
 
 def main(home: Path, port: int, console: Console, *, as_json: bool) -> None:
-    """Raises what `run` raises."""
+    """Runs a system until a signal. Raises what `run` raises."""
     report = StatusPrinter(console, as_json=as_json)
     if sys.stdout.isatty() and not as_json:
         console.print("Starting ...")

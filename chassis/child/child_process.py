@@ -53,14 +53,14 @@ class ChildCommand:
     """How to start the child of an attempt."""
 
     argv: Sequence[str]
-    """Such as `[sys.executable, "-m", "services.trainer.worker", str(workdir / "spec.json")]`."""
+    """Such as `[sys.executable, "-m", "services.trainer.worker", str(workdir / "input.json")]`."""
     out_dir: Path
     """Where it writes; paths in its events are relative to it."""
     env: Mapping[str, str] = field(default_factory=dict)
     """Added to what every child gets."""
     late_env: Mapping[str, str] = field(default_factory=dict)
     """The same, but for what works as well after a child's imports, such as the choice of its devices: a warm spare is
-    told it together with the spec."""
+    told it together with the input file."""
     cold: bool = False
     """Whether it must be started from scratch: it needs what a warm spare has not imported."""
     on_cpu: bool = False

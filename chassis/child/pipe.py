@@ -151,9 +151,9 @@ def die_with_parent() -> None:
 
 
 def run_child(main: Callable[[EventSink, Path], Message | None]) -> NoReturn:
-    """The whole life of a child: `python -m services.<x>.worker spec.json`.
+    """The whole life of a child: `python -m services.<x>.worker input.json`.
 
-    `main` gets the sink and the path of the spec. It returns the stage's result (PreflightResult, TrainingResult,
+    `main` gets the sink and the path of the input file. It returns the stage's result (PreflightResult, TrainingResult,
     EvaluationResult, ExportResult or a StageCompleted), or None when it has emitted an ending event itself. What it
     raises becomes the ending event: an exception with reason, message, advice and violations is the caller's to mend;
     Paused and Cancelled release the attempt; anything else is ours, with its traceback on stderr.
@@ -165,7 +165,7 @@ def run_child(main: Callable[[EventSink, Path], Message | None]) -> NoReturn:
     faulthandler.enable()
     sink = EventSink.open()
     if len(sys.argv) != 2:
-        sys.exit(f"usage: python -m {Path(sys.argv[0]).parent.name} SPEC.json")
+        sys.exit(f"usage: python -m {Path(sys.argv[0]).parent.name} input.json")
     status = 0
     try:
         sink.emit(_ending(sink, main))

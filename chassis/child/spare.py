@@ -1,4 +1,4 @@
-"""A child that has done its imports and waits for a spec: it saves an attempt the seconds of a cold start.
+"""A child that has done its imports and waits for its input file: it saves an attempt the seconds of a cold start.
 
 Its counterpart in the child is chassis.child.warm_start.
 """
@@ -20,16 +20,16 @@ from chassis.child.child_process import WORKDIR, Child, ChildCommand
 _log = logging.getLogger(__name__)
 
 _START_SECONDS: Final = 60.0
-"""How long one that was given a spec may take to say so. It may be in the middle of its imports."""
+"""How long one that was given an input file may take to say so. It may be in the middle of its imports."""
 _BACKOFF_SECONDS: Final = (1.0, 5.0, 30.0, 300.0)
 
 
 @dataclass(frozen=True)
 class SpareCommand:
-    """How to start a child without a spec."""
+    """How to start a child without an input file."""
 
     argv: Sequence[str]
-    """What a ChildCommand has before the path of its spec."""
+    """What a ChildCommand has before the path of its input file."""
     env: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -66,7 +66,7 @@ class Spare:
         await self._dismiss()
 
     async def start(self, command: ChildCommand, cwd: Path) -> Child:
-        """A child that works on the command's spec in `cwd`. OSError when it cannot be started."""
+        """A child that works on the command's input file in `cwd`. OSError when it cannot be started."""
         child = await self._take(command, cwd)
         if not child:
             child = await Child.start(command.argv, {**command.env, **_late(command, cwd)}, cwd)
@@ -98,7 +98,7 @@ class Spare:
             child.close()
             return None
         try:
-            start = {"spec": command.argv[-1], "cwd": str(cwd), "env": _late(command, cwd)}
+            start = {"input": command.argv[-1], "cwd": str(cwd), "env": _late(command, cwd)}
             child.control(f"start {json.dumps(start)}")
             async with asyncio.timeout(_START_SECONDS), contextlib.aclosing(child.frames()) as frames:
                 async for _ in frames:

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from chassis.child.pipe import CONTROL_FD, EVENT_FD, die_with_parent
 
 
-def wait_for_spec(warm_up: Callable[[], None]) -> None:
-    """Call it before `run_child`. A child that its supervisor started without a spec warms up, waits on its control
-    pipe for the line `start {"spec": path, "cwd": path, "env": {…}}`, answers with a tick and is from there on as if
-    it had been started with that spec in that folder and environment. For any other it does nothing.
+def wait_for_input(warm_up: Callable[[], None]) -> None:
+    """Call it before `run_child`. A child that its supervisor started without an input file warms up, waits on its
+    control pipe for the line `start {"input": path, "cwd": path, "env": {…}}`, answers with a tick and is from there on
+    as if it had been started with that input file in that folder and environment. For any other it does nothing.
 
     It ends with its supervisor. What `warm_up` raises ends it too: the supervisor starts a child without its help.
     """
@@ -24,7 +24,7 @@ def wait_for_spec(warm_up: Callable[[], None]) -> None:
     start = json.loads(_line(int(os.environ[CONTROL_FD])).removeprefix("start "))
     os.chdir(start["cwd"])
     os.environ.update(start["env"])
-    sys.argv.append(start["spec"])
+    sys.argv.append(start["input"])
     os.write(int(os.environ[EVENT_FD]), b"\0")
 
 

@@ -22,9 +22,9 @@ from chassis.errors import (
     CallerFault,
     Internal,
     ServiceError,
-    Unavailable,
     Unimplemented,
     from_caller_fault,
+    from_system_fault,
 )
 
 _log = logging.getLogger(__name__)
@@ -181,7 +181,7 @@ def to_service_error(failure: Exception, context: grpc.aio.ServicerContext[Any, 
     if isinstance(failure, CallerFault):
         return from_caller_fault(failure)
     if isinstance(failure, SystemFault):
-        return Unavailable(failure.reason, f"{failure.message} {failure.advice}".rstrip())
+        return from_system_fault(failure)
     incident = secrets.token_hex(6)
     _log.error("unexpected error in %s, incident %s", method, incident, exc_info=failure)
     return Internal(

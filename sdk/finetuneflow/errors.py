@@ -241,7 +241,7 @@ def from_rpc_error(error: grpc.RpcError, address: str) -> ApiError:
     """Converts an error of grpc (sync or aio) to the exception in the table above."""
     code: grpc.StatusCode = error.code()
     message: str = error.details() or code.name
-    reason, violations, metadata = _read_details(error)
+    reason, violations, metadata = _read_details(_status_of(error))
     if not reason:
         if code is grpc.StatusCode.UNAVAILABLE:
             return ServerUnreachable(address, message.rpartition(": ")[2])
@@ -253,18 +253,32 @@ def from_rpc_error(error: grpc.RpcError, address: str) -> ApiError:
     return kind(message, reason=reason, violations=violations, metadata=metadata, code=code)
 
 
-def _read_details(error: grpc.RpcError) -> tuple[str, list[Violation], dict[str, str]]:
+def from_status(status: status_pb2.Status) -> ApiError:
+    """Turns an error status into the typed exception that the same status of a server becomes."""
+    code = next(code for code in grpc.StatusCode if code.value[0] == status.code)
+    reason, violations, metadata = _read_details(status)
+    kind = ERRORS.get(code, ServerError)
+    return kind(status.message, reason=reason, violations=violations, metadata=metadata, code=code)
+
+
+def _status_of(error: grpc.RpcError) -> status_pb2.Status:
+    """Returns the status with its details; an empty one if the server sent none."""
+    status = status_pb2.Status()
+    trailing: Any = error.trailing_metadata() or ()
+    for key, value in trailing:
+        if key == _DETAILS_KEY:
+            status.MergeFromString(value)
+    return status
+
+
+def _read_details(status: status_pb2.Status) -> tuple[str, list[Violation], dict[str, str]]:
     reason = ""
     violations: list[Violation] = []
     metadata: dict[str, str] = {}
-    trailing: Any = error.trailing_metadata() or ()
-    for key, value in trailing:
-        if key != _DETAILS_KEY:
-            continue
-        for detail in status_pb2.Status.FromString(value).details:
-            info, bad_request = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
-            if detail.Unpack(info):
-                reason, metadata = info.reason, dict(info.metadata)
-            elif detail.Unpack(bad_request):
-                violations += [Violation(v.field, v.description) for v in bad_request.field_violations]
+    for detail in status.details:
+        info, bad_request = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+        if detail.Unpack(info):
+            reason, metadata = info.reason, dict(info.metadata)
+        elif detail.Unpack(bad_request):
+            violations += [Violation(v.field, v.description) for v in bad_request.field_violations]
     return reason, violations, metadata

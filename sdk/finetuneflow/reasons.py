@@ -607,8 +607,8 @@ class Reason(OpenEnum):
     GATEWAY_STOPS = "GATEWAY_STOPS"
     """The gateway is stopping. Caller: watch again from your cursor; the SDK does."""
 
-    LOOK_FAILED = "LOOK_FAILED"
-    """The process that reads a dataset's rows failed. Operator: see the probe's log."""
+    QUERY_CRASHED = "QUERY_CRASHED"
+    """The process that ran a query crashed; the message has the end of its log. Service: report it."""
 
     ARTIFACT_FILE_MISSING = "ARTIFACT_FILE_MISSING"
     """An artifact's file is missing from the artifact store or no longer whole. Operator: look at the artifact

@@ -1,4 +1,4 @@
-"""A probe: `python -m services.probe`."""
+"""Starts a probe: `python -m services.probe`."""
 
 from chassis.attempt.stage_worker import StageWorker
 from chassis.server.grpc_server import Mount
@@ -11,10 +11,8 @@ from finetuneflow.v1 import (
 from services import process
 from services.inputs import catalogue
 from services.probe.datasets import DatasetsServicer
-from services.probe.errands import Errands
 from services.probe.estimates import Estimates
-from services.probe.looking import Looking
-from services.probe.preflights import Preflights
+from services.probe.queries.served import ServedQueries
 from services.probe.servicer import ProbeServicer
 from services.probe.settings import ProbeSettings
 from services.probe.stage import PreflightStage
@@ -32,17 +30,17 @@ def main() -> None:
     )
 
     def mount(worker: StageWorker) -> list[Mount]:
-        errands = Errands(settings)
+        queries = ServedQueries(settings, models)
         return [
             Mount(
                 probe_service_pb2.DESCRIPTOR.services_by_name["ProbeService"],
                 probe_service_pb2_grpc.add_ProbeServiceServicer_to_server,
-                ProbeServicer(settings, estimates, Preflights(settings, models, errands)),
+                ProbeServicer(settings, estimates, queries),
             ),
             Mount(
                 dataset_service_pb2.DESCRIPTOR.services_by_name["DatasetService"],
                 dataset_service_pb2_grpc.add_DatasetServiceServicer_to_server,
-                DatasetsServicer(Looking(settings, models, errands)),
+                DatasetsServicer(queries),
             ),
         ]
 

@@ -1,5 +1,4 @@
-"""Datasets that were looked at, kept by their content: the next look at one, or the next of ten previews, fetches and
-hashes nothing."""
+"""Caches uploaded datasets on local disk by content, so that repeated queries download and hash a file once."""
 
 import contextlib
 import os
@@ -10,34 +9,37 @@ from pathlib import Path
 
 from chassis.store.artifact_store import ArtifactStore
 
-_NAME = re.compile(r"[0-9a-f]{64}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _LEFTOVER_SECONDS = 2 * 3600.0
-"""Nothing takes longer: what is older was left by a process that died. Younger things may be another process's."""
+"""Age at which an entry is a leftover of a process that died: no query takes this long. A younger entry may be in use
+by another process."""
 
 
 class DatasetCache:
-    """Files below `folder`, at most about `max_bytes` of them. Its methods block; safe in several processes."""
+    """Keeps files in `folder`, up to about `max_bytes`. Its methods block; several processes may share the folder."""
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self._folder, self._max_bytes = folder, max_bytes
         folder.mkdir(parents=True, exist_ok=True)
-        sweep(folder, keep=_NAME)
+        sweep(folder, keep=_SHA256)
 
-    def bring(self, store: ArtifactStore, path: str, sha256: str, file: Path) -> None:
-        """Puts the file to `file`, on the same file system. Raises ArtifactMissing, ArtifactCorrupt.
+    def link(self, store: ArtifactStore, path: str, sha256: str, file: Path) -> None:
+        """Creates `file` as a hard link to the cached copy, downloading it first if it is not cached.
 
-        It is a second name for the bytes: they stay there while they are read, whatever is thrown out meanwhile.
+        `file` must be on the same file system. As a link it stays readable when the cached copy is evicted. Raises
+        ArtifactMissing and ArtifactCorrupt.
         """
-        kept = self._folder / sha256
+        cached = self._folder / sha256
         file.parent.mkdir(parents=True, exist_ok=True)
-        if not _linked(kept, file):
-            store.get_file(path, kept, sha256)
-            if not _linked(kept, file):
+        if not _link_cached(cached, file):
+            store.get_file(path, cached, sha256)
+            # Another process may have evicted it meanwhile.
+            if not _link_cached(cached, file):
                 store.get_file(path, file, sha256)
-            self._make_room(kept)
+            self._evict(cached)
 
-    def _make_room(self, newest: Path) -> None:
-        """The longest unused go first; one that alone is larger than the limit stays until the next comes."""
+    def _evict(self, newest: Path) -> None:
+        """Deletes the least recently used files above the limit. `newest` stays, even if it alone exceeds the limit."""
         files = [(stat.st_mtime, stat.st_size, file) for file in self._folder.iterdir() if (stat := _stat(file))]
         total = sum(size for _, size, _ in files)
         for _, size, file in sorted(files):
@@ -49,7 +51,7 @@ class DatasetCache:
 
 
 def sweep(folder: Path, keep: re.Pattern[str] | None = None) -> None:
-    """Takes away what a process that died has left in `folder`, but for names that `keep` matches."""
+    """Deletes the leftovers of dead processes in `folder`, except entries whose name matches `keep`."""
     before = time.time() - _LEFTOVER_SECONDS
     for entry in folder.iterdir():
         if keep is not None and keep.fullmatch(entry.name):
@@ -62,13 +64,14 @@ def sweep(folder: Path, keep: re.Pattern[str] | None = None) -> None:
                 entry.unlink(missing_ok=True)
 
 
-def _linked(kept: Path, file: Path) -> bool:
+def _link_cached(cached: Path, file: Path) -> bool:
+    """Links `file` to the cached copy and marks it as used; False if there is no cached copy."""
     try:
-        os.link(kept, file)
+        os.link(cached, file)
     except FileNotFoundError:
         return False
     with contextlib.suppress(FileNotFoundError):
-        os.utime(kept)
+        os.utime(cached)
     return True
 
 

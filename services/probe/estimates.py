@@ -1,4 +1,4 @@
-"""Recommendations and estimates for this node's machine, or for one that is only thought of. No weights are read."""
+"""Recommends methods and estimates resources, for this node or for a hypothetical machine. It reads no weights."""
 
 import math
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from pathlib import Path
 from engine.catalogue import Catalogue
 from engine.config.job import JobConfig, job_config
 from engine.config.spec_proto import spec_to_dict
+from engine.config.steps import num_evaluations, steps_per_epoch, total_steps
 from engine.errors import JobError, Violation
 from engine.estimate.architecture import Architecture
 from engine.estimate.cost import PriceTable
@@ -22,12 +23,11 @@ from finetuneflow.v1 import probe_service_pb2 as api
 from finetuneflow.v1.estimate_pb2 import ResourceEstimate
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 from services.hardware import read_hardware
-from services.probe.worker.resolve import num_evaluations, steps_per_epoch, total_steps
 
 
 class Estimates:
-    """Answers what `ProbeService` is asked of memory, time and money. Its methods block: they read files, and the
-    model hub for a model that is not here."""
+    """Implements RecommendMethod and EstimateResources. Its methods block: they read files, and the model hub for a
+    model that is not on this machine."""
 
     def __init__(
         self,
@@ -43,16 +43,18 @@ class Estimates:
         self._prices = PriceTable.read(prices)
 
     def recommend(self, request: api.RecommendMethodRequest) -> api.RecommendMethodResponse:
-        """Raises JobError: MODEL_NOT_FOUND and what else `Catalogue.describe` raises, INVALID_CONFIG,
-        UNKNOWN_ARCHITECTURE."""
+        """Recommends a method, or returns the matrix of model sizes and GPUs, or both.
+
+        Raises what `Catalogue.describe` raises, JobError INVALID_CONFIG and UNKNOWN_ARCHITECTURE.
+        """
         if not request.base_model and not request.matrix:
-            raise _invalid("base_model", "is required, unless the matrix is asked for.", "Name a model.")
-        # The seed's matrix is for its own defaults, recomputation included, unless the request says how to train.
+            raise _invalid("base_model", "is required unless `matrix` is set.", "Name a model.")
+        # The seed's matrix assumes the seed's defaults, recomputation included, unless the request has a spec.
         given = request.HasField("spec")
         config = _config(request.spec, request.base_model or "matrix")
-        answer = api.RecommendMethodResponse()
+        response = api.RecommendMethodResponse()
         if request.matrix:
-            answer.matrix.CopyFrom(matrix_message(matrix(config if given else None)))
+            response.matrix.CopyFrom(matrix_message(matrix(config if given else None)))
         if request.base_model:
             architecture = self.architecture(request.base_model)
             machine = self._machine(request, config)
@@ -63,19 +65,18 @@ class Estimates:
             estimate = self._estimate(
                 architecture, machine, found.plan, None, calibration(request.observed), reduced=True
             )
-            answer.recommendation.CopyFrom(
+            response.recommendation.CopyFrom(
                 recommendation_message(found, request.base_model, architecture, machine, estimate)
             )
-        return answer
+        return response
 
     def estimate(self, request: api.EstimateResourcesRequest) -> api.EstimateResourcesResponse:
-        """Of the spec as it is; its method is the recommended one where it is automatic. Raises what `recommend`
-        does."""
+        """Estimates the spec as given; an automatic method becomes the recommended one. Raises as `recommend`."""
         if not request.spec.base_model:
             raise _invalid("spec.base_model", "is required.", "Name a model.")
         if request.HasField("longest_row") and request.mean_tokens > request.longest_row:
-            above = f"is {request.mean_tokens:,.6g}, above the {request.longest_row:,} of the longest row."
-            raise _invalid("mean_tokens", above, "Correct one of the two.")
+            above = f"is {request.mean_tokens:,.6g}, which exceeds longest_row = {request.longest_row:,}."
+            raise _invalid("mean_tokens", above, "Correct one of them.")
         config = _config(request.spec, request.spec.base_model)
         architecture = self.architecture(config.base_model)
         machine = self._machine(request, config)
@@ -87,7 +88,7 @@ class Estimates:
         return api.EstimateResourcesResponse(estimate=estimate)
 
     def architecture(self, reference: str) -> Architecture:
-        """Of a model in the catalogue, a known one, or one on the hub, in this order."""
+        """Returns the architecture of a model in the catalogue, of a known one, or of one on the hub, in this order."""
         own = {entry.id for entry in self._models.list() if entry.revision == "local"}
         if reference in own:
             described = self._models.describe(reference)
@@ -104,7 +105,7 @@ class Estimates:
         try:
             known(reference)
         except JobError as error:
-            more = f" The catalogue has: {', '.join(sorted(own))}." if own else ""
+            more = f" The catalogue contains: {', '.join(sorted(own))}." if own else ""
             raise JobError(error.reason, error.message + more, error.advice, error.violations) from None
 
     def _machine(
@@ -112,10 +113,12 @@ class Estimates:
     ) -> Machine:
         if request.HasField("memory_bytes"):
             if request.memory_bytes < GIB:
-                raise _invalid("memory_bytes", f"{request.memory_bytes:,} given; at least 1 GiB.", "Give bytes.")
+                raise _invalid(
+                    "memory_bytes", f"is {request.memory_bytes:,}; the minimum is 1 GiB.", "Give the memory in bytes."
+                )
             return gpu_machine(request.gpu or "GPU", request.memory_bytes)
         if request.gpu:
-            raise _invalid("memory_bytes", "is required with gpu: how many bytes it has free.", "Give both, or none.")
+            raise _invalid("memory_bytes", "is required with `gpu`: its free memory in bytes.", "Set both or neither.")
         own = request.hardware if request.HasField("hardware") else read_hardware(self._node_id, self._disk)
         return Machine.of(own, gpus=config.resources.gpus)
 
@@ -146,28 +149,28 @@ class Estimates:
 
 
 def _config(spec: FineTuningJobSpec, base_model: str) -> JobConfig:
-    """The spec under its recipe; what an estimate does not need may be missing."""
+    """Returns the spec merged with its recipe; fields that an estimate does not need may be missing."""
     values = {**spec_to_dict(spec), "base_model": base_model}
     values.setdefault("training_data", [{"dataset": "not given"}])
     return job_config(values)
 
 
 def _within(config: JobConfig, architecture: Architecture, longest: int | None) -> tuple[JobConfig, list[str]]:
-    """With the max_length that preflight would leave it, and what is cut by that."""
+    """Limits max_length to the model's context, as a preflight does, and warns of rows that exceed the result."""
     limit, warnings = config.hyperparameters.max_length, []
     if 0 < architecture.context < limit:
         warnings.append(
-            f"max_length = {limit:,} is more than the model's context: {architecture.context:,} is counted with, as it "
-            "would be trained."
+            f"max_length = {limit:,} exceeds the model's context length; the estimate uses {architecture.context:,}, "
+            "as a training would."
         )
         limit = architecture.context
         hyper = config.hyperparameters.model_copy(update={"max_length": limit})
         config = config.model_copy(update={"hyperparameters": hyper})
     if longest is not None and longest > limit:
-        what = "left out" if config.hyperparameters.truncation == "drop" else "cut"
-        more = "" if limit == architecture.context else " Raise hyperparameters.max_length to train on all of them."
+        what = "dropped" if config.hyperparameters.truncation == "drop" else "truncated"
+        more = "" if limit == architecture.context else " Raise hyperparameters.max_length to train on whole rows."
         warnings.append(
-            f"Rows longer than max_length = {limit:,} are {what}: {longest:,} tokens are not counted with.{more}"
+            f"Rows longer than max_length = {limit:,} tokens are {what}; longest_row = {longest:,} is not used.{more}"
         )
     return config, warnings
 
@@ -176,7 +179,7 @@ _MOST_TOKENS = 1e15
 
 
 def _work(request: api.EstimateResourcesRequest, config: JobConfig) -> Work | None:
-    """How much there is to do, where the request says how much data there is."""
+    """Returns the tokens to process; None if the request does not say how much data there is."""
     if not request.HasField("num_examples"):
         return None
     hyper = config.hyperparameters
@@ -184,16 +187,16 @@ def _work(request: api.EstimateResourcesRequest, config: JobConfig) -> Work | No
     mean = request.mean_tokens if request.HasField("mean_tokens") else longest / 2
     if not 0 <= request.num_examples * mean <= _MOST_TOKENS:
         named = "mean_tokens" if request.HasField("mean_tokens") else "num_examples"
-        raise _invalid(named, f"makes {request.num_examples * mean:.3g} tokens an epoch.", "Give 0 to 1e15 of them.")
+        raise _invalid(named, f"makes {request.num_examples * mean:.3g} tokens per epoch.", "The limit is 1e15 tokens.")
     if not 0 <= request.held_out_tokens <= _MOST_TOKENS:
-        raise _invalid("held_out_tokens", f"is {request.held_out_tokens:,}.", "Give 0 to 1e15 of them.")
+        raise _invalid("held_out_tokens", f"is {request.held_out_tokens:,}.", "Give 0 to 1e15 tokens.")
     tokens = request.num_examples * mean
     sequences = math.ceil(tokens / hyper.max_length) if hyper.packing else request.num_examples
     steps = total_steps(sequences, hyper)
     if request.HasField("held_out_tokens"):
         held_out = float(request.held_out_tokens)
     else:
-        # What is trained on is what is left of all rows.
+        # num_examples counts training rows only; the held-out rows were split off before.
         held_out = tokens * config.holdout_fraction / (1 - config.holdout_fraction)
     return Work(tokens * steps / steps_per_epoch(sequences, hyper), held_out * num_evaluations(steps, hyper))
 

@@ -1,4 +1,4 @@
-"""The datasets of a job that lie on a hub: pinned to a commit in its spec, and brought here."""
+"""Pins the hub datasets of a job to a commit and downloads them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,18 +9,20 @@ from engine.config.spec_proto import data_sources
 from engine.hub_datasets import HubDataset, HubDatasets, HubFile
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 from services.inputs import listening
+from services.probe.hub_sources import HubSource
 from services.probe.settings import ProbeSettings
-from services.probe.worker.child_input import HubSource
 
 
 def hub_of(settings: ProbeSettings) -> HubDatasets:
-    """Asked once for one job or one question."""
+    """Returns the dataset hub, with the limits and the token of the settings. One instance serves one job or query."""
     return HubDatasets(settings.hub_token.get_secret_value(), settings.max_dataset_bytes)
 
 
 def pin(spec: FineTuningJobSpec, hub: HubDatasets) -> tuple[FineTuningJobSpec, list[HubFile]]:
-    """The spec with commit and path in every name of a hub's dataset, and these files, each once. Blocks, and raises
-    what `HubDatasets.find` raises."""
+    """Returns the spec with commit and path in the name of every hub dataset, and these files without duplicates.
+
+    It blocks, and raises what `HubDatasets.find` raises.
+    """
     pinned = FineTuningJobSpec()
     pinned.CopyFrom(spec)
     files: dict[str, HubFile] = {}
@@ -31,17 +33,20 @@ def pin(spec: FineTuningJobSpec, hub: HubDatasets) -> tuple[FineTuningJobSpec, l
     return pinned, list({file.reference: file for file in files.values()}.values())
 
 
-def bring(hub: HubDatasets, files: Sequence[HubFile], folder: Path) -> list[HubDataset]:
-    """Downloads them into folders of their own, below `folder`. Blocks; says so where a preparation is on its way."""
-    brought = []
+def download(hub: HubDatasets, files: Sequence[HubFile], folder: Path) -> list[HubDataset]:
+    """Downloads each file into its own folder below `folder`, and reports progress to the current preparation, if any.
+
+    It blocks, and raises what `HubDatasets.fetch` raises.
+    """
+    downloaded = []
     for index, file in enumerate(files):
         say("fetching_data", file.reference, file.size_bytes)
-        brought.append(hub.fetch(file, folder / f"hub-{index}", listening()))
-    return brought
+        downloaded.append(hub.fetch(file, folder / f"hub-{index}", listening()))
+    return downloaded
 
 
-def hub_sources(brought: Sequence[HubDataset]) -> list[HubSource]:
-    """For the child, which reports them."""
+def hub_sources(downloaded: Sequence[HubDataset]) -> list[HubSource]:
+    """Describes the downloaded files for the child, which reports them."""
     return [
         HubSource(
             asked=one.file.asked,
@@ -51,5 +56,5 @@ def hub_sources(brought: Sequence[HubDataset]) -> list[HubSource]:
             size_bytes=one.file.size_bytes,
             sha256=one.sha256,
         )
-        for one in brought
+        for one in downloaded
     ]

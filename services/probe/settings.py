@@ -1,4 +1,4 @@
-"""What can be set about this process: `FTF_PROBE_<KEY>`, else `FTF_<KEY>`."""
+"""Settings of the probe: `FTF_PROBE_<KEY>`, or `FTF_<KEY>` for all services."""
 
 from pathlib import Path
 from typing import ClassVar
@@ -9,14 +9,14 @@ from services.settings import ServiceSettings
 
 
 class ProbeSettings(ServiceSettings):
-    """Those of every service, with the probe's own port."""
+    """The settings of every service, and those of the probe."""
 
     service: ClassVar[str] = "probe"
 
     listen: str = "127.0.0.1:7461"
     kept_dataset_bytes: int = 8 << 30
-    """Datasets that were looked at are kept for the next look, up to about so many bytes of disk."""
+    """Approximate disk space, in bytes, for datasets that are kept for the next query."""
     max_dataset_bytes: int = Field(default=64 << 30, gt=0)
-    """Largest file that is read from a hub. Without the service's name, FTF_MAX_DATASET_BYTES, that of uploads, too."""
+    """Maximum size of a hub dataset, in bytes. FTF_MAX_DATASET_BYTES also limits uploads."""
     prices: Path | None = None
-    """A price table (TOML) in the place of the one that comes with the program, engine/estimate/prices.toml."""
+    """A price table (TOML) that replaces the built-in one, engine/estimate/prices.toml."""

@@ -1,4 +1,4 @@
-"""Stage 1, the supervisor's part: brings the datasets and the base model to the preflight child."""
+"""Prepares stage 1: fetches the datasets and the base model for the preflight child."""
 
 import asyncio
 from collections.abc import Mapping
@@ -13,15 +13,15 @@ from engine.config.job import job_config
 from engine.config.spec_proto import spec_to_dict
 from engine.data.content_key import content_key
 from engine.errors import JobError
+from engine.plan.resolve import Resolved, resolve_length
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 from finetuneflow.v1.work_pb2 import Assignment
 from services.child_input import ModelFiles
 from services.hardware import read_hardware
 from services.inputs import child_command, dataset_files, fetched_model, made_shards
-from services.probe.hub_files import bring, hub_of, hub_sources, pin
+from services.probe.hub_files import download, hub_of, hub_sources, pin
 from services.probe.settings import ProbeSettings
 from services.probe.worker.child_input import PreflightInput
-from services.probe.worker.resolve import Resolved, resolve_length
 
 
 class PreflightStage:
@@ -34,7 +34,7 @@ class PreflightStage:
         self._models = models
 
     async def prepare(self, assignment: Assignment, workdir: Path, store: ArtifactStore) -> ChildCommand:
-        """Raises JobError for a base model, or a dataset of the hub, that cannot be had."""
+        """Raises JobError for a base model or hub dataset that cannot be used, SystemFailure for an unreachable hub."""
         hardware = assignment.hardware
         if not assignment.HasField("hardware"):
             hardware = await asyncio.to_thread(read_hardware, self._settings.node_id, self._settings.home)
@@ -42,15 +42,15 @@ class PreflightStage:
         pinned, files = await asyncio.to_thread(pin, assignment.spec, hub)
         model = await fetched_model(self._models, assignment.spec.base_model, self._settings)
         sources = await dataset_files(assignment, store, workdir)
-        brought = await asyncio.to_thread(bring, hub, files, workdir / "sources")
+        downloaded = await asyncio.to_thread(download, hub, files, workdir / "sources")
         sha256s = {dataset.id: dataset.sha256 for dataset in assignment.datasets}
-        sha256s |= {one.file.reference: one.sha256 for one in brought}
+        sha256s |= {one.file.reference: one.sha256 for one in downloaded}
         key = await asyncio.to_thread(_content_key, pinned, sha256s, model)
-        spec = PreflightInput(
+        child_input = PreflightInput(
             config=spec_to_dict(pinned),
             model=model,
-            sources=sources | {one.file.reference: one.path for one in brought},
-            hub=hub_sources(brought),
+            sources=sources | {one.file.reference: one.path for one in downloaded},
+            hub=hub_sources(downloaded),
             content_key=key,
             shards=await made_shards(assignment, store, workdir, key),
             out_dir=workdir / "out",
@@ -60,11 +60,11 @@ class PreflightStage:
             prices=self._settings.prices,
             holds_artifacts=on_disk_of(self._settings.artifacts, self._settings.home),
         )
-        return child_command(self._settings, spec, workdir)
+        return child_command(self._settings, child_input, workdir)
 
 
 def _content_key(spec: FineTuningJobSpec, sha256s: Mapping[str, str], model: ModelFiles) -> str:
-    """By which the token shards of an earlier job are found. Empty for a job that its child will refuse."""
+    """Returns the key by which token shards of an earlier job are found; empty for a job that the child will refuse."""
     try:
         resolved = Resolved(job_config(spec_to_dict(spec)))
         resolve_length(resolved, model.context_length, asked=False)

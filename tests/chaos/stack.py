@@ -33,7 +33,7 @@ LEASE_SECONDS = 3.0
 _START_SECONDS = 60.0
 _REVIVE_SECONDS = 0.3
 _ROOT = Path(__file__).parents[2]
-_SPEC = "spec.json"
+_INPUT = "input.json"
 """The last argument of every child."""
 
 
@@ -100,7 +100,7 @@ class Proc:
         """Children that work on an attempt."""
         try:
             below = psutil.Process(self.pid).children(recursive=True) if self.running else []
-            return [child for child in below if " ".join(child.cmdline()).endswith(_SPEC)]
+            return [child for child in below if " ".join(child.cmdline()).endswith(_INPUT)]
         except psutil.Error:
             return []
 
@@ -222,7 +222,7 @@ class Stack:
 
     def children(self) -> list[psutil.Process]:
         """Returns all processes that work on an attempt, whatever their parent."""
-        return self._ours(_SPEC)
+        return self._ours(_INPUT)
 
     def orphans(self) -> list[str]:
         """Returns the processes that still run after everything was stopped."""

@@ -234,7 +234,7 @@ def test_an_orphan_is_found_by_the_home_of_its_stack(run: tuple[Path, Evidence],
     stack = Stack(tmp_path / "home")
     assert stack.orphans() == []
     wait = "import sys; sys.stdin.read()"
-    with subprocess.Popen([sys.executable, "-c", wait, str(stack.home / "spec.json")], stdin=subprocess.PIPE) as left:
+    with subprocess.Popen([sys.executable, "-c", wait, str(stack.home / "input.json")], stdin=subprocess.PIPE) as left:
         (orphan,) = stack.orphans()
         assert orphan.startswith(f"{left.pid} ")
         assert [child.pid for child in stack.children()] == [left.pid]

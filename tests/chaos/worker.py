@@ -63,7 +63,7 @@ class ChainStage:
         else:
             spec.checkpoint = await best_checkpoint(assignment, store, workdir)
             spec.final_train_loss = assignment.training.final_train_loss
-        file = workdir / "spec.json"
+        file = workdir / "input.json"
         file.write_text(spec.model_dump_json())
         return ChildCommand([sys.executable, str(_CHILD), str(file)], spec.out_dir)
 

@@ -50,7 +50,7 @@ class ChildStage:
             raise OSError(errno.ENOSPC, "No space left on device")
         if do.startswith("fetch"):
             await asyncio.to_thread(self._fetch, workdir, asyncio.get_running_loop())
-        spec = workdir / "spec.json"
+        spec = workdir / "input.json"
         spec.write_text(json.dumps({"do": do, "out_dir": str(workdir / "out")}))
         return ChildCommand(
             [sys.executable, str(CHILD), str(spec)],

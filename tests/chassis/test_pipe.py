@@ -15,7 +15,7 @@ CHILD = Path(__file__).with_name("worker_child.py")
 
 def test_a_child_runs_alone_and_prints_what_it_would_report(tmp_path: Path) -> None:
     """This is how one debugs a stage, with no broker."""
-    spec = tmp_path / "spec.json"
+    spec = tmp_path / "input.json"
     spec.write_text(json.dumps({"do": "finish", "out_dir": str(tmp_path / "out")}))
     done = subprocess.run([sys.executable, str(CHILD), str(spec)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr

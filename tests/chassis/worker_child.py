@@ -11,7 +11,7 @@ from pathlib import Path
 from google.protobuf.message import Message
 
 from chassis.child.pipe import Cancelled, EventSink, Paused, run_child
-from chassis.child.warm_start import wait_for_spec
+from chassis.child.warm_start import wait_for_input
 from finetuneflow.v1 import event_pb2, stage_result_pb2
 
 
@@ -106,5 +106,5 @@ def _warm_up() -> None:
 
 
 if __name__ == "__main__":
-    wait_for_spec(_warm_up)
+    wait_for_input(_warm_up)
     run_child(main)

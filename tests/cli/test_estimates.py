@@ -4,15 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
-import typer
 from typer.testing import CliRunner
 
-from finetuneflow.cli import estimates
+from finetuneflow.cli import server_commands
 from finetuneflow.cli.app import build_app
-from finetuneflow.cli.exits import CommandFailed
-from finetuneflow.cli.session import Session
 from tests.cli.conftest import Ftf
+from tests.fakes.gateway import FakeGateway, Running, refuse
 
 
 def test_a_recommendation_says_what_to_change(ftf: Ftf) -> None:
@@ -46,21 +45,16 @@ def test_what_is_missing_is_said(ftf: Ftf, tmp_path: Path) -> None:
     assert "bad" in ftf("estimate", "-m", "m", "--set", "lora.bad=1").stderr
 
 
-def test_without_the_servers_package_nothing_is_answered_here(tmp_path: Path) -> None:
+def test_without_the_servers_package_nothing_is_answered_here(ftf: Ftf, tmp_path: Path) -> None:
     """`--local` and files to count then say what to install."""
-    app = typer.Typer()
-
-    @app.callback()
-    def root(ctx: typer.Context) -> None:
-        ctx.obj = Session("127.0.0.1:9")
-
-    estimates.add_commands(app)
     data = tmp_path / "rows.jsonl"
     data.write_text("{}\n")
-    for arguments in (["recommend", "-m", "m", "--local"], ["estimate", str(data), "-m", "m"]):
-        done = CliRunner().invoke(app, arguments)
-        assert isinstance(done.exception, CommandFailed)
-        assert "server's package" in str(done.exception)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(server_commands, "entry_points", lambda group: [])
+        for arguments in (["recommend", "-m", "m", "--local"], ["estimate", data, "-m", "m"]):
+            done = ftf(*arguments)
+            assert done.exit_code == 2
+            assert "server's package" in done.stderr
 
 
 @pytest.fixture
@@ -76,13 +70,13 @@ def test_a_tight_estimate_says_with_which_changes_it_fits(here: Any) -> None:
     tight = ("estimate", "-m", "llama-3.1-8b", "--set", "method=qlora", "--vram", "16", "--longest-row", "4000")
     shown = here(*tight).stdout
     assert "hyperparameters.per_device_train_batch_size\t4\t" in shown
-    assert "Warning: Rows longer than max_length = 2,048 are cut" in shown
+    assert "Warning: Rows longer than max_length = 2,048 tokens are truncated" in shown
     estimate = json.loads(here(*tight, "--set", "hyperparameters.max_length=200000", "--json").stdout)["estimate"]
     assert estimate["verdict"] == "FIT_VERDICT_TIGHT"
     rows = "hyperparameters.per_device_train_batch_size"
     assert {"field": rows, "before": "4", "after": "1"} in estimate["changes"]
     assert estimate["warnings"] == [
-        "max_length = 200,000 is more than the model's context: 131,072 is counted with, as it would be trained."
+        "max_length = 200,000 exceeds the model's context length; the estimate uses 131,072, as a training would."
     ]
 
 
@@ -124,6 +118,19 @@ def test_a_machine_of_the_servers_is_not_answered_for_here(here: Any, monkeypatc
     done = here("recommend", "-m", "smollm2-135m", "--node", "nope")
     assert (done.exit_code, done.stdout) == (3, "")
     assert "--node nope" in done.stderr
+
+
+def test_a_server_that_refuses_is_not_replaced(
+    here: Any, gateway: FakeGateway, server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hub that the server cannot reach does not mean that no server is up."""
+    gateway.refusals["RecommendMethod"] = lambda context: refuse(
+        context, grpc.StatusCode.UNAVAILABLE, "The hub is away.", "HUB_UNREACHABLE", []
+    )
+    monkeypatch.setattr("finetuneflow.connection.DEFAULT_ADDRESS", server.address)
+    done = here("recommend", "-m", "smollm2-135m", "--json")
+    assert (done.exit_code, done.stdout) == (3, "")
+    assert json.loads(done.stderr)["error"]["reason"] == "HUB_UNREACHABLE"
 
 
 def test_a_number_beyond_any_field_is_wrong_usage(here: Any, tmp_path: Path) -> None:

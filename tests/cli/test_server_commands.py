@@ -37,6 +37,15 @@ def test_an_installed_command_takes_its_place(monkeypatch: pytest.MonkeyPatch) -
     assert "not_installed" in result.stderr
 
 
+def test_the_command_tree_imports_nothing_heavy() -> None:
+    """`ftf --help` and completion wait for every import."""
+    code = "import sys; from finetuneflow.cli.app import build_app; build_app(); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    heavy = {"pydantic", "numpy", "pyarrow", "datasets", "transformers", "torch", "sqlalchemy", "services", "chassis"}
+    assert "standalone.local_probe" in done.stdout.split()
+    assert not heavy & set(done.stdout.split())
+
+
 def test_the_script_starts() -> None:
     command = [sys.executable, "-m", "finetuneflow.cli", "--version"]
     result = subprocess.run(command, capture_output=True, text=True, check=True)

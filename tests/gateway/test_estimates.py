@@ -27,9 +27,8 @@ from gateway.sql.database import Database
 from gateway.sql.tables import Work
 from gateway.work.ledger import Ledger
 from gateway.work.worker_requests import WorkerRequests
-from services.probe.errands import Errands
 from services.probe.estimates import Estimates
-from services.probe.preflights import Preflights
+from services.probe.queries.served import ServedQueries
 from services.probe.servicer import ProbeServicer
 from services.probe.settings import ProbeSettings
 from tests.gateway.conftest import Recorder
@@ -48,7 +47,7 @@ async def probe(nats_server: NatsServer, database: Database, tmp_path: Path) -> 
     await bus.ensure_streams()
     estimates = Estimates(Catalogue(tmp_path), tmp_path)
     settings = ProbeSettings(home=tmp_path, node_id="p")
-    servicer = ProbeServicer(settings, estimates, Preflights(settings, Catalogue(tmp_path), Errands(settings)))
+    servicer = ProbeServicer(settings, estimates, ServedQueries(settings, Catalogue(tmp_path)))
     add = add_ProbeServiceServicer_to_server
     passthrough = Passthrough(bus)
     machines = PlanningTargets(passthrough, ObservedSpeeds(database))

@@ -127,7 +127,7 @@ def place(tmp_path: Path, model: Path) -> Place:
 
 
 def read(kind: type[Spec], command: ChildCommand) -> Spec:
-    """spec.json as the child reads it."""
+    """input.json as the child reads it."""
     return kind.model_validate_json(Path(command.argv[-1]).read_bytes())
 
 

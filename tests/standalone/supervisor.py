@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from standalone.ports import LOOPBACK, free_port
-from standalone.processes import KeptProcess, Program, serving
+from standalone.processes import Program, SupervisedProcess, serving
 
 CHILD_SERVER = Path(__file__).with_name("child_server.py")
 
@@ -18,7 +18,7 @@ def program(name: str, folder: Path, *options: str, stop_seconds: float = 10.0) 
 
 
 async def main(folder: Path) -> None:
-    kept = [KeptProcess(program(name, folder), folder, folder / "logs", print) for name in ("one", "two")]
+    kept = [SupervisedProcess(program(name, folder), folder, folder / "logs", print) for name in ("one", "two")]
     await asyncio.gather(*(process.start() for process in kept))
     sys.stdout.write(json.dumps([process.pid for process in kept]) + "\n")
     sys.stdout.flush()

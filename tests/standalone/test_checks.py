@@ -20,6 +20,6 @@ def test_the_operators_own_models_are_looked_at(tmp_path: Path, monkeypatch: pyt
     found = {detail.partition(":")[0]: (ok, detail) for name, ok, detail in checks() if name == "own models"}
     assert {alias: ok for alias, (ok, _) in found.items()} == {"whole": True, "half": False, "gone": False}
     assert "no tokenizer.json" in found["half"][1]
-    assert "there is no folder" in found["gone"][1]
+    assert "no such folder" in found["gone"][1]
     monkeypatch.setenv("FTF_MODELS", "{")
     assert [ok for name, ok, _ in checks() if name == "own models"] == [False]

@@ -10,13 +10,13 @@ from nats.errors import Error as NatsError
 
 from standalone.nats import NatsServer, configure
 from standalone.ports import free_port
-from standalone.processes import KeptProcess, Program
+from standalone.processes import Program, SupervisedProcess
 
 
 @pytest.fixture
 async def broker(tmp_path: Path) -> AsyncIterator[NatsServer]:
     server = configure(tmp_path / "a folder", free_port())
-    kept = KeptProcess(Program("nats-server", server.argv, server.ready), tmp_path, tmp_path / "logs", print)
+    kept = SupervisedProcess(Program("nats-server", server.argv, server.ready), tmp_path, tmp_path / "logs", print)
     await kept.start()
     yield server
     await kept.stop()

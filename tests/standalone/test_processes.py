@@ -13,10 +13,10 @@ import psutil
 import pytest
 
 from standalone import guard
-from standalone.processes import BackOff, KeptProcess, Program, StartFailed
+from standalone.processes import BackOff, Program, StartFailed, SupervisedProcess
 from tests.standalone.supervisor import program
 
-Keep = Callable[[Program], KeptProcess]
+Keep = Callable[[Program], SupervisedProcess]
 
 
 class Notes:
@@ -36,11 +36,11 @@ def notes() -> Notes:
 
 @pytest.fixture
 async def keep(tmp_path: Path, notes: Notes) -> AsyncIterator[Keep]:
-    kept: list[KeptProcess] = []
+    kept: list[SupervisedProcess] = []
 
-    def make(wanted: Program) -> KeptProcess:
+    def make(wanted: Program) -> SupervisedProcess:
         back_off = BackOff(first_seconds=0.05, most_seconds=0.2, first_starts=2)
-        kept.append(KeptProcess(wanted, tmp_path, tmp_path / "logs", notes.queue.put_nowait, back_off))
+        kept.append(SupervisedProcess(wanted, tmp_path, tmp_path / "logs", notes.queue.put_nowait, back_off))
         return kept[-1]
 
     yield make

@@ -107,7 +107,7 @@ def test_up_does_not_listen_for_other_machines(tmp_path: Path) -> None:
         check=False,
     )
     assert refused.returncode == 2
-    assert "no authentication yet" in refused.stderr
+    assert "no authentication" in refused.stderr
     assert not [*tmp_path.iterdir()]
 
 
@@ -119,7 +119,7 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
         port = other.getsockname()[1]
         refused = subprocess.run(command(tmp_path, port), capture_output=True, text=True, check=False)
     assert refused.returncode == 2
-    assert f"Port {port} is taken" in json.loads(refused.stderr)["error"]["message"]
+    assert f"Port {port} is in use" in json.loads(refused.stderr)["error"]["message"]
     assert not [*tmp_path.iterdir()], "a refused start leaves nothing"
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from finetuneflow.cli.dataset_inspection import preview, stats
 from finetuneflow.cli.session import Json, not_empty, print_json, print_newest, print_rows, session, size
 from finetuneflow.errors import FineTuneFlowError
 from finetuneflow.fields import INT32_MAX
@@ -14,12 +15,14 @@ from finetuneflow.resources.dataset import Dataset
 
 
 def make_app() -> typer.Typer:
-    """Returns a new group of commands; the server distribution adds commands to it."""
+    """Returns the command group `datasets`."""
     app = typer.Typer(no_args_is_help=True, help="Upload, list, inspect and delete datasets.")
     app.command()(upload)
     app.command("list")(list_datasets)
     app.command()(get)
     app.command()(delete)
+    app.command()(stats)
+    app.command()(preview)
     return app
 
 

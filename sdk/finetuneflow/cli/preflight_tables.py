@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import typer
 from rich.console import Console
 
 from finetuneflow.cli.advice import as_typed
 from finetuneflow.cli.estimate_tables import print_estimate
-from finetuneflow.cli.looking import figures, show_problems
-from finetuneflow.cli.session import print_rows
+from finetuneflow.cli.exits import USAGE
+from finetuneflow.cli.session import print_json, print_rows
+from finetuneflow.cli.validation_tables import figures, show_problems
 from finetuneflow.resources.preflight import Preflight
 from finetuneflow.resources.validation import ProblemSeverity, Verdict
 
@@ -18,8 +20,18 @@ _VERDICTS = {
 }
 
 
+def show_preflight(console: Console, found: Preflight, *, json: bool) -> None:
+    """Prints the report, and ends the command with exit code 2 if the job would be refused."""
+    if json:
+        print_json(found.proto)
+    else:
+        print_preflight(console, found)
+    if found.refused:
+        raise typer.Exit(USAGE)
+
+
 def print_preflight(console: Console, found: Preflight) -> None:
-    """Prints model, dataset, settings with reasons, estimate, improvements, problems and verdict."""
+    """Prints model, dataset, settings with reasons, estimate, improvements, problems and findings, then the verdict."""
     model = found.result.base_model
     named = f"{model.id} {model.revision}".strip()
     console.print(f"{named}: {model.architecture or 'unknown architecture'}, {model.num_parameters:,} parameters\n")

@@ -1,7 +1,8 @@
-"""Commands that the server distribution brings, through the entry points of group `finetuneflow.commands`.
+"""Adds what the server distribution provides through the entry points of group `finetuneflow.commands`.
 
-Each entry point is a callable `register(app: typer.Typer) -> None`; the groups (`models`, ...) are in
-`app.registered_groups`. A command that nobody brings is there all the same, and says what to install.
+Each entry point is a callable `register(app: typer.Typer) -> LocalProbe | None`. It adds its commands to the app, or to
+a group in `app.registered_groups`, and returns the LocalProbe if it has one. A command that no entry point adds says
+what to install.
 """
 
 from __future__ import annotations
@@ -12,24 +13,28 @@ from importlib.metadata import entry_points
 import typer
 
 from finetuneflow.cli.exits import CommandFailed
+from finetuneflow.cli.local_probe import LocalProbe
 
 GROUP = "finetuneflow.commands"
 _INSTALL = 'pip install "finetuneflow-server[standalone]"'
 
-_UP = "Run a whole server on this machine."
-_DEMO = "Fine-tune a small model on example data, from nothing."
-_PATH = "Where a model's files are on this machine."
+_UP = "Run a complete server on this machine."
+_DEMO = "Fine-tune a small model on example data with a temporary server."
+_PATH = "Print the folder of a base model on this machine."
 
 
-def add_server_commands(app: typer.Typer, models: typer.Typer) -> None:
-    problems = []
+def add_server_commands(app: typer.Typer, models: typer.Typer) -> LocalProbe | None:
+    """Adds the commands, and returns the LocalProbe of the first entry point that has one."""
+    problems: list[str] = []
+    probe: LocalProbe | None = None
     for entry_point in entry_points(group=GROUP):
         try:
             register = entry_point.load()
         except ImportError as error:
-            problems.append(f"{entry_point.value} can't be imported: {error}")
+            problems.append(f"{entry_point.value} cannot be imported: {error}")
         else:
-            register(app)
+            provided: LocalProbe | None = register(app)
+            probe = probe or provided
     for group, prefix, name, summary in (
         (app, "", "up", _UP),
         (app, "", "demo", _DEMO),
@@ -38,9 +43,10 @@ def add_server_commands(app: typer.Typer, models: typer.Typer) -> None:
         if name not in _names(group):
             group.command(
                 name,
-                help=f"{summary} Part of the server, which is not installed here.",
+                help=f"{summary} Part of the server's package, which is not installed.",
                 context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []},
             )(_missing(prefix + name, problems))
+    return probe
 
 
 def _names(app: typer.Typer) -> set[str]:
@@ -50,7 +56,7 @@ def _names(app: typer.Typer) -> set[str]:
 def _missing(name: str, problems: list[str]) -> Callable[[], None]:
     def missing() -> None:
         raise CommandFailed(
-            f"`ftf {name}` is part of the server, which is not installed here.",
+            f"`ftf {name}` is part of the server's package, which is not installed.",
             advice="\n".join([f"Install it: {_INSTALL}", *problems]),
         )
 

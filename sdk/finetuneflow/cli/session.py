@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from google.protobuf.json_format import MessageToDict
@@ -19,6 +19,9 @@ from rich.table import Table
 
 from finetuneflow.cli.console import error_console, make_console, visible, visible_cell
 from finetuneflow.client import Client
+
+if TYPE_CHECKING:
+    from finetuneflow.cli.local_probe import LocalProbe
 
 T = TypeVar("T")
 
@@ -31,6 +34,13 @@ class Session:
 
     address: str | None = None
     """The value of `--address`; None for the default."""
+    installed_probe: LocalProbe | None = None
+    """Runs queries on this machine; None without the server distribution."""
+
+    @property
+    def local_probe(self) -> LocalProbe | None:
+        """`installed_probe`, or None if `--address` names the server to ask instead."""
+        return self.installed_probe if self.address is None else None
 
     @cached_property
     def client(self) -> Client:

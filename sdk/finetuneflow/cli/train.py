@@ -10,11 +10,11 @@ import typer
 from finetuneflow.cli.advice import ftf
 from finetuneflow.cli.config import apply_setting, read_config, toml_text
 from finetuneflow.cli.console import visible_cell
+from finetuneflow.cli.data_options import Format, Map, Template, source_settings, sources
 from finetuneflow.cli.following import follow_or_detach
-from finetuneflow.cli.looking import Format, Map, Template, source_settings, sources
+from finetuneflow.cli.preflight_tables import show_preflight
 from finetuneflow.cli.refusals import every_refusal
 from finetuneflow.cli.session import Json, print_json, session, size
-from finetuneflow.cli.validating import show
 
 
 def train(
@@ -68,7 +68,7 @@ def train(
             found = here.client.jobs.preflight(spec=values, on_upload=progress)
         if not json:
             here.console.print(f"{toml_text(found.resolved_spec)}\n")
-        show(ctx, found, json=json)
+        show_preflight(here.console, found, json=json)
         return
     with every_refusal(values, here.client.probe.ask_estimate):
         job = here.client.jobs.create(spec=values, on_upload=progress)

@@ -187,7 +187,7 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_NO_EVALUATOR: _ClassVar[Reason]
     REASON_NODE_LOST: _ClassVar[Reason]
     REASON_GATEWAY_STOPS: _ClassVar[Reason]
-    REASON_LOOK_FAILED: _ClassVar[Reason]
+    REASON_QUERY_CRASHED: _ClassVar[Reason]
     REASON_ARTIFACT_FILE_MISSING: _ClassVar[Reason]
     REASON_INVALID_ADDRESS: _ClassVar[Reason]
     REASON_INVALID_CA: _ClassVar[Reason]
@@ -379,7 +379,7 @@ REASON_NO_PROBE: Reason
 REASON_NO_EVALUATOR: Reason
 REASON_NODE_LOST: Reason
 REASON_GATEWAY_STOPS: Reason
-REASON_LOOK_FAILED: Reason
+REASON_QUERY_CRASHED: Reason
 REASON_ARTIFACT_FILE_MISSING: Reason
 REASON_INVALID_ADDRESS: Reason
 REASON_INVALID_CA: Reason

@@ -1,4 +1,4 @@
-"""The evaluator's child: `python -m services.evaluator.worker spec.json`."""
+"""The evaluator's child: `python -m services.evaluator.worker input.json`."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the evaluator's supervisor hands to its child, as `spec.json`."""
+"""What the evaluator's supervisor hands to its child, as `input.json`."""
 
 from pathlib import Path
 

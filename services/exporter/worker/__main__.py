@@ -1,4 +1,4 @@
-"""`python -m services.exporter.worker spec.json`: the whole of stage 4, in time order."""
+"""`python -m services.exporter.worker input.json`: the whole of stage 4, in time order."""
 
 import mimetypes
 import shutil

@@ -1,4 +1,4 @@
-"""What the exporter's supervisor hands to its child, as `spec.json`."""
+"""What the exporter's supervisor hands to its child, as `input.json`."""
 
 from pathlib import Path
 from typing import Annotated, Any

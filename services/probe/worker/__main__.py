@@ -1,4 +1,4 @@
-"""A preflight child: `python -m services.probe.worker SPEC.json`. Without a supervisor it prints what it finds."""
+"""Runs a preflight: `python -m services.probe.worker input.json`. Without a supervisor it prints its events."""
 
 from chassis.child.pipe import run_child
 from services.probe.worker.preflight import preflight

@@ -1,4 +1,4 @@
-"""Stage 1: will it fit, is it right. Reads top to bottom in the order it happens."""
+"""Checks a job before its training, stage 1: its settings, its data and the machine. In time order."""
 
 import json
 import time
@@ -15,84 +15,96 @@ from engine.data.prepare import Prepared, prepare
 from engine.data.validation import Report
 from engine.errors import JobError
 from engine.estimate.architecture import Architecture
+from engine.plan.assess import TargetMachine, assess, published
+from engine.plan.resolve import Resolved, resolve_length
 from finetuneflow.v1.event_pb2 import ArtifactSaved, Phase, StageCompleted, Warning
 from finetuneflow.v1.hardware_pb2 import Hardware
 from services.hardware import read_hardware
+from services.probe.hub_sources import hub_datasets, note_commits
 from services.probe.worker.child_input import PreflightInput
-from services.probe.worker.conclude import TargetMachine, conclude, published
-from services.probe.worker.hub import hub_datasets, note_commits
-from services.probe.worker.resolve import Resolved, resolve_length
 
 _PHASES = ("checking_hardware", "resolving_model", "reading_rows", "tokenising", "resolving_configuration")
 
 
-def preflight(sink: EventSink, spec_path: Path) -> StageCompleted:
+def preflight(sink: EventSink, input_path: Path) -> StageCompleted:
     """Checks a job against this machine and its data, and writes the token shards to `out_dir`/shards.
 
-    Raises JobError for what the caller has to mend.
+    Raises JobError for what the caller has to correct.
     """
-    spec = PreflightInput.model_validate_json(spec_path.read_bytes())
-    config = job_config(spec.config)
+    child_input = PreflightInput.model_validate_json(input_path.read_bytes())
+    config = job_config(child_input.config)
     resolved = Resolved(config)
-    note_commits(resolved, spec.hub)
+    note_commits(resolved, child_input.hub)
     phases = _Phases(sink)
 
     phases.enter("checking_hardware")
-    hardware = _hardware(spec)
+    hardware = _hardware(child_input)
 
-    phases.enter("resolving_model", f"{spec.model.id} {spec.model.revision}".strip())
-    asked = "max_length" in spec.config.get("hyperparameters", {})
-    resolve_length(resolved, spec.model.context_length, asked=asked)
-    architecture = Architecture.of_folder(spec.model.path)
+    phases.enter("resolving_model", f"{child_input.model.id} {child_input.model.revision}".strip())
+    asked = "max_length" in child_input.config.get("hyperparameters", {})
+    resolve_length(resolved, child_input.model.context_length, asked=asked)
+    architecture = Architecture.of_folder(child_input.model.path)
 
-    key = spec.content_key or _content_key(resolved.config, spec)
-    # The key is what another job's preflight finds them by.
+    key = child_input.content_key or _content_key(resolved.config, child_input)
+    # The preflight of another job finds the shards by this key.
     shards_path = f"shards/{key}"
-    if spec.shards:
-        phases.enter("tokenising", "not needed: the token shards of an earlier job are taken", fraction=1.0)
-        (spec.out_dir / "shards").mkdir(parents=True, exist_ok=True)
-        spec.shards.rename(spec.out_dir / shards_path)
-        prepared = Prepared.read(spec.out_dir / shards_path)
+    if child_input.shards:
+        phases.enter("tokenising", "skipped: the token shards of an earlier job are reused", fraction=1.0)
+        (child_input.out_dir / "shards").mkdir(parents=True, exist_ok=True)
+        child_input.shards.rename(child_input.out_dir / shards_path)
+        prepared = Prepared.read(child_input.out_dir / shards_path)
     else:
-        prepared = _prepared(sink, resolved.config, spec, spec.out_dir / shards_path, phases, key)
-    _save_report(sink, spec.out_dir, json.loads((spec.out_dir / shards_path / "report.json").read_bytes()), prepared)
+        prepared = _prepared(sink, resolved.config, child_input, child_input.out_dir / shards_path, phases, key)
+    report = json.loads((child_input.out_dir / shards_path / "report.json").read_bytes())
+    _save_report(sink, child_input.out_dir, report, prepared)
     sink.emit(ArtifactSaved(path=shards_path, kind="shards", media_type="inode/directory"))
 
     phases.enter("resolving_configuration")
-    target = TargetMachine(hardware, spec.holds_artifacts, spec.prices)
-    concluded = conclude(resolved, spec.model, architecture, target, prepared)
+    target = TargetMachine(hardware, child_input.holds_artifacts, child_input.prices)
+    assessment = assess(resolved, child_input.model.local(), architecture, target, prepared)
     resolved.raise_refusals()
-    for doubt in resolved.warnings:
-        sink.emit(Warning(reason=doubt.reason, message=doubt.message, advice=doubt.advice))
+    for warning in resolved.warnings:
+        sink.emit(Warning(reason=warning.reason, message=warning.message, advice=warning.advice))
     sink.emit(published(resolved))
-    result = concluded.result
+    result = assessment.result
     result.shards_path, result.shards_content_key = shards_path, key
-    result.shards_reused = spec.shards is not None
-    result.hub_datasets.extend(hub_datasets(spec.hub))
+    result.shards_reused = child_input.shards is not None
+    result.hub_datasets.extend(hub_datasets(child_input.hub))
     return StageCompleted(preflight=result)
 
 
-def _content_key(config: JobConfig, spec: PreflightInput) -> str:
-    return content_key(config, spec.model.path, {name: sha256_of(path) for name, path in spec.sources.items()})
+def _content_key(config: JobConfig, child_input: PreflightInput) -> str:
+    return content_key(
+        config, child_input.model.path, {name: sha256_of(path) for name, path in child_input.sources.items()}
+    )
 
 
 def _prepared(
-    sink: EventSink, config: JobConfig, spec: PreflightInput, shards: Path, phases: "_Phases", key: str
+    sink: EventSink, config: JobConfig, child_input: PreflightInput, shards: Path, phases: "_Phases", key: str
 ) -> Prepared:
     report = Report()
     shards.parent.mkdir(parents=True, exist_ok=True)
     try:
-        return prepare(config, spec.model.path, spec.sources, shards, phases.progress, report, spec.processes, key)
+        return prepare(
+            config,
+            child_input.model.path,
+            child_input.sources,
+            shards,
+            phases.progress,
+            report,
+            child_input.processes,
+            key,
+        )
     except JobError as error:
-        # Of rows that are wrong the report knows; what is wrong with the whole may come beside them.
+        # The report already has the problems of single rows; an error of the whole data set is added to them.
         if not report.num_errors or error.reason != "BAD_DATA":
             report.refused("", error)
-        _save_report(sink, spec.out_dir, report.as_dict(), None)
+        _save_report(sink, child_input.out_dir, report.as_dict(), None)
         raise
 
 
 def _save_report(sink: EventSink, out_dir: Path, report: dict[str, Any], prepared: Prepared | None) -> None:
-    """For whoever has to mend the data: also, and above all, when the job is refused."""
+    """Saves validation_report.json, also if the job is refused: it tells the caller which rows to correct."""
     out_dir.mkdir(parents=True, exist_ok=True)
     counted: dict[str, Any] = (
         {} if prepared is None else {"training_data": asdict(prepared.train), "evaluation_data": asdict(prepared.eval)}
@@ -106,7 +118,7 @@ def _save_report(sink: EventSink, out_dir: Path, report: dict[str, Any], prepare
 
 
 class _Phases:
-    """Says where the work is, and hears what the supervisor wants meanwhile."""
+    """Reports the current phase, and handles pause and cancel requests of the supervisor."""
 
     def __init__(self, sink: EventSink) -> None:
         self._sink = sink
@@ -121,7 +133,7 @@ class _Phases:
         self._sink.emit(phase)
 
     def progress(self, name: str, fraction: float | None) -> None:
-        """Called for every row: an event when the phase changes and every two seconds, else a sign of life."""
+        """Called for every row; emits an event if the phase changes and every two seconds, otherwise a tick."""
         match self._sink.requested():
             case "pause":
                 raise Paused
@@ -133,7 +145,7 @@ class _Phases:
             self._sink.tick()
 
 
-def _hardware(spec: PreflightInput) -> Hardware:
-    if spec.hardware is None:
-        return read_hardware(spec.node_id, spec.out_dir)
-    return json_format.ParseDict(spec.hardware, Hardware())
+def _hardware(child_input: PreflightInput) -> Hardware:
+    if child_input.hardware is None:
+        return read_hardware(child_input.node_id, child_input.out_dir)
+    return json_format.ParseDict(child_input.hardware, Hardware())

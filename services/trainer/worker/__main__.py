@@ -1,10 +1,10 @@
-"""The trainer's child: `python -m services.trainer.worker spec.json`."""
+"""The trainer's child: `python -m services.trainer.worker input.json`."""
 
 from pathlib import Path
 
 from chassis.child import out_of_memory
 from chassis.child.pipe import EventSink, run_child
-from chassis.child.warm_start import wait_for_spec
+from chassis.child.warm_start import wait_for_input
 from engine.errors import SystemFailure
 from finetuneflow.v1.stage_result_pb2 import TrainingResult
 from services.trainer.worker import oom
@@ -30,5 +30,5 @@ def main(sink: EventSink, spec_path: Path) -> TrainingResult:
 
 
 if __name__ == "__main__":
-    wait_for_spec(warm_up)
+    wait_for_input(warm_up)
     run_child(main)

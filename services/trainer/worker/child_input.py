@@ -1,4 +1,4 @@
-"""What the trainer's supervisor hands to its child, as `spec.json`."""
+"""What the trainer's supervisor hands to its child, as `input.json`."""
 
 from pathlib import Path
 

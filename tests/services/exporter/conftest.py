@@ -123,7 +123,7 @@ def export_spec(tuned: SimpleNamespace, tmp_path: Path) -> ExportInput:
 
 @pytest.fixture
 def spec_file(export_spec: ExportInput, tmp_path: Path) -> Path:
-    file = tmp_path / "spec.json"
+    file = tmp_path / "input.json"
     file.write_text(export_spec.model_dump_json())
     assert json.loads(file.read_text())["config"]["method"] == "lora"
     return file

@@ -51,7 +51,7 @@ def make_spec(tmp_path: Path) -> MakeSpec:
     def make(rows: list[Any], **spec: Any) -> Path:
         data = tmp_path / "data.jsonl"
         data.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
-        path = tmp_path / "spec.json"
+        path = tmp_path / "input.json"
         path.write_text(
             json.dumps(
                 {
@@ -217,8 +217,8 @@ def test_rows_that_are_left_out_or_cut_are_told_before_training(make_spec: MakeS
     result = preflight(sink, make_spec([*chats, empty, empty], recipe="cpu-demo")).preflight
     assert (result.training_data.num_examples, result.training_data.num_left_out) == (54, 2)
     warnings = {event.reason: event.message for event in sink.events if isinstance(event, Warning)}
-    assert warnings["ROWS_LEFT_OUT"].startswith("2 rows left out")
-    assert warnings["TURNS_LEFT_OUT"].startswith("1 row cut")
+    assert warnings["ROWS_LEFT_OUT"].startswith("2 rows dropped as incomplete")
+    assert warnings["TURNS_LEFT_OUT"].startswith("1 row shortened")
     report = json.loads((tmp_path / "out" / "validation_report.json").read_text())
     assert [(p["row"], p["reason"], p["severity"]) for p in report["problems"]] == [
         (8, "LEADING_TURNS", "warning"), (8, "TRAILING_TURNS", "warning"),
@@ -233,7 +233,7 @@ def test_a_row_of_which_nothing_is_trained_is_told_as_one(make_spec: MakeSpec) -
     sink = Recorded()
     preflight(sink, make_spec([{"messages": each} for each in [*chats, turns]], recipe="cpu-demo"))
     warnings = {event.reason: event.message for event in sink.events if isinstance(event, Warning)}
-    assert warnings["ROWS_DROPPED"] == "1 row dropped: nothing of it would be trained."
+    assert warnings["ROWS_DROPPED"] == "1 row dropped: no token of it would be trained."
 
 
 def test_what_is_wrong_with_a_whole_file_is_in_the_report_beside_its_rows(make_spec: MakeSpec, tmp_path: Path) -> None:

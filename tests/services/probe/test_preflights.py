@@ -44,9 +44,8 @@ from gateway.sql.database import Database
 from gateway.sql.tables import Work
 from gateway.work.kinds import FINE_TUNING_JOB
 from gateway.work.ledger import Ledger
-from services.probe.errands import Errands
 from services.probe.estimates import Estimates
-from services.probe.preflights import Preflights
+from services.probe.queries.served import ServedQueries
 from services.probe.servicer import ProbeServicer
 from services.probe.settings import ProbeSettings
 from tests.fakes.hub import Hub
@@ -129,8 +128,8 @@ async def room(tmp_path: Path, tiny: Path, nats: NatsServer) -> AsyncIterator[Ro
         await bus.remove_node(node.id)
     database = await Database.open(f"sqlite:///{tmp_path}/gateway.db")
     store = ArtifactStore(settings.artifacts)
-    errands = Errands(settings)
-    probe = ProbeServicer(settings, Estimates(catalogue, settings.home), Preflights(settings, catalogue, errands))
+    queries = ServedQueries(settings, catalogue)
+    probe = ProbeServicer(settings, Estimates(catalogue, settings.home), queries)
     passthrough = Passthrough(bus)
     machines = PlanningTargets(passthrough, ObservedSpeeds(database))
     preflights = GatewayPreflights(database, passthrough, machines, catalogue)
@@ -161,7 +160,7 @@ async def room(tmp_path: Path, tiny: Path, nats: NatsServer) -> AsyncIterator[Ro
         async with grpc.aio.insecure_channel(server.address) as channel:
             yield Room(channel, bus, database, models)
         await server.stop(0)
-    await errands.close()
+    await queries.close()
     await bus.close()
     await database.close()
 

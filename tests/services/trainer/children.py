@@ -50,7 +50,7 @@ def run(
     called with `args` in the child before anything else."""
     folder = spec.out_dir.with_name(f"{spec.out_dir.name}.child")
     folder.mkdir()
-    (folder / "spec.json").write_text(spec.model_dump_json())
+    (folder / "input.json").write_text(spec.model_dump_json())
     if die_at:
         (folder / die_at).write_text("kill")
     process = _FORKSERVER.Process(target=_child, args=(folder, before, tuple(args)))
@@ -70,7 +70,7 @@ def _child(folder: Path, before: Callable[..., None] | None, args: Sequence[Any]
 
     failpoints._FOLDER = str(folder)
     os.environ[EVENT_FD] = str(os.open(folder / "events", os.O_WRONLY | os.O_CREAT))
-    sys.argv = ["worker", str(folder / "spec.json")]
+    sys.argv = ["worker", str(folder / "input.json")]
     stderr = os.open(folder / "stderr", os.O_WRONLY | os.O_CREAT)
     os.dup2(stderr, 2)
     if before:

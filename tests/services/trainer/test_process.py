@@ -27,7 +27,7 @@ def _events(stream: BinaryIO) -> Iterator[Event]:
 def _run(
     spec: Any, tmp_path: Path, *, say_at_first_log: bytes = b"", kill_at_step: int = 0
 ) -> tuple[list[Event], int, str]:
-    file = tmp_path / "spec.json"
+    file = tmp_path / "input.json"
     file.write_text(spec.model_dump_json())
     if kill_at_step:
         (tmp_path / f"training.step-{kill_at_step}").write_text("kill")

@@ -27,7 +27,7 @@ async def test_a_warm_child_trains_what_a_cold_one_does_to_the_bit(spec: Spec, t
         while not spare.pid:  # noqa: ASYNC110 - it says so to nobody
             await asyncio.sleep(0.05)
         pid = spare.pid
-        file = tmp_path / "spec.json"
+        file = tmp_path / "input.json"
         file.write_text(warm.model_dump_json())
         command = ChildCommand(
             [sys.executable, "-m", "services.trainer.worker", str(file)],

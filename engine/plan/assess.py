@@ -1,9 +1,11 @@
-"""What follows from model, machine and rows together: the resolved configuration, what it needs, what is doubtful."""
+"""Assesses a job from its model, machine and rows: resolves its settings, estimates its needs, adds its warnings."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from engine.catalogue import LocalModel
 from engine.config.spec_proto import config_to_spec
+from engine.config.steps import num_evaluations
 from engine.data.prepare import Prepared
 from engine.data.sources import UNWRITTEN
 from engine.data.statistics import Statistics
@@ -18,66 +20,70 @@ from engine.estimate.machine import Machine
 from engine.estimate.memory import Setup
 from engine.estimate.recommend import plan
 from engine.estimate.saved_activations import Method
+from engine.plan.findings import data_statistics, packing_efficiency, phase_statistics
+from engine.plan.job_steps import job_steps, passes
+from engine.plan.resolve import Resolved, check_disk, resolve
 from finetuneflow.v1.estimate_pb2 import ResourceEstimate
 from finetuneflow.v1.event_pb2 import ConfigResolved
 from finetuneflow.v1.hardware_pb2 import Hardware
 from finetuneflow.v1.stage_result_pb2 import BaseModelIdentity, PreflightResult
-from services.child_input import ModelFiles
-from services.probe.worker.findings import data_statistics, job_steps, packing_efficiency, passes, phase_statistics
-from services.probe.worker.resolve import Resolved, check_disk, num_evaluations, resolve
 
 _FEW_ROWS = 50
 _MAX_SPEC_BYTES = 56 * 1024
-"""The resolved spec travels in one event of at most 64 KiB."""
+"""Limit of the resolved spec, which is sent in one event of at most 64 KiB."""
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-"""Goes into every checkpoint."""
+"""Tokenizer files, which every checkpoint contains."""
 
 
 @dataclass(frozen=True)
 class TargetMachine:
-    """Where the job would run, and what is known of it."""
+    """The machine that a job is assessed for."""
 
     hardware: Hardware
     holds_artifacts: bool
-    """Whether the artifact store lies on the disk that training writes to."""
+    """True if the artifact store is on the disk that training writes to."""
     prices: Path | None = None
+    """The operator's price table; None for the built-in one."""
     speeds: Calibration = field(default_factory=Calibration)
+    """Speeds measured in earlier trainings."""
 
 
 @dataclass(frozen=True)
-class Conclusion:
-    """What a preflight knows of a job in the end."""
+class Assessment:
+    """The outcome of a preflight."""
 
     result: PreflightResult
     facts: JobFacts | None
-    """None where no row could be counted."""
+    """None if no row could be counted."""
 
 
-def conclude(
+def assess(
     resolved: Resolved,
-    model: ModelFiles,
+    model: LocalModel,
     architecture: Architecture,
     target: TargetMachine,
     prepared: Prepared | None,
     *,
     missing_bytes: int = 0,
-) -> Conclusion:
-    """Makes every choice that is left, and the doubts and refusals that follow. `prepared` is None where no row could
-    be counted: then the longest row is taken to be max_length. Of the model's weights `missing_bytes` are not on the
-    machine yet."""
+) -> Assessment:
+    """Resolves the remaining settings and adds the warnings and refusals that follow from them.
+
+    `prepared` is None if no row could be counted; the longest row is then assumed to be max_length tokens long.
+    `missing_bytes` is the size of the model's weights that are not on the machine yet.
+    """
     if prepared is not None and not prepared.train.num_examples:
         prepared = None
     hardware = target.hardware
     longest = resolved.config.hyperparameters.max_length if prepared is None else prepared.train.max_tokens
     resolve(resolved, hardware, architecture, longest)
     if prepared is None:
-        # Judged by rows that nobody has seen it would be a guess beside what is really wrong.
+        # Without rows, the memory need is a guess, and would distract from the problem that the rows have.
         resolved.refusals[:] = [error for error in resolved.refusals if error.reason != "INSUFFICIENT_MEMORY"]
     steps = 0
     disk = None
     if prepared is not None:
         steps = job_steps(resolved.config, prepared)
-        doubt(resolved, prepared, steps)
+        add_warnings(resolved, prepared, steps)
         disk = _disk(resolved, model, architecture, target, prepared, steps, missing_bytes)
     estimate = _estimate(resolved, architecture, target, longest, prepared, steps, disk)
     result = PreflightResult(
@@ -86,7 +92,7 @@ def conclude(
         evaluation_data=data_statistics(prepared.eval) if prepared is not None and prepared.eval.num_examples else None,
         total_steps=steps,
         hardware=hardware,
-        warnings=[doubt.message for doubt in resolved.warnings],
+        warnings=[warning.message for warning in resolved.warnings],
         estimate=estimate,
     )
     if prepared is not None:
@@ -94,78 +100,76 @@ def conclude(
         result.num_packed_sequences = prepared.num_packed
         result.packing_efficiency = packing_efficiency(prepared, resolved.config.hyperparameters.max_length)
     facts = _facts(resolved, architecture, hardware, prepared, steps, estimate) if prepared is not None else None
-    return Conclusion(result, facts)
+    return Assessment(result, facts)
 
 
 def published(resolved: Resolved) -> ConfigResolved:
-    """Raises JobError("SPEC_TOO_LARGE")."""
+    """Converts the resolved configuration to its event. Raises JobError("SPEC_TOO_LARGE")."""
     spec = config_to_spec(resolved.config)
     if spec.ByteSize() > _MAX_SPEC_BYTES:
         raise JobError(
             "SPEC_TOO_LARGE",
-            f"The configuration is {spec.ByteSize():,} bytes long; {_MAX_SPEC_BYTES:,} are the limit.",
+            f"The configuration has {spec.ByteSize():,} bytes; the limit is {_MAX_SPEC_BYTES:,}.",
             "Shorten chat_template, system_prompt and evaluation.prompts.",
         )
     return ConfigResolved(resolved_spec=spec, resolutions=resolved.resolutions)
 
 
-def doubt(resolved: Resolved, prepared: Prepared, steps: int) -> None:
-    """Warns of what is suspicious about the data, though not refused."""
+def add_warnings(resolved: Resolved, prepared: Prepared, steps: int) -> None:
+    """Adds a warning for every suspicious property of the data that does not refuse the job."""
     train, held_out, rows = prepared.train, prepared.eval, prepared.rows
     hyper = resolved.config.hyperparameters
     if rows.incomplete:
-        message = (
-            f"{_rows(rows.incomplete)} left out as incomplete; validation_report.json names them and what each lacks."
-        )
-        resolved.warn("ROWS_LEFT_OUT", message, "Mend them if there are more than you expected.", "training_data")
+        message = f"{_rows(rows.incomplete)} dropped as incomplete; validation_report.json lists what they lack."
+        resolved.warn("ROWS_LEFT_OUT", message, "Correct them if there are more than you expect.", "training_data")
     if rows.unwritten:
-        message = f"{_rows(rows.unwritten)} left out: the row template writes nothing for {_them(rows.unwritten)}."
-        resolved.warn(UNWRITTEN, message, "Correct the template if that was not meant.", "training_data")
+        message = f"{_rows(rows.unwritten)} dropped: the row template produces no output for {_them(rows.unwritten)}."
+        resolved.warn(UNWRITTEN, message, "Correct the template if this is not intended.", "training_data")
     if rows.turns_cut:
         message = (
-            f"{_rows(rows.turns_cut)} cut: turns before the first question, or behind the last answer, are left out."
+            f"{_rows(rows.turns_cut)} shortened: turns before the first question or after the last answer are dropped."
         )
-        resolved.warn("TURNS_LEFT_OUT", message, "validation_report.json names the first.", "training_data")
+        resolved.warn("TURNS_LEFT_OUT", message, "validation_report.json lists the first of them.", "training_data")
     if duplicates := rows.duplicates:
         templated = any(source.template is not None for source in resolved.config.sources())
         what = _count(duplicates, "example") if templated else _rows(duplicates)
-        message = f"{what} dropped because an earlier one is the same."
-        advice = "Drop them from the file if that was not meant."
+        message = f"{what} dropped as duplicates of earlier ones."
+        advice = "If the repetition is intended, raise the weight of the source instead."
         resolved.warn("DUPLICATES_DROPPED", message, advice, "training_data")
     if rows.truncated:
         share = (train.num_truncated + held_out.num_truncated) / (train.num_examples + held_out.num_examples)
-        message = f"{_rows(rows.truncated)} ({share:.0%}) cut at max_length = {hyper.max_length:,}, and trained on."
-        lost = "A cut answer has no end"
+        message = f"{_rows(rows.truncated)} ({share:.0%}) truncated to max_length = {hyper.max_length:,} tokens."
+        lost = "A truncated answer has no end"
         if hyper.truncation == "keep_end":
-            lost = "A cut row has lost its beginning, where its instructions are"
-        advice = f"{lost}: raise max_length, or shorten the rows."
+            lost = "A truncated row loses its beginning, which holds its instructions"
+        advice = f"{lost}. Raise max_length or shorten the rows."
         resolved.warn("ROWS_TRUNCATED", message, advice, "hyperparameters.max_length")
     if rows.dropped:
         cut_off, them = rows.cut_off, _them(rows.dropped)
         of_whom = f" of {cut_off:,} of them" if rows.dropped > 1 else ""
-        why = f"; max_length = {hyper.max_length:,} cuts the answer off{of_whom}"
-        message = f"{_rows(rows.dropped)} dropped: nothing of {them} would be trained{why * bool(cut_off)}."
-        advice = "Raise max_length, or shorten what stands before the answers."
+        why = f"; max_length = {hyper.max_length:,} cuts off the answer{of_whom}"
+        message = f"{_rows(rows.dropped)} dropped: no token of {them} would be trained{why * bool(cut_off)}."
+        advice = "Raise max_length, or shorten the text before the answers."
         if not cut_off:
-            advice = "Mark a turn of each as trained if that was not meant."
+            advice = "Mark a turn of each row as trained if this is not intended."
         resolved.warn("ROWS_DROPPED", message, advice, "hyperparameters.max_length" if cut_off else "training_data")
     if rows.too_long:
         message = f"{_rows(rows.too_long)} dropped: longer than max_length = {hyper.max_length:,}."
-        advice = "Raise max_length, or cut them with another truncation."
+        advice = "Raise max_length, or set truncation to keep_start or keep_end."
         resolved.warn("ROWS_TOO_LONG", message, advice, "hyperparameters.truncation")
     if prepared.num_leaked:
-        message = f"{_rows(prepared.num_leaked)} of evaluation_data also trained on: the evaluation will flatter."
-        resolved.warn("EVALUATION_LEAKED", message, "Take them out of one of the two.", "evaluation_data")
+        message = f"{_rows(prepared.num_leaked)} of evaluation_data also in training_data: the evaluation will flatter."
+        resolved.warn("EVALUATION_LEAKED", message, "Remove them from one of the two.", "evaluation_data")
     if train.num_examples < _FEW_ROWS:
-        message = f"Only {_rows(train.num_examples)} to train on; so few teach a form at most, and overfit soon."
-        resolved.warn("FEW_ROWS", message, "Some hundred rows are a usual minimum.", "training_data")
+        message = f"Only {_rows(train.num_examples)} to train on: the model learns a style at most, and soon overfits."
+        resolved.warn("FEW_ROWS", message, "A few hundred rows are a usual minimum.", "training_data")
     if prepared.used_plain_template and prepared.has_chat:
-        message = "The base model has no chat template; a plain one with headings and its end-of-text token is used."
-        advice = "Give chat_template to write conversations in another way."
+        message = "The base model has no chat template; a plain one with headings and the end-of-text token is used."
+        advice = "Set chat_template to use another one."
         resolved.warn("PLAIN_TEMPLATE", message, advice, "chat_template")
     if hyper.warmup_steps is not None and hyper.warmup_steps >= steps:
         message = f"warmup_steps = {hyper.warmup_steps:,} is not below the {steps:,} steps of the job."
-        advice = "The peak learning rate is never reached: lower warmup_steps."
+        advice = "Lower warmup_steps; the peak learning rate is never reached otherwise."
         resolved.warn("WARMUP_TOO_LONG", message, advice, "hyperparameters.warmup_steps")
 
 
@@ -178,7 +182,7 @@ def _estimate(
     steps: int,
     disk: Disk | None,
 ) -> ResourceEstimate:
-    """Of the resolved configuration; every evaluation reads all held-out rows."""
+    """Estimates the needs of the resolved configuration; every evaluation reads all held-out rows."""
     config = resolved.config
     machine = Machine.of(target.hardware, gpus=config.resources.gpus)
     hyper = config.hyperparameters
@@ -203,14 +207,14 @@ def _estimate(
 
 def _disk(
     resolved: Resolved,
-    model: ModelFiles,
+    model: LocalModel,
     architecture: Architecture,
     target: TargetMachine,
     prepared: Prepared,
     steps: int,
     missing_bytes: int,
 ) -> Disk | None:
-    """None where the machine does not say what is free."""
+    """Estimates the disk space; None if the free space of the machine is not known."""
     if not target.hardware.disk_free_bytes:
         return None
     config = resolved.config
@@ -271,12 +275,12 @@ def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
-def _identity(model: ModelFiles, architecture: Architecture) -> BaseModelIdentity:
+def _identity(model: LocalModel, architecture: Architecture) -> BaseModelIdentity:
     return BaseModelIdentity(
         id=model.id,
         revision=model.revision,
         weights_sha256=model.weights_sha256,
-        # Without the weights' files there is the count of the headers.
+        # If the weights are not here, the parameters are counted from the headers of their files.
         num_parameters=model.num_parameters or architecture.num_parameters,
         context_length=model.context_length,
         architecture=model.architecture,

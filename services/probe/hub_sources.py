@@ -1,27 +1,38 @@
-"""What is told of the datasets that came from a hub."""
+"""Describes the datasets of a job that were downloaded from a hub."""
 
 from collections.abc import Sequence
 
 from engine.config.spec_proto import config_to_spec, data_sources
+from engine.plan.resolve import Resolved
 from finetuneflow.v1.fine_tuning_job_pb2 import Resolution
 from finetuneflow.v1.stage_result_pb2 import HubDataset
-from services.probe.worker.child_input import HubSource
-from services.probe.worker.resolve import Resolved
+from services.child_input import Strict
+
+
+class HubSource(Strict):
+    """A file that was downloaded from a hub. `finetuneflow.v1.HubDataset` describes the fields."""
+
+    asked: str
+    reference: str
+    revision: str
+    filename: str
+    size_bytes: int
+    sha256: str
 
 
 def note_commits(resolved: Resolved, hub: Sequence[HubSource]) -> None:
-    """Says of every dataset that was pinned what it was before."""
+    """Adds a resolution for every dataset that was pinned to a commit."""
     asked = {one.reference: one.asked for one in hub}
     for path, source in data_sources(config_to_spec(resolved.config)):
         before = asked.get(source.dataset, source.dataset)
         if before != source.dataset:
             field = path.removeprefix("spec.")
-            reason = f"what {before} was when preflight looked"
+            reason = f"the commit of {before} at the time of the preflight"
             resolved.resolutions.append(Resolution(field=field, value=source.dataset, reason=reason))
 
 
 def hub_datasets(hub: Sequence[HubSource]) -> list[HubDataset]:
-    """For the result."""
+    """Converts the sources to the messages of a PreflightResult."""
     return [
         HubDataset(
             asked=one.asked,

@@ -1,11 +1,10 @@
-"""Makes every automatic choice of a job for one machine, each with its reason."""
+"""Resolves every automatic setting of a job for one machine and records the reason for each choice."""
 
 import difflib
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine.config.job import Hyperparameters, JobConfig
+from engine.config.job import JobConfig
 from engine.errors import JobError, Violation
 from engine.estimate.architecture import Architecture
 from engine.estimate.disk import Disk
@@ -20,29 +19,28 @@ _GIB = 2**30
 
 
 @dataclass(frozen=True)
-class Doubt:
-    """What is suspicious about a job, though not refused."""
+class JobWarning:
+    """A suspicious property of a job that does not refuse it."""
 
     reason: str
     message: str
     advice: str
     field: str = ""
-    """Path in the spec; empty where it is about several."""
+    """Path in the spec; empty if the warning concerns several fields."""
 
 
 @dataclass
 class Resolved:
-    """The configuration without automatic values, why each became what it is, what is doubtful about it, and what
-    refuses it."""
+    """A job's configuration with its automatic settings resolved, the resolutions, the warnings and the refusals."""
 
     config: JobConfig
     resolutions: list[Resolution] = field(default_factory=list)
-    warnings: list[Doubt] = field(default_factory=list)
+    warnings: list[JobWarning] = field(default_factory=list)
     refusals: list[JobError] = field(default_factory=list)
-    """Collected, so that a caller hears of all of them at once."""
+    """Every reason to refuse the job; collected, so that the caller gets all of them in one report."""
 
     def choose(self, path: str, value: Any, reason: str) -> None:
-        """Sets the field at `path` (`hyperparameters.precision`) and notes why."""
+        """Sets the field at `path` (such as `hyperparameters.precision`) and records `reason` as its resolution."""
         section, _, name = path.rpartition(".")
         if section:
             inner = getattr(self.config, section).model_copy(update={name: value})
@@ -53,14 +51,15 @@ class Resolved:
         self.resolutions.append(Resolution(field=path, value=shown, reason=reason))
 
     def warn(self, reason: str, message: str, advice: str, field: str = "") -> None:
-        self.warnings.append(Doubt(reason, message, advice, field))
+        """Adds a warning."""
+        self.warnings.append(JobWarning(reason, message, advice, field))
 
     def refuse(self, reason: str, path: str, message: str, advice: str) -> None:
-        """`path` of the field at fault."""
+        """Adds a refusal; `path` is the field at fault."""
         self.refusals.append(JobError(reason, message, advice, [Violation(f"spec.{path}", message)]))
 
     def raise_refusals(self) -> None:
-        """The first one, with the fields at fault of all; nothing when there is none."""
+        """Raises the first refusal with the violations of all refusals; returns if there is none."""
         if self.refusals:
             first = self.refusals[0]
             violations = [violation for refusal in self.refusals for violation in refusal.violations]
@@ -68,23 +67,22 @@ class Resolved:
 
 
 def resolve_length(resolved: Resolved, context_length: int, *, asked: bool) -> None:
-    """Clips max_length to what the model was made for; `asked`: the caller set it."""
+    """Limits max_length to the model's context length; adds a warning if the caller set max_length (`asked`)."""
     wanted = resolved.config.hyperparameters.max_length
     if 0 < context_length < wanted:
         resolved.choose(
-            "hyperparameters.max_length", context_length, f"the model's context; {wanted:,} is more than it"
+            "hyperparameters.max_length", context_length, f"the model's context length; {wanted:,} exceeds it"
         )
         if asked:
-            message = f"max_length = {wanted:,} is more than the model's context of {context_length:,} tokens."
+            message = f"max_length = {wanted:,} exceeds the model's context length of {context_length:,} tokens."
             advice = f"Set max_length to {context_length} or less."
             resolved.warn("MAX_LENGTH_CLIPPED", message, advice, "hyperparameters.max_length")
 
 
 def resolve(resolved: Resolved, hardware: Hardware, architecture: Architecture, longest_row: int) -> None:
-    """Makes all choices that depend on the machine and the data.
+    """Resolves the settings that depend on the machine and the data; `longest_row` is in tokens.
 
-    Among the refusals afterwards may be: NO_GPU, PRECISION_UNAVAILABLE, MISSING_PACKAGE, UNKNOWN_MODULE,
-    INSUFFICIENT_MEMORY.
+    It may add the refusals NO_GPU, PRECISION_UNAVAILABLE, MISSING_PACKAGE, UNKNOWN_MODULE and INSUFFICIENT_MEMORY.
     """
     gpu = _gpu(resolved, hardware)
     _check_modules(resolved, architecture)
@@ -100,34 +98,17 @@ def resolve(resolved: Resolved, hardware: Hardware, architecture: Architecture, 
         )
 
 
-def total_steps(num_sequences: int, hyper: Hyperparameters) -> int:
-    """Optimizer steps as the Trainer counts them: an epoch's last step takes whatever batches are left."""
-    if hyper.max_steps is not None:
-        return hyper.max_steps
-    return math.ceil(hyper.num_epochs * steps_per_epoch(num_sequences, hyper))
-
-
-def steps_per_epoch(num_sequences: int, hyper: Hyperparameters) -> int:
-    """Of one pass over so many sequences; at least 1."""
-    batches = math.ceil(num_sequences / hyper.per_device_train_batch_size)
-    return max(math.ceil(batches / hyper.gradient_accumulation_steps), 1)
-
-
-def num_evaluations(steps: int, hyper: Hyperparameters) -> int:
-    """Of a training of so many steps: every eval_steps, and of the best weights in the end."""
-    return steps // hyper.eval_steps + 1
-
-
 def _gpu(resolved: Resolved, hardware: Hardware) -> Gpu | None:
-    """The GPU to train on, if any."""
+    """Resolves resources.gpus and returns the GPU to train on, or None."""
     usable = list(hardware.gpus) if hardware.cuda_available else []
     asked = resolved.config.resources.gpus
     if asked is None:
         reason = f"{usable[0].name} is usable" if usable else "no GPU is usable on this node"
         resolved.choose("resources.gpus", 1 if usable else 0, reason)
     elif asked > len(usable):
-        message = f"{asked} GPU asked for, {len(usable)} usable on this node."
-        resolved.refuse("NO_GPU", "resources.gpus", message, "Leave resources.gpus out to train on what there is.")
+        message = f"resources.gpus = {asked}, but {len(usable)} are usable on this node."
+        advice = "Omit resources.gpus to train on the devices that the node has."
+        resolved.refuse("NO_GPU", "resources.gpus", message, advice)
     return best_gpu(hardware) if asked != 0 else None
 
 
@@ -141,7 +122,7 @@ def _check_modules(resolved: Resolved, architecture: Architecture) -> None:
             message = f"The base model has no linear layer {target!r}. {hint}"
             violations.append(Violation(f"spec.lora.target_modules[{index}]", message))
     if violations:
-        advice = "Leave target_modules out for every linear layer except the head."
+        advice = "Omit target_modules to adapt every linear layer except the head."
         resolved.refusals.append(JobError("UNKNOWN_MODULE", violations[0].description, advice, violations))
 
 
@@ -157,9 +138,9 @@ def _precision(resolved: Resolved, hardware: Hardware, gpu: Gpu | None) -> None:
             reason = f"the processor has {fast[0]}" if fast else "the processor has neither avx512_bf16 nor amx_bf16"
         resolved.choose("hyperparameters.precision", value, reason)
     elif (asked == "fp16" and gpu is None) or (asked == "bf16" and not (gpu.bf16 if gpu is not None else fast)):
-        where = gpu.name if gpu is not None else "a CPU" if asked == "fp16" else "this CPU"
-        message = f"{asked} cannot be had on {where}."
-        advice = "Leave precision out: preflight takes the fastest one that the hardware has."
+        where = gpu.name if gpu is not None else "A CPU" if asked == "fp16" else "This CPU"
+        message = f"{where} does not support {asked}."
+        advice = "Omit precision: preflight selects the fastest one that the hardware supports."
         resolved.refuse("PRECISION_UNAVAILABLE", "hyperparameters.precision", message, advice)
     if resolved.config.quantization.bnb_4bit_compute_dtype == "auto":
         value = resolved.config.hyperparameters.precision
@@ -167,7 +148,7 @@ def _precision(resolved: Resolved, hardware: Hardware, gpu: Gpu | None) -> None:
 
 
 class _Memory:
-    """What a training would take, and what is free where it would run. Judged by the upper bound of the estimate."""
+    """Compares the memory a training needs, by the upper bound of its estimate, with the memory that is free."""
 
     def __init__(
         self, resolved: Resolved, hardware: Hardware, architecture: Architecture, gpu: Gpu | None, longest_row: int
@@ -195,8 +176,8 @@ class _Memory:
 
     def compared(self, method: str, *, recompute: bool) -> str:
         found = self.estimate(method, recompute=recompute)
-        need = f"about {found.total_bytes / _GIB:.1f} GiB needed, {found.upper_bytes / _GIB:.1f} at most"
-        return f"{need}, {self.free / _GIB:.1f} GiB {self.where} free"
+        need = f"needs about {found.total_bytes / _GIB:.1f} GiB, at most {found.upper_bytes / _GIB:.1f} GiB"
+        return f"{need}; {self.free / _GIB:.1f} GiB {self.where} are free"
 
 
 def _method(resolved: Resolved, hardware: Hardware, gpu: Gpu | None, memory: _Memory) -> None:
@@ -205,29 +186,28 @@ def _method(resolved: Resolved, hardware: Hardware, gpu: Gpu | None, memory: _Me
     if method == "auto":
         recompute = resolved.config.hyperparameters.gradient_checkpointing is not False
         if gpu is None:
-            method, reason = "lora", "on a CPU quantised weights only cost time"
+            method, reason = "lora", "quantised weights make a training on a CPU slower"
         elif memory.fits("lora", recompute=recompute) or not quantises:
-            method, reason = "lora", f"{memory.compared('lora', recompute=recompute)}"
+            method, reason = "lora", f"LoRA {memory.compared('lora', recompute=recompute)}"
         else:
-            method, reason = "qlora", f"LoRA does not fit: {memory.compared('lora', recompute=recompute)}"
+            method, reason = "qlora", f"LoRA does not fit: it {memory.compared('lora', recompute=recompute)}"
         resolved.choose("method", method, reason)
     if method == "qlora" and not quantises:
         message = "QLoRA needs the package bitsandbytes, which is not installed on this node."
         resolved.refuse("MISSING_PACKAGE", "method", message, 'Set method = "lora", or have the operator install it.')
     if method == "qlora" and gpu is None:
-        message = "QLoRA on a CPU works, but every pass expands the 4-bit weights again: LoRA is faster."
-        resolved.warn("QLORA_ON_CPU", message, 'Set method = "lora" unless memory is short.', "method")
+        message = "QLoRA works on a CPU, but every pass expands the 4-bit weights again; LoRA is faster."
+        resolved.warn("QLORA_ON_CPU", message, 'Set method = "lora" unless memory is scarce.', "method")
 
 
 def _optimizer(resolved: Resolved, hardware: Hardware, gpu: Gpu | None) -> None:
     asked = resolved.config.hyperparameters.optim
     if asked == "auto":
         if resolved.config.method == "qlora" and gpu is not None:
-            resolved.choose("hyperparameters.optim", "paged_adamw_8bit", "QLoRA on a GPU: states in 8 bit, paged")
+            resolved.choose("hyperparameters.optim", "paged_adamw_8bit", "QLoRA on a GPU: 8-bit states, paged")
         else:
-            reason = (
-                "the states of adapters are small" if resolved.config.method != "full" else "exact, no extra package"
-            )
+            exact = "exact, and needs no extra package"
+            reason = exact if resolved.config.method == "full" else "the optimizer states of adapters are small"
             resolved.choose("hyperparameters.optim", "adamw_torch", reason)
     elif asked.endswith("bit"):
         path = "hyperparameters.optim"
@@ -235,8 +215,8 @@ def _optimizer(resolved: Resolved, hardware: Hardware, gpu: Gpu | None) -> None:
             message = f"{asked} needs the package bitsandbytes, which is not installed on this node."
             resolved.refuse("MISSING_PACKAGE", path, message, 'Set optim = "adamw_torch".')
         if gpu is None:
-            message = f"{asked} saves nothing on a CPU: paging needs a GPU."
-            resolved.warn("OPTIMIZER_ON_CPU", message, 'Set optim = "adamw_torch", or leave it out.', path)
+            message = f"{asked} saves no memory on a CPU: paging needs a GPU."
+            resolved.warn("OPTIMIZER_ON_CPU", message, 'Set optim = "adamw_torch", or omit it.', path)
 
 
 def _checkpointing(resolved: Resolved, memory: _Memory) -> None:
@@ -244,7 +224,7 @@ def _checkpointing(resolved: Resolved, memory: _Memory) -> None:
     asked = resolved.config.hyperparameters.gradient_checkpointing
     if asked is None:
         keep = memory.fits(method, recompute=False)
-        reason = f"without it, {memory.compared(method, recompute=False)}"
+        reason = f"without it, the training {memory.compared(method, recompute=False)}"
         resolved.choose("hyperparameters.gradient_checkpointing", not keep, reason)
     recompute = bool(resolved.config.hyperparameters.gradient_checkpointing)
     if memory.needed(method, recompute=recompute) > memory.free:
@@ -254,25 +234,25 @@ def _checkpointing(resolved: Resolved, memory: _Memory) -> None:
         smaller += ["gradient_checkpointing = true"] if not recompute else []
         smaller += ['method = "lora" or "qlora"'] if method == "full" else []
         smaller += ['method = "qlora"'] if method == "lora" else []
-        message = f"The training does not fit: {memory.compared(method, recompute=recompute)}."
+        message = f"The training does not fit: it {memory.compared(method, recompute=recompute)}."
         advice = f"Try, in this order: {', '.join(smaller)}; or a smaller base model, or a larger node."
         resolved.refuse("INSUFFICIENT_MEMORY", "method", message, advice)
     elif not memory.fits(method, recompute=recompute):
-        message = f"Memory is tight: {memory.compared(method, recompute=recompute)}."
-        advice = "Lower per_device_train_batch_size or max_length should it run out."
+        message = f"Memory is tight: the training {memory.compared(method, recompute=recompute)}."
+        advice = "Lower per_device_train_batch_size or max_length if memory runs out."
         resolved.warn("MEMORY_TIGHT", message, advice, "hyperparameters.per_device_train_batch_size")
 
 
 def check_disk(resolved: Resolved, disk: Disk) -> None:
-    """Refuses with DISK_TOO_SMALL a job whose checkpoints would fill the disk, and warns where little is left."""
+    """Adds the refusal DISK_TOO_SMALL if the checkpoints do not fit on the disk, or the warning DISK_TIGHT."""
     path, limit = "hyperparameters.save_total_limit", resolved.config.hyperparameters.save_total_limit
     parts = f"{disk.num_checkpoints} checkpoints of {_gib(disk.checkpoint_bytes)} at once"
     if disk.download_bytes:
-        parts += f", {_gib(disk.download_bytes)} of weights to fetch"
-    need = f"about {_gib(disk.needed_bytes)} needed ({parts}), {_gib(disk.free_bytes)} free"
+        parts += f", {_gib(disk.download_bytes)} of weights to download"
+    need = f"about {_gib(disk.needed_bytes)} are needed ({parts}), {_gib(disk.free_bytes)} are free"
     ways = [f"lower save_total_limit (now {limit})"] if disk.holds_artifacts and limit > 1 else []
-    ways += ["train adapters in place of all weights"] if resolved.config.method == "full" else []
-    advice = f"Have the operator make room on the node's FTF_HOME{', or ' * bool(ways)}{', or '.join(ways)}."
+    ways += ["train adapters instead of all weights"] if resolved.config.method == "full" else []
+    advice = f"Have the operator free space in the node's FTF_HOME{', or ' * bool(ways)}{', or '.join(ways)}."
     if disk.verdict == "impossible":
         resolved.refuse("DISK_TOO_SMALL", path, f"The disk is too small for the checkpoints: {need}.", advice)
     elif disk.verdict == "tight":

@@ -5,11 +5,12 @@ from typing import Any
 import pytest
 
 from engine.config.job import Hyperparameters, JobConfig, job_config
+from engine.config.steps import total_steps
 from engine.errors import JobError
 from engine.estimate.architecture import Architecture
 from engine.estimate.known_architectures import known
+from engine.plan.resolve import Resolved, resolve, resolve_length
 from finetuneflow.v1.hardware_pb2 import Gpu, Hardware
-from services.probe.worker.resolve import Resolved, resolve, resolve_length, total_steps
 
 GIB = 2**30
 

@@ -1,4 +1,4 @@
-"""A dataset is looked at before a job is made of it: gateway, probe and its child, as they really run."""
+"""Datasets are validated and previewed: gateway, probe and its child as real processes."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ from gateway.passthrough import Passthrough
 from gateway.servicers.datasets import Datasets, add_to_server
 from gateway.sql.database import Database
 from services.probe.datasets import DatasetsServicer
-from services.probe.looking import Looking
+from services.probe.queries.served import ServedQueries
 from services.probe.settings import ProbeSettings
 from tests.fakes.hub import Hub
 from tests.gateway.serving import refusal, serving
@@ -56,15 +56,17 @@ async def room(tmp_path: Path, nats: NatsServer) -> AsyncIterator[Room]:
     bus = await Bus.connect(nats.url, nats.user, nats.password, "test")
     await bus.ensure_streams()
     database = await Database.open(f"sqlite:///{tmp_path}/gateway.db")
-    probe = DatasetsServicer(Looking(settings, Catalogue(settings.home, settings.models)))
+    queries = ServedQueries(settings, Catalogue(settings.home, settings.models))
+    probe = DatasetsServicer(queries)
     served = Datasets(database, ArtifactStore(settings.artifacts), passthrough=Passthrough(bus))
     async with serving(api, "DatasetService", add_DatasetServiceServicer_to_server, probe) as address:
-        await bus.put_node(Node(id="looking-probe", service="probe", address=address))
+        await bus.put_node(Node(id="inspecting-probe", service="probe", address=address))
         async with (
             serving(api, "DatasetService", add_to_server, served) as gateway,
             grpc.aio.insecure_channel(gateway) as channel,
         ):
             yield Room(DatasetServiceStub(channel))
+    await queries.close()
     await bus.close()
     await database.close()
 

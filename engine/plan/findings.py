@@ -1,10 +1,12 @@
-"""What `engine.data` finds, as messages."""
+"""Converts the statistics and row problems of `engine.data` to messages."""
 
 from engine.config.curriculum import Curriculum
 from engine.config.job import JobConfig
+from engine.config.steps import steps_per_epoch
 from engine.data.prepare import Prepared
 from engine.data.statistics import Statistics
 from engine.data.validation import Problem, Report
+from engine.plan.job_steps import job_steps
 from finetuneflow.v1.stage_result_pb2 import DataStatistics, LanguageCount, PhaseStatistics
 from finetuneflow.v1.validation_pb2 import (
     JobFigures,
@@ -12,10 +14,10 @@ from finetuneflow.v1.validation_pb2 import (
     RowProblem,
     ValidationReport,
 )
-from services.probe.worker.resolve import steps_per_epoch, total_steps
 
 
 def data_statistics(counted: Statistics) -> DataStatistics:
+    """Converts the statistics of a set of rows."""
     return DataStatistics(
         num_examples=counted.num_examples,
         num_tokens=counted.num_tokens,
@@ -41,7 +43,7 @@ def data_statistics(counted: Statistics) -> DataStatistics:
 
 
 def phase_statistics(config: JobConfig, prepared: Prepared) -> list[PhaseStatistics]:
-    """Of a curriculum; none without phases."""
+    """Returns the statistics of each phase of a curriculum; an empty list for a job without phases."""
     if not config.phases:
         return []
     packing = config.hyperparameters.packing
@@ -59,31 +61,13 @@ def phase_statistics(config: JobConfig, prepared: Prepared) -> list[PhaseStatist
 
 
 def packing_efficiency(prepared: Prepared, max_length: int) -> float:
-    """Share of packed sequences that is no padding."""
+    """Returns the share of tokens in packed sequences that are not padding."""
     room = prepared.num_packed * max_length
     return prepared.train.num_tokens / room if room else 0.0
 
 
-def job_steps(config: JobConfig, prepared: Prepared, *, packing: bool | None = None) -> int:
-    """Optimizer steps of the whole job, all phases together; `packing` in place of what the job says."""
-    hyper = config.hyperparameters
-    packed = hyper.packing if packing is None else packing
-    sequences = [phase.num_sequences(packing=packed) for phase in prepared.phases]
-    return Curriculum.of(config, sequences).total_steps if config.phases else total_steps(sequences[0], hyper)
-
-
-def passes(config: JobConfig, prepared: Prepared, steps: int) -> float:
-    """How often the tokens of training_data are trained on, by the mean of all phases."""
-    if config.phases:
-        pairs = zip(config.phases, prepared.phases, strict=True)
-        tokens = sum(phase.num_epochs * counted.train.num_tokens for phase, counted in pairs)
-        return tokens / max(prepared.train.num_tokens, 1)
-    hyper = config.hyperparameters
-    return steps / steps_per_epoch(prepared.phases[0].num_sequences(packing=hyper.packing), hyper)
-
-
 def validation_report(report: Report, prepared: Prepared | None, config: JobConfig) -> ValidationReport:
-    """`prepared` is None where nothing could be counted."""
+    """Converts the row problems and, unless `prepared` is None (no row could be counted), the statistics."""
     found = ValidationReport(
         verdict=f"VALIDATION_VERDICT_{report.verdict.upper()}",
         problems=[row_problem(problem) for problem in report.problems],
@@ -104,6 +88,7 @@ def validation_report(report: Report, prepared: Prepared | None, config: JobConf
 
 
 def row_problem(problem: Problem) -> RowProblem:
+    """Converts one row problem."""
     return RowProblem(
         row=problem.row,
         column=problem.column,
@@ -121,14 +106,14 @@ def _figures(prepared: Prepared, config: JobConfig) -> JobFigures:
         total_steps=job_steps(config, prepared, packing=False) if train.num_examples else 0,
         total_steps_packed=job_steps(config, prepared, packing=True) if train.num_examples else 0,
         packing_efficiency=packing_efficiency(prepared, hyper.max_length),
-        num_epochs=_passes(prepared, config),
+        num_epochs=_num_epochs(prepared, config),
         num_packed_sequences=prepared.num_packed,
         num_rows=train.num_examples,
     )
 
 
-def _passes(prepared: Prepared, config: JobConfig) -> float:
-    """Over the training rows; of a curriculum the sum of its phases'."""
+def _num_epochs(prepared: Prepared, config: JobConfig) -> float:
+    """Returns the epochs over the training rows; for a curriculum, the sum over its phases."""
     hyper = config.hyperparameters
     if config.phases:
         return sum(phase.num_epochs for phase in config.phases)

@@ -1,0 +1,82 @@
+"""`ftf validate`: all checks of a job before it exists.
+
+Files are read on this machine, and the job is planned for it, if the server's package is installed and `--address` is
+not set; otherwise they are uploaded and the server checks them. Uploaded datasets are always read by the server.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from finetuneflow.cli.config import apply_setting, read_config
+from finetuneflow.cli.data_options import (
+    Format,
+    Map,
+    MaxLength,
+    SystemPrompt,
+    Template,
+    TruncationSide,
+    source_settings,
+    sources,
+)
+from finetuneflow.cli.preflight_tables import show_preflight
+from finetuneflow.cli.refusals import every_refusal
+from finetuneflow.cli.session import Json, Session, session
+from finetuneflow.resources.preflight import Preflight
+from finetuneflow.spec import draft_spec
+from finetuneflow.v1 import probe_service_pb2 as pb
+
+
+def validate(
+    ctx: typer.Context,
+    data: Annotated[
+        list[str] | None, typer.Argument(help="Files of rows, dataset ids or hf://owner/name.", show_default=False)
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Base model; see `ftf models list`.")] = None,
+    recipe: Annotated[str | None, typer.Option("--recipe", "-r", help="Preset; see `ftf recipes list`.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Field of the job, such as lora.r=32. Repeatable.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file with the fields of the job.", exists=True, dir_okay=False)
+    ] = None,
+    mapping: Map = None,
+    template: Template = None,
+    format_: Format = None,
+    max_length: MaxLength = None,
+    truncation: TruncationSide = None,
+    system_prompt: SystemPrompt = None,
+    node: Annotated[str, typer.Option(help="Id of the node to plan the job for.")] = "",
+    json: Json = False,
+) -> None:
+    """Run all checks without creating a job; exit code 2 if it would be refused."""
+    values: dict[str, Any] = read_config(config) if config else {}
+    rows = sources(data or [], source_settings(mapping, template, format_))
+    flags = {"training_data": rows, "base_model": model, "recipe": recipe, "system_prompt": system_prompt}
+    values |= {key: value for key, value in flags.items() if value}
+    if max_length is not None:
+        apply_setting(values, f"hyperparameters.max_length={max_length}")
+    if truncation is not None:
+        apply_setting(values, f"hyperparameters.truncation={truncation}")
+    for setting in settings or []:
+        apply_setting(values, setting)
+    here = session(ctx)
+    show_preflight(here.console, _preflight(here, values, node), json=json)
+
+
+def _preflight(here: Session, values: dict[str, Any], node: str) -> Preflight:
+    probe = here.local_probe
+    with every_refusal(values, here.client.probe.ask_estimate if probe is None else probe.estimate):
+        draft = draft_spec(values)
+    named = [*draft.spec.training_data, *draft.spec.evaluation_data]
+    named += [source for phase in draft.spec.phases for source in phase.training_data]
+    has_uploaded = any(source.dataset.startswith("ds_") for source in named)
+    if probe is None or node or has_uploaded:
+        return here.client.jobs.preflight(spec=values, node_id=node)
+    for source, path in draft.files:
+        source.dataset = str(path)
+    request = pb.PreflightFineTuningJobRequest(spec=draft.spec)
+    return Preflight.from_proto(probe.preflight(request, {str(path): path for _, path in draft.files}))

@@ -1,0 +1,73 @@
+"""Runs one query: `python -m services.probe.queries INPUT.json`. A warm spare imports its modules and then waits."""
+
+import importlib
+from pathlib import Path
+
+from google.protobuf.message import Message
+
+from chassis.child.pipe import Cancelled, EventSink, run_child
+from chassis.child.query import replying
+from chassis.child.warm_start import wait_for_input
+from engine.data.split import Progress
+from finetuneflow.v1 import probe_service_pb2
+from finetuneflow.v1.event_pb2 import StageCompleted
+from services.inputs import catalogue
+from services.probe.estimates import Estimates
+from services.probe.queries.count_tokens import count_tokens
+from services.probe.queries.dry_run import dry_run
+from services.probe.queries.fetch import fetch
+from services.probe.queries.inspect_dataset import preview_dataset, validate_dataset
+from services.probe.queries.query import ProbeQuery
+from services.probe.settings import ProbeSettings
+
+
+def warm_up() -> None:
+    """Imports the module that otherwise loads with the first tokenizer, and takes longest."""
+    importlib.import_module("transformers.tokenization_utils_tokenizers")
+
+
+def main(sink: EventSink, input_path: Path) -> StageCompleted:
+    """Writes the reply to the query in `input_path`."""
+    query = ProbeQuery.model_validate_json(input_path.read_bytes())
+
+    def progress(_phase: str, _fraction: float | None) -> None:
+        if sink.requested():
+            raise Cancelled
+        sink.tick()
+
+    with replying(query.out_dir) as reply:
+        if query.fetched is None:
+            settings = ProbeSettings()
+            query = fetch(query, settings, catalogue(settings))
+        reply(run(query, progress))
+    return StageCompleted()
+
+
+def run(query: ProbeQuery, progress: Progress) -> Message:
+    """Returns the response to the query. Raises JobError, and SystemFailure if a hub cannot be reached."""
+    match query.method:
+        case "RecommendMethod":
+            return _estimates().recommend(query.parsed(probe_service_pb2.RecommendMethodRequest()))
+        case "EstimateResources":
+            return _estimates().estimate(query.parsed(probe_service_pb2.EstimateResourcesRequest()))
+        case "CountTokens":
+            return count_tokens(query, progress)
+        case "PreflightFineTuningJob":
+            return dry_run(query, progress)
+        case "ValidateDataset":
+            return validate_dataset(query, progress)
+        case "PreviewDataset":
+            return preview_dataset(query)
+    raise ValueError(f"unknown method: {query.method!r}")
+
+
+def _estimates() -> Estimates:
+    """Reads the settings of this process: a serving probe estimates in its own process, which reads no rows for it."""
+    settings = ProbeSettings()
+    token = settings.hub_token.get_secret_value()
+    return Estimates(catalogue(settings), settings.home, hub_token=token, prices=settings.prices)
+
+
+if __name__ == "__main__":
+    wait_for_input(warm_up)
+    run_child(main)

@@ -1,0 +1,108 @@
+"""Runs the queries of a serving probe, each in a child process of its own.
+
+A child reads rows and loads a tokenizer, which the serving process never does.
+"""
+
+import asyncio
+import contextlib
+import logging
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Final, TypeVar
+
+from google.protobuf.message import Message
+
+from chassis.child.child_process import ChildCommand
+from chassis.child.query import read_reply
+from chassis.child.spare import Spare, SpareCommand
+from chassis.errors import Internal, NotFound
+from chassis.store.artifact_store import ArtifactMissing, ArtifactStore
+from engine.catalogue import Catalogue
+from engine.data.template_limits import CPU_LIMIT, killed_by_template
+from finetuneflow.v1.dataset_pb2 import Dataset
+from services.inputs import child_environment
+from services.probe.dataset_cache import DatasetCache, sweep
+from services.probe.queries.fetch import fetch
+from services.probe.queries.query import ProbeQuery
+from services.probe.settings import ProbeSettings
+
+_log = logging.getLogger(__name__)
+
+M = TypeVar("M", bound=Message)
+_PROGRAM: Final = (sys.executable, "-m", "services.probe.queries")
+_MAX_CHILDREN: Final = 2
+"""Number of children that run at the same time; further queries wait."""
+
+
+class ServedQueries:
+    """Runs queries. After the first one, a spare child waits with its imports done."""
+
+    def __init__(self, settings: ProbeSettings, models: Catalogue) -> None:
+        self._settings, self._models = settings, models
+        self._store = ArtifactStore(settings.artifacts)
+        self._folder = settings.home / "work" / "queries"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        sweep(self._folder)
+        self._datasets = DatasetCache(settings.home / "work" / "datasets", settings.kept_dataset_bytes)
+        self._slots = asyncio.Semaphore(_MAX_CHILDREN)
+        self._env = child_environment(settings)
+        # Python finds the child program in this process's folder, not in the one where the child works.
+        self._cwd = Path.cwd()
+        self._spare = Spare(SpareCommand(_PROGRAM, self._env) if settings.warm_spare else None, self._cwd)
+
+    async def run(self, method: str, request: Message, tenant: str, datasets: Mapping[str, Dataset], response: M) -> M:
+        """Returns `response`, filled by a child.
+
+        `datasets` are the tenant's uploaded datasets by their names in the request. Raises NotFound for one whose file
+        is missing, what `fetch` raises, and what `read_reply` raises.
+        """
+        async with self._slots, self._temporary_folder() as folder:
+            files = {
+                name: await self._fetch_dataset(tenant, dataset, folder / "sources" / str(index))
+                for index, (name, dataset) in enumerate(datasets.items())
+            }
+            query = ProbeQuery.of(folder, method, request, files)
+            query = await asyncio.to_thread(fetch, query, self._settings, self._models)
+            return await self._run(query.write(folder), query.out_dir, response)
+
+    async def close(self) -> None:
+        """Ends the spare child."""
+        await self._spare.close()
+
+    @contextlib.asynccontextmanager
+    async def _temporary_folder(self) -> AsyncIterator[Path]:
+        folder = tempfile.TemporaryDirectory(dir=self._folder, ignore_cleanup_errors=True)
+        try:
+            yield Path(folder.name)
+        finally:
+            await asyncio.to_thread(folder.cleanup)
+
+    async def _fetch_dataset(self, tenant: str, dataset: Dataset, folder: Path) -> Path:
+        """Returns the dataset's file, under the name with which it was uploaded."""
+        file = folder / Path(dataset.filename).name
+        try:
+            await asyncio.to_thread(self._datasets.link, self._store, f"{tenant}/{dataset.path}", dataset.sha256, file)
+        except ArtifactMissing as error:
+            message = f"The file of dataset {dataset.id} is not in the artifact store."
+            raise NotFound("DATASET_NOT_FOUND", message) from error
+        return file
+
+    async def _run(self, input_path: Path, out_dir: Path, response: M) -> M:
+        command = ChildCommand([*_PROGRAM, str(input_path)], out_dir, self._env, on_cpu=True)
+        child = await self._spare.start(command, self._cwd)
+        try:
+            async for _ in child.frames():
+                pass
+            status, last_lines = await child.wait(), child.last_lines()
+        finally:
+            child.close()
+            # Only from here on: a spare that imports beside a running child would compete for the same processors,
+            # and a probe that gets no queries keeps no spare.
+            self._spare.open()
+        try:
+            return read_reply(out_dir, response, status, last_lines, {-CPU_LIMIT: killed_by_template()})
+        except Internal:
+            _log.exception("a query's child ended without a reply")
+            raise

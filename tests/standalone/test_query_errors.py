@@ -1,0 +1,129 @@
+"""A query fails in the same way with a server and without one."""
+
+import hashlib
+import json
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from chassis.store.artifact_store import ArtifactStore
+from engine.catalogue import Catalogue
+from finetuneflow.cli.exits import JOB_FAILED, UNREACHABLE, USAGE, exit_code
+from finetuneflow.errors import ApiError, InvalidArgument, ServerError, Unavailable, from_rpc_error
+from finetuneflow.v1 import dataset_service_pb2 as api
+from finetuneflow.v1.dataset_pb2 import Dataset
+from finetuneflow.v1.dataset_service_pb2_grpc import DatasetServiceStub, add_DatasetServiceServicer_to_server
+from services.probe.datasets import DatasetsServicer
+from services.probe.queries.served import ServedQueries
+from services.probe.settings import ProbeSettings
+from standalone.local_probe import ChildProbe
+from tests.gateway.serving import serving
+from tests.tiny_models import make_tiny_model
+
+ROWS = b'{"question": "Why?", "answer": "So."}\n'
+ENDLESS = """{% set n = namespace(a=[1], b=[1]) %}{% for i in range(60) %}{% set n.a = [n.a, n.a] %}
+{% set n.b = [n.b, n.b] %}{% endfor %}{{ n.a == n.b }}"""
+"""A template with one comparison that takes longer than any limit, and that only the end of the process stops."""
+SHORT_LIMITS = "from engine.data import template_limits as t; t.MAX_SECONDS = t.GRACE_SECONDS = 0.1"
+DEFECT = "import engine.data.preview as p; p.preview = lambda *_: 1 / 0"
+
+
+class Errors:
+    """Sends the same request to a served probe and to one without a server."""
+
+    def __init__(self, stub: DatasetServiceStub, address: str, settings: ProbeSettings, folder: Path) -> None:
+        self._stub, self._address = stub, address
+        self._store = ArtifactStore(settings.artifacts)
+        self._folder = folder
+
+    async def of(self, name: str, rows: bytes, base_model: str = "tiny", **source: Any) -> tuple[ApiError, ApiError]:
+        """Returns the error with a server and the error without one."""
+        file = self._folder / name
+        file.write_bytes(rows)
+        self._store.put_file(file, f"t/{name}")
+        request = api.PreviewDatasetRequest(source={"dataset": "ds_1", **source}, base_model=base_model, tenant="t")
+        with pytest.raises(ApiError) as local:
+            ChildProbe().preview(request, {"ds_1": file})
+        dataset = Dataset(id="ds_1", filename=name, path=name, sha256=hashlib.sha256(rows).hexdigest())
+        request.dataset.CopyFrom(dataset)
+        with pytest.raises(grpc.aio.AioRpcError) as served:
+            await self._stub.PreviewDataset(request)
+        return from_rpc_error(served.value, self._address), local.value
+
+
+@pytest.fixture
+async def errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Errors]:
+    model = make_tiny_model(tmp_path / "tiny")
+    monkeypatch.setenv("FTF_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("FTF_MODELS", json.dumps({"tiny": str(model)}))
+    monkeypatch.setenv("FTF_WARM_SPARE", "false")
+    settings = ProbeSettings()
+    queries = ServedQueries(settings, Catalogue(settings.home, settings.models))
+    add = add_DatasetServiceServicer_to_server
+    async with (
+        serving(api, "DatasetService", add, DatasetsServicer(queries)) as address,
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        yield Errors(DatasetServiceStub(channel), address, settings, tmp_path)
+    await queries.close()
+
+
+def run_in_children(code: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has every Python process that starts from here on run `code` first."""
+    (folder / "sitecustomize.py").write_text(code + "\n")
+    monkeypatch.setenv("PYTHONPATH", ":".join([str(folder), *sys.path]))
+
+
+def assert_same(served: ApiError, local: ApiError) -> None:
+    assert type(served) is type(local)
+    assert (served.code, served.reason, served.message) == (local.code, local.reason, local.message)
+    assert served.violations == local.violations
+    assert exit_code(served) == exit_code(local)
+
+
+async def test_an_unreachable_hub_is_no_fault_of_the_caller(errors: Errors, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script that retries on exit code 3 must not give up because the same command had no server."""
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    served, local = await errors.of("rows.jsonl", ROWS, base_model="org/tiny")
+    assert_same(served, local)
+    assert (type(local), local.reason, exit_code(local)) == (Unavailable, "HUB_UNREACHABLE", UNREACHABLE)
+
+
+async def test_an_unknown_model_is_wrong_input(errors: Errors) -> None:
+    served, local = await errors.of("rows.jsonl", ROWS, base_model="tinny")
+    assert_same(served, local)
+    assert (type(local), local.reason, exit_code(local)) == (InvalidArgument, "MODEL_NOT_FOUND", USAGE)
+    assert local.violations
+
+
+async def test_a_broken_file_is_wrong_input(errors: Errors) -> None:
+    served, local = await errors.of("rows.parquet", b"PAR1 and nothing else")
+    assert_same(served, local)
+    assert (type(local), exit_code(local)) == (InvalidArgument, USAGE)
+    assert local.reason
+
+
+async def test_a_template_that_had_to_be_killed_is_wrong_input(
+    errors: Errors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The caller can correct the template; "the server failed" would send him to the operator."""
+    run_in_children(SHORT_LIMITS, tmp_path, monkeypatch)
+    served, local = await errors.of("rows.jsonl", ROWS, template=ENDLESS)
+    assert_same(served, local)
+    assert (type(local), local.reason, exit_code(local)) == (InvalidArgument, "TEMPLATE_EXCEEDED", USAGE)
+
+
+async def test_a_crash_shows_the_end_of_its_log(
+    errors: Errors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A defect can be reported with what the message says."""
+    run_in_children(DEFECT, tmp_path, monkeypatch)
+    served, local = await errors.of("rows.jsonl", ROWS)
+    assert_same(served, local)
+    assert (type(local), local.reason, exit_code(local)) == (ServerError, "QUERY_CRASHED", JOB_FAILED)
+    assert "ZeroDivisionError" in local.message
