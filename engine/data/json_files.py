@@ -1,4 +1,4 @@
-"""Rows out of JSON: one object a line, or an array of objects, of which only one is held at a time."""
+"""Reads rows from JSON: one object a line, or an array of objects of which one is in memory at a time."""
 
 import codecs
 import json
@@ -8,20 +8,21 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import IO, Any
 
+from engine.data.json_shapes import is_array_of_objects, printable, shape_of
 from engine.data.rows import MAX_ROW_BYTES, Row, RowProblem, is_too_deep, json_type, too_long
-from engine.data.streams import unreadable
+from engine.data.streams import RowStream, unreadable
 
 _CHUNK = 64 * 1024
 _NO_SPACE = re.compile(r"[^ \t\r\n]")
-_ARRAY = re.compile(rb"\[\s*(\{|$)")
-_KEYED = re.compile(rb'\s*\{\s*("(?:[^"\\]|\\.)*")\s*:\s*(?=\[\s*(\{))')
+_PYTHON = re.compile(r"'|None\b|True\b|False\b|array\(|nan\b|\(")
+"""What stands where the JSON of a value ends, if it was written with Python's str()."""
 _NEAR_THE_END = 16
-"""Characters from the end of what was read within which a fault may only be that the rest is missing."""
+"""Characters from the end of the buffer within which an error may only mean that the rest is not read yet."""
 _ENDS_READING = ("NOT_JSON", "NUL_CHARACTER", "NUMBER_TOO_LONG", "ROW_TOO_LONG", "NESTED_TOO_DEEPLY")
 
 
 def read_json_lines(file: IO[bytes]) -> Iterator[Row | RowProblem]:
-    """One object a line; blank lines are skipped."""
+    """Reads one object a line; skips blank lines."""
     number = 0
     parser = _Parser()
     while line := file.readline(MAX_ROW_BYTES + 1):
@@ -34,89 +35,42 @@ def read_json_lines(file: IO[bytes]) -> Iterator[Row | RowProblem]:
             yield from _parsed(parser, number, line)
 
 
-def refuse_other_json(file: IO[bytes], name: str) -> None:
-    """Raises JobError("UNREADABLE_FILE") where what should be one object a line begins as JSON of another shape does:
-    each of its lines would be a fault of its own. Takes nothing out of the file."""
-    head = _head(file)
-    lines = head.lstrip().splitlines()
-    if not lines or _is_one_a_line(lines):
-        return
-    if _ARRAY.match(lines[0]):
-        raise unreadable(name, "is one JSON array, and not one object a line; name it .json")
-    if keyed := _keyed_rows(head):
-        raise unreadable(name, f"is one JSON object with its rows under {keyed[0]}, not one a line; name it .json")
-    if _begins_with_a_long_object(head):
+def refuse_other_json(file: RowStream, name: str) -> None:
+    """Raises JobError("UNREADABLE_FILE") if a file that should hold one object a line begins as JSON of another shape:
+    each of its lines would be an error of its own. Consumes nothing of the file."""
+    shape = shape_of(file)
+    if shape.kind == "array" and is_array_of_objects(file):
+        raise unreadable(name, "is one JSON array, not one object a line; name it .json")
+    if shape.kind == "keyed":
+        raise unreadable(name, f"is one JSON object with its rows under {shape.key}, not one a line; name it .json")
+    if shape.kind == "objects":
         raise unreadable(name, "has JSON objects over several lines each, not one a line; name it .json")
 
 
-def read_json(file: IO[bytes]) -> Iterator[Row | RowProblem]:
-    """An array of objects, one object a line, objects one after the other, or one object whose only key holds an array
-    of objects; turns of a conversation are no rows."""
-    head = _head(file)
-    if keyed := _keyed_rows(head):
-        key, size = keyed
-        yield RowProblem(0, key, "ROWS_UNDER_KEY", f"the rows are read from the array under {key}", "warns")
-        yield from _Values(file, under=key, skip=size).rows()
-    elif head.lstrip().startswith(b"{") and _is_json(head.lstrip().splitlines()[0]):
+def read_json(file: RowStream) -> Iterator[Row | RowProblem]:
+    """Reads an array of objects, one object a line, objects one after the other, or one object whose only key holds an
+    array of objects. An object with several keys is a row, whatever the order of its keys."""
+    shape = shape_of(file)
+    if shape.kind == "keyed":
+        message = f"the rows are read from the array under {shape.key}"
+        yield RowProblem(0, shape.key, "ROWS_UNDER_KEY", message, "warns")
+        yield from _Values(file, under=shape.key, skip=shape.skip).rows()
+    elif shape.kind == "lines":
         yield from read_json_lines(file)
     else:
         yield from _Values(file).rows()
 
 
-def what_is_wrong(error: ValueError | RecursionError) -> str:
-    """What a decoder of JSON says, without its place in the text."""
+def json_error(error: ValueError | RecursionError) -> str:
+    """What is wrong with text that is no JSON, without its position."""
     if isinstance(error, RecursionError):
-        return "values inside values without end"
+        return "its values are nested too deeply"
     if not isinstance(error, json.JSONDecodeError):
-        # The one fault that is none of the syntax: reading a number takes the square of its length.
+        # The only error that is not one of syntax: the time to convert a number grows with the square of its length.
         return f"a number of more than {sys.get_int_max_str_digits():,} digits; write it as a string, in quotes"
+    if _PYTHON.match(error.doc, error.pos):
+        return "it is in Python's notation; write it with json.dumps"
     return error.msg.removesuffix(" at")
-
-
-def _head(file: IO[bytes]) -> bytes:
-    head: bytes = file.peek(_CHUNK)  # type: ignore[attr-defined] # of a BufferedReader
-    return head
-
-
-def _is_json(text: bytes) -> bool:
-    try:
-        json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
-def _begins_with_a_long_object(head: bytes) -> bool:
-    text = head.decode("utf-8", errors="replace").lstrip()
-    try:
-        value, end = json.JSONDecoder().raw_decode(text)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(value, dict) and bool({"\n", "\r"} & set(text[:end]))
-
-
-def _is_one_a_line(lines: list[bytes]) -> bool:
-    return any(line.strip() for line in lines[1:]) and _is_json(lines[0])
-
-
-def _keyed_rows(head: bytes) -> tuple[str, int] | None:
-    """The first key of the one object that a file is, and the bytes before its value, where that is an array of objects
-    that are no turns of a conversation."""
-    found = _KEYED.match(head)
-    if not found or _is_one_a_line(head.lstrip().splitlines()):
-        return None
-    text = head[found.start(2) :].decode("utf-8", errors="replace")
-    try:
-        key: str = json.loads(found[1])
-        first, _ = json.JSONDecoder().raw_decode(text)
-    except (ValueError, RecursionError):
-        return None
-    return None if {"role", "from"} & first.keys() else (_shown(key), found.end())
-
-
-def _shown(key: str) -> str:
-    """As it can be printed: JSON can spell half a surrogate pair."""
-    return key.encode(errors="replace").decode()[:40]
 
 
 def _parsed(parser: "_Parser", number: int, line: bytes) -> Iterator[Row | RowProblem]:
@@ -151,14 +105,14 @@ def _fault(number: int, error: ValueError | RecursionError, where: str) -> RowPr
     if isinstance(error, RecursionError):
         return _too_deep(number)
     if not isinstance(error, json.JSONDecodeError):
-        return RowProblem(number, "", "NUMBER_TOO_LONG", f"has {what_is_wrong(error)}")
+        return RowProblem(number, "", "NUMBER_TOO_LONG", f"has {json_error(error)}")
     if error.doc[error.pos : error.pos + 1] == "\0":
         return _nul(number, where)
     if error.msg == "Extra data" and error.doc[: error.pos].rstrip(" \t").endswith("\r"):
         return _not_json(number, "its lines end in carriage returns alone; save the file with line feeds (Unix)")
     if error.doc[error.pos : error.pos + 1] == "\ufeff":
         return _not_json(number, f"a byte-order mark{where}, as files have that were joined; remove it")
-    return _not_json(number, f"{what_is_wrong(error)}{where}")
+    return _not_json(number, f"{json_error(error)}{where}")
 
 
 def _nul(number: int, where: str) -> RowProblem:
@@ -195,7 +149,7 @@ class _Parser:
         """Of the value that was parsed last, with so many opening brackets in its text."""
         found = _row(number, values, brackets)
         if self._twice and isinstance(found, Row):
-            key = _shown(self._twice[0])
+            key = printable(self._twice[0])
             message = f"has the key {key} twice in one object, and the last one counts; leave one of the two out"
             yield RowProblem(number, key, "DUPLICATE_KEY", message, "warns")
         yield found
@@ -260,7 +214,7 @@ class _Values:
         if self._under:
             if self._peek() != "}":
                 said = f"the object does not end behind the array under {self._under}, on line {self._line}"
-                yield _not_json(number, f"{said}; leave that array alone in the file")
+                yield _not_json(number, f"{said}; save that array alone")
                 return
             self._at += 1
         if character := self._peek():

@@ -66,7 +66,7 @@ def _row(number: int, batch: Any, index: int) -> tuple[Row | RowProblem, int]:
             reason = "NOT_UTF8" if isinstance(error, UnicodeDecodeError) else "NOT_TEXT"
             return RowProblem(number, name, reason, f"column {name[:80]} cannot be read: {error}"), size
         size += _size(values[name])
-    return too_long(number) if size > MAX_ROW_BYTES else Row(number, values), size
+    return too_long(number) if size > MAX_ROW_BYTES else Row(number, values, is_padded=True), size
 
 
 def _size(value: Any) -> int:

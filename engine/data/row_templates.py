@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from engine.data.json_files import what_is_wrong
+from engine.data.json_files import json_error
 from engine.data.rows import Row, RowProblem, is_too_deep, json_type
 from engine.data.template_limits import TEMPLATE_EXCEEDED, TemplateExceeded, limit_of, limited_steps
 from engine.errors import JobError, Violation
@@ -91,12 +91,12 @@ class RowTemplate:
                 row.number,
                 "template",
                 "TEMPLATE_NOT_JSON",
-                f"the template writes no JSON: {what_is_wrong(error)}{_where(error)}; put values in with | tojson",
+                f"the template writes no JSON: {json_error(error)}{_where(error)}; put values in with | tojson",
             )
             return
         for item in found if isinstance(found, list) else [found]:
             if isinstance(item, dict) and not is_too_deep(item):
-                yield Row(row.number, item)
+                yield Row(row.number, item, is_padded=row.is_padded)
             else:
                 message = f"the template writes a JSON {json_type(item)} where an object of columns is due"
                 yield RowProblem(row.number, "template", "TEMPLATE_NOT_JSON", message)
