@@ -74,7 +74,7 @@ def _row(number: int, columns: list[str], cells: list[str]) -> Row | RowProblem:
         if any("\0" in cell for cell in cells):
             return RowProblem(number, "", "NUL_CHARACTER", "has a NUL character; remove it")
         found = "1 cell" if len(cells) == 1 else f"{len(cells):,} cells"
-        message = f"has {found} where the header has {len(columns):,}; quote cells that hold the delimiter"
+        message = f"has {found} but the header has {len(columns):,}; quote cells that contain the delimiter"
         return RowProblem(number, "", "WRONG_NUMBER_OF_CELLS", message)
     for column, cell in zip(columns, cells, strict=True):
         if not cell.isascii() and any("\udc80" <= character <= "\udcff" for character in cell):

@@ -97,7 +97,9 @@ class RowReader:
         values = self._renamed(without_padding(row.values) if row.is_padded else row.values)
         if not self.format:
             self.format = _detect(values)
-        columns = _REQUIRED.get(self.format, ())
+        columns = {name: name for name in _REQUIRED.get(self.format, ())}
+        if "messages" in columns:
+            columns["messages"] = self._turns_column
         is_mapped = not self._mapping.keys().isdisjoint(columns)
         if self.format == "preference" or (self.format not in _NO_PREFERENCES and not is_mapped):
             refuse_preferences(values, self.format, columns)

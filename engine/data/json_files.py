@@ -85,7 +85,7 @@ def _parsed(parser: "_Parser", number: int, line: bytes) -> Iterator[Row | RowPr
     except (ValueError, RecursionError) as error:
         where = ""
         if isinstance(error, json.JSONDecodeError):
-            # The decoder takes what is missing at the end for a fault of the next line.
+            # The decoder reports what is missing at the end at the next line.
             where = f" at column {min(error.pos, len(text.rstrip())) + 1}"
         yield _fault(number, error, where)
         return
@@ -109,14 +109,14 @@ def _fault(number: int, error: ValueError | RecursionError, where: str) -> RowPr
     if error.doc[error.pos : error.pos + 1] == "\0":
         return _nul(number, where)
     if error.msg == "Extra data" and error.doc[: error.pos].rstrip(" \t").endswith("\r"):
-        return _not_json(number, "its lines end in carriage returns alone; save the file with line feeds (Unix)")
+        return _not_json(number, "its lines end with carriage returns only; save the file with line feeds (Unix)")
     if error.doc[error.pos : error.pos + 1] == "\ufeff":
-        return _not_json(number, f"a byte-order mark{where}, as files have that were joined; remove it")
+        return _not_json(number, f"a byte-order mark{where}, as in joined files; remove it")
     return _not_json(number, f"{json_error(error)}{where}")
 
 
 def _nul(number: int, where: str) -> RowProblem:
-    message = f"has a NUL character{where}; remove it, or save the file as UTF-8 where it is full of them"
+    message = f"has a NUL character{where}; remove it, or save the file as UTF-8 if it has many of them"
     return RowProblem(number, "", "NUL_CHARACTER", message)
 
 
@@ -125,11 +125,11 @@ def _not_json(number: int, problem: str) -> RowProblem:
 
 
 def _too_deep(number: int) -> RowProblem:
-    return RowProblem(number, "", "NESTED_TOO_DEEPLY", "not JSON that can be read: values inside values without end")
+    return RowProblem(number, "", "NESTED_TOO_DEEPLY", "not JSON that can be read: its values are nested too deeply")
 
 
 class _Parser:
-    """JSON that notices keys which an object has twice."""
+    """Parses JSON and records keys that an object has twice."""
 
     def __init__(self) -> None:
         self._twice: list[str] = []
@@ -141,16 +141,16 @@ class _Parser:
         return self._decoder.decode(text)
 
     def scan(self, text: str, at: int) -> tuple[Any, int]:
-        """The value that begins there, and where it ends. Raises as `decode` does."""
+        """The value that begins at a position, and its end. Raises what `decode` raises."""
         self._twice.clear()
         return self._decoder.raw_decode(text, at)
 
     def row(self, number: int, values: Any, brackets: int) -> Iterator[Row | RowProblem]:
-        """Of the value that was parsed last, with so many opening brackets in its text."""
+        """Yields the row of the value that was parsed last; `brackets` counts the opening brackets in its text."""
         found = _row(number, values, brackets)
         if self._twice and isinstance(found, Row):
             key = printable(self._twice[0])
-            message = f"has the key {key} twice in one object, and the last one counts; leave one of the two out"
+            message = f"has the key {key} twice in one object, and the last one counts; remove one of the two"
             yield RowProblem(number, key, "DUPLICATE_KEY", message, "warns")
         yield found
 
@@ -165,11 +165,11 @@ class _Parser:
 class _Values:
     """JSON values one after the other, or the elements of one array.
 
-    After a syntax error nobody knows where the next element begins: what follows it is not read.
+    Reading ends at a syntax error, because the beginning of the next element is unknown.
     """
 
     def __init__(self, file: IO[bytes], under: str = "", skip: int = 0) -> None:
-        """`under`: the array is the value of this key, behind `skip` bytes, in an object that has no other."""
+        """`under`: the array is the value of this key, after `skip` bytes, in an object without other keys."""
         self._file = file
         self._under = under
         self._decode = codecs.getincrementaldecoder("utf-8")()
@@ -210,16 +210,16 @@ class _Values:
         return _nul(number, where) if character == "\0" else _not_json(number, f"a comma is missing before it,{where}")
 
     def _behind(self, number: int) -> Iterator[RowProblem]:
-        """What stands where the array has ended."""
+        """Yields the problem of text after the end of the array, if there is any."""
         if self._under:
             if self._peek() != "}":
-                said = f"the object does not end behind the array under {self._under}, on line {self._line}"
+                said = f"the object does not end after the array under {self._under}, on line {self._line}"
                 yield _not_json(number, f"{said}; save that array alone")
                 return
             self._at += 1
         if character := self._peek():
             where = f" on line {self._line}"
-            said = f"something stands behind the end of the {'object' if self._under else 'array'},{where}"
+            said = f"there is text after the end of the {'object' if self._under else 'array'},{where}"
             yield _nul(number, where) if character == "\0" else _not_json(number, said)
 
     def _value(self, number: int) -> Iterator[Row | RowProblem]:
@@ -247,12 +247,12 @@ class _Values:
             if held > MAX_ROW_BYTES:
                 yield too_long(number)
                 return
-            # Twice as much each time: what was read is read again from its beginning.
+            # Doubled each time, because the value is parsed again from its beginning.
             self._read(min(wanted, MAX_ROW_BYTES + _CHUNK - held))
             wanted *= 2
 
     def _peek(self) -> str:
-        """The next character that is no space; empty at the end."""
+        """The next character that is not a space; empty at the end."""
         while True:
             found = _NO_SPACE.search(self._text, self._at)
             at = found.start() if found else len(self._text)

@@ -4,7 +4,7 @@ A row is not refused if the caller mapped the columns that form it: then the cal
 """
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from engine.data.row_errors import BadValue
@@ -22,17 +22,17 @@ _MEDIA: Final = ("image", "images", "audio", "audios", "video", "videos", "pixel
 _PLACEHOLDER: Final = re.compile(r"<(?:\|?(?:image|video|audio)(?:_pad)?\|?|(?:image|video|audio)_?[0-9]+)>")
 
 
-def refuse_preferences(values: Mapping[str, Any], format_: str, columns: Collection[str]) -> None:
+def refuse_preferences(values: Mapping[str, Any], format_: str, columns: Mapping[str, str]) -> None:
     """Raises JobError("UNSUPPORTED_FORMAT") for a row of a preference method. `columns` are those that form a row of
-    the format."""
-    keep = f"Map {_mapping(columns)} to train every row as it is."
+    the format, with their names in the file."""
+    keep = f" Map {_mapping(columns)} to train every row as it is." if columns else ""
     if format_ == "preference" or any(isinstance(values.get(name), str | list | dict) for name in _REJECTED):
         raise JobError(
             "UNSUPPORTED_FORMAT",
             "The rows are preference pairs (a chosen and a rejected answer); supervised training learns one answer, "
             "not which of two is better.",
             'To train the chosen answers, map them: completion = "chosen" beside prompt, or messages = "chosen".'
-            + ("" if "chosen" in values else f" {keep}"),
+            + ("" if "chosen" in values else keep),
         )
     for name in _LABELS if format_ in _LABELLED_FORMATS else _LABELS[1:]:
         if flag_of(values.get(name)) is not None:
@@ -40,13 +40,13 @@ def refuse_preferences(values: Mapping[str, Any], format_: str, columns: Collect
                 "UNSUPPORTED_FORMAT",
                 f"The rows have preference labels (column {name} is true or false); supervised training would learn "
                 "unwanted answers like the others.",
-                f"Keep the rows whose {name} is true, and remove the column. {keep}",
+                f"Keep the rows whose {name} is true, and remove the column.{keep}",
             )
 
 
-def refuse_media(values: Mapping[str, Any], columns: Collection[str]) -> None:
+def refuse_media(values: Mapping[str, Any], columns: Mapping[str, str]) -> None:
     """Raises BadValue("UNSUPPORTED_MEDIA") for a row with images, audio or video. `columns` are those that form a row
-    of the format."""
+    of the format, with their names in the file."""
     for name in _MEDIA:
         if values.get(name) and name not in columns:
             message = (
@@ -80,6 +80,6 @@ def placeholder(number: int, column: str, text: str) -> RowProblem | None:
     return None
 
 
-def _mapping(columns: Collection[str]) -> str:
-    """The mapping of columns to themselves, as it is written in a job file."""
-    return " and ".join(f'{name} = "{name}"' for name in columns)
+def _mapping(columns: Mapping[str, str]) -> str:
+    """The mapping of the columns that form a row, as it is written in a job file."""
+    return " and ".join(f'{ours} = "{theirs}"' for ours, theirs in columns.items())

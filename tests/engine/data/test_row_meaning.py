@@ -196,6 +196,13 @@ def test_a_row_with_media_is_refused_unless_its_text_was_mapped(column: str) -> 
     assert example(row, {"messages": "messages"}).is_chat
 
 
+def test_the_mapping_that_keeps_a_row_names_the_column_of_the_file() -> None:
+    """Advice that is followed must work."""
+    row = {"conversations": [USER, ANSWER], "images": ["bridge.jpg"]}
+    assert 'map messages = "conversations"' in problem(row).message
+    assert example(row, {"messages": "conversations"}).is_chat
+
+
 @pytest.mark.parametrize("text", ["<image>What is this?", "Look: <video>", "<image_1> and <image_2>", "<|image_pad|>"])
 def test_a_placeholder_in_the_text_is_warned_of(text: str) -> None:
     for row in ({"messages": [{"role": "user", "content": text}, ANSWER]}, {"text": text}, QA | {"question": text}):

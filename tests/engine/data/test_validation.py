@@ -390,4 +390,4 @@ def test_what_is_wrong_is_said_of_the_right_place(tokenizer_dir: Path, tmp_path:
     path = tmp_path / "c.csv"
     path.write_text("question,answer\nQ,A\nQ\n")
     report, _ = look(tokenizer_dir, path)
-    assert report.problems[0].message.startswith("has 1 cell where the header has 2")
+    assert report.problems[0].message.startswith("has 1 cell but the header has 2")
