@@ -67,8 +67,8 @@ def limited_steps() -> Iterator[None]:
 
 # A class with a permanent signal handler, not a generator: it runs for each conversation and may cost 1% at most.
 class limited_time:
-    """Raises TemplateExceeded in its block after MAX_SECONDS of CPU time. If a single operation of the interpreter, which
-    handles no signals, lasts GRACE_SECONDS longer, CPU_LIMIT kills the process. Has no effect outside the main
+    """Raises TemplateExceeded in its block after MAX_SECONDS of CPU time. If a single operation of the interpreter,
+    which handles no signals, lasts GRACE_SECONDS longer, CPU_LIMIT kills the process. Has no effect outside the main
     thread."""
 
     _ready = False
