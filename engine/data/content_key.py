@@ -1,5 +1,5 @@
-"""What token shards depend on, as one key: where it is the same, so are the shards. Read from files, without loading a
-tokenizer, so that a serving process can ask for them."""
+"""Computes the key of token shards from everything that decides their content. Reads files without loading a tokenizer,
+so that a serving process can compute it."""
 
 import hashlib
 import importlib.metadata
@@ -10,15 +10,15 @@ from typing import Any
 
 from engine.config.job import DataSource, JobConfig
 
-_LAYOUT = 4
-"""Part of the key: raise it when the same input would give other shards, or other counts beside them."""
+_LAYOUT = 5
+"""Part of the key. Raise it if the same input gives other shards, or other counts in prepared.json."""
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 _LIBRARIES = ("tokenizers", "transformers")
 
 
 def content_key(config: JobConfig, tokenizer_dir: Path, sha256s: Mapping[str, str]) -> str:
-    """A SHA-256, hexadecimal. `config` has the max_length that rows are cut to; `sha256s`: dataset id → that of its
-    file. Packing, the number of epochs and everything else that decides no id is not in it."""
+    """The key as a hexadecimal SHA-256. `config` has the max_length at which rows are truncated; `sha256s` maps a
+    dataset id to the SHA-256 of its file. Settings that decide no token id, such as packing, are not part of it."""
     hyper = config.hyperparameters
 
     def described(listed: Sequence[DataSource]) -> list[Any]:
@@ -48,6 +48,6 @@ def content_key(config: JobConfig, tokenizer_dir: Path, sha256s: Mapping[str, st
 
 
 def sha256_of(path: Path) -> str:
-    """Of a file, hexadecimal."""
+    """The hexadecimal SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,15 +1,17 @@
-"""The turns of a conversation, however they are written: OpenAI's, ShareGPT's, with calls of tools or without."""
+"""Reads the turns of a conversation in the notations of OpenAI and ShareGPT, with or without tool calls."""
 
 import json
 from collections.abc import Mapping
 from typing import Any
 
-from engine.data.json_files import what_is_wrong
-from engine.data.rows import Effect, is_too_deep, json_type
+from engine.data.json_files import json_error
+from engine.data.row_errors import BadValue
+from engine.data.rows import is_too_deep, json_type
+from engine.data.turn_weights import is_trained
 
 Message = dict[str, Any]
-"""A turn as chat templates take it: role (system, user, assistant or tool), content, and where it has them tool_calls,
-name, tool_call_id and reasoning_content."""
+"""A turn as chat templates take it: role (system, user, assistant or tool), content, and, if given, tool_calls, name,
+tool_call_id and reasoning_content."""
 
 ROLES = {
     "system": "system",
@@ -29,16 +31,12 @@ ROLES = {
 }
 
 
-class BadValue(Exception):
-    """What is wrong with a value of a row."""
-
-    def __init__(self, column: str, reason: str, message: str, effect: Effect = "refuses") -> None:
-        super().__init__(message)
-        self.column, self.reason, self.message, self.effect = column, reason, message, effect
+_MEDIA_KEYS = ("image", "image_url", "input_image", "audio", "input_audio", "video", "video_url", "file")
+_TEXT_PARTS = ("text", "input_text", "output_text")
 
 
 def turns(value: Any, column: str) -> tuple[list[Message], frozenset[int]]:
-    """The turns in `value`, and the indices of assistant turns that are not to be trained."""
+    """The turns in `value`, and the indices of the assistant turns that are not trained."""
     listed = unpacked(value, column)
     if not isinstance(listed, list):
         raise BadValue(column, "WRONG_TYPE", f"column {column} is {a(listed)}; it must be an array of turns")
@@ -50,56 +48,56 @@ def turns(value: Any, column: str) -> tuple[list[Message], frozenset[int]]:
         place = f"{column}[{index}]"
         message = _turn(turn, place)
         messages.append(message)
-        if not _trained(turn, message, place):
+        if not is_trained(turn, place, is_answer=message["role"] == "assistant"):
             untrained.add(index)
     return messages, frozenset(untrained)
 
 
 def tools(value: Any) -> list[dict[str, Any]]:
-    """The tools that a conversation may call, as JSON schemas; an empty list for none."""
-    listed = unpacked(value, "tools") if value not in (None, "") else []
-    if not isinstance(listed, list) or not all(isinstance(tool, dict) for tool in listed):
-        raise BadValue("tools", "WRONG_TYPE", "column tools must be an array of JSON schemas")
-    return [without_nulls(tool) for tool in listed]
+    """The tools that a conversation may call, as JSON schemas; an empty list if there are none."""
+    return list(_schemas(value, "tools"))
+
+
+def functions(value: Any) -> list[dict[str, Any]]:
+    """The same of `functions`, OpenAI's first name for tools: schemas without the object around each."""
+    return [{"type": "function", "function": schema} for schema in _schemas(value, "functions")]
+
+
+def _schemas(value: Any, column: str) -> list[dict[str, Any]]:
+    listed = unpacked(value, column) if value not in (None, "") else []
+    if not isinstance(listed, list) or not all(isinstance(schema, dict) for schema in listed):
+        raise BadValue(column, "WRONG_TYPE", f"column {column} must be an array of JSON schemas")
+    return listed
 
 
 def unpacked(value: Any, column: str) -> Any:
-    """A list or object itself, or out of a string that is JSON, as tables hold it."""
+    """A list or object, parsed if it is text as in tables. Text that does not begin like one is returned as it is."""
     if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
         return value
     try:
         found = json.loads(value)
     except (ValueError, RecursionError) as error:
-        raise BadValue(column, "NOT_JSON", f"column {column} is text that is no JSON: {what_is_wrong(error)}") from None
+        raise BadValue(column, "NOT_JSON", f"column {column} is text that is no JSON: {json_error(error)}") from None
     if is_too_deep(found):
-        raise BadValue(column, "NESTED_TOO_DEEPLY", f"column {column} has values inside values without end")
+        raise BadValue(column, "NESTED_TOO_DEEPLY", f"column {column} has values that are nested too deeply")
     return found
 
 
-def without_nulls(value: Any) -> Any:
-    """Parquet gives every object every key of its column: those that are null were never there."""
-    if isinstance(value, dict):
-        return {key: without_nulls(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
-        return [without_nulls(item) for item in value]
-    return value
-
-
 def encodable(text: str, column: str) -> str:
-    """The text, unless no tokenizer takes it or nobody can have meant it."""
+    """The text. Raises BadValue if no tokenizer takes it, or if it holds a NUL character."""
     # JSON can spell half a surrogate pair.
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        message = f"column {column} holds half a surrogate pair at character {error.start + 1}; remove it"
+        message = f"column {column} has half a surrogate pair at character {error.start + 1}; remove it"
         raise BadValue(column, "NOT_TEXT", message) from None
     if "\0" in text:
-        raise BadValue(column, "NUL_CHARACTER", f"column {column} holds a NUL character; remove it")
+        raise BadValue(column, "NUL_CHARACTER", f"column {column} has a NUL character; remove it")
     return text
 
 
 def a(value: Any) -> str:
-    """A value's type, with an article."""
+    """The type of a value, with its article."""
     kind = json_type(value)
     shown = f" ({value})" if kind in ("number", "boolean") else ""
     return ("an " if kind[0] in "ao" else "a ") * (value is not None) + kind + shown
@@ -108,42 +106,68 @@ def a(value: Any) -> str:
 def _turn(turn: Any, place: str) -> Message:
     if not isinstance(turn, dict):
         raise BadValue(place, "WRONG_TYPE", f'{place} is {a(turn)}; a turn is {{"role": "user", "content": "…"}}')
-    said = _given(turn, "role", "from")
-    role = said.lower() if isinstance(said, str) else ""
-    if role not in ROLES:
-        raise BadValue(place, "UNKNOWN_ROLE", f"{place} has role {str(said)[:40]!r}; known are {', '.join(ROLES)}")
-    message: Message = {"role": ROLES[role]}
+    message: Message = {"role": _role(turn, place)}
     content = _given(turn, "content", "value")
-    # OpenAI's first way to call, one at a time.
+    # function_call is OpenAI's first notation: one call in a turn.
     calls = turn.get("tool_calls") or ([turn["function_call"]] if turn.get("function_call") else [])
-    if role == "function_call":
+    if str(_given(turn, "role", "from")).lower() == "function_call":
         calls, content = unpacked(content, place), ""
         calls = calls if isinstance(calls, list) else [calls]
     if calls:
         if message["role"] != "assistant":
-            raise BadValue(place, "MISPLACED_TOOL_CALL", f"{place} calls a tool; only the assistant can")
+            raise BadValue(place, "MISPLACED_TOOL_CALL", f"{place} calls a tool; only assistant turns can")
         message["tool_calls"] = _calls(calls, place)
-    message["content"] = _content(content, place, message["role"], has_calls=bool(calls))
+    message["content"] = _content(turn, content, place, message["role"], has_calls=bool(calls))
     for key in ("name", "tool_call_id", "reasoning_content"):
         if isinstance(turn.get(key), str):
             message[key] = encodable(turn[key], place)
     return message
 
 
-def _content(content: Any, place: str, role: str, *, has_calls: bool) -> str:
+def _role(turn: Mapping[str, Any], place: str) -> str:
+    said = _given(turn, "role", "from")
+    if said is None or said == "":
+        names = [key for key in turn if key.lower() in ROLES]
+        hint = f'{{"role": "{names[0].lower()}", "content": "…"}}' if names else '"role": "user" or "assistant"'
+        has = "" if "role" in turn or "from" in turn else f" (it has {', '.join(key[:40] for key in list(turn)[:10])})"
+        raise BadValue(place, "MISSING_ROLE", f"{place} has no role{has if turn else ''}; write {hint}")
+    role = said.lower() if isinstance(said, str) else ""
+    if role not in ROLES:
+        message = f"{place} has the unknown role {str(said)[:40]!r}; the known roles are {', '.join(ROLES)}"
+        raise BadValue(place, "UNKNOWN_ROLE", message)
+    return ROLES[role]
+
+
+def _content(turn: Mapping[str, Any], content: Any, place: str, role: str, *, has_calls: bool) -> str:
     if isinstance(content, list):
-        parts = [without_nulls(part) for part in content]
-        if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in parts):
-            raise BadValue(place, "UNSUPPORTED_CONTENT", f"{place} has parts that are no text; only text is trained on")
-        content = "".join(part["text"] for part in parts)
+        content = "".join(_text_of_part(part, place) for part in content)
     if content is None and has_calls:
         content = ""
+    if content is None:
+        if "content" in turn or "value" in turn:
+            raise BadValue(place, "EMPTY_VALUE", f"{place} has null for content", "leaves_out")
+        has = ", ".join(key[:40] for key in list(turn)[:10])
+        raise BadValue(place, "EMPTY_VALUE", f"{place} has no content (it has {has})", "leaves_out")
     if not isinstance(content, str):
-        raise BadValue(place, "WRONG_TYPE", f"{place} has {a(content)} for content; it must be a string")
-    # An empty answer would train the model to say nothing. A tool may well return nothing.
+        message = f"{place} has {a(content)} for content; write it as a string, an object with json.dumps"
+        raise BadValue(place, "WRONG_TYPE", message)
+    # An empty answer would train the model to say nothing. A tool may return nothing.
     if not content.strip() and role in ("user", "assistant") and not has_calls:
         raise BadValue(place, "EMPTY_VALUE", f"{place} is empty", "leaves_out")
     return encodable(content, place)
+
+
+def _text_of_part(part: Any, place: str) -> str:
+    """The text of one of the parts that the content of a turn is divided into."""
+    kind = part.get("type") if isinstance(part, dict) else None
+    if isinstance(part, dict) and kind in (None, *_TEXT_PARTS) and isinstance(part.get("text"), str):
+        media = next((key for key in _MEDIA_KEYS if part.get(key)), None)
+        if media is None:
+            return str(part["text"])
+        kind = media
+    said = f"a part of type {str(kind)[:40]}" if kind else f"a part that is {a(part)} without text"
+    message = f"{place} has {said}; only text is trained: leave these rows out, or remove the part"
+    raise BadValue(place, "UNSUPPORTED_CONTENT", message)
 
 
 def _calls(calls: Any, place: str) -> list[dict[str, Any]]:
@@ -163,7 +187,7 @@ def _calls(calls: Any, place: str) -> list[dict[str, Any]]:
                 arguments = json.loads(arguments or "{}")
             except (ValueError, RecursionError):
                 raise _bad_call(place, f"{name[:80]} with arguments that are no JSON") from None
-        arguments = {} if arguments is None else without_nulls(arguments)
+        arguments = {} if arguments is None else arguments
         if not isinstance(arguments, dict) or is_too_deep(arguments):
             raise _bad_call(place, f"{name[:80]} with arguments that are {a(arguments)}, not an object of names")
         encodable(json.dumps(arguments, ensure_ascii=False), place)
@@ -176,23 +200,6 @@ def _calls(calls: Any, place: str) -> list[dict[str, Any]]:
 
 def _bad_call(place: str, what: str) -> BadValue:
     return BadValue(place, "BAD_TOOL_CALL", f"{place} calls {what}", "leaves_out")
-
-
-def _trained(turn: Mapping[str, Any], message: Message, place: str) -> bool:
-    """What `train` or `weight` of a turn say; without them every answer is trained."""
-    is_answer: bool = message["role"] == "assistant"
-    for key in ("train", "weight"):
-        value = turn.get(key)
-        if value is None:
-            continue
-        if value not in (0, 1):
-            raise BadValue(
-                place, "BAD_WEIGHT", f"{place} has {key} = {str(value)[:40]}; it must be 0 or 1, true or false"
-            )
-        if value and not is_answer and key == "train":
-            raise BadValue(place, "NOT_AN_ANSWER", f"{place} asks to be trained; only assistant turns can be")
-        return bool(value)
-    return True
 
 
 def _given(turn: Mapping[str, Any], ours: str, theirs: str) -> Any:

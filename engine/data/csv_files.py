@@ -1,4 +1,4 @@
-"""Rows out of tables of text. Cells are text and stay text: nothing in them is ever computed."""
+"""Reads rows from delimited text. Cells stay text: formulas are never evaluated."""
 
 import csv
 import io
@@ -12,17 +12,23 @@ from engine.errors import JobError
 
 _DELIMITERS = ",;\t|"
 _QUOTED = re.compile(r'"[^"]*"')
+_SEPARATOR = re.compile(r'"?sep=([^\w\s"]|\t)"?[,;\t|]*\s*', re.IGNORECASE)
+"""The line by which Excel is told the delimiter; it is not the header."""
 
 
 def read_csv(file: IO[bytes], name: str, delimiter: str = "") -> Iterator[Row | RowProblem]:
-    """Rows below a header line; without a `delimiter` it is the one of , ; tab | that the header has most of.
+    """Reads the rows below a header line. Without a `delimiter`, it is the one that Excel's line `sep=;` names, or the
+    most frequent of , ; tab | in the header.
 
-    Raises JobError("BAD_HEADER") when columns cannot be told apart.
+    Raises JobError("BAD_HEADER") if the header does not name each column once.
     """
-    # Bytes that are no UTF-8 become lone surrogates: the row they are in is refused, the others are read.
+    # Bytes that are not UTF-8 become lone surrogates: only their row is refused.
     lines = _Lines(io.TextIOWrapper(file, "utf-8", errors="surrogateescape", newline=""))
     csv.field_size_limit(MAX_ROW_BYTES)
     header_line = next(lines, "")
+    if named := _SEPARATOR.fullmatch(header_line):
+        delimiter = named[1]
+        header_line = next(lines, "")
     if not header_line.strip():
         return
     if not delimiter:
@@ -59,7 +65,7 @@ def _columns(line: str, delimiter: str, lines: "_Lines", name: str) -> list[str]
     if any("\udc80" <= character <= "\udcff" for column in columns for character in column):
         raise _bad_header(name, "is not UTF-8; save the file as UTF-8")
     if any("\0" in column for column in columns):
-        raise _bad_header(name, "has NUL characters: the file is no text")
+        raise _bad_header(name, "has NUL characters: the file is not text")
     return columns
 
 
@@ -68,7 +74,7 @@ def _row(number: int, columns: list[str], cells: list[str]) -> Row | RowProblem:
         if any("\0" in cell for cell in cells):
             return RowProblem(number, "", "NUL_CHARACTER", "has a NUL character; remove it")
         found = "1 cell" if len(cells) == 1 else f"{len(cells):,} cells"
-        message = f"has {found} where the header has {len(columns):,}; quote cells that hold the delimiter"
+        message = f"has {found} but the header has {len(columns):,}; quote cells that contain the delimiter"
         return RowProblem(number, "", "WRONG_NUMBER_OF_CELLS", message)
     for column, cell in zip(columns, cells, strict=True):
         if not cell.isascii() and any("\udc80" <= character <= "\udcff" for character in cell):
@@ -96,7 +102,7 @@ def _then(line: str, lines: "_Lines") -> Iterator[str]:
 
 
 class _Lines:
-    """The lines of a table, counted. Of one that is too long only the beginning is given, and none after it."""
+    """The lines of a table, counted. A line that is too long raises csv.Error."""
 
     def __init__(self, text: io.TextIOWrapper) -> None:
         self._text = text
@@ -117,7 +123,7 @@ class _Lines:
         return line
 
     def skip(self) -> None:
-        """On to the line behind the one that was too long."""
+        """Skips the rest of a line that was too long."""
         self.too_long = False
         while (line := self._text.readline(1 << 16)) and not line.endswith(("\n", "\r")):
             pass

@@ -1,4 +1,4 @@
-"""Rows by what they say: which of them are the same, and which are drawn. 16 bytes a row, never a Python object."""
+"""Finds duplicate rows and draws samples by digests: 16 bytes a row in arrays, no Python objects."""
 
 import hashlib
 
@@ -9,18 +9,18 @@ Digests = NDArray[numpy.bytes_]
 Rows = NDArray[numpy.int64]
 """Indices of rows."""
 Chosen = NDArray[numpy.bool_]
-"""Whether each row is."""
+"""One boolean per row."""
 
 DIGEST_BYTES = 16
 
 
 def digests_of(joined: bytes | bytearray) -> Digests:
-    """Out of 16 bytes for each row."""
+    """The digests in a concatenation of 16 bytes for each row."""
     return numpy.frombuffer(joined, dtype=f"S{DIGEST_BYTES}")
 
 
 def first_of_each(digests: Digests) -> Rows:
-    """Of every row the first one that says the same, which for most is the row itself."""
+    """For each row, the index of its first duplicate; its own index if it is unique."""
     order = numpy.argsort(digests, kind="stable")
     ordered = digests[order]
     new = numpy.ones(len(order), numpy.bool_)
@@ -31,7 +31,7 @@ def first_of_each(digests: Digests) -> Rows:
 
 
 def among(digests: Digests, others: Digests) -> Chosen:
-    """Which rows say what one of the others says."""
+    """For each row, whether its digest is among the others."""
     if not len(others):
         return numpy.zeros(len(digests), numpy.bool_)
     ordered = numpy.sort(others)
@@ -41,7 +41,7 @@ def among(digests: Digests, others: Digests) -> Chosen:
 
 
 def drawn(digests: Digests, count: int, seed: int, purpose: bytes = b"") -> Rows:
-    """Indices of `count` of the rows, all different: the same ones whatever their order."""
+    """Indices of `count` distinct rows, drawn by the seed; the same rows whatever their order."""
     key = seed.to_bytes(8, "big") + purpose
     joined = digests.tobytes()
     lots = numpy.empty(len(digests), numpy.uint64)

@@ -1,14 +1,14 @@
-"""Reads files of rows, one row at a time, so that a file larger than memory can be trained on.
+"""Reads files of rows one row at a time, so that a file may be larger than memory.
 
 | ending        | rows                                                                                       |
 |---------------|--------------------------------------------------------------------------------------------|
 | jsonl, ndjson | one JSON object a line                                                                     |
 | json          | an array of objects, alone or as an object's only value; or objects one after the other    |
-| csv, tsv      | the lines below a header; the delimiter of a csv is the one its header has most of         |
-| txt           | running text in packs of whole lines, each of at most two bytes per token of `max_length`  |
+| csv, tsv      | the lines below a header; the delimiter of a csv is named by `sep=` or counted             |
+| txt           | running text in pieces of whole lines, at most 2 bytes per token of `max_length` each      |
 | parquet       | its rows                                                                                   |
 
-All but Parquet may be packed once more, as .gz or .zst. Text is UTF-8, with or without a byte-order mark.
+All except Parquet may be compressed, as .gz or .zst. Text is UTF-8, with or without a byte-order mark.
 """
 
 from collections.abc import Iterator
@@ -24,21 +24,22 @@ from engine.data.text_files import read_text
 from engine.errors import JobError
 
 _BYTES_PER_TOKEN = 2
-"""Hardly any text has fewer: a pack of text is hardly ever cut, whatever the tokenizer."""
+"""Almost no text has fewer, so that a piece is almost never truncated, whatever the tokenizer."""
 
 
 def read_rows(path: Path, max_length: int = 2048) -> Iterator[Row | RowProblem]:
-    """Rows and unreadable rows of a file, in its order. `max_length` (tokens) decides how running text is packed.
+    """Yields the rows of a file, and the problems of rows that cannot be read, in order. `max_length` (tokens) decides
+    how running text is divided.
 
-    Raises JobError: UNSUPPORTED_FILE for another ending, and UNREADABLE_FILE, DECOMPRESSION_BOMB or BAD_HEADER for a
-    file that is no good as a whole.
+    Raises JobError: UNSUPPORTED_FILE for an unknown ending; UNREADABLE_FILE, DECOMPRESSION_BOMB or BAD_HEADER for a
+    file that cannot be read at all.
     """
     ending = ending_of(path.name)
     if ending is None:
         raise JobError(
             "UNSUPPORTED_FILE",
-            f"{path.name} does not end as a file of rows does: {', '.join(f'.{kind}' for kind in KINDS)}.",
-            "Give the file the ending of what is in it.",
+            f"{path.name} has none of the endings of files of rows: {', '.join(f'.{kind}' for kind in KINDS)}.",
+            "Name the file by its format.",
         )
     kind = ending.partition(".")[0]
     if kind == "parquet":

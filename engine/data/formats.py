@@ -1,31 +1,34 @@
-"""What a row means: from the columns of seven formats to one example.
+"""Turns rows of seven formats into examples.
 
 | format            | columns                                                   | becomes                           |
 |-------------------|-----------------------------------------------------------|-----------------------------------|
-| tokenized         | `input_ids`, `labels`?, `attention_mask`?                 | itself                            |
+| tokenized         | `input_ids`, `labels`?, `attention_mask`?                 | token ids as they are             |
 | chat              | `messages` or `conversations` (role/content, from/value), | a conversation                    |
-|                   | `tools`?, `system`?                                       |                                   |
+|                   | `tools` or `functions`?, `system`?                        |                                   |
 | question_answer   | `question`, `answer`, `system`?                           | a conversation of one turn each   |
 | instruction       | `instruction`, `input`?, `output`, `system`?              | the same, input after instruction |
 | prompt_completion | `prompt`, `completion`: both text, or both lists of turns | plain text, or a conversation     |
-| preference        | `chosen`, `rejected`, `prompt`?                           | refused: which one is the answer? |
+| preference        | `chosen`, `rejected`, `prompt`?                           | refused                           |
 | text              | `text`                                                    | plain text, trained as a whole    |
 
-Every assistant turn of a conversation is trained but those with `"train": false` or `"weight": 0`. What stands before
-the first question of a conversation, or behind its last answer, is left out with a warning.
+Every assistant turn of a conversation is trained, except those that `turn_weights` excludes. Turns before the first
+question of a conversation, and after its last answer, are removed with a warning.
 """
 
 import difflib
+import itertools
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine.data.conversations import BadValue, Message, a, encodable, tools, turns, unpacked
-from engine.data.rows import Row, RowProblem
-from engine.errors import JobError
+from engine.data.conversations import Message, a, encodable, functions, tools, turns, unpacked
+from engine.data.row_errors import BadValue
+from engine.data.rows import Effect, Row, RowProblem, without_padding
+from engine.data.unsupported_columns import placeholder, refuse_media, refuse_preferences, unused_columns
 
 _REQUIRED: dict[str, tuple[str, ...]] = {
-    # First, as in the Trainer: where there are ids, the other columns are what they were made of.
+    # First, as in TRL: beside ids, the other columns are what the ids were made from.
     "tokenized": ("input_ids",),
     "chat": ("messages",),
     "question_answer": ("question", "answer"),
@@ -34,18 +37,21 @@ _REQUIRED: dict[str, tuple[str, ...]] = {
     "preference": ("chosen", "rejected"),
     "text": ("text",),
 }
+_PYTHON_TURNS = re.compile(r"\s*\[\{\s*'(?:role|from)'\s*:")
 _ANSWERS = ("answer", "output", "completion")
 _IGNORED = -100
+_NO_PREFERENCES = ("tokenized", "text")
+"""Formats whose rows have no answer that could be labelled or rejected."""
 TURNS_CUT = ("LEADING_TURNS", "TRAILING_TURNS")
-"""Reasons of problems that leave the row in."""
+"""Reasons of problems of rows that are kept without some of their turns."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """One row as it is trained on: a conversation, a prompt and its continuation as plain text, or ids.
+    """One row as it is trained: a conversation, a prompt and its completion as plain text, or token ids.
 
-    Of a conversation the assistant turns from index `answers_from` on are trained, but those in `untrained`; of plain
-    text, `completion`. instruction, input and expected_output are what a person compares an answer with.
+    In a conversation, the assistant turns from index `answers_from` on are trained, except those in `untrained`; in
+    plain text, `completion`. A person compares an answer with instruction, input and expected_output.
     """
 
     row: int
@@ -59,7 +65,7 @@ class Example:
     untrained: frozenset[int] = frozenset()
     tools: list[dict[str, Any]] = field(default_factory=list)
     continues: bool = False
-    """True for a piece of text that goes on in another row: no end is learned."""
+    """True for a piece of text that continues in another row: no end-of-text token is added."""
     input_ids: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
 
@@ -73,8 +79,8 @@ class Example:
 
 
 class RowReader:
-    """Turns the rows of one dataset into examples. Unless `format_` says it, the first row that has a known column
-    decides the format."""
+    """Turns the rows of one dataset into examples. Without `format_`, the first row that has a known column decides the
+    format."""
 
     def __init__(self, mapping: Mapping[str, str], system_prompt: str | None, format_: str | None = None) -> None:
         self._mapping = mapping
@@ -83,50 +89,59 @@ class RowReader:
         self._columns: dict[str, None] = {}
         self._turns_column = "messages"
         self.format = format_ or ""
-        """Name of the format; empty before the first row that has one."""
+        """Name of the format; empty until a row has a known column."""
 
     def read(self, row: Row) -> Iterator[Example | RowProblem]:
-        """The example a row makes, behind what had to be mended of it; or what is wrong with the row. Raises
-        JobError("UNSUPPORTED_FORMAT") for preference pairs."""
-        values = self._renamed(row.values)
+        """Yields the warnings about a row and its example, or the problem that it is left out or refused for. Raises
+        JobError("UNSUPPORTED_FORMAT") for rows of a preference method."""
+        values = self._renamed(without_padding(row.values) if row.is_padded else row.values)
         if not self.format:
             self.format = _detect(values)
-        if self.format == "preference":
-            raise JobError(
-                "UNSUPPORTED_FORMAT",
-                "The rows are preference pairs (chosen and rejected): supervised training learns one answer, not which "
-                "of two is the better one.",
-                'To learn the chosen ones, map them: completion = "chosen" beside prompt, or messages = "chosen".',
-            )
+        columns = {name: name for name in _REQUIRED.get(self.format, ())}
+        if "messages" in columns:
+            columns["messages"] = self._turns_column
+        is_mapped = not self._mapping.keys().isdisjoint(columns)
+        if self.format == "preference" or (self.format not in _NO_PREFERENCES and not is_mapped):
+            refuse_preferences(values, self.format, columns)
         try:
             if not self.format:
                 message = f"has none of the known columns; it has {_listed(row.values)}; {_hint(row.values)}"
                 raise BadValue("", "UNKNOWN_FORMAT", message)
-            mended: list[RowProblem] = []
-            example = self._example(row, values, mended)
+            if not is_mapped:
+                refuse_media(values, columns)
+            warnings = list(unused_columns(row.number, values, self.format))
+            example = self._example(row, values, warnings)
         except BadValue as bad:
             yield RowProblem(row.number, bad.column, bad.reason, bad.message, bad.effect)
             return
-        yield from mended
+        yield from warnings
+        if found := self._placeholder(example):
+            yield found
         yield example
+
+    def _placeholder(self, example: Example) -> RowProblem | None:
+        texts = [("prompt", example.prompt), ("completion", example.completion)]
+        texts += [(f"{self._turns_column}[{index}]", turn["content"]) for index, turn in enumerate(example.messages)]
+        found = (placeholder(example.row, column, text) for column, text in texts)
+        return next((problem for problem in found if problem), None)
 
     @property
     def columns(self) -> list[str]:
-        """Columns of the rows so far, the first thousand."""
+        """Columns of the rows so far, up to 1,000 of them."""
         return list(self._columns)
 
     @property
     def unseen(self) -> list[str]:
-        """Mapped columns, by our names, that no row had so far."""
+        """Keys of the mapping whose column no row had so far."""
         return list(self._unseen)
 
     def also_read(self, columns: Iterable[str], unseen: Collection[str]) -> None:
-        """Takes over what another reader, of other rows of the same dataset, has seen."""
+        """Adds the columns that another reader found in other rows of the same dataset."""
         self._note(columns)
         self._unseen = {ours: theirs for ours, theirs in self._unseen.items() if ours in unseen}
 
     def unseen_columns(self) -> dict[str, str]:
-        """Entries of the mapping whose column no row had so far, each with what is wrong about it."""
+        """Keys of the mapping whose column no row had so far, each with a message."""
         found = {}
         for ours, theirs in self._unseen.items():
             close = difflib.get_close_matches(theirs, list(self._columns), n=1)
@@ -153,13 +168,13 @@ class RowReader:
         if len(self._columns) < 1000:
             self._columns.update(dict.fromkeys(columns))
 
-    def _example(self, row: Row, values: dict[str, Any], mended: list[RowProblem]) -> Example:
+    def _example(self, row: Row, values: dict[str, Any], warnings: list[RowProblem]) -> Example:
         number = row.number
         match self.format:
             case "chat":
                 column = self._turns_column
                 messages, untrained = turns(_present(values, "messages", column), column)
-                return self._chat(number, values, messages, 0, untrained, mended)
+                return self._chat(number, values, messages, 0, untrained, warnings)
             case "question_answer":
                 question, answer = _text(values, "question"), _text(values, "answer")
                 return self._single_turn(number, values, question, "", answer)
@@ -167,7 +182,7 @@ class RowReader:
                 instruction, answer = _text(values, "instruction"), _text(values, "output")
                 return self._single_turn(number, values, instruction, _optional(values, "input"), answer)
             case "prompt_completion":
-                return self._prompt_completion(number, values, mended)
+                return self._prompt_completion(number, values, warnings)
             case "tokenized":
                 return _tokenized(number, values)
             case _:
@@ -183,13 +198,13 @@ class RowReader:
             number, self._with_system(messages), 0, instruction=instruction, input=input_, expected_output=answer
         )
 
-    def _prompt_completion(self, number: int, values: dict[str, Any], mended: list[RowProblem]) -> Example:
+    def _prompt_completion(self, number: int, values: dict[str, Any], warnings: list[RowProblem]) -> Example:
         prompt, completion = _present(values, "prompt"), _present(values, "completion")
         if isinstance(_unpacked_turns(prompt), list) or isinstance(_unpacked_turns(completion), list):
             before, _ = turns(prompt, "prompt")
             after, untrained = turns(completion, "completion")
             later = frozenset(len(before) + index for index in untrained)
-            return self._chat(number, values, before + after, len(before), later, mended)
+            return self._chat(number, values, before + after, len(before), later, warnings)
         prompt, completion = _text(values, "prompt"), _text(values, "completion")
         return Example(number, prompt=prompt, completion=completion, instruction=prompt, expected_output=completion)
 
@@ -200,19 +215,28 @@ class RowReader:
         given: list[Message],
         answers_from: int,
         untrained: frozenset[int],
-        mended: list[RowProblem],
+        warnings: list[RowProblem],
     ) -> Example:
         column = self._turns_column
+        if joined := _num_leading_systems(given) - 1:
+            given, untrained = _joined_systems(given, joined), frozenset(index - joined for index in untrained)
+            answers_from -= joined
+            message = f"begins with {joined + 1} system turns; joined to one, with a blank line between"
+            warnings.append(RowProblem(number, column, "JOINED_SYSTEM_TURNS", message, "warns"))
         first, end = _asked_and_answered(given, answers_from, column)
         has_system = given[0]["role"] == "system"
         if left := first - has_system:
-            message = f"begins with {_turns(left)} before anybody asks; left out of the row"
-            mended.append(RowProblem(number, column, "LEADING_TURNS", message, "warns"))
+            message = f"begins with {_turns(left)} before the first question; removed from the row"
+            warnings.append(RowProblem(number, column, "LEADING_TURNS", message, "warns"))
         if left := len(given) - end:
-            message = f"ends with {_turns(left)} that the assistant does not answer; left out of the row"
-            mended.append(RowProblem(number, column, "TRAILING_TURNS", message, "warns"))
+            message = f"ends with {_turns(left)} that the assistant does not answer; removed from the row"
+            warnings.append(RowProblem(number, column, "TRAILING_TURNS", message, "warns"))
+        system = _optional(values, "system")
+        if has_system and system not in ("", given[0]["content"]):
+            message = "column system is not used: the conversation has its own system turn"
+            warnings.append(RowProblem(number, "system", "UNUSED_SYSTEM", message, "warns"))
         own = given[:has_system]
-        if not own and (system := _optional(values, "system")):
+        if not own and system:
             own = [{"role": "system", "content": system}]
         messages = self._with_system([*own, *given[first:end]])
         moved = len(messages) - end
@@ -223,7 +247,7 @@ class RowReader:
             instruction=next(turn["content"] for turn in reversed(messages[:-1]) if turn["role"] == "user"),
             expected_output=messages[-1]["content"],
             untrained=frozenset(index + moved for index in untrained if first <= index < end),
-            tools=tools(values.get("tools")),
+            tools=tools(values.get("tools")) or functions(values.get("functions")),
         )
 
     def _with_system(self, messages: list[Message]) -> list[Message]:
@@ -233,38 +257,51 @@ class RowReader:
 
 
 def _unpacked_turns(value: Any) -> Any:
-    """A list of turns that a table holds as text; any other text is itself, even where it looks like JSON."""
+    """A list of turns that a table holds as text; other text is returned as it is, even if it looks like JSON."""
     if isinstance(value, str) and value.lstrip().startswith("[{"):
         try:
             found = unpacked(value, "")
         except BadValue:
-            return value
+            # turns() then refuses it; as text, the notation itself would be trained.
+            return [] if _PYTHON_TURNS.match(value) else value
         if isinstance(found, list) and all(isinstance(turn, dict) and {"role", "from"} & turn.keys() for turn in found):
             return found
     return value
 
 
 def _detect(values: Mapping[str, Any]) -> str:
-    """The format most of whose required columns are there; the order of the formats decides between equals."""
+    """The format with the largest share of its required columns present; of equals, the first."""
     shares = {name: sum(column in values for column in columns) / len(columns) for name, columns in _REQUIRED.items()}
     best = max(shares, key=lambda name: shares[name])
     return best if shares[best] else ""
 
 
 def _asked_and_answered(messages: list[Message], answers_from: int, column: str) -> tuple[int, int]:
-    """Index of the first question, and behind the last answer. An answer that nobody asked for cannot be learned as
-    one (many templates refuse it), and of turns that nobody answers nothing is trained."""
+    """Indices of the first question and after the last answer. Many templates refuse an answer without a question, and
+    nothing is trained of turns without an answer."""
     roles = [message["role"] for message in messages]
     if "system" in roles[1:]:
-        message = "has a system turn that is not the first; move it to the front"
+        message = "has a system turn that is not at the front; move it to the front"
         raise BadValue(column, "MISPLACED_SYSTEM", message, "leaves_out")
     if "user" not in roles:
-        raise BadValue(column, "NO_QUESTION", "has no question: none of its turns is the user's", "leaves_out")
+        raise BadValue(column, "NO_QUESTION", "has no question: no turn has the role user", "leaves_out")
     first = roles.index("user")
     end = len(roles) - roles[::-1].index("assistant") if "assistant" in roles else 0
     if end <= max(first, answers_from):
-        raise BadValue(column, "NO_ANSWER", "has no answer: no turn of the assistant's follows", "leaves_out")
+        raise BadValue(column, "NO_ANSWER", "has no answer: no assistant turn follows the question", "leaves_out")
     return first, end
+
+
+def _num_leading_systems(messages: list[Message]) -> int:
+    """Number of system turns that a conversation begins with, at least 1 to leave nothing to join."""
+    roles = (message["role"] for message in messages)
+    return max(sum(1 for _ in itertools.takewhile("system".__eq__, roles)), 1)
+
+
+def _joined_systems(messages: list[Message], joined: int) -> list[Message]:
+    """The messages with the first `joined` + 1, all system turns, as one: templates take only one."""
+    content = "\n\n".join(message["content"] for message in messages[: joined + 1])
+    return [{**messages[0], "content": content}, *messages[joined + 1 :]]
 
 
 def _turns(number: int) -> str:
@@ -280,32 +317,41 @@ def _tokenized(number: int, values: Mapping[str, Any]) -> Example:
             message = f"column {column} has {len(listed):,} entries, input_ids has {len(ids):,}"
             raise BadValue(column, "WRONG_LENGTH", message)
     if any(entry not in (0, 1) for entry in mask):
-        raise BadValue("attention_mask", "WRONG_TYPE", "column attention_mask must be of 0 and 1")
-    # Padding is the trainer's: a padded row would be counted and packed as if it were text.
+        raise BadValue("attention_mask", "WRONG_TYPE", "column attention_mask must hold only 0 and 1")
+    # The trainer pads: padding in a row would be counted and packed like text.
     kept = [index for index, entry in enumerate(mask) if entry] if mask else range(len(ids))
     if not kept:
-        raise BadValue("input_ids", "EMPTY_VALUE", "column input_ids has no tokens; drop the row")
+        raise BadValue("input_ids", "EMPTY_VALUE", "column input_ids has no tokens")
     return Example(number, input_ids=[ids[i] for i in kept], labels=[labels[i] for i in kept])
 
 
 def _integers(value: Any, column: str) -> list[int]:
     listed = unpacked(value, column)
     if not isinstance(listed, list) or not all(type(entry) is int for entry in listed):
-        raise BadValue(column, "WRONG_TYPE", f"column {column} must be an array of whole numbers")
+        raise BadValue(column, "WRONG_TYPE", f"column {column} must be an array of integers")
     if any(entry < 0 and not (column == "labels" and entry == _IGNORED) for entry in listed):
         raise BadValue(column, "ID_OUT_OF_RANGE", f"column {column} has a negative id")
     return listed
 
 
 def _present(values: Mapping[str, Any], column: str, named: str = "") -> Any:
-    """The value of a column, which the file calls `named` where that is another name."""
+    """The value of a required column; `named` is its name in the file, if that is another one."""
     if values.get(column) is None:
         reason = "NO_ANSWER" if column in _ANSWERS else "MISSING_COLUMN"
         if column in values:
             raise BadValue(named or column, reason, f"column {named or column} is null", "leaves_out")
         hint = f'add it, or name the column that holds it with mapping: {column} = "…"'
-        raise BadValue(column, reason, f"has no {column} (it has {_listed(values)}); {hint}")
+        # Writers of JSON may leave null out. A row with none of the columns is of another format.
+        is_incomplete = any(values.get(name) is not None for name in _beside(column))
+        effect: Effect = "leaves_out" if is_incomplete else "refuses"
+        raise BadValue(column, reason, f"has no {column} (it has {_listed(values)}); {hint}", effect)
     return values[column]
+
+
+def _beside(column: str) -> tuple[str, ...]:
+    """The other columns of the format that requires a column."""
+    required = next(columns for columns in _REQUIRED.values() if column in columns)
+    return tuple(name for name in required if name != column)
 
 
 def _text(values: Mapping[str, Any], column: str) -> str:
@@ -330,8 +376,8 @@ def _optional(values: Mapping[str, Any], column: str) -> str:
 def _hint(values: Mapping[str, Any]) -> str:
     lists = [name for name, value in values.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
     if lists:
-        return f"if its rows are the array under {' or '.join(name[:40] for name in lists[:3])}, save that alone"
-    return 'say with mapping which column holds what, such as question = "…" and answer = "…"'
+        return f"if the rows are the array under {' or '.join(name[:40] for name in lists[:3])}, save that array alone"
+    return 'map the columns that form a row, such as question = "…" and answer = "…"'
 
 
 def _listed(columns: Mapping[str, Any]) -> str:

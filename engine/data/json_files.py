@@ -1,4 +1,4 @@
-"""Rows out of JSON: one object a line, or an array of objects, of which only one is held at a time."""
+"""Reads rows from JSON: one object a line, or an array of objects of which one is in memory at a time."""
 
 import codecs
 import json
@@ -8,20 +8,21 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import IO, Any
 
+from engine.data.json_shapes import is_array_of_objects, printable, shape_of
 from engine.data.rows import MAX_ROW_BYTES, Row, RowProblem, is_too_deep, json_type, too_long
-from engine.data.streams import unreadable
+from engine.data.streams import RowStream, unreadable
 
 _CHUNK = 64 * 1024
 _NO_SPACE = re.compile(r"[^ \t\r\n]")
-_ARRAY = re.compile(rb"\[\s*(\{|$)")
-_KEYED = re.compile(rb'\s*\{\s*("(?:[^"\\]|\\.)*")\s*:\s*(?=\[\s*(\{))')
+_PYTHON = re.compile(r"'|None\b|True\b|False\b|array\(|nan\b|\(")
+"""What stands where the JSON of a value ends, if it was written with Python's str()."""
 _NEAR_THE_END = 16
-"""Characters from the end of what was read within which a fault may only be that the rest is missing."""
+"""Characters from the end of the buffer within which an error may only mean that the rest is not read yet."""
 _ENDS_READING = ("NOT_JSON", "NUL_CHARACTER", "NUMBER_TOO_LONG", "ROW_TOO_LONG", "NESTED_TOO_DEEPLY")
 
 
 def read_json_lines(file: IO[bytes]) -> Iterator[Row | RowProblem]:
-    """One object a line; blank lines are skipped."""
+    """Reads one object a line; skips blank lines."""
     number = 0
     parser = _Parser()
     while line := file.readline(MAX_ROW_BYTES + 1):
@@ -34,89 +35,42 @@ def read_json_lines(file: IO[bytes]) -> Iterator[Row | RowProblem]:
             yield from _parsed(parser, number, line)
 
 
-def refuse_other_json(file: IO[bytes], name: str) -> None:
-    """Raises JobError("UNREADABLE_FILE") where what should be one object a line begins as JSON of another shape does:
-    each of its lines would be a fault of its own. Takes nothing out of the file."""
-    head = _head(file)
-    lines = head.lstrip().splitlines()
-    if not lines or _is_one_a_line(lines):
-        return
-    if _ARRAY.match(lines[0]):
-        raise unreadable(name, "is one JSON array, and not one object a line; name it .json")
-    if keyed := _keyed_rows(head):
-        raise unreadable(name, f"is one JSON object with its rows under {keyed[0]}, not one a line; name it .json")
-    if _begins_with_a_long_object(head):
+def refuse_other_json(file: RowStream, name: str) -> None:
+    """Raises JobError("UNREADABLE_FILE") if a file that should hold one object a line begins as JSON of another shape:
+    each of its lines would be an error of its own. Consumes nothing of the file."""
+    shape = shape_of(file)
+    if shape.kind == "array" and is_array_of_objects(file):
+        raise unreadable(name, "is one JSON array, not one object a line; name it .json")
+    if shape.kind == "keyed":
+        raise unreadable(name, f"is one JSON object with its rows under {shape.key}, not one a line; name it .json")
+    if shape.kind == "objects":
         raise unreadable(name, "has JSON objects over several lines each, not one a line; name it .json")
 
 
-def read_json(file: IO[bytes]) -> Iterator[Row | RowProblem]:
-    """An array of objects, one object a line, objects one after the other, or one object whose only key holds an array
-    of objects; turns of a conversation are no rows."""
-    head = _head(file)
-    if keyed := _keyed_rows(head):
-        key, size = keyed
-        yield RowProblem(0, key, "ROWS_UNDER_KEY", f"the rows are read from the array under {key}", "warns")
-        yield from _Values(file, under=key, skip=size).rows()
-    elif head.lstrip().startswith(b"{") and _is_json(head.lstrip().splitlines()[0]):
+def read_json(file: RowStream) -> Iterator[Row | RowProblem]:
+    """Reads an array of objects, one object a line, objects one after the other, or one object whose only key holds an
+    array of objects. An object with several keys is a row, whatever the order of its keys."""
+    shape = shape_of(file)
+    if shape.kind == "keyed":
+        message = f"the rows are read from the array under {shape.key}"
+        yield RowProblem(0, shape.key, "ROWS_UNDER_KEY", message, "warns")
+        yield from _Values(file, under=shape.key, skip=shape.skip).rows()
+    elif shape.kind == "lines":
         yield from read_json_lines(file)
     else:
         yield from _Values(file).rows()
 
 
-def what_is_wrong(error: ValueError | RecursionError) -> str:
-    """What a decoder of JSON says, without its place in the text."""
+def json_error(error: ValueError | RecursionError) -> str:
+    """What is wrong with text that is no JSON, without its position."""
     if isinstance(error, RecursionError):
-        return "values inside values without end"
+        return "its values are nested too deeply"
     if not isinstance(error, json.JSONDecodeError):
-        # The one fault that is none of the syntax: reading a number takes the square of its length.
+        # The only error that is not one of syntax: the time to convert a number grows with the square of its length.
         return f"a number of more than {sys.get_int_max_str_digits():,} digits; write it as a string, in quotes"
+    if _PYTHON.match(error.doc, error.pos):
+        return "it is in Python's notation; write it with json.dumps"
     return error.msg.removesuffix(" at")
-
-
-def _head(file: IO[bytes]) -> bytes:
-    head: bytes = file.peek(_CHUNK)  # type: ignore[attr-defined] # of a BufferedReader
-    return head
-
-
-def _is_json(text: bytes) -> bool:
-    try:
-        json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
-def _begins_with_a_long_object(head: bytes) -> bool:
-    text = head.decode("utf-8", errors="replace").lstrip()
-    try:
-        value, end = json.JSONDecoder().raw_decode(text)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(value, dict) and bool({"\n", "\r"} & set(text[:end]))
-
-
-def _is_one_a_line(lines: list[bytes]) -> bool:
-    return any(line.strip() for line in lines[1:]) and _is_json(lines[0])
-
-
-def _keyed_rows(head: bytes) -> tuple[str, int] | None:
-    """The first key of the one object that a file is, and the bytes before its value, where that is an array of objects
-    that are no turns of a conversation."""
-    found = _KEYED.match(head)
-    if not found or _is_one_a_line(head.lstrip().splitlines()):
-        return None
-    text = head[found.start(2) :].decode("utf-8", errors="replace")
-    try:
-        key: str = json.loads(found[1])
-        first, _ = json.JSONDecoder().raw_decode(text)
-    except (ValueError, RecursionError):
-        return None
-    return None if {"role", "from"} & first.keys() else (_shown(key), found.end())
-
-
-def _shown(key: str) -> str:
-    """As it can be printed: JSON can spell half a surrogate pair."""
-    return key.encode(errors="replace").decode()[:40]
 
 
 def _parsed(parser: "_Parser", number: int, line: bytes) -> Iterator[Row | RowProblem]:
@@ -131,7 +85,7 @@ def _parsed(parser: "_Parser", number: int, line: bytes) -> Iterator[Row | RowPr
     except (ValueError, RecursionError) as error:
         where = ""
         if isinstance(error, json.JSONDecodeError):
-            # The decoder takes what is missing at the end for a fault of the next line.
+            # The decoder reports what is missing at the end at the next line.
             where = f" at column {min(error.pos, len(text.rstrip())) + 1}"
         yield _fault(number, error, where)
         return
@@ -151,18 +105,18 @@ def _fault(number: int, error: ValueError | RecursionError, where: str) -> RowPr
     if isinstance(error, RecursionError):
         return _too_deep(number)
     if not isinstance(error, json.JSONDecodeError):
-        return RowProblem(number, "", "NUMBER_TOO_LONG", f"has {what_is_wrong(error)}")
+        return RowProblem(number, "", "NUMBER_TOO_LONG", f"has {json_error(error)}")
     if error.doc[error.pos : error.pos + 1] == "\0":
         return _nul(number, where)
     if error.msg == "Extra data" and error.doc[: error.pos].rstrip(" \t").endswith("\r"):
-        return _not_json(number, "its lines end in carriage returns alone; save the file with line feeds (Unix)")
+        return _not_json(number, "its lines end with carriage returns only; save the file with line feeds (Unix)")
     if error.doc[error.pos : error.pos + 1] == "\ufeff":
-        return _not_json(number, f"a byte-order mark{where}, as files have that were joined; remove it")
-    return _not_json(number, f"{what_is_wrong(error)}{where}")
+        return _not_json(number, f"a byte-order mark{where}, as in joined files; remove it")
+    return _not_json(number, f"{json_error(error)}{where}")
 
 
 def _nul(number: int, where: str) -> RowProblem:
-    message = f"has a NUL character{where}; remove it, or save the file as UTF-8 where it is full of them"
+    message = f"has a NUL character{where}; remove it, or save the file as UTF-8 if it has many of them"
     return RowProblem(number, "", "NUL_CHARACTER", message)
 
 
@@ -171,11 +125,11 @@ def _not_json(number: int, problem: str) -> RowProblem:
 
 
 def _too_deep(number: int) -> RowProblem:
-    return RowProblem(number, "", "NESTED_TOO_DEEPLY", "not JSON that can be read: values inside values without end")
+    return RowProblem(number, "", "NESTED_TOO_DEEPLY", "not JSON that can be read: its values are nested too deeply")
 
 
 class _Parser:
-    """JSON that notices keys which an object has twice."""
+    """Parses JSON and records keys that an object has twice."""
 
     def __init__(self) -> None:
         self._twice: list[str] = []
@@ -187,16 +141,16 @@ class _Parser:
         return self._decoder.decode(text)
 
     def scan(self, text: str, at: int) -> tuple[Any, int]:
-        """The value that begins there, and where it ends. Raises as `decode` does."""
+        """The value that begins at a position, and its end. Raises what `decode` raises."""
         self._twice.clear()
         return self._decoder.raw_decode(text, at)
 
     def row(self, number: int, values: Any, brackets: int) -> Iterator[Row | RowProblem]:
-        """Of the value that was parsed last, with so many opening brackets in its text."""
+        """Yields the row of the value that was parsed last; `brackets` counts the opening brackets in its text."""
         found = _row(number, values, brackets)
         if self._twice and isinstance(found, Row):
-            key = _shown(self._twice[0])
-            message = f"has the key {key} twice in one object, and the last one counts; leave one of the two out"
+            key = printable(self._twice[0])
+            message = f"has the key {key} twice in one object, and the last one counts; remove one of the two"
             yield RowProblem(number, key, "DUPLICATE_KEY", message, "warns")
         yield found
 
@@ -211,11 +165,11 @@ class _Parser:
 class _Values:
     """JSON values one after the other, or the elements of one array.
 
-    After a syntax error nobody knows where the next element begins: what follows it is not read.
+    Reading ends at a syntax error, because the beginning of the next element is unknown.
     """
 
     def __init__(self, file: IO[bytes], under: str = "", skip: int = 0) -> None:
-        """`under`: the array is the value of this key, behind `skip` bytes, in an object that has no other."""
+        """`under`: the array is the value of this key, after `skip` bytes, in an object without other keys."""
         self._file = file
         self._under = under
         self._decode = codecs.getincrementaldecoder("utf-8")()
@@ -256,16 +210,16 @@ class _Values:
         return _nul(number, where) if character == "\0" else _not_json(number, f"a comma is missing before it,{where}")
 
     def _behind(self, number: int) -> Iterator[RowProblem]:
-        """What stands where the array has ended."""
+        """Yields the problem of text after the end of the array, if there is any."""
         if self._under:
             if self._peek() != "}":
-                said = f"the object does not end behind the array under {self._under}, on line {self._line}"
-                yield _not_json(number, f"{said}; leave that array alone in the file")
+                said = f"the object does not end after the array under {self._under}, on line {self._line}"
+                yield _not_json(number, f"{said}; save that array alone")
                 return
             self._at += 1
         if character := self._peek():
             where = f" on line {self._line}"
-            said = f"something stands behind the end of the {'object' if self._under else 'array'},{where}"
+            said = f"there is text after the end of the {'object' if self._under else 'array'},{where}"
             yield _nul(number, where) if character == "\0" else _not_json(number, said)
 
     def _value(self, number: int) -> Iterator[Row | RowProblem]:
@@ -293,12 +247,12 @@ class _Values:
             if held > MAX_ROW_BYTES:
                 yield too_long(number)
                 return
-            # Twice as much each time: what was read is read again from its beginning.
+            # Doubled each time, because the value is parsed again from its beginning.
             self._read(min(wanted, MAX_ROW_BYTES + _CHUNK - held))
             wanted *= 2
 
     def _peek(self) -> str:
-        """The next character that is no space; empty at the end."""
+        """The next character that is not a space; empty at the end."""
         while True:
             found = _NO_SPACE.search(self._text, self._at)
             at = found.start() if found else len(self._text)

@@ -1,11 +1,11 @@
-"""Which language a text is in, by CLD2: 83 of them, told by the letters and how they follow on each other."""
+"""Detects the language of a text with CLD2, which knows 83 languages by their letters and letter sequences."""
 
 from engine.data.formats import Example
 
 try:
     import pycld2
 except ImportError:
-    # There is no wheel of it for Linux on ARM, and a statistic is no reason to ask for a compiler.
+    # It has no wheel for Linux on ARM; a statistic does not justify requiring a compiler.
     pycld2 = None
 
 _READ_CHARACTERS = 400
@@ -15,13 +15,13 @@ _EACH = 16
 
 
 def is_sampled(row: int) -> bool:
-    """Whether languages are looked at in a row: in the first 1,000, and in each sixteenth behind them. In each row they
-    would take up to a quarter of the time that its tokens take."""
+    """Whether the languages of a row are detected: in the first 1,000 rows, and in each sixteenth after them. In every
+    row, detection would take up to a quarter of the time of tokenising."""
     return pycld2 is not None and (row <= _ALL_UP_TO_ROW or row % _EACH == 0)
 
 
 def texts_of(example: Example) -> list[tuple[str, str]]:
-    """(role, text) of what is said in a row; the roles of one that is no conversation are prompt and completion."""
+    """The texts of a row with their roles; those of a row that is no conversation are prompt and completion."""
     if example.messages:
         return [(turn["role"], turn["content"]) for turn in example.messages if turn["content"]]
     pairs = [("prompt", example.prompt), ("completion", example.completion)]
@@ -29,11 +29,11 @@ def texts_of(example: Example) -> list[tuple[str, str]]:
 
 
 def language_of(text: str) -> str:
-    """Code of the language of the first 400 characters (en, de, zh, zh-Hant; of three letters where there is none of
-    two); empty where they are too few to tell, in several languages, or in none."""
+    """Code of the language of the first 400 characters (en, de, zh, zh-Hant; three letters if there is no code of two);
+    empty if they are too few, in several languages, or in none."""
     text = text[:_READ_CHARACTERS]
     if not text.isprintable():
-        # Control characters would be refused as if they were broken UTF-8.
+        # CLD2 refuses control characters as broken UTF-8.
         text = "".join(letter if letter.isprintable() else " " for letter in text)
     reliable, _, ((_, code, share, _), *_) = pycld2.detect(text)
     return code if reliable and share >= _MOSTLY_PERCENT else ""

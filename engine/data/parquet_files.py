@@ -1,4 +1,4 @@
-"""Rows out of Parquet, a few at a time whatever the size of its row groups."""
+"""Reads rows from Parquet, in small batches whatever the size of the row groups."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,16 +8,16 @@ from engine.data.rows import MAX_ROW_BYTES, Row, RowProblem, too_long
 from engine.data.streams import bomb, unreadable
 
 _BATCH_ROWS = 64
-"""A cell that is stored once may stand in every row: what a batch unpacks to must stay small."""
+"""A cell that is stored once may be the value of every row; a batch must stay small when it is decoded."""
 _FREE_BYTES = 1 << 30
 _MAX_RATIO = 2000
-"""A table stores a text that many rows share only once: beside short questions, a system prompt of some kilobytes
-is a thousand times as long in the rows as in the file. That takes time but no memory, and this bounds the time."""
-_ADVICE = "Split the file, or leave out a long text that all rows share: system_prompt in the job stands for a column."
+"""A table stores a text that many rows share only once: a system prompt of some kilobytes takes a thousand times as
+much space in the rows as in the file. Decoding it takes time but no memory; this limits the time."""
+_ADVICE = "Split the file, or remove a long text that all rows share: system_prompt of the job replaces such a column."
 
 
 def read_parquet(path: Path) -> Iterator[Row | RowProblem]:
-    """Rows in their order. Raises JobError: UNREADABLE_FILE when it is damaged, cut, or no Parquet;
+    """Yields the rows in order. Raises JobError: UNREADABLE_FILE if the file is damaged, cut off, or not Parquet;
     DECOMPRESSION_BOMB."""
     import pyarrow
     import pyarrow.parquet
@@ -25,16 +25,16 @@ def read_parquet(path: Path) -> Iterator[Row | RowProblem]:
     number = unpacked = 0
     limit = max(_FREE_BYTES, path.stat().st_size * _MAX_RATIO)
     try:
-        # A text that is stored once for many rows stays one text.
+        # A text that is stored once for many rows stays one object in memory.
         texts = _texts(pyarrow.parquet.read_metadata(path, memory_map=True).schema)
         with pyarrow.parquet.ParquetFile(path, memory_map=True, read_dictionary=texts) as file:
             groups = (file.metadata.row_group(index) for index in range(file.metadata.num_row_groups))
-            # Pages are unpacked whole: what the file itself says would be too much is not begun.
+            # Pages are decompressed whole: a file that announces too much is refused before it is read.
             if sum(group.total_byte_size for group in groups) > limit:
                 raise bomb(path.name, limit, _ADVICE)
             names = file.schema_arrow.names
             if len(set(names)) != len(names):
-                raise unreadable(path.name, "has two columns of one name")
+                raise unreadable(path.name, "has two columns with the same name")
             for batch in file.iter_batches(_BATCH_ROWS, use_threads=False):
                 for index in range(batch.num_rows):
                     number += 1
@@ -45,17 +45,17 @@ def read_parquet(path: Path) -> Iterator[Row | RowProblem]:
                     yield found
     except (pyarrow.ArrowException, OSError, OverflowError, UnicodeDecodeError) as error:
         said = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise unreadable(path.name, f"is no Parquet file that can be read, from row {number + 1} on: {said}") from error
+        raise unreadable(path.name, f"cannot be read as Parquet from row {number + 1} on: {said}") from error
 
 
 def _texts(schema: Any) -> list[str]:
-    """Paths of all texts, those inside lists and objects too."""
+    """Paths of all columns of text, including those inside lists and objects."""
     columns = (schema.column(index) for index in range(len(schema)))
     return [column.path for column in columns if column.logical_type.type == "STRING"]
 
 
 def _row(number: int, batch: Any, index: int) -> tuple[Row | RowProblem, int]:
-    """The row and the bytes of its texts."""
+    """The row, or its problem, and the number of bytes of its texts."""
     values = {}
     size = 0
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
@@ -66,7 +66,7 @@ def _row(number: int, batch: Any, index: int) -> tuple[Row | RowProblem, int]:
             reason = "NOT_UTF8" if isinstance(error, UnicodeDecodeError) else "NOT_TEXT"
             return RowProblem(number, name, reason, f"column {name[:80]} cannot be read: {error}"), size
         size += _size(values[name])
-    return too_long(number) if size > MAX_ROW_BYTES else Row(number, values), size
+    return too_long(number) if size > MAX_ROW_BYTES else Row(number, values, is_padded=True), size
 
 
 def _size(value: Any) -> int:

@@ -1,8 +1,7 @@
-"""Templates that turn a row of a table into examples: sandboxed Jinja that writes JSON.
+"""Turns a row of a table into examples with a template: sandboxed Jinja that writes JSON.
 
-The row's columns are variables, and all of them together are `row`. What the template writes is one JSON object, which
-is a row of one of the formats, or an array of several; nothing, or an empty array, leaves the row out. `tojson` quotes
-a value:
+The columns of the row are variables; `row` holds all of them. The template writes one JSON object, which is a row of
+one of the formats, or an array of several; nothing, or an empty array, leaves the row out. `tojson` quotes a value:
 
     {% set about %}{{ age }} years old, {{ goal }}{% endset %}
     [{"question": {{ ("Which workout? " ~ about) | tojson }}, "answer": {{ workout | tojson }}},
@@ -14,7 +13,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from engine.data.json_files import what_is_wrong
+from engine.data.json_files import json_error
 from engine.data.rows import Row, RowProblem, is_too_deep, json_type
 from engine.data.template_limits import TEMPLATE_EXCEEDED, TemplateExceeded, limit_of, limited_steps
 from engine.errors import JobError, Violation
@@ -25,7 +24,7 @@ _SHOWN_COLUMNS = 10
 
 
 class RowTemplate:
-    """One template, ready for any number of rows."""
+    """A compiled row template."""
 
     def __init__(self, source: str, field: str) -> None:
         """`field` is its path in the spec. Raises JobError("BAD_TEMPLATE") when it cannot be parsed."""
@@ -40,8 +39,8 @@ class RowTemplate:
             raise self._bad(f"The row template cannot be read: {line}{str(error).rstrip('.')}.") from error
 
     def apply(self, row: Row) -> Iterator[Row | RowProblem]:
-        """The rows that the template makes of one. Raises JobError("TEMPLATE_EXCEEDED") when it does not come to an
-        end: it would do the same with every other row."""
+        """Yields the rows that the template makes of one. Raises JobError("TEMPLATE_EXCEEDED") if it exceeds a limit:
+        it would exceed it for every other row."""
         import jinja2
 
         names = {name: value for name, value in row.values.items() if name != "row"}
@@ -52,7 +51,7 @@ class RowTemplate:
             said = limit_of(error)
             raise JobError(
                 TEMPLATE_EXCEEDED,
-                f"The row template does not come to an end with row {row.number}: {said}.",
+                f"The row template exceeds a limit for row {row.number}: {said}.",
                 "Correct the template.",
                 [Violation(self._field, f"row {row.number}: {said}")],
             ) from error
@@ -91,18 +90,18 @@ class RowTemplate:
                 row.number,
                 "template",
                 "TEMPLATE_NOT_JSON",
-                f"the template writes no JSON: {what_is_wrong(error)}{_where(error)}; put values in with | tojson",
+                f"the template does not write JSON: {json_error(error)}{_where(error)}; write values with | tojson",
             )
             return
         for item in found if isinstance(found, list) else [found]:
             if isinstance(item, dict) and not is_too_deep(item):
-                yield Row(row.number, item)
+                yield Row(row.number, item, is_padded=row.is_padded)
             else:
-                message = f"the template writes a JSON {json_type(item)} where an object of columns is due"
+                message = f"the template writes a JSON {json_type(item)} where an object of columns is expected"
                 yield RowProblem(row.number, "template", "TEMPLATE_NOT_JSON", message)
 
     def _problem(self, row: Row, said: str) -> RowProblem:
-        return RowProblem(row.number, "template", "TEMPLATE_FAILED", f"the template fails: {said[:500]}")
+        return RowProblem(row.number, "template", "TEMPLATE_FAILED", f"the template failed: {said[:500]}")
 
     def _bad(self, message: str) -> JobError:
         return JobError("BAD_TEMPLATE", message, "Correct the template.", [Violation(self._field, message)])
@@ -117,7 +116,7 @@ def _environment() -> Any:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Environment(ImmutableSandboxedEnvironment):
-        # Powers and products of large numbers are single steps that take hours.
+        # A power or product of large numbers is one step that can take hours.
         intercepted_binops = frozenset({"*", "**", "%"})
 
         def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
@@ -130,7 +129,7 @@ def _environment() -> Any:
                 raise TemplateExceeded("it computes with numbers that are too large")
             return super().call_binop(context, operator, left, right)
 
-    # Folded at compile time, an expression would run before its limits.
+    # Constant folding would run expressions before the limits apply.
     environment = Environment(undefined=jinja2.StrictUndefined, autoescape=False, optimized=False)
     environment.policies["json.dumps_kwargs"] = {**environment.policies["json.dumps_kwargs"], "default": _no_json}
     for name in ("pprint", "random", "urlize", "xmlattr"):
@@ -140,7 +139,7 @@ def _environment() -> Any:
 
 
 def _no_json(value: Any) -> Any:
-    """For `tojson`, of what JSON has no form for."""
+    """What `tojson` writes for a value that is not a JSON type."""
     import jinja2
 
     if isinstance(value, jinja2.Undefined):

@@ -1,4 +1,4 @@
-"""What is read out of a file: rows, and what is wrong with those that are none."""
+"""Rows as they are read from files, and the problems of rows that cannot be read."""
 
 import datetime
 import decimal
@@ -6,32 +6,34 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 MAX_ROW_BYTES = 4 * 1024 * 1024
-"""A longer row is a file without line breaks, or a book: around a million tokens, of which all but the first few
-thousand would be cut off. Its tokens alone would take gigabytes of memory."""
+"""Maximum size of a row. A longer one is a file without line breaks, or a book: about a million tokens, of which all
+but the first few thousand would be truncated. Its tokens alone would take gigabytes of memory."""
 MAX_DEPTH = 100
-"""Of values inside values. No format needs more than ten."""
+"""Maximum nesting of values. No format needs more than 10."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row. `number` counts from 1: the line it begins on, as an editor shows it; where a file has no lines (JSON
-    arrays, Parquet) its place among the rows."""
+    """One row. `number` counts from 1: the line on which the row begins, as an editor shows it; in files without lines
+    (JSON arrays, Parquet), its position among the rows."""
 
     number: int
     values: dict[str, Any]
     continues: bool = False
-    """True for a piece of running text that goes on in the next row: the text does not end here."""
+    """True for a piece of running text that continues in the next row: the text does not end here."""
+    is_padded: bool = False
+    """True if objects in the row have every key of their column, with null for absent ones, as in Parquet."""
 
 
 Effect = Literal["refuses", "leaves_out", "warns"]
-"""What a problem does. One that hints at a wrong file, encoding, column or setting refuses the data, however rare it
-is: the rows beside it are likely misread. An incomplete row is left out, and refuses the data only where there are
-many. The last leaves the row in, mended or merely suspicious."""
+"""What a problem causes. `refuses`: the problem suggests a wrong file, encoding, column or setting and refuses the data
+even if it is rare, because the other rows are likely misread. `leaves_out`: the row is incomplete and left out; many of
+them refuse the data. `warns`: the row is kept, corrected or only suspicious."""
 
 
 @dataclass(frozen=True)
 class RowProblem:
-    """One thing wrong with one row: where, what kind (UPPER_SNAKE), and how to mend it."""
+    """One problem of one row: its column, its reason (UPPER_SNAKE), and how to fix it."""
 
     row: int
     column: str
@@ -53,11 +55,11 @@ _TYPES: Final[tuple[tuple[type, str], ...]] = (
     (datetime.timedelta, "duration"),
     (decimal.Decimal, "decimal number"),
 )
-"""The first that fits: truths are numbers to Python, timestamps dates."""
+"""In order of precedence: in Python booleans are numbers, and timestamps are dates."""
 
 
 def json_type(value: Any) -> str:
-    """What JSON calls the type of a value; of one that only Parquet has, what it is."""
+    """The JSON name of the type of a value, or a plain name for a type that only Parquet has."""
     if value is None:
         return "null"
     for type_, name in _TYPES:
@@ -67,10 +69,10 @@ def json_type(value: Any) -> str:
 
 
 def too_long(number: int) -> RowProblem:
-    """The row is longer than any may be."""
+    """The problem of a row that is longer than MAX_ROW_BYTES."""
     message = (
-        f"is longer than {MAX_ROW_BYTES // 2**20} MiB; is the file what its ending says? Split the row, or save "
-        "running text as .txt, which is cut into rows that are trained on whole"
+        f"is longer than {MAX_ROW_BYTES // 2**20} MiB; check that the file is in the format of its ending, split the "
+        "row, or save running text as .txt, which is divided into rows"
     )
     return RowProblem(number, "", "ROW_TOO_LONG", message)
 
@@ -89,3 +91,13 @@ def is_too_deep(value: Any) -> bool:
         if not level:
             return False
     return True
+
+
+def without_padding(value: Any) -> Any:
+    """The value without the nulls in its objects. For rows of columnar files, where an object has every key of its
+    column: there, null stands for a key that the object does not have."""
+    if isinstance(value, dict):
+        return {key: without_padding(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [without_padding(item) for item in value]
+    return value

@@ -1,4 +1,4 @@
-"""One dataset of a job, as examples: its template, mapping and format together."""
+"""Reads one dataset of a job as examples, with its row template, mapping and format."""
 
 from collections.abc import Iterable, Iterator
 
@@ -9,11 +9,11 @@ from engine.data.rows import Row, RowProblem
 from engine.errors import JobError, Violation
 
 UNWRITTEN = "TEMPLATE_WROTE_NOTHING"
-"""Reason of a row that its template leaves out: the caller's choice, and told so that the rows add up."""
+"""Reason of a row that its template leaves out. The caller's choice; reported so that the counts add up."""
 
 
 class Source:
-    """Its rows come from elsewhere: from the whole file, or a piece of it."""
+    """One dataset of a job. Its rows are passed in, from the whole file or a block of it."""
 
     def __init__(self, place: str, source: DataSource, system_prompt: str | None) -> None:
         """`place` is its path in the spec. Raises JobError("BAD_TEMPLATE")."""
@@ -23,7 +23,7 @@ class Source:
 
     @property
     def is_templated(self) -> bool:
-        """Whether a row makes as many examples as its template writes."""
+        """Whether a row template decides how many examples a row makes."""
         return self._template is not None
 
     @classmethod
@@ -31,13 +31,13 @@ class Source:
         return [cls(f"{name}[{index}]", source, config.system_prompt) for index, source in enumerate(listed)]
 
     def reader(self, format_: str = "") -> RowReader:
-        """Knows what the rows are from the spec, from `format_`, or from the first of them."""
+        """A reader of the format that the spec names, else of `format_`, else of the format of the first row."""
         mapping = {str(ours): theirs for ours, theirs in self.given.mapping.items()}
         return RowReader(mapping, self._system_prompt, self.given.format or format_)
 
     def examples(self, rows: Iterable[Row | RowProblem], reader: RowReader) -> Iterator[Example | RowProblem]:
-        """Examples and problems in the order of the rows; what was mended of a row, before it. Raises
-        JobError for what templates and formats raise."""
+        """Yields examples and problems in the order of the rows; the warnings about a row come before it. Raises the
+        JobErrors of templates and formats."""
         for row in rows:
             if isinstance(row, RowProblem):
                 yield row
@@ -50,19 +50,19 @@ class Source:
                 else:
                     yield from reader.read(made)
             if not written:
-                message = "the template writes nothing for it; the row is left out"
+                message = "the row template writes nothing for it; the row is left out"
                 yield RowProblem(row.number, "template", UNWRITTEN, message, "warns")
 
     def refuse_useless(self, filename: str, reader: RowReader, num_items: int) -> None:
-        """To be called when all rows were read, `num_items` examples and problems in all.
+        """Checks the source after all rows were read; `num_items` is the number of examples and problems.
 
-        Raises JobError: EMPTY_DATASET, or UNKNOWN_COLUMN where no row had a column that is mapped.
+        Raises JobError: EMPTY_DATASET, or UNKNOWN_COLUMN if no row had a mapped column.
         """
         if not num_items:
-            named, what, advice = "dataset", "has no rows", "Name a file that has rows."
+            named, what, advice = "dataset", "has no rows", "Provide a file that has rows."
             if self._template:
                 named, what = "template", "has no rows that the template keeps"
-                advice = "Correct the template, which writes nothing for any row; or name another file if it is empty."
+                advice = "Correct the template, which writes nothing for any row; or provide another file."
             where = Violation(f"spec.{self.place}.{named}", f"The file {what}.")
             raise JobError("EMPTY_DATASET", f"{self.place}: {filename} {what}.", advice, [where])
         if unseen := reader.unseen_columns():

@@ -1,4 +1,4 @@
-"""The bytes of a file, out of whatever it is packed in, without ever holding more than a part of them."""
+"""Opens a file of text, decompressed if necessary, as a stream of which only a part is in memory."""
 
 import gzip
 import io
@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from engine.data.endings import COMPRESSIONS
 from engine.errors import JobError
@@ -16,8 +16,8 @@ _MAGIC = {
     b"\x28\xb5\x2f\xfd": "Zstandard; name it .zst",
     b"PAR1": "Parquet; name it .parquet",
     b"PK\x03\x04": "a zip archive or a spreadsheet; export its rows as .csv",
-    b"BZh": "bzip2; unpack it",
-    b"\xfd7zXZ\x00": "xz; unpack it",
+    b"BZh": "bzip2; decompress it",
+    b"\xfd7zXZ\x00": "xz; decompress it",
     b"%PDF-": "a PDF document; export its text as .txt",
     b"SQLite format 3": "a database; export its rows as .csv",
     b"\xff\xfe": "UTF-16 text; save it as UTF-8",
@@ -27,15 +27,15 @@ _MAGIC = {
 _PACKED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd")
 _FREE_BYTES = 64 * 1024 * 1024
 _MAX_RATIO = 200
-"""Text shrinks to a third or a twentieth. What shrinks more than this was made to fill a disk or a day."""
+"""Text compresses 3 to 20 times. A file that compresses more than this was made to fill a disk or waste time."""
 UTF8_BOM = b"\xef\xbb\xbf"
 
 
 @contextmanager
-def open_rows(path: Path, ending: str) -> Iterator[IO[bytes]]:
-    """The unpacked bytes of a file of text, without a byte-order mark.
+def open_rows(path: Path, ending: str) -> Iterator["RowStream"]:
+    """Opens a file of text, decompressed and without its byte-order mark.
 
-    Raises JobError, here or while it is read: UNREADABLE_FILE (damaged, cut, or something else than its name says),
+    Raises JobError, here or while it is read: UNREADABLE_FILE (damaged, cut off, or not what its name says),
     DECOMPRESSION_BOMB.
     """
     compression = COMPRESSIONS.get(ending.rpartition(".")[2])
@@ -45,16 +45,16 @@ def open_rows(path: Path, ending: str) -> Iterator[IO[bytes]]:
         if compression == "gzip":
             raw = gzip.GzipFile(fileobj=packed, mode="rb")
         elif compression == "zstd":
-            # Arrow brings the codec along: no dependency of our own.
+            # Arrow has the codec: no further dependency.
             import pyarrow
 
             raw = pyarrow.CompressedInputStream(pyarrow.PythonFile(packed, "r"), "zstd")
-        stream = io.BufferedReader(_Bounded(raw, path.name, size, compression), 1 << 20)
+        stream = RowStream(_Bounded(raw, path.name, size, compression))
         head = stream.peek(16)[:16]
         for magic, what in _MAGIC.items():
             if head.startswith(magic):
                 if compression and magic in _PACKED:
-                    raise unreadable(path.name, "is packed twice; unpack it once")
+                    raise unreadable(path.name, "is compressed twice; decompress it once")
                 raise unreadable(path.name, f"is {what}")
         if head.startswith(UTF8_BOM):
             stream.read(len(UTF8_BOM))
@@ -62,49 +62,76 @@ def open_rows(path: Path, ending: str) -> Iterator[IO[bytes]]:
 
 
 def unreadable(name: str, problem: str) -> JobError:
-    """A file that is damaged as a whole."""
+    """The error for a file that cannot be read at all."""
     return JobError(
         "UNREADABLE_FILE",
         f"{name} {problem}.",
-        "Give the file the name of what is in it, or save it anew as its name says.",
+        "Name the file by its format, or save it again in the format that its name says.",
     )
 
 
 def unpacked_limit(size: int) -> int:
-    """Bytes that a packed file of `size` bytes may unpack to."""
+    """Maximum bytes that a compressed file of `size` bytes may decompress to."""
     return max(_FREE_BYTES, size * _MAX_RATIO)
 
 
-def bomb(name: str, limit: int, advice: str = "Leave the rows unpacked.") -> JobError:
-    """A file that unpacks to more than `limit` bytes."""
+def bomb(name: str, limit: int, advice: str = "Provide the file uncompressed.") -> JobError:
+    """The error for a file that decompresses to more than `limit` bytes."""
     return JobError(
         "DECOMPRESSION_BOMB",
-        f"{name} unpacks to more than {limit:,} bytes, far more than text does.",
+        f"{name} decompresses to more than {limit:,} bytes, far more than text of its size does.",
         advice,
     )
 
 
+class RowStream(io.BufferedReader):
+    """The bytes of a file of rows, of which any number can be looked at before they are read."""
+
+    def __init__(self, raw: "_Bounded") -> None:
+        super().__init__(raw, 1 << 20)
+        self._bounded = raw
+
+    def look_ahead(self, size: int) -> bytes:
+        """The next `size` bytes, or all that are buffered, without consuming them; fewer at the end of the file."""
+        head = self.peek()
+        return head + self._bounded.look_ahead(size - len(head)) if len(head) < size else head
+
+
 class _Bounded(io.RawIOBase):
-    """What comes out of a packed file, as long as it is in proportion to what went in."""
+    """A raw stream that ends with an error when it yields far more bytes than its compressed file has."""
 
     def __init__(self, raw: Any, name: str, size: int, compression: str | None) -> None:
         self._raw, self._name, self._compression = raw, name, compression
         self._left = unpacked_limit(size) if compression else None
         self._limit = self._left
+        self._ahead = b""
 
     def readable(self) -> bool:
         return True
 
+    def look_ahead(self, size: int) -> bytes:
+        """The next `size` bytes, fewer at the end of the file; `readinto` returns them again."""
+        while len(self._ahead) < size and (data := self._next(size - len(self._ahead))):
+            self._ahead += data
+        return self._ahead
+
     def readinto(self, buffer: Any) -> int:
+        if self._ahead:
+            data, self._ahead = self._ahead[: len(buffer)], self._ahead[len(buffer) :]
+        else:
+            data = self._next(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def _next(self, size: int) -> bytes:
         try:
-            data = self._raw.read(len(buffer))
+            data: bytes = self._raw.read(size)
         except (OSError, EOFError, zlib.error) as error:
             if self._compression is None:
                 raise
-            raise unreadable(self._name, f"is damaged or cut off: {self._compression} cannot unpack it") from error
+            raise unreadable(self._name, f"is damaged or cut off: {self._compression} cannot decompress it") from error
         if self._left is not None:
             self._left -= len(data)
             if self._left < 0:
                 raise bomb(self._name, self._limit or 0)
-        buffer[: len(data)] = data
-        return len(data)
+        return data

@@ -1,4 +1,4 @@
-"""What a template that a caller wrote may take: it runs in a process that others wait for."""
+"""Limits the time and memory of templates that callers write; other work waits for their process."""
 
 import resource
 import signal
@@ -12,35 +12,35 @@ from typing import Any
 from engine.errors import JobError
 
 MAX_STEPS = 1_000_000
-"""Lines of the compiled template that run for one row: the same template ends at the same row on every machine."""
+"""Maximum executed lines of the compiled template for one row. A count ends at the same row on every machine."""
 MAX_SECONDS = 5.0
-"""For one row, where single steps are slow."""
+"""Maximum CPU time for one row, for templates whose steps are slow."""
 GRACE_SECONDS = 5.0
-"""Then the process ends that could not end its template."""
+"""Time after MAX_SECONDS until a process that cannot end its template is killed."""
 _MAX_BYTES = 512 * 1024 * 1024
-"""Memory that one row's template may take beyond what the process has."""
+"""Memory that a template may allocate for one row."""
 CPU_LIMIT = signal.SIGVTALRM
-"""The signal by which a process dies whose template cannot be ended in any other way."""
+"""The signal that kills a process whose template cannot be ended in any other way."""
 TEMPLATE_EXCEEDED = "TEMPLATE_EXCEEDED"
-"""Reason of the JobError that ends a job whose template exceeds a limit: it would do so with every other row."""
+"""Reason of the JobError of a template that exceeds a limit: it would exceed it for every other row."""
 _FILE = "<template>"
 
 
 class TemplateExceeded(BaseException):
-    """The template would take too long, write too much, or use too much memory. No Exception: Jinja takes those, where
-    it computes constants while it compiles, for a sign to compute them later."""
+    """The template takes too long, writes too much, or uses too much memory. Not an Exception, because Jinja catches
+    those while it folds constants, and evaluates the expression later."""
 
 
 @contextmanager
 def limited() -> Iterator[None]:
-    """`limited_time`, and MemoryError ends what takes too much memory."""
+    """Limits CPU time as `limited_time` does, and memory by MemoryError."""
     with _memory_limit(), limited_time():
         yield
 
 
 @contextmanager
 def limited_steps() -> Iterator[None]:
-    """`limited`, and the steps of templates are counted, which takes longer than most of them."""
+    """Limits as `limited` does, and counts the steps of templates, which takes longer than most templates."""
     deadline = time.monotonic() + MAX_SECONDS
     steps = 0
 
@@ -65,11 +65,11 @@ def limited_steps() -> Iterator[None]:
             sys.settrace(traced)
 
 
-# No generator, and a handler that stays: what is done for every conversation is to cost no more than a hundredth of it.
+# A class with a permanent signal handler, not a generator: it runs for each conversation and may cost 1% at most.
 class limited_time:
-    """Ends what runs inside after MAX_SECONDS of CPU time, by TemplateExceeded; a comparison or conversion in the
-    interpreter itself, which hears no signal, GRACE_SECONDS later with the process: of CPU_LIMIT it dies. Only in the
-    main thread."""
+    """Raises TemplateExceeded in its block after MAX_SECONDS of CPU time. If a single operation of the interpreter,
+    which handles no signals, lasts GRACE_SECONDS longer, CPU_LIMIT kills the process. Has no effect outside the main
+    thread."""
 
     _ready = False
     _running = False
@@ -83,7 +83,7 @@ class limited_time:
             limited_time._ready = True
         limited_time._running = True
         signal.setitimer(signal.ITIMER_VIRTUAL, MAX_SECONDS + GRACE_SECONDS)
-        # Again each second: an exception that falls into a finalizer is lost.
+        # Repeated each second: an exception raised inside a finalizer is lost.
         signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS, 1.0)
 
     def __exit__(self, *_: object) -> None:
@@ -94,15 +94,15 @@ class limited_time:
 
 
 def _end(_signal: int, _frame: Any) -> None:
-    # One that was on its way when the template ended comes too late.
+    # The signal may arrive after the template has ended.
     if limited_time._running:
         raise TemplateExceeded(f"it takes more than {MAX_SECONDS:g} seconds")
 
 
 def killed_by_template() -> JobError:
-    """What became of a process that died of CPU_LIMIT."""
+    """The error for a process that CPU_LIMIT killed."""
     said = f"one of its steps takes more than {MAX_SECONDS + GRACE_SECONDS:g} seconds"
-    return JobError(TEMPLATE_EXCEEDED, f"A template of the job does not come to an end: {said}.", "Correct it.")
+    return JobError(TEMPLATE_EXCEEDED, f"A template of the job does not end: {said}.", "Correct it.")
 
 
 @contextmanager
@@ -123,13 +123,13 @@ def _address_space() -> int:
         with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123 - for every row
             return int(file.read().split()[0]) * resource.getpagesize()
     except OSError:
-        # Without /proc the limits of steps and time remain.
+        # Without /proc only the limits of steps and time apply.
         return 1 << 48
 
 
 def limit_of(error: BaseException) -> str:
-    """Which limit a TemplateExceeded, MemoryError or RecursionError is about."""
+    """A message that names the limit that a TemplateExceeded, MemoryError or RecursionError reports."""
     if isinstance(error, RecursionError):
-        # The values of a row are not nested deeply enough to be the reason.
+        # The values of a row are never nested deeply enough to be the cause.
         return "it calls itself without end"
     return str(error) or "it needs too much memory"

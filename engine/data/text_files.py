@@ -1,4 +1,4 @@
-"""Examples out of running text: packs of whole lines, so that a book is trained on from its beginning to its end."""
+"""Divides running text into rows of whole lines, so that a whole book is trained."""
 
 from collections.abc import Iterator
 from typing import IO
@@ -9,10 +9,10 @@ _MIN_BYTES = 64
 
 
 def read_text(file: IO[bytes], pack_bytes: int) -> Iterator[Row | RowProblem]:
-    """Packs of consecutive lines of up to `pack_bytes` bytes, in column `text`. A pack ends at the last blank line in
-    it, where the second half of it has one; a line that is longer is cut, at a space where it has one.
+    """Yields pieces of consecutive lines of up to `pack_bytes` bytes, in column `text`. A piece ends at the last blank
+    line in its second half, else at its last line end; a longer line is divided at a space if it has one.
 
-    Nothing but blank lines at the beginning and at the end of the file is left out.
+    Only blank lines at the beginning and end of the file are left out.
     """
     limit = max(pack_bytes, _MIN_BYTES)
     pending, first = b"", 1
@@ -30,7 +30,7 @@ def read_text(file: IO[bytes], pack_bytes: int) -> Iterator[Row | RowProblem]:
 
 
 def _cut(text: bytes, limit: int) -> int:
-    """Where a pack of at most `limit` bytes ends: behind a paragraph, a line, a word or a character."""
+    """Position after which a piece of at most `limit` bytes ends: a paragraph, a line, a word or a character."""
     paragraph = text.rfind(b"\n\n", 0, limit)
     if paragraph >= limit // 2:
         return paragraph + 2

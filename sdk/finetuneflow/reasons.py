@@ -222,7 +222,7 @@ class Reason(OpenEnum):
     """`mapping` names a column that no row has. Caller: correct the mapping."""
 
     UNSUPPORTED_FORMAT = "UNSUPPORTED_FORMAT"
-    """The rows are preference pairs, which supervised training cannot learn from. Caller: map the chosen answers."""
+    """The rows are of a preference method: pairs, or answers with a label. Caller: map the wanted answers."""
 
     BAD_DATA = "BAD_DATA"
     """Rows refuse the job, or the file changed while it was read. Caller: correct the rows that the violations name."""
@@ -351,6 +351,36 @@ class Reason(OpenEnum):
 
     NO_TRAINED_TOKENS = "NO_TRAINED_TOKENS"
     """No token of the row would be trained; it is dropped. Caller: raise `max_length`, or mark a turn as trained."""
+
+    CONTRADICTORY_WEIGHTS = "CONTRADICTORY_WEIGHTS"
+    """Two keys of a turn contradict each other about whether it is trained. Caller: keep one of them."""
+
+    UNSUPPORTED_TURN_KEY = "UNSUPPORTED_TURN_KEY"
+    """A key of a turn decides what is trained in a way that programs understand differently. Caller: use `weight`: 0 or
+    1."""
+
+    UNSUPPORTED_MEDIA = "UNSUPPORTED_MEDIA"
+    """The row has images, audio or video. Caller: remove the column, or drop the row."""
+
+    MEDIA_PLACEHOLDER = "MEDIA_PLACEHOLDER"
+    """The text has a placeholder of an image, audio or video, and is trained as text. Caller: remove it if it is
+    one."""
+
+    UNUSED_LABEL = "UNUSED_LABEL"
+    """The row's `label` is not used. Caller: map it if it is the answer, or drop the column."""
+
+    UNUSED_WEIGHT = "UNUSED_WEIGHT"
+    """The weight of a whole row is not used. Caller: give the dataset a weight, or mark turns."""
+
+    UNUSED_SYSTEM = "UNUSED_SYSTEM"
+    """A `system` column is not used, because the conversation has a system turn. Caller: drop one of the two."""
+
+    JOINED_SYSTEM_TURNS = "JOINED_SYSTEM_TURNS"
+    """Several system turns at the front are joined with a blank line between. Caller: write one, if that is not
+    meant."""
+
+    MISSING_ROLE = "MISSING_ROLE"
+    """A turn has no role. Caller: add it."""
 
     # Templates: What is wrong with a row template or a chat template.
 

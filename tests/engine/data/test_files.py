@@ -48,11 +48,12 @@ def test_rows_under_the_only_key_of_an_object_are_read_with_a_note(tmp_path: Pat
     turns = {"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]}
     (tmp_path / "b.json").write_text(json.dumps(turns, indent=indent))
     assert [row.values for row in read_rows(tmp_path / "b.json") if isinstance(row, Row)] == [turns]
-    (tmp_path / "c.json").write_text(json.dumps({"data": [QA], "version": 1}, indent=indent))
+    # Longer than any row: the object can only be a file of rows, and its other key is found at the end.
+    (tmp_path / "c.json").write_text(json.dumps({"data": [QA] * 110_000, "version": 1}, indent=indent))
     *_, last = read_rows(tmp_path / "c.json")
     assert isinstance(last, RowProblem)
     assert last.effect == "refuses"
-    assert "leave that array alone" in last.message
+    assert "save that array alone" in last.message
 
 
 @pytest.mark.parametrize(
@@ -189,7 +190,7 @@ def test_what_an_editor_does_not_show_is_named(tmp_path: Path, content: str, sai
 
 def test_a_file_packed_twice_is_told_what_it_is(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(gzip.compress(json.dumps(QA).encode())))
-    with pytest.raises(JobError, match="packed twice"):
+    with pytest.raises(JobError, match="compressed twice"):
         list(read_rows(tmp_path / "a.jsonl.gz"))
 
 
@@ -198,3 +199,51 @@ def test_the_ending_is_found_in_any_name() -> None:
         "csv", "jsonl.gz", "jsonl", None, None, None,
     ]  # fmt: skip
     assert all(ending_of(f"file.{ending}") == ending for ending in ENDINGS)
+
+
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+TURNS = [{"role": "user", "content": "Go."}, {"role": "assistant", "content": "Done."}]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"tools": TOOLS, "messages": TURNS},
+        {"sources": [{"url": "u"}], **QA},
+        {"sources": [{"url": "u" * (2 << 20)}], **QA},
+        {"data": [QA], "version": 1},
+        {"tools": TOOLS},
+    ],
+    ids=["tools", "sources", "2-mib", "version", "tools-alone"],
+)
+def test_an_object_whose_first_key_holds_an_array_of_objects_is_a_row(tmp_path: Path, row: dict[str, object]) -> None:
+    """The order of keys means nothing in JSON. Only an object with no other key can be a file of rows."""
+    line, pretty = json.dumps(row), json.dumps(row, indent=1)
+    files = {
+        "a.jsonl": line, "b.jsonl": f"{line}\n{line}\n", "c.jsonl.gz": line,
+        "a.json": line, "b.json": pretty, "c.json": f"{pretty}\n{pretty}\n", "d.json": f"[{line}]", "e.json.gz": pretty,
+    }  # fmt: skip
+    for name, content in files.items():
+        data = content.encode()
+        (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+        found = list(read_rows(tmp_path / name))
+        rows = [row, row] if name in ("b.jsonl", "c.json") else [row]
+        assert [one.values for one in found if isinstance(one, Row)] == rows, name
+        assert len(found) == len(rows), name
+
+
+def test_a_broken_row_is_no_file_of_rows(tmp_path: Path) -> None:
+    """Its first array is not read as rows, and the rows after it are."""
+    (tmp_path / "a.jsonl").write_text('{"sources": [{"url": "u"}], "question": "Why\n' + json.dumps(QA) + "\n")
+    first, second = read_rows(tmp_path / "a.jsonl")
+    assert isinstance(first, RowProblem)
+    assert (first.row, first.reason) == (1, "NOT_JSON")
+    assert isinstance(second, Row)
+
+
+@pytest.mark.parametrize("line", ["sep=;\n", "SEP=;\r\n", '"sep=;"\n', "sep=|\n", "sep=\t\n"])
+def test_the_line_by_which_excel_is_told_the_delimiter_is_no_header(tmp_path: Path, line: str) -> None:
+    delimiter = line.strip('"\r\n')[-1]
+    table = f"question{delimiter}answer, in short\nHow many?{delimiter}2\n"
+    (tmp_path / "a.csv").write_text(line + table, newline="")
+    assert list(read_rows(tmp_path / "a.csv")) == [Row(3, {"question": "How many?", "answer, in short": "2"})]

@@ -105,7 +105,7 @@ def test_preference_pairs_are_told_apart_and_can_be_mapped() -> None:
         ({"messages": [USER, {"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{"}]}]}, "BAD_TOOL_CALL"),
         ({"messages": [USER, {"role": "assistant", "tool_calls": [{"name": "f", "arguments": [1]}]}]}, "BAD_TOOL_CALL"),
         ({"messages": [USER, {"role": "assistant", "content": ""}]}, "EMPTY_VALUE"),
-        ({"messages": [USER, {"role": "assistant", "content": None}]}, "WRONG_TYPE"),
+        ({"messages": [USER, {"role": "assistant", "content": None}]}, "EMPTY_VALUE"),
         ({"messages": [RESULT, ANSWER]}, "NO_QUESTION"),
         ({"messages": [USER, ANSWER, {"role": "system", "content": "S"}, ANSWER]}, "MISPLACED_SYSTEM"),
         ({"messages": [USER, ANSWER | {"weight": 0.5}]}, "BAD_WEIGHT"),

@@ -53,7 +53,7 @@ def test_a_template_can_leave_rows_out() -> None:
         ('{"text": {{ agee | tojson }}}', "'agee' is undefined; did you mean age?"),
         ('{"text": {{ [nosuch] | tojson }}}', "'nosuch' is undefined; the row has age, goal, workout, column 4"),
         ('{"text": {{ row.agee | tojson }}}', "no attribute 'agee'; did you mean age?"),
-        ('{"text": "{{ goal }}"}', "no JSON"),
+        ('{"text": "{{ goal }}"}', "does not write JSON"),
         ("[1]", "a JSON number"),
         ('{"text": {{ 1 / 0 }}}', "division by zero"),
         ("{{ ''.__class__ }}", "__class__"),

@@ -294,7 +294,7 @@ def test_many_incomplete_rows_are_a_wrong_column(tokenizer_dir: Path, tmp_path: 
 
 def test_a_row_that_hints_at_a_wrong_file_refuses_it_however_rare(tokenizer_dir: Path, tmp_path: Path) -> None:
     """Where one line is damaged, what stands beside it is not to be trusted either; nor is a number for an answer."""
-    for row in ({"question": "Q?"}, {"question": "Q?", "answer": 7}, {"text": "A poem"}):
+    for row in ({"query": "Q?"}, {"question": "Q?", "answer": 7}, {"text": "A poem"}):
         report, _ = look(tokenizer_dir, written(tmp_path / "a.jsonl", [*QA * 10, row]))
         assert report.verdict == "refused", row
 
@@ -390,4 +390,4 @@ def test_what_is_wrong_is_said_of_the_right_place(tokenizer_dir: Path, tmp_path:
     path = tmp_path / "c.csv"
     path.write_text("question,answer\nQ,A\nQ\n")
     report, _ = look(tokenizer_dir, path)
-    assert report.problems[0].message.startswith("has 1 cell where the header has 2")
+    assert report.problems[0].message.startswith("has 1 cell but the header has 2")

@@ -1,0 +1,85 @@
+"""Finds columns that make a row something else than text to learn: preference labels and pairs, images, audio, video.
+
+A row is not refused if the caller mapped the columns that form it: then the caller said which columns count.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from engine.data.row_errors import BadValue
+from engine.data.rows import RowProblem
+from engine.data.turn_weights import TRAINS, flag_of
+from engine.errors import JobError
+
+_REJECTED: Final = ("rejected", "rejected_response", "rejected_messages")
+_LABELS: Final = ("label", "kto_tag")
+_LABELLED_FORMATS: Final = ("chat", "prompt_completion")
+"""Formats in which preference methods keep their labels. Beside a question or an instruction, a label is more often the
+class of a classification."""
+_QUESTION_FORMATS: Final = ("question_answer", "instruction")
+_MEDIA: Final = ("image", "images", "audio", "audios", "video", "videos", "pixel_values")
+_PLACEHOLDER: Final = re.compile(r"<(?:\|?(?:image|video|audio)(?:_pad)?\|?|(?:image|video|audio)_?[0-9]+)>")
+
+
+def refuse_preferences(values: Mapping[str, Any], format_: str, columns: Mapping[str, str]) -> None:
+    """Raises JobError("UNSUPPORTED_FORMAT") for a row of a preference method. `columns` are those that form a row of
+    the format, with their names in the file."""
+    keep = f" Map {_mapping(columns)} to train every row as it is." if columns else ""
+    if format_ == "preference" or any(isinstance(values.get(name), str | list | dict) for name in _REJECTED):
+        raise JobError(
+            "UNSUPPORTED_FORMAT",
+            "The rows are preference pairs (a chosen and a rejected answer); supervised training learns one answer, "
+            "not which of two is better.",
+            'To train the chosen answers, map them: completion = "chosen" beside prompt, or messages = "chosen".'
+            + ("" if "chosen" in values else keep),
+        )
+    for name in _LABELS if format_ in _LABELLED_FORMATS else _LABELS[1:]:
+        if flag_of(values.get(name)) is not None:
+            raise JobError(
+                "UNSUPPORTED_FORMAT",
+                f"The rows have preference labels (column {name} is true or false); supervised training would learn "
+                "unwanted answers like the others.",
+                f"Keep the rows whose {name} is true, and remove the column.{keep}",
+            )
+
+
+def refuse_media(values: Mapping[str, Any], columns: Mapping[str, str]) -> None:
+    """Raises BadValue("UNSUPPORTED_MEDIA") for a row with images, audio or video. `columns` are those that form a row
+    of the format, with their names in the file."""
+    for name in _MEDIA:
+        if values.get(name) and name not in columns:
+            message = (
+                f"has {name}, which would be ignored: only text is trained; leave these rows out, or map "
+                f"{_mapping(columns)} to train their text alone"
+            )
+            raise BadValue(name, "UNSUPPORTED_MEDIA", message)
+
+
+def unused_columns(number: int, values: Mapping[str, Any], format_: str) -> Iterator[RowProblem]:
+    """Warnings about columns of a row that look as if they decided whether it is trained, and do not."""
+    if format_ in _QUESTION_FORMATS and flag_of(values.get("label")) is not None:
+        message = "column label is not used: the answer is trained whatever the label says; drop unwanted rows"
+        yield RowProblem(number, "label", "UNUSED_LABEL", message, "warns")
+    if format_ == "chat":
+        for name in TRAINS:
+            if values.get(name) is not None and flag_of(values[name]) is not True:
+                message = (
+                    f"column {name} is not used: every row counts the same; drop the row, or set {name} in its turns"
+                )
+                yield RowProblem(number, name, "UNUSED_WEIGHT", message, "warns")
+
+
+def placeholder(number: int, column: str, text: str) -> RowProblem | None:
+    """A warning if the text has a placeholder for an image, audio or video."""
+    if found := _PLACEHOLDER.search(text):
+        message = (
+            f"{column} has the placeholder {found[0]}, which is trained as text; remove it if it stands for a file"
+        )
+        return RowProblem(number, column, "MEDIA_PLACEHOLDER", message, "warns")
+    return None
+
+
+def _mapping(columns: Mapping[str, str]) -> str:
+    """The mapping of the columns that form a row, as it is written in a job file."""
+    return " and ".join(f'{ours} = "{theirs}"' for ours, theirs in columns.items())
