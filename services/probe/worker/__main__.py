@@ -1,4 +1,4 @@
-"""A preflight child: `python -m services.probe.worker SPEC.json`. Without a supervisor it prints what it finds."""
+"""Starts the preflight child: `python -m services.probe.worker spec.json`. Its story is in preflight.py."""
 
 from chassis.child.pipe import run_child
 from services.probe.worker.preflight import preflight

@@ -1,21 +1,22 @@
 """Stage 1: will it fit, is it right. Reads top to bottom in the order it happens."""
 
 import json
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from google.protobuf import json_format
 
-from chassis.child.pipe import Cancelled, EventSink, Paused
+from chassis.child.phases import Phases
+from chassis.child.pipe import EventSink
 from engine.config.job import JobConfig, job_config
-from engine.data.content_key import content_key, sha256_of
+from engine.data.content_key import content_key
 from engine.data.prepare import Prepared, prepare
 from engine.data.validation import Report
 from engine.errors import JobError
 from engine.estimate.architecture import Architecture
-from finetuneflow.v1.event_pb2 import ArtifactSaved, Phase, StageCompleted, Warning
+from engine.file_hash import sha256_of
+from finetuneflow.v1.event_pb2 import ArtifactSaved, StageCompleted, Warning
 from finetuneflow.v1.hardware_pb2 import Hardware
 from services.hardware import read_hardware
 from services.probe.worker.child_input import PreflightInput
@@ -35,7 +36,7 @@ def preflight(sink: EventSink, spec_path: Path) -> StageCompleted:
     config = job_config(spec.config)
     resolved = Resolved(config)
     note_commits(resolved, spec.hub)
-    phases = _Phases(sink)
+    phases = Phases(sink, _PHASES, pausable=True)
 
     phases.enter("checking_hardware")
     hardware = _hardware(spec)
@@ -77,12 +78,12 @@ def _content_key(config: JobConfig, spec: PreflightInput) -> str:
 
 
 def _prepared(
-    sink: EventSink, config: JobConfig, spec: PreflightInput, shards: Path, phases: "_Phases", key: str
+    sink: EventSink, config: JobConfig, spec: PreflightInput, shards: Path, phases: Phases, key: str
 ) -> Prepared:
     report = Report()
     shards.parent.mkdir(parents=True, exist_ok=True)
     try:
-        return prepare(config, spec.model.path, spec.sources, shards, phases.progress, report, spec.processes, key)
+        return prepare(config, spec.model.path, spec.sources, shards, phases.advance, report, spec.processes, key)
     except JobError as error:
         # Of rows that are wrong the report knows; what is wrong with the whole may come beside them.
         if not report.num_errors or error.reason != "BAD_DATA":
@@ -103,34 +104,6 @@ def _save_report(sink: EventSink, out_dir: Path, report: dict[str, Any], prepare
     (out_dir / "validation_report.json").write_text(text + "\n", encoding="utf-8")
     saved = ArtifactSaved(path="validation_report.json", kind="validation_report", media_type="application/json")
     sink.emit(saved)
-
-
-class _Phases:
-    """Says where the work is, and hears what the supervisor wants meanwhile."""
-
-    def __init__(self, sink: EventSink) -> None:
-        self._sink = sink
-        self._current = ""
-        self._said = 0.0
-
-    def enter(self, name: str, detail: str = "", fraction: float | None = None) -> None:
-        self._current, self._said = name, time.monotonic()
-        phase = Phase(name=name, index=_PHASES.index(name) + 1, count=len(_PHASES), detail=detail)
-        if fraction is not None:
-            phase.fraction = fraction
-        self._sink.emit(phase)
-
-    def progress(self, name: str, fraction: float | None) -> None:
-        """Called for every row: an event when the phase changes and every two seconds, else a sign of life."""
-        match self._sink.requested():
-            case "pause":
-                raise Paused
-            case "cancel":
-                raise Cancelled
-        if name != self._current or time.monotonic() - self._said >= 2:
-            self.enter(name, fraction=fraction)
-        else:
-            self._sink.tick()
 
 
 def _hardware(spec: PreflightInput) -> Hardware:

@@ -10,11 +10,13 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from chassis.child.pipe import Cancelled, EventSink
+from chassis.child.phases import Phases
+from chassis.child.pipe import EventSink
 from chassis.failpoints import failpoint
 from engine.config.curriculum import Curriculum
 from engine.config.job import Hyperparameters
-from finetuneflow.v1.event_pb2 import CheckpointSaved, Eval, Log, Phase, Restored, Warning
+from engine.perplexity import perplexity
+from finetuneflow.v1.event_pb2 import CheckpointSaved, Eval, Log, Restored, Warning
 from services.trainer.worker.checkpoint import publish
 from services.trainer.worker.progress import Progress, Totals, per_second
 
@@ -24,24 +26,20 @@ _OWN_LOG_FIELDS = frozenset({"loss", "grad_norm", "learning_rate", "epoch", "num
 _OWN_EVAL_FIELDS = frozenset({"eval_loss", "eval_runtime", "eval_num_tokens", "epoch"})
 
 
-def phase(name: str, detail: str = "") -> Phase:
-    """The event that says that a phase of training has begun."""
-    return Phase(name=name, index=PHASES.index(name) + 1, count=len(PHASES), detail=detail)
-
-
 class TrainingCallback(TrainerCallback):
     """The Trainer's one listener. It also decides early stopping and obeys a pause or a cancel."""
 
     def __init__(
         self,
         sink: EventSink,
+        phases: Phases,
         hyper: Hyperparameters,
         *,
         progress: Progress,
         trainer_dir: Path,
         out_dir: Path,
-        curriculum: Curriculum | None = None,
-        restored: Restored | None = None,
+        curriculum: Curriculum | None,
+        restored: Restored | None,
     ) -> None:
         self.progress = progress
         self._restored = restored
@@ -50,7 +48,7 @@ class TrainingCallback(TrainerCallback):
         """The phase of the curriculum that was said last."""
         self.attempt = Totals()
         self.paused = False
-        self._sink = sink
+        self._sink, self._phases = sink, phases
         self._hyper = hyper
         self._trainer_dir, self._out_dir = trainer_dir, out_dir
         self._last_log = Totals()
@@ -73,7 +71,7 @@ class TrainingCallback(TrainerCallback):
     def saving(self, *, last: bool) -> Iterator[None]:
         """Around the writing of a checkpoint, which says nothing by itself for as long as the disk takes."""
         if last:
-            self._sink.emit(phase("saving", f"step {self.progress.step}"))
+            self._phases.enter("saving", f"step {self.progress.step}")
         with self._sink.ticking():
             yield
 
@@ -103,7 +101,7 @@ class TrainingCallback(TrainerCallback):
         named = f", {curriculum.names[at]}" if curriculum.names[at] else ""
         rows = f"{curriculum.epochs[at]:g} epochs of {curriculum.sequences[at]:,} sequences"
         detail = f"curriculum phase {at + 1} of {len(curriculum.names)}{named}: {rows}, from step {step:,}"
-        self._sink.emit(phase("training", detail))
+        self._phases.enter("training", detail)
 
     def _epoch(self, state: TrainerState) -> float:
         """Epochs done. The Trainer takes a whole curriculum for one."""
@@ -114,13 +112,13 @@ class TrainingCallback(TrainerCallback):
     def on_substep_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        self._alive()
+        self._phases.check()
         return control
 
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        self._alive()
+        self._phases.check()
         return control
 
     def on_step_end(
@@ -128,7 +126,7 @@ class TrainingCallback(TrainerCallback):
     ) -> TrainerControl:
         self._count_step(state)
         failpoint(f"training.step-{state.global_step}")
-        self._alive()
+        self._phases.check()
         if state.global_step >= state.max_steps:
             control.should_log = True
         elif self._sink.requested() == "pause":
@@ -233,11 +231,6 @@ class TrainingCallback(TrainerCallback):
         progress.window_steps += 1
         self._step_loss = 0.0
 
-    def _alive(self) -> None:
-        self._sink.tick()
-        if self._sink.requested() == "cancel":
-            raise Cancelled
-
     def _warn_unless_finite(self, log: Log) -> None:
         if self._warned or (math.isfinite(log.loss) and math.isfinite(log.grad_norm)):
             return
@@ -250,14 +243,6 @@ class TrainingCallback(TrainerCallback):
                 "Look for rows with unusual characters.",
             )
         )
-
-
-def perplexity(loss: float) -> float:
-    """exp(loss); infinite where that is beyond a float."""
-    try:
-        return math.exp(loss)
-    except OverflowError:
-        return math.inf
 
 
 def _extras(logs: Mapping[str, float], own: frozenset[str], prefix: str) -> dict[str, float]:

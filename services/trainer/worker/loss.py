@@ -16,8 +16,8 @@ from services.trainer.worker.order import GroupedByLength, PhaseByPhase, lengths
 class Trainer(SFTTrainer):
     """`SFTTrainer` that scores trained positions only, weighs every held-out token alike, and counts what it trains."""
 
-    def __init__(self, reporter: TrainingCallback, curriculum: Curriculum | None = None, **arguments: Any) -> None:
-        self._reporter, self._curriculum = reporter, curriculum
+    def __init__(self, callback: TrainingCallback, curriculum: Curriculum | None, **arguments: Any) -> None:
+        self._callback, self._curriculum = callback, curriculum
         self._nll: list[float] = []
         self._num_predicted: list[int] = []
         super().__init__(**arguments)
@@ -54,7 +54,7 @@ class Trainer(SFTTrainer):
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]
         value = (loss[0] if return_outputs else loss).item()
         if training:
-            self._reporter.trained(value, num_rows, num_tokens)
+            self._callback.trained(value, num_rows, num_tokens)
         else:
             self._nll.append(value * num_predicted)
             self._num_predicted.append(num_predicted)
@@ -93,7 +93,7 @@ class Trainer(SFTTrainer):
         return output
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        with self._reporter.saving(last=self.control.should_training_stop):
+        with self._callback.saving(last=self.control.should_training_stop):
             super()._save_checkpoint(model, trial)  # type: ignore[no-untyped-call]
 
     def create_model_card(self, *arguments: Any, **options: Any) -> None:
