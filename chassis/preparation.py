@@ -9,14 +9,12 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from chassis.stall_timer import StallTimer
 from finetuneflow.v1 import event_pb2
 
 _T = TypeVar("_T")
-_SAY_SECONDS: Final = 5.0
-"""How often a phase says how far it is."""
 
 
 class GivenUp(Exception):
@@ -29,10 +27,14 @@ class Stalled(Exception):
 
 
 class Preparation:
-    """One of them; `emit` is called with its Phase events."""
+    """One preparation.
 
-    def __init__(self, emit: Callable[[event_pb2.Phase], None]) -> None:
+    `emit` is called with its Phase events; between two about progress within one phase pass `progress_seconds`.
+    """
+
+    def __init__(self, emit: Callable[[event_pb2.Phase], None], progress_seconds: float) -> None:
         self._emit = emit
+        self._progress_seconds = progress_seconds
         self._loop = asyncio.get_running_loop()
         self._stall_timer = StallTimer()
         self._given_up = False
@@ -81,7 +83,7 @@ class Preparation:
         self._stall_timer.reset()
 
     def _tell(self) -> None:
-        self._next = time.monotonic() + _SAY_SECONDS
+        self._next = time.monotonic() + self._progress_seconds
         phase = event_pb2.Phase()
         phase.CopyFrom(self._phase)
         self._loop.call_soon_threadsafe(self._emit, phase)

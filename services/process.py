@@ -11,6 +11,7 @@ from typing import Final, NoReturn
 
 from chassis.attempt.claimed_attempt import Stage
 from chassis.attempt.stage_worker import StageWorker
+from chassis.attempt.time_limits import TimeLimits
 from chassis.bus.event_bus import Bus
 from chassis.bus.node_heartbeat import NodeHeartbeat
 from chassis.server.gauges import serve_gauges
@@ -51,7 +52,7 @@ async def _live(settings: ServiceSettings, stage: Stage, mount: Callable[[StageW
         asyncio.get_running_loop().add_signal_handler(number, lambda: (again if stop.is_set() else stop).set())
     password = settings.nats_password.get_secret_value()
     bus = await Bus.connect(settings.nats_url, settings.nats_user, password, settings.node_id)
-    worker = StageWorker(bus, ArtifactStore(settings.artifacts), stage, settings)
+    worker = StageWorker(bus, ArtifactStore(settings.artifacts), stage, settings, TimeLimits())
     worker.hardware = await asyncio.to_thread(read_hardware, settings.node_id, settings.home)
     # The port first: a second process on it must end before it takes work.
     server = await serve(*mount(worker), listen=settings.listen)

@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError, Message
 
 from chassis.attempt.reporter import Reporter
 from chassis.attempt.spool import Spool
+from chassis.attempt.time_limits import TimeLimits
 from chassis.attempt.uploads import KINDS, UploadFailed, Uploads
 from chassis.bus.event_bus import Bus
 from chassis.child.child_process import Child, ChildCommand, kill_those_of
@@ -36,11 +37,7 @@ _log = logging.getLogger(__name__)
 
 _EXIT_SECONDS = 10.0
 """How long a child may take to exit after it has said how it ended."""
-_SAMPLE_SECONDS = 2.0
-_USAGE_SECONDS = 30.0
 _ROOM = "Have the operator make room on the disk of the worker's FTF_HOME; the job then goes on where it was."
-_DISK_PATIENCE_SECONDS = 60.0
-"""How long an event waits for room on the disk. The child is held back meanwhile: its pipe fills up."""
 
 
 class Stage(Protocol):
@@ -79,6 +76,7 @@ class WorkerContext:
     stage: Stage
     settings: WorkerSettings
     spare: Spare
+    limits: TimeLimits
 
 
 def failed(reason: str, message: str, advice: str = "", lines: list[str] | None = None) -> event_pb2.StageFailed:
@@ -104,7 +102,7 @@ class Attempt:
         """Set once all that is left to do is to have its events accepted."""
         self._context = context
         self._spool = spool
-        self._reporter = Reporter(context.bus, spool, self._hear)
+        self._reporter = Reporter(context.bus, spool, self._hear, context.limits.heartbeat_seconds)
         self._child: Child | None = None
         self._beginning: asyncio.Task[ChildCommand | event_pb2.StageFailed] | None = None
         self._uploading: asyncio.Task[None] | None = None
@@ -223,7 +221,9 @@ class Attempt:
         stage, settings = self._context.stage, self._context.settings
         preparing = stage.prepare(self.assignment, workdir, self._context.store)
         try:
-            command = await Preparation(self._say).run(preparing, settings.preparation_stall_seconds)
+            command = await Preparation(self._say, self._context.limits.preparation_progress_seconds).run(
+                preparing, settings.preparation_stall_seconds
+            )
         except Stalled as error:
             return failed("STALLED", str(error), "It is tried again where attempts are left.")
         except Exception as error:  # noqa: BLE001 - becomes the event that ends the attempt
@@ -248,7 +248,7 @@ class Attempt:
 
     async def _follow(self, child: Child, command: ChildCommand) -> event_pb2.Event | Message:
         queue: asyncio.Queue[event_pb2.Event | None] = asyncio.Queue()
-        uploads = Uploads(self._context.store, self.assignment, command.out_dir)
+        uploads = Uploads(self._context.store, self.assignment, command.out_dir, self._context.limits)
         uploading = self._uploading = asyncio.create_task(self._upload(child, uploads, queue))
         watching = asyncio.create_task(self._watch(child))
         usage = Usage(child.pid, {**command.env, **command.late_env})
@@ -329,10 +329,10 @@ class Attempt:
         told = time.monotonic()
         while True:
             await asyncio.to_thread(usage.sample)
-            if time.monotonic() >= told + _USAGE_SECONDS:
+            if time.monotonic() >= told + self._context.limits.usage_report_seconds:
                 told = time.monotonic()
                 await self._tell_usage(usage)
-            await asyncio.sleep(_SAMPLE_SECONDS)
+            await asyncio.sleep(self._context.limits.usage_sample_seconds)
 
     async def _tell_usage(self, usage: Usage) -> None:
         taken = await asyncio.to_thread(usage.take)
@@ -393,7 +393,7 @@ class Attempt:
             _log.warning("phase %s is not reported: %s", phase.name, error, extra=self._labels())
 
     async def _append(self, event: event_pb2.Event) -> None:
-        deadline = time.monotonic() + _DISK_PATIENCE_SECONDS
+        deadline = time.monotonic() + self._context.limits.disk_patience_seconds
         while True:
             try:
                 self._keep(event)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Final
 
 from chassis.attempt.spool import Spool
+from chassis.attempt.time_limits import TimeLimits
 from chassis.bus.event_bus import Bus, BusUnavailable, report_subject
 from chassis.failpoints import failpoint
 from chassis.server import gauges
@@ -18,7 +19,6 @@ from finetuneflow.v1 import event_pb2, work_pb2
 
 _log = logging.getLogger(__name__)
 
-HEARTBEAT_SECONDS: Final = 2.0
 MAX_REPORT_BYTES: Final = 256 * 1024
 _EVENTS_BYTES = MAX_REPORT_BYTES - 8 * 1024
 """The rest is the envelope."""
@@ -32,10 +32,17 @@ _BACKOFF_SECONDS = (0.25, 0.5, 1.0, 2.0)
 class Reporter:
     """One report in flight, an empty one every 2 s, the same again until it is answered."""
 
-    def __init__(self, bus: Bus, spool: Spool, on_directive: Callable[[work_pb2.Directive], None]) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        spool: Spool,
+        on_directive: Callable[[work_pb2.Directive], None],
+        heartbeat_seconds: float = TimeLimits.heartbeat_seconds,
+    ) -> None:
         self._bus = bus
         self._spool = spool
         self._on_directive = on_directive
+        self._heartbeat_seconds = heartbeat_seconds
         self._wake = asyncio.Event()
         self._next = spool.first
         self._sent = -_GAP_SECONDS
@@ -99,7 +106,7 @@ class Reporter:
         """Until there is something to report, at the latest until the next heartbeat."""
         if self._next >= self._spool.end and not self._spool.sealed:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), HEARTBEAT_SECONDS)
+                await asyncio.wait_for(self._wake.wait(), self._heartbeat_seconds)
         gap = self._sent + _GAP_SECONDS - time.monotonic()
         if gap > 0 and not self._spool.sealed:
             await asyncio.sleep(gap)

@@ -16,6 +16,7 @@ from google.protobuf.message import Message
 from chassis.attempt.claimed_attempt import Attempt, Sparing, Stage, WorkerContext, clear, failed
 from chassis.attempt.reporter import Reporter
 from chassis.attempt.spool import ClaimRecord, Spool, SpoolBusy
+from chassis.attempt.time_limits import TimeLimits
 from chassis.bus.event_bus import (
     CLAIM_SUBJECT,
     Bus,
@@ -38,15 +39,10 @@ from finetuneflow.v1 import event_pb2, fine_tuning_job_pb2, hardware_pb2, work_p
 _log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 30.0
-_CLAIM_SECONDS = 2.0
-_CLAIM_REPEATS_SECONDS = 8.0
-"""With one more answer to wait for it stays below what the broker waits for an ack."""
 _CLAIM_PAUSE_SECONDS = 0.25
 _NO_GATEWAY_SECONDS = 2.0
 _NO_DISK_SECONDS = 5.0
 _HURRIED_REPORT_SECONDS = 1.0
-_LAST_REPORT_SECONDS = 5.0
-"""How long a drained process tries to have its last events accepted."""
 
 
 class StageWorker:
@@ -58,6 +54,7 @@ class StageWorker:
         store: ArtifactStore,
         stage: Stage,
         settings: WorkerSettings,
+        limits: TimeLimits,
     ) -> None:
         self.draining = False
         self.drain_began = asyncio.Event()
@@ -66,7 +63,9 @@ class StageWorker:
         self.hardware: hardware_pb2.Hardware | None = None
         """What this machine is and has left."""
         command = stage.spare() if isinstance(stage, Sparing) and settings.warm_spare else None
-        self._context = WorkerContext(bus, store, stage, settings, Spare(command, settings.home / stage.service))
+        self._limits = limits
+        spare = Spare(command, settings.home / stage.service, linger_seconds=limits.child_linger_seconds)
+        self._context = WorkerContext(bus, store, stage, settings, spare, limits)
         self._start_time = time.time()
         self._spools = settings.home / stage.service / "spool"
         self._workdirs = settings.home / stage.service / "work"
@@ -143,7 +142,7 @@ class StageWorker:
         if not await self._over(limit):
             for attempt in list(self._attempts.values()):
                 attempt.abandon()
-        await self._idle(_LAST_REPORT_SECONDS if not self._hurried.is_set() else _HURRIED_REPORT_SECONDS)
+        await self._idle(self._limits.last_report_seconds if not self._hurried.is_set() else _HURRIED_REPORT_SECONDS)
 
     def hurry(self) -> None:
         """Whoever asked for the drain asks again: children are killed now."""
@@ -276,12 +275,12 @@ class StageWorker:
         while True:
             try:
                 return await self._context.bus.request(
-                    CLAIM_SUBJECT, request, work_pb2.ClaimResponse, _CLAIM_SECONDS, everyone=repeated
+                    CLAIM_SUBJECT, request, work_pb2.ClaimResponse, self._limits.claim_answer_seconds, everyone=repeated
                 )
             except BusUnavailable as error:
                 if isinstance(error, Unanswered | ResponderFailed):
                     perhaps_granted = isinstance(error, Unanswered)
-                late = time.monotonic() - began >= _CLAIM_REPEATS_SECONDS
+                late = time.monotonic() - began >= self._limits.claim_repeats_seconds
                 if self.draining or (late and not perhaps_granted):
                     _log.warning("no gateway answers a claim: %s", error, extra={"job_id": request.job_id})
                     return None
@@ -351,7 +350,7 @@ class StageWorker:
     async def _report_leftover(self, spool: Spool) -> None:
         _log.info("reporting what an earlier process left behind", extra={"job_id": spool.record.job_id})
         try:
-            await Reporter(self._context.bus, spool, lambda _: None).run()
+            await Reporter(self._context.bus, spool, lambda _: None, self._limits.heartbeat_seconds).run()
         except asyncio.CancelledError:
             spool.close()
             raise

@@ -12,6 +12,7 @@ from typing import Final
 
 from google.protobuf.message import Message
 
+from chassis.attempt.time_limits import TimeLimits
 from chassis.events import event_of
 from chassis.failpoints import failpoint
 from chassis.store.artifact_store import ArtifactStore, Stored
@@ -22,9 +23,6 @@ _log = logging.getLogger(__name__)
 
 KINDS: Final = frozenset({"checkpoint", "artifact"})
 """Kinds of events that name a file or folder of the child's out_dir."""
-_PATIENT_SECONDS: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
-_BRIEF_SECONDS: Final = (1.0, 2.0, 4.0)
-"""Between tries of a checkpoint in the middle of a training: the next one is tried together with it."""
 NOT_STORED: Final = "CHECKPOINT_NOT_STORED"
 
 
@@ -44,12 +42,15 @@ class UploadFailed(Exception):
 class Uploads:
     """The uploads of one attempt, one at a time, in the order of their events."""
 
-    def __init__(self, store: ArtifactStore, assignment: work_pb2.Assignment, out_dir: Path) -> None:
+    def __init__(
+        self, store: ArtifactStore, assignment: work_pb2.Assignment, out_dir: Path, limits: TimeLimits
+    ) -> None:
         stage = fine_tuning_job_pb2.Stage.Name(assignment.stage).removeprefix("STAGE_").lower()
         self._store = store
         self._tenant = assignment.tenant
         self._prefix = f"jobs/{assignment.job_id}/{stage}/{assignment.attempt}"
         self._out_dir = out_dir
+        self._limits = limits
         self._stored: dict[str, Stored] = {}
         self._waiting: list[event_pb2.Event] = []
         """Checkpoints that the store has not taken yet, oldest first."""
@@ -61,12 +62,12 @@ class Uploads:
         one. UploadFailed for anything else.
         """
         if event.HasField("artifact"):
-            await self._upload(event, _PATIENT_SECONDS)
+            await self._upload(event, self._limits.upload_retry_seconds)
             return [event]
         await self._supersede(event)
         self._waiting.append(event)
         try:
-            return await self._upload_waiting(_BRIEF_SECONDS)
+            return await self._upload_waiting(self._limits.checkpoint_retry_seconds)
         except _Partly as partly:
             step = partly.event.checkpoint.step
             warning = event_pb2.Warning(
@@ -80,7 +81,7 @@ class Uploads:
         """Stores, with patience, what still waits when the child has ended. UploadFailed when the result cannot do
         without it."""
         try:
-            return await self._upload_waiting(_PATIENT_SECONDS)
+            return await self._upload_waiting(self._limits.upload_retry_seconds)
         except _Partly as partly:
             needed = ending.stage_completed.training.best_checkpoint_path if ending else ""
             if needed and needed in {str(PurePosixPath(event.checkpoint.path)) for event in self._waiting}:

@@ -29,9 +29,10 @@ WORKDIR: Final = "FTF_WORKDIR"
 _LAST_LINES = 40
 _LAST_BYTES = 8 * 1024
 _PIPE_BYTES = 1024 * 1024
+LINGER_SECONDS: Final = 5.0
+"""How long the pipes of a child that has exited are read, if somebody else holds them open."""
 _READ_BYTES = 16 * 1024
 """What is dealt with at a stretch, about a hundred events: a supervisor has more to do than to listen to one child."""
-_LINGER_SECONDS = 5.0
 
 _PASSED_ON = frozenset(
     {"PATH", "HOME", "LANG", "TZ", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "LD_PRELOAD", "USER", "LOGNAME"}
@@ -70,10 +71,13 @@ class ChildCommand:
 class Child:
     """A process group of its own, with its event pipe, control pipe and output."""
 
-    def __init__(self, process: subprocess.Popen[bytes], events: asyncio.StreamReader, control_fd: int) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], events: asyncio.StreamReader, control_fd: int, linger_seconds: float
+    ) -> None:
         self._process = process
         self._events = events
         self._control_fd = control_fd
+        self._linger_seconds = linger_seconds
         self._unread = b""
         self._position = 0
         self._lines: collections.deque[str] = collections.deque(maxlen=_LAST_LINES)
@@ -87,8 +91,14 @@ class Child:
         threading.Thread(target=self._read_output, args=(loop,), name=f"output-{self.pid}", daemon=True).start()
 
     @classmethod
-    async def start(cls, argv: Sequence[str], env: Mapping[str, str], cwd: Path) -> Child:
-        """Starts it; `env` is added to what every child gets. OSError when that fails."""
+    async def start(
+        cls, argv: Sequence[str], env: Mapping[str, str], cwd: Path, *, linger_seconds: float = LINGER_SECONDS
+    ) -> Child:
+        """Starts a child; `env` is added to what every child gets. Raises OSError if it cannot be started.
+
+        A process that left the child's group may hold its pipes open: they are read for `linger_seconds` after the
+        child has exited, and no longer.
+        """
         event_read, event_write = os.pipe()
         control_read, control_write = os.pipe()
         with contextlib.suppress(OSError):
@@ -114,7 +124,7 @@ class Child:
             os.close(event_write)
             os.close(control_read)
         reader = asyncio.StreamReader(limit=MAX_FRAME_BYTES)
-        child = cls(process, reader, control_write)
+        child = cls(process, reader, control_write, linger_seconds)
         protocol = asyncio.StreamReaderProtocol(reader)
         try:
             await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, os.fdopen(event_read, "rb", 0))
@@ -169,7 +179,7 @@ class Child:
         """Its exit status, negative for a signal, once its output is read too."""
         status = await asyncio.shield(self._exited)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.shield(self._drained), _LINGER_SECONDS)
+            await asyncio.wait_for(asyncio.shield(self._drained), self._linger_seconds)
         return status
 
     @property
@@ -200,7 +210,7 @@ class Child:
 
     async def _linger(self) -> None:
         await asyncio.shield(self._exited)
-        await asyncio.sleep(_LINGER_SECONDS)
+        await asyncio.sleep(self._linger_seconds)
 
     def _next_frame(self) -> bytes | None:
         """The next one of what was read; None when it is not all there."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from chassis.child.child_process import WORKDIR, Child, ChildCommand
+from chassis.child.child_process import LINGER_SECONDS, WORKDIR, Child, ChildCommand
 
 _log = logging.getLogger(__name__)
 
@@ -40,10 +40,11 @@ class Spare:
     and memory from it. Whatever goes wrong with it, the child is started cold.
     """
 
-    def __init__(self, command: SpareCommand | None, folder: Path) -> None:
-        """`folder` is where it waits; without a command there is never one."""
+    def __init__(self, command: SpareCommand | None, folder: Path, *, linger_seconds: float = LINGER_SECONDS) -> None:
+        """`folder` is where it waits; without a command there is never one. `linger_seconds`: see `Child.start`."""
         self._command = command
         self._folder = folder
+        self._linger_seconds = linger_seconds
         self._child: Child | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._watchers: set[asyncio.Task[None]] = set()
@@ -69,7 +70,8 @@ class Spare:
         """A child that works on the command's spec in `cwd`. OSError when it cannot be started."""
         child = await self._take(command, cwd)
         if not child:
-            child = await Child.start(command.argv, {**command.env, **_late(command, cwd)}, cwd)
+            env = {**command.env, **_late(command, cwd)}
+            child = await Child.start(command.argv, env, cwd, linger_seconds=self._linger_seconds)
         if self._command:
             if command.on_cpu:
                 self._computing.add(child)
@@ -138,7 +140,9 @@ class Spare:
         for delay in itertools.chain(_BACKOFF_SECONDS, itertools.repeat(_BACKOFF_SECONDS[-1])):
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
-                child = self._child = await Child.start(command.argv, command.env, self._folder)
+                child = self._child = await Child.start(
+                    command.argv, command.env, self._folder, linger_seconds=self._linger_seconds
+                )
             except OSError as error:
                 _log.warning("no warm spare could be started: %s", error)
             else:
