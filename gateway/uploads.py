@@ -33,15 +33,23 @@ log = logging.getLogger(__name__)
 Message = UploadDatasetRequest | memoryview
 """Of an upload's stream; a memoryview is the bytes of a chunk."""
 
-# Small chunks are gathered: one hop to a thread for each would cost more than hashing and writing it.
-BATCH_BYTES = 4 << 20
 # What is made durable on the way is not waited for at the end.
 _SYNC_BYTES = 64 << 20
-# A stream that holds an upload and sends nothing would keep its caller's next stream out.
-STALL_SECONDS = 30.0
 _SWEEP_SECONDS = 3_600.0
 _MAX_NAME_CHARACTERS = 128
 _MAX_FILENAME_BYTES = 255
+
+
+@dataclass(frozen=True)
+class UploadLimits:
+    """Limits of one upload."""
+
+    max_bytes: int = 64 << 30
+    """Largest file that is accepted."""
+    batch_bytes: int = 4 << 20
+    """Chunks are gathered up to this size: one hop to a thread for each would cost more than hashing and writing it."""
+    stall_seconds: float = 30.0
+    """A resumable upload is ended when nothing arrives for this long: it would keep its caller's next stream out."""
 
 
 @dataclass(frozen=True)
@@ -155,13 +163,13 @@ def too_large(max_bytes: int) -> ResourceExhausted:
 class Upload:
     """The file behind a header, on its way into the store: `begin`, `receive`, `commit`, and in any case `end`."""
 
-    def __init__(self, store: ArtifactStore, tenant: str, path: str, header: Header, max_bytes: int) -> None:
+    def __init__(self, store: ArtifactStore, tenant: str, path: str, header: Header, limits: UploadLimits) -> None:
         """`path` is below the tenant."""
         self._store = store
         self._tenant = tenant
         self._path = f"{tenant}/{path}"
         self._header = header
-        self._max_bytes = max_bytes
+        self._limits = limits
         self._writer: AtomicWriter | None = None
         self._batch: list[bytes | memoryview] = []
         self._work: list[asyncio.Future[None]] = []
@@ -208,7 +216,7 @@ class Upload:
                 continue
             self._batch.append(chunk)
             batched += len(chunk)
-            if batched >= BATCH_BYTES:
+            if batched >= self._limits.batch_bytes:
                 await self._hand_over()
                 batched = 0
         await self._hand_over()
@@ -264,7 +272,7 @@ class Upload:
         return self._writer
 
     async def _unless_stalled(self, messages: AsyncIterator[Message]) -> AsyncIterator[Message]:
-        patience = STALL_SECONDS if self._header.resumable else None
+        patience = self._limits.stall_seconds if self._header.resumable else None
         while True:
             try:
                 async with asyncio.timeout(patience):
@@ -294,9 +302,9 @@ class Upload:
             problem = f"a chunk of {len(chunk)} bytes; at most {CHUNK_BYTES} are allowed"
             raise self._refused("CHUNK_TOO_LARGE", "chunk", problem)
         self.size_bytes += len(chunk)
-        if self.size_bytes > self._max_bytes:
+        if self.size_bytes > self._limits.max_bytes:
             self._worthless = True
-            raise too_large(self._max_bytes)
+            raise too_large(self._limits.max_bytes)
         announced = self._header.size_bytes
         if announced is not None and self.size_bytes > announced:
             raise self._mismatch("size_bytes", f"more than the announced {announced} bytes arrived")

@@ -41,6 +41,7 @@ from gateway.servicers import datasets, fine_tuning
 from gateway.servicers.probe import Probe
 from gateway.sql.database import Database
 from gateway.sql.tables import Job
+from gateway.uploads import UploadLimits
 from gateway.work.ledger import Ledger
 from services.probe.errands import Errands
 from services.probe.estimates import Estimates
@@ -135,7 +136,12 @@ async def room(tmp_path: Path, tiny: Path, nats: NatsServer) -> AsyncIterator[Ro
     told = Recorder()
     ledger = Ledger(database, told.publish, told.offer, told.discard)
     servicers = [
-        (dataset_service_pb2, "DatasetService", datasets.add_to_server, datasets.Datasets(database, store)),
+        (
+            dataset_service_pb2,
+            "DatasetService",
+            datasets.add_to_server,
+            datasets.Datasets(database, store, UploadLimits(), passthrough),
+        ),
         (
             fine_tuning_service_pb2,
             "FineTuningService",
