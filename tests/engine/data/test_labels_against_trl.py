@@ -61,7 +61,13 @@ def of_trl(rows: list[dict[str, Any]], tokenizer_dir: Path, model_dir: Path, **c
     model = AutoModelForCausalLM.from_pretrained(model_dir)
     model.resize_token_embeddings(max(len(tokenizer), 384))
     arguments = SFTConfig(
-        output_dir=str(model_dir / "out"), max_length=512, report_to="none", use_cpu=True, bf16=False, **config
+        output_dir=str(model_dir / "out"),
+        max_length=512,
+        report_to="none",
+        use_cpu=True,
+        bf16=False,
+        activation_checkpointing=False,
+        **config,
     )
     trainer = SFTTrainer(model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
     prepared = trainer.train_dataset
