@@ -1,5 +1,4 @@
-"""Protocols of exceptions that say whose fault an error is. Independent of gRPC: children, which serve nothing, use them
-too."""
+"""Protocols of exceptions that say whose fault an error is. Independent of gRPC: children use them too."""
 
 from __future__ import annotations
 

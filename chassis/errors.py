@@ -39,8 +39,8 @@ _MAX_MESSAGE = 2000
 class ServiceError(Exception):
     """An error that is returned to the caller. Raise a subclass; each is one gRPC status.
 
-    `reason` is machine-readable (UPPER_SNAKE_CASE), `message` a sentence for the reader. `violations` become a BadRequest,
-    `metadata` goes into the ErrorInfo.
+    `reason` is machine-readable (UPPER_SNAKE_CASE), `message` a sentence for the reader. `violations` become a
+    BadRequest, `metadata` goes into the ErrorInfo.
     """
 
     code: grpc.StatusCode = grpc.StatusCode.INTERNAL
@@ -80,7 +80,7 @@ class ServiceError(Exception):
 
 
 def _shortened(message: str) -> str:
-    """Limits the length: the message travels in a header, and with one of a megabyte the caller gets no status at all."""
+    """Shortens a message: it travels in a header, and with one of a megabyte the caller would get no status."""
     return message if len(message) <= _MAX_MESSAGE else f"{message[:_MAX_MESSAGE]}…"
 
 

@@ -42,7 +42,7 @@ class Preparation:
         self._next = 0.0
 
     async def run(self, work: Coroutine[Any, Any, _T], limit_seconds: float) -> _T:
-        """Awaits `work`. Raises Stalled if it makes no progress for `limit_seconds`; then, and if cancelled, ends it."""
+        """Awaits `work`. Raises Stalled, and ends it, if it makes no progress for `limit_seconds`."""
         working = asyncio.create_task(self._within(work), name="prepare")
         watching = asyncio.create_task(self._stall_timer.wait(lambda: limit_seconds), name="prepare-watch")
         try:

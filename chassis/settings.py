@@ -89,4 +89,4 @@ class WorkerSettings(ProcessSettings):
     """A preparation, mostly downloads, that receives nothing for longer is ended (STALLED)."""
     warm_spare: bool = True
     """Keep a child that has completed its imports (trainer: about 480 MB), so that an attempt starts seconds sooner.
-    There is none while a child computes on the CPU. A probe that was asked about data keeps one for the next request."""
+    None is kept while a child computes on the CPU. A probe that was asked about data keeps one for the next request."""

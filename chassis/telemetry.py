@@ -38,7 +38,7 @@ class LineFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object per line: time (RFC 3339, UTC), level, service, logger, message, the record's extras, exception."""
+    """One JSON object per line: time (RFC 3339, UTC), level, service, logger, message, extras, exception."""
 
     def __init__(self, service: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Rows as the messages that callers see."""
+"""Converts rows to the messages that callers receive."""
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -17,7 +17,7 @@ def timestamp(microseconds: int) -> Timestamp:
 
 
 def job(row: Job, *, evaluation_id: str = "", export_id: str = "") -> FineTuningJob:
-    """A job; its evaluation and export are rows of their own."""
+    """Converts a job; its evaluation and export are rows of their own."""
     out = FineTuningJob(
         id=row.id,
         spec=FineTuningJobSpec.FromString(row.spec),

@@ -170,7 +170,7 @@ class Bus(Connection):
             await js.purge_stream(streams.NODES_STREAM, subject=f"$KV.{streams.NODES_BUCKET}.{node_id}")
 
     async def nodes(self) -> list[work_pb2.Node]:
-        """Returns all live nodes, sorted by id. Empty after a wipe until the nodes publish again. Raises BusUnavailable."""
+        """Returns all live nodes by id; none after a wipe until they publish again. Raises BusUnavailable."""
         # Watchers of a bucket receive nothing for seconds after a wipe; a request for its subjects works at once.
         prefix = f"$KV.{streams.NODES_BUCKET}."
         found = []

@@ -1,4 +1,4 @@
-"""A child that has done its imports and waits for a spec: it saves an attempt the seconds of a cold start.
+"""A warm spare: a child that has completed its imports and waits for its input, which saves seconds of a cold start.
 
 Its counterpart in the child is chassis.child.warm_start.
 """
@@ -20,28 +20,28 @@ from chassis.child.child_process import LINGER_SECONDS, WORKDIR, Child, ChildCom
 _log = logging.getLogger(__name__)
 
 _START_SECONDS: Final = 60.0
-"""How long one that was given a spec may take to say so. It may be in the middle of its imports."""
+"""Time that a spare gets to confirm its start. It may still be importing."""
 _BACKOFF_SECONDS: Final = (1.0, 5.0, 30.0, 300.0)
 
 
 @dataclass(frozen=True)
 class SpareCommand:
-    """How to start a child without a spec."""
+    """How to start a child without an input."""
 
     argv: Sequence[str]
-    """What a ChildCommand has before the path of its spec."""
+    """The argv of a ChildCommand without the path of the input."""
     env: Mapping[str, str] = field(default_factory=dict)
 
 
 class Spare:
-    """Starts the children of a process, out of a spare one where that fits.
+    """Starts the children of a process, from a warm spare where possible.
 
-    There is at most one, it is used once, and none beside a child that computes on the processors: it would take cores
-    and memory from it. Whatever goes wrong with it, the child is started cold.
+    There is at most one spare, it is used once, and there is none beside a child that computes on the CPU: it would
+    take cores and memory from it. If the spare fails, the child is started cold.
     """
 
     def __init__(self, command: SpareCommand | None, folder: Path, *, linger_seconds: float = LINGER_SECONDS) -> None:
-        """`folder` is where it waits; without a command there is never one. `linger_seconds`: see `Child.start`."""
+        """`folder` is the spare's folder; without a command there is no spare. `linger_seconds`: see `Child.start`."""
         self._command = command
         self._folder = folder
         self._linger_seconds = linger_seconds
@@ -53,21 +53,21 @@ class Spare:
 
     @property
     def pid(self) -> int:
-        """Of the process that waits; 0 when there is none."""
+        """Process id of the spare; 0 if there is none."""
         return self._child.pid if self._child else 0
 
     def open(self) -> None:
-        """From here on there is one whenever there may be."""
+        """Starts a spare, and another one whenever it was used."""
         self._open = True
         self._settle()
 
     async def close(self) -> None:
-        """Ends it; none is started any more."""
+        """Ends the spare; no other one is started."""
         self._open = False
         await self._dismiss()
 
     async def start(self, command: ChildCommand, cwd: Path) -> Child:
-        """A child that works on the command's spec in `cwd`. OSError when it cannot be started."""
+        """Starts a child that works on the command's input in `cwd`. Raises OSError if it cannot be started."""
         child = await self._take(command, cwd)
         if not child:
             env = {**command.env, **_late(command, cwd)}
@@ -81,7 +81,7 @@ class Spare:
             try:
                 await self._settled()
             except BaseException:
-                # A cancelled caller gets nothing that it could end.
+                # The cancelled caller gets no child that it could close.
                 child.close()
                 raise
         return child
@@ -95,7 +95,7 @@ class Spare:
             return None
         asked = SpareCommand(list(command.argv[:-1]), dict(command.env))
         if asked != SpareCommand(list(self._command.argv), dict(self._command.env)):
-            # Whoever comes next will most likely ask for the same.
+            # The next attempt most likely needs the same.
             self._command = asked
             child.close()
             return None
@@ -108,7 +108,7 @@ class Spare:
                     return child
             _log.warning("the warm spare ended instead of starting: %s", child.last_lines()[-3:])
         except (TimeoutError, ValueError) as error:
-            _log.warning("the warm spare did not start: %s", error or "it gave no answer")
+            _log.warning("the warm spare did not start: %s", error or "no confirmation in time")
         except BaseException:
             child.close()
             raise
@@ -149,7 +149,7 @@ class Spare:
                 try:
                     await child.wait()
                 finally:
-                    # Otherwise somebody has taken it.
+                    # Otherwise an attempt has taken it.
                     if self._child is child:
                         self._child = None
                         child.close()

@@ -1,1 +1,1 @@
-"""The exporter's child: export (the whole of an export, in time order), and what it is made of."""
+"""The exporter's child: export.py is the whole of an export, in time order."""

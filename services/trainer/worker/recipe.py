@@ -1,4 +1,4 @@
-"""Supervised fine-tuning, from spec to result."""
+"""Supervised fine-tuning, from input to result."""
 
 import resource
 import sys
@@ -29,7 +29,7 @@ from services.trainer.worker.progress import Progress, Totals, per_second
 
 
 def train(given: TrainingInput, sink: EventSink) -> TrainingResult:
-    """Runs one attempt to its end and says how it went. Raises Paused once a requested pause is saved."""
+    """Runs one attempt and returns its result. Raises Paused once a requested pause is saved."""
     config, hyper = given.config, given.config.hyperparameters
     torch.set_num_threads(given.threads)
     on = "cpu" if config.resources.gpus == 0 else load.device()
@@ -60,7 +60,7 @@ def train(given: TrainingInput, sink: EventSink) -> TrainingResult:
     with sink.ticking():
         arguments = sft_arguments(config, output_dir=str(trainer_dir), device=on)
         arguments |= {
-            # Preflight's number, so that schedule and progress do not hang on how a library counts.
+            # Preflight's number, so that schedule and progress do not depend on how a library counts.
             "max_steps": given.total_steps,
             "eval_strategy": "no" if eval_rows is None else "steps",
             # The rows are ids and labels already, cut and packed.
@@ -77,7 +77,7 @@ def train(given: TrainingInput, sink: EventSink) -> TrainingResult:
             callbacks=[callback],
         )
         keep_trained_weights_float32(model)
-    # It would repeat every event on stdout, which is for readable progress when the worker runs alone.
+    # It would repeat every event on stdout, where a worker that runs alone prints its progress.
     trainer.remove_callback(PrinterCallback)
 
     if progress.early_stopped or progress.step >= given.total_steps:
@@ -85,7 +85,7 @@ def train(given: TrainingInput, sink: EventSink) -> TrainingResult:
             sink.emit(restored)
     else:
         if sink.requested() == "pause":
-            # Nothing was trained yet that is not in a checkpoint.
+            # All trained steps are in a checkpoint already.
             raise Paused
         phases.enter("training", f"{given.total_steps - progress.step} steps on {on}")
         trainer.train(resume_from_checkpoint=str(given.resume.path) if given.resume else None)
@@ -96,8 +96,7 @@ def train(given: TrainingInput, sink: EventSink) -> TrainingResult:
 
 
 def _rows(given: TrainingInput) -> tuple[Dataset, Dataset | None, Curriculum | None]:
-    """Training rows (or packs of them), held-out rows, and how the phases follow each other; None where nothing is held
-    out, and where there are no phases."""
+    """Loads training rows (packed if configured), held-out rows or None, and the curriculum if there are phases."""
     hyper = given.config.hyperparameters
     train_rows = load_from_disk(str(given.data_dir / "train"))
     parts = [train_rows]
@@ -117,16 +116,16 @@ def _rows(given: TrainingInput) -> tuple[Dataset, Dataset | None, Curriculum | N
 
 
 def _restored(given: TrainingInput, sink: EventSink) -> tuple[Progress, Restored | None]:
-    """Where the training goes on from. Says which newer checkpoints had to be passed over."""
+    """Reads the totals to continue from. Warns of newer checkpoints that cannot be used."""
     progress = progress_at(given.resume.path) if given.resume else Progress()
     where = f"from step {progress.step}" if given.resume else "from the beginning"
     for checkpoint in given.unusable_checkpoints:
         sink.emit(
             Warning(
                 reason="CHECKPOINT_UNUSABLE",
-                message=f"The checkpoint of step {checkpoint.step} cannot be used, training goes on {where}: "
+                message=f"The checkpoint of step {checkpoint.step} cannot be used; training continues {where}: "
                 f"{checkpoint.problem}",
-                advice="Nothing is lost but time; have the operator look at the artifact store.",
+                advice="The steps since then are repeated. Ask the operator to check the artifact store.",
             )
         )
     if not given.resume:
@@ -163,7 +162,7 @@ def _result(given: TrainingInput, progress: Progress, attempt: Totals, model: An
         num_trainable_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
         peak_memory_bytes=_peak_memory(),
     )
-    # Written by this attempt or, when nothing was better since, by an earlier one: the supervisor finds it.
+    # Written by this attempt or, if none was better since, by an earlier one, where the supervisor finds it.
     result.best_checkpoint_path = f"checkpoints/step-{result.best_step}"
     if progress.best_eval_loss is not None:
         result.best_eval_loss = progress.best_eval_loss
@@ -173,10 +172,10 @@ def _result(given: TrainingInput, progress: Progress, attempt: Totals, model: An
 
 
 def _peak_memory() -> int:
-    """Highest resident memory of this process, in bytes."""
+    """Returns the peak resident memory of this process, in bytes."""
     status = Path("/proc/self/status")
     if status.exists():
-        # ru_maxrss would include what the parent used before it started this program.
+        # ru_maxrss would include memory of the parent from before it started this program.
         for line in status.read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024

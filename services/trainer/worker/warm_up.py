@@ -1,4 +1,4 @@
-"""What a training child does before anything is known of its job."""
+"""Warm-up of a training child, before it has an input."""
 
 import importlib
 import sys
@@ -10,13 +10,13 @@ _GPU_FILES = ("/dev/nvidia", "/dev/kfd", "/dev/dri")
 
 
 class TouchedDevice(Exception):
-    """Something opened a GPU before the process was told which one is its own."""
+    """An import opened a GPU before the process was assigned one."""
 
 
 def warm_up() -> None:
-    """Imports what every training needs. TouchedDevice: this process must not be used."""
+    """Completes the imports of a training. Raises TouchedDevice if this process must not be used."""
     quiet_environment()
-    # peft imports it where it is installed, and it looks at the GPUs then. A job that needs it gets a cold child.
+    # peft imports it if installed, and it opens the GPUs then. A job that needs it gets a cold child.
     sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
     importlib.import_module("services.trainer.worker.recipe")
     # Libraries load these on first use, which would be after the start.
