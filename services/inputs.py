@@ -5,7 +5,7 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final
@@ -120,11 +120,14 @@ async def made_shards(assignment: Assignment, store: ArtifactStore, workdir: Pat
     return None
 
 
-async def token_shards(assignment: Assignment, store: ArtifactStore, workdir: Path) -> Path:
+async def token_shards(
+    assignment: Assignment, store: ArtifactStore, workdir: Path, retry_seconds: Sequence[float] = RETRY_SECONDS
+) -> Path:
     """Downloads the token shards of preflight: train/, eval/ and the files beside them."""
     found, folder = assignment.preflight, workdir / "data"
     say("fetching_data", "token shards")
-    await _fetch(store.get_folder, f"{assignment.tenant}/{found.shards_path}", folder, found.shards_manifest_sha256)
+    path = f"{assignment.tenant}/{found.shards_path}"
+    await _fetch(store.get_folder, path, folder, found.shards_manifest_sha256, retry_seconds)
     return folder
 
 
@@ -138,7 +141,7 @@ async def best_checkpoint(assignment: Assignment, store: ArtifactStore, workdir:
 
 
 async def newest_checkpoint(
-    assignment: Assignment, store: ArtifactStore, workdir: Path
+    assignment: Assignment, store: ArtifactStore, workdir: Path, retry_seconds: Sequence[float] = RETRY_SECONDS
 ) -> tuple[WholeCheckpoint | None, dict[int, str]]:
     """Downloads the newest accepted checkpoint that verifies. Also returns the problems of newer ones (by step).
 
@@ -153,7 +156,9 @@ async def newest_checkpoint(
         path = f"{assignment.tenant}/{checkpoint.path}"
         say("fetching_checkpoint", f"step {checkpoint.step}", checkpoint.size_bytes)
         try:
-            await _fetch(store.get_folder, path, folder, checkpoint.manifest_sha256, missing_is_final=True)
+            await _fetch(
+                store.get_folder, path, folder, checkpoint.manifest_sha256, retry_seconds, missing_is_final=True
+            )
         except (ArtifactMissing, ArtifactCorrupt, OSError) as error:
             unread |= isinstance(error, OSError)
             unusable[checkpoint.step] = f"{type(error).__name__}: {error}"
@@ -186,10 +191,16 @@ def child_command(
 
 
 async def _fetch(
-    get: Callable[[str, Path, str], None], path: str, local: Path, sha256: str, *, missing_is_final: bool = False
+    get: Callable[[str, Path, str], None],
+    path: str,
+    local: Path,
+    sha256: str,
+    retry_seconds: Sequence[float] = RETRY_SECONDS,
+    *,
+    missing_is_final: bool = False,
 ) -> None:
     patient_for = OSError if missing_is_final else (OSError, ArtifactMissing)
-    for delay in (*RETRY_SECONDS, None):
+    for delay in (*retry_seconds, None):
         try:
             await asyncio.to_thread(get, path, local, sha256)
             return

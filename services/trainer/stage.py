@@ -1,6 +1,7 @@
 """Stage 2, the supervisor's part: provides token shards, base model and the newest checkpoint to the child."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from engine.catalogue import Catalogue
 from finetuneflow.v1.event_pb2 import Event
 from finetuneflow.v1.work_pb2 import Assignment
 from services.inputs import (
+    RETRY_SECONDS,
     base_model,
     child_command,
     child_environment,
@@ -27,15 +29,19 @@ class TrainingStage:
 
     service = "trainer"
 
-    def __init__(self, settings: TrainerSettings, models: Catalogue) -> None:
+    def __init__(
+        self, settings: TrainerSettings, models: Catalogue, store_retry_seconds: Sequence[float] = RETRY_SECONDS
+    ) -> None:
+        """`store_retry_seconds`: delays between attempts to read shards and checkpoints from the artifact store."""
         self._settings = settings
         self._models = models
+        self._store_retry_seconds = store_retry_seconds
 
     async def prepare(self, assignment: Assignment, workdir: Path, store: ArtifactStore) -> ChildCommand:
         """Raises JobError if this node's weights are others than in preflight, SystemFailure without checkpoints."""
         config = job_configuration(assignment)
-        data_dir = await token_shards(assignment, store, workdir)
-        checkpoint, unusable = await newest_checkpoint(assignment, store, workdir)
+        data_dir = await token_shards(assignment, store, workdir, self._store_retry_seconds)
+        checkpoint, unusable = await newest_checkpoint(assignment, store, workdir, self._store_retry_seconds)
         given = TrainingInput(
             config=config,
             model=await base_model(self._models, assignment, self._settings),
