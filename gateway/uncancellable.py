@@ -23,7 +23,7 @@ async def finished(work: Coroutine[Any, Any, T]) -> T:
             except asyncio.CancelledError:
                 continue
         if not task.cancelled():
-            # Retrieved, so that asyncio does not report it as lost; the cancellation is what the caller hears of.
+            # Retrieved, so that asyncio does not report it as lost; the caller gets the cancellation.
             task.exception()
         raise
 

@@ -94,7 +94,7 @@ class WorkQueue:
             with heeding_cancellation():
                 msg = await client.request(subject, body, timeout=seconds + 1.0, old_style=True)
         except nats.errors.NoRespondersError as error:
-            raise _ConsumerGone("nobody answers") from error
+            raise _ConsumerGone("no consumer answers") from error
         except (nats.errors.Error, TimeoutError, OSError) as error:
             raise BusUnavailable(f"request on {subject}: {type(error).__name__} {error}") from error
         status = (msg.headers or {}).get("Status")

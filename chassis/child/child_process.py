@@ -30,7 +30,7 @@ _LAST_LINES = 40
 _LAST_BYTES = 8 * 1024
 _PIPE_BYTES = 1024 * 1024
 LINGER_SECONDS: Final = 5.0
-"""How long the pipes of a child that has exited are read, if somebody else holds them open."""
+"""Time for which the pipes of an exited child are read, if another process holds them open."""
 _READ_BYTES = 16 * 1024
 """Bytes processed in one go, about a hundred events: a supervisor serves more than one child."""
 

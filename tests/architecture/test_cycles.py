@@ -9,13 +9,13 @@ PACKAGES = {"chassis": ".", "engine": ".", "gateway": ".", "services": ".", "sta
 
 
 def test_no_module_is_part_of_an_import_cycle() -> None:
-    """Of files in a circle none can be read, tested or moved without all the others."""
+    """A file in a cycle cannot be read, tested or moved without the others."""
     found = cycle(import_graph(modules(ROOT, PACKAGES)))
     assert not found, " -> ".join(found)
 
 
 def test_a_cycle_through_a_function_is_found_and_one_of_types_alone_is_none(tmp_path: Path) -> None:
-    """An import inside a function hides a circle from the interpreter, not from who has to change the file."""
+    """An import inside a function hides a cycle from the interpreter, not from whoever changes the file."""
     package = tmp_path / "house"
     package.mkdir()
     (package / "__init__.py").touch()
