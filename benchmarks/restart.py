@@ -14,10 +14,10 @@ import psutil
 
 from benchmarks.stack import Part, median, running
 from benchmarks.table import Row, arguments, show
-from chassis.attempt.reporter import HEARTBEAT_SECONDS
+from chassis.attempt.time_limits import TimeLimits
 from finetuneflow.v1.fine_tuning_service_pb2 import WatchFineTuningJobRequest
 
-_LIMIT = 2 * HEARTBEAT_SECONDS
+_LIMIT = 2 * TimeLimits.heartbeat_seconds
 
 
 def main() -> list[Row]:

@@ -20,6 +20,7 @@ from pathlib import Path
 import nats
 
 from chassis.attempt.stage_worker import StageWorker
+from chassis.attempt.time_limits import TimeLimits
 from chassis.bus.event_bus import CLAIM_SUBJECT, Bus, report_subject
 from chassis.child.child_process import ChildCommand
 from chassis.settings import WorkerSettings
@@ -157,7 +158,7 @@ async def run(rate: float, slots: int) -> None:
     for _ in range(slots):
         await pass_preflight(bus)
     settings = _Settings(slots=slots, cancel_grace_seconds=0.2, drain_seconds=1)
-    worker = StageWorker(bus, ArtifactStore(settings.artifacts), Emitting(rate), settings)
+    worker = StageWorker(bus, ArtifactStore(settings.artifacts), Emitting(rate), settings, TimeLimits())
     await worker.start()
     _say({})
     await _end_of_stdin()

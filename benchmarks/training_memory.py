@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.estimate.known_architectures import CONFIGS
-from services.trainer.worker.warm_up import quiet
+from services.quiet_environment import quiet_environment
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama", "num_key_value_heads": 2},
@@ -214,7 +214,7 @@ def main() -> None:
     if not model.exists():
         make(configuration, model)
         return
-    quiet()
+    quiet_environment()
     with tempfile.TemporaryDirectory() as folder:
         seen = measure(configuration, model, Path(folder))
     print(json.dumps({"configuration": asdict(configuration), **seen}))

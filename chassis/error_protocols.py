@@ -1,4 +1,4 @@
-"""What is whose fault, apart from any gRPC status: children, which serve nothing, say it too."""
+"""Protocols of exceptions that say whose fault an error is. Independent of gRPC: children use them too."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 
 
 class FieldProblem(Protocol):
-    """A field at fault. Anything with these two attributes will do."""
+    """Any object that names an invalid field and describes the problem."""
 
     @property
     def field(self) -> str: ...
@@ -18,17 +18,17 @@ class FieldProblem(Protocol):
 
 @dataclass(frozen=True)
 class Violation:
-    """A field at fault."""
+    """An invalid field."""
 
     field: str
     """Field path, such as `spec.hyperparameters.learning_rate`."""
     description: str
-    """What is wrong with it and how to mend it."""
+    """What is wrong with the value and how to correct it."""
 
 
 @runtime_checkable
 class CallerFault(Protocol):
-    """What the caller can mend, in whichever package its exception was defined."""
+    """An error that the caller can correct, whichever package defines the exception."""
 
     @property
     def reason(self) -> str: ...
@@ -42,7 +42,7 @@ class CallerFault(Protocol):
 
 @runtime_checkable
 class SystemFault(Protocol):
-    """What only we or time can mend, with a reason of its own. Ask for CallerFault first: it has all of this too."""
+    """An error of the system, with a reason of its own. Test for CallerFault first: it has these attributes too."""
 
     @property
     def reason(self) -> str: ...

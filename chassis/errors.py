@@ -1,4 +1,4 @@
-"""What a handler raises, and the one table that turns it into a gRPC status."""
+"""Exceptions that a handler raises, one for each gRPC status."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ _MAX_MESSAGE = 2000
 
 
 class ServiceError(Exception):
-    """An answer to the caller. Raise one of the subclasses; each is one gRPC status.
+    """An error that is returned to the caller. Raise a subclass; each is one gRPC status.
 
-    `reason` is machine-readable (UPPER_SNAKE_CASE), `message` a sentence for people. `violations` become a BadRequest,
-    `metadata` goes into the ErrorInfo.
+    `reason` is machine-readable (UPPER_SNAKE_CASE), `message` a sentence for the reader. `violations` become a
+    BadRequest, `metadata` goes into the ErrorInfo.
     """
 
     code: grpc.StatusCode = grpc.StatusCode.INTERNAL
@@ -63,7 +63,7 @@ class ServiceError(Exception):
         self.metadata = dict(metadata or {})
 
     def status(self) -> status_pb2.Status:
-        """As google.rpc.Status: ErrorInfo always, BadRequest when fields are at fault."""
+        """Builds the google.rpc.Status: always with ErrorInfo, with BadRequest if there are violations."""
         details: list[any_pb2.Any] = []
         info = any_pb2.Any()
         info.Pack(error_details_pb2.ErrorInfo(reason=self.reason, domain=DOMAIN, metadata=self.metadata))
@@ -82,36 +82,36 @@ class ServiceError(Exception):
 
 
 def _shortened(message: str) -> str:
-    """It travels in a header: a caller that is told its own megabyte back gets no status at all."""
+    """Shortens a message: it travels in a header, and with one of a megabyte the caller would get no status."""
     return message if len(message) <= _MAX_MESSAGE else f"{message[:_MAX_MESSAGE]}…"
 
 
 class InvalidArgument(ServiceError):
-    """The request itself is wrong, whatever the state of the system."""
+    """The request is invalid, whatever the state of the system."""
 
     code = grpc.StatusCode.INVALID_ARGUMENT
 
 
 class NotFound(ServiceError):
-    """What the request names does not exist."""
+    """The named resource does not exist."""
 
     code = grpc.StatusCode.NOT_FOUND
 
 
 class AlreadyExists(ServiceError):
-    """What was to be made exists, and differs."""
+    """The resource to create exists, with other content."""
 
     code = grpc.StatusCode.ALREADY_EXISTS
 
 
 class FailedPrecondition(ServiceError):
-    """Right request, wrong state; repeating it does not help before the state changes."""
+    """The request is valid but not in the present state; do not repeat it before the state changes."""
 
     code = grpc.StatusCode.FAILED_PRECONDITION
 
 
 class OutOfRange(ServiceError):
-    """Beyond the end of something."""
+    """The request refers to a position beyond the end."""
 
     code = grpc.StatusCode.OUT_OF_RANGE
 
@@ -123,32 +123,32 @@ class ResourceExhausted(ServiceError):
 
 
 class Aborted(ServiceError):
-    """Somebody else is at it; trying again helps."""
+    """Another request is in progress; try again."""
 
     code = grpc.StatusCode.ABORTED
 
 
 class Unimplemented(ServiceError):
-    """Part of the contract that this server does not serve yet."""
+    """The method is not served yet."""
 
     code = grpc.StatusCode.UNIMPLEMENTED
 
 
 class Unavailable(ServiceError):
-    """Something needed is away; the caller may try again."""
+    """A required part is unavailable; try again."""
 
     code = grpc.StatusCode.UNAVAILABLE
 
 
 class Internal(ServiceError):
-    """Our fault. Only the server itself raises it, for what nobody expected."""
+    """An unexpected error. Raised by the server itself only."""
 
     code = grpc.StatusCode.INTERNAL
 
 
 def from_caller_fault(fault: CallerFault) -> InvalidArgument:
-    """The status for an exception of the domain that names what the caller can mend."""
-    # A short refusal carries its advice in the sentence already.
+    """Converts a domain exception that the caller can correct."""
+    # A short message may contain its advice already.
     message = fault.message if fault.advice in fault.message else f"{fault.message} {fault.advice}"
     return InvalidArgument(fault.reason, message, fault.violations)
 

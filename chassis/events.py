@@ -1,4 +1,4 @@
-"""Events as messages and as bytes: what every side of the pipe, the spool and the wire agrees on."""
+"""Events as messages and as bytes: rules that the pipe, the spool and the broker share."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from google.protobuf.message import Message
 from finetuneflow.v1 import event_pb2
 
 MAX_EVENT_BYTES: Final = 64 * 1024
-"""Of one serialised Event."""
+"""Size limit of one serialised Event."""
 ENDINGS: Final = frozenset({"stage_completed", "stage_failed", "stage_released"})
-"""Kinds that end an attempt."""
+"""Payload kinds that end an attempt."""
 
 
 def fields_by_message(oneof: Any) -> dict[str, str]:
-    """Full name of a message → the field of the oneof that holds it."""
+    """Maps the full name of each message of a oneof to its field."""
     return {field.message_type.full_name: field.name for field in oneof.fields if field.message_type}
 
 
@@ -28,10 +28,10 @@ _SEVERITIES = {
 
 
 def event_of(payload: Message, severity: event_pb2.Severity | None = None) -> event_pb2.Event:
-    """An Event around one of its payload messages, with the time of now. TypeError for any other message."""
+    """Wraps a payload message in an Event with the current time. Raises TypeError for any other message."""
     kind = _PAYLOADS.get(payload.DESCRIPTOR.full_name)
     if kind is None:
-        raise TypeError(f"{payload.DESCRIPTOR.full_name} is no payload of an Event")
+        raise TypeError(f"{payload.DESCRIPTOR.full_name} is not a payload of Event")
     event = event_pb2.Event(severity=severity or _SEVERITIES.get(kind, event_pb2.SEVERITY_INFO))
     event.event_time.GetCurrentTime()
     target: Message = getattr(event, kind)
@@ -41,7 +41,7 @@ def event_of(payload: Message, severity: event_pb2.Severity | None = None) -> ev
 
 
 def varint(number: int) -> bytes:
-    """Protobuf's base-128 encoding of a length."""
+    """Encodes a length as a protobuf varint."""
     out = bytearray()
     while number > 0x7F:
         out.append(number & 0x7F | 0x80)

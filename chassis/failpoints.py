@@ -1,7 +1,7 @@
-"""Named places where a test has this process fail: between a COMMIT and its publish, before a rename, after an ack.
+"""Failpoints: named places where a test makes this process fail, such as between a COMMIT and its publish.
 
-A test arms a place by writing a file of its name into the folder that FTF_FAILPOINTS names; the first process to reach
-the place takes the file away and does what it says, once. Without the variable a failpoint is one comparison.
+A test arms a failpoint by writing a file of that name into the folder FTF_FAILPOINTS. The first process that reaches it
+removes the file and performs its action, once. Without the variable a failpoint costs one comparison.
 """
 
 import errno
@@ -14,12 +14,15 @@ _FOLDER = os.environ.get("FTF_FAILPOINTS", "")
 
 
 class FailpointReached(Exception):
-    """What `raise` raises: an error that nobody foresaw."""
+    """Raised by the action `raise`, in place of an unforeseen error."""
 
 
 def failpoint(name: str) -> None:
-    """Does what was armed for `name`: `kill`, `stop` (SIGSTOP), `full` (OSError ENOSPC), `raise`, or `sleep:SECONDS`,
-    which blocks the process. What was taken is left as `<name>.<pid>.taken`, for the test to see."""
+    """Performs the action armed for `name`, if any.
+
+    Actions: `kill`, `stop` (SIGSTOP), `full` (OSError ENOSPC), `raise`, and `sleep:SECONDS`, which blocks the process.
+    The file is renamed to `<name>.<pid>.taken`, so that a test can see that it was reached.
+    """
     if not _FOLDER:
         return
     armed = Path(_FOLDER, name)

@@ -1,4 +1,4 @@
-"""Settings that every process has. `FTF_<SERVICE>_<KEY>` wins over `FTF_<KEY>`, which wins over the default."""
+"""Settings of every process. `FTF_<SERVICE>_<KEY>` takes precedence over `FTF_<KEY>`, which does over the default."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Token = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,40}$")]
 
 
 class ProcessSettings(BaseSettings):
-    """Subclass it, name the service, add fields."""
+    """Base class of a service's settings: a subclass sets `service` and adds fields."""
 
     model_config = SettingsConfigDict(env_prefix="FTF_", extra="ignore", frozen=True)
 
@@ -26,11 +26,11 @@ class ProcessSettings(BaseSettings):
     home: Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())] = Field(
         default=Path("~/.finetuneflow"), validate_default=True
     )
-    """Where this process keeps data on its machine."""
+    """Folder for this process's data on its machine."""
     listen: str = "127.0.0.1:0"
-    """host:port of the gRPC server; port 0 takes a free one."""
+    """host:port of the gRPC server; port 0 selects a free port."""
     advertise: str = ""
-    """host:port under which others reach that server. Default: what it listens on."""
+    """host:port at which other processes reach that server. Default: the address it listens on."""
     nats_url: str = "nats://127.0.0.1:4222"
     """One URL, or several separated by commas."""
     nats_user: str = ""
@@ -40,7 +40,7 @@ class ProcessSettings(BaseSettings):
     node_id: NodeId = ""
     """Unique among running processes. Default: service, host name and four random digits."""
     metrics: str = ""
-    """host:port on which Prometheus finds what this process measures; "" for nowhere. It is not authenticated."""
+    """host:port on which metrics are served for Prometheus; "": not served. There is no authentication."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_json: bool = False
 
@@ -71,23 +71,22 @@ class ProcessSettings(BaseSettings):
 
 
 class WorkerSettings(ProcessSettings):
-    """Of a process that runs a stage."""
+    """Settings of a process that runs a stage."""
 
     pool: Token = "default"
-    """The pool it pulls work from."""
+    """Pool from which work is pulled."""
     slots: int = Field(default=1, ge=1, le=64)
-    """Attempts it runs at once."""
+    """Maximum number of attempts that run at once."""
     cancel_grace_seconds: float = Field(default=2.0, ge=0)
-    """How long a cancelled child may take to end by itself before it is killed."""
+    """Time that a cancelled child gets to exit before it is killed."""
     drain_seconds: float = Field(default=60.0, ge=0)
-    """How long a drain waits for children to write a checkpoint before it kills them."""
+    """Time that a drain gives children to write a checkpoint before it kills them."""
     stall_seconds: float = Field(default=300.0, gt=0)
-    """A child that is silent for longer is killed (STALLED)."""
+    """A child that emits nothing for longer is killed (STALLED)."""
     loading_stall_seconds: float = Field(default=600.0, gt=0)
-    """The same while the child starts and in phases named loading_…"""
+    """The same limit while the child starts and in phases named loading_…"""
     preparation_stall_seconds: float = Field(default=600.0, gt=0)
-    """A preparation, mostly downloads, that gets nothing for longer is given up (STALLED)."""
+    """A preparation, mostly downloads, that receives nothing for longer is ended (STALLED)."""
     warm_spare: bool = True
-    """Whether a stage that can (training) keeps a child that has done its imports, about 480 MB: an attempt starts
-    seconds sooner. There is none while a child computes on the processors. A probe that was asked about data keeps one
-    for the next question."""
+    """Keep a child that has completed its imports (trainer: about 480 MB), so that an attempt starts seconds sooner.
+    None is kept while a child computes on the CPU. A probe that was asked about data keeps one for the next request."""

@@ -12,7 +12,7 @@ _LATE_SECONDS: Final = 1.0
 
 
 class StallTimer:
-    """Starts now. `reset` may be called from any thread."""
+    """Measures the time since the last `reset`, which any thread may call. The timer starts when it is created."""
 
     def __init__(self) -> None:
         self._started = time.monotonic()
@@ -28,6 +28,6 @@ class StallTimer:
             before = time.monotonic()
             await asyncio.sleep(nap)
             if time.monotonic() > before + nap + _LATE_SECONDS:
-                # This process was stopped or starved; what was said meanwhile is still on its way.
+                # This process was stopped or starved: signals sent meanwhile have not been read yet.
                 self.reset()
         return limit()

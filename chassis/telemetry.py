@@ -1,4 +1,4 @@
-"""Logging of a process: readable on a terminal, one JSON object a line on request."""
+"""Logging of a process: readable on a terminal, or one JSON object per line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import time
 from typing import Any, TextIO
 
-# Every attribute of a plain record; what a record has beyond them came through `extra=` and is shown.
+# Attributes of a plain record. Any other attribute was passed as `extra=` and is shown.
 _STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _COLORS = {"DEBUG": "2", "INFO": "36", "WARNING": "33", "ERROR": "31", "CRITICAL": "31;1"}
 
@@ -38,7 +38,7 @@ class LineFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One object a line: time (RFC 3339, UTC), level, service, logger, message, the record's extras, exception."""
+    """One JSON object per line: time (RFC 3339, UTC), level, service, logger, message, extras, exception."""
 
     def __init__(self, service: str) -> None:
         super().__init__()
@@ -62,12 +62,12 @@ class JsonFormatter(logging.Formatter):
 def configure_logging(
     service: str, level: str = "INFO", *, as_json: bool = False, stream: TextIO | None = None
 ) -> None:
-    """Sends every log record of this process to `stream` (stderr). Called once, by the composition root."""
+    """Writes every log record of this process to `stream` (default: stderr). The composition root calls it once."""
     out = stream or sys.stderr
     handler = logging.StreamHandler(out)
     handler.setFormatter(JsonFormatter(service) if as_json else LineFormatter(service, color=out.isatty()))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    # The client logs every step of a reconnect as an error of its own; chassis.bus.event_bus says it once.
+    # The client logs every step of a reconnect as an error; chassis.bus.connection logs it once.
     logging.getLogger("nats").setLevel(logging.CRITICAL)

@@ -1,6 +1,5 @@
 """Finds and downloads files of rows from the hub. Code of a dataset is never run."""
 
-import hashlib
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Final
 from engine.config.hub_reference import HubReference
 from engine.data.endings import ENDINGS, ending_of
 from engine.errors import JobError, Violation
+from engine.file_hash import sha256_of
 from engine.growth import report_growth
 from engine.hub import hub_error
 
@@ -96,8 +96,7 @@ class HubDatasets:
             folder.mkdir()
             path = Path(got).rename(folder / Path(named.path).name)
             shutil.rmtree(partial)
-        with path.open("rb") as opened:
-            return HubDataset(file, path, hashlib.file_digest(opened, "sha256").hexdigest())
+        return HubDataset(file, path, sha256_of(path))
 
     def _files(self, named: HubReference, field: str) -> tuple[str, Mapping[str, int]]:
         """Returns the commit, and the bytes of every file by its path."""

@@ -43,7 +43,7 @@ from gateway.servicers.recipes import Recipes
 from gateway.servicers.work import WorkMethods
 from gateway.settings import GatewaySettings
 from gateway.sql.database import Database
-from gateway.uploads import sweep_for_ever
+from gateway.uploads import UploadLimits, sweep_for_ever
 from gateway.watch.fanout import Fanout
 from gateway.work.dispatch import Dispatcher
 from gateway.work.kinds import EVALUATION, EXPORT, FINE_TUNING_JOB
@@ -91,7 +91,7 @@ async def run(settings: GatewaySettings) -> None:
         Mount(
             dataset_service_pb2.DESCRIPTOR.services_by_name["DatasetService"],
             datasets.add_to_server,
-            datasets.Datasets(database, store, settings.max_dataset_bytes, passthrough),
+            datasets.Datasets(database, store, UploadLimits(settings.max_dataset_bytes), passthrough),
         ),
         Mount(
             artifact_service_pb2.DESCRIPTOR.services_by_name["ArtifactService"],

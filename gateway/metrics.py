@@ -1,8 +1,4 @@
-"""Curves, thinned in SQL.
-
-A curve of a million points is not read to show a thousand of them: the index is entered once for each point that is
-shown.
-"""
+"""Metric series, thinned in SQL: the index is read once for each point returned, not for each point stored."""
 
 import asyncio
 import math
@@ -15,7 +11,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from finetuneflow.v1.work_pb2 import MetricPoint, MetricSeries
 
 MAX_ANSWER_POINTS = 100_000
-"""Of all series together: about 2.7 MB, below the 4 MiB that clients take at once."""
+"""Maximum number of points of all series together: about 2.7 MB, below the 4 MiB that a client accepts."""
 
 _NAMES = text("""
     WITH RECURSIVE found(name) AS (
@@ -59,8 +55,10 @@ _LAST = text("""
 
 
 async def read_series(session: AsyncSession, work_id: str, names: Sequence[str], max_points: int) -> list[MetricSeries]:
-    """One series per name that has points, by name; every name when `names` is empty. One with more than `max_points`
-    (at least 2) points is thinned evenly over the job's history; first and last point are always kept.
+    """Returns one series for each name that has points, sorted by name; all names if `names` is empty.
+
+    A series with more than `max_points` (at least 2) points is thinned evenly over the job's history; the first and the
+    last point are always included.
     """
     connection = await session.connection()
     if not names:

@@ -1,4 +1,4 @@
-"""How fast trainings went: what estimates of time rest on. Read from the jobs, which are the one record of it."""
+"""Measured speeds of past trainings, on which estimates of time are based. Read from the jobs."""
 
 from sqlmodel import col, select
 
@@ -13,14 +13,13 @@ _LATEST = 200
 
 
 class ObservedSpeeds:
-    """Those of the latest trainings, of every tenant: hardware is what they have in common, and says nothing of
-    whose data it was."""
+    """Speeds of the latest trainings of all tenants: they share the hardware; speeds reveal no data."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def latest(self) -> list[ObservedSpeed]:
-        """One for each training that ended well, newest first; at most 200."""
+        """Returns one speed for each successful training, newest first; at most 200."""
         query = (
             select(Work.config, Work.preflight, Work.training)
             .where(col(Work.training).is_not(None), col(Work.preflight).is_not(None), col(Work.config).is_not(None))

@@ -1,4 +1,4 @@
-"""Pages of a list: `page_size` rows from behind a cursor that callers hand back without reading it."""
+"""Pages of a list: up to `page_size` rows after a cursor that is opaque to callers."""
 
 import base64
 import binascii
@@ -16,7 +16,7 @@ Row = TypeVar("Row")
 
 
 class PagedRequest(Protocol):
-    """Any request with the two paging fields."""
+    """A request with the two paging fields."""
 
     @property
     def page_size(self) -> int: ...
@@ -26,7 +26,7 @@ class PagedRequest(Protocol):
 
 @dataclass(frozen=True)
 class Page:
-    """What of a list is asked for: up to `size` rows behind the one whose key is `after` ("" = from the start)."""
+    """A requested page: up to `size` rows after the row with key `after` ("": from the start)."""
 
     size: int
     after: str
@@ -34,18 +34,21 @@ class Page:
 
     @property
     def limit(self) -> int:
-        """Rows to query: the one too many tells that another page follows."""
+        """Number of rows to query: one more than the page, which tells if another page follows."""
         return self.size + 1
 
     def cut(self, rows: Sequence[Row], key: Callable[[Row], str]) -> tuple[Sequence[Row], str]:
-        """The page out of up to `limit` rows, and its next_page_token."""
+        """Returns the page from up to `limit` rows, and its next_page_token."""
         page = rows[: self.size]
         return page, _encode((*self.scope, key(page[-1]))) if len(rows) > self.size else ""
 
 
 def page_of(request: PagedRequest, *scope: str) -> Page:
-    """Reads the paging fields. `scope` is the list's name and its filters: a token of another list or of other
-    filters would silently skip rows, so it is refused like a made-up one."""
+    """Reads the paging fields. Raises InvalidArgument for an invalid token.
+
+    `scope` is the list's name and its filters: a token of another list or of other filters would silently skip rows, so
+    it is refused.
+    """
     if not 0 <= request.page_size <= MAX_PAGE_SIZE:
         problem = f"{request.page_size} is out of range [1, {MAX_PAGE_SIZE}]; 0 means {DEFAULT_PAGE_SIZE}"
         raise InvalidArgument("INVALID_PAGE_SIZE", f"page_size {problem}", [Violation("page_size", problem)])

@@ -1,8 +1,8 @@
 """Calls that another process answers: the gateway dials the addresses that nodes publish and forwards the call.
 
-A status with details is the node's own answer and reaches the caller unchanged; one without is what the channel says
-of a node that could not be reached, and the next node is asked. A channel lives as long as its call: these calls are
-rare and human, and nodes come and go.
+A status with details is the node's own answer and reaches the caller unchanged; one without comes from the channel to a
+node that could not be reached, and the next node is tried. A channel lives as long as its call: these calls are rare,
+and nodes come and go.
 """
 
 from collections.abc import AsyncIterator, Callable
@@ -16,12 +16,12 @@ from finetuneflow.v1.work_pb2 import Node
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Method = Callable[[grpc.aio.Channel], Callable[..., Any]]
-"""From a channel to the method of a stub on it."""
+"""Returns the method of a stub on a channel."""
 
 _NO_NODE = {"probe": "NO_PROBE", "evaluator": "NO_EVALUATOR"}
 """The reason that no node of a service could be reached."""
 _CHANNEL_OPTIONS = [
-    # A machine that vanished closes no connection; without pings a forwarded call would wait for ever.
+    # A machine that lost power closes no connection; without pings a forwarded call would wait for ever.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
 ]
@@ -34,15 +34,15 @@ class Passthrough:
         self._bus = bus
 
     async def nodes(self) -> list[Node]:
-        """Every live node, by id. Unavailable while the broker is away."""
+        """Returns all live nodes, sorted by id. Raises Unavailable while the broker is unavailable."""
         try:
             nodes = await self._bus.nodes()
         except BusUnavailable as error:
-            raise Unavailable("NO_BROKER", "The broker that knows the live nodes is away; try again.") from error
+            raise Unavailable("NO_BROKER", "The message broker is unavailable; try again.") from error
         return sorted(nodes, key=lambda node: node.id)
 
     async def unary(self, service: str, method: Method, request: object, context: Context, node_id: str = "") -> Any:
-        """The answer of the first node of `service` that can be reached; `node_id` is asked first."""
+        """Returns the answer of the first node of `service` that can be reached; `node_id` is tried first."""
         for address in await self._addresses(service, node_id):
             async with grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS) as channel:
                 try:
@@ -53,8 +53,10 @@ class Passthrough:
         raise _none_of(service)
 
     async def stream(self, service: str, method: Method, request: object, context: Context) -> AsyncIterator[Any]:
-        """The answers of the first node of `service` that can be reached. Once one has come, no other node is asked:
-        it would start from the beginning."""
+        """Yields the answers of the first node of `service` that can be reached.
+
+        After the first answer no other node is tried: it would start from the beginning.
+        """
         for address in await self._addresses(service):
             async with grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS) as channel:
                 answered = False
@@ -67,7 +69,7 @@ class Passthrough:
                     if not _unreachable(error):
                         raise
                     if answered:
-                        message = f"The {service} went away in the middle of its answer; ask again."
+                        message = f"The connection to the {service} was lost during its answer; try again."
                         raise Unavailable("NODE_LOST", message) from error
         raise _none_of(service)
 

@@ -1,4 +1,4 @@
-"""Which machine a question about a training is about, and how fast trainings have been."""
+"""Completes requests to a probe: the machine that a training would run on, and measured speeds."""
 
 from collections.abc import Iterable
 
@@ -13,16 +13,19 @@ Asked = api.RecommendMethodRequest | api.EstimateResourcesRequest | api.Prefligh
 
 
 class PlanningTargets:
-    """What a probe needs to be told to answer: it knows its own machine alone, and no job."""
+    """Provides the hardware and the speeds that a probe lacks: it knows its own machine only, and no jobs."""
 
     def __init__(self, passthrough: Passthrough, speeds: ObservedSpeeds) -> None:
         self._passthrough = passthrough
         self._speeds = speeds
 
     async def fill_in(self, request: Asked) -> None:
-        """Fills in observed speeds, and the hardware of the node that is asked about or of the trainer with the most
-        room: of the spec's pool, where that has one. No hardware where the request has a machine of its own, or no node
-        tells of one. NotFound."""
+        """Sets observed speeds and hardware in the request.
+
+        The hardware is that of the named node, or of the trainer with the most free memory in the spec's pool (in any
+        pool if none of it runs). It is not set if the request names a machine of its own or no node reports one.
+        Raises NotFound for an unknown node.
+        """
         if not request.observed:
             request.observed.extend(await self._speeds.latest())
         pool = request.spec.resources.pool or "default"
@@ -44,8 +47,10 @@ class PlanningTargets:
         _set(request, _roomiest(map(hardware_of, nodes)))
 
     async def that_trains(self, pool: str) -> Hardware | None:
-        """The machine that a job of the pool is planned for: that of the trainer with the most room once it is idle.
-        None where no trainer is up. Unavailable."""
+        """Returns the machine for which a job of the pool is planned: the trainer with the most memory once it is idle.
+
+        None if no trainer runs. Raises Unavailable.
+        """
         return _roomiest(map(_when_idle, _trainers(await self._passthrough.nodes(), pool)))
 
 
@@ -54,7 +59,7 @@ def no_node(node_id: str) -> NotFound:
 
 
 def hardware_of(node: Node) -> Hardware:
-    """What the node says of its machine; a node that says nothing is still listed."""
+    """Returns the hardware that a node reports; only its id if it reports none."""
     hardware = Hardware()
     hardware.CopyFrom(node.hardware)
     hardware.node_id = node.id
@@ -63,14 +68,16 @@ def hardware_of(node: Node) -> Hardware:
 
 
 def _trainers(nodes: Iterable[Node], pool: str) -> list[Node]:
-    """Of the pool; of all pools where none of it is up."""
+    """Returns the trainers of a pool, or all trainers if none of that pool runs."""
     trainers = [node for node in nodes if node.service == "trainer"]
     return [node for node in trainers if node.pool == pool] or trainers
 
 
 def _when_idle(node: Node) -> Hardware:
-    """Its machine. What its own runs hold can't be told from what others hold: while there are any, all counts as
-    free."""
+    """Returns the node's hardware as if it were idle.
+
+    Memory of its own runs cannot be told from that of other programs: if it runs anything, all memory counts as free.
+    """
     hardware = hardware_of(node)
     if node.runs:
         hardware.memory_available_bytes = hardware.memory_total_bytes
@@ -89,7 +96,7 @@ def _set(request: Asked, hardware: Hardware | None) -> None:
 
 
 def _room(hardware: Hardware) -> tuple[bool, int]:
-    """A usable GPU before any amount of main memory; then by what is free."""
+    """Sort key: machines with a usable GPU first, then by free memory."""
     if hardware.cuda_available and hardware.gpus:
         return True, max(gpu.memory_free_bytes for gpu in hardware.gpus)
     return False, hardware.memory_available_bytes

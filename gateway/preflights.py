@@ -1,4 +1,4 @@
-"""Stage 1 of a job that is only thought of: a probe's answer, with what only a gateway knows filled in."""
+"""Dry runs: the preflight of a job that is not created, answered by a probe."""
 
 from typing import Any
 
@@ -18,13 +18,13 @@ from gateway.sql.database import Database
 from gateway.tenancy import tenant_of
 
 _MAX_VIOLATIONS, _MAX_DESCRIPTION = 10, 160
-"""A status travels in a header; the whole is in the report that PreflightFineTuningJob answers with."""
+"""Limits of a status, which travels in a header; the report of PreflightFineTuningJob is complete."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class Preflights:
-    """Asks probes, for whichever method wants to know."""
+    """Sends preflight requests to a probe, completed with what only a gateway knows."""
 
     def __init__(
         self, database: Database, passthrough: Passthrough, machines: PlanningTargets, catalogue: Catalogue
@@ -37,12 +37,12 @@ class Preflights:
     async def ask(
         self, request: api.PreflightFineTuningJobRequest, context: Context
     ) -> api.PreflightFineTuningJobResponse:
-        """Raises what Create refuses before there is a job, and Unavailable where no probe can be reached."""
+        """Raises what CreateFineTuningJob raises for an invalid spec, and Unavailable if no probe can be reached."""
         check_spec(request.spec, self._catalogue)
         request.tenant = tenant_of(context)
         async with self._database.read() as session:
             rows = await check_datasets(session, request.tenant, request.spec)
-        # A probe asks no database, and must not read another tenant's.
+        # A probe has no database, and must not read another tenant's data.
         del request.datasets[:]
         request.datasets.extend(map(views.dataset, rows))
         await self._machines.fill_in(request)
@@ -53,15 +53,15 @@ class Preflights:
         return answer
 
     async def _doubt_pool(self, pool: str, report: PreflightReport) -> None:
-        """A job waits for a trainer for as long as it takes, which looks as if nothing happened."""
+        """Adds a warning if no trainer of the pool runs: the job would wait for one without limit."""
         nodes = await self._passthrough.nodes()
         if any(node.service == "trainer" and node.pool == pool and not node.draining for node in nodes):
             return
         report.findings.add(
             severity=ProblemSeverity.PROBLEM_SEVERITY_WARNING,
             reason="NO_TRAINER",
-            message=f"No trainer of the pool {pool!r} is up: the job would wait for one.",
-            advice="Have the operator start one, or name another pool.",
+            message=f"No trainer of pool {pool!r} is running: the job would wait for one.",
+            advice="Ask the operator to start one, or name another pool.",
             field="resources.pool",
         )
         if report.verdict == ValidationVerdict.VALIDATION_VERDICT_OK:
@@ -69,8 +69,7 @@ class Preflights:
 
 
 def refuse_as_reported(report: PreflightReport) -> None:
-    """Raises InvalidArgument with the reason of the first refusal and the fields at fault of all; nothing for a job
-    that would run."""
+    """Raises InvalidArgument if the report refuses the job: the first reason, and the violations of all refusals."""
     refusals = [finding for finding in report.findings if finding.severity == ProblemSeverity.PROBLEM_SEVERITY_ERROR]
     if refusals:
         first = refusals[0]

@@ -9,7 +9,7 @@ from chassis.settings import ProcessSettings
 
 
 class GatewaySettings(ProcessSettings):
-    """What a gateway needs beside what every process needs."""
+    """Settings of a gateway, beside those of every process."""
 
     service: ClassVar[str] = "gateway"
 
@@ -17,11 +17,11 @@ class GatewaySettings(ProcessSettings):
     database_url: str = ""
     """`sqlite:///path` or `postgresql://…`. Default: `gateway.sqlite` under home."""
     models: dict[str, Path] = Field(default_factory=dict)
-    """The operator's own base models: alias → directory with safetensors."""
+    """The operator's base models: alias → folder with safetensors."""
     lease_seconds: float = Field(default=15.0, gt=0)
-    """A claim whose worker is silent for longer is ended."""
+    """A claim whose worker reports nothing for longer expires."""
     max_dataset_bytes: int = Field(default=64 << 30, gt=0)
-    """Largest file that UploadDataset takes."""
+    """Largest file that UploadDataset accepts, in bytes."""
 
     @property
     def database(self) -> str:

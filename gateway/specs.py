@@ -1,4 +1,4 @@
-"""What a stored spec names, and how large it may be."""
+"""Checks of a job's spec: configuration, datasets, text and size."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -15,18 +15,17 @@ from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 from gateway.sql.tables import UploadedDataset
 
 MAX_SPEC_BYTES = 48 << 10
-"""Resolved, with every field filled in, it has to fit into one event."""
+"""Size limit of a spec: resolved, with every field set, it must fit into one event."""
 
 
 def dataset_ids(spec: FineTuningJobSpec) -> Iterator[str]:
-    """The datasets a spec names, wherever it may name one."""
+    """Yields every dataset that a spec names."""
     for _, source in data_sources(spec):
         yield source.dataset
 
 
 def check_spec(spec: FineTuningJobSpec, catalogue: Catalogue) -> JobConfig:
-    """What a job of this spec would be configured with; raises what is wrong with it. Whether its datasets exist is
-    `check_datasets`' affair."""
+    """Returns the configuration of a job with this spec. Raises if it is invalid; does not look up its datasets."""
     check_size(spec)
     check_text(spec)
     config = job_config(spec_to_dict(spec))
@@ -39,8 +38,11 @@ def check_spec(spec: FineTuningJobSpec, catalogue: Catalogue) -> JobConfig:
 
 
 async def check_datasets(session: AsyncSession, tenant: str, spec: FineTuningJobSpec) -> list[UploadedDataset]:
-    """The uploaded datasets that the spec names; what a hub has is preflight's to find out. Called in the transaction
-    that inserts a job, none can be deleted between the look and the insert. NotFound."""
+    """Returns the uploaded datasets that the spec names. Raises NotFound if one does not exist.
+
+    Call it in the transaction that inserts the job, so that none can be deleted in between. Datasets of a hub are
+    checked by preflight.
+    """
     named: dict[str, str] = {}
     for field, source in data_sources(spec):
         if not is_hub_reference(source.dataset):
@@ -59,7 +61,7 @@ async def check_datasets(session: AsyncSession, tenant: str, spec: FineTuningJob
 
 
 def check_text(spec: Message) -> None:
-    """Refuses NUL characters: PostgreSQL can't search what holds one, and no name or prompt needs it."""
+    """Raises InvalidArgument for NUL characters: PostgreSQL cannot search text that contains one."""
     found = [Violation(path, "holds a NUL character; remove it") for path in _nul_paths(spec, "spec")]
     if found:
         raise InvalidArgument("NUL_CHARACTER", f"{found[0].field} {found[0].description}", found)
@@ -83,7 +85,7 @@ def _nul_paths(value: object, path: str) -> Iterator[str]:
 
 
 def check_size(spec: FineTuningJobSpec) -> None:
-    """Refuses a spec that would not fit into an event."""
+    """Raises InvalidArgument for a spec that would not fit into an event."""
     size = spec.ByteSize()
     if size > MAX_SPEC_BYTES:
         problem = f"it has {size:,} bytes, more than {MAX_SPEC_BYTES:,}; prompts and the chat template take most"

@@ -1,4 +1,4 @@
-"""Whose rows and files a call may see."""
+"""The tenant of a call, which decides on the rows and files it may read."""
 
 from typing import Any
 
@@ -8,5 +8,5 @@ DEFAULT_TENANT = "default"
 
 
 def tenant_of(context: grpc.aio.ServicerContext[Any, Any]) -> str:
-    """The caller's tenant. There is one until callers authenticate; every query asks all the same."""
+    """Returns the caller's tenant. There is only one until callers authenticate; every query filters by it."""
     return DEFAULT_TENANT

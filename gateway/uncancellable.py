@@ -1,4 +1,4 @@
-"""Blocking calls whose end is waited for, whatever happens to the caller."""
+"""Calls that run to their end even if the caller is cancelled."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -9,8 +9,10 @@ T = TypeVar("T")
 
 
 async def finished(work: Coroutine[Any, Any, T]) -> T:
-    """Runs `work` to its end even when the caller is cancelled, and only then lets the cancellation through: whoever
-    cleans up afterwards finds nothing still under way."""
+    """Runs `work` to its end even if the caller is cancelled, then raises the cancellation.
+
+    Clean-up code of the caller therefore finds nothing still in progress.
+    """
     task = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(task)
@@ -21,11 +23,11 @@ async def finished(work: Coroutine[Any, Any, T]) -> T:
             except asyncio.CancelledError:
                 continue
         if not task.cancelled():
-            # Retrieved, so that asyncio does not report it as lost; the cancellation is what the caller hears of.
+            # Retrieved, so that asyncio does not report it as lost; the caller gets the cancellation.
             task.exception()
         raise
 
 
 async def in_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-    """Runs a blocking function in a thread; returns, raises or is cancelled only when it has ended."""
+    """Runs a blocking function in a thread; returns, raises or is cancelled only once it has ended."""
     return await finished(asyncio.to_thread(function, *args, **kwargs))

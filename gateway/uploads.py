@@ -1,4 +1,4 @@
-"""What becomes of an upload: its header is checked, its bytes are checked on their way to the store."""
+"""Uploads of datasets: checks the header, and writes and verifies the bytes."""
 
 import asyncio
 import errno
@@ -31,17 +31,25 @@ P = ParamSpec("P")
 log = logging.getLogger(__name__)
 
 Message = UploadDatasetRequest | memoryview
-"""Of an upload's stream; a memoryview is the bytes of a chunk."""
+"""A message of an upload's stream; a memoryview holds the bytes of a chunk."""
 
-# Small chunks are gathered: one hop to a thread for each would cost more than hashing and writing it.
-BATCH_BYTES = 4 << 20
-# What is made durable on the way is not waited for at the end.
+# Bytes synced during the upload need not be synced at its end.
 _SYNC_BYTES = 64 << 20
-# A stream that holds an upload and sends nothing would keep its caller's next stream out.
-STALL_SECONDS = 30.0
 _SWEEP_SECONDS = 3_600.0
 _MAX_NAME_CHARACTERS = 128
 _MAX_FILENAME_BYTES = 255
+
+
+@dataclass(frozen=True)
+class UploadLimits:
+    """Limits of one upload."""
+
+    max_bytes: int = 64 << 30
+    """Largest file that is accepted."""
+    batch_bytes: int = 4 << 20
+    """Chunks are gathered up to this size: one hop to a thread for each would cost more than hashing and writing it."""
+    stall_seconds: float = 30.0
+    """A resumable upload is ended when nothing arrives for this long: it would keep its caller's next stream out."""
 
 
 @dataclass(frozen=True)
@@ -52,30 +60,30 @@ class Header:
     display_name: str
     size_bytes: int | None
     sha256: str
-    """Lower-case; empty when the caller does not know it."""
+    """Lower case; empty if the caller does not know it."""
     request_id: str | None
     offset: int
     sha256_follows: bool
 
     @property
     def resumable(self) -> bool:
-        """Whether what arrived of it is kept when it is cut."""
+        """True if received bytes are kept when the stream breaks."""
         return bool(self.request_id and self.size_bytes and (self.sha256 or self.sha256_follows))
 
 
 def upload_key(tenant: str, request_id: str, sha256: str) -> str:
-    """What the bytes of a cut upload are found again by."""
+    """Returns the key under which the bytes of an interrupted upload are kept."""
     return json.dumps([tenant, request_id, sha256.lower()])
 
 
 def read_message(wire: bytes) -> Message:
-    """Deserialises: of a chunk no copy is made."""
+    """Deserialises a message without copying a chunk."""
     chunk = chunk_of(wire)
     return UploadDatasetRequest.FromString(wire) if chunk is None else chunk
 
 
 def check_header(header: UploadDatasetHeader, max_bytes: int) -> Header:
-    """Raises one InvalidArgument with everything that is wrong, or what else forbids the upload."""
+    """Checks a header. Raises InvalidArgument with all violations, or ResourceExhausted if it is too large."""
     violations: list[Violation] = []
 
     def refuse(field: str, description: str) -> None:
@@ -135,7 +143,7 @@ def is_sha256(text: str) -> bool:
 
 
 def _has_control(text: str) -> bool:
-    # Format characters (Cf) hide or reorder what is shown beside them: `gpj.lnosj` could read as something else.
+    # Format characters (Cf) hide or reorder the characters beside them: a name could be displayed as another one.
     return any(unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp") for character in text)
 
 
@@ -153,15 +161,15 @@ def too_large(max_bytes: int) -> ResourceExhausted:
 
 
 class Upload:
-    """The file behind a header, on its way into the store: `begin`, `receive`, `commit`, and in any case `end`."""
+    """One upload into the store: call `begin`, `receive`, `commit`, and in any case `end`."""
 
-    def __init__(self, store: ArtifactStore, tenant: str, path: str, header: Header, max_bytes: int) -> None:
+    def __init__(self, store: ArtifactStore, tenant: str, path: str, header: Header, limits: UploadLimits) -> None:
         """`path` is below the tenant."""
         self._store = store
         self._tenant = tenant
         self._path = f"{tenant}/{path}"
         self._header = header
-        self._max_bytes = max_bytes
+        self._limits = limits
         self._writer: AtomicWriter | None = None
         self._batch: list[bytes | memoryview] = []
         self._work: list[asyncio.Future[None]] = []
@@ -170,26 +178,28 @@ class Upload:
         self._followed = ""
         self._worthless = False
         self.size_bytes = header.offset
-        """Received so far, by this stream and those before."""
+        """Bytes received so far, by this stream and earlier ones."""
         self.committed = False
-        """Whether the file may be under its path."""
+        """True if the file may exist under its path."""
 
     @property
     def sha256(self) -> str:
-        """Of what was written, hexadecimal."""
+        """SHA-256 of the bytes written, in hexadecimal."""
         return self._opened.sha256
 
     async def begin(self) -> None:
-        """From here on nobody else writes this upload. Aborted, OutOfRange."""
+        """Takes exclusive hold of this upload. Raises Aborted or OutOfRange."""
         try:
             await in_thread(self._begin)
         except WriteInProgress as error:
-            raise Aborted("UPLOAD_IN_PROGRESS", "another stream writes this upload; try again when it ended") from error
+            raise Aborted(
+                "UPLOAD_IN_PROGRESS", "another stream is writing this upload; try again once it has ended"
+            ) from error
         except WrongOffset as error:
-            problem = f"{error.received_bytes} bytes are there; go on from there, or begin anew with 0"
+            problem = f"{error.received_bytes} bytes were received; continue at that offset, or start again at 0"
             raise OutOfRange(
                 "WRONG_OFFSET",
-                f"the upload does not go on at {self._header.offset}: {problem}",
+                f"the upload cannot continue at offset {self._header.offset}: {problem}",
                 [Violation("header.offset", problem)],
                 {"received_bytes": str(error.received_bytes)},
             ) from error
@@ -197,9 +207,9 @@ class Upload:
             raise storage_full(error) from error
 
     async def receive(self, messages: AsyncIterator[Message]) -> None:
-        """Writes every chunk, then checks length and hash against what was announced.
+        """Writes every chunk, then compares length and hash with the announced ones.
 
-        What came is written and hashed in threads while more comes in: two batches at most are in memory.
+        Threads write and hash one batch while the next is received: at most two batches are in memory.
         """
         batched = 0
         async for message in self._unless_stalled(messages):
@@ -208,7 +218,7 @@ class Upload:
                 continue
             self._batch.append(chunk)
             batched += len(chunk)
-            if batched >= BATCH_BYTES:
+            if batched >= self._limits.batch_bytes:
                 await self._hand_over()
                 batched = 0
         await self._hand_over()
@@ -216,7 +226,7 @@ class Upload:
         self._check_whole()
 
     async def commit(self) -> None:
-        """The file appears under its path, whole."""
+        """Makes the complete file visible under its path."""
         await self._settle(synced=True)
         self.committed = True
         try:
@@ -225,8 +235,11 @@ class Upload:
             raise self._failed(error) from error
 
     async def end(self, *, recorded: bool, wanted: bool = True) -> None:
-        """Closes the file. Without a row that names it nothing of it stays but what a later stream can go on with, if
-        that is `wanted`. To be called once, and not to be cancelled."""
+        """Closes the file. Call it once; it must not be cancelled.
+
+        Unless a row names the file (`recorded`), it is deleted. Bytes from which a later stream can continue are kept
+        if `wanted`.
+        """
         if self._writer is None:
             return
         try:
@@ -260,11 +273,11 @@ class Upload:
     @property
     def _opened(self) -> AtomicWriter:
         if self._writer is None:
-            raise RuntimeError("the upload has not begun")
+            raise RuntimeError("the upload was not started")
         return self._writer
 
     async def _unless_stalled(self, messages: AsyncIterator[Message]) -> AsyncIterator[Message]:
-        patience = STALL_SECONDS if self._header.resumable else None
+        patience = self._limits.stall_seconds if self._header.resumable else None
         while True:
             try:
                 async with asyncio.timeout(patience):
@@ -272,11 +285,13 @@ class Upload:
             except StopAsyncIteration:
                 return
             except TimeoutError:
-                raise Unavailable("UPLOAD_STALLED", f"nothing came for {patience:.0f} seconds; go on later") from None
+                raise Unavailable(
+                    "UPLOAD_STALLED", f"no data was received for {patience:.0f} seconds; continue the upload"
+                ) from None
             yield message
 
     def _checked(self, message: Message) -> bytes | memoryview | None:
-        """The chunk in it; None for the SHA-256, which is remembered."""
+        """Returns the chunk of a message; None for the SHA-256, which is stored."""
         if self._followed:
             raise self._refused("CHUNK_UNEXPECTED", "chunk", "the SHA-256 must be the last message")
         if isinstance(message, memoryview):
@@ -294,16 +309,16 @@ class Upload:
             problem = f"a chunk of {len(chunk)} bytes; at most {CHUNK_BYTES} are allowed"
             raise self._refused("CHUNK_TOO_LARGE", "chunk", problem)
         self.size_bytes += len(chunk)
-        if self.size_bytes > self._max_bytes:
+        if self.size_bytes > self._limits.max_bytes:
             self._worthless = True
-            raise too_large(self._max_bytes)
+            raise too_large(self._limits.max_bytes)
         announced = self._header.size_bytes
         if announced is not None and self.size_bytes > announced:
-            raise self._mismatch("size_bytes", f"more than the announced {announced} bytes arrived")
+            raise self._mismatch("size_bytes", f"more than the announced {announced} bytes were received")
         return chunk
 
     async def _hand_over(self) -> None:
-        """The batch to the threads, as soon as they are done with the one before."""
+        """Passes the batch to the threads once they have completed the previous one."""
         await self._settle()
         if not self._batch:
             return
@@ -318,7 +333,7 @@ class Upload:
             self._syncing = [_in_thread(writer.sync)]
 
     async def _settle(self, *, synced: bool = False) -> None:
-        """Waits for the batch before, and for what makes earlier ones durable. STORE_FULL, OSError."""
+        """Waits for the previous batch and, with `synced`, for pending syncs. Raises STORE_FULL or OSError."""
         pending = [*self._work, *(self._syncing if synced else ())]
         if not pending:
             return
@@ -338,15 +353,15 @@ class Upload:
         if not self.size_bytes:
             raise empty_file(header.filename)
         if header.size_bytes is not None and self.size_bytes != header.size_bytes:
-            # This is also how a stream that was cut can look: what came of it is kept.
-            short = f"{self.size_bytes} bytes arrived, {header.size_bytes} were announced"
+            # A broken stream can look like this too: the received bytes are kept.
+            short = f"{self.size_bytes} bytes were received, {header.size_bytes} were announced"
             raise self._mismatch("size_bytes", short, worthless=False)
         if header.sha256_follows and not self._followed:
             problem = "the last message must carry the announced SHA-256"
             raise InvalidArgument("SHA256_EXPECTED", problem, [Violation("sha256", problem)])
         announced = header.sha256 or self._followed
         if announced and self.sha256 != announced:
-            raise self._mismatch("sha256", f"what arrived has {self.sha256}, {announced} was announced")
+            raise self._mismatch("sha256", f"the received bytes have {self.sha256}, {announced} was announced")
 
     def _mismatch(self, field: str, problem: str, *, worthless: bool = True) -> InvalidArgument:
         self._worthless |= worthless
@@ -359,18 +374,18 @@ class Upload:
         return InvalidArgument(reason, problem, [Violation(field, problem)])
 
     def _failed(self, error: OSError) -> ServiceError | OSError:
-        # On a full disk what came must go, or nobody else can write; of what could not be synced nothing is known.
+        # On a full disk the received bytes must be deleted so that others can write; unsynced bytes cannot be trusted.
         self._worthless = True
         return storage_full(error)
 
 
 async def sweep_for_ever(store: ArtifactStore) -> None:
-    """Each hour removes what is left of uploads that were cut a day ago, and of writers that were killed."""
+    """Removes, once an hour, the remains of uploads interrupted a day ago and of killed writers."""
     while True:
         try:
             await in_thread(store.sweep)
         except OSError as error:
-            log.warning("what is left of cut uploads can't be removed now: %s", error)
+            log.warning("remains of interrupted uploads cannot be removed now: %s", error)
         await asyncio.sleep(_SWEEP_SECONDS)
 
 
@@ -384,7 +399,7 @@ def _each(function: Callable[[bytes | memoryview], None], batch: list[bytes | me
 
 
 def storage_full(error: OSError) -> ServiceError | OSError:
-    """A full disk is a limit that callers are told of; anything else stays what it is."""
+    """Converts the error of a full disk to ResourceExhausted; returns any other error unchanged."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return error
     return ResourceExhausted("STORE_FULL", "The server's artifact store has no room for this file.")

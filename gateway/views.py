@@ -1,4 +1,4 @@
-"""Converts rows to the messages that callers see."""
+"""Converts rows to the messages that callers receive."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ def timestamp(microseconds: int) -> Timestamp:
 
 
 def job(row: Work, *, evaluation_id: str = "", export_id: str = "") -> FineTuningJob:
-    """Returns a job; its evaluation and export are rows of their own."""
+    """Converts a job; its evaluation and export are rows of their own."""
     out = FineTuningJob(
         id=row.id,
         spec=FineTuningJobSpec.FromString(row.spec),

@@ -1,4 +1,4 @@
-"""Defines the common part of `input.json`, the file that a supervisor writes for its child."""
+"""Parts of every child's input, which its supervisor writes to `input.json`."""
 
 from pathlib import Path
 
@@ -8,17 +8,17 @@ from engine.catalogue import LocalModel
 
 
 class Strict(BaseModel):
-    """Rejects unknown fields: supervisor and child have the same version."""
+    """Refuses unknown fields: supervisor and child have the same version."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class ModelFiles(Strict):
-    """The base model on this machine."""
+    """Files of the base model on this machine."""
 
     path: Path
     id: str
-    """The public id, which an adapter names as its base; never a path."""
+    """Public id, which an adapter names as its base; never a path."""
     revision: str
     weights_sha256: str
     license: str = ""
@@ -33,14 +33,14 @@ class ModelFiles(Strict):
 
 
 class WholeCheckpoint(Strict):
-    """An accepted checkpoint on this machine, with every byte as it was hashed."""
+    """An accepted and verified checkpoint on this machine."""
 
     path: Path
     manifest_sha256: str
 
 
 class ChildInput(Strict):
-    """Everything a child needs to know. Paths are absolute."""
+    """Base class of a child's input. Paths are absolute."""
 
     out_dir: Path
-    """The folder that the child writes to; paths in its events are relative to it."""
+    """Folder for its output; paths in its events are relative to it."""

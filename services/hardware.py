@@ -1,6 +1,6 @@
-"""What this machine has: read from the operating system and NVIDIA's management library, never from torch.
+"""Hardware of this machine, from the operating system and NVIDIA's management library, never from torch.
 
-A serving process asks it too, so it costs milliseconds and a few megabytes.
+Serving processes read it too, so it must cost milliseconds and a few megabytes only.
 """
 
 import importlib.metadata
@@ -21,7 +21,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def read_hardware(node_id: str, disk: Path) -> Hardware:
-    """This machine now; `disk` is where checkpoints are written. What cannot be read stays unset."""
+    """Measures this machine; `disk` is the folder for checkpoints. Values that cannot be read stay unset."""
     cpu = _cpu_info()
     total, available = _memory()
     hardware = Hardware(
@@ -38,7 +38,7 @@ def read_hardware(node_id: str, disk: Path) -> Hardware:
         python_version=platform.python_version(),
     )
     _read_gpus(hardware)
-    # A CPU build of torch names itself so; which GPUs it may see is the usual variable's say.
+    # The version of a CPU build of torch contains "+cpu"; CUDA_VISIBLE_DEVICES may hide the GPUs.
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
     torch = hardware.packages.get("torch", "")
     hardware.cuda_available = bool(hardware.gpus) and bool(torch) and "+cpu" not in torch and not hidden
@@ -50,7 +50,7 @@ def _existing(folder: Path) -> Path:
 
 
 def _cpu_info() -> dict[str, str]:
-    """Of the first processor that /proc/cpuinfo lists; empty where there is no such file."""
+    """Returns the first processor of /proc/cpuinfo; empty if there is no such file."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -68,7 +68,7 @@ def _cores() -> int:
 
 
 def _memory() -> tuple[int, int]:
-    """Total and available bytes, of the container's limit where that is lower than the machine's."""
+    """Returns total and available bytes, within the container's limit if that is lower than the machine's."""
     machine = psutil.virtual_memory()
     total, available = int(machine.total), int(machine.available)
     group, v1 = _own_cgroup(), _CGROUP / "memory"
@@ -80,7 +80,7 @@ def _memory() -> tuple[int, int]:
         allowed, taken = _read_words(limit), _read_words(used)
         if allowed and allowed[0].isdigit() and int(allowed[0]) < total:
             total = int(allowed[0])
-            # File pages count as used, though the kernel gives them up when memory is asked for.
+            # File pages count as used, although the kernel frees them when memory is needed.
             reclaimable = _statistic(limit.with_name("memory.stat"), "inactive_file")
             free = total - (int(taken[0]) if taken else 0) + reclaimable
             available = max(0, min(available, free))
@@ -133,7 +133,7 @@ def _read_gpus(hardware: Hardware) -> None:
         for index in range(pynvml.nvmlDeviceGetCount()):
             hardware.gpus.append(_gpu(index))
     except pynvml.NVMLError:
-        # A GPU that does not answer cannot be trained on: what was read so far stands.
+        # A GPU that does not answer cannot be used: the values read so far are valid.
         return
     finally:
         pynvml.nvmlShutdown()
@@ -153,7 +153,7 @@ def _gpu(index: int) -> Gpu:
         compute_capability=f"{major}.{minor}",
         bf16=major >= 8,
     )
-    # Not every GPU and not every container lets these be read.
+    # Some GPUs and containers do not provide these.
     try:
         gpu.temperature_celsius = pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU)
         gpu.utilization = pynvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100

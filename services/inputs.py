@@ -1,11 +1,11 @@
-"""What a supervisor brings to its child before it starts: base model, files of the artifact store, environment."""
+"""Inputs that a supervisor provides to its child: base model, files of the artifact store, environment."""
 
 import asyncio
 import contextlib
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final
@@ -26,7 +26,7 @@ from services.settings import ServiceSettings
 _log = logging.getLogger(__name__)
 
 RETRY_SECONDS: Final = (1.0, 2.0, 4.0, 8.0, 16.0)
-"""A store that is away for a moment costs that moment, not one of the job's attempts."""
+"""Delays between attempts to read from the store: a short outage must not cost one of the job's attempts."""
 
 
 class VersionMismatch(SystemFailure):
@@ -34,43 +34,43 @@ class VersionMismatch(SystemFailure):
 
 
 def job_configuration(assignment: Assignment) -> JobConfig:
-    """The resolved configuration. VersionMismatch when its fields or ranges are not the ones known here."""
+    """Returns the resolved configuration. Raises VersionMismatch if its fields or ranges are unknown here."""
     try:
         return resolved_config(assignment.resolved_spec)
     except ValidationError as error:
         raise VersionMismatch(
             "VERSION_MISMATCH",
-            f"The resolved spec is not understood here: {error}",
-            "Have the operator run gateways and workers of one version.",
+            f"The resolved spec is invalid for this version: {error}",
+            "Ask the operator to run gateways and workers of the same version.",
         ) from error
 
 
 def catalogue(settings: ServiceSettings) -> Catalogue:
-    """The base models of this installation."""
+    """Returns the catalogue of base models of this installation."""
     return Catalogue(settings.home, settings.models)
 
 
 async def base_model(models: Catalogue, assignment: Assignment, settings: ServiceSettings) -> ModelFiles:
-    """The very weights that preflight saw, fetched where they are not here yet.
+    """Returns the base model with the weights that preflight saw, downloaded if necessary.
 
-    JobError("BASE_MODEL_CHANGED") when another node, or an operator's folder, has other weights under that name.
+    Raises JobError("BASE_MODEL_CHANGED") if the weights under that name on this node are others.
     """
     identity = assignment.preflight.base_model
     reference = f"{identity.id}@{identity.revision}" if "/" in identity.id else identity.id
     found = await fetched_model(models, reference, settings)
     if found.weights_sha256 != identity.weights_sha256:
-        message = f"The weights of {identity.id} on this node are not the ones that preflight saw."
+        message = f"The weights of {identity.id} on this node differ from those that preflight saw."
         raise JobError(
             "BASE_MODEL_CHANGED",
             message,
-            "Create the job again; if it happens again, have the operator put the same files on every node.",
+            "Create the job again. If it happens again, ask the operator to put the same files on every node.",
             [Violation("spec.base_model", message)],
         )
     return found.model_copy(update={"id": identity.id, "revision": identity.revision})
 
 
 async def fetched_model(models: Catalogue, reference: str, settings: ServiceSettings) -> ModelFiles:
-    """A base model's files, whatever is behind the name now. Raises what `Catalogue.fetch` raises."""
+    """Downloads the base model that the name refers to now. Raises what `Catalogue.fetch` raises."""
     token = settings.hub_token.get_secret_value()
     say("fetching_model", reference)
     found = await asyncio.to_thread(models.fetch, reference, token or None, on_progress=listening())
@@ -78,7 +78,7 @@ async def fetched_model(models: Catalogue, reference: str, settings: ServiceSett
 
 
 def listening() -> Callable[[int], None]:
-    """Hears, from whichever thread, of bytes that come for the preparation in which this is called."""
+    """Returns a callback that reports received bytes, from any thread, to the current preparation."""
     preparation = current()
 
     def heard(num_bytes: int) -> None:
@@ -91,7 +91,7 @@ def listening() -> Callable[[int], None]:
 
 
 async def dataset_files(assignment: Assignment, store: ArtifactStore, workdir: Path) -> dict[str, Path]:
-    """Dataset id → file. Its name ends as it was uploaded, which tells the child how to read it."""
+    """Downloads datasets. Returns dataset id → file; the file name's extension tells the child the format."""
     files: dict[str, Path] = {}
     for dataset in assignment.datasets:
         say("fetching_data", dataset.filename, dataset.size_bytes)
@@ -101,8 +101,10 @@ async def dataset_files(assignment: Assignment, store: ArtifactStore, workdir: P
 
 
 async def made_shards(assignment: Assignment, store: ArtifactStore, workdir: Path, key: str) -> Path | None:
-    """Token shards with that content key which another job of the tenant has made, every byte as it was hashed; None
-    where there are none, or none that are whole: then they are made anew."""
+    """Downloads token shards with that content key that another job of the tenant has made.
+
+    Returns None if there are none, or none that verifies: then they are made again.
+    """
     folder = workdir / "made-shards"
     for made in assignment.shards:
         if not key or made.content_key != key:
@@ -112,22 +114,25 @@ async def made_shards(assignment: Assignment, store: ArtifactStore, workdir: Pat
         try:
             await asyncio.to_thread(store.get_folder, path, folder, made.manifest_sha256)
         except (ArtifactMissing, ArtifactCorrupt, OSError) as error:
-            _log.warning("token shards in %s cannot be taken: %s", made.path, error)
+            _log.warning("token shards in %s cannot be used: %s", made.path, error)
         else:
             return folder
     return None
 
 
-async def token_shards(assignment: Assignment, store: ArtifactStore, workdir: Path) -> Path:
-    """Preflight's folder: train/, eval/ and what else it prepared."""
+async def token_shards(
+    assignment: Assignment, store: ArtifactStore, workdir: Path, retry_seconds: Sequence[float] = RETRY_SECONDS
+) -> Path:
+    """Downloads the token shards of preflight: train/, eval/ and the files beside them."""
     found, folder = assignment.preflight, workdir / "data"
     say("fetching_data", "token shards")
-    await _fetch(store.get_folder, f"{assignment.tenant}/{found.shards_path}", folder, found.shards_manifest_sha256)
+    path = f"{assignment.tenant}/{found.shards_path}"
+    await _fetch(store.get_folder, path, folder, found.shards_manifest_sha256, retry_seconds)
     return folder
 
 
 async def best_checkpoint(assignment: Assignment, store: ArtifactStore, workdir: Path) -> Path:
-    """The checkpoint that training chose."""
+    """Downloads the best checkpoint of the training."""
     chosen, folder = assignment.training, workdir / "checkpoint"
     path = f"{assignment.tenant}/{chosen.best_checkpoint_path}"
     say("fetching_checkpoint", f"step {chosen.best_step}")
@@ -136,13 +141,13 @@ async def best_checkpoint(assignment: Assignment, store: ArtifactStore, workdir:
 
 
 async def newest_checkpoint(
-    assignment: Assignment, store: ArtifactStore, workdir: Path
+    assignment: Assignment, store: ArtifactStore, workdir: Path, retry_seconds: Sequence[float] = RETRY_SECONDS
 ) -> tuple[WholeCheckpoint | None, dict[int, str]]:
-    """The newest accepted checkpoint that is whole, and what is wrong with newer ones (step → problem).
+    """Downloads the newest accepted checkpoint that verifies. Also returns the problems of newer ones (by step).
 
-    None when the training has to start from the beginning: nothing was accepted, or everything that was is damaged.
-    A store that is away looks as if nothing had ever been there; SystemFailure("CHECKPOINTS_MISSING") then, because
-    to start again from the beginning is to throw away whatever was trained.
+    Returns None if the training must start from the beginning: no checkpoint was accepted, or all are damaged. A store
+    that is unavailable looks like an empty one: raises SystemFailure("CHECKPOINTS_MISSING") then, because a start from
+    the beginning would discard everything that was trained.
     """
     unusable: dict[int, str] = {}
     unread = False
@@ -151,7 +156,9 @@ async def newest_checkpoint(
         path = f"{assignment.tenant}/{checkpoint.path}"
         say("fetching_checkpoint", f"step {checkpoint.step}", checkpoint.size_bytes)
         try:
-            await _fetch(store.get_folder, path, folder, checkpoint.manifest_sha256, missing_is_final=True)
+            await _fetch(
+                store.get_folder, path, folder, checkpoint.manifest_sha256, retry_seconds, missing_is_final=True
+            )
         except (ArtifactMissing, ArtifactCorrupt, OSError) as error:
             unread |= isinstance(error, OSError)
             unusable[checkpoint.step] = f"{type(error).__name__}: {error}"
@@ -164,7 +171,7 @@ async def newest_checkpoint(
         raise SystemFailure(
             "CHECKPOINTS_MISSING",
             f"None of the job's checkpoints (steps {steps}) can be read from the artifact store.",
-            "Have the operator see to the artifact store. If they are gone for good, create the job again.",
+            "Ask the operator to check the artifact store. If they are lost, create the job again.",
         )
     return None, unusable
 
@@ -172,7 +179,7 @@ async def newest_checkpoint(
 def child_command(
     settings: ServiceSettings, child_input: ChildInput, workdir: Path, *, gpus: int | None = None
 ) -> ChildCommand:
-    """Writes the input file and returns the command of this service's child. With `gpus` = 0 the child sees none."""
+    """Writes the child's input and returns how to start the child. With 0 GPUs it sees none."""
     file = workdir / "input.json"
     file.write_text(child_input.model_dump_json(indent=1), "utf-8")
     return ChildCommand(
@@ -184,10 +191,16 @@ def child_command(
 
 
 async def _fetch(
-    get: Callable[[str, Path, str], None], path: str, local: Path, sha256: str, *, missing_is_final: bool = False
+    get: Callable[[str, Path, str], None],
+    path: str,
+    local: Path,
+    sha256: str,
+    retry_seconds: Sequence[float] = RETRY_SECONDS,
+    *,
+    missing_is_final: bool = False,
 ) -> None:
     patient_for = OSError if missing_is_final else (OSError, ArtifactMissing)
-    for delay in (*RETRY_SECONDS, None):
+    for delay in (*retry_seconds, None):
         try:
             await asyncio.to_thread(get, path, local, sha256)
             return
@@ -199,11 +212,11 @@ async def _fetch(
 
 
 def child_environment(settings: ServiceSettings) -> dict[str, str]:
-    """What a child finds beside the pipe: its threads and its caches."""
+    """Returns a child's environment: threads and caches."""
     cache = settings.home / "cache"
     return {
         "OMP_NUM_THREADS": str(settings.child_threads),
-        # A waiting thread that spins takes the core that a gateway on the same machine needs.
+        # A waiting thread that spins would take a core that a gateway on the same machine needs.
         "OMP_WAIT_POLICY": "PASSIVE",
         "HF_HOME": str(cache / "huggingface"),
         "MPLCONFIGDIR": str(cache / "matplotlib"),
@@ -212,10 +225,10 @@ def child_environment(settings: ServiceSettings) -> dict[str, str]:
 
 
 def child_devices(gpus: int | None) -> dict[str, str]:
-    """The environment that shows a child its devices. With 0 GPUs it sees none."""
+    """Returns the environment that selects a child's devices. With 0 GPUs it sees none."""
     if gpus == 0:
         return {"CUDA_VISIBLE_DEVICES": ""}
     if gpus == 1:
-        # With more in sight the Trainer would spread every batch over all of them.
+        # With more visible GPUs the Trainer would spread every batch over all of them.
         return {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]}
     return {}

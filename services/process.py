@@ -1,4 +1,4 @@
-"""The life of a service's process: the same for all four."""
+"""Start, work and shutdown of a service's process, shared by all four."""
 
 import asyncio
 import logging
@@ -11,6 +11,7 @@ from typing import Final, NoReturn
 
 from chassis.attempt.claimed_attempt import Stage
 from chassis.attempt.stage_worker import StageWorker
+from chassis.attempt.time_limits import TimeLimits
 from chassis.bus.event_bus import Bus
 from chassis.bus.node_heartbeat import NodeHeartbeat
 from chassis.server.gauges import serve_gauges
@@ -23,25 +24,26 @@ from services.settings import ServiceSettings
 _log = logging.getLogger(__name__)
 
 _HARDWARE_SECONDS: Final = 30.0
-"""What a node says of its free memory and disk is at most this old."""
+"""Interval at which a node measures its free memory and disk."""
 
 
 def run(settings: ServiceSettings, stage: Stage, mount: Callable[[StageWorker], Sequence[Mount]]) -> NoReturn:
-    """Serves and works until SIGTERM or SIGINT, then drains; asked twice, it kills what still runs. The process ends
-    with status 1 when the port is taken, and with whatever ends the pulling of work: whoever keeps it starts it again.
+    """Serves and works until SIGTERM or SIGINT, then drains; a second signal kills running children.
+
+    Exits with status 1 if the port is taken or if pulling work fails: its process manager starts it again.
     """
     configure_logging(settings.service, settings.log_level, as_json=settings.log_json)
     serve_gauges(settings.metrics)
     status = 0
     try:
         asyncio.Runner().run(_live(settings, stage, mount))
-    except Exception:  # noqa: BLE001 - the process ends with it
+    except Exception:  # noqa: BLE001 - it ends the process
         traceback.print_exc()
         status = 1
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
-    # Python would wait for the threads of downloads that nobody needs any more, however long they take.
+    # Python would wait for threads of downloads that are no longer needed.
     os._exit(status)
 
 
@@ -51,9 +53,9 @@ async def _live(settings: ServiceSettings, stage: Stage, mount: Callable[[StageW
         asyncio.get_running_loop().add_signal_handler(number, lambda: (again if stop.is_set() else stop).set())
     password = settings.nats_password.get_secret_value()
     bus = await Bus.connect(settings.nats_url, settings.nats_user, password, settings.node_id)
-    worker = StageWorker(bus, ArtifactStore(settings.artifacts), stage, settings)
+    worker = StageWorker(bus, ArtifactStore(settings.artifacts), stage, settings, TimeLimits())
     worker.hardware = await asyncio.to_thread(read_hardware, settings.node_id, settings.home)
-    # The port first: a second process on it must end before it takes work.
+    # The port comes first: a second process on it must end before it takes work.
     server = await serve(*mount(worker), listen=settings.listen)
     worker.address = settings.advertise or server.address
     heartbeat = NodeHeartbeat(bus, worker.node)
@@ -69,7 +71,7 @@ async def _live(settings: ServiceSettings, stage: Stage, mount: Callable[[StageW
 
     async def hear_again() -> None:
         await again.wait()
-        _log.warning("asked again: what still runs is killed")
+        _log.warning("second signal: running children are killed")
         worker.hurry()
 
     async def look_at_hardware() -> None:

@@ -1,4 +1,4 @@
-"""Settings that the four services have in common beyond those of every process."""
+"""Settings of the four services, beside those of every process."""
 
 import contextlib
 import os
@@ -11,14 +11,14 @@ from chassis.settings import WorkerSettings
 
 
 class ServiceSettings(WorkerSettings):
-    """Of a service whose stage works on base models. `FTF_<SERVICE>_<KEY>` wins over `FTF_<KEY>`."""
+    """Settings of a service whose stage works on base models. `FTF_<SERVICE>_<KEY>` wins over `FTF_<KEY>`."""
 
     models: dict[str, Path] = Field(default={})
-    """The operator's own base models, as JSON: alias → folder with config.json, tokenizer.json and safetensors."""
+    """The operator's base models, as JSON: alias → folder with config.json, tokenizer.json and safetensors."""
     hub_token: SecretStr = SecretStr("")
-    """Reads gated models from the model hub. It stays in this process; children have no network and no secrets."""
+    """Token for gated models of the model hub. It stays in this process; children have no network and no secrets."""
     threads: int = Field(default=0, ge=0, le=1024)
-    """Threads of a child's arithmetic; 0 takes every core this process may use, divided by its slots."""
+    """Number of threads for a child's computation. 0: the cores this process may use, divided by its slots."""
 
     @model_validator(mode="after")
     def _pools_are_of_trainers(self) -> Self:
@@ -28,15 +28,15 @@ class ServiceSettings(WorkerSettings):
 
     @property
     def child_threads(self) -> int:
-        """What `threads` comes to on this machine; at least 1."""
+        """Number of threads on this machine; at least 1."""
         return self.threads or max(1, _cores() // self.slots)
 
 
 def _cores() -> int:
-    """Cores of this process: those it is pinned to, within its container's quota."""
+    """Returns the number of cores that this process is pinned to, within its container's quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError):
-        # "max 100000" without a limit: more threads than the quota pays for only get in each other's way.
+        # "max 100000" means no limit. More threads than the quota allows only delay each other.
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text("ascii").split()
         if quota != "max":
             cores = min(cores, max(1, int(quota) // int(period)))

@@ -8,6 +8,8 @@ from tests.servers.nats import NatsServer
 
 # It takes seconds of the processor from the tests beside it; those about it ask for it.
 os.environ.setdefault("FTF_TRAINER_WARM_SPARE", "false")
+# Tests stop servers on purpose; at a lower level gRPC's client logs each of them ("Got goaway").
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 # A training within a test is no child without a hub: trl would tell the hub of it, from a thread.
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 

@@ -1,4 +1,4 @@
-"""One claimed attempt: prepares, runs the child, turns whatever happens into events and one ending."""
+"""One claimed attempt: prepares its inputs, runs the child, and reports events and one ending."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError, Message
 
 from chassis.attempt.reporter import Reporter
 from chassis.attempt.spool import Spool
+from chassis.attempt.time_limits import TimeLimits
 from chassis.attempt.uploads import KINDS, UploadFailed, Uploads
 from chassis.bus.event_bus import Bus
 from chassis.child.child_process import Child, ChildCommand, kill_those_of
@@ -36,101 +37,101 @@ _log = logging.getLogger(__name__)
 
 _EXIT_SECONDS = 10.0
 """How long a child may take to exit after it has said how it ended."""
-_SAMPLE_SECONDS = 2.0
-_USAGE_SECONDS = 30.0
-_ROOM = "Have the operator make room on the disk of the worker's FTF_HOME; the job then goes on where it was."
-_DISK_PATIENCE_SECONDS = 60.0
-"""How long an event waits for room on the disk. The child is held back meanwhile: its pipe fills up."""
+_ROOM = "Ask the operator to make room on the disk of the worker's FTF_HOME; the job then continues where it was."
 
 
 class Stage(Protocol):
-    """What one of the four services does with a work item."""
+    """The part of a service that turns a work item into a child process."""
 
     service: str
 
     async def prepare(self, assignment: work_pb2.Assignment, workdir: Path, store: ArtifactStore) -> ChildCommand:
-        """Brings what the child needs into `workdir`, which is empty. An exception with reason, message, advice and
-        violations is the caller's to mend; any other is ours, its reason kept where it has one (SystemFault)."""
+        """Downloads the child's inputs into `workdir`, which is empty, and returns how to start it.
+
+        A CallerFault fails the job as an error of the user; any other exception is an error of the system, with the
+        reason of a SystemFault where it is one.
+        """
         ...
 
 
 @runtime_checkable
 class Finisher(Protocol):
-    """A stage that has something to add to its child's StageCompleted, after the paths of uploads are filled in."""
+    """A stage that completes its child's StageCompleted, after the paths of uploads are filled in."""
 
     def finish(self, assignment: work_pb2.Assignment, event: event_pb2.Event) -> event_pb2.Event: ...
 
 
 @runtime_checkable
 class Sparing(Protocol):
-    """A stage whose children take long to import what they need, and can do so before they have a spec."""
+    """A stage whose children have slow imports, which they can complete before they have an input."""
 
     def spare(self) -> SpareCommand:
-        """How to start one that waits for its spec; what `prepare` asks for most of the time."""
+        """Returns how to start a child that waits for its input; it should match what `prepare` usually returns."""
         ...
 
 
 @dataclass(frozen=True)
 class WorkerContext:
-    """Where attempts run: everything that is the same for all of a process."""
+    """What all attempts of a process share."""
 
     bus: Bus
     store: ArtifactStore
     stage: Stage
     settings: WorkerSettings
     spare: Spare
+    limits: TimeLimits
 
 
 def failed(reason: str, message: str, advice: str = "", lines: list[str] | None = None) -> event_pb2.StageFailed:
-    """A failure that is ours."""
+    """Builds a StageFailed for an error of the system."""
     fault = fine_tuning_job_pb2.FAULT_SYSTEM_ERROR
     return event_pb2.StageFailed(fault=fault, reason=reason, message=message, advice=advice, last_lines=lines)
 
 
 def clear(workdir: Path) -> None:
-    """Nothing works for the attempt with that folder any more, and nothing of it is left."""
+    """Kills every process of the attempt with that folder, and deletes the folder."""
     # The child's process group is gone; whatever it started may have left the group.
     kill_those_of(workdir)
     shutil.rmtree(workdir, ignore_errors=True)
 
 
 class Attempt:
-    """Runs from the claim until its last event is accepted."""
+    """An attempt, from the claim until its last event is accepted."""
 
     def __init__(self, context: WorkerContext, assignment: work_pb2.Assignment, spool: Spool) -> None:
         self.assignment = assignment
         self.start_time = time.time()
         self.over = asyncio.Event()
-        """Set once all that is left to do is to have its events accepted."""
+        """Set once the child has ended and only its events remain to be accepted."""
         self._context = context
         self._spool = spool
-        self._reporter = Reporter(context.bus, spool, self._hear)
+        self._reporter = Reporter(context.bus, spool, self._hear, context.limits.heartbeat_seconds)
         self._child: Child | None = None
         self._beginning: asyncio.Task[ChildCommand | event_pb2.StageFailed] | None = None
         self._uploading: asyncio.Task[None] | None = None
         self._release = ""
-        """PAUSED, DRAINED or CANCELLED once the attempt is to be let go."""
+        """PAUSED, DRAINED or CANCELLED once the attempt must be released."""
         self._failure: event_pb2.StageFailed | None = None
         """Why the supervisor killed the child."""
         self._phase = ""
         self._ending: event_pb2.Event | None = None
-        """How the child says that it ended."""
+        """The ending event that the child emitted."""
         self._stall_timer = StallTimer()
 
     @property
     def waiting_events(self) -> int:
-        """Events that are not accepted yet."""
+        """Number of events that are not accepted yet."""
         return self._reporter.waiting_events
 
     async def run(self) -> None:
-        """Returns once the attempt is over; what is left of it is for `clear`. Cancelled, it kills the child and leaves
-        the spool to the next process."""
+        """Runs the attempt; afterwards call `clear`. If cancelled, kills the child and leaves the spool for the next
+        process."""
         working = asyncio.create_task(self._work(), name=f"work-{self.assignment.job_id}")
         reporting = asyncio.create_task(self._reporter.run(), name=f"report-{self.assignment.job_id}")
         try:
             await asyncio.wait({working, reporting}, return_when=asyncio.FIRST_COMPLETED)
             if working.done():
-                # Raises when not even the ending could be kept. Without a heartbeat the lease expires.
+                # Raises if not even the ending could be stored. Without a heartbeat the lease expires.
                 await working
             await reporting
             if self._reporter.stopped:
@@ -142,20 +143,22 @@ class Attempt:
         self._spool.delete()
 
     async def clear(self) -> None:
-        """After `run`: nothing of it is left here."""
+        """Removes everything of the attempt from this machine. Call it after `run`."""
         await asyncio.to_thread(clear, self._spool.record.workdir)
 
     def nudge(self) -> None:
-        """Reports at once, to hear what is wanted now."""
+        """Reports at once: the answer carries the current directive."""
         self._reporter.nudge()
 
     def drain(self) -> None:
-        """Asks the child to save and let go."""
+        """Asks the child to save a checkpoint and exit."""
         self._let_go("DRAINED")
 
     def abandon(self) -> None:
-        """Kills a child that did not let go in time, and gives up what it has not stored yet. The operator wanted it:
-        it counts as released, not as failed."""
+        """Kills a child that did not exit in time, and abandons uploads.
+
+        The operator asked for it, so the attempt counts as released, not as failed.
+        """
         self._let_go("DRAINED")
         if self._child:
             self._child.kill()
@@ -223,9 +226,11 @@ class Attempt:
         stage, settings = self._context.stage, self._context.settings
         preparing = stage.prepare(self.assignment, workdir, self._context.store)
         try:
-            command = await Preparation(self._say).run(preparing, settings.preparation_stall_seconds)
+            command = await Preparation(self._say, self._context.limits.preparation_progress_seconds).run(
+                preparing, settings.preparation_stall_seconds
+            )
         except Stalled as error:
-            return failed("STALLED", str(error), "It is tried again where attempts are left.")
+            return failed("STALLED", str(error), "The job is retried if attempts are left.")
         except Exception as error:  # noqa: BLE001 - becomes the event that ends the attempt
             return self._unprepared(error)
         command.out_dir.mkdir(parents=True, exist_ok=True)
@@ -248,7 +253,7 @@ class Attempt:
 
     async def _follow(self, child: Child, command: ChildCommand) -> event_pb2.Event | Message:
         queue: asyncio.Queue[event_pb2.Event | None] = asyncio.Queue()
-        uploads = Uploads(self._context.store, self.assignment, command.out_dir)
+        uploads = Uploads(self._context.store, self.assignment, command.out_dir, self._context.limits)
         uploading = self._uploading = asyncio.create_task(self._upload(child, uploads, queue))
         watching = asyncio.create_task(self._watch(child))
         usage = Usage(child.pid, {**command.env, **command.late_env})
@@ -297,7 +302,7 @@ class Attempt:
                         self._phase = event.phase.name if kind == "phase" else self._phase or "started"
                         await self._append(event)
         except (ValueError, DecodeError) as error:
-            self._fail(child, "CRASHED", f"The worker wrote what is no event: {error}")
+            self._fail(child, "CRASHED", f"The worker wrote an invalid event: {error}")
         finally:
             queue.put_nowait(None)
 
@@ -322,17 +327,17 @@ class Attempt:
         seconds = await self._stall_timer.wait(limit)
         if not self._ending:
             where = f"in phase {self._phase}" if self._phase else "since it was started"
-            message = f"The worker gave no sign of life for {seconds:.0f} seconds {where}."
-            self._fail(child, "STALLED", message, "It is tried again where attempts are left.")
+            message = f"The worker emitted nothing for {seconds:.0f} seconds {where}."
+            self._fail(child, "STALLED", message, "The job is retried if attempts are left.")
 
     async def _sample(self, usage: Usage) -> None:
         told = time.monotonic()
         while True:
             await asyncio.to_thread(usage.sample)
-            if time.monotonic() >= told + _USAGE_SECONDS:
+            if time.monotonic() >= told + self._context.limits.usage_report_seconds:
                 told = time.monotonic()
                 await self._tell_usage(usage)
-            await asyncio.sleep(_SAMPLE_SECONDS)
+            await asyncio.sleep(self._context.limits.usage_sample_seconds)
 
     async def _tell_usage(self, usage: Usage) -> None:
         taken = await asyncio.to_thread(usage.take)
@@ -341,7 +346,7 @@ class Attempt:
 
     def _fail(self, child: Child, reason: str, message: str, advice: str = "") -> None:
         if not self._failure:
-            self._failure = failed(reason, message, advice or "This is a defect of ours; please report it.")
+            self._failure = failed(reason, message, advice or "This is a defect; please report it.")
         child.kill()
 
     def _unexplained_exit(self, child: Child, status: int) -> Message:
@@ -350,23 +355,25 @@ class Attempt:
             return event_pb2.StageReleased(reason=self._release)
         if status == -signal.SIGKILL and child.host_ran_out_of_memory():
             advice = "Lower the batch size or max_length, or run it on a machine with more memory."
-            return failed("HOST_OUT_OF_MEMORY", "The kernel killed the worker for want of memory.", advice, lines)
+            return failed("HOST_OUT_OF_MEMORY", "The kernel killed the worker because memory ran out.", advice, lines)
         if status == -signal.SIGKILL:
-            advice = "Most often the machine was out of memory; see its kernel log. Otherwise somebody killed it."
+            advice = "Usually the machine was out of memory; see its kernel log. Otherwise a user killed it."
             return failed("KILLED", "The worker was killed by signal 9.", advice, lines)
         if status in (-signal.SIGTERM, -signal.SIGINT):
-            advice = "Somebody on its machine ended it. To stop a trainer, send the signal to its service: that drains."
+            advice = (
+                "A user of its machine ended it. To stop a trainer, send the signal to its service: that drains it."
+            )
             return failed("KILLED", f"The worker was ended by {signal.Signals(-status).name}.", advice, lines)
         if status == -signal.SIGVTALRM:
-            # A child sets itself this limit around what a caller wrote, and can be ended in no other way.
-            advice = "Simplify what it is to compute, a template most often."
-            failure = failed("CPU_LIMIT", "One step of the work took more CPU time than it may.", advice, lines)
+            # A child sets itself this limit around a template of the caller, which cannot be ended in any other way.
+            advice = "Simplify the computation, usually a template."
+            failure = failed("CPU_LIMIT", "One step of the work exceeded its limit of CPU time.", advice, lines)
             failure.fault = fine_tuning_job_pb2.FAULT_USER_ERROR
             return failure
         if tells_of_full_disk(lines[-5:]):
             return failed("DISK_FULL", f"The worker could not write: {lines[-1]}", _ROOM, lines)
         how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
-        advice = "The last lines show where; if the input looks right, this is a defect: please report it."
+        advice = "The last lines show where. If the input looks right, this is a defect: please report it."
         return failed("CRASHED", f"The worker {how} without a result.", advice, lines)
 
     def _completed(self, ending: event_pb2.Event, child: Child, uploads: Uploads) -> event_pb2.Event:
@@ -389,11 +396,11 @@ class Attempt:
         try:
             self._keep(event_of(phase))
         except OSError as error:
-            # Only told for the watchers' sake. What matters waits for room, or fails.
+            # A phase only informs watchers. Events that matter wait for room, or fail.
             _log.warning("phase %s is not reported: %s", phase.name, error, extra=self._labels())
 
     async def _append(self, event: event_pb2.Event) -> None:
-        deadline = time.monotonic() + _DISK_PATIENCE_SECONDS
+        deadline = time.monotonic() + self._context.limits.disk_patience_seconds
         while True:
             try:
                 self._keep(event)
@@ -402,7 +409,7 @@ class Attempt:
                 if not is_disk_full(error) or time.monotonic() >= deadline:
                     raise
                 _log.warning("an event waits for room on the disk: %s", error, extra=self._labels())
-            # What is accepted meanwhile makes room, too.
+            # Events that are accepted meanwhile make room too.
             await asyncio.sleep(1.0)
             self._stall_timer.reset()
 
@@ -419,6 +426,6 @@ class Attempt:
 
 
 async def _cancelled(task: asyncio.Task[Any]) -> None:
-    """Ends a task, and waits until it has cleaned up. Whether it failed is looked at by who awaits its result."""
+    """Cancels a task and waits until it has ended. Its exception is for the caller that awaits its result."""
     task.cancel()
     await asyncio.wait({task})

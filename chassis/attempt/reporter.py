@@ -1,4 +1,4 @@
-"""Reports one claim's events to a gateway until every one is accepted, and hears what the gateway wants."""
+"""Reports the events of one claim to a gateway until all are accepted, and receives directives."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Final
 
 from chassis.attempt.spool import Spool
+from chassis.attempt.time_limits import TimeLimits
 from chassis.bus.event_bus import Bus, BusUnavailable, report_subject
 from chassis.failpoints import failpoint
 from chassis.server import gauges
@@ -18,51 +19,57 @@ from finetuneflow.v1 import event_pb2, work_pb2
 
 _log = logging.getLogger(__name__)
 
-HEARTBEAT_SECONDS: Final = 2.0
 MAX_REPORT_BYTES: Final = 256 * 1024
 _EVENTS_BYTES = MAX_REPORT_BYTES - 8 * 1024
-"""The rest is the envelope."""
+"""Limit for the events of a report; the rest is for its other fields."""
 _GAP_SECONDS = 0.015
-"""From one report to the next: to decide on fifty events costs a gateway little more than to decide on one. The first
-event after a quiet time does not wait."""
+"""Shortest time between two reports: fifty events in one cost a gateway little more than one event. The first event
+after a quiet time does not wait."""
 _ANSWER_SECONDS = 2.0
 _BACKOFF_SECONDS = (0.25, 0.5, 1.0, 2.0)
 
 
 class Reporter:
-    """One report in flight, an empty one every 2 s, the same again until it is answered."""
+    """Sends one report at a time, an empty one every `heartbeat_seconds`, and repeats each until it is answered."""
 
-    def __init__(self, bus: Bus, spool: Spool, on_directive: Callable[[work_pb2.Directive], None]) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        spool: Spool,
+        on_directive: Callable[[work_pb2.Directive], None],
+        heartbeat_seconds: float = TimeLimits.heartbeat_seconds,
+    ) -> None:
         self._bus = bus
         self._spool = spool
         self._on_directive = on_directive
+        self._heartbeat_seconds = heartbeat_seconds
         self._wake = asyncio.Event()
         self._next = spool.first
         self._sent = -_GAP_SECONDS
         self._kept: collections.deque[float] = collections.deque()
-        """When each event was kept, from `_timed` on; what an earlier process kept has no such time."""
+        """Times at which events were appended, from ordinal `_timed` on; events of an earlier process have none."""
         self._timed = spool.end
         self._shown = 0
         self.stopped = False
-        """True once a gateway has said STOP."""
+        """True once a gateway has answered STOP."""
 
     @property
     def waiting_events(self) -> int:
-        """Events that are not accepted yet."""
+        """Number of events that are not accepted yet."""
         return self._spool.end - self._next
 
     def append(self, event: event_pb2.Event) -> None:
-        """Keeps an event and has it reported soon."""
+        """Stores an event in the spool and reports it soon."""
         self._spool.append(event)
         self._kept.append(time.monotonic())
         self._wake.set()
 
     def nudge(self) -> None:
-        """Has it report now, though there may be nothing to report: the answer says what is wanted."""
+        """Sends a report now, an empty one if there is nothing to report: the answer carries the directive."""
         self._wake.set()
 
     async def run(self) -> None:
-        """Until the event that ends the attempt is accepted, or until STOP."""
+        """Reports until the event that ends the attempt is accepted, or until STOP."""
         try:
             await self._run()
         finally:
@@ -73,7 +80,7 @@ class Reporter:
         failures = 0
         while not self.stopped and not (self._spool.sealed and self._next >= self._spool.end):
             try:
-                # One that was stopped must not get it again: the lease would end before the broker drops it.
+                # A stopped gateway must not get it again: the lease would end before the broker drops that gateway.
                 response = await self._report(everyone=failures > 0)
             except BusUnavailable as error:
                 if failures == 0:
@@ -96,10 +103,10 @@ class Reporter:
                 await self._rest()
 
     async def _rest(self) -> None:
-        """Until there is something to report, at the latest until the next heartbeat."""
+        """Waits for an event to report, at most until the next heartbeat."""
         if self._next >= self._spool.end and not self._spool.sealed:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), HEARTBEAT_SECONDS)
+                await asyncio.wait_for(self._wake.wait(), self._heartbeat_seconds)
         gap = self._sent + _GAP_SECONDS - time.monotonic()
         if gap > 0 and not self._spool.sealed:
             await asyncio.sleep(gap)

@@ -1,9 +1,9 @@
-"""Events of one claim on disk, until a gateway has accepted them.
+"""The spool: events of one claim on disk, until a gateway has accepted them.
 
-Files in one folder, named by claim: `<claim>.json` (what the claim is, and its child), `<claim>.lock` (held by the
-process that owns it) and segments `<claim>.<first ordinal>.events` of Event messages, each behind its length and its
-CRC-32. Whole segments are deleted once everything in them is accepted. Events are not fsynced: a machine that loses
-power loses the lease as well.
+Files in one folder, named by claim: `<claim>.json` (the record of the claim and its child), `<claim>.lock` (held by the
+process that owns it) and segments `<claim>.<first ordinal>.events` of Event messages, each preceded by its length and
+its CRC-32. A segment is deleted once all its events are accepted. Events are not fsynced: a machine that loses power
+loses the lease as well.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _log = logging.getLogger(__name__)
 
 _SEGMENT_BYTES: Final = 1024 * 1024
 _MAX_FRAME_BYTES: Final = 1024 * 1024
-"""Far above an event's limit: a longer one is no frame."""
+"""Far above the limit of an event: a longer frame is damaged."""
 _CRC_BYTES: Final = 4
 
 
 class ClaimRecord(BaseModel):
-    """What a restarted supervisor has to know of a claim."""
+    """What a restarted supervisor needs to know about a claim."""
 
     job_id: str
     stage: int
@@ -41,7 +41,7 @@ class ClaimRecord(BaseModel):
     workdir: Path
     child_pid: int = 0
     child_create_time: float = 0.0
-    """With the pid it identifies a process: pids come again."""
+    """Identifies the process together with the pid: pids are reused."""
 
 
 @dataclass
@@ -56,8 +56,8 @@ class _Segment:
         return self.first + self.count
 
 
-class _Place:
-    """Where an event is in its segment. Reports read forward: nearly always it is where the last read ended."""
+class _Position:
+    """Position of an event in its segment. Reports read forward, so it is nearly always where the last read ended."""
 
     def __init__(self, segment: _Segment, ordinal: int = -1, offset: int = 0) -> None:
         self.segment = segment
@@ -66,17 +66,17 @@ class _Place:
 
 
 class SpoolBusy(Exception):
-    """Another process owns it."""
+    """Another process owns the spool."""
 
 
 class Spool:
-    """Ordinals `first` to `end` - 1 wait here. For one task at a time; no method waits for anything but the disk.
+    """Holds the events with ordinals `first` to `end` - 1. For one task at a time; methods wait for the disk only.
 
-    What it holds in memory does not grow with what waits.
+    Memory use does not grow with the number of events.
     """
 
     def __init__(self, folder: Path, record: ClaimRecord) -> None:
-        """Takes the lock and reads what is there. SpoolBusy; OSError when the disk takes no record."""
+        """Takes the lock and reads existing events. Raises SpoolBusy; OSError if the record cannot be written."""
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self.record = record
@@ -84,7 +84,7 @@ class Spool:
         self._out = -1
         try:
             self._segments = self._load()
-            self._place = _Place(self._segments[0])
+            self._position = _Position(self._segments[0])
             self.sealed = self._ends_with_ending()
             """True once it holds an event that ends the attempt; nothing is appended after that."""
             self.save_record()
@@ -96,7 +96,7 @@ class Spool:
     def leftovers(cls, folder: Path) -> list[Self]:
         """Opens every spool in the folder that no living process owns.
 
-        One whose record cannot be read is deleted: nobody can report for it, and its lease ends the claim.
+        A spool with an unreadable record is deleted: it cannot be reported, and the lease ends the claim.
         """
         found = []
         for claim in sorted({file.name.split(".")[0] for file in folder.glob("*.*")}):
@@ -115,17 +115,19 @@ class Spool:
 
     @property
     def end(self) -> int:
-        """The ordinal that the next event gets."""
+        """Ordinal of the next event."""
         return self._segments[-1].end
 
     @property
     def first(self) -> int:
-        """The oldest ordinal that is still here."""
+        """Ordinal of the oldest event held."""
         return self._segments[0].first
 
     def append(self, event: event_pb2.Event) -> None:
-        """Gives the event its ordinal and keeps it. OSError when the disk does not take it: then it is not kept, and
-        its ordinal is the next event's."""
+        """Sets the event's ordinal and stores it.
+
+        Raises OSError if it cannot be written: then it is not stored, and the next event gets its ordinal.
+        """
         if self.sealed:
             raise ValueError("the attempt has ended")
         event.ordinal = self.end
@@ -150,7 +152,7 @@ class Spool:
         self.sealed = event.WhichOneof("payload") in ENDINGS
 
     def read(self, ordinal: int, max_bytes: int) -> list[bytes]:
-        """Serialised events from `ordinal` on, at least one if there is one, together at most `max_bytes`."""
+        """Returns serialised events from `ordinal` on, at most `max_bytes`, but at least one if there is one."""
         events: list[bytes] = []
         size = 0
         for segment in self._segments:
@@ -158,7 +160,7 @@ class Spool:
                 continue
             with segment.path.open("rb") as source:
                 self._go_to(segment, max(ordinal, segment.first), source)
-                while self._place.ordinal < segment.end:
+                while self._position.ordinal < segment.end:
                     data = _read_frame(source)
                     if data is None:
                         raise OSError(f"{segment.path} has changed under its owner")
@@ -167,13 +169,13 @@ class Spool:
                     if events and size > max_bytes:
                         return events
                     events.append(data)
-                    self._place = _Place(segment, self._place.ordinal + 1, source.tell())
+                    self._position = _Position(segment, self._position.ordinal + 1, source.tell())
         return events
 
     def forget(self, next_ordinal: int) -> None:
-        """Everything below is accepted for good."""
+        """Drops the events below `next_ordinal`, which are accepted."""
         if next_ordinal > self.end:
-            # The machine lost what a gateway has; ordinals must not be given twice.
+            # The machine lost events that a gateway has; their ordinals must not be used again.
             ending = self.read(self.end - 1, 1) if self.sealed else []
             self._begin_segment(next_ordinal)
             self.sealed = False
@@ -183,7 +185,7 @@ class Spool:
             self._segments.pop(0).path.unlink(missing_ok=True)
 
     def save_record(self) -> None:
-        """Writes the record, whole or not at all."""
+        """Writes the record atomically."""
         partial = self._name("json.new")
         with partial.open("w") as out:
             out.write(self.record.model_dump_json())
@@ -194,7 +196,7 @@ class Spool:
         failpoint("record.renamed")
 
     def delete(self) -> None:
-        """Nothing of the claim is left."""
+        """Deletes all files of the claim."""
         for segment in self._segments:
             segment.path.unlink(missing_ok=True)
         for ending in ("json.new", "json", "lock"):
@@ -202,7 +204,7 @@ class Spool:
         self.close()
 
     def close(self) -> None:
-        """Lets go of the files; another process may take them over."""
+        """Closes the files and releases the lock; another process may open the spool."""
         for fd in (self._out, self._lock):
             if fd >= 0:
                 os.close(fd)
@@ -219,12 +221,12 @@ class Spool:
         return self._segments[-1]
 
     def _go_to(self, segment: _Segment, ordinal: int, source: BinaryIO) -> None:
-        if self._place.segment is not segment or self._place.ordinal > ordinal:
-            self._place = _Place(segment)
-        source.seek(self._place.offset)
-        while self._place.ordinal < ordinal:
+        if self._position.segment is not segment or self._position.ordinal > ordinal:
+            self._position = _Position(segment)
+        source.seek(self._position.offset)
+        while self._position.ordinal < ordinal:
             _read_frame(source)
-            self._place = _Place(segment, self._place.ordinal + 1, source.tell())
+            self._position = _Position(segment, self._position.ordinal + 1, source.tell())
 
     def _load(self) -> list[_Segment]:
         segments: list[_Segment] = []
@@ -232,8 +234,8 @@ class Spool:
         for path in sorted(self._folder.glob(f"{self.record.claim_id}.*.events")):
             segment = _Segment(path, int(path.name.split(".")[1]))
             if not whole or (segments and segment.first != segments[-1].end):
-                # Nobody accepts what follows a hole.
-                _log.warning("dropped %s: what comes before it is damaged", path)
+                # Events after a gap are never accepted.
+                _log.warning("dropped %s: the segment before it is damaged", path)
                 path.unlink()
                 continue
             with path.open("r+b") as source:
@@ -241,8 +243,8 @@ class Spool:
                     segment.count += 1
                     segment.size = source.tell()
                 if damaged := path.stat().st_size - segment.size:
-                    # What a killed supervisor was writing, or what a power cut tore or left as zeros.
-                    _log.warning("dropped %d bytes of %s that are no events", damaged, path)
+                    # Partly written by a killed supervisor, or torn or zeroed by a power cut.
+                    _log.warning("dropped %d damaged bytes of %s", damaged, path)
                     source.truncate(segment.size)
                     whole = False
             segments.append(segment)
@@ -269,7 +271,7 @@ def _framed(data: bytes) -> bytes:
 
 
 def _read_frame(source: BinaryIO) -> bytes | None:
-    """The next event, or None where there is none or a damaged one."""
+    """Reads the next event. Returns None at the end or if the event is damaged."""
     length = shift = 0
     while True:
         byte = source.read(1)
@@ -279,7 +281,7 @@ def _read_frame(source: BinaryIO) -> bytes | None:
         if byte[0] < 0x80:
             break
         shift += 7
-    # No event is empty, but a disk that lost power is full of zeros.
+    # No event is empty, but a disk that lost power may contain zeros.
     if not 0 < length <= _MAX_FRAME_BYTES:
         return None
     checksum, data = source.read(_CRC_BYTES), source.read(length)

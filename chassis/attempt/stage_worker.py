@@ -1,4 +1,4 @@
-"""The runtime that the four services share: pull, claim, ack, run, report until accepted, drain, start again."""
+"""The stage worker of every service: pulls work, claims it, runs attempts, reports, and drains."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from google.protobuf.message import Message
 from chassis.attempt.claimed_attempt import Attempt, Sparing, Stage, WorkerContext, clear, failed
 from chassis.attempt.reporter import Reporter
 from chassis.attempt.spool import ClaimRecord, Spool, SpoolBusy
+from chassis.attempt.time_limits import TimeLimits
 from chassis.bus.event_bus import (
     CLAIM_SUBJECT,
     Bus,
@@ -38,15 +39,10 @@ from finetuneflow.v1 import event_pb2, fine_tuning_job_pb2, hardware_pb2, work_p
 _log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 30.0
-_CLAIM_SECONDS = 2.0
-_CLAIM_REPEATS_SECONDS = 8.0
-"""With one more answer to wait for it stays below what the broker waits for an ack."""
 _CLAIM_PAUSE_SECONDS = 0.25
 _NO_GATEWAY_SECONDS = 2.0
 _NO_DISK_SECONDS = 5.0
 _HURRIED_REPORT_SECONDS = 1.0
-_LAST_REPORT_SECONDS = 5.0
-"""How long a drained process tries to have its last events accepted."""
 
 
 class StageWorker:
@@ -58,15 +54,18 @@ class StageWorker:
         store: ArtifactStore,
         stage: Stage,
         settings: WorkerSettings,
+        limits: TimeLimits,
     ) -> None:
         self.draining = False
         self.drain_began = asyncio.Event()
         self.address = ""
-        """host:port of this process's gRPC server, for the others; set it once that listens."""
+        """host:port of this process's gRPC server; set it once the server listens."""
         self.hardware: hardware_pb2.Hardware | None = None
-        """What this machine is and has left."""
+        """Hardware of this machine and its free resources."""
         command = stage.spare() if isinstance(stage, Sparing) and settings.warm_spare else None
-        self._context = WorkerContext(bus, store, stage, settings, Spare(command, settings.home / stage.service))
+        self._limits = limits
+        spare = Spare(command, settings.home / stage.service, linger_seconds=limits.child_linger_seconds)
+        self._context = WorkerContext(bus, store, stage, settings, spare, limits)
         self._start_time = time.time()
         self._spools = settings.home / stage.service / "spool"
         self._workdirs = settings.home / stage.service / "work"
@@ -83,19 +82,19 @@ class StageWorker:
         self._puller: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Ends what an earlier process left behind and begins to pull. Needs no broker."""
+        """Ends attempts that an earlier process left behind, and starts to pull. Needs no broker."""
         leftovers = await asyncio.to_thread(self._take_leftovers)
         await asyncio.to_thread(self._sweep_workdirs)
         await asyncio.to_thread(self._context.store.sweep)
         for spool in leftovers:
             self._spawn(self._report_leftover(spool))
         self._context.spare.open()
-        # Whatever changes a job's state may want something of whoever holds its claim.
+        # A change of a job's state may mean a new directive for the worker that holds its claim.
         self._nudges = await self._context.bus.subscribe(event_subject("*", "state_changed"), self._nudge)
         self._puller = asyncio.create_task(self._pull(), name="pull")
 
     def node(self) -> work_pb2.Node:
-        """What this process says of itself."""
+        """Returns the state of this process."""
         settings = self._context.settings
         node = work_pb2.Node(
             id=settings.node_id,
@@ -112,7 +111,7 @@ class StageWorker:
         return node
 
     def runs(self) -> list[work_pb2.Run]:
-        """What runs now, by start."""
+        """Returns the running attempts, oldest first."""
         found = []
         for attempt in sorted(self._attempts.values(), key=lambda each: each.start_time):
             given = attempt.assignment
@@ -123,7 +122,7 @@ class StageWorker:
         return found
 
     def begin_drain(self) -> None:
-        """Takes no new work and has children save and let go. Idempotent."""
+        """Stops taking work, and asks children to save a checkpoint and exit. Idempotent."""
         if self.draining:
             return
         self.draining = True
@@ -134,29 +133,34 @@ class StageWorker:
             attempt.drain()
 
     async def drain(self, limit_seconds: float | None = None) -> None:
-        """Begins it, and returns once all is accepted. A child that takes longer than `limit_seconds` (default: the
-        setting), or than `hurry` is called, is killed; what no gateway accepts then stays on disk for the next process.
-        Idempotent."""
+        """Starts a drain and waits until all events are accepted. Idempotent.
+
+        A child that is not done after `limit_seconds` (default: the setting), or when `hurry` is called, is killed.
+        Events that no gateway accepts stay on disk for the next process.
+        """
         limit = self._context.settings.drain_seconds if limit_seconds is None else limit_seconds
         self.begin_drain()
         await self._context.spare.close()
         if not await self._over(limit):
             for attempt in list(self._attempts.values()):
                 attempt.abandon()
-        await self._idle(_LAST_REPORT_SECONDS if not self._hurried.is_set() else _HURRIED_REPORT_SECONDS)
+        await self._idle(self._limits.last_report_seconds if not self._hurried.is_set() else _HURRIED_REPORT_SECONDS)
 
     def hurry(self) -> None:
-        """Whoever asked for the drain asks again: children are killed now."""
+        """Kills children of a drain at once: the drain was requested a second time."""
         self._hurried.set()
 
     async def wait(self) -> None:
-        """Returns once it pulls no more because it drains; raises what ended the pulling otherwise (a full disk, a
-        defect): a process that is alive and takes no work would go unnoticed."""
+        """Waits until pulling has stopped because of a drain.
+
+        Raises the error that stopped it otherwise (a full disk, a defect): a process that is alive and takes no work
+        would go unnoticed.
+        """
         if self._puller:
             await asyncio.shield(self._puller)
 
     async def stop(self) -> None:
-        """Drains, then lets go of what is left."""
+        """Drains, then cancels remaining tasks."""
         await self.drain()
         left = {*self._tasks, *({self._puller} if self._puller else ())}
         for task in left:
@@ -167,7 +171,7 @@ class StageWorker:
             await self._nudges.stop()
 
     async def _over(self, seconds: float) -> bool:
-        """Whether within so many seconds all that is left to do is to have events accepted."""
+        """Returns True if, within `seconds`, all children have ended."""
         tasks = {asyncio.create_task(self._nothing_runs()), asyncio.create_task(self._hurried.wait())}
         await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         over = not self._hurried.is_set() and any(task.done() for task in tasks)
@@ -177,7 +181,7 @@ class StageWorker:
         return over
 
     async def _nothing_runs(self) -> None:
-        # What is being claimed may still come.
+        # A claim in progress may still be granted.
         await self._settled.wait()
         for attempt in list(self._attempts.values()):
             await attempt.over.wait()
@@ -232,24 +236,24 @@ class StageWorker:
             claim_id=uuid.uuid4().hex,
             node_id=self._context.settings.node_id,
         )
-        # First: a claim that cannot be kept would cost the job an attempt, and one whose answer gets lost is known to
-        # the next process.
+        # The spool comes first: a claim that cannot be stored would cost the job an attempt, and the next process must
+        # know of one whose answer was lost.
         try:
             spool = await asyncio.to_thread(self._spool, request)
         except (OSError, SpoolBusy) as error:
-            _log.error("no work can be taken: %s", error, extra={"job_id": item.job_id})
+            _log.error("work cannot be taken: %s", error, extra={"job_id": item.job_id})
             await message.nak(_NO_DISK_SECONDS)
             await asyncio.sleep(_NO_DISK_SECONDS)
             return None
         try:
             answer = await self._ask(message, request)
         except BaseException:
-            # Nobody knows whether it was granted: the next process reports that it came to nothing.
+            # It is unknown if the claim was granted: the next process reports it as ended.
             spool.close()
             raise
         if not answer:
             if self.draining:
-                # It may have been granted without our hearing of it. Nobody else gets it before it is given back.
+                # It may have been granted although no answer arrived. No other worker gets it before it is released.
                 self._end(spool, event_pb2.StageReleased(reason="DRAINED"))
                 self._spawn(self._report_leftover(spool))
             else:
@@ -268,22 +272,22 @@ class StageWorker:
         return attempt
 
     async def _ask(self, message: WorkMessage, request: work_pb2.ClaimRequest) -> work_pb2.ClaimResponse | None:
-        # A claim that nobody answered in time may have been granted, or be granted by a gateway that was stopped and
-        # goes on: it is asked again with the same id until somebody says what came of it. Nobody else could be given
-        # this slot meanwhile, and a claim that is granted to nobody counts as a failure when its lease ends.
+        # A claim without an answer may have been granted, or may be granted later by a gateway that was stopped and
+        # continues: it is repeated with the same id until a gateway answers. This slot cannot be used meanwhile, and a
+        # granted claim that no worker runs counts as a failure when its lease ends.
         began = time.monotonic()
         repeated = perhaps_granted = False
         while True:
             try:
                 return await self._context.bus.request(
-                    CLAIM_SUBJECT, request, work_pb2.ClaimResponse, _CLAIM_SECONDS, everyone=repeated
+                    CLAIM_SUBJECT, request, work_pb2.ClaimResponse, self._limits.claim_answer_seconds, everyone=repeated
                 )
             except BusUnavailable as error:
                 if isinstance(error, Unanswered | ResponderFailed):
                     perhaps_granted = isinstance(error, Unanswered)
-                late = time.monotonic() - began >= _CLAIM_REPEATS_SECONDS
+                late = time.monotonic() - began >= self._limits.claim_repeats_seconds
                 if self.draining or (late and not perhaps_granted):
-                    _log.warning("no gateway answers a claim: %s", error, extra={"job_id": request.job_id})
+                    _log.warning("no gateway answered a claim: %s", error, extra={"job_id": request.job_id})
                     return None
             repeated = True
             await message.hold()
@@ -313,13 +317,13 @@ class StageWorker:
         _log.info("began %s", fine_tuning_job_pb2.Stage.Name(given.stage), extra=labels)
         try:
             await attempt.run()
-        except Exception:  # noqa: BLE001 - its heartbeat ends with it, the lease does the rest, others go on
-            _log.exception("an attempt could not be kept", extra=labels)
+        except Exception:  # noqa: BLE001 - its heartbeat ends, so its lease expires; other attempts continue
+            _log.exception("an attempt could not be stored", extra=labels)
         finally:
             del self._attempts[given.claim_id]
             self._slots.release()
         _log.info("ended %s", fine_tuning_job_pb2.Stage.Name(given.stage), extra=labels)
-        # The next attempt does not wait for gigabytes to be deleted.
+        # The slot is free already: the next attempt need not wait until gigabytes are deleted.
         await attempt.clear()
 
     def _take_leftovers(self) -> list[Spool]:
@@ -327,11 +331,11 @@ class StageWorker:
         for spool in spools:
             if spool.record.child_pid:
                 kill_leftover(spool.record.child_pid, spool.record.child_create_time)
-            # One may have been started and not been written down.
+            # A child may have been started without being recorded.
             kill_those_of(spool.record.workdir)
             if not spool.sealed:
                 message = "The worker's supervisor ended while the worker was running."
-                self._end(spool, failed("KILLED", message, "It is tried again where attempts are left."))
+                self._end(spool, failed("KILLED", message, "The job is retried if attempts are left."))
         return spools
 
     def _end(self, spool: Spool, ending: Message) -> None:
@@ -343,15 +347,15 @@ class StageWorker:
         spool.append(event)
 
     def _sweep_workdirs(self) -> None:
-        """Removes folders of claims that nobody holds: threads that prepared one may have written after its end."""
+        """Removes folders of claims without a spool: threads of a preparation may have written after its end."""
         for workdir in self._workdirs.glob("*"):
             if not (self._spools / f"{workdir.name}.json").exists():
                 shutil.rmtree(workdir, ignore_errors=True)
 
     async def _report_leftover(self, spool: Spool) -> None:
-        _log.info("reporting what an earlier process left behind", extra={"job_id": spool.record.job_id})
+        _log.info("reporting events that an earlier process left behind", extra={"job_id": spool.record.job_id})
         try:
-            await Reporter(self._context.bus, spool, lambda _: None).run()
+            await Reporter(self._context.bus, spool, lambda _: None, self._limits.heartbeat_seconds).run()
         except asyncio.CancelledError:
             spool.close()
             raise

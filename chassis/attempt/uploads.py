@@ -1,4 +1,4 @@
-"""What a child wrote goes to the artifact store before the event that names it is reported."""
+"""Uploads of a child's files to the artifact store, before the events that name them are reported."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Final
 
 from google.protobuf.message import Message
 
+from chassis.attempt.time_limits import TimeLimits
 from chassis.events import event_of
 from chassis.failpoints import failpoint
 from chassis.store.artifact_store import ArtifactStore, Stored
@@ -21,66 +22,68 @@ from finetuneflow.v1 import event_pb2, fine_tuning_job_pb2, work_pb2
 _log = logging.getLogger(__name__)
 
 KINDS: Final = frozenset({"checkpoint", "artifact"})
-"""Kinds of events that name a file or folder of the child's out_dir."""
-_PATIENT_SECONDS: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
-_BRIEF_SECONDS: Final = (1.0, 2.0, 4.0)
-"""Between tries of a checkpoint in the middle of a training: the next one is tried together with it."""
+"""Payload kinds that name a file or folder of the child's out_dir."""
 NOT_STORED: Final = "CHECKPOINT_NOT_STORED"
 
 
 class UploadFailed(Exception):
-    """The store does not take it, or it is not there."""
+    """The store does not accept the file, or the file does not exist."""
 
     def __init__(self, message: str, cause: BaseException | None = None) -> None:
         super().__init__(message)
         if cause and is_disk_full(cause):
             self.reason = "STORE_FULL"
-            self.advice = "Have the operator make room in the artifact store; the job then goes on where it was."
+            self.advice = "Ask the operator to make room in the artifact store; the job then continues where it was."
         else:
             self.reason = "UPLOAD_FAILED"
-            self.advice = "Have the operator see to the artifact store; the job then goes on where it was."
+            self.advice = "Ask the operator to check the artifact store; the job then continues where it was."
 
 
 class Uploads:
     """The uploads of one attempt, one at a time, in the order of their events."""
 
-    def __init__(self, store: ArtifactStore, assignment: work_pb2.Assignment, out_dir: Path) -> None:
+    def __init__(
+        self, store: ArtifactStore, assignment: work_pb2.Assignment, out_dir: Path, limits: TimeLimits
+    ) -> None:
         stage = fine_tuning_job_pb2.Stage.Name(assignment.stage).removeprefix("STAGE_").lower()
         self._store = store
         self._tenant = assignment.tenant
         self._prefix = f"jobs/{assignment.job_id}/{stage}/{assignment.attempt}"
         self._out_dir = out_dir
+        self._limits = limits
         self._stored: dict[str, Stored] = {}
         self._waiting: list[event_pb2.Event] = []
-        """Checkpoints that the store has not taken yet, oldest first."""
+        """Checkpoints that are not stored yet, oldest first."""
 
     async def upload(self, event: event_pb2.Event) -> list[event_pb2.Event]:
-        """Stores what the event names, and writes path, hash and size into it. What may be reported now, in order.
+        """Stores the file of an event, and sets path, hash and size. Returns the events to report, in order.
 
-        A checkpoint that the store does not take is not reported; a warning is, and it is tried again with the next
-        one. UploadFailed for anything else.
+        If a checkpoint cannot be stored, returns a warning instead, and tries again with the next checkpoint. Raises
+        UploadFailed for any other file.
         """
         if event.HasField("artifact"):
-            await self._upload(event, _PATIENT_SECONDS)
+            await self._upload(event, self._limits.upload_retry_seconds)
             return [event]
         await self._supersede(event)
         self._waiting.append(event)
         try:
-            return await self._upload_waiting(_BRIEF_SECONDS)
+            return await self._upload_waiting(self._limits.checkpoint_retry_seconds)
         except _Partly as partly:
             step = partly.event.checkpoint.step
             warning = event_pb2.Warning(
                 reason=NOT_STORED,
                 message=f"The checkpoint of step {step} could not be stored: {partly.failure}",
-                advice=f"{partly.failure.advice} Until one is stored, a failure costs everything since the last one.",
+                advice=f"{partly.failure.advice} Until then, a failure loses all steps since the last one stored.",
             )
             return [*partly.done, event_of(warning)]
 
     async def finish(self, ending: event_pb2.Event | None) -> list[event_pb2.Event]:
-        """Stores, with patience, what still waits when the child has ended. UploadFailed when the result cannot do
-        without it."""
+        """Stores the remaining checkpoints, with more retries. Called once the child has ended.
+
+        Raises UploadFailed if the result needs one that cannot be stored.
+        """
         try:
-            return await self._upload_waiting(_PATIENT_SECONDS)
+            return await self._upload_waiting(self._limits.upload_retry_seconds)
         except _Partly as partly:
             needed = ending.stage_completed.training.best_checkpoint_path if ending else ""
             if needed and needed in {str(PurePosixPath(event.checkpoint.path)) for event in self._waiting}:
@@ -88,7 +91,7 @@ class Uploads:
             steps = ", ".join(str(event.checkpoint.step) for event in self._waiting)
             warning = event_pb2.Warning(
                 reason=NOT_STORED,
-                message=f"Checkpoints that could not be stored are lost (steps {steps}): {partly.failure}",
+                message=f"Checkpoints could not be stored and are lost (steps {steps}): {partly.failure}",
                 advice=partly.failure.advice,
             )
             return [*partly.done, event_of(warning)]
@@ -104,7 +107,7 @@ class Uploads:
         return done
 
     async def _supersede(self, event: event_pb2.Event) -> None:
-        """Of those that wait, a newer one leaves only the best: they hold the disk of the machine."""
+        """Drops waiting checkpoints that a newer one replaces, except the best one: they fill the disk."""
         for waiting in list(self._waiting):
             if event.checkpoint.best or not waiting.checkpoint.best:
                 self._waiting.remove(waiting)
@@ -115,7 +118,7 @@ class Uploads:
         relative = str(PurePosixPath(payload.path))
         local = self._out_dir / relative
         if not local.resolve().is_relative_to(self._out_dir.resolve()) or not local.exists():
-            raise UploadFailed(f"{payload.path!r} is not there below the child's out_dir")
+            raise UploadFailed(f"{payload.path!r} does not exist below the child's out_dir")
         path = f"{self._prefix}/{relative}"
         folder = local.is_dir()
         stored = await self._put(self._store.put_folder if folder else self._store.put_file, local, path, delays)
@@ -125,7 +128,7 @@ class Uploads:
         payload.size_bytes = stored.size_bytes
         if isinstance(payload, event_pb2.CheckpointSaved):
             payload.manifest_sha256 = stored.sha256
-            # The store has it: a long training would fill the node's disk with copies that nobody reads.
+            # It is stored: copies that nothing reads would fill the disk during a long training.
             await asyncio.to_thread(shutil.rmtree, local)
             return
         payload.sha256 = stored.sha256
@@ -134,8 +137,10 @@ class Uploads:
             payload.media_type = "inode/directory" if folder else guess
 
     def fill_in(self, completed: event_pb2.StageCompleted) -> None:
-        """In the result, a `<name>_path` that names something uploaded becomes its path in the store, and
-        `<name>_manifest_sha256`, `<name>_sha256` and `<name>_size_bytes` beside it are set."""
+        """Replaces each `<name>_path` of an uploaded file in the result by its path in the store.
+
+        Also sets `<name>_manifest_sha256`, `<name>_sha256` and `<name>_size_bytes` where the result has such a field.
+        """
         kind = completed.WhichOneof("result")
         if not kind:
             return
@@ -158,8 +163,8 @@ class Uploads:
                 return await asyncio.to_thread(put, local, f"{self._tenant}/{path}")
             except OSError as error:
                 if delay is None or isinstance(error, FileExistsError):
-                    raise UploadFailed(f"the artifact store does not take {path}: {error}", error) from error
-                _log.warning("the artifact store does not take %s, trying again: %s", path, error)
+                    raise UploadFailed(f"the artifact store does not accept {path}: {error}", error) from error
+                _log.warning("the artifact store does not accept %s, trying again: %s", path, error)
                 await asyncio.sleep(delay)
         raise AssertionError("unreachable")
 

@@ -1,6 +1,6 @@
 """A connection to NATS: requests between processes, published messages, subscriptions.
 
-What is sent here is a hint or is repeated until it is answered; nothing depends on the broker keeping anything.
+Every message is a hint or is repeated until it is answered; nothing depends on the broker to store anything.
 """
 
 from __future__ import annotations
@@ -26,37 +26,39 @@ _M = TypeVar("_M", bound=Message)
 
 _ERROR_HEADER: Final = "Ftf-Error"
 _EVERYONE: Final = ".everyone"
-"""What a subject ends with when a request is for all who serve it."""
+"""Suffix of a subject on which a request goes to all processes that serve it."""
 _CONCURRENT_HANDLERS: Final = 256
-# A stop-the-world of the client must not turn into dropped messages long before memory is short.
+# A pause of this process must not cause dropped messages long before memory is short.
 _PENDING_MESSAGES: Final = 1_000_000
 _PENDING_BYTES: Final = 256 * 1024 * 1024
 
 
 class BusUnavailable(Exception):
-    """Nobody answered: no connection, no responder, no answer in time, or the responder failed. Try again later."""
+    """The request failed: no connection, no responder, no answer in time, or the responder failed. Try again later."""
 
 
 class Unanswered(BusUnavailable):
-    """No answer in time. Somebody may have got the request, and may still act on it."""
+    """There was no answer in time. A responder may have received the request and may still act on it."""
 
 
 class ResponderFailed(BusUnavailable):
-    """Somebody got the request and failed: nothing came of it."""
+    """A responder received the request and failed: it had no effect."""
 
 
 class NoStream(BusUnavailable):
-    """JetStream has no stream for what was published."""
+    """JetStream has no stream for the published subject."""
 
 
 class BusRefused(Exception):
-    """The server refuses this user. Trying again does not help."""
+    """The server refuses this user. Do not try again."""
 
 
 @contextlib.contextmanager
 def heeding_cancellation() -> Iterator[None]:
-    """Around calls of the client, which drops a cancellation that reaches it while it flushes, or turns it into an
-    error of its own: a loop that goes on after either would never end. Cleaning up after a cancellation goes through.
+    """Raises CancelledError after the block if the task was cancelled inside it.
+
+    The client drops a cancellation that arrives while it flushes, or turns it into an error of its own: a loop that
+    continues after either would never end. Clean-up after an earlier cancellation is not interrupted.
     """
     task = asyncio.current_task()
     before = task.cancelling() if task else 0
@@ -68,7 +70,7 @@ def heeding_cancellation() -> Iterator[None]:
 
 
 class Handlers:
-    """A subscription. It outlives reconnects."""
+    """A subscription that is restored on every new connection."""
 
     def __init__(self, queues: Mapping[str, str], receive: Callable[[Msg], Awaitable[None]]) -> None:
         """`queues`: the queue group of each subject, empty where every subscriber gets each message."""
@@ -92,7 +94,7 @@ class Handlers:
             ]
 
     async def stop(self) -> None:
-        """Takes no new messages, and waits for handlers that run."""
+        """Unsubscribes, and waits for running handlers."""
         for subscription in self._subscriptions:
             with heeding_cancellation(), contextlib.suppress(nats.errors.Error):
                 await subscription.unsubscribe()
@@ -101,7 +103,7 @@ class Handlers:
 
 
 class Connection:
-    """One connection, for ever reconnecting."""
+    """A connection that reconnects until it is closed."""
 
     def __init__(self, url: str, user: str, password: str, name: str, *, echo: bool = True) -> None:
         self._options: dict[str, Any] = {
@@ -113,7 +115,7 @@ class Connection:
             "max_reconnect_attempts": -1,
             "reconnect_time_wait": 0.25,
             "connect_timeout": 2,
-            # A stopped process keeps getting its share of queue-group requests until its pings time out.
+            # A stopped process still receives its share of queue-group requests until its pings time out.
             "ping_interval": 10,
             "max_outstanding_pings": 2,
             "error_cb": self._on_error,
@@ -122,7 +124,7 @@ class Connection:
             "closed_cb": self._on_closed,
         }
         self.connections = 0
-        """How often a connection was made: another number, and the server may be another, too."""
+        """Number of connections made so far. If it changed, the server may be another one."""
         self._client: Client | None = None
         self._handlers: list[Handlers] = []
         self._attached = asyncio.Event()
@@ -142,10 +144,10 @@ class Connection:
         *,
         echo: bool = True,
     ) -> Self:
-        """Connects. Without a server it returns after `wait_seconds` and goes on trying in the background. Without
-        `echo` nothing that is sent on this connection is received on it, requests included.
+        """Connects. If no server is reachable, returns after `wait_seconds` and keeps trying in the background.
 
-        BusRefused when a server refuses the credentials.
+        Without `echo`, messages sent on this connection are not received on it, requests included. Raises BusRefused
+        if a server refuses the credentials.
         """
         bus = cls(url, user, password, name, echo=echo)
         bus._connector = asyncio.create_task(bus._keep_connected(), name="bus")
@@ -157,16 +159,16 @@ class Connection:
             await bus.close()
             raise BusRefused(f"the NATS server at {url} refuses user {user!r}")
         if not bus.connected:
-            _log.warning("no NATS server at %s yet; trying on", url)
+            _log.warning("no NATS server at %s yet; trying again", url)
         return bus
 
     @property
     def connected(self) -> bool:
-        """Whether there is a connection right now."""
+        """True while there is a connection."""
         return self._client is not None and self._client.is_connected
 
     async def alive(self, timeout: float) -> bool:  # noqa: ASYNC109 - no answer is an answer
-        """Whether the server answers a ping within `timeout` seconds."""
+        """Returns True if the server answers a ping within `timeout` seconds."""
         try:
             with heeding_cancellation():
                 await self.client().flush(timeout=max(1, round(timeout)))
@@ -175,7 +177,7 @@ class Connection:
         return True
 
     async def close(self) -> None:
-        """Ends subscriptions, lets running handlers answer, and disconnects."""
+        """Unsubscribes, waits for running handlers, and disconnects."""
         self._closing = True
         await asyncio.gather(*(handlers.stop() for handlers in self._handlers))
         if self._connector:
@@ -196,22 +198,22 @@ class Connection:
         *,
         everyone: bool = False,
     ) -> _M:
-        """Asks one of those who serve the subject, or every one of them: then the first answer counts.
+        """Sends a request to one of the processes that serve the subject, or to all: then the first answer counts.
 
-        The server goes on choosing a stopped process until its pings time out, so what is asked again after a time-out
-        is asked of everyone. Unanswered after `timeout` seconds, BusUnavailable when nobody can answer.
+        The server may choose a stopped process until its pings time out, so a request that is repeated after a time-out
+        should go to everyone. Raises Unanswered after `timeout` seconds, BusUnavailable if no process can answer.
         """
         asked = subject + _EVERYONE if everyone else subject
         reply = await self._ask(asked, message.SerializeToString(), timeout)
         try:
             return response_type.FromString(reply.data)
         except DecodeError as error:
-            raise BusUnavailable(f"the answer on {subject} is no {response_type.__name__}") from error
+            raise BusUnavailable(f"the answer on {subject} cannot be decoded as {response_type.__name__}") from error
 
     async def serve(self, subject: str, queue: str, handler: Callable[[bytes], Awaitable[bytes]]) -> Handlers:
-        """Answers requests, concurrently; one process of the queue group gets each, but for those to everyone.
+        """Answers requests, concurrently. One process of the queue group gets each request, except those to everyone.
 
-        A handler that raises is logged, and its caller hears BusUnavailable at once instead of a time-out.
+        An exception of the handler is logged, and the caller gets BusUnavailable at once instead of a time-out.
         """
         slots = asyncio.Semaphore(_CONCURRENT_HANDLERS)
 
@@ -230,7 +232,7 @@ class Connection:
                 with heeding_cancellation():
                     await self.client().publish(msg.reply, data, headers=headers)
             except (nats.errors.Error, BusUnavailable, OSError) as error:
-                # The caller asks again; whatever the handler decided, it decides once.
+                # The caller repeats the request; the handler's decision takes effect once.
                 _log.info("an answer on %s was not sent: %s", msg.subject, error)
 
         async def receive(msg: Msg) -> None:
@@ -243,18 +245,18 @@ class Connection:
         return await self._attach(handlers)
 
     async def subscribe(self, subject: str, handler: Callable[[str, bytes], None]) -> Handlers:
-        """Hands every message to `handler(subject, data)`, in order. What is published while disconnected is missed."""
+        """Calls `handler(subject, data)` for every message, in order; those published while disconnected are missed."""
 
         async def receive(msg: Msg) -> None:
             try:
                 handler(msg.subject, msg.data)
-            except Exception:  # noqa: BLE001 - what is heard here is a hint; the next message may be fine
+            except Exception:  # noqa: BLE001 - a message is a hint; the next one may be fine
                 _log.exception("a message on %s was not handled", msg.subject)
 
         return await self._attach(Handlers({subject: ""}, receive))
 
     async def publish(self, subject: str, data: bytes, headers: dict[str, str] | None = None) -> None:
-        """Sends without waiting for anybody. BusUnavailable when there is no connection."""
+        """Sends a message without waiting. Raises BusUnavailable if there is no connection."""
         try:
             with heeding_cancellation():
                 await self.client().publish(subject, data, headers=headers)
@@ -262,14 +264,14 @@ class Connection:
             raise BusUnavailable(f"publish on {subject}: {error}") from error
 
     def client(self) -> Client:
-        """The client, which is connected right now. BusUnavailable."""
+        """Returns the connected client. Raises BusUnavailable if there is no connection."""
         if not self._client or not self._client.is_connected:
             raise BusUnavailable("no connection to NATS")
         return self._client
 
     @contextlib.asynccontextmanager
     async def jetstream(self) -> AsyncIterator[JetStreamContext]:
-        """For a block of JetStream calls, whose failures become NoStream and BusUnavailable."""
+        """Yields a JetStream context; failures of its calls in the block become NoStream and BusUnavailable."""
         try:
             with heeding_cancellation():
                 yield self.client().jetstream(timeout=5.0)
@@ -282,17 +284,17 @@ class Connection:
         while True:
             try:
                 await self._connect_once()
-            except Exception:  # noqa: BLE001 - nobody waits for this task; a process without it stays deaf for ever
+            except Exception:  # noqa: BLE001 - nothing awaits this task; without it the process would never receive anything again
                 _log.exception("connecting to NATS failed; trying again")
             await asyncio.sleep(1.0)
 
     async def _connect_once(self) -> None:
         self._lost.clear()
-        # With unlimited attempts it returns once there is a connection, however long that takes.
+        # With unlimited attempts it returns once there is a connection.
         with heeding_cancellation():
             client = await nats.connect(**self._options)
         try:
-            # Also those that are added meanwhile.
+            # Including those added during the loop.
             for handlers in self._handlers:
                 await handlers.attach(client)
             self._client = client
@@ -309,7 +311,7 @@ class Connection:
         self._handlers.append(handlers)
         if self._client and self._attached.is_set():
             await handlers.attach(self._client)
-            # The subscription is known to the server once it has answered what follows.
+            # The server knows the subscription once it has answered a ping that follows it.
             with heeding_cancellation(), contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
                 await self._client.flush(timeout=2)
         return handlers

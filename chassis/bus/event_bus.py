@@ -1,4 +1,4 @@
-"""NATS as this system uses it: requests between processes, work queues, published events, who is alive."""
+"""The use of NATS in this system: requests between processes, work queues, published events, live nodes."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ _SLOT_TAKEN: Final = 10077
 
 
 def report_subject(job_id: str) -> str:
-    """Where the claims of a job report; `*` for all jobs."""
+    """Returns the subject of reports for a job; `*` for all jobs."""
     return f"ftf.v1.report.{job_id}"
 
 
 def event_subject(job_id: str, kind: str) -> str:
-    """Where the accepted events of a job are published."""
+    """Returns the subject on which accepted events of a job are published."""
     return f"ftf.v1.jobs.{job_id}.{kind}"
 
 
 class Bus(Connection):
-    """A connection that knows what goes over it."""
+    """A connection with the operations of this system."""
 
     def __init__(self, url: str, user: str, password: str, name: str, *, echo: bool = True) -> None:
         super().__init__(url, user, password, name, echo=echo)
@@ -64,11 +64,11 @@ class Bus(Connection):
         self._lacking: set[str] = set()
 
     async def ensure_streams(self) -> bool:
-        """Makes what is missing of FTF_WORK, FTF_EVENTS and the bucket of nodes; any number of processes may do so.
+        """Creates FTF_WORK, FTF_EVENTS and the bucket of nodes if they are missing. Several processes may call it.
 
-        True when FTF_WORK is another one than this object saw last, whoever made it (so the first time, too): the work
-        it held is gone, and every READY attempt is to be published. BusUnavailable when there is no FTF_WORK; work
-        goes on without the other two.
+        Returns True if FTF_WORK is another stream than this object saw last, whoever created it (so also the first
+        time): the work it held is gone, and every READY attempt must be published. Raises BusUnavailable if there is
+        no FTF_WORK; work continues without the other two.
         """
         created = await streams.make_work_stream(self)
         made = created != self._work_stream
@@ -85,15 +85,18 @@ class Bus(Connection):
                 await make(self)
             except BusUnavailable as error:
                 if name not in self._lacking:
-                    _log.warning("there is no %s: %s", name, error)
+                    _log.warning("%s could not be created: %s", name, error)
                 self._lacking.add(name)
             else:
                 self._lacking.discard(name)
 
     async def work_lost(self) -> bool:
-        """Whether FTF_WORK may lack what was queued: it is another one than this object saw last, an older copy of it,
-        or the connection is a new one, behind which it may be either. Cheap, one request; on a new connection, and
-        where FTF_WORK is missing, it has all streams made. BusUnavailable."""
+        """Returns True if FTF_WORK may have lost queued work.
+
+        That is so if it is another stream than this object saw last, an older copy of it, or if the connection is a
+        new one. Costs one request; on a new connection, and if FTF_WORK is missing, it creates all streams. Raises
+        BusUnavailable.
+        """
         connection = self.connections
         info = await self._work_info() if connection == self._work_connection else None
         if info is None:
@@ -110,22 +113,25 @@ class Bus(Connection):
     async def _work_info(self) -> api.StreamInfo | None:
         async with self.jetstream() as js:
             try:
-                # What is asked while the connection breaks is never answered.
+                # A request that is sent while the connection breaks is never answered.
                 async with asyncio.timeout(_CHECK_SECONDS):
                     return await js.stream_info(streams.WORK_STREAM)
             except NotFoundError:
                 return None
 
     async def close(self) -> None:
-        """Also ends what is under way here."""
+        """Closes the connection, and ends tasks in progress."""
         if self._making:
             self._making.cancel()
             await asyncio.wait({self._making})
         await super().close()
 
     async def publish_work(self, service: str, pool: str, item: work_pb2.WorkItem) -> None:
-        """Queues an attempt; one that is queued already is fine. Never with a Msg-Id: the duplicate window would
-        swallow a re-dispatch. BusUnavailable when it is not known to be stored."""
+        """Queues an attempt; does nothing if it is queued already.
+
+        Never with a Msg-Id: the duplicate window would drop a repeated dispatch. Raises BusUnavailable if the item may
+        not be stored.
+        """
         subject = streams.work_subject(service, pool, item)
         for last in (False, True):
             try:
@@ -143,11 +149,11 @@ class Bus(Connection):
                 raise
 
     def work(self, service: str, pool: str) -> WorkQueue:
-        """What is queued for a pool of a service. Every process of the pool pulls from the same queue."""
+        """Returns the queue of a pool of a service. Every process of the pool pulls from the same queue."""
         return WorkQueue(self, service, pool)
 
     async def put_node(self, node: work_pb2.Node) -> None:
-        """Says that a node is alive; it is forgotten after NODE_TTL_SECONDS. BusUnavailable."""
+        """Publishes the state of a node; the entry expires after NODE_TTL_SECONDS. Raises BusUnavailable."""
         for last in (False, True):
             try:
                 async with self.jetstream() as js:
@@ -159,13 +165,13 @@ class Bus(Connection):
                 await streams.make_nodes_bucket(self)
 
     async def remove_node(self, node_id: str) -> None:
-        """Says that a node has left. BusUnavailable."""
+        """Removes the entry of a node. Raises BusUnavailable."""
         async with self.jetstream() as js:
             await js.purge_stream(streams.NODES_STREAM, subject=f"$KV.{streams.NODES_BUCKET}.{node_id}")
 
     async def nodes(self) -> list[work_pb2.Node]:
-        """Every live node, by id. Empty after a wipe until the nodes say so again. BusUnavailable."""
-        # Watchers of a bucket stay deaf for seconds after a wipe; asking for the subjects does not.
+        """Returns all live nodes by id; none after a wipe until they publish again. Raises BusUnavailable."""
+        # Watchers of a bucket receive nothing for seconds after a wipe; a request for its subjects works at once.
         prefix = f"$KV.{streams.NODES_BUCKET}."
         found = []
         async with self.jetstream() as js:

@@ -1,4 +1,4 @@
-"""A process says that it is alive, and with what, in the bucket `ftf_nodes`. Information only."""
+"""Publishes the state of a process in the bucket `ftf_nodes`. Information only: nothing correct depends on it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HEARTBEAT_SECONDS: Final = 5.0
 
 
 class NodeHeartbeat:
-    """Publishes `describe()` every 5 s until stop(), which takes it back."""
+    """Publishes `describe()` every 5 s until `stop`, which removes the entry."""
 
     def __init__(self, bus: Bus, describe: Callable[[], work_pb2.Node]) -> None:
         self._bus = bus
@@ -25,7 +25,7 @@ class NodeHeartbeat:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begins at once, in the background."""
+        """Starts publishing in the background."""
         self._task = asyncio.create_task(self._run(), name="node")
 
     async def announce(self) -> None:
@@ -33,10 +33,10 @@ class NodeHeartbeat:
         try:
             await self._bus.put_node(self._describe())
         except BusUnavailable as error:
-            _log.debug("the node is not announced: %s", error)
+            _log.debug("the node could not be announced: %s", error)
 
     async def stop(self) -> None:
-        """Others need not wait until the entry expires."""
+        """Stops publishing and removes the entry, so that others need not wait until it expires."""
         if self._task:
             self._task.cancel()
             await asyncio.wait({self._task})

@@ -1,4 +1,4 @@
-"""The JetStream streams of this system: their names, their subjects and how each is made."""
+"""JetStream streams of this system: names, subjects and configuration."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _OTHER_CONFIGURATION: Final = 10058
 
 
 def work_subject(service: str, pool: str, item: work_pb2.WorkItem) -> str:
-    """The one subject of an attempt. Two messages never wait there."""
+    """Returns the subject of an attempt. The stream holds at most one message on it."""
     stage = fine_tuning_job_pb2.Stage.Name(item.stage).removeprefix("STAGE_").lower()
     return f"ftf.v1.work.{service}.{pool}.{item.job_id}.{stage}.{item.attempt}"
 
 
 async def make_work_stream(connection: Connection) -> str:
-    """Makes FTF_WORK where it is missing. The moment it was made: its identity. BusUnavailable."""
+    """Creates FTF_WORK if it is missing. Returns its creation time, which identifies it. Raises BusUnavailable."""
     return await _make(
         connection,
         api.StreamConfig(
@@ -42,7 +42,7 @@ async def make_work_stream(connection: Connection) -> str:
 
 
 async def make_events_stream(connection: Connection) -> None:
-    """Makes FTF_EVENTS where it is missing. BusUnavailable."""
+    """Creates FTF_EVENTS if it is missing. Raises BusUnavailable."""
     await _make(
         connection,
         api.StreamConfig(
@@ -51,7 +51,7 @@ async def make_events_stream(connection: Connection) -> None:
             retention=api.RetentionPolicy.LIMITS,
             discard=api.DiscardPolicy.OLD,
             max_age=7 * 86_400,
-            # The server sets it aside at once, or refuses the stream.
+            # The server reserves this much at once, or refuses the stream.
             max_bytes=256 * 1024**2,
             storage=api.StorageType.FILE,
         ),
@@ -59,7 +59,7 @@ async def make_events_stream(connection: Connection) -> None:
 
 
 async def make_nodes_bucket(connection: Connection) -> None:
-    """Makes the bucket of nodes where it is missing. BusUnavailable."""
+    """Creates the bucket of nodes if it is missing. Raises BusUnavailable."""
     async with connection.jetstream() as js:
         await js.create_key_value(
             api.KeyValueConfig(bucket=NODES_BUCKET, ttl=NODE_TTL_SECONDS, history=1, storage=api.StorageType.MEMORY)

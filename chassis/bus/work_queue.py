@@ -1,4 +1,4 @@
-"""What is queued for a pool of a service, pulled item by item."""
+"""The queue of a pool of a service, pulled item by item."""
 
 from __future__ import annotations
 
@@ -21,37 +21,37 @@ from finetuneflow.v1 import work_pb2
 _log = logging.getLogger(__name__)
 
 _POLL_SECONDS: Final = 5.0
-"""Longest single pull. It bounds how long a pull that a dead server has forgotten is waited for."""
+"""Longest single pull: limits the wait for a pull that a dead server has lost."""
 _ACK_WAIT_SECONDS: Final = 15.0
 
 
 @dataclass(frozen=True)
 class WorkMessage:
-    """A work item in hand. Without an ack it comes again, to any process of the pool."""
+    """A received work item. Without an ack it is delivered again, to any process of the pool."""
 
     item: work_pb2.WorkItem
     reply: str
     connection: Connection
 
     async def ack(self) -> None:
-        """It is done with. One that gets lost brings the item back; its claim is refused then."""
+        """Acknowledges the item. If the ack is lost, the item is delivered again and its claim is refused."""
         with contextlib.suppress(BusUnavailable):
             await self.connection.publish(self.reply, b"+ACK")
 
     async def hold(self) -> None:
-        """It is still in hand: the broker waits for the ack anew."""
+        """Extends the time that the broker waits for the ack."""
         with contextlib.suppress(BusUnavailable):
             await self.connection.publish(self.reply, b"+WPI")
 
     async def nak(self, delay_seconds: float) -> None:
-        """Bring it again after the delay."""
+        """Asks for the item to be delivered again after the delay."""
         body = json.dumps({"delay": int(delay_seconds * 1e9)})
         with contextlib.suppress(BusUnavailable):
             await self.connection.publish(self.reply, f"-NAK {body}".encode())
 
 
 class WorkQueue:
-    """Pulls one item at a time with plain requests: there is no subscription that could go deaf."""
+    """Pulls one item at a time with plain requests: there is no subscription that could be lost unnoticed."""
 
     def __init__(self, connection: Connection, service: str, pool: str) -> None:
         self._connection = connection
@@ -60,7 +60,7 @@ class WorkQueue:
         self._away = False
 
     async def next(self, timeout: float) -> WorkMessage | None:  # noqa: ASYNC109 - a long poll, not a failure
-        """The next item, or None when there was none for `timeout` seconds or the server is away."""
+        """Returns the next item, or None if there was none for `timeout` seconds or the server is unavailable."""
         deadline = time.monotonic() + timeout
         while (left := deadline - time.monotonic()) > 0:
             try:
@@ -82,7 +82,7 @@ class WorkQueue:
 
     def _note_outage(self, error: BusUnavailable) -> None:
         if not self._away:
-            _log.warning("no work comes from %s; trying on: %s", self._subject, error)
+            _log.warning("work cannot be pulled from %s; trying again: %s", self._subject, error)
         self._away = True
 
     async def _pull(self, seconds: float) -> WorkMessage | None:
@@ -90,11 +90,11 @@ class WorkQueue:
         subject = f"$JS.API.CONSUMER.MSG.NEXT.{streams.WORK_STREAM}.{self._durable}"
         client = self._connection.client()
         try:
-            # A delivered item bears its own subject, which the shared inbox of new-style requests cannot place.
+            # A delivered item carries its own subject, which the shared inbox of new-style requests cannot match.
             with heeding_cancellation():
                 msg = await client.request(subject, body, timeout=seconds + 1.0, old_style=True)
         except nats.errors.NoRespondersError as error:
-            raise _ConsumerGone("nobody answers") from error
+            raise _ConsumerGone("no consumer answers") from error
         except (nats.errors.Error, TimeoutError, OSError) as error:
             raise BusUnavailable(f"request on {subject}: {type(error).__name__} {error}") from error
         status = (msg.headers or {}).get("Status")

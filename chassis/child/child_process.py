@@ -23,15 +23,16 @@ from chassis.child.pipe import CONTROL_FD, EVENT_FD
 _log = logging.getLogger(__name__)
 
 MAX_FRAME_BYTES: Final = 1024 * 1024
-"""Far above an event's limit, so that a too large event is told from a broken pipe."""
+"""Far above the limit of an event, so that an event that is too large can be told from a broken pipe."""
 WORKDIR: Final = "FTF_WORKDIR"
-"""The variable by which a child, and whatever it starts, is known as an attempt's."""
+"""Environment variable that marks a child, and every process it starts, as belonging to an attempt."""
 _LAST_LINES = 40
 _LAST_BYTES = 8 * 1024
 _PIPE_BYTES = 1024 * 1024
+LINGER_SECONDS: Final = 5.0
+"""Time for which the pipes of an exited child are read, if another process holds them open."""
 _READ_BYTES = 16 * 1024
-"""What is dealt with at a stretch, about a hundred events: a supervisor has more to do than to listen to one child."""
-_LINGER_SECONDS = 5.0
+"""Bytes processed in one go, about a hundred events: a supervisor serves more than one child."""
 
 _PASSED_ON = frozenset(
     {"PATH", "HOME", "LANG", "TZ", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "LD_PRELOAD", "USER", "LOGNAME"}
@@ -40,7 +41,7 @@ _PASSED_ON_PREFIXES = ("PYTHON", "LC_", "OMP_", "MKL_", "OPENBLAS_", "CUDA_", "N
 
 
 def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
-    """What a child gets to see: no address, no password, no token of ours; hubs are off."""
+    """Returns a child's environment: without addresses, passwords and tokens, and with hubs switched off."""
     passed = {
         key: value for key, value in os.environ.items() if key in _PASSED_ON or key.startswith(_PASSED_ON_PREFIXES)
     }
@@ -55,25 +56,28 @@ class ChildCommand:
     argv: Sequence[str]
     """Such as `[sys.executable, "-m", "services.trainer.worker", str(workdir / "input.json")]`."""
     out_dir: Path
-    """Where it writes; paths in its events are relative to it."""
+    """Folder it writes to; paths in its events are relative to it."""
     env: Mapping[str, str] = field(default_factory=dict)
-    """Added to what every child gets."""
+    """Added to the environment that every child gets."""
     late_env: Mapping[str, str] = field(default_factory=dict)
-    """The same, but for what works as well after a child's imports, such as the choice of its devices: a warm spare is
-    told it together with the input file."""
+    """Variables that also take effect after a child's imports, such as its devices: a warm spare receives them together
+    with its input."""
     cold: bool = False
-    """Whether it must be started from scratch: it needs what a warm spare has not imported."""
+    """True if it cannot use a warm spare, because it needs what that has not imported."""
     on_cpu: bool = False
-    """Whether it computes on the machine's processors for long: nothing else is warmed up beside it."""
+    """True if it computes on the CPU for long: no spare is warmed up beside it."""
 
 
 class Child:
     """A process group of its own, with its event pipe, control pipe and output."""
 
-    def __init__(self, process: subprocess.Popen[bytes], events: asyncio.StreamReader, control_fd: int) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], events: asyncio.StreamReader, control_fd: int, linger_seconds: float
+    ) -> None:
         self._process = process
         self._events = events
         self._control_fd = control_fd
+        self._linger_seconds = linger_seconds
         self._unread = b""
         self._position = 0
         self._lines: collections.deque[str] = collections.deque(maxlen=_LAST_LINES)
@@ -87,8 +91,14 @@ class Child:
         threading.Thread(target=self._read_output, args=(loop,), name=f"output-{self.pid}", daemon=True).start()
 
     @classmethod
-    async def start(cls, argv: Sequence[str], env: Mapping[str, str], cwd: Path) -> Child:
-        """Starts it; `env` is added to what every child gets. OSError when that fails."""
+    async def start(
+        cls, argv: Sequence[str], env: Mapping[str, str], cwd: Path, *, linger_seconds: float = LINGER_SECONDS
+    ) -> Child:
+        """Starts a child; `env` is added to what every child gets. Raises OSError if it cannot be started.
+
+        A process that left the child's group may hold its pipes open: they are read for `linger_seconds` after the
+        child has exited, and no longer.
+        """
         event_read, event_write = os.pipe()
         control_read, control_write = os.pipe()
         with contextlib.suppress(OSError):
@@ -114,20 +124,20 @@ class Child:
             os.close(event_write)
             os.close(control_read)
         reader = asyncio.StreamReader(limit=MAX_FRAME_BYTES)
-        child = cls(process, reader, control_write)
+        child = cls(process, reader, control_write, linger_seconds)
         protocol = asyncio.StreamReaderProtocol(reader)
         try:
             await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, os.fdopen(event_read, "rb", 0))
         except BaseException:
-            # A cancelled caller gets nothing that it could end.
+            # The cancelled caller gets no child that it could close.
             child.close()
             raise
         return child
 
     async def frames(self) -> AsyncGenerator[bytes, None]:
-        """Every frame, b"" for a tick, until the child has exited. ValueError when it is no frame at all.
+        """Yields every frame, b"" for a tick, until the child has exited. Raises ValueError for an invalid frame.
 
-        For one reader after another: what one has not taken, the next one gets.
+        For one reader after another: a frame that one has not read is left for the next.
         """
         ended = asyncio.create_task(self._linger())
         reading: asyncio.Task[bytes] | None = None
@@ -135,10 +145,10 @@ class Child:
             while True:
                 while (frame := self._next_frame()) is not None:
                     yield frame
-                # A task for each frame would take longer than all else that is done about it.
+                # A task for each frame would cost more than all other work on it.
                 reading = asyncio.create_task(self._events.read(_READ_BYTES))
                 await asyncio.wait({reading, ended}, return_when=asyncio.FIRST_COMPLETED)
-                # Somebody who left the process group may hold the pipe open.
+                # A process that left the process group may hold the pipe open.
                 if not reading.done() or not (data := await reading):
                     return
                 self._unread = self._unread[self._position :] + data
@@ -146,30 +156,30 @@ class Child:
         finally:
             ended.cancel()
             if reading:
-                # Left alone it would take frames away from whoever reads next.
+                # It would take frames away from the next reader.
                 reading.cancel()
 
     def begin(self) -> None:
-        """A spare one starts to work: what it printed, and what the kernel killed, before that is not of its work."""
+        """Marks the start of a spare's work: earlier output and earlier kills for memory are not part of it."""
         self._lines.clear()
         self._oom_kills = _oom_kills()
 
     def control(self, word: str) -> None:
-        """Says `pause` or `cancel`, or to a spare one what to start. A child that is gone hears nothing."""
+        """Sends `pause` or `cancel`, or to a spare its start line. Does nothing if the child has exited."""
         with contextlib.suppress(OSError):
             os.write(self._control_fd, f"{word}\n".encode())
 
     def kill(self) -> None:
-        """SIGKILL to its whole process group."""
+        """Sends SIGKILL to its process group."""
         if not self._exited.done():
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
 
     async def wait(self) -> int:
-        """Its exit status, negative for a signal, once its output is read too."""
+        """Waits for its end and its output. Returns the exit status, negative for a signal."""
         status = await asyncio.shield(self._exited)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.shield(self._drained), _LINGER_SECONDS)
+            await asyncio.wait_for(asyncio.shield(self._drained), self._linger_seconds)
         return status
 
     @property
@@ -177,7 +187,7 @@ class Child:
         return not self._exited.done()
 
     def last_lines(self) -> list[str]:
-        """What it printed last: at most 40 lines and 8 KiB."""
+        """Returns the last lines of its output: at most 40 lines and 8 KiB."""
         kept: list[str] = []
         left = _LAST_BYTES
         for line in reversed(self._lines):
@@ -188,11 +198,11 @@ class Child:
         return kept[::-1]
 
     def host_ran_out_of_memory(self) -> bool:
-        """Whether the kernel killed something of this container for memory since the child was started."""
+        """Returns True if the kernel killed a process of this container for memory since the child was started."""
         return _oom_kills() > self._oom_kills
 
     def close(self) -> None:
-        """Ends whatever is left of it."""
+        """Kills it and closes its control pipe."""
         self.kill()
         if self._control_fd >= 0:
             os.close(self._control_fd)
@@ -200,10 +210,10 @@ class Child:
 
     async def _linger(self) -> None:
         await asyncio.shield(self._exited)
-        await asyncio.sleep(_LINGER_SECONDS)
+        await asyncio.sleep(self._linger_seconds)
 
     def _next_frame(self) -> bytes | None:
-        """The next one of what was read; None when it is not all there."""
+        """Returns the next frame of the bytes read so far, or None if it is not complete."""
         data, position = self._unread, self._position
         length = shift = 0
         while position < len(data):
@@ -221,7 +231,7 @@ class Child:
         return None
 
     def _wait(self, loop: asyncio.AbstractEventLoop) -> None:
-        # Not reaped yet, it still owns its process group's number: nobody else's group can be killed here.
+        # Until it is reaped it owns the number of its process group: no other group can be killed here.
         os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
@@ -234,7 +244,7 @@ class Child:
         with self._process.stdout as output:
             while line := output.readline(_LAST_BYTES):
                 text = line.decode(errors="replace").rstrip()
-                # A progress bar draws over its line; only what it showed last is worth keeping.
+                # A progress bar overwrites its line; only its last state is kept.
                 text = text.rsplit("\r", 1)[-1]
                 if text:
                     self._lines.append(text[:1000])
@@ -244,7 +254,7 @@ class Child:
 
 
 def kill_leftover(pid: int, create_time: float) -> bool:
-    """Kills the process group of a child that an earlier supervisor left behind. False when it is gone."""
+    """Kills the process group of a child that an earlier supervisor left behind. Returns False if it has ended."""
     try:
         if abs(psutil.Process(pid).create_time() - create_time) > 0.01:
             return False
@@ -255,8 +265,10 @@ def kill_leftover(pid: int, create_time: float) -> bool:
 
 
 def kill_those_of(workdir: Path) -> None:
-    """Kills every process that was started for an attempt with that folder, whatever it did to get away. Those of a
-    shell that somebody has opened there are not."""
+    """Kills every process that was started for the attempt with that folder, also one that left the process group.
+
+    A shell that a user opened in the folder is not killed.
+    """
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
             if process.environ().get(WORKDIR) == str(workdir):

@@ -1,18 +1,18 @@
-"""How libraries say that memory ran out: one place, for children and supervisors alike. No torch in here."""
+"""Recognises errors of libraries that ran out of memory. Used by children and supervisors; imports no torch."""
 
 from typing import Final
 
 CUDA: Final = "CUDA_OUT_OF_MEMORY"
 HOST: Final = "HOST_OUT_OF_MEMORY"
 
-# By name: a message of any other exception may quote somebody's data, and data may speak of memory.
+# By name: the message of another exception may quote data, and data may contain these words.
 _LIBRARY_ERRORS = frozenset({"RuntimeError", "OSError", "OutOfMemoryError", "AcceleratorError", "SafetensorError"})
 _CUDA_SAYS = ("out of memory", "cublas_status_alloc_failed", "cudnn_status_alloc_failed")
 _HOST_SAYS = ("can't allocate memory", "cannot allocate memory", "not enough memory", "bad_alloc")
 
 
 def reason_of(error: BaseException) -> str:
-    """CUDA_OUT_OF_MEMORY, HOST_OUT_OF_MEMORY, or nothing for every other error."""
+    """Returns CUDA_OUT_OF_MEMORY, HOST_OUT_OF_MEMORY, or "" for any other error."""
     if isinstance(error, MemoryError):
         return HOST
     if type(error).__name__ not in _LIBRARY_ERRORS:

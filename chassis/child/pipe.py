@@ -30,20 +30,20 @@ from finetuneflow.v1 import event_pb2, fine_tuning_job_pb2
 EVENT_FD: Final = "FTF_EVENT_FD"
 CONTROL_FD: Final = "FTF_CONTROL_FD"
 _RESERVED_BYTES = 1024
-"""What the supervisor adds to an event must fit too: ids, ordinal, paths in the artifact store."""
+"""Reserved for what the supervisor adds to an event: ids, ordinal, paths in the artifact store."""
 _VIOLATIONS_BYTES = 48 * 1024
-"""Of a failure once it lists no more places; the supervisor adds up to 8 KiB of last lines."""
+"""Byte limit at which a StageFailed stops adding violations; the supervisor adds up to 8 KiB of last lines."""
 
 
 _RESULTS = fields_by_message(event_pb2.StageCompleted.DESCRIPTOR.oneofs_by_name["result"])
 
 
 class Paused(Exception):
-    """Raise it out of main once a requested pause is done: what is to be kept was saved and emitted."""
+    """Raised by `main` to release the attempt after a requested pause, once a checkpoint was saved and emitted."""
 
 
 class Cancelled(Exception):
-    """Raise it out of main to end at once after a requested cancel."""
+    """Raised by `main` to end at once after a requested cancel."""
 
 
 class EventTooLarge(Exception):
@@ -51,7 +51,7 @@ class EventTooLarge(Exception):
 
 
 class EventSink:
-    """Where a child says what happens. Every method may be called from any thread."""
+    """Emits a child's events. Every method may be called from any thread."""
 
     def __init__(self, event_fd: int | None, control_fd: int | None) -> None:
         self._event_fd = event_fd
@@ -65,7 +65,7 @@ class EventSink:
 
     @classmethod
     def open(cls) -> EventSink:
-        """The inherited pipe; without one, readable lines on stdout."""
+        """Opens the inherited pipe; without one, events become readable lines on stdout."""
         fds = [os.environ.pop(name, None) for name in (EVENT_FD, CONTROL_FD)]
         event_fd, control_fd = (None if fd is None else int(fd) for fd in fds)
         for fd in (event_fd, control_fd):
@@ -74,10 +74,10 @@ class EventSink:
         return cls(event_fd, control_fd)
 
     def emit(self, payload: Message, severity: event_pb2.Severity | None = None) -> None:
-        """Says that something happened. `payload` is one of Event's payload messages: Log, Phase, StageFailed, …
+        """Emits an event. `payload` is one of Event's payload messages: Log, Phase, StageFailed, …
 
-        Paths in CheckpointSaved and ArtifactSaved are relative to the out_dir, and what they name is complete and is
-        never touched again: the supervisor uploads it. Raises EventTooLarge above 64 KiB.
+        Paths in CheckpointSaved and ArtifactSaved are relative to the out_dir. The files are complete and must not be
+        changed afterwards: the supervisor uploads them. Raises EventTooLarge above 64 KiB.
         """
         event = event_of(payload, severity)
         data = event.SerializeToString()
@@ -93,7 +93,7 @@ class EventSink:
             self._write(varint(len(data)) + data)
 
     def tick(self) -> None:
-        """Says that the child is alive; cheap enough for every iteration (at most one write a second).
+        """Reports that the child is alive. Cheap enough for every iteration: at most one write per second.
 
         A child that neither emits nor ticks for its stall limit is killed.
         """
@@ -104,7 +104,7 @@ class EventSink:
 
     @contextlib.contextmanager
     def ticking(self) -> Iterator[None]:
-        """Ticks from a thread around one call that cannot tick itself. It hides a hang: bounded work only."""
+        """Ticks from a thread during the block, for a call that cannot tick. It hides a hang: for bounded work only."""
         done = threading.Event()
 
         def beat() -> None:
@@ -120,7 +120,7 @@ class EventSink:
             thread.join()
 
     def requested(self) -> str:
-        """What the supervisor wants: "" (go on), "pause" or "cancel"."""
+        """Returns the supervisor's request: "" (continue), "pause" or "cancel"."""
         return self._requested
 
     def _write(self, data: bytes) -> None:
@@ -144,22 +144,22 @@ class EventSink:
 
 
 def die_with_parent() -> None:
-    """Has the kernel kill this process when the thread that started it ends (Linux; elsewhere the pipe has to do)."""
+    """Makes the kernel kill this process when the thread that started it ends (Linux; elsewhere the pipe ends it)."""
     if sys.platform == "linux":
         PR_SET_PDEATHSIG = 1
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def run_child(main: Callable[[EventSink, Path], Message | None]) -> NoReturn:
-    """The whole life of a child: `python -m services.<x>.worker input.json`.
+    """Runs a child from start to exit: `python -m services.<x>.worker input.json`.
 
     `main` gets the sink and the path of the input file. It returns the stage's result (PreflightResult, TrainingResult,
-    EvaluationResult, ExportResult or a StageCompleted), or None when it has emitted an ending event itself. What it
-    raises becomes the ending event: an exception with reason, message, advice and violations is the caller's to mend;
-    Paused and Cancelled release the attempt; anything else is ours, with its traceback on stderr.
+    EvaluationResult, ExportResult or a StageCompleted), or None if it has emitted an ending event itself. An exception
+    becomes the ending event: a CallerFault is an error of the user, Paused and Cancelled release the attempt, any other
+    is an error of the system, with its traceback on stderr.
 
-    The process ends at once then, without Python's own ending: that waits for threads, and tears down devices that may
-    not answer any more.
+    The process then exits at once, without Python's shutdown: that waits for threads, and releases devices that may no
+    longer respond.
     """
     die_with_parent()
     faulthandler.enable()
@@ -186,7 +186,7 @@ def run_child(main: Callable[[EventSink, Path], Message | None]) -> NoReturn:
 
 
 def _let_go(error: BaseException | None) -> None:
-    """Frees what the failed calls still hold: after running out of memory even a message needs some."""
+    """Frees objects that the failed calls still hold: without memory not even the message can be built."""
     while error:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
@@ -216,7 +216,7 @@ def _ending(sink: EventSink, main: Callable[[EventSink, Path], Message | None]) 
 
 
 def failure_of(error: BaseException) -> event_pb2.StageFailed:
-    """The StageFailed of an exception: whose fault, why, and what to change. Cut to fit into an event."""
+    """Builds the StageFailed of an exception, shortened to fit into an event."""
     failed = event_pb2.StageFailed(fault=fine_tuning_job_pb2.FAULT_SYSTEM_ERROR)
     if isinstance(error, CallerFault):
         failed.fault = fine_tuning_job_pb2.FAULT_USER_ERROR
@@ -228,7 +228,7 @@ def failure_of(error: BaseException) -> event_pb2.StageFailed:
                 break
             failed.violations.add(field=_cut(violation.field, 500), description=_cut(violation.description, 1500))
         if (listed := len(failed.violations)) < len(error.violations):
-            failed.message += f" ({len(error.violations)} places; the first {listed} are listed)"
+            failed.message += f" ({len(error.violations)} violations; the first {listed} are listed)"
         return failed
     if isinstance(error, SystemFault):
         failed.reason = _cut(error.reason, 200)
@@ -249,7 +249,7 @@ def failure_of(error: BaseException) -> event_pb2.StageFailed:
 
 
 def _cut(text: str, limit_bytes: int) -> str:
-    """The beginning of a text that takes at most so many bytes in a message."""
+    """Returns the beginning of a text, at most `limit_bytes` of UTF-8."""
     return text.encode(errors="replace")[:limit_bytes].decode(errors="ignore")
 
 

@@ -1,4 +1,4 @@
-"""A child that has done its imports and waits for its input file: it saves an attempt the seconds of a cold start.
+"""A warm spare: a child that has completed its imports and waits for its input, which saves seconds of a cold start.
 
 Its counterpart in the child is chassis.child.warm_start.
 """
@@ -15,35 +15,36 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from chassis.child.child_process import WORKDIR, Child, ChildCommand
+from chassis.child.child_process import LINGER_SECONDS, WORKDIR, Child, ChildCommand
 
 _log = logging.getLogger(__name__)
 
 _START_SECONDS: Final = 60.0
-"""How long one that was given an input file may take to say so. It may be in the middle of its imports."""
+"""Time that a spare gets to confirm its start. It may still be importing."""
 _BACKOFF_SECONDS: Final = (1.0, 5.0, 30.0, 300.0)
 
 
 @dataclass(frozen=True)
 class SpareCommand:
-    """How to start a child without an input file."""
+    """How to start a child without an input."""
 
     argv: Sequence[str]
-    """What a ChildCommand has before the path of its input file."""
+    """The argv of a ChildCommand without the path of the input."""
     env: Mapping[str, str] = field(default_factory=dict)
 
 
 class Spare:
-    """Starts the children of a process, out of a spare one where that fits.
+    """Starts the children of a process, from a warm spare where possible.
 
-    There is at most one, it is used once, and none beside a child that computes on the processors: it would take cores
-    and memory from it. Whatever goes wrong with it, the child is started cold.
+    There is at most one spare, it is used once, and there is none beside a child that computes on the CPU: it would
+    take cores and memory from it. If the spare fails, the child is started cold.
     """
 
-    def __init__(self, command: SpareCommand | None, folder: Path) -> None:
-        """`folder` is where it waits; without a command there is never one."""
+    def __init__(self, command: SpareCommand | None, folder: Path, *, linger_seconds: float = LINGER_SECONDS) -> None:
+        """`folder` is the spare's folder; without a command there is no spare. `linger_seconds`: see `Child.start`."""
         self._command = command
         self._folder = folder
+        self._linger_seconds = linger_seconds
         self._child: Child | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._watchers: set[asyncio.Task[None]] = set()
@@ -52,24 +53,25 @@ class Spare:
 
     @property
     def pid(self) -> int:
-        """Of the process that waits; 0 when there is none."""
+        """Process id of the spare; 0 if there is none."""
         return self._child.pid if self._child else 0
 
     def open(self) -> None:
-        """From here on there is one whenever there may be."""
+        """Starts a spare, and another one whenever it was used."""
         self._open = True
         self._settle()
 
     async def close(self) -> None:
-        """Ends it; none is started any more."""
+        """Ends the spare; no other one is started."""
         self._open = False
         await self._dismiss()
 
     async def start(self, command: ChildCommand, cwd: Path) -> Child:
-        """A child that works on the command's input file in `cwd`. OSError when it cannot be started."""
+        """Starts a child that works on the command's input in `cwd`. Raises OSError if it cannot be started."""
         child = await self._take(command, cwd)
         if not child:
-            child = await Child.start(command.argv, {**command.env, **_late(command, cwd)}, cwd)
+            env = {**command.env, **_late(command, cwd)}
+            child = await Child.start(command.argv, env, cwd, linger_seconds=self._linger_seconds)
         if self._command:
             if command.on_cpu:
                 self._computing.add(child)
@@ -79,7 +81,7 @@ class Spare:
             try:
                 await self._settled()
             except BaseException:
-                # A cancelled caller gets nothing that it could end.
+                # The cancelled caller gets no child that it could close.
                 child.close()
                 raise
         return child
@@ -93,7 +95,7 @@ class Spare:
             return None
         asked = SpareCommand(list(command.argv[:-1]), dict(command.env))
         if asked != SpareCommand(list(self._command.argv), dict(self._command.env)):
-            # Whoever comes next will most likely ask for the same.
+            # The next attempt most likely needs the same.
             self._command = asked
             child.close()
             return None
@@ -106,7 +108,7 @@ class Spare:
                     return child
             _log.warning("the warm spare ended instead of starting: %s", child.last_lines()[-3:])
         except (TimeoutError, ValueError) as error:
-            _log.warning("the warm spare did not start: %s", error or "it gave no answer")
+            _log.warning("the warm spare did not start: %s", error or "no confirmation in time")
         except BaseException:
             child.close()
             raise
@@ -138,14 +140,16 @@ class Spare:
         for delay in itertools.chain(_BACKOFF_SECONDS, itertools.repeat(_BACKOFF_SECONDS[-1])):
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
-                child = self._child = await Child.start(command.argv, command.env, self._folder)
+                child = self._child = await Child.start(
+                    command.argv, command.env, self._folder, linger_seconds=self._linger_seconds
+                )
             except OSError as error:
                 _log.warning("no warm spare could be started: %s", error)
             else:
                 try:
                     await child.wait()
                 finally:
-                    # Otherwise somebody has taken it.
+                    # Otherwise an attempt has taken it.
                     if self._child is child:
                         self._child = None
                         child.close()

@@ -1,4 +1,4 @@
-"""What a child takes of its machine: memory and processors of its whole process tree, and its GPUs."""
+"""Resource usage of a child: memory and CPU of its process tree, and its GPUs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from finetuneflow.v1 import event_pb2
 
 
 class Usage:
-    """Of the process `pid` and all that it has started. Every method takes milliseconds and blocks."""
+    """Measures the process `pid` and all its descendants. Every method takes milliseconds and blocks."""
 
     def __init__(self, pid: int, devices: Mapping[str, str]) -> None:
         """`devices` may name the GPUs in CUDA_VISIBLE_DEVICES, by index or UUID."""
@@ -26,7 +26,7 @@ class Usage:
         self._peak = 0
 
     def sample(self) -> None:
-        """Looks once; the more often, the less of the peak is missed."""
+        """Takes one sample; the more often, the more exact is the peak."""
         memory, first = 0, not self._cpu
         for process in self._tree():
             with contextlib.suppress(psutil.NoSuchProcess), process.oneshot():
@@ -41,7 +41,7 @@ class Usage:
             self._peak = max(self._peak, memory)
 
     def take(self) -> event_pb2.ResourceUsage:
-        """Memory as last sampled, its peak, and processors since the last time this was called."""
+        """Returns the last sample of memory, its peak, and the CPU use since the last call."""
         now = time.monotonic()
         cores = (self._spent - self._told) / (now - self._since) if now > self._since else 0.0
         self._since, self._told = now, self._spent
@@ -71,7 +71,7 @@ class Usage:
             for name in self._gpus:
                 yield _gpu_usage(name)
         except pynvml.NVMLError:
-            # It may have fallen off the bus: what was read so far stands.
+            # The GPU may have failed: the values read so far are valid.
             return
         finally:
             pynvml.nvmlShutdown()
@@ -85,7 +85,7 @@ def _gpu_usage(name: str) -> event_pb2.GpuUsage:
     usage = event_pb2.GpuUsage(
         index=nvml.nvmlDeviceGetIndex(handle), memory_used_bytes=nvml.nvmlDeviceGetMemoryInfo(handle).used
     )
-    # Not every GPU and not every container lets these be read.
+    # Some GPUs and containers do not provide these.
     with contextlib.suppress(nvml.NVMLError):
         usage.utilization = nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100
     with contextlib.suppress(nvml.NVMLError):

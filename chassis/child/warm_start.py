@@ -1,4 +1,4 @@
-"""The child's side of chassis.child.spare: it imports what takes long before it knows what it will work on."""
+"""The child's side of chassis.child.spare: completes slow imports before it has an input."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from chassis.child.pipe import CONTROL_FD, EVENT_FD, die_with_parent
 
 
 def wait_for_input(warm_up: Callable[[], None]) -> None:
-    """Call it before `run_child`. A child that its supervisor started without an input file warms up, waits on its
-    control pipe for the line `start {"input": path, "cwd": path, "env": {…}}`, answers with a tick and is from there on
-    as if it had been started with that input file in that folder and environment. For any other it does nothing.
+    """Warms up a child that was started without an input, and waits for one. Call it before `run_child`.
 
-    It ends with its supervisor. What `warm_up` raises ends it too: the supervisor starts a child without its help.
+    The child waits on its control pipe for the line `start {"spec": path, "cwd": path, "env": {…}}`, answers with a
+    tick, and continues as if it had been started with that input, folder and environment. In any other child this does
+    nothing.
+
+    It ends with its supervisor, and if `warm_up` raises: then the supervisor starts a child cold.
     """
     if len(sys.argv) != 1 or CONTROL_FD not in os.environ:
         return
@@ -29,7 +31,7 @@ def wait_for_input(warm_up: Callable[[], None]) -> None:
 
 
 def _line(fd: int) -> str:
-    # Byte by byte: what follows the line is for whoever reads the pipe next.
+    # Byte by byte: what follows the line belongs to the next reader of the pipe.
     line = bytearray()
     while byte := os.read(fd, 1):
         if byte == b"\n":

@@ -1,4 +1,4 @@
-"""How this process deals with memory that it has freed."""
+"""Tuning of malloc and of the garbage collector for a serving process."""
 
 import ctypes
 import gc
@@ -11,10 +11,10 @@ _YOUNG_OBJECTS = 10_000
 
 
 def reuse_freed_memory() -> None:
-    """Has malloc keep up to 64 MiB of freed memory for what comes next.
+    """Makes malloc keep up to 64 MiB of freed memory for later allocations.
 
-    By default glibc gives blocks as large as a chunk of a file back to the kernel at once, and each next one is paged
-    in anew: on a stream of them that takes more time than the stream. Other C libraries are left as they are.
+    By default glibc returns blocks as large as a chunk of a file to the kernel at once, and each following one is paged
+    in again, which takes more time than the transfer of the chunk. Other C libraries are not changed.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -23,10 +23,10 @@ def reuse_freed_memory() -> None:
 
 
 def collect_rarely() -> None:
-    """Has Python look for garbage cycles seldom, and never among what is there by now: called when a server is up.
+    """Makes Python search for garbage cycles less often, and not among existing objects. Call it once a server is up.
 
-    A full search through the modules of a gateway takes 100 ms, in which nobody is served. What is not in a cycle is
-    freed at once as before.
+    A full search through the modules of a gateway takes 100 ms, in which no request is served. Objects outside of
+    cycles are still freed at once.
     """
     gc.collect()
     gc.freeze()

@@ -1,6 +1,6 @@
-"""What a process measures of itself, for Prometheus: on `FTF_<SERVICE>_METRICS`, nowhere by default.
+"""Metrics of a process for Prometheus, served on `FTF_<SERVICE>_METRICS`; not served by default.
 
-A process shows what it has used; names and meanings are in docs/operations.md.
+Names and meanings are in docs/operations.md.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WATCH_LAG_EVENTS = Gauge("ftf_watch_lag_events", "Events that the slowest watche
 
 
 def serve_gauges(address: str) -> None:
-    """Answers GET /metrics on host:port from a thread; "" serves nothing. OSError when the port is taken."""
+    """Serves GET /metrics on host:port from a thread; "" serves nothing. Raises OSError if the port is taken."""
     if address:
         host, _, port = address.rpartition(":")
         start_http_server(int(port), host)

@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 MAX_RECEIVE_BYTES = 4 * 1024 * 1024
 _OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_receive_message_length", MAX_RECEIVE_BYTES),
-    # Without this a second process on the same port starts happily and takes every other connection.
+    # Otherwise a second process on the same port would start without an error and take every other connection.
     ("grpc.so_reuseport", 0),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
@@ -56,7 +56,7 @@ class Mount:
 
 
 class Server:
-    """A server that runs. `port` is the bound one, `address` is host:port."""
+    """A running server. `port` is the bound port, `address` is host:port."""
 
     def __init__(self, server: grpc.aio.Server, host: str, port: int, health: Any, names: Sequence[str]) -> None:
         self._server = server
@@ -66,13 +66,13 @@ class Server:
         self.address = f"{host}:{port}"
 
     async def set_serving(self, serving: bool) -> None:
-        """What health answers for every service; a draining process says NOT_SERVING and goes on answering."""
+        """Sets the health of every service. A draining process reports NOT_SERVING and still answers calls."""
         status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
         for name in ("", *self._names):
             await self._health.set(name, status)
 
     async def stop(self, grace_seconds: float = 5.0) -> None:
-        """Takes no new calls, gives running ones the grace, then cancels them."""
+        """Refuses new calls, and cancels running ones after the grace period."""
         await self._health.enter_graceful_shutdown()
         await self._server.stop(grace_seconds)
 
@@ -81,7 +81,7 @@ class Server:
 
 
 async def serve(*mounts: Mount, listen: str) -> Server:
-    """Starts a server on `listen` (host:port, port 0 takes a free one). OSError when the port is taken."""
+    """Starts a server on `listen` (host:port; port 0 selects a free port). Raises OSError if the port is taken."""
     server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=_OPTIONS)
     for mount in mounts:
         mount.add(mount.servicer, server)
@@ -145,7 +145,7 @@ def _wrap_stream(behaviour: Callable[..., Any], method: str) -> Callable[..., An
         try:
             answers = behaviour(request, context)
             if hasattr(answers, "__aiter__"):
-                # Closed at once: what a cancelled stream holds is not left to the garbage collector.
+                # Closed at once: resources of a cancelled stream must not wait for the garbage collector.
                 async with contextlib.aclosing(answers):
                     async for answer in answers:
                         yield answer
@@ -163,7 +163,7 @@ async def _abort(context: grpc.aio.ServicerContext[Any, Any], failure: Exception
     if isinstance(failure, grpc.aio.AbortError):
         raise failure
     if isinstance(failure, grpc.aio.AioRpcError) and failure.code() is not grpc.StatusCode.UNKNOWN:
-        # A call that was passed through: the status of whoever answered it, details included.
+        # A forwarded call: pass on the status of the server that answered, with its details.
         received: Any = failure.trailing_metadata() or ()
         trailing = [(key, value) for key, value in received if key == DETAILS_KEY]
         await context.abort(failure.code(), failure.details() or "", tuple(trailing))
@@ -172,11 +172,11 @@ async def _abort(context: grpc.aio.ServicerContext[Any, Any], failure: Exception
 
 
 def to_service_error(failure: Exception, context: grpc.aio.ServicerContext[Any, Any], method: str) -> ServiceError:
-    """The one table from exceptions to answers."""
+    """Maps an exception to the error that the caller gets; the only place that does."""
     if isinstance(failure, ServiceError):
         return failure
     if isinstance(failure, NotImplementedError) and context.code() is grpc.StatusCode.UNIMPLEMENTED:
-        # The generated base class says so of a method that the servicer does not define.
+        # The generated base class raises it for a method that the servicer does not define.
         return Unimplemented("METHOD_NOT_IMPLEMENTED", f"{method} is not served yet.", metadata={"method": method})
     if isinstance(failure, CallerFault):
         return from_caller_fault(failure)
@@ -186,7 +186,7 @@ def to_service_error(failure: Exception, context: grpc.aio.ServicerContext[Any, 
     _log.error("unexpected error in %s, incident %s", method, incident, exc_info=failure)
     return Internal(
         "INTERNAL",
-        f"Something went wrong on the server; its log tells more under incident {incident}.",
+        f"Internal error of the server; see its log for incident {incident}.",
         metadata={"incident": incident},
     )
 

@@ -1,8 +1,7 @@
 """The artifact store: bytes under `<tenant>/…` paths, on any fsspec URL. Every method blocks.
 
-On a local file system a write becomes visible by one rename after fsync, and a file that was cut can be gone on with.
-On an object store each object is atomic by itself, and a folder is complete once its manifest is there, which is
-written last.
+On a local file system a write becomes visible by one rename after fsync, and an interrupted file can be continued. On
+an object store each object is atomic, and a folder is complete once its manifest, which is written last, exists.
 """
 
 from __future__ import annotations
@@ -36,34 +35,34 @@ class ArtifactMissing(Exception):
 
 
 class ArtifactCorrupt(Exception):
-    """What is stored is not what was hashed."""
+    """The stored bytes do not match their hash."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """Something complete in the store."""
+    """A complete file or folder in the store."""
 
     path: str
-    """With the tenant in front."""
+    """Path, starting with the tenant."""
     sha256: str
-    """Of the file, or of a folder's manifest; hexadecimal."""
+    """SHA-256 of the file, or of a folder's manifest, in hexadecimal."""
     size_bytes: int
-    """Of all files of a folder, its manifest not counted."""
+    """Size of the file, or of all files of a folder without its manifest."""
 
 
 class ArtifactStore:
-    """One root; `path` arguments are relative to it and start with the tenant. ValueError for a path that escapes."""
+    """A store at a root URL. `path` is relative to it and starts with the tenant; ValueError for one that escapes."""
 
     def __init__(self, url: str) -> None:
         self.url = url
         self._fs: Any
-        # An object store remembers what it has listed, and somebody else may have written since.
+        # The client of an object store caches listings, and another process may have written since.
         self._fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
         self._root: str = root.rstrip("/")
         self._partials = Partials(Path(self._root)) if isinstance(self._fs, LocalFileSystem) else None
 
     def put_file(self, local: Path, path: str) -> Stored:
-        """Copies a file into the store, over whatever is there."""
+        """Copies a file into the store, replacing an existing one."""
         with local.open("rb") as source, self.begin_write(path) as writer:
             while chunk := source.read(_CHUNK_BYTES):
                 writer.write(chunk)
@@ -72,7 +71,7 @@ class ArtifactStore:
     def put_folder(self, local: Path, path: str) -> Stored:
         """Copies a folder and adds manifest.json with the size and SHA-256 of every file.
 
-        Storing the same content again is fine; FileExistsError when the path holds something else.
+        Does nothing if the same content is stored already. Raises FileExistsError if the path holds other content.
         """
         names = sorted(str(file.relative_to(local).as_posix()) for file in local.rglob("*") if file.is_file())
         if MANIFEST in names:
@@ -87,16 +86,16 @@ class ArtifactStore:
                     try:
                         publish(stage, Path(target))
                     except OSError:
-                        # Of two that store the same at once, one comes second.
+                        # Another process may have stored the same content meanwhile.
                         if not self._holds(stored):
                             if self.exists(path):
-                                raise FileExistsError(f"{path} exists and is no folder of ours") from None
+                                raise FileExistsError(f"{path} exists and is not a folder of this store") from None
                             raise
             return stored
         manifest, size = _hashed(local, names)
         stored = Stored(path, hashlib.sha256(manifest).hexdigest(), size)
         if not self._holds(stored):
-            # Objects without a manifest are what a killed writer of this folder has left.
+            # Objects without a manifest were left by a killed writer of this folder.
             self.delete(path)
             try:
                 written, _ = _fill(local, names, lambda name: self._fs.open(f"{target}/{name}", "wb"))
@@ -108,7 +107,7 @@ class ArtifactStore:
         return stored
 
     def get_file(self, path: str, local: Path, sha256: str) -> None:
-        """Fetches a file to `local`, complete or not at all. ArtifactMissing, ArtifactCorrupt."""
+        """Downloads a file to `local` atomically. Raises ArtifactMissing or ArtifactCorrupt."""
         partial = _beside(local)
         local.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -121,9 +120,9 @@ class ArtifactStore:
             partial.unlink(missing_ok=True)
 
     def get_folder(self, path: str, local: Path, manifest_sha256: str) -> None:
-        """Fetches a folder to `local`, which must not exist, without its manifest and with every file verified.
+        """Downloads a folder to `local`, which must not exist, without its manifest, and verifies every file.
 
-        ArtifactMissing when there is no such folder; ArtifactCorrupt when it does not hold exactly what was stored.
+        Raises ArtifactMissing if there is no such folder, ArtifactCorrupt if its content is not what was stored.
         """
         with self.open_read(f"{path}/{MANIFEST}") as source:
             manifest = source.read()
@@ -142,7 +141,7 @@ class ArtifactStore:
             shutil.rmtree(partial, ignore_errors=True)
 
     def open_read(self, path: str, offset: int = 0) -> BinaryIO:
-        """The bytes from an offset on. ArtifactMissing."""
+        """Opens a file at an offset. Raises ArtifactMissing."""
         try:
             source = self._fs.open(self._full(path), "rb")
         except (FileNotFoundError, IsADirectoryError) as error:
@@ -151,16 +150,16 @@ class ArtifactStore:
         return cast(BinaryIO, source)
 
     def begin_write(self, path: str) -> AtomicWriter:
-        """Starts a file that nobody sees before commit(). As a context manager it aborts what was not committed."""
+        """Starts a file that becomes visible with `commit`. As a context manager it aborts an uncommitted file."""
         if self._partials:
             return _FileWriter(path, Path(self._full(path)), *self._partials.create())
         return _ObjectWriter(path, self._fs.open(self._full(path), "wb", autocommit=False))
 
     def resume_write(self, path: str, key: str, offset: int) -> AtomicWriter:
-        """As begin_write, but goes on with what an earlier writer under the same key has `suspend`ed, or was killed
-        over; 0 begins anew. What is there already is hashed first. WriteInProgress, WrongOffset.
+        """Continues the file of an earlier writer with the same key, which was suspended or killed; 0 starts again.
 
-        On an object store nothing is ever kept.
+        Existing bytes are hashed first. Raises WriteInProgress or WrongOffset. An object store keeps no incomplete
+        files.
         """
         if self._partials:
             return _FileWriter(path, Path(self._full(path)), *self._partials.resume(key, offset))
@@ -169,20 +168,20 @@ class ArtifactStore:
         return self.begin_write(path)
 
     def held_bytes(self, key: str) -> int:
-        """What resume_write would go on from."""
+        """Returns the offset at which `resume_write` would continue."""
         return self._partials.held_bytes(key) if self._partials else 0
 
     def delete(self, path: str) -> None:
-        """Deletes a file or a folder; nothing there is fine."""
+        """Deletes a file or a folder, if it exists."""
         with contextlib.suppress(FileNotFoundError):
             self._fs.rm(self._full(path), recursive=True)
 
     def exists(self, path: str) -> bool:
-        """Whether a file or folder is there. Some object stores go on showing folders whose files are all gone."""
+        """Returns True if a file or folder exists. Some object stores still show folders whose files were deleted."""
         return bool(self._fs.exists(self._full(path)))
 
     def sweep(self, older_than_seconds: float = 86_400.0) -> None:
-        """Removes what killed processes and cut uploads have left behind, unless somebody goes on with it."""
+        """Removes incomplete files of killed processes and interrupted uploads, unless they are being written."""
         if self._partials:
             self._partials.sweep(older_than_seconds)
 
@@ -190,7 +189,7 @@ class ArtifactStore:
         return f"{self._root}/{_checked(path)}"
 
     def _holds(self, stored: Stored) -> bool:
-        """Whether that very folder is there. FileExistsError when something else is."""
+        """Returns True if this folder is stored already. Raises FileExistsError for other content."""
         try:
             with self.open_read(f"{stored.path}/{MANIFEST}") as source:
                 digest = hashlib.sha256(source.read()).hexdigest()
@@ -209,49 +208,49 @@ class ArtifactStore:
 
 
 class AtomicWriter:
-    """A file on its way into the store."""
+    """Writes one file of the store, which becomes visible with `commit`."""
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._hash = hashlib.sha256()
         self.size_bytes = 0
-        """Written so far, and before by those whose writing is gone on with."""
+        """Bytes written so far, including those of an earlier writer."""
 
     @property
     def sha256(self) -> str:
-        """Of the bytes hashed so far, hexadecimal."""
+        """SHA-256 of the bytes hashed so far, in hexadecimal."""
         return self._hash.hexdigest()
 
     def write(self, chunk: bytes | memoryview) -> None:
-        """Appends."""
+        """Appends and hashes a chunk."""
         self.append(chunk)
         self.hash(chunk)
 
     def hash(self, chunk: bytes | memoryview) -> None:
-        """The half of `write` that computes; may run beside `append`."""
+        """Hashes a chunk; may run in parallel to `append`."""
         self._hash.update(chunk)
 
     def append(self, chunk: bytes | memoryview) -> None:
-        """The half of `write` that stores."""
+        """Appends a chunk without hashing it."""
         raise NotImplementedError
 
     def sync(self) -> None:
-        """Makes durable what was written, so that commit has less to do. OSError."""
+        """Makes the written bytes durable, so that `commit` has less to do. Raises OSError."""
 
     def commit(self) -> Stored:
-        """Makes the file visible, over whatever is there."""
+        """Makes the file visible, replacing an existing one."""
         raise NotImplementedError
 
     def retract(self) -> None:
-        """After a commit: invisible again, as if it had not been."""
+        """Undoes a commit: the file becomes invisible again."""
         raise NotImplementedError
 
     def suspend(self) -> None:
-        """Ends, and keeps what was not committed for resume_write, where it can be kept."""
+        """Closes the file and keeps uncommitted bytes for `resume_write`, where the store supports that."""
         self.abort()
 
     def abort(self) -> None:
-        """Ends, and leaves nothing of what was not committed."""
+        """Closes the file and deletes uncommitted bytes."""
         raise NotImplementedError
 
     def __enter__(self) -> Self:
@@ -264,7 +263,7 @@ class AtomicWriter:
 
 
 class _FileWriter(AtomicWriter):
-    """Holds the lock of its partial file until that is renamed or given up."""
+    """Writes a local file; holds the lock of its partial file until that is renamed or abandoned."""
 
     def __init__(self, path: str, target: Path, partial: Path, sink: BinaryIO) -> None:
         super().__init__(path)
@@ -281,7 +280,7 @@ class _FileWriter(AtomicWriter):
     def append(self, chunk: bytes | memoryview) -> None:
         view = memoryview(chunk)
         while view:
-            # What fits is written when the disk is nearly full; the next write raises.
+            # On a nearly full disk a write may be partial; the next one raises.
             written = self._sink.write(view)
             self.size_bytes += written
             view = view[written:]
@@ -296,8 +295,8 @@ class _FileWriter(AtomicWriter):
         return Stored(self._path, self.sha256, self.size_bytes)
 
     def retract(self) -> None:
-        # A commit that failed may not have come to the rename, another writer may have begun since, and not every file
-        # system has links: then the upload begins anew.
+        # The failed commit may not have reached the rename, another writer may have started since, and some file
+        # systems have no links: then the upload starts again.
         with contextlib.suppress(OSError):
             self._partial.hardlink_to(self._target)
         self._target.unlink(missing_ok=True)
@@ -349,7 +348,7 @@ class _ObjectWriter(AtomicWriter):
 
 
 def _beside(local: Path) -> Path:
-    # Not made of its name, which may be as long as the file system allows.
+    # Not derived from the name, which may be as long as the file system allows.
     return local.with_name(f".{secrets.token_hex(8)}")
 
 
@@ -374,7 +373,7 @@ def _fill(local: Path, names: list[str], create: Callable[[str], Any]) -> tuple[
 
 
 def _hashed(local: Path, names: list[str]) -> tuple[bytes, int]:
-    """As _fill, of what it would copy."""
+    """Returns what `_fill` would return, without copying."""
     entries: list[dict[str, Any]] = []
     for name in names:
         with (local / name).open("rb") as source:
@@ -388,11 +387,11 @@ def _manifest(entries: list[dict[str, Any]]) -> bytes:
 
 
 def _entries(path: str, manifest: bytes) -> dict[str, str]:
-    """Name to SHA-256, in a manifest with the right hash: what is wrong with it, its writer did."""
+    """Reads name → SHA-256 from a manifest whose hash was verified. Raises ArtifactCorrupt if it is invalid."""
     try:
         entries = {_checked(entry["path"]): str(entry["sha256"]) for entry in json.loads(manifest)["files"]}
     except (KeyError, TypeError, ValueError) as error:
-        raise ArtifactCorrupt(f"the manifest of {path} is none: {error}") from error
+        raise ArtifactCorrupt(f"the manifest of {path} is invalid: {error}") from error
     if MANIFEST in entries:
         raise ArtifactCorrupt(f"the manifest of {path} lists itself")
     return entries
@@ -419,7 +418,7 @@ def _copy(source: BinaryIO, sink: Any) -> tuple[str, int]:
 
 
 def on_disk_of(url: str, folder: Path) -> bool:
-    """Whether the store at `url` takes its room from the file system that `folder` is on. Neither need exist yet."""
+    """Returns True if the store at `url` is on the same file system as `folder`. Neither need exist yet."""
     fs, root = fsspec.core.url_to_fs(url)
     if not isinstance(fs, LocalFileSystem):
         return False

@@ -1,4 +1,4 @@
-"""How a full disk shows: as an error of this process, and in what a child printed last."""
+"""Detects a full disk from an exception, or from the last lines that a child printed."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Final
 
 _ERRORS: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _SAYS: Final = ("[Errno 28]", "(os error 28)", "[Errno 122]", "(os error 122)", "No space left on device")
-"""Of Python, of Rust, and of everything that asks strerror."""
+"""Messages of Python, of Rust, and of programs that use strerror."""
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether the disk, or what a user may have of it, is full."""
+    """Returns True if the disk, or the user's quota of it, is full."""
     return isinstance(error, OSError) and error.errno in _ERRORS
 
 
 def tells_of_full_disk(lines: Iterable[str]) -> bool:
-    """Whether one of the lines of a failure says so."""
+    """Returns True if one of the lines reports a full disk."""
     return any(words in line for line in lines for words in _SAYS)

@@ -1,7 +1,7 @@
-"""What is on its way into a store on a file system: under `.partial/`, locked by who writes it, renamed when complete.
+"""Incomplete files and folders of a store on a file system: under `.partial/`, locked by their writer, renamed when
+complete.
 
-The lock is flock's: it ends with the process that holds it, however that ends, and is seen by every process that has
-the file system mounted.
+The lock is an flock: it ends with the process that holds it, and every process that mounts the file system sees it.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ FOLDER: Final = ".partial"
 
 
 class WriteInProgress(Exception):
-    """Somebody else writes it."""
+    """Another writer holds the file."""
 
 
 class WrongOffset(Exception):
-    """It can't be gone on with from there."""
+    """The file cannot be continued at this offset."""
 
     def __init__(self, received_bytes: int) -> None:
-        super().__init__(f"{received_bytes} bytes are there")
+        super().__init__(f"{received_bytes} bytes were received")
         self.received_bytes = received_bytes
 
 
@@ -42,13 +42,13 @@ class Partials:
         self._folder = root / FOLDER
 
     def create(self) -> tuple[Path, BinaryIO]:
-        """A new file of no name that anybody else knows."""
+        """Creates a file with a random name."""
         return self._opened(secrets.token_hex(8))
 
     def resume(self, key: str, offset: int) -> tuple[Path, BinaryIO]:
-        """The file that was begun under `key`, positioned at its end, which must be `offset`; 0 begins it anew.
+        """Opens the file that was started under `key` at its end, which must be `offset`; 0 starts it again.
 
-        WriteInProgress, WrongOffset.
+        Raises WriteInProgress or WrongOffset.
         """
         path, file = self._opened(_name(key))
         try:
@@ -66,7 +66,7 @@ class Partials:
         return path, file
 
     def held_bytes(self, key: str) -> int:
-        """Of the file that was begun under `key`."""
+        """Returns the size of the file that was started under `key`; 0 if there is none."""
         try:
             return (self._folder / _name(key)).stat().st_size
         except FileNotFoundError:
@@ -74,13 +74,13 @@ class Partials:
 
     @contextlib.contextmanager
     def folder(self) -> Iterator[Path]:
-        """A new folder, which is gone at the end unless it was renamed."""
+        """Creates a folder, and deletes it at the end unless it was renamed."""
         self._folder.mkdir(parents=True, exist_ok=True)
         stage = self._folder / secrets.token_hex(8)
         stage.mkdir()
         descriptor = os.open(stage, os.O_RDONLY)
         try:
-            # Some network file systems lock no folders; there only the age protects it from being swept.
+            # Some network file systems cannot lock folders; there only its age protects it from the sweep.
             with contextlib.suppress(OSError):
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield stage
@@ -89,7 +89,7 @@ class Partials:
             shutil.rmtree(stage, ignore_errors=True)
 
     def sweep(self, older_than_seconds: float) -> None:
-        """Removes what nobody writes and nobody has touched for that long."""
+        """Removes files and folders that are not locked and were not changed for that long."""
         if not self._folder.is_dir():
             return
         for left in self._folder.iterdir():
@@ -111,7 +111,7 @@ class Partials:
             except BaseException:
                 file.close()
                 raise
-            # Renamed or swept between open and lock: what is open now is no longer anybody's to write.
+            # Renamed or swept between open and lock: the open file must not be written.
             file.close()
 
 
@@ -144,18 +144,20 @@ def _remove_unless_locked(path: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Makes the entries of a folder and of all folders in it durable; the files are not touched."""
+    """Makes the entries of a folder and of all folders in it durable; does not sync files."""
     for below, _, _ in os.walk(folder):
         _sync_folder(Path(below))
 
 
 def publish(partial: Path, target: Path, descriptor: int | None = None) -> None:
-    """Renames, and makes the rename itself durable. `descriptor` is what must be there. OSError, also when a folder
-    would take the place of something."""
+    """Renames `partial` to `target` durably. `descriptor`, if given, must be the open file at `partial`.
+
+    Raises OSError, also if a folder would replace something.
+    """
     _make_folders(target.parent)
     failpoint("store.synced")
     if descriptor is not None and not _is_at(descriptor, partial):
-        raise FileNotFoundError(errno.ENOENT, "somebody has taken it away while it was written", str(partial))
+        raise FileNotFoundError(errno.ENOENT, "the file was removed while it was written", str(partial))
     partial.rename(target)
     failpoint("store.renamed")
     _sync_folder(target.parent)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.config.job import DataSource, JobConfig
+from engine.file_hash import sha256_of
 
 _LAYOUT = 5
 """Part of the key. Raise it if the same input gives other shards, or other counts in prepared.json."""
@@ -45,9 +46,3 @@ def content_key(config: JobConfig, tokenizer_dir: Path, sha256s: Mapping[str, st
         "loss_on": hyper.loss_on,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def sha256_of(path: Path) -> str:
-    """The hexadecimal SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from engine.config.job import JobConfig
-from engine.data.content_key import content_key, sha256_of
+from engine.data.content_key import content_key
 from engine.data.packing import PackCount
 from engine.data.processes import Crew
 from engine.data.shards import ShardWriter
@@ -17,6 +17,7 @@ from engine.data.statistics import RowCounts, Statistics
 from engine.data.tokenizer import Tokenizer
 from engine.data.validation import Report
 from engine.errors import JobError
+from engine.file_hash import sha256_of
 
 _WORTH_PROCESSES = 4 * 2**20
 """Bytes of data below which processes take longer to start than they save."""

@@ -1,6 +1,5 @@
 """The loss of a model on rows: the mean negative log-likelihood of their trained tokens."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 from torch.nn import functional
 
 from engine.data.spans import IGNORED
+from engine.perplexity import perplexity
 
 Row = Mapping[str, Sequence[int]]
 """Columns `input_ids` and `labels` of equal length; labels are -100 for tokens that are not scored."""
@@ -29,11 +29,8 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        """exp(loss); infinity on overflow."""
-        try:
-            return math.exp(self.loss)
-        except OverflowError:
-            return math.inf
+        """exp(loss); infinity where that exceeds a float."""
+        return perplexity(self.loss)
 
 
 def score(model: Any, rows: Sequence[Row], on_progress: Callable[[float], None]) -> Score:

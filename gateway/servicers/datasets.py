@@ -8,7 +8,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from chassis.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unavailable, Violation
+from chassis.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Violation
 from chassis.failpoints import failpoint
 from chassis.store.artifact_store import ArtifactStore
 from engine.config.hub_reference import is_hub_reference
@@ -29,13 +29,11 @@ from gateway.sql.database import Database
 from gateway.sql.tables import UploadedDataset, Work, now
 from gateway.tenancy import tenant_of
 from gateway.uncancellable import finished, in_thread
-from gateway.uploads import Header, Message, Upload, check_header, is_sha256, read_message, upload_key
+from gateway.uploads import Header, Message, Upload, UploadLimits, check_header, is_sha256, read_message, upload_key
 from gateway.work import lifecycle
 from gateway.work.kinds import FINE_TUNING_JOB
 
 Context = grpc.aio.ServicerContext[Any, Any]
-
-DEFAULT_MAX_BYTES = 64 << 30
 
 
 class Datasets(DatasetServiceServicer):
@@ -45,21 +43,20 @@ class Datasets(DatasetServiceServicer):
         self,
         database: Database,
         store: ArtifactStore,
-        max_bytes: int = DEFAULT_MAX_BYTES,
-        passthrough: Passthrough | None = None,
+        limits: UploadLimits,
+        passthrough: Passthrough,
     ) -> None:
-        """Without a `passthrough` no probe is known, and what a probe answers is UNAVAILABLE."""
         self._database = database
         self._store = store
         self._passthrough = passthrough
-        self._max_bytes = max_bytes
+        self._limits = limits
 
     async def UploadDataset(
         self, request_iterator: AsyncIterator[Message], context: Context
     ) -> api.UploadDatasetResponse:
         """Its messages come as `read_message` makes them: see `add_to_server`."""
         tenant = tenant_of(context)
-        header = check_header(await _first(request_iterator), self._max_bytes)
+        header = check_header(await _first(request_iterator), self._limits.max_bytes)
         # Known before a single byte has travelled.
         row = await self._made(tenant, header) or await self._receive(tenant, header, request_iterator)
         return api.UploadDatasetResponse(dataset=views.dataset(row))
@@ -141,8 +138,6 @@ class Datasets(DatasetServiceServicer):
         request.dataset.CopyFrom(views.dataset(row))
 
     async def _of_a_probe(self, method: Method, request: object, context: Context) -> Any:
-        if self._passthrough is None:
-            raise Unavailable("NO_PROBE", "No probe is reachable; start one, or try again when it is up.")
         return await self._passthrough.unary("probe", method, request, context)
 
     async def _made(self, tenant: str, header: Header) -> UploadedDataset | None:
@@ -155,7 +150,7 @@ class Datasets(DatasetServiceServicer):
     async def _receive(self, tenant: str, header: Header, messages: AsyncIterator[Message]) -> UploadedDataset:
         dataset_id = new_id("ds")
         path = f"{_folder(dataset_id)}/{header.filename}"
-        upload = Upload(self._store, tenant, path, header, self._max_bytes)
+        upload = Upload(self._store, tenant, path, header, self._limits)
         try:
             await upload.begin()
             # The stream that held the upload until now may have completed it.

@@ -17,36 +17,42 @@ from sqlalchemy.orm.session import JoinTransactionMode
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from gateway.sql.database_errors import translated
-from gateway.sql.group_commit import GroupCommit
-from gateway.sql.sqlite import sqlite_engine
+from gateway.sql.group_commit import MAX_SECONDS, GroupCommit
+from gateway.sql.sqlite import BUSY_SECONDS, sqlite_engine
 
 
 class Database:
     """Opened with `await Database.open(url)`; `close` returns the connections."""
 
-    def __init__(self, url: URL) -> None:
+    def __init__(self, url: URL, busy_seconds: float = BUSY_SECONDS, group_seconds: float = MAX_SECONDS) -> None:
         self.url = url
         self.is_sqlite = url.get_backend_name() == "sqlite"
         self._group: GroupCommit | None = None
         if self.is_sqlite:
-            self._reads = sqlite_engine(url, writes=False)
-            self._writes = sqlite_engine(url, writes=True)
-            self._group = GroupCommit(self._writes)
+            self._reads = sqlite_engine(url, writes=False, busy_seconds=busy_seconds)
+            self._writes = sqlite_engine(url, writes=True, busy_seconds=busy_seconds)
+            self._group = GroupCommit(self._writes, group_seconds)
         else:
             self._writes = create_async_engine(url, pool_size=10, max_overflow=10, pool_pre_ping=True)
             # The default sees what is committed between two queries of one look.
             self._reads = self._writes.execution_options(isolation_level="REPEATABLE READ")
 
     @classmethod
-    async def open(cls, url: str) -> "Database":
-        """Brings the schema up to date, then connects. `url`: `sqlite:///path` or `postgresql://…`."""
+    async def open(
+        cls, url: str, *, busy_seconds: float = BUSY_SECONDS, group_seconds: float = MAX_SECONDS
+    ) -> "Database":
+        """Connects and migrates the schema to the newest version. `url`: `sqlite:///path` or `postgresql://…`.
+
+        Of SQLite only: a write fails after `busy_seconds` of waiting for another process, and writers share one COMMIT
+        for at most `group_seconds`.
+        """
         parsed = make_url(url)
         if parsed.get_backend_name() == "sqlite":
             if not parsed.database:
                 raise ValueError("an SQLite database needs a file: sqlite:///path/to/gateway.sqlite")
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
         driver = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}[parsed.get_backend_name()]
-        database = cls(parsed.set(drivername=driver))
+        database = cls(parsed.set(drivername=driver), busy_seconds, group_seconds)
         await database._migrate()
         return database
 

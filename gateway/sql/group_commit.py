@@ -17,7 +17,7 @@ from chassis.server import gauges
 
 # Who came first waits for who came last. A COMMIT costs a few decisions; more of them in one gain little.
 _MAX_TURNS = 32
-_MAX_SECONDS = 0.01
+MAX_SECONDS = 0.01
 
 
 class _Turn:
@@ -29,10 +29,11 @@ class _Turn:
 
 
 class GroupCommit:
-    """The one writer of a process. `engine` begins with BEGIN IMMEDIATE."""
+    """The one writer of a process. `engine` begins with BEGIN IMMEDIATE; a group takes turns for `max_seconds`."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: AsyncEngine, max_seconds: float = MAX_SECONDS) -> None:
         self._engine = engine
+        self._max_seconds = max_seconds
         self._waiting: deque[_Turn] = deque()
         self._driver: asyncio.Task[None] | None = None
 
@@ -90,7 +91,7 @@ class GroupCommit:
     async def _run_group(self, connection: AsyncConnection, turns: list[_Turn]) -> None:
         began = time.monotonic()
         raw = (await connection.get_raw_connection()).driver_connection
-        while self._waiting and len(turns) < _MAX_TURNS and time.monotonic() - began < _MAX_SECONDS:
+        while self._waiting and len(turns) < _MAX_TURNS and time.monotonic() - began < self._max_seconds:
             turn = self._waiting.popleft()
             if turn.granted.cancelled():
                 continue

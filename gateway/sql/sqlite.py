@@ -1,8 +1,11 @@
-"""SQLite without a trip to a thread for what takes microseconds.
+"""SQLite connections that use their thread only for calls that may take long.
 
-The driver sends every call of a connection to the connection's own thread, four or more for one statement; each costs
-more than the statement. Here a call goes there only when it may wait for the disk or for another process, or may take
-long; everything else is done where it stands, between two awaits of the event loop.
+The driver, aiosqlite, sends every call of a connection to the connection's own thread, four or more for one statement;
+each costs more than the statement. Here a call goes to the thread only if it may wait for the disk or for another
+process, or may take long; every other call runs directly, between two awaits of the event loop.
+
+This overrides private parts of aiosqlite.Connection. pyproject.toml therefore allows one minor version of it, and
+tests/gateway/test_driver_versions.py fails with any other until it has been checked.
 """
 
 import sqlite3
@@ -14,24 +17,30 @@ from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-# How long another process (a backup, a shell) may hold SQLite's write lock before a write here fails: callers, who
-# wait for 30 s, are to hear why.
-_BUSY_SECONDS = 10
+BUSY_SECONDS = 10.0
+"""How long another process (a backup, a shell) may hold SQLite's write lock before a write here fails. Callers wait for
+30 s: they must learn the reason before."""
 _SMALL_BATCH = 400
 """Rows that are inserted in about 2 ms."""
 _BEGIN = "BEGIN IMMEDIATE"
 
 
 class _Connection(aiosqlite.Connection):
-    """`waits(name, arguments)` says of a method of sqlite3's cursor or connection whether it goes to the thread."""
+    """A connection that runs short calls directly.
 
-    def __init__(self, connector: Callable[[], sqlite3.Connection], waits: Callable[[str, Any], bool]) -> None:
+    `waits(name, arguments)` tells whether a call of that method of sqlite3's cursor or connection goes to the thread.
+    """
+
+    def __init__(
+        self, connector: Callable[[], sqlite3.Connection], waits: Callable[[str, Any], bool], busy_seconds: float
+    ) -> None:
         super().__init__(connector, iter_chunk_size=64)
+        self._busy_seconds = busy_seconds
         self._thread.daemon = True
         self._waits = waits
         self._sent = 0
         self._done = 0
-        """Calls that the thread has ended; only the thread writes it."""
+        """Number of calls that the thread has completed; only the thread writes it."""
 
     async def _execute(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
         raw = self._connection
@@ -39,7 +48,7 @@ class _Connection(aiosqlite.Connection):
         idle = self._sent == self._done
         if raw is not None and self._running and idle and not self._waits(fn.__name__, args):
             return fn(*args, **kwargs)
-        if raw is not None and idle and args and args[0] == _BEGIN and _begun(raw):
+        if raw is not None and idle and args and args[0] == _BEGIN and _begun(raw, self._busy_seconds):
             return None
 
         def run() -> Any:
@@ -52,8 +61,8 @@ class _Connection(aiosqlite.Connection):
         return await super()._execute(run)  # type: ignore[no-untyped-call]
 
 
-def _begun(raw: sqlite3.Connection) -> bool:
-    """Takes the write lock if nobody else holds it: then there is nothing to wait for."""
+def _begun(raw: sqlite3.Connection, busy_seconds: float) -> bool:
+    """Takes the write lock if no other process holds it; returns False if it would have to wait."""
     raw.execute("PRAGMA busy_timeout=0")
     try:
         raw.execute(_BEGIN)
@@ -62,7 +71,7 @@ def _begun(raw: sqlite3.Connection) -> bool:
             raise
         return False
     finally:
-        raw.execute(f"PRAGMA busy_timeout={_BUSY_SECONDS * 1000}")
+        raw.execute(f"PRAGMA busy_timeout={round(busy_seconds * 1000)}")
     return True
 
 
@@ -84,20 +93,26 @@ def _writer_waits(name: str, args: Any) -> bool:
     return True
 
 
-def sqlite_engine(url: URL, *, writes: bool, foreign_keys: bool = True) -> AsyncEngine:
-    """WAL, synchronous=FULL. A transaction of the engine that writes is BEGIN IMMEDIATE: it takes the write lock first,
-    and no later statement of it fails with "database is locked". `foreign_keys=False` is for migrations."""
+def sqlite_engine(
+    url: URL, *, writes: bool, busy_seconds: float = BUSY_SECONDS, foreign_keys: bool = True
+) -> AsyncEngine:
+    """Creates an engine with journal mode WAL and synchronous=FULL.
+
+    A transaction of the engine that writes begins with BEGIN IMMEDIATE: it takes the write lock first, so no later
+    statement of it fails with "database is locked". After `busy_seconds` of waiting for that lock it fails.
+    `foreign_keys=False` is for migrations.
+    """
     begin_statement = _BEGIN if writes else "BEGIN DEFERRED"
 
     def connection(path: str, **kwargs: Any) -> _Connection:
         def connect() -> sqlite3.Connection:
             # The driver's own BEGIN is DEFERRED and comes too late to take the write lock; ours is explicit.
-            raw: sqlite3.Connection = sqlite3.connect(path, isolation_level=None, timeout=_BUSY_SECONDS, **kwargs)
+            raw: sqlite3.Connection = sqlite3.connect(path, isolation_level=None, timeout=busy_seconds, **kwargs)
             for pragma in ("journal_mode=WAL", "synchronous=FULL", f"foreign_keys={int(foreign_keys)}"):
                 raw.execute(f"PRAGMA {pragma}")
             return raw
 
-        return _Connection(connect, _writer_waits if writes else _reader_waits)
+        return _Connection(connect, _writer_waits if writes else _reader_waits, busy_seconds)
 
     def begin(connection: Connection) -> None:
         connection.exec_driver_sql(begin_statement)

@@ -1,4 +1,4 @@
-"""Accepted events as bytes that nobody has to serialise again.
+"""Frames: accepted events as bytes that need not be serialised again.
 
 A frame is one `repeated Event events = 1` entry of WatchFineTuningJobResponse and of EventRun: a batch for any watcher
 is `b"".join(frames)`.
@@ -15,7 +15,7 @@ from finetuneflow.v1.fine_tuning_job_pb2 import JobState
 
 TERMINAL_STATES = frozenset({JobState.JOB_STATE_SUCCEEDED, JobState.JOB_STATE_FAILED, JobState.JOB_STATE_CANCELLED})
 TERMINAL_KIND = "state_changed"
-# What a payload that this version does not know is called; it is stored and forwarded all the same.
+# Kind of a payload that this version does not know; it is stored and forwarded all the same.
 UNKNOWN_KIND = "unknown"
 
 _EVENTS_TAG = b"\x0a"  # field 1, length-delimited: `events`
@@ -25,7 +25,7 @@ _THROUGH_TAG = b"\x10"  # field 2, varint: WatchFineTuningJobResponse.through_se
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One accepted event: what filters need to know of it, and its framed bytes."""
+    """One accepted event: the fields that filters read, and its framed bytes."""
 
     sequence: int
     kind: str
@@ -43,31 +43,31 @@ def is_terminal(event: Event) -> bool:
 
 
 def with_sequence(event: bytes, sequence: int) -> bytes:
-    """The serialised event with its sequence. A field that stands twice counts as it stands last."""
+    """Appends the sequence to a serialised event. Of a field that occurs twice, protobuf reads the last value."""
     return event + _SEQUENCE_TAG + varint(sequence)
 
 
 def frame_of(event: bytes, parsed: Event, sequence: int) -> Frame:
-    """`event` is serialised, sequence included; `parsed` is the same."""
+    """Builds a frame. `event` is serialised, with its sequence; `parsed` is the same event."""
     kind = kind_of(parsed)
     terminal = kind == TERMINAL_KIND and is_terminal(parsed)
     return Frame(sequence, kind, parsed.severity or Severity.SEVERITY_INFO, terminal, _framed(event))
 
 
 def frame_of_row(sequence: int, kind: str, severity: int, event: bytes) -> Frame:
-    """A frame from a row of SQL, parsed only where it may be the last one."""
+    """Builds a frame from a row of SQL; the event is parsed only if it may be the terminal one."""
     terminal = kind == TERMINAL_KIND and is_terminal(Event.FromString(event))
     return Frame(sequence, kind, severity, terminal, _framed(event))
 
 
 def frame_of_stored(event: bytes) -> Frame:
-    """A frame from what SQL holds."""
+    """Builds a frame from a stored event."""
     parsed = Event.FromString(event)
     return frame_of(event, parsed, parsed.sequence)
 
 
 def frames_of_run(run: bytes) -> list[Frame]:
-    """The frames of an EventRun, byte for byte. DecodeError when it is none."""
+    """Splits a serialised EventRun into frames, byte for byte. Raises DecodeError if it is invalid."""
     frames = []
     position = 0
     while position < len(run):
@@ -80,7 +80,7 @@ def frames_of_run(run: bytes) -> list[Frame]:
 
 
 def watch_response(frames: Iterable[Frame], through_sequence: int) -> bytes:
-    """A serialised WatchFineTuningJobResponse."""
+    """Builds a serialised WatchFineTuningJobResponse."""
     return b"".join(frame.data for frame in frames) + _THROUGH_TAG + varint(through_sequence)
 
 
@@ -89,11 +89,11 @@ def _framed(event: bytes) -> bytes:
 
 
 def _read_varint(data: bytes, position: int) -> tuple[int, int]:
-    """(where it ends, its value)."""
+    """Reads a varint. Returns (end position, value)."""
     value = shift = 0
     while position < len(data):
         value |= (data[position] & 0x7F) << shift
         if data[position] < 0x80:
             return position + 1, value
         position, shift = position + 1, shift + 7
-    raise DecodeError("a varint that does not end")
+    raise DecodeError("a varint is not terminated")

@@ -9,7 +9,7 @@ from finetuneflow.v1 import trainer_service_pb2_grpc
 
 
 class TrainerServicer(trainer_service_pb2_grpc.TrainerServiceServicer):
-    """Answers out of the stage worker of this process."""
+    """Serves the state of this process's stage worker."""
 
     def __init__(self, worker: StageWorker) -> None:
         self._worker = worker
@@ -22,7 +22,7 @@ class TrainerServicer(trainer_service_pb2_grpc.TrainerServiceServicer):
         return pb.ListRunsResponse(runs=self._worker.runs())
 
     async def DrainTrainer(self, request: pb.DrainTrainerRequest, context: Any) -> pb.DrainTrainerResponse:
-        """Answers at once; ListRuns tells when the last run is handed back. The process stays until it is stopped."""
+        """Starts a drain and returns at once. ListRuns shows the remaining runs; the process keeps running."""
         if self._draining is None:
             self._worker.begin_drain()
             self._draining = asyncio.create_task(self._worker.drain(), name="drain")

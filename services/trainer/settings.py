@@ -1,4 +1,4 @@
-"""What can be set about this process: `FTF_TRAINER_<KEY>`, else `FTF_<KEY>`."""
+"""Settings of a trainer: `FTF_TRAINER_<KEY>`, else `FTF_<KEY>`."""
 
 from typing import ClassVar
 
@@ -6,7 +6,7 @@ from services.settings import ServiceSettings
 
 
 class TrainerSettings(ServiceSettings):
-    """Those of every service, with the trainer's own port."""
+    """Settings of every service, with the trainer's own port."""
 
     service: ClassVar[str] = "trainer"
 

@@ -1,6 +1,7 @@
-"""Stage 2, the supervisor's part: brings token shards, base model and the newest checkpoint to the training child."""
+"""Stage 2, the supervisor's part: provides token shards, base model and the newest checkpoint to the child."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from engine.catalogue import Catalogue
 from finetuneflow.v1.event_pb2 import Event
 from finetuneflow.v1.work_pb2 import Assignment
 from services.inputs import (
+    RETRY_SECONDS,
     base_model,
     child_command,
     child_environment,
@@ -27,17 +29,20 @@ class TrainingStage:
 
     service = "trainer"
 
-    def __init__(self, settings: TrainerSettings, models: Catalogue) -> None:
+    def __init__(
+        self, settings: TrainerSettings, models: Catalogue, store_retry_seconds: Sequence[float] = RETRY_SECONDS
+    ) -> None:
+        """`store_retry_seconds`: delays between attempts to read shards and checkpoints from the artifact store."""
         self._settings = settings
         self._models = models
+        self._store_retry_seconds = store_retry_seconds
 
     async def prepare(self, assignment: Assignment, workdir: Path, store: ArtifactStore) -> ChildCommand:
-        """Raises JobError when this node has other weights than preflight saw, SystemFailure when what was trained so
-        far cannot be read."""
+        """Raises JobError if this node's weights are others than in preflight, SystemFailure without checkpoints."""
         config = job_configuration(assignment)
-        data_dir = await token_shards(assignment, store, workdir)
-        checkpoint, unusable = await newest_checkpoint(assignment, store, workdir)
-        spec = TrainingInput(
+        data_dir = await token_shards(assignment, store, workdir, self._store_retry_seconds)
+        checkpoint, unusable = await newest_checkpoint(assignment, store, workdir, self._store_retry_seconds)
+        given = TrainingInput(
             config=config,
             model=await base_model(self._models, assignment, self._settings),
             data_dir=data_dir,
@@ -48,17 +53,17 @@ class TrainingStage:
             prior_runtime_seconds=assignment.prior_training_seconds,
             threads=self._settings.child_threads,
         )
-        command = child_command(self._settings, spec, workdir, gpus=config.resources.gpus)
-        # bitsandbytes looks at the GPU while it is imported: the warm spare does without.
+        command = child_command(self._settings, given, workdir, gpus=config.resources.gpus)
+        # bitsandbytes opens the GPU when it is imported, so the warm spare does not import it.
         quantised = config.method == "qlora" or config.hyperparameters.optim.endswith("bit")
         return replace(command, cold=quantised, on_cpu=config.resources.gpus == 0)
 
     def spare(self) -> SpareCommand:
-        """A child that has imported what training needs."""
+        """Returns how to start a child that completes the imports of a training."""
         return SpareCommand([sys.executable, "-m", "services.trainer.worker"], child_environment(self._settings))
 
     def finish(self, assignment: Assignment, event: Event) -> Event:
-        """The best checkpoint may be one that an earlier attempt wrote: it is found among the accepted ones."""
+        """Completes the result with a best checkpoint that an earlier attempt wrote."""
         result = event.stage_completed.training
         if not result.best_checkpoint_manifest_sha256:
             for checkpoint in assignment.checkpoints:

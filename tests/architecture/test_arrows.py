@@ -1,4 +1,4 @@
-"""Who may import whom: the contracts under [tool.importlinter] in pyproject.toml."""
+"""Directions of imports: the contracts under [tool.importlinter] in pyproject.toml."""
 
 import subprocess
 import sys

@@ -1,4 +1,5 @@
 import asyncio
+import dataclasses
 import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -9,6 +10,7 @@ import pytest
 from chassis import failpoints
 from chassis.attempt.claimed_attempt import Stage
 from chassis.attempt.stage_worker import StageWorker
+from chassis.attempt.time_limits import TimeLimits
 from chassis.bus.event_bus import Bus
 from chassis.store.artifact_store import ArtifactStore
 from tests.chassis import peers
@@ -38,16 +40,18 @@ async def gateway(bus: Bus) -> AsyncIterator[Gateway]:
 
 @pytest.fixture
 async def start_worker(nats_server: NatsServer, tmp_path: Path) -> AsyncIterator[StartWorker]:
-    """Starts a worker with a connection of its own; keywords are its settings."""
+    """Starts a worker with a connection of its own; keywords are its time limits and its settings."""
     started: list[tuple[StageWorker, Bus]] = []
 
     async def start(stage: Stage | None = None, **settings: object) -> StageWorker:
         own = await Bus.connect(nats_server.url, nats_server.user, nats_server.password, "worker")
+        names = {field.name for field in dataclasses.fields(TimeLimits)}
+        limits = TimeLimits(**{name: settings.pop(name) for name in names & settings.keys()})  # type: ignore[arg-type]
         made = Settings.model_validate(
             {"home": tmp_path / "home", "node_id": "trainer-1", "cancel_grace_seconds": 0.5, "drain_seconds": 1.0}
             | settings
         )
-        worker = StageWorker(own, ArtifactStore(made.artifacts), stage or ChildStage(), made)
+        worker = StageWorker(own, ArtifactStore(made.artifacts), stage or ChildStage(), made, limits)
         started.append((worker, own))
         await worker.start()
         return worker

@@ -15,6 +15,7 @@ import psutil
 
 from chassis.attempt.spool import ClaimRecord
 from chassis.attempt.stage_worker import StageWorker
+from chassis.attempt.time_limits import TimeLimits
 from chassis.bus.event_bus import CLAIM_SUBJECT, Bus, Handlers, report_subject
 from chassis.child.child_process import ChildCommand
 from chassis.child.spare import SpareCommand
@@ -209,7 +210,7 @@ def arm(folder: Path, name: str, action: str) -> None:
 async def run_supervisor(home: str, url: str, user: str, password: str) -> None:
     bus = await Bus.connect(url, user, password, "supervisor")
     settings = Settings(home=Path(home), node_id="trainer-killed", cancel_grace_seconds=0.5, stall_seconds=2.5)
-    worker = StageWorker(bus, ArtifactStore(settings.artifacts), SparedStage(), settings)
+    worker = StageWorker(bus, ArtifactStore(settings.artifacts), SparedStage(), settings, TimeLimits())
     await worker.start()
     print("started", flush=True)  # noqa: T201
     await asyncio.Event().wait()

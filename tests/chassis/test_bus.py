@@ -85,7 +85,7 @@ async def test_work_is_dealt_out_where_there_is_no_room_for_events(
     assert await bus.ensure_streams()
     assert not await bus.ensure_streams()
     (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert "there is no FTF_EVENTS" in warning
+    assert "FTF_EVENTS could not be created" in warning
     assert "insufficient storage" in warning
     await bus.publish_work("trainer", "default", item())
     assert await queue.next(5)

@@ -2,9 +2,6 @@
 
 import asyncio
 
-import pytest
-
-from chassis.attempt import stage_worker
 from chassis.bus.event_bus import Bus
 from finetuneflow.v1 import work_pb2
 from tests.chassis.conftest import StartWorker
@@ -25,16 +22,12 @@ class StoppedGateway(Gateway):
         return await super()._claim(data)
 
 
-async def test_what_a_stopped_gateway_grants_in_the_end_is_run(
-    bus: Bus, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_what_a_stopped_gateway_grants_in_the_end_is_run(bus: Bus, start_worker: StartWorker) -> None:
     """Granted to nobody, it would count as a failure of the job when its lease ends."""
-    monkeypatch.setattr(stage_worker, "_CLAIM_SECONDS", 0.2)
-    monkeypatch.setattr(stage_worker, "_CLAIM_REPEATS_SECONDS", 0.5)
     gateway = StoppedGateway(bus)
     await gateway.open()
     try:
-        await start_worker()
+        await start_worker(claim_answer_seconds=0.2, claim_repeats_seconds=0.5)
         await bus.publish_work("trainer", "default", ITEM)
         async with asyncio.timeout(30):
             ids = {await gateway.asked.get() for _ in range(6)}

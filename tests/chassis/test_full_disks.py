@@ -7,16 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from chassis.attempt import uploads
 from chassis.bus.event_bus import Bus
 from tests.chassis.conftest import StartWorker
 from tests.chassis.peers import ITEM, Gateway, arm, idle, kind, record
 
-
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uploads, "_BRIEF_SECONDS", (0.01,))
-    monkeypatch.setattr(uploads, "_PATIENT_SECONDS", (0.01, 0.01))
+IMPATIENT = {"checkpoint_retry_seconds": (0.01,), "upload_retry_seconds": (0.01, 0.01)}
 
 
 @pytest.fixture
@@ -46,7 +41,7 @@ async def test_a_checkpoint_that_cannot_be_stored_ends_no_training_and_comes_wit
 ) -> None:
     """Days of training would end because a disk was full for a minute. The best one is not given up for a newer one."""
     gateway.do = "save"
-    worker = await start_worker()
+    worker = await start_worker(**IMPATIENT)
     await bus.publish_work("trainer", "default", ITEM)
     await gateway.seen("log")
     workdir = record(tmp_path).workdir
@@ -73,7 +68,7 @@ async def test_a_result_without_its_best_checkpoint_is_a_failure_that_says_what_
 ) -> None:
     """The evaluation would ask for what is nowhere."""
     gateway.do = "save"
-    await start_worker()
+    await start_worker(**IMPATIENT)
     await bus.publish_work("trainer", "default", ITEM)
     await gateway.seen("log")
     workdir = record(tmp_path).workdir
@@ -84,15 +79,11 @@ async def test_a_result_without_its_best_checkpoint_is_a_failure_that_says_what_
     assert "artifact store" in failure.advice
 
 
-async def test_a_full_store_is_called_one(
-    bus: Bus, gateway: Gateway, start_worker: StartWorker, armed: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_full_store_is_called_one(bus: Bus, gateway: Gateway, start_worker: StartWorker, armed: Path) -> None:
     """The operator is to make room, not to look for a defect."""
-    monkeypatch.setattr(uploads, "_PATIENT_SECONDS", ())
-    monkeypatch.setattr(uploads, "_BRIEF_SECONDS", ())
     gateway.do = "artifact"
     arm(armed, "upload.store", "full")
-    await start_worker()
+    await start_worker(upload_retry_seconds=(), checkpoint_retry_seconds=())
     await bus.publish_work("trainer", "default", ITEM)
     failure = (await gateway.ending()).stage_failed
     assert failure.reason == "STORE_FULL"
@@ -105,7 +96,7 @@ async def test_a_full_disk_of_the_worker_is_named(
 ) -> None:
     """It is no defect: somebody has to make room."""
     gateway.do = do
-    await start_worker()
+    await start_worker(**IMPATIENT)
     await bus.publish_work("trainer", "default", ITEM)
     failure = (await gateway.ending()).stage_failed
     assert failure.reason == "DISK_FULL"
@@ -126,12 +117,11 @@ async def test_events_wait_for_room_on_the_disk(
 
 
 async def test_a_full_disk_ends_the_heartbeat_of_what_cannot_be_kept(
-    bus: Bus, gateway: Gateway, start_worker: StartWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bus: Bus, gateway: Gateway, start_worker: StartWorker, tmp_path: Path
 ) -> None:
     """Then the lease gives the job to a machine that has room; with a heartbeat it would wait here for ever."""
-    monkeypatch.setattr("chassis.attempt.claimed_attempt._DISK_PATIENCE_SECONDS", 0.5)
     gateway.do = "talk"
-    worker = await start_worker()
+    worker = await start_worker(disk_patience_seconds=0.5)
     await bus.publish_work("trainer", "default", ITEM)
     await gateway.seen("log")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

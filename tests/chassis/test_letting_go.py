@@ -7,9 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from chassis.attempt import reporter, stage_worker
 from chassis.bus.event_bus import Bus, event_subject
-from chassis.child import child_process as child_module
 from finetuneflow.v1 import work_pb2
 from tests.chassis.conftest import StartSupervisor, StartWorker
 from tests.chassis.peers import ITEM, ChildStage, Gateway, arm, cleared, gone, idle, kind, record, spools
@@ -56,13 +54,12 @@ async def test_a_preparation_that_gets_nothing_is_stalled_and_says_where(
 
 
 async def test_watchers_hear_what_is_being_fetched_and_how_far_it_is(
-    bus: Bus, gateway: Gateway, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+    bus: Bus, gateway: Gateway, start_worker: StartWorker
 ) -> None:
     """Gigabytes take minutes in which nothing else happens."""
-    monkeypatch.setattr("chassis.preparation._SAY_SECONDS", 0.0)
     gateway.do = "fetch"
     stage = ChildStage()
-    await start_worker(stage)
+    await start_worker(stage, preparation_progress_seconds=0.0)
     await bus.publish_work("trainer", "default", ITEM)
     stage.go_on.set()
     assert (await gateway.ending()).HasField("stage_completed")
@@ -74,12 +71,11 @@ async def test_watchers_hear_what_is_being_fetched_and_how_far_it_is(
 
 
 async def test_a_change_of_the_jobs_state_reaches_its_worker_before_the_next_heartbeat(
-    bus: Bus, gateway: Gateway, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+    bus: Bus, gateway: Gateway, start_worker: StartWorker
 ) -> None:
     """Whoever cancels waits for the device."""
-    monkeypatch.setattr(reporter, "HEARTBEAT_SECONDS", 3600.0)
     gateway.do = "wait"
-    await start_worker()
+    await start_worker(heartbeat_seconds=3600.0)
     await bus.publish_work("trainer", "default", ITEM)
     await gateway.seen("log")
     reports = gateway.reports
@@ -91,12 +87,11 @@ async def test_a_change_of_the_jobs_state_reaches_its_worker_before_the_next_hea
 
 
 async def test_cancel_leaves_no_process_of_the_child(
-    bus: Bus, gateway: Gateway, start_worker: StartWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bus: Bus, gateway: Gateway, start_worker: StartWorker, tmp_path: Path
 ) -> None:
     """Data loaders of a cancelled training would go on eating memory."""
-    monkeypatch.setattr(child_module, "_LINGER_SECONDS", 0.2)
     gateway.do = "grandchildren"
-    worker = await start_worker()
+    worker = await start_worker(child_linger_seconds=0.2)
     await bus.publish_work("trainer", "default", ITEM)
     await gateway.seen("log")
     child = psutil.Process(record(tmp_path).child_pid)
@@ -109,12 +104,11 @@ async def test_cancel_leaves_no_process_of_the_child(
 
 
 async def test_a_drain_does_not_wait_for_gateways_and_the_next_process_reports_it(
-    bus: Bus, gateway: Gateway, start_worker: StartWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bus: Bus, gateway: Gateway, start_worker: StartWorker, tmp_path: Path
 ) -> None:
     """An update of everything at once must cost no step, and no attempt."""
-    monkeypatch.setattr(stage_worker, "_LAST_REPORT_SECONDS", 0.2)
     gateway.do = "wait"
-    worker = await start_worker(drain_seconds=600)
+    worker = await start_worker(drain_seconds=600, last_report_seconds=0.2)
     await bus.publish_work("trainer", "default", ITEM)
     await gateway.seen("log")
     pid = record(tmp_path).child_pid
@@ -134,11 +128,9 @@ async def test_a_drain_while_the_broker_is_down_loses_nothing(
     gateway: Gateway,
     start_worker: StartWorker,
     nats_server: NatsServer,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(stage_worker, "_LAST_REPORT_SECONDS", 0.2)
     gateway.do = "wait"
-    worker = await start_worker(drain_seconds=600)
+    worker = await start_worker(drain_seconds=600, last_report_seconds=0.2)
     await bus.publish_work("trainer", "default", ITEM)
     await gateway.seen("log")
     nats_server.stop()

@@ -61,7 +61,7 @@ def test_a_failure_with_a_thousand_rows_at_fault_still_fits_into_an_event(
 
     failure = failure_of(Bad())
     assert len(failure.violations) == listed
-    assert failure.message.endswith(f"(1000 places; the first {listed} are listed)")
+    assert failure.message.endswith(f"(1000 violations; the first {listed} are listed)")
     failure.last_lines.append("x" * 8192)
     EventSink(None, None).emit(failure)
 
@@ -71,7 +71,7 @@ def test_a_message_that_is_no_unicode_is_reported_too() -> None:
 
 
 def test_what_is_no_payload_or_too_large_is_refused_where_it_is_emitted() -> None:
-    with pytest.raises(TypeError, match="no payload"):
+    with pytest.raises(TypeError, match="not a payload"):
         event_of(work_pb2.WorkItem())
     with pytest.raises(EventTooLarge, match="sample"):
         EventSink(None, None).emit(InferenceSample(instruction="x" * 70_000))

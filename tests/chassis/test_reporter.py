@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from chassis.attempt import reporter as reporter_module
 from chassis.attempt.reporter import Reporter
 from chassis.attempt.spool import ClaimRecord, Spool
+from chassis.attempt.time_limits import TimeLimits
 from chassis.bus.event_bus import Bus, report_subject
 from chassis.events import event_of
 from chassis.server import gauges
@@ -51,9 +51,11 @@ class Desk:
 
 
 @contextlib.asynccontextmanager
-async def reporting(bus: Bus, spool: Spool, desk: Desk) -> AsyncIterator[Reporter]:
+async def reporting(
+    bus: Bus, spool: Spool, desk: Desk, heartbeat_seconds: float = TimeLimits.heartbeat_seconds
+) -> AsyncIterator[Reporter]:
     handlers = await bus.serve(report_subject("*"), "gateways", desk.handle)
-    reporter = Reporter(bus, spool, lambda _: None)
+    reporter = Reporter(bus, spool, lambda _: None, heartbeat_seconds)
     running = asyncio.create_task(reporter.run())
     try:
         yield reporter
@@ -67,13 +69,10 @@ def log(step: int) -> event_pb2.Event:
     return event_of(event_pb2.Log(step=step))
 
 
-async def test_an_event_after_a_quiet_time_does_not_wait_for_the_next_heartbeat(
-    bus: Bus, spool: Spool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_event_after_a_quiet_time_does_not_wait_for_the_next_heartbeat(bus: Bus, spool: Spool) -> None:
     """Somebody who watches a slow training sees each step when it happens."""
-    monkeypatch.setattr(reporter_module, "HEARTBEAT_SECONDS", 3600.0)
     desk = Desk()
-    async with reporting(bus, spool, desk) as reporter:
+    async with reporting(bus, spool, desk, heartbeat_seconds=3600.0) as reporter:
         await desk.until(lambda: len(desk.reports) == 1)
         for step in range(5):
             reporter.append(log(step))

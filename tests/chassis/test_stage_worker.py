@@ -8,7 +8,6 @@ from typing import Any
 import psutil
 import pytest
 
-from chassis.attempt import claimed_attempt as attempt
 from chassis.bus.event_bus import Bus
 from chassis.store.artifact_store import ArtifactStore
 from finetuneflow.v1 import event_pb2, fine_tuning_job_pb2, work_pb2
@@ -297,13 +296,11 @@ async def test_an_attempt_that_two_workers_pull_runs_once(
 
 
 async def test_watchers_see_what_a_job_takes_of_its_machine(
-    bus: Bus, gateway: Gateway, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+    bus: Bus, gateway: Gateway, start_worker: StartWorker
 ) -> None:
     """Who plans memory for the next job asks what this one took."""
-    monkeypatch.setattr(attempt, "_SAMPLE_SECONDS", 0.02)
-    monkeypatch.setattr(attempt, "_USAGE_SECONDS", 0.1)
     gateway.do = "wait"
-    await start_worker()
+    await start_worker(usage_sample_seconds=0.02, usage_report_seconds=0.1)
     await bus.publish_work("trainer", "default", ITEM)
     await gateway.seen("log")
     await gateway.until(lambda: sum(kind(event) == "resource_usage" for event in gateway.events) >= 2)

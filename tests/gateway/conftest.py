@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 from sqlmodel import SQLModel
 
+from chassis.bus.event_bus import Bus
 from gateway.sql.database import Database
 from gateway.sql.tables import Attempt
 from gateway.watch.frames import Frame
 from gateway.work.ledger import Ledger
 from gateway.work.worker_requests import WorkerRequests
 from tests.fakes.planning import NoTrainers
+from tests.servers.nats import NatsServer
 from tests.servers.postgres import PostgresServer, binaries
 
 
@@ -26,6 +28,15 @@ def postgres() -> Iterator[PostgresServer]:
         server.start()
         yield server
         server.stop()
+
+
+@pytest.fixture
+async def bus(nats_server: NatsServer) -> AsyncIterator[Bus]:
+    """A connection to a running server that has our streams."""
+    bus = await Bus.connect(nats_server.url, nats_server.user, nats_server.password, "test")
+    await bus.ensure_streams()
+    yield bus
+    await bus.close()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

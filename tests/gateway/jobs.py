@@ -1,6 +1,8 @@
 """Jobs and workers for the gateway's tests."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 from google.protobuf.message import Message
@@ -125,3 +127,13 @@ class Worker:
 
 def log_at(step: int, loss: float = 1.0) -> Log:
     return Log(step=step, total_steps=48, loss=loss, learning_rate=1e-4, elapsed_seconds=step, num_tokens=step * 10)
+
+
+@asynccontextmanager
+async def running(loop: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Runs one of a gateway's loops, which must not end by itself."""
+    task = asyncio.create_task(loop)
+    yield
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled(), f"the loop ended by itself: {task.exception()!r}"

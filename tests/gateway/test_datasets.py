@@ -12,16 +12,19 @@ import grpc
 import pytest
 from sqlmodel import select
 
+from chassis.bus.event_bus import Bus
 from chassis.store.artifact_store import ArtifactStore
 from finetuneflow.v1 import dataset_service_pb2 as api
 from finetuneflow.v1.dataset_pb2 import Dataset
 from finetuneflow.v1.dataset_service_pb2_grpc import DatasetServiceStub
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import DataSource, FineTuningJobSpec, TrainingPhase
-from gateway import uploads
+from gateway.passthrough import Passthrough
 from gateway.servicers.datasets import Datasets, add_to_server
 from gateway.sql.database import Database
 from gateway.sql.tables import UploadedDataset, Work
+from gateway.uploads import UploadLimits, sweep_for_ever
 from tests.gateway.serving import Refusal, add_job, open_below, refusal, serving
+from tests.servers.nats import NatsServer
 
 ROWS = b'{"question": "q", "answer": "a"}\n' * 100
 SHA256 = hashlib.sha256(ROWS).hexdigest()
@@ -62,9 +65,29 @@ class Room:
 
 
 @pytest.fixture
-async def room(tmp_path: Path, database: Database) -> AsyncIterator[Room]:
+def limits() -> UploadLimits:
+    """What `room` allows; a test sets its own by `parametrize`."""
+    return UploadLimits(LIMIT)
+
+
+AT_ONCE = pytest.mark.parametrize("limits", [UploadLimits(LIMIT, batch_bytes=1)])
+"""Every chunk is written as it comes, so that a test can tell where a stream is."""
+
+
+@pytest.fixture
+async def passthrough(nats_server: NatsServer) -> AsyncIterator[Passthrough]:
+    """No probe runs behind it."""
+    bus = await Bus.connect(nats_server.url, nats_server.user, nats_server.password, "test")
+    yield Passthrough(bus)
+    await bus.close()
+
+
+@pytest.fixture
+async def room(
+    tmp_path: Path, database: Database, limits: UploadLimits, passthrough: Passthrough
+) -> AsyncIterator[Room]:
     root = tmp_path / "artifacts"
-    servicer = Datasets(database, ArtifactStore(f"file://{root}"), max_bytes=LIMIT)
+    servicer = Datasets(database, ArtifactStore(f"file://{root}"), limits, passthrough)
     async with (
         serving(api, "DatasetService", add_to_server, servicer) as address,
         grpc.aio.insecure_channel(address) as channel,
@@ -219,12 +242,6 @@ KNOWN: dict[str, Any] = {"request_id": "r1", "size_bytes": len(LONG), "sha256": 
 FOLLOWS: dict[str, Any] = {"request_id": "r1", "size_bytes": len(LONG), "sha256_follows": True}
 
 
-@pytest.fixture
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every chunk is written as it comes, so that a test can tell where a stream is."""
-    monkeypatch.setattr(uploads, "BATCH_BYTES", 1)
-
-
 async def cut(room: Room, data: bytes, *, arrived: bool = True, **header: Any) -> int:
     """An upload that breaks off after `data`, which has `arrived` by then or may be on its way; returns what is there
     of it afterwards."""
@@ -252,9 +269,8 @@ async def cut(room: Room, data: bytes, *, arrived: bool = True, **header: Any) -
 
 @pytest.mark.parametrize("header", [KNOWN, FOLLOWS])
 @pytest.mark.parametrize("arrived", [True, False])
-async def test_a_cut_upload_goes_on_where_it_was_cut(
-    room: Room, at_once: None, header: dict[str, Any], arrived: bool
-) -> None:
+@AT_ONCE
+async def test_a_cut_upload_goes_on_where_it_was_cut(room: Room, header: dict[str, Any], arrived: bool) -> None:
     """A connection that breaks near the end must not cost a second upload of two gigabytes."""
     rng = random.Random(7)  # noqa: S311 - where to cut
     offset = 0
@@ -272,7 +288,8 @@ async def test_a_cut_upload_goes_on_where_it_was_cut(
     assert (await room.stub.GetUpload(request)).dataset == answer.dataset
 
 
-async def test_only_the_very_end_of_what_is_there_is_gone_on_with(room: Room, at_once: None) -> None:
+@AT_ONCE
+async def test_only_the_very_end_of_what_is_there_is_gone_on_with(room: Room) -> None:
     """Bytes sent twice or left out would be found at the end only, hours later."""
     received = await cut(room, LONG[: 3 << 20], **KNOWN)
     assert received > 0
@@ -293,7 +310,8 @@ async def test_an_offset_without_an_identity_is_refused(room: Room) -> None:
         assert (found.code, found.fields) == (INVALID, ("header.offset",))
 
 
-async def test_damage_to_what_is_held_is_found_and_dropped(room: Room, at_once: None) -> None:
+@AT_ONCE
+async def test_damage_to_what_is_held_is_found_and_dropped(room: Room) -> None:
     """A resumed upload is hashed from its first byte, including the part stored a day ago."""
     received = await cut(room, LONG[: 3 << 20], **KNOWN)
     (partial,) = room.files()
@@ -305,14 +323,14 @@ async def test_damage_to_what_is_held_is_found_and_dropped(room: Room, at_once: 
 
 
 @pytest.mark.parametrize("header", [{"request_id": "r1"}, {"size_bytes": len(LONG), "sha256": LONG_SHA256}])
-async def test_a_cut_upload_that_nobody_can_name_leaves_nothing(
-    room: Room, at_once: None, header: dict[str, Any]
-) -> None:
+@AT_ONCE
+async def test_a_cut_upload_that_nobody_can_name_leaves_nothing(room: Room, header: dict[str, Any]) -> None:
     await cut(room, LONG[: 3 << 20], **{"request_id": "", **header})
     assert await room.nothing_left()
 
 
-async def test_two_streams_at_once_make_one_dataset(room: Room, at_once: None) -> None:
+@AT_ONCE
+async def test_two_streams_at_once_make_one_dataset(room: Room) -> None:
     """A client whose old connection is not known to be dead yet must not have two writers mix their bytes."""
     started, go_on = asyncio.Event(), asyncio.Event()
 
@@ -337,11 +355,9 @@ async def test_two_streams_at_once_make_one_dataset(room: Room, at_once: None) -
     assert len(await room.rows()) == len(room.files()) == 1
 
 
-async def test_a_stream_that_hangs_does_not_hold_its_upload_for_ever(
-    room: Room, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("limits", [UploadLimits(LIMIT, stall_seconds=0.1)])
+async def test_a_stream_that_hangs_does_not_hold_its_upload_for_ever(room: Room) -> None:
     """Its caller's next stream would be refused until the first one's connection is known to be dead."""
-    monkeypatch.setattr(uploads, "STALL_SECONDS", 0.1)
 
     async def messages() -> AsyncIterator[api.UploadDatasetRequest]:
         yield head(**KNOWN)
@@ -354,14 +370,15 @@ async def test_a_stream_that_hangs_does_not_hold_its_upload_for_ever(
     assert answer.dataset.sha256 == LONG_SHA256
 
 
-async def test_what_is_left_of_cut_uploads_goes_after_a_day(room: Room, at_once: None) -> None:
+@AT_ONCE
+async def test_what_is_left_of_cut_uploads_goes_after_a_day(room: Room) -> None:
     """A gateway that runs for months must not need a restart to free the disk."""
     await cut(room, LONG[: 3 << 20], **KNOWN)
     await cut(room, LONG[: 2 << 20], **{**KNOWN, "request_id": "r2"})
     old, _ = sorted(room.files(), key=lambda path: path.stat().st_size)
     yesterday = time.time() - 90_000
     os.utime(old, (yesterday, yesterday))
-    sweeping = asyncio.ensure_future(uploads.sweep_for_ever(ArtifactStore(f"file://{room.root}")))
+    sweeping = asyncio.ensure_future(sweep_for_ever(ArtifactStore(f"file://{room.root}")))
     await until(lambda: not old.exists())
     sweeping.cancel()
     received = [
@@ -371,9 +388,10 @@ async def test_what_is_left_of_cut_uploads_goes_after_a_day(room: Room, at_once:
     assert received == [3 << 20, 0]
 
 
-async def test_another_gateway_goes_on_with_the_first_ones_upload(room: Room, at_once: None) -> None:
+@AT_ONCE
+async def test_another_gateway_goes_on_with_the_first_ones_upload(room: Room, passthrough: Passthrough) -> None:
     received = await cut(room, LONG[: 3 << 20], **KNOWN)
-    other = Datasets(room.database, ArtifactStore(f"file://{room.root}"), max_bytes=LIMIT)
+    other = Datasets(room.database, ArtifactStore(f"file://{room.root}"), UploadLimits(LIMIT), passthrough)
     async with (
         serving(api, "DatasetService", add_to_server, other) as address,
         grpc.aio.insecure_channel(address) as channel,

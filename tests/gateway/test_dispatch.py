@@ -1,10 +1,7 @@
 """READY attempts reach workers whatever the broker forgets."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,25 +17,8 @@ from gateway.work.ledger import Ledger
 from gateway.work.worker_requests import WorkerRequests
 from tests.fakes.planning import NoTrainers
 from tests.gateway.conftest import Recorder
-from tests.gateway.jobs import Worker, a_job, attempts_of, create
+from tests.gateway.jobs import Worker, a_job, attempts_of, create, running
 from tests.servers.nats import NatsServer
-
-
-@pytest.fixture
-async def bus(nats_server: NatsServer) -> AsyncIterator[Bus]:
-    bus = await Bus.connect(nats_server.url, nats_server.user, nats_server.password, "test")
-    await bus.ensure_streams()
-    yield bus
-    await bus.close()
-
-
-@asynccontextmanager
-async def running(loop: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    task = asyncio.create_task(loop)
-    yield
-    task.cancel()
-    await asyncio.wait([task])
-    assert task.cancelled(), f"the loop ended by itself: {task.exception()!r}"
 
 
 async def next_item(bus: Bus, seconds: float = 20) -> WorkMessage:

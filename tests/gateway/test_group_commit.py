@@ -11,7 +11,6 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlmodel import select
 
-from gateway.sql import group_commit, sqlite
 from gateway.sql.database import Database
 from gateway.sql.database_errors import DatabaseUnavailable
 from gateway.sql.tables import Work
@@ -19,10 +18,9 @@ from tests.gateway.jobs import a_job
 
 
 @pytest.fixture
-async def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Database]:
+async def shared(tmp_path: Path) -> AsyncIterator[Database]:
     """A database in which all who wait share one COMMIT, however slow the machine is."""
-    monkeypatch.setattr(group_commit, "_MAX_SECONDS", 60.0)
-    database = await Database.open(f"sqlite:///{tmp_path / 'gateway.sqlite'}")
+    database = await Database.open(f"sqlite:///{tmp_path / 'gateway.sqlite'}", group_seconds=60.0)
     yield database
     await database.close()
 
@@ -114,13 +112,13 @@ async def test_a_cancelled_decision_leaves_no_trace_and_stops_nobody(shared: Dat
     assert await stored(shared) == {job_id}
 
 
-async def test_writers_that_wait_for_another_process_hear_why(
-    shared: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sqlite, "_BUSY_SECONDS", 0)
-    with contextlib.closing(sqlite3.connect(shared.url.database or "", isolation_level=None)) as other:
+async def test_writers_that_wait_for_another_process_hear_why(tmp_path: Path) -> None:
+    path = tmp_path / "gateway.sqlite"
+    database = await Database.open(f"sqlite:///{path}", busy_seconds=0, group_seconds=60.0)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-        results = await asyncio.gather(*(insert(shared, a_job()) for _ in range(3)), return_exceptions=True)
+        results = await asyncio.gather(*(insert(database, a_job()) for _ in range(3)), return_exceptions=True)
         assert all(isinstance(result, DatabaseUnavailable) for result in results), results
         other.execute("ROLLBACK")
-    assert await insert(shared, a_job()) in await stored(shared)
+    assert await insert(database, a_job()) in await stored(database)
+    await database.close()

@@ -1,9 +1,6 @@
 """Silent claims end, and only those."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
-from typing import Any
 
 import pytest
 
@@ -13,25 +10,8 @@ from gateway.work.leases import LeaseWatch
 from gateway.work.ledger import Ledger
 from gateway.work.worker_requests import WorkerRequests
 from tests.gateway.conftest import Recorder
-from tests.gateway.jobs import Worker, create, job_of
+from tests.gateway.jobs import Worker, create, job_of, running
 from tests.servers.nats import NatsServer
-
-
-@pytest.fixture
-async def bus(nats_server: NatsServer) -> AsyncIterator[Bus]:
-    bus = await Bus.connect(nats_server.url, nats_server.user, nats_server.password, "test")
-    await bus.ensure_streams()
-    yield bus
-    await bus.close()
-
-
-@asynccontextmanager
-async def running(loop: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    task = asyncio.create_task(loop)
-    yield
-    task.cancel()
-    await asyncio.wait([task])
-    assert task.cancelled(), f"the loop ended by itself: {task.exception()!r}"
 
 
 async def test_a_silent_claim_expires_and_a_beating_one_does_not(

@@ -21,9 +21,9 @@ from finetuneflow.v1.fine_tuning_job_spec_pb2 import DataSource, FineTuningJobSp
 from finetuneflow.v1.fine_tuning_service_pb2_grpc import FineTuningServiceStub
 from gateway.servicers.fine_tuning import FineTuning, add_to_server
 from gateway.servicers.work import WorkMethods
-from gateway.sql import sqlite
 from gateway.sql.database import Database
 from gateway.sql.database_errors import DatabaseUnavailable
+from gateway.sql.sqlite import BUSY_SECONDS
 from gateway.sql.tables import UploadedDataset, now
 from gateway.work import lifecycle
 from gateway.work.dispatch import Dispatcher
@@ -66,8 +66,10 @@ class Room:
 
 
 @asynccontextmanager
-async def furnished(url: str, nats_server: NatsServer, folder: Path, told: Recorder) -> AsyncIterator[Room]:
-    database = await Database.open(url)
+async def furnished(
+    url: str, nats_server: NatsServer, folder: Path, told: Recorder, busy_seconds: float = BUSY_SECONDS
+) -> AsyncIterator[Room]:
+    database = await Database.open(url, busy_seconds=busy_seconds)
     bus = await Bus.connect(nats_server.url, nats_server.user, nats_server.password, "test")
     dispatcher = Dispatcher(database, bus)
     ledger = Ledger(database, told.publish, dispatcher.offer, told.discard)
@@ -126,14 +128,13 @@ async def test_a_lock_that_is_held_for_a_moment_is_waited_for(
         assert await room.created("one") == job_id
 
 
-@pytest.mark.parametrize("busy_seconds", [1, pytest.param(sqlite._BUSY_SECONDS, marks=pytest.mark.long)])
+@pytest.mark.parametrize("busy_seconds", [1, pytest.param(BUSY_SECONDS, marks=pytest.mark.long)])
 async def test_a_lock_that_is_kept_is_told_to_all_who_wait(
-    nats_server: NatsServer, tmp_path: Path, told: Recorder, monkeypatch: pytest.MonkeyPatch, busy_seconds: int
+    nats_server: NatsServer, tmp_path: Path, told: Recorder, busy_seconds: float
 ) -> None:
     """An INTERNAL error is not tried again, and who waits for each other's time-outs waits for minutes."""
-    monkeypatch.setattr(sqlite, "_BUSY_SECONDS", busy_seconds)
     path = tmp_path / "gateway.sqlite"
-    async with furnished(f"sqlite:///{path}", nats_server, tmp_path, told) as room:
+    async with furnished(f"sqlite:///{path}", nats_server, tmp_path, told, busy_seconds) as room:
         job_id = await room.created("one")
         worker = Worker(room.acceptance)
         await worker.claim((await attempts_of(room.ledger, job_id))[0])

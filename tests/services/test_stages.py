@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -29,14 +29,13 @@ from finetuneflow.v1.stage_result_pb2 import (
     TrainingResult,
 )
 from finetuneflow.v1.work_pb2 import Assignment, StoredShards
-from services import inputs
 from services.evaluator.settings import EvaluatorSettings
 from services.evaluator.stage import EvaluationStage
 from services.evaluator.worker.child_input import EvaluationInput
 from services.exporter.settings import ExporterSettings
 from services.exporter.stage import ExportStage
 from services.exporter.worker.child_input import ExportInput
-from services.inputs import VersionMismatch, catalogue
+from services.inputs import RETRY_SECONDS, VersionMismatch, catalogue
 from services.probe.settings import ProbeSettings
 from services.probe.stage import PreflightStage
 from services.probe.worker.child_input import PreflightInput
@@ -131,9 +130,10 @@ def read(kind: type[Spec], command: ChildCommand) -> Spec:
     return kind.model_validate_json(Path(command.argv[-1]).read_bytes())
 
 
-async def training_spec(place: Place) -> TrainingInput:
+async def training_spec(place: Place, store_retry_seconds: Sequence[float] = RETRY_SECONDS) -> TrainingInput:
     settings = TrainerSettings(home=place.home, models=place.models, threads=3)
-    command = await TrainingStage(settings, catalogue(settings)).prepare(place.assignment, place.workdir, place.store)
+    stage = TrainingStage(settings, catalogue(settings), store_retry_seconds)
+    command = await stage.prepare(place.assignment, place.workdir, place.store)
     assert command.env["OMP_NUM_THREADS"] == "3"
     assert command.env["OMP_WAIT_POLICY"] == "PASSIVE"
     assert command.late_env["CUDA_VISIBLE_DEVICES"] == ""
@@ -143,12 +143,6 @@ async def training_spec(place: Place) -> TrainingInput:
 def restored_step(spec: TrainingInput) -> int:
     assert spec.resume is not None
     return int(json.loads((spec.resume.path / "checkpoint.json").read_text())["step"])
-
-
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A store that is away is given up at once."""
-    monkeypatch.setattr(inputs, "RETRY_SECONDS", ())
 
 
 async def test_a_training_goes_on_from_the_newest_checkpoint(place: Place) -> None:
@@ -214,22 +208,18 @@ async def test_checkpoints_that_all_vanished_are_no_reason_to_train_from_the_beg
     assert caught.value.reason == "CHECKPOINTS_MISSING" and caught.value.advice
 
 
-async def test_a_store_that_fails_to_read_is_not_a_damaged_checkpoint(
-    place: Place, tmp_path: Path, impatient: None
-) -> None:
+async def test_a_store_that_fails_to_read_is_not_a_damaged_checkpoint(place: Place, tmp_path: Path) -> None:
     """An older checkpoint, or none, would be resumed from because of a network that was down for a second."""
     for step in (10, 20):
         manifest = tmp_path / f"artifacts/default/jobs/ftjob_1/training/1/checkpoints/step-{step}/manifest.json"
         manifest.unlink()
         manifest.symlink_to(manifest.name)
     with pytest.raises(SystemFailure) as caught:
-        await training_spec(place)
+        await training_spec(place, store_retry_seconds=())
     assert caught.value.reason == "CHECKPOINTS_MISSING"
 
 
-async def test_a_store_that_comes_back_is_waited_for(
-    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_store_that_comes_back_is_waited_for(place: Place, tmp_path: Path) -> None:
     """A moment's outage would otherwise use up one of the job's attempts."""
     away, store = tmp_path / "away", tmp_path / "artifacts"
     store.rename(away)
@@ -240,9 +230,8 @@ async def test_a_store_that_comes_back_is_waited_for(
 
     operator = Operator()
     logging.getLogger("services.inputs").addHandler(operator)
-    monkeypatch.setattr(inputs, "RETRY_SECONDS", (0.01,))
     try:
-        assert restored_step(await training_spec(place)) == 20
+        assert restored_step(await training_spec(place, store_retry_seconds=(0.01,))) == 20
     finally:
         logging.getLogger("services.inputs").removeHandler(operator)
 

@@ -1,20 +1,17 @@
-"""The evaluator's child: `python -m services.evaluator.worker input.json`."""
+"""Starts the evaluator's child: `python -m services.evaluator.worker input.json`. Its story is in evaluate.py."""
 
-import os
 from pathlib import Path
 
 from chassis.child.pipe import EventSink, run_child
 from finetuneflow.v1.stage_result_pb2 import EvaluationResult
 from services.evaluator.worker.child_input import EvaluationInput
+from services.quiet_environment import quiet_environment
 
 
-def main(sink: EventSink, spec_path: Path) -> EvaluationResult:
-    """One evaluation."""
-    spec = EvaluationInput.model_validate_json(spec_path.read_bytes())
-    # Everything needed is on disk; peft and transformers would ask the hub about the base model's name.
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    # Bars on stderr would push the lines that matter out of the last ones that a failure reports.
-    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
+def main(sink: EventSink, input_path: Path) -> EvaluationResult:
+    """Runs one evaluation."""
+    spec = EvaluationInput.model_validate_json(input_path.read_bytes())
+    quiet_environment()
     # Seconds of imports, which have to come after the environment and within the life that the supervisor watches.
     with sink.ticking():
         from services.evaluator.worker.evaluate import evaluate

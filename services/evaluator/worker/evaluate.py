@@ -2,19 +2,21 @@
 
 import gc
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from datasets import load_from_disk
 from safetensors import safe_open
 
-from chassis.child.pipe import Cancelled, EventSink
+from chassis.child.phases import Phases
+from chassis.child.pipe import EventSink
 from engine.data.tokenizer import Tokenizer
 from engine.model import load
 from engine.model.generate import PROMPTS_PER_BATCH, generate
 from engine.model.score import Row, Score, score
-from finetuneflow.v1.event_pb2 import Phase, Warning
+from finetuneflow.v1.event_pb2 import Warning
 from finetuneflow.v1.stage_result_pb2 import EvaluationResult
 from services.evaluator.worker.child_input import EvaluationInput
 from services.evaluator.worker.compare import Question, add_samples, questions, samples
@@ -33,13 +35,16 @@ def evaluate(spec: EvaluationInput, sink: EventSink) -> EvaluationResult:
     asked = questions(config, spec.data_dir, tokenizer)
     answers: dict[str, list[list[int]]] = {}
 
-    sink.emit(_phase("loading_model", spec.model.id))
+    # A pause takes effect after this stage: it is shorter than to do it again.
+    phases = Phases(sink, PHASES, pausable=False)
+    phases.enter("loading_model", spec.model.id)
     for name, model in _models(spec, sink):
         if rows:
-            measured = score(model, rows, _progress(sink, f"scoring_{name}", f"{len(rows)} held-out rows"))
+            phases.enter(f"scoring_{name}", f"{len(rows)} held-out rows")
+            measured = score(model, rows, partial(phases.advance, f"scoring_{name}"))
             _note(result, name, measured)
         if asked:
-            answers[name] = _answer(model, asked, tokenizer, spec, sink, name)
+            answers[name] = _answer(model, asked, tokenizer, spec, phases, name)
         # Or base and tuned weights of method full would be in memory together.
         del model
 
@@ -86,24 +91,25 @@ def _models(spec: EvaluationInput, sink: EventSink) -> Iterator[tuple[str, Any]]
 
 
 def _answer(
-    model: Any, asked: list[Question], tokenizer: Tokenizer, spec: EvaluationInput, sink: EventSink, name: str
+    model: Any, asked: list[Question], tokenizer: Tokenizer, spec: EvaluationInput, phases: Phases, name: str
 ) -> list[list[int]]:
     wanted = spec.config.evaluation.max_new_tokens
     context = getattr(model.config, "max_position_embeddings", None) or wanted + spec.config.hyperparameters.max_length
     # The end of a prompt that is too long is what asks the question.
     room = max(context - wanted, 1)
     steps = wanted * math.ceil(len(asked) / PROMPTS_PER_BATCH)
-    tell, made = _progress(sink, f"answering_{name}", f"{len(asked)} questions"), 0
+    phases.enter(f"answering_{name}", f"{len(asked)} questions")
+    made = 0
 
     def on_tokens(_: list[int]) -> None:
         nonlocal made
         made += 1
-        tell(min(made / steps, 1.0))
+        phases.advance(f"answering_{name}", min(made / steps, 1.0))
 
     prompts = [question.prompt[-room:] for question in asked]
     stops = sorted(tokenizer.special_ids)
     answers = generate(model, prompts, max_new_tokens=wanted, stop_ids=stops, on_tokens=on_tokens)
-    tell(1.0)
+    phases.advance(f"answering_{name}", 1.0)
     return answers
 
 
@@ -114,29 +120,6 @@ def _note(result: EvaluationResult, name: str, measured: Score) -> None:
         result.base_loss, result.base_perplexity = measured.loss, measured.perplexity
     else:
         result.tuned_loss, result.tuned_perplexity = measured.loss, measured.perplexity
-
-
-def _phase(name: str, detail: str) -> Phase:
-    return Phase(name=name, index=PHASES.index(name) + 1, count=len(PHASES), detail=detail)
-
-
-def _progress(sink: EventSink, name: str, detail: str) -> Callable[[float], None]:
-    """Opens a phase; what it returns takes the share that is done, and says so at every tenth."""
-    sink.emit(_phase(name, detail))
-    told = 0
-
-    def tell(fraction: float) -> None:
-        nonlocal told
-        sink.tick()
-        if sink.requested() == "cancel":
-            raise Cancelled
-        if int(fraction * 10) > told:
-            told = int(fraction * 10)
-            event = _phase(name, detail)
-            event.fraction = fraction
-            sink.emit(event)
-
-    return tell
 
 
 def _fits_in_float32(spec: EvaluationInput) -> bool:

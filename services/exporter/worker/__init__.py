@@ -1,1 +1,1 @@
-"""Stage 4's child: packs the tuned model, checks that the package loads, and says what is in it."""
+"""The exporter's child: export.py is the whole of an export, in time order."""

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from engine.perplexity import perplexity
 from finetuneflow.v1.stage_result_pb2 import EvaluationResult
 from services.exporter.worker.child_input import ExportInput
 
@@ -20,14 +21,6 @@ def curve(spec: ExportInput, name: str) -> list[Point]:
     """The points of one series by step. A step that a second attempt made again counts as it came out last."""
     points = {point.step: point.value for series in spec.metrics if series.name == name for point in series.points}
     return [Point(step, points[step]) for step in sorted(points)]
-
-
-def perplexity(loss: float) -> float:
-    """exp(loss), infinite where that overflows."""
-    try:
-        return math.exp(loss)
-    except OverflowError:
-        return math.inf
 
 
 def metrics(spec: ExportInput) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """The files of the package, and the zip that holds them."""
 
-import hashlib
 import json
 import shutil
 import zipfile
@@ -9,6 +8,7 @@ from typing import Any
 
 from engine.data.tokenizer import Tokenizer
 from engine.errors import JobError
+from engine.file_hash import sha256_of
 from services.exporter.worker.child_input import ExportInput
 from services.exporter.worker.metrics import curve, metrics, training_config
 from services.exporter.worker.model_card import model_card
@@ -80,7 +80,7 @@ def write_documents(spec: ExportInput, folder: Path, adapter_config: dict[str, A
 def write_manifest(spec: ExportInput, folder: Path) -> None:
     """manifest.json: size and SHA-256 of every other file."""
     files = [
-        {"path": file.name, "sha256": sha256(file), "size_bytes": file.stat().st_size}
+        {"path": file.name, "sha256": sha256_of(file), "size_bytes": file.stat().st_size}
         for file in sorted(folder.iterdir())
     ]
     _write_json(folder / MANIFEST, {"version": 1, "job_id": spec.job.id, "files": files})
@@ -95,12 +95,6 @@ def write_zip(folder: Path, target: Path) -> None:
             entry.compress_type = zipfile.ZIP_STORED if file.suffix in _STORED else zipfile.ZIP_DEFLATED
             with file.open("rb") as source, archive.open(entry, "w", force_zip64=True) as sink:
                 shutil.copyfileobj(source, sink, 1024 * 1024)
-
-
-def sha256(file: Path) -> str:
-    """Hexadecimal."""
-    with file.open("rb") as source:
-        return hashlib.file_digest(source, "sha256").hexdigest()
 
 
 def check_formats(spec: ExportInput) -> None:

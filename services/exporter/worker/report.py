@@ -2,11 +2,11 @@
 
 import math
 
+from engine.perplexity import perplexity
 from finetuneflow.v1.hardware_pb2 import Hardware
 from finetuneflow.v1.stage_result_pb2 import InferenceSample
 from services.exporter.worker.child_input import ExportInput
 from services.exporter.worker.markdown import escape, row
-from services.exporter.worker.metrics import perplexity
 
 METHODS = {"lora": "LoRA", "qlora": "QLoRA", "full": "full (every weight)"}
 NOT_MEASURED = "not measured"

@@ -12,8 +12,9 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from engine.file_hash import sha256_of
 from services.exporter.worker.child_input import ExportInput
-from services.exporter.worker.package import MANIFEST, sha256
+from services.exporter.worker.package import MANIFEST
 
 PROMPT = "The quick brown fox jumps over the lazy dog."
 TOLERANCE = 1e-5
@@ -41,7 +42,7 @@ def verify(spec: ExportInput, package: Path, scratch: Path) -> Verified:
     with zipfile.ZipFile(package) as archive:
         archive.extractall(scratch)
     for entry in json.loads((scratch / MANIFEST).read_text("utf-8"))["files"]:
-        if sha256(scratch / entry["path"]) != entry["sha256"]:
+        if sha256_of(scratch / entry["path"]) != entry["sha256"]:
             raise PackageBroken(f"{entry['path']} is not the file that the manifest names")
     names = sorted(file.name for file in scratch.glob("*.safetensors"))
     shapes = {

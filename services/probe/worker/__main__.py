@@ -1,4 +1,4 @@
-"""Runs a preflight: `python -m services.probe.worker input.json`. Without a supervisor it prints its events."""
+"""Starts the preflight child: `python -m services.probe.worker input.json`. Its story is in preflight.py."""
 
 from chassis.child.pipe import run_child
 from services.probe.worker.preflight import preflight

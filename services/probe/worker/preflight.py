@@ -1,23 +1,24 @@
 """Checks a job before its training, stage 1: its settings, its data and the machine. In time order."""
 
 import json
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from google.protobuf import json_format
 
-from chassis.child.pipe import Cancelled, EventSink, Paused
+from chassis.child.phases import Phases
+from chassis.child.pipe import EventSink
 from engine.config.job import JobConfig, job_config
-from engine.data.content_key import content_key, sha256_of
+from engine.data.content_key import content_key
 from engine.data.prepare import Prepared, prepare
 from engine.data.validation import Report
 from engine.errors import JobError
 from engine.estimate.architecture import Architecture
+from engine.file_hash import sha256_of
 from engine.plan.assess import TargetMachine, assess, published
 from engine.plan.resolve import Resolved, resolve_length
-from finetuneflow.v1.event_pb2 import ArtifactSaved, Phase, StageCompleted, Warning
+from finetuneflow.v1.event_pb2 import ArtifactSaved, StageCompleted, Warning
 from finetuneflow.v1.hardware_pb2 import Hardware
 from services.hardware import read_hardware
 from services.probe.hub_sources import hub_datasets, note_commits
@@ -35,7 +36,7 @@ def preflight(sink: EventSink, input_path: Path) -> StageCompleted:
     config = job_config(child_input.config)
     resolved = Resolved(config)
     note_commits(resolved, child_input.hub)
-    phases = _Phases(sink)
+    phases = Phases(sink, _PHASES, pausable=True)
 
     phases.enter("checking_hardware")
     hardware = _hardware(child_input)
@@ -80,7 +81,7 @@ def _content_key(config: JobConfig, child_input: PreflightInput) -> str:
 
 
 def _prepared(
-    sink: EventSink, config: JobConfig, child_input: PreflightInput, shards: Path, phases: "_Phases", key: str
+    sink: EventSink, config: JobConfig, child_input: PreflightInput, shards: Path, phases: Phases, key: str
 ) -> Prepared:
     report = Report()
     shards.parent.mkdir(parents=True, exist_ok=True)
@@ -90,7 +91,7 @@ def _prepared(
             child_input.model.path,
             child_input.sources,
             shards,
-            phases.progress,
+            phases.advance,
             report,
             child_input.processes,
             key,
@@ -115,34 +116,6 @@ def _save_report(sink: EventSink, out_dir: Path, report: dict[str, Any], prepare
     (out_dir / "validation_report.json").write_text(text + "\n", encoding="utf-8")
     saved = ArtifactSaved(path="validation_report.json", kind="validation_report", media_type="application/json")
     sink.emit(saved)
-
-
-class _Phases:
-    """Reports the current phase, and handles pause and cancel requests of the supervisor."""
-
-    def __init__(self, sink: EventSink) -> None:
-        self._sink = sink
-        self._current = ""
-        self._said = 0.0
-
-    def enter(self, name: str, detail: str = "", fraction: float | None = None) -> None:
-        self._current, self._said = name, time.monotonic()
-        phase = Phase(name=name, index=_PHASES.index(name) + 1, count=len(_PHASES), detail=detail)
-        if fraction is not None:
-            phase.fraction = fraction
-        self._sink.emit(phase)
-
-    def progress(self, name: str, fraction: float | None) -> None:
-        """Called for every row; emits an event if the phase changes and every two seconds, otherwise a tick."""
-        match self._sink.requested():
-            case "pause":
-                raise Paused
-            case "cancel":
-                raise Cancelled
-        if name != self._current or time.monotonic() - self._said >= 2:
-            self.enter(name, fraction=fraction)
-        else:
-            self._sink.tick()
 
 
 def _hardware(child_input: PreflightInput) -> Hardware:

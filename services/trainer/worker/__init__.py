@@ -1,1 +1,1 @@
-"""The trainer's child: recipe (the whole of a training, in time order), and what it is made of."""
+"""The trainer's child: recipe.py is the whole of a training, in time order."""

@@ -1,4 +1,4 @@
-"""From the Trainer's checkpoint-<n> to ours: complete, without pickles of no use, and never touched again."""
+"""Publishes the Trainer's checkpoints: complete, without unneeded pickles, never changed afterwards."""
 
 from pathlib import Path
 from typing import Final
@@ -10,12 +10,15 @@ _STATE: Final = (CHECKPOINT_FILE, "trainer_state.json", "optimizer.pt", "schedul
 
 
 class IncompleteCheckpoint(Exception):
-    """A folder to resume from that lacks a part of what was trained."""
+    """The checkpoint to resume from lacks files."""
 
 
 def progress_at(folder: Path) -> Progress:
-    """The totals at a checkpoint that is to be resumed from. IncompleteCheckpoint: the Trainer would start whatever
-    is missing (optimizer, schedule, random state) afresh, and say nothing."""
+    """Reads the totals of the checkpoint to resume from.
+
+    Raises IncompleteCheckpoint if a file is missing: the Trainer would silently start that part (optimizer, schedule,
+    random state) from the beginning.
+    """
     missing = [name for name in _STATE if not (folder / name).is_file()]
     if missing:
         raise IncompleteCheckpoint(f"{folder.name} has no {', '.join(missing)}")
@@ -28,7 +31,7 @@ def publish(trainer_dir: Path, out_dir: Path, progress: Progress) -> str:
     The folder appears there in one rename, complete.
     """
     folder = trainer_dir / f"checkpoint-{progress.step}"
-    # A pickle that names this machine's paths; nothing resumes from it.
+    # A pickle with paths of this machine, which a resumed training does not need.
     (folder / "training_args.bin").unlink(missing_ok=True)
     (folder / "README.md").unlink(missing_ok=True)
     progress.write(folder)

@@ -1,4 +1,4 @@
-"""What the trainer's supervisor hands to its child, as `input.json`."""
+"""The input of the trainer's child, which its supervisor writes to `input.json`."""
 
 from pathlib import Path
 
@@ -9,27 +9,27 @@ from services.child_input import ChildInput, ModelFiles, Strict, WholeCheckpoint
 
 
 class UnusableCheckpoint(Strict):
-    """An accepted checkpoint, newer than the one that is resumed from, that is not what was written any more."""
+    """An accepted checkpoint that is damaged or missing, newer than the one to resume from."""
 
     step: int
     problem: str
 
 
 class TrainingInput(ChildInput):
-    """One attempt at a training. Checkpoints are written to checkpoints/step-<n>/ below out_dir."""
+    """Input of one attempt at a training. Checkpoints are written to checkpoints/step-<n>/ below out_dir."""
 
     config: JobConfig
-    """The resolved configuration: nothing in it is automatic any more."""
+    """The resolved configuration, without automatic values."""
     model: ModelFiles
     data_dir: Path
-    """train/ and, where rows are held out, eval/, as `engine.data.prepare` writes them."""
+    """Folder with train/ and, if rows are held out, eval/, as written by `engine.data.prepare`."""
     resume: WholeCheckpoint | None = None
-    """Where an earlier attempt got to; None: from the beginning."""
+    """Checkpoint to resume from; None: start from the beginning."""
     unusable_checkpoints: list[UnusableCheckpoint] = Field(default=[])
     """Newest first."""
     total_steps: int = Field(ge=1)
-    """Optimizer steps of the whole job, as preflight counted them. The schedule is laid over them."""
+    """Optimizer steps of the whole job, as counted by preflight; the length of the schedule."""
     prior_runtime_seconds: float = 0.0
-    """What earlier attempts trained, lost steps included."""
+    """Training time of earlier attempts, including lost steps."""
     threads: int = Field(ge=1)
-    """Of torch. Part of what makes a training reproducible to the bit."""
+    """Threads of torch. A training is reproducible bit for bit only with the same number."""

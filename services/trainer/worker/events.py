@@ -1,4 +1,4 @@
-"""Turns what the Trainer does into events, and what the supervisor asks for into what the Trainer does."""
+"""Turns the Trainer's progress into events, and the supervisor's requests into the Trainer's control flags."""
 
 import contextlib
 import math
@@ -10,11 +10,13 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from chassis.child.pipe import Cancelled, EventSink
+from chassis.child.phases import Phases
+from chassis.child.pipe import EventSink
 from chassis.failpoints import failpoint
 from engine.config.curriculum import Curriculum
 from engine.config.job import Hyperparameters
-from finetuneflow.v1.event_pb2 import CheckpointSaved, Eval, Log, Phase, Restored, Warning
+from engine.perplexity import perplexity
+from finetuneflow.v1.event_pb2 import CheckpointSaved, Eval, Log, Restored, Warning
 from services.trainer.worker.checkpoint import publish
 from services.trainer.worker.progress import Progress, Totals, per_second
 
@@ -24,45 +26,41 @@ _OWN_LOG_FIELDS = frozenset({"loss", "grad_norm", "learning_rate", "epoch", "num
 _OWN_EVAL_FIELDS = frozenset({"eval_loss", "eval_runtime", "eval_num_tokens", "epoch"})
 
 
-def phase(name: str, detail: str = "") -> Phase:
-    """The event that says that a phase of training has begun."""
-    return Phase(name=name, index=PHASES.index(name) + 1, count=len(PHASES), detail=detail)
-
-
 class TrainingCallback(TrainerCallback):
-    """The Trainer's one listener. It also decides early stopping and obeys a pause or a cancel."""
+    """The only callback of the Trainer. Also decides early stopping and obeys a pause or a cancel."""
 
     def __init__(
         self,
         sink: EventSink,
+        phases: Phases,
         hyper: Hyperparameters,
         *,
         progress: Progress,
         trainer_dir: Path,
         out_dir: Path,
-        curriculum: Curriculum | None = None,
-        restored: Restored | None = None,
+        curriculum: Curriculum | None,
+        restored: Restored | None,
     ) -> None:
         self.progress = progress
         self._restored = restored
         self._curriculum = curriculum
         self._phase: int | None = None
-        """The phase of the curriculum that was said last."""
+        """The curriculum phase that was emitted last."""
         self.attempt = Totals()
         self.paused = False
-        self._sink = sink
+        self._sink, self._phases = sink, phases
         self._hyper = hyper
         self._trainer_dir, self._out_dir = trainer_dir, out_dir
         self._last_log = Totals()
         self._step_loss = 0.0
         self._warned = False
-        # Training time runs from mark to mark; what lies between the end of a step that evaluates or saves and the
-        # beginning of the next one is left out.
+        # Training time is measured from mark to mark; the time between the end of a step that evaluates or saves and
+        # the start of the next one does not count.
         self._mark = self._began = time.monotonic()
         self._interrupted = True
 
     def trained(self, loss: float, num_rows: int, num_tokens: int) -> None:
-        """Notes one forward and backward pass; `loss` is its share of the step's mean."""
+        """Counts one forward and backward pass; `loss` is its share of the step's mean."""
         self._step_loss += loss
         self.attempt.num_rows += num_rows
         self.attempt.num_tokens += num_tokens
@@ -71,9 +69,9 @@ class TrainingCallback(TrainerCallback):
 
     @contextlib.contextmanager
     def saving(self, *, last: bool) -> Iterator[None]:
-        """Around the writing of a checkpoint, which says nothing by itself for as long as the disk takes."""
+        """Ticks while a checkpoint is written, which emits nothing itself for as long as the disk takes."""
         if last:
-            self._sink.emit(phase("saving", f"step {self.progress.step}"))
+            self._phases.enter("saving", f"step {self.progress.step}")
         with self._sink.ticking():
             yield
 
@@ -81,7 +79,7 @@ class TrainingCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
         self._mark = self._began = time.monotonic()
-        # By now weights, optimizer and schedule are those of the checkpoint.
+        # At this point weights, optimizer and schedule are restored from the checkpoint.
         if self._restored:
             self._sink.emit(self._restored)
         return control
@@ -89,13 +87,13 @@ class TrainingCallback(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        self._say_phase(state.global_step + 1)
+        self._emit_phase(state.global_step + 1)
         if self._interrupted:
             self._mark, self._interrupted = time.monotonic(), False
         return control
 
-    def _say_phase(self, step: int) -> None:
-        """When a phase of the curriculum begins, and in which one a resumed attempt goes on."""
+    def _emit_phase(self, step: int) -> None:
+        """Emits the curriculum phase of a step if it is another one than before."""
         curriculum = self._curriculum
         if curriculum is None or curriculum.phase_at(step) == self._phase:
             return
@@ -103,10 +101,10 @@ class TrainingCallback(TrainerCallback):
         named = f", {curriculum.names[at]}" if curriculum.names[at] else ""
         rows = f"{curriculum.epochs[at]:g} epochs of {curriculum.sequences[at]:,} sequences"
         detail = f"curriculum phase {at + 1} of {len(curriculum.names)}{named}: {rows}, from step {step:,}"
-        self._sink.emit(phase("training", detail))
+        self._phases.enter("training", detail)
 
     def _epoch(self, state: TrainerState) -> float:
-        """Epochs done. The Trainer takes a whole curriculum for one."""
+        """Returns completed epochs. The Trainer counts a whole curriculum as one epoch."""
         if self._curriculum:
             return self._curriculum.epochs_at(state.global_step)
         return state.epoch or 0.0
@@ -114,13 +112,13 @@ class TrainingCallback(TrainerCallback):
     def on_substep_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        self._alive()
+        self._phases.check()
         return control
 
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        self._alive()
+        self._phases.check()
         return control
 
     def on_step_end(
@@ -128,7 +126,7 @@ class TrainingCallback(TrainerCallback):
     ) -> TrainerControl:
         self._count_step(state)
         failpoint(f"training.step-{state.global_step}")
-        self._alive()
+        self._phases.check()
         if state.global_step >= state.max_steps:
             control.should_log = True
         elif self._sink.requested() == "pause":
@@ -149,7 +147,7 @@ class TrainingCallback(TrainerCallback):
         if logs is None or "loss" not in logs:
             return control
         progress, window = self.progress, self.attempt.since(self._last_log)
-        # Ours, not the Trainer's: that one forgets at a resumption what was trained since the last log event.
+        # Our own mean: when it resumes, the Trainer loses the steps since its last log event.
         progress.logged_loss = progress.window_loss_sum / max(progress.window_steps, 1)
         progress.window_loss_sum, progress.window_steps = 0.0, 0
         self._last_log = replace(self.attempt)
@@ -233,11 +231,6 @@ class TrainingCallback(TrainerCallback):
         progress.window_steps += 1
         self._step_loss = 0.0
 
-    def _alive(self) -> None:
-        self._sink.tick()
-        if self._sink.requested() == "cancel":
-            raise Cancelled
-
     def _warn_unless_finite(self, log: Log) -> None:
         if self._warned or (math.isfinite(log.loss) and math.isfinite(log.grad_norm)):
             return
@@ -250,14 +243,6 @@ class TrainingCallback(TrainerCallback):
                 "Look for rows with unusual characters.",
             )
         )
-
-
-def perplexity(loss: float) -> float:
-    """exp(loss); infinite where that is beyond a float."""
-    try:
-        return math.exp(loss)
-    except OverflowError:
-        return math.inf
 
 
 def _extras(logs: Mapping[str, float], own: frozenset[str], prefix: str) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The Trainer, with a loss that says what our events promise."""
+"""The Trainer, with the loss that our events define: the mean over trained tokens."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -14,16 +14,16 @@ from services.trainer.worker.order import GroupedByLength, PhaseByPhase, lengths
 
 
 class Trainer(SFTTrainer):
-    """`SFTTrainer` that scores trained positions only, weighs every held-out token alike, and counts what it trains."""
+    """An `SFTTrainer` that scores trained positions only, weighs held-out tokens equally, and counts trained tokens."""
 
-    def __init__(self, reporter: TrainingCallback, curriculum: Curriculum | None = None, **arguments: Any) -> None:
-        self._reporter, self._curriculum = reporter, curriculum
+    def __init__(self, callback: TrainingCallback, curriculum: Curriculum | None, **arguments: Any) -> None:
+        self._callback, self._curriculum = callback, curriculum
         self._nll: list[float] = []
         self._num_predicted: list[int] = []
         super().__init__(**arguments)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        """Rows in an order that a resumed epoch finds again. The library's shuffle has one; its grouping does not."""
+        """Orders rows reproducibly for a resumed epoch. The library's shuffle is reproducible; its grouping is not."""
         grouped = self.args.train_sampling_strategy == "group_by_length"
         if self._curriculum:
             return PhaseByPhase(self._curriculum, lengths(self.train_dataset) if grouped else None, self.args.seed)
@@ -39,12 +39,12 @@ class Trainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """The mean over the trained tokens of the step (`num_items_in_batch`) or, in evaluation, of the batch."""
+        """Returns the mean over the trained tokens of the step (`num_items_in_batch`) or, in evaluation, the batch."""
         training, predicted = model.training, inputs["labels"][:, 1:] != IGNORED
         num_predicted = int(predicted.sum())
         num_rows, num_tokens = _size(inputs)
-        # TRL leaves out untrained positions by itself where it has Triton; on a CPU it would put every position
-        # through the head, which for short answers is most of the head's work for nothing.
+        # With Triton, TRL skips untrained positions itself; on a CPU it would pass every position through the head,
+        # which for short answers wastes most of the head's work.
         compact: AbstractContextManager[Any] = nullcontext()
         if inputs["input_ids"].device.type == "cpu" and num_predicted > 0:
             labels = inputs["labels"][:, 1:][predicted]
@@ -54,14 +54,14 @@ class Trainer(SFTTrainer):
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]
         value = (loss[0] if return_outputs else loss).item()
         if training:
-            self._reporter.trained(value, num_rows, num_tokens)
+            self._callback.trained(value, num_rows, num_tokens)
         else:
             self._nll.append(value * num_predicted)
             self._num_predicted.append(num_predicted)
         return loss
 
     def _only(self, predicted: torch.Tensor) -> AbstractContextManager[Any]:
-        """While open, the backbone gives only the hidden states of `predicted` ([rows, length - 1]) to the head."""
+        """Passes only the hidden states of `predicted` ([rows, length - 1]) to the head while it is open."""
 
         def select(_module: Any, _arguments: Any, output: Any) -> Any:
             output.last_hidden_state = output.last_hidden_state[:, :-1][predicted][None]
@@ -80,7 +80,7 @@ class Trainer(SFTTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """The library's, but a mean over tokens in place of a mean of the batches' means."""
+        """Runs the library's loop, with a mean over tokens in place of the mean of the batches' means."""
         self._nll.clear()
         self._num_predicted.clear()
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
@@ -93,15 +93,15 @@ class Trainer(SFTTrainer):
         return output
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        with self._reporter.saving(last=self.control.should_training_stop):
+        with self._callback.saving(last=self.control.should_training_stop):
             super()._save_checkpoint(model, trial)  # type: ignore[no-untyped-call]
 
     def create_model_card(self, *arguments: Any, **options: Any) -> None:
-        """None: the package that stage 4 makes has one, with figures that are final."""
+        """Creates none: the package of stage 4 contains one with the final figures."""
 
 
 def _size(inputs: dict[str, Any]) -> tuple[int, int]:
-    """Rows and tokens of a batch, padding not counted; packed rows count one by one."""
+    """Returns rows and tokens of a batch without padding; packed rows count individually."""
     if "attention_mask" in inputs:
         return inputs["input_ids"].shape[0], int(inputs["attention_mask"].sum())
     return int((inputs["position_ids"] == 0).sum()), inputs["input_ids"].numel()

@@ -1,4 +1,4 @@
-"""What is trained: adapters on frozen weights, adapters on quantised weights, or every weight."""
+"""Training methods: adapters on frozen weights, adapters on quantised weights, or all weights."""
 
 from typing import Any
 
@@ -10,9 +10,9 @@ from services.child_input import ModelFiles
 
 
 def trainable_model(config: JobConfig, files: ModelFiles, on: load.Device) -> Any:
-    """The base model with what `config.method` trains on it, ready for a Trainer.
+    """Loads the base model and adds what `config.method` trains.
 
-    Adapters start from torch's random state: seed it first.
+    Adapters are initialised from torch's random state: seed it first.
     """
     hyper = config.hyperparameters
     quantised = config.method == "qlora"
@@ -36,8 +36,10 @@ def trainable_model(config: JobConfig, files: ModelFiles, on: load.Device) -> An
 
 
 def keep_trained_weights_float32(model: Any) -> None:
-    """Undoes TRL's cast of the adapters of a quantised model to bfloat16, whose 8 bits of mantissa round most updates
-    away. Call it before the optimizer is made."""
+    """Undoes TRL's cast of the adapters of a quantised model to bfloat16. Call it before the optimizer is created.
+
+    bfloat16 has 8 bits of mantissa, which would round most updates away.
+    """
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.float32)

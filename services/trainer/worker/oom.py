@@ -1,12 +1,32 @@
-"""What a training that ran out of memory can do without, in the numbers of the job at hand."""
+"""Advice for a training that ran out of memory, in the numbers of the job at hand."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from chassis.child import out_of_memory
 from engine.config.job import JobConfig
 from engine.config.micro_batch import halved
+from engine.errors import SystemFailure
+
+
+@contextmanager
+def with_advice(config: JobConfig) -> Iterator[None]:
+    """Turns an error of memory into a SystemFailure that says how this job can need less."""
+    try:
+        yield
+    except Exception as error:
+        reason = out_of_memory.reason_of(error)
+        if not reason:
+            raise
+        message = str(error).split("\n")[0][:1000] or "Memory ran out."
+        raise SystemFailure(reason, message, advice(config)) from error
 
 
 def advice(config: JobConfig) -> str:
-    """Ways to need less memory, the cheapest first. The first of them, smaller micro-batches, is what a gateway does
-    by itself for as long as there is something to halve."""
+    """Lists ways to need less memory, the cheapest first.
+
+    The first one, smaller micro-batches, is what a gateway does by itself while there is something to halve.
+    """
     hyper = config.hyperparameters
     ways: list[str] = []
     if smaller := halved(hyper.per_device_train_batch_size, hyper.gradient_accumulation_steps):

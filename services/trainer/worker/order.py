@@ -1,4 +1,4 @@
-"""In which order rows are trained on."""
+"""Order of the rows in training."""
 
 import hashlib
 import math
@@ -13,10 +13,10 @@ from engine.config.curriculum import Curriculum
 
 
 class GroupedByLength(Sampler[int]):
-    """Rows of similar length side by side, in an order that hangs on seed and epoch alone.
+    """Groups rows of similar length, in an order that depends on seed and epoch only.
 
-    The Trainer's own draws from torch's global random state, which an epoch's first steps have moved on: resumed in
-    the middle of an epoch, it would make up another order, train some rows twice and leave others out.
+    The Trainer's own sampler draws from torch's global random state, which the first steps of an epoch change: resumed
+    in the middle of an epoch, it would produce another order, train some rows twice and skip others.
     """
 
     def __init__(self, lengths: Sequence[int], rows_per_step: int, seed: int) -> None:
@@ -24,7 +24,7 @@ class GroupedByLength(Sampler[int]):
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """The Trainer tells it before each epoch, and the epoch it goes on in when it is resumed."""
+        """Sets the epoch. The Trainer calls it before each epoch, and when it resumes in one."""
         self._epoch = epoch
 
     def __len__(self) -> int:
@@ -36,12 +36,13 @@ class GroupedByLength(Sampler[int]):
 
 
 class PhaseByPhase(Sampler[int]):
-    """The whole of a curriculum as one epoch of the Trainer's: which rows a step has hangs on its number and the seed
-    alone, whatever phase it lies in, so that a resumed attempt finds its place by counting."""
+    """Presents a whole curriculum as one epoch of the Trainer.
+
+    The rows of a step depend on its number and the seed only, so that a resumed attempt finds its position by counting.
+    """
 
     def __init__(self, curriculum: Curriculum, lengths: Sequence[int] | None, seed: int) -> None:
-        """Rows of similar length stand side by side, within an epoch of a phase, where `lengths` says how long they
-        are."""
+        """With `lengths`, rows of similar length are grouped within each epoch of a phase."""
         self._curriculum, self._lengths, self._seed = curriculum, lengths, seed
 
     def __len__(self) -> int:
@@ -67,6 +68,6 @@ class PhaseByPhase(Sampler[int]):
 
 
 def lengths(rows: Dataset) -> list[int]:
-    """Tokens of each row."""
+    """Returns the number of tokens of each row."""
     ids = rows.with_format("arrow")[:]["input_ids"]
     return [length for chunk in ids.chunks for length in chunk.value_lengths().to_pylist()]

@@ -1,4 +1,4 @@
-"""Running totals of a training: those of the job, which travel in its checkpoints, and those of this attempt."""
+"""Running totals of a training: of the job, stored in its checkpoints, and of this attempt."""
 
 import json
 import math
@@ -11,8 +11,10 @@ CHECKPOINT_FILE = "checkpoint.json"
 
 @dataclass
 class Progress:
-    """What the steps behind the current weights add up to. A resumed attempt goes on counting here, so that a step
-    lost with an attempt and made again counts once."""
+    """Totals over the steps behind the current weights.
+
+    A resumed attempt continues them, so that a step that was lost with an attempt and repeated counts once.
+    """
 
     step: int = 0
     epoch: float = 0.0
@@ -22,7 +24,7 @@ class Progress:
     num_tokens: int = 0
     """Padding not counted."""
     window_loss_sum: float = 0.0
-    """The same since the last log event."""
+    """Sum of the losses since the last log event."""
     window_steps: int = 0
     logged_loss: float = math.nan
     """Loss of the last log event."""
@@ -30,27 +32,27 @@ class Progress:
     best_step: int = 0
     """0 before the first evaluation."""
     eval_loss: float | None = None
-    """Of the last evaluation."""
+    """Loss of the last evaluation."""
     eval_step: int = 0
     evaluations_without_improvement: int = 0
     early_stopped: bool = False
 
     @classmethod
     def read(cls, checkpoint: Path) -> Self:
-        """The progress at a checkpoint. Keys of a later version are left out."""
+        """Reads the totals of a checkpoint. Ignores keys of a later version."""
         known = {field.name for field in fields(cls)}
         stored = json.loads((checkpoint / CHECKPOINT_FILE).read_text())
         return cls(**{key: value for key, value in stored.items() if key in known})
 
     def write(self, checkpoint: Path) -> None:
-        """Puts it beside the weights."""
+        """Writes the totals into a checkpoint."""
         (checkpoint / CHECKPOINT_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n")
 
     def evaluated(self, eval_loss: float, threshold: float) -> bool:
-        """Notes an evaluation at the current step; True when its loss is the lowest so far.
+        """Records an evaluation at the current step. Returns True if its loss is the lowest so far.
 
-        A fall by no more than `threshold` makes it the best all the same, but does not end a row of evaluations
-        without improvement. NaN is never an improvement.
+        A decrease by at most `threshold` makes it the best, but does not reset the count of evaluations without
+        improvement. NaN is never an improvement.
         """
         self.eval_loss, self.eval_step = eval_loss, self.step
         lowest = math.inf if self.best_eval_loss is None else self.best_eval_loss
@@ -65,7 +67,7 @@ class Progress:
 
 @dataclass
 class Totals:
-    """Sums over the steps of one attempt, or of a part of it."""
+    """Totals over the steps of one attempt, or of a part of it."""
 
     steps: int = 0
     loss_sum: float = 0.0
@@ -73,13 +75,13 @@ class Totals:
     num_tokens: int = 0
     """Padding not counted."""
     seconds: float = 0.0
-    """Of training: loading, evaluation and saving not counted."""
+    """Training time, without loading, evaluation and saving."""
 
     def since(self, earlier: "Totals") -> "Totals":
-        """What was added after `earlier`."""
+        """Returns the difference to `earlier`."""
         return Totals(*(getattr(self, f.name) - getattr(earlier, f.name) for f in fields(self)))
 
 
 def per_second(amount: float, seconds: float) -> float:
-    """A rate; 0 where no time has passed."""
+    """Returns a rate; 0 if no time has passed."""
     return amount / seconds if seconds > 0 else 0.0

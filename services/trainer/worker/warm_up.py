@@ -1,30 +1,22 @@
-"""What a training child does before anything is known of its job."""
+"""Warm-up of a training child, before it has an input."""
 
 import importlib
-import os
 import sys
 from pathlib import Path
+
+from services.quiet_environment import quiet_environment
 
 _GPU_FILES = ("/dev/nvidia", "/dev/kfd", "/dev/dri")
 
 
 class TouchedDevice(Exception):
-    """Something opened a GPU before the process was told which one is its own."""
-
-
-def quiet() -> None:
-    """Settings that libraries read when they are imported."""
-    # Everything needed is on disk; peft and transformers would ask the hub about the base model's name, and trl would
-    # tell it of the training, from a thread whose look at the environment crashes while accelerate empties that.
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    # Bars on stderr would push the lines that matter out of the last ones that a failure reports.
-    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
+    """An import opened a GPU before the process was assigned one."""
 
 
 def warm_up() -> None:
-    """Imports what every training needs. TouchedDevice: this process must not be used."""
-    quiet()
-    # peft imports it where it is installed, and it looks at the GPUs then. A job that needs it gets a cold child.
+    """Completes the imports of a training. Raises TouchedDevice if this process must not be used."""
+    quiet_environment()
+    # peft imports it if installed, and it opens the GPUs then. A job that needs it gets a cold child.
     sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
     importlib.import_module("services.trainer.worker.recipe")
     # Libraries load these on first use, which would be after the start.

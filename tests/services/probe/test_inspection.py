@@ -21,6 +21,7 @@ from finetuneflow.v1.work_pb2 import Node
 from gateway.passthrough import Passthrough
 from gateway.servicers.datasets import Datasets, add_to_server
 from gateway.sql.database import Database
+from gateway.uploads import UploadLimits
 from services.probe.datasets import DatasetsServicer
 from services.probe.queries.served import ServedQueries
 from services.probe.settings import ProbeSettings
@@ -58,7 +59,7 @@ async def room(tmp_path: Path, nats: NatsServer) -> AsyncIterator[Room]:
     database = await Database.open(f"sqlite:///{tmp_path}/gateway.db")
     queries = ServedQueries(settings, Catalogue(settings.home, settings.models))
     probe = DatasetsServicer(queries)
-    served = Datasets(database, ArtifactStore(settings.artifacts), passthrough=Passthrough(bus))
+    served = Datasets(database, ArtifactStore(settings.artifacts), UploadLimits(), Passthrough(bus))
     async with serving(api, "DatasetService", add_DatasetServiceServicer_to_server, probe) as address:
         await bus.put_node(Node(id="inspecting-probe", service="probe", address=address))
         async with (

@@ -42,6 +42,7 @@ from gateway.servicers.probe import Probe
 from gateway.servicers.work import WorkMethods
 from gateway.sql.database import Database
 from gateway.sql.tables import Work
+from gateway.uploads import UploadLimits
 from gateway.work.kinds import FINE_TUNING_JOB
 from gateway.work.ledger import Ledger
 from services.probe.estimates import Estimates
@@ -136,7 +137,12 @@ async def room(tmp_path: Path, tiny: Path, nats: NatsServer) -> AsyncIterator[Ro
     told = Recorder()
     ledger = Ledger(database, told.publish, told.offer, told.discard)
     servicers = [
-        (dataset_service_pb2, "DatasetService", datasets.add_to_server, datasets.Datasets(database, store)),
+        (
+            dataset_service_pb2,
+            "DatasetService",
+            datasets.add_to_server,
+            datasets.Datasets(database, store, UploadLimits(), passthrough),
+        ),
         (
             fine_tuning_service_pb2,
             "FineTuningService",

@@ -11,11 +11,12 @@ from transformers import AutoTokenizer
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+from chassis.child.phases import Phases
 from engine.config.trl_arguments import sft_arguments
 from engine.model import load
 from engine.model.score import score
 from finetuneflow.v1.event_pb2 import CheckpointSaved, Eval, Log
-from services.trainer.worker.events import TrainingCallback
+from services.trainer.worker.events import PHASES, TrainingCallback
 from services.trainer.worker.loss import Trainer
 from services.trainer.worker.methods import trainable_model
 from services.trainer.worker.progress import Progress
@@ -33,10 +34,14 @@ def _arguments(spec: Any) -> dict[str, Any]:
     }
 
 
-def _reporter(spec: Any) -> TrainingCallback:
+def _callback(spec: Any) -> TrainingCallback:
+    sink = Recorder()
     return TrainingCallback(
-        Recorder(),
+        sink,
+        Phases(sink, PHASES, pausable=False),
         spec.config.hyperparameters,
+        curriculum=None,
+        restored=None,
         progress=Progress(),
         trainer_dir=spec.out_dir,
         out_dir=spec.out_dir,
@@ -52,7 +57,7 @@ def test_scoring_trained_positions_only_changes_neither_loss_nor_gradients(spec:
         torch.manual_seed(7)
         model = trainable_model(given.config, given.model, "cpu")
         trainer = (
-            Trainer(_reporter(given), model=model, **_arguments(given))
+            Trainer(_callback(given), None, model=model, **_arguments(given))
             if ours
             else SFTTrainer(model=model, **_arguments(given))
         )
@@ -88,7 +93,7 @@ def test_packing_keeps_rows_apart(spec: Any) -> None:
     arguments = _arguments(given) | {"train_dataset": packed}
     torch.manual_seed(7)
     model = trainable_model(given.config, given.model, "cpu")
-    trainer = Trainer(_reporter(given), model=model, **arguments)
+    trainer = Trainer(_callback(given), None, model=model, **arguments)
     model.eval()
     total, count = 0.0, 0
     for row in packed:
