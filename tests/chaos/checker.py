@@ -17,8 +17,9 @@ from chassis.store.artifact_store import MANIFEST
 from finetuneflow.v1.event_pb2 import ConfigResolved, Event
 from finetuneflow.v1.fine_tuning_job_pb2 import Fault, JobState, Stage
 from gateway.sql.tables import SavedCheckpoint
+from gateway.work.kinds import FINE_TUNING_JOB
 from gateway.work.ledger import GATEWAY_SOURCE
-from gateway.work.lifecycle import STAGES, TERMINAL
+from gateway.work.lifecycle import TERMINAL
 from tests.chaos.history import JobHistory
 from tests.chaos.watchers import canonical
 
@@ -200,7 +201,7 @@ def _check_attempts(history: JobHistory, findings: Findings) -> None:
     still_open = [attempt for attempt in history.attempts if attempt.state != "ENDED"]
     if len(still_open) > 1 or (job.state in TERMINAL and still_open):
         findings.add("attempts", f"{job.id}: {len(still_open)} attempts are open in state {job.state}")
-    for stage in STAGES:
+    for stage in FINE_TUNING_JOB.plan:
         numbers = [attempt.attempt for attempt in history.attempts if attempt.stage == stage]
         if numbers != list(range(1, len(numbers) + 1)):
             findings.add("attempts", f"{job.id}: attempts at {stage} are numbered {numbers}")

@@ -12,7 +12,7 @@ from sqlmodel import SQLModel, col, select
 from finetuneflow.v1.event_pb2 import Event
 from gateway.sql.database import Database
 from gateway.sql.tables import Attempt, SavedArtifact, SavedCheckpoint, Work, WorkEvent
-from gateway.work.lifecycle import STAGES
+from gateway.work.kinds import FINE_TUNING_JOB
 
 Row = TypeVar("Row", bound=SQLModel)
 
@@ -51,9 +51,9 @@ async def _read(url: str) -> dict[str, JobHistory]:
         await database.close()
 
     def of(job: Work, rows: Sequence[Row]) -> list[Row]:
-        return [row for row in rows if getattr(row, "job_id") == job.id]  # noqa: B009 - no common base has it
+        return [row for row in rows if getattr(row, "work_id") == job.id]  # noqa: B009 - no common base has it
 
-    attempts = sorted(attempts, key=lambda attempt: (STAGES.index(attempt.stage), attempt.attempt))
+    attempts = sorted(attempts, key=lambda attempt: (FINE_TUNING_JOB.plan.index(attempt.stage), attempt.attempt))
     return {
         job.id: JobHistory(job, of(job, attempts), of(job, events), of(job, checkpoints), of(job, artifacts))
         for job in jobs

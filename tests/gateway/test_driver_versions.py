@@ -8,14 +8,9 @@ from pathlib import Path
 import aiosqlite
 import pytest
 from packaging.requirements import Requirement
-from sqlalchemy import inspect
-
-from gateway.sql.tables import Job
-from tests.gateway.jobs import a_job
 
 CHECKED = {
     "aiosqlite": ("0.22", "gateway/sql/sqlite.py overrides _execute and reads _connection, _running and _thread"),
-    "sqlalchemy": ("2.1", "gateway/work/ledger.py makes rows by class_manager and reads committed_state"),
 }
 """Minor version for which the internals were read, and what uses them."""
 
@@ -58,14 +53,3 @@ async def test_aiosqlite_sends_every_call_through_the_method_we_override(tmp_pat
         await cursor.close()
     for call in ("cursor", "execute", "executemany", "fetchall", "commit", "rollback", "close"):
         assert call in sent
-
-
-def test_sqlalchemy_tells_which_columns_of_a_row_were_changed() -> None:
-    """A decision that was not written would be answered as if it had been."""
-    job = inspect(Job).class_manager.new_instance()
-    for name, value in a_job().model_dump().items():
-        inspect(job).dict[name] = value
-    inspect(job)._commit_all(inspect(job).dict)
-    assert not inspect(job).committed_state
-    job.state = "JOB_STATE_FAILED"
-    assert set(inspect(job).committed_state) == {"state"}
