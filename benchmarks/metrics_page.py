@@ -33,7 +33,7 @@ def fill(stack: Stack, job_id: str, points: int) -> None:
                 yield job_id, name, sequence, "default", 1, sequence, sequence / 1000, sequence * 0.5
 
     with contextlib.closing(sqlite3.connect(stack.folder / "gateway.sqlite", timeout=60)) as connection:
-        columns = "job_id, name, sequence, tenant, attempt, step, epoch, value"
+        columns = "work_id, name, sequence, tenant, attempt, step, epoch, value"
         statement = f"INSERT INTO metrics ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608 - our own names
         connection.executemany(statement, rows())
         connection.commit()
