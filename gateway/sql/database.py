@@ -68,16 +68,18 @@ class Database:
             config.attributes["connection"] = sync
             before = MigrationContext.configure(sync).get_current_revision()
             command.upgrade(config, "head")
-            # Only after a migration: it reads every row.
-            if self.is_sqlite and MigrationContext.configure(sync).get_current_revision() != before:
-                if orphans := sync.exec_driver_sql("PRAGMA foreign_key_check").all():
-                    raise RuntimeError(f"the migration would leave rows without what they name: {orphans[:5]}")
+            # Foreign keys are checked only after a migration: the check reads every row.
+            migrated = MigrationContext.configure(sync).get_current_revision() != before
+            if self.is_sqlite and migrated and (orphans := sync.exec_driver_sql("PRAGMA foreign_key_check").all()):
+                raise RuntimeError(f"the migration would leave rows without what they name: {orphans[:5]}")
 
         # One transaction: a migration that fails leaves the database as it was.
-        async with engine.begin() as connection:
-            await connection.run_sync(upgrade)
-        if self.is_sqlite:
-            await engine.dispose()
+        try:
+            async with engine.begin() as connection:
+                await connection.run_sync(upgrade)
+        finally:
+            if self.is_sqlite:
+                await engine.dispose()
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncSession]:
