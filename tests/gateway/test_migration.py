@@ -48,6 +48,7 @@ from gateway.sql.tables import Attempt, SavedResult, Work
 from gateway.work.kinds import EVALUATION, EXPORT, FINE_TUNING_JOB
 from gateway.work.ledger import Ledger
 from gateway.work.worker_requests import WorkerRequests
+from services.inputs import VersionMismatch, job_configuration
 from tests.fakes.planning import NoTrainers
 from tests.gateway.conftest import Recorder
 from tests.gateway.jobs import Worker
@@ -568,3 +569,22 @@ async def test_foreign_keys_hold_after_the_migration(tmp_path: Path) -> None:
     with closing(sqlite3.connect(path)) as database:
         assert database.execute("PRAGMA foreign_key_check").fetchall() == []
         assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+async def test_a_spec_whose_recipe_is_gone_is_not_trained(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Without its recipe the job would train with other values than its user chose."""
+    path, id = tmp_path / "old.sqlite", CASES["waiting_preflight"]
+    old_database(path)
+    with closing(sqlite3.connect(path)) as old, old:
+        (data,) = old.execute("SELECT spec FROM jobs WHERE id = ?", (id,)).fetchone()
+        spec = FineTuningJobSpec.FromString(data)
+        spec.recipe = "gone"
+        old.execute("UPDATE jobs SET spec = ? WHERE id = ?", (spec.SerializeToString(), id))
+    database = await Database.open(f"sqlite:///{path}")
+    async with database.read() as session:
+        work = (await session.exec(select(Work).where(Work.id == id))).one()
+    await database.close()
+    assert FineTuningJobSpec.FromString(work.spec) == spec
+    with pytest.raises(VersionMismatch):
+        job_configuration(FineTuningJobSpec.FromString(work.merged_spec))
+    assert any(id in record.getMessage() and "gone" in record.getMessage() for record in caplog.records)

@@ -1,7 +1,8 @@
 -- A database of schema version 0002 (commit 960878f, before evaluations and exports could be asked for alone).
--- Its rows were written by that version's own gateway: CreateFineTuningJob, the verbs, claims and reports of workers.
--- A job's display_name is its case. Every state occurs; QUEUED and RUNNING occur in every stage.
--- Two tenants, `default` and `other`. What that version answered about each row is in answers_0002.json.
+-- Its rows were written by that version's own gateway: CreateFineTuningJob, the verbs, and claims and reports of
+-- workers that made up their results. Datasets were inserted as rows, and the jobs of tenant `other` by the ledger,
+-- because callers had no tenants then. A job's display_name is its case. Every state occurs; VALIDATING, QUEUED and
+-- RUNNING occur in every stage. The answers of that version about these rows are in answers_0002.json.
 BEGIN TRANSACTION;
 CREATE TABLE alembic_version (
 	version_num VARCHAR(32) NOT NULL, 
