@@ -10,6 +10,7 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
 from sqlalchemy import make_url
 from sqlalchemy.engine import URL, Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
@@ -65,15 +66,20 @@ class Database:
 
         def upgrade(sync: Connection) -> None:
             config.attributes["connection"] = sync
+            before = MigrationContext.configure(sync).get_current_revision()
             command.upgrade(config, "head")
-            if self.is_sqlite and (orphans := sync.exec_driver_sql("PRAGMA foreign_key_check").all()):
+            # Foreign keys are checked only after a migration: the check reads every row.
+            migrated = MigrationContext.configure(sync).get_current_revision() != before
+            if self.is_sqlite and migrated and (orphans := sync.exec_driver_sql("PRAGMA foreign_key_check").all()):
                 raise RuntimeError(f"the migration would leave rows without what they name: {orphans[:5]}")
 
-        async with engine.connect() as connection:
-            await connection.run_sync(upgrade)
-            await connection.commit()
-        if self.is_sqlite:
-            await engine.dispose()
+        # One transaction: a migration that fails leaves the database as it was.
+        try:
+            async with engine.begin() as connection:
+                await connection.run_sync(upgrade)
+        finally:
+            if self.is_sqlite:
+                await engine.dispose()
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncSession]:

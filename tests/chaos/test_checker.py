@@ -85,9 +85,9 @@ SQL = {
     "a failure was not counted": ("UPDATE attempts SET counted = 0", "attempts"),
     "a stage was completed twice": ("UPDATE attempts SET outcome = 'COMPLETED'", "attempts"),
     "two attempts share a claim": ("UPDATE attempts SET claim_id = 'same'", "attempts"),
-    "a job has not ended": ("UPDATE jobs SET state = 'JOB_STATE_RUNNING'", "ending"),
-    "nobody asked for the cancellation": ("UPDATE jobs SET state = 'JOB_STATE_CANCELLED'", "ending"),
-    "a job was given up early": ("UPDATE jobs SET state = 'JOB_STATE_FAILED', fault = 'FAULT_SYSTEM_ERROR'", "ending"),
+    "a job has not ended": ("UPDATE work SET state = 'JOB_STATE_RUNNING'", "ending"),
+    "nobody asked for the cancellation": ("UPDATE work SET state = 'JOB_STATE_CANCELLED'", "ending"),
+    "a job was given up early": ("UPDATE work SET state = 'JOB_STATE_FAILED', fault = 'FAULT_SYSTEM_ERROR'", "ending"),
     "the newest checkpoint was pruned": ("UPDATE checkpoints SET pruned = 1", "retention"),
     "nothing was ever pruned": ("UPDATE checkpoints SET pruned = 0", "retention"),
     "an artifact has another hash": ("UPDATE artifacts SET sha256 = 'else'", "store"),
@@ -130,13 +130,13 @@ def test_ordinals_of_a_claim(copy: tuple[sqlite3.Connection, Callable[[], Eviden
 def test_a_job_that_ends_twice(copy: tuple[sqlite3.Connection, Callable[[], Evidence]]) -> None:
     database, broken = copy
     end = last(database, "state_changed")
-    columns = "job_id, tenant, kind, severity, event"
+    columns = "work_id, tenant, kind, severity, event"
     database.execute(
         f"INSERT INTO events (sequence, {columns}) SELECT sequence + 1, {columns} FROM events WHERE sequence = ?",  # noqa: S608
         (end,),
     )
     rewrite(database, end + 1, lambda event: setattr(event, "sequence", end + 1))
-    database.execute("UPDATE jobs SET last_sequence = last_sequence + 1")
+    database.execute("UPDATE work SET last_sequence = last_sequence + 1")
     assert "ending" in kinds(broken())
 
 

@@ -1,5 +1,7 @@
 """Work of several kinds: jobs, and evaluations and exports asked for alone"""
 
+import logging
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -12,6 +14,8 @@ revision = "0003"
 down_revision = "0002"
 branch_labels = None
 depends_on = None
+
+log = logging.getLogger(__name__)
 
 
 def upgrade() -> None:
@@ -77,7 +81,10 @@ def _merge_recipes() -> None:
         message = FineTuningJobSpec.FromString(spec)
         try:
             merged = config_to_spec(job_config(spec_to_dict(message)))
-        except JobError:
-            # An earlier version accepted it. If the job has not passed preflight, it ends there with VERSION_MISMATCH.
+        except JobError as error:
+            # An earlier version accepted it. If the job has not passed preflight, it ends there with VERSION_MISMATCH:
+            # without its recipe it would train with other values, so it gets a source that no version accepts.
+            message.training_data.add()
             merged = message
+            log.warning("the spec of job %s is invalid for this version: %s", id_, error)
         connection.execute(sa.update(work).where(work.c.id == id_).values(merged_spec=merged.SerializeToString()))
