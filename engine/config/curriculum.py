@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from engine.config.job import JobConfig
+from engine.config.job import Hyperparameters, JobConfig
 
 
 @dataclass(frozen=True)
@@ -58,3 +58,16 @@ class Curriculum:
             done += epochs * min(left, taken) / taken
             left -= min(left, taken)
         return done
+
+
+def total_steps(num_sequences: int, hyper: Hyperparameters) -> int:
+    """Optimizer steps as the Trainer counts them: an epoch's last step takes whatever batches are left."""
+    if hyper.max_steps is not None:
+        return hyper.max_steps
+    return math.ceil(hyper.num_epochs * steps_per_epoch(num_sequences, hyper))
+
+
+def steps_per_epoch(num_sequences: int, hyper: Hyperparameters) -> int:
+    """Optimizer steps of one pass over `num_sequences`; at least 1."""
+    batches = math.ceil(num_sequences / hyper.per_device_train_batch_size)
+    return max(math.ceil(batches / hyper.gradient_accumulation_steps), 1)

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
+from engine.config.curriculum import total_steps
 from engine.config.job import JobConfig
+from engine.config.schedule import num_warmup_steps
 from engine.data.statistics import Statistics
 from engine.estimate.architecture import Architecture
 from engine.estimate.duration import evaluation_flops_per_token, flops_per_token
@@ -23,6 +25,8 @@ _RATES: Final[Mapping[str, tuple[float, float, float]]] = {
 know something already do not bear that."""
 _SCALES: Final = {False: (0.5, 4.0, 2.0), True: (0.5, 8.0, 4.0)}
 """What an adapter's product is multiplied with, plain (alpha / r) or rank-stabilised (alpha / √r): range, middle."""
+_RANK: Final = 16
+"""A common rank."""
 _FEW_STEPS: Final = 30
 _WARM_UP: Final = (0.3, 0.05)
 """The share of the steps from which on a warm-up is long, and a common one."""
@@ -133,13 +137,13 @@ def _learning_rate(job: JobFacts) -> Iterator[Improvement]:
 def _warm_up(job: JobFacts) -> Iterator[Improvement]:
     hyper, steps = job.config.hyperparameters, job.total_steps
     many, common = _WARM_UP
-    warm = hyper.warmup_steps if hyper.warmup_steps is not None else math.ceil(hyper.warmup_ratio * steps)
+    warm = num_warmup_steps(hyper, steps)
     if warm <= max(1, many * steps):
         return
-    reached = "the peak is never reached" if warm >= steps else f"only {steps - warm:,} steps are left after it"
-    why = f"The learning rate rises over {warm:,} of {steps:,} steps; {reached}."
+    left = _count(steps - warm, "step")
+    why = f"The learning rate rises over {warm:,} of {steps:,} steps, which leaves {left} after it."
     if hyper.warmup_steps is not None:
-        yield _better("hyperparameters.warmup_steps", hyper.warmup_steps, max(1, round(common * steps)), why)
+        yield _better("hyperparameters.warmup_steps", hyper.warmup_steps, math.floor(common * steps), why)
     else:
         yield _better("hyperparameters.warmup_ratio", hyper.warmup_ratio, common, why)
 
@@ -148,19 +152,34 @@ def _few_steps(job: JobFacts) -> Iterator[Improvement]:
     hyper = job.config.hyperparameters
     if job.total_steps >= _FEW_STEPS or hyper.max_steps is not None or job.config.phases:
         return
-    passes = hyper.gradient_accumulation_steps
-    if passes > 1:
-        fewer = max(1, passes * job.total_steps // _FEW_STEPS)
-        steps = math.ceil(job.total_steps * passes / fewer)
-        why = (
-            f"{_count(job.num_sequences, 'row')} make {_count(job.total_steps, 'step')} of {job.rows_of_a_step}: the "
-            f"weights move that often. With {fewer} the same rows make about {steps}."
-        )
+    rows, passes = hyper.per_device_train_batch_size, hyper.gradient_accumulation_steps
+    made = (
+        f"{_count(job.num_sequences, 'row')} make {_count(job.total_steps, 'step')} of "
+        f"{min(job.rows_of_a_step, job.num_sequences)}: the weights move that often."
+    )
+
+    def steps_with(**changed: int) -> int:
+        return total_steps(job.num_sequences, hyper.model_copy(update=changed))
+
+    fewer = max(1, passes * job.total_steps // _FEW_STEPS)
+    steps = steps_with(gradient_accumulation_steps=fewer)
+    if steps > job.total_steps:
+        why = f"{made} With {fewer} the same rows make {steps}."
         yield _better("hyperparameters.gradient_accumulation_steps", passes, fewer, why)
+        return
+    # Where a single forward pass takes all rows, or nearly all, only smaller ones make more steps.
+    smaller = min(rows, max(1, math.floor(job.num_sequences * hyper.num_epochs / _FEW_STEPS)))
+    steps = steps_with(per_device_train_batch_size=smaller, gradient_accumulation_steps=1)
+    if steps > job.total_steps:
+        both = f"per_device_train_batch_size = {smaller} and gradient_accumulation_steps = 1"
+        why = f"{made} With {both} the same rows make {steps}."
+        yield _better("hyperparameters.per_device_train_batch_size", rows, smaller, why)
+        yield _better("hyperparameters.gradient_accumulation_steps", passes, 1, why)
     elif hyper.num_epochs < _MANY_PASSES and job.total_steps * _MANY_PASSES / hyper.num_epochs >= _FEW_STEPS / 3:
         more = min(float(_MANY_PASSES), math.ceil(hyper.num_epochs * _FEW_STEPS / max(job.total_steps, 1)))
         if more > hyper.num_epochs:
-            why = f"The weights move {_count(job.total_steps, 'time')} only, {job.rows_of_a_step} rows each."
+            rows = min(job.rows_of_a_step, job.num_sequences)
+            why = f"The weights move {_count(job.total_steps, 'time')} only, {_count(rows, 'row')} each."
             yield _better("hyperparameters.num_epochs", hyper.num_epochs, more, why)
 
 
@@ -181,6 +200,13 @@ def _passes(job: JobFacts) -> Iterator[Improvement]:
 def _scale(job: JobFacts) -> Iterator[Improvement]:
     lora = job.config.lora
     if job.config.method == "full":
+        return
+    targeted = job.architecture.targets(lora.target_modules)
+    widest = max((min(layer.rows, layer.columns) for layer in targeted), default=lora.r)
+    if lora.r > widest:
+        # Nor would another alpha help: a matrix has no higher rank than its narrower side.
+        why = f"A rank of {lora.r:,} takes memory that nothing can use: no targeted layer is wider than {widest:,}."
+        yield _better("lora.r", lora.r, min(_RANK, widest), why)
         return
     low, high, middle = _SCALES[lora.use_rslora]
     root = math.sqrt(lora.r) if lora.use_rslora else float(lora.r)
@@ -326,7 +352,7 @@ def _batch(job: JobFacts) -> Iterator[Improvement]:
     hyper = job.config.hyperparameters
     rows, passes = hyper.per_device_train_batch_size, hyper.gradient_accumulation_steps
     # On a processor more rows at once only pad each other.
-    if not job.machine.on_gpu or rows >= 8:
+    if not job.machine.on_gpu or rows >= 8 or job.num_sequences < rows * passes:
         return
     best, memory = rows, job.memory
     while passes * rows % (2 * best) == 0 and 2 * best <= min(8, passes * rows):

@@ -107,6 +107,9 @@ def attach_lora(
     config = adapted.peft_config["default"]
     config.base_model_name_or_path = base_id
     config.revision = revision
+    if isinstance(config.target_modules, set):
+        # A set has another order in every process, and so would the file that it is written to.
+        config.target_modules = sorted(config.target_modules)
     # At every save peft would ask the hub for a model of that name, to learn whether the vocabulary was resized. We
     # never resize one.
     adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)  # type: ignore[method-assign]

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from engine.catalogue import Catalogue
+from engine.config.curriculum import steps_per_epoch, total_steps
 from engine.config.job import JobConfig, job_config
 from engine.config.spec_proto import spec_to_dict
 from engine.errors import JobError, Violation
@@ -22,7 +23,7 @@ from finetuneflow.v1 import probe_service_pb2 as api
 from finetuneflow.v1.estimate_pb2 import ResourceEstimate
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 from services.hardware import read_hardware
-from services.probe.worker.resolve import num_evaluations, steps_per_epoch, total_steps
+from services.probe.worker.resolve import num_evaluations
 
 
 class Estimates:

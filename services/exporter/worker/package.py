@@ -14,10 +14,12 @@ from services.exporter.worker.metrics import curve, metrics, training_config
 from services.exporter.worker.model_card import model_card
 from services.exporter.worker.plots import draw_losses
 from services.exporter.worker.report import report
+from services.exporter.worker.row_forms import RowForms
 
 ZIP = "finetuneflow_export.zip"
 MANIFEST = "manifest.json"
 _ADAPTER = ("adapter_model.safetensors", "adapter_config.json")
+_HOW_IT_WAS_READ = {"is_local", "local_files_only", "name_or_path"}
 # What is compressed already, or cannot be: weights shrink by a tenth at the price of minutes.
 _STORED = {".safetensors", ".png"}
 _EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -40,6 +42,9 @@ def write_model(spec: ExportInput, folder: Path) -> dict[str, Any] | None:
     shutil.copyfile(spec.adapter_dir / weights_name, folder / weights_name)
     config: dict[str, Any] = json.loads((spec.adapter_dir / config_name).read_text("utf-8"))
     config.update(base_model_name_or_path=spec.model.id, revision=spec.model.revision, inference_mode=True)
+    # A set in peft: its order changes from run to run.
+    if isinstance(config.get("target_modules"), list):
+        config["target_modules"].sort()
     _write_json(folder / config_name, config)
     return config
 
@@ -47,18 +52,24 @@ def write_model(spec: ExportInput, folder: Path) -> dict[str, Any] | None:
 def write_tokenizer(spec: ExportInput, folder: Path) -> None:
     """tokenizer.json, tokenizer_config.json, chat_template.jinja and special_tokens_map.json.
 
-    The template is the one that the rows were written with, also where the base model has none of its own.
-    transformers writes special_tokens_map.json no longer; readers of its older format still look for it.
+    The chat template is the one that the rows were written with, also where the base model has none of its own. Where
+    no row was a conversation there is none: it would ask the model in a form that it was not trained in.
+    transformers no longer writes special_tokens_map.json; readers of its older format still look for it.
     """
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = PreTrainedTokenizerFast.from_pretrained(spec.model.path)
-    if spec.preflight.training_data.format != "text" or spec.config.chat_template is not None:
-        tokenizer.chat_template = Tokenizer(spec.model.path, spec.config.chat_template).template
+    is_chat = RowForms.of(spec).chat
+    tokenizer.chat_template = Tokenizer(spec.model.path, spec.config.chat_template).template if is_chat else None
     tokenizer.save_pretrained(folder)
     settings = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
+    # How the tokenizer was read here says nothing about it.
+    settings = {name: value for name, value in settings.items() if name not in _HOW_IT_WAS_READ}
     # The name that every version of transformers reads; what version 5 writes is unknown to version 4.
-    _write_json(folder / "tokenizer_config.json", {**settings, "tokenizer_class": "PreTrainedTokenizerFast"})
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    # Without it the tokenizer adds token_type_ids, which decoder models refuse to generate from.
+    settings.setdefault("model_input_names", ["input_ids", "attention_mask"])
+    _write_json(folder / "tokenizer_config.json", settings)
     special: dict[str, Any] = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
     extra = [str(token) for token in tokenizer.extra_special_tokens]
     if extra:

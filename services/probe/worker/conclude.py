@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from engine.config.schedule import num_warmup_steps
 from engine.config.spec_proto import config_to_spec
 from engine.data.prepare import Prepared
 from engine.data.sources import UNWRITTEN
@@ -27,6 +28,8 @@ from services.probe.worker.findings import data_statistics, job_steps, packing_e
 from services.probe.worker.resolve import Resolved, check_disk, num_evaluations, resolve
 
 _FEW_ROWS = 50
+_FEW_STEPS = 20
+"""Below them a step without effect is more than a twentieth of the training."""
 _MAX_SPEC_BYTES = 56 * 1024
 """The resolved spec travels in one event of at most 64 KiB."""
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -163,10 +166,23 @@ def doubt(resolved: Resolved, prepared: Prepared, steps: int) -> None:
         message = "The base model has no chat template; a plain one with headings and its end-of-text token is used."
         advice = "Give chat_template to write conversations in another way."
         resolved.warn("PLAIN_TEMPLATE", message, advice, "chat_template")
-    if hyper.warmup_steps is not None and hyper.warmup_steps >= steps:
-        message = f"warmup_steps = {hyper.warmup_steps:,} is not below the {steps:,} steps of the job."
-        advice = "The peak learning rate is never reached: lower warmup_steps."
-        resolved.warn("WARMUP_TOO_LONG", message, advice, "hyperparameters.warmup_steps")
+    _check_warm_up(resolved, steps)
+
+
+def _check_warm_up(resolved: Resolved, steps: int) -> None:
+    """Shortens a warm-up that is as long as the training, and warns of steps that change nothing."""
+    hyper = resolved.config.hyperparameters
+    path = "hyperparameters.warmup_steps"
+    warm = num_warmup_steps(hyper, steps)
+    if hyper.warmup_steps is not None and hyper.warmup_steps > warm and hyper.lr_scheduler_type != "constant":
+        job = f"the job has {_count(steps, 'step')}; the warm-up is shortened to {warm:,}"
+        message = f"warmup_steps = {hyper.warmup_steps:,} is too long: {job}."
+        resolved.warn("WARMUP_TOO_LONG", message, f"Set warmup_steps to {steps // 20:,}, or leave it out.", path)
+        resolved.choose(path, warm, f"a warm-up is shorter than the job, which has {_count(steps, 'step')}")
+    if warm and steps < _FEW_STEPS:
+        message = f"The first of {steps:,} steps changes nothing: a warm-up begins at learning rate 0."
+        where = path if hyper.warmup_steps is not None else "hyperparameters.warmup_ratio"
+        resolved.warn("STEP_AT_RATE_ZERO", message, "Set warmup_steps = 0, or train for more steps.", where)
 
 
 def _estimate(

@@ -1,6 +1,6 @@
 """What `engine.data` finds, as messages."""
 
-from engine.config.curriculum import Curriculum
+from engine.config.curriculum import Curriculum, steps_per_epoch, total_steps
 from engine.config.job import JobConfig
 from engine.data.prepare import Prepared
 from engine.data.statistics import Statistics
@@ -12,7 +12,6 @@ from finetuneflow.v1.validation_pb2 import (
     RowProblem,
     ValidationReport,
 )
-from services.probe.worker.resolve import steps_per_epoch, total_steps
 
 
 def data_statistics(counted: Statistics) -> DataStatistics:

@@ -1,7 +1,6 @@
 """Makes every automatic choice of a job for one machine, each with its reason."""
 
 import difflib
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,19 +97,6 @@ def resolve(resolved: Resolved, hardware: Hardware, architecture: Architecture, 
         resolved.resolutions.append(
             Resolution(field="lora.target_modules", value="every linear layer except the head", reason=reason)
         )
-
-
-def total_steps(num_sequences: int, hyper: Hyperparameters) -> int:
-    """Optimizer steps as the Trainer counts them: an epoch's last step takes whatever batches are left."""
-    if hyper.max_steps is not None:
-        return hyper.max_steps
-    return math.ceil(hyper.num_epochs * steps_per_epoch(num_sequences, hyper))
-
-
-def steps_per_epoch(num_sequences: int, hyper: Hyperparameters) -> int:
-    """Of one pass over so many sequences; at least 1."""
-    batches = math.ceil(num_sequences / hyper.per_device_train_batch_size)
-    return max(math.ceil(batches / hyper.gradient_accumulation_steps), 1)
 
 
 def num_evaluations(steps: int, hyper: Hyperparameters) -> int:

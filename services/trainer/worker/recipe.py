@@ -54,10 +54,8 @@ def train(spec: TrainingInput, sink: EventSink) -> TrainingResult:
         restored=restored,
     )
     with sink.ticking():
-        arguments = sft_arguments(config, output_dir=str(trainer_dir), device=on)
+        arguments = sft_arguments(config, total_steps=spec.total_steps, output_dir=str(trainer_dir), device=on)
         arguments |= {
-            # Preflight's number, so that schedule and progress do not hang on how a library counts.
-            "max_steps": spec.total_steps,
             "eval_strategy": "no" if eval_rows is None else "steps",
             # The rows are ids and labels already, cut and packed.
             "dataset_kwargs": {"skip_prepare_dataset": True},

@@ -245,6 +245,27 @@ def test_a_system_prompt_stands_before_conversations_without_one(bench: Bench) -
     assert bench.refused([{"text": "plain"}] * 2, system_prompt="Ours.").violations[0].field == "spec.system_prompt"
 
 
+CALLING = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}<call>{{ c.function | tojson }}</call>{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_a_call_is_expected_as_the_template_writes_it(bench: Bench) -> None:
+    """Beside what the model called stood an empty text, as if it should have said nothing."""
+    function = {"name": "lamp", "arguments": {"on": True}}
+    rows = [
+        {"messages": [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": said, "tool_calls": calls}]}
+        for n, said, calls in [(1, None, [{"function": function}]), (2, "Let me see.", [{"function": function}]),
+                               (3, "No.", [])]
+    ]  # fmt: skip
+    bench.run(QA, evaluation=rows, chat_template=CALLING)
+    call = '<call>{"name": "lamp", "arguments": {"on": true}}</call>'
+    assert [row["expected_output"] for row in bench.eval_rows()] == [call, f"Let me see.{call}", "No."]
+    assert bench.eval_rows()[0]["prompt"].endswith("assistant\n")
+
+
 GOOD = '{"question": "Q", "answer": "A"}\n'
 
 

@@ -74,9 +74,16 @@ SUSPICIOUS: list[tuple[dict[str, Any], str, str, str]] = [
     ({"hyperparameters": {"learning_rate": 0.02}}, "learning_rate", "0.0002", "20 times the highest"),
     ({"method": "full", "model": "smollm2-135m"}, "learning_rate", "2e-05", "2.0 times the highest"),
     ({"hyperparameters": {"learning_rate": 1e-6}}, "learning_rate", "0.0002", "900 steps of it change little"),
-    ({"hyperparameters": {"warmup_steps": 900}}, "warmup_steps", "45", "the peak is never reached"),
+    ({"hyperparameters": {"warmup_steps": 900}}, "warmup_steps", "45", "over 899 of 900 steps, which leaves 1 step"),
     ({"hyperparameters": {"warmup_ratio": 0.5}}, "warmup_ratio", "0.05", "450 of 900 steps"),
     ({"lengths": {400: 100}, "steps": 19}, "gradient_accumulation_steps", "1", "100 rows make 19 steps of 16"),
+    ({"lengths": {400: 100}, "steps": 19}, "gradient_accumulation_steps", "1", "With 1 the same rows make 39."),
+    ({"lengths": {400: 9}, "held": 0, "steps": 3, "hyperparameters": {"per_device_train_batch_size": 64,
+      "gradient_accumulation_steps": 64}}, "per_device_train_batch_size", "1",
+     "9 rows make 3 steps of 9: the weights move that often. With per_device_train_batch_size = 1 and "
+     "gradient_accumulation_steps = 1 the same rows make 27."),
+    ({"lora": {"r": 1024, "lora_alpha": 32, "target_modules": ["k_proj"]}}, "r", "16",
+     "no targeted layer is wider than 512"),
     ({"lengths": {400: 100}, "held": 0, "hyperparameters": {"num_epochs": 40}}, "num_epochs", "3", "seen 144 times"),
     ({"lora": {"r": 64, "lora_alpha": 8}}, "lora_alpha", "128", "lora_alpha / r = 0.125"),
     ({"lora": {"r": 64, "lora_alpha": 128, "use_rslora": True}}, "lora_alpha", "32", "lora_alpha / √r = 16"),
@@ -108,6 +115,14 @@ def test_each_advice_names_value_and_figures(job: dict[str, Any], field: str, su
     assert field in found, found
     assert found[field].suggested == suggested
     assert why in found[field].reason
+
+
+def test_nothing_is_advised_that_would_change_nothing() -> None:
+    """One row makes one step an epoch, however small the batches are; a rank that a layer cannot use wants no alpha."""
+    single = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
+    found = better(lengths={400: 1}, held=0, steps=3, hyperparameters=single)
+    assert not {"gradient_accumulation_steps", "per_device_train_batch_size"} & set(found)
+    assert "lora_alpha" not in better(lora={"r": 1024, "lora_alpha": 32, "target_modules": ["k_proj"]})
 
 
 def test_quantisation_is_looked_at_where_there_is_one() -> None:

@@ -4,12 +4,13 @@ from typing import Any
 
 import pytest
 
+from engine.config.curriculum import total_steps
 from engine.config.job import Hyperparameters, JobConfig, job_config
 from engine.errors import JobError
 from engine.estimate.architecture import Architecture
 from engine.estimate.known_architectures import known
 from finetuneflow.v1.hardware_pb2 import Gpu, Hardware
-from services.probe.worker.resolve import Resolved, resolve, resolve_length, total_steps
+from services.probe.worker.resolve import Resolved, resolve, resolve_length
 
 GIB = 2**30
 
