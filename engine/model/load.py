@@ -3,7 +3,7 @@ that ships with a model is ever run."""
 
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
@@ -104,7 +104,7 @@ def attach_lora(
             target_modules=lora.target_modules or "all-linear",
         ),
     )
-    config = adapted.peft_config["default"]
+    config = cast(LoraConfig, adapted.peft_config["default"])
     config.base_model_name_or_path = base_id
     config.revision = revision
     if isinstance(config.target_modules, set):

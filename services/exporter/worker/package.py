@@ -67,6 +67,8 @@ def write_tokenizer(spec: ExportInput, folder: Path) -> None:
     settings = {name: value for name, value in settings.items() if name not in _HOW_IT_WAS_READ}
     # The name that every version of transformers reads; what version 5 writes is unknown to version 4.
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if not is_chat:
+        settings.pop("chat_template", None)
     # Without it the tokenizer adds token_type_ids, which decoder models refuse to generate from.
     settings.setdefault("model_input_names", ["input_ids", "attention_mask"])
     _write_json(folder / "tokenizer_config.json", settings)

@@ -255,11 +255,13 @@ CALLING = (
 def test_a_call_is_expected_as_the_template_writes_it(bench: Bench) -> None:
     """Beside what the model called stood an empty text, as if it should have said nothing."""
     function = {"name": "lamp", "arguments": {"on": True}}
-    rows = [
-        {"messages": [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": said, "tool_calls": calls}]}
-        for n, said, calls in [(1, None, [{"function": function}]), (2, "Let me see.", [{"function": function}]),
-                               (3, "No.", [])]
-    ]  # fmt: skip
+    answers = [
+        {"content": None, "tool_calls": [{"function": function}]},
+        {"content": "Let me see.", "tool_calls": [{"function": function}]},
+        {"content": "No."},
+    ]
+    question = {"role": "user", "content": "Light?"}
+    rows = [{"messages": [question, {"role": "assistant", **answer}]} for answer in answers]
     bench.run(QA, evaluation=rows, chat_template=CALLING)
     call = '<call>{"name": "lamp", "arguments": {"on": true}}</call>'
     assert [row["expected_output"] for row in bench.eval_rows()] == [call, f"Let me see.{call}", "No."]
