@@ -38,7 +38,7 @@ class Database:
             self._reads = self._writes.execution_options(isolation_level="REPEATABLE READ")
 
     @classmethod
-    async def open(cls, url: str) -> "Database":
+    async def open(cls, url: str | URL) -> "Database":
         """Brings the schema up to date, then connects. `url`: `sqlite:///path` or `postgresql://…`."""
         parsed = make_url(url)
         if parsed.get_backend_name() == "sqlite":
@@ -52,7 +52,8 @@ class Database:
 
     async def _migrate(self) -> None:
         config = Config()
-        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+        # The option is of an INI file, where `%` begins an interpolation.
+        config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
         async with self._writes.connect() as connection:
 
             def upgrade(sync: Connection) -> None:

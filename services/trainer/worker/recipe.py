@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, concatenate_datasets, load_from_disk
+from datasets import Dataset, concatenate_datasets
 from transformers import AutoTokenizer, PrinterCallback, set_seed
 from trl.data_utils import pack_dataset
 from trl.trainer.sft_config import SFTConfig
@@ -15,6 +15,7 @@ from chassis.child.pipe import EventSink, Paused
 from engine.config.curriculum import Curriculum
 from engine.config.trl_arguments import sft_arguments
 from engine.data.prepare import Prepared
+from engine.data.shards import read_shards
 from engine.model import load
 from finetuneflow.v1.event_pb2 import Complete, Restored, Warning
 from finetuneflow.v1.stage_result_pb2 import TrainingResult
@@ -93,7 +94,7 @@ def _rows(spec: TrainingInput) -> tuple[Dataset, Dataset | None, Curriculum | No
     """Training rows (or packs of them), held-out rows, and how the phases follow each other; None where nothing is held
     out, and where there are no phases."""
     hyper = spec.config.hyperparameters
-    train_rows = load_from_disk(str(spec.data_dir / "train"))
+    train_rows = read_shards(spec.data_dir / "train")
     parts = [train_rows]
     if spec.config.phases:
         counts = [phase.train.num_examples for phase in Prepared.read(spec.data_dir).phases]
@@ -104,7 +105,7 @@ def _rows(spec: TrainingInput) -> tuple[Dataset, Dataset | None, Curriculum | No
     curriculum = Curriculum.of(spec.config, [len(part) for part in parts]) if spec.config.phases else None
     if not (spec.data_dir / "eval").is_dir():
         return train_rows, None, curriculum
-    eval_rows = load_from_disk(str(spec.data_dir / "eval"))
+    eval_rows = read_shards(spec.data_dir / "eval")
     # Every token weighs the same in the evaluation loss, so the order is free: rows of one length need no padding.
     counted = lengths(eval_rows)
     return train_rows, eval_rows.select(sorted(range(len(counted)), key=lambda i: -counted[i])), curriculum
