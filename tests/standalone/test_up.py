@@ -78,7 +78,7 @@ def test_up_serves_restarts_what_dies_and_stops_everything(up: Callable[[], Up])
             running.next("notice", naming=f"{name} is up again")
         assert "smollm2-135m" in [model.id for model in client.models.list()]
 
-    assert {"gateway.sqlite", "nats", "logs", "trainer"} <= {entry.name for entry in running.home.iterdir()}
+    assert {"gateway.sqlite", "nats", "logs"} <= {entry.name for entry in running.home.iterdir()}
     assert [entry.name for entry in running.home.parent.iterdir()] == [ODD], "nothing is written beside the home"
 
     family = running.family()
