@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import annotated_types
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
@@ -151,8 +151,13 @@ class Lora(_Section):
     lora_dropout: float = Field(default=0.05, ge=0, lt=1)
     bias: Literal["none", "all", "lora_only"] = "none"
     target_modules: list[Annotated[str, Field(min_length=1, max_length=256)]] = []
-    """Empty: every linear layer except the head."""
+    """Empty, or `all-linear` alone: every linear layer except the head."""
     use_rslora: bool = False
+
+    @field_validator("target_modules")
+    @classmethod
+    def _every_layer(cls, names: list[str]) -> list[str]:
+        return [] if names == ["all-linear"] else names
 
 
 class Quantization(_Section):

@@ -11,6 +11,7 @@ from finetuneflow.blocking import Blocking, blocking, iterating
 from finetuneflow.enums import enum_number
 from finetuneflow.errors import ApiError, InvalidArgument, Violation
 from finetuneflow.fields import fill
+from finetuneflow.files import utf8_path
 from finetuneflow.paging import paged
 from finetuneflow.resources.dataset import Dataset
 from finetuneflow.resources.validation import RowPreview, ValidationReport
@@ -47,11 +48,11 @@ class AsyncDatasets:
         content, above that by its path, size and times.
 
         Raises OSError when the file can't be read, IntegrityError when it changes meanwhile, InvalidArgument for an
-        empty file or an unknown ending, ResourceExhausted above the operator's limit or where the server's disk is
-        full, AlreadyExists when `request_id` stands for other content.
+        empty file, an unknown ending or a name that is not UTF-8, ResourceExhausted above the operator's limit or where
+        the server's disk is full, AlreadyExists when `request_id` stands for other content.
         """
 
-        file = Path(path).expanduser()  # noqa: ASYNC240 - asks no disk
+        file = utf8_path(Path(path).expanduser())  # noqa: ASYNC240 - asks no disk
 
         def work(transport: Transport) -> Dataset:
             stub = pb_grpc.DatasetServiceStub(transport.channel)

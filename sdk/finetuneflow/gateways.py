@@ -6,6 +6,7 @@ The generated stubs take either class here for a channel.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Self
@@ -14,7 +15,7 @@ import grpc
 import grpc.aio
 
 from finetuneflow.connection import Connection
-from finetuneflow.errors import ServerUnreachable, from_rpc_error
+from finetuneflow.errors import FineTuneFlowError, ServerUnreachable, from_rpc_error
 
 
 class _Choice:
@@ -110,6 +111,7 @@ class AioFailoverChannel:
         self._credentials = connection.credentials
         self._choice = _Choice(len(connection.addresses))
         self._channels: list[grpc.aio.Channel] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def unary_unary(self, path: str, **how: Any) -> Callable[..., Any]:
         return self._answered_once(self._methods("unary_unary", path, how))
@@ -149,6 +151,11 @@ class AioFailoverChannel:
         made: list[Any] = []
 
         def method(index: int) -> Any:
+            if self._loop not in (None, asyncio.get_running_loop()):
+                raise FineTuneFlowError(
+                    "This AsyncClient belongs to another event loop, on which its first call was made.",
+                    advice="Make one client in each event loop, inside what asyncio.run gets; or use Client.",
+                )
             if not made:
                 made.extend(getattr(channel, kind)(path, **how) for channel in self._opened())
             return made[index]
@@ -158,6 +165,7 @@ class AioFailoverChannel:
     def _opened(self) -> list[grpc.aio.Channel]:
         # A channel of grpc.aio belongs to the event loop it is made on, and a client may be made before there is one.
         if not self._channels:
+            self._loop = asyncio.get_running_loop()
             for address in self._connection.addresses:
                 options = self._connection.options(address)
                 self._channels.append(

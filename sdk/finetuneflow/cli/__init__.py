@@ -15,5 +15,8 @@ def main() -> None:
     # What gRPC's core says of a connection that went away would fall into the middle of a display.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     from finetuneflow.cli.app import build_app
+    from finetuneflow.cli.console import escape_unencodable
 
+    for stream in (sys.stdout, sys.stderr):
+        escape_unencodable(stream)
     build_app()()

@@ -21,6 +21,7 @@ from finetuneflow.cli.text_files import read_text
 from finetuneflow.datasets import data_source, truncation_number
 from finetuneflow.errors import Violation
 from finetuneflow.fields import INT32_MAX, INT64_MAX, fill
+from finetuneflow.files import utf8_path
 from finetuneflow.resources.stage_result import DataStatistics
 from finetuneflow.resources.validation import ProblemSeverity, RowPreview, ValidationReport, Verdict
 from finetuneflow.spec import is_dataset_id
@@ -51,6 +52,12 @@ TruncationSide = Annotated[
     typer.Option("--truncation", help="Of longer rows: keep_start, keep_end or drop.", show_default="keep_start"),
 ]
 SystemPrompt = Annotated[str | None, typer.Option("--system-prompt", help="Put before conversations without one.")]
+ChatTemplate = Annotated[
+    Path | None,
+    typer.Option(
+        "--chat-template", exists=True, dir_okay=False, help="File with a chat template to use instead of the model's."
+    ),
+]
 
 
 def add_commands(datasets: typer.Typer, here: Here | None = None) -> None:
@@ -73,7 +80,7 @@ class _Looking:
         if self._is_here(at, file) and self._here is not None:
             request = pb.ValidateDatasetRequest(source=data_source({**source, "dataset": "file"}))
             fill(request, base_model=model, **_numbered(more))
-            return ValidationReport.from_proto(self._here.validate(request, file).report)
+            return ValidationReport.from_proto(self._here.validate(request, utf8_path(file.absolute())).report)
         return at.client.datasets.validate({**source, "dataset": _uploaded(at, data)}, model, **more)
 
     def preview(
@@ -83,7 +90,9 @@ class _Looking:
         if self._is_here(at, file) and self._here is not None:
             request = pb.PreviewDatasetRequest(source=data_source({**source, "dataset": "file"}))
             fill(request, base_model=model, first_row=first_row, num_rows=num_rows, **_numbered(more))
-            return tuple(RowPreview.from_proto(row) for row in self._here.preview(request, file).rows)
+            return tuple(
+                RowPreview.from_proto(row) for row in self._here.preview(request, utf8_path(file.absolute())).rows
+            )
         dataset = {**source, "dataset": _uploaded(at, data)}
         return at.client.datasets.preview(dataset, model, first_row=first_row, num_rows=num_rows, **more)
 
@@ -115,6 +124,18 @@ def source_settings(mapping: list[str] | None, template: Path | None, format_: s
     return {name: value for name, value in fields.items() if value is not None}
 
 
+def _reading(
+    max_length: int | None, truncation: str | None, system_prompt: str | None, chat_template: Path | None
+) -> dict[str, Any]:
+    """The fields of a request that say how rows are read."""
+    return {
+        "max_length": max_length,
+        "truncation": truncation,
+        "system_prompt": system_prompt,
+        "chat_template": read_text(chat_template) if chat_template else None,
+    }
+
+
 def sources(data: list[str], settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The data of a job, each with what `source_settings` says."""
     if settings and not data:
@@ -132,11 +153,13 @@ def _stats(looking: _Looking) -> Callable[..., None]:
         format_: Format = None,
         max_length: MaxLength = None,
         truncation: TruncationSide = None,
+        system_prompt: SystemPrompt = None,
+        chat_template: ChatTemplate = None,
         json: Json = False,
     ) -> None:
         """Count the rows and tokens of DATA, and the steps of a job on it. Exit code 2: a job would be refused."""
         here = session(ctx)
-        more = {"max_length": max_length, "truncation": truncation}
+        more = _reading(max_length, truncation, system_prompt, chat_template)
         report = looking.validate(here, data, model, source_settings(mapping, template, format_), **more)
         found = report.training_data
         counted = found if found is not None and found.num_examples else None
@@ -169,12 +192,13 @@ def _preview(looking: _Looking) -> Callable[..., None]:
         max_length: MaxLength = None,
         truncation: TruncationSide = None,
         system_prompt: SystemPrompt = None,
+        chat_template: ChatTemplate = None,
         json: Json = False,
     ) -> None:
         """Show rows of DATA as training will see them; what is trained stands out."""
         here = session(ctx)
         source = source_settings(mapping, template, format_)
-        more = {"max_length": max_length, "truncation": truncation, "system_prompt": system_prompt}
+        more = _reading(max_length, truncation, system_prompt, chat_template)
         found = looking.preview(here, data, model, source, row, rows, **more)
         if not found:
             said = f"{data} has no row {row:,} or later."

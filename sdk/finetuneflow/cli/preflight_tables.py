@@ -8,7 +8,7 @@ from finetuneflow.cli.advice import as_typed
 from finetuneflow.cli.estimate_tables import print_estimate
 from finetuneflow.cli.looking import figures, show_problems
 from finetuneflow.cli.session import print_rows
-from finetuneflow.resources.preflight import Preflight
+from finetuneflow.resources.preflight import Finding, Preflight
 from finetuneflow.resources.validation import ProblemSeverity, Verdict
 
 _VERDICTS = {
@@ -22,6 +22,9 @@ def print_preflight(console: Console, found: Preflight) -> None:
     """Model, rows, settings with their reasons, what it takes, what would be better; last what follows."""
     model = found.result.base_model
     named = f"{model.id} {model.revision}".strip()
+    refusals = [finding for finding in found.report.findings if finding.severity == ProblemSeverity.ERROR]
+    for finding in refusals:
+        _print_finding(console, finding)
     console.print(f"{named}: {model.architecture or 'unknown architecture'}, {model.num_parameters:,} parameters\n")
     rows = found.report.validation
     if rows.training_data is not None and rows.training_data.num_examples:
@@ -38,16 +41,18 @@ def print_preflight(console: Console, found: Preflight) -> None:
         print_rows(console, ["BETTER", "FROM", "TO", "WHY"], better)
     console.print("")
     show_problems(console, rows)
-    wrong = [problem for problem in rows.problems if problem.severity == ProblemSeverity.ERROR]
     for finding in found.report.findings:
-        refusal = finding.severity == ProblemSeverity.ERROR
-        message = finding.message
-        if finding.reason == "BAD_DATA" and wrong:
-            # It stands above, with the rows.
-            said = wrong[0].message
-            message = message.replace(f": {said}{'' if said.endswith(('.', '?', '!')) else '.'}", ".", 1)
-        said = " ".join(part for part in (message, as_typed(finding.advice)) if part)
-        line = f"{'Refused' if refusal else 'Warning'}: {said} [{finding.reason}]"
-        console.print(line, style="red" if refusal else "yellow")
+        if finding not in refusals:
+            _print_finding(console, finding)
+    # Last, and first of all: between them stand as many lines as there are settings and rows to speak of.
+    for finding in refusals:
+        _print_finding(console, finding)
     if found.report.verdict is not None:
         console.print(_VERDICTS.get(found.report.verdict, str(found.report.verdict)))
+
+
+def _print_finding(console: Console, finding: Finding) -> None:
+    refusal = finding.severity == ProblemSeverity.ERROR
+    said = " ".join(part for part in (finding.message, as_typed(finding.advice)) if part)
+    line = f"{'Refused' if refusal else 'Warning'}: {said} [{finding.reason}]"
+    console.print(line, style="red" if refusal else "yellow")

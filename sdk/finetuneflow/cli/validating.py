@@ -15,6 +15,7 @@ import typer
 from finetuneflow.cli.config import apply_setting, read_config
 from finetuneflow.cli.exits import USAGE
 from finetuneflow.cli.looking import (
+    ChatTemplate,
     Format,
     Map,
     MaxLength,
@@ -27,6 +28,7 @@ from finetuneflow.cli.looking import (
 from finetuneflow.cli.preflight_tables import print_preflight
 from finetuneflow.cli.refusals import every_refusal
 from finetuneflow.cli.session import Json, Session, print_json, session
+from finetuneflow.cli.text_files import read_text
 from finetuneflow.resources.preflight import Preflight
 from finetuneflow.spec import draft_spec
 from finetuneflow.v1 import probe_service_pb2 as pb
@@ -68,6 +70,7 @@ def _validate(here: Here | None) -> Callable[..., None]:
         max_length: MaxLength = None,
         truncation: TruncationSide = None,
         system_prompt: SystemPrompt = None,
+        chat_template: ChatTemplate = None,
         node: Annotated[str, typer.Option(help="For this node's hardware.")] = "",
         json: Json = False,
     ) -> None:
@@ -76,6 +79,8 @@ def _validate(here: Here | None) -> Callable[..., None]:
         rows = sources(data or [], source_settings(mapping, template, format_))
         flags = {"training_data": rows, "base_model": model, "recipe": recipe, "system_prompt": system_prompt}
         values |= {key: value for key, value in flags.items() if value}
+        if chat_template is not None:
+            values["chat_template"] = read_text(chat_template)
         if max_length is not None:
             apply_setting(values, f"hyperparameters.max_length={max_length}")
         if truncation is not None:

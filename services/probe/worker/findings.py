@@ -85,7 +85,7 @@ def validation_report(report: Report, prepared: Prepared | None, config: JobConf
     """`prepared` is None where nothing could be counted."""
     found = ValidationReport(
         verdict=f"VALIDATION_VERDICT_{report.verdict.upper()}",
-        problems=[row_problem(problem) for problem in report.problems],
+        problems=[row_problem(problem) for problem in report.ordered()],
         counts=[
             ProblemCount(
                 source=count.source, reason=count.reason, severity=_severity(count.severity), count=count.count

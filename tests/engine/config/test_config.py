@@ -201,3 +201,9 @@ def test_what_cannot_go_with_phases_is_refused() -> None:
         "spec.phases", "spec.hyperparameters.max_steps", "spec.phases[0].training_data[0].mapping",
         "spec.hyperparameters.truncation",
     }  # fmt: skip
+
+
+def test_all_linear_is_the_default_by_another_name() -> None:
+    config = job_config({**MINIMAL, "lora": {"target_modules": ["all-linear"]}})
+    assert config.lora.target_modules == []
+    assert job_config({**MINIMAL, "lora": {"target_modules": ["q_proj"]}}).lora.target_modules == ["q_proj"]
