@@ -210,7 +210,8 @@ class Report:
         }
 
     def _bad(self, errors: Sequence[Problem]) -> JobError:
-        advice = " ".join(dict.fromkeys(_advice(problem) for problem in sorted(errors, key=_advice, reverse=True)))
+        needed = {_advice(problem) for problem in errors}
+        advice = " ".join(each for each in (_TEMPLATE_ADVICE, _MODEL_ADVICE, _ADVICE) if each in needed)
         return JobError("BAD_DATA", self._message(errors[0]), advice, _violations(errors[:SHOWN]))
 
     def _message(self, first: Problem) -> str:

@@ -1,4 +1,4 @@
-"""Did it help? Base and tuned model on the same held-out rows, and their answers to the same questions."""
+"""Evaluates base and tuned model on the same held-out rows and the same questions."""
 
 import gc
 import math

@@ -1,1 +1,1 @@
-"""Stage 4's child: packs the tuned model, checks that the package loads, and says what is in it."""
+"""The exporter's child: packs the tuned model, verifies that the package loads, and describes its contents."""

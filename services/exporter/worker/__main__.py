@@ -16,7 +16,7 @@ MEDIA_TYPES = {".safetensors": "application/octet-stream", ".jinja": "text/plain
 
 
 def main(sink: EventSink, spec_path: Path) -> ExportResult:
-    """Makes the package and publishes it file by file; the result's path is relative to the out_dir."""
+    """Builds the package and publishes it file by file. The path in the result is relative to out_dir."""
     spec = ExportInput.model_validate_json(spec_path.read_bytes())
     package.check_formats(spec)
     spec.out_dir.mkdir(parents=True, exist_ok=True)

@@ -100,7 +100,7 @@ def write_manifest(spec: ExportInput, folder: Path) -> None:
 
 
 def write_zip(folder: Path, target: Path) -> None:
-    """All files of the folder, in name order and without clock or owner: equal content gives an equal zip."""
+    """Zips all files of the folder by name, without times and owners: equal content gives an equal zip."""
     with zipfile.ZipFile(target, "w") as archive:
         for file in sorted(folder.iterdir()):
             entry = zipfile.ZipInfo(file.name, date_time=_EPOCH)
@@ -111,13 +111,13 @@ def write_zip(folder: Path, target: Path) -> None:
 
 
 def sha256(file: Path) -> str:
-    """Hexadecimal."""
+    """Returns the SHA-256 of a file, in hexadecimal."""
     with file.open("rb") as source:
         return hashlib.file_digest(source, "sha256").hexdigest()
 
 
 def check_formats(spec: ExportInput) -> None:
-    """JobError for a form that this version cannot make; the gateway refuses such a job before."""
+    """Raises JobError for a format that this version cannot make. The gateway refuses such a job earlier."""
     for name in spec.config.export.formats:
         if name != "adapter":
             raise JobError("UNSUPPORTED_EXPORT_FORMAT", f"Export as {name} is not available yet.", "Use adapter.")

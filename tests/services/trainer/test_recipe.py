@@ -224,3 +224,11 @@ def test_a_curriculum_is_one_run_whose_phases_are_seen_to_begin(spec: Any) -> No
     ]  # fmt: skip
     assert [(log.step, log.extras["phase"]) for log in sink.of(Log)][2:4] == [(9, 1.0), (12, 2.0)]
     assert sink.of(Log)[-1].epoch == 4.5
+
+
+def test_the_only_step_of_a_job_trains(spec: Any) -> None:
+    """Its learning rate was 0: the job succeeded, and what it packed was the base model."""
+    given = spec(total_steps=1, warmup_ratio=0.03, held_out=False)
+    train(given, Recorder())
+    weights = adapter(given.out_dir / "checkpoints" / "step-1")
+    assert all(float(weight.abs().max()) > 0 for name, weight in weights.items() if "lora_B" in name)
