@@ -58,7 +58,7 @@ def test_the_code_of_the_readme_asks_as_the_rows_do(
             "evaluation": EvaluationResult(samples=[_sample(row)]),
         }
     )
-    spec_file = tmp_path / "spec.json"
+    spec_file = tmp_path / "input.json"
     spec_file.write_text(changed.model_dump_json())
     main(EventSink(None, None), spec_file)
 
