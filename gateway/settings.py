@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from pydantic import Field
+from sqlalchemy.engine import URL, make_url
 
 from chassis.settings import ProcessSettings
 
@@ -24,5 +25,8 @@ class GatewaySettings(ProcessSettings):
     """Largest file that UploadDataset accepts, in bytes."""
 
     @property
-    def database(self) -> str:
-        return self.database_url or f"sqlite:///{self.home / 'gateway.sqlite'}"
+    def database(self) -> URL:
+        # Made of its parts: in a URL that is text, `%`, `#` and `?` of a folder's name would mean something else.
+        if not self.database_url:
+            return URL.create("sqlite", database=str(self.home / "gateway.sqlite"))
+        return make_url(self.database_url)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import secrets
 import shutil
@@ -77,14 +76,19 @@ def binary() -> Path:
     return Path(found)
 
 
+def _quoted(path: Path) -> str:
+    """Returns a path as a string of nats-server's configuration, in which \\xXX is the only way to write a byte that is
+    not printable ASCII."""
+    plain = (chr(byte) if 32 <= byte < 127 and byte not in b'"\\' else f"\\x{byte:02x}" for byte in os.fsencode(path))
+    return f'"{"".join(plain)}"'
+
+
 def configure(folder: Path, port: int) -> NatsServer:
     """Writes the configuration, with a new password, into `folder`, which also holds the server's data."""
     program = binary()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     user, password = "finetuneflow", secrets.token_hex(24)
-    text = _CONFIG.format(
-        host=LOOPBACK, port=port, store=json.dumps(str(folder / "store")), user=user, password=password
-    )
+    text = _CONFIG.format(host=LOOPBACK, port=port, store=_quoted(folder / "store"), user=user, password=password)
     path = folder / "nats.conf"
     path.unlink(missing_ok=True)
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:

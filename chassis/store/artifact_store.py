@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, BinaryIO, Final, Self, cast
+from urllib.parse import unquote_to_bytes
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -57,7 +58,7 @@ class ArtifactStore:
         self.url = url
         self._fs: Any
         # The client of an object store caches listings, and another process may have written since.
-        self._fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+        self._fs, root = _file_system(url, use_listings_cache=False)
         self._root: str = root.rstrip("/")
         self._partials = Partials(Path(self._root)) if isinstance(self._fs, LocalFileSystem) else None
 
@@ -417,9 +418,20 @@ def _copy(source: BinaryIO, sink: Any) -> tuple[str, int]:
     return digest.hexdigest(), size
 
 
+def _file_system(url: str, **options: Any) -> tuple[Any, str]:
+    """Returns the file system of a URL and the path on it.
+
+    fsspec does not decode a file URL, and reads `::` in it as a chain of URLs.
+    """
+    if url.startswith("file://"):
+        return LocalFileSystem(**options), os.fsdecode(unquote_to_bytes(url.removeprefix("file://")))
+    fs, root = fsspec.core.url_to_fs(url, **options)
+    return fs, root
+
+
 def on_disk_of(url: str, folder: Path) -> bool:
     """Returns True if the store at `url` is on the same file system as `folder`. Neither need exist yet."""
-    fs, root = fsspec.core.url_to_fs(url)
+    fs, root = _file_system(url)
     if not isinstance(fs, LocalFileSystem):
         return False
     return _device(Path(root)) == _device(folder)

@@ -7,7 +7,7 @@ types other than text; preflight replaces it.
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from engine.config.conflicts import exclusive_fields, mappings_with_template, paths_with_nul
 from engine.config.hub_reference import HubReference, is_hub_reference
@@ -147,8 +147,13 @@ class Lora(_Section):
     lora_dropout: float = Field(default=0.05, ge=0, lt=1)
     bias: Literal["none", "all", "lora_only"] = "none"
     target_modules: list[Annotated[str, Field(min_length=1, max_length=256)]] = []
-    """Empty: every linear layer except the head."""
+    """Empty, or `all-linear` alone: every linear layer except the head."""
     use_rslora: bool = False
+
+    @field_validator("target_modules")
+    @classmethod
+    def _every_layer(cls, names: list[str]) -> list[str]:
+        return [] if names == ["all-linear"] else names
 
 
 class Quantization(_Section):

@@ -3,9 +3,12 @@
 from typing import Any, Literal
 
 from engine.config.job import JobConfig
+from engine.config.schedule import num_warmup_steps, scheduler_arguments
 
 
-def sft_arguments(config: JobConfig, *, output_dir: str, device: Literal["cpu", "cuda"]) -> dict[str, Any]:
+def sft_arguments(
+    config: JobConfig, *, total_steps: int, output_dir: str, device: Literal["cpu", "cuda"]
+) -> dict[str, Any]:
     """Returns the keyword arguments of `trl.SFTConfig` for a resolved configuration.
 
     Rows are token ids with labels, so TRL's text processing is off. The caller retains checkpoints and chooses the
@@ -17,16 +20,17 @@ def sft_arguments(config: JobConfig, *, output_dir: str, device: Literal["cpu", 
     return {
         "output_dir": output_dir,
         "num_train_epochs": hyper.num_epochs,
-        "max_steps": hyper.max_steps if hyper.max_steps is not None else -1,
+        # Preflight's number, so that schedule and progress do not depend on how a library counts.
+        "max_steps": total_steps,
         "learning_rate": hyper.learning_rate,
         "per_device_train_batch_size": hyper.per_device_train_batch_size,
         "per_device_eval_batch_size": hyper.per_device_eval_batch_size,
         "gradient_accumulation_steps": hyper.gradient_accumulation_steps,
         "max_length": hyper.max_length,
-        # SFTConfig has one field for both: a value below 1 is a share of all steps.
-        "warmup_steps": hyper.warmup_steps if hyper.warmup_steps is not None else hyper.warmup_ratio,
+        "warmup_steps": num_warmup_steps(hyper, total_steps),
         "weight_decay": hyper.weight_decay,
         "lr_scheduler_type": hyper.lr_scheduler_type,
+        "lr_scheduler_kwargs": scheduler_arguments(hyper),
         "optim": hyper.optim,
         "bf16": hyper.precision == "bf16",
         "fp16": hyper.precision == "fp16",

@@ -295,7 +295,9 @@ def _digest(example: Example) -> bytes:
 def eval_row(example: Example, tokenizer: Tokenizer) -> dict[str, Any]:
     """A held-out row as people read it."""
     prompt = prompt_text(example, tokenizer)
-    if example.is_chat or example.prompt:
+    if example.is_chat and example.messages[-1].get("tool_calls"):
+        expected = _called(example, prompt, tokenizer)
+    elif example.is_chat or example.prompt:
         expected = example.expected_output
     else:
         whole = tokenizer.decode(example.input_ids) if example.is_tokenized else example.completion
@@ -307,3 +309,15 @@ def eval_row(example: Example, tokenizer: Tokenizer) -> dict[str, Any]:
         "messages": example.messages[:-1],
         "prompt": prompt,
     }
+
+
+def _called(example: Example, prompt: str, tokenizer: Tokenizer) -> str:
+    """Returns the last answer with its tool calls as the template writes them, without the token that ends the turn."""
+    whole = tokenizer.render(example.messages, tools=example.tools)
+    # With some templates the whole conversation does not begin with the text of the generation prompt.
+    same = next(
+        (at for at, (ours, theirs) in enumerate(zip(whole, prompt, strict=False)) if ours != theirs), len(prompt)
+    )
+    written = whole[same:].strip()
+    ends = [match for match in tokenizer.control.finditer(written) if match.end() == len(written)]
+    return written[: ends[-1].start()].rstrip() if ends else written

@@ -1,13 +1,17 @@
-"""Token shards: Arrow files in a folder that `datasets.load_from_disk` maps into memory."""
+"""Token shards: a folder of Arrow files, in the layout of `datasets.load_from_disk`."""
 
 import json
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy
 
 from engine.data.block_tokenizer import TokenRows
+
+if TYPE_CHECKING:
+    # The import takes seconds, and only readers need it.
+    from datasets import Dataset
 
 _FILE = "data-00000-of-00001.arrow"
 _BATCH = 1000
@@ -55,3 +59,17 @@ class ShardWriter:
         if kind is None:
             self._writer.close()
         self._file.close()
+
+
+def read_shards(folder: Path) -> "Dataset":
+    """Maps the rows of a folder into memory.
+
+    `datasets.load_from_disk` does the same, but reads the path as a URL, in which `::` separates a chain of URLs.
+    """
+    from datasets import Dataset, DatasetInfo
+    from datasets.table import MemoryMappedTable, concat_tables
+
+    state = json.loads((folder / "state.json").read_text("utf-8"))
+    info = DatasetInfo.from_dict(json.loads((folder / "dataset_info.json").read_text("utf-8")))
+    tables = [MemoryMappedTable.from_file(str(folder / one["filename"])) for one in state["_data_files"]]
+    return Dataset(arrow_table=concat_tables(tables), info=info, fingerprint=state["_fingerprint"])

@@ -173,6 +173,10 @@ class Report:
         """Refused: a job on this data would be."""
         return "refused" if self.num_errors else "warnings" if self._counts else "ok"
 
+    def ordered(self) -> list[Problem]:
+        """Returns the listed problems: those that refuse the data, those that drop or change rows, then duplicates."""
+        return sorted(self.problems, key=_rank)
+
     def counts(self) -> list[Count]:
         """By source and kind, the most frequent first, errors before warnings."""
         found = [Count(*kind, count) for kind, count in self._counts.items()]
@@ -201,20 +205,36 @@ class Report:
             "verdict": self.verdict,
             "num_problems": self.num_problems,
             "counts": [asdict(count) for count in self.counts()],
-            "problems": [_told(problem) for problem in self.problems],
+            "problems": [_told(problem) for problem in self.ordered()],
             **more,
         }
 
     def _bad(self, errors: Sequence[Problem]) -> JobError:
-        blamed = {(p.column, p.reason) in _OF_TEMPLATES for p in errors}
-        advice = " ".join(_TEMPLATE_ADVICE if of_template else _ADVICE for of_template in sorted(blamed, reverse=True))
+        needed = {_advice(problem) for problem in errors}
+        advice = " ".join(each for each in (_TEMPLATE_ADVICE, _MODEL_ADVICE, _ADVICE) if each in needed)
         return JobError("BAD_DATA", self._message(errors[0]), advice, _violations(errors[:SHOWN]))
 
     def _message(self, first: Problem) -> str:
         wrong = self.num_errors - self._num_refused
-        more = f" In all {wrong:,} rows are wrong." if wrong > 1 else ""
+        kinds: Counter[str] = Counter()
+        for (_, reason, severity), count in self._counts.items():
+            kinds[reason] += count if severity == "error" else 0
+        named = ", ".join(f"{count:,} {reason}" for reason, count in kinds.most_common() if count)
+        more = f" In all {wrong:,} rows are wrong: {named}." if wrong > 1 else ""
         end = "" if first.message.endswith((".", "?", "!")) else "."
         return f"{first.source} row {first.row}: {first.message}{end}{more}"
+
+
+def _rank(problem: Problem) -> int:
+    if problem.severity == "error":
+        return 0
+    return 2 if problem.reason in _HARMLESS else 1
+
+
+def _advice(problem: Problem) -> str:
+    if (problem.column, problem.reason) in _OF_TEMPLATES:
+        return _TEMPLATE_ADVICE
+    return _MODEL_ADVICE if problem.reason in _OF_THE_MODEL else _ADVICE
 
 
 def _told(problem: Problem) -> dict[str, Any]:
@@ -232,5 +252,8 @@ _ADVICE = (
     "file as a new one."
 )
 _TEMPLATE_ADVICE = "Correct the row template: the violations say what it does wrong with which row."
+_MODEL_ADVICE = "The rows themselves can stay as they are: the chat template does not fit them."
+_HARMLESS = {"DUPLICATE_ROW", "DUPLICATE_EXAMPLE"}
+_OF_THE_MODEL = {"TEMPLATE_WITHOUT_TOOLS", "TEMPLATE_NOT_INCREMENTAL"}
 _OF_TEMPLATES = {("template", "TEMPLATE_FAILED"), ("template", "TEMPLATE_NOT_JSON")}
 """Column and reason of problems of row templates; a chat template's are of no column."""

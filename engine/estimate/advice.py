@@ -7,6 +7,8 @@ from functools import cached_property
 from typing import Any, Final
 
 from engine.config.job import JobConfig
+from engine.config.schedule import num_warmup_steps
+from engine.config.steps import total_steps
 from engine.data.statistics import Statistics
 from engine.estimate.architecture import Architecture
 from engine.estimate.duration import evaluation_flops_per_token, flops_per_token
@@ -23,6 +25,8 @@ _RATES: Final[Mapping[str, tuple[float, float, float]]] = {
 large steps; pretrained weights do not tolerate them."""
 _SCALES: Final = {False: (0.5, 4.0, 2.0), True: (0.5, 8.0, 4.0)}
 """Scales by use_rslora: usual range and typical value of the adapter's scale, lora_alpha / r or lora_alpha / √r."""
+_RANK: Final = 16
+"""A common rank."""
 _FEW_STEPS: Final = 30
 _WARM_UP: Final = (0.3, 0.05)
 """Share of the steps above which a warm-up counts as long, and a common share."""
@@ -143,13 +147,12 @@ def _learning_rate(job: JobFacts) -> Iterator[Improvement]:
 def _warm_up(job: JobFacts) -> Iterator[Improvement]:
     hyper, steps = job.config.hyperparameters, job.total_steps
     many, common = _WARM_UP
-    warm = hyper.warmup_steps if hyper.warmup_steps is not None else math.ceil(hyper.warmup_ratio * steps)
+    warm = num_warmup_steps(hyper, steps)
     if warm <= max(1, many * steps):
         return
-    left = "the learning rate never reaches its peak" if warm >= steps else f"only {steps - warm:,} steps follow it"
-    why = f"Warm-up takes {warm:,} of {steps:,} steps: {left}."
+    why = f"Warm-up takes {warm:,} of {steps:,} steps and leaves {_count(steps - warm, 'step')} after it."
     if hyper.warmup_steps is not None:
-        yield _better("hyperparameters.warmup_steps", hyper.warmup_steps, max(1, round(common * steps)), why)
+        yield _better("hyperparameters.warmup_steps", hyper.warmup_steps, math.floor(common * steps), why)
     else:
         yield _better("hyperparameters.warmup_ratio", hyper.warmup_ratio, common, why)
 
@@ -158,20 +161,32 @@ def _few_steps(job: JobFacts) -> Iterator[Improvement]:
     hyper = job.config.hyperparameters
     if job.total_steps >= _FEW_STEPS or hyper.max_steps is not None or job.config.phases:
         return
-    accumulation = hyper.gradient_accumulation_steps
-    if accumulation > 1:
-        fewer = max(1, accumulation * job.total_steps // _FEW_STEPS)
-        steps = math.ceil(job.total_steps * accumulation / fewer)
-        noun = "pack" if hyper.packing else "row"
-        why = (
-            f"{_count(job.num_sequences, noun)} make {_count(job.total_steps, 'step')} of {job.rows_per_step} {noun}s, "
-            f"which is few. With gradient_accumulation_steps = {fewer} there are about {steps} steps."
-        )
+    rows, accumulation = hyper.per_device_train_batch_size, hyper.gradient_accumulation_steps
+    noun = "pack" if hyper.packing else "row"
+    per_step = _count(min(job.rows_per_step, job.num_sequences), noun)
+    made = f"{_count(job.num_sequences, noun)} make {_count(job.total_steps, 'step')} of {per_step}, which is few."
+
+    def steps_with(**changed: int) -> int:
+        return total_steps(job.num_sequences, hyper.model_copy(update=changed))
+
+    fewer = max(1, accumulation * job.total_steps // _FEW_STEPS)
+    steps = steps_with(gradient_accumulation_steps=fewer)
+    if steps > job.total_steps:
+        why = f"{made} With gradient_accumulation_steps = {fewer} there are {_count(steps, 'step')}."
         yield _better("hyperparameters.gradient_accumulation_steps", accumulation, fewer, why)
+        return
+    # If one micro-batch takes all rows, or nearly all, only smaller micro-batches make more steps.
+    smaller = min(rows, max(1, math.floor(job.num_sequences * hyper.num_epochs / _FEW_STEPS)))
+    steps = steps_with(per_device_train_batch_size=smaller, gradient_accumulation_steps=1)
+    if steps > job.total_steps:
+        both = f"per_device_train_batch_size = {smaller} and gradient_accumulation_steps = 1"
+        why = f"{made} With {both} there are {_count(steps, 'step')}."
+        yield _better("hyperparameters.per_device_train_batch_size", rows, smaller, why)
+        yield _better("hyperparameters.gradient_accumulation_steps", accumulation, 1, why)
     elif hyper.num_epochs < _MANY_EPOCHS and job.total_steps * _MANY_EPOCHS / hyper.num_epochs >= _FEW_STEPS / 3:
         more = min(float(_MANY_EPOCHS), math.ceil(hyper.num_epochs * _FEW_STEPS / max(job.total_steps, 1)))
         if more > hyper.num_epochs:
-            why = f"The job has only {_count(job.total_steps, 'step')} of {job.rows_per_step} rows each."
+            why = f"The job has only {_count(job.total_steps, 'step')} of {per_step} each."
             yield _better("hyperparameters.num_epochs", hyper.num_epochs, more, why)
 
 
@@ -192,6 +207,13 @@ def _passes(job: JobFacts) -> Iterator[Improvement]:
 def _scale(job: JobFacts) -> Iterator[Improvement]:
     lora = job.config.lora
     if job.config.method == "full":
+        return
+    targeted = job.architecture.targets(lora.target_modules)
+    widest = max((min(layer.rows, layer.columns) for layer in targeted), default=lora.r)
+    if lora.r > widest:
+        # Nor would another alpha help: a matrix has no higher rank than its narrower side.
+        why = f"A rank of {lora.r:,} takes memory that nothing can use: no targeted layer is wider than {widest:,}."
+        yield _better("lora.r", lora.r, min(_RANK, widest), why)
         return
     low, high, middle = _SCALES[lora.use_rslora]
     root = math.sqrt(lora.r) if lora.use_rslora else float(lora.r)
@@ -340,8 +362,9 @@ def _optimizer(job: JobFacts) -> Iterator[Improvement]:
 def _batch(job: JobFacts) -> Iterator[Improvement]:
     hyper = job.config.hyperparameters
     rows, accumulation = hyper.per_device_train_batch_size, hyper.gradient_accumulation_steps
-    # On a CPU a larger micro-batch gains no speed and adds padding.
-    if not job.machine.on_gpu or rows >= 8:
+    # On a CPU a larger micro-batch gains no speed and adds padding. Rows that do not fill one step need smaller steps
+    # instead, which _few_steps suggests.
+    if not job.machine.on_gpu or rows >= 8 or job.num_sequences < rows * accumulation:
         return
     best, memory = rows, job.memory
     while accumulation * rows % (2 * best) == 0 and 2 * best <= min(8, accumulation * rows):

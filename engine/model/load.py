@@ -5,7 +5,7 @@ Only safetensors are loaded, and code that ships with a model is never run.
 
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
@@ -106,9 +106,12 @@ def attach_lora(
             target_modules=lora.target_modules or "all-linear",
         ),
     )
-    config = adapted.peft_config["default"]
+    config = cast(LoraConfig, adapted.peft_config["default"])
     config.base_model_name_or_path = base_id
     config.revision = revision
+    if isinstance(config.target_modules, set):
+        # The order of a set differs between processes, and so would the file that peft writes it to.
+        config.target_modules = sorted(config.target_modules)
     # At every save peft would ask the hub whether the vocabulary of the base was resized, which never happens here.
     adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)  # type: ignore[method-assign]
     return adapted

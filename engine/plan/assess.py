@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.catalogue import LocalModel
+from engine.config.schedule import num_warmup_steps
 from engine.config.spec_proto import config_to_spec
 from engine.config.steps import num_evaluations
 from engine.data.prepare import Prepared
@@ -29,6 +30,8 @@ from finetuneflow.v1.hardware_pb2 import Hardware
 from finetuneflow.v1.stage_result_pb2 import BaseModelIdentity, PreflightResult
 
 _FEW_ROWS = 50
+_FEW_STEPS = 20
+"""Below them a step without effect is more than a twentieth of the training."""
 _MAX_SPEC_BYTES = 56 * 1024
 """Limit of the resolved spec, which is sent in one event of at most 64 KiB."""
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -167,10 +170,23 @@ def add_warnings(resolved: Resolved, prepared: Prepared, steps: int) -> None:
         message = "The base model has no chat template; a plain one with headings and the end-of-text token is used."
         advice = "Set chat_template to use another one."
         resolved.warn("PLAIN_TEMPLATE", message, advice, "chat_template")
-    if hyper.warmup_steps is not None and hyper.warmup_steps >= steps:
-        message = f"warmup_steps = {hyper.warmup_steps:,} is not below the {steps:,} steps of the job."
-        advice = "Lower warmup_steps; the peak learning rate is never reached otherwise."
-        resolved.warn("WARMUP_TOO_LONG", message, advice, "hyperparameters.warmup_steps")
+    _check_warm_up(resolved, steps)
+
+
+def _check_warm_up(resolved: Resolved, steps: int) -> None:
+    """Shortens a warm-up that is as long as the training; adds a warning for that and for a step without effect."""
+    hyper = resolved.config.hyperparameters
+    path = "hyperparameters.warmup_steps"
+    warm = num_warmup_steps(hyper, steps)
+    if hyper.warmup_steps is not None and hyper.warmup_steps > warm and hyper.lr_scheduler_type != "constant":
+        job = f"the job has {_count(steps, 'step')}; the warm-up is shortened to {warm:,}"
+        message = f"warmup_steps = {hyper.warmup_steps:,} is too long: {job}."
+        resolved.warn("WARMUP_TOO_LONG", message, f"Set warmup_steps to {steps // 20:,}, or leave it out.", path)
+        resolved.choose(path, warm, f"a warm-up must be shorter than the job, which has {_count(steps, 'step')}")
+    if warm and steps < _FEW_STEPS:
+        message = f"The first of {steps:,} steps changes nothing: a warm-up begins at learning rate 0."
+        where = path if hyper.warmup_steps is not None else "hyperparameters.warmup_ratio"
+        resolved.warn("STEP_AT_RATE_ZERO", message, "Set warmup_steps = 0, or train for more steps.", where)
 
 
 def _estimate(

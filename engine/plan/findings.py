@@ -70,7 +70,7 @@ def validation_report(report: Report, prepared: Prepared | None, config: JobConf
     """Converts the row problems and, unless `prepared` is None (no row could be counted), the statistics."""
     found = ValidationReport(
         verdict=f"VALIDATION_VERDICT_{report.verdict.upper()}",
-        problems=[row_problem(problem) for problem in report.problems],
+        problems=[row_problem(problem) for problem in report.ordered()],
         counts=[
             ProblemCount(
                 source=count.source, reason=count.reason, severity=_severity(count.severity), count=count.count

@@ -40,7 +40,7 @@ class Database:
 
     @classmethod
     async def open(
-        cls, url: str, *, busy_seconds: float = BUSY_SECONDS, group_seconds: float = MAX_SECONDS
+        cls, url: str | URL, *, busy_seconds: float = BUSY_SECONDS, group_seconds: float = MAX_SECONDS
     ) -> "Database":
         """Connects and migrates the schema to the newest version. `url`: `sqlite:///path` or `postgresql://…`.
 

@@ -11,6 +11,7 @@ from finetuneflow.blocking import Blocking, blocking, iterating
 from finetuneflow.enums import enum_number
 from finetuneflow.errors import ApiError, InvalidArgument, Violation
 from finetuneflow.fields import fill
+from finetuneflow.files import utf8_path
 from finetuneflow.paging import paged
 from finetuneflow.resources.dataset import Dataset
 from finetuneflow.resources.validation import RowPreview, ValidationReport
@@ -61,12 +62,12 @@ class AsyncDatasets:
         Raises:
             OSError: The file cannot be read.
             IntegrityError: The file changed during the upload.
-            InvalidArgument: The file is empty or has an unknown extension.
+            InvalidArgument: The file is empty, has an unknown extension, or its path is not UTF-8.
             ResourceExhausted: The file exceeds the operator's size limit, or the server's disk is full.
             AlreadyExists: The request_id was used for other content.
         """
 
-        file = Path(path).expanduser()  # noqa: ASYNC240 - asks no disk
+        file = utf8_path(Path(path).expanduser())  # noqa: ASYNC240 - asks no disk
 
         def work(calls: PlainCalls) -> Dataset:
             stub = pb_grpc.DatasetServiceStub(calls.channel)

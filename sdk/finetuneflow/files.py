@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from io import RawIOBase
 from pathlib import Path, PurePosixPath
+
+from finetuneflow.errors import InvalidArgument, Violation
 
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"|?*\\]')
 
@@ -14,6 +17,17 @@ def sha256_of(path: Path) -> str:
     """Returns the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def utf8_path(path: Path) -> Path:
+    """Returns the path. Raises InvalidArgument("PATH_NOT_UTF8") if it is not UTF-8: no message can contain it."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(path).decode(errors="replace")
+        said = f"The name {shown!r} is not UTF-8; rename the file or folder."
+        raise InvalidArgument(said, reason="PATH_NOT_UTF8", violations=[Violation("path", said)]) from None
+    return path
 
 
 def safe_relative_path(name: str) -> PurePosixPath:

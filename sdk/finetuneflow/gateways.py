@@ -6,6 +6,7 @@ Generated stubs accept both classes as a channel.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Self
@@ -14,7 +15,7 @@ import grpc
 import grpc.aio
 
 from finetuneflow.connection import Connection
-from finetuneflow.errors import ServerUnreachable, from_rpc_error
+from finetuneflow.errors import FineTuneFlowError, ServerUnreachable, from_rpc_error
 
 
 class _Choice:
@@ -111,6 +112,7 @@ class AioFailoverChannel:
         self._credentials = connection.credentials
         self._choice = _Choice(len(connection.addresses))
         self._channels: list[grpc.aio.Channel] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def unary_unary(self, path: str, **how: Any) -> Callable[..., Any]:
         return self._answered_once(self._methods("unary_unary", path, how))
@@ -150,6 +152,12 @@ class AioFailoverChannel:
         made: list[Any] = []
 
         def method(index: int) -> Any:
+            if self._loop not in (None, asyncio.get_running_loop()):
+                raise FineTuneFlowError(
+                    "This AsyncClient belongs to another event loop, in which its first call was made.",
+                    advice="Make one client in each event loop, inside the coroutine that asyncio.run runs, or use "
+                    "Client.",
+                )
             if not made:
                 made.extend(getattr(channel, kind)(path, **how) for channel in self._opened())
             return made[index]
@@ -159,6 +167,7 @@ class AioFailoverChannel:
     def _opened(self) -> list[grpc.aio.Channel]:
         # A channel of grpc.aio belongs to the event loop it is created on, and a client may be created before the loop.
         if not self._channels:
+            self._loop = asyncio.get_running_loop()
             for address in self._connection.addresses:
                 options = self._connection.options(address)
                 self._channels.append(

@@ -593,7 +593,8 @@ class Reason(OpenEnum):
     """The base model has no chat template, so a plain one is used. Caller: give `chat_template` for another one."""
 
     WARMUP_TOO_LONG = "WARMUP_TOO_LONG"
-    """The warm-up lasts as long as the job, so the learning rate never peaks. Caller: lower `warmup_steps`."""
+    """`warmup_steps` is not below the steps of the job and was lowered to one step fewer. Caller: lower
+    `warmup_steps`."""
 
     LOSS_NOT_FINITE = "LOSS_NOT_FINITE"
     """The loss or the gradient norm is NaN or infinite. Caller: lower the learning rate, or use fp32."""
@@ -612,6 +613,9 @@ class Reason(OpenEnum):
     VERIFIED_WITHOUT_MODEL = "VERIFIED_WITHOUT_MODEL"
     """The base model does not fit into memory, so the export was compared tensor by tensor and not run. Operator: give
     the exporter more memory."""
+
+    STEP_AT_RATE_ZERO = "STEP_AT_RATE_ZERO"
+    """The warm-up's first step has learning rate 0, and the job has few steps. Caller: set `warmup_steps` to 0."""
 
     # Service: What is wrong with the system and not with the call.
 
@@ -660,6 +664,9 @@ class Reason(OpenEnum):
 
     NO_EXPORT = "NO_EXPORT"
     """The job has no export, or none yet. Caller: wait for its end."""
+
+    PATH_NOT_UTF8 = "PATH_NOT_UTF8"
+    """The path of a local file is not UTF-8, so no message can contain it. Caller: rename the file or folder."""
 
     # Claims: Why a gateway refused an attempt to a worker. Only workers see these.
 

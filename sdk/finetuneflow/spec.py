@@ -17,6 +17,7 @@ from google.protobuf.message import Message
 
 from finetuneflow.enums import enum_name, enum_number, nearest
 from finetuneflow.errors import InvalidArgument, Violation
+from finetuneflow.files import utf8_path
 from finetuneflow.v1 import fine_tuning_job_spec_pb2 as pb
 
 # Names in other libraries and older configurations with exactly the same meaning.
@@ -26,6 +27,7 @@ SYNONYMS: Mapping[str, Mapping[str, str]] = {
 _SECTIONS = ("hyperparameters", "lora", "quantization", "evaluation", "export", "resources")
 _SOURCES = ("training_data", "evaluation_data")
 
+_EVERY_LAYER = "all-linear"
 _INTEGERS = {FieldDescriptor.CPPTYPE_INT32, FieldDescriptor.CPPTYPE_INT64}
 _FLOATS = {FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT}
 
@@ -156,6 +158,9 @@ class _Reader:
                 self.refuse(path, str(error))
 
     def read_list(self, target: Any, descriptor: Any, value: Any, path: str) -> None:
+        if value == _EVERY_LAYER and descriptor.name == "target_modules":
+            # peft's name for the default. As a list it replaces the list of a recipe.
+            value = [value]
         if isinstance(value, str) or not isinstance(value, Sequence):
             self.refuse(path, f"must be a list, not {value!r}")
             return
@@ -215,7 +220,10 @@ class _Reader:
         elif not file.is_file():
             self.refuse(path, f"{str(file)!r} is not a file")
         else:
-            self.files.append((message, file))
+            try:
+                self.files.append((message, utf8_path(file)))
+            except InvalidArgument as error:
+                self.refuse(path, error.message)
 
 
 def is_dataset_id(place: str | PathLike[str]) -> bool:

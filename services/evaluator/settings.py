@@ -1,4 +1,4 @@
-"""What can be set about this process: `FTF_EVALUATOR_<KEY>`, else `FTF_<KEY>`."""
+"""Settings of an evaluator process: `FTF_EVALUATOR_<KEY>`, or else `FTF_<KEY>`."""
 
 from typing import ClassVar
 
@@ -6,7 +6,7 @@ from services.settings import ServiceSettings
 
 
 class EvaluatorSettings(ServiceSettings):
-    """Those of every service, with the evaluator's own port."""
+    """The settings of every service, with the evaluator's own port."""
 
     service: ClassVar[str] = "evaluator"
 

@@ -1,4 +1,4 @@
-"""Stage 3, the supervisor's part: brings the best checkpoint, the held-out rows and the base model to the child."""
+"""Stage 3 in the supervisor: gives the child the best checkpoint, the held-out rows and the base model."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ class EvaluationStage:
         self._models = models
 
     async def prepare(self, assignment: Assignment, workdir: Path, store: ArtifactStore) -> ChildCommand:
-        """Raises JobError when this node has other weights than preflight saw."""
+        """Raises JobError if the base model's weights on this node differ from those that preflight checked."""
         config = job_configuration(assignment.resolved_spec)
         spec = EvaluationInput(
             config=config,

@@ -9,7 +9,7 @@ from finetuneflow.v1.fine_tuning_job_spec_pb2 import EXPORT_FORMAT_ADAPTER
 
 
 class ExporterServicer(exporter_service_pb2_grpc.ExporterServiceServicer):
-    """Answers out of the stage worker of this process."""
+    """Describes the stage worker of this process."""
 
     def __init__(self, worker: StageWorker) -> None:
         self._worker = worker

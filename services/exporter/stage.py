@@ -1,4 +1,4 @@
-"""Stage 4, the supervisor's part: brings the best checkpoint, the base model and the job's figures to the child."""
+"""Stage 4 in the supervisor: gives the child the best checkpoint, the base model and the job's figures."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ class ExportStage:
         self._models = models
 
     async def prepare(self, assignment: Assignment, workdir: Path, store: ArtifactStore) -> ChildCommand:
-        """Raises JobError when this node has other weights than preflight saw."""
+        """Raises JobError if the base model's weights on this node differ from those that preflight checked."""
         config = job_configuration(assignment.resolved_spec)
         datasets = [DatasetFile(id=d.id, filename=d.filename, sha256=d.sha256) for d in assignment.datasets]
         from_hub = assignment.preflight.hub_datasets

@@ -15,11 +15,24 @@ import pytest
 from chassis.store.artifact_store import ArtifactCorrupt, ArtifactMissing, ArtifactStore, on_disk_of
 from chassis.store.partials import WriteInProgress, WrongOffset
 from tests.chassis.stores import S3Server, why_no_s3
+from tests.odd_names import ODD
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> ArtifactStore:
     return ArtifactStore((tmp_path / "store").as_uri())
+
+
+def test_a_file_url_is_the_folder_that_it_is_made_of(tmp_path: Path, folder: Path) -> None:
+    """A home with a space in its name had its artifacts in another folder beside it."""
+    store = ArtifactStore((tmp_path / ODD).as_uri())
+    stored = store.put_folder(folder, "default/jobs/j")
+    assert (tmp_path / ODD / "default/jobs/j/a.bin").is_file()
+    store.get_folder("default/jobs/j", tmp_path / "again", stored.sha256)
+    assert files(tmp_path / "again") == files(folder)
+    store.delete("default/jobs/j")
+    assert not (tmp_path / ODD / "default/jobs/j").exists()
+    assert {entry.name for entry in tmp_path.iterdir()} == {ODD, "made", "again"}
 
 
 @pytest.fixture(scope="module")

@@ -215,6 +215,15 @@ def test_each_noun_answers_people_and_programs(ftf: Ftf, rows: Path) -> None:
         assert lines(ftf(*command.split(), "--json").stdout)
 
 
+def test_doctor_names_every_setting_of_the_environment(ftf: Ftf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A home that is set elsewhere is the commonest reason why a job is not where it is looked for."""
+    monkeypatch.setenv("FTF_HOME", "/somewhere")
+    monkeypatch.setenv("FTF_HUB_TOKEN", "a secret")
+    said = ftf("doctor").stdout
+    assert "FTF_HOME, FTF_HUB_TOKEN" in said
+    assert "a secret" not in said
+
+
 def test_download_prints_where_the_files_are(ftf: Ftf, gateway: FakeGateway, tmp_path: Path) -> None:
     gateway.files = {"export/report.md": b"# report"}
     result = ftf("download", JOB, "--out", tmp_path / "package")

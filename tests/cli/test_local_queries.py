@@ -2,9 +2,12 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -21,14 +24,16 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
-def here(tiny: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+def here(
+    tiny: Path, *arguments: object, environment: Mapping[str, str] = MappingProxyType({}), encoding: str = "utf-8"
+) -> subprocess.CompletedProcess[str]:
     """A process of its own, with nothing to ask."""
-    environment = {"FTF_MODELS": json.dumps({"tiny": str(tiny)}), "FTF_HOME": str(tiny / "home"), "PATH": ""}
+    own = {"FTF_MODELS": json.dumps({"tiny": str(tiny)}), "FTF_HOME": str(tiny / "home"), "PATH": ""}
     return subprocess.run(
         [sys.executable, "-m", "finetuneflow.cli", *map(str, arguments)],
-        env=environment | {"PYTHONPATH": ":".join(sys.path)},
+        env=own | {"PYTHONPATH": ":".join(sys.path), **environment},
         capture_output=True,
-        text=True,
+        encoding=encoding,
         check=False,
     )
 
@@ -178,9 +183,69 @@ def test_what_is_wrong_with_every_row_is_said_once(tiny: Path, tmp_path: Path) -
     table = tmp_path / "gym.csv"
     table.write_text("Age,BMI\n" + "".join(f"{20 + n},{20 + n / 10}\n" for n in range(60)))
     done = here(tiny, "validate", table, "-m", "tiny")
-    assert done.stdout.count("none of the known columns") == 1, done.stderr
+    # In what refuses the job, which stands first and last, and once beside all of its rows.
+    assert done.stdout.count("none of the known columns") == 3, done.stderr
     assert "rows 2, 3, 4 and 57 more: " in done.stdout
-    assert "In all 60 rows are wrong" in done.stdout
+    assert "In all 60 rows are wrong: 60 UNKNOWN_FORMAT." in done.stdout
+
+
+def test_what_refuses_stands_first_and_last(tiny: Path, tmp_path: Path) -> None:
+    """It stood behind harmless duplicates, and the last line did not say what it was."""
+    rows = [{"question": "Why?", "answer": "So."}] * 30 + [{"question": 7, "answer": "So."}] * 20
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = here(tiny, "validate", file, "-m", "tiny")
+    lines = done.stdout.splitlines()
+    assert (done.returncode, lines[-1]) == (2, "The job would be refused.")
+    refusal = lines[0]
+    assert lines[-2] == refusal
+    for part in ("Refused: training_data[0] row 31: ", "a number", "20 rows are wrong: 20 WRONG_TYPE.", "[BAD_DATA]"):
+        assert part in refusal
+    wrong, repeated = (next(i for i, line in enumerate(lines) if f"[{kind}]" in line)
+                       for kind in ("WRONG_TYPE", "DUPLICATE_ROW"))  # fmt: skip
+    assert wrong < repeated
+
+
+ALONE = ["validate", "--set", "holdout_fraction=0"]
+"""Of one row none can be held out."""
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_an_encoding_without_a_character_ends_no_command(tiny: Path, tmp_path: Path, encoding: str) -> None:
+    """A traceback stood in the middle of the output, and a script was told that the work had failed."""
+    text = "漢 ö 😀 \u2028"
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"question": text, "answer": text}) + "\n")
+    given = {"PYTHONIOENCODING": encoding}
+    for command in (["datasets", "preview"], ["datasets", "preview", "--tokens"], ["datasets", "stats"], ALONE):
+        done = here(tiny, *command, rows, "-m", "tiny", environment=given, encoding=encoding)
+        assert done.returncode == 0, done.stderr
+    done = here(tiny, "datasets", "preview", rows, "-m", "tiny", environment=given, encoding=encoding)
+    assert "\\u6f22" in done.stdout and "\\ud83d\\ude00" in done.stdout
+    done = here(tiny, "datasets", "preview", rows, "-m", "tiny", "--json", environment=given, encoding=encoding)
+    assert text in json.loads(done.stdout)["text"]
+
+
+@pytest.mark.parametrize("command", [["validate"], ["datasets", "stats"], ["datasets", "preview"]])
+def test_a_name_that_is_not_utf8_is_refused_in_a_sentence(tiny: Path, tmp_path: Path, command: list[str]) -> None:
+    file = os.fsencode(tmp_path) + b"/caf\xe9.jsonl"
+    Path(os.fsdecode(file)).write_text('{"question": "Why?", "answer": "So."}\n')
+    done = here(tiny, *command, os.fsdecode(file), "-m", "tiny")
+    assert done.returncode == 2
+    assert "caf\ufffd.jsonl' is not UTF-8; rename the file" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_preview_is_written_with_the_template_of_the_job(tiny: Path, tmp_path: Path) -> None:
+    rows, template = tmp_path / "rows.jsonl", tmp_path / "chat.jinja"
+    rows.write_text('{"question": "Why?", "answer": "So."}\n')
+    template.write_text("{% for m in messages %}[{{ m.role }}] {{ m.content }}{{ eos_token }}{% endfor %}"
+                        "{% if add_generation_prompt %}[assistant]{% endif %}")  # fmt: skip
+    shown = here(tiny, "datasets", "preview", rows, "-m", "tiny", "--chat-template", template)
+    assert "[user] Why?<|im_end|>[assistant] So." in shown.stdout, shown.stderr
+    for command in (["datasets", "stats"], ALONE):
+        done = here(tiny, *command, rows, "-m", "tiny", "--chat-template", template)
+        assert done.returncode == 0, done.stderr
 
 
 def test_a_refusal_says_once_what_its_rows_share() -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from finetuneflow import Client
 from standalone.ports import free_port
+from tests.odd_names import ODD
 from tests.tiny_models import make_tiny_model
 
 _START_SECONDS = 60
@@ -76,7 +77,8 @@ class System:
 
 @pytest.fixture(scope="module")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    system = System(tmp_path_factory.mktemp("home"))
+    # Every file and URL that a job makes is below this name.
+    system = System(tmp_path_factory.mktemp("home") / ODD)
     system.start()
     yield system
     system.stop()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from finetuneflow import AsyncClient, Client, InvalidArgument, JobFailed, NotFound
+from finetuneflow import AsyncClient, Client, FineTuneFlowError, InvalidArgument, JobFailed, NotFound
 from tests.fakes.gateway import JOB, FakeGateway, Running, history
 
 NOUNS = ("jobs", "datasets", "artifacts", "models", "evaluations", "exports", "recipes", "probe")
@@ -130,3 +130,21 @@ async def test_the_blocking_client_works_inside_an_event_loop_too(client: Client
     """In a notebook everything runs inside one."""
     assert next(client.jobs.watch(JOB)).sequence == 1
     assert client.jobs.wait(JOB).state == "SUCCEEDED"
+
+
+def test_a_second_event_loop_is_refused_in_the_clients_own_words(server: Running) -> None:
+    """asyncio.run twice with one client ended in "Event loop is closed", from deep inside a library."""
+    client = AsyncClient(server.address)
+
+    async def count() -> int:
+        return len([job async for job in client.jobs.list()])
+
+    async def watch() -> None:
+        async for _ in client.jobs.watch(JOB):
+            return
+
+    asyncio.run(count())
+    for again in (count, watch):
+        with pytest.raises(FineTuneFlowError, match="another event loop") as caught:
+            asyncio.run(again())
+        assert "one client in each event loop" in caught.value.advice

@@ -118,3 +118,11 @@ def test_numbers_may_be_text_as_out_of_an_environment_variable() -> None:
     ).spec
     assert spec.seed == 7
     assert spec.hyperparameters.packing is True
+
+
+def test_all_linear_is_taken_as_a_list_of_it() -> None:
+    """peft's word for what is the default here; over a recipe's own list it has to be said."""
+    draft = draft_spec({"base_model": "m", "training_data": "ds_1", "lora": {"target_modules": "all-linear"}})
+    assert list(draft.spec.lora.target_modules) == ["all-linear"]
+    with pytest.raises(InvalidArgument):
+        draft_spec({"base_model": "m", "training_data": "ds_1", "lora": {"target_modules": "q_proj"}})

@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from finetuneflow import Client, FailedPrecondition, IntegrityError, ServerUnreachable, uploading
+from finetuneflow import (
+    Client,
+    FailedPrecondition,
+    IntegrityError,
+    InvalidArgument,
+    ServerUnreachable,
+    uploading,
+)
 from finetuneflow.chunks import CHUNK_BYTES, chunk_of, frame
 from finetuneflow.files import PartialFile, safe_relative_path
 from finetuneflow.v1.artifact_service_pb2 import DownloadArtifactResponse
@@ -209,3 +216,14 @@ def test_a_servers_name_stays_below_the_folder(name: str, tmp_path: Path) -> Non
     target = (tmp_path / safe_relative_path(name)).resolve()
     assert target.is_relative_to(tmp_path.resolve())
     assert target != tmp_path.resolve()
+
+
+def test_a_name_that_is_not_utf8_is_refused_in_a_sentence(client: Client, tmp_path: Path) -> None:
+    """No message can hold it; the traceback of a codec does not say which file it is about."""
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jsonl"))
+    path.write_text('{"question": "q", "answer": "a"}\n')
+    with pytest.raises(InvalidArgument, match=r"jsonl' is not UTF-8; rename"):
+        client.datasets.upload(path)
+    with pytest.raises(InvalidArgument) as caught:
+        client.jobs.create(base_model="m", training_data=path)
+    assert [violation.field for violation in caught.value.violations] == ["spec.training_data[0].dataset"]

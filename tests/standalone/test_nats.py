@@ -1,6 +1,7 @@
 """The broker of a stack: bundled, private, and keeping what it acknowledged."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,11 +12,12 @@ from nats.errors import Error as NatsError
 from standalone.nats import NatsServer, configure
 from standalone.ports import free_port
 from standalone.processes import Program, SupervisedProcess
+from tests.odd_names import ODD
 
 
 @pytest.fixture
 async def broker(tmp_path: Path) -> AsyncIterator[NatsServer]:
-    server = configure(tmp_path / "a folder", free_port())
+    server = configure(tmp_path / ODD, free_port())
     kept = SupervisedProcess(Program("nats-server", server.argv, server.ready), tmp_path, tmp_path / "logs", print)
     await kept.start()
     yield server
@@ -44,6 +46,17 @@ async def test_it_has_jetstream_and_takes_large_messages(broker: NatsServer) -> 
     acknowledged = await asyncio.wait_for(jetstream.publish("try", b"x" * (4 << 20)), 30)
     assert acknowledged.seq == 1
     await client.close()
+
+
+def test_it_keeps_its_data_in_a_folder_of_any_name(broker: NatsServer, tmp_path: Path) -> None:
+    """One umlaut in the path, and nothing started."""
+    assert (tmp_path / ODD / "store" / "jetstream").is_dir()
+    assert [entry.name for entry in tmp_path.iterdir() if entry.name != "logs"] == [ODD]
+
+
+def test_a_folder_name_that_is_no_text_is_written_byte_by_byte(tmp_path: Path) -> None:
+    configure(Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")), 4222)
+    assert b"caf\\xe9/store" in Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9/nats.conf")).read_bytes()
 
 
 def test_its_configuration_is_the_owners_alone(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from finetuneflow import Client
 from standalone.ports import free_port
+from tests.odd_names import ODD
 
 PROCESSES = {"nats-server", "gateway", "probe", "trainer", "evaluator", "exporter"}
 
@@ -51,7 +52,7 @@ def up(tmp_path: Path) -> Iterator[Callable[[], Up]]:
     started: list[Up] = []
 
     def start() -> Up:
-        started.append(Up(tmp_path / "a home", free_port()))
+        started.append(Up(tmp_path / ODD, free_port()))
         return started[-1]
 
     yield start
@@ -76,6 +77,9 @@ def test_up_serves_restarts_what_dies_and_stops_everything(up: Callable[[], Up])
             running.next("notice", naming=f"{name} was killed by SIGKILL")
             running.next("notice", naming=f"{name} is up again")
         assert "smollm2-135m" in [model.id for model in client.models.list()]
+
+    assert {"gateway.sqlite", "nats", "logs"} <= {entry.name for entry in running.home.iterdir()}
+    assert [entry.name for entry in running.home.parent.iterdir()] == [ODD], "nothing is written beside the home"
 
     family = running.family()
     assert len(family) >= len(PROCESSES)

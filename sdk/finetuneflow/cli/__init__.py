@@ -15,5 +15,8 @@ def main() -> None:
     # gRPC's core logs lost connections to stderr, into the middle of a live display.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     from finetuneflow.cli.app import build_app
+    from finetuneflow.cli.console import escape_unencodable
 
+    for stream in (sys.stdout, sys.stderr):
+        escape_unencodable(stream)
     build_app()()

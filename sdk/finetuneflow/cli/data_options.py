@@ -32,6 +32,12 @@ TruncationSide = Annotated[
 SystemPrompt = Annotated[
     str | None, typer.Option("--system-prompt", help="System prompt for conversations that have none.")
 ]
+ChatTemplate = Annotated[
+    Path | None,
+    typer.Option(
+        "--chat-template", exists=True, dir_okay=False, help="File with a chat template that replaces the model's."
+    ),
+]
 
 
 def source_settings(mapping: list[str] | None, template: Path | None, format_: str | None) -> dict[str, Any]:
@@ -44,6 +50,18 @@ def source_settings(mapping: list[str] | None, template: Path | None, format_: s
     text = read_text(template) if template else None
     fields = {"mapping": pairs or None, "template": text, "format": format_}
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def reading_settings(
+    max_length: int | None, truncation: str | None, system_prompt: str | None, chat_template: Path | None
+) -> dict[str, Any]:
+    """Returns the fields of a validation or preview request that say how rows are tokenized."""
+    return {
+        "max_length": max_length,
+        "truncation": truncation,
+        "system_prompt": system_prompt,
+        "chat_template": read_text(chat_template) if chat_template else None,
+    }
 
 
 def sources(data: list[str], settings: Mapping[str, Any]) -> list[dict[str, Any]]:

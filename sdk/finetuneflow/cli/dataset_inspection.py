@@ -15,12 +15,14 @@ from rich.text import Text
 
 from finetuneflow.cli.console import visible
 from finetuneflow.cli.data_options import (
+    ChatTemplate,
     Format,
     Map,
     MaxLength,
     SystemPrompt,
     Template,
     TruncationSide,
+    reading_settings,
     source_settings,
 )
 from finetuneflow.cli.exits import USAGE, CommandFailed
@@ -29,6 +31,7 @@ from finetuneflow.cli.validation_tables import figures, histogram, show_problems
 from finetuneflow.datasets import data_source, truncation_number
 from finetuneflow.errors import Violation
 from finetuneflow.fields import INT64_MAX, fill
+from finetuneflow.files import utf8_path
 from finetuneflow.resources.validation import RowPreview, ValidationReport, Verdict
 from finetuneflow.spec import is_dataset_id
 from finetuneflow.v1 import dataset_service_pb2 as pb
@@ -46,11 +49,13 @@ def stats(
     format_: Format = None,
     max_length: MaxLength = None,
     truncation: TruncationSide = None,
+    system_prompt: SystemPrompt = None,
+    chat_template: ChatTemplate = None,
     json: Json = False,
 ) -> None:
     """Count the rows and tokens of DATA, and the steps of a job on it; exit code 2 if a job would be refused."""
     here = session(ctx)
-    more = {"max_length": max_length, "truncation": truncation}
+    more = reading_settings(max_length, truncation, system_prompt, chat_template)
     report = _validate(here, data, model, source_settings(mapping, template, format_), more)
     found = report.training_data
     counted = found if found is not None and found.num_examples else None
@@ -80,12 +85,13 @@ def preview(
     max_length: MaxLength = None,
     truncation: TruncationSide = None,
     system_prompt: SystemPrompt = None,
+    chat_template: ChatTemplate = None,
     json: Json = False,
 ) -> None:
     """Show rows of DATA as the training reads them, with the trained text highlighted."""
     here = session(ctx)
     source = source_settings(mapping, template, format_)
-    more = {"max_length": max_length, "truncation": truncation, "system_prompt": system_prompt}
+    more = reading_settings(max_length, truncation, system_prompt, chat_template)
     found = _preview(here, data, model, source, row, rows, more)
     if not found:
         message = f"{data} has no row {row:,} or later."
@@ -100,6 +106,7 @@ def preview(
 def _validate(here: Session, data: str, model: str, source: dict[str, Any], more: dict[str, Any]) -> ValidationReport:
     file = Path(data)
     if here.local_probe is not None and file.is_file():
+        file = utf8_path(file.absolute())
         request = pb.ValidateDatasetRequest(source=data_source({**source, "dataset": data}))
         fill(request, base_model=model, **_numbered(more))
         return ValidationReport.from_proto(here.local_probe.validate(request, {data: file}).report)
@@ -117,6 +124,7 @@ def _preview(
 ) -> tuple[RowPreview, ...]:
     file = Path(data)
     if here.local_probe is not None and file.is_file():
+        file = utf8_path(file.absolute())
         request = pb.PreviewDatasetRequest(source=data_source({**source, "dataset": data}))
         fill(request, base_model=model, first_row=first_row, num_rows=num_rows, **_numbered(more))
         return tuple(RowPreview.from_proto(row) for row in here.local_probe.preview(request, {data: file}).rows)

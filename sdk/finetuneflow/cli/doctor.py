@@ -55,7 +55,8 @@ def _findings(client: Client) -> Iterator[Finding]:
     for entry_point in entry_points(group="finetuneflow.checks"):
         for check in entry_point.load()():
             yield Finding(*check)
-    set_here = [name for name in ("FTF_ADDRESS", "FTF_TOKEN", "FTF_CA") if os.environ.get(name)]
+    # Names only: some values are secrets.
+    set_here = sorted(name for name, value in os.environ.items() if name.startswith("FTF_") and value)
     yield Finding("settings", None, f"environment variables: {', '.join(set_here) or 'none'}")
     connections = [_connects(address) for address in client.address.split(",") if address.strip()]
     yield from connections

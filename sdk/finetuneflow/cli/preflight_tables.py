@@ -10,7 +10,7 @@ from finetuneflow.cli.estimate_tables import print_estimate
 from finetuneflow.cli.exits import USAGE
 from finetuneflow.cli.session import print_json, print_rows
 from finetuneflow.cli.validation_tables import figures, show_problems
-from finetuneflow.resources.preflight import Preflight
+from finetuneflow.resources.preflight import Finding, Preflight
 from finetuneflow.resources.validation import ProblemSeverity, Verdict
 
 _VERDICTS = {
@@ -31,9 +31,13 @@ def show_preflight(console: Console, found: Preflight, *, json: bool) -> None:
 
 
 def print_preflight(console: Console, found: Preflight) -> None:
-    """Prints model, dataset, settings with reasons, estimate, improvements, problems and findings, then the verdict."""
+    """Prints refusals, model, dataset, settings with reasons, estimate, improvements, problems and findings, then the
+    refusals again and the verdict."""
     model = found.result.base_model
     named = f"{model.id} {model.revision}".strip()
+    refusals = [finding for finding in found.report.findings if finding.severity == ProblemSeverity.ERROR]
+    for finding in refusals:
+        _print_finding(console, finding)
     console.print(f"{named}: {model.architecture or 'unknown architecture'}, {model.num_parameters:,} parameters\n")
     rows = found.report.validation
     if rows.training_data is not None and rows.training_data.num_examples:
@@ -50,16 +54,18 @@ def print_preflight(console: Console, found: Preflight) -> None:
         print_rows(console, ["IMPROVEMENT", "FROM", "TO", "REASON"], better)
     console.print("")
     show_problems(console, rows)
-    wrong = [problem for problem in rows.problems if problem.severity == ProblemSeverity.ERROR]
     for finding in found.report.findings:
-        refusal = finding.severity == ProblemSeverity.ERROR
-        message = finding.message
-        if finding.reason == "BAD_DATA" and wrong:
-            # The problem is printed above, with the rows.
-            said = wrong[0].message
-            message = message.replace(f": {said}{'' if said.endswith(('.', '?', '!')) else '.'}", ".", 1)
-        said = " ".join(part for part in (message, as_typed(finding.advice)) if part)
-        line = f"{'Refused' if refusal else 'Warning'}: {said} [{finding.reason}]"
-        console.print(line, style="red" if refusal else "yellow")
+        if finding not in refusals:
+            _print_finding(console, finding)
+    # Refusals are printed first and last: many lines of settings and rows may stand between.
+    for finding in refusals:
+        _print_finding(console, finding)
     if found.report.verdict is not None:
         console.print(_VERDICTS.get(found.report.verdict, str(found.report.verdict)))
+
+
+def _print_finding(console: Console, finding: Finding) -> None:
+    refusal = finding.severity == ProblemSeverity.ERROR
+    said = " ".join(part for part in (finding.message, as_typed(finding.advice)) if part)
+    line = f"{'Refused' if refusal else 'Warning'}: {said} [{finding.reason}]"
+    console.print(line, style="red" if refusal else "yellow")

@@ -13,6 +13,7 @@ import typer
 
 from finetuneflow.cli.config import apply_setting, read_config
 from finetuneflow.cli.data_options import (
+    ChatTemplate,
     Format,
     Map,
     MaxLength,
@@ -25,6 +26,7 @@ from finetuneflow.cli.data_options import (
 from finetuneflow.cli.preflight_tables import show_preflight
 from finetuneflow.cli.refusals import every_refusal
 from finetuneflow.cli.session import Json, Session, session
+from finetuneflow.cli.text_files import read_text
 from finetuneflow.resources.preflight import Preflight
 from finetuneflow.spec import draft_spec
 from finetuneflow.v1 import probe_service_pb2 as pb
@@ -49,6 +51,7 @@ def validate(
     max_length: MaxLength = None,
     truncation: TruncationSide = None,
     system_prompt: SystemPrompt = None,
+    chat_template: ChatTemplate = None,
     node: Annotated[str, typer.Option(help="Id of the node to plan the job for.")] = "",
     json: Json = False,
 ) -> None:
@@ -57,6 +60,8 @@ def validate(
     rows = sources(data or [], source_settings(mapping, template, format_))
     flags = {"training_data": rows, "base_model": model, "recipe": recipe, "system_prompt": system_prompt}
     values |= {key: value for key, value in flags.items() if value}
+    if chat_template is not None:
+        values["chat_template"] = read_text(chat_template)
     if max_length is not None:
         apply_setting(values, f"hyperparameters.max_length={max_length}")
     if truncation is not None:

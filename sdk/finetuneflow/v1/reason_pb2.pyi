@@ -189,6 +189,7 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_CHECKPOINT_UNUSABLE: _ClassVar[Reason]
     REASON_NOT_EVALUATED_IN_FP32: _ClassVar[Reason]
     REASON_VERIFIED_WITHOUT_MODEL: _ClassVar[Reason]
+    REASON_STEP_AT_RATE_ZERO: _ClassVar[Reason]
     REASON_INTERNAL: _ClassVar[Reason]
     REASON_DATABASE_UNAVAILABLE: _ClassVar[Reason]
     REASON_NO_BROKER: _ClassVar[Reason]
@@ -203,6 +204,7 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_TOKEN_WITHOUT_TLS: _ClassVar[Reason]
     REASON_UNKNOWN_VALUE: _ClassVar[Reason]
     REASON_NO_EXPORT: _ClassVar[Reason]
+    REASON_PATH_NOT_UTF8: _ClassVar[Reason]
     REASON_CLAIMED_BY_ANOTHER: _ClassVar[Reason]
     REASON_ENDED: _ClassVar[Reason]
     REASON_NOT_WANTED: _ClassVar[Reason]
@@ -390,6 +392,7 @@ REASON_CHECKPOINT_NOT_STORED: Reason
 REASON_CHECKPOINT_UNUSABLE: Reason
 REASON_NOT_EVALUATED_IN_FP32: Reason
 REASON_VERIFIED_WITHOUT_MODEL: Reason
+REASON_STEP_AT_RATE_ZERO: Reason
 REASON_INTERNAL: Reason
 REASON_DATABASE_UNAVAILABLE: Reason
 REASON_NO_BROKER: Reason
@@ -404,6 +407,7 @@ REASON_INVALID_CA: Reason
 REASON_TOKEN_WITHOUT_TLS: Reason
 REASON_UNKNOWN_VALUE: Reason
 REASON_NO_EXPORT: Reason
+REASON_PATH_NOT_UTF8: Reason
 REASON_CLAIMED_BY_ANOTHER: Reason
 REASON_ENDED: Reason
 REASON_NOT_WANTED: Reason

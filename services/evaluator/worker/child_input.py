@@ -1,4 +1,4 @@
-"""What the evaluator's supervisor hands to its child, as `input.json`."""
+"""Input of the evaluator's child, which reads it from `input.json`."""
 
 from pathlib import Path
 
@@ -15,8 +15,8 @@ class EvaluationInput(ChildInput):
     """The resolved configuration."""
     model: ModelFiles
     adapter_dir: Path
-    """The checkpoint to judge: an adapter, or the whole weights where config.method is full."""
+    """The checkpoint to evaluate: an adapter, or all weights if config.method is full."""
     data_dir: Path
     """eval/ and eval_rows.jsonl, where rows are held out, and prepared.json, as `engine.data.prepare` writes them."""
     threads: int = Field(ge=1)
-    """Of torch."""
+    """Number of torch's threads."""

@@ -1,4 +1,4 @@
-"""The questions that base and tuned model both answer, and their answers side by side."""
+"""Questions for the base and the tuned model, and their answers side by side."""
 
 import json
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ _BYTES_PER_TEXT = 10 * 1024
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked, as people read it and as the model is given it."""
+    """A question, as text to read and as token ids for the model."""
 
     instruction: str
     input: str

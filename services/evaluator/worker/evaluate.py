@@ -1,4 +1,4 @@
-"""Did it help? Base and tuned model on the same held-out rows, and their answers to the same questions."""
+"""Evaluates base and tuned model on the same held-out rows and the same questions."""
 
 import gc
 import math
@@ -7,11 +7,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from datasets import load_from_disk
 from safetensors import safe_open
 
 from chassis.child.phases import Phases
 from chassis.child.pipe import EventSink
+from engine.data.shards import read_shards
 from engine.data.tokenizer import Tokenizer
 from engine.model import load
 from engine.model.generate import PROMPTS_PER_BATCH, generate
@@ -31,7 +31,7 @@ def evaluate(spec: EvaluationInput, sink: EventSink) -> EvaluationResult:
         return result
     torch.set_num_threads(spec.threads)
     tokenizer = Tokenizer(spec.model.path, config.chat_template)
-    rows: list[Row] = list(load_from_disk(str(spec.data_dir / "eval"))) if (spec.data_dir / "eval").is_dir() else []
+    rows: list[Row] = list(read_shards(spec.data_dir / "eval")) if (spec.data_dir / "eval").is_dir() else []
     asked = questions(config, spec.data_dir, tokenizer)
     answers: dict[str, list[list[int]]] = {}
 

@@ -1,1 +1,1 @@
-"""The exporter's child: export.py is the whole of an export, in time order."""
+"""The exporter's child: packs the tuned model, verifies that the package loads, and describes its contents."""

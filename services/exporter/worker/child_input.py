@@ -1,4 +1,4 @@
-"""What the exporter's supervisor hands to its child, as `input.json`."""
+"""Input of the exporter's child, which reads it from `input.json`."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,7 +38,7 @@ class ProtoJson:
 
 
 class DatasetFile(Strict):
-    """A file the model was trained on."""
+    """A file of training or evaluation rows."""
 
     id: str
     filename: str
@@ -46,7 +46,7 @@ class DatasetFile(Strict):
 
 
 class JobFacts(Strict):
-    """What the package says of the job it came from."""
+    """Facts about the job that the package states."""
 
     id: str
     create_time: str

@@ -1,4 +1,4 @@
-"""Text of other people (names, questions, answers) inside Markdown."""
+"""Escapes untrusted text (names, questions, answers) for Markdown."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""`metrics.json` and `training_config.json`: the job's figures and settings under the names people know."""
+"""`metrics.json` and `training_config.json`: the job's figures and settings under common names."""
 
 import math
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Point:
 
 
 def curve(spec: ExportInput, name: str) -> list[Point]:
-    """The points of one series by step. A step that a second attempt made again counts as it came out last."""
+    """Returns the points of one series by step. For a step that a later attempt repeated, the last value counts."""
     points = {point.step: point.value for series in spec.metrics if series.name == name for point in series.points}
     return [Point(step, points[step]) for step in sorted(points)]
 

@@ -5,6 +5,7 @@ from huggingface_hub import ModelCardData
 from services.exporter.worker.child_input import ExportInput
 from services.exporter.worker.markdown import escape
 from services.exporter.worker.report import METHODS
+from services.exporter.worker.row_forms import RowForms
 
 
 def model_card(spec: ExportInput) -> str:
@@ -35,7 +36,7 @@ def model_card(spec: ExportInput) -> str:
 
 {METHODS[spec.config.method]} fine-tune of `{model.id}` (revision `{model.revision}`), made by FineTuneFlow
 in job `{spec.job.id}`, step {spec.training.best_step:,}. {outcome}
-`report.md` tells how it was trained, `metrics.json` and `training_config.json` hold every figure and setting,
+`report.md` describes the training, `metrics.json` and `training_config.json` contain every figure and setting,
 `manifest.json` the SHA-256 of every file. The licence is the base model's.
 
 ## Loading it
@@ -45,30 +46,67 @@ in job `{spec.job.id}`, step {spec.training.best_step:,}. {outcome}
 
 
 def _loading(spec: ExportInput) -> str:
+    full = spec.config.method == "full"
+    imports = [] if full else ["from peft import PeftModel"]
+    imports.append("from transformers import AutoModelForCausalLM, AutoTokenizer")
+    lines = [*imports, "", *_model(spec), ""]
+    forms = RowForms.of(spec)
+    if forms.chat:
+        lines += _chat(spec)
+    if forms.plain:
+        lines += ["", "# Rows of plain text have no template."] if forms.chat else []
+        lines += _plain(spec, asked=not forms.chat)
+    return "\n".join(["```python", *lines, "```"])
+
+
+def _model(spec: ExportInput) -> list[str]:
+    tokenizer = 'tokenizer = AutoTokenizer.from_pretrained(".")'
     model = spec.model
     if spec.config.method == "full":
-        return _code(
-            'tokenizer = AutoTokenizer.from_pretrained(".")', 'model = AutoModelForCausalLM.from_pretrained(".")'
-        )
-    hub = "/" in model.id
-    base = f'"{model.id}", revision="{model.revision}"' if hub else "base"
-    lines = [
-        'tokenizer = AutoTokenizer.from_pretrained(".")',
-        f"model = AutoModelForCausalLM.from_pretrained({base})",
-        'model = PeftModel.from_pretrained(model, ".")',
-    ]
-    if not hub:
-        lines.insert(0, f'base = "…"  # the folder that `ftf models path {model.id}` prints')
-    return _code(*lines, peft=True)
+        return [tokenizer, 'model = AutoModelForCausalLM.from_pretrained(".")']
+    adapter = 'model = PeftModel.from_pretrained(model, ".")'
+    if "/" in model.id:
+        base = f'model = AutoModelForCausalLM.from_pretrained("{model.id}", revision="{model.revision}")'
+        return [tokenizer, base, adapter]
+    where = f'base = "…"  # the folder that `ftf models path {model.id}` prints'
+    return [where, tokenizer, "model = AutoModelForCausalLM.from_pretrained(base)", adapter]
 
 
-def _code(*lines: str, peft: bool = False) -> str:
-    imports = ["from peft import PeftModel"] if peft else []
-    imports.append("from transformers import AutoModelForCausalLM, AutoTokenizer")
-    generate = [
-        'messages = [{"role": "user", "content": "Hello"}]',
-        'inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", '
-        "return_dict=True)",
-        "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0], skip_special_tokens=True))",
+def _chat(spec: ExportInput) -> list[str]:
+    """Returns code that asks a question, with the system prompt of the training."""
+    turns = [("user", _question(spec, "Hello"))]
+    if spec.config.system_prompt:
+        turns.insert(0, ("system", spec.config.system_prompt))
+    return [
+        "messages = [",
+        *(f'    {{"role": "{role}", "content": {content!r}}},' for role, content in turns),
+        "]",
+        "inputs = tokenizer.apply_chat_template(",
+        '    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True',
+        ")",
+        *_GENERATE,
     ]
-    return "\n".join(["```python", *imports, "", *lines, "", *generate, "```"])
+
+
+def _plain(spec: ExportInput, *, asked: bool) -> list[str]:
+    """Returns code that continues a text."""
+    text = _question(spec, _TEXT) if asked else _TEXT
+    return [f'inputs = tokenizer({text!r}, return_tensors="pt")', *_GENERATE]
+
+
+def _question(spec: ExportInput, default: str) -> str:
+    """Returns the first question of the evaluation if it is short, otherwise `default`."""
+    for sample in spec.evaluation.samples[:1]:
+        question = f"{sample.instruction}\n\n{sample.input}" if sample.input else sample.instruction
+        if 0 < len(question) <= _SHORT:
+            return question
+    return default
+
+
+_TEXT = "Once upon a time"
+_SHORT = 200
+"""Maximum number of characters of a question in the code."""
+_GENERATE = (
+    "output = model.generate(**inputs, max_new_tokens=64)[0]",
+    'print(tokenizer.decode(output[inputs["input_ids"].shape[1] :], skip_special_tokens=True))',
+)

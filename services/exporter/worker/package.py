@@ -14,10 +14,12 @@ from services.exporter.worker.metrics import curve, metrics, training_config
 from services.exporter.worker.model_card import model_card
 from services.exporter.worker.plots import draw_losses
 from services.exporter.worker.report import report
+from services.exporter.worker.row_forms import RowForms
 
 ZIP = "finetuneflow_export.zip"
 MANIFEST = "manifest.json"
 _ADAPTER = ("adapter_model.safetensors", "adapter_config.json")
+_LOADING_SETTINGS = {"is_local", "local_files_only", "name_or_path"}
 # What is compressed already, or cannot be: weights shrink by a tenth at the price of minutes.
 _STORED = {".safetensors", ".png"}
 _EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -40,6 +42,9 @@ def write_model(spec: ExportInput, folder: Path) -> dict[str, Any] | None:
     shutil.copyfile(spec.adapter_dir / weights_name, folder / weights_name)
     config: dict[str, Any] = json.loads((spec.adapter_dir / config_name).read_text("utf-8"))
     config.update(base_model_name_or_path=spec.model.id, revision=spec.model.revision, inference_mode=True)
+    # peft keeps a set, whose order differs between processes.
+    if isinstance(config.get("target_modules"), list):
+        config["target_modules"].sort()
     _write_json(folder / config_name, config)
     return config
 
@@ -47,18 +52,26 @@ def write_model(spec: ExportInput, folder: Path) -> dict[str, Any] | None:
 def write_tokenizer(spec: ExportInput, folder: Path) -> None:
     """tokenizer.json, tokenizer_config.json, chat_template.jinja and special_tokens_map.json.
 
-    The template is the one that the rows were written with, also where the base model has none of its own.
-    transformers writes special_tokens_map.json no longer; readers of its older format still look for it.
+    The chat template is the one that the rows were written with, also where the base model has none of its own. If no
+    row was a conversation, the package has none: the model was not trained on that form.
+    transformers no longer writes special_tokens_map.json; readers of its older format still look for it.
     """
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = PreTrainedTokenizerFast.from_pretrained(spec.model.path)
-    if spec.preflight.training_data.format != "text" or spec.config.chat_template is not None:
-        tokenizer.chat_template = Tokenizer(spec.model.path, spec.config.chat_template).template
+    is_chat = RowForms.of(spec).chat
+    tokenizer.chat_template = Tokenizer(spec.model.path, spec.config.chat_template).template if is_chat else None
     tokenizer.save_pretrained(folder)
     settings = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
+    # These say how the tokenizer was loaded here, and nothing about the tokenizer.
+    settings = {name: value for name, value in settings.items() if name not in _LOADING_SETTINGS}
     # The name that every version of transformers reads; what version 5 writes is unknown to version 4.
-    _write_json(folder / "tokenizer_config.json", {**settings, "tokenizer_class": "PreTrainedTokenizerFast"})
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if not is_chat:
+        settings.pop("chat_template", None)
+    # Without it the tokenizer adds token_type_ids, which decoder models refuse to generate from.
+    settings.setdefault("model_input_names", ["input_ids", "attention_mask"])
+    _write_json(folder / "tokenizer_config.json", settings)
     special: dict[str, Any] = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
     extra = [str(token) for token in tokenizer.extra_special_tokens]
     if extra:
@@ -87,7 +100,7 @@ def write_manifest(spec: ExportInput, folder: Path) -> None:
 
 
 def write_zip(folder: Path, target: Path) -> None:
-    """All files of the folder, in name order and without clock or owner: equal content gives an equal zip."""
+    """Zips all files of the folder by name, without times and owners: equal content gives an equal zip."""
     with zipfile.ZipFile(target, "w") as archive:
         for file in sorted(folder.iterdir()):
             entry = zipfile.ZipInfo(file.name, date_time=_EPOCH)
@@ -98,7 +111,7 @@ def write_zip(folder: Path, target: Path) -> None:
 
 
 def check_formats(spec: ExportInput) -> None:
-    """JobError for a form that this version cannot make; the gateway refuses such a job before."""
+    """Raises JobError for a format that this version cannot make. The gateway refuses such a job earlier."""
     for name in spec.config.export.formats:
         if name != "adapter":
             raise JobError("NOT_IMPLEMENTED", f"Export as {name} is not available yet.", "Use adapter.")

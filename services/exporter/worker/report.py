@@ -1,4 +1,4 @@
-"""`report.md`: what was trained on what, how it went, and what came out."""
+"""`report.md`: model, data, settings, results and sample outputs of a job."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Proof that the package is the trained model: loaded as its reader loads it, it answers as the checkpoint does."""
+"""Verifies that the package, loaded as a user loads it, gives the same logits as the checkpoint."""
 
 import json
 import zipfile
@@ -22,12 +22,12 @@ TOLERANCE = 1e-5
 
 
 class PackageBroken(Exception):
-    """The package is not the trained model. Nothing of it is published."""
+    """The package differs from the trained model. No file of it is published."""
 
 
 @dataclass(frozen=True)
 class Verified:
-    """What was checked."""
+    """Result of a verification."""
 
     num_tensors: int
     max_difference: float | None

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, concatenate_datasets, load_from_disk
+from datasets import Dataset, concatenate_datasets
 from transformers import AutoTokenizer, PrinterCallback, set_seed
 from trl.data_utils import pack_dataset
 from trl.trainer.sft_config import SFTConfig
@@ -16,6 +16,7 @@ from chassis.child.pipe import EventSink, Paused
 from engine.config.curriculum import Curriculum
 from engine.config.trl_arguments import sft_arguments
 from engine.data.prepare import Prepared
+from engine.data.shards import read_shards
 from engine.model import load
 from finetuneflow.v1.event_pb2 import Complete, Restored, Warning
 from finetuneflow.v1.stage_result_pb2 import TrainingResult
@@ -58,10 +59,8 @@ def train(given: TrainingInput, sink: EventSink) -> TrainingResult:
         restored=restored,
     )
     with sink.ticking():
-        arguments = sft_arguments(config, output_dir=str(trainer_dir), device=on)
+        arguments = sft_arguments(config, total_steps=given.total_steps, output_dir=str(trainer_dir), device=on)
         arguments |= {
-            # Preflight's number, so that schedule and progress do not depend on how a library counts.
-            "max_steps": given.total_steps,
             "eval_strategy": "no" if eval_rows is None else "steps",
             # The rows are ids and labels already, cut and packed.
             "dataset_kwargs": {"skip_prepare_dataset": True},
@@ -98,7 +97,7 @@ def train(given: TrainingInput, sink: EventSink) -> TrainingResult:
 def _rows(given: TrainingInput) -> tuple[Dataset, Dataset | None, Curriculum | None]:
     """Loads training rows (packed if configured), held-out rows or None, and the curriculum if there are phases."""
     hyper = given.config.hyperparameters
-    train_rows = load_from_disk(str(given.data_dir / "train"))
+    train_rows = read_shards(given.data_dir / "train")
     parts = [train_rows]
     if given.config.phases:
         counts = [phase.train.num_examples for phase in Prepared.read(given.data_dir).phases]
@@ -109,7 +108,7 @@ def _rows(given: TrainingInput) -> tuple[Dataset, Dataset | None, Curriculum | N
     curriculum = Curriculum.of(given.config, [len(part) for part in parts]) if given.config.phases else None
     if not (given.data_dir / "eval").is_dir():
         return train_rows, None, curriculum
-    eval_rows = load_from_disk(str(given.data_dir / "eval"))
+    eval_rows = read_shards(given.data_dir / "eval")
     # Every token weighs the same in the evaluation loss, so the order is free: rows of one length need no padding.
     counted = lengths(eval_rows)
     return train_rows, eval_rows.select(sorted(range(len(counted)), key=lambda i: -counted[i])), curriculum

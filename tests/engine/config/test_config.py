@@ -177,10 +177,10 @@ def test_the_trainer_accepts_the_arguments(tmp_path: Path) -> None:
 
     automatic = {"precision": "fp32", "optim": "adamw_torch", "gradient_checkpointing": False}
     config = job_config({**MINIMAL, "method": "lora", "hyperparameters": {**automatic, "group_by_length": True}})
-    arguments = SFTConfig(**sft_arguments(config, output_dir=str(tmp_path), device="cpu"))
-    assert (arguments.warmup_steps, arguments.max_length, arguments.bf16) == (0.03, 2048, False)
+    arguments = SFTConfig(**sft_arguments(config, total_steps=100, output_dir=str(tmp_path), device="cpu"))
+    assert (arguments.warmup_steps, arguments.max_length, arguments.bf16) == (3, 2048, False)
     with pytest.raises(ValueError, match="automatic"):
-        sft_arguments(job_config(MINIMAL), output_dir=str(tmp_path), device="cpu")
+        sft_arguments(job_config(MINIMAL), total_steps=100, output_dir=str(tmp_path), device="cpu")
 
 
 def test_a_resolved_curriculum_has_no_length_beside_its_phases() -> None:
@@ -201,3 +201,9 @@ def test_fields_that_conflict_with_phases_are_refused() -> None:
         "spec.phases", "spec.hyperparameters.max_steps", "spec.phases[0].training_data[0].mapping",
         "spec.hyperparameters.truncation",
     }  # fmt: skip
+
+
+def test_all_linear_is_the_default_by_another_name() -> None:
+    config = job_config({**MINIMAL, "lora": {"target_modules": ["all-linear"]}})
+    assert config.lora.target_modules == []
+    assert job_config({**MINIMAL, "lora": {"target_modules": ["q_proj"]}}).lora.target_modules == ["q_proj"]

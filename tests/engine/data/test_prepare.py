@@ -245,6 +245,29 @@ def test_a_system_prompt_stands_before_conversations_without_one(bench: Bench) -
     assert bench.refused([{"text": "plain"}] * 2, system_prompt="Ours.").violations[0].field == "spec.system_prompt"
 
 
+CALLING = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}<call>{{ c.function | tojson }}</call>{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_a_call_is_expected_as_the_template_writes_it(bench: Bench) -> None:
+    """Beside what the model called stood an empty text, as if it should have said nothing."""
+    function = {"name": "lamp", "arguments": {"on": True}}
+    answers = [
+        {"content": None, "tool_calls": [{"function": function}]},
+        {"content": "Let me see.", "tool_calls": [{"function": function}]},
+        {"content": "No."},
+    ]
+    question = {"role": "user", "content": "Light?"}
+    rows = [{"messages": [question, {"role": "assistant", **answer}]} for answer in answers]
+    bench.run(QA, evaluation=rows, chat_template=CALLING)
+    call = '<call>{"name": "lamp", "arguments": {"on": true}}</call>'
+    assert [row["expected_output"] for row in bench.eval_rows()] == [call, f"Let me see.{call}", "No."]
+    assert bench.eval_rows()[0]["prompt"].endswith("assistant\n")
+
+
 GOOD = '{"question": "Q", "answer": "A"}\n'
 
 

@@ -74,9 +74,17 @@ SUSPICIOUS: list[tuple[dict[str, Any], str, str, str]] = [
     ({"hyperparameters": {"learning_rate": 0.02}}, "learning_rate", "0.0002", "20 times the highest"),
     ({"method": "full", "model": "smollm2-135m"}, "learning_rate", "2e-05", "2.0 times the highest"),
     ({"hyperparameters": {"learning_rate": 1e-6}}, "learning_rate", "0.0002", "900 steps change the weights little"),
-    ({"hyperparameters": {"warmup_steps": 900}}, "warmup_steps", "45", "never reaches its peak"),
+    ({"hyperparameters": {"warmup_steps": 900}}, "warmup_steps", "45", "899 of 900 steps and leaves 1 step after"),
     ({"hyperparameters": {"warmup_ratio": 0.5}}, "warmup_ratio", "0.05", "450 of 900 steps"),
-    ({"lengths": {400: 100}, "steps": 19}, "gradient_accumulation_steps", "1", "100 rows make 19 steps of 16"),
+    ({"lengths": {400: 100}, "steps": 19}, "gradient_accumulation_steps", "1", "100 rows make 19 steps of 16 rows"),
+    ({"lengths": {400: 100}, "steps": 19}, "gradient_accumulation_steps", "1",
+     "With gradient_accumulation_steps = 1 there are 39 steps."),
+    ({"lengths": {400: 9}, "held": 0, "steps": 3, "hyperparameters": {"per_device_train_batch_size": 64,
+      "gradient_accumulation_steps": 64}}, "per_device_train_batch_size", "1",
+     "9 rows make 3 steps of 9 rows, which is few. With per_device_train_batch_size = 1 and "
+     "gradient_accumulation_steps = 1 there are 27 steps."),
+    ({"lora": {"r": 1024, "lora_alpha": 32, "target_modules": ["k_proj"]}}, "r", "16",
+     "no targeted layer is wider than 512"),
     ({"lengths": {400: 100}, "held": 0, "hyperparameters": {"num_epochs": 40}}, "num_epochs", "3", "on 144 times"),
     ({"lora": {"r": 64, "lora_alpha": 8}}, "lora_alpha", "128", "lora_alpha / r = 0.125"),
     ({"lora": {"r": 64, "lora_alpha": 128, "use_rslora": True}}, "lora_alpha", "32", "lora_alpha / √r = 16"),
@@ -108,6 +116,14 @@ def test_each_suggestion_names_value_and_figures(job: dict[str, Any], field: str
     assert field in found, found
     assert found[field].suggested == suggested
     assert why in found[field].reason
+
+
+def test_no_suggestion_that_would_change_nothing() -> None:
+    """One row makes one step per epoch, however small the batches. No alpha helps a rank above the layers' width."""
+    single = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
+    found = better(lengths={400: 1}, held=0, steps=3, hyperparameters=single)
+    assert not {"gradient_accumulation_steps", "per_device_train_batch_size"} & set(found)
+    assert "lora_alpha" not in better(lora={"r": 1024, "lora_alpha": 32, "target_modules": ["k_proj"]})
 
 
 def test_quantisation_settings_are_suggested_for_qlora_only() -> None:

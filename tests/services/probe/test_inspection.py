@@ -80,8 +80,8 @@ async def test_a_dataset_is_checked_before_a_job_is_made_of_it(room: Room) -> No
     assert {name for name in sys.modules if name.partition(".")[0] == "transformers"} == before
     assert report.verdict == 3
     assert [(p.row, p.reason, p.source) for p in report.problems] == [
-        (31, "DUPLICATE_ROW", "training_data[0]"),
         (32, "NOT_JSON", "training_data[0]"),
+        (31, "DUPLICATE_ROW", "training_data[0]"),
     ]
     assert report.training_data.num_examples == 30
     assert report.training_data.percentiles[50] > 0

@@ -25,7 +25,7 @@ from tests.services.trainer.parts import Recorder
 
 
 def _arguments(spec: Any) -> dict[str, Any]:
-    arguments = sft_arguments(spec.config, output_dir=str(spec.out_dir), device="cpu")
+    arguments = sft_arguments(spec.config, total_steps=spec.total_steps, output_dir=str(spec.out_dir), device="cpu")
     arguments |= {"dataset_kwargs": {"skip_prepare_dataset": True}, "eval_strategy": "no"}
     return {
         "args": SFTConfig(**arguments),

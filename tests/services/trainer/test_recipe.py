@@ -191,7 +191,9 @@ def test_a_diverged_loss_is_shown_as_it_is(spec: Any) -> None:
     """A NaN that is filtered out of the log looks like a training that goes well."""
     sink = Recorder()
 
-    result = train(spec(learning_rate=1.0, max_grad_norm=0.0, optim="sgd", lora={"lora_alpha": 4000.0}), sink)
+    # Without the warm-up step the loss of this model stays finite.
+    diverging = {"learning_rate": 1.0, "warmup_steps": 1, "max_grad_norm": 0.0, "optim": "sgd"}
+    result = train(spec(**diverging, lora={"lora_alpha": 4000.0}), sink)
 
     assert any(not math.isfinite(log.loss) for log in sink.of(Log))
     (warning,) = sink.of(Warning)
@@ -224,3 +226,11 @@ def test_a_curriculum_is_one_run_whose_phases_are_seen_to_begin(spec: Any) -> No
     ]  # fmt: skip
     assert [(log.step, log.extras["phase"]) for log in sink.of(Log)][2:4] == [(9, 1.0), (12, 2.0)]
     assert sink.of(Log)[-1].epoch == 4.5
+
+
+def test_the_only_step_of_a_job_trains(spec: Any) -> None:
+    """Its learning rate was 0: the job succeeded and exported the unchanged base model."""
+    given = spec(total_steps=1, warmup_ratio=0.03, held_out=False)
+    train(given, Recorder())
+    weights = adapter(given.out_dir / "checkpoints" / "step-1")
+    assert all(float(weight.abs().max()) > 0 for name, weight in weights.items() if "lora_B" in name)

@@ -1,0 +1,28 @@
+"""Forms of the rows that a model was trained on: conversations, plain text, or both."""
+
+from dataclasses import dataclass
+from typing import Self
+
+from services.exporter.worker.child_input import ExportInput
+
+_CONVERSATIONS = {"chat", "question_answer", "instruction"}
+_TEXTS = {"text", "tokenized"}
+
+
+@dataclass(frozen=True)
+class RowForms:
+    """The forms that occur; at least one of the two."""
+
+    chat: bool
+    """Some rows are conversations, which the chat template writes."""
+    plain: bool
+    """Some rows are plain text, which no template changes."""
+
+    @classmethod
+    def of(cls, spec: ExportInput) -> Self:
+        """Reads the forms from the statistics of preflight. Rows of prompt_completion have either form: only those of
+        conversations have roles."""
+        data = spec.preflight.training_data
+        formats = set(data.format.split(", "))
+        chat = bool(data.roles) or bool(formats & _CONVERSATIONS)
+        return cls(chat, not chat or bool(formats & _TEXTS))

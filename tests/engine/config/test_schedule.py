@@ -1,0 +1,69 @@
+"""Every schedule that a job can name starts, and lets its steps train."""
+
+import itertools
+import typing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.config.job import Hyperparameters, Optimizer, Scheduler, job_config
+from engine.config.schedule import num_warmup_steps
+from engine.config.trl_arguments import sft_arguments
+
+SCHEDULERS = typing.get_args(Scheduler)
+OPTIMIZERS = [name for name in typing.get_args(Optimizer) if name != "auto"]
+RATES = [5e-324, 1e-300, 1e-7, 2e-4, 1.0]
+WARM_UPS: list[dict[str, Any]] = [
+    {"warmup_ratio": 0.0},
+    {"warmup_ratio": 0.03},
+    {"warmup_ratio": 0.999999999},
+    {"warmup_steps": 0},
+    {"warmup_steps": 1},
+    {"warmup_steps": 10_000_000},
+]
+
+
+@pytest.mark.parametrize("total", [1, 2, 7, 100, 1000])
+@pytest.mark.parametrize("warm_up", WARM_UPS)
+def test_a_warm_up_is_shorter_than_the_training(warm_up: dict[str, Any], total: int) -> None:
+    """The only step of a small job had learning rate 0: the job succeeded, and its adapter was zero."""
+    for scheduler in SCHEDULERS:
+        assert num_warmup_steps(Hyperparameters(lr_scheduler_type=scheduler, **warm_up), total) < total
+
+
+def test_a_ratio_is_rounded_down() -> None:
+    """Rounded up, 3 % of 8 steps is a step without effect."""
+    counted = [num_warmup_steps(Hyperparameters(warmup_ratio=ratio), steps) for ratio, steps in
+               [(0.03, 8), (0.03, 33), (0.03, 34), (0.29, 100), (0.1, 30), (0.5, 900)]]  # fmt: skip
+    assert counted == [0, 0, 1, 29, 3, 450]
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_whatever_is_accepted_makes_the_trainers_optimizer_and_schedule(
+    scheduler: str, optimizer: str, tmp_path: Path
+) -> None:
+    """A combination that only the trainer refuses costs three attempts and ends as a fault of the system."""
+    import torch
+    from transformers import Trainer
+    from trl import SFTConfig
+
+    for rate, warm_up, total in itertools.product(RATES, WARM_UPS, [1, 2, 5]):
+        hyper = {"optim": optimizer, "lr_scheduler_type": scheduler, "learning_rate": rate, **warm_up}
+        hyper |= {"precision": "fp32", "gradient_checkpointing": False}
+        config = job_config(
+            {"base_model": "m", "training_data": [{"dataset": "d"}], "method": "lora", "hyperparameters": hyper}
+        )
+        given = sft_arguments(config, total_steps=total, output_dir=str(tmp_path), device="cpu")
+        arguments = SFTConfig(**{**given, "eval_strategy": "no"})
+        trainer = Trainer(torch.nn.Linear(2, 2), arguments)
+        trainer.create_optimizer_and_scheduler(total)
+        schedule = trainer.lr_scheduler
+        assert isinstance(schedule, torch.optim.lr_scheduler.LambdaLR)
+        factors = [schedule.lr_lambdas[0](step) for step in range(total + 1)]
+        warm = num_warmup_steps(config.hyperparameters, total)
+        # The smallest number of all has nothing between it and 0.
+        trains = factors[1 if warm else 0 : total] if rate > 5e-324 else []
+        assert all(factor > 0 for factor in trains), (rate, warm_up, total)
+        assert max(factors) <= 1

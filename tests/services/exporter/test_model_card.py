@@ -1,0 +1,100 @@
+"""The code in a package's README asks the model as its rows did."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from datasets import load_from_disk
+
+from chassis.child.pipe import EventSink
+from engine.data.prepare import prepare
+from engine.plan.findings import data_statistics
+from finetuneflow.v1.stage_result_pb2 import EvaluationResult, InferenceSample, PreflightResult
+from services.exporter.worker.__main__ import main
+from services.exporter.worker.child_input import ExportInput
+from tests.services.exporter.conftest import resolved
+
+QUESTION = {"role": "user", "content": "What is it?"}
+ANSWER = {"role": "assistant", "content": "A test."}
+FORMATS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "text": ({"text": "Once upon a time there was a test."}, {}),
+    "prompt_completion": ({"prompt": "Q: what\nA:", "completion": " a test."}, {}),
+    "prompt_completion of turns": ({"prompt": [QUESTION], "completion": [ANSWER]}, {}),
+    "chat": ({"messages": [QUESTION, ANSWER]}, {}),
+    "question_answer": ({"question": "What is it?", "answer": "A test."}, {}),
+    "instruction": ({"instruction": "Say what it is.", "input": "A \"test\"", "output": "A test."}, {}),
+    "with a system prompt": ({"messages": [QUESTION, ANSWER]}, {"system_prompt": "Be ```brief```.\n'So' \"be\" \\it."}),
+    "with a template of its own": (
+        {"messages": [QUESTION, ANSWER]},
+        {"chat_template": "{% for m in messages %}[{{ m.role }}] {{ m.content }}{{ eos_token }}{% endfor %}"},
+    ),
+    "tokenized": ({"input_ids": [50, 51, 52], "labels": [50, 51, 52]}, {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("has_template", [True, False])
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_code_of_the_readme_asks_as_the_rows_do(
+    name: str, has_template: bool, export_spec: ExportInput, tuned: SimpleNamespace, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """It ended in an error for plain text, and asked for others in a form that the model was not trained in."""
+    row, settings = FORMATS[name]
+    base = shutil.copytree(tuned.base, tmp_path / "base")
+    if not has_template:
+        (base / "chat_template.jinja").unlink()
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps(row) + "\n")
+    config = resolved(holdout_fraction=0.0, **settings)
+    prepared = prepare(config, base, {"ds_1": rows}, tmp_path / "data", lambda *_: None)
+    changed = export_spec.model_copy(
+        update={
+            "config": config,
+            "model": export_spec.model.model_copy(update={"path": base}),
+            "preflight": PreflightResult(training_data=data_statistics(prepared.train)),
+            "evaluation": EvaluationResult(samples=[_sample(row)]),
+        }
+    )
+    spec_file = tmp_path / "input.json"
+    spec_file.write_text(changed.model_dump_json())
+    main(EventSink(None, None), spec_file)
+
+    package = export_spec.out_dir
+    (code,) = re.findall(r"```python\n(.*?)\n```\n", (package / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(package)
+    said: dict[str, Any] = {}
+    exec(code.replace('base = "…"', f"base = {str(base)!r}"), said)  # noqa: S102 - it is what a reader runs
+    asked = said["inputs"]["input_ids"][0].tolist()
+    trained = load_from_disk(str(tmp_path / "data" / "train"))[0]["input_ids"]
+    if name not in ("text", "tokenized"):
+        assert trained[: len(asked)] == asked
+    assert len(said["output"]) > len(asked)
+    is_chat = name not in ("text", "tokenized", "prompt_completion")
+    assert (package / "chat_template.jinja").exists() == is_chat
+    assert "chat_template" not in json.loads((package / "tokenizer_config.json").read_text())
+
+
+def _sample(row: dict[str, Any]) -> InferenceSample:
+    asked = row.get("instruction") or row.get("question") or row.get("prompt") or "What is it?"
+    return InferenceSample(
+        instruction=asked if isinstance(asked, str) else asked[-1]["content"], input=row.get("input", "")
+    )
+
+
+def test_a_job_on_conversations_and_text_shows_both(export_spec: ExportInput) -> None:
+    from services.exporter.worker.model_card import model_card
+
+    export_spec.preflight.training_data.format = "chat, text"
+    card = model_card(export_spec)
+    assert card.count("model.generate") == 2 and "apply_chat_template" in card
+
+
+def test_nothing_of_this_machine_is_in_the_tokenizers_settings(export_spec: ExportInput, spec_file: Path) -> None:
+    main(EventSink(None, None), spec_file)
+    settings = json.loads((export_spec.out_dir / "tokenizer_config.json").read_text())
+    assert not {"local_files_only", "is_local", "name_or_path"} & set(settings)
+    modules = json.loads((export_spec.out_dir / "adapter_config.json").read_text())["target_modules"]
+    assert modules == sorted(modules)
