@@ -281,7 +281,11 @@ class _Answers:
     def _end_of_turn(self, index: int, start: int, end: int, findings: list[RowProblem]) -> int:
         """The end of a marked answer. Templates exist that mark the answer but not the token that ends its turn: a
         model trained so would never stop."""
-        if self._tokenizer.ends_special(self.text[start:end]):
+        written = self.text[start:end].rstrip()
+        # The answer's own text may end with a control token; it is not the template's.
+        if not written.endswith(self._messages[index]["content"].rstrip() or "\n") and self._tokenizer.ends_special(
+            written
+        ):
             return end
         before = self._tokenizer.render(self._messages[:index], generation_prompt=True, tools=self._example.tools)
         span, _ = self._span(index, before)
