@@ -19,7 +19,7 @@ from engine.data.formats import Example
 from engine.data.languages import is_sampled, language_of, texts_of
 from engine.data.rows import RowProblem
 from engine.data.sources import Source
-from engine.data.spans import Tokens, prompt_text, tokens_of_all
+from engine.data.spans import Tokens, effect_of, prompt_text, tokens_of_all
 from engine.data.statistics import Statistics, script_of
 from engine.data.tokenizer import Tokenizer
 from engine.data.validation import Report
@@ -202,13 +202,14 @@ class BlockTokenizer:
         if isinstance(tokens, JobError):
             if made.template_fault is None and tokens.reason in _TEMPLATE_FAULTS:
                 made.template_fault = tokens
-            # A template may well refuse one conversation, two questions in a row for instance, and take the others.
-            if tokens.reason == "TEMPLATE_FAILED":
+            if effect_of(tokens) == "leaves_out":
                 problem = RowProblem(example.row, "", tokens.reason, tokens.message.rstrip("."), "leaves_out")
             else:
                 problem = RowProblem(example.row, "", tokens.reason, f"{tokens.message} {tokens.advice}")
             made.report.add(place, problem)
             return False
+        for finding in tokens.findings:
+            made.report.add(place, finding)
         made.num_tokenised += 1
         if tokens.num_uncut > LONG:
             longest = (tokens.num_uncut, place, example.row)

@@ -13,6 +13,9 @@ Message = dict[str, Any]
 """A turn as chat templates take it: role (system, user, assistant or tool), content, and, if given, tool_calls, name,
 tool_call_id and reasoning_content."""
 
+THOUGHT_NAMES = ("reasoning_content", "reasoning", "thinking")
+"""Keys under which a turn has its thought; the first is ours."""
+
 ROLES = {
     "system": "system",
     "developer": "system",
@@ -117,8 +120,14 @@ def _turn(turn: Any, place: str) -> Message:
         if message["role"] != "assistant":
             raise BadValue(place, "MISPLACED_TOOL_CALL", f"{place} calls a tool; only assistant turns can")
         message["tool_calls"] = _calls(calls, place)
+    thought = next((turn[name] for name in THOUGHT_NAMES if isinstance(turn.get(name), str) and turn[name].strip()), "")
+    if isinstance(content, list):
+        thought = thought or "".join(filter(None, map(_thought, content)))
+        content = [part for part in content if _thought(part) is None]
     message["content"] = _content(turn, content, place, message["role"], has_calls=bool(calls))
-    for key in ("name", "tool_call_id", "reasoning_content"):
+    if thought.strip():
+        message[THOUGHT_NAMES[0]] = encodable(thought, place)
+    for key in ("name", "tool_call_id"):
         if isinstance(turn.get(key), str):
             message[key] = encodable(turn[key], place)
     return message
@@ -136,6 +145,15 @@ def _role(turn: Mapping[str, Any], place: str) -> str:
         message = f"{place} has the unknown role {str(said)[:40]!r}; the known roles are {', '.join(ROLES)}"
         raise BadValue(place, "UNKNOWN_ROLE", message)
     return ROLES[role]
+
+
+def _thought(part: Any) -> str | None:
+    """The thought in a part such as {"type": "thinking", "thinking": "…"} of a turn's content; None in others."""
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind not in THOUGHT_NAMES:
+        return None
+    thought = part.get(kind, part.get("text"))
+    return thought if isinstance(thought, str) else None
 
 
 def _content(turn: Mapping[str, Any], content: Any, place: str, role: str, *, has_calls: bool) -> str:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from engine.config.job import JobConfig
 from engine.data.files import read_rows
-from engine.data.rows import Effect, RowProblem
+from engine.data.rows import RowProblem
 from engine.data.sources import Source
-from engine.data.spans import IGNORED, tokens_of, whole_text
+from engine.data.spans import IGNORED, effect_of, tokens_of, whole_text
 from engine.data.template_limits import TEMPLATE_EXCEEDED
 from engine.data.tokenizer import Tokenizer
 from engine.errors import JobError
@@ -67,10 +67,11 @@ def preview(config: JobConfig, tokenizer_dir: Path, path: Path, first_row: int) 
         except JobError as error:
             if error.reason == TEMPLATE_EXCEEDED:
                 raise
-            effect: Effect = "leaves_out" if error.reason == "TEMPLATE_FAILED" else "refuses"
-            problem = RowProblem(item.row, "", error.reason, f"{error.message} {error.advice}", effect)
+            problem = RowProblem(item.row, "", error.reason, f"{error.message} {error.advice}", effect_of(error))
             yield Preview(item.row, problem=problem)
             continue
+        for finding in tokens.findings:
+            yield Preview(item.row, problem=finding)
         ids = tokens.input_ids.tolist()
         pieces = list(_pieces(ids, tokenizer))
         dropped = tokens.too_long or not tokens.trains

@@ -5,9 +5,10 @@ to an answer (with the generation prompt) and rendered with it differ by exactly
 of any model is built in.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy
 from numpy.typing import NDArray
@@ -15,7 +16,9 @@ from numpy.typing import NDArray
 from engine.config.job import LossScope, Truncation
 from engine.data.conversations import Message
 from engine.data.formats import Example
+from engine.data.rows import Effect, RowProblem
 from engine.data.template_limits import TEMPLATE_EXCEEDED
+from engine.data.text_layout import NO_TURN, Layout, Piece, layout_of
 from engine.data.tokenizer import Span, Tokenizer, bad_chat_template
 from engine.errors import JobError
 
@@ -26,7 +29,16 @@ Ids = NDArray[numpy.int32]
 
 
 _MANY_TURNS = 100
-"""From so many on it pays to know which of them max_length leaves."""
+"""Number of turns from which it pays to know which of them max_length leaves."""
+_MOST_REPEATED = 8
+"""Control tokens at the ends of one text that are compared with those of the template."""
+_LEAVES_OUT = ("TEMPLATE_FAILED", "EMPTY_VALUE")
+
+
+def effect_of(error: JobError) -> Effect:
+    """The effect that an error of one row has on the data. A template may well refuse one conversation, two questions
+    in a row for instance, and take the others."""
+    return "leaves_out" if error.reason in _LEAVES_OUT else "refuses"
 
 
 @dataclass(frozen=True)
@@ -44,6 +56,8 @@ class Tokens:
     num_trained: int
     trains: bool
     """Whether there is anything to learn. The first token is given, never predicted: a label there is in vain."""
+    findings: tuple[RowProblem, ...] = ()
+    """Warnings: what the chat template leaves out, or what is not trained as the row has it."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +69,7 @@ class _Written:
     leading: list[int]
     ends: bool
     """Whether the end-of-text token follows, and is trained."""
+    findings: list[RowProblem] = field(default_factory=list)
 
 
 def tokens_of(
@@ -63,8 +78,8 @@ def tokens_of(
     """Ids and labels of a row, cut to `max_length` tokens; with truncation "drop" a longer row is whole, and too_long.
 
     Raises JobError: TEMPLATE_FAILED, TEMPLATE_EXCEEDED, TEMPLATE_NOT_INCREMENTAL when the template gives no way to tell
-    answers apart, TEMPLATE_WITHOUT_TOOLS when it leaves out what an assistant turn calls, ID_OUT_OF_RANGE for ids that
-    the vocabulary does not have.
+    answers apart, TEMPLATE_WITHOUT_TOOLS when it leaves out what an assistant turn calls or what a tool returns,
+    EMPTY_VALUE for a turn that has only control tokens, ID_OUT_OF_RANGE for ids that the vocabulary does not have.
     """
     (found,) = tokens_of_all([example], tokenizer, loss_on, max_length, truncation)
     if isinstance(found, JobError):
@@ -89,7 +104,8 @@ def tokens_of_all(
                 found.append(_cut(*_tokenized(example, tokenizer, loss_on), max_length, truncation))
             else:
                 if example.is_chat:
-                    written.append(_conversation(example, tokenizer, loss_on, max_length))
+                    cleaned = without_repeated_tokens(example, tokenizer)
+                    written.append(_conversation(cleaned, tokenizer, loss_on, max_length))
                 else:
                     written.append(_plain_text(example, tokenizer, loss_on))
                 found.append(None)
@@ -100,7 +116,10 @@ def tokens_of_all(
     encoded = tokenizer.encode_all([one.text for one in written])
     labels = numpy.where(encoded.within([one.trained for one in written]), encoded.ids, numpy.int32(IGNORED))
     made = iter(
-        _cut(*_ended(one, encoded.ids[start:end], labels[start:end], tokenizer), max_length, truncation)
+        replace(
+            _cut(*_ended(one, encoded.ids[start:end], labels[start:end], tokenizer), max_length, truncation),
+            findings=tuple(one.findings),
+        )
         for one, (start, end) in zip(written, pairwise(encoded.starts), strict=True)
     )
     return [next(made) if one is None else one for one in found]
@@ -136,10 +155,12 @@ def whole_text(example: Example, tokenizer: Tokenizer) -> str:
     if example.is_tokenized:
         return tokenizer.decode(example.input_ids)
     if example.is_chat:
+        example = without_repeated_tokens(example, tokenizer)
         text = tokenizer.render(example.messages, tools=example.tools)
         return text if tokenizer.ends_special(text) else text + tokenizer.decode([tokenizer.eos_id])
-    end = [] if example.continues else [tokenizer.eos_id]
-    return tokenizer.decode(tokenizer.leading_ids) + example.prompt + example.completion + tokenizer.decode(end)
+    text = example.prompt + example.completion
+    end = [] if example.continues or _has_end(text, tokenizer) else [tokenizer.eos_id]
+    return tokenizer.decode(_leading(text, tokenizer)) + text + tokenizer.decode(end)
 
 
 def prompt_text(example: Example, tokenizer: Tokenizer) -> str:
@@ -177,20 +198,25 @@ def _tokenized(example: Example, tokenizer: Tokenizer, loss_on: LossScope) -> tu
 
 
 def _conversation(example: Example, tokenizer: Tokenizer, loss_on: LossScope, max_length: int) -> _Written:
+    marked: list[Span] = []
     if loss_on != "all" and tokenizer.marks_answers:
         text, marked = tokenizer.render_marked(example.messages, example.tools)
-        _check(text)
-        if (spans := _chosen(example, text, marked)) is not None:
-            return _Written(text, spans, [], not tokenizer.ends_special(text))
-    text = tokenizer.render(example.messages, tools=example.tools)
+    else:
+        text = tokenizer.render(example.messages, tools=example.tools)
     _check(text)
-    kept = None
-    if len(example.messages) > _MANY_TURNS:
-        offsets = tokenizer.encode(text).offsets
-        kept = offsets[max_length - 1][1] if len(offsets) > max_length else None
-    spans = [(0, len(text))] if loss_on == "all" else _answers(example, tokenizer, text, kept)
+    answers = _Answers(example, tokenizer, text)
+    findings = list(_left_out(example, answers, loss_on))
     # Generation ends at a special token only: a template that writes none would teach the model never to stop.
-    return _Written(text, spans, [], not tokenizer.ends_special(text))
+    ends = not tokenizer.ends_special(text)
+    if loss_on == "all":
+        return _Written(text, [(0, len(text))], [], ends, findings)
+    if (spans := answers.marked(marked, findings)) is None:
+        kept = None
+        if len(example.messages) > _MANY_TURNS:
+            offsets = tokenizer.encode(text).offsets
+            kept = offsets[max_length - 1][1] if len(offsets) > max_length else None
+        spans = answers.spans(kept, findings)
+    return _Written(text, spans, [], ends, findings)
 
 
 def _check(text: str) -> None:
@@ -198,49 +224,134 @@ def _check(text: str) -> None:
         raise bad_chat_template("TEMPLATE_FAILED", "The chat template writes nothing for this conversation.")
 
 
-def _chosen(example: Example, text: str, marked: list[Span]) -> list[Span] | None:
-    """Of what the template marks, the trained answers; None where its marks are no answers one by one."""
-    answers = [index for index, message in enumerate(example.messages) if message["role"] == "assistant"]
-    if len(marked) != len(answers):
-        return None
-    spans: list[Span] = []
-    for index, (start, end) in zip(answers, marked, strict=True):
-        if index < example.answers_from or index in example.untrained:
-            continue
-        calls = example.messages[index].get("tool_calls", ())
-        if any(call["function"]["name"] not in text[start:end] for call in calls):
-            raise _without_tools(index, example.messages)
-        spans.append((start, end))
-    return spans
+class _Answers:
+    """Finds the answers of one conversation in its rendering."""
+
+    def __init__(self, example: Example, tokenizer: Tokenizer, text: str) -> None:
+        self._example, self._tokenizer, self.text = example, tokenizer, text
+        self._messages = example.messages
+        self.layout = self._layout(len(self._messages), text)
+
+    def spans(self, kept: int | None, findings: list[RowProblem]) -> list[Span]:
+        """Spans of the trained answers, each with the mark that ends its turn; without those that begin behind `kept`
+        characters. Every answer takes two renderings of all before it: of ten thousand turns nobody could wait for
+        the last."""
+        found: list[Span] = []
+        rewritten: list[int] = []
+        unknown: list[int] = []
+        for index in _trained_turns(self._example):
+            before = self._tokenizer.render(self._messages[:index], generation_prompt=True, tools=self._example.tools)
+            if kept is not None and len(before) >= kept:
+                break
+            span, is_rewritten = self._span(index, before)
+            if span is None:
+                unknown.append(index)
+                continue
+            if is_rewritten:
+                rewritten.append(index)
+            found.append(span)
+        if unknown and not found:
+            raise _not_incremental(unknown[0], self._messages)
+        if unknown:
+            findings.append(_answers_not_trained(self._example.row, unknown, self._messages))
+        if rewritten:
+            findings.append(_answers_rewritten(self._example.row, rewritten, self._messages))
+        return found
+
+    def marked(self, marked: list[Span], findings: list[RowProblem]) -> list[Span] | None:
+        """The trained answers among the spans that the template marks, each extended to the end of its turn; None where
+        the marks are not the answers one by one."""
+        answers = [index for index, message in enumerate(self._messages) if message["role"] == "assistant"]
+        if len(marked) != len(answers):
+            return None
+        wanted = set(_trained_turns(self._example))
+        spans: list[Span] = []
+        for index, (start, end) in zip(answers, marked, strict=True):
+            own = [span for found in self._own(index) for span in found]
+            if any(first < start or last > end for first, last in own) or not self.text[start:end].strip():
+                return None
+            if index not in wanted:
+                continue
+            spans.append((start, self._end_of_turn(index, start, end, findings)))
+        return spans
+
+    def _own(self, index: int) -> list[list[Span]]:
+        return list(self.layout.of_turn(index).values()) if self.layout else []
+
+    def _end_of_turn(self, index: int, start: int, end: int, findings: list[RowProblem]) -> int:
+        """The end of a marked answer. Templates exist that mark the answer but not the token that ends its turn: a
+        model trained so would never stop."""
+        written = self.text[start:end].rstrip()
+        # The answer's own text may end with a control token; it is not the template's.
+        if not written.endswith(self._messages[index]["content"].rstrip() or "\n") and self._tokenizer.ends_special(
+            written
+        ):
+            return end
+        before = self._tokenizer.render(self._messages[:index], generation_prompt=True, tools=self._example.tools)
+        span, _ = self._span(index, before)
+        if span is not None and start < span[1]:
+            return max(span[1], end)
+        if index + 1 < len(self._messages) or self._tokenizer.ends_special(self.text):
+            findings.append(_end_not_trained(self._example.row, index, self._messages))
+        return end
+
+    def _span(self, index: int, before: str) -> tuple[Span | None, bool]:
+        """The answer in the whole rendering, and whether it is written there differently than when it was the last
+        turn. None where it cannot be told from what it answers."""
+        message = self._messages[index]
+        is_last = index + 1 == len(self._messages)
+        through = (
+            self.text if is_last else self._tokenizer.render(self._messages[: index + 1], tools=self._example.tools)
+        )
+        if through.startswith(before):
+            end = len(before) + _length_of_turn(through[len(before) :], message)
+            if self.text[:end] == through[:end]:
+                return (len(before), end), False
+        return self._in_whole(index, before, through), True
+
+    def _in_whole(self, index: int, before: str, through: str) -> Span | None:
+        """The answer in the whole rendering: from the generation prompt to the mark that ends the turn."""
+        alone = self._layout(index + 1, through)
+        if self.layout is None or alone is None:
+            return None
+        own, then = self.layout.of_turn(index), alone.of_turn(index)
+        # An answer that loses its thought once others follow is another answer.
+        if not own or own.keys() != then.keys() or any(len(spans) != 1 for spans in own.values()):
+            return None
+        asked = self._tokenizer.render(self._messages[:index], tools=self._example.tools)
+        prompt = before[len(asked) :] if before.startswith(asked) else ""
+        first = min(start for ((start, _),) in own.values())
+        last = max(end for ((_, end),) in own.values())
+        at = self.text.rfind(prompt, self.layout.end_before(index, first), first) if prompt else -1
+        closing = through[max(end for spans in then.values() for _, end in spans) :].rstrip()
+        if at < 0 or not self.text.startswith(closing, last):
+            return None
+        return at + len(prompt), last + len(closing)
+
+    def _layout(self, num_turns: int, text: str) -> Layout | None:
+        def render(messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> str:
+            return self._tokenizer.render(messages, tools=tools)
+
+        try:
+            return layout_of(render, self._messages[:num_turns], self._example.tools, text)
+        except JobError as error:
+            # A template may refuse the marks, where it parses a text for instance.
+            if error.reason == TEMPLATE_EXCEEDED:
+                raise
+            return None
 
 
-def _answers(example: Example, tokenizer: Tokenizer, text: str, kept: int | None) -> list[Span]:
-    """Spans of the trained answers in `text`, each with the mark that ends its turn; without those that begin behind
-    `kept` characters. Every answer takes two renderings of all before it: of ten thousand turns nobody could wait for
-    the last."""
-    spans: list[Span] = []
-    for index, message in enumerate(example.messages):
-        if message["role"] != "assistant" or index < example.answers_from or index in example.untrained:
-            continue
-        before = tokenizer.render(example.messages[:index], generation_prompt=True, tools=example.tools)
-        if kept is not None and len(before) >= kept:
-            break
-        whole = index + 1 == len(example.messages)
-        through = text if whole else tokenizer.render(example.messages[: index + 1], tools=example.tools)
-        if not through.startswith(before):
-            raise _not_incremental(index, example.messages)
-        written = through[len(before) :]
-        if any(call["function"]["name"] not in written for call in message.get("tool_calls", ())):
-            raise _without_tools(index, example.messages)
-        end = len(before) + _length_of_turn(written, message)
-        if text[:end] != through[:end]:
-            raise _not_incremental(index, example.messages)
-        spans.append((len(before), end))
-    return spans
+def _trained_turns(example: Example) -> list[int]:
+    return [
+        index
+        for index, message in enumerate(example.messages)
+        if message["role"] == "assistant" and index >= example.answers_from and index not in example.untrained
+    ]
 
 
 def _length_of_turn(written: str, message: Message) -> int:
-    """Of what the template writes for an answer: up to the mark that ends the turn, without the space after it."""
+    """Length of an answer in what the template writes for its turn: up to the mark that ends the turn, without the
+    space after it."""
     stripped = written.rstrip()
     content = message["content"].rstrip()
     if content and stripped.endswith(content):
@@ -248,19 +359,180 @@ def _length_of_turn(written: str, message: Message) -> int:
     return len(stripped)
 
 
+def _left_out(example: Example, answers: _Answers, loss_on: LossScope) -> Iterator[RowProblem]:
+    """A finding for each kind of text that the template leaves out. Raises JobError TEMPLATE_WITHOUT_TOOLS where what
+    is left out is a trained call, or a tool's result: the model would learn to invent it."""
+    messages = example.messages
+    trained = set(range(len(messages)) if loss_on == "all" else _trained_turns(example))
+    lost: dict[str, int] = {}
+    for piece in _missing(example, answers):
+        role = messages[piece.turn]["role"] if piece.turn != NO_TURN else ""
+        if piece.kind == "call" and piece.turn in trained:
+            raise _without_tools(piece.turn, messages, "calls a tool", "say nothing there")
+        if role == "tool":
+            raise _without_tools(piece.turn, messages, "is a tool's result", "invent the result")
+        if piece.kind == "tool":
+            reason = "TOOLS_NOT_WRITTEN"
+        elif piece.kind == "thought":
+            reason = "THOUGHT_NOT_WRITTEN"
+        else:
+            reason = "SYSTEM_NOT_WRITTEN" if role == "system" else "TURN_NOT_WRITTEN"
+        lost.setdefault(reason, piece.turn)
+    for reason, turn in lost.items():
+        said, advice = _NOT_WRITTEN[reason]
+        where = "" if turn == NO_TURN else f" (turn {turn + 1} of {len(messages)})"
+        message = f"has {said}{where} that the chat template does not write; {advice}"
+        yield RowProblem(example.row, "", reason, message, "warns")
+
+
+def _missing(example: Example, answers: _Answers) -> Iterator[Piece]:
+    if answers.layout is not None:
+        yield from answers.layout.missing()
+        return
+    # The template writes marked texts differently: whether each text is there at all is what can be told.
+    text = answers.text
+    for index, message in enumerate(example.messages):
+        if message["content"].strip() not in text:
+            yield Piece(index, "content")
+        if message.get("reasoning_content", "").strip() not in text:
+            yield Piece(index, "thought")
+        if any(call["function"]["name"] not in text for call in message.get("tool_calls", ())):
+            yield Piece(index, "call")
+    names = [(tool.get("function") or tool).get("name", "") for tool in example.tools]
+    if any(str(name) not in text for name in names):
+        yield Piece(NO_TURN, "tool")
+
+
+_WRITES = "give a chat_template that writes it, or take it out of the row"
+_NOT_WRITTEN = {
+    "SYSTEM_NOT_WRITTEN": (
+        "a system text",
+        "put it into the first question, or give a chat_template that writes system turns",
+    ),
+    "TOOLS_NOT_WRITTEN": ("a list of tools", _WRITES),
+    "THOUGHT_NOT_WRITTEN": ("a thought", "give a chat_template that writes it, or put it into the answer's content"),
+    "TURN_NOT_WRITTEN": ("a text", _WRITES),
+}
+"""Reason of a text that the template leaves out: its name, and the remedy."""
+
+
 def _plain_text(example: Example, tokenizer: Tokenizer, loss_on: LossScope) -> _Written:
     text = example.prompt + example.completion
     trained_from = 0 if loss_on == "all" else len(example.prompt)
-    return _Written(text, [(trained_from, len(text))], tokenizer.leading_ids, not example.continues)
+    # A text that was written for training elsewhere often has its begin and end tokens: one of each is enough.
+    leading = _leading(text, tokenizer)
+    ends = not example.continues and not _has_end(text, tokenizer)
+    return _Written(text, [(trained_from, len(text))], leading, ends)
 
 
-def _without_tools(index: int, messages: list[Message]) -> JobError:
+def _leading(text: str, tokenizer: Tokenizer) -> list[int]:
+    has_begin = bool(tokenizer.leading_ids) and text.startswith(tokenizer.decode(tokenizer.leading_ids))
+    return [] if has_begin else tokenizer.leading_ids
+
+
+def _has_end(text: str, tokenizer: Tokenizer) -> bool:
+    return text.rstrip().endswith(tokenizer.eos_token)
+
+
+def without_repeated_tokens(example: Example, tokenizer: Tokenizer) -> Example:
+    """The example without the control tokens at the ends of its turns' texts that the chat template writes there too.
+
+    Raises JobError EMPTY_VALUE for an answer of which nothing remains.
+    """
+    messages = example.messages
+    for _ in range(_MOST_REPEATED):
+        if not any(_outer_tokens(message["content"], tokenizer) for message in messages):
+            return example if messages is example.messages else replace(example, messages=messages)
+        cleaned = _once_less_repeated(messages, example, tokenizer)
+        if cleaned == messages:
+            break
+        messages = cleaned
+    return example if messages is example.messages else replace(example, messages=messages)
+
+
+def _once_less_repeated(messages: list[Message], example: Example, tokenizer: Tokenizer) -> list[Message]:
+    answers = _Answers(replace(example, messages=messages), tokenizer, tokenizer.render(messages, tools=example.tools))
+    if answers.layout is None:
+        return messages
+    cleaned = []
+    for index, message in enumerate(messages):
+        content = message["content"]
+        found = [span for spans in answers.layout.of_turn(index, "content").values() for span in spans]
+        if not found or not (tokens := _outer_tokens(content, tokenizer)):
+            cleaned.append(message)
+            continue
+        first, last = tokens
+        begin, end = min(start for start, _ in found), max(end for _, end in found)
+        before, behind = answers.text[:begin].rstrip(), answers.text[end:].lstrip()
+        # Marks keep away from tags, so that the token itself may stand outside of them.
+        if last and _repeats(behind, last) > 1 - answers.text[begin:end].rstrip().endswith(last):
+            content = content.rstrip().removesuffix(last).rstrip()
+        elif first and _repeats(before[::-1], first[::-1]) > 1 - answers.text[begin:end].startswith(first):
+            content = content.lstrip().removeprefix(first).lstrip()
+        if not content and not message.get("tool_calls") and message["role"] in ("user", "assistant"):
+            raise JobError(
+                "EMPTY_VALUE",
+                f"Turn {index + 1} of {len(messages)} has nothing but control tokens.",
+                "Drop the row, or give the turn a text.",
+            )
+        cleaned.append(message if content == message["content"] else {**message, "content": content})
+    return cleaned
+
+
+def _outer_tokens(content: str, tokenizer: Tokenizer) -> tuple[str, str] | None:
+    """The control tokens that the text begins and ends with, empty for none; None for neither."""
+    stripped = content.strip()
+    first = next((token for token in tokenizer.special_texts if stripped.startswith(token)), "")
+    last = next((token for token in tokenizer.special_texts if stripped.endswith(token)), "")
+    return (first, last) if first or last else None
+
+
+def _repeats(text: str, token: str) -> int:
+    count = 0
+    while text.startswith(token):
+        text = text[len(token) :].lstrip()
+        count += 1
+    return count
+
+
+def _without_tools(index: int, messages: list[Message], what: str, learned: str) -> JobError:
     return JobError(
         "TEMPLATE_WITHOUT_TOOLS",
-        f"Turn {index + 1} of {len(messages)} calls a tool, and the chat template does not write the call: the model "
-        "would learn to say nothing there.",
-        "Give a chat_template that writes tool_calls, or choose a base model whose own template does.",
+        f"Turn {index + 1} of {len(messages)} {what}, and the chat template does not write it: the model would learn "
+        f"to {learned}.",
+        "Give a chat_template that writes calls of tools and their results, or choose a base model whose own template "
+        "does.",
     )
+
+
+def _named(turns: list[int], messages: list[Message]) -> str:
+    shown = ", ".join(str(turn + 1) for turn in turns[:5]) + (", …" if len(turns) > 5 else "")
+    return f"turn{'s' if len(turns) > 1 else ''} {shown} of {len(messages)}"
+
+
+def _answers_not_trained(row: int, turns: list[int], messages: list[Message]) -> RowProblem:
+    message = (
+        f"has answers that are not trained ({_named(turns, messages)}): the chat template writes them differently once "
+        "other turns follow; split the conversation into rows of one answer each to train them"
+    )
+    return RowProblem(row, "", "ANSWERS_NOT_TRAINED", message, "warns")
+
+
+def _answers_rewritten(row: int, turns: list[int], messages: list[Message]) -> RowProblem:
+    message = (
+        f"has answers that the chat template writes differently once other turns follow ({_named(turns, messages)}); "
+        "they are trained as the whole conversation has them; split the conversation into rows of one answer each to "
+        "train them as the model would write them"
+    )
+    return RowProblem(row, "", "ANSWERS_REWRITTEN", message, "warns")
+
+
+def _end_not_trained(row: int, index: int, messages: list[Message]) -> RowProblem:
+    message = (
+        f"has an answer whose end is not trained ({_named([index], messages)}): the chat template marks the answer "
+        "without the token that ends its turn; move {% endgeneration %} behind that token"
+    )
+    return RowProblem(row, "", "END_NOT_TRAINED", message, "warns")
 
 
 def _not_incremental(index: int, messages: list[Message]) -> JobError:

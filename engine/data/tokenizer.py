@@ -12,7 +12,7 @@ from typing import Any
 import numpy
 from numpy.typing import NDArray
 
-from engine.data.conversations import Message
+from engine.data.conversations import THOUGHT_NAMES, Message
 from engine.data.template_limits import TEMPLATE_EXCEEDED, TemplateExceeded, limit_of, limited, limited_time
 from engine.errors import JobError, Violation
 
@@ -132,6 +132,7 @@ class Tokenizer:
         self.template: str = chat_template or own or PLAIN_TEMPLATE
         self.marks_answers = _MARK.search(self.template) is not None
         """Whether the template says itself, with {% generation %}, what of it the model writes."""
+        self._thought_key = next((name for name in THOUGHT_NAMES if _reads(self.template, name)), THOUGHT_NAMES[0])
         self._compile = _compile_jinja_template
         self._compiled: Any = None
         self._known: dict[str, Any] = {}
@@ -148,7 +149,8 @@ class Tokenizer:
         specials = sorted({str(token) for _, token in added if token.special} | {self.eos_token}, key=len, reverse=True)
         self.control = re.compile("|".join(map(re.escape, specials)))
         """Finds text that becomes a control token."""
-        self._special_texts = tuple(specials)
+        self.special_texts = tuple(specials)
+        """Texts of the control tokens, longest first."""
         empty = self._fast("", add_special_tokens=True)["input_ids"]
         self.leading_ids: list[int] = [token_id for token_id in empty if token_id == self._fast.bos_token_id][:1]
         """What the tokenizer puts before a plain text: its begin-of-text token, where it has that habit."""
@@ -189,7 +191,7 @@ class Tokenizer:
                     self._known = {**self._compiled.globals, **named, "documents": None}
                 values = {
                     **self._known,
-                    "messages": list(messages),
+                    "messages": [self._named(message) for message in messages],
                     "tools": list(tools) or None,
                     "add_generation_prompt": generation_prompt,
                 }
@@ -217,6 +219,13 @@ class Tokenizer:
             raise bad_chat_template(
                 "TEMPLATE_FAILED", f"The chat template failed: {str(error).rstrip('.')}."
             ) from error
+
+    def _named(self, message: Message) -> Message:
+        """The turn with its thought under the name that the template reads."""
+        if self._thought_key == THOUGHT_NAMES[0] or THOUGHT_NAMES[0] not in message:
+            return message
+        named = {name: value for name, value in message.items() if name != THOUGHT_NAMES[0]}
+        return {**named, self._thought_key: message[THOUGHT_NAMES[0]]}
 
     def encode(self, text: str) -> Encoding:
         """Ids and characters of exactly this text; nothing is put before or after it."""
@@ -252,7 +261,9 @@ class Tokenizer:
     def ends_special(self, text: str) -> bool:
         """Whether the last token that is no space is a control token."""
         stripped = text.rstrip()
-        return stripped.endswith(self._special_texts) or self.encode(stripped).ids[-1] in self.special_ids
+        if not stripped:
+            return False
+        return stripped.endswith(self.special_texts) or self.encode(stripped).ids[-1] in self.special_ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Back to text, special tokens included."""
@@ -263,6 +274,10 @@ def bad_chat_template(reason: str, message: str) -> JobError:
     """What is to be said of a template that fails with a conversation."""
     advice = "Correct spec.chat_template, or make the conversation one that the model's own template accepts."
     return JobError(reason, message, advice, [Violation("spec.chat_template", message)])
+
+
+def _reads(template: str, name: str) -> bool:
+    return re.search(rf"""(\.|\[\s*["'])\s*{name}\b""", template) is not None
 
 
 def _token_bytes(tokenizer: Any) -> NDArray[numpy.int64] | None:

@@ -408,6 +408,32 @@ class Reason(OpenEnum):
     """The chat template does not write the tool calls that a row has. Caller: give a `chat_template` that writes
     them."""
 
+    SYSTEM_NOT_WRITTEN = "SYSTEM_NOT_WRITTEN"
+    """The chat template does not write a system turn or `system_prompt`; the row is trained without it. Caller: use
+    another template, or put the text into the first question."""
+
+    TOOLS_NOT_WRITTEN = "TOOLS_NOT_WRITTEN"
+    """The chat template does not write the list of tools; the row is trained without it. Caller: use another
+    template."""
+
+    THOUGHT_NOT_WRITTEN = "THOUGHT_NOT_WRITTEN"
+    """The chat template does not write the thought of an answer; the row is trained without it. Caller: use another
+    template, or drop the thoughts."""
+
+    TURN_NOT_WRITTEN = "TURN_NOT_WRITTEN"
+    """The chat template does not write a turn; the row is trained without it. Caller: use another template."""
+
+    ANSWERS_REWRITTEN = "ANSWERS_REWRITTEN"
+    """The chat template writes answers differently once other turns follow; they are trained as the whole conversation
+    shows them. Caller: look at `ftf datasets preview`."""
+
+    ANSWERS_NOT_TRAINED = "ANSWERS_NOT_TRAINED"
+    """The chat template removes a part of an answer once other turns follow; that answer is not trained. Caller: split
+    the conversation into one row for each answer."""
+
+    END_NOT_TRAINED = "END_NOT_TRAINED"
+    """The end of a marked answer was not found; it is not trained. Caller: put the end into the template's mark."""
+
     # Configuration: What is wrong with a job's spec.
 
     INVALID_CONFIG = "INVALID_CONFIG"

@@ -1,0 +1,149 @@
+"""Locates the texts of a conversation in what its chat template writes.
+
+The conversation is rendered a second time with a mark before and behind each of its texts. Without the marks that
+rendering must be the first one; then the marks say where each text stands, and which are missing, even where two turns
+say the same. No knowledge about any model's template is needed.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from engine.data.conversations import Message
+
+Span = tuple[int, int]
+Kind = Literal["content", "thought", "call", "tool"]
+Render = Callable[[Sequence[Message], Sequence[dict[str, Any]]], str]
+
+_TAG = re.compile(r"<[^<>\s]{1,80}>|\[/?[A-Z_]{1,40}\]")
+"""Templates take texts apart at tags (<think> for instance), and put them together again: marks keep away from them."""
+_MOST_PARTS = 64
+"""Parts of one text between tags that are marked one by one."""
+NO_TURN = -1
+"""Turn of the texts that belong to the list of tools."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A text of the conversation, or a part of one between two tags."""
+
+    turn: int
+    kind: Kind
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The rendering of a conversation, and where its texts stand in it."""
+
+    text: str
+    pieces: list[Piece]
+    spans: dict[int, list[Span]] = field(default_factory=dict)
+    """Per index in `pieces` the places in `text`; none for a piece that the template leaves out."""
+
+    def missing(self) -> Iterator[Piece]:
+        """The pieces that the template leaves out."""
+        return (piece for index, piece in enumerate(self.pieces) if index not in self.spans)
+
+    def of_turn(self, turn: int, kind: Kind | None = None) -> dict[int, list[Span]]:
+        """Per piece of the turn (of one kind), numbered within the turn, its places."""
+        own = (index for index, piece in enumerate(self.pieces) if piece.turn == turn and kind in (None, piece.kind))
+        return {nth: self.spans[index] for nth, index in enumerate(own) if index in self.spans}
+
+    def end_before(self, turn: int, position: int) -> int:
+        """Where the last text of another turn ends that stands before `position`; 0 without one."""
+        ends = (
+            end
+            for index, spans in self.spans.items()
+            if self.pieces[index].turn != turn
+            for _, end in spans
+            if end <= position
+        )
+        return max(ends, default=0)
+
+
+def layout_of(render: Render, messages: Sequence[Message], tools: Sequence[dict[str, Any]], text: str) -> Layout | None:
+    """The layout of `text`, which is the rendering of the conversation; None where the template writes the conversation
+    with marks differently."""
+    marks = _Marks(_key(text, messages, tools))
+    marked = render(
+        [marks.message(index, message) for index, message in enumerate(messages)], [marks.tool(tool) for tool in tools]
+    )
+    layout = Layout(text, marks.pieces)
+    parts: list[str] = []
+    length = position = 0
+    begun: dict[int, int] = {}
+    for found in marks.pattern.finditer(marked):
+        parts.append(marked[position : found.start()])
+        length += found.start() - position
+        position = found.end()
+        index = int(found[1])
+        if found[2] == "b":
+            begun[index] = length
+        elif index in begun:
+            layout.spans.setdefault(index, []).append((begun.pop(index), length))
+    parts.append(marked[position:])
+    return layout if "".join(parts) == text else None
+
+
+def _key(text: str, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> str:
+    """Letters that stand nowhere in the conversation. Letters, because templates escape and strip other characters."""
+    said = text + str(messages) + str(tools)
+    key = "zq"
+    while key in said:
+        key += "q"
+    return key
+
+
+class _Marks:
+    """Puts marks into texts and counts the pieces."""
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+        self.pattern = re.compile(rf"{key}(\d+)([be])")
+        self.pieces: list[Piece] = []
+
+    def message(self, index: int, message: Message) -> Message:
+        marked = dict(message)
+        if thought := message.get("reasoning_content"):
+            marked["reasoning_content"] = self._text(thought, Piece(index, "thought"))
+        marked["content"] = self._text(message["content"], Piece(index, "content"))
+        if calls := message.get("tool_calls"):
+            marked["tool_calls"] = [
+                {**call, "function": self._value(call["function"], Piece(index, "call"))} for call in calls
+            ]
+        return marked
+
+    def tool(self, tool: dict[str, Any]) -> dict[str, Any]:
+        function = tool.get("function")
+        named = function if isinstance(function, dict) else tool
+        if not isinstance(named.get("name"), str):
+            return tool
+        marked = {**named, "name": self._text(named["name"], Piece(NO_TURN, "tool"))}
+        return {**tool, "function": marked} if named is function else marked
+
+    def _value(self, value: Any, piece: Piece) -> Any:
+        if isinstance(value, str):
+            return self._text(value, piece)
+        if isinstance(value, dict):
+            return {name: self._value(item, piece) for name, item in value.items()}
+        if isinstance(value, list):
+            return [self._value(item, piece) for item in value]
+        return value
+
+    def _text(self, text: str, piece: Piece) -> str:
+        between = _TAG.split(text)
+        tags = [*_TAG.findall(text), ""]
+        if len(between) > _MOST_PARTS or not any(part.strip() for part in between):
+            return self._part(text, piece)
+        return "".join(self._part(part, piece) + tag for part, tag in zip(between, tags, strict=True))
+
+    def _part(self, part: str, piece: Piece) -> str:
+        core = part.strip()
+        if not core:
+            return part
+        index = len(self.pieces)
+        self.pieces.append(piece)
+        start = part.index(core)
+        # Inside the spaces: templates strip them.
+        return f"{part[:start]}{self._key}{index}b{core}{self._key}{index}e{part[start + len(core) :]}"
