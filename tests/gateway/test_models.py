@@ -115,7 +115,7 @@ async def test_a_base_model_is_described(stub: ModelServiceStub) -> None:
     [
         ("smollm2-135", BUILT_IN),
         ("org/name", "Hugging Face"),
-        ("/etc/passwd", "paths"),
+        ("/etc/passwd", "Paths and URLs"),
         ("ft:ftjob_nope", "exported"),
         ("", "no model ''"),
     ],

@@ -1,6 +1,8 @@
 """A tuned tiny model and everything that is known of its job, as stage 4 finds them."""
 
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -60,6 +62,15 @@ def resolved(**changes: Any) -> JobConfig:
 
 def series(name: str, points: list[tuple[int, float]]) -> MetricSeries:
     return MetricSeries(name=name, points=[MetricPoint(step=step, value=value) for step, value in points])
+
+
+@pytest.fixture(autouse=True)
+def _own_environment() -> Iterator[None]:
+    """An export sets its process's environment, which here is that of all tests."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="session")
