@@ -99,7 +99,7 @@ def _read(source: BinaryIO, size: int) -> list[bytes]:
 
 
 def add_to_server(servicer: Artifacts, server: Any) -> None:
-    """As the generated function, but DownloadArtifact yields serialised responses."""
+    """Registers the servicer; DownloadArtifact yields serialised responses."""
     service = api.DESCRIPTOR.services_by_name["ArtifactService"]
     add_with_byte_stream(service, "DownloadArtifact", add_ArtifactServiceServicer_to_server, servicer, server)
 

@@ -208,7 +208,7 @@ class Datasets(DatasetServiceServicer):
 
 
 def add_to_server(servicer: Datasets, server: Any) -> None:
-    """As the generated function, but the chunks of an upload are not copied into messages."""
+    """Registers the servicer; the chunks of an upload are not copied into messages."""
     handler = grpc.stream_unary_rpc_method_handler(
         servicer.UploadDataset,
         request_deserializer=read_message,
@@ -251,7 +251,8 @@ async def _find(session: AsyncSession, dataset_id: str, tenant: str, *, lock: bo
 
 
 async def _earlier(session: AsyncSession, tenant: str, request_id: str | None, sha256: str) -> UploadedDataset | None:
-    """What this request_id has made. AlreadyExists when that has another SHA-256; an empty `sha256` is any."""
+    """Returns the dataset that this request_id created. Raises AlreadyExists if its SHA-256 differs from `sha256`,
+    unless that is empty."""
     if request_id is None:
         return None
     query = select(UploadedDataset).where(UploadedDataset.tenant == tenant, UploadedDataset.request_id == request_id)

@@ -202,7 +202,7 @@ class FineTuning(FineTuningServiceServicer):
 
 
 def add_to_server(servicer: FineTuning, server: Any) -> None:
-    """As the generated function, but WatchFineTuningJob yields serialised responses."""
+    """Registers the servicer; WatchFineTuningJob yields serialised responses."""
     service = api.DESCRIPTOR.services_by_name["FineTuningService"]
     add_with_byte_stream(service, "WatchFineTuningJob", add_FineTuningServiceServicer_to_server, servicer, server)
 

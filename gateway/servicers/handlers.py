@@ -11,7 +11,7 @@ from google.protobuf.message_factory import GetMessageClass
 def add_with(
     special: Mapping[str, Any], service: str, add: Callable[[Any, Any], None], servicer: object, server: Any
 ) -> None:
-    """As the generated `add`, with `special` handlers for some methods. `service` is its full name."""
+    """Calls the generated `add`, with `special` handlers for some methods. `service` is its full name."""
     captured = _Captured()
     add(servicer, captured)
     handlers = {**captured.handlers, **special}
@@ -21,7 +21,7 @@ def add_with(
 def add_with_byte_stream(
     service: ServiceDescriptor, method: str, add: Callable[[Any, Any], None], servicer: object, server: Any
 ) -> None:
-    """As the generated `add`, but `method` yields serialised responses."""
+    """Calls the generated `add`; `method` yields serialised responses."""
     handler = grpc.unary_stream_rpc_method_handler(
         getattr(servicer, method),
         request_deserializer=GetMessageClass(service.methods_by_name[method].input_type).FromString,

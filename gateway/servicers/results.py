@@ -298,7 +298,7 @@ class Exports(export_grpc.ExportServiceServicer):
 
 
 def add_evaluations_to_server(servicer: Evaluations, server: Any) -> None:
-    """As the generated function, but WatchEvaluation yields serialised responses."""
+    """Registers the servicer; WatchEvaluation yields serialised responses."""
     service = evaluation_api.DESCRIPTOR.services_by_name["EvaluationService"]
     add_with_byte_stream(
         service, "WatchEvaluation", evaluation_grpc.add_EvaluationServiceServicer_to_server, servicer, server
@@ -306,6 +306,6 @@ def add_evaluations_to_server(servicer: Evaluations, server: Any) -> None:
 
 
 def add_exports_to_server(servicer: Exports, server: Any) -> None:
-    """As the generated function, but WatchExport yields serialised responses."""
+    """Registers the servicer; WatchExport yields serialised responses."""
     service = export_api.DESCRIPTOR.services_by_name["ExportService"]
     add_with_byte_stream(service, "WatchExport", export_grpc.add_ExportServiceServicer_to_server, servicer, server)

@@ -39,7 +39,7 @@ class Work(SQLModel, table=True):
     request_id: str | None = None
     request_sha256: str
     spec: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
-    """As the caller sent it: FineTuningJobSpec, EvaluationSpec or ExportSpec."""
+    """The spec that the caller sent: FineTuningJobSpec, EvaluationSpec or ExportSpec."""
     merged_spec: bytes = Field(default=b"", sa_column=Column(LargeBinary, nullable=False))
     """A fine-tuning job's FineTuningJobSpec with its recipe under it; empty for other kinds."""
     labels: dict[str, str] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
@@ -205,7 +205,7 @@ class SavedResult(SQLModel, table=True):
     job_id: str = Field(foreign_key="work.id")
     """The fine-tuning job whose model it is about."""
     work_id: str = Field(foreign_key="work.id")
-    """What makes it: the job itself, or an evaluation or export asked for alone."""
+    """The work that makes it: the job itself, or an evaluation or export asked for alone."""
     result: bytes | None = Field(default=None, sa_column=Column(LargeBinary))
     """EvaluationResult or ExportResult. None until the work has SUCCEEDED."""
     create_time: int = Field(sa_column=_big())

@@ -4,7 +4,7 @@ import asyncio
 
 
 class Cursor:
-    """How far one watcher has read, and when its heartbeat is due.
+    """The position of one watcher, and the time of its next heartbeat.
 
     A new watcher starts overdue, so it receives an empty response immediately when there is no event to send.
     """

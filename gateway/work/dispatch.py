@@ -1,4 +1,4 @@
-"""READY attempts are offered to workers. The row is the dispatch; the message is a hint that may be lost or doubled."""
+"""Offers READY attempts to workers. The row is the dispatch; the message is a hint that may be lost or doubled."""
 
 import asyncio
 import logging
@@ -28,7 +28,7 @@ _Key: TypeAlias = tuple[str, str, int]
 
 @dataclass
 class _Offer:
-    """An attempt that waits for a worker."""
+    """A READY attempt and its next publication."""
 
     item: WorkItem
     service: str
@@ -36,7 +36,7 @@ class _Offer:
     due: float
     """When it is published next, on this process's monotonic clock."""
     published: bool = False
-    """Whether it was queued, and `due` is only for the case that the broker lost it."""
+    """True once it is queued; `due` then only covers the case that the broker lost it."""
 
 
 class Dispatcher:
@@ -52,7 +52,7 @@ class Dispatcher:
         self._publications: set[asyncio.Task[None]] = set()
 
     async def offer(self, attempt: Attempt) -> None:
-        """Has an attempt published when it is due, at once when it is; whoever calls does not wait for the broker."""
+        """Publishes an attempt when it is due. The caller does not wait for the broker."""
         offer = self._known(attempt)
         if offer.due <= time.monotonic():
             publication = asyncio.create_task(self._publish(offer))
@@ -67,7 +67,7 @@ class Dispatcher:
         while True:
             if time.monotonic() >= look:
                 look = time.monotonic() + _TICK_SECONDS
-                await self._look()
+                await self._refresh()
             if self._bus.connected:
                 await self._publish_due()
             wake = min([look, *(offer.due for offer in self._offers.values() if not offer.published)])
@@ -78,8 +78,8 @@ class Dispatcher:
             except TimeoutError:
                 continue
 
-    async def _look(self) -> None:
-        """What is READY in SQL, whoever wrote it, and whether the broker still has what was published."""
+    async def _refresh(self) -> None:
+        """Finds READY attempts in SQL, and publishes again what the broker has lost."""
         before = set(self._offers)
         ready = Attempt.state == "READY"
         try:
@@ -131,7 +131,7 @@ class Dispatcher:
             offer.published = True
 
     def _known(self, attempt: Attempt) -> _Offer:
-        """The offer of an attempt; a new one is due after what is left of its back-off."""
+        """Returns the offer of an attempt; a new one is due after the rest of its back-off."""
         key = _key(attempt)
         if key not in self._offers:
             # Of two readings of the wall clock, the later may be of a clock set back: nobody waits longer for that.

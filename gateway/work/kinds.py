@@ -14,11 +14,11 @@ class Kind:
     noun: str
     """In messages."""
     prefix: str
-    """Of its ids."""
+    """Prefix of its ids."""
     plan: tuple[str, ...]
     """Its stages, in order."""
     reason: str
-    """Of the error for an id that does not exist."""
+    """The reason of the error for an id that does not exist."""
 
 
 FINE_TUNING_JOB = Kind(

@@ -1,4 +1,4 @@
-"""Claims whose workers fell silent. Each gateway watches on its own monotonic clock; expiry is a compare-and-set."""
+"""Expires claims of silent workers. Each gateway uses its own monotonic clock; expiry is a compare-and-set."""
 
 import asyncio
 import logging
@@ -23,7 +23,7 @@ _ROW = 1
 
 
 class LeaseWatch:
-    """Expires a claim whose beat stood still for `lease_seconds` of healthy ticks."""
+    """Expires a claim whose beat has not changed for `lease_seconds` of healthy ticks."""
 
     def __init__(self, database: Database, bus: Bus, requests: WorkerRequests, lease_seconds: float) -> None:
         self._database = database

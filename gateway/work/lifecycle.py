@@ -133,7 +133,7 @@ def end_attempt(decision: Decision, attempt: Attempt, outcome: Outcome) -> None:
 
 
 def _counts(decision: Decision, failure: StageFailed) -> bool:
-    """Whether a failure counts against max_attempts. One while PAUSING or CANCELLING does not: it ends in that pause or
+    """Returns True if a failure counts against max_attempts. One while PAUSING or CANCELLING does not: it ends in that pause or
     cancellation and is not tried again."""
     if decision.work.state == "JOB_STATE_PAUSING":
         return failure.fault == Fault.FAULT_USER_ERROR
@@ -233,7 +233,7 @@ def _fail(decision: Decision, failure: StageFailed, reason: str, message: str, a
 
 
 def _lacks_memory(work: Work, failure: StageFailed) -> bool:
-    """Whether a training ran out of memory although its micro-batch cannot be halved: it would fail the same way."""
+    """Returns True if a training ran out of memory although its micro-batch cannot be halved: it would fail again."""
     return failure.reason in _OUT_OF_MEMORY and work.stage == "STAGE_TRAINING"
 
 

@@ -1,5 +1,4 @@
-"""Which checkpoints stay. The gateway prunes, in the decision that accepts a newer one: no worker, and so no zombie,
-ever deletes what was accepted."""
+"""Prunes checkpoints, in the decision that accepts a newer one: no worker, and so no zombie, deletes an accepted one."""
 
 import logging
 
@@ -40,13 +39,13 @@ async def prune_checkpoints(decision: Decision) -> None:
 
 
 class Discarder:
-    """Deletes what decisions have let go of."""
+    """Deletes from the artifact store what decisions have discarded."""
 
     def __init__(self, store: ArtifactStore) -> None:
         self._store = store
 
     async def discard(self, paths: list[str]) -> None:
-        """What can't be deleted now is waste until its job is deleted, and is named in the log."""
+        """Deletes paths. One that cannot be deleted is named in the log and stays until its job is deleted."""
         for path in paths:
             failpoint("discard.begun")
             try:
