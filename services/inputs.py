@@ -19,6 +19,7 @@ from engine.catalogue import Catalogue
 from engine.config.job import JobConfig
 from engine.config.spec_proto import resolved_config
 from engine.errors import JobError, SystemFailure, Violation
+from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 from finetuneflow.v1.work_pb2 import Assignment
 from services.child_input import ChildInput, ModelFiles, WholeCheckpoint
 from services.settings import ServiceSettings
@@ -33,14 +34,15 @@ class VersionMismatch(SystemFailure):
     """The gateway that resolved the job's configuration runs another version than this process."""
 
 
-def job_configuration(assignment: Assignment) -> JobConfig:
-    """Returns the resolved configuration. Raises VersionMismatch if its fields or ranges are unknown here."""
+def job_configuration(spec: FineTuningJobSpec) -> JobConfig:
+    """Returns the configuration of an assignment's merged or resolved spec. Raises VersionMismatch if its fields or
+    ranges are unknown here."""
     try:
-        return resolved_config(assignment.resolved_spec)
+        return resolved_config(spec)
     except ValidationError as error:
         raise VersionMismatch(
             "VERSION_MISMATCH",
-            f"The resolved spec is invalid for this version: {error}",
+            f"The job's spec is invalid for this version: {error}",
             "Ask the operator to run gateways and workers of the same version.",
         ) from error
 

@@ -33,6 +33,8 @@ from finetuneflow.errors import (
     Unavailable,
     Unimplemented,
     Violation,
+    WorkCancelled,
+    WorkFailed,
 )
 from finetuneflow.reasons import Reason
 
@@ -61,5 +63,7 @@ __all__ = [
     "Unavailable",
     "Unimplemented",
     "Violation",
+    "WorkCancelled",
+    "WorkFailed",
     "__version__",
 ]

@@ -43,7 +43,7 @@ class Client:
         self.jobs = Jobs(AsyncJobs(transport, datasets, artifacts))
         self.models = Models(AsyncModels(transport))
         self.evaluations = Evaluations(AsyncEvaluations(transport))
-        self.exports = Exports(AsyncExports(transport))
+        self.exports = Exports(AsyncExports(transport, artifacts))
         self.recipes = Recipes(AsyncRecipes(transport))
         self.probe = Probe(AsyncProbe(transport))
 
@@ -91,7 +91,7 @@ class AsyncClient:
         self.jobs = AsyncJobs(transport, self.datasets, self.artifacts)
         self.models = AsyncModels(transport)
         self.evaluations = AsyncEvaluations(transport)
-        self.exports = AsyncExports(transport)
+        self.exports = AsyncExports(transport, self.artifacts)
         self.recipes = AsyncRecipes(transport)
         self.probe = AsyncProbe(transport)
 

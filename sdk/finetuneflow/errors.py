@@ -30,6 +30,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 if TYPE_CHECKING:
     from finetuneflow.resources.job import Job
+    from finetuneflow.resources.work import ModelWork
 
 _DETAILS_KEY = "grpc-status-details-bin"
 
@@ -186,7 +187,24 @@ class IntegrityError(FineTuneFlowError):
     """A transferred file does not have the announced size or SHA-256, or changed during the transfer."""
 
 
-class JobFailed(FineTuneFlowError):
+class WorkFailed(FineTuneFlowError):
+    """The job, evaluation or export has failed.
+
+    Attributes:
+        work: It, in its final state.
+        fault: Who can fix the failure: `USER_ERROR` or `SYSTEM_ERROR`.
+        reason: The cause: one of `finetuneflow.Reason`.
+        advice: How to fix the failure.
+    """
+
+    def __init__(self, work: Job | ModelWork) -> None:
+        super().__init__(f"{noun_of(work)} {work.id} failed: {work.reason}: {work.message}", advice=work.advice)
+        self.work = work
+        self.fault = str(work.fault or "")
+        self.reason = work.reason
+
+
+class JobFailed(WorkFailed):
     """The job has failed.
 
     Attributes:
@@ -197,13 +215,23 @@ class JobFailed(FineTuneFlowError):
     """
 
     def __init__(self, job: Job) -> None:
-        super().__init__(f"Job {job.id} failed: {job.reason}: {job.message}", advice=job.advice)
+        super().__init__(job)
         self.job = job
-        self.fault = str(job.fault or "")
-        self.reason = job.reason
 
 
-class JobCancelled(FineTuneFlowError):
+class WorkCancelled(FineTuneFlowError):
+    """The job, evaluation or export was cancelled.
+
+    Attributes:
+        work: It, in its final state.
+    """
+
+    def __init__(self, work: Job | ModelWork) -> None:
+        super().__init__(f"{noun_of(work)} {work.id} was cancelled.")
+        self.work = work
+
+
+class JobCancelled(WorkCancelled):
     """The job was cancelled.
 
     Attributes:
@@ -211,8 +239,13 @@ class JobCancelled(FineTuneFlowError):
     """
 
     def __init__(self, job: Job) -> None:
-        super().__init__(f"Job {job.id} was cancelled.")
+        super().__init__(job)
         self.job = job
+
+
+def noun_of(work: Job | ModelWork) -> str:
+    """Returns `Job`, `Evaluation` or `Export`."""
+    return type(work).__name__
 
 
 ERRORS: Mapping[grpc.StatusCode, type[ApiError]] = {

@@ -1,56 +1,89 @@
-"""Packages made from finished models."""
+"""Packages made from tuned models."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import builtins
+import uuid
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, ClassVar
 
-from finetuneflow.blocking import Blocking, blocking, iterating
-from finetuneflow.paging import paged
-from finetuneflow.resources.export import Export
+from finetuneflow.artifacts import AsyncArtifacts
+from finetuneflow.blocking import blocking
+from finetuneflow.enums import enum_number
+from finetuneflow.errors import FailedPrecondition
+from finetuneflow.model_work import AsyncModelWork, BlockingModelWork
+from finetuneflow.packages import FileProgress, download_package
+from finetuneflow.resources.export import Export, ExportFormat
 from finetuneflow.transport import CallPolicy
 from finetuneflow.v1 import export_service_pb2 as pb
 from finetuneflow.v1 import export_service_pb2_grpc as pb_grpc
+from finetuneflow.v1 import fine_tuning_job_spec_pb2 as spec_pb
 
 
-class AsyncExports:
+class AsyncExports(AsyncModelWork[Export]):
     """`client.exports` of an AsyncClient."""
 
-    def __init__(self, transport: CallPolicy) -> None:
-        self._transport = transport
-        self._stub = pb_grpc.ExportServiceStub(transport.channel)
+    _noun: ClassVar[str] = "Export"
+    _api: ClassVar[Any] = pb
+    _resource: ClassVar[type[Export]] = Export
 
-    async def get(self, export_id: str) -> Export:
-        """Returns one export.
+    def __init__(self, transport: CallPolicy, artifacts: AsyncArtifacts) -> None:
+        super().__init__(transport, pb_grpc.ExportServiceStub(transport.channel))
+        self._artifacts = artifacts
+
+    async def create(self, model: str, *, formats: Sequence[ExportFormat | str] = (), request_id: str = "") -> Export:
+        """Packs the model of a job whose training has finished.
+
+        Args:
+            model: The tuned model, `ft:<job_id>` (`job.tuned_model`).
+            formats: Formats of the package: `adapter`. Default: the job's own.
+            request_id: Makes the call idempotent: a repeated call with the same request_id and arguments returns the
+                same export. At most 128 characters. Default: a new one, so retries of this call are safe.
+
+        Returns:
+            The export, in state QUEUED.
+
+        Raises:
+            NotFound: There is no such model.
+            FailedPrecondition: The job has not finished its training.
+            InvalidArgument: A format is unknown.
+            Unimplemented: A base model, a checkpoint, or a format that is not available yet.
+            AlreadyExists: The request_id was used with other arguments.
+        """
+        numbers = [enum_number(spec_pb.ExportFormat.DESCRIPTOR, each, "formats") for each in formats]
+        spec = spec_pb.ExportSpec(formats=numbers)
+        request = pb.CreateExportRequest(model=model, spec=spec, request_id=request_id or uuid.uuid4().hex)
+        return self._read(await self._transport.call(self._stub.CreateExport, request))
+
+    async def download(
+        self, export_id: str, to: str | PathLike[str] = ".", *, progress: FileProgress | None = None
+    ) -> builtins.list[Path]:
+        """Downloads every file of an export. Files are verified and resumed as in `jobs.download`.
 
         Args:
             export_id: Id of the export.
+            to: Folder for the files; created if it does not exist. Default: the current folder.
+            progress: Called with the file's name, the bytes received so far and the size of the file, in bytes.
 
         Returns:
-            The export.
+            Paths of the files.
 
         Raises:
             NotFound: The export does not exist.
+            FailedPrecondition: The export has not SUCCEEDED.
+            IntegrityError: The bytes do not have the size or SHA-256 that the server announced.
+            OSError: A file cannot be written.
         """
-        request = pb.GetExportRequest(export_id=export_id)
-        response = await self._transport.call(self._stub.GetExport, request)
-        return Export.from_proto(response.export)
-
-    def list(self, *, job_id: str = "", limit: int | None = None) -> AsyncGenerator[Export, None]:
-        """Lists the exports, newest first. Pages are fetched as needed.
-
-        Args:
-            job_id: Lists only exports of this job. Default: all.
-            limit: Maximum number of exports. Default: no limit.
-
-        Yields:
-            The exports.
-        """
-        request = pb.ListExportsRequest(job_id=job_id)
-        return paged(self._transport, self._stub.ListExports, request, "exports", limit, Export.from_proto)
+        export = await self.get(export_id)
+        if export.result is None:
+            raise FailedPrecondition(f"Export {export_id} has no package: it is {export.state}.", reason="NO_EXPORT")
+        return await download_package(self._artifacts, export_id, Path(to), progress)
 
 
-class Exports(Blocking):
+class Exports(BlockingModelWork):
     """`client.exports`."""
 
-    get = blocking(AsyncExports.get)
-    list = iterating(AsyncExports.list)
+    create = blocking(AsyncExports.create)
+    download = blocking(AsyncExports.download)

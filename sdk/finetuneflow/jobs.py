@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from os import PathLike
@@ -16,27 +15,22 @@ from finetuneflow.datasets import CHECK_SECONDS, AsyncDatasets
 from finetuneflow.enums import enum_number
 from finetuneflow.errors import ApiError, FailedPrecondition, InvalidArgument, JobCancelled, JobFailed, Violation
 from finetuneflow.fields import fill
-from finetuneflow.files import safe_relative_path
+from finetuneflow.packages import FileProgress, download_package, named_progress
 from finetuneflow.paging import paged
 from finetuneflow.resources.event import Event, Severity
 from finetuneflow.resources.job import Checkpoint, Job, JobState, MetricSeries
 from finetuneflow.resources.preflight import Preflight
 from finetuneflow.spec import SpecDraft, draft_spec
 from finetuneflow.transport import CallPolicy
-from finetuneflow.v1 import event_pb2, fine_tuning_job_pb2
+from finetuneflow.v1 import fine_tuning_job_pb2
 from finetuneflow.v1 import fine_tuning_service_pb2 as pb
 from finetuneflow.v1 import fine_tuning_service_pb2_grpc as pb_grpc
 from finetuneflow.v1 import probe_service_pb2 as probe_pb
 from finetuneflow.v1 import probe_service_pb2_grpc as probe_pb_grpc
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
-from finetuneflow.watching import watch
+from finetuneflow.watching import wait, watch, watch_request
 
 Source = str | PathLike[str] | Mapping[str, Any]
-
-# Called with (file name, bytes done, bytes in all).
-FileProgress = Callable[[str, int, int], None]
-
-_EXPORT_KINDS = ("export_package", "export_file")
 
 
 class AsyncJobs:
@@ -242,7 +236,7 @@ class AsyncJobs:
         for source, path in draft.files:
             if path not in ids:
                 # The same file is the same dataset, except in a dry run, which deletes it: no job may use that one.
-                progress = None if on_upload is None else _named(on_upload, path.name)
+                progress = None if on_upload is None else named_progress(on_upload, path.name)
                 request_id = uuid.uuid4().hex if throwaway else ""
                 dataset = await self._datasets.upload(path, request_id=request_id, progress=progress)
                 ids[path] = dataset.id
@@ -389,8 +383,9 @@ class AsyncJobs:
         return watch(
             self._transport,
             self._stub.WatchFineTuningJob,
-            _watch_request(job_id, after_sequence, kinds, min_severity),
-            self.get,
+            watch_request(pb.WatchFineTuningJobRequest(), after_sequence, kinds, min_severity, job_id=job_id),
+            lambda: self.get(job_id),
+            name=f"job {job_id}",
             give_up_after_seconds=give_up_after_seconds,
             on_disconnect=on_disconnect,
             on_reconnect=on_reconnect,
@@ -420,20 +415,15 @@ class AsyncJobs:
             TimeoutError: The job has not ended within `timeout`.
             ServerUnreachable: No gateway answered for give_up_after_seconds.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        job = await self.get(job_id)
-        if not job.ended:
-            events = watch(
-                self._transport,
-                self._stub.WatchFineTuningJob,
-                _watch_request(job_id, job.last_sequence, ("state_changed",), None),
-                self.get,
-                give_up_after_seconds=give_up_after_seconds,
-                deadline=deadline,
-            )
-            async for _ in events:
-                pass
-            job = await self.get(job_id)
+        job = await wait(
+            self._transport,
+            self._stub.WatchFineTuningJob,
+            pb.WatchFineTuningJobRequest(job_id=job_id),
+            lambda: self.get(job_id),
+            name=f"job {job_id}",
+            timeout=timeout,
+            give_up_after_seconds=give_up_after_seconds,
+        )
         if job.state == JobState.FAILED:
             raise JobFailed(job)
         if job.state == JobState.CANCELLED:
@@ -529,19 +519,10 @@ class AsyncJobs:
             IntegrityError: The bytes do not have the size or SHA-256 that the server announced.
             OSError: A file cannot be written.
         """
-        files = [a async for a in self._artifacts.list(job_id) if a.kind in _EXPORT_KINDS and not a.is_folder]
-        if not files:
+        paths = await download_package(self._artifacts, job_id, Path(to), progress)
+        if not paths:
             state = (await self.get(job_id)).state
             raise FailedPrecondition(f"Job {job_id} has no export: it is {state}.", reason="NO_EXPORT")
-        folder = Path(to)
-        paths = []
-        for artifact in files:
-            target = folder / safe_relative_path(artifact.name.removeprefix("export/"))
-            # A newer attempt's file of the same name comes later in the list and replaces the older one.
-            on_progress = None if progress is None else _named(progress, target.name)
-            path = await self._artifacts.download(artifact, target, progress=on_progress)
-            if path not in paths:
-                paths.append(path)
         return paths
 
 
@@ -562,19 +543,6 @@ class Jobs(Blocking):
     checkpoints = blocking(AsyncJobs.checkpoints)
     metrics = blocking(AsyncJobs.metrics)
     download = blocking(AsyncJobs.download)
-
-
-def _watch_request(
-    job_id: str, after_sequence: int, kinds: Sequence[str], min_severity: Severity | str | None
-) -> pb.WatchFineTuningJobRequest:
-    severity = enum_number(event_pb2.Severity.DESCRIPTOR, min_severity, "min_severity") if min_severity else None
-    return fill(
-        pb.WatchFineTuningJobRequest(),
-        job_id=job_id,
-        after_sequence=after_sequence,
-        kinds=kinds,
-        min_severity=severity,
-    )
 
 
 def _name_files(uploaded: Mapping[Path, str], *specs: FineTuningJobSpec) -> None:
@@ -599,7 +567,3 @@ def _draft(spec: FineTuningJobSpec | Mapping[str, Any] | None, single: dict[str,
             violations=[Violation(f"spec.{name}", "conflicts with `spec`; set it inside `spec`") for name in single],
         )
     return SpecDraft(spec) if isinstance(spec, FineTuningJobSpec) else draft_spec(spec)
-
-
-def _named(progress: FileProgress, name: str) -> Callable[[int, int], None]:
-    return lambda done, total: progress(name, done, total)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
-from typing import Any
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import grpc
 
+from finetuneflow.enums import enum_number
 from finetuneflow.errors import ApiError, ServerError, Unavailable
-from finetuneflow.resources.event import Event
+from finetuneflow.fields import fill
+from finetuneflow.resources.event import Event, Severity
 from finetuneflow.resources.job import Job, JobState
+from finetuneflow.resources.work import ModelWork
 from finetuneflow.transport import CallPolicy
-from finetuneflow.v1 import fine_tuning_service_pb2 as pb
+from finetuneflow.v1 import event_pb2
+
+W = TypeVar("W", bound=Job | ModelWork)
+M = TypeVar("M", bound=Any)
 
 _ALIVE_SECONDS = 2.0
 """A stream that lasts this long after its first message counts as a success, and restarts the back-off."""
@@ -23,7 +29,7 @@ class OutOfOrder(Exception):
 
 
 class Cursor:
-    """The position in a job's history: events up to `sequence` were handed out or filtered out.
+    """The position in a history: events up to `sequence` were handed out or filtered out.
 
     With `dense`, nothing is filtered out, so a gap in the sequences reveals a missing event.
     """
@@ -33,7 +39,7 @@ class Cursor:
         self.ended = False
         self._dense = dense
 
-    def advance(self, response: pb.WatchFineTuningJobResponse) -> Iterator[Event]:
+    def advance(self, response: Any) -> Iterator[Event]:
         """Yields each new event once and in order. The cursor advances with each event, so it stays correct if the
         consumer stops in the middle of a batch. Raises OutOfOrder."""
         fresh = {message.sequence: message for message in response.events if message.sequence > self.sequence}
@@ -52,15 +58,17 @@ class Cursor:
 async def watch(
     transport: CallPolicy,
     method: Any,
-    request: pb.WatchFineTuningJobRequest,
-    get_job: Callable[[str], Awaitable[Job]],
+    request: Any,
+    get: Callable[[], Awaitable[Job | ModelWork]],
     *,
+    name: str,
     give_up_after_seconds: float,
     on_disconnect: Callable[[Exception], None] | None = None,
     on_reconnect: Callable[[], None] | None = None,
     deadline: float | None = None,
 ) -> AsyncGenerator[Event, None]:
-    """Yields the requested events until the job has ended. `deadline` is a time of time.monotonic().
+    """Yields the requested events until the work has ended. `get` reads the work, `name` is for messages: "job
+    ftjob_…"; `deadline` is a time of time.monotonic().
 
     Raises TimeoutError after the deadline, and Unavailable or ServerError after `give_up_after_seconds` without
     progress.
@@ -71,10 +79,10 @@ async def watch(
     while True:
         seconds_left = None if deadline is None else deadline - time.monotonic()
         if seconds_left is not None and seconds_left <= 0:
-            raise TimeoutError(f"Job {request.job_id} has not ended in time.")
+            raise TimeoutError(f"{name[0].upper()}{name[1:]} has not ended in time.")
         request.after_sequence = cursor.sequence
         stream = transport.stream(method, request, timeout=seconds_left)
-        failure: ApiError = Unavailable(f"The server ended the stream of job {request.job_id} before the job's end.")
+        failure: ApiError = Unavailable(f"The server ended the stream of {name} before its end.")
         first: float | None = None
         try:
             async for response in stream:
@@ -87,10 +95,10 @@ async def watch(
                     yield event
                 if cursor.sequence > before:
                     patience.reset()
-            if cursor.ended or await _all_seen(get_job, request.job_id, cursor.sequence):
+            if cursor.ended or await _all_seen(get, cursor.sequence):
                 return
         except OutOfOrder as error:
-            failure = Unavailable(f"The server's stream of job {request.job_id} is incomplete: {error}.")
+            failure = Unavailable(f"The server's stream of {name} is incomplete: {error}.")
         except grpc.RpcError as rpc_error:
             failure = transport.error(rpc_error)
             if failure.code is grpc.StatusCode.DEADLINE_EXCEEDED and deadline is not None:
@@ -100,7 +108,7 @@ async def watch(
                 raise failure from rpc_error
         finally:
             stream.cancel()
-        # A job may be quiet for longer than gateways stay up, but a gateway that sends one message and hangs up must
+        # Work may be quiet for longer than gateways stay up, but a gateway that sends one message and hangs up must
         # not be retried forever.
         if first is not None and time.monotonic() - first >= _ALIVE_SECONDS:
             patience.reset()
@@ -113,8 +121,41 @@ async def watch(
         await transport.sleep(delay)
 
 
-async def _all_seen(get_job: Callable[[str], Awaitable[Job]], job_id: str, sequence: int) -> bool:
+async def _all_seen(get: Callable[[], Awaitable[Job | ModelWork]], sequence: int) -> bool:
     """Returns True if a stream without a terminal event is complete: that event may have been filtered out, or be
     before the caller's cursor."""
-    job = await get_job(job_id)
-    return job.ended and sequence >= job.last_sequence
+    work = await get()
+    return work.ended and sequence >= work.last_sequence
+
+
+def watch_request(
+    request: M, after_sequence: int, kinds: Sequence[str], min_severity: Severity | str | None, **id_field: str
+) -> M:
+    """Fills in a Watch request of any kind. Raises InvalidArgument for an unknown severity."""
+    severity = enum_number(event_pb2.Severity.DESCRIPTOR, min_severity, "min_severity") if min_severity else None
+    filled: M = fill(request, after_sequence=after_sequence, kinds=kinds, min_severity=severity, **id_field)
+    return filled
+
+
+async def wait(
+    transport: CallPolicy,
+    method: Any,
+    request: Any,
+    get: Callable[[], Awaitable[W]],
+    *,
+    name: str,
+    timeout: float | None,  # noqa: ASYNC109 - the same for Client, where no asyncio.timeout helps
+    give_up_after_seconds: float,
+) -> W:
+    """Returns the work in its terminal state. `request` needs its id only. Raises what `watch` raises."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    work = await get()
+    if work.ended:
+        return work
+    request = watch_request(request, work.last_sequence, ("state_changed",), None)
+    events = watch(
+        transport, method, request, get, name=name, give_up_after_seconds=give_up_after_seconds, deadline=deadline
+    )
+    async for _ in events:
+        pass
+    return await get()

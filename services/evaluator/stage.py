@@ -22,7 +22,7 @@ class EvaluationStage:
 
     async def prepare(self, assignment: Assignment, workdir: Path, store: ArtifactStore) -> ChildCommand:
         """Raises JobError when this node has other weights than preflight saw."""
-        config = job_configuration(assignment)
+        config = job_configuration(assignment.resolved_spec)
         spec = EvaluationInput(
             config=config,
             model=await base_model(self._models, assignment, self._settings),

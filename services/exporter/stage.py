@@ -22,7 +22,7 @@ class ExportStage:
 
     async def prepare(self, assignment: Assignment, workdir: Path, store: ArtifactStore) -> ChildCommand:
         """Raises JobError when this node has other weights than preflight saw."""
-        config = job_configuration(assignment)
+        config = job_configuration(assignment.resolved_spec)
         datasets = [DatasetFile(id=d.id, filename=d.filename, sha256=d.sha256) for d in assignment.datasets]
         from_hub = assignment.preflight.hub_datasets
         datasets += [DatasetFile(id=d.pinned, filename=d.filename, sha256=d.sha256) for d in from_hub]
@@ -32,7 +32,7 @@ class ExportStage:
             model=await base_model(self._models, assignment, self._settings),
             adapter_dir=await best_checkpoint(assignment, store, workdir),
             out_dir=workdir / "out",
-            job=JobFacts(id=assignment.job_id, create_time=created, datasets=datasets),
+            job=JobFacts(id=assignment.fine_tuning_job_id, create_time=created, datasets=datasets),
             preflight=assignment.preflight,
             training=assignment.training,
             evaluation=assignment.evaluation,

@@ -9,16 +9,15 @@ from google.protobuf.json_format import MessageToDict
 from chassis.child.child_process import ChildCommand
 from chassis.store.artifact_store import ArtifactStore, on_disk_of
 from engine.catalogue import Catalogue
-from engine.config.job import job_config
+from engine.config.job import JobConfig
 from engine.config.spec_proto import spec_to_dict
 from engine.data.content_key import content_key
 from engine.errors import JobError
 from engine.plan.resolve import Resolved, resolve_length
-from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 from finetuneflow.v1.work_pb2 import Assignment
 from services.child_input import ModelFiles
 from services.hardware import read_hardware
-from services.inputs import child_command, dataset_files, fetched_model, made_shards
+from services.inputs import child_command, dataset_files, fetched_model, job_configuration, made_shards
 from services.probe.hub_files import download, hub_of, hub_sources, pin
 from services.probe.settings import ProbeSettings
 from services.probe.worker.child_input import PreflightInput
@@ -39,15 +38,17 @@ class PreflightStage:
         if not assignment.HasField("hardware"):
             hardware = await asyncio.to_thread(read_hardware, self._settings.node_id, self._settings.home)
         hub = hub_of(self._settings)
-        pinned, files = await asyncio.to_thread(pin, assignment.spec, hub)
-        model = await fetched_model(self._models, assignment.spec.base_model, self._settings)
+        pinned, files = await asyncio.to_thread(pin, assignment.merged_spec, hub)
+        model = await fetched_model(self._models, assignment.merged_spec.base_model, self._settings)
         sources = await dataset_files(assignment, store, workdir)
         downloaded = await asyncio.to_thread(download, hub, files, workdir / "sources")
         sha256s = {dataset.id: dataset.sha256 for dataset in assignment.datasets}
         sha256s |= {one.file.reference: one.sha256 for one in downloaded}
-        key = await asyncio.to_thread(_content_key, pinned, sha256s, model)
+        config = job_configuration(pinned)
+        key = await asyncio.to_thread(_content_key, config, sha256s, model)
         child_input = PreflightInput(
-            config=spec_to_dict(pinned),
+            config=config,
+            given=spec_to_dict(assignment.spec),
             model=model,
             sources=sources | {one.file.reference: one.path for one in downloaded},
             hub=hub_sources(downloaded),
@@ -63,10 +64,10 @@ class PreflightStage:
         return child_command(self._settings, child_input, workdir)
 
 
-def _content_key(spec: FineTuningJobSpec, sha256s: Mapping[str, str], model: ModelFiles) -> str:
+def _content_key(config: JobConfig, sha256s: Mapping[str, str], model: ModelFiles) -> str:
     """Returns the key by which token shards of an earlier job are found; empty for a job that the child will refuse."""
     try:
-        resolved = Resolved(job_config(spec_to_dict(spec)))
+        resolved = Resolved(config)
         resolve_length(resolved, model.context_length, asked=False)
         return content_key(resolved.config, model.path, sha256s)
     except (JobError, KeyError):

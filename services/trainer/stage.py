@@ -39,7 +39,7 @@ class TrainingStage:
 
     async def prepare(self, assignment: Assignment, workdir: Path, store: ArtifactStore) -> ChildCommand:
         """Raises JobError if this node's weights are others than in preflight, SystemFailure without checkpoints."""
-        config = job_configuration(assignment)
+        config = job_configuration(assignment.resolved_spec)
         data_dir = await token_shards(assignment, store, workdir, self._store_retry_seconds)
         checkpoint, unusable = await newest_checkpoint(assignment, store, workdir, self._store_retry_seconds)
         given = TrainingInput(

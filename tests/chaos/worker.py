@@ -13,8 +13,7 @@ from chassis.attempt.stage_worker import StageWorker
 from chassis.child.child_process import ChildCommand
 from chassis.server.grpc_server import Mount
 from chassis.store.artifact_store import ArtifactStore
-from engine.config.job import job_config
-from engine.config.spec_proto import config_to_spec, resolved_config, spec_to_dict
+from engine.config.spec_proto import config_to_spec, resolved_config
 from finetuneflow.v1 import trainer_service_pb2, trainer_service_pb2_grpc
 from finetuneflow.v1.event_pb2 import ConfigResolved, Event
 from finetuneflow.v1.work_pb2 import Assignment
@@ -41,7 +40,7 @@ class ChainStage:
 
     async def prepare(self, assignment: Assignment, workdir: Path, store: ArtifactStore) -> ChildCommand:
         preflight = assignment.resolved_spec.ByteSize() == 0
-        config = job_config(spec_to_dict(assignment.spec)) if preflight else resolved_config(assignment.resolved_spec)
+        config = resolved_config(assignment.merged_spec if preflight else assignment.resolved_spec)
         spec = ChildInput(
             stage={"probe": "preflight", "trainer": "training", "evaluator": "evaluation", "exporter": "export"}[
                 self.service

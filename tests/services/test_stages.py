@@ -96,11 +96,13 @@ def place(tmp_path: Path, model: Path) -> Place:
     )
     assignment = Assignment(
         job_id="ftjob_1",
+        fine_tuning_job_id="ftjob_1",
         tenant="default",
         stage=STAGE_TRAINING,
         attempt=2,
         claim_id="0" * 32,
         spec=config_to_spec(config),
+        merged_spec=config_to_spec(config),
         resolved_spec=config_to_spec(config),
         datasets=[Dataset(id="ds_1", filename="rows.jsonl", path="datasets/ds_1/rows.jsonl", sha256=dataset.sha256)],
         checkpoints=checkpoints,
@@ -249,13 +251,14 @@ async def test_a_spec_of_another_version_is_not_half_understood(place: Place) ->
         await training_spec(place)
 
 
-async def test_preflight_gets_the_files_and_the_spec_as_it_was_sent(place: Place) -> None:
+async def test_preflight_gets_the_merged_spec_and_the_fields_its_caller_set(place: Place) -> None:
     place.assignment.spec.Clear()
     place.assignment.spec.base_model = "tiny"
     settings = ProbeSettings(home=place.home, models=place.models)
     command = await PreflightStage(settings, catalogue(settings)).prepare(place.assignment, place.workdir, place.store)
     spec = read(PreflightInput, command)
-    assert spec.config == {"base_model": "tiny"}
+    assert spec.given == {"base_model": "tiny"}
+    assert spec.config.hyperparameters.precision == "fp32", "merged once, at create"
     assert spec.sources["ds_1"].name == "rows.jsonl"
     assert json.loads(spec.sources["ds_1"].read_text())["answer"] == "That."
     assert spec.model.num_parameters > 0
@@ -267,7 +270,7 @@ async def test_preflight_gets_the_files_and_the_spec_as_it_was_sent(place: Place
 
 
 async def test_an_unknown_model_is_the_callers_to_mend(place: Place) -> None:
-    place.assignment.spec.base_model = "tinny"
+    place.assignment.merged_spec.base_model = "tinny"
     settings = ProbeSettings(home=place.home, models=place.models)
     with pytest.raises(JobError) as caught:
         await PreflightStage(settings, catalogue(settings)).prepare(place.assignment, place.workdir, place.store)
@@ -342,5 +345,5 @@ async def test_token_shards_of_an_earlier_job_are_taken_unless_they_are_damaged(
         writer.write(b"[]")
         writer.commit()
     assert (await prepared(3)).shards is None
-    place.assignment.spec.hyperparameters.max_length = 64
+    place.assignment.merged_spec.hyperparameters.max_length = 64
     assert (await prepared(4)).content_key != spec.content_key

@@ -14,6 +14,7 @@ from finetuneflow.cli import (
     estimates,
     jobs,
     metrics,
+    model_work,
     models,
     probe,
     recipes,
@@ -58,6 +59,10 @@ def build_app() -> typer.Typer:
     app.command()(train.train)
     app.add_typer(jobs.app, name="jobs")
     app.command()(metrics.metrics)
+    app.command()(model_work.evaluate)
+    app.command()(model_work.export)
+    app.add_typer(model_work.evaluations_app(), name="evaluations")
+    app.add_typer(model_work.exports_app(), name="exports")
     app.command()(download.download)
     app.add_typer(datasets.make_app(), name="datasets")
     models_app = models.make_app()

@@ -13,13 +13,17 @@ from finetuneflow.cli.session import Json, not_empty, session, size
 
 def download(
     ctx: typer.Context,
-    job_id: Annotated[str, typer.Argument(metavar="JOB", help="Id of the job.", callback=not_empty)],
-    out: Annotated[Path | None, typer.Option(help="Folder to download into.", show_default="./JOB")] = None,
+    source: Annotated[
+        str, typer.Argument(metavar="JOB_OR_EXPORT", help="Id of the job or export.", callback=not_empty)
+    ],
+    out: Annotated[Path | None, typer.Option(help="Folder to download into.", show_default="./ID")] = None,
     json: Json = False,
 ) -> None:
-    """Download and verify the package of a finished job. An interrupted download resumes."""
+    """Download and verify the package of a job or export. An interrupted download resumes."""
     here = session(ctx)
-    for path in here.client.jobs.download(job_id, out or Path(job_id)):
+    client = here.client
+    download_from = client.exports.download if source.startswith("ex_") else client.jobs.download
+    for path in download_from(source, out or Path(source)):
         if json:
             typer.echo(json_module.dumps({"path": str(path), "size_bytes": path.stat().st_size}))
         else:

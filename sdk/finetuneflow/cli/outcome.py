@@ -11,6 +11,7 @@ from finetuneflow.cli.config import toml_text
 from finetuneflow.cli.lines import restored_line
 from finetuneflow.cli.session import count, duration, print_rows, size
 from finetuneflow.client import Client
+from finetuneflow.resources.evaluation import Evaluation
 from finetuneflow.resources.event import Event
 from finetuneflow.resources.job import AttemptSummary, Job, JobState
 
@@ -48,7 +49,7 @@ def show_job(client: Client, job: Job, console: Console) -> None:
     _show_results(client, job, console)
     if job.state == JobState.FAILED:
         show_failure(job, console)
-    _show_attempts(job.attempts, console)
+    show_attempts(job.attempts, console)
 
 
 def show_failure(job: Job, console: Console, *, told: bool = False) -> None:
@@ -68,7 +69,7 @@ def show_explanation(job: Job, events: Sequence[Event], console: Console) -> Non
         console.print(f"Job {job.id} is {job.state}" + (f": {job.reason}" if job.reason else "") + ".")
         if job.message:
             console.print(as_typed(job.message))
-    _show_attempts(job.attempts, console)
+    show_attempts(job.attempts, console)
     failure: Event | None = None
     for event in events:
         if event.kind == "stage_failed":
@@ -88,7 +89,8 @@ def show_explanation(job: Job, events: Sequence[Event], console: Console) -> Non
         console.print("\nResolved spec:\n" + toml_text(job.resolved_spec))
 
 
-def _show_attempts(attempts: Sequence[AttemptSummary], console: Console) -> None:
+def show_attempts(attempts: Sequence[AttemptSummary], console: Console) -> None:
+    """Prints the attempts, unless each stage needed only one."""
     if all(attempt.attempt == 1 and attempt.outcome in ("", "COMPLETED") for attempt in attempts):
         return
     console.print("\nAttempts:")
@@ -131,16 +133,24 @@ def _show_results(client: Client, job: Job, console: Console) -> None:
         steps = count(training.total_steps, "step")
         console.print(f"Training    {steps} in {took}, mean training loss {training.train_loss:.4f}{best}")
     if job.evaluation_id:
-        evaluation = client.evaluations.get(job.evaluation_id)
-        result = evaluation.result
-        if result is not None and result.tuned_loss is not None:
-            base = "" if result.base_loss is None else f"base {result.base_loss:.4f}, "
-            change = "" if evaluation.delta is None else f" ({evaluation.delta:+.4f})"
-            rows = count(result.num_examples, "held-out row")
-            console.print(f"Evaluation  {base}tuned {result.tuned_loss:.4f}{change} nats per trained token, {rows}")
+        show_evaluation(client.evaluations.get(job.evaluation_id), console)
     if job.export_id:
         export = client.exports.get(job.export_id)
         if export.result is not None:
             console.print(f"Package     {export.result.package_path}, {size(export.result.package_size_bytes)}")
     if job.tuned_model:
         console.print(f"Tuned model {job.tuned_model}")
+
+
+def show_evaluation(evaluation: Evaluation, console: Console) -> None:
+    """Prints the measured losses and the number of samples, if there are any."""
+    result = evaluation.result
+    if result is None:
+        return
+    if result.tuned_loss is not None:
+        base = "" if result.base_loss is None else f"base {result.base_loss:.4f}, "
+        change = "" if evaluation.delta is None else f" ({evaluation.delta:+.4f})"
+        rows = count(result.num_examples, "held-out row")
+        console.print(f"Evaluation  {base}tuned {result.tuned_loss:.4f}{change} nats per trained token, {rows}")
+    elif result.samples:
+        console.print(f"Evaluation  {count(len(result.samples), 'sample')}; no held-out rows to measure a loss on")

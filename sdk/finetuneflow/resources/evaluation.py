@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
 
-from finetuneflow.resources.convert import Resource
 from finetuneflow.resources.stage_result import EvaluationResult
+from finetuneflow.resources.work import ModelWork
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation(Resource):
+class Evaluation(ModelWork):
     """A comparison of a tuned model with its base."""
 
-    id: str
-    """`ev_` and 26 characters."""
-    job_id: str
-    """The job whose model was evaluated."""
     result: EvaluationResult | None
-    """The measured losses and samples."""
-    create_time: datetime | None
-    """Time at which the gateway accepted the evaluation."""
+    """The measured losses and samples. None until it has SUCCEEDED."""
 
     @property
     def delta(self) -> float | None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
 
-from finetuneflow.resources.convert import OpenEnum, Resource
+from finetuneflow.resources.convert import OpenEnum
 from finetuneflow.resources.stage_result import ExportResult
+from finetuneflow.resources.work import ModelWork
 
 
 class ExportFormat(OpenEnum):
@@ -21,16 +21,10 @@ class ExportFormat(OpenEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Export(Resource):
-    """A package made from a finished model; `artifacts.list(export.job_id)` lists its files."""
+class Export(ModelWork):
+    """A package made from a tuned model; `artifacts.list(export.id)` lists its files."""
 
-    id: str
-    """`ex_` and 26 characters."""
-    job_id: str
-    """The job whose model was packed."""
     formats: tuple[ExportFormat, ...]
     """Formats of the package."""
     result: ExportResult | None
-    """The package: path, SHA-256 and size."""
-    create_time: datetime | None
-    """Time at which the gateway accepted the export."""
+    """The package: path, SHA-256 and size. None until it has SUCCEEDED."""

@@ -74,7 +74,7 @@ class Resolution(Resource):
 
 @dataclass(frozen=True, kw_only=True)
 class Progress(Resource):
-    """Progress of the training, from the latest accepted log event."""
+    """Progress of the work, from the latest accepted log, eval and phase events."""
 
     step: int
     """Completed optimizer steps."""
@@ -94,6 +94,14 @@ class Progress(Resource):
     """Trained tokens per second, without padding."""
     eta_seconds: float | None
     """Estimated seconds until training ends."""
+    phase: str
+    """Phase of the current attempt, such as loading_model. Empty before the first one."""
+    phase_index: int
+    """Position of the phase among the stage's phases, from 1."""
+    phase_count: int
+    """Number of phases of the stage."""
+    phase_fraction: float | None
+    """Completed fraction of the phase, in [0, 1]. None if unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)

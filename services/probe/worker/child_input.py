@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import Field
 
+from engine.config.job import JobConfig
 from services.child_input import ChildInput, ModelFiles
 from services.probe.hub_sources import HubSource
 
@@ -12,8 +13,10 @@ from services.probe.hub_sources import HubSource
 class PreflightInput(ChildInput):
     """Everything a preflight needs."""
 
-    config: dict[str, Any]
-    """The spec of the job as created, sparse, in the form of `engine.config.spec_proto.spec_to_dict`."""
+    config: JobConfig
+    """The job's configuration: its recipe merged, hub datasets pinned, automatic values still automatic."""
+    given: dict[str, Any]
+    """The fields that the caller set, in the form of `engine.config.spec_proto.spec_to_dict`."""
     model: ModelFiles
     sources: dict[str, Path]
     """Dataset id → file, which keeps the name with which it was uploaded."""

@@ -9,7 +9,7 @@ from google.protobuf import json_format
 
 from chassis.child.phases import Phases
 from chassis.child.pipe import EventSink
-from engine.config.job import JobConfig, job_config
+from engine.config.job import JobConfig
 from engine.data.content_key import content_key
 from engine.data.prepare import Prepared, prepare
 from engine.data.validation import Report
@@ -33,8 +33,7 @@ def preflight(sink: EventSink, input_path: Path) -> StageCompleted:
     Raises JobError for what the caller has to correct.
     """
     child_input = PreflightInput.model_validate_json(input_path.read_bytes())
-    config = job_config(child_input.config)
-    resolved = Resolved(config)
+    resolved = Resolved(child_input.config)
     note_commits(resolved, child_input.hub)
     phases = Phases(sink, _PHASES, pausable=True)
 
@@ -42,7 +41,7 @@ def preflight(sink: EventSink, input_path: Path) -> StageCompleted:
     hardware = _hardware(child_input)
 
     phases.enter("resolving_model", f"{child_input.model.id} {child_input.model.revision}".strip())
-    asked = "max_length" in child_input.config.get("hyperparameters", {})
+    asked = "max_length" in child_input.given.get("hyperparameters", {})
     resolve_length(resolved, child_input.model.context_length, asked=asked)
     architecture = Architecture.of_folder(child_input.model.path)
 

@@ -12,6 +12,8 @@ from google.protobuf.json_format import ParseDict
 
 from chassis.child.child_process import Child, ChildCommand
 from chassis.store.artifact_store import ArtifactStore
+from engine.config.job import job_config
+from engine.config.spec_proto import config_to_spec
 from engine.errors import JobError, SystemFailure
 from finetuneflow.v1.dataset_pb2 import Dataset
 from finetuneflow.v1.event_pb2 import ConfigResolved, Event
@@ -61,6 +63,7 @@ class Place:
             job_id="ftjob_1",
             tenant="default",
             spec=ParseDict(spec, FineTuningJobSpec()),
+            merged_spec=config_to_spec(job_config(spec)),
             datasets=[uploaded] if "ds_1" in datasets else [],
         )
         stage = PreflightStage(self.settings, catalogue(self.settings))
@@ -132,7 +135,7 @@ async def test_what_preflight_resolved_stays_what_it_was(hub: Hub, place: Place)
     again = await place.prepared(pinned)
     newest = await place.prepared("hf://org/rows@main")
     assert again.content_key == first.content_key != newest.content_key
-    assert again.config["training_data"] == first.config["training_data"]
+    assert again.config.training_data == first.config.training_data
     assert [file.read_text() for file in again.sources.values()] == [rows(0, 30)]
     assert [file.read_text() for file in newest.sources.values()] == [rows(0, 40)]
     assert newest.hub[0].revision == NEW

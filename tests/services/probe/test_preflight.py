@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 
 from chassis.child.pipe import EventSink
 from engine.catalogue import Catalogue
+from engine.config.job import job_config
 from engine.config.spec_proto import resolved_config
 from engine.errors import JobError
 from finetuneflow.v1.event_pb2 import ArtifactSaved, ConfigResolved, Phase, Warning
@@ -52,10 +53,13 @@ def make_spec(tmp_path: Path) -> MakeSpec:
         data = tmp_path / "data.jsonl"
         data.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
         path = tmp_path / "input.json"
+        data_fields = {} if "phases" in spec else {"training_data": [{"dataset": "ds_1"}]}
+        given = {"base_model": "tiny", **data_fields, **spec}
         path.write_text(
             json.dumps(
                 {
-                    "config": {"base_model": "tiny", "training_data": [{"dataset": "ds_1"}], **spec},
+                    "config": job_config(given).model_dump(mode="json"),
+                    "given": given,
                     "model": {**vars(model), "path": str(model.path)},
                     "sources": {"ds_1": str(data)},
                     "out_dir": str(tmp_path / "out"),
@@ -135,9 +139,6 @@ def test_a_curriculum_is_counted_phase_by_phase(make_spec: MakeSpec) -> None:
     ]
     settings = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
     path = make_spec(ROWS, phases=phases, hyperparameters=settings)
-    spec = json.loads(path.read_text())
-    del spec["config"]["training_data"]
-    path.write_text(json.dumps(spec))
     result = preflight(Recorded(), path).preflight
     # 54 rows are left of 60: 27 and 162 in steps of 8.
     assert result.total_steps == 24

@@ -78,6 +78,6 @@ def _merge_recipes() -> None:
         try:
             merged = config_to_spec(job_config(spec_to_dict(message)))
         except JobError:
-            # An earlier version took it. Preflight refuses the job, if it ever comes to that, and names the fields.
+            # An earlier version accepted it. If the job has not passed preflight, it ends there with VERSION_MISMATCH.
             merged = message
         connection.execute(sa.update(work).where(work.c.id == id_).values(merged_spec=merged.SerializeToString()))

@@ -1,0 +1,258 @@
+"""`ftf evaluate`, `ftf export`, `ftf evaluations` and `ftf exports`.
+
+Annotations are evaluated where they stand: those of `make_app` name what it has just made."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from finetuneflow.cli.advice import as_typed, ftf
+from finetuneflow.cli.console import error_console
+from finetuneflow.cli.exits import DETACHED, JOB_FAILED
+from finetuneflow.cli.lines import Lines
+from finetuneflow.cli.outcome import show_attempts, show_evaluation
+from finetuneflow.cli.session import Json, Session, not_empty, print_json, print_newest, session, size
+from finetuneflow.client import Client
+from finetuneflow.evaluations import Evaluations
+from finetuneflow.exports import Exports
+from finetuneflow.fields import INT32_MAX, INT64_MAX
+from finetuneflow.resources.evaluation import Evaluation
+from finetuneflow.resources.export import Export
+
+Work = Evaluation | Export
+Methods = Evaluations | Exports
+
+_JOB_PREFIX = "ftjob_"
+
+_Model = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help="Tuned model, ft:JOB, or the id of its job.", callback=not_empty),
+]
+_Detach = Annotated[bool, typer.Option("--detach", "-d", help="Create it without following it.")]
+
+
+def evaluate(
+    ctx: typer.Context,
+    model: _Model,
+    num_samples: Annotated[
+        int | None, typer.Option(min=0, max=100, help="Held-out rows that both models answer. Default: the job's.")
+    ] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="Prompt that both models answer. Repeatable. Default: the job's.")
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, max=4096, help="Maximum tokens of an answer. Default: the job's.")
+    ] = None,
+    detach: _Detach = False,
+    json: Json = False,
+) -> None:
+    """Evaluate the model of a job again, and compare it with its base."""
+    here = session(ctx)
+    made = here.client.evaluations.create(
+        _named(model), num_samples=num_samples, prompts=prompt, max_new_tokens=max_new_tokens
+    )
+    _created(here, made, detach=detach, json=json)
+
+
+def export(
+    ctx: typer.Context,
+    model: _Model,
+    format_: Annotated[
+        list[str] | None, typer.Option("--format", help="Format of the package: adapter. Default: the job's.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to download the package into. Default: no download.", file_okay=False)
+    ] = None,
+    detach: _Detach = False,
+    json: Json = False,
+) -> None:
+    """Export the model of a job again."""
+    if detach and out is not None:
+        raise typer.BadParameter("cannot be combined with --detach.", param_hint="--out")
+    here = session(ctx)
+    made = here.client.exports.create(_named(model), formats=format_ or ())
+    _created(here, made, detach=detach, json=json)
+    if out is not None:
+        for path in here.client.exports.download(made.id, out):
+            if not json:
+                here.console.print(f"{path}  {size(path.stat().st_size)}")
+
+
+def make_app(noun: str, methods: Callable[[Client], Any]) -> typer.Typer:
+    """Makes the command group of one kind; `noun` is "evaluation" or "export"."""
+    app = typer.Typer(no_args_is_help=True, help=f"List, follow, cancel and delete {noun}s.")
+    a = f"an {noun}"
+    Id = Annotated[str, typer.Argument(metavar=noun.upper(), help=f"Id of {a}.", callback=not_empty)]
+
+    def list_(
+        ctx: typer.Context,
+        job: Annotated[str, typer.Option(help="Only those of this job's model.")] = "",
+        state: Annotated[list[str] | None, typer.Option(help="Only those in this state. Repeatable.")] = None,
+        limit: Annotated[int, typer.Option(min=1, max=INT32_MAX, help="Maximum number to list, newest first.")] = 20,
+        json: Json = False,
+    ) -> None:
+        here = session(ctx)
+
+        def newest(most: int) -> Iterator[Work]:
+            found: Iterator[Work] = methods(here.client).list(job_id=job, states=state or [], limit=most)
+            return found
+
+        if json:
+            print_json(*(work.proto for work in newest(limit)))
+        else:
+            print_newest(here.console, ["ID", "STATE", "MODEL", "RESULT", "CREATED"], newest, _row, limit)
+
+    def get(ctx: typer.Context, work_id: Id, json: Json = False) -> None:
+        here = session(ctx)
+        work = methods(here.client).get(work_id)
+        if json:
+            print_json(work.proto)
+        else:
+            _show(work, here.console)
+
+    def watch(
+        ctx: typer.Context,
+        work_id: Id,
+        after: Annotated[int, typer.Option(min=0, max=INT64_MAX, help="Only events after this sequence.")] = 0,
+        json: Json = False,
+    ) -> None:
+        _follow(session(ctx), methods, noun, work_id, json=json, after_sequence=after)
+
+    def cancel(ctx: typer.Context, work_id: Id, json: Json = False) -> None:
+        here = session(ctx)
+        work = methods(here.client).cancel(work_id)
+        if json:
+            print_json(work.proto)
+        else:
+            here.console.print(f"{work.id} {work.state}")
+
+    def delete(ctx: typer.Context, work_id: Id, json: Json = False) -> None:
+        here = session(ctx)
+        methods(here.client).delete(work_id)
+        if not json:
+            here.console.print(f"Deleted {work_id}")
+
+    app.command("list", help=f"List the newest {noun}s: those asked for alone and those left by jobs.")(list_)
+    app.command("get", help=f"Show one {noun} with its attempts.")(get)
+    app.command("watch", help=f"Follow {a} from its first event to its end. Ctrl-C leaves it running.")(watch)
+    app.command("cancel", help=f"Cancel {a}.")(cancel)
+    app.command("delete", help=f"Delete {a} that has ended, with its history and files.")(delete)
+    return app
+
+
+def evaluations_app() -> typer.Typer:
+    """Makes `ftf evaluations`."""
+    return make_app("evaluation", lambda client: client.evaluations)
+
+
+def exports_app() -> typer.Typer:
+    """Makes `ftf exports`."""
+    return make_app("export", lambda client: client.exports)
+
+
+def _named(model: str) -> str:
+    """Completes a job's id to the name of its model."""
+    return f"ft:{model}" if model.startswith(_JOB_PREFIX) else model
+
+
+def _created(here: Session, work: Work, *, detach: bool, json: bool) -> None:
+    noun = type(work).__name__
+    group = f"{noun.lower()}s"
+    if not detach:
+        if not json:
+            here.console.print(f"{noun} {work.id}")
+        _follow(here, lambda client: getattr(client, group), noun.lower(), work.id, json=json)
+    elif json:
+        print_json(work.proto)
+    else:
+        here.console.print(f"{noun} {work.id}\nFollow it: {ftf(f'{group} watch {work.id}')}")
+
+
+def _follow(
+    here: Session, methods: Callable[[Client], Any], noun: str, work_id: str, *, json: bool, after_sequence: int = 0
+) -> None:
+    """Shows the events and the outcome; returns if it has SUCCEEDED, otherwise exits with a code."""
+    lines = Lines()
+
+    def say(line: str) -> None:
+        here.console.print(line)
+        here.console.file.flush()
+
+    quiet = json
+    try:
+        events = methods(here.client).watch(
+            work_id,
+            after_sequence=after_sequence,
+            on_disconnect=lambda _: None if quiet else say("The server does not answer; reconnecting ..."),
+            on_reconnect=lambda: None if quiet else say("Reconnected; no events were missed."),
+        )
+        for event in events:
+            if json:
+                print_json(event.proto)
+            elif (line := lines.of(event)) is not None:
+                say(line)
+    except KeyboardInterrupt:
+        console = error_console()
+        console.print(f"\nDetached; the {noun} continues. Follow it: {ftf(f'{noun}s watch {work_id}')}")
+        console.print(f"Cancel it: {ftf(f'{noun}s cancel {work_id}')}")
+        raise typer.Exit(DETACHED) from None
+    work = methods(here.client).get(work_id)
+    if not json:
+        _show_outcome(work, here.console)
+    if work.state != "SUCCEEDED":
+        raise typer.Exit(JOB_FAILED)
+
+
+def _show_outcome(work: Work, console: Console) -> None:
+    noun = type(work).__name__
+    if work.state == "FAILED":
+        console.print(f"{noun} {work.id} failed: {work.reason}: {as_typed(work.message)}", style="red")
+        console.print(f"Fault: {work.fault or 'unknown'}")
+        if work.advice:
+            console.print(f"Advice: {as_typed(work.advice)}")
+    elif work.state != "SUCCEEDED":
+        console.print(f"{noun} {work.id} is {work.state}.", style="yellow")
+    else:
+        console.print(f"{noun} {work.id} succeeded.", style="green")
+        _show_result(work, console)
+
+
+def _show_result(work: Work, console: Console) -> None:
+    if isinstance(work, Evaluation):
+        show_evaluation(work, console)
+    elif work.result is not None:
+        console.print(f"Package     {size(work.result.package_size_bytes)}")
+        console.print(f"Download the package: {ftf(f'download {work.id}')}")
+
+
+def _show(work: Work, console: Console) -> None:
+    console.print(work.id)
+    console.print(f"State       {work.state}" + (f": {work.reason}" if work.reason else ""))
+    console.print(f"Model       {work.model}")
+    if work.belongs_to_job:
+        console.print(f"Made by     job {work.job_id}")
+    if work.progress is not None and work.progress.phase and not work.ended:
+        progress = work.progress
+        done = "" if progress.phase_fraction is None else f", {progress.phase_fraction:.0%}"
+        name = progress.phase.replace("_", " ")
+        console.print(f"Phase       {name} ({progress.phase_index} of {progress.phase_count}){done}")
+    if work.create_time is not None:
+        ended = f", ended {work.end_time.astimezone():%H:%M:%S}" if work.end_time else ""
+        console.print(f"Created     {work.create_time.astimezone():%Y-%m-%d %H:%M:%S}{ended}")
+    if work.state == "FAILED":
+        _show_outcome(work, console)
+    _show_result(work, console)
+    show_attempts(work.attempts, console)
+
+
+def _row(work: Work) -> list[str]:
+    created = f"{work.create_time.astimezone():%Y-%m-%d %H:%M}" if work.create_time else ""
+    result = ""
+    if isinstance(work, Evaluation):
+        result = "" if work.delta is None else f"{work.delta:+.4f} nats"
+    elif work.result is not None:
+        result = size(work.result.package_size_bytes)
+    return [work.id, work.state, work.model, result, created]

@@ -1,0 +1,98 @@
+"""Evaluations and exports of a finished job, asked for alone, through the SDK and the command line."""
+
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from finetuneflow import Client, FailedPrecondition, NotFound, Unimplemented, WorkCancelled
+from finetuneflow.resources.job import Job
+from tests.e2e.conftest import System
+
+
+@pytest.fixture(scope="module")
+def finished(system: System, rows: Path) -> Job:
+    hyperparameters = {"num_epochs": 1, "max_length": 64, "learning_rate": 1e-2}
+    with Client(system.address) as client:
+        job = client.jobs.create(base_model="tiny", training_data=str(rows), hyperparameters=hyperparameters)
+        return client.jobs.wait(job.id)
+
+
+def ftf(system: System, *arguments: str, code: int = 0) -> str:
+    """Runs a command line and returns what it printed."""
+    command = [sys.executable, "-m", "finetuneflow.cli", *arguments]
+    done = subprocess.run(command, env=system.environment, capture_output=True, text=True, timeout=180)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_an_evaluation_with_other_prompts_answers_them(client: Client, finished: Job) -> None:
+    """A caller who thought of another question does not train again."""
+    made = client.evaluations.create(finished.tuned_model, prompts=["What is 2 plus 2?"], num_samples=1)
+    events = list(client.evaluations.watch(made.id))
+    evaluation = client.evaluations.wait(made.id)
+    assert [event.sequence for event in events] == list(range(1, evaluation.last_sequence + 1))
+    assert {"phase", "sample", "stage_completed"} <= {event.kind for event in events}
+    assert [event.sequence for event in client.evaluations.events(made.id)] == [event.sequence for event in events]
+    assert evaluation.result is not None
+    assert [sample.instruction for sample in evaluation.result.samples][-1] == "What is 2 plus 2?"
+    own = client.evaluations.get(finished.evaluation_id)
+    assert evaluation.delta == pytest.approx(own.delta), "the same model on the same held-out rows"
+    assert own.belongs_to_job
+    assert [each.id for each in client.evaluations.list(job_id=finished.id)] == [made.id, own.id]
+
+
+def test_an_export_again_has_the_same_model(client: Client, finished: Job, tmp_path: Path) -> None:
+    """A package that differs from the first one would be another model under the same name."""
+    made = client.exports.create(finished.tuned_model, formats=["adapter"])
+    client.exports.wait(made.id)
+    client.exports.download(made.id, tmp_path / "again")
+    client.exports.download(finished.export_id, tmp_path / "first")
+    first, again = (zipfile.ZipFile(tmp_path / name / "finetuneflow_export.zip") for name in ("first", "again"))
+    assert first.read("adapter_model.safetensors") == again.read("adapter_model.safetensors")
+    assert set(first.namelist()) == set(again.namelist())
+    assert finished.id in again.read("training_config.json").decode(), "the package names the job, not the export"
+    with pytest.raises(FailedPrecondition):
+        client.exports.cancel(finished.export_id)
+    client.exports.delete(made.id)
+    with pytest.raises(NotFound):
+        client.exports.get(made.id)
+
+
+def test_the_command_line_evaluates_and_exports(system: System, client: Client, finished: Job, tmp_path: Path) -> None:
+    shown = ftf(system, "evaluate", finished.id, "--num-samples", "1")
+    assert "scoring tuned" in shown
+    assert "nats per trained token" in shown
+    out = tmp_path / "package"
+    shown = ftf(system, "export", finished.tuned_model, "--out", str(out))
+    assert (out / "finetuneflow_export.zip").is_file()
+    (newest, *_) = client.exports.list(job_id=finished.id, limit=1)
+    assert newest.id in shown
+    lines = ftf(system, "exports", "watch", newest.id, "--json").splitlines()
+    assert [json.loads(line)["sequence"] for line in lines] == [str(n) for n in range(1, newest.last_sequence + 1)]
+    listed = ftf(system, "exports", "list", "--job", finished.id).splitlines()
+    assert listed[0].split("\t") == ["ID", "STATE", "MODEL", "RESULT", "CREATED"]
+    assert listed[1].startswith(f"{newest.id}\tSUCCEEDED\tft:{finished.id}")
+    assert json.loads(ftf(system, "exports", "get", newest.id, "--json"))["state"] == "JOB_STATE_SUCCEEDED"
+    ftf(system, "download", newest.id, "--out", str(tmp_path / "later"))
+    assert (tmp_path / "later" / "report.md").is_file()
+    ftf(system, "exports", "delete", newest.id)
+    ftf(system, "exports", "get", newest.id, code=2)
+
+
+def test_a_cancelled_evaluation_says_so(client: Client, finished: Job) -> None:
+    made = client.evaluations.create(finished.tuned_model, num_samples=50, max_new_tokens=400)
+    client.evaluations.cancel(made.id)
+    with pytest.raises(WorkCancelled, match=f"Evaluation {made.id} was cancelled"):
+        client.evaluations.wait(made.id)
+    client.evaluations.delete(made.id)
+
+
+def test_what_cannot_be_made_yet_says_what_can(client: Client) -> None:
+    with pytest.raises(Unimplemented, match="ft:<job_id>"):
+        client.exports.create("tiny")
+    with pytest.raises(NotFound, match="no such fine-tuning job"):
+        client.evaluations.create("ft:ftjob_none")
