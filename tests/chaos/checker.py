@@ -1,4 +1,5 @@
-"""Checks the invariants of jobs, over the rows in SQL, the events that watchers received, and the artifact store.
+"""Checks the invariants of jobs, evaluations and exports, over the rows in SQL, the events that watchers received, and
+the artifact store.
 
 A violation is a sentence. The checker knows nothing of faults but what they may excuse: a job that was asked to be
 cancelled, and checkpoints that were damaged on purpose.
@@ -16,17 +17,18 @@ from chassis.events import ENDINGS
 from chassis.store.artifact_store import MANIFEST
 from finetuneflow.v1.event_pb2 import ConfigResolved, Event
 from finetuneflow.v1.fine_tuning_job_pb2 import Fault, JobState, Stage
+from finetuneflow.v1.stage_result_pb2 import EvaluationResult
 from gateway.sql.tables import SavedCheckpoint
-from gateway.work.kinds import FINE_TUNING_JOB
+from gateway.work.kinds import EVALUATION, EXPORT, FINE_TUNING_JOB, KINDS
 from gateway.work.ledger import GATEWAY_SOURCE
 from gateway.work.lifecycle import TERMINAL
-from tests.chaos.history import JobHistory
+from tests.chaos.history import WorkHistory
 from tests.chaos.watchers import canonical
 
 
 @dataclass
 class Expected:
-    """The expected facts of a job, known without the product."""
+    """The expected facts of a job, or of an evaluation or export of its model, known without the product."""
 
     package_sha256: Callable[[Path], str]
     """Returns the digest that identifies the result in a package folder, relative to `<store>/<tenant>`."""
@@ -36,6 +38,10 @@ class Expected:
     """accepted: the job must end CANCELLED; refused: it must not; unknown: the response was lost, both are correct."""
     may_fail: bool = False
     """True if the job has so few attempts that faults may exhaust them."""
+    tuned_loss: float | None = None
+    """The loss that an evaluation must find. None: not compared."""
+    deleted: str = ""
+    """accepted: it must be gone; unknown: the response was lost, both are correct; else it must be there."""
 
 
 @dataclass
@@ -43,7 +49,7 @@ class Seen:
     """The events that one watcher received, in order."""
 
     name: str
-    job_id: str
+    work_id: str
     events: Sequence[tuple[int, bytes]]
     error: str = ""
     ended: bool = True
@@ -53,7 +59,7 @@ class Seen:
 class Evidence:
     """The input of the checker."""
 
-    histories: Mapping[str, JobHistory]
+    histories: Mapping[str, WorkHistory]
     expected: Mapping[str, Expected]
     watchers: Sequence[Seen]
     store: Path
@@ -82,13 +88,18 @@ class Findings:
 def check(evidence: Evidence) -> Findings:
     """Checks every invariant; no violations means success."""
     findings = Findings()
-    for job_id, expected in evidence.expected.items():
-        history = evidence.histories.get(job_id)
+    for work_id, expected in evidence.expected.items():
+        history = evidence.histories.get(work_id)
         if history is None:
-            findings.add("loss", f"job {job_id} is not in SQL")
+            if expected.deleted in ("accepted", "unknown"):
+                findings.count("deleted")
+            else:
+                findings.add("loss", f"{work_id} is not in SQL")
             continue
+        if expected.deleted == "accepted":
+            findings.add("ending", f"{work_id} is in SQL although its deletion was accepted")
         events = history.events()
-        findings.count("jobs")
+        findings.count("jobs" if history.work.kind == FINE_TUNING_JOB.name else "evaluations and exports")
         findings.count("attempts", len(history.attempts))
         findings.count("events", len(events))
         _check_sequences(history, events, findings)
@@ -99,30 +110,31 @@ def check(evidence: Evidence) -> Findings:
         _check_retention(history, findings)
         _check_stored(history, evidence, findings)
         _check_result(history, expected, evidence, findings)
-    for job_id in evidence.histories.keys() - evidence.expected.keys():
-        findings.add("duplicate", f"job {job_id} was created though nobody asked for it")
+    for work_id in evidence.histories.keys() - evidence.expected.keys():
+        findings.add("duplicate", f"{work_id} was created though nobody asked for it")
     for watcher in evidence.watchers:
-        _check_watcher(watcher, evidence.histories.get(watcher.job_id), findings)
+        deleted = watcher.work_id in evidence.expected and bool(evidence.expected[watcher.work_id].deleted)
+        _check_watcher(watcher, evidence.histories.get(watcher.work_id), deleted, findings)
     _check_final_paths(evidence, findings)
     for orphan in evidence.orphans:
         findings.add("orphan", orphan)
     return findings
 
 
-def _check_sequences(history: JobHistory, events: Sequence[Event], findings: Findings) -> None:
-    job = history.job
+def _check_sequences(history: WorkHistory, events: Sequence[Event], findings: Findings) -> None:
+    work = history.work
     sequences = [row.sequence for row in history.rows]
     if sequences != list(range(1, len(sequences) + 1)):
-        findings.add("loss", f"{job.id}: sequences in SQL are not dense: {_gaps(sequences)}")
-    if job.last_sequence != (sequences[-1] if sequences else 0):
-        findings.add("loss", f"{job.id}: last_sequence is {job.last_sequence}, SQL holds up to {sequences[-1:]}")
+        findings.add("loss", f"{work.id}: sequences in SQL are not dense: {_gaps(sequences)}")
+    if work.last_sequence != (sequences[-1] if sequences else 0):
+        findings.add("loss", f"{work.id}: last_sequence is {work.last_sequence}, SQL holds up to {sequences[-1:]}")
     for row, event in zip(history.rows, events, strict=True):
-        if event.sequence != row.sequence or event.job_id != job.id:
-            findings.add("loss", f"{job.id}: row {row.sequence} holds event {event.sequence} of {event.job_id}")
+        if event.sequence != row.sequence or event.job_id != work.id:
+            findings.add("loss", f"{work.id}: row {row.sequence} holds event {event.sequence} of {event.job_id}")
 
 
-def _check_watcher(watcher: Seen, history: JobHistory | None, findings: Findings) -> None:
-    who = f"watcher {watcher.name} of {watcher.job_id}"
+def _check_watcher(watcher: Seen, history: WorkHistory | None, deleted: bool, findings: Findings) -> None:
+    who = f"watcher {watcher.name} of {watcher.work_id}"
     findings.count("watchers")
     findings.count("deliveries", len(watcher.events))
     if watcher.error:
@@ -137,6 +149,14 @@ def _check_watcher(watcher: Seen, history: JobHistory | None, findings: Findings
         findings.add("duplicate", f"{who} was handed {sorted({s for s in seen if seen.count(s) > 1})} more than once")
     if seen != sorted(seen):
         findings.add("reorder", f"{who} was handed {seen}")
+    if history is None and deleted:
+        # What SQL held is gone; the last event says how many there were.
+        end = Event.FromString(watcher.events[-1][1]) if watcher.events else Event()
+        if not end.HasField("state_changed") or JobState.Name(end.state_changed.state) not in TERMINAL:
+            findings.add("loss", f"{who} did not see the end before the deletion")
+        if missing := set(range(1, end.sequence + 1)) - set(seen):
+            findings.add("loss", f"{who} never saw {sorted(missing)}")
+        return
     if missing := set(in_sql) - set(seen):
         findings.add("loss", f"{who} never saw {sorted(missing)}")
     for sequence, data in watcher.events:
@@ -144,19 +164,19 @@ def _check_watcher(watcher: Seen, history: JobHistory | None, findings: Findings
             findings.add("loss", f"{who} saw another event as {sequence} than SQL holds")
 
 
-def _sequences(history: JobHistory) -> list[int]:
+def _sequences(history: WorkHistory) -> list[int]:
     return [row.sequence for row in history.rows]
 
 
-def _check_claims(history: JobHistory, events: Sequence[Event], findings: Findings) -> None:
+def _check_claims(history: WorkHistory, events: Sequence[Event], findings: Findings) -> None:
     """Checks that only the current claim's events were accepted, each ordinal once and in order."""
-    job = history.job
+    work = history.work
     nodes = {(attempt.stage, attempt.attempt): attempt for attempt in history.attempts}
     current: tuple[str, int] | None = None
     following: dict[tuple[str, int], int] = {}
     for event in events:
         key = (Stage.Name(event.stage), event.attempt)
-        where = f"{job.id}: event {event.sequence} of {key[0]} attempt {key[1]}"
+        where = f"{work.id}: event {event.sequence} of {key[0]} attempt {key[1]}"
         if event.source == GATEWAY_SOURCE:
             current = _current_after(event, key, current, where, findings)
             continue
@@ -175,7 +195,7 @@ def _check_claims(history: JobHistory, events: Sequence[Event], findings: Findin
             current = None
     for key, attempt in nodes.items():
         if attempt.next_ordinal != following.get(key, 0):
-            findings.add("loss", f"{job.id}: {key} accepted {attempt.next_ordinal}, SQL holds {following.get(key, 0)}")
+            findings.add("loss", f"{work.id}: {key} accepted {attempt.next_ordinal}, SQL holds {following.get(key, 0)}")
 
 
 def _current_after(
@@ -196,55 +216,55 @@ def _current_after(
     return current
 
 
-def _check_attempts(history: JobHistory, findings: Findings) -> None:
-    job = history.job
+def _check_attempts(history: WorkHistory, findings: Findings) -> None:
+    work = history.work
     still_open = [attempt for attempt in history.attempts if attempt.state != "ENDED"]
-    if len(still_open) > 1 or (job.state in TERMINAL and still_open):
-        findings.add("attempts", f"{job.id}: {len(still_open)} attempts are open in state {job.state}")
-    for stage in FINE_TUNING_JOB.plan:
+    if len(still_open) > 1 or (work.state in TERMINAL and still_open):
+        findings.add("attempts", f"{work.id}: {len(still_open)} attempts are open in state {work.state}")
+    for stage in KINDS[work.kind].plan:
         numbers = [attempt.attempt for attempt in history.attempts if attempt.stage == stage]
         if numbers != list(range(1, len(numbers) + 1)):
-            findings.add("attempts", f"{job.id}: attempts at {stage} are numbered {numbers}")
+            findings.add("attempts", f"{work.id}: attempts at {stage} are numbered {numbers}")
         completed = [a.attempt for a in history.attempts if a.stage == stage and a.outcome == "COMPLETED"]
         if len(completed) > 1 or (completed and completed[0] != numbers[-1]):
-            findings.add("attempts", f"{job.id}: {stage} was completed by attempts {completed} of {numbers}")
+            findings.add("attempts", f"{work.id}: {stage} was completed by attempts {completed} of {numbers}")
     claims = [attempt.claim_id for attempt in history.attempts if attempt.claim_id]
     if len(set(claims)) != len(claims):
-        findings.add("attempts", f"{job.id}: one claim stands for two attempts")
+        findings.add("attempts", f"{work.id}: one claim stands for two attempts")
     counted = sum(attempt.counted for attempt in history.attempts)
-    if counted != job.failed_attempts:
-        findings.add("attempts", f"{job.id}: {counted} attempts are counted, the job says {job.failed_attempts}")
+    if counted != work.failed_attempts:
+        findings.add("attempts", f"{work.id}: {counted} attempts are counted, the work says {work.failed_attempts}")
 
 
-def _check_ending(history: JobHistory, events: Sequence[Event], expected: Expected, findings: Findings) -> None:
-    job = history.job
-    if job.state not in TERMINAL:
-        findings.add("ending", f"{job.id} has not ended: {job.state} {job.stage} {job.reason} {job.message}")
+def _check_ending(history: WorkHistory, events: Sequence[Event], expected: Expected, findings: Findings) -> None:
+    work = history.work
+    if work.state not in TERMINAL:
+        findings.add("ending", f"{work.id} has not ended: {work.state} {work.stage} {work.reason} {work.message}")
         return
-    findings.count(job.state.removeprefix("JOB_STATE_").lower())
+    findings.count(work.state.removeprefix("JOB_STATE_").lower())
     ends = [
         event.sequence
         for event in events
         if event.HasField("state_changed") and JobState.Name(event.state_changed.state) in TERMINAL
     ]
     if ends != [len(events)]:
-        findings.add("ending", f"{job.id} ended at {ends} of {len(events)} events: not once, or not last")
-    if expected.cancel == "accepted" and job.state != "JOB_STATE_CANCELLED":
-        findings.add("ending", f"{job.id} is {job.state} although its cancellation was accepted")
-    if job.state == "JOB_STATE_CANCELLED" and expected.cancel not in ("accepted", "unknown"):
-        findings.add("ending", f"{job.id} was cancelled; nobody asked for it (cancel {expected.cancel or 'not sent'})")
-    if job.state == "JOB_STATE_FAILED":
-        if Fault.Value(job.fault) != Fault.FAULT_SYSTEM_ERROR or job.failed_attempts < job.max_attempts:
+        findings.add("ending", f"{work.id} ended at {ends} of {len(events)} events: not once, or not last")
+    if expected.cancel == "accepted" and work.state != "JOB_STATE_CANCELLED":
+        findings.add("ending", f"{work.id} is {work.state} although its cancellation was accepted")
+    if work.state == "JOB_STATE_CANCELLED" and expected.cancel not in ("accepted", "unknown"):
+        findings.add("ending", f"{work.id} was cancelled; nobody asked for it (cancel {expected.cancel or 'not sent'})")
+    if work.state == "JOB_STATE_FAILED":
+        if Fault.Value(work.fault) != Fault.FAULT_SYSTEM_ERROR or work.failed_attempts < work.max_attempts:
             findings.add(
                 "ending",
-                f"{job.id} failed with {job.fault} {job.reason} after {job.failed_attempts} of {job.max_attempts}: "
-                f"{job.message}",
+                f"{work.id} failed with {work.fault} {work.reason} after {work.failed_attempts} of "
+                f"{work.max_attempts}: {work.message}",
             )
         elif not expected.may_fail:
-            findings.add("ending", f"{job.id} was given up after {job.failed_attempts} failures: {job.reason}")
+            findings.add("ending", f"{work.id} was given up after {work.failed_attempts} failures: {work.reason}")
 
 
-def _check_restored(history: JobHistory, events: Sequence[Event], evidence: Evidence, findings: Findings) -> None:
+def _check_restored(history: WorkHistory, events: Sequence[Event], evidence: Evidence, findings: Findings) -> None:
     """Checks that a training resumes from the newest accepted checkpoint that is intact."""
     accepted: list[tuple[int, str, str]] = []
     reached = started = 0
@@ -258,12 +278,12 @@ def _check_restored(history: JobHistory, events: Sequence[Event], evidence: Evid
             newest = max((each for each in accepted if each[1] not in evidence.damaged), default=(0, "", ""))
             if event.log.step == 1 and newest[0]:
                 findings.add(
-                    "resume", f"{history.job.id}: attempt {event.attempt} began anew, step {newest[0]} was accepted"
+                    "resume", f"{history.work.id}: attempt {event.attempt} began anew, step {newest[0]} was accepted"
                 )
             if event.log.step != started + 1:
                 findings.add(
                     "resume",
-                    f"{history.job.id}: attempt {event.attempt} made step {event.log.step} after step {started}",
+                    f"{history.work.id}: attempt {event.attempt} made step {event.log.step} after step {started}",
                 )
             started = event.log.step
             reached = max(reached, event.log.step)
@@ -274,14 +294,14 @@ def _check_restored(history: JobHistory, events: Sequence[Event], evidence: Evid
             if restored.checkpoint_step < newest[0]:
                 findings.add(
                     "resume",
-                    f"{history.job.id}: attempt {event.attempt} went on from step {restored.checkpoint_step}, "
+                    f"{history.work.id}: attempt {event.attempt} went on from step {restored.checkpoint_step}, "
                     f"accepted and whole was step {newest[0]}",
                 )
             hashes = {each[2] for each in accepted if each[0] == restored.checkpoint_step}
             if restored.manifest_sha256 and restored.manifest_sha256 not in hashes:
-                findings.add("resume", f"{history.job.id}: {restored.manifest_sha256} was never accepted")
+                findings.add("resume", f"{history.work.id}: {restored.manifest_sha256} was never accepted")
             if restored.first_step != restored.checkpoint_step + 1:
-                findings.add("resume", f"{history.job.id}: first step {restored.first_step} after its checkpoint")
+                findings.add("resume", f"{history.work.id}: first step {restored.first_step} after its checkpoint")
             findings.count("resumptions")
             findings.most("most steps made again", reached - restored.checkpoint_step)
             started = restored.checkpoint_step
@@ -289,22 +309,22 @@ def _check_restored(history: JobHistory, events: Sequence[Event], evidence: Evid
             started = 0
 
 
-def _check_retention(history: JobHistory, findings: Findings) -> None:
+def _check_retention(history: WorkHistory, findings: Findings) -> None:
     """Checks that the best and the newest two checkpoints are kept, and no more than save_total_limit requires."""
-    job, saved = history.job, history.checkpoints
-    if not saved or job.config is None:
+    work, saved = history.work, history.checkpoints
+    if not saved or work.config is None:
         return
-    hyper = ConfigResolved.FromString(job.config).resolved_spec.hyperparameters
+    hyper = ConfigResolved.FromString(work.config).resolved_spec.hyperparameters
     kept = [checkpoint for checkpoint in saved if not checkpoint.pruned]
     needed = [*saved[-2:], *(checkpoint for checkpoint in saved if checkpoint.best)]
     for checkpoint in needed:
         if checkpoint.pruned:
-            findings.add("retention", f"{job.id}: step {checkpoint.step}, one of the newest two or best, was pruned")
+            findings.add("retention", f"{work.id}: step {checkpoint.step}, one of the newest two or best, was pruned")
     if len(kept) > max(hyper.save_total_limit, 3):
-        findings.add("retention", f"{job.id}: {len(kept)} checkpoints are kept; the limit is {hyper.save_total_limit}")
+        findings.add("retention", f"{work.id}: {len(kept)} checkpoints are kept; the limit is {hyper.save_total_limit}")
 
 
-def _check_stored(history: JobHistory, evidence: Evidence, findings: Findings) -> None:
+def _check_stored(history: WorkHistory, evidence: Evidence, findings: Findings) -> None:
     """Checks that every accepted file is complete in the store."""
     kept: Iterable[SavedCheckpoint] = (c for c in history.checkpoints if not c.pruned)
     for checkpoint in kept:
@@ -312,7 +332,7 @@ def _check_stored(history: JobHistory, evidence: Evidence, findings: Findings) -
             continue
         problem = _folder_problem(evidence.store / checkpoint.tenant / checkpoint.path, checkpoint.manifest_sha256)
         if problem:
-            findings.add("store", f"{history.job.id}: accepted checkpoint {checkpoint.path}: {problem}")
+            findings.add("store", f"{history.work.id}: accepted checkpoint {checkpoint.path}: {problem}")
     for artifact in history.artifacts:
         path = evidence.store / artifact.tenant / artifact.path
         if artifact.media_type == "inode/directory":
@@ -322,7 +342,7 @@ def _check_stored(history: JobHistory, evidence: Evidence, findings: Findings) -
         else:
             problem = "" if _sha256(path) == artifact.sha256 else "its bytes are not the ones that were accepted"
         if problem:
-            findings.add("store", f"{history.job.id}: accepted artifact {artifact.path}: {problem}")
+            findings.add("store", f"{history.work.id}: accepted artifact {artifact.path}: {problem}")
     for checkpoint in history.checkpoints:
         if checkpoint.pruned and (evidence.store / checkpoint.tenant / checkpoint.path).exists():
             findings.count("pruned folders left behind")
@@ -342,22 +362,36 @@ def _folder_problem(folder: Path, manifest_sha256: str) -> str:
     return f"{wrong} are not what the manifest says" if wrong else ""
 
 
-def _check_result(history: JobHistory, expected: Expected, evidence: Evidence, findings: Findings) -> None:
-    job = history.job
-    if job.state != "JOB_STATE_SUCCEEDED":
+def _check_result(history: WorkHistory, expected: Expected, evidence: Evidence, findings: Findings) -> None:
+    work = history.work
+    if work.state != "JOB_STATE_SUCCEEDED":
+        return
+    kinds = {EVALUATION.name, EXPORT.name} if work.kind == FINE_TUNING_JOB.name else {work.kind}
+    made = [result.kind for result in history.results if result.result is not None]
+    if sorted(made) != sorted(kinds):
+        findings.add("result", f"{work.id} left {made or 'nothing'}, expected one each: {sorted(kinds)}")
+    for result in history.results:
+        if result.kind == EVALUATION.name and result.result is not None and expected.tuned_loss is not None:
+            tuned_loss = EvaluationResult.FromString(result.result).tuned_loss
+            if tuned_loss != expected.tuned_loss:
+                findings.add("result", f"{work.id}: tuned loss {tuned_loss}, of an unfaulted run {expected.tuned_loss}")
+            elif work.kind == EVALUATION.name:
+                findings.count("evaluations identical to an unfaulted run")
+    if EXPORT.name not in kinds:
         return
     last = max((a.attempt for a in history.attempts if a.stage == "STAGE_EXPORT"), default=0)
-    prefix = f"jobs/{job.id}/export/{last}/"
+    prefix = f"jobs/{work.id}/export/{last}/"
     packages = [a for a in history.artifacts if a.kind == "export_package" and a.path.startswith(prefix)]
     if len(packages) != 1:
-        findings.add("result", f"{job.id}: attempt {last} at the export left {len(packages)} packages")
+        findings.add("result", f"{work.id}: attempt {last} at the export left {len(packages)} packages")
         return
     path = evidence.store / packages[0].tenant / packages[0].path
     found = expected.package_sha256(path) if path.is_file() else "nothing"
     if found != expected.reference:
-        findings.add("result", f"{job.id}: the result is {found}, of an unfaulted run {expected.reference}")
+        findings.add("result", f"{work.id}: the result is {found}, of an unfaulted run {expected.reference}")
     else:
-        findings.count("results identical to an unfaulted run")
+        own = work.kind == FINE_TUNING_JOB.name
+        findings.count("results identical to an unfaulted run" if own else "exports identical to an unfaulted run")
 
 
 def _check_final_paths(evidence: Evidence, findings: Findings) -> None:

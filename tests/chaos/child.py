@@ -91,13 +91,23 @@ class State:
 
 def package_of(seed: int, total_steps: int, save_steps: int) -> bytes:
     """Returns the package of a job without faults."""
-    state = State(seed)
-    best = State(seed)
+    best, last = _trained(seed, total_steps, save_steps)
+    return _package(best, last.loss)
+
+
+def evaluation_of(seed: int, total_steps: int, save_steps: int) -> float:
+    """Returns the tuned loss that an evaluation of a job without faults measures."""
+    return _trained(seed, total_steps, save_steps)[0].loss
+
+
+def _trained(seed: int, total_steps: int, save_steps: int) -> tuple[State, State]:
+    """Returns the best and the last state of a training without faults."""
+    state, best = State(seed), State(seed)
     while state.step < total_steps:
         state.advance()
         if _saves(state.step, total_steps, save_steps) and state.evaluate():
             best = State(**asdict(state))
-    return _package(best, state.loss)
+    return best, state
 
 
 def _package(best: State, final_train_loss: float) -> bytes:

@@ -23,6 +23,7 @@ import psutil
 from finetuneflow import Client
 from finetuneflow.errors import ApiError, FailedPrecondition
 from finetuneflow.resources.job import Job
+from tests.chaos.results import Ordered
 from tests.chaos.stack import LEASE_SECONDS, Proc, Stack
 from tests.chaos.watchers import Watcher
 
@@ -102,10 +103,16 @@ class World:
     stack: Stack
     clients: list[Client]
     jobs: list[Wanted] = field(default_factory=list)
+    results: list[Ordered] = field(default_factory=list)
+    """The evaluations and exports of these jobs."""
     damaged: set[str] = field(default_factory=set)
     callers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(8, "caller"))
     problems: list[str] = field(default_factory=list)
     """Errors that no caller should receive."""
+
+    def ended(self) -> bool:
+        """Returns True if nothing is left that a fault could concern."""
+        return all(job.watchers[0].ended for job in self.jobs) and all(result.ended for result in self.results)
 
     def call(self, draw: Draw, ask: Callable[[Client], Job]) -> None:
         """Calls the gateways in turn from a separate thread until one answers."""
@@ -487,6 +494,17 @@ def terminate_trainer(world: World, draw: Draw) -> Later:
     return ()
 
 
+def terminate_evaluator_or_exporter(world: World, draw: Draw) -> Later:
+    """SIGTERM in the middle of an evaluation or export, as a rolling update sends it."""
+    _terminate(_busy(world, draw, "evaluator", "exporter"))
+    return ()
+
+
+def stop_evaluator_or_exporter_past_lease(world: World, draw: Draw) -> Later:
+    """SIGSTOP until its claim has expired; it then continues as a worker whose attempt is over."""
+    return _stop(_busy(world, draw, "evaluator", "exporter"), LEASE_SECONDS + 3.0 + draw.seconds)
+
+
 def _terminate(proc: Proc) -> None:
     # The keeper starts it again once it has ended.
     proc.signal(signal.SIGTERM)
@@ -524,5 +542,7 @@ FAULTS: dict[str, Fault] = {
         cancel_races_completion,
         drain_trainer,
         terminate_trainer,
+        terminate_evaluator_or_exporter,
+        stop_evaluator_or_exporter_past_lease,
     )
 }

@@ -22,7 +22,7 @@ _VERDICTS = (
     ("watchers that failed or never ended", "watcher failed"),
     ("stale writes accepted", "stale write"),
     ("attempts numbered, counted or open wrongly", "attempts"),
-    ("jobs that did not end as they should, once", "ending"),
+    ("jobs, evaluations and exports that did not end as they should, once", "ending"),
     ("trainings that went on from the wrong step", "resume"),
     ("checkpoints pruned that had to stay, or kept beyond the limit", "retention"),
     ("accepted or visible files that are not whole", "store"),
@@ -32,10 +32,14 @@ _VERDICTS = (
 )
 _COUNTED = (
     "jobs",
+    "evaluations and exports",
     "succeeded",
     "cancelled",
     "failed",
+    "deleted",
     "results identical to an unfaulted run",
+    "evaluations identical to an unfaulted run",
+    "exports identical to an unfaulted run",
     "attempts",
     "resumptions",
     "most steps made again",

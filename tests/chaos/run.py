@@ -9,23 +9,26 @@ import heapq
 import itertools
 import json
 import random
+import threading
 import time
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import grpc
 import psutil
 
 from finetuneflow.errors import ApiError, ServerUnreachable
 from tests.chaos.checker import Evidence, Expected, Findings, Seen, check
-from tests.chaos.child import package_of
+from tests.chaos.child import evaluation_of, package_of
 from tests.chaos.faults import FAULTS, Draw, Missed, Wanted, World
 from tests.chaos.history import read_histories
+from tests.chaos.results import Ordered, ResultCalls
 from tests.chaos.schedule import Schedule, Step
 from tests.chaos.stack import Stack
-from tests.chaos.watchers import Watcher
+from tests.chaos.watchers import Watcher, jobs_of
 
 STEPS, SAVE_STEPS = 80, 10
 """Steps of a job with the torch-free child: two seconds of training, eight checkpoints."""
@@ -74,18 +77,22 @@ def run_schedule(
     with Stack(home, gateways=schedule.gateways, postgres=schedule.postgres, model=model) as stack:
         stack.start()
         world = World(stack, stack.clients())
+        channels = [grpc.insecure_channel(address) for address in stack.addresses()]
+        give_up = threading.Event()
         _create(world, schedule, rows)
+        _order(world, schedule, channels, give_up)
         _inject(world, schedule, result)
-        _finish(world, result)
+        _finish(world, result, give_up)
         _check_no_child_is_left(stack, result)
         stack.stop()
         orphans = stack.orphans()
         world.callers.shutdown(cancel_futures=True)
-        watchers = [w for job in world.jobs for w in job.watchers]
+        watchers = [w for wanted in (*world.jobs, *world.results) for w in wanted.watchers]
+        expected = {job.job_id: _expected(job, real=schedule.real, reference=reference) for job in world.jobs}
         result.evidence = Evidence(
             histories=read_histories(stack.database_url),
-            expected={job.job_id: _expected(job, real=schedule.real, reference=reference) for job in world.jobs},
-            watchers=[Seen(w.name, w.job_id, w.seen, w.error, w.ended) for w in watchers],
+            expected=expected | {r.result_id: _expected_result(r, expected) for r in world.results if r.result_id},
+            watchers=[Seen(w.name, w.work_id, w.seen, w.error, w.ended) for w in watchers],
             store=stack.artifacts,
             orphans=orphans,
             damaged=frozenset(world.damaged),
@@ -93,11 +100,13 @@ def run_schedule(
         found = check(result.evidence)
         result.findings.violations += found.violations
         result.findings.counts |= found.counts
-        for problem in world.problems:
+        for problem in (*world.problems, *(problem for each in world.results for problem in each.problems)):
             result.findings.add("caller", problem)
         result.restarts = stack.unexpected_exits
         for client in world.clients:
             client.close()
+        for channel in channels:
+            channel.close()
     result.seconds = time.monotonic() - began
     return result
 
@@ -140,9 +149,10 @@ def _create(world: World, schedule: Schedule, rows: Path) -> None:
             world.stack.keep()
             time.sleep(_TICK_SECONDS)
         job_id = creating.result()
+        sources = [jobs_of(client) for client in world.clients]
         watchers = [
-            Watcher("steady", world.clients[:1], job_id, random.Random(rng.random())),  # noqa: S311
-            Watcher("hopping", world.clients, job_id, random.Random(rng.random()), hop_after=30),  # noqa: S311
+            Watcher("steady", sources[:1], job_id, random.Random(rng.random())),  # noqa: S311
+            Watcher("hopping", sources, job_id, random.Random(rng.random()), hop_after=30),  # noqa: S311
         ]
         world.jobs.append(Wanted(job_id, seed, watchers, may_fail=_max_attempts(number) == FEW_ATTEMPTS))
 
@@ -162,6 +172,18 @@ def _create_one(world: World, schedule: Schedule, rows: Path, seed: int, number:
             number += 1
 
 
+def _order(world: World, schedule: Schedule, channels: list[grpc.Channel], give_up: threading.Event) -> None:
+    """Starts the callers who ask for evaluations and exports."""
+    calls = {kind: ResultCalls(kind, channels) for kind in ("evaluation", "export")}
+    for number, order in enumerate(schedule.orders):
+        rng = random.Random(f"{schedule.seed} {number}")  # noqa: S311 - must come again
+        watcher = world.jobs[order.job].watchers[0]
+        request_id = f"{schedule.seed}-result-{number}"
+        ordered = Ordered(order, watcher, calls[order.kind], request_id, rng, give_up)
+        world.results.append(ordered)
+        ordered.start()
+
+
 def _inject(world: World, schedule: Schedule, result: Result) -> None:
     """Applies the faults at their times, and their follow-ups."""
     began = time.monotonic()
@@ -173,7 +195,7 @@ def _inject(world: World, schedule: Schedule, result: Result) -> None:
             later = FAULTS[name](world, draw)
         except Missed:
             now = time.monotonic()
-            if now > until or all(job.watchers[0].ended for job in world.jobs):
+            if now > until or world.ended():
                 result.missed[name] += 1
             else:
                 heapq.heappush(due, (now + _AGAIN_SECONDS, next(order), lambda: inject(name, draw, until)))
@@ -202,8 +224,8 @@ def _inject(world: World, schedule: Schedule, result: Result) -> None:
             result.injected[f"failpoint {name} {action}"] += 1
 
 
-def _finish(world: World, result: Result) -> None:
-    """Ends all faults and resumes paused jobs, until every job has ended and every watcher has seen it."""
+def _finish(world: World, result: Result, give_up: threading.Event) -> None:
+    """Ends all faults and resumes paused jobs, until all work has ended and every watcher has seen it."""
     world.stack.heal()
     deadline = time.monotonic() + _END_SECONDS
     # A call may wait for a gateway that the keeper, in this thread, has to start first.
@@ -213,8 +235,15 @@ def _finish(world: World, result: Result) -> None:
         time.sleep(_TICK_SECONDS)
     for job_id in ending.result():
         result.findings.add("ending", f"{job_id} has not ended {_END_SECONDS:.0f} s after the last fault")
-    for job in world.jobs:
-        for watcher in job.watchers:
+    while time.monotonic() < deadline and not all(each.ended for each in world.results):
+        world.stack.keep()
+        time.sleep(_TICK_SECONDS)
+    give_up.set()
+    for each in world.results:
+        if not each.ended:
+            result.findings.add("ending", f"{each.order} ({each.result_id or 'not created'}) has not ended")
+    for wanted in (*world.jobs, *world.results):
+        for watcher in wanted.watchers:
             watcher.join(max(10.0, deadline - time.monotonic()))
 
 
@@ -248,7 +277,14 @@ def _expected(job: Wanted, *, real: bool, reference: str) -> Expected:
     if real:
         return Expected(adapter_sha256, reference, job.cancel, job.may_fail)
     whole = hashlib.sha256(package_of(job.seed, STEPS, SAVE_STEPS)).hexdigest()
-    return Expected(file_sha256, whole, job.cancel, job.may_fail)
+    tuned_loss = evaluation_of(job.seed, STEPS, SAVE_STEPS)
+    return Expected(file_sha256, whole, job.cancel, job.may_fail, tuned_loss=tuned_loss)
+
+
+def _expected_result(ordered: Ordered, jobs: Mapping[str, Expected]) -> Expected:
+    """Returns what its job expects, but for what was asked of the evaluation or export itself."""
+    job = jobs[ordered.job.work_id]
+    return replace(job, cancel=ordered.cancel, deleted=ordered.deleted)
 
 
 def file_sha256(path: Path) -> str:

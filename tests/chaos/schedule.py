@@ -6,12 +6,14 @@ import random
 from dataclasses import dataclass
 
 from tests.chaos.faults import AT_CREATION, FAILPOINTS, FAULTS, Draw
+from tests.chaos.results import Order, draw_orders
 
 _ACTIONS = ("kill", "kill", "stop", "raise", "full")
 _ONLY_SQLITE, _ONLY_POSTGRES = frozenset({"lock_sqlite"}), frozenset({"restart_postgres"})
 # Once per schedule is enough: a cancelled job shows nothing of what comes later.
 _ONCE = frozenset({"cancel", "cancel_races_completion"})
 _MEAN_GAP_SECONDS = 1.0
+_ORDERS_PER_JOB, _REAL_ORDERS_PER_JOB = 2, 1
 
 
 @dataclass(frozen=True)
@@ -39,13 +41,15 @@ class Schedule:
     steps: tuple[Step, ...]
     creation: str = ""
     """A failpoint that is armed before the jobs are created, such as `creation.committed=kill`."""
+    orders: tuple[Order, ...] = ()
+    """Evaluations and exports of the jobs."""
 
     def __str__(self) -> str:
         where = "PostgreSQL" if self.postgres else "SQLite"
         child = "the real training child" if self.real else "a child without torch"
         head = f"schedule {self.seed}: {self.gateways} gateway(s) on {where}, {self.jobs} jobs, {child}"
         armed = [f"   before  arm_failpoint              {self.creation}"] if self.creation else []
-        return "\n".join([head, *armed, *map(str, self.steps)])
+        return "\n".join([head, *map(str, self.orders), *armed, *map(str, self.steps)])
 
 
 def draw_schedule(
@@ -67,4 +71,7 @@ def draw_schedule(
         steps.append(Step(at, name, Draw(rng.random(), rng.uniform(0.2, 3.0), choice)))
     at_creation = faults and only in ("", "arm_failpoint") and rng.random() < 0.5
     creation = f"{rng.choice(AT_CREATION)}={rng.choice(('kill', 'stop'))}" if at_creation else ""
-    return Schedule(seed, postgres, real, 2 if postgres else 1, jobs, tuple(steps), creation)
+    # A schedule without faults makes the result that others are compared with.
+    per_job = (_REAL_ORDERS_PER_JOB if real else _ORDERS_PER_JOB) if faults else 0
+    orders = draw_orders(seed, jobs, per_job)
+    return Schedule(seed, postgres, real, 2 if postgres else 1, jobs, tuple(steps), creation, orders)

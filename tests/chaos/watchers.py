@@ -1,33 +1,53 @@
-"""Watchers: the SDK's own watch, attached throughout, each keeping every event it was handed."""
+"""Watchers, attached throughout, each keeping every event it was handed; those of jobs use the SDK's own watch."""
 
 from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from typing import Protocol
 
 from finetuneflow import Client
 from finetuneflow.v1.event_pb2 import Event
+from finetuneflow.v1.fine_tuning_job_pb2 import Stage
 
-_GIVE_UP_SECONDS = 180.0
+GIVE_UP_SECONDS = 180.0
+
+
+class Source(Protocol):
+    """The watch of one gateway."""
+
+    def __call__(self, work_id: str, cursor: int, /) -> Generator[Event]:
+        """Yields the events after the cursor, and ends with the work."""
+        ...
+
+
+def jobs_of(client: Client) -> Source:
+    """Returns the SDK's watch of jobs."""
+
+    def events(job_id: str, cursor: int, /) -> Generator[Event]:
+        for event in client.jobs.watch(job_id, after_sequence=cursor, give_up_after_seconds=GIVE_UP_SECONDS):
+            yield event.proto
+
+    return events
 
 
 class Watcher:
-    """Follows one job to its end in a thread. With `hop_after` it goes to another gateway every so many events, with
-    the cursor it has."""
+    """Follows one piece of work to its end in a thread. With `hop_after` it goes to another gateway every so many
+    events, with the cursor it has."""
 
     def __init__(
-        self, name: str, clients: Sequence[Client], job_id: str, rng: random.Random, *, hop_after: int = 0
+        self, name: str, sources: Sequence[Source], work_id: str, rng: random.Random, *, hop_after: int = 0
     ) -> None:
         self.name = name
-        self.job_id = job_id
+        self.work_id = work_id
         self.seen: list[tuple[int, bytes]] = []
         """(sequence, event) in the order they came."""
         self.error = ""
         self.changed = threading.Condition()
         self.stages: set[str] = set()
         self.kinds: list[str] = []
-        self._clients = clients
+        self._sources = sources
         self._rng = rng
         self._hop_after = hop_after
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -56,19 +76,18 @@ class Watcher:
             self.changed.notify_all()
 
     def _follow(self) -> bool:
-        """Until the job's end (True) or the next hop."""
-        client = self._rng.choice(list(self._clients))
+        """Until the work's end (True) or the next hop."""
+        source = self._rng.choice(list(self._sources))
         hop = self._rng.randint(1, self._hop_after) if self._hop_after else 0
-        cursor = self.seen[-1][0] if self.seen else 0
-        events = client.jobs.watch(self.job_id, after_sequence=cursor, give_up_after_seconds=_GIVE_UP_SECONDS)
+        events = source(self.work_id, self.seen[-1][0] if self.seen else 0)
         for handed, event in enumerate(events, 1):
             with self.changed:
-                self.seen.append((event.sequence, canonical(event.proto)))
-                self.stages.add(str(event.stage))
-                self.kinds.append(event.kind)
+                self.seen.append((event.sequence, canonical(event)))
+                self.stages.add(Stage.Name(event.stage).removeprefix("STAGE_"))
+                self.kinds.append(event.WhichOneof("payload") or "")
                 self.changed.notify_all()
             if handed == hop:
-                events.close()  # type: ignore[attr-defined] # a generator
+                events.close()
                 return False
         return True
 

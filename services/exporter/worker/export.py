@@ -7,6 +7,7 @@ from pathlib import Path
 
 from chassis.child.phases import Phases
 from chassis.child.pipe import EventSink
+from chassis.failpoints import failpoint
 from engine.file_hash import sha256_of
 from finetuneflow.v1.event_pb2 import ArtifactSaved, Warning
 from finetuneflow.v1.stage_result_pb2 import ExportResult
@@ -31,6 +32,7 @@ def export(spec: ExportInput, sink: EventSink) -> ExportResult:
         phases.enter("writing_model")
         with sink.ticking():
             adapter_config = package.write_model(spec, files)
+            failpoint("export.model_written")
             package.write_tokenizer(spec, files)
 
         phases.enter("writing_report")
@@ -58,6 +60,7 @@ def _verify(sink: EventSink, spec: ExportInput, archive: Path, scratch: Path) ->
         from services.exporter.worker.verify import verify
 
         verified = verify(spec, archive, scratch)
+        failpoint("export.verified")
     shutil.rmtree(scratch)
     if verified.max_difference is None:
         sink.emit(

@@ -1,0 +1,141 @@
+"""An export of a finished job survives the death of any process that takes part in it, at the worst moments."""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from engine.file_hash import sha256_of
+from finetuneflow import Client
+from finetuneflow.resources.export import Export
+from tests.e2e.conftest import System
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    home = tmp_path_factory.mktemp("home")
+    (home / "failpoints").mkdir()
+    system = System(
+        home,
+        FTF_FAILPOINTS=str(home / "failpoints"),
+        FTF_GATEWAY_LEASE_SECONDS="5",
+        # Shorter than the stop in the middle of an export, so that a drain has to release it.
+        FTF_EXPORTER_DRAIN_SECONDS="1",
+    )
+    system.start()
+    yield system
+    system.stop()
+
+
+@dataclass
+class Unfaulted:
+    """A finished job and what an export of it gives when nothing fails."""
+
+    model: str
+    package_sha256: str
+    files: dict[str, str]
+    """SHA-256 of each file of the download by name."""
+
+
+@pytest.fixture(scope="module")
+def unfaulted(system: System, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Unfaulted:
+    with Client(system.address) as client:
+        hyperparameters = {"max_steps": 10, "max_length": 64}
+        job = client.jobs.create(base_model="tiny", training_data=str(rows), hyperparameters=hyperparameters)
+        model = client.jobs.wait(job.id).tuned_model
+        export = client.exports.wait(client.exports.create(model).id)
+        assert export.result is not None
+        files = downloaded(client, export, tmp_path_factory.mktemp("unfaulted"))
+    return Unfaulted(model, export.result.package_sha256, files)
+
+
+def downloaded(client: Client, export: Export, folder: Path) -> dict[str, str]:
+    """Downloads an export; the files in the answer are those in the folder, each once."""
+    paths = client.exports.download(export.id, folder)
+    assert sorted(paths) == sorted(folder.iterdir())
+    return {path.name: sha256_of(path) for path in paths}
+
+
+class Watched:
+    """An export of the finished job, watched in a thread from its creation to its end."""
+
+    def __init__(self, system: System, model: str) -> None:
+        self.sequences: list[int] = []
+        self.verifying = threading.Event()
+        """Set when the child has entered its phase `verifying`."""
+        self._client = Client(system.address)
+        self.id = self._client.exports.create(model).id
+        self._thread = threading.Thread(target=self._follow)
+        self._thread.start()
+
+    def _follow(self) -> None:
+        for event in self._client.exports.watch(self.id):
+            self.sequences.append(event.sequence)
+            if event.proto.phase.name == "verifying":
+                self.verifying.set()
+
+    def check(self, unfaulted: Unfaulted, folder: Path) -> Export:
+        """Waits for the end. Checks that it ended well, once, with the files of an unfaulted export."""
+        self._thread.join(200)
+        assert not self._thread.is_alive()
+        with self._client as client:
+            export = client.exports.get(self.id)
+            events = list(client.exports.events(self.id))
+            assert self.sequences == list(range(1, export.last_sequence + 1)), "an event was lost or repeated"
+            assert [event.sequence for event in events] == self.sequences
+            assert export.state == "SUCCEEDED"
+            assert [event.kind for event in events].count("stage_completed") == 1
+            assert [attempt.outcome for attempt in export.attempts].count("COMPLETED") == 1
+            assert export.result is not None
+            assert export.result.package_sha256 == unfaulted.package_sha256
+            assert downloaded(client, export, folder) == unfaulted.files
+        return export
+
+
+def arm(system: System, failpoint: str, action: str) -> None:
+    (system.home / "failpoints" / failpoint).write_text(action)
+
+
+def taken(system: System, failpoint: str) -> list[Path]:
+    """Returns the marks of processes that reached the failpoint."""
+    return list((system.home / "failpoints").glob(f"{failpoint}.*.taken"))
+
+
+KILLS = {
+    "supervisor before the answer to its claim": ("claim.granted", 1),
+    "child while it writes the model": ("export.model_written", 1),
+    "child while it verifies": ("export.verified", 1),
+    "supervisor after an upload, before its report": ("upload.stored", 1),
+    "supervisor after its files were reported, before the end": ("attempt.ending", 1),
+    "gateway between commit and answer": ("decision.committed", 0),
+}
+
+
+@pytest.mark.parametrize("name", KILLS)
+def test_a_killed_export_ends_as_an_unfaulted_one(
+    system: System, unfaulted: Unfaulted, name: str, tmp_path: Path
+) -> None:
+    failpoint, failures = KILLS[name]
+    arm(system, failpoint, "kill")
+    export = Watched(system, unfaulted.model).check(unfaulted, tmp_path)
+    assert len(taken(system, failpoint)) == 1, "nothing was killed"
+    assert export.failed_attempts == failures
+
+
+def test_a_drained_export_is_released_and_continued(system: System, unfaulted: Unfaulted, tmp_path: Path) -> None:
+    """A rolling update of exporters must not cost an export one of its attempts."""
+    arm(system, "export.verified", "stop")
+    before = len(taken(system, "export.verified"))
+    watched = Watched(system, unfaulted.model)
+    assert watched.verifying.wait(120)
+    (exporter,) = system.processes("services.exporter")
+    # Its child stops before it has verified the package, so it can only be released.
+    exporter.terminate()
+    export = watched.check(unfaulted, tmp_path)
+    assert len(taken(system, "export.verified")) == before + 1
+    assert [attempt.outcome for attempt in export.attempts] == ["RELEASED", "COMPLETED"]
+    assert export.failed_attempts == 0
