@@ -18,8 +18,8 @@ from sqlalchemy.engine import URL, Connection
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 BUSY_SECONDS = 10.0
-"""Seconds for which another process (a backup, a shell) may hold SQLite's write lock before a write here fails. Callers wait for
-30 s: they must learn the reason before."""
+"""Seconds for which another process (a backup, a shell) may hold SQLite's write lock before a write here fails.
+Callers wait for 30 s: they must learn the reason before."""
 _SMALL_BATCH = 400
 """Rows that are inserted in about 2 ms."""
 _BEGIN = "BEGIN IMMEDIATE"

@@ -133,8 +133,10 @@ def end_attempt(decision: Decision, attempt: Attempt, outcome: Outcome) -> None:
 
 
 def _counts(decision: Decision, failure: StageFailed) -> bool:
-    """Returns True if a failure counts against max_attempts. One while PAUSING or CANCELLING does not: it ends in that pause or
-    cancellation and is not tried again."""
+    """Returns True if a failure counts against max_attempts.
+
+    A failure while PAUSING or CANCELLING does not: it ends in that pause or cancellation and is not retried.
+    """
     if decision.work.state == "JOB_STATE_PAUSING":
         return failure.fault == Fault.FAULT_USER_ERROR
     return decision.work.state != "JOB_STATE_CANCELLING"

@@ -1,4 +1,4 @@
-"""Prunes checkpoints, in the decision that accepts a newer one: no worker, and so no zombie, deletes an accepted one."""
+"""Prunes checkpoints, in the decision that accepts a newer one: no worker, and no zombie, deletes an accepted one."""
 
 import logging
 
