@@ -79,7 +79,6 @@ SQL = {
     "an event is gone": ("DELETE FROM events WHERE sequence = 9", "loss"),
     "the newest event is gone": ("DELETE FROM events WHERE sequence = (SELECT max(sequence) FROM events)", "loss"),
     "an acceptance was not counted": ("UPDATE attempts SET next_ordinal = next_ordinal + 1", "loss"),
-    "a job is gone": ("DELETE FROM work", "loss"),
     "an attempt is still open": ("UPDATE attempts SET state = 'CLAIMED' WHERE stage = 'STAGE_EXPORT'", "attempts"),
     "an attempt is missing": ("DELETE FROM attempts WHERE attempt = 1 AND stage = 'STAGE_TRAINING'", "attempts"),
     "a failure was not counted": ("UPDATE attempts SET counted = 0", "attempts"),
@@ -204,6 +203,11 @@ def test_an_accepted_cancellation_that_was_forgotten(run: tuple[Path, Evidence])
     assert kinds(replace(evidence, expected=expected)) == {"ending"}
 
 
+def test_a_job_that_is_gone(run: tuple[Path, Evidence]) -> None:
+    """In SQL the rows about a job keep it from being deleted alone."""
+    assert kinds(replace(run[1], histories={})) == {"loss"}
+
+
 def test_a_job_nobody_asked_for(run: tuple[Path, Evidence]) -> None:
     """A create that was sent twice must not make two jobs."""
     evidence = run[1]
@@ -216,7 +220,7 @@ def test_what_a_watcher_sees(run: tuple[Path, Evidence]) -> None:
     whole = evidence.watchers[0]
 
     def seen(*events: tuple[int, bytes], error: str = "", ended: bool = True) -> set[str]:
-        return kinds(replace(evidence, watchers=[Seen("one", whole.job_id, events, error, ended)]))
+        return kinds(replace(evidence, watchers=[Seen("one", whole.work_id, events, error, ended)]))
 
     head, fourth, fifth, rest = whole.events[:3], whole.events[3], whole.events[4], whole.events[5:]
     assert seen(*head, fourth, fifth, *rest) == set()
