@@ -202,7 +202,7 @@ async def test_everything_that_refuses_a_job_is_said_at_once(room: Room) -> None
     assert set(refusals) == {"BAD_DATA", "UNKNOWN_MODULE", "NO_GPU", "INSUFFICIENT_MEMORY", "DISK_TOO_SMALL"}
     assert all(each.advice and each.message for each in refusals.values())
     assert refusals["UNKNOWN_MODULE"].field == "lora.target_modules[0]"
-    assert [each.row for each in report.validation.problems] == [121, 122]
+    assert [each.row for each in report.validation.problems] == [122, 121], "what refuses comes before what is dropped"
     assert found.estimate.disk.verdict == FIT_VERDICT_IMPOSSIBLE
     assert found.estimate.memory_upper_bytes > found.estimate.memory_free_bytes
 
