@@ -29,10 +29,10 @@ def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tokenizer]
     }
 
 
-def trained(
+def trained_tokens(
     rows: list[Turn], tokenizer: Tokenizer, folder: Path, system_prompt: str | None = None
-) -> tuple[list[str], set[str]]:
-    """Texts of the runs of trained tokens of all rows, and the reasons of all findings."""
+) -> tuple[list[str], set[str], str]:
+    """Texts of the runs of trained tokens of all rows, the reasons of all findings, and the whole text."""
     path = folder / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     reader = RowReader({}, system_prompt)
@@ -42,6 +42,7 @@ def trained(
     reasons = {item.reason for item in items if not isinstance(item, Example)}
     examples = [item for item in items if isinstance(item, Example)]
     runs: list[str] = []
+    written = ""
     for example, tokens in zip(examples, tokens_of_all(examples, tokenizer, "response", 100_000), strict=True):
         if isinstance(tokens, JobError):
             reasons.add(tokens.reason)
@@ -49,7 +50,8 @@ def trained(
         reasons |= {finding.reason for finding in tokens.findings}
         if not tokens.trains:
             reasons.add("NO_TRAINED_TOKENS")
-        assert whole_text(example, tokenizer) == tokenizer.decode(tokens.input_ids.tolist())
+        written += whole_text(example, tokenizer)
+        assert written.endswith(tokenizer.decode(tokens.input_ids.tolist()))
         run: list[int] = []
         for label in [*tokens.labels.tolist(), IGNORED]:
             if label != IGNORED:
@@ -57,7 +59,7 @@ def trained(
             elif run:
                 runs.append(tokenizer.decode(run))
                 run = []
-    return runs, reasons
+    return runs, reasons, written
 
 
 def chat(*turns: Turn, **more: Any) -> list[Turn]:
@@ -133,7 +135,7 @@ def test_answers_are_trained_with_their_ends_and_what_is_left_out_is_named(
     reasons: set[str],
 ) -> None:
     """A thought, system text or end that is lost without a word makes a model that does not do what its data shows."""
-    assert trained(rows, tokenizers[template], tmp_path) == (runs, reasons)
+    assert trained_tokens(rows, tokenizers[template], tmp_path)[:2] == (runs, reasons)
 
 
 def test_a_system_prompt_that_the_template_leaves_out_is_named(
@@ -141,7 +143,8 @@ def test_a_system_prompt_that_the_template_leaves_out_is_named(
 ) -> None:
     """The job's own system_prompt would do nothing."""
     rows = [{"question": "Hi", "answer": "Oh my."}]
-    assert trained(rows, tokenizers["nosys"], tmp_path, "Rhyme.") == (["Oh my." + END], {"SYSTEM_NOT_WRITTEN"})
+    runs, reasons, _ = trained_tokens(rows, tokenizers["nosys"], tmp_path, "Rhyme.")
+    assert (runs, reasons) == (["Oh my." + END], {"SYSTEM_NOT_WRITTEN"})
 
 
 _SAID = st.sampled_from(
@@ -193,9 +196,18 @@ def test_each_answer_is_trained_once_whatever_the_template_does(
     tokenizers: dict[str, Tokenizer], tmp_path: Path, template: str, turns: list[Turn]
 ) -> None:
     """No template may train something else than what the row says without a word about it."""
-    runs, reasons = trained([{"messages": turns}], tokenizers[template], tmp_path)
+    runs, reasons, written = trained_tokens([{"messages": turns}], tokenizers[template], tmp_path)
     text = "".join(runs)
     whole = bool(runs)
+    if whole:
+        lost = {(turn["role"], kind) for turn in turns for word, kind in words(turn) if word not in written}
+        named = {
+            ("system", "content"): "SYSTEM_NOT_WRITTEN",
+            ("assistant", "thought"): "THOUGHT_NOT_WRITTEN",
+            ("assistant", "call"): "TURN_NOT_WRITTEN",
+        }
+        # Turns that are cut off, behind the last answer, are named as such.
+        assert "TRAILING_TURNS" in reasons or {named.get(one, "TURN_NOT_WRITTEN") for one in lost} <= reasons
     assert whole or reasons
     expected_ends = 0
     for turn in turns:
