@@ -1,1 +1,1 @@
-"""From files of rows to token shards: what is read, what is trained, what is held out."""
+"""Reads files of rows, decides which tokens are trained and which rows are held out, and writes token shards."""

@@ -1,4 +1,4 @@
-"""What is done with a block of rows, in whichever process: to know its rows, and to turn the wanted ones to tokens."""
+"""Surveys and tokenises blocks of rows, in this process or in a child process."""
 
 import hashlib
 import heapq
@@ -26,87 +26,89 @@ from engine.data.validation import Report
 from engine.errors import JobError
 
 Alive = Callable[[], None]
-"""Called for every row: whoever waits for the work hears that it goes on."""
+"""Callback for every row; tells the caller that the work continues."""
 
 HELD_OUT = 128
-"""Wish for a row: to be evaluated on. Any other is how often it is trained on, at most 101 times."""
+"""Use of a row that is held out. Smaller values are the number of times that the row is trained on, at most 101."""
 LEAKED = HELD_OUT + 1
-"""To be evaluated on, though it is trained on as well."""
+"""Use of a row of evaluation_data that is also trained on."""
 LONGEST = 100
-"""Of the longest rows so many are remembered, those with more tokens than LONG."""
+"""Maximum number of long rows that are recorded; the longest ones are kept."""
 LONG = 1024
+"""Tokens above which a row counts as long."""
 CUT_OFF = "CUT_OFF"
-"""Mark of a dropped row of which truncation left nothing that is trained."""
+"""Mark of a row that is dropped because truncation removed all its trained tokens."""
 _TEMPLATE_FAULTS = ("TEMPLATE_FAILED", "TEMPLATE_NOT_INCREMENTAL")
-_AT_ONCE = 128
+_BATCH_ROWS = 128
 """Rows that are tokenised in one call."""
 
 
 @dataclass(frozen=True)
 class BlockSource:
-    """Where a block comes from."""
+    """The source of a block."""
 
     name: str
     """The source's path in the spec, such as `training_data[0]`."""
     source: DataSource
     format: str
-    """What its rows are, once it is known."""
+    """Format of its rows; empty until it is known."""
 
 
 @dataclass
 class Survey:
-    """What is known of a block after its first reading."""
+    """Results of the first reading of a block."""
 
     digests: bytes = b""
-    """Of each example DIGEST_BYTES that are those of no other, in the order of the file."""
+    """DIGEST_BYTES for each example, in the order of the file; equal for duplicates only."""
     rows: bytes = b""
-    """The number of the row each is from, in 32 bits."""
+    """Row number of each example, as 32-bit integers."""
     report: Report = field(default_factory=Report)
     format: str = ""
     columns: list[str] = field(default_factory=list)
     unseen: list[str] = field(default_factory=list)
-    """Mapped columns (ours) that no row has."""
+    """Keys of the mapping whose column no row has."""
     num_items: int = 0
-    """Examples and problems."""
+    """Number of examples and of problems, without warnings."""
     has_chat: bool = False
     has_plain: bool = False
     error: JobError | None = None
-    """Why the source as a whole is no good: found behind everything else that is told here."""
+    """Error for which the source as a whole is refused; it occurred after the rows that are counted here."""
 
 
 @dataclass
 class TokenRows:
-    """Tokens of some rows, one row after the other."""
+    """Concatenated tokens of several rows."""
 
     input_ids: NDArray[numpy.int32]
     labels: NDArray[numpy.int32]
     lengths: NDArray[numpy.int32]
-    """Of each row."""
+    """Number of tokens of each row."""
 
 
 @dataclass
 class Tokenised:
-    """The wanted rows of a block."""
+    """Tokens and counts of the used rows of a block."""
 
     is_changed: bool = False
-    """Whether the block has another number of examples than its survey counted."""
+    """True if the number of examples differs from that of the survey: the file changed."""
     num_wanted: int = 0
     train: TokenRows | None = None
     eval: TokenRows | None = None
     eval_rows: str = ""
-    """A line of JSON for each held-out row."""
+    """One line of JSON per held-out row."""
     train_statistics: Statistics = field(default_factory=Statistics)
     eval_statistics: Statistics = field(default_factory=Statistics)
     report: Report = field(default_factory=Report)
     longest: list[tuple[int, str, int]] = field(default_factory=list)
-    """(tokens, source, row)"""
+    """The longest rows as (tokens, source, row); a heap of at most LONGEST."""
     num_tokenised: int = 0
+    """Rows that were tokenised without an error, before any were dropped."""
     template_fault: JobError | None = None
-    """What the first row met that the template is at fault with."""
+    """The first error that the chat template caused."""
 
 
 class BlockTokenizer:
-    """The work of one job."""
+    """Surveys and tokenises the blocks of one job."""
 
     def __init__(self, config: JobConfig, tokenizer: Tokenizer) -> None:
         self._config, self._tokenizer = config, tokenizer
@@ -114,12 +116,12 @@ class BlockTokenizer:
 
     @classmethod
     def of_job(cls, config: str, tokenizer_dir: str) -> "BlockTokenizer":
-        """`config` is a JobConfig as JSON."""
+        """Returns the tokenizer for a JobConfig in JSON and the folder of a tokenizer."""
         job = JobConfig.model_validate_json(config)
         return cls(job, Tokenizer(Path(tokenizer_dir), job.chat_template))
 
     def survey(self, place: BlockSource, block: Block, alive: Alive) -> Survey:
-        """Reads the block, and notes what is wrong with it."""
+        """Reads a block and reports the problems of its rows."""
         found = Survey()
         rows = array("I")
         digests = []
@@ -144,8 +146,8 @@ class BlockTokenizer:
         return found
 
     def tokenise(self, place: BlockSource, block: Block, row_uses: bytes, keep: bool, alive: Alive) -> Tokenised:
-        """Tokens of the rows that are wished for: a byte for each example of the block. Without `keep` they are only
-        counted."""
+        """Returns the tokens of the used rows. `row_uses` has one byte per example of the block: 0 (unused), the number
+        of times to train on it, HELD_OUT or LEAKED. Without `keep`, the rows are only counted."""
         made = Tokenised()
         train, evaluated = _Rows(), _Rows()
         lines: list[str] = []
@@ -156,12 +158,12 @@ class BlockTokenizer:
             alive()
             settings = (hyper.loss_on, hyper.max_length, hyper.truncation)
             found = tokens_of_all([one for _, one in wanted], self._tokenizer, *settings)
-            for (wish, example), tokens in zip(wanted, found, strict=True):
+            for (use, example), tokens in zip(wanted, found, strict=True):
                 alive()
-                if wish == LEAKED:
-                    message = "is also trained on, so that the evaluation will flatter; take it out of one of the two"
+                if use == LEAKED:
+                    message = "is also trained on, so eval_loss will be too low; remove it from one of the datasets"
                     _warn(made.report, place.name, example.row, "LEAKED_ROW", message)
-                held_out = wish >= HELD_OUT
+                held_out = use >= HELD_OUT
                 statistics = made.eval_statistics if held_out else made.train_statistics
                 if not self._counted(place.name, example, tokens, statistics, made) or isinstance(tokens, JobError):
                     continue
@@ -170,9 +172,9 @@ class BlockTokenizer:
                         evaluated.add(tokens, 1)
                         lines.append(json.dumps(eval_row(example, self._tokenizer), ensure_ascii=False) + "\n")
                     continue
-                for _ in range(wish - 1):
+                for _ in range(use - 1):
                     statistics.count(len(tokens.input_ids), tokens.num_trained, tokens.truncated)
-                train.add(tokens, wish)
+                train.add(tokens, use)
             wanted.clear()
 
         source = self._source(place)
@@ -180,12 +182,12 @@ class BlockTokenizer:
         for item in source.examples(block.rows(), source.reader(place.format)):
             if not isinstance(item, Example):
                 continue
-            wish = row_uses[num_examples] if num_examples < len(row_uses) else 0
+            use = row_uses[num_examples] if num_examples < len(row_uses) else 0
             num_examples += 1
-            if wish:
+            if use:
                 made.num_wanted += 1
-                wanted.append((wish, item))
-                if len(wanted) == _AT_ONCE:
+                wanted.append((use, item))
+                if len(wanted) == _BATCH_ROWS:
                     flush()
             else:
                 alive()
@@ -198,7 +200,7 @@ class BlockTokenizer:
     def _counted(
         self, place: str, example: Example, tokens: Tokens | JobError, statistics: Statistics, made: Tokenised
     ) -> bool:
-        """Whether the row is one to keep; counted and reported either way."""
+        """Counts the row and reports its problems. Returns False if it is dropped."""
         if isinstance(tokens, JobError):
             if made.template_fault is None and tokens.reason in _TEMPLATE_FAULTS:
                 made.template_fault = tokens
@@ -218,7 +220,7 @@ class BlockTokenizer:
         limit = hyper.max_length
         if tokens.too_long:
             statistics.num_too_long += 1
-            message = f"has {tokens.num_uncut:,} tokens, more than max_length = {limit:,}, and is dropped"
+            message = f"has {tokens.num_uncut:,} tokens, more than max_length = {limit:,}; dropped"
             _warn(made.report, place, example.row, "TOO_LONG", message)
             return False
         if not tokens.trains:
@@ -226,8 +228,8 @@ class BlockTokenizer:
             statistics.num_cut_off += tokens.truncated
             if tokens.truncated:
                 made.report.mark(place, CUT_OFF, example.row)
-            cut = f": max_length = {limit:,} cuts the answer off" if tokens.truncated else ""
-            message = f"has nothing to train on, and is dropped{cut}"
+            kept = f" within max_length = {limit:,}, which truncates its answer" if tokens.truncated else ""
+            message = f"has no trained tokens{kept}; dropped"
             _warn(made.report, place, example.row, "NO_TRAINED_TOKENS", message)
             return False
         statistics.count(len(tokens.input_ids), tokens.num_trained, tokens.truncated)
@@ -241,8 +243,8 @@ class BlockTokenizer:
                 language = language_of(text)
                 languages[language] = languages.get(language, 0) + 1
         if tokens.truncated:
-            lost = "loses its beginning" if hyper.truncation == "keep_end" else "is cut"
-            message = f"has {tokens.num_uncut:,} tokens and {lost} at max_length = {limit:,}"
+            lost = "start" if hyper.truncation == "keep_end" else "end"
+            message = f"has {tokens.num_uncut:,} tokens; its {lost} is truncated at max_length = {limit:,}"
             _warn(made.report, place, example.row, "TRUNCATED", message)
         return True
 
@@ -257,8 +259,8 @@ class BlockTokenizer:
         for column, text in texts:
             if found := self._tokenizer.control.search(text):
                 message = (
-                    f"has the control token {found[0]} in its text, which the model takes for the end of a turn or of "
-                    "a text; was the chat template applied already?"
+                    f"has the control token {found[0]} in its text; the model reads it as the end of a turn or of a "
+                    "text; remove it if the chat template was already applied"
                 )
                 report.add(place, RowProblem(example.row, column, "CONTROL_TOKEN", message), "warning")
                 return
@@ -272,7 +274,7 @@ class _Rows:
         self._tokens += [tokens] * copies
 
     def joined(self, keep: bool) -> TokenRows | None:
-        """None where there are no rows. Without `keep` only how long they are."""
+        """Returns the rows, or None if there are none. Without `keep`, only their lengths are filled."""
         if not self._tokens:
             return None
         nothing = numpy.empty(0, numpy.int32)
@@ -294,7 +296,7 @@ def _digest(example: Example) -> bytes:
 
 
 def eval_row(example: Example, tokenizer: Tokenizer) -> dict[str, Any]:
-    """A held-out row as people read it."""
+    """Returns a held-out row as text, for evaluation and display."""
     prompt = prompt_text(example, tokenizer)
     if example.is_chat and example.messages[-1].get("tool_calls"):
         expected = _called(example, prompt, tokenizer)
@@ -315,7 +317,7 @@ def eval_row(example: Example, tokenizer: Tokenizer) -> dict[str, Any]:
 def _called(example: Example, prompt: str, tokenizer: Tokenizer) -> str:
     """Returns the last answer with its tool calls as the template writes them, without the token that ends the turn."""
     whole = tokenizer.render(example.messages, tools=example.tools)
-    # With some templates the whole conversation does not begin with the text of the generation prompt.
+    # With some templates, the rendered conversation does not start with the text of the generation prompt.
     same = next(
         (at for at, (ours, theirs) in enumerate(zip(whole, prompt, strict=False)) if ours != theirs), len(prompt)
     )

@@ -1,4 +1,4 @@
-"""A file of rows in pieces that can be worked on side by side, each in a process of its own."""
+"""Divides a file of rows into blocks that several processes can read in parallel."""
 
 import io
 from collections.abc import Iterator
@@ -13,14 +13,14 @@ from engine.data.rows import MAX_ROW_BYTES, Row, RowProblem
 from engine.data.streams import open_rows
 
 _BYTES = 512 * 1024
-"""Of a block of lines, about: half a second of work."""
+"""Approximate size of a block of lines; it takes about half a second to tokenise."""
 _ROWS = 500
-"""Of a block of rows that had to be read to be told apart."""
+"""Number of rows in a block, for formats that must be parsed to find where a row ends."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """Whole lines of JSON that nobody has read yet, or rows."""
+    """Whole lines of JSON that are not parsed yet, or rows that are."""
 
     first: int = 1
     """Number of the first line."""
@@ -28,7 +28,7 @@ class Block:
     read: list[Row | RowProblem] = field(default_factory=list)
 
     def rows(self) -> Iterator[Row | RowProblem]:
-        """Its rows, as `read_rows` gives them."""
+        """Yields the rows of the block, as `read_rows` does."""
         yield from self.read
         for row in read_json_lines(io.BytesIO(self.lines)):
             if isinstance(row, Row):
@@ -38,7 +38,7 @@ class Block:
 
 
 def read_blocks(path: Path, max_length: int) -> Iterator[Block]:
-    """The blocks of a file, the same ones every time. Raises what `read_rows` raises."""
+    """Yields the blocks of a file, the same ones each time. Raises as `read_rows` does."""
     ending = ending_of(path.name)
     if ending and ending.partition(".")[0] in ("jsonl", "ndjson"):
         with open_rows(path, ending) as file:
@@ -63,7 +63,7 @@ def _of_lines(file: IO[bytes]) -> Iterator[Block]:
         yield Block(first, lines)
         first += lines.count(b"\n")
         if not lines.endswith(b"\n"):
-            # Too long for a row: what is left of it is no row of its own.
+            # The line is too long for a row; its rest is skipped.
             first += 1
             while lines and not lines.endswith(b"\n"):
                 lines = file.readline(_BYTES)

@@ -12,14 +12,14 @@ from engine.config.job import DataSource, JobConfig
 from engine.file_hash import sha256_of
 
 _LAYOUT = 5
-"""Part of the key. Raise it if the same input gives other shards, or other counts in prepared.json."""
+"""Part of the key. Increase it if the same input gives different shards, or different counts in prepared.json."""
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 _LIBRARIES = ("tokenizers", "transformers")
 
 
 def content_key(config: JobConfig, tokenizer_dir: Path, sha256s: Mapping[str, str]) -> str:
-    """The key as a hexadecimal SHA-256. `config` has the max_length at which rows are truncated; `sha256s` maps a
-    dataset id to the SHA-256 of its file. Settings that decide no token id, such as packing, are not part of it."""
+    """Returns the key as a hexadecimal SHA-256. `config` has the max_length at which rows are truncated; `sha256s` maps
+    a dataset id to the SHA-256 of its file. Settings that decide no token id, such as packing, are not part of it."""
     hyper = config.hyperparameters
 
     def described(listed: Sequence[DataSource]) -> list[Any]:

@@ -10,11 +10,11 @@ from engine.data.rows import is_too_deep, json_type
 from engine.data.turn_weights import is_trained
 
 Message = dict[str, Any]
-"""A turn as chat templates take it: role (system, user, assistant or tool), content, and, if given, tool_calls, name,
-tool_call_id and reasoning_content."""
+"""A turn in the form that chat templates expect: role (system, user, assistant or tool), content, and, if given,
+tool_calls, name, tool_call_id and reasoning_content."""
 
 THOUGHT_NAMES = ("reasoning_content", "reasoning", "thinking")
-"""Keys under which a turn has its thought; the first is ours."""
+"""Keys under which a turn may hold its reasoning; the first is the one that examples use."""
 
 ROLES = {
     "system": "system",
@@ -39,7 +39,7 @@ _TEXT_PARTS = ("text", "input_text", "output_text")
 
 
 def turns(value: Any, column: str) -> tuple[list[Message], frozenset[int]]:
-    """The turns in `value`, and the indices of the assistant turns that are not trained."""
+    """Returns the turns in `value`, and the indices of the assistant turns that are not trained."""
     listed = unpacked(value, column)
     if not isinstance(listed, list):
         raise BadValue(column, "WRONG_TYPE", f"column {column} is {a(listed)}; it must be an array of turns")
@@ -57,12 +57,12 @@ def turns(value: Any, column: str) -> tuple[list[Message], frozenset[int]]:
 
 
 def tools(value: Any) -> list[dict[str, Any]]:
-    """The tools that a conversation may call, as JSON schemas; an empty list if there are none."""
+    """Returns the tools that a conversation may call, as JSON schemas; an empty list if there are none."""
     return list(_schemas(value, "tools"))
 
 
 def functions(value: Any) -> list[dict[str, Any]]:
-    """The same of `functions`, OpenAI's first name for tools: schemas without the object around each."""
+    """Returns the tools in a column `functions`, OpenAI's older name for tools: schemas without the outer object."""
     return [{"type": "function", "function": schema} for schema in _schemas(value, "functions")]
 
 
@@ -74,13 +74,14 @@ def _schemas(value: Any, column: str) -> list[dict[str, Any]]:
 
 
 def unpacked(value: Any, column: str) -> Any:
-    """A list or object, parsed if it is text as in tables. Text that does not begin like one is returned as it is."""
+    """Returns a list or object, parsed if it is text, as in tables. Text that does not start with [ or { is returned as
+    it is."""
     if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
         return value
     try:
         found = json.loads(value)
     except (ValueError, RecursionError) as error:
-        raise BadValue(column, "NOT_JSON", f"column {column} is text that is no JSON: {json_error(error)}") from None
+        raise BadValue(column, "NOT_JSON", f"column {column} is text that is not JSON: {json_error(error)}") from None
     if is_too_deep(found):
         raise BadValue(column, "NESTED_TOO_DEEPLY", f"column {column} has values that are nested too deeply")
     return found
@@ -100,7 +101,7 @@ def encodable(text: str, column: str) -> str:
 
 
 def a(value: Any) -> str:
-    """The type of a value, with its article."""
+    """Returns the JSON type of a value with its article, such as "an array"."""
     kind = json_type(value)
     shown = f" ({value})" if kind in ("number", "boolean") else ""
     return ("an " if kind[0] in "ao" else "a ") * (value is not None) + kind + shown
@@ -148,7 +149,8 @@ def _role(turn: Mapping[str, Any], place: str) -> str:
 
 
 def _thought(part: Any) -> str | None:
-    """The thought in a part such as {"type": "thinking", "thinking": "…"} of a turn's content; None in others."""
+    """Returns the reasoning in a part such as {"type": "thinking", "thinking": "…"} of a turn's content; None in other
+    parts."""
     kind = part.get("type") if isinstance(part, dict) else None
     if kind not in THOUGHT_NAMES:
         return None
@@ -169,14 +171,14 @@ def _content(turn: Mapping[str, Any], content: Any, place: str, role: str, *, ha
     if not isinstance(content, str):
         message = f"{place} has {a(content)} for content; write it as a string, an object with json.dumps"
         raise BadValue(place, "WRONG_TYPE", message)
-    # An empty answer would train the model to say nothing. A tool may return nothing.
+    # An empty answer would train the model to answer nothing. A tool may return nothing.
     if not content.strip() and role in ("user", "assistant") and not has_calls:
         raise BadValue(place, "EMPTY_VALUE", f"{place} is empty", "leaves_out")
     return encodable(content, place)
 
 
 def _text_of_part(part: Any, place: str) -> str:
-    """The text of one of the parts that the content of a turn is divided into."""
+    """Returns the text of one part of a turn's content."""
     kind = part.get("type") if isinstance(part, dict) else None
     if isinstance(part, dict) and kind in (None, *_TEXT_PARTS) and isinstance(part.get("text"), str):
         media = next((key for key in _MEDIA_KEYS if part.get(key)), None)
@@ -184,7 +186,7 @@ def _text_of_part(part: Any, place: str) -> str:
             return str(part["text"])
         kind = media
     said = f"a part of type {str(kind)[:40]}" if kind else f"a part that is {a(part)} without text"
-    message = f"{place} has {said}; only text is trained: leave these rows out, or remove the part"
+    message = f"{place} has {said}; only text is trained; drop these rows, or remove the part"
     raise BadValue(place, "UNSUPPORTED_CONTENT", message)
 
 
@@ -194,20 +196,20 @@ def _calls(calls: Any, place: str) -> list[dict[str, Any]]:
     found = []
     for call in calls:
         if not isinstance(call, dict):
-            raise _bad_call(place, f"a tool with {a(call)}, not an object")
+            raise _bad_call(place, f"a tool with {a(call)}; a call must be an object")
         function = call.get("function", call)
         name = function.get("name") if isinstance(function, dict) else None
         if not isinstance(function, dict) or not isinstance(name, str) or not name:
-            raise _bad_call(place, "a tool without saying its name")
+            raise _bad_call(place, "a tool without a name")
         arguments = function.get("arguments", function.get("parameters"))
         if isinstance(arguments, str):
             try:
                 arguments = json.loads(arguments or "{}")
             except (ValueError, RecursionError):
-                raise _bad_call(place, f"{name[:80]} with arguments that are no JSON") from None
+                raise _bad_call(place, f"{name[:80]} with arguments that are not JSON") from None
         arguments = {} if arguments is None else arguments
         if not isinstance(arguments, dict) or is_too_deep(arguments):
-            raise _bad_call(place, f"{name[:80]} with arguments that are {a(arguments)}, not an object of names")
+            raise _bad_call(place, f"{name[:80]} with arguments that are {a(arguments)}; they must be an object")
         encodable(json.dumps(arguments, ensure_ascii=False), place)
         whole = {"type": "function", "function": {"name": encodable(name, place), "arguments": arguments}}
         if isinstance(call.get("id"), str):

@@ -13,11 +13,11 @@ from engine.errors import JobError
 _DELIMITERS = ",;\t|"
 _QUOTED = re.compile(r'"[^"]*"')
 _SEPARATOR = re.compile(r'"?sep=([^\w\s"]|\t)"?[,;\t|]*\s*', re.IGNORECASE)
-"""The line by which Excel is told the delimiter; it is not the header."""
+"""The line that tells Excel the delimiter; it is not the header."""
 
 
 def read_csv(file: IO[bytes], name: str, delimiter: str = "") -> Iterator[Row | RowProblem]:
-    """Reads the rows below a header line. Without a `delimiter`, it is the one that Excel's line `sep=;` names, or the
+    """Yields the rows below a header line. Without a `delimiter`, it is the one that Excel's line `sep=;` names, or the
     most frequent of , ; tab | in the header.
 
     Raises JobError("BAD_HEADER") if the header does not name each column once.
@@ -61,11 +61,11 @@ def _columns(line: str, delimiter: str, lines: "_Lines", name: str) -> list[str]
     columns = [column.strip() or f"column {index}" for index, column in enumerate(columns, 1)]
     twice, count = Counter(columns).most_common(1)[0]
     if count > 1:
-        raise _bad_header(name, f"names the column {twice[:80]!r} twice")
+        raise _bad_header(name, f"has the column {twice[:80]!r} twice")
     if any("\udc80" <= character <= "\udcff" for column in columns for character in column):
         raise _bad_header(name, "is not UTF-8; save the file as UTF-8")
     if any("\0" in column for column in columns):
-        raise _bad_header(name, "has NUL characters: the file is not text")
+        raise _bad_header(name, "has NUL characters; the file is not text")
     return columns
 
 

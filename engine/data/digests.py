@@ -15,12 +15,12 @@ DIGEST_BYTES = 16
 
 
 def digests_of(joined: bytes | bytearray) -> Digests:
-    """The digests in a concatenation of 16 bytes for each row."""
+    """Returns the digests in a concatenation of 16 bytes per row."""
     return numpy.frombuffer(joined, dtype=f"S{DIGEST_BYTES}")
 
 
 def first_of_each(digests: Digests) -> Rows:
-    """For each row, the index of its first duplicate; its own index if it is unique."""
+    """Returns, for each row, the index of its first duplicate; its own index if it is unique."""
     order = numpy.argsort(digests, kind="stable")
     ordered = digests[order]
     new = numpy.ones(len(order), numpy.bool_)
@@ -31,7 +31,7 @@ def first_of_each(digests: Digests) -> Rows:
 
 
 def among(digests: Digests, others: Digests) -> Chosen:
-    """For each row, whether its digest is among the others."""
+    """Returns, for each row, True if its digest is among the others."""
     if not len(others):
         return numpy.zeros(len(digests), numpy.bool_)
     ordered = numpy.sort(others)
@@ -41,7 +41,7 @@ def among(digests: Digests, others: Digests) -> Chosen:
 
 
 def drawn(digests: Digests, count: int, seed: int, purpose: bytes = b"") -> Rows:
-    """Indices of `count` distinct rows, drawn by the seed; the same rows whatever their order."""
+    """Returns the indices of `count` distinct rows, drawn by the seed; the same rows in any order of the rows."""
     key = seed.to_bytes(8, "big") + purpose
     joined = digests.tobytes()
     lots = numpy.empty(len(digests), numpy.uint64)

@@ -9,7 +9,7 @@ parts."""
 
 
 def ending_of(filename: str) -> str | None:
-    """The accepted ending of a file name, in lower case; None if it has none."""
+    """Returns the accepted ending of a file name, in lower case; None if it has none."""
     parts = filename.lower().split(".")[1:]
     for ending in (".".join(parts[-2:]), *parts[-1:]):
         if ending in ENDINGS:

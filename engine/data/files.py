@@ -24,7 +24,7 @@ from engine.data.text_files import read_text
 from engine.errors import JobError
 
 _BYTES_PER_TOKEN = 2
-"""Almost no text has fewer, so that a piece is almost never truncated, whatever the tokenizer."""
+"""Almost no text has fewer bytes per token, so a piece is almost never truncated, whatever the tokenizer."""
 
 
 def read_rows(path: Path, max_length: int = 2048) -> Iterator[Row | RowProblem]:
@@ -38,8 +38,8 @@ def read_rows(path: Path, max_length: int = 2048) -> Iterator[Row | RowProblem]:
     if ending is None:
         raise JobError(
             "UNSUPPORTED_FILE",
-            f"{path.name} has none of the endings of files of rows: {', '.join(f'.{kind}' for kind in KINDS)}.",
-            "Name the file by its format.",
+            f"{path.name} has none of the supported endings: {', '.join(f'.{kind}' for kind in KINDS)}.",
+            "Rename the file so that its ending names its format.",
         )
     kind = ending.partition(".")[0]
     if kind == "parquet":

@@ -12,7 +12,7 @@
 | text              | `text`                                                    | plain text, trained as a whole    |
 
 Every assistant turn of a conversation is trained, except those that `turn_weights` excludes. Turns before the first
-question of a conversation, and after its last answer, are removed with a warning.
+question of a conversation, and after its last answer, are dropped with a warning.
 """
 
 import difflib
@@ -28,7 +28,7 @@ from engine.data.rows import Effect, Row, RowProblem, without_padding
 from engine.data.unsupported_columns import placeholder, refuse_media, refuse_preferences, unused_columns
 
 _REQUIRED: dict[str, tuple[str, ...]] = {
-    # First, as in TRL: beside ids, the other columns are what the ids were made from.
+    # First, as in TRL: if a row has ids, its other columns are the text that the ids were made from.
     "tokenized": ("input_ids",),
     "chat": ("messages",),
     "question_answer": ("question", "answer"),
@@ -43,15 +43,15 @@ _IGNORED = -100
 _NO_PREFERENCES = ("tokenized", "text")
 """Formats whose rows have no answer that could be labelled or rejected."""
 TURNS_CUT = ("LEADING_TURNS", "TRAILING_TURNS")
-"""Reasons of problems of rows that are kept without some of their turns."""
+"""Reasons of warnings about rows that are kept without some of their turns."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """One row as it is trained: a conversation, a prompt and its completion as plain text, or token ids.
+    """One training example: a conversation, a prompt and its completion as plain text, or token ids.
 
     In a conversation, the assistant turns from index `answers_from` on are trained, except those in `untrained`; in
-    plain text, `completion`. A person compares an answer with instruction, input and expected_output.
+    plain text, `completion` is trained. `instruction`, `input` and `expected_output` are for display.
     """
 
     row: int
@@ -92,7 +92,7 @@ class RowReader:
         """Name of the format; empty until a row has a known column."""
 
     def read(self, row: Row) -> Iterator[Example | RowProblem]:
-        """Yields the warnings about a row and its example, or the problem that it is left out or refused for. Raises
+        """Yields the warnings about a row and its example, or the problem for which it is dropped or refused. Raises
         JobError("UNSUPPORTED_FORMAT") for rows of a preference method."""
         values = self._renamed(without_padding(row.values) if row.is_padded else row.values)
         if not self.format:
@@ -105,7 +105,7 @@ class RowReader:
             refuse_preferences(values, self.format, columns)
         try:
             if not self.format:
-                message = f"has none of the known columns; it has {_listed(row.values)}; {_hint(row.values)}"
+                message = f"has none of the known columns (it has {_listed(row.values)}); {_hint(row.values)}"
                 raise BadValue("", "UNKNOWN_FORMAT", message)
             if not is_mapped:
                 refuse_media(values, columns)
@@ -127,7 +127,7 @@ class RowReader:
 
     @property
     def columns(self) -> list[str]:
-        """Columns of the rows so far, up to 1,000 of them."""
+        """Columns of the rows read so far, at most 1,000."""
         return list(self._columns)
 
     @property
@@ -141,7 +141,7 @@ class RowReader:
         self._unseen = {ours: theirs for ours, theirs in self._unseen.items() if ours in unseen}
 
     def unseen_columns(self) -> dict[str, str]:
-        """Keys of the mapping whose column no row had so far, each with a message."""
+        """Returns the keys of the mapping whose column no row had so far, each with a message."""
         found = {}
         for ours, theirs in self._unseen.items():
             close = difflib.get_close_matches(theirs, list(self._columns), n=1)
@@ -221,15 +221,15 @@ class RowReader:
         if joined := _num_leading_systems(given) - 1:
             given, untrained = _joined_systems(given, joined), frozenset(index - joined for index in untrained)
             answers_from -= joined
-            message = f"begins with {joined + 1} system turns; joined to one, with a blank line between"
+            message = f"starts with {joined + 1} system turns; joined into one, separated by blank lines"
             warnings.append(RowProblem(number, column, "JOINED_SYSTEM_TURNS", message, "warns"))
         first, end = _asked_and_answered(given, answers_from, column)
         has_system = given[0]["role"] == "system"
         if left := first - has_system:
-            message = f"begins with {_turns(left)} before the first question; removed from the row"
+            message = f"starts with {_turns(left)} before the first question; dropped from the row"
             warnings.append(RowProblem(number, column, "LEADING_TURNS", message, "warns"))
         if left := len(given) - end:
-            message = f"ends with {_turns(left)} that the assistant does not answer; removed from the row"
+            message = f"ends with {_turns(left)} that the assistant does not answer; dropped from the row"
             warnings.append(RowProblem(number, column, "TRAILING_TURNS", message, "warns"))
         system = _optional(values, "system")
         if has_system and system not in ("", given[0]["content"]):
@@ -257,12 +257,12 @@ class RowReader:
 
 
 def _unpacked_turns(value: Any) -> Any:
-    """A list of turns that a table holds as text; other text is returned as it is, even if it looks like JSON."""
+    """Returns the list of turns that a table holds as text; other text as it is, even if it looks like JSON."""
     if isinstance(value, str) and value.lstrip().startswith("[{"):
         try:
             found = unpacked(value, "")
         except BadValue:
-            # turns() then refuses it; as text, the notation itself would be trained.
+            # turns() then refuses the row; as plain text, the Python notation would be trained.
             return [] if _PYTHON_TURNS.match(value) else value
         if isinstance(found, list) and all(isinstance(turn, dict) and {"role", "from"} & turn.keys() for turn in found):
             return found
@@ -270,18 +270,18 @@ def _unpacked_turns(value: Any) -> Any:
 
 
 def _detect(values: Mapping[str, Any]) -> str:
-    """The format with the largest share of its required columns present; of equals, the first."""
+    """Returns the format with the largest share of its required columns present; among equals, the first."""
     shares = {name: sum(column in values for column in columns) / len(columns) for name, columns in _REQUIRED.items()}
     best = max(shares, key=lambda name: shares[name])
     return best if shares[best] else ""
 
 
 def _asked_and_answered(messages: list[Message], answers_from: int, column: str) -> tuple[int, int]:
-    """Indices of the first question and after the last answer. Many templates refuse an answer without a question, and
-    nothing is trained of turns without an answer."""
+    """Returns the index of the first question and the index after the last answer. Many templates refuse an answer
+    without a question, and turns without an answer have no trained tokens."""
     roles = [message["role"] for message in messages]
     if "system" in roles[1:]:
-        message = "has a system turn that is not at the front; move it to the front"
+        message = "has a system turn that is not the first turn; move it to the start"
         raise BadValue(column, "MISPLACED_SYSTEM", message, "leaves_out")
     if "user" not in roles:
         raise BadValue(column, "NO_QUESTION", "has no question: no turn has the role user", "leaves_out")
@@ -293,13 +293,15 @@ def _asked_and_answered(messages: list[Message], answers_from: int, column: str)
 
 
 def _num_leading_systems(messages: list[Message]) -> int:
-    """Number of system turns that a conversation begins with, at least 1 to leave nothing to join."""
+    """Returns the number of system turns at the start of a conversation; 1 also if there are none, since one turn or
+    none needs no joining."""
     roles = (message["role"] for message in messages)
     return max(sum(1 for _ in itertools.takewhile("system".__eq__, roles)), 1)
 
 
 def _joined_systems(messages: list[Message], joined: int) -> list[Message]:
-    """The messages with the first `joined` + 1, all system turns, as one: templates take only one."""
+    """Returns the messages with the first `joined` + 1, all system turns, joined into one: templates accept only
+    one."""
     content = "\n\n".join(message["content"] for message in messages[: joined + 1])
     return [{**messages[0], "content": content}, *messages[joined + 1 :]]
 
@@ -318,7 +320,7 @@ def _tokenized(number: int, values: Mapping[str, Any]) -> Example:
             raise BadValue(column, "WRONG_LENGTH", message)
     if any(entry not in (0, 1) for entry in mask):
         raise BadValue("attention_mask", "WRONG_TYPE", "column attention_mask must hold only 0 and 1")
-    # The trainer pads: padding in a row would be counted and packed like text.
+    # The trainer adds its own padding; padding inside a row would be counted and packed like text.
     kept = [index for index, entry in enumerate(mask) if entry] if mask else range(len(ids))
     if not kept:
         raise BadValue("input_ids", "EMPTY_VALUE", "column input_ids has no tokens")
@@ -335,13 +337,13 @@ def _integers(value: Any, column: str) -> list[int]:
 
 
 def _present(values: Mapping[str, Any], column: str, named: str = "") -> Any:
-    """The value of a required column; `named` is its name in the file, if that is another one."""
+    """Returns the value of a required column; `named` is its name in the file, if it differs."""
     if values.get(column) is None:
         reason = "NO_ANSWER" if column in _ANSWERS else "MISSING_COLUMN"
         if column in values:
             raise BadValue(named or column, reason, f"column {named or column} is null", "leaves_out")
         hint = f'add it, or name the column that holds it with mapping: {column} = "…"'
-        # Writers of JSON may leave null out. A row with none of the columns is of another format.
+        # Some JSON writers omit keys whose value is null. A row without any of the columns has another format.
         is_incomplete = any(values.get(name) is not None for name in _beside(column))
         effect: Effect = "leaves_out" if is_incomplete else "refuses"
         raise BadValue(column, reason, f"has no {column} (it has {_listed(values)}); {hint}", effect)
@@ -349,7 +351,7 @@ def _present(values: Mapping[str, Any], column: str, named: str = "") -> Any:
 
 
 def _beside(column: str) -> tuple[str, ...]:
-    """The other columns of the format that requires a column."""
+    """Returns the other columns of the format that requires a column."""
     required = next(columns for columns in _REQUIRED.values() if column in columns)
     return tuple(name for name in required if name != column)
 
@@ -369,7 +371,7 @@ def _optional(values: Mapping[str, Any], column: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise BadValue(column, "WRONG_TYPE", f"column {column} is {a(value)}; write it as a string, or leave it out")
+        raise BadValue(column, "WRONG_TYPE", f"column {column} is {a(value)}; write it as a string, or remove it")
     return encodable(value, column) if value.strip() else ""
 
 

@@ -1,4 +1,4 @@
-"""Reads rows from JSON: one object a line, or an array of objects of which one is in memory at a time."""
+"""Reads rows from JSON: one object per line, or an array of objects, one object in memory at a time."""
 
 import codecs
 import json
@@ -15,14 +15,15 @@ from engine.data.streams import RowStream, unreadable
 _CHUNK = 64 * 1024
 _NO_SPACE = re.compile(r"[^ \t\r\n]")
 _PYTHON = re.compile(r"'|None\b|True\b|False\b|array\(|nan\b|\(")
-"""What stands where the JSON of a value ends, if it was written with Python's str()."""
+"""Text at the position of a JSON syntax error if the value was written with Python's str()."""
 _NEAR_THE_END = 16
-"""Characters from the end of the buffer within which an error may only mean that the rest is not read yet."""
+"""Distance from the end of the buffer, in characters, within which a syntax error may be caused by text that is not
+read yet."""
 _ENDS_READING = ("NOT_JSON", "NUL_CHARACTER", "NUMBER_TOO_LONG", "ROW_TOO_LONG", "NESTED_TOO_DEEPLY")
 
 
 def read_json_lines(file: IO[bytes]) -> Iterator[Row | RowProblem]:
-    """Reads one object a line; skips blank lines."""
+    """Yields one row per line; skips blank lines."""
     number = 0
     parser = _Parser()
     while line := file.readline(MAX_ROW_BYTES + 1):
@@ -36,20 +37,22 @@ def read_json_lines(file: IO[bytes]) -> Iterator[Row | RowProblem]:
 
 
 def refuse_other_json(file: RowStream, name: str) -> None:
-    """Raises JobError("UNREADABLE_FILE") if a file that should hold one object a line begins as JSON of another shape:
-    each of its lines would be an error of its own. Consumes nothing of the file."""
+    """Raises JobError("UNREADABLE_FILE") if a file that should hold one object per line starts as JSON of another
+    shape: every line would be an error. Consumes nothing of the file."""
     shape = shape_of(file)
     if shape.kind == "array" and is_array_of_objects(file):
-        raise unreadable(name, "is one JSON array, not one object a line; name it .json")
+        raise unreadable(name, "is one JSON array, not one object per line; rename it to .json")
     if shape.kind == "keyed":
-        raise unreadable(name, f"is one JSON object with its rows under {shape.key}, not one a line; name it .json")
+        raise unreadable(
+            name, f"is one JSON object with its rows under {shape.key}, not one object per line; rename it to .json"
+        )
     if shape.kind == "objects":
-        raise unreadable(name, "has JSON objects over several lines each, not one a line; name it .json")
+        raise unreadable(name, "has JSON objects that span several lines, not one object per line; rename it to .json")
 
 
 def read_json(file: RowStream) -> Iterator[Row | RowProblem]:
-    """Reads an array of objects, one object a line, objects one after the other, or one object whose only key holds an
-    array of objects. An object with several keys is a row, whatever the order of its keys."""
+    """Reads an array of objects, one object per line, consecutive objects, or one object whose only key holds an array
+    of objects. An object with several keys is a row, whatever the order of its keys."""
     shape = shape_of(file)
     if shape.kind == "keyed":
         message = f"the rows are read from the array under {shape.key}"
@@ -62,11 +65,11 @@ def read_json(file: RowStream) -> Iterator[Row | RowProblem]:
 
 
 def json_error(error: ValueError | RecursionError) -> str:
-    """What is wrong with text that is no JSON, without its position."""
+    """Returns the cause of a JSON syntax error, without its position."""
     if isinstance(error, RecursionError):
         return "its values are nested too deeply"
     if not isinstance(error, json.JSONDecodeError):
-        # The only error that is not one of syntax: the time to convert a number grows with the square of its length.
+        # The only other ValueError: json refuses long numbers, because converting them takes quadratic time.
         return f"a number of more than {sys.get_int_max_str_digits():,} digits; write it as a string, in quotes"
     if _PYTHON.match(error.doc, error.pos):
         return "it is in Python's notation; write it with json.dumps"
@@ -85,7 +88,7 @@ def _parsed(parser: "_Parser", number: int, line: bytes) -> Iterator[Row | RowPr
     except (ValueError, RecursionError) as error:
         where = ""
         if isinstance(error, json.JSONDecodeError):
-            # The decoder reports what is missing at the end at the next line.
+            # The decoder reports a missing character at the end of a line as if it were on the next line.
             where = f" at column {min(error.pos, len(text.rstrip())) + 1}"
         yield _fault(number, error, where)
         return
@@ -111,7 +114,7 @@ def _fault(number: int, error: ValueError | RecursionError, where: str) -> RowPr
     if error.msg == "Extra data" and error.doc[: error.pos].rstrip(" \t").endswith("\r"):
         return _not_json(number, "its lines end with carriage returns only; save the file with line feeds (Unix)")
     if error.doc[error.pos : error.pos + 1] == "\ufeff":
-        return _not_json(number, f"a byte-order mark{where}, as in joined files; remove it")
+        return _not_json(number, f"a byte-order mark{where}, as in concatenated files; remove it")
     return _not_json(number, f"{json_error(error)}{where}")
 
 
@@ -129,7 +132,7 @@ def _too_deep(number: int) -> RowProblem:
 
 
 class _Parser:
-    """Parses JSON and records keys that an object has twice."""
+    """Parses JSON and records keys that occur twice in an object."""
 
     def __init__(self) -> None:
         self._twice: list[str] = []
@@ -141,7 +144,7 @@ class _Parser:
         return self._decoder.decode(text)
 
     def scan(self, text: str, at: int) -> tuple[Any, int]:
-        """The value that begins at a position, and its end. Raises what `decode` raises."""
+        """Returns the value that starts at a position, and its end. Raises as `decode` does."""
         self._twice.clear()
         return self._decoder.raw_decode(text, at)
 
@@ -150,7 +153,7 @@ class _Parser:
         found = _row(number, values, brackets)
         if self._twice and isinstance(found, Row):
             key = printable(self._twice[0])
-            message = f"has the key {key} twice in one object, and the last one counts; remove one of the two"
+            message = f"has the key {key} twice in one object; the last one is used; remove one of them"
             yield RowProblem(number, key, "DUPLICATE_KEY", message, "warns")
         yield found
 
@@ -163,13 +166,13 @@ class _Parser:
 
 
 class _Values:
-    """JSON values one after the other, or the elements of one array.
+    """Reads consecutive JSON values, or the elements of one array.
 
-    Reading ends at a syntax error, because the beginning of the next element is unknown.
+    Reading ends at a syntax error, because the start of the next element is unknown.
     """
 
     def __init__(self, file: IO[bytes], under: str = "", skip: int = 0) -> None:
-        """`under`: the array is the value of this key, after `skip` bytes, in an object without other keys."""
+        """`under` is the key, in an object without other keys, that holds the array; it starts after `skip` bytes."""
         self._file = file
         self._under = under
         self._decode = codecs.getincrementaldecoder("utf-8")()
@@ -198,7 +201,7 @@ class _Values:
                     if isinstance(found, RowProblem) and found.reason in _ENDS_READING:
                         return
             if in_array and not character:
-                yield _not_json(number + 1, "the array does not end; the file is cut off")
+                yield _not_json(number + 1, "the array does not end; the file is incomplete")
             elif in_array:
                 self._at += 1
                 yield from self._behind(number + 1)
@@ -247,12 +250,12 @@ class _Values:
             if held > MAX_ROW_BYTES:
                 yield too_long(number)
                 return
-            # Doubled each time, because the value is parsed again from its beginning.
+            # Doubled each time, because the value is parsed again from its start.
             self._read(min(wanted, MAX_ROW_BYTES + _CHUNK - held))
             wanted *= 2
 
     def _peek(self) -> str:
-        """The next character that is not a space; empty at the end."""
+        """Returns the next character that is not a space; empty at the end."""
         while True:
             found = _NO_SPACE.search(self._text, self._at)
             at = found.start() if found else len(self._text)

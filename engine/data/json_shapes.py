@@ -1,4 +1,4 @@
-"""Tells how the rows of a JSON file are laid out, from the beginning of the file."""
+"""Detects the layout of a JSON file from its start."""
 
 import json
 import re
@@ -13,25 +13,25 @@ _KEYED = re.compile(rb'\s*\{\s*("(?:[^"\\]|\\.)*")\s*:\s*(?=(\[)\s*(\{))')
 _FIRST_LINE = re.compile(rb"\s*([^\r\n]*)")
 _TURN_KEYS = {"role", "from"}
 _LISTS_IN_A_ROW = ("messages", "conversations", "tools", "functions")
-"""Columns of a row that hold arrays of objects: an object of such a key alone is a row, never a file of rows."""
+"""Columns of a row that hold arrays of objects: an object with only such a key is a row, never a file of rows."""
 
 Kind = Literal["lines", "array", "objects", "keyed", "unknown"]
 
 
 @dataclass(frozen=True)
 class JsonShape:
-    """The layout of a file: one object a line, one array, objects that span several lines each, one object with the
-    rows under its only key, or unknown because the beginning is no JSON."""
+    """The layout of a file: one object per line, one array, objects that span several lines each, one object with the
+    rows under its only key, or unknown because the start is not JSON."""
 
     kind: Kind
     key: str = ""
-    """For keyed: the key that holds the rows."""
+    """The key that holds the rows; only for keyed."""
     skip: int = 0
-    """For keyed: bytes before the array of rows."""
+    """Bytes before the array of rows; only for keyed."""
 
 
 def shape_of(file: RowStream) -> JsonShape:
-    """The shape of a file that is at its beginning. Consumes nothing."""
+    """Returns the layout of a file, which must be at its start. Consumes nothing."""
     head = file.peek()
     if head.lstrip().startswith(b"["):
         return JsonShape("array")
@@ -39,25 +39,25 @@ def shape_of(file: RowStream) -> JsonShape:
         return JsonShape("unknown")
     found = _first_value(head)
     if found is None:
-        # Only a first row that is longer than what is buffered takes the memory of the longest row.
+        # Buffering as much as the longest row takes is needed only if the first row exceeds the buffer.
         head = file.look_ahead(MAX_ROW_BYTES + 1)
         found = _first_value(head)
     return _shape_of_broken(head) if found is None else _shape_of_object(head, *found)
 
 
 def is_array_of_objects(file: RowStream) -> bool:
-    """Whether a file that begins with [ is one array of objects, not a file of one array a line."""
+    """Returns True if a file that starts with [ is one array of objects, not a file with one array per line."""
     head = file.peek()
     return bool(_ARRAY.match(_first_line(head))) and not _is_one_a_line(head)
 
 
 def printable(key: str) -> str:
-    """A key, shortened, as it can be printed: JSON can spell half a surrogate pair."""
+    """Returns a key, shortened and printable: JSON strings may hold half a surrogate pair."""
     return key.encode(errors="replace").decode()[:40]
 
 
 def _shape_of_object(head: bytes, value: dict[str, Any], text: str, behind: str) -> JsonShape:
-    """The shape of a file whose first object is `value`, written as `text`."""
+    """Returns the layout of a file whose first object is `value`, written as `text`."""
     spans_lines = "\n" in text or "\r" in text
     is_first_of_lines = not spans_lines and bool(behind.strip())
     if len(value) == 1 and not is_first_of_lines:
@@ -66,12 +66,12 @@ def _shape_of_object(head: bytes, value: dict[str, Any], text: str, behind: str)
             return JsonShape("keyed", printable(key), found.end())
     if spans_lines:
         return JsonShape("objects")
-    # Two objects on the first line: no file of one object a line.
+    # With two objects on the first line, it is not a file of one object per line.
     return JsonShape("unknown" if behind.partition("\n")[0].strip() else "lines")
 
 
 def _shape_of_broken(head: bytes) -> JsonShape:
-    """The shape of a file whose first object is longer than any row, cut off, or no JSON."""
+    """Returns the layout of a file whose first object is longer than any row, incomplete, or not JSON."""
     found = _KEYED.match(head)
     if not found or _is_json_object(_second_line(head)):
         return JsonShape("unknown")
@@ -89,7 +89,7 @@ def _shape_of_broken(head: bytes) -> JsonShape:
 
 
 def _has_more_keys(text: str) -> bool:
-    """Whether the array that the text begins with ends, and another key follows it."""
+    """Returns True if the text starts with a complete array and another key follows it."""
     try:
         _, end = json.JSONDecoder().raw_decode(text)
     except (ValueError, RecursionError):
@@ -98,7 +98,7 @@ def _has_more_keys(text: str) -> bool:
 
 
 def _first_value(head: bytes) -> tuple[dict[str, Any], str, str] | None:
-    """The object that a file begins with, its text, and what follows it; None where it is incomplete or no JSON."""
+    """Returns the first object of a file, its text, and the text after it; None if it is incomplete or not JSON."""
     text = head.decode("utf-8", errors="replace").lstrip()
     try:
         value, end = json.JSONDecoder().raw_decode(text)
@@ -119,14 +119,14 @@ def _first_line(head: bytes) -> bytes:
 
 
 def _second_line(head: bytes) -> bytes:
-    """The second line that is not blank."""
+    """Returns the second line that is not blank."""
     found = _FIRST_LINE.match(head)
     second = _FIRST_LINE.match(head, found.end()) if found else None
     return second[1] if second else b""
 
 
 def _is_one_a_line(head: bytes) -> bool:
-    """Whether the first of several lines is JSON by itself."""
+    """Returns True if there are several lines and the first one is valid JSON by itself."""
     try:
         json.loads(_first_line(head))
     except (ValueError, RecursionError):

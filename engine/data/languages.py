@@ -15,13 +15,13 @@ _EACH = 16
 
 
 def is_sampled(row: int) -> bool:
-    """Whether the languages of a row are detected: in the first 1,000 rows, and in each sixteenth after them. In every
-    row, detection would take up to a quarter of the time of tokenising."""
+    """Returns True if the languages of a row are detected: in the first 1,000 rows, and in every sixteenth row after
+    them. Detection in every row would take up to a quarter of the time of tokenising."""
     return pycld2 is not None and (row <= _ALL_UP_TO_ROW or row % _EACH == 0)
 
 
 def texts_of(example: Example) -> list[tuple[str, str]]:
-    """The texts of a row with their roles; those of a row that is no conversation are prompt and completion."""
+    """Returns the texts of a row with their roles; if it is not a conversation, the roles are prompt and completion."""
     if example.messages:
         return [(turn["role"], turn["content"]) for turn in example.messages if turn["content"]]
     pairs = [("prompt", example.prompt), ("completion", example.completion)]
@@ -29,8 +29,8 @@ def texts_of(example: Example) -> list[tuple[str, str]]:
 
 
 def language_of(text: str) -> str:
-    """Code of the language of the first 400 characters (en, de, zh, zh-Hant; three letters if there is no code of two);
-    empty if they are too few, in several languages, or in none."""
+    """Returns the language code of the first 400 characters (en, de, zh, zh-Hant; three letters if there is no code of
+    two letters); empty if the text is too short, in several languages, or in none."""
     text = text[:_READ_CHARACTERS]
     if not text.isprintable():
         # CLD2 refuses control characters as broken UTF-8.

@@ -1,14 +1,14 @@
-"""How many sequences the trainer will make of a set of rows when it packs them."""
+"""Counts the sequences into which the trainer packs a set of rows."""
 
 import bisect
 from collections.abc import Iterable, Sequence
 
 _TRL_MAP_BATCH = 1000
-"""TRL packs within batches of so many rows, never across them."""
+"""Rows per batch in which TRL packs; it never packs across batches."""
 
 
 class PackCount:
-    """Counts while the rows come, and remembers no more than a batch of them."""
+    """Counts packed sequences incrementally; holds the lengths of at most one batch of rows."""
 
     def __init__(self, max_length: int) -> None:
         self._max_length = max_length
@@ -16,7 +16,7 @@ class PackCount:
         self._full = 0
 
     def add(self, lengths: Iterable[int]) -> None:
-        """Takes in rows of these lengths, in tokens, behind those that it knows."""
+        """Appends rows with these lengths, in tokens."""
         self._batch.extend(lengths)
         while len(self._batch) >= _TRL_MAP_BATCH:
             self._full += _best_fit(self._batch[:_TRL_MAP_BATCH], self._max_length)
@@ -24,7 +24,7 @@ class PackCount:
 
     @property
     def num_sequences(self) -> int:
-        """Sequences of at most `max_length` tokens that best-fit decreasing makes of the rows so far."""
+        """Number of sequences of at most `max_length` tokens into which best-fit decreasing packs the rows so far."""
         return self._full + _best_fit(self._batch, self._max_length)
 
 

@@ -8,16 +8,17 @@ from engine.data.rows import MAX_ROW_BYTES, Row, RowProblem, too_long
 from engine.data.streams import bomb, unreadable
 
 _BATCH_ROWS = 64
-"""A cell that is stored once may be the value of every row; a batch must stay small when it is decoded."""
+"""Rows per batch. One stored cell may be the value of every row, so a decoded batch must stay small."""
 _FREE_BYTES = 1 << 30
 _MAX_RATIO = 2000
-"""A table stores a text that many rows share only once: a system prompt of some kilobytes takes a thousand times as
-much space in the rows as in the file. Decoding it takes time but no memory; this limits the time."""
+"""Maximum ratio of decoded to stored bytes. A table stores a text that many rows share only once: a system prompt of
+some kilobytes takes a thousand times as much space in the rows as in the file. Decoding it takes time but no memory;
+this limits the time."""
 _ADVICE = "Split the file, or remove a long text that all rows share: system_prompt of the job replaces such a column."
 
 
 def read_parquet(path: Path) -> Iterator[Row | RowProblem]:
-    """Yields the rows in order. Raises JobError: UNREADABLE_FILE if the file is damaged, cut off, or not Parquet;
+    """Yields the rows in order. Raises JobError: UNREADABLE_FILE if the file is damaged, incomplete, or not Parquet;
     DECOMPRESSION_BOMB."""
     import pyarrow
     import pyarrow.parquet
@@ -29,7 +30,8 @@ def read_parquet(path: Path) -> Iterator[Row | RowProblem]:
         texts = _texts(pyarrow.parquet.read_metadata(path, memory_map=True).schema)
         with pyarrow.parquet.ParquetFile(path, memory_map=True, read_dictionary=texts) as file:
             groups = (file.metadata.row_group(index) for index in range(file.metadata.num_row_groups))
-            # Pages are decompressed whole: a file that announces too much is refused before it is read.
+            # Pages are decompressed whole, so a file whose metadata declares too many bytes is refused before it is
+            # read.
             if sum(group.total_byte_size for group in groups) > limit:
                 raise bomb(path.name, limit, _ADVICE)
             names = file.schema_arrow.names
@@ -49,13 +51,13 @@ def read_parquet(path: Path) -> Iterator[Row | RowProblem]:
 
 
 def _texts(schema: Any) -> list[str]:
-    """Paths of all columns of text, including those inside lists and objects."""
+    """Returns the paths of all text columns, including those inside lists and objects."""
     columns = (schema.column(index) for index in range(len(schema)))
     return [column.path for column in columns if column.logical_type.type == "STRING"]
 
 
 def _row(number: int, batch: Any, index: int) -> tuple[Row | RowProblem, int]:
-    """The row, or its problem, and the number of bytes of its texts."""
+    """Returns the row, or its problem, and the size of its texts in bytes."""
     values = {}
     size = 0
     for name, column in zip(batch.schema.names, batch.columns, strict=True):

@@ -1,4 +1,4 @@
-"""From a job's datasets to token shards, once: training, evaluation and resumption read the same ids."""
+"""Prepares a job's datasets as token shards, once: training, evaluation and resumption read the same ids."""
 
 import contextlib
 import json
@@ -25,45 +25,45 @@ _WORTH_PROCESSES = 4 * 2**20
 
 @dataclass
 class PreparedPhase:
-    """One phase's rows."""
+    """Counts of the rows of one phase."""
 
     train: Statistics
     num_packed: int
-    """Sequences that packing would make of them."""
+    """Number of sequences if its rows are packed."""
 
     def num_sequences(self, *, packing: bool) -> int:
-        """Sequences the trainer will see in one epoch: rows, or packs of rows."""
+        """Returns the number of sequences in one epoch: rows, or packed sequences."""
         return self.num_packed if packing else self.train.num_examples
 
 
 @dataclass
 class Prepared:
-    """What `prepare` wrote, as it stands in prepared.json."""
+    """The content of prepared.json: what `prepare` wrote."""
 
     content_key: str
-    """What the shards depend on (`content_key`)."""
+    """Hash of everything that decides the content of the shards (`content_key`)."""
     phases: list[PreparedPhase]
-    """In the order of their rows in train/; one where the job has no phases."""
+    """Phases in the order of their rows in train/; one if the job has no phases."""
     train: Statistics = field(default_factory=Statistics)
-    """Of all phases together: their examples added up; of those dropped and left out each row of a file once."""
+    """Sum over all phases; of dropped rows, each row of a file is counted once."""
     eval: Statistics = field(default_factory=Statistics)
     rows: RowCounts = field(default_factory=RowCounts)
     num_distinct: int = 0
-    """Rows that training_data or the phases have between them, each once, before any is held out, drawn or cut."""
+    """Number of distinct rows of training_data or of all phases, before rows are held out, sampled or truncated."""
     num_leaked: int = 0
-    """Rows of evaluation_data that are also trained on."""
+    """Number of rows of evaluation_data that are also trained on."""
     has_chat: bool = False
     used_plain_template: bool = False
-    """True when the model has no chat template of its own and conversations were written with ours."""
+    """True if the model has no chat template and PLAIN_TEMPLATE rendered the conversations."""
 
     @property
     def num_packed(self) -> int:
-        """Sequences that packing would make of all rows."""
+        """Number of sequences if all rows are packed."""
         return sum(phase.num_packed for phase in self.phases)
 
     @classmethod
     def read(cls, shards: Path) -> Self:
-        """What stands in a folder of shards."""
+        """Reads prepared.json in a folder of shards."""
         stored = json.loads((shards / "prepared.json").read_text("utf-8"))
         phases = [PreparedPhase(_statistics(one["train"]), one["num_packed"]) for one in stored["phases"]]
         counted = {name: _statistics(stored[name]) for name in ("train", "eval")}
@@ -71,7 +71,7 @@ class Prepared:
 
 
 def _statistics(stored: dict[str, Any]) -> Statistics:
-    # The keys of a JSON object are text.
+    # The keys of a JSON object are strings.
     return Statistics(**{**stored, "lengths": {int(length): rows for length, rows in stored["lengths"].items()}})
 
 
@@ -89,13 +89,13 @@ def prepare(
 
     train/, eval/ (Arrow shards with columns input_ids and labels; eval only where rows are held out),
     eval_rows.jsonl (a JSON object per held-out row: instruction, input, expected_output, messages without the last
-    answer, prompt as the model is given it), prepared.json (`Prepared`) and report.json (the report).
+    answer, the rendered prompt), prepared.json (`Prepared`) and report.json (the report).
 
     Rows are deduplicated within their phase, then split by the job's seed over all phases together, then sampled by the
-    weights of their sources, then cut to max_length. With `processes` more than 1, large files are worked on in so many
-    beside this one; what comes out is the same. `key` is the `content_key`, where it is known already.
+    weights of their sources, then truncated to max_length. With `processes` above 1, large files are tokenised in that
+    many child processes; the output is the same. `key` is the `content_key`, if it is already known.
 
-    What is wrong or suspicious is in the `report`, also when a JobError is raised: EMPTY_DATASET, BAD_DATA (rows with
+    Problems and warnings are added to `report`, also if a JobError is raised: EMPTY_DATASET, BAD_DATA (rows with
     problems), UNKNOWN_COLUMN, TOO_FEW_ROWS, NOTHING_TO_TRAIN, and those of files, formats, templates, tokenizer, spans.
     """
     report = report if report is not None else Report()
@@ -119,7 +119,7 @@ def prepare(
                 evaluated.write(made.eval)
                 eval_rows.write(made.eval_rows)
     report.refuse()
-    split.doubt_lengths()
+    split.warn_about_long_rows()
     split.refuse_untrainable()
     result = _result(config, tokenizer, split, packs, key)
     (out / "prepared.json").write_text(json.dumps(asdict(result), indent=2) + "\n", encoding="utf-8")
@@ -135,10 +135,10 @@ def examine(
     report: Report,
     processes: int = 1,
 ) -> Prepared | None:
-    """Counts what `prepare` would write, of the rows that are right, and writes nothing. Everything that would refuse a
-    job is in the `report`; None when it left nothing to count.
+    """Counts what `prepare` would write for the valid rows, without writing anything. All problems that would refuse a
+    job are added to `report`. Returns None if an error stopped the counting.
 
-    Raises JobError for a tokenizer that cannot be used.
+    Raises JobError if the tokenizer cannot be used.
     """
     tokenizer = Tokenizer(tokenizer_dir, config.chat_template)
     packs = _packs(config)
@@ -148,7 +148,7 @@ def examine(
             for phase, made in split.tokenised(keep=False):
                 if made.train:
                     packs[phase].add(made.train.lengths.tolist())
-        split.doubt_lengths()
+        split.warn_about_long_rows()
         if not report.num_errors:
             split.refuse_untrainable()
     except JobError as error:

@@ -1,4 +1,4 @@
-"""Rows as training will see them."""
+"""Shows rows as training reads them: their text, tokens and labels."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,26 +14,26 @@ from engine.data.tokenizer import Tokenizer
 from engine.errors import JobError
 
 _LONGEST_CHARACTER = 8
-"""Tokens that make one character at most; more of them are bytes that make none."""
+"""Maximum number of tokens that form one character; a longer run is invalid UTF-8."""
 
 
 @dataclass(frozen=True)
 class Preview:
-    """One example, or what is wrong with its row."""
+    """One example, or one problem of its row."""
 
     row: int
     text: str = ""
-    """As its tokens say it, before truncation."""
+    """Text of its tokens before truncation."""
     tokens: list[str] = field(default_factory=list)
     input_ids: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     truncated: bool = False
     dropped: bool = False
-    """Whether training leaves it out."""
+    """True if training drops the example."""
     problem: RowProblem | None = None
 
     def trained_spans(self) -> list[tuple[int, int]]:
-        """Runs of trained tokens: index of the first, and behind the last."""
+        """Returns the runs of trained tokens as half-open index ranges."""
         spans: list[tuple[int, int]] = []
         for index, label in enumerate(self.labels):
             if label == IGNORED:
@@ -46,9 +46,10 @@ class Preview:
 
 
 def preview(config: JobConfig, tokenizer_dir: Path, path: Path, first_row: int) -> Iterator[Preview]:
-    """The first source's rows from number `first_row` on, for as long as somebody asks for the next one.
+    """Yields previews of the first source's rows from number `first_row` on, reading only as far as the caller
+    iterates.
 
-    Raises JobError for a file, template or tokenizer that is no good as a whole.
+    Raises JobError for a file, template or tokenizer that cannot be used at all.
     """
     tokenizer = Tokenizer(tokenizer_dir, config.chat_template)
     hyper = config.hyperparameters
@@ -81,7 +82,8 @@ def preview(config: JobConfig, tokenizer_dir: Path, path: Path, first_row: int) 
 
 
 def _pieces(ids: Sequence[int], tokenizer: Tokenizer) -> Iterator[str]:
-    """The text of each token. A character may take several: the last of them has it, those before are empty."""
+    """Yields the text of each token. If several tokens form one character, the last one has it; the others are
+    empty."""
     pending: list[int] = []
     for index, token in enumerate(ids, 1):
         pending.append(token)

@@ -1,7 +1,7 @@
-"""Work on rows in several processes, with the results in the order of the work.
+"""Runs tasks on blocks of rows in several processes and returns the results in the order of the tasks.
 
-A process is this module as a program, at the other end of a socket: it has no threads of ours to inherit and no file of
-ours open, and when this process is gone, however it went, the socket ends and it does, too.
+A child process runs this module as a program and is connected by a socket. It inherits no threads and no open files,
+and it exits when the socket closes, however this process ended.
 """
 
 import collections
@@ -27,35 +27,39 @@ from engine.data.tokenizer import Tokenizer
 from engine.errors import JobError, SystemFailure
 
 Task = tuple[Any, ...]
-"""The name of a method of `BlockTokenizer`, and its arguments but the last, which is for signs of life."""
+"""The name of a method of `BlockTokenizer`, and its arguments without the last one, the `alive` callback."""
 _SIGN_SECONDS = 1.0
+"""Minimum time between two signs of life that a child process sends."""
 _WAIT_SECONDS = 0.5
+"""Interval at which a waiting caller passes a sign of life on."""
 _AHEAD = 2
-"""Tasks for each process that wait for it, so that it never does."""
+"""Queued tasks per process, so that a process never waits for work."""
 
 
 class Crew:
-    """The processes of one job; a context manager that ends them."""
+    """The child processes of one job; a context manager that ends them."""
 
     def __init__(self, config: JobConfig, tokenizer_dir: Path, tokenizer: Tokenizer, count: int) -> None:
-        """`count` processes beside this one, started when there is work for them; 0: everything is done here."""
+        """`count` is the number of child processes, started when the first tasks arrive; with 0, all tasks run in this
+        process."""
         self._here = BlockTokenizer(config, tokenizer)
         self._count = count
         self._setup = (config.model_dump_json(), str(tokenizer_dir))
         self._own = threading.local()
-        """Of each thread its process."""
+        """The process of each thread."""
         self._processes: list[_Process] = []
         self._threads = ThreadPoolExecutor(max(count, 1), thread_name_prefix="rows")
         self._sign = False
 
     def map_here(self, tasks: Iterable[Task], alive: Alive) -> Iterator[Any]:
-        """The results of the tasks, worked on in this process. `alive` is called as long as the work goes on; what it
-        raises ends it."""
+        """Yields the results of the tasks, run in this process. `alive` is called while the work continues; an
+        exception that it raises ends the work."""
         for name, *arguments in tasks:
             yield getattr(self._here, name)(*arguments, alive)
 
     def map(self, tasks: Iterable[Task], alive: Alive) -> Iterator[Any]:
-        """As map_here, side by side. SystemFailure when a process is gone, JobError where a row template ended it."""
+        """Yields the results of the tasks, run in parallel in the child processes. Raises SystemFailure if a process
+        died, JobError if a row template exceeded its limits and killed it."""
         if not self._count:
             yield from self.map_here(tasks, alive)
             return
@@ -66,7 +70,7 @@ class Crew:
             while failure is None and len(pending) < (1 + _AHEAD) * self._count:
                 try:
                     task = next(todo)
-                except Exception as error:  # noqa: BLE001 - raised below, behind the results of what came before it
+                except Exception as error:  # noqa: BLE001 - raised below, after the results of the earlier tasks
                     failure = error
                 else:
                     pending.append(self._threads.submit(self._call, task))
@@ -140,7 +144,7 @@ class _Process:
             status = self._process.wait()
             if status == -CPU_LIMIT:
                 raise killed_by_template() from error
-            message = f"A process that tokenises rows is gone (exit status {status})."
+            message = f"A process that tokenises rows died (exit status {status})."
             raise SystemFailure("KILLED", message, "The machine may have run out of memory.") from error
         return answer
 
@@ -160,14 +164,14 @@ def _serve(connection: Connection) -> None:
             connection.send(None)
 
     work = BlockTokenizer.of_job(*connection.recv())
-    # What a row leaves behind is in no circles; looking for them takes a tenth of the time.
+    # Rows create no reference cycles; searching for cycles takes a tenth of the time.
     gc.freeze()
     gc.set_threshold(100_000)
     while True:
         name, *arguments = connection.recv()
         try:
             answer = getattr(work, name)(*arguments, alive)
-        except Exception as error:  # noqa: BLE001 - raised in the process that waits
+        except Exception as error:  # noqa: BLE001 - raised in the parent process
             if not isinstance(error, JobError):
                 traceback.print_exc()
             answer = error
@@ -178,5 +182,5 @@ if __name__ == "__main__":
     try:
         _serve(Connection(int(sys.argv[1])))
     except (EOFError, OSError):
-        # Nobody waits any more.
+        # The parent process has closed the socket.
         os._exit(0)

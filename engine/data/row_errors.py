@@ -4,7 +4,8 @@ from engine.data.rows import Effect
 
 
 class BadValue(Exception):
-    """A value of a row that cannot be used: its column, the reason (UPPER_SNAKE), and how to fix it."""
+    """A value of a row that cannot be used: its column, the reason (UPPER_SNAKE), and a message that says how to fix
+    it."""
 
     def __init__(self, column: str, reason: str, message: str, effect: Effect = "refuses") -> None:
         super().__init__(message)

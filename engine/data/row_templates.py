@@ -1,7 +1,8 @@
-"""Turns a row of a table into examples with a template: sandboxed Jinja that writes JSON.
+"""Converts a row of a table to examples with a row template: sandboxed Jinja that writes JSON.
 
 The columns of the row are variables; `row` holds all of them. The template writes one JSON object, which is a row of
-one of the formats, or an array of several; nothing, or an empty array, leaves the row out. `tojson` quotes a value:
+one of the formats, or an array of several; if it writes nothing, or an empty array, the row is dropped. `tojson` quotes
+a value:
 
     {% set about %}{{ age }} years old, {{ goal }}{% endset %}
     [{"question": {{ ("Which workout? " ~ about) | tojson }}, "answer": {{ workout | tojson }}},
@@ -39,8 +40,8 @@ class RowTemplate:
             raise self._bad(f"The row template cannot be read: {line}{str(error).rstrip('.')}.") from error
 
     def apply(self, row: Row) -> Iterator[Row | RowProblem]:
-        """Yields the rows that the template makes of one. Raises JobError("TEMPLATE_EXCEEDED") if it exceeds a limit:
-        it would exceed it for every other row."""
+        """Yields the rows that the template makes of one row. Raises JobError("TEMPLATE_EXCEEDED") if it exceeds a
+        limit: it would exceed it for every other row."""
         import jinja2
 
         names = {name: value for name, value in row.values.items() if name != "row"}
@@ -97,7 +98,7 @@ class RowTemplate:
             if isinstance(item, dict) and not is_too_deep(item):
                 yield Row(row.number, item, is_padded=row.is_padded)
             else:
-                message = f"the template writes a JSON {json_type(item)} where an object of columns is expected"
+                message = f"the template writes a JSON {json_type(item)}; it must write an object of columns"
                 yield RowProblem(row.number, "template", "TEMPLATE_NOT_JSON", message)
 
     def _problem(self, row: Row, said: str) -> RowProblem:
@@ -139,11 +140,11 @@ def _environment() -> Any:
 
 
 def _no_json(value: Any) -> Any:
-    """What `tojson` writes for a value that is not a JSON type."""
+    """Converts a value that is not a JSON type for `tojson`. Raises TypeError for all but undefined values."""
     import jinja2
 
     if isinstance(value, jinja2.Undefined):
-        # Strict ones raise, with their name.
+        # Strict undefined values raise an error that has their name.
         return str(value)
     raise TypeError(f"tojson cannot write a value of type {type(value).__name__}; put | string before it")
 

@@ -9,12 +9,12 @@ MAX_ROW_BYTES = 4 * 1024 * 1024
 """Maximum size of a row. A longer one is a file without line breaks, or a book: about a million tokens, of which all
 but the first few thousand would be truncated. Its tokens alone would take gigabytes of memory."""
 MAX_DEPTH = 100
-"""Maximum nesting of values. No format needs more than 10."""
+"""Maximum nesting depth of values. No format needs more than 10."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row. `number` counts from 1: the line on which the row begins, as an editor shows it; in files without lines
+    """One row. `number` counts from 1: the line on which the row starts, as an editor shows it; in files without lines
     (JSON arrays, Parquet), its position among the rows."""
 
     number: int
@@ -26,14 +26,14 @@ class Row:
 
 
 Effect = Literal["refuses", "leaves_out", "warns"]
-"""What a problem causes. `refuses`: the problem suggests a wrong file, encoding, column or setting and refuses the data
-even if it is rare, because the other rows are likely misread. `leaves_out`: the row is incomplete and left out; many of
-them refuse the data. `warns`: the row is kept, corrected or only suspicious."""
+"""Effect of a problem. `refuses`: the data is refused even if the problem is rare, because it suggests a wrong file,
+encoding, column or setting, and the other rows are likely misread. `leaves_out`: the row is incomplete and dropped; the
+data is refused if too many rows are. `warns`: the row is kept, as it is or corrected."""
 
 
 @dataclass(frozen=True)
 class RowProblem:
-    """One problem of one row: its column, its reason (UPPER_SNAKE), and how to fix it."""
+    """One problem of one row: its column, its reason (UPPER_SNAKE), and a message that says how to fix it."""
 
     row: int
     column: str
@@ -59,7 +59,7 @@ _TYPES: Final[tuple[tuple[type, str], ...]] = (
 
 
 def json_type(value: Any) -> str:
-    """The JSON name of the type of a value, or a plain name for a type that only Parquet has."""
+    """Returns the JSON name of the type of a value, or a plain name for a type that only Parquet has."""
     if value is None:
         return "null"
     for type_, name in _TYPES:
@@ -69,16 +69,16 @@ def json_type(value: Any) -> str:
 
 
 def too_long(number: int) -> RowProblem:
-    """The problem of a row that is longer than MAX_ROW_BYTES."""
+    """Returns the problem of a row that is longer than MAX_ROW_BYTES."""
     message = (
-        f"is longer than {MAX_ROW_BYTES // 2**20} MiB; check that the file is in the format of its ending, split the "
+        f"is longer than {MAX_ROW_BYTES // 2**20} MiB; check that the file has the format of its ending, split the "
         "row, or save running text as .txt, which is divided into rows"
     )
     return RowProblem(number, "", "ROW_TOO_LONG", message)
 
 
 def is_too_deep(value: Any) -> bool:
-    """Whether values are nested more than MAX_DEPTH deep."""
+    """Returns True if values are nested more than MAX_DEPTH deep."""
     level = [value]
     for _ in range(MAX_DEPTH + 1):
         inner: list[Any] = []
@@ -94,8 +94,8 @@ def is_too_deep(value: Any) -> bool:
 
 
 def without_padding(value: Any) -> Any:
-    """The value without the nulls in its objects. For rows of columnar files, where an object has every key of its
-    column: there, null stands for a key that the object does not have."""
+    """Returns the value without the nulls in its objects. For rows of columnar files, where an object has every key of
+    its column: there, null stands for an absent key."""
     if isinstance(value, dict):
         return {key: without_padding(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):

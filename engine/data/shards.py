@@ -1,4 +1,4 @@
-"""Token shards: a folder of Arrow files, in the layout of `datasets.load_from_disk`."""
+"""Writes and reads token shards: a folder of Arrow files, in the layout of `datasets.load_from_disk`."""
 
 import json
 from pathlib import Path
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
 
 _FILE = "data-00000-of-00001.arrow"
 _BATCH = 1000
-"""Rows of a record batch: the trainer looks for a row among batches."""
+"""Maximum rows per record batch; the trainer finds a row by searching the batches."""
 
 
 class ShardWriter:
-    """Writes rows as they come, each once: what has come together is not copied any more."""
+    """Appends rows to a shard as they arrive; rows that were written are not copied again."""
 
     def __init__(self, folder: Path, fingerprint: str) -> None:
-        """`fingerprint`: the library's name for what is in the folder, the same for the same rows."""
+        """`fingerprint` identifies the content for the `datasets` library; it is the same for the same rows."""
         from datasets import Dataset, Features, List, Value, disable_progress_bars
 
         disable_progress_bars()
         features = Features({"input_ids": List(Value("int32")), "labels": List(Value("int32"))})
-        # Everything but the rows is the library's own work.
+        # The library writes all files of the folder; only the rows are replaced.
         Dataset.from_dict({"input_ids": [], "labels": []}, features).save_to_disk(str(folder))
         state = json.loads((folder / "state.json").read_text("utf-8"))
         state |= {"_data_files": [{"filename": _FILE}], "_fingerprint": fingerprint}
@@ -40,7 +40,7 @@ class ShardWriter:
         self._writer: Any = pyarrow.ipc.new_stream(self._file, self._schema)
 
     def write(self, rows: TokenRows) -> None:
-        """Appends."""
+        """Appends rows."""
         import pyarrow
 
         offsets = numpy.zeros(len(rows.lengths) + 1, numpy.int32)
@@ -62,7 +62,7 @@ class ShardWriter:
 
 
 def read_shards(folder: Path) -> "Dataset":
-    """Maps the rows of a folder into memory.
+    """Returns the rows of a folder, mapped into memory.
 
     `datasets.load_from_disk` does the same, but reads the path as a URL, in which `::` separates a chain of URLs.
     """

@@ -9,7 +9,8 @@ from engine.data.rows import Row, RowProblem
 from engine.errors import JobError, Violation
 
 UNWRITTEN = "TEMPLATE_WROTE_NOTHING"
-"""Reason of a row that its template leaves out. The caller's choice; reported so that the counts add up."""
+"""Reason of a row for which the row template writes nothing. Intended by the caller; reported so that the counts add
+up."""
 
 
 class Source:
@@ -23,21 +24,23 @@ class Source:
 
     @property
     def is_templated(self) -> bool:
-        """Whether a row template decides how many examples a row makes."""
+        """True if the source has a row template, which decides how many examples a row makes."""
         return self._template is not None
 
     @classmethod
     def all_of(cls, name: str, listed: Iterable[DataSource], config: JobConfig) -> "list[Source]":
+        """Returns the sources of a list in the spec; `name` is the path of the list."""
         return [cls(f"{name}[{index}]", source, config.system_prompt) for index, source in enumerate(listed)]
 
     def reader(self, format_: str = "") -> RowReader:
-        """A reader of the format that the spec names, else of `format_`, else of the format of the first row."""
+        """Returns a reader for the format that the spec names, else for `format_`, else for the format of the first
+        row."""
         mapping = {str(ours): theirs for ours, theirs in self.given.mapping.items()}
         return RowReader(mapping, self._system_prompt, self.given.format or format_)
 
     def examples(self, rows: Iterable[Row | RowProblem], reader: RowReader) -> Iterator[Example | RowProblem]:
-        """Yields examples and problems in the order of the rows; the warnings about a row come before it. Raises the
-        JobErrors of templates and formats."""
+        """Yields examples and problems in the order of the rows; the warnings about a row come before its
+        example. Raises the JobErrors of templates and formats."""
         for row in rows:
             if isinstance(row, RowProblem):
                 yield row
@@ -50,7 +53,7 @@ class Source:
                 else:
                     yield from reader.read(made)
             if not written:
-                message = "the row template writes nothing for it; the row is left out"
+                message = "the row template writes nothing for this row; dropped"
                 yield RowProblem(row.number, "template", UNWRITTEN, message, "warns")
 
     def refuse_useless(self, filename: str, reader: RowReader, num_items: int) -> None:
@@ -61,8 +64,8 @@ class Source:
         if not num_items:
             named, what, advice = "dataset", "has no rows", "Provide a file that has rows."
             if self._template:
-                named, what = "template", "has no rows that the template keeps"
-                advice = "Correct the template, which writes nothing for any row; or provide another file."
+                named, what = "template", "has no row for which the template writes an example"
+                advice = "Correct the template, or provide another file."
             where = Violation(f"spec.{self.place}.{named}", f"The file {what}.")
             raise JobError("EMPTY_DATASET", f"{self.place}: {filename} {what}.", advice, [where])
         if unseen := reader.unseen_columns():

@@ -1,8 +1,8 @@
-"""Which tokens of a row are trained: the one place that decides it, for previews, training and evaluation alike.
+"""Decides which tokens of a row are trained, for previews, training and evaluation alike.
 
-The chat template itself says where an answer is: what it marks with {% generation %}; else the conversation rendered up
-to an answer (with the generation prompt) and rendered with it differ by exactly what the model has to write. No marker
-of any model is built in.
+The chat template determines the span of each answer: the text that it marks with {% generation %}; otherwise the
+difference between the conversation rendered up to the answer (with the generation prompt) and rendered with it, which
+is exactly the text that the model has to generate. No marker of any model is built in.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,59 +27,58 @@ IGNORED = -100
 
 Ids = NDArray[numpy.int32]
 
-
 _MANY_TURNS = 100
-"""Number of turns from which it pays to know which of them max_length leaves."""
+"""Number of turns above which the position of max_length is computed, so that truncated answers are not located."""
 _MOST_REPEATED = 8
-"""Control tokens at the ends of one text that are compared with those of the template."""
+"""Maximum number of repeated control tokens that are removed from the start and end of one text."""
 _LEAVES_OUT = ("TEMPLATE_FAILED", "EMPTY_VALUE")
 
 
 def effect_of(error: JobError) -> Effect:
-    """The effect that an error of one row has on the data. A template may well refuse one conversation, two questions
-    in a row for instance, and take the others."""
+    """Returns the effect that an error of one row has on the data. A template may refuse one conversation, for example
+    because of two consecutive questions, and accept the others."""
     return "leaves_out" if error.reason in _LEAVES_OUT else "refuses"
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """A row as training sees it: ids, and per token its id where it is trained, else -100."""
+    """The token ids of a row, and its labels: the id of each trained token, -100 for the others."""
 
     input_ids: Ids
     labels: Ids
     truncated: bool
     too_long: bool
-    """To be dropped for its length."""
+    """True if the row is dropped because of its length."""
     num_uncut: int
-    """Tokens before truncation."""
-
+    """Number of tokens before truncation."""
     num_trained: int
     trains: bool
-    """Whether there is anything to learn. The first token is given, never predicted: a label there is in vain."""
+    """True if a trained token can be learned. The first token is never predicted, so its label does not count."""
     findings: tuple[RowProblem, ...] = ()
-    """Warnings: what the chat template leaves out, or what is not trained as the row has it."""
+    """Warnings about texts that the chat template does not write, or that are not trained as the row has them."""
 
 
 @dataclass(frozen=True)
 class _Written:
-    """A row as text, before it is ids."""
+    """The rendered text of a row and its trained spans."""
 
     text: str
     trained: list[Span]
     leading: list[int]
     ends: bool
-    """Whether the end-of-text token follows, and is trained."""
+    """True if the end-of-text token is appended, and trained."""
     findings: list[RowProblem] = field(default_factory=list)
 
 
 def tokens_of(
     example: Example, tokenizer: Tokenizer, loss_on: LossScope, max_length: int, truncation: Truncation = "keep_start"
 ) -> Tokens:
-    """Ids and labels of a row, cut to `max_length` tokens; with truncation "drop" a longer row is whole, and too_long.
+    """Returns the ids and labels of a row, truncated to `max_length` tokens; with truncation "drop", a longer row is
+    returned whole, with too_long set.
 
-    Raises JobError: TEMPLATE_FAILED, TEMPLATE_EXCEEDED, TEMPLATE_NOT_INCREMENTAL when the template gives no way to tell
-    answers apart, TEMPLATE_WITHOUT_TOOLS when it leaves out what an assistant turn calls or what a tool returns,
-    EMPTY_VALUE for a turn that has only control tokens, ID_OUT_OF_RANGE for ids that the vocabulary does not have.
+    Raises JobError: TEMPLATE_FAILED; TEMPLATE_EXCEEDED; TEMPLATE_NOT_INCREMENTAL if no answer can be located in the
+    rendered text; TEMPLATE_WITHOUT_TOOLS if the template does not write a trained tool call or a tool's result;
+    EMPTY_VALUE for a turn that has only control tokens; ID_OUT_OF_RANGE for ids that the vocabulary does not have.
     """
     (found,) = tokens_of_all([example], tokenizer, loss_on, max_length, truncation)
     if isinstance(found, JobError):
@@ -94,8 +93,8 @@ def tokens_of_all(
     max_length: int,
     truncation: Truncation = "keep_start",
 ) -> list[Tokens | JobError]:
-    """The same of several rows, which costs less than one by one. What `tokens_of` raises stands in a row's place, but
-    for TEMPLATE_EXCEEDED: each row would take as long."""
+    """Returns the tokens of several rows, faster than one by one. An error that `tokens_of` would raise takes the place
+    of its row, except TEMPLATE_EXCEEDED, which is raised: every other row would take as long."""
     found: list[Tokens | JobError | None] = []
     written: list[_Written] = []
     for example in examples:
@@ -138,11 +137,11 @@ def _cut(ids: Ids, labels: Ids, max_length: int, truncation: Truncation) -> Toke
 
 
 def _ended(row: _Written, ids: Ids, labels: Ids, tokenizer: Tokenizer) -> tuple[Ids, Ids]:
-    """With what comes before and behind the text."""
+    """Returns the ids and labels with the begin-of-text and end-of-text tokens added."""
     end = [tokenizer.eos_id] if row.ends else []
     if not end and not row.leading:
         return ids, labels
-    # The begin-of-text token is given, never written by the model.
+    # The begin-of-text token is part of every prompt; the model never generates it.
     return _joined(row.leading, ids, end), _joined([IGNORED] * len(row.leading), labels, end)
 
 
@@ -151,7 +150,7 @@ def _joined(before: list[int], middle: Ids, behind: list[int]) -> Ids:
 
 
 def whole_text(example: Example, tokenizer: Tokenizer) -> str:
-    """What the ids of a row say, before it is cut: with the tokens before and behind what is written."""
+    """Returns the text of a row's ids before truncation, including begin-of-text and end-of-text tokens."""
     if example.is_tokenized:
         return tokenizer.decode(example.input_ids)
     if example.is_chat:
@@ -164,9 +163,9 @@ def whole_text(example: Example, tokenizer: Tokenizer) -> str:
 
 
 def prompt_text(example: Example, tokenizer: Tokenizer) -> str:
-    """What the model is given before it answers: all of the row but its last answer.
+    """Returns the prompt of a row: its text without the last answer.
 
-    Of a text row, which has no question, it is the first half of its tokens.
+    For plain text, which has no question, it is the first half of its tokens.
     """
     if example.is_chat:
         return tokenizer.render(example.messages[:-1], generation_prompt=True, tools=example.tools)
@@ -180,7 +179,7 @@ def prompt_text(example: Example, tokenizer: Tokenizer) -> str:
 
 
 def _prompt_length(example: Example) -> int:
-    """Tokens before the first that is trained; half of them where all are."""
+    """Returns the number of tokens before the first trained one; half of the tokens if all are trained."""
     trained = next((index for index, label in enumerate(example.labels) if label != IGNORED), 0)
     return trained or len(example.input_ids) // 2
 
@@ -205,8 +204,8 @@ def _conversation(example: Example, tokenizer: Tokenizer, loss_on: LossScope, ma
         text = tokenizer.render(example.messages, tools=example.tools)
     _check(text)
     answers = _Answers(example, tokenizer, text)
-    findings = list(_left_out(example, answers, loss_on))
-    # Generation ends at a special token only: a template that writes none would teach the model never to stop.
+    findings = list(_unwritten(example, answers, loss_on))
+    # Generation ends only at a special token: without one at the end, the model would never learn to stop.
     ends = not tokenizer.ends_special(text)
     if loss_on == "all":
         return _Written(text, [(0, len(text))], [], ends, findings)
@@ -225,7 +224,7 @@ def _check(text: str) -> None:
 
 
 class _Answers:
-    """Finds the answers of one conversation in its rendering."""
+    """Locates the answers of one conversation in its rendered text."""
 
     def __init__(self, example: Example, tokenizer: Tokenizer, text: str) -> None:
         self._example, self._tokenizer, self.text = example, tokenizer, text
@@ -233,9 +232,9 @@ class _Answers:
         self.layout = self._layout(len(self._messages), text)
 
     def spans(self, kept: int | None, findings: list[RowProblem]) -> list[Span]:
-        """Spans of the trained answers, each with the mark that ends its turn; without those that begin behind `kept`
-        characters. Every answer takes two renderings of all before it: of ten thousand turns nobody could wait for
-        the last."""
+        """Returns the spans of the trained answers, each including the token that ends its turn. Answers that start
+        after `kept` characters are skipped: each answer takes two renderings of all turns before it, which is quadratic
+        in the number of turns."""
         found: list[Span] = []
         rewritten: list[int] = []
         unknown: list[int] = []
@@ -259,8 +258,8 @@ class _Answers:
         return found
 
     def marked(self, marked: list[Span], findings: list[RowProblem]) -> list[Span] | None:
-        """The trained answers among the spans that the template marks, each extended to the end of its turn; None where
-        the marks are not the answers one by one."""
+        """Returns the trained answers among the spans that the template marks, each extended to the end of its turn;
+        None if the marked spans do not match the answers one to one."""
         answers = [index for index, message in enumerate(self._messages) if message["role"] == "assistant"]
         if len(marked) != len(answers):
             return None
@@ -279,10 +278,10 @@ class _Answers:
         return list(self.layout.of_turn(index).values()) if self.layout else []
 
     def _end_of_turn(self, index: int, start: int, end: int, findings: list[RowProblem]) -> int:
-        """The end of a marked answer. Templates exist that mark the answer but not the token that ends its turn: a
-        model trained so would never stop."""
+        """Returns the end of a marked answer. Some templates mark the answer without the token that ends its turn; a
+        model trained on such spans would never stop."""
         written = self.text[start:end].rstrip()
-        # The answer's own text may end with a control token; it is not the template's.
+        # A control token at the end of the answer's own text was not written by the template.
         if not written.endswith(self._messages[index]["content"].rstrip() or "\n") and self._tokenizer.ends_special(
             written
         ):
@@ -296,8 +295,8 @@ class _Answers:
         return end
 
     def _span(self, index: int, before: str) -> tuple[Span | None, bool]:
-        """The answer in the whole rendering, and whether it is written there differently than when it was the last
-        turn. None where it cannot be told from what it answers."""
+        """Returns the span of an answer in the whole rendered text, and True if it is written there differently than
+        when it is the last turn. The span is None if the answer cannot be located."""
         message = self._messages[index]
         is_last = index + 1 == len(self._messages)
         through = (
@@ -310,12 +309,13 @@ class _Answers:
         return self._in_whole(index, before, through), True
 
     def _in_whole(self, index: int, before: str, through: str) -> Span | None:
-        """The answer in the whole rendering: from the generation prompt to the mark that ends the turn."""
+        """Returns the span of an answer in the whole rendered text, from the generation prompt to the token that ends
+        the turn."""
         alone = self._layout(index + 1, through)
         if self.layout is None or alone is None:
             return None
         own, then = self.layout.of_turn(index), alone.of_turn(index)
-        # An answer that loses its thought once others follow is another answer.
+        # An answer whose reasoning is removed when other turns follow is a different answer.
         if not own or own.keys() != then.keys() or any(len(spans) != 1 for spans in own.values()):
             return None
         asked = self._tokenizer.render(self._messages[:index], tools=self._example.tools)
@@ -335,7 +335,7 @@ class _Answers:
         try:
             return layout_of(render, self._messages[:num_turns], self._example.tools, text)
         except JobError as error:
-            # A template may refuse the marks, where it parses a text for instance.
+            # A template may refuse the marks, for example if it parses a text.
             if error.reason == TEMPLATE_EXCEEDED:
                 raise
             return None
@@ -350,8 +350,8 @@ def _trained_turns(example: Example) -> list[int]:
 
 
 def _length_of_turn(written: str, message: Message) -> int:
-    """Length of an answer in what the template writes for its turn: up to the mark that ends the turn, without the
-    space after it."""
+    """Returns the length of an answer in the text that the template writes for its turn: up to the token that ends the
+    turn, without the whitespace after it."""
     stripped = written.rstrip()
     content = message["content"].rstrip()
     if content and stripped.endswith(content):
@@ -359,16 +359,16 @@ def _length_of_turn(written: str, message: Message) -> int:
     return len(stripped)
 
 
-def _left_out(example: Example, answers: _Answers, loss_on: LossScope) -> Iterator[RowProblem]:
-    """A finding for each kind of text that the template leaves out. Raises JobError TEMPLATE_WITHOUT_TOOLS where what
-    is left out is a trained call, or a tool's result: the model would learn to invent it."""
+def _unwritten(example: Example, answers: _Answers, loss_on: LossScope) -> Iterator[RowProblem]:
+    """Yields a warning for each kind of text that the template does not write. Raises JobError TEMPLATE_WITHOUT_TOOLS
+    if that text is a trained tool call or a tool's result: the model would learn to invent the result."""
     messages = example.messages
     trained = set(range(len(messages)) if loss_on == "all" else _trained_turns(example))
     lost: dict[str, int] = {}
     for piece in _missing(example, answers):
         role = messages[piece.turn]["role"] if piece.turn != NO_TURN else ""
         if piece.kind == "call" and piece.turn in trained:
-            raise _without_tools(piece.turn, messages, "calls a tool", "say nothing there")
+            raise _without_tools(piece.turn, messages, "calls a tool", "answer nothing")
         if role == "tool":
             raise _without_tools(piece.turn, messages, "is a tool's result", "invent the result")
         if piece.kind == "tool":
@@ -389,7 +389,7 @@ def _missing(example: Example, answers: _Answers) -> Iterator[Piece]:
     if answers.layout is not None:
         yield from answers.layout.missing()
         return
-    # The template writes marked texts differently: whether each text is there at all is what can be told.
+    # The template writes marked texts differently, so only the presence of each text can be checked.
     text = answers.text
     for index, message in enumerate(example.messages):
         if message["content"].strip() not in text:
@@ -403,23 +403,23 @@ def _missing(example: Example, answers: _Answers) -> Iterator[Piece]:
         yield Piece(NO_TURN, "tool")
 
 
-_WRITES = "give a chat_template that writes it, or take it out of the row"
+_WRITES = "set a chat_template that writes it, or remove it from the row"
 _NOT_WRITTEN = {
     "SYSTEM_NOT_WRITTEN": (
         "a system text",
-        "put it into the first question, or give a chat_template that writes system turns",
+        "move it into the first question, or set a chat_template that writes system turns",
     ),
     "TOOLS_NOT_WRITTEN": ("a list of tools", _WRITES),
-    "THOUGHT_NOT_WRITTEN": ("a thought", "give a chat_template that writes it, or put it into the answer's content"),
+    "THOUGHT_NOT_WRITTEN": ("reasoning", "set a chat_template that writes it, or move it into the answer's content"),
     "TURN_NOT_WRITTEN": ("a text", _WRITES),
 }
-"""Reason of a text that the template leaves out: its name, and the remedy."""
+"""Per reason, the name of the text that the template does not write, and the remedy."""
 
 
 def _plain_text(example: Example, tokenizer: Tokenizer, loss_on: LossScope) -> _Written:
     text = example.prompt + example.completion
     trained_from = 0 if loss_on == "all" else len(example.prompt)
-    # A text that was written for training elsewhere often has its begin and end tokens: one of each is enough.
+    # Text prepared for another trainer often contains begin and end tokens already; they are not added twice.
     leading = _leading(text, tokenizer)
     ends = not example.continues and not _has_end(text, tokenizer)
     return _Written(text, [(trained_from, len(text))], leading, ends)
@@ -435,9 +435,10 @@ def _has_end(text: str, tokenizer: Tokenizer) -> bool:
 
 
 def without_repeated_tokens(example: Example, tokenizer: Tokenizer) -> Example:
-    """The example without the control tokens at the ends of its turns' texts that the chat template writes there too.
+    """Returns the example without the control tokens at the start or end of a turn's text that the chat template also
+    writes there.
 
-    Raises JobError EMPTY_VALUE for an answer of which nothing remains.
+    Raises JobError EMPTY_VALUE if a question or an answer has no other text.
     """
     messages = example.messages
     for _ in range(_MOST_REPEATED):
@@ -464,7 +465,7 @@ def _once_less_repeated(messages: list[Message], example: Example, tokenizer: To
         first, last = tokens
         begin, end = min(start for start, _ in found), max(end for _, end in found)
         before, behind = answers.text[:begin].rstrip(), answers.text[end:].lstrip()
-        # Marks keep away from tags, so that the token itself may stand outside of them.
+        # Marks are not placed next to tags, so the token itself may lie outside the marked span.
         if last and _repeats(behind, last) > 1 - answers.text[begin:end].rstrip().endswith(last):
             content = content.rstrip().removesuffix(last).rstrip()
         elif first and _repeats(before[::-1], first[::-1]) > 1 - answers.text[begin:end].startswith(first):
@@ -472,7 +473,7 @@ def _once_less_repeated(messages: list[Message], example: Example, tokenizer: To
         if not content and not message.get("tool_calls") and message["role"] in ("user", "assistant"):
             raise JobError(
                 "EMPTY_VALUE",
-                f"Turn {index + 1} of {len(messages)} has nothing but control tokens.",
+                f"Turn {index + 1} of {len(messages)} has only control tokens.",
                 "Drop the row, or give the turn a text.",
             )
         cleaned.append(message if content == message["content"] else {**message, "content": content})
@@ -480,7 +481,7 @@ def _once_less_repeated(messages: list[Message], example: Example, tokenizer: To
 
 
 def _outer_tokens(content: str, tokenizer: Tokenizer) -> tuple[str, str] | None:
-    """The control tokens that the text begins and ends with, empty for none; None for neither."""
+    """Returns the control tokens at the start and at the end of the text, empty if absent; None if both are absent."""
     stripped = content.strip()
     first = next((token for token in tokenizer.special_texts if stripped.startswith(token)), "")
     last = next((token for token in tokenizer.special_texts if stripped.endswith(token)), "")
@@ -488,6 +489,7 @@ def _outer_tokens(content: str, tokenizer: Tokenizer) -> tuple[str, str] | None:
 
 
 def _repeats(text: str, token: str) -> int:
+    """Returns how many times the text starts with the token."""
     count = 0
     while text.startswith(token):
         text = text[len(token) :].lstrip()
@@ -498,10 +500,9 @@ def _repeats(text: str, token: str) -> int:
 def _without_tools(index: int, messages: list[Message], what: str, learned: str) -> JobError:
     return JobError(
         "TEMPLATE_WITHOUT_TOOLS",
-        f"Turn {index + 1} of {len(messages)} {what}, and the chat template does not write it: the model would learn "
+        f"Turn {index + 1} of {len(messages)} {what}, but the chat template does not write it; the model would learn "
         f"to {learned}.",
-        "Give a chat_template that writes calls of tools and their results, or choose a base model whose own template "
-        "does.",
+        "Set a chat_template that writes tool calls and their results, or choose a base model whose own template does.",
     )
 
 
@@ -512,7 +513,7 @@ def _named(turns: list[int], messages: list[Message]) -> str:
 
 def _answers_not_trained(row: int, turns: list[int], messages: list[Message]) -> RowProblem:
     message = (
-        f"has answers that are not trained ({_named(turns, messages)}): the chat template writes them differently once "
+        f"has answers that are not trained ({_named(turns, messages)}): the chat template writes them differently when "
         "other turns follow; split the conversation into rows of one answer each to train them"
     )
     return RowProblem(row, "", "ANSWERS_NOT_TRAINED", message, "warns")
@@ -520,9 +521,9 @@ def _answers_not_trained(row: int, turns: list[int], messages: list[Message]) ->
 
 def _answers_rewritten(row: int, turns: list[int], messages: list[Message]) -> RowProblem:
     message = (
-        f"has answers that the chat template writes differently once other turns follow ({_named(turns, messages)}); "
-        "they are trained as the whole conversation has them; split the conversation into rows of one answer each to "
-        "train them as the model would write them"
+        f"has answers that the chat template writes differently when other turns follow ({_named(turns, messages)}); "
+        "they are trained as in the whole conversation; split the conversation into rows of one answer each to train "
+        "them as the model would generate them"
     )
     return RowProblem(row, "", "ANSWERS_REWRITTEN", message, "warns")
 
@@ -530,7 +531,7 @@ def _answers_rewritten(row: int, turns: list[int], messages: list[Message]) -> R
 def _end_not_trained(row: int, index: int, messages: list[Message]) -> RowProblem:
     message = (
         f"has an answer whose end is not trained ({_named([index], messages)}): the chat template marks the answer "
-        "without the token that ends its turn; move {% endgeneration %} behind that token"
+        "without the token that ends its turn; move {% endgeneration %} after that token"
     )
     return RowProblem(row, "", "END_NOT_TRAINED", message, "warns")
 
@@ -539,8 +540,8 @@ def _not_incremental(index: int, messages: list[Message]) -> JobError:
     turns = f"turn {index + 1} of {len(messages)}"
     return JobError(
         "TEMPLATE_NOT_INCREMENTAL",
-        f"The chat template writes a conversation up to the answer in {turns} differently than the whole "
-        "conversation begins, so that answer cannot be told apart from what it answers.",
-        "Give a chat_template that writes each turn the same whatever follows it, split the conversations into rows "
+        f"The chat template writes the conversation up to the answer in {turns} differently than the start of the "
+        "whole conversation, so the answer cannot be located.",
+        "Set a chat_template that writes each turn the same whatever follows it, split the conversations into rows "
         'of one answer each, or set hyperparameters.loss_on = "all".',
     )

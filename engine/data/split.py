@@ -1,4 +1,4 @@
-"""A job's rows, divided into those that are trained on and those that are held out, as tokens."""
+"""Splits a job's rows into training rows and held-out rows, and yields their tokens."""
 
 import heapq
 from array import array
@@ -22,25 +22,26 @@ from engine.data.validation import INCOMPLETE, LISTED_OF_A_KIND, Report
 from engine.errors import JobError, Violation
 
 Progress = Callable[[str, float | None], None]
-"""Told the phase (reading_rows, tokenising) and the share of it that is done; called as long as the work goes on."""
+"""Callback with the phase (reading_rows, tokenising) and the fraction of it that is done, None if unknown; called while
+the work continues."""
 
 _OUTLIER = 20
-"""Times the median length from which on a row is suspicious."""
+"""Multiple of the median length above which a row is reported."""
 
 
 @dataclass
 class _Part:
-    """What is remembered of one source."""
+    """State of one source."""
 
     source: Source
     path: Path
     format: str = ""
     blocks: list[int] = field(default_factory=list)
-    """Examples of each block."""
+    """Number of examples of each block."""
     num_rows: int = 0
-    """Examples and rows that are none."""
+    """Number of examples and of rows that yield none."""
     start: int = 0
-    """Where its examples begin among those of its group."""
+    """Index of its first example in its group."""
 
     @property
     def end(self) -> int:
@@ -49,45 +50,46 @@ class _Part:
 
 @dataclass
 class _Group:
-    """Sources that are trained on together, or evaluated on: 21 bytes for each example."""
+    """Sources that are trained on together, or evaluated on; 21 bytes of memory per example."""
 
     parts: list[_Part]
     digests: Digests
     rows: "array[int]"
-    """The row each example is from."""
+    """Row number of each example."""
     unique: Chosen
-    """Not the same as an earlier one."""
+    """False for duplicates of an earlier example."""
     has_chat: bool
     row_uses: NDArray[numpy.uint8]
-    """What becomes of each (`row_work`)."""
+    """Use of each example, as `BlockTokenizer.tokenise` takes it."""
     statistics: Statistics
 
     def distinct(self) -> Digests:
+        """Returns the digests without duplicates."""
         return self.digests[self.unique]
 
     def at(self, index: int) -> tuple[str, int]:
-        """Source and row of an example."""
+        """Returns the source and row of an example."""
         part = next(part for part in self.parts if index < part.end)
         return part.source.place, self.rows[index]
 
 
 class Split:
-    """Reads every source once to know its distinct rows, and what is wrong with them; then gives out the tokens."""
+    """Reads every source once to find its distinct rows and their problems, and a second time to tokenise them."""
 
     def __init__(
         self, config: JobConfig, crew: Crew, sources: Mapping[str, Path], report: Report, progress: Progress
     ) -> None:
         """Raises JobError: EMPTY_DATASET, UNKNOWN_COLUMN, INVALID_CONFIG, TOO_FEW_ROWS, and those of files, formats and
-        templates. What is wrong with single rows goes to the report."""
+        templates. Problems of single rows are added to the report."""
         self._config, self._crew, self._paths, self._report, self._progress = config, crew, sources, report, progress
         self.train = Statistics()
         self.rows = RowCounts()
-        """To be looked at when all were given out."""
+        """Complete when `tokenised` is exhausted."""
         progress("reading_rows", None)
         self._training = [self._survey(*listed) for listed in _training(config)]
         self._evaluation = self._survey("evaluation_data", config.evaluation_data)
         self.phases = [group.statistics for group in self._training]
-        """Of each phase; of one where there are none."""
+        """Statistics of each phase; one entry if the job has no phases."""
         self.train.format = ", ".join(dict.fromkeys(group.statistics.format for group in self._training))
         self.eval = self._evaluation.statistics
         self.has_chat = any(group.has_chat for group in self._training)
@@ -105,8 +107,8 @@ class Split:
         self.evaluates = bool(config.evaluation_data) or len(held_out) > 0
         waiting = held_out
         for group in self._training:
-            self._wish(group, held_out, waiting)
-            # Of a row in several phases the first one is evaluated on.
+            self._assign_uses(group, held_out, waiting)
+            # A held-out row that several phases have is evaluated in the first of them only.
             waiting = waiting[~among(waiting, group.digests)]
         if not config.evaluation_data:
             self.eval.format = self.train.format
@@ -114,8 +116,8 @@ class Split:
         self._longest: list[tuple[int, str, int]] = []
 
     def tokenised(self, *, keep: bool) -> Iterator[tuple[int, Tokenised]]:
-        """Training rows, each with the index of its phase, in the order of phases and sources, and held-out rows in
-        theirs; without `keep` only counted."""
+        """Yields tokenised blocks with the index of their phase, in the order of phases and sources; evaluation_data
+        comes last. Without `keep`, the rows are only counted."""
         groups = [*self._training, self._evaluation]
         total = sum(int(numpy.count_nonzero(group.row_uses)) for group in groups)
         done = 0
@@ -134,16 +136,16 @@ class Split:
                     yield number, made
         self._sum_up()
 
-    def doubt_lengths(self) -> None:
-        """Reports rows far longer than the others; to be called when all were given out."""
+    def warn_about_long_rows(self) -> None:
+        """Warns about rows that are far longer than the median. Call it when `tokenised` is exhausted."""
         median = self.train.percentiles().get(50, 0)
         for length, place, row in sorted(self._longest, reverse=True):
             if length > max(_OUTLIER * median, LONG):
-                message = f"has {length:,} tokens, where half of the rows have at most {median:,}; is it one row?"
+                message = f"has {length:,} tokens; the median row has {median:,}; check that it is one row"
                 self._warn(place, row, "OUTLIER_LENGTH", message)
 
     def refuse_untrainable(self) -> None:
-        """Raises JobError("NOTHING_TO_TRAIN") where training or evaluation would have no token to learn from."""
+        """Raises JobError("NOTHING_TO_TRAIN") if the training rows or the held-out rows have no trained tokens."""
         limit = self._config.hyperparameters.max_length
         trained = [("training", self.train)]
         if self._config.phases:
@@ -152,10 +154,10 @@ class Split:
             if statistics.num_trained_tokens == 0:
                 raise JobError(
                     "NOTHING_TO_TRAIN",
-                    f"Of the {name} rows no token would be trained: max_length = {limit} cuts off every answer, or "
-                    "drops every row, or no turn is to be trained.",
-                    "Raise hyperparameters.max_length, or shorten what stands before the answers.",
-                    [Violation("spec.hyperparameters.max_length", "Every answer lies beyond it.")],
+                    f"The {name} rows have no trained tokens: max_length = {limit} truncates every answer or drops "
+                    "every row, or no turn is trained.",
+                    "Raise hyperparameters.max_length, or shorten the text before the answers.",
+                    [Violation("spec.hyperparameters.max_length", "Every answer is truncated or dropped.")],
                 )
 
     def _survey(self, name: str, listed: Sequence[DataSource]) -> _Group:
@@ -173,11 +175,9 @@ class Split:
                 has_chat |= found.has_chat
                 plain = plain or (source.place if found.has_plain else "")
         if plain and self._config.system_prompt:
-            message = f"{plain} has rows of plain text, before which no system prompt can be put."
+            message = f"{plain} has rows of plain text, to which no system prompt can be added."
             where = Violation("spec.system_prompt", message)
-            raise JobError(
-                "INVALID_CONFIG", message, "Leave system_prompt out, or use a conversational format.", [where]
-            )
+            raise JobError("INVALID_CONFIG", message, "Remove system_prompt, or use a conversational format.", [where])
         every = digests_of(digests)
         first = first_of_each(every)
         unique = first == numpy.arange(len(first))
@@ -187,11 +187,11 @@ class Split:
         )
         group = _Group(parts, every, rows, unique, has_chat, numpy.zeros(len(first), numpy.uint8), statistics)
         for part in parts:
-            self._doubt_repeated(group, part, first)
+            self._warn_about_duplicates(group, part, first)
         self._report.arrange()
         return group
 
-    def _doubt_repeated(self, group: _Group, part: _Part, first: Rows) -> None:
+    def _warn_about_duplicates(self, group: _Group, part: _Part, first: Rows) -> None:
         repeated = part.start + numpy.flatnonzero(~group.unique[part.start : part.end])
         place, made = part.source.place, part.source.is_templated
         reason = "DUPLICATE_EXAMPLE" if made else "DUPLICATE_ROW"
@@ -200,13 +200,14 @@ class Split:
             where_first, row_first = group.at(int(first[index]))
             other = f"row {row_first}" if where_first == place else f"{where_first} row {row_first}"
             if made:
-                other = "another of the same row" if other == f"row {row}" else f"one of {other}"
-            message = f"{'makes an example that ' * made}says the same as {other}, and is dropped"
+                other = "another one of this row" if other == f"row {row}" else f"one of {other}"
+            message = f"{'makes an example that is a ' * made}duplicate of {other}; dropped"
             self._warn(place, row, reason, message)
         self._report.count_more(place, reason, max(len(repeated) - LISTED_OF_A_KIND, 0))
 
     def _surveys(self, part: _Part) -> Iterator[Survey]:
-        """What is found in each block of a source. Raises what the source is refused for, behind everything else."""
+        """Yields the survey of each block of a source. Raises the error for which the source is refused after all
+        problems of its rows were reported."""
         reader = part.source.reader()
         num_items = 0
         blocks = read_blocks(part.path, self._config.hyperparameters.max_length)
@@ -215,7 +216,7 @@ class Split:
             return "survey", BlockSource(part.source.place, part.source.given, reader.format), block
 
         def surveyed() -> Iterator[Survey]:
-            # The first row that has a known column decides what all of them are.
+            # The first row with a known column decides the format of all rows.
             while not reader.format and (block := next(blocks, None)):
                 yield from self._crew.map_here([task(block)], self._alive_reading)
             yield from self._crew.map(map(task, blocks), self._alive_reading)
@@ -235,9 +236,9 @@ class Split:
     def _alive_reading(self) -> None:
         self._progress("reading_rows", None)
 
-    def _wish(self, group: _Group, held_out: Digests, evaluated_here: Digests) -> None:
-        """Decides what becomes of training rows. After the split: of what is held out nothing is sampled, however large
-        a weight is."""
+    def _assign_uses(self, group: _Group, held_out: Digests, evaluated_here: Digests) -> None:
+        """Decides the use of the training rows. Sampling comes after the split: a held-out row is never sampled,
+        however large its weight is."""
         held = among(group.digests, held_out) & group.unique
         for part in group.parts:
             here = slice(part.start, part.end)
@@ -262,7 +263,7 @@ class Split:
             start = behind
 
     def _take(self, group: _Group, made: Tokenised) -> None:
-        """Counts and reports what a block says."""
+        """Adds the counts and problems of a block."""
         if made.template_fault and not self._tokenised and not made.num_tokenised:
             raise made.template_fault
         self._tokenised += made.num_tokenised
@@ -289,7 +290,7 @@ class Split:
             return
         self.train.num_left_out = trained.incomplete + trained.unwritten
         self.train.num_duplicates = trained.duplicates
-        # What is held out was marked by the source it is from as well.
+        # The marks of a training source include its held-out rows.
         held_out = Statistics() if self._evaluation.parts else self.eval
         self.train.num_dropped = max(trained.dropped - held_out.num_dropped, 0)
         self.train.num_cut_off = max(trained.cut_off - held_out.num_cut_off, 0)
@@ -308,7 +309,7 @@ class Split:
         )
 
     def _num_marked(self, groups: Sequence[_Group], *marks: str) -> int:
-        """Rows of files with one of the marks, each once."""
+        """Returns the number of rows of files with one of the marks; each row is counted once."""
         found: dict[str, list[NDArray[numpy.uint32]]] = {}
         for group in groups:
             for part in group.parts:
@@ -321,14 +322,14 @@ class Split:
 
 
 def _training(config: JobConfig) -> list[tuple[str, Sequence[DataSource]]]:
-    """What is trained on, phase by phase, with its path in the spec."""
+    """Returns the training sources of each phase with their path in the spec."""
     if not config.phases:
         return [("training_data", config.training_data)]
     return [(f"phases[{index}].training_data", phase.training_data) for index, phase in enumerate(config.phases)]
 
 
 def _num_duplicates(groups: Sequence[_Group]) -> int:
-    """Examples that were dropped in any of the groups, each of a file once."""
+    """Returns the number of duplicates in all groups; each example of a file is counted once."""
     found: dict[str, list[NDArray[numpy.intp]]] = {}
     for group in groups:
         for part in group.parts:
@@ -345,7 +346,7 @@ def _distinct(groups: Sequence[_Group]) -> Digests:
 
 
 def _held_out(digests: Digests, config: JobConfig, report: Report) -> Digests:
-    """The share of the rows to hold out: exactly as many, the same ones whatever the order of the rows."""
+    """Returns the digests of the rows to hold out: exactly the fraction, the same rows in any order of the rows."""
     if config.holdout_fraction == 0 or (len(digests) < 2 and report.num_errors):
         return digests[:0]
     if len(digests) < 2:

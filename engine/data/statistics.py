@@ -1,4 +1,4 @@
-"""Counts over tokenised rows, in a memory that does not grow with them."""
+"""Counts tokenised rows in memory that does not grow with their number."""
 
 import re
 import unicodedata
@@ -15,36 +15,36 @@ _LETTER = re.compile("[A-Za-z]")
 
 @dataclass
 class Statistics:
-    """What `finetuneflow.v1.DataStatistics` says, under the same names; tokens are counted after truncation."""
+    """The counts of `finetuneflow.v1.DataStatistics`, under the same names; tokens are counted after truncation."""
 
     num_examples: int = 0
-    """Those that are trained or evaluated on: none of the dropped, the left out and the duplicates."""
+    """Examples that are trained or evaluated on; dropped rows and duplicates are excluded."""
     num_tokens: int = 0
     num_trained_tokens: int = 0
     num_truncated: int = 0
-    """Of num_examples, those that are cut."""
+    """Truncated examples among num_examples."""
     num_duplicates: int = 0
     num_dropped: int = 0
-    """Rows of which nothing would be trained."""
+    """Rows dropped because they have no trained tokens."""
     num_cut_off: int = 0
-    """Of num_dropped, those of which truncation left nothing that is trained."""
+    """Rows among num_dropped whose trained tokens were all truncated."""
     num_too_long: int = 0
-    """Rows that were to be dropped where they are longer than max_length."""
+    """Rows dropped because they are longer than max_length, with truncation "drop"."""
     num_left_out: int = 0
-    """Rows left out as incomplete, by an empty answer for instance, or because a template writes nothing for them."""
+    """Rows dropped as incomplete, for example with an empty answer, or because the row template writes nothing."""
     max_tokens: int = 0
     format: str = ""
     lengths: dict[int, int] = field(default_factory=dict)
-    """Tokens of a row → rows of that length. At most max_length entries."""
+    """Length in tokens → number of rows. At most max_length entries."""
     roles: dict[str, int] = field(default_factory=dict)
-    """Role → turns of conversations."""
+    """Role → number of turns in conversations."""
     scripts: dict[str, int] = field(default_factory=dict)
-    """Writing system of most of a row's first letters (latin, cyrillic, cjk, …) → rows."""
+    """Writing system of most of a row's first letters (latin, cyrillic, cjk, …) → number of rows."""
     languages: dict[str, dict[str, int]] = field(default_factory=dict)
-    """Role → language (`language_of`) → texts, in the rows that were sampled for it."""
+    """Role → language (`language_of`) → number of texts, in the sampled rows."""
 
     def count(self, tokens: int, trained: int, truncated: bool) -> None:
-        """Takes one row in."""
+        """Counts one row."""
         self.num_examples += 1
         self.num_tokens += tokens
         self.num_trained_tokens += trained
@@ -53,7 +53,7 @@ class Statistics:
         self.lengths[tokens] = self.lengths.get(tokens, 0) + 1
 
     def add(self, other: "Statistics") -> None:
-        """Takes in what was counted elsewhere; the format stays."""
+        """Adds the counts of other rows; the format is unchanged."""
         for name in (
             "num_examples", "num_tokens", "num_trained_tokens", "num_truncated", "num_duplicates", "num_dropped",
             "num_cut_off", "num_too_long",
@@ -71,7 +71,8 @@ class Statistics:
         return self.num_tokens / self.num_examples if self.num_examples else 0.0
 
     def percentiles(self) -> dict[int, int]:
-        """Percent → tokens that so many of the rows do not exceed. Empty without rows."""
+        """Returns the percentiles of the length: percent → tokens that this share of the rows does not exceed. Empty
+        without rows."""
         found: dict[int, int] = {}
         seen = 0
         wanted = list(PERCENTILES)
@@ -82,7 +83,8 @@ class Statistics:
         return found
 
     def histogram(self) -> dict[int, int]:
-        """Upper bound (a power of two, inclusive) → rows above the bound before it, up to this one; none left out."""
+        """Returns the distribution of lengths: upper bound (a power of two, inclusive) → number of rows above the
+        previous bound. Bounds without rows are absent."""
         counted: Counter[int] = Counter()
         for length, rows in self.lengths.items():
             counted[1 << max(length - 1, 0).bit_length()] += rows
@@ -91,22 +93,25 @@ class Statistics:
 
 @dataclass
 class RowCounts:
-    """Rows of a job's files by what becomes of them: each once, however many phases read it and whatever its weight."""
+    """Number of rows of a job's files per outcome. Each row is counted once, whatever its weight and the number of
+    phases that read it."""
 
     incomplete: int = 0
+    """Dropped as incomplete."""
     unwritten: int = 0
-    """For which the row template writes nothing."""
+    """Dropped because the row template writes nothing for them."""
     turns_cut: int = 0
-    """Conversations without what stood before their first question, or behind their last answer."""
+    """Conversations from which turns before the first question or after the last answer were dropped."""
     duplicates: int = 0
-    """Examples, where a template makes several of a row."""
+    """Duplicates; examples are counted if a row template makes several of a row."""
     truncated: int = 0
-    """Cut, and trained or evaluated on."""
+    """Truncated, and trained or evaluated on."""
     dropped: int = 0
-    """Of which nothing would be trained."""
+    """Dropped because they have no trained tokens."""
     cut_off: int = 0
-    """Of those dropped, the ones of which truncation left nothing."""
+    """Rows among `dropped` whose trained tokens were all truncated."""
     too_long: int = 0
+    """Dropped because they are longer than max_length."""
 
 
 def _add(counted: dict[Any, int], others: dict[Any, int]) -> None:
@@ -115,7 +120,7 @@ def _add(counted: dict[Any, int], others: dict[Any, int]) -> None:
 
 
 def script_of(text: str) -> str:
-    """The writing system of most of the first letters; empty for a text without letters."""
+    """Returns the writing system of most of the first letters; empty for a text without letters."""
     if text[:_SAMPLED_CHARACTERS].isascii():
         return "latin" if _LETTER.search(text, 0, _SAMPLED_CHARACTERS) else ""
     names: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""Opens a file of text, decompressed if necessary, as a stream of which only a part is in memory."""
+"""Opens a file of text, decompressed if necessary, as a stream that holds only a part of it in memory."""
 
 import gzip
 import io
@@ -12,9 +12,9 @@ from engine.data.endings import COMPRESSIONS
 from engine.errors import JobError
 
 _MAGIC = {
-    b"\x1f\x8b": "gzip; name it .gz",
-    b"\x28\xb5\x2f\xfd": "Zstandard; name it .zst",
-    b"PAR1": "Parquet; name it .parquet",
+    b"\x1f\x8b": "gzip; rename it to .gz",
+    b"\x28\xb5\x2f\xfd": "Zstandard; rename it to .zst",
+    b"PAR1": "Parquet; rename it to .parquet",
     b"PK\x03\x04": "a zip archive or a spreadsheet; export its rows as .csv",
     b"BZh": "bzip2; decompress it",
     b"\xfd7zXZ\x00": "xz; decompress it",
@@ -27,7 +27,7 @@ _MAGIC = {
 _PACKED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd")
 _FREE_BYTES = 64 * 1024 * 1024
 _MAX_RATIO = 200
-"""Text compresses 3 to 20 times. A file that compresses more than this was made to fill a disk or waste time."""
+"""Text compresses 3 to 20 times. A file that compresses more was made to fill a disk or to waste time."""
 UTF8_BOM = b"\xef\xbb\xbf"
 
 
@@ -35,8 +35,8 @@ UTF8_BOM = b"\xef\xbb\xbf"
 def open_rows(path: Path, ending: str) -> Iterator["RowStream"]:
     """Opens a file of text, decompressed and without its byte-order mark.
 
-    Raises JobError, here or while it is read: UNREADABLE_FILE (damaged, cut off, or not what its name says),
-    DECOMPRESSION_BOMB.
+    Raises JobError, here or while it is read: UNREADABLE_FILE (damaged, incomplete, or of another format than its
+    name says), DECOMPRESSION_BOMB.
     """
     compression = COMPRESSIONS.get(ending.rpartition(".")[2])
     with path.open("rb") as packed:
@@ -45,7 +45,7 @@ def open_rows(path: Path, ending: str) -> Iterator["RowStream"]:
         if compression == "gzip":
             raw = gzip.GzipFile(fileobj=packed, mode="rb")
         elif compression == "zstd":
-            # Arrow has the codec: no further dependency.
+            # Arrow has the codec, so no other dependency is needed.
             import pyarrow
 
             raw = pyarrow.CompressedInputStream(pyarrow.PythonFile(packed, "r"), "zstd")
@@ -62,37 +62,38 @@ def open_rows(path: Path, ending: str) -> Iterator["RowStream"]:
 
 
 def unreadable(name: str, problem: str) -> JobError:
-    """The error for a file that cannot be read at all."""
+    """Returns the error for a file that cannot be read at all."""
     return JobError(
         "UNREADABLE_FILE",
         f"{name} {problem}.",
-        "Name the file by its format, or save it again in the format that its name says.",
+        "Rename the file so that its ending names its format, or save it in the format of its ending.",
     )
 
 
 def unpacked_limit(size: int) -> int:
-    """Maximum bytes that a compressed file of `size` bytes may decompress to."""
+    """Returns the maximum number of bytes to which a compressed file of `size` bytes may decompress."""
     return max(_FREE_BYTES, size * _MAX_RATIO)
 
 
 def bomb(name: str, limit: int, advice: str = "Provide the file uncompressed.") -> JobError:
-    """The error for a file that decompresses to more than `limit` bytes."""
+    """Returns the error for a file that decompresses to more than `limit` bytes."""
     return JobError(
         "DECOMPRESSION_BOMB",
-        f"{name} decompresses to more than {limit:,} bytes, far more than text of its size does.",
+        f"{name} decompresses to more than {limit:,} bytes, far more than text of this size does.",
         advice,
     )
 
 
 class RowStream(io.BufferedReader):
-    """The bytes of a file of rows, of which any number can be looked at before they are read."""
+    """A buffered stream of a file of rows that can look ahead any number of bytes."""
 
     def __init__(self, raw: "_Bounded") -> None:
         super().__init__(raw, 1 << 20)
         self._bounded = raw
 
     def look_ahead(self, size: int) -> bytes:
-        """The next `size` bytes, or all that are buffered, without consuming them; fewer at the end of the file."""
+        """Returns the next `size` bytes, or all that are buffered if more; consumes nothing. Fewer at the end of the
+        file."""
         head = self.peek()
         return head + self._bounded.look_ahead(size - len(head)) if len(head) < size else head
 
@@ -110,7 +111,7 @@ class _Bounded(io.RawIOBase):
         return True
 
     def look_ahead(self, size: int) -> bytes:
-        """The next `size` bytes, fewer at the end of the file; `readinto` returns them again."""
+        """Returns the next `size` bytes, fewer at the end of the file; `readinto` returns them again."""
         while len(self._ahead) < size and (data := self._next(size - len(self._ahead))):
             self._ahead += data
         return self._ahead
@@ -129,7 +130,9 @@ class _Bounded(io.RawIOBase):
         except (OSError, EOFError, zlib.error) as error:
             if self._compression is None:
                 raise
-            raise unreadable(self._name, f"is damaged or cut off: {self._compression} cannot decompress it") from error
+            raise unreadable(
+                self._name, f"is damaged or incomplete: {self._compression} cannot decompress it"
+            ) from error
         if self._left is not None:
             self._left -= len(data)
             if self._left < 0:

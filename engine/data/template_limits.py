@@ -20,7 +20,7 @@ GRACE_SECONDS = 5.0
 _MAX_BYTES = 512 * 1024 * 1024
 """Memory that a template may allocate for one row."""
 CPU_LIMIT = signal.SIGVTALRM
-"""The signal that kills a process whose template cannot be ended in any other way."""
+"""The signal that kills a process whose template cannot be stopped in any other way."""
 TEMPLATE_EXCEEDED = "TEMPLATE_EXCEEDED"
 """Reason of the JobError of a template that exceeds a limit: it would exceed it for every other row."""
 _FILE = "<template>"
@@ -100,9 +100,9 @@ def _end(_signal: int, _frame: Any) -> None:
 
 
 def killed_by_template() -> JobError:
-    """The error for a process that CPU_LIMIT killed."""
+    """Returns the error for a process that CPU_LIMIT killed."""
     said = f"one of its steps takes more than {MAX_SECONDS + GRACE_SECONDS:g} seconds"
-    return JobError(TEMPLATE_EXCEEDED, f"A template of the job does not end: {said}.", "Correct it.")
+    return JobError(TEMPLATE_EXCEEDED, f"A template of the job does not end: {said}.", "Correct the template.")
 
 
 @contextmanager
@@ -128,7 +128,7 @@ def _address_space() -> int:
 
 
 def limit_of(error: BaseException) -> str:
-    """A message that names the limit that a TemplateExceeded, MemoryError or RecursionError reports."""
+    """Returns a message that names the limit that a TemplateExceeded, MemoryError or RecursionError reports."""
     if isinstance(error, RecursionError):
         # The values of a row are never nested deeply enough to be the cause.
         return "it calls itself without end"

@@ -1,4 +1,4 @@
-"""Divides running text into rows of whole lines, so that a whole book is trained."""
+"""Divides running text into rows of whole lines, so that a whole book is trained and not only its start."""
 
 from collections.abc import Iterator
 from typing import IO
@@ -12,7 +12,7 @@ def read_text(file: IO[bytes], pack_bytes: int) -> Iterator[Row | RowProblem]:
     """Yields pieces of consecutive lines of up to `pack_bytes` bytes, in column `text`. A piece ends at the last blank
     line in its second half, else at its last line end; a longer line is divided at a space if it has one.
 
-    Only blank lines at the beginning and end of the file are left out.
+    No text is lost except blank lines at the start and end of the file.
     """
     limit = max(pack_bytes, _MIN_BYTES)
     pending, first = b"", 1
@@ -30,7 +30,7 @@ def read_text(file: IO[bytes], pack_bytes: int) -> Iterator[Row | RowProblem]:
 
 
 def _cut(text: bytes, limit: int) -> int:
-    """Position after which a piece of at most `limit` bytes ends: a paragraph, a line, a word or a character."""
+    """Returns the end of a piece of at most `limit` bytes: after a paragraph, a line, a word or a character."""
     paragraph = text.rfind(b"\n\n", 0, limit)
     if paragraph >= limit // 2:
         return paragraph + 2

@@ -1,8 +1,8 @@
-"""Locates the texts of a conversation in what its chat template writes.
+"""Locates the texts of a conversation in its rendering by the chat template.
 
-The conversation is rendered a second time with a mark before and behind each of its texts. Without the marks that
-rendering must be the first one; then the marks say where each text stands, and which are missing, even where two turns
-say the same. No knowledge about any model's template is needed.
+The conversation is rendered a second time with a mark before and after each of its texts. If that rendering equals the
+first one without the marks, the marks give the position of each text and show which texts are missing, even if two
+turns have the same text. No knowledge about any model's template is needed.
 """
 
 import re
@@ -17,11 +17,11 @@ Kind = Literal["content", "thought", "call", "tool"]
 Render = Callable[[Sequence[Message], Sequence[dict[str, Any]]], str]
 
 _TAG = re.compile(r"<[^<>\s]{1,80}>|\[/?[A-Z_]{1,40}\]")
-"""Templates take texts apart at tags (<think> for instance), and put them together again: marks keep away from them."""
+"""Templates split texts at tags such as <think> and reassemble them, so marks are not placed next to tags."""
 _MOST_PARTS = 64
-"""Parts of one text between tags that are marked one by one."""
+"""Maximum number of parts between tags that are marked one by one; a text with more is marked as a whole."""
 NO_TURN = -1
-"""Turn of the texts that belong to the list of tools."""
+"""Turn index of the texts in the list of tools."""
 
 
 @dataclass(frozen=True)
@@ -34,24 +34,25 @@ class Piece:
 
 @dataclass(frozen=True)
 class Layout:
-    """The rendering of a conversation, and where its texts stand in it."""
+    """The rendering of a conversation, and the spans of its texts."""
 
     text: str
     pieces: list[Piece]
     spans: dict[int, list[Span]] = field(default_factory=dict)
-    """Per index in `pieces` the places in `text`; none for a piece that the template leaves out."""
+    """Index in `pieces` → spans in `text`. A piece that the template does not write is absent."""
 
     def missing(self) -> Iterator[Piece]:
-        """The pieces that the template leaves out."""
+        """Returns the pieces that the template does not write."""
         return (piece for index, piece in enumerate(self.pieces) if index not in self.spans)
 
     def of_turn(self, turn: int, kind: Kind | None = None) -> dict[int, list[Span]]:
-        """Per piece of the turn (of one kind), numbered within the turn, its places."""
+        """Returns the spans of the pieces of a turn, optionally of one kind; the keys number the pieces within the
+        turn."""
         own = (index for index, piece in enumerate(self.pieces) if piece.turn == turn and kind in (None, piece.kind))
         return {nth: self.spans[index] for nth, index in enumerate(own) if index in self.spans}
 
     def end_before(self, turn: int, position: int) -> int:
-        """Where the last text of another turn ends that stands before `position`; 0 without one."""
+        """Returns the end of the last text of another turn that ends at or before `position`; 0 if there is none."""
         ends = (
             end
             for index, spans in self.spans.items()
@@ -63,8 +64,8 @@ class Layout:
 
 
 def layout_of(render: Render, messages: Sequence[Message], tools: Sequence[dict[str, Any]], text: str) -> Layout | None:
-    """The layout of `text`, which is the rendering of the conversation; None where the template writes the conversation
-    with marks differently."""
+    """Returns the layout of `text`, the rendering of the conversation; None if the template writes the conversation
+    differently when it has marks."""
     marks = _Marks(_key(text, messages, tools))
     marked = render(
         [marks.message(index, message) for index, message in enumerate(messages)], [marks.tool(tool) for tool in tools]
@@ -87,7 +88,8 @@ def layout_of(render: Render, messages: Sequence[Message], tools: Sequence[dict[
 
 
 def _key(text: str, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> str:
-    """Letters that stand nowhere in the conversation. Letters, because templates escape and strip other characters."""
+    """Returns a word that does not occur in the conversation. It has only letters, because templates escape or strip
+    other characters."""
     said = text + str(messages) + str(tools)
     key = "zq"
     while key in said:
@@ -96,7 +98,7 @@ def _key(text: str, messages: Sequence[Message], tools: Sequence[dict[str, Any]]
 
 
 class _Marks:
-    """Puts marks into texts and counts the pieces."""
+    """Inserts marks into texts and records the pieces."""
 
     def __init__(self, key: str) -> None:
         self._key = key
@@ -145,5 +147,5 @@ class _Marks:
         index = len(self.pieces)
         self.pieces.append(piece)
         start = part.index(core)
-        # Inside the spaces: templates strip them.
+        # The marks are inside the surrounding spaces, because templates strip spaces.
         return f"{part[:start]}{self._key}{index}b{core}{self._key}{index}e{part[start + len(core) :]}"

@@ -1,4 +1,4 @@
-"""A base model's tokenizer and chat template, without torch."""
+"""Loads a base model's tokenizer and chat template, without torch."""
 
 import bisect
 import json
@@ -23,15 +23,15 @@ PLAIN_TEMPLATE = (
     "{% else %}{{ message['content'] + eos_token + '\\n\\n' }}{% endif %}"
     "{% endfor %}"
 )
-"""For models that bring no chat template (base models, mostly): headings, and the model's own end-of-text token after
-each answer. A question already ends with the heading of its answer, so a generation prompt adds nothing."""
+"""For models without a chat template, mostly base models: headings, and the model's end-of-text token after each
+answer. A question already ends with the heading of its answer, so a generation prompt adds nothing."""
 
 _MARK = re.compile(r"\{%-?\s*generation\b")
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """Token ids of a text, and for each the characters [start, end) of the text it stands for."""
+    """The token ids of a text, and for each token the characters [start, end) that it covers."""
 
     ids: list[int]
     offsets: list[tuple[int, int]]
@@ -43,21 +43,21 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class EncodedTexts:
-    """Token ids of several texts, and which tokens stand for which characters."""
+    """The token ids of several texts, and the mapping from tokens to characters."""
 
     ids: NDArray[numpy.int32]
-    """Of all texts, one after the other."""
+    """Concatenated ids of all texts."""
     starts: list[int]
-    """Where each text begins in `ids`; one more than there are texts."""
+    """Index in `ids` at which each text starts, and the length of `ids` at the end."""
     _texts: Sequence[str]
     _bytes: NDArray[numpy.int64]
-    """Bytes of all texts before each token, where tokens are bytes; else empty."""
+    """Number of bytes of all texts before each token, if tokens are runs of bytes; else empty."""
     _encodings: dict[int, Any]
-    """Of the texts whose tokens cannot be counted out in bytes."""
+    """Index of a text → its encoding with offsets, for texts whose offsets cannot be computed from bytes."""
 
     def within(self, spans: Sequence[Sequence[Span]]) -> NDArray[numpy.bool_]:
-        """Which tokens stand for any of the characters in their text's spans. A token that straddles a border does: it
-        holds characters of both sides."""
+        """Returns, for each token, True if it covers a character in one of its text's spans. A token across the border
+        of a span is included, because it covers characters on both sides."""
         edges = numpy.zeros(len(self.ids) + 1, numpy.int64)
         starts: list[int] = []
         ends: list[int] = []
@@ -75,7 +75,7 @@ class EncodedTexts:
                 starts.append(before + (start if ascii_only else len(text[:start].encode())))
                 ends.append(before + (end if ascii_only else len(text[:end].encode())))
         if starts:
-            # bytes[token + 1] is where a token ends.
+            # _bytes[token + 1] is the end of a token.
             firsts = self._bytes[1:].searchsorted(starts, "right")
             lasts = self._bytes[:-1].searchsorted(ends, "left")
             some = firsts < lasts
@@ -87,20 +87,20 @@ class EncodedTexts:
 
 def _covering(encoding: Any, start: int, end: int) -> Span:
     tokens = range(len(encoding))
-    # Neither the beginnings of tokens nor their ends ever go back.
+    # The starts and ends of tokens never decrease, so they can be bisected.
     first = bisect.bisect_right(tokens, start, key=lambda token: encoding.token_to_chars(token)[1])
     return first, bisect.bisect_left(tokens, end, lo=first, key=lambda token: encoding.token_to_chars(token)[0])
 
 
 class Tokenizer:
-    """Renders conversations and turns text into ids; never adds a token to the vocabulary."""
+    """Renders conversations and encodes text; never adds a token to the vocabulary."""
 
     def __init__(self, directory: Path, chat_template: str | None = None) -> None:
         """Reads the tokenizer of a model's folder; `chat_template` replaces its own.
 
-        Raises JobError: NO_TOKENIZER (no tokenizer.json), NO_EOS_TOKEN (nothing to end an answer with).
+        Raises JobError: NO_TOKENIZER (no tokenizer.json), NO_EOS_TOKEN (no token that ends an answer).
         """
-        # Seconds of import that a serving process must never pay.
+        # The import takes seconds, which a serving process must never spend.
         from tokenizers import processors
         from transformers import PreTrainedTokenizerFast
         from transformers.utils.chat_template_utils import _compile_jinja_template
@@ -115,10 +115,10 @@ class Tokenizer:
         if self._fast.eos_token_id is None:
             raise JobError(
                 "NO_EOS_TOKEN",
-                "The base model's tokenizer names no end-of-text token: a model trained with it would never stop.",
+                "The base model's tokenizer has no end-of-text token; a model trained with it would never stop.",
                 "Choose a base model whose tokenizer_config.json has an eos_token.",
             )
-        # Post-processors add special tokens, which a template already wrote, and cut spaces off the offsets.
+        # Post-processors add special tokens that the template already wrote, and remove spaces from the offsets.
         self._bare = type(self._fast.backend_tokenizer).from_str(self._fast.backend_tokenizer.to_str())
         self._bare.post_processor = processors.Sequence([])
         self._bare.no_truncation()
@@ -127,16 +127,16 @@ class Tokenizer:
         if isinstance(own, dict):
             own = own.get("default")
         self.has_own_template = chat_template is None and own is not None
-        # To limit memory takes as long as to write a short conversation; it is kept for what a caller wrote.
+        # Limiting memory takes as long as rendering a short conversation, so it applies only to callers' templates.
         self._limited = limited_time if chat_template is None else limited
         self.template: str = chat_template or own or PLAIN_TEMPLATE
         self.marks_answers = _MARK.search(self.template) is not None
-        """Whether the template says itself, with {% generation %}, what of it the model writes."""
+        """True if the template marks the text that the model generates with {% generation %}."""
         self._thought_key = next((name for name in THOUGHT_NAMES if _reads(self.template, name)), THOUGHT_NAMES[0])
         self._compile = _compile_jinja_template
         self._compiled: Any = None
         self._known: dict[str, Any] = {}
-        """What every rendering knows beside the conversation."""
+        """Variables of every rendering except the conversation."""
         self._token_bytes = _token_bytes(self._bare)
         self._normalises = self._bare.normalizer is not None
         self.eos_id: int = self._fast.eos_token_id
@@ -144,32 +144,32 @@ class Tokenizer:
         added = list(self._fast.added_tokens_decoder.items())
         self.special_ids = frozenset({token_id for token_id, token in added if token.special} | {self.eos_id})
         self.num_ids: int = max(self._bare.get_vocab(with_added_tokens=True).values()) + 1
-        """One above the largest id."""
-        # Longest first: of two that begin alike the longer one is meant.
+        """One more than the largest id."""
+        # Longest first: if two tokens start with the same text, the longer one is meant.
         specials = sorted({str(token) for _, token in added if token.special} | {self.eos_token}, key=len, reverse=True)
         self.control = re.compile("|".join(map(re.escape, specials)))
-        """Finds text that becomes a control token."""
+        """Matches text that is encoded as a control token."""
         self.special_texts = tuple(specials)
         """Texts of the control tokens, longest first."""
         empty = self._fast("", add_special_tokens=True)["input_ids"]
         self.leading_ids: list[int] = [token_id for token_id in empty if token_id == self._fast.bos_token_id][:1]
-        """What the tokenizer puts before a plain text: its begin-of-text token, where it has that habit."""
+        """Ids that the tokenizer adds before plain text: its begin-of-text token, or none."""
 
     def render(
         self, messages: Sequence[Message], *, generation_prompt: bool = False, tools: Sequence[dict[str, Any]] = ()
     ) -> str:
-        """The conversation as the template writes it, run in the sandbox of transformers. `tools` are the JSON schemas
-        of what the conversation may call.
+        """Returns the conversation rendered by the chat template, in the sandbox of transformers. `tools` are the JSON
+        schemas of the tools that the conversation may call.
 
-        Raises JobError: TEMPLATE_FAILED when the template cannot be parsed or refuses the conversation,
-        TEMPLATE_EXCEEDED when it does not come to an end.
+        Raises JobError: TEMPLATE_FAILED if the template cannot be parsed or refuses the conversation,
+        TEMPLATE_EXCEEDED if it exceeds a limit.
         """
         return self._rendered(messages, tools, generation_prompt, None)
 
     def render_marked(
         self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()
     ) -> tuple[str, list[Span]]:
-        """As `render`, and where its text stands within {% generation %}. Raises as `render` does."""
+        """Returns the rendered conversation, and the spans that {% generation %} marks. Raises as `render` does."""
         spans: list[Span] = []
         return self._rendered(messages, tools, False, spans), spans
 
@@ -184,7 +184,7 @@ class Tokenizer:
 
         try:
             with self._limited():
-                # What apply_chat_template does, without the copies it makes for every conversation.
+                # Same as apply_chat_template, without the copies that it makes for every conversation.
                 if self._compiled is None:
                     self._compiled = self._compile(self.template)
                     named = {name: str(token) for name, token in self._fast.special_tokens_map.items()}
@@ -199,13 +199,13 @@ class Tokenizer:
                 if spans is None:
                     return "".join(written)
                 blocks: list[str] = []
-                # It measures what has been written before a mark, so it has to see every block as it comes.
+                # The tracker measures the text written before a mark, so it must see each block as it is written.
                 with self._compiled.environment.activate_tracker(blocks, spans):
                     for block in written:
                         blocks.append(block)
                 return "".join(blocks)
         except (TemplateExceeded, MemoryError) as error:
-            said = f"The chat template does not come to an end: {limit_of(error)}."
+            said = f"The chat template exceeds a limit: {limit_of(error)}."
             raise bad_chat_template(TEMPLATE_EXCEEDED, said) from error
         except (
             jinja2.TemplateError,
@@ -221,24 +221,24 @@ class Tokenizer:
             ) from error
 
     def _named(self, message: Message) -> Message:
-        """The turn with its thought under the name that the template reads."""
+        """Returns the turn with its reasoning under the key that the template reads."""
         if self._thought_key == THOUGHT_NAMES[0] or THOUGHT_NAMES[0] not in message:
             return message
         named = {name: value for name, value in message.items() if name != THOUGHT_NAMES[0]}
         return {**named, self._thought_key: message[THOUGHT_NAMES[0]]}
 
     def encode(self, text: str) -> Encoding:
-        """Ids and characters of exactly this text; nothing is put before or after it."""
+        """Returns the ids and offsets of exactly this text; no special tokens are added."""
         encoding = self._bare.encode(text, add_special_tokens=False)
         return Encoding(encoding.ids, encoding.offsets)
 
     def encode_all(self, texts: Sequence[str]) -> EncodedTexts:
-        """The same of several texts: the ids are those of `encode`."""
+        """Returns the ids and offsets of several texts; the ids are those of `encode`."""
         lengths = self._token_bytes
         if lengths is None:
             found = self._bare.encode_batch(texts, add_special_tokens=False)
         else:
-            # Without offsets a fifth faster; where tokens are bytes, counting them gives the offsets.
+            # A fifth faster without offsets; if tokens are runs of bytes, their lengths give the offsets.
             found = self._bare.encode_batch_fast(texts, add_special_tokens=False)
         flat = array("i")
         starts = [0]
@@ -253,26 +253,26 @@ class Tokenizer:
         others = {}
         for index, text in enumerate(texts):
             counted = before[starts[index + 1]] - before[starts[index]]
-            # A normaliser, or a token that swallows spaces, moves what follows it.
+            # A normaliser, or a token that absorbs spaces, shifts the offsets after it.
             if (counted != len(text)) if text.isascii() else (self._normalises or counted != len(text.encode())):
                 others[index] = self._bare.encode(text, add_special_tokens=False)
         return EncodedTexts(ids, starts, texts, before, others)
 
     def ends_special(self, text: str) -> bool:
-        """Whether the last token that is no space is a control token."""
+        """Returns True if the last token that is not whitespace is a control token."""
         stripped = text.rstrip()
         if not stripped:
             return False
         return stripped.endswith(self.special_texts) or self.encode(stripped).ids[-1] in self.special_ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Back to text, special tokens included."""
+        """Returns the text of the ids, including special tokens."""
         return str(self._bare.decode(list(ids), skip_special_tokens=False))
 
 
 def bad_chat_template(reason: str, message: str) -> JobError:
-    """What is to be said of a template that fails with a conversation."""
-    advice = "Correct spec.chat_template, or make the conversation one that the model's own template accepts."
+    """Returns the error for a chat template that fails with a conversation."""
+    advice = "Correct spec.chat_template, or change the conversation so that the model's own template accepts it."
     return JobError(reason, message, advice, [Violation("spec.chat_template", message)])
 
 
@@ -281,19 +281,19 @@ def _reads(template: str, name: str) -> bool:
 
 
 def _token_bytes(tokenizer: Any) -> NDArray[numpy.int64] | None:
-    """How many bytes of text each id stands for; None where tokens are something else than runs of bytes."""
+    """Returns the number of bytes of text of each id; None if tokens are not runs of bytes."""
     described = json.loads(tokenizer.to_str())
     if (described["decoder"] or {}).get("type") != "ByteLevel" or described["model"]["type"] != "BPE":
         return None
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     lengths = numpy.zeros(max(vocabulary.values()) + 1, numpy.int64)
     for token, index in vocabulary.items():
-        # One character of a token is one byte of the text.
+        # Each character of a token represents one byte of the text.
         lengths[index] = len(token)
     for index, token in tokenizer.get_added_tokens_decoder().items():
         lengths[index] = len(token.content.encode())
     unknown = described["model"].get("unk_token")
     if unknown in vocabulary:
-        # It stands for anything: no sum with it comes out right.
+        # The unknown token covers any number of bytes; a huge length makes the sum differ from the text's length.
         lengths[vocabulary[unknown]] = 1 << 40
     return lengths

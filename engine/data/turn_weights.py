@@ -1,4 +1,4 @@
-"""Decides whether a turn is trained, from the keys by which other programs say so.
+"""Decides whether a turn is trained, from the keys that other programs use for it.
 
 | key of a turn                     | used by                | trained when                                    |
 |-----------------------------------|------------------------|-------------------------------------------------|
@@ -21,25 +21,25 @@ from typing import Any, Final
 from engine.data.row_errors import BadValue
 
 TRAINS: tuple[str, ...] = ("weight", "train", "training", "trainable", "loss", "loss_scale", "loss_weight", "loss_mask")
-"""Keys whose true value means: trained."""
+"""Keys whose true value means that the turn is trained."""
 _MASKS: tuple[str, ...] = ("masked",)
 _PARTS: Final = ("train_detail", "training_detail")
 _KNOWN: Final = frozenset((*TRAINS, *_MASKS, *_PARTS, "mask", "label"))
 _ASKS: Final = ("train", "training", "trainable", "loss_mask")
-"""Keys that, set to true, ask for a turn to be trained. The others are true by default in their programs."""
+"""Keys that request training when they are true. The other keys are true by default in their programs."""
 _FLAGS: Final = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
 _INSTEAD: Final = 'write "train": true or "train": false instead'
 
 
 def flag_of(value: Any) -> bool | None:
-    """True for true and 1, False for false and 0, as numbers or as text; None for anything else."""
+    """Returns True for true and 1, False for false and 0, as numbers or as text; None for any other value."""
     if isinstance(value, str):
         return _FLAGS.get(value.strip().lower())
     return bool(value) if value in (0, 1) else None
 
 
 def is_trained(turn: Mapping[str, Any], place: str, *, is_answer: bool) -> bool:
-    """Whether the keys of a turn leave it trained; `is_answer` for turns of the assistant.
+    """Returns True if the keys of a turn do not exclude it from training; `is_answer` is True for assistant turns.
 
     Raises BadValue: BAD_WEIGHT, CONTRADICTORY_WEIGHTS, UNSUPPORTED_TURN_KEY, NOT_AN_ANSWER.
     """
@@ -65,10 +65,10 @@ def is_trained(turn: Mapping[str, Any], place: str, *, is_answer: bool) -> bool:
 def _refuse_unsupported(given: Mapping[str, Any], place: str) -> None:
     for key in _PARTS:
         if key in given:
-            message = f"{place} has {key}: a turn is trained whole or not at all; {_INSTEAD}"
+            message = f"{place} has {key}, but a turn is trained whole or not at all; {_INSTEAD}"
             raise BadValue(place, "UNSUPPORTED_TURN_KEY", message)
     if "mask" in given:
-        message = f"{place} has mask, which some programs read as trained and others as not trained; {_INSTEAD}"
+        message = f"{place} has mask, which means trained in some programs and not trained in others; {_INSTEAD}"
         raise BadValue(place, "UNSUPPORTED_TURN_KEY", message)
     if flag_of(given.get("label")) is False:
         message = f"{place} has label = {_shown(given['label'])}, which may mark an unwanted answer; {_INSTEAD}"

@@ -1,6 +1,6 @@
-"""Finds columns that make a row something else than text to learn: preference labels and pairs, images, audio, video.
+"""Detects columns that supervised training on text does not support: preference labels and pairs, images, audio, video.
 
-A row is not refused if the caller mapped the columns that form it: then the caller said which columns count.
+A row is not refused if the caller mapped the columns that form it, because the mapping says which columns are used.
 """
 
 import re
@@ -15,8 +15,8 @@ from engine.errors import JobError
 _REJECTED: Final = ("rejected", "rejected_response", "rejected_messages")
 _LABELS: Final = ("label", "kto_tag")
 _LABELLED_FORMATS: Final = ("chat", "prompt_completion")
-"""Formats in which preference methods keep their labels. Beside a question or an instruction, a label is more often the
-class of a classification."""
+"""Formats in which preference methods keep their labels. Next to a question or an instruction, a label is more often
+the class of a classification."""
 _QUESTION_FORMATS: Final = ("question_answer", "instruction")
 _MEDIA: Final = ("image", "images", "audio", "audios", "video", "videos", "pixel_values")
 _PLACEHOLDER: Final = re.compile(r"<(?:\|?(?:image|video|audio)(?:_pad)?\|?|(?:image|video|audio)_?[0-9]+)>")
@@ -31,7 +31,7 @@ def refuse_preferences(values: Mapping[str, Any], format_: str, columns: Mapping
             "UNSUPPORTED_FORMAT",
             "The rows are preference pairs (a chosen and a rejected answer); supervised training learns one answer, "
             "not which of two is better.",
-            'To train the chosen answers, map them: completion = "chosen" beside prompt, or messages = "chosen".'
+            'To train the chosen answers, map them: completion = "chosen" with prompt, or messages = "chosen".'
             + ("" if "chosen" in values else keep),
         )
     for name in _LABELS if format_ in _LABELLED_FORMATS else _LABELS[1:]:
@@ -50,16 +50,16 @@ def refuse_media(values: Mapping[str, Any], columns: Mapping[str, str]) -> None:
     for name in _MEDIA:
         if values.get(name) and name not in columns:
             message = (
-                f"has {name}, which would be ignored: only text is trained; leave these rows out, or map "
+                f"has {name}, which would be ignored: only text is trained; drop these rows, or map "
                 f"{_mapping(columns)} to train their text alone"
             )
             raise BadValue(name, "UNSUPPORTED_MEDIA", message)
 
 
 def unused_columns(number: int, values: Mapping[str, Any], format_: str) -> Iterator[RowProblem]:
-    """Warnings about columns of a row that look as if they decided whether it is trained, and do not."""
+    """Yields warnings about columns that seem to decide whether a row is trained, but are not used."""
     if format_ in _QUESTION_FORMATS and flag_of(values.get("label")) is not None:
-        message = "column label is not used: the answer is trained whatever the label says; drop unwanted rows"
+        message = "column label is not used: the answer is trained whatever its label; drop unwanted rows"
         yield RowProblem(number, "label", "UNUSED_LABEL", message, "warns")
     if format_ == "chat":
         for name in TRAINS:
@@ -71,7 +71,7 @@ def unused_columns(number: int, values: Mapping[str, Any], format_: str) -> Iter
 
 
 def placeholder(number: int, column: str, text: str) -> RowProblem | None:
-    """A warning if the text has a placeholder for an image, audio or video."""
+    """Returns a warning if the text has a placeholder for an image, audio or video."""
     if found := _PLACEHOLDER.search(text):
         message = (
             f"{column} has the placeholder {found[0]}, which is trained as text; remove it if it stands for a file"
@@ -81,5 +81,5 @@ def placeholder(number: int, column: str, text: str) -> RowProblem | None:
 
 
 def _mapping(columns: Mapping[str, str]) -> str:
-    """The mapping of the columns that form a row, as it is written in a job file."""
+    """Returns the mapping of the columns that form a row, in the notation of a job file."""
     return " and ".join(f'{ours} = "{theirs}"' for ours, theirs in columns.items())

@@ -1,4 +1,4 @@
-"""What is wrong with data and what is suspicious about it: collected, counted by kind, refused where it must be."""
+"""Collects the problems of a job's data, counts them by kind, and decides whether the data is refused."""
 
 from array import array
 from collections import Counter
@@ -13,17 +13,17 @@ from engine.data.rows import RowProblem
 from engine.errors import JobError, Violation
 
 SHOWN = 50
-"""Problems named one by one in a refusal; the rest is counted."""
+"""Maximum number of problems listed in a refusal; the rest is counted."""
 LISTED = 1000
-"""Problems named one by one in a report."""
+"""Maximum number of problems listed in a report."""
 LISTED_OF_A_KIND = 100
-"""So that a rare kind is not lost among a million of another."""
+"""Maximum number of problems listed per source and kind, so that a frequent kind does not hide a rare one."""
 LEFT_OUT_SHARE = 0.1
-"""Of a source's rows, up to which incomplete ones are left out. More of them come from a wrong column or a file that
-was made wrong, and finding out costs nothing before the training."""
+"""Maximum share of a source's rows that are dropped as incomplete. A larger share is caused by a wrong column or a
+faulty file; the data is then refused before the training costs anything."""
 
 INCOMPLETE = "INCOMPLETE"
-"""What rows are marked as that are left out as such, whatever each lacks."""
+"""Mark of rows that are dropped as incomplete, whatever they lack."""
 
 Severity = Literal["error", "warning"]
 Verdict = Literal["ok", "warnings", "refused"]
@@ -31,7 +31,7 @@ Verdict = Literal["ok", "warnings", "refused"]
 
 @dataclass(frozen=True)
 class Problem:
-    """A problem of one row of one source, or with row 0 of the source as a whole."""
+    """A problem of one row of a source, or, with row 0, of the source as a whole."""
 
     source: str
     """The source's path in the spec, such as `training_data[0]`."""
@@ -39,15 +39,15 @@ class Problem:
     column: str
     reason: str
     message: str
-    """What is wrong and how to mend it."""
+    """Description of the problem and how to correct it."""
     severity: Severity
     undecided: bool = field(default=False, repr=False)
-    """True until it is known whether the row can be left out."""
+    """True until `leave_out` decides whether the row is dropped or refuses the data."""
 
 
 @dataclass(frozen=True)
 class Count:
-    """How many problems of one kind a source has."""
+    """Number of problems of one kind in a source."""
 
     source: str
     reason: str
@@ -60,7 +60,7 @@ class Report:
 
     def __init__(self) -> None:
         self.problems: list[Problem] = []
-        """The first ones of each kind."""
+        """The first problems of each kind."""
         self._counts: dict[tuple[str, str, Severity], int] = {}
         self._undecided: Counter[tuple[str, str]] = Counter()
         self._left_out: Counter[str] = Counter()
@@ -68,8 +68,8 @@ class Report:
         self._rows: dict[tuple[str, str], array[int]] = {}
 
     def add(self, source: str, problem: RowProblem, severity: Severity = "error") -> None:
-        """`source` is its field path, such as `training_data[0]`. An incomplete row is an error until `leave_out`
-        knows how many of them there are."""
+        """Adds a problem; `source` is a field path, such as `training_data[0]`. An incomplete row is an error until
+        `leave_out` knows how many there are."""
         incomplete = problem.effect == "leaves_out"
         severity = "warning" if problem.effect == "warns" else severity
         kind = (source, problem.reason, severity)
@@ -82,31 +82,32 @@ class Report:
         )
 
     def mark(self, source: str, what: str, row: int) -> None:
-        """Remembers the row, in four bytes; each problem's is marked by its reason."""
+        """Records the row under a mark, in four bytes. `add` marks the row of each problem with its reason."""
         self._rows.setdefault((source, what), array("I")).append(row)
 
     def marked(self, source: str, what: str) -> NDArray[numpy.uint32]:
-        """Rows of a source by reason, INCOMPLETE or another mark; those that are there several times, several times."""
+        """Returns the rows of a source with a mark: a reason, INCOMPLETE or another one. A row that was marked several
+        times is repeated."""
         return numpy.array(self._rows.get((source, what), ()), numpy.uint32)
 
     def count_more(self, source: str, reason: str, count: int) -> None:
-        """So many warnings beyond those of their kind that are listed."""
+        """Counts further warnings of a kind without listing them."""
         if count:
             kind: tuple[str, str, Severity] = (source, reason, "warning")
             self._counts[kind] = self._counts.get(kind, 0) + count
 
     def leave_out(self, source: str, num_rows: int) -> None:
-        """Of a source that has so many rows, complete or not: what is incomplete becomes a warning, unless there is
-        too much of it. Can be called again when more was found."""
+        """Lowers the problems of incomplete rows to warnings if at most LEFT_OUT_SHARE of the source's `num_rows` rows
+        are incomplete. Call it again after further problems were added."""
         waiting = {reason: count for (at, reason), count in self._undecided.items() if at == source and count}
         if not waiting:
             return
         found = self._left_out[source] + sum(waiting.values())
         few = found <= LEFT_OUT_SHARE * num_rows
-        said = "the row is left out"
+        said = "dropped"
         if not few:
-            share = f"at most {LEFT_OUT_SHARE:.0%} are left out"
-            said = f"mend the row, or drop it ({found:,} of {num_rows:,} rows are incomplete; {share})"
+            share = f"at most {LEFT_OUT_SHARE:.0%} are dropped automatically"
+            said = f"correct or drop the row ({found:,} of {num_rows:,} rows are incomplete; {share})"
         severity: Severity = "warning" if few else "error"
         for index, problem in enumerate(self.problems):
             if problem.source == source and problem.undecided:
@@ -122,7 +123,7 @@ class Report:
             del self._rows[source, INCOMPLETE]
 
     def num_left_out(self, source: str) -> int:
-        """Incomplete rows of a source."""
+        """Returns the number of incomplete rows of a source that were dropped."""
         return self._left_out[source]
 
     def _lower(self, source: str, reason: str, count: int) -> None:
@@ -137,7 +138,7 @@ class Report:
             self.problems.append(problem)
 
     def merge(self, other: "Report") -> None:
-        """Takes in what was found elsewhere, behind what is known."""
+        """Appends the problems and counts of another report."""
         listed: dict[tuple[str, str, Severity], int] = {}
         for problem in other.problems:
             kind = (problem.source, problem.reason, problem.severity)
@@ -150,12 +151,12 @@ class Report:
             self._rows.setdefault(mark, array("I")).extend(rows)
 
     def arrange(self) -> None:
-        """Puts the problems of each source in the order of its rows."""
+        """Sorts the problems of each source by row."""
         places = {source: place for place, source in enumerate(dict.fromkeys(p.source for p in self.problems))}
         self.problems.sort(key=lambda problem: (places[problem.source], problem.row))
 
     def refused(self, source: str, error: JobError) -> None:
-        """A source, or the job's data as a whole, that cannot be worked on at all."""
+        """Adds the error for which a source, or the job's data as a whole, cannot be read at all."""
         message = f"{error.message} {error.advice}".strip()
         self._num_refused += 1
         self.add(source, RowProblem(0, "", error.reason, message))
@@ -170,7 +171,7 @@ class Report:
 
     @property
     def verdict(self) -> Verdict:
-        """Refused: a job on this data would be."""
+        """Refused if a job with this data would be."""
         return "refused" if self.num_errors else "warnings" if self._counts else "ok"
 
     def ordered(self) -> list[Problem]:
@@ -178,20 +179,21 @@ class Report:
         return sorted(self.problems, key=_rank)
 
     def counts(self) -> list[Count]:
-        """By source and kind, the most frequent first, errors before warnings."""
+        """Returns the counts by source and kind: errors before warnings, the most frequent first."""
         found = [Count(*kind, count) for kind, count in self._counts.items()]
         return sorted(found, key=lambda count: (count.severity, -count.count))
 
     def refuse(self) -> None:
-        """Raises JobError("BAD_DATA") naming the first errors, when there are any."""
+        """Raises JobError("BAD_DATA") with the first errors, if there are any."""
         errors = self._errors()
         if errors:
             raise self._bad(errors)
 
     def refusal(self) -> JobError | None:
-        """What a job would be refused with: BAD_DATA, or the reason why a source cannot be worked on at all."""
+        """Returns the error with which a job would be refused: BAD_DATA, or the reason why a source cannot be read at
+        all; None if the data is accepted."""
         errors = self._errors()
-        # Rows that are wrong beside it may well be the work of what is wrong with the whole.
+        # A problem of the source as a whole is often the cause of the problems of its rows.
         if first := next((problem for problem in errors if problem.row == 0), None):
             return JobError(first.reason, first.message, "", [Violation(f"spec.{first.source}", first.message)])
         return self._bad(errors) if errors else None
@@ -200,7 +202,7 @@ class Report:
         return [problem for problem in self.problems if problem.severity == "error"]
 
     def as_dict(self, **more: Mapping[str, Any] | None) -> dict[str, Any]:
-        """As it stands in validation_report.json."""
+        """Returns the content of validation_report.json."""
         return {
             "verdict": self.verdict,
             "num_problems": self.num_problems,
@@ -220,7 +222,7 @@ class Report:
         for (_, reason, severity), count in self._counts.items():
             kinds[reason] += count if severity == "error" else 0
         named = ", ".join(f"{count:,} {reason}" for reason, count in kinds.most_common() if count)
-        more = f" In all {wrong:,} rows are wrong: {named}." if wrong > 1 else ""
+        more = f" {wrong:,} rows have errors: {named}." if wrong > 1 else ""
         end = "" if first.message.endswith((".", "?", "!")) else "."
         return f"{first.source} row {first.row}: {first.message}{end}{more}"
 
@@ -248,12 +250,12 @@ def _violations(problems: Sequence[Problem]) -> list[Violation]:
 
 
 _ADVICE = (
-    "Mend the named rows in the file, or leave them out. A dataset that was uploaded stays as it is: upload the mended "
-    "file as a new one."
+    "Correct the listed rows in the file, or remove them. An uploaded dataset cannot be changed: upload the corrected "
+    "file as a new dataset."
 )
-_TEMPLATE_ADVICE = "Correct the row template: the violations say what it does wrong with which row."
-_MODEL_ADVICE = "The rows themselves can stay as they are: the chat template does not fit them."
+_TEMPLATE_ADVICE = "Correct the row template: the violations list the rows and the errors."
+_MODEL_ADVICE = "The rows need no change: the chat template does not support them."
 _HARMLESS = {"DUPLICATE_ROW", "DUPLICATE_EXAMPLE"}
 _OF_THE_MODEL = {"TEMPLATE_WITHOUT_TOOLS", "TEMPLATE_NOT_INCREMENTAL"}
 _OF_TEMPLATES = {("template", "TEMPLATE_FAILED"), ("template", "TEMPLATE_NOT_JSON")}
-"""Column and reason of problems of row templates; a chat template's are of no column."""
+"""Column and reason of the problems of row templates; those of chat templates have no column."""

@@ -186,7 +186,7 @@ def test_what_is_wrong_with_every_row_is_said_once(tiny: Path, tmp_path: Path) -
     # In what refuses the job, which stands first and last, and once beside all of its rows.
     assert done.stdout.count("none of the known columns") == 3, done.stderr
     assert "rows 2, 3, 4 and 57 more: " in done.stdout
-    assert "In all 60 rows are wrong: 60 UNKNOWN_FORMAT." in done.stdout
+    assert "60 rows have errors: 60 UNKNOWN_FORMAT." in done.stdout
 
 
 def test_what_refuses_stands_first_and_last(tiny: Path, tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_what_refuses_stands_first_and_last(tiny: Path, tmp_path: Path) -> None:
     assert (done.returncode, lines[-1]) == (2, "The job would be refused.")
     refusal = lines[0]
     assert lines[-2] == refusal
-    for part in ("Refused: training_data[0] row 31: ", "a number", "20 rows are wrong: 20 WRONG_TYPE.", "[BAD_DATA]"):
+    for part in ("Refused: training_data[0] row 31: ", "a number", "20 rows have errors: 20 WRONG_TYPE.", "[BAD_DATA]"):
         assert part in refusal
     wrong, repeated = (next(i for i, line in enumerate(lines) if f"[{kind}]" in line)
                        for kind in ("WRONG_TYPE", "DUPLICATE_ROW"))  # fmt: skip

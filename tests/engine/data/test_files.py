@@ -61,7 +61,7 @@ def test_rows_under_the_only_key_of_an_object_are_read_with_a_note(tmp_path: Pat
     [
         ([QA, QA], "one JSON array"),
         ({"data": [QA, QA]}, "with its rows under data"),
-        ({"messages": [{"role": "user", "content": "Why?"}]}, "over several lines"),
+        ({"messages": [{"role": "user", "content": "Why?"}]}, "span several lines"),
     ],
 )
 def test_json_of_another_shape_in_lines_is_told_what_it_is(tmp_path: Path, content: object, said: str) -> None:
@@ -70,7 +70,7 @@ def test_json_of_another_shape_in_lines_is_told_what_it_is(tmp_path: Path, conte
     path.write_text(json.dumps(content, indent=1))
     with pytest.raises(JobError, match=said) as caught:
         list(read_rows(path))
-    assert "name it .json" in caught.value.message
+    assert "rename it to .json" in caught.value.message
     assert any(isinstance(row, Row) for row in read_rows(path.rename(tmp_path / "a.json")))
 
 

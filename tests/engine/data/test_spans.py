@@ -130,7 +130,7 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(tmp_path: Path) -> No
     """Masks guessed from such a template would train on the wrong tokens without anybody noticing."""
     rewriting = "{{ messages|length }}{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}"
     tokenizer = Tokenizer(make_tiny_tokenizer(tmp_path), rewriting)
-    with pytest.raises(JobError, match="cannot be told apart") as caught:
+    with pytest.raises(JobError, match="cannot be located") as caught:
         tokens_of(Example(1, conversation([("a", "b")])), tokenizer, "response", 512)
     assert caught.value.reason == "TEMPLATE_NOT_INCREMENTAL"
 

@@ -140,7 +140,7 @@ def test_rows_that_a_template_writes_nothing_for_are_counted(tokenizer_dir: Path
     refusal = report.refusal()
     assert refusal is not None
     assert refusal.reason == "EMPTY_DATASET"
-    assert "template, which writes nothing for any row" in refusal.message
+    assert "no row for which the template writes an example" in refusal.message
 
 
 def test_a_row_counts_once_whatever_phases_and_weights_read_it(tokenizer_dir: Path, tmp_path: Path) -> None:
@@ -184,8 +184,8 @@ def test_examples_that_a_template_repeats_are_no_rows(tokenizer_dir: Path, tmp_p
     report, counted = look(tokenizer_dir, written(tmp_path / "a.jsonl", QA), training_data=source)
     assert {(count.reason, count.count) for count in report.counts()} == {("DUPLICATE_EXAMPLE", 79)}
     assert [(p.row, p.message) for p in report.problems[:2]] == [
-        (1, "makes an example that says the same as another of the same row, and is dropped"),
-        (2, "makes an example that says the same as one of row 1, and is dropped"),
+        (1, "makes an example that is a duplicate of another one of this row; dropped"),
+        (2, "makes an example that is a duplicate of one of row 1; dropped"),
     ]
     assert counted is not None
     assert (counted.train.num_examples, counted.train.num_duplicates) == (41, 79)
@@ -204,7 +204,7 @@ def test_advice_holds_for_a_file_that_nobody_uploaded(tokenizer_dir: Path, tmp_p
     report, _ = look(tokenizer_dir, written(tmp_path / "a.jsonl", [*QA, {"question": "Q?", "answer": 7}]))
     refusal = report.refusal()
     assert refusal is not None
-    assert refusal.advice.startswith("Mend the named rows in the file, or leave them out.")
+    assert refusal.advice.startswith("Correct the listed rows in the file, or remove them.")
 
 
 @pytest.mark.parametrize("template", ['{"text": {{ nosuch | tojson }}}', '{"text": {{ question }}}'])
@@ -224,7 +224,7 @@ def test_what_a_row_template_does_wrong_is_mended_in_the_template(
     refusal = report.refusal()
     assert refusal is not None
     assert refusal.advice.startswith("Correct the row template")
-    assert "Mend the named rows" in refusal.advice
+    assert "Correct the listed rows" in refusal.advice
 
 
 def test_a_template_that_keeps_no_row_is_what_is_blamed(tokenizer_dir: Path, tmp_path: Path) -> None:
@@ -272,7 +272,7 @@ def test_a_few_incomplete_rows_are_left_out_and_named(tokenizer_dir: Path, tmp_p
         (42, "NO_ANSWER", "warning"),
         (43, "EMPTY_VALUE", "warning"),
     }
-    assert all(problem.message.endswith("; the row is left out") for problem in report.problems)
+    assert all(problem.message.endswith("; dropped") for problem in report.problems)
     assert {(count.reason, count.severity, count.count) for count in report.counts()} == {
         ("NO_ANSWER", "warning", 2),
         ("EMPTY_VALUE", "warning", 1),
@@ -365,7 +365,7 @@ def test_a_file_that_is_wrong_as_a_whole_is_refused_for_that(tokenizer_dir: Path
     assert refusal.reason == "DECOMPRESSION_BOMB"
     with pytest.raises(JobError) as refused:
         report.refuse()
-    assert "rows are wrong" not in refused.value.message
+    assert "rows have errors" not in refused.value.message
 
 
 def test_a_refusal_ends_as_a_sentence_does() -> None:
