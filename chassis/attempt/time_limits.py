@@ -20,8 +20,8 @@ class TimeLimits:
     claim_answer_seconds: float = 2.0
     """Time that a claim waits for one gateway's answer."""
     claim_repeats_seconds: float = 8.0
-    """Time for which an unanswered claim is repeated. Together with the wait for one more answer, it stays below the time
-    that the broker waits for the work item's ack."""
+    """Time for which an unanswered claim is repeated. Together with the wait for one more answer, it stays below the
+    time that the broker waits for the work item's ack."""
     last_report_seconds: float = 5.0
     """Time for which a drained process tries to have its last events accepted."""
     disk_patience_seconds: float = 60.0
