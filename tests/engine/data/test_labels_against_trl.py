@@ -34,7 +34,7 @@ CHATS = [
     [("user", "1 + 1?"), ("assistant", "2"), ("user", "2 + 2?"), ("assistant", "4 🎉")],
 ]
 SPACED = [("user", "1 + 1?"), ("assistant", " 2")]
-"""A turn with a leading space. transformers finds no token for it if a tokenizer trims offsets, as the tiny does."""
+"""A turn with a leading space, which gets no token from transformers if the tokenizer trims offsets, as here."""
 
 
 @pytest.fixture(scope="module")
