@@ -23,7 +23,7 @@ class Violation:
     field: str
     """Field path, such as `spec.hyperparameters.learning_rate`."""
     description: str
-    """What is wrong with the value and how to correct it."""
+    """The fault of the value and how to correct it."""
 
 
 @runtime_checkable

@@ -85,7 +85,7 @@ def listening() -> Callable[[int], None]:
 
     def heard(num_bytes: int) -> None:
         if preparation:
-            # Of a model, what is fetched in vain for this job is the next one's.
+            # A model's download continues although this job no longer waits for it: the next job uses it.
             with contextlib.suppress(GivenUp):
                 preparation.progressed(num_bytes)
 

@@ -18,7 +18,7 @@ def free_port() -> int:
 def is_free(port: int) -> bool:
     """Returns True if a server can listen on the port."""
     with socket.socket() as probe:
-        # As servers do: connections that are closing do not block the port.
+        # Servers set this option too: connections that are closing do not block the port.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((LOOPBACK, port))

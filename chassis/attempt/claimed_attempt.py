@@ -36,7 +36,7 @@ from finetuneflow.v1 import event_pb2, fine_tuning_job_pb2, work_pb2
 _log = logging.getLogger(__name__)
 
 _EXIT_SECONDS = 10.0
-"""How long a child may take to exit after it has said how it ended."""
+"""Time that a child has to exit after it reported how it ended."""
 _ROOM = "Ask the operator to make room on the disk of the worker's FTF_HOME; the job then continues where it was."
 
 
@@ -72,7 +72,7 @@ class Sparing(Protocol):
 
 @dataclass(frozen=True)
 class WorkerContext:
-    """What all attempts of a process share."""
+    """The connections, settings and limits that all attempts of a process share."""
 
     bus: Bus
     store: ArtifactStore

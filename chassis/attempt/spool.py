@@ -32,7 +32,7 @@ _CRC_BYTES: Final = 4
 
 
 class ClaimRecord(BaseModel):
-    """What a restarted supervisor needs to know about a claim."""
+    """The data about a claim that a restarted supervisor needs."""
 
     job_id: str
     stage: int

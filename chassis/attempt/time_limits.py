@@ -18,14 +18,14 @@ class TimeLimits:
     heartbeat_seconds: float = 2.0
     """Longest time between two reports of a claim."""
     claim_answer_seconds: float = 2.0
-    """How long a claim waits for one gateway's answer."""
+    """Time that a claim waits for one gateway's answer."""
     claim_repeats_seconds: float = 8.0
-    """How long an unanswered claim is repeated. With one more answer to wait for, it stays below the time that the
-    broker waits for the work item's ack."""
+    """Time for which an unanswered claim is repeated. Together with the wait for one more answer, it stays below the
+    time that the broker waits for the work item's ack."""
     last_report_seconds: float = 5.0
-    """How long a drained process tries to have its last events accepted."""
+    """Time for which a drained process tries to have its last events accepted."""
     disk_patience_seconds: float = 60.0
-    """How long an event waits for room on the disk. The child is held back meanwhile: its pipe fills up."""
+    """Time that an event waits for free disk space. The child blocks meanwhile, because its pipe fills up."""
     usage_sample_seconds: float = 2.0
     """Interval between two samples of a child's memory and processors."""
     usage_report_seconds: float = 30.0

@@ -64,7 +64,7 @@ def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class ChildCommand:
-    """How to start the child of an attempt."""
+    """The command that starts the child of an attempt."""
 
     argv: Sequence[str]
     """Such as `[sys.executable, "-m", "services.trainer.worker", str(workdir / "input.json")]`."""

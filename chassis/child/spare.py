@@ -26,7 +26,7 @@ _BACKOFF_SECONDS: Final = (1.0, 5.0, 30.0, 300.0)
 
 @dataclass(frozen=True)
 class SpareCommand:
-    """How to start a child without an input."""
+    """The command that starts a child without an input."""
 
     argv: Sequence[str]
     """The argv of a ChildCommand without the path of the input."""

@@ -136,7 +136,7 @@ class Hyperparameters(_Section):
     packing: bool = False
     group_by_length: bool = False
     truncation: Truncation = "keep_start"
-    """How to treat rows longer than max_length: keep their start, keep their end, or drop them."""
+    """Treatment of rows longer than max_length: keep their start, keep their end, or drop them."""
 
 
 class Lora(_Section):

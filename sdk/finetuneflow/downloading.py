@@ -41,7 +41,7 @@ class Downloads:
     def download(
         self, artifact: Artifact | str, to: str | PathLike[str] = ".", *, progress: Progress | None = None
     ) -> Path:
-        """As AsyncArtifacts.download."""
+        """Blocking form of AsyncArtifacts.download."""
         whole = artifact if isinstance(artifact, Artifact) else self._header(artifact)
         target = Path(to).expanduser()
         if target.is_dir():

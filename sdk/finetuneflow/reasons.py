@@ -417,8 +417,8 @@ class Reason(OpenEnum):
     template."""
 
     THOUGHT_NOT_WRITTEN = "THOUGHT_NOT_WRITTEN"
-    """The chat template does not write the thought of an answer; the row is trained without it. Caller: use another
-    template, or drop the thoughts."""
+    """The chat template does not write the reasoning of an answer (`reasoning_content`); the row is trained without it.
+    Caller: use another template, or drop the reasoning."""
 
     TURN_NOT_WRITTEN = "TURN_NOT_WRITTEN"
     """The chat template does not write a turn; the row is trained without it. Caller: use another template."""

@@ -202,11 +202,11 @@ class PlainCalls:
         return self._transport.channel
 
     def patience(self) -> Patience:
-        """As CallPolicy.patience, with its default duration."""
+        """Returns CallPolicy.patience with its default duration."""
         return self._transport.patience()
 
     def call(self, method: Any, request: Message, *, timeout: float = 30.0) -> Any:
-        """As CallPolicy.call; `timeout` is the deadline of each attempt in seconds."""
+        """Blocking form of CallPolicy.call; `timeout` is the deadline of each attempt in seconds."""
         return run(self._transport.call(method, request, try_seconds=timeout))
 
     def stream(self, method: Any, request: Message | Iterator[Message], *, timeout: float | None = None) -> Any:
@@ -214,7 +214,7 @@ class PlainCalls:
         return method(request, **self._transport._options(timeout))
 
     def error(self, rpc_error: grpc.RpcError) -> ApiError:
-        """As CallPolicy.error."""
+        """Returns the exception of CallPolicy.error."""
         return self._transport.error(rpc_error)
 
     def close(self) -> None:

@@ -19,13 +19,13 @@ Literals = list[tuple[str, str]]
 """Reasons, each with its place as `path:line`."""
 
 SENTENCES = frozenset({"Resolution", "Improvement", "_better", "choose", "Recommendation", "SeedRecommendation"})
-"""What takes a `reason` that is a sentence for people; so do the proto fields it becomes."""
+"""Callables whose `reason` argument is a sentence for users, as in the proto fields that it fills."""
 _DOCUMENTED = re.compile(r'\w\("([A-Z][A-Z0-9_]+)"\)')
 
 
 @dataclass
 class ReasonsInCode:
-    """Where each reason stands, as `path:line`."""
+    """The places of each reason, as `path:line`."""
 
     given: dict[str, list[str]] = field(default_factory=dict)
     """Reasons that something is raised, reported or recorded with."""
@@ -203,7 +203,7 @@ class _Module:
         return None
 
     def _named(self, name: str, line: int) -> Literals | None:
-        """What a name at a line may be: a parameter, a variable of the function, a constant of this file or another."""
+        """Resolves a name at a line: a parameter, a variable of the function, or a constant of this or another file."""
         functions = [each for each in self._functions if each.lineno <= line <= (each.end_lineno or each.lineno)]
         for function in sorted(functions, key=lambda each: each.lineno, reverse=True):
             if name in _arguments(function):
@@ -217,7 +217,7 @@ class _Module:
         module, original = self._imported.get(name, ("", ""))
         if module in self._modules:
             return self._modules[module]._named(original, 0)
-        # Of a loop or a comprehension over other reasons.
+        # The variable of a loop or a comprehension over other reasons.
         return [] if name == "reason" else None
 
     def _returned(self, function: ast.expr) -> Literals | None:

@@ -131,7 +131,7 @@ class World:
                 try:
                     ask(client)
                 except FailedPrecondition:
-                    # What was lost before may be why it is refused now.
+                    # If an earlier answer was lost, that call may have succeeded and be the cause of this refusal.
                     return "unknown" if lost else "refused"
                 except ApiError:
                     lost = True
@@ -356,7 +356,7 @@ def _newest_accepted(world: World, spec: Path) -> str:
     if any(uploading.glob("*")):
         # One that is newer is on its way.
         return ""
-    # What was uploaded last is to be reported, too.
+    # Give the last uploaded checkpoint time to be reported, too.
     time.sleep(0.3)
     for job in world.jobs:
         for client in world.clients:

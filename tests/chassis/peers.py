@@ -1,4 +1,4 @@
-"""What stands around a stage worker in these tests: a gateway that answers on the real bus, and a stage."""
+"""The peers of a stage worker in these tests: a gateway that answers on the real bus, and a stage."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 @pytest.fixture(params=["file", "s3"])
 def any_store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ArtifactStore:
-    """What holds for each kind of store is tested on each."""
+    """A store of each kind, so that the same contract is tested on all of them."""
     if request.param == "file":
         return ArtifactStore((tmp_path / "store").as_uri())
     server: S3Server = request.getfixturevalue("s3_server")
@@ -124,7 +124,7 @@ def test_a_checkpoint_with_more_or_less_than_was_stored_is_not_handed_out(
 
 @pytest.mark.parametrize("name", ["../../../etc/cron.d/x", "/etc/x", "a/../../x", "a\\b", "", "manifest.json"])
 def test_a_manifest_that_names_what_it_must_not_is_refused(store: ArtifactStore, tmp_path: Path, name: str) -> None:
-    """Whoever can write one folder of the store must not reach the disk of a worker that reads it."""
+    """Otherwise write access to one folder of the store would give access to the disk of each worker that reads it."""
     manifest = json.dumps({"version": 1, "files": [{"path": name, "sha256": "0" * 64, "size_bytes": 1}]}).encode()
     with store.begin_write("default/j/manifest.json") as writer:
         writer.write(manifest)

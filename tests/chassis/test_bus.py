@@ -94,7 +94,7 @@ async def test_work_is_dealt_out_where_there_is_no_room_for_events(
 
 
 async def test_every_gateway_learns_that_the_work_stream_is_a_new_one(bus: Bus, nats_server: NatsServer) -> None:
-    """Whoever recreates it first: READY attempts are published again at once, not half a minute later."""
+    """Otherwise, if another gateway recreated the stream, READY jobs would wait half a minute to be published again."""
     await bus.ensure_streams()
     await asyncio.to_thread(nats_server.wipe)
     await eventually(lambda: bus.publish_work("probe", "default", item()))

@@ -1,4 +1,4 @@
-"""What a worker does with a claim whose answer does not come."""
+"""Tests for a worker's claim that gets no answer."""
 
 import asyncio
 

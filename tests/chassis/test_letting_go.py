@@ -73,7 +73,7 @@ async def test_watchers_hear_what_is_being_fetched_and_how_far_it_is(
 async def test_a_change_of_the_jobs_state_reaches_its_worker_before_the_next_heartbeat(
     bus: Bus, gateway: Gateway, start_worker: StartWorker
 ) -> None:
-    """Whoever cancels waits for the device."""
+    """Otherwise a user who cancels a job would wait a heartbeat longer for the GPU to become free."""
     gateway.do = "wait"
     await start_worker(heartbeat_seconds=3600.0)
     await bus.publish_work("trainer", "default", ITEM)
@@ -159,7 +159,7 @@ async def test_a_drain_gives_up_a_checkpoint_that_no_store_takes(
 async def test_asked_twice_a_drain_kills_at_once(
     bus: Bus, gateway: Gateway, start_worker: StartWorker, tmp_path: Path
 ) -> None:
-    """Who presses Ctrl-C again does not want to wait for a checkpoint."""
+    """Otherwise a user who presses Ctrl-C twice would still wait for a checkpoint."""
     gateway.do = "stubborn"
     worker = await start_worker(drain_seconds=600)
     await bus.publish_work("trainer", "default", ITEM)

@@ -48,7 +48,7 @@ def test_running_out_of_memory_is_told_from_a_defect(error: Exception, reason: s
 def test_a_failure_with_a_thousand_rows_at_fault_still_fits_into_an_event(
     letter: str, length: int, listed: int
 ) -> None:
-    """In every script: its owner would read of a crash instead of the rows to mend."""
+    """Otherwise a user would read of a crash instead of the rows to correct, in multi-byte scripts above all."""
 
     class Bad(Exception):
         reason = "BAD_DATA"

@@ -81,7 +81,7 @@ async def test_a_spare_that_was_killed_fails_no_attempt_and_is_replaced(
 async def test_a_spare_that_cannot_start_fails_no_attempt(
     bus: Bus, gateway: Gateway, start_worker: StartWorker, tmp_path: Path
 ) -> None:
-    """What broke its imports is told by a child whose output somebody reads."""
+    """Otherwise a job would fail without a cause: only the output of an attempt's own child is reported."""
     worker = await start_worker(BrokenStage(), warm_spare=True)
     await waiting(spare_of(worker))
     await bus.publish_work("trainer", "default", ITEM)

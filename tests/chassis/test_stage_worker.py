@@ -243,7 +243,7 @@ async def test_a_killed_supervisor_takes_its_child_along_and_its_successor_repor
 async def test_work_folders_of_nobody_are_swept_and_those_of_others_are_not(
     bus: Bus, gateway: Gateway, start_worker: StartWorker, tmp_path: Path
 ) -> None:
-    """What a cancelled download left would fill the disk."""
+    """Otherwise the remains of cancelled downloads would fill the disk."""
     gateway.do = "wait"
     await start_worker()
     await bus.publish_work("trainer", "default", ITEM)
@@ -298,7 +298,7 @@ async def test_an_attempt_that_two_workers_pull_runs_once(
 async def test_watchers_see_what_a_job_takes_of_its_machine(
     bus: Bus, gateway: Gateway, start_worker: StartWorker
 ) -> None:
-    """Who plans memory for the next job asks what this one took."""
+    """Otherwise a user could not plan the next job's memory by the usage of this one."""
     gateway.do = "wait"
     await start_worker(usage_sample_seconds=0.02, usage_report_seconds=0.1)
     await bus.publish_work("trainer", "default", ITEM)

@@ -53,7 +53,7 @@ def test_a_failed_job_is_exit_code_1_with_the_command_that_helps(ftf: Ftf, gatew
     explained = ftf("jobs", "explain", JOB)
     assert explained.exit_code == 0
     assert explained.stdout.count("row 17 has no answer") == 1
-    assert explained.stdout.count("mend row 17") == 1
+    assert explained.stdout.count("correct row 17") == 1
     assert "| ValueError: no answer" in explained.stdout
 
 
@@ -276,7 +276,7 @@ def test_a_training_reads_rows_as_validated(ftf: Ftf, rows: Path, gateway: FakeG
 
 
 def test_a_refused_training_says_what_became_of_the_file(ftf: Ftf, rows: Path, gateway: FakeGateway) -> None:
-    """Else each mended try leaves gigabytes behind, or so it seems."""
+    """Otherwise a user who corrects and repeats a command would not know whether the upload was kept."""
     gateway.refusals["CreateFineTuningJob"] = lambda context: refuse(
         context, grpc.StatusCode.NOT_FOUND, "no such model", "MODEL_NOT_FOUND"
     )

@@ -207,7 +207,7 @@ def test_what_refuses_stands_first_and_last(tiny: Path, tmp_path: Path) -> None:
 
 
 ALONE = ["validate", "--set", "holdout_fraction=0"]
-"""Of one row none can be held out."""
+"""Arguments for a file of one row, from which no row can be held out."""
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii"])

@@ -30,7 +30,7 @@ def ftf(system: System, *arguments: str, code: int = 0) -> str:
 
 
 def test_an_evaluation_with_other_prompts_answers_them(client: Client, finished: Job) -> None:
-    """A caller who thought of another question does not train again."""
+    """Otherwise a caller with another question would have to train again."""
     made = client.evaluations.create(finished.tuned_model, prompts=["What is 2 plus 2?"], num_samples=1)
     events = list(client.evaluations.watch(made.id))
     evaluation = client.evaluations.wait(made.id)

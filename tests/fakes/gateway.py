@@ -98,7 +98,7 @@ def history(*, failed: bool = False, steps: int = 20) -> list[event_pb2.Event]:
             fault=job_pb.FAULT_USER_ERROR,
             reason="BAD_DATA",
             message="row 17 has no answer",
-            advice="mend row 17",
+            advice="correct row 17",
             last_lines=["ValueError: no answer"],
         )
         events.append(pb.Event(stage=training, stage_failed=failure))
@@ -177,7 +177,7 @@ class FakeGateway(
             job.evaluation_id, job.export_id = "ev_1", "ex_1"
         if last.state == fine_tuning_job_pb2.JOB_STATE_FAILED:
             job.fault, job.reason = fine_tuning_job_pb2.FAULT_USER_ERROR, "BAD_DATA"
-            job.message, job.advice = "row 17 has no answer", "mend row 17"
+            job.message, job.advice = "row 17 has no answer", "correct row 17"
             if last.reason:
                 job.fault, job.reason, job.message, job.advice = last.fault, last.reason, last.message, last.advice
         return job
@@ -478,7 +478,7 @@ class Running:
         self._server: grpc.Server | None = None
 
     def start(self) -> None:
-        # As the gateway, it takes pings for no abuse.
+        # Like the gateway, it does not treat pings as abuse.
         server = grpc.server(ThreadPoolExecutor(8), options=[("grpc.http2.max_ping_strikes", 0)])
         for add in (
             fine_tuning_service_pb2_grpc.add_FineTuningServiceServicer_to_server,

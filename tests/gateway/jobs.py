@@ -122,7 +122,7 @@ class Worker:
         return await self.report(StageCompleted(**RESULTS[Stage.Name(self.assignment.stage)]))
 
     async def fail(self, reason: str = "CRASHED", fault: str = "FAULT_SYSTEM_ERROR") -> ReportResponse:
-        return await self.report(StageFailed(reason=reason, fault=fault, message="it broke", advice="mend it"))
+        return await self.report(StageFailed(reason=reason, fault=fault, message="it broke", advice="correct it"))
 
 
 def log_at(step: int, loss: float = 1.0) -> Log:

@@ -66,7 +66,7 @@ class Room:
 
 @pytest.fixture
 def limits() -> UploadLimits:
-    """What `room` allows; a test sets its own by `parametrize`."""
+    """The upload limits of `room`; a test overrides them by `parametrize`."""
     return UploadLimits(LIMIT)
 
 
@@ -277,7 +277,7 @@ async def test_a_cut_upload_goes_on_where_it_was_cut(room: Room, header: dict[st
     for _ in range(3):
         end = rng.randint(offset, len(LONG) - 1)
         received = await cut(room, LONG[offset:end], arrived=arrived, offset=offset, **header)
-        # What was still on its way when the stream broke may be lost, what had arrived is not.
+        # Chunks in flight when the stream broke may be lost; chunks that had arrived are not.
         assert received == end if arrived else offset <= received <= end
         offset = received
     tail = [api.UploadDatasetRequest(sha256=LONG_SHA256)] if "sha256_follows" in header else []
@@ -443,7 +443,7 @@ async def test_a_full_disk_is_said_and_leaves_nothing(room: Room, header: dict[s
     """Otherwise unusable files keep the disk full, for trainings too."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
-        # Of a full disk the process learns in the same way: by a write that stores less.
+        # A full disk shows in the same way as this limit: a write stores fewer bytes than it was given.
         resource.setrlimit(resource.RLIMIT_FSIZE, (3 << 20, limits[1]))
         found = await refusal(room.upload(head(**header), *chunks(LONG)))
     finally:
@@ -469,7 +469,7 @@ async def test_a_file_whose_row_can_not_be_written_is_deleted(room: Room) -> Non
         )
     found = await room.refused(head(), *chunks(ROWS))
     assert found.code is grpc.StatusCode.INTERNAL
-    # What can be gone on with is: the database's trouble doesn't cost the caller hours of sending.
+    # A resumable upload is kept: a failure of the database must not cost the caller hours of sending.
     assert (await refusal(room.upload(head(**KNOWN), *chunks(LONG)))).code is grpc.StatusCode.INTERNAL
     async with room.database.write() as session:
         await (await session.connection()).exec_driver_sql("DROP TRIGGER refuse")

@@ -60,7 +60,7 @@ class JobMachine(RuleBasedStateMachine):
         self.run(self.pair.do(*operations))
         self.claims += [each for each in operations if isinstance(each, Claim) and each not in self.claims]
         if not self.pair.certain:
-            # Who came first is not for Hypothesis to repeat; what it does next must not depend on that.
+            # Hypothesis cannot repeat the order of a race, so its next steps must not depend on the outcome.
             self.create(3, ("config", 4, 1, 2), preflight_too=False)
 
     @property
@@ -133,7 +133,7 @@ class JobMachine(RuleBasedStateMachine):
                 return self.verb(verb)
 
     def verb(self, name: Any) -> Verb:
-        """That verb where the kind has it; only fine-tuning jobs are paused and resumed."""
+        """Returns the verb if the job's kind has it: only fine-tuning jobs are paused and resumed."""
         pausable = self.pair.job_id.startswith(FINE_TUNING_JOB.prefix)
         return Verb(name if pausable or name == "delete" else "cancel")
 
@@ -240,7 +240,7 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[in
                     stateful_step_count=steps,
                     deadline=None,
                     database=None,
-                    # What `make test` finds, it finds again; the long run looks for what is new.
+                    # `make test` repeats the same examples on each run; the long run searches new ones.
                     derandomize=examples < 100,
                     suppress_health_check=list(HealthCheck),
                     print_blob=True,

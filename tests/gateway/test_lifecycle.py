@@ -136,7 +136,7 @@ async def test_a_system_failure_is_retried_until_max_attempts(
     await (await working(acceptance, told, "c")).fail("UPLOAD_FAILED")
     job = await job_of(ledger, job_id)
     assert (job.state, job.reason, job.fault) == ("JOB_STATE_FAILED", "UPLOAD_FAILED", "FAULT_SYSTEM_ERROR")
-    assert job.advice == "mend it"
+    assert job.advice == "correct it"
     assert "given up after 2 failures" in job.message
 
 
@@ -174,7 +174,7 @@ async def test_one_loss_that_is_the_last_is_told_as_what_it_was(
 async def test_a_worker_lost_on_the_way_to_a_pause_ends_in_the_pause(
     ledger: Ledger, acceptance: WorkerRequests, told: Recorder
 ) -> None:
-    """Whoever paused a job of many days must not find it FAILED: it can go on from its checkpoint."""
+    """Otherwise a paused job of many days would be FAILED although it can resume from its checkpoint."""
     job_id, worker = await training(ledger, acceptance, told, max_attempts=1)
     async with ledger.decide(job_id) as decision:
         lifecycle.pause(decision)

@@ -61,7 +61,7 @@ def tune(database: Database) -> Tune:
 
 
 async def test_base_and_tuned_models_are_one_list_over_all_pages(stub: ModelServiceStub, tune: Tune) -> None:
-    """Whoever looks for a model to train on finds every one once, whatever the page size."""
+    """Otherwise a user who pages through the models would miss some, or see some twice."""
     await tune(exports=0)
     await tune(tenant="another")
     tuned = [await tune(exports=1 + index % 2) for index in range(4)]

@@ -19,7 +19,7 @@ def methods(noun: object) -> dict[str, list[str]]:
 
 
 def test_both_clients_have_the_same_methods_with_the_same_arguments() -> None:
-    """Who moves from one to the other adds `await` and nothing else."""
+    """Otherwise a user who moves from one client to the other would have to change more than adding `await`."""
     with Client() as blocking:
         awaited = AsyncClient()
         for noun in NOUNS:

@@ -118,7 +118,7 @@ def test_wait_raises_what_went_wrong(client: Client, gateway: FakeGateway) -> No
     with pytest.raises(JobFailed) as caught:
         client.jobs.wait(JOB)
     assert (caught.value.fault, caught.value.reason) == ("USER_ERROR", "BAD_DATA")
-    assert caught.value.advice == "mend row 17"
+    assert caught.value.advice == "correct row 17"
 
 
 def test_wait_for_a_cancelled_job(client: Client, gateway: FakeGateway) -> None:

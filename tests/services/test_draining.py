@@ -1,4 +1,4 @@
-"""How a process of a service ends, with work in hand."""
+"""Tests for the end of a service's process that has work in progress."""
 
 import asyncio
 import os
@@ -71,7 +71,7 @@ async def test_sigterm_saves_and_hands_the_job_back(gateway: Gateway, start: Sta
 async def test_asked_twice_it_kills_what_runs(
     gateway: Gateway, start: Start, tmp_path: Path, again: signal.Signals
 ) -> None:
-    """Who presses Ctrl-C twice does not want to wait for ten minutes."""
+    """Otherwise a user who presses Ctrl-C twice would still wait ten minutes for the drain."""
     gateway.do = "stubborn"
     process = await start()
     await gateway.bus.publish_work("trainer", "default", ITEM)

@@ -1,4 +1,4 @@
-"""What a supervisor brings to its child, out of the artifact store and the catalogue."""
+"""Tests for the inputs that a supervisor fetches for its child from the artifact store and the catalogue."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""What `ftf doctor` finds on a machine that is to run the whole system."""
+"""Tests for the findings of `ftf doctor` on a machine that is to run the whole system."""
 
 import json
 from pathlib import Path

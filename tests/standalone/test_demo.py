@@ -12,7 +12,7 @@ import pytest
 
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)])
 def test_a_demo_that_is_ended_leaves_no_process(tmp_path: Path, number: signal.Signals, exit_code: int) -> None:
-    """Who only wanted a look must not find a server and a training at work an hour later."""
+    """Otherwise a server and a training would keep running after a user ended the demo."""
     folder = tmp_path / "temporary"
     folder.mkdir()
     env = os.environ | {"TMPDIR": str(folder), "FTF_HOME": str(tmp_path / "home")}

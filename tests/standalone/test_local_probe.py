@@ -1,4 +1,4 @@
-"""What `ftf` asks of a program of its own, on a machine without a server."""
+"""Tests for the probe that `ftf` starts itself on a machine without a server."""
 
 import os
 import signal

@@ -20,7 +20,7 @@ Keep = Callable[[Program], SupervisedProcess]
 
 
 class Notes:
-    """What a supervisor said, to be awaited."""
+    """Collects a supervisor's messages, so that a test can await one."""
 
     def __init__(self) -> None:
         self.queue: asyncio.Queue[str] = asyncio.Queue()
@@ -84,7 +84,7 @@ async def test_stop_kills_what_does_not_end(tmp_path: Path, keep: Keep) -> None:
 
 
 async def test_a_second_request_kills_at_once(tmp_path: Path, keep: Keep) -> None:
-    """Who presses Ctrl-C twice does not want to wait for a drain."""
+    """Otherwise a user who presses Ctrl-C twice would still wait for the drain."""
     kept = keep(program("one", tmp_path, "stubborn", stop_seconds=600))
     await kept.start()
     stopping = asyncio.create_task(kept.stop())

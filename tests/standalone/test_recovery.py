@@ -52,7 +52,7 @@ def test_a_job_goes_on_after_everything_was_killed_and_the_broker_wiped(tmp_path
         shutil.rmtree(tmp_path / "nats" / "store")
         system.start()
         assert restored.wait(120), system.logs()
-        # What comes after a training is not this test's affair.
+        # The stages after the training are not tested here.
         client.jobs.cancel(job.id)
         follower.join(60)
         assert not follower.is_alive()

@@ -128,7 +128,7 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
 
 
 def test_a_second_ctrl_c_kills_what_drains(up: Callable[[], Up]) -> None:
-    """Who presses it twice wants the prompt back, and no process that still runs."""
+    """Otherwise a user who presses Ctrl-C twice would still wait for the prompt, or find processes left running."""
     running = up()
     family = running.family()
     gateway = psutil.Process(running.status["processes"]["gateway"])

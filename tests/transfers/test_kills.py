@@ -19,7 +19,7 @@ from tests.transfers.conftest import Gateways
 
 MIB = 1 << 20
 SIZE = 48 * MIB
-# What may be lost when a gateway is killed: two batches in its memory, and what was on the wire.
+# Bytes that a killed gateway may lose: two batches in its memory, and the bytes in flight.
 IN_MEMORY = 24 * MIB
 
 
@@ -50,7 +50,7 @@ def once(at: int, act: Callable[[], object], seen: list[int]) -> Callable[[int, 
 
 
 def restarts(seen: list[int]) -> list[int]:
-    """Where a transfer went on: wherever its progress fell back."""
+    """Returns the positions from which a transfer was resumed, which are those where its progress fell back."""
     return [now for before, now in itertools.pairwise(seen) if now < before]
 
 
@@ -104,8 +104,8 @@ def test_a_gateway_killed_at_the_end_makes_one_dataset(gateways: Gateways, file:
         stored = gateways.home / "artifacts" / "default" / dataset.proto.path
         assert sha256(stored) == dataset.sha256 == sha256(file)
         forget(client, dataset.id)
-    # What was renamed and got no row is waste that stays: a database that was restored from an older copy, or is empty
-    # by mistake, must not make a gateway delete everybody's files.
+    # A file that was renamed but has no database row stays: a database that was restored from an older copy, or is
+    # empty by mistake, must not make a gateway delete all files.
     for path in gateways.datasets():
         path.unlink()
 
@@ -182,7 +182,7 @@ async def test_a_download_outlives_its_gateway(gateways: Gateways, file: Path, t
         path = client.artifacts.download(artifact_id, tmp_path / "package.zip", progress=progress)
     revived.join()
     assert sha256(path) == sha256(file)
-    # What is here is here: a download never falls back.
+    # Bytes that were downloaded are kept: a download never falls back.
     assert restarts(seen) == []
 
 

@@ -286,7 +286,7 @@ class StageFailed(Resource):
     """Ends an attempt: the stage failed. The job may start another attempt."""
 
     fault: Fault | None
-    """Who can fix the failure."""
+    """The party that can fix the failure."""
     reason: str
     """The cause, one of `finetuneflow.Reason`: KILLED, STALLED, CUDA_OUT_OF_MEMORY, HOST_OUT_OF_MEMORY, BAD_DATA,
     MODEL_NOT_FOUND, CONFIG_INVALID, CRASHED, LEASE_EXPIRED, …"""

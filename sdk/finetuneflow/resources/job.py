@@ -52,7 +52,7 @@ class Stage(OpenEnum):
 
 
 class Fault(OpenEnum):
-    """Who can fix a failure."""
+    """The party that can fix a failure."""
 
     USER_ERROR = "USER_ERROR"
     """The caller: data, model or configuration. Not retried."""

@@ -123,7 +123,7 @@ def _note(result: EvaluationResult, name: str, measured: Score) -> None:
 
 
 def _fits_in_float32(spec: EvaluationInput) -> bool:
-    """Whether weights of four bytes fit into the free memory of the GPU with a third of it left for the arithmetic."""
+    """Returns True if four-byte weights fit into the GPU's free memory and leave a third of it for the computation."""
     parameters = 0
     for path in spec.model.path.glob("*.safetensors"):
         with safe_open(path, "pt") as file:

@@ -20,7 +20,7 @@ ZIP = "finetuneflow_export.zip"
 MANIFEST = "manifest.json"
 _ADAPTER = ("adapter_model.safetensors", "adapter_config.json")
 _LOADING_SETTINGS = {"is_local", "local_files_only", "name_or_path"}
-# What is compressed already, or cannot be: weights shrink by a tenth at the price of minutes.
+# Stored uncompressed: PNG is already compressed, and compressing weights saves a tenth and takes minutes.
 _STORED = {".safetensors", ".png"}
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 

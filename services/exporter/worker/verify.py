@@ -31,7 +31,8 @@ class Verified:
 
     num_tensors: int
     max_difference: float | None
-    """Of the logits; None when the base model does not fit the free memory and only tensors were compared."""
+    """Largest difference of the logits; None if the base model does not fit into the free memory, so that only tensors
+    were compared."""
 
 
 def verify(spec: ExportInput, package: Path, scratch: Path) -> Verified:

@@ -154,7 +154,7 @@ CASES = [
     Case("scalars.jsonl", b'1\n"a"\nnull\ntrue\n', 0, tuple((n, "NOT_AN_OBJECT") for n in range(1, 5))),
     Case("huge-number.jsonl", b'{"a": ' + b"9" * 10_000 + b"}\n", 0, ((1, "NUMBER_TOO_LONG"),)),
     Case("html.jsonl", b"<html>\n<body>404</body>\n", 0, ((1, "NOT_JSON"), (2, "NOT_JSON"))),
-    # What is in the file is not what its name says.
+    # The content does not match the file's extension.
     Case("gzip.jsonl", gzip.compress(LINE), 0, "UNREADABLE_FILE"),
     Case("zstd.csv", zstd_bytes(TABLE), 0, "UNREADABLE_FILE"),
     Case("parquet.jsonl", PARQUET, 0, "UNREADABLE_FILE"),

@@ -39,7 +39,7 @@ def test_a_file_is_read_or_refused_with_row_and_reason(case: Case, tmp_path: Pat
 
 @pytest.mark.parametrize("indent", [None, 2])
 def test_rows_under_the_only_key_of_an_object_are_read_with_a_note(tmp_path: Path, indent: int | None) -> None:
-    """As many an API hands them out. Turns of a conversation look alike, and are one row."""
+    """Otherwise files as many APIs return them would be refused, or one conversation would be read as many rows."""
     (tmp_path / "a.json").write_text(json.dumps({"data": [QA] * 3}, indent=indent))
     note, *rows = read_rows(tmp_path / "a.json")
     assert isinstance(note, RowProblem)

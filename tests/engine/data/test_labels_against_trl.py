@@ -1,4 +1,4 @@
-"""What is trained is what the trainer's own library would train, token by token."""
+"""Compares the trained tokens with the labels that TRL makes of the same rows."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ MARKED = (
 )
 """ChatML, with the answers marked as TRL wants them for assistant_only_loss."""
 WIDELY_MARKED = MARKED.replace("'<|im_end|>' }}{% endgeneration %}{{ '\n' }}", "'<|im_end|>\n' }}{% endgeneration %}")
-"""As TRL marks Qwen's: the line break behind a turn is learned as well."""
+"""A template marked as in TRL's Qwen templates: the line break after a turn is trained as well."""
 
 PAIRS = [
     {"prompt": "The answer is", "completion": " 42."},
@@ -34,7 +34,7 @@ CHATS = [
     [("user", "1 + 1?"), ("assistant", "2"), ("user", "2 + 2?"), ("assistant", "4 🎉")],
 ]
 SPACED = [("user", "1 + 1?"), ("assistant", " 2")]
-"""Of a tokenizer that trims its offsets, as the tiny one does, transformers finds no token for the space."""
+"""A turn with a leading space, which gets no token from transformers if the tokenizer trims offsets, as here."""
 
 
 @pytest.fixture(scope="module")

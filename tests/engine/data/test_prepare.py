@@ -406,7 +406,7 @@ def test_several_processes_prepare_what_one_does(
 def test_what_breaks_in_another_process_is_told_as_here(
     tokenizer_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A template that cannot work is the caller's to mend, whoever ran it; and what the caller wants ends the work."""
+    """Otherwise a template's fault in a worker process would look like a crash, and a cancel would not end the work."""
     monkeypatch.setattr("engine.data.prepare._WORTH_PROCESSES", 0)
     monkeypatch.setattr("engine.data.blocks._BYTES", 500)
     path = tmp_path / "a.jsonl"
@@ -442,7 +442,7 @@ def test_a_template_that_ends_another_process_is_the_callers(
 
 
 def test_what_becomes_of_long_rows_is_the_callers_choice(bench: Bench) -> None:
-    """Of a conversation whose end matters the beginning is cut; half a document is left out as a whole."""
+    """Otherwise a user could not keep the end of long conversations, or drop documents that would be truncated."""
     long = {"prompt": "Count: ", "completion": "one two three " * 40}
     rows = [*({"prompt": "2 + 2 =", "completion": f" {n}"} for n in range(20)), long]
     cut = {}

@@ -31,7 +31,7 @@ def apply(source: str, values: dict[str, Any] | None = None) -> list[Row | RowPr
 
 
 def test_one_profile_becomes_three_examples() -> None:
-    """What a table of gym members is uploaded for; quotes and line breaks in its cells stay what they are."""
+    """Otherwise a table's row could not yield several examples, or its quotes and line breaks would be lost."""
     rows = apply(FITBOX)
     assert [row.number for row in rows if isinstance(row, Row)] == [7, 7, 7]
     first, second, _ = (row.values for row in rows if isinstance(row, Row))

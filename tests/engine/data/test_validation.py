@@ -92,7 +92,7 @@ def test_suspicious_rows_are_warned_of_by_number(tokenizer_dir: Path, tmp_path: 
 
 
 def test_every_row_is_counted_once(tokenizer_dir: Path, tmp_path: Path) -> None:
-    """What is cut, what is left out, and what stays adds up to the file."""
+    """Otherwise the counts of truncated, dropped and used rows in the report would not add up to the file."""
     rows = [
         *QA,
         QA[0],
@@ -144,7 +144,7 @@ def test_rows_that_a_template_writes_nothing_for_are_counted(tokenizer_dir: Path
 
 
 def test_a_row_counts_once_whatever_phases_and_weights_read_it(tokenizer_dir: Path, tmp_path: Path) -> None:
-    """Whoever looks for two empty answers in a file that has one looks for long."""
+    """Otherwise the report would count more faulty rows than a user can find in the file."""
     long = [{"question": f"Long {n}?", "answer": "word " * 2000} for n in range(4)]
     rows = [
         *QA,
@@ -177,7 +177,7 @@ def test_a_row_counts_once_whatever_phases_and_weights_read_it(tokenizer_dir: Pa
 
 
 def test_examples_that_a_template_repeats_are_no_rows(tokenizer_dir: Path, tmp_path: Path) -> None:
-    """Whoever looks for the duplicate row in the table finds none: it is the template that says the same twice."""
+    """Otherwise a user would search the table for duplicate rows, although the template repeats an example."""
     template = """[{"question": {{ question | tojson }}, "answer": {{ answer | tojson }}},
                    {"question": "Hello?", "answer": "Hello."}, {"question": "Hello?", "answer": "Hello."}]"""
     source = [{"dataset": "a", "template": template}]
@@ -208,10 +208,10 @@ def test_advice_holds_for_a_file_that_nobody_uploaded(tokenizer_dir: Path, tmp_p
 
 
 @pytest.mark.parametrize("template", ['{"text": {{ nosuch | tojson }}}', '{"text": {{ question }}}'])
-def test_what_a_row_template_does_wrong_is_mended_in_the_template(
+def test_a_fault_of_a_row_template_is_to_be_corrected_in_the_template(
     tokenizer_dir: Path, tmp_path: Path, template: str
 ) -> None:
-    """Whoever mends and uploads a good file again has paid for nothing."""
+    """Otherwise a user would correct and upload again a file that has no fault."""
     path = written(tmp_path / "a.jsonl", QA)
     source = {"dataset": "a", "template": template}
     report, _ = look(tokenizer_dir, path, training_data=[source])
@@ -293,7 +293,7 @@ def test_many_incomplete_rows_are_a_wrong_column(tokenizer_dir: Path, tmp_path: 
 
 
 def test_a_row_that_hints_at_a_wrong_file_refuses_it_however_rare(tokenizer_dir: Path, tmp_path: Path) -> None:
-    """Where one line is damaged, what stands beside it is not to be trusted either; nor is a number for an answer."""
+    """Otherwise a file whose few wrong rows show that it is damaged, or the wrong one, would be trained."""
     for row in ({"query": "Q?"}, {"question": "Q?", "answer": 7}, {"text": "A poem"}):
         report, _ = look(tokenizer_dir, written(tmp_path / "a.jsonl", [*QA * 10, row]))
         assert report.verdict == "refused", row
@@ -336,7 +336,7 @@ def test_a_template_may_refuse_some_conversations_but_not_all(tokenizer_dir: Pat
 
 
 def test_a_conversation_of_thousands_of_turns_is_read_to_its_end(tokenizer_dir: Path, tmp_path: Path) -> None:
-    """What lies beyond max_length is cut anyway, and nobody waits minutes for it."""
+    """Otherwise a user would wait minutes for tokens beyond max_length, which are truncated anyway."""
     turns = [turn for n in range(2000) for turn in QA_CHAT[n % 30]["conversations"]]
     report, counted = look(tokenizer_dir, written(tmp_path / "a.jsonl", [{"conversations": turns}]))
     assert {problem.reason for problem in report.problems} <= {"TRUNCATED", "OUTLIER_LENGTH"}
@@ -356,7 +356,7 @@ def test_warnings_without_end_hide_no_error(tokenizer_dir: Path, tmp_path: Path)
 
 
 def test_a_file_that_is_wrong_as_a_whole_is_refused_for_that(tokenizer_dir: Path, tmp_path: Path) -> None:
-    """Of a bomb the first row is too long as well: whoever splits it has mended nothing."""
+    """Otherwise a user would split the long first row of a decompression bomb, which is still refused."""
     case = next(case for case in CASES if case.name == "bomb.jsonl.gz")
     report, counted = look(tokenizer_dir, case.write(tmp_path))
     assert counted is None

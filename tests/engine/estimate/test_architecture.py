@@ -9,7 +9,7 @@ from engine.errors import JobError
 from engine.estimate.architecture import Architecture
 from engine.estimate.known_architectures import CONFIGS, find_known, known
 
-# As the models' publishers and the hub state them (of Gemma 3, the text part of the sizes without images).
+# Numbers that the publishers and the hub state (for Gemma 3, the text part of the sizes without images).
 PUBLISHED = {
     "llama-2-7b": 6_738_415_616,
     "llama-2-13b": 13_015_864_320,

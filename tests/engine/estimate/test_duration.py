@@ -65,7 +65,7 @@ def test_one_measured_training_replaces_the_assumption() -> None:
         calibration.observe(observed(2000))
     more = estimate_duration(ARCHITECTURE, SETUP, A100, Work(1_000_000), calibration)
     assert more.seconds.high / more.seconds.low < found.seconds.high / found.seconds.low
-    # What was learnt survives a restart.
+    # A calibration restored from its records gives the same estimate.
     kept = Calibration.of_records(calibration.records())
     assert estimate_duration(ARCHITECTURE, SETUP, A100, Work(1_000_000), kept) == more
 

@@ -20,7 +20,7 @@ from engine.estimate.memory import (
 GPU = Setup("lora", "bf16", True, 4, 2048, True, "adamw_torch")
 
 
-# As published for these models, in GB: 16-bit weights, and NF4 with double quantisation where the rest is 16-bit.
+# Published sizes of these models in GB: 16-bit weights, and NF4 with double quantisation where the rest is 16-bit.
 @pytest.mark.parametrize(
     ("model", "half", "nf4"),
     [
@@ -36,7 +36,7 @@ def test_weights_have_the_published_sizes(model: str, half: float, nf4: float) -
     assert Estimator(architecture, GPU).weights / 1e9 == pytest.approx(half, rel=0.01)
     quantised = Estimator(architecture, replace(GPU, method="qlora"))
     rest = architecture.num_parameters - architecture.num_linear_weights
-    # What is not quantised is float32 in our trainings, and twice what is published.
+    # Weights that are not quantised are float32 in our trainings: twice their published size.
     assert (quantised.weights - 2 * rest) / 1e9 == pytest.approx(nf4, rel=0.03)
 
 

@@ -146,7 +146,7 @@ def test_the_matrix_follows_from_the_estimates_and_explains_differences() -> Non
             if before.method == after.method:
                 assert order[before.verdict] <= order[after.verdict]
             assert before.method is None or after.method is not None
-    # Where the seed recommends what does not fit by its weights alone.
+    # A cell where the seed recommends a method whose weights alone do not fit.
     assert rows[4][1].seed_method == "lora"
     assert rows[4][1].method == "qlora"
     assert rows[5][3].method is None

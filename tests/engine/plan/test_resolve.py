@@ -90,7 +90,7 @@ def test_what_cannot_fit_is_refused_with_what_to_change() -> None:
 def test_qlora_on_a_cpu_works_and_warns() -> None:
     result = resolved(machine(), method="qlora", recipe="fitbox")
     assert result.config.method == "qlora"
-    assert {doubt.reason for doubt in result.warnings} == {"QLORA_ON_CPU", "OPTIMIZER_ON_CPU"}
+    assert {warning.reason for warning in result.warnings} == {"QLORA_ON_CPU", "OPTIMIZER_ON_CPU"}
     bare = machine()
     del bare.packages["bitsandbytes"]
     with pytest.raises(JobError) as caught:

@@ -102,7 +102,7 @@ def spec(model_dir: Path, adapter_dir: Path, tmp_path: Path) -> Build:
 
 
 def test_both_models_are_judged_on_the_same_rows(spec: Build, model_dir: Path) -> None:
-    """Whether the training helped is the question of the whole stage."""
+    """Otherwise a user could not tell from the two losses whether the training helped."""
     sink = Recorder()
 
     result = evaluate(spec(prompts=["And what is this?"]), sink)
@@ -140,7 +140,7 @@ def test_what_was_not_held_out_is_not_measured(spec: Build) -> None:
 
 
 def test_switched_off_it_ends_at_once(spec: Build) -> None:
-    """Who wants no evaluation should not wait for one."""
+    """Otherwise a user who switched the evaluation off would still wait for one."""
     sink = Recorder()
     assert evaluate(spec(enabled=False), sink) == EvaluationResult()
     assert not sink.payloads

@@ -1,4 +1,4 @@
-"""What a user gets in the zip, and what it does when it is loaded."""
+"""Tests for the contents of the exported zip and for loading it."""
 
 import hashlib
 import json

@@ -49,7 +49,7 @@ class Place:
     sha256: str
 
     async def prepare(self, *datasets: str) -> ChildCommand:
-        """What the supervisor does before the child starts, for a job on these."""
+        """Runs the supervisor's preparation for a job on these datasets, up to the start of the child."""
         spec = {
             "base_model": "tiny",
             "recipe": "cpu-demo",
@@ -70,11 +70,11 @@ class Place:
         return await stage.prepare(assignment, workdir, self.store)
 
     async def prepared(self, *datasets: str) -> PreflightInput:
-        """What the child is told."""
+        """Prepares a job on these datasets and returns the child's input."""
         return PreflightInput.model_validate_json(written(await self.prepare(*datasets)))
 
     async def preflight(self, *datasets: str) -> tuple[PreflightResult, ConfigResolved]:
-        """What a job on these comes to, run to its end."""
+        """Runs the preflight of a job on these datasets to its end."""
         command = await self.prepare(*datasets)
         child = await Child.start(command.argv, {**command.env, **command.late_env}, Path.cwd())
         try:

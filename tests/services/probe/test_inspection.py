@@ -90,7 +90,7 @@ async def test_a_dataset_is_checked_before_a_job_is_made_of_it(room: Room) -> No
 
 
 async def test_a_table_is_previewed_through_its_template(room: Room) -> None:
-    """What is trained is seen, token by token, before it is paid for."""
+    """Otherwise a user would pay for a training without having seen which tokens are trained."""
     table = b"age,goal\n25,strength\n31,rest\n40,speed\n"
     template = '[{"question": "At {{ age }}?", "answer": {{ goal | tojson }}}, {"text": "second"}]'
     dataset = await room.upload("members.csv", table)

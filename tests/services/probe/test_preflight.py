@@ -76,7 +76,7 @@ ROWS = [{"question": f"What is {n}?", "answer": f"It is {n}."} for n in range(60
 
 
 def test_a_good_job_is_resolved_counted_and_tokenised(make_spec: MakeSpec, tmp_path: Path) -> None:
-    """What training will do is known, and said, before a single step."""
+    """Otherwise a user would not learn the number of rows, steps and bytes of a training before it starts."""
     sink = Recorded()
     result = preflight(sink, make_spec([*ROWS, ROWS[0]], recipe="cpu-demo")).preflight
     assert (result.training_data.num_examples, result.evaluation_data.num_examples) == (54, 6)
@@ -238,7 +238,7 @@ def test_a_row_of_which_nothing_is_trained_is_told_as_one(make_spec: MakeSpec) -
 
 
 def test_what_is_wrong_with_a_whole_file_is_in_the_report_beside_its_rows(make_spec: MakeSpec, tmp_path: Path) -> None:
-    """Of a bomb the report would else name one long row alone."""
+    """Otherwise the report on a decompression bomb would name only one long row."""
     spec = make_spec([])
     bomb = tmp_path / "data.jsonl.gz"
     bomb.write_bytes(gzip.compress(b"a" * (65 * 2**20)))

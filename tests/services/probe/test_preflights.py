@@ -192,7 +192,7 @@ async def test_a_job_is_tried_before_it_is_made(room: Room) -> None:
 
 
 async def test_everything_that_refuses_a_job_is_said_at_once(room: Room) -> None:
-    """Who mends one fault after the other uploads the file four times."""
+    """Otherwise a user would correct one fault at a time and upload the file once per fault."""
     await room.trainer(memory_available_bytes=GIB // 2, disk_free_bytes=1 << 16)
     dataset = await room.upload([*ROWS, '{"question": "?", "answer": ""}\n', "nonsense\n"])
     found = await room.preflight(dataset, lora={"target_modules": ["q_porj"]}, resources={"gpus": 1})
@@ -258,7 +258,7 @@ async def test_a_dry_run_is_the_job_as_stage_1_would_leave_it(room: Room) -> Non
 
 
 async def test_each_reason_why_a_model_cannot_be_trained(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What to do is another thing each time: ask its owner, take another one, try again tomorrow."""
+    """Otherwise a user would not know whether to ask the model's owner, use another model, or retry later."""
     dataset = await room.upload(ROWS)
     reasons = {
         "remote": "REMOTE_CODE_REFUSED",

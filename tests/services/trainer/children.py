@@ -25,7 +25,7 @@ _LIMIT_SECONDS = 120
 
 
 class Child:
-    """What is left of one: how it ended, and what it had said by then."""
+    """A child that has ended: its exit status, its events and its output."""
 
     def __init__(self, out_dir: Path, status: int, folder: Path) -> None:
         self.out_dir, self.status = out_dir, status
@@ -38,7 +38,7 @@ class Child:
 
     @property
     def checkpoints(self) -> dict[int, Path]:
-        """What a gateway would have accepted: step → folder."""
+        """The folders of the reported checkpoints, which a gateway would have accepted, by step."""
         saved: list[CheckpointSaved] = self.of("checkpoint")
         return {checkpoint.step: self.out_dir / checkpoint.path for checkpoint in saved}
 

@@ -1,4 +1,4 @@
-"""What the tests of the trainer's child share beside fixtures."""
+"""Classes and functions that the tests of the trainer's child share, beside fixtures."""
 
 import random
 from typing import Any

@@ -1,4 +1,4 @@
-"""What the numbers in the events stand for."""
+"""Tests for the losses in the events and the weights that a training changes."""
 
 from pathlib import Path
 from typing import Any

@@ -38,8 +38,8 @@ MIB = 2**20
         (torch.AcceleratorError("CUDA error: an illegal memory access was encountered", 700), ""),
     ],
 )
-def test_however_a_library_says_it_it_is_known(error: Exception, reason: str) -> None:
-    """What is taken for a crash is tried again as it was, and fails again."""
+def test_the_out_of_memory_errors_of_all_libraries_are_recognised(error: Exception, reason: str) -> None:
+    """Otherwise the job would be retried as after a crash, with the same settings, and fail again."""
     assert out_of_memory.reason_of(error) == reason
 
 

@@ -74,7 +74,7 @@ def test_a_pause_is_saved_and_released(spec: Any, tmp_path: Path) -> None:
 
 
 def test_a_killed_process_goes_on_to_the_same_end_in_another(spec: Any, tmp_path: Path) -> None:
-    """As on a machine that was switched off: nothing but the checkpoint is left."""
+    """Otherwise a training whose machine was switched off could not resume from its checkpoint alone."""
     settings: dict[str, Any] = {"eval_steps": 6, "group_by_length": True}
     straight = run(spec("straight", **settings))
 

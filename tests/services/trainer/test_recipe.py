@@ -134,7 +134,7 @@ class _Code:
 
 @pytest.mark.parametrize("part", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
 def test_a_checkpoint_runs_no_code(spec: Any, tmp_path: Path, part: str) -> None:
-    """Who can write to the artifact store must not be able to run programs on a trainer."""
+    """Otherwise anyone with write access to the artifact store could run programs on a trainer."""
     train(spec("done", total_steps=1, eval_steps=1), Recorder())
     folder = spec("done").out_dir / "checkpoints/step-1"
     torch.save(_Code(tmp_path / "ran"), folder / part)

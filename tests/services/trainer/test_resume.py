@@ -59,7 +59,8 @@ def case(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 def told(children: Sequence[Child], kind: type[Log] | type[Eval]) -> dict[int, tuple[float, ...]]:
-    """What watchers saw by step, without what depends on the clock. A step that was made again was the same again."""
+    """Returns the reported values by step, except those that depend on the clock; asserts that a repeated step has the
+    same values."""
     seen: dict[int, tuple[float, ...]] = {}
     for child in children:
         for event in child.of(kind.__name__.lower()):
@@ -153,8 +154,10 @@ def test_paused_and_drained_it_loses_no_step(spec: Spec, case: dict[str, Any]) -
 
 @pytest.mark.parametrize("case", ["grouped", pytest.param("packed", marks=pytest.mark.long)], indirect=True)
 def test_with_smaller_micro_batches_the_same_rows_make_the_same_steps(spec: Spec, case: dict[str, Any]) -> None:
-    """What running out of memory changes must not change what is learned. 40 rows in steps of 12: the last step of an
-    epoch is a part of one, and both resumptions are in the middle of an epoch."""
+    """Otherwise a retry with smaller micro-batches after running out of memory would train a different model.
+
+    40 rows in steps of 12: the last step of an epoch is partial, and both resumptions are in the middle of an epoch.
+    """
     case |= {"logging_steps": 1, "lora": {"lora_dropout": 0.0}}
     micro_batch, accumulation = 4, 1 if "packing" in case else 3
     children: list[Child] = []
