@@ -49,10 +49,10 @@ class Preflights:
         answer: api.PreflightFineTuningJobResponse = await self._passthrough.unary(
             "probe", lambda channel: ProbeServiceStub(channel).PreflightFineTuningJob, request, context, request.node_id
         )
-        await self._doubt_pool(request.spec.resources.pool or "default", answer.report)
+        await self._add_pool_warning(request.spec.resources.pool or "default", answer.report)
         return answer
 
-    async def _doubt_pool(self, pool: str, report: PreflightReport) -> None:
+    async def _add_pool_warning(self, pool: str, report: PreflightReport) -> None:
         """Adds a warning if no trainer of the pool runs: the job would wait for one without limit."""
         nodes = await self._passthrough.nodes()
         if any(node.service == "trainer" and node.pool == pool and not node.draining for node in nodes):
