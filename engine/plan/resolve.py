@@ -194,7 +194,7 @@ def _method(resolved: Resolved, hardware: Hardware, gpu: Gpu | None, memory: _Me
         resolved.choose("method", method, reason)
     if method == "qlora" and not quantises:
         message = "QLoRA needs the package bitsandbytes, which is not installed on this node."
-        resolved.refuse("MISSING_PACKAGE", "method", message, 'Set method = "lora", or have the operator install it.')
+        resolved.refuse("MISSING_PACKAGE", "method", message, 'Set method = "lora", or ask the operator to install it.')
     if method == "qlora" and gpu is None:
         message = "QLoRA works on a CPU, but every pass expands the 4-bit weights again; LoRA is faster."
         resolved.warn("QLORA_ON_CPU", message, 'Set method = "lora" unless memory is scarce.', "method")
@@ -252,7 +252,7 @@ def check_disk(resolved: Resolved, disk: Disk) -> None:
     need = f"about {_gib(disk.needed_bytes)} are needed ({parts}), {_gib(disk.free_bytes)} are free"
     ways = [f"lower save_total_limit (now {limit})"] if disk.holds_artifacts and limit > 1 else []
     ways += ["train adapters instead of all weights"] if resolved.config.method == "full" else []
-    advice = f"Have the operator free space in the node's FTF_HOME{', or ' * bool(ways)}{', or '.join(ways)}."
+    advice = f"Ask the operator to free space in the node's FTF_HOME{', or ' * bool(ways)}{', or '.join(ways)}."
     if disk.verdict == "impossible":
         resolved.refuse("DISK_TOO_SMALL", path, f"The disk is too small for the checkpoints: {need}.", advice)
     elif disk.verdict == "tight":
