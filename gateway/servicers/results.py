@@ -185,7 +185,7 @@ def _job_of(model: str) -> str:
     if not model.startswith(_TUNED):
         if not model:
             raise InvalidArgument("INVALID_MODEL", "model is empty; name `ft:<job_id>`", [Violation("model", "empty")])
-        problem = f"{model[:80]!r} is not a tuned model; only `ft:<job_id>` can be evaluated and exported so far"
+        problem = f"{model[:80]!r} is not a tuned model; name `ft:<job_id>`, the model of a job"
         raise Unimplemented("NOT_IMPLEMENTED", problem, [Violation("model", problem)])
     job_id, at, step = model.removeprefix(_TUNED).partition("@")
     if at:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from finetuneflow.blocking import blocking
-from finetuneflow.fields import fill
-from finetuneflow.model_work import AsyncModelWork, BlockingModelWork
+from finetuneflow.fields import check_list, fill
+from finetuneflow.model_work import AsyncModelWork, BlockingModelWork, model_name
 from finetuneflow.resources.evaluation import Evaluation
 from finetuneflow.transport import CallPolicy
 from finetuneflow.v1 import evaluation_service_pb2 as pb
@@ -38,7 +38,7 @@ class AsyncEvaluations(AsyncModelWork[Evaluation]):
         """Evaluates the model of a job whose training has finished, and compares it with its base.
 
         Args:
-            model: The tuned model, `ft:<job_id>` (`job.tuned_model`).
+            model: The tuned model, `ft:<job_id>` (`job.tuned_model`), or the id of its job.
             num_samples: Held-out rows that both models answer. Range [0, 100]; default: the job's own value.
             prompts: Prompts that both models answer; at most 100, each at most 16 KiB. Default: the job's own.
             max_new_tokens: Maximum length of an answer in tokens. Range [1, 4096]; default: the job's own value.
@@ -55,8 +55,11 @@ class AsyncEvaluations(AsyncModelWork[Evaluation]):
             Unimplemented: A base model or a checkpoint.
             AlreadyExists: The request_id was used with other arguments.
         """
+        check_list("prompts", prompts)
         spec = fill(EvaluationSpec(), num_samples=num_samples, prompts=prompts, max_new_tokens=max_new_tokens)
-        request = pb.CreateEvaluationRequest(model=model, spec=spec, request_id=request_id or uuid.uuid4().hex)
+        request = pb.CreateEvaluationRequest(
+            model=model_name(model), spec=spec, request_id=request_id or uuid.uuid4().hex
+        )
         return self._read(await self._transport.call(self._stub.CreateEvaluation, request))
 
 

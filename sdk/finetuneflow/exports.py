@@ -13,7 +13,8 @@ from finetuneflow.artifacts import AsyncArtifacts
 from finetuneflow.blocking import blocking
 from finetuneflow.enums import enum_number
 from finetuneflow.errors import FailedPrecondition
-from finetuneflow.model_work import AsyncModelWork, BlockingModelWork
+from finetuneflow.fields import check_list
+from finetuneflow.model_work import AsyncModelWork, BlockingModelWork, model_name
 from finetuneflow.packages import FileProgress, download_package
 from finetuneflow.resources.export import Export, ExportFormat
 from finetuneflow.transport import CallPolicy
@@ -37,7 +38,7 @@ class AsyncExports(AsyncModelWork[Export]):
         """Packs the model of a job whose training has finished.
 
         Args:
-            model: The tuned model, `ft:<job_id>` (`job.tuned_model`).
+            model: The tuned model, `ft:<job_id>` (`job.tuned_model`), or the id of its job.
             formats: Formats of the package: `adapter`. Default: the job's own.
             request_id: Makes the call idempotent: a repeated call with the same request_id and arguments returns the
                 same export. At most 128 characters. Default: a new one, so retries of this call are safe.
@@ -52,9 +53,10 @@ class AsyncExports(AsyncModelWork[Export]):
             Unimplemented: A base model, a checkpoint, or a format that is not available yet.
             AlreadyExists: The request_id was used with other arguments.
         """
+        check_list("formats", formats)
         numbers = [enum_number(spec_pb.ExportFormat.DESCRIPTOR, each, "formats") for each in formats]
         spec = spec_pb.ExportSpec(formats=numbers)
-        request = pb.CreateExportRequest(model=model, spec=spec, request_id=request_id or uuid.uuid4().hex)
+        request = pb.CreateExportRequest(model=model_name(model), spec=spec, request_id=request_id or uuid.uuid4().hex)
         return self._read(await self._transport.call(self._stub.CreateExport, request))
 
     async def download(

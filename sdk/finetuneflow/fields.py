@@ -45,6 +45,12 @@ def fill(request: M, /, **values: Any) -> M:
     return request
 
 
+def check_list(name: str, value: object) -> None:
+    """Raises InvalidArgument for a text where a list of texts is meant: its letters would be taken one by one."""
+    if isinstance(value, str):
+        _refuse([(name, f"must be a list, such as [{value[:40]!r}]")])
+
+
 def check_range(name: str, value: float | None, least: int, most: int) -> None:
     """Raises InvalidArgument unless the value is None or a number in [least, most]."""
     if value is not None and not (isinstance(value, Real) and least <= value <= most):

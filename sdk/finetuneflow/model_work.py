@@ -228,6 +228,11 @@ class AsyncModelWork(Generic[R]):
         return await self._transport.call(getattr(self._stub, f"{verb}{self._noun}"), self._request(verb, work_id))
 
 
+def model_name(model: str) -> str:
+    """Completes a job's id to the name of its model."""
+    return f"ft:{model}" if model.startswith("ftjob_") else model
+
+
 class BlockingModelWork(Blocking):
     """The same methods without `await`."""
 

@@ -106,6 +106,17 @@ def test_a_preview_marks_what_is_trained(tiny: Path, tmp_path: Path) -> None:
     assert [label for label in row["labels"] if label >= 0] == row["input_ids"][row["trained_spans"][0]["start"] :][:-1]
 
 
+def test_a_warning_takes_no_place_of_a_row_in_a_preview(tiny: Path, tmp_path: Path) -> None:
+    """Otherwise the one row that was asked for is hidden behind its own warning."""
+    rows = tmp_path / "rows.jsonl"
+    turns = [{"role": "system", "content": "A."}, {"role": "system", "content": "B."}]
+    turns += [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]
+    rows.write_text((json.dumps({"messages": turns}) + "\n") * 3)
+    for first, count in ((1, 2), (3, 1)):
+        shown = here(tiny, "datasets", "preview", rows, "-m", "tiny", "--row", first, "--rows", count).stdout
+        assert shown.count("JOINED_SYSTEM_TURNS") == shown.count("trained: 'Because.") == count, shown
+
+
 def test_a_preview_shows_other_scripts_as_they_are(tiny: Path, tmp_path: Path) -> None:
     """A character of several tokens looked broken, and so the data did."""
     rows = tmp_path / "rows.jsonl"

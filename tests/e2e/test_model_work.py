@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from finetuneflow import Client, FailedPrecondition, NotFound, Unimplemented, WorkCancelled
+from finetuneflow import Client, FailedPrecondition, InvalidArgument, NotFound, Unimplemented, WorkCancelled
 from finetuneflow.resources.job import Job
 from tests.e2e.conftest import System
 
@@ -66,6 +66,7 @@ def test_the_command_line_evaluates_and_exports(system: System, client: Client, 
     shown = ftf(system, "evaluate", finished.id, "--num-samples", "1")
     assert "scoring tuned" in shown
     assert "nats per trained token" in shown
+    assert "Tuned       " in shown, "the answers are what one asks for"
     out = tmp_path / "package"
     shown = ftf(system, "export", finished.tuned_model, "--out", str(out))
     assert (out / "finetuneflow_export.zip").is_file()
@@ -77,6 +78,7 @@ def test_the_command_line_evaluates_and_exports(system: System, client: Client, 
     assert listed[0].split("\t") == ["ID", "STATE", "MODEL", "RESULT", "CREATED"]
     assert listed[1].startswith(f"{newest.id}\tSUCCEEDED\tft:{finished.id}")
     assert json.loads(ftf(system, "exports", "get", newest.id, "--json"))["state"] == "JOB_STATE_SUCCEEDED"
+    ftf(system, "download", finished.evaluation_id, code=2)
     ftf(system, "download", newest.id, "--out", str(tmp_path / "later"))
     assert (tmp_path / "later" / "report.md").is_file()
     ftf(system, "exports", "delete", newest.id)
@@ -95,4 +97,6 @@ def test_what_cannot_be_made_yet_says_what_can(client: Client) -> None:
     with pytest.raises(Unimplemented, match="ft:<job_id>"):
         client.exports.create("tiny")
     with pytest.raises(NotFound, match="no such fine-tuning job"):
-        client.evaluations.create("ft:ftjob_none")
+        client.evaluations.create("ftjob_none")
+    with pytest.raises(InvalidArgument, match="must be a list"):
+        client.evaluations.create("ftjob_none", prompts="one letter each")

@@ -36,9 +36,9 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def apply_setting(values: dict[str, Any], setting: str) -> None:
     """Applies a setting such as `lora.r=32` to `values`. The value is read as TOML, or as text if it is not valid
-    TOML."""
+    TOML. A leading `spec.` is ignored: messages name fields with it."""
     name, equals, raw = setting.partition("=")
-    keys = name.strip().split(".")
+    keys = name.strip().removeprefix("spec.").split(".")
     if not equals or not all(keys):
         raise _refuse(f"--set {setting}", "must be name=value, such as --set lora.r=32")
     table = values

@@ -14,7 +14,8 @@ from finetuneflow.cli.session import Json, not_empty, session, size
 def download(
     ctx: typer.Context,
     source: Annotated[
-        str, typer.Argument(metavar="JOB_OR_EXPORT", help="Id of the job or export.", callback=not_empty)
+        str,
+        typer.Argument(metavar="JOB_OR_EXPORT", help="Id of the job or export, or ft:JOB.", callback=not_empty),
     ],
     out: Annotated[Path | None, typer.Option(help="Folder to download into.", show_default="./ID")] = None,
     json: Json = False,
@@ -22,8 +23,11 @@ def download(
     """Download and verify the package of a job or export. An interrupted download resumes."""
     here = session(ctx)
     client = here.client
-    download_from = client.exports.download if source.startswith("ex_") else client.jobs.download
-    for path in download_from(source, out or Path(source)):
+    work_id = source.removeprefix("ft:")
+    if work_id.startswith("ev_"):
+        raise typer.BadParameter("an evaluation has no package; give a job or an export.", param_hint="JOB_OR_EXPORT")
+    download_from = client.exports.download if work_id.startswith("ex_") else client.jobs.download
+    for path in download_from(work_id, out or Path(work_id)):
         if json:
             typer.echo(json_module.dumps({"path": str(path), "size_bytes": path.stat().st_size}))
         else:

@@ -25,7 +25,7 @@ from finetuneflow.resources.export import Export
 Work = Evaluation | Export
 Methods = Evaluations | Exports
 
-_JOB_PREFIX = "ftjob_"
+_SHOWN = 200
 
 _Model = Annotated[
     str,
@@ -51,9 +51,7 @@ def evaluate(
 ) -> None:
     """Evaluate the model of a job again, and compare it with its base."""
     here = session(ctx)
-    made = here.client.evaluations.create(
-        _named(model), num_samples=num_samples, prompts=prompt, max_new_tokens=max_new_tokens
-    )
+    made = here.client.evaluations.create(model, num_samples=num_samples, prompts=prompt, max_new_tokens=max_new_tokens)
     _created(here, made, detach=detach, json=json)
 
 
@@ -73,8 +71,13 @@ def export(
     if detach and out is not None:
         raise typer.BadParameter("cannot be combined with --detach.", param_hint="--out")
     here = session(ctx)
-    made = here.client.exports.create(_named(model), formats=format_ or ())
-    _created(here, made, detach=detach, json=json)
+    made = here.client.exports.create(model, formats=format_ or ())
+    try:
+        _created(here, made, detach=detach, json=json)
+    except typer.Exit as stopped:
+        if out is not None and stopped.exit_code == DETACHED:
+            error_console().print(f"Download it later: {ftf(f'download {made.id} --out {out}')}")
+        raise
     if out is not None:
         for path in here.client.exports.download(made.id, out):
             if not json:
@@ -153,11 +156,6 @@ def exports_app() -> typer.Typer:
     return make_app("export", lambda client: client.exports)
 
 
-def _named(model: str) -> str:
-    """Completes a job's id to the name of its model."""
-    return f"ft:{model}" if model.startswith(_JOB_PREFIX) else model
-
-
 def _created(here: Session, work: Work, *, detach: bool, json: bool) -> None:
     noun = type(work).__name__
     group = f"{noun.lower()}s"
@@ -223,6 +221,12 @@ def _show_outcome(work: Work, console: Console) -> None:
 def _show_result(work: Work, console: Console) -> None:
     if isinstance(work, Evaluation):
         show_evaluation(work, console)
+        for sample in work.result.samples if work.result is not None else ():
+            console.print(f"\nPrompt      {shortened(sample.instruction)}")
+            if sample.expected_output:
+                console.print(f"Expected    {shortened(sample.expected_output)}")
+            console.print(f"Base        {shortened(sample.base_output)}")
+            console.print(f"Tuned       {shortened(sample.model_output)}")
     elif work.result is not None:
         console.print(f"Package     {size(work.result.package_size_bytes)}")
         console.print(f"Download the package: {ftf(f'download {work.id}')}")
@@ -246,6 +250,12 @@ def _show(work: Work, console: Console) -> None:
         _show_outcome(work, console)
     _show_result(work, console)
     show_attempts(work.attempts, console)
+
+
+def shortened(text: str) -> str:
+    """Returns a text on one line, at most 200 characters of it; `--json` has all."""
+    line = " ".join(text.split())
+    return line if len(line) <= _SHOWN else f"{line[: _SHOWN - 1]}…"
 
 
 def _row(work: Work) -> list[str]:

@@ -42,8 +42,13 @@ def preview_dataset(query: ProbeQuery) -> PreviewDatasetResponse:
     file = query.files[request.source.dataset]
     num_rows = request.num_rows or _DEFAULT_ROWS
     response = PreviewDatasetResponse()
-    size = 0
+    size = num_shown = 0
     for found in preview(config, query.provided.model.path, file, request.first_row or 1):
+        warns = found.problem is not None and found.problem.effect == "warns"
+        # A warning stands beside the row that it is about, and is no row of its own.
+        if num_shown == num_rows and not (warns and found.row == response.rows[-1].row):
+            break
+        num_shown += not warns
         row = _row(found)
         size += row.ByteSize()
         if size > _MAX_RESPONSE_BYTES and response.rows:
@@ -55,8 +60,6 @@ def preview_dataset(query: ProbeQuery) -> PreviewDatasetResponse:
                 "Lower max_length, or shorten the row.",
             )
         response.rows.append(row)
-        if len(response.rows) == num_rows:
-            break
     return response
 
 
