@@ -1,6 +1,5 @@
 """The four services as processes, beside a real broker."""
 
-import ctypes
 import os
 import re
 import signal
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from standalone.guard import guarded
 from tests.servers.nats import NatsServer
 
 SERVICES = ("probe", "trainer", "evaluator", "exporter")
@@ -31,12 +31,13 @@ class Process:
             f"FTF_{name.upper()}_LISTEN": "127.0.0.1:0",
             f"FTF_{name.upper()}_NODE_ID": self.node_id,
         }
+        # The signal at the parent's death is set in the new process: between fork and exec, a process that has used
+        # gRPC crashes now and then.
         self.popen = subprocess.Popen(
-            [sys.executable, "-m", f"services.{name}"],
+            guarded([sys.executable, "-m", f"services.{name}"]),
             env={**os.environ, **environment},
             stderr=subprocess.PIPE,
             text=True,
-            preexec_fn=_die_with_parent,
         )
         self.lines: list[str] = []
         self._listens = threading.Event()
@@ -63,11 +64,6 @@ class Process:
                 self.address = found[1]
                 self._listens.set()
         self._listens.set()
-
-
-def _die_with_parent() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
