@@ -123,7 +123,7 @@ def add_warnings(resolved: Resolved, prepared: Prepared, steps: int) -> None:
     train, held_out, rows = prepared.train, prepared.eval, prepared.rows
     hyper = resolved.config.hyperparameters
     if rows.incomplete:
-        message = f"{_rows(rows.incomplete)} dropped as incomplete; validation_report.json lists what they lack."
+        message = f"{_rows(rows.incomplete)} dropped as incomplete; the row problems say what they lack."
         resolved.warn("ROWS_LEFT_OUT", message, "Correct them if there are more than you expect.", "training_data")
     if rows.unwritten:
         message = f"{_rows(rows.unwritten)} dropped: the row template produces no output for {_them(rows.unwritten)}."
@@ -132,7 +132,7 @@ def add_warnings(resolved: Resolved, prepared: Prepared, steps: int) -> None:
         message = (
             f"{_rows(rows.turns_cut)} shortened: turns before the first question or after the last answer are dropped."
         )
-        resolved.warn("TURNS_LEFT_OUT", message, "validation_report.json lists the first of them.", "training_data")
+        resolved.warn("TURNS_LEFT_OUT", message, "The row problems list the first of them.", "training_data")
     if duplicates := rows.duplicates:
         templated = any(source.template is not None for source in resolved.config.sources())
         what = _count(duplicates, "example") if templated else _rows(duplicates)

@@ -36,7 +36,7 @@ def test_an_estimate_has_memory_time_and_money(ftf: Ftf) -> None:
     shown = ftf("estimate", "-m", "llama-3.1-8b", "--examples", "10").stdout
     assert "Time\t1:00:00 (30:00 to 2:00:00) for 1,000 tokens" in shown
     assert "0.30 USD" in shown
-    assert "unknown without data" in ftf("estimate", "-m", "llama-3.1-8b").stdout
+    assert "unknown: name files" in ftf("estimate", "-m", "llama-3.1-8b").stdout
 
 
 def test_what_is_missing_is_said(ftf: Ftf, tmp_path: Path) -> None:

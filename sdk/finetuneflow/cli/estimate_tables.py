@@ -40,8 +40,11 @@ def print_recommendation(console: Console, found: Recommendation) -> None:
     console.print(f"Simple rule by GPU size, for comparison: {_method(seed.method)}{uses}. {seed.reason}", style="dim")
 
 
-def print_estimate(console: Console, estimate: ResourceEstimate) -> None:
-    """Prints an estimate: changes, memory by component, speed, time, cost and disk."""
+def print_estimate(
+    console: Console, estimate: ResourceEstimate, *, time_unknown: str = "name files, or set --examples"
+) -> None:
+    """Prints an estimate: changes, memory by component, speed, time, cost and disk. `time_unknown` says why there is no
+    duration, or what to do about it."""
     console.print(f"{_method(estimate.method)} on {estimate.hardware}: {_word(estimate.verdict)}")
     if estimate.changes:
         console.print("The job fits only with these changes; the memory below is without them.")
@@ -57,7 +60,7 @@ def print_estimate(console: Console, estimate: ResourceEstimate) -> None:
         span = f"{duration(low)} to {duration(high)}"
         rows.append(["Time", f"{duration(estimate.duration_seconds)} ({span}) for {estimate.num_tokens:,} tokens"])
     else:
-        rows.append(["Time", "unknown without data: name files, or set --examples"])
+        rows.append(["Time", f"unknown: {time_unknown}"])
     rows.append(["Cost", _cost(estimate)])
     if estimate.disk is not None:
         rows.append(["Disk", _disk(estimate.disk)])

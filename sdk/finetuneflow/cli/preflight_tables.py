@@ -47,7 +47,7 @@ def print_preflight(console: Console, found: Preflight) -> None:
         console.print("")
     print_rows(console, ["SETTING", "VALUE", "REASON"], ([r.field, r.value, r.reason] for r in found.resolutions))
     console.print("")
-    print_estimate(console, found.estimate)
+    print_estimate(console, found.estimate, time_unknown="the rows were refused")
     if found.report.improvements:
         console.print("")
         better = ([i.field, i.current, i.suggested, i.reason] for i in found.report.improvements)

@@ -60,11 +60,12 @@ def figures(report: ValidationReport, counted: DataStatistics) -> Iterable[list[
         yield [f"Languages of {role}", f"{shown}{', …' if len(spoken) > 5 else ''}"]
     if report.job is not None:
         job = report.job
-        sequences = f"{job.num_packed_sequences:,} sequences of {job.num_rows:,} rows"
-        yield ["Packing", f"{sequences}, {job.packing_efficiency:.0%} of their tokens no padding"]
+        sequences = f"{count(job.num_rows, 'row')} fit into {count(job.num_packed_sequences, 'sequence')}"
+        yield ["Packing", f"{sequences}, {1 - job.packing_efficiency:.0%} padding"]
         packed = f"{job.total_steps_packed:,} packed"
         nothing = "" if report.evaluation_data is not None else ", nothing held out"
-        yield ["Steps of a job", f"{job.total_steps:,}, or {packed}, for {job.num_epochs:g} epochs{nothing}"]
+        epochs = f"{job.num_epochs:g} {'epoch' if job.num_epochs == 1 else 'epochs'}"
+        yield ["Steps of a job", f"{job.total_steps:,}, or {packed}, for {epochs}{nothing}"]
 
 
 def histogram(counted: DataStatistics) -> Iterable[list[str]]:

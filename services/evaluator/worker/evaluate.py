@@ -40,7 +40,7 @@ def evaluate(spec: EvaluationInput, sink: EventSink) -> EvaluationResult:
     phases.enter("loading_model", spec.model.id)
     for name, model in _models(spec, sink):
         if rows:
-            phases.enter(f"scoring_{name}", f"{len(rows)} held-out rows")
+            phases.enter(f"scoring_{name}", f"{len(rows)} held-out row{'s' * (len(rows) != 1)}")
             measured = score(model, rows, partial(phases.advance, f"scoring_{name}"))
             _note(result, name, measured)
         if asked:
@@ -98,7 +98,7 @@ def _answer(
     # The end of a prompt that is too long is what asks the question.
     room = max(context - wanted, 1)
     steps = wanted * math.ceil(len(asked) / PROMPTS_PER_BATCH)
-    phases.enter(f"answering_{name}", f"{len(asked)} questions")
+    phases.enter(f"answering_{name}", f"{len(asked)} question{'s' * (len(asked) != 1)}")
     made = 0
 
     def on_tokens(_: list[int]) -> None:
