@@ -148,11 +148,7 @@ def running(database: str = "sqlite") -> Iterator[Stack]:
         stack.callback(nats.stop)
         url = f"sqlite:///{folder / 'gateway.sqlite'}"
         if database == "postgresql":
-            server_folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ftf-bench-pg-"))
-            server = PostgresServer(Path(server_folder), durable=True)
-            server.start()
-            stack.callback(server.stop)
-            url = server.url
+            url = stack.enter_context(PostgresServer(durable=True)).url
         address = f"127.0.0.1:{free_port()}"
         env = nats_environment(nats) | {
             "FTF_HOME": str(folder / "home"),

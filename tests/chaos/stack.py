@@ -10,7 +10,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -127,12 +126,8 @@ class Stack:
         self.clock = self.home / "clock"
         for folder in (self.failpoints, self.home / "logs", self.artifacts):
             folder.mkdir(parents=True)
-        self.postgres: PostgresServer | None = None
+        self.postgres = PostgresServer() if postgres else None
         self.sqlite = self.home / "gateway.sqlite"
-        if postgres:
-            # Not below the home, which the user that the server runs as may have no way into.
-            self._postgres_folder = tempfile.TemporaryDirectory(prefix="ftf-chaos-postgres-")
-            self.postgres = PostgresServer(Path(self._postgres_folder.name))
         self.database_url = self.postgres.url if self.postgres else f"sqlite:///{self.sqlite}"
         self._nats = nats.configure(self.home / "nats", free_port())
         self.nats_store = self.home / "nats" / "store"
@@ -323,6 +318,4 @@ class Stack:
             if "postgres" not in process.name():
                 process.kill()
         if self.postgres:
-            if self.postgres.running:
-                self.postgres.stop()
-            self._postgres_folder.cleanup()
+            self.postgres.close()

@@ -1,6 +1,5 @@
 """Fixtures: the gateway's parts on a real SQLite and a real PostgreSQL."""
 
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -22,12 +21,8 @@ from tests.servers.postgres import PostgresServer, binaries
 def postgres() -> Iterator[PostgresServer]:
     if binaries() is None:
         pytest.skip("PostgreSQL's server is not installed")
-    # Not below pytest's own folder, which only its owner may enter.
-    with tempfile.TemporaryDirectory(prefix="ftf-postgres-") as folder:
-        server = PostgresServer(Path(folder))
-        server.start()
+    with PostgresServer() as server:
         yield server
-        server.stop()
 
 
 @pytest.fixture

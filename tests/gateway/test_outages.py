@@ -2,7 +2,6 @@
 
 import asyncio
 import sqlite3
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -156,12 +155,8 @@ def own_postgres() -> Iterator[PostgresServer]:
     """One that may be stopped."""
     if binaries() is None:
         pytest.skip("PostgreSQL's server is not installed")
-    with tempfile.TemporaryDirectory(prefix="ftf-postgres-") as folder:
-        server = PostgresServer(Path(folder))
-        server.start()
+    with PostgresServer() as server:
         yield server
-        if server.running:
-            server.stop()
 
 
 async def test_a_host_whose_name_is_not_known_is_an_outage() -> None:

@@ -5,7 +5,9 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from typing import Self
 
 _RUN_AS = "postgres"  # the server refuses to run as root
 _BECOME = """
@@ -24,22 +26,37 @@ def binaries() -> Path | None:
 
 
 class PostgresServer:
-    """A server on a free port of 127.0.0.1 with its data in `folder`; `url` is for gateway.sql.database.
+    """A server on a free port of 127.0.0.1 in a temporary folder of its own; `url` is for gateway.sql.database.
 
-    Unless `durable`, fsync is off.
+    Use it as a context manager, which stops it and deletes the folder. Unless `durable`, fsync is off.
     """
 
-    def __init__(self, folder: Path, *, durable: bool = False) -> None:
+    def __init__(self, *, durable: bool = False) -> None:
         bin_folder = binaries()
         assert bin_folder is not None
         self._bin = bin_folder
-        self._folder = folder
         self._fsync = "on" if durable else "off"
         self._user = _RUN_AS if os.geteuid() == 0 else None
+        # Another user may have no way into root's TMPDIR: `mktemp -d` makes folders that only their owner may enter.
+        self._temporary = tempfile.TemporaryDirectory(prefix="ftf-postgres-", dir="/tmp" if self._user else None)
+        self._folder = Path(self._temporary.name)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
         self.url = f"postgresql://ftf@127.0.0.1:{self.port}/postgres"
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stops the server if it runs, and deletes its data."""
+        if self.running:
+            self.stop()
+        self._temporary.cleanup()
 
     def start(self) -> None:
         if self._user:
@@ -51,7 +68,8 @@ class PostgresServer:
     def start_again(self) -> None:
         """Starts again after stop(), with the same data."""
         data = self._folder / "data"
-        options = f"-p {self.port} -h 127.0.0.1 -k {self._folder} -c fsync={self._fsync}"
+        # No socket: a path of more than 107 bytes can't be one.
+        options = f"-p {self.port} -h 127.0.0.1 -c unix_socket_directories= -c fsync={self._fsync}"
         self._run(self._bin / "pg_ctl", "-D", data, "-w", "-l", self._folder / "log", "-o", options, "start")
 
     def stop(self) -> None:
