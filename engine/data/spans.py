@@ -333,7 +333,7 @@ class _Answers:
             return self._tokenizer.render(messages, tools=tools)
 
         try:
-            return layout_of(render, self._messages[:num_turns], self._example.tools, text)
+            return layout_of(render, self._messages[:num_turns], self._example.tools, text, self._tokenizer.template)
         except JobError as error:
             # A template may refuse the marks, for example if it parses a text.
             if error.reason == TEMPLATE_EXCEEDED:

@@ -2,12 +2,14 @@
 
 The conversation is rendered a second time with a mark before and after each of its texts. If that rendering equals the
 first one without the marks, the marks give the position of each text and show which texts are missing, even if two
-turns have the same text. No knowledge about any model's template is needed.
+turns have the same text. No knowledge about any model's template is needed. The second rendering is saved for short
+conversations whose texts each occur exactly once in the first one.
 """
 
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal
 
 from engine.data.conversations import Message
@@ -20,6 +22,8 @@ _TAG = re.compile(r"<[^<>\s]{1,80}>|\[/?[A-Z_]{1,40}\]")
 """Templates split texts at tags such as <think> and reassemble them, so marks are not placed next to tags."""
 _MOST_PARTS = 64
 """Maximum number of parts between tags that are marked one by one; a text with more is marked as a whole."""
+_MOST_SEARCHED = 16
+"""Maximum number of turns whose texts are searched for; searching takes the number of turns times the text's length."""
 NO_TURN = -1
 """Turn index of the texts in the list of tools."""
 
@@ -63,9 +67,13 @@ class Layout:
         return max(ends, default=0)
 
 
-def layout_of(render: Render, messages: Sequence[Message], tools: Sequence[dict[str, Any]], text: str) -> Layout | None:
-    """Returns the layout of `text`, the rendering of the conversation; None if the template writes the conversation
-    differently when it has marks."""
+def layout_of(
+    render: Render, messages: Sequence[Message], tools: Sequence[dict[str, Any]], text: str, template: str
+) -> Layout | None:
+    """Returns the layout of `text`, the rendering of the conversation by `template`; None if the template writes the
+    conversation differently when it has marks."""
+    if not tools and (layout := _searched_layout(messages, text, template)):
+        return layout
     marks = _Marks(_key(text, messages, tools))
     marked = render(
         [marks.message(index, message) for index, message in enumerate(messages)], [marks.tool(tool) for tool in tools]
@@ -85,6 +93,31 @@ def layout_of(render: Render, messages: Sequence[Message], tools: Sequence[dict[
             layout.spans.setdefault(index, []).append((begun.pop(index), length))
     parts.append(marked[position:])
     return layout if "".join(parts) == text else None
+
+
+def _searched_layout(messages: Sequence[Message], text: str, template: str) -> Layout | None:
+    """Returns the layout of a short conversation without tools if each of its texts occurs exactly once in `text` and
+    can't have been written by the template itself."""
+    if len(messages) > _MOST_SEARCHED or any(message.get("tool_calls") for message in messages):
+        return None
+    layout = Layout(text, [])
+    roles = " ".join(message["role"] for message in messages)
+    for turn, message in enumerate(messages):
+        texts: list[tuple[Kind, str]] = [
+            ("thought", message.get("reasoning_content") or ""),
+            ("content", message["content"]),
+        ]
+        for kind, written in texts:
+            if not (core := written.strip()):
+                continue
+            start = text.find(core)
+            if start < 0 or text.find(core, start + 1) >= 0 or core in template or core in roles or _TAG.search(core):
+                return None
+            layout.spans[len(layout.pieces)] = [(start, start + len(core))]
+            layout.pieces.append(Piece(turn, kind))
+    spans = sorted(span for (span,) in layout.spans.values())
+    # A text that occurs only inside another one is missing.
+    return layout if all(end <= start for (_, end), (start, _) in pairwise(spans)) else None
 
 
 def _key(text: str, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> str:
