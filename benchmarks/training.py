@@ -21,7 +21,8 @@ import nats
 
 from chassis.attempt.stage_worker import StageWorker
 from chassis.attempt.time_limits import TimeLimits
-from chassis.bus.event_bus import CLAIM_SUBJECT, Bus, report_subject
+from chassis.bus import subjects
+from chassis.bus.event_bus import Bus
 from chassis.child.child_process import ChildCommand
 from chassis.settings import WorkerSettings
 from chassis.store.artifact_store import ArtifactStore
@@ -79,7 +80,7 @@ async def claimed(bus: Bus, service: str, seconds: float = 60) -> Assignment:
     request = ClaimRequest(
         job_id=item.job_id, stage=item.stage, attempt=item.attempt, claim_id=uuid.uuid4().hex, node_id=_NODE
     )
-    answer = await bus.request(CLAIM_SUBJECT, request, ClaimResponse, 10)
+    answer = await bus.request(subjects.claim(service, "default"), request, ClaimResponse, 10)
     await message.ack()
     if not answer.HasField("assignment"):
         raise RuntimeError(f"the claim was refused: {answer.refused.reason}")
@@ -96,7 +97,7 @@ async def report(bus: Bus, given: Assignment, first: int, events: list[Event]) -
         first_ordinal=first,
         events=[event.SerializeToString() for event in events],
     )
-    return await bus.request(report_subject(given.job_id), request, ReportResponse, 30)
+    return await bus.request(subjects.report(given.job_id), request, ReportResponse, 30)
 
 
 async def pass_preflight(bus: Bus) -> None:

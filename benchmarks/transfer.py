@@ -247,9 +247,7 @@ def measure(folder: Path, mib: int, rounds: int) -> None:
     environment = {
         **os.environ,
         "FTF_HOME": str(folder / "home"),
-        "FTF_NATS_URL": nats.url,
-        "FTF_NATS_USER": nats.user,
-        "FTF_NATS_PASSWORD": nats.password,
+        **nats.environment("gateway"),
         "FTF_GATEWAY_LISTEN": address,
         "FTF_LOG_LEVEL": "WARNING",
     }

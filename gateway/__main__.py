@@ -4,11 +4,10 @@ import asyncio
 import logging
 import signal
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
 
-from google.protobuf.message import Message
-
-from chassis.bus.event_bus import CLAIM_SUBJECT, Bus, report_subject
+from chassis.bus import subjects
+from chassis.bus.event_bus import Bus
+from chassis.bus.permissions import GATEWAY
 from chassis.server.allocation import collect_rarely, reuse_freed_memory
 from chassis.server.gauges import serve_gauges
 from chassis.server.grpc_server import Mount, serve
@@ -55,7 +54,6 @@ from gateway.work.worker_requests import WorkerRequests
 log = logging.getLogger(__name__)
 
 _QUEUE = "gateways"
-Request = TypeVar("Request", bound=Message)
 
 
 async def run(settings: GatewaySettings) -> None:
@@ -68,7 +66,12 @@ async def run(settings: GatewaySettings) -> None:
     catalogue = Catalogue(settings.home, settings.models)
     # Its own frames are in its rings already.
     bus = await Bus.connect(
-        settings.nats_url, settings.nats_user, settings.nats_password.get_secret_value(), settings.node_id, echo=False
+        settings.nats_url,
+        settings.nats_user,
+        settings.nats_password.get_secret_value(),
+        settings.node_id,
+        inbox=subjects.inbox(GATEWAY),
+        echo=False,
     )
     fanout = Fanout(database, bus)
     dispatcher = Dispatcher(database, bus)
@@ -80,8 +83,8 @@ async def run(settings: GatewaySettings) -> None:
     preflights = Preflights(database, passthrough, machines, catalogue)
 
     await fanout.start()
-    await bus.serve(CLAIM_SUBJECT, _QUEUE, _answering(ClaimRequest, requests.claim))
-    await bus.serve(report_subject("*"), _QUEUE, _answering(ReportRequest, requests.report))
+    await bus.serve(subjects.claim("*", "*"), _QUEUE, _claims(requests))
+    await bus.serve(subjects.report("*"), _QUEUE, _reports(requests))
     server = await serve(
         Mount(
             fine_tuning_service_pb2.DESCRIPTOR.services_by_name["FineTuningService"],
@@ -150,11 +153,17 @@ async def run(settings: GatewaySettings) -> None:
         await database.close()
 
 
-def _answering(
-    request_type: type[Request], handler: Callable[[Request], Awaitable[Message]]
-) -> Callable[[bytes], Awaitable[bytes]]:
-    async def answer(data: bytes) -> bytes:
-        return (await handler(request_type.FromString(data))).SerializeToString()
+def _claims(requests: WorkerRequests) -> Callable[[str, bytes], Awaitable[bytes]]:
+    async def answer(subject: str, data: bytes) -> bytes:
+        # The broker lets each user claim on the subject of its own service and pool only.
+        return (await requests.claim(ClaimRequest.FromString(data), subjects.claimant(subject))).SerializeToString()
+
+    return answer
+
+
+def _reports(requests: WorkerRequests) -> Callable[[str, bytes], Awaitable[bytes]]:
+    async def answer(_subject: str, data: bytes) -> bytes:
+        return (await requests.report(ReportRequest.FromString(data))).SerializeToString()
 
     return answer
 

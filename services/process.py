@@ -12,8 +12,10 @@ from typing import Final, NoReturn
 from chassis.attempt.claimed_attempt import Stage
 from chassis.attempt.stage_worker import StageWorker
 from chassis.attempt.time_limits import TimeLimits
+from chassis.bus import subjects
 from chassis.bus.event_bus import Bus
 from chassis.bus.node_heartbeat import NodeHeartbeat
+from chassis.bus.permissions import user_name
 from chassis.server.gauges import serve_gauges
 from chassis.server.grpc_server import Mount, serve
 from chassis.store.artifact_store import ArtifactStore
@@ -52,7 +54,8 @@ async def _live(settings: ServiceSettings, stage: Stage, mount: Callable[[StageW
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, lambda: (again if stop.is_set() else stop).set())
     password = settings.nats_password.get_secret_value()
-    bus = await Bus.connect(settings.nats_url, settings.nats_user, password, settings.node_id)
+    inbox = subjects.inbox(user_name(settings.service, settings.pool))
+    bus = await Bus.connect(settings.nats_url, settings.nats_user, password, settings.node_id, inbox=inbox)
     worker = StageWorker(bus, ArtifactStore(settings.artifacts), stage, settings, TimeLimits())
     worker.hardware = await asyncio.to_thread(read_hardware, settings.node_id, settings.home)
     # The port comes first: a second process on it must end before it takes work.

@@ -7,9 +7,11 @@ import os
 import secrets
 import shutil
 import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from chassis.bus.permissions import BusUser
 from standalone.ports import LOOPBACK
 
 _CONFIG = """\
@@ -27,7 +29,9 @@ jetstream {{
 accounts {{
   FTF {{
     jetstream: enabled
-    users: [ {{ user: "{user}", password: "{password}" }} ]
+    users: [
+{users}
+    ]
   }}
 }}
 """
@@ -39,11 +43,11 @@ class NatsServerMissing(Exception):
 
 @dataclass(frozen=True)
 class NatsServer:
-    """A configured server that is not started. Clients need its password."""
+    """A configured server that is not started."""
 
     port: int
-    user: str
-    password: str
+    passwords: Mapping[str, str]
+    """Password of each user of the broker."""
     argv: tuple[str, ...]
 
     @property
@@ -83,14 +87,18 @@ def _quoted(path: Path) -> str:
     return f'"{"".join(plain)}"'
 
 
-def configure(folder: Path, port: int) -> NatsServer:
-    """Writes the configuration, with a new password, into `folder`, which also holds the server's data."""
+def configure(folder: Path, port: int, users: Iterable[BusUser]) -> NatsServer:
+    """Writes the configuration, with a new password for each user, into `folder`, which also has the server's data."""
     program = binary()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    user, password = "finetuneflow", secrets.token_hex(24)
-    text = _CONFIG.format(host=LOOPBACK, port=port, store=_quoted(folder / "store"), user=user, password=password)
+    passwords: dict[str, str] = {}
+    entries = []
+    for user in users:
+        passwords[user.name] = secrets.token_hex(24)
+        entries.append(user.configuration(f'"{passwords[user.name]}"'))
+    text = _CONFIG.format(host=LOOPBACK, port=port, store=_quoted(folder / "store"), users="\n".join(entries))
     path = folder / "nats.conf"
     path.unlink(missing_ok=True)
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
         file.write(text)
-    return NatsServer(port, user, password, (str(program), "--config", str(path)))
+    return NatsServer(port, passwords, (str(program), "--config", str(path)))

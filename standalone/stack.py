@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from chassis.bus.permissions import DEFAULT_POOL, gateway_user, worker_user
 from standalone import nats
 from standalone.ports import LOOPBACK, free_port
 from standalone.processes import Program, SupervisedProcess, serving
@@ -31,12 +33,23 @@ class Stack:
 
         Raises StartFailed or NatsServerMissing; the processes that were started until then keep running.
         """
-        broker = nats.configure(self.home / "nats", free_port())
+        users = {"gateway": gateway_user(), **{name: worker_user(name) for name in SERVICES}}
+        users["trainer"] = worker_user("trainer", os.environ.get("FTF_TRAINER_POOL", DEFAULT_POOL))
+        broker = nats.configure(self.home / "nats", free_port(), users.values())
         await self._keep(Program("nats-server", broker.argv, broker.ready)).start()
-        programs = [self._server("gateway", "gateway", self.address, broker, stop_seconds=10.0)]
-        programs += [
-            self._server(name, f"services.{name}", f"{LOOPBACK}:{free_port()}", broker, stop_seconds=_DRAIN_SECONDS)
-            for name in SERVICES
+        programs = [
+            self._server(
+                name,
+                "gateway" if name == "gateway" else f"services.{name}",
+                self.address if name == "gateway" else f"{LOOPBACK}:{free_port()}",
+                {
+                    "NATS_URL": broker.url,
+                    "NATS_USER": user.name,
+                    "NATS_PASSWORD": broker.passwords[user.name],
+                },
+                stop_seconds=10.0 if name == "gateway" else _DRAIN_SECONDS,
+            )
+            for name, user in users.items()
         ]
         # All are registered before any is started: if one start fails, `stop` must find all others.
         await asyncio.gather(*(kept.start() for kept in [self._keep(program) for program in programs]))
@@ -56,14 +69,10 @@ class Stack:
         self.processes[program.name] = kept
         return kept
 
-    def _server(self, name: str, module: str, address: str, broker: nats.NatsServer, *, stop_seconds: float) -> Program:
+    def _server(
+        self, name: str, module: str, address: str, broker: Mapping[str, str], *, stop_seconds: float
+    ) -> Program:
+        settings = {"HOME": str(self.home), "LISTEN": address, **broker}
         # Settings named for the service override those that the user has set for all processes.
-        prefix = f"FTF_{name.upper()}_"
-        env = {
-            f"{prefix}HOME": str(self.home),
-            f"{prefix}LISTEN": address,
-            f"{prefix}NATS_URL": broker.url,
-            f"{prefix}NATS_USER": broker.user,
-            f"{prefix}NATS_PASSWORD": broker.password,
-        }
+        env = {f"FTF_{name.upper()}_{key}": value for key, value in settings.items()}
         return Program(name, (sys.executable, "-m", module), serving(address), env, stop_seconds)

@@ -12,7 +12,8 @@ from typing import Final
 
 from chassis.attempt.spool import Spool
 from chassis.attempt.time_limits import TimeLimits
-from chassis.bus.event_bus import Bus, BusUnavailable, report_subject
+from chassis.bus import subjects
+from chassis.bus.event_bus import Bus, BusUnavailable
 from chassis.failpoints import failpoint
 from chassis.server import gauges
 from finetuneflow.v1 import event_pb2, work_pb2
@@ -122,7 +123,7 @@ class Reporter:
             first_ordinal=self._next,
             events=self._spool.read(self._next, _EVENTS_BYTES),
         )
-        subject = report_subject(record.job_id)
+        subject = subjects.report(record.job_id)
         return await self._bus.request(subject, report, work_pb2.ReportResponse, _ANSWER_SECONDS, everyone=everyone)
 
     def _measure(self) -> None:

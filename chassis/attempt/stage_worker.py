@@ -17,8 +17,8 @@ from chassis.attempt.claimed_attempt import Attempt, Sparing, Stage, WorkerConte
 from chassis.attempt.reporter import Reporter
 from chassis.attempt.spool import ClaimRecord, Spool, SpoolBusy
 from chassis.attempt.time_limits import TimeLimits
+from chassis.bus import subjects
 from chassis.bus.event_bus import (
-    CLAIM_SUBJECT,
     Bus,
     BusUnavailable,
     Handlers,
@@ -26,7 +26,6 @@ from chassis.bus.event_bus import (
     Unanswered,
     WorkMessage,
     WorkQueue,
-    event_subject,
 )
 from chassis.child.child_process import kill_leftover, kill_those_of
 from chassis.child.spare import Spare
@@ -90,7 +89,7 @@ class StageWorker:
             self._spawn(self._report_leftover(spool))
         self._context.spare.open()
         # A change of a job's state may mean a new directive for the worker that holds its claim.
-        self._nudges = await self._context.bus.subscribe(event_subject("*", "state_changed"), self._nudge)
+        self._nudges = await self._context.bus.subscribe(subjects.event("*", "state_changed"), self._nudge)
         self._puller = asyncio.create_task(self._pull(), name="pull")
 
     def node(self) -> work_pb2.Node:
@@ -276,11 +275,12 @@ class StageWorker:
         # continues: it is repeated with the same id until a gateway answers. This slot cannot be used meanwhile, and a
         # granted claim that no worker runs counts as a failure when its lease ends.
         began = time.monotonic()
+        subject = subjects.claim(self._context.stage.service, self._context.settings.pool)
         repeated = perhaps_granted = False
         while True:
             try:
                 return await self._context.bus.request(
-                    CLAIM_SUBJECT, request, work_pb2.ClaimResponse, self._limits.claim_answer_seconds, everyone=repeated
+                    subject, request, work_pb2.ClaimResponse, self._limits.claim_answer_seconds, everyone=repeated
                 )
             except BusUnavailable as error:
                 if isinstance(error, Unanswered | ResponderFailed):

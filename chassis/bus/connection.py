@@ -19,14 +19,13 @@ from nats.aio.subscription import Subscription as NatsSubscription
 from nats.js.client import JetStreamContext
 from nats.js.errors import NoStreamResponseError
 
+from chassis.bus.subjects import EVERYONE
 from chassis.errors import Unavailable
 
 _log = logging.getLogger(__name__)
 _M = TypeVar("_M", bound=Message)
 
 _ERROR_HEADER: Final = "Ftf-Error"
-_EVERYONE: Final = ".everyone"
-"""Suffix of a subject on which a request goes to all processes that serve it."""
 _CONCURRENT_HANDLERS: Final = 256
 # A pause of this process must not cause dropped messages long before memory is short.
 _PENDING_MESSAGES: Final = 1_000_000
@@ -105,12 +104,13 @@ class Handlers:
 class Connection:
     """A connection that reconnects until it is closed."""
 
-    def __init__(self, url: str, user: str, password: str, name: str, *, echo: bool = True) -> None:
+    def __init__(self, url: str, user: str, password: str, name: str, *, inbox: str, echo: bool) -> None:
         self._options: dict[str, Any] = {
             "servers": [part.strip() for part in url.split(",")],
             "user": user or None,
             "password": password or None,
             "name": name,
+            "inbox_prefix": inbox,
             "no_echo": not echo,
             "max_reconnect_attempts": -1,
             "reconnect_time_wait": 0.25,
@@ -142,14 +142,15 @@ class Connection:
         name: str = "",
         wait_seconds: float = 10.0,
         *,
+        inbox: str = "_INBOX",
         echo: bool = True,
     ) -> Self:
         """Connects. If no server is reachable, returns after `wait_seconds` and keeps trying in the background.
 
-        Without `echo`, messages sent on this connection are not received on it, requests included. Raises BusRefused
-        if a server refuses the credentials.
+        `inbox` is the prefix of the subjects on which answers are received. Without `echo`, messages sent on this
+        connection are not received on it, requests included. Raises BusRefused if a server refuses the credentials.
         """
-        bus = cls(url, user, password, name, echo=echo)
+        bus = cls(url, user, password, name, inbox=inbox, echo=echo)
         bus._connector = asyncio.create_task(bus._keep_connected(), name="bus")
         attached = asyncio.ensure_future(bus._attached.wait())
         first: set[asyncio.Future[Any]] = {attached, bus._refused}
@@ -203,15 +204,16 @@ class Connection:
         The server may choose a stopped process until its pings time out, so a request that is repeated after a time-out
         should go to everyone. Raises Unanswered after `timeout` seconds, BusUnavailable if no process can answer.
         """
-        asked = subject + _EVERYONE if everyone else subject
+        asked = subject + EVERYONE if everyone else subject
         reply = await self._ask(asked, message.SerializeToString(), timeout)
         try:
             return response_type.FromString(reply.data)
         except DecodeError as error:
             raise BusUnavailable(f"the answer on {subject} cannot be decoded as {response_type.__name__}") from error
 
-    async def serve(self, subject: str, queue: str, handler: Callable[[bytes], Awaitable[bytes]]) -> Handlers:
-        """Answers requests, concurrently. One process of the queue group gets each request, except those to everyone.
+    async def serve(self, subject: str, queue: str, handler: Callable[[str, bytes], Awaitable[bytes]]) -> Handlers:
+        """Answers requests by `handler(subject, data)`, concurrently. One process of the queue group gets each request,
+        except those to everyone.
 
         An exception of the handler is logged, and the caller gets BusUnavailable at once instead of a time-out.
         """
@@ -219,7 +221,7 @@ class Connection:
 
         async def answer(msg: Msg) -> None:
             try:
-                data, headers = await handler(msg.data), None
+                data, headers = await handler(msg.subject, msg.data), None
             except Unavailable as failure:
                 _log.warning("a request on %s was not answered: %s", msg.subject, failure)
                 data, headers = b"", {_ERROR_HEADER: "the responder failed"}
@@ -241,7 +243,7 @@ class Connection:
             handlers.running.add(task)
             task.add_done_callback(handlers.running.discard)
 
-        handlers = Handlers({subject: queue, subject + _EVERYONE: ""}, receive)
+        handlers = Handlers({subject: queue, subject + EVERYONE: ""}, receive)
         return await self._attach(handlers)
 
     async def subscribe(self, subject: str, handler: Callable[[str, bytes], None]) -> Handlers:
@@ -333,6 +335,8 @@ class Connection:
             if not self._attached.is_set() and not self._refused.done():
                 self._refused.set_result(None)
             _log.error("NATS refuses this process: %s", error)
+        elif "permissions violation" in str(error).lower():
+            _log.error("the broker does not allow this process what it needs: %s", error)
         else:
             _log.debug("NATS: %s %s", type(error).__name__, error)
 

@@ -7,10 +7,12 @@ import contextlib
 import logging
 from typing import Final
 
+from google.protobuf.message import DecodeError
 from nats.js import api
 from nats.js.errors import APIError, NotFoundError
+from nats.js.kv import KV_DEL, KV_OP
 
-from chassis.bus import streams
+from chassis.bus import streams, subjects
 from chassis.bus.connection import (
     BusRefused,
     BusUnavailable,
@@ -36,27 +38,16 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
-CLAIM_SUBJECT: Final = "ftf.v1.claim"
 _CHECK_SECONDS: Final = 2.0
 _SLOT_TAKEN: Final = 10077
 """JetStream's "maximum messages per subject exceeded": the item is queued already."""
 
 
-def report_subject(job_id: str) -> str:
-    """Returns the subject of reports for a job; `*` for all jobs."""
-    return f"ftf.v1.report.{job_id}"
-
-
-def event_subject(job_id: str, kind: str) -> str:
-    """Returns the subject on which accepted events of a job are published."""
-    return f"ftf.v1.jobs.{job_id}.{kind}"
-
-
 class Bus(Connection):
     """A connection with the operations of this system."""
 
-    def __init__(self, url: str, user: str, password: str, name: str, *, echo: bool = True) -> None:
-        super().__init__(url, user, password, name, echo=echo)
+    def __init__(self, url: str, user: str, password: str, name: str, *, inbox: str, echo: bool) -> None:
+        super().__init__(url, user, password, name, inbox=inbox, echo=echo)
         self._work_stream = ""
         self._work_sequence = 0
         self._work_connection = 0
@@ -64,7 +55,8 @@ class Bus(Connection):
         self._lacking: set[str] = set()
 
     async def ensure_streams(self) -> bool:
-        """Creates FTF_WORK, FTF_EVENTS and the bucket of nodes if they are missing. Several processes may call it.
+        """Creates FTF_WORK, FTF_EVENTS and the bucket of nodes if they are missing. Several gateways may call it; the
+        broker allows it to them alone.
 
         Returns True if FTF_WORK is another stream than this object saw last, whoever created it (so also the first
         time): the work it held is gone, and every READY attempt must be published. Raises BusUnavailable if there is
@@ -79,7 +71,7 @@ class Bus(Connection):
     async def _make_the_rest(self) -> None:
         for name, make in (
             (streams.EVENTS_STREAM, streams.make_events_stream),
-            (streams.NODES_BUCKET, streams.make_nodes_bucket),
+            (subjects.NODES_BUCKET, streams.make_nodes_bucket),
         ):
             try:
                 await make(self)
@@ -132,7 +124,7 @@ class Bus(Connection):
         Never with a Msg-Id: the duplicate window would drop a repeated dispatch. Raises BusUnavailable if the item may
         not be stored.
         """
-        subject = streams.work_subject(service, pool, item)
+        subject = subjects.work(service, pool, item)
         for last in (False, True):
             try:
                 async with self.jetstream() as js:
@@ -153,34 +145,33 @@ class Bus(Connection):
         return WorkQueue(self, service, pool)
 
     async def put_node(self, node: work_pb2.Node) -> None:
-        """Publishes the state of a node; the entry expires after NODE_TTL_SECONDS. Raises BusUnavailable."""
-        for last in (False, True):
-            try:
-                async with self.jetstream() as js:
-                    await js.publish(f"$KV.{streams.NODES_BUCKET}.{node.id}", node.SerializeToString(), timeout=2.0)
-                return
-            except NoStream:
-                if last:
-                    raise
-                await streams.make_nodes_bucket(self)
+        """Publishes the state of a node; the entry expires after NODE_TTL_SECONDS.
 
-    async def remove_node(self, node_id: str) -> None:
+        Raises BusUnavailable, also until a gateway has created the bucket.
+        """
+        async with self.jetstream() as js:
+            await js.publish(subjects.node(node.service, node.id), node.SerializeToString(), timeout=2.0)
+
+    async def remove_node(self, service: str, node_id: str) -> None:
         """Removes the entry of a node. Raises BusUnavailable."""
         async with self.jetstream() as js:
-            await js.purge_stream(streams.NODES_STREAM, subject=f"$KV.{streams.NODES_BUCKET}.{node_id}")
+            # A marker in place of the entry: purging a subject is a right over the whole stream.
+            await js.publish(subjects.node(service, node_id), b"", timeout=2.0, headers={KV_OP: KV_DEL})
 
     async def nodes(self) -> list[work_pb2.Node]:
         """Returns all live nodes by id; none after a wipe until they publish again. Raises BusUnavailable."""
         # Watchers of a bucket receive nothing for seconds after a wipe; a request for its subjects works at once.
-        prefix = f"$KV.{streams.NODES_BUCKET}."
         found = []
         async with self.jetstream() as js:
             try:
-                info = await js.stream_info(streams.NODES_STREAM, subjects_filter=f"{prefix}>")
+                info = await js.stream_info(streams.NODES_STREAM, subjects_filter=subjects.node("*", "*"))
             except NotFoundError:
                 return []
             for subject in sorted(info.state.subjects or {}):
-                with contextlib.suppress(NotFoundError):
+                with contextlib.suppress(NotFoundError, DecodeError):
                     message = await js.get_last_msg(streams.NODES_STREAM, subject)
-                    found.append(work_pb2.Node.FromString(message.data or b""))
-        return found
+                    node = work_pb2.Node.FromString(message.data or b"")
+                    # A user of the broker may write nodes of its own service only; a removed one has no content.
+                    if subject == subjects.node(node.service, node.id):
+                        found.append(node)
+        return sorted(found, key=lambda node: node.id)

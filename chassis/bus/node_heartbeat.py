@@ -41,7 +41,8 @@ class NodeHeartbeat:
             self._task.cancel()
             await asyncio.wait({self._task})
         with contextlib.suppress(BusUnavailable):
-            await self._bus.remove_node(self._describe().id)
+            node = self._describe()
+            await self._bus.remove_node(node.service, node.id)
 
     async def _run(self) -> None:
         while True:

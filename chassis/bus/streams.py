@@ -7,22 +7,15 @@ from typing import Final
 from nats.js import api
 from nats.js.errors import APIError
 
+from chassis.bus import subjects
 from chassis.bus.connection import Connection
-from finetuneflow.v1 import fine_tuning_job_pb2, work_pb2
 
 WORK_STREAM: Final = "FTF_WORK"
 EVENTS_STREAM: Final = "FTF_EVENTS"
-NODES_BUCKET: Final = "ftf_nodes"
-NODES_STREAM: Final = f"KV_{NODES_BUCKET}"
+NODES_STREAM: Final = f"KV_{subjects.NODES_BUCKET}"
 NODE_TTL_SECONDS: Final = 15.0
 
 _OTHER_CONFIGURATION: Final = 10058
-
-
-def work_subject(service: str, pool: str, item: work_pb2.WorkItem) -> str:
-    """Returns the subject of an attempt. The stream holds at most one message on it."""
-    stage = fine_tuning_job_pb2.Stage.Name(item.stage).removeprefix("STAGE_").lower()
-    return f"ftf.v1.work.{service}.{pool}.{item.job_id}.{stage}.{item.attempt}"
 
 
 async def make_work_stream(connection: Connection) -> str:
@@ -31,7 +24,7 @@ async def make_work_stream(connection: Connection) -> str:
         connection,
         api.StreamConfig(
             name=WORK_STREAM,
-            subjects=["ftf.v1.work.>"],
+            subjects=[f"{subjects.WORK}.>"],
             retention=api.RetentionPolicy.WORK_QUEUE,
             discard=api.DiscardPolicy.NEW,
             discard_new_per_subject=True,
@@ -47,7 +40,7 @@ async def make_events_stream(connection: Connection) -> None:
         connection,
         api.StreamConfig(
             name=EVENTS_STREAM,
-            subjects=["ftf.v1.jobs.>"],
+            subjects=[f"{subjects.EVENTS}.>"],
             retention=api.RetentionPolicy.LIMITS,
             discard=api.DiscardPolicy.OLD,
             max_age=7 * 86_400,
@@ -62,7 +55,9 @@ async def make_nodes_bucket(connection: Connection) -> None:
     """Creates the bucket of nodes if it is missing. Raises BusUnavailable."""
     async with connection.jetstream() as js:
         await js.create_key_value(
-            api.KeyValueConfig(bucket=NODES_BUCKET, ttl=NODE_TTL_SECONDS, history=1, storage=api.StorageType.MEMORY)
+            api.KeyValueConfig(
+                bucket=subjects.NODES_BUCKET, ttl=NODE_TTL_SECONDS, history=1, storage=api.StorageType.MEMORY
+            )
         )
 
 

@@ -13,8 +13,9 @@ from typing import Final
 import nats
 from google.protobuf.message import DecodeError
 from nats.js import api
+from nats.js.errors import NotFoundError
 
-from chassis.bus import streams
+from chassis.bus import streams, subjects
 from chassis.bus.connection import BusUnavailable, Connection, heeding_cancellation
 from finetuneflow.v1 import work_pb2
 
@@ -55,8 +56,8 @@ class WorkQueue:
 
     def __init__(self, connection: Connection, service: str, pool: str) -> None:
         self._connection = connection
-        self._durable = f"{service}_{pool}"
-        self._subject = f"ftf.v1.work.{service}.{pool}.>"
+        self._durable = subjects.consumer(service, pool)
+        self._subject = subjects.queue(service, pool)
         self._away = False
 
     async def next(self, timeout: float) -> WorkMessage | None:  # noqa: ASYNC109 - a long poll, not a failure
@@ -81,7 +82,10 @@ class WorkQueue:
         return None
 
     def _note_outage(self, error: BusUnavailable) -> None:
-        if not self._away:
+        if isinstance(error.__cause__, NotFoundError):
+            if not self._away:
+                _log.info("waiting for a gateway to create the queue of %s", self._subject)
+        elif not self._away:
             _log.warning("work cannot be pulled from %s; trying again: %s", self._subject, error)
         self._away = True
 
@@ -111,11 +115,12 @@ class WorkQueue:
         return WorkMessage(item, msg.reply, self._connection)
 
     async def _recreate(self) -> None:
-        await streams.make_work_stream(self._connection)
+        # Fails until a gateway has created the stream.
         async with self._connection.jetstream() as js:
             await js.add_consumer(
                 streams.WORK_STREAM,
                 api.ConsumerConfig(
+                    name=self._durable,
                     durable_name=self._durable,
                     filter_subject=self._subject,
                     ack_policy=api.AckPolicy.EXPLICIT,

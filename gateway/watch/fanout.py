@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from google.protobuf.message import DecodeError
 from sqlalchemy.exc import DBAPIError
 
-from chassis.bus.event_bus import Bus, BusUnavailable, event_subject
+from chassis.bus import subjects
+from chassis.bus.event_bus import Bus, BusUnavailable
 from chassis.errors import NotFound, OutOfRange, Unavailable, Violation
 from chassis.server import gauges
 from gateway.sql.database import Database
@@ -57,7 +58,7 @@ class Fanout:
             if end == len(frames) or frames[end].kind != frames[start].kind:
                 run = b"".join(frame.data for frame in frames[start:end])
                 try:
-                    await self._bus.publish(event_subject(work_id, frames[start].kind), run)
+                    await self._bus.publish(subjects.event(work_id, frames[start].kind), run)
                 except BusUnavailable as error:
                     log.warning("live events of %s were not published: %s", work_id, error)
                     return
@@ -65,7 +66,7 @@ class Fanout:
 
     async def start(self) -> None:
         """Subscribes to the events that other gateways accept."""
-        await self._bus.subscribe(event_subject("*", "*"), self._received)
+        await self._bus.subscribe(subjects.event("*", "*"), self._received)
 
     def end(self) -> None:
         """Ends every watch with Unavailable: this gateway stops, and the watcher continues at another or after it."""

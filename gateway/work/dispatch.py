@@ -14,7 +14,7 @@ from finetuneflow.v1.work_pb2 import WorkItem
 from gateway.sql.database import Database
 from gateway.sql.database_errors import DatabaseUnavailable
 from gateway.sql.tables import Attempt, now
-from gateway.work.kinds import SERVICES
+from gateway.work.kinds import queue_of
 
 log = logging.getLogger(__name__)
 
@@ -136,11 +136,11 @@ class Dispatcher:
         if key not in self._offers:
             # Of two readings of the wall clock, the later may be of a clock set back: nobody waits longer for that.
             left = min(attempt.not_before - now(), attempt.not_before - attempt.create_time)
+            service, pool = queue_of(attempt.stage, attempt.pool)
             self._offers[key] = _Offer(
                 item=WorkItem(job_id=attempt.work_id, stage=attempt.stage, attempt=attempt.attempt),
-                service=SERVICES[attempt.stage],
-                # Training is the stage that pools scale; the others have one pool each.
-                pool=attempt.pool if attempt.stage == "STAGE_TRAINING" else "default",
+                service=service,
+                pool=pool,
                 due=time.monotonic() + max(left, 0) / 1e6,
             )
         return self._offers[key]

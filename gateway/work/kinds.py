@@ -40,6 +40,12 @@ SERVICES = {
 }
 
 
+def queue_of(stage: str, pool: str) -> tuple[str, str]:
+    """Returns the service and pool that run a stage of work whose trainings run in `pool`."""
+    # Training is the stage that pools scale; the others have one pool each.
+    return SERVICES[stage], pool if stage == "STAGE_TRAINING" else "default"
+
+
 def no_such(kind: Kind, work_id: str) -> NotFound:
     """The error for work that does not exist, or belongs to another tenant or kind."""
     message = f"there is no {kind.noun} {work_id!r}"

@@ -31,7 +31,7 @@ from gateway.planning_target import PlanningTargets
 from gateway.specs import dataset_ids
 from gateway.sql.tables import Attempt, Metric, SavedArtifact, SavedCheckpoint, SavedResult, UploadedDataset, Work
 from gateway.work import lifecycle
-from gateway.work.kinds import EVALUATION
+from gateway.work.kinds import EVALUATION, queue_of
 from gateway.work.ledger import ELAPSED_SECONDS, Decision, Ledger
 from gateway.work.projection import completion_reason, project
 
@@ -55,12 +55,13 @@ class WorkerRequests:
         self._ledger = ledger
         self._machines = machines
 
-    async def claim(self, request: ClaimRequest) -> ClaimResponse:
-        """Grants a READY attempt of work that is to run. The same claim_id again gets the same answer."""
+    async def claim(self, request: ClaimRequest, queue: tuple[str, str]) -> ClaimResponse:
+        """Grants a READY attempt of work that is to run, to a worker of `queue`, its service and pool. The same
+        claim_id again gets the same answer."""
         try:
             async with self._ledger.decide(request.job_id) as decision:
                 attempt = decision.attempt
-                refusal = _refusal(decision, request)
+                refusal = _refusal(decision, request, queue)
                 if attempt is None or refusal:
                     return ClaimResponse(refused=ClaimRefused(reason=refusal))
                 if attempt.state == "READY":
@@ -246,8 +247,17 @@ async def _training_seconds(session: AsyncSession, work_id: str) -> float:
     return sum(value or 0.0 for value in (await session.exec(seconds)).all())
 
 
-def _refusal(decision: Decision, request: ClaimRequest) -> str:
+def _refusal(decision: Decision, request: ClaimRequest, queue: tuple[str, str]) -> str:
     attempt = decision.attempt
+    if attempt is not None and queue_of(attempt.stage, attempt.pool) != queue:
+        log.warning(
+            "node %s of pool %s of the %s claimed work of another queue",
+            request.node_id,
+            queue[1],
+            queue[0],
+            extra={"job_id": request.job_id},
+        )
+        return "UNKNOWN"
     if attempt is None or (Stage.Value(attempt.stage), attempt.attempt) != (request.stage, request.attempt):
         return "ENDED"
     if attempt.state == "CLAIMED":

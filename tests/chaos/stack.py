@@ -25,6 +25,7 @@ from finetuneflow.v1 import trainer_service_pb2, trainer_service_pb2_grpc
 from standalone import nats
 from standalone.guard import guarded
 from standalone.ports import free_port
+from tests.servers.nats import USERS
 from tests.servers.postgres import PostgresServer
 
 SERVICES = ("probe", "trainer", "evaluator", "exporter")
@@ -129,7 +130,7 @@ class Stack:
         self.postgres = PostgresServer() if postgres else None
         self.sqlite = self.home / "gateway.sqlite"
         self.database_url = self.postgres.url if self.postgres else f"sqlite:///{self.sqlite}"
-        self._nats = nats.configure(self.home / "nats", free_port())
+        self._nats = nats.configure(self.home / "nats", free_port(), USERS)
         self.nats_store = self.home / "nats" / "store"
         self.nats = self._proc("nats", self._nats.argv, {})
         self.gateways = [self._gateway(number) for number in range(1, gateways + 1)]
@@ -269,6 +270,8 @@ class Stack:
             [sys.executable, "-m", "tests.chaos.gateway", str(self.clock)],
             {
                 "FTF_GATEWAY_LISTEN": f"127.0.0.1:{free_port()}",
+                "FTF_GATEWAY_NATS_USER": "gateway",
+                "FTF_GATEWAY_NATS_PASSWORD": self._nats.passwords["gateway"],
                 "FTF_GATEWAY_DATABASE_URL": self.database_url,
                 "FTF_GATEWAY_LEASE_SECONDS": str(LEASE_SECONDS),
             },
@@ -283,6 +286,8 @@ class Stack:
             [sys.executable, "-m", *module, str(self.home)],
             {
                 f"FTF_{upper}_LISTEN": f"127.0.0.1:{free_port()}",
+                f"FTF_{upper}_NATS_USER": upper.lower(),
+                f"FTF_{upper}_NATS_PASSWORD": self._nats.passwords[upper.lower()],
                 "FTF_STALL_SECONDS": "30" if self.model else "4",
                 "FTF_LOADING_STALL_SECONDS": "120" if self.model else "8",
                 "FTF_CANCEL_GRACE_SECONDS": "1",
@@ -297,8 +302,6 @@ class Stack:
             "FTF_HOME": str(self.home / name),
             "FTF_ARTIFACTS_URL": self.artifacts.as_uri(),
             "FTF_NATS_URL": self._nats.url,
-            "FTF_NATS_USER": self._nats.user,
-            "FTF_NATS_PASSWORD": self._nats.password,
             "FTF_NODE_ID": name,
             "FTF_FAILPOINTS": str(self.failpoints),
             "FTF_MODELS": json.dumps({"tiny" if self.model else "chain": str(model)}),

@@ -16,7 +16,8 @@ import psutil
 from chassis.attempt.spool import ClaimRecord
 from chassis.attempt.stage_worker import StageWorker
 from chassis.attempt.time_limits import TimeLimits
-from chassis.bus.event_bus import CLAIM_SUBJECT, Bus, Handlers, report_subject
+from chassis.bus import subjects
+from chassis.bus.event_bus import Bus, Handlers
 from chassis.child.child_process import ChildCommand
 from chassis.child.spare import SpareCommand
 from chassis.preparation import GivenUp, progressed, say
@@ -106,8 +107,8 @@ class Gateway:
 
     async def open(self) -> None:
         self._handlers = [
-            await self.bus.serve(CLAIM_SUBJECT, "gateways", self._claim),
-            await self.bus.serve(report_subject("*"), "gateways", self._report),
+            await self.bus.serve(subjects.claim("*", "*"), "gateways", self._claim),
+            await self.bus.serve(subjects.report("*"), "gateways", self._report),
         ]
 
     async def close(self) -> None:
@@ -126,7 +127,7 @@ class Gateway:
     async def seen(self, wanted: str) -> None:
         await self.until(lambda: any(kind(event) == wanted for event in self.events))
 
-    async def _claim(self, data: bytes) -> bytes:
+    async def _claim(self, _subject: str, data: bytes) -> bytes:
         request = work_pb2.ClaimRequest.FromString(data)
         if self.claim_id not in ("", request.claim_id):
             refused = work_pb2.ClaimRefused(reason="CLAIMED_BY_ANOTHER")
@@ -145,7 +146,7 @@ class Gateway:
             raise ConnectionError("the answer got lost")
         return work_pb2.ClaimResponse(assignment=assignment).SerializeToString()
 
-    async def _report(self, data: bytes) -> bytes:
+    async def _report(self, _subject: str, data: bytes) -> bytes:
         report = work_pb2.ReportRequest.FromString(data)
         directive = self.directive
         if report.claim_id != self.claim_id:

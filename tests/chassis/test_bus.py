@@ -89,7 +89,7 @@ async def test_work_is_dealt_out_where_there_is_no_room_for_events(
     assert "insufficient storage" in warning
     await bus.publish_work("trainer", "default", item())
     assert await queue.next(5)
-    await bus.put_node(work_pb2.Node(id="a-1"))
+    await bus.put_node(work_pb2.Node(id="a-1", service="probe"))
     await bus.close()
 
 
@@ -125,7 +125,7 @@ async def test_a_request_is_answered_and_every_way_of_not_being_answered_is_one_
     """Workers spool on BusUnavailable; any other error would end them."""
     ask = work_pb2.ClaimRequest(job_id="j")
 
-    async def answer(data: bytes) -> bytes:
+    async def answer(_subject: str, data: bytes) -> bytes:
         request = work_pb2.ClaimRequest.FromString(data)
         if request.job_id == "bad":
             raise RuntimeError("a defect")
@@ -212,12 +212,14 @@ async def test_a_loop_around_the_bus_ends_when_it_is_cancelled(bus: Bus) -> None
 
 async def test_nodes_come_go_and_survive_a_wipe(bus: Bus, nats_server: NatsServer) -> None:
     assert await bus.nodes() == []
+    await bus.ensure_streams()
     one, two = work_pb2.Node(id="a-1", service="probe", address="h:1"), work_pb2.Node(id="b-2", service="trainer")
     await bus.put_node(two)
     await bus.put_node(one)
     assert await bus.nodes() == [one, two]
-    await bus.remove_node("b-2")
+    await bus.remove_node("trainer", "b-2")
     assert await bus.nodes() == [one]
     await asyncio.to_thread(nats_server.wipe)
-    await eventually(lambda: bus.put_node(one))
+    await eventually(bus.ensure_streams)
+    await bus.put_node(one)
     assert await bus.nodes() == [one]

@@ -16,10 +16,10 @@ class StoppedGateway(Gateway):
         self.awake = asyncio.Event()
         self.asked: asyncio.Queue[str] = asyncio.Queue()
 
-    async def _claim(self, data: bytes) -> bytes:
+    async def _claim(self, _subject: str, data: bytes) -> bytes:
         self.asked.put_nowait(work_pb2.ClaimRequest.FromString(data).claim_id)
         await self.awake.wait()
-        return await super()._claim(data)
+        return await super()._claim(_subject, data)
 
 
 async def test_what_a_stopped_gateway_grants_in_the_end_is_run(bus: Bus, start_worker: StartWorker) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from chassis.bus.event_bus import Bus, event_subject
+from chassis.bus import subjects
+from chassis.bus.event_bus import Bus
 from finetuneflow.v1 import work_pb2
 from tests.chassis.conftest import StartSupervisor, StartWorker
 from tests.chassis.peers import ITEM, ChildStage, Gateway, arm, cleared, gone, idle, kind, record, spools
@@ -80,8 +81,8 @@ async def test_a_change_of_the_jobs_state_reaches_its_worker_before_the_next_hea
     await gateway.seen("log")
     reports = gateway.reports
     gateway.directive = work_pb2.DIRECTIVE_CANCEL
-    await bus.publish(event_subject("ftjob_another", "state_changed"), b"")
-    await bus.publish(event_subject("ftjob_a", "state_changed"), b"")
+    await bus.publish(subjects.event("ftjob_another", "state_changed"), b"")
+    await bus.publish(subjects.event("ftjob_a", "state_changed"), b"")
     assert (await gateway.ending()).stage_released.reason == "CANCELLED"
     assert gateway.reports > reports
 

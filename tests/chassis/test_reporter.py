@@ -10,7 +10,8 @@ import pytest
 from chassis.attempt.reporter import Reporter
 from chassis.attempt.spool import ClaimRecord, Spool
 from chassis.attempt.time_limits import TimeLimits
-from chassis.bus.event_bus import Bus, report_subject
+from chassis.bus import subjects
+from chassis.bus.event_bus import Bus
 from chassis.events import event_of
 from chassis.server import gauges
 from finetuneflow.v1 import event_pb2, work_pb2
@@ -30,7 +31,7 @@ class Desk:
         self.answer: Callable[[work_pb2.ReportRequest], Awaitable[int]] = self._everything
         self._news = asyncio.Condition()
 
-    async def handle(self, data: bytes) -> bytes:
+    async def handle(self, _subject: str, data: bytes) -> bytes:
         request = work_pb2.ReportRequest.FromString(data)
         async with self._news:
             self.reports.append(request)
@@ -54,7 +55,7 @@ class Desk:
 async def reporting(
     bus: Bus, spool: Spool, desk: Desk, heartbeat_seconds: float = TimeLimits.heartbeat_seconds
 ) -> AsyncIterator[Reporter]:
-    handlers = await bus.serve(report_subject("*"), "gateways", desk.handle)
+    handlers = await bus.serve(subjects.report("*"), "gateways", desk.handle)
     reporter = Reporter(bus, spool, lambda _: None, heartbeat_seconds)
     running = asyncio.create_task(reporter.run())
     try:

@@ -22,7 +22,7 @@ from gateway.servicers.results import Evaluations, Exports
 from gateway.servicers.work import WorkMethods
 from gateway.sql.database import Database
 from gateway.sql.tables import Attempt, SavedCheckpoint, Work, WorkEvent
-from gateway.work.kinds import EVALUATION, EXPORT, FINE_TUNING_JOB, KINDS, Kind
+from gateway.work.kinds import EVALUATION, EXPORT, FINE_TUNING_JOB, KINDS, Kind, queue_of
 from gateway.work.ledger import Ledger
 from gateway.work.worker_requests import WorkerRequests
 from tests.fakes.planning import NoTrainers
@@ -344,7 +344,8 @@ class Claim:
                 attempt=self.number,
                 claim_id=self.claim_id,
                 node_id="node",
-            )
+            ),
+            queue_of(f"STAGE_{self.stage}", "default"),
         )
         if response.HasField("refused"):
             return response.refused.reason

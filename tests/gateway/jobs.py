@@ -16,7 +16,7 @@ from finetuneflow.v1.work_pb2 import Assignment, ClaimRequest, ClaimResponse, Re
 from gateway.identifiers import new_id
 from gateway.sql.tables import Attempt, Work, WorkEvent, now
 from gateway.work import lifecycle
-from gateway.work.kinds import FINE_TUNING_JOB, Kind
+from gateway.work.kinds import FINE_TUNING_JOB, Kind, queue_of
 from gateway.work.ledger import Ledger
 from gateway.work.projection import new_result
 from gateway.work.worker_requests import WorkerRequests
@@ -93,7 +93,7 @@ class Worker:
             claim_id=self.claim_id,
             node_id="node-1",
         )
-        response = await self.acceptance.claim(request)
+        response = await self.acceptance.claim(request, queue_of(attempt.stage, attempt.pool))
         self.assignment.CopyFrom(response.assignment)
         return response
 

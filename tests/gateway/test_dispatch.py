@@ -164,4 +164,4 @@ async def test_an_item_of_no_attempt_is_refused(
     for stage in (item.stage, 99):
         request = ClaimRequest(job_id=job_id, attempt=item.attempt, claim_id="a" * 32)
         request.stage = stage  # type: ignore[assignment]
-        assert (await acceptance.claim(request)).refused.reason in ("UNKNOWN", "ENDED")
+        assert (await acceptance.claim(request, ("probe", "default"))).refused.reason in ("UNKNOWN", "ENDED")

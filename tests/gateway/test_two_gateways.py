@@ -16,7 +16,8 @@ from sqlmodel import SQLModel
 
 from chassis.attempt.reporter import Reporter
 from chassis.attempt.spool import ClaimRecord, Spool
-from chassis.bus.event_bus import CLAIM_SUBJECT, Bus, BusUnavailable, report_subject
+from chassis.bus import subjects
+from chassis.bus.event_bus import Bus, BusUnavailable
 from chassis.events import event_of
 from finetuneflow.v1 import fine_tuning_service_pb2 as api
 from finetuneflow.v1.event_pb2 import Event, StageCompleted
@@ -45,9 +46,7 @@ class Replica:
         environment = {
             "FTF_HOME": str(folder),
             "FTF_NODE_ID": name,
-            "FTF_NATS_URL": nats_server.url,
-            "FTF_NATS_USER": nats_server.user,
-            "FTF_NATS_PASSWORD": nats_server.password,
+            **nats_server.environment("gateway"),
             "FTF_GATEWAY_LISTEN": self.address,
             "FTF_GATEWAY_DATABASE_URL": url,
             "FTF_GATEWAY_LEASE_SECONDS": str(LEASE_SECONDS),
@@ -150,10 +149,11 @@ async def hold(bus: Bus, stage: str, folder: Path) -> Holder:
                 claim_id=uuid.uuid4().hex,
                 node_id="node",
             )
+            subject = subjects.claim(SERVICES[stage], "default")
             repeated = False
             while True:
                 try:
-                    answer = await bus.request(CLAIM_SUBJECT, request, ClaimResponse, 2, everyone=repeated)
+                    answer = await bus.request(subject, request, ClaimResponse, 2, everyone=repeated)
                     break
                 except BusUnavailable:
                     repeated = True
@@ -176,7 +176,7 @@ async def ask_everyone_again(bus: Bus, holder: Holder) -> None:
     event.job_id, event.stage, event.attempt = given.job_id, given.stage, given.attempt
     report = ReportRequest(job_id=given.job_id, claim_id=given.claim_id, events=[event.SerializeToString()])
     for _ in range(3):
-        answer = await bus.request(report_subject(given.job_id), report, ReportResponse, 10, everyone=True)
+        answer = await bus.request(subjects.report(given.job_id), report, ReportResponse, 10, everyone=True)
         assert answer.next_ordinal >= 1
 
 

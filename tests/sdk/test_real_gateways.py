@@ -33,9 +33,7 @@ class Pair:
     def start(self, address: str) -> None:
         environment = {
             "FTF_HOME": str(self.home),
-            "FTF_NATS_URL": self.nats.url,
-            "FTF_NATS_USER": self.nats.user,
-            "FTF_NATS_PASSWORD": self.nats.password,
+            **self.nats.environment("gateway"),
             "FTF_GATEWAY_LISTEN": address,
             "FTF_MODELS": json.dumps({}),
         }

@@ -9,16 +9,26 @@ import sys
 import time
 from pathlib import Path
 
+from chassis.bus.permissions import gateway_user, worker_user
+
 CONFIG = """
 listen: 127.0.0.1:{port}
 max_payload: 8MB
 server_name: test
 jetstream {{ store_dir: "{store}", max_memory_store: 64MB, max_file_store: 4GB }}
 accounts {{
-  FTF {{ jetstream: enabled, users: [ {{ user: "{user}", password: "{password}" }} ] }}
+  FTF {{ jetstream: enabled, users: [
+    {{ user: "{user}", password: "{password}" }}
+    {users}
+  ] }}
 }}
 """
 
+USERS = [
+    gateway_user(),
+    *map(worker_user, ("probe", "trainer", "evaluator", "exporter")),
+    worker_user("trainer", "gpu"),
+]
 
 # In the new process, not between fork and exec: a process that has used gRPC crashes there now and then.
 DIE_WITH_PARENT = """
@@ -30,7 +40,10 @@ os.execv(sys.argv[1], sys.argv[1:])
 
 
 class NatsServer:
-    """A nats-server on one port for its whole life, so that clients reconnect after a restart."""
+    """A nats-server on one port for its whole life, so that clients reconnect after a restart.
+
+    It has the users of a real system, and `user`, which may do everything.
+    """
 
     user = "ftf"
     password = "test-password"
@@ -44,9 +57,19 @@ class NatsServer:
         self.url = f"nats://127.0.0.1:{self.port}"
         self._config = folder / "nats.conf"
         self._config.write_text(
-            CONFIG.format(port=self.port, store=self._store, user=self.user, password=self.password)
+            CONFIG.format(
+                port=self.port,
+                store=self._store,
+                user=self.user,
+                password=self.password,
+                users="\n".join(user.configuration(f'"{self.password}"') for user in USERS),
+            )
         )
         self._process: subprocess.Popen[bytes] | None = None
+
+    def environment(self, service: str) -> dict[str, str]:
+        """Returns the settings with which a process of the gateway or of a service connects, as its own user."""
+        return {"FTF_NATS_URL": self.url, "FTF_NATS_USER": service, "FTF_NATS_PASSWORD": self.password}
 
     def start(self) -> None:
         binary = shutil.which("nats-server", path=str(Path(sys.executable).parent)) or shutil.which("nats-server")

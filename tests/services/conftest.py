@@ -25,9 +25,7 @@ class Process:
         self.node_id = f"{name}-under-test"
         environment = {
             "FTF_HOME": str(home),
-            "FTF_NATS_URL": nats.url,
-            "FTF_NATS_USER": nats.user,
-            "FTF_NATS_PASSWORD": nats.password,
+            **nats.environment(name),
             f"FTF_{name.upper()}_LISTEN": "127.0.0.1:0",
             f"FTF_{name.upper()}_NODE_ID": self.node_id,
         }

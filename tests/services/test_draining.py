@@ -34,9 +34,7 @@ async def start(nats_server: NatsServer, tmp_path: Path) -> AsyncIterator[Start]
     async def start() -> asyncio.subprocess.Process:
         environment = {
             "FTF_HOME": str(tmp_path / "home"),
-            "FTF_NATS_URL": nats_server.url,
-            "FTF_NATS_USER": nats_server.user,
-            "FTF_NATS_PASSWORD": nats_server.password,
+            **nats_server.environment("trainer"),
             "FTF_TRAINER_LISTEN": "127.0.0.1:0",
             "FTF_TRAINER_DRAIN_SECONDS": "600",
             "PYTHONPATH": str(Path(__file__).parents[2]),

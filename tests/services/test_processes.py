@@ -128,6 +128,7 @@ def test_a_drained_trainer_stays_and_takes_no_work(channels: dict[str, grpc.Chan
 async def test_every_node_publishes_its_hardware(processes: dict[str, Process], nats: NatsServer) -> None:
     """Otherwise a user could not see which machine has room for a job."""
     bus = await Bus.connect(nats.url, nats.user, nats.password, "test")
+    await bus.ensure_streams()
     async with asyncio.timeout(20):
         while len(nodes := await bus.nodes()) < len(SERVICES):  # noqa: ASYNC110 - each says so in its own time
             await asyncio.sleep(0.1)

@@ -9,6 +9,7 @@ import nats
 import pytest
 from nats.errors import Error as NatsError
 
+from chassis.bus.permissions import gateway_user, worker_user
 from standalone.nats import NatsServer, configure
 from standalone.ports import free_port
 from standalone.processes import Program, SupervisedProcess
@@ -17,7 +18,7 @@ from tests.odd_names import ODD
 
 @pytest.fixture
 async def broker(tmp_path: Path) -> AsyncIterator[NatsServer]:
-    server = configure(tmp_path / ODD, free_port())
+    server = configure(tmp_path / ODD, free_port(), [gateway_user()])
     kept = SupervisedProcess(Program("nats-server", server.argv, server.ready), tmp_path, tmp_path / "logs", print)
     await kept.start()
     yield server
@@ -30,7 +31,7 @@ async def test_only_who_knows_the_password_gets_in(broker: NatsServer) -> None:
         with pytest.raises(NatsError):
             await nats.connect(
                 broker.url,
-                user=broker.user,
+                user="gateway",
                 password=password,
                 allow_reconnect=False,
                 max_reconnect_attempts=0,
@@ -40,10 +41,12 @@ async def test_only_who_knows_the_password_gets_in(broker: NatsServer) -> None:
 
 async def test_it_has_jetstream_and_takes_large_messages(broker: NatsServer) -> None:
     """Work waits in a stream; without one no job ever starts."""
-    client = await nats.connect(broker.url, user=broker.user, password=broker.password)
+    client = await nats.connect(
+        broker.url, user="gateway", password=broker.passwords["gateway"], inbox_prefix="_INBOX_gateway"
+    )
     jetstream = client.jetstream()
-    await jetstream.add_stream(name="TRY", subjects=["try"])
-    acknowledged = await asyncio.wait_for(jetstream.publish("try", b"x" * (4 << 20)), 30)
+    await jetstream.add_stream(name="FTF_WORK", subjects=["ftf.v1.work.>"])
+    acknowledged = await asyncio.wait_for(jetstream.publish("ftf.v1.work.try", b"x" * (4 << 20)), 30)
     assert acknowledged.seq == 1
     await client.close()
 
@@ -55,15 +58,19 @@ def test_it_keeps_its_data_in_a_folder_of_any_name(broker: NatsServer, tmp_path:
 
 
 def test_a_folder_name_that_is_no_text_is_written_byte_by_byte(tmp_path: Path) -> None:
-    configure(Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")), 4222)
+    configure(Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")), 4222, [gateway_user()])
     assert b"caf\\xe9/store" in Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9/nats.conf")).read_bytes()
 
 
 def test_its_configuration_is_the_owners_alone(tmp_path: Path) -> None:
-    """The password stands in it."""
-    configure(tmp_path, 4222)
+    """The passwords stand in it."""
+    configure(tmp_path, 4222, [gateway_user()])
     assert (tmp_path / "nats.conf").stat().st_mode & 0o077 == 0
-    assert configure(tmp_path, 4222).password not in ("", configure(tmp_path, 4222).password)
+    users = [gateway_user(), worker_user("probe")]
+    passwords = [*configure(tmp_path, 4222, users).passwords.values()]
+    passwords += configure(tmp_path, 4222, users).passwords.values()
+    assert len(set(passwords)) == 4
+    assert all(passwords)
 
 
 async def _quiet(_: Exception) -> None:

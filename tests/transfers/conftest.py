@@ -30,9 +30,7 @@ class Gateway:
         self._environment = {
             **os.environ,
             "FTF_HOME": str(home),
-            "FTF_NATS_URL": nats.url,
-            "FTF_NATS_USER": nats.user,
-            "FTF_NATS_PASSWORD": nats.password,
+            **nats.environment("gateway"),
             "FTF_GATEWAY_LISTEN": self.address,
             "FTF_FAILPOINTS": str(self.armed),
         }

@@ -126,7 +126,7 @@ async def room(tmp_path: Path, tiny: Path, nats: NatsServer) -> AsyncIterator[Ro
     bus = await Bus.connect(nats.url, nats.user, nats.password, "test")
     await bus.ensure_streams()
     for node in await bus.nodes():
-        await bus.remove_node(node.id)
+        await bus.remove_node(node.service, node.id)
     database = await Database.open(f"sqlite:///{tmp_path}/gateway.db")
     store = ArtifactStore(settings.artifacts)
     queries = ServedQueries(settings, catalogue)
