@@ -231,6 +231,11 @@ class _Answers:
         self._messages = example.messages
         self.layout = self._layout(len(self._messages), text)
 
+    def without_names(self) -> str:
+        """Returns the rendered text of the conversation without the names of its turns."""
+        unnamed = [{key: value for key, value in message.items() if key != "name"} for message in self._messages]
+        return self._tokenizer.render(unnamed, tools=self._example.tools)
+
     def spans(self, kept: int | None, findings: list[RowProblem]) -> list[Span]:
         """Returns the spans of the trained answers, each including the token that ends its turn. Answers that start
         after `kept` characters are skipped: each answer takes two renderings of all turns before it, which is quadratic
@@ -378,6 +383,11 @@ def _unwritten(example: Example, answers: _Answers, loss_on: LossScope) -> Itera
         else:
             reason = "SYSTEM_NOT_WRITTEN" if role == "system" else "TURN_NOT_WRITTEN"
         lost.setdefault(reason, piece.turn)
+    # The name of a tool's result repeats the name in the call.
+    named = [index for index, message in enumerate(messages) if "name" in message and message["role"] != "tool"]
+    if named and answers.text == answers.without_names():
+        reason = "NAME_NOT_WRITTEN"
+        lost[reason] = named[0]
     for reason, turn in lost.items():
         said, advice = _NOT_WRITTEN[reason]
         where = "" if turn == NO_TURN else f" (turn {turn + 1} of {len(messages)})"
@@ -412,6 +422,7 @@ _NOT_WRITTEN = {
     "TOOLS_NOT_WRITTEN": ("a list of tools", _WRITES),
     "THOUGHT_NOT_WRITTEN": ("reasoning", "set a chat_template that writes it, or move it into the answer's content"),
     "TURN_NOT_WRITTEN": ("a text", _WRITES),
+    "NAME_NOT_WRITTEN": ("a name", _WRITES),
 }
 """Per reason, the name of the text that the template does not write, and the remedy."""
 

@@ -223,13 +223,15 @@ class Split:
 
         for found in surveyed():
             self._report.merge(found.report)
-            reader.also_read(found.columns, found.unseen)
+            reader.also_read(found.columns, found.unseen, found.unused)
             part.format = reader.format = reader.format or found.format
             num_items += found.num_items
             if found.error:
                 raise found.error
             yield found
         part.source.refuse_useless(part.path.name, reader, num_items)
+        if unused := reader.unused_keys():
+            self._report.add(part.source.place, unused)
         part.num_rows = num_items
         self._report.leave_out(part.source.place, num_items)
 

@@ -120,6 +120,7 @@ TOOL = [{"type": "function", "function": {"name": "look", "parameters": {}}}]
             {"TEMPLATE_WITHOUT_TOOLS"},
         ),
         ("chatml", chat(user("Hi"), answer("Hello."), tools=TOOL), ["Hello." + END], {"TOOLS_NOT_WRITTEN"}),
+        ("chatml", chat(user("Hi"), answer("Hello.", name="Ann")), ["Hello." + END], {"NAME_NOT_WRITTEN"}),
         ("chatml", chat(user("Hi"), answer("Hello." + END)), ["Hello." + END], set()),
         ("chatml", chat(user("Hi"), answer(END)), [], {"EMPTY_VALUE"}),
         ("chatml", [{"prompt": "Q\n", "completion": "yes" + END}], ["yes" + END], set()),
