@@ -257,9 +257,7 @@ class BlockTokenizer:
         return self._sources[place.name]
 
     def _look_for_control_tokens(self, place: str, example: Example, report: Report) -> None:
-        texts = [("prompt", example.prompt), ("completion", example.completion)]
-        texts += [(f"messages[{index}]", message["content"]) for index, message in enumerate(example.messages)]
-        for column, text in texts:
+        for column, text in example.texts():
             if found := self._tokenizer.control.search(text):
                 message = (
                     f"has the control token {found[0]} in its text; the model reads it as the end of a turn or of a "

@@ -17,6 +17,7 @@ question of a conversation, and after its last answer, are dropped with a warnin
 
 import difflib
 import itertools
+import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -84,6 +85,19 @@ class Example:
     def is_tokenized(self) -> bool:
         return bool(self.input_ids)
 
+    def texts(self, turns_column: str = "messages") -> Iterator[tuple[str, str]]:
+        """Yields the texts that may be written for the row, each with its column; calls and tools as JSON."""
+        yield "prompt", self.prompt
+        yield "completion", self.completion
+        for index, turn in enumerate(self.messages):
+            column = f"{turns_column}[{index}]"
+            yield column, turn["content"]
+            yield column, turn.get("reasoning_content", "")
+            if calls := turn.get("tool_calls"):
+                yield column, json.dumps(calls, ensure_ascii=False)
+        if self.tools:
+            yield "tools", json.dumps(self.tools, ensure_ascii=False)
+
 
 class RowReader:
     """Turns the rows of one dataset into examples. Without `format_`, the first row that has a known column decides the
@@ -133,9 +147,7 @@ class RowReader:
         yield example
 
     def _placeholder(self, example: Example) -> RowProblem | None:
-        texts = [("prompt", example.prompt), ("completion", example.completion)]
-        texts += [(f"{self._turns_column}[{index}]", turn["content"]) for index, turn in enumerate(example.messages)]
-        found = (placeholder(example.row, column, text) for column, text in texts)
+        found = (placeholder(example.row, column, text) for column, text in example.texts(self._turns_column))
         return next((problem for problem in found if problem), None)
 
     @property

@@ -411,7 +411,8 @@ def test_what_breaks_in_another_process_is_told_as_here(
     monkeypatch.setattr("engine.data.blocks._BYTES", 500)
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in QA))
-    spec = {"base_model": "m", "training_data": [{"dataset": "d"}], "chat_template": "{{ messages | length }}"}
+    template = "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    spec = {"base_model": "m", "training_data": [{"dataset": "d"}], "chat_template": template}
     with pytest.raises(JobError) as caught:
         prepare(job_config(spec), tokenizer_dir, {"d": path}, tmp_path / "o", lambda *_: None, processes=2)
     assert caught.value.reason == "TEMPLATE_NOT_INCREMENTAL"
