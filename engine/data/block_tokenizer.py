@@ -67,6 +67,8 @@ class Survey:
     columns: list[str] = field(default_factory=list)
     unseen: list[str] = field(default_factory=list)
     """Keys of the mapping whose column no row has."""
+    unused: list[str] = field(default_factory=list)
+    """Columns and keys of turns whose values are not used."""
     num_items: int = 0
     """Number of examples and of problems, without warnings."""
     has_chat: bool = False
@@ -142,7 +144,8 @@ class BlockTokenizer:
         except JobError as error:
             found.error = error
         found.digests, found.rows = b"".join(digests), rows.tobytes()
-        found.format, found.columns, found.unseen = reader.format, reader.columns, reader.unseen
+        found.format, found.columns = reader.format, reader.columns
+        found.unseen, found.unused = reader.unseen, reader.unused
         return found
 
     def tokenise(self, place: BlockSource, block: Block, row_uses: bytes, keep: bool, alive: Alive) -> Tokenised:
@@ -254,9 +257,7 @@ class BlockTokenizer:
         return self._sources[place.name]
 
     def _look_for_control_tokens(self, place: str, example: Example, report: Report) -> None:
-        texts = [("prompt", example.prompt), ("completion", example.completion)]
-        texts += [(f"messages[{index}]", message["content"]) for index, message in enumerate(example.messages)]
-        for column, text in texts:
+        for column, text in example.texts():
             if found := self._tokenizer.control.search(text):
                 message = (
                     f"has the control token {found[0]} in its text; the model reads it as the end of a turn or of a "

@@ -12,10 +12,18 @@ from engine.data.json_files import read_json_lines, refuse_other_json
 from engine.data.rows import MAX_ROW_BYTES, Row, RowProblem
 from engine.data.streams import open_rows
 
-_BYTES = 512 * 1024
-"""Approximate size of a block of lines; it takes about half a second to tokenise."""
-_ROWS = 500
-"""Number of rows in a block, for formats that must be parsed to find where a row ends."""
+
+@dataclass(frozen=True)
+class BlockSize:
+    """Size of the blocks of a file."""
+
+    num_bytes: int = 512 * 1024
+    """Approximate size of a block of lines. The default takes about half a second to tokenise."""
+    num_rows: int = 500
+    """Number of rows in a block, for formats that must be parsed to find where a row ends."""
+
+
+BLOCK_SIZE = BlockSize()
 
 
 @dataclass(frozen=True)
@@ -37,27 +45,27 @@ class Block:
                 yield replace(row, row=row.row + self.first - 1)
 
 
-def read_blocks(path: Path, max_length: int) -> Iterator[Block]:
+def read_blocks(path: Path, max_length: int, size: BlockSize) -> Iterator[Block]:
     """Yields the blocks of a file, the same ones each time. Raises as `read_rows` does."""
     ending = ending_of(path.name)
     if ending and ending.partition(".")[0] in ("jsonl", "ndjson"):
         with open_rows(path, ending) as file:
             refuse_other_json(file, path.name)
-            yield from _of_lines(file)
+            yield from _of_lines(file, size.num_bytes)
         return
     rows: list[Row | RowProblem] = []
     for row in read_rows(path, max_length):
         rows.append(row)
-        if len(rows) == _ROWS:
+        if len(rows) == size.num_rows:
             yield Block(read=rows)
             rows = []
     if rows:
         yield Block(read=rows)
 
 
-def _of_lines(file: IO[bytes]) -> Iterator[Block]:
+def _of_lines(file: IO[bytes], num_bytes: int) -> Iterator[Block]:
     first = 1
-    while lines := file.read(_BYTES):
+    while lines := file.read(num_bytes):
         if not lines.endswith(b"\n"):
             lines += file.readline(MAX_ROW_BYTES + 1)
         yield Block(first, lines)
@@ -66,4 +74,4 @@ def _of_lines(file: IO[bytes]) -> Iterator[Block]:
             # The line is too long for a row; its rest is skipped.
             first += 1
             while lines and not lines.endswith(b"\n"):
-                lines = file.readline(_BYTES)
+                lines = file.readline(num_bytes)

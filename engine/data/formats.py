@@ -17,12 +17,13 @@ question of a conversation, and after its last answer, are dropped with a warnin
 
 import difflib
 import itertools
+import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine.data.conversations import Message, a, encodable, functions, tools, turns, unpacked
+from engine.data.conversations import NO_VALUES, Message, a, encodable, tools_of, turns, unpacked
 from engine.data.row_errors import BadValue
 from engine.data.rows import Effect, Row, RowProblem, without_padding
 from engine.data.unsupported_columns import placeholder, refuse_media, refuse_preferences, unused_columns
@@ -36,6 +37,13 @@ _REQUIRED: dict[str, tuple[str, ...]] = {
     "prompt_completion": ("prompt", "completion"),
     "preference": ("chosen", "rejected"),
     "text": ("text",),
+}
+_CHAT_COLUMNS = ("system", "tools", "functions")
+_OPTIONAL: dict[str, tuple[str, ...]] = {
+    "tokenized": ("labels", "attention_mask"),
+    "chat": _CHAT_COLUMNS,
+    "question_answer": ("system",),
+    "instruction": ("input", "system"),
 }
 _PYTHON_TURNS = re.compile(r"\s*\[\{\s*'(?:role|from)'\s*:")
 _ANSWERS = ("answer", "output", "completion")
@@ -77,6 +85,19 @@ class Example:
     def is_tokenized(self) -> bool:
         return bool(self.input_ids)
 
+    def texts(self, turns_column: str = "messages") -> Iterator[tuple[str, str]]:
+        """Yields the texts that may be written for the row, each with its column; calls and tools as JSON."""
+        yield "prompt", self.prompt
+        yield "completion", self.completion
+        for index, turn in enumerate(self.messages):
+            column = f"{turns_column}[{index}]"
+            yield column, turn["content"]
+            yield column, turn.get("reasoning_content", "")
+            if calls := turn.get("tool_calls"):
+                yield column, json.dumps(calls, ensure_ascii=False)
+        if self.tools:
+            yield "tools", json.dumps(self.tools, ensure_ascii=False)
+
 
 class RowReader:
     """Turns the rows of one dataset into examples. Without `format_`, the first row that has a known column decides the
@@ -87,6 +108,7 @@ class RowReader:
         self._system_prompt = system_prompt
         self._unseen = dict(mapping)
         self._columns: dict[str, None] = {}
+        self._unused: set[str] = set()
         self._turns_column = "messages"
         self.format = format_ or ""
         """Name of the format; empty until a row has a known column."""
@@ -111,6 +133,11 @@ class RowReader:
                 refuse_media(values, columns)
             warnings = list(unused_columns(row.number, values, self.format))
             example = self._example(row, values, warnings)
+            used = {*columns, *_OPTIONAL.get(self.format, ()), *(warning.column for warning in warnings)}
+            if self.format == "prompt_completion" and example.is_chat:
+                used.update(_CHAT_COLUMNS)
+            for name in values.keys() - used:
+                self._note_unused(self._mapping.get(name, name), values[name])
         except BadValue as bad:
             yield RowProblem(row.number, bad.column, bad.reason, bad.message, bad.effect)
             return
@@ -120,9 +147,7 @@ class RowReader:
         yield example
 
     def _placeholder(self, example: Example) -> RowProblem | None:
-        texts = [("prompt", example.prompt), ("completion", example.completion)]
-        texts += [(f"{self._turns_column}[{index}]", turn["content"]) for index, turn in enumerate(example.messages)]
-        found = (placeholder(example.row, column, text) for column, text in texts)
+        found = (placeholder(example.row, column, text) for column, text in example.texts(self._turns_column))
         return next((problem for problem in found if problem), None)
 
     @property
@@ -135,9 +160,15 @@ class RowReader:
         """Keys of the mapping whose column no row had so far."""
         return list(self._unseen)
 
-    def also_read(self, columns: Iterable[str], unseen: Collection[str]) -> None:
-        """Adds the columns that another reader found in other rows of the same dataset."""
+    @property
+    def unused(self) -> list[str]:
+        """Columns and keys of turns, such as `messages[].id`, whose values are not used; at most about 1,000."""
+        return sorted(self._unused)
+
+    def also_read(self, columns: Iterable[str], unseen: Collection[str], unused: Collection[str]) -> None:
+        """Adds what another reader found in other rows of the same dataset."""
         self._note(columns)
+        self._unused.update(unused)
         self._unseen = {ours: theirs for ours, theirs in self._unseen.items() if ours in unseen}
 
     def unseen_columns(self) -> dict[str, str]:
@@ -149,12 +180,22 @@ class RowReader:
             found[ours] = f"No row has a column {theirs!r}. {hint}"
         return found
 
+    def unused_keys(self) -> RowProblem | None:
+        """Returns a warning that names the values of the rows that are not used, if there are any."""
+        if not self._unused:
+            return None
+        message = (
+            f"values that are not used: {_listed(dict.fromkeys(self.unused))}; correct the names if they should be"
+        )
+        return RowProblem(0, "", "UNUSED_KEYS", message, "warns")
+
     def _renamed(self, values: dict[str, Any]) -> dict[str, Any]:
         self._note(values)
         taken = set(self._mapping.values())
         renamed = {name: value for name, value in values.items() if name not in taken}
         for ours, theirs in self._mapping.items():
-            renamed.pop(ours, None)
+            if ours in renamed:
+                self._note_unused(ours, renamed.pop(ours))
             if theirs in values:
                 renamed[ours] = values[theirs]
                 self._unseen.pop(ours, None)
@@ -163,6 +204,10 @@ class RowReader:
             self._turns_column = "conversations"
             renamed["messages"] = renamed.pop("conversations")
         return renamed
+
+    def _note_unused(self, name: str, value: Any) -> None:
+        if value not in NO_VALUES and len(self._unused) < 1000:
+            self._unused.add(name)
 
     def _note(self, columns: Iterable[str]) -> None:
         if len(self._columns) < 1000:
@@ -173,7 +218,7 @@ class RowReader:
         match self.format:
             case "chat":
                 column = self._turns_column
-                messages, untrained = turns(_present(values, "messages", column), column)
+                messages, untrained = turns(_present(values, "messages", column), column, self._unused)
                 return self._chat(number, values, messages, 0, untrained, warnings)
             case "question_answer":
                 question, answer = _text(values, "question"), _text(values, "answer")
@@ -201,8 +246,8 @@ class RowReader:
     def _prompt_completion(self, number: int, values: dict[str, Any], warnings: list[RowProblem]) -> Example:
         prompt, completion = _present(values, "prompt"), _present(values, "completion")
         if isinstance(_unpacked_turns(prompt), list) or isinstance(_unpacked_turns(completion), list):
-            before, _ = turns(prompt, "prompt")
-            after, untrained = turns(completion, "completion")
+            before, _ = turns(prompt, "prompt", self._unused)
+            after, untrained = turns(completion, "completion", self._unused)
             later = frozenset(len(before) + index for index in untrained)
             return self._chat(number, values, before + after, len(before), later, warnings)
         prompt, completion = _text(values, "prompt"), _text(values, "completion")
@@ -247,7 +292,7 @@ class RowReader:
             instruction=next(turn["content"] for turn in reversed(messages[:-1]) if turn["role"] == "user"),
             expected_output=messages[-1]["content"],
             untrained=frozenset(index + moved for index in untrained if first <= index < end),
-            tools=tools(values.get("tools")) or functions(values.get("functions")),
+            tools=tools_of(values),
         )
 
     def _with_system(self, messages: list[Message]) -> list[Message]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from engine.config.job import JobConfig
+from engine.data.blocks import BLOCK_SIZE, BlockSize
 from engine.data.content_key import content_key
 from engine.data.packing import PackCount
 from engine.data.processes import Crew
@@ -19,7 +20,7 @@ from engine.data.validation import Report
 from engine.errors import JobError
 from engine.file_hash import sha256_of
 
-_WORTH_PROCESSES = 4 * 2**20
+MIN_BYTES = 4 * 2**20
 """Bytes of data below which processes take longer to start than they save."""
 
 
@@ -84,6 +85,9 @@ def prepare(
     report: Report | None = None,
     processes: int = 1,
     key: str = "",
+    *,
+    min_bytes: int = MIN_BYTES,
+    block_size: BlockSize = BLOCK_SIZE,
 ) -> Prepared:
     """Reads `sources` (dataset id → file) and writes, below `out`:
 
@@ -92,8 +96,9 @@ def prepare(
     answer, the rendered prompt), prepared.json (`Prepared`) and report.json (the report).
 
     Rows are deduplicated within their phase, then split by the job's seed over all phases together, then sampled by the
-    weights of their sources, then truncated to max_length. With `processes` above 1, large files are tokenised in that
-    many child processes; the output is the same. `key` is the `content_key`, if it is already known.
+    weights of their sources, then truncated to max_length. With `processes` above 1, data of `min_bytes` or more is
+    tokenised in that many child processes, in blocks of `block_size`; the output is the same. `key` is the
+    `content_key`, if it is already known.
 
     Problems and warnings are added to `report`, also if a JobError is raised: EMPTY_DATASET, BAD_DATA (rows with
     problems), UNKNOWN_COLUMN, TOO_FEW_ROWS, NOTHING_TO_TRAIN, and those of files, formats, templates, tokenizer, spans.
@@ -103,8 +108,8 @@ def prepare(
     key = key or content_key(config, tokenizer_dir, {name: sha256_of(path) for name, path in sources.items()})
     packs = _packs(config)
     with contextlib.ExitStack() as stack:
-        crew = stack.enter_context(_crew(config, tokenizer_dir, tokenizer, sources, processes))
-        split = Split(config, crew, sources, report, progress)
+        crew = stack.enter_context(_crew(config, tokenizer_dir, tokenizer, sources, processes, min_bytes))
+        split = Split(config, crew, sources, report, progress, block_size)
         report.refuse()
         out.mkdir(parents=True, exist_ok=True)
         train = stack.enter_context(ShardWriter(out / "train", f"{key[:16]}-train"))
@@ -143,8 +148,8 @@ def examine(
     tokenizer = Tokenizer(tokenizer_dir, config.chat_template)
     packs = _packs(config)
     try:
-        with _crew(config, tokenizer_dir, tokenizer, sources, processes) as crew:
-            split = Split(config, crew, sources, report, progress)
+        with _crew(config, tokenizer_dir, tokenizer, sources, processes, MIN_BYTES) as crew:
+            split = Split(config, crew, sources, report, progress, BLOCK_SIZE)
             for phase, made in split.tokenised(keep=False):
                 if made.train:
                     packs[phase].add(made.train.lengths.tolist())
@@ -159,10 +164,15 @@ def examine(
 
 
 def _crew(
-    config: JobConfig, tokenizer_dir: Path, tokenizer: Tokenizer, sources: Mapping[str, Path], processes: int
+    config: JobConfig,
+    tokenizer_dir: Path,
+    tokenizer: Tokenizer,
+    sources: Mapping[str, Path],
+    processes: int,
+    min_bytes: int,
 ) -> Crew:
     size = sum(path.stat().st_size for path in sources.values())
-    alone = processes == 1 or size < _WORTH_PROCESSES
+    alone = processes == 1 or size < min_bytes
     return Crew(config, tokenizer_dir, tokenizer, 0 if alone else processes)
 
 

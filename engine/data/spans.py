@@ -231,6 +231,15 @@ class _Answers:
         self._messages = example.messages
         self.layout = self._layout(len(self._messages), text)
 
+    def is_empty(self, index: int) -> bool:
+        """Returns True if the template writes neither the content nor a call of the turn."""
+        return self.layout is not None and not any(self.layout.of_turn(index, kind) for kind in ("content", "call"))
+
+    def without_names(self) -> str:
+        """Returns the rendered text of the conversation without the names of its turns."""
+        unnamed = [{key: value for key, value in message.items() if key != "name"} for message in self._messages]
+        return self._tokenizer.render(unnamed, tools=self._example.tools)
+
     def spans(self, kept: int | None, findings: list[RowProblem]) -> list[Span]:
         """Returns the spans of the trained answers, each including the token that ends its turn. Answers that start
         after `kept` characters are skipped: each answer takes two renderings of all turns before it, which is quadratic
@@ -371,6 +380,9 @@ def _unwritten(example: Example, answers: _Answers, loss_on: LossScope) -> Itera
             raise _without_tools(piece.turn, messages, "calls a tool", "answer nothing")
         if role == "tool":
             raise _without_tools(piece.turn, messages, "is a tool's result", "invent the result")
+        if piece.kind == "content" and piece.turn in trained and answers.is_empty(piece.turn):
+            message = f"The chat template writes nothing of the answer in turn {piece.turn + 1} of {len(messages)}."
+            raise bad_chat_template("TEMPLATE_FAILED", message)
         if piece.kind == "tool":
             reason = "TOOLS_NOT_WRITTEN"
         elif piece.kind == "thought":
@@ -378,6 +390,11 @@ def _unwritten(example: Example, answers: _Answers, loss_on: LossScope) -> Itera
         else:
             reason = "SYSTEM_NOT_WRITTEN" if role == "system" else "TURN_NOT_WRITTEN"
         lost.setdefault(reason, piece.turn)
+    # The name of a tool's result repeats the name in the call.
+    named = [index for index, message in enumerate(messages) if "name" in message and message["role"] != "tool"]
+    if named and answers.text == answers.without_names():
+        reason = "NAME_NOT_WRITTEN"
+        lost[reason] = named[0]
     for reason, turn in lost.items():
         said, advice = _NOT_WRITTEN[reason]
         where = "" if turn == NO_TURN else f" (turn {turn + 1} of {len(messages)})"
@@ -412,6 +429,7 @@ _NOT_WRITTEN = {
     "TOOLS_NOT_WRITTEN": ("a list of tools", _WRITES),
     "THOUGHT_NOT_WRITTEN": ("reasoning", "set a chat_template that writes it, or move it into the answer's content"),
     "TURN_NOT_WRITTEN": ("a text", _WRITES),
+    "NAME_NOT_WRITTEN": ("a name", _WRITES),
 }
 """Per reason, the name of the text that the template does not write, and the remedy."""
 
@@ -464,11 +482,11 @@ def _once_less_repeated(messages: list[Message], example: Example, tokenizer: To
             continue
         first, last = tokens
         begin, end = min(start for start, _ in found), max(end for _, end in found)
-        before, behind = answers.text[:begin].rstrip(), answers.text[end:].lstrip()
-        # Marks are not placed next to tags, so the token itself may lie outside the marked span.
-        if last and _repeats(behind, last) > 1 - answers.text[begin:end].rstrip().endswith(last):
+        before, own, behind = answers.text[:begin], answers.text[begin:end], answers.text[end:]
+        # Marks are not placed next to tags, so the turn's own tokens may lie outside the marked span.
+        if last and _repeats(behind, last) + _repeats(own[::-1], last[::-1]) > _repeats(content[::-1], last[::-1]):
             content = content.rstrip().removesuffix(last).rstrip()
-        elif first and _repeats(before[::-1], first[::-1]) > 1 - answers.text[begin:end].startswith(first):
+        elif first and _repeats(before[::-1], first[::-1]) + _repeats(own, first) > _repeats(content, first):
             content = content.lstrip().removeprefix(first).lstrip()
         if not content and not message.get("tool_calls") and message["role"] in ("user", "assistant"):
             raise JobError(
@@ -489,7 +507,8 @@ def _outer_tokens(content: str, tokenizer: Tokenizer) -> tuple[str, str] | None:
 
 
 def _repeats(text: str, token: str) -> int:
-    """Returns how many times the text starts with the token."""
+    """Returns how many times the text starts with the token, without regard to whitespace."""
+    text = text.lstrip()
     count = 0
     while text.startswith(token):
         text = text[len(token) :].lstrip()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from engine.config.job import DataSource, JobConfig
 from engine.data.block_tokenizer import CUT_OFF, HELD_OUT, LEAKED, LONG, LONGEST, BlockSource, Survey, Tokenised
-from engine.data.blocks import read_blocks
+from engine.data.blocks import Block, BlockSize, read_blocks
 from engine.data.digests import Chosen, Digests, Rows, among, digests_of, drawn, first_of_each
 from engine.data.formats import TURNS_CUT
 from engine.data.processes import Crew, Task
@@ -77,11 +77,18 @@ class Split:
     """Reads every source once to find its distinct rows and their problems, and a second time to tokenise them."""
 
     def __init__(
-        self, config: JobConfig, crew: Crew, sources: Mapping[str, Path], report: Report, progress: Progress
+        self,
+        config: JobConfig,
+        crew: Crew,
+        sources: Mapping[str, Path],
+        report: Report,
+        progress: Progress,
+        block_size: BlockSize,
     ) -> None:
         """Raises JobError: EMPTY_DATASET, UNKNOWN_COLUMN, INVALID_CONFIG, TOO_FEW_ROWS, and those of files, formats and
         templates. Problems of single rows are added to the report."""
         self._config, self._crew, self._paths, self._report, self._progress = config, crew, sources, report, progress
+        self._block_size = block_size
         self.train = Statistics()
         self.rows = RowCounts()
         """Complete when `tokenised` is exhausted."""
@@ -210,7 +217,7 @@ class Split:
         problems of its rows were reported."""
         reader = part.source.reader()
         num_items = 0
-        blocks = read_blocks(part.path, self._config.hyperparameters.max_length)
+        blocks = self._blocks(part)
 
         def task(block: object) -> Task:
             return "survey", BlockSource(part.source.place, part.source.given, reader.format), block
@@ -223,15 +230,20 @@ class Split:
 
         for found in surveyed():
             self._report.merge(found.report)
-            reader.also_read(found.columns, found.unseen)
+            reader.also_read(found.columns, found.unseen, found.unused)
             part.format = reader.format = reader.format or found.format
             num_items += found.num_items
             if found.error:
                 raise found.error
             yield found
         part.source.refuse_useless(part.path.name, reader, num_items)
+        if unused := reader.unused_keys():
+            self._report.add(part.source.place, unused)
         part.num_rows = num_items
         self._report.leave_out(part.source.place, num_items)
+
+    def _blocks(self, part: _Part) -> Iterator[Block]:
+        return read_blocks(part.path, self._config.hyperparameters.max_length, self._block_size)
 
     def _alive_reading(self) -> None:
         self._progress("reading_rows", None)
@@ -254,7 +266,7 @@ class Split:
     def _wanted(self, group: _Group, part: _Part, keep: bool) -> Iterator[Task]:
         place = BlockSource(part.source.place, part.source.given, part.format)
         start = part.start
-        for number, block in enumerate(read_blocks(part.path, self._config.hyperparameters.max_length)):
+        for number, block in enumerate(self._blocks(part)):
             if number == len(part.blocks):
                 raise _changed(part)
             behind = start + part.blocks[number]

@@ -22,9 +22,10 @@ from engine.data.row_errors import BadValue
 
 TRAINS: tuple[str, ...] = ("weight", "train", "training", "trainable", "loss", "loss_scale", "loss_weight", "loss_mask")
 """Keys whose true value means that the turn is trained."""
-_MASKS: tuple[str, ...] = ("masked",)
+MASKS: tuple[str, ...] = ("masked",)
+"""Keys whose true value means that the turn is not trained."""
 _PARTS: Final = ("train_detail", "training_detail")
-_KNOWN: Final = frozenset((*TRAINS, *_MASKS, *_PARTS, "mask", "label"))
+_KNOWN: Final = frozenset((*TRAINS, *MASKS, *_PARTS, "mask", "label"))
 _ASKS: Final = ("train", "training", "trainable", "loss_mask")
 """Keys that request training when they are true. The other keys are true by default in their programs."""
 _FLAGS: Final = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
@@ -49,7 +50,7 @@ def is_trained(turn: Mapping[str, Any], place: str, *, is_answer: bool) -> bool:
     if is_answer:
         _refuse_unsupported(given, place)
     said: dict[str, bool] = {key: _flag(key, given[key], place) for key in TRAINS if key in given}
-    said |= {key: not _flag(key, given[key], place) for key in _MASKS if key in given}
+    said |= {key: not _flag(key, given[key], place) for key in MASKS if key in given}
     if not is_answer:
         for key in _ASKS:
             if said.get(key):

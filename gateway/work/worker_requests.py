@@ -44,16 +44,17 @@ _DIRECTIVES = {
 _MADE_SHARDS = 100
 _CURVE_POINTS = 10_000
 _FEWEST_POINTS = 2
-_CURVES_BYTES = 512 * 1024
-"""A claim's answer that is larger than the broker's messages (1 MiB by default) would never arrive."""
 
 
 class WorkerRequests:
     """Answers claims and reports."""
 
-    def __init__(self, ledger: Ledger, machines: PlanningTargets) -> None:
+    def __init__(self, ledger: Ledger, machines: PlanningTargets, *, max_curves_bytes: int = 512 * 1024) -> None:
+        """`max_curves_bytes` limits the curves in the answer to a claim: an answer that is larger than the broker's
+        messages (1 MiB by default) would never arrive."""
         self._ledger = ledger
         self._machines = machines
+        self._max_curves_bytes = max_curves_bytes
 
     async def claim(self, request: ClaimRequest, queue: tuple[str, str]) -> ClaimResponse:
         """Grants a READY attempt of work that is to run, to a worker of `queue`, its service and pool. The same
@@ -209,7 +210,7 @@ class WorkerRequests:
             return
         async with self._ledger.database.read() as session:
             if assignment.stage == Stage.STAGE_EXPORT:
-                assignment.metrics.extend(await _curves(session, assignment.fine_tuning_job_id))
+                assignment.metrics.extend(await _curves(session, assignment.fine_tuning_job_id, self._max_curves_bytes))
             else:
                 assignment.prior_training_seconds = await _training_seconds(session, assignment.fine_tuning_job_id)
 
@@ -226,15 +227,15 @@ class WorkerRequests:
             assignment.hardware.CopyFrom(hardware)
 
 
-async def _curves(session: AsyncSession, work_id: str) -> list[MetricSeries]:
-    """Reads every curve, with as many points as fit into the answer."""
+async def _curves(session: AsyncSession, work_id: str, max_bytes: int) -> list[MetricSeries]:
+    """Reads every curve, with as many points as fit into `max_bytes`."""
     points = _CURVE_POINTS
     while True:
         curves = await read_series(session, work_id, (), points)
         size = sum(curve.ByteSize() for curve in curves)
-        if size <= _CURVES_BYTES or points == _FEWEST_POINTS:
+        if size <= max_bytes or points == _FEWEST_POINTS:
             return curves
-        points = max(int(points * 0.9 * _CURVES_BYTES / size), _FEWEST_POINTS)
+        points = max(int(points * 0.9 * max_bytes / size), _FEWEST_POINTS)
 
 
 async def _training_seconds(session: AsyncSession, work_id: str) -> float:

@@ -382,6 +382,13 @@ class Reason(OpenEnum):
     MISSING_ROLE = "MISSING_ROLE"
     """A turn has no role. Caller: add it."""
 
+    UNUSED_KEYS = "UNUSED_KEYS"
+    """Columns of a dataset, or keys of its turns, have values that are not used. Caller: correct their names if they
+    should be used."""
+
+    CONTRADICTORY_KEYS = "CONTRADICTORY_KEYS"
+    """Two keys that mean the same, such as `content` and `value`, have different values. Caller: keep one of them."""
+
     # Templates: What is wrong with a row template or a chat template.
 
     BAD_TEMPLATE = "BAD_TEMPLATE"
@@ -422,6 +429,10 @@ class Reason(OpenEnum):
 
     TURN_NOT_WRITTEN = "TURN_NOT_WRITTEN"
     """The chat template does not write a turn; the row is trained without it. Caller: use another template."""
+
+    NAME_NOT_WRITTEN = "NAME_NOT_WRITTEN"
+    """The chat template does not write the `name` of a turn; the row is trained without it. Caller: use another
+    template, or put the name into the text."""
 
     ANSWERS_REWRITTEN = "ANSWERS_REWRITTEN"
     """The chat template writes answers differently once other turns follow; they are trained as the whole conversation

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from chassis import failpoints
 from chassis.attempt.claimed_attempt import Stage
 from chassis.attempt.stage_worker import StageWorker
 from chassis.attempt.time_limits import TimeLimits
@@ -100,5 +99,5 @@ def armed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of this process's failpoints."""
     folder = tmp_path / "failpoints"
     folder.mkdir()
-    monkeypatch.setattr(failpoints, "_FOLDER", str(folder))
+    monkeypatch.setenv("FTF_FAILPOINTS", str(folder))
     return folder

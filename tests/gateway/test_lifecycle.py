@@ -33,6 +33,7 @@ from gateway.work import lifecycle
 from gateway.work.kinds import FINE_TUNING_JOB
 from gateway.work.ledger import Decision, Ledger
 from gateway.work.worker_requests import WorkerRequests
+from tests.fakes.planning import NoTrainers
 from tests.gateway.conftest import Recorder
 from tests.gateway.jobs import Worker, attempts_of, create, events_of, job_of, log_at
 
@@ -442,11 +443,9 @@ async def test_later_stages_are_given_what_earlier_ones_found(
     assert exporter.assignment.evaluation.tuned_loss == 3.0
 
 
-async def test_the_curves_of_a_long_training_fit_into_the_answer_to_a_claim(
-    ledger: Ledger, acceptance: WorkerRequests, told: Recorder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_curves_of_a_long_training_fit_into_the_answer_to_a_claim(ledger: Ledger, told: Recorder) -> None:
     """The broker refuses a larger one, and a job that was trained for days fails for want of an exporter."""
-    monkeypatch.setattr("gateway.work.worker_requests._CURVES_BYTES", 10_000)
+    acceptance = WorkerRequests(ledger, NoTrainers(), max_curves_bytes=10_000)
     _, worker = await training(ledger, acceptance, told)
     extras = {f"expert_{number}/share_of_tokens": 0.1 * number for number in range(20)}
     await worker.report(*(Log(step=step, extras=extras) for step in range(1, 101)))

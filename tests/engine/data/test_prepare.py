@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from engine.config.job import job_config
+from engine.data.blocks import BlockSize
 from engine.data.packing import PackCount
 from engine.data.prepare import Prepared, prepare
 from engine.data.tokenizer import Tokenizer
@@ -372,13 +373,8 @@ def test_preparing_data_imports_no_torch(tokenizer_dir: Path, tmp_path: Path) ->
     subprocess.run([sys.executable, "-c", code, str(tokenizer_dir), str(tmp_path)], check=True)
 
 
-def test_several_processes_prepare_what_one_does(
-    tokenizer_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_several_processes_prepare_what_one_does(tokenizer_dir: Path, tmp_path: Path) -> None:
     """The same shards, rows, counts and report, in the same order: who has more cores trains the same model."""
-    monkeypatch.setattr("engine.data.prepare._WORTH_PROCESSES", 0)
-    monkeypatch.setattr("engine.data.blocks._BYTES", 2000)
-    monkeypatch.setattr("engine.data.blocks._ROWS", 30)
     lines = [json.dumps({"messages": [{"role": "user", "content": f"What is {n}?"},
                                       {"role": "assistant", "content": f"It is {n}, " * (n % 40 + 1)}]})
              for n in range(300)]  # fmt: skip
@@ -395,7 +391,7 @@ def test_several_processes_prepare_what_one_does(
     for processes in (1, 2):
         out, report = tmp_path / f"out{processes}", Report()
         arguments = (job_config(spec), tokenizer_dir, sources, out, lambda *_: None, report, processes)
-        prepared = prepare(*arguments)
+        prepared = prepare(*arguments, min_bytes=0, block_size=BlockSize(num_bytes=2000, num_rows=30))
         files = {str(file.relative_to(out)): file.read_bytes() for file in out.rglob("*") if file.is_file()}
         found.append((prepared, report.as_dict(), files))
     assert found[0] == found[1]
@@ -403,17 +399,15 @@ def test_several_processes_prepare_what_one_does(
     assert len(datasets.load_from_disk(str(tmp_path / "out2" / "train"))) > 450
 
 
-def test_what_breaks_in_another_process_is_told_as_here(
-    tokenizer_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_breaks_in_another_process_is_told_as_here(tokenizer_dir: Path, tmp_path: Path) -> None:
     """Otherwise a template's fault in a worker process would look like a crash, and a cancel would not end the work."""
-    monkeypatch.setattr("engine.data.prepare._WORTH_PROCESSES", 0)
-    monkeypatch.setattr("engine.data.blocks._BYTES", 500)
+    divided: Any = {"processes": 2, "min_bytes": 0, "block_size": BlockSize(num_bytes=500)}
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in QA))
-    spec = {"base_model": "m", "training_data": [{"dataset": "d"}], "chat_template": "{{ messages | length }}"}
+    template = "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    spec = {"base_model": "m", "training_data": [{"dataset": "d"}], "chat_template": template}
     with pytest.raises(JobError) as caught:
-        prepare(job_config(spec), tokenizer_dir, {"d": path}, tmp_path / "o", lambda *_: None, processes=2)
+        prepare(job_config(spec), tokenizer_dir, {"d": path}, tmp_path / "o", lambda *_: None, **divided)
     assert caught.value.reason == "TEMPLATE_NOT_INCREMENTAL"
 
     def stop(phase: str, _fraction: float | None) -> None:
@@ -422,22 +416,19 @@ def test_what_breaks_in_another_process_is_told_as_here(
 
     del spec["chat_template"]
     with pytest.raises(KeyboardInterrupt):
-        prepare(job_config(spec), tokenizer_dir, {"d": path}, tmp_path / "p", stop, processes=2)
+        prepare(job_config(spec), tokenizer_dir, {"d": path}, tmp_path / "p", stop, **divided)
     assert not [child for child in psutil.Process().children() if "engine.data.processes" in child.cmdline()]
 
 
 @pytest.mark.long
-def test_a_template_that_ends_another_process_is_the_callers(
-    tokenizer_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_template_that_ends_another_process_is_the_callers(tokenizer_dir: Path, tmp_path: Path) -> None:
     """Taken for a lost worker it would be tried again, and again."""
-    monkeypatch.setattr("engine.data.prepare._WORTH_PROCESSES", 0)
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in QA))
     # With a format: until it is known, rows are rendered in this process.
     spec = {"base_model": "m", "training_data": [{"dataset": "d", "format": "text", "template": ENDLESS}]}
     with pytest.raises(JobError) as caught:
-        prepare(job_config(spec), tokenizer_dir, {"d": path}, tmp_path / "o", lambda *_: None, processes=2)
+        prepare(job_config(spec), tokenizer_dir, {"d": path}, tmp_path / "o", lambda *_: None, processes=2, min_bytes=0)
     assert caught.value.reason == "TEMPLATE_EXCEEDED"
 
 

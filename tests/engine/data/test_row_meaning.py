@@ -226,6 +226,121 @@ def test_a_part_of_a_turn_that_is_no_text_is_refused_with_its_type(part: dict[st
     assert "image" in found.message
 
 
+CALL = {"id": "c1", "type": "function", "function": {"name": "find_shop", "arguments": {}}}
+
+
+@pytest.mark.parametrize(
+    ("turn", "said"),
+    [
+        *(
+            (ANSWER | {name: value}, f"for {name}")
+            for name in ("reasoning_content", "reasoning", "thinking")
+            for value in (["Hm."], {"text": "Hm."}, True, 0)
+        ),
+        (ANSWER | {"name": 7}, "a number (7) for name"),
+        ({"role": "tool", "content": "3", "tool_call_id": 7}, "for tool_call_id"),
+        *((ANSWER | {"tool_calls": value}, "tool_calls is") for value in ({}, {"name": "f"}, "f", 0, False)),
+        (ANSWER | {"tool_calls": [CALL | {"id": 7}]}, "for the id of a call"),
+        (ANSWER | {"tool_calls": [CALL | {"function": {"name": "f", "arguments": {"at": b"1"}}}]}, "not JSON"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_and_not_ignored(turn: dict[str, Any], said: str) -> None:
+    """Otherwise a model is trained without thoughts or calls that its rows have."""
+    found = problem({"messages": [USER, turn, USER, ANSWER]})
+    assert (found.reason, found.column, found.effect) == ("WRONG_TYPE", "messages[1]", "refuses")
+    assert said in found.message
+
+
+def test_a_tool_with_a_value_that_is_no_json_is_refused() -> None:
+    """Otherwise a table with a timestamp in its tools ends the validation with a crash."""
+    found = problem(CHAT | {"tools": [{"name": "f", "since": b"2020"}]})
+    assert (found.reason, found.column) == ("WRONG_TYPE", "tools")
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"messages": [USER, ANSWER | {"value": "Four."}]}, "content and value"),
+        ({"messages": [USER, ANSWER | {"from": "human"}]}, "role and from"),
+        ({"messages": [USER, ANSWER | {"reasoning": "Hm.", "thinking": "Oh."}]}, "reasoning and thinking"),
+        (
+            {"messages": [USER, ANSWER | {"thinking": "Hm.", "content": [{"type": "thinking", "thinking": "Oh."}]}]},
+            "reasoning and a part",
+        ),
+        (
+            {"messages": [USER, ANSWER | {"tool_calls": [CALL], "function_call": {"name": "g"}}]},
+            "tool_calls and function_call",
+        ),
+        (
+            {"messages": [USER, ANSWER | {"tool_calls": [{"name": "f", "arguments": {"a": 1}, "parameters": {}}]}]},
+            "arguments and parameters",
+        ),
+        ({"messages": [USER, ANSWER], "tools": [{"name": "f"}], "functions": [{"name": "g"}]}, "tools and functions"),
+    ],
+)
+def test_two_values_for_one_thing_refuse_the_row(row: dict[str, Any], said: str) -> None:
+    """Otherwise one of two answers or thoughts is trained, and nobody knows which."""
+    found = problem(row)
+    assert (found.reason, found.effect) == ("CONTRADICTORY_KEYS", "refuses")
+    assert said in found.message
+
+
+def test_the_same_value_under_two_keys_is_read_once() -> None:
+    both = ANSWER | {"from": "gpt", "value": "Three.", "reasoning": "Hm.", "thinking": "Hm.", "tool_calls": [CALL]}
+    found = example({"messages": [USER, both | {"function_call": CALL["function"]}, USER, ANSWER]})
+    assert found.messages[1] == ANSWER | {"reasoning_content": "Hm.", "tool_calls": [CALL]}
+
+
+@pytest.mark.parametrize(
+    ("row", "unused"),
+    [
+        (CHAT | {"id": 3, "source": "web", "none": None, "system": "Be brief."}, ["id", "source"]),
+        (QA | {"tools": [{"name": "f"}], "input": "Oh."}, ["input", "tools"]),
+        ({"messages": [USER, ANSWER], "conversations": [USER, ANSWER]}, ["conversations"]),
+        ({"text": "Once", "system": "Be brief."}, ["system"]),
+        (
+            {"messages": [USER | {"id": "t1"}, ANSWER | {"label": "fact", "weight": 1}]},
+            ["messages[].id", "messages[].label"],
+        ),
+        (
+            {"messages": [USER | {"thinking": "Hm.", "tool_call_id": "c"}, ANSWER]},
+            ["messages[].thinking", "messages[].tool_call_id"],
+        ),
+        ({"conversations": [USER, ANSWER | {"refusal": "No."}]}, ["conversations[].refusal"]),
+        (
+            {"messages": [USER, ANSWER | {"tool_calls": [CALL | {"index": 1, "type": "custom"}]}]},
+            ["messages[].tool_calls[].index", "messages[].tool_calls[].type"],
+        ),
+        (
+            {"messages": [USER, ANSWER | {"content": [{"type": "text", "text": "Oh.", "citations": ["web"]}]}]},
+            ["messages[].content[].citations"],
+        ),
+        ({"prompt": [USER], "completion": [ANSWER], "tools": []}, []),
+        (TEXT | {"tools": [{"name": "f"}]}, ["tools"]),
+    ],
+)  # fmt: skip
+def test_values_that_are_not_used_are_named(row: dict[str, Any], unused: list[str]) -> None:
+    """Otherwise a column with a typing error in its name is left out, and nobody sees it."""
+    reader = RowReader({}, None)
+    *_, last = reader.read(Row(1, row))
+    assert isinstance(last, Example), last
+    assert reader.unused == unused
+    warning = reader.unused_keys()
+    assert (warning is None) == (not unused)
+    if warning:
+        assert (warning.row, warning.reason, warning.effect) == (0, "UNUSED_KEYS", "warns")
+        assert all(name in warning.message for name in unused)
+
+
+def test_a_mapped_column_is_named_as_in_the_file() -> None:
+    """A mapping replaces a column of the file; the replaced one is not used."""
+    reader = RowReader({"answer": "reply", "label": "kind"}, None)
+    *_, last = reader.read(Row(1, {"question": "Why?", "reply": "So.", "answer": "Old.", "kind": "fact"}))
+    assert isinstance(last, Example)
+    assert last.expected_output == "So."
+    assert reader.unused == ["answer", "kind"]
+
+
 @pytest.mark.parametrize("role", ["system", "user", "assistant", "tool"])
 @pytest.mark.parametrize("turn", [{"content": None}, {}])
 def test_a_turn_without_content_leaves_its_row_out(role: str, turn: dict[str, Any]) -> None:

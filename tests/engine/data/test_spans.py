@@ -1,5 +1,6 @@
 """Exactly the answers are trained: a token too many teaches the model to ask, one too few never to stop."""
 
+import json
 import signal
 from pathlib import Path
 
@@ -25,6 +26,16 @@ TURNS = st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=3)
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return Tokenizer(make_tiny_tokenizer(tmp_path_factory.mktemp("tokenizer")))
+
+
+@pytest.fixture(scope="module")
+def undecoded(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """The same tokenizer in a form that does not show that its tokens are runs of bytes."""
+    folder = make_tiny_tokenizer(tmp_path_factory.mktemp("undecoded"))
+    described = json.loads((folder / "tokenizer.json").read_text())
+    described["decoder"] = {"type": "Sequence", "decoders": [described["decoder"]]}
+    (folder / "tokenizer.json").write_text(json.dumps(described))
+    return Tokenizer(folder)
 
 
 def conversation(turns: list[tuple[str, str]]) -> list[Message]:
@@ -184,15 +195,12 @@ def test_a_template_that_writes_nothing_is_the_callers_error(tmp_path: Path, tem
 @given(texts=st.lists(TEXT, min_size=1, max_size=4), edges=st.tuples(st.integers(0, 40), st.integers(0, 40)))
 @pytest.mark.parametrize("counts_bytes", [True, False])
 def test_several_texts_are_encoded_and_marked_as_each_alone(
-    tokenizer: Tokenizer, counts_bytes: bool, texts: list[str], edges: tuple[int, int]
+    tokenizer: Tokenizer, undecoded: Tokenizer, counts_bytes: bool, texts: list[str], edges: tuple[int, int]
 ) -> None:
     """Whichever way tokens are found again in the text: the ids are those of one row, the mask that of its offsets."""
-    with pytest.MonkeyPatch.context() as patch:
-        if not counts_bytes:
-            patch.setattr(tokenizer, "_token_bytes", None)
-        encoded = tokenizer.encode_all(texts)
-        start, end = min(edges), max(edges)
-        inside = encoded.within([[(start, min(end, len(text)))] for text in texts]).tolist()
+    encoded = (tokenizer if counts_bytes else undecoded).encode_all(texts)
+    start, end = min(edges), max(edges)
+    inside = encoded.within([[(start, min(end, len(text)))] for text in texts]).tolist()
     alone = [tokenizer.encode(text) for text in texts]
     assert encoded.ids.tolist() == [token for one in alone for token in one.ids]
     assert inside == [
