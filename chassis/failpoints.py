@@ -1,7 +1,7 @@
 """Failpoints: named places where a test makes this process fail, such as between a COMMIT and its publish.
 
 A test arms a failpoint by writing a file of that name into the folder FTF_FAILPOINTS. The first process that reaches it
-removes the file and performs its action, once. Without the variable a failpoint costs one look at the environment.
+removes the file and performs its action, once. Without the variable a failpoint costs one comparison.
 """
 
 import errno
@@ -9,6 +9,8 @@ import os
 import signal
 import time
 from pathlib import Path
+
+_FOLDER = os.environ.get("FTF_FAILPOINTS", "")
 
 
 class FailpointReached(Exception):
@@ -21,10 +23,9 @@ def failpoint(name: str) -> None:
     Actions: `kill`, `stop` (SIGSTOP), `full` (OSError ENOSPC), `raise`, and `sleep:SECONDS`, which blocks the process.
     The file is renamed to `<name>.<pid>.taken`, so that a test can see that it was reached.
     """
-    folder = os.environ.get("FTF_FAILPOINTS", "")
-    if not folder:
+    if not _FOLDER:
         return
-    armed = Path(folder, name)
+    armed = Path(_FOLDER, name)
     taken = armed.with_name(f"{name}.{os.getpid()}.taken")
     try:
         armed.rename(taken)

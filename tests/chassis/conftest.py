@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from chassis import failpoints
 from chassis.attempt.claimed_attempt import Stage
 from chassis.attempt.stage_worker import StageWorker
 from chassis.attempt.time_limits import TimeLimits
@@ -99,5 +100,5 @@ def armed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of this process's failpoints."""
     folder = tmp_path / "failpoints"
     folder.mkdir()
-    monkeypatch.setenv("FTF_FAILPOINTS", str(folder))
+    monkeypatch.setattr(failpoints, "_FOLDER", str(folder))
     return folder
