@@ -250,17 +250,13 @@ async def _training_seconds(session: AsyncSession, work_id: str) -> float:
 
 def _refusal(decision: Decision, request: ClaimRequest, queue: tuple[str, str]) -> str:
     attempt = decision.attempt
-    if attempt is not None and queue_of(attempt.stage, attempt.pool) != queue:
-        log.warning(
-            "node %s of pool %s of the %s claimed work of another queue",
-            request.node_id,
-            queue[1],
-            queue[0],
-            extra={"job_id": request.job_id},
-        )
-        return "UNKNOWN"
     if attempt is None or (Stage.Value(attempt.stage), attempt.attempt) != (request.stage, request.attempt):
         return "ENDED"
+    if queue_of(attempt.stage, attempt.pool) != queue:
+        service, pool = queue
+        extra = {"job_id": request.job_id}
+        log.warning("a %s of pool %s (%s) claimed work of another queue", service, pool, request.node_id, extra=extra)
+        return "UNKNOWN"
     if attempt.state == "CLAIMED":
         return "" if attempt.claim_id == request.claim_id else "CLAIMED_BY_ANOTHER"
     return "" if decision.work.state in lifecycle.RUNNABLE else "NOT_WANTED"

@@ -165,3 +165,17 @@ async def test_an_item_of_no_attempt_is_refused(
         request = ClaimRequest(job_id=job_id, attempt=item.attempt, claim_id="a" * 32)
         request.stage = stage  # type: ignore[assignment]
         assert (await acceptance.claim(request, ("probe", "default"))).refused.reason in ("UNKNOWN", "ENDED")
+
+
+async def test_a_worker_gets_no_work_of_another_service_or_pool(
+    ledger: Ledger, acceptance: WorkerRequests, told: Recorder
+) -> None:
+    """A stolen trainer would read the data of every job."""
+    await create(ledger)
+    attempt = told.offered[-1]
+    request = ClaimRequest(
+        job_id=attempt.work_id, stage=Stage.Value(attempt.stage), attempt=attempt.attempt, claim_id="a" * 32
+    )
+    for queue in (("trainer", "default"), ("probe", "gpu")):
+        assert (await acceptance.claim(request, queue)).refused.reason == "UNKNOWN"
+    assert (await acceptance.claim(request, ("probe", "default"))).HasField("assignment")
