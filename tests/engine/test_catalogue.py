@@ -1,7 +1,6 @@
 """A base model is given by name, never by path, and anything that could run code is refused."""
 
 import hashlib
-import json
 import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
@@ -12,22 +11,8 @@ from safetensors.numpy import save_file
 
 from engine.catalogue import Catalogue
 from engine.errors import JobError, SystemFailure
-from tests.tiny_models import make_tiny_tokenizer
 
 Folder = Callable[..., Path]
-
-
-@pytest.fixture
-def model_folder(tmp_path: Path) -> Folder:
-    def make(**config: object) -> Path:
-        folder = make_tiny_tokenizer(tmp_path / "tiny")
-        values = {"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 256, **config}
-        (folder / "config.json").write_text(json.dumps(values))
-        save_file({"a.weight": numpy.zeros((3, 5), numpy.float32)}, str(folder / "model-1.safetensors"))
-        save_file({"b.weight": numpy.ones((7,), numpy.float16)}, str(folder / "model-2.safetensors"))
-        return folder
-
-    return make
 
 
 def test_an_operators_folder_is_described_from_its_files(tmp_path: Path, model_folder: Folder) -> None:

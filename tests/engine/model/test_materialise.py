@@ -7,10 +7,11 @@ import gguf
 import numpy
 import pytest
 
-from engine.catalogue import BUILT_IN, Catalogue, tensor_shapes
+from engine.catalogue import BUILT_IN, Catalogue
 from engine.estimate.architecture import Architecture
 from engine.estimate.known_architectures import known
 from engine.model.materialise import materialise, packaged_gguf
+from engine.model_folder import tensor_shapes
 
 
 def make_tiny_gguf(path: Path) -> Path:
