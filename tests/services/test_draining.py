@@ -54,7 +54,7 @@ async def start(nats_server: NatsServer, tmp_path: Path) -> AsyncIterator[Start]
             await process.wait()
 
 
-async def test_sigterm_saves_and_hands_the_job_back(gateway: Gateway, start: Start, tmp_path: Path) -> None:
+async def test_sigterm_saves_a_checkpoint_and_releases_the_job(gateway: Gateway, start: Start, tmp_path: Path) -> None:
     """Scaling in must cost no step."""
     gateway.do = "wait"
     process = await start()
@@ -68,7 +68,7 @@ async def test_sigterm_saves_and_hands_the_job_back(gateway: Gateway, start: Sta
 
 
 @pytest.mark.parametrize("again", [signal.SIGTERM, signal.SIGINT])
-async def test_asked_twice_it_kills_what_runs(
+async def test_second_signal_kills_the_child(
     gateway: Gateway, start: Start, tmp_path: Path, again: signal.Signals
 ) -> None:
     """Otherwise a user who presses Ctrl-C twice would still wait ten minutes for the drain."""
@@ -87,8 +87,8 @@ async def test_asked_twice_it_kills_what_runs(
     assert gateway.events[-1].stage_released.reason == "DRAINED"
 
 
-async def test_a_download_that_hangs_does_not_hold_up_the_end(gateway: Gateway, start: Start) -> None:
-    """The machine would be killed in the middle of something else."""
+async def test_hanging_download_does_not_delay_shutdown(gateway: Gateway, start: Start) -> None:
+    """The machine would otherwise be killed at an arbitrary moment."""
     gateway.do = "fetch"
     process = await start()
     await gateway.bus.publish_work("trainer", "default", ITEM)
