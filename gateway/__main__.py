@@ -80,8 +80,8 @@ async def run(settings: GatewaySettings) -> None:
     preflights = Preflights(database, passthrough, machines, catalogue)
 
     await fanout.start()
-    await bus.serve(CLAIM_SUBJECT, _QUEUE, _answering(ClaimRequest, requests.claim))
-    await bus.serve(report_subject("*"), _QUEUE, _answering(ReportRequest, requests.report))
+    await bus.serve(CLAIM_SUBJECT, _QUEUE, _serialized(ClaimRequest, requests.claim))
+    await bus.serve(report_subject("*"), _QUEUE, _serialized(ReportRequest, requests.report))
     server = await serve(
         Mount(
             fine_tuning_service_pb2.DESCRIPTOR.services_by_name["FineTuningService"],
@@ -150,7 +150,7 @@ async def run(settings: GatewaySettings) -> None:
         await database.close()
 
 
-def _answering(
+def _serialized(
     request_type: type[Request], handler: Callable[[Request], Awaitable[Message]]
 ) -> Callable[[bytes], Awaitable[bytes]]:
     async def answer(data: bytes) -> bytes:
