@@ -43,7 +43,7 @@ class Preparation:
 
     async def run(self, work: Coroutine[Any, Any, _T], limit_seconds: float) -> _T:
         """Awaits `work`. Raises Stalled, and ends it, if it makes no progress for `limit_seconds`."""
-        working = asyncio.create_task(self._within(work), name="prepare")
+        working = asyncio.create_task(self._run_in_context(work), name="prepare")
         watching = asyncio.create_task(self._stall_timer.wait(lambda: limit_seconds), name="prepare-watch")
         try:
             await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
@@ -57,31 +57,31 @@ class Preparation:
                 task.cancel()
             await asyncio.wait({working, watching})
 
-    async def _within(self, work: Coroutine[Any, Any, _T]) -> _T:
+    async def _run_in_context(self, work: Coroutine[Any, Any, _T]) -> _T:
         _current.set(self)
         return await work
 
     def say(self, name: str, detail: str = "", total_bytes: int = 0) -> None:
         """Does the same as the function of that name, for threads outside of its context."""
-        self._live()
+        self._raise_if_given_up()
         self._phase = event_pb2.Phase(name=name, detail=detail)
         self._done, self._total = 0, total_bytes
-        self._tell()
+        self._emit_phase()
 
     def progressed(self, num_bytes: int = 0) -> None:
         """Does the same as the function of that name."""
-        self._live()
+        self._raise_if_given_up()
         self._done += num_bytes
         if self._total and time.monotonic() >= self._next:
             self._phase.fraction = min(1.0, self._done / self._total)
-            self._tell()
+            self._emit_phase()
 
-    def _live(self) -> None:
+    def _raise_if_given_up(self) -> None:
         if self._given_up:
             raise GivenUp
         self._stall_timer.reset()
 
-    def _tell(self) -> None:
+    def _emit_phase(self) -> None:
         self._next = time.monotonic() + self._progress_seconds
         phase = event_pb2.Phase()
         phase.CopyFrom(self._phase)

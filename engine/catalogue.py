@@ -181,7 +181,7 @@ class Catalogue:
         commit, _ = _resolve(match["id"], match["revision"], token, self._hub_folder(match["id"]))
         folder = self._hub_folder(match["id"]) / commit
         if not folder.is_dir():
-            return _described_by_the_hub(match["id"], commit, token)
+            return _read_description_from_hub(match["id"], commit, token)
         return Described(read_json(folder / "config.json"), tensor_shapes(folder))
 
     def _aliases(self) -> Sequence[str]:
@@ -204,7 +204,7 @@ class Catalogue:
                 # Reading GGUF needs torch, which serving processes must not load.
                 command = [sys.executable, "-m", "engine.model.materialise", "--gguf", str(_packaged_gguf())]
                 command += ["--without-weights"] if folder != whole else []
-                made = _run_tied([*command, "--out", str(folder), "--until-stdin-ends"])
+                made = _run_until_parent_exits([*command, "--out", str(folder), "--until-stdin-ends"])
                 if made.returncode != 0 or not folder.is_dir():
                     raise RuntimeError(f"the built-in model could not be unpacked: {made.stderr[-2000:]}")
         return folder
@@ -269,7 +269,7 @@ class _Weights:
     num_parameters: int
 
 
-def _run_tied(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+def _run_until_parent_exits(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
     """Runs a command that exits at the end of its stdin, so that it ends with this process, even if that is killed."""
     theirs, ours = os.pipe()
     try:
@@ -332,7 +332,7 @@ def _download(hub_id: str, commit: str, token: str | None, folder: Path, pattern
         raise _hub_error(hub_id, error) from error
 
 
-def _described_by_the_hub(hub_id: str, commit: str, token: str | None) -> Described:
+def _read_description_from_hub(hub_id: str, commit: str, token: str | None) -> Described:
     from huggingface_hub import HfApi, errors, hf_hub_download
 
     with tempfile.TemporaryDirectory() as folder:

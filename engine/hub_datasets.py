@@ -63,7 +63,7 @@ class HubDatasets:
             message = f"{asked[:120]!r} is not a valid dataset reference: {error}."
             raise _error("INVALID_DATASET", message, "Correct the reference, or upload the file.", field) from error
         commit, sizes = self._files(named, field)
-        path = _the_file(named, sizes, field)
+        path = _select_file(named, sizes, field)
         size = sizes[path]
         if size > self._max_bytes:
             raise _error(
@@ -114,7 +114,7 @@ class HubDatasets:
         return self._seen[key]
 
 
-def _the_file(named: HubReference, sizes: Mapping[str, int], field: str) -> str:
+def _select_file(named: HubReference, sizes: Mapping[str, int], field: str) -> str:
     readable = sorted(path for path in sizes if ending_of(Path(path).name))
     found = [path for path in readable if Path(path).name.lower() not in _ABOUT and not path.startswith(".")]
     listed = ", ".join(found[:_SHOWN]) + (f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else "")

@@ -50,7 +50,7 @@ class Passthrough:
                 except grpc.aio.AioRpcError as error:
                     if not _unreachable(error):
                         raise
-        raise _none_of(service)
+        raise _no_node_error(service)
 
     async def stream(self, service: str, method: Method, request: object, context: Context) -> AsyncIterator[Any]:
         """Yields the answers of the first node of `service` that can be reached.
@@ -71,7 +71,7 @@ class Passthrough:
                     if answered:
                         message = f"The connection to the {service} was lost during its answer; try again."
                         raise Unavailable("NODE_LOST", message) from error
-        raise _none_of(service)
+        raise _no_node_error(service)
 
     async def _addresses(self, service: str, preferred: str = "") -> list[str]:
         nodes = [node for node in await self.nodes() if node.service == service and node.address]
@@ -93,6 +93,6 @@ def _unreachable(error: grpc.aio.AioRpcError) -> bool:
     return all(key != DETAILS_KEY for key, _ in trailing)
 
 
-def _none_of(service: str) -> Unavailable:
+def _no_node_error(service: str) -> Unavailable:
     message = f"No {service} is reachable; start one, or try again when it is up."
     return Unavailable(_NO_NODE[service], message, metadata={"service": service})

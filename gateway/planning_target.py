@@ -31,7 +31,7 @@ class PlanningTargets:
         pool = request.spec.resources.pool or "default"
         if isinstance(request, api.PreflightFineTuningJobRequest):
             if not request.HasField("hardware") and not request.node_id:
-                _set(request, await self.that_trains(pool))
+                _set_hardware(request, await self.that_trains(pool))
                 return
         elif request.HasField("memory_bytes"):
             return
@@ -44,14 +44,14 @@ class PlanningTargets:
                 raise no_node(request.node_id)
         else:
             nodes = _trainers(nodes, pool)
-        _set(request, _roomiest(map(hardware_of, nodes)))
+        _set_hardware(request, _with_most_free_memory(map(hardware_of, nodes)))
 
     async def that_trains(self, pool: str) -> Hardware | None:
         """Returns the machine for which a job of the pool is planned: the trainer with the most memory once it is idle.
 
         None if no trainer runs. Raises Unavailable.
         """
-        return _roomiest(map(_when_idle, _trainers(await self._passthrough.nodes(), pool)))
+        return _with_most_free_memory(map(_when_idle, _trainers(await self._passthrough.nodes(), pool)))
 
 
 def no_node(node_id: str) -> NotFound:
@@ -86,16 +86,16 @@ def _when_idle(node: Node) -> Hardware:
     return hardware
 
 
-def _roomiest(machines: Iterable[Hardware]) -> Hardware | None:
-    return max((machine for machine in machines if machine.memory_total_bytes), key=_room, default=None)
+def _with_most_free_memory(machines: Iterable[Hardware]) -> Hardware | None:
+    return max((machine for machine in machines if machine.memory_total_bytes), key=_free_memory_key, default=None)
 
 
-def _set(request: Asked, hardware: Hardware | None) -> None:
+def _set_hardware(request: Asked, hardware: Hardware | None) -> None:
     if hardware is not None:
         request.hardware.CopyFrom(hardware)
 
 
-def _room(hardware: Hardware) -> tuple[bool, int]:
+def _free_memory_key(hardware: Hardware) -> tuple[bool, int]:
     """Sort key: machines with a usable GPU first, then by free memory."""
     if hardware.cuda_available and hardware.gpus:
         return True, max(gpu.memory_free_bytes for gpu in hardware.gpus)

@@ -219,15 +219,15 @@ class Upload:
             self._batch.append(chunk)
             batched += len(chunk)
             if batched >= self._limits.batch_bytes:
-                await self._hand_over()
+                await self._start_batch()
                 batched = 0
-        await self._hand_over()
-        await self._settle()
+        await self._start_batch()
+        await self._wait_for_batch()
         self._check_whole()
 
     async def commit(self) -> None:
         """Makes the complete file visible under its path."""
-        await self._settle(synced=True)
+        await self._wait_for_batch(synced=True)
         self.committed = True
         try:
             await in_thread(self._opened.commit)
@@ -244,7 +244,7 @@ class Upload:
             return
         try:
             if not recorded:
-                await self._hand_over()
+                await self._start_batch()
         except ServiceError:
             wanted = False
         finally:
@@ -317,22 +317,22 @@ class Upload:
             raise self._mismatch("size_bytes", f"more than the announced {announced} bytes were received")
         return chunk
 
-    async def _hand_over(self) -> None:
+    async def _start_batch(self) -> None:
         """Passes the batch to the threads once they have completed the previous one."""
-        await self._settle()
+        await self._wait_for_batch()
         if not self._batch:
             return
         failpoint("upload.received")
         batch, self._batch = self._batch, []
         writer = self._opened
-        self._work = [_in_thread(_each, writer.append, batch), _in_thread(_each, writer.hash, batch)]
+        self._work = [_in_thread(_call_for_each, writer.append, batch), _in_thread(_call_for_each, writer.hash, batch)]
         self._unsynced += sum(map(len, batch))
         if self._unsynced >= _SYNC_BYTES:
-            await self._settle(synced=True)
+            await self._wait_for_batch(synced=True)
             self._unsynced = 0
             self._syncing = [_in_thread(writer.sync)]
 
-    async def _settle(self, *, synced: bool = False) -> None:
+    async def _wait_for_batch(self, *, synced: bool = False) -> None:
         """Waits for the previous batch and, with `synced`, for pending syncs. Raises STORE_FULL or OSError."""
         pending = [*self._work, *(self._syncing if synced else ())]
         if not pending:
@@ -393,7 +393,7 @@ def _in_thread(function: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -
     return asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
 
 
-def _each(function: Callable[[bytes | memoryview], None], batch: list[bytes | memoryview]) -> None:
+def _call_for_each(function: Callable[[bytes | memoryview], None], batch: list[bytes | memoryview]) -> None:
     for chunk in batch:
         function(chunk)
 

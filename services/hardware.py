@@ -31,7 +31,7 @@ def read_hardware(node_id: str, disk: Path) -> Hardware:
         cpu_features=[name for name in _FEATURES if name in cpu.get("flags", cpu.get("Features", "")).split()],
         memory_total_bytes=total,
         memory_available_bytes=available,
-        disk_free_bytes=shutil.disk_usage(_existing(disk)).free,
+        disk_free_bytes=shutil.disk_usage(_existing_parent(disk)).free,
         has_nvidia_smi=shutil.which("nvidia-smi") is not None,
         packages=_packages(),
         platform=platform.platform(),
@@ -45,7 +45,7 @@ def read_hardware(node_id: str, disk: Path) -> Hardware:
     return hardware
 
 
-def _existing(folder: Path) -> Path:
+def _existing_parent(folder: Path) -> Path:
     return next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
 
 

@@ -75,21 +75,21 @@ async def fetched_model(models: Catalogue, reference: str, settings: ServiceSett
     """Downloads the base model that the name refers to now. Raises what `Catalogue.fetch` raises."""
     token = settings.hub_token.get_secret_value()
     say("fetching_model", reference)
-    found = await asyncio.to_thread(models.fetch, reference, token or None, on_progress=listening())
+    found = await asyncio.to_thread(models.fetch, reference, token or None, on_progress=byte_progress_callback())
     return ModelFiles(**asdict(found))
 
 
-def listening() -> Callable[[int], None]:
+def byte_progress_callback() -> Callable[[int], None]:
     """Returns a callback that reports received bytes, from any thread, to the current preparation."""
     preparation = current()
 
-    def heard(num_bytes: int) -> None:
+    def report_bytes(num_bytes: int) -> None:
         if preparation:
             # A model's download continues although this job no longer waits for it: the next job uses it.
             with contextlib.suppress(GivenUp):
                 preparation.progressed(num_bytes)
 
-    return heard
+    return report_bytes
 
 
 async def dataset_files(assignment: Assignment, store: ArtifactStore, workdir: Path) -> dict[str, Path]:
@@ -102,7 +102,7 @@ async def dataset_files(assignment: Assignment, store: ArtifactStore, workdir: P
     return files
 
 
-async def made_shards(assignment: Assignment, store: ArtifactStore, workdir: Path, key: str) -> Path | None:
+async def reusable_shards(assignment: Assignment, store: ArtifactStore, workdir: Path, key: str) -> Path | None:
     """Downloads token shards with that content key that another job of the tenant has made.
 
     Returns None if there are none, or none that verifies: then they are made again.

@@ -38,7 +38,7 @@ def run(settings: ServiceSettings, stage: Stage, mount: Callable[[StageWorker], 
     serve_gauges(settings.metrics)
     status = 0
     try:
-        asyncio.Runner().run(_live(settings, stage, mount))
+        asyncio.Runner().run(_serve(settings, stage, mount))
     except Exception:  # noqa: BLE001 - it ends the process
         traceback.print_exc()
         status = 1
@@ -49,7 +49,7 @@ def run(settings: ServiceSettings, stage: Stage, mount: Callable[[StageWorker], 
     os._exit(status)
 
 
-async def _live(settings: ServiceSettings, stage: Stage, mount: Callable[[StageWorker], Sequence[Mount]]) -> None:
+async def _serve(settings: ServiceSettings, stage: Stage, mount: Callable[[StageWorker], Sequence[Mount]]) -> None:
     stop, again = asyncio.Event(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, lambda: (again if stop.is_set() else stop).set())
@@ -66,23 +66,23 @@ async def _live(settings: ServiceSettings, stage: Stage, mount: Callable[[StageW
     heartbeat.start()
     _log.info("%s listens on %s", settings.node_id, server.address)
 
-    async def tell_drain() -> None:
+    async def announce_drain() -> None:
         await worker.drain_began.wait()
         _log.info("draining")
         await server.set_serving(False)
         await heartbeat.announce()
 
-    async def hear_again() -> None:
+    async def kill_on_second_signal() -> None:
         await again.wait()
         _log.warning("second signal: running children are killed")
         worker.hurry()
 
-    async def look_at_hardware() -> None:
+    async def refresh_hardware() -> None:
         while True:
             await asyncio.sleep(_HARDWARE_SECONDS)
             worker.hardware = await asyncio.to_thread(read_hardware, settings.node_id, settings.home)
 
-    beside = [asyncio.create_task(each()) for each in (tell_drain, hear_again, look_at_hardware)]
+    beside = [asyncio.create_task(each()) for each in (announce_drain, kill_on_second_signal, refresh_hardware)]
     try:
         stopped, pulling = asyncio.create_task(stop.wait()), asyncio.create_task(worker.wait())
         await asyncio.wait({stopped, pulling}, return_when=asyncio.FIRST_COMPLETED)

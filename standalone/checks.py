@@ -29,9 +29,9 @@ def checks() -> Iterator[Check]:
     home = default_home()
     held_by = holder(home)
     yield "home", None, f"{home}, " + (f"held by {held_by}" if held_by else "not in use")
-    yield from _own_models(home)
-    yield _room("disk", shutil.disk_usage(_existing(home)).free, 2)
-    yield _room("memory", psutil.virtual_memory().available, 4)
+    yield from _configured_models(home)
+    yield _check_free_space("disk", shutil.disk_usage(_existing(home)).free, 2)
+    yield _check_free_space("memory", psutil.virtual_memory().available, 4)
 
 
 def _broker() -> Check:
@@ -43,7 +43,7 @@ def _broker() -> Check:
     return "nats-server", True, f"{told.strip().removeprefix('nats-server: ')}, {program}"
 
 
-def _own_models(home: Path) -> Iterator[Check]:
+def _configured_models(home: Path) -> Iterator[Check]:
     name = "own models"
     try:
         models = StandaloneSettings().models
@@ -57,20 +57,20 @@ def _own_models(home: Path) -> Iterator[Check]:
         try:
             shapes = catalogue.describe(alias).shapes
         except (JobError, OSError, ValueError) as error:
-            yield name, False, f"{alias}: {_missing(folder) or error}"
+            yield name, False, f"{alias}: {_missing_files(folder) or error}"
         else:
-            lacks = _missing(folder)
+            lacks = _missing_files(folder)
             yield name, not lacks, f"{alias}: {lacks or f'{folder}, {len(shapes):,} tensors'}"
 
 
-def _missing(folder: Path) -> str:
+def _missing_files(folder: Path) -> str:
     if not folder.is_dir():
         return f"no such folder: {folder}"
     lacks = [name for name in ("config.json", "tokenizer.json", "*.safetensors") if not any(folder.glob(name))]
     return f"{folder} has no {' and no '.join(lacks)}" if lacks else ""
 
 
-def _room(name: str, free_bytes: int, least_gib: int) -> Check:
+def _check_free_space(name: str, free_bytes: int, least_gib: int) -> Check:
     # A low value is no fault of the installation: this machine may be a client only.
     enough = True if free_bytes >= least_gib * _GIB else None
     return name, enough, f"{free_bytes / _GIB:.1f} GiB free; training the smallest model needs {least_gib} GiB"

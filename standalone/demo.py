@@ -133,10 +133,10 @@ def _fine_tune(console: Console, running: _Running, output: Path) -> bool:
         # Without the outcome that `ftf train` shows: its commands need a server that keeps running.
         job = follow(client, job.id, console=console, outcome=False)
         if job.state != "SUCCEEDED":
-            _say_failed(console, job, running.logs, output)
+            _print_failure(console, job, running.logs, output)
             return False
         client.jobs.download(job.id, output)
-        _say_succeeded(console, client, job, output)
+        _print_result(console, client, job, output)
     return True
 
 
@@ -151,7 +151,7 @@ def _rows(path: Path) -> int:
         return sum(1 for _ in file)
 
 
-def _say_failed(console: Console, job: Job, logs: Path, output: Path) -> None:
+def _print_failure(console: Console, job: Job, logs: Path, output: Path) -> None:
     console.print()
     show_failure(job, console)
     log = logs / f"{_SERVICE.get(job.stage, 'gateway')}.log"
@@ -161,7 +161,7 @@ def _say_failed(console: Console, job: Job, logs: Path, output: Path) -> None:
     console.print(f"\nAll logs are in {kept}.", style="yellow")
 
 
-def _say_succeeded(console: Console, client: Client, job: Job, output: Path) -> None:
+def _print_result(console: Console, client: Client, job: Job, output: Path) -> None:
     result = client.evaluations.get(job.evaluation_id).result
     console.print(f"\nThe package: {output / 'finetuneflow_export.zip'}\nIts report:  {output / 'report.md'}")
     if result is not None and result.base_loss is not None and result.tuned_loss is not None:

@@ -78,7 +78,7 @@ class SupervisedProcess:
         try:
             await asyncio.wait_for(asyncio.shield(self._ready), timeout_seconds)
         except TimeoutError:
-            raise StartFailed(self._why(f"is not ready after {timeout_seconds:.0f} s")) from None
+            raise StartFailed(self._failure_message(f"is not ready after {timeout_seconds:.0f} s")) from None
 
     async def stop(self) -> None:
         """Sends SIGTERM, and SIGKILL after the program's `stop_seconds`. Returns when it has ended."""
@@ -113,7 +113,7 @@ class SupervisedProcess:
         while not self._stopping.is_set():
             began = time.monotonic()
             try:
-                manner = _manner(await self._run_once())
+                manner = _describe_exit(await self._run_once())
             except OSError as error:
                 # No memory or no process slot right now: temporary, like a crash.
                 manner = f"could not be started: {error}"
@@ -123,7 +123,7 @@ class SupervisedProcess:
                 delay, ends = self._back_off.first_seconds, 0
             ends += 1
             if not self._ready.done() and ends >= self._back_off.first_starts:
-                self._give_up(self._why(manner))
+                self._give_up(self._failure_message(manner))
                 return
             again = f", {ends} times in a row by now" if ends > 1 else ""
             self._notify(f"{self.program.name} {manner}{again}; it starts again in {delay:g} s. Its log: {self.log}")
@@ -192,7 +192,7 @@ class SupervisedProcess:
             self.log.replace(self.log.with_suffix(".log.1"))
         return self.log.open("ab")
 
-    def _why(self, what: str) -> str:
+    def _failure_message(self, what: str) -> str:
         return f"{self.program.name} {what}. The end of {self.log}:\n{tail(self.log)}"
 
 
@@ -222,5 +222,5 @@ def serving(address: str) -> Callable[[], Awaitable[bool]]:
     return ready
 
 
-def _manner(code: int) -> str:
+def _describe_exit(code: int) -> str:
     return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"

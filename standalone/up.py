@@ -69,7 +69,7 @@ async def run(home: Path, port: int, report: StatusPrinter) -> None:
             await asyncio.wait([starting, waiting], return_when=asyncio.FIRST_COMPLETED)
             if starting.done():
                 starting.result()
-                _say_up(stack, report)
+                _print_address(stack, report)
                 await waiting
             report.state(
                 "stopping", "\nStopping after running trainings have written a checkpoint. Ctrl-C kills them now."
@@ -92,7 +92,7 @@ def _check(home: Path, port: int) -> None:
     nats.binary()
 
 
-def _say_up(stack: Stack, report: StatusPrinter) -> None:
+def _print_address(stack: Stack, report: StatusPrinter) -> None:
     option = "" if stack.address.endswith(f":{DEFAULT_PORT}") else f"--address {stack.address} "
     train = ftf(f"{option}train DATA.jsonl --model smollm2-135m --recipe cpu-demo")
     text = f"""

@@ -19,7 +19,7 @@ from chassis.attempt.spool import Spool
 from chassis.attempt.time_limits import TimeLimits
 from chassis.attempt.uploads import KINDS, UploadFailed, Uploads
 from chassis.bus.event_bus import Bus
-from chassis.child.child_process import Child, ChildCommand, kill_those_of
+from chassis.child.child_process import Child, ChildCommand, kill_processes_of
 from chassis.child.pipe import failure_of
 from chassis.child.spare import Spare, SpareCommand
 from chassis.child.usage import Usage
@@ -91,7 +91,7 @@ def failed(reason: str, message: str, advice: str = "", lines: list[str] | None 
 def clear(workdir: Path) -> None:
     """Kills every process of the attempt with that folder, and deletes the folder."""
     # The child's process group is gone; whatever it started may have left the group.
-    kill_those_of(workdir)
+    kill_processes_of(workdir)
     shutil.rmtree(workdir, ignore_errors=True)
 
 
@@ -105,7 +105,7 @@ class Attempt:
         """Set once the child has ended and only its events remain to be accepted."""
         self._context = context
         self._spool = spool
-        self._reporter = Reporter(context.bus, spool, self._hear, context.limits.heartbeat_seconds)
+        self._reporter = Reporter(context.bus, spool, self._on_directive, context.limits.heartbeat_seconds)
         self._child: Child | None = None
         self._beginning: asyncio.Task[ChildCommand | event_pb2.StageFailed] | None = None
         self._uploading: asyncio.Task[None] | None = None
@@ -152,35 +152,35 @@ class Attempt:
 
     def drain(self) -> None:
         """Asks the child to save a checkpoint and exit."""
-        self._let_go("DRAINED")
+        self._request_release("DRAINED")
 
     def abandon(self) -> None:
         """Kills a child that did not exit in time, and abandons uploads.
 
         The operator asked for it, so the attempt counts as released, not as failed.
         """
-        self._let_go("DRAINED")
+        self._request_release("DRAINED")
         if self._child:
             self._child.kill()
         if self._uploading:
             self._uploading.cancel()
 
-    def _hear(self, directive: work_pb2.Directive) -> None:
+    def _on_directive(self, directive: work_pb2.Directive) -> None:
         if directive == work_pb2.DIRECTIVE_PAUSE:
-            self._let_go("PAUSED")
+            self._request_release("PAUSED")
         elif directive == work_pb2.DIRECTIVE_CANCEL:
-            self._let_go("CANCELLED")
+            self._request_release("CANCELLED")
 
-    def _let_go(self, reason: str) -> None:
+    def _request_release(self, reason: str) -> None:
         if self._release in ("CANCELLED", reason):
             return
         self._release = reason
         if self._child:
-            self._tell(self._child)
+            self._signal_release(self._child)
         elif self._beginning:
             self._beginning.cancel()
 
-    def _tell(self, child: Child) -> None:
+    def _signal_release(self, child: Child) -> None:
         if self._release == "CANCELLED":
             child.control("cancel")
             asyncio.get_running_loop().call_later(self._context.settings.cancel_grace_seconds, child.kill)
@@ -226,13 +226,13 @@ class Attempt:
         stage, settings = self._context.stage, self._context.settings
         preparing = stage.prepare(self.assignment, workdir, self._context.store)
         try:
-            command = await Preparation(self._say, self._context.limits.preparation_progress_seconds).run(
+            command = await Preparation(self._append_phase, self._context.limits.preparation_progress_seconds).run(
                 preparing, settings.preparation_stall_seconds
             )
         except Stalled as error:
             return failed("STALLED", str(error), "The job is retried if attempts are left.")
         except Exception as error:  # noqa: BLE001 - becomes the event that ends the attempt
-            return self._unprepared(error)
+            return self._preparation_failure(error)
         command.out_dir.mkdir(parents=True, exist_ok=True)
         child = self._child = await self._context.spare.start(command, workdir)
         failpoint("child.started")
@@ -241,7 +241,7 @@ class Attempt:
         self._spool.save_record()
         return command
 
-    def _unprepared(self, error: Exception) -> event_pb2.StageFailed:
+    def _preparation_failure(self, error: Exception) -> event_pb2.StageFailed:
         failure = failure_of(error)
         if isinstance(error, CallerFault | SystemFault):
             return failure
@@ -392,9 +392,9 @@ class Attempt:
                 return stage.finish(self.assignment, ending)
         return ending
 
-    def _say(self, phase: event_pb2.Phase) -> None:
+    def _append_phase(self, phase: event_pb2.Phase) -> None:
         try:
-            self._keep(event_of(phase))
+            self._append_once(event_of(phase))
         except OSError as error:
             # A phase only informs watchers. Events that matter wait for room, or fail.
             _log.warning("phase %s is not reported: %s", phase.name, error, extra=self._labels())
@@ -403,7 +403,7 @@ class Attempt:
         deadline = time.monotonic() + self._context.limits.disk_patience_seconds
         while True:
             try:
-                self._keep(event)
+                self._append_once(event)
                 return
             except OSError as error:
                 if not is_disk_full(error) or time.monotonic() >= deadline:
@@ -413,7 +413,7 @@ class Attempt:
             await asyncio.sleep(1.0)
             self._stall_timer.reset()
 
-    def _keep(self, event: event_pb2.Event) -> None:
+    def _append_once(self, event: event_pb2.Event) -> None:
         event.job_id = self.assignment.job_id
         event.stage = self.assignment.stage
         event.attempt = self.assignment.attempt

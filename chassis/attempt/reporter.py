@@ -96,14 +96,14 @@ class Reporter:
             self._next = max(response.next_ordinal, self._spool.first)
             self._spool.forget(response.next_ordinal)
             failpoint("report.forgotten")
-            self._measure()
+            self._observe_latency()
             if response.directive == work_pb2.DIRECTIVE_STOP:
                 self.stopped = True
             self._on_directive(response.directive)
             if not self.stopped:
-                await self._rest()
+                await self._wait_for_events()
 
-    async def _rest(self) -> None:
+    async def _wait_for_events(self) -> None:
         """Waits for an event to report, at most until the next heartbeat."""
         if self._next >= self._spool.end and not self._spool.sealed:
             with contextlib.suppress(TimeoutError):
@@ -115,7 +115,7 @@ class Reporter:
     async def _report(self, *, everyone: bool) -> work_pb2.ReportResponse:
         self._wake.clear()
         self._sent = time.monotonic()
-        self._show()
+        self._update_gauge()
         record = self._spool.record
         report = work_pb2.ReportRequest(
             job_id=record.job_id,
@@ -126,13 +126,13 @@ class Reporter:
         subject = subjects.report(record.job_id)
         return await self._bus.request(subject, report, work_pb2.ReportResponse, _ANSWER_SECONDS, everyone=everyone)
 
-    def _measure(self) -> None:
+    def _observe_latency(self) -> None:
         now = time.monotonic()
         while self._timed < self._next and self._kept:
             gauges.ACCEPTED_SECONDS.observe(now - self._kept.popleft())
             self._timed += 1
-        self._show()
+        self._update_gauge()
 
-    def _show(self) -> None:
+    def _update_gauge(self) -> None:
         gauges.SPOOLED_EVENTS.inc(self.waiting_events - self._shown)
         self._shown = self.waiting_events

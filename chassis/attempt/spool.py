@@ -159,7 +159,7 @@ class Spool:
             if ordinal >= segment.end:
                 continue
             with segment.path.open("rb") as source:
-                self._go_to(segment, max(ordinal, segment.first), source)
+                self._seek(segment, max(ordinal, segment.first), source)
                 while self._position.ordinal < segment.end:
                     data = _read_frame(source)
                     if data is None:
@@ -220,7 +220,7 @@ class Spool:
         self._segments.append(_Segment(self._name(f"{first:012}.events"), first))
         return self._segments[-1]
 
-    def _go_to(self, segment: _Segment, ordinal: int, source: BinaryIO) -> None:
+    def _seek(self, segment: _Segment, ordinal: int, source: BinaryIO) -> None:
         if self._position.segment is not segment or self._position.ordinal > ordinal:
             self._position = _Position(segment)
         source.seek(self._position.offset)

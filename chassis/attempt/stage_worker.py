@@ -27,7 +27,7 @@ from chassis.bus.event_bus import (
     WorkMessage,
     WorkQueue,
 )
-from chassis.child.child_process import kill_leftover, kill_those_of
+from chassis.child.child_process import kill_leftover, kill_processes_of
 from chassis.child.spare import Spare
 from chassis.events import event_of
 from chassis.failpoints import failpoint
@@ -140,10 +140,12 @@ class StageWorker:
         limit = self._context.settings.drain_seconds if limit_seconds is None else limit_seconds
         self.begin_drain()
         await self._context.spare.close()
-        if not await self._over(limit):
+        if not await self._children_ended_within(limit):
             for attempt in list(self._attempts.values()):
                 attempt.abandon()
-        await self._idle(self._limits.last_report_seconds if not self._hurried.is_set() else _HURRIED_REPORT_SECONDS)
+        await self._tasks_ended_within(
+            self._limits.last_report_seconds if not self._hurried.is_set() else _HURRIED_REPORT_SECONDS
+        )
 
     def hurry(self) -> None:
         """Kills children of a drain at once: the drain was requested a second time."""
@@ -169,9 +171,9 @@ class StageWorker:
         if self._nudges:
             await self._nudges.stop()
 
-    async def _over(self, seconds: float) -> bool:
+    async def _children_ended_within(self, seconds: float) -> bool:
         """Returns True if, within `seconds`, all children have ended."""
-        tasks = {asyncio.create_task(self._nothing_runs()), asyncio.create_task(self._hurried.wait())}
+        tasks = {asyncio.create_task(self._wait_for_attempts()), asyncio.create_task(self._hurried.wait())}
         await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         over = not self._hurried.is_set() and any(task.done() for task in tasks)
         for task in tasks:
@@ -179,13 +181,13 @@ class StageWorker:
         await asyncio.wait(tasks)
         return over
 
-    async def _nothing_runs(self) -> None:
+    async def _wait_for_attempts(self) -> None:
         # A claim in progress may still be granted.
         await self._settled.wait()
         for attempt in list(self._attempts.values()):
             await attempt.over.wait()
 
-    async def _idle(self, seconds: float) -> bool:
+    async def _tasks_ended_within(self, seconds: float) -> bool:
         deadline = time.monotonic() + seconds
         while left := {task for task in (*self._tasks, self._puller) if task and not task.done()}:
             remaining = deadline - time.monotonic()
@@ -245,7 +247,7 @@ class StageWorker:
             await asyncio.sleep(_NO_DISK_SECONDS)
             return None
         try:
-            answer = await self._ask(message, request)
+            answer = await self._request_claim(message, request)
         except BaseException:
             # It is unknown if the claim was granted: the next process reports it as ended.
             spool.close()
@@ -270,7 +272,9 @@ class StageWorker:
         failpoint("claim.acked")
         return attempt
 
-    async def _ask(self, message: WorkMessage, request: work_pb2.ClaimRequest) -> work_pb2.ClaimResponse | None:
+    async def _request_claim(
+        self, message: WorkMessage, request: work_pb2.ClaimRequest
+    ) -> work_pb2.ClaimResponse | None:
         # A claim without an answer may have been granted, or may be granted later by a gateway that was stopped and
         # continues: it is repeated with the same id until a gateway answers. This slot cannot be used meanwhile, and a
         # granted claim that no worker runs counts as a failure when its lease ends.
@@ -332,7 +336,7 @@ class StageWorker:
             if spool.record.child_pid:
                 kill_leftover(spool.record.child_pid, spool.record.child_create_time)
             # A child may have been started without being recorded.
-            kill_those_of(spool.record.workdir)
+            kill_processes_of(spool.record.workdir)
             if not spool.sealed:
                 message = "The worker's supervisor ended while the worker was running."
                 self._end(spool, failed("KILLED", message, "The job is retried if attempts are left."))

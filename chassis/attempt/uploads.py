@@ -68,7 +68,7 @@ class Uploads:
         self._waiting.append(event)
         try:
             return await self._upload_waiting(self._limits.checkpoint_retry_seconds)
-        except _Partly as partly:
+        except _PartialUpload as partly:
             step = partly.event.checkpoint.step
             warning = event_pb2.Warning(
                 reason=NOT_STORED,
@@ -84,7 +84,7 @@ class Uploads:
         """
         try:
             return await self._upload_waiting(self._limits.upload_retry_seconds)
-        except _Partly as partly:
+        except _PartialUpload as partly:
             needed = ending.stage_completed.training.best_checkpoint_path if ending else ""
             if needed and needed in {str(PurePosixPath(event.checkpoint.path)) for event in self._waiting}:
                 raise partly.failure from partly
@@ -102,7 +102,7 @@ class Uploads:
             try:
                 await self._upload(self._waiting[0], delays)
             except UploadFailed as failure:
-                raise _Partly(done, self._waiting[0], failure) from failure
+                raise _PartialUpload(done, self._waiting[0], failure) from failure
             done.append(self._waiting.pop(0))
         return done
 
@@ -169,7 +169,7 @@ class Uploads:
         raise AssertionError("unreachable")
 
 
-class _Partly(Exception):
+class _PartialUpload(Exception):
     def __init__(self, done: list[event_pb2.Event], event: event_pb2.Event, failure: UploadFailed) -> None:
         super().__init__(str(failure))
         self.done = done

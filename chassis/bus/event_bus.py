@@ -65,10 +65,10 @@ class Bus(Connection):
         created = await streams.make_work_stream(self)
         made = created != self._work_stream
         self._work_stream = created
-        await self._make_the_rest()
+        await self._create_optional_streams()
         return made
 
-    async def _make_the_rest(self) -> None:
+    async def _create_optional_streams(self) -> None:
         for name, make in (
             (streams.EVENTS_STREAM, streams.make_events_stream),
             (subjects.NODES_BUCKET, streams.make_nodes_bucket),
@@ -95,7 +95,7 @@ class Bus(Connection):
             self._work_stream = await streams.make_work_stream(self)
             self._work_connection, self._work_sequence = connection, 0
             # Work does not wait for them.
-            self._making = asyncio.create_task(self._make_the_rest())
+            self._making = asyncio.create_task(self._create_optional_streams())
             return True
         created, sequence = str(info.created), info.state.last_seq
         lost = created != self._work_stream or sequence < self._work_sequence

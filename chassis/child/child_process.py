@@ -277,7 +277,7 @@ def kill_leftover(pid: int, create_time: float) -> bool:
     return True
 
 
-def kill_those_of(workdir: Path) -> None:
+def kill_processes_of(workdir: Path) -> None:
     """Kills every process that was started for the attempt with that folder, also one that left the process group.
 
     A shell that a user opened in the folder is not killed.

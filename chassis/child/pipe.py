@@ -87,7 +87,7 @@ class EventSink:
         if event.WhichOneof("payload") in ENDINGS:
             self.ended = True
         if self._event_fd is None:
-            sys.stdout.write(_readable(event) + "\n")
+            sys.stdout.write(_format_event(event) + "\n")
             sys.stdout.flush()
         else:
             self._write(varint(len(data)) + data)
@@ -168,14 +168,14 @@ def run_child(main: Callable[[EventSink, Path], Message | None]) -> NoReturn:
         sys.exit(f"usage: python -m {Path(sys.argv[0]).parent.name} input.json")
     status = 0
     try:
-        sink.emit(_ending(sink, main))
+        sink.emit(_run_main(sink, main))
     except _AlreadyEnded:
         pass
     except KeyboardInterrupt:
         status = 130
     except Exception as error:  # noqa: BLE001 - becomes the event that ends the attempt
         status = 1
-        _let_go(error)
+        _clear_frames(error)
         sink.emit(failure_of(error))
         if not isinstance(error, CallerFault):
             with contextlib.suppress(MemoryError):
@@ -185,7 +185,7 @@ def run_child(main: Callable[[EventSink, Path], Message | None]) -> NoReturn:
     os._exit(status)
 
 
-def _let_go(error: BaseException | None) -> None:
+def _clear_frames(error: BaseException | None) -> None:
     """Frees objects that the failed calls still hold: without memory not even the message can be built."""
     while error:
         traceback.clear_frames(error.__traceback__)
@@ -196,7 +196,7 @@ class _AlreadyEnded(Exception):
     pass
 
 
-def _ending(sink: EventSink, main: Callable[[EventSink, Path], Message | None]) -> Message:
+def _run_main(sink: EventSink, main: Callable[[EventSink, Path], Message | None]) -> Message:
     try:
         result = main(sink, Path(sys.argv[1]))
     except Paused:
@@ -253,7 +253,7 @@ def _cut(text: str, limit_bytes: int) -> str:
     return text.encode(errors="replace")[:limit_bytes].decode(errors="ignore")
 
 
-def _readable(event: event_pb2.Event) -> str:
+def _format_event(event: event_pb2.Event) -> str:
     kind = event.WhichOneof("payload") or "?"
     payload: Message = getattr(event, kind)
     moment = event.event_time.ToDatetime().strftime("%H:%M:%S")

@@ -59,7 +59,7 @@ class Spare:
     def open(self) -> None:
         """Starts a spare, and another one whenever it was used."""
         self._open = True
-        self._settle()
+        self._start_if_wanted()
 
     async def close(self) -> None:
         """Ends the spare; no other one is started."""
@@ -70,7 +70,7 @@ class Spare:
         """Starts a child that works on the command's input in `cwd`. Raises OSError if it cannot be started."""
         child = await self._take(command, cwd)
         if not child:
-            env = {**command.env, **_late(command, cwd)}
+            env = {**command.env, **_late_environment(command, cwd)}
             child = await Child.start(command.argv, env, cwd, linger_seconds=self._linger_seconds)
         if self._command:
             if command.on_cpu:
@@ -79,7 +79,7 @@ class Spare:
             self._watchers.add(watcher)
             watcher.add_done_callback(self._watchers.discard)
             try:
-                await self._settled()
+                await self._start_or_dismiss()
             except BaseException:
                 # The cancelled caller gets no child that it could close.
                 child.close()
@@ -100,7 +100,7 @@ class Spare:
             child.close()
             return None
         try:
-            start = {"input": command.argv[-1], "cwd": str(cwd), "env": _late(command, cwd)}
+            start = {"input": command.argv[-1], "cwd": str(cwd), "env": _late_environment(command, cwd)}
             child.control(f"start {json.dumps(start)}")
             async with asyncio.timeout(_START_SECONDS), contextlib.aclosing(child.frames()) as frames:
                 async for _ in frames:
@@ -118,17 +118,17 @@ class Spare:
     async def _watch(self, child: Child) -> None:
         await child.wait()
         self._computing.discard(child)
-        await self._settled()
+        await self._start_or_dismiss()
 
-    async def _settled(self) -> None:
+    async def _start_or_dismiss(self) -> None:
         if self._computing:
             await self._dismiss()
         else:
-            self._settle()
+            self._start_if_wanted()
 
-    def _settle(self) -> None:
+    def _start_if_wanted(self) -> None:
         if self._open and self._command and not self._computing and not self._keeper:
-            self._keeper = asyncio.create_task(self._keep(self._command), name="spare")
+            self._keeper = asyncio.create_task(self._run_spare(self._command), name="spare")
 
     async def _dismiss(self) -> None:
         keeper, self._keeper = self._keeper, None
@@ -136,7 +136,7 @@ class Spare:
             keeper.cancel()
             await asyncio.wait({keeper})
 
-    async def _keep(self, command: SpareCommand) -> None:
+    async def _run_spare(self, command: SpareCommand) -> None:
         for delay in itertools.chain(_BACKOFF_SECONDS, itertools.repeat(_BACKOFF_SECONDS[-1])):
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
@@ -157,5 +157,5 @@ class Spare:
             await asyncio.sleep(delay)
 
 
-def _late(command: ChildCommand, cwd: Path) -> dict[str, str]:
+def _late_environment(command: ChildCommand, cwd: Path) -> dict[str, str]:
     return {**command.late_env, WORKDIR: str(cwd)}

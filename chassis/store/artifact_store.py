@@ -77,25 +77,25 @@ class ArtifactStore:
         names = sorted(str(file.relative_to(local).as_posix()) for file in local.rglob("*") if file.is_file())
         if MANIFEST in names:
             raise ValueError(f"{local} has a {MANIFEST} of its own")
-        target = self._full(path)
+        target = self._full_path(path)
         if self._partials:
             with self._partials.folder() as stage:
                 manifest, size = _fill(local, names, lambda name: _open_synced(stage / name))
                 stored = Stored(path, hashlib.sha256(manifest).hexdigest(), size)
                 sync_tree(stage)
-                if not self._holds(stored):
+                if not self._is_stored(stored):
                     try:
                         publish(stage, Path(target))
                     except OSError:
                         # Another process may have stored the same content meanwhile.
-                        if not self._holds(stored):
+                        if not self._is_stored(stored):
                             if self.exists(path):
                                 raise FileExistsError(f"{path} exists and is not a folder of this store") from None
                             raise
             return stored
         manifest, size = _hashed(local, names)
         stored = Stored(path, hashlib.sha256(manifest).hexdigest(), size)
-        if not self._holds(stored):
+        if not self._is_stored(stored):
             # Objects without a manifest were left by a killed writer of this folder.
             self.delete(path)
             try:
@@ -109,7 +109,7 @@ class ArtifactStore:
 
     def get_file(self, path: str, local: Path, sha256: str) -> None:
         """Downloads a file to `local` atomically. Raises ArtifactMissing or ArtifactCorrupt."""
-        partial = _beside(local)
+        partial = _temporary_path(local)
         local.parent.mkdir(parents=True, exist_ok=True)
         try:
             with self.open_read(path) as source, partial.open("wb") as sink:
@@ -131,7 +131,7 @@ class ArtifactStore:
             raise ArtifactCorrupt(f"the manifest of {path} is not the one with SHA-256 {manifest_sha256}")
         entries = _entries(path, manifest)
         self._check_names(path, {MANIFEST, *entries})
-        partial = _beside(local)
+        partial = _temporary_path(local)
         partial.mkdir(parents=True)
         try:
             for name, sha256 in entries.items():
@@ -144,7 +144,7 @@ class ArtifactStore:
     def open_read(self, path: str, offset: int = 0) -> BinaryIO:
         """Opens a file at an offset. Raises ArtifactMissing."""
         try:
-            source = self._fs.open(self._full(path), "rb")
+            source = self._fs.open(self._full_path(path), "rb")
         except (FileNotFoundError, IsADirectoryError) as error:
             raise ArtifactMissing(path) from error
         source.seek(offset)
@@ -153,8 +153,8 @@ class ArtifactStore:
     def begin_write(self, path: str) -> AtomicWriter:
         """Starts a file that becomes visible with `commit`. As a context manager it aborts an uncommitted file."""
         if self._partials:
-            return _FileWriter(path, Path(self._full(path)), *self._partials.create())
-        return _ObjectWriter(path, self._fs.open(self._full(path), "wb", autocommit=False))
+            return _FileWriter(path, Path(self._full_path(path)), *self._partials.create())
+        return _ObjectWriter(path, self._fs.open(self._full_path(path), "wb", autocommit=False))
 
     def resume_write(self, path: str, key: str, offset: int) -> AtomicWriter:
         """Continues the file of an earlier writer with the same key, which was suspended or killed; 0 starts again.
@@ -163,7 +163,7 @@ class ArtifactStore:
         files.
         """
         if self._partials:
-            return _FileWriter(path, Path(self._full(path)), *self._partials.resume(key, offset))
+            return _FileWriter(path, Path(self._full_path(path)), *self._partials.resume(key, offset))
         if offset:
             raise WrongOffset(0)
         return self.begin_write(path)
@@ -175,21 +175,21 @@ class ArtifactStore:
     def delete(self, path: str) -> None:
         """Deletes a file or a folder, if it exists."""
         with contextlib.suppress(FileNotFoundError):
-            self._fs.rm(self._full(path), recursive=True)
+            self._fs.rm(self._full_path(path), recursive=True)
 
     def exists(self, path: str) -> bool:
         """Returns True if a file or folder exists. Some object stores still show folders whose files were deleted."""
-        return bool(self._fs.exists(self._full(path)))
+        return bool(self._fs.exists(self._full_path(path)))
 
     def sweep(self, older_than_seconds: float = 86_400.0) -> None:
         """Removes incomplete files of killed processes and interrupted uploads, unless they are being written."""
         if self._partials:
             self._partials.sweep(older_than_seconds)
 
-    def _full(self, path: str) -> str:
+    def _full_path(self, path: str) -> str:
         return f"{self._root}/{_checked(path)}"
 
-    def _holds(self, stored: Stored) -> bool:
+    def _is_stored(self, stored: Stored) -> bool:
         """Returns True if this folder is stored already. Raises FileExistsError for other content."""
         try:
             with self.open_read(f"{stored.path}/{MANIFEST}") as source:
@@ -201,7 +201,7 @@ class ArtifactStore:
         return True
 
     def _check_names(self, path: str, expected: set[str]) -> None:
-        full = self._full(path)
+        full = self._full_path(path)
         found = {name.removeprefix(full).lstrip("/") for name in self._fs.find(full)}
         if found != expected:
             missing, extra = sorted(expected - found), sorted(found - expected)
@@ -348,7 +348,7 @@ class _ObjectWriter(AtomicWriter):
             self._sink.discard()
 
 
-def _beside(local: Path) -> Path:
+def _temporary_path(local: Path) -> Path:
     # Not derived from the name, which may be as long as the file system allows.
     return local.with_name(f".{secrets.token_hex(8)}")
 

@@ -295,7 +295,10 @@ def _method(job: JobFacts) -> Iterator[Improvement]:
         if fit == "comfortable":
             why = f"LoRA takes {job.of_free(job.memory)}, QLoRA up to {_gib(memory.upper_bytes)}."
             yield _better("method", "lora", "qlora", why)
-    elif config.method == "full" and 100 * (trained := _once(job)) < job.architecture.num_parameters:
+    elif (
+        config.method == "full"
+        and 100 * (trained := _num_distinct_trained_tokens(job)) < job.architecture.num_parameters
+    ):
         _, memory = verdict("lora")
         why = (
             f"{'About ' * (job.repetition > 1)}{trained:,} trained tokens are few to train "
@@ -493,7 +496,7 @@ def padding_share(lengths: Mapping[int, int], rows: int) -> float:
     return 1 - mean / longest if longest else 0.0
 
 
-def _once(job: JobFacts) -> int:
+def _num_distinct_trained_tokens(job: JobFacts) -> int:
     """Number of trained tokens, counting a row of several phases once."""
     return round(job.train.num_trained_tokens / job.repetition)
 

@@ -252,7 +252,7 @@ class Architecture:
         found = cls.from_config(config)
         if found.family == "inl" or not shapes:
             return found
-        text = {name: shape for name, shape in shapes.items() if not _beside_the_text(name)}
+        text = {name: shape for name, shape in shapes.items() if not _belongs_to_other_modality(name)}
         first = {match[1]: shape for name, shape in text.items() if (match := _FIRST_BLOCK.search(name))}
         seen = replace(
             found,
@@ -282,7 +282,7 @@ _INL_CONTROLLER = 64
 """Width of an INL controller."""
 
 
-def _beside_the_text(name: str) -> bool:
+def _belongs_to_other_modality(name: str) -> bool:
     return any(part in name for part in ("vision", "visual", "multi_modal", "audio", "rotary_emb"))
 
 

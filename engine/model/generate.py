@@ -57,7 +57,7 @@ def generate(
                 use_cache=True,
                 stopping_criteria=StoppingCriteriaList([_TokenListener(on_tokens)]),
             )
-        answers += [_until(row[width:].tolist(), stop_ids) for row in output]
+        answers += [_before_stop_token(row[width:].tolist(), stop_ids) for row in output]
     return answers
 
 
@@ -66,7 +66,7 @@ def _batches(prompts: Sequence[Sequence[int]]) -> Iterator[Sequence[Sequence[int
         yield prompts[start : start + PROMPTS_PER_BATCH]
 
 
-def _until(ids: list[int], stop_ids: Sequence[int]) -> list[int]:
+def _before_stop_token(ids: list[int], stop_ids: Sequence[int]) -> list[int]:
     for index, token in enumerate(ids):
         if token in stop_ids:
             return ids[:index]

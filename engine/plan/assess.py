@@ -126,7 +126,9 @@ def add_warnings(resolved: Resolved, prepared: Prepared, steps: int) -> None:
         message = f"{_rows(rows.incomplete)} dropped as incomplete; the row problems say what they lack."
         resolved.warn("ROWS_LEFT_OUT", message, "Correct them if there are more than you expect.", "training_data")
     if rows.unwritten:
-        message = f"{_rows(rows.unwritten)} dropped: the row template produces no output for {_them(rows.unwritten)}."
+        message = (
+            f"{_rows(rows.unwritten)} dropped: the row template produces no output for {_pronoun(rows.unwritten)}."
+        )
         resolved.warn(UNWRITTEN, message, "Correct the template if this is not intended.", "training_data")
     if rows.turns_cut:
         message = (
@@ -148,7 +150,7 @@ def add_warnings(resolved: Resolved, prepared: Prepared, steps: int) -> None:
         advice = f"{lost}. Raise max_length or shorten the rows."
         resolved.warn("ROWS_TRUNCATED", message, advice, "hyperparameters.max_length")
     if rows.dropped:
-        cut_off, them = rows.cut_off, _them(rows.dropped)
+        cut_off, them = rows.cut_off, _pronoun(rows.dropped)
         of_whom = f" of {cut_off:,} of them" if rows.dropped > 1 else ""
         why = f"; max_length = {hyper.max_length:,} cuts off the answer{of_whom}"
         message = f"{_rows(rows.dropped)} dropped: no token of {them} would be trained{why * bool(cut_off)}."
@@ -283,7 +285,7 @@ def _rows(number: int) -> str:
     return _count(number, "row")
 
 
-def _them(number: int) -> str:
+def _pronoun(number: int) -> str:
     return "it" if number == 1 else "them"
 
 

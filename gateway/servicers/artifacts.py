@@ -62,7 +62,7 @@ class Artifacts(ArtifactServiceServicer):
         try:
             source = await in_thread(self._store.open_read, f"{tenant}/{row.path}", request.offset)
         except ArtifactMissing as error:
-            raise _gone(row) from error
+            raise _file_missing(row) from error
         # A download lasts as long as its reader likes; the file is closed when the reader leaves.
         with source:
             yield api.DownloadArtifactResponse(artifact=_artifact(row)).SerializeToString()
@@ -71,7 +71,7 @@ class Artifacts(ArtifactServiceServicer):
                 left -= len(chunk)
                 yield frame(chunk)
         if left:
-            raise _gone(row)
+            raise _file_missing(row)
 
 
 async def _chunks(source: BinaryIO, size: int) -> AsyncIterator[bytes]:
@@ -115,7 +115,7 @@ def _check_downloadable(row: SavedArtifact, offset: int) -> None:
         raise OutOfRange("OFFSET_BEYOND_END", f"offset {problem}", [Violation("offset", problem)])
 
 
-def _gone(row: SavedArtifact) -> NotFound:
+def _file_missing(row: SavedArtifact) -> NotFound:
     return NotFound(
         "ARTIFACT_FILE_MISSING", f"the file of artifact {row.id} ({row.name}) is no longer whole in the store"
     )

@@ -56,16 +56,16 @@ class Datasets(DatasetServiceServicer):
     ) -> api.UploadDatasetResponse:
         """Its messages come as `read_message` makes them: see `add_to_server`."""
         tenant = tenant_of(context)
-        header = check_header(await _first(request_iterator), self._limits.max_bytes)
+        header = check_header(await _read_header(request_iterator), self._limits.max_bytes)
         # Known before a single byte has travelled.
-        row = await self._made(tenant, header) or await self._receive(tenant, header, request_iterator)
+        row = await self._completed_dataset(tenant, header) or await self._receive(tenant, header, request_iterator)
         return api.UploadDatasetResponse(dataset=views.dataset(row))
 
     async def GetUpload(self, request: api.GetUploadRequest, context: Context) -> api.GetUploadResponse:
         tenant = tenant_of(context)
         _check_upload(request)
         async with self._database.read() as session:
-            row = await _earlier(session, tenant, request.request_id, request.sha256.lower())
+            row = await _find_by_request_id(session, tenant, request.request_id, request.sha256.lower())
         if row is not None:
             return api.GetUploadResponse(received_bytes=row.size_bytes, dataset=views.dataset(row))
         key = upload_key(tenant, request.request_id, request.sha256)
@@ -104,14 +104,14 @@ class Datasets(DatasetServiceServicer):
         self, request: api.ValidateDatasetRequest, context: Context
     ) -> api.ValidateDatasetResponse:
         await self._complete(request, context)
-        answer: api.ValidateDatasetResponse = await self._of_a_probe(
+        answer: api.ValidateDatasetResponse = await self._call_probe(
             lambda channel: DatasetServiceStub(channel).ValidateDataset, request, context
         )
         return answer
 
     async def PreviewDataset(self, request: api.PreviewDatasetRequest, context: Context) -> api.PreviewDatasetResponse:
         await self._complete(request, context)
-        answer: api.PreviewDatasetResponse = await self._of_a_probe(
+        answer: api.PreviewDatasetResponse = await self._call_probe(
             lambda channel: DatasetServiceStub(channel).PreviewDataset, request, context
         )
         return answer
@@ -137,15 +137,15 @@ class Datasets(DatasetServiceServicer):
             row = await _find(session, request.source.dataset, request.tenant)
         request.dataset.CopyFrom(views.dataset(row))
 
-    async def _of_a_probe(self, method: Method, request: object, context: Context) -> Any:
+    async def _call_probe(self, method: Method, request: object, context: Context) -> Any:
         return await self._passthrough.unary("probe", method, request, context)
 
-    async def _made(self, tenant: str, header: Header) -> UploadedDataset | None:
+    async def _completed_dataset(self, tenant: str, header: Header) -> UploadedDataset | None:
         """The dataset that this very upload has made before."""
         if not (header.request_id and header.sha256):
             return None
         async with self._database.read() as session:
-            return await _earlier(session, tenant, header.request_id, header.sha256)
+            return await _find_by_request_id(session, tenant, header.request_id, header.sha256)
 
     async def _receive(self, tenant: str, header: Header, messages: AsyncIterator[Message]) -> UploadedDataset:
         dataset_id = new_id("ds")
@@ -154,7 +154,7 @@ class Datasets(DatasetServiceServicer):
         try:
             await upload.begin()
             # The stream that held the upload until now may have completed it.
-            kept = await self._made(tenant, header)
+            kept = await self._completed_dataset(tenant, header)
             if kept is None:
                 await upload.receive(messages)
                 await upload.commit()
@@ -174,12 +174,12 @@ class Datasets(DatasetServiceServicer):
                 kept = await finished(self._record(row))
                 failpoint("dataset.recorded")
         except BaseException as error:
-            await finished(self._give_up(upload, dataset_id, error))
+            await finished(self._end_failed_upload(upload, dataset_id, error))
             raise
         await finished(upload.end(recorded=kept.id == dataset_id, wanted=False))
         return kept
 
-    async def _give_up(self, upload: Upload, dataset_id: str, error: BaseException) -> None:
+    async def _end_failed_upload(self, upload: Upload, dataset_id: str, error: BaseException) -> None:
         # Without an answer a row may be there: waste is better than a row without its file.
         recorded = upload.committed
         try:
@@ -194,14 +194,14 @@ class Datasets(DatasetServiceServicer):
         """Inserts the row, or returns the one that the same request_id made before."""
         try:
             async with self._database.write() as session:
-                earlier = await _earlier(session, row.tenant, row.request_id, row.sha256)
+                earlier = await _find_by_request_id(session, row.tenant, row.request_id, row.sha256)
                 if earlier is None:
                     session.add(row)
                 return earlier or row
         except IntegrityError:
             # On PostgreSQL two uploads with one request_id may both have looked before either inserted.
             async with self._database.read() as session:
-                earlier = await _earlier(session, row.tenant, row.request_id, row.sha256)
+                earlier = await _find_by_request_id(session, row.tenant, row.request_id, row.sha256)
             if earlier is None:
                 raise
             return earlier
@@ -222,7 +222,7 @@ def _folder(dataset_id: str) -> str:
     return f"datasets/{dataset_id}"
 
 
-async def _first(messages: AsyncIterator[Message]) -> api.UploadDatasetHeader:
+async def _read_header(messages: AsyncIterator[Message]) -> api.UploadDatasetHeader:
     async for message in messages:
         if not isinstance(message, memoryview) and message.WhichOneof("content") == "header":
             return message.header
@@ -250,7 +250,9 @@ async def _find(session: AsyncSession, dataset_id: str, tenant: str, *, lock: bo
     return row
 
 
-async def _earlier(session: AsyncSession, tenant: str, request_id: str | None, sha256: str) -> UploadedDataset | None:
+async def _find_by_request_id(
+    session: AsyncSession, tenant: str, request_id: str | None, sha256: str
+) -> UploadedDataset | None:
     """Returns the dataset that this request_id created. Raises AlreadyExists if its SHA-256 differs from `sha256`,
     unless that is empty."""
     if request_id is None:

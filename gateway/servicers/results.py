@@ -79,7 +79,7 @@ class Results(Generic[_Message]):
         """Returns a page and the token of the next."""
         states = state_names(request.states)
         page = page_of(request, self._kind.name, request.job_id, *states)
-        query = _joined().where(SavedResult.tenant == tenant, SavedResult.kind == self._kind.name)
+        query = _results_with_work().where(SavedResult.tenant == tenant, SavedResult.kind == self._kind.name)
         if request.job_id:
             query = query.where(SavedResult.job_id == request.job_id)
         if states:
@@ -166,7 +166,7 @@ class Results(Generic[_Message]):
         )
 
     async def _find(self, session: AsyncSession, result_id: str, tenant: str) -> tuple[SavedResult, Work]:
-        query = _joined().where(
+        query = _results_with_work().where(
             SavedResult.id == result_id, SavedResult.tenant == tenant, SavedResult.kind == self._kind.name
         )
         found: tuple[SavedResult, Work] | None = (await session.exec(query)).one_or_none()
@@ -175,7 +175,7 @@ class Results(Generic[_Message]):
         return found
 
 
-def _joined() -> Any:
+def _results_with_work() -> Any:
     """Selects results, each with the work that makes it."""
     return select(SavedResult, Work).join(Work, col(Work.id) == col(SavedResult.work_id))
 

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.orm.session import JoinTransactionMode
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from gateway.sql.database_errors import translated
+from gateway.sql.database_errors import translate_errors
 from gateway.sql.group_commit import MAX_SECONDS, GroupCommit
 from gateway.sql.sqlite import BUSY_SECONDS, sqlite_engine
 
@@ -84,7 +84,7 @@ class Database:
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncSession]:
         """One consistent look; nothing is written."""
-        with translated():
+        with translate_errors():
             async with AsyncSession(self._reads, expire_on_commit=False) as session:
                 yield session
 
@@ -99,7 +99,7 @@ class Database:
         """The same, for statements to the connection beside the session, which costs nothing until it is used."""
         # Others have their part in SQLite's transaction: a session may only roll back what is its own.
         mode: JoinTransactionMode = "create_savepoint" if self._group else "rollback_only"
-        with translated():
+        with translate_errors():
             async with self._group.turn() if self._group else self._writes.begin() as connection:
                 session = AsyncSession(connection, expire_on_commit=False, join_transaction_mode=mode)
                 try:

@@ -24,7 +24,7 @@ class DatabaseUnavailable(Unavailable):
 
 
 @contextmanager
-def translated() -> Iterator[None]:
+def translate_errors() -> Iterator[None]:
     """Around a look or a transaction. PostgreSQL stores no NUL characters; SQLite does: ids and names with one come
     from callers."""
     try:
@@ -33,15 +33,15 @@ def translated() -> Iterator[None]:
         if getattr(error.orig, "sqlstate", "") in _UNSTORABLE_TEXT:
             raise InvalidArgument("NUL_CHARACTER", "a text of the request holds a NUL character") from error
         if error.connection_invalidated or _is_outage(error.orig):
-            raise _away(error.orig) from error
+            raise _unavailable(error.orig) from error
         raise
     except sqlite3.OperationalError as error:
         if _is_outage(error):
-            raise _away(error) from error
+            raise _unavailable(error) from error
         raise
     except (PoolTimeout, OSError) as error:
         # Names that cannot be resolved, and several addresses of which none answers, are no ConnectionError.
-        raise _away(error) from error
+        raise _unavailable(error) from error
 
 
 def _is_outage(error: BaseException | None) -> bool:
@@ -51,6 +51,6 @@ def _is_outage(error: BaseException | None) -> bool:
     return state[:2] in _AWAY_STATES or code in _AWAY_CODES
 
 
-def _away(error: BaseException | None) -> DatabaseUnavailable:
+def _unavailable(error: BaseException | None) -> DatabaseUnavailable:
     cause = str(error).strip().partition("\n")[0] or type(error).__name__
     return DatabaseUnavailable("DATABASE_UNAVAILABLE", f"the database can't be used right now; try again ({cause})")

@@ -45,7 +45,7 @@ class GroupCommit:
         turn = _Turn()
         self._waiting.append(turn)
         if self._driver is None:
-            self._driver = asyncio.create_task(self._drive(), name="group-commit")
+            self._driver = asyncio.create_task(self._run_groups(), name="group-commit")
         try:
             connection = await turn.granted
         except BaseException:
@@ -70,7 +70,7 @@ class GroupCommit:
         if self._driver:
             await asyncio.wait({self._driver})
 
-    async def _drive(self) -> None:
+    async def _run_groups(self) -> None:
         while self._waiting:
             turns: list[_Turn] = []
             try:

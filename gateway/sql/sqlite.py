@@ -48,7 +48,7 @@ class _Connection(aiosqlite.Connection):
         idle = self._sent == self._done
         if raw is not None and self._running and idle and not self._waits(fn.__name__, args):
             return fn(*args, **kwargs)
-        if raw is not None and idle and args and args[0] == _BEGIN and _begun(raw, self._busy_seconds):
+        if raw is not None and idle and args and args[0] == _BEGIN and _try_begin(raw, self._busy_seconds):
             return None
 
         def run() -> Any:
@@ -61,7 +61,7 @@ class _Connection(aiosqlite.Connection):
         return await super()._execute(run)  # type: ignore[no-untyped-call]
 
 
-def _begun(raw: sqlite3.Connection, busy_seconds: float) -> bool:
+def _try_begin(raw: sqlite3.Connection, busy_seconds: float) -> bool:
     """Takes the write lock if no other process holds it; returns False if it would have to wait."""
     raw.execute("PRAGMA busy_timeout=0")
     try:
@@ -75,12 +75,12 @@ def _begun(raw: sqlite3.Connection, busy_seconds: float) -> bool:
     return True
 
 
-def _reader_waits(name: str, args: Any) -> bool:
+def _reader_may_block(name: str, args: Any) -> bool:
     # A query may read much, in its first step and in the later ones.
     return name not in ("cursor", "close", "rollback") and not (name == "execute" and args[0].startswith("BEGIN"))
 
 
-def _writer_waits(name: str, args: Any) -> bool:
+def _writer_may_block(name: str, args: Any) -> bool:
     match name:
         case "execute":
             sql: str = args[0]
@@ -112,7 +112,7 @@ def sqlite_engine(
                 raw.execute(f"PRAGMA {pragma}")
             return raw
 
-        return _Connection(connect, _writer_waits if writes else _reader_waits, busy_seconds)
+        return _Connection(connect, _writer_may_block if writes else _reader_may_block, busy_seconds)
 
     def begin(connection: Connection) -> None:
         connection.exec_driver_sql(begin_statement)

@@ -78,12 +78,12 @@ class Ring:
 
     async def beyond(self, cursor: Cursor) -> bool:
         """Waits until there is an event beyond `cursor`. Returns False if the cursor became overdue first."""
-        if not self._news_for(cursor):
+        if not self._has_events_for(cursor):
             await cursor.wait()
         # The wave may be about events that this watcher was sent before the wave reached it.
-        return self._news_for(cursor)
+        return self._has_events_for(cursor)
 
-    def _news_for(self, cursor: Cursor) -> bool:
+    def _has_events_for(self, cursor: Cursor) -> bool:
         return self.newest > cursor.position or self.gone
 
     def _wake_soon(self) -> None:

@@ -53,7 +53,7 @@ class Dispatcher:
 
     async def offer(self, attempt: Attempt) -> None:
         """Publishes an attempt when it is due. The caller does not wait for the broker."""
-        offer = self._known(attempt)
+        offer = self._offer_for(attempt)
         if offer.due <= time.monotonic():
             publication = asyncio.create_task(self._publish(offer))
             self._publications.add(publication)
@@ -89,7 +89,7 @@ class Dispatcher:
                 )
                 if keys - before:
                     for attempt in (await session.exec(select(Attempt).where(ready))).all():
-                        self._known(attempt)
+                        self._offer_for(attempt)
         except (DBAPIError, DatabaseUnavailable) as error:
             log.warning("READY attempts can't be read: %s", error)
             return
@@ -130,7 +130,7 @@ class Dispatcher:
             self._away = False
             offer.published = True
 
-    def _known(self, attempt: Attempt) -> _Offer:
+    def _offer_for(self, attempt: Attempt) -> _Offer:
         """Returns the offer of an attempt; a new one is due after the rest of its back-off."""
         key = _key(attempt)
         if key not in self._offers:

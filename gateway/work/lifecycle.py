@@ -107,7 +107,7 @@ def end_attempt(decision: Decision, attempt: Attempt, outcome: Outcome) -> None:
     """Ends an attempt and decides how the work continues."""
     work = decision.work
     smaller = isinstance(outcome, Failed) and _shrink(decision, outcome.failure)
-    counted = isinstance(outcome, Failed) and not smaller and _counts(decision, outcome.failure)
+    counted = isinstance(outcome, Failed) and not smaller and _counts_as_failed_attempt(decision, outcome.failure)
     work.failed_attempts += counted
     _close(decision, attempt, "OUT_OF_MEMORY" if smaller else type(outcome).__name__.upper(), counted=counted)
     match outcome:
@@ -132,7 +132,7 @@ def end_attempt(decision: Decision, attempt: Attempt, outcome: Outcome) -> None:
         )
 
 
-def _counts(decision: Decision, failure: StageFailed) -> bool:
+def _counts_as_failed_attempt(decision: Decision, failure: StageFailed) -> bool:
     """Returns True if a failure counts against max_attempts.
 
     A failure while PAUSING or CANCELLING does not: it ends in that pause or cancellation and is not retried.

@@ -52,12 +52,12 @@ def iterating(
 
     @functools.wraps(method)
     def call(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> Generator[R, None, None]:
-        return _drawn(method(self._awaited, *args, **kwargs))
+        return _iterate(method(self._awaited, *args, **kwargs))
 
     return call
 
 
-def _drawn(items: AsyncGenerator[R, None]) -> Generator[R, None, None]:
+def _iterate(items: AsyncGenerator[R, None]) -> Generator[R, None, None]:
     try:
         while True:
             try:

@@ -181,10 +181,10 @@ class AsyncJobs:
             raise
         finally:
             if validate_only:
-                await self._forget(uploaded)
+                await self._delete_uploads(uploaded)
         job = response.fine_tuning_job
         if validate_only:
-            _name_files(uploaded, job.spec, job.resolved_spec)
+            _replace_ids_by_paths(uploaded, job.spec, job.resolved_spec)
         return Job.from_proto(job)
 
     async def preflight(
@@ -223,11 +223,11 @@ class AsyncJobs:
         try:
             response = await self._transport.call(method, request, try_seconds=CHECK_SECONDS)
         finally:
-            await self._forget(uploaded)
-        _name_files(uploaded, response.resolved_spec)
+            await self._delete_uploads(uploaded)
+        _replace_ids_by_paths(uploaded, response.resolved_spec)
         return Preflight.from_proto(response)
 
-    async def _forget(self, uploaded: Mapping[Path, str]) -> None:
+    async def _delete_uploads(self, uploaded: Mapping[Path, str]) -> None:
         for dataset_id in uploaded.values():
             await self._datasets.delete(dataset_id)
 
@@ -545,7 +545,7 @@ class Jobs(Blocking):
     download = blocking(AsyncJobs.download)
 
 
-def _name_files(uploaded: Mapping[Path, str], *specs: FineTuningJobSpec) -> None:
+def _replace_ids_by_paths(uploaded: Mapping[Path, str], *specs: FineTuningJobSpec) -> None:
     """Replaces the ids of temporary datasets in a dry run's specs by the paths of their files."""
     for path, dataset_id in uploaded.items():
         for spec in specs:

@@ -74,14 +74,14 @@ class FileUpload:
             filename=self._path.name,
             display_name=self._display_name,
             size_bytes=self._size,
-            request_id=self._request_id or self._known_as(),
+            request_id=self._request_id or self._default_request_id(),
             sha256_follows=True,
         )
         patience = Patience(_SECONDS_WITHOUT_PROGRESS)
         furthest = 0
         began_anew = False
         while True:
-            held = self._held(header)
+            held = self._received_bytes(header)
             if isinstance(held, Dataset):
                 return held
             if held > furthest:
@@ -100,7 +100,7 @@ class FileUpload:
                     # The kept bytes were damaged, or the file has changed; the server has deleted them.
                     began_anew = True
                     continue
-                delay = patience.next_delay() if _may_go_on(error) else None
+                delay = patience.next_delay() if _is_resumable(error) else None
                 if delay is None:
                     raise error from rpc_error
                 time.sleep(delay)
@@ -116,7 +116,7 @@ class FileUpload:
     ) -> None:
         self._hashing.__exit__(kind, error, trace)
 
-    def _held(self, header: pb.UploadDatasetHeader) -> Dataset | int:
+    def _received_bytes(self, header: pb.UploadDatasetHeader) -> Dataset | int:
         """Returns the number of bytes that the server has, or the dataset if the upload is complete."""
         request = pb.GetUploadRequest(request_id=header.request_id)
         answer = self._calls.call(self._stub.GetUpload, request)
@@ -140,25 +140,25 @@ class FileUpload:
                 while sent < self._size and not stream.ended:
                     chunk = source.read(min(CHUNK_BYTES, self._size - sent))
                     if not chunk:
-                        raise self._changed()
+                        raise self._file_changed()
                     yield frame(chunk)
                     sent += len(chunk)
                     if self._progress is not None and not stream.ended:
                         self._progress(sent, self._size)
                 sha256 = self._hashing.hexdigest()
                 if _state(os.fstat(source.fileno())) != self._state:
-                    raise self._changed()
+                    raise self._file_changed()
             yield _serialized(pb.UploadDatasetRequest(sha256=sha256))
         except Exception as error:
             stream.failure = error
             raise
 
-    def _changed(self) -> IntegrityError:
+    def _file_changed(self) -> IntegrityError:
         return IntegrityError(
             f"{self._path} changed during the upload.", advice="Upload it again when no process writes to it."
         )
 
-    def _known_as(self) -> str:
+    def _default_request_id(self) -> str:
         identity = [self._path.name, self._display_name]
         if self._size <= _KNOWN_BY_CONTENT_BYTES:
             identity += ["content", self._hashing.hexdigest()]
@@ -185,5 +185,5 @@ def _serialized(message: pb.UploadDatasetRequest | bytes) -> bytes:
     return message if isinstance(message, bytes) else message.SerializeToString()
 
 
-def _may_go_on(error: ApiError) -> bool:
+def _is_resumable(error: ApiError) -> bool:
     return isinstance(error, Unavailable | DeadlineExceeded | OutOfRange) or error.code is grpc.StatusCode.ABORTED

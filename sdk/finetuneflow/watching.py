@@ -95,7 +95,7 @@ async def watch(
                     yield event
                 if cursor.sequence > before:
                     patience.reset()
-            if cursor.ended or await _all_seen(get, cursor.sequence):
+            if cursor.ended or await _is_complete(get, cursor.sequence):
                 return
         except OutOfOrder as error:
             failure = Unavailable(f"The server's stream of {name} is incomplete: {error}.")
@@ -121,7 +121,7 @@ async def watch(
         await transport.sleep(delay)
 
 
-async def _all_seen(get: Callable[[], Awaitable[Job | ModelWork]], sequence: int) -> bool:
+async def _is_complete(get: Callable[[], Awaitable[Job | ModelWork]], sequence: int) -> bool:
     """Returns True if a stream without a terminal event is complete: that event may have been filtered out, or be
     before the caller's cursor."""
     work = await get()

@@ -23,7 +23,7 @@ class EvaluationStage:
     async def prepare(self, assignment: Assignment, workdir: Path, store: ArtifactStore) -> ChildCommand:
         """Raises JobError if the base model's weights on this node differ from those that preflight checked."""
         config = job_configuration(assignment.resolved_spec)
-        spec = EvaluationInput(
+        child_input = EvaluationInput(
             config=config,
             model=await base_model(self._models, assignment, self._settings),
             adapter_dir=await best_checkpoint(assignment, store, workdir),
@@ -31,4 +31,4 @@ class EvaluationStage:
             out_dir=workdir / "out",
             threads=self._settings.child_threads,
         )
-        return child_command(self._settings, spec, workdir, gpus=config.resources.gpus)
+        return child_command(self._settings, child_input, workdir, gpus=config.resources.gpus)

@@ -27,7 +27,7 @@ class ExportStage:
         from_hub = assignment.preflight.hub_datasets
         datasets += [DatasetFile(id=d.pinned, filename=d.filename, sha256=d.sha256) for d in from_hub]
         created = assignment.create_time.ToJsonString()
-        spec = ExportInput(
+        child_input = ExportInput(
             config=config,
             model=await base_model(self._models, assignment, self._settings),
             adapter_dir=await best_checkpoint(assignment, store, workdir),
@@ -39,4 +39,4 @@ class ExportStage:
             metrics=list(assignment.metrics),
         )
         # Packing and a single forward pass: a GPU would only be taken away from a training.
-        return child_command(self._settings, spec, workdir, gpus=0)
+        return child_command(self._settings, child_input, workdir, gpus=0)

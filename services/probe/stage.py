@@ -17,7 +17,7 @@ from engine.plan.resolve import Resolved, resolve_length
 from finetuneflow.v1.work_pb2 import Assignment
 from services.child_input import ModelFiles
 from services.hardware import read_hardware
-from services.inputs import child_command, dataset_files, fetched_model, job_configuration, made_shards
+from services.inputs import child_command, dataset_files, fetched_model, job_configuration, reusable_shards
 from services.probe.hub_files import download, hub_of, hub_sources, pin
 from services.probe.settings import ProbeSettings
 from services.probe.worker.child_input import PreflightInput
@@ -53,7 +53,7 @@ class PreflightStage:
             sources=sources | {one.file.reference: one.path for one in downloaded},
             hub=hub_sources(downloaded),
             content_key=key,
-            shards=await made_shards(assignment, store, workdir, key),
+            shards=await reusable_shards(assignment, store, workdir, key),
             out_dir=workdir / "out",
             processes=self._settings.child_threads,
             node_id=self._settings.node_id,

@@ -42,7 +42,7 @@ class TrainingStage:
         config = job_configuration(assignment.resolved_spec)
         data_dir = await token_shards(assignment, store, workdir, self._store_retry_seconds)
         checkpoint, unusable = await newest_checkpoint(assignment, store, workdir, self._store_retry_seconds)
-        given = TrainingInput(
+        child_input = TrainingInput(
             config=config,
             model=await base_model(self._models, assignment, self._settings),
             data_dir=data_dir,
@@ -53,7 +53,7 @@ class TrainingStage:
             prior_runtime_seconds=assignment.prior_training_seconds,
             threads=self._settings.child_threads,
         )
-        command = child_command(self._settings, given, workdir, gpus=config.resources.gpus)
+        command = child_command(self._settings, child_input, workdir, gpus=config.resources.gpus)
         # bitsandbytes opens the GPU when it is imported, so the warm spare does not import it.
         quantised = config.method == "qlora" or config.hyperparameters.optim.endswith("bit")
         return replace(command, cold=quantised, on_cpu=config.resources.gpus == 0)

@@ -43,13 +43,13 @@ def _unknown(used: dict[str, list[str]]) -> dict[str, list[str]]:
     return {reason: places for reason, places in used.items() if reason not in REASONS}
 
 
-def test_code_gives_no_reason_that_the_contract_lacks() -> None:
+def test_code_gives_only_reasons_of_the_contract() -> None:
     """Otherwise a caller gets a reason that no page explains, such as one with a typo. A new one is a value in
     reason.proto."""
     assert _unknown(_found().given) == {}
 
 
-def test_contract_has_no_reason_that_nothing_gives() -> None:
+def test_every_reason_of_the_contract_is_given_in_code() -> None:
     """Otherwise a caller handles what never happens."""
     assert REASONS - set(_found().given) == set()
 
@@ -178,7 +178,7 @@ def named(code):
 """
 
 
-def test_reasons_are_found_wherever_they_are_given(tmp_path: Path) -> None:
+def test_search_finds_every_way_to_give_a_reason(tmp_path: Path) -> None:
     """The tests above hold only what the search finds."""
     (tmp_path / "source.py").write_text(SOURCE)
     (tmp_path / "other.py").write_text(OTHER)

@@ -71,7 +71,7 @@ def last(database: sqlite3.Connection, kind: str) -> int:
     return int(found)
 
 
-def test_an_unbroken_copy_is_clean(copy: tuple[sqlite3.Connection, Callable[[], Evidence]]) -> None:
+def test_unmodified_run_has_no_violations(copy: tuple[sqlite3.Connection, Callable[[], Evidence]]) -> None:
     assert kinds(copy[1]()) == set()
 
 
@@ -94,39 +94,39 @@ SQL = {
 
 
 @pytest.mark.parametrize("name", SQL)
-def test_broken_rows(copy: tuple[sqlite3.Connection, Callable[[], Evidence]], name: str) -> None:
+def test_modified_rows_are_found(copy: tuple[sqlite3.Connection, Callable[[], Evidence]], name: str) -> None:
     statement, kind = SQL[name]
     database, broken = copy
     assert database.execute(statement).rowcount
     assert kind in kinds(broken())
 
 
-def test_a_stale_write(copy: tuple[sqlite3.Connection, Callable[[], Evidence]]) -> None:
+def test_event_of_expired_attempt_is_found(copy: tuple[sqlite3.Connection, Callable[[], Evidence]]) -> None:
     """Late reports of an expired attempt lie among the events of its successor."""
     database, broken = copy
 
-    def of_the_first_attempt(event: Event) -> None:
+    def set_first_attempt(event: Event) -> None:
         assert event.attempt == 2
         event.attempt = 1
 
-    rewrite(database, last(database, "log"), of_the_first_attempt)
+    rewrite(database, last(database, "log"), set_first_attempt)
     assert "stale write" in kinds(broken())
 
 
-def test_an_ending_from_another_node(copy: tuple[sqlite3.Connection, Callable[[], Evidence]]) -> None:
+def test_ending_from_another_node_is_found(copy: tuple[sqlite3.Connection, Callable[[], Evidence]]) -> None:
     database, broken = copy
     rewrite(database, last(database, "stage_completed"), lambda event: setattr(event, "source", "trainer-9"))
     assert "stale write" in kinds(broken())
 
 
 @pytest.mark.parametrize(("by", "kind"), [(-1, "duplicate"), (1, "loss")])
-def test_ordinals_of_a_claim(copy: tuple[sqlite3.Connection, Callable[[], Evidence]], by: int, kind: str) -> None:
+def test_wrong_ordinal_is_found(copy: tuple[sqlite3.Connection, Callable[[], Evidence]], by: int, kind: str) -> None:
     database, broken = copy
     rewrite(database, last(database, "log"), lambda event: setattr(event, "ordinal", event.ordinal + by))
     assert kind in kinds(broken())
 
 
-def test_a_job_that_ends_twice(copy: tuple[sqlite3.Connection, Callable[[], Evidence]]) -> None:
+def test_second_terminal_state_is_found(copy: tuple[sqlite3.Connection, Callable[[], Evidence]]) -> None:
     database, broken = copy
     end = last(database, "state_changed")
     columns = "work_id, tenant, kind, severity, event"
@@ -139,32 +139,32 @@ def test_a_job_that_ends_twice(copy: tuple[sqlite3.Connection, Callable[[], Evid
     assert "ending" in kinds(broken())
 
 
-def test_a_training_that_went_on_from_the_wrong_step(
+def test_resume_from_wrong_step_is_found(
     copy: tuple[sqlite3.Connection, Callable[[], Evidence]],
 ) -> None:
     database, broken = copy
 
-    def earlier(event: Event) -> None:
+    def decrement_step(event: Event) -> None:
         event.restored.checkpoint_step -= 8
         event.restored.first_step -= 8
 
-    rewrite(database, last(database, "restored"), earlier)
+    rewrite(database, last(database, "restored"), decrement_step)
     assert "resume" in kinds(broken())
 
 
-def test_a_step_that_was_left_out(copy: tuple[sqlite3.Connection, Callable[[], Evidence]]) -> None:
+def test_skipped_step_is_found(copy: tuple[sqlite3.Connection, Callable[[], Evidence]]) -> None:
     database, broken = copy
 
-    def later(event: Event) -> None:
+    def increment_step(event: Event) -> None:
         event.log.step += 1
 
-    rewrite(database, last(database, "log"), later)
+    rewrite(database, last(database, "log"), increment_step)
     assert "resume" in kinds(broken())
 
 
 @pytest.mark.parametrize("pattern", ["*/jobs/*/export/*/*.zip", "*/jobs/*/training/*/checkpoints/*/weights.bin"])
 @pytest.mark.parametrize("how", ["flipped", "truncated", "missing"])
-def test_damaged_bytes(
+def test_damaged_files_are_found(
     run: tuple[Path, Evidence],
     copy: tuple[sqlite3.Connection, Callable[[], Evidence]],
     tmp_path: Path,
@@ -183,13 +183,15 @@ def test_damaged_bytes(
     assert ("result" in found) == file.name.endswith(".zip")
 
 
-def test_another_result_than_an_unfaulted_run(run: tuple[Path, Evidence]) -> None:
+def test_result_that_differs_from_run_without_faults_is_found(run: tuple[Path, Evidence]) -> None:
     evidence = run[1]
     expected = {job: replace(known, reference="another") for job, known in evidence.expected.items()}
     assert kinds(replace(evidence, expected=expected)) == {"result"}
 
 
-def test_a_half_committed_folder(copy: tuple[sqlite3.Connection, Callable[[], Evidence]], tmp_path: Path) -> None:
+def test_incomplete_folder_at_final_path_is_found(
+    copy: tuple[sqlite3.Connection, Callable[[], Evidence]], tmp_path: Path
+) -> None:
     (job,) = (tmp_path / "artifacts" / "default" / "jobs").iterdir()
     folder = job / "training" / "1" / "checkpoints" / "step-999"
     folder.mkdir(parents=True)
@@ -197,25 +199,25 @@ def test_a_half_committed_folder(copy: tuple[sqlite3.Connection, Callable[[], Ev
     assert "store" in kinds(copy[1]())
 
 
-def test_an_accepted_cancellation_that_was_forgotten(run: tuple[Path, Evidence]) -> None:
+def test_ignored_cancellation_is_found(run: tuple[Path, Evidence]) -> None:
     evidence = run[1]
     expected = {job: replace(known, cancel="accepted") for job, known in evidence.expected.items()}
     assert kinds(replace(evidence, expected=expected)) == {"ending"}
 
 
-def test_a_job_that_is_gone(run: tuple[Path, Evidence]) -> None:
-    """In SQL the rows about a job keep it from being deleted alone."""
+def test_missing_job_is_found(run: tuple[Path, Evidence]) -> None:
+    """Foreign keys prevent the deletion of a job's row alone, so the whole history is removed."""
     assert kinds(replace(run[1], histories={})) == {"loss"}
 
 
-def test_a_job_nobody_asked_for(run: tuple[Path, Evidence]) -> None:
+def test_unexpected_job_is_found(run: tuple[Path, Evidence]) -> None:
     """A create that was sent twice must not make two jobs."""
     evidence = run[1]
     (history,) = evidence.histories.values()
     assert kinds(replace(evidence, histories={**evidence.histories, "ftjob_second": history})) == {"duplicate"}
 
 
-def test_what_a_watcher_sees(run: tuple[Path, Evidence]) -> None:
+def test_wrong_events_of_a_watcher_are_found(run: tuple[Path, Evidence]) -> None:
     evidence = run[1]
     whole = evidence.watchers[0]
 
@@ -233,8 +235,8 @@ def test_what_a_watcher_sees(run: tuple[Path, Evidence]) -> None:
     assert seen(*whole.events, ended=False) == {"watcher failed"}
 
 
-def test_an_orphan_is_found_by_the_home_of_its_stack(run: tuple[Path, Evidence], tmp_path: Path) -> None:
-    """A child that outlives its supervisor would go on taking the GPU."""
+def test_orphan_process_is_found_by_home_of_its_stack(run: tuple[Path, Evidence], tmp_path: Path) -> None:
+    """A child that outlives its supervisor would continue to use the GPU."""
     stack = Stack(tmp_path / "home")
     assert stack.orphans() == []
     wait = "import sys; sys.stdin.read()"

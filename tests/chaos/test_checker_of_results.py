@@ -46,7 +46,7 @@ def violations(evidence: Evidence) -> list[str]:
     return check(evidence).violations
 
 
-def the(kind: str, histories: dict[str, WorkHistory]) -> WorkHistory:
+def history_of_kind(kind: str, histories: dict[str, WorkHistory]) -> WorkHistory:
     (found,) = (history for history in histories.values() if history.work.kind == kind)
     return found
 
@@ -59,7 +59,7 @@ def forget_the_end(history: WorkHistory) -> None:
     history.work.state = "JOB_STATE_RUNNING"
 
 
-def cancel_unasked(history: WorkHistory) -> None:
+def cancel_without_request(history: WorkHistory) -> None:
     history.work.state = "JOB_STATE_CANCELLED"
 
 
@@ -82,7 +82,7 @@ def leave_two_results(history: WorkHistory) -> None:
 BROKEN: dict[str, tuple[Callable[[WorkHistory], None], str]] = {
     "an event is gone": (lose_an_event, "loss"),
     "it has not ended": (forget_the_end, "ending"),
-    "nobody asked for the cancellation": (cancel_unasked, "ending"),
+    "nobody asked for the cancellation": (cancel_without_request, "ending"),
     "an attempt is still open": (leave_an_attempt_open, "attempts"),
     "a failure was counted twice": (count_a_failure_twice, "attempts"),
     "it has no result": (lose_the_result, "result"),
@@ -92,49 +92,59 @@ BROKEN: dict[str, tuple[Callable[[WorkHistory], None], str]] = {
 
 @pytest.mark.parametrize("kind", ["evaluation", "export"])
 @pytest.mark.parametrize("name", BROKEN)
-def test_broken_rows(run: tuple[Path, Evidence], histories: dict[str, WorkHistory], kind: str, name: str) -> None:
+def test_modified_rows_are_found(
+    run: tuple[Path, Evidence], histories: dict[str, WorkHistory], kind: str, name: str
+) -> None:
     change, expected = BROKEN[name]
-    history = the(kind, histories)
+    history = history_of_kind(kind, histories)
     change(history)
     found = violations(replace(run[1], histories=histories))
     assert any(each.startswith(f"{expected}: ") and history.work.id in each for each in found), found
 
 
-def test_another_package_than_an_unfaulted_one(run: tuple[Path, Evidence], histories: dict[str, WorkHistory]) -> None:
-    """An export packs what was trained, not another step."""
-    export = the("export", histories).work.id
+def test_package_that_differs_from_run_without_faults_is_found(
+    run: tuple[Path, Evidence], histories: dict[str, WorkHistory]
+) -> None:
+    """An export packs the trained checkpoint, not that of another step."""
+    export = history_of_kind("export", histories).work.id
     expected = {**run[1].expected, export: replace(run[1].expected[export], reference="another")}
     (found,) = violations(replace(run[1], expected=expected))
     assert found.startswith(f"result: {export}: the result is ")
 
 
-def test_another_loss_than_an_unfaulted_one(run: tuple[Path, Evidence], histories: dict[str, WorkHistory]) -> None:
-    evaluation = the("evaluation", histories).work.id
+def test_loss_that_differs_from_run_without_faults_is_found(
+    run: tuple[Path, Evidence], histories: dict[str, WorkHistory]
+) -> None:
+    evaluation = history_of_kind("evaluation", histories).work.id
     expected = {**run[1].expected, evaluation: replace(run[1].expected[evaluation], tuned_loss=0.5)}
     (found,) = violations(replace(run[1], expected=expected))
     assert found.startswith(f"result: {evaluation}: tuned loss ")
 
 
-def test_damaged_package(run: tuple[Path, Evidence], histories: dict[str, WorkHistory], tmp_path: Path) -> None:
+def test_damaged_package_is_found(
+    run: tuple[Path, Evidence], histories: dict[str, WorkHistory], tmp_path: Path
+) -> None:
     shutil.copytree(run[0] / "artifacts", tmp_path / "artifacts")
-    export = the("export", histories).work.id
+    export = history_of_kind("export", histories).work.id
     (package,) = (tmp_path / "artifacts" / "default" / "jobs" / export).rglob("*.zip")
     package.write_bytes(package.read_bytes()[:-1])
     found = violations(replace(run[1], store=tmp_path / "artifacts"))
     assert {each.partition(":")[0] for each in found} == {"store", "result"}
 
 
-def test_an_export_nobody_asked_for(run: tuple[Path, Evidence], histories: dict[str, WorkHistory]) -> None:
+def test_unexpected_export_is_found(run: tuple[Path, Evidence], histories: dict[str, WorkHistory]) -> None:
     """A create that was sent twice with one request_id must not make two exports."""
-    second = {**histories, "ex_second": the("export", histories)}
+    second = {**histories, "ex_second": history_of_kind("export", histories)}
     (found,) = violations(replace(run[1], histories=second))
     assert found.startswith("duplicate: ex_second ")
 
 
-def test_deletions(run: tuple[Path, Evidence], histories: dict[str, WorkHistory]) -> None:
+def test_undone_and_unrequested_deletions_are_found(
+    run: tuple[Path, Evidence], histories: dict[str, WorkHistory]
+) -> None:
     """An accepted deletion is carried out, and nothing else is deleted."""
     (deleted,) = (id_ for id_, expected in run[1].expected.items() if expected.deleted == "accepted")
-    there = {**histories, deleted: the("export", histories)}
+    there = {**histories, deleted: history_of_kind("export", histories)}
     assert f"ending: {deleted} is in SQL although its deletion was accepted" in violations(
         replace(run[1], histories=there)
     )
@@ -142,7 +152,7 @@ def test_deletions(run: tuple[Path, Evidence], histories: dict[str, WorkHistory]
     assert f"loss: {deleted} is not in SQL" in violations(replace(run[1], expected=expected))
 
 
-def test_what_a_watcher_of_a_deleted_export_sees(run: tuple[Path, Evidence]) -> None:
+def test_wrong_events_of_a_watcher_of_a_deleted_export_are_found(run: tuple[Path, Evidence]) -> None:
     (deleted,) = (id_ for id_, expected in run[1].expected.items() if expected.deleted == "accepted")
     whole = next(watcher for watcher in run[1].watchers if watcher.work_id == deleted)
 

@@ -13,7 +13,7 @@ from tests.chaos.schedule import draw_schedule
 from tests.servers.postgres import binaries
 
 
-def test_a_seed_stands_for_its_schedule() -> None:
+def test_same_seed_gives_same_schedule() -> None:
     """A failure can be reproduced from its seed."""
     assert draw_schedule(7) == draw_schedule(7)
     assert str(draw_schedule(7)) == str(draw_schedule(7))
@@ -28,13 +28,13 @@ def test_every_failpoint_of_the_product_is_used() -> None:
 
 
 @pytest.mark.parametrize("seed", [26, 39])
-def test_nothing_is_lost_on_sqlite(seed: int, tmp_path: Path) -> None:
+def test_no_violations_under_faults_on_sqlite(seed: int, tmp_path: Path) -> None:
     result = run_schedule(draw_schedule(seed, jobs=2, faults=5), tmp_path / "home")
     assert not result.findings.violations, result.report()
 
 
 @pytest.mark.skipif(binaries() is None, reason="PostgreSQL's server is not installed")
-def test_nothing_is_lost_with_two_gateways_on_postgresql(tmp_path: Path) -> None:
+def test_no_violations_under_faults_with_two_gateways_on_postgresql(tmp_path: Path) -> None:
     result = run_schedule(draw_schedule(30, postgres=True, jobs=2, faults=5), tmp_path / "home")
     assert not result.findings.violations, result.report()
 
@@ -47,7 +47,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Real:
 @pytest.mark.long
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", ["kill_child", "kill_trainer", "pause_and_resume", ""])
-def test_a_real_training_ends_with_the_same_adapter(real: Real, kind: str, tmp_path: Path) -> None:
+def test_real_training_under_faults_gives_same_adapter(real: Real, kind: str, tmp_path: Path) -> None:
     """After faults at random steps the adapter is that of a run without faults."""
     schedule = draw_schedule(31, real=True, jobs=1, faults=5, only=kind)
     result = run_schedule(schedule, tmp_path / "home", model=real.model, rows=real.rows, reference=real.reference)

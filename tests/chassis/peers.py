@@ -76,7 +76,7 @@ class ChildStage:
             raise
 
 
-class SparedStage(ChildStage):
+class StageWithSpare(ChildStage):
     """Its children can wait for their spec."""
 
     def spare(self) -> SpareCommand:
@@ -100,8 +100,8 @@ class Gateway:
         self.events: list[event_pb2.Event] = []
         self.claim_id = ""
         self.reports = 0
-        self.lost_answers = 0
-        """So many of the next claims are granted, and the worker does not hear of it."""
+        self.lost_responses = 0
+        """Number of next claims that are granted without a response to the worker."""
         self._changed = asyncio.Condition()
         self._handlers: list[Handlers] = []
 
@@ -115,17 +115,17 @@ class Gateway:
         for handlers in self._handlers:
             await handlers.stop()
 
-    async def until(self, condition: Callable[[], bool], seconds: float = 60) -> None:
+    async def wait_until(self, condition: Callable[[], bool], seconds: float = 60) -> None:
         """Waits for something that a report brings."""
         async with asyncio.timeout(seconds), self._changed:
             await self._changed.wait_for(condition)
 
-    async def ending(self) -> event_pb2.Event:
-        await self.until(lambda: bool(self.events) and kind(self.events[-1]).startswith("stage_"))
+    async def wait_for_ending(self) -> event_pb2.Event:
+        await self.wait_until(lambda: bool(self.events) and kind(self.events[-1]).startswith("stage_"))
         return self.events[-1]
 
-    async def seen(self, wanted: str) -> None:
-        await self.until(lambda: any(kind(event) == wanted for event in self.events))
+    async def wait_for_event(self, wanted: str) -> None:
+        await self.wait_until(lambda: any(kind(event) == wanted for event in self.events))
 
     async def _claim(self, _subject: str, data: bytes) -> bytes:
         request = work_pb2.ClaimRequest.FromString(data)
@@ -141,8 +141,8 @@ class Gateway:
             claim_id=request.claim_id,
         )
         assignment.spec.display_name = self.do
-        if self.lost_answers:
-            self.lost_answers -= 1
+        if self.lost_responses:
+            self.lost_responses -= 1
             raise ConnectionError("the answer got lost")
         return work_pb2.ClaimResponse(assignment=assignment).SerializeToString()
 
@@ -164,7 +164,7 @@ def kind(event: event_pb2.Event) -> str:
     return event.WhichOneof("payload") or ""
 
 
-async def gone(*pids: int) -> None:
+async def wait_for_exit(*pids: int) -> None:
     """Waits until no such process runs any more."""
     async with asyncio.timeout(20):
         for pid in pids:
@@ -179,13 +179,13 @@ def _runs(pid: int) -> bool:
         return False
 
 
-async def idle(worker: StageWorker) -> None:
+async def wait_until_idle(worker: StageWorker) -> None:
     async with asyncio.timeout(20):
         while worker.runs():  # noqa: ASYNC110 - it says so to nobody
             await asyncio.sleep(0.02)
 
 
-async def cleared(tmp_path: Path) -> None:
+async def wait_until_cleaned_up(tmp_path: Path) -> None:
     """Waits until no attempt has a folder any more."""
     async with asyncio.timeout(20):
         while any((tmp_path / "home/trainer/work").glob("*")):  # noqa: ASYNC110 - it says so to nobody
@@ -196,7 +196,7 @@ def spools(tmp_path: Path) -> list[Path]:
     return sorted((tmp_path / "home/trainer/spool").glob("*"))
 
 
-def record(tmp_path: Path) -> ClaimRecord:
+def claim_record(tmp_path: Path) -> ClaimRecord:
     (file,) = (tmp_path / "home/trainer/spool").glob("*.json")
     return ClaimRecord.model_validate_json(file.read_bytes())
 
@@ -211,7 +211,7 @@ def arm(folder: Path, name: str, action: str) -> None:
 async def run_supervisor(home: str, url: str, user: str, password: str) -> None:
     bus = await Bus.connect(url, user, password, "supervisor")
     settings = Settings(home=Path(home), node_id="trainer-killed", cancel_grace_seconds=0.5, stall_seconds=2.5)
-    worker = StageWorker(bus, ArtifactStore(settings.artifacts), SparedStage(), settings, TimeLimits())
+    worker = StageWorker(bus, ArtifactStore(settings.artifacts), StageWithSpare(), settings, TimeLimits())
     await worker.start()
     print("started", flush=True)  # noqa: T201
     await asyncio.Event().wait()

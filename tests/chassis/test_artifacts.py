@@ -23,8 +23,8 @@ def store(tmp_path: Path) -> ArtifactStore:
     return ArtifactStore((tmp_path / "store").as_uri())
 
 
-def test_a_file_url_is_the_folder_that_it_is_made_of(tmp_path: Path, folder: Path) -> None:
-    """A home with a space in its name had its artifacts in another folder beside it."""
+def test_file_url_with_special_characters_is_that_folder(tmp_path: Path, folder: Path) -> None:
+    """With a space in its name, a home had its artifacts in another folder."""
     store = ArtifactStore((tmp_path / ODD).as_uri())
     stored = store.put_folder(folder, "default/jobs/j")
     assert (tmp_path / ODD / "default/jobs/j/a.bin").is_file()
@@ -71,7 +71,7 @@ def files(root: Path) -> list[str]:
     return sorted(str(file.relative_to(root)) for file in root.rglob("*") if file.is_file())
 
 
-def test_a_folder_comes_back_as_it_was(any_store: ArtifactStore, folder: Path, tmp_path: Path) -> None:
+def test_stored_folder_is_fetched_unchanged(any_store: ArtifactStore, folder: Path, tmp_path: Path) -> None:
     stored = any_store.put_folder(folder, "default/jobs/j/step-1")
     assert stored.size_bytes == 2_500_001
     assert any_store.put_folder(folder, "default/jobs/j/step-1") == stored
@@ -88,16 +88,16 @@ def test_a_folder_comes_back_as_it_was(any_store: ArtifactStore, folder: Path, t
     assert any_store.put_folder(folder, "default/jobs/j/step-1").sha256 != stored.sha256
 
 
-def flipped(data: bytes) -> bytes:
+def flip_last_bit(data: bytes) -> bytes:
     return data[:-1] + bytes([data[-1] ^ 1])
 
 
 @pytest.mark.parametrize("damaged", ["a.bin", "sub/b.txt", "manifest.json"])
-@pytest.mark.parametrize("damage", [flipped, lambda data: data[:-1], lambda data: data + b"x", lambda data: b""])
-def test_a_damaged_checkpoint_is_never_handed_out(
+@pytest.mark.parametrize("damage", [flip_last_bit, lambda data: data[:-1], lambda data: data + b"x", lambda data: b""])
+def test_fetch_of_damaged_checkpoint_fails(
     any_store: ArtifactStore, folder: Path, tmp_path: Path, damaged: str, damage: Callable[[bytes], bytes]
 ) -> None:
-    """Training on from flipped bits would look like success."""
+    """Training from flipped bits would look like success."""
     stored = any_store.put_folder(folder, "default/j")
     with any_store.open_read(f"default/j/{damaged}") as source:
         data = source.read()
@@ -110,7 +110,7 @@ def test_a_damaged_checkpoint_is_never_handed_out(
 
 
 @pytest.mark.parametrize("gone", [True, False])
-def test_a_checkpoint_with_more_or_less_than_was_stored_is_not_handed_out(
+def test_fetch_of_checkpoint_with_missing_or_extra_files_fails(
     any_store: ArtifactStore, folder: Path, tmp_path: Path, gone: bool
 ) -> None:
     stored = any_store.put_folder(folder, "default/j")
@@ -123,7 +123,7 @@ def test_a_checkpoint_with_more_or_less_than_was_stored_is_not_handed_out(
 
 
 @pytest.mark.parametrize("name", ["../../../etc/cron.d/x", "/etc/x", "a/../../x", "a\\b", "", "manifest.json"])
-def test_a_manifest_that_names_what_it_must_not_is_refused(store: ArtifactStore, tmp_path: Path, name: str) -> None:
+def test_manifest_with_path_outside_folder_is_refused(store: ArtifactStore, tmp_path: Path, name: str) -> None:
     """Otherwise write access to one folder of the store would give access to the disk of each worker that reads it."""
     manifest = json.dumps({"version": 1, "files": [{"path": name, "sha256": "0" * 64, "size_bytes": 1}]}).encode()
     with store.begin_write("default/j/manifest.json") as writer:
@@ -134,7 +134,7 @@ def test_a_manifest_that_names_what_it_must_not_is_refused(store: ArtifactStore,
     assert not (tmp_path / "back").exists()
 
 
-def test_a_file_is_whole_or_not_there(any_store: ArtifactStore, tmp_path: Path) -> None:
+def test_file_appears_only_when_complete(any_store: ArtifactStore, tmp_path: Path) -> None:
     with any_store.begin_write("default/datasets/d/rows.jsonl") as writer:
         writer.write(b"half")
     assert not any_store.exists("default/datasets/d/rows.jsonl")
@@ -152,8 +152,8 @@ def test_a_file_is_whole_or_not_there(any_store: ArtifactStore, tmp_path: Path) 
     assert files(tmp_path / "store") in ([], ["default/datasets/d/rows.jsonl"])
 
 
-def test_a_large_file_goes_through(any_store: ArtifactStore, tmp_path: Path) -> None:
-    """On an object store it is sent in several parts."""
+def test_large_file_is_stored_and_read(any_store: ArtifactStore, tmp_path: Path) -> None:
+    """An object store receives it in several parts."""
     data = bytes(range(256)) * (12 << 12)
     (tmp_path / "large").write_bytes(data)
     stored = any_store.put_file(tmp_path / "large", "default/large")
@@ -164,7 +164,7 @@ def test_a_large_file_goes_through(any_store: ArtifactStore, tmp_path: Path) -> 
     assert not any_store.exists("default/cut")
 
 
-def test_a_cut_file_is_gone_on_with_where_that_can_be(any_store: ArtifactStore) -> None:
+def test_interrupted_write_resumes_where_supported(any_store: ArtifactStore) -> None:
     writer = any_store.resume_write("default/d", "key", 0)
     writer.write(b"first")
     writer.suspend()
@@ -183,8 +183,8 @@ def test_a_cut_file_is_gone_on_with_where_that_can_be(any_store: ArtifactStore) 
         assert source.read() == b"first second"
 
 
-def test_a_commit_can_be_taken_back(any_store: ArtifactStore) -> None:
-    """When what names the file can't be written."""
+def test_commit_can_be_retracted(any_store: ArtifactStore) -> None:
+    """Needed if the row that refers to the file cannot be written."""
     writer = any_store.resume_write("default/d", "key", 0)
     writer.write(b"bytes")
     writer.commit()
@@ -196,7 +196,7 @@ def test_a_commit_can_be_taken_back(any_store: ArtifactStore) -> None:
         assert writer.commit().sha256 == hashlib.sha256(b"bytes").hexdigest()
 
 
-def test_one_writer_at_a_time(store: ArtifactStore) -> None:
+def test_second_writer_of_same_file_is_refused(store: ArtifactStore) -> None:
     with store.resume_write("default/d", "key", 0) as writer:
         with pytest.raises(WriteInProgress):
             store.resume_write("default/d", "key", 0)
@@ -205,7 +205,7 @@ def test_one_writer_at_a_time(store: ArtifactStore) -> None:
     assert store.exists("default/d")
 
 
-def test_a_file_may_have_the_longest_name_there_is(store: ArtifactStore, tmp_path: Path) -> None:
+def test_file_with_longest_possible_name_is_stored(store: ArtifactStore, tmp_path: Path) -> None:
     name = "n" * 249 + ".jsonl"
     with store.begin_write(f"default/datasets/d/{name}") as writer:
         writer.write(b"row")
@@ -214,8 +214,8 @@ def test_a_file_may_have_the_longest_name_there_is(store: ArtifactStore, tmp_pat
     assert (tmp_path / name).read_bytes() == b"row"
 
 
-def test_what_a_killed_process_left_is_swept(store: ArtifactStore, tmp_path: Path) -> None:
-    """Otherwise killed writers fill the disk for good."""
+def test_partial_files_of_killed_process_are_deleted(store: ArtifactStore, tmp_path: Path) -> None:
+    """Otherwise killed writers would fill the disk."""
     code = (
         "import os, sys; from chassis.store.artifact_store import ArtifactStore; store = ArtifactStore(sys.argv[1])\n"
         "store.begin_write('default/d').write(b'x')\n"
@@ -229,8 +229,8 @@ def test_what_a_killed_process_left_is_swept(store: ArtifactStore, tmp_path: Pat
     assert list((tmp_path / "store/.partial").iterdir()) == []
 
 
-def test_what_is_being_written_is_not_swept(store: ArtifactStore) -> None:
-    """A slow upload, or a clock that jumps, must not lose what somebody is writing."""
+def test_files_being_written_are_not_swept(store: ArtifactStore) -> None:
+    """Neither a slow upload nor a clock that jumps may delete a file while it is written."""
     with store.begin_write("default/d") as writer, store.resume_write("default/e", "key", 0) as held:
         writer.write(b"x")
         held.write(b"y")
@@ -241,7 +241,7 @@ def test_what_is_being_written_is_not_swept(store: ArtifactStore) -> None:
     assert store.open_read("default/e").read() == b"y"
 
 
-def test_a_folder_that_cannot_be_stored_leaves_nothing(store: ArtifactStore, folder: Path, tmp_path: Path) -> None:
+def test_failed_store_of_folder_leaves_no_files(store: ArtifactStore, folder: Path, tmp_path: Path) -> None:
     (folder / "manifest.json").write_text("{}")
     with pytest.raises(ValueError, match=r"manifest\.json"):
         store.put_folder(folder, "default/j")
@@ -250,7 +250,7 @@ def test_a_folder_that_cannot_be_stored_leaves_nothing(store: ArtifactStore, fol
 
 @contextlib.contextmanager
 def disk_with(left: int) -> Iterator[None]:
-    """A disk on which no file becomes longer: of a full one a process learns in the same way."""
+    """Runs with a file size limit: a process observes a full disk in the same way."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (left, limits[1]))
     try:
@@ -259,8 +259,8 @@ def disk_with(left: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_a_full_disk_leaves_nothing(store: ArtifactStore, folder: Path, tmp_path: Path) -> None:
-    """Half a checkpoint would be resumed from, or keep the disk full."""
+def test_full_disk_leaves_no_partial_checkpoint(store: ArtifactStore, folder: Path, tmp_path: Path) -> None:
+    """An incomplete checkpoint would be resumed from, or keep the disk full."""
     for put in (
         lambda: store.put_file(folder / "a.bin", "default/a"),
         lambda: store.put_folder(folder, "default/j"),
@@ -277,7 +277,7 @@ def test_a_full_disk_leaves_nothing(store: ArtifactStore, folder: Path, tmp_path
 
 @pytest.mark.parametrize("place", ["store.synced", "store.renamed"])
 @pytest.mark.parametrize("what", ["put_folder", "put_file"])
-def test_a_writer_killed_at_the_rename_leaves_all_or_nothing(
+def test_writer_killed_at_rename_leaves_complete_folder_or_none(
     store: ArtifactStore, folder: Path, tmp_path: Path, place: str, what: str
 ) -> None:
     (tmp_path / "armed").mkdir()
@@ -300,10 +300,10 @@ def test_a_writer_killed_at_the_rename_leaves_all_or_nothing(
         store.get_file("default/j", tmp_path / "back", stored.sha256)
 
 
-def test_all_of_a_folder_is_durable_before_it_is_visible(
+def test_folder_is_synced_before_it_is_visible(
     store: ArtifactStore, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a power cut a folder that is there is whole: its files, the folders in it, and its own name."""
+    """After a power loss a visible folder is complete: its files, its subfolders, and its own name."""
     log: list[str] = []
     fsync, rename = os.fsync, Path.rename
 
@@ -326,14 +326,14 @@ def test_all_of_a_folder_is_durable_before_it_is_visible(
     assert after == [f"{root}/default/jobs/j"]
 
 
-def test_two_that_store_the_same_folder_at_once_both_succeed(store: ArtifactStore, folder: Path) -> None:
-    """A worker whose report was lost, and the one that took its place."""
+def test_concurrent_stores_of_same_folder_both_succeed(store: ArtifactStore, folder: Path) -> None:
+    """A worker whose report was lost, and the worker that replaced it."""
     with ThreadPoolExecutor(4) as pool:
         stored = list(pool.map(lambda _: store.put_folder(folder, "default/j"), range(8)))
     assert len(set(stored)) == 1
 
 
-def test_a_folder_never_takes_the_place_of_anything_else(store: ArtifactStore, folder: Path) -> None:
+def test_folder_never_replaces_another_file_or_folder(store: ArtifactStore, folder: Path) -> None:
     store.put_file(folder / "a.bin", "default/file")
     store.put_file(folder / "a.bin", "default/strange/a.bin")
     for path in ("default/file", "default/strange"):
@@ -345,13 +345,13 @@ def test_a_folder_never_takes_the_place_of_anything_else(store: ArtifactStore, f
 @pytest.mark.parametrize(
     "path", ["", "/etc/passwd", "default/../../x", "default//x", "default/.", ".partial/x", "a\\b"]
 )
-def test_no_path_leads_out_of_the_store(store: ArtifactStore, path: str) -> None:
+def test_path_outside_store_is_refused(store: ArtifactStore, path: str) -> None:
     """File names come from callers."""
     with pytest.raises(ValueError, match="not a path"):
         store.open_read(path)
 
 
-def test_missing_is_told_from_broken(store: ArtifactStore, tmp_path: Path) -> None:
+def test_missing_artifact_raises_artifact_missing(store: ArtifactStore, tmp_path: Path) -> None:
     with pytest.raises(ArtifactMissing):
         store.open_read("default/nothing")
     with pytest.raises(ArtifactMissing):
@@ -359,7 +359,7 @@ def test_missing_is_told_from_broken(store: ArtifactStore, tmp_path: Path) -> No
     store.delete("default/nothing")
 
 
-def test_whether_the_store_takes_its_room_from_a_folders_disk(tmp_path: Path) -> None:
-    """Neither is there before the first job; what is in an object store takes none."""
+def test_store_on_local_disk_is_detected(tmp_path: Path) -> None:
+    """Neither exists before the first job; an object store uses no local disk."""
     assert on_disk_of((tmp_path / "home" / "artifacts").as_uri(), tmp_path / "home")
     assert not on_disk_of("memory://artifacts", tmp_path)

@@ -18,8 +18,8 @@ def item(attempt: int = 1, job: str = "ftjob_a") -> work_pb2.WorkItem:
     return work_pb2.WorkItem(job_id=job, stage=fine_tuning_job_pb2.STAGE_TRAINING, attempt=attempt)
 
 
-async def eventually(call: Callable[[], Awaitable[T]]) -> T:
-    """Repeats a call, as every caller of the bus does, until the broker is back."""
+async def retry_until_broker_is_back(call: Callable[[], Awaitable[T]]) -> T:
+    """Repeats a call, as every caller of the bus does."""
     async with asyncio.timeout(20):
         while True:
             try:
@@ -32,8 +32,8 @@ async def connect(server: NatsServer) -> Bus:
     return await Bus.connect(server.url, server.user, server.password, "test")
 
 
-async def test_an_item_is_queued_once_and_comes_back_after_a_nak(bus: Bus) -> None:
-    """Re-dispatching every READY attempt must not run anything twice, and a worker may put work back."""
+async def test_item_is_queued_once_and_redelivered_after_nak(bus: Bus) -> None:
+    """Dispatching every READY attempt again must not run anything twice, and a worker may return work."""
     assert await bus.ensure_streams()
     assert not await bus.ensure_streams()
     queue = bus.work("trainer", "default")
@@ -54,7 +54,7 @@ async def test_an_item_is_queued_once_and_comes_back_after_a_nak(bus: Bus) -> No
     await again.ack()
 
 
-async def test_pools_and_services_do_not_see_each_others_work(bus: Bus) -> None:
+async def test_work_is_separate_per_pool_and_service(bus: Bus) -> None:
     await bus.publish_work("trainer", "gpu", item())
     assert await bus.work("trainer", "cpu").next(0.3) is None
     assert await bus.work("probe", "gpu").next(0.3) is None
@@ -62,7 +62,7 @@ async def test_pools_and_services_do_not_see_each_others_work(bus: Bus) -> None:
     assert found
 
 
-async def test_streams_may_be_made_by_several_at_once(nats_server: NatsServer) -> None:
+async def test_streams_can_be_created_concurrently(nats_server: NatsServer) -> None:
     """All five processes start together."""
     buses = [await connect(nats_server) for _ in range(4)]
     assert await asyncio.gather(*(bus.ensure_streams() for bus in buses)) == [True] * 4
@@ -71,10 +71,10 @@ async def test_streams_may_be_made_by_several_at_once(nats_server: NatsServer) -
         await bus.close()
 
 
-async def test_work_is_dealt_out_where_there_is_no_room_for_events(
+async def test_work_is_delivered_when_event_stream_does_not_fit(
     nats_server: NatsServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A small disk would stop all work, and nothing would say why."""
+    """A small disk would otherwise stop all work without an error."""
     nats_server.stop()
     config = nats_server._config
     config.write_text(config.read_text().replace("max_file_store: 4GB", "max_file_store: 100MB"))
@@ -93,35 +93,33 @@ async def test_work_is_dealt_out_where_there_is_no_room_for_events(
     await bus.close()
 
 
-async def test_every_gateway_learns_that_the_work_stream_is_a_new_one(bus: Bus, nats_server: NatsServer) -> None:
+async def test_every_gateway_detects_recreated_work_stream(bus: Bus, nats_server: NatsServer) -> None:
     """Otherwise, if another gateway recreated the stream, READY jobs would wait half a minute to be published again."""
     await bus.ensure_streams()
     await asyncio.to_thread(nats_server.wipe)
-    await eventually(lambda: bus.publish_work("probe", "default", item()))
+    await retry_until_broker_is_back(lambda: bus.publish_work("probe", "default", item()))
     assert await bus.ensure_streams()
     await asyncio.to_thread(nats_server.restart)
-    assert not await eventually(bus.ensure_streams)
+    assert not await retry_until_broker_is_back(bus.ensure_streams)
 
 
 @pytest.mark.parametrize("outage", ["restart", "wipe"])
-async def test_a_waiting_worker_gets_work_after_the_server_came_back(
+async def test_waiting_worker_receives_work_after_broker_restart(
     bus: Bus, nats_server: NatsServer, outage: str
 ) -> None:
-    """Without it a worker would look alive for ever and never take a job again."""
+    """Otherwise a worker would look alive and never receive a job again."""
     queue = bus.work("trainer", "default")
     assert await queue.next(0.3) is None
     waiting = asyncio.create_task(queue.next(60))
     await asyncio.sleep(0)
     await asyncio.to_thread(getattr(nats_server, outage))
-    await eventually(lambda: bus.publish_work("trainer", "default", item()))
+    await retry_until_broker_is_back(lambda: bus.publish_work("trainer", "default", item()))
     found = await asyncio.wait_for(waiting, 20)
     assert found
     assert found.item == item()
 
 
-async def test_a_request_is_answered_and_every_way_of_not_being_answered_is_one_error(
-    bus: Bus, nats_server: NatsServer
-) -> None:
+async def test_every_failed_request_raises_bus_unavailable(bus: Bus, nats_server: NatsServer) -> None:
     """Workers spool on BusUnavailable; any other error would end them."""
     ask = work_pb2.ClaimRequest(job_id="j")
 
@@ -148,26 +146,26 @@ async def test_a_request_is_answered_and_every_way_of_not_being_answered_is_one_
     with pytest.raises(BusUnavailable):
         await bus.request("ftf.v1.claim", ask, work_pb2.ClaimResponse, 0.5)
     await asyncio.to_thread(nats_server.start)
-    await eventually(lambda: bus.request("ftf.v1.claim", ask, work_pb2.ClaimResponse, 2))
+    await retry_until_broker_is_back(lambda: bus.request("ftf.v1.claim", ask, work_pb2.ClaimResponse, 2))
 
 
-async def test_a_process_may_start_before_its_broker(nats_server: NatsServer) -> None:
-    """Machines come up in any order."""
+async def test_process_can_start_before_its_broker(nats_server: NatsServer) -> None:
+    """Machines start in any order."""
     nats_server.stop()
     bus = await Bus.connect(nats_server.url, nats_server.user, nats_server.password, "early", wait_seconds=0.1)
     heard: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue()
     await bus.subscribe("ftf.v1.jobs.*.log", lambda subject, data: heard.put_nowait((subject, data)))
     assert not bus.connected
     nats_server.start()
-    await eventually(lambda: bus.publish("ftf.v1.jobs.j.log", b"x"))
+    await retry_until_broker_is_back(lambda: bus.publish("ftf.v1.jobs.j.log", b"x"))
     assert await asyncio.wait_for(heard.get(), 5) == ("ftf.v1.jobs.j.log", b"x")
     await bus.close()
 
 
-async def test_a_connection_that_breaks_while_it_is_set_up_is_tried_again(
+async def test_connection_that_breaks_during_setup_is_retried(
     nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The process would look alive and stay deaf for ever."""
+    """Otherwise the process would look alive and never receive messages."""
     nats_server.stop()
     bus = await Bus.connect(nats_server.url, nats_server.user, nats_server.password, "early", wait_seconds=0.1)
     heard: asyncio.Queue[bytes] = asyncio.Queue()
@@ -181,19 +179,19 @@ async def test_a_connection_that_breaks_while_it_is_set_up_is_tried_again(
 
     monkeypatch.setattr(handlers, "attach", breaking)
     nats_server.start()
-    await eventually(lambda: bus.publish("ftf.v1.jobs.j.log", b"x"))
+    await retry_until_broker_is_back(lambda: bus.publish("ftf.v1.jobs.j.log", b"x"))
     assert await asyncio.wait_for(heard.get(), 5) == b"x"
     assert not failures
     await bus.close()
 
 
-async def test_wrong_credentials_are_told_at_once(nats_server: NatsServer) -> None:
+async def test_wrong_credentials_fail_at_once(nats_server: NatsServer) -> None:
     with pytest.raises(BusRefused):
         await Bus.connect(nats_server.url, "ftf", "wrong", "intruder")
 
 
-async def test_a_loop_around_the_bus_ends_when_it_is_cancelled(bus: Bus) -> None:
-    """Else no gateway and no worker could be shut down: the client forgets cancellations that hit it at a bad time."""
+async def test_loop_on_bus_can_be_cancelled(bus: Bus) -> None:
+    """The NATS client swallows cancellations at certain points: gateways and workers could not be shut down."""
 
     async def loop() -> None:
         while True:
@@ -210,7 +208,7 @@ async def test_a_loop_around_the_bus_ends_when_it_is_cancelled(bus: Bus) -> None
         assert task.cancelled()
 
 
-async def test_nodes_come_go_and_survive_a_wipe(bus: Bus, nats_server: NatsServer) -> None:
+async def test_nodes_are_published_removed_and_restored_after_data_loss(bus: Bus, nats_server: NatsServer) -> None:
     assert await bus.nodes() == []
     await bus.ensure_streams()
     one, two = work_pb2.Node(id="a-1", service="probe", address="h:1"), work_pb2.Node(id="b-2", service="trainer")
@@ -220,6 +218,6 @@ async def test_nodes_come_go_and_survive_a_wipe(bus: Bus, nats_server: NatsServe
     await bus.remove_node("trainer", "b-2")
     assert await bus.nodes() == [one]
     await asyncio.to_thread(nats_server.wipe)
-    await eventually(bus.ensure_streams)
+    await retry_until_broker_is_back(bus.ensure_streams)
     await bus.put_node(one)
     assert await bus.nodes() == [one]

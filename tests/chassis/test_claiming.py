@@ -9,7 +9,7 @@ from tests.chassis.peers import ITEM, Gateway
 
 
 class StoppedGateway(Gateway):
-    """Hears claims, and grants them when it goes on."""
+    """Receives claims, and grants them after it continues."""
 
     def __init__(self, bus: Bus) -> None:
         super().__init__(bus)
@@ -22,8 +22,8 @@ class StoppedGateway(Gateway):
         return await super()._claim(_subject, data)
 
 
-async def test_what_a_stopped_gateway_grants_in_the_end_is_run(bus: Bus, start_worker: StartWorker) -> None:
-    """Granted to nobody, it would count as a failure of the job when its lease ends."""
+async def test_late_grant_of_suspended_gateway_is_run(bus: Bus, start_worker: StartWorker) -> None:
+    """If no worker runs it, it would count as a failed attempt when its lease ends."""
     gateway = StoppedGateway(bus)
     await gateway.open()
     try:
@@ -33,7 +33,7 @@ async def test_what_a_stopped_gateway_grants_in_the_end_is_run(bus: Bus, start_w
             ids = {await gateway.asked.get() for _ in range(6)}
         assert len(ids) == 1, "another id would be refused once the first is granted"
         gateway.awake.set()
-        assert (await gateway.ending()).HasField("stage_completed")
+        assert (await gateway.wait_for_ending()).HasField("stage_completed")
     finally:
         gateway.awake.set()
         await gateway.close()

@@ -17,7 +17,7 @@ def test_gauges_are_served_on_request() -> None:
         assert f"\n{name}" in text
 
 
-def test_a_taken_port_is_not_passed_over_in_silence() -> None:
+def test_port_in_use_is_an_error() -> None:
     address = f"127.0.0.1:{free_port()}"
     serve_gauges(address)
     with pytest.raises(OSError, match="in use"):

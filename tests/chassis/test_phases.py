@@ -9,8 +9,8 @@ from finetuneflow.v1.event_pb2 import Phase, Severity
 NAMES = ("reading", "writing")
 
 
-class Sink(EventSink):
-    """Keeps phases instead of writing them; `wanted` is what the supervisor requested."""
+class RecordingSink(EventSink):
+    """Records phases instead of writing them; `wanted` is the supervisor's request."""
 
     def __init__(self, wanted: str = "") -> None:
         super().__init__(None, None)
@@ -25,8 +25,8 @@ class Sink(EventSink):
         return self.wanted
 
 
-def test_a_phase_says_where_it_stands_among_all() -> None:
-    sink = Sink()
+def test_phase_has_index_and_total() -> None:
+    sink = RecordingSink()
     phases = Phases(sink, NAMES, pausable=False)
     phases.enter("reading", "a file")
     phases.advance("writing", None)
@@ -37,9 +37,9 @@ def test_a_phase_says_where_it_stands_among_all() -> None:
     assert not any(each.HasField("fraction") for each in sink.phases)
 
 
-def test_progress_of_every_row_is_not_an_event_of_every_row_but_the_end_is() -> None:
+def test_progress_events_are_rate_limited_except_the_last() -> None:
     """A million rows must not fill the job's history, and a finished phase must not look unfinished."""
-    sink = Sink()
+    sink = RecordingSink()
     phases = Phases(sink, NAMES, pausable=False)
     phases.enter("reading", "a file")
     for row in range(1001):
@@ -51,14 +51,12 @@ def test_progress_of_every_row_is_not_an_event_of_every_row_but_the_end_is() -> 
 
 
 @pytest.mark.parametrize(("wanted", "pausable", "raised"), [("cancel", False, Cancelled), ("pause", True, Paused)])
-def test_what_the_supervisor_wants_is_obeyed_at_the_next_row(
-    wanted: str, pausable: bool, raised: type[Exception]
-) -> None:
-    phases = Phases(Sink(wanted), NAMES, pausable=pausable)
+def test_supervisors_request_takes_effect_at_next_row(wanted: str, pausable: bool, raised: type[Exception]) -> None:
+    phases = Phases(RecordingSink(wanted), NAMES, pausable=pausable)
     with pytest.raises(raised):
         phases.advance("reading", 0.5)
 
 
-def test_a_child_that_decides_itself_what_a_pause_means_goes_on() -> None:
-    phases = Phases(Sink("pause"), NAMES, pausable=False)
+def test_child_that_handles_pause_itself_continues() -> None:
+    phases = Phases(RecordingSink("pause"), NAMES, pausable=False)
     phases.check()

@@ -13,8 +13,8 @@ from finetuneflow.v1.stage_result_pb2 import InferenceSample
 CHILD = Path(__file__).with_name("worker_child.py")
 
 
-def test_a_child_runs_alone_and_prints_what_it_would_report(tmp_path: Path) -> None:
-    """This is how one debugs a stage, with no broker."""
+def test_child_without_supervisor_prints_its_events(tmp_path: Path) -> None:
+    """Used to debug a stage without a broker."""
     spec = tmp_path / "input.json"
     spec.write_text(json.dumps({"do": "finish", "out_dir": str(tmp_path / "out")}))
     done = subprocess.run([sys.executable, str(CHILD), str(spec)], capture_output=True, text=True, timeout=60)
@@ -37,18 +37,16 @@ def test_a_child_runs_alone_and_prints_what_it_would_report(tmp_path: Path) -> N
         (ZeroDivisionError("x"), "CRASHED"),
     ],
 )
-def test_running_out_of_memory_is_told_from_a_defect(error: Exception, reason: str) -> None:
-    """Each needs other advice."""
+def test_out_of_memory_is_reported_separately_from_a_defect(error: Exception, reason: str) -> None:
+    """Each needs different advice."""
     failure = failure_of(error)
     assert (failure.reason, failure.fault) == (reason, fine_tuning_job_pb2.FAULT_SYSTEM_ERROR)
     assert failure.advice
 
 
 @pytest.mark.parametrize(("letter", "length", "listed"), [("d", 800, 50), ("d", 9000, 29), ("種", 9000, 29)])
-def test_a_failure_with_a_thousand_rows_at_fault_still_fits_into_an_event(
-    letter: str, length: int, listed: int
-) -> None:
-    """Otherwise a user would read of a crash instead of the rows to correct, in multi-byte scripts above all."""
+def test_failure_with_a_thousand_invalid_rows_fits_into_one_event(letter: str, length: int, listed: int) -> None:
+    """Otherwise the user would see a crash instead of the rows to correct, above all in multi-byte scripts."""
 
     class Bad(Exception):
         reason = "BAD_DATA"
@@ -66,11 +64,11 @@ def test_a_failure_with_a_thousand_rows_at_fault_still_fits_into_an_event(
     EventSink(None, None).emit(failure)
 
 
-def test_a_message_that_is_no_unicode_is_reported_too() -> None:
+def test_failure_message_with_invalid_unicode_is_reported() -> None:
     assert failure_of(ValueError("bad \udcff byte")).message == "ValueError: bad ? byte"
 
 
-def test_what_is_no_payload_or_too_large_is_refused_where_it_is_emitted() -> None:
+def test_emit_refuses_invalid_and_oversized_payloads() -> None:
     with pytest.raises(TypeError, match="not a payload"):
         event_of(work_pb2.WorkItem())
     with pytest.raises(EventTooLarge, match="sample"):

@@ -28,7 +28,7 @@ def reply(folder: Path, error: Exception) -> ServiceError:
     return caught.value
 
 
-def test_a_request_reaches_the_child_as_it_was_asked(tmp_path: Path) -> None:
+def test_child_receives_request_unchanged(tmp_path: Path) -> None:
     request = PreviewDatasetRequest(base_model="m", first_row=2**40)
     query = Query.of(tmp_path, "PreviewDataset", request, {"ds_1": tmp_path / "rows.jsonl"})
     read = Query.model_validate_json(query.write(tmp_path).read_bytes())
@@ -36,7 +36,7 @@ def test_a_request_reaches_the_child_as_it_was_asked(tmp_path: Path) -> None:
     assert read.parsed(PreviewDatasetRequest()) == request
 
 
-def test_a_response_comes_back_whole(tmp_path: Path) -> None:
+def test_response_is_returned_unchanged(tmp_path: Path) -> None:
     with replying(tmp_path / "out") as write:
         write(Phase(name="tokenising", index=3))
     assert read_reply(tmp_path / "out", Phase(), 0, [], {}) == Phase(name="tokenising", index=3)
@@ -44,7 +44,7 @@ def test_a_response_comes_back_whole(tmp_path: Path) -> None:
         read_reply(tmp_path / "out", ValidateDatasetResponse(), 0, [], {})
 
 
-def test_an_error_says_whose_fault_it_is(tmp_path: Path) -> None:
+def test_error_of_child_keeps_its_fault(tmp_path: Path) -> None:
     refused = reply(tmp_path, Refusal())
     assert isinstance(refused, InvalidArgument)
     assert (refused.reason, refused.message) == ("BAD_DATA", "The hub is away. Try again.")
@@ -57,8 +57,8 @@ def test_an_error_says_whose_fault_it_is(tmp_path: Path) -> None:
     assert missing.metadata == {"node_id": "n"}
 
 
-def test_a_child_without_a_reply_leaves_the_end_of_its_log(tmp_path: Path) -> None:
-    """A reply that was written before a crash is not taken for the result."""
+def test_error_of_child_without_response_contains_end_of_its_log(tmp_path: Path) -> None:
+    """A response that was written before a crash is not taken for the result."""
     with pytest.raises(ZeroDivisionError), replying(tmp_path):
         raise ZeroDivisionError
     log = [f"line {n}" for n in range(100)]

@@ -23,8 +23,8 @@ def spool(tmp_path: Path) -> Spool:
     return Spool(tmp_path / "spool", record)
 
 
-class Desk:
-    """Answers reports, one when it is let to."""
+class FakeReportHandler:
+    """Answers reports through a function that a test may replace."""
 
     def __init__(self) -> None:
         self.reports: list[work_pb2.ReportRequest] = []
@@ -39,7 +39,7 @@ class Desk:
         accepted = await self.answer(request)
         return work_pb2.ReportResponse(next_ordinal=accepted, directive="DIRECTIVE_RUN").SerializeToString()
 
-    async def until(self, condition: Callable[[], bool]) -> None:
+    async def wait_until(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(20), self._news:
             await self._news.wait_for(condition)
 
@@ -53,9 +53,9 @@ class Desk:
 
 @contextlib.asynccontextmanager
 async def reporting(
-    bus: Bus, spool: Spool, desk: Desk, heartbeat_seconds: float = TimeLimits.heartbeat_seconds
+    bus: Bus, spool: Spool, handler: FakeReportHandler, heartbeat_seconds: float = TimeLimits.heartbeat_seconds
 ) -> AsyncIterator[Reporter]:
-    handlers = await bus.serve(subjects.report("*"), "gateways", desk.handle)
+    handlers = await bus.serve(subjects.report("*"), "gateways", handler.handle)
     reporter = Reporter(bus, spool, lambda _: None, heartbeat_seconds)
     running = asyncio.create_task(reporter.run())
     try:
@@ -70,76 +70,76 @@ def log(step: int) -> event_pb2.Event:
     return event_of(event_pb2.Log(step=step))
 
 
-async def test_an_event_after_a_quiet_time_does_not_wait_for_the_next_heartbeat(bus: Bus, spool: Spool) -> None:
-    """Somebody who watches a slow training sees each step when it happens."""
-    desk = Desk()
-    async with reporting(bus, spool, desk, heartbeat_seconds=3600.0) as reporter:
-        await desk.until(lambda: len(desk.reports) == 1)
+async def test_event_after_idle_time_is_reported_before_next_heartbeat(bus: Bus, spool: Spool) -> None:
+    """Watchers of a slow training see each step when it happens."""
+    handler = FakeReportHandler()
+    async with reporting(bus, spool, handler, heartbeat_seconds=3600.0) as reporter:
+        await handler.wait_until(lambda: len(handler.reports) == 1)
         for step in range(5):
             reporter.append(log(step))
-            await desk.until(lambda wanted=step: desk.ordinals[-1:] == [wanted])
-    assert desk.ordinals == list(range(5))
+            await handler.wait_until(lambda wanted=step: handler.ordinals[-1:] == [wanted])
+    assert handler.ordinals == list(range(5))
 
 
-async def test_what_comes_while_a_report_is_in_flight_goes_together_in_the_next(bus: Bus, spool: Spool) -> None:
+async def test_events_during_a_report_are_batched_into_the_next(bus: Bus, spool: Spool) -> None:
     """Thousands of events a second do not become thousands of transactions."""
-    desk, gate = Desk(), asyncio.Event()
+    handler, gate = FakeReportHandler(), asyncio.Event()
 
-    async def held(request: work_pb2.ReportRequest) -> int:
+    async def answer_when_released(request: work_pb2.ReportRequest) -> int:
         await gate.wait()
         return request.first_ordinal + len(request.events)
 
-    desk.answer = held
-    async with reporting(bus, spool, desk) as reporter:
-        await desk.until(lambda: len(desk.reports) == 1)
+    handler.answer = answer_when_released
+    async with reporting(bus, spool, handler) as reporter:
+        await handler.wait_until(lambda: len(handler.reports) == 1)
         for step in range(300):
             reporter.append(log(step))
-        assert len(desk.reports) == 1, "two reports of one claim were under way"
+        assert len(handler.reports) == 1, "two reports of one claim were under way"
         gate.set()
-        await desk.until(lambda: len(desk.ordinals) == 300)
-    assert [len(report.events) for report in desk.reports if report.events] == [300]
-    assert desk.ordinals == list(range(300))
+        await handler.wait_until(lambda: len(handler.ordinals) == 300)
+    assert [len(report.events) for report in handler.reports if report.events] == [300]
+    assert handler.ordinals == list(range(300))
 
 
-async def test_a_gateway_that_lost_events_gets_them_again(bus: Bus, spool: Spool) -> None:
-    """A database restored from a copy: the worker goes back to where that one stands."""
-    desk = Desk()
+async def test_events_lost_by_gateway_are_reported_again(bus: Bus, spool: Spool) -> None:
+    """After a restore of the database, the worker continues at the gateway's ordinal."""
+    handler = FakeReportHandler()
     lost = [True]
 
-    async def forgetful(request: work_pb2.ReportRequest) -> int:
+    async def answer_with_lost_events(request: work_pb2.ReportRequest) -> int:
         accepted = request.first_ordinal + len(request.events)
         if accepted == 10 and lost:
             lost.clear()
             return 4
         return accepted
 
-    desk.answer = forgetful
-    async with reporting(bus, spool, desk) as reporter:
+    handler.answer = answer_with_lost_events
+    async with reporting(bus, spool, handler) as reporter:
         for step in range(10):
             reporter.append(log(step))
-        await desk.until(lambda: not lost and desk.ordinals[-1:] == [9] and len(desk.ordinals) > 10)
-    assert desk.ordinals[-6:] == list(range(4, 10))
+        await handler.wait_until(lambda: not lost and handler.ordinals[-1:] == [9] and len(handler.ordinals) > 10)
+    assert handler.ordinals[-6:] == list(range(4, 10))
 
 
-async def test_the_spool_depth_is_shown_and_goes_back_to_nothing(bus: Bus, spool: Spool) -> None:
-    """An operator sees that events pile up in front of gateways that are away."""
-    desk, gate = Desk(), asyncio.Event()
+async def test_spool_depth_gauge_rises_and_returns_to_zero(bus: Bus, spool: Spool) -> None:
+    """Operators see that events accumulate while gateways are down."""
+    handler, gate = FakeReportHandler(), asyncio.Event()
 
-    async def held(request: work_pb2.ReportRequest) -> int:
+    async def answer_when_released(request: work_pb2.ReportRequest) -> int:
         await gate.wait()
         return request.first_ordinal + len(request.events)
 
-    desk.answer = held
+    handler.answer = answer_when_released
     accepted = sum(bucket.get() for bucket in gauges.ACCEPTED_SECONDS._buckets)
-    async with reporting(bus, spool, desk) as reporter:
+    async with reporting(bus, spool, handler) as reporter:
         for step in range(7):
             reporter.append(log(step))
-        await desk.until(lambda: len(desk.ordinals) == 7)
+        await handler.wait_until(lambda: len(handler.ordinals) == 7)
         assert gauges.SPOOLED_EVENTS._value.get() == 7
         gate.set()
-        reports = len(desk.reports)
+        reports = len(handler.reports)
         reporter.append(log(7))
-        await desk.until(lambda: len(desk.reports) > reports)
-        await desk.until(lambda: reporter.waiting_events == 0)
+        await handler.wait_until(lambda: len(handler.reports) > reports)
+        await handler.wait_until(lambda: reporter.waiting_events == 0)
     assert gauges.SPOOLED_EVENTS._value.get() == 0
     assert sum(bucket.get() for bucket in gauges.ACCEPTED_SECONDS._buckets) >= accepted + 7

@@ -23,7 +23,7 @@ class JobError(Exception):
 
 
 class Evaluator(evaluator_service_pb2_grpc.EvaluatorServiceServicer):
-    """Answers one message, then does what the model's name says."""
+    """Sends one message, then does what the model's name says."""
 
     def __init__(self) -> None:
         self.cancelled = asyncio.Event()
@@ -67,7 +67,9 @@ async def channel(server: Server) -> AsyncIterator[grpc.aio.Channel]:
         yield channel
 
 
-async def failure(channel: grpc.aio.Channel, request: GenerateRequest) -> tuple[grpc.StatusCode, status_pb2.Status]:
+async def final_status(
+    channel: grpc.aio.Channel, request: GenerateRequest
+) -> tuple[grpc.StatusCode, status_pb2.Status]:
     """The status that ends a stream after its first message."""
     call = evaluator_service_pb2_grpc.EvaluatorServiceStub(channel).Generate(request)
     received = 0
@@ -95,28 +97,28 @@ def info(status: status_pb2.Status) -> error_details_pb2.ErrorInfo:
         ("domain", grpc.StatusCode.INVALID_ARGUMENT, "MODEL_NOT_FOUND"),
     ],
 )
-async def test_an_error_in_the_middle_of_a_stream_keeps_its_status_and_reason(
+async def test_error_during_stream_keeps_status_and_reason(
     channel: grpc.aio.Channel, model: str, code: grpc.StatusCode, reason: str
 ) -> None:
-    """Clients branch on the reason; UNKNOWN would leave them nothing."""
-    found, status = await failure(channel, GenerateRequest(model=model))
+    """Clients branch on the reason; UNKNOWN would be useless."""
+    found, status = await final_status(channel, GenerateRequest(model=model))
     assert found is code
     assert info(status).reason == reason
     assert info(status).domain == "finetuneflow"
 
 
-async def test_every_field_at_fault_is_named(channel: grpc.aio.Channel) -> None:
-    _, status = await failure(channel, GenerateRequest(model="invalid"))
+async def test_error_lists_all_invalid_fields(channel: grpc.aio.Channel) -> None:
+    _, status = await final_status(channel, GenerateRequest(model="invalid"))
     bad = error_details_pb2.BadRequest()
     assert status.details[1].Unpack(bad)
     assert [(v.field, v.description) for v in bad.field_violations] == [("a.b", "wrong"), ("c", "d")]
 
 
-async def test_a_defect_is_hidden_from_the_caller_and_logged_under_an_id(
+async def test_unexpected_exception_is_logged_with_id_and_hidden_from_caller(
     channel: grpc.aio.Channel, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.ERROR):
-        code, status = await failure(channel, GenerateRequest(model="defect"))
+        code, status = await final_status(channel, GenerateRequest(model="defect"))
     assert code is grpc.StatusCode.INTERNAL
     assert "secret" not in status.message
     (logged,) = [entry for entry in caplog.records if entry.name == "chassis.server.grpc_server"]
@@ -125,16 +127,16 @@ async def test_a_defect_is_hidden_from_the_caller_and_logged_under_an_id(
     assert logged.exc_info[0] is KeyError
 
 
-async def test_a_client_that_leaves_ends_its_handler(channel: grpc.aio.Channel, evaluator: Evaluator) -> None:
-    """A handler that outlives its client leaks for ever."""
+async def test_cancelled_call_ends_its_handler(channel: grpc.aio.Channel, evaluator: Evaluator) -> None:
+    """A handler that outlives its client is a leak."""
     call = evaluator_service_pb2_grpc.EvaluatorServiceStub(channel).Generate(GenerateRequest(model="endless"))
     await call.read()
     call.cancel()
     await asyncio.wait_for(evaluator.cancelled.wait(), 10)
 
 
-async def test_a_method_that_is_not_built_says_so() -> None:
-    """A hollow success would be believed."""
+async def test_method_without_handler_is_unimplemented() -> None:
+    """An empty success would be taken for a result."""
     descriptor = evaluator_service_pb2.DESCRIPTOR.services_by_name["EvaluatorService"]
     add = evaluator_service_pb2_grpc.add_EvaluatorServiceServicer_to_server
     server = await serve(
@@ -150,7 +152,7 @@ async def test_a_method_that_is_not_built_says_so() -> None:
     assert info(status).reason == "METHOD_NOT_IMPLEMENTED"
 
 
-async def test_a_message_above_the_limit_is_refused_and_the_server_lives_on(channel: grpc.aio.Channel) -> None:
+async def test_oversized_message_is_refused_and_server_continues(channel: grpc.aio.Channel) -> None:
     stub = evaluator_service_pb2_grpc.EvaluatorServiceStub(channel)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await stub.Generate(GenerateRequest(model="x" * (MAX_RECEIVE_BYTES + 1))).read()
@@ -158,7 +160,7 @@ async def test_a_message_above_the_limit_is_refused_and_the_server_lives_on(chan
     assert isinstance(await stub.Generate(GenerateRequest(model="fine")).read(), GenerateResponse)
 
 
-async def test_health_and_reflection_answer(server: Server, channel: grpc.aio.Channel) -> None:
+async def test_health_and_reflection_are_served(server: Server, channel: grpc.aio.Channel) -> None:
     """Orchestrators and grpcurl depend on them."""
     name = "finetuneflow.v1.EvaluatorService"
     health = health_pb2_grpc.HealthStub(channel)
@@ -176,7 +178,7 @@ async def test_health_and_reflection_answer(server: Server, channel: grpc.aio.Ch
     assert {name, "grpc.health.v1.Health"} <= set(services)
 
 
-async def test_a_taken_port_is_an_error(server: Server) -> None:
-    """Two servers on one port would each get half of the calls."""
+async def test_port_in_use_is_an_error(server: Server) -> None:
+    """Two servers on one port would each receive half of the calls."""
     with pytest.raises(OSError, match="cannot listen"):
         await serve(listen=server.address)

@@ -8,7 +8,7 @@ from chassis.attempt.spool import ClaimRecord, Spool, SpoolBusy
 from finetuneflow.v1 import event_pb2
 
 
-def record(folder: Path) -> ClaimRecord:
+def claim_record(folder: Path) -> ClaimRecord:
     return ClaimRecord(job_id="j", stage=2, attempt=1, claim_id="c" * 32, workdir=folder / "work")
 
 
@@ -20,8 +20,8 @@ def steps(spool: Spool, ordinal: int, max_bytes: int = 1 << 30) -> list[int]:
     return [event_pb2.Event.FromString(data).log.step for data in spool.read(ordinal, max_bytes)]
 
 
-def test_a_restarted_process_finds_every_event_and_gives_no_ordinal_twice(tmp_path: Path) -> None:
-    spool = Spool(tmp_path, record(tmp_path))
+def test_restarted_process_finds_all_events_and_reuses_no_ordinal(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, claim_record(tmp_path))
     for step in range(5):
         spool.append(log(step))
     spool.close()
@@ -34,9 +34,9 @@ def test_a_restarted_process_finds_every_event_and_gives_no_ordinal_twice(tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_half_an_event_of_a_killed_process_is_dropped(tmp_path: Path) -> None:
+def test_incomplete_event_of_killed_process_is_dropped(tmp_path: Path) -> None:
     """One torn write must not make the whole claim unreadable."""
-    spool = Spool(tmp_path, record(tmp_path))
+    spool = Spool(tmp_path, claim_record(tmp_path))
     spool.append(log(0))
     spool.close()
     (file,) = tmp_path.glob("*.events")
@@ -48,9 +48,9 @@ def test_half_an_event_of_a_killed_process_is_dropped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [b"", b"\0" * 200, b'{"job_id": "j"}'])
-def test_a_damaged_record_stops_nobody(tmp_path: Path, damage: bytes) -> None:
-    """After a power cut the worker would fail at every start."""
-    whole = Spool(tmp_path, record(tmp_path))
+def test_damaged_record_does_not_prevent_start(tmp_path: Path, damage: bytes) -> None:
+    """After a power loss the worker would fail at every start."""
+    whole = Spool(tmp_path, claim_record(tmp_path))
     whole.close()
     (tmp_path / "damaged.json").write_bytes(damage)
     (tmp_path / "damaged.000000000000.events").write_bytes(b"\x30half")
@@ -59,9 +59,9 @@ def test_a_damaged_record_stops_nobody(tmp_path: Path, damage: bytes) -> None:
     assert list(tmp_path.glob("damaged*")) == []
 
 
-def test_the_disk_is_given_back_as_events_are_accepted(tmp_path: Path) -> None:
-    """A long training must not fill the disk with what everybody has."""
-    spool = Spool(tmp_path, record(tmp_path))
+def test_accepted_events_are_deleted_from_disk(tmp_path: Path) -> None:
+    """The spool of a long training must not fill the disk with accepted events."""
+    spool = Spool(tmp_path, claim_record(tmp_path))
     for step in range(200):
         spool.append(log(step, 60_000))
     assert len(list(tmp_path.glob("*.events"))) > 5
@@ -72,18 +72,18 @@ def test_the_disk_is_given_back_as_events_are_accepted(tmp_path: Path) -> None:
     assert steps(spool, 195, 130_000) == [195, 196]
 
 
-def test_a_spool_has_one_owner(tmp_path: Path) -> None:
+def test_spool_can_be_opened_by_one_process_only(tmp_path: Path) -> None:
     """Two services in one home must not kill each other's children."""
-    spool = Spool(tmp_path, record(tmp_path))
+    spool = Spool(tmp_path, claim_record(tmp_path))
     assert Spool.leftovers(tmp_path) == []
     with pytest.raises(SpoolBusy):
-        Spool(tmp_path, record(tmp_path))
+        Spool(tmp_path, claim_record(tmp_path))
     spool.close()
     assert len(Spool.leftovers(tmp_path)) == 1
 
 
-def test_an_ending_seals_it_across_restarts(tmp_path: Path) -> None:
-    spool = Spool(tmp_path, record(tmp_path))
+def test_no_event_is_accepted_after_ending_even_after_restart(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, claim_record(tmp_path))
     spool.append(log(0))
     spool.append(event_pb2.Event(stage_released=event_pb2.StageReleased(reason="PAUSED")))
     spool.close()
@@ -93,9 +93,10 @@ def test_an_ending_seals_it_across_restarts(tmp_path: Path) -> None:
         again.append(log(1))
 
 
-def test_what_the_machine_forgot_is_not_numbered_again(tmp_path: Path) -> None:
-    """After a power cut a gateway may have more than the disk; the same ordinals would be dropped as repeats."""
-    spool = Spool(tmp_path, record(tmp_path))
+def test_ordinals_lost_in_power_loss_are_not_reused(tmp_path: Path) -> None:
+    """After a power loss a gateway may have more events than the disk; reused ordinals would be dropped as
+    duplicates."""
+    spool = Spool(tmp_path, claim_record(tmp_path))
     spool.append(log(0))
     spool.forget(7)
     spool.append(log(7))
@@ -103,9 +104,9 @@ def test_what_the_machine_forgot_is_not_numbered_again(tmp_path: Path) -> None:
     assert steps(spool, 7) == [7]
 
 
-def test_an_ending_whose_ordinal_a_gateway_has_given_away_is_not_lost(tmp_path: Path) -> None:
-    """The claim would wait for its lease to run out, though its worker knows how it ended."""
-    spool = Spool(tmp_path, record(tmp_path))
+def test_ending_is_renumbered_if_gateway_has_its_ordinal(tmp_path: Path) -> None:
+    """Otherwise the claim would wait for its lease to expire, although its worker knows how it ended."""
+    spool = Spool(tmp_path, claim_record(tmp_path))
     spool.append(event_pb2.Event(stage_failed=event_pb2.StageFailed(reason="KILLED")))
     spool.forget(7)
     (data,) = spool.read(7, 1)
@@ -117,9 +118,9 @@ def test_an_ending_whose_ordinal_a_gateway_has_given_away_is_not_lost(tmp_path: 
 @pytest.mark.parametrize(
     "damage", ["bit", "zeros", "torn", "zero_tail"], ids=["a flipped bit", "zeros", "torn", "zeros at the end"]
 )
-def test_what_a_power_cut_left_is_read_up_to_the_damage(tmp_path: Path, damage: str) -> None:
-    """A damaged event must be neither reported nor in the way, and what was before it is kept."""
-    spool = Spool(tmp_path, record(tmp_path))
+def test_spool_is_read_up_to_first_damaged_event(tmp_path: Path, damage: str) -> None:
+    """The damaged event is neither reported nor blocks others; the events before it are kept."""
+    spool = Spool(tmp_path, claim_record(tmp_path))
     for step in range(3):
         spool.append(log(step, 100))
     spool.close()
@@ -145,9 +146,9 @@ def test_what_a_power_cut_left_is_read_up_to_the_damage(tmp_path: Path, damage: 
     assert steps(again, 0) == [0, 1]
 
 
-def test_events_behind_a_hole_are_dropped(tmp_path: Path) -> None:
-    """Nobody can accept them: they would be reported for ever."""
-    spool = Spool(tmp_path, record(tmp_path))
+def test_events_after_missing_ordinal_are_dropped(tmp_path: Path) -> None:
+    """No gateway can accept them: they would be reported for ever."""
+    spool = Spool(tmp_path, claim_record(tmp_path))
     for step in range(60):
         spool.append(log(step, 60_000))
     spool.close()
@@ -159,7 +160,7 @@ def test_events_behind_a_hole_are_dropped(tmp_path: Path) -> None:
     assert again.end == 1
 
 
-def test_leftover_parts_of_no_claim_are_removed(tmp_path: Path) -> None:
+def test_spool_files_without_claim_are_deleted(tmp_path: Path) -> None:
     """Each would stay on the disk for ever."""
     (tmp_path / f"{'d' * 32}.000000000000.events").write_bytes(b"half")
     (tmp_path / f"{'d' * 32}.json.new").write_bytes(b"{")
@@ -167,9 +168,9 @@ def test_leftover_parts_of_no_claim_are_removed(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_disk_that_takes_no_more_loses_no_event_and_gives_no_ordinal_twice(tmp_path: Path) -> None:
-    """Half an event on a full disk would hide all that follow."""
-    spool = Spool(tmp_path, record(tmp_path))
+def test_full_disk_loses_no_event_and_reuses_no_ordinal(tmp_path: Path) -> None:
+    """An incomplete event on a full disk would hide all later ones."""
+    spool = Spool(tmp_path, claim_record(tmp_path))
     spool.append(log(0))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
@@ -186,9 +187,9 @@ def test_a_disk_that_takes_no_more_loses_no_event_and_gives_no_ordinal_twice(tmp
     assert [(event.ordinal, event.log.step) for event in events] == [(0, 0), (1, 1)]
 
 
-def test_memory_does_not_grow_with_what_waits(tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_spooled_events(tmp_path: Path) -> None:
     """All gateways may be down for a night."""
-    spool = Spool(tmp_path, record(tmp_path))
+    spool = Spool(tmp_path, claim_record(tmp_path))
     spool.append(log(0, 300))
     tracemalloc.start()
     try:

@@ -12,17 +12,26 @@ from chassis.bus.event_bus import Bus
 from chassis.store.artifact_store import ArtifactStore
 from finetuneflow.v1 import event_pb2, fine_tuning_job_pb2, work_pb2
 from tests.chassis.conftest import StartSupervisor, StartWorker
-from tests.chassis.peers import ITEM, Gateway, cleared, gone, idle, kind, record, spools
+from tests.chassis.peers import (
+    ITEM,
+    Gateway,
+    claim_record,
+    kind,
+    spools,
+    wait_for_exit,
+    wait_until_cleaned_up,
+    wait_until_idle,
+)
 from tests.servers.nats import NatsServer
 
 
-async def test_every_event_arrives_once_in_order_with_its_files_stored(
+async def test_events_arrive_once_in_order_after_their_files_are_stored(
     bus: Bus, gateway: Gateway, start_worker: StartWorker, tmp_path: Path
 ) -> None:
-    """The whole history of an attempt; a checkpoint that is reported can be fetched."""
+    """The whole history of an attempt; a reported checkpoint can be fetched."""
     worker = await start_worker()
     await bus.publish_work("trainer", "default", ITEM)
-    ending = await gateway.ending()
+    ending = await gateway.wait_for_ending()
     assert [event.ordinal for event in gateway.events] == list(range(len(gateway.events)))
     assert [event.log.step for event in gateway.events if kind(event) == "log"] == list(range(1, 101))
     assert {event.source for event in gateway.events} == {"trainer-1"}
@@ -36,9 +45,9 @@ async def test_every_event_arrives_once_in_order_with_its_files_stored(
     assert (tmp_path / "fetched/adapter_model.safetensors").stat().st_size == saved.size_bytes == 7000
     (report,) = [event.artifact for event in gateway.events if kind(event) == "artifact"]
     assert report.media_type == "text/markdown"
-    await idle(worker)
+    await wait_until_idle(worker)
     assert spools(tmp_path) == []
-    await cleared(tmp_path)
+    await wait_until_cleaned_up(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -51,14 +60,14 @@ async def test_every_event_arrives_once_in_order_with_its_files_stored(
         ("huge", fine_tuning_job_pb2.FAULT_SYSTEM_ERROR, "EVENT_TOO_LARGE", ""),
     ],
 )
-async def test_a_failure_says_whose_fault_it_is_and_shows_the_last_lines(
+async def test_failure_has_fault_and_last_log_lines(
     bus: Bus, gateway: Gateway, start_worker: StartWorker, do: str, fault: int, reason: str, line: str
 ) -> None:
-    """Without it a failed job is a riddle."""
+    """Without them the user could not find the cause."""
     gateway.do = do
     await start_worker()
     await bus.publish_work("trainer", "default", ITEM)
-    failure = (await gateway.ending()).stage_failed
+    failure = (await gateway.wait_for_ending()).stage_failed
     assert (failure.fault, failure.reason) == (fault, reason)
     assert failure.message
     assert failure.advice
@@ -66,53 +75,53 @@ async def test_a_failure_says_whose_fault_it_is_and_shows_the_last_lines(
         assert line in "\n".join(failure.last_lines)
 
 
-async def test_a_killed_child_is_reported_with_what_it_said_last(
+async def test_killed_child_is_reported_with_its_last_log_lines(
     bus: Bus, gateway: Gateway, start_worker: StartWorker, tmp_path: Path
 ) -> None:
     gateway.do = "wait"
     await start_worker()
     await bus.publish_work("trainer", "default", ITEM)
-    await gateway.seen("log")
-    os.kill(record(tmp_path).child_pid, signal.SIGKILL)
-    failure = (await gateway.ending()).stage_failed
+    await gateway.wait_for_event("log")
+    os.kill(claim_record(tmp_path).child_pid, signal.SIGKILL)
+    failure = (await gateway.wait_for_ending()).stage_failed
     assert failure.reason in ("KILLED", "HOST_OUT_OF_MEMORY")
     assert list(failure.last_lines) == ["waiting for ever"]
 
 
-async def test_a_child_that_hangs_is_killed_as_stalled(
+async def test_hanging_child_is_killed_as_stalled(
     bus: Bus, gateway: Gateway, start_worker: StartWorker, tmp_path: Path
 ) -> None:
-    """A frozen training would hold its slot for ever."""
+    """A training that hangs would occupy its slot for ever."""
     gateway.do = "wait"
     await start_worker(stall_seconds=2.5)
     await bus.publish_work("trainer", "default", ITEM)
-    await gateway.seen("log")
-    pid = record(tmp_path).child_pid
+    await gateway.wait_for_event("log")
+    pid = claim_record(tmp_path).child_pid
     os.kill(pid, signal.SIGSTOP)
-    assert (await gateway.ending()).stage_failed.reason == "STALLED"
-    await gone(pid)
+    assert (await gateway.wait_for_ending()).stage_failed.reason == "STALLED"
+    await wait_for_exit(pid)
 
 
 @pytest.mark.parametrize("do", ["wait", "stubborn"])
-async def test_cancel_ends_a_child_even_one_that_does_not_listen(
+async def test_cancel_ends_child_even_if_it_ignores_the_request(
     bus: Bus, gateway: Gateway, start_worker: StartWorker, tmp_path: Path, do: str
 ) -> None:
     gateway.do = do
     worker = await start_worker()
     await bus.publish_work("trainer", "default", ITEM)
-    await gateway.seen("log")
-    pid = record(tmp_path).child_pid
+    await gateway.wait_for_event("log")
+    pid = claim_record(tmp_path).child_pid
     gateway.directive = work_pb2.DIRECTIVE_CANCEL
-    assert (await gateway.ending()).stage_released.reason == "CANCELLED"
-    await gone(pid)
-    await idle(worker)
+    assert (await gateway.wait_for_ending()).stage_released.reason == "CANCELLED"
+    await wait_for_exit(pid)
+    await wait_until_idle(worker)
 
 
 @pytest.mark.parametrize("wish", ["cancel", "drain", "stop"])
-async def test_what_comes_while_a_child_is_being_started_reaches_it(
+async def test_requests_during_start_of_child_reach_it(
     bus: Bus, gateway: Gateway, start_worker: StartWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wish: str
 ) -> None:
-    """A job that was cancelled would train to its end, and a node could not be drained."""
+    """Otherwise a cancelled job would train to its end, and a node could not be drained."""
     started: list[int] = []
     connect = asyncio.get_running_loop().connect_read_pipe
 
@@ -125,7 +134,7 @@ async def test_what_comes_while_a_child_is_being_started_reaches_it(
         else:
             gateway.claim_id = "another"
         before = gateway.reports
-        await gateway.until(lambda: gateway.reports >= before + 2)
+        await gateway.wait_until(lambda: gateway.reports >= before + 2)
         return await connect(protocol, pipe)
 
     gateway.do = "wait"
@@ -135,150 +144,150 @@ async def test_what_comes_while_a_child_is_being_started_reaches_it(
     monkeypatch.setattr(asyncio.get_running_loop(), "connect_read_pipe", slowly)
     await bus.publish_work("trainer", "default", ITEM)
     if wish == "stop":
-        await gateway.until(lambda: gateway.claim_id == "another")
+        await gateway.wait_until(lambda: gateway.claim_id == "another")
     else:
         reason = {"cancel": "CANCELLED", "drain": "DRAINED"}[wish]
-        assert (await gateway.ending()).stage_released.reason == reason
+        assert (await gateway.wait_for_ending()).stage_released.reason == reason
     await asyncio.gather(*draining)
-    await idle(worker)
+    await wait_until_idle(worker)
     assert started
-    await gone(*started)
+    await wait_for_exit(*started)
 
 
-async def test_pause_saves_a_checkpoint_before_it_lets_go(
+async def test_pause_saves_checkpoint_before_releasing_the_claim(
     bus: Bus, gateway: Gateway, start_worker: StartWorker
 ) -> None:
     gateway.do = "wait"
     await start_worker()
     await bus.publish_work("trainer", "default", ITEM)
-    await gateway.seen("log")
+    await gateway.wait_for_event("log")
     gateway.directive = work_pb2.DIRECTIVE_PAUSE
-    assert (await gateway.ending()).stage_released.reason == "PAUSED"
+    assert (await gateway.wait_for_ending()).stage_released.reason == "PAUSED"
     assert any(kind(event) == "checkpoint" for event in gateway.events)
 
 
-async def test_stop_kills_the_child_and_leaves_nothing(
+async def test_stop_kills_child_and_deletes_its_files(
     bus: Bus, gateway: Gateway, start_worker: StartWorker, tmp_path: Path
 ) -> None:
-    """A worker whose lease expired must not go on with a job that others run now."""
+    """A worker whose lease expired must not continue a job that another worker runs now."""
     gateway.do = "stubborn"
     worker = await start_worker()
     await bus.publish_work("trainer", "default", ITEM)
-    await gateway.seen("log")
-    pid = record(tmp_path).child_pid
+    await gateway.wait_for_event("log")
+    pid = claim_record(tmp_path).child_pid
     gateway.claim_id = "another"
-    await gone(pid)
-    await idle(worker)
+    await wait_for_exit(pid)
+    await wait_until_idle(worker)
     assert spools(tmp_path) == []
     assert kind(gateway.events[-1]) == "log"
 
 
 @pytest.mark.parametrize("do", ["wait", "stubborn"])
-async def test_a_drained_worker_hands_its_work_back(
+async def test_drained_worker_releases_its_claim(
     bus: Bus, gateway: Gateway, start_worker: StartWorker, do: str
 ) -> None:
-    """Scaling in or updating must not count as a failure of anybody's job."""
+    """Scaling in or updating must not count as a failed attempt."""
     gateway.do = do
     worker = await start_worker()
     await bus.publish_work("trainer", "default", ITEM)
-    await gateway.seen("log")
+    await gateway.wait_for_event("log")
     await worker.drain()
     assert gateway.events[-1].stage_released.reason == "DRAINED"
     assert worker.runs() == []
     assert worker.node().draining
 
 
-async def test_nothing_is_lost_while_no_gateway_answers(bus: Bus, gateway: Gateway, start_worker: StartWorker) -> None:
-    """A gateway may be restarted in the middle of a training."""
+async def test_no_event_is_lost_while_no_gateway_answers(bus: Bus, gateway: Gateway, start_worker: StartWorker) -> None:
+    """A gateway may be restarted during a training."""
     gateway.do = "talk"
     worker = await start_worker()
     await bus.publish_work("trainer", "default", ITEM)
-    await gateway.seen("log")
+    await gateway.wait_for_event("log")
     await gateway.close()
     async with asyncio.timeout(30):
         while worker.runs()[0].spooled_events < 1000:  # noqa: ASYNC110 - grows in another process
             await asyncio.sleep(0.02)
     await gateway.open()
     gateway.directive = work_pb2.DIRECTIVE_PAUSE
-    await gateway.ending()
+    await gateway.wait_for_ending()
     steps = [event.log.step for event in gateway.events if kind(event) == "log"]
     assert steps == list(range(1, len(steps) + 1))
     assert len(steps) > 1000
     assert [event.ordinal for event in gateway.events] == list(range(len(gateway.events)))
 
 
-async def test_a_running_attempt_survives_a_broker_that_loses_everything(
+async def test_running_attempt_survives_loss_of_all_broker_data(
     bus: Bus, gateway: Gateway, start_worker: StartWorker, nats_server: NatsServer
 ) -> None:
     gateway.do = "wait"
     await start_worker()
     await bus.publish_work("trainer", "default", ITEM)
-    await gateway.seen("log")
+    await gateway.wait_for_event("log")
     await asyncio.to_thread(nats_server.wipe)
     before = gateway.reports
-    await gateway.until(lambda: gateway.reports > before)
+    await gateway.wait_until(lambda: gateway.reports > before)
     gateway.directive = work_pb2.DIRECTIVE_PAUSE
-    assert (await gateway.ending()).stage_released.reason == "PAUSED"
+    assert (await gateway.wait_for_ending()).stage_released.reason == "PAUSED"
 
 
-async def test_a_killed_supervisor_takes_its_child_along_and_its_successor_reports_it(
+async def test_child_of_killed_supervisor_ends_and_next_supervisor_reports_it(
     bus: Bus, gateway: Gateway, start_worker: StartWorker, start_supervisor: StartSupervisor, tmp_path: Path
 ) -> None:
-    """No orphan trains on, and the job does not have to wait for its lease to run out."""
+    """No orphan continues to train, and the job need not wait for its lease to expire."""
     gateway.do = "stubborn"
     supervisor = await start_supervisor()
     await bus.publish_work("trainer", "default", ITEM)
-    await gateway.seen("log")
-    pid = record(tmp_path).child_pid
+    await gateway.wait_for_event("log")
+    pid = claim_record(tmp_path).child_pid
     supervisor.kill()
     await supervisor.wait()
-    await gone(pid)
+    await wait_for_exit(pid)
     before = len(gateway.events)
     await start_worker(node_id="trainer-2")
-    failure = (await gateway.ending()).stage_failed
+    failure = (await gateway.wait_for_ending()).stage_failed
     assert failure.reason == "KILLED"
     assert [event.ordinal for event in gateway.events] == list(range(before + 1))
 
 
-async def test_work_folders_of_nobody_are_swept_and_those_of_others_are_not(
+async def test_work_folders_without_owner_are_deleted(
     bus: Bus, gateway: Gateway, start_worker: StartWorker, tmp_path: Path
 ) -> None:
     """Otherwise the remains of cancelled downloads would fill the disk."""
     gateway.do = "wait"
     await start_worker()
     await bus.publish_work("trainer", "default", ITEM)
-    await gateway.seen("log")
+    await gateway.wait_for_event("log")
     left = tmp_path / "home/trainer/work/nobodys/model"
     left.mkdir(parents=True)
     (left / "model.safetensors").write_bytes(b"half")
     await start_worker(node_id="trainer-2")
-    assert list((tmp_path / "home/trainer/work").iterdir()) == [record(tmp_path).workdir]
+    assert list((tmp_path / "home/trainer/work").iterdir()) == [claim_record(tmp_path).workdir]
 
 
-async def test_a_child_sees_no_secret_and_no_hub(
+async def test_child_environment_has_no_secrets_and_hub_is_offline(
     bus: Bus, gateway: Gateway, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Data from a job's owner runs through it."""
+    """It processes data of the job's owner."""
     monkeypatch.setenv("FTF_NATS_PASSWORD", "hunter2")
     monkeypatch.setenv("HF_TOKEN", "hunter2")
     gateway.do = "environment"
     await start_worker()
     await bus.publish_work("trainer", "default", ITEM)
-    printed = "\n".join((await gateway.ending()).stage_failed.last_lines)
+    printed = "\n".join((await gateway.wait_for_ending()).stage_failed.last_lines)
     assert "hunter2" not in printed
     assert '"HF_HUB_OFFLINE": "1"' in printed
 
 
-async def test_a_claim_whose_answer_was_lost_is_run_by_who_got_it(
+async def test_claim_with_lost_response_is_run_by_the_same_worker(
     bus: Bus, gateway: Gateway, start_worker: StartWorker
 ) -> None:
-    """Another worker would be told that it is taken and drop the item; nobody would run it until its lease ends."""
-    gateway.lost_answers = 3
+    """Another worker would be refused and drop the item; the job would wait until the lease expires."""
+    gateway.lost_responses = 3
     await start_worker()
     await start_worker(node_id="trainer-2")
     await bus.publish_work("trainer", "default", ITEM)
-    assert (await gateway.ending()).HasField("stage_completed")
-    assert gateway.lost_answers == 0
+    assert (await gateway.wait_for_ending()).HasField("stage_completed")
+    assert gateway.lost_responses == 0
 
 
 async def test_an_attempt_that_two_workers_pull_runs_once(
@@ -288,24 +297,22 @@ async def test_an_attempt_that_two_workers_pull_runs_once(
     first = await start_worker()
     second = await start_worker(node_id="trainer-2")
     await bus.publish_work("trainer", "default", ITEM)
-    await gateway.seen("log")
+    await gateway.wait_for_event("log")
     await bus.publish_work("trainer", "default", ITEM)
     reports = gateway.reports
-    await gateway.until(lambda: gateway.reports >= reports + 2)
+    await gateway.wait_until(lambda: gateway.reports >= reports + 2)
     assert len(first.runs()) + len(second.runs()) == 1
 
 
-async def test_watchers_see_what_a_job_takes_of_its_machine(
-    bus: Bus, gateway: Gateway, start_worker: StartWorker
-) -> None:
-    """Otherwise a user could not plan the next job's memory by the usage of this one."""
+async def test_resource_usage_of_job_is_reported(bus: Bus, gateway: Gateway, start_worker: StartWorker) -> None:
+    """Users plan the memory of the next job by the usage of this one."""
     gateway.do = "wait"
     await start_worker(usage_sample_seconds=0.02, usage_report_seconds=0.1)
     await bus.publish_work("trainer", "default", ITEM)
-    await gateway.seen("log")
-    await gateway.until(lambda: sum(kind(event) == "resource_usage" for event in gateway.events) >= 2)
+    await gateway.wait_for_event("log")
+    await gateway.wait_until(lambda: sum(kind(event) == "resource_usage" for event in gateway.events) >= 2)
     gateway.directive = work_pb2.DIRECTIVE_PAUSE
-    await gateway.ending()
+    await gateway.wait_for_ending()
     usages = [event for event in gateway.events if kind(event) == "resource_usage"]
     assert {event.severity for event in usages} == {event_pb2.SEVERITY_DEBUG}
     peaks = [event.resource_usage.peak_memory_bytes for event in usages]

@@ -39,7 +39,7 @@ print(json.dumps({"loss": total / count, "tokens": count}))
 """
 
 
-def _living_in(home: Path) -> list[list[str]]:
+def _processes_of_home(home: Path) -> list[list[str]]:
     """Returns the command lines of processes that were started with that home."""
     found = []
     for process in psutil.process_iter():
@@ -57,7 +57,7 @@ def test_the_demo_lowers_the_loss_and_reports_it_correctly(tmp_path: Path) -> No
         [FTF, "demo", "--output", str(tmp_path / "out")], env=environment, capture_output=True, text=True, check=False
     )
     assert demo.returncode == 0, demo.stdout + demo.stderr
-    assert not _living_in(tmp_path)
+    assert not _processes_of_home(tmp_path)
 
     package = tmp_path / "package"
     zipfile.ZipFile(tmp_path / "out" / "finetuneflow_export.zip").extractall(package)

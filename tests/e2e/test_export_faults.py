@@ -32,8 +32,8 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
 
 
 @dataclass
-class Unfaulted:
-    """A finished job and what an export of it gives when nothing fails."""
+class Reference:
+    """A finished job and the files of an export of it without faults."""
 
     model: str
     package_sha256: str
@@ -42,25 +42,25 @@ class Unfaulted:
 
 
 @pytest.fixture(scope="module")
-def unfaulted(system: System, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Unfaulted:
+def reference(system: System, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Reference:
     with Client(system.address) as client:
         hyperparameters = {"max_steps": 10, "max_length": 64}
         job = client.jobs.create(base_model="tiny", training_data=str(rows), hyperparameters=hyperparameters)
         model = client.jobs.wait(job.id).tuned_model
         export = client.exports.wait(client.exports.create(model).id)
         assert export.result is not None
-        files = downloaded(client, export, tmp_path_factory.mktemp("unfaulted"))
-    return Unfaulted(model, export.result.package_sha256, files)
+        files = download_hashes(client, export, tmp_path_factory.mktemp("unfaulted"))
+    return Reference(model, export.result.package_sha256, files)
 
 
-def downloaded(client: Client, export: Export, folder: Path) -> dict[str, str]:
+def download_hashes(client: Client, export: Export, folder: Path) -> dict[str, str]:
     """Downloads an export; the files in the answer are those in the folder, each once."""
     paths = client.exports.download(export.id, folder)
     assert sorted(paths) == sorted(folder.iterdir())
     return {path.name: sha256_of(path) for path in paths}
 
 
-class Watched:
+class WatchedExport:
     """An export of the finished job, watched in a thread from its creation to its end."""
 
     def __init__(self, system: System, model: str) -> None:
@@ -78,8 +78,8 @@ class Watched:
             if event.proto.phase.name == "verifying":
                 self.verifying.set()
 
-    def check(self, unfaulted: Unfaulted, folder: Path) -> Export:
-        """Waits for the end. Checks that it ended well, once, with the files of an unfaulted export."""
+    def check(self, reference: Reference, folder: Path) -> Export:
+        """Waits for the end. Checks that it succeeded, once, with the files of an export without faults."""
         self._thread.join(200)
         assert not self._thread.is_alive()
         with self._client as client:
@@ -91,8 +91,8 @@ class Watched:
             assert [event.kind for event in events].count("stage_completed") == 1
             assert [attempt.outcome for attempt in export.attempts].count("COMPLETED") == 1
             assert export.result is not None
-            assert export.result.package_sha256 == unfaulted.package_sha256
-            assert downloaded(client, export, folder) == unfaulted.files
+            assert export.result.package_sha256 == reference.package_sha256
+            assert download_hashes(client, export, folder) == reference.files
         return export
 
 
@@ -100,8 +100,8 @@ def arm(system: System, failpoint: str, action: str) -> None:
     (system.home / "failpoints" / failpoint).write_text(action)
 
 
-def taken(system: System, failpoint: str) -> list[Path]:
-    """Returns the marks of processes that reached the failpoint."""
+def failpoint_marks(system: System, failpoint: str) -> list[Path]:
+    """Returns the marker files of processes that reached the failpoint."""
     return list((system.home / "failpoints").glob(f"{failpoint}.*.taken"))
 
 
@@ -116,26 +116,26 @@ KILLS = {
 
 
 @pytest.mark.parametrize("name", KILLS)
-def test_a_killed_export_ends_as_an_unfaulted_one(
-    system: System, unfaulted: Unfaulted, name: str, tmp_path: Path
+def test_killed_export_gives_same_files_as_one_without_faults(
+    system: System, reference: Reference, name: str, tmp_path: Path
 ) -> None:
     failpoint, failures = KILLS[name]
     arm(system, failpoint, "kill")
-    export = Watched(system, unfaulted.model).check(unfaulted, tmp_path)
-    assert len(taken(system, failpoint)) == 1, "nothing was killed"
+    export = WatchedExport(system, reference.model).check(reference, tmp_path)
+    assert len(failpoint_marks(system, failpoint)) == 1, "nothing was killed"
     assert export.failed_attempts == failures
 
 
-def test_a_drained_export_is_released_and_continued(system: System, unfaulted: Unfaulted, tmp_path: Path) -> None:
+def test_a_drained_export_is_released_and_continued(system: System, reference: Reference, tmp_path: Path) -> None:
     """A rolling update of exporters must not cost an export one of its attempts."""
     arm(system, "export.verified", "stop")
-    watched = Watched(system, unfaulted.model)
+    watched = WatchedExport(system, reference.model)
     assert watched.verifying.wait(120)
     (exporter,) = system.processes("services.exporter")
     # Its child stops before it has verified the package, or is killed before that: it can only be released.
     exporter.terminate()
     exporter.wait(60)
     (system.home / "failpoints" / "export.verified").unlink(missing_ok=True)
-    export = watched.check(unfaulted, tmp_path)
+    export = watched.check(reference, tmp_path)
     assert [attempt.outcome for attempt in export.attempts] == ["RELEASED", "COMPLETED"]
     assert export.failed_attempts == 0

@@ -40,12 +40,12 @@ class Follower:
             if event.kind == "log":
                 self.steps.release()
 
-    def training(self, logs: int = 10) -> None:
-        """Waits for so many log events."""
+    def wait_for_log_events(self, logs: int = 10) -> None:
+        """Waits until that many log events were received."""
         for _ in range(logs):
             assert self.steps.acquire(timeout=90)
 
-    def ended(self) -> Job:
+    def wait_for_end(self) -> Job:
         self._thread.join(280)
         assert not self._thread.is_alive()
         job = self._client.jobs.get(self._job_id)
@@ -65,70 +65,70 @@ def start(system: System, rows: Path, hyperparameters: dict[str, object], **more
     return Follower(system, job.id)
 
 
-def the(system: System, module: str) -> psutil.Process:
+def the_process(system: System, module: str) -> psutil.Process:
     (process,) = system.processes(module)
     return process
 
 
 @pytest.mark.long
-def test_the_gateway_is_killed(system: System, rows: Path) -> None:
+def test_job_continues_after_gateway_is_killed(system: System, rows: Path) -> None:
     follower = start(system, rows, SHORT)
-    follower.training()
-    the(system, "gateway").kill()
-    job = follower.ended()
+    follower.wait_for_log_events()
+    the_process(system, "gateway").kill()
+    job = follower.wait_for_end()
     assert (job.state, job.failed_attempts) == ("SUCCEEDED", 0)
 
 
-def test_the_training_child_is_killed(system: System, rows: Path) -> None:
+def test_job_continues_after_training_child_is_killed(system: System, rows: Path) -> None:
     follower = start(system, rows, SHORT)
-    follower.training(30)
-    the(system, "services.trainer.worker").kill()
-    job = follower.ended()
+    follower.wait_for_log_events(30)
+    the_process(system, "services.trainer.worker").kill()
+    job = follower.wait_for_end()
     assert (job.state, job.failed_attempts) == ("SUCCEEDED", 1)
 
 
 @pytest.mark.long
-def test_the_trainer_is_killed_and_leaves_no_orphan(system: System, rows: Path) -> None:
+def test_job_continues_after_trainer_is_killed_and_no_orphan_remains(system: System, rows: Path) -> None:
     follower = start(system, rows, SHORT)
-    follower.training(30)
-    child = the(system, "services.trainer.worker")
-    the(system, "services.trainer").kill()
+    follower.wait_for_log_events(30)
+    child = the_process(system, "services.trainer.worker")
+    the_process(system, "services.trainer").kill()
     child.wait(10)
-    job = follower.ended()
+    job = follower.wait_for_end()
     assert (job.state, job.failed_attempts) == ("SUCCEEDED", 1)
 
 
-def test_a_running_training_is_cancelled(system: System, rows: Path) -> None:
+def test_running_training_can_be_cancelled(system: System, rows: Path) -> None:
     follower = start(system, rows, ENDLESS)
-    follower.training()
-    child = the(system, "services.trainer.worker")
+    follower.wait_for_log_events()
+    child = the_process(system, "services.trainer.worker")
     with Client(system.address) as client:
         client.jobs.cancel(follower._job_id)
         client.jobs.cancel(follower._job_id)
-    job = follower.ended()
+    job = follower.wait_for_end()
     assert job.state == "CANCELLED"
     child.wait(10)
 
 
-def test_a_hanging_child_ends_stalled(system: System, rows: Path) -> None:
+def test_hanging_child_fails_as_stalled(system: System, rows: Path) -> None:
     follower = start(system, rows, ENDLESS, max_attempts=1)
-    follower.training()
-    child = the(system, "services.trainer.worker")
+    follower.wait_for_log_events()
+    child = the_process(system, "services.trainer.worker")
     child.suspend()
-    job = follower.ended()
+    job = follower.wait_for_end()
     assert (job.state, job.reason, job.fault) == ("FAILED", "STALLED", "SYSTEM_ERROR")
     assert job.advice
     child.wait(10)
 
 
 @pytest.mark.long
-def test_pause_releases_the_device_and_resume_goes_on(system: System, rows: Path) -> None:
+def test_pause_releases_the_device_and_resume_continues(system: System, rows: Path) -> None:
     follower = start(system, rows, {**SHORT, "max_steps": 400})
-    follower.training(30)
-    child = the(system, "services.trainer.worker")
+    follower.wait_for_log_events(30)
+    child = the_process(system, "services.trainer.worker")
     with Client(system.address) as client:
         client.jobs.pause(follower._job_id)
         child.wait(30)
         client.jobs.resume(follower._job_id)
-    job = follower.ended()
+    job = follower.wait_for_end()
     assert (job.state, job.failed_attempts) == ("SUCCEEDED", 0)

@@ -18,34 +18,34 @@ HYPERPARAMETERS = {"num_epochs": 1, "logging_steps": 5, "eval_steps": 20, "max_l
 
 
 @pytest.fixture(scope="module")
-def finished(system: System, rows: Path) -> Job:
+def finished_job(system: System, rows: Path) -> Job:
     with Client(system.address) as client:
         job = client.jobs.create(base_model="tiny", training_data=str(rows), hyperparameters=HYPERPARAMETERS)
         return client.jobs.wait(job.id)
 
 
-def test_the_evaluation_shows_that_the_model_learned(client: Client, finished: Job) -> None:
-    assert (finished.state, finished.stage) == ("SUCCEEDED", "EXPORT")
-    evaluation = client.evaluations.get(finished.evaluation_id)
+def test_evaluation_shows_lower_loss_than_base_model(client: Client, finished_job: Job) -> None:
+    assert (finished_job.state, finished_job.stage) == ("SUCCEEDED", "EXPORT")
+    evaluation = client.evaluations.get(finished_job.evaluation_id)
     assert evaluation.delta < -0.5, "tuned must beat base on held-out rows"
-    assert finished.tuned_model == f"ft:{finished.id}"
+    assert finished_job.tuned_model == f"ft:{finished_job.id}"
 
 
-def test_history_is_dense_and_every_watcher_sees_it(client: Client, finished: Job) -> None:
-    sequences = [event.sequence for event in client.jobs.watch(finished.id)]
-    assert sequences == list(range(1, finished.last_sequence + 1))
-    kinds = {event.kind for event in client.jobs.events(finished.id)}
+def test_event_sequences_are_dense_for_every_watcher(client: Client, finished_job: Job) -> None:
+    sequences = [event.sequence for event in client.jobs.watch(finished_job.id)]
+    assert sequences == list(range(1, finished_job.last_sequence + 1))
+    kinds = {event.kind for event in client.jobs.events(finished_job.id)}
     assert {"state_changed", "phase", "log", "eval", "checkpoint", "complete", "sample", "artifact"} <= kinds
 
 
-def test_automatic_choices_are_stored_with_their_reasons(finished: Job) -> None:
-    fields = {resolution.field for resolution in finished.resolutions}
+def test_automatic_choices_are_stored_with_their_reasons(finished_job: Job) -> None:
+    fields = {resolution.field for resolution in finished_job.resolutions}
     assert {"method", "hyperparameters.precision", "hyperparameters.optim"} <= fields
-    assert all(resolution.reason for resolution in finished.resolutions)
+    assert all(resolution.reason for resolution in finished_job.resolutions)
 
 
-def test_the_package_has_what_was_promised(client: Client, finished: Job, tmp_path: Path) -> None:
-    client.jobs.download(finished.id, str(tmp_path))
+def test_package_contains_documented_files(client: Client, finished_job: Job, tmp_path: Path) -> None:
+    client.jobs.download(finished_job.id, str(tmp_path))
     (package,) = tmp_path.rglob("finetuneflow_export.zip")
     names = set(zipfile.ZipFile(package).namelist())
     assert {
@@ -68,7 +68,7 @@ def test_the_package_has_what_was_promised(client: Client, finished: Job, tmp_pa
     assert metrics["eval_loss_curve"]
 
 
-def test_a_watcher_joining_late_sees_what_the_first_one_saw(system: System, rows: Path) -> None:
+def test_late_watcher_receives_same_events_as_early_one(system: System, rows: Path) -> None:
     seen: dict[str, list[int]] = {"early": [], "late": []}
 
     def follow(name: str, job_id: str) -> None:
@@ -91,7 +91,7 @@ def test_a_watcher_joining_late_sees_what_the_first_one_saw(system: System, rows
     assert seen["early"] == seen["late"] == list(range(1, len(seen["early"]) + 1))
 
 
-def test_serving_processes_hold_no_torch(system: System, finished: Job) -> None:
+def test_serving_processes_do_not_load_torch(system: System, finished_job: Job) -> None:
     """Preflight, training, evaluation and export have run, none of them in a serving process."""
     for module in ("gateway", "services.probe", "services.trainer", "services.evaluator", "services.exporter"):
         (process,) = system.processes(module)
@@ -100,7 +100,7 @@ def test_serving_processes_hold_no_torch(system: System, finished: Job) -> None:
         assert process.memory_info().rss < 250e6, module
 
 
-def test_wrong_rows_fail_the_job_with_row_and_reason(client: Client, tmp_path: Path) -> None:
+def test_invalid_rows_fail_the_job_with_row_and_reason(client: Client, tmp_path: Path) -> None:
     path = tmp_path / "broken.jsonl"
     path.write_text('{"question": "a", "answer": "b"}\n{"question": "a"}\nnot json\n')
     job = client.jobs.create(base_model="tiny", training_data=str(path))
@@ -125,7 +125,7 @@ def test_an_unreachable_model_fails_with_advice(client: Client, rows: Path) -> N
     assert job.advice
 
 
-def test_refusals_are_typed(client: Client, rows: Path) -> None:
+def test_refusals_raise_typed_exceptions(client: Client, rows: Path) -> None:
     with pytest.raises(InvalidArgument, match="learning_rate"):
         client.jobs.create(base_model="tiny", training_data=str(rows), hyperparameters={"learning_rate": -1})
     with pytest.raises(NotFound):

@@ -14,7 +14,7 @@ from tests.e2e.conftest import System
 
 
 @pytest.fixture(scope="module")
-def finished(system: System, rows: Path) -> Job:
+def finished_job(system: System, rows: Path) -> Job:
     hyperparameters = {"num_epochs": 1, "max_length": 64, "learning_rate": 1e-2}
     with Client(system.address) as client:
         job = client.jobs.create(base_model="tiny", training_data=str(rows), hyperparameters=hyperparameters)
@@ -29,9 +29,9 @@ def ftf(system: System, *arguments: str, code: int = 0) -> str:
     return done.stdout
 
 
-def test_an_evaluation_with_other_prompts_answers_them(client: Client, finished: Job) -> None:
-    """Otherwise a caller with another question would have to train again."""
-    made = client.evaluations.create(finished.tuned_model, prompts=["What is 2 plus 2?"], num_samples=1)
+def test_evaluation_with_other_prompts_generates_their_answers(client: Client, finished_job: Job) -> None:
+    """Otherwise a user with another question would have to train again."""
+    made = client.evaluations.create(finished_job.tuned_model, prompts=["What is 2 plus 2?"], num_samples=1)
     events = list(client.evaluations.watch(made.id))
     evaluation = client.evaluations.wait(made.id)
     assert [event.sequence for event in events] == list(range(1, evaluation.last_sequence + 1))
@@ -39,61 +39,63 @@ def test_an_evaluation_with_other_prompts_answers_them(client: Client, finished:
     assert [event.sequence for event in client.evaluations.events(made.id)] == [event.sequence for event in events]
     assert evaluation.result is not None
     assert [sample.instruction for sample in evaluation.result.samples][-1] == "What is 2 plus 2?"
-    own = client.evaluations.get(finished.evaluation_id)
+    own = client.evaluations.get(finished_job.evaluation_id)
     assert evaluation.delta == pytest.approx(own.delta), "the same model on the same held-out rows"
     assert own.belongs_to_job
-    assert [each.id for each in client.evaluations.list(job_id=finished.id)] == [made.id, own.id]
+    assert [each.id for each in client.evaluations.list(job_id=finished_job.id)] == [made.id, own.id]
 
 
-def test_an_export_again_has_the_same_model(client: Client, finished: Job, tmp_path: Path) -> None:
+def test_second_export_contains_the_same_model(client: Client, finished_job: Job, tmp_path: Path) -> None:
     """A package that differs from the first one would be another model under the same name."""
-    made = client.exports.create(finished.tuned_model, formats=["adapter"])
+    made = client.exports.create(finished_job.tuned_model, formats=["adapter"])
     client.exports.wait(made.id)
     client.exports.download(made.id, tmp_path / "again")
-    client.exports.download(finished.export_id, tmp_path / "first")
+    client.exports.download(finished_job.export_id, tmp_path / "first")
     first, again = (zipfile.ZipFile(tmp_path / name / "finetuneflow_export.zip") for name in ("first", "again"))
     assert first.read("adapter_model.safetensors") == again.read("adapter_model.safetensors")
     assert set(first.namelist()) == set(again.namelist())
-    assert finished.id in again.read("training_config.json").decode(), "the package names the job, not the export"
+    assert finished_job.id in again.read("training_config.json").decode(), "the package names the job, not the export"
     with pytest.raises(FailedPrecondition):
-        client.exports.cancel(finished.export_id)
+        client.exports.cancel(finished_job.export_id)
     client.exports.delete(made.id)
     with pytest.raises(NotFound):
         client.exports.get(made.id)
 
 
-def test_the_command_line_evaluates_and_exports(system: System, client: Client, finished: Job, tmp_path: Path) -> None:
-    shown = ftf(system, "evaluate", finished.id, "--num-samples", "1")
+def test_the_command_line_evaluates_and_exports(
+    system: System, client: Client, finished_job: Job, tmp_path: Path
+) -> None:
+    shown = ftf(system, "evaluate", finished_job.id, "--num-samples", "1")
     assert "scoring tuned" in shown
     assert "nats per trained token" in shown
     assert "Tuned       " in shown, "the answers are what one asks for"
     out = tmp_path / "package"
-    shown = ftf(system, "export", finished.tuned_model, "--out", str(out))
+    shown = ftf(system, "export", finished_job.tuned_model, "--out", str(out))
     assert (out / "finetuneflow_export.zip").is_file()
-    (newest, *_) = client.exports.list(job_id=finished.id, limit=1)
+    (newest, *_) = client.exports.list(job_id=finished_job.id, limit=1)
     assert newest.id in shown
     lines = ftf(system, "exports", "watch", newest.id, "--json").splitlines()
     assert [json.loads(line)["sequence"] for line in lines] == [str(n) for n in range(1, newest.last_sequence + 1)]
-    listed = ftf(system, "exports", "list", "--job", finished.id).splitlines()
+    listed = ftf(system, "exports", "list", "--job", finished_job.id).splitlines()
     assert listed[0].split("\t") == ["ID", "STATE", "MODEL", "RESULT", "CREATED"]
-    assert listed[1].startswith(f"{newest.id}\tSUCCEEDED\tft:{finished.id}")
+    assert listed[1].startswith(f"{newest.id}\tSUCCEEDED\tft:{finished_job.id}")
     assert json.loads(ftf(system, "exports", "get", newest.id, "--json"))["state"] == "JOB_STATE_SUCCEEDED"
-    ftf(system, "download", finished.evaluation_id, code=2)
+    ftf(system, "download", finished_job.evaluation_id, code=2)
     ftf(system, "download", newest.id, "--out", str(tmp_path / "later"))
     assert (tmp_path / "later" / "report.md").is_file()
     ftf(system, "exports", "delete", newest.id)
     ftf(system, "exports", "get", newest.id, code=2)
 
 
-def test_a_cancelled_evaluation_says_so(client: Client, finished: Job) -> None:
-    made = client.evaluations.create(finished.tuned_model, num_samples=50, max_new_tokens=400)
+def test_cancelled_evaluation_ends_cancelled(client: Client, finished_job: Job) -> None:
+    made = client.evaluations.create(finished_job.tuned_model, num_samples=50, max_new_tokens=400)
     client.evaluations.cancel(made.id)
     with pytest.raises(WorkCancelled, match=f"Evaluation {made.id} was cancelled"):
         client.evaluations.wait(made.id)
     client.evaluations.delete(made.id)
 
 
-def test_what_cannot_be_made_yet_says_what_can(client: Client) -> None:
+def test_refusal_of_unimplemented_request_names_alternatives(client: Client) -> None:
     with pytest.raises(Unimplemented, match="ft:<job_id>"):
         client.exports.create("tiny")
     with pytest.raises(NotFound, match="no such fine-tuning job"):

@@ -28,7 +28,7 @@ def test_an_operators_folder_is_described_from_its_files(tmp_path: Path, model_f
     assert [entry.id for entry in catalogue.list()] == ["smollm2-135m", "tiny"]
 
 
-def test_several_processes_fetch_at_once(tmp_path: Path, model_folder: Folder) -> None:
+def test_several_processes_fetch_concurrently(tmp_path: Path, model_folder: Folder) -> None:
     """Probe, trainer and evaluator share a home."""
     catalogue = Catalogue(tmp_path / "home", {"tiny": model_folder()})
     with multiprocessing.get_context("spawn").Pool(3) as pool:
@@ -47,7 +47,7 @@ def test_several_processes_fetch_at_once(tmp_path: Path, model_folder: Folder) -
         ("", "INVALID_MODEL"),
     ],
 )
-def test_only_names_are_accepted(tmp_path: Path, reference: str, reason: str) -> None:
+def test_model_paths_are_refused(tmp_path: Path, reference: str, reason: str) -> None:
     """A path sent by a client would read the server's disk."""
     with pytest.raises(JobError) as caught:
         Catalogue(tmp_path).check(reference)
@@ -61,7 +61,7 @@ def test_a_misspelt_alias_gets_the_nearest_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("reference", ["smollm2-135m", "org/name", "org/name@main", "org/na.me@" + "a" * 40])
-def test_good_names_pass_without_network(tmp_path: Path, reference: str) -> None:
+def test_valid_names_are_accepted_without_network(tmp_path: Path, reference: str) -> None:
     Catalogue(tmp_path).check(reference)
 
 

@@ -83,7 +83,7 @@ def hub(model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     hub.server.shutdown()
 
 
-def test_an_operators_folder(model: Path, tmp_path: Path) -> None:
+def test_folder_of_operator_is_described(model: Path, tmp_path: Path) -> None:
     described = Catalogue(tmp_path, {"mine": model}).describe("mine")
     assert described.config["model_type"] == "llama"
     assert described.shapes["model.embed_tokens.weight"] == (384, 64)
@@ -98,7 +98,7 @@ def test_a_model_on_the_hub_is_described_by_its_headers(hub: Hub, model: Path, t
     assert not any(tmp_path.rglob("*.safetensors"))
 
 
-def test_a_model_that_is_not_there(hub: Hub, tmp_path: Path) -> None:
+def test_missing_model_is_refused(hub: Hub, tmp_path: Path) -> None:
     with pytest.raises(JobError) as caught:
         Catalogue(tmp_path).describe("org/other")
     assert caught.value.reason == "MODEL_NOT_FOUND"

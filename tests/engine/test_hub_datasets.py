@@ -45,7 +45,7 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
         ("hf://org/name@refs/convert/parquet/a/0.parquet", ("org/name", "refs/convert/parquet", "a/0.parquet")),
     ],
 )  # fmt: skip
-def test_how_datasets_of_the_hub_are_named(text: str, parts: tuple[str, str, str]) -> None:
+def test_hub_dataset_references_are_parsed(text: str, parts: tuple[str, str, str]) -> None:
     reference = HubReference.parse(text)
     assert (reference.id, reference.revision, reference.path) == parts
     assert str(reference) == text
@@ -68,7 +68,7 @@ def test_an_invalid_reference_is_refused_before_a_job_exists(text: str) -> None:
     assert "hf://owner/name@revision" in caught.value.violations[0].description
 
 
-def test_the_only_file_with_rows_is_taken_at_the_commit_of_today(hub: Hub, tmp_path: Path) -> None:
+def test_only_data_file_is_pinned_to_newest_commit(hub: Hub, tmp_path: Path) -> None:
     """Descriptions and scripts are not data files; the returned reference names the same content for ever."""
     found = HubDatasets("", 1 << 20).find("hf://org/one", "f")
     assert found.reference == f"hf://org/one@{NEW}/data/train.jsonl"
@@ -81,7 +81,7 @@ def test_the_only_file_with_rows_is_taken_at_the_commit_of_today(hub: Hub, tmp_p
     assert not list(tmp_path.glob(".here*"))
 
 
-def test_two_files_of_one_dataset_are_of_one_commit(hub: Hub) -> None:
+def test_files_of_one_dataset_are_pinned_to_one_commit(hub: Hub) -> None:
     """Its owner may push between the two."""
     datasets = HubDatasets("", 1 << 20)
     first = datasets.find("hf://org/many/main/train.parquet", "f")
@@ -135,7 +135,7 @@ def test_a_hub_that_fails_during_the_download_is_a_system_failure(hub: Hub, tmp_
     assert caught.value.reason == "HUB_UNREACHABLE"
 
 
-def test_a_jobs_name_is_the_same_once_its_data_are_pinned() -> None:
+def test_default_job_name_is_unchanged_by_pinning() -> None:
     names = {
         job_config({"base_model": "tiny", "training_data": [{"dataset": dataset}]}).display_name
         for dataset in ("hf://org/one", f"hf://org/one@{NEW}/data/train.jsonl")

@@ -68,13 +68,13 @@ class Recorder:
 
 
 @pytest.fixture
-def told() -> Recorder:
+def recorder() -> Recorder:
     return Recorder()
 
 
 @pytest.fixture
-def ledger(database: Database, told: Recorder) -> Ledger:
-    return Ledger(database, told.publish, told.offer, told.discard)
+def ledger(database: Database, recorder: Recorder) -> Ledger:
+    return Ledger(database, recorder.publish, recorder.offer, recorder.discard)
 
 
 @pytest.fixture

@@ -310,8 +310,8 @@ def _loss(step: int) -> float:
 class Gateway:
     """One replica, as workers and callers reach it."""
 
-    def __init__(self, database: Database, told: Recorder, store: ArtifactStore) -> None:
-        self.ledger = Ledger(database, told.publish, told.offer, told.discard)
+    def __init__(self, database: Database, recorder: Recorder, store: ArtifactStore) -> None:
+        self.ledger = Ledger(database, recorder.publish, recorder.offer, recorder.discard)
         self.acceptance = WorkerRequests(self.ledger, NoTrainers())
         methods = {kind: WorkMethods(kind, self.ledger, None, store) for kind in KINDS.values()}  # type: ignore[arg-type]
         self.services: dict[str, Any] = {
@@ -470,7 +470,7 @@ async def seen_in_sql(database: Database, job_id: str) -> dict[str, Any] | None:
         saved = select(SavedCheckpoint).where(SavedCheckpoint.work_id == job_id)
         checkpoints = (await session.exec(saved.order_by(col(SavedCheckpoint.sequence)))).all()
     if job is None:
-        assert not (tries or events or checkpoints), "a deleted job has left rows"
+        assert not (tries or events or checkpoints), "rows of a deleted job remain"
         return None
     assert [event.sequence for event in events] == list(range(1, job.last_sequence + 1)), "sequences are not dense"
     assert sum(each.state != "ENDED" for each in tries) <= 1, "two attempts are open"
@@ -478,9 +478,9 @@ async def seen_in_sql(database: Database, job_id: str) -> dict[str, Any] | None:
     ends = [each for each in changes if JobState.Name(each.state).removeprefix("JOB_STATE_") in ENDED]
     assert len(ends) == (job.end_time is not None), "a job ends once"
     if ends:
-        assert events[-1].kind == "state_changed", "something follows the end"
-        assert changes[-1] == ends[0], "something follows the end"
-        assert all(each.state == "ENDED" for each in tries), "an ended job waits for a worker"
+        assert events[-1].kind == "state_changed", "events follow the terminal state change"
+        assert changes[-1] == ends[0], "events follow the terminal state change"
+        assert all(each.state == "ENDED" for each in tries), "an attempt of an ended job is open"
     config = None
     if job.config is not None:
         hyper = event_pb2.ConfigResolved.FromString(job.config).resolved_spec.hyperparameters
@@ -514,9 +514,9 @@ async def seen_in_sql(database: Database, job_id: str) -> dict[str, Any] | None:
 class Pair:
     """A model and its job, which two gateways serve."""
 
-    def __init__(self, gateways: Sequence[Gateway], told: Recorder, job_id: str, model: Model) -> None:
+    def __init__(self, gateways: Sequence[Gateway], recorder: Recorder, job_id: str, model: Model) -> None:
         self.gateways = gateways
-        self.told = told
+        self.recorder = recorder
         self.job_id = job_id
         self.model = model
         self.certain = True
@@ -524,17 +524,17 @@ class Pair:
 
     @classmethod
     async def create(
-        cls, gateways: Sequence[Gateway], told: Recorder, max_attempts: int, kind: Kind = FINE_TUNING_JOB
+        cls, gateways: Sequence[Gateway], recorder: Recorder, max_attempts: int, kind: Kind = FINE_TUNING_JOB
     ) -> "Pair":
         ledger = gateways[0].ledger
         model_of = None
         if kind is not FINE_TUNING_JOB:
             model_of = await create(ledger, training=TrainingResult(total_steps=1).SerializeToString())
-        for log in (told.frames, told.offered, told.discarded):
+        for log in (recorder.frames, recorder.offered, recorder.discarded):
             log.clear()
         job_id = await create(ledger, kind, max_attempts=max_attempts, job_id=model_of)
         plan = tuple(stage.removeprefix("STAGE_") for stage in kind.plan)
-        return cls(gateways, told, job_id, Model(max_attempts, plan))
+        return cls(gateways, recorder, job_id, Model(max_attempts, plan))
 
     async def do(self, *operations: Operation) -> list[Any]:
         """Runs the operations concurrently, each at a different gateway, and checks that answers and rows are those of
@@ -550,8 +550,8 @@ class Pair:
         matching = None
         for order in itertools.permutations(range(len(operations))):
             model = copy.deepcopy(self.model)
-            told = {index: operations[index].on_model(model) for index in order}
-            expected = [told[index] for index in range(len(operations))], seen_in(model)
+            recorder = {index: operations[index].on_model(model) for index in order}
+            expected = [recorder[index] for index in range(len(operations))], seen_in(model)
             if matching is None and (answers, found) == expected:
                 matching = model
             orders.append(expected)
@@ -564,9 +564,9 @@ class Pair:
 
     def _check_announcements(self) -> None:
         """Watchers receive each sequence once, workers each READY attempt; only pruned files are deleted."""
-        sequences = sorted(frame.sequence for frame in self.told.frames)
+        sequences = sorted(frame.sequence for frame in self.recorder.frames)
         assert sequences == list(range(1, len(self.model.events) + 1))
-        offered = [(each.stage.removeprefix("STAGE_"), each.attempt) for each in self.told.offered]
+        offered = [(each.stage.removeprefix("STAGE_"), each.attempt) for each in self.recorder.offered]
         assert sorted(offered) == sorted((each.stage, each.number) for each in self.model.tries)
         pruned = sorted(f"default/{saved.path}" for saved in self.model.checkpoints if saved.pruned)
-        assert sorted(self.told.discarded) == pruned
+        assert sorted(self.recorder.discarded) == pruned

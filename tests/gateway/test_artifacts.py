@@ -19,7 +19,7 @@ from tests.gateway.serving import add_job, open_below, refusal, serving
 DATA = bytes(range(256)) * 5_000
 
 
-class Room:
+class ArtifactServer:
     def __init__(self, stub: ArtifactServiceStub, database: Database, store: ArtifactStore, root: Path) -> None:
         self.stub = stub
         self.database = database
@@ -60,7 +60,7 @@ class Room:
 
 
 @pytest.fixture
-async def room(tmp_path: Path, database: Database) -> AsyncIterator[Room]:
+async def server(tmp_path: Path, database: Database) -> AsyncIterator[ArtifactServer]:
     root = tmp_path / "artifacts"
     store = ArtifactStore(f"file://{root}")
     servicer = Artifacts(database, store)
@@ -68,24 +68,24 @@ async def room(tmp_path: Path, database: Database) -> AsyncIterator[Room]:
         serving(api, "ArtifactService", add_to_server, servicer) as address,
         grpc.aio.insecure_channel(address) as channel,
     ):
-        yield Room(ArtifactServiceStub(channel), database, store, root)
+        yield ArtifactServer(ArtifactServiceStub(channel), database, store, root)
 
 
 @pytest.mark.parametrize("offset", [0, 1, 600_000, len(DATA) - 1, len(DATA)])
-async def test_a_download_goes_on_where_it_broke_off(room: Room, offset: int) -> None:
-    """A gigabyte that breaks off at the end is not fetched twice, and its hash can be checked all the same."""
-    artifact_id = await room.add(await add_job(room.database), "export/finetuneflow_export.zip")
-    artifact, data = await room.download(artifact_id, offset)
+async def test_download_resumes_at_offset(server: ArtifactServer, offset: int) -> None:
+    """A gigabyte that is interrupted near its end is not fetched twice, and its hash can still be verified."""
+    artifact_id = await server.add(await add_job(server.database), "export/finetuneflow_export.zip")
+    artifact, data = await server.download(artifact_id, offset)
     assert data == DATA[offset:]
     assert artifact.sha256 == hashlib.sha256(DATA).hexdigest()
     assert (artifact.id, artifact.size_bytes) == (artifact_id, len(DATA))
 
 
-async def test_a_download_that_can_not_be_says_why(room: Room) -> None:
-    job_id = await add_job(room.database)
-    file = await room.add(job_id, "report.md")
-    folder = await room.add(job_id, "checkpoint", media_type=FOLDER)
-    foreign = await room.add(job_id, "secret.md", tenant="another")
+async def test_invalid_downloads_are_refused_with_reason(server: ArtifactServer) -> None:
+    job_id = await add_job(server.database)
+    file = await server.add(job_id, "report.md")
+    folder = await server.add(job_id, "checkpoint", media_type=FOLDER)
+    foreign = await server.add(job_id, "secret.md", tenant="another")
     for artifact_id, offset, code, reason in (
         ("ar_nope", 0, grpc.StatusCode.NOT_FOUND, "ARTIFACT_NOT_FOUND"),
         (foreign, 0, grpc.StatusCode.NOT_FOUND, "ARTIFACT_NOT_FOUND"),
@@ -93,71 +93,71 @@ async def test_a_download_that_can_not_be_says_why(room: Room) -> None:
         (file, -1, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_OFFSET"),
         (file, len(DATA) + 1, grpc.StatusCode.OUT_OF_RANGE, "OFFSET_BEYOND_END"),
     ):
-        found = await refusal(room.download(artifact_id, offset))
+        found = await refusal(server.download(artifact_id, offset))
         assert (found.code, found.reason) == (code, reason)
         assert artifact_id in found.message or found.reason == "INVALID_OFFSET"
 
 
 @pytest.mark.parametrize("left", [None, b"half"])
-async def test_a_file_that_is_not_whole_is_no_success(room: Room, left: bytes | None) -> None:
-    """A package cut short by a full disk must not arrive with status OK."""
-    job_id = await add_job(room.database)
-    artifact_id = await room.add(job_id, "report.md")
-    file = room.root / "default" / "jobs" / job_id / "report.md"
+async def test_download_of_incomplete_file_fails(server: ArtifactServer, left: bytes | None) -> None:
+    """A package truncated by a full disk must not end with status OK."""
+    job_id = await add_job(server.database)
+    artifact_id = await server.add(job_id, "report.md")
+    file = server.root / "default" / "jobs" / job_id / "report.md"
     file.unlink()
     if left is not None:
         file.write_bytes(left)
-    found = await refusal(room.download(artifact_id))
+    found = await refusal(server.download(artifact_id))
     assert (found.code, found.reason) == (grpc.StatusCode.NOT_FOUND, "ARTIFACT_FILE_MISSING")
     assert artifact_id in found.message
 
 
-async def test_a_reader_that_leaves_closes_the_file(room: Room) -> None:
-    """Otherwise a gateway runs out of file descriptors on impatient readers."""
-    artifact_id = await room.add(await add_job(room.database), "report.md")
+async def test_cancelled_download_closes_its_file(server: ArtifactServer) -> None:
+    """Otherwise a gateway would run out of file descriptors."""
+    artifact_id = await server.add(await add_job(server.database), "report.md")
     for _ in range(5):
-        call = room.stub.DownloadArtifact(api.DownloadArtifactRequest(artifact_id=artifact_id))
+        call = server.stub.DownloadArtifact(api.DownloadArtifactRequest(artifact_id=artifact_id))
         await call.read()
         call.cancel()
     async with asyncio.timeout(10):
-        while open_below(room.root):  # noqa: ASYNC110 - a closed file announces nothing
+        while open_below(server.root):  # noqa: ASYNC110 - a closed file announces nothing
             await asyncio.sleep(0.01)
 
 
-async def test_artifacts_are_listed_oldest_first_by_kind_and_page(room: Room) -> None:
-    job_id, other = await add_job(room.database), await add_job(room.database)
-    await room.add(other, "theirs")
-    files = sorted([await room.add(job_id, f"file-{index}") for index in range(5)])
-    report = await room.add(job_id, "report", kind="evaluation_report")
+async def test_artifacts_are_listed_oldest_first_with_kind_filter_and_pages(server: ArtifactServer) -> None:
+    job_id, other = await add_job(server.database), await add_job(server.database)
+    await server.add(other, "theirs")
+    files = sorted([await server.add(job_id, f"file-{index}") for index in range(5)])
+    report = await server.add(job_id, "report", kind="evaluation_report")
     listed: list[str] = []
     token = ""
     while True:
         request = api.ListArtifactsRequest(job_id=job_id, kind="export_file", page_size=2, page_token=token)
-        answer = await room.stub.ListArtifacts(request)
+        answer = await server.stub.ListArtifacts(request)
         listed += [artifact.id for artifact in answer.artifacts]
         token = answer.next_page_token
         if not token:
             break
     assert listed == files
-    everything = await room.stub.ListArtifacts(api.ListArtifactsRequest(job_id=job_id))
+    everything = await server.stub.ListArtifacts(api.ListArtifactsRequest(job_id=job_id))
     assert sorted([*files, report]) == [artifact.id for artifact in everything.artifacts]
 
 
-async def test_a_token_of_another_list_is_refused(room: Room) -> None:
+async def test_page_token_of_another_list_is_refused(server: ArtifactServer) -> None:
     """It would silently skip rows."""
-    job_id = await add_job(room.database)
+    job_id = await add_job(server.database)
     for index in range(2):
-        await room.add(job_id, f"file-{index}")
-    answer = await room.stub.ListArtifacts(api.ListArtifactsRequest(job_id=job_id, page_size=1))
+        await server.add(job_id, f"file-{index}")
+    answer = await server.stub.ListArtifacts(api.ListArtifactsRequest(job_id=job_id, page_size=1))
     request = api.ListArtifactsRequest(job_id=job_id, kind="checkpoint", page_token=answer.next_page_token)
-    found = await refusal(room.stub.ListArtifacts(request))
+    found = await refusal(server.stub.ListArtifacts(request))
     assert (found.code, found.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_PAGE_TOKEN")
 
 
-async def test_artifacts_of_an_unknown_job_name_it(room: Room) -> None:
-    """An empty list would look like a job that made nothing."""
-    foreign = await add_job(room.database, tenant="another")
+async def test_listing_artifacts_of_unknown_job_is_refused_with_its_id(server: ArtifactServer) -> None:
+    """An empty list would look like a job without artifacts."""
+    foreign = await add_job(server.database, tenant="another")
     for job_id in ("ftjob_nope", foreign):
-        found = await refusal(room.stub.ListArtifacts(api.ListArtifactsRequest(job_id=job_id)))
+        found = await refusal(server.stub.ListArtifacts(api.ListArtifactsRequest(job_id=job_id)))
         assert (found.code, found.reason) == (grpc.StatusCode.NOT_FOUND, "JOB_NOT_FOUND")
         assert job_id in found.message

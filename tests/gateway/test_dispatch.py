@@ -27,8 +27,8 @@ async def next_item(bus: Bus, seconds: float = 20) -> WorkMessage:
     return message
 
 
-async def offered(bus: Bus, job_id: str, attempt: int = 1) -> WorkMessage:
-    """The item of that attempt; others, which may come more than once, are taken off the queue."""
+async def receive_item(bus: Bus, job_id: str, attempt: int = 1) -> WorkMessage:
+    """Returns the item of that attempt; acknowledges other items, which may be delivered more than once."""
     while True:
         message = await next_item(bus)
         if (message.item.job_id, message.item.attempt) == (job_id, attempt):
@@ -36,15 +36,15 @@ async def offered(bus: Bus, job_id: str, attempt: int = 1) -> WorkMessage:
         await message.ack()
 
 
-async def queued(bus: Bus, count: int) -> None:
-    """Waits until so many items are."""
+async def wait_for_queue_length(bus: Bus, count: int) -> None:
+    """Waits until the queue has that many items."""
     async with asyncio.timeout(20), bus.jetstream() as js:
         while (await js.stream_info(WORK_STREAM)).state.messages < count:
             pass
 
 
-async def create_waiting(ledger: Ledger, seconds: float, written_ahead: float = 0) -> str:
-    """A job that may not start yet, created when the clock was so many seconds ahead."""
+async def create_delayed_job(ledger: Ledger, seconds: float, written_ahead: float = 0) -> str:
+    """Creates a job that may not start yet, with a clock that is that many seconds ahead."""
     async with ledger.create(a_job()) as decision:
         lifecycle.open_attempt(decision, "STAGE_PREFLIGHT", delay=seconds)
         assert decision.ready is not None
@@ -53,28 +53,28 @@ async def create_waiting(ledger: Ledger, seconds: float, written_ahead: float = 
     return decision.work.id
 
 
-async def test_a_new_job_is_offered_at_once(database: Database, bus: Bus, told: Recorder) -> None:
-    ledger = Ledger(database, told.publish, Dispatcher(database, bus).offer, told.discard)
+async def test_new_job_is_dispatched_immediately(database: Database, bus: Bus, recorder: Recorder) -> None:
+    ledger = Ledger(database, recorder.publish, Dispatcher(database, bus).offer, recorder.discard)
     job_id = await create(ledger)
     assert (await next_item(bus)).item.job_id == job_id
 
 
-async def test_a_job_created_without_a_broker_is_offered_when_it_is_back(
-    database: Database, bus: Bus, told: Recorder, nats_server: NatsServer
+async def test_job_created_while_broker_is_down_is_dispatched_after_reconnect(
+    database: Database, bus: Bus, recorder: Recorder, nats_server: NatsServer
 ) -> None:
     dispatcher = Dispatcher(database, bus)
     nats_server.stop()
-    job_id = await create(Ledger(database, told.publish, dispatcher.offer, told.discard))
+    job_id = await create(Ledger(database, recorder.publish, dispatcher.offer, recorder.discard))
     nats_server.restart()
     async with running(dispatcher.run()):
         assert (await next_item(bus)).item.job_id == job_id
 
 
-async def test_a_wiped_broker_loses_no_work(
-    database: Database, bus: Bus, told: Recorder, nats_server: NatsServer
+async def test_work_is_dispatched_again_after_broker_lost_its_data(
+    database: Database, bus: Bus, recorder: Recorder, nats_server: NatsServer
 ) -> None:
     dispatcher = Dispatcher(database, bus)
-    job_id = await create(Ledger(database, told.publish, dispatcher.offer, told.discard))
+    job_id = await create(Ledger(database, recorder.publish, dispatcher.offer, recorder.discard))
     async with running(dispatcher.run()):
         nats_server.stop()
         nats_server.wipe()
@@ -82,33 +82,35 @@ async def test_a_wiped_broker_loses_no_work(
         assert (await next_item(bus)).item.job_id == job_id
 
 
-async def test_a_lost_stream_loses_no_work(database: Database, bus: Bus, told: Recorder) -> None:
-    """Somebody tidied up the broker; no connection broke."""
+async def test_work_is_dispatched_again_after_stream_was_deleted(
+    database: Database, bus: Bus, recorder: Recorder
+) -> None:
+    """An operator deleted the stream; no connection broke."""
     dispatcher = Dispatcher(database, bus)
     async with running(dispatcher.run()):
-        job_id = await create(Ledger(database, told.publish, dispatcher.offer, told.discard))
+        job_id = await create(Ledger(database, recorder.publish, dispatcher.offer, recorder.discard))
         assert (await next_item(bus)).item.job_id == job_id
         async with bus.jetstream() as js:
             await js.delete_stream(WORK_STREAM)
         assert (await next_item(bus)).item.job_id == job_id
 
 
-async def test_a_broker_rolled_back_to_an_older_copy_is_put_right(
-    database: Database, bus: Bus, told: Recorder, nats_server: NatsServer, tmp_path: Path
+async def test_work_is_dispatched_after_broker_restored_old_backup(
+    database: Database, bus: Bus, recorder: Recorder, nats_server: NatsServer, tmp_path: Path
 ) -> None:
-    """Its backup offers what was done long ago and lacks what is to be done."""
+    """The backup contains items that are done and lacks items that are READY."""
     dispatcher = Dispatcher(database, bus)
-    ledger = Ledger(database, told.publish, dispatcher.offer, told.discard)
+    ledger = Ledger(database, recorder.publish, dispatcher.offer, recorder.discard)
     worker = Worker(WorkerRequests(ledger, NoTrainers()))
     async with running(dispatcher.run()):
         job_id = await create(ledger)
-        await queued(bus, 1)
+        await wait_for_queue_length(bus, 1)
         await asyncio.to_thread(nats_server.back_up, tmp_path / "copy")
-        await (await offered(bus, job_id)).ack()
+        await (await receive_item(bus, job_id)).ack()
         (attempt,) = await attempts_of(ledger, job_id)
         await worker.claim(attempt)
         await worker.fail()
-        await (await offered(bus, job_id, attempt=2)).ack()
+        await (await receive_item(bus, job_id, attempt=2)).ack()
         await asyncio.to_thread(nats_server.roll_back, tmp_path / "copy")
         found = set()
         while found != {1, 2}:
@@ -118,31 +120,29 @@ async def test_a_broker_rolled_back_to_an_older_copy_is_put_right(
         assert (await worker.claim(attempt)).refused.reason == "ENDED"
 
 
-async def test_a_retry_that_has_to_wait_is_offered_when_it_is_due(database: Database, bus: Bus, told: Recorder) -> None:
+async def test_delayed_retry_is_dispatched_when_due(database: Database, bus: Bus, recorder: Recorder) -> None:
     dispatcher = Dispatcher(database, bus)
-    ledger = Ledger(database, told.publish, dispatcher.offer, told.discard)
+    ledger = Ledger(database, recorder.publish, dispatcher.offer, recorder.discard)
     async with running(dispatcher.run()):
-        late_id = await create_waiting(ledger, seconds=1.5)
+        late_id = await create_delayed_job(ledger, seconds=1.5)
         prompt_id = await create(ledger)
         assert (await next_item(bus)).item.job_id == prompt_id
-        await offered(bus, late_id)
+        await receive_item(bus, late_id)
 
 
-async def test_a_clock_that_was_set_back_delays_no_retry(database: Database, bus: Bus, told: Recorder) -> None:
-    """It would wait for as long as the clock was wrong, be it a year."""
+async def test_retry_is_not_delayed_by_clock_set_back(database: Database, bus: Bus, recorder: Recorder) -> None:
+    """It would otherwise wait for as long as the clock was wrong, even a year."""
     dispatcher = Dispatcher(database, bus)
-    ledger = Ledger(database, told.publish, dispatcher.offer, told.discard)
-    job_id = await create_waiting(ledger, seconds=0.5, written_ahead=3600)
+    ledger = Ledger(database, recorder.publish, dispatcher.offer, recorder.discard)
+    job_id = await create_delayed_job(ledger, seconds=0.5, written_ahead=3600)
     async with running(dispatcher.run()):
-        await offered(bus, job_id)
+        await receive_item(bus, job_id)
 
 
-async def test_an_item_that_can_not_be_published_holds_up_no_other(
-    database: Database, bus: Bus, told: Recorder
-) -> None:
-    """One poisonous row, and every job behind it waits for ever."""
+async def test_unpublishable_item_does_not_block_others(database: Database, bus: Bus, recorder: Recorder) -> None:
+    """Otherwise one invalid row would delay every later job for ever."""
     dispatcher = Dispatcher(database, bus)
-    ledger = Ledger(database, told.publish, dispatcher.offer, told.discard)
+    ledger = Ledger(database, recorder.publish, dispatcher.offer, recorder.discard)
     bad_id = await create(ledger)
     await (await next_item(bus)).ack()
     async with database.write() as session:
@@ -150,16 +150,16 @@ async def test_an_item_that_can_not_be_published_holds_up_no_other(
         assert attempt is not None
         attempt.stage, attempt.pool = "STAGE_TRAINING", "not a pool"
     async with running(dispatcher.run()):
-        await offered(bus, await create(ledger))
+        await receive_item(bus, await create(ledger))
         # One that nobody has offered yet: it comes from SQL, as the bad one does.
-        await offered(bus, await create(Ledger(database, told.publish, told.offer, told.discard)))
+        await receive_item(bus, await create(Ledger(database, recorder.publish, recorder.offer, recorder.discard)))
 
 
 @pytest.mark.parametrize("item", [WorkItem(job_id="ftjob_none", stage=Stage.STAGE_PREFLIGHT, attempt=1), WorkItem()])
-async def test_an_item_of_no_attempt_is_refused(
-    ledger: Ledger, acceptance: WorkerRequests, told: Recorder, item: WorkItem
+async def test_claim_of_unknown_attempt_is_refused(
+    ledger: Ledger, acceptance: WorkerRequests, recorder: Recorder, item: WorkItem
 ) -> None:
-    """An answer lets a worker drop it; a failure would have it come back for ever."""
+    """A refusal lets the worker drop the item; an error would have it delivered again for ever."""
     job_id = item.job_id or await create(ledger)
     for stage in (item.stage, 99):
         request = ClaimRequest(job_id=job_id, attempt=item.attempt, claim_id="a" * 32)
@@ -167,12 +167,12 @@ async def test_an_item_of_no_attempt_is_refused(
         assert (await acceptance.claim(request, ("probe", "default"))).refused.reason in ("UNKNOWN", "ENDED")
 
 
-async def test_a_worker_gets_no_work_of_another_service_or_pool(
-    ledger: Ledger, acceptance: WorkerRequests, told: Recorder
+async def test_claims_of_another_service_or_pool_are_refused(
+    ledger: Ledger, acceptance: WorkerRequests, recorder: Recorder
 ) -> None:
     """A stolen trainer would read the data of every job."""
     await create(ledger)
-    attempt = told.offered[-1]
+    attempt = recorder.offered[-1]
     request = ClaimRequest(
         job_id=attempt.work_id, stage=Stage.Value(attempt.stage), attempt=attempt.attempt, claim_id="a" * 32
     )

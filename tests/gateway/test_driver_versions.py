@@ -16,8 +16,8 @@ CHECKED = {
 
 
 @pytest.mark.parametrize("name", CHECKED)
-def test_only_the_version_whose_internals_were_read_is_allowed(name: str) -> None:
-    """It would import, run, and lose writes or read rows of another transaction."""
+def test_pyproject_allows_only_reviewed_driver_versions(name: str) -> None:
+    """Another version could import and run, and lose writes or read rows of another transaction."""
     minor, use = CHECKED[name]
     advice = f"{use}: read {name}'s changes, run tests/gateway and benchmarks, then raise CHECKED and pyproject.toml"
     assert version(name).startswith(f"{minor}."), f"{name} {version(name)} is installed; {advice}"
@@ -29,8 +29,8 @@ def test_only_the_version_whose_internals_were_read_is_allowed(name: str) -> Non
     assert not allowed.contains(f"{major}.{middle + 1}.0"), f"pyproject.toml allows {name}{allowed}; {advice}"
 
 
-async def test_aiosqlite_sends_every_call_through_the_method_we_override(tmp_path: Path) -> None:
-    """A call that went past it would use the connection in two threads at once."""
+async def test_aiosqlite_executes_every_call_through_overridden_method(tmp_path: Path) -> None:
+    """A call that bypasses it would use the connection in two threads at once."""
     sent: list[str] = []
 
     class Connection(aiosqlite.Connection):

@@ -66,8 +66,8 @@ async def probe(nats_server: NatsServer, database: Database, tmp_path: Path) -> 
     await bus.close()
 
 
-async def test_the_trainer_with_the_most_room_unless_a_node_is_named(probe: ProbeServiceStub) -> None:
-    """The probe's own machine says nothing about where a training would run."""
+async def test_estimate_is_for_trainer_with_most_free_memory_unless_node_is_given(probe: ProbeServiceStub) -> None:
+    """The probe's own hardware is irrelevant: the training runs elsewhere."""
     Request = api.RecommendMethodRequest
     found = (await probe.RecommendMethod(Request(base_model="llama-3.1-8b"))).recommendation
     assert found.estimate.hardware == H100.name
@@ -83,8 +83,10 @@ async def test_the_trainer_with_the_most_room_unless_a_node_is_named(probe: Prob
     assert (unknown.code, unknown.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "MODEL_NOT_FOUND")
 
 
-async def test_time_comes_from_what_earlier_jobs_took(probe: ProbeServiceStub, database: Database) -> None:
-    """The first job is estimated from a data sheet, later ones from its measured speed."""
+async def test_duration_estimate_uses_measured_speed_of_earlier_jobs(
+    probe: ProbeServiceStub, database: Database
+) -> None:
+    """The first job is estimated from a data sheet, later ones from the measured speed."""
     spec = FineTuningJobSpec(base_model="smollm2-135m", method=TRAINING_METHOD_LORA)
     request = api.EstimateResourcesRequest(spec=spec, num_examples=1000, mean_tokens=100, longest_row=200)
     before = (await probe.EstimateResources(request)).estimate
@@ -121,7 +123,7 @@ async def test_time_comes_from_what_earlier_jobs_took(probe: ProbeServiceStub, d
 
 
 @pytest.mark.parametrize("mean", [float("inf"), float("nan"), -1.0, 1e300])
-async def test_more_tokens_than_there_are_is_no_estimate(probe: ProbeServiceStub, mean: float) -> None:
+async def test_estimate_with_too_many_tokens_is_refused(probe: ProbeServiceStub, mean: float) -> None:
     spec = FineTuningJobSpec(base_model="smollm2-135m")
     request = api.EstimateResourcesRequest(spec=spec, num_examples=1000, mean_tokens=mean)
     refused = await refusal(probe.EstimateResources(request))
@@ -129,8 +131,8 @@ async def test_more_tokens_than_there_are_is_no_estimate(probe: ProbeServiceStub
     assert "mean_tokens" in str(refused)
 
 
-async def test_a_machine_that_is_only_thought_of(probe: ProbeServiceStub) -> None:
-    """A GPU that no node has can be estimated; its name gives price and cost."""
+async def test_estimate_for_gpu_that_no_node_has(probe: ProbeServiceStub) -> None:
+    """The GPU's name gives memory, price and cost."""
     spec = FineTuningJobSpec(base_model="meta-llama/Llama-3.1-8B-Instruct")
     request = api.EstimateResourcesRequest(
         spec=spec, memory_bytes=24 * GIB, gpu="RTX 4090", num_examples=5000, mean_tokens=300, longest_row=1024
@@ -149,27 +151,29 @@ async def test_a_machine_that_is_only_thought_of(probe: ProbeServiceStub) -> Non
         assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
 
 
-async def test_a_job_is_planned_for_the_machine_that_will_train_it(
-    nats_server: NatsServer, database: Database, ledger: Ledger, told: Recorder
+async def test_job_is_planned_for_trainer_hardware(
+    nats_server: NatsServer, database: Database, ledger: Ledger, recorder: Recorder
 ) -> None:
-    """Planned for a probe's without a GPU, it would train in float32 where a GPU waits; planned for what an earlier job
-    leaves free, it would be refused though it has all the room once that has ended."""
+    """Planned for a probe without a GPU, it would train in float32. Planned for the memory that another job leaves
+    free, it would be refused although all memory is free after that job."""
     bus = await Bus.connect(nats_server.url, nats_server.user, nats_server.password, "test")
     await bus.ensure_streams()
     acceptance = WorkerRequests(ledger, PlanningTargets(Passthrough(bus), ObservedSpeeds(database)))
 
     async def planned_for() -> Hardware:
         await create(ledger)
-        return (await Worker(acceptance).claim(told.offered[-1])).assignment.hardware
+        return (await Worker(acceptance).claim(recorder.offered[-1])).assignment.hardware
 
-    assert not (await planned_for()).node_id, "without a trainer it is the probe's own"
+    assert not (await planned_for()).node_id, "without a trainer, the probe's own hardware is used"
     taken = Gpu(name="GPU", memory_total_bytes=80 * GIB, memory_free_bytes=2 * GIB)
     large = Hardware(memory_total_bytes=256 * GIB, cuda_available=True, gpus=[taken])
     await bus.put_node(Node(id="large", service="trainer", pool="default", hardware=large))
     other = Hardware(memory_total_bytes=512 * GIB, cuda_available=True, gpus=[H100, H100])
     await bus.put_node(Node(id="other", service="trainer", pool="other", hardware=other))
     found = await planned_for()
-    assert (found.node_id, found.gpus[0].memory_free_bytes) == ("large", 2 * GIB), "what strangers hold stays taken"
+    assert (found.node_id, found.gpus[0].memory_free_bytes) == ("large", 2 * GIB), (
+        "memory of other processes is not free"
+    )
     await bus.put_node(Node(id="large", service="trainer", pool="default", hardware=large, runs=[Run(job_id="j")]))
     assert (await planned_for()).gpus[0].memory_free_bytes == 80 * GIB
     await bus.close()

@@ -38,16 +38,16 @@ class NoLiveEvents:
 
 
 @dataclass
-class Room:
+class JobServer:
     stub: Any
     database: Database
-    told: Recorder
+    recorder: Recorder
 
 
 @pytest.fixture
-async def room(
-    database: Database, ledger: Ledger, told: Recorder, nats_server: NatsServer, tmp_path: Path
-) -> AsyncIterator[Room]:
+async def server(
+    database: Database, ledger: Ledger, recorder: Recorder, nats_server: NatsServer, tmp_path: Path
+) -> AsyncIterator[JobServer]:
     async with database.write() as session:
         session.add(
             UploadedDataset(
@@ -73,7 +73,7 @@ async def room(
         serving(api, "FineTuningService", add_to_server, servicer) as address,
         grpc.aio.insecure_channel(address) as channel,
     ):
-        yield Room(FineTuningServiceStub(channel), database, told)
+        yield JobServer(FineTuningServiceStub(channel), database, recorder)
     await bus.close()
 
 
@@ -82,12 +82,12 @@ def spec(**fields: Any) -> FineTuningJobSpec:
     return json_format.ParseDict(values, FineTuningJobSpec())
 
 
-def create(room: Room, **fields: Any) -> Any:
-    return room.stub.CreateFineTuningJob(api.CreateFineTuningJobRequest(spec=spec(**fields)))
+def create(server: JobServer, **fields: Any) -> Any:
+    return server.stub.CreateFineTuningJob(api.CreateFineTuningJobRequest(spec=spec(**fields)))
 
 
-async def jobs(room: Room) -> list[Work]:
-    async with room.database.read() as session:
+async def jobs(server: JobServer) -> list[Work]:
+    async with server.database.read() as session:
         return list((await session.exec(select(Work))).all())
 
 
@@ -118,32 +118,32 @@ INVALID: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("fields", "path"), INVALID)
-async def test_a_wrong_value_is_named_by_its_field(room: Room, fields: dict[str, Any], path: str) -> None:
-    refused = await refusal(create(room, **fields))
+async def test_invalid_value_is_refused_with_its_field(server: JobServer, fields: dict[str, Any], path: str) -> None:
+    refused = await refusal(create(server, **fields))
     assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
     assert refused.reason
     assert any(field.startswith(path) for field in refused.fields), refused
-    assert not await jobs(room)
-    assert not room.told.offered
+    assert not await jobs(server)
+    assert not server.recorder.offered
 
 
-async def test_everything_that_is_wrong_is_said_at_once(room: Room) -> None:
-    refused = await refusal(create(room, hyperparameters={"learning_rate": -1, "max_length": 1}, lora={"r": 0}))
+async def test_all_violations_are_returned_at_once(server: JobServer) -> None:
+    refused = await refusal(create(server, hyperparameters={"learning_rate": -1, "max_length": 1}, lora={"r": 0}))
     assert len(refused.fields) == 3
 
 
-async def test_a_nul_character_in_a_spec_has_the_reason_that_it_has_in_a_row(room: Room) -> None:
-    assert (await refusal(create(room, system_prompt="a\0b"))).reason == "NUL_CHARACTER"
+async def test_nul_character_in_spec_and_in_row_have_the_same_reason(server: JobServer) -> None:
+    assert (await refusal(create(server, system_prompt="a\0b"))).reason == "NUL_CHARACTER"
 
 
-async def test_an_unknown_recipe_names_the_nearest(room: Room) -> None:
-    refused = await refusal(create(room, recipe="cpu-demmo"))
+async def test_refusal_of_unknown_recipe_suggests_nearest_name(server: JobServer) -> None:
+    refused = await refusal(create(server, recipe="cpu-demmo"))
     assert refused.reason == "RECIPE_NOT_FOUND"
     assert "cpu-demo" in refused.message
 
 
-async def test_an_unknown_dataset_is_not_found(room: Room) -> None:
-    refused = await refusal(create(room, training_data=[{"dataset": "ds_1"}, {"dataset": "ds_2"}]))
+async def test_an_unknown_dataset_is_not_found(server: JobServer) -> None:
+    refused = await refusal(create(server, training_data=[{"dataset": "ds_1"}, {"dataset": "ds_2"}]))
     assert (refused.code, refused.reason) == (grpc.StatusCode.NOT_FOUND, "DATASET_NOT_FOUND")
     assert refused.fields == ("spec.training_data[1].dataset",)
 
@@ -156,58 +156,60 @@ async def test_an_unknown_dataset_is_not_found(room: Room) -> None:
         ({"evaluation_data": [{"dataset": "ds_1", "weight": 0.5}]}, "spec.evaluation_data[0].weight"),
     ],
 )
-async def test_what_is_not_built_yet_is_refused_not_ignored(room: Room, fields: dict[str, Any], path: str) -> None:
-    refused = await refusal(create(room, **fields))
+async def test_unimplemented_fields_are_refused(server: JobServer, fields: dict[str, Any], path: str) -> None:
+    refused = await refusal(create(server, **fields))
     assert refused.code is grpc.StatusCode.UNIMPLEMENTED
     assert any(field.startswith(path) for field in refused.fields), refused
 
 
-async def test_the_same_request_id_makes_one_job(room: Room) -> None:
+async def test_the_same_request_id_makes_one_job(server: JobServer) -> None:
     request = api.CreateFineTuningJobRequest(spec=spec(), request_id="once")
-    answers = await asyncio.gather(*(room.stub.CreateFineTuningJob(request) for _ in range(5)))
+    answers = await asyncio.gather(*(server.stub.CreateFineTuningJob(request) for _ in range(5)))
     assert len({answer.fine_tuning_job.id for answer in answers}) == 1
-    assert len(await jobs(room)) == 1
-    assert len(room.told.offered) == 1
+    assert len(await jobs(server)) == 1
+    assert len(server.recorder.offered) == 1
     other = api.CreateFineTuningJobRequest(spec=spec(seed=7), request_id="once")
-    refused = await refusal(room.stub.CreateFineTuningJob(other))
+    refused = await refusal(server.stub.CreateFineTuningJob(other))
     assert (refused.code, refused.reason) == (grpc.StatusCode.ALREADY_EXISTS, "REQUEST_ID_REUSED")
 
 
-async def test_a_dry_run_without_a_probe_says_so(room: Room) -> None:
+async def test_dry_run_without_probe_is_unavailable(server: JobServer) -> None:
     """Unchecked data is never reported as valid; errors that need no check are still reported."""
     request = api.CreateFineTuningJobRequest(spec=spec(), request_id="dry", validate_only=True)
-    refused = await refusal(room.stub.CreateFineTuningJob(request))
+    refused = await refusal(server.stub.CreateFineTuningJob(request))
     assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "NO_PROBE")
     request.spec.hyperparameters.num_epochs = -1
-    refused = await refusal(room.stub.CreateFineTuningJob(request))
+    refused = await refusal(server.stub.CreateFineTuningJob(request))
     assert refused.fields == ("spec.hyperparameters.num_epochs",)
-    assert not await jobs(room)
+    assert not await jobs(server)
 
 
-async def test_a_dry_run_says_what_create_would_of_a_request_id(room: Room) -> None:
+async def test_dry_run_checks_request_id_like_create(server: JobServer) -> None:
     request = api.CreateFineTuningJobRequest(spec=spec(), request_id="twice")
-    await room.stub.CreateFineTuningJob(request)
+    await server.stub.CreateFineTuningJob(request)
     other = api.CreateFineTuningJobRequest(spec=spec(seed=7), request_id="twice", validate_only=True)
-    refused = await refusal(room.stub.CreateFineTuningJob(other))
+    refused = await refusal(server.stub.CreateFineTuningJob(other))
     assert refused.code is grpc.StatusCode.ALREADY_EXISTS
 
 
-async def test_senseless_readings_are_refused(room: Room) -> None:
+async def test_invalid_list_and_history_requests_are_refused(server: JobServer) -> None:
     """An invalid argument that is silently accepted looks like a job without events."""
-    job_id = (await create(room)).fine_tuning_job.id
-    beyond = room.stub.ListFineTuningJobEvents(api.ListFineTuningJobEventsRequest(job_id=job_id, after_sequence=10**9))
+    job_id = (await create(server)).fine_tuning_job.id
+    beyond = server.stub.ListFineTuningJobEvents(
+        api.ListFineTuningJobEventsRequest(job_id=job_id, after_sequence=10**9)
+    )
     assert (await refusal(beyond)).code is grpc.StatusCode.OUT_OF_RANGE
     names = api.GetMetricsRequest(job_id=job_id, names=[f"n{number}" for number in range(257)])
-    assert (await refusal(room.stub.GetMetrics(names))).reason == "TOO_MANY_NAMES"
-    loud = room.stub.WatchFineTuningJob(api.WatchFineTuningJobRequest(job_id=job_id, min_severity=77))  # type: ignore[arg-type]
+    assert (await refusal(server.stub.GetMetrics(names))).reason == "TOO_MANY_NAMES"
+    loud = server.stub.WatchFineTuningJob(api.WatchFineTuningJobRequest(job_id=job_id, min_severity=77))  # type: ignore[arg-type]
     assert (await refusal(loud.read())).reason == "INVALID_SEVERITY"
-    long = await refusal(room.stub.GetFineTuningJob(api.GetFineTuningJobRequest(job_id="x" * 10**6)))
+    long = await refusal(server.stub.GetFineTuningJob(api.GetFineTuningJobRequest(job_id="x" * 10**6)))
     assert long.code is grpc.StatusCode.NOT_FOUND
 
 
-async def test_a_created_job_is_answered_as_it_is_stored(room: Room) -> None:
-    created = (await create(room, labels={"team": "a"})).fine_tuning_job
-    got = await room.stub.GetFineTuningJob(api.GetFineTuningJobRequest(job_id=created.id))
+async def test_create_returns_the_stored_job(server: JobServer) -> None:
+    created = (await create(server, labels={"team": "a"})).fine_tuning_job
+    got = await server.stub.GetFineTuningJob(api.GetFineTuningJobRequest(job_id=created.id))
     (attempt,) = got.fine_tuning_job.attempts
     assert (attempt.attempt, attempt.state) == (1, "READY")
     del got.fine_tuning_job.attempts[:]
@@ -216,23 +218,23 @@ async def test_a_created_job_is_answered_as_it_is_stored(room: Room) -> None:
     assert created.spec == spec(labels={"team": "a"})
 
 
-async def test_lists_filter_and_page_newest_first(room: Room) -> None:
-    made = [(await create(room, labels={"team": team})).fine_tuning_job.id for team in "aabab"]
+async def test_jobs_are_listed_newest_first_with_filter_and_pages(server: JobServer) -> None:
+    made = [(await create(server, labels={"team": team})).fine_tuning_job.id for team in "aabab"]
     listed: list[str] = []
     token = ""
     while True:
         request = api.ListFineTuningJobsRequest(page_size=2, page_token=token, labels={"team": "a"})
-        answer = await room.stub.ListFineTuningJobs(request)
+        answer = await server.stub.ListFineTuningJobs(request)
         listed += [job.id for job in answer.fine_tuning_jobs]
         token = answer.next_page_token
         if not token:
             break
     assert listed == [made[3], made[1], made[0]]
     ended = api.ListFineTuningJobsRequest(states=[JobState.JOB_STATE_FAILED])
-    assert not (await room.stub.ListFineTuningJobs(ended)).fine_tuning_jobs
+    assert not (await server.stub.ListFineTuningJobs(ended)).fine_tuning_jobs
 
 
-async def test_every_method_answers_not_found_for_an_unknown_job(room: Room) -> None:
+async def test_every_method_answers_not_found_for_an_unknown_job(server: JobServer) -> None:
     for method in (
         "GetFineTuningJob",
         "CancelFineTuningJob",
@@ -244,29 +246,29 @@ async def test_every_method_answers_not_found_for_an_unknown_job(room: Room) -> 
         "GetMetrics",
     ):
         request = getattr(api, f"{method}Request")(job_id="ftjob_none")
-        refused = await refusal(getattr(room.stub, method)(request))
+        refused = await refusal(getattr(server.stub, method)(request))
         assert (refused.code, refused.reason) == (grpc.StatusCode.NOT_FOUND, "JOB_NOT_FOUND"), method
 
 
-async def test_a_job_is_deleted_only_after_its_end(room: Room) -> None:
-    job_id = (await create(room)).fine_tuning_job.id
+async def test_a_job_is_deleted_only_after_its_end(server: JobServer) -> None:
+    job_id = (await create(server)).fine_tuning_job.id
     request = api.DeleteFineTuningJobRequest(job_id=job_id)
-    refused = await refusal(room.stub.DeleteFineTuningJob(request))
+    refused = await refusal(server.stub.DeleteFineTuningJob(request))
     assert (refused.code, refused.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "NOT_ENDED")
-    await room.stub.CancelFineTuningJob(api.CancelFineTuningJobRequest(job_id=job_id))
-    await room.stub.DeleteFineTuningJob(request)
-    assert not await jobs(room)
+    await server.stub.CancelFineTuningJob(api.CancelFineTuningJobRequest(job_id=job_id))
+    await server.stub.DeleteFineTuningJob(request)
+    assert not await jobs(server)
 
 
-async def test_history_pages_from_a_cursor(room: Room) -> None:
-    job_id = (await create(room)).fine_tuning_job.id
-    await room.stub.CancelFineTuningJob(api.CancelFineTuningJobRequest(job_id=job_id))
-    first = await room.stub.ListFineTuningJobEvents(api.ListFineTuningJobEventsRequest(job_id=job_id, page_size=1))
-    rest = await room.stub.ListFineTuningJobEvents(
+async def test_events_are_listed_in_pages_after_a_cursor(server: JobServer) -> None:
+    job_id = (await create(server)).fine_tuning_job.id
+    await server.stub.CancelFineTuningJob(api.CancelFineTuningJobRequest(job_id=job_id))
+    first = await server.stub.ListFineTuningJobEvents(api.ListFineTuningJobEventsRequest(job_id=job_id, page_size=1))
+    rest = await server.stub.ListFineTuningJobEvents(
         api.ListFineTuningJobEventsRequest(job_id=job_id, after_sequence=first.through_sequence)
     )
     assert [event.sequence for event in [*first.events, *rest.events]] == [1, 2]
     refused = await refusal(
-        room.stub.ListFineTuningJobEvents(api.ListFineTuningJobEventsRequest(job_id=job_id, kinds=["logs"]))
+        server.stub.ListFineTuningJobEvents(api.ListFineTuningJobEventsRequest(job_id=job_id, kinds=["logs"]))
     )
     assert refused.reason == "INVALID_KIND"

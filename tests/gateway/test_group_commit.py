@@ -39,7 +39,7 @@ async def insert(database: Database, job: Work, error: Exception | None = None) 
         return job.id
 
 
-async def test_a_decision_that_fails_takes_back_only_itself(shared: Database) -> None:
+async def test_failed_decision_rolls_back_only_itself(shared: Database) -> None:
     attempts = [insert(shared, a_job(), RuntimeError("no") if number % 3 == 0 else None) for number in range(30)]
     results = await asyncio.gather(*attempts, return_exceptions=True)
     kept = {result for result in results if isinstance(result, str)}
@@ -47,8 +47,8 @@ async def test_a_decision_that_fails_takes_back_only_itself(shared: Database) ->
     assert await stored(shared) == kept
 
 
-async def test_who_hears_of_a_duplicate_finds_the_original(shared: Database) -> None:
-    """A request that lost against another one with the same request_id answers with what that one made."""
+async def test_original_row_is_readable_after_duplicate_error(shared: Database) -> None:
+    """A request that lost against another with the same request_id returns what that one created."""
 
     async def create() -> int:
         with contextlib.suppress(IntegrityError):
@@ -58,8 +58,8 @@ async def test_who_hears_of_a_duplicate_finds_the_original(shared: Database) -> 
     assert await asyncio.gather(*(create() for _ in range(8))) == [1] * 8
 
 
-async def test_nobody_hears_of_success_before_the_commit(shared: Database) -> None:
-    """A machine that loses power just after an answer has what it answered."""
+async def test_decisions_return_only_after_commit(shared: Database) -> None:
+    """A response must survive a power loss directly after it."""
     with contextlib.closing(sqlite3.connect(shared.url.database or "")) as other:
         seen = []
 
@@ -71,8 +71,8 @@ async def test_nobody_hears_of_success_before_the_commit(shared: Database) -> No
     assert seen == [1] * 40
 
 
-async def test_a_failed_commit_is_everybodys_failure(shared: Database) -> None:
-    """SQLite checks deferred foreign keys at COMMIT: one decision breaks them, no other may believe in its own."""
+async def test_failed_commit_fails_all_decisions_of_its_group(shared: Database) -> None:
+    """SQLite checks deferred foreign keys at COMMIT: if one decision violates them, no other may report success."""
 
     async def breaking() -> None:
         async with shared.write() as session:
@@ -89,8 +89,8 @@ async def test_a_failed_commit_is_everybodys_failure(shared: Database) -> None:
     assert await stored(shared) == {after}
 
 
-async def test_a_cancelled_decision_leaves_no_trace_and_stops_nobody(shared: Database) -> None:
-    """A client that hangs up in the middle of its request."""
+async def test_cancelled_decision_is_rolled_back_and_does_not_block_others(shared: Database) -> None:
+    """A client disconnects during its request."""
     entered, leave = asyncio.Event(), asyncio.Event()
 
     async def hanging() -> None:
@@ -112,7 +112,7 @@ async def test_a_cancelled_decision_leaves_no_trace_and_stops_nobody(shared: Dat
     assert await stored(shared) == {job_id}
 
 
-async def test_writers_that_wait_for_another_process_hear_why(tmp_path: Path) -> None:
+async def test_writers_blocked_by_another_process_get_database_unavailable(tmp_path: Path) -> None:
     path = tmp_path / "gateway.sqlite"
     database = await Database.open(f"sqlite:///{path}", busy_seconds=0, group_seconds=60.0)
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:

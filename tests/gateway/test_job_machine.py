@@ -39,7 +39,7 @@ class JobMachine(RuleBasedStateMachine):
 
     run: Callable[[Any], Any]
     gateways: tuple[Gateway, Gateway]
-    told: Recorder
+    recorder: Recorder
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class JobMachine(RuleBasedStateMachine):
 
     @initialize(max_attempts=small(4), config=CONFIGS, preflight_too=st.booleans(), kind=WORK)
     def create(self, max_attempts: int, config: Token, preflight_too: bool, kind: Kind = FINE_TUNING_JOB) -> None:
-        self.pair = self.run(Pair.create(self.gateways, self.told, max_attempts, kind))
+        self.pair = self.run(Pair.create(self.gateways, self.recorder, max_attempts, kind))
         self.claims.clear()
         if kind is FINE_TUNING_JOB and not preflight_too:
             # Most of what can happen happens in training.
@@ -69,7 +69,7 @@ class JobMachine(RuleBasedStateMachine):
         mine = self.pair.model.open
         return Claim(mine.stage, mine.number, mine.claim_id) if mine and mine.claim_id else None
 
-    def say(self, *tokens: Token) -> Report:
+    def next_report(self, *tokens: Token) -> Report:
         """Returns a report of the next events of the current claim."""
         mine = self.pair.model.open
         assert mine is not None
@@ -163,12 +163,12 @@ class JobMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.claimed)
     @rule(data=st.data())
     def a_heartbeat_or_progress(self, data: st.DataObject) -> None:
-        self.do(self.say(*self.progress(data)))
+        self.do(self.next_report(*self.progress(data)))
 
     @precondition(lambda self: self.claimed and self.pair.model.stage == "TRAINING")
     @rule(saved=st.lists(CHECKPOINTS, min_size=2, max_size=6))
     def checkpoints_written(self, saved: list[Token]) -> None:
-        self.do(self.say(*saved))
+        self.do(self.next_report(*saved))
 
     @precondition(lambda self: self.claims)
     @rule(data=st.data())
@@ -178,7 +178,7 @@ class JobMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.claimed)
     @rule(config=CONFIGS)
     def a_stage_completed(self, config: Token) -> None:
-        self.do(self.say(config if self.pair.model.stage == "PREFLIGHT" else ("log", 1), ("completed",)))
+        self.do(self.next_report(config if self.pair.model.stage == "PREFLIGHT" else ("log", 1), ("completed",)))
 
     @precondition(lambda self: self.claimed)
     @rule(data=st.data(), ending=st.one_of(FAILURES, OTHER_ENDINGS), after=st.lists(LOGS, max_size=1))
@@ -188,7 +188,7 @@ class JobMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.claimed and self.pair.model.stage == "TRAINING")
     @rule(reason=st.sampled_from(["CUDA_OUT_OF_MEMORY", "HOST_OUT_OF_MEMORY"]))
     def memory_ran_out(self, reason: str) -> None:
-        self.do(self.say(("failed", reason, False)))
+        self.do(self.next_report(("failed", reason, False)))
 
     @precondition(lambda self: self.claims)
     @rule(data=st.data())
@@ -199,7 +199,7 @@ class JobMachine(RuleBasedStateMachine):
     @rule(name=st.sampled_from(["pause", "cancel"]), ending=st.one_of(FAILURES, OTHER_ENDINGS, st.just(("completed",))))
     def asked_to_stop(self, name: Any, ending: Token) -> None:
         self.do(self.verb(name))
-        self.do(self.say(ending))
+        self.do(self.next_report(ending))
 
     @rule(data=st.data())
     def a_verb(self, data: st.DataObject) -> None:
@@ -227,10 +227,12 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[in
         else:
             url = request.getfixturevalue("postgres").url
             databases = [runner.run(Database.open(url)) for _ in range(2)]
-        told = Recorder()
+        recorder = Recorder()
         store = ArtifactStore(f"file://{tmp_path / 'artifacts'}")
-        gateways = [Gateway(database, told, store) for database in databases]
-        machine = type("Machine", (JobMachine,), {"run": staticmethod(runner.run), "gateways": gateways, "told": told})
+        gateways = [Gateway(database, recorder, store) for database in databases]
+        machine = type(
+            "Machine", (JobMachine,), {"run": staticmethod(runner.run), "gateways": gateways, "recorder": recorder}
+        )
 
         def lives(examples: int, steps: int) -> None:
             run_state_machine_as_test(  # type: ignore[no-untyped-call]
@@ -252,12 +254,12 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[in
             runner.run(database.close())
 
 
-def test_a_job_lives_as_designed(run: Callable[[int, int], None]) -> None:
-    """A user's job that skips a stage, ends twice, or forgets a checkpoint."""
+def test_job_follows_state_machine(run: Callable[[int, int], None]) -> None:
+    """Random operations must never skip a stage, end a job twice, or lose a checkpoint."""
     run(6, 30)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-def test_many_jobs_live_as_designed(run: Callable[[int, int], None]) -> None:
+def test_many_jobs_follow_state_machine(run: Callable[[int, int], None]) -> None:
     run(120, 60)

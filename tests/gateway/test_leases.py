@@ -14,15 +14,15 @@ from tests.gateway.jobs import Worker, create, job_of, running
 from tests.servers.nats import NatsServer
 
 
-async def test_a_silent_claim_expires_and_a_beating_one_does_not(
-    database: Database, bus: Bus, ledger: Ledger, acceptance: WorkerRequests, told: Recorder
+async def test_claim_expires_only_without_heartbeats(
+    database: Database, bus: Bus, ledger: Ledger, acceptance: WorkerRequests, recorder: Recorder
 ) -> None:
     silent_id = await create(ledger)
     silent = Worker(acceptance, "a" * 32)
-    await silent.claim(told.offered[-1])
+    await silent.claim(recorder.offered[-1])
     beating_id = await create(ledger)
     beating = Worker(acceptance, "b" * 32)
-    await beating.claim(told.offered[-1])
+    await beating.claim(recorder.offered[-1])
     watch = LeaseWatch(database, bus, acceptance, lease_seconds=2)
     async with running(watch.run()), asyncio.timeout(20):
         while (await job_of(ledger, silent_id)).failed_attempts == 0:
@@ -31,17 +31,17 @@ async def test_a_silent_claim_expires_and_a_beating_one_does_not(
     assert (await job_of(ledger, beating_id)).failed_attempts == 0
 
 
-async def test_nothing_expires_while_the_broker_is_away(
+async def test_no_claim_expires_while_broker_is_down(
     database: Database,
     bus: Bus,
     ledger: Ledger,
     acceptance: WorkerRequests,
-    told: Recorder,
+    recorder: Recorder,
     nats_server: NatsServer,
 ) -> None:
     job_id = await create(ledger)
     worker = Worker(acceptance)
-    await worker.claim(told.offered[-1])
+    await worker.claim(recorder.offered[-1])
     watch = LeaseWatch(database, bus, acceptance, lease_seconds=1)
     nats_server.stop()
     async with running(watch.run()):

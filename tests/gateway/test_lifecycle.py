@@ -40,53 +40,61 @@ from tests.gateway.jobs import Worker, attempts_of, create, events_of, job_of, l
 STAGES = ["STAGE_PREFLIGHT", "STAGE_TRAINING", "STAGE_EVALUATION", "STAGE_EXPORT"]
 
 
-async def working(acceptance: WorkerRequests, told: Recorder, name: str = "a") -> Worker:
-    """A worker that holds the attempt that was offered last."""
+async def claim_latest_attempt(acceptance: WorkerRequests, recorder: Recorder, name: str = "a") -> Worker:
+    """Returns a worker that has claimed the attempt that was offered last."""
     worker = Worker(acceptance, name * 32)
-    assert (await worker.claim(told.offered[-1])).HasField("assignment")
+    assert (await worker.claim(recorder.offered[-1])).HasField("assignment")
     return worker
 
 
-async def training(ledger: Ledger, acceptance: WorkerRequests, told: Recorder, **fields: object) -> tuple[str, Worker]:
-    """A job whose training is claimed."""
+async def create_job_in_training(
+    ledger: Ledger, acceptance: WorkerRequests, recorder: Recorder, **fields: object
+) -> tuple[str, Worker]:
+    """Creates a job whose training is claimed."""
     job_id = await create(ledger, **fields)
-    await (await working(acceptance, told)).complete()
-    return job_id, await working(acceptance, told, "b")
+    await (await claim_latest_attempt(acceptance, recorder)).complete()
+    return job_id, await claim_latest_attempt(acceptance, recorder, "b")
 
 
-async def test_a_job_passes_through_its_four_stages(ledger: Ledger, acceptance: WorkerRequests, told: Recorder) -> None:
+async def test_a_job_passes_through_its_four_stages(
+    ledger: Ledger, acceptance: WorkerRequests, recorder: Recorder
+) -> None:
     job_id = await create(ledger)
     for stage in STAGES:
-        assert told.offered[-1].stage == stage
-        await (await working(acceptance, told)).complete()
+        assert recorder.offered[-1].stage == stage
+        await (await claim_latest_attempt(acceptance, recorder)).complete()
     job = await job_of(ledger, job_id)
     assert (job.state, job.reason) == ("JOB_STATE_SUCCEEDED", "COMPLETED")
     events = await events_of(ledger, job_id)
     assert [event.sequence for event in events] == list(range(1, job.last_sequence + 1))
-    assert [frame.sequence for frame in told.frames] == list(range(1, job.last_sequence + 1))
-    assert told.frames[-1].terminal
-    assert not any(frame.terminal for frame in told.frames[:-1])
+    assert [frame.sequence for frame in recorder.frames] == list(range(1, job.last_sequence + 1))
+    assert recorder.frames[-1].terminal
+    assert not any(frame.terminal for frame in recorder.frames[:-1])
 
 
-async def test_an_attempt_is_claimed_once(ledger: Ledger, acceptance: WorkerRequests, told: Recorder) -> None:
+async def test_attempt_is_granted_to_one_claim_only(
+    ledger: Ledger, acceptance: WorkerRequests, recorder: Recorder
+) -> None:
     await create(ledger)
     first, second = Worker(acceptance, "a" * 32), Worker(acceptance, "b" * 32)
-    granted = await first.claim(told.offered[0])
+    granted = await first.claim(recorder.offered[0])
     assert granted.assignment.claim_id == "a" * 32
-    assert (await second.claim(told.offered[0])).refused.reason == "CLAIMED_BY_ANOTHER"
-    again = await first.claim(told.offered[0])
+    assert (await second.claim(recorder.offered[0])).refused.reason == "CLAIMED_BY_ANOTHER"
+    again = await first.claim(recorder.offered[0])
     assert again == granted, "a claim whose answer was lost is answered as before"
 
 
-async def test_concurrent_claims_have_one_winner(ledger: Ledger, acceptance: WorkerRequests, told: Recorder) -> None:
+async def test_one_of_concurrent_claims_is_granted(
+    ledger: Ledger, acceptance: WorkerRequests, recorder: Recorder
+) -> None:
     await create(ledger)
     workers = [Worker(acceptance, f"{number:032x}") for number in range(8)]
-    answers = await asyncio.gather(*(worker.claim(told.offered[0]) for worker in workers))
+    answers = await asyncio.gather(*(worker.claim(recorder.offered[0]) for worker in workers))
     assert sum(answer.HasField("assignment") for answer in answers) == 1
 
 
-async def test_a_report_sent_twice_is_accepted_once(ledger: Ledger, acceptance: WorkerRequests, told: Recorder) -> None:
-    job_id, worker = await training(ledger, acceptance, told)
+async def test_repeated_report_is_accepted_once(ledger: Ledger, acceptance: WorkerRequests, recorder: Recorder) -> None:
+    job_id, worker = await create_job_in_training(ledger, acceptance, recorder)
     await worker.report(log_at(1), log_at(2), log_at(3))
     repeated = await worker.report(log_at(2), log_at(3), log_at(4), first=1)
     assert repeated.next_ordinal == 4
@@ -94,10 +102,10 @@ async def test_a_report_sent_twice_is_accepted_once(ledger: Ledger, acceptance: 
     assert steps == [1, 2, 3, 4]
 
 
-async def test_a_report_with_a_hole_accepts_nothing_and_rewinds_the_worker(
-    ledger: Ledger, acceptance: WorkerRequests, told: Recorder
+async def test_report_with_missing_ordinals_is_rejected_and_rewinds_worker(
+    ledger: Ledger, acceptance: WorkerRequests, recorder: Recorder
 ) -> None:
-    job_id, worker = await training(ledger, acceptance, told)
+    job_id, worker = await create_job_in_training(ledger, acceptance, recorder)
     before = await job_of(ledger, job_id)
     answer = await worker.report(log_at(9), first=5)
     assert (answer.next_ordinal, answer.directive) == (0, Directive.DIRECTIVE_RUN)
@@ -105,22 +113,24 @@ async def test_a_report_with_a_hole_accepts_nothing_and_rewinds_the_worker(
 
 
 async def test_a_worker_without_the_current_claim_is_stopped(
-    ledger: Ledger, acceptance: WorkerRequests, told: Recorder
+    ledger: Ledger, acceptance: WorkerRequests, recorder: Recorder
 ) -> None:
-    job_id, worker = await training(ledger, acceptance, told)
+    job_id, worker = await create_job_in_training(ledger, acceptance, recorder)
     attempt = (await attempts_of(ledger, job_id))[-1]
     await acceptance.expire(job_id, "b" * 32, attempt.beat)
     before = await job_of(ledger, job_id)
     assert (before.state, before.reason, before.attempt) == ("JOB_STATE_QUEUED", "RETRYING", 2)
     zombie = await worker.report(log_at(7))
     assert zombie.directive == Directive.DIRECTIVE_STOP
-    assert (await job_of(ledger, job_id)).last_sequence == before.last_sequence, "a zombie's event was accepted"
+    assert (await job_of(ledger, job_id)).last_sequence == before.last_sequence, (
+        "an event of an expired claim was accepted"
+    )
 
 
-async def test_a_lease_does_not_expire_when_a_report_came_meanwhile(
-    ledger: Ledger, acceptance: WorkerRequests, told: Recorder
+async def test_lease_does_not_expire_after_newer_report(
+    ledger: Ledger, acceptance: WorkerRequests, recorder: Recorder
 ) -> None:
-    job_id, worker = await training(ledger, acceptance, told)
+    job_id, worker = await create_job_in_training(ledger, acceptance, recorder)
     beat = (await attempts_of(ledger, job_id))[-1].beat
     await worker.report()
     await acceptance.expire(job_id, worker.claim_id, beat)
@@ -128,28 +138,28 @@ async def test_a_lease_does_not_expire_when_a_report_came_meanwhile(
 
 
 async def test_a_system_failure_is_retried_until_max_attempts(
-    ledger: Ledger, acceptance: WorkerRequests, told: Recorder
+    ledger: Ledger, acceptance: WorkerRequests, recorder: Recorder
 ) -> None:
-    job_id, worker = await training(ledger, acceptance, told, max_attempts=2)
+    job_id, worker = await create_job_in_training(ledger, acceptance, recorder, max_attempts=2)
     await worker.fail("KILLED")
     job = await job_of(ledger, job_id)
     assert (job.state, job.stage, job.attempt, job.failed_attempts) == ("JOB_STATE_QUEUED", "STAGE_TRAINING", 2, 1)
-    await (await working(acceptance, told, "c")).fail("UPLOAD_FAILED")
+    await (await claim_latest_attempt(acceptance, recorder, "c")).fail("UPLOAD_FAILED")
     job = await job_of(ledger, job_id)
     assert (job.state, job.reason, job.fault) == ("JOB_STATE_FAILED", "UPLOAD_FAILED", "FAULT_SYSTEM_ERROR")
     assert job.advice == "correct it"
     assert "given up after 2 failures" in job.message
 
 
-async def test_a_job_that_kills_every_worker_ends_as_poison_with_its_history(
-    ledger: Ledger, acceptance: WorkerRequests, told: Recorder
+async def test_job_that_kills_every_worker_fails_as_poison(
+    ledger: Ledger, acceptance: WorkerRequests, recorder: Recorder
 ) -> None:
-    """It would keep taking workers from other jobs, unseen by its owner."""
+    """Otherwise it would keep taking workers from other jobs without its owner's knowledge."""
     job_id = await create(ledger, max_attempts=3)
     waits = []
     for name in "abc":
-        waits.append(max(told.offered[-1].not_before - told.offered[-1].create_time, 0))
-        worker = await working(acceptance, told, name)
+        waits.append(max(recorder.offered[-1].not_before - recorder.offered[-1].create_time, 0))
+        worker = await claim_latest_attempt(acceptance, recorder, name)
         attempt = (await attempts_of(ledger, job_id))[-1]
         await acceptance.expire(job_id, worker.claim_id, attempt.beat)
     job = await job_of(ledger, job_id)
@@ -160,23 +170,23 @@ async def test_a_job_that_kills_every_worker_ends_as_poison_with_its_history(
     ended = [(each.attempt, each.reason, each.counted) for each in await attempts_of(ledger, job_id)]
     assert ended == [(number, "LEASE_EXPIRED", True) for number in (1, 2, 3)]
     assert waits[:2] == [0, 0]
-    assert waits[2] > 0, "a job that fails again and again must leave room for others"
+    assert waits[2] > 0, "retries must be delayed"
 
 
-async def test_one_loss_that_is_the_last_is_told_as_what_it_was(
-    ledger: Ledger, acceptance: WorkerRequests, told: Recorder
+async def test_single_worker_loss_on_last_attempt_keeps_its_own_reason(
+    ledger: Ledger, acceptance: WorkerRequests, recorder: Recorder
 ) -> None:
     job_id = await create(ledger, max_attempts=1)
-    await (await working(acceptance, told)).fail("KILLED")
+    await (await claim_latest_attempt(acceptance, recorder)).fail("KILLED")
     job = await job_of(ledger, job_id)
     assert (job.state, job.reason, job.message) == ("JOB_STATE_FAILED", "KILLED", "it broke")
 
 
-async def test_a_worker_lost_on_the_way_to_a_pause_ends_in_the_pause(
-    ledger: Ledger, acceptance: WorkerRequests, told: Recorder
+async def test_worker_lost_while_pausing_ends_in_paused(
+    ledger: Ledger, acceptance: WorkerRequests, recorder: Recorder
 ) -> None:
     """Otherwise a paused job of many days would be FAILED although it can resume from its checkpoint."""
-    job_id, worker = await training(ledger, acceptance, told, max_attempts=1)
+    job_id, worker = await create_job_in_training(ledger, acceptance, recorder, max_attempts=1)
     async with ledger.decide(job_id) as decision:
         lifecycle.pause(decision)
     await worker.fail("KILLED")
@@ -184,17 +194,17 @@ async def test_a_worker_lost_on_the_way_to_a_pause_ends_in_the_pause(
     assert (job.state, job.reason, job.failed_attempts) == ("JOB_STATE_PAUSED", "KILLED", 0)
 
 
-async def test_a_user_error_is_never_retried(ledger: Ledger, acceptance: WorkerRequests, told: Recorder) -> None:
+async def test_a_user_error_is_never_retried(ledger: Ledger, acceptance: WorkerRequests, recorder: Recorder) -> None:
     job_id = await create(ledger)
-    await (await working(acceptance, told)).fail("BAD_DATA", "FAULT_USER_ERROR")
+    await (await claim_latest_attempt(acceptance, recorder)).fail("BAD_DATA", "FAULT_USER_ERROR")
     job = await job_of(ledger, job_id)
     assert (job.state, job.fault, job.failed_attempts) == ("JOB_STATE_FAILED", "FAULT_USER_ERROR", 1)
 
 
-async def test_history_keeps_its_order_when_the_clock_is_set_back(
-    ledger: Ledger, acceptance: WorkerRequests, told: Recorder, tmp_path: Path
+async def test_events_keep_their_order_when_clock_is_set_back(
+    ledger: Ledger, acceptance: WorkerRequests, recorder: Recorder, tmp_path: Path
 ) -> None:
-    job_id, worker = await training(ledger, acceptance, told)
+    job_id, worker = await create_job_in_training(ledger, acceptance, recorder)
     await worker.fail("KILLED")
     async with ledger.database.write() as session:
         first = await session.get(Attempt, (job_id, "STAGE_PREFLIGHT", 1))
@@ -219,17 +229,15 @@ async def test_history_keeps_its_order_when_the_clock_is_set_back(
         (1, 1, None),
     ],
 )
-def test_half_the_rows_at_once_are_as_many_rows_a_step(
-    micro: int, accumulation: int, after: tuple[int, int] | None
-) -> None:
+def test_halved_micro_batch_keeps_rows_per_step(micro: int, accumulation: int, after: tuple[int, int] | None) -> None:
     """With a different number of rows per step the chosen learning rate no longer fits."""
     assert halved(micro, accumulation) == after
 
 
-async def test_out_of_memory_halves_until_one_row_and_then_gives_up_with_advice(
-    ledger: Ledger, acceptance: WorkerRequests, told: Recorder
+async def test_out_of_memory_halves_micro_batch_and_fails_with_advice_at_one_row(
+    ledger: Ledger, acceptance: WorkerRequests, recorder: Recorder
 ) -> None:
-    job_id, worker = await training(ledger, acceptance, told, max_attempts=3)
+    job_id, worker = await create_job_in_training(ledger, acceptance, recorder, max_attempts=3)
     hyper = Hyperparameters(
         per_device_train_batch_size=4, per_device_eval_batch_size=2, gradient_accumulation_steps=3, save_total_limit=3
     )
@@ -243,7 +251,7 @@ async def test_out_of_memory_halves_until_one_row_and_then_gives_up_with_advice(
         )
         if (await job_of(ledger, job_id)).state == "JOB_STATE_FAILED":
             break
-        worker = await working(acceptance, told, name)
+        worker = await claim_latest_attempt(acceptance, recorder, name)
     assert seen[1:] == [(2, 6), (1, 12)]
     job = await job_of(ledger, job_id)
     assert (job.state, job.reason, job.failed_attempts) == ("JOB_STATE_FAILED", "CUDA_OUT_OF_MEMORY", 1)
@@ -257,16 +265,16 @@ async def test_out_of_memory_halves_until_one_row_and_then_gives_up_with_advice(
     ("verb", "state", "rows"),
     [(lifecycle.pause, "JOB_STATE_PAUSED", 2), (lifecycle.cancel, "JOB_STATE_CANCELLED", 4)],
 )
-async def test_out_of_memory_while_it_is_stopped(
+async def test_out_of_memory_while_pausing_or_cancelling(
     ledger: Ledger,
     acceptance: WorkerRequests,
-    told: Recorder,
+    recorder: Recorder,
     verb: Callable[[Decision], None],
     state: str,
     rows: int,
 ) -> None:
-    """A paused job goes on with half; a cancelled one has nothing to go on with."""
-    job_id, worker = await training(ledger, acceptance, told)
+    """A paused job resumes with half the micro-batch; a cancelled job ends."""
+    job_id, worker = await create_job_in_training(ledger, acceptance, recorder)
     hyper = Hyperparameters(per_device_train_batch_size=4, gradient_accumulation_steps=1, save_total_limit=3)
     await worker.report(ConfigResolved(resolved_spec=FineTuningJobSpec(hyperparameters=hyper)))
     async with ledger.decide(job_id) as decision:
@@ -277,9 +285,11 @@ async def test_out_of_memory_while_it_is_stopped(
     assert views.job(job).resolved_spec.hyperparameters.per_device_train_batch_size == rows
 
 
-async def test_a_zombies_checkpoint_prunes_nothing(ledger: Ledger, acceptance: WorkerRequests, told: Recorder) -> None:
-    """A worker that resumes after its lease expired would delete its successor's checkpoint."""
-    job_id, zombie = await training(ledger, acceptance, told)
+async def test_checkpoint_of_expired_claim_prunes_nothing(
+    ledger: Ledger, acceptance: WorkerRequests, recorder: Recorder
+) -> None:
+    """A worker that continues after its lease expired would delete its successor's checkpoint."""
+    job_id, zombie = await create_job_in_training(ledger, acceptance, recorder)
     await zombie.report(
         ConfigResolved(resolved_spec=FineTuningJobSpec(hyperparameters=Hyperparameters(save_total_limit=1)))
     )
@@ -287,18 +297,18 @@ async def test_a_zombies_checkpoint_prunes_nothing(ledger: Ledger, acceptance: W
         await zombie.report(CheckpointSaved(step=step, path=f"jobs/x/step-{step}"))
     attempt = (await attempts_of(ledger, job_id))[-1]
     await acceptance.expire(job_id, zombie.claim_id, attempt.beat)
-    heir = await working(acceptance, told, "c")
+    heir = await claim_latest_attempt(acceptance, recorder, "c")
     answer = await zombie.report(CheckpointSaved(step=30, path="jobs/x/step-30"))
     assert answer.directive == Directive.DIRECTIVE_STOP
-    assert not told.discarded
-    again = await heir.claim(told.offered[-1])
+    assert not recorder.discarded
+    again = await heir.claim(recorder.offered[-1])
     assert [checkpoint.step for checkpoint in again.assignment.checkpoints] == [20, 10]
 
 
-async def test_what_follows_a_stage_ending_event_is_dropped(
-    ledger: Ledger, acceptance: WorkerRequests, told: Recorder
+async def test_events_after_stage_ending_event_are_dropped(
+    ledger: Ledger, acceptance: WorkerRequests, recorder: Recorder
 ) -> None:
-    job_id, worker = await training(ledger, acceptance, told)
+    job_id, worker = await create_job_in_training(ledger, acceptance, recorder)
     await worker.fail("KILLED")
     answer = await worker.report(log_at(1))
     assert answer.directive == Directive.DIRECTIVE_STOP
@@ -306,10 +316,10 @@ async def test_what_follows_a_stage_ending_event_is_dropped(
 
 
 @pytest.mark.parametrize("data", [b"\xff\xff\xff", b""])
-async def test_an_event_that_is_not_the_claims_own_fails_the_claim(
-    ledger: Ledger, acceptance: WorkerRequests, told: Recorder, data: bytes
+async def test_event_of_another_claim_fails_the_claim(
+    ledger: Ledger, acceptance: WorkerRequests, recorder: Recorder, data: bytes
 ) -> None:
-    job_id, worker = await training(ledger, acceptance, told)
+    job_id, worker = await create_job_in_training(ledger, acceptance, recorder)
     await acceptance.report(ReportRequest(job_id=job_id, claim_id=worker.claim_id, first_ordinal=0, events=[data]))
     job = await job_of(ledger, job_id)
     assert (job.state, job.reason) == ("JOB_STATE_QUEUED", "RETRYING")
@@ -317,21 +327,21 @@ async def test_an_event_that_is_not_the_claims_own_fails_the_claim(
 
 
 async def test_cancelling_a_waiting_job_ends_it_at_once(
-    ledger: Ledger, acceptance: WorkerRequests, told: Recorder
+    ledger: Ledger, acceptance: WorkerRequests, recorder: Recorder
 ) -> None:
     job_id = await create(ledger)
     for _ in range(2):
         async with ledger.decide(job_id) as decision:
             lifecycle.cancel(decision)
     assert (await job_of(ledger, job_id)).state == "JOB_STATE_CANCELLED"
-    assert (await Worker(acceptance).claim(told.offered[0])).refused.reason == "ENDED"
-    assert sum(frame.terminal for frame in told.frames) == 1
+    assert (await Worker(acceptance).claim(recorder.offered[0])).refused.reason == "ENDED"
+    assert sum(frame.terminal for frame in recorder.frames) == 1
 
 
 async def test_cancelling_a_running_job_tells_its_worker(
-    ledger: Ledger, acceptance: WorkerRequests, told: Recorder
+    ledger: Ledger, acceptance: WorkerRequests, recorder: Recorder
 ) -> None:
-    job_id, worker = await training(ledger, acceptance, told)
+    job_id, worker = await create_job_in_training(ledger, acceptance, recorder)
     async with ledger.decide(job_id) as decision:
         lifecycle.cancel(decision)
     assert (await job_of(ledger, job_id)).state == "JOB_STATE_CANCELLING"
@@ -340,10 +350,10 @@ async def test_cancelling_a_running_job_tells_its_worker(
     assert (await job_of(ledger, job_id)).state == "JOB_STATE_CANCELLED"
 
 
-async def test_a_completion_that_loses_against_cancel_is_cancelled(
-    ledger: Ledger, acceptance: WorkerRequests, told: Recorder
+async def test_stage_completed_after_cancel_ends_cancelled(
+    ledger: Ledger, acceptance: WorkerRequests, recorder: Recorder
 ) -> None:
-    job_id, worker = await training(ledger, acceptance, told)
+    job_id, worker = await create_job_in_training(ledger, acceptance, recorder)
     async with ledger.decide(job_id) as decision:
         lifecycle.cancel(decision)
     await worker.complete()
@@ -351,9 +361,9 @@ async def test_a_completion_that_loses_against_cancel_is_cancelled(
 
 
 async def test_pause_and_resume_continue_the_same_job(
-    ledger: Ledger, acceptance: WorkerRequests, told: Recorder
+    ledger: Ledger, acceptance: WorkerRequests, recorder: Recorder
 ) -> None:
-    job_id, worker = await training(ledger, acceptance, told)
+    job_id, worker = await create_job_in_training(ledger, acceptance, recorder)
     await worker.report(CheckpointSaved(step=10, path="jobs/x/step-10", manifest_sha256="f" * 64))
     async with ledger.decide(job_id) as decision:
         lifecycle.pause(decision)
@@ -362,16 +372,16 @@ async def test_pause_and_resume_continue_the_same_job(
     assert (await job_of(ledger, job_id)).state == "JOB_STATE_PAUSED"
     async with ledger.decide(job_id) as decision:
         lifecycle.resume(decision)
-    again = await working(acceptance, told, "c")
+    again = await claim_latest_attempt(acceptance, recorder, "c")
     assert [checkpoint.step for checkpoint in again.assignment.checkpoints] == [10]
     job = await job_of(ledger, job_id)
     assert (job.state, job.attempt, job.failed_attempts) == ("JOB_STATE_RUNNING", 2, 0)
 
 
 async def test_a_stage_completed_while_pausing_pauses_before_the_next(
-    ledger: Ledger, acceptance: WorkerRequests, told: Recorder
+    ledger: Ledger, acceptance: WorkerRequests, recorder: Recorder
 ) -> None:
-    job_id, worker = await training(ledger, acceptance, told)
+    job_id, worker = await create_job_in_training(ledger, acceptance, recorder)
     async with ledger.decide(job_id) as decision:
         lifecycle.pause(decision)
     await worker.complete()
@@ -379,25 +389,27 @@ async def test_a_stage_completed_while_pausing_pauses_before_the_next(
     assert (job.state, job.stage) == ("JOB_STATE_PAUSED", "STAGE_EVALUATION")
     async with ledger.decide(job_id) as decision:
         lifecycle.resume(decision)
-    assert (told.offered[-1].stage, told.offered[-1].attempt) == ("STAGE_EVALUATION", 1)
+    assert (recorder.offered[-1].stage, recorder.offered[-1].attempt) == ("STAGE_EVALUATION", 1)
 
 
-async def test_an_ended_job_refuses_verbs(ledger: Ledger, acceptance: WorkerRequests, told: Recorder) -> None:
+async def test_ended_job_refuses_cancel_pause_and_resume(
+    ledger: Ledger, acceptance: WorkerRequests, recorder: Recorder
+) -> None:
     job_id = await create(ledger)
-    await (await working(acceptance, told)).fail("BAD_DATA", "FAULT_USER_ERROR")
+    await (await claim_latest_attempt(acceptance, recorder)).fail("BAD_DATA", "FAULT_USER_ERROR")
     for verb in (lifecycle.cancel, lifecycle.pause, lifecycle.resume):
         with pytest.raises(FailedPrecondition, match="is FAILED"):
             async with ledger.decide(job_id) as decision:
                 verb(decision)
 
 
-async def test_steps_trained_again_replace_what_was_measured_before(
-    ledger: Ledger, acceptance: WorkerRequests, told: Recorder
+async def test_metrics_of_repeated_steps_replace_earlier_ones(
+    ledger: Ledger, acceptance: WorkerRequests, recorder: Recorder
 ) -> None:
-    job_id, worker = await training(ledger, acceptance, told)
+    job_id, worker = await create_job_in_training(ledger, acceptance, recorder)
     await worker.report(log_at(1, 3.0), log_at(2, 2.0), log_at(3, 1.0))
     await worker.fail("KILLED")
-    again = await working(acceptance, told, "c")
+    again = await claim_latest_attempt(acceptance, recorder, "c")
     await again.report(log_at(2, 2.5), log_at(3, math.nan))
     async with ledger.database.read() as session:
         (series,) = await read_series(session, job_id, ["loss"], 100)
@@ -406,10 +418,10 @@ async def test_steps_trained_again_replace_what_was_measured_before(
     assert math.isnan(series.points[2].value), "a NaN loss must be shown as it is"
 
 
-async def test_curves_are_thinned_evenly_and_keep_their_ends(
-    ledger: Ledger, acceptance: WorkerRequests, told: Recorder
+async def test_curves_are_downsampled_evenly_with_first_and_last_point(
+    ledger: Ledger, acceptance: WorkerRequests, recorder: Recorder
 ) -> None:
-    job_id, worker = await training(ledger, acceptance, told)
+    job_id, worker = await create_job_in_training(ledger, acceptance, recorder)
     await worker.report(*(log_at(step) for step in range(1, 101)))
     async with ledger.database.read() as session:
         for limit in (2, 3, 7, 99, 100, 1000):
@@ -420,9 +432,9 @@ async def test_curves_are_thinned_evenly_and_keep_their_ends(
 
 
 async def test_progress_and_best_come_from_accepted_events(
-    ledger: Ledger, acceptance: WorkerRequests, told: Recorder
+    ledger: Ledger, acceptance: WorkerRequests, recorder: Recorder
 ) -> None:
-    job_id, worker = await training(ledger, acceptance, told)
+    job_id, worker = await create_job_in_training(ledger, acceptance, recorder)
     await worker.report(
         log_at(10, 2.0), Eval(step=10, eval_loss=3.0, best=True), Eval(step=20, eval_loss=3.5), log_at(20, 1.5)
     )
@@ -431,67 +443,67 @@ async def test_progress_and_best_come_from_accepted_events(
     assert (progress.eval_loss, progress.best_eval_loss, progress.best_step) == (3.5, 3.0, 10)
 
 
-async def test_later_stages_are_given_what_earlier_ones_found(
-    ledger: Ledger, acceptance: WorkerRequests, told: Recorder
+async def test_assignment_contains_results_of_earlier_stages(
+    ledger: Ledger, acceptance: WorkerRequests, recorder: Recorder
 ) -> None:
     await create(ledger)
     for _ in range(3):
-        await (await working(acceptance, told)).complete()
-    exporter = await working(acceptance, told)
+        await (await claim_latest_attempt(acceptance, recorder)).complete()
+    exporter = await claim_latest_attempt(acceptance, recorder)
     assert exporter.assignment.preflight == PreflightResult(total_steps=48)
     assert exporter.assignment.training.total_steps == 48
     assert exporter.assignment.evaluation.tuned_loss == 3.0
 
 
-async def test_the_curves_of_a_long_training_fit_into_the_answer_to_a_claim(ledger: Ledger, told: Recorder) -> None:
-    """The broker refuses a larger one, and a job that was trained for days fails for want of an exporter."""
+async def test_claim_response_with_long_curves_fits_into_one_message(ledger: Ledger, recorder: Recorder) -> None:
+    """The broker refuses larger ones, so that a job would fail at its export after days of training."""
     acceptance = WorkerRequests(ledger, NoTrainers(), max_curves_bytes=10_000)
-    _, worker = await training(ledger, acceptance, told)
+    _, worker = await create_job_in_training(ledger, acceptance, recorder)
     extras = {f"expert_{number}/share_of_tokens": 0.1 * number for number in range(20)}
     await worker.report(*(Log(step=step, extras=extras) for step in range(1, 101)))
     await worker.complete()
-    await (await working(acceptance, told, "c")).complete()
-    exporter = await working(acceptance, told, "d")
+    await (await claim_latest_attempt(acceptance, recorder, "c")).complete()
+    exporter = await claim_latest_attempt(acceptance, recorder, "d")
     curves = exporter.assignment.metrics
     assert len(curves) >= 20
     assert sum(curve.ByteSize() for curve in curves) <= 10_000
     assert all((curve.points[0].step, curve.points[-1].step) == (1, 100) for curve in curves)
 
 
-async def test_old_checkpoints_go_and_the_best_and_the_newest_two_stay(
-    ledger: Ledger, acceptance: WorkerRequests, told: Recorder
+async def test_all_checkpoints_but_best_and_newest_two_are_deleted(
+    ledger: Ledger, acceptance: WorkerRequests, recorder: Recorder
 ) -> None:
-    job_id, worker = await training(ledger, acceptance, told)
+    job_id, worker = await create_job_in_training(ledger, acceptance, recorder)
     limit = FineTuningJobSpec(hyperparameters=Hyperparameters(save_total_limit=3))
     await worker.report(ConfigResolved(resolved_spec=limit))
     for step in range(10, 70, 10):
         saved = CheckpointSaved(step=step, path=f"jobs/x/step-{step}", best=step == 20, eval_loss=1.0)
         await worker.report(saved)
-    assert told.discarded == [f"default/jobs/x/step-{step}" for step in (10, 30, 40)]
+    assert recorder.discarded == [f"default/jobs/x/step-{step}" for step in (10, 30, 40)]
     pruned = [
         event.checkpoint_pruned.step for event in await events_of(ledger, job_id) if event.HasField("checkpoint_pruned")
     ]
     assert pruned == [10, 30, 40]
     await worker.fail("KILLED")
-    again = await working(acceptance, told, "c")
+    again = await claim_latest_attempt(acceptance, recorder, "c")
     assert [checkpoint.step for checkpoint in again.assignment.checkpoints] == [60, 50, 20]
 
 
-async def test_a_preflight_hears_which_token_shards_its_tenant_has(
-    ledger: Ledger, acceptance: WorkerRequests, told: Recorder
+async def test_preflight_assignment_lists_token_shards_of_its_tenant(
+    ledger: Ledger, acceptance: WorkerRequests, recorder: Recorder
 ) -> None:
-    """Nobody's data reaches another tenant, and what was tokenised once is not tokenised again."""
+    """No data reaches another tenant, and rows are tokenised once."""
     made = await create(ledger)
     path = f"jobs/{made}/preflight/1/shards/abc"
-    first = await working(acceptance, told)
+    first = await claim_latest_attempt(acceptance, recorder)
     assert not first.assignment.shards
     await first.report(ArtifactSaved(path=path, kind="shards", sha256="5" * 64))
     await create(ledger)
-    second = await working(acceptance, told, "b")
+    second = await claim_latest_attempt(acceptance, recorder, "b")
     assert [(one.content_key, one.path, one.manifest_sha256) for one in second.assignment.shards] == [
         ("abc", path, "5" * 64),
     ]  # fmt: skip
     await create(ledger, tenant="other")
-    assert not (await working(acceptance, told, "c")).assignment.shards
+    assert not (await claim_latest_attempt(acceptance, recorder, "c")).assignment.shards
     await first.complete()
-    assert not (await working(acceptance, told, "d")).assignment.shards
+    assert not (await claim_latest_attempt(acceptance, recorder, "d")).assignment.shards

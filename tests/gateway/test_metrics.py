@@ -25,7 +25,7 @@ async def fill(database: Database, job_id: str, name: str, sequences: range, val
         )
 
 
-async def test_a_long_curve_is_thinned_evenly_with_both_its_ends(database: Database) -> None:
+async def test_long_curve_is_downsampled_evenly_with_first_and_last_point(database: Database) -> None:
     job_id = await add_job(database)
     await fill(database, job_id, "loss", range(7, 5000, 3))
     for limit in (2, 3, 10, 99, 1000):
@@ -35,12 +35,12 @@ async def test_a_long_curve_is_thinned_evenly_with_both_its_ends(database: Datab
         assert (sequences[0], sequences[-1]) == (7, 4999)
         assert limit / 2 <= len(sequences) <= limit
         gaps = [after - before for before, after in itertools.pairwise(sequences)]
-        assert max(gaps) <= 2 * 5000 / (limit - 1) + 3, "a part of the curve is missing"
+        assert max(gaps) <= 2 * 5000 / (limit - 1) + 3, "the downsampled curve has a gap"
         assert [point.value for point in series.points] == sequences
 
 
-async def test_a_rare_series_beside_a_frequent_one_stays_whole(database: Database) -> None:
-    """Evaluations are few: thinning the losses must not take them away."""
+async def test_short_series_is_not_downsampled_beside_long_one(database: Database) -> None:
+    """Evaluations are few: downsampling the losses must not remove them."""
     job_id = await add_job(database)
     await fill(database, job_id, "loss", range(1, 3000))
     await fill(database, job_id, "eval_loss", range(100, 3000, 100))
@@ -51,7 +51,7 @@ async def test_a_rare_series_beside_a_frequent_one_stays_whole(database: Databas
     assert [point.sequence for point in evaluations.points] == list(range(100, 3000, 100))
 
 
-async def test_names_choose_and_nan_stays_nan(database: Database) -> None:
+async def test_series_are_filtered_by_name_and_nan_is_kept(database: Database) -> None:
     job_id = await add_job(database)
     await fill(database, job_id, "loss", range(1, 4), value=None)
     await fill(database, job_id, "grad_norm", range(1, 4))
@@ -61,8 +61,8 @@ async def test_names_choose_and_nan_stays_nan(database: Database) -> None:
     assert all(math.isnan(point.value) for point in series.points)
 
 
-async def test_a_curve_is_read_through_its_index(database: Database) -> None:
-    """A million points answer as fast as ten thousand: nothing may walk through them."""
+async def test_reading_a_curve_uses_the_index(database: Database) -> None:
+    """A million points must be read as fast as ten thousand, without a table scan."""
     if not database.is_sqlite:
         pytest.skip("PostgreSQL's planner looks at statistics, which an empty table does not have")
     job_id = await add_job(database)

@@ -146,7 +146,7 @@ class NoLiveEvents:
 
 
 @dataclass
-class Room:
+class MigratedGateway:
     jobs: fine_tuning.FineTuning
     evaluations: results.Evaluations
     exports: results.Exports
@@ -155,7 +155,7 @@ class Room:
     work: WorkMethods
     ledger: Ledger
     requests: WorkerRequests
-    told: Recorder
+    recorder: Recorder
 
     async def job(self, job_id: str) -> FineTuningJob:
         request = job_api.GetFineTuningJobRequest(job_id=job_id)
@@ -171,14 +171,14 @@ CONTEXT: grpc.aio.ServicerContext[Any, Any] = None  # type: ignore[assignment]
 
 
 @pytest.fixture
-def room(database: Database, ledger: Ledger, told: Recorder, tmp_path: Path) -> Room:
+def gateway_stack(database: Database, ledger: Ledger, recorder: Recorder, tmp_path: Path) -> MigratedGateway:
     store = ArtifactStore(f"file://{tmp_path / 'artifacts'}")
     catalogue = Catalogue(tmp_path)
 
     def methods(kind: Any) -> WorkMethods:
         return WorkMethods(kind, ledger, NoLiveEvents(), store)  # type: ignore[arg-type]
 
-    return Room(
+    return MigratedGateway(
         fine_tuning.FineTuning(methods(FINE_TUNING_JOB), catalogue, None),  # type: ignore[arg-type]
         results.Evaluations(methods(EVALUATION)),
         results.Exports(methods(EXPORT)),
@@ -187,7 +187,7 @@ def room(database: Database, ledger: Ledger, told: Recorder, tmp_path: Path) -> 
         methods(FINE_TUNING_JOB),
         ledger,
         WorkerRequests(ledger, NoTrainers()),
-        told,
+        recorder,
     )
 
 
@@ -197,24 +197,24 @@ def answer(message: Message, old: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if name in old}
 
 
-async def test_every_job_is_read_as_before(room: Room, old: dict[str, Rows]) -> None:
-    """A user who updates the server finds the history of the jobs, not only their names."""
-    listed = await room.jobs.ListFineTuningJobs(job_api.ListFineTuningJobsRequest(page_size=1000), CONTEXT)
+async def test_migrated_jobs_are_read_unchanged(gateway_stack: MigratedGateway, old: dict[str, Rows]) -> None:
+    """A user who updates the server finds the whole history of the jobs."""
+    listed = await gateway_stack.jobs.ListFineTuningJobs(job_api.ListFineTuningJobsRequest(page_size=1000), CONTEXT)
     assert [job.id for job in listed.fine_tuning_jobs] == list(ANSWERS["jobs"])
     for id, before in ANSWERS["jobs"].items():
-        assert answer(await room.job(id), before["fine_tuning_job"]) == before["fine_tuning_job"]
-        page = await room.jobs.ListFineTuningJobEvents(
+        assert answer(await gateway_stack.job(id), before["fine_tuning_job"]) == before["fine_tuning_job"]
+        page = await gateway_stack.jobs.ListFineTuningJobEvents(
             job_api.ListFineTuningJobEventsRequest(job_id=id, page_size=1000), CONTEXT
         )
         assert list(page.events) == [Event.FromString(row["event"]) for row in old["events"] if row["job_id"] == id]
         for kind in ("log", "state_changed"):
-            selected = await room.jobs.ListFineTuningJobEvents(
+            selected = await gateway_stack.jobs.ListFineTuningJobEvents(
                 job_api.ListFineTuningJobEventsRequest(job_id=id, page_size=1000, kinds=[kind]), CONTEXT
             )
             assert list(selected.events) == [event for event in page.events if event.WhichOneof("payload") == kind]
-        checkpoints = await room.jobs.ListCheckpoints(job_api.ListCheckpointsRequest(job_id=id), CONTEXT)
-        metrics = await room.jobs.GetMetrics(job_api.GetMetricsRequest(job_id=id), CONTEXT)
-        artifacts = await room.artifacts.ListArtifacts(
+        checkpoints = await gateway_stack.jobs.ListCheckpoints(job_api.ListCheckpointsRequest(job_id=id), CONTEXT)
+        metrics = await gateway_stack.jobs.GetMetrics(job_api.GetMetricsRequest(job_id=id), CONTEXT)
+        artifacts = await gateway_stack.artifacts.ListArtifacts(
             artifact_api.ListArtifactsRequest(job_id=id, page_size=1000), CONTEXT
         )
         for messages, name in (
@@ -227,28 +227,30 @@ async def test_every_job_is_read_as_before(room: Room, old: dict[str, Rows]) -> 
                 assert answer(message, each) == each
 
 
-async def test_evaluations_exports_and_models_are_read_as_before(room: Room) -> None:
-    listed = await room.evaluations.ListEvaluations(evaluation_api.ListEvaluationsRequest(page_size=1000), CONTEXT)
+async def test_migrated_evaluations_exports_and_models_are_read_unchanged(gateway_stack: MigratedGateway) -> None:
+    listed = await gateway_stack.evaluations.ListEvaluations(
+        evaluation_api.ListEvaluationsRequest(page_size=1000), CONTEXT
+    )
     assert [each.id for each in listed.evaluations] == list(ANSWERS["evaluations"])
     for id, before in ANSWERS["evaluations"].items():
         request = evaluation_api.GetEvaluationRequest(evaluation_id=id)
-        found = (await room.evaluations.GetEvaluation(request, CONTEXT)).evaluation
+        found = (await gateway_stack.evaluations.GetEvaluation(request, CONTEXT)).evaluation
         assert answer(found, before) == before
         assert found.state == JobState.JOB_STATE_SUCCEEDED
-    exports = await room.exports.ListExports(export_api.ListExportsRequest(page_size=1000), CONTEXT)
+    exports = await gateway_stack.exports.ListExports(export_api.ListExportsRequest(page_size=1000), CONTEXT)
     assert [each.id for each in exports.exports] == list(ANSWERS["exports"])
     for id, before in ANSWERS["exports"].items():
-        made = (await room.exports.GetExport(export_api.GetExportRequest(export_id=id), CONTEXT)).export
+        made = (await gateway_stack.exports.GetExport(export_api.GetExportRequest(export_id=id), CONTEXT)).export
         assert answer(made, before) == before
-    models = await room.models.ListModels(model_api.ListModelsRequest(page_size=1000), CONTEXT)
+    models = await gateway_stack.models.ListModels(model_api.ListModelsRequest(page_size=1000), CONTEXT)
     tuned = [model for model in models.models if model.id.startswith("ft:")]
     assert [model.id for model in tuned] == list(ANSWERS["models"])
     for model in tuned:
         assert answer(model, ANSWERS["models"][model.id]) == ANSWERS["models"][model.id]
 
 
-async def test_no_row_is_lost_or_changed(database: Database, old: dict[str, Rows]) -> None:
-    """Rows of every tenant, also those that no answer shows."""
+async def test_migration_keeps_all_rows(database: Database, old: dict[str, Rows]) -> None:
+    """Rows of every tenant, also those that no method returns."""
     renamed = {"jobs": "work", "evaluations": "results", "exports": "results"}
     for name, rows in old.items():
         table = SQLModel.metadata.tables[renamed.get(name, name)]
@@ -274,28 +276,28 @@ def new_column(table: str, column: str) -> str:
     return "work_id" if column == "job_id" and table != "results" else column
 
 
-async def test_tenants_stay_apart(room: Room, old: dict[str, Rows]) -> None:
+async def test_migration_keeps_tenants_separate(gateway_stack: MigratedGateway, old: dict[str, Rows]) -> None:
     (other,) = (row for row in old["evaluations"] if row["tenant"] == "other")
     request = evaluation_api.GetEvaluationRequest(evaluation_id=other["id"])
     with pytest.raises(NotFound):
-        await room.evaluations.GetEvaluation(request, CONTEXT)
-    mine = await room.evaluations._results.get(other["id"], "other")
+        await gateway_stack.evaluations.GetEvaluation(request, CONTEXT)
+    mine = await gateway_stack.evaluations._results.get(other["id"], "other")
     assert mine.job_id == other["job_id"]
 
 
-async def test_a_repeated_create_finds_its_job(room: Room, old: dict[str, Rows]) -> None:
-    """A client that lost an answer before the update must not train twice after it."""
+async def test_repeated_create_returns_migrated_job(gateway_stack: MigratedGateway, old: dict[str, Rows]) -> None:
+    """A client that lost a response before the update must not train twice after it."""
     for row in old["jobs"]:
         if row["tenant"] == "default":
             repeated = job_api.CreateFineTuningJobRequest(
                 spec=FineTuningJobSpec.FromString(row["spec"]), request_id=row["request_id"]
             )
-            assert (await room.jobs.CreateFineTuningJob(repeated, CONTEXT)).fine_tuning_job.id == row["id"]
+            assert (await gateway_stack.jobs.CreateFineTuningJob(repeated, CONTEXT)).fine_tuning_job.id == row["id"]
     assert len(old["jobs"]) == len(ANSWERS["jobs"]) + 2
 
 
-async def test_specs_have_their_recipe(database: Database, old: dict[str, Rows]) -> None:
-    """Preflight no longer merges: a job that waits for it would train with another learning rate."""
+async def test_migration_merges_recipes_into_specs(database: Database, old: dict[str, Rows]) -> None:
+    """Preflight no longer merges: a waiting job would otherwise train with another learning rate."""
     async with database.read() as session:
         merged = {work.id: work.merged_spec for work in (await session.exec(select(Work))).all()}
     for id, before in ANSWERS["jobs"].items():
@@ -312,9 +314,11 @@ async def test_specs_have_their_recipe(database: Database, old: dict[str, Rows])
     assert [(phase.display_name, phase.num_epochs) for phase in phases] == [("basics", 1), ("style", 0.5)]
 
 
-async def worker_of(room: Room, attempt: Attempt) -> Worker:
+async def worker_of(gateway_stack: MigratedGateway, attempt: Attempt) -> Worker:
     """The worker that holds the attempt, or claims it now."""
-    worker = Worker(room.requests, attempt.claim_id or f"{attempt.stage}{attempt.attempt}"[-32:].ljust(32, "0"))
+    worker = Worker(
+        gateway_stack.requests, attempt.claim_id or f"{attempt.stage}{attempt.attempt}"[-32:].ljust(32, "0")
+    )
     claimed = await worker.claim(attempt)
     assert claimed.HasField("assignment"), claimed
     assert Stage.Name(worker.assignment.stage) == attempt.stage
@@ -325,108 +329,108 @@ async def worker_of(room: Room, attempt: Attempt) -> Worker:
 
 
 @pytest.mark.parametrize("case", UNENDED)
-async def test_an_unended_job_continues_to_its_end(room: Room, case: str) -> None:
-    """An update in the middle of a training costs no job, whatever it was doing."""
+async def test_migrated_running_job_continues_to_its_end(gateway_stack: MigratedGateway, case: str) -> None:
+    """An update during a training must not fail any job, in any stage."""
     id = CASES[case]
-    job = await room.job(id)
+    job = await gateway_stack.job(id)
     checkpoints = len(ANSWERS["jobs"][id]["checkpoints"])
     if job.state == JobState.JOB_STATE_CANCELLING:
-        attempt = await room.open_attempt(id)
+        attempt = await gateway_stack.open_attempt(id)
         assert attempt is not None
-        worker = await worker_of(room, attempt)
+        worker = await worker_of(gateway_stack, attempt)
         assert (await worker.report()).directive == Directive.DIRECTIVE_CANCEL
         await worker.report(StageReleased(reason="CANCELLED"))
-        assert (await room.job(id)).state == JobState.JOB_STATE_CANCELLED
+        assert (await gateway_stack.job(id)).state == JobState.JOB_STATE_CANCELLED
         return
     if job.state == JobState.JOB_STATE_PAUSING:
-        attempt = await room.open_attempt(id)
+        attempt = await gateway_stack.open_attempt(id)
         assert attempt is not None
-        worker = await worker_of(room, attempt)
+        worker = await worker_of(gateway_stack, attempt)
         assert (await worker.report()).directive == Directive.DIRECTIVE_PAUSE
         await worker.report(StageReleased(reason="PAUSED"))
-        job = await room.job(id)
+        job = await gateway_stack.job(id)
         assert job.state == JobState.JOB_STATE_PAUSED
     if job.state == JobState.JOB_STATE_PAUSED:
-        await room.jobs.ResumeFineTuningJob(job_api.ResumeFineTuningJobRequest(job_id=id), CONTEXT)
+        await gateway_stack.jobs.ResumeFineTuningJob(job_api.ResumeFineTuningJobRequest(job_id=id), CONTEXT)
     trained = False
-    while attempt := await room.open_attempt(id):
-        worker = await worker_of(room, attempt)
+    while attempt := await gateway_stack.open_attempt(id):
+        worker = await worker_of(gateway_stack, attempt)
         if attempt.stage == "STAGE_TRAINING" and not trained:
             trained = True
             assert len(worker.assignment.checkpoints) == checkpoints
         assert (await worker.complete()).directive == Directive.DIRECTIVE_RUN
-    done = await room.job(id)
+    done = await gateway_stack.job(id)
     assert done.state == JobState.JOB_STATE_SUCCEEDED
     assert done.evaluation_id
     assert done.export_id
-    sequences = await room.jobs.ListFineTuningJobEvents(
+    sequences = await gateway_stack.jobs.ListFineTuningJobEvents(
         job_api.ListFineTuningJobEventsRequest(job_id=id, page_size=1000), CONTEXT
     )
     assert [event.sequence for event in sequences.events] == list(range(1, done.last_sequence + 1))
 
 
 @pytest.mark.parametrize("case", UNENDED)
-async def test_an_unended_job_can_be_cancelled(room: Room, case: str) -> None:
+async def test_migrated_running_job_can_be_cancelled(gateway_stack: MigratedGateway, case: str) -> None:
     request = job_api.CancelFineTuningJobRequest(job_id=CASES[case])
-    state = (await room.jobs.CancelFineTuningJob(request, CONTEXT)).fine_tuning_job.state
-    attempt = await room.open_attempt(CASES[case])
+    state = (await gateway_stack.jobs.CancelFineTuningJob(request, CONTEXT)).fine_tuning_job.state
+    attempt = await gateway_stack.open_attempt(CASES[case])
     if attempt is None:
         assert state == JobState.JOB_STATE_CANCELLED
         return
     assert (attempt.state, state) == ("CLAIMED", JobState.JOB_STATE_CANCELLING)
-    worker = await worker_of(room, attempt)
+    worker = await worker_of(gateway_stack, attempt)
     await worker.report(StageReleased(reason="CANCELLED"))
-    assert (await room.job(CASES[case])).state == JobState.JOB_STATE_CANCELLED
+    assert (await gateway_stack.job(CASES[case])).state == JobState.JOB_STATE_CANCELLED
 
 
-async def test_a_finished_job_can_be_evaluated_exported_and_deleted(room: Room) -> None:
-    """A model trained before the update is no second-class model after it."""
+async def test_migrated_finished_job_can_be_evaluated_exported_and_deleted(gateway_stack: MigratedGateway) -> None:
+    """A model trained before the update supports everything that a new one does."""
     id = CASES["succeeded"]
     request_id = "order-succeeded"
     evaluation = (
-        await room.evaluations.CreateEvaluation(
+        await gateway_stack.evaluations.CreateEvaluation(
             evaluation_api.CreateEvaluationRequest(
                 model=f"ft:{id}", spec=EvaluationSpec(num_samples=1), request_id=request_id
             ),
             CONTEXT,
         )
     ).evaluation
-    worker = await worker_of_result(room, evaluation.id, id)
+    worker = await worker_of_result(gateway_stack, evaluation.id, id)
     assert worker.assignment.resolved_spec.evaluation.num_samples == 1
     assert len(worker.assignment.checkpoints) == len(ANSWERS["jobs"][id]["checkpoints"])
     await worker.complete()
     export = (
-        await room.exports.CreateExport(
+        await gateway_stack.exports.CreateExport(
             export_api.CreateExportRequest(model=f"ft:{id}", request_id=request_id), CONTEXT
         )
     ).export
-    worker = await worker_of_result(room, export.id, id)
+    worker = await worker_of_result(gateway_stack, export.id, id)
     assert worker.assignment.metrics
     await worker.complete()
-    listed = await room.evaluations.ListEvaluations(evaluation_api.ListEvaluationsRequest(job_id=id), CONTEXT)
+    listed = await gateway_stack.evaluations.ListEvaluations(evaluation_api.ListEvaluationsRequest(job_id=id), CONTEXT)
     assert [(each.state, each.result.tuned_loss) for each in listed.evaluations] == [
         (JobState.JOB_STATE_SUCCEEDED, 3.0),
         (JobState.JOB_STATE_SUCCEEDED, 3.0),
     ]
     for each in CASES.values():
         if ANSWERS["jobs"][each]["fine_tuning_job"]["state"] in ENDED:
-            await room.jobs.DeleteFineTuningJob(job_api.DeleteFineTuningJobRequest(job_id=each), CONTEXT)
-    async with room.ledger.database.read() as session:
+            await gateway_stack.jobs.DeleteFineTuningJob(job_api.DeleteFineTuningJobRequest(job_id=each), CONTEXT)
+    async with gateway_stack.ledger.database.read() as session:
         left = (await session.exec(select(SavedResult.job_id))).all()
         assert id not in left
 
 
-async def worker_of_result(room: Room, work_id: str, job_id: str) -> Worker:
-    attempt = room.told.offered[-1]
+async def worker_of_result(gateway_stack: MigratedGateway, work_id: str, job_id: str) -> Worker:
+    attempt = gateway_stack.recorder.offered[-1]
     assert attempt.work_id == work_id
-    worker = Worker(room.requests, "e" * 32)
+    worker = Worker(gateway_stack.requests, "e" * 32)
     claimed = await worker.claim(attempt)
     assert claimed.assignment.fine_tuning_job_id == job_id
     return worker
 
 
-def described(connection: sa.Connection) -> dict[str, Any]:
-    """The schema in a form that compares: no order of columns, no names that a database chose."""
+def normalized_schema(connection: sa.Connection) -> dict[str, Any]:
+    """Returns the schema without column order and generated names, for comparison."""
     inspector = sa.inspect(connection)
     tables: dict[str, Any] = {}
     for name in inspector.get_table_names():
@@ -454,10 +458,10 @@ def predicate(index: Any) -> str:
 
 async def schema(database: Database) -> dict[str, Any]:
     async with database.read() as session:
-        return await (await session.connection()).run_sync(described)
+        return await (await session.connection()).run_sync(normalized_schema)
 
 
-async def test_the_schema_is_that_of_a_new_database(
+async def test_migrated_schema_equals_schema_of_new_database(
     database: Database, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     """A later migration that drops an index must find it in every database."""
@@ -472,7 +476,7 @@ async def test_the_schema_is_that_of_a_new_database(
         assert migrated[table] == new[table], table
 
 
-async def test_the_schema_is_that_of_the_tables(database: Database) -> None:
+async def test_migrated_schema_equals_tables_in_code(database: Database) -> None:
     """The gateway's statements are built from its tables."""
 
     def differences(connection: sa.Connection) -> list[Any]:
@@ -485,7 +489,7 @@ async def test_the_schema_is_that_of_the_tables(database: Database) -> None:
         assert await (await session.connection()).run_sync(differences) == []
 
 
-async def test_opening_twice_changes_nothing(url: str) -> None:
+async def test_second_open_changes_nothing(url: str) -> None:
     def everything(connection: sa.Connection) -> dict[str, list[Any]]:
         metadata = sa.MetaData()
         metadata.reflect(connection)
@@ -520,10 +524,10 @@ def dump(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("step", ["create_table", "create_index", "drop_table"])
-async def test_a_migration_that_fails_leaves_the_old_database(
+async def test_failed_migration_leaves_database_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    """A full disk during an update must not cost the jobs: the earlier version goes on with them."""
+    """After a full disk during an update, the earlier version must still work with all jobs."""
     path = tmp_path / "old.sqlite"
     old_database(path)
     before = dump(path)
@@ -542,8 +546,8 @@ async def test_a_migration_that_fails_leaves_the_old_database(
     await database.close()
 
 
-async def test_rows_without_what_they_name_stop_the_migration_alone(tmp_path: Path) -> None:
-    """Such rows are damage that a migration must not carry over unseen. A start without a migration does not look for
+async def test_dangling_references_stop_a_migration_but_no_later_start(tmp_path: Path) -> None:
+    """Such rows are damage that a migration must not copy unnoticed. A start without a migration does not search for
     them: it would read every row."""
     path = tmp_path / "old.sqlite"
     old_database(path)
@@ -562,7 +566,7 @@ async def test_rows_without_what_they_name_stop_the_migration_alone(tmp_path: Pa
     await (await Database.open(f"sqlite:///{new}")).close()
 
 
-async def test_foreign_keys_hold_after_the_migration(tmp_path: Path) -> None:
+async def test_foreign_keys_are_enforced_after_migration(tmp_path: Path) -> None:
     path = tmp_path / "old.sqlite"
     old_database(path)
     await (await Database.open(f"sqlite:///{path}")).close()
@@ -571,8 +575,10 @@ async def test_foreign_keys_hold_after_the_migration(tmp_path: Path) -> None:
         assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
-async def test_a_spec_whose_recipe_is_gone_is_not_trained(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Without its recipe the job would train with other values than its user chose."""
+async def test_job_with_removed_recipe_is_not_trained_after_migration(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without its recipe the job would train with values that its user did not choose."""
     path, id = tmp_path / "old.sqlite", CASES["waiting_preflight"]
     old_database(path)
     with closing(sqlite3.connect(path)) as old, old:

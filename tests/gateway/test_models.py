@@ -60,8 +60,8 @@ def tune(database: Database) -> Tune:
     return tune
 
 
-async def test_base_and_tuned_models_are_one_list_over_all_pages(stub: ModelServiceStub, tune: Tune) -> None:
-    """Otherwise a user who pages through the models would miss some, or see some twice."""
+async def test_base_and_tuned_models_are_listed_together_over_pages(stub: ModelServiceStub, tune: Tune) -> None:
+    """Paging must neither skip nor repeat models."""
     await tune(exports=0)
     await tune(tenant="another")
     tuned = [await tune(exports=1 + index % 2) for index in range(4)]
@@ -79,7 +79,7 @@ async def test_base_and_tuned_models_are_one_list_over_all_pages(stub: ModelServ
         assert listed[3:] == sorted(tuned, reverse=True)
 
 
-async def test_a_kind_is_listed_alone(stub: ModelServiceStub, tune: Tune) -> None:
+async def test_models_are_filtered_by_kind(stub: ModelServiceStub, tune: Tune) -> None:
     tuned = await tune()
     bases = await stub.ListModels(api.ListModelsRequest(kind=ModelKind.MODEL_KIND_BASE))
     assert [model.id for model in bases.models] == ["alpha", BUILT_IN, "zeta"]
@@ -93,8 +93,8 @@ async def test_a_kind_is_listed_alone(stub: ModelServiceStub, tune: Tune) -> Non
     )
 
 
-async def test_a_tuned_model_says_what_it_was_made_of(stub: ModelServiceStub, tune: Tune) -> None:
-    """Base, step and licence travel with a model, or nobody may serve it."""
+async def test_tuned_model_has_base_step_and_license(stub: ModelServiceStub, tune: Tune) -> None:
+    """Without the licence, nobody may serve it."""
     tuned = await tune()
     model = (await stub.GetModel(api.GetModelRequest(model_id=tuned))).model
     assert (model.id, model.kind, model.base_model) == (tuned, ModelKind.MODEL_KIND_TUNED, BUILT_IN)
@@ -120,7 +120,9 @@ async def test_a_base_model_is_described(stub: ModelServiceStub) -> None:
         ("", "no model ''"),
     ],
 )
-async def test_an_unknown_model_is_named_with_what_would_help(stub: ModelServiceStub, model_id: str, hint: str) -> None:
+async def test_refusal_of_unknown_model_contains_its_id_and_advice(
+    stub: ModelServiceStub, model_id: str, hint: str
+) -> None:
     found = await refusal(stub.GetModel(api.GetModelRequest(model_id=model_id)))
     assert (found.code, found.reason) == (grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND")
     assert model_id in found.message

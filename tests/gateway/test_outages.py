@@ -38,7 +38,7 @@ from tests.servers.nats import NatsServer
 from tests.servers.postgres import PostgresServer, binaries
 
 
-class Room:
+class RunningGateway:
     """A gateway's pieces on one database, and a caller."""
 
     def __init__(self, stub: Any, ledger: Ledger, bus: Bus) -> None:
@@ -51,11 +51,11 @@ class Room:
         spec = FineTuningJobSpec(base_model="smollm2-135m", training_data=[DataSource(dataset="ds_1")])
         return self.stub.CreateFineTuningJob(api.CreateFineTuningJobRequest(spec=spec, request_id=request_id))
 
-    async def created(self, request_id: str) -> str:
+    async def create_job_id(self, request_id: str) -> str:
         return str((await self.create(request_id)).fine_tuning_job.id)
 
-    def calls(self, job_id: str) -> list[Any]:
-        """One of each kind: a look, a page, a verb, a creation."""
+    def one_call_of_each_kind(self, job_id: str) -> list[Any]:
+        """A get, a list, a verb and a create."""
         return [
             self.stub.GetFineTuningJob(api.GetFineTuningJobRequest(job_id=job_id)),
             self.stub.ListFineTuningJobs(api.ListFineTuningJobsRequest()),
@@ -65,13 +65,13 @@ class Room:
 
 
 @asynccontextmanager
-async def furnished(
-    url: str, nats_server: NatsServer, folder: Path, told: Recorder, busy_seconds: float = BUSY_SECONDS
-) -> AsyncIterator[Room]:
+async def running_gateway(
+    url: str, nats_server: NatsServer, folder: Path, recorder: Recorder, busy_seconds: float = BUSY_SECONDS
+) -> AsyncIterator[RunningGateway]:
     database = await Database.open(url, busy_seconds=busy_seconds)
     bus = await Bus.connect(nats_server.url, nats_server.user, nats_server.password, "test")
     dispatcher = Dispatcher(database, bus)
-    ledger = Ledger(database, told.publish, dispatcher.offer, told.discard)
+    ledger = Ledger(database, recorder.publish, dispatcher.offer, recorder.discard)
     leases = LeaseWatch(database, bus, WorkerRequests(ledger, NoTrainers()), lease_seconds=2)
     async with database.write() as session:
         session.add(
@@ -93,7 +93,7 @@ async def furnished(
         serving(api, "FineTuningService", add_to_server, servicer) as address,
         grpc.aio.insecure_channel(address) as channel,
     ):
-        yield Room(FineTuningServiceStub(channel), ledger, bus)
+        yield RunningGateway(FineTuningServiceStub(channel), ledger, bus)
     for loop in loops:
         assert not loop.done(), f"a loop ended: {loop.exception()!r}"
         loop.cancel()
@@ -103,8 +103,8 @@ async def furnished(
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[sqlite3.Connection]:
-    """Another process's write transaction: a backup, or a shell that somebody forgot."""
+def lock_database(path: Path) -> Iterator[sqlite3.Connection]:
+    """Another process's write transaction, such as a backup or a forgotten shell."""
     other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     other.execute("BEGIN IMMEDIATE")
     try:
@@ -113,53 +113,55 @@ def locked(path: Path) -> Iterator[sqlite3.Connection]:
         other.close()
 
 
-async def test_a_lock_that_is_held_for_a_moment_is_waited_for(
-    nats_server: NatsServer, tmp_path: Path, told: Recorder
+async def test_create_waits_for_short_database_lock(
+    nats_server: NatsServer, tmp_path: Path, recorder: Recorder
 ) -> None:
     path = tmp_path / "gateway.sqlite"
-    async with furnished(f"sqlite:///{path}", nats_server, tmp_path, told) as room:
-        with locked(path) as other:
-            creating = asyncio.ensure_future(room.create("one"))
+    async with running_gateway(f"sqlite:///{path}", nats_server, tmp_path, recorder) as gateway:
+        with lock_database(path) as other:
+            creating = asyncio.ensure_future(gateway.create("one"))
             await asyncio.wait([creating], timeout=2.5)
             assert not creating.done()
             other.execute("ROLLBACK")
             job_id = (await creating).fine_tuning_job.id
-        assert await room.created("one") == job_id
+        assert await gateway.create_job_id("one") == job_id
 
 
 @pytest.mark.parametrize("busy_seconds", [1, pytest.param(BUSY_SECONDS, marks=pytest.mark.long)])
-async def test_a_lock_that_is_kept_is_told_to_all_who_wait(
-    nats_server: NatsServer, tmp_path: Path, told: Recorder, busy_seconds: float
+async def test_long_database_lock_makes_all_waiting_writes_unavailable(
+    nats_server: NatsServer, tmp_path: Path, recorder: Recorder, busy_seconds: float
 ) -> None:
-    """An INTERNAL error is not tried again, and who waits for each other's time-outs waits for minutes."""
+    """INTERNAL errors are not retried; and writers must not wait one after the other for their time-outs."""
     path = tmp_path / "gateway.sqlite"
-    async with furnished(f"sqlite:///{path}", nats_server, tmp_path, told, busy_seconds) as room:
-        job_id = await room.created("one")
-        worker = Worker(room.acceptance)
-        await worker.claim((await attempts_of(room.ledger, job_id))[0])
-        with locked(path):
-            refused = await asyncio.gather(*(refusal(room.create(f"r{number}")) for number in range(4)))
+    async with running_gateway(f"sqlite:///{path}", nats_server, tmp_path, recorder, busy_seconds) as gateway:
+        job_id = await gateway.create_job_id("one")
+        worker = Worker(gateway.acceptance)
+        await worker.claim((await attempts_of(gateway.ledger, job_id))[0])
+        with lock_database(path):
+            refused = await asyncio.gather(*(refusal(gateway.create(f"r{number}")) for number in range(4)))
             assert {(each.code, each.reason) for each in refused} == {
                 (grpc.StatusCode.UNAVAILABLE, "DATABASE_UNAVAILABLE")
             }
             with pytest.raises(DatabaseUnavailable):
                 await worker.report(log_at(1))
-            assert (await job_of(room.ledger, job_id)).state == "JOB_STATE_VALIDATING", "reading goes on"
+            assert (await job_of(gateway.ledger, job_id)).state == "JOB_STATE_VALIDATING", (
+                "a locked database must stay readable"
+            )
         assert (await worker.report(log_at(1))).next_ordinal == 1
-        await room.created("r1")
-        assert (await job_of(room.ledger, job_id)).failed_attempts == 0
+        await gateway.create_job_id("r1")
+        assert (await job_of(gateway.ledger, job_id)).failed_attempts == 0
 
 
 @pytest.fixture
 def own_postgres() -> Iterator[PostgresServer]:
-    """One that may be stopped."""
+    """A server that the test may stop."""
     if binaries() is None:
         pytest.skip("PostgreSQL's server is not installed")
     with PostgresServer() as server:
         yield server
 
 
-async def test_a_host_whose_name_is_not_known_is_an_outage() -> None:
+async def test_unresolvable_database_host_is_an_outage() -> None:
     """A failing name server must not end a gateway."""
     database = Database(make_url("postgresql+asyncpg://ftf@no-such-host.invalid/ftf"))
     with pytest.raises(DatabaseUnavailable):
@@ -168,31 +170,33 @@ async def test_a_host_whose_name_is_not_known_is_an_outage() -> None:
     await database.close()
 
 
-async def test_a_restarted_postgresql_is_an_interruption(
-    nats_server: NatsServer, tmp_path: Path, told: Recorder, own_postgres: PostgresServer
+async def test_gateway_continues_after_postgresql_restart(
+    nats_server: NatsServer, tmp_path: Path, recorder: Recorder, own_postgres: PostgresServer
 ) -> None:
-    """Servers are patched; a job of many days must not notice, and its owner's client comes back by itself."""
-    async with furnished(own_postgres.url, nats_server, tmp_path, told) as room:
-        job_id = await room.created("one")
-        worker = Worker(room.acceptance)
-        await worker.claim((await attempts_of(room.ledger, job_id))[0])
+    """Servers are patched: a job must not fail, and clients retry by themselves."""
+    async with running_gateway(own_postgres.url, nats_server, tmp_path, recorder) as gateway:
+        job_id = await gateway.create_job_id("one")
+        worker = Worker(gateway.acceptance)
+        await worker.claim((await attempts_of(gateway.ledger, job_id))[0])
         with pytest.raises(DatabaseUnavailable):
-            async with room.ledger.decide(job_id) as decision:
+            async with gateway.ledger.decide(job_id) as decision:
                 lifecycle.cancel(decision)
                 await decision.session.flush()
                 await asyncio.to_thread(own_postgres.stop)
-        for refused in [await refusal(call) for call in room.calls(job_id)]:
+        for refused in [await refusal(call) for call in gateway.one_call_of_each_kind(job_id)]:
             assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "DATABASE_UNAVAILABLE")
         with pytest.raises(DatabaseUnavailable):
             await worker.report(log_at(1))
         await asyncio.to_thread(own_postgres.start_again)
         assert (await worker.report(log_at(1))).next_ordinal == 1
-        assert (await job_of(room.ledger, job_id)).state == "JOB_STATE_VALIDATING", "what was not committed was kept"
-        other_id = await room.created("two")
+        assert (await job_of(gateway.ledger, job_id)).state == "JOB_STATE_VALIDATING", (
+            "an uncommitted change was stored"
+        )
+        other_id = await gateway.create_job_id("two")
         while True:
-            message = await room.bus.work("probe", "default").next(20)
-            assert message is not None, "the dispatch did not go on"
+            message = await gateway.bus.work("probe", "default").next(20)
+            assert message is not None, "the dispatcher did not continue"
             await message.ack()
             if message.item.job_id == other_id:
                 break
-        assert (await job_of(room.ledger, job_id)).failed_attempts == 0
+        assert (await job_of(gateway.ledger, job_id)).failed_attempts == 0

@@ -54,8 +54,8 @@ class NamedProbe(ProbeServiceServicer):
         return probe_service_pb2.RecommendMethodResponse(recommendation=Recommendation(reason=self.name))
 
 
-class Speaker(EvaluatorServiceServicer):
-    """An evaluator that speaks word by word."""
+class StreamingEvaluator(EvaluatorServiceServicer):
+    """An evaluator that generates one word at a time."""
 
     def __init__(self) -> None:
         self.left = asyncio.Event()
@@ -109,8 +109,8 @@ def recommend(probe: ProbeServiceStub, model: str = "m", node_id: str = "", time
     return probe.RecommendMethod(request, timeout=timeout)
 
 
-async def test_the_hardware_of_the_fleet_needs_no_probe(bus: Bus, probe: ProbeServiceStub) -> None:
-    """Every live node is listed by id, one that says nothing of its machine too."""
+async def test_hardware_of_all_nodes_is_listed_without_probe(bus: Bus, probe: ProbeServiceStub) -> None:
+    """Every live node is listed by id, including one that publishes no hardware."""
     await bus.put_node(Node(id="b", service="trainer", hardware=Hardware(node_id="b", cpu_cores=4)))
     await bus.put_node(Node(id="a", service="probe"))
     Request = probe_service_pb2.GetHardwareRequest
@@ -123,8 +123,8 @@ async def test_the_hardware_of_the_fleet_needs_no_probe(bus: Bus, probe: ProbeSe
     assert "ghost" in found.message
 
 
-async def test_without_a_probe_the_caller_is_told_so(bus: Bus, probe: ProbeServiceStub) -> None:
-    """Nobody to ask, and nobody alive behind a published address, are both no internal error."""
+async def test_calls_without_reachable_probe_are_unavailable(bus: Bus, probe: ProbeServiceStub) -> None:
+    """No probe, and a published address that nobody listens on, are both NO_PROBE and not INTERNAL."""
     for _ in range(2):
         found = await refusal(recommend(probe))
         assert (found.code, found.reason) == (grpc.StatusCode.UNAVAILABLE, "NO_PROBE")
@@ -132,22 +132,22 @@ async def test_without_a_probe_the_caller_is_told_so(bus: Bus, probe: ProbeServi
         await bus.put_node(Node(id="t", service="trainer", address=DEAD))
 
 
-async def test_a_dead_node_is_passed_over(bus: Bus, probe: ProbeServiceStub) -> None:
-    """A probe that died stays in the list for seconds; callers need not wait for that."""
+async def test_dead_probe_is_skipped(bus: Bus, probe: ProbeServiceStub) -> None:
+    """A dead probe stays in the list for seconds; callers need not wait for that."""
     await bus.put_node(Node(id="a-dead", service="probe", address=DEAD))
     async with a_probe(bus, "b"):
         assert (await recommend(probe)).recommendation.reason == "b"
 
 
-async def test_the_node_that_is_asked_about_is_asked_first(bus: Bus, probe: ProbeServiceStub) -> None:
-    """Only it knows its own machine at first hand."""
+async def test_request_about_a_node_is_sent_to_that_node_first(bus: Bus, probe: ProbeServiceStub) -> None:
+    """Only that node knows its own hardware directly."""
     async with a_probe(bus, "a"), a_probe(bus, "b"):
         assert (await recommend(probe)).recommendation.reason == "a"
         assert (await recommend(probe, node_id="b")).recommendation.reason == "b"
 
 
-async def test_the_probes_own_refusal_arrives_unchanged(bus: Bus, probe: ProbeServiceStub) -> None:
-    """Field paths and reasons are the probe's; an UNAVAILABLE of its own is an answer, not a dead node."""
+async def test_refusal_of_probe_is_passed_through_unchanged(bus: Bus, probe: ProbeServiceStub) -> None:
+    """Field paths and reasons are the probe's; an UNAVAILABLE from a probe is a response, not a dead node."""
     async with a_probe(bus, "a"):
         found = await refusal(recommend(probe, "bad"))
         assert (found.code, found.reason, found.fields) == (
@@ -161,24 +161,22 @@ async def test_the_probes_own_refusal_arrives_unchanged(bus: Bus, probe: ProbeSe
         assert (await refusal(unbuilt)).code is grpc.StatusCode.UNIMPLEMENTED
 
 
-async def test_the_callers_deadline_holds_for_the_probe(bus: Bus, probe: ProbeServiceStub) -> None:
+async def test_callers_deadline_applies_to_probe(bus: Bus, probe: ProbeServiceStub) -> None:
     async with a_probe(bus, "a"):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await recommend(probe, "slow", timeout=0.5)
         assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
-async def test_without_a_broker_the_caller_is_told_to_try_again(
-    nats_server: NatsServer, probe: ProbeServiceStub
-) -> None:
+async def test_calls_without_broker_are_unavailable(nats_server: NatsServer, probe: ProbeServiceStub) -> None:
     nats_server.stop()
     found = await refusal(probe.GetHardware(probe_service_pb2.GetHardwareRequest()))
     assert (found.code, found.reason) == (grpc.StatusCode.UNAVAILABLE, "NO_BROKER")
 
 
-async def test_answers_are_generated_word_by_word_by_an_evaluator(bus: Bus) -> None:
-    """The words arrive as they are made, refusals unchanged, and a caller that leaves ends the generation."""
-    speaker = Speaker()
+async def test_generated_text_is_streamed_from_evaluator(bus: Bus) -> None:
+    """Words arrive as they are generated, refusals unchanged; a caller that cancels ends the generation."""
+    speaker = StreamingEvaluator()
     add = add_EvaluatorServiceServicer_to_server
     async with (
         serving(evaluator_service_pb2, "EvaluatorService", add, speaker) as evaluator,
@@ -204,14 +202,14 @@ async def test_answers_are_generated_word_by_word_by_an_evaluator(bus: Bus) -> N
         await asyncio.wait_for(speaker.left.wait(), 10)
 
 
-async def test_an_evaluator_that_dies_in_mid_answer_is_no_end_of_the_answer(bus: Bus) -> None:
-    """Half an answer with status OK would be taken for the whole one."""
+async def test_evaluator_that_dies_during_generation_is_an_error(bus: Bus) -> None:
+    """Half an answer with status OK would look complete."""
     add = add_EvaluatorServiceServicer_to_server
     async with (
         serving(evaluator_service_pb2, "EvaluatorService", add, Generation(Passthrough(bus))) as gateway,
         grpc.aio.insecure_channel(gateway) as channel,
     ):
-        async with serving(evaluator_service_pb2, "EvaluatorService", add, Speaker()) as evaluator:
+        async with serving(evaluator_service_pb2, "EvaluatorService", add, StreamingEvaluator()) as evaluator:
             await bus.put_node(Node(id="a", service="evaluator", address=evaluator))
             call = EvaluatorServiceStub(channel).Generate(evaluator_service_pb2.GenerateRequest(prompt="on for ever"))
             assert [(await call.read()).text for _ in range(3)] == ["on", "for", "ever"]

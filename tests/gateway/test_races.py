@@ -17,19 +17,19 @@ COMPLETED = Report(Claim("TRAINING", 1, "training"), 0, (("completed",),))
 
 @pytest.fixture
 async def gateways(
-    request: pytest.FixtureRequest, database: Database, told: Recorder, tmp_path: Path
+    request: pytest.FixtureRequest, database: Database, recorder: Recorder, tmp_path: Path
 ) -> AsyncIterator[list[Gateway]]:
     """On PostgreSQL they share nothing but the server."""
     store = ArtifactStore((tmp_path / "artifacts").as_uri())
     second = database if database.is_sqlite else await Database.open(request.getfixturevalue("postgres").url)
-    yield [Gateway(each, told, store) for each in (database, second)]
+    yield [Gateway(each, recorder, store) for each in (database, second)]
     if second is not database:
         await second.close()
 
 
-async def in_stage(gateways: list[Gateway], told: Recorder, stage: str, *, claimed: bool = True) -> Pair:
+async def in_stage(gateways: list[Gateway], recorder: Recorder, stage: str, *, claimed: bool = True) -> Pair:
     """A job whose `stage` is held by the claim of that name in lower case."""
-    pair = await Pair.create(gateways, told, 3)
+    pair = await Pair.create(gateways, recorder, 3)
     for each in STAGES[: STAGES.index(stage)]:
         claim = Claim(each, 1, each.lower())
         await pair.do(claim)
@@ -79,17 +79,21 @@ RACES: dict[str, tuple[Claim, tuple[Operation, ...], tuple[Operation, ...]]] = {
 
 
 @pytest.mark.parametrize("name", RACES)
-async def test_a_race_has_the_outcome_of_some_order(gateways: list[Gateway], told: Recorder, name: str) -> None:
+async def test_concurrent_operations_have_result_of_a_sequential_order(
+    gateways: list[Gateway], recorder: Recorder, name: str
+) -> None:
     claim, before, racers = RACES[name]
     for turn in range(ROUNDS):
-        pair = await in_stage(gateways, told, claim.stage)
+        pair = await in_stage(gateways, recorder, claim.stage)
         for operation in before:
             await pair.do(operation)
         await pair.do(*(racers if turn % 2 else reversed(racers)))
 
 
-async def test_of_many_claims_one_is_granted(gateways: list[Gateway], told: Recorder) -> None:
+async def test_one_of_many_concurrent_claims_is_granted(gateways: list[Gateway], recorder: Recorder) -> None:
     for _ in range(ROUNDS):
-        pair = await in_stage(gateways, told, "TRAINING", claimed=False)
+        pair = await in_stage(gateways, recorder, "TRAINING", claimed=False)
         answers = await pair.do(*(Claim("TRAINING", 1, name) for name in "abab"))
-        assert sum(answer != "CLAIMED_BY_ANOTHER" for answer in answers) == 2, "a worker and its repeated question"
+        assert sum(answer != "CLAIMED_BY_ANOTHER" for answer in answers) == 2, (
+            "only the granted claim and its repetition succeed"
+        )

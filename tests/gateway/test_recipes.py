@@ -21,8 +21,8 @@ async def recipes() -> AsyncIterator[RecipeServiceStub]:
         yield RecipeServiceStub(channel)
 
 
-async def test_every_recipe_is_listed_with_what_it_decides(recipes: RecipeServiceStub) -> None:
-    """A recipe whose values can't be read is a black box."""
+async def test_recipes_are_listed_with_all_their_values(recipes: RecipeServiceStub) -> None:
+    """Users must be able to read what a recipe sets."""
     Request = recipe_service_pb2.ListRecipesRequest
     first = await recipes.ListRecipes(Request(page_size=1))
     rest = await recipes.ListRecipes(Request(page_token=first.next_page_token))
@@ -37,7 +37,7 @@ async def test_every_recipe_is_listed_with_what_it_decides(recipes: RecipeServic
     assert default == next(recipe for recipe in listed if recipe.name == "default")
 
 
-async def test_a_mistyped_recipe_is_told_the_nearest_one(recipes: RecipeServiceStub) -> None:
+async def test_refusal_of_mistyped_recipe_suggests_nearest_name(recipes: RecipeServiceStub) -> None:
     found = await refusal(recipes.GetRecipe(recipe_service_pb2.GetRecipeRequest(name="cpu-dmo")))
     assert (found.code, found.reason) == (grpc.StatusCode.NOT_FOUND, "RECIPE_NOT_FOUND")
     assert "cpu-dmo" in found.message

@@ -47,13 +47,13 @@ ADAPTER, MERGED = ExportFormat.EXPORT_FORMAT_ADAPTER, ExportFormat.EXPORT_FORMAT
 
 
 @dataclass
-class Room:
+class ResultServers:
     evaluations: Any
     exports: Any
     jobs: Any
     ledger: Ledger
     requests: WorkerRequests
-    told: Recorder
+    recorder: Recorder
     store: ArtifactStore
 
     async def job(self, *, stages: int = 4, **spec: Any) -> str:
@@ -70,21 +70,21 @@ class Room:
 
     async def worker(self) -> Worker:
         """A worker that holds the newest attempt that was offered."""
-        attempt = self.told.offered[-1]
-        worker = Worker(self.requests, f"{len(self.told.offered):032x}")
+        attempt = self.recorder.offered[-1]
+        worker = Worker(self.requests, f"{len(self.recorder.offered):032x}")
         answer = await worker.claim(attempt)
         assert answer.HasField("assignment"), answer
         return worker
 
 
 @pytest.fixture
-async def room(database: Database, nats_server: NatsServer, tmp_path: Path) -> AsyncIterator[Room]:
-    told = Recorder()
+async def servers(database: Database, nats_server: NatsServer, tmp_path: Path) -> AsyncIterator[ResultServers]:
+    recorder = Recorder()
     bus = await Bus.connect(nats_server.url, nats_server.user, nats_server.password, "test", echo=False)
     await bus.ensure_streams()
     fanout = Fanout(database, bus)
     await fanout.start()
-    ledger = Ledger(database, fanout.publish, told.offer, told.discard)
+    ledger = Ledger(database, fanout.publish, recorder.offer, recorder.discard)
     store = ArtifactStore(f"file://{tmp_path / 'artifacts'}")
     evaluations = results.Evaluations(WorkMethods(EVALUATION, ledger, fanout, store))
     exports = results.Exports(WorkMethods(EXPORT, ledger, fanout, store))
@@ -97,63 +97,65 @@ async def room(database: Database, nats_server: NatsServer, tmp_path: Path) -> A
         grpc.aio.insecure_channel(second) as to_exports,
         grpc.aio.insecure_channel(third) as to_jobs,
     ):
-        yield Room(
+        yield ResultServers(
             EvaluationServiceStub(to_evaluations),
             ExportServiceStub(to_exports),
             FineTuningServiceStub(to_jobs),
             ledger,
             WorkerRequests(ledger, NoTrainers()),
-            told,
+            recorder,
             store,
         )
     await bus.close()
 
 
-def evaluate(room: Room, job_id: str, request_id: str = "", **spec: Any) -> Any:
+def evaluate(servers: ResultServers, job_id: str, request_id: str = "", **spec: Any) -> Any:
     request = evaluation_api.CreateEvaluationRequest(
         model=f"ft:{job_id}", spec=EvaluationSpec(**spec), request_id=request_id
     )
-    return room.evaluations.CreateEvaluation(request)
+    return servers.evaluations.CreateEvaluation(request)
 
 
-def export(room: Room, job_id: str, request_id: str = "", **spec: Any) -> Any:
+def export(servers: ResultServers, job_id: str, request_id: str = "", **spec: Any) -> Any:
     request = export_api.CreateExportRequest(model=f"ft:{job_id}", spec=ExportSpec(**spec), request_id=request_id)
-    return room.exports.CreateExport(request)
+    return servers.exports.CreateExport(request)
 
 
-async def test_a_jobs_stages_leave_the_same_resources_as_those_asked_for_alone(room: Room) -> None:
-    """A client that lists evaluations should not need to know where each came from."""
-    job_id = await room.job(evaluation=EvaluationSpec(num_samples=3, enabled=True))
-    job = (await room.jobs.GetFineTuningJob(job_api.GetFineTuningJobRequest(job_id=job_id))).fine_tuning_job
-    found = await room.evaluations.GetEvaluation(evaluation_api.GetEvaluationRequest(evaluation_id=job.evaluation_id))
+async def test_stages_of_job_create_same_resources_as_separate_requests(servers: ResultServers) -> None:
+    """A client that lists evaluations need not know where each came from."""
+    job_id = await servers.job(evaluation=EvaluationSpec(num_samples=3, enabled=True))
+    job = (await servers.jobs.GetFineTuningJob(job_api.GetFineTuningJobRequest(job_id=job_id))).fine_tuning_job
+    found = await servers.evaluations.GetEvaluation(
+        evaluation_api.GetEvaluationRequest(evaluation_id=job.evaluation_id)
+    )
     left = found.evaluation
-    await evaluate(room, job_id, num_samples=7)
-    await (await room.worker()).complete()
+    await evaluate(servers, job_id, num_samples=7)
+    await (await servers.worker()).complete()
     (alone, listed) = (
-        await room.evaluations.ListEvaluations(evaluation_api.ListEvaluationsRequest(job_id=job_id))
+        await servers.evaluations.ListEvaluations(evaluation_api.ListEvaluationsRequest(job_id=job_id))
     ).evaluations
     assert listed == left
     for each, samples in ((left, 3), (alone, 7)):
         assert (each.job_id, each.model, each.state) == (job_id, f"ft:{job_id}", JobState.JOB_STATE_SUCCEEDED)
         assert (each.result.base_loss, each.result.tuned_loss, each.spec.num_samples) == (4.0, 3.0, samples)
         assert each.HasField("end_time")
-    packed = (await room.exports.GetExport(export_api.GetExportRequest(export_id=job.export_id))).export
+    packed = (await servers.exports.GetExport(export_api.GetExportRequest(export_id=job.export_id))).export
     assert (packed.job_id, list(packed.formats), packed.result.package_path) == (job_id, [ADAPTER], "x.zip")
     assert job.tuned_model == packed.model
 
 
-async def test_an_export_asked_for_alone_lives_as_a_job_does(room: Room) -> None:
+async def test_separate_export_has_state_events_and_retries_like_a_job(servers: ResultServers) -> None:
     """State, progress, attempts, events, watch and retries of a finished model's export."""
-    job_id = await room.job()
-    made = (await export(room, job_id, formats=[ADAPTER])).export
+    job_id = await servers.job()
+    made = (await export(servers, job_id, formats=[ADAPTER])).export
     assert (made.state, made.attempt, made.max_attempts) == (JobState.JOB_STATE_QUEUED, 1, 3)
-    watching = room.exports.WatchExport(export_api.WatchExportRequest(export_id=made.id))
-    worker = await room.worker()
+    watching = servers.exports.WatchExport(export_api.WatchExportRequest(export_id=made.id))
+    worker = await servers.worker()
     assert worker.assignment.fine_tuning_job_id == job_id
     assert worker.assignment.training.total_steps == 48
     assert worker.assignment.evaluation.tuned_loss == 3.0
     await worker.report(Phase(name="packing", index=3, count=5, fraction=0.5))
-    progress = (await room.exports.GetExport(export_api.GetExportRequest(export_id=made.id))).export.progress
+    progress = (await servers.exports.GetExport(export_api.GetExportRequest(export_id=made.id))).export.progress
     assert (progress.phase, progress.phase_index, progress.phase_count, progress.phase_fraction) == (
         "packing",
         3,
@@ -161,78 +163,78 @@ async def test_an_export_asked_for_alone_lives_as_a_job_does(room: Room) -> None
         0.5,
     )
     await worker.fail("KILLED")
-    worker = await room.worker()
+    worker = await servers.worker()
     path = f"jobs/{made.id}/export/2/report.md"
     await worker.report(ArtifactSaved(path=path, kind="export_file"))
     await worker.complete()
-    done = (await room.exports.GetExport(export_api.GetExportRequest(export_id=made.id))).export
+    done = (await servers.exports.GetExport(export_api.GetExportRequest(export_id=made.id))).export
     assert (done.state, done.failed_attempts) == (JobState.JOB_STATE_SUCCEEDED, 1)
     assert [(each.attempt, each.outcome) for each in done.attempts] == [(1, "FAILED"), (2, "COMPLETED")]
     assert done.result.package_path == "x.zip"
     events = [event async for answer in watching for event in answer.events]
     assert [event.sequence for event in events] == list(range(1, done.last_sequence + 1))
     assert {event.job_id for event in events} == {made.id}
-    page = await room.exports.ListExportEvents(export_api.ListExportEventsRequest(export_id=made.id))
+    page = await servers.exports.ListExportEvents(export_api.ListExportEventsRequest(export_id=made.id))
     assert list(page.events) == events
 
 
-async def test_the_same_request_id_makes_one_evaluation(room: Room) -> None:
-    """A client that repeats a call after a lost answer must not pay twice; its own number for the job may stand."""
-    job_id = await room.job(stages=2)
-    first, again = await asyncio.gather(*(evaluate(room, job_id, "order-7", num_samples=2) for _ in range(2)))
+async def test_the_same_request_id_makes_one_evaluation(servers: ResultServers) -> None:
+    """A client that repeats a call after a lost response must not pay twice; a job may have the same request_id."""
+    job_id = await servers.job(stages=2)
+    first, again = await asyncio.gather(*(evaluate(servers, job_id, "order-7", num_samples=2) for _ in range(2)))
     assert first.evaluation.id == again.evaluation.id
-    exported = (await export(room, job_id, "order-7")).export
+    exported = (await export(servers, job_id, "order-7")).export
     assert exported.id.startswith("ex_")
-    refused = await refusal(evaluate(room, job_id, "order-7", num_samples=3))
+    refused = await refusal(evaluate(servers, job_id, "order-7", num_samples=3))
     assert (refused.code, refused.reason) == (grpc.StatusCode.ALREADY_EXISTS, "REQUEST_ID_REUSED")
 
 
-async def test_a_cancelled_export_stops_and_a_deleted_one_leaves_nothing(room: Room) -> None:
-    job_id = await room.job()
-    waiting, running = [(await export(room, job_id)).export for _ in range(2)]
-    worker = await room.worker()
+async def test_cancelled_export_stops_and_deleted_export_leaves_no_rows_or_files(servers: ResultServers) -> None:
+    job_id = await servers.job()
+    waiting, running = [(await export(servers, job_id)).export for _ in range(2)]
+    worker = await servers.worker()
     artifact = f"jobs/{running.id}/export/1/report.md"
     await worker.report(ArtifactSaved(path=artifact, kind="export_file"))
-    with room.store.begin_write(f"default/{artifact}") as writer:
+    with servers.store.begin_write(f"default/{artifact}") as writer:
         writer.write(b"report")
         writer.commit()
     requests = [export_api.CancelExportRequest(export_id=each.id) for each in (waiting, running)]
-    cancelled = [(await room.exports.CancelExport(request)).export.state for request in requests]
+    cancelled = [(await servers.exports.CancelExport(request)).export.state for request in requests]
     assert cancelled == [JobState.JOB_STATE_CANCELLED, JobState.JOB_STATE_CANCELLING]
-    refused = await refusal(room.exports.DeleteExport(export_api.DeleteExportRequest(export_id=running.id)))
+    refused = await refusal(servers.exports.DeleteExport(export_api.DeleteExportRequest(export_id=running.id)))
     assert (refused.code, refused.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "NOT_ENDED")
     await worker.fail()
     for each in (waiting, running):
-        await room.exports.DeleteExport(export_api.DeleteExportRequest(export_id=each.id))
-        gone = await refusal(room.exports.GetExport(export_api.GetExportRequest(export_id=each.id)))
+        await servers.exports.DeleteExport(export_api.DeleteExportRequest(export_id=each.id))
+        gone = await refusal(servers.exports.GetExport(export_api.GetExportRequest(export_id=each.id)))
         assert (gone.code, gone.reason) == (grpc.StatusCode.NOT_FOUND, "EXPORT_NOT_FOUND")
-    assert not room.store.exists(f"default/{artifact}")
-    async with room.ledger.database.read() as session:
+    assert not servers.store.exists(f"default/{artifact}")
+    async with servers.ledger.database.read() as session:
         for table in (Attempt, WorkEvent, SavedArtifact):
             rows = (await session.exec(select(table.work_id).where(table.work_id.startswith("ex_")))).all()  # type: ignore[attr-defined]
             assert not rows, table
 
 
-async def test_a_job_takes_what_was_made_of_its_model_with_it(room: Room) -> None:
-    """Rows of somebody's data would otherwise survive in the evaluations of a deleted job."""
-    job_id = await room.job()
-    made = (await evaluate(room, job_id)).evaluation
+async def test_deleting_job_deletes_evaluations_and_exports_of_its_model(servers: ResultServers) -> None:
+    """Otherwise rows of a user's data would remain in evaluations of a deleted job."""
+    job_id = await servers.job()
+    made = (await evaluate(servers, job_id)).evaluation
     delete = job_api.DeleteFineTuningJobRequest(job_id=job_id)
-    refused = await refusal(room.jobs.DeleteFineTuningJob(delete))
+    refused = await refusal(servers.jobs.DeleteFineTuningJob(delete))
     assert (refused.code, refused.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "NOT_ENDED")
     assert made.id in refused.message
-    await (await room.worker()).complete()
-    await room.jobs.DeleteFineTuningJob(delete)
-    async with room.ledger.database.read() as session:
+    await (await servers.worker()).complete()
+    await servers.jobs.DeleteFineTuningJob(delete)
+    async with servers.ledger.database.read() as session:
         for table in (Work, SavedResult):
             assert not (await session.exec(select(table.id))).all(), table
 
 
-async def test_what_a_jobs_stage_left_is_cancelled_and_deleted_with_the_job(room: Room) -> None:
-    """A watch of it would wait for ever, and a deletion would leave the job pointing at nothing."""
-    job_id = await room.job()
-    job = (await room.jobs.GetFineTuningJob(job_api.GetFineTuningJobRequest(job_id=job_id))).fine_tuning_job
-    stub, id = room.exports, job.export_id
+async def test_results_of_job_stages_cannot_be_cancelled_or_deleted_alone(servers: ResultServers) -> None:
+    """A watch would wait for ever, and a deletion would leave the job with a dangling reference."""
+    job_id = await servers.job()
+    job = (await servers.jobs.GetFineTuningJob(job_api.GetFineTuningJobRequest(job_id=job_id))).fine_tuning_job
+    stub, id = servers.exports, job.export_id
     for call in (
         stub.CancelExport(export_api.CancelExportRequest(export_id=id)),
         stub.DeleteExport(export_api.DeleteExportRequest(export_id=id)),
@@ -244,61 +246,61 @@ async def test_what_a_jobs_stage_left_is_cancelled_and_deleted_with_the_job(room
         assert job_id in refused.message
 
 
-async def test_what_cannot_be_made_is_refused_with_the_field(room: Room) -> None:
-    trained = await room.job(stages=2)
-    untrained = await room.job(stages=1)
+async def test_invalid_requests_are_refused_with_field(servers: ResultServers) -> None:
+    trained = await servers.job(stages=2)
+    untrained = await servers.job(stages=1)
     request = evaluation_api.CreateEvaluationRequest
-    base = room.evaluations.CreateEvaluation(request(model="smollm2-135m"))
+    base = servers.evaluations.CreateEvaluation(request(model="smollm2-135m"))
     for call, code, reason, fields in (
-        (export(room, trained, formats=[MERGED]), "UNIMPLEMENTED", "NOT_IMPLEMENTED", ("spec.formats[0]",)),
-        (evaluate(room, trained, enabled=False), "INVALID_ARGUMENT", "INVALID_CONFIG", ("spec.enabled",)),
-        (evaluate(room, trained, num_samples=1000), "INVALID_ARGUMENT", "INVALID_CONFIG", ("spec.num_samples",)),
-        (evaluate(room, untrained), "FAILED_PRECONDITION", "NOT_TRAINED", ("model",)),
-        (evaluate(room, "ftjob_none"), "NOT_FOUND", "MODEL_NOT_FOUND", ("model",)),
-        (evaluate(room, f"{trained}@10"), "UNIMPLEMENTED", "NOT_IMPLEMENTED", ("model",)),
+        (export(servers, trained, formats=[MERGED]), "UNIMPLEMENTED", "NOT_IMPLEMENTED", ("spec.formats[0]",)),
+        (evaluate(servers, trained, enabled=False), "INVALID_ARGUMENT", "INVALID_CONFIG", ("spec.enabled",)),
+        (evaluate(servers, trained, num_samples=1000), "INVALID_ARGUMENT", "INVALID_CONFIG", ("spec.num_samples",)),
+        (evaluate(servers, untrained), "FAILED_PRECONDITION", "NOT_TRAINED", ("model",)),
+        (evaluate(servers, "ftjob_none"), "NOT_FOUND", "MODEL_NOT_FOUND", ("model",)),
+        (evaluate(servers, f"{trained}@10"), "UNIMPLEMENTED", "NOT_IMPLEMENTED", ("model",)),
         (base, "UNIMPLEMENTED", "NOT_IMPLEMENTED", ("model",)),
-        (room.evaluations.CreateEvaluation(request()), "INVALID_ARGUMENT", "INVALID_MODEL", ("model",)),
+        (servers.evaluations.CreateEvaluation(request()), "INVALID_ARGUMENT", "INVALID_MODEL", ("model",)),
     ):
         refused = await refusal(call)
         assert (refused.code.name, refused.reason, refused.fields) == (code, reason, fields)
 
 
-async def test_ids_of_one_kind_are_unknown_to_another(room: Room) -> None:
+async def test_id_of_another_kind_is_not_found(servers: ResultServers) -> None:
     """`ftf jobs cancel ev_…` must not end an evaluation through the methods of jobs."""
-    job_id = await room.job()
-    made = (await evaluate(room, job_id)).evaluation
-    refused = await refusal(room.jobs.CancelFineTuningJob(job_api.CancelFineTuningJobRequest(job_id=made.id)))
+    job_id = await servers.job()
+    made = (await evaluate(servers, job_id)).evaluation
+    refused = await refusal(servers.jobs.CancelFineTuningJob(job_api.CancelFineTuningJobRequest(job_id=made.id)))
     assert (refused.code, refused.reason) == (grpc.StatusCode.NOT_FOUND, "JOB_NOT_FOUND")
-    refused = await refusal(room.exports.GetExport(export_api.GetExportRequest(export_id=made.id)))
+    refused = await refusal(servers.exports.GetExport(export_api.GetExportRequest(export_id=made.id)))
     assert (refused.code, refused.reason) == (grpc.StatusCode.NOT_FOUND, "EXPORT_NOT_FOUND")
     refused = await refusal(
-        anext(aiter(room.jobs.WatchFineTuningJob(job_api.WatchFineTuningJobRequest(job_id=made.id))))
+        anext(aiter(servers.jobs.WatchFineTuningJob(job_api.WatchFineTuningJobRequest(job_id=made.id))))
     )
     assert (refused.code, refused.reason) == (grpc.StatusCode.NOT_FOUND, "JOB_NOT_FOUND")
-    listed = await room.jobs.ListFineTuningJobs(job_api.ListFineTuningJobsRequest())
+    listed = await servers.jobs.ListFineTuningJobs(job_api.ListFineTuningJobsRequest())
     assert [job.id for job in listed.fine_tuning_jobs] == [job_id]
 
 
-async def test_lists_filter_by_job_and_state_over_pages(room: Room) -> None:
-    jobs = [await room.job(), await room.job()]
+async def test_lists_filter_by_job_and_state_over_pages(servers: ResultServers) -> None:
+    jobs = [await servers.job(), await servers.job()]
     for job_id in jobs:
-        await evaluate(room, job_id)
+        await evaluate(servers, job_id)
     succeeded, queued = JobState.JOB_STATE_SUCCEEDED, JobState.JOB_STATE_QUEUED
-    assert len(await pages(room, 1)) == 4
-    assert len(await pages(room, 3, job_id=jobs[0])) == 2
-    assert len(await pages(room, 1, states=[queued])) == 2
-    left = await pages(room, 1, states=[succeeded], job_id=jobs[1])
+    assert len(await pages(servers, 1)) == 4
+    assert len(await pages(servers, 3, job_id=jobs[0])) == 2
+    assert len(await pages(servers, 1, states=[queued])) == 2
+    left = await pages(servers, 1, states=[succeeded], job_id=jobs[1])
     assert [each.reason for each in left] == ["COMPLETED"]
-    everything = await pages(room, 2)
+    everything = await pages(servers, 2)
     assert [each.id for each in everything] == sorted((each.id for each in everything), reverse=True)
 
 
-async def pages(room: Room, size: int, **filters: Any) -> list[Any]:
+async def pages(servers: ResultServers, size: int, **filters: Any) -> list[Any]:
     listed: list[Any] = []
     token = ""
     while True:
         request = evaluation_api.ListEvaluationsRequest(page_size=size, page_token=token, **filters)
-        answer = await room.evaluations.ListEvaluations(request)
+        answer = await servers.evaluations.ListEvaluations(request)
         assert len(answer.evaluations) <= size
         listed += answer.evaluations
         token = answer.next_page_token

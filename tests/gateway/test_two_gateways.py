@@ -123,14 +123,14 @@ class Holder:
         self.reporter = Reporter(bus, Spool(folder / "spool", record), lambda _: None)
         self.running = asyncio.create_task(self.reporter.run())
 
-    def say(self, payload: Any) -> None:
+    def report(self, payload: Any) -> None:
         event: Event = event_of(payload)
         event.job_id, event.stage = self.assignment.job_id, self.assignment.stage
         event.attempt = self.assignment.attempt
         self.reporter.append(event)
 
     async def complete(self) -> None:
-        self.say(StageCompleted(**RESULTS[Stage.Name(self.assignment.stage)]))
+        self.report(StageCompleted(**RESULTS[Stage.Name(self.assignment.stage)]))
         async with asyncio.timeout(60):
             await self.running
         assert not self.reporter.stopped
@@ -141,7 +141,7 @@ async def hold(bus: Bus, stage: str, folder: Path) -> Holder:
     async with asyncio.timeout(60):
         while True:
             message = await bus.work(SERVICES[stage], "default").next(30)
-            assert message is not None, "nobody dispatched it"
+            assert message is not None, "the job was not dispatched"
             request = ClaimRequest(
                 job_id=message.item.job_id,
                 stage=message.item.stage,
@@ -163,14 +163,14 @@ async def hold(bus: Bus, stage: str, folder: Path) -> Holder:
                 return Holder(bus, answer.assignment, folder)
 
 
-async def until(condition: Callable[[], bool]) -> None:
+async def wait_until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 - other processes bring it about
             await asyncio.sleep(0.02)
 
 
-async def ask_everyone_again(bus: Bus, holder: Holder) -> None:
-    """The first report once more, as after an answer that got lost: every replica gets it, the first answer counts."""
+async def repeat_first_report_at_every_replica(bus: Bus, holder: Holder) -> None:
+    """Repeats the first report, as after a lost response: every replica receives it, the first response counts."""
     given = holder.assignment
     event = event_of(log_at(1))
     event.job_id, event.stage, event.attempt = given.job_id, given.stage, given.attempt
@@ -200,23 +200,25 @@ async def watch(replicas: list[Replica], job_id: str, seen: list[int]) -> None:
             return
 
 
-async def test_one_is_killed_and_the_other_goes_on(replicas: list[Replica], bus: Bus, tmp_path: Path) -> None:
-    """A user whose watch ran over the dead one misses nothing and sees nothing twice; the job loses nothing."""
+async def test_work_and_watches_continue_when_one_gateway_is_killed(
+    replicas: list[Replica], bus: Bus, tmp_path: Path
+) -> None:
+    """A watch that was connected to the killed gateway neither misses nor repeats an event; the job loses nothing."""
     a, b = replicas
     made = await asyncio.gather(*(each.stub.CreateFineTuningJob(creation("once")) for each in [a, b] * 3))
-    assert len({answer.fine_tuning_job.id for answer in made}) == 1, "one request made two jobs"
+    assert len({answer.fine_tuning_job.id for answer in made}) == 1, "one request_id made two jobs"
     job_id = made[0].fine_tuning_job.id
     seen: list[int] = []
     watching = asyncio.create_task(watch(replicas, job_id, seen))
     await (await hold(bus, "STAGE_PREFLIGHT", tmp_path)).complete()
     trainer = await hold(bus, "STAGE_TRAINING", tmp_path)
     for step in range(1, 101):
-        trainer.say(log_at(step))
-    await until(lambda: len(seen) >= 20)
-    await ask_everyone_again(bus, trainer)
+        trainer.report(log_at(step))
+    await wait_until(lambda: len(seen) >= 20)
+    await repeat_first_report_at_every_replica(bus, trainer)
     a.process.kill()
     for step in range(101, 201):
-        trainer.say(log_at(step))
+        trainer.report(log_at(step))
     await trainer.complete()
     for stage in ("STAGE_EVALUATION", "STAGE_EXPORT"):
         await (await hold(bus, stage, tmp_path)).complete()
@@ -229,10 +231,10 @@ async def test_one_is_killed_and_the_other_goes_on(replicas: list[Replica], bus:
 
 
 @pytest.mark.long
-async def test_one_is_stopped_for_longer_than_a_lease_and_goes_on(
+async def test_no_claim_expires_when_one_gateway_stops_for_longer_than_a_lease(
     replicas: list[Replica], bus: Bus, tmp_path: Path
 ) -> None:
-    """The broker goes on giving it every other request; no worker may lose its claim for that, then or afterwards."""
+    """The broker still sends it every other request; no worker may lose its claim, then or after it continues."""
     a, b = replicas
     first_id = (await b.stub.CreateFineTuningJob(creation("first"))).fine_tuning_job.id
     holder = await hold(bus, "STAGE_PREFLIGHT", tmp_path)
@@ -241,14 +243,14 @@ async def test_one_is_stopped_for_longer_than_a_lease_and_goes_on(
     stopped = loop.time()
     second_id = (await b.stub.CreateFineTuningJob(creation("second"))).fine_tuning_job.id
     other = await hold(bus, "STAGE_PREFLIGHT", tmp_path)
-    assert other.assignment.job_id == second_id, "work is claimed while one is stopped"
+    assert other.assignment.job_id == second_id, "work must be claimed while one gateway is stopped"
     step = 0
     while loop.time() < stopped + LEASE_SECONDS + 3:
-        step = await accepted(holder, step + 1)
+        step = await report_one_event(holder, step + 1)
     a.process.send_signal(signal.SIGCONT)
     # It looks at its observations once a second; the reports that it was given meanwhile are old.
     while loop.time() < stopped + LEASE_SECONDS + 7:
-        step = await accepted(holder, step + 1)
+        step = await report_one_event(holder, step + 1)
     for job_id in (first_id, second_id):
         job = await a.job(job_id)
         assert (job.state, job.failed_attempts) == (JobState.JOB_STATE_VALIDATING, 0)
@@ -256,8 +258,8 @@ async def test_one_is_stopped_for_longer_than_a_lease_and_goes_on(
     assert (await a.job(first_id)).state == JobState.JOB_STATE_QUEUED
 
 
-async def accepted(holder: Holder, step: int) -> int:
+async def report_one_event(holder: Holder, step: int) -> int:
     """Has one more event accepted."""
-    holder.say(log_at(step))
-    await until(lambda: not holder.reporter.waiting_events)
+    holder.report(log_at(step))
+    await wait_until(lambda: not holder.reporter.waiting_events)
     return step

@@ -40,9 +40,9 @@ async def fanout(database: Database, nats_server: NatsServer) -> AsyncIterator[F
 
 
 @pytest.fixture
-def live(database: Database, fanout: Fanout, told: Recorder) -> Ledger:
+def live(database: Database, fanout: Fanout, recorder: Recorder) -> Ledger:
     """A ledger whose frames go over the broker."""
-    return Ledger(database, fanout.publish, told.offer, told.discard)
+    return Ledger(database, fanout.publish, recorder.offer, recorder.discard)
 
 
 class Watcher:
@@ -63,18 +63,18 @@ class Watcher:
                 self.through = response.through_sequence
                 self._news.notify_all()
 
-    async def until(self, sequence: int) -> None:
+    async def wait_for_sequence(self, sequence: int) -> None:
         async with asyncio.timeout(10), self._news:
             await self._news.wait_for(lambda: self.through >= sequence)
 
-    async def ended(self) -> list[int]:
+    async def sequences_at_end(self) -> list[int]:
         async with asyncio.timeout(10):
             await self.task
         return self.sequences
 
 
-async def test_a_wake_about_what_was_seen_already_is_no_news() -> None:
-    """Its watcher would ask SQL for nothing, and once froze the gateway with the answer."""
+async def test_notification_of_known_sequence_does_not_wake_watcher() -> None:
+    """The watcher would query SQL without need; this once blocked the gateway."""
     ring = Ring()
     ring.advance(5)
     cursor = Cursor(5, heartbeat_seconds=10)
@@ -87,13 +87,13 @@ async def test_a_wake_about_what_was_seen_already_is_no_news() -> None:
     cursor.close()
 
 
-async def trained(ledger: Ledger, told: Recorder, acceptance: WorkerRequests, steps: int) -> tuple[str, Worker]:
+async def trained(ledger: Ledger, recorder: Recorder, acceptance: WorkerRequests, steps: int) -> tuple[str, Worker]:
     job_id = await create(ledger)
     first = Worker(acceptance)
-    await first.claim(told.offered[-1])
+    await first.claim(recorder.offered[-1])
     await first.complete()
     worker = Worker(acceptance, "b" * 32)
-    await worker.claim(told.offered[-1])
+    await worker.claim(recorder.offered[-1])
     await worker.report(*(log_at(step) for step in range(1, steps + 1)))
     return job_id, worker
 
@@ -104,77 +104,79 @@ async def cancel(ledger: Ledger, job_id: str, worker: Worker) -> None:
     await worker.fail()
 
 
-async def test_early_and_late_watchers_see_the_same(live: Ledger, fanout: Fanout, told: Recorder) -> None:
+async def test_early_and_late_watchers_receive_the_same_events(
+    live: Ledger, fanout: Fanout, recorder: Recorder
+) -> None:
     acceptance = WorkerRequests(live, NoTrainers())
-    job_id, worker = await trained(live, told, acceptance, 0)
+    job_id, worker = await trained(live, recorder, acceptance, 0)
     early = Watcher(fanout, job_id)
     await worker.report(*(log_at(step) for step in range(1, 700)))
-    await early.until(600)
+    await early.wait_for_sequence(600)
     late = Watcher(fanout, job_id)
     await worker.report(*(log_at(step) for step in range(700, 900)))
     await cancel(live, job_id, worker)
-    everything = await early.ended()
+    everything = await early.sequences_at_end()
     assert everything == list(range(1, len(everything) + 1))
-    assert await late.ended() == everything
-    assert await Watcher(fanout, job_id, after=450).ended() == everything[450:]
+    assert await late.sequences_at_end() == everything
+    assert await Watcher(fanout, job_id, after=450).sequences_at_end() == everything[450:]
 
 
-async def test_a_tail_that_was_never_published_arrives(
-    live: Ledger, ledger: Ledger, fanout: Fanout, told: Recorder
+async def test_unpublished_last_events_are_delivered(
+    live: Ledger, ledger: Ledger, fanout: Fanout, recorder: Recorder
 ) -> None:
-    job_id, worker = await trained(live, told, WorkerRequests(live, NoTrainers()), 3)
+    job_id, worker = await trained(live, recorder, WorkerRequests(live, NoTrainers()), 3)
     watcher = Watcher(fanout, job_id)
     silent = WorkerRequests(ledger, NoTrainers())
     worker.acceptance = silent
     await worker.report(log_at(4), log_at(5))
-    await watcher.until(told.frames[-1].sequence)
+    await watcher.wait_for_sequence(recorder.frames[-1].sequence)
     worker.acceptance = WorkerRequests(live, NoTrainers())
     await worker.report(log_at(6))
     await cancel(live, job_id, worker)
-    sequences = await watcher.ended()
+    sequences = await watcher.sequences_at_end()
     assert sequences == list(range(1, len(sequences) + 1))
 
 
-async def test_a_gateway_without_a_broker_still_streams_what_it_accepts(
-    database: Database, told: Recorder, nats_server: NatsServer
+async def test_gateway_without_broker_streams_events_it_accepts(
+    database: Database, recorder: Recorder, nats_server: NatsServer
 ) -> None:
-    """Verbs come through gRPC, and their watchers may be on the same gateway. No tail check runs here."""
+    """Verbs arrive over gRPC, and their watchers may be on the same gateway. No tail check runs in this test."""
     bus = await Bus.connect(nats_server.url, nats_server.user, nats_server.password, "test")
     await bus.close()
     lonely = Fanout(database, bus)
-    ledger = Ledger(database, lonely.publish, told.offer, told.discard)
+    ledger = Ledger(database, lonely.publish, recorder.offer, recorder.discard)
     job_id = await create(ledger)
     watcher = Watcher(lonely, job_id)
-    await watcher.until(1)
+    await watcher.wait_for_sequence(1)
     async with ledger.decide(job_id) as decision:
         lifecycle.cancel(decision)
-    assert len(await watcher.ended()) > 1
+    assert len(await watcher.sequences_at_end()) > 1
 
 
-async def test_a_gateway_that_stops_sends_its_watchers_on_at_once(live: Ledger, fanout: Fanout, told: Recorder) -> None:
-    """They would hold it up for as long as it waits for its calls, and go on with another gateway later."""
+async def test_stopping_gateway_ends_its_watches_immediately(live: Ledger, fanout: Fanout, recorder: Recorder) -> None:
+    """Otherwise the stop would wait for them; clients continue at another gateway."""
     job_id = await create(live)
     watcher = Watcher(fanout, job_id)
-    await watcher.until(1)
+    await watcher.wait_for_sequence(1)
     fanout.end()
     with pytest.raises(Unavailable):
-        await watcher.ended()
+        await watcher.sequences_at_end()
     with pytest.raises(Unavailable):
-        await Watcher(fanout, job_id, after=1).ended()
+        await Watcher(fanout, job_id, after=1).sequences_at_end()
 
 
-async def test_filters_skip_events_and_still_advance_the_cursor(live: Ledger, fanout: Fanout, told: Recorder) -> None:
-    job_id, worker = await trained(live, told, WorkerRequests(live, NoTrainers()), 5)
+async def test_filtered_watch_advances_its_cursor(live: Ledger, fanout: Fanout, recorder: Recorder) -> None:
+    job_id, worker = await trained(live, recorder, WorkerRequests(live, NoTrainers()), 5)
     logs = Watcher(fanout, job_id, kinds=("log",))
     loud = Watcher(fanout, job_id, loud=Severity.SEVERITY_ERROR)
     await cancel(live, job_id, worker)
-    assert len(await logs.ended()) == 5
+    assert len(await logs.sequences_at_end()) == 5
     assert logs.through > logs.sequences[-1]
-    assert await loud.ended() == []
+    assert await loud.sequences_at_end() == []
 
 
-async def test_a_quiet_watch_beats(live: Ledger, fanout: Fanout, told: Recorder) -> None:
-    job_id, _ = await trained(live, told, WorkerRequests(live, NoTrainers()), 1)
+async def test_watch_without_events_sends_heartbeats(live: Ledger, fanout: Fanout, recorder: Recorder) -> None:
+    job_id, _ = await trained(live, recorder, WorkerRequests(live, NoTrainers()), 1)
     stream = fanout.watch(FINE_TUNING_JOB, job_id, "default", 0, (), 0, heartbeat_seconds=0.05)
     async with asyncio.timeout(10):
         answers = [WatchFineTuningJobResponse.FromString(await anext(stream)) for _ in range(3)]
@@ -184,11 +186,11 @@ async def test_a_quiet_watch_beats(live: Ledger, fanout: Fanout, told: Recorder)
     await stream.aclose()  # type: ignore[attr-defined]
 
 
-async def test_a_watcher_of_a_quiet_job_hears_at_once_that_it_is_heard(
-    live: Ledger, fanout: Fanout, told: Recorder
+async def test_new_watch_without_events_receives_empty_response_immediately(
+    live: Ledger, fanout: Fanout, recorder: Recorder
 ) -> None:
-    """Else it can't tell a gateway with nothing to say from none, and counts both as an outage."""
-    job_id, _ = await trained(live, told, WorkerRequests(live, NoTrainers()), 1)
+    """Otherwise it cannot tell an idle gateway from an unreachable one, and counts both as an outage."""
+    job_id, _ = await trained(live, recorder, WorkerRequests(live, NoTrainers()), 1)
     read = fanout.watch(FINE_TUNING_JOB, job_id, "default", 0, (), 0, heartbeat_seconds=3600)
     filtered = fanout.watch(FINE_TUNING_JOB, job_id, "default", 0, ("checkpoint",), 0, heartbeat_seconds=3600)
     async with asyncio.timeout(10):
@@ -202,9 +204,9 @@ async def test_a_watcher_of_a_quiet_job_hears_at_once_that_it_is_heard(
 
 
 async def test_a_cursor_beyond_the_end_and_an_unknown_job_are_refused(
-    live: Ledger, fanout: Fanout, told: Recorder
+    live: Ledger, fanout: Fanout, recorder: Recorder
 ) -> None:
-    job_id, _ = await trained(live, told, WorkerRequests(live, NoTrainers()), 1)
+    job_id, _ = await trained(live, recorder, WorkerRequests(live, NoTrainers()), 1)
     with pytest.raises(OutOfRange):
         await anext(fanout.watch(FINE_TUNING_JOB, job_id, "default", 10_000, (), 0, 1))
     with pytest.raises(NotFound):
@@ -219,30 +221,30 @@ def sequences_of(page: Page | None) -> list[int]:
     return [event.sequence for event in WatchFineTuningJobResponse.FromString(page.response).events]
 
 
-async def test_a_ring_starts_anew_after_a_hole_and_never_repeats(ledger: Ledger, told: Recorder) -> None:
-    await trained(ledger, told, WorkerRequests(ledger, NoTrainers()), 20)
-    frames = told.frames
+async def test_ring_restarts_after_missing_sequences_and_never_repeats(ledger: Ledger, recorder: Recorder) -> None:
+    await trained(ledger, recorder, WorkerRequests(ledger, NoTrainers()), 20)
+    frames = recorder.frames
     ring = Ring()
     ring.extend(frames[:5])
     ring.extend(frames[3:8])
     assert sequences_of(ring.page(0, EVERYTHING)) == list(range(1, 9))
     ring.extend(frames[10:12])
-    assert ring.page(5, EVERYTHING) is None, "what the ring lacks must come from SQL"
+    assert ring.page(5, EVERYTHING) is None, "a page that the ring does not hold must be read from SQL"
     assert sequences_of(ring.page(10, EVERYTHING)) == [11, 12]
 
 
-async def test_frames_survive_the_wire(ledger: Ledger, told: Recorder) -> None:
-    await trained(ledger, told, WorkerRequests(ledger, NoTrainers()), 3)
-    run = b"".join(frame.data for frame in told.frames)
-    assert frames_of_run(run) == told.frames
+async def test_frames_round_trip_through_serialization(ledger: Ledger, recorder: Recorder) -> None:
+    await trained(ledger, recorder, WorkerRequests(ledger, NoTrainers()), 3)
+    run = b"".join(frame.data for frame in recorder.frames)
+    assert frames_of_run(run) == recorder.frames
     response = WatchFineTuningJobResponse.FromString(run)
     assert [frame_of_stored(e.SerializeToString()).sequence for e in response.events] == [
-        frame.sequence for frame in told.frames
+        frame.sequence for frame in recorder.frames
     ]
 
 
-class Reads:
-    """Counts what is asked of SQL."""
+class CountingReads:
+    """Counts the SQL queries."""
 
     def __init__(self, database: Database) -> None:
         self.statements: list[str] = []
@@ -256,32 +258,36 @@ class Reads:
         return sum("FROM events" in statement for statement in self.statements)
 
 
-async def test_watchers_that_come_together_read_history_once(live: Ledger, fanout: Fanout, told: Recorder) -> None:
-    """A hundred browsers that reconnect after a restart do not read a hundred times what one read would tell."""
-    job_id, worker = await trained(live, told, WorkerRequests(live, NoTrainers()), 1200)
+async def test_concurrent_watchers_share_one_read_of_the_history(
+    live: Ledger, fanout: Fanout, recorder: Recorder
+) -> None:
+    """A hundred browsers that reconnect after a restart must not read the same history a hundred times."""
+    job_id, worker = await trained(live, recorder, WorkerRequests(live, NoTrainers()), 1200)
     await cancel(live, job_id, worker)
-    reads = Reads(live.database)
+    reads = CountingReads(live.database)
     watchers = [Watcher(fanout, job_id) for _ in range(20)]
-    seen = [await watcher.ended() for watcher in watchers]
+    seen = [await watcher.sequences_at_end() for watcher in watchers]
     assert all(sequences == list(range(1, len(seen[0]) + 1)) for sequences in seen)
     assert reads.pages <= 2 * (len(seen[0]) // 500 + 1), f"{reads.pages} pages were read for 20 watchers"
 
 
-async def test_a_rare_kind_is_found_in_a_long_history_at_once(live: Ledger, fanout: Fanout, told: Recorder) -> None:
-    job_id, worker = await trained(live, told, WorkerRequests(live, NoTrainers()), 2000)
+async def test_rare_event_kind_is_found_in_long_history_with_few_reads(
+    live: Ledger, fanout: Fanout, recorder: Recorder
+) -> None:
+    job_id, worker = await trained(live, recorder, WorkerRequests(live, NoTrainers()), 2000)
     await worker.report(Eval(step=2000, eval_loss=1.0))
     await cancel(live, job_id, worker)
-    reads = Reads(live.database)
+    reads = CountingReads(live.database)
     watcher = Watcher(fanout, job_id, kinds=("eval",))
-    assert len(await watcher.ended()) == 1
+    assert len(await watcher.sequences_at_end()) == 1
     assert reads.pages == 1
 
 
-async def test_a_filtered_watcher_of_a_busy_job_is_not_sent_nothing_for_every_event(
-    live: Ledger, fanout: Fanout, told: Recorder
+async def test_filtered_watch_gets_no_empty_response_per_skipped_event(
+    live: Ledger, fanout: Fanout, recorder: Recorder
 ) -> None:
-    """It hears how far it has got with its heartbeats and with what it wanted."""
-    job_id, worker = await trained(live, told, WorkerRequests(live, NoTrainers()), 1)
+    """Its cursor advances with heartbeats and with matching events."""
+    job_id, worker = await trained(live, recorder, WorkerRequests(live, NoTrainers()), 1)
     stream = fanout.watch(FINE_TUNING_JOB, job_id, "default", 0, ("eval",), 0, heartbeat_seconds=600)
     async with asyncio.timeout(10):
         assert not WatchFineTuningJobResponse.FromString(await anext(stream)).events
@@ -295,29 +301,29 @@ async def test_a_filtered_watcher_of_a_busy_job_is_not_sent_nothing_for_every_ev
     await stream.aclose()
 
 
-async def test_a_watcher_hears_that_its_job_was_deleted(live: Ledger, fanout: Fanout, told: Recorder) -> None:
-    job_id, _ = await trained(live, told, WorkerRequests(live, NoTrainers()), 3)
+async def test_watch_of_deleted_job_ends_with_not_found(live: Ledger, fanout: Fanout, recorder: Recorder) -> None:
+    job_id, _ = await trained(live, recorder, WorkerRequests(live, NoTrainers()), 3)
     watcher = Watcher(fanout, job_id)
-    await watcher.until(4)
+    await watcher.wait_for_sequence(4)
     async with live.database.write() as session:
         for table in (Attempt, WorkEvent, Metric):
             await session.exec(delete(table).where(col(table.work_id) == job_id))
         await session.exec(delete(Work).where(col(Work.id) == job_id))
     with pytest.raises(NotFound):
-        await watcher.ended()
+        await watcher.sequences_at_end()
 
 
-async def test_a_slow_watcher_goes_on_from_sql_when_the_ring_has_passed_it(
-    live: Ledger, fanout: Fanout, told: Recorder
+async def test_slow_watcher_continues_from_sql_when_ring_has_overwritten_its_position(
+    live: Ledger, fanout: Fanout, recorder: Recorder
 ) -> None:
-    """One megabyte is held for a job, however far behind somebody is; he misses nothing."""
-    job_id, worker = await trained(live, told, WorkerRequests(live, NoTrainers()), 1)
+    """The ring holds one megabyte per job; a slow watcher still misses nothing."""
+    job_id, worker = await trained(live, recorder, WorkerRequests(live, NoTrainers()), 1)
     slow = fanout.watch(FINE_TUNING_JOB, job_id, "default", 0, (), 0, heartbeat_seconds=600)
     seen = [e.sequence for e in WatchFineTuningJobResponse.FromString(await anext(slow)).events]
     quick = Watcher(fanout, job_id, after=seen[-1])
     for batch in range(60):
         await worker.report(*(Warning(reason="LONG", message="x" * 10_000) for _ in range(3)))
-        await quick.until(seen[-1] + 3 * (batch + 1))
+        await quick.wait_for_sequence(seen[-1] + 3 * (batch + 1))
     ring = fanout._rings[job_id]
     assert ring.bytes <= 1 << 20
     assert ring.page(seen[-1], EVERYTHING) is None
@@ -327,16 +333,16 @@ async def test_a_slow_watcher_goes_on_from_sql_when_the_ring_has_passed_it(
             assert len(data) <= (256 << 10) + (64 << 10)
             seen += [e.sequence for e in WatchFineTuningJobResponse.FromString(data).events]
     assert seen == list(range(1, len(seen) + 1))
-    assert await quick.ended() == seen[-len(quick.sequences) :]
+    assert await quick.sequences_at_end() == seen[-len(quick.sequences) :]
 
 
-async def test_runs_that_arrive_in_the_wrong_order_lose_and_repeat_nothing(
-    live: Ledger, fanout: Fanout, told: Recorder
+async def test_frames_published_out_of_order_are_neither_lost_nor_repeated(
+    live: Ledger, fanout: Fanout, recorder: Recorder
 ) -> None:
-    """Two decisions of one job may publish in the other order than they were committed in."""
-    job_id, worker = await trained(live, told, WorkerRequests(live, NoTrainers()), 3)
+    """Two decisions of one job may be published in another order than they were committed."""
+    job_id, worker = await trained(live, recorder, WorkerRequests(live, NoTrainers()), 3)
     watcher = Watcher(fanout, job_id)
-    await watcher.until(4)
+    await watcher.wait_for_sequence(4)
     held: list[list[Frame]] = []
     publish = fanout.publish
 
@@ -350,5 +356,5 @@ async def test_runs_that_arrive_in_the_wrong_order_lose_and_repeat_nothing(
     for frames in reversed(held):
         await publish(job_id, frames)
     await cancel(live, job_id, worker)
-    sequences = await watcher.ended()
+    sequences = await watcher.sequences_at_end()
     assert sequences == list(range(1, len(sequences) + 1))

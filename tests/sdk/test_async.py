@@ -28,7 +28,9 @@ def test_both_clients_have_the_same_methods_with_the_same_arguments() -> None:
         assert inspect.getdoc(blocking.jobs.watch) == inspect.getdoc(awaited.jobs.watch)
 
 
-async def test_a_job_from_its_rows_to_its_package(server: Running, gateway: FakeGateway, tmp_path: Path) -> None:
+async def test_async_client_runs_a_job_from_upload_to_download(
+    server: Running, gateway: FakeGateway, tmp_path: Path
+) -> None:
     rows = tmp_path / "train.jsonl"
     rows.write_text('{"question": "q", "answer": "a"}\n')
     gateway.files = {"export/report.md": b"# report"}
@@ -58,7 +60,9 @@ async def test_a_job_from_its_rows_to_its_package(server: Running, gateway: Fake
         assert len([job async for job in client.jobs.list(limit=110)]) == 110
 
 
-async def test_refusals_are_the_same_exceptions(server: Running, gateway: FakeGateway) -> None:
+async def test_refusals_raise_the_same_exceptions_as_in_the_blocking_client(
+    server: Running, gateway: FakeGateway
+) -> None:
     gateway.events = history(failed=True)
     async with AsyncClient(server.address) as client:
         with pytest.raises(NotFound):
@@ -69,8 +73,8 @@ async def test_refusals_are_the_same_exceptions(server: Running, gateway: FakeGa
             await client.jobs.wait(JOB)
 
 
-async def test_a_cancelled_watch_leaves_no_stream_and_no_thread(server: Running, gateway: FakeGateway) -> None:
-    """A web handler whose browser went away is cancelled; what it watched must not stay open."""
+async def test_cancelled_watch_leaves_no_stream_and_no_thread(server: Running, gateway: FakeGateway) -> None:
+    """A web handler is cancelled when its browser disconnects; its stream must not stay open."""
     gateway.hold = threading.Event()
     async with AsyncClient(server.address) as client:
         for _ in range(2):
@@ -94,8 +98,8 @@ async def test_a_cancelled_watch_leaves_no_stream_and_no_thread(server: Running,
                     await asyncio.sleep(0.005)
 
 
-async def test_a_cancelled_upload_ends_its_thread(server: Running, gateway: FakeGateway, tmp_path: Path) -> None:
-    """Else a cancelled request goes on sending gigabytes."""
+async def test_cancelled_upload_ends_its_thread(server: Running, gateway: FakeGateway, tmp_path: Path) -> None:
+    """Otherwise a cancelled request would continue to send gigabytes."""
     rows = tmp_path / "big.jsonl"
     rows.write_bytes(b"x" * 8_000_000)
     loop, started = asyncio.get_running_loop(), asyncio.Event()
@@ -116,7 +120,7 @@ async def test_a_cancelled_upload_ends_its_thread(server: Running, gateway: Fake
         assert not gateway.uploads
 
 
-def test_it_can_be_made_before_there_is_an_event_loop(server: Running) -> None:
+def test_async_client_can_be_created_without_event_loop(server: Running) -> None:
     client = AsyncClient(server.address)
 
     async def main() -> str:
@@ -126,13 +130,13 @@ def test_it_can_be_made_before_there_is_an_event_loop(server: Running) -> None:
     assert asyncio.run(main()) == JOB
 
 
-async def test_the_blocking_client_works_inside_an_event_loop_too(client: Client) -> None:
+async def test_blocking_client_works_inside_an_event_loop(client: Client) -> None:
     """In a notebook everything runs inside one."""
     assert next(client.jobs.watch(JOB)).sequence == 1
     assert client.jobs.wait(JOB).state == "SUCCEEDED"
 
 
-def test_a_second_event_loop_is_refused_in_the_clients_own_words(server: Running) -> None:
+def test_use_in_second_event_loop_raises_a_clear_error(server: Running) -> None:
     """asyncio.run twice with one client ended in "Event loop is closed", from deep inside a library."""
     client = AsyncClient(server.address)
 

@@ -38,7 +38,7 @@ def test_files_are_uploaded_and_named_by_their_ids(client: Client, gateway: Fake
     assert job.spec["training_data"][1]["mapping"] == {"question": "q"}
 
 
-def test_what_comes_back_can_be_sent_again(client: Client) -> None:
+def test_returned_spec_can_be_sent_again(client: Client) -> None:
     spec = pb.FineTuningJobSpec(base_model="m", method=3, seed=7)
     spec.training_data.add(dataset="ds_1", weight=2)
     spec.quantization.bits = 4
@@ -47,9 +47,7 @@ def test_what_comes_back_can_be_sent_again(client: Client) -> None:
     assert client.jobs.create(spec=spec).proto.spec == spec  # type: ignore[attr-defined]
 
 
-def test_everything_wrong_is_said_at_once_and_before_any_upload(
-    client: Client, gateway: FakeGateway, rows: Path
-) -> None:
+def test_all_violations_are_raised_at_once_before_any_upload(client: Client, gateway: FakeGateway, rows: Path) -> None:
     with pytest.raises(InvalidArgument) as caught:
         client.jobs.create(
             training_data=[rows, "s3://org/name", "missing.jsonl"],
@@ -72,7 +70,7 @@ def test_everything_wrong_is_said_at_once_and_before_any_upload(
     assert gateway.calls == []
 
 
-def test_a_create_whose_answer_was_lost_makes_one_job(client: Client, gateway: FakeGateway) -> None:
+def test_create_with_lost_response_makes_one_job(client: Client, gateway: FakeGateway) -> None:
     gateway.outages = {"CreateFineTuningJob": 2}
     client.jobs.create(base_model="m", training_data="ds_1")
     requests = gateway.requests("CreateFineTuningJob")
@@ -80,14 +78,14 @@ def test_a_create_whose_answer_was_lost_makes_one_job(client: Client, gateway: F
     assert len({request.request_id for request in requests}) == 1
 
 
-def test_a_dry_run_leaves_nothing_on_the_server(client: Client, gateway: FakeGateway, rows: Path) -> None:
+def test_dry_run_deletes_its_uploads(client: Client, gateway: FakeGateway, rows: Path) -> None:
     job = client.jobs.create(base_model="m", training_data=rows, validate_only=True)
     assert job.id == ""
     assert gateway.requests("CreateFineTuningJob")[0].validate_only
     assert gateway.deleted == list(gateway.uploads)
 
 
-def test_a_preflight_leaves_nothing_on_the_server_either(client: Client, gateway: FakeGateway, rows: Path) -> None:
+def test_preflight_deletes_its_uploads(client: Client, gateway: FakeGateway, rows: Path) -> None:
     """A refused job is a result with the whole report, not an exception with one sentence."""
     found = client.jobs.preflight(base_model="m", training_data=rows, hyperparameters={"num_epochs": 3}, node_id="n")
     assert not found.refused
@@ -106,13 +104,13 @@ def test_a_preflight_leaves_nothing_on_the_server_either(client: Client, gateway
         client.jobs.preflight(bse_model="m", training_data=rows)
 
 
-def test_the_same_file_again_is_the_same_dataset(client: Client, gateway: FakeGateway, rows: Path) -> None:
+def test_same_file_twice_is_one_dataset(client: Client, gateway: FakeGateway, rows: Path) -> None:
     for _ in range(2):
         client.jobs.create(base_model="m", training_data=rows)
     assert len(gateway.uploads) == 1
 
 
-def test_numbers_may_be_text_as_out_of_an_environment_variable() -> None:
+def test_numbers_may_be_strings() -> None:
     spec = draft_spec(
         {"base_model": "m", "training_data": "ds_1", "seed": "7", "hyperparameters": {"packing": "true"}}
     ).spec
@@ -120,8 +118,8 @@ def test_numbers_may_be_text_as_out_of_an_environment_variable() -> None:
     assert spec.hyperparameters.packing is True
 
 
-def test_all_linear_is_taken_as_a_list_of_it() -> None:
-    """peft's word for what is the default here; over a recipe's own list it has to be said."""
+def test_all_linear_string_is_accepted_as_target_modules() -> None:
+    """peft's value for what is the default here; needed to override a recipe's own list."""
     draft = draft_spec({"base_model": "m", "training_data": "ds_1", "lora": {"target_modules": "all-linear"}})
     assert list(draft.spec.lora.target_modules) == ["all-linear"]
     with pytest.raises(InvalidArgument):

@@ -9,14 +9,14 @@ from zipfile import ZipFile
 SDK = Path(__file__).parents[2] / "sdk"
 
 
-def test_it_depends_on_grpc_and_protobuf_and_nothing_heavier() -> None:
+def test_sdk_depends_only_on_grpc_and_protobuf() -> None:
     project = tomllib.loads((SDK / "pyproject.toml").read_text())["project"]
     names = {requirement.split(">")[0] for requirement in project["dependencies"]}
     assert names == {"grpcio", "protobuf", "googleapis-common-protos"}
     assert {requirement.split(">")[0] for requirement in project["optional-dependencies"]["cli"]} == {"typer", "rich"}
 
 
-def test_importing_it_loads_neither_the_command_line_nor_anything_heavy() -> None:
+def test_import_loads_neither_command_line_nor_heavy_packages() -> None:
     code = (
         "import sys, finetuneflow;"
         "heavy = {'typer', 'rich', 'click', 'numpy', 'torch', 'pydantic', 'google.protobuf.json_format'};"
@@ -26,7 +26,7 @@ def test_importing_it_loads_neither_the_command_line_nor_anything_heavy() -> Non
     assert result.stdout.strip() == "[]"
 
 
-def test_the_wheel_holds_the_package_with_its_types_and_its_command(tmp_path: Path) -> None:
+def test_wheel_contains_package_types_and_command(tmp_path: Path) -> None:
     build = "import sys; from hatchling.build import build_wheel; print(build_wheel(sys.argv[1]))"
     command = [sys.executable, "-c", build, str(tmp_path)]
     subprocess.run(command, cwd=SDK, capture_output=True, text=True, check=True)

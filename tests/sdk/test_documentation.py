@@ -119,7 +119,7 @@ def test_both_clients_show_the_same_documentation() -> None:
                     assert getattr(getattr(client, name), method).__doc__ == documented.__doc__
 
 
-def test_the_checks_name_what_is_missing() -> None:
+def test_checks_find_missing_and_extra_documentation() -> None:
     def create(base_model: str, *, seed: int | None = None) -> int:
         """Creates a job.
 

@@ -27,7 +27,7 @@ def test_each_status_has_its_exception(
     assert "spec.seed: too large" in str(error)
 
 
-def test_an_unforeseen_failure_is_the_servers_and_not_repeated(client: Client, gateway: FakeGateway) -> None:
+def test_internal_error_raises_server_error_without_retry(client: Client, gateway: FakeGateway) -> None:
     gateway.refusals["GetFineTuningJob"] = lambda context: refuse(
         context, grpc.StatusCode.INTERNAL, "error 7f3a", "INTERNAL"
     )
@@ -36,7 +36,7 @@ def test_an_unforeseen_failure_is_the_servers_and_not_repeated(client: Client, g
     assert len(gateway.calls) == 1
 
 
-def test_a_part_that_is_down_is_told_from_a_server_that_is(
+def test_unavailable_service_is_not_an_unreachable_server(
     client: Client, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transport, "_SECONDS_FOR_A_PART", 0.1)
@@ -46,16 +46,16 @@ def test_a_part_that_is_down_is_told_from_a_server_that_is(
     with pytest.raises(Unavailable, match="no probe") as caught:
         client.probe.hardware()
     assert not isinstance(caught.value, ServerUnreachable)
-    assert len(gateway.calls) > 1, "it may just be starting"
+    assert len(gateway.calls) > 1, "the call must be retried: the service may be starting"
 
 
-def test_a_restart_is_waited_out(client: Client, gateway: FakeGateway) -> None:
+def test_calls_are_retried_during_a_restart(client: Client, gateway: FakeGateway) -> None:
     client.jobs.get(JOB)
     gateway.outages = {"GetFineTuningJob": 3}
     assert client.jobs.get(JOB).id == JOB
 
 
-def test_no_server_says_where_it_was_looked_for_and_soon() -> None:
+def test_unreachable_server_raises_quickly_with_its_address() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{unused.getsockname()[1]}"
@@ -67,12 +67,12 @@ def test_no_server_says_where_it_was_looked_for_and_soon() -> None:
 
 
 @pytest.mark.parametrize("address", ["http://x:1", "nowhere", ":7460", "host:"])
-def test_an_address_that_is_none_is_refused(address: str) -> None:
+def test_invalid_address_is_refused(address: str) -> None:
     with pytest.raises(InvalidArgument, match="not a valid address"):
         Client(address)
 
 
-def test_a_token_is_sent_but_never_in_the_clear(
+def test_token_is_not_sent_unencrypted_to_another_host(
     client: Client, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FTF_TOKEN", "secret")

@@ -23,7 +23,7 @@ from tests.fakes.gateway import JOB, FakeGateway
 CONTENT = b"".join(hashlib.sha256(str(i).encode()).digest() for i in range(1000))
 
 
-def test_a_cut_upload_goes_on_where_it_was_cut(client: Client, gateway: FakeGateway, tmp_path: Path) -> None:
+def test_interrupted_upload_resumes_at_received_bytes(client: Client, gateway: FakeGateway, tmp_path: Path) -> None:
     path = tmp_path / "big.jsonl"
     path.write_bytes(CONTENT * 100)
     size = len(CONTENT) * 100
@@ -39,8 +39,8 @@ def test_a_cut_upload_goes_on_where_it_was_cut(client: Client, gateway: FakeGate
     assert [done for done, _ in seen if done < 1 << 20] == []
 
 
-def test_the_same_rows_again_are_the_same_dataset(client: Client, gateway: FakeGateway, tmp_path: Path) -> None:
-    """A script that is run twice doesn't fill the server's disk; other rows or another name are another dataset."""
+def test_same_content_and_name_is_the_same_dataset(client: Client, gateway: FakeGateway, tmp_path: Path) -> None:
+    """A script that is run twice does not fill the server's disk; other content or another name is another dataset."""
     first, second = tmp_path / "a" / "rows.jsonl", tmp_path / "b" / "rows.jsonl"
     for path in (first, second):
         path.parent.mkdir()
@@ -53,10 +53,10 @@ def test_the_same_rows_again_are_the_same_dataset(client: Client, gateway: FakeG
     assert len({dataset.id, *others}) == 3
 
 
-def test_a_large_file_is_known_by_what_the_disk_says_of_it(
+def test_large_file_is_identified_by_its_metadata(
     client: Client, gateway: FakeGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody waits for a hash before the first byte; and yet other bytes are never taken for the same."""
+    """No hash is computed before the first byte is sent, and changed content is still detected."""
     monkeypatch.setattr(uploading, "_KNOWN_BY_CONTENT_BYTES", 0)
     path = tmp_path / "rows.jsonl"
     path.write_bytes(CONTENT)
@@ -70,10 +70,10 @@ def test_a_large_file_is_known_by_what_the_disk_says_of_it(
     assert gateway.uploads[second.id] == CONTENT[::-1]
 
 
-def test_what_is_held_of_another_file_is_not_gone_on_with_for_good(
+def test_upload_restarts_if_server_holds_bytes_of_another_file(
     client: Client, gateway: FakeGateway, tmp_path: Path
 ) -> None:
-    """The server finds out at the end; then the file is sent from its start."""
+    """The server detects it at the end; then the file is sent from its start."""
     path = tmp_path / "rows.jsonl"
     path.write_bytes(CONTENT)
     gateway.held["mine"] = b"?" * 1000
@@ -82,26 +82,26 @@ def test_what_is_held_of_another_file_is_not_gone_on_with_for_good(
     assert [header.offset for header in gateway.requests("UploadDataset")] == [1000, 0]
 
 
-def test_a_file_that_changes_meanwhile_is_not_uploaded(client: Client, gateway: FakeGateway, tmp_path: Path) -> None:
-    """Half of the old rows and half of the new would be trained on."""
+def test_file_that_changes_during_upload_is_refused(client: Client, gateway: FakeGateway, tmp_path: Path) -> None:
+    """A mixture of old and new rows would be trained on."""
     path = tmp_path / "rows.jsonl"
     path.write_bytes(CONTENT * 100)
 
-    def scribble(done: int, total: int) -> None:
+    def overwrite_last_byte(done: int, total: int) -> None:
         with path.open("r+b") as file:
             file.seek(total - 1)
             file.write(b"!")
 
-    for meddle in (scribble, lambda done, total: os.truncate(path, 1 << 20)):
+    for modify in (overwrite_last_byte, lambda done, total: os.truncate(path, 1 << 20)):
         with pytest.raises((IntegrityError, OSError), match=r"changed|was cut"):
-            client.datasets.upload(path, progress=meddle)
+            client.datasets.upload(path, progress=modify)
     assert gateway.uploads == {}
 
 
-def test_an_upload_that_gets_nowhere_ends(
+def test_upload_without_progress_gives_up(
     client: Client, gateway: FakeGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The caller hears of it, instead of waiting for ever."""
+    """The caller gets an exception instead of waiting for ever."""
     monkeypatch.setattr(uploading, "_SECONDS_WITHOUT_PROGRESS", 0.2)
     gateway.outages = {"UploadDataset": 1_000}
     (tmp_path / "rows.jsonl").write_bytes(CONTENT)
@@ -109,12 +109,12 @@ def test_an_upload_that_gets_nowhere_ends(
         client.datasets.upload(tmp_path / "rows.jsonl")
 
 
-def test_a_file_that_vanishes_is_the_callers_error(client: Client, tmp_path: Path) -> None:
+def test_missing_file_raises_file_not_found(client: Client, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         client.datasets.upload(tmp_path / "gone.jsonl")
 
 
-def test_a_cut_download_goes_on_where_it_stopped(client: Client, gateway: FakeGateway, tmp_path: Path) -> None:
+def test_interrupted_download_resumes_at_received_bytes(client: Client, gateway: FakeGateway, tmp_path: Path) -> None:
     gateway.files = {"export/model.bin": CONTENT}
     gateway.cut_download_after = [5000, 7500, 0]
     (path,) = client.jobs.download(JOB, tmp_path / "out")
@@ -125,7 +125,7 @@ def test_a_cut_download_goes_on_where_it_stopped(client: Client, gateway: FakeGa
     assert [p.name for p in path.parent.iterdir()] == ["model.bin"]
 
 
-def test_a_later_call_uses_what_an_earlier_one_left(client: Client, gateway: FakeGateway, tmp_path: Path) -> None:
+def test_later_download_resumes_partial_file(client: Client, gateway: FakeGateway, tmp_path: Path) -> None:
     gateway.files = {"export/model.bin": CONTENT}
     part = PartialFile(tmp_path / "model.bin", hashlib.sha256(CONTENT).hexdigest())
     part.path.write_bytes(CONTENT[:8000])
@@ -135,7 +135,7 @@ def test_a_later_call_uses_what_an_earlier_one_left(client: Client, gateway: Fak
     assert len(gateway.requests("DownloadArtifact")) == 1
 
 
-def test_a_damaged_leftover_is_fetched_anew(client: Client, gateway: FakeGateway, tmp_path: Path) -> None:
+def test_damaged_partial_file_is_downloaded_again(client: Client, gateway: FakeGateway, tmp_path: Path) -> None:
     gateway.files = {"export/model.bin": CONTENT}
     part = PartialFile(tmp_path / "model.bin", hashlib.sha256(CONTENT).hexdigest())
     part.path.write_bytes(b"?" * 8000)
@@ -143,7 +143,7 @@ def test_a_damaged_leftover_is_fetched_anew(client: Client, gateway: FakeGateway
     assert path.read_bytes() == CONTENT
 
 
-def test_other_bytes_than_named_never_get_the_name(client: Client, gateway: FakeGateway, tmp_path: Path) -> None:
+def test_corrupt_download_leaves_no_file(client: Client, gateway: FakeGateway, tmp_path: Path) -> None:
     gateway.files = {"export/model.bin": CONTENT}
     gateway.corrupt_downloads = 1
     with pytest.raises(IntegrityError):
@@ -151,8 +151,8 @@ def test_other_bytes_than_named_never_get_the_name(client: Client, gateway: Fake
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_is_the_callers_to_mend(client: Client, gateway: FakeGateway, tmp_path: Path) -> None:
-    """Nothing that only looks complete; and with room again, what is here already is not fetched again."""
+def test_full_disk_raises_and_download_can_be_resumed(client: Client, gateway: FakeGateway, tmp_path: Path) -> None:
+    """No file only looks complete; once there is space, received bytes are not fetched again."""
     gateway.files = {"export/model.bin": CONTENT}
     code = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (9_000, 9_000))\n"
@@ -169,9 +169,7 @@ def test_a_full_disk_is_the_callers_to_mend(client: Client, gateway: FakeGateway
     assert [request.offset for request in gateway.requests("DownloadArtifact")] == [0, 9_000]
 
 
-def test_an_artifact_that_became_another_is_not_mixed_with_what_is_here(
-    client: Client, gateway: FakeGateway, tmp_path: Path
-) -> None:
+def test_artifact_that_changed_after_listing_is_refused(client: Client, gateway: FakeGateway, tmp_path: Path) -> None:
     gateway.files = {"export/report.md": CONTENT}
     (listed,) = client.artifacts.list(JOB)
     gateway.files = {"export/report.md": CONTENT[::-1]}
@@ -181,8 +179,8 @@ def test_an_artifact_that_became_another_is_not_mixed_with_what_is_here(
 
 
 @pytest.mark.parametrize("size", [0, 1, 127, 128, 16_383, 16_384, CHUNK_BYTES])
-def test_chunks_on_the_wire_are_the_messages_they_stand_for(size: int) -> None:
-    """Clients in other languages see nothing but the contract."""
+def test_hand_encoded_chunks_equal_serialized_messages(size: int) -> None:
+    """Clients in other languages rely on the contract alone."""
     chunk = bytes(size)
     for message in (UploadDatasetRequest(chunk=chunk), DownloadArtifactResponse(chunk=chunk)):
         wire = message.SerializeToString()
@@ -192,34 +190,32 @@ def test_chunks_on_the_wire_are_the_messages_they_stand_for(size: int) -> None:
     assert chunk_of(wire[:-1]) is None
 
 
-def test_only_the_export_is_downloaded_and_it_may_be_empty(
-    client: Client, gateway: FakeGateway, tmp_path: Path
-) -> None:
+def test_job_download_contains_only_export_files(client: Client, gateway: FakeGateway, tmp_path: Path) -> None:
     gateway.files = {"checkpoints/x": b"1", "export/adapter/empty.txt": b"", "export/../../../etc/passwd": b"2"}
     paths = client.jobs.download(JOB, tmp_path)
     assert [path.relative_to(tmp_path) for path in paths] == [Path("adapter/empty.txt"), Path("etc/passwd")]
 
 
-def test_a_job_without_an_export_says_so(client: Client, tmp_path: Path) -> None:
+def test_download_of_job_without_export_raises(client: Client, tmp_path: Path) -> None:
     with pytest.raises(FailedPrecondition, match="SUCCEEDED"):
         client.jobs.download(JOB, tmp_path)
 
 
-def test_one_artifact_by_its_id(client: Client, gateway: FakeGateway, tmp_path: Path) -> None:
+def test_artifact_is_downloaded_by_id(client: Client, gateway: FakeGateway, tmp_path: Path) -> None:
     gateway.files = {"export/report.md": b"# report"}
     assert client.artifacts.download("ar_0", tmp_path) == tmp_path / "report.md"
     assert client.artifacts.download("ar_0", tmp_path / "other.md").read_bytes() == b"# report"
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/x", "a/../x", "C:\\x", "..", "a\x00b", "con:x"])
-def test_a_servers_name_stays_below_the_folder(name: str, tmp_path: Path) -> None:
+def test_artifact_name_cannot_leave_the_folder(name: str, tmp_path: Path) -> None:
     target = (tmp_path / safe_relative_path(name)).resolve()
     assert target.is_relative_to(tmp_path.resolve())
     assert target != tmp_path.resolve()
 
 
-def test_a_name_that_is_not_utf8_is_refused_in_a_sentence(client: Client, tmp_path: Path) -> None:
-    """No message can hold it; the traceback of a codec does not say which file it is about."""
+def test_file_name_that_is_not_utf8_is_refused_with_clear_error(client: Client, tmp_path: Path) -> None:
+    """No message can contain it, and the codec's traceback does not name the file."""
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jsonl"))
     path.write_text('{"question": "q", "answer": "a"}\n')
     with pytest.raises(InvalidArgument, match=r"jsonl' is not UTF-8; rename"):

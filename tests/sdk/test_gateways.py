@@ -22,14 +22,12 @@ def other(gateway: FakeGateway) -> Iterator[Running]:
     running.stop()
 
 
-def whole(gateway: FakeGateway) -> list[int]:
+def all_sequences(gateway: FakeGateway) -> list[int]:
     return list(range(1, len(gateway.events) + 1))
 
 
-def test_a_watch_whose_gateway_stops_goes_on_with_the_other(
-    gateway: FakeGateway, server: Running, other: Running
-) -> None:
-    """A dashboard that starts anew, or stands still, each time a gateway is replaced."""
+def test_watch_continues_at_other_gateway(gateway: FakeGateway, server: Running, other: Running) -> None:
+    """Otherwise a dashboard would restart or stop each time a gateway is replaced."""
     gateway.hold = threading.Event()
     gateway.events, everything = gateway.events[:9], gateway.events
     heard: list[Exception] = []
@@ -41,12 +39,12 @@ def test_a_watch_whose_gateway_stops_goes_on_with_the_other(
             if event.sequence == 9:
                 server.stop()
     gateway.events = everything
-    assert sequences == whole(gateway)
+    assert sequences == all_sequences(gateway)
     assert [request.after_sequence for request in other.gateway.requests("WatchFineTuningJob")] == [9]
     assert (len(heard), len(back)) == (1, 1)
 
 
-async def test_an_asynchronous_watch_does_so_too(gateway: FakeGateway, server: Running, other: Running) -> None:
+async def test_async_watch_continues_at_other_gateway(gateway: FakeGateway, server: Running, other: Running) -> None:
     gateway.hold = threading.Event()
     gateway.events, everything = gateway.events[:9], gateway.events
     sequences: list[int] = []
@@ -57,11 +55,11 @@ async def test_an_asynchronous_watch_does_so_too(gateway: FakeGateway, server: R
                 server.stop()
         assert (await client.jobs.get(JOB)).ended
     gateway.events = everything
-    assert sequences == whole(gateway)
+    assert sequences == all_sequences(gateway)
 
 
-def test_calls_go_to_a_gateway_that_answers_and_stay_there(server: Running, other: Running) -> None:
-    """A client that asks the dead gateway first, every time, waits every time."""
+def test_calls_stay_at_the_gateway_that_answered(server: Running, other: Running) -> None:
+    """A client that tries the dead gateway first would wait on every call."""
     server.stop()
     with Client(f"{server.address},{other.address}") as client:
         for _ in range(3):
@@ -72,21 +70,21 @@ def test_calls_go_to_a_gateway_that_answers_and_stay_there(server: Running, othe
         assert client.jobs.get(JOB).id == JOB
 
 
-def test_a_thousand_lost_calls_move_on_once(gateway: FakeGateway, server: Running, other: Running) -> None:
-    """Each moving on by itself, two watchers that lose a gateway together would end at the lost one again."""
+def test_many_failed_calls_switch_gateway_once(gateway: FakeGateway, server: Running, other: Running) -> None:
+    """If each call switched, two watchers that lose a gateway together would be back at the lost one."""
     gateway.hold = threading.Event()
     with Client(f"{server.address},{other.address}") as client:
         watches = [client.jobs.watch(JOB) for _ in range(4)]
         for events in watches:
-            for _ in whole(gateway)[:-1]:
+            for _ in all_sequences(gateway)[:-1]:
                 next(events)
         server.stop()
         other.gateway.calls.clear()
-        assert [[event.sequence for event in events] for events in watches] == [whole(gateway)[-1:]] * 4
+        assert [[event.sequence for event in events] for events in watches] == [all_sequences(gateway)[-1:]] * 4
         assert client.jobs.get(JOB).id == JOB
 
 
-def test_when_none_answers_all_are_named(server: Running, other: Running) -> None:
+def test_error_lists_all_addresses_if_none_answers(server: Running, other: Running) -> None:
     server.stop()
     other.stop()
     with (
@@ -96,7 +94,7 @@ def test_when_none_answers_all_are_named(server: Running, other: Running) -> Non
         client.jobs.get(JOB)
 
 
-def test_the_list_of_addresses_is_checked_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_list_of_addresses_is_validated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FTF_ADDRESS", "127.0.0.1:1, localhost:2,")
     with Client() as client:
         assert client._connection.addresses == ("127.0.0.1:1", "localhost:2")
@@ -115,14 +113,14 @@ def stopped_gateway() -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
-def test_a_gateway_that_hangs_is_left(
+def test_client_leaves_a_gateway_that_hangs(
     stopped_gateway: subprocess.Popen[str], server: Running, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A machine that is stopped sends neither FIN nor RST: without pings a watch waits for it for ever."""
+    """A suspended machine sends neither FIN nor RST: without pings a watch would wait for ever."""
     names = ("keepalive_time", "keepalive_timeout", "http2.ping_timeout", "min_reconnect_backoff")
     pings: dict[str, int | str] = {f"grpc.{name}_ms": 500 for name in names}
     options = [(name, pings.get(name, value)) for name, value in connection._CHANNEL_OPTIONS]
-    assert pings.items() <= dict(options).items(), "else the real ones are other ones"
+    assert pings.items() <= dict(options).items(), "the test must use the client's real ping options"
     monkeypatch.setattr(connection, "_CHANNEL_OPTIONS", options)
     assert stopped_gateway.stdout is not None
     address = stopped_gateway.stdout.readline().strip()
@@ -132,12 +130,12 @@ def test_a_gateway_that_hangs_is_left(
             sequences.append(event.sequence)
             if event.sequence == 8:
                 stopped_gateway.send_signal(signal.SIGSTOP)
-        assert sequences == whole(gateway)
+        assert sequences == all_sequences(gateway)
     with Client(f"{address},{server.address}") as client:
-        assert client.jobs.get(JOB).id == JOB, "nor does a new client wait for it"
+        assert client.jobs.get(JOB).id == JOB, "a new client must not wait for it"
 
 
-def test_a_closed_client_ends_its_watches_and_says_so(gateway: FakeGateway, client: Client) -> None:
+def test_closing_the_client_ends_its_watches_with_an_error(gateway: FakeGateway, client: Client) -> None:
     gateway.hold = threading.Event()
     gateway.events = gateway.events[:3]
     events = client.jobs.watch(JOB)

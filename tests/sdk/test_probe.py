@@ -7,8 +7,8 @@ from finetuneflow.errors import InvalidArgument
 from finetuneflow.resources import FitVerdict, TrainingMethod
 
 
-def test_a_recommendation_can_be_followed(client: Client, gateway) -> None:  # type: ignore[no-untyped-def]
-    """Its adjustments are what `jobs.create` takes."""
+def test_adjustments_of_recommendation_are_arguments_of_create(client: Client, gateway) -> None:  # type: ignore[no-untyped-def]
+    """`jobs.create` accepts them unchanged."""
     found = client.probe.recommend("llama-3.1-8b", memory_gib=8, gpu="RTX 4060", lora={"r": 8})
     assert (found.method, found.verdict) == (TrainingMethod.QLORA, FitVerdict.TIGHT)
     assert found.adjustments == {"hyperparameters": {"max_length": 1024}}
@@ -19,15 +19,15 @@ def test_a_recommendation_can_be_followed(client: Client, gateway) -> None:  # t
     assert (request.memory_bytes, request.gpu, request.spec.lora.r) == (8 * 2**30, "RTX 4060", 8)
 
 
-def test_the_matrix_has_the_first_draft_beside_it(client: Client) -> None:
+def test_decision_matrix_contains_the_seed_verdicts(client: Client) -> None:
     refused, taken = client.probe.decision_matrix()
     assert (refused.method, refused.verdict, refused.seed_method) == (None, "IMPOSSIBLE", "QLORA")
     assert refused.difference
     assert taken.method == "QLORA"
 
 
-def test_an_estimate_needs_no_uploaded_data(client: Client) -> None:
-    """Counts in place of files; a key that is wrong is named before anything is sent."""
+def test_estimate_needs_no_uploaded_data(client: Client) -> None:
+    """Counts replace files; a wrong key is refused before anything is sent."""
     found = client.probe.estimate(
         base_model="llama-3.1-8b", training_data="not/there.jsonl", num_examples=10, mean_tokens=100
     )
@@ -37,8 +37,8 @@ def test_an_estimate_needs_no_uploaded_data(client: Client) -> None:
         client.probe.estimate(base_model="llama-3.1-8b", lora={"rank": 3})
 
 
-def test_a_number_that_no_field_holds_is_an_argument_at_fault(client: Client, gateway) -> None:  # type: ignore[no-untyped-def]
-    """A bare ValueError of the messages' library names neither the argument nor what it may be."""
+def test_number_out_of_field_range_is_an_invalid_argument(client: Client, gateway) -> None:  # type: ignore[no-untyped-def]
+    """A bare ValueError of protobuf names neither the argument nor its range."""
     estimate, preview = client.probe.estimate, client.datasets.preview
     for ask, field in (
         (lambda: estimate(base_model="m", longest_row=9 * 10**12), "longest_row"),

@@ -17,7 +17,7 @@ from standalone.ports import free_port
 from tests.servers.nats import NatsServer
 
 
-class Pair:
+class GatewayPair:
     """Two gateway processes of one system."""
 
     def __init__(self, home: Path) -> None:
@@ -53,22 +53,24 @@ class Pair:
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    pair = Pair(tmp_path_factory.mktemp("home"))
-    pair.nats.start()
-    for address in pair.addresses:
-        pair.start(address)
-    for address in pair.addresses:
+def gateway_pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayPair]:
+    gateway_pair = GatewayPair(tmp_path_factory.mktemp("home"))
+    gateway_pair.nats.start()
+    for address in gateway_pair.addresses:
+        gateway_pair.start(address)
+    for address in gateway_pair.addresses:
         with Client(address) as client:
             while True:
                 try:
                     [*client.recipes.list()]
                 except Exception:  # noqa: BLE001 - it is still starting
-                    assert pair.processes[address].poll() is None, (pair.home / "gateway.log").read_text()
+                    assert gateway_pair.processes[address].poll() is None, (
+                        gateway_pair.home / "gateway.log"
+                    ).read_text()
                 else:
                     break
-    yield pair
-    pair.stop()
+    yield gateway_pair
+    gateway_pair.stop()
 
 
 @pytest.fixture
@@ -78,8 +80,8 @@ def rows(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_watch_outlives_each_gateway_in_turn(pair: Pair, rows: Path) -> None:
-    """Gateways are replaced one after the other; who watches a week of training sees every event once."""
+def test_watch_survives_restart_of_each_gateway(gateway_pair: GatewayPair, rows: Path) -> None:
+    """Gateways are replaced one after the other; a watch of a week delivers every event once."""
     sequences: list[int] = []
     seen = threading.Semaphore(0)
 
@@ -88,18 +90,18 @@ def test_a_watch_outlives_each_gateway_in_turn(pair: Pair, rows: Path) -> None:
             sequences.append(event.sequence)
             seen.release()
 
-    with Client(pair.address) as client, Client(pair.address) as other:
+    with Client(gateway_pair.address) as client, Client(gateway_pair.address) as other:
         job = client.jobs.create(base_model="smollm2-135m", training_data=rows)
         thread = threading.Thread(target=follow, args=(client, job.id))
         thread.start()
         assert seen.acquire(timeout=20)
-        for address in pair.addresses:
-            pair.kill(address)
+        for address in gateway_pair.addresses:
+            gateway_pair.kill(address)
             other.jobs.pause(job.id)
             assert seen.acquire(timeout=30)
             other.jobs.resume(job.id)
             assert seen.acquire(timeout=30)
-            pair.start(address)
+            gateway_pair.start(address)
         last = other.jobs.cancel(job.id)
         thread.join(30)
         assert not thread.is_alive()
@@ -107,8 +109,8 @@ def test_a_watch_outlives_each_gateway_in_turn(pair: Pair, rows: Path) -> None:
     assert sequences == list(range(1, last.last_sequence + 1))
 
 
-async def test_everything_that_needs_no_worker_awaited(pair: Pair, rows: Path) -> None:
-    async with AsyncClient(pair.address) as client:
+async def test_async_client_methods_that_need_no_worker(gateway_pair: GatewayPair, rows: Path) -> None:
+    async with AsyncClient(gateway_pair.address) as client:
         dataset = await client.datasets.upload(rows)
         assert (await client.datasets.get(dataset.id)).sha256 == dataset.sha256
         assert dataset.id in [found.id async for found in client.datasets.list()]
@@ -130,9 +132,9 @@ async def test_everything_that_needs_no_worker_awaited(pair: Pair, rows: Path) -
         await client.datasets.delete(dataset.id)
 
 
-async def test_one_client_watches_a_thousand_times(pair: Pair, rows: Path) -> None:
-    """A company's dashboard behind one client: no limit on streams lets some of them wait for the others' ends."""
-    async with AsyncClient(pair.address) as client:
+async def test_one_client_opens_a_thousand_watches(gateway_pair: GatewayPair, rows: Path) -> None:
+    """A company's dashboard behind one client: no limit on streams may make some of them wait for others to end."""
+    async with AsyncClient(gateway_pair.address) as client:
         job = await client.jobs.create(base_model="smollm2-135m", training_data=rows)
         begun = 0
         all_begun = asyncio.Event()

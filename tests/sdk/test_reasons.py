@@ -22,12 +22,12 @@ def test_the_reason_of_a_failed_job_equals_its_constant(client: Client, gateway:
     assert caught.value.reason == caught.value.job.reason == Reason.BAD_DATA
 
 
-def test_what_the_client_itself_refuses_has_the_servers_reason(client: Client) -> None:
-    """One handler is enough for a spec that is wrong, whoever notices."""
+def test_client_side_refusal_has_the_servers_reason(client: Client) -> None:
+    """One handler is enough for an invalid spec, whichever side detects it."""
     with pytest.raises(InvalidArgument) as caught:
         client.jobs.create(base_model="smollm2-135m", training_data="ds_1", hyperparameters={"num_epoch": 1})
     assert caught.value.reason == Reason.INVALID_CONFIG
 
 
-def test_a_reason_of_a_newer_server_is_kept() -> None:
+def test_unknown_reason_of_newer_server_is_kept() -> None:
     assert Reason("WRITTEN_TOMORROW") == "WRITTEN_TOMORROW"

@@ -10,7 +10,7 @@ from finetuneflow.v1 import event_pb2, fine_tuning_job_pb2
 from tests.fakes.gateway import JOB, FakeGateway
 
 
-def test_a_job_reads_like_a_python_object(client: Client) -> None:
+def test_job_has_attributes_with_python_types(client: Client) -> None:
     job = client.jobs.get(JOB)
     assert job.state == "SUCCEEDED"
     assert job.state is JobState.SUCCEEDED
@@ -26,13 +26,13 @@ def test_a_job_reads_like_a_python_object(client: Client) -> None:
         job.id = "other"  # type: ignore[misc]
 
 
-def test_a_state_of_a_newer_server_is_kept() -> None:
+def test_unknown_state_of_newer_server_is_its_number() -> None:
     job = Job.from_proto(fine_tuning_job_pb2.FineTuningJob(state=typing.cast(typing.Any, 77)))
     assert job.state == "77"
     assert not job.ended
 
 
-def test_every_kind_of_event_has_a_payload_that_can_be_read() -> None:
+def test_every_event_kind_has_a_readable_payload() -> None:
     kinds = [field.name for field in event_pb2.Event.DESCRIPTOR.oneofs_by_name["payload"].fields]
     assert set(kinds) == set(event.PAYLOADS)
     for kind in kinds:
@@ -43,14 +43,14 @@ def test_every_kind_of_event_has_a_payload_that_can_be_read() -> None:
         assert getattr(read, kind) is read.payload
 
 
-def test_lists_page_by_themselves(client: Client, gateway: FakeGateway) -> None:
+def test_lists_fetch_further_pages_automatically(client: Client, gateway: FakeGateway) -> None:
     gateway.jobs = 250
     assert [job.id for job in client.jobs.list()] == [f"ftjob_{n}" for n in range(250)]
     assert len(gateway.requests("ListFineTuningJobs")) == 3
     assert len(list(client.jobs.list(limit=120))) == 120
 
 
-def test_a_list_is_filtered_by_words(client: Client, gateway: FakeGateway) -> None:
+def test_list_accepts_state_names_and_labels_as_filter(client: Client, gateway: FakeGateway) -> None:
     list(client.jobs.list(states=["running", JobState.PAUSED], labels={"team": "a"}))
     (request,) = gateway.requests("ListFineTuningJobs")
     assert list(request.states) == [3, 5]
@@ -59,12 +59,12 @@ def test_a_list_is_filtered_by_words(client: Client, gateway: FakeGateway) -> No
         client.jobs.list(states=["runing"])
 
 
-def test_history_is_read_to_its_end_whatever_is_filtered_out(client: Client, gateway: FakeGateway) -> None:
+def test_filtered_events_are_listed_to_the_end(client: Client, gateway: FakeGateway) -> None:
     assert [e.sequence for e in client.jobs.events(JOB)] == list(range(1, len(gateway.events) + 1))
     assert [e.kind for e in client.jobs.events(JOB, kinds=["eval"])] == ["eval"]
 
 
-def test_curves_models_recipes_and_machines(client: Client) -> None:
+def test_metrics_models_recipes_and_hardware_are_returned(client: Client) -> None:
     curves = client.jobs.metrics(JOB)
     assert curves["loss"].steps == [1, 2, 3, 4, 5]
     assert curves["loss"].values[0] == pytest.approx(3.9)

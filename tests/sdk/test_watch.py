@@ -11,14 +11,14 @@ from finetuneflow.v1.fine_tuning_service_pb2 import WatchFineTuningJobResponse a
 from tests.fakes.gateway import JOB, FakeGateway, Running, history, refuse
 
 
-def until(condition: Callable[[], bool]) -> None:
+def wait_until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 10
     while not condition():
         assert time.monotonic() < deadline
         threading.Event().wait(0.005)
 
 
-def test_a_stream_cut_anywhere_goes_on_without_a_gap_or_a_repeat(client: Client, gateway: FakeGateway) -> None:
+def test_interrupted_watch_neither_skips_nor_repeats_events(client: Client, gateway: FakeGateway) -> None:
     gateway.cut_watch_after = [1, 4, 0, 7, 2]
     losses = []
     heard: list[Exception] = []
@@ -33,7 +33,7 @@ def test_a_stream_cut_anywhere_goes_on_without_a_gap_or_a_repeat(client: Client,
     assert [request.after_sequence for request in gateway.requests("WatchFineTuningJob")] == [0, 1, 5, 5, 12, 14]
 
 
-def test_a_restarted_server_is_found_again(client: Client, gateway: FakeGateway, server: Running) -> None:
+def test_watch_reconnects_to_restarted_server(client: Client, gateway: FakeGateway, server: Running) -> None:
     gateway.cut_watch_after = [9]
     restarted = threading.Event()
 
@@ -48,7 +48,7 @@ def test_a_restarted_server_is_found_again(client: Client, gateway: FakeGateway,
     assert sequences == list(range(1, len(gateway.events) + 1))
 
 
-def test_a_server_that_stays_away_is_given_up_with_its_address(
+def test_watch_gives_up_on_unreachable_server_with_its_address(
     client: Client, gateway: FakeGateway, server: Running
 ) -> None:
     gateway.cut_watch_after = [3]
@@ -68,7 +68,7 @@ def test_watching_from_the_end_of_an_ended_job_ends_at_once(client: Client, gate
     assert list(client.jobs.watch(JOB, after_sequence=len(gateway.events))) == []
 
 
-def test_an_unknown_job_is_not_waited_for(client: Client) -> None:
+def test_watch_of_unknown_job_raises_not_found(client: Client) -> None:
     with pytest.raises(NotFound) as caught:
         next(client.jobs.watch("ftjob_nope"))
     assert caught.value.reason == "JOB_NOT_FOUND"
@@ -83,8 +83,8 @@ def test_an_event_has_the_payload_of_its_kind_only(client: Client) -> None:
         _ = event.eval
 
 
-def test_a_stopped_watch_leaves_no_stream_behind(client: Client, gateway: FakeGateway) -> None:
-    """A web server that opens a watch for each page ends with as many streams and threads as pages were looked at."""
+def test_stopped_watch_leaves_no_open_stream(client: Client, gateway: FakeGateway) -> None:
+    """Otherwise a web server would keep one stream and one thread per page view."""
     gateway.hold = threading.Event()
     gateway.events = gateway.events[:4]
     client.jobs.get(JOB)
@@ -93,17 +93,17 @@ def test_a_stopped_watch_leaves_no_stream_behind(client: Client, gateway: FakeGa
         events = client.jobs.watch(JOB)
         for _ in gateway.events:
             next(events)
-        until(lambda: gateway.watching == 1)
+        wait_until(lambda: gateway.watching == 1)
         events.close()
-        until(lambda: gateway.watching == 0)
-    until(lambda: threading.active_count() <= threads + 1)
+        wait_until(lambda: gateway.watching == 0)
+    wait_until(lambda: threading.active_count() <= threads + 1)
 
 
-def test_leaving_the_loop_ends_the_stream(client: Client, gateway: FakeGateway) -> None:
+def test_break_out_of_the_loop_ends_the_stream(client: Client, gateway: FakeGateway) -> None:
     gateway.hold = threading.Event()
     for _ in client.jobs.watch(JOB, kinds=["log"]):
         break
-    until(lambda: gateway.watching == 0)
+    wait_until(lambda: gateway.watching == 0)
 
 
 def test_wait_returns_the_finished_job(client: Client) -> None:
@@ -113,7 +113,7 @@ def test_wait_returns_the_finished_job(client: Client) -> None:
     assert client.evaluations.get(job.evaluation_id).delta == -1.0
 
 
-def test_wait_raises_what_went_wrong(client: Client, gateway: FakeGateway) -> None:
+def test_wait_raises_job_failed(client: Client, gateway: FakeGateway) -> None:
     gateway.events = history(failed=True)
     with pytest.raises(JobFailed) as caught:
         client.jobs.wait(JOB)
@@ -121,29 +121,33 @@ def test_wait_raises_what_went_wrong(client: Client, gateway: FakeGateway) -> No
     assert caught.value.advice == "correct row 17"
 
 
-def test_wait_for_a_cancelled_job(client: Client, gateway: FakeGateway) -> None:
+def test_wait_for_a_cancelled_job_raises(client: Client, gateway: FakeGateway) -> None:
     gateway.events[-1].state_changed.state = fine_tuning_job_pb2.JOB_STATE_CANCELLED
     with pytest.raises(JobCancelled):
         client.jobs.wait(JOB)
 
 
-def test_wait_has_an_end(client: Client, gateway: FakeGateway) -> None:
+def test_wait_raises_after_its_timeout(client: Client, gateway: FakeGateway) -> None:
     gateway.events = gateway.events[:8]
     with pytest.raises(TimeoutError):
         client.jobs.wait(JOB, timeout=0.4)
 
 
-def faulty(gateway: FakeGateway, *numbers: int, through: int) -> Response:
+def scripted_response(gateway: FakeGateway, *numbers: int, through: int) -> Response:
     return Response(events=[gateway.events[number - 1] for number in numbers], through_sequence=through)
 
 
-def test_a_stream_that_repeats_swaps_or_skips_is_put_right(client: Client, gateway: FakeGateway) -> None:
-    """A faulty gateway must not put holes into a curve, or points twice."""
+def test_repeated_reordered_or_missing_events_are_corrected(client: Client, gateway: FakeGateway) -> None:
+    """A faulty gateway must not cause gaps or duplicate points in a curve."""
     gateway.scripts = [
-        [faulty(gateway, 1, 2, through=2), faulty(gateway, 2, 1, through=2), faulty(gateway, 4, 3, through=4)],
-        [faulty(gateway, 5, through=5), faulty(gateway, 8, 9, through=9)],
-        [faulty(gateway, 6, 6, 7, through=7), faulty(gateway, through=11)],
-        [faulty(gateway, 3, 4, through=4)],
+        [
+            scripted_response(gateway, 1, 2, through=2),
+            scripted_response(gateway, 2, 1, through=2),
+            scripted_response(gateway, 4, 3, through=4),
+        ],
+        [scripted_response(gateway, 5, through=5), scripted_response(gateway, 8, 9, through=9)],
+        [scripted_response(gateway, 6, 6, 7, through=7), scripted_response(gateway, through=11)],
+        [scripted_response(gateway, 3, 4, through=4)],
     ]
     heard: list[Exception] = []
     sequences = [event.sequence for event in client.jobs.watch(JOB, on_disconnect=heard.append)]
@@ -152,37 +156,37 @@ def test_a_stream_that_repeats_swaps_or_skips_is_put_right(client: Client, gatew
     assert "event 8 came after 5" in str(heard[1])
 
 
-def test_a_stream_that_ends_too_early_is_opened_again(client: Client, gateway: FakeGateway) -> None:
-    """A proxy that closes streams after a while is no end of a job."""
-    gateway.scripts = [[faulty(gateway, 1, 2, 3, through=3)], []]
+def test_stream_that_ends_before_the_job_is_reopened(client: Client, gateway: FakeGateway) -> None:
+    """A proxy that closes streams after a while does not end a job."""
+    gateway.scripts = [[scripted_response(gateway, 1, 2, 3, through=3)], []]
     assert len(list(client.jobs.watch(JOB))) == len(gateway.events)
 
 
-def test_a_server_that_only_hangs_up_is_given_up(client: Client, gateway: FakeGateway) -> None:
-    """Else a program hammers it for ever and nobody learns why nothing comes."""
-    gateway.scripts = [[faulty(gateway, through=0)] for _ in range(1000)]
+def test_watch_gives_up_on_server_that_only_closes_streams(client: Client, gateway: FakeGateway) -> None:
+    """Otherwise the client would reconnect for ever without an error."""
+    gateway.scripts = [[scripted_response(gateway, through=0)] for _ in range(1000)]
     gateway.events = gateway.events[:8]
     with pytest.raises(Unavailable, match="before its end"):
         list(client.jobs.watch(JOB, give_up_after_seconds=0.3))
 
 
-def test_outages_of_a_quiet_job_are_not_added_up(
+def test_separate_outages_of_job_without_events_do_not_add_up(
     client: Client, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between them gateways were there; there was nothing to tell."""
+    """A gateway answered between them; it had no events to send."""
     monkeypatch.setattr("finetuneflow.watching._ALIVE_SECONDS", 0.0)
-    gateway.scripts = [[faulty(gateway, through=0)] for _ in range(20)]
+    gateway.scripts = [[scripted_response(gateway, through=0)] for _ in range(20)]
     assert len(list(client.jobs.watch(JOB, give_up_after_seconds=0.3))) == len(gateway.events)
 
 
-def test_a_fault_of_the_servers_is_waited_out(client: Client, gateway: FakeGateway) -> None:
+def test_internal_errors_during_watch_are_retried(client: Client, gateway: FakeGateway) -> None:
     """A database that is restarted answers every query with an error for some seconds."""
     left = [3]
 
-    def sick(context: grpc.ServicerContext) -> None:
+    def refuse_internal(context: grpc.ServicerContext) -> None:
         if left[0]:
             left[0] -= 1
             refuse(context, grpc.StatusCode.INTERNAL, "incident 7f3a", "INTERNAL")
 
-    gateway.refusals["WatchFineTuningJob"] = sick
+    gateway.refusals["WatchFineTuningJob"] = refuse_internal
     assert len(list(client.jobs.watch(JOB))) == len(gateway.events)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from chassis.bus.event_bus import Bus
-from tests.chassis.peers import ITEM, Gateway, gone, kind, record
+from tests.chassis.peers import ITEM, Gateway, claim_record, kind, wait_for_exit
 from tests.servers.nats import NatsServer
 
 Start = Callable[[], Awaitable[asyncio.subprocess.Process]]
@@ -52,46 +52,46 @@ async def start(nats_server: NatsServer, tmp_path: Path) -> AsyncIterator[Start]
             await process.wait()
 
 
-async def test_sigterm_saves_and_hands_the_job_back(gateway: Gateway, start: Start, tmp_path: Path) -> None:
+async def test_sigterm_saves_a_checkpoint_and_releases_the_job(gateway: Gateway, start: Start, tmp_path: Path) -> None:
     """Scaling in must cost no step."""
     gateway.do = "wait"
     process = await start()
     await gateway.bus.publish_work("trainer", "default", ITEM)
-    await gateway.seen("log")
+    await gateway.wait_for_event("log")
     process.send_signal(signal.SIGTERM)
-    assert (await gateway.ending()).stage_released.reason == "DRAINED"
+    assert (await gateway.wait_for_ending()).stage_released.reason == "DRAINED"
     assert any(kind(event) == "checkpoint" for event in gateway.events)
     async with asyncio.timeout(30):
         assert await process.wait() == 0
 
 
 @pytest.mark.parametrize("again", [signal.SIGTERM, signal.SIGINT])
-async def test_asked_twice_it_kills_what_runs(
+async def test_second_signal_kills_the_child(
     gateway: Gateway, start: Start, tmp_path: Path, again: signal.Signals
 ) -> None:
     """Otherwise a user who presses Ctrl-C twice would still wait ten minutes for the drain."""
     gateway.do = "stubborn"
     process = await start()
     await gateway.bus.publish_work("trainer", "default", ITEM)
-    await gateway.seen("log")
-    child = record(tmp_path).child_pid
+    await gateway.wait_for_event("log")
+    child = claim_record(tmp_path).child_pid
     process.send_signal(signal.SIGTERM)
     async with asyncio.timeout(30):
         while not any(node.draining for node in await gateway.bus.nodes()):  # noqa: ASYNC110 - the bucket is asked
             await asyncio.sleep(0.05)
         process.send_signal(again)
         assert await process.wait() == 0
-    await gone(child)
+    await wait_for_exit(child)
     assert gateway.events[-1].stage_released.reason == "DRAINED"
 
 
-async def test_a_download_that_hangs_does_not_hold_up_the_end(gateway: Gateway, start: Start) -> None:
-    """The machine would be killed in the middle of something else."""
+async def test_hanging_download_does_not_delay_shutdown(gateway: Gateway, start: Start) -> None:
+    """The machine would otherwise be killed at an arbitrary moment."""
     gateway.do = "fetch"
     process = await start()
     await gateway.bus.publish_work("trainer", "default", ITEM)
-    await gateway.seen("phase")
+    await gateway.wait_for_event("phase")
     process.send_signal(signal.SIGTERM)
-    assert (await gateway.ending()).stage_released.reason == "DRAINED"
+    assert (await gateway.wait_for_ending()).stage_released.reason == "DRAINED"
     async with asyncio.timeout(30):
         assert await process.wait() == 0

@@ -40,8 +40,8 @@ def system(tmp_path: Path) -> Iterator[System]:
 
 
 @pytest.mark.long
-def test_a_micro_batch_that_does_not_fit_is_halved_until_it_does(system: System, tmp_path: Path) -> None:
-    """Nobody has to know how much memory a row takes, and no attempt is used up by finding out."""
+def test_micro_batch_is_halved_until_it_fits(system: System, tmp_path: Path) -> None:
+    """Users need not know the memory of a row, and no attempt is used up."""
     rows = tmp_path / "rows.jsonl"
     texts = (" ".join(f"{row * word % 97}" for word in range(1, 400)) for row in range(40))
     rows.write_text("".join(json.dumps({"question": f"Say {text[:9]}", "answer": text}) + "\n" for text in texts))

@@ -57,7 +57,7 @@ def test_health_and_reflection(channels: dict[str, grpc.Channel], name: str) -> 
     assert service in {entry.name for entry in listed.list_services_response.service}
 
 
-def test_the_probe_reads_its_machine_and_no_other(channels: dict[str, grpc.Channel]) -> None:
+def test_probe_returns_its_own_hardware_only(channels: dict[str, grpc.Channel]) -> None:
     stub = probe_service_pb2_grpc.ProbeServiceStub(channels["probe"])
     (hardware,) = stub.GetHardware(probe_service_pb2.GetHardwareRequest(), timeout=10).hardware
     assert hardware.node_id == "probe-under-test"
@@ -68,15 +68,15 @@ def test_the_probe_reads_its_machine_and_no_other(channels: dict[str, grpc.Chann
     assert refusal(caught.value) == (grpc.StatusCode.NOT_FOUND, "NODE_NOT_FOUND")
 
 
-def test_methods_that_are_not_built_say_so(channels: dict[str, grpc.Channel]) -> None:
+def test_unimplemented_methods_return_unimplemented(channels: dict[str, grpc.Channel]) -> None:
     generate = evaluator_service_pb2_grpc.EvaluatorServiceStub(channels["evaluator"]).Generate
     with pytest.raises(grpc.RpcError) as caught:
         list(generate(evaluator_service_pb2.GenerateRequest(model="m", prompt="p"), timeout=10))
     assert refusal(caught.value) == (grpc.StatusCode.UNIMPLEMENTED, "METHOD_NOT_IMPLEMENTED")
 
 
-def test_a_probe_asked_directly_preflights_too(channels: dict[str, grpc.Channel]) -> None:
-    """It has no database: what a gateway would fill in has to come along."""
+def test_preflight_without_gateway(channels: dict[str, grpc.Channel]) -> None:
+    """A probe has no database: the request must contain what a gateway would fill in."""
     probe = probe_service_pb2_grpc.ProbeServiceStub(channels["probe"])
     request = probe_service_pb2.PreflightFineTuningJobRequest()
     with pytest.raises(grpc.RpcError) as caught:
@@ -89,17 +89,17 @@ def test_a_probe_asked_directly_preflights_too(channels: dict[str, grpc.Channel]
     assert refusal(caught.value) == (grpc.StatusCode.INVALID_ARGUMENT, "DATASET_NOT_FOUND")
 
 
-def test_the_exporter_says_what_it_can_make(channels: dict[str, grpc.Channel], processes: dict[str, Process]) -> None:
+def test_exporter_lists_its_formats(channels: dict[str, grpc.Channel], processes: dict[str, Process]) -> None:
     stub = exporter_service_pb2_grpc.ExporterServiceStub(channels["exporter"])
     answer = stub.GetExporter(exporter_service_pb2.GetExporterRequest(), timeout=10)
     assert list(answer.formats) == [fine_tuning_job_spec_pb2.EXPORT_FORMAT_ADAPTER]
     assert (answer.node.service, answer.node.address) == ("exporter", processes["exporter"].address)
 
 
-def test_serving_processes_hold_neither_torch_nor_data_frames(
+def test_serving_processes_load_neither_torch_nor_data_frames(
     channels: dict[str, grpc.Channel], processes: dict[str, Process]
 ) -> None:
-    """Asked of the running processes: their shared objects, after they have answered."""
+    """Checked by the shared objects of the running processes after they have served requests."""
     probe_service_pb2_grpc.ProbeServiceStub(channels["probe"]).GetHardware(
         probe_service_pb2.GetHardwareRequest(), timeout=10
     )
@@ -110,7 +110,7 @@ def test_serving_processes_hold_neither_torch_nor_data_frames(
         assert [name for name in heavy if name in mapped] == [], process.name
 
 
-def test_a_drained_trainer_stays_and_takes_no_work(channels: dict[str, grpc.Channel]) -> None:
+def test_drained_trainer_keeps_running_and_claims_no_work(channels: dict[str, grpc.Channel]) -> None:
     stub = trainer_service_pb2_grpc.TrainerServiceStub(channels["trainer"])
     before = stub.GetTrainer(trainer_service_pb2.GetTrainerRequest(), timeout=10).node
     assert (before.id, before.service, before.pool, before.slots) == ("trainer-under-test", "trainer", "default", 1)
@@ -126,7 +126,7 @@ def test_a_drained_trainer_stays_and_takes_no_work(channels: dict[str, grpc.Chan
 
 
 async def test_every_node_publishes_its_hardware(processes: dict[str, Process], nats: NatsServer) -> None:
-    """Otherwise a user could not see which machine has room for a job."""
+    """Otherwise a user could not see which node has free memory for a job."""
     bus = await Bus.connect(nats.url, nats.user, nats.password, "test")
     await bus.ensure_streams()
     async with asyncio.timeout(20):
@@ -140,5 +140,5 @@ async def test_every_node_publishes_its_hardware(processes: dict[str, Process], 
         assert node.hardware.memory_available_bytes > 0
 
 
-def test_sigterm_ends_them_cleanly(processes: dict[str, Process]) -> None:
+def test_sigterm_ends_all_services_with_status_0(processes: dict[str, Process]) -> None:
     assert {name: process.stop() for name, process in processes.items()} == dict.fromkeys(SERVICES, 0)

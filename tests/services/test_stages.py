@@ -48,8 +48,8 @@ Spec = TypeVar("Spec", bound=BaseModel)
 
 
 @dataclass
-class Place:
-    """A machine with one job half done."""
+class NodeWithJob:
+    """A node with a job whose training has checkpoints."""
 
     home: Path
     models: dict[str, Path]
@@ -64,7 +64,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def place(tmp_path: Path, model: Path) -> Place:
+def node(tmp_path: Path, model: Path) -> NodeWithJob:
     store = ArtifactStore((tmp_path / "artifacts").as_uri())
     models = {"tiny": model}
     local = catalogue(TrainerSettings(home=tmp_path / "home", models=models)).fetch("tiny")
@@ -124,7 +124,7 @@ def place(tmp_path: Path, model: Path) -> Place:
     )
     workdir = tmp_path / "work"
     workdir.mkdir()
-    return Place(tmp_path / "home", models, store, assignment, workdir)
+    return NodeWithJob(tmp_path / "home", models, store, assignment, workdir)
 
 
 def read(kind: type[Spec], command: ChildCommand) -> Spec:
@@ -132,30 +132,30 @@ def read(kind: type[Spec], command: ChildCommand) -> Spec:
     return kind.model_validate_json(Path(command.argv[-1]).read_bytes())
 
 
-async def training_spec(place: Place, store_retry_seconds: Sequence[float] = RETRY_SECONDS) -> TrainingInput:
-    settings = TrainerSettings(home=place.home, models=place.models, threads=3)
+async def prepared_input(node: NodeWithJob, store_retry_seconds: Sequence[float] = RETRY_SECONDS) -> TrainingInput:
+    settings = TrainerSettings(home=node.home, models=node.models, threads=3)
     stage = TrainingStage(settings, catalogue(settings), store_retry_seconds)
-    command = await stage.prepare(place.assignment, place.workdir, place.store)
+    command = await stage.prepare(node.assignment, node.workdir, node.store)
     assert command.env["OMP_NUM_THREADS"] == "3"
     assert command.env["OMP_WAIT_POLICY"] == "PASSIVE"
     assert command.late_env["CUDA_VISIBLE_DEVICES"] == ""
     return read(TrainingInput, command)
 
 
-def restored_step(spec: TrainingInput) -> int:
-    assert spec.resume is not None
-    return int(json.loads((spec.resume.path / "checkpoint.json").read_text())["step"])
+def restored_step(child_input: TrainingInput) -> int:
+    assert child_input.resume is not None
+    return int(json.loads((child_input.resume.path / "checkpoint.json").read_text())["step"])
 
 
-async def test_a_training_goes_on_from_the_newest_checkpoint(place: Place) -> None:
-    spec = await training_spec(place)
-    assert spec.resume is not None
-    assert restored_step(spec) == 20
-    assert spec.resume.manifest_sha256 == place.assignment.checkpoints[0].manifest_sha256
-    assert not spec.unusable_checkpoints
-    assert (spec.data_dir / "train" / "data.arrow").read_bytes() == b"shard"
-    assert (spec.total_steps, spec.prior_runtime_seconds) == (30, 12.5)
-    assert (spec.model.id, spec.threads) == ("tiny", 3)
+async def test_training_resumes_from_newest_checkpoint(node: NodeWithJob) -> None:
+    child_input = await prepared_input(node)
+    assert child_input.resume is not None
+    assert restored_step(child_input) == 20
+    assert child_input.resume.manifest_sha256 == node.assignment.checkpoints[0].manifest_sha256
+    assert not child_input.unusable_checkpoints
+    assert (child_input.data_dir / "train" / "data.arrow").read_bytes() == b"shard"
+    assert (child_input.total_steps, child_input.prior_runtime_seconds) == (30, 12.5)
+    assert (child_input.model.id, child_input.threads) == ("tiny", 3)
 
 
 def _flip(folder: Path) -> None:
@@ -175,54 +175,52 @@ def _rewrite_manifest(folder: Path) -> None:
     [_flip, _truncate, _rewrite_manifest, shutil.rmtree, lambda folder: (folder / "checkpoint.json").unlink()],
     ids=["flipped", "truncated", "manifest", "gone", "file gone"],
 )
-async def test_a_checkpoint_that_does_not_verify_is_passed_over(
-    place: Place, tmp_path: Path, damage: Callable[[Path], None]
-) -> None:
-    """Otherwise one flipped bit on the disk would end a week's training, or poison it."""
+async def test_damaged_checkpoint_is_skipped(node: NodeWithJob, tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    """Otherwise one flipped bit on the disk would end a week's training, or corrupt its result."""
     damage(tmp_path / "artifacts/default/jobs/ftjob_1/training/1/checkpoints/step-20")
-    spec = await training_spec(place)
-    assert restored_step(spec) == 10
-    (unusable,) = spec.unusable_checkpoints
+    child_input = await prepared_input(node)
+    assert restored_step(child_input) == 10
+    (unusable,) = child_input.unusable_checkpoints
     assert unusable.step == 20 and unusable.problem
 
 
-async def test_a_first_attempt_starts_from_the_beginning(place: Place) -> None:
-    del place.assignment.checkpoints[:]
-    spec = await training_spec(place)
-    assert spec.resume is None and not spec.unusable_checkpoints
+async def test_a_first_attempt_starts_from_the_beginning(node: NodeWithJob) -> None:
+    del node.assignment.checkpoints[:]
+    child_input = await prepared_input(node)
+    assert child_input.resume is None and not child_input.unusable_checkpoints
 
 
-async def test_where_every_checkpoint_is_damaged_it_starts_again(place: Place, tmp_path: Path) -> None:
+async def test_training_restarts_if_every_checkpoint_is_damaged(node: NodeWithJob, tmp_path: Path) -> None:
     """A job whose only checkpoint is lost can still be trained."""
     for step in (10, 20):
         _flip(tmp_path / f"artifacts/default/jobs/ftjob_1/training/1/checkpoints/step-{step}")
-    spec = await training_spec(place)
-    assert spec.resume is None
-    assert [unusable.step for unusable in spec.unusable_checkpoints] == [20, 10]
+    child_input = await prepared_input(node)
+    assert child_input.resume is None
+    assert [unusable.step for unusable in child_input.unusable_checkpoints] == [20, 10]
 
 
-async def test_checkpoints_that_all_vanished_are_no_reason_to_train_from_the_beginning(place: Place) -> None:
-    """A bucket that was not mounted would otherwise cost every step that was trained, without a word."""
-    for checkpoint in place.assignment.checkpoints:
-        place.store.delete(f"default/{checkpoint.path}")
+async def test_training_does_not_restart_if_all_checkpoints_are_missing(node: NodeWithJob) -> None:
+    """An unmounted bucket would otherwise cost every trained step, without an error."""
+    for checkpoint in node.assignment.checkpoints:
+        node.store.delete(f"default/{checkpoint.path}")
     with pytest.raises(SystemFailure) as caught:
-        await training_spec(place)
+        await prepared_input(node)
     assert caught.value.reason == "CHECKPOINTS_MISSING" and caught.value.advice
 
 
-async def test_a_store_that_fails_to_read_is_not_a_damaged_checkpoint(place: Place, tmp_path: Path) -> None:
-    """An older checkpoint, or none, would be resumed from because of a network that was down for a second."""
+async def test_read_error_of_store_does_not_skip_checkpoint(node: NodeWithJob, tmp_path: Path) -> None:
+    """Otherwise a network outage of a second would resume an older checkpoint, or none."""
     for step in (10, 20):
         manifest = tmp_path / f"artifacts/default/jobs/ftjob_1/training/1/checkpoints/step-{step}/manifest.json"
         manifest.unlink()
         manifest.symlink_to(manifest.name)
     with pytest.raises(SystemFailure) as caught:
-        await training_spec(place, store_retry_seconds=())
+        await prepared_input(node, store_retry_seconds=())
     assert caught.value.reason == "CHECKPOINTS_MISSING"
 
 
-async def test_a_store_that_comes_back_is_waited_for(place: Place, tmp_path: Path) -> None:
-    """A moment's outage would otherwise use up one of the job's attempts."""
+async def test_store_outage_is_retried(node: NodeWithJob, tmp_path: Path) -> None:
+    """A short outage would otherwise use up one of the job's attempts."""
     away, store = tmp_path / "away", tmp_path / "artifacts"
     store.rename(away)
 
@@ -233,63 +231,63 @@ async def test_a_store_that_comes_back_is_waited_for(place: Place, tmp_path: Pat
     operator = Operator()
     logging.getLogger("services.inputs").addHandler(operator)
     try:
-        assert restored_step(await training_spec(place, store_retry_seconds=(0.01,))) == 20
+        assert restored_step(await prepared_input(node, store_retry_seconds=(0.01,))) == 20
     finally:
         logging.getLogger("services.inputs").removeHandler(operator)
 
 
-async def test_other_weights_under_the_same_name_are_refused(place: Place) -> None:
-    place.assignment.preflight.base_model.weights_sha256 = "f" * 64
+async def test_model_with_changed_weights_is_refused(node: NodeWithJob) -> None:
+    node.assignment.preflight.base_model.weights_sha256 = "f" * 64
     with pytest.raises(JobError) as caught:
-        await training_spec(place)
+        await prepared_input(node)
     assert caught.value.reason == "BASE_MODEL_CHANGED"
 
 
-async def test_a_spec_of_another_version_is_not_half_understood(place: Place) -> None:
-    place.assignment.resolved_spec.hyperparameters.lr_scheduler_type = "of-tomorrow"
+async def test_spec_of_another_version_is_refused(node: NodeWithJob) -> None:
+    node.assignment.resolved_spec.hyperparameters.lr_scheduler_type = "of-tomorrow"
     with pytest.raises(VersionMismatch, match="lr_scheduler_type"):
-        await training_spec(place)
+        await prepared_input(node)
 
 
-async def test_preflight_gets_the_merged_spec_and_the_fields_its_caller_set(place: Place) -> None:
-    place.assignment.spec.Clear()
-    place.assignment.spec.base_model = "tiny"
-    settings = ProbeSettings(home=place.home, models=place.models)
-    command = await PreflightStage(settings, catalogue(settings)).prepare(place.assignment, place.workdir, place.store)
-    spec = read(PreflightInput, command)
-    assert spec.given == {"base_model": "tiny"}
-    assert spec.config.hyperparameters.precision == "fp32", "merged once, at create"
-    assert spec.sources["ds_1"].name == "rows.jsonl"
-    assert json.loads(spec.sources["ds_1"].read_text())["answer"] == "That."
-    assert spec.model.num_parameters > 0
-    assert spec.hardware is not None
-    assert "memory_total_bytes" in spec.hardware, "without a trainer it plans for its own machine"
-    place.assignment.hardware.node_id = "trainer-1"
-    command = await PreflightStage(settings, catalogue(settings)).prepare(place.assignment, place.workdir, place.store)
+async def test_preflight_input_has_merged_spec_and_fields_set_by_caller(node: NodeWithJob) -> None:
+    node.assignment.spec.Clear()
+    node.assignment.spec.base_model = "tiny"
+    settings = ProbeSettings(home=node.home, models=node.models)
+    command = await PreflightStage(settings, catalogue(settings)).prepare(node.assignment, node.workdir, node.store)
+    child_input = read(PreflightInput, command)
+    assert child_input.given == {"base_model": "tiny"}
+    assert child_input.config.hyperparameters.precision == "fp32", "merged once, at create"
+    assert child_input.sources["ds_1"].name == "rows.jsonl"
+    assert json.loads(child_input.sources["ds_1"].read_text())["answer"] == "That."
+    assert child_input.model.num_parameters > 0
+    assert child_input.hardware is not None
+    assert "memory_total_bytes" in child_input.hardware, "without a trainer it plans for its own machine"
+    node.assignment.hardware.node_id = "trainer-1"
+    command = await PreflightStage(settings, catalogue(settings)).prepare(node.assignment, node.workdir, node.store)
     assert read(PreflightInput, command).hardware == {"node_id": "trainer-1"}
 
 
-async def test_an_unknown_model_is_the_callers_to_mend(place: Place) -> None:
-    place.assignment.merged_spec.base_model = "tinny"
-    settings = ProbeSettings(home=place.home, models=place.models)
+async def test_unknown_model_is_a_user_error(node: NodeWithJob) -> None:
+    node.assignment.merged_spec.base_model = "tinny"
+    settings = ProbeSettings(home=node.home, models=node.models)
     with pytest.raises(JobError) as caught:
-        await PreflightStage(settings, catalogue(settings)).prepare(place.assignment, place.workdir, place.store)
+        await PreflightStage(settings, catalogue(settings)).prepare(node.assignment, node.workdir, node.store)
     assert caught.value.reason == "MODEL_NOT_FOUND"
     assert "tiny" in caught.value.message
 
 
-async def test_evaluation_and_export_get_the_best_checkpoint_not_the_newest(place: Place, tmp_path: Path) -> None:
-    evaluator = EvaluatorSettings(home=place.home, models=place.models)
+async def test_evaluation_and_export_use_the_best_checkpoint(node: NodeWithJob, tmp_path: Path) -> None:
+    evaluator = EvaluatorSettings(home=node.home, models=node.models)
     stage = EvaluationStage(evaluator, catalogue(evaluator))
-    command = await stage.prepare(place.assignment, place.workdir, place.store)
+    command = await stage.prepare(node.assignment, node.workdir, node.store)
     judged = read(EvaluationInput, command)
 
-    exporter = ExporterSettings(home=place.home, models=place.models)
+    exporter = ExporterSettings(home=node.home, models=node.models)
     pinned = f"hf://org/rows@{'a' * 40}/rows.jsonl"
-    place.assignment.preflight.hub_datasets.add(asked="hf://org/rows", pinned=pinned, filename="rows.jsonl")
+    node.assignment.preflight.hub_datasets.add(asked="hf://org/rows", pinned=pinned, filename="rows.jsonl")
     other = tmp_path / "other"
     other.mkdir()
-    command = await ExportStage(exporter, catalogue(exporter)).prepare(place.assignment, other, place.store)
+    command = await ExportStage(exporter, catalogue(exporter)).prepare(node.assignment, other, node.store)
     packed = read(ExportInput, command)
     for folder in (judged.adapter_dir, packed.adapter_dir):
         assert json.loads((folder / "checkpoint.json").read_text()) == {"step": 10}
@@ -297,8 +295,8 @@ async def test_evaluation_and_export_get_the_best_checkpoint_not_the_newest(plac
     assert [dataset.id for dataset in packed.job.datasets] == ["ds_1", pinned]
 
 
-def test_settings_come_from_the_environment() -> None:
-    """An operator's models, ports and pools, without a file of ours being touched."""
+def test_settings_are_read_from_environment() -> None:
+    """Operators set models, ports and pools without changing our files."""
     script = (
         "from services.trainer.settings import TrainerSettings as S; s = S();"
         "print(s.listen, s.pool, s.models['mine'], s.child_threads, S.model_fields['listen'].default)"
@@ -317,33 +315,33 @@ def test_settings_come_from_the_environment() -> None:
     assert printed.stdout.split() == ["0.0.0.0:2", "big", "/models/mine", "5", "127.0.0.1:7462"]
 
 
-async def test_token_shards_of_an_earlier_job_are_taken_unless_they_are_damaged(place: Place) -> None:
-    """The same files, tokenizer and settings are tokenised once; what is not as it was hashed is made anew."""
-    settings = ProbeSettings(home=place.home, models=place.models)
+async def test_token_shards_of_an_earlier_job_are_reused_unless_damaged(node: NodeWithJob) -> None:
+    """The same files, tokenizer and settings are tokenised once; damaged shards are made again."""
+    settings = ProbeSettings(home=node.home, models=node.models)
 
     async def prepared(number: int) -> PreflightInput:
-        workdir = place.workdir / str(number)
+        workdir = node.workdir / str(number)
         workdir.mkdir()
         stage = PreflightStage(settings, catalogue(settings))
-        return read(PreflightInput, await stage.prepare(place.assignment, workdir, place.store))
+        return read(PreflightInput, await stage.prepare(node.assignment, workdir, node.store))
 
-    spec = await prepared(1)
-    assert spec.shards is None
-    assert len(spec.content_key) == 64
-    folder = place.workdir / "made"
+    child_input = await prepared(1)
+    assert child_input.shards is None
+    assert len(child_input.content_key) == 64
+    folder = node.workdir / "made"
     folder.mkdir()
     (folder / "prepared.json").write_text("{}")
-    path = f"jobs/ftjob_0/preflight/1/shards/{spec.content_key}"
-    stored = place.store.put_folder(folder, f"default/{path}")
-    made = StoredShards(content_key=spec.content_key, path=path, manifest_sha256=stored.sha256)
-    place.assignment.shards.extend([StoredShards(content_key="0" * 64, path="jobs/other"), made])
+    path = f"jobs/ftjob_0/preflight/1/shards/{child_input.content_key}"
+    stored = node.store.put_folder(folder, f"default/{path}")
+    made = StoredShards(content_key=child_input.content_key, path=path, manifest_sha256=stored.sha256)
+    node.assignment.shards.extend([StoredShards(content_key="0" * 64, path="jobs/other"), made])
     found = await prepared(2)
-    assert found.content_key == spec.content_key
+    assert found.content_key == child_input.content_key
     assert found.shards is not None
     assert (found.shards / "prepared.json").read_text() == "{}"
-    with place.store.begin_write(f"default/{path}/prepared.json") as writer:
+    with node.store.begin_write(f"default/{path}/prepared.json") as writer:
         writer.write(b"[]")
         writer.commit()
     assert (await prepared(3)).shards is None
-    place.assignment.merged_spec.hyperparameters.max_length = 64
-    assert (await prepared(4)).content_key != spec.content_key
+    node.assignment.merged_spec.hyperparameters.max_length = 64
+    assert (await prepared(4)).content_key != child_input.content_key

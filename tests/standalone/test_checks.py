@@ -9,8 +9,8 @@ from standalone.checks import checks
 from tests.tiny_models import make_tiny_model
 
 
-def test_the_operators_own_models_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mistyped folder otherwise shows when the first job on that model fails."""
+def test_configured_models_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mistyped folder would otherwise be noticed when the first job on that model fails."""
     whole = make_tiny_model(tmp_path / "whole")
     half = make_tiny_model(tmp_path / "half")
     (half / "tokenizer.json").unlink()

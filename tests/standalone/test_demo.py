@@ -19,7 +19,7 @@ os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 
 
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)])
-def test_a_demo_that_is_ended_leaves_no_process(tmp_path: Path, number: signal.Signals, exit_code: int) -> None:
+def test_interrupted_demo_leaves_no_process(tmp_path: Path, number: signal.Signals, exit_code: int) -> None:
     """Otherwise a server and a training would keep running after a user ended the demo."""
     folder = tmp_path / "temporary"
     folder.mkdir()

@@ -19,8 +19,8 @@ with held(Path(sys.argv[1]), "127.0.0.1:7460"):
 """
 
 
-def test_a_second_holder_is_told_who_the_first_is(tmp_path: Path) -> None:
-    """Two systems on one home would tear its database; the user needs to find the other one."""
+def test_lock_error_names_the_current_holder(tmp_path: Path) -> None:
+    """Two systems in one home would corrupt its database; the user needs to find the other one."""
     with held(tmp_path, "127.0.0.1:7460"):
         with pytest.raises(HomeTaken) as taken, held(tmp_path, "127.0.0.1:7461"):
             pass
@@ -30,8 +30,8 @@ def test_a_second_holder_is_told_who_the_first_is(tmp_path: Path) -> None:
     assert holder(tmp_path) is None
 
 
-def test_the_lock_dies_with_its_process(tmp_path: Path) -> None:
-    """After a power cut or a SIGKILL nobody should have to delete a lock file by hand."""
+def test_lock_is_released_when_its_process_dies(tmp_path: Path) -> None:
+    """After a power loss or SIGKILL, no lock file must be deleted by hand."""
     with subprocess.Popen(
         [sys.executable, "-c", _HOLD, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
@@ -46,8 +46,8 @@ def test_the_lock_dies_with_its_process(tmp_path: Path) -> None:
         pass
 
 
-def test_the_home_is_where_the_setting_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A disk with room for models is seldom the one with the user's home."""
+def test_home_is_read_from_setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A disk with space for models is seldom the one of the user's home."""
     monkeypatch.setenv("FTF_HOME", str(tmp_path))
     assert default_home() == tmp_path
     monkeypatch.setenv("FTF_HOME", "")

@@ -11,8 +11,8 @@ import pytest
 
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
-def test_a_look_ends_with_whoever_waited_for_it(end: signal.Signals, tmp_path: Path) -> None:
-    """`timeout 120 ftf validate` left a process behind that took processor and memory for nobody."""
+def test_local_query_ends_with_the_command_that_started_it(end: signal.Signals, tmp_path: Path) -> None:
+    """`timeout 120 ftf validate` left a process behind that continued to use processor and memory."""
     prices = tmp_path / "prices.toml"
     os.mkfifo(prices)
     rows = tmp_path / "rows.jsonl"

@@ -8,8 +8,8 @@ from pathlib import Path
 from tests.tiny_models import make_tiny_model
 
 
-def test_the_operators_own_models_are_found(tmp_path: Path) -> None:
-    """FTF_MODELS names them for the services; a command that knew others would print a path of another model."""
+def test_path_of_configured_model_is_found(tmp_path: Path) -> None:
+    """FTF_MODELS configures the services; the command must print the path of the same model."""
     folder = make_tiny_model(tmp_path / "tiny")
     run = subprocess.run(
         [sys.executable, "-m", "finetuneflow.cli", "models", "path", "mine", "--home", str(tmp_path / "home")],

@@ -25,8 +25,8 @@ async def broker(tmp_path: Path) -> AsyncIterator[NatsServer]:
     await kept.stop()
 
 
-async def test_only_who_knows_the_password_gets_in(broker: NatsServer) -> None:
-    """Every user of a shared machine can reach its loopback ports."""
+async def test_connection_requires_password(broker: NatsServer) -> None:
+    """Every user of a shared machine can connect to its loopback ports."""
     for password in ("", "wrong"):
         with pytest.raises(NatsError):
             await nats.connect(
@@ -35,12 +35,12 @@ async def test_only_who_knows_the_password_gets_in(broker: NatsServer) -> None:
                 password=password,
                 allow_reconnect=False,
                 max_reconnect_attempts=0,
-                error_cb=_quiet,
+                error_cb=_ignore_error,
             )
 
 
-async def test_it_has_jetstream_and_takes_large_messages(broker: NatsServer) -> None:
-    """Work waits in a stream; without one no job ever starts."""
+async def test_jetstream_and_large_messages_are_enabled(broker: NatsServer) -> None:
+    """Work items are in a stream; without it no job starts."""
     client = await nats.connect(
         broker.url, user="gateway", password=broker.passwords["gateway"], inbox_prefix="_INBOX_gateway"
     )
@@ -51,19 +51,19 @@ async def test_it_has_jetstream_and_takes_large_messages(broker: NatsServer) -> 
     await client.close()
 
 
-def test_it_keeps_its_data_in_a_folder_of_any_name(broker: NatsServer, tmp_path: Path) -> None:
-    """One umlaut in the path, and nothing started."""
+def test_data_folder_may_have_any_name(broker: NatsServer, tmp_path: Path) -> None:
+    """One umlaut in the path prevented the start."""
     assert (tmp_path / ODD / "store" / "jetstream").is_dir()
     assert [entry.name for entry in tmp_path.iterdir() if entry.name != "logs"] == [ODD]
 
 
-def test_a_folder_name_that_is_no_text_is_written_byte_by_byte(tmp_path: Path) -> None:
+def test_folder_name_with_invalid_utf8_is_escaped(tmp_path: Path) -> None:
     configure(Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")), 4222, [gateway_user()])
     assert b"caf\\xe9/store" in Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9/nats.conf")).read_bytes()
 
 
-def test_its_configuration_is_the_owners_alone(tmp_path: Path) -> None:
-    """The passwords stand in it."""
+def test_configuration_file_is_readable_by_owner_only(tmp_path: Path) -> None:
+    """It contains the passwords."""
     configure(tmp_path, 4222, [gateway_user()])
     assert (tmp_path / "nats.conf").stat().st_mode & 0o077 == 0
     users = [gateway_user(), worker_user("probe")]
@@ -73,5 +73,5 @@ def test_its_configuration_is_the_owners_alone(tmp_path: Path) -> None:
     assert all(passwords)
 
 
-async def _quiet(_: Exception) -> None:
+async def _ignore_error(_: Exception) -> None:
     pass

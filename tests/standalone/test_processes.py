@@ -16,10 +16,10 @@ from standalone import guard
 from standalone.processes import BackOff, Program, StartFailed, SupervisedProcess
 from tests.standalone.supervisor import program
 
-Keep = Callable[[Program], SupervisedProcess]
+Supervise = Callable[[Program], SupervisedProcess]
 
 
-class Notes:
+class MessageQueue:
     """Collects a supervisor's messages, so that a test can await one."""
 
     def __init__(self) -> None:
@@ -30,97 +30,97 @@ class Notes:
 
 
 @pytest.fixture
-def notes() -> Notes:
-    return Notes()
+def messages() -> MessageQueue:
+    return MessageQueue()
 
 
 @pytest.fixture
-async def keep(tmp_path: Path, notes: Notes) -> AsyncIterator[Keep]:
-    kept: list[SupervisedProcess] = []
+async def supervise(tmp_path: Path, messages: MessageQueue) -> AsyncIterator[Supervise]:
+    supervised: list[SupervisedProcess] = []
 
     def make(wanted: Program) -> SupervisedProcess:
         back_off = BackOff(first_seconds=0.05, most_seconds=0.2, first_starts=2)
-        kept.append(SupervisedProcess(wanted, tmp_path, tmp_path / "logs", notes.queue.put_nowait, back_off))
-        return kept[-1]
+        supervised.append(SupervisedProcess(wanted, tmp_path, tmp_path / "logs", messages.queue.put_nowait, back_off))
+        return supervised[-1]
 
     yield make
-    for process in kept:
+    for process in supervised:
         process.kill()
         await process.stop()
 
 
-async def test_a_process_that_dies_is_started_again_after_a_growing_pause(
-    tmp_path: Path, keep: Keep, notes: Notes
+async def test_dead_process_is_restarted_with_growing_delay(
+    tmp_path: Path, supervise: Supervise, messages: MessageQueue
 ) -> None:
-    """Otherwise one crash leaves a user with a server that takes jobs and never runs them."""
-    kept = keep(program("one", tmp_path))
-    await kept.start()
-    pids = [kept.pid]
+    """Otherwise one crash would leave a server that accepts jobs and never runs them."""
+    supervised = supervise(program("one", tmp_path))
+    await supervised.start()
+    pids = [supervised.pid]
     for again, pause in (("", "0.05"), (", 2 times in a row by now", "0.1")):
-        assert kept.pid is not None
-        os.kill(kept.pid, signal.SIGKILL)
-        assert (await notes.next()).startswith(f"one was killed by SIGKILL{again}; it starts again in {pause} s")
-        assert await notes.next() == "one is up again."
-        pids.append(kept.pid)
+        assert supervised.pid is not None
+        os.kill(supervised.pid, signal.SIGKILL)
+        assert (await messages.next()).startswith(f"one was killed by SIGKILL{again}; it starts again in {pause} s")
+        assert await messages.next() == "one is up again."
+        pids.append(supervised.pid)
     assert len(set(pids)) == 3
 
 
-async def test_stop_lets_a_process_end_by_itself(tmp_path: Path, keep: Keep) -> None:
-    """A worker that is not asked first loses the checkpoint it was about to write."""
-    kept = keep(program("one", tmp_path))
-    await kept.start()
-    pid = kept.pid
-    await kept.stop()
+async def test_stop_waits_for_process_to_end(tmp_path: Path, supervise: Supervise) -> None:
+    """A worker that is killed at once loses the checkpoint that it was about to write."""
+    supervised = supervise(program("one", tmp_path))
+    await supervised.start()
+    pid = supervised.pid
+    await supervised.stop()
     assert (tmp_path / "one.marks").read_text().splitlines() == [f"started {pid}", f"stopped {pid}"]
 
 
-async def test_stop_kills_what_does_not_end(tmp_path: Path, keep: Keep) -> None:
-    """A process that hangs must not hold up Ctrl-C for ever."""
-    kept = keep(program("one", tmp_path, "stubborn", stop_seconds=0.2))
-    await kept.start()
-    process = psutil.Process(kept.pid)
-    await asyncio.wait_for(kept.stop(), 10)
+async def test_stop_kills_process_that_does_not_end(tmp_path: Path, supervise: Supervise) -> None:
+    """A process that hangs must not delay Ctrl-C for ever."""
+    supervised = supervise(program("one", tmp_path, "stubborn", stop_seconds=0.2))
+    await supervised.start()
+    process = psutil.Process(supervised.pid)
+    await asyncio.wait_for(supervised.stop(), 10)
     assert not process.is_running()
 
 
-async def test_a_second_request_kills_at_once(tmp_path: Path, keep: Keep) -> None:
+async def test_a_second_request_kills_at_once(tmp_path: Path, supervise: Supervise) -> None:
     """Otherwise a user who presses Ctrl-C twice would still wait for the drain."""
-    kept = keep(program("one", tmp_path, "stubborn", stop_seconds=600))
-    await kept.start()
-    stopping = asyncio.create_task(kept.stop())
+    supervised = supervise(program("one", tmp_path, "stubborn", stop_seconds=600))
+    await supervised.start()
+    stopping = asyncio.create_task(supervised.stop())
     await asyncio.sleep(0)
-    kept.kill()
+    supervised.kill()
     await asyncio.wait_for(stopping, 10)
 
 
-async def test_a_process_that_cannot_run_says_why(tmp_path: Path, keep: Keep) -> None:
-    """A user who is only told that it failed has nothing to go on."""
+async def test_process_that_cannot_start_reports_the_cause(tmp_path: Path, supervise: Supervise) -> None:
+    """The user needs the cause to correct it."""
 
     async def never() -> bool:
         return False
 
     broken = Program("one", (sys.executable, "-c", "raise SystemExit('the database is of another version')"), never)
     with pytest.raises(StartFailed, match=r"one ended with exit code 1[\s\S]*the database is of another version"):
-        await keep(broken).start()
+        await supervise(broken).start()
 
 
-async def test_a_fault_in_the_supervision_ends_the_start_and_the_process(tmp_path: Path, keep: Keep) -> None:
-    """It would wait in silence for two minutes, and leave a process that nobody stops."""
+async def test_exception_in_supervision_fails_start_and_ends_the_process(tmp_path: Path, supervise: Supervise) -> None:
+    """The start would otherwise wait for two minutes, and leave a process that nothing stops."""
 
     async def broken() -> bool:
         raise TypeError("asked in the wrong way")
 
-    kept = keep(Program("one", program("one", tmp_path).argv, broken))
+    supervised = supervise(Program("one", program("one", tmp_path).argv, broken))
     with pytest.raises(StartFailed, match="asked in the wrong way"):
-        await kept.start()
-    assert kept.pid is None
+        await supervised.start()
+    assert supervised.pid is None
     with pytest.raises(TypeError):
-        await kept.stop()
-    kept._life = None
+        await supervised.stop()
+    supervised._life = None
 
 
-def test_nothing_survives_a_killed_supervisor(tmp_path: Path) -> None:
-    """Orphans hold ports, memory and a GPU, and nobody knows why the next start fails."""
+def test_all_processes_end_with_a_killed_supervisor(tmp_path: Path) -> None:
+    """Orphans hold ports, memory and a GPU, and the next start fails without a visible cause."""
     supervisor = Path(__file__).with_name("supervisor.py")
     with subprocess.Popen([sys.executable, supervisor, tmp_path], stdout=subprocess.PIPE, text=True) as running:
         try:
@@ -133,8 +133,8 @@ def test_nothing_survives_a_killed_supervisor(tmp_path: Path) -> None:
     assert not alive
 
 
-def test_a_program_does_not_start_under_a_parent_that_is_gone(tmp_path: Path) -> None:
-    """Between a start and its tie to the parent there is an instant in which the parent can die."""
+def test_program_does_not_start_if_its_parent_has_ended(tmp_path: Path) -> None:
+    """The parent can die between the start and the call that ties the program to it."""
     mark = tmp_path / "mark"
     nobody = subprocess.Popen([sys.executable, "-c", ""])
     nobody.wait()
@@ -143,8 +143,8 @@ def test_a_program_does_not_start_under_a_parent_that_is_gone(tmp_path: Path) ->
     assert not mark.exists()
 
 
-def test_a_guarded_program_gets_its_arguments_as_they_are(tmp_path: Path) -> None:
-    """A home with a space in its name is a home."""
+def test_guarded_program_receives_its_arguments_unchanged(tmp_path: Path) -> None:
+    """The path of a home may contain a space."""
     told = tmp_path / "told"
     code = "import sys; open(sys.argv[1], 'w').write(repr(sys.argv[2:]))"
     subprocess.run(guard.guarded([sys.executable, "-c", code, str(told), "a b", "$c", ""]), check=True, timeout=30)

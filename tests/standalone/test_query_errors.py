@@ -32,7 +32,7 @@ SHORT_LIMITS = "from engine.data import template_limits as t; t.MAX_SECONDS = t.
 DEFECT = "import engine.data.preview as p; p.preview = lambda *_: 1 / 0"
 
 
-class Errors:
+class QueryErrors:
     """Sends the same request to a served probe and to one without a server."""
 
     def __init__(self, stub: DatasetServiceStub, address: str, settings: ProbeSettings, folder: Path) -> None:
@@ -56,7 +56,7 @@ class Errors:
 
 
 @pytest.fixture
-async def errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Errors]:
+async def query_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[QueryErrors]:
     model = make_tiny_model(tmp_path / "tiny")
     monkeypatch.setenv("FTF_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("FTF_MODELS", json.dumps({"tiny": str(model)}))
@@ -68,12 +68,12 @@ async def errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
         serving(api, "DatasetService", add, DatasetsServicer(queries)) as address,
         grpc.aio.insecure_channel(address) as channel,
     ):
-        yield Errors(DatasetServiceStub(channel), address, settings, tmp_path)
+        yield QueryErrors(DatasetServiceStub(channel), address, settings, tmp_path)
     await queries.close()
 
 
 def run_in_children(code: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has every Python process that starts from here on run `code` first."""
+    """Runs `code` first in every Python process that starts from here on."""
     (folder / "sitecustomize.py").write_text(code + "\n")
     monkeypatch.setenv("PYTHONPATH", ":".join([str(folder), *sys.path]))
 
@@ -85,45 +85,45 @@ def assert_same(served: ApiError, local: ApiError) -> None:
     assert exit_code(served) == exit_code(local)
 
 
-async def test_an_unreachable_hub_is_no_fault_of_the_caller(errors: Errors, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A script that retries on exit code 3 must not give up because the same command had no server."""
+async def test_unreachable_hub_is_not_a_user_error(query_errors: QueryErrors, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script that retries on exit code 3 must do so with and without a server."""
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    served, local = await errors.of("rows.jsonl", ROWS, base_model="org/tiny")
+    served, local = await query_errors.of("rows.jsonl", ROWS, base_model="org/tiny")
     assert_same(served, local)
     assert (type(local), local.reason, exit_code(local)) == (Unavailable, "HUB_UNREACHABLE", UNREACHABLE)
 
 
-async def test_an_unknown_model_is_wrong_input(errors: Errors) -> None:
-    served, local = await errors.of("rows.jsonl", ROWS, base_model="tinny")
+async def test_an_unknown_model_is_wrong_input(query_errors: QueryErrors) -> None:
+    served, local = await query_errors.of("rows.jsonl", ROWS, base_model="tinny")
     assert_same(served, local)
     assert (type(local), local.reason, exit_code(local)) == (InvalidArgument, "MODEL_NOT_FOUND", USAGE)
     assert local.violations
 
 
-async def test_a_broken_file_is_wrong_input(errors: Errors) -> None:
-    served, local = await errors.of("rows.parquet", b"PAR1 and nothing else")
+async def test_a_broken_file_is_wrong_input(query_errors: QueryErrors) -> None:
+    served, local = await query_errors.of("rows.parquet", b"PAR1 and nothing else")
     assert_same(served, local)
     assert (type(local), exit_code(local)) == (InvalidArgument, USAGE)
     assert local.reason
 
 
-async def test_a_template_that_had_to_be_killed_is_wrong_input(
-    errors: Errors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_template_that_exceeds_its_limits_is_wrong_input(
+    query_errors: QueryErrors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The caller can correct the template; "the server failed" would send him to the operator."""
+    """The caller can correct the template; "the server failed" would be misleading."""
     run_in_children(SHORT_LIMITS, tmp_path, monkeypatch)
-    served, local = await errors.of("rows.jsonl", ROWS, template=ENDLESS)
+    served, local = await query_errors.of("rows.jsonl", ROWS, template=ENDLESS)
     assert_same(served, local)
     assert (type(local), local.reason, exit_code(local)) == (InvalidArgument, "TEMPLATE_EXCEEDED", USAGE)
 
 
-async def test_a_crash_shows_the_end_of_its_log(
-    errors: Errors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_crash_error_contains_end_of_the_log(
+    query_errors: QueryErrors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A defect can be reported with what the message says."""
+    """The message is enough to report the defect."""
     run_in_children(DEFECT, tmp_path, monkeypatch)
-    served, local = await errors.of("rows.jsonl", ROWS)
+    served, local = await query_errors.of("rows.jsonl", ROWS)
     assert_same(served, local)
     assert (type(local), local.reason, exit_code(local)) == (ServerError, "QUERY_CRASHED", JOB_FAILED)
     assert "ZeroDivisionError" in local.message

@@ -23,8 +23,8 @@ HYPERPARAMETERS = {
 
 
 @pytest.mark.long
-def test_a_job_goes_on_after_everything_was_killed_and_the_broker_wiped(tmp_path: Path, rows: Path) -> None:
-    """A night of training must not depend on what the broker remembers."""
+def test_job_continues_after_all_processes_were_killed_and_broker_lost_its_data(tmp_path: Path, rows: Path) -> None:
+    """A night of training must not depend on the broker's data."""
     system = System(tmp_path)
     system.start()
     sequences: list[int] = []

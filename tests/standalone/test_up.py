@@ -61,8 +61,8 @@ def up(tmp_path: Path) -> Iterator[Callable[[], Up]]:
         running.process.communicate()
 
 
-def test_up_serves_restarts_what_dies_and_stops_everything(up: Callable[[], Up]) -> None:
-    """The life of a server on one machine, in the order a user meets it."""
+def test_up_serves_restarts_dead_processes_and_stops_all(up: Callable[[], Up]) -> None:
+    """The life of a server on one machine, in the order in which a user meets it."""
     running = up()
     assert set(running.status["processes"]) == PROCESSES
     with Client(running.status["address"]) as client:
@@ -89,8 +89,8 @@ def test_up_serves_restarts_what_dies_and_stops_everything(up: Callable[[], Up])
     assert not psutil.wait_procs(family, timeout=10)[1]
 
 
-def test_no_orphan_survives_a_sigkill_and_the_next_up_starts(up: Callable[[], Up]) -> None:
-    """After a crash the same command must work again, with nothing to clean up by hand."""
+def test_no_orphan_survives_sigkill_and_next_up_starts(up: Callable[[], Up]) -> None:
+    """After a crash the same command must work again, without manual cleanup."""
     running = up()
     family = running.family()
     running.process.kill()
@@ -101,7 +101,7 @@ def test_no_orphan_survives_a_sigkill_and_the_next_up_starts(up: Callable[[], Up
     again.next("stopped")
 
 
-def test_up_does_not_listen_for_other_machines(tmp_path: Path) -> None:
+def test_up_listens_on_loopback_only(tmp_path: Path) -> None:
     """There is no authentication yet: a gateway on a public address would train for anybody."""
     refused = subprocess.run(
         command(tmp_path, free_port()),
@@ -115,8 +115,8 @@ def test_up_does_not_listen_for_other_machines(tmp_path: Path) -> None:
     assert not [*tmp_path.iterdir()]
 
 
-def test_a_taken_port_is_named(tmp_path: Path) -> None:
-    """Else the user finds a gateway that restarts for ever."""
+def test_error_names_the_port_in_use(tmp_path: Path) -> None:
+    """Otherwise the user sees a gateway that restarts for ever."""
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -127,7 +127,7 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
     assert not [*tmp_path.iterdir()], "a refused start leaves nothing"
 
 
-def test_a_second_ctrl_c_kills_what_drains(up: Callable[[], Up]) -> None:
+def test_second_ctrl_c_kills_draining_processes(up: Callable[[], Up]) -> None:
     """Otherwise a user who presses Ctrl-C twice would still wait for the prompt, or find processes left running."""
     running = up()
     family = running.family()

@@ -51,8 +51,8 @@ class Gateway:
             self._process.wait()
 
     @contextlib.contextmanager
-    def disk_with(self, left: int) -> Iterator[None]:
-        """A disk on which no file becomes longer: of a full one a process learns in the same way."""
+    def disk_limited_to(self, left: int) -> Iterator[None]:
+        """Runs with a file size limit: a process observes a full disk in the same way."""
         assert self._process is not None
         process = psutil.Process(self._process.pid)
         limits = process.rlimit(psutil.RLIMIT_FSIZE)
@@ -67,8 +67,8 @@ class Gateway:
             self._process.send_signal(signal.SIGTERM)
             self._process.wait(30)
 
-    def restart_when_dead(self) -> threading.Thread:
-        """Starts it again, in a thread, when somebody has killed it."""
+    def restart_when_killed(self) -> threading.Thread:
+        """Starts the gateway again, from a thread, once it was killed."""
 
         def revive() -> None:
             assert self._process is not None
@@ -81,13 +81,13 @@ class Gateway:
 
 
 def _lasting_port() -> int:
-    """Not one of those that the kernel gives to clients: a client that tries a dead gateway's port again and again
-    would one day be given that very port, and connect to itself."""
+    """Returns a port outside the ephemeral range: a client that keeps connecting to a dead gateway could otherwise be
+    assigned that very port and connect to itself."""
     return next(port for port in iter(lambda: random.randint(20_000, 32_000), 0) if is_free(port))  # noqa: S311
 
 
 class Gateways:
-    """`first` and `second`, with what lies behind both."""
+    """Two gateways, `first` and `second`, with their shared database and store."""
 
     def __init__(self, home: Path, nats: NatsServer) -> None:
         self.home = home

@@ -38,8 +38,8 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def once(at: int, act: Callable[[], object], seen: list[int]) -> Callable[[int, int], None]:
-    """A progress callback that acts when `at` bytes are through."""
+def call_once_at(at: int, act: Callable[[], object], seen: list[int]) -> Callable[[int, int], None]:
+    """Returns a progress callback that calls `act` once `at` bytes are transferred."""
 
     def progress(done: int, total: int) -> None:
         if done >= at and not any(earlier >= at for earlier in seen):
@@ -49,39 +49,39 @@ def once(at: int, act: Callable[[], object], seen: list[int]) -> Callable[[int, 
     return progress
 
 
-def restarts(seen: list[int]) -> list[int]:
+def resume_positions(seen: list[int]) -> list[int]:
     """Returns the positions from which a transfer was resumed, which are those where its progress fell back."""
     return [now for before, now in itertools.pairwise(seen) if now < before]
 
 
-def forget(client: Client, dataset_id: str) -> None:
+def delete_dataset(client: Client, dataset_id: str) -> None:
     client.datasets.delete(dataset_id)
     assert not list(client.datasets.list())
 
 
-def test_an_upload_outlives_its_gateway(gateways: Gateways, file: Path) -> None:
-    """The gateway is killed near the end, and started again: the caller notices nothing, and little is sent twice."""
-    revived = gateways.first.restart_when_dead()
+def test_upload_continues_after_gateway_restart(gateways: Gateways, file: Path) -> None:
+    """The gateway is killed near the end and started again: the caller sees no error, and few bytes are sent twice."""
+    revived = gateways.first.restart_when_killed()
     seen: list[int] = []
     with Client(gateways.first.address) as client:
-        dataset = client.datasets.upload(file, progress=once(SIZE - 4 * MIB, gateways.first.kill, seen))
+        dataset = client.datasets.upload(file, progress=call_once_at(SIZE - 4 * MIB, gateways.first.kill, seen))
         revived.join()
         assert dataset.sha256 == sha256(file)
         assert [sha256(path) for path in gateways.datasets()] == [dataset.sha256]
         assert gateways.partial() == []
-        assert restarts(seen)[0] >= SIZE - 4 * MIB - IN_MEMORY
-        forget(client, dataset.id)
+        assert resume_positions(seen)[0] >= SIZE - 4 * MIB - IN_MEMORY
+        delete_dataset(client, dataset.id)
 
 
-def test_the_other_gateway_goes_on_with_an_upload(gateways: Gateways, file: Path) -> None:
-    """They share the store: what one has received, the other has."""
+def test_upload_continues_at_the_other_gateway(gateways: Gateways, file: Path) -> None:
+    """Both share the store, so both have the received bytes."""
     seen: list[int] = []
     with Client(f"{gateways.first.address},{gateways.second.address}") as client:
-        dataset = client.datasets.upload(file, progress=once(SIZE - 4 * MIB, gateways.first.kill, seen))
+        dataset = client.datasets.upload(file, progress=call_once_at(SIZE - 4 * MIB, gateways.first.kill, seen))
         gateways.first.start()
         assert [sha256(path) for path in gateways.datasets()] == [dataset.sha256] == [sha256(file)]
-        assert restarts(seen)[0] >= SIZE - 4 * MIB - IN_MEMORY
-        forget(client, dataset.id)
+        assert resume_positions(seen)[0] >= SIZE - 4 * MIB - IN_MEMORY
+        delete_dataset(client, dataset.id)
 
 
 @pytest.mark.parametrize(
@@ -93,26 +93,26 @@ def test_the_other_gateway_goes_on_with_an_upload(gateways: Gateways, file: Path
         "dataset.stored",
     ],
 )
-def test_a_gateway_killed_at_the_end_makes_one_dataset(gateways: Gateways, file: Path, place: str) -> None:
-    """Between the file and its row lies a moment in which neither may be lost, nor made twice."""
+def test_gateway_killed_at_end_of_upload_makes_one_dataset(gateways: Gateways, file: Path, place: str) -> None:
+    """Between storing the file and its row, the dataset must neither be lost nor created twice."""
     (gateways.first.armed / place).write_text("kill")
-    revived = gateways.first.restart_when_dead()
+    revived = gateways.first.restart_when_killed()
     with Client(gateways.first.address) as client:
         dataset = client.datasets.upload(file)
         revived.join()
         assert [listed.id for listed in client.datasets.list()] == [dataset.id]
         stored = gateways.home / "artifacts" / "default" / dataset.proto.path
         assert sha256(stored) == dataset.sha256 == sha256(file)
-        forget(client, dataset.id)
+        delete_dataset(client, dataset.id)
     # A file that was renamed but has no database row stays: a database that was restored from an older copy, or is
     # empty by mistake, must not make a gateway delete all files.
     for path in gateways.datasets():
         path.unlink()
 
 
-def test_a_disk_that_fills_up_on_the_way_is_said(gateways: Gateways, file: Path) -> None:
-    """The stream ends with a reason that the caller can act on."""
-    with gateways.second.disk_with(20 * MIB), Client(gateways.second.address) as client:
+def test_upload_ends_with_reason_when_disk_becomes_full(gateways: Gateways, file: Path) -> None:
+    """The caller can act on the reason."""
+    with gateways.second.disk_limited_to(20 * MIB), Client(gateways.second.address) as client:
         with pytest.raises(ResourceExhausted) as caught:
             client.datasets.upload(file)
         assert caught.value.reason == "STORE_FULL"
@@ -134,8 +134,8 @@ with Client(sys.argv[1]) as client:
 """
 
 
-def test_another_process_goes_on_with_an_upload(gateways: Gateways, file: Path) -> None:
-    """A laptop's battery dies; the same command goes on the next morning."""
+def test_another_process_resumes_upload(gateways: Gateways, file: Path) -> None:
+    """A laptop's battery is empty; the same command continues the next morning."""
 
     def upload(die_at: int) -> list[str]:
         command = [sys.executable, "-c", UPLOAD, gateways.second.address, str(file), str(die_at)]
@@ -147,11 +147,11 @@ def test_another_process_goes_on_with_an_upload(gateways: Gateways, file: Path) 
     assert int(seen[0]) >= SIZE - 4 * MIB - IN_MEMORY
     with Client(gateways.second.address) as client:
         (dataset,) = client.datasets.list()
-        forget(client, dataset.id)
+        delete_dataset(client, dataset.id)
 
 
-async def artifact_of(gateways: Gateways, file: Path) -> str:
-    """The file as a job would have left it; its artifact's id."""
+async def create_artifact(gateways: Gateways, file: Path) -> str:
+    """Creates the file's artifact as a job would; returns the artifact's id."""
     database = await Database.open(gateways.database_url)
     job_id = await add_job(database)
     stored = gateways.store.put_file(file, f"default/jobs/{job_id}/package.zip")
@@ -173,17 +173,17 @@ async def artifact_of(gateways: Gateways, file: Path) -> str:
     return row.id
 
 
-async def test_a_download_outlives_its_gateway(gateways: Gateways, file: Path, tmp_path: Path) -> None:
-    artifact_id = await artifact_of(gateways, file)
-    revived = gateways.first.restart_when_dead()
+async def test_download_continues_after_gateway_restart(gateways: Gateways, file: Path, tmp_path: Path) -> None:
+    artifact_id = await create_artifact(gateways, file)
+    revived = gateways.first.restart_when_killed()
     seen: list[int] = []
     with Client(gateways.first.address) as client:
-        progress = once(SIZE // 3, gateways.first.kill, seen)
+        progress = call_once_at(SIZE // 3, gateways.first.kill, seen)
         path = client.artifacts.download(artifact_id, tmp_path / "package.zip", progress=progress)
     revived.join()
     assert sha256(path) == sha256(file)
     # Bytes that were downloaded are kept: a download never falls back.
-    assert restarts(seen) == []
+    assert resume_positions(seen) == []
 
 
 DOWNLOAD = """
@@ -200,8 +200,8 @@ with Client(sys.argv[1]) as client:
 """
 
 
-async def test_another_process_goes_on_with_a_download(gateways: Gateways, file: Path, tmp_path: Path) -> None:
-    artifact_id = await artifact_of(gateways, file)
+async def test_another_process_resumes_download(gateways: Gateways, file: Path, tmp_path: Path) -> None:
+    artifact_id = await create_artifact(gateways, file)
     target = tmp_path / "package.zip"
 
     def download(die_at: int) -> list[int]:

@@ -10,12 +10,12 @@ from services.quiet_environment import quiet_environment
 
 def main(sink: EventSink, input_path: Path) -> EvaluationResult:
     """Runs one evaluation."""
-    spec = EvaluationInput.model_validate_json(input_path.read_bytes())
+    child_input = EvaluationInput.model_validate_json(input_path.read_bytes())
     quiet_environment()
     # Seconds of imports, which have to come after the environment and within the life that the supervisor watches.
     with sink.ticking():
         from services.evaluator.worker.evaluate import evaluate
-    return evaluate(spec, sink)
+    return evaluate(child_input, sink)
 
 
 if __name__ == "__main__":

@@ -24,27 +24,29 @@ from services.evaluator.worker.compare import Question, add_samples, questions, 
 PHASES = ("loading_model", "scoring_base", "answering_base", "scoring_tuned", "answering_tuned")
 
 
-def evaluate(spec: EvaluationInput, sink: EventSink) -> EvaluationResult:
+def evaluate(child_input: EvaluationInput, sink: EventSink) -> EvaluationResult:
     """Measures both models and shows their answers; an empty result where evaluation is switched off."""
-    config, result = spec.config, EvaluationResult()
+    config, result = child_input.config, EvaluationResult()
     if not config.evaluation.enabled:
         return result
-    torch.set_num_threads(spec.threads)
-    tokenizer = Tokenizer(spec.model.path, config.chat_template)
-    rows: list[Row] = list(read_shards(spec.data_dir / "eval")) if (spec.data_dir / "eval").is_dir() else []
-    asked = questions(config, spec.data_dir, tokenizer)
+    torch.set_num_threads(child_input.threads)
+    tokenizer = Tokenizer(child_input.model.path, config.chat_template)
+    rows: list[Row] = (
+        list(read_shards(child_input.data_dir / "eval")) if (child_input.data_dir / "eval").is_dir() else []
+    )
+    asked = questions(config, child_input.data_dir, tokenizer)
     answers: dict[str, list[list[int]]] = {}
 
     # A pause takes effect after this stage: it is shorter than to do it again.
     phases = Phases(sink, PHASES, pausable=False)
-    phases.enter("loading_model", spec.model.id)
-    for name, model in _models(spec, sink):
+    phases.enter("loading_model", child_input.model.id)
+    for name, model in _models(child_input, sink):
         if rows:
             phases.enter(f"scoring_{name}", f"{len(rows)} held-out row{'s' * (len(rows) != 1)}")
             measured = score(model, rows, partial(phases.advance, f"scoring_{name}"))
             _note(result, name, measured)
         if asked:
-            answers[name] = _answer(model, asked, tokenizer, spec, phases, name)
+            answers[name] = _answer(model, asked, tokenizer, child_input, phases, name)
         # Or base and tuned weights of method full would be in memory together.
         del model
 
@@ -56,19 +58,19 @@ def evaluate(spec: EvaluationInput, sink: EventSink) -> EvaluationResult:
     return result
 
 
-def _models(spec: EvaluationInput, sink: EventSink) -> Iterator[tuple[str, Any]]:
+def _models(child_input: EvaluationInput, sink: EventSink) -> Iterator[tuple[str, Any]]:
     """The base model, then the tuned one: the same weights with the adapter on them where there is one.
 
     Asked in this order, the base is what it is without any adapter; to switch an adapter off again would leave
     trained biases behind.
     """
-    full = spec.config.method == "full"
-    on = "cpu" if spec.config.resources.gpus == 0 else load.device()
+    full = child_input.config.method == "full"
+    on = "cpu" if child_input.config.resources.gpus == 0 else load.device()
     options: dict[str, Any] = {"dtype": torch.float32, "on": on}
-    if on == "cuda" and not _fits_in_float32(spec):
-        precision = spec.config.hyperparameters.precision
+    if on == "cuda" and not _fits_in_float32(child_input):
+        precision = child_input.config.hyperparameters.precision
         options["dtype"] = load.weights_dtype("lora", precision, on)
-        options["quantization"] = spec.config.quantization if spec.config.method == "qlora" else None
+        options["quantization"] = child_input.config.quantization if child_input.config.method == "qlora" else None
         sink.emit(
             Warning(
                 reason="NOT_EVALUATED_IN_FP32",
@@ -77,24 +79,26 @@ def _models(spec: EvaluationInput, sink: EventSink) -> Iterator[tuple[str, Any]]
             )
         )
     with sink.ticking():
-        model = load.load_base(spec.model.path, **options)
+        model = load.load_base(child_input.model.path, **options)
     yield "base", model
     with sink.ticking():
         if full:
             del model
             gc.collect()
             torch.cuda.empty_cache()
-            model = load.load_base(spec.adapter_dir, **options)
+            model = load.load_base(child_input.adapter_dir, **options)
         else:
-            model = load.load_adapter(model, spec.adapter_dir)
+            model = load.load_adapter(model, child_input.adapter_dir)
     yield "tuned", model
 
 
 def _answer(
-    model: Any, asked: list[Question], tokenizer: Tokenizer, spec: EvaluationInput, phases: Phases, name: str
+    model: Any, asked: list[Question], tokenizer: Tokenizer, child_input: EvaluationInput, phases: Phases, name: str
 ) -> list[list[int]]:
-    wanted = spec.config.evaluation.max_new_tokens
-    context = getattr(model.config, "max_position_embeddings", None) or wanted + spec.config.hyperparameters.max_length
+    wanted = child_input.config.evaluation.max_new_tokens
+    context = (
+        getattr(model.config, "max_position_embeddings", None) or wanted + child_input.config.hyperparameters.max_length
+    )
     # The end of a prompt that is too long is what asks the question.
     room = max(context - wanted, 1)
     steps = wanted * math.ceil(len(asked) / PROMPTS_PER_BATCH)
@@ -122,10 +126,10 @@ def _note(result: EvaluationResult, name: str, measured: Score) -> None:
         result.tuned_loss, result.tuned_perplexity = measured.loss, measured.perplexity
 
 
-def _fits_in_float32(spec: EvaluationInput) -> bool:
+def _fits_in_float32(child_input: EvaluationInput) -> bool:
     """Returns True if four-byte weights fit into the GPU's free memory and leave a third of it for the computation."""
     parameters = 0
-    for path in spec.model.path.glob("*.safetensors"):
+    for path in child_input.model.path.glob("*.safetensors"):
         with safe_open(path, "pt") as file:
             parameters += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
     free: int = torch.cuda.mem_get_info()[0]

@@ -10,12 +10,12 @@ from services.quiet_environment import quiet_environment
 
 def main(sink: EventSink, input_path: Path) -> ExportResult:
     """Runs one export."""
-    spec = ExportInput.model_validate_json(input_path.read_bytes())
+    child_input = ExportInput.model_validate_json(input_path.read_bytes())
     quiet_environment()
     # Seconds of imports, which have to come after the environment and within the life that the supervisor watches.
     with sink.ticking():
         from services.exporter.worker.export import export
-    return export(spec, sink)
+    return export(child_input, sink)
 
 
 if __name__ == "__main__":

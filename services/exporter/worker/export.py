@@ -18,48 +18,48 @@ PHASES = ("writing_model", "writing_report", "packing", "verifying", "publishing
 MEDIA_TYPES = {".safetensors": "application/octet-stream", ".jinja": "text/plain", ".md": "text/markdown"}
 
 
-def export(spec: ExportInput, sink: EventSink) -> ExportResult:
+def export(child_input: ExportInput, sink: EventSink) -> ExportResult:
     """Makes the package and publishes it file by file; the result's path is relative to the out_dir."""
     # A pause takes effect after this stage: it is shorter than to do it again.
     phases = Phases(sink, PHASES, pausable=False)
-    package.check_formats(spec)
-    spec.out_dir.mkdir(parents=True, exist_ok=True)
+    package.check_formats(child_input)
+    child_input.out_dir.mkdir(parents=True, exist_ok=True)
     # On the out_dir's file system, so that publishing is a rename: no half-written file is ever under its name.
-    with tempfile.TemporaryDirectory(prefix=".building-", dir=spec.out_dir) as building:
+    with tempfile.TemporaryDirectory(prefix=".building-", dir=child_input.out_dir) as building:
         files, archive, scratch = (Path(building, name) for name in ("files", package.ZIP, "scratch"))
         files.mkdir()
 
         phases.enter("writing_model")
         with sink.ticking():
-            adapter_config = package.write_model(spec, files)
+            adapter_config = package.write_model(child_input, files)
             failpoint("export.model_written")
-            package.write_tokenizer(spec, files)
+            package.write_tokenizer(child_input, files)
 
         phases.enter("writing_report")
-        package.write_documents(spec, files, adapter_config)
+        package.write_documents(child_input, files, adapter_config)
 
         phases.enter("packing")
         with sink.ticking():
-            package.write_manifest(spec, files)
+            package.write_manifest(child_input, files)
             package.write_zip(files, archive)
 
         phases.enter("verifying", "loads the package and compares it with the checkpoint")
-        _verify(sink, spec, archive, scratch)
+        _verify(sink, child_input, archive, scratch)
 
         phases.enter("publishing")
         for file in sorted(files.iterdir()):
-            _publish(sink, file, spec.out_dir, "export_file")
+            _publish(sink, file, child_input.out_dir, "export_file")
         size, digest = archive.stat().st_size, sha256_of(archive)
-        _publish(sink, archive, spec.out_dir, "export_package")
+        _publish(sink, archive, child_input.out_dir, "export_package")
     return ExportResult(package_path=package.ZIP, package_sha256=digest, package_size_bytes=size)
 
 
-def _verify(sink: EventSink, spec: ExportInput, archive: Path, scratch: Path) -> None:
+def _verify(sink: EventSink, child_input: ExportInput, archive: Path, scratch: Path) -> None:
     with sink.ticking():
         # Seconds of imports, and the only part of the export that needs torch.
         from services.exporter.worker.verify import verify
 
-        verified = verify(spec, archive, scratch)
+        verified = verify(child_input, archive, scratch)
         failpoint("export.verified")
     shutil.rmtree(scratch)
     if verified.max_difference is None:

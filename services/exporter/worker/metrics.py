@@ -17,19 +17,21 @@ class Point:
     loss: float
 
 
-def curve(spec: ExportInput, name: str) -> list[Point]:
+def curve(child_input: ExportInput, name: str) -> list[Point]:
     """Returns the points of one series by step. For a step that a later attempt repeated, the last value counts."""
-    points = {point.step: point.value for series in spec.metrics if series.name == name for point in series.points}
+    points = {
+        point.step: point.value for series in child_input.metrics if series.name == name for point in series.points
+    }
     return [Point(step, points[step]) for step in sorted(points)]
 
 
-def metrics(spec: ExportInput) -> dict[str, Any]:
+def metrics(child_input: ExportInput) -> dict[str, Any]:
     """Everything measured, in nats per trained token, seconds and rows a second.
 
     `eval_loss` belongs to `best_step`, the step that is packed; `evaluation` was measured afterwards in fp32.
     Not measured, NaN and infinity are null, the only form every JSON reader accepts.
     """
-    training, evaluation = spec.training, spec.evaluation
+    training, evaluation = child_input.training, child_input.evaluation
     eval_loss = training.best_eval_loss if training.HasField("best_eval_loss") else None
     figures = {
         "train_loss": training.train_loss,
@@ -44,8 +46,8 @@ def metrics(spec: ExportInput) -> dict[str, Any]:
         "train_samples_per_second": training.train_samples_per_second,
         "train_tokens_per_second": training.train_tokens_per_second,
         "num_trainable_parameters": training.num_trainable_parameters,
-        "train_loss_curve": [{"step": point.step, "loss": point.loss} for point in curve(spec, "loss")],
-        "eval_loss_curve": [{"step": point.step, "loss": point.loss} for point in curve(spec, "eval_loss")],
+        "train_loss_curve": [{"step": point.step, "loss": point.loss} for point in curve(child_input, "loss")],
+        "eval_loss_curve": [{"step": point.step, "loss": point.loss} for point in curve(child_input, "eval_loss")],
         "evaluation": {
             "base": _side(evaluation, "base"),
             "tuned": _side(evaluation, "tuned"),
@@ -67,16 +69,16 @@ def metrics(spec: ExportInput) -> dict[str, Any]:
     return {name: _finite(value) for name, value in figures.items()}
 
 
-def training_config(spec: ExportInput, adapter_config: dict[str, Any] | None) -> dict[str, Any]:
+def training_config(child_input: ExportInput, adapter_config: dict[str, Any] | None) -> dict[str, Any]:
     """The settings the model was trained with.
 
     `training`, `lora` and `quantization` carry the names that training libraries are configured with; `config` is
     the job's whole resolved configuration under our own names. `adapter_config` is the packed one, or None for
     method full: it knows which layers really got adapters.
     """
-    config, model = spec.config, spec.model
+    config, model = child_input.config, child_input.model
     hyperparameters = config.hyperparameters
-    evaluated = spec.training.HasField("best_eval_loss")
+    evaluated = child_input.training.HasField("best_eval_loss")
     training = {
         "num_epochs": None if config.phases else hyperparameters.num_epochs,
         "max_steps": hyperparameters.max_steps,
@@ -117,16 +119,16 @@ def training_config(spec: ExportInput, adapter_config: dict[str, Any] | None) ->
             "bnb_4bit_use_double_quant": config.quantization.bnb_4bit_use_double_quant,
         }
     return {
-        "job_id": spec.job.id,
-        "create_time": spec.job.create_time,
+        "job_id": child_input.job.id,
+        "create_time": child_input.job.create_time,
         "base_model": {"id": model.id, "revision": model.revision, "weights_sha256": model.weights_sha256},
         "method": config.method,
-        "datasets": [dataset.model_dump() for dataset in spec.job.datasets],
+        "datasets": [dataset.model_dump() for dataset in child_input.job.datasets],
         "training": training,
         "lora": lora,
         "quantization": quantization,
         "config": config.model_dump(mode="json"),
-        "packages": dict(sorted(spec.preflight.hardware.packages.items())),
+        "packages": dict(sorted(child_input.preflight.hardware.packages.items())),
     }
 
 

@@ -8,19 +8,19 @@ from services.exporter.worker.report import METHODS
 from services.exporter.worker.row_forms import RowForms
 
 
-def model_card(spec: ExportInput) -> str:
+def model_card(child_input: ExportInput) -> str:
     """The card in Markdown, YAML front matter included."""
-    model = spec.model
-    full = spec.config.method == "full"
+    model = child_input.model
+    full = child_input.config.method == "full"
     data = ModelCardData(
         base_model=model.id,
         base_model_relation="finetune" if full else "adapter",
         library_name="transformers" if full else "peft",
         pipeline_tag="text-generation",
         license=model.license.lower() or "unknown",
-        tags=sorted({"finetuneflow", "sft", spec.config.method}),
+        tags=sorted({"finetuneflow", "sft", child_input.config.method}),
     )
-    evaluation = spec.evaluation
+    evaluation = child_input.evaluation
     outcome = "Its loss was not measured on held-out rows."
     if evaluation.HasField("tuned_loss"):
         before = f", base model {evaluation.base_loss:.4f}" if evaluation.HasField("base_loss") else ""
@@ -32,37 +32,37 @@ def model_card(spec: ExportInput) -> str:
 {data.to_yaml()}
 ---
 
-# {escape(spec.config.display_name)}
+# {escape(child_input.config.display_name)}
 
-{METHODS[spec.config.method]} fine-tune of `{model.id}` (revision `{model.revision}`), made by FineTuneFlow
-in job `{spec.job.id}`, step {spec.training.best_step:,}. {outcome}
+{METHODS[child_input.config.method]} fine-tune of `{model.id}` (revision `{model.revision}`), made by FineTuneFlow
+in job `{child_input.job.id}`, step {child_input.training.best_step:,}. {outcome}
 `report.md` describes the training, `metrics.json` and `training_config.json` contain every figure and setting,
 `manifest.json` the SHA-256 of every file. The licence is the base model's.
 
 ## Loading it
 
-{_loading(spec)}
+{_loading(child_input)}
 """
 
 
-def _loading(spec: ExportInput) -> str:
-    full = spec.config.method == "full"
+def _loading(child_input: ExportInput) -> str:
+    full = child_input.config.method == "full"
     imports = [] if full else ["from peft import PeftModel"]
     imports.append("from transformers import AutoModelForCausalLM, AutoTokenizer")
-    lines = [*imports, "", *_model(spec), ""]
-    forms = RowForms.of(spec)
+    lines = [*imports, "", *_model(child_input), ""]
+    forms = RowForms.of(child_input)
     if forms.chat:
-        lines += _chat(spec)
+        lines += _chat(child_input)
     if forms.plain:
         lines += ["", "# Rows of plain text have no template."] if forms.chat else []
-        lines += _plain(spec, asked=not forms.chat)
+        lines += _plain(child_input, asked=not forms.chat)
     return "\n".join(["```python", *lines, "```"])
 
 
-def _model(spec: ExportInput) -> list[str]:
+def _model(child_input: ExportInput) -> list[str]:
     tokenizer = 'tokenizer = AutoTokenizer.from_pretrained(".")'
-    model = spec.model
-    if spec.config.method == "full":
+    model = child_input.model
+    if child_input.config.method == "full":
         return [tokenizer, 'model = AutoModelForCausalLM.from_pretrained(".")']
     adapter = 'model = PeftModel.from_pretrained(model, ".")'
     if "/" in model.id:
@@ -72,11 +72,11 @@ def _model(spec: ExportInput) -> list[str]:
     return [where, tokenizer, "model = AutoModelForCausalLM.from_pretrained(base)", adapter]
 
 
-def _chat(spec: ExportInput) -> list[str]:
+def _chat(child_input: ExportInput) -> list[str]:
     """Returns code that asks a question, with the system prompt of the training."""
-    turns = [("user", _question(spec, "Hello"))]
-    if spec.config.system_prompt:
-        turns.insert(0, ("system", spec.config.system_prompt))
+    turns = [("user", _question(child_input, "Hello"))]
+    if child_input.config.system_prompt:
+        turns.insert(0, ("system", child_input.config.system_prompt))
     return [
         "messages = [",
         *(f'    {{"role": "{role}", "content": {content!r}}},' for role, content in turns),
@@ -88,15 +88,15 @@ def _chat(spec: ExportInput) -> list[str]:
     ]
 
 
-def _plain(spec: ExportInput, *, asked: bool) -> list[str]:
+def _plain(child_input: ExportInput, *, asked: bool) -> list[str]:
     """Returns code that continues a text."""
-    text = _question(spec, _TEXT) if asked else _TEXT
+    text = _question(child_input, _TEXT) if asked else _TEXT
     return [f'inputs = tokenizer({text!r}, return_tensors="pt")', *_GENERATE]
 
 
-def _question(spec: ExportInput, default: str) -> str:
+def _question(child_input: ExportInput, default: str) -> str:
     """Returns the first question of the evaluation if it is short, otherwise `default`."""
-    for sample in spec.evaluation.samples[:1]:
+    for sample in child_input.evaluation.samples[:1]:
         question = f"{sample.instruction}\n\n{sample.input}" if sample.input else sample.instruction
         if 0 < len(question) <= _SHORT:
             return question

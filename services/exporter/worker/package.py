@@ -25,23 +25,29 @@ _STORED = {".safetensors", ".png"}
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
-def write_model(spec: ExportInput, folder: Path) -> dict[str, Any] | None:
+def write_model(child_input: ExportInput, folder: Path) -> dict[str, Any] | None:
     """Copies the trained weights; returns the packed adapter_config, None for method full.
 
     The adapter names the base by its public id and revision: a path of this machine means nothing elsewhere.
     """
-    if spec.config.method == "full":
-        weights = sorted(spec.adapter_dir.glob("model*.safetensors*"))
+    if child_input.config.method == "full":
+        weights = sorted(child_input.adapter_dir.glob("model*.safetensors*"))
         if not weights:
-            raise FileNotFoundError(f"no model.safetensors in {spec.adapter_dir}")
-        for file in [*weights, spec.adapter_dir / "config.json", spec.adapter_dir / "generation_config.json"]:
+            raise FileNotFoundError(f"no model.safetensors in {child_input.adapter_dir}")
+        for file in [
+            *weights,
+            child_input.adapter_dir / "config.json",
+            child_input.adapter_dir / "generation_config.json",
+        ]:
             if file.exists() or file.name == "config.json":
                 shutil.copyfile(file, folder / file.name)
         return None
     weights_name, config_name = _ADAPTER
-    shutil.copyfile(spec.adapter_dir / weights_name, folder / weights_name)
-    config: dict[str, Any] = json.loads((spec.adapter_dir / config_name).read_text("utf-8"))
-    config.update(base_model_name_or_path=spec.model.id, revision=spec.model.revision, inference_mode=True)
+    shutil.copyfile(child_input.adapter_dir / weights_name, folder / weights_name)
+    config: dict[str, Any] = json.loads((child_input.adapter_dir / config_name).read_text("utf-8"))
+    config.update(
+        base_model_name_or_path=child_input.model.id, revision=child_input.model.revision, inference_mode=True
+    )
     # peft keeps a set, whose order differs between processes.
     if isinstance(config.get("target_modules"), list):
         config["target_modules"].sort()
@@ -49,7 +55,7 @@ def write_model(spec: ExportInput, folder: Path) -> dict[str, Any] | None:
     return config
 
 
-def write_tokenizer(spec: ExportInput, folder: Path) -> None:
+def write_tokenizer(child_input: ExportInput, folder: Path) -> None:
     """tokenizer.json, tokenizer_config.json, chat_template.jinja and special_tokens_map.json.
 
     The chat template is the one that the rows were written with, also where the base model has none of its own. If no
@@ -58,9 +64,11 @@ def write_tokenizer(spec: ExportInput, folder: Path) -> None:
     """
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(spec.model.path)
-    is_chat = RowForms.of(spec).chat
-    tokenizer.chat_template = Tokenizer(spec.model.path, spec.config.chat_template).template if is_chat else None
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(child_input.model.path)
+    is_chat = RowForms.of(child_input).chat
+    tokenizer.chat_template = (
+        Tokenizer(child_input.model.path, child_input.config.chat_template).template if is_chat else None
+    )
     tokenizer.save_pretrained(folder)
     settings = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
     # These say how the tokenizer was loaded here, and nothing about the tokenizer.
@@ -79,24 +87,24 @@ def write_tokenizer(spec: ExportInput, folder: Path) -> None:
     _write_json(folder / "special_tokens_map.json", special)
 
 
-def write_documents(spec: ExportInput, folder: Path, adapter_config: dict[str, Any] | None) -> None:
+def write_documents(child_input: ExportInput, folder: Path, adapter_config: dict[str, Any] | None) -> None:
     """Settings, figures, report, plot and model card."""
-    _write_json(folder / "training_config.json", training_config(spec, adapter_config))
-    _write_json(folder / "metrics.json", metrics(spec))
-    (folder / "report.md").write_text(report(spec), "utf-8")
-    (folder / "README.md").write_text(model_card(spec), "utf-8")
-    best = spec.training.best_step
-    curves = curve(spec, "loss"), curve(spec, "eval_loss")
-    draw_losses(folder / "train_loss.png", spec.config.display_name, *curves, best)
+    _write_json(folder / "training_config.json", training_config(child_input, adapter_config))
+    _write_json(folder / "metrics.json", metrics(child_input))
+    (folder / "report.md").write_text(report(child_input), "utf-8")
+    (folder / "README.md").write_text(model_card(child_input), "utf-8")
+    best = child_input.training.best_step
+    curves = curve(child_input, "loss"), curve(child_input, "eval_loss")
+    draw_losses(folder / "train_loss.png", child_input.config.display_name, *curves, best)
 
 
-def write_manifest(spec: ExportInput, folder: Path) -> None:
+def write_manifest(child_input: ExportInput, folder: Path) -> None:
     """manifest.json: size and SHA-256 of every other file."""
     files = [
         {"path": file.name, "sha256": sha256_of(file), "size_bytes": file.stat().st_size}
         for file in sorted(folder.iterdir())
     ]
-    _write_json(folder / MANIFEST, {"version": 1, "job_id": spec.job.id, "files": files})
+    _write_json(folder / MANIFEST, {"version": 1, "job_id": child_input.job.id, "files": files})
 
 
 def write_zip(folder: Path, target: Path) -> None:
@@ -110,9 +118,9 @@ def write_zip(folder: Path, target: Path) -> None:
                 shutil.copyfileobj(source, sink, 1024 * 1024)
 
 
-def check_formats(spec: ExportInput) -> None:
+def check_formats(child_input: ExportInput) -> None:
     """Raises JobError for a format that this version cannot make. The gateway refuses such a job earlier."""
-    for name in spec.config.export.formats:
+    for name in child_input.config.export.formats:
         if name != "adapter":
             raise JobError("NOT_IMPLEMENTED", f"Export as {name} is not available yet.", "Use adapter.")
 

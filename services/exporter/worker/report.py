@@ -12,37 +12,37 @@ METHODS = {"lora": "LoRA", "qlora": "QLoRA", "full": "full (every weight)"}
 NOT_MEASURED = "not measured"
 
 
-def report(spec: ExportInput) -> str:
+def report(child_input: ExportInput) -> str:
     """The report in Markdown. Every figure was counted or measured by an earlier stage."""
     sections = [
         "# FineTuneFlow Training Report",
-        _project(spec),
-        _dataset(spec),
-        _configuration(spec),
-        _results(spec),
-        _samples(list(spec.evaluation.samples)),
-        _comparison(spec),
+        _project(child_input),
+        _dataset(child_input),
+        _configuration(child_input),
+        _results(child_input),
+        _samples(list(child_input.evaluation.samples)),
+        _comparison(child_input),
     ]
     return "\n\n".join(sections) + "\n"
 
 
-def _project(spec: ExportInput) -> str:
+def _project(child_input: ExportInput) -> str:
     return f"""## Project
-- Name: {escape(spec.config.display_name)}
-- Task: {escape(spec.config.task)}
-- Base Model: {escape(spec.model.id)} (revision {escape(spec.model.revision)})"""
+- Name: {escape(child_input.config.display_name)}
+- Task: {escape(child_input.config.task)}
+- Base Model: {escape(child_input.model.id)} (revision {escape(child_input.model.revision)})"""
 
 
-def _dataset(spec: ExportInput) -> str:
-    train, held_out = spec.preflight.training_data, spec.preflight.evaluation_data
+def _dataset(child_input: ExportInput) -> str:
+    train, held_out = child_input.preflight.training_data, child_input.preflight.evaluation_data
     return f"""## Dataset
 - Train examples: {train.num_examples:,}
 - Eval examples: {held_out.num_examples:,}
 - Avg tokens per example: {train.mean_tokens:.1f}"""
 
 
-def _configuration(spec: ExportInput) -> str:
-    config, hyperparameters = spec.config, spec.config.hyperparameters
+def _configuration(child_input: ExportInput) -> str:
+    config, hyperparameters = child_input.config, child_input.config.hyperparameters
     epochs = f"{hyperparameters.num_epochs:g}"
     if hyperparameters.max_steps is not None:
         epochs = f"as many as {hyperparameters.max_steps:,} steps make"
@@ -60,7 +60,7 @@ def _configuration(spec: ExportInput) -> str:
 - Learning rate: {hyperparameters.learning_rate:g}
 - LoRA rank: {rank}
 - Max sequence length: {hyperparameters.max_length:,}
-- GPU: {_gpu(spec.preflight.hardware, config.resources.gpus)}"""
+- GPU: {_gpu(child_input.preflight.hardware, config.resources.gpus)}"""
 
 
 def _gpu(hardware: Hardware, wanted: int | None) -> str:
@@ -70,8 +70,8 @@ def _gpu(hardware: Hardware, wanted: int | None) -> str:
     return ", ".join(escape(name) for name in used)
 
 
-def _results(spec: ExportInput) -> str:
-    training = spec.training
+def _results(child_input: ExportInput) -> str:
+    training = child_input.training
     eval_loss = ppl = NOT_MEASURED
     if training.HasField("best_eval_loss"):
         eval_loss = f"{training.best_eval_loss:.4f} at step {training.best_step:,}, the one that is packed"
@@ -96,8 +96,8 @@ def _samples(samples: list[InferenceSample]) -> str:
     return head + "\n".join(lines)
 
 
-def _comparison(spec: ExportInput) -> str:
-    evaluation = spec.evaluation
+def _comparison(child_input: ExportInput) -> str:
+    evaluation = child_input.evaluation
     head = "## Base vs tuned\n"
     if not evaluation.HasField("tuned_loss"):
         return head + "Loss and perplexity were not measured on held-out rows."

@@ -19,10 +19,10 @@ class RowForms:
     """Some rows are plain text, which no template changes."""
 
     @classmethod
-    def of(cls, spec: ExportInput) -> Self:
+    def of(cls, child_input: ExportInput) -> Self:
         """Reads the forms from the statistics of preflight. Rows of prompt_completion have either form: only those of
         conversations have roles."""
-        data = spec.preflight.training_data
+        data = child_input.preflight.training_data
         formats = set(data.format.split(", "))
         chat = bool(data.roles) or bool(formats & _CONVERSATIONS)
         return cls(chat, not chat or bool(formats & _TEXTS))

@@ -35,7 +35,7 @@ class Verified:
     were compared."""
 
 
-def verify(spec: ExportInput, package: Path, scratch: Path) -> Verified:
+def verify(child_input: ExportInput, package: Path, scratch: Path) -> Verified:
     """Unpacks the zip into `scratch` and compares it with the checkpoint, tensor by tensor and by logits.
 
     Loads the base model once, in the precision of its files: the comparison holds in any. PackageBroken if it fails.
@@ -47,19 +47,21 @@ def verify(spec: ExportInput, package: Path, scratch: Path) -> Verified:
             raise PackageBroken(f"{entry['path']} is not the file that the manifest names")
     names = sorted(file.name for file in scratch.glob("*.safetensors"))
     shapes = {
-        name: shape for file in names for name, shape in _compare(scratch / file, spec.adapter_dir / file).items()
+        name: shape
+        for file in names
+        for name, shape in _compare(scratch / file, child_input.adapter_dir / file).items()
     }
-    weights = spec.model.path if spec.config.method != "full" else scratch
+    weights = child_input.model.path if child_input.config.method != "full" else scratch
     needed = sum(file.stat().st_size for file in weights.glob("*.safetensors"))
-    if spec.config.method == "full":
+    if child_input.config.method == "full":
         needed *= 2
     if needed > 0.8 * psutil.virtual_memory().available:
         return Verified(len(shapes), None)
     inputs = _inputs(scratch)
-    if spec.config.method == "full":
-        difference = _difference(_logits(_load(scratch), inputs), _logits(_load(spec.adapter_dir), inputs))
+    if child_input.config.method == "full":
+        difference = _difference(_logits(_load(scratch), inputs), _logits(_load(child_input.adapter_dir), inputs))
     else:
-        difference = _adapter_difference(spec, scratch, inputs, shapes)
+        difference = _adapter_difference(child_input, scratch, inputs, shapes)
     if not difference <= TOLERANCE:
         raise PackageBroken(f"the package's logits differ from the checkpoint's by {difference:g}")
     return Verified(len(shapes), difference)
@@ -88,15 +90,17 @@ def _inputs(folder: Path) -> torch.Tensor:
     return torch.tensor([ids])
 
 
-def _adapter_difference(spec: ExportInput, folder: Path, inputs: torch.Tensor, shapes: dict[str, list[int]]) -> float:
-    base = _load(spec.model.path)
+def _adapter_difference(
+    child_input: ExportInput, folder: Path, inputs: torch.Tensor, shapes: dict[str, list[int]]
+) -> float:
+    base = _load(child_input.model.path)
     model = PeftModel.from_pretrained(base, folder, adapter_name="package")
     # The default asks a model hub for the base under its public id, to see whether embeddings were resized: never here.
     loaded = get_peft_model_state_dict(model, adapter_name="package", save_embedding_layers=False)
     if {name: list(tensor.shape) for name, tensor in loaded.items()} != shapes:
         raise PackageBroken("the adapter's tensors are not the ones that the base model takes up")
     ours = _logits(model, inputs)
-    model.load_adapter(spec.adapter_dir, adapter_name="checkpoint")
+    model.load_adapter(child_input.adapter_dir, adapter_name="checkpoint")
     model.set_adapter("checkpoint")
     return _difference(ours, _logits(model, inputs))
 

@@ -13,13 +13,13 @@ from services.trainer.worker.warm_up import warm_up
 
 def main(sink: EventSink, input_path: Path) -> TrainingResult:
     """Runs one attempt at a training."""
-    given = TrainingInput.model_validate_json(input_path.read_bytes())
+    child_input = TrainingInput.model_validate_json(input_path.read_bytes())
     quiet_environment()
     # Seconds of imports, which have to come after the environment and within the life that the supervisor watches.
     with sink.ticking():
         from services.trainer.worker.recipe import train
-    with oom.with_advice(given.config):
-        return train(given, sink)
+    with oom.with_advice(child_input.config):
+        return train(child_input, sink)
 
 
 if __name__ == "__main__":

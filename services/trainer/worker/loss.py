@@ -49,7 +49,7 @@ class Trainer(SFTTrainer):
         if inputs["input_ids"].device.type == "cpu" and num_predicted > 0:
             labels = inputs["labels"][:, 1:][predicted]
             inputs = {key: value for key, value in inputs.items() if key != "labels"} | {"shift_labels": labels[None]}
-            compact = self._only(predicted)
+            compact = self._score_only(predicted)
         with compact:
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]
         value = (loss[0] if return_outputs else loss).item()
@@ -60,7 +60,7 @@ class Trainer(SFTTrainer):
             self._num_predicted.append(num_predicted)
         return loss
 
-    def _only(self, predicted: torch.Tensor) -> AbstractContextManager[Any]:
+    def _score_only(self, predicted: torch.Tensor) -> AbstractContextManager[Any]:
         """Passes only the hidden states of `predicted` ([rows, length - 1]) to the head while it is open."""
 
         def select(_module: Any, _arguments: Any, output: Any) -> Any:

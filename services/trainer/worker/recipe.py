@@ -29,25 +29,25 @@ from services.trainer.worker.order import lengths
 from services.trainer.worker.progress import Progress, Totals, per_second
 
 
-def train(given: TrainingInput, sink: EventSink) -> TrainingResult:
+def train(child_input: TrainingInput, sink: EventSink) -> TrainingResult:
     """Runs one attempt and returns its result. Raises Paused once a requested pause is saved."""
-    config, hyper = given.config, given.config.hyperparameters
-    torch.set_num_threads(given.threads)
+    config, hyper = child_input.config, child_input.config.hyperparameters
+    torch.set_num_threads(child_input.threads)
     on = "cpu" if config.resources.gpus == 0 else load.device()
 
     # A pause is obeyed by TrainingCallback, once a checkpoint is saved.
     phases = Phases(sink, PHASES, pausable=False)
-    progress, restored = _restored(given, sink)
-    phases.enter("loading_model", given.model.id)
+    progress, restored = _restored(child_input, sink)
+    phases.enter("loading_model", child_input.model.id)
     set_seed(config.seed)
     with sink.ticking():
-        model = trainable_model(config, given.model, on)
-        tokenizer = AutoTokenizer.from_pretrained(given.model.path, local_files_only=True)
+        model = trainable_model(config, child_input.model, on)
+        tokenizer = AutoTokenizer.from_pretrained(child_input.model.path, local_files_only=True)
 
     phases.enter("preparing")
-    trainer_dir = given.out_dir / "trainer"
+    trainer_dir = child_input.out_dir / "trainer"
     with sink.ticking():
-        train_rows, eval_rows, curriculum = _rows(given)
+        train_rows, eval_rows, curriculum = _rows(child_input)
     callback = TrainingCallback(
         sink,
         phases,
@@ -55,11 +55,11 @@ def train(given: TrainingInput, sink: EventSink) -> TrainingResult:
         curriculum=curriculum,
         progress=progress,
         trainer_dir=trainer_dir,
-        out_dir=given.out_dir,
+        out_dir=child_input.out_dir,
         restored=restored,
     )
     with sink.ticking():
-        arguments = sft_arguments(config, total_steps=given.total_steps, output_dir=str(trainer_dir), device=on)
+        arguments = sft_arguments(config, total_steps=child_input.total_steps, output_dir=str(trainer_dir), device=on)
         arguments |= {
             "eval_strategy": "no" if eval_rows is None else "steps",
             # The rows are ids and labels already, cut and packed.
@@ -79,46 +79,46 @@ def train(given: TrainingInput, sink: EventSink) -> TrainingResult:
     # It would repeat every event on stdout, where a worker that runs alone prints its progress.
     trainer.remove_callback(PrinterCallback)
 
-    if progress.early_stopped or progress.step >= given.total_steps:
+    if progress.early_stopped or progress.step >= child_input.total_steps:
         if restored:
             sink.emit(restored)
     else:
         if sink.requested() == "pause":
             # All trained steps are in a checkpoint already.
             raise Paused
-        phases.enter("training", f"{given.total_steps - progress.step} steps on {on}")
-        trainer.train(resume_from_checkpoint=str(given.resume.path) if given.resume else None)
+        phases.enter("training", f"{child_input.total_steps - progress.step} steps on {on}")
+        trainer.train(resume_from_checkpoint=str(child_input.resume.path) if child_input.resume else None)
         if callback.paused:
             raise Paused
     sink.emit(_complete(progress, callback.attempt))
-    return _result(given, progress, callback.attempt, model)
+    return _result(child_input, progress, callback.attempt, model)
 
 
-def _rows(given: TrainingInput) -> tuple[Dataset, Dataset | None, Curriculum | None]:
+def _rows(child_input: TrainingInput) -> tuple[Dataset, Dataset | None, Curriculum | None]:
     """Loads training rows (packed if configured), held-out rows or None, and the curriculum if there are phases."""
-    hyper = given.config.hyperparameters
-    train_rows = read_shards(given.data_dir / "train")
+    hyper = child_input.config.hyperparameters
+    train_rows = read_shards(child_input.data_dir / "train")
     parts = [train_rows]
-    if given.config.phases:
-        counts = [phase.train.num_examples for phase in Prepared.read(given.data_dir).phases]
+    if child_input.config.phases:
+        counts = [phase.train.num_examples for phase in Prepared.read(child_input.data_dir).phases]
         parts = [train_rows.select(range(sum(counts[:i]), sum(counts[: i + 1]))) for i in range(len(counts))]
     if hyper.packing:
         parts = [pack_dataset(part, hyper.max_length, "bfd", {"keep_in_memory": True}) for part in parts]
     train_rows = concatenate_datasets(parts)
-    curriculum = Curriculum.of(given.config, [len(part) for part in parts]) if given.config.phases else None
-    if not (given.data_dir / "eval").is_dir():
+    curriculum = Curriculum.of(child_input.config, [len(part) for part in parts]) if child_input.config.phases else None
+    if not (child_input.data_dir / "eval").is_dir():
         return train_rows, None, curriculum
-    eval_rows = read_shards(given.data_dir / "eval")
+    eval_rows = read_shards(child_input.data_dir / "eval")
     # Every token weighs the same in the evaluation loss, so the order is free: rows of one length need no padding.
     counted = lengths(eval_rows)
     return train_rows, eval_rows.select(sorted(range(len(counted)), key=lambda i: -counted[i])), curriculum
 
 
-def _restored(given: TrainingInput, sink: EventSink) -> tuple[Progress, Restored | None]:
+def _restored(child_input: TrainingInput, sink: EventSink) -> tuple[Progress, Restored | None]:
     """Reads the totals to continue from. Warns of newer checkpoints that cannot be used."""
-    progress = progress_at(given.resume.path) if given.resume else Progress()
-    where = f"from step {progress.step}" if given.resume else "from the beginning"
-    for checkpoint in given.unusable_checkpoints:
+    progress = progress_at(child_input.resume.path) if child_input.resume else Progress()
+    where = f"from step {progress.step}" if child_input.resume else "from the beginning"
+    for checkpoint in child_input.unusable_checkpoints:
         sink.emit(
             Warning(
                 reason="CHECKPOINT_UNUSABLE",
@@ -127,9 +127,9 @@ def _restored(given: TrainingInput, sink: EventSink) -> tuple[Progress, Restored
                 advice="The steps since then are repeated. Ask the operator to check the artifact store.",
             )
         )
-    if not given.resume:
+    if not child_input.resume:
         return progress, None
-    manifest = given.resume.manifest_sha256
+    manifest = child_input.resume.manifest_sha256
     return progress, Restored(checkpoint_step=progress.step, manifest_sha256=manifest, first_step=progress.step + 1)
 
 
@@ -147,8 +147,8 @@ def _complete(progress: Progress, attempt: Totals) -> Complete:
     return event
 
 
-def _result(given: TrainingInput, progress: Progress, attempt: Totals, model: Any) -> TrainingResult:
-    seconds = given.prior_runtime_seconds + attempt.seconds
+def _result(child_input: TrainingInput, progress: Progress, attempt: Totals, model: Any) -> TrainingResult:
+    seconds = child_input.prior_runtime_seconds + attempt.seconds
     result = TrainingResult(
         total_steps=progress.step,
         train_loss=progress.loss_sum / max(progress.step, 1),

@@ -9,12 +9,12 @@ from services.quiet_environment import quiet_environment
 _GPU_FILES = ("/dev/nvidia", "/dev/kfd", "/dev/dri")
 
 
-class TouchedDevice(Exception):
+class DeviceInitialized(Exception):
     """An import opened a GPU before the process was assigned one."""
 
 
 def warm_up() -> None:
-    """Completes the imports of a training. Raises TouchedDevice if this process must not be used."""
+    """Completes the imports of a training. Raises DeviceInitialized if this process must not be used."""
     quiet_environment()
     # peft imports it if installed, and it opens the GPUs then. A job that needs it gets a cold child.
     sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
@@ -24,7 +24,7 @@ def warm_up() -> None:
         importlib.import_module(name)
     opened = [target for target in _open_files() if target.startswith(_GPU_FILES)]
     if opened:
-        raise TouchedDevice(f"an import has opened {opened[0]}")
+        raise DeviceInitialized(f"an import has opened {opened[0]}")
 
 
 def _open_files() -> list[str]:

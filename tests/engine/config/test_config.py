@@ -30,7 +30,7 @@ def test_the_defaults_are_those_of_the_default_recipe() -> None:
 
 
 @pytest.mark.parametrize("name", recipes())
-def test_every_recipe_makes_a_valid_job_that_survives_the_wire(name: str) -> None:
+def test_every_recipe_is_a_valid_job_and_round_trips_through_proto(name: str) -> None:
     """A resolved spec can be read back, and sent again as a spec, with the same meaning."""
     config = job_config({**MINIMAL, "recipe": name})
     message = FineTuningJobSpec.FromString(config_to_spec(config).SerializeToString())
@@ -50,7 +50,7 @@ def test_an_empty_template_is_refused(template: str) -> None:
     assert "an empty template" in found["spec.training_data[0].template"]
 
 
-def test_zero_on_the_wire_is_a_value_and_unset_is_the_recipe() -> None:
+def test_explicit_zero_overrides_recipe_and_unset_field_does_not() -> None:
     """weight_decay = 0 must not silently become 0.01."""
     message = FineTuningJobSpec(base_model="m", recipe="cpu-demo")
     message.training_data.add(dataset="ds_1")
@@ -120,7 +120,7 @@ def test_a_bad_value_is_named_with_its_path_range_and_default(change: dict[str, 
     assert said in violations[f"spec.{path}"]
 
 
-def test_all_violations_come_at_once() -> None:
+def test_all_violations_are_returned_at_once() -> None:
     """Five mistakes take one round trip, not five: in sections, an unknown recipe, missing data."""
     assert refused(
         {"hyperparameters": {"learning_rate": 2, "max_steps": 0}, "seed": -1, "base_model": "m", "recipe": "defalt"}
@@ -130,7 +130,7 @@ def test_all_violations_come_at_once() -> None:
     }  # fmt: skip
 
 
-def test_no_text_of_a_spec_may_hold_a_nul() -> None:
+def test_nul_characters_in_spec_are_refused() -> None:
     """Otherwise `ftf validate` without a server would accept a job that every server refuses."""
     source = {"dataset": "ds_1", "mapping": {"question": "a\0b"}}
     spec = {"system_prompt": "a\0b", "labels": {"x": "\0"}, "evaluation": {"prompts": ["good", "\0"]}}
@@ -203,7 +203,7 @@ def test_fields_that_conflict_with_phases_are_refused() -> None:
     }  # fmt: skip
 
 
-def test_all_linear_is_the_default_by_another_name() -> None:
+def test_all_linear_equals_default_target_modules() -> None:
     config = job_config({**MINIMAL, "lora": {"target_modules": ["all-linear"]}})
     assert config.lora.target_modules == []
     assert job_config({**MINIMAL, "lora": {"target_modules": ["q_proj"]}}).lora.target_modules == ["q_proj"]

@@ -13,7 +13,7 @@ SIZES = st.integers(1, 1024)
 
 
 @given(SIZES, SIZES)
-def test_a_step_keeps_its_rows_until_there_is_nothing_left_to_halve(micro_batch: int, accumulation: int) -> None:
+def test_halving_keeps_rows_per_step_until_micro_batch_is_one(micro_batch: int, accumulation: int) -> None:
     """A different number of rows per step would be a different training; and halving must end."""
     rows, halvings, size = micro_batch * accumulation, 0, (micro_batch, accumulation)
     while smaller := halved(*size):
@@ -31,7 +31,7 @@ def test_an_odd_micro_batch_gives_the_largest_that_divides_the_step(
     assert halved(*size) == smaller
 
 
-def test_it_says_what_it_changed_and_why_and_once() -> None:
+def test_change_is_reported_once_with_its_reason() -> None:
     """A user who finds other values in the resolved spec than they sent wants to know where they came from."""
     sent = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "per_device_eval_batch_size": 1}
     spec = config_to_spec(

@@ -41,7 +41,7 @@ def test_a_ratio_is_rounded_down() -> None:
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_whatever_is_accepted_makes_the_trainers_optimizer_and_schedule(
+def test_every_accepted_config_builds_the_trainers_optimizer_and_schedule(
     scheduler: str, optimizer: str, tmp_path: Path
 ) -> None:
     """A combination that only the trainer refuses costs three attempts and ends as a fault of the system."""

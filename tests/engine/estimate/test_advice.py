@@ -118,7 +118,7 @@ def test_each_suggestion_names_value_and_figures(job: dict[str, Any], field: str
     assert why in found[field].reason
 
 
-def test_no_suggestion_that_would_change_nothing() -> None:
+def test_suggestions_without_effect_are_omitted() -> None:
     """One row makes one step per epoch, however small the batches. No alpha helps a rank above the layers' width."""
     single = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
     found = better(lengths={400: 1}, held=0, steps=3, hyperparameters=single)
@@ -135,7 +135,7 @@ def test_quantisation_settings_are_suggested_for_qlora_only() -> None:
     assert not {"bnb_4bit_quant_type"} & set(better(quantization=coarse))
 
 
-def test_short_memory_is_answered_with_the_cheapest_reduction() -> None:
+def test_memory_shortage_suggests_the_cheapest_reduction() -> None:
     """Gradient checkpointing costs only time, so it comes before quantised weights."""
     long: dict[str, Any] = {"hyperparameters": {"max_length": 2048}, "lengths": {2000: 600}}
     assert better(**long)["gradient_checkpointing"].suggested == "true"

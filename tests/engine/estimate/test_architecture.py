@@ -55,7 +55,7 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize(("name", "count"), PUBLISHED.items())
-def test_parameters_are_the_published_ones(name: str, count: int) -> None:
+def test_parameter_counts_equal_published_ones(name: str, count: int) -> None:
     """Memory, time and cost all depend on this number."""
     assert known(name).num_parameters == count
 
@@ -79,7 +79,7 @@ def test_layers_are_those_of_the_implementation_that_trains_them(name: str) -> N
     }
 
 
-def test_names_as_people_write_them() -> None:
+def test_known_models_are_found_by_common_names() -> None:
     """`meta-llama/Llama-3.1-8B-Instruct` is gated, but its size is known without access."""
     assert find_known("meta-llama/Llama-3.1-8B-Instruct") == known("llama-3.1-8b")
     assert find_known("meta-llama/Meta-Llama-3.1-70B") == known("llama-3.1-70b")

@@ -10,7 +10,7 @@ def test_the_matrix_in_the_document_is_current() -> None:
         assert line in text
 
 
-def test_the_document_holds_a_whole_sweep() -> None:
+def test_document_contains_a_complete_sweep() -> None:
     """The document has at least 50 configurations with all figures, and their summary."""
     lines = DOCUMENT.read_text("utf-8").splitlines()
     rows = [line for line in lines if line.count("|") == 12 and " × " in line]

@@ -32,7 +32,7 @@ def observed(tokens_per_second: float, model: str = "llama-3.1-8b", method: str 
     return Observation(A100.name, setup.method, architecture.num_parameters, flops, tokens_per_second)
 
 
-def test_operations_are_six_a_weight_or_four() -> None:
+def test_flops_are_six_per_weight_and_four_per_frozen_weight() -> None:
     """6N for every weight, 4N with frozen ones; recomputation adds a forward pass."""
     short = replace(SETUP, length=1)
     n = ARCHITECTURE.num_parameters
@@ -45,7 +45,7 @@ def test_operations_are_six_a_weight_or_four() -> None:
     assert flops_per_token(mixture, replace(short, method="full")) < 6 * mixture.num_parameters / 5
 
 
-def test_new_hardware_gets_a_wide_range_and_says_so() -> None:
+def test_unmeasured_hardware_gets_a_wide_range_and_a_note() -> None:
     found = estimate_duration(ARCHITECTURE, SETUP, A100, Work(1_000_000))
     assert found.seconds.low < found.seconds.likely < found.seconds.high
     assert found.speed.num_observations == 0

@@ -60,7 +60,7 @@ def test_optimizer_states() -> None:
     assert optimizer_bytes("sgd", 1000, 1000) == 0
 
 
-def test_adapters_are_counted_as_peft_makes_them() -> None:
+def test_adapter_parameters_equal_those_of_peft() -> None:
     """r·(m + n) for every linear layer except the head: SmolLM2-135M with r 16 has 4,884,480."""
     estimator = Estimator(known("smollm2-135m"), GPU)
     assert estimator.num_adapter_parameters == 4_884_480

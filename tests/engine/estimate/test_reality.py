@@ -23,7 +23,7 @@ LONG = pytest.mark.long
     ],
     ids=lambda configuration: f"{configuration.family}-{configuration.method}",
 )
-def test_a_training_takes_what_was_estimated(configuration: Configuration, tmp_path: Path) -> None:
+def test_measured_memory_is_within_the_estimate(configuration: Configuration, tmp_path: Path) -> None:
     """An estimate that is too low is a job that dies after an hour."""
     outcome = compare(configuration, run(configuration, tmp_path))
     for quantity, aim in AIMS.items():

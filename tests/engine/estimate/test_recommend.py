@@ -23,7 +23,7 @@ def config(**spec: Any) -> JobConfig:
     return job_config({"base_model": "m", "training_data": [{"dataset": "d"}], **spec})
 
 
-def test_lora_where_it_fits_then_qlora_then_nothing() -> None:
+def test_recommends_lora_if_it_fits_else_qlora_else_nothing() -> None:
     """A recommendation that does not fit costs hours; one that is too cautious costs quality."""
     eight = known("llama-3.1-8b")
     assert (recommend(eight, gpu(80), config()).method, recommend(eight, gpu(24), config()).method) == ("lora", "qlora")
@@ -35,7 +35,7 @@ def test_lora_where_it_fits_then_qlora_then_nothing() -> None:
     assert recommend(eight, gpu(24, quantises=False), config()).plan.method == "lora"
 
 
-def test_no_alternative_saves_memory_that_it_takes() -> None:
+def test_no_alternative_needs_more_memory() -> None:
     """For small models quantisation saves less memory than dequantising the weights takes."""
     for name in ("smollm2-135m", "llama-3.1-8b"):
         found = recommend(known(name), gpu(80), config())
@@ -53,7 +53,7 @@ def test_a_recommended_plan_stays_below_the_free_memory() -> None:
                 assert found.plan.memory.upper_bytes <= gib * GIB * (1 - RESERVE)
 
 
-def test_tight_is_the_first_reduction_that_is_enough() -> None:
+def test_tight_plan_uses_the_first_sufficient_reduction() -> None:
     """Smaller micro-batches come before truncation, and a step keeps its rows as long as possible."""
     architecture = known("llama-3.2-3b")
     reduced, whole = smallest_free(architecture, gpu(8), config(method="qlora"), "qlora")
@@ -71,7 +71,7 @@ def test_tight_is_the_first_reduction_that_is_enough() -> None:
     assert recommend(architecture, gpu((reduced - GIB / 4) / GIB), config(method="qlora")).method is None
 
 
-def test_the_changes_make_it_fit() -> None:
+def test_applied_changes_give_the_shown_estimate() -> None:
     """Applied to the job, the changes give the estimate that was shown."""
     found = recommend(known("llama-3.1-8b"), gpu(16), config())
     assert found.plan.verdict == "tight"
@@ -172,7 +172,7 @@ def test_reductions_end_at_the_seeds() -> None:
         ((24, 70, True, True), "lora", 193.2),
     ],
 )
-def test_the_seed_formula_gives_the_seeds_answers(given: Any, method: str | None, usage: float | None) -> None:
+def test_seed_formula_returns_the_seeds_recommendations(given: Any, method: str | None, usage: float | None) -> None:
     """It is shown beside the estimate unchanged, including its errors: LoRA for 70B on 24 GB."""
     found = recommend_method(*given)
     assert (found.method, found.can_train, found.estimated_vram_usage_gb) == (method, method is not None, usage)

@@ -33,7 +33,7 @@ def model(folder: Path) -> Any:
     return load.load_base(folder, dtype=torch.float32, on="cpu")
 
 
-def test_the_loss_is_the_mean_over_tokens_whatever_the_batches(model: Any) -> None:
+def test_loss_is_mean_over_tokens_for_any_batch_size(model: Any) -> None:
     """A mean of means would give short rows more weight, and other tools would report another loss."""
     total, count = 0.0, 0
     for row in ROWS:
@@ -57,7 +57,7 @@ def test_rows_without_trained_tokens_are_an_error(model: Any) -> None:
         score(model, [{"input_ids": [5, 6], "labels": [5, -100]}], lambda _: None)
 
 
-def test_a_batch_is_answered_like_each_prompt_alone(model: Any) -> None:
+def test_batched_generation_equals_generation_per_prompt(model: Any) -> None:
     """Padding must not change the generated text."""
     prompts = [[5, 6, 7], [40], list(range(50, 70))]
     seen: list[list[int]] = []
@@ -70,7 +70,7 @@ def test_a_batch_is_answered_like_each_prompt_alone(model: Any) -> None:
     assert generate(model, [[40]], max_new_tokens=6, stop_ids=[first]) == [[]]
 
 
-def test_an_adapter_names_its_public_base_and_comes_back(model: Any, folder: Path, tmp_path: Path) -> None:
+def test_adapter_round_trip_keeps_public_base_id(model: Any, folder: Path, tmp_path: Path) -> None:
     """An adapter that names a path of the machine it was trained on cannot be loaded anywhere else."""
     adapted = load.attach_lora(
         model, Lora(r=2), base_id="tiny", revision="r1", quantised=False, gradient_checkpointing=False
@@ -120,6 +120,6 @@ def test_4_bit_layers_are_kept_differentiable(folder: Path, double: bool) -> Non
         ("full", "bf16", "cuda", torch.float32),
     ],
 )
-def test_weights_are_held_in_the_format_that_trains(method: Any, precision: Any, on: Any, expected: Any) -> None:
+def test_weights_have_dtype_required_for_training(method: Any, precision: Any, on: Any, expected: Any) -> None:
     """With trained weights in bf16 most updates would round to zero."""
     assert load.weights_dtype(method, precision, on) is expected

@@ -79,7 +79,7 @@ def test_recomputation_is_turned_on_when_memory_is_short() -> None:
     assert short.config.hyperparameters.gradient_checkpointing is True
 
 
-def test_what_cannot_fit_is_refused_with_what_to_change() -> None:
+def test_job_that_cannot_fit_is_refused_with_advice() -> None:
     """Half an hour into a job is too late to learn it."""
     with pytest.raises(JobError) as caught:
         resolved(machine(gib=24), SEVEN_B, method="full")
@@ -98,13 +98,13 @@ def test_qlora_on_a_cpu_works_and_warns() -> None:
     assert caught.value.reason == "MISSING_PACKAGE"
 
 
-def test_a_gpu_that_is_not_there_is_refused() -> None:
+def test_missing_gpu_is_refused() -> None:
     with pytest.raises(JobError) as caught:
         resolved(machine(), resources={"gpus": 1})
     assert caught.value.violations[0].field == "spec.resources.gpus"
 
 
-def test_a_module_the_model_does_not_have_is_named() -> None:
+def test_unknown_module_is_refused_by_name() -> None:
     with pytest.raises(JobError) as caught:
         resolved(machine(), lora={"target_modules": ["q_proj", "v_porj"]})
     (violation,) = caught.value.violations

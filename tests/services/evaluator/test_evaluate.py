@@ -1,4 +1,4 @@
-"""An evaluation from spec to result, on a random Llama and an adapter that changes it."""
+"""An evaluation from input to result, on a random Llama and an adapter that changes it."""
 
 import json
 import math
@@ -22,11 +22,11 @@ from services.evaluator.worker.compare import add_samples, cut
 from services.evaluator.worker.evaluate import evaluate
 from tests.tiny_models import make_tiny_model
 
-Build = Callable[..., EvaluationInput]
+MakeInput = Callable[..., EvaluationInput]
 
 
 class Recorder(EventSink):
-    """A sink that keeps what it is given."""
+    """A sink that records what is emitted."""
 
     def __init__(self, request: str = "") -> None:
         super().__init__(None, None)
@@ -71,7 +71,7 @@ def adapter_dir(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture
-def spec(model_dir: Path, adapter_dir: Path, tmp_path: Path) -> Build:
+def make_input(model_dir: Path, adapter_dir: Path, tmp_path: Path) -> MakeInput:
     def build(adapter: Path = adapter_dir, method: str = "lora", holdout: float = 0.25, **evaluation: Any) -> Any:
         config = job_config(
             {
@@ -101,18 +101,18 @@ def spec(model_dir: Path, adapter_dir: Path, tmp_path: Path) -> Build:
     return build
 
 
-def test_both_models_are_judged_on_the_same_rows(spec: Build, model_dir: Path) -> None:
+def test_both_models_are_evaluated_on_the_same_rows(make_input: MakeInput, model_dir: Path) -> None:
     """Otherwise a user could not tell from the two losses whether the training helped."""
     sink = Recorder()
 
-    result = evaluate(spec(prompts=["And what is this?"]), sink)
+    result = evaluate(make_input(prompts=["And what is this?"]), sink)
 
     assert result.num_examples == 3 and result.num_trained_tokens > 10
     assert result.base_loss != pytest.approx(result.tuned_loss, abs=1e-3)
     assert result.base_perplexity == pytest.approx(math.exp(result.base_loss))
     assert result.tuned_perplexity == pytest.approx(math.exp(result.tuned_loss))
     # The base's figures are those of the bare weights.
-    same = evaluate(spec(model_dir, method="full"), Recorder())
+    same = evaluate(make_input(model_dir, method="full"), Recorder())
     assert same.base_loss == same.tuned_loss == result.base_loss
     asked = sink.of(InferenceSample)
     assert list(result.samples) == asked and len(asked) == 3
@@ -131,24 +131,24 @@ def test_both_models_are_judged_on_the_same_rows(spec: Build, model_dir: Path) -
     assert phases[-1].fraction == 1.0
 
 
-def test_what_was_not_held_out_is_not_measured(spec: Build) -> None:
-    """A figure that nobody measured must not appear as 0."""
-    result = evaluate(spec(holdout=0.0, prompts=["What is 7?"]), Recorder())
+def test_no_loss_is_reported_without_held_out_rows(make_input: MakeInput) -> None:
+    """A figure that was not measured must not appear as 0."""
+    result = evaluate(make_input(holdout=0.0, prompts=["What is 7?"]), Recorder())
 
     assert not result.HasField("base_loss") and not result.HasField("tuned_perplexity")
     assert [sample.instruction for sample in result.samples] == ["What is 7?"]
 
 
-def test_switched_off_it_ends_at_once(spec: Build) -> None:
+def test_disabled_evaluation_ends_at_once(make_input: MakeInput) -> None:
     """Otherwise a user who switched the evaluation off would still wait for one."""
     sink = Recorder()
-    assert evaluate(spec(enabled=False), sink) == EvaluationResult()
+    assert evaluate(make_input(enabled=False), sink) == EvaluationResult()
     assert not sink.payloads
 
 
-def test_a_cancel_ends_it(spec: Build) -> None:
+def test_cancel_ends_the_evaluation(make_input: MakeInput) -> None:
     with pytest.raises(Cancelled):
-        evaluate(spec(), Recorder("cancel"))
+        evaluate(make_input(), Recorder("cancel"))
 
 
 def test_a_hundred_long_answers_fit_into_one_event() -> None:

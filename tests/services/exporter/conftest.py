@@ -29,7 +29,7 @@ EVAL = [(2, 3.7), (4, 3.2), (6, 3.3)]
 
 
 def random_adapter(base: Path, directory: Path) -> Path:
-    """A checkpoint whose adapter changes what the base says: B is not zero."""
+    """A checkpoint with a random adapter that changes the model's output: B is not zero."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -81,7 +81,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
 
 
 @pytest.fixture
-def export_spec(tuned: SimpleNamespace, tmp_path: Path) -> ExportInput:
+def export_input(tuned: SimpleNamespace, tmp_path: Path) -> ExportInput:
     hostile = "a|b\n![x](http://example.org/x.png) `c` <script>" + " long" * 100
     return ExportInput(
         config=resolved(),
@@ -133,8 +133,8 @@ def export_spec(tuned: SimpleNamespace, tmp_path: Path) -> ExportInput:
 
 
 @pytest.fixture
-def spec_file(export_spec: ExportInput, tmp_path: Path) -> Path:
+def input_file(export_input: ExportInput, tmp_path: Path) -> Path:
     file = tmp_path / "input.json"
-    file.write_text(export_spec.model_dump_json())
+    file.write_text(export_input.model_dump_json())
     assert json.loads(file.read_text())["config"]["method"] == "lora"
     return file

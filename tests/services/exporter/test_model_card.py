@@ -38,10 +38,10 @@ FORMATS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("has_template", [True, False])
 @pytest.mark.parametrize("name", FORMATS)
-def test_the_code_of_the_readme_asks_as_the_rows_do(
-    name: str, has_template: bool, export_spec: ExportInput, tuned: SimpleNamespace, tmp_path: Path, monkeypatch: Any
+def test_code_in_model_card_uses_the_prompt_format_of_the_rows(
+    name: str, has_template: bool, export_input: ExportInput, tuned: SimpleNamespace, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    """It ended in an error for plain text, and asked for others in a form that the model was not trained in."""
+    """It failed for plain text, and prompted others in a format that the model was not trained on."""
     row, settings = FORMATS[name]
     base = shutil.copytree(tuned.base, tmp_path / "base")
     if not has_template:
@@ -50,19 +50,19 @@ def test_the_code_of_the_readme_asks_as_the_rows_do(
     rows.write_text(json.dumps(row) + "\n")
     config = resolved(holdout_fraction=0.0, **settings)
     prepared = prepare(config, base, {"ds_1": rows}, tmp_path / "data", lambda *_: None)
-    changed = export_spec.model_copy(
+    changed = export_input.model_copy(
         update={
             "config": config,
-            "model": export_spec.model.model_copy(update={"path": base}),
+            "model": export_input.model.model_copy(update={"path": base}),
             "preflight": PreflightResult(training_data=data_statistics(prepared.train)),
             "evaluation": EvaluationResult(samples=[_sample(row)]),
         }
     )
-    spec_file = tmp_path / "input.json"
-    spec_file.write_text(changed.model_dump_json())
-    main(EventSink(None, None), spec_file)
+    input_file = tmp_path / "input.json"
+    input_file.write_text(changed.model_dump_json())
+    main(EventSink(None, None), input_file)
 
-    package = export_spec.out_dir
+    package = export_input.out_dir
     (code,) = re.findall(r"```python\n(.*?)\n```\n", (package / "README.md").read_text(), re.DOTALL)
     monkeypatch.chdir(package)
     said: dict[str, Any] = {}
@@ -84,17 +84,17 @@ def _sample(row: dict[str, Any]) -> InferenceSample:
     )
 
 
-def test_a_job_on_conversations_and_text_shows_both(export_spec: ExportInput) -> None:
+def test_model_card_shows_chat_and_plain_text_for_mixed_data(export_input: ExportInput) -> None:
     from services.exporter.worker.model_card import model_card
 
-    export_spec.preflight.training_data.format = "chat, text"
-    card = model_card(export_spec)
+    export_input.preflight.training_data.format = "chat, text"
+    card = model_card(export_input)
     assert card.count("model.generate") == 2 and "apply_chat_template" in card
 
 
-def test_nothing_of_this_machine_is_in_the_tokenizers_settings(export_spec: ExportInput, spec_file: Path) -> None:
-    main(EventSink(None, None), spec_file)
-    settings = json.loads((export_spec.out_dir / "tokenizer_config.json").read_text())
+def test_tokenizer_config_contains_no_local_paths(export_input: ExportInput, input_file: Path) -> None:
+    main(EventSink(None, None), input_file)
+    settings = json.loads((export_input.out_dir / "tokenizer_config.json").read_text())
     assert not {"local_files_only", "is_local", "name_or_path"} & set(settings)
-    modules = json.loads((export_spec.out_dir / "adapter_config.json").read_text())["target_modules"]
+    modules = json.loads((export_input.out_dir / "adapter_config.json").read_text())["target_modules"]
     assert modules == sorted(modules)

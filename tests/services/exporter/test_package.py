@@ -38,8 +38,8 @@ FILES = {
 }
 
 
-class Recording(EventSink):
-    """Keeps what the worker says."""
+class RecordingSink(EventSink):
+    """Records what the worker emits."""
 
     def __init__(self) -> None:
         super().__init__(None, None)
@@ -50,20 +50,20 @@ class Recording(EventSink):
 
 
 @pytest.fixture
-def out(export_spec: ExportInput, spec_file: Path) -> Path:
-    main(Recording(), spec_file)
-    return export_spec.out_dir
+def out(export_input: ExportInput, input_file: Path) -> Path:
+    main(RecordingSink(), input_file)
+    return export_input.out_dir
 
 
-def test_every_file_is_published_hashed_and_in_the_zip(export_spec: ExportInput, spec_file: Path) -> None:
-    sink = Recording()
-    result = main(sink, spec_file)
+def test_every_file_is_published_with_hash_and_in_the_zip(export_input: ExportInput, input_file: Path) -> None:
+    sink = RecordingSink()
+    result = main(sink, input_file)
 
     saved = {event.path: event for event in sink.said if isinstance(event, ArtifactSaved)}
     assert set(saved) == FILES | {package.ZIP}
-    assert {path.name for path in export_spec.out_dir.iterdir()} == FILES | {package.ZIP}
+    assert {path.name for path in export_input.out_dir.iterdir()} == FILES | {package.ZIP}
     for name, event in saved.items():
-        data = (export_spec.out_dir / name).read_bytes()
+        data = (export_input.out_dir / name).read_bytes()
         assert (event.sha256, event.size_bytes) == (hashlib.sha256(data).hexdigest(), len(data))
         assert event.kind == ("export_package" if name == package.ZIP else "export_file")
         assert event.media_type
@@ -74,7 +74,7 @@ def test_every_file_is_published_hashed_and_in_the_zip(export_spec: ExportInput,
     )
     assert [event.name for event in sink.said if isinstance(event, Phase)] == list(PHASES)
 
-    with zipfile.ZipFile(export_spec.out_dir / package.ZIP) as archive:
+    with zipfile.ZipFile(export_input.out_dir / package.ZIP) as archive:
         assert set(archive.namelist()) == FILES
         assert archive.testzip() is None
         manifest = json.loads(archive.read("manifest.json"))
@@ -83,16 +83,14 @@ def test_every_file_is_published_hashed_and_in_the_zip(export_spec: ExportInput,
             assert hashlib.sha256(archive.read(entry["path"])).hexdigest() == entry["sha256"]
 
 
-def test_the_same_job_gives_the_same_zip(export_spec: ExportInput, spec_file: Path, tmp_path: Path) -> None:
-    first = main(Recording(), spec_file)
-    again = export_spec.model_copy(update={"out_dir": tmp_path / "again"})
-    spec_file.write_text(again.model_dump_json())
-    assert main(Recording(), spec_file).package_sha256 == first.package_sha256
+def test_zip_of_the_same_job_is_reproducible(export_input: ExportInput, input_file: Path, tmp_path: Path) -> None:
+    first = main(RecordingSink(), input_file)
+    again = export_input.model_copy(update={"out_dir": tmp_path / "again"})
+    input_file.write_text(again.model_dump_json())
+    assert main(RecordingSink(), input_file).package_sha256 == first.package_sha256
 
 
-def test_the_zip_loads_with_plain_peft_and_gives_the_checkpoints_loss(
-    export_spec: ExportInput, out: Path, tmp_path: Path
-) -> None:
+def test_zip_loads_with_peft_and_has_the_checkpoints_loss(export_input: ExportInput, out: Path, tmp_path: Path) -> None:
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -104,26 +102,24 @@ def test_the_zip_loads_with_plain_peft_and_gives_the_checkpoints_loss(
     batch = tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=True)
 
     def loss(adapter: Path | None) -> float:
-        model = AutoModelForCausalLM.from_pretrained(export_spec.model.path)
+        model = AutoModelForCausalLM.from_pretrained(export_input.model.path)
         if adapter:
             model = PeftModel.from_pretrained(model, adapter)
         with torch.inference_mode():
             return float(model(**batch, labels=batch["input_ids"]).loss)
 
-    assert loss(tmp_path / "theirs") == loss(export_spec.adapter_dir)
+    assert loss(tmp_path / "theirs") == loss(export_input.adapter_dir)
     assert abs(loss(tmp_path / "theirs") - loss(None)) > 1e-3
 
 
-def test_the_adapter_names_its_base_by_public_id_and_no_path_of_this_machine(
-    export_spec: ExportInput, out: Path
-) -> None:
+def test_adapter_refers_to_base_by_public_id_without_local_paths(export_input: ExportInput, out: Path) -> None:
     config = json.loads((out / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["revision"], config["inference_mode"]) == ("tiny", "r1", True)
-    machine = str(export_spec.model.path.parent).encode()
+    machine = str(export_input.model.path.parent).encode()
     assert not [file.name for file in out.iterdir() if machine in file.read_bytes()]
 
 
-def test_metrics_carry_both_curves_and_the_samples(out: Path) -> None:
+def test_metrics_contain_both_curves_and_the_samples(out: Path) -> None:
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["train_loss_curve"][0] == {"step": 1, "loss": 4.0}
     assert metrics["train_loss_curve"][2] == {"step": 3, "loss": None}
@@ -137,7 +133,7 @@ def test_metrics_carry_both_curves_and_the_samples(out: Path) -> None:
     assert {"instruction", "input", "expected_output", "model_output", "output_length"} <= set(sample)
 
 
-def test_training_config_has_the_names_people_know_and_the_whole_configuration(out: Path) -> None:
+def test_training_config_has_common_names_and_the_whole_configuration(out: Path) -> None:
     config = json.loads((out / "training_config.json").read_text())
     assert config["training"]["max_seq_length"] == 2048
     assert config["training"]["warmup_ratio"] == 0.03
@@ -155,7 +151,7 @@ def test_special_tokens_are_the_tokenizers(out: Path) -> None:
     assert special["pad_token"] == "<|endoftext|>"
 
 
-def test_the_card_has_the_metadata_of_a_hub(out: Path) -> None:
+def test_model_card_has_hub_metadata(out: Path) -> None:
     from huggingface_hub import ModelCard
 
     data = ModelCard((out / "README.md").read_text()).data
@@ -163,23 +159,23 @@ def test_the_card_has_the_metadata_of_a_hub(out: Path) -> None:
     assert "lora" in data.tags
 
 
-def test_a_template_of_the_jobs_own_is_packed(export_spec: ExportInput, spec_file: Path) -> None:
+def test_custom_chat_template_is_packed(export_input: ExportInput, input_file: Path) -> None:
     template = "{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
-    changed = export_spec.model_copy(update={"config": resolved(chat_template=template)})
-    spec_file.write_text(changed.model_dump_json())
-    main(Recording(), spec_file)
-    assert (export_spec.out_dir / "chat_template.jinja").read_text() == template
+    changed = export_input.model_copy(update={"config": resolved(chat_template=template)})
+    input_file.write_text(changed.model_dump_json())
+    main(RecordingSink(), input_file)
+    assert (export_input.out_dir / "chat_template.jinja").read_text() == template
 
 
-def test_a_full_training_is_packed_as_a_model(export_spec: ExportInput, spec_file: Path, tmp_path: Path) -> None:
+def test_full_fine_tuning_is_packed_as_a_model(export_input: ExportInput, input_file: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     weights = make_tiny_model(tmp_path / "full", seed=2)
     config = resolved(method="full", export={"formats": ["adapter"]})
-    changed = export_spec.model_copy(update={"config": config, "adapter_dir": weights})
-    spec_file.write_text(changed.model_dump_json())
-    main(Recording(), spec_file)
-    out = export_spec.out_dir
+    changed = export_input.model_copy(update={"config": config, "adapter_dir": weights})
+    input_file.write_text(changed.model_dump_json())
+    main(RecordingSink(), input_file)
+    out = export_input.out_dir
     assert not list(out.glob("adapter*"))
     assert "LoRA rank: none" in (out / "report.md").read_text()
     with zipfile.ZipFile(out / package.ZIP) as archive:
@@ -187,8 +183,8 @@ def test_a_full_training_is_packed_as_a_model(export_spec: ExportInput, spec_fil
     AutoModelForCausalLM.from_pretrained(tmp_path / "theirs")
 
 
-def test_a_package_that_is_not_the_checkpoint_is_not_published(
-    export_spec: ExportInput, out: Path, tmp_path: Path
+def test_package_that_differs_from_checkpoint_is_not_published(
+    export_input: ExportInput, out: Path, tmp_path: Path
 ) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -199,15 +195,15 @@ def test_a_package_that_is_not_the_checkpoint_is_not_published(
     name = next(iter(tensors))
     save_file({**tensors, name: tensors[name] + 1}, files / "adapter_model.safetensors")
     (files / "manifest.json").unlink()
-    package.write_manifest(export_spec, files)
+    package.write_manifest(export_input, files)
     package.write_zip(files, tmp_path / "broken.zip")
     with pytest.raises(PackageBroken, match="differs from the checkpoint"):
-        verify(export_spec, tmp_path / "broken.zip", tmp_path / "scratch")
+        verify(export_input, tmp_path / "broken.zip", tmp_path / "scratch")
 
 
-def test_the_child_runs_alone_and_says_what_it_does(spec_file: Path) -> None:
+def test_child_without_supervisor_prints_its_progress(input_file: Path) -> None:
     child = subprocess.run(
-        [sys.executable, "-m", "services.exporter.worker", str(spec_file)], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "services.exporter.worker", str(input_file)], capture_output=True, text=True, check=False
     )
     assert child.returncode == 0, child.stderr
     assert "stage_completed" in child.stdout.splitlines()[-1]

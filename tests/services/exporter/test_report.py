@@ -8,8 +8,8 @@ from services.exporter.worker.plots import draw_losses
 from services.exporter.worker.report import report
 
 
-def test_sections_and_figures(export_spec: ExportInput) -> None:
-    text = report(export_spec)
+def test_report_has_sections_and_figures(export_input: ExportInput) -> None:
+    text = report(export_input)
     headings = [line for line in text.splitlines() if line.startswith("#")]
     assert headings == [
         "# FineTuneFlow Training Report",
@@ -41,8 +41,8 @@ def test_sections_and_figures(export_spec: ExportInput) -> None:
     assert "- Final eval loss: 3.2000 at step 4" in text
 
 
-def test_a_models_text_stays_in_its_cell(export_spec: ExportInput) -> None:
-    table = report(export_spec).split("## Sample Outputs\n")[1].split("\n\n")[0].splitlines()
+def test_generated_text_is_escaped_in_table_cell(export_input: ExportInput) -> None:
+    table = report(export_input).split("## Sample Outputs\n")[1].split("\n\n")[0].splitlines()
     assert table[0] == "| Instruction | Expected | Model Output |"
     assert len(table) == 3
     assert table[2].replace("\\|", "").count("|") == 4
@@ -51,18 +51,18 @@ def test_a_models_text_stays_in_its_cell(export_spec: ExportInput) -> None:
     assert len(table[2]) < 400
 
 
-def test_what_was_not_measured_is_said_to_be(export_spec: ExportInput) -> None:
-    export_spec.training.ClearField("best_eval_loss")
+def test_report_marks_missing_measurements(export_input: ExportInput) -> None:
+    export_input.training.ClearField("best_eval_loss")
     for field in ("base_loss", "tuned_loss", "samples"):
-        export_spec.evaluation.ClearField(field)
-    text = report(export_spec)
+        export_input.evaluation.ClearField(field)
+    text = report(export_input)
     assert "- Final eval loss: not measured" in text
     assert "- Perplexity: not measured" in text
     assert "No samples were generated." in text
     assert "were not measured on held-out rows" in text
 
 
-def test_the_plot_is_a_picture_of_the_curves(tmp_path: Path) -> None:
+def test_plot_shows_the_curves(tmp_path: Path) -> None:
     train = [Point(step, 4 - step / 20) for step in range(1, 40)]
     evaluation = [Point(10, 3.6), Point(20, 3.2), Point(30, 3.3)]
     draw_losses(tmp_path / "both.png", "a $ title_x", train, evaluation, 20)

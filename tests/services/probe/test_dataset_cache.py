@@ -28,7 +28,7 @@ def folders(tmp_path: Path) -> Folders:
     return Folders(tmp_path)
 
 
-def test_a_second_query_needs_no_store(folders: Folders) -> None:
+def test_second_query_is_served_from_cache(folders: Folders) -> None:
     """Ten previews of a gigabyte are one download, and an eviction does not break a running query."""
     sha256 = folders.put("a.jsonl", b"rows")
     cache = DatasetCache(folders.folder, 1 << 20)
@@ -53,7 +53,7 @@ def test_the_least_recently_used_dataset_is_evicted_first(folders: Folders) -> N
     assert {file.name for file in folders.folder.iterdir()} == {digests[0], digests[2]}
 
 
-def test_leftovers_of_a_killed_process_are_swept(folders: Folders) -> None:
+def test_files_of_killed_process_are_deleted(folders: Folders) -> None:
     """Otherwise gigabytes of a probe that was killed during a query would stay forever."""
     folders.queries.mkdir()
     for name, age in (("old", 86_400 * 3), ("young", 0)):

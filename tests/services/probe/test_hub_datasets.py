@@ -40,7 +40,7 @@ def written(command: ChildCommand) -> str:
 
 
 @dataclass
-class Place:
+class PreflightNode:
     """A machine that runs preflights, with one uploaded dataset of 20 rows, `ds_1`."""
 
     folder: Path
@@ -89,13 +89,13 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
+def node(tmp_path: Path) -> PreflightNode:
     store = ArtifactStore((tmp_path / "artifacts").as_uri())
     (tmp_path / "rows.jsonl").write_text(rows(1000, 20))
     stored = store.put_file(tmp_path / "rows.jsonl", "default/datasets/ds_1/rows.jsonl")
     models = {"tiny": make_tiny_model(tmp_path / "tiny")}
     settings = ProbeSettings(home=tmp_path / "home", models=models, node_id="node-1")
-    return Place(tmp_path, settings, store, stored.sha256)
+    return PreflightNode(tmp_path, settings, store, stored.sha256)
 
 
 @pytest.fixture
@@ -107,15 +107,15 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
 
 
 def push(hub: Hub, folder: Path) -> None:
-    """Its owner changes the dataset."""
+    """Pushes a new commit of the dataset."""
     (folder / NEW).mkdir()
     (folder / NEW / "train.jsonl").write_text(rows(0, 40))
     hub.datasets["org/rows"][NEW] = folder / NEW
 
 
-async def test_a_dataset_of_the_hub_and_an_uploaded_one_make_one_job(hub: Hub, place: Place) -> None:
-    """The rows of both, and what was read is told: which commit, which file, which bytes."""
-    found, resolved = await place.preflight("hf://org/rows", "ds_1")
+async def test_job_with_hub_dataset_and_uploaded_dataset(hub: Hub, node: PreflightNode) -> None:
+    """The rows of both are used, and the result names commit, file and bytes."""
+    found, resolved = await node.preflight("hf://org/rows", "ds_1")
     assert found.training_data.num_examples == 50
     (read,) = found.hub_datasets
     assert (read.asked, read.pinned) == ("hf://org/rows", f"hf://org/rows@{OLD}/train.jsonl")
@@ -124,16 +124,16 @@ async def test_a_dataset_of_the_hub_and_an_uploaded_one_make_one_job(hub: Hub, p
     assert [source.dataset for source in resolved.resolved_spec.training_data] == [read.pinned, "ds_1"]
     reasons = {each.field: each.reason for each in resolved.resolutions}
     assert "hf://org/rows" in reasons["training_data[0].dataset"]
-    assert not any("org/rows" in str(path) or path.name == "train.jsonl" for path in place.settings.home.rglob("*"))
+    assert not any("org/rows" in str(path) or path.name == "train.jsonl" for path in node.settings.home.rglob("*"))
 
 
-async def test_what_preflight_resolved_stays_what_it_was(hub: Hub, place: Place) -> None:
-    """A job repeated next year reads the rows of today; one that asks for today's gets those of next year."""
-    first = await place.prepared("hf://org/rows")
-    push(hub, place.folder)
+async def test_resolved_spec_pins_the_commit(hub: Hub, node: PreflightNode) -> None:
+    """A job repeated from its resolved spec reads the same rows; one without a revision reads the newest."""
+    first = await node.prepared("hf://org/rows")
+    push(hub, node.folder)
     (pinned,) = first.sources
-    again = await place.prepared(pinned)
-    newest = await place.prepared("hf://org/rows@main")
+    again = await node.prepared(pinned)
+    newest = await node.prepared("hf://org/rows@main")
     assert again.content_key == first.content_key != newest.content_key
     assert again.config.training_data == first.config.training_data
     assert [file.read_text() for file in again.sources.values()] == [rows(0, 30)]
@@ -141,12 +141,12 @@ async def test_what_preflight_resolved_stays_what_it_was(hub: Hub, place: Place)
     assert newest.hub[0].revision == NEW
 
 
-async def test_the_same_rows_have_the_same_shards_wherever_they_came_from(hub: Hub, place: Place) -> None:
-    """Nobody pays twice for tokenising, who uploads what lies on the hub."""
-    (place.folder / OLD / "train.jsonl").write_text(rows(1000, 20))
-    uploaded = await place.prepared("ds_1")
+async def test_same_rows_from_hub_and_upload_share_token_shards(hub: Hub, node: PreflightNode) -> None:
+    """Rows that are on the hub need not be tokenised again after an upload."""
+    (node.folder / OLD / "train.jsonl").write_text(rows(1000, 20))
+    uploaded = await node.prepared("ds_1")
     assert uploaded.content_key
-    assert (await place.prepared("hf://org/rows/train.jsonl")).content_key == uploaded.content_key
+    assert (await node.prepared("hf://org/rows/train.jsonl")).content_key == uploaded.content_key
 
 
 @pytest.mark.parametrize(
@@ -157,32 +157,32 @@ async def test_the_same_rows_have_the_same_shards_wherever_they_came_from(hub: H
         ("hf://org/rows", 100, "DATASET_TOO_LARGE"),
     ],
 )
-async def test_what_cannot_be_had_ends_the_job_at_the_field_at_fault(
-    hub: Hub, place: Place, dataset: str, limit: int, reason: str
+async def test_unavailable_dataset_fails_the_job_with_its_field(
+    hub: Hub, node: PreflightNode, dataset: str, limit: int, reason: str
 ) -> None:
-    place.settings = place.settings.model_copy(update={"max_dataset_bytes": limit})
+    node.settings = node.settings.model_copy(update={"max_dataset_bytes": limit})
     with pytest.raises(JobError) as caught:
-        await place.prepare("ds_1", dataset)
+        await node.prepare("ds_1", dataset)
     assert caught.value.reason == reason
     assert caught.value.violations[0].field == "spec.training_data[1].dataset"
     assert hub.sent == {}
 
 
-async def test_a_hub_that_is_away_is_tried_again(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unreachable_hub_is_retried(node: PreflightNode, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(SystemFailure) as caught:
-        await place.prepare("hf://org/rows")
+        await node.prepare("hf://org/rows")
     assert caught.value.reason == "HUB_UNREACHABLE"
 
 
-async def test_the_operators_token_reads_it_and_the_child_never_sees_it(hub: Hub, place: Place) -> None:
+async def test_private_dataset_is_read_with_operators_token_hidden_from_child(hub: Hub, node: PreflightNode) -> None:
     hub.tokens["org/rows"] = "hf_private"
     with pytest.raises(JobError) as caught:
-        await place.prepare("hf://org/rows")
+        await node.prepare("hf://org/rows")
     assert caught.value.reason == "DATASET_NOT_FOUND"
-    place.settings = ProbeSettings(
-        home=place.settings.home, models=place.settings.models, node_id="node-1", hub_token="hf_private"
+    node.settings = ProbeSettings(
+        home=node.settings.home, models=node.settings.models, node_id="node-1", hub_token="hf_private"
     )
-    command = await place.prepare("hf://org/rows")
+    command = await node.prepare("hf://org/rows")
     assert "hf_private" not in written(command)
     assert "hf_private" not in str(command)

@@ -33,7 +33,7 @@ from tests.tiny_models import make_tiny_model
 ROWS = [{"question": f"What is {n}?", "answer": f"It is {n}."} for n in range(30)]
 
 
-class Room:
+class DatasetServer:
     def __init__(self, stub: DatasetServiceStub) -> None:
         self.stub = stub
 
@@ -51,7 +51,7 @@ class Room:
 
 
 @pytest.fixture
-async def room(tmp_path: Path, nats: NatsServer) -> AsyncIterator[Room]:
+async def server(tmp_path: Path, nats: NatsServer) -> AsyncIterator[DatasetServer]:
     model = await asyncio.to_thread(make_tiny_model, tmp_path / "tiny")
     settings = ProbeSettings(home=tmp_path / "home", models={"tiny": model})
     bus = await Bus.connect(nats.url, nats.user, nats.password, "test")
@@ -66,17 +66,17 @@ async def room(tmp_path: Path, nats: NatsServer) -> AsyncIterator[Room]:
             serving(api, "DatasetService", add_to_server, served) as gateway,
             grpc.aio.insecure_channel(gateway) as channel,
         ):
-            yield Room(DatasetServiceStub(channel))
+            yield DatasetServer(DatasetServiceStub(channel))
     await queries.close()
     await bus.close()
     await database.close()
 
 
-async def test_a_dataset_is_checked_before_a_job_is_made_of_it(room: Room) -> None:
-    """The answer names rows, counts tokens, and comes from a process that still holds no transformers."""
+async def test_dataset_is_validated_without_a_job(server: DatasetServer) -> None:
+    """The response names rows and counts tokens, and comes from a process that has not loaded transformers."""
     rows = "".join(json.dumps(row) + "\n" for row in [*ROWS, ROWS[0]]) + "nonsense\n"
     before = {name for name in sys.modules if name.partition(".")[0] == "transformers"}
-    report = await room.validate(await room.upload("rows.jsonl", rows.encode()))
+    report = await server.validate(await server.upload("rows.jsonl", rows.encode()))
     assert {name for name in sys.modules if name.partition(".")[0] == "transformers"} == before
     assert report.verdict == 3
     assert [(p.row, p.reason, p.source) for p in report.problems] == [
@@ -89,14 +89,14 @@ async def test_a_dataset_is_checked_before_a_job_is_made_of_it(room: Room) -> No
     assert 0 < report.job.packing_efficiency <= 1
 
 
-async def test_a_table_is_previewed_through_its_template(room: Room) -> None:
+async def test_csv_row_is_previewed_through_its_template(server: DatasetServer) -> None:
     """Otherwise a user would pay for a training without having seen which tokens are trained."""
     table = b"age,goal\n25,strength\n31,rest\n40,speed\n"
     template = '[{"question": "At {{ age }}?", "answer": {{ goal | tojson }}}, {"text": "second"}]'
-    dataset = await room.upload("members.csv", table)
+    dataset = await server.upload("members.csv", table)
     source = DataSource(dataset=dataset, template=template.replace(', {"text": "second"}', ""))
     request = api.PreviewDatasetRequest(source=source, base_model="tiny", first_row=3, num_rows=1)
-    (row,) = (await room.stub.PreviewDataset(request)).rows
+    (row,) = (await server.stub.PreviewDataset(request)).rows
     assert row.row == 3
     assert "At 31?" in row.text
     (span,) = row.trained_spans
@@ -104,30 +104,30 @@ async def test_a_table_is_previewed_through_its_template(room: Room) -> None:
     assert [label for label in row.labels if label != -100] == list(row.input_ids[span.start : span.end])
     request.source.template = template
     request.num_rows = 2
-    good, bad = (await room.stub.PreviewDataset(request)).rows
+    good, bad = (await server.stub.PreviewDataset(request)).rows
     assert (good.row, bad.row, bad.problem.reason) == (3, 3, "MISSING_COLUMN")
 
 
-async def test_a_dataset_of_the_hub_is_checked_without_being_uploaded(room: Room, tmp_path: Path) -> None:
+async def test_hub_dataset_is_validated_without_upload(server: DatasetServer, tmp_path: Path) -> None:
     folder = tmp_path / "hub"
     folder.mkdir()
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS) + "nonsense\n")
     with Hub(tmp_path, {"org/rows": {"a" * 40: folder}}).asked():
-        report = await room.validate("hf://org/rows")
-        found = await refusal(room.validate("hf://org/unknown"))
+        report = await server.validate("hf://org/rows")
+        found = await refusal(server.validate("hf://org/unknown"))
     assert [(problem.row, problem.reason) for problem in report.problems] == [(31, "NOT_JSON")]
     assert (found.reason, found.fields) == ("DATASET_NOT_FOUND", ("source.dataset",))
 
 
-async def test_what_a_job_could_not_name_either_is_refused(room: Room) -> None:
-    dataset = await room.upload("rows.jsonl", json.dumps(ROWS[0]).encode())
-    found = await refusal(room.validate("ds_unknown"))
+async def test_dataset_references_that_are_invalid_in_jobs_are_refused(server: DatasetServer) -> None:
+    dataset = await server.upload("rows.jsonl", json.dumps(ROWS[0]).encode())
+    found = await refusal(server.validate("ds_unknown"))
     assert (found.code, found.reason) == (grpc.StatusCode.NOT_FOUND, "DATASET_NOT_FOUND")
-    found = await refusal(room.validate(dataset, format="poem"))
+    found = await refusal(server.validate(dataset, format="poem"))
     assert found.reason == "INVALID_CONFIG"
     request = api.ValidateDatasetRequest(source=DataSource(dataset=dataset), base_model="tinny")
-    found = await refusal(room.stub.ValidateDataset(request))
+    found = await refusal(server.stub.ValidateDataset(request))
     assert found.reason == "MODEL_NOT_FOUND"
     request = api.PreviewDatasetRequest(source=DataSource(dataset=dataset), base_model="tiny", num_rows=101)
-    found = await refusal(room.stub.PreviewDataset(request))
+    found = await refusal(server.stub.PreviewDataset(request))
     assert found.fields == ("num_rows",)

@@ -1,4 +1,4 @@
-"""A preflight as it really runs: a process of its own, with nothing but a spec file."""
+"""A preflight as it really runs: a process of its own, with nothing but an input file."""
 
 import gzip
 import json
@@ -25,11 +25,11 @@ from services.hardware import read_hardware
 from services.probe.worker.preflight import preflight
 from tests.tiny_models import make_tiny_tokenizer
 
-MakeSpec = Callable[..., Path]
+MakeInput = Callable[..., Path]
 
 
-class Recorded(EventSink):
-    """Keeps what is emitted, as the supervisor would."""
+class Recorder(EventSink):
+    """Records what is emitted, as the supervisor would."""
 
     def __init__(self) -> None:
         super().__init__(None, None)
@@ -40,7 +40,7 @@ class Recorded(EventSink):
 
 
 @pytest.fixture
-def make_spec(tmp_path: Path) -> MakeSpec:
+def make_input(tmp_path: Path) -> MakeInput:
     folder = make_tiny_tokenizer(tmp_path / "model")
     config = {"architectures": ["LlamaForCausalLM"], "num_hidden_layers": 1, "hidden_size": 8}
     config |= {"intermediate_size": 16, "vocab_size": 384, "max_position_embeddings": 512}
@@ -75,10 +75,10 @@ def make_spec(tmp_path: Path) -> MakeSpec:
 ROWS = [{"question": f"What is {n}?", "answer": f"It is {n}."} for n in range(60)]
 
 
-def test_a_good_job_is_resolved_counted_and_tokenised(make_spec: MakeSpec, tmp_path: Path) -> None:
+def test_valid_job_is_resolved_counted_and_tokenised(make_input: MakeInput, tmp_path: Path) -> None:
     """Otherwise a user would not learn the number of rows, steps and bytes of a training before it starts."""
-    sink = Recorded()
-    result = preflight(sink, make_spec([*ROWS, ROWS[0]], recipe="cpu-demo")).preflight
+    sink = Recorder()
+    result = preflight(sink, make_input([*ROWS, ROWS[0]], recipe="cpu-demo")).preflight
     assert (result.training_data.num_examples, result.evaluation_data.num_examples) == (54, 6)
     assert result.total_steps == 7
     assert result.base_model.num_parameters == 64
@@ -110,14 +110,14 @@ def test_a_good_job_is_resolved_counted_and_tokenised(make_spec: MakeSpec, tmp_p
     assert "auto" not in (config.hyperparameters.precision, config.hyperparameters.optim)
 
 
-def test_the_shards_of_an_earlier_job_are_taken_as_they_are(make_spec: MakeSpec, tmp_path: Path) -> None:
-    """A second job on the same data waits for no tokeniser, says so, and trains on the same ids; packed, too."""
+def test_token_shards_of_an_earlier_job_are_reused(make_input: MakeInput, tmp_path: Path) -> None:
+    """A second job on the same data is not tokenised again, says so, and trains on the same ids; with packing, too."""
     rows = [*ROWS, ROWS[0]]
-    first = preflight(Recorded(), make_spec(rows)).preflight
+    first = preflight(Recorder(), make_input(rows)).preflight
     made = (tmp_path / "out").rename(tmp_path / "made")
-    path = make_spec(rows, hyperparameters={"packing": True})
+    path = make_input(rows, hyperparameters={"packing": True})
     path.write_text(json.dumps({**json.loads(path.read_text()), "shards": str(made / first.shards_path)}))
-    sink = Recorded()
+    sink = Recorder()
     second = preflight(sink, path).preflight
     assert second.shards_reused
     assert second.shards_content_key == first.shards_content_key
@@ -130,16 +130,16 @@ def test_the_shards_of_an_earlier_job_are_taken_as_they_are(make_spec: MakeSpec,
     assert (tmp_path / "out" / second.shards_path / "eval_rows.jsonl").is_file()
 
 
-def test_a_curriculum_is_counted_phase_by_phase(make_spec: MakeSpec) -> None:
-    """Steps, and what they cost, are those of all phases; where each one begins is known before it is paid for."""
+def test_curriculum_is_counted_per_phase(make_input: MakeInput) -> None:
+    """Steps and cost are those of all phases, and the first step of each phase is known before the training."""
     source = [{"dataset": "ds_1"}]
     phases = [
         {"display_name": "warm", "training_data": source, "num_epochs": 0.5},
         {"training_data": source, "num_epochs": 3.0},
     ]
     settings = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
-    path = make_spec(ROWS, phases=phases, hyperparameters=settings)
-    result = preflight(Recorded(), path).preflight
+    path = make_input(ROWS, phases=phases, hyperparameters=settings)
+    result = preflight(Recorder(), path).preflight
     # 54 rows are left of 60: 27 and 162 in steps of 8.
     assert result.total_steps == 24
     assert [(phase.display_name, phase.num_epochs, phase.first_step) for phase in result.phases] == [
@@ -149,44 +149,44 @@ def test_a_curriculum_is_counted_phase_by_phase(make_spec: MakeSpec) -> None:
     assert result.estimate.num_tokens == pytest.approx(3.5 * result.phases[0].training_data.num_tokens, rel=0.3)
 
 
-def test_a_disk_that_checkpoints_would_fill_ends_it(make_spec: MakeSpec, tmp_path: Path) -> None:
-    """Not in its third hour; and a nearly full one is said to be that."""
+def test_too_small_disk_for_checkpoints_fails_preflight(make_input: MakeInput, tmp_path: Path) -> None:
+    """The job must not fail in its third hour; a nearly full disk is reported as such."""
 
     def with_free(num_bytes: int) -> Path:
         hardware = read_hardware("node-1", tmp_path)
         hardware.disk_free_bytes = num_bytes
-        path = make_spec(ROWS, recipe="cpu-demo")
-        spec = json.loads(path.read_text()) | {"hardware": MessageToDict(hardware, preserving_proto_field_name=True)}
-        path.write_text(json.dumps(spec))
+        path = make_input(ROWS, recipe="cpu-demo")
+        values = json.loads(path.read_text()) | {"hardware": MessageToDict(hardware, preserving_proto_field_name=True)}
+        path.write_text(json.dumps(values))
         return path
 
-    disk = preflight(Recorded(), with_free(1 << 40)).preflight.estimate.disk
+    disk = preflight(Recorder(), with_free(1 << 40)).preflight.estimate.disk
     assert disk.needed_bytes > disk.num_checkpoints * disk.checkpoint_bytes > 0
-    sink = Recorded()
+    sink = Recorder()
     preflight(sink, with_free(int(disk.needed_bytes / 0.9)))
     assert [event.reason for event in sink.events if isinstance(event, Warning)] == ["DISK_TIGHT"]
     with pytest.raises(JobError) as caught:
-        preflight(Recorded(), with_free(disk.needed_bytes))
+        preflight(Recorder(), with_free(disk.needed_bytes))
     assert caught.value.reason == "DISK_TOO_SMALL"
     assert "save_total_limit" in caught.value.advice
 
 
-def run(spec: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "services.probe.worker", str(spec)]
+def run(input_file: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "services.probe.worker", str(input_file)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
-def test_it_runs_alone_and_prints_what_it_finds(make_spec: MakeSpec) -> None:
-    """One debugs a preflight without a broker."""
-    done = run(make_spec(ROWS))
+def test_child_without_supervisor_prints_its_findings(make_input: MakeInput) -> None:
+    """Used to debug a preflight without a broker."""
+    done = run(make_input(ROWS))
     assert done.returncode == 0, done.stderr
     assert "stage_completed" in done.stdout
     assert "tokenising" in done.stdout
 
 
-def test_a_bad_row_ends_it_as_the_callers_error(make_spec: MakeSpec, tmp_path: Path) -> None:
-    """Fault, row and advice, and no traceback."""
-    done = run(make_spec([*ROWS[:16], '{"question": "Q", }\n']))
+def test_invalid_row_fails_preflight_as_user_error(make_input: MakeInput, tmp_path: Path) -> None:
+    """With fault, row and advice, and without a traceback."""
+    done = run(make_input([*ROWS[:16], '{"question": "Q", }\n']))
     assert done.returncode != 0
     assert "USER_ERROR" in done.stdout
     assert "row 17: not JSON" in done.stdout
@@ -196,7 +196,7 @@ def test_a_bad_row_ends_it_as_the_callers_error(make_spec: MakeSpec, tmp_path: P
 
 
 def test_hardware_is_read_without_torch(tmp_path: Path) -> None:
-    """The serving process asks it too."""
+    """The serving process reads it too."""
     hardware = read_hardware("n", tmp_path / "not" / "there")
     assert hardware.cpu_cores >= 1
     assert 0 < hardware.memory_available_bytes <= hardware.memory_total_bytes
@@ -206,16 +206,16 @@ def test_hardware_is_read_without_torch(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_rows_that_are_left_out_or_cut_are_told_before_training(make_spec: MakeSpec, tmp_path: Path) -> None:
-    """A job of 52,000 rows is not refused for two empty answers; and nobody learns of them from the model."""
+def test_dropped_and_truncated_rows_are_reported_before_training(make_input: MakeInput, tmp_path: Path) -> None:
+    """A job of 52,000 rows is not refused for two empty answers, and the user is told."""
     chats = [
         {"messages": [{"role": "user", "content": f"Q{n}"}, {"role": "assistant", "content": "A"}]} for n in range(60)
     ]
     chats[7]["messages"].append({"role": "user", "content": "Thanks"})
     empty = {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": " "}]}
     chats[7]["messages"].insert(0, {"role": "assistant", "content": "Hello."})
-    sink = Recorded()
-    result = preflight(sink, make_spec([*chats, empty, empty], recipe="cpu-demo")).preflight
+    sink = Recorder()
+    result = preflight(sink, make_input([*chats, empty, empty], recipe="cpu-demo")).preflight
     assert (result.training_data.num_examples, result.training_data.num_left_out) == (54, 2)
     warnings = {event.reason: event.message for event in sink.events if isinstance(event, Warning)}
     assert warnings["ROWS_LEFT_OUT"].startswith("2 rows dropped as incomplete")
@@ -227,33 +227,33 @@ def test_rows_that_are_left_out_or_cut_are_told_before_training(make_spec: MakeS
     ]  # fmt: skip
 
 
-def test_a_row_of_which_nothing_is_trained_is_told_as_one(make_spec: MakeSpec) -> None:
-    """And nothing of *it*."""
+def test_one_row_without_trained_tokens_is_reported_in_singular(make_input: MakeInput) -> None:
+    """The message ends with "no token of it" and not "of them"."""
     turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A", "train": False}]
     chats = [[{"role": "user", "content": f"Q{n}"}, {"role": "assistant", "content": "A"}] for n in range(60)]
-    sink = Recorded()
-    preflight(sink, make_spec([{"messages": each} for each in [*chats, turns]], recipe="cpu-demo"))
+    sink = Recorder()
+    preflight(sink, make_input([{"messages": each} for each in [*chats, turns]], recipe="cpu-demo"))
     warnings = {event.reason: event.message for event in sink.events if isinstance(event, Warning)}
     assert warnings["ROWS_DROPPED"] == "1 row dropped: no token of it would be trained."
 
 
-def test_what_is_wrong_with_a_whole_file_is_in_the_report_beside_its_rows(make_spec: MakeSpec, tmp_path: Path) -> None:
+def test_report_contains_file_problems_and_row_problems(make_input: MakeInput, tmp_path: Path) -> None:
     """Otherwise the report on a decompression bomb would name only one long row."""
-    spec = make_spec([])
+    input_file = make_input([])
     bomb = tmp_path / "data.jsonl.gz"
     bomb.write_bytes(gzip.compress(b"a" * (65 * 2**20)))
-    spec.write_text(spec.read_text().replace(str(tmp_path / "data.jsonl"), str(bomb)))
+    input_file.write_text(input_file.read_text().replace(str(tmp_path / "data.jsonl"), str(bomb)))
     with pytest.raises(JobError) as refused:
-        preflight(Recorded(), spec)
+        preflight(Recorder(), input_file)
     assert refused.value.reason == "DECOMPRESSION_BOMB"
     report = json.loads((tmp_path / "out" / "validation_report.json").read_text())
     assert {problem["reason"] for problem in report["problems"]} == {"ROW_TOO_LONG", "DECOMPRESSION_BOMB"}
 
 
 @pytest.mark.parametrize(("truncation", "lost"), [("keep_start", "no end"), ("keep_end", "its beginning")])
-def test_a_cut_row_is_told_what_it_loses(make_spec: MakeSpec, truncation: str, lost: str) -> None:
-    sink = Recorded()
+def test_truncated_row_reports_its_lost_tokens(make_input: MakeInput, truncation: str, lost: str) -> None:
+    sink = Recorder()
     long = [{"question": f"What is {n}?", "answer": f"It is {n}. " * 40} for n in range(30)]
-    preflight(sink, make_spec(long, hyperparameters={"max_length": 64, "truncation": truncation}))
+    preflight(sink, make_input(long, hyperparameters={"max_length": 64, "truncation": truncation}))
     advice = {event.reason: event.advice for event in sink.events if isinstance(event, Warning)}
     assert lost in advice["ROWS_TRUNCATED"]

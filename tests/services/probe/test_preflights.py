@@ -67,7 +67,7 @@ OTHERS: dict[str, dict[str, Any]] = {
 CPU = {"cpu_model": "Test", "cpu_cores": 4, "memory_total_bytes": 8 * GIB, "memory_available_bytes": 6 * GIB}
 
 
-class Room:
+class GatewayWithProbe:
     def __init__(self, channel: grpc.aio.Channel, bus: Bus, database: Database, models: dict[str, Path]) -> None:
         self.probe = probe_service_pb2_grpc.ProbeServiceStub(channel)
         self.datasets = dataset_service_pb2_grpc.DatasetServiceStub(channel)
@@ -112,7 +112,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-async def room(tmp_path: Path, tiny: Path, nats: NatsServer) -> AsyncIterator[Room]:
+async def gateway(tmp_path: Path, tiny: Path, nats: NatsServer) -> AsyncIterator[GatewayWithProbe]:
     models = {"tiny": tiny}
     for name, config in OTHERS.items():
         models[name] = tmp_path / name
@@ -164,17 +164,17 @@ async def room(tmp_path: Path, tiny: Path, nats: NatsServer) -> AsyncIterator[Ro
         await bus.put_node(Node(id="preflighting", service="probe", address=behind))
         server = await serve(*mounts, listen="127.0.0.1:0")
         async with grpc.aio.insecure_channel(server.address) as channel:
-            yield Room(channel, bus, database, models)
+            yield GatewayWithProbe(channel, bus, database, models)
         await server.stop(0)
     await queries.close()
     await bus.close()
     await database.close()
 
 
-async def test_a_job_is_tried_before_it_is_made(room: Room) -> None:
-    """Resolved settings with their reasons, counts, memory by part, disk, time: all of it, and nothing is stored."""
-    await room.trainer()
-    found = await room.preflight(await room.upload(ROWS))
+async def test_preflight_reports_everything_about_a_job_and_stores_nothing(gateway: GatewayWithProbe) -> None:
+    """Resolved settings with their reasons, counts, memory by part, disk and duration."""
+    await gateway.trainer()
+    found = await gateway.preflight(await gateway.upload(ROWS))
     assert found.report.verdict == VALIDATION_VERDICT_OK
     assert (found.result.training_data.num_examples, found.result.evaluation_data.num_examples) == (108, 12)
     assert found.result.total_steps == 14
@@ -191,11 +191,11 @@ async def test_a_job_is_tried_before_it_is_made(room: Room) -> None:
     assert found.result.base_model.num_parameters == estimate.num_parameters > 0
 
 
-async def test_everything_that_refuses_a_job_is_said_at_once(room: Room) -> None:
+async def test_all_refusals_of_a_job_are_returned_at_once(gateway: GatewayWithProbe) -> None:
     """Otherwise a user would correct one fault at a time and upload the file once per fault."""
-    await room.trainer(memory_available_bytes=GIB // 2, disk_free_bytes=1 << 16)
-    dataset = await room.upload([*ROWS, '{"question": "?", "answer": ""}\n', "nonsense\n"])
-    found = await room.preflight(dataset, lora={"target_modules": ["q_porj"]}, resources={"gpus": 1})
+    await gateway.trainer(memory_available_bytes=GIB // 2, disk_free_bytes=1 << 16)
+    dataset = await gateway.upload([*ROWS, '{"question": "?", "answer": ""}\n', "nonsense\n"])
+    found = await gateway.preflight(dataset, lora={"target_modules": ["q_porj"]}, resources={"gpus": 1})
     report = found.report
     assert report.verdict == VALIDATION_VERDICT_REFUSED
     refusals = {each.reason: each for each in report.findings if each.violations}
@@ -207,25 +207,25 @@ async def test_everything_that_refuses_a_job_is_said_at_once(room: Room) -> None
     assert found.estimate.memory_upper_bytes > found.estimate.memory_free_bytes
 
 
-async def test_rows_that_nobody_could_read_need_no_memory(room: Room) -> None:
-    """Beside what is wrong stood a refusal for want of memory, worked out for rows that there are not."""
-    await room.trainer(memory_available_bytes=GIB // 2)
-    found = await room.preflight(await room.upload(["nonsense\n"]))
+async def test_unreadable_rows_cause_no_memory_refusal(gateway: GatewayWithProbe) -> None:
+    """The report also contained a refusal for lack of memory, calculated for rows that do not exist."""
+    await gateway.trainer(memory_available_bytes=GIB // 2)
+    found = await gateway.preflight(await gateway.upload(["nonsense\n"]))
     assert {each.reason for each in found.report.findings if each.violations} == {"BAD_DATA"}
 
 
-async def test_what_would_be_better_is_told_with_the_figures_of_the_job(room: Room) -> None:
+async def test_improvements_contain_figures_of_the_job(gateway: GatewayWithProbe) -> None:
     gpu = {
         "name": "NVIDIA GeForce RTX 4090",
         "memory_total_bytes": 24 * GIB,
         "memory_free_bytes": 23 * GIB,
         "bf16": True,
     }
-    await room.trainer(cuda_available=True, gpus=[{**gpu, "compute_capability": "8.9"}])
+    await gateway.trainer(cuda_available=True, gpus=[{**gpu, "compute_capability": "8.9"}])
     hyper = {"learning_rate": 0.02, "warmup_steps": 14, "num_epochs": 1, "precision": "PRECISION_FP16"}
-    dataset = await room.upload([*ROWS, ROWS[0]])
+    dataset = await gateway.upload([*ROWS, ROWS[0]])
     pool = {"pool": "empty"}
-    found = await room.preflight(dataset, method="TRAINING_METHOD_QLORA", hyperparameters=hyper, resources=pool)
+    found = await gateway.preflight(dataset, method="TRAINING_METHOD_QLORA", hyperparameters=hyper, resources=pool)
     assert found.report.verdict == VALIDATION_VERDICT_WARNINGS
     assert {each.reason for each in found.report.findings} >= {"DUPLICATES_DROPPED", "WARMUP_TOO_LONG", "NO_TRAINER"}
     better = {each.field.rpartition(".")[2]: each for each in found.report.improvements}
@@ -236,30 +236,32 @@ async def test_what_would_be_better_is_told_with_the_figures_of_the_job(room: Ro
     assert found.estimate.cost > 0
 
 
-async def test_a_dry_run_is_the_job_as_stage_1_would_leave_it(room: Room) -> None:
-    """The same answer as for a real one, without an id; and a refusal where a real one would fail a minute later."""
-    await room.trainer()
-    dataset = await room.upload(ROWS)
-    answer = await room.dry_run(dataset)
+async def test_dry_run_returns_the_job_as_after_preflight(gateway: GatewayWithProbe) -> None:
+    """The same response as for a real job, without an id; and a refusal where a real job would fail a minute later."""
+    await gateway.trainer()
+    dataset = await gateway.upload(ROWS)
+    answer = await gateway.dry_run(dataset)
     job = answer.fine_tuning_job
     assert job.id == ""
     assert job.resolved_spec.hyperparameters.optim
     assert job.preflight.total_steps == 14
     assert job.resolutions
     assert answer.report.verdict == VALIDATION_VERDICT_OK
-    bad = await room.upload(["nonsense\n"] * 60)
-    refused = await refusal(room.dry_run(bad))
+    bad = await gateway.upload(["nonsense\n"] * 60)
+    refused = await refusal(gateway.dry_run(bad))
     assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "BAD_DATA")
     assert refused.fields[0] == "training_data[0] row 1"
-    refused = await refusal(room.dry_run("ds_unknown"))
+    refused = await refusal(gateway.dry_run("ds_unknown"))
     assert (refused.code, refused.fields) == (grpc.StatusCode.NOT_FOUND, ("spec.training_data[0].dataset",))
-    async with room.database.read() as session:
+    async with gateway.database.read() as session:
         assert not (await session.exec(select(Work))).all()
 
 
-async def test_each_reason_why_a_model_cannot_be_trained(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_each_reason_why_a_model_cannot_be_trained(
+    gateway: GatewayWithProbe, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Otherwise a user would not know whether to ask the model's owner, use another model, or retry later."""
-    dataset = await room.upload(ROWS)
+    dataset = await gateway.upload(ROWS)
     reasons = {
         "remote": "REMOTE_CODE_REFUSED",
         "encoder": "NOT_CAUSAL_LM",
@@ -268,50 +270,50 @@ async def test_each_reason_why_a_model_cannot_be_trained(room: Room, monkeypatch
         "tinny": "MODEL_NOT_FOUND",
     }
     for name, reason in reasons.items():
-        refused = await refusal(room.preflight(dataset, base_model=name))
+        refused = await refusal(gateway.preflight(dataset, base_model=name))
         assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, reason)
         assert refused.fields == ("spec.base_model",)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    refused = await refusal(room.preflight(dataset, base_model="org/tiny"))
+    refused = await refusal(gateway.preflight(dataset, base_model="org/tiny"))
     assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "HUB_UNREACHABLE")
 
 
-async def test_of_a_model_on_the_hub_no_weights_are_fetched(
-    room: Room, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+async def test_preflight_of_hub_model_downloads_no_weights(
+    gateway: GatewayWithProbe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A question must not cost a download of 140 GB; that one is due is part of the answer."""
-    await room.trainer()
-    dataset = await room.upload(ROWS)
-    hub = Hub(room.models["tiny"])
+    """A preflight must not download 140 GB; the response says that the job will."""
+    await gateway.trainer()
+    dataset = await gateway.upload(ROWS)
+    hub = Hub(gateway.models["tiny"])
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint)
     monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", f"{hub.endpoint}/{TEMPLATE}")
     with hub.serving():
-        found = await room.preflight(dataset, base_model="org/tiny")
+        found = await gateway.preflight(dataset, base_model="org/tiny")
         for name, reason in (("org/gated", "MODEL_GATED"), ("org/unknown", "MODEL_NOT_FOUND")):
-            refused = await refusal(room.preflight(dataset, base_model=name))
+            refused = await refusal(gateway.preflight(dataset, base_model=name))
             assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, reason)
     assert found.report.verdict == VALIDATION_VERDICT_OK
-    (weights,) = room.models["tiny"].glob("*.safetensors")
+    (weights,) = gateway.models["tiny"].glob("*.safetensors")
     header = 8 + int.from_bytes(weights.read_bytes()[:8], "little")
     assert found.estimate.disk.download_bytes == weights.stat().st_size - header
     assert not list((tmp_path / "home").rglob("*.safetensors"))
     assert found.result.base_model.revision
 
 
-async def test_a_dataset_of_the_hub_is_looked_at_like_any_other(room: Room, tmp_path: Path) -> None:
-    """Tried before there is a job, beside an uploaded one; and refused with what to name instead."""
-    await room.trainer()
-    uploaded = await room.upload(ROWS[:60])
+async def test_hub_dataset_is_preflighted_like_an_uploaded_one(gateway: GatewayWithProbe, tmp_path: Path) -> None:
+    """Alone and beside an uploaded one; a refusal says what to name instead."""
+    await gateway.trainer()
+    uploaded = await gateway.upload(ROWS[:60])
     folder = tmp_path / "hub"
     folder.mkdir()
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS[60:]))
-    hub = Hub(room.models["tiny"], {"org/rows": {"a" * 40: folder}})
+    hub = Hub(gateway.models["tiny"], {"org/rows": {"a" * 40: folder}})
     sources = [{"dataset": "hf://org/rows"}, {"dataset": uploaded}]
     with hub.asked():
-        found = await room.preflight("", training_data=sources)
-        job = (await room.dry_run("", training_data=sources)).fine_tuning_job
+        found = await gateway.preflight("", training_data=sources)
+        job = (await gateway.dry_run("", training_data=sources)).fine_tuning_job
         (folder / "test.jsonl").write_text("{}")
-        refused = await refusal(room.preflight("hf://org/rows"))
+        refused = await refusal(gateway.preflight("hf://org/rows"))
     assert found.report.verdict == VALIDATION_VERDICT_OK
     assert found.result.training_data.num_examples + found.result.evaluation_data.num_examples == 120
     pinned = f"hf://org/rows@{'a' * 40}/train.jsonl"
@@ -321,5 +323,5 @@ async def test_a_dataset_of_the_hub_is_looked_at_like_any_other(room: Room, tmp_
     assert job.resolved_spec.display_name == "tiny on org/rows"
     assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "SEVERAL_FILES")
     assert refused.fields == ("spec.training_data[0].dataset",)
-    refused = await refusal(room.preflight("hf://org"))
+    refused = await refusal(gateway.preflight("hf://org"))
     assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_CONFIG")

@@ -44,13 +44,13 @@ class Child:
 
 
 def run(
-    spec: TrainingInput, *, die_at: str = "", before: Callable[..., None] | None = None, args: Sequence[Any] = ()
+    child_input: TrainingInput, *, die_at: str = "", before: Callable[..., None] | None = None, args: Sequence[Any] = ()
 ) -> Child:
-    """Runs a spec as `python -m services.trainer.worker` would, with SIGKILL at the failpoint `die_at`. `before` is
+    """Runs an input as `python -m services.trainer.worker` would, with SIGKILL at the failpoint `die_at`. `before` is
     called with `args` in the child before anything else."""
-    folder = spec.out_dir.with_name(f"{spec.out_dir.name}.child")
+    folder = child_input.out_dir.with_name(f"{child_input.out_dir.name}.child")
     folder.mkdir()
-    (folder / "input.json").write_text(spec.model_dump_json())
+    (folder / "input.json").write_text(child_input.model_dump_json())
     if die_at:
         (folder / die_at).write_text("kill")
     process = _FORKSERVER.Process(target=_child, args=(folder, before, tuple(args)))
@@ -60,7 +60,7 @@ def run(
         process.kill()
         raise AssertionError("the child hangs")
     assert process.exitcode is not None
-    return Child(spec.out_dir, process.exitcode, folder)
+    return Child(child_input.out_dir, process.exitcode, folder)
 
 
 def _child(folder: Path, before: Callable[..., None] | None, args: Sequence[Any]) -> None:

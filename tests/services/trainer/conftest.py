@@ -16,7 +16,7 @@ from engine.data.statistics import Statistics
 from tests.services.trainer.parts import rows
 from tests.tiny_models import make_tiny_model
 
-Spec = Callable[..., Any]
+MakeInput = Callable[..., Any]
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +33,7 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def spec(tiny_model: Path, data_dir: Path, tmp_path: Path) -> Spec:
+def make_input(tiny_model: Path, data_dir: Path, tmp_path: Path) -> MakeInput:
     """Builds a TrainingInput of 20 steps; keyword arguments are hyperparameters or, by their names, other parts."""
     from services.trainer.worker.child_input import TrainingInput
 

@@ -10,7 +10,7 @@ from finetuneflow.v1.event_pb2 import Log
 
 
 class Recorder(EventSink):
-    """A sink that keeps what it is given, and asks for a pause or a cancel once it has the log of a given step."""
+    """A sink that records what is emitted, and requests a pause or a cancel after the log of a given step."""
 
     def __init__(self, request: str = "", after_step: int = 0) -> None:
         super().__init__(None, None)
@@ -31,7 +31,7 @@ class Recorder(EventSink):
 
 
 def rows(count: int, seed: int, shortest: int = 8, longest: int = 24) -> list[dict[str, list[int]]]:
-    """Rows of uneven length whose answers count upwards, so that there is something to learn."""
+    """Rows of uneven length whose answers count upwards, so that the loss can fall."""
     rng = random.Random(seed)  # noqa: S311
     made = []
     for _ in range(count):

@@ -24,42 +24,44 @@ from services.trainer.worker.recipe import train
 from tests.services.trainer.parts import Recorder
 
 
-def _arguments(spec: Any) -> dict[str, Any]:
-    arguments = sft_arguments(spec.config, total_steps=spec.total_steps, output_dir=str(spec.out_dir), device="cpu")
+def _arguments(child_input: Any) -> dict[str, Any]:
+    arguments = sft_arguments(
+        child_input.config, total_steps=child_input.total_steps, output_dir=str(child_input.out_dir), device="cpu"
+    )
     arguments |= {"dataset_kwargs": {"skip_prepare_dataset": True}, "eval_strategy": "no"}
     return {
         "args": SFTConfig(**arguments),
-        "train_dataset": load_from_disk(str(spec.data_dir / "train")),
-        "processing_class": AutoTokenizer.from_pretrained(spec.model.path),
+        "train_dataset": load_from_disk(str(child_input.data_dir / "train")),
+        "processing_class": AutoTokenizer.from_pretrained(child_input.model.path),
     }
 
 
-def _callback(spec: Any) -> TrainingCallback:
+def _callback(child_input: Any) -> TrainingCallback:
     sink = Recorder()
     return TrainingCallback(
         sink,
         Phases(sink, PHASES, pausable=False),
-        spec.config.hyperparameters,
+        child_input.config.hyperparameters,
         curriculum=None,
         restored=None,
         progress=Progress(),
-        trainer_dir=spec.out_dir,
-        out_dir=spec.out_dir,
+        trainer_dir=child_input.out_dir,
+        out_dir=child_input.out_dir,
     )
 
 
 @pytest.mark.parametrize("items", [None, 37])
-def test_scoring_trained_positions_only_changes_neither_loss_nor_gradients(spec: Any, items: int | None) -> None:
-    """It is there for speed; a model must not come out differently because of it."""
-    given = spec(lora={"lora_dropout": 0.0})
+def test_scoring_only_trained_positions_keeps_loss_and_gradients(make_input: Any, items: int | None) -> None:
+    """It is an optimisation: the trained model must be the same."""
+    child_input = make_input(lora={"lora_dropout": 0.0})
     losses, gradients = [], []
     for ours in (False, True):
         torch.manual_seed(7)
-        model = trainable_model(given.config, given.model, "cpu")
+        model = trainable_model(child_input.config, child_input.model, "cpu")
         trainer = (
-            Trainer(_callback(given), None, model=model, **_arguments(given))
+            Trainer(_callback(child_input), None, model=model, **_arguments(child_input))
             if ours
-            else SFTTrainer(model=model, **_arguments(given))
+            else SFTTrainer(model=model, **_arguments(child_input))
         )
         batch = trainer.data_collator([trainer.train_dataset[i] for i in range(6)])
         model.train()
@@ -72,28 +74,28 @@ def test_scoring_trained_positions_only_changes_neither_loss_nor_gradients(spec:
 
 
 @pytest.mark.parametrize("batch_size", [3, 4])
-def test_the_evaluation_loss_weighs_every_token_alike(spec: Any, batch_size: int) -> None:
-    """The loss that picks the best step would otherwise depend on the batch size, and differ from stage 3's."""
-    given, sink = spec(total_steps=5, per_device_eval_batch_size=batch_size), Recorder()
+def test_evaluation_loss_weights_every_token_equally(make_input: Any, batch_size: int) -> None:
+    """The loss that selects the best step would otherwise depend on the batch size, and differ from stage 3's."""
+    child_input, sink = make_input(total_steps=5, per_device_eval_batch_size=batch_size), Recorder()
 
-    train(given, sink)
+    train(child_input, sink)
 
-    checkpoint = given.out_dir / sink.of(CheckpointSaved)[-1].path
-    model = load.load_adapter(load.load_base(given.model.path, dtype=torch.float32, on="cpu"), checkpoint)
-    expected = score(model, list(load_from_disk(str(given.data_dir / "eval"))), lambda _: None)
+    checkpoint = child_input.out_dir / sink.of(CheckpointSaved)[-1].path
+    model = load.load_adapter(load.load_base(child_input.model.path, dtype=torch.float32, on="cpu"), checkpoint)
+    expected = score(model, list(load_from_disk(str(child_input.data_dir / "eval"))), lambda _: None)
     assert sink.of(Eval)[-1].eval_loss == pytest.approx(expected.loss, rel=1e-5)
 
 
-def test_packing_keeps_rows_apart(spec: Any) -> None:
-    """A row that reads its neighbour in the pack learns to answer from a text it will never have again."""
+def test_packed_rows_do_not_attend_to_each_other(make_input: Any) -> None:
+    """Otherwise a row would learn to answer from a text that it never has at inference."""
     from trl.data_utils import pack_dataset
 
-    given = spec(packing=True, per_device_train_batch_size=2, lora={"lora_dropout": 0.0})
-    packed = pack_dataset(load_from_disk(str(given.data_dir / "train")), 64, "bfd", {"keep_in_memory": True})
-    arguments = _arguments(given) | {"train_dataset": packed}
+    child_input = make_input(packing=True, per_device_train_batch_size=2, lora={"lora_dropout": 0.0})
+    packed = pack_dataset(load_from_disk(str(child_input.data_dir / "train")), 64, "bfd", {"keep_in_memory": True})
+    arguments = _arguments(child_input) | {"train_dataset": packed}
     torch.manual_seed(7)
-    model = trainable_model(given.config, given.model, "cpu")
-    trainer = Trainer(_callback(given), None, model=model, **arguments)
+    model = trainable_model(child_input.config, child_input.model, "cpu")
+    trainer = Trainer(_callback(child_input), None, model=model, **arguments)
     model.eval()
     total, count = 0.0, 0
     for row in packed:
@@ -103,33 +105,36 @@ def test_packing_keeps_rows_apart(spec: Any) -> None:
             total += trainer.compute_loss(model, batch).item() * predicted
         count += predicted
 
-    expected = score(model, list(load_from_disk(str(given.data_dir / "train"))), lambda _: None)
+    expected = score(model, list(load_from_disk(str(child_input.data_dir / "train"))), lambda _: None)
 
     assert count == expected.num_trained_tokens
     assert total / count == pytest.approx(expected.loss, rel=1e-5)
 
 
-def test_packed_rows_are_counted_one_by_one(spec: Any) -> None:
+def test_throughput_counts_rows_and_not_packs(make_input: Any) -> None:
     """Rows and tokens per second would otherwise be those of packs."""
-    given, sink = spec(packing=True, per_device_train_batch_size=1, total_steps=5, logging_steps=1), Recorder()
-    result = train(given, sink)
-    lengths = [len(ids) for ids in load_from_disk(str(given.data_dir / "train"))["input_ids"]]
+    child_input, sink = (
+        make_input(packing=True, per_device_train_batch_size=1, total_steps=5, logging_steps=1),
+        Recorder(),
+    )
+    result = train(child_input, sink)
+    lengths = [len(ids) for ids in load_from_disk(str(child_input.data_dir / "train"))["input_ids"]]
     assert 0 < sink.of(Log)[-1].num_tokens <= 5 * 64
     assert result.train_samples_per_second * result.train_runtime_seconds > 5 * 64 / max(lengths)
 
 
-def test_full_training_writes_whole_weights(spec: Any) -> None:
-    """Stage 3 and 4 look for model.safetensors at the top of the checkpoint."""
-    given, sink = spec(method="full", total_steps=3, learning_rate=1e-3), Recorder()
-    result = train(given, sink)
-    folder = given.out_dir / sink.of(CheckpointSaved)[-1].path
+def test_full_fine_tuning_saves_complete_weights(make_input: Any) -> None:
+    """Stages 3 and 4 look for model.safetensors at the top of the checkpoint."""
+    child_input, sink = make_input(method="full", total_steps=3, learning_rate=1e-3), Recorder()
+    result = train(child_input, sink)
+    folder = child_input.out_dir / sink.of(CheckpointSaved)[-1].path
     model = load.load_base(folder, dtype=torch.float32, on="cpu")
     assert result.num_trainable_parameters == sum(p.numel() for p in model.parameters())
 
 
-def test_quantised_training_goes_on_learning_after_an_evaluation(spec: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """bitsandbytes repacks 4-bit layers at the first evaluation on some CPUs; what follows is training without
-    gradients through the base, and without an error."""
+def test_quantised_training_still_learns_after_an_evaluation(make_input: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """bitsandbytes repacks 4-bit layers at the first evaluation on some CPUs; afterwards no gradients pass through the
+    base, and no error is raised."""
     settings: dict[str, Any] = {
         "method": "qlora",
         "total_steps": 12,
@@ -138,20 +143,20 @@ def test_quantised_training_goes_on_learning_after_an_evaluation(spec: Any, monk
     }
     undisturbed, disturbed = Recorder(), Recorder()
 
-    train(spec("undisturbed", held_out=False, **settings), undisturbed)
-    given = spec("disturbed", eval_steps=1, early_stopping_patience=0, **settings)
-    train(given, disturbed)
+    train(make_input("undisturbed", held_out=False, **settings), undisturbed)
+    child_input = make_input("disturbed", eval_steps=1, early_stopping_patience=0, **settings)
+    train(child_input, disturbed)
 
     assert len(disturbed.of(Eval)) == 12
     assert disturbed.of(Log)[-1].loss == pytest.approx(undisturbed.of(Log)[-1].loss, rel=1e-5)
-    model = trainable_model(given.config, given.model, "cpu")
+    model = trainable_model(child_input.config, child_input.model, "cpu")
     assert not any(m.support_avx512bf16_for_cpu for m in model.modules() if isinstance(m, Linear4bit))
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
 
 
-def test_datasets_are_left_as_they_are(spec: Any) -> None:
+def test_token_shards_are_not_modified(make_input: Any) -> None:
     """Shards are content-addressed: a cache file beside them would break their manifest."""
-    given = spec(total_steps=1, packing=True)
-    before = sorted(p.name for p in Path(given.data_dir).rglob("*"))
-    train(given, Recorder())
-    assert sorted(p.name for p in Path(given.data_dir).rglob("*")) == before
+    child_input = make_input(total_steps=1, packing=True)
+    before = sorted(p.name for p in Path(child_input.data_dir).rglob("*"))
+    train(child_input, Recorder())
+    assert sorted(p.name for p in Path(child_input.data_dir).rglob("*")) == before

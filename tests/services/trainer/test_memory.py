@@ -20,7 +20,7 @@ from tests.services.trainer.children import Child, run
 from tests.services.trainer.parts import rows
 from tests.tiny_models import make_tiny_model
 
-Spec = Callable[..., Any]
+MakeInput = Callable[..., Any]
 MIB = 2**20
 
 
@@ -43,17 +43,17 @@ def test_the_out_of_memory_errors_of_all_libraries_are_recognised(error: Excepti
     assert out_of_memory.reason_of(error) == reason
 
 
-def test_memory_advice_is_in_the_numbers_of_the_job(spec: Spec) -> None:
-    """`Lower the batch size` leaves a user guessing what to, and with one row there is nothing to lower."""
-    config = spec(per_device_train_batch_size=8, gradient_accumulation_steps=2).config
+def test_memory_advice_contains_numbers_of_the_job(make_input: MakeInput) -> None:
+    """ "Lower the batch size" leaves a user guessing to which value, and with one row it cannot be lowered."""
+    config = make_input(per_device_train_batch_size=8, gradient_accumulation_steps=2).config
     assert "per_device_train_batch_size = 4 with gradient_accumulation_steps = 4" in oom.advice(config)
-    config = spec(per_device_train_batch_size=1, max_length=128).config
+    config = make_input(per_device_train_batch_size=1, max_length=128).config
     assert "batch_size" not in oom.advice(config)
     assert "gradient_checkpointing = true; max_length below 128; method = qlora" in oom.advice(config)
 
 
 def _fail_at_step(step: int, kind: str) -> None:
-    """Has this process run out of memory in the forward pass of a step, with a thread around that never ends."""
+    """Makes this process run out of memory in the forward pass of a step, while another thread never ends."""
     from transformers import LlamaModel
 
     from services.trainer.worker.events import TrainingCallback
@@ -85,9 +85,9 @@ def failure(child: Child) -> StageFailed:
 
 
 @pytest.mark.parametrize(("kind", "reason"), [("cuda", "CUDA_OUT_OF_MEMORY"), ("host", "HOST_OUT_OF_MEMORY")])
-def test_a_child_that_runs_out_of_memory_says_so_and_is_gone(spec: Spec, kind: str, reason: str) -> None:
-    """A child that hangs after it keeps the memory that the next attempt needs."""
-    child = run(spec(), before=_fail_at_step, args=(7, kind))
+def test_child_that_runs_out_of_memory_reports_it_and_ends(make_input: MakeInput, kind: str, reason: str) -> None:
+    """A child that hangs afterwards keeps the memory that the next attempt needs."""
+    child = run(make_input(), before=_fail_at_step, args=(7, kind))
 
     failed = failure(child)
     assert failed.reason == reason and failed.message
@@ -97,15 +97,15 @@ def test_a_child_that_runs_out_of_memory_says_so_and_is_gone(spec: Spec, kind: s
 
 
 def _headroom(num_bytes: int) -> None:
-    """Lets this process take so much memory more than it has."""
+    """Limits the additional memory of this process."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + num_bytes
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-def _shrunk(given: Any, cause: str) -> Any:
-    """The spec of the next attempt, made as a gateway makes it."""
-    wire = config_to_spec(given.config)
+def _next_attempt(child_input: Any, cause: str) -> Any:
+    """Returns the configuration of the next attempt, made as a gateway makes it."""
+    wire = config_to_spec(child_input.config)
     assert shrink(wire, [], cause)
     return resolved_config(wire).hyperparameters
 
@@ -122,27 +122,29 @@ def long_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_what_does_not_fit_is_trained_in_smaller_portions(spec: Spec, deep_model: Path, long_rows: Path) -> None:
-    """The same rows a step, from the checkpoint on; a user need not know how much memory a row takes."""
+def test_job_that_runs_out_of_memory_continues_with_smaller_micro_batches(
+    make_input: MakeInput, deep_model: Path, long_rows: Path
+) -> None:
+    """A step keeps its rows, and training resumes from the checkpoint; users need not know the memory of a row."""
     sizes: dict[str, Any] = {"max_length": 512, "total_steps": 1, "logging_steps": 1}
     sizes |= {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "held_out": False}
     sizes["lora"] = {"lora_dropout": 0.0}
 
     def build(name: str, **more: Any) -> Any:
-        given = spec(name, **sizes | more)
-        given.model.path, given.data_dir = deep_model, long_rows
-        return given
+        child_input = make_input(name, **sizes | more)
+        child_input.model.path, child_input.data_dir = deep_model, long_rows
+        return child_input
 
     straight = run(build("straight"))
-    given, attempts = build("first"), []
+    child_input, attempts = build("first"), []
     while True:
-        child = run(given, before=_headroom, args=(600 * MIB,))
-        attempts.append((given.config.hyperparameters.per_device_train_batch_size, child.status))
+        child = run(child_input, before=_headroom, args=(600 * MIB,))
+        attempts.append((child_input.config.hyperparameters.per_device_train_batch_size, child.status))
         if child.status == 0:
             break
         assert failure(child).reason == "HOST_OUT_OF_MEMORY"
-        smaller = _shrunk(given, failure(child).reason)
-        given = build(
+        smaller = _next_attempt(child_input, failure(child).reason)
+        child_input = build(
             f"smaller{len(attempts)}",
             per_device_train_batch_size=smaller.per_device_train_batch_size,
             gradient_accumulation_steps=smaller.gradient_accumulation_steps,

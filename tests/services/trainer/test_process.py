@@ -25,10 +25,10 @@ def _events(stream: BinaryIO) -> Iterator[Event]:
 
 
 def _run(
-    spec: Any, tmp_path: Path, *, say_at_first_log: bytes = b"", kill_at_step: int = 0
+    child_input: Any, tmp_path: Path, *, say_at_first_log: bytes = b"", kill_at_step: int = 0
 ) -> tuple[list[Event], int, str]:
     file = tmp_path / "input.json"
-    file.write_text(spec.model_dump_json())
+    file.write_text(child_input.model_dump_json())
     if kill_at_step:
         (tmp_path / f"training.step-{kill_at_step}").write_text("kill")
     events_read, events_write = os.pipe()
@@ -61,41 +61,41 @@ def _run(
         return got, code, stderr.read()
 
 
-def test_a_pause_is_saved_and_released(spec: Any, tmp_path: Path) -> None:
+def test_pause_saves_a_checkpoint_and_releases(make_input: Any, tmp_path: Path) -> None:
     """A paused job would otherwise lose the steps since its last checkpoint."""
-    given = spec(total_steps=5000, logging_steps=1, eval_steps=5000, save_steps=5000)
+    child_input = make_input(total_steps=5000, logging_steps=1, eval_steps=5000, save_steps=5000)
 
-    events, code, _ = _run(given, tmp_path, say_at_first_log=b"pause\n")
+    events, code, _ = _run(child_input, tmp_path, say_at_first_log=b"pause\n")
 
     assert code == 0
     assert [e.WhichOneof("payload") for e in events[-2:]] == ["checkpoint", "stage_released"]
     assert events[-1].stage_released.reason == "PAUSED"
-    assert (given.out_dir / events[-2].checkpoint.path / "adapter_model.safetensors").is_file()
+    assert (child_input.out_dir / events[-2].checkpoint.path / "adapter_model.safetensors").is_file()
 
 
-def test_a_killed_process_goes_on_to_the_same_end_in_another(spec: Any, tmp_path: Path) -> None:
+def test_training_resumed_in_another_process_has_same_result(make_input: Any, tmp_path: Path) -> None:
     """Otherwise a training whose machine was switched off could not resume from its checkpoint alone."""
     settings: dict[str, Any] = {"eval_steps": 6, "group_by_length": True}
-    straight = run(spec("straight", **settings))
+    straight = run(make_input("straight", **settings))
 
-    killed, code, _ = _run(spec("killed", **settings), tmp_path, kill_at_step=13)
+    killed, code, _ = _run(make_input("killed", **settings), tmp_path, kill_at_step=13)
     newest = [event.checkpoint for event in killed if event.WhichOneof("payload") == "checkpoint"][-1]
-    given = spec("resumed", resume_from=tmp_path / "killed" / newest.path, **settings)
-    resumed, _, stderr = _run(given, tmp_path)
+    child_input = make_input("resumed", resume_from=tmp_path / "killed" / newest.path, **settings)
+    resumed, _, stderr = _run(child_input, tmp_path)
 
     assert (code, newest.step) == (-signal.SIGKILL, 12)
     assert resumed[-1].WhichOneof("payload") == "stage_completed", stderr
     for name in ("adapter_model.safetensors", "optimizer.pt", "rng_state.pth", "checkpoint.json"):
-        found = given.out_dir / "checkpoints/step-20" / name
+        found = child_input.out_dir / "checkpoints/step-20" / name
         assert found.read_bytes() == (straight.checkpoints[20] / name).read_bytes(), name
 
 
-def test_a_crash_says_what_happened(spec: Any, tmp_path: Path) -> None:
-    """A child that just vanishes leaves its user with nothing to go by."""
-    given = spec()
-    given.model.path = tmp_path / "nowhere"
+def test_crash_is_reported_with_exception(make_input: Any, tmp_path: Path) -> None:
+    """Without it the user has nothing to start from."""
+    child_input = make_input()
+    child_input.model.path = tmp_path / "nowhere"
 
-    events, code, stderr = _run(given, tmp_path)
+    events, code, stderr = _run(child_input, tmp_path)
 
     failed = events[-1].stage_failed
     assert code == 1

@@ -1,4 +1,4 @@
-"""A training from spec to result, in this process."""
+"""A training from input to result, in this process."""
 
 import json
 import math
@@ -26,12 +26,12 @@ def adapter(folder: Path) -> dict[str, Any]:
     return load_file(folder / "adapter_model.safetensors")
 
 
-def test_a_training_tells_its_whole_story(spec: Any) -> None:
+def test_training_emits_phases_metrics_checkpoints_and_result(make_input: Any) -> None:
     """A watcher would otherwise miss a phase, the curve, a checkpoint of the best step, or the figures at the end."""
     sink = Recorder()
-    given = spec(gradient_accumulation_steps=2, save_steps=7)
+    child_input = make_input(gradient_accumulation_steps=2, save_steps=7)
 
-    result = train(given, sink)
+    result = train(child_input, sink)
 
     assert [p.name for p in sink.of(Phase)] == ["loading_model", "preparing", "training", "saving"]
     assert [(p.index, p.count) for p in sink.of(Phase)] == [(1, 4), (2, 4), (3, 4), (4, 4)]
@@ -42,7 +42,7 @@ def test_a_training_tells_its_whole_story(spec: Any) -> None:
     assert logs[-1].eta_seconds == 0 < logs[0].eta_seconds
     assert logs[-1].epoch == pytest.approx(4)
     # 40 rows, 4 epochs, not one token of padding.
-    assert logs[-1].num_tokens == 4 * sum(len(ids) for ids in _column(given, "train", "input_ids"))
+    assert logs[-1].num_tokens == 4 * sum(len(ids) for ids in _column(child_input, "train", "input_ids"))
     evals = sink.of(Eval)
     assert [e.step for e in evals] == [5, 10, 15, 20]
     assert evals[-1].perplexity == pytest.approx(math.exp(evals[-1].eval_loss))
@@ -50,7 +50,7 @@ def test_a_training_tells_its_whole_story(spec: Any) -> None:
     assert [s.step for s in saved] == [5, 7, 10, 14, 15, 20]
     assert [s.step for s in saved if s.HasField("eval_loss")] == [5, 10, 15, 20]
     for checkpoint in saved:
-        folder = given.out_dir / checkpoint.path
+        folder = child_input.out_dir / checkpoint.path
         assert checkpoint.path == f"checkpoints/step-{checkpoint.step}"
         assert not (folder / "training_args.bin").exists()
         assert json.loads((folder / "checkpoint.json").read_text())["step"] == checkpoint.step
@@ -71,17 +71,17 @@ def test_a_training_tells_its_whole_story(spec: Any) -> None:
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_checkpoints_take_the_disk_that_preflight_says(spec: Any, tiny_model: Path, method: str) -> None:
-    """A job that fills the disk in its third hour is refused before its first."""
+def test_checkpoints_have_the_size_that_preflight_estimates(make_input: Any, tiny_model: Path, method: str) -> None:
+    """A job that would fill the disk in its third hour is refused before it starts."""
     sink = Recorder()
-    given = spec(method=method, save_steps=3, total_steps=5)
-    train(given, sink)
+    child_input = make_input(method=method, save_steps=3, total_steps=5)
+    train(child_input, sink)
     architecture = Architecture.of_folder(tiny_model)
-    setup = Setup.of(given.config, on_gpu=False, length=24)
+    setup = Setup.of(child_input.config, on_gpu=False, length=24)
     tokenizer = sum((tiny_model / name).stat().st_size for name in ("tokenizer.json", "tokenizer_config.json"))
     expected = checkpoint_bytes(architecture, setup, tokenizer)
-    sizes = [_size(given.out_dir / saved.path) for saved in sink.of(CheckpointSaved)]
-    assert len(sizes) == num_saved(given.config, 5)
+    sizes = [_size(child_input.out_dir / saved.path) for saved in sink.of(CheckpointSaved)]
+    assert len(sizes) == num_saved(child_input.config, 5)
     assert all(0.8 * expected < size <= expected for size in sizes), (sizes, expected)
 
 
@@ -89,12 +89,14 @@ def _size(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*"))
 
 
-def test_a_training_that_was_done_does_not_train_again(spec: Any) -> None:
+def test_finished_training_is_not_continued(make_input: Any) -> None:
     """A child that died between its last checkpoint and its result would otherwise train past the end."""
-    done = train(spec("done", total_steps=5), Recorder())
+    done = train(make_input("done", total_steps=5), Recorder())
     again = Recorder()
 
-    result = train(spec("again", total_steps=5, resume_from=spec("done").out_dir / "checkpoints/step-5"), again)
+    result = train(
+        make_input("again", total_steps=5, resume_from=make_input("done").out_dir / "checkpoints/step-5"), again
+    )
 
     assert not again.of(Log) and not again.of(CheckpointSaved)
     assert [restored.checkpoint_step for restored in again.of(Restored)] == [5]
@@ -102,12 +104,15 @@ def test_a_training_that_was_done_does_not_train_again(spec: Any) -> None:
     assert result.final_eval_loss == done.final_eval_loss
 
 
-def test_a_checkpoint_that_was_passed_over_is_told(spec: Any) -> None:
-    """Steps that are made again, and a disk that loses bits, are nothing to keep quiet about."""
-    train(spec("done", total_steps=5), Recorder())
+def test_skipped_damaged_checkpoint_is_reported(make_input: Any) -> None:
+    """Steps that are repeated, and a disk that loses bits, must not stay unnoticed."""
+    train(make_input("done", total_steps=5), Recorder())
     sink, more = Recorder(), {"unusable_checkpoints": [{"step": 9, "problem": "the file optimizer.pt is damaged"}]}
 
-    train(spec("again", total_steps=5, resume_from=spec("done").out_dir / "checkpoints/step-5", more=more), sink)
+    train(
+        make_input("again", total_steps=5, resume_from=make_input("done").out_dir / "checkpoints/step-5", more=more),
+        sink,
+    )
 
     (warning,) = sink.of(Warning)
     assert warning.reason == "CHECKPOINT_UNUSABLE" and warning.advice
@@ -115,13 +120,13 @@ def test_a_checkpoint_that_was_passed_over_is_told(spec: Any) -> None:
 
 
 @pytest.mark.parametrize("part", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"])
-def test_half_a_checkpoint_is_not_resumed_from(spec: Any, part: str) -> None:
-    """The Trainer would go on without the part, with other results, and not say so."""
-    train(spec("done", total_steps=1, eval_steps=1), Recorder())
-    folder = spec("done").out_dir / "checkpoints/step-1"
+def test_incomplete_checkpoint_is_not_resumed_from(make_input: Any, part: str) -> None:
+    """The Trainer would continue without the missing part, with other results and without an error."""
+    train(make_input("done", total_steps=1, eval_steps=1), Recorder())
+    folder = make_input("done").out_dir / "checkpoints/step-1"
     (folder / part).unlink()
     with pytest.raises(IncompleteCheckpoint, match=part):
-        train(spec("again", resume_from=folder), Recorder())
+        train(make_input("again", resume_from=folder), Recorder())
 
 
 class _Code:
@@ -133,38 +138,38 @@ class _Code:
 
 
 @pytest.mark.parametrize("part", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
-def test_a_checkpoint_runs_no_code(spec: Any, tmp_path: Path, part: str) -> None:
+def test_loading_a_checkpoint_executes_no_code(make_input: Any, tmp_path: Path, part: str) -> None:
     """Otherwise anyone with write access to the artifact store could run programs on a trainer."""
-    train(spec("done", total_steps=1, eval_steps=1), Recorder())
-    folder = spec("done").out_dir / "checkpoints/step-1"
+    train(make_input("done", total_steps=1, eval_steps=1), Recorder())
+    folder = make_input("done").out_dir / "checkpoints/step-1"
     torch.save(_Code(tmp_path / "ran"), folder / part)
 
     with pytest.raises(pickle.UnpicklingError):
-        train(spec("again", resume_from=folder), Recorder())
+        train(make_input("again", resume_from=folder), Recorder())
 
     assert not (tmp_path / "ran").exists()
 
 
-def test_patience_ends_it_and_survives_a_resumption(spec: Any) -> None:
-    """Without it, hours of overfitting are paid for; without the second half, every resumption grants more."""
+def test_early_stopping_works_across_resumes(make_input: Any) -> None:
+    """Without it, hours of overfitting are paid for; if not restored, every resume adds more steps."""
     settings: dict[str, Any] = {"learning_rate": 1e-9, "early_stopping_patience": 2, "early_stopping_threshold": 0.5}
     settings |= {"eval_steps": 3, "save_steps": 100}
     sink = Recorder()
 
-    result = train(spec("stopped", **settings), sink)
+    result = train(make_input("stopped", **settings), sink)
 
     assert [e.evaluations_without_improvement for e in sink.of(Eval)] == [0, 1, 2]
     assert result.early_stopped and result.total_steps == 9 == sink.of(CheckpointSaved)[-1].step
     resumed = Recorder()
-    train(spec("resumed", resume_from=spec("stopped").out_dir / "checkpoints/step-6", **settings), resumed)
+    train(make_input("resumed", resume_from=make_input("stopped").out_dir / "checkpoints/step-6", **settings), resumed)
     assert [(e.step, e.evaluations_without_improvement) for e in resumed.of(Eval)] == [(9, 2)]
 
 
-def test_without_held_out_rows_the_last_step_is_the_best(spec: Any) -> None:
-    """A user who holds nothing out still gets a model, and no figure that was not measured."""
+def test_last_step_is_best_without_held_out_rows(make_input: Any) -> None:
+    """A job without held-out rows still gives a model, and no figure that was not measured."""
     sink = Recorder()
 
-    result = train(spec(held_out=False, total_steps=6, save_steps=4), sink)
+    result = train(make_input(held_out=False, total_steps=6, save_steps=4), sink)
 
     assert not sink.of(Eval)
     assert [(s.step, s.best, s.HasField("eval_loss")) for s in sink.of(CheckpointSaved)] == [
@@ -176,24 +181,24 @@ def test_without_held_out_rows_the_last_step_is_the_best(spec: Any) -> None:
     assert not sink.of(Complete)[0].HasField("best_metric")
 
 
-def test_a_cancel_ends_it_between_two_steps(spec: Any) -> None:
-    """A cancelled job would otherwise keep a machine busy until somebody kills it."""
+def test_cancel_ends_training_between_two_steps(make_input: Any) -> None:
+    """A cancelled job would otherwise use a machine until it is killed."""
     sink = Recorder("cancel", after_step=3)
 
     with pytest.raises(Cancelled):
-        train(spec(logging_steps=1), sink)
+        train(make_input(logging_steps=1), sink)
 
     assert sink.of(Log)[-1].step == 3
     assert not sink.of(CheckpointSaved) and not sink.of(Complete)
 
 
-def test_a_diverged_loss_is_shown_as_it_is(spec: Any) -> None:
-    """A NaN that is filtered out of the log looks like a training that goes well."""
+def test_nan_loss_is_reported(make_input: Any) -> None:
+    """With NaN filtered out of the log, the training would look healthy."""
     sink = Recorder()
 
     # Without the warm-up step the loss of this model stays finite.
     diverging = {"learning_rate": 1.0, "warmup_steps": 1, "max_grad_norm": 0.0, "optim": "sgd"}
-    result = train(spec(**diverging, lora={"lora_alpha": 4000.0}), sink)
+    result = train(make_input(**diverging, lora={"lora_alpha": 4000.0}), sink)
 
     assert any(not math.isfinite(log.loss) for log in sink.of(Log))
     (warning,) = sink.of(Warning)
@@ -201,14 +206,14 @@ def test_a_diverged_loss_is_shown_as_it_is(spec: Any) -> None:
     assert not math.isfinite(result.train_loss)
 
 
-def _column(spec: Any, part: str, name: str) -> Any:
+def _column(child_input: Any, part: str, name: str) -> Any:
     from datasets import load_from_disk
 
-    return load_from_disk(str(spec.data_dir / part))[name]
+    return load_from_disk(str(child_input.data_dir / part))[name]
 
 
-def test_a_curriculum_is_one_run_whose_phases_are_seen_to_begin(spec: Any) -> None:
-    """Every row of a phase as often as it says, none before its time, and watchers know which one they see."""
+def test_curriculum_trains_each_phase_in_order_and_reports_its_start(make_input: Any) -> None:
+    """Every row of a phase as often as configured, none before its phase; watchers see the current phase."""
     curriculum = Curriculum(["part 0", "part 1"], [1.5, 3.0], [24, 16], per_step=4)
     order = list(PhaseByPhase(curriculum, None, seed=1))
     first, second = order[:36], order[36:]
@@ -219,7 +224,7 @@ def test_a_curriculum_is_one_run_whose_phases_are_seen_to_begin(spec: Any) -> No
     assert (curriculum.total_steps, curriculum.first_step(1), curriculum.epochs_at(21)) == (21, 10, 4.5)
 
     sink = Recorder()
-    train(spec(phases=[(24, 1.5), (16, 3.0)], total_steps=21, logging_steps=3), sink)
+    train(make_input(phases=[(24, 1.5), (16, 3.0)], total_steps=21, logging_steps=3), sink)
     begun = [event.detail for event in sink.of(Phase) if "curriculum" in event.detail]
     assert [detail.partition(":")[0] for detail in begun] == [
         "curriculum phase 1 of 2, part 0", "curriculum phase 2 of 2, part 1",
@@ -228,9 +233,9 @@ def test_a_curriculum_is_one_run_whose_phases_are_seen_to_begin(spec: Any) -> No
     assert sink.of(Log)[-1].epoch == 4.5
 
 
-def test_the_only_step_of_a_job_trains(spec: Any) -> None:
-    """Its learning rate was 0: the job succeeded and exported the unchanged base model."""
-    given = spec(total_steps=1, warmup_ratio=0.03, held_out=False)
-    train(given, Recorder())
-    weights = adapter(given.out_dir / "checkpoints" / "step-1")
+def test_single_step_has_nonzero_learning_rate(make_input: Any) -> None:
+    """With a learning rate of 0 the job succeeded and exported the unchanged base model."""
+    child_input = make_input(total_steps=1, warmup_ratio=0.03, held_out=False)
+    train(child_input, Recorder())
+    weights = adapter(child_input.out_dir / "checkpoints" / "step-1")
     assert all(float(weight.abs().max()) > 0 for name, weight in weights.items() if "lora_B" in name)

@@ -46,7 +46,7 @@ DEATHS = (
 )
 STATE = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "checkpoint.json")
 
-Spec = Callable[..., Any]
+MakeInput = Callable[..., Any]
 
 
 # The two take seconds more, and what they add to the others is what is in their checkpoints.
@@ -58,7 +58,7 @@ def case(request: pytest.FixtureRequest) -> dict[str, Any]:
     return COMMON | CASES[request.param]
 
 
-def told(children: Sequence[Child], kind: type[Log] | type[Eval]) -> dict[int, tuple[float, ...]]:
+def reported_values(children: Sequence[Child], kind: type[Log] | type[Eval]) -> dict[int, tuple[float, ...]]:
     """Returns the reported values by step, except those that depend on the clock; asserts that a repeated step has the
     same values."""
     seen: dict[int, tuple[float, ...]] = {}
@@ -89,24 +89,24 @@ def assert_same_checkpoint(found: Path, expected: Path) -> None:
         assert (found / name).read_bytes() == (expected / name).read_bytes(), f"{found.name}/{name}"
 
 
-def assert_as_if_never_stopped(children: Sequence[Child], straight: Child) -> None:
+def assert_same_as_uninterrupted(children: Sequence[Child], uninterrupted: Child) -> None:
     for kind in (Log, Eval):
-        assert told(children, kind) == told([straight], kind)
+        assert reported_values(children, kind) == reported_values([uninterrupted], kind)
     for child in children:
         for step, folder in child.checkpoints.items():
-            assert_same_checkpoint(folder, straight.checkpoints[step])
-    assert max(children[-1].checkpoints) == max(straight.checkpoints)
-    assert result(children[-1]) == result(straight)
+            assert_same_checkpoint(folder, uninterrupted.checkpoints[step])
+    assert max(children[-1].checkpoints) == max(uninterrupted.checkpoints)
+    assert result(children[-1]) == result(uninterrupted)
 
 
-def lives(spec: Spec, case: dict[str, Any], deaths: Sequence[str]) -> list[Child]:
-    """One child for each death, and one that lives; each goes on from the newest checkpoint that was reported."""
+def run_with_deaths(make_input: MakeInput, case: dict[str, Any], deaths: Sequence[str]) -> list[Child]:
+    """Runs one child per death and one that finishes; each resumes from the newest reported checkpoint."""
     children: list[Child] = []
     reported: dict[int, Path] = {}
     for number, death in enumerate([*deaths, ""]):
         newest = max(reported, default=0)
-        given = spec(f"life{number}", resume_from=reported.get(newest), **case)
-        child = run(given, die_at=death)
+        child_input = make_input(f"life{number}", resume_from=reported.get(newest), **case)
+        child = run(child_input, die_at=death)
         assert child.status == (-signal.SIGKILL if death else 0), child.stderr
         restored = [(e.checkpoint_step, e.first_step, e.manifest_sha256) for e in child.of("restored")]
         assert restored == ([(newest, newest + 1, "a" * 64)] if newest else [])
@@ -115,45 +115,49 @@ def lives(spec: Spec, case: dict[str, Any], deaths: Sequence[str]) -> list[Child
     return children
 
 
-def test_killed_time_and_again_it_ends_as_if_it_had_never_stopped(spec: Spec, case: dict[str, Any]) -> None:
+def test_training_killed_several_times_has_same_result_as_uninterrupted(
+    make_input: MakeInput, case: dict[str, Any]
+) -> None:
     """A user whose machine died would otherwise get another model than the one they asked for."""
-    straight = run(spec("straight", **case))
+    uninterrupted = run(make_input("straight", **case))
 
-    children = lives(spec, case, DEATHS)
+    children = run_with_deaths(make_input, case, DEATHS)
 
-    assert_as_if_never_stopped(children, straight)
-    assert result(straight).early_stopped == (case["early_stopping_patience"] > 0)
+    assert_same_as_uninterrupted(children, uninterrupted)
+    assert result(uninterrupted).early_stopped == (case["early_stopping_patience"] > 0)
 
 
 @pytest.mark.parametrize("case", ["grouped"], indirect=True)
-def test_paused_and_drained_it_loses_no_step(spec: Spec, case: dict[str, Any]) -> None:
+def test_paused_and_drained_training_loses_no_step(make_input: MakeInput, case: dict[str, Any]) -> None:
     """Before training began, in the middle of an epoch, at an evaluation, and at the end of an epoch: what a pause or a
     trainer that is drained hands over is what the next one goes on from, on another machine or the same."""
     case |= {"logging_steps": 1}
-    straight, last = Recorder(), Recorder()
-    expected = train(spec("straight", **case), straight)
+    uninterrupted, last = Recorder(), Recorder()
+    expected = train(make_input("straight", **case), uninterrupted)
     final = f"checkpoints/step-{expected.total_steps}"
     newest, logs = None, []
 
     for number, step in enumerate((0, 2, 5, 9)):
-        given, sink = spec(f"life{number}", resume_from=newest, **case), Recorder("pause", after_step=step)
+        child_input, sink = make_input(f"life{number}", resume_from=newest, **case), Recorder("pause", after_step=step)
         with pytest.raises(Paused):
-            train(given, sink)
+            train(child_input, sink)
         logs += sink.of(Log)
         assert [log.step for log in logs] == list(range(1, len(logs) + 1))
         if saved := sink.of(CheckpointSaved):
             assert saved[-1].step == len(logs) == step + 1
-            newest = given.out_dir / saved[-1].path
-    given = spec("last", resume_from=newest, **case)
-    found = train(given, last)
+            newest = child_input.out_dir / saved[-1].path
+    child_input = make_input("last", resume_from=newest, **case)
+    found = train(child_input, last)
 
-    assert [log.loss for log in [*logs, *last.of(Log)]] == [log.loss for log in straight.of(Log)]
+    assert [log.loss for log in [*logs, *last.of(Log)]] == [log.loss for log in uninterrupted.of(Log)]
     assert (found.best_step, found.best_eval_loss) == (expected.best_step, expected.best_eval_loss)
-    assert_same_checkpoint(given.out_dir / final, spec("straight", **case).out_dir / final)
+    assert_same_checkpoint(child_input.out_dir / final, make_input("straight", **case).out_dir / final)
 
 
 @pytest.mark.parametrize("case", ["grouped", pytest.param("packed", marks=pytest.mark.long)], indirect=True)
-def test_with_smaller_micro_batches_the_same_rows_make_the_same_steps(spec: Spec, case: dict[str, Any]) -> None:
+def test_resume_with_smaller_micro_batches_trains_same_rows_per_step(
+    make_input: MakeInput, case: dict[str, Any]
+) -> None:
     """Otherwise a retry with smaller micro-batches after running out of memory would train a different model.
 
     40 rows in steps of 12: the last step of an epoch is partial, and both resumptions are in the middle of an epoch.
@@ -166,24 +170,26 @@ def test_with_smaller_micro_batches_the_same_rows_make_the_same_steps(spec: Spec
         case["per_device_train_batch_size"] = micro_batch // parts
         case["gradient_accumulation_steps"] = accumulation * parts
         newest = reported.get(max(reported, default=0))
-        child = run(spec(f"life{len(children)}", resume_from=newest, **case), die_at=death)
+        child = run(make_input(f"life{len(children)}", resume_from=newest, **case), die_at=death)
         assert child.status == (-signal.SIGKILL if death else 0), child.stderr
         if children:
             reported |= child.checkpoints
         children.append(child)
-    straight, *lives = children
+    uninterrupted, *resumed = children
 
-    found = {log.step: log for child in lives for log in child.of("log")}
-    for expected in straight.of("log"):
+    found = {log.step: log for child in resumed for log in child.of("log")}
+    for expected in uninterrupted.of("log"):
         log = found[expected.step]
         assert (log.num_tokens, log.learning_rate) == (expected.num_tokens, expected.learning_rate)
         assert log.loss == pytest.approx(expected.loss, rel=1e-4)
-    assert result(lives[-1]).best_step == result(straight).best_step
+    assert result(resumed[-1]).best_step == result(uninterrupted).best_step
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("step", range(1, STEPS, 3))
-def test_killed_at_any_step_it_ends_as_if_it_had_never_stopped(spec: Spec, case: dict[str, Any], step: int) -> None:
-    straight = run(spec("straight", **case))
-    if step in range(1, result(straight).total_steps):
-        assert_as_if_never_stopped(lives(spec, case, [f"training.step-{step}"]), straight)
+def test_training_killed_at_any_step_has_same_result_as_uninterrupted(
+    make_input: MakeInput, case: dict[str, Any], step: int
+) -> None:
+    uninterrupted = run(make_input("straight", **case))
+    if step in range(1, result(uninterrupted).total_steps):
+        assert_same_as_uninterrupted(run_with_deaths(make_input, case, [f"training.step-{step}"]), uninterrupted)

@@ -12,15 +12,15 @@ from chassis.child.pipe import EventSink
 from chassis.child.spare import Spare, SpareCommand
 from finetuneflow.v1 import event_pb2
 
-Spec = Callable[..., Any]
+MakeInput = Callable[..., Any]
 
 
-async def test_a_warm_child_trains_what_a_cold_one_does_to_the_bit(spec: Spec, tmp_path: Path) -> None:
-    """A training that is gone on with by the other kind would no longer be the same one; and one that saw a device
-    before it was told which would take another job's."""
+async def test_spare_child_and_cold_child_train_bit_identical_models(make_input: MakeInput, tmp_path: Path) -> None:
+    """A training may continue in the other kind of child. A spare that initialises a device before the job would use
+    another job's device."""
     from services.trainer.worker.recipe import train
 
-    warm = spec("warm", total_steps=4)
+    warm = make_input("warm", total_steps=4)
     spare = Spare(SpareCommand([sys.executable, "-m", "services.trainer.worker"], {"OMP_NUM_THREADS": "1"}), tmp_path)
     spare.open()
     async with asyncio.timeout(120):
@@ -43,7 +43,7 @@ async def test_a_warm_child_trains_what_a_cold_one_does_to_the_bit(spec: Spec, t
         await child.wait()
         await spare.close()
     assert events[-1].HasField("stage_completed"), (events[-1], child.last_lines())
-    cold = spec("cold", total_steps=4)
+    cold = make_input("cold", total_steps=4)
     train(cold, EventSink(None, None))
     adapters = [each.out_dir / "checkpoints/step-4/adapter_model.safetensors" for each in (warm, cold)]
     assert adapters[0].read_bytes() == adapters[1].read_bytes()
