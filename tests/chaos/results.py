@@ -1,4 +1,4 @@
-"""Evaluations and exports of trained jobs: asked for, watched, cancelled and deleted with the generated stubs."""
+"""Evaluations and exports of trained jobs: created, watched, cancelled and deleted with the generated stubs."""
 
 from __future__ import annotations
 

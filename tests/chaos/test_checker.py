@@ -1,4 +1,4 @@
-"""The checker detects: a real run's evidence, broken in one place, is a violation of the right kind."""
+"""The checker finds each kind of violation in a real run's evidence that was modified in one place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The checker detects violations on evaluations and exports asked for alone, as it does on jobs."""
+"""The checker finds violations in separately created evaluations and exports."""
 
 from __future__ import annotations
 

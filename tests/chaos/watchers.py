@@ -1,4 +1,4 @@
-"""Watchers, attached throughout, each keeping every event it was handed; those of jobs use the SDK's own watch."""
+"""Watchers that record every received event; those of jobs use the SDK's own watch."""
 
 from __future__ import annotations
 

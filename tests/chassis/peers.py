@@ -168,7 +168,7 @@ async def wait_for_exit(*pids: int) -> None:
     """Waits until no such process runs any more."""
     async with asyncio.timeout(20):
         for pid in pids:
-            while _runs(pid):  # noqa: ASYNC110 - it says so to nobody
+            while _runs(pid):  # noqa: ASYNC110 - it sends no notification
                 await asyncio.sleep(0.02)
 
 
@@ -181,14 +181,14 @@ def _runs(pid: int) -> bool:
 
 async def wait_until_idle(worker: StageWorker) -> None:
     async with asyncio.timeout(20):
-        while worker.runs():  # noqa: ASYNC110 - it says so to nobody
+        while worker.runs():  # noqa: ASYNC110 - it sends no notification
             await asyncio.sleep(0.02)
 
 
 async def wait_until_cleaned_up(tmp_path: Path) -> None:
     """Waits until no attempt has a folder any more."""
     async with asyncio.timeout(20):
-        while any((tmp_path / "home/trainer/work").glob("*")):  # noqa: ASYNC110 - it says so to nobody
+        while any((tmp_path / "home/trainer/work").glob("*")):  # noqa: ASYNC110 - it sends no notification
             await asyncio.sleep(0.02)
 
 

@@ -153,12 +153,12 @@ async def test_process_can_start_before_its_broker(nats_server: NatsServer) -> N
     """Machines start in any order."""
     nats_server.stop()
     bus = await Bus.connect(nats_server.url, nats_server.user, nats_server.password, "early", wait_seconds=0.1)
-    heard: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue()
-    await bus.subscribe("ftf.v1.jobs.*.log", lambda subject, data: heard.put_nowait((subject, data)))
+    received: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue()
+    await bus.subscribe("ftf.v1.jobs.*.log", lambda subject, data: received.put_nowait((subject, data)))
     assert not bus.connected
     nats_server.start()
     await retry_until_broker_is_back(lambda: bus.publish("ftf.v1.jobs.j.log", b"x"))
-    assert await asyncio.wait_for(heard.get(), 5) == ("ftf.v1.jobs.j.log", b"x")
+    assert await asyncio.wait_for(received.get(), 5) == ("ftf.v1.jobs.j.log", b"x")
     await bus.close()
 
 
@@ -168,8 +168,8 @@ async def test_connection_that_breaks_during_setup_is_retried(
     """Otherwise the process would look alive and never receive messages."""
     nats_server.stop()
     bus = await Bus.connect(nats_server.url, nats_server.user, nats_server.password, "early", wait_seconds=0.1)
-    heard: asyncio.Queue[bytes] = asyncio.Queue()
-    handlers = await bus.subscribe("ftf.v1.jobs.*.log", lambda _, data: heard.put_nowait(data))
+    received: asyncio.Queue[bytes] = asyncio.Queue()
+    handlers = await bus.subscribe("ftf.v1.jobs.*.log", lambda _, data: received.put_nowait(data))
     attach, failures = handlers.attach, [nats.errors.ConnectionClosedError(), OSError("reset")]
 
     async def breaking(client: Client) -> None:
@@ -180,7 +180,7 @@ async def test_connection_that_breaks_during_setup_is_retried(
     monkeypatch.setattr(handlers, "attach", breaking)
     nats_server.start()
     await retry_until_broker_is_back(lambda: bus.publish("ftf.v1.jobs.j.log", b"x"))
-    assert await asyncio.wait_for(heard.get(), 5) == b"x"
+    assert await asyncio.wait_for(received.get(), 5) == b"x"
     assert not failures
     await bus.close()
 

@@ -1,4 +1,4 @@
-"""Tests for a worker's claim that gets no answer."""
+"""Claims that receive no response."""
 
 import asyncio
 

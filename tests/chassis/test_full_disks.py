@@ -1,4 +1,4 @@
-"""Disks and stores that take no more: what goes on, what ends, and what is said about it."""
+"""Behaviour of a worker when its disk or the artifact store is full."""
 
 import asyncio
 import resource
@@ -145,7 +145,7 @@ async def test_worker_on_full_disk_claims_no_work(
     await start_worker()
     await bus.publish_work("trainer", "default", ITEM)
     async with asyncio.timeout(20):
-        while not failpoint_reached(armed, "claim.spooled"):  # noqa: ASYNC110 - a file says so
+        while not failpoint_reached(armed, "claim.spooled"):  # noqa: ASYNC110 - a file is polled
             await asyncio.sleep(0.01)
     assert gateway.claim_id == ""
     assert (await gateway.wait_for_ending()).HasField("stage_completed")

@@ -1,4 +1,4 @@
-"""An operator's Prometheus finds what a process measures, where the operator wants it and nowhere else."""
+"""Prometheus gauges are served only on the configured address."""
 
 import urllib.request
 

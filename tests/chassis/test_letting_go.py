@@ -1,4 +1,4 @@
-"""Pause, cancel, drain and directives, at the moments when they are awkward."""
+"""Pause, cancel and drain at unusual moments, and suspended or killed supervisors."""
 
 import asyncio
 import signal
@@ -45,7 +45,7 @@ async def test_cancelled_preparation_ends_at_once_and_its_thread_stops_writing(
     await wait_until_idle(worker)
     stage.go_on.set()
     async with asyncio.timeout(10):
-        while not stage.written:  # noqa: ASYNC110 - a thread says so
+        while not stage.written:  # noqa: ASYNC110 - set by a thread
             await asyncio.sleep(0.01)
     assert stage.written == ["given up"]
     await wait_until_cleaned_up(tmp_path)

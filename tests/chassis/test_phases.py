@@ -1,4 +1,4 @@
-"""A watcher sees where a child's work is, and the child stops where it was asked to."""
+"""A child reports its phase and progress, and stops when the supervisor requests it."""
 
 import pytest
 

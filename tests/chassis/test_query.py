@@ -1,4 +1,4 @@
-"""The reply of a child carries its response, or the error as a server would send it."""
+"""The reply of a query's child contains the response, or the error that a server would return."""
 
 from pathlib import Path
 

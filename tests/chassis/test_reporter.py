@@ -1,4 +1,4 @@
-"""Events leave a worker at once when it is quiet, together when it is busy, and one report at a time."""
+"""Events are reported immediately when the worker is idle, in batches when it is busy, one report at a time."""
 
 import asyncio
 import contextlib
@@ -94,7 +94,7 @@ async def test_events_during_a_report_are_batched_into_the_next(bus: Bus, spool:
         await handler.wait_until(lambda: len(handler.reports) == 1)
         for step in range(300):
             reporter.append(log(step))
-        assert len(handler.reports) == 1, "two reports of one claim were under way"
+        assert len(handler.reports) == 1, "two reports of one claim were in flight"
         gate.set()
         await handler.wait_until(lambda: len(handler.ordinals) == 300)
     assert [len(report.events) for report in handler.reports if report.events] == [300]

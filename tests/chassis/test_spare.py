@@ -27,7 +27,7 @@ def spare_of(worker: StageWorker) -> Spare:
 async def wait_for_spare(spare: Spare, other_than: int = 0) -> int:
     """The pid of a spare, once there is one."""
     async with asyncio.timeout(20):
-        while spare.pid in (0, other_than):  # noqa: ASYNC110 - it says so to nobody
+        while spare.pid in (0, other_than):  # noqa: ASYNC110 - it sends no notification
             await asyncio.sleep(0.02)
     return spare.pid
 

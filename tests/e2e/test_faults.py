@@ -1,4 +1,4 @@
-"""Processes die in the middle, and the job, its history and its watchers do not notice for long."""
+"""Jobs, their events and their watches survive the death of processes."""
 
 import threading
 from collections.abc import Iterator

@@ -62,7 +62,7 @@ def test_package_contains_documented_files(client: Client, finished_job: Job, tm
         "README.md",
     } <= names
     config = json.loads(zipfile.ZipFile(package).read("adapter_config.json"))
-    assert config["base_model_name_or_path"] == "tiny", "the base is named by its public id, not by a path of ours"
+    assert config["base_model_name_or_path"] == "tiny", "the base must be a public id, not a local path"
     metrics = json.loads(zipfile.ZipFile(package).read("metrics.json"))
     assert metrics["train_loss_curve"]
     assert metrics["eval_loss_curve"]

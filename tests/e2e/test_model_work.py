@@ -1,4 +1,4 @@
-"""Evaluations and exports of a finished job, asked for alone, through the SDK and the command line."""
+"""Evaluations and exports of a finished job, created through the SDK and the command line."""
 
 import json
 import subprocess
@@ -54,7 +54,9 @@ def test_second_export_contains_the_same_model(client: Client, finished_job: Job
     first, again = (zipfile.ZipFile(tmp_path / name / "finetuneflow_export.zip") for name in ("first", "again"))
     assert first.read("adapter_model.safetensors") == again.read("adapter_model.safetensors")
     assert set(first.namelist()) == set(again.namelist())
-    assert finished_job.id in again.read("training_config.json").decode(), "the package names the job, not the export"
+    assert finished_job.id in again.read("training_config.json").decode(), (
+        "the package must refer to the job, not to the export"
+    )
     with pytest.raises(FailedPrecondition):
         client.exports.cancel(finished_job.export_id)
     client.exports.delete(made.id)
@@ -68,7 +70,7 @@ def test_the_command_line_evaluates_and_exports(
     shown = ftf(system, "evaluate", finished_job.id, "--num-samples", "1")
     assert "scoring tuned" in shown
     assert "nats per trained token" in shown
-    assert "Tuned       " in shown, "the answers are what one asks for"
+    assert "Tuned       " in shown, "the answers must be printed"
     out = tmp_path / "package"
     shown = ftf(system, "export", finished_job.tuned_model, "--out", str(out))
     assert (out / "finetuneflow_export.zip").is_file()

@@ -1,4 +1,4 @@
-"""READY attempts reach workers whatever the broker forgets."""
+"""READY attempts reach workers, whatever data the broker loses."""
 
 import asyncio
 from pathlib import Path

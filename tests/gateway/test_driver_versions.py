@@ -1,4 +1,4 @@
-"""Another version of a library whose internals we use is noticed before it is installed anywhere."""
+"""Database drivers whose internals we use are pinned to reviewed versions."""
 
 import sqlite3
 import tomllib

@@ -1,4 +1,4 @@
-"""Decisions that share a COMMIT are independent: a failed one affects no other, and none is answered early."""
+"""Decisions that share a COMMIT are independent: one that fails affects no other, and none returns before it."""
 
 import asyncio
 import contextlib

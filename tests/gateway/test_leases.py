@@ -1,4 +1,4 @@
-"""Silent claims end, and only those."""
+"""Claims without heartbeats expire; others do not."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""The rules of a job's life, as a caller sees them."""
+"""Transitions of jobs, attempts and claims."""
 
 import asyncio
 import math
@@ -81,7 +81,7 @@ async def test_attempt_is_granted_to_one_claim_only(
     assert granted.assignment.claim_id == "a" * 32
     assert (await second.claim(recorder.offered[0])).refused.reason == "CLAIMED_BY_ANOTHER"
     again = await first.claim(recorder.offered[0])
-    assert again == granted, "a claim whose answer was lost is answered as before"
+    assert again == granted, "a repeated claim must get the same response"
 
 
 async def test_one_of_concurrent_claims_is_granted(
@@ -256,7 +256,7 @@ async def test_out_of_memory_halves_micro_batch_and_fails_with_advice_at_one_row
     job = await job_of(ledger, job_id)
     assert (job.state, job.reason, job.failed_attempts) == ("JOB_STATE_FAILED", "CUDA_OUT_OF_MEMORY", 1)
     assert "max_length" in job.advice
-    assert "halve" not in job.advice, "there is nothing left to halve"
+    assert "halve" not in job.advice, "a micro-batch of one row cannot be halved"
     warnings = [each.warning.reason for each in await events_of(ledger, job_id) if each.HasField("warning")]
     assert warnings == ["CUDA_OUT_OF_MEMORY"] * 2
 

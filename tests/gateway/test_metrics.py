@@ -1,4 +1,4 @@
-"""Curves of any length are answered at once, and look like the whole."""
+"""Metric curves are downsampled evenly and read through an index."""
 
 import itertools
 import math

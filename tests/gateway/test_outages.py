@@ -1,4 +1,4 @@
-"""While SQL is away or busy, callers are told to come back, loops go on, and nothing is lost."""
+"""While SQL is unavailable or locked, calls return UNAVAILABLE, background loops continue, and no data is lost."""
 
 import asyncio
 import sqlite3

@@ -1,4 +1,4 @@
-"""Two requests at the same moment, at two gateways: the job is as after one of them and then the other."""
+"""Two concurrent requests at two gateways have the result of running them one after the other."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Evaluations and exports over a real channel: those that jobs leave, and those asked for alone."""
+"""Evaluations and exports over a real channel: those of a job's stages and those created separately."""
 
 import asyncio
 from collections.abc import AsyncIterator

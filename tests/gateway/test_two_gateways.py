@@ -1,4 +1,4 @@
-"""Two gateway processes on one PostgreSQL and one broker: either does everything, and one may go at any time."""
+"""Two gateway processes on one PostgreSQL and one broker: each can serve every call, and either may stop."""
 
 import asyncio
 import os
@@ -165,7 +165,7 @@ async def hold(bus: Bus, stage: str, folder: Path) -> Holder:
 
 async def wait_until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110 - other processes bring it about
+        while not condition():  # noqa: ASYNC110 - changed by other processes
             await asyncio.sleep(0.02)
 
 

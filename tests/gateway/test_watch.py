@@ -1,4 +1,4 @@
-"""A watcher sees every event once, in order: late, live, after a lost tail, through filters, to the end."""
+"""A watch delivers every event once and in order: from history, live, after lost messages, and with filters."""
 
 import asyncio
 from collections.abc import AsyncIterator

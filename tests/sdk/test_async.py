@@ -1,4 +1,4 @@
-"""AsyncClient: the same methods, awaited."""
+"""AsyncClient has the same methods as Client, as coroutines."""
 
 import asyncio
 import inspect

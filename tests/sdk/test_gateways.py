@@ -1,4 +1,4 @@
-"""Several gateways: what is lost with one goes on with another."""
+"""A client with several addresses fails over when a gateway is lost."""
 
 import signal
 import subprocess
@@ -30,18 +30,18 @@ def test_watch_continues_at_other_gateway(gateway: FakeGateway, server: Running,
     """Otherwise a dashboard would restart or stop each time a gateway is replaced."""
     gateway.hold = threading.Event()
     gateway.events, everything = gateway.events[:9], gateway.events
-    heard: list[Exception] = []
+    disconnects: list[Exception] = []
     back: list[int] = []
     sequences: list[int] = []
     with Client(f"{server.address}, {other.address}") as client:
-        for event in client.jobs.watch(JOB, on_disconnect=heard.append, on_reconnect=lambda: back.append(1)):
+        for event in client.jobs.watch(JOB, on_disconnect=disconnects.append, on_reconnect=lambda: back.append(1)):
             sequences.append(event.sequence)
             if event.sequence == 9:
                 server.stop()
     gateway.events = everything
     assert sequences == all_sequences(gateway)
     assert [request.after_sequence for request in other.gateway.requests("WatchFineTuningJob")] == [9]
-    assert (len(heard), len(back)) == (1, 1)
+    assert (len(disconnects), len(back)) == (1, 1)
 
 
 async def test_async_watch_continues_at_other_gateway(gateway: FakeGateway, server: Running, other: Running) -> None:

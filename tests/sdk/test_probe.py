@@ -1,4 +1,4 @@
-"""`client.probe`: what a training would need, asked before there is one."""
+"""`client.probe`: recommendations, the decision matrix and estimates."""
 
 import pytest
 

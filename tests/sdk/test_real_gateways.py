@@ -105,7 +105,7 @@ def test_watch_survives_restart_of_each_gateway(gateway_pair: GatewayPair, rows:
         last = other.jobs.cancel(job.id)
         thread.join(30)
         assert not thread.is_alive()
-        assert other.jobs.cancel(job.id).state == "CANCELLED", "again is no error"
+        assert other.jobs.cancel(job.id).state == "CANCELLED", "a repeated cancel is no error"
     assert sequences == list(range(1, last.last_sequence + 1))
 
 

@@ -21,15 +21,15 @@ def wait_until(condition: Callable[[], bool]) -> None:
 def test_interrupted_watch_neither_skips_nor_repeats_events(client: Client, gateway: FakeGateway) -> None:
     gateway.cut_watch_after = [1, 4, 0, 7, 2]
     losses = []
-    heard: list[Exception] = []
+    disconnects: list[Exception] = []
     sequences = []
-    for event in client.jobs.watch(JOB, on_disconnect=heard.append):
+    for event in client.jobs.watch(JOB, on_disconnect=disconnects.append):
         sequences.append(event.sequence)
         if event.kind == "log":
             losses.append(event.log.loss)
     assert sequences == list(range(1, len(gateway.events) + 1))
     assert len(losses) == 20
-    assert len(heard) == 5
+    assert len(disconnects) == 5
     assert [request.after_sequence for request in gateway.requests("WatchFineTuningJob")] == [0, 1, 5, 5, 12, 14]
 
 
@@ -149,11 +149,11 @@ def test_repeated_reordered_or_missing_events_are_corrected(client: Client, gate
         [scripted_response(gateway, 6, 6, 7, through=7), scripted_response(gateway, through=11)],
         [scripted_response(gateway, 3, 4, through=4)],
     ]
-    heard: list[Exception] = []
-    sequences = [event.sequence for event in client.jobs.watch(JOB, on_disconnect=heard.append)]
+    disconnects: list[Exception] = []
+    sequences = [event.sequence for event in client.jobs.watch(JOB, on_disconnect=disconnects.append)]
     assert sequences == list(range(1, len(gateway.events) + 1))
     assert [request.after_sequence for request in gateway.requests("WatchFineTuningJob")] == [0, 4, 5, 7, 7]
-    assert "event 8 came after 5" in str(heard[1])
+    assert "event 8 came after 5" in str(disconnects[1])
 
 
 def test_stream_that_ends_before_the_job_is_reopened(client: Client, gateway: FakeGateway) -> None:

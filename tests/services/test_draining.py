@@ -1,4 +1,4 @@
-"""Tests for the end of a service's process that has work in progress."""
+"""Shutdown of a service that has work in progress."""
 
 import asyncio
 import os

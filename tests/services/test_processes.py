@@ -1,4 +1,4 @@
-"""Each service starts by itself, answers its contract, and stays small: what an operator relies on."""
+"""Each service starts by itself, serves its methods and stays small."""
 
 import asyncio
 from collections.abc import Iterator

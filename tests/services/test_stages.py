@@ -256,12 +256,12 @@ async def test_preflight_input_has_merged_spec_and_fields_set_by_caller(node: No
     command = await PreflightStage(settings, catalogue(settings)).prepare(node.assignment, node.workdir, node.store)
     child_input = read(PreflightInput, command)
     assert child_input.given == {"base_model": "tiny"}
-    assert child_input.config.hyperparameters.precision == "fp32", "merged once, at create"
+    assert child_input.config.hyperparameters.precision == "fp32", "the recipe is merged at create"
     assert child_input.sources["ds_1"].name == "rows.jsonl"
     assert json.loads(child_input.sources["ds_1"].read_text())["answer"] == "That."
     assert child_input.model.num_parameters > 0
     assert child_input.hardware is not None
-    assert "memory_total_bytes" in child_input.hardware, "without a trainer it plans for its own machine"
+    assert "memory_total_bytes" in child_input.hardware, "without a trainer, the probe's own hardware is used"
     node.assignment.hardware.node_id = "trainer-1"
     command = await PreflightStage(settings, catalogue(settings)).prepare(node.assignment, node.workdir, node.store)
     assert read(PreflightInput, command).hardware == {"node_id": "trainer-1"}

@@ -1,4 +1,4 @@
-"""`ftf demo`, ended before it is done. tests/e2e runs a whole job."""
+"""`ftf demo`, interrupted. tests/e2e runs it to its end."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""One home, one system."""
+"""Only one system can run in a home folder."""
 
 import os
 import subprocess

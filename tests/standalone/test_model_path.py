@@ -1,4 +1,4 @@
-"""`ftf models path`, which asks no server."""
+"""`ftf models path`, which needs no server."""
 
 import json
 import subprocess

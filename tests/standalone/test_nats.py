@@ -1,4 +1,4 @@
-"""The broker of a stack: bundled, private, and keeping what it acknowledged."""
+"""The bundled broker: its password, its streams and its data folder."""
 
 import asyncio
 import os

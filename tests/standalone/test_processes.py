@@ -1,4 +1,4 @@
-"""Supervision: what dies comes back, what is stopped stops, nothing survives its supervisor."""
+"""Supervision: dead processes are restarted, stopped ones end, and none outlives its supervisor."""
 
 import asyncio
 import json

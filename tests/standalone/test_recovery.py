@@ -1,4 +1,4 @@
-"""A machine that loses its power: everything is gone at once, and so may the broker's store be."""
+"""Recovery after a power loss: all processes are killed, and the broker's data may be lost."""
 
 import shutil
 import threading
@@ -48,7 +48,7 @@ def test_job_continues_after_all_processes_were_killed_and_broker_lost_its_data(
         follower.start()
         assert checkpoint.wait(90), system.logs()
         family = system.kill()
-        assert not psutil.wait_procs(family, timeout=10)[1], "an orphan"
+        assert not psutil.wait_procs(family, timeout=10)[1], "an orphan process runs"
         shutil.rmtree(tmp_path / "nats" / "store")
         system.start()
         assert restored.wait(120), system.logs()
@@ -59,7 +59,7 @@ def test_job_continues_after_all_processes_were_killed_and_broker_lost_its_data(
         job = client.jobs.get(job.id)
     system.stop()
     assert job.state == "CANCELLED"
-    assert restored_at[0] >= 10, "it went on from a checkpoint"
+    assert restored_at[0] >= 10, "training must resume from a checkpoint"
     assert sequences == list(range(1, job.last_sequence + 1))
     lost = [attempt for attempt in job.attempts if attempt.counted]
     assert [(attempt.stage, attempt.reason) for attempt in lost] == [("TRAINING", "KILLED")]

@@ -79,7 +79,7 @@ def test_up_serves_restarts_dead_processes_and_stops_all(up: Callable[[], Up]) -
         assert "smollm2-135m" in [model.id for model in client.models.list()]
 
     assert {"gateway.sqlite", "nats", "logs"} <= {entry.name for entry in running.home.iterdir()}
-    assert [entry.name for entry in running.home.parent.iterdir()] == [ODD], "nothing is written beside the home"
+    assert [entry.name for entry in running.home.parent.iterdir()] == [ODD], "files outside the home were written"
 
     family = running.family()
     assert len(family) >= len(PROCESSES)
@@ -124,7 +124,7 @@ def test_error_names_the_port_in_use(tmp_path: Path) -> None:
         refused = subprocess.run(command(tmp_path, port), capture_output=True, text=True, check=False)
     assert refused.returncode == 2
     assert f"Port {port} is in use" in json.loads(refused.stderr)["error"]["message"]
-    assert not [*tmp_path.iterdir()], "a refused start leaves nothing"
+    assert not [*tmp_path.iterdir()], "a refused start left files or processes"
 
 
 def test_second_ctrl_c_kills_draining_processes(up: Callable[[], Up]) -> None:
@@ -136,7 +136,7 @@ def test_second_ctrl_c_kills_draining_processes(up: Callable[[], Up]) -> None:
     trainer.suspend()
     running.process.send_signal(signal.SIGINT)
     running.next("stopping")
-    assert gateway.is_running(), "it takes the last reports of what drains"
+    assert gateway.is_running(), "the gateway must accept the last reports of draining workers"
     running.process.send_signal(signal.SIGINT)
     running.next("killing")
     running.next("stopped")

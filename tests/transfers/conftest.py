@@ -1,4 +1,4 @@
-"""Two real gateway processes over one home, which a test may kill at any moment."""
+"""Two real gateway processes on one home, which a test may kill at any moment."""
 
 import contextlib
 import os

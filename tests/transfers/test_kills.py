@@ -1,4 +1,4 @@
-"""Files on their way while what carries them is killed."""
+"""Uploads and downloads whose gateway, process or disk fails."""
 
 import hashlib
 import itertools

@@ -1,4 +1,4 @@
-"""Every schedule that a job can name starts, and lets its steps train."""
+"""Every accepted learning-rate schedule starts, and no step has a learning rate of 0."""
 
 import itertools
 import typing

@@ -1,4 +1,4 @@
-"""A tuned tiny model and everything that is known of its job, as stage 4 finds them."""
+"""A tuned tiny model and the complete input of its export."""
 
 import json
 import os

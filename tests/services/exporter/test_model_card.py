@@ -1,4 +1,4 @@
-"""The code in a package's README asks the model as its rows did."""
+"""The code in a package's README prompts the model in the format of its training rows."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The report says what happened, in the sections people expect, whatever the texts contain."""
+"""Sections and figures of the report, and escaping of the texts in it."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Datasets of the hub in the first stage of a job, as it really runs: supervisor, download, child."""
+"""Hub datasets in a job's preflight, with the real supervisor, download and child."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""A preflight as it really runs: a process of its own, with nothing but an input file."""
+"""The preflight child with its input file, in this process or in its own."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""A job is tried before it is made: gateway, probe and its child, as they really run."""
+"""Preflights and dry runs without a job, through gateway, probe and its child."""
 
 import asyncio
 import json
@@ -202,7 +202,9 @@ async def test_all_refusals_of_a_job_are_returned_at_once(gateway: GatewayWithPr
     assert set(refusals) == {"BAD_DATA", "UNKNOWN_MODULE", "NO_GPU", "INSUFFICIENT_MEMORY", "DISK_TOO_SMALL"}
     assert all(each.advice and each.message for each in refusals.values())
     assert refusals["UNKNOWN_MODULE"].field == "lora.target_modules[0]"
-    assert [each.row for each in report.validation.problems] == [122, 121], "what refuses comes before what is dropped"
+    assert [each.row for each in report.validation.problems] == [122, 121], (
+        "problems that refuse the job come before dropped rows"
+    )
     assert found.estimate.disk.verdict == FIT_VERDICT_IMPOSSIBLE
     assert found.estimate.memory_upper_bytes > found.estimate.memory_free_bytes
 

@@ -1,4 +1,4 @@
-"""Real children that die where a test wants them to: forked off a process that has done their imports."""
+"""Real training children that die at a failpoint, forked from a process that has done their imports."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Out of memory is an answer, not an end."""
+"""Out-of-memory errors are reported with advice, and retries use smaller micro-batches."""
 
 import resource
 import threading

@@ -1,4 +1,4 @@
-"""The child as its supervisor knows it: a process with two pipes."""
+"""The training child as a process with two pipes."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""A training that died, at whatever step, ends as if it had not: the same weights, the same curve, the same best."""
+"""A training that was killed at any step has the same weights, curve and best step as an uninterrupted one."""
 
 import signal
 from collections.abc import Callable, Sequence

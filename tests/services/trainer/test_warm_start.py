@@ -24,7 +24,7 @@ async def test_spare_child_and_cold_child_train_bit_identical_models(make_input:
     spare = Spare(SpareCommand([sys.executable, "-m", "services.trainer.worker"], {"OMP_NUM_THREADS": "1"}), tmp_path)
     spare.open()
     async with asyncio.timeout(120):
-        while not spare.pid:  # noqa: ASYNC110 - it says so to nobody
+        while not spare.pid:  # noqa: ASYNC110 - it sends no notification
             await asyncio.sleep(0.05)
         pid = spare.pid
         file = tmp_path / "input.json"
