@@ -76,7 +76,7 @@ class Results(Generic[_Message]):
     async def list(
         self, request: evaluation_api.ListEvaluationsRequest | export_api.ListExportsRequest, tenant: str
     ) -> tuple[list[_Message], str]:
-        """Returns a page and the token of the next."""
+        """Returns a page and the token of the next. NotFound for a job that does not exist."""
         states = state_names(request.states)
         page = page_of(request, self._kind.name, request.job_id, *states)
         query = _joined().where(SavedResult.tenant == tenant, SavedResult.kind == self._kind.name)
@@ -90,6 +90,8 @@ class Results(Generic[_Message]):
         if page.after:
             query = query.where(col(SavedResult.id) < page.after)
         async with self.work.database.read() as session:
+            if request.job_id and await _find_job(session, request.job_id, tenant) is None:
+                raise no_such(FINE_TUNING_JOB, request.job_id)
             rows = (await session.exec(query.order_by(col(SavedResult.id).desc()).limit(page.limit))).all()
         kept, token = page.cut(rows, lambda row: row[0].id)
         return [self._message(*row) for row in kept], token
@@ -194,10 +196,15 @@ def _job_of(model: str) -> str:
     return job_id
 
 
+async def _find_job(session: AsyncSession, job_id: str, tenant: str, *, lock: bool = False) -> Work | None:
+    query = select(Work).where(Work.id == job_id, Work.tenant == tenant, Work.kind == FINE_TUNING_JOB.name)
+    job: Work | None = (await session.exec(query.with_for_update(read=True) if lock else query)).one_or_none()
+    return job
+
+
 async def _trained_job(session: AsyncSession, job_id: str, tenant: str, *, lock: bool = False) -> Work:
     """Returns a job whose training has finished. NotFound, FailedPrecondition."""
-    query = select(Work).where(Work.id == job_id, Work.tenant == tenant, Work.kind == FINE_TUNING_JOB.name)
-    job = (await session.exec(query.with_for_update(read=True) if lock else query)).one_or_none()
+    job = await _find_job(session, job_id, tenant, lock=lock)
     if job is None:
         message = f"there is no model {_TUNED + job_id!r}: no such fine-tuning job"
         raise NotFound("MODEL_NOT_FOUND", message, [Violation("model", message)])

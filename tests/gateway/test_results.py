@@ -293,6 +293,23 @@ async def test_lists_filter_by_job_and_state_over_pages(room: Room) -> None:
     assert [each.id for each in everything] == sorted((each.id for each in everything), reverse=True)
 
 
+async def test_lists_of_a_job_that_does_not_exist_say_so(room: Room) -> None:
+    """An empty list would read as a job without results, when its id has a typing error."""
+    made = (await evaluate(room, await room.job())).evaluation
+    for id in ("ftjob_none", made.id):
+        got = await refusal(room.jobs.GetFineTuningJob(job_api.GetFineTuningJobRequest(job_id=id)))
+        for call in (
+            room.evaluations.ListEvaluations(evaluation_api.ListEvaluationsRequest(job_id=id)),
+            room.exports.ListExports(export_api.ListExportsRequest(job_id=id)),
+            room.jobs.ListCheckpoints(job_api.ListCheckpointsRequest(job_id=id)),
+            room.jobs.ListFineTuningJobEvents(job_api.ListFineTuningJobEventsRequest(job_id=id)),
+            room.jobs.GetMetrics(job_api.GetMetricsRequest(job_id=id)),
+        ):
+            refused = await refusal(call)
+            assert (refused.code, refused.reason) == (grpc.StatusCode.NOT_FOUND, "JOB_NOT_FOUND")
+            assert refused.message == got.message
+
+
 async def pages(room: Room, size: int, **filters: Any) -> list[Any]:
     listed: list[Any] = []
     token = ""

@@ -95,7 +95,8 @@ class EvaluationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListEvaluations(self, request, context):
-        """Lists evaluations, newest first: those asked for alone and those left by jobs.
+        """Lists evaluations, newest first: those asked for alone and those left by jobs. NOT_FOUND: the job in the request does
+        not exist.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

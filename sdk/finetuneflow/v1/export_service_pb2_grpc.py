@@ -95,7 +95,8 @@ class ExportServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListExports(self, request, context):
-        """Lists exports, newest first: those asked for alone and those left by jobs.
+        """Lists exports, newest first: those asked for alone and those left by jobs. NOT_FOUND: the job in the request does
+        not exist.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
