@@ -9,8 +9,10 @@ from sqlmodel import and_, col, or_, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from chassis.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented, Violation
+from engine.catalogue import Catalogue
 from engine.config.job import unsupported, with_section
 from engine.config.spec_proto import config_to_spec, resolved_config, spec_to_dict
+from engine.errors import JobError
 from finetuneflow.v1 import evaluation_service_pb2 as evaluation_api
 from finetuneflow.v1 import evaluation_service_pb2_grpc as evaluation_grpc
 from finetuneflow.v1 import export_service_pb2 as export_api
@@ -40,15 +42,18 @@ _Message = TypeVar("_Message", Evaluation, Export)
 class Results(Generic[_Message]):
     """The evaluations or the exports; `message` makes the resource of a row and the work that makes it."""
 
-    def __init__(self, methods: WorkMethods, message: Callable[[SavedResult, Work], _Message]) -> None:
+    def __init__(
+        self, methods: WorkMethods, catalogue: Catalogue, message: Callable[[SavedResult, Work], _Message]
+    ) -> None:
         self.work = methods
         self._kind = methods.kind
+        self._catalogue = catalogue
         self._message: Callable[[SavedResult, Work], _Message] = message
 
     async def create(self, model: str, spec: EvaluationSpec | ExportSpec, request_id: str, tenant: str) -> _Message:
         """Creates the work. Raises AlreadyExists, InvalidArgument, NotFound, FailedPrecondition, Unimplemented."""
         check_text(spec)
-        job_id = _job_of(model)
+        job_id = _job_of(model, self._catalogue)
         digest = request_digest(spec, StringValue(value=model))
         earlier = await self.work.earlier(tenant, request_id, digest)
         if earlier is not None:
@@ -182,12 +187,17 @@ def _joined() -> Any:
     return select(SavedResult, Work).join(Work, col(Work.id) == col(SavedResult.work_id))
 
 
-def _job_of(model: str) -> str:
-    """Returns the job's id of `ft:<job_id>`. InvalidArgument, Unimplemented."""
+def _job_of(model: str, catalogue: Catalogue) -> str:
+    """Returns the job's id of `ft:<job_id>`. InvalidArgument, NotFound, Unimplemented."""
     if not model.startswith(_TUNED):
         if not model:
             raise InvalidArgument("INVALID_MODEL", "model is empty; name `ft:<job_id>`", [Violation("model", "empty")])
-        problem = f"{model[:80]!r} is not a tuned model; name `ft:<job_id>`, the model of a job"
+        try:
+            catalogue.check(model)
+        except JobError as error:
+            problem = f"there is no model {model[:80]!r}: {error.message} A job's model is named `ft:<job_id>`."
+            raise NotFound("MODEL_NOT_FOUND", problem, [Violation("model", problem)]) from error
+        problem = f"{model[:80]!r} is a base model, which cannot be named yet; name `ft:<job_id>`, the model of a job"
         raise Unimplemented("NOT_IMPLEMENTED", problem, [Violation("model", problem)])
     job_id, at, step = model.removeprefix(_TUNED).partition("@")
     if at:
@@ -218,8 +228,8 @@ async def _trained_job(session: AsyncSession, job_id: str, tenant: str, *, lock:
 class Evaluations(evaluation_grpc.EvaluationServiceServicer):
     """Served by the gateway."""
 
-    def __init__(self, methods: WorkMethods) -> None:
-        self._results: Results[Evaluation] = Results(methods, views.evaluation)
+    def __init__(self, methods: WorkMethods, catalogue: Catalogue) -> None:
+        self._results: Results[Evaluation] = Results(methods, catalogue, views.evaluation)
 
     async def CreateEvaluation(
         self, request: evaluation_api.CreateEvaluationRequest, context: Context
@@ -264,8 +274,8 @@ class Evaluations(evaluation_grpc.EvaluationServiceServicer):
 class Exports(export_grpc.ExportServiceServicer):
     """Served by the gateway."""
 
-    def __init__(self, methods: WorkMethods) -> None:
-        self._results: Results[Export] = Results(methods, views.export)
+    def __init__(self, methods: WorkMethods, catalogue: Catalogue) -> None:
+        self._results: Results[Export] = Results(methods, catalogue, views.export)
 
     async def CreateExport(
         self, request: export_api.CreateExportRequest, context: Context

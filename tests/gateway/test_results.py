@@ -12,6 +12,7 @@ from sqlmodel import select
 
 from chassis.bus.event_bus import Bus
 from chassis.store.artifact_store import ArtifactStore
+from engine.catalogue import Catalogue
 from engine.config.job import job_config
 from engine.config.spec_proto import config_to_spec, spec_to_dict
 from finetuneflow.v1 import evaluation_service_pb2 as evaluation_api
@@ -86,8 +87,9 @@ async def room(database: Database, nats_server: NatsServer, tmp_path: Path) -> A
     await fanout.start()
     ledger = Ledger(database, fanout.publish, told.offer, told.discard)
     store = ArtifactStore(f"file://{tmp_path / 'artifacts'}")
-    evaluations = results.Evaluations(WorkMethods(EVALUATION, ledger, fanout, store))
-    exports = results.Exports(WorkMethods(EXPORT, ledger, fanout, store))
+    catalogue = Catalogue(tmp_path)
+    evaluations = results.Evaluations(WorkMethods(EVALUATION, ledger, fanout, store), catalogue)
+    exports = results.Exports(WorkMethods(EXPORT, ledger, fanout, store), catalogue)
     jobs = fine_tuning.FineTuning(WorkMethods(FINE_TUNING_JOB, ledger, fanout, store), None, None)  # type: ignore[arg-type]
     async with (
         serving(evaluation_api, "EvaluationService", results.add_evaluations_to_server, evaluations) as first,
@@ -261,6 +263,26 @@ async def test_what_cannot_be_made_is_refused_with_the_field(room: Room) -> None
     ):
         refused = await refusal(call)
         assert (refused.code.name, refused.reason, refused.fields) == (code, reason, fields)
+
+
+async def test_a_word_that_names_no_model_is_answered_with_the_nearest_one(room: Room) -> None:
+    """UNIMPLEMENTED would read as a missing feature, where only a name is misspelt."""
+    for model, hint in (
+        ("smolm2-135m", "Did you mean smollm2-135m?"),
+        ("no such model", "is neither an alias"),
+        ("../models/own", "is neither an alias"),
+        ("ft:smollm2-135m", "no such fine-tuning job"),
+    ):
+        for call in (
+            room.evaluations.CreateEvaluation(evaluation_api.CreateEvaluationRequest(model=model)),
+            room.exports.CreateExport(export_api.CreateExportRequest(model=model)),
+        ):
+            refused = await refusal(call)
+            found = (refused.code, refused.reason, refused.fields)
+            assert found == (grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND", ("model",))
+            assert hint in refused.message
+    base = await refusal(room.exports.CreateExport(export_api.CreateExportRequest(model="org/name@main")))
+    assert (base.code, base.reason) == (grpc.StatusCode.UNIMPLEMENTED, "NOT_IMPLEMENTED")
 
 
 async def test_ids_of_one_kind_are_unknown_to_another(room: Room) -> None:
