@@ -5,12 +5,13 @@ from typing import Any, Generic, TypeVar
 
 import grpc
 from google.protobuf.wrappers_pb2 import StringValue
+from pydantic import ValidationError
 from sqlmodel import and_, col, or_, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from chassis.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented, Violation
 from engine.catalogue import Catalogue
-from engine.config.job import unsupported, with_section
+from engine.config.job import JobConfig, unsupported, with_section
 from engine.config.spec_proto import config_to_spec, resolved_config, spec_to_dict
 from engine.errors import JobError
 from finetuneflow.v1 import evaluation_service_pb2 as evaluation_api
@@ -138,7 +139,7 @@ class Results(Generic[_Message]):
         return {"events": events, "through_sequence": through}
 
     def _new(self, job: Work, spec: EvaluationSpec | ExportSpec, digest: str) -> Work:
-        config = resolved_config(ConfigResolved.FromString(job.config or b"").resolved_spec)
+        config = _resolved(job)
         changes = spec_to_dict(spec)
         if self._kind is EVALUATION:
             # The job's own setting is about its own stage.
@@ -223,6 +224,20 @@ async def _trained_job(session: AsyncSession, job_id: str, tenant: str, *, lock:
         message = f"job {job.id} is {state} and has not finished its training, so it has no model yet"
         raise FailedPrecondition("NOT_TRAINED", message, [Violation("model", message)])
     return job
+
+
+def _resolved(job: Work) -> JobConfig:
+    """Returns the job's settings. FailedPrecondition if another version resolved them."""
+    try:
+        return resolved_config(ConfigResolved.FromString(job.config or b"").resolved_spec)
+    except ValidationError as error:
+        fields = ", ".join(".".join(map(str, detail["loc"])) for detail in error.errors())
+        raise FailedPrecondition(
+            "VERSION_MISMATCH",
+            f"job {job.id} was resolved by another version of the server, and this one does not accept its {fields}; "
+            "create the job again, or ask the operator for that version",
+            metadata={"job_id": job.id},
+        ) from error
 
 
 class Evaluations(evaluation_grpc.EvaluationServiceServicer):

@@ -561,8 +561,8 @@ class Reason(OpenEnum):
     """None of the job's checkpoints can be read from the artifact store. Operator: look at the artifact store."""
 
     VERSION_MISMATCH = "VERSION_MISMATCH"
-    """The worker does not understand the spec that the gateway resolved. Operator: run gateways and workers of one
-    version."""
+    """The spec of a job was resolved by another version of the gateway and is invalid here. Operator: run gateways and
+    workers of one version. Caller, for an evaluation or export: create the job again."""
 
     HUB_UNREACHABLE = "HUB_UNREACHABLE"
     """The hub of models and datasets could not be reached. Operator: check the network. Caller: try again later."""

@@ -30,6 +30,7 @@ from finetuneflow.v1.fine_tuning_job_spec_pb2 import (
     FineTuningJobSpec,
 )
 from finetuneflow.v1.fine_tuning_service_pb2_grpc import FineTuningServiceStub
+from gateway.observed_speeds import ObservedSpeeds
 from gateway.servicers import fine_tuning, results
 from gateway.servicers.work import WorkMethods
 from gateway.sql.database import Database
@@ -283,6 +284,23 @@ async def test_a_word_that_names_no_model_is_answered_with_the_nearest_one(room:
             assert hint in refused.message
     base = await refusal(room.exports.CreateExport(export_api.CreateExportRequest(model="org/name@main")))
     assert (base.code, base.reason) == (grpc.StatusCode.UNIMPLEMENTED, "NOT_IMPLEMENTED")
+
+
+async def test_a_job_that_another_version_resolved_is_refused_with_advice(room: Room) -> None:
+    """An internal error would be reported as a defect of the server, and says nothing about what to do."""
+    trained = await room.job()
+    async with room.ledger.database.write() as session:
+        job = (await session.exec(select(Work).where(Work.id == trained))).one()
+        resolved = ConfigResolved.FromString(job.config or b"")
+        resolved.resolved_spec.hyperparameters.max_length = -1
+        job.config = resolved.SerializeToString()
+        session.add(job)
+    for call in (evaluate(room, trained), export(room, trained)):
+        refused = await refusal(call)
+        assert (refused.code, refused.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "VERSION_MISMATCH")
+        assert "hyperparameters.max_length" in refused.message
+        assert "create the job again" in refused.message
+    assert await ObservedSpeeds(room.ledger.database).latest() == [], "it must not make every estimate fail"
 
 
 async def test_ids_of_one_kind_are_unknown_to_another(room: Room) -> None:
