@@ -178,7 +178,7 @@ class Reason(OpenEnum):
     """No message came for too long. Caller: go on from where the upload ended."""
 
     EMPTY_FILE = "EMPTY_FILE"
-    """The uploaded file has no bytes. Caller: upload a file with rows."""
+    """The file has no bytes. Caller: name a file with rows."""
 
     DATASET_TOO_LARGE = "DATASET_TOO_LARGE"
     """The file is larger than the operator's limit. Caller: use a smaller file."""
