@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from filelock import FileLock
 
+from engine.config.advice import setting
 from engine.errors import JobError, Violation
 from engine.growth import report_growth
 from engine.hub import hub_error
@@ -390,7 +391,7 @@ def _refuse_untrainable(id_: str, config: Mapping[str, Any]) -> None:
         raise _error(
             "QUANTISED_WEIGHTS",
             f"The weights of {id_} are already quantised ({kind or 'quantization_config'}).",
-            'Use the unquantised model; method = "qlora" quantises it when it is loaded.',
+            f"Use the unquantised model; it is quantised when it is loaded if you set {setting('method', 'qlora')}.",
         )
 
 

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -198,6 +199,24 @@ def test_what_is_wrong_with_every_row_is_said_once(tiny: Path, tmp_path: Path) -
     assert done.stdout.count("none of the known columns") == 3, done.stderr
     assert "rows 2, 3, 4 and 57 more: " in done.stdout
     assert "60 rows have errors: 60 UNKNOWN_FORMAT." in done.stdout
+
+
+def test_advice_about_columns_can_be_typed_and_written(tiny: Path, tmp_path: Path) -> None:
+    """Who reads `question = "…"` knows neither the option nor the field that takes it."""
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(f'{{"prompt text": "{n}?", "reply": "It is {n}."}}\n' for n in range(20)))
+    refused = here(tiny, "validate", file, "-m", "tiny")
+    assert refused.returncode == 2
+    assert "fields mapping.question and mapping.answer of the dataset" in refused.stdout
+    question, answer = dict.fromkeys(re.findall(r"--map (\w+)=COLUMN", refused.stdout))
+    options = ["--map", f"{question}=prompt text", "--map", f"{answer}=reply"]
+    assert here(tiny, "validate", file, "-m", "tiny", *options).returncode == 0
+    job = tmp_path / "job.toml"
+    job.write_text(
+        f'base_model = "tiny"\n[[training_data]]\ndataset = "{file}"\n'
+        f'mapping.{question} = "prompt text"\nmapping.{answer} = "reply"\n'
+    )
+    assert here(tiny, "validate", "--config", job).returncode == 0
 
 
 def test_what_refuses_stands_first_and_last(tiny: Path, tmp_path: Path) -> None:
