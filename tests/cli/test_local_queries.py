@@ -101,10 +101,42 @@ def test_a_preview_marks_what_is_trained(tiny: Path, tmp_path: Path) -> None:
     done = here(tiny, "datasets", "preview", rows, "-m", "tiny")
     assert done.returncode == 0, done.stderr
     assert "trained: 'So.<|im_end|>'" in done.stdout
-    assert "row 2: has no answer" in done.stdout
+    assert "\nWarning: row 2: has no answer" in done.stdout
     done = here(tiny, "datasets", "preview", rows, "-m", "tiny", "--rows", 1, "--json")
     row = json.loads(done.stdout)
     assert [label for label in row["labels"] if label >= 0] == row["input_ids"][row["trained_spans"][0]["start"] :][:-1]
+
+
+def test_a_preview_of_a_row_that_refuses_a_job_is_no_success(tiny: Path, tmp_path: Path) -> None:
+    """A script that previews before it trains stops where `ftf validate` stops; a warning does not stop it."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"question": "Why?", "answer": "So."}\n{"question": "How?", "answer": 7}\n')
+    done = here(tiny, "datasets", "preview", rows, "-m", "tiny")
+    assert done.returncode == here(tiny, "validate", rows, "-m", "tiny").returncode == 2
+    assert "\nRefused: row 2: column answer is a number" in done.stdout
+    assert here(tiny, "datasets", "preview", rows, "-m", "tiny", "--rows", 1).returncode == 0
+    assert here(tiny, "datasets", "preview", rows, "-m", "tiny", "--row", 2, "--json").returncode == 2
+
+
+def test_a_file_that_cannot_be_read_is_refused_in_one_line(tiny: Path, tmp_path: Path) -> None:
+    """The same sentence three times, with a report between, reads as three faults."""
+    file = tmp_path / "rows.parquet"
+    file.write_bytes(b"PAR1 and nothing else")
+    done = here(tiny, "validate", file, "-m", "tiny")
+    lines = done.stdout.splitlines()
+    assert (done.returncode, lines[-1]) == (2, "The job would be refused.")
+    assert lines[-2].startswith("Refused: rows.parquet cannot be read as Parquet")
+    assert (done.stdout + done.stderr).count("UNREADABLE_FILE") == 1
+
+
+def test_a_warning_about_a_row_is_marked_as_one(tiny: Path, tmp_path: Path) -> None:
+    """In a pipe there is no colour that tells a warning from what refuses the job."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(f'{{"question": "{n % 19}?", "answer": "It is {n % 19}."}}\n' for n in range(20)))
+    done = here(tiny, "validate", rows, "-m", "tiny")
+    assert done.returncode == 0
+    (line,) = (line for line in done.stdout.splitlines() if "[DUPLICATE_ROW]" in line)
+    assert line.startswith("Warning: row 20: ")
 
 
 def test_a_warning_takes_no_place_of_a_row_in_a_preview(tiny: Path, tmp_path: Path) -> None:
