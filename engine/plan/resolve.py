@@ -251,7 +251,7 @@ def check_disk(resolved: Resolved, disk: Disk) -> None:
     path, limit = "hyperparameters.save_total_limit", resolved.config.hyperparameters.save_total_limit
     parts = f"{disk.num_checkpoints} checkpoints of {_gib(disk.checkpoint_bytes)} at once"
     if disk.download_bytes:
-        parts += f", {_gib(disk.download_bytes)} of weights to download"
+        parts += f", {_gib(disk.download_bytes)} of weights to download, or to convert if the model is built in"
     need = f"about {_gib(disk.needed_bytes)} are needed ({parts}), {_gib(disk.free_bytes)} are free"
     ways = [f"lower {path} (now {limit})"] if disk.holds_artifacts and limit > 1 else []
     ways += ["train adapters instead of all weights"] if resolved.config.method == "full" else []
