@@ -380,7 +380,7 @@ def _hint(values: Mapping[str, Any]) -> str:
     lists = [name for name, value in values.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
     if lists:
         return f"if the rows are the array under {' or '.join(name[:40] for name in lists[:3])}, save that array alone"
-    return f"map the columns that form a row, such as with {mapping({'question': 'COLUMN', 'answer': 'COLUMN'})}"
+    return f"map the columns that form a row, for example with {mapping({'question': 'COLUMN', 'answer': 'COLUMN'})}"
 
 
 def _listed(columns: Mapping[str, Any]) -> str:
