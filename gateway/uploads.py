@@ -22,7 +22,7 @@ from chassis.errors import (
 from chassis.failpoints import failpoint
 from chassis.store.artifact_store import ArtifactStore, AtomicWriter
 from chassis.store.partials import WriteInProgress, WrongOffset
-from engine.data.endings import ENDINGS, ending_of
+from engine.data.endings import check_file
 from finetuneflow.chunks import CHUNK_BYTES, chunk_of
 from finetuneflow.v1.dataset_service_pb2 import UploadDatasetHeader, UploadDatasetRequest
 from gateway.uncancellable import in_thread
@@ -38,6 +38,7 @@ _SYNC_BYTES = 64 << 20
 _SWEEP_SECONDS = 3_600.0
 _MAX_NAME_CHARACTERS = 128
 _MAX_FILENAME_BYTES = 255
+_FILENAME = "header.filename"
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,8 @@ def read_message(wire: bytes) -> Message:
 
 
 def check_header(header: UploadDatasetHeader, max_bytes: int) -> Header:
-    """Checks a header. Raises InvalidArgument with all violations, or ResourceExhausted if it is too large."""
+    """Checks a header. Raises InvalidArgument with all violations, JobError for a file that cannot hold rows, or
+    ResourceExhausted if it is too large."""
     violations: list[Violation] = []
 
     def refuse(field: str, description: str) -> None:
@@ -96,9 +98,6 @@ def check_header(header: UploadDatasetHeader, max_bytes: int) -> Header:
         refuse("filename", "control characters are not allowed")
     elif len(filename.encode()) > _MAX_FILENAME_BYTES:
         refuse("filename", f"{len(filename.encode())} bytes; at most {_MAX_FILENAME_BYTES} are allowed")
-    elif ending_of(filename) is None:
-        accepted = ", ".join(f".{known}" for known in ENDINGS)
-        refuse("filename", f"{filename!r} does not end in one of: {accepted}")
     if len(header.display_name) > _MAX_NAME_CHARACTERS:
         refuse("display_name", f"{len(header.display_name)} characters; at most {_MAX_NAME_CHARACTERS} are allowed")
     elif _has_control(header.display_name):
@@ -122,15 +121,14 @@ def check_header(header: UploadDatasetHeader, max_bytes: int) -> Header:
     if violations:
         message = "; ".join(f"{v.field}: {v.description}" for v in violations)
         raise InvalidArgument("INVALID_HEADER", message, violations)
-    if header.HasField("size_bytes"):
-        if header.size_bytes == 0:
-            raise empty_file(filename)
-        if header.size_bytes > max_bytes:
-            raise too_large(max_bytes)
+    size_bytes = header.size_bytes if header.HasField("size_bytes") else None
+    check_file(filename, size_bytes, _FILENAME)
+    if size_bytes is not None and size_bytes > max_bytes:
+        raise too_large(max_bytes)
     return Header(
         filename=filename,
         display_name=header.display_name or filename,
-        size_bytes=header.size_bytes if header.HasField("size_bytes") else None,
+        size_bytes=size_bytes,
         sha256=header.sha256.lower(),
         request_id=header.request_id or None,
         offset=header.offset,
@@ -145,11 +143,6 @@ def is_sha256(text: str) -> bool:
 def _has_control(text: str) -> bool:
     # Format characters (Cf) hide or reorder the characters beside them: a name could be displayed as another one.
     return any(unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp") for character in text)
-
-
-def empty_file(filename: str) -> InvalidArgument:
-    message = f"{filename} is empty: there is nothing to train on"
-    return InvalidArgument("EMPTY_FILE", message, [Violation("header.filename", message)])
 
 
 def too_large(max_bytes: int) -> ResourceExhausted:
@@ -350,8 +343,7 @@ class Upload:
 
     def _check_whole(self) -> None:
         header = self._header
-        if not self.size_bytes:
-            raise empty_file(header.filename)
+        check_file(header.filename, self.size_bytes, _FILENAME)
         if header.size_bytes is not None and self.size_bytes != header.size_bytes:
             # A broken stream can look like this too: the received bytes are kept.
             short = f"{self.size_bytes} bytes were received, {header.size_bytes} were announced"

@@ -1,5 +1,7 @@
 """Endings of the files that can be read, shared by the code that accepts files and the code that reads them."""
 
+from engine.errors import JobError, Violation
+
 KINDS = ("jsonl", "ndjson", "json", "csv", "tsv", "txt", "parquet")
 COMPRESSIONS = {"gz": "gzip", "zst": "zstd"}
 
@@ -15,3 +17,22 @@ def ending_of(filename: str) -> str | None:
         if ending in ENDINGS:
             return ending
     return None
+
+
+def check_file(filename: str, size_bytes: int | None = None, field: str = "") -> str:
+    """Returns the accepted ending of a file. `field` names the file in the violation.
+
+    Raises JobError: UNSUPPORTED_FILE for another ending, EMPTY_FILE if size_bytes is 0.
+    """
+    ending = ending_of(filename)
+    if ending is None:
+        kinds, packed = (", ".join(f".{each}" for each in listed) for listed in (KINDS, COMPRESSIONS))
+        message = f"{filename} has none of the supported endings: {kinds}; all but .parquet also with {packed}."
+        raise _refused("UNSUPPORTED_FILE", message, "Rename the file so that its ending names its format.", field)
+    if size_bytes == 0:
+        raise _refused("EMPTY_FILE", f"{filename} is empty.", "Provide a file that has rows.", field)
+    return ending
+
+
+def _refused(reason: str, message: str, advice: str, field: str) -> JobError:
+    return JobError(reason, message, advice, [Violation(field, message)] if field else [])

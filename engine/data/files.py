@@ -15,13 +15,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from engine.data.csv_files import read_csv
-from engine.data.endings import KINDS, ending_of
+from engine.data.endings import check_file
 from engine.data.json_files import read_json, read_json_lines, refuse_other_json
 from engine.data.parquet_files import read_parquet
 from engine.data.rows import Row, RowProblem
 from engine.data.streams import open_rows
 from engine.data.text_files import read_text
-from engine.errors import JobError
 
 _BYTES_PER_TOKEN = 2
 """Almost no text has fewer bytes per token, so a piece is almost never truncated, whatever the tokenizer."""
@@ -34,13 +33,7 @@ def read_rows(path: Path, max_length: int = 2048) -> Iterator[Row | RowProblem]:
     Raises JobError: UNSUPPORTED_FILE for an unknown ending; UNREADABLE_FILE, DECOMPRESSION_BOMB or BAD_HEADER for a
     file that cannot be read at all.
     """
-    ending = ending_of(path.name)
-    if ending is None:
-        raise JobError(
-            "UNSUPPORTED_FILE",
-            f"{path.name} has none of the supported endings: {', '.join(f'.{kind}' for kind in KINDS)}.",
-            "Rename the file so that its ending names its format.",
-        )
+    ending = check_file(path.name)
     kind = ending.partition(".")[0]
     if kind == "parquet":
         yield from read_parquet(path)

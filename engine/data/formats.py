@@ -23,6 +23,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from engine.config.advice import mapping
 from engine.data.conversations import NO_VALUES, Message, a, encodable, tools_of, turns, unpacked
 from engine.data.row_errors import BadValue
 from engine.data.rows import Effect, Row, RowProblem, without_padding
@@ -387,7 +388,7 @@ def _present(values: Mapping[str, Any], column: str, named: str = "") -> Any:
         reason = "NO_ANSWER" if column in _ANSWERS else "MISSING_COLUMN"
         if column in values:
             raise BadValue(named or column, reason, f"column {named or column} is null", "leaves_out")
-        hint = f'add it, or name the column that holds it with mapping: {column} = "…"'
+        hint = f"add it, or name the column that holds it with {mapping({column: 'COLUMN'})}"
         # Some JSON writers omit keys whose value is null. A row without any of the columns has another format.
         is_incomplete = any(values.get(name) is not None for name in _beside(column))
         effect: Effect = "leaves_out" if is_incomplete else "refuses"
@@ -424,7 +425,7 @@ def _hint(values: Mapping[str, Any]) -> str:
     lists = [name for name, value in values.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
     if lists:
         return f"if the rows are the array under {' or '.join(name[:40] for name in lists[:3])}, save that array alone"
-    return 'map the columns that form a row, such as question = "…" and answer = "…"'
+    return f"map the columns that form a row, for example with {mapping({'question': 'COLUMN', 'answer': 'COLUMN'})}"
 
 
 def _listed(columns: Mapping[str, Any]) -> str:

@@ -66,7 +66,7 @@ class Source:
             if self._template:
                 named, what = "template", "has no row for which the template writes an example"
                 advice = "Correct the template, or provide another file."
-            where = Violation(f"spec.{self.place}.{named}", f"The file {what}.")
+            where = Violation(f"spec.{self.place}.{named}", f"{filename} {what}.")
             raise JobError("EMPTY_DATASET", f"{self.place}: {filename} {what}.", advice, [where])
         if unseen := reader.unseen_columns():
             violations = [Violation(f"spec.{self.place}.mapping.{ours}", text) for ours, text in unseen.items()]

@@ -13,6 +13,7 @@ from typing import Any
 import numpy
 from numpy.typing import NDArray
 
+from engine.config.advice import setting
 from engine.config.job import LossScope, Truncation
 from engine.data.conversations import Message
 from engine.data.formats import Example
@@ -562,5 +563,5 @@ def _not_incremental(index: int, messages: list[Message]) -> JobError:
         f"The chat template writes the conversation up to the answer in {turns} differently than the start of the "
         "whole conversation, so the answer cannot be located.",
         "Set a chat_template that writes each turn the same whatever follows it, split the conversations into rows "
-        'of one answer each, or set hyperparameters.loss_on = "all".',
+        f"of one answer each, or set {setting('hyperparameters.loss_on', 'all')}.",
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy
 from numpy.typing import NDArray
 
+from engine.config.advice import setting
 from engine.config.job import DataSource, JobConfig
 from engine.data.block_tokenizer import CUT_OFF, HELD_OUT, LEAKED, LONG, LONGEST, BlockSource, Survey, Tokenised
 from engine.data.blocks import Block, BlockSize, read_blocks
@@ -365,7 +366,7 @@ def _held_out(digests: Digests, config: JobConfig, report: Report) -> Digests:
         raise JobError(
             "TOO_FEW_ROWS",
             f"{len(digests)} distinct row cannot be split into training and held-out rows.",
-            "Add rows, or set spec.holdout_fraction = 0 to train without evaluation.",
+            f"Add rows, or set {setting('holdout_fraction', 0)} to train without evaluation.",
             [Violation("spec.holdout_fraction", f"{config.holdout_fraction:g} of one row leaves nothing to train on.")],
         )
     return digests[drawn(digests, max(1, round(config.holdout_fraction * len(digests))), config.seed)]

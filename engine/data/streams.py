@@ -65,7 +65,7 @@ def unreadable(name: str, problem: str) -> JobError:
     """Returns the error for a file that cannot be read at all."""
     return JobError(
         "UNREADABLE_FILE",
-        f"{name} {problem}.",
+        f"{name} {problem.rstrip('.')}.",
         "Rename the file so that its ending names its format, or save it in the format of its ending.",
     )
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from engine.config.advice import mapping
 from engine.data.row_errors import BadValue
 from engine.data.rows import RowProblem
 from engine.data.turn_weights import TRAINS, flag_of
@@ -25,14 +26,14 @@ _PLACEHOLDER: Final = re.compile(r"<(?:\|?(?:image|video|audio)(?:_pad)?\|?|(?:i
 def refuse_preferences(values: Mapping[str, Any], format_: str, columns: Mapping[str, str]) -> None:
     """Raises JobError("UNSUPPORTED_FORMAT") for a row of a preference method. `columns` are those that form a row of
     the format, with their names in the file."""
-    keep = f" Map {_mapping(columns)} to train every row as it is." if columns else ""
+    keep = f" Use {mapping(columns)} to train every row as it is." if columns else ""
     if format_ == "preference" or any(isinstance(values.get(name), str | list | dict) for name in _REJECTED):
         raise JobError(
             "UNSUPPORTED_FORMAT",
             "The rows are preference pairs (a chosen and a rejected answer); supervised training learns one answer, "
             "not which of two is better.",
-            'To train the chosen answers, map them: completion = "chosen" with prompt, or messages = "chosen".'
-            + ("" if "chosen" in values else keep),
+            f"To train the chosen answers, use {mapping({'completion': 'chosen'})} beside the column prompt, or "
+            f"{mapping({'messages': 'chosen'})}." + ("" if "chosen" in values else keep),
         )
     for name in _LABELS if format_ in _LABELLED_FORMATS else _LABELS[1:]:
         if flag_of(values.get(name)) is not None:
@@ -50,8 +51,8 @@ def refuse_media(values: Mapping[str, Any], columns: Mapping[str, str]) -> None:
     for name in _MEDIA:
         if values.get(name) and name not in columns:
             message = (
-                f"has {name}, which would be ignored: only text is trained; drop these rows, or map "
-                f"{_mapping(columns)} to train their text alone"
+                f"has {name}, which would be ignored: only text is trained; drop these rows, or use "
+                f"{mapping(columns)} to train their text alone"
             )
             raise BadValue(name, "UNSUPPORTED_MEDIA", message)
 
@@ -78,8 +79,3 @@ def placeholder(number: int, column: str, text: str) -> RowProblem | None:
         )
         return RowProblem(number, column, "MEDIA_PLACEHOLDER", message, "warns")
     return None
-
-
-def _mapping(columns: Mapping[str, str]) -> str:
-    """Returns the mapping of the columns that form a row, in the notation of a job file."""
-    return " and ".join(f'{ours} = "{theirs}"' for ours, theirs in columns.items())

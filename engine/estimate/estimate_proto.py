@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
+from pydantic import ValidationError
+
 from engine.config.spec_proto import resolved_config
 from engine.estimate.architecture import Architecture
 from engine.estimate.cost import PriceTable, cost
@@ -114,11 +116,15 @@ def calibration(observed: Iterable[pb.ObservedSpeed]) -> Calibration:
 def observed_speed(
     spec: FineTuningJobSpec, preflight: PreflightResult, training: TrainingResult
 ) -> pb.ObservedSpeed | None:
-    """Returns the speed that a finished job reached on its hardware; None if it trained nothing or names no hardware.
+    """Returns the speed that a finished job reached on its hardware; None if it trained nothing, names no hardware, or
+    was resolved by a version with other fields or ranges.
 
     Operations are counted from the architecture if its name is known, otherwise from the number of parameters.
     """
-    config = resolved_config(spec)
+    try:
+        config = resolved_config(spec)
+    except ValidationError:
+        return None
     if not preflight.HasField("hardware") or config.method == "auto" or training.train_tokens_per_second <= 0:
         return None
     machine = Machine.of(preflight.hardware, gpus=config.resources.gpus)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.catalogue import LocalModel
+from engine.config.advice import setting
 from engine.config.schedule import num_warmup_steps
 from engine.config.spec_proto import config_to_spec
 from engine.config.steps import num_evaluations
@@ -147,20 +148,20 @@ def add_warnings(resolved: Resolved, prepared: Prepared, steps: int) -> None:
         lost = "A truncated answer has no end"
         if hyper.truncation == "keep_end":
             lost = "A truncated row loses its beginning, which holds its instructions"
-        advice = f"{lost}. Raise max_length or shorten the rows."
+        advice = f"{lost}. Raise hyperparameters.max_length or shorten the rows."
         resolved.warn("ROWS_TRUNCATED", message, advice, "hyperparameters.max_length")
     if rows.dropped:
         cut_off, them = rows.cut_off, _pronoun(rows.dropped)
         of_whom = f" of {cut_off:,} of them" if rows.dropped > 1 else ""
         why = f"; max_length = {hyper.max_length:,} cuts off the answer{of_whom}"
         message = f"{_rows(rows.dropped)} dropped: no token of {them} would be trained{why * bool(cut_off)}."
-        advice = "Raise max_length, or shorten the text before the answers."
+        advice = "Raise hyperparameters.max_length, or shorten the text before the answers."
         if not cut_off:
             advice = "Mark a turn of each row as trained if this is not intended."
         resolved.warn("ROWS_DROPPED", message, advice, "hyperparameters.max_length" if cut_off else "training_data")
     if rows.too_long:
         message = f"{_rows(rows.too_long)} dropped: longer than max_length = {hyper.max_length:,}."
-        advice = "Raise max_length, or set truncation to keep_start or keep_end."
+        advice = "Raise hyperparameters.max_length, or set hyperparameters.truncation to keep_start or keep_end."
         resolved.warn("ROWS_TOO_LONG", message, advice, "hyperparameters.truncation")
     if prepared.num_leaked:
         message = f"{_rows(prepared.num_leaked)} of evaluation_data also in training_data: the evaluation will flatter."
@@ -183,12 +184,12 @@ def _check_warm_up(resolved: Resolved, steps: int) -> None:
     if hyper.warmup_steps is not None and hyper.warmup_steps > warm and hyper.lr_scheduler_type != "constant":
         job = f"the job has {_count(steps, 'step')}; the warm-up is shortened to {warm:,}"
         message = f"warmup_steps = {hyper.warmup_steps:,} is too long: {job}."
-        resolved.warn("WARMUP_TOO_LONG", message, f"Set warmup_steps to {steps // 20:,}, or leave it out.", path)
+        resolved.warn("WARMUP_TOO_LONG", message, f"Set {setting(path, steps // 20)}, or leave it out.", path)
         resolved.choose(path, warm, f"a warm-up must be shorter than the job, which has {_count(steps, 'step')}")
     if warm and steps < _FEW_STEPS:
         message = f"The first of {steps:,} steps changes nothing: a warm-up begins at learning rate 0."
         where = path if hyper.warmup_steps is not None else "hyperparameters.warmup_ratio"
-        resolved.warn("STEP_AT_RATE_ZERO", message, "Set warmup_steps = 0, or train for more steps.", where)
+        resolved.warn("STEP_AT_RATE_ZERO", message, f"Set {setting(where, 0)}, or train for more steps.", where)
 
 
 def _estimate(

@@ -4,6 +4,7 @@ import difflib
 from dataclasses import dataclass, field
 from typing import Any
 
+from engine.config.advice import option, setting
 from engine.config.job import JobConfig
 from engine.errors import JobError, Violation
 from engine.estimate.architecture import Architecture
@@ -75,7 +76,7 @@ def resolve_length(resolved: Resolved, context_length: int, *, asked: bool) -> N
         )
         if asked:
             message = f"max_length = {wanted:,} exceeds the model's context length of {context_length:,} tokens."
-            advice = f"Set max_length to {context_length} or less."
+            advice = f"Set {setting('hyperparameters.max_length', context_length)} or less."
             resolved.warn("MAX_LENGTH_CLIPPED", message, advice, "hyperparameters.max_length")
 
 
@@ -122,7 +123,7 @@ def _check_modules(resolved: Resolved, architecture: Architecture) -> None:
             message = f"The base model has no linear layer {target!r}. {hint}"
             violations.append(Violation(f"spec.lora.target_modules[{index}]", message))
     if violations:
-        advice = "Omit target_modules to adapt every linear layer except the head."
+        advice = "Omit lora.target_modules to adapt every linear layer except the head."
         resolved.refusals.append(JobError("UNKNOWN_MODULE", violations[0].description, advice, violations))
 
 
@@ -194,10 +195,11 @@ def _method(resolved: Resolved, hardware: Hardware, gpu: Gpu | None, memory: _Me
         resolved.choose("method", method, reason)
     if method == "qlora" and not quantises:
         message = "QLoRA needs the package bitsandbytes, which is not installed on this node."
-        resolved.refuse("MISSING_PACKAGE", "method", message, 'Set method = "lora", or ask the operator to install it.')
+        advice = f"Set {setting('method', 'lora')}, or ask the operator to install it."
+        resolved.refuse("MISSING_PACKAGE", "method", message, advice)
     if method == "qlora" and gpu is None:
         message = "QLoRA works on a CPU, but every pass expands the 4-bit weights again; LoRA is faster."
-        resolved.warn("QLORA_ON_CPU", message, 'Set method = "lora" unless memory is scarce.', "method")
+        resolved.warn("QLORA_ON_CPU", message, f"Set {setting('method', 'lora')} unless memory is scarce.", "method")
 
 
 def _optimizer(resolved: Resolved, hardware: Hardware, gpu: Gpu | None) -> None:
@@ -211,12 +213,13 @@ def _optimizer(resolved: Resolved, hardware: Hardware, gpu: Gpu | None) -> None:
             resolved.choose("hyperparameters.optim", "adamw_torch", reason)
     elif asked.endswith("bit"):
         path = "hyperparameters.optim"
+        exact = f"Set {setting(path, 'adamw_torch')}"
         if "bitsandbytes" not in hardware.packages:
             message = f"{asked} needs the package bitsandbytes, which is not installed on this node."
-            resolved.refuse("MISSING_PACKAGE", path, message, 'Set optim = "adamw_torch".')
+            resolved.refuse("MISSING_PACKAGE", path, message, f"{exact}.")
         if gpu is None:
             message = f"{asked} saves no memory on a CPU: paging needs a GPU."
-            resolved.warn("OPTIMIZER_ON_CPU", message, 'Set optim = "adamw_torch", or omit it.', path)
+            resolved.warn("OPTIMIZER_ON_CPU", message, f"{exact}, or omit it.", path)
 
 
 def _checkpointing(resolved: Resolved, memory: _Memory) -> None:
@@ -229,17 +232,17 @@ def _checkpointing(resolved: Resolved, memory: _Memory) -> None:
     recompute = bool(resolved.config.hyperparameters.gradient_checkpointing)
     if memory.needed(method, recompute=recompute) > memory.free:
         hyper = resolved.config.hyperparameters
-        smaller = [f"per_device_train_batch_size below {hyper.per_device_train_batch_size}"]
-        smaller += [f"max_length below {hyper.max_length}"]
-        smaller += ["gradient_checkpointing = true"] if not recompute else []
-        smaller += ['method = "lora" or "qlora"'] if method == "full" else []
-        smaller += ['method = "qlora"'] if method == "lora" else []
+        smaller = [f"hyperparameters.per_device_train_batch_size below {hyper.per_device_train_batch_size}"]
+        smaller += [f"hyperparameters.max_length below {hyper.max_length}"]
+        smaller += [option("hyperparameters.gradient_checkpointing", "true")] if not recompute else []
+        smaller += [f"{option('method', 'lora')} or {option('method', 'qlora')}"] if method == "full" else []
+        smaller += [option("method", "qlora")] if method == "lora" else []
         message = f"The training does not fit: it {memory.compared(method, recompute=recompute)}."
         advice = f"Try, in this order: {', '.join(smaller)}; or a smaller base model, or a larger node."
         resolved.refuse("INSUFFICIENT_MEMORY", "method", message, advice)
     elif not memory.fits(method, recompute=recompute):
         message = f"Memory is tight: the training {memory.compared(method, recompute=recompute)}."
-        advice = "Lower per_device_train_batch_size or max_length if memory runs out."
+        advice = "Lower hyperparameters.per_device_train_batch_size or hyperparameters.max_length if memory runs out."
         resolved.warn("MEMORY_TIGHT", message, advice, "hyperparameters.per_device_train_batch_size")
 
 
@@ -248,9 +251,9 @@ def check_disk(resolved: Resolved, disk: Disk) -> None:
     path, limit = "hyperparameters.save_total_limit", resolved.config.hyperparameters.save_total_limit
     parts = f"{disk.num_checkpoints} checkpoints of {_gib(disk.checkpoint_bytes)} at once"
     if disk.download_bytes:
-        parts += f", {_gib(disk.download_bytes)} of weights to download"
+        parts += f", {_gib(disk.download_bytes)} of weights to download, or to convert if the model is built in"
     need = f"about {_gib(disk.needed_bytes)} are needed ({parts}), {_gib(disk.free_bytes)} are free"
-    ways = [f"lower save_total_limit (now {limit})"] if disk.holds_artifacts and limit > 1 else []
+    ways = [f"lower {path} (now {limit})"] if disk.holds_artifacts and limit > 1 else []
     ways += ["train adapters instead of all weights"] if resolved.config.method == "full" else []
     advice = f"Ask the operator to free space in the node's FTF_HOME{', or ' * bool(ways)}{', or '.join(ways)}."
     if disk.verdict == "impossible":

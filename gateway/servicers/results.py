@@ -5,12 +5,15 @@ from typing import Any, Generic, TypeVar
 
 import grpc
 from google.protobuf.wrappers_pb2 import StringValue
+from pydantic import ValidationError
 from sqlmodel import and_, col, or_, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from chassis.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented, Violation
-from engine.config.job import unsupported, with_section
+from engine.catalogue import Catalogue
+from engine.config.job import JobConfig, unsupported, with_section
 from engine.config.spec_proto import config_to_spec, resolved_config, spec_to_dict
+from engine.errors import JobError
 from finetuneflow.v1 import evaluation_service_pb2 as evaluation_api
 from finetuneflow.v1 import evaluation_service_pb2_grpc as evaluation_grpc
 from finetuneflow.v1 import export_service_pb2 as export_api
@@ -40,15 +43,18 @@ _Message = TypeVar("_Message", Evaluation, Export)
 class Results(Generic[_Message]):
     """The evaluations or the exports; `message` makes the resource of a row and the work that makes it."""
 
-    def __init__(self, methods: WorkMethods, message: Callable[[SavedResult, Work], _Message]) -> None:
+    def __init__(
+        self, methods: WorkMethods, catalogue: Catalogue, message: Callable[[SavedResult, Work], _Message]
+    ) -> None:
         self.work = methods
         self._kind = methods.kind
+        self._catalogue = catalogue
         self._message: Callable[[SavedResult, Work], _Message] = message
 
     async def create(self, model: str, spec: EvaluationSpec | ExportSpec, request_id: str, tenant: str) -> _Message:
         """Creates the work. Raises AlreadyExists, InvalidArgument, NotFound, FailedPrecondition, Unimplemented."""
         check_text(spec)
-        job_id = _job_of(model)
+        job_id = _job_of(model, self._catalogue)
         digest = request_digest(spec, StringValue(value=model))
         earlier = await self.work.earlier(tenant, request_id, digest)
         if earlier is not None:
@@ -76,7 +82,7 @@ class Results(Generic[_Message]):
     async def list(
         self, request: evaluation_api.ListEvaluationsRequest | export_api.ListExportsRequest, tenant: str
     ) -> tuple[list[_Message], str]:
-        """Returns a page and the token of the next."""
+        """Returns a page and the token of the next. NotFound for a job that does not exist."""
         states = state_names(request.states)
         page = page_of(request, self._kind.name, request.job_id, *states)
         query = _results_with_work().where(SavedResult.tenant == tenant, SavedResult.kind == self._kind.name)
@@ -90,6 +96,8 @@ class Results(Generic[_Message]):
         if page.after:
             query = query.where(col(SavedResult.id) < page.after)
         async with self.work.database.read() as session:
+            if request.job_id and await _find_job(session, request.job_id, tenant) is None:
+                raise no_such(FINE_TUNING_JOB, request.job_id)
             rows = (await session.exec(query.order_by(col(SavedResult.id).desc()).limit(page.limit))).all()
         kept, token = page.cut(rows, lambda row: row[0].id)
         return [self._message(*row) for row in kept], token
@@ -131,7 +139,7 @@ class Results(Generic[_Message]):
         return {"events": events, "through_sequence": through}
 
     def _new(self, job: Work, spec: EvaluationSpec | ExportSpec, digest: str) -> Work:
-        config = resolved_config(ConfigResolved.FromString(job.config or b"").resolved_spec)
+        config = _resolved(job)
         changes = spec_to_dict(spec)
         if self._kind is EVALUATION:
             # The job's own setting is about its own stage.
@@ -180,12 +188,17 @@ def _results_with_work() -> Any:
     return select(SavedResult, Work).join(Work, col(Work.id) == col(SavedResult.work_id))
 
 
-def _job_of(model: str) -> str:
-    """Returns the job's id of `ft:<job_id>`. InvalidArgument, Unimplemented."""
+def _job_of(model: str, catalogue: Catalogue) -> str:
+    """Returns the job's id of `ft:<job_id>`. InvalidArgument, NotFound, Unimplemented."""
     if not model.startswith(_TUNED):
         if not model:
             raise InvalidArgument("INVALID_MODEL", "model is empty; name `ft:<job_id>`", [Violation("model", "empty")])
-        problem = f"{model[:80]!r} is not a tuned model; name `ft:<job_id>`, the model of a job"
+        try:
+            catalogue.check(model)
+        except JobError as error:
+            problem = f"there is no model {model[:80]!r}: {error.message} A job's model is named `ft:<job_id>`."
+            raise NotFound("MODEL_NOT_FOUND", problem, [Violation("model", problem)]) from error
+        problem = f"{model[:80]!r} is a base model, which cannot be named yet; name `ft:<job_id>`, the model of a job"
         raise Unimplemented("NOT_IMPLEMENTED", problem, [Violation("model", problem)])
     job_id, at, step = model.removeprefix(_TUNED).partition("@")
     if at:
@@ -194,10 +207,15 @@ def _job_of(model: str) -> str:
     return job_id
 
 
+async def _find_job(session: AsyncSession, job_id: str, tenant: str, *, lock: bool = False) -> Work | None:
+    query = select(Work).where(Work.id == job_id, Work.tenant == tenant, Work.kind == FINE_TUNING_JOB.name)
+    job: Work | None = (await session.exec(query.with_for_update(read=True) if lock else query)).one_or_none()
+    return job
+
+
 async def _trained_job(session: AsyncSession, job_id: str, tenant: str, *, lock: bool = False) -> Work:
     """Returns a job whose training has finished. NotFound, FailedPrecondition."""
-    query = select(Work).where(Work.id == job_id, Work.tenant == tenant, Work.kind == FINE_TUNING_JOB.name)
-    job = (await session.exec(query.with_for_update(read=True) if lock else query)).one_or_none()
+    job = await _find_job(session, job_id, tenant, lock=lock)
     if job is None:
         message = f"there is no model {_TUNED + job_id!r}: no such fine-tuning job"
         raise NotFound("MODEL_NOT_FOUND", message, [Violation("model", message)])
@@ -208,11 +226,25 @@ async def _trained_job(session: AsyncSession, job_id: str, tenant: str, *, lock:
     return job
 
 
+def _resolved(job: Work) -> JobConfig:
+    """Returns the job's settings. FailedPrecondition if another version resolved them."""
+    try:
+        return resolved_config(ConfigResolved.FromString(job.config or b"").resolved_spec)
+    except ValidationError as error:
+        fields = ", ".join(".".join(map(str, detail["loc"])) for detail in error.errors())
+        raise FailedPrecondition(
+            "VERSION_MISMATCH",
+            f"job {job.id} was resolved by another version of the server, and this one does not accept its {fields}; "
+            "create the job again, or ask the operator for that version",
+            metadata={"job_id": job.id},
+        ) from error
+
+
 class Evaluations(evaluation_grpc.EvaluationServiceServicer):
     """Served by the gateway."""
 
-    def __init__(self, methods: WorkMethods) -> None:
-        self._results: Results[Evaluation] = Results(methods, views.evaluation)
+    def __init__(self, methods: WorkMethods, catalogue: Catalogue) -> None:
+        self._results: Results[Evaluation] = Results(methods, catalogue, views.evaluation)
 
     async def CreateEvaluation(
         self, request: evaluation_api.CreateEvaluationRequest, context: Context
@@ -257,8 +289,8 @@ class Evaluations(evaluation_grpc.EvaluationServiceServicer):
 class Exports(export_grpc.ExportServiceServicer):
     """Served by the gateway."""
 
-    def __init__(self, methods: WorkMethods) -> None:
-        self._results: Results[Export] = Results(methods, views.export)
+    def __init__(self, methods: WorkMethods, catalogue: Catalogue) -> None:
+        self._results: Results[Export] = Results(methods, catalogue, views.export)
 
     async def CreateExport(
         self, request: export_api.CreateExportRequest, context: Context

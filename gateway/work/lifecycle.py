@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from chassis.errors import FailedPrecondition
+from engine.config.advice import setting
 from engine.config.micro_batch import shrink
 from finetuneflow.v1.event_pb2 import ConfigResolved, Severity, StageFailed, StateChanged, Warning
 from finetuneflow.v1.fine_tuning_job_pb2 import Fault
@@ -223,8 +224,9 @@ def _give_up(decision: Decision, failure: StageFailed) -> None:
         message += f" (given up after {tries} failures)"
     if _lacks_memory(decision.work, failure) and _micro_batch(decision.work) == 1:
         advice = (
-            "One row at a time does not fit: lower hyperparameters.max_length, switch gradient_checkpointing on, use "
-            "method qlora, a smaller base model or a machine with more memory."
+            "One row at a time does not fit: lower hyperparameters.max_length, set "
+            f"{setting('hyperparameters.gradient_checkpointing', 'true')}, set {setting('method', 'qlora')}, or use a "
+            "smaller base model or a machine with more memory."
         )
     _fail(decision, failure, reason, message, advice)
 

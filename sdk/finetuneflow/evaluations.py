@@ -50,7 +50,7 @@ class AsyncEvaluations(AsyncModelWork[Evaluation]):
 
         Raises:
             NotFound: There is no such model.
-            FailedPrecondition: The job has not finished its training.
+            FailedPrecondition: The job has not finished its training, or another version resolved its settings.
             InvalidArgument: A value is out of range.
             Unimplemented: A base model or a checkpoint.
             AlreadyExists: The request_id was used with other arguments.

@@ -48,7 +48,7 @@ class AsyncExports(AsyncModelWork[Export]):
 
         Raises:
             NotFound: There is no such model.
-            FailedPrecondition: The job has not finished its training.
+            FailedPrecondition: The job has not finished its training, or another version resolved its settings.
             InvalidArgument: A format is unknown.
             Unimplemented: A base model, a checkpoint, or a format that is not available yet.
             AlreadyExists: The request_id was used with other arguments.

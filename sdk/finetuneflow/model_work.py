@@ -61,6 +61,7 @@ class AsyncModelWork(Generic[R]):
             The evaluations or exports.
 
         Raises:
+            NotFound: The job does not exist.
             InvalidArgument: A state is unknown.
         """
         request = getattr(self._api, f"List{self._noun}sRequest")(

@@ -178,7 +178,7 @@ class Reason(OpenEnum):
     """No message came for too long. Caller: go on from where the upload ended."""
 
     EMPTY_FILE = "EMPTY_FILE"
-    """The uploaded file has no bytes. Caller: upload a file with rows."""
+    """The file has no bytes. Caller: name a file with rows."""
 
     DATASET_TOO_LARGE = "DATASET_TOO_LARGE"
     """The file is larger than the operator's limit. Caller: use a smaller file."""
@@ -580,8 +580,8 @@ class Reason(OpenEnum):
     """None of the job's checkpoints can be read from the artifact store. Operator: look at the artifact store."""
 
     VERSION_MISMATCH = "VERSION_MISMATCH"
-    """The worker does not understand the spec that the gateway resolved. Operator: run gateways and workers of one
-    version."""
+    """The spec of a job was resolved by another version of the gateway and is invalid here. Operator: run gateways and
+    workers of one version. Caller, for an evaluation or export: create the job again."""
 
     HUB_UNREACHABLE = "HUB_UNREACHABLE"
     """The hub of models and datasets could not be reached. Operator: check the network. Caller: try again later."""

@@ -113,6 +113,7 @@ def test_a_detached_and_a_dry_run(ftf: Ftf, rows: Path, gateway: FakeGateway) ->
     assert "[lora]\nr = 32" in result.stdout
     for said in ("method\tlora\tit fits", "weights\t6.00 GiB", "hyperparameters.packing\tfalse\ttrue", "would run"):
         assert said in result.stdout
+    assert "512.0 MiB of weights to download, or to convert if the model is built in" in result.stdout
     assert not any(request.validate_only for request in gateway.requests("CreateFineTuningJob"))
     result = ftf("train", rows, "--model", "m", "--dry-run", "--set", "hyperparameters.num_epochs=100")
     assert result.exit_code == 2

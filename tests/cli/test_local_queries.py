@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -100,10 +101,42 @@ def test_a_preview_marks_what_is_trained(tiny: Path, tmp_path: Path) -> None:
     done = here(tiny, "datasets", "preview", rows, "-m", "tiny")
     assert done.returncode == 0, done.stderr
     assert "trained: 'So.<|im_end|>'" in done.stdout
-    assert "row 2: has no answer" in done.stdout
+    assert "\nWarning: row 2: has no answer" in done.stdout
     done = here(tiny, "datasets", "preview", rows, "-m", "tiny", "--rows", 1, "--json")
     row = json.loads(done.stdout)
     assert [label for label in row["labels"] if label >= 0] == row["input_ids"][row["trained_spans"][0]["start"] :][:-1]
+
+
+def test_a_preview_of_a_row_that_refuses_a_job_is_no_success(tiny: Path, tmp_path: Path) -> None:
+    """A script that previews before it trains stops where `ftf validate` stops; a warning does not stop it."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"question": "Why?", "answer": "So."}\n{"question": "How?", "answer": 7}\n')
+    done = here(tiny, "datasets", "preview", rows, "-m", "tiny")
+    assert done.returncode == here(tiny, "validate", rows, "-m", "tiny").returncode == 2
+    assert "\nRefused: row 2: column answer is a number" in done.stdout
+    assert here(tiny, "datasets", "preview", rows, "-m", "tiny", "--rows", 1).returncode == 0
+    assert here(tiny, "datasets", "preview", rows, "-m", "tiny", "--row", 2, "--json").returncode == 2
+
+
+def test_a_file_that_cannot_be_read_is_refused_in_one_line(tiny: Path, tmp_path: Path) -> None:
+    """The same sentence three times, with a report between, reads as three faults."""
+    file = tmp_path / "rows.parquet"
+    file.write_bytes(b"PAR1 and nothing else")
+    done = here(tiny, "validate", file, "-m", "tiny")
+    lines = done.stdout.splitlines()
+    assert (done.returncode, lines[-1]) == (2, "The job would be refused.")
+    assert lines[-2].startswith("Refused: rows.parquet cannot be read as Parquet")
+    assert (done.stdout + done.stderr).count("UNREADABLE_FILE") == 1
+
+
+def test_a_warning_about_a_row_is_marked_as_one(tiny: Path, tmp_path: Path) -> None:
+    """In a pipe there is no colour that tells a warning from what refuses the job."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(f'{{"question": "{n % 19}?", "answer": "It is {n % 19}."}}\n' for n in range(20)))
+    done = here(tiny, "validate", rows, "-m", "tiny")
+    assert done.returncode == 0
+    (line,) = (line for line in done.stdout.splitlines() if "[DUPLICATE_ROW]" in line)
+    assert line.startswith("Warning: row 20: ")
 
 
 def test_a_warning_takes_no_place_of_a_row_in_a_preview(tiny: Path, tmp_path: Path) -> None:
@@ -198,6 +231,24 @@ def test_what_is_wrong_with_every_row_is_said_once(tiny: Path, tmp_path: Path) -
     assert done.stdout.count("none of the known columns") == 3, done.stderr
     assert "rows 2, 3, 4 and 57 more: " in done.stdout
     assert "60 rows have errors: 60 UNKNOWN_FORMAT." in done.stdout
+
+
+def test_advice_about_columns_can_be_typed_and_written(tiny: Path, tmp_path: Path) -> None:
+    """Who reads `question = "…"` knows neither the option nor the field that takes it."""
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(f'{{"prompt text": "{n}?", "reply": "It is {n}."}}\n' for n in range(20)))
+    refused = here(tiny, "validate", file, "-m", "tiny")
+    assert refused.returncode == 2
+    assert "fields mapping.question and mapping.answer of the dataset" in refused.stdout
+    question, answer = dict.fromkeys(re.findall(r"--map (\w+)=COLUMN", refused.stdout))
+    options = ["--map", f"{question}=prompt text", "--map", f"{answer}=reply"]
+    assert here(tiny, "validate", file, "-m", "tiny", *options).returncode == 0
+    job = tmp_path / "job.toml"
+    job.write_text(
+        f'base_model = "tiny"\n[[training_data]]\ndataset = "{file}"\n'
+        f'mapping.{question} = "prompt text"\nmapping.{answer} = "reply"\n'
+    )
+    assert here(tiny, "validate", "--config", job).returncode == 0
 
 
 def test_what_refuses_stands_first_and_last(tiny: Path, tmp_path: Path) -> None:

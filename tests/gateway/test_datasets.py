@@ -138,14 +138,12 @@ WRONG_HEADERS: list[tuple[dict[str, Any], list[str]]] = [
     ({"filename": "a\0.jsonl"}, ["header.filename"]),
     ({"filename": "\u202elnosj.jsonl"}, ["header.filename"]),
     ({"filename": "ä" * 125 + ".jsonl"}, ["header.filename"]),
-    ({"filename": "rows.xlsx"}, ["header.filename"]),
-    ({"filename": "jsonl"}, ["header.filename"]),
     ({"display_name": "x" * 129}, ["header.display_name"]),
     ({"request_id": "x" * 129}, ["header.request_id"]),
     ({"request_id": "a\0b"}, ["header.request_id"]),
     ({"size_bytes": -1}, ["header.size_bytes"]),
     ({"offset": -1}, ["header.offset"]),
-    ({"sha256": "abc", "filename": "x.pickle"}, ["header.filename", "header.sha256"]),
+    ({"sha256": "abc", "filename": "x\n.jsonl"}, ["header.filename", "header.sha256"]),
 ]
 
 
@@ -158,9 +156,11 @@ async def test_invalid_header_is_refused_with_all_invalid_fields(server: Dataset
 
 
 async def test_refusal_of_unknown_file_extension_lists_known_ones(server: DatasetServer) -> None:
-    found = await server.refusal_without_leftovers(header_message(filename="rows.xlsx"), *chunk_messages(ROWS))
-    assert "rows.xlsx" in found.message
-    assert ".jsonl" in found.message
+    for name in ("rows.xlsx", "jsonl", "rows.parquet.gz"):
+        found = await server.refusal_without_leftovers(header_message(filename=name), *chunk_messages(ROWS))
+        assert (found.code, found.reason, found.fields) == (INVALID, "UNSUPPORTED_FILE", ("header.filename",))
+        assert name in found.message
+        assert ".jsonl" in found.message
 
 
 @pytest.mark.parametrize(

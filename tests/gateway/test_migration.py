@@ -180,8 +180,8 @@ def gateway_stack(database: Database, ledger: Ledger, recorder: Recorder, tmp_pa
 
     return MigratedGateway(
         fine_tuning.FineTuning(methods(FINE_TUNING_JOB), catalogue, None),  # type: ignore[arg-type]
-        results.Evaluations(methods(EVALUATION)),
-        results.Exports(methods(EXPORT)),
+        results.Evaluations(methods(EVALUATION), catalogue),
+        results.Exports(methods(EXPORT), catalogue),
         Artifacts(database, store),
         Models(database, catalogue),
         methods(FINE_TUNING_JOB),

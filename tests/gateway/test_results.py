@@ -12,6 +12,7 @@ from sqlmodel import select
 
 from chassis.bus.event_bus import Bus
 from chassis.store.artifact_store import ArtifactStore
+from engine.catalogue import Catalogue
 from engine.config.job import job_config
 from engine.config.spec_proto import config_to_spec, spec_to_dict
 from finetuneflow.v1 import evaluation_service_pb2 as evaluation_api
@@ -29,6 +30,7 @@ from finetuneflow.v1.fine_tuning_job_spec_pb2 import (
     FineTuningJobSpec,
 )
 from finetuneflow.v1.fine_tuning_service_pb2_grpc import FineTuningServiceStub
+from gateway.observed_speeds import ObservedSpeeds
 from gateway.servicers import fine_tuning, results
 from gateway.servicers.work import WorkMethods
 from gateway.sql.database import Database
@@ -86,8 +88,9 @@ async def servers(database: Database, nats_server: NatsServer, tmp_path: Path) -
     await fanout.start()
     ledger = Ledger(database, fanout.publish, recorder.offer, recorder.discard)
     store = ArtifactStore(f"file://{tmp_path / 'artifacts'}")
-    evaluations = results.Evaluations(WorkMethods(EVALUATION, ledger, fanout, store))
-    exports = results.Exports(WorkMethods(EXPORT, ledger, fanout, store))
+    catalogue = Catalogue(tmp_path)
+    evaluations = results.Evaluations(WorkMethods(EVALUATION, ledger, fanout, store), catalogue)
+    exports = results.Exports(WorkMethods(EXPORT, ledger, fanout, store), catalogue)
     jobs = fine_tuning.FineTuning(WorkMethods(FINE_TUNING_JOB, ledger, fanout, store), None, None)  # type: ignore[arg-type]
     async with (
         serving(evaluation_api, "EvaluationService", results.add_evaluations_to_server, evaluations) as first,
@@ -265,6 +268,43 @@ async def test_invalid_requests_are_refused_with_field(servers: ResultServers) -
         assert (refused.code.name, refused.reason, refused.fields) == (code, reason, fields)
 
 
+async def test_unknown_model_is_not_found_and_nearest_alias_is_named(servers: ResultServers) -> None:
+    """UNIMPLEMENTED would read as a missing feature, where only a name is misspelt."""
+    for model, hint in (
+        ("smolm2-135m", "Did you mean smollm2-135m?"),
+        ("no such model", "is neither an alias"),
+        ("../models/own", "is neither an alias"),
+        ("ft:smollm2-135m", "no such fine-tuning job"),
+    ):
+        for call in (
+            servers.evaluations.CreateEvaluation(evaluation_api.CreateEvaluationRequest(model=model)),
+            servers.exports.CreateExport(export_api.CreateExportRequest(model=model)),
+        ):
+            refused = await refusal(call)
+            found = (refused.code, refused.reason, refused.fields)
+            assert found == (grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND", ("model",))
+            assert hint in refused.message
+    base = await refusal(servers.exports.CreateExport(export_api.CreateExportRequest(model="org/name@main")))
+    assert (base.code, base.reason) == (grpc.StatusCode.UNIMPLEMENTED, "NOT_IMPLEMENTED")
+
+
+async def test_job_resolved_by_another_version_is_refused_with_advice(servers: ResultServers) -> None:
+    """An internal error would be reported as a defect of the server, and says nothing about what to do."""
+    trained = await servers.job()
+    async with servers.ledger.database.write() as session:
+        job = (await session.exec(select(Work).where(Work.id == trained))).one()
+        resolved = ConfigResolved.FromString(job.config or b"")
+        resolved.resolved_spec.hyperparameters.max_length = -1
+        job.config = resolved.SerializeToString()
+        session.add(job)
+    for call in (evaluate(servers, trained), export(servers, trained)):
+        refused = await refusal(call)
+        assert (refused.code, refused.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "VERSION_MISMATCH")
+        assert "hyperparameters.max_length" in refused.message
+        assert "create the job again" in refused.message
+    assert await ObservedSpeeds(servers.ledger.database).latest() == [], "it must not make every estimate fail"
+
+
 async def test_id_of_another_kind_is_not_found(servers: ResultServers) -> None:
     """`ftf jobs cancel ev_…` must not end an evaluation through the methods of jobs."""
     job_id = await servers.job()
@@ -293,6 +333,23 @@ async def test_lists_filter_by_job_and_state_over_pages(servers: ResultServers) 
     assert [each.reason for each in left] == ["COMPLETED"]
     everything = await pages(servers, 2)
     assert [each.id for each in everything] == sorted((each.id for each in everything), reverse=True)
+
+
+async def test_lists_of_unknown_job_are_not_found(servers: ResultServers) -> None:
+    """An empty list would read as a job without results, when its id has a typing error."""
+    made = (await evaluate(servers, await servers.job())).evaluation
+    for id in ("ftjob_none", made.id):
+        got = await refusal(servers.jobs.GetFineTuningJob(job_api.GetFineTuningJobRequest(job_id=id)))
+        for call in (
+            servers.evaluations.ListEvaluations(evaluation_api.ListEvaluationsRequest(job_id=id)),
+            servers.exports.ListExports(export_api.ListExportsRequest(job_id=id)),
+            servers.jobs.ListCheckpoints(job_api.ListCheckpointsRequest(job_id=id)),
+            servers.jobs.ListFineTuningJobEvents(job_api.ListFineTuningJobEventsRequest(job_id=id)),
+            servers.jobs.GetMetrics(job_api.GetMetricsRequest(job_id=id)),
+        ):
+            refused = await refusal(call)
+            assert (refused.code, refused.reason) == (grpc.StatusCode.NOT_FOUND, "JOB_NOT_FOUND")
+            assert refused.message == got.message
 
 
 async def pages(servers: ResultServers, size: int, **filters: Any) -> list[Any]:

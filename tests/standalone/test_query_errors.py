@@ -10,13 +10,18 @@ from typing import Any
 import grpc
 import pytest
 
+from chassis.errors import from_caller_fault
 from chassis.store.artifact_store import ArtifactStore
 from engine.catalogue import Catalogue
+from engine.errors import JobError
 from finetuneflow.cli.exits import JOB_FAILED, UNREACHABLE, USAGE, exit_code
 from finetuneflow.errors import ApiError, InvalidArgument, ServerError, Unavailable, from_rpc_error
 from finetuneflow.v1 import dataset_service_pb2 as api
 from finetuneflow.v1.dataset_pb2 import Dataset
 from finetuneflow.v1.dataset_service_pb2_grpc import DatasetServiceStub, add_DatasetServiceServicer_to_server
+from finetuneflow.v1.fine_tuning_job_spec_pb2 import DataSource, FineTuningJobSpec
+from finetuneflow.v1.probe_service_pb2 import PreflightFineTuningJobRequest
+from gateway.uploads import check_header
 from services.probe.datasets import DatasetsServicer
 from services.probe.queries.served import ServedQueries
 from services.probe.settings import ProbeSettings
@@ -106,6 +111,30 @@ async def test_a_broken_file_is_wrong_input(query_errors: QueryErrors) -> None:
     assert_same(served, local)
     assert (type(local), exit_code(local)) == (InvalidArgument, USAGE)
     assert local.reason
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "reason"), [("a.xlsx", ROWS, "UNSUPPORTED_FILE"), ("a.csv", b"", "EMPTY_FILE")]
+)
+def test_local_refusal_of_file_equals_refusal_of_upload(tmp_path: Path, name: str, rows: bytes, reason: str) -> None:
+    """With a server the upload is refused; two texts for one fault would read as two faults."""
+    file = tmp_path / name
+    file.write_bytes(rows)
+    with pytest.raises(JobError) as upload:
+        check_header(api.UploadDatasetHeader(filename=name, size_bytes=len(rows)), 1 << 20)
+    spec = FineTuningJobSpec(base_model="tiny", training_data=[DataSource(dataset=name)])
+    source = DataSource(dataset=name)
+    probe = ChildProbe()
+    for ask in (
+        lambda: probe.preflight(PreflightFineTuningJobRequest(spec=spec), {name: file}),
+        lambda: probe.validate(api.ValidateDatasetRequest(source=source, base_model="tiny"), {name: file}),
+        lambda: probe.preview(api.PreviewDatasetRequest(source=source, base_model="tiny"), {name: file}),
+    ):
+        with pytest.raises(InvalidArgument) as local:
+            ask()
+        assert (local.value.reason, local.value.message) == (reason, from_caller_fault(upload.value).message)
+        assert [violation.field for violation in local.value.violations] == [name]
+        assert local.value.unsaid == (), "the field adds nothing to the message"
 
 
 async def test_template_that_exceeds_its_limits_is_wrong_input(

@@ -27,12 +27,12 @@ from finetuneflow.cli.data_options import (
 )
 from finetuneflow.cli.exits import USAGE, CommandFailed
 from finetuneflow.cli.session import Json, Session, print_json, print_rows, session, size
-from finetuneflow.cli.validation_tables import figures, histogram, show_problems
+from finetuneflow.cli.validation_tables import figures, histogram, print_problem, show_problems
 from finetuneflow.datasets import data_source, truncation_number
 from finetuneflow.errors import Violation
 from finetuneflow.fields import INT64_MAX, fill
 from finetuneflow.files import utf8_path
-from finetuneflow.resources.validation import RowPreview, ValidationReport, Verdict
+from finetuneflow.resources.validation import ProblemSeverity, RowPreview, ValidationReport, Verdict
 from finetuneflow.spec import is_dataset_id
 from finetuneflow.v1 import dataset_service_pb2 as pb
 
@@ -88,7 +88,8 @@ def preview(
     chat_template: ChatTemplate = None,
     json: Json = False,
 ) -> None:
-    """Show rows of DATA as the training reads them, with the trained text highlighted."""
+    """Show rows of DATA as the training reads them, with the trained text highlighted; exit code 2 if one of the shown
+    rows would refuse a job."""
     here = session(ctx)
     source = source_settings(mapping, template, format_)
     more = reading_settings(max_length, truncation, system_prompt, chat_template)
@@ -98,9 +99,11 @@ def preview(
         raise CommandFailed(message, violations=[Violation("--row", message)])
     if json:
         print_json(*(each.proto for each in found))
-        return
-    for each in found:
-        _show_row(here, each, tokens=tokens)
+    else:
+        for each in found:
+            _show_row(here, each, tokens=tokens)
+    if any(each.problem is not None and each.problem.severity == ProblemSeverity.ERROR for each in found):
+        raise typer.Exit(USAGE)
 
 
 def _validate(here: Session, data: str, model: str, source: dict[str, Any], more: dict[str, Any]) -> ValidationReport:
@@ -150,7 +153,8 @@ def _numbered(values: dict[str, Any]) -> dict[str, Any]:
 def _show_row(here: Session, row: RowPreview, *, tokens: bool) -> None:
     console = here.console
     if row.problem is not None:
-        console.print(f"row {row.row}: {row.problem.message} [{row.problem.reason}]", style="red")
+        problem = row.problem
+        print_problem(console, problem.severity, f"row {row.row}: {problem.message} [{problem.reason}]")
         return
     trained = sum(span.end - span.start for span in row.trained_spans)
     cut = ", truncated" if row.truncated else ""

@@ -73,7 +73,7 @@ class Lines:
             case Restored():
                 return restored_line(event, self._failure)
             case Warning() as warning:
-                return f"warning: {warning.message}" + (f" ({warning.advice})" if warning.advice else "")
+                return f"Warning: {warning.message}" + (f" ({warning.advice})" if warning.advice else "")
             case Complete() as complete:
                 early = ", stopped early" if complete.early_stopped else ""
                 return f"trained {complete.total_steps} steps in {duration(complete.train_runtime_seconds)}{early}"

@@ -9,7 +9,7 @@ from finetuneflow.cli.advice import as_typed
 from finetuneflow.cli.estimate_tables import print_estimate
 from finetuneflow.cli.exits import USAGE
 from finetuneflow.cli.session import print_json, print_rows
-from finetuneflow.cli.validation_tables import figures, show_problems
+from finetuneflow.cli.validation_tables import figures, print_problem, show_problems
 from finetuneflow.resources.preflight import Finding, Preflight
 from finetuneflow.resources.validation import ProblemSeverity, Verdict
 
@@ -32,14 +32,16 @@ def show_preflight(console: Console, found: Preflight, *, json: bool) -> None:
 
 def print_preflight(console: Console, found: Preflight) -> None:
     """Prints refusals, model, dataset, settings with reasons, estimate, improvements, problems and findings, then the
-    refusals again and the verdict."""
+    refusals again and the verdict. The refusal of a whole file is printed once, before the verdict."""
     model = found.result.base_model
     named = f"{model.id} {model.revision}".strip()
     refusals = [finding for finding in found.report.findings if finding.severity == ProblemSeverity.ERROR]
-    for finding in refusals:
-        _print_finding(console, finding)
-    console.print(f"{named}: {model.architecture or 'unknown architecture'}, {model.num_parameters:,} parameters\n")
     rows = found.report.validation
+    of_files = {problem.message for problem in rows.problems if not problem.row}
+    for finding in refusals:
+        if finding.message not in of_files:
+            _print_finding(console, finding)
+    console.print(f"{named}: {model.architecture or 'unknown architecture'}, {model.num_parameters:,} parameters\n")
     if rows.training_data is not None and rows.training_data.num_examples:
         held_out = rows.evaluation_data.num_examples if rows.evaluation_data is not None else 0
         counted = [*figures(rows, rows.training_data), ["Held-out rows", f"{held_out:,}"]]
@@ -53,7 +55,7 @@ def print_preflight(console: Console, found: Preflight) -> None:
         better = ([i.field, i.current, i.suggested, i.reason] for i in found.report.improvements)
         print_rows(console, ["IMPROVEMENT", "FROM", "TO", "REASON"], better)
     console.print("")
-    show_problems(console, rows)
+    show_problems(console, rows, {finding.message for finding in refusals})
     for finding in found.report.findings:
         if finding not in refusals:
             _print_finding(console, finding)
@@ -65,7 +67,5 @@ def print_preflight(console: Console, found: Preflight) -> None:
 
 
 def _print_finding(console: Console, finding: Finding) -> None:
-    refusal = finding.severity == ProblemSeverity.ERROR
     said = " ".join(part for part in (finding.message, as_typed(finding.advice)) if part)
-    line = f"{'Refused' if refusal else 'Warning'}: {said} [{finding.reason}]"
-    console.print(line, style="red" if refusal else "yellow")
+    print_problem(console, finding.severity, f"{said} [{finding.reason}]")

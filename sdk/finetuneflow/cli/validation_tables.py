@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from rich.console import Console
 
@@ -15,19 +15,27 @@ _SHOWN = 20
 """Maximum number of problems that are printed."""
 
 
-def show_problems(console: Console, report: ValidationReport) -> None:
-    """Prints the first problems and the number of all; rows with the same problem share a line."""
+def print_problem(console: Console, severity: ProblemSeverity | None, text: str) -> None:
+    """Prints a refusal or a warning. The first word is the only sign of its severity where there are no colours."""
+    refusal = severity == ProblemSeverity.ERROR
+    console.print(f"{'Refused' if refusal else 'Warning'}: {text}", style="red" if refusal else "yellow")
+
+
+def show_problems(console: Console, report: ValidationReport, elsewhere: Collection[str] = ()) -> None:
+    """Prints the first problems and the number of all; rows with the same problem share a line. Leaves out a problem of
+    a whole file whose message is printed `elsewhere`."""
     shared: dict[tuple[str, ProblemSeverity | None, str, str], list[str]] = {}
-    for problem in report.problems:
+    listed = [problem for problem in report.problems if problem.row or problem.message not in elsewhere]
+    for problem in listed:
         said = (problem.source, problem.severity, problem.message, problem.reason)
         shared.setdefault(said, []).append(str(problem.row) if problem.row else "")
     shown = list(shared.items())[:_SHOWN]
     several = len({problem.source for problem in report.problems}) > 1
     for (source, severity, message, reason), rows in shown:
-        style = "red" if severity == ProblemSeverity.ERROR else "yellow"
         place = " ".join(part for part in (source if several else "", named_rows(rows) if rows[0] else "") if part)
-        console.print(f"{place}{': ' if place else ''}{message} [{reason}]", style=style)
-    if report.num_problems > sum(len(rows) for _, rows in shown):
+        print_problem(console, severity, f"{place}{': ' if place else ''}{message} [{reason}]")
+    left_out = len(report.problems) - len(listed)
+    if report.num_problems - left_out > sum(len(rows) for _, rows in shown):
         kinds = ", ".join(f"{each.count:,} {each.reason}" for each in report.counts)
         console.print(f"{count(report.num_problems, 'problem')} in total: {kinds}. --json lists up to 100 per kind.")
 

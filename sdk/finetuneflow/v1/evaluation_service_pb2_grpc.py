@@ -80,7 +80,8 @@ class EvaluationServiceServicer(object):
 
     def CreateEvaluation(self, request, context):
         """Evaluates a finished job's model again, for instance with other prompts, and starts it.
-        Idempotent by request_id. NOT_FOUND: no such job. FAILED_PRECONDITION: the job has not finished training.
+        Idempotent by request_id. NOT_FOUND: no such model. FAILED_PRECONDITION: the job has not finished training, or
+        another version resolved its settings and this one does not accept them.
         UNIMPLEMENTED: a base model, a checkpoint (`ft:<job_id>@<step>`), or a form that is not built yet.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -95,7 +96,8 @@ class EvaluationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListEvaluations(self, request, context):
-        """Lists evaluations, newest first: those asked for alone and those left by jobs.
+        """Lists evaluations, newest first: those asked for alone and those left by jobs. NOT_FOUND: the job in the request does
+        not exist.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -80,7 +80,8 @@ class ExportServiceServicer(object):
 
     def CreateExport(self, request, context):
         """Packs a finished job's model again, for instance in another form, and starts it.
-        Idempotent by request_id. NOT_FOUND: no such job. FAILED_PRECONDITION: the job has not finished training.
+        Idempotent by request_id. NOT_FOUND: no such model. FAILED_PRECONDITION: the job has not finished training, or
+        another version resolved its settings and this one does not accept them.
         UNIMPLEMENTED: a base model, a checkpoint (`ft:<job_id>@<step>`), or a form that is not built yet.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -95,7 +96,8 @@ class ExportServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListExports(self, request, context):
-        """Lists exports, newest first: those asked for alone and those left by jobs.
+        """Lists exports, newest first: those asked for alone and those left by jobs. NOT_FOUND: the job in the request does
+        not exist.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

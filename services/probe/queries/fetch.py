@@ -12,6 +12,7 @@ from engine.catalogue import Catalogue
 from engine.config.hub_reference import is_hub_reference
 from engine.config.job import job_config, unsupported
 from engine.config.spec_proto import dataset_job, spec_to_dict
+from engine.data.endings import check_file
 from engine.errors import JobError, Violation
 from finetuneflow.v1 import dataset_service_pb2, probe_service_pb2
 from services.child_input import ModelFiles
@@ -29,6 +30,9 @@ def fetch(query: ProbeQuery, settings: ProbeSettings, models: Catalogue) -> Prob
     It blocks. Raises JobError for a request that leaves nothing to run, and what `Catalogue.fetch`,
     `Catalogue.describe` and `HubDatasets` raise: JobError, or SystemFailure if a hub cannot be reached.
     """
+    for path in query.files.values():
+        # A gateway refuses them when they are uploaded; without a server, this is the first look at them.
+        check_file(path.name, path.stat().st_size, path.name)
     match query.method:
         case "ValidateDataset":
             return _for_dataset(query, query.parsed(dataset_service_pb2.ValidateDatasetRequest()), settings, models)

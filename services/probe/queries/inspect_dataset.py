@@ -57,7 +57,7 @@ def preview_dataset(query: ProbeQuery) -> PreviewDatasetResponse:
             raise JobError(
                 "ROW_TOO_LONG",
                 f"Row {found.row} exceeds the size limit of a preview, {_MAX_RESPONSE_BYTES >> 20} MiB.",
-                "Lower max_length, or shorten the row.",
+                "Lower max_length (--max-length), or shorten the row.",
             )
         response.rows.append(row)
     return response

@@ -13,6 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from chassis.child.phases import Phases
 from chassis.child.pipe import EventSink
 from chassis.failpoints import failpoint
+from engine.config.advice import setting
 from engine.config.curriculum import Curriculum
 from engine.config.job import Hyperparameters
 from engine.perplexity import perplexity
@@ -239,8 +240,8 @@ class TrainingCallback(TrainerCallback):
             Warning(
                 reason="LOSS_NOT_FINITE",
                 message=f"At step {log.step} the loss is {log.loss:g} and the gradient norm {log.grad_norm:g}.",
-                advice="Lower hyperparameters.learning_rate, raise warmup_ratio, or set precision to fp32. "
-                "Look for rows with unusual characters.",
+                advice="Lower hyperparameters.learning_rate, raise hyperparameters.warmup_ratio, or set "
+                f"{setting('hyperparameters.precision', 'fp32')}. Look for rows with unusual characters.",
             )
         )
 

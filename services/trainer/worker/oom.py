@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from chassis.child import out_of_memory
+from engine.config.advice import option
 from engine.config.job import JobConfig
 from engine.config.micro_batch import halved
 from engine.errors import SystemFailure
@@ -31,15 +32,15 @@ def advice(config: JobConfig) -> str:
     ways: list[str] = []
     if smaller := halved(hyper.per_device_train_batch_size, hyper.gradient_accumulation_steps):
         ways.append(
-            f"hyperparameters.per_device_train_batch_size = {smaller[0]} with gradient_accumulation_steps = "
-            f"{smaller[1]} (the same number of rows a step)"
+            f"{option('hyperparameters.per_device_train_batch_size', smaller[0])} "
+            f"{option('hyperparameters.gradient_accumulation_steps', smaller[1])} (the same number of rows a step)"
         )
     if not hyper.gradient_checkpointing:
-        ways.append("gradient_checkpointing = true")
-    ways.append(f"max_length below {hyper.max_length}")
+        ways.append(option("hyperparameters.gradient_checkpointing", "true"))
+    ways.append(f"hyperparameters.max_length below {hyper.max_length}")
     if config.method == "full":
-        ways.append("method = lora")
+        ways.append(option("method", "lora"))
     elif config.method == "lora":
-        ways.append("method = qlora")
+        ways.append(option("method", "qlora"))
     ways.append("a smaller base_model, or a machine with more memory")
     return "To need less memory, in this order: " + "; ".join(ways) + "."

@@ -277,7 +277,7 @@ GOOD = '{"question": "Q", "answer": "A"}\n'
     [
         (GOOD * 16 + '{"question": "Q", }\n', 17, "NOT_JSON", "at column"),
         (GOOD + '\n[1, 2]\n', 3, "NOT_AN_OBJECT", "a JSON array"),
-        ('{"question": "Q"}\n', 1, "NO_ANSWER", 'mapping: answer = "…"'),
+        ('{"question": "Q"}\n', 1, "NO_ANSWER", '--map answer=COLUMN (field mapping.answer of the dataset)'),
         (GOOD + '{"question": "Q", "answer": " "}\n', 2, "NO_ANSWER", "column answer is empty"),
         (GOOD + '{"question": "Q", "answer": null}\n', 2, "NO_ANSWER", "null"),
         (GOOD + '{"question": "Q", "answer": 42}\n', 2, "WRONG_TYPE", "a number (42); write it as a string"),

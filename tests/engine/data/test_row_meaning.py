@@ -199,7 +199,7 @@ def test_a_row_with_media_is_refused_unless_its_text_was_mapped(column: str) -> 
 def test_the_mapping_that_keeps_a_row_names_the_column_of_the_file() -> None:
     """Advice that is followed must work."""
     row = {"conversations": [USER, ANSWER], "images": ["bridge.jpg"]}
-    assert 'map messages = "conversations"' in problem(row).message
+    assert "--map messages=conversations (field mapping.messages of the dataset)" in problem(row).message
     assert example(row, {"messages": "conversations"}).is_chat
 
 

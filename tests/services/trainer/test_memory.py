@@ -1,5 +1,6 @@
 """Out-of-memory errors are reported with advice, and retries use smaller micro-batches."""
 
+import re
 import resource
 import threading
 from collections.abc import Callable
@@ -11,8 +12,10 @@ import torch
 from datasets import Dataset
 
 from chassis.child import out_of_memory
+from engine.config.job import job_config
 from engine.config.micro_batch import shrink
 from engine.config.spec_proto import config_to_spec, resolved_config
+from finetuneflow.cli.config import apply_setting
 from finetuneflow.v1.event_pb2 import StageFailed
 from finetuneflow.v1.fine_tuning_job_pb2 import FAULT_SYSTEM_ERROR
 from services.trainer.worker import oom
@@ -46,10 +49,14 @@ def test_the_out_of_memory_errors_of_all_libraries_are_recognised(error: Excepti
 def test_memory_advice_contains_numbers_of_the_job(make_input: MakeInput) -> None:
     """ "Lower the batch size" leaves a user guessing to which value, and with one row it cannot be lowered."""
     config = make_input(per_device_train_batch_size=8, gradient_accumulation_steps=2).config
-    assert "per_device_train_batch_size = 4 with gradient_accumulation_steps = 4" in oom.advice(config)
+    assert "per_device_train_batch_size=4 --set hyperparameters.gradient_accumulation_steps=4" in oom.advice(config)
     config = make_input(per_device_train_batch_size=1, max_length=128).config
     assert "batch_size" not in oom.advice(config)
-    assert "gradient_checkpointing = true; max_length below 128; method = qlora" in oom.advice(config)
+    values: dict[str, Any] = {"base_model": "tiny", "training_data": [{"dataset": "ds_1"}]}
+    for setting in re.findall(r"--set (\S+?)[;,.]? ", oom.advice(config)):
+        apply_setting(values, setting)
+    assert (job_config(values).method, job_config(values).hyperparameters.gradient_checkpointing) == ("qlora", True)
+    assert "gradient_checkpointing=true; hyperparameters.max_length below 128; --set method=qlora" in oom.advice(config)
 
 
 def _fail_at_step(step: int, kind: str) -> None:
@@ -91,7 +98,7 @@ def test_child_that_runs_out_of_memory_reports_it_and_ends(make_input: MakeInput
 
     failed = failure(child)
     assert failed.reason == reason and failed.message
-    assert "per_device_train_batch_size = 2 with gradient_accumulation_steps = 2" in failed.advice
+    assert "per_device_train_batch_size=2 --set hyperparameters.gradient_accumulation_steps=2" in failed.advice
     assert max(child.checkpoints) == 5
     assert "Traceback" in child.stderr and "forward" in child.stderr
 
