@@ -32,7 +32,9 @@ def check_spec(spec: FineTuningJobSpec, catalogue: Catalogue) -> JobConfig:
     missing = unsupported(config)
     if missing:
         fields = ", ".join(violation.field for violation in missing)
-        raise Unimplemented("NOT_IMPLEMENTED", f"not built yet: {fields}", missing)
+        raise Unimplemented(
+            "NOT_IMPLEMENTED", f"These fields are not available yet: {fields}. Remove or change them.", missing
+        )
     catalogue.check(config.base_model)
     return config
 

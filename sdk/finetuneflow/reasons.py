@@ -452,7 +452,7 @@ class Reason(OpenEnum):
     named fields."""
 
     NOT_IMPLEMENTED = "NOT_IMPLEMENTED"
-    """A field of the spec asks for what this version cannot do yet. Caller: leave the named fields out."""
+    """A field asks for a feature that is not available yet. Caller: remove or change the named fields."""
 
     SPEC_TOO_LARGE = "SPEC_TOO_LARGE"
     """The spec has more bytes than fit into an event. Caller: shorten `chat_template`, `system_prompt` and

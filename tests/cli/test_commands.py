@@ -8,7 +8,11 @@ import grpc
 import pytest
 from typer.testing import Result
 
-from finetuneflow.v1 import event_pb2
+from finetuneflow import JobCancelled, JobFailed, WorkCancelled, WorkFailed
+from finetuneflow.cli.exits import exit_code
+from finetuneflow.resources.export import Export
+from finetuneflow.resources.job import Job
+from finetuneflow.v1 import event_pb2, export_pb2
 from finetuneflow.v1 import fine_tuning_job_pb2 as job_pb
 from tests.cli.conftest import Ftf
 from tests.fakes.gateway import JOB, FakeGateway, Running, history, refuse
@@ -330,6 +334,13 @@ def test_an_empty_id_is_refused_here(ftf: Ftf, gateway: FakeGateway) -> None:
         assert result.exit_code == 2
         assert "empty" in result.stderr
     assert gateway.calls == []
+
+
+def test_failed_work_of_every_kind_is_exit_code_1() -> None:
+    """A script retries other input after a failed job; exit code 2 would say that it called `ftf` wrongly."""
+    job, export = Job.from_proto(job_pb.FineTuningJob(id=JOB)), Export.from_proto(export_pb2.Export(id="ex_1"))
+    for ended in (JobFailed(job), JobCancelled(job), WorkFailed(export), WorkCancelled(export)):
+        assert exit_code(ended) == 1
 
 
 def test_the_exit_codes_are_in_the_help(ftf: Ftf) -> None:

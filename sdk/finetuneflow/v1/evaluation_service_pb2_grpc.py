@@ -81,7 +81,7 @@ class EvaluationServiceServicer(object):
     def CreateEvaluation(self, request, context):
         """Evaluates a finished job's model again, for instance with other prompts, and starts it.
         Idempotent by request_id. NOT_FOUND: no such job. FAILED_PRECONDITION: the job has not finished training.
-        UNIMPLEMENTED: a base model, a checkpoint (`ft:<job_id>@<step>`), or a form that is not built yet.
+        UNIMPLEMENTED: a base model or a checkpoint (`ft:<job_id>@<step>`).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

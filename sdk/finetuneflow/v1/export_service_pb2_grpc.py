@@ -81,7 +81,7 @@ class ExportServiceServicer(object):
     def CreateExport(self, request, context):
         """Packs a finished job's model again, for instance in another form, and starts it.
         Idempotent by request_id. NOT_FOUND: no such job. FAILED_PRECONDITION: the job has not finished training.
-        UNIMPLEMENTED: a base model, a checkpoint (`ft:<job_id>@<step>`), or a form that is not built yet.
+        UNIMPLEMENTED: a base model, a checkpoint (`ft:<job_id>@<step>`), or a format that is not available yet.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

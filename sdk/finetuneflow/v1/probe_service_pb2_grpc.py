@@ -92,8 +92,9 @@ class ProbeServiceServicer(object):
         """Runs the checks of stage 1 without creating a job: nothing is stored, and no weights are read. Once model and
         settings are known, everything that refuses the job is part of the report. Fails with INVALID_ARGUMENT for
         settings that CreateFineTuningJob refuses too and for a base model that cannot be trained (MODEL_NOT_FOUND,
-        MODEL_GATED, NO_SAFETENSORS, REMOTE_CODE_REFUSED, NOT_A_MODEL, NOT_CAUSAL_LM, QUANTISED_WEIGHTS); NOT_FOUND for an
-        unknown dataset or node; and UNAVAILABLE if no probe (NO_PROBE) or the model hub (HUB_UNREACHABLE) is reachable.
+        MODEL_GATED, NO_SAFETENSORS, REMOTE_CODE_REFUSED, NOT_A_MODEL, NOT_CAUSAL_LM, QUANTISED_WEIGHTS); UNIMPLEMENTED for
+        a value that is not available yet; NOT_FOUND for an unknown dataset or node; and UNAVAILABLE if no probe (NO_PROBE)
+        or the model hub (HUB_UNREACHABLE) is reachable.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

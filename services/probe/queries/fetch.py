@@ -7,6 +7,7 @@ from typing import Any
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
+from chassis.errors import Unimplemented
 from chassis.store.artifact_store import on_disk_of
 from engine.catalogue import Catalogue
 from engine.config.hub_reference import is_hub_reference
@@ -26,7 +27,8 @@ _MAX_ROWS = 100
 def fetch(query: ProbeQuery, settings: ProbeSettings, models: Catalogue) -> ProbeQuery:
     """Returns the query with `fetched` set, and with the files of hub datasets, which it downloads beside `out_dir`.
 
-    It blocks. Raises JobError for a request that leaves nothing to run, and what `Catalogue.fetch`,
+    It blocks. Raises JobError for a request that leaves nothing to run, Unimplemented for fields that are not available
+    yet, and what `Catalogue.fetch`,
     `Catalogue.describe` and `HubDatasets` raise: JobError, or SystemFailure if a hub cannot be reached.
     """
     match query.method:
@@ -72,7 +74,8 @@ def _for_preflight(query: ProbeQuery, settings: ProbeSettings, models: Catalogue
     config = job_config(spec_to_dict(request.spec))
     if missing := unsupported(config):
         fields = ", ".join(violation.field for violation in missing)
-        raise JobError("NOT_IMPLEMENTED", f"These fields are not implemented yet: {fields}", "Omit them.", missing)
+        message = f"These fields are not available yet: {fields}. Remove or change them."
+        raise Unimplemented("NOT_IMPLEMENTED", message, missing)
     uploaded = [name for name in config.dataset_ids() if not is_hub_reference(name)]
     if unknown := [name for name in uploaded if name not in query.files]:
         raise JobError(
