@@ -40,9 +40,10 @@ def job_configuration(spec: FineTuningJobSpec) -> JobConfig:
     try:
         return resolved_config(spec)
     except ValidationError as error:
+        fields = ", ".join(".".join(["spec", *map(str, detail["loc"])]) for detail in error.errors())
         raise VersionMismatch(
             "VERSION_MISMATCH",
-            f"The job's spec is invalid for this version: {error}",
+            f"Gateway and worker have different versions: the worker does not accept {fields}.",
             "Ask the operator to run gateways and workers of the same version.",
         ) from error
 
@@ -53,7 +54,7 @@ def catalogue(settings: ServiceSettings) -> Catalogue:
 
 
 async def base_model(models: Catalogue, assignment: Assignment, settings: ServiceSettings) -> ModelFiles:
-    """Returns the base model with the weights that preflight saw, downloaded if necessary.
+    """Returns the base model with the weights that preflight checked, downloaded if necessary.
 
     Raises JobError("BASE_MODEL_CHANGED") if the weights under that name on this node are others.
     """
@@ -61,7 +62,7 @@ async def base_model(models: Catalogue, assignment: Assignment, settings: Servic
     reference = f"{identity.id}@{identity.revision}" if "/" in identity.id else identity.id
     found = await fetched_model(models, reference, settings)
     if found.weights_sha256 != identity.weights_sha256:
-        message = f"The weights of {identity.id} on this node differ from those that preflight saw."
+        message = f"The weights of {identity.id} on this node differ from those that preflight checked."
         raise JobError(
             "BASE_MODEL_CHANGED",
             message,

@@ -106,7 +106,8 @@ def _gpu(resolved: Resolved, hardware: Hardware) -> Gpu | None:
         reason = f"{usable[0].name} is usable" if usable else "no GPU is usable on this node"
         resolved.choose("resources.gpus", 1 if usable else 0, reason)
     elif asked > len(usable):
-        message = f"resources.gpus = {asked}, but {len(usable)} are usable on this node."
+        found = "no usable GPU" if not usable else f"only {len(usable)} usable"
+        message = f"resources.gpus = {asked}, but this node has {found}."
         advice = "Omit resources.gpus to train on the devices that the node has."
         resolved.refuse("NO_GPU", "resources.gpus", message, advice)
     return best_gpu(hardware) if asked != 0 else None

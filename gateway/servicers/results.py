@@ -111,7 +111,7 @@ class Results(Generic[_Message]):
         if saved.id != work.id:
             raise FailedPrecondition(
                 "BELONGS_TO_JOB",
-                f"{self._kind.noun} {saved.id} belongs to fine-tuning job {work.id}; {verb} that job instead",
+                f"The {self._kind.noun} {saved.id} belongs to fine-tuning job {work.id}; {verb} that job instead.",
                 metadata={"job_id": work.id},
             )
 
@@ -138,14 +138,14 @@ class Results(Generic[_Message]):
             changes.setdefault("enabled", True)
         config = with_section(config, self._kind.name, changes)
         if not config.evaluation.enabled and self._kind is EVALUATION:
-            problem = "false, but an evaluation that measures nothing is not created; leave it out"
-            raise InvalidArgument("INVALID_CONFIG", f"spec.enabled is {problem}", [Violation("spec.enabled", problem)])
+            message = "spec.enabled is false; remove it, because an evaluation that is created separately always runs."
+            raise InvalidArgument("INVALID_CONFIG", message, [Violation("spec.enabled", message)])
         missing = [
             Violation(violation.field.replace(f"spec.{self._kind.name}.", "spec.", 1), violation.description)
             for violation in unsupported(config)
         ]
         if missing:
-            raise Unimplemented("NOT_IMPLEMENTED", "; ".join(violation.description for violation in missing), missing)
+            raise Unimplemented("NOT_IMPLEMENTED", " ".join(violation.description for violation in missing), missing)
         resolved = config_to_spec(config)
         check_size(resolved)
         moment = now()
@@ -184,12 +184,12 @@ def _job_of(model: str) -> str:
     """Returns the job's id of `ft:<job_id>`. InvalidArgument, Unimplemented."""
     if not model.startswith(_TUNED):
         if not model:
-            raise InvalidArgument("INVALID_MODEL", "model is empty; name `ft:<job_id>`", [Violation("model", "empty")])
-        problem = f"{model[:80]!r} is not a tuned model; name `ft:<job_id>`, the model of a job"
+            raise InvalidArgument("INVALID_MODEL", "model is empty; name `ft:<job_id>`.", [Violation("model", "empty")])
+        problem = f"{model[:80]!r} is not a tuned model; name `ft:<job_id>`, the model of a job."
         raise Unimplemented("NOT_IMPLEMENTED", problem, [Violation("model", problem)])
     job_id, at, step = model.removeprefix(_TUNED).partition("@")
     if at:
-        problem = f"a checkpoint ({step[:20]!r}) cannot be named yet; leave out {at + step[:20]!r} for the best one"
+        problem = f"Choosing a checkpoint is not available yet. Remove {at + step[:20]!r} to use the best checkpoint."
         raise Unimplemented("NOT_IMPLEMENTED", problem, [Violation("model", problem)])
     return job_id
 
@@ -199,11 +199,11 @@ async def _trained_job(session: AsyncSession, job_id: str, tenant: str, *, lock:
     query = select(Work).where(Work.id == job_id, Work.tenant == tenant, Work.kind == FINE_TUNING_JOB.name)
     job = (await session.exec(query.with_for_update(read=True) if lock else query)).one_or_none()
     if job is None:
-        message = f"there is no model {_TUNED + job_id!r}: no such fine-tuning job"
+        message = f"There is no model {_TUNED + job_id!r}: there is no such fine-tuning job."
         raise NotFound("MODEL_NOT_FOUND", message, [Violation("model", message)])
     if job.training is None:
         state = job.state.removeprefix("JOB_STATE_")
-        message = f"job {job.id} is {state} and has not finished its training, so it has no model yet"
+        message = f"Job {job.id} is {state} and has not finished its training, so it has no model yet."
         raise FailedPrecondition("NOT_TRAINED", message, [Violation("model", message)])
     return job
 

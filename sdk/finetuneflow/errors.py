@@ -149,7 +149,7 @@ class PermissionDenied(ApiError):
 
 
 class Unimplemented(ApiError):
-    """The server does not have the method, or a field asks for a feature that is not available yet; see `violations`."""
+    """The server does not have the method, or a field in `violations` asks for a feature that is not available yet."""
 
     code = grpc.StatusCode.UNIMPLEMENTED
 

@@ -578,6 +578,9 @@ class Reason(OpenEnum):
     HUB_UNREACHABLE = "HUB_UNREACHABLE"
     """The hub of models and datasets could not be reached. Operator: check the network. Caller: try again later."""
 
+    PACKAGE_BROKEN = "PACKAGE_BROKEN"
+    """The exported package differs from the trained model; no file of it is published. Service: please report it."""
+
     # Warnings: What a job runs with and its caller should know.
 
     MAX_LENGTH_CLIPPED = "MAX_LENGTH_CLIPPED"

@@ -379,7 +379,7 @@ class Event:
 
     def _payload(self, kind: type[P]) -> P:
         if not isinstance(self.payload, kind):
-            raise AttributeError(f"The event has kind {self.kind!r}, not this payload.")
+            raise AttributeError(f"The event has kind {self.kind!r}; check event.kind before you read another payload.")
         return self.payload
 
     @property

@@ -28,8 +28,8 @@ if _version_not_supported:
 class FineTuningServiceStub(object):
     """Fine-tuning jobs. Served by the gateway. Every failure carries google.rpc.ErrorInfo with domain `finetuneflow` and a
     reason, which is a Reason without its prefix; INVALID_ARGUMENT and NOT_IMPLEMENTED carry google.rpc.BadRequest with
-    one violation per field. A method that takes a job_id fails with NOT_FOUND if the job does not exist. Get, List and Watch methods only
-    read, so they can be repeated safely.
+    one violation per field. A method that takes a job_id fails with NOT_FOUND if the job does not exist. Get, List and
+    Watch methods only read, so they can be repeated safely.
     """
 
     def __init__(self, channel):
@@ -98,8 +98,8 @@ class FineTuningServiceStub(object):
 class FineTuningServiceServicer(object):
     """Fine-tuning jobs. Served by the gateway. Every failure carries google.rpc.ErrorInfo with domain `finetuneflow` and a
     reason, which is a Reason without its prefix; INVALID_ARGUMENT and NOT_IMPLEMENTED carry google.rpc.BadRequest with
-    one violation per field. A method that takes a job_id fails with NOT_FOUND if the job does not exist. Get, List and Watch methods only
-    read, so they can be repeated safely.
+    one violation per field. A method that takes a job_id fails with NOT_FOUND if the job does not exist. Get, List and
+    Watch methods only read, so they can be repeated safely.
     """
 
     def CreateFineTuningJob(self, request, context):
@@ -261,8 +261,8 @@ def add_FineTuningServiceServicer_to_server(servicer, server):
 class FineTuningService(object):
     """Fine-tuning jobs. Served by the gateway. Every failure carries google.rpc.ErrorInfo with domain `finetuneflow` and a
     reason, which is a Reason without its prefix; INVALID_ARGUMENT and NOT_IMPLEMENTED carry google.rpc.BadRequest with
-    one violation per field. A method that takes a job_id fails with NOT_FOUND if the job does not exist. Get, List and Watch methods only
-    read, so they can be repeated safely.
+    one violation per field. A method that takes a job_id fails with NOT_FOUND if the job does not exist. Get, List and
+    Watch methods only read, so they can be repeated safely.
     """
 
     @staticmethod

@@ -239,7 +239,8 @@ class TrainingCallback(TrainerCallback):
             Warning(
                 reason="LOSS_NOT_FINITE",
                 message=f"At step {log.step} the loss is {log.loss:g} and the gradient norm {log.grad_norm:g}.",
-                advice="Lower hyperparameters.learning_rate, raise warmup_ratio, or set precision to fp32. "
+                advice="Lower hyperparameters.learning_rate, raise hyperparameters.warmup_ratio, or set "
+                "hyperparameters.precision to fp32. "
                 "Look for rows with unusual characters.",
             )
         )
