@@ -27,7 +27,6 @@ from finetuneflow.errors import (
     WorkFailed,
 )
 
-DONE = 0
 JOB_FAILED = 1
 USAGE = 2
 UNREACHABLE = 3
