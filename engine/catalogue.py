@@ -19,8 +19,8 @@ from typing import Any, Final
 
 from filelock import FileLock
 
+from engine.download_progress import report_progress
 from engine.errors import JobError, Violation
-from engine.growth import report_growth
 from engine.hub import hub_error
 
 BUILT_IN: Final = "smollm2-135m"
@@ -196,7 +196,7 @@ class Catalogue:
     def _materialised(self, on_progress: Callable[[int], None] | None, tokenizer_only: bool) -> Path:
         whole = self._models / BUILT_IN / (_built_in_revision() or "unknown")
         folder = whole.with_name(f"{whole.name}-tokenizer") if tokenizer_only and not whole.is_dir() else whole
-        with report_growth(folder, on_progress), self._lock(folder):
+        with report_progress(folder, on_progress), self._lock(folder):
             if not folder.is_dir():
                 for leftover in folder.parent.glob(f".{folder.name}.*/"):
                     shutil.rmtree(leftover)
@@ -218,7 +218,7 @@ class Catalogue:
     ) -> Path:
         whole = self._hub_folder(hub_id) / commit
         folder = whole.with_name(f"{commit}-tokenizer") if tokenizer_only and not whole.is_dir() else whole
-        with report_growth(folder, on_progress), self._lock(folder):
+        with report_progress(folder, on_progress), self._lock(folder):
             if not folder.is_dir():
                 # A complete folder has the final name; an interrupted download continues in the partial folder.
                 partial = folder.with_name(f".{folder.name}.partial")

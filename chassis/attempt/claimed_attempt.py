@@ -109,7 +109,7 @@ class Attempt:
         """Set once the child has ended and only its events remain to be accepted."""
         self._context = context
         self._spool = spool
-        self._reporter = Reporter(context.bus, spool, self._hear, context.limits.heartbeat_seconds)
+        self._reporter = Reporter(context.bus, spool, self._on_directive, context.limits.heartbeat_seconds)
         self._child: Child | None = None
         self._beginning: asyncio.Task[ChildCommand | event_pb2.StageFailed] | None = None
         self._uploading: asyncio.Task[None] | None = None
@@ -156,35 +156,35 @@ class Attempt:
 
     def drain(self) -> None:
         """Asks the child to save a checkpoint and exit."""
-        self._let_go("DRAINED")
+        self._request_release("DRAINED")
 
     def abandon(self) -> None:
         """Kills a child that did not exit in time, and abandons uploads.
 
         The operator asked for it, so the attempt counts as released, not as failed.
         """
-        self._let_go("DRAINED")
+        self._request_release("DRAINED")
         if self._child:
             self._child.kill()
         if self._uploading:
             self._uploading.cancel()
 
-    def _hear(self, directive: work_pb2.Directive) -> None:
+    def _on_directive(self, directive: work_pb2.Directive) -> None:
         if directive == work_pb2.DIRECTIVE_PAUSE:
-            self._let_go("PAUSED")
+            self._request_release("PAUSED")
         elif directive == work_pb2.DIRECTIVE_CANCEL:
-            self._let_go("CANCELLED")
+            self._request_release("CANCELLED")
 
-    def _let_go(self, reason: str) -> None:
+    def _request_release(self, reason: str) -> None:
         if self._release in ("CANCELLED", reason):
             return
         self._release = reason
         if self._child:
-            self._tell(self._child)
+            self._send_request(self._child)
         elif self._beginning:
             self._beginning.cancel()
 
-    def _tell(self, child: Child) -> None:
+    def _send_request(self, child: Child) -> None:
         if self._release == "CANCELLED":
             child.control("cancel")
             asyncio.get_running_loop().call_later(self._context.settings.cancel_grace_seconds, child.kill)
@@ -230,7 +230,7 @@ class Attempt:
         stage, settings = self._context.stage, self._context.settings
         preparing = stage.prepare(self.assignment, workdir, self._context.store)
         try:
-            command = await Preparation(self._say, self._context.limits.preparation_progress_seconds).run(
+            command = await Preparation(self._report_phase, self._context.limits.preparation_progress_seconds).run(
                 preparing, settings.preparation_stall_seconds
             )
         except Stalled as error:
@@ -398,9 +398,9 @@ class Attempt:
                 return stage.finish(self.assignment, ending)
         return ending
 
-    def _say(self, phase: event_pb2.Phase) -> None:
+    def _report_phase(self, phase: event_pb2.Phase) -> None:
         try:
-            self._keep(event_of(phase))
+            self._store(event_of(phase))
         except OSError as error:
             # A phase only informs watchers. Events that matter wait for room, or fail.
             _log.warning("phase %s is not reported: %s", phase.name, error, extra=self._labels())
@@ -409,7 +409,7 @@ class Attempt:
         deadline = time.monotonic() + self._context.limits.disk_patience_seconds
         while True:
             try:
-                self._keep(event)
+                self._store(event)
                 return
             except OSError as error:
                 if not is_disk_full(error) or time.monotonic() >= deadline:
@@ -419,7 +419,7 @@ class Attempt:
             await asyncio.sleep(1.0)
             self._stall_timer.reset()
 
-    def _keep(self, event: event_pb2.Event) -> None:
+    def _store(self, event: event_pb2.Event) -> None:
         event.job_id = self.assignment.job_id
         event.stage = self.assignment.stage
         event.attempt = self.assignment.attempt

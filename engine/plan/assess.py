@@ -60,7 +60,7 @@ class Assessment:
     """None if no row could be counted."""
 
 
-def assess(
+def resolve_and_assess(
     resolved: Resolved,
     model: LocalModel,
     architecture: Architecture,
@@ -106,7 +106,7 @@ def assess(
     return Assessment(result, facts)
 
 
-def published(resolved: Resolved) -> ConfigResolved:
+def config_resolved_event(resolved: Resolved) -> ConfigResolved:
     """Converts the resolved configuration to its event. Raises JobError("SPEC_TOO_LARGE")."""
     spec = config_to_spec(resolved.config)
     if spec.ByteSize() > _MAX_SPEC_BYTES:

@@ -29,13 +29,13 @@ from finetuneflow.v1.stage_result_pb2 import (
     TrainingResult,
 )
 from finetuneflow.v1.work_pb2 import Assignment, StoredShards
+from services.attempt_inputs import RETRY_SECONDS, VersionMismatch, catalogue
 from services.evaluator.settings import EvaluatorSettings
 from services.evaluator.stage import EvaluationStage
 from services.evaluator.worker.child_input import EvaluationInput
 from services.exporter.settings import ExporterSettings
 from services.exporter.stage import ExportStage
 from services.exporter.worker.child_input import ExportInput
-from services.inputs import RETRY_SECONDS, VersionMismatch, catalogue
 from services.probe.settings import ProbeSettings
 from services.probe.stage import PreflightStage
 from services.probe.worker.child_input import PreflightInput
@@ -231,11 +231,11 @@ async def test_a_store_that_comes_back_is_waited_for(place: Place, tmp_path: Pat
             away.rename(store)
 
     operator = Operator()
-    logging.getLogger("services.inputs").addHandler(operator)
+    logging.getLogger("services.attempt_inputs").addHandler(operator)
     try:
         assert restored_step(await training_spec(place, store_retry_seconds=(0.01,))) == 20
     finally:
-        logging.getLogger("services.inputs").removeHandler(operator)
+        logging.getLogger("services.attempt_inputs").removeHandler(operator)
 
 
 async def test_other_weights_under_the_same_name_are_refused(place: Place) -> None:

@@ -28,7 +28,7 @@ from finetuneflow.v1 import probe_service_pb2
 from finetuneflow.v1.dataset_pb2 import Dataset
 from finetuneflow.v1.dataset_service_pb2_grpc import DatasetServiceStub, add_DatasetServiceServicer_to_server
 from services.probe.datasets import DatasetsServicer
-from services.probe.queries.served import ServedQueries
+from services.probe.queries.query_runner import ServedQueries
 from services.probe.settings import ProbeSettings
 from standalone.local_probe import ChildProbe
 from tests.gateway.serving import serving

@@ -24,7 +24,7 @@ from services.probe.settings import ProbeSettings
 _MAX_ROWS = 100
 
 
-def fetch(query: ProbeQuery, settings: ProbeSettings, models: Catalogue) -> ProbeQuery:
+def fetch(query: ProbeQuery, settings: ProbeSettings, catalogue: Catalogue) -> ProbeQuery:
     """Returns the query with `fetched` set, and with the files of hub datasets, which it downloads beside `out_dir`.
 
     It blocks. Raises JobError for a request that leaves nothing to run, Unimplemented for fields that are not available
@@ -33,23 +33,23 @@ def fetch(query: ProbeQuery, settings: ProbeSettings, models: Catalogue) -> Prob
     """
     match query.method:
         case "ValidateDataset":
-            return _for_dataset(query, query.parsed(dataset_service_pb2.ValidateDatasetRequest()), settings, models)
+            return _for_dataset(query, query.parsed(dataset_service_pb2.ValidateDatasetRequest()), settings, catalogue)
         case "PreviewDataset":
             preview = query.parsed(dataset_service_pb2.PreviewDatasetRequest())
             _check_rows(preview)
-            return _for_dataset(query, preview, settings, models)
+            return _for_dataset(query, preview, settings, catalogue)
         case "CountTokens":
             counted = query.parsed(probe_service_pb2.EstimateResourcesRequest())
             job_config(spec_to_dict(counted.spec))
-            return query.model_copy(update={"fetched": _tokenizer(counted.spec.base_model, settings, models)})
+            return query.model_copy(update={"fetched": _tokenizer(counted.spec.base_model, settings, catalogue)})
         case "PreflightFineTuningJob":
-            return _for_preflight(query, settings, models)
+            return _for_preflight(query, settings, catalogue)
     return query
 
 
-def _tokenizer(base_model: str, settings: ProbeSettings, models: Catalogue) -> Fetched:
+def _tokenizer(base_model: str, settings: ProbeSettings, catalogue: Catalogue) -> Fetched:
     token = settings.hub_token.get_secret_value() or None
-    local = models.fetch(base_model, token, tokenizer_only=True)
+    local = catalogue.fetch(base_model, token, tokenizer_only=True)
     return Fetched(model=ModelFiles(**asdict(local)), processes=settings.child_threads)
 
 
@@ -57,10 +57,10 @@ def _for_dataset(
     query: ProbeQuery,
     request: dataset_service_pb2.ValidateDatasetRequest | dataset_service_pb2.PreviewDatasetRequest,
     settings: ProbeSettings,
-    models: Catalogue,
+    catalogue: Catalogue,
 ) -> ProbeQuery:
     job_config(dataset_job(request))
-    fetched = _tokenizer(request.base_model, settings, models)
+    fetched = _tokenizer(request.base_model, settings, catalogue)
     name = request.source.dataset
     if not is_hub_reference(name):
         return query.model_copy(update={"fetched": fetched})
@@ -69,7 +69,7 @@ def _for_dataset(
     return query.model_copy(update={"fetched": fetched, "files": {**query.files, name: file}})
 
 
-def _for_preflight(query: ProbeQuery, settings: ProbeSettings, models: Catalogue) -> ProbeQuery:
+def _for_preflight(query: ProbeQuery, settings: ProbeSettings, catalogue: Catalogue) -> ProbeQuery:
     request = query.parsed(probe_service_pb2.PreflightFineTuningJobRequest())
     config = job_config(spec_to_dict(request.spec))
     if missing := unsupported(config):
@@ -86,8 +86,8 @@ def _for_preflight(query: ProbeQuery, settings: ProbeSettings, models: Catalogue
     hub = hub_of(settings)
     pinned, hub_files = pin(request.spec, hub)
     request.spec.CopyFrom(pinned)
-    fetched = _tokenizer(request.spec.base_model, settings, models)
-    described = models.describe(request.spec.base_model, settings.hub_token.get_secret_value() or None)
+    fetched = _tokenizer(request.spec.base_model, settings, catalogue)
+    described = catalogue.describe(request.spec.base_model, settings.hub_token.get_secret_value() or None)
     own = None if request.HasField("hardware") else read_hardware(settings.node_id, settings.home)
     downloaded = download(hub, hub_files, _hub_folder(query))
     facts = PreflightFacts(

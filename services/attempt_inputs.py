@@ -53,14 +53,14 @@ def catalogue(settings: ServiceSettings) -> Catalogue:
     return Catalogue(settings.home, settings.models)
 
 
-async def base_model(models: Catalogue, assignment: Assignment, settings: ServiceSettings) -> ModelFiles:
+async def base_model(catalogue: Catalogue, assignment: Assignment, settings: ServiceSettings) -> ModelFiles:
     """Returns the base model with the weights that preflight checked, downloaded if necessary.
 
     Raises JobError("BASE_MODEL_CHANGED") if the weights under that name on this node are others.
     """
     identity = assignment.preflight.base_model
     reference = f"{identity.id}@{identity.revision}" if "/" in identity.id else identity.id
-    found = await fetched_model(models, reference, settings)
+    found = await fetched_model(catalogue, reference, settings)
     if found.weights_sha256 != identity.weights_sha256:
         message = f"The weights of {identity.id} on this node differ from those that preflight checked."
         raise JobError(
@@ -72,25 +72,25 @@ async def base_model(models: Catalogue, assignment: Assignment, settings: Servic
     return found.model_copy(update={"id": identity.id, "revision": identity.revision})
 
 
-async def fetched_model(models: Catalogue, reference: str, settings: ServiceSettings) -> ModelFiles:
+async def fetched_model(catalogue: Catalogue, reference: str, settings: ServiceSettings) -> ModelFiles:
     """Downloads the base model that the name refers to now. Raises what `Catalogue.fetch` raises."""
     token = settings.hub_token.get_secret_value()
     say("fetching_model", reference)
-    found = await asyncio.to_thread(models.fetch, reference, token or None, on_progress=listening())
+    found = await asyncio.to_thread(catalogue.fetch, reference, token or None, on_progress=download_progress())
     return ModelFiles(**asdict(found))
 
 
-def listening() -> Callable[[int], None]:
+def download_progress() -> Callable[[int], None]:
     """Returns a callback that reports received bytes, from any thread, to the current preparation."""
     preparation = current()
 
-    def heard(num_bytes: int) -> None:
+    def on_progress(num_bytes: int) -> None:
         if preparation:
             # A model's download continues although this job no longer waits for it: the next job uses it.
             with contextlib.suppress(GivenUp):
                 preparation.progressed(num_bytes)
 
-    return heard
+    return on_progress
 
 
 async def dataset_files(assignment: Assignment, store: ArtifactStore, workdir: Path) -> dict[str, Path]:
@@ -103,7 +103,7 @@ async def dataset_files(assignment: Assignment, store: ArtifactStore, workdir: P
     return files
 
 
-async def made_shards(assignment: Assignment, store: ArtifactStore, workdir: Path, key: str) -> Path | None:
+async def reusable_shards(assignment: Assignment, store: ArtifactStore, workdir: Path, key: str) -> Path | None:
     """Downloads token shards with that content key that another job of the tenant has made.
 
     Returns None if there are none, or none that verifies: then they are made again.
