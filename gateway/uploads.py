@@ -366,7 +366,7 @@ class Upload:
     def _mismatch(self, field: str, problem: str, *, worthless: bool = True) -> InvalidArgument:
         self._worthless |= worthless
         reason = "SIZE_MISMATCH" if field == "size_bytes" else "SHA256_MISMATCH"
-        message = f"The upload of {self._header.filename} differs from its header: {problem}. Upload it again."
+        message = f"The upload of {self._header.filename} is incomplete or damaged: {problem}. Upload it again."
         return InvalidArgument(reason, message, [Violation(f"header.{field}", problem)])
 
     def _refused(self, reason: str, field: str, problem: str) -> InvalidArgument:

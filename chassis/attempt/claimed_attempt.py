@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError, Message
 from chassis.attempt.reporter import Reporter
 from chassis.attempt.spool import Spool
 from chassis.attempt.time_limits import TimeLimits
-from chassis.attempt.uploads import KINDS, UploadFailed, Uploads
+from chassis.attempt.uploads import CONTINUES, KINDS, UploadFailed, Uploads
 from chassis.bus.event_bus import Bus
 from chassis.child import out_of_memory
 from chassis.child.child_process import Child, ChildCommand, kill_those_of
@@ -38,10 +38,7 @@ _log = logging.getLogger(__name__)
 
 _EXIT_SECONDS = 10.0
 """Time that a child has to exit after it reported how it ended."""
-_ROOM = (
-    "Ask the operator to make room on the disk of the worker's FTF_HOME. If attempts are left, the job continues from "
-    "its latest checkpoint; otherwise create it again."
-)
+_ROOM = f"Ask the operator to make room on the disk of the worker's FTF_HOME. {CONTINUES}"
 
 
 class Stage(Protocol):

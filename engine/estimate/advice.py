@@ -289,7 +289,7 @@ def _method(job: JobFacts) -> Iterator[Improvement]:
         fit, memory = verdict("lora")
         if fit == "comfortable":
             bits = config.quantization.bits
-            why = f"LoRA takes {job.of_free(memory)}: the {bits}-bit quantisation, which costs precision and time, "
+            why = f"LoRA takes {job.of_free(memory)}: the {bits}-bit quantization, which costs precision and time, "
             yield _better("method", "qlora", "lora", f"{why}is not needed.")
     elif config.method == "lora" and machine.on_gpu and machine.quantises and not fits(job.memory, machine):
         fit, memory = verdict("qlora")
@@ -320,7 +320,7 @@ def _quantisation(job: JobFacts) -> Iterator[Improvement]:
         )
         setup = Setup.of(double, on_gpu=job.machine.on_gpu, length=job.longest)
         saved = Estimator(job.architecture, job.setup_with()).weights - Estimator(job.architecture, setup).weights
-        why = f"Saves {_gib(saved)} of memory by quantising the scales of the weights as well."
+        why = f"Saves {_gib(saved)} of memory by quantizing the scales of the weights as well."
         yield _better("quantization.bnb_4bit_use_double_quant", False, True, why)
     if job.machine.bf16 and quantised.bnb_4bit_compute_dtype in ("fp16", "fp32"):
         current = quantised.bnb_4bit_compute_dtype

@@ -187,7 +187,7 @@ def _method(resolved: Resolved, hardware: Hardware, gpu: Gpu | None, memory: _Me
     if method == "auto":
         recompute = resolved.config.hyperparameters.gradient_checkpointing is not False
         if gpu is None:
-            method, reason = "lora", "quantised weights make a training on a CPU slower"
+            method, reason = "lora", "quantized weights make a training on a CPU slower"
         elif memory.fits("lora", recompute=recompute) or not quantises:
             method, reason = "lora", f"LoRA {memory.compared('lora', recompute=recompute)}"
         else:

@@ -1,4 +1,4 @@
-"""Stage 2, the supervisor's part: provides token shards, base model and the newest checkpoint to the child."""
+"""Stage 2, the supervisor's part: provides token shards, base model and the latest checkpoint to the child."""
 
 import sys
 from collections.abc import Sequence

@@ -218,7 +218,7 @@ def test_rows_that_are_left_out_or_cut_are_told_before_training(make_spec: MakeS
     result = preflight(sink, make_spec([*chats, empty, empty], recipe="cpu-demo")).preflight
     assert (result.training_data.num_examples, result.training_data.num_left_out) == (54, 2)
     warnings = {event.reason: event.message for event in sink.events if isinstance(event, Warning)}
-    assert warnings["ROWS_LEFT_OUT"].startswith("2 rows dropped as incomplete")
+    assert warnings["ROWS_LEFT_OUT"].startswith("2 rows are incomplete and dropped")
     assert warnings["TURNS_LEFT_OUT"].startswith("1 row shortened")
     report = json.loads((tmp_path / "out" / "validation_report.json").read_text())
     assert [(p["row"], p["reason"], p["severity"]) for p in report["problems"]] == [
@@ -234,7 +234,7 @@ def test_a_row_of_which_nothing_is_trained_is_told_as_one(make_spec: MakeSpec) -
     sink = Recorded()
     preflight(sink, make_spec([{"messages": each} for each in [*chats, turns]], recipe="cpu-demo"))
     warnings = {event.reason: event.message for event in sink.events if isinstance(event, Warning)}
-    assert warnings["ROWS_DROPPED"] == "1 row dropped: no token of it would be trained."
+    assert warnings["ROWS_DROPPED"] == "1 row is dropped: no token of it would be trained."
 
 
 def test_what_is_wrong_with_a_whole_file_is_in_the_report_beside_its_rows(make_spec: MakeSpec, tmp_path: Path) -> None:
@@ -250,7 +250,9 @@ def test_what_is_wrong_with_a_whole_file_is_in_the_report_beside_its_rows(make_s
     assert {problem["reason"] for problem in report["problems"]} == {"ROW_TOO_LONG", "DECOMPRESSION_BOMB"}
 
 
-@pytest.mark.parametrize(("truncation", "lost"), [("keep_start", "no end"), ("keep_end", "its beginning")])
+@pytest.mark.parametrize(
+    ("truncation", "lost"), [("keep_start", "where a truncated answer ends"), ("keep_end", "its beginning")]
+)
 def test_a_cut_row_is_told_what_it_loses(make_spec: MakeSpec, truncation: str, lost: str) -> None:
     sink = Recorded()
     long = [{"question": f"What is {n}?", "answer": f"It is {n}. " * 40} for n in range(30)]
