@@ -251,7 +251,7 @@ def test_what_is_wrong_with_a_whole_file_is_in_the_report_beside_its_rows(make_s
 
 
 @pytest.mark.parametrize(
-    ("truncation", "lost"), [("keep_start", "where a truncated answer ends"), ("keep_end", "its beginning")]
+    ("truncation", "lost"), [("keep_start", "truncated answer ends"), ("keep_end", "its beginning")]
 )
 def test_a_cut_row_is_told_what_it_loses(make_spec: MakeSpec, truncation: str, lost: str) -> None:
     sink = Recorded()
