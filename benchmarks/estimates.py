@@ -207,7 +207,7 @@ def row(outcome: Outcome) -> list[str]:
     rest += [f"dropout {c.dropout}"] if c.dropout != usual.dropout else []
     rest += [f"vocabulary {c.vocabulary}"] if c.vocabulary != usual.vocabulary else []
     rest += [f"{c.accumulation} micro-batches"] if c.accumulation != 1 else []
-    rest += [] if c.double_quant else ["no double quantisation"]
+    rest += [] if c.double_quant else ["no double quantization"]
     cells.append(", ".join(rest))
     for quantity in QUANTITIES:
         measured = outcome.measured[quantity] / 2**20

@@ -129,7 +129,7 @@ class Aborted(ServiceError):
 
 
 class Unimplemented(ServiceError):
-    """The method is not served yet."""
+    """The method, or the feature that a field asks for, is not available yet."""
 
     code = grpc.StatusCode.UNIMPLEMENTED
 

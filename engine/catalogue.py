@@ -20,8 +20,8 @@ from typing import Any, Final
 from filelock import FileLock
 
 from engine.config.advice import setting
+from engine.download_progress import report_progress
 from engine.errors import JobError
-from engine.growth import report_growth
 from engine.hub import hub_error
 from engine.model_folder import model_error, read_json, refuse_unsafe, tensor_shapes
 
@@ -197,7 +197,7 @@ class Catalogue:
     def _materialised(self, on_progress: Callable[[int], None] | None, tokenizer_only: bool) -> Path:
         whole = self._models / BUILT_IN / (_built_in_revision() or "unknown")
         folder = whole.with_name(f"{whole.name}-tokenizer") if tokenizer_only and not whole.is_dir() else whole
-        with report_growth(folder, on_progress), self._lock(folder):
+        with report_progress(folder, on_progress), self._lock(folder):
             if not folder.is_dir():
                 for leftover in folder.parent.glob(f".{folder.name}.*/"):
                     shutil.rmtree(leftover)
@@ -219,7 +219,7 @@ class Catalogue:
     ) -> Path:
         whole = self._hub_folder(hub_id) / commit
         folder = whole.with_name(f"{commit}-tokenizer") if tokenizer_only and not whole.is_dir() else whole
-        with report_growth(folder, on_progress), self._lock(folder):
+        with report_progress(folder, on_progress), self._lock(folder):
             if not folder.is_dir():
                 # A complete folder has the final name; an interrupted download continues in the partial folder.
                 partial = folder.with_name(f".{folder.name}.partial")
@@ -392,8 +392,8 @@ def _refuse_untrainable(id_: str, config: Mapping[str, Any]) -> None:
         kind = quantised.get("quant_method") if isinstance(quantised, Mapping) else None
         raise model_error(
             "QUANTISED_WEIGHTS",
-            f"The weights of {id_} are already quantised ({kind or 'quantization_config'}).",
-            f"Use the unquantised model; it is quantised when it is loaded if you set {setting('method', 'qlora')}.",
+            f"The weights of {id_} are already quantized ({kind or 'quantization_config'}).",
+            f"Use the unquantized model; it is quantized when it is loaded if you set {setting('method', 'qlora')}.",
         )
 
 

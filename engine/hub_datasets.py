@@ -8,9 +8,9 @@ from typing import Final
 
 from engine.config.hub_reference import HubReference
 from engine.data.endings import ENDINGS, ending_of
+from engine.download_progress import report_progress
 from engine.errors import JobError, Violation
 from engine.file_hash import sha256_of
-from engine.growth import report_growth
 from engine.hub import hub_error
 
 _ABOUT: Final = ("dataset_info.json", "dataset_infos.json", "license.txt", "readme.txt", "requirements.txt")
@@ -81,7 +81,7 @@ class HubDatasets:
         named = HubReference.parse(file.reference)
         partial = folder.with_name(f".{folder.name}.partial")
         partial.mkdir(parents=True)
-        with report_growth(folder, on_progress):
+        with report_progress(folder, on_progress):
             try:
                 got = hf_hub_download(
                     named.id,

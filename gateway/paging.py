@@ -50,8 +50,8 @@ def page_of(request: PagedRequest, *scope: str) -> Page:
     it is refused.
     """
     if not 0 <= request.page_size <= MAX_PAGE_SIZE:
-        problem = f"{request.page_size} is out of range [1, {MAX_PAGE_SIZE}]; 0 means {DEFAULT_PAGE_SIZE}"
-        raise InvalidArgument("INVALID_PAGE_SIZE", f"page_size {problem}", [Violation("page_size", problem)])
+        problem = f"is {request.page_size}; it must be from 1 to {MAX_PAGE_SIZE:,}; 0 means {DEFAULT_PAGE_SIZE}"
+        raise InvalidArgument("INVALID_PAGE_SIZE", f"page_size {problem}.", [Violation("page_size", problem)])
     after = ""
     if request.page_token:
         *made_for, after = _decode(request.page_token)
@@ -76,4 +76,4 @@ def _decode(token: str) -> list[str]:
 
 
 def _bad_token(why: str) -> InvalidArgument:
-    return InvalidArgument("INVALID_PAGE_TOKEN", f"page_token can't be used: {why}", [Violation("page_token", why)])
+    return InvalidArgument("INVALID_PAGE_TOKEN", f"page_token is invalid: {why}.", [Violation("page_token", why)])

@@ -94,5 +94,5 @@ def _unreachable(error: grpc.aio.AioRpcError) -> bool:
 
 
 def _no_node_error(service: str) -> Unavailable:
-    message = f"No {service} is reachable; start one, or try again when it is up."
+    message = f"No {service} is reachable. Ask the operator to start one, then try again."
     return Unavailable(_NO_NODE[service], message, metadata={"service": service})

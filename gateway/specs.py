@@ -32,7 +32,9 @@ def check_spec(spec: FineTuningJobSpec, catalogue: Catalogue) -> JobConfig:
     missing = unsupported(config)
     if missing:
         fields = ", ".join(violation.field for violation in missing)
-        raise Unimplemented("NOT_IMPLEMENTED", f"not built yet: {fields}", missing)
+        raise Unimplemented(
+            "NOT_IMPLEMENTED", f"These fields are not available yet: {fields}. Remove or change them.", missing
+        )
     catalogue.check(config.base_model)
     return config
 
@@ -56,7 +58,7 @@ async def check_datasets(session: AsyncSession, tenant: str, spec: FineTuningJob
         if id not in known
     ]
     if unknown:
-        raise NotFound("DATASET_NOT_FOUND", "; ".join(f"{v.field}: {v.description}" for v in unknown), unknown)
+        raise NotFound("DATASET_NOT_FOUND", "; ".join(f"{v.field}: {v.description}" for v in unknown) + ".", unknown)
     return rows
 
 
@@ -64,7 +66,7 @@ def check_text(spec: Message) -> None:
     """Raises InvalidArgument for NUL characters: PostgreSQL cannot search text that contains one."""
     found = [Violation(path, "holds a NUL character; remove it") for path in _nul_paths(spec, "spec")]
     if found:
-        raise InvalidArgument("NUL_CHARACTER", f"{found[0].field} {found[0].description}", found)
+        raise InvalidArgument("NUL_CHARACTER", f"{found[0].field} {found[0].description}.", found)
 
 
 def _nul_paths(value: object, path: str) -> Iterator[str]:
@@ -88,5 +90,8 @@ def check_size(spec: FineTuningJobSpec) -> None:
     """Raises InvalidArgument for a spec that would not fit into an event."""
     size = spec.ByteSize()
     if size > MAX_SPEC_BYTES:
-        problem = f"it has {size:,} bytes, more than {MAX_SPEC_BYTES:,}; prompts and the chat template take most"
-        raise InvalidArgument("SPEC_TOO_LARGE", f"the spec is too large: {problem}", [Violation("spec", problem)])
+        message = (
+            f"The spec has {size:,} bytes; the limit is {MAX_SPEC_BYTES:,}. "
+            "Shorten evaluation.prompts, chat_template or system_prompt."
+        )
+        raise InvalidArgument("SPEC_TOO_LARGE", message, [Violation("spec", message)])

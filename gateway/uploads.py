@@ -107,7 +107,7 @@ def check_header(header: UploadDatasetHeader, max_bytes: int) -> Header:
     if header.sha256 and not is_sha256(header.sha256):
         refuse("sha256", "must be 64 hexadecimal digits, or empty when not known")
     elif header.sha256 and header.sha256_follows:
-        refuse("sha256_follows", "must be false beside sha256")
+        refuse("sha256_follows", "must be false if sha256 is set")
     if len(header.request_id) > _MAX_NAME_CHARACTERS:
         refuse("request_id", f"{len(header.request_id)} characters; at most {_MAX_NAME_CHARACTERS} are allowed")
     elif _has_control(header.request_id):
@@ -117,9 +117,9 @@ def check_header(header: UploadDatasetHeader, max_bytes: int) -> Header:
     elif header.offset and not (
         header.request_id and header.HasField("size_bytes") and (header.sha256 or header.sha256_follows)
     ):
-        refuse("offset", "must be 0 without request_id, size_bytes and either sha256 or sha256_follows")
+        refuse("offset", "must be 0 unless request_id, size_bytes, and sha256 or sha256_follows are set")
     if violations:
-        message = "; ".join(f"{v.field}: {v.description}" for v in violations)
+        message = "; ".join(f"{v.field}: {v.description}" for v in violations) + "."
         raise InvalidArgument("INVALID_HEADER", message, violations)
     size_bytes = header.size_bytes if header.HasField("size_bytes") else None
     check_file(filename, size_bytes, _FILENAME)
@@ -186,13 +186,13 @@ class Upload:
             await in_thread(self._begin)
         except WriteInProgress as error:
             raise Aborted(
-                "UPLOAD_IN_PROGRESS", "another stream is writing this upload; try again once it has ended"
+                "UPLOAD_IN_PROGRESS", "Another stream is writing this upload; try again when it has ended."
             ) from error
         except WrongOffset as error:
             problem = f"{error.received_bytes} bytes were received; continue at that offset, or start again at 0"
             raise OutOfRange(
                 "WRONG_OFFSET",
-                f"the upload cannot continue at offset {self._header.offset}: {problem}",
+                f"The upload cannot continue at offset {self._header.offset}: {problem}.",
                 [Violation("header.offset", problem)],
                 {"received_bytes": str(error.received_bytes)},
             ) from error
@@ -279,27 +279,27 @@ class Upload:
                 return
             except TimeoutError:
                 raise Unavailable(
-                    "UPLOAD_STALLED", f"no data was received for {patience:.0f} seconds; continue the upload"
+                    "UPLOAD_STALLED", f"No data was received for {patience:.0f} seconds; continue the upload."
                 ) from None
             yield message
 
     def _checked(self, message: Message) -> bytes | memoryview | None:
         """Returns the chunk of a message; None for the SHA-256, which is stored."""
         if self._followed:
-            raise self._refused("CHUNK_UNEXPECTED", "chunk", "the SHA-256 must be the last message")
+            raise self._refused("CHUNK_UNEXPECTED", "chunk", "The SHA-256 must be the last message.")
         if isinstance(message, memoryview):
             chunk: bytes | memoryview = message
         elif message.WhichOneof("content") == "chunk":
             chunk = message.chunk
         elif message.WhichOneof("content") == "sha256" and self._header.sha256_follows:
             if not is_sha256(message.sha256):
-                raise self._refused("INVALID_SHA256", "sha256", "must be 64 hexadecimal digits")
+                raise self._refused("INVALID_SHA256", "sha256", "sha256 must be 64 hexadecimal digits.")
             self._followed = message.sha256.lower()
             return None
         else:
-            raise self._refused("CHUNK_EXPECTED", "chunk", "every message after the header must carry a chunk")
+            raise self._refused("CHUNK_EXPECTED", "chunk", "Every message after the header must carry a chunk.")
         if len(chunk) > CHUNK_BYTES:
-            problem = f"a chunk of {len(chunk)} bytes; at most {CHUNK_BYTES} are allowed"
+            problem = f"A chunk has {len(chunk)} bytes; at most {CHUNK_BYTES} are allowed."
             raise self._refused("CHUNK_TOO_LARGE", "chunk", problem)
         self.size_bytes += len(chunk)
         if self.size_bytes > self._limits.max_bytes:
@@ -346,19 +346,19 @@ class Upload:
         check_file(header.filename, self.size_bytes, _FILENAME)
         if header.size_bytes is not None and self.size_bytes != header.size_bytes:
             # A broken stream can look like this too: the received bytes are kept.
-            short = f"{self.size_bytes} bytes were received, {header.size_bytes} were announced"
+            short = f"{self.size_bytes} bytes were received, but the client announced {header.size_bytes}"
             raise self._mismatch("size_bytes", short, worthless=False)
         if header.sha256_follows and not self._followed:
-            problem = "the last message must carry the announced SHA-256"
+            problem = "The last message must carry the announced SHA-256."
             raise InvalidArgument("SHA256_EXPECTED", problem, [Violation("sha256", problem)])
         announced = header.sha256 or self._followed
         if announced and self.sha256 != announced:
-            raise self._mismatch("sha256", f"the received bytes have {self.sha256}, {announced} was announced")
+            raise self._mismatch("sha256", f"its SHA-256 is {self.sha256}, but the client announced {announced}")
 
     def _mismatch(self, field: str, problem: str, *, worthless: bool = True) -> InvalidArgument:
         self._worthless |= worthless
         reason = "SIZE_MISMATCH" if field == "size_bytes" else "SHA256_MISMATCH"
-        message = f"{self._header.filename} did not arrive as announced: {problem}"
+        message = f"The upload of {self._header.filename} is incomplete or damaged: {problem}. Upload it again."
         return InvalidArgument(reason, message, [Violation(f"header.{field}", problem)])
 
     def _refused(self, reason: str, field: str, problem: str) -> InvalidArgument:

@@ -17,10 +17,11 @@ from google.protobuf.message import DecodeError, Message
 from chassis.attempt.reporter import Reporter
 from chassis.attempt.spool import Spool
 from chassis.attempt.time_limits import TimeLimits
-from chassis.attempt.uploads import KINDS, UploadFailed, Uploads
+from chassis.attempt.uploads import CONTINUES, KINDS, UploadFailed, Uploads
 from chassis.bus.event_bus import Bus
+from chassis.child import out_of_memory
 from chassis.child.child_process import Child, ChildCommand, kill_processes_of
-from chassis.child.pipe import failure_of
+from chassis.child.pipe import SEE_LAST_OUTPUT, failure_of
 from chassis.child.spare import Spare, SpareCommand
 from chassis.child.usage import Usage
 from chassis.error_protocols import CallerFault, SystemFault
@@ -37,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 _EXIT_SECONDS = 10.0
 """Time that a child has to exit after it reported how it ended."""
-_ROOM = "Ask the operator to make room on the disk of the worker's FTF_HOME; the job then continues where it was."
+_ROOM = f"Ask the operator to make room on the disk of the worker's FTF_HOME. {CONTINUES}"
 
 
 class Stage(Protocol):
@@ -226,7 +227,7 @@ class Attempt:
         stage, settings = self._context.stage, self._context.settings
         preparing = stage.prepare(self.assignment, workdir, self._context.store)
         try:
-            command = await Preparation(self._append_phase, self._context.limits.preparation_progress_seconds).run(
+            command = await Preparation(self._report_phase, self._context.limits.preparation_progress_seconds).run(
                 preparing, settings.preparation_stall_seconds
             )
         except Stalled as error:
@@ -327,7 +328,7 @@ class Attempt:
         seconds = await self._stall_timer.wait(limit)
         if not self._ending:
             where = f"in phase {self._phase}" if self._phase else "since it was started"
-            message = f"The worker emitted nothing for {seconds:.0f} seconds {where}."
+            message = f"The worker showed no progress for {seconds:.0f} seconds {where} and was stopped."
             self._fail(child, "STALLED", message, "The job is retried if attempts are left.")
 
     async def _sample(self, usage: Usage) -> None:
@@ -346,7 +347,7 @@ class Attempt:
 
     def _fail(self, child: Child, reason: str, message: str, advice: str = "") -> None:
         if not self._failure:
-            self._failure = failed(reason, message, advice or "This is a defect; please report it.")
+            self._failure = failed(reason, message, advice or "This is a bug; please report it.")
         child.kill()
 
     def _unexplained_exit(self, child: Child, status: int) -> Message:
@@ -354,27 +355,29 @@ class Attempt:
         if self._release:
             return event_pb2.StageReleased(reason=self._release)
         if status == -signal.SIGKILL and child.host_ran_out_of_memory():
-            advice = "Lower the batch size or max_length, or run it on a machine with more memory."
-            return failed("HOST_OUT_OF_MEMORY", "The kernel killed the worker because memory ran out.", advice, lines)
+            message = "The kernel killed the worker because memory ran out."
+            return failed("HOST_OUT_OF_MEMORY", message, out_of_memory.ADVICE, lines)
         if status == -signal.SIGKILL:
-            advice = "Usually the machine was out of memory; see its kernel log. Otherwise a user killed it."
+            advice = (
+                "Ask the operator for the machine's kernel log: usually memory ran out; otherwise someone killed it."
+            )
             return failed("KILLED", "The worker was killed by signal 9.", advice, lines)
         if status in (-signal.SIGTERM, -signal.SIGINT):
             advice = (
-                "A user of its machine ended it. To stop a trainer, send the signal to its service: that drains it."
+                "Someone on the worker's machine ended the process. To stop a trainer, send SIGTERM to "
+                "`python -m services.trainer`; it saves a checkpoint first."
             )
             return failed("KILLED", f"The worker was ended by {signal.Signals(-status).name}.", advice, lines)
         if status == -signal.SIGVTALRM:
             # A child sets itself this limit around a template of the caller, which cannot be ended in any other way.
-            advice = "Simplify the computation, usually a template."
-            failure = failed("CPU_LIMIT", "One step of the work exceeded its limit of CPU time.", advice, lines)
+            advice = "Simplify the row template or chat_template."
+            failure = failed("CPU_LIMIT", "A template used more CPU time than allowed.", advice, lines)
             failure.fault = fine_tuning_job_pb2.FAULT_USER_ERROR
             return failure
         if tells_of_full_disk(lines[-5:]):
             return failed("DISK_FULL", f"The worker could not write: {lines[-1]}", _ROOM, lines)
         how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
-        advice = "The last lines show where. If the input looks right, this is a defect: please report it."
-        return failed("CRASHED", f"The worker {how} without a result.", advice, lines)
+        return failed("CRASHED", f"The worker {how} without a result.", SEE_LAST_OUTPUT, lines)
 
     def _completed(self, ending: event_pb2.Event, child: Child, uploads: Uploads) -> event_pb2.Event:
         if ending.HasField("stage_failed"):
@@ -392,9 +395,9 @@ class Attempt:
                 return stage.finish(self.assignment, ending)
         return ending
 
-    def _append_phase(self, phase: event_pb2.Phase) -> None:
+    def _report_phase(self, phase: event_pb2.Phase) -> None:
         try:
-            self._append_once(event_of(phase))
+            self._store(event_of(phase))
         except OSError as error:
             # A phase only informs watchers. Events that matter wait for room, or fail.
             _log.warning("phase %s is not reported: %s", phase.name, error, extra=self._labels())
@@ -403,7 +406,7 @@ class Attempt:
         deadline = time.monotonic() + self._context.limits.disk_patience_seconds
         while True:
             try:
-                self._append_once(event)
+                self._store(event)
                 return
             except OSError as error:
                 if not is_disk_full(error) or time.monotonic() >= deadline:
@@ -413,7 +416,7 @@ class Attempt:
             await asyncio.sleep(1.0)
             self._stall_timer.reset()
 
-    def _append_once(self, event: event_pb2.Event) -> None:
+    def _store(self, event: event_pb2.Event) -> None:
         event.job_id = self.assignment.job_id
         event.stage = self.assignment.stage
         event.attempt = self.assignment.attempt

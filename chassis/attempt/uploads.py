@@ -24,6 +24,7 @@ _log = logging.getLogger(__name__)
 KINDS: Final = frozenset({"checkpoint", "artifact"})
 """Payload kinds that name a file or folder of the child's out_dir."""
 NOT_STORED: Final = "CHECKPOINT_NOT_STORED"
+CONTINUES: Final = "If attempts are left, the job continues from its latest checkpoint; otherwise create it again."
 
 
 class UploadFailed(Exception):
@@ -33,10 +34,10 @@ class UploadFailed(Exception):
         super().__init__(message)
         if cause and is_disk_full(cause):
             self.reason = "STORE_FULL"
-            self.advice = "Ask the operator to make room in the artifact store; the job then continues where it was."
+            self.advice = f"Ask the operator to make room in the artifact store. {CONTINUES}"
         else:
             self.reason = "UPLOAD_FAILED"
-            self.advice = "Ask the operator to check the artifact store; the job then continues where it was."
+            self.advice = f"Ask the operator to check the artifact store. {CONTINUES}"
 
 
 class Uploads:

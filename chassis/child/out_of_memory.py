@@ -4,6 +4,10 @@ from typing import Final
 
 CUDA: Final = "CUDA_OUT_OF_MEMORY"
 HOST: Final = "HOST_OUT_OF_MEMORY"
+ADVICE: Final = (
+    "Lower hyperparameters.per_device_train_batch_size (in an evaluation: "
+    "hyperparameters.per_device_eval_batch_size) or hyperparameters.max_length, or use a machine with more memory."
+)
 
 # By name: the message of another exception may quote data, and data may contain these words.
 _LIBRARY_ERRORS = frozenset({"RuntimeError", "OSError", "OutOfMemoryError", "AcceleratorError", "SafetensorError"})

@@ -29,6 +29,11 @@ from finetuneflow.v1 import event_pb2, fine_tuning_job_pb2
 
 EVENT_FD: Final = "FTF_EVENT_FD"
 CONTROL_FD: Final = "FTF_CONTROL_FD"
+SEE_LAST_OUTPUT: Final = (
+    "See its last output (of a job: `ftf jobs explain JOB`). If data and settings are correct, report a bug with that "
+    "output."
+)
+"""Advice for an error that was not foreseen."""
 _RESERVED_BYTES = 1024
 """Reserved for what the supervisor adds to an event: ids, ordinal, paths in the artifact store."""
 _VIOLATIONS_BYTES = 48 * 1024
@@ -238,13 +243,13 @@ def failure_of(error: BaseException) -> event_pb2.StageFailed:
     failed.message = _cut(f"{type(error).__name__}: {error}", 4096)
     if reason := out_of_memory.reason_of(error):
         failed.reason = reason
-        failed.advice = "Lower the batch size or max_length, or run it on a machine with more memory."
+        failed.advice = out_of_memory.ADVICE
     elif isinstance(error, EventTooLarge):
         failed.reason = "EVENT_TOO_LARGE"
-        failed.advice = "This is a defect of the worker; please report it with the last lines."
+        failed.advice = "This is a bug of the worker; please report it with its last output."
     else:
         failed.reason = "CRASHED"
-        failed.advice = "The last lines show where; if the input looks right, this is a defect: please report it."
+        failed.advice = SEE_LAST_OUTPUT
     return failed
 
 

@@ -84,18 +84,18 @@ def _literals(annotation: Any) -> list[Any]:
 def _allowed(field: FieldInfo, literals: Sequence[Any]) -> str:
     if literals:
         return "one of " + ", ".join(str(value) for value in literals)
-    low, high = "(-inf", "inf)"
+    low, high = "", ""
     lengths: dict[str, int] = {}
     for rule in field.metadata:
         match rule:
             case annotated_types.Gt(gt=bound):
-                low = f"({_number(bound)}"
+                low = f"above {_number(bound)}"
             case annotated_types.Ge(ge=bound):
-                low = f"[{_number(bound)}"
+                low = f"at least {_number(bound)}"
             case annotated_types.Lt(lt=bound):
-                high = f"{_number(bound)})"
+                high = f"below {_number(bound)}"
             case annotated_types.Le(le=bound):
-                high = f"{_number(bound)}]"
+                high = f"at most {_number(bound)}"
             case annotated_types.MinLen(min_length=bound):
                 lengths["at least"] = bound
             case annotated_types.MaxLen(max_length=bound):
@@ -107,9 +107,9 @@ def _allowed(field: FieldInfo, literals: Sequence[Any]) -> str:
     if bool in leaves:
         return "true or false"
     if int in leaves:
-        return f"a whole number in {low}, {high}"
+        return f"a whole number{_between(low, high)}"
     if float in leaves:
-        return f"a number in {low}, {high}"
+        return f"a number{_between(low, high)}"
     span = " and ".join(f"{word} {bound}" for word, bound in lengths.items())
     several = typing.get_origin(field.annotation) in (list, dict)
     unit = "entries" if several else "characters"
@@ -117,6 +117,12 @@ def _allowed(field: FieldInfo, literals: Sequence[Any]) -> str:
     if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
         kind = "a table"
     return f"{kind} of {span} {unit}" if span else kind
+
+
+def _between(low: str, high: str) -> str:
+    if low.startswith("at least ") and high.startswith("at most "):
+        return f" from {low.removeprefix('at least ')} to {high.removeprefix('at most ')}"
+    return "".join(f" {bound}" for bound in (" and ".join(filter(None, (low, high))),) if bound)
 
 
 def _number(value: Any) -> str:

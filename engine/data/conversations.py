@@ -117,7 +117,8 @@ def encodable(text: str, column: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        message = f"column {column} has half a surrogate pair at character {error.start + 1}; remove it"
+        what = "an invalid Unicode character (half a surrogate pair)"
+        message = f"column {column} has {what} at position {error.start + 1}; remove it"
         raise BadValue(column, "NOT_TEXT", message) from None
     if "\0" in text:
         raise BadValue(column, "NUL_CHARACTER", f"column {column} has a NUL character; remove it")
@@ -242,7 +243,7 @@ def _content(turn: Mapping[str, Any], content: Any, place: str, role: str, unuse
         has = ", ".join(key[:40] for key in list(turn)[:10])
         raise BadValue(place, "EMPTY_VALUE", f"{place} has no content (it has {has})", "leaves_out")
     if not isinstance(content, str):
-        message = f"{place} has {a(content)} for content; write it as a string, an object with json.dumps"
+        message = f"{place} has {a(content)} for content; content must be a string; encode an object with json.dumps"
         raise BadValue(place, "WRONG_TYPE", message)
     # An empty answer would train the model to answer nothing. A tool may return nothing.
     if not content.strip() and role in ("user", "assistant") and not has_calls:

@@ -144,7 +144,7 @@ class _Process:
             status = self._process.wait()
             if status == -CPU_LIMIT:
                 raise killed_by_template() from error
-            message = f"A process that tokenises rows died (exit status {status})."
+            message = f"A process that tokenizes rows died (exit status {status})."
             raise SystemFailure("KILLED", message, "The machine may have run out of memory.") from error
         return answer
 

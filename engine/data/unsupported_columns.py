@@ -39,8 +39,8 @@ def refuse_preferences(values: Mapping[str, Any], format_: str, columns: Mapping
         if flag_of(values.get(name)) is not None:
             raise JobError(
                 "UNSUPPORTED_FORMAT",
-                f"The rows have preference labels (column {name} is true or false); supervised training would learn "
-                "unwanted answers like the others.",
+                f"The rows have preference labels (column {name} is true or false); supervised training would "
+                "also learn the unwanted answers.",
                 f"Keep the rows whose {name} is true, and remove the column.{keep}",
             )
 

@@ -212,7 +212,8 @@ def _scale(job: JobFacts) -> Iterator[Improvement]:
     widest = max((min(layer.rows, layer.columns) for layer in targeted), default=lora.r)
     if lora.r > widest:
         # Nor would another alpha help: a matrix has no higher rank than its narrower side.
-        why = f"A rank of {lora.r:,} takes memory that nothing can use: no targeted layer is wider than {widest:,}."
+        wider = f"exceeds the width of every targeted layer (at most {widest:,})"
+        why = f"lora.r = {lora.r:,} {wider}; the rest is wasted memory."
         yield _better("lora.r", lora.r, min(_RANK, widest), why)
         return
     low, high, middle = _SCALES[lora.use_rslora]
@@ -288,7 +289,7 @@ def _method(job: JobFacts) -> Iterator[Improvement]:
         fit, memory = verdict("lora")
         if fit == "comfortable":
             bits = config.quantization.bits
-            why = f"LoRA takes {job.of_free(memory)}: the {bits}-bit quantisation, which costs precision and time, "
+            why = f"LoRA takes {job.of_free(memory)}: the {bits}-bit quantization, which costs precision and time, "
             yield _better("method", "qlora", "lora", f"{why}is not needed.")
     elif config.method == "lora" and machine.on_gpu and machine.quantises and not fits(job.memory, machine):
         fit, memory = verdict("qlora")
@@ -322,7 +323,7 @@ def _quantisation(job: JobFacts) -> Iterator[Improvement]:
         )
         setup = Setup.of(double, on_gpu=job.machine.on_gpu, length=job.longest)
         saved = Estimator(job.architecture, job.setup_with()).weights - Estimator(job.architecture, setup).weights
-        why = f"Saves {_gib(saved)} of memory by quantising the scales of the weights as well."
+        why = f"Saves {_gib(saved)} of memory by quantizing the scales of the weights as well."
         yield _better("quantization.bnb_4bit_use_double_quant", False, True, why)
     if job.machine.bf16 and quantised.bnb_4bit_compute_dtype in ("fp16", "fp32"):
         current = quantised.bnb_4bit_compute_dtype
@@ -433,8 +434,8 @@ def _length(job: JobFacts) -> Iterator[Improvement]:
                 "which does not fit" if not fits(memory, job.machine) else f"instead of {_gib(job.memory.upper_bytes)}"
             )
             why = (
-                f"The longest row has {job.longest:,} tokens: {enough:,} truncates none. With a row of {limit:,} in a "
-                f"later version of the data the job would take up to {_gib(memory.upper_bytes)}, {what}."
+                f"The longest row has {job.longest:,} tokens: max_length = {enough:,} truncates no row. If a row of "
+                f"{limit:,} tokens is added later, the job would need up to {_gib(memory.upper_bytes)}, {what}."
             )
             yield _better(path, limit, enough, why)
     most = _power_of_two(job.train.percentiles().get(99, job.longest))

@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Final
 
 from engine.estimate.architecture import Architecture
 from engine.estimate.machine import Machine
@@ -87,14 +87,6 @@ class Calibration:
         """Adds a finished training; ignores one without a speed."""
         if _sound(observation):
             self._observations.append(observation)
-
-    def records(self) -> list[dict[str, Any]]:
-        """Returns the observations as plain values, which `of_records` reads."""
-        return [asdict(observation) for observation in self._observations]
-
-    @classmethod
-    def of_records(cls, records: Iterable[Mapping[str, Any]]) -> "Calibration":
-        return cls(Observation(**record) for record in records)
 
     def predict(self, machine: Machine, method: Method, num_parameters: int, flops: float) -> Speed:
         """Predicts the speed of a training with `flops` operations per token on `machine`."""

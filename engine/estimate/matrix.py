@@ -98,7 +98,7 @@ def _difference(
         reduced, whole = (size / GIB for size in smallest_free(architecture, machine, config, found.plan.method))
         least = whole if found.plan.verdict == "comfortable" else reduced
         how = "" if found.plan.verdict == "comfortable" else " with every reduction"
-        return f"{_TITLE[found.plan.method]}{how} needs {least:.1f} GiB free; {gib:.0f} GiB are."
+        return f"{_TITLE[found.plan.method]}{how} needs {least:.1f} GiB; only {gib:.0f} GiB are free."
     setup = Setup.of(config, on_gpu=True, length=config.hyperparameters.max_length, method=seed_method)
     weights = estimate_memory(architecture, setup)["weights"] / GIB
     reduced, whole = (size / GIB for size in smallest_free(architecture, machine, config, seed_method))
@@ -106,9 +106,13 @@ def _difference(
     if seed_verdict == "tight" and whole <= gib:
         return f"{name} needs {whole:.1f} GiB free without any reduction, so none is needed."
     if reduced > gib:
-        return f"{name} needs {reduced:.1f} GiB free even when reduced (weights: {weights:.1f}); {gib:.0f} GiB are."
+        return (
+            f"{name} needs {reduced:.1f} GiB even when reduced (weights: {weights:.1f}); only {gib:.0f} GiB are free."
+        )
     if whole > gib:
-        return f"{name} needs {whole:.1f} GiB free without reductions ({reduced:.1f} with them); {gib:.0f} GiB are."
+        return (
+            f"{name} needs {whole:.1f} GiB without reductions ({reduced:.1f} with them); only {gib:.0f} GiB are free."
+        )
     better = _TITLE[found.plan.method]
     return f"{better} fits too and is preferred: up to {found.plan.memory.upper_bytes / GIB:.1f} of {gib:.0f} GiB."
 

@@ -226,7 +226,7 @@ def _warnings(best: Plan, architecture: Architecture, machine: Machine, config: 
     if not machine.on_gpu and best.verdict != "impossible":
         yield "No GPU is usable: the job trains on the CPU, which takes much longer."
     if best.method == "qlora" and not machine.on_gpu:
-        yield "On a CPU every pass dequantises the weights again, which takes time."
+        yield "On a CPU every pass dequantizes the weights again, which takes time."
     if best.method == "qlora" and not machine.quantises:
         yield "The package bitsandbytes, which QLoRA needs, is not installed on this node."
     if machine.on_gpu and not machine.bf16:
@@ -249,7 +249,7 @@ def _alternatives(best: Plan, others: Sequence[Plan]) -> Iterator[str]:
 
 
 _FOR: Final[dict[Method, str]] = {
-    "lora": "Faster, and its weights are not quantised.",
+    "lora": "Faster, and its weights are not quantized.",
     "qlora": "Saves memory for longer rows or larger batches, but takes more time.",
     "full": "Trains every weight: for large data sets, or tasks far from what the model knows.",
 }

@@ -61,7 +61,7 @@ class Assessment:
     """None if no row could be counted."""
 
 
-def assess(
+def resolve_and_assess(
     resolved: Resolved,
     model: LocalModel,
     architecture: Architecture,
@@ -107,7 +107,7 @@ def assess(
     return Assessment(result, facts)
 
 
-def published(resolved: Resolved) -> ConfigResolved:
+def config_resolved_event(resolved: Resolved) -> ConfigResolved:
     """Converts the resolved configuration to its event. Raises JobError("SPEC_TOO_LARGE")."""
     spec = config_to_spec(resolved.config)
     if spec.ByteSize() > _MAX_SPEC_BYTES:
@@ -124,28 +124,30 @@ def add_warnings(resolved: Resolved, prepared: Prepared, steps: int) -> None:
     train, held_out, rows = prepared.train, prepared.eval, prepared.rows
     hyper = resolved.config.hyperparameters
     if rows.incomplete:
-        message = f"{_rows(rows.incomplete)} dropped as incomplete; the row problems say what they lack."
+        message = f"{_rows_are(rows.incomplete)} incomplete and dropped; the list of row problems says what is missing."
         resolved.warn("ROWS_LEFT_OUT", message, "Correct them if there are more than you expect.", "training_data")
     if rows.unwritten:
         message = (
-            f"{_rows(rows.unwritten)} dropped: the row template produces no output for {_pronoun(rows.unwritten)}."
+            f"{_rows_are(rows.unwritten)} dropped: the row template produces no output for {_pronoun(rows.unwritten)}."
         )
         resolved.warn(UNWRITTEN, message, "Correct the template if this is not intended.", "training_data")
     if rows.turns_cut:
         message = (
-            f"{_rows(rows.turns_cut)} shortened: turns before the first question or after the last answer are dropped."
+            f"{_rows_are(rows.turns_cut)} shortened: turns before the first question or after the last answer are "
+            "dropped."
         )
         resolved.warn("TURNS_LEFT_OUT", message, "The row problems list the first of them.", "training_data")
     if duplicates := rows.duplicates:
         templated = any(source.template is not None for source in resolved.config.sources())
         what = _count(duplicates, "example") if templated else _rows(duplicates)
-        message = f"{what} dropped as duplicates of earlier ones."
+        message = f"{what} {_is(duplicates)} dropped as duplicates of earlier ones."
         advice = "If the repetition is intended, raise the weight of the source instead."
         resolved.warn("DUPLICATES_DROPPED", message, advice, "training_data")
     if rows.truncated:
         share = (train.num_truncated + held_out.num_truncated) / (train.num_examples + held_out.num_examples)
-        message = f"{_rows(rows.truncated)} ({share:.0%}) truncated to max_length = {hyper.max_length:,} tokens."
-        lost = "A truncated answer has no end"
+        what = f"{_rows(rows.truncated)} ({share:.0%}) {_is(rows.truncated)}"
+        message = f"{what} truncated to max_length = {hyper.max_length:,} tokens."
+        lost = "The model does not learn where a truncated answer ends"
         if hyper.truncation == "keep_end":
             lost = "A truncated row loses its beginning, which holds its instructions"
         advice = f"{lost}. Raise hyperparameters.max_length or shorten the rows."
@@ -154,21 +156,22 @@ def add_warnings(resolved: Resolved, prepared: Prepared, steps: int) -> None:
         cut_off, them = rows.cut_off, _pronoun(rows.dropped)
         of_whom = f" of {cut_off:,} of them" if rows.dropped > 1 else ""
         why = f"; max_length = {hyper.max_length:,} cuts off the answer{of_whom}"
-        message = f"{_rows(rows.dropped)} dropped: no token of {them} would be trained{why * bool(cut_off)}."
+        message = f"{_rows_are(rows.dropped)} dropped: no token of {them} would be trained{why * bool(cut_off)}."
         advice = "Raise hyperparameters.max_length, or shorten the text before the answers."
         if not cut_off:
             advice = "Mark a turn of each row as trained if this is not intended."
         resolved.warn("ROWS_DROPPED", message, advice, "hyperparameters.max_length" if cut_off else "training_data")
     if rows.too_long:
-        message = f"{_rows(rows.too_long)} dropped: longer than max_length = {hyper.max_length:,}."
+        message = f"{_rows_are(rows.too_long)} dropped: longer than max_length = {hyper.max_length:,}."
         advice = "Raise hyperparameters.max_length, or set hyperparameters.truncation to keep_start or keep_end."
         resolved.warn("ROWS_TOO_LONG", message, advice, "hyperparameters.truncation")
     if prepared.num_leaked:
-        message = f"{_rows(prepared.num_leaked)} of evaluation_data also in training_data: the evaluation will flatter."
+        what = f"{_rows(prepared.num_leaked)} of evaluation_data {_is(prepared.num_leaked)}"
+        message = f"{what} also in training_data: eval_loss will be too low."
         resolved.warn("EVALUATION_LEAKED", message, "Remove them from one of the two.", "evaluation_data")
     if train.num_examples < _FEW_ROWS:
-        message = f"Only {_rows(train.num_examples)} to train on: the model learns a style at most, and soon overfits."
-        resolved.warn("FEW_ROWS", message, "A few hundred rows are a usual minimum.", "training_data")
+        message = f"Only {_rows(train.num_examples)} to train on: the model overfits soon."
+        resolved.warn("FEW_ROWS", message, "Add rows; a few hundred is a usual minimum.", "training_data")
     if prepared.used_plain_template and prepared.has_chat:
         message = "The base model has no chat template; a plain one with headings and the end-of-text token is used."
         advice = "Set chat_template to use another one."
@@ -280,6 +283,14 @@ def _facts(
 def _method(resolved: Resolved) -> Method:
     method = resolved.config.method
     return "lora" if method == "auto" else method
+
+
+def _is(number: int) -> str:
+    return "is" if number == 1 else "are"
+
+
+def _rows_are(number: int) -> str:
+    return f"{_rows(number)} {_is(number)}"
 
 
 def _rows(number: int) -> str:

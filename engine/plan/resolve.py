@@ -107,7 +107,8 @@ def _gpu(resolved: Resolved, hardware: Hardware) -> Gpu | None:
         reason = f"{usable[0].name} is usable" if usable else "no GPU is usable on this node"
         resolved.choose("resources.gpus", 1 if usable else 0, reason)
     elif asked > len(usable):
-        message = f"resources.gpus = {asked}, but {len(usable)} are usable on this node."
+        found = "no usable GPU" if not usable else f"only {len(usable)} usable"
+        message = f"resources.gpus = {asked}, but this node has {found}."
         advice = "Omit resources.gpus to train on the devices that the node has."
         resolved.refuse("NO_GPU", "resources.gpus", message, advice)
     return best_gpu(hardware) if asked != 0 else None
@@ -187,7 +188,7 @@ def _method(resolved: Resolved, hardware: Hardware, gpu: Gpu | None, memory: _Me
     if method == "auto":
         recompute = resolved.config.hyperparameters.gradient_checkpointing is not False
         if gpu is None:
-            method, reason = "lora", "quantised weights make a training on a CPU slower"
+            method, reason = "lora", "quantized weights make a training on a CPU slower"
         elif memory.fits("lora", recompute=recompute) or not quantises:
             method, reason = "lora", f"LoRA {memory.compared('lora', recompute=recompute)}"
         else:

@@ -106,18 +106,20 @@ def add_to_server(servicer: Artifacts, server: Any) -> None:
 
 def _check_downloadable(row: SavedArtifact, offset: int) -> None:
     if row.media_type == FOLDER:
-        raise FailedPrecondition("ARTIFACT_IS_FOLDER", f"artifact {row.id} ({row.name}) is a folder, not a file")
+        raise FailedPrecondition("ARTIFACT_IS_FOLDER", f"Artifact {row.id} ({row.name}) is a folder, not a file.")
     if offset < 0:
         problem = f"{offset} is negative"
-        raise InvalidArgument("INVALID_OFFSET", f"offset {problem}", [Violation("offset", problem)])
+        raise InvalidArgument("INVALID_OFFSET", f"offset {problem}.", [Violation("offset", problem)])
     if offset > row.size_bytes:
         problem = f"{offset} is beyond the end of artifact {row.id}, which has {row.size_bytes} bytes"
-        raise OutOfRange("OFFSET_BEYOND_END", f"offset {problem}", [Violation("offset", problem)])
+        raise OutOfRange("OFFSET_BEYOND_END", f"offset {problem}.", [Violation("offset", problem)])
 
 
 def _file_missing(row: SavedArtifact) -> NotFound:
     return NotFound(
-        "ARTIFACT_FILE_MISSING", f"the file of artifact {row.id} ({row.name}) is no longer whole in the store"
+        "ARTIFACT_FILE_MISSING",
+        f"The file of artifact {row.id} ({row.name}) is damaged or missing in the artifact store; ask the operator to "
+        "check it.",
     )
 
 
@@ -128,7 +130,7 @@ async def _work_of(session: AsyncSession, work_id: str, tenant: str) -> str:
         left = select(SavedResult.work_id).where(SavedResult.id == work_id, SavedResult.tenant == tenant)
         found = (await session.exec(left)).one_or_none()
     if found is None:
-        raise NotFound("JOB_NOT_FOUND", f"there is no fine-tuning job, evaluation or export {work_id!r}")
+        raise NotFound("JOB_NOT_FOUND", f"There is no fine-tuning job, evaluation or export {work_id!r}.")
     return found
 
 
@@ -136,7 +138,7 @@ async def _find(session: AsyncSession, artifact_id: str, tenant: str) -> SavedAr
     query = select(SavedArtifact).where(SavedArtifact.id == artifact_id, SavedArtifact.tenant == tenant)
     row = (await session.exec(query)).one_or_none()
     if row is None:
-        raise NotFound("ARTIFACT_NOT_FOUND", f"there is no artifact {artifact_id!r}")
+        raise NotFound("ARTIFACT_NOT_FOUND", f"There is no artifact {artifact_id!r}.")
     return row
 
 

@@ -127,7 +127,7 @@ class Datasets(DatasetServiceServicer):
             if not value
         ]
         if missing:
-            message = "; ".join(f"{violation.field} {violation.description}" for violation in missing)
+            message = "; ".join(f"{violation.field} {violation.description}" for violation in missing) + "."
             raise InvalidArgument("INVALID_REQUEST", message, missing)
         request.tenant = tenant_of(context)
         request.ClearField("dataset")
@@ -227,7 +227,7 @@ async def _read_header(messages: AsyncIterator[Message]) -> api.UploadDatasetHea
         if not isinstance(message, memoryview) and message.WhichOneof("content") == "header":
             return message.header
         break
-    problem = "the first message must carry the header"
+    problem = "The first message must carry the header."
     raise InvalidArgument("HEADER_EXPECTED", problem, [Violation("header", problem)])
 
 
@@ -238,7 +238,7 @@ def _check_upload(request: api.GetUploadRequest) -> None:
     if request.sha256 and not is_sha256(request.sha256):
         violations.append(Violation("sha256", "must be 64 hexadecimal digits, or empty"))
     if violations:
-        message = "; ".join(f"{violation.field}: {violation.description}" for violation in violations)
+        message = "; ".join(f"{violation.field}: {violation.description}" for violation in violations) + "."
         raise InvalidArgument("INVALID_REQUEST", message, violations)
 
 
@@ -246,7 +246,7 @@ async def _find(session: AsyncSession, dataset_id: str, tenant: str, *, lock: bo
     query = select(UploadedDataset).where(UploadedDataset.id == dataset_id, UploadedDataset.tenant == tenant)
     row = (await session.exec(query.with_for_update() if lock else query)).one_or_none()
     if row is None:
-        raise NotFound("DATASET_NOT_FOUND", f"there is no dataset {dataset_id!r}")
+        raise NotFound("DATASET_NOT_FOUND", f"There is no dataset {dataset_id!r}.")
     return row
 
 
@@ -262,7 +262,7 @@ async def _find_by_request_id(
     if row is not None and sha256 and row.sha256 != sha256:
         raise AlreadyExists(
             "REQUEST_ID_REUSED",
-            f"request_id {request_id!r} already made dataset {row.id} of other bytes; use a new request_id",
+            f"request_id {request_id!r} was already used for another file (dataset {row.id}); use a new request_id.",
             metadata={"dataset_id": row.id},
         )
     return row
@@ -281,6 +281,6 @@ async def _refuse_if_used(session: AsyncSession, row: UploadedDataset) -> None:
         more = f" and {len(users) - 1} more" if len(users) > 1 else ""
         raise FailedPrecondition(
             "DATASET_IN_USE",
-            f"dataset {row.id} is used by job {users[0]}{more}; wait for its end or cancel it",
+            f"Dataset {row.id} is used by job {users[0]}{more}; wait until it has ended, or cancel it.",
             metadata={"job_id": users[0]},
         )

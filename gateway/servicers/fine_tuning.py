@@ -36,6 +36,7 @@ from gateway.work.ledger import Decision
 Context = grpc.aio.ServicerContext[Any, Any]
 
 _MAX_LABELS = 64
+_LABEL_KEY = "[a-z][a-z0-9_-]{0,62}"
 _MAX_SERIES = 256
 
 
@@ -151,11 +152,12 @@ class FineTuning(FineTuningServiceServicer):
         if not 2 <= max_points <= 100_000:
             raise InvalidArgument(
                 "INVALID_MAX_POINTS",
-                f"max_points is {max_points}; it ranges from 2 to 100,000",
-                [Violation("max_points", "range [2, 100000], 0 means 10,000")],
+                f"max_points is {max_points}; it must be from 2 to 100,000.",
+                [Violation("max_points", "must be from 2 to 100,000; 0 means 10,000")],
             )
         if len(request.names) > _MAX_SERIES:
-            problem = f"{len(request.names)} names; at most {_MAX_SERIES} are taken, and none stands for all"
+            allowed = f"at most {_MAX_SERIES} are allowed. Leave it empty for all series."
+            problem = f"names has {len(request.names)} entries; {allowed}"
             raise InvalidArgument("TOO_MANY_NAMES", problem, [Violation("names", problem)])
         async with self._database.read() as session:
             await self._work.find(session, request.job_id, tenant_of(context))
@@ -222,8 +224,11 @@ async def _messages(session: AsyncSession, jobs: Sequence[Work]) -> list[FineTun
 
 
 def _check_labels(labels: Mapping[str, str]) -> None:
-    if len(labels) > _MAX_LABELS or not all(re.fullmatch(r"[a-z][a-z0-9_-]{0,62}", key) for key in labels):
-        problem = f"at most {_MAX_LABELS}, with keys that match [a-z][a-z0-9_-]{{0,62}}"
-        raise InvalidArgument(
-            "INVALID_LABELS", f"labels cannot be searched for: {problem}", [Violation("labels", problem)]
-        )
+    wrong = [key for key in labels if not re.fullmatch(_LABEL_KEY, key)]
+    if len(labels) > _MAX_LABELS:
+        problem = f"labels has {len(labels)} entries; at most {_MAX_LABELS} are allowed."
+    elif wrong:
+        problem = f"labels has the key {wrong[0][:80]!r}; a key must match {_LABEL_KEY}."
+    else:
+        return
+    raise InvalidArgument("INVALID_LABELS", problem, [Violation("labels", problem)])

@@ -50,7 +50,7 @@ class Models(ModelServiceServicer):
 
     async def ListModels(self, request: api.ListModelsRequest, context: Context) -> api.ListModelsResponse:
         if request.kind not in ModelKind.values():
-            problem = f"{request.kind} is no kind of model"
+            problem = f"kind is {request.kind}; it must be BASE or TUNED."
             raise InvalidArgument("INVALID_KIND", problem, [Violation("kind", problem)])
         page = page_of(request, "models", str(request.kind))
         bases = await self._bases()
@@ -87,14 +87,14 @@ class Models(ModelServiceServicer):
         return [(export, job) for export, job in rows]
 
     def _missing(self, model_id: str) -> str:
-        message = f"there is no model {model_id!r}"
+        message = f"There is no model {model_id!r}"
         if model_id.startswith(_TUNED):
-            return f"{message}: no job of that id has been exported"
+            return f"{message}: no job has this id, or its export has not finished."
         try:
             self._catalogue.check(model_id)
         except JobError as error:
             return f"{message}: {error.message}"
-        return f"{message} in the catalogue; a job takes Hugging Face ids all the same"
+        return f"{message} in the catalogue. A job can also name a Hugging Face id (org/name)."
 
 
 def _base(entry: CatalogueEntry) -> Model:

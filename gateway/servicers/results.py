@@ -119,7 +119,7 @@ class Results(Generic[_Message]):
         if saved.id != work.id:
             raise FailedPrecondition(
                 "BELONGS_TO_JOB",
-                f"{self._kind.noun} {saved.id} belongs to fine-tuning job {work.id}; {verb} that job instead",
+                f"The {self._kind.noun} {saved.id} belongs to fine-tuning job {work.id}; {verb} that job instead.",
                 metadata={"job_id": work.id},
             )
 
@@ -146,14 +146,14 @@ class Results(Generic[_Message]):
             changes.setdefault("enabled", True)
         config = with_section(config, self._kind.name, changes)
         if not config.evaluation.enabled and self._kind is EVALUATION:
-            problem = "false, but an evaluation that measures nothing is not created; leave it out"
-            raise InvalidArgument("INVALID_CONFIG", f"spec.enabled is {problem}", [Violation("spec.enabled", problem)])
+            message = "spec.enabled is false; remove it, because an evaluation that is created separately always runs."
+            raise InvalidArgument("INVALID_CONFIG", message, [Violation("spec.enabled", message)])
         missing = [
             Violation(violation.field.replace(f"spec.{self._kind.name}.", "spec.", 1), violation.description)
             for violation in unsupported(config)
         ]
         if missing:
-            raise Unimplemented("NOT_IMPLEMENTED", "; ".join(violation.description for violation in missing), missing)
+            raise Unimplemented("NOT_IMPLEMENTED", " ".join(violation.description for violation in missing), missing)
         resolved = config_to_spec(config)
         check_size(resolved)
         moment = now()
@@ -192,17 +192,17 @@ def _job_of(model: str, catalogue: Catalogue) -> str:
     """Returns the job's id of `ft:<job_id>`. InvalidArgument, NotFound, Unimplemented."""
     if not model.startswith(_TUNED):
         if not model:
-            raise InvalidArgument("INVALID_MODEL", "model is empty; name `ft:<job_id>`", [Violation("model", "empty")])
+            raise InvalidArgument("INVALID_MODEL", "model is empty; name `ft:<job_id>`.", [Violation("model", "empty")])
         try:
             catalogue.check(model)
         except JobError as error:
-            problem = f"there is no model {model[:80]!r}: {error.message} A job's model is named `ft:<job_id>`."
+            problem = f"There is no model {model[:80]!r}: {error.message} A job's model is named `ft:<job_id>`."
             raise NotFound("MODEL_NOT_FOUND", problem, [Violation("model", problem)]) from error
-        problem = f"{model[:80]!r} is a base model, which cannot be named yet; name `ft:<job_id>`, the model of a job"
+        problem = f"{model[:80]!r} is a base model, which is not available here yet; name `ft:<job_id>`, a job's model."
         raise Unimplemented("NOT_IMPLEMENTED", problem, [Violation("model", problem)])
     job_id, at, step = model.removeprefix(_TUNED).partition("@")
     if at:
-        problem = f"a checkpoint ({step[:20]!r}) cannot be named yet; leave out {at + step[:20]!r} for the best one"
+        problem = f"Choosing a checkpoint is not available yet. Remove {at + step[:20]!r} to use the best checkpoint."
         raise Unimplemented("NOT_IMPLEMENTED", problem, [Violation("model", problem)])
     return job_id
 
@@ -217,11 +217,11 @@ async def _trained_job(session: AsyncSession, job_id: str, tenant: str, *, lock:
     """Returns a job whose training has finished. NotFound, FailedPrecondition."""
     job = await _find_job(session, job_id, tenant, lock=lock)
     if job is None:
-        message = f"there is no model {_TUNED + job_id!r}: no such fine-tuning job"
+        message = f"There is no model {_TUNED + job_id!r}: there is no such fine-tuning job."
         raise NotFound("MODEL_NOT_FOUND", message, [Violation("model", message)])
     if job.training is None:
         state = job.state.removeprefix("JOB_STATE_")
-        message = f"job {job.id} is {state} and has not finished its training, so it has no model yet"
+        message = f"Job {job.id} is {state} and has not finished its training, so it has no model yet."
         raise FailedPrecondition("NOT_TRAINED", message, [Violation("model", message)])
     return job
 

@@ -66,7 +66,7 @@ class WorkMethods:
         if len(request_id) > _MAX_REQUEST_ID:
             raise InvalidArgument(
                 "INVALID_REQUEST_ID",
-                f"request_id has {len(request_id)} characters, more than {_MAX_REQUEST_ID}",
+                f"request_id has {len(request_id)} characters, more than {_MAX_REQUEST_ID}.",
                 [Violation("request_id", f"at most {_MAX_REQUEST_ID} characters")],
             )
         if not request_id:
@@ -78,7 +78,7 @@ class WorkMethods:
             raise AlreadyExists(
                 "REQUEST_ID_REUSED",
                 f"request_id {request_id!r} already created {self.kind.noun} {work.id} from another request; use a new "
-                "request_id",
+                "request_id.",
                 metadata={f"{self.kind.name.rpartition('_')[2]}_id": work.id},
             )
         return work
@@ -137,8 +137,8 @@ class WorkMethods:
         _check_cursor(after_sequence)
         selected = _checked_kinds(kinds)
         if not 0 <= page_size <= MAX_PAGE_SIZE:
-            message = f"{page_size} is out of range [1, {MAX_PAGE_SIZE}]; 0 means {_EVENTS_PAGE_SIZE}"
-            raise InvalidArgument("INVALID_PAGE_SIZE", f"page_size {message}", [Violation("page_size", message)])
+            message = f"is {page_size}; it must be from 1 to {MAX_PAGE_SIZE:,}; 0 means {_EVENTS_PAGE_SIZE}"
+            raise InvalidArgument("INVALID_PAGE_SIZE", f"page_size {message}.", [Violation("page_size", message)])
         size = page_size or _EVENTS_PAGE_SIZE
         query = select(WorkEvent).where(WorkEvent.work_id == work_id, WorkEvent.sequence > after_sequence)
         if selected:
@@ -166,7 +166,7 @@ def state_names(states: Sequence[int]) -> list[str]:
     unknown = [state for state in states if state not in JobState.values() or not state]
     if unknown:
         raise InvalidArgument(
-            "INVALID_STATE", f"{unknown[0]} is not a state", [Violation("states", f"unknown value {unknown[0]}")]
+            "INVALID_STATE", f"{unknown[0]} is not a state.", [Violation("states", f"unknown value {unknown[0]}")]
         )
     return [JobState.Name(state) for state in states]
 
@@ -175,9 +175,9 @@ def _refuse_unended(work: Work) -> None:
     if work.state in lifecycle.TERMINAL:
         return
     state = work.state.removeprefix("JOB_STATE_")
-    way = "wait until it has ended" if state == "CANCELLING" else "cancel it"
+    way = "wait until it has ended" if state == "CANCELLING" else "cancel it first"
     noun = KINDS[work.kind].noun
-    raise FailedPrecondition("NOT_ENDED", f"{noun} {work.id} is {state}; {way} before the deletion")
+    raise FailedPrecondition("NOT_ENDED", f"The {noun} {work.id} is {state} and cannot be deleted; {way}.")
 
 
 def _checked_kinds(kinds: Sequence[str]) -> frozenset[str]:
@@ -186,7 +186,7 @@ def _checked_kinds(kinds: Sequence[str]) -> frozenset[str]:
         known = ", ".join(sorted(_KINDS - {UNKNOWN_KIND}))
         raise InvalidArgument(
             "INVALID_KIND",
-            f"no such kind of event: {', '.join(unknown)}; there are {known}",
+            f"There is no such kind of event: {', '.join(unknown)}. Kinds: {known}.",
             [Violation(f"kinds[{list(kinds).index(kind)}]", f"unknown kind {kind!r}") for kind in unknown],
         )
     return frozenset(kinds)
@@ -194,7 +194,7 @@ def _checked_kinds(kinds: Sequence[str]) -> frozenset[str]:
 
 def _checked_severity(severity: int) -> int:
     if severity not in Severity.values():
-        message = f"{severity} is not a severity"
+        message = f"{severity} is not a severity."
         raise InvalidArgument("INVALID_SEVERITY", message, [Violation("min_severity", message)])
     return severity
 
@@ -203,6 +203,6 @@ def _check_cursor(after_sequence: int) -> None:
     if after_sequence < 0:
         raise InvalidArgument(
             "INVALID_CURSOR",
-            f"after_sequence is {after_sequence}; it cannot be negative",
+            f"after_sequence is {after_sequence}; it cannot be negative.",
             [Violation("after_sequence", "0 or greater")],
         )

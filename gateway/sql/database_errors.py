@@ -31,7 +31,7 @@ def translate_errors() -> Iterator[None]:
         yield
     except DBAPIError as error:
         if getattr(error.orig, "sqlstate", "") in _UNSTORABLE_TEXT:
-            raise InvalidArgument("NUL_CHARACTER", "a text of the request holds a NUL character") from error
+            raise InvalidArgument("NUL_CHARACTER", "A text of the request contains a NUL character.") from error
         if error.connection_invalidated or _is_outage(error.orig):
             raise _unavailable(error.orig) from error
         raise
@@ -53,4 +53,4 @@ def _is_outage(error: BaseException | None) -> bool:
 
 def _unavailable(error: BaseException | None) -> DatabaseUnavailable:
     cause = str(error).strip().partition("\n")[0] or type(error).__name__
-    return DatabaseUnavailable("DATABASE_UNAVAILABLE", f"the database can't be used right now; try again ({cause})")
+    return DatabaseUnavailable("DATABASE_UNAVAILABLE", f"The database is unavailable ({cause}); try again.")

@@ -32,7 +32,7 @@ def check_within(kind: Kind, work_id: str, after_sequence: int, last_sequence: i
     if after_sequence > last_sequence:
         raise OutOfRange(
             "CURSOR_BEYOND_END",
-            f"after_sequence is {after_sequence}, but {kind.noun} {work_id} has {last_sequence} events so far",
+            f"after_sequence is {after_sequence}, but {kind.noun} {work_id} has {last_sequence} events so far.",
             [Violation("after_sequence", f"at most {last_sequence}")],
         )
 
@@ -160,7 +160,7 @@ class Fanout:
                 if page is not None:
                     cursor.position = page.through
                 elif ring.gone or (news and await self._history.position(work_id, tenant, kind) is None):
-                    raise NotFound(kind.reason, f"{kind.noun} {work_id} was deleted while it was watched")
+                    raise NotFound(kind.reason, f"The {kind.noun} {work_id} was deleted while it was watched.")
                 if page is not None and (page.ends or not page.empty):
                     yield page.response
                     if page.ends:
@@ -170,4 +170,7 @@ class Fanout:
                 else:
                     continue
                 cursor.rest()
-        raise Unavailable("GATEWAY_STOPS", "this gateway is stopping; watch again after your last sequence")
+        raise Unavailable(
+            "GATEWAY_STOPS",
+            "This gateway is stopping; watch again with after_sequence = the sequence of your last event.",
+        )

@@ -48,8 +48,8 @@ def queue_of(stage: str, pool: str) -> tuple[str, str]:
 
 def no_such(kind: Kind, work_id: str) -> NotFound:
     """The error for work that does not exist, or belongs to another tenant or kind."""
-    message = f"there is no {kind.noun} {work_id!r}"
+    message = f"There is no {kind.noun} {work_id!r}"
     other = next((each for each in KINDS.values() if each is not kind and work_id.startswith(f"{each.prefix}_")), None)
     if other is not None:
         message += f": that is the id of {'an' if other.noun[0] in 'aeiou' else 'a'} {other.noun}"
-    return NotFound(kind.reason, message)
+    return NotFound(kind.reason, f"{message}.")

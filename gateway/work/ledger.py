@@ -122,7 +122,7 @@ class Decision:
         event.stage = Stage.Value(self.work.stage)  # type: ignore[assignment]
         event.source = GATEWAY_SOURCE
         self.accept(event.SerializeToString(), event)
-        self.settle()
+        self.update_row()
 
     def accept(self, event: bytes, parsed: Event) -> int:
         """Gives a serialised event its sequence and returns it."""
@@ -133,7 +133,7 @@ class Decision:
         self._events.append((self._work_id, frame.sequence, self._tenant, frame.kind, frame.severity, event))
         return frame.sequence
 
-    def measure(
+    def add_points(
         self, event: Event, sequence: int, step: int, epoch: float, values: Iterable[tuple[str, float]]
     ) -> None:
         """Adds points to curves."""
@@ -144,7 +144,7 @@ class Decision:
         if attempt > 1 and (self._retrained is None or step < self._retrained[1]):
             self._retrained = attempt, step
 
-    def settle(self) -> None:
+    def update_row(self) -> None:
         """Writes the newest sequence and progress to the work's row."""
         if self._sequence != self.work.last_sequence:
             self.work.last_sequence = self._sequence
@@ -154,7 +154,7 @@ class Decision:
 
     async def flush(self) -> None:
         """Sends every change to the database, in one statement per table where there are many rows."""
-        self.settle()
+        self.update_row()
         await self.connection.run_sync(self._flush)
         if self.ready is not None:
             # Only now: inserted before the older attempt is ENDED, the unique index would refuse it.

@@ -117,19 +117,19 @@ def end_attempt(decision: Decision, attempt: Attempt, outcome: Outcome) -> None:
         case Completed(reason) | Released(reason):
             attempt.reason = reason
     if work.state == "JOB_STATE_CANCELLING":
-        transition(decision, "JOB_STATE_CANCELLED", reason="CANCELLED", message="cancelled on request")
+        transition(decision, "JOB_STATE_CANCELLED", reason="CANCELLED", message=_on_request(work, "cancelled"))
     elif isinstance(outcome, Completed):
         _after_completion(decision, outcome)
     elif isinstance(outcome, Failed):
         _after_failure(decision, outcome.failure, counted=counted)
     elif work.state == "JOB_STATE_PAUSING":
-        transition(decision, "JOB_STATE_PAUSED", reason="PAUSED", message="paused on request")
+        transition(decision, "JOB_STATE_PAUSED", reason="PAUSED", message=_on_request(work, "paused"))
     else:
         open_attempt(
             decision,
             work.stage,
             reason=outcome.reason,
-            message="its worker released it; the next free worker continues",
+            message=f"The worker released the {_noun(work)}; the next free worker continues it.",
         )
 
 
@@ -157,7 +157,8 @@ def _after_completion(decision: Decision, outcome: Completed) -> None:
     following = plan[plan.index(work.stage) + 1]
     if work.state == "JOB_STATE_PAUSING":
         work.attempt = 0
-        transition(decision, "JOB_STATE_PAUSED", stage=following, reason="PAUSED", message="paused on request")
+        message = _on_request(work, "paused")
+        transition(decision, "JOB_STATE_PAUSED", stage=following, reason="PAUSED", message=message)
     else:
         open_attempt(decision, following)
 
@@ -165,7 +166,7 @@ def _after_completion(decision: Decision, outcome: Completed) -> None:
 def _shrink(decision: Decision, failure: StageFailed) -> bool:
     """Halves the micro-batch of a training that ran out of memory; False where it cannot be halved.
 
-    The next attempt continues from the newest checkpoint. Halvings are not counted as failures, because the next
+    The next attempt continues from the latest checkpoint. Halvings are not counted as failures, because the next
     attempt differs; there are at most ten."""
     work = decision.work
     if failure.reason not in _OUT_OF_MEMORY or failure.fault == Fault.FAULT_USER_ERROR:
@@ -180,8 +181,8 @@ def _shrink(decision: Decision, failure: StageFailed) -> bool:
     decision.append(
         Warning(
             reason=failure.reason,
-            message=f"Memory ran out. The training goes on from its newest checkpoint with {', '.join(changes)}: "
-            "the rows of a step stay the same.",
+            message="The training ran out of memory. It continues from its latest checkpoint with "
+            f"{', '.join(changes)}; each step still trains the same rows.",
             advice=failure.advice,
         )
     )
@@ -214,10 +215,13 @@ def _give_up(decision: Decision, failure: StageFailed) -> None:
     tries = decision.work.failed_attempts
     reason, message, advice = failure.reason, failure.message, failure.advice
     if tries > 1 and reason in _WORKER_LOST:
-        message = f"Given up as poison: {tries} attempts failed, and the last one lost its worker: {reason}: {message}"
+        message = (
+            f"The {_noun(decision.work)} is not tried again: {tries} attempts failed. In the last one the worker was "
+            f"lost ({reason}): {message}"
+        )
         advice = (
-            "It is not tried again, so that it takes no more workers from other jobs. Its attempts show how each of "
-            f"them ended, and on which node. {advice}"
+            "Its attempts show the node and the reason of each failure. Ask the operator to check these nodes, then "
+            f"create the {_noun(decision.work)} again. {advice}"
         ).rstrip()
         reason = POISON
     elif tries > 1:
@@ -237,8 +241,17 @@ def _fail(decision: Decision, failure: StageFailed, reason: str, message: str, a
 
 
 def _lacks_memory(work: Work, failure: StageFailed) -> bool:
-    """Returns True if a training ran out of memory although its micro-batch cannot be halved: it would fail again."""
+    """Returns True if a training ran out of memory. It would fail again: `_shrink` could not halve its micro-batch,
+    because otherwise the failure would not have been counted."""
     return failure.reason in _OUT_OF_MEMORY and work.stage == "STAGE_TRAINING"
+
+
+def _noun(work: Work) -> str:
+    return KINDS[work.kind].noun
+
+
+def _on_request(work: Work, verb: str) -> str:
+    return f"The {_noun(work)} was {verb} on request."
 
 
 def _micro_batch(work: Work) -> int:
@@ -254,11 +267,11 @@ def cancel(decision: Decision) -> None:
         return
     _refuse_if_ended(decision, "cancelled")
     if attempt is not None and attempt.state == "CLAIMED":
-        transition(decision, "JOB_STATE_CANCELLING", reason="CANCEL_REQUESTED", message="its worker is stopping")
+        transition(decision, "JOB_STATE_CANCELLING", reason="CANCEL_REQUESTED", message="The worker is stopping.")
         return
     if attempt is not None:
         _close(decision, attempt, "CANCELLED")
-    transition(decision, "JOB_STATE_CANCELLED", reason="CANCELLED", message="cancelled on request")
+    transition(decision, "JOB_STATE_CANCELLED", reason="CANCELLED", message=_on_request(work, "cancelled"))
 
 
 def pause(decision: Decision) -> None:
@@ -267,20 +280,21 @@ def pause(decision: Decision) -> None:
         return
     _refuse_if_ended(decision, "paused")
     if attempt is not None and attempt.state == "CLAIMED":
-        transition(decision, "JOB_STATE_PAUSING", reason="PAUSE_REQUESTED", message="its worker writes a checkpoint")
+        message = f"The worker is saving a checkpoint, then the {_noun(work)} is paused."
+        transition(decision, "JOB_STATE_PAUSING", reason="PAUSE_REQUESTED", message=message)
         return
     if attempt is not None:
         _close(decision, attempt, "PAUSED")
-    transition(decision, "JOB_STATE_PAUSED", reason="PAUSED", message="paused on request")
+    transition(decision, "JOB_STATE_PAUSED", reason="PAUSED", message=_on_request(work, "paused"))
 
 
 def resume(decision: Decision) -> None:
     work = decision.work
     if work.state == "JOB_STATE_PAUSED":
-        open_attempt(decision, work.stage, reason="RESUMED", message="resumed on request")
+        open_attempt(decision, work.stage, reason="RESUMED", message=_on_request(work, "resumed"))
     elif work.state == "JOB_STATE_PAUSING":
         state = "JOB_STATE_VALIDATING" if work.stage == "STAGE_PREFLIGHT" else "JOB_STATE_RUNNING"
-        transition(decision, state, reason="RESUMED", message="resumed before it had paused")
+        transition(decision, state, reason="RESUMED", message=f"The {_noun(work)} was resumed before it was paused.")
     else:
         _refuse_if_ended(decision, "resumed")
 
@@ -290,5 +304,5 @@ def _refuse_if_ended(decision: Decision, verb: str) -> None:
     if work.state in TERMINAL or work.state == "JOB_STATE_CANCELLING":
         state = work.state.removeprefix("JOB_STATE_")
         raise FailedPrecondition(
-            "ILLEGAL_TRANSITION", f"{KINDS[work.kind].noun} {work.id} is {state} and cannot be {verb}"
+            "ILLEGAL_TRANSITION", f"The {KINDS[work.kind].noun} {work.id} is {state} and cannot be {verb}."
         )

@@ -29,14 +29,14 @@ async def project(decision: Decision, event: Event, sequence: int) -> None:
             progress.step, progress.total_steps, progress.epoch = log.step, log.total_steps, log.epoch
             progress.loss, progress.tokens_per_second = log.loss, log.tokens_per_second
             progress.eta_seconds = log.eta_seconds
-            decision.measure(event, sequence, log.step, log.epoch, _values(log, _LOG_SERIES))
+            decision.add_points(event, sequence, log.step, log.epoch, _values(log, _LOG_SERIES))
         case "eval":
             evaluation = event.eval
             progress = decision.progress
             progress.eval_loss = evaluation.eval_loss
             if evaluation.best:
                 progress.best_eval_loss, progress.best_step = evaluation.eval_loss, evaluation.step
-            decision.measure(event, sequence, evaluation.step, evaluation.epoch, _values(evaluation, _EVAL_SERIES))
+            decision.add_points(event, sequence, evaluation.step, evaluation.epoch, _values(evaluation, _EVAL_SERIES))
         case "checkpoint":
             await _add_checkpoint(decision, event, event.checkpoint, sequence)
             await prune_checkpoints(decision)

@@ -10,7 +10,7 @@
 | ResourceExhausted | RESOURCE_EXHAUSTED | send less, or ask the operator for a higher limit |
 | Unauthenticated | UNAUTHENTICATED | set FTF_TOKEN |
 | PermissionDenied | PERMISSION_DENIED | ask the operator for access |
-| Unimplemented | UNIMPLEMENTED | use another server version; this one does not have the method |
+| Unimplemented | UNIMPLEMENTED | remove the fields in `violations`; without violations, use another method |
 | DeadlineExceeded | DEADLINE_EXCEEDED | repeat the call; it may have taken effect |
 | Unavailable | UNAVAILABLE | repeat the call later; a part of the service is down |
 | ServerUnreachable | UNAVAILABLE without an answer | start the server, or correct the address |
@@ -149,7 +149,7 @@ class PermissionDenied(ApiError):
 
 
 class Unimplemented(ApiError):
-    """The server does not have the method."""
+    """The server does not have the method, or a field in `violations` asks for a feature that is not available yet."""
 
     code = grpc.StatusCode.UNIMPLEMENTED
 

@@ -54,7 +54,7 @@ def check_list(name: str, value: object) -> None:
 def check_range(name: str, value: float | None, least: int, most: int) -> None:
     """Raises InvalidArgument unless the value is None or a number in [least, most]."""
     if value is not None and not (isinstance(value, Real) and least <= value <= most):
-        _refuse([(name, f"must be a number in [{least:,}, {most:,}]")])
+        _refuse([(name, f"must be a number from {least:,} to {most:,}")])
 
 
 def _refuse(wrong: Sequence[tuple[str, str]]) -> None:

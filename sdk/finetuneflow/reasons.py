@@ -288,10 +288,10 @@ class Reason(OpenEnum):
     """A value has another JSON type than its column takes. Caller: write it as the message says."""
 
     WRONG_LENGTH = "WRONG_LENGTH"
-    """A column of a tokenised row is not as long as `input_ids`. Caller: correct it."""
+    """A column of a tokenized row is not as long as `input_ids`. Caller: correct it."""
 
     ID_OUT_OF_RANGE = "ID_OUT_OF_RANGE"
-    """A tokenised row has an id that the base model's vocabulary lacks. Caller: use the base model's own tokenizer."""
+    """A tokenized row has an id that the base model's vocabulary lacks. Caller: use the base model's own tokenizer."""
 
     UNKNOWN_ROLE = "UNKNOWN_ROLE"
     """A turn has an unknown role. Caller: use one of those in the message."""
@@ -452,7 +452,7 @@ class Reason(OpenEnum):
     named fields."""
 
     NOT_IMPLEMENTED = "NOT_IMPLEMENTED"
-    """A field of the spec asks for what this version cannot do yet. Caller: leave the named fields out."""
+    """A field asks for a feature that is not available yet. Caller: remove or change the named fields."""
 
     SPEC_TOO_LARGE = "SPEC_TOO_LARGE"
     """The spec has more bytes than fit into an event. Caller: shorten `chat_template`, `system_prompt` and
@@ -493,7 +493,7 @@ class Reason(OpenEnum):
     """The model's tokenizer names no end-of-text token. Caller: name another model."""
 
     QUANTISED_WEIGHTS = "QUANTISED_WEIGHTS"
-    """The model's weights are quantised already. Caller: name the model it was made from."""
+    """The model's weights are quantized already. Caller: name the model it was made from."""
 
     REMOTE_CODE_REFUSED = "REMOTE_CODE_REFUSED"
     """The model asks for code of its own or of another repository to be run, which never is. Caller: name another
@@ -585,6 +585,9 @@ class Reason(OpenEnum):
 
     HUB_UNREACHABLE = "HUB_UNREACHABLE"
     """The hub of models and datasets could not be reached. Operator: check the network. Caller: try again later."""
+
+    PACKAGE_BROKEN = "PACKAGE_BROKEN"
+    """The exported package differs from the trained model; no file of it is published. Service: please report it."""
 
     # Warnings: What a job runs with and its caller should know.
 

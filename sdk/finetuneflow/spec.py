@@ -24,6 +24,23 @@ from finetuneflow.v1 import fine_tuning_job_spec_pb2 as pb
 SYNONYMS: Mapping[str, Mapping[str, str]] = {
     "Hyperparameters": {"max_seq_length": "max_length", "num_train_epochs": "num_epochs"},
 }
+# Names in common use, each with the field to suggest. Not synonyms: their exact meaning differs between libraries.
+_SHORT_FORMS: Mapping[str, str] = {
+    "alpha": "lora_alpha",
+    "batch_size": "per_device_train_batch_size",
+    "dropout": "lora_dropout",
+    "epochs": "num_epochs",
+    "grad_accum": "gradient_accumulation_steps",
+    "lr": "learning_rate",
+    "lr_scheduler": "lr_scheduler_type",
+    "max_seq_len": "max_length",
+    "optimizer": "optim",
+    "rank": "r",
+    "scheduler": "lr_scheduler_type",
+    "seq_len": "max_length",
+    "warmup": "warmup_ratio",
+}
+_NO_SUCH_FIELD = "there is no such field"
 _SECTIONS = ("hyperparameters", "lora", "quantization", "evaluation", "export", "resources")
 _SOURCES = ("training_data", "evaluation_data")
 
@@ -232,14 +249,15 @@ def is_dataset_id(place: str | PathLike[str]) -> bool:
 
 
 def _unknown(key: str, descriptor: Any) -> str:
+    key = _SHORT_FORMS.get(key, key)
     for section in _SECTIONS:
         inner: Any = pb.FineTuningJobSpec.DESCRIPTOR.fields_by_name[section].message_type
         if inner is not descriptor and key in (*inner.fields_by_name, *SYNONYMS.get(inner.name, {})):
-            return f"unknown key; did you mean `{section}.{key}`?"
+            return f"{_NO_SUCH_FIELD}; did you mean `{section}.{key}`?"
     if descriptor is not pb.FineTuningJobSpec.DESCRIPTOR and key in pb.FineTuningJobSpec.DESCRIPTOR.fields_by_name:
-        return f"unknown key; `{key}` belongs at the top level"
+        return f"{_NO_SUCH_FIELD}; `{key}` belongs at the top level"
     known = [*descriptor.fields_by_name, *SYNONYMS.get(descriptor.name, {})]
-    return f"unknown key{nearest(key, known) or '; known keys: ' + ', '.join(sorted(known))}"
+    return f"{_NO_SUCH_FIELD}{nearest(key, known) or '; fields here: ' + ', '.join(sorted(known))}"
 
 
 def _scalar(descriptor: Any, value: Any) -> Any:

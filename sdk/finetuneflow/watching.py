@@ -45,14 +45,18 @@ class Cursor:
         fresh = {message.sequence: message for message in response.events if message.sequence > self.sequence}
         for sequence, message in sorted(fresh.items()):
             if self._dense and sequence != self.sequence + 1:
-                raise OutOfOrder(f"event {sequence} came after {self.sequence}")
+                raise OutOfOrder(_missing(self.sequence + 1, sequence - 1))
             self.sequence = sequence
             event = Event.from_proto(message)
             self.ended = event.kind == "state_changed" and JobState(event.state_changed.state).terminal
             yield event
         if self._dense and response.through_sequence > self.sequence:
-            raise OutOfOrder(f"the events from {self.sequence + 1} to {response.through_sequence} did not come")
+            raise OutOfOrder(_missing(self.sequence + 1, response.through_sequence))
         self.sequence = max(self.sequence, response.through_sequence)
+
+
+def _missing(first: int, last: int) -> str:
+    return f"event {first} is missing" if first == last else f"the events {first} to {last} are missing"
 
 
 async def watch(
@@ -82,7 +86,7 @@ async def watch(
             raise TimeoutError(f"{name[0].upper()}{name[1:]} has not ended in time.")
         request.after_sequence = cursor.sequence
         stream = transport.stream(method, request, timeout=seconds_left)
-        failure: ApiError = Unavailable(f"The server ended the stream of {name} before its end.")
+        failure: ApiError = Unavailable(f"The server closed the event stream of {name} before it ended.")
         first: float | None = None
         try:
             async for response in stream:

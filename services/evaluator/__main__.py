@@ -4,10 +4,10 @@ from chassis.attempt.stage_worker import StageWorker
 from chassis.server.grpc_server import Mount
 from finetuneflow.v1 import evaluator_service_pb2, evaluator_service_pb2_grpc
 from services import process
+from services.attempt_inputs import catalogue
 from services.evaluator.servicer import EvaluatorServicer
 from services.evaluator.settings import EvaluatorSettings
 from services.evaluator.stage import EvaluationStage
-from services.inputs import catalogue
 
 
 def main() -> None:

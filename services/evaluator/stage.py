@@ -6,9 +6,9 @@ from chassis.child.child_process import ChildCommand
 from chassis.store.artifact_store import ArtifactStore
 from engine.catalogue import Catalogue
 from finetuneflow.v1.work_pb2 import Assignment
+from services.attempt_inputs import base_model, best_checkpoint, child_command, job_configuration, token_shards
 from services.evaluator.settings import EvaluatorSettings
 from services.evaluator.worker.child_input import EvaluationInput
-from services.inputs import base_model, best_checkpoint, child_command, job_configuration, token_shards
 
 
 class EvaluationStage:
@@ -16,16 +16,16 @@ class EvaluationStage:
 
     service = "evaluator"
 
-    def __init__(self, settings: EvaluatorSettings, models: Catalogue) -> None:
+    def __init__(self, settings: EvaluatorSettings, catalogue: Catalogue) -> None:
         self._settings = settings
-        self._models = models
+        self._catalogue = catalogue
 
     async def prepare(self, assignment: Assignment, workdir: Path, store: ArtifactStore) -> ChildCommand:
         """Raises JobError if the base model's weights on this node differ from those that preflight checked."""
         config = job_configuration(assignment.resolved_spec)
         child_input = EvaluationInput(
             config=config,
-            model=await base_model(self._models, assignment, self._settings),
+            model=await base_model(self._catalogue, assignment, self._settings),
             adapter_dir=await best_checkpoint(assignment, store, workdir),
             data_dir=await token_shards(assignment, store, workdir),
             out_dir=workdir / "out",

@@ -4,10 +4,10 @@ from chassis.attempt.stage_worker import StageWorker
 from chassis.server.grpc_server import Mount
 from finetuneflow.v1 import exporter_service_pb2, exporter_service_pb2_grpc
 from services import process
+from services.attempt_inputs import catalogue
 from services.exporter.servicer import ExporterServicer
 from services.exporter.settings import ExporterSettings
 from services.exporter.stage import ExportStage
-from services.inputs import catalogue
 
 
 def main() -> None:

@@ -6,9 +6,9 @@ from chassis.child.child_process import ChildCommand
 from chassis.store.artifact_store import ArtifactStore
 from engine.catalogue import Catalogue
 from finetuneflow.v1.work_pb2 import Assignment
+from services.attempt_inputs import base_model, best_checkpoint, child_command, job_configuration
 from services.exporter.settings import ExporterSettings
-from services.exporter.worker.child_input import DatasetFile, ExportInput, JobFacts
-from services.inputs import base_model, best_checkpoint, child_command, job_configuration
+from services.exporter.worker.child_input import DatasetFile, ExportInput, JobOrigin
 
 
 class ExportStage:
@@ -16,9 +16,9 @@ class ExportStage:
 
     service = "exporter"
 
-    def __init__(self, settings: ExporterSettings, models: Catalogue) -> None:
+    def __init__(self, settings: ExporterSettings, catalogue: Catalogue) -> None:
         self._settings = settings
-        self._models = models
+        self._catalogue = catalogue
 
     async def prepare(self, assignment: Assignment, workdir: Path, store: ArtifactStore) -> ChildCommand:
         """Raises JobError if the base model's weights on this node differ from those that preflight checked."""
@@ -29,10 +29,10 @@ class ExportStage:
         created = assignment.create_time.ToJsonString()
         child_input = ExportInput(
             config=config,
-            model=await base_model(self._models, assignment, self._settings),
+            model=await base_model(self._catalogue, assignment, self._settings),
             adapter_dir=await best_checkpoint(assignment, store, workdir),
             out_dir=workdir / "out",
-            job=JobFacts(id=assignment.fine_tuning_job_id, create_time=created, datasets=datasets),
+            job=JobOrigin(id=assignment.fine_tuning_job_id, create_time=created, datasets=datasets),
             preflight=assignment.preflight,
             training=assignment.training,
             evaluation=assignment.evaluation,

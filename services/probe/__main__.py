@@ -9,10 +9,10 @@ from finetuneflow.v1 import (
     probe_service_pb2_grpc,
 )
 from services import process
-from services.inputs import catalogue
+from services.attempt_inputs import catalogue
 from services.probe.datasets import DatasetsServicer
 from services.probe.estimates import Estimates
-from services.probe.queries.served import ServedQueries
+from services.probe.queries.query_runner import ServedQueries
 from services.probe.servicer import ProbeServicer
 from services.probe.settings import ProbeSettings
 from services.probe.stage import PreflightStage

@@ -6,7 +6,7 @@ from engine.config.hub_reference import is_hub_reference
 from finetuneflow.v1 import dataset_service_pb2 as api
 from finetuneflow.v1.dataset_pb2 import Dataset
 from finetuneflow.v1.dataset_service_pb2_grpc import DatasetServiceServicer
-from services.probe.queries.served import ServedQueries
+from services.probe.queries.query_runner import ServedQueries
 
 
 class DatasetsServicer(DatasetServiceServicer):

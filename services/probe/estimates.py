@@ -31,14 +31,14 @@ class Estimates:
 
     def __init__(
         self,
-        models: Catalogue,
+        catalogue: Catalogue,
         disk: Path,
         *,
         node_id: str = "",
         hub_token: str = "",
         prices: Path | None = None,
     ) -> None:
-        self._models, self._disk = models, disk
+        self._catalogue, self._disk = catalogue, disk
         self._node_id, self._token = node_id, hub_token or None
         self._prices = PriceTable.read(prices)
 
@@ -89,16 +89,16 @@ class Estimates:
 
     def architecture(self, reference: str) -> Architecture:
         """Returns the architecture of a model in the catalogue, of a known one, or of one on the hub, in this order."""
-        own = {entry.id for entry in self._models.list() if entry.revision == "local"}
+        own = {entry.id for entry in self._catalogue.list() if entry.revision == "local"}
         if reference in own:
-            described = self._models.describe(reference)
+            described = self._catalogue.describe(reference)
             return Architecture.of_tensors(described.config, described.shapes)
         found = find_known(reference)
         if found is not None:
             return found
         if "/" not in reference:
             self._refuse_unknown(reference, own)
-        described = self._models.describe(reference, self._token)
+        described = self._catalogue.describe(reference, self._token)
         return Architecture.of_tensors(described.config, described.shapes)
 
     def _refuse_unknown(self, reference: str, own: set[str]) -> None:

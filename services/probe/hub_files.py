@@ -8,7 +8,7 @@ from engine.config.hub_reference import HubReference, is_hub_reference
 from engine.config.spec_proto import data_sources
 from engine.hub_datasets import HubDataset, HubDatasets, HubFile
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
-from services.inputs import byte_progress_callback
+from services.attempt_inputs import download_progress
 from services.probe.hub_sources import HubSource
 from services.probe.settings import ProbeSettings
 
@@ -41,7 +41,7 @@ def download(hub: HubDatasets, files: Sequence[HubFile], folder: Path) -> list[H
     downloaded = []
     for index, file in enumerate(files):
         say("fetching_data", file.reference, file.size_bytes)
-        downloaded.append(hub.fetch(file, folder / f"hub-{index}", byte_progress_callback()))
+        downloaded.append(hub.fetch(file, folder / f"hub-{index}", download_progress()))
     return downloaded
 
 

@@ -7,7 +7,7 @@ from chassis.errors import NotFound
 from finetuneflow.v1 import probe_service_pb2, probe_service_pb2_grpc
 from services.hardware import read_hardware
 from services.probe.estimates import Estimates
-from services.probe.queries.served import ServedQueries
+from services.probe.queries.query_runner import ServedQueries
 from services.probe.settings import ProbeSettings
 
 

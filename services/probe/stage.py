@@ -15,9 +15,9 @@ from engine.data.content_key import content_key
 from engine.errors import JobError
 from engine.plan.resolve import Resolved, resolve_length
 from finetuneflow.v1.work_pb2 import Assignment
+from services.attempt_inputs import child_command, dataset_files, fetched_model, job_configuration, reusable_shards
 from services.child_input import ModelFiles
 from services.hardware import read_hardware
-from services.inputs import child_command, dataset_files, fetched_model, job_configuration, reusable_shards
 from services.probe.hub_files import download, hub_of, hub_sources, pin
 from services.probe.settings import ProbeSettings
 from services.probe.worker.child_input import PreflightInput
@@ -28,9 +28,9 @@ class PreflightStage:
 
     service = "probe"
 
-    def __init__(self, settings: ProbeSettings, models: Catalogue) -> None:
+    def __init__(self, settings: ProbeSettings, catalogue: Catalogue) -> None:
         self._settings = settings
-        self._models = models
+        self._catalogue = catalogue
 
     async def prepare(self, assignment: Assignment, workdir: Path, store: ArtifactStore) -> ChildCommand:
         """Raises JobError for a base model or hub dataset that cannot be used, SystemFailure for an unreachable hub."""
@@ -39,7 +39,7 @@ class PreflightStage:
             hardware = await asyncio.to_thread(read_hardware, self._settings.node_id, self._settings.home)
         hub = hub_of(self._settings)
         pinned, files = await asyncio.to_thread(pin, assignment.merged_spec, hub)
-        model = await fetched_model(self._models, assignment.merged_spec.base_model, self._settings)
+        model = await fetched_model(self._catalogue, assignment.merged_spec.base_model, self._settings)
         sources = await dataset_files(assignment, store, workdir)
         downloaded = await asyncio.to_thread(download, hub, files, workdir / "sources")
         sha256s = {dataset.id: dataset.sha256 for dataset in assignment.datasets}

@@ -4,7 +4,7 @@ from chassis.attempt.stage_worker import StageWorker
 from chassis.server.grpc_server import Mount
 from finetuneflow.v1 import trainer_service_pb2, trainer_service_pb2_grpc
 from services import process
-from services.inputs import catalogue
+from services.attempt_inputs import catalogue
 from services.trainer.servicer import TrainerServicer
 from services.trainer.settings import TrainerSettings
 from services.trainer.stage import TrainingStage

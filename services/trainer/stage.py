@@ -1,4 +1,4 @@
-"""Stage 2, the supervisor's part: provides token shards, base model and the newest checkpoint to the child."""
+"""Stage 2, the supervisor's part: provides token shards, base model and the latest checkpoint to the child."""
 
 import sys
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from chassis.store.artifact_store import ArtifactStore
 from engine.catalogue import Catalogue
 from finetuneflow.v1.event_pb2 import Event
 from finetuneflow.v1.work_pb2 import Assignment
-from services.inputs import (
+from services.attempt_inputs import (
     RETRY_SECONDS,
     base_model,
     child_command,
@@ -30,11 +30,11 @@ class TrainingStage:
     service = "trainer"
 
     def __init__(
-        self, settings: TrainerSettings, models: Catalogue, store_retry_seconds: Sequence[float] = RETRY_SECONDS
+        self, settings: TrainerSettings, catalogue: Catalogue, store_retry_seconds: Sequence[float] = RETRY_SECONDS
     ) -> None:
         """`store_retry_seconds`: delays between attempts to read shards and checkpoints from the artifact store."""
         self._settings = settings
-        self._models = models
+        self._catalogue = catalogue
         self._store_retry_seconds = store_retry_seconds
 
     async def prepare(self, assignment: Assignment, workdir: Path, store: ArtifactStore) -> ChildCommand:
@@ -44,7 +44,7 @@ class TrainingStage:
         checkpoint, unusable = await newest_checkpoint(assignment, store, workdir, self._store_retry_seconds)
         child_input = TrainingInput(
             config=config,
-            model=await base_model(self._models, assignment, self._settings),
+            model=await base_model(self._catalogue, assignment, self._settings),
             data_dir=data_dir,
             out_dir=workdir / "out",
             resume=checkpoint,

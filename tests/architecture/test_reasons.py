@@ -1,5 +1,6 @@
 """Reasons are public: each stands once in reason.proto, and code, SDK and documentation know no other."""
 
+import ast
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -27,16 +28,24 @@ ROOT = Path(__file__).parents[2]
 SOURCES = ("chassis", "engine", "gateway", "sdk", "services", "standalone")
 REASONS = {value.name.removeprefix("REASON_") for value in reason_pb2.Reason.DESCRIPTOR.values if value.number}
 
-OTHER_WORDS = re.compile(r"FTF_\w+|NATS_\w+|HF_\w+|UPPER_SNAKE_CASE|Q\d_\w+")
+OTHER_WORDS = re.compile(r"FTF_\w+|NATS_\w+|HF_\w+|UPPER_SNAKE(?:_CASE)?|Q\d_\w+")
 """Settings and formats that documentation spells like a reason."""
 STATUS_CODES = {code.name for code in grpc.StatusCode} | {"NOT_SERVING"}
 ATTEMPT_OUTCOMES = {"OUT_OF_MEMORY"}
 
 
+_UPPER_SNAKE = re.compile(r"\b[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+\b")
+
+
+@cache
+def _files() -> list[Path]:
+    files = [path for folder in SOURCES for path in sorted((ROOT / folder).rglob("*.py"))]
+    return [path for path in files if path.parent != ROOT / "sdk" / "finetuneflow" / "v1"]
+
+
 @cache
 def _found() -> ReasonsInCode:
-    files = [path for folder in SOURCES for path in sorted((ROOT / folder).rglob("*.py"))]
-    return reasons_in(ROOT, [path for path in files if path.parent != ROOT / "sdk" / "finetuneflow" / "v1"])
+    return reasons_in(ROOT, _files())
 
 
 def _unknown(used: dict[str, list[str]]) -> dict[str, list[str]]:
@@ -61,6 +70,16 @@ def test_code_compares_with_reasons_of_the_contract() -> None:
 
 def test_docstrings_name_reasons_of_the_contract() -> None:
     assert _unknown(_found().documented) == {}
+    constants, words = {"CUDA_VISIBLE_DEVICES"}, {}
+    for file in _files():
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            match node:
+                case ast.Name(id=name) | ast.Attribute(attr=name):
+                    constants.add(name.lstrip("_"))
+                case ast.Expr(value=ast.Constant(value=str(text))):
+                    # A docstring, also one of an attribute.
+                    words |= {word: f"{file.relative_to(ROOT)}:{node.lineno}" for word in _UPPER_SNAKE.findall(text)}
+    assert {word: place for word, place in words.items() if word not in constants and not _is_known(word)} == {}
 
 
 def test_every_reason_in_code_can_be_read() -> None:
@@ -81,7 +100,7 @@ def test_comments_of_the_protos_name_reasons_of_the_contract() -> None:
     words = set()
     for proto in (ROOT / "protos").rglob("*.proto"):
         for line in proto.read_text("utf-8").splitlines():
-            words |= set(re.findall(r"\b[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+\b", line.partition("//")[2]))
+            words |= set(_UPPER_SNAKE.findall(line.partition("//")[2]))
     assert {word for word in words if not _is_known(word)} == set()
 
 

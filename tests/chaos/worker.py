@@ -18,9 +18,9 @@ from finetuneflow.v1 import trainer_service_pb2, trainer_service_pb2_grpc
 from finetuneflow.v1.event_pb2 import ConfigResolved, Event
 from finetuneflow.v1.work_pb2 import Assignment
 from services import process
+from services.attempt_inputs import best_checkpoint, newest_checkpoint, token_shards
 from services.evaluator.settings import EvaluatorSettings
 from services.exporter.settings import ExporterSettings
-from services.inputs import best_checkpoint, newest_checkpoint, token_shards
 from services.probe.settings import ProbeSettings
 from services.settings import ServiceSettings
 from services.trainer.servicer import TrainerServicer

@@ -8,7 +8,11 @@ import grpc
 import pytest
 from typer.testing import Result
 
-from finetuneflow.v1 import event_pb2
+from finetuneflow import JobCancelled, JobFailed, WorkCancelled, WorkFailed
+from finetuneflow.cli.exits import exit_code
+from finetuneflow.resources.export import Export
+from finetuneflow.resources.job import Job
+from finetuneflow.v1 import event_pb2, export_pb2
 from finetuneflow.v1 import fine_tuning_job_pb2 as job_pb
 from tests.cli.conftest import Ftf
 from tests.fakes.gateway import JOB, FakeGateway, Running, history, refuse
@@ -72,7 +76,7 @@ def test_ctrl_c_detaches_and_says_how_to_return(ftf: Ftf, gateway: FakeGateway) 
 def test_bad_input_is_exit_code_2_with_the_field(ftf: Ftf, rows: Path, gateway: FakeGateway) -> None:
     result = ftf("train", rows, "--model", "m", "--set", "lora.rank=3", "--set", "learning_rate=1e-3")
     assert result.exit_code == 2
-    assert "spec.lora.rank: unknown key" in result.stderr
+    assert "spec.lora.rank: there is no such field; did you mean `r`?" in result.stderr
     assert "hyperparameters.learning_rate" in result.stderr
     gateway.refusals["CreateFineTuningJob"] = lambda context: refuse(
         context, grpc.StatusCode.INVALID_ARGUMENT, "bad spec", "INVALID_CONFIG", [("spec.seed", "negative")]
@@ -333,6 +337,13 @@ def test_an_empty_id_is_refused_here(ftf: Ftf, gateway: FakeGateway) -> None:
     assert gateway.calls == []
 
 
+def test_failed_work_of_every_kind_is_exit_code_1() -> None:
+    """A script retries other input after a failed job; exit code 2 would say that it called `ftf` wrongly."""
+    job, export = Job.from_proto(job_pb.FineTuningJob(id=JOB)), Export.from_proto(export_pb2.Export(id="ex_1"))
+    for ended in (JobFailed(job), JobCancelled(job), WorkFailed(export), WorkCancelled(export)):
+        assert exit_code(ended) == 1
+
+
 def test_the_exit_codes_are_in_the_help(ftf: Ftf) -> None:
     assert "3 no server is" in " ".join(ftf("--help").stdout.split())
 
@@ -362,7 +373,7 @@ def poisoned() -> tuple[list[event_pb2.Event], list[job_pb.AttemptSummary]]:
         state=job_pb.JOB_STATE_FAILED,
         stage=job_pb.STAGE_TRAINING,
         reason="POISON",
-        message="Given up as poison: 2 attempts failed: its worker was killed by SIGKILL",
+        message="The job is not tried again: 2 attempts failed: its worker was killed by SIGKILL",
         fault=job_pb.FAULT_SYSTEM_ERROR,
     )
     released = event_pb2.StageReleased(reason="DRAINED")
@@ -401,7 +412,7 @@ def test_a_poison_job_is_explained_in_one_place(ftf: Ftf, gateway: FakeGateway) 
     """Without each failure, its node and its number an operator cannot tell a bad job from a bad machine."""
     gateway.events, gateway.attempts = poisoned()
     explained = ftf("jobs", "explain", JOB).stdout
-    assert "Given up as poison: 2 attempts failed" in explained.splitlines()[0]
+    assert "The job is not tried again: 2 attempts failed" in explained.splitlines()[0]
     rows = [line.split("\t") for line in explained.splitlines() if "\t" in line]
     assert rows == [
         ["STAGE", "ATTEMPT", "NODE", "OUTCOME", "REASON", "COUNTED", "DURATION"],

@@ -28,7 +28,7 @@ from gateway.sql.tables import Work
 from gateway.work.ledger import Ledger
 from gateway.work.worker_requests import WorkerRequests
 from services.probe.estimates import Estimates
-from services.probe.queries.served import ServedQueries
+from services.probe.queries.query_runner import ServedQueries
 from services.probe.servicer import ProbeServicer
 from services.probe.settings import ProbeSettings
 from tests.gateway.conftest import Recorder

@@ -48,7 +48,7 @@ from gateway.sql.tables import Attempt, SavedResult, Work
 from gateway.work.kinds import EVALUATION, EXPORT, FINE_TUNING_JOB
 from gateway.work.ledger import Ledger
 from gateway.work.worker_requests import WorkerRequests
-from services.inputs import VersionMismatch, job_configuration
+from services.attempt_inputs import VersionMismatch, job_configuration
 from tests.fakes.planning import NoTrainers
 from tests.gateway.conftest import Recorder
 from tests.gateway.jobs import Worker

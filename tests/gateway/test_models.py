@@ -116,7 +116,7 @@ async def test_a_base_model_is_described(stub: ModelServiceStub) -> None:
         ("smollm2-135", BUILT_IN),
         ("org/name", "Hugging Face"),
         ("/etc/passwd", "Paths and URLs"),
-        ("ft:ftjob_nope", "exported"),
+        ("ft:ftjob_nope", "its export has not finished"),
         ("", "no model ''"),
     ],
 )

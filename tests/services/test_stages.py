@@ -29,13 +29,13 @@ from finetuneflow.v1.stage_result_pb2 import (
     TrainingResult,
 )
 from finetuneflow.v1.work_pb2 import Assignment, StoredShards
+from services.attempt_inputs import RETRY_SECONDS, VersionMismatch, catalogue
 from services.evaluator.settings import EvaluatorSettings
 from services.evaluator.stage import EvaluationStage
 from services.evaluator.worker.child_input import EvaluationInput
 from services.exporter.settings import ExporterSettings
 from services.exporter.stage import ExportStage
 from services.exporter.worker.child_input import ExportInput
-from services.inputs import RETRY_SECONDS, VersionMismatch, catalogue
 from services.probe.settings import ProbeSettings
 from services.probe.stage import PreflightStage
 from services.probe.worker.child_input import PreflightInput
@@ -229,11 +229,11 @@ async def test_store_outage_is_retried(node: NodeWithJob, tmp_path: Path) -> Non
             away.rename(store)
 
     operator = Operator()
-    logging.getLogger("services.inputs").addHandler(operator)
+    logging.getLogger("services.attempt_inputs").addHandler(operator)
     try:
         assert restored_step(await prepared_input(node, store_retry_seconds=(0.01,))) == 20
     finally:
-        logging.getLogger("services.inputs").removeHandler(operator)
+        logging.getLogger("services.attempt_inputs").removeHandler(operator)
 
 
 async def test_model_with_changed_weights_is_refused(node: NodeWithJob) -> None:

@@ -10,20 +10,29 @@ from typing import Any
 import grpc
 import pytest
 
-from chassis.errors import from_caller_fault
+from chassis.errors import ServiceError, from_caller_fault
 from chassis.store.artifact_store import ArtifactStore
 from engine.catalogue import Catalogue
 from engine.errors import JobError
 from finetuneflow.cli.exits import JOB_FAILED, UNREACHABLE, USAGE, exit_code
-from finetuneflow.errors import ApiError, InvalidArgument, ServerError, Unavailable, from_rpc_error
+from finetuneflow.errors import (
+    ApiError,
+    InvalidArgument,
+    ServerError,
+    Unavailable,
+    Unimplemented,
+    from_rpc_error,
+    from_status,
+)
 from finetuneflow.v1 import dataset_service_pb2 as api
+from finetuneflow.v1 import probe_service_pb2
 from finetuneflow.v1.dataset_pb2 import Dataset
 from finetuneflow.v1.dataset_service_pb2_grpc import DatasetServiceStub, add_DatasetServiceServicer_to_server
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import DataSource, FineTuningJobSpec
 from finetuneflow.v1.probe_service_pb2 import PreflightFineTuningJobRequest
 from gateway.uploads import check_header
 from services.probe.datasets import DatasetsServicer
-from services.probe.queries.served import ServedQueries
+from services.probe.queries.query_runner import ServedQueries
 from services.probe.settings import ProbeSettings
 from standalone.local_probe import ChildProbe
 from tests.gateway.serving import serving
@@ -40,9 +49,12 @@ DEFECT = "import engine.data.preview as p; p.preview = lambda *_: 1 / 0"
 class QueryErrors:
     """Sends the same request to a served probe and to one without a server."""
 
-    def __init__(self, stub: DatasetServiceStub, address: str, settings: ProbeSettings, folder: Path) -> None:
+    def __init__(
+        self, stub: DatasetServiceStub, address: str, settings: ProbeSettings, queries: ServedQueries, folder: Path
+    ) -> None:
         self._stub, self._address = stub, address
         self._store = ArtifactStore(settings.artifacts)
+        self._queries = queries
         self._folder = folder
 
     async def of(self, name: str, rows: bytes, base_model: str = "tiny", **source: Any) -> tuple[ApiError, ApiError]:
@@ -59,6 +71,18 @@ class QueryErrors:
             await self._stub.PreviewDataset(request)
         return from_rpc_error(served.value, self._address), local.value
 
+    async def of_preflight(self, **spec: Any) -> tuple[ApiError, ApiError]:
+        """As `of`, for a preflight with these fields of the spec."""
+        request = probe_service_pb2.PreflightFineTuningJobRequest(
+            spec={"base_model": "tiny", "training_data": [{"dataset": "ds_1"}], **spec}, tenant="t"
+        )
+        with pytest.raises(ApiError) as local:
+            ChildProbe().preflight(request, {})
+        response = probe_service_pb2.PreflightFineTuningJobResponse()
+        with pytest.raises(ServiceError) as served:
+            await self._queries.run("PreflightFineTuningJob", request, "t", {}, response)
+        return from_status(served.value.status()), local.value
+
 
 @pytest.fixture
 async def query_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[QueryErrors]:
@@ -73,7 +97,7 @@ async def query_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Async
         serving(api, "DatasetService", add, DatasetsServicer(queries)) as address,
         grpc.aio.insecure_channel(address) as channel,
     ):
-        yield QueryErrors(DatasetServiceStub(channel), address, settings, tmp_path)
+        yield QueryErrors(DatasetServiceStub(channel), address, settings, queries, tmp_path)
     await queries.close()
 
 
@@ -104,6 +128,14 @@ async def test_an_unknown_model_is_wrong_input(query_errors: QueryErrors) -> Non
     assert_same(served, local)
     assert (type(local), local.reason, exit_code(local)) == (InvalidArgument, "MODEL_NOT_FOUND", USAGE)
     assert local.violations
+
+
+async def test_a_field_that_is_not_available_yet_is_unimplemented(query_errors: QueryErrors) -> None:
+    """The status is the one with which a gateway refuses such a job."""
+    served, local = await query_errors.of_preflight(integrations=[{"kind": "wandb"}])
+    assert_same(served, local)
+    assert (type(local), local.reason, exit_code(local)) == (Unimplemented, "NOT_IMPLEMENTED", USAGE)
+    assert [violation.field for violation in local.violations] == ["spec.integrations"]
 
 
 async def test_a_broken_file_is_wrong_input(query_errors: QueryErrors) -> None:

@@ -19,14 +19,14 @@ from finetuneflow.errors import (
     DeadlineExceeded,
     FineTuneFlowError,
     IntegrityError,
-    JobCancelled,
     JobFailed,
     ServerError,
     Unavailable,
     Violation,
+    WorkCancelled,
+    WorkFailed,
 )
 
-DONE = 0
 JOB_FAILED = 1
 USAGE = 2
 UNREACHABLE = 3
@@ -60,7 +60,7 @@ def exit_code(error: FineTuneFlowError) -> int:
         return error.exit_code
     if isinstance(error, (Unavailable, DeadlineExceeded)):
         return UNREACHABLE
-    if isinstance(error, (JobFailed, JobCancelled, ServerError, IntegrityError)):
+    if isinstance(error, (WorkFailed, WorkCancelled, ServerError, IntegrityError)):
         return JOB_FAILED
     return USAGE
 

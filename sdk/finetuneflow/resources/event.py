@@ -236,7 +236,7 @@ class ArtifactSaved(Resource):
     path: str
     """Path in the artifact store, relative to the tenant's folder."""
     kind: str
-    """One of `shards`, `checkpoint`, `export_package`, `export_file`, `evaluation_report`."""
+    """One of `shards`, `validation_report`, `export_package`, `export_file`."""
     sha256: str
     """SHA-256 of the file, or of the folder's manifest, in hexadecimal."""
     size_bytes: int
@@ -289,7 +289,7 @@ class StageFailed(Resource):
     """The party that can fix the failure."""
     reason: str
     """The cause, one of `finetuneflow.Reason`: KILLED, STALLED, CUDA_OUT_OF_MEMORY, HOST_OUT_OF_MEMORY, BAD_DATA,
-    MODEL_NOT_FOUND, CONFIG_INVALID, CRASHED, LEASE_EXPIRED, …"""
+    MODEL_NOT_FOUND, INVALID_CONFIG, CRASHED, LEASE_EXPIRED, …"""
     message: str
     """The cause in one sentence."""
     advice: str
@@ -379,7 +379,7 @@ class Event:
 
     def _payload(self, kind: type[P]) -> P:
         if not isinstance(self.payload, kind):
-            raise AttributeError(f"The event has kind {self.kind!r}, not this payload.")
+            raise AttributeError(f"The event has kind {self.kind!r}; check event.kind before you read another payload.")
         return self.payload
 
     @property

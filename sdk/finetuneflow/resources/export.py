@@ -15,9 +15,9 @@ class ExportFormat(OpenEnum):
     ADAPTER = "ADAPTER"
     """One zip with the adapter (for method FULL: the weights) as safetensors, the tokenizer, metrics and report."""
     MERGED = "MERGED"
-    """The adapter merged into the base weights. Not available yet: INVALID_ARGUMENT."""
+    """The adapter merged into the base weights. Not available yet: UNIMPLEMENTED."""
     GGUF = "GGUF"
-    """A GGUF file with an Ollama Modelfile. Not available yet: INVALID_ARGUMENT."""
+    """A GGUF file with an Ollama Modelfile. Not available yet: UNIMPLEMENTED."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,9 +27,9 @@ if _version_not_supported:
 
 class FineTuningServiceStub(object):
     """Fine-tuning jobs. Served by the gateway. Every failure carries google.rpc.ErrorInfo with domain `finetuneflow` and a
-    reason, which is a Reason without its prefix; INVALID_ARGUMENT carries google.rpc.BadRequest with one violation per
-    field. A method that takes a job_id fails with NOT_FOUND if the job does not exist. Get, List and Watch methods only
-    read, so they can be repeated safely.
+    reason, which is a Reason without its prefix; INVALID_ARGUMENT and NOT_IMPLEMENTED carry google.rpc.BadRequest with
+    one violation per field. A method that takes a job_id fails with NOT_FOUND if the job does not exist. Get, List and
+    Watch methods only read, so they can be repeated safely.
     """
 
     def __init__(self, channel):
@@ -97,15 +97,15 @@ class FineTuningServiceStub(object):
 
 class FineTuningServiceServicer(object):
     """Fine-tuning jobs. Served by the gateway. Every failure carries google.rpc.ErrorInfo with domain `finetuneflow` and a
-    reason, which is a Reason without its prefix; INVALID_ARGUMENT carries google.rpc.BadRequest with one violation per
-    field. A method that takes a job_id fails with NOT_FOUND if the job does not exist. Get, List and Watch methods only
-    read, so they can be repeated safely.
+    reason, which is a Reason without its prefix; INVALID_ARGUMENT and NOT_IMPLEMENTED carry google.rpc.BadRequest with
+    one violation per field. A method that takes a job_id fails with NOT_FOUND if the job does not exist. Get, List and
+    Watch methods only read, so they can be repeated safely.
     """
 
     def CreateFineTuningJob(self, request, context):
-        """Creates a job and starts it. Idempotent by request_id. Fails with INVALID_ARGUMENT for an invalid spec, NOT_FOUND
-        for an unknown dataset, ALREADY_EXISTS if the request_id was used with another spec, and, with validate_only,
-        UNAVAILABLE if no probe is reachable.
+        """Creates a job and starts it. Idempotent by request_id. Fails with INVALID_ARGUMENT for an invalid spec,
+        UNIMPLEMENTED for a value that is not available yet, NOT_FOUND for an unknown dataset, ALREADY_EXISTS if
+        the request_id was used with another spec, and, with validate_only, UNAVAILABLE if no probe is reachable.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -260,9 +260,9 @@ def add_FineTuningServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class FineTuningService(object):
     """Fine-tuning jobs. Served by the gateway. Every failure carries google.rpc.ErrorInfo with domain `finetuneflow` and a
-    reason, which is a Reason without its prefix; INVALID_ARGUMENT carries google.rpc.BadRequest with one violation per
-    field. A method that takes a job_id fails with NOT_FOUND if the job does not exist. Get, List and Watch methods only
-    read, so they can be repeated safely.
+    reason, which is a Reason without its prefix; INVALID_ARGUMENT and NOT_IMPLEMENTED carry google.rpc.BadRequest with
+    one violation per field. A method that takes a job_id fails with NOT_FOUND if the job does not exist. Get, List and
+    Watch methods only read, so they can be repeated safely.
     """
 
     @staticmethod

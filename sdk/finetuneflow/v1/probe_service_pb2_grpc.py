@@ -93,7 +93,8 @@ class ProbeServiceServicer(object):
         settings are known, everything that refuses the job is part of the report. Fails with INVALID_ARGUMENT for
         settings that CreateFineTuningJob refuses too and for a base model that cannot be trained (MODEL_NOT_FOUND,
         MODEL_GATED, NO_SAFETENSORS, REMOTE_CODE_REFUSED, ADAPTER_IN_MODEL, BAD_WEIGHTS, NOT_A_MODEL, NOT_CAUSAL_LM,
-        QUANTISED_WEIGHTS); NOT_FOUND for an unknown dataset or node; and UNAVAILABLE if no probe (NO_PROBE) or the model hub (HUB_UNREACHABLE) is reachable.
+        QUANTISED_WEIGHTS); UNIMPLEMENTED for a value that is not available yet; NOT_FOUND for an unknown dataset or node;
+        and UNAVAILABLE if no probe (NO_PROBE) or the model hub (HUB_UNREACHABLE) is reachable.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -74,7 +74,7 @@ def _models(child_input: EvaluationInput, sink: EventSink) -> Iterator[tuple[str
         sink.emit(
             Warning(
                 reason="NOT_EVALUATED_IN_FP32",
-                message=f"The model does not fit into the GPU in float32; both models are judged in {precision}.",
+                message=f"The model does not fit into the GPU in float32; both models are evaluated in {precision}.",
                 advice="Evaluate on a GPU with more memory to have figures in fp32.",
             )
         )

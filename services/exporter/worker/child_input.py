@@ -45,7 +45,7 @@ class DatasetFile(Strict):
     sha256: str
 
 
-class JobFacts(Strict):
+class JobOrigin(Strict):
     """Facts about the job that the package states."""
 
     id: str
@@ -62,7 +62,7 @@ class ExportInput(ChildInput):
     model: ModelFiles
     adapter_dir: Path
     """The checkpoint that is packed: the job's best step."""
-    job: JobFacts
+    job: JobOrigin
     preflight: Annotated[PreflightResult, ProtoJson(PreflightResult)]
     training: Annotated[TrainingResult, ProtoJson(TrainingResult)]
     evaluation: Annotated[EvaluationResult, ProtoJson(EvaluationResult)]

@@ -12,6 +12,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from engine.errors import SystemFailure
 from engine.file_hash import sha256_of
 from services.exporter.worker.child_input import ExportInput
 from services.exporter.worker.package import MANIFEST
@@ -21,15 +22,17 @@ TOLERANCE = 1e-5
 """Largest difference of a logit. Equal weights on one machine give equal bits; this allows for threads."""
 
 
-class PackageBroken(Exception):
+class PackageBroken(SystemFailure):
     """The package differs from the trained model. No file of it is published."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(reason="PACKAGE_BROKEN", message=message, advice="This is a bug; please report it.")
 
 
 @dataclass(frozen=True)
 class Verified:
     """Result of a verification."""
 
-    num_tensors: int
     max_difference: float | None
     """Largest difference of the logits; None if the base model does not fit into the free memory, so that only tensors
     were compared."""
@@ -44,7 +47,7 @@ def verify(child_input: ExportInput, package: Path, scratch: Path) -> Verified:
         archive.extractall(scratch)
     for entry in json.loads((scratch / MANIFEST).read_text("utf-8"))["files"]:
         if sha256_of(scratch / entry["path"]) != entry["sha256"]:
-            raise PackageBroken(f"{entry['path']} is not the file that the manifest names")
+            raise PackageBroken(f"The SHA-256 of {entry['path']} differs from the one in the package's manifest.")
     names = sorted(file.name for file in scratch.glob("*.safetensors"))
     shapes = {
         name: shape
@@ -56,29 +59,29 @@ def verify(child_input: ExportInput, package: Path, scratch: Path) -> Verified:
     if child_input.config.method == "full":
         needed *= 2
     if needed > 0.8 * psutil.virtual_memory().available:
-        return Verified(len(shapes), None)
+        return Verified(None)
     inputs = _inputs(scratch)
     if child_input.config.method == "full":
         difference = _difference(_logits(_load(scratch), inputs), _logits(_load(child_input.adapter_dir), inputs))
     else:
         difference = _adapter_difference(child_input, scratch, inputs, shapes)
     if not difference <= TOLERANCE:
-        raise PackageBroken(f"the package's logits differ from the checkpoint's by {difference:g}")
-    return Verified(len(shapes), difference)
+        raise PackageBroken(f"The logits of the package differ from those of the checkpoint by {difference:g}.")
+    return Verified(difference)
 
 
 def _compare(packed: Path, original: Path) -> dict[str, list[int]]:
     with safe_open(packed, "pt") as ours, safe_open(original, "pt") as theirs:
         if set(ours.keys()) != set(theirs.keys()):
-            raise PackageBroken(f"{packed.name} has other tensors than the checkpoint")
+            raise PackageBroken(f"{packed.name} has other tensors than the checkpoint.")
         shapes: dict[str, list[int]] = {}
         for name in ours.keys():  # noqa: SIM118 - safe_open is no mapping
             tensor = ours.get_tensor(name)
             if not torch.equal(tensor, theirs.get_tensor(name)):
-                raise PackageBroken(f"{packed.name}: {name} differs from the checkpoint")
+                raise PackageBroken(f"{packed.name}: {name} differs from the checkpoint.")
             shapes[name] = list(tensor.shape)
     if not shapes:
-        raise PackageBroken(f"{packed.name} holds no tensors")
+        raise PackageBroken(f"{packed.name} contains no tensors.")
     return shapes
 
 
@@ -86,7 +89,7 @@ def _inputs(folder: Path) -> torch.Tensor:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     ids = tokenizer(PROMPT)["input_ids"]
     if not ids:
-        raise PackageBroken("the packed tokenizer turns text into no tokens")
+        raise PackageBroken("The tokenizer of the package returns no tokens for a text.")
     return torch.tensor([ids])
 
 
@@ -97,8 +100,10 @@ def _adapter_difference(
     model = PeftModel.from_pretrained(base, folder, adapter_name="package")
     # The default asks a model hub for the base under its public id, to see whether embeddings were resized: never here.
     loaded = get_peft_model_state_dict(model, adapter_name="package", save_embedding_layers=False)
-    if {name: list(tensor.shape) for name, tensor in loaded.items()} != shapes:
-        raise PackageBroken("the adapter's tensors are not the ones that the base model takes up")
+    taken = {name: list(tensor.shape) for name, tensor in loaded.items()}
+    if wrong := sorted(name for name in taken.keys() | shapes.keys() if taken.get(name) != shapes.get(name)):
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise PackageBroken(f"The adapter does not fit the base model: {', '.join(wrong[:3])}{more}.")
     ours = _logits(model, inputs)
     model.load_adapter(child_input.adapter_dir, adapter_name="checkpoint")
     model.set_adapter("checkpoint")

@@ -11,7 +11,7 @@ from chassis.child.warm_start import wait_for_input
 from engine.data.split import Progress
 from finetuneflow.v1 import probe_service_pb2
 from finetuneflow.v1.event_pb2 import StageCompleted
-from services.inputs import catalogue
+from services.attempt_inputs import catalogue
 from services.probe.estimates import Estimates
 from services.probe.queries.count_tokens import count_tokens
 from services.probe.queries.dry_run import dry_run

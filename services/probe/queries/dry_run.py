@@ -17,7 +17,7 @@ from engine.errors import JobError
 from engine.estimate.advice import Improvement, improvements
 from engine.estimate.architecture import Architecture
 from engine.estimate.estimate_proto import calibration
-from engine.plan.assess import TargetMachine, assess, published
+from engine.plan.assess import TargetMachine, config_resolved_event, resolve_and_assess
 from engine.plan.findings import validation_report
 from engine.plan.resolve import JobWarning, Resolved, resolve_length
 from finetuneflow.v1 import preflight_pb2 as pb
@@ -47,9 +47,9 @@ def dry_run(query: ProbeQuery, progress: Progress) -> PreflightFineTuningJobResp
         resolved.refusals.append(refusal)
     hardware = json_format.ParseDict(facts.hardware, Hardware())
     target = TargetMachine(hardware, facts.holds_artifacts, facts.prices, calibration(request.observed))
-    assessment = assess(resolved, model, architecture, target, prepared, missing_bytes=facts.missing_bytes)
+    assessment = resolve_and_assess(resolved, model, architecture, target, prepared, missing_bytes=facts.missing_bytes)
     assessment.result.hub_datasets.extend(hub_datasets(facts.hub))
-    config = published(resolved)
+    config = config_resolved_event(resolved)
     found = improvements(assessment.facts) if assessment.facts is not None else []
     warned = resolved.warnings or rows.num_problems
     verdict = "REFUSED" if resolved.refusals else "WARNINGS" if warned else "OK"

@@ -7,6 +7,7 @@ from typing import Any
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
+from chassis.errors import Unimplemented
 from chassis.store.artifact_store import on_disk_of
 from engine.catalogue import Catalogue
 from engine.config.hub_reference import is_hub_reference
@@ -24,10 +25,11 @@ from services.probe.settings import ProbeSettings
 _MAX_ROWS = 100
 
 
-def fetch(query: ProbeQuery, settings: ProbeSettings, models: Catalogue) -> ProbeQuery:
+def fetch(query: ProbeQuery, settings: ProbeSettings, catalogue: Catalogue) -> ProbeQuery:
     """Returns the query with `fetched` set, and with the files of hub datasets, which it downloads beside `out_dir`.
 
-    It blocks. Raises JobError for a request that leaves nothing to run, and what `Catalogue.fetch`,
+    It blocks. Raises JobError for a request that leaves nothing to run, Unimplemented for fields that are not available
+    yet, and what `Catalogue.fetch`,
     `Catalogue.describe` and `HubDatasets` raise: JobError, or SystemFailure if a hub cannot be reached.
     """
     for path in query.files.values():
@@ -35,23 +37,23 @@ def fetch(query: ProbeQuery, settings: ProbeSettings, models: Catalogue) -> Prob
         check_file(path.name, path.stat().st_size, path.name)
     match query.method:
         case "ValidateDataset":
-            return _for_dataset(query, query.parsed(dataset_service_pb2.ValidateDatasetRequest()), settings, models)
+            return _for_dataset(query, query.parsed(dataset_service_pb2.ValidateDatasetRequest()), settings, catalogue)
         case "PreviewDataset":
             preview = query.parsed(dataset_service_pb2.PreviewDatasetRequest())
             _check_rows(preview)
-            return _for_dataset(query, preview, settings, models)
+            return _for_dataset(query, preview, settings, catalogue)
         case "CountTokens":
             counted = query.parsed(probe_service_pb2.EstimateResourcesRequest())
             job_config(spec_to_dict(counted.spec))
-            return query.model_copy(update={"fetched": _tokenizer(counted.spec.base_model, settings, models)})
+            return query.model_copy(update={"fetched": _tokenizer(counted.spec.base_model, settings, catalogue)})
         case "PreflightFineTuningJob":
-            return _for_preflight(query, settings, models)
+            return _for_preflight(query, settings, catalogue)
     return query
 
 
-def _tokenizer(base_model: str, settings: ProbeSettings, models: Catalogue) -> Fetched:
+def _tokenizer(base_model: str, settings: ProbeSettings, catalogue: Catalogue) -> Fetched:
     token = settings.hub_token.get_secret_value() or None
-    local = models.fetch(base_model, token, tokenizer_only=True)
+    local = catalogue.fetch(base_model, token, tokenizer_only=True)
     return Fetched(model=ModelFiles(**asdict(local)), processes=settings.child_threads)
 
 
@@ -59,10 +61,10 @@ def _for_dataset(
     query: ProbeQuery,
     request: dataset_service_pb2.ValidateDatasetRequest | dataset_service_pb2.PreviewDatasetRequest,
     settings: ProbeSettings,
-    models: Catalogue,
+    catalogue: Catalogue,
 ) -> ProbeQuery:
     job_config(dataset_job(request))
-    fetched = _tokenizer(request.base_model, settings, models)
+    fetched = _tokenizer(request.base_model, settings, catalogue)
     name = request.source.dataset
     if not is_hub_reference(name):
         return query.model_copy(update={"fetched": fetched})
@@ -71,12 +73,13 @@ def _for_dataset(
     return query.model_copy(update={"fetched": fetched, "files": {**query.files, name: file}})
 
 
-def _for_preflight(query: ProbeQuery, settings: ProbeSettings, models: Catalogue) -> ProbeQuery:
+def _for_preflight(query: ProbeQuery, settings: ProbeSettings, catalogue: Catalogue) -> ProbeQuery:
     request = query.parsed(probe_service_pb2.PreflightFineTuningJobRequest())
     config = job_config(spec_to_dict(request.spec))
     if missing := unsupported(config):
         fields = ", ".join(violation.field for violation in missing)
-        raise JobError("NOT_IMPLEMENTED", f"These fields are not implemented yet: {fields}", "Omit them.", missing)
+        message = f"These fields are not available yet: {fields}. Remove or change them."
+        raise Unimplemented("NOT_IMPLEMENTED", message, missing)
     uploaded = [name for name in config.dataset_ids() if not is_hub_reference(name)]
     if unknown := [name for name in uploaded if name not in query.files]:
         raise JobError(
@@ -87,8 +90,8 @@ def _for_preflight(query: ProbeQuery, settings: ProbeSettings, models: Catalogue
     hub = hub_of(settings)
     pinned, hub_files = pin(request.spec, hub)
     request.spec.CopyFrom(pinned)
-    fetched = _tokenizer(request.spec.base_model, settings, models)
-    described = models.describe(request.spec.base_model, settings.hub_token.get_secret_value() or None)
+    fetched = _tokenizer(request.spec.base_model, settings, catalogue)
+    described = catalogue.describe(request.spec.base_model, settings.hub_token.get_secret_value() or None)
     own = None if request.HasField("hardware") else read_hardware(settings.node_id, settings.home)
     downloaded = download(hub, hub_files, _hub_folder(query))
     facts = PreflightFacts(

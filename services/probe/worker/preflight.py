@@ -16,7 +16,7 @@ from engine.data.validation import Report
 from engine.errors import JobError
 from engine.estimate.architecture import Architecture
 from engine.file_hash import sha256_of
-from engine.plan.assess import TargetMachine, assess, published
+from engine.plan.assess import TargetMachine, config_resolved_event, resolve_and_assess
 from engine.plan.resolve import Resolved, resolve_length
 from finetuneflow.v1.event_pb2 import ArtifactSaved, StageCompleted, Warning
 from finetuneflow.v1.hardware_pb2 import Hardware
@@ -61,11 +61,11 @@ def preflight(sink: EventSink, input_path: Path) -> StageCompleted:
 
     phases.enter("resolving_configuration")
     target = TargetMachine(hardware, child_input.holds_artifacts, child_input.prices)
-    assessment = assess(resolved, child_input.model.local(), architecture, target, prepared)
+    assessment = resolve_and_assess(resolved, child_input.model.local(), architecture, target, prepared)
     resolved.raise_refusals()
     for warning in resolved.warnings:
         sink.emit(Warning(reason=warning.reason, message=warning.message, advice=warning.advice))
-    sink.emit(published(resolved))
+    sink.emit(config_resolved_event(resolved))
     result = assessment.result
     result.shards_path, result.shards_content_key = shards_path, key
     result.shards_reused = child_input.shards is not None

@@ -84,7 +84,7 @@ SUSPICIOUS: list[tuple[dict[str, Any], str, str, str]] = [
      "9 rows make 3 steps of 9 rows, which is few. With per_device_train_batch_size = 1 and "
      "gradient_accumulation_steps = 1 there are 27 steps."),
     ({"lora": {"r": 1024, "lora_alpha": 32, "target_modules": ["k_proj"]}}, "r", "16",
-     "no targeted layer is wider than 512"),
+     "the width of every targeted layer (at most 512)"),
     ({"lengths": {400: 100}, "held": 0, "hyperparameters": {"num_epochs": 40}}, "num_epochs", "3", "on 144 times"),
     ({"lora": {"r": 64, "lora_alpha": 8}}, "lora_alpha", "128", "lora_alpha / r = 0.125"),
     ({"lora": {"r": 64, "lora_alpha": 128, "use_rslora": True}}, "lora_alpha", "32", "lora_alpha / √r = 16"),

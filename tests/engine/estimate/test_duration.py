@@ -65,9 +65,6 @@ def test_one_measured_training_replaces_the_assumption() -> None:
         calibration.observe(observed(2000))
     more = estimate_duration(ARCHITECTURE, SETUP, A100, Work(1_000_000), calibration)
     assert more.seconds.high / more.seconds.low < found.seconds.high / found.seconds.low
-    # A calibration restored from its records gives the same estimate.
-    kept = Calibration.of_records(calibration.records())
-    assert estimate_duration(ARCHITECTURE, SETUP, A100, Work(1_000_000), kept) == more
 
 
 def test_other_sizes_and_methods_are_inferred_with_a_wider_range() -> None:
@@ -84,7 +81,7 @@ def test_other_sizes_and_methods_are_inferred_with_a_wider_range() -> None:
 
 def test_a_training_without_a_speed_is_ignored() -> None:
     calibration = Calibration([replace(observed(2000), tokens_per_second=0.0)])
-    assert calibration.records() == []
+    assert estimate_duration(ARCHITECTURE, SETUP, A100, Work(1e6), calibration).speed.num_observations == 0
 
 
 def test_evaluations_add_to_the_duration() -> None:

@@ -21,7 +21,7 @@ from finetuneflow.v1.stage_result_pb2 import (
 )
 from finetuneflow.v1.work_pb2 import MetricPoint, MetricSeries
 from services.child_input import ModelFiles
-from services.exporter.worker.child_input import DatasetFile, ExportInput, JobFacts
+from services.exporter.worker.child_input import DatasetFile, ExportInput, JobOrigin
 from tests.tiny_models import make_tiny_model
 
 TRAIN = [(1, 4.0), (2, 3.6), (3, float("nan")), (4, 3.1), (5, 2.9), (6, 2.8)]
@@ -88,7 +88,7 @@ def export_input(tuned: SimpleNamespace, tmp_path: Path) -> ExportInput:
         model=ModelFiles(path=tuned.base, id="tiny", revision="r1", weights_sha256="0" * 64, license="Apache-2.0"),
         adapter_dir=tuned.adapter,
         out_dir=tmp_path / "out",
-        job=JobFacts(
+        job=JobOrigin(
             id="ftjob_1",
             create_time="2026-01-02T03:04:05Z",
             datasets=[DatasetFile(id="ds_1", filename="rows.jsonl", sha256="1" * 64)],

@@ -20,7 +20,7 @@ from finetuneflow.v1.event_pb2 import ConfigResolved, Event
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 from finetuneflow.v1.stage_result_pb2 import PreflightResult
 from finetuneflow.v1.work_pb2 import Assignment
-from services.inputs import catalogue
+from services.attempt_inputs import catalogue
 from services.probe.settings import ProbeSettings
 from services.probe.stage import PreflightStage
 from services.probe.worker.child_input import PreflightInput

@@ -23,7 +23,7 @@ from gateway.servicers.datasets import Datasets, add_to_server
 from gateway.sql.database import Database
 from gateway.uploads import UploadLimits
 from services.probe.datasets import DatasetsServicer
-from services.probe.queries.served import ServedQueries
+from services.probe.queries.query_runner import ServedQueries
 from services.probe.settings import ProbeSettings
 from tests.fakes.hub import Hub
 from tests.gateway.serving import refusal, serving

@@ -218,7 +218,7 @@ def test_dropped_and_truncated_rows_are_reported_before_training(make_input: Mak
     result = preflight(sink, make_input([*chats, empty, empty], recipe="cpu-demo")).preflight
     assert (result.training_data.num_examples, result.training_data.num_left_out) == (54, 2)
     warnings = {event.reason: event.message for event in sink.events if isinstance(event, Warning)}
-    assert warnings["ROWS_LEFT_OUT"].startswith("2 rows dropped as incomplete")
+    assert warnings["ROWS_LEFT_OUT"].startswith("2 rows are incomplete and dropped")
     assert warnings["TURNS_LEFT_OUT"].startswith("1 row shortened")
     report = json.loads((tmp_path / "out" / "validation_report.json").read_text())
     assert [(p["row"], p["reason"], p["severity"]) for p in report["problems"]] == [
@@ -234,7 +234,7 @@ def test_one_row_without_trained_tokens_is_reported_in_singular(make_input: Make
     sink = Recorder()
     preflight(sink, make_input([{"messages": each} for each in [*chats, turns]], recipe="cpu-demo"))
     warnings = {event.reason: event.message for event in sink.events if isinstance(event, Warning)}
-    assert warnings["ROWS_DROPPED"] == "1 row dropped: no token of it would be trained."
+    assert warnings["ROWS_DROPPED"] == "1 row is dropped: no token of it would be trained."
 
 
 def test_report_contains_file_problems_and_row_problems(make_input: MakeInput, tmp_path: Path) -> None:
@@ -250,7 +250,9 @@ def test_report_contains_file_problems_and_row_problems(make_input: MakeInput, t
     assert {problem["reason"] for problem in report["problems"]} == {"ROW_TOO_LONG", "DECOMPRESSION_BOMB"}
 
 
-@pytest.mark.parametrize(("truncation", "lost"), [("keep_start", "no end"), ("keep_end", "its beginning")])
+@pytest.mark.parametrize(
+    ("truncation", "lost"), [("keep_start", "truncated answer ends"), ("keep_end", "its beginning")]
+)
 def test_truncated_row_reports_its_lost_tokens(make_input: MakeInput, truncation: str, lost: str) -> None:
     sink = Recorder()
     long = [{"question": f"What is {n}?", "answer": f"It is {n}. " * 40} for n in range(30)]

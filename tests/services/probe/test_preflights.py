@@ -46,7 +46,7 @@ from gateway.uploads import UploadLimits
 from gateway.work.kinds import FINE_TUNING_JOB
 from gateway.work.ledger import Ledger
 from services.probe.estimates import Estimates
-from services.probe.queries.served import ServedQueries
+from services.probe.queries.query_runner import ServedQueries
 from services.probe.servicer import ProbeServicer
 from services.probe.settings import ProbeSettings
 from tests.fakes.hub import Hub

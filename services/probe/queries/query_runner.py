@@ -22,7 +22,7 @@ from chassis.store.artifact_store import ArtifactMissing, ArtifactStore
 from engine.catalogue import Catalogue
 from engine.data.template_limits import CPU_LIMIT, killed_by_template
 from finetuneflow.v1.dataset_pb2 import Dataset
-from services.inputs import child_environment
+from services.attempt_inputs import child_environment
 from services.probe.dataset_cache import DatasetCache, sweep
 from services.probe.queries.fetch import fetch
 from services.probe.queries.query import ProbeQuery
@@ -39,8 +39,8 @@ _MAX_CHILDREN: Final = 2
 class ServedQueries:
     """Runs queries. After the first one, a spare child waits with its imports done."""
 
-    def __init__(self, settings: ProbeSettings, models: Catalogue) -> None:
-        self._settings, self._models = settings, models
+    def __init__(self, settings: ProbeSettings, catalogue: Catalogue) -> None:
+        self._settings, self._catalogue = settings, catalogue
         self._store = ArtifactStore(settings.artifacts)
         self._folder = settings.home / "work" / "queries"
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -64,7 +64,7 @@ class ServedQueries:
                 for index, (name, dataset) in enumerate(datasets.items())
             }
             query = ProbeQuery.of(folder, method, request, files)
-            query = await asyncio.to_thread(fetch, query, self._settings, self._models)
+            query = await asyncio.to_thread(fetch, query, self._settings, self._catalogue)
             return await self._run(query.write(folder), query.out_dir, response)
 
     async def close(self) -> None:

@@ -40,9 +40,10 @@ def job_configuration(spec: FineTuningJobSpec) -> JobConfig:
     try:
         return resolved_config(spec)
     except ValidationError as error:
+        fields = ", ".join(".".join(["spec", *map(str, detail["loc"])]) for detail in error.errors())
         raise VersionMismatch(
             "VERSION_MISMATCH",
-            f"The job's spec is invalid for this version: {error}",
+            f"Gateway and worker have different versions: the worker does not accept {fields}.",
             "Ask the operator to run gateways and workers of the same version.",
         ) from error
 
@@ -52,16 +53,16 @@ def catalogue(settings: ServiceSettings) -> Catalogue:
     return Catalogue(settings.home, settings.models)
 
 
-async def base_model(models: Catalogue, assignment: Assignment, settings: ServiceSettings) -> ModelFiles:
-    """Returns the base model with the weights that preflight saw, downloaded if necessary.
+async def base_model(catalogue: Catalogue, assignment: Assignment, settings: ServiceSettings) -> ModelFiles:
+    """Returns the base model with the weights that preflight checked, downloaded if necessary.
 
     Raises JobError("BASE_MODEL_CHANGED") if the weights under that name on this node are others.
     """
     identity = assignment.preflight.base_model
     reference = f"{identity.id}@{identity.revision}" if "/" in identity.id else identity.id
-    found = await fetched_model(models, reference, settings)
+    found = await fetched_model(catalogue, reference, settings)
     if found.weights_sha256 != identity.weights_sha256:
-        message = f"The weights of {identity.id} on this node differ from those that preflight saw."
+        message = f"The weights of {identity.id} on this node differ from those that preflight checked."
         raise JobError(
             "BASE_MODEL_CHANGED",
             message,
@@ -71,15 +72,15 @@ async def base_model(models: Catalogue, assignment: Assignment, settings: Servic
     return found.model_copy(update={"id": identity.id, "revision": identity.revision})
 
 
-async def fetched_model(models: Catalogue, reference: str, settings: ServiceSettings) -> ModelFiles:
+async def fetched_model(catalogue: Catalogue, reference: str, settings: ServiceSettings) -> ModelFiles:
     """Downloads the base model that the name refers to now. Raises what `Catalogue.fetch` raises."""
     token = settings.hub_token.get_secret_value()
     say("fetching_model", reference)
-    found = await asyncio.to_thread(models.fetch, reference, token or None, on_progress=byte_progress_callback())
+    found = await asyncio.to_thread(catalogue.fetch, reference, token or None, on_progress=download_progress())
     return ModelFiles(**asdict(found))
 
 
-def byte_progress_callback() -> Callable[[int], None]:
+def download_progress() -> Callable[[int], None]:
     """Returns a callback that reports received bytes, from any thread, to the current preparation."""
     preparation = current()
 

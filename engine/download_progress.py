@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def report_growth(folder: Path, on_progress: Callable[[int], None] | None) -> Iterator[None]:
+def report_progress(folder: Path, on_progress: Callable[[int], None] | None) -> Iterator[None]:
     """Reports the bytes added each second to the unfinished copies of `folder`, also those of other processes.
 
     Reports nothing if the folder is complete already.
