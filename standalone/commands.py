@@ -94,6 +94,7 @@ def model_path(
     from standalone.settings import StandaloneSettings
 
     settings = StandaloneSettings() if home is None else StandaloneSettings(home=home)
+    settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
         local = Catalogue(settings.home, settings.models).fetch(model)
     except (JobError, SystemFailure) as error:

@@ -76,7 +76,8 @@ def demo(console: Console, output: Path, *, keep: bool) -> bool:
 def _share_models(home: Path) -> None:
     # The model is unpacked once, into the user's own home, and reused by the next demo and the first `ftf up`.
     models = default_home() / "models"
-    models.mkdir(parents=True, exist_ok=True)
+    default_home().mkdir(parents=True, exist_ok=True, mode=0o700)
+    models.mkdir(exist_ok=True)
     (home / "models").symlink_to(models, target_is_directory=True)
 
 

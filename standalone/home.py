@@ -19,6 +19,16 @@ def default_home() -> Path:
     return Path(os.environ.get("FTF_HOME") or "~/.finetuneflow").expanduser().absolute()
 
 
+def make_private(home: Path) -> bool:
+    """Creates `home` if it is missing, readable by its owner only. Returns True if other users could read it before."""
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    status = home.stat()
+    if not status.st_mode & 0o077 or status.st_uid != os.geteuid():
+        return False
+    home.chmod(0o700)
+    return True
+
+
 @dataclass(frozen=True)
 class Holder:
     """The process that runs a system in a home folder."""
@@ -41,11 +51,10 @@ class HomeTaken(Exception):
 
 @contextmanager
 def held(home: Path, address: str) -> Iterator[None]:
-    """Locks `home` for this process and creates it if missing. The lock ends with the process, even after a crash.
+    """Locks `home`, which exists, for this process. The lock ends with the process, even after a crash.
 
     Raises HomeTaken.
     """
-    home.mkdir(parents=True, exist_ok=True, mode=0o700)
     with (home / _LOCK).open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 from finetuneflow.errors import from_status
 from finetuneflow.v1 import dataset_service_pb2, probe_service_pb2, validation_pb2
 from standalone.guard import guarded
+from standalone.home import default_home
 
 # `ftf --help` imports this file; the modules that a query needs are imported when one runs.
 
@@ -60,6 +61,8 @@ def _run(method: str, request: Message, files: Mapping[str, Path], response: M) 
     from chassis.errors import ServiceError
     from engine.data.template_limits import CPU_LIMIT, killed_by_template
 
+    # The child creates it on first use, with a mode that lets everybody read it.
+    default_home().mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryDirectory(prefix="ftf-query-") as name:
         folder = Path(name)
         query = Query.of(folder, method, request, {dataset: path.absolute() for dataset, path in files.items()})

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from rich.console import Console
 
 from finetuneflow.cli.advice import ftf
 from standalone import nats
-from standalone.home import HomeTaken, held, holder
+from standalone.home import HomeTaken, default_home, held, holder, make_private
 from standalone.ports import is_free
 from standalone.stack import Stack
 
@@ -50,6 +51,10 @@ async def run(home: Path, port: int, report: StatusPrinter) -> None:
     Raises HomeTaken, PortTaken, NatsServerMissing, and StartFailed after everything was stopped.
     """
     _check(home, port)
+    # Rows, keys and logs are nobody else's business; the processes inherit it.
+    os.umask(0o077)
+    if make_private(home):
+        report.notice(f"Other users of this machine could read {home}; its mode is now 0700.")
     with held(home, f"127.0.0.1:{port}"):
         stack = Stack(home, port, report.notice)
         signalled = asyncio.Event()
@@ -88,7 +93,8 @@ def _check(home: Path, port: int) -> None:
     if by is not None:
         raise HomeTaken(home, by)
     if not is_free(port):
-        raise PortTaken(f"Port {port} is in use. Choose another one: {ftf(f'up --port {port + 1}')}")
+        again = f"up --port {port + 1}" + ("" if home == default_home() else f" --home {shlex.quote(str(home))}")
+        raise PortTaken(f"Port {port} is in use. Choose another one: {ftf(again)}")
     nats.binary()
 
 

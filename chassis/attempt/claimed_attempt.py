@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError, Message
 from chassis.attempt.reporter import Reporter
 from chassis.attempt.spool import Spool
 from chassis.attempt.time_limits import TimeLimits
-from chassis.attempt.uploads import CONTINUES, KINDS, UploadFailed, Uploads
+from chassis.attempt.uploads import CONTINUES, KINDS, BadOutput, UploadFailed, Uploads
 from chassis.bus.event_bus import Bus
 from chassis.child import out_of_memory
 from chassis.child.child_process import Child, ChildCommand, kill_processes_of
@@ -315,7 +315,7 @@ class Attempt:
             if self._release != "CANCELLED":
                 for stored in await uploads.finish(self._ending):
                     await self._append(stored)
-        except UploadFailed as error:
+        except (UploadFailed, BadOutput) as error:
             self._fail(child, error.reason, str(error), error.advice)
 
     async def _watch(self, child: Child) -> None:

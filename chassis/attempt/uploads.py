@@ -17,6 +17,7 @@ from chassis.events import event_of
 from chassis.failpoints import failpoint
 from chassis.store.artifact_store import ArtifactStore, Stored
 from chassis.store.disk_full import is_disk_full
+from chassis.store.plain_files import NotPlainFile
 from finetuneflow.v1 import event_pb2, fine_tuning_job_pb2, work_pb2
 
 _log = logging.getLogger(__name__)
@@ -40,6 +41,13 @@ class UploadFailed(Exception):
             self.advice = f"Ask the operator to check the artifact store. {CONTINUES}"
 
 
+class BadOutput(Exception):
+    """The child names a file that is missing, lies outside its out_dir, or is a link."""
+
+    reason = "CRASHED"
+    advice = "This is a defect of the worker; please report it with the last lines."
+
+
 class Uploads:
     """The uploads of one attempt, one at a time, in the order of their events."""
 
@@ -60,8 +68,11 @@ class Uploads:
         """Stores the file of an event, and sets path, hash and size. Returns the events to report, in order.
 
         If a checkpoint cannot be stored, returns a warning instead, and tries again with the next checkpoint. Raises
-        UploadFailed for any other file.
+        UploadFailed for any other file, and BadOutput.
         """
+        payload = event.artifact if event.HasField("artifact") else event.checkpoint
+        # Nothing below opens or deletes a path that was not checked here.
+        payload.path = self._checked(payload.path)
         if event.HasField("artifact"):
             await self._upload(event, self._limits.upload_retry_seconds)
             return [event]
@@ -87,7 +98,7 @@ class Uploads:
             return await self._upload_waiting(self._limits.upload_retry_seconds)
         except _PartialUpload as partly:
             needed = ending.stage_completed.training.best_checkpoint_path if ending else ""
-            if needed and needed in {str(PurePosixPath(event.checkpoint.path)) for event in self._waiting}:
+            if needed and needed in {event.checkpoint.path for event in self._waiting}:
                 raise partly.failure from partly
             steps = ", ".join(str(event.checkpoint.step) for event in self._waiting)
             warning = event_pb2.Warning(
@@ -116,10 +127,8 @@ class Uploads:
 
     async def _upload(self, event: event_pb2.Event, delays: Sequence[float]) -> None:
         payload = event.checkpoint if event.HasField("checkpoint") else event.artifact
-        relative = str(PurePosixPath(payload.path))
+        relative = payload.path
         local = self._out_dir / relative
-        if not local.resolve().is_relative_to(self._out_dir.resolve()) or not local.exists():
-            raise UploadFailed(f"{payload.path!r} does not exist below the child's out_dir")
         path = f"{self._prefix}/{relative}"
         folder = local.is_dir()
         stored = await self._put(self._store.put_folder if folder else self._store.put_file, local, path, delays)
@@ -136,6 +145,15 @@ class Uploads:
         if not payload.media_type:
             guess = mimetypes.guess_type(relative)[0] or "application/octet-stream"
             payload.media_type = "inode/directory" if folder else guess
+
+    def _checked(self, named: str) -> str:
+        """Returns a path below out_dir in its plain form. Raises BadOutput."""
+        relative = PurePosixPath(named)
+        local = self._out_dir / relative
+        inside = relative.parts and not relative.is_absolute() and ".." not in relative.parts
+        if not inside or "\0" in named or not local.exists() or local.resolve() != self._out_dir.resolve() / relative:
+            raise BadOutput(f"The worker named {named[:200]!r}, which is no file or folder of its own.")
+        return str(relative)
 
     def fill_in(self, completed: event_pb2.StageCompleted) -> None:
         """Replaces each `<name>_path` of an uploaded file in the result by its path in the store.
@@ -162,6 +180,8 @@ class Uploads:
             try:
                 failpoint("upload.store")
                 return await asyncio.to_thread(put, local, f"{self._tenant}/{path}")
+            except NotPlainFile as error:
+                raise BadOutput(f"The worker's output {path} has links: {error}.") from error
             except OSError as error:
                 if delay is None or isinstance(error, FileExistsError):
                     raise UploadFailed(f"the artifact store does not accept {path}: {error}", error) from error

@@ -26,6 +26,7 @@ from chassis.failpoints import failpoint
 from chassis.preparation import progressed
 from chassis.store.partials import FOLDER as _PARTIAL
 from chassis.store.partials import Partials, WrongOffset, publish, sync_tree
+from chassis.store.plain_files import file_names, open_file
 
 MANIFEST: Final = "manifest.json"
 _CHUNK_BYTES = 1024 * 1024
@@ -63,8 +64,8 @@ class ArtifactStore:
         self._partials = Partials(Path(self._root)) if isinstance(self._fs, LocalFileSystem) else None
 
     def put_file(self, local: Path, path: str) -> Stored:
-        """Copies a file into the store, replacing an existing one."""
-        with local.open("rb") as source, self.begin_write(path) as writer:
+        """Copies a file into the store, replacing an existing one. Raises NotPlainFile for a link."""
+        with open_file(local.parent, local.name) as source, self.begin_write(path) as writer:
             while chunk := source.read(_CHUNK_BYTES):
                 writer.write(chunk)
             return writer.commit()
@@ -72,9 +73,10 @@ class ArtifactStore:
     def put_folder(self, local: Path, path: str) -> Stored:
         """Copies a folder and adds manifest.json with the size and SHA-256 of every file.
 
-        Does nothing if the same content is stored already. Raises FileExistsError if the path holds other content.
+        Does nothing if the same content is stored already. Raises FileExistsError if the path holds other content, and
+        NotPlainFile if the folder has a link.
         """
-        names = sorted(str(file.relative_to(local).as_posix()) for file in local.rglob("*") if file.is_file())
+        names = file_names(local)
         if MANIFEST in names:
             raise ValueError(f"{local} has a {MANIFEST} of its own")
         target = self._full_path(path)
@@ -364,7 +366,7 @@ def _fill(local: Path, names: list[str], create: Callable[[str], Any]) -> tuple[
     """Copies files into what `create` opens, the manifest last; returns the manifest and the bytes of all files."""
     entries: list[dict[str, Any]] = []
     for name in names:
-        with (local / name).open("rb") as source, create(name) as sink:
+        with open_file(local, name) as source, create(name) as sink:
             digest, size = _copy(source, sink)
         entries.append({"path": name, "sha256": digest, "size_bytes": size})
     manifest = _manifest(entries)
@@ -377,7 +379,7 @@ def _hashed(local: Path, names: list[str]) -> tuple[bytes, int]:
     """Returns what `_fill` would return, without copying."""
     entries: list[dict[str, Any]] = []
     for name in names:
-        with (local / name).open("rb") as source:
+        with open_file(local, name) as source:
             digest = hashlib.file_digest(source, "sha256").hexdigest()
             entries.append({"path": name, "sha256": digest, "size_bytes": source.tell()})
     return _manifest(entries), sum(entry["size_bytes"] for entry in entries)

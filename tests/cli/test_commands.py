@@ -236,6 +236,15 @@ def test_download_prints_where_the_files_are(ftf: Ftf, gateway: FakeGateway, tmp
     assert str(tmp_path / "package" / "report.md") in result.stdout
 
 
+def test_folder_for_a_package_is_made_before_the_export(ftf: Ftf, gateway: FakeGateway, tmp_path: Path) -> None:
+    """A folder that cannot be created was reported after the whole export."""
+    (tmp_path / "file").write_text("")
+    result = ftf("export", JOB, "--out", tmp_path / "file" / "package")
+    assert result.exit_code == 2
+    assert "cannot be created" in " ".join(result.stderr.split())
+    assert not gateway.requests("CreateExport")
+
+
 def error_of(result: Result) -> dict[str, Any]:
     (line,) = result.stderr.splitlines()
     error: dict[str, Any] = json.loads(line)["error"]

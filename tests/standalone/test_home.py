@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from standalone.home import HomeTaken, default_home, held, holder
+from standalone.home import HomeTaken, default_home, held, holder, make_private
 
 _HOLD = """
 import sys
@@ -52,3 +52,14 @@ def test_home_is_read_from_setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert default_home() == tmp_path
     monkeypatch.setenv("FTF_HOME", "")
     assert default_home() == Path.home() / ".finetuneflow"
+
+
+def test_home_is_private_and_an_open_one_is_closed(tmp_path: Path) -> None:
+    """Other users of the machine would read the rows of every dataset."""
+    home = tmp_path / "a" / "home"
+    assert not make_private(home)
+    assert home.stat().st_mode & 0o777 == 0o700
+    home.chmod(0o755)
+    assert make_private(home)
+    assert not make_private(home)
+    assert home.stat().st_mode & 0o777 == 0o700

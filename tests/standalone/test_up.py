@@ -80,6 +80,8 @@ def test_up_serves_restarts_dead_processes_and_stops_all(up: Callable[[], Up]) -
 
     assert {"gateway.sqlite", "nats", "logs"} <= {entry.name for entry in running.home.iterdir()}
     assert [entry.name for entry in running.home.parent.iterdir()] == [ODD], "files outside the home were written"
+    for path in (running.home, *running.home.iterdir()):
+        assert not path.stat().st_mode & 0o077, f"other users may read {path.name}"
 
     family = running.family()
     assert len(family) >= len(PROCESSES)

@@ -11,13 +11,24 @@ import typer
 from finetuneflow.cli.session import Json, not_empty, session, size
 
 
+def make_folder(out: Path) -> None:
+    """Creates the folder of a later download. Raises BadParameter if it cannot be created."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        problem = f"{out} cannot be created: {error.strerror}. Name a folder in which you may write."
+        raise typer.BadParameter(problem, param_hint="--out") from error
+
+
 def download(
     ctx: typer.Context,
     source: Annotated[
         str,
         typer.Argument(metavar="JOB_OR_EXPORT", help="Id of the job or export, or ft:JOB.", callback=not_empty),
     ],
-    out: Annotated[Path | None, typer.Option(help="Folder to download into.", show_default="./ID")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to download into.", show_default="./ID", file_okay=False)
+    ] = None,
     json: Json = False,
 ) -> None:
     """Download and verify the package of a job or export. An interrupted download resumes."""

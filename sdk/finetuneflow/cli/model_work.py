@@ -11,6 +11,7 @@ from rich.console import Console
 
 from finetuneflow.cli.advice import as_typed, ftf
 from finetuneflow.cli.console import error_console
+from finetuneflow.cli.download import make_folder
 from finetuneflow.cli.exits import DETACHED, JOB_FAILED
 from finetuneflow.cli.lines import Lines
 from finetuneflow.cli.outcome import show_attempts, show_evaluation
@@ -70,6 +71,8 @@ def export(
     """Export the model of a job again."""
     if detach and out is not None:
         raise typer.BadParameter("cannot be combined with --detach.", param_hint="--out")
+    if out is not None:
+        make_folder(out)
     here = session(ctx)
     made = here.client.exports.create(model, formats=format_ or ())
     try:

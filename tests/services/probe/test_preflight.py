@@ -219,7 +219,7 @@ def test_dropped_and_truncated_rows_are_reported_before_training(make_input: Mak
     assert (result.training_data.num_examples, result.training_data.num_left_out) == (54, 2)
     warnings = {event.reason: event.message for event in sink.events if isinstance(event, Warning)}
     assert warnings["ROWS_LEFT_OUT"].startswith("2 rows are incomplete and dropped")
-    assert warnings["TURNS_LEFT_OUT"].startswith("1 row shortened")
+    assert warnings["TURNS_LEFT_OUT"].startswith("1 row is shortened")
     report = json.loads((tmp_path / "out" / "validation_report.json").read_text())
     assert [(p["row"], p["reason"], p["severity"]) for p in report["problems"]] == [
         (8, "LEADING_TURNS", "warning"), (8, "TRAILING_TURNS", "warning"),
