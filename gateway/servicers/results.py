@@ -196,7 +196,7 @@ def _job_of(model: str, catalogue: Catalogue) -> str:
         try:
             catalogue.check(model)
         except JobError as error:
-            problem = f"There is no model {model[:80]!r}: {error.message} A job's model is named `ft:<job_id>`."
+            problem = f"{error.message} A job's model is named `ft:<job_id>`."
             raise NotFound("MODEL_NOT_FOUND", problem, [Violation("model", problem)]) from error
         problem = f"{model[:80]!r} is a base model, which is not available here yet; name `ft:<job_id>`, a job's model."
         raise Unimplemented("NOT_IMPLEMENTED", problem, [Violation("model", problem)])

@@ -236,6 +236,17 @@ def test_download_prints_where_the_files_are(ftf: Ftf, gateway: FakeGateway, tmp
     assert str(tmp_path / "package" / "report.md") in result.stdout
 
 
+def test_inspection_of_a_file_names_the_dataset_that_the_server_keeps(
+    ftf: Ftf, rows: Path, gateway: FakeGateway
+) -> None:
+    """The rows stay on the server, which a command that only shows something does not suggest."""
+    shown = ftf("datasets", "stats", rows, "-m", "m")
+    assert list(gateway.uploads.values()) == [rows.read_bytes()]
+    assert f"The server keeps {rows.name} as ds_" in " ".join(shown.stderr.split())
+    assert "ftf datasets delete ds_" in " ".join(shown.stderr.split())
+    assert ftf("datasets", "stats", rows, "-m", "m", "--json").stderr == ""
+
+
 def test_folder_for_a_package_is_made_before_the_export(ftf: Ftf, gateway: FakeGateway, tmp_path: Path) -> None:
     """A folder that cannot be created was reported after the whole export."""
     (tmp_path / "file").write_text("")

@@ -13,7 +13,8 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from finetuneflow.cli.console import visible
+from finetuneflow.cli.advice import ftf
+from finetuneflow.cli.console import error_console, visible
 from finetuneflow.cli.data_options import (
     ChatTemplate,
     Format,
@@ -56,7 +57,7 @@ def stats(
     """Count the rows and tokens of DATA, and the steps of a job on it; exit code 2 if a job would be refused."""
     here = session(ctx)
     more = reading_settings(max_length, truncation, system_prompt, chat_template)
-    report = _validate(here, data, model, source_settings(mapping, template, format_), more)
+    report = _validate(here, data, model, source_settings(mapping, template, format_), more, json=json)
     found = report.training_data
     counted = found if found is not None and found.num_examples else None
     refused = counted is None or report.verdict == Verdict.REFUSED
@@ -93,7 +94,7 @@ def preview(
     here = session(ctx)
     source = source_settings(mapping, template, format_)
     more = reading_settings(max_length, truncation, system_prompt, chat_template)
-    found = _preview(here, data, model, source, row, rows, more)
+    found = _preview(here, data, model, source, row, rows, more, json=json)
     if not found:
         message = f"{data} has no row {row:,} or later."
         raise CommandFailed(message, violations=[Violation("--row", message)])
@@ -106,14 +107,16 @@ def preview(
         raise typer.Exit(USAGE)
 
 
-def _validate(here: Session, data: str, model: str, source: dict[str, Any], more: dict[str, Any]) -> ValidationReport:
+def _validate(
+    here: Session, data: str, model: str, source: dict[str, Any], more: dict[str, Any], *, json: bool
+) -> ValidationReport:
     file = Path(data)
     if here.local_probe is not None and file.is_file():
         file = utf8_path(file.absolute())
         request = pb.ValidateDatasetRequest(source=data_source({**source, "dataset": data}))
         fill(request, base_model=model, **_numbered(more))
         return ValidationReport.from_proto(here.local_probe.validate(request, {data: file}).report)
-    return here.client.datasets.validate({**source, "dataset": _uploaded(here, data)}, model, **more)
+    return here.client.datasets.validate({**source, "dataset": _uploaded(here, data, json=json)}, model, **more)
 
 
 def _preview(
@@ -124,6 +127,8 @@ def _preview(
     first_row: int,
     num_rows: int,
     more: dict[str, Any],
+    *,
+    json: bool,
 ) -> tuple[RowPreview, ...]:
     file = Path(data)
     if here.local_probe is not None and file.is_file():
@@ -131,11 +136,11 @@ def _preview(
         request = pb.PreviewDatasetRequest(source=data_source({**source, "dataset": data}))
         fill(request, base_model=model, first_row=first_row, num_rows=num_rows, **_numbered(more))
         return tuple(RowPreview.from_proto(row) for row in here.local_probe.preview(request, {data: file}).rows)
-    dataset = {**source, "dataset": _uploaded(here, data)}
+    dataset = {**source, "dataset": _uploaded(here, data, json=json)}
     return here.client.datasets.preview(dataset, model, first_row=first_row, num_rows=num_rows, **more)
 
 
-def _uploaded(here: Session, data: str) -> str:
+def _uploaded(here: Session, data: str, *, json: bool) -> str:
     """Returns the dataset's id or hub reference; uploads a file."""
     if not Path(data).is_file():
         if not is_dataset_id(data):
@@ -143,7 +148,13 @@ def _uploaded(here: Session, data: str) -> str:
                 f"No such file: {data} (a dataset id starts with ds_, a hub dataset with hf://).", param_hint="DATA"
             )
         return data
-    return here.client.datasets.upload(data).id
+    dataset = here.client.datasets.upload(data)
+    if not json:
+        command = ftf(f"datasets delete {dataset.id}")
+        error_console().print(
+            f"The server keeps {dataset.filename} as {dataset.id}. To delete it: {command}", style="dim"
+        )
+    return dataset.id
 
 
 def _numbered(values: dict[str, Any]) -> dict[str, Any]:
