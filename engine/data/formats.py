@@ -140,7 +140,13 @@ class RowReader:
             for name in values.keys() - used:
                 self._note_unused(self._mapping.get(name, name), values[name])
         except BadValue as bad:
-            yield RowProblem(row.number, bad.column, bad.reason, bad.message, bad.effect)
+            theirs = self._mapping.get(bad.column)
+            message = bad.message
+            if theirs is not None and theirs not in row.values:
+                # "Name the column" would advise what the mapping already tries to do.
+                has = f"has no column {theirs!r}, which the mapping names as {bad.column}"
+                message = f"{has} (it has {_listed(row.values)}); correct the mapping"
+            yield RowProblem(row.number, bad.column, bad.reason, message, bad.effect)
             return
         yield from warnings
         if found := self._placeholder(example):

@@ -247,6 +247,14 @@ def test_inspection_of_a_file_names_the_dataset_that_the_server_keeps(
     assert ftf("datasets", "stats", rows, "-m", "m", "--json").stderr == ""
 
 
+def test_delete_prints_the_id(ftf: Ftf, rows: Path) -> None:
+    """A program that reads JSON got nothing at all."""
+    for as_json in (False, True):
+        dataset = json.loads(ftf("datasets", "upload", rows, "--json").stdout)["id"]
+        deleted = ftf("datasets", "delete", dataset, *["--json"] * as_json).stdout
+        assert deleted == (f'{{"deleted": "{dataset}"}}\n' if as_json else f"Deleted {dataset}\n")
+
+
 def test_folder_for_a_package_is_made_before_the_export(ftf: Ftf, gateway: FakeGateway, tmp_path: Path) -> None:
     """A folder that cannot be created was reported after the whole export."""
     (tmp_path / "file").write_text("")

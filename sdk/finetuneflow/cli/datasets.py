@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from finetuneflow.cli.dataset_inspection import preview, stats
-from finetuneflow.cli.session import Json, not_empty, print_json, print_newest, print_rows, session, size
+from finetuneflow.cli.session import Json, not_empty, print_deleted, print_json, print_newest, print_rows, session, size
 from finetuneflow.errors import FineTuneFlowError
 from finetuneflow.fields import INT32_MAX
 from finetuneflow.resources.dataset import Dataset
@@ -79,8 +79,7 @@ def delete(ctx: typer.Context, dataset_id: DatasetId, json: Json = False) -> Non
     """Delete a dataset permanently."""
     here = session(ctx)
     here.client.datasets.delete(dataset_id)
-    if not json:
-        here.console.print(f"Deleted {dataset_id}")
+    print_deleted(here.console, dataset_id, as_json=json)
 
 
 def _row(dataset: Dataset) -> list[str]:

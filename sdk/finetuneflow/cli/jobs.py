@@ -9,7 +9,7 @@ import typer
 
 from finetuneflow.cli.following import follow_or_detach
 from finetuneflow.cli.outcome import show_explanation, show_job
-from finetuneflow.cli.session import Json, not_empty, print_json, print_newest, session
+from finetuneflow.cli.session import Json, not_empty, print_deleted, print_json, print_newest, session
 from finetuneflow.errors import InvalidArgument, Violation
 from finetuneflow.fields import INT32_MAX, INT64_MAX
 from finetuneflow.resources.job import Job
@@ -100,8 +100,7 @@ def delete(ctx: typer.Context, job_id: JobId, json: Json = False) -> None:
     """Delete a job that has ended, with its history and files."""
     here = session(ctx)
     here.client.jobs.delete(job_id)
-    if not json:
-        here.console.print(f"Deleted {job_id}")
+    print_deleted(here.console, job_id, as_json=json)
 
 
 def _show_state(ctx: typer.Context, job: Job, json: bool) -> None:

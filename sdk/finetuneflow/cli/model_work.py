@@ -15,7 +15,7 @@ from finetuneflow.cli.download import make_folder
 from finetuneflow.cli.exits import DETACHED, JOB_FAILED
 from finetuneflow.cli.lines import Lines
 from finetuneflow.cli.outcome import show_attempts, show_evaluation
-from finetuneflow.cli.session import Json, Session, not_empty, print_json, print_newest, session, size
+from finetuneflow.cli.session import Json, Session, not_empty, print_deleted, print_json, print_newest, session, size
 from finetuneflow.client import Client
 from finetuneflow.evaluations import Evaluations
 from finetuneflow.exports import Exports
@@ -138,8 +138,7 @@ def make_app(noun: str, methods: Callable[[Client], Any]) -> typer.Typer:
     def delete(ctx: typer.Context, work_id: Id, json: Json = False) -> None:
         here = session(ctx)
         methods(here.client).delete(work_id)
-        if not json:
-            here.console.print(f"Deleted {work_id}")
+        print_deleted(here.console, work_id, as_json=json)
 
     app.command("list", help=f"List the newest {noun}s: those asked for alone and those left by jobs.")(list_)
     app.command("get", help=f"Show one {noun} with its attempts.")(get)

@@ -68,6 +68,14 @@ def print_json(*messages: Message) -> None:
         sys.stdout.flush()
 
 
+def print_deleted(console: Console, id_: str, *, as_json: bool) -> None:
+    """Prints that a resource was deleted, or its id as JSON."""
+    if as_json:
+        sys.stdout.write(json.dumps({"deleted": id_}) + "\n")
+    else:
+        console.print(f"Deleted {id_}")
+
+
 def json_line(message: Message) -> str:
     """Returns a message as JSON with the field names of the protos."""
     return visible(json.dumps(MessageToDict(message, preserving_proto_field_name=True), ensure_ascii=False))

@@ -86,6 +86,15 @@ def test_the_format_can_be_said() -> None:
     assert wrong.reason == "MISSING_COLUMN"
 
 
+def test_mapping_to_a_missing_column_is_named() -> None:
+    """The advice was to name the column with the option that had just been given."""
+    wrong = read({"question": "Q?", "reply": "A"}, mapping={"answer": "replyy"})
+    assert isinstance(wrong, RowProblem)
+    assert wrong.message == (
+        "has no column 'replyy', which the mapping names as answer (it has question, reply); correct the mapping"
+    )
+
+
 def test_preference_pairs_are_told_apart_and_can_be_mapped() -> None:
     """Trained on as they come, half of them would teach the answer that was rejected."""
     pairs = {"prompt": "Q?", "chosen": "A", "rejected": "B"}
