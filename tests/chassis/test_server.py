@@ -132,7 +132,7 @@ async def test_cancelled_call_ends_its_handler(channel: grpc.aio.Channel, evalua
     call = evaluator_service_pb2_grpc.EvaluatorServiceStub(channel).Generate(GenerateRequest(model="endless"))
     await call.read()
     call.cancel()
-    await asyncio.wait_for(evaluator.cancelled.wait(), 10)
+    await asyncio.wait_for(evaluator.cancelled.wait(), 60)
 
 
 async def test_method_without_handler_is_unimplemented() -> None:

@@ -88,6 +88,14 @@ async def test_spare_that_fails_to_start_fails_no_attempt(
     assert (await gateway.wait_for_ending()).HasField("stage_completed")
 
 
+async def number_of_threads(pid: int) -> str:
+    """Returns OMP_NUM_THREADS of a process, which has no environment of its own before its program has started."""
+    async with asyncio.timeout(20):
+        while "OMP_NUM_THREADS" not in (found := psutil.Process(pid).environ()):  # noqa: ASYNC110 - no notification
+            await asyncio.sleep(0.01)
+    return found["OMP_NUM_THREADS"]
+
+
 async def test_spare_with_different_environment_is_replaced(
     bus: Bus, gateway: Gateway, start_worker: StartWorker, tmp_path: Path
 ) -> None:
@@ -100,12 +108,12 @@ async def test_spare_with_different_environment_is_replaced(
     gateway.do = "wait"
     worker = await start_worker(OtherThreads(), warm_spare=True)
     wrong = await wait_for_spare(spare_of(worker))
-    assert psutil.Process(wrong).environ()["OMP_NUM_THREADS"] == "3"
+    assert await number_of_threads(wrong) == "3"
     await bus.publish_work("trainer", "default", ITEM)
     await gateway.wait_for_event("log")
     right = await wait_for_spare(spare_of(worker), wrong)
     for pid in (claim_record(tmp_path).child_pid, right):
-        assert psutil.Process(pid).environ()["OMP_NUM_THREADS"] == "1"
+        assert await number_of_threads(pid) == "1"
     await wait_for_exit(wrong)
     assert kind(gateway.events[-1]) != "stage_failed"
 
