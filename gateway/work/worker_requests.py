@@ -34,6 +34,7 @@ from gateway.work import lifecycle
 from gateway.work.kinds import EVALUATION, queue_of
 from gateway.work.ledger import ELAPSED_SECONDS, Decision, Ledger
 from gateway.work.projection import completion_reason, project
+from gateway.work.reported_paths import SHARDS, foreign_path, made_by_preflight
 
 log = logging.getLogger(__name__)
 
@@ -125,6 +126,11 @@ class WorkerRequests:
                 attempt.next_ordinal = ordinal
                 self._fail(decision, attempt, "BAD_EVENT", "the worker sent an event of another attempt")
                 return
+            if path := await foreign_path(decision, attempt, event):
+                attempt.next_ordinal = ordinal
+                said = f"the worker named a path that is not its attempt's: {path[:200]!r}"
+                self._fail(decision, attempt, "BAD_EVENT", said)
+                return
             sequence = decision.accept(data, event)
             if event.WhichOneof("payload") in ENDINGS:
                 attempt.next_ordinal = ordinal + 1
@@ -195,12 +201,12 @@ class WorkerRequests:
             return
         query = select(SavedArtifact).where(
             SavedArtifact.tenant == assignment.tenant,
-            SavedArtifact.kind == "shards",
+            SavedArtifact.kind == SHARDS,
             SavedArtifact.work_id != assignment.job_id,
         )
         async with self._ledger.database.read() as session:
             newest = (await session.exec(query.order_by(col(SavedArtifact.id).desc()).limit(_MADE_SHARDS))).all()
-        for made in newest:
+        for made in filter(lambda row: made_by_preflight(row.path), newest):
             key = made.path.rpartition("/")[2]
             assignment.shards.add(content_key=key, path=made.path, manifest_sha256=made.sha256)
 

@@ -27,7 +27,7 @@ from gateway.work.ledger import Ledger
 from gateway.work.worker_requests import WorkerRequests
 from tests.fakes.planning import NoTrainers
 from tests.gateway.conftest import Recorder
-from tests.gateway.jobs import PAYLOADS, RESULTS, create
+from tests.gateway.jobs import PAYLOADS, completed_stage, create
 
 STAGES = ("PREFLIGHT", "TRAINING", "EVALUATION", "EXPORT")
 ENDED = ("SUCCEEDED", "FAILED", "CANCELLED")
@@ -300,7 +300,13 @@ class Model:
 
 
 def _path(claim_id: str, ordinal: int) -> str:
-    return f"jobs/x/{claim_id}/step-{ordinal}"
+    """Path of a checkpoint below its attempt's folder."""
+    return f"{claim_id}/step-{ordinal}"
+
+
+def _without_folder(path: str) -> str:
+    """Path without jobs/<job>/<stage>/<attempt>/."""
+    return path.split("/", 4)[4]
 
 
 def _loss(step: int) -> float:
@@ -353,7 +359,7 @@ class Claim:
         hyper = given.resolved_spec.hyperparameters
         rows = hyper.per_device_train_batch_size
         config = rows and (rows, hyper.gradient_accumulation_steps, hyper.per_device_eval_batch_size)
-        paths = [checkpoint.path for checkpoint in given.checkpoints]
+        paths = [_without_folder(checkpoint.path) for checkpoint in given.checkpoints]
         return Stage.Name(given.stage).removeprefix("STAGE_"), given.attempt, config or None, paths
 
 
@@ -383,7 +389,8 @@ class Report:
                 payload: Any = event_pb2.Log(step=values[0] if values else 1, loss=1.0)
             case "checkpoint":
                 step, best = values
-                path = _path(self.claim.claim_id, ordinal)
+                folder = f"jobs/{job_id}/{self.claim.stage.lower()}/{self.claim.number}"
+                path = f"{folder}/{_path(self.claim.claim_id, ordinal)}"
                 payload = event_pb2.CheckpointSaved(step=step, best=best, path=path, eval_loss=_loss(step))
             case "restored":
                 payload = event_pb2.Restored(checkpoint_step=values[0])
@@ -397,7 +404,7 @@ class Report:
                 )
                 payload = event_pb2.ConfigResolved(resolved_spec=FineTuningJobSpec(hyperparameters=hyper))
             case "completed":
-                payload = event_pb2.StageCompleted(**RESULTS[f"STAGE_{self.claim.stage}"])
+                payload = completed_stage(job_id, f"STAGE_{self.claim.stage}", self.claim.number)
             case "released":
                 payload = event_pb2.StageReleased(reason="PAUSED")
             case "failed":
@@ -507,7 +514,7 @@ async def seen_in_sql(database: Database, job_id: str) -> dict[str, Any] | None:
             for t in tries
         ),
         "events": [event.kind for event in events],
-        "checkpoints": [(row.path, row.step, row.best, row.pruned) for row in checkpoints],
+        "checkpoints": [(_without_folder(row.path), row.step, row.best, row.pruned) for row in checkpoints],
     }
 
 
@@ -568,5 +575,5 @@ class Pair:
         assert sequences == list(range(1, len(self.model.events) + 1))
         offered = [(each.stage.removeprefix("STAGE_"), each.attempt) for each in self.recorder.offered]
         assert sorted(offered) == sorted((each.stage, each.number) for each in self.model.tries)
-        pruned = sorted(f"default/{saved.path}" for saved in self.model.checkpoints if saved.pruned)
-        assert sorted(self.recorder.discarded) == pruned
+        pruned = sorted(saved.path for saved in self.model.checkpoints if saved.pruned)
+        assert sorted(_without_folder(path.removeprefix("default/")) for path in self.recorder.discarded) == pruned

@@ -26,7 +26,7 @@ RESULTS: dict[str, dict[str, Any]] = {
     "STAGE_PREFLIGHT": {"preflight": PreflightResult(total_steps=48)},
     "STAGE_TRAINING": {"training": TrainingResult(total_steps=48)},
     "STAGE_EVALUATION": {"evaluation": EvaluationResult(base_loss=4.0, tuned_loss=3.0)},
-    "STAGE_EXPORT": {"export": ExportResult(package_path="x.zip")},
+    "STAGE_EXPORT": {"export": ExportResult()},
 }
 
 
@@ -76,6 +76,18 @@ async def events_of(ledger: Ledger, job_id: str) -> list[Event]:
         return [Event.FromString(event) for event in (await session.exec(query)).all()]
 
 
+def attempt_path(work_id: str, stage: str, attempt: int, name: str) -> str:
+    return f"jobs/{work_id}/{stage.removeprefix('STAGE_').lower()}/{attempt}/{name}"
+
+
+def completed_stage(work_id: str, stage: str, attempt: int) -> StageCompleted:
+    """Returns the event that ends a stage with its result."""
+    completed = StageCompleted(**RESULTS[stage])
+    if completed.HasField("export"):
+        completed.export.package_path = attempt_path(work_id, stage, attempt, "x.zip")
+    return completed
+
+
 class Worker:
     """Speaks the claim and report protocol for one attempt."""
 
@@ -119,7 +131,13 @@ class Worker:
         return response
 
     async def complete(self) -> ReportResponse:
-        return await self.report(StageCompleted(**RESULTS[Stage.Name(self.assignment.stage)]))
+        given = self.assignment
+        return await self.report(completed_stage(given.job_id, Stage.Name(given.stage), given.attempt))
+
+    def path(self, name: str) -> str:
+        """Returns the path in the artifact store of a file that this attempt makes."""
+        given = self.assignment
+        return attempt_path(given.job_id, Stage.Name(given.stage), given.attempt, name)
 
     async def fail(self, reason: str = "CRASHED", fault: str = "FAULT_SYSTEM_ERROR") -> ReportResponse:
         return await self.report(StageFailed(reason=reason, fault=fault, message="it broke", advice="correct it"))

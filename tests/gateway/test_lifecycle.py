@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from sqlmodel import select
 
 from chassis.errors import FailedPrecondition
 from chassis.store.artifact_store import ArtifactStore
@@ -16,19 +17,20 @@ from finetuneflow.v1.event_pb2 import (
     ConfigResolved,
     Eval,
     Log,
+    StageCompleted,
     StageFailed,
     StageReleased,
 )
 from finetuneflow.v1.fine_tuning_job_pb2 import Fault
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec, Hyperparameters
 from finetuneflow.v1.fine_tuning_service_pb2 import GetFineTuningJobRequest
-from finetuneflow.v1.stage_result_pb2 import PreflightResult
+from finetuneflow.v1.stage_result_pb2 import PreflightResult, TrainingResult
 from finetuneflow.v1.work_pb2 import Directive, ReportRequest
 from gateway import views
 from gateway.metrics import read_series
 from gateway.servicers.fine_tuning import FineTuning
 from gateway.servicers.work import WorkMethods
-from gateway.sql.tables import Attempt
+from gateway.sql.tables import Attempt, SavedArtifact, SavedCheckpoint
 from gateway.work import lifecycle
 from gateway.work.kinds import FINE_TUNING_JOB
 from gateway.work.ledger import Decision, Ledger
@@ -294,11 +296,11 @@ async def test_checkpoint_of_expired_claim_prunes_nothing(
         ConfigResolved(resolved_spec=FineTuningJobSpec(hyperparameters=Hyperparameters(save_total_limit=1)))
     )
     for step in (10, 20):
-        await zombie.report(CheckpointSaved(step=step, path=f"jobs/x/step-{step}"))
+        await zombie.report(CheckpointSaved(step=step, path=zombie.path(f"step-{step}")))
     attempt = (await attempts_of(ledger, job_id))[-1]
     await acceptance.expire(job_id, zombie.claim_id, attempt.beat)
     heir = await claim_latest_attempt(acceptance, recorder, "c")
-    answer = await zombie.report(CheckpointSaved(step=30, path="jobs/x/step-30"))
+    answer = await zombie.report(CheckpointSaved(step=30, path=zombie.path("step-30")))
     assert answer.directive == Directive.DIRECTIVE_STOP
     assert not recorder.discarded
     again = await heir.claim(recorder.offered[-1])
@@ -364,7 +366,7 @@ async def test_pause_and_resume_continue_the_same_job(
     ledger: Ledger, acceptance: WorkerRequests, recorder: Recorder
 ) -> None:
     job_id, worker = await create_job_in_training(ledger, acceptance, recorder)
-    await worker.report(CheckpointSaved(step=10, path="jobs/x/step-10", manifest_sha256="f" * 64))
+    await worker.report(CheckpointSaved(step=10, path=worker.path("step-10"), manifest_sha256="f" * 64))
     async with ledger.decide(job_id) as decision:
         lifecycle.pause(decision)
     assert (await worker.report()).directive == Directive.DIRECTIVE_PAUSE
@@ -477,9 +479,9 @@ async def test_all_checkpoints_but_best_and_newest_two_are_deleted(
     limit = FineTuningJobSpec(hyperparameters=Hyperparameters(save_total_limit=3))
     await worker.report(ConfigResolved(resolved_spec=limit))
     for step in range(10, 70, 10):
-        saved = CheckpointSaved(step=step, path=f"jobs/x/step-{step}", best=step == 20, eval_loss=1.0)
+        saved = CheckpointSaved(step=step, path=worker.path(f"step-{step}"), best=step == 20, eval_loss=1.0)
         await worker.report(saved)
-    assert recorder.discarded == [f"default/jobs/x/step-{step}" for step in (10, 30, 40)]
+    assert recorder.discarded == ["default/" + worker.path(f"step-{step}") for step in (10, 30, 40)]
     pruned = [
         event.checkpoint_pruned.step for event in await events_of(ledger, job_id) if event.HasField("checkpoint_pruned")
     ]
@@ -507,3 +509,47 @@ async def test_preflight_assignment_lists_token_shards_of_its_tenant(
     assert not (await claim_latest_attempt(acceptance, recorder, "c")).assignment.shards
     await first.complete()
     assert not (await claim_latest_attempt(acceptance, recorder, "d")).assignment.shards
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "datasets/ds_1/rows.jsonl",
+        "jobs/{job}/training/2/step-1",
+        "jobs/{job}/preflight/1/step-1",
+        "jobs/ftjob_other/training/1/step-1",
+        "jobs/{job}/training/1",
+        "jobs/{job}/training/1/../../../../datasets/ds_1",
+        "jobs/{job}/training/1/./step-1",
+        "jobs/{job}/training/1//step-1",
+        "/jobs/{job}/training/1/step-1",
+    ],
+)
+@pytest.mark.parametrize("kind", ["checkpoint", "artifact", "result"])
+async def test_worker_cannot_name_files_of_others(
+    ledger: Ledger, acceptance: WorkerRequests, recorder: Recorder, kind: str, path: str
+) -> None:
+    """Six false checkpoints made pruning delete another dataset's folder; a false artifact was downloaded."""
+    job_id, worker = await create_job_in_training(ledger, acceptance, recorder)
+    path = path.format(job=job_id)
+    payloads = {
+        "checkpoint": CheckpointSaved(step=1, path=path),
+        "artifact": ArtifactSaved(path=path, kind="shards"),
+        "result": StageCompleted(training=TrainingResult(best_checkpoint_path=path)),
+    }
+    await worker.report(payloads[kind])
+    attempt = next(each for each in await attempts_of(ledger, job_id) if each.stage == "STAGE_TRAINING")
+    assert (attempt.state, attempt.outcome) == ("ENDED", "FAILED")
+    reasons = [event.stage_failed.reason for event in await events_of(ledger, job_id) if event.HasField("stage_failed")]
+    assert reasons == ["BAD_EVENT"]
+    async with ledger.database.read() as session:
+        assert not (await session.exec(select(SavedCheckpoint))).all()
+        assert not (await session.exec(select(SavedArtifact))).all()
+
+
+async def test_shards_come_from_preflights_only(ledger: Ledger, acceptance: WorkerRequests, recorder: Recorder) -> None:
+    """A trainer could replace the training data of every later job of its tenant."""
+    _, worker = await create_job_in_training(ledger, acceptance, recorder)
+    await worker.report(ArtifactSaved(path=worker.path("shards/abc"), kind="shards", sha256="5" * 64))
+    await create(ledger)
+    assert not (await claim_latest_attempt(acceptance, recorder, "b")).assignment.shards

@@ -143,7 +143,11 @@ async def test_stages_of_job_create_same_resources_as_separate_requests(servers:
         assert (each.result.base_loss, each.result.tuned_loss, each.spec.num_samples) == (4.0, 3.0, samples)
         assert each.HasField("end_time")
     packed = (await servers.exports.GetExport(export_api.GetExportRequest(export_id=job.export_id))).export
-    assert (packed.job_id, list(packed.formats), packed.result.package_path) == (job_id, [ADAPTER], "x.zip")
+    assert (packed.job_id, list(packed.formats), packed.result.package_path) == (
+        job_id,
+        [ADAPTER],
+        f"jobs/{job_id}/export/1/x.zip",
+    )
     assert job.tuned_model == packed.model
 
 
@@ -173,7 +177,7 @@ async def test_separate_export_has_state_events_and_retries_like_a_job(servers: 
     done = (await servers.exports.GetExport(export_api.GetExportRequest(export_id=made.id))).export
     assert (done.state, done.failed_attempts) == (JobState.JOB_STATE_SUCCEEDED, 1)
     assert [(each.attempt, each.outcome) for each in done.attempts] == [(1, "FAILED"), (2, "COMPLETED")]
-    assert done.result.package_path == "x.zip"
+    assert done.result.package_path == f"jobs/{made.id}/export/2/x.zip"
     events = [event async for answer in watching for event in answer.events]
     assert [event.sequence for event in events] == list(range(1, done.last_sequence + 1))
     assert {event.job_id for event in events} == {made.id}

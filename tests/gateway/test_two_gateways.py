@@ -20,7 +20,7 @@ from chassis.bus import subjects
 from chassis.bus.event_bus import Bus, BusUnavailable
 from chassis.events import event_of
 from finetuneflow.v1 import fine_tuning_service_pb2 as api
-from finetuneflow.v1.event_pb2 import Event, StageCompleted
+from finetuneflow.v1.event_pb2 import Event
 from finetuneflow.v1.fine_tuning_job_pb2 import FineTuningJob, JobState, Stage
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import DataSource, FineTuningJobSpec
 from finetuneflow.v1.fine_tuning_service_pb2_grpc import FineTuningServiceStub
@@ -30,7 +30,7 @@ from gateway.sql.tables import UploadedDataset, now
 from gateway.work.kinds import SERVICES
 from standalone.guard import guarded
 from standalone.ports import free_port
-from tests.gateway.jobs import RESULTS, log_at
+from tests.gateway.jobs import completed_stage, log_at
 from tests.servers.nats import NatsServer
 from tests.servers.postgres import PostgresServer
 
@@ -130,7 +130,8 @@ class Holder:
         self.reporter.append(event)
 
     async def complete(self) -> None:
-        self.report(StageCompleted(**RESULTS[Stage.Name(self.assignment.stage)]))
+        given = self.assignment
+        self.report(completed_stage(given.job_id, Stage.Name(given.stage), given.attempt))
         async with asyncio.timeout(60):
             await self.running
         assert not self.reporter.stopped
