@@ -234,8 +234,8 @@ def _resolved(job: Work) -> JobConfig:
         fields = ", ".join(".".join(map(str, detail["loc"])) for detail in error.errors())
         raise FailedPrecondition(
             "VERSION_MISMATCH",
-            f"job {job.id} was resolved by another version of the server, and this one does not accept its {fields}; "
-            "create the job again, or ask the operator for that version",
+            f"Job {job.id} was resolved by another version of the server, and this one does not accept its {fields}; "
+            "create the job again, or ask the operator for that version.",
             metadata={"job_id": job.id},
         ) from error
 

@@ -3,7 +3,6 @@
 from sqlmodel import col, select
 
 from finetuneflow.v1.event_pb2 import Event, StageCompleted
-from finetuneflow.v1.fine_tuning_job_pb2 import Stage
 from gateway.sql.tables import Attempt, SavedArtifact, SavedCheckpoint
 from gateway.work.ledger import Decision
 
@@ -55,8 +54,3 @@ def _is_own(attempt: Attempt, path: str) -> bool:
         and len(parts) > len(own)
         and not any(part in ("", ".", "..") or "\\" in part or "\0" in part for part in parts)
     )
-
-
-def made_by_preflight(path: str) -> bool:
-    """Returns True for an accepted path of a preflight's attempt."""
-    return path.split("/")[2:3] == [Stage.Name(Stage.STAGE_PREFLIGHT).removeprefix("STAGE_").lower()]

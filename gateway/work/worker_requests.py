@@ -34,7 +34,7 @@ from gateway.work import lifecycle
 from gateway.work.kinds import EVALUATION, queue_of
 from gateway.work.ledger import ELAPSED_SECONDS, Decision, Ledger
 from gateway.work.projection import completion_reason, project
-from gateway.work.reported_paths import SHARDS, foreign_path, made_by_preflight
+from gateway.work.reported_paths import SHARDS, foreign_path
 
 log = logging.getLogger(__name__)
 
@@ -202,11 +202,13 @@ class WorkerRequests:
         query = select(SavedArtifact).where(
             SavedArtifact.tenant == assignment.tenant,
             SavedArtifact.kind == SHARDS,
+            # Any worker may give an artifact this kind; only a preflight makes the shards that others train on.
+            col(SavedArtifact.name).startswith("preflight/"),
             SavedArtifact.work_id != assignment.job_id,
         )
         async with self._ledger.database.read() as session:
             newest = (await session.exec(query.order_by(col(SavedArtifact.id).desc()).limit(_MADE_SHARDS))).all()
-        for made in filter(lambda row: made_by_preflight(row.path), newest):
+        for made in newest:
             key = made.path.rpartition("/")[2]
             assignment.shards.add(content_key=key, path=made.path, manifest_sha256=made.sha256)
 
