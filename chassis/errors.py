@@ -23,8 +23,10 @@ __all__ = [
     "InvalidArgument",
     "NotFound",
     "OutOfRange",
+    "PermissionDenied",
     "ResourceExhausted",
     "ServiceError",
+    "Unauthenticated",
     "Unavailable",
     "Unimplemented",
     "Violation",
@@ -126,6 +128,18 @@ class Aborted(ServiceError):
     """Another request is in progress; try again."""
 
     code = grpc.StatusCode.ABORTED
+
+
+class Unauthenticated(ServiceError):
+    """The caller is unknown: no credentials, or credentials that are not valid."""
+
+    code = grpc.StatusCode.UNAUTHENTICATED
+
+
+class PermissionDenied(ServiceError):
+    """The caller is known and may not do this."""
+
+    code = grpc.StatusCode.PERMISSION_DENIED
 
 
 class Unimplemented(ServiceError):

@@ -29,6 +29,8 @@ class ProcessSettings(BaseSettings):
     """Folder for this process's data on its machine."""
     listen: str = "127.0.0.1:0"
     """host:port of the gRPC server; port 0 selects a free port."""
+    insecure: bool = False
+    """Serves anybody who reaches the port: no TLS, no certificates, no keys. For tests and closed networks."""
     advertise: str = ""
     """host:port at which other processes reach that server. Default: the address it listens on."""
     nats_url: str = "nats://127.0.0.1:4222"

@@ -21,6 +21,18 @@ class GatewaySettings(ProcessSettings):
     """The operator's base models: alias → folder with safetensors."""
     lease_seconds: float = Field(default=15.0, gt=0)
     """A claim whose worker reports nothing for longer expires."""
+    operator_key_file: Path | None = None
+    """File with an API key that is made an operator's key; created with a new key if it does not exist."""
+    oidc_issuer: str = ""
+    """URL of an OpenID Connect provider whose tokens are accepted beside API keys; "": none."""
+    oidc_audience: str = "finetuneflow"
+    """A value that the `aud` of its tokens must contain."""
+    oidc_algorithms: tuple[str, ...] = ("RS256", "ES256")
+    """Signature algorithms that are accepted, as JSON."""
+    oidc_tenant_claim: str = "tenant"
+    """Claim with the caller's tenant, which must exist."""
+    oidc_role_claim: str = "role"
+    """Claim with the caller's role: reader, member or operator, or a list, of which the highest counts."""
     max_dataset_bytes: int = Field(default=64 << 30, gt=0)
     """Largest file that UploadDataset accepts, in bytes."""
 

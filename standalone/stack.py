@@ -46,6 +46,7 @@ class Stack:
                     "NATS_URL": broker.url,
                     "NATS_USER": user.name,
                     "NATS_PASSWORD": broker.passwords[user.name],
+                    "INSECURE": "true",
                 },
                 stop_seconds=10.0 if name == "gateway" else _DRAIN_SECONDS,
             )

@@ -729,3 +729,52 @@ class Reason(OpenEnum):
 
     UNKNOWN = "UNKNOWN"
     """There is no such job. No action."""
+
+    # Access: Who may call what.
+
+    NO_CREDENTIALS = "NO_CREDENTIALS"
+    """The call has no credentials, or they are not a key of this system. Caller: run `ftf login`, or set FTF_TOKEN to a
+    key that an operator has made."""
+
+    INVALID_KEY = "INVALID_KEY"
+    """The key is unknown, malformed, or of another system. Caller: ask an operator for a key."""
+
+    KEY_EXPIRED = "KEY_EXPIRED"
+    """The key has expired. Caller: ask an operator for a new one."""
+
+    KEY_REVOKED = "KEY_REVOKED"
+    """The key was revoked. Caller: ask an operator for a new one."""
+
+    TENANT_DISABLED = "TENANT_DISABLED"
+    """The tenant of the key is disabled. Caller: ask an operator."""
+
+    INVALID_TOKEN = "INVALID_TOKEN"
+    """The token of the identity provider is not valid here; the message says why. Caller: get a new one. Operator: look
+    at the gateway's OIDC settings."""
+
+    NO_IDENTITY_PROVIDER = "NO_IDENTITY_PROVIDER"
+    """The identity provider cannot be reached. Caller: try again. Operator: look at its address."""
+
+    TOO_MANY_FAILURES = "TOO_MANY_FAILURES"
+    """Too many calls with wrong credentials came from this address. Caller: correct the key, then wait a minute."""
+
+    ROLE_TOO_LOW = "ROLE_TOO_LOW"
+    """The caller's role may not call this method. Caller: use a key with the role that the message names."""
+
+    OPERATORS_ONLY = "OPERATORS_ONLY"
+    """Only operators do this for another tenant, with a higher role or for keys of others. Caller: ask an operator."""
+
+    SERVICES_ONLY = "SERVICES_ONLY"
+    """The method is for processes of the system, which show a certificate. Caller: call the gateway's methods."""
+
+    TENANT_NOT_FOUND = "TENANT_NOT_FOUND"
+    """There is no such tenant. Caller: take a name of `ftf tenants list`."""
+
+    TENANT_EXISTS = "TENANT_EXISTS"
+    """The tenant exists already. Caller: choose another name."""
+
+    KEY_NOT_FOUND = "KEY_NOT_FOUND"
+    """There is no such key, or it is of another caller. Caller: take an id of `ftf keys list`."""
+
+    OWN_TENANT = "OWN_TENANT"
+    """An operator would lock itself out. Caller: use a key of another tenant."""

@@ -269,6 +269,7 @@ class Stack:
             f"gateway-{number}",
             [sys.executable, "-m", "tests.chaos.gateway", str(self.clock)],
             {
+                "FTF_GATEWAY_INSECURE": "true",
                 "FTF_GATEWAY_LISTEN": f"127.0.0.1:{free_port()}",
                 "FTF_GATEWAY_NATS_USER": "gateway",
                 "FTF_GATEWAY_NATS_PASSWORD": self._nats.passwords["gateway"],
