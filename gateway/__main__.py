@@ -81,7 +81,9 @@ async def run(settings: GatewaySettings) -> None:
     database = await Database.open(settings.database)
     if settings.operator_key_file is not None:
         await register_first_key(database, settings.operator_key_file)
-    authenticator = Authenticator(database, _identity_provider(settings))
+    authenticator = Authenticator(
+        database, _identity_provider(settings), failures_per_minute=settings.auth_failures_per_minute
+    )
     store = ArtifactStore(settings.artifacts)
     catalogue = Catalogue(settings.home, settings.models)
     # Its own frames are in its rings already.

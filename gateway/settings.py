@@ -23,6 +23,8 @@ class GatewaySettings(ProcessSettings):
     """A claim whose worker reports nothing for longer expires."""
     operator_key_file: Path | None = None
     """File with an API key that is made an operator's key; created with a new key if it does not exist."""
+    auth_failures_per_minute: int = Field(default=20, ge=1)
+    """Calls with wrong credentials that are read from one network address; more are refused for up to a minute."""
     oidc_issuer: str = ""
     """URL of an OpenID Connect provider whose tokens are accepted beside API keys; "": none."""
     oidc_audience: str = "finetuneflow"

@@ -53,10 +53,12 @@ class _Stream:
 class Authenticator:
     """Authenticates callers. `run` ends the streams of those whose credentials no longer hold."""
 
-    def __init__(self, database: Database, provider: IdentityProvider | None = None) -> None:
+    def __init__(
+        self, database: Database, provider: IdentityProvider | None = None, *, failures_per_minute: int = 20
+    ) -> None:
         self._database = database
         self._provider = provider
-        self._failures = FailureLimit()
+        self._failures = FailureLimit(failures_per_minute)
         self._believed: dict[str, _Believed] = {}
         self._streams: set[_Stream] = set()
         self._used: set[str] = set()

@@ -5,23 +5,25 @@ from __future__ import annotations
 import time
 from typing import Final
 
-MAX_FAILURES: Final = 20
-"""Calls with wrong credentials from one address within a window, after which unknown keys are refused unread."""
 WINDOW_SECONDS: Final = 60.0
 _MAX_ADDRESSES: Final = 10_000
 
 
 class FailureLimit:
-    """Counts failures by address in windows of a minute. Bounded: a flood from many addresses forgets the oldest."""
+    """Counts failures by address in windows of a minute; `most` of them are read.
 
-    def __init__(self) -> None:
+    Bounded: a flood from many addresses forgets the oldest.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
         self._windows: dict[str, tuple[float, int]] = {}
         """Address → (end of its window, failures in it)."""
 
     def reached(self, address: str) -> bool:
         """Returns True if the address has used up its failures."""
         end, count = self._windows.get(address, (0.0, 0))
-        return count >= MAX_FAILURES and time.monotonic() < end
+        return count >= self._most and time.monotonic() < end
 
     def add(self, address: str) -> None:
         """Counts a failure."""
