@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.descriptor_pb2 import MethodOptions
@@ -37,6 +37,10 @@ def policies(services: Iterable[ServiceDescriptor]) -> dict[str, Policy]:
     }
 
 
+RESPONSE: Final = "response."
+"""What the path of a resource starts with if the id is in the response."""
+
+
 def _policy(method: MethodDescriptor) -> Policy:
     options = method.GetOptions()
     # The stubs leave out what kind of value an extension has.
@@ -49,4 +53,16 @@ def _policy(method: MethodDescriptor) -> Policy:
     reads = options.idempotency_level == MethodOptions.NO_SIDE_EFFECTS
     if not (access.resource or reads or access.scope == Scope.SCOPE_SERVICE):
         raise ValueError(f"{method.full_name} changes something: name its resource in the option (access)")
+    if access.resource:
+        _check_path(method, access.resource)
     return Policy(method.name, access.role, access.scope, access.resource)
+
+
+def _check_path(method: MethodDescriptor, path: str) -> None:
+    message = method.output_type if path.startswith(RESPONSE) else method.input_type
+    *messages, field = path.removeprefix(RESPONSE).split(".")
+    for name in messages:
+        found = message.fields_by_name.get(name) if message else None
+        message = found.message_type if found else None
+    if message is None or field not in message.fields_by_name:
+        raise ValueError(f"{method.full_name}: there is no field {path!r}, which its access policy names")

@@ -8,13 +8,12 @@ import grpc
 
 from chassis.error_protocols import CallerFault, SystemFault
 from chassis.errors import ServiceError
-from chassis.server.access_policy import Policy
+from chassis.server.access_policy import RESPONSE, Policy
 from gateway.access.callers import Caller
 from gateway.identifiers import new_id
 from gateway.sql.database import Database
 from gateway.sql.tables import AuditRow, now
 
-_RESPONSE = "response."
 _MAX_ID = 200
 """Longer ids name nothing that exists."""
 
@@ -60,8 +59,8 @@ def status_of(failure: BaseException) -> str:
 
 def _resource(policy: Policy, request: Any, response: Any) -> str:
     path = policy.resource
-    value = response if path.startswith(_RESPONSE) else request
-    for name in path.removeprefix(_RESPONSE).split("."):
+    value = response if path.startswith(RESPONSE) else request
+    for name in path.removeprefix(RESPONSE).split("."):
         value = getattr(value, name, None)
     return _printable(value)
 
