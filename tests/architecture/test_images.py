@@ -156,7 +156,7 @@ def test_containers_can_not_gain_rights_or_change_their_image(name: str) -> None
     assert not container.keys() & {"privileged", "devices", "pid", "ipc", "userns_mode"}
 
 
-@pytest.mark.parametrize("name", CONTAINERS.keys() - {"volumes-owner"})
+@pytest.mark.parametrize("name", sorted(CONTAINERS.keys() - {"volumes-owner"}))
 def test_processes_are_not_root(name: str) -> None:
     """Root in a container is root on the host after one mistake of the kernel or the container runtime."""
     container = CONTAINERS[name]
