@@ -24,7 +24,7 @@ LOCKS     := deploy/requirements
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test test-long chaos bench bench-estimates pictures check lint types protos protos-check lock sbom clean
+.PHONY: help setup demo up test test-long fuzz chaos bench bench-estimates pictures check lint types protos protos-check lock sbom clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ test-long: $(INSTALLED) ## run the long tests, which train a real model
 	else \
 		$(BIN)/python -m pytest -m long --collect-only; \
 	fi
+
+fuzz: $(INSTALLED) ## send many requests made from the protos to every method of a gateway (10 minutes; EXAMPLES=n a method)
+	FUZZ_EXAMPLES=$(or $(EXAMPLES),2000) $(BIN)/python -m pytest tests/fuzz
 
 chaos: $(INSTALLED) ## inject faults into the whole system (15 minutes; SEEDS=n schedules, MINUTES=m)
 	$(BIN)/python -m tests.chaos $(if $(SEEDS),--seeds $(SEEDS)) $(if $(MINUTES),--minutes $(MINUTES)) \

@@ -33,6 +33,7 @@ __all__ = [
     "from_caller_fault",
     "from_status",
     "from_system_fault",
+    "unreadable_request",
 ]
 
 DOMAIN = "finetuneflow"
@@ -158,6 +159,12 @@ class Internal(ServiceError):
     """An unexpected error. Raised by the server itself only."""
 
     code = grpc.StatusCode.INTERNAL
+
+
+def unreadable_request() -> InvalidArgument:
+    """Returns the error for bytes that are not the method's message."""
+    message = "The request is not the message that the method takes; generate the client from the present protos."
+    return InvalidArgument("INVALID_REQUEST", message)
 
 
 def from_caller_fault(fault: CallerFault) -> InvalidArgument:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.descriptor import Descriptor, MethodDescriptor, ServiceDescriptor
 from google.protobuf.descriptor_pb2 import MethodOptions
 
 from finetuneflow.v1 import access_pb2
@@ -59,7 +59,7 @@ def _policy(method: MethodDescriptor) -> Policy:
 
 
 def _check_path(method: MethodDescriptor, path: str) -> None:
-    message = method.output_type if path.startswith(RESPONSE) else method.input_type
+    message: Descriptor | None = method.output_type if path.startswith(RESPONSE) else method.input_type
     *messages, field = path.removeprefix(RESPONSE).split(".")
     for name in messages:
         found = message.fields_by_name.get(name) if message else None

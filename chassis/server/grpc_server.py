@@ -26,9 +26,10 @@ from chassis.errors import (
     Unimplemented,
     from_caller_fault,
     from_system_fault,
+    unreadable_request,
 )
 from chassis.server.access_policy import policies
-from chassis.server.handler_wrapping import Context, Streaming, Unary, answer_of, wrapped
+from chassis.server.handler_wrapping import Context, Streaming, Unary, Unreadable, answer_of, wrapped
 
 _log = logging.getLogger(__name__)
 
@@ -131,6 +132,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # 
 def _map_errors(behaviour: Callable[..., Any], *, method: str) -> Unary:
     async def call(request: Any, context: Context) -> Any:
         try:
+            _check_readable(request)
             return await answer_of(behaviour, request, context)
         except Exception as error:  # noqa: BLE001 - the one place where every error becomes a status
             failure = error
@@ -142,6 +144,7 @@ def _map_errors(behaviour: Callable[..., Any], *, method: str) -> Unary:
 def _map_stream_errors(behaviour: Callable[..., Any], *, method: str) -> Streaming:
     async def call(request: Any, context: Context) -> AsyncIterator[Any]:
         try:
+            _check_readable(request)
             answers = behaviour(request, context)
             if hasattr(answers, "__aiter__"):
                 # Closed at once: resources of a cancelled stream must not wait for the garbage collector.
@@ -156,6 +159,11 @@ def _map_stream_errors(behaviour: Callable[..., Any], *, method: str) -> Streami
         await _abort(context, failure, method)
 
     return call
+
+
+def _check_readable(request: object) -> None:
+    if isinstance(request, Unreadable):
+        raise unreadable_request()
 
 
 async def _abort(context: Context, failure: Exception, method: str) -> None:

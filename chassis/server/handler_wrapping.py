@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Unary = Callable[[Any, Context], Awaitable[Any]]
@@ -28,9 +29,28 @@ def wrapped(
     wrap: Callable[[Callable[..., Any]], Callable[..., Any]] = streaming if handler.response_streaming else unary
     return build(
         wrap(getattr(handler, attribute)),
-        request_deserializer=handler.request_deserializer,
+        request_deserializer=reads_anything(handler.request_deserializer),
         response_serializer=handler.response_serializer,
     )
+
+
+class Unreadable:
+    """Stands in for a request whose bytes are not the method's message."""
+
+
+def reads_anything(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
+    """Returns a deserializer that gives Unreadable where `deserialize` raises: there grpc answers INTERNAL and logs a
+    traceback, for each request of a scanner."""
+    if deserialize is None:
+        return None
+
+    def read(data: bytes) -> Any:
+        try:
+            return deserialize(data)
+        except DecodeError:
+            return Unreadable()
+
+    return read
 
 
 async def answer_of(behaviour: Callable[..., Any], request: Any, context: Context) -> Any:

@@ -11,6 +11,7 @@ from gateway import views
 from gateway.paging import page_of
 from gateway.sql.database import Database
 from gateway.sql.tables import AuditRow
+from gateway.timestamps import microseconds
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -24,7 +25,7 @@ class Audit(AuditServiceServicer):
     async def ListAuditEntries(
         self, request: api.ListAuditEntriesRequest, context: Context
     ) -> api.ListAuditEntriesResponse:
-        after_time = request.after_time.ToMicroseconds() if request.HasField("after_time") else 0
+        after_time = microseconds(request.after_time, "after_time") if request.HasField("after_time") else 0
         page = page_of(request, "audit", request.tenant, request.key_id, request.resource, str(after_time))
         query = select(AuditRow).where(AuditRow.id > page.after)
         for column, value in (

@@ -19,6 +19,7 @@ from gateway.paging import page_of
 from gateway.servicers.tenants import check_display_name, find_tenant
 from gateway.sql.database import Database
 from gateway.sql.tables import ApiKeyRow, now
+from gateway.timestamps import microseconds
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -122,7 +123,7 @@ def _expire_time(request: api.CreateKeyRequest, caller: Caller) -> int | None:
     latest = None if caller.is_operator else caller.expire_time
     if not request.HasField("expire_time"):
         return latest
-    time = request.expire_time.ToMicroseconds()
+    time = microseconds(request.expire_time, "expire_time")
     if time <= now():
         problem = "is in the past"
     elif latest is not None and time > latest:
