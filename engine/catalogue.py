@@ -21,7 +21,7 @@ from filelock import FileLock
 
 from engine.config.advice import setting
 from engine.download_progress import report_progress
-from engine.errors import JobError
+from engine.errors import JobError, SystemFailure
 from engine.hub import hub_error
 from engine.model_folder import model_error, read_json, refuse_unsafe, tensor_shapes
 
@@ -317,6 +317,9 @@ def _resolve(hub_id: str, revision: str | None, token: str | None, folder: Path)
         info = HfApi(token=token).model_info(hub_id, revision=revision, timeout=30)
     except Exception as error:
         raise _hub_error(hub_id, error) from error
+    if not _COMMIT.fullmatch(str(info.sha)):
+        # It becomes the name of a folder.
+        raise SystemFailure("HUB_UNREACHABLE", f"The hub names {str(info.sha)[:80]!r} as the commit of {hub_id}.", "")
     names = [file.rfilename for file in info.siblings or []]
     if not any(name.endswith(".safetensors") and "/" not in name for name in names):
         raise _no_safetensors(hub_id)

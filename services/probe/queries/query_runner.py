@@ -8,7 +8,7 @@ import contextlib
 import logging
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -17,12 +17,13 @@ from google.protobuf.message import Message
 from chassis.child.child_process import ChildCommand
 from chassis.child.query import read_reply
 from chassis.child.spare import Spare, SpareCommand
-from chassis.errors import Internal, NotFound
+from chassis.errors import Internal, InvalidArgument, NotFound
 from chassis.store.artifact_store import ArtifactMissing, ArtifactStore
 from engine.catalogue import Catalogue
 from engine.data.template_limits import CPU_LIMIT, killed_by_template
 from finetuneflow.v1.dataset_pb2 import Dataset
 from services.attempt_inputs import child_environment
+from services.path_fields import dataset_violations, described, tenant_violations
 from services.probe.dataset_cache import DatasetCache, sweep
 from services.probe.queries.fetch import fetch
 from services.probe.queries.query import ProbeQuery
@@ -55,9 +56,12 @@ class ServedQueries:
     async def run(self, method: str, request: Message, tenant: str, datasets: Mapping[str, Dataset], response: M) -> M:
         """Returns `response`, filled by a child.
 
-        `datasets` are the tenant's uploaded datasets by their names in the request. Raises NotFound for one whose file
-        is missing, what `fetch` raises, and what `read_reply` raises.
+        `datasets` are the tenant's uploaded datasets by their names in the request. Raises InvalidArgument for a tenant
+        or dataset that cannot be part of a path, NotFound for a dataset whose file is missing, what `fetch` raises, and
+        what `read_reply` raises.
         """
+        if datasets:
+            _refuse_paths(tenant, request, datasets.values())
         async with self._slots, self._temporary_folder() as folder:
             files = {
                 name: await self._fetch_dataset(tenant, dataset, folder / "sources" / str(index))
@@ -81,7 +85,7 @@ class ServedQueries:
 
     async def _fetch_dataset(self, tenant: str, dataset: Dataset, folder: Path) -> Path:
         """Returns the dataset's file, under the name with which it was uploaded."""
-        file = folder / Path(dataset.filename).name
+        file = folder / dataset.filename
         try:
             await asyncio.to_thread(self._datasets.link, self._store, f"{tenant}/{dataset.path}", dataset.sha256, file)
         except ArtifactMissing as error:
@@ -106,3 +110,12 @@ class ServedQueries:
         except Internal:
             _log.exception("a query's child ended without a reply")
             raise
+
+
+def _refuse_paths(tenant: str, request: Message, datasets: Iterable[Dataset]) -> None:
+    listed = any(field.name == "datasets" for field in request.DESCRIPTOR.fields)
+    found = tenant_violations(tenant, "tenant")
+    for index, dataset in enumerate(datasets):
+        found += dataset_violations(dataset, f"datasets[{index}]" if listed else "dataset")
+    if found:
+        raise InvalidArgument("INVALID_REQUEST", described(found), found)
