@@ -238,6 +238,8 @@ def child_environment(settings: ServiceSettings) -> dict[str, str]:
         "HF_HOME": str(cache / "huggingface"),
         "MPLCONFIGDIR": str(cache / "matplotlib"),
         "TOKENIZERS_PARALLELISM": "false",
+        # Other pools reserve a gigabyte in advance, which a limit of memory would not see being used.
+        "ARROW_DEFAULT_MEMORY_POOL": "system",
     }
 
 

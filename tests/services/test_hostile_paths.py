@@ -41,7 +41,8 @@ ATTACKS = [
 
 
 def dataset(**changed: str) -> Dataset:
-    return Dataset(**{"id": "ds_1", "filename": "rows.txt", "path": "datasets/ds_1/rows.txt", "sha256": SHA256} | changed)
+    valid = {"id": "ds_1", "filename": "rows.txt", "path": "datasets/ds_1/rows.txt", "sha256": SHA256}
+    return Dataset(**(valid | changed))
 
 
 def refused_fields(call: Callable[..., Any], request: Any) -> list[str]:
