@@ -3,6 +3,7 @@
 import resource
 import time
 
+_AS = resource.RLIMIT_AS
 _KNOWN_SECONDS = 0.1
 """Time for which a measured size of the process is used again: measuring takes as long as rendering a short
 conversation."""
@@ -16,31 +17,28 @@ class memory_limit:
     be caused by memory that was allocated since.
     """
 
-    _size = 0
-    _measured = -_KNOWN_SECONDS
-    _page_size = resource.getpagesize()
-
     def __init__(self, num_bytes: int, *, measure: bool = True) -> None:
         self._num_bytes, self._measure = num_bytes, measure
+        self._before = self._limit = resource.getrlimit(_AS)
+        self._measured = -_KNOWN_SECONDS
 
     def __enter__(self) -> None:
         now = time.monotonic()
-        if self._measure or now - memory_limit._measured > _KNOWN_SECONDS:
-            memory_limit._size, memory_limit._measured = _address_space(self._page_size), now
-        self._before = soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-        allowed = memory_limit._size + self._num_bytes
-        if soft != resource.RLIM_INFINITY:
-            allowed = min(allowed, soft)
-        resource.setrlimit(resource.RLIMIT_AS, (allowed, hard))
+        if self._measure or now - self._measured > _KNOWN_SECONDS:
+            self._measured = now
+            soft, hard = self._before
+            allowed = _address_space() + self._num_bytes
+            self._limit = (allowed if soft == resource.RLIM_INFINITY else min(allowed, soft), hard)
+        resource.setrlimit(_AS, self._limit)
 
     def __exit__(self, *_: object) -> None:
-        resource.setrlimit(resource.RLIMIT_AS, self._before)
+        resource.setrlimit(_AS, self._before)
 
 
-def _address_space(page_size: int) -> int:
+def _address_space() -> int:
     try:
         with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123 - for every row
-            return int(file.read().split()[0]) * page_size
+            return int(file.read().split()[0]) * resource.getpagesize()
     except OSError:
         # Without /proc only the limits of steps and time apply.
         return 1 << 48

@@ -103,7 +103,9 @@ def _sizes(array: Any) -> NDArray[numpy.int64]:
         if not len(array.dictionary):
             return none
         indices = array.indices.fill_null(0).to_numpy(zero_copy_only=False)
-        return numpy.where(array.is_valid().to_numpy(zero_copy_only=False), _sizes(array.dictionary)[indices], 0)
+        found = _sizes(array.dictionary)[indices]
+        found[array.is_null().to_numpy(zero_copy_only=False)] = 0
+        return found
     if types.is_struct(kind):
         return sum((_sizes(part) for part in array.flatten()), none)
     if types.is_fixed_size_list(kind):
@@ -122,15 +124,20 @@ def _sizes(array: Any) -> NDArray[numpy.int64]:
     if types.is_string_view(kind) or types.is_binary_view(kind):
         # Each value has 16 bytes, of which the first four are its length.
         views = numpy.frombuffer(array.buffers()[1], numpy.int32).reshape(-1, 4)
-        return views[array.offset : array.offset + len(array), 0].astype(numpy.int64)
+        lengths: NDArray[numpy.int64] = views[array.offset : array.offset + len(array), 0].astype(numpy.int64)
+        return lengths
     if _has_bytes(kind):
         return _integers(compute.binary_length(array))
     return none
 
 
-def _of_lists(sizes: NDArray[numpy.int64], starts: NDArray[numpy.int64], ends: NDArray[numpy.int64]) -> Any:
-    before = numpy.concatenate([numpy.zeros(1, numpy.int64), sizes.cumsum()])
-    return ends - starts + before[ends] - before[starts]
+def _of_lists(
+    sizes: NDArray[numpy.int64], starts: NDArray[numpy.int64], ends: NDArray[numpy.int64]
+) -> NDArray[numpy.int64]:
+    before = numpy.zeros(len(sizes) + 1, numpy.int64)
+    numpy.cumsum(sizes, out=before[1:])
+    found: NDArray[numpy.int64] = ends - starts + before[ends] - before[starts]
+    return found
 
 
 def _integers(array: Any) -> NDArray[numpy.int64]:

@@ -1,6 +1,5 @@
 """Limits the time and memory of templates that callers write; other work waits for their process."""
 
-import resource
 import signal
 import sys
 import threading
@@ -9,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from engine.data.memory_limit import memory_limit
 from engine.errors import JobError
 
 MAX_STEPS = 1_000_000
@@ -32,15 +32,8 @@ class TemplateExceeded(BaseException):
 
 
 @contextmanager
-def limited() -> Iterator[None]:
-    """Limits CPU time as `limited_time` does, and memory by MemoryError."""
-    with _memory_limit(), limited_time():
-        yield
-
-
-@contextmanager
 def limited_steps() -> Iterator[None]:
-    """Limits as `limited` does, and counts the steps of templates, which takes longer than most templates."""
+    """Limits memory and CPU time, and counts the steps of templates, which takes longer than most templates."""
     deadline = time.monotonic() + MAX_SECONDS
     steps = 0
 
@@ -57,7 +50,7 @@ def limited_steps() -> Iterator[None]:
         return count(frame, event, argument) if frame.f_code.co_filename == _FILE else None
 
     traced = sys.gettrace()
-    with limited():
+    with limited_memory(), limited_time():
         sys.settrace(enter)
         try:
             yield
@@ -105,26 +98,9 @@ def killed_by_template() -> JobError:
     return JobError(TEMPLATE_EXCEEDED, f"A template of the job does not end: {said}.", "Correct the template.")
 
 
-@contextmanager
-def _memory_limit() -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    allowed = _address_space() + _MAX_BYTES
-    if soft != resource.RLIM_INFINITY:
-        allowed = min(allowed, soft)
-    resource.setrlimit(resource.RLIMIT_AS, (allowed, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-
-
-def _address_space() -> int:
-    try:
-        with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123 - for every row
-            return int(file.read().split()[0]) * resource.getpagesize()
-    except OSError:
-        # Without /proc only the limits of steps and time apply.
-        return 1 << 48
+def limited_memory(*, measure: bool = True) -> memory_limit:
+    """Returns a context manager that limits memory by MemoryError; `measure` is explained at `memory_limit`."""
+    return memory_limit(_MAX_BYTES, measure=measure)
 
 
 def limit_of(error: BaseException) -> str:

@@ -13,7 +13,7 @@ import numpy
 from numpy.typing import NDArray
 
 from engine.data.conversations import THOUGHT_NAMES, Message
-from engine.data.template_limits import TEMPLATE_EXCEEDED, TemplateExceeded, limit_of, limited, limited_time
+from engine.data.template_limits import TEMPLATE_EXCEEDED, TemplateExceeded, limit_of, limited_memory, limited_time
 from engine.errors import JobError, Violation
 
 PLAIN_TEMPLATE = (
@@ -127,8 +127,8 @@ class Tokenizer:
         if isinstance(own, dict):
             own = own.get("default")
         self.has_own_template = chat_template is None and own is not None
-        # Limiting memory takes as long as rendering a short conversation, so it applies only to callers' templates.
-        self._limited = limited_time if chat_template is None else limited
+        self._limited_memory = limited_memory(measure=False)
+        self._limited_time = limited_time()
         self.template: str = chat_template or own or PLAIN_TEMPLATE
         self.marks_answers = _MARK.search(self.template) is not None
         """True if the template marks the text that the model generates with {% generation %}."""
@@ -183,27 +183,15 @@ class Tokenizer:
         import jinja2
 
         try:
-            with self._limited():
-                # Same as apply_chat_template, without the copies that it makes for every conversation.
-                if self._compiled is None:
-                    self._compiled = self._compile(self.template)
-                    named = {name: str(token) for name, token in self._fast.special_tokens_map.items()}
-                    self._known = {**self._compiled.globals, **named, "documents": None}
-                values = {
-                    **self._known,
-                    "messages": [self._named(message) for message in messages],
-                    "tools": list(tools) or None,
-                    "add_generation_prompt": generation_prompt,
-                }
-                written = self._compiled.root_render_func(self._compiled.new_context(values, shared=True))
-                if spans is None:
-                    return "".join(written)
-                blocks: list[str] = []
-                # The tracker measures the text written before a mark, so it must see each block as it is written.
-                with self._compiled.environment.activate_tracker(blocks, spans):
-                    for block in written:
-                        blocks.append(block)
-                return "".join(blocks)
+            try:
+                with self._limited_memory, self._limited_time:
+                    return self._written(messages, tools, generation_prompt, spans)
+            except MemoryError:
+                # The size of the process was perhaps measured before it grew.
+                if spans:
+                    spans.clear()
+                with limited_memory(), self._limited_time:
+                    return self._written(messages, tools, generation_prompt, spans)
         except (TemplateExceeded, MemoryError) as error:
             said = f"The chat template exceeds a limit: {limit_of(error)}."
             raise bad_chat_template(TEMPLATE_EXCEEDED, said) from error
@@ -219,6 +207,34 @@ class Tokenizer:
             raise bad_chat_template(
                 "TEMPLATE_FAILED", f"The chat template failed: {str(error).rstrip('.')}."
             ) from error
+
+    def _written(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]],
+        generation_prompt: bool,
+        spans: list[Span] | None,
+    ) -> str:
+        # Same as apply_chat_template, without the copies that it makes for every conversation.
+        if self._compiled is None:
+            self._compiled = self._compile(self.template)
+            named = {name: str(token) for name, token in self._fast.special_tokens_map.items()}
+            self._known = {**self._compiled.globals, **named, "documents": None}
+        values = {
+            **self._known,
+            "messages": [self._named(message) for message in messages],
+            "tools": list(tools) or None,
+            "add_generation_prompt": generation_prompt,
+        }
+        written = self._compiled.root_render_func(self._compiled.new_context(values, shared=True))
+        if spans is None:
+            return "".join(written)
+        blocks: list[str] = []
+        # The tracker measures the text written before a mark, so it must see each block as it is written.
+        with self._compiled.environment.activate_tracker(blocks, spans):
+            for block in written:
+                blocks.append(block)
+        return "".join(blocks)
 
     def _named(self, message: Message) -> Message:
         """Returns the turn with its reasoning under the key that the template reads."""
