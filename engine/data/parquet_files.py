@@ -103,7 +103,7 @@ def _sizes(array: Any) -> NDArray[numpy.int64]:
         if not len(array.dictionary):
             return none
         indices = array.indices.fill_null(0).to_numpy(zero_copy_only=False)
-        found = _sizes(array.dictionary)[indices]
+        found: NDArray[numpy.int64] = _sizes(array.dictionary)[indices]
         found[array.is_null().to_numpy(zero_copy_only=False)] = 0
         return found
     if types.is_struct(kind):

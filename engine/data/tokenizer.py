@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from engine.data.conversations import THOUGHT_NAMES, Message
 from engine.data.template_limits import TEMPLATE_EXCEEDED, TemplateExceeded, limit_of, limited_memory, limited_time
+from engine.data.tokenizer_limit import bad_tokenizer, limited_tokenizer
 from engine.errors import JobError, Violation
 
 PLAIN_TEMPLATE = (
@@ -98,7 +99,8 @@ class Tokenizer:
     def __init__(self, directory: Path, chat_template: str | None = None) -> None:
         """Reads the tokenizer of a model's folder; `chat_template` replaces its own.
 
-        Raises JobError: NO_TOKENIZER (no tokenizer.json), NO_EOS_TOKEN (no token that ends an answer).
+        Raises JobError: NO_TOKENIZER (no tokenizer.json), BAD_TOKENIZER (it cannot be loaded), NO_EOS_TOKEN (no token
+        that ends an answer).
         """
         # The import takes seconds, which a serving process must never spend.
         from tokenizers import processors
@@ -111,7 +113,13 @@ class Tokenizer:
                 "The base model has no tokenizer.json.",
                 "Choose a base model that ships a fast tokenizer.",
             )
-        self._fast: Any = PreTrainedTokenizerFast.from_pretrained(str(directory))
+        try:
+            with limited_tokenizer(0):
+                self._fast: Any = PreTrainedTokenizerFast.from_pretrained(str(directory))
+        except (JobError, OSError, MemoryError):
+            raise
+        except Exception as error:
+            raise bad_tokenizer(f"cannot be loaded: {str(error)[:200]}") from error
         if self._fast.eos_token_id is None:
             raise JobError(
                 "NO_EOS_TOKEN",
@@ -245,11 +253,20 @@ class Tokenizer:
 
     def encode(self, text: str) -> Encoding:
         """Returns the ids and offsets of exactly this text; no special tokens are added."""
-        encoding = self._bare.encode(text, add_special_tokens=False)
+        with limited_tokenizer(len(text)):
+            encoding = self._bare.encode(text, add_special_tokens=False)
         return Encoding(encoding.ids, encoding.offsets)
 
     def encode_all(self, texts: Sequence[str]) -> EncodedTexts:
-        """Returns the ids and offsets of several texts; the ids are those of `encode`."""
+        """Returns the ids and offsets of several texts; the ids are those of `encode`.
+
+        Raises JobError("BAD_TOKENIZER") if the tokenizer fails; one that does not end is ended with its process.
+        """
+        # Some texts are encoded twice.
+        with limited_tokenizer(2 * sum(map(len, texts))):
+            return self._encoded(texts)
+
+    def _encoded(self, texts: Sequence[str]) -> EncodedTexts:
         lengths = self._token_bytes
         if lengths is None:
             found = self._bare.encode_batch(texts, add_special_tokens=False)

@@ -457,7 +457,7 @@ class Reason(OpenEnum):
     """The end of a marked answer was not found; it is not trained. Caller: put the end into the template's mark."""
 
     TEMPLATE_TOO_SLOW = "TEMPLATE_TOO_SLOW"
-    """The row template takes too much processor time over all rows. Caller: simplify the template."""
+    """The row template or chat template takes too much processor time over all rows. Caller: simplify the template."""
 
     # Configuration: What is wrong with a job's spec.
 
