@@ -51,7 +51,7 @@ def job_configuration(spec: FineTuningJobSpec) -> JobConfig:
 
 def catalogue(settings: ServiceSettings) -> Catalogue:
     """Returns the catalogue of base models of this installation."""
-    return Catalogue(settings.home, settings.models)
+    return Catalogue(settings.home, settings.models, settings.max_model_bytes)
 
 
 async def base_model(catalogue: Catalogue, assignment: Assignment, settings: ServiceSettings) -> ModelFiles:
