@@ -61,7 +61,8 @@ def limited_steps() -> Iterator[None]:
 
 
 ROW_SECONDS = 0.001
-"""Mean CPU time per use of a template that does not count against the limit of a process: long data takes long."""
+"""CPU time per use of a template that does not count against the limit of a process: long data takes long. The clock of
+the limit has a resolution of 4 ms, so about as much is not counted either."""
 
 
 # A class with a permanent signal handler, not a generator: it runs for each conversation and may cost 1% at most.

@@ -26,7 +26,7 @@ class WorkLimits(BaseModel):
     template_seconds: float | None = None
     """Processor time of templates, beside a millisecond per row."""
     processor_seconds: float | None = None
-    processor_setting: str = ""
+    processor_setting: str = "FTF_PROBE_MAX_QUERY_SECONDS"
     """The setting that `processor_seconds` comes from."""
     tokens: int | None = None
     """Tokens of all rows, with the repetitions that `weight` asks for."""
@@ -61,7 +61,8 @@ class WorkLimits(BaseModel):
             raise LimitExceeded("SHARDS_TOO_LARGE", message, advice, "FTF_PROBE_MAX_SHARD_BYTES")
 
     def _too_long(self) -> LimitExceeded:
-        message = f"The work took more than {self.processor_seconds or 0:,g} seconds of processor time, the limit."
+        limit = "allowed" if self.processor_seconds is None else f"{self.processor_seconds:,g} seconds, the limit"
+        message = f"The work took more processor time than {limit}."
         return LimitExceeded("PROCESSOR_TIME_EXCEEDED", message, _ADVICE, self.processor_setting)
 
     def deaths(self) -> dict[int, JobError]:
