@@ -9,7 +9,7 @@ import grpc
 from google.protobuf import any_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
-from chassis.error_protocols import CallerFault, FieldProblem, SystemFault, Violation
+from chassis.error_protocols import CallerFault, FieldProblem, LimitFault, SystemFault, Violation
 
 __all__ = [
     "DETAILS_KEY",
@@ -167,11 +167,12 @@ def unreadable_request() -> InvalidArgument:
     return InvalidArgument("INVALID_REQUEST", message)
 
 
-def from_caller_fault(fault: CallerFault) -> InvalidArgument:
+def from_caller_fault(fault: CallerFault) -> InvalidArgument | ResourceExhausted:
     """Converts a domain exception that the caller can correct."""
     # A short message may contain its advice already.
     message = fault.message if fault.advice in fault.message else f"{fault.message} {fault.advice}"
-    return InvalidArgument(fault.reason, message, fault.violations)
+    kind = ResourceExhausted if isinstance(fault, LimitFault) else InvalidArgument
+    return kind(fault.reason, message, fault.violations)
 
 
 def from_system_fault(fault: SystemFault) -> Unavailable:

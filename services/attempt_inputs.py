@@ -22,6 +22,7 @@ from engine.errors import JobError, SystemFailure, Violation
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 from finetuneflow.v1.work_pb2 import Assignment
 from services.child_input import ChildInput, ModelFiles, WholeCheckpoint
+from services.path_fields import dataset_violations, described, path_violations, tenant_violations
 from services.settings import ServiceSettings
 
 _log = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ def job_configuration(spec: FineTuningJobSpec) -> JobConfig:
 
 def catalogue(settings: ServiceSettings) -> Catalogue:
     """Returns the catalogue of base models of this installation."""
-    return Catalogue(settings.home, settings.models)
+    return Catalogue(settings.home, settings.models, settings.max_model_bytes)
 
 
 async def base_model(catalogue: Catalogue, assignment: Assignment, settings: ServiceSettings) -> ModelFiles:
@@ -96,10 +97,11 @@ def download_progress() -> Callable[[int], None]:
 async def dataset_files(assignment: Assignment, store: ArtifactStore, workdir: Path) -> dict[str, Path]:
     """Downloads datasets. Returns dataset id → file; the file name's extension tells the child the format."""
     files: dict[str, Path] = {}
-    for dataset in assignment.datasets:
+    for index, dataset in enumerate(assignment.datasets):
+        _refuse(dataset_violations(dataset, f"datasets[{index}]"))
         say("fetching_data", dataset.filename, dataset.size_bytes)
-        file = files[dataset.id] = workdir / "sources" / dataset.id / Path(dataset.filename).name
-        await _fetch(store.get_file, f"{assignment.tenant}/{dataset.path}", file, dataset.sha256)
+        file = files[dataset.id] = workdir / "sources" / dataset.id / dataset.filename
+        await _fetch(store.get_file, _stored(assignment, dataset.path), file, dataset.sha256)
     return files
 
 
@@ -113,7 +115,7 @@ async def reusable_shards(assignment: Assignment, store: ArtifactStore, workdir:
         if not key or made.content_key != key:
             continue
         say("fetching_data", "token shards of an earlier job")
-        path = f"{assignment.tenant}/{made.path}"
+        path = _stored(assignment, made.path)
         try:
             await asyncio.to_thread(store.get_folder, path, folder, made.manifest_sha256)
         except (ArtifactMissing, ArtifactCorrupt, OSError) as error:
@@ -129,7 +131,7 @@ async def token_shards(
     """Downloads the token shards of preflight: train/, eval/ and the files beside them."""
     found, folder = assignment.preflight, workdir / "data"
     say("fetching_data", "token shards")
-    path = f"{assignment.tenant}/{found.shards_path}"
+    path = _stored(assignment, found.shards_path)
     await _fetch(store.get_folder, path, folder, found.shards_manifest_sha256, retry_seconds)
     return folder
 
@@ -137,7 +139,7 @@ async def token_shards(
 async def best_checkpoint(assignment: Assignment, store: ArtifactStore, workdir: Path) -> Path:
     """Downloads the best checkpoint of the training."""
     chosen, folder = assignment.training, workdir / "checkpoint"
-    path = f"{assignment.tenant}/{chosen.best_checkpoint_path}"
+    path = _stored(assignment, chosen.best_checkpoint_path)
     say("fetching_checkpoint", f"step {chosen.best_step}")
     await _fetch(store.get_folder, path, folder, chosen.best_checkpoint_manifest_sha256)
     return folder
@@ -156,7 +158,7 @@ async def newest_checkpoint(
     unread = False
     for checkpoint in assignment.checkpoints:
         folder = workdir / "resume" / f"step-{checkpoint.step}"
-        path = f"{assignment.tenant}/{checkpoint.path}"
+        path = _stored(assignment, checkpoint.path)
         say("fetching_checkpoint", f"step {checkpoint.step}", checkpoint.size_bytes)
         try:
             await _fetch(
@@ -168,7 +170,7 @@ async def newest_checkpoint(
             _log.warning("checkpoint of step %d cannot be used, trying an older one: %s", checkpoint.step, error)
         else:
             return WholeCheckpoint(path=folder, manifest_sha256=checkpoint.manifest_sha256), unusable
-    manifests = [f"{assignment.tenant}/{checkpoint.path}/{MANIFEST}" for checkpoint in assignment.checkpoints]
+    manifests = [f"{_stored(assignment, checkpoint.path)}/{MANIFEST}" for checkpoint in assignment.checkpoints]
     if manifests and (unread or not await asyncio.to_thread(lambda: any(map(store.exists, manifests)))):
         steps = ", ".join(map(str, unusable))
         raise SystemFailure(
@@ -177,6 +179,18 @@ async def newest_checkpoint(
             "Ask the operator to check the artifact store. If they are lost, create the job again.",
         )
     return None, unusable
+
+
+def _stored(assignment: Assignment, path: str) -> str:
+    """Returns a path of the assignment in the artifact store. Raises SystemFailure("BAD_ASSIGNMENT") if it is none."""
+    _refuse(tenant_violations(assignment.tenant, "tenant") or path_violations(path, "path"))
+    return f"{assignment.tenant}/{path}"
+
+
+def _refuse(violations: Sequence[Violation]) -> None:
+    if violations:
+        message = f"The gateway sent an assignment that is not valid. {described(violations)}"
+        raise SystemFailure("BAD_ASSIGNMENT", message, "Ask the operator to check the gateways.")
 
 
 def child_command(
@@ -224,6 +238,8 @@ def child_environment(settings: ServiceSettings) -> dict[str, str]:
         "HF_HOME": str(cache / "huggingface"),
         "MPLCONFIGDIR": str(cache / "matplotlib"),
         "TOKENIZERS_PARALLELISM": "false",
+        # Other pools reserve a gigabyte in advance, which a limit of memory would not see being used.
+        "ARROW_DEFAULT_MEMORY_POOL": "system",
     }
 
 

@@ -136,6 +136,10 @@ class Reason(OpenEnum):
     METHOD_NOT_IMPLEMENTED = "METHOD_NOT_IMPLEMENTED"
     """This server does not serve the method yet. Caller: use another method."""
 
+    TOO_MANY_QUERIES = "TOO_MANY_QUERIES"
+    """More queries of the tenant wait at a probe than may wait there. Caller: send the query again when earlier ones
+    have been answered."""
+
     # Uploads: What is wrong with the stream of a file.
 
     HEADER_EXPECTED = "HEADER_EXPECTED"
@@ -233,6 +237,13 @@ class Reason(OpenEnum):
     NOTHING_TO_TRAIN = "NOTHING_TO_TRAIN"
     """No token of the training or held-out rows would be trained. Caller: raise `max_length`, or mark turns as
     trained."""
+
+    TOO_MANY_TOKENS = "TOO_MANY_TOKENS"
+    """The rows have more tokens than the operator's limit. Caller: use fewer rows, or lower their `weight`."""
+
+    SHARDS_TOO_LARGE = "SHARDS_TOO_LARGE"
+    """The token shards would have more bytes than the operator's limit. Caller: use fewer rows, or lower their
+    `weight`."""
 
     # Rows: What is wrong with one row. A report says for each problem whether it refuses a job.
 
@@ -445,6 +456,9 @@ class Reason(OpenEnum):
     END_NOT_TRAINED = "END_NOT_TRAINED"
     """The end of a marked answer was not found; it is not trained. Caller: put the end into the template's mark."""
 
+    TEMPLATE_TOO_SLOW = "TEMPLATE_TOO_SLOW"
+    """The row template or chat template takes too much processor time over all rows. Caller: simplify the template."""
+
     # Configuration: What is wrong with a job's spec.
 
     INVALID_CONFIG = "INVALID_CONFIG"
@@ -512,6 +526,13 @@ class Reason(OpenEnum):
     BAD_WEIGHTS = "BAD_WEIGHTS"
     """The base model's weights are damaged, or their index names files outside the model's folder. Caller: name another
     model. Operator: fetch it again."""
+
+    BAD_TOKENIZER = "BAD_TOKENIZER"
+    """The base model's tokenizer cannot be loaded, fails, or takes too long to encode a text. Caller: use another base
+    model."""
+
+    MODEL_TOO_LARGE = "MODEL_TOO_LARGE"
+    """The files of a base model on the hub have more bytes than the operator's limit. Caller: use a smaller model."""
 
     # Resources: What a job needs and a machine lacks.
 
@@ -588,6 +609,14 @@ class Reason(OpenEnum):
 
     PACKAGE_BROKEN = "PACKAGE_BROKEN"
     """The exported package differs from the trained model; no file of it is published. Service: please report it."""
+
+    BAD_ASSIGNMENT = "BAD_ASSIGNMENT"
+    """A field of a gateway's assignment cannot be used, such as a path outside the tenant's folder. Operator: check the
+    gateways."""
+
+    PROCESSOR_TIME_EXCEEDED = "PROCESSOR_TIME_EXCEEDED"
+    """A preflight, or a query about data, took more processor time than the operator allows. Caller: use fewer rows, or
+    simplify the templates."""
 
     # Warnings: What a job runs with and its caller should know.
 

@@ -56,6 +56,7 @@ class PreflightStage:
             shards=await reusable_shards(assignment, store, workdir, key),
             out_dir=workdir / "out",
             processes=self._settings.child_threads,
+            limits=self._settings.preflight_limits,
             node_id=self._settings.node_id,
             hardware=MessageToDict(hardware, preserving_proto_field_name=True),
             prices=self._settings.prices,

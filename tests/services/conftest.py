@@ -22,6 +22,7 @@ class Process:
 
     def __init__(self, name: str, home: Path, nats: NatsServer) -> None:
         self.name = name
+        self.home = home
         self.node_id = f"{name}-under-test"
         environment = {
             "FTF_HOME": str(home),

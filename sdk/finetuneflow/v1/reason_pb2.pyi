@@ -46,6 +46,7 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_DATASET_IN_USE: _ClassVar[Reason]
     REASON_ARTIFACT_IS_FOLDER: _ClassVar[Reason]
     REASON_METHOD_NOT_IMPLEMENTED: _ClassVar[Reason]
+    REASON_TOO_MANY_QUERIES: _ClassVar[Reason]
     REASON_HEADER_EXPECTED: _ClassVar[Reason]
     REASON_INVALID_HEADER: _ClassVar[Reason]
     REASON_CHUNK_EXPECTED: _ClassVar[Reason]
@@ -75,6 +76,8 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_BAD_DATA: _ClassVar[Reason]
     REASON_TOO_FEW_ROWS: _ClassVar[Reason]
     REASON_NOTHING_TO_TRAIN: _ClassVar[Reason]
+    REASON_TOO_MANY_TOKENS: _ClassVar[Reason]
+    REASON_SHARDS_TOO_LARGE: _ClassVar[Reason]
     REASON_NOT_JSON: _ClassVar[Reason]
     REASON_NOT_AN_OBJECT: _ClassVar[Reason]
     REASON_NOT_UTF8: _ClassVar[Reason]
@@ -139,6 +142,7 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_ANSWERS_REWRITTEN: _ClassVar[Reason]
     REASON_ANSWERS_NOT_TRAINED: _ClassVar[Reason]
     REASON_END_NOT_TRAINED: _ClassVar[Reason]
+    REASON_TEMPLATE_TOO_SLOW: _ClassVar[Reason]
     REASON_INVALID_CONFIG: _ClassVar[Reason]
     REASON_NOT_IMPLEMENTED: _ClassVar[Reason]
     REASON_SPEC_TOO_LARGE: _ClassVar[Reason]
@@ -158,6 +162,8 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_BASE_MODEL_CHANGED: _ClassVar[Reason]
     REASON_ADAPTER_IN_MODEL: _ClassVar[Reason]
     REASON_BAD_WEIGHTS: _ClassVar[Reason]
+    REASON_BAD_TOKENIZER: _ClassVar[Reason]
+    REASON_MODEL_TOO_LARGE: _ClassVar[Reason]
     REASON_NO_GPU: _ClassVar[Reason]
     REASON_INSUFFICIENT_MEMORY: _ClassVar[Reason]
     REASON_DISK_TOO_SMALL: _ClassVar[Reason]
@@ -181,6 +187,8 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_VERSION_MISMATCH: _ClassVar[Reason]
     REASON_HUB_UNREACHABLE: _ClassVar[Reason]
     REASON_PACKAGE_BROKEN: _ClassVar[Reason]
+    REASON_BAD_ASSIGNMENT: _ClassVar[Reason]
+    REASON_PROCESSOR_TIME_EXCEEDED: _ClassVar[Reason]
     REASON_MAX_LENGTH_CLIPPED: _ClassVar[Reason]
     REASON_MEMORY_TIGHT: _ClassVar[Reason]
     REASON_DISK_TIGHT: _ClassVar[Reason]
@@ -277,6 +285,7 @@ REASON_NOT_TRAINED: Reason
 REASON_DATASET_IN_USE: Reason
 REASON_ARTIFACT_IS_FOLDER: Reason
 REASON_METHOD_NOT_IMPLEMENTED: Reason
+REASON_TOO_MANY_QUERIES: Reason
 REASON_HEADER_EXPECTED: Reason
 REASON_INVALID_HEADER: Reason
 REASON_CHUNK_EXPECTED: Reason
@@ -306,6 +315,8 @@ REASON_UNSUPPORTED_FORMAT: Reason
 REASON_BAD_DATA: Reason
 REASON_TOO_FEW_ROWS: Reason
 REASON_NOTHING_TO_TRAIN: Reason
+REASON_TOO_MANY_TOKENS: Reason
+REASON_SHARDS_TOO_LARGE: Reason
 REASON_NOT_JSON: Reason
 REASON_NOT_AN_OBJECT: Reason
 REASON_NOT_UTF8: Reason
@@ -370,6 +381,7 @@ REASON_NAME_NOT_WRITTEN: Reason
 REASON_ANSWERS_REWRITTEN: Reason
 REASON_ANSWERS_NOT_TRAINED: Reason
 REASON_END_NOT_TRAINED: Reason
+REASON_TEMPLATE_TOO_SLOW: Reason
 REASON_INVALID_CONFIG: Reason
 REASON_NOT_IMPLEMENTED: Reason
 REASON_SPEC_TOO_LARGE: Reason
@@ -389,6 +401,8 @@ REASON_UNKNOWN_ARCHITECTURE: Reason
 REASON_BASE_MODEL_CHANGED: Reason
 REASON_ADAPTER_IN_MODEL: Reason
 REASON_BAD_WEIGHTS: Reason
+REASON_BAD_TOKENIZER: Reason
+REASON_MODEL_TOO_LARGE: Reason
 REASON_NO_GPU: Reason
 REASON_INSUFFICIENT_MEMORY: Reason
 REASON_DISK_TOO_SMALL: Reason
@@ -412,6 +426,8 @@ REASON_CHECKPOINTS_MISSING: Reason
 REASON_VERSION_MISMATCH: Reason
 REASON_HUB_UNREACHABLE: Reason
 REASON_PACKAGE_BROKEN: Reason
+REASON_BAD_ASSIGNMENT: Reason
+REASON_PROCESSOR_TIME_EXCEEDED: Reason
 REASON_MAX_LENGTH_CLIPPED: Reason
 REASON_MEMORY_TIGHT: Reason
 REASON_DISK_TIGHT: Reason

@@ -33,12 +33,16 @@ def main(sink: EventSink, input_path: Path) -> StageCompleted:
     def progress(_phase: str, _fraction: float | None) -> None:
         if sink.requested():
             raise Cancelled
+        if query.fetched is not None:
+            query.fetched.limits.check_processor_time()
         sink.tick()
 
     with replying(query.out_dir) as reply:
         if query.fetched is None:
             settings = ProbeSettings()
             query = fetch(query, settings, catalogue(settings))
+        if query.fetched is not None:
+            query.fetched.limits.apply()
         reply(run(query, progress))
     return StageCompleted()
 
