@@ -10,6 +10,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from chassis.bus import subjects
 from chassis.bus.event_bus import Bus
 from chassis.bus.permissions import GATEWAY
+from chassis.security.identity import server_credentials
 from chassis.server.allocation import collect_rarely, reuse_freed_memory
 from chassis.server.gauges import serve_gauges
 from chassis.server.grpc_server import Mount, serve
@@ -94,11 +95,12 @@ async def run(settings: GatewaySettings) -> None:
         settings.node_id,
         inbox=subjects.inbox(GATEWAY),
         echo=False,
+        tls=settings.identity.client_context() if settings.identity else None,
     )
     fanout = Fanout(database, bus)
     dispatcher = Dispatcher(database, bus)
     ledger = Ledger(database, fanout.publish, dispatcher.offer, Discarder(store).discard)
-    passthrough = Passthrough(bus)
+    passthrough = Passthrough(bus, settings.identity)
     machines = PlanningTargets(passthrough, ObservedSpeeds(database))
     requests = WorkerRequests(ledger, machines)
     leases = LeaseWatch(database, bus, requests, settings.lease_seconds)
@@ -170,7 +172,10 @@ async def run(settings: GatewaySettings) -> None:
         ),
     ]
     access = _access(settings, [mount.descriptor for mount in mounts], authenticator, AuditLog(database))
-    server = await serve(*mounts, listen=settings.listen, interceptors=[access])
+    credentials = None
+    if settings.tls_cert and settings.tls_key:
+        credentials = server_credentials(settings.tls_cert, settings.tls_key)
+    server = await serve(*mounts, listen=settings.listen, interceptors=[access], credentials=credentials)
     collect_rarely()
     log.info("gateway %s listens on %s", settings.node_id, server.address)
     loops = [
@@ -210,6 +215,7 @@ def _access(
     settings: GatewaySettings, services: Sequence[ServiceDescriptor], authenticator: Authenticator, audit: AuditLog
 ) -> AccessInterceptor | OpenInterceptor:
     if settings.insecure:
+        log.warning("FTF_INSECURE: no keys are asked for; whoever reaches %s is an operator", settings.listen)
         return OpenInterceptor()
     return AccessInterceptor(services, authenticator, audit, open_reflection=is_loopback(settings.listen))
 

@@ -1,11 +1,12 @@
 """Settings of a gateway: `FTF_GATEWAY_<KEY>`."""
 
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from sqlalchemy.engine import URL, make_url
 
+from chassis.server.listen_address import is_loopback
 from chassis.settings import ProcessSettings
 
 
@@ -35,8 +36,23 @@ class GatewaySettings(ProcessSettings):
     """Claim with the caller's tenant, which must exist."""
     oidc_role_claim: str = "role"
     """Claim with the caller's role: reader, member or operator, or a list, of which the highest counts."""
+    tls_cert: Path | None = None
+    """PEM file with the certificate that callers see. It is read again when it was renewed."""
+    tls_key: Path | None = None
+    """PEM file with the key of that certificate."""
     max_dataset_bytes: int = Field(default=64 << 30, gt=0)
     """Largest file that UploadDataset accepts, in bytes."""
+
+    @model_validator(mode="after")
+    def _callers_are_safe(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key belong together: set both or none")
+        if self.tls_cert is None and not is_loopback(self.listen) and not self.insecure:
+            raise ValueError(
+                f"keys would travel unencrypted to {self.listen}: set FTF_GATEWAY_TLS_CERT and FTF_GATEWAY_TLS_KEY, or "
+                "FTF_GATEWAY_INSECURE=true on a closed network, which also lets everybody in"
+            )
+        return self
 
     @property
     def database(self) -> URL:

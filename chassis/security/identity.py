@@ -33,11 +33,8 @@ class Identity:
         )
 
     def client_context(self) -> ssl.SSLContext:
-        """Returns the TLS context of a connection to the broker, which must show the name `nats`."""
-        context = ssl.create_default_context(cafile=str(self.files.authority))
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.load_cert_chain(self.files.certificate, self.files.key)
-        return context
+        """Returns the TLS context of a connection to the broker, which knows its users by their passwords."""
+        return ssl.create_default_context(cafile=str(self.files.authority))
 
 
 def server_credentials(certificate: Path, key: Path, client_authority: Path | None = None) -> grpc.ServerCredentials:

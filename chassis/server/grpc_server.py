@@ -88,11 +88,12 @@ async def serve(
     *mounts: Mount,
     listen: str,
     interceptors: Sequence[grpc.aio.ServerInterceptor] = (),  # type: ignore[type-arg] # generic in the stubs only
+    credentials: grpc.ServerCredentials | None = None,
 ) -> Server:
     """Starts a server on `listen` (host:port; port 0 selects a free port). Raises OSError if the port is taken, and
     ValueError if a method has no access policy.
 
-    `interceptors` decide who may call; what they raise becomes a status.
+    `interceptors` decide who may call; what they raise becomes a status. Without `credentials` nothing is encrypted.
     """
     policies(mount.descriptor for mount in mounts)
     server = grpc.aio.server(interceptors=[ErrorInterceptor(), *interceptors], options=_OPTIONS)
@@ -104,7 +105,7 @@ async def serve(
     health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
     reflection.enable_server_reflection((*names, health_name, reflection.SERVICE_NAME), server)
     try:
-        port = server.add_insecure_port(listen)
+        port = server.add_secure_port(listen, credentials) if credentials else server.add_insecure_port(listen)
     except RuntimeError as error:
         raise OSError(f"cannot listen on {listen}: {error}") from error
     if port == 0:

@@ -745,6 +745,9 @@ class Reason(OpenEnum):
     PATH_NOT_UTF8 = "PATH_NOT_UTF8"
     """The path of a local file is not UTF-8, so no message can contain it. Caller: rename the file or folder."""
 
+    INVALID_CREDENTIALS_FILE = "INVALID_CREDENTIALS_FILE"
+    """The file with this user's credentials can be read by others or is damaged. Caller: do what the message says."""
+
     # Claims: Why a gateway refused an attempt to a worker. Only workers see these.
 
     CLAIMED_BY_ANOTHER = "CLAIMED_BY_ANOTHER"

@@ -27,6 +27,7 @@ class Process:
         environment = {
             "FTF_HOME": str(home),
             **nats.environment(name),
+            "FTF_INSECURE": "true",
             f"FTF_{name.upper()}_LISTEN": "127.0.0.1:0",
             f"FTF_{name.upper()}_NODE_ID": self.node_id,
         }

@@ -187,9 +187,10 @@ async def test_slow_templates_together_exceed_a_limit_of_the_installation(
     """Two previews with a template just below the limit of a row would otherwise hold both slots of a probe."""
     template = "{% for i in range(40000) %}{% set x = i %}{% endfor %}"
     served, local = await query_errors.of("rows.jsonl", ROWS * 500, template=template)
-    assert_same(served, local)
-    assert (type(local), local.reason) == (ResourceExhausted, "TEMPLATE_TOO_SLOW")
-    assert "FTF_PROBE_MAX_TEMPLATE_SECONDS" in local.message
+    # Which row it was depends on the speed of the moment.
+    for error in (served, local):
+        assert (type(error), error.reason) == (ResourceExhausted, "TEMPLATE_TOO_SLOW")
+        assert "FTF_PROBE_MAX_TEMPLATE_SECONDS" in error.message
 
 
 async def test_a_tokenizer_that_does_not_end_is_named(

@@ -226,6 +226,7 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_UNKNOWN_VALUE: _ClassVar[Reason]
     REASON_NO_EXPORT: _ClassVar[Reason]
     REASON_PATH_NOT_UTF8: _ClassVar[Reason]
+    REASON_INVALID_CREDENTIALS_FILE: _ClassVar[Reason]
     REASON_CLAIMED_BY_ANOTHER: _ClassVar[Reason]
     REASON_ENDED: _ClassVar[Reason]
     REASON_NOT_WANTED: _ClassVar[Reason]
@@ -465,6 +466,7 @@ REASON_TOKEN_WITHOUT_TLS: Reason
 REASON_UNKNOWN_VALUE: Reason
 REASON_NO_EXPORT: Reason
 REASON_PATH_NOT_UTF8: Reason
+REASON_INVALID_CREDENTIALS_FILE: Reason
 REASON_CLAIMED_BY_ANOTHER: Reason
 REASON_ENDED: Reason
 REASON_NOT_WANTED: Reason
