@@ -180,9 +180,17 @@ async def newest_checkpoint(
 
 
 def child_command(
-    settings: ServiceSettings, child_input: ChildInput, workdir: Path, *, gpus: int | None = None
+    settings: ServiceSettings,
+    child_input: ChildInput,
+    workdir: Path,
+    reads: Sequence[Path | None],
+    *,
+    gpus: int | None = None,
 ) -> ChildCommand:
-    """Writes the child's input and returns how to start the child. With 0 GPUs it sees none."""
+    """Writes the child's input and returns how to start the child. With 0 GPUs it sees none.
+
+    `reads` names its inputs outside of `workdir`; None stands for an input that there is not.
+    """
     file = workdir / "input.json"
     file.write_text(child_input.model_dump_json(indent=1), "utf-8")
     return ChildCommand(
@@ -190,6 +198,7 @@ def child_command(
         env=child_environment(settings),
         late_env=child_devices(gpus),
         out_dir=child_input.out_dir,
+        reads=[path for path in reads if path],
     )
 
 
@@ -215,14 +224,14 @@ async def _fetch(
 
 
 def child_environment(settings: ServiceSettings) -> dict[str, str]:
-    """Returns a child's environment: threads and caches."""
-    cache = settings.home / "cache"
+    """Returns a child's environment: its threads."""
     return {
         "OMP_NUM_THREADS": str(settings.child_threads),
         # A waiting thread that spins would take a core that a gateway on the same machine needs.
         "OMP_WAIT_POLICY": "PASSIVE",
-        "HF_HOME": str(cache / "huggingface"),
-        "MPLCONFIGDIR": str(cache / "matplotlib"),
+        # NumPy and Arrow would start threads when they are imported, and a warm spare is confined after its imports.
+        "OPENBLAS_NUM_THREADS": "1",
+        "JE_ARROW_MALLOC_CONF": "background_thread:false",
         "TOKENIZERS_PARALLELISM": "false",
     }
 

@@ -61,7 +61,7 @@ class PreflightStage:
             prices=self._settings.prices,
             holds_artifacts=on_disk_of(self._settings.artifacts, self._settings.home),
         )
-        return child_command(self._settings, child_input, workdir)
+        return child_command(self._settings, child_input, workdir, [model.path, self._settings.prices])
 
 
 def _content_key(config: JobConfig, sha256s: Mapping[str, str], model: ModelFiles) -> str:
