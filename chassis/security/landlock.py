@@ -21,7 +21,7 @@ SIGNALS_ABI: Final = 6
 
 EXECUTE: Final = 1 << 0
 _WRITE_FILE, _READ_FILE, _READ_DIR = 1 << 1, 1 << 2, 1 << 3
-_TRUNCATE, _IOCTL_DEVICE = 1 << 14, 1 << 15
+_MOVE, _TRUNCATE, _IOCTL_DEVICE = 1 << 13, 1 << 14, 1 << 15
 _RIGHTS_OF_FILES = EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL_DEVICE
 
 LIST: Final = _READ_DIR
@@ -71,7 +71,8 @@ def restrict(grants: Mapping[str, int] | None, *, network: bool) -> None:
     version = abi()
     if version < MIN_ABI:
         return
-    handled = 0 if grants is None else _all_rights(version)
+    # Every ruleset refuses moves between folders, also one about the network, unless it names and grants them.
+    handled = _MOVE if grants is None else _all_rights(version)
     ruleset = _Ruleset(handled_access_fs=handled)
     size = 8
     if version >= 4:
@@ -80,11 +81,9 @@ def restrict(grants: Mapping[str, int] | None, *, network: bool) -> None:
     if version >= SIGNALS_ABI:
         size = 24
         ruleset.scoped = _SCOPE_ABSTRACT_SOCKETS | _SCOPE_SIGNALS
-    if not (handled or ruleset.handled_access_net or ruleset.scoped):
-        return
     fd = _call(_CREATE_RULESET, ctypes.byref(ruleset), size, 0)
     try:
-        for path, rights in (grants or {}).items():
+        for path, rights in ({"/": _MOVE} if grants is None else grants).items():
             _grant(fd, path, rights & handled)
         _call(_RESTRICT_SELF, fd, 0)
     finally:
