@@ -101,6 +101,12 @@ def missing() -> list[str]:
     return found
 
 
+def program_folder_around(folder: Path) -> str:
+    """Returns the folder of programs, readable to every child, that a folder lies in; empty if it lies in none."""
+    real = folder.resolve()
+    return next((path for path in (*_SYSTEM_PROGRAMS, *_code()[0]) if real.is_relative_to(Path(path).resolve())), "")
+
+
 def restrict_files(files: dict[str, Any]) -> None:
     """Restricts files in a child that was started with `files=None`. `files` holds the fields of `Files`."""
     check_single_thread()
