@@ -103,12 +103,12 @@ async def dataset_files(assignment: Assignment, store: ArtifactStore, workdir: P
     return files
 
 
-async def reusable_shards(assignment: Assignment, store: ArtifactStore, workdir: Path, key: str) -> Path | None:
-    """Downloads token shards with that content key that another job of the tenant has made.
+async def reusable_shards(assignment: Assignment, store: ArtifactStore, parent: Path, key: str) -> Path | None:
+    """Downloads token shards with that content key, which another job of the tenant has made, into `parent`.
 
     Returns None if there are none, or none that verifies: then they are made again.
     """
-    folder = workdir / "made-shards"
+    folder = parent / "made-shards"
     for made in assignment.shards:
         if not key or made.content_key != key:
             continue
