@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
-import functools
 import json
 import os
 import resource
@@ -33,7 +32,7 @@ _SYSTEM_FACTS: Final = (
 )
 _DEVICES: Final = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/dri", "/dev/kfd")
 _KEPT_CAPABILITIES: Final = (1, 2)
-"""CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH: root's access to files of others, which Landlock restricts."""
+"""Those that let root read and write files of others, which Landlock restricts."""
 _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 4, 24, 38
 
 
@@ -170,7 +169,6 @@ def _grants(files: Files) -> dict[str, int]:
     return grants
 
 
-@functools.cache
 def _code() -> tuple[list[str], list[str]]:
     """Returns the paths of this process's interpreter and modules, and the folders whose names an import lists."""
     programs = {sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix, str(Path(sys.executable).parent)}
