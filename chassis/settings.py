@@ -115,3 +115,11 @@ class WorkerSettings(ProcessSettings):
     warm_spare: bool = True
     """Keep a child that has completed its imports (trainer: about 480 MB), so that an attempt starts seconds sooner.
     None is kept while a child computes on the CPU. A probe that was asked about data keeps one for the next request."""
+    child_confinement: Literal["available", "required"] = "available"
+    """Children read their inputs, write their folder and use no network. "required": a process whose kernel cannot
+    enforce all of it does not start; "available": it logs what is missing."""
+    child_file_bytes: int = Field(default=256 << 30, gt=0)
+    """Largest file that a child can write."""
+    child_memory_bytes: int = Field(default=0, ge=0)
+    """Memory that each process of a child can reserve for writing, without a GPU's; 0: unlimited. Set it well above
+    what jobs use: a child that reaches it fails as HOST_OUT_OF_MEMORY."""

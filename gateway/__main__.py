@@ -10,6 +10,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from chassis.bus import subjects
 from chassis.bus.event_bus import Bus
 from chassis.bus.permissions import GATEWAY
+from chassis.security.confinement import hide_from_children
 from chassis.security.identity import server_credentials
 from chassis.server.allocation import collect_rarely, reuse_freed_memory
 from chassis.server.gauges import serve_gauges
@@ -237,6 +238,7 @@ def _reports(requests: WorkerRequests) -> Callable[[str, bytes], Awaitable[bytes
 
 def main() -> None:
     reuse_freed_memory()
+    hide_from_children()
     settings = GatewaySettings()
     configure_logging("gateway", settings.log_level, as_json=settings.log_json)
     serve_gauges(settings.metrics)

@@ -105,12 +105,12 @@ async def dataset_files(assignment: Assignment, store: ArtifactStore, workdir: P
     return files
 
 
-async def reusable_shards(assignment: Assignment, store: ArtifactStore, workdir: Path, key: str) -> Path | None:
-    """Downloads token shards with that content key that another job of the tenant has made.
+async def reusable_shards(assignment: Assignment, store: ArtifactStore, parent: Path, key: str) -> Path | None:
+    """Downloads token shards with that content key, which another job of the tenant has made, into `parent`.
 
     Returns None if there are none, or none that verifies: then they are made again.
     """
-    folder = workdir / "made-shards"
+    folder = parent / "made-shards"
     for made in assignment.shards:
         if not key or made.content_key != key:
             continue
@@ -194,9 +194,17 @@ def _refuse(violations: Sequence[Violation]) -> None:
 
 
 def child_command(
-    settings: ServiceSettings, child_input: ChildInput, workdir: Path, *, gpus: int | None = None
+    settings: ServiceSettings,
+    child_input: ChildInput,
+    workdir: Path,
+    reads: Sequence[Path | None],
+    *,
+    gpus: int | None = None,
 ) -> ChildCommand:
-    """Writes the child's input and returns how to start the child. With 0 GPUs it sees none."""
+    """Writes the child's input and returns how to start the child. With 0 GPUs it sees none.
+
+    `reads` names its inputs outside of `workdir`; None stands for an input that there is not.
+    """
     file = workdir / "input.json"
     file.write_text(child_input.model_dump_json(indent=1), "utf-8")
     return ChildCommand(
@@ -204,6 +212,7 @@ def child_command(
         env=child_environment(settings),
         late_env=child_devices(gpus),
         out_dir=child_input.out_dir,
+        reads=[path for path in reads if path],
     )
 
 
@@ -229,14 +238,14 @@ async def _fetch(
 
 
 def child_environment(settings: ServiceSettings) -> dict[str, str]:
-    """Returns a child's environment: threads and caches."""
-    cache = settings.home / "cache"
+    """Returns a child's environment: its threads."""
     return {
         "OMP_NUM_THREADS": str(settings.child_threads),
         # A waiting thread that spins would take a core that a gateway on the same machine needs.
         "OMP_WAIT_POLICY": "PASSIVE",
-        "HF_HOME": str(cache / "huggingface"),
-        "MPLCONFIGDIR": str(cache / "matplotlib"),
+        # NumPy and Arrow would start threads when they are imported, and a warm spare is confined after its imports.
+        "OPENBLAS_NUM_THREADS": "1",
+        "JE_ARROW_MALLOC_CONF": "background_thread:false",
         "TOKENIZERS_PARALLELISM": "false",
         # Other pools reserve a gigabyte in advance, which a limit of memory would not see being used.
         "ARROW_DEFAULT_MEMORY_POOL": "system",

@@ -16,6 +16,7 @@ from chassis.bus import subjects
 from chassis.bus.event_bus import Bus
 from chassis.bus.node_heartbeat import NodeHeartbeat
 from chassis.bus.permissions import user_name
+from chassis.security import confinement
 from chassis.server.gauges import serve_gauges
 from chassis.server.grpc_server import Mount, serve
 from chassis.server.peer_identity import PeerInterceptor
@@ -33,7 +34,8 @@ _HARDWARE_SECONDS: Final = 30.0
 def run(settings: ServiceSettings, stage: Stage, mount: Callable[[StageWorker], Sequence[Mount]]) -> NoReturn:
     """Serves and works until SIGTERM or SIGINT, then drains; a second signal kills running children.
 
-    Exits with status 1 if the port is taken or if pulling work fails: its process manager starts it again.
+    Exits with status 1 if the port is taken or if pulling work fails: its process manager starts it again. Exits with
+    status 1 as well if children must be confined and this kernel cannot do it.
     """
     if settings.identity is None and not settings.insecure:
         prefix = f"FTF_{settings.service.upper()}"
@@ -43,6 +45,11 @@ def run(settings: ServiceSettings, stage: Stage, mount: Callable[[StageWorker], 
             f"{prefix}_INSECURE=true on a closed network."
         )
     configure_logging(settings.service, settings.log_level, as_json=settings.log_json)
+    confinement.hide_from_children()
+    for lack in (lacks := confinement.missing()):
+        _log.warning("%s", lack)
+    if lacks and settings.child_confinement == "required":
+        sys.exit(f"{settings.service}: children cannot be confined, and FTF_CHILD_CONFINEMENT is `required`.")
     serve_gauges(settings.metrics)
     status = 0
     try:

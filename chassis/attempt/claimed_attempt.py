@@ -234,7 +234,6 @@ class Attempt:
             return failed("STALLED", str(error), "The job is retried if attempts are left.")
         except Exception as error:  # noqa: BLE001 - becomes the event that ends the attempt
             return self._preparation_failure(error)
-        command.out_dir.mkdir(parents=True, exist_ok=True)
         child = self._child = await self._context.spare.start(command, workdir)
         failpoint("child.started")
         self._spool.record.child_pid = child.pid

@@ -107,6 +107,8 @@ def run_in_children(code: str, folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     """Runs `code` first in every Python process that starts from here on."""
     (folder / "sitecustomize.py").write_text(code + "\n")
     monkeypatch.setenv("PYTHONPATH", ":".join([str(folder), *sys.path]))
+    # A child reads the folders of this process's path.
+    monkeypatch.syspath_prepend(str(folder))
 
 
 def assert_same(served: ApiError, local: ApiError) -> None:

@@ -18,6 +18,7 @@ from chassis.child.child_process import ChildCommand
 from chassis.child.query import read_reply
 from chassis.child.spare import Spare, SpareCommand
 from chassis.errors import Internal, InvalidArgument, NotFound
+from chassis.security.confinement import ChildLimits
 from chassis.store.artifact_store import ArtifactMissing, ArtifactStore
 from engine.catalogue import Catalogue
 from finetuneflow.v1.dataset_pb2 import Dataset
@@ -49,9 +50,11 @@ class ServedQueries:
         self._datasets = DatasetCache(settings.home / "work" / "datasets", settings.kept_dataset_bytes)
         self._slots = FairSlots(_MAX_CHILDREN, settings.max_waiting_queries)
         self._env = child_environment(settings)
-        # Python finds the child program in this process's folder, not in the one where the child works.
-        self._cwd = Path.cwd()
-        self._spare = Spare(SpareCommand(_PROGRAM, self._env) if settings.warm_spare else None, self._cwd)
+        self._spare = Spare(
+            SpareCommand(_PROGRAM, self._env) if settings.warm_spare else None,
+            self._folder,
+            limits=ChildLimits(settings.child_file_bytes, settings.child_memory_bytes),
+        )
 
     async def run(self, method: str, request: Message, tenant: str, datasets: Mapping[str, Dataset], response: M) -> M:
         """Returns `response`, filled by a child.
@@ -69,7 +72,7 @@ class ServedQueries:
             }
             query = ProbeQuery.of(folder, method, request, files)
             query = await asyncio.to_thread(fetch, query, self._settings, self._catalogue)
-            return await self._run(query.write(folder), query.out_dir, response)
+            return await self._run(query, folder, response)
 
     async def close(self) -> None:
         """Ends the spare child."""
@@ -93,9 +96,11 @@ class ServedQueries:
             raise NotFound("DATASET_NOT_FOUND", message) from error
         return file
 
-    async def _run(self, input_path: Path, out_dir: Path, response: M) -> M:
-        command = ChildCommand([*_PROGRAM, str(input_path)], out_dir, self._env, on_cpu=True)
-        child = await self._spare.start(command, self._cwd)
+    async def _run(self, query: ProbeQuery, folder: Path, response: M) -> M:
+        reads = [path for path in (query.provided.model.path, self._settings.prices) if path]
+        argv = [*_PROGRAM, str(query.write(folder))]
+        command = ChildCommand(argv, query.out_dir, self._env, on_cpu=True, reads=reads)
+        child = await self._spare.start(command, folder)
         try:
             async for _ in child.frames():
                 pass
@@ -106,7 +111,7 @@ class ServedQueries:
             # and a probe that gets no queries keeps no spare.
             self._spare.open()
         try:
-            return read_reply(out_dir, response, status, last_lines, self._settings.query_limits.deaths())
+            return read_reply(query.out_dir, response, status, last_lines, self._settings.query_limits.deaths())
         except Internal:
             _log.exception("a query's child ended without a reply")
             raise
