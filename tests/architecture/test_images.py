@@ -171,7 +171,20 @@ def test_only_the_container_that_gives_away_new_volumes_is_root() -> None:
     assert CONTAINERS["volumes-owner"]["command"][0] == "chown"
 
 
-@pytest.mark.parametrize("name", [name for name, container in CONTAINERS.items() if "build" in container])
+def test_each_container_sees_its_own_certificate_only() -> None:
+    """A container with the keys of all, or of the authority, could pass for the gateway."""
+    mounts = {
+        name: [mount for mount in container.get("volumes", ()) if "certificates" in str(mount)]
+        for name, container in CONTAINERS.items()
+    }
+    for name, found in mounts.items():
+        if name not in ("volumes-owner", "certificates", "postgres"):
+            assert [(mount["volume"]["subpath"], mount["read_only"]) for mount in found] == [(name, True)]
+    command = CONTAINERS["certificates"]["command"]
+    assert command[:3] == ["python", "-m", "chassis.security.certificates"]
+
+
+@pytest.mark.parametrize("name", sorted(set(STAGES) & {*CONTAINERS}))
 def test_an_image_starts_its_own_process_without_a_shell(name: str) -> None:
     """A shell does not pass on SIGTERM, so a trainer would not save its checkpoint before it is killed."""
     module = "gateway" if name == "gateway" else f"services.{name}"
