@@ -41,6 +41,7 @@ from finetuneflow.v1 import (
 from finetuneflow.v1.work_pb2 import ClaimRequest, ReportRequest
 from gateway.access.audit import AuditLog
 from gateway.access.authentication import Authenticator
+from gateway.access.call_limits import CallLimitInterceptor
 from gateway.access.identity_provider import IdentityProvider, ProviderSettings
 from gateway.access.interceptor import AccessInterceptor, OpenInterceptor
 from gateway.access.keys import register_first_key
@@ -114,7 +115,12 @@ async def run(settings: GatewaySettings) -> None:
         Mount(
             dataset_service_pb2.DESCRIPTOR.services_by_name["DatasetService"],
             datasets.add_to_server,
-            datasets.Datasets(database, store, UploadLimits(settings.max_dataset_bytes), passthrough),
+            datasets.Datasets(
+                database,
+                store,
+                UploadLimits(settings.max_dataset_bytes, stall_seconds=settings.upload_stall_seconds),
+                passthrough,
+            ),
         ),
         Mount(
             artifact_service_pb2.DESCRIPTOR.services_by_name["ArtifactService"],
@@ -168,7 +174,12 @@ async def run(settings: GatewaySettings) -> None:
         ),
     ]
     access = _access(settings, [mount.descriptor for mount in mounts], authenticator, AuditLog(database))
-    server = await serve(*mounts, listen=settings.listen, interceptors=[access])
+    server = await serve(
+        *mounts,
+        listen=settings.listen,
+        interceptors=[access, CallLimitInterceptor(settings.call_limits)],
+        options=settings.grpc_options,
+    )
     collect_rarely()
     log.info("gateway %s listens on %s", settings.node_id, server.address)
     loops = [

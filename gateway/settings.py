@@ -7,6 +7,7 @@ from pydantic import Field
 from sqlalchemy.engine import URL, make_url
 
 from chassis.settings import ProcessSettings
+from gateway.access.call_limits import CallLimits
 
 
 class GatewaySettings(ProcessSettings):
@@ -35,6 +36,54 @@ class GatewaySettings(ProcessSettings):
     """Claim with the caller's role: reader, member or operator, or a list, of which the highest counts."""
     max_dataset_bytes: int = Field(default=64 << 30, gt=0)
     """Largest file that UploadDataset accepts, in bytes."""
+    upload_stall_seconds: float = Field(default=60.0, gt=0)
+    """An upload that receives nothing for longer is ended."""
+    max_uploads: int = Field(default=64, ge=1)
+    """Maximum number of uploads at once. An idle one holds about 2 MiB of memory."""
+    max_uploads_per_tenant: int = Field(default=16, ge=1)
+    """Maximum number of uploads at once of one tenant."""
+    max_downloads: int = Field(default=64, ge=1)
+    """Maximum number of downloads at once."""
+    max_watches: int = Field(default=2000, ge=1)
+    """Maximum number of watches at once. An idle one holds about 25 KB of memory."""
+    max_questions: int = Field(default=64, ge=1)
+    """Maximum number of calls at once that a probe or an evaluator answers: validation, preview, estimate,
+    recommendation, preflight and generation."""
+    calls_per_second: float = Field(default=200.0, gt=0)
+    """Rate at which one caller (an API key, or a user of the identity provider) may call for long. An insecure gateway
+    can't tell callers apart and does not limit it."""
+    call_burst: int = Field(default=1000, ge=1)
+    """Number of calls that a caller may make at once above that rate."""
+    max_message_bytes: int = Field(default=4 << 20, ge=2 << 20, lt=2**31)
+    """Largest message that is received, in bytes. A chunk of an upload needs a little more than 1 MiB."""
+    max_streams_per_connection: int = Field(default=1000, ge=1, lt=2**31)
+    """Maximum number of calls at once on one connection; further calls wait in the client."""
+    connection_age_seconds: int = Field(default=86_400, ge=1, le=2_000_000)
+    """Connections are closed at this age, give or take a tenth, so that clients spread over gateways anew. Running
+    calls may go on for `connection_grace_seconds`; SDK clients continue their watches and uploads after that."""
+    connection_grace_seconds: int = Field(default=3_600, ge=1, le=2_000_000)
+
+    @property
+    def call_limits(self) -> CallLimits:
+        return CallLimits(
+            max_watches=self.max_watches,
+            max_uploads=self.max_uploads,
+            max_uploads_per_tenant=self.max_uploads_per_tenant,
+            max_downloads=self.max_downloads,
+            max_questions=self.max_questions,
+            calls_per_second=self.calls_per_second,
+            call_burst=self.call_burst,
+        )
+
+    @property
+    def grpc_options(self) -> list[tuple[str, int]]:
+        """Options of the gRPC server, beside those of every process."""
+        return [
+            ("grpc.max_receive_message_length", self.max_message_bytes),
+            ("grpc.max_concurrent_streams", self.max_streams_per_connection),
+            ("grpc.max_connection_age_ms", self.connection_age_seconds * 1000),
+            ("grpc.max_connection_age_grace_ms", self.connection_grace_seconds * 1000),
+        ]
 
     @property
     def database(self) -> URL:

@@ -87,14 +87,18 @@ async def serve(
     *mounts: Mount,
     listen: str,
     interceptors: Sequence[grpc.aio.ServerInterceptor] = (),  # type: ignore[type-arg] # generic in the stubs only
+    options: Sequence[tuple[str, int]] = (),
 ) -> Server:
     """Starts a server on `listen` (host:port; port 0 selects a free port). Raises OSError if the port is taken, and
     ValueError if a method has no access policy.
 
-    `interceptors` decide who may call; what they raise becomes a status.
+    `interceptors` decide who may call; what they raise becomes a status. `options` are gRPC's; they take precedence
+    over those of every process.
     """
     policies(mount.descriptor for mount in mounts)
-    server = grpc.aio.server(interceptors=[ErrorInterceptor(), *interceptors], options=_OPTIONS)
+    server = grpc.aio.server(
+        interceptors=[ErrorInterceptor(), *interceptors], options=list({**dict(_OPTIONS), **dict(options)}.items())
+    )
     for mount in mounts:
         mount.add(mount.servicer, server)
     names = [mount.descriptor.full_name for mount in mounts]

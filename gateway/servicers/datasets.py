@@ -1,6 +1,7 @@
 """DatasetService: uploaded files."""
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -29,7 +30,17 @@ from gateway.specs import dataset_ids
 from gateway.sql.database import Database
 from gateway.sql.tables import UploadedDataset, Work, now
 from gateway.uncancellable import finished, in_thread
-from gateway.uploads import Header, Message, Upload, UploadLimits, check_header, is_sha256, read_message, upload_key
+from gateway.uploads import (
+    Header,
+    Message,
+    Upload,
+    UploadLimits,
+    check_header,
+    is_sha256,
+    read_message,
+    received,
+    upload_key,
+)
 from gateway.work import lifecycle
 from gateway.work.kinds import FINE_TUNING_JOB
 
@@ -56,9 +67,10 @@ class Datasets(DatasetServiceServicer):
     ) -> api.UploadDatasetResponse:
         """Its messages come as `read_message` makes them: see `add_to_server`."""
         tenant = tenant_of(context)
-        header = check_header(await _read_header(request_iterator), self._limits.max_bytes)
-        # Known before a single byte has travelled.
-        row = await self._completed_dataset(tenant, header) or await self._receive(tenant, header, request_iterator)
+        async with aclosing(received(request_iterator, self._limits.stall_seconds)) as messages:
+            header = check_header(await _read_header(messages), self._limits.max_bytes)
+            # Known before a single byte has travelled.
+            row = await self._completed_dataset(tenant, header) or await self._receive(tenant, header, messages)
         return api.UploadDatasetResponse(dataset=views.dataset(row))
 
     async def GetUpload(self, request: api.GetUploadRequest, context: Context) -> api.GetUploadResponse:
@@ -147,7 +159,7 @@ class Datasets(DatasetServiceServicer):
         async with self._database.read() as session:
             return await _find_by_request_id(session, tenant, header.request_id, header.sha256)
 
-    async def _receive(self, tenant: str, header: Header, messages: AsyncIterator[Message]) -> UploadedDataset:
+    async def _receive(self, tenant: str, header: Header, messages: AsyncIterator[Message | None]) -> UploadedDataset:
         dataset_id = new_id("ds")
         path = f"{_folder(dataset_id)}/{header.filename}"
         upload = Upload(self._store, tenant, path, header, self._limits)
@@ -222,8 +234,10 @@ def _folder(dataset_id: str) -> str:
     return f"datasets/{dataset_id}"
 
 
-async def _read_header(messages: AsyncIterator[Message]) -> api.UploadDatasetHeader:
+async def _read_header(messages: AsyncIterator[Message | None]) -> api.UploadDatasetHeader:
     async for message in messages:
+        if message is None:
+            continue
         if not isinstance(message, memoryview) and message.WhichOneof("content") == "header":
             return message.header
         break

@@ -40,7 +40,7 @@ LEASE_SECONDS = 6
 class Replica:
     """A gateway process."""
 
-    def __init__(self, name: str, url: str, nats_server: NatsServer, folder: Path) -> None:
+    def __init__(self, name: str, url: str, nats_server: NatsServer, folder: Path, **settings: str) -> None:
         self.address = f"127.0.0.1:{free_port()}"
         self._log = (folder / f"{name}.log").open("ab")
         environment = {
@@ -51,6 +51,7 @@ class Replica:
             "FTF_GATEWAY_LISTEN": self.address,
             "FTF_GATEWAY_DATABASE_URL": url,
             "FTF_GATEWAY_LEASE_SECONDS": str(LEASE_SECONDS),
+            **{f"FTF_GATEWAY_{key.upper()}": value for key, value in settings.items()},
         }
         self.process = subprocess.Popen(
             guarded([sys.executable, "-m", "gateway"]),
