@@ -49,6 +49,7 @@ from gateway.observed_speeds import ObservedSpeeds
 from gateway.passthrough import Passthrough
 from gateway.planning_target import PlanningTargets
 from gateway.preflights import Preflights
+from gateway.quotas import Quotas
 from gateway.servicers import artifacts, datasets, fine_tuning, results
 from gateway.servicers.audit import Audit
 from gateway.servicers.generation import Generation
@@ -101,6 +102,7 @@ async def run(settings: GatewaySettings) -> None:
     machines = PlanningTargets(passthrough, ObservedSpeeds(database))
     requests = WorkerRequests(ledger, machines)
     leases = LeaseWatch(database, bus, requests, settings.lease_seconds)
+    quotas = Quotas(settings.tenant_limits)
     preflights = Preflights(database, passthrough, machines, catalogue)
 
     await fanout.start()
@@ -110,7 +112,7 @@ async def run(settings: GatewaySettings) -> None:
         Mount(
             fine_tuning_service_pb2.DESCRIPTOR.services_by_name["FineTuningService"],
             fine_tuning.add_to_server,
-            fine_tuning.FineTuning(WorkMethods(FINE_TUNING_JOB, ledger, fanout, store), catalogue, preflights),
+            fine_tuning.FineTuning(WorkMethods(FINE_TUNING_JOB, ledger, fanout, store, quotas), catalogue, preflights),
         ),
         Mount(
             dataset_service_pb2.DESCRIPTOR.services_by_name["DatasetService"],
@@ -120,6 +122,7 @@ async def run(settings: GatewaySettings) -> None:
                 store,
                 UploadLimits(settings.max_dataset_bytes, stall_seconds=settings.upload_stall_seconds),
                 passthrough,
+                quotas,
             ),
         ),
         Mount(
@@ -130,12 +133,12 @@ async def run(settings: GatewaySettings) -> None:
         Mount(
             evaluation_service_pb2.DESCRIPTOR.services_by_name["EvaluationService"],
             results.add_evaluations_to_server,
-            results.Evaluations(WorkMethods(EVALUATION, ledger, fanout, store), catalogue),
+            results.Evaluations(WorkMethods(EVALUATION, ledger, fanout, store, quotas), catalogue),
         ),
         Mount(
             export_service_pb2.DESCRIPTOR.services_by_name["ExportService"],
             results.add_exports_to_server,
-            results.Exports(WorkMethods(EXPORT, ledger, fanout, store), catalogue),
+            results.Exports(WorkMethods(EXPORT, ledger, fanout, store, quotas), catalogue),
         ),
         Mount(
             model_service_pb2.DESCRIPTOR.services_by_name["ModelService"],

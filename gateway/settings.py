@@ -8,6 +8,7 @@ from sqlalchemy.engine import URL, make_url
 
 from chassis.settings import ProcessSettings
 from gateway.access.call_limits import CallLimits
+from gateway.quotas import DefaultLimits
 
 
 class GatewaySettings(ProcessSettings):
@@ -42,6 +43,15 @@ class GatewaySettings(ProcessSettings):
     """Maximum number of uploads at once. An idle one holds about 2 MiB of memory."""
     max_uploads_per_tenant: int = Field(default=16, ge=1)
     """Maximum number of uploads at once of one tenant."""
+    max_live_jobs_per_tenant: int = Field(default=1000, ge=0)
+    """Maximum number of jobs, evaluations and exports of a tenant that have not ended. An operator may give a tenant
+    another limit; that holds for the following three too."""
+    max_datasets_per_tenant: int = Field(default=10_000, ge=0)
+    """Maximum number of datasets of a tenant."""
+    max_stored_bytes_per_tenant: int = Field(default=10 << 40, ge=0)
+    """Maximum size of a tenant's datasets, checkpoints and artifacts, in bytes."""
+    max_gpu_seconds_per_day_per_tenant: int | None = Field(default=None, ge=0)
+    """Maximum GPU time of a tenant's trainings in the last 24 hours, in seconds. None: unlimited."""
     max_downloads: int = Field(default=64, ge=1)
     """Maximum number of downloads at once."""
     max_watches: int = Field(default=2000, ge=1)
@@ -62,6 +72,15 @@ class GatewaySettings(ProcessSettings):
     """Connections are closed at this age, give or take a tenth, so that clients spread over gateways anew. Running
     calls may go on for `connection_grace_seconds`; SDK clients continue their watches and uploads after that."""
     connection_grace_seconds: int = Field(default=3_600, ge=1, le=2_000_000)
+
+    @property
+    def tenant_limits(self) -> DefaultLimits:
+        return DefaultLimits(
+            max_live_jobs=self.max_live_jobs_per_tenant,
+            max_datasets=self.max_datasets_per_tenant,
+            max_stored_bytes=self.max_stored_bytes_per_tenant,
+            max_gpu_seconds_per_day=self.max_gpu_seconds_per_day_per_tenant,
+        )
 
     @property
     def call_limits(self) -> CallLimits:
