@@ -112,7 +112,9 @@ async def run(settings: GatewaySettings) -> None:
         Mount(
             fine_tuning_service_pb2.DESCRIPTOR.services_by_name["FineTuningService"],
             fine_tuning.add_to_server,
-            fine_tuning.FineTuning(WorkMethods(FINE_TUNING_JOB, ledger, fanout, store, quotas), catalogue, preflights),
+            fine_tuning.FineTuning(
+                WorkMethods(FINE_TUNING_JOB, ledger, fanout, store, quotas), catalogue, preflights, passthrough.nodes
+            ),
         ),
         Mount(
             dataset_service_pb2.DESCRIPTOR.services_by_name["DatasetService"],

@@ -66,8 +66,9 @@ class GatewaySettings(ProcessSettings):
     """Number of calls that a caller may make at once above that rate."""
     max_message_bytes: int = Field(default=4 << 20, ge=2 << 20, lt=2**31)
     """Largest message that is received, in bytes. A chunk of an upload needs a little more than 1 MiB."""
-    max_streams_per_connection: int = Field(default=1000, ge=1, lt=2**31)
-    """Maximum number of calls at once on one connection; further calls wait in the client."""
+    max_streams_per_connection: int = Field(default=4096, ge=1, lt=2**31)
+    """Maximum number of calls at once on one connection. Further calls wait in the client without being told why: it
+    should be larger than the limits above."""
     connection_age_seconds: int = Field(default=86_400, ge=1, le=2_000_000)
     """Connections are closed at this age, give or take a tenth, so that clients spread over gateways anew. Running
     calls may go on for `connection_grace_seconds`; SDK clients continue their watches and uploads after that."""

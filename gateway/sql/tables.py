@@ -85,7 +85,7 @@ class Attempt(SQLModel, table=True):
             postgresql_where=text("state != 'ENDED'"),
         ),
         Index("attempts_by_queue", "state", "stage", "pool", "tenant", "priority", "work_id"),
-        Index("attempts_by_claim", "tenant", "stage", "pool", "claim_time"),
+        Index("attempts_by_claim", "tenant", "stage", "claim_time"),
         Index(
             "attempts_on_gpus",
             "tenant",

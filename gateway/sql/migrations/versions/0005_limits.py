@@ -24,7 +24,7 @@ def upgrade() -> None:
         "attempts_on_gpus", "attempts", ["tenant", "end_time"], sqlite_where=on_gpus, postgresql_where=on_gpus
     )
     op.create_index("attempts_by_queue", "attempts", ["state", "stage", "pool", "tenant", "priority", "work_id"])
-    op.create_index("attempts_by_claim", "attempts", ["tenant", "stage", "pool", "claim_time"])
+    op.create_index("attempts_by_claim", "attempts", ["tenant", "stage", "claim_time"])
     op.drop_index("attempts_by_state", "attempts")
     op.create_index("checkpoints_by_tenant", "checkpoints", ["tenant", "pruned", "size_bytes"])
     op.create_index("artifacts_by_tenant", "artifacts", ["tenant", "size_bytes"])
