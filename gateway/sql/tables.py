@@ -84,7 +84,7 @@ class Attempt(SQLModel, table=True):
             sqlite_where=text("state != 'ENDED'"),
             postgresql_where=text("state != 'ENDED'"),
         ),
-        Index("attempts_by_queue", "state", "stage", "pool", "tenant", "priority", "work_id"),
+        Index("attempts_by_queue", "state", "stage", "pool", "tenant", "rank", "work_id"),
         Index("attempts_by_claim", "tenant", "stage", "claim_time"),
         Index(
             "attempts_on_gpus",
@@ -100,8 +100,9 @@ class Attempt(SQLModel, table=True):
     attempt: int = Field(primary_key=True)
     tenant: str
     pool: str
-    priority: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
-    """The work's."""
+    """The pool of its queue."""
+    rank: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
+    """The work's priority, negated: the attempts of a tenant are claimed in ascending order, as an index has them."""
     gpus: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
     """Number of GPUs that a claimed training uses."""
     state: str = "READY"

@@ -8,7 +8,7 @@ from engine.config.micro_batch import shrink
 from finetuneflow.v1.event_pb2 import ConfigResolved, Severity, StageFailed, StateChanged, Warning
 from finetuneflow.v1.fine_tuning_job_pb2 import Fault
 from gateway.sql.tables import Attempt, Work, now
-from gateway.work.kinds import KINDS
+from gateway.work.kinds import KINDS, queue_of
 from gateway.work.ledger import Decision
 
 TERMINAL = frozenset({"JOB_STATE_SUCCEEDED", "JOB_STATE_FAILED", "JOB_STATE_CANCELLED"})
@@ -86,8 +86,8 @@ def open_attempt(decision: Decision, stage: str, *, reason: str = "", message: s
         stage=stage,
         attempt=work.attempt,
         tenant=work.tenant,
-        pool=work.pool,
-        priority=work.priority,
+        pool=queue_of(stage, work.pool)[1],
+        rank=-work.priority,
         not_before=now() + int(delay * 1e6) if delay else 0,
         create_time=now(),
     )

@@ -1,5 +1,6 @@
 """Waiting work starts in an order that is fair among tenants, then by priority, then by age."""
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from gateway.work import lifecycle
 from gateway.work.ledger import Ledger
 from gateway.work.queue_order import number_before
 from gateway.work.worker_requests import WorkerRequests
+from tests.fakes.planning import NoTrainers
 from tests.gateway.conftest import Recorder
 from tests.gateway.jobs import a_job, attempts_of, create
 
@@ -132,6 +134,37 @@ async def test_every_waiting_job_is_claimed_once_whatever_the_order_of_items(
     granted = [await workers.claim(item) for item in [cancelled, *reversed(items)]]
     assert sorted(each for each in granted if each) == sorted(ids(items))
     assert await workers.claim(items[0]) is None
+
+
+async def test_workers_at_two_gateways_claim_every_job_once(
+    request: pytest.FixtureRequest, database: Database, ledger: Ledger, recorder: Recorder, acceptance: WorkerRequests
+) -> None:
+    """They see different moments of the queue: a job must be granted once, and none left without an item."""
+    second = database if database.is_sqlite else await Database.open(request.getfixturevalue("postgres").url)
+    other = Ledger(second, recorder.publish, recorder.offer, recorder.discard)
+    gateways = [Workers(acceptance), Workers(WorkerRequests(other, NoTrainers()))]
+    items = []
+    for number in range(40):
+        items += await created(ledger, recorder, "abc"[number % 3], priority=number % 2)
+    undelivered = iter(items)
+
+    async def worker(gateway: Workers) -> list[str]:
+        granted = []
+        for item in undelivered:
+            answer = ClaimResponse()
+            while not answer.HasField("assignment"):
+                answer = await gateway.ask(item, take_next=True)
+                assert not answer.HasField("refused")
+                if answer.HasField("instead"):
+                    answer = await gateway.ask(answer.instead, take_next=False)
+            granted.append(answer.assignment.job_id)
+        return granted
+
+    async with asyncio.timeout(60):
+        found = await asyncio.gather(*(worker(gateways[number % 2]) for number in range(8)))
+    assert sorted(each for granted in found for each in granted) == sorted(ids(items))
+    if second is not database:
+        await second.close()
 
 
 async def test_repeated_claim_gets_its_grant_again_and_not_another_job(

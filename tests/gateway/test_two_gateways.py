@@ -232,6 +232,38 @@ async def test_work_and_watches_continue_when_one_gateway_is_killed(
     assert job.progress.step == 200
 
 
+async def test_urgent_job_is_claimed_first_at_either_gateway(replicas: list[Replica], bus: Bus) -> None:
+    """The broker delivers the older jobs first, to whichever worker asks."""
+    for number, replica in enumerate(replicas * 2):
+        await replica.stub.CreateFineTuningJob(creation(f"{number}"))
+    urgent = creation("urgent")
+    urgent.spec.priority = 5
+    urgent_id = (await replicas[0].stub.CreateFineTuningJob(urgent)).fine_tuning_job.id
+    job = await replicas[1].job(urgent_id)
+    assert (
+        job.waiting == "No probe of pool 'default' is running; ask the operator to start one. 0 attempts are before it."
+    )
+    message = await bus.work("probe", "default").next(30)
+    assert message is not None
+    request = ClaimRequest(
+        job_id=message.item.job_id,
+        stage=message.item.stage,
+        attempt=message.item.attempt,
+        claim_id=uuid.uuid4().hex,
+        node_id="node",
+        take_next=True,
+    )
+    subject = subjects.claim("probe", "default")
+    answer = await bus.request(subject, request, ClaimResponse, 10)
+    assert answer.instead.job_id == urgent_id
+    request = ClaimRequest(
+        job_id=urgent_id, stage=answer.instead.stage, attempt=1, claim_id=uuid.uuid4().hex, node_id="node"
+    )
+    answer = await bus.request(subject, request, ClaimResponse, 10)
+    assert answer.assignment.job_id == urgent_id
+    assert not (await replicas[1].job(urgent_id)).waiting
+
+
 @pytest.mark.long
 async def test_no_claim_expires_when_one_gateway_stops_for_longer_than_a_lease(
     replicas: list[Replica], bus: Bus, tmp_path: Path

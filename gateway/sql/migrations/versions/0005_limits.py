@@ -9,7 +9,7 @@ branch_labels = None
 depends_on = None
 
 _LIMITS = ("max_live_jobs", "max_datasets", "max_stored_bytes", "max_gpu_seconds_per_day")
-_NUMBERS = (("work", "priority"), ("attempts", "priority"), ("attempts", "gpus"))
+_NUMBERS = (("work", "priority"), ("attempts", "rank"), ("attempts", "gpus"))
 
 
 def upgrade() -> None:
@@ -17,13 +17,15 @@ def upgrade() -> None:
         op.add_column("tenants", sa.Column(name, sa.BigInteger(), nullable=True))
     for table, name in _NUMBERS:
         op.add_column(table, sa.Column(name, sa.Integer(), nullable=False, server_default="0"))
+    # The queues of the other stages have one pool each.
+    op.execute("UPDATE attempts SET pool = 'default' WHERE stage != 'STAGE_TRAINING' AND pool != 'default'")
     live = sa.text("end_time IS NULL")
     op.create_index("work_live", "work", ["tenant"], sqlite_where=live, postgresql_where=live)
     on_gpus = sa.text("gpus > 0")
     op.create_index(
         "attempts_on_gpus", "attempts", ["tenant", "end_time"], sqlite_where=on_gpus, postgresql_where=on_gpus
     )
-    op.create_index("attempts_by_queue", "attempts", ["state", "stage", "pool", "tenant", "priority", "work_id"])
+    op.create_index("attempts_by_queue", "attempts", ["state", "stage", "pool", "tenant", "rank", "work_id"])
     op.create_index("attempts_by_claim", "attempts", ["tenant", "stage", "claim_time"])
     op.drop_index("attempts_by_state", "attempts")
     op.create_index("checkpoints_by_tenant", "checkpoints", ["tenant", "pruned", "size_bytes"])
