@@ -43,6 +43,7 @@ from finetuneflow.v1 import (
 from finetuneflow.v1.work_pb2 import ClaimRequest, ReportRequest
 from gateway.access.audit import AuditLog
 from gateway.access.authentication import Authenticator
+from gateway.access.call_limits import CallLimitInterceptor
 from gateway.access.identity_provider import IdentityProvider, ProviderSettings
 from gateway.access.interceptor import AccessInterceptor, OpenInterceptor
 from gateway.access.keys import register_first_key
@@ -50,6 +51,7 @@ from gateway.observed_speeds import ObservedSpeeds
 from gateway.passthrough import Passthrough
 from gateway.planning_target import PlanningTargets
 from gateway.preflights import Preflights
+from gateway.quotas import Quotas
 from gateway.servicers import artifacts, datasets, fine_tuning, results
 from gateway.servicers.audit import Audit
 from gateway.servicers.generation import Generation
@@ -105,6 +107,7 @@ async def run(settings: GatewaySettings) -> None:
     machines = PlanningTargets(passthrough, ObservedSpeeds(database))
     requests = WorkerRequests(ledger, machines)
     leases = LeaseWatch(database, bus, requests, settings.lease_seconds)
+    quotas = Quotas(settings.tenant_limits)
     preflights = Preflights(database, passthrough, machines, catalogue)
 
     await fanout.start()
@@ -114,12 +117,20 @@ async def run(settings: GatewaySettings) -> None:
         Mount(
             fine_tuning_service_pb2.DESCRIPTOR.services_by_name["FineTuningService"],
             fine_tuning.add_to_server,
-            fine_tuning.FineTuning(WorkMethods(FINE_TUNING_JOB, ledger, fanout, store), catalogue, preflights),
+            fine_tuning.FineTuning(
+                WorkMethods(FINE_TUNING_JOB, ledger, fanout, store, quotas), catalogue, preflights, passthrough.nodes
+            ),
         ),
         Mount(
             dataset_service_pb2.DESCRIPTOR.services_by_name["DatasetService"],
             datasets.add_to_server,
-            datasets.Datasets(database, store, UploadLimits(settings.max_dataset_bytes), passthrough),
+            datasets.Datasets(
+                database,
+                store,
+                UploadLimits(settings.max_dataset_bytes, stall_seconds=settings.upload_stall_seconds),
+                passthrough,
+                quotas,
+            ),
         ),
         Mount(
             artifact_service_pb2.DESCRIPTOR.services_by_name["ArtifactService"],
@@ -129,12 +140,12 @@ async def run(settings: GatewaySettings) -> None:
         Mount(
             evaluation_service_pb2.DESCRIPTOR.services_by_name["EvaluationService"],
             results.add_evaluations_to_server,
-            results.Evaluations(WorkMethods(EVALUATION, ledger, fanout, store), catalogue),
+            results.Evaluations(WorkMethods(EVALUATION, ledger, fanout, store, quotas), catalogue),
         ),
         Mount(
             export_service_pb2.DESCRIPTOR.services_by_name["ExportService"],
             results.add_exports_to_server,
-            results.Exports(WorkMethods(EXPORT, ledger, fanout, store), catalogue),
+            results.Exports(WorkMethods(EXPORT, ledger, fanout, store, quotas), catalogue),
         ),
         Mount(
             model_service_pb2.DESCRIPTOR.services_by_name["ModelService"],
@@ -176,7 +187,13 @@ async def run(settings: GatewaySettings) -> None:
     credentials = None
     if settings.tls_cert and settings.tls_key:
         credentials = server_credentials(settings.tls_cert, settings.tls_key)
-    server = await serve(*mounts, listen=settings.listen, interceptors=[access], credentials=credentials)
+    server = await serve(
+        *mounts,
+        listen=settings.listen,
+        interceptors=[access, CallLimitInterceptor(settings.call_limits)],
+        credentials=credentials,
+        options=settings.grpc_options,
+    )
     collect_rarely()
     log.info("gateway %s listens on %s", settings.node_id, server.address)
     loops = [

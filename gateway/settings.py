@@ -8,6 +8,8 @@ from sqlalchemy.engine import URL, make_url
 
 from chassis.server.listen_address import is_loopback
 from chassis.settings import ProcessSettings
+from gateway.access.call_limits import CallLimits
+from gateway.quotas import DefaultLimits
 
 
 class GatewaySettings(ProcessSettings):
@@ -42,6 +44,73 @@ class GatewaySettings(ProcessSettings):
     """PEM file with the key of that certificate."""
     max_dataset_bytes: int = Field(default=64 << 30, gt=0)
     """Largest file that UploadDataset accepts, in bytes."""
+    upload_stall_seconds: float = Field(default=60.0, gt=0)
+    """An upload that receives nothing for longer is ended."""
+    max_uploads: int = Field(default=64, ge=1)
+    """Maximum number of uploads at once. An idle one holds about 2 MiB of memory."""
+    max_uploads_per_tenant: int = Field(default=16, ge=1)
+    """Maximum number of uploads at once of one tenant."""
+    max_live_jobs_per_tenant: int = Field(default=1000, ge=0)
+    """Maximum number of jobs, evaluations and exports of a tenant that have not ended. An operator may give a tenant
+    another limit; that holds for the following three too."""
+    max_datasets_per_tenant: int = Field(default=10_000, ge=0)
+    """Maximum number of datasets of a tenant."""
+    max_stored_bytes_per_tenant: int = Field(default=10 << 40, ge=0)
+    """Maximum size of a tenant's datasets, checkpoints and artifacts, in bytes."""
+    max_gpu_seconds_per_day_per_tenant: int | None = Field(default=None, ge=0)
+    """Maximum GPU time of a tenant's trainings in the last 24 hours, in seconds. None: unlimited."""
+    max_downloads: int = Field(default=64, ge=1)
+    """Maximum number of downloads at once."""
+    max_watches: int = Field(default=2000, ge=1)
+    """Maximum number of watches at once. An idle one holds about 25 KB of memory."""
+    max_questions: int = Field(default=64, ge=1)
+    """Maximum number of calls at once that a probe or an evaluator answers: validation, preview, estimate,
+    recommendation, preflight and generation."""
+    calls_per_second: float = Field(default=200.0, gt=0)
+    """Rate at which one caller (an API key, or a user of the identity provider) may call for long. An insecure gateway
+    can't tell callers apart and does not limit it."""
+    call_burst: int = Field(default=1000, ge=1)
+    """Number of calls that a caller may make at once above that rate."""
+    max_message_bytes: int = Field(default=4 << 20, ge=2 << 20, lt=2**31)
+    """Largest message that is received, in bytes. A chunk of an upload needs a little more than 1 MiB."""
+    max_streams_per_connection: int = Field(default=4096, ge=1, lt=2**31)
+    """Maximum number of calls at once on one connection. Further calls wait in the client without being told why: it
+    should be larger than the limits above."""
+    connection_age_seconds: int = Field(default=86_400, ge=1, le=2_000_000)
+    """Connections are closed at this age, give or take a tenth, so that clients spread over gateways anew. Running
+    calls may go on for `connection_grace_seconds`; SDK clients continue their watches and uploads after that."""
+    connection_grace_seconds: int = Field(default=3_600, ge=1, le=2_000_000)
+
+    @property
+    def tenant_limits(self) -> DefaultLimits:
+        return DefaultLimits(
+            max_live_jobs=self.max_live_jobs_per_tenant,
+            max_datasets=self.max_datasets_per_tenant,
+            max_stored_bytes=self.max_stored_bytes_per_tenant,
+            max_gpu_seconds_per_day=self.max_gpu_seconds_per_day_per_tenant,
+        )
+
+    @property
+    def call_limits(self) -> CallLimits:
+        return CallLimits(
+            max_watches=self.max_watches,
+            max_uploads=self.max_uploads,
+            max_uploads_per_tenant=self.max_uploads_per_tenant,
+            max_downloads=self.max_downloads,
+            max_questions=self.max_questions,
+            calls_per_second=self.calls_per_second,
+            call_burst=self.call_burst,
+        )
+
+    @property
+    def grpc_options(self) -> list[tuple[str, int]]:
+        """Options of the gRPC server, beside those of every process."""
+        return [
+            ("grpc.max_receive_message_length", self.max_message_bytes),
+            ("grpc.max_concurrent_streams", self.max_streams_per_connection),
+            ("grpc.max_connection_age_ms", self.connection_age_seconds * 1000),
+            ("grpc.max_connection_age_grace_ms", self.connection_grace_seconds * 1000),
+        ]
 
     @model_validator(mode="after")
     def _callers_are_safe(self) -> Self:

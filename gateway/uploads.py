@@ -6,7 +6,7 @@ import json
 import logging
 import re
 import unicodedata
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import ParamSpec
 
@@ -39,6 +39,8 @@ Message = UploadDatasetRequest | memoryview
 # Bytes synced during the upload need not be synced at its end.
 _SYNC_BYTES = 64 << 20
 _SWEEP_SECONDS = 3_600.0
+# An upload that waits for longer writes what it has gathered: idle uploads hold no chunks in memory.
+_IDLE_SECONDS = 1.0
 _MAX_NAME_CHARACTERS = 128
 _MAX_FILENAME_BYTES = 255
 _FILENAME = "header.filename"
@@ -52,8 +54,8 @@ class UploadLimits:
     """Largest file that is accepted."""
     batch_bytes: int = 4 << 20
     """Chunks are gathered up to this size: one hop to a thread for each would cost more than hashing and writing it."""
-    stall_seconds: float = 30.0
-    """A resumable upload is ended when nothing arrives for this long: it would keep its caller's next stream out."""
+    stall_seconds: float = 60.0
+    """An upload is ended when nothing arrives for this long: it would keep out others, and its caller's next stream."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,33 @@ def read_message(wire: bytes) -> Message:
         return UploadDatasetRequest.FromString(wire) if chunk is None else chunk
     except DecodeError as error:
         raise unreadable_request() from error
+
+
+async def received(messages: AsyncIterator[Message], stall_seconds: float) -> AsyncGenerator[Message | None]:
+    """Yields the messages of a stream, and None when none has come for a second.
+
+    Raises Unavailable when none has come for `stall_seconds`.
+    """
+    while True:
+        reading = asyncio.ensure_future(anext(messages))
+        try:
+            idle = min(_IDLE_SECONDS, stall_seconds)
+            if not (await asyncio.wait([reading], timeout=idle))[0]:
+                yield None
+                await asyncio.wait([reading], timeout=stall_seconds - idle)
+            if not reading.done():
+                raise Unavailable(
+                    "UPLOAD_STALLED",
+                    f"The upload received nothing for {stall_seconds:g} seconds, the limit of this gateway. "
+                    "Continue it if it has a request_id, size_bytes and a SHA-256; otherwise start it again.",
+                    metadata={"stall_seconds": f"{stall_seconds:g}"},
+                )
+        finally:
+            reading.cancel()
+        if isinstance(reading.exception(), StopAsyncIteration):
+            return
+        # No variable of this frame keeps the message while the next one is waited for.
+        yield reading.result()
 
 
 def check_header(header: UploadDatasetHeader, max_bytes: int) -> Header:
@@ -205,19 +234,19 @@ class Upload:
         except OSError as error:
             raise storage_full(error) from error
 
-    async def receive(self, messages: AsyncIterator[Message]) -> None:
+    async def receive(self, messages: AsyncIterator[Message | None]) -> None:
         """Writes every chunk, then compares length and hash with the announced ones.
 
-        Threads write and hash one batch while the next is received: at most two batches are in memory.
+        Threads write and hash one batch while the next is received: at most two batches are in memory. None stands for
+        a pause, in which no batch is kept.
         """
         batched = 0
-        async for message in self._unless_stalled(messages):
-            chunk = self._checked(message)
-            if chunk is None:
-                continue
-            self._batch.append(chunk)
-            batched += len(chunk)
-            if batched >= self._limits.batch_bytes:
+        async for message in messages:
+            chunk = None if message is None else self._checked(message)
+            if chunk is not None:
+                self._batch.append(chunk)
+                batched += len(chunk)
+            if message is None or batched >= self._limits.batch_bytes:
                 await self._start_batch()
                 batched = 0
         await self._start_batch()
@@ -274,20 +303,6 @@ class Upload:
         if self._writer is None:
             raise RuntimeError("the upload was not started")
         return self._writer
-
-    async def _unless_stalled(self, messages: AsyncIterator[Message]) -> AsyncIterator[Message]:
-        patience = self._limits.stall_seconds if self._header.resumable else None
-        while True:
-            try:
-                async with asyncio.timeout(patience):
-                    message = await anext(messages)
-            except StopAsyncIteration:
-                return
-            except TimeoutError:
-                raise Unavailable(
-                    "UPLOAD_STALLED", f"No data was received for {patience:.0f} seconds; continue the upload."
-                ) from None
-            yield message
 
     def _checked(self, message: Message) -> bytes | memoryview | None:
         """Returns the chunk of a message; None for the SHA-256, which is stored."""

@@ -41,6 +41,8 @@ _log = logging.getLogger(__name__)
 _POLL_SECONDS = 30.0
 _CLAIM_PAUSE_SECONDS = 0.25
 _NO_GATEWAY_SECONDS = 2.0
+_MAX_CLAIMS = 100
+"""Claims for one item, each of which another worker was quicker to make, before others may try."""
 _NO_DISK_SECONDS = 5.0
 _HURRIED_REPORT_SECONDS = 1.0
 
@@ -235,13 +237,45 @@ class StageWorker:
         return await self._claim(message) if message else None
 
     async def _claim(self, message: WorkMessage) -> Attempt | None:
-        item = message.item
+        """Claims the item's attempt, or the one that is next in the queue."""
+        item, take_next = message.item, True
+        for _ in range(_MAX_CLAIMS):
+            claimed = await self._claim_item(message, item, take_next=take_next)
+            if claimed is None:
+                return None
+            answer, spool = claimed
+            if answer.HasField("assignment"):
+                failpoint("claim.granted")
+                attempt = Attempt(self._context, answer.assignment, spool)
+                await message.ack()
+                failpoint("claim.acked")
+                return attempt
+            spool.delete()
+            if answer.HasField("instead"):
+                item, take_next = answer.instead, False
+            elif not take_next:
+                # Another worker was first. It may be what its own item stood for that is left.
+                item, take_next = message.item, True
+                await message.hold()
+            else:
+                _log.info("claim refused: %s", answer.refused.reason, extra={"job_id": item.job_id})
+                await message.ack()
+                failpoint("claim.acked")
+                return None
+        await message.nak(_CLAIM_PAUSE_SECONDS)
+        return None
+
+    async def _claim_item(
+        self, message: WorkMessage, item: work_pb2.WorkItem, *, take_next: bool
+    ) -> tuple[work_pb2.ClaimResponse, Spool] | None:
+        """Returns the answer to a claim, and its spool; None, after a nak of the message, if there is none."""
         request = work_pb2.ClaimRequest(
             job_id=item.job_id,
             stage=item.stage,
             attempt=item.attempt,
             claim_id=uuid.uuid4().hex,
             node_id=self._context.settings.node_id,
+            take_next=take_next,
         )
         # The spool comes first: a claim that cannot be stored would cost the job an attempt, and the next process must
         # know of one whose answer was lost.
@@ -267,16 +301,7 @@ class StageWorker:
                 spool.delete()
             await message.nak(_NO_GATEWAY_SECONDS)
             return None
-        attempt = None
-        if answer.HasField("assignment"):
-            failpoint("claim.granted")
-            attempt = Attempt(self._context, answer.assignment, spool)
-        else:
-            _log.info("claim refused: %s", answer.refused.reason, extra={"job_id": item.job_id})
-            spool.delete()
-        await message.ack()
-        failpoint("claim.acked")
-        return attempt
+        return answer, spool
 
     async def _request_claim(
         self, message: WorkMessage, request: work_pb2.ClaimRequest

@@ -89,14 +89,18 @@ async def serve(
     listen: str,
     interceptors: Sequence[grpc.aio.ServerInterceptor] = (),  # type: ignore[type-arg] # generic in the stubs only
     credentials: grpc.ServerCredentials | None = None,
+    options: Sequence[tuple[str, int]] = (),
 ) -> Server:
     """Starts a server on `listen` (host:port; port 0 selects a free port). Raises OSError if the port is taken, and
     ValueError if a method has no access policy.
 
     `interceptors` decide who may call; what they raise becomes a status. Without `credentials` nothing is encrypted.
+    `options` are gRPC's; they take precedence over those of every process.
     """
     policies(mount.descriptor for mount in mounts)
-    server = grpc.aio.server(interceptors=[ErrorInterceptor(), *interceptors], options=_OPTIONS)
+    server = grpc.aio.server(
+        interceptors=[ErrorInterceptor(), *interceptors], options=list({**dict(_OPTIONS), **dict(options)}.items())
+    )
     for mount in mounts:
         mount.add(mount.servicer, server)
     names = [mount.descriptor.full_name for mount in mounts]

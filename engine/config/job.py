@@ -224,6 +224,7 @@ class JobConfig(_Section):
     secrets: list[Annotated[str, Field(min_length=1, max_length=128)]] = []
     max_attempts: int = Field(default=3, ge=1, le=20)
     seed: int = Field(default=42, ge=0, le=2**32 - 1)
+    priority: int = Field(default=0, ge=-10, le=10)
 
     @property
     def evaluates_while_training(self) -> bool:

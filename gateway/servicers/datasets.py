@@ -1,6 +1,7 @@
 """DatasetService: uploaded files."""
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -8,7 +9,14 @@ from sqlalchemy.exc import IntegrityError
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from chassis.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Violation
+from chassis.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    Violation,
+)
 from chassis.failpoints import failpoint
 from chassis.store.artifact_store import ArtifactStore
 from engine.config.hub_reference import is_hub_reference
@@ -24,12 +32,23 @@ from gateway.access.callers import tenant_of
 from gateway.identifiers import new_id
 from gateway.paging import page_of
 from gateway.passthrough import Method, Passthrough
+from gateway.quotas import DEFAULT_QUOTAS, Quotas
 from gateway.servicers.handlers import add_with
 from gateway.specs import dataset_ids
 from gateway.sql.database import Database
 from gateway.sql.tables import UploadedDataset, Work, now
 from gateway.uncancellable import finished, in_thread
-from gateway.uploads import Header, Message, Upload, UploadLimits, check_header, is_sha256, read_message, upload_key
+from gateway.uploads import (
+    Header,
+    Message,
+    Upload,
+    UploadLimits,
+    check_header,
+    is_sha256,
+    read_message,
+    received,
+    upload_key,
+)
 from gateway.work import lifecycle
 from gateway.work.kinds import FINE_TUNING_JOB
 
@@ -45,20 +64,23 @@ class Datasets(DatasetServiceServicer):
         store: ArtifactStore,
         limits: UploadLimits,
         passthrough: Passthrough,
+        quotas: Quotas = DEFAULT_QUOTAS,
     ) -> None:
         self._database = database
         self._store = store
         self._passthrough = passthrough
         self._limits = limits
+        self._quotas = quotas
 
     async def UploadDataset(
         self, request_iterator: AsyncIterator[Message], context: Context
     ) -> api.UploadDatasetResponse:
         """Its messages come as `read_message` makes them: see `add_to_server`."""
         tenant = tenant_of(context)
-        header = check_header(await _read_header(request_iterator), self._limits.max_bytes)
-        # Known before a single byte has travelled.
-        row = await self._completed_dataset(tenant, header) or await self._receive(tenant, header, request_iterator)
+        async with aclosing(received(request_iterator, self._limits.stall_seconds)) as messages:
+            header = check_header(await _read_header(messages), self._limits.max_bytes)
+            # Known before a single byte has travelled.
+            row = await self._completed_dataset(tenant, header) or await self._receive(tenant, header, messages)
         return api.UploadDatasetResponse(dataset=views.dataset(row))
 
     async def GetUpload(self, request: api.GetUploadRequest, context: Context) -> api.GetUploadResponse:
@@ -147,7 +169,9 @@ class Datasets(DatasetServiceServicer):
         async with self._database.read() as session:
             return await _find_by_request_id(session, tenant, header.request_id, header.sha256)
 
-    async def _receive(self, tenant: str, header: Header, messages: AsyncIterator[Message]) -> UploadedDataset:
+    async def _receive(self, tenant: str, header: Header, messages: AsyncIterator[Message | None]) -> UploadedDataset:
+        async with self._database.read() as session:
+            await self._quotas.check_new_dataset(session, tenant, header.size_bytes or 0)
         dataset_id = new_id("ds")
         path = f"{_folder(dataset_id)}/{header.filename}"
         upload = Upload(self._store, tenant, path, header, self._limits)
@@ -188,14 +212,17 @@ class Datasets(DatasetServiceServicer):
                 async with self._database.read() as session:
                     recorded = await session.get(UploadedDataset, dataset_id) is not None
         finally:
-            await upload.end(recorded=recorded, wanted=not isinstance(error, AlreadyExists))
+            # Bytes that are over a limit are not kept for later: interrupted uploads count against none.
+            wanted = not isinstance(error, AlreadyExists | ResourceExhausted)
+            await upload.end(recorded=recorded, wanted=wanted)
 
     async def _record(self, row: UploadedDataset) -> UploadedDataset:
-        """Inserts the row, or returns the one that the same request_id made before."""
+        """Inserts the row, or returns the one that the same request_id made before. Raises ResourceExhausted."""
         try:
             async with self._database.write() as session:
                 earlier = await _find_by_request_id(session, row.tenant, row.request_id, row.sha256)
                 if earlier is None:
+                    await self._quotas.check_new_dataset(session, row.tenant, row.size_bytes, lock=True)
                     session.add(row)
                 return earlier or row
         except IntegrityError:
@@ -222,8 +249,10 @@ def _folder(dataset_id: str) -> str:
     return f"datasets/{dataset_id}"
 
 
-async def _read_header(messages: AsyncIterator[Message]) -> api.UploadDatasetHeader:
+async def _read_header(messages: AsyncIterator[Message | None]) -> api.UploadDatasetHeader:
     async for message in messages:
+        if message is None:
+            continue
         if not isinstance(message, memoryview) and message.WhichOneof("content") == "header":
             return message.header
         break

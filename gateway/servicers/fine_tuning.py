@@ -29,6 +29,7 @@ from gateway.servicers.handlers import add_with_byte_stream
 from gateway.servicers.work import WorkMethods, request_digest, state_names
 from gateway.specs import check_datasets, check_spec
 from gateway.sql.tables import SavedCheckpoint, SavedResult, Work, now
+from gateway.waiting import Nodes, why_it_waits
 from gateway.work import lifecycle
 from gateway.work.kinds import EVALUATION, EXPORT, FINE_TUNING_JOB
 from gateway.work.ledger import Decision
@@ -43,7 +44,11 @@ _MAX_SERIES = 256
 class FineTuning(FineTuningServiceServicer):
     """Served by the gateway; every method is one read or one decision."""
 
-    def __init__(self, methods: WorkMethods, catalogue: Catalogue, preflights: Preflights) -> None:
+    def __init__(
+        self, methods: WorkMethods, catalogue: Catalogue, preflights: Preflights, nodes: Nodes | None = None
+    ) -> None:
+        """`nodes` tells who could take a job that waits."""
+        self._nodes = nodes
         self._work = methods
         self._database = methods.database
         self._catalogue = catalogue
@@ -73,7 +78,10 @@ class FineTuning(FineTuningServiceServicer):
         async with self._database.read() as session:
             row = await self._work.find(session, request.job_id, tenant_of(context))
             job = (await _messages(session, [row]))[0]
-            job.attempts.extend(map(views.attempt, await self._work.attempts(session, row)))
+            attempts = await self._work.attempts(session, row)
+            job.attempts.extend(map(views.attempt, attempts))
+            if self._nodes is not None and attempts and attempts[-1].state == "READY":
+                job.waiting = await why_it_waits(session, attempts[-1], self._nodes)
             return api.GetFineTuningJobResponse(fine_tuning_job=job)
 
     async def ListFineTuningJobs(
@@ -181,6 +189,7 @@ class FineTuning(FineTuningServiceServicer):
             merged_spec=config_to_spec(config).SerializeToString(),
             labels=dict(spec.labels),
             pool=config.resources.pool,
+            priority=config.priority,
             max_attempts=config.max_attempts,
             state="JOB_STATE_VALIDATING",
             stage=FINE_TUNING_JOB.plan[0],

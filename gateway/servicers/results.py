@@ -166,6 +166,7 @@ class Results(Generic[_Message]):
             spec=spec.SerializeToString(),
             config=ConfigResolved(resolved_spec=resolved).SerializeToString(),
             pool=job.pool,
+            priority=job.priority,
             max_attempts=job.max_attempts,
             state="JOB_STATE_QUEUED",
             stage=self._kind.plan[0],

@@ -9,7 +9,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from chassis.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Violation
 from finetuneflow.v1 import tenant_service_pb2 as api
-from finetuneflow.v1.tenant_pb2 import Tenant
+from finetuneflow.v1.tenant_pb2 import Tenant, TenantLimits
 from finetuneflow.v1.tenant_service_pb2_grpc import TenantServiceServicer
 from gateway import views
 from gateway.access.callers import tenant_of
@@ -20,6 +20,8 @@ from gateway.sql.tables import TenantRow, now
 Context = grpc.aio.ServicerContext[Any, Any]
 
 _MAX_DISPLAY_NAME = 120
+_LIMITS = tuple(field.name for field in TenantLimits.DESCRIPTOR.fields)
+"""Also the names of the columns."""
 
 
 class Tenants(TenantServiceServicer):
@@ -59,12 +61,17 @@ class Tenants(TenantServiceServicer):
             )
             raise FailedPrecondition("OWN_TENANT", message)
         check_display_name(request.display_name)
+        _check_limits(request.limits)
         async with self._database.write() as session:
             row = await find_tenant(session, request.name)
             if request.HasField("display_name"):
                 row.display_name = request.display_name
             if request.HasField("disabled"):
                 row.disabled = request.disabled
+            if request.HasField("limits"):
+                for name in _LIMITS:
+                    limit = getattr(request.limits, name) if request.limits.HasField(name) else None
+                    setattr(row, name, limit)
             session.add(row)
         return api.UpdateTenantResponse(tenant=_message(row))
 
@@ -84,10 +91,19 @@ def check_display_name(name: str) -> None:
         raise InvalidArgument("INVALID_REQUEST", f"display_name {problem}.", [Violation("display_name", problem)])
 
 
+def _check_limits(limits: TenantLimits) -> None:
+    negative = [name for name in _LIMITS if getattr(limits, name) < 0]
+    if negative:
+        violations = [Violation(f"limits.{name}", "can't be negative; 0 allows none") for name in negative]
+        raise InvalidArgument("INVALID_REQUEST", f"{violations[0].field} {violations[0].description}.", violations)
+
+
 def _message(row: TenantRow) -> Tenant:
+    limits = {name: getattr(row, name) for name in _LIMITS}
     return Tenant(
         name=row.name,
         display_name=row.display_name,
         disabled=row.disabled,
         create_time=views.timestamp(row.create_time),
+        limits=TenantLimits(**{name: limit for name, limit in limits.items() if limit is not None}),
     )

@@ -14,6 +14,7 @@ from chassis.store.artifact_store import ArtifactStore
 from finetuneflow.v1.event_pb2 import Event, Severity
 from finetuneflow.v1.fine_tuning_job_pb2 import JobState
 from gateway.paging import MAX_PAGE_SIZE
+from gateway.quotas import DEFAULT_QUOTAS, Quotas
 from gateway.sql.tables import Attempt, Metric, SavedArtifact, SavedCheckpoint, SavedResult, Work, WorkEvent
 from gateway.uncancellable import finished, in_thread
 from gateway.watch.fanout import Fanout, check_within
@@ -33,21 +34,25 @@ _MAX_ATTEMPTS_SHOWN = 100
 class WorkMethods:
     """The methods of one kind, for its servicer."""
 
-    def __init__(self, kind: Kind, ledger: Ledger, fanout: Fanout, store: ArtifactStore) -> None:
+    def __init__(
+        self, kind: Kind, ledger: Ledger, fanout: Fanout, store: ArtifactStore, quotas: Quotas = DEFAULT_QUOTAS
+    ) -> None:
         self.kind = kind
         self.ledger = ledger
         self.database = ledger.database
         self._fanout = fanout
         self._store = store
+        self._quotas = quotas
 
     async def create(self, work: Work, request_id: str, within: Callable[[Decision], Awaitable[None]]) -> Work:
         """Inserts the work with its first attempt, or returns what an earlier call with this request_id inserted.
 
-        `within` runs in the same transaction and raises what refuses the work. Raises AlreadyExists.
+        `within` runs in the same transaction and raises what refuses the work. Raises AlreadyExists, ResourceExhausted.
         """
         work.request_id = request_id or None
         try:
             async with self.ledger.create(work) as decision:
+                await self._quotas.check_new_work(decision.session, work.tenant)
                 await within(decision)
                 lifecycle.open_attempt(decision, self.kind.plan[0], reason="CREATED")
         except IntegrityError:

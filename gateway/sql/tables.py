@@ -1,7 +1,8 @@
 """The tables: work, attempts, events and what is projected from them. Only the gateway touches these.
 
 Times are microseconds since 1970 (UTC) as integers: SQLite has no time zones. They inform; no rule compares them,
-except that an attempt is not offered to workers before `not_before`.
+except that an attempt is not offered to workers before `not_before`, and that the GPU time of a day and the order among
+tenants are counted with them.
 Messages that are only ever read whole (specs, results) are stored in their wire form.
 """
 
@@ -28,6 +29,12 @@ class Work(SQLModel, table=True):
         UniqueConstraint("tenant", "kind", "request_id", name="work_by_request"),
         Index("work_by_creation", "tenant", "kind", "id"),
         Index("work_by_job", "job_id"),
+        Index(
+            "work_live",
+            "tenant",
+            sqlite_where=text("end_time IS NULL"),
+            postgresql_where=text("end_time IS NULL"),
+        ),
     )
 
     id: str = Field(primary_key=True)
@@ -44,6 +51,7 @@ class Work(SQLModel, table=True):
     """A fine-tuning job's FineTuningJobSpec with its recipe under it; empty for other kinds."""
     labels: dict[str, str] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
     pool: str
+    priority: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
     max_attempts: int
     state: str
     stage: str
@@ -76,7 +84,15 @@ class Attempt(SQLModel, table=True):
             sqlite_where=text("state != 'ENDED'"),
             postgresql_where=text("state != 'ENDED'"),
         ),
-        Index("attempts_by_state", "state"),
+        Index("attempts_by_queue", "state", "stage", "pool", "tenant", "rank", "work_id"),
+        Index("attempts_by_claim", "tenant", "stage", "claim_time"),
+        Index(
+            "attempts_on_gpus",
+            "tenant",
+            "end_time",
+            sqlite_where=text("gpus > 0"),
+            postgresql_where=text("gpus > 0"),
+        ),
     )
 
     work_id: str = Field(primary_key=True, foreign_key="work.id")
@@ -84,6 +100,11 @@ class Attempt(SQLModel, table=True):
     attempt: int = Field(primary_key=True)
     tenant: str
     pool: str
+    """The pool of its queue."""
+    rank: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
+    """The work's priority, negated: the attempts of a tenant are claimed in ascending order, as an index has them."""
+    gpus: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
+    """Number of GPUs that a claimed training uses."""
     state: str = "READY"
     not_before: int = Field(default=0, sa_column=_big())
     claim_id: str | None = None
@@ -133,6 +154,7 @@ class SavedCheckpoint(SQLModel, table=True):
     """An accepted checkpoint."""
 
     __tablename__ = "checkpoints"
+    __table_args__ = (Index("checkpoints_by_tenant", "tenant", "pruned", "size_bytes"),)
 
     work_id: str = Field(primary_key=True, foreign_key="work.id")
     path: str = Field(primary_key=True)
@@ -153,7 +175,10 @@ class SavedArtifact(SQLModel, table=True):
     """An accepted file or folder in the artifact store."""
 
     __tablename__ = "artifacts"
-    __table_args__ = (Index("artifacts_by_work", "work_id", "id"),)
+    __table_args__ = (
+        Index("artifacts_by_work", "work_id", "id"),
+        Index("artifacts_by_tenant", "tenant", "size_bytes"),
+    )
 
     id: str = Field(primary_key=True)
     tenant: str
@@ -229,6 +254,11 @@ class TenantRow(SQLModel, table=True):
     display_name: str = ""
     disabled: bool = False
     create_time: int = Field(sa_column=_big())
+    max_live_jobs: int | None = Field(default=None, sa_column=Column(BigInteger))
+    """None, as for the other limits: the gateway's default."""
+    max_datasets: int | None = Field(default=None, sa_column=Column(BigInteger))
+    max_stored_bytes: int | None = Field(default=None, sa_column=Column(BigInteger))
+    max_gpu_seconds_per_day: int | None = Field(default=None, sa_column=Column(BigInteger))
 
 
 class ApiKeyRow(SQLModel, table=True):

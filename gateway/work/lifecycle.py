@@ -8,7 +8,7 @@ from engine.config.micro_batch import shrink
 from finetuneflow.v1.event_pb2 import ConfigResolved, Severity, StageFailed, StateChanged, Warning
 from finetuneflow.v1.fine_tuning_job_pb2 import Fault
 from gateway.sql.tables import Attempt, Work, now
-from gateway.work.kinds import KINDS
+from gateway.work.kinds import KINDS, queue_of
 from gateway.work.ledger import Decision
 
 TERMINAL = frozenset({"JOB_STATE_SUCCEEDED", "JOB_STATE_FAILED", "JOB_STATE_CANCELLED"})
@@ -86,7 +86,8 @@ def open_attempt(decision: Decision, stage: str, *, reason: str = "", message: s
         stage=stage,
         attempt=work.attempt,
         tenant=work.tenant,
-        pool=work.pool,
+        pool=queue_of(stage, work.pool)[1],
+        rank=-work.priority,
         not_before=now() + int(delay * 1e6) if delay else 0,
         create_time=now(),
     )
@@ -100,6 +101,7 @@ def claim(decision: Decision, attempt: Attempt, claim_id: str, node_id: str) -> 
     """Gives the attempt to `node_id`."""
     attempt.state, attempt.claim_id, attempt.node_id = "CLAIMED", claim_id, node_id
     attempt.claim_time = now()
+    attempt.gpus = _gpus(decision.work) if attempt.stage == "STAGE_TRAINING" else 0
     state = "JOB_STATE_VALIDATING" if attempt.stage == "STAGE_PREFLIGHT" else "JOB_STATE_RUNNING"
     transition(decision, state, node_id=node_id)
 
@@ -259,6 +261,11 @@ def _micro_batch(work: Work) -> int:
     if work.config is None:
         return 0
     return ConfigResolved.FromString(work.config).resolved_spec.hyperparameters.per_device_train_batch_size
+
+
+def _gpus(work: Work) -> int:
+    """Returns the number of GPUs of a training; 0 before preflight has resolved it."""
+    return 0 if work.config is None else ConfigResolved.FromString(work.config).resolved_spec.resources.gpus
 
 
 def cancel(decision: Decision) -> None:

@@ -24,6 +24,7 @@ from finetuneflow.v1.work_pb2 import (
     MetricSeries,
     ReportRequest,
     ReportResponse,
+    WorkItem,
 )
 from gateway import views
 from gateway.metrics import read_series
@@ -34,6 +35,7 @@ from gateway.work import lifecycle
 from gateway.work.kinds import EVALUATION, queue_of
 from gateway.work.ledger import ELAPSED_SECONDS, Decision, Ledger
 from gateway.work.projection import completion_reason, project
+from gateway.work.queue_order import next_waiting
 from gateway.work.reported_paths import SHARDS, foreign_path
 
 log = logging.getLogger(__name__)
@@ -58,18 +60,31 @@ class WorkerRequests:
         self._max_curves_bytes = max_curves_bytes
 
     async def claim(self, request: ClaimRequest, queue: tuple[str, str]) -> ClaimResponse:
-        """Grants a READY attempt of work that is to run, to a worker of `queue`, its service and pool. The same
-        claim_id again gets the same answer."""
+        """Grants a READY attempt of work that is to run, to a worker of `queue`, its service and pool, or names another
+        one that is next. The same claim_id gets the same grant again."""
         try:
             async with self._ledger.decide(request.job_id) as decision:
                 attempt = decision.attempt
                 refusal = _refusal(decision, request, queue)
+                granted_before = attempt is not None and attempt.state == "CLAIMED" and not refusal
+                if request.take_next and not granted_before:
+                    following = await next_waiting(decision.connection, queue)
+                    if following is not None and following != WorkItem(
+                        job_id=request.job_id, stage=request.stage, attempt=request.attempt
+                    ):
+                        return ClaimResponse(instead=following)
                 if attempt is None or refusal:
                     return ClaimResponse(refused=ClaimRefused(reason=refusal))
                 if attempt.state == "READY":
                     lifecycle.claim(decision, attempt, request.claim_id, request.node_id)
                 assignment = await self._assignment(decision, attempt)
         except NotFound:
+            following = None
+            if request.take_next:
+                async with self._ledger.database.read() as session:
+                    following = await next_waiting(await session.connection(), queue)
+            if following is not None:
+                return ClaimResponse(instead=following)
             return ClaimResponse(refused=ClaimRefused(reason="UNKNOWN"))
         await self._add_curves(assignment)
         await self._add_shards(assignment)

@@ -68,6 +68,7 @@ class AsyncJobs:
         labels: Mapping[str, str] | None = None,
         max_attempts: int | None = None,
         seed: int | None = None,
+        priority: int | None = None,
         spec: FineTuningJobSpec | Mapping[str, Any] | None = None,
         request_id: str = "",
         validate_only: bool = False,
@@ -118,6 +119,8 @@ class AsyncJobs:
             max_attempts: Number of failures after which the job ends as FAILED; pauses and drains do not count. Range
                 [1, 20]; default 3.
             seed: Seed of data order, dropout, initialization and sampling. Range [0, 2^32 - 1]; default 42.
+            priority: Priority among the waiting jobs of your tenant: higher ones start first, equal ones by age. It
+                does not change the share that your tenant has of the workers. Range [-10, 10]; default 0.
             spec: All of the fields above at once, as a message or as a table (the content of a TOML file). Conflicts
                 with the fields above.
             request_id: Makes the call idempotent: a repeated call with the same request_id and spec returns the same
@@ -161,6 +164,7 @@ class AsyncJobs:
             "labels": labels,
             "max_attempts": max_attempts,
             "seed": seed,
+            "priority": priority,
         }
         draft = _draft(spec, {name: value for name, value in single.items() if value is not None})
         uploaded = await self._upload(draft, validate_only, on_upload)

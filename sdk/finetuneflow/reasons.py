@@ -810,3 +810,37 @@ class Reason(OpenEnum):
 
     OWN_TENANT = "OWN_TENANT"
     """An operator would lock itself out. Caller: use a key of another tenant."""
+
+    TOO_MANY_WATCHES = "TOO_MANY_WATCHES"
+    """The gateway serves as many watches as its operator allows. Caller: try again when one has ended."""
+
+    TOO_MANY_UPLOADS = "TOO_MANY_UPLOADS"
+    """The gateway, or your tenant at this gateway, has as many uploads as its operator allows. Caller: try again when
+    one has ended."""
+
+    TOO_MANY_DOWNLOADS = "TOO_MANY_DOWNLOADS"
+    """The gateway serves as many downloads as its operator allows. Caller: try again when one has ended."""
+
+    TOO_MANY_QUESTIONS = "TOO_MANY_QUESTIONS"
+    """The gateway passes on as many calls to probes and evaluators as its operator allows. Caller: try again when one
+    has ended."""
+
+    TOO_MANY_CALLS = "TOO_MANY_CALLS"
+    """The caller calls more often than the gateway's operator allows. Caller: call less often, such as by a watch
+    instead of repeated reads."""
+
+    TOO_MANY_JOBS = "TOO_MANY_JOBS"
+    """The tenant has as much work that has not ended as it may have. Caller: wait until some has ended, or cancel some.
+    Operator: raise max_live_jobs of the tenant."""
+
+    TOO_MANY_DATASETS = "TOO_MANY_DATASETS"
+    """The tenant has as many datasets as it may have. Caller: delete some. Operator: raise max_datasets of the
+    tenant."""
+
+    STORAGE_LIMIT = "STORAGE_LIMIT"
+    """The datasets, checkpoints and artifacts of the tenant would be larger than they may be. Caller: delete datasets
+    or jobs. Operator: raise max_stored_bytes of the tenant."""
+
+    GPU_TIME_LIMIT = "GPU_TIME_LIMIT"
+    """The trainings of the tenant have used its GPU time of the last 24 hours. Caller: try again later. Operator: raise
+    max_gpu_seconds_per_day of the tenant."""

@@ -103,6 +103,8 @@ class Gateway:
         self.reports = 0
         self.lost_responses = 0
         """Number of next claims that are granted without a response to the worker."""
+        self.instead: list[work_pb2.WorkItem] = []
+        """Attempts that claims with take_next are sent to, in order; the first of two is then somebody else's."""
         self._changed = asyncio.Condition()
         self._handlers: list[Handlers] = []
 
@@ -131,6 +133,12 @@ class Gateway:
     async def _claim(self, _subject: str, data: bytes) -> bytes:
         request = work_pb2.ClaimRequest.FromString(data)
         if self.claim_id not in ("", request.claim_id):
+            refused = work_pb2.ClaimRefused(reason="CLAIMED_BY_ANOTHER")
+            return work_pb2.ClaimResponse(refused=refused).SerializeToString()
+        if request.take_next and self.instead:
+            return work_pb2.ClaimResponse(instead=self.instead[0]).SerializeToString()
+        if len(self.instead) > 1:
+            self.instead.pop(0)
             refused = work_pb2.ClaimRefused(reason="CLAIMED_BY_ANOTHER")
             return work_pb2.ClaimResponse(refused=refused).SerializeToString()
         self.claim_id = request.claim_id

@@ -50,6 +50,20 @@ async def test_events_arrive_once_in_order_after_their_files_are_stored(
     await wait_until_cleaned_up(tmp_path)
 
 
+async def test_worker_runs_the_attempt_that_the_gateway_names_instead(
+    bus: Bus, gateway: Gateway, start_worker: StartWorker, tmp_path: Path
+) -> None:
+    """The gateway knows whose turn it is; the first one that it names has been taken by another worker meanwhile."""
+    named = [work_pb2.WorkItem(job_id=job, stage=ITEM.stage, attempt=1) for job in ("ftjob_taken", "ftjob_next")]
+    gateway.instead = named
+    worker = await start_worker()
+    await bus.publish_work("trainer", "default", ITEM)
+    await gateway.wait_for_ending()
+    assert {event.job_id for event in gateway.events} == {"ftjob_next"}
+    await wait_until_idle(worker)
+    assert spools(tmp_path) == []
+
+
 @pytest.mark.parametrize(
     ("do", "fault", "reason", "line"),
     [

@@ -57,6 +57,8 @@ async def empty(database: Database) -> None:
                 await session.exec(text("TRUNCATE audit"))
             elif table.name == "tenants":
                 await session.exec(table.delete().where(table.c.name != "default"))
+                unset = {column.name: None for column in table.c if column.name.startswith("max_")}
+                await session.exec(table.update().values(unset))
             else:
                 await session.exec(table.delete())
 

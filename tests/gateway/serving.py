@@ -1,7 +1,7 @@
 """Shared parts of the service tests: a real server, and the details of refusals."""
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,16 @@ from gateway.sql.tables import Work, now
 
 
 @contextlib.asynccontextmanager
-async def serving(service: Any, name: str, add: Callable[[Any, Any], None], servicer: object) -> AsyncIterator[str]:
+async def serving(
+    service: Any,
+    name: str,
+    add: Callable[[Any, Any], None],
+    servicer: object,
+    interceptors: Sequence[Any] = (OpenInterceptor(),),
+) -> AsyncIterator[str]:
     """A server with one service on a free port; yields its address. `service` is the `_service_pb2` module."""
     mount = Mount(service.DESCRIPTOR.services_by_name[name], add, servicer)
-    server = await serve(mount, listen="127.0.0.1:0", interceptors=[OpenInterceptor()])
+    server = await serve(mount, listen="127.0.0.1:0", interceptors=interceptors)
     try:
         yield server.address
     finally:

@@ -376,6 +376,35 @@ async def test_stalled_stream_releases_its_upload(server: DatasetServer) -> None
     assert answer.dataset.sha256 == LONG_SHA256
 
 
+@pytest.mark.parametrize("limits", [UploadLimits(LIMIT, stall_seconds=0.1)])
+@pytest.mark.parametrize("sent", [[], [header_message()], [header_message(), *chunk_messages(ROWS)]])
+async def test_stream_that_sends_nothing_is_ended(server: DatasetServer, sent: list[api.UploadDatasetRequest]) -> None:
+    """Streams that nobody feeds would hold a gateway's memory and its slots for uploads without limit."""
+
+    async def messages() -> AsyncIterator[api.UploadDatasetRequest]:
+        for message in sent:
+            yield message
+        await asyncio.Event().wait()
+
+    found = await refusal(server.stub.UploadDataset(messages()))
+    assert (found.code, found.reason) == (grpc.StatusCode.UNAVAILABLE, "UPLOAD_STALLED")
+    assert found.metadata["stall_seconds"] == "0.1"
+    assert await server.is_empty()
+
+
+async def test_idle_upload_writes_what_it_has_received(server: DatasetServer) -> None:
+    """60 idle uploads would otherwise hold 4 MiB of chunks each in the gateway's memory."""
+
+    async def messages() -> AsyncIterator[api.UploadDatasetRequest]:
+        yield header_message(**WITH_SHA256)
+        yield chunk_messages(LONG)[0]
+        await asyncio.Event().wait()
+
+    call = server.stub.UploadDataset(messages())
+    await wait_until(lambda: any(path.stat().st_size == 1 << 20 for path in server.files()))
+    call.cancel()
+
+
 @UNBATCHED
 async def test_partial_uploads_are_deleted_after_a_day(server: DatasetServer) -> None:
     """A gateway that runs for months must free the disk without a restart."""

@@ -40,7 +40,7 @@ LEASE_SECONDS = 6
 class Replica:
     """A gateway process."""
 
-    def __init__(self, name: str, url: str, nats_server: NatsServer, folder: Path) -> None:
+    def __init__(self, name: str, url: str, nats_server: NatsServer, folder: Path, **settings: str) -> None:
         self.address = f"127.0.0.1:{free_port()}"
         self._log = (folder / f"{name}.log").open("ab")
         environment = {
@@ -51,6 +51,7 @@ class Replica:
             "FTF_GATEWAY_LISTEN": self.address,
             "FTF_GATEWAY_DATABASE_URL": url,
             "FTF_GATEWAY_LEASE_SECONDS": str(LEASE_SECONDS),
+            **{f"FTF_GATEWAY_{key.upper()}": value for key, value in settings.items()},
         }
         self.process = subprocess.Popen(
             guarded([sys.executable, "-m", "gateway"]),
@@ -229,6 +230,38 @@ async def test_work_and_watches_continue_when_one_gateway_is_killed(
     assert (job.state, job.failed_attempts) == (JobState.JOB_STATE_SUCCEEDED, 0)
     assert seen == list(range(1, job.last_sequence + 1))
     assert job.progress.step == 200
+
+
+async def test_urgent_job_is_claimed_first_at_either_gateway(replicas: list[Replica], bus: Bus) -> None:
+    """The broker delivers the older jobs first, to whichever worker asks."""
+    for number, replica in enumerate(replicas * 2):
+        await replica.stub.CreateFineTuningJob(creation(f"{number}"))
+    urgent = creation("urgent")
+    urgent.spec.priority = 5
+    urgent_id = (await replicas[0].stub.CreateFineTuningJob(urgent)).fine_tuning_job.id
+    job = await replicas[1].job(urgent_id)
+    assert (
+        job.waiting == "No probe of pool 'default' is running; ask the operator to start one. 0 attempts are before it."
+    )
+    message = await bus.work("probe", "default").next(30)
+    assert message is not None
+    request = ClaimRequest(
+        job_id=message.item.job_id,
+        stage=message.item.stage,
+        attempt=message.item.attempt,
+        claim_id=uuid.uuid4().hex,
+        node_id="node",
+        take_next=True,
+    )
+    subject = subjects.claim("probe", "default")
+    answer = await bus.request(subject, request, ClaimResponse, 10)
+    assert answer.instead.job_id == urgent_id
+    request = ClaimRequest(
+        job_id=urgent_id, stage=answer.instead.stage, attempt=1, claim_id=uuid.uuid4().hex, node_id="node"
+    )
+    answer = await bus.request(subject, request, ClaimResponse, 10)
+    assert answer.assignment.job_id == urgent_id
+    assert not (await replicas[1].job(urgent_id)).waiting
 
 
 @pytest.mark.long

@@ -36,6 +36,8 @@ def show_job(client: Client, job: Job, console: Console) -> None:
     name = f"  {job.display_name}" if job.display_name else ""
     console.print(f"{job.id}{name}")
     console.print(f"State       {job.state}, {job.stage.lower()}" + (f": {job.reason}" if job.reason else ""))
+    if job.waiting:
+        console.print(f"Waiting     {job.waiting}")
     console.print(f"Base model  {job.spec.get('base_model', '')}")
     console.print(f"Recipe      {job.spec.get('recipe') or 'default'}")
     if job.create_time is not None:

@@ -192,6 +192,9 @@ class Job(Resource):
     """Reason of each value that preflight chose automatically."""
     attempts: tuple[AttemptSummary, ...]
     """All attempts, oldest first; at most the latest 100. Set by `jobs.get` only; empty otherwise."""
+    waiting: str
+    """Why the current stage waits, in one sentence, and how many attempts are before it. Empty if it does not wait. Set
+    by `jobs.get` only."""
 
     @property
     def ended(self) -> bool:

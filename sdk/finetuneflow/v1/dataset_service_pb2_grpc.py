@@ -83,10 +83,11 @@ class DatasetServiceServicer(object):
         and either sha256 or sha256_follows, and that the artifact store is a file system; otherwise they are deleted, as
         are those of a refused file. Gateways that share an artifact store can resume each other's uploads. Fails with
         OUT_OF_RANGE if `offset` differs from the answer of GetUpload (ErrorInfo metadata `received_bytes`); ABORTED while
-        another stream writes the same upload; UNAVAILABLE if a resumable upload receives nothing for 30 seconds;
-        INVALID_ARGUMENT if the file is empty, has an unknown extension, differs in length from size_bytes, or has another
-        SHA-256; ALREADY_EXISTS if the request_id has created a dataset with other content; and RESOURCE_EXHAUSTED if the
-        file exceeds the operator's size limit (default 64 GiB) or the store is full.
+        another stream writes the same upload; UNAVAILABLE if the gateway receives nothing for its operator's limit (default
+        60 seconds; ErrorInfo metadata `stall_seconds`); INVALID_ARGUMENT if the file is empty, has an unknown extension,
+        differs in length from size_bytes, or has another SHA-256; ALREADY_EXISTS if the request_id has created a dataset
+        with other content; and RESOURCE_EXHAUSTED if the file exceeds the operator's size limit (default 64 GiB), the store
+        is full, the tenant has as many datasets or bytes as it may have, or too many uploads run at once.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

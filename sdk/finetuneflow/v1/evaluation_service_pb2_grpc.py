@@ -82,6 +82,7 @@ class EvaluationServiceServicer(object):
         """Evaluates a finished job's model again, for instance with other prompts, and starts it.
         Idempotent by request_id. NOT_FOUND: no such model. FAILED_PRECONDITION: the job has not finished training, or
         another version resolved its settings and this one does not accept them.
+        RESOURCE_EXHAUSTED: a limit of the tenant is reached (TenantLimits).
         UNIMPLEMENTED: a base model or a checkpoint (`ft:<job_id>@<step>`).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -105,7 +105,8 @@ class FineTuningServiceServicer(object):
     def CreateFineTuningJob(self, request, context):
         """Creates a job and starts it. Idempotent by request_id. Fails with INVALID_ARGUMENT for an invalid spec,
         UNIMPLEMENTED for a value that is not available yet, NOT_FOUND for an unknown dataset, ALREADY_EXISTS if
-        the request_id was used with another spec, and, with validate_only, UNAVAILABLE if no probe is reachable.
+        the request_id was used with another spec, RESOURCE_EXHAUSTED if a limit of the tenant is reached (TenantLimits),
+        and, with validate_only, UNAVAILABLE if no probe is reachable.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

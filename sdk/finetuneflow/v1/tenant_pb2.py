@@ -25,13 +25,15 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x66inetuneflow/v1/tenant.proto\x12\x0f\x66inetuneflow.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"o\n\x06Tenant\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x10\n\x08\x64isabled\x18\x03 \x01(\x08\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestampb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x66inetuneflow/v1/tenant.proto\x12\x0f\x66inetuneflow.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9e\x01\n\x06Tenant\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x10\n\x08\x64isabled\x18\x03 \x01(\x08\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\x06limits\x18\x05 \x01(\x0b\x32\x1d.finetuneflow.v1.TenantLimits\"\xde\x01\n\x0cTenantLimits\x12\x1a\n\rmax_live_jobs\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12\x19\n\x0cmax_datasets\x18\x02 \x01(\x03H\x01\x88\x01\x01\x12\x1d\n\x10max_stored_bytes\x18\x03 \x01(\x03H\x02\x88\x01\x01\x12$\n\x17max_gpu_seconds_per_day\x18\x04 \x01(\x03H\x03\x88\x01\x01\x42\x10\n\x0e_max_live_jobsB\x0f\n\r_max_datasetsB\x13\n\x11_max_stored_bytesB\x1a\n\x18_max_gpu_seconds_per_dayb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'finetuneflow.v1.tenant_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TENANT']._serialized_start=82
-  _globals['_TENANT']._serialized_end=193
+  _globals['_TENANT']._serialized_start=83
+  _globals['_TENANT']._serialized_end=241
+  _globals['_TENANTLIMITS']._serialized_start=244
+  _globals['_TENANTLIMITS']._serialized_end=466
 # @@protoc_insertion_point(module_scope)

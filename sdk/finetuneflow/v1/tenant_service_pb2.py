@@ -26,7 +26,7 @@ from finetuneflow.v1 import access_pb2 as finetuneflow_dot_v1_dot_access__pb2
 from finetuneflow.v1 import tenant_pb2 as finetuneflow_dot_v1_dot_tenant__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$finetuneflow/v1/tenant_service.proto\x12\x0f\x66inetuneflow.v1\x1a\x1c\x66inetuneflow/v1/access.proto\x1a\x1c\x66inetuneflow/v1/tenant.proto\"9\n\x13\x43reateTenantRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\"?\n\x14\x43reateTenantResponse\x12\'\n\x06tenant\x18\x01 \x01(\x0b\x32\x17.finetuneflow.v1.Tenant\" \n\x10GetTenantRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"<\n\x11GetTenantResponse\x12\'\n\x06tenant\x18\x01 \x01(\x0b\x32\x17.finetuneflow.v1.Tenant\";\n\x12ListTenantsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"X\n\x13ListTenantsResponse\x12(\n\x07tenants\x18\x01 \x03(\x0b\x32\x17.finetuneflow.v1.Tenant\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"s\n\x13UpdateTenantRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x19\n\x0c\x64isplay_name\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x15\n\x08\x64isabled\x18\x03 \x01(\x08H\x01\x88\x01\x01\x42\x0f\n\r_display_nameB\x0b\n\t_disabled\"?\n\x14UpdateTenantResponse\x12\'\n\x06tenant\x18\x01 \x01(\x0b\x32\x17.finetuneflow.v1.Tenant2\xc4\x03\n\rTenantService\x12{\n\x0c\x43reateTenant\x12$.finetuneflow.v1.CreateTenantRequest\x1a%.finetuneflow.v1.CreateTenantResponse\"\x1e\xe2\xd1\x18\x1a\x08\x03\x10\x02\x1a\x14response.tenant.name\x12_\n\tGetTenant\x12!.finetuneflow.v1.GetTenantRequest\x1a\".finetuneflow.v1.GetTenantResponse\"\x0b\x90\x02\x01\xe2\xd1\x18\x04\x08\x03\x10\x02\x12\x65\n\x0bListTenants\x12#.finetuneflow.v1.ListTenantsRequest\x1a$.finetuneflow.v1.ListTenantsResponse\"\x0b\x90\x02\x01\xe2\xd1\x18\x04\x08\x03\x10\x02\x12n\n\x0cUpdateTenant\x12$.finetuneflow.v1.UpdateTenantRequest\x1a%.finetuneflow.v1.UpdateTenantResponse\"\x11\x90\x02\x02\xe2\xd1\x18\n\x08\x03\x10\x02\x1a\x04nameb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$finetuneflow/v1/tenant_service.proto\x12\x0f\x66inetuneflow.v1\x1a\x1c\x66inetuneflow/v1/access.proto\x1a\x1c\x66inetuneflow/v1/tenant.proto\"9\n\x13\x43reateTenantRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\"?\n\x14\x43reateTenantResponse\x12\'\n\x06tenant\x18\x01 \x01(\x0b\x32\x17.finetuneflow.v1.Tenant\" \n\x10GetTenantRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"<\n\x11GetTenantResponse\x12\'\n\x06tenant\x18\x01 \x01(\x0b\x32\x17.finetuneflow.v1.Tenant\";\n\x12ListTenantsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"X\n\x13ListTenantsResponse\x12(\n\x07tenants\x18\x01 \x03(\x0b\x32\x17.finetuneflow.v1.Tenant\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xa2\x01\n\x13UpdateTenantRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x19\n\x0c\x64isplay_name\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x15\n\x08\x64isabled\x18\x03 \x01(\x08H\x01\x88\x01\x01\x12-\n\x06limits\x18\x04 \x01(\x0b\x32\x1d.finetuneflow.v1.TenantLimitsB\x0f\n\r_display_nameB\x0b\n\t_disabled\"?\n\x14UpdateTenantResponse\x12\'\n\x06tenant\x18\x01 \x01(\x0b\x32\x17.finetuneflow.v1.Tenant2\xc4\x03\n\rTenantService\x12{\n\x0c\x43reateTenant\x12$.finetuneflow.v1.CreateTenantRequest\x1a%.finetuneflow.v1.CreateTenantResponse\"\x1e\xe2\xd1\x18\x1a\x08\x03\x10\x02\x1a\x14response.tenant.name\x12_\n\tGetTenant\x12!.finetuneflow.v1.GetTenantRequest\x1a\".finetuneflow.v1.GetTenantResponse\"\x0b\x90\x02\x01\xe2\xd1\x18\x04\x08\x03\x10\x02\x12\x65\n\x0bListTenants\x12#.finetuneflow.v1.ListTenantsRequest\x1a$.finetuneflow.v1.ListTenantsResponse\"\x0b\x90\x02\x01\xe2\xd1\x18\x04\x08\x03\x10\x02\x12n\n\x0cUpdateTenant\x12$.finetuneflow.v1.UpdateTenantRequest\x1a%.finetuneflow.v1.UpdateTenantResponse\"\x11\x90\x02\x02\xe2\xd1\x18\n\x08\x03\x10\x02\x1a\x04nameb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -53,10 +53,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTTENANTSREQUEST']._serialized_end=396
   _globals['_LISTTENANTSRESPONSE']._serialized_start=398
   _globals['_LISTTENANTSRESPONSE']._serialized_end=486
-  _globals['_UPDATETENANTREQUEST']._serialized_start=488
-  _globals['_UPDATETENANTREQUEST']._serialized_end=603
-  _globals['_UPDATETENANTRESPONSE']._serialized_start=605
-  _globals['_UPDATETENANTRESPONSE']._serialized_end=668
-  _globals['_TENANTSERVICE']._serialized_start=671
-  _globals['_TENANTSERVICE']._serialized_end=1123
+  _globals['_UPDATETENANTREQUEST']._serialized_start=489
+  _globals['_UPDATETENANTREQUEST']._serialized_end=651
+  _globals['_UPDATETENANTRESPONSE']._serialized_start=653
+  _globals['_UPDATETENANTRESPONSE']._serialized_end=716
+  _globals['_TENANTSERVICE']._serialized_start=719
+  _globals['_TENANTSERVICE']._serialized_end=1171
 # @@protoc_insertion_point(module_scope)

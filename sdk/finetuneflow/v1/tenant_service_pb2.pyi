@@ -51,14 +51,16 @@ class ListTenantsResponse(_message.Message):
     def __init__(self, tenants: _Optional[_Iterable[_Union[_tenant_pb2.Tenant, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class UpdateTenantRequest(_message.Message):
-    __slots__ = ("name", "display_name", "disabled")
+    __slots__ = ("name", "display_name", "disabled", "limits")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DISPLAY_NAME_FIELD_NUMBER: _ClassVar[int]
     DISABLED_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
     name: str
     display_name: str
     disabled: bool
-    def __init__(self, name: _Optional[str] = ..., display_name: _Optional[str] = ..., disabled: bool = ...) -> None: ...
+    limits: _tenant_pb2.TenantLimits
+    def __init__(self, name: _Optional[str] = ..., display_name: _Optional[str] = ..., disabled: bool = ..., limits: _Optional[_Union[_tenant_pb2.TenantLimits, _Mapping]] = ...) -> None: ...
 
 class UpdateTenantResponse(_message.Message):
     __slots__ = ("tenant",)

@@ -40,26 +40,30 @@ class WorkItem(_message.Message):
     def __init__(self, job_id: _Optional[str] = ..., stage: _Optional[_Union[_fine_tuning_job_pb2.Stage, str]] = ..., attempt: _Optional[int] = ...) -> None: ...
 
 class ClaimRequest(_message.Message):
-    __slots__ = ("job_id", "stage", "attempt", "claim_id", "node_id")
+    __slots__ = ("job_id", "stage", "attempt", "claim_id", "node_id", "take_next")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     CLAIM_ID_FIELD_NUMBER: _ClassVar[int]
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    TAKE_NEXT_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     stage: _fine_tuning_job_pb2.Stage
     attempt: int
     claim_id: str
     node_id: str
-    def __init__(self, job_id: _Optional[str] = ..., stage: _Optional[_Union[_fine_tuning_job_pb2.Stage, str]] = ..., attempt: _Optional[int] = ..., claim_id: _Optional[str] = ..., node_id: _Optional[str] = ...) -> None: ...
+    take_next: bool
+    def __init__(self, job_id: _Optional[str] = ..., stage: _Optional[_Union[_fine_tuning_job_pb2.Stage, str]] = ..., attempt: _Optional[int] = ..., claim_id: _Optional[str] = ..., node_id: _Optional[str] = ..., take_next: bool = ...) -> None: ...
 
 class ClaimResponse(_message.Message):
-    __slots__ = ("assignment", "refused")
+    __slots__ = ("assignment", "refused", "instead")
     ASSIGNMENT_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
+    INSTEAD_FIELD_NUMBER: _ClassVar[int]
     assignment: Assignment
     refused: ClaimRefused
-    def __init__(self, assignment: _Optional[_Union[Assignment, _Mapping]] = ..., refused: _Optional[_Union[ClaimRefused, _Mapping]] = ...) -> None: ...
+    instead: WorkItem
+    def __init__(self, assignment: _Optional[_Union[Assignment, _Mapping]] = ..., refused: _Optional[_Union[ClaimRefused, _Mapping]] = ..., instead: _Optional[_Union[WorkItem, _Mapping]] = ...) -> None: ...
 
 class ClaimRefused(_message.Message):
     __slots__ = ("reason",)
