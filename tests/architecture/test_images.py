@@ -206,7 +206,8 @@ def test_images_install_only_wheels_whose_hash_is_listed_or_that_were_built_from
 
 
 @pytest.mark.parametrize(
-    ("lock", "extras"), [("gateway", {"gateway"}), ("services", {"probe", "trainer", "evaluator", "exporter"})]
+    ("lock", "extras"),
+    [("gateway", {"gateway", "s3"}), ("services", {"probe", "trainer", "evaluator", "exporter", "s3"})],
 )
 def test_images_have_the_packages_that_the_tests_run_with(lock: str, extras: set[str]) -> None:
     """An image would fail at an import, or run with versions that no test has seen. `make lock` updates the locks."""

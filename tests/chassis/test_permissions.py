@@ -15,6 +15,7 @@ from nats.aio.client import Client
 from chassis.bus import subjects
 from chassis.bus.event_bus import Bus
 from chassis.bus.permissions import user_name
+from chassis.security.certificates import CertificateAuthority
 from finetuneflow.v1 import fine_tuning_job_pb2, work_pb2
 from tests.servers.nats import NatsServer
 
@@ -174,7 +175,7 @@ async def test_nodes_of_a_false_service_are_ignored(thief: Thief, gateway: Bus) 
         assert await gateway.nodes() == []
 
 
-def test_the_users_of_the_compose_file_are_the_real_ones() -> None:
+def test_the_users_of_the_compose_file_are_the_real_ones(tmp_path: Path) -> None:
     """A cluster would run with permissions that no test has tried."""
     services = ("probe", "trainer", "evaluator", "exporter")
     program = [sys.executable, "-m", "chassis.bus.permissions", *services]
@@ -184,6 +185,10 @@ def test_the_users_of_the_compose_file_are_the_real_ones() -> None:
     server = shutil.which("nats-server", path=str(Path(sys.executable).parent)) or shutil.which("nats-server")
     assert server
     passwords = {f"NATS_{user.upper()}_PASSWORD": "x" for user in ("gateway", *services)}
-    subprocess.run(
-        [server, "-t", "-c", str(REPOSITORY / "deploy" / "nats.conf")], env={**os.environ, **passwords}, check=True
+    certificates = (
+        CertificateAuthority.open(tmp_path / "ca").issue(tmp_path / "certificates", "nats").certificate.parent
     )
+    shutil.copytree(REPOSITORY / "deploy", tmp_path / "deploy")
+    configuration = tmp_path / "deploy" / "nats.conf"
+    configuration.write_text(configuration.read_text().replace("/certificates", str(certificates)))
+    subprocess.run([server, "-t", "-c", str(configuration)], env={**os.environ, **passwords}, check=True)
