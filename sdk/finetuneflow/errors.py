@@ -137,13 +137,13 @@ class ResourceExhausted(ApiError):
 
 
 class Unauthenticated(ApiError):
-    """The token is missing or unknown."""
+    """The client has no API key, or one that the server does not know, that has expired or was revoked."""
 
     code = grpc.StatusCode.UNAUTHENTICATED
 
 
 class PermissionDenied(ApiError):
-    """The token does not permit the call."""
+    """The key's role does not permit the call, or only operators may do this."""
 
     code = grpc.StatusCode.PERMISSION_DENIED
 
@@ -172,7 +172,10 @@ class ServerUnreachable(Unavailable):
     def __init__(self, address: str, detail: str) -> None:
         super().__init__(
             f"No FineTuneFlow server answers at {address} ({detail}).",
-            advice="Start a server on this machine with `ftf up`, or set FTF_ADDRESS to host:port of a running one.",
+            advice="Start a server on this machine with `ftf up`, or set FTF_ADDRESS to host:port of a running one. A "
+            "server that closes connections may need TLS: set FTF_CA, or run `ftf login ADDRESS --ca FILE`."
+            if "closed" in detail or "reset" in detail
+            else "Start a server on this machine with `ftf up`, or set FTF_ADDRESS to host:port of a running one.",
         )
         self.address = address
 

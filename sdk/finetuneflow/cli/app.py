@@ -8,6 +8,7 @@ import typer
 
 from finetuneflow import __version__
 from finetuneflow.cli import (
+    access,
     datasets,
     doctor,
     download,
@@ -68,6 +69,12 @@ def build_app() -> typer.Typer:
     models_app = models.make_app()
     app.add_typer(models_app, name="models")
     app.add_typer(recipes.app, name="recipes")
+    app.command()(access.login)
+    app.command()(access.logout)
+    app.command()(access.whoami)
+    app.add_typer(access.keys_app(), name="keys")
+    app.add_typer(access.tenants_app(), name="tenants")
+    app.command()(access.audit)
     app.command()(probe.probe)
     app.command()(doctor.doctor)
     app.command()(estimates.recommend)

@@ -18,7 +18,7 @@ from finetuneflow.cli.advice import LOOPBACK, ftf
 from finetuneflow.cli.exits import UNREACHABLE
 from finetuneflow.cli.session import Json, count, session
 from finetuneflow.client import Client
-from finetuneflow.errors import FineTuneFlowError
+from finetuneflow.errors import FineTuneFlowError, Unimplemented
 
 
 class Finding(NamedTuple):
@@ -62,6 +62,7 @@ def _findings(client: Client) -> Iterator[Finding]:
     yield from connections
     if not any(connection.ok for connection in connections):
         return
+    yield _asks("caller", lambda: _caller(client))
     yield _asks("gateway", lambda: count(len([*client.recipes.list()]), "recipe"))
     yield _asks("models", lambda: count(len([*client.models.list()]), "model"))
     yield _asks("datasets", lambda: _at_most(client.datasets.list(limit=1001), "dataset"))
@@ -78,6 +79,14 @@ def _server_distribution() -> Finding:
 def _at_most(items: Iterable[object], noun: str) -> str:
     number = sum(1 for _ in items)
     return f"more than 1,000 {noun}s" if number > 1000 else count(number, noun)
+
+
+def _caller(client: Client) -> str:
+    try:
+        caller = client.keys.caller()
+    except Unimplemented:
+        return "not asked for: the server is older and lets everybody in"
+    return f"{caller.role.lower()} of tenant {caller.tenant}"
 
 
 def _nodes(client: Client) -> str:

@@ -1,5 +1,14 @@
 """Resources: the frozen dataclasses that the client returns. Each keeps the message it was read from as `.proto`."""
 
+from finetuneflow.resources.access import (
+    ApiKey,
+    AuditEntry,
+    Caller,
+    CreatedKey,
+    Role,
+    Tenant,
+    TenantLimits,
+)
 from finetuneflow.resources.artifact import Artifact
 from finetuneflow.resources.convert import Resource
 from finetuneflow.resources.dataset import Dataset
@@ -56,10 +65,14 @@ from finetuneflow.resources.validation import (
 
 __all__ = [
     "Adjustment",
+    "ApiKey",
     "Artifact",
     "AttemptSummary",
+    "AuditEntry",
     "BaseModelIdentity",
+    "Caller",
     "Checkpoint",
+    "CreatedKey",
     "DataStatistics",
     "Dataset",
     "DecisionCell",
@@ -97,11 +110,14 @@ __all__ = [
     "Resolution",
     "Resource",
     "ResourceEstimate",
+    "Role",
     "RowPreview",
     "RowProblem",
     "SeedRecommendation",
     "Severity",
     "Stage",
+    "Tenant",
+    "TenantLimits",
     "TokenSpan",
     "TrainingMethod",
     "TrainingResult",
