@@ -158,6 +158,7 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_BASE_MODEL_CHANGED: _ClassVar[Reason]
     REASON_ADAPTER_IN_MODEL: _ClassVar[Reason]
     REASON_BAD_WEIGHTS: _ClassVar[Reason]
+    REASON_UNSAFE_MODEL_FILE: _ClassVar[Reason]
     REASON_NO_GPU: _ClassVar[Reason]
     REASON_INSUFFICIENT_MEMORY: _ClassVar[Reason]
     REASON_DISK_TOO_SMALL: _ClassVar[Reason]
@@ -374,6 +375,7 @@ REASON_UNKNOWN_ARCHITECTURE: Reason
 REASON_BASE_MODEL_CHANGED: Reason
 REASON_ADAPTER_IN_MODEL: Reason
 REASON_BAD_WEIGHTS: Reason
+REASON_UNSAFE_MODEL_FILE: Reason
 REASON_NO_GPU: Reason
 REASON_INSUFFICIENT_MEMORY: Reason
 REASON_DISK_TOO_SMALL: Reason
