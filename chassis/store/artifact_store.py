@@ -14,6 +14,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, BinaryIO, Final, Self, cast
@@ -384,7 +385,7 @@ class _Folder:
     def names(self) -> list[str]:
         return [_checked(name) for name in file_names(self.root, self.below)]
 
-    def open(self, name: str) -> BinaryIO:
+    def open(self, name: str) -> BufferedReader:
         return open_file(self.root, f"{self.below}/{name}")
 
 
