@@ -256,7 +256,9 @@ class Catalogue:
                 known = read_json(remembered)
                 if known.get("state") == state:
                     return _Weights(known["sha256"], known["num_parameters"])
-            weights = _Weights(_sha256(files), sum(math.prod(shape) for shape in tensor_shapes(folder).values()))
+            # First, because hashing damaged files takes time for nothing.
+            num_parameters = sum(math.prod(shape) for shape in tensor_shapes(folder).values())
+            weights = _Weights(_sha256(files), num_parameters)
             partial = remembered.with_suffix(".partial")
             partial.write_text(json.dumps({"state": state, **asdict(weights)}), encoding="utf-8")
             partial.rename(remembered)

@@ -2,9 +2,8 @@
 
 import json
 import os
-import stat
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
@@ -56,7 +55,7 @@ def refuse_unsafe(id_: str, folder: Path) -> None:
                 "Use a base model whose architecture transformers supports.",
             )
         # transformers downloads and runs an attention kernel that is named like a repository.
-        for key, value in _attention(values):
+        for key, value in _kernels(values):
             raise model_error(
                 "REMOTE_CODE_REFUSED",
                 f"{id_} requires the attention kernel {value[:100]!r} ({key[:100]} in {name}), which is code.",
@@ -78,26 +77,23 @@ def _check_files(id_: str, folder: Path) -> None:
     root = Path(os.path.realpath(folder))
     # In the hub's cache the files of a revision are links to the files of all revisions.
     places = (root, root.parent.parent / "blobs") if root.parent.name == "snapshots" else (root,)
-    templates = folder / _TEMPLATES
-    for path in [*folder.iterdir(), *(templates.iterdir() if templates.is_dir() else ())]:
-        if path.is_dir() and path != templates:
-            continue
+
+    def check(path: Path, *, may_be_folder: bool) -> None:
         place = Path(os.path.realpath(path))
-        if not _is_plain(place) or not any(place.is_relative_to(inside) for inside in places):
-            name = str(path.relative_to(folder))
+        plain = place.is_file() or (may_be_folder and place.is_dir())
+        if not plain or not any(place.is_relative_to(inside) for inside in places):
             raise model_error(
                 "UNSAFE_MODEL_FILE",
-                f"{name[:100]!r} of {id_} is a pipe, a device, or a link that leads out of the model's folder.",
+                f"{path.name[:100]!r} of {id_} is not a file: it is a folder, a pipe, a device, or a link that leads "
+                "out of the model's folder.",
                 "Ask the operator to put a copy of the file into the folder.",
             )
 
-
-def _is_plain(path: Path) -> bool:
-    try:
-        mode = path.stat().st_mode
-    except OSError:
-        return False
-    return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
+    for path in folder.iterdir():
+        if path.name == _TEMPLATES or path.name.endswith(".safetensors") or not path.is_dir():
+            check(path, may_be_folder=path.name == _TEMPLATES)
+    for path in (folder / _TEMPLATES).iterdir() if (folder / _TEMPLATES).is_dir() else ():
+        check(path, may_be_folder=True)
 
 
 def _check_file_names(values: Mapping[str, Any], name: str) -> None:
@@ -111,7 +107,7 @@ def _check_file_names(values: Mapping[str, Any], name: str) -> None:
         raise model_error("NOT_A_MODEL", message, f"Remove them from {name}, or use another base model.")
 
 
-def _check_config(config: Mapping[str, Any]) -> None:
+def _check_config(config: dict[str, Any]) -> None:
     """Refuses sizes that no model has: the memory and time of an estimate depend on them."""
     architectures = config.get("architectures")
     if architectures is not None and not (isinstance(architectures, list) and _are_texts(architectures)):
@@ -126,26 +122,25 @@ def _bad_setting(key: str, allowed: str) -> JobError:
     return model_error("NOT_A_MODEL", f"{key} in config.json of the base model is not {allowed}.", _ANOTHER)
 
 
-def _settings(value: Any) -> Iterator[tuple[str, Any]]:
+def _settings(value: dict[str, Any] | list[Any]) -> Iterator[tuple[str, Any]]:
     """Yields the keys and values of all objects, at any depth."""
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         yield from value.items()
-    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
-    for item in inner:
-        if isinstance(item, Mapping | list):
+    for item in value.values() if isinstance(value, dict) else value:
+        if isinstance(item, dict) or isinstance(item, list):  # noqa: SIM101 - four times as fast for many numbers
             yield from _settings(item)
 
 
-def _attention(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+def _kernels(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Yields the settings of attention kernels, at any depth, that name a repository."""
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _attention(item, key if "attn_implementation" not in name else name)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _attention(item, name)
-    elif "attn_implementation" in name and isinstance(value, str) and "/" in value:
-        yield name, value
+    for key, value in _settings(values):
+        if "attn_implementation" in key:
+            parts = [value]
+            while parts:
+                part = parts.pop()
+                parts += part.values() if isinstance(part, Mapping) else part if isinstance(part, list) else ()
+                if isinstance(part, str) and "/" in part:
+                    yield key, part
 
 
 def has_weights(folder: Path) -> bool:
@@ -157,10 +152,11 @@ def has_weights(folder: Path) -> bool:
 def _check_index(folder: Path) -> None:
     if not (folder / _INDEX).is_file():
         return
-    files = read_json(folder / _INDEX).get("weight_map")
-    for name in set(files.values()) if isinstance(files, Mapping) and _are_texts(files.values()) else {""}:
+    named = read_json(folder / _INDEX).get("weight_map")
+    files = {path.name for path in folder.glob("*.safetensors")}
+    for name in set(named.values()) if isinstance(named, Mapping) and _are_texts(named.values()) else {""}:
         # The loader would read a path that leads out of the folder, and the weights' hash would not cover it.
-        if PurePosixPath(name).name != name or not name.endswith(".safetensors") or not _is_plain(folder / name):
+        if name not in files:
             raise _bad_weights(f"{_INDEX} names {name[:100]!r}, which is no safetensors file of its folder")
 
 

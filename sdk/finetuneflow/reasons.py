@@ -515,8 +515,8 @@ class Reason(OpenEnum):
     model. Operator: fetch it again."""
 
     UNSAFE_MODEL_FILE = "UNSAFE_MODEL_FILE"
-    """A file of the base model is a pipe, a device, or a link that leads out of the model's folder. Caller: name
-    another model. Operator: put a copy of the file into the folder."""
+    """A file of the base model is a folder, a pipe, a device, or a link that leads out of the model's folder. Caller:
+    name another model. Operator: put a copy of the file into the folder."""
 
     # Resources: What a job needs and a machine lacks.
 
