@@ -5,9 +5,12 @@ from functools import cache
 from tests.hostile.artifact import Artifact, Family
 from tests.hostile.model_configs import MODEL_CONFIGS
 from tests.hostile.model_folders import MODEL_FOLDERS
+from tests.hostile.packed_files import PACKED_FILES
+from tests.hostile.parquet_files import PARQUET_FILES
+from tests.hostile.text_files import TEXT_FILES
 from tests.hostile.weight_headers import WEIGHT_HEADERS
 
-FAMILIES: tuple[Family, ...] = (MODEL_FOLDERS, MODEL_CONFIGS, WEIGHT_HEADERS)
+FAMILIES: tuple[Family, ...] = (MODEL_FOLDERS, MODEL_CONFIGS, WEIGHT_HEADERS, TEXT_FILES, PACKED_FILES, PARQUET_FILES)
 
 KNOWN_OPEN: dict[str, str] = {}
 """Full name of an artifact → why it is not refused as it has to be."""
