@@ -152,6 +152,7 @@ def running(database: str = "sqlite") -> Iterator[Stack]:
         address = f"127.0.0.1:{free_port()}"
         env = nats_environment(nats) | {
             "FTF_HOME": str(folder / "home"),
+            "FTF_GATEWAY_INSECURE": "true",
             "FTF_GATEWAY_LISTEN": address,
             "FTF_GATEWAY_DATABASE_URL": url,
             "FTF_LOG_LEVEL": "WARNING",

@@ -248,6 +248,7 @@ def measure(folder: Path, mib: int, rounds: int) -> None:
         **os.environ,
         "FTF_HOME": str(folder / "home"),
         **nats.environment("gateway"),
+        "FTF_GATEWAY_INSECURE": "true",
         "FTF_GATEWAY_LISTEN": address,
         "FTF_LOG_LEVEL": "WARNING",
     }

@@ -41,6 +41,15 @@ class CallerFault(Protocol):
 
 
 @runtime_checkable
+class LimitFault(CallerFault, Protocol):
+    """A valid request that needs more than the installation allows."""
+
+    @property
+    def setting(self) -> str:
+        """The setting with which the operator changes the limit."""
+
+
+@runtime_checkable
 class SystemFault(Protocol):
     """An error of the system, with a reason of its own. Test for CallerFault first: it has these attributes too."""
 

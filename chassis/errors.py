@@ -9,7 +9,7 @@ import grpc
 from google.protobuf import any_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
-from chassis.error_protocols import CallerFault, FieldProblem, SystemFault, Violation
+from chassis.error_protocols import CallerFault, FieldProblem, LimitFault, SystemFault, Violation
 
 __all__ = [
     "DETAILS_KEY",
@@ -23,14 +23,17 @@ __all__ = [
     "InvalidArgument",
     "NotFound",
     "OutOfRange",
+    "PermissionDenied",
     "ResourceExhausted",
     "ServiceError",
+    "Unauthenticated",
     "Unavailable",
     "Unimplemented",
     "Violation",
     "from_caller_fault",
     "from_status",
     "from_system_fault",
+    "unreadable_request",
 ]
 
 DOMAIN = "finetuneflow"
@@ -128,6 +131,18 @@ class Aborted(ServiceError):
     code = grpc.StatusCode.ABORTED
 
 
+class Unauthenticated(ServiceError):
+    """The caller is unknown: no credentials, or credentials that are not valid."""
+
+    code = grpc.StatusCode.UNAUTHENTICATED
+
+
+class PermissionDenied(ServiceError):
+    """The caller is known and may not do this."""
+
+    code = grpc.StatusCode.PERMISSION_DENIED
+
+
 class Unimplemented(ServiceError):
     """The method, or the feature that a field asks for, is not available yet."""
 
@@ -146,11 +161,18 @@ class Internal(ServiceError):
     code = grpc.StatusCode.INTERNAL
 
 
-def from_caller_fault(fault: CallerFault) -> InvalidArgument:
+def unreadable_request() -> InvalidArgument:
+    """Returns the error for bytes that are not the method's message."""
+    message = "The request is not the message that the method takes; generate the client from the present protos."
+    return InvalidArgument("INVALID_REQUEST", message)
+
+
+def from_caller_fault(fault: CallerFault) -> InvalidArgument | ResourceExhausted:
     """Converts a domain exception that the caller can correct."""
     # A short message may contain its advice already.
     message = fault.message if fault.advice in fault.message else f"{fault.message} {fault.advice}"
-    return InvalidArgument(fault.reason, message, fault.violations)
+    kind = ResourceExhausted if isinstance(fault, LimitFault) else InvalidArgument
+    return kind(fault.reason, message, fault.violations)
 
 
 def from_system_fault(fault: SystemFault) -> Unavailable:

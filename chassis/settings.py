@@ -6,10 +6,13 @@ import re
 import secrets
 import socket
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from chassis.security.certificates import CertificateFiles
+from chassis.security.identity import Identity
 
 NodeId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,80}$")]
 Token = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,40}$")]
@@ -29,6 +32,14 @@ class ProcessSettings(BaseSettings):
     """Folder for this process's data on its machine."""
     listen: str = "127.0.0.1:0"
     """host:port of the gRPC server; port 0 selects a free port."""
+    service_cert: Path | None = None
+    """PEM file with this process's certificate, which names its service. Needs service_key and service_ca."""
+    service_key: Path | None = None
+    """PEM file with the key of that certificate."""
+    service_ca: Path | None = None
+    """PEM file with the authority that signs the certificates of all processes and of the broker."""
+    insecure: bool = False
+    """Serves anybody who reaches the port: no TLS, no certificates, no keys. For tests and closed networks."""
     advertise: str = ""
     """host:port at which other processes reach that server. Default: the address it listens on."""
     nats_url: str = "nats://127.0.0.1:4222"
@@ -51,6 +62,20 @@ class ProcessSettings(BaseSettings):
             host = re.sub(r"[^A-Za-z0-9_-]", "-", socket.gethostname())[:40]
             values["node_id"] = f"{cls.service}-{host}-{secrets.token_hex(2)}"
         return values
+
+    @model_validator(mode="after")
+    def _identity_is_whole(self) -> Self:
+        given = [path is not None for path in (self.service_cert, self.service_key, self.service_ca)]
+        if any(given) and not all(given):
+            raise ValueError("service_cert, service_key and service_ca belong together: set all of them or none")
+        return self
+
+    @property
+    def identity(self) -> Identity | None:
+        """This process's identity towards the others; None if it has no certificate."""
+        if self.service_cert is None or self.service_key is None or self.service_ca is None:
+            return None
+        return Identity(CertificateFiles(self.service_cert, self.service_key, self.service_ca))
 
     @property
     def artifacts(self) -> str:
@@ -90,3 +115,11 @@ class WorkerSettings(ProcessSettings):
     warm_spare: bool = True
     """Keep a child that has completed its imports (trainer: about 480 MB), so that an attempt starts seconds sooner.
     None is kept while a child computes on the CPU. A probe that was asked about data keeps one for the next request."""
+    child_confinement: Literal["available", "required"] = "available"
+    """Children read their inputs, write their folder and use no network. "required": a process whose kernel cannot
+    enforce all of it does not start; "available": it logs what is missing."""
+    child_file_bytes: int = Field(default=256 << 30, gt=0)
+    """Largest file that a child can write."""
+    child_memory_bytes: int = Field(default=0, ge=0)
+    """Memory that each process of a child can reserve for writing, without a GPU's; 0: unlimited. Set it well above
+    what jobs use: a child that reaches it fails as HOST_OUT_OF_MEMORY."""

@@ -12,8 +12,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +22,7 @@ from filelock import FileLock
 
 from engine.config.advice import setting
 from engine.download_progress import report_progress
-from engine.errors import JobError
+from engine.errors import JobError, LimitExceeded, SystemFailure, Violation
 from engine.hub import hub_error
 from engine.model_folder import check_shapes, has_weights, model_error, read_json, refuse_unsafe, tensor_shapes
 
@@ -84,8 +85,12 @@ class Catalogue:
     `directories` are the operator's own models: alias → folder with config.json, tokenizer.json and safetensors.
     """
 
-    def __init__(self, home: Path, directories: Mapping[str, Path] | None = None) -> None:
+    def __init__(
+        self, home: Path, directories: Mapping[str, Path] | None = None, max_model_bytes: int | None = None
+    ) -> None:
+        """`max_model_bytes` is the maximum size of the files of a model on the hub; None: only the disk limits it."""
         self._models = home / "models"
+        self._max_model_bytes = max_model_bytes
         self._directories = dict(directories or {})
 
     def list(self) -> list[CatalogueEntry]:
@@ -138,8 +143,9 @@ class Catalogue:
         `on_progress` is called from another thread with the number of bytes added, whichever process fetches them.
 
         Raises JobError: those of `check`, MODEL_NOT_FOUND, MODEL_GATED, NO_SAFETENSORS, UNSAFE_MODEL_FILE,
-        REMOTE_CODE_REFUSED, ADAPTER_IN_MODEL, BAD_WEIGHTS, NOT_A_MODEL, NOT_CAUSAL_LM, QUANTISED_WEIGHTS.
-        SystemFailure: HUB_UNREACHABLE. RuntimeError if the built-in model could not be unpacked.
+        REMOTE_CODE_REFUSED, ADAPTER_IN_MODEL, BAD_WEIGHTS, NOT_A_MODEL, NOT_CAUSAL_LM, QUANTISED_WEIGHTS, and
+        LimitExceeded MODEL_TOO_LARGE. SystemFailure: HUB_UNREACHABLE, DISK_FULL. RuntimeError if the built-in model
+        could not be unpacked.
         """
         self.check(reference)
         if reference in self._directories:
@@ -150,8 +156,8 @@ class Catalogue:
             return self._local(BUILT_IN, _built_in_revision(), folder, "Apache-2.0", tokenizer_only)
         match = _HUB_ID.fullmatch(reference)
         assert match is not None  # noqa: S101 - check() passed it
-        commit, license_ = _resolve(match["id"], match["revision"], token, self._hub_folder(match["id"]))
-        folder = self._downloaded(match["id"], commit, token, tokenizer_only, on_progress)
+        commit, license_, sizes = _resolve(match["id"], match["revision"], token, self._hub_folder(match["id"]))
+        folder = self._downloaded(match["id"], commit, token, tokenizer_only, on_progress, sizes)
         return self._local(match["id"], commit, folder, license_, tokenizer_only)
 
     def describe(self, reference: str, token: str | None = None) -> "Described":
@@ -178,7 +184,7 @@ class Catalogue:
             # The weights are unpacked to float32.
             return Described(config, shapes, missing_bytes=4 * sum(map(math.prod, shapes.values())))
         assert match is not None  # noqa: S101 - check() passed it
-        commit, _ = _resolve(match["id"], match["revision"], token, self._hub_folder(match["id"]))
+        commit, _, _ = _resolve(match["id"], match["revision"], token, self._hub_folder(match["id"]))
         folder = self._hub_folder(match["id"]) / commit
         if not folder.is_dir():
             return _read_description_from_hub(match["id"], commit, token)
@@ -216,6 +222,7 @@ class Catalogue:
         token: str | None,
         tokenizer_only: bool,
         on_progress: Callable[[int], None] | None,
+        sizes: Mapping[str, int],
     ) -> Path:
         whole = self._hub_folder(hub_id) / commit
         folder = whole.with_name(f"{commit}-tokenizer") if tokenizer_only and not whole.is_dir() else whole
@@ -224,11 +231,25 @@ class Catalogue:
                 # A complete folder has the final name; an interrupted download continues in the partial folder.
                 partial = folder.with_name(f".{folder.name}.partial")
                 patterns = [*_DESCRIPTIVE] if tokenizer_only else [*_DESCRIPTIVE, "*.safetensors"]
+                self._refuse_large(hub_id, sum(_matching(sizes, patterns)), partial)
                 _download(hub_id, commit, token, partial, patterns)
                 _refuse_unfit(hub_id, partial, tokenizer_only)
                 shutil.rmtree(partial / ".cache", ignore_errors=True)
                 partial.rename(folder)
         return folder
+
+    def _refuse_large(self, hub_id: str, size: int, partial: Path) -> None:
+        """Raises LimitExceeded("MODEL_TOO_LARGE"), and SystemFailure("DISK_FULL") if the rest of the download does not
+        fit on the disk."""
+        if self._max_model_bytes is not None and size > self._max_model_bytes:
+            message = f"The files of {hub_id} have {size:,} bytes; the limit is {self._max_model_bytes:,} bytes."
+            where = [Violation("spec.base_model", message)]
+            raise LimitExceeded("MODEL_TOO_LARGE", message, "Use a smaller model.", "FTF_MAX_MODEL_BYTES", where)
+        held = sum(file.stat().st_size for file in partial.rglob("*") if file.is_file()) if partial.is_dir() else 0
+        free = shutil.disk_usage(partial.parent).free
+        if size - held > free:
+            message = f"{hub_id} needs {size - held:,} more bytes on the node's disk, which has {free:,} free bytes."
+            raise SystemFailure("DISK_FULL", message, "Ask the operator to make room, or use a smaller model.")
 
     def _local(self, id_: str, revision: str, folder: Path, license_: str, tokenizer_only: bool) -> LocalModel:
         _refuse_unfit(id_, folder, tokenizer_only)
@@ -309,21 +330,35 @@ def _packaged_gguf() -> Path:
     )
 
 
-def _resolve(hub_id: str, revision: str | None, token: str | None, folder: Path) -> tuple[str, str]:
-    """Returns commit and licence of a revision on the hub; a commit that was downloaded before needs no request."""
+def _resolve(hub_id: str, revision: str | None, token: str | None, folder: Path) -> tuple[str, str, Mapping[str, int]]:
+    """Returns commit and licence of a revision on the hub, and the bytes of its files; a commit that was downloaded
+    before needs no request."""
     if revision and _COMMIT.fullmatch(revision) and (folder / revision).is_dir():
-        return revision, ""
+        return revision, "", {}
     from huggingface_hub import HfApi
 
     try:
-        info = HfApi(token=token).model_info(hub_id, revision=revision, timeout=30)
+        info = HfApi(token=token).model_info(hub_id, revision=revision, timeout=30, files_metadata=True)
     except Exception as error:
         raise _hub_error(hub_id, error) from error
+    if not _COMMIT.fullmatch(str(info.sha)):
+        # It becomes the name of a folder.
+        raise SystemFailure("HUB_UNREACHABLE", f"The hub names {str(info.sha)[:80]!r} as the commit of {hub_id}.", "")
     names = [file.rfilename for file in info.siblings or []]
     if not any(name.endswith(".safetensors") and "/" not in name for name in names):
         raise _no_safetensors(hub_id)
     license_ = getattr(info.card_data, "license", None) if info.card_data else None
-    return str(info.sha), license_ if isinstance(license_, str) else ""
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
+    return str(info.sha), license_ if isinstance(license_, str) else "", sizes
+
+
+def _matching(sizes: Mapping[str, int], patterns: Sequence[str]) -> Iterator[int]:
+    """Yields the sizes of the files that a download fetches."""
+    for name, size in sizes.items():
+        if any(fnmatch(name, pattern) for pattern in patterns) and not any(
+            fnmatch(name, pattern) for pattern in _NOT_NEEDED
+        ):
+            yield size
 
 
 def _download(hub_id: str, commit: str, token: str | None, folder: Path, patterns: list[str]) -> None:

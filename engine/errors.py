@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,25 @@ class JobError(Exception):
         self.advice = advice
         self.violations = tuple(violations)
 
-    def __reduce__(self) -> tuple[type["JobError"], tuple[str, str, str, tuple[Violation, ...]]]:
+    def __reduce__(self) -> tuple[Any, ...]:
         return JobError, (self.reason, self.message, self.advice, self.violations)
+
+
+class LimitExceeded(JobError):
+    """A job or request that is valid but needs more than the installation allows.
+
+    In a call it becomes RESOURCE_EXHAUSTED. `setting` names the setting with which the operator changes the limit.
+    """
+
+    def __init__(
+        self, reason: str, message: str, advice: str, setting: str, violations: Sequence[Violation] = ()
+    ) -> None:
+        super().__init__(reason, message, f"{advice} The operator can raise {setting}.", violations)
+        self.setting = setting
+        self._advice = advice
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return LimitExceeded, (self.reason, self.message, self._advice, self.setting, self.violations)
 
 
 class SystemFailure(Exception):

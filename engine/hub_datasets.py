@@ -110,8 +110,18 @@ class HubDatasets:
                 )
             except Exception as error:
                 raise _hub_error(error, named, field) from error
-            self._seen[key] = (str(info.sha), {file.rfilename: file.size or 0 for file in info.siblings or []})
+            commit = str(info.sha)
+            sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
+            # Commit and path come from the hub and become parts of paths.
+            self._seen[key] = (commit, {path: sizes[path] for path in sizes if _is_path(named.pinned(commit, path))})
         return self._seen[key]
+
+
+def _is_path(reference: HubReference) -> bool:
+    try:
+        return HubReference.parse(str(reference)) == reference
+    except ValueError:
+        return False
 
 
 def _select_file(named: HubReference, sizes: Mapping[str, int], field: str) -> str:

@@ -3,42 +3,61 @@
 import asyncio
 import logging
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+
+from google.protobuf.descriptor import ServiceDescriptor
 
 from chassis.bus import subjects
 from chassis.bus.event_bus import Bus
 from chassis.bus.permissions import GATEWAY
+from chassis.security.confinement import hide_from_children
+from chassis.security.identity import server_credentials
 from chassis.server.allocation import collect_rarely, reuse_freed_memory
 from chassis.server.gauges import serve_gauges
 from chassis.server.grpc_server import Mount, serve
+from chassis.server.listen_address import is_loopback
 from chassis.store.artifact_store import ArtifactStore
 from chassis.telemetry import configure_logging
 from engine.catalogue import Catalogue
 from finetuneflow.v1 import (
     artifact_service_pb2,
+    audit_service_pb2,
+    audit_service_pb2_grpc,
     dataset_service_pb2,
     evaluation_service_pb2,
     evaluator_service_pb2,
     evaluator_service_pb2_grpc,
     export_service_pb2,
     fine_tuning_service_pb2,
+    key_service_pb2,
+    key_service_pb2_grpc,
     model_service_pb2,
     model_service_pb2_grpc,
     probe_service_pb2,
     probe_service_pb2_grpc,
     recipe_service_pb2,
     recipe_service_pb2_grpc,
+    tenant_service_pb2,
+    tenant_service_pb2_grpc,
 )
 from finetuneflow.v1.work_pb2 import ClaimRequest, ReportRequest
+from gateway.access.audit import AuditLog
+from gateway.access.authentication import Authenticator
+from gateway.access.identity_provider import IdentityProvider, ProviderSettings
+from gateway.access.interceptor import AccessInterceptor, OpenInterceptor
+from gateway.access.keys import register_first_key
 from gateway.observed_speeds import ObservedSpeeds
 from gateway.passthrough import Passthrough
 from gateway.planning_target import PlanningTargets
 from gateway.preflights import Preflights
 from gateway.servicers import artifacts, datasets, fine_tuning, results
+from gateway.servicers.audit import Audit
 from gateway.servicers.generation import Generation
+from gateway.servicers.keys import Keys
 from gateway.servicers.models import Models
 from gateway.servicers.probe import Probe
 from gateway.servicers.recipes import Recipes
+from gateway.servicers.tenants import Tenants
 from gateway.servicers.work import WorkMethods
 from gateway.settings import GatewaySettings
 from gateway.sql.database import Database
@@ -62,6 +81,11 @@ async def run(settings: GatewaySettings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     database = await Database.open(settings.database)
+    if settings.operator_key_file is not None:
+        await register_first_key(database, settings.operator_key_file)
+    authenticator = Authenticator(
+        database, _identity_provider(settings), failures_per_minute=settings.auth_failures_per_minute
+    )
     store = ArtifactStore(settings.artifacts)
     catalogue = Catalogue(settings.home, settings.models)
     # Its own frames are in its rings already.
@@ -72,11 +96,12 @@ async def run(settings: GatewaySettings) -> None:
         settings.node_id,
         inbox=subjects.inbox(GATEWAY),
         echo=False,
+        tls=settings.identity.client_context() if settings.identity else None,
     )
     fanout = Fanout(database, bus)
     dispatcher = Dispatcher(database, bus)
     ledger = Ledger(database, fanout.publish, dispatcher.offer, Discarder(store).discard)
-    passthrough = Passthrough(bus)
+    passthrough = Passthrough(bus, settings.identity)
     machines = PlanningTargets(passthrough, ObservedSpeeds(database))
     requests = WorkerRequests(ledger, machines)
     leases = LeaseWatch(database, bus, requests, settings.lease_seconds)
@@ -85,7 +110,7 @@ async def run(settings: GatewaySettings) -> None:
     await fanout.start()
     await bus.serve(subjects.claim("*", "*"), _QUEUE, _claims(requests))
     await bus.serve(subjects.report("*"), _QUEUE, _reports(requests))
-    server = await serve(
+    mounts = [
         Mount(
             fine_tuning_service_pb2.DESCRIPTOR.services_by_name["FineTuningService"],
             fine_tuning.add_to_server,
@@ -131,12 +156,32 @@ async def run(settings: GatewaySettings) -> None:
             evaluator_service_pb2_grpc.add_EvaluatorServiceServicer_to_server,
             Generation(passthrough),
         ),
-        listen=settings.listen,
-    )
+        Mount(
+            key_service_pb2.DESCRIPTOR.services_by_name["KeyService"],
+            key_service_pb2_grpc.add_KeyServiceServicer_to_server,
+            Keys(database),
+        ),
+        Mount(
+            tenant_service_pb2.DESCRIPTOR.services_by_name["TenantService"],
+            tenant_service_pb2_grpc.add_TenantServiceServicer_to_server,
+            Tenants(database),
+        ),
+        Mount(
+            audit_service_pb2.DESCRIPTOR.services_by_name["AuditService"],
+            audit_service_pb2_grpc.add_AuditServiceServicer_to_server,
+            Audit(database),
+        ),
+    ]
+    access = _access(settings, [mount.descriptor for mount in mounts], authenticator, AuditLog(database))
+    credentials = None
+    if settings.tls_cert and settings.tls_key:
+        credentials = server_credentials(settings.tls_cert, settings.tls_key)
+    server = await serve(*mounts, listen=settings.listen, interceptors=[access], credentials=credentials)
     collect_rarely()
     log.info("gateway %s listens on %s", settings.node_id, server.address)
     loops = [
-        asyncio.create_task(loop) for loop in (fanout.run(), dispatcher.run(), leases.run(), sweep_for_ever(store))
+        asyncio.create_task(loop)
+        for loop in (fanout.run(), dispatcher.run(), leases.run(), sweep_for_ever(store), authenticator.run())
     ]
     stopped = asyncio.create_task(stop.wait())
     try:
@@ -151,6 +196,29 @@ async def run(settings: GatewaySettings) -> None:
         await asyncio.wait([*loops, stopped])
         await bus.close()
         await database.close()
+
+
+def _identity_provider(settings: GatewaySettings) -> IdentityProvider | None:
+    if not settings.oidc_issuer:
+        return None
+    return IdentityProvider(
+        ProviderSettings(
+            settings.oidc_issuer,
+            settings.oidc_audience,
+            settings.oidc_algorithms,
+            settings.oidc_tenant_claim,
+            settings.oidc_role_claim,
+        )
+    )
+
+
+def _access(
+    settings: GatewaySettings, services: Sequence[ServiceDescriptor], authenticator: Authenticator, audit: AuditLog
+) -> AccessInterceptor | OpenInterceptor:
+    if settings.insecure:
+        log.warning("FTF_INSECURE: no keys are asked for; whoever reaches %s is an operator", settings.listen)
+        return OpenInterceptor()
+    return AccessInterceptor(services, authenticator, audit, open_reflection=is_loopback(settings.listen))
 
 
 def _claims(requests: WorkerRequests) -> Callable[[str, bytes], Awaitable[bytes]]:
@@ -170,6 +238,7 @@ def _reports(requests: WorkerRequests) -> Callable[[str, bytes], Awaitable[bytes
 
 def main() -> None:
     reuse_freed_memory()
+    hide_from_children()
     settings = GatewaySettings()
     configure_logging("gateway", settings.log_level, as_json=settings.log_json)
     serve_gauges(settings.metrics)

@@ -12,6 +12,7 @@ import grpc
 
 from chassis.bus.event_bus import Bus, BusUnavailable
 from chassis.errors import DETAILS_KEY, Unavailable
+from chassis.security.identity import Identity
 from finetuneflow.v1.work_pb2 import Node
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -20,7 +21,7 @@ Method = Callable[[grpc.aio.Channel], Callable[..., Any]]
 
 _NO_NODE = {"probe": "NO_PROBE", "evaluator": "NO_EVALUATOR"}
 """The reason that no node of a service could be reached."""
-_CHANNEL_OPTIONS = [
+_CHANNEL_OPTIONS: list[tuple[str, int | str]] = [
     # A machine that lost power closes no connection; without pings a forwarded call would wait for ever.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
@@ -30,8 +31,10 @@ _CHANNEL_OPTIONS = [
 class Passthrough:
     """Forwards calls to live nodes."""
 
-    def __init__(self, bus: Bus) -> None:
+    def __init__(self, bus: Bus, identity: Identity | None = None) -> None:
+        """Without an identity the connections are not encrypted."""
         self._bus = bus
+        self._identity = identity
 
     async def nodes(self) -> list[Node]:
         """Returns all live nodes, sorted by id. Raises Unavailable while the broker is unavailable."""
@@ -44,7 +47,7 @@ class Passthrough:
     async def unary(self, service: str, method: Method, request: object, context: Context, node_id: str = "") -> Any:
         """Returns the answer of the first node of `service` that can be reached; `node_id` is tried first."""
         for address in await self._addresses(service, node_id):
-            async with grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS) as channel:
+            async with self._channel(service, address) as channel:
                 try:
                     return await method(channel)(request, timeout=_remaining(context))
                 except grpc.aio.AioRpcError as error:
@@ -58,7 +61,7 @@ class Passthrough:
         After the first answer no other node is tried: it would start from the beginning.
         """
         for address in await self._addresses(service):
-            async with grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS) as channel:
+            async with self._channel(service, address) as channel:
                 answered = False
                 try:
                     async for response in method(channel)(request, timeout=_remaining(context)):
@@ -72,6 +75,13 @@ class Passthrough:
                         message = f"The connection to the {service} was lost during its answer; try again."
                         raise Unavailable("NODE_LOST", message) from error
         raise _no_node_error(service)
+
+    def _channel(self, service: str, address: str) -> grpc.aio.Channel:
+        if self._identity is None:
+            return grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+        # A node says itself where it is; its certificate says what it is.
+        options = [*_CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", service)]
+        return grpc.aio.secure_channel(address, self._identity.channel_credentials(), options=options)
 
     async def _addresses(self, service: str, preferred: str = "") -> list[str]:
         nodes = [node for node in await self.nodes() if node.service == service and node.address]

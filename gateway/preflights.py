@@ -11,11 +11,11 @@ from finetuneflow.v1.preflight_pb2 import PreflightReport
 from finetuneflow.v1.probe_service_pb2_grpc import ProbeServiceStub
 from finetuneflow.v1.validation_pb2 import ProblemSeverity, ValidationVerdict
 from gateway import views
+from gateway.access.callers import tenant_of
 from gateway.passthrough import Passthrough
 from gateway.planning_target import PlanningTargets
 from gateway.specs import check_datasets, check_spec
 from gateway.sql.database import Database
-from gateway.tenancy import tenant_of
 
 _MAX_VIOLATIONS, _MAX_DESCRIPTION = 10, 160
 """Limits of a status, which travels in a header; the report of PreflightFineTuningJob is complete."""

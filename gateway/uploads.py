@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import ParamSpec
 
+from google.protobuf.message import DecodeError
+
 from chassis.errors import (
     Aborted,
     InvalidArgument,
@@ -18,6 +20,7 @@ from chassis.errors import (
     ServiceError,
     Unavailable,
     Violation,
+    unreadable_request,
 )
 from chassis.failpoints import failpoint
 from chassis.store.artifact_store import ArtifactStore, AtomicWriter
@@ -78,9 +81,12 @@ def upload_key(tenant: str, request_id: str, sha256: str) -> str:
 
 
 def read_message(wire: bytes) -> Message:
-    """Deserialises a message without copying a chunk."""
-    chunk = chunk_of(wire)
-    return UploadDatasetRequest.FromString(wire) if chunk is None else chunk
+    """Deserialises a message without copying a chunk. Raises InvalidArgument if it is none."""
+    try:
+        chunk = chunk_of(wire)
+        return UploadDatasetRequest.FromString(wire) if chunk is None else chunk
+    except DecodeError as error:
+        raise unreadable_request() from error
 
 
 def check_header(header: UploadDatasetHeader, max_bytes: int) -> Header:

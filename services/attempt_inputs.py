@@ -22,6 +22,7 @@ from engine.errors import JobError, SystemFailure, Violation
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 from finetuneflow.v1.work_pb2 import Assignment
 from services.child_input import ChildInput, ModelFiles, WholeCheckpoint
+from services.path_fields import dataset_violations, described, path_violations, tenant_violations
 from services.settings import ServiceSettings
 
 _log = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ def job_configuration(spec: FineTuningJobSpec) -> JobConfig:
 
 def catalogue(settings: ServiceSettings) -> Catalogue:
     """Returns the catalogue of base models of this installation."""
-    return Catalogue(settings.home, settings.models)
+    return Catalogue(settings.home, settings.models, settings.max_model_bytes)
 
 
 async def base_model(catalogue: Catalogue, assignment: Assignment, settings: ServiceSettings) -> ModelFiles:
@@ -96,24 +97,25 @@ def download_progress() -> Callable[[int], None]:
 async def dataset_files(assignment: Assignment, store: ArtifactStore, workdir: Path) -> dict[str, Path]:
     """Downloads datasets. Returns dataset id → file; the file name's extension tells the child the format."""
     files: dict[str, Path] = {}
-    for dataset in assignment.datasets:
+    for index, dataset in enumerate(assignment.datasets):
+        _refuse(dataset_violations(dataset, f"datasets[{index}]"))
         say("fetching_data", dataset.filename, dataset.size_bytes)
-        file = files[dataset.id] = workdir / "sources" / dataset.id / Path(dataset.filename).name
-        await _fetch(store.get_file, f"{assignment.tenant}/{dataset.path}", file, dataset.sha256)
+        file = files[dataset.id] = workdir / "sources" / dataset.id / dataset.filename
+        await _fetch(store.get_file, _stored(assignment, dataset.path), file, dataset.sha256)
     return files
 
 
-async def reusable_shards(assignment: Assignment, store: ArtifactStore, workdir: Path, key: str) -> Path | None:
-    """Downloads token shards with that content key that another job of the tenant has made.
+async def reusable_shards(assignment: Assignment, store: ArtifactStore, parent: Path, key: str) -> Path | None:
+    """Downloads token shards with that content key, which another job of the tenant has made, into `parent`.
 
     Returns None if there are none, or none that verifies: then they are made again.
     """
-    folder = workdir / "made-shards"
+    folder = parent / "made-shards"
     for made in assignment.shards:
         if not key or made.content_key != key:
             continue
         say("fetching_data", "token shards of an earlier job")
-        path = f"{assignment.tenant}/{made.path}"
+        path = _stored(assignment, made.path)
         try:
             await asyncio.to_thread(store.get_folder, path, folder, made.manifest_sha256)
         except (ArtifactMissing, ArtifactCorrupt, OSError) as error:
@@ -129,7 +131,7 @@ async def token_shards(
     """Downloads the token shards of preflight: train/, eval/ and the files beside them."""
     found, folder = assignment.preflight, workdir / "data"
     say("fetching_data", "token shards")
-    path = f"{assignment.tenant}/{found.shards_path}"
+    path = _stored(assignment, found.shards_path)
     await _fetch(store.get_folder, path, folder, found.shards_manifest_sha256, retry_seconds)
     return folder
 
@@ -137,7 +139,7 @@ async def token_shards(
 async def best_checkpoint(assignment: Assignment, store: ArtifactStore, workdir: Path) -> Path:
     """Downloads the best checkpoint of the training."""
     chosen, folder = assignment.training, workdir / "checkpoint"
-    path = f"{assignment.tenant}/{chosen.best_checkpoint_path}"
+    path = _stored(assignment, chosen.best_checkpoint_path)
     say("fetching_checkpoint", f"step {chosen.best_step}")
     await _fetch(store.get_folder, path, folder, chosen.best_checkpoint_manifest_sha256)
     return folder
@@ -156,7 +158,7 @@ async def newest_checkpoint(
     unread = False
     for checkpoint in assignment.checkpoints:
         folder = workdir / "resume" / f"step-{checkpoint.step}"
-        path = f"{assignment.tenant}/{checkpoint.path}"
+        path = _stored(assignment, checkpoint.path)
         say("fetching_checkpoint", f"step {checkpoint.step}", checkpoint.size_bytes)
         try:
             await _fetch(
@@ -168,7 +170,7 @@ async def newest_checkpoint(
             _log.warning("checkpoint of step %d cannot be used, trying an older one: %s", checkpoint.step, error)
         else:
             return WholeCheckpoint(path=folder, manifest_sha256=checkpoint.manifest_sha256), unusable
-    manifests = [f"{assignment.tenant}/{checkpoint.path}/{MANIFEST}" for checkpoint in assignment.checkpoints]
+    manifests = [f"{_stored(assignment, checkpoint.path)}/{MANIFEST}" for checkpoint in assignment.checkpoints]
     if manifests and (unread or not await asyncio.to_thread(lambda: any(map(store.exists, manifests)))):
         steps = ", ".join(map(str, unusable))
         raise SystemFailure(
@@ -179,10 +181,30 @@ async def newest_checkpoint(
     return None, unusable
 
 
+def _stored(assignment: Assignment, path: str) -> str:
+    """Returns a path of the assignment in the artifact store. Raises SystemFailure("BAD_ASSIGNMENT") if it is none."""
+    _refuse(tenant_violations(assignment.tenant, "tenant") or path_violations(path, "path"))
+    return f"{assignment.tenant}/{path}"
+
+
+def _refuse(violations: Sequence[Violation]) -> None:
+    if violations:
+        message = f"The gateway sent an assignment that is not valid. {described(violations)}"
+        raise SystemFailure("BAD_ASSIGNMENT", message, "Ask the operator to check the gateways.")
+
+
 def child_command(
-    settings: ServiceSettings, child_input: ChildInput, workdir: Path, *, gpus: int | None = None
+    settings: ServiceSettings,
+    child_input: ChildInput,
+    workdir: Path,
+    reads: Sequence[Path | None],
+    *,
+    gpus: int | None = None,
 ) -> ChildCommand:
-    """Writes the child's input and returns how to start the child. With 0 GPUs it sees none."""
+    """Writes the child's input and returns how to start the child. With 0 GPUs it sees none.
+
+    `reads` names its inputs outside of `workdir`; None stands for an input that there is not.
+    """
     file = workdir / "input.json"
     file.write_text(child_input.model_dump_json(indent=1), "utf-8")
     return ChildCommand(
@@ -190,6 +212,7 @@ def child_command(
         env=child_environment(settings),
         late_env=child_devices(gpus),
         out_dir=child_input.out_dir,
+        reads=[path for path in reads if path],
     )
 
 
@@ -215,15 +238,17 @@ async def _fetch(
 
 
 def child_environment(settings: ServiceSettings) -> dict[str, str]:
-    """Returns a child's environment: threads and caches."""
-    cache = settings.home / "cache"
+    """Returns a child's environment: its threads."""
     return {
         "OMP_NUM_THREADS": str(settings.child_threads),
         # A waiting thread that spins would take a core that a gateway on the same machine needs.
         "OMP_WAIT_POLICY": "PASSIVE",
-        "HF_HOME": str(cache / "huggingface"),
-        "MPLCONFIGDIR": str(cache / "matplotlib"),
+        # NumPy and Arrow would start threads when they are imported, and a warm spare is confined after its imports.
+        "OPENBLAS_NUM_THREADS": "1",
+        "JE_ARROW_MALLOC_CONF": "background_thread:false",
         "TOKENIZERS_PARALLELISM": "false",
+        # Other pools reserve a gigabyte in advance, which a limit of memory would not see being used.
+        "ARROW_DEFAULT_MEMORY_POOL": "system",
     }
 
 

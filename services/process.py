@@ -16,8 +16,10 @@ from chassis.bus import subjects
 from chassis.bus.event_bus import Bus
 from chassis.bus.node_heartbeat import NodeHeartbeat
 from chassis.bus.permissions import user_name
+from chassis.security import confinement
 from chassis.server.gauges import serve_gauges
 from chassis.server.grpc_server import Mount, serve
+from chassis.server.peer_identity import PeerInterceptor
 from chassis.store.artifact_store import ArtifactStore
 from chassis.telemetry import configure_logging
 from services.hardware import read_hardware
@@ -32,9 +34,22 @@ _HARDWARE_SECONDS: Final = 30.0
 def run(settings: ServiceSettings, stage: Stage, mount: Callable[[StageWorker], Sequence[Mount]]) -> NoReturn:
     """Serves and works until SIGTERM or SIGINT, then drains; a second signal kills running children.
 
-    Exits with status 1 if the port is taken or if pulling work fails: its process manager starts it again.
+    Exits with status 1 if the port is taken or if pulling work fails: its process manager starts it again. Exits with
+    status 1 as well if children must be confined and this kernel cannot do it.
     """
+    if settings.identity is None and not settings.insecure:
+        prefix = f"FTF_{settings.service.upper()}"
+        sys.exit(
+            f"Anybody who reaches its port could call this service. Set {prefix}_SERVICE_CERT, {prefix}_SERVICE_KEY "
+            f"and {prefix}_SERVICE_CA (python -m chassis.security.certificates makes the files), or "
+            f"{prefix}_INSECURE=true on a closed network."
+        )
     configure_logging(settings.service, settings.log_level, as_json=settings.log_json)
+    confinement.hide_from_children()
+    for lack in (lacks := confinement.missing()):
+        _log.warning("%s", lack)
+    if lacks and settings.child_confinement == "required":
+        sys.exit(f"{settings.service}: children cannot be confined, and FTF_CHILD_CONFINEMENT is `required`.")
     serve_gauges(settings.metrics)
     status = 0
     try:
@@ -55,11 +70,23 @@ async def _serve(settings: ServiceSettings, stage: Stage, mount: Callable[[Stage
         asyncio.get_running_loop().add_signal_handler(number, lambda: (again if stop.is_set() else stop).set())
     password = settings.nats_password.get_secret_value()
     inbox = subjects.inbox(user_name(settings.service, settings.pool))
-    bus = await Bus.connect(settings.nats_url, settings.nats_user, password, settings.node_id, inbox=inbox)
+    identity = settings.identity
+    if identity is None:
+        _log.warning("FTF_INSECURE: whoever reaches the port of this service may call it")
+    tls = identity.client_context() if identity else None
+    bus = await Bus.connect(settings.nats_url, settings.nats_user, password, settings.node_id, inbox=inbox, tls=tls)
     worker = StageWorker(bus, ArtifactStore(settings.artifacts), stage, settings, TimeLimits())
     worker.hardware = await asyncio.to_thread(read_hardware, settings.node_id, settings.home)
     # The port comes first: a second process on it must end before it takes work.
-    server = await serve(*mount(worker), listen=settings.listen)
+    if identity is None:
+        server = await serve(*mount(worker), listen=settings.listen)
+    else:
+        server = await serve(
+            *mount(worker),
+            listen=settings.listen,
+            interceptors=[PeerInterceptor()],
+            credentials=identity.server_credentials(),
+        )
     worker.address = settings.advertise or server.address
     heartbeat = NodeHeartbeat(bus, worker.node)
     await worker.start()

@@ -17,6 +17,8 @@ class ServiceSettings(WorkerSettings):
     """The operator's base models, as JSON: alias → folder with config.json, tokenizer.json and safetensors."""
     hub_token: SecretStr = SecretStr("")
     """Token for gated models of the model hub. It stays in this process; children have no network and no secrets."""
+    max_model_bytes: int = Field(default=2 << 40, gt=0)
+    """Maximum size of the files of a base model on the hub, in bytes; a larger one is not downloaded."""
     threads: int = Field(default=0, ge=0, le=1024)
     """Number of threads for a child's computation. 0: the cores this process may use, divided by its slots."""
 

@@ -11,6 +11,7 @@ import psutil
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
+from chassis.security import confinement
 from engine.catalogue import Catalogue
 from engine.errors import JobError
 from standalone import nats
@@ -30,6 +31,7 @@ def checks() -> Iterator[Check]:
     held_by = holder(home)
     yield "home", None, f"{home}, " + (f"held by {held_by}" if held_by else "not in use")
     yield from _configured_models(home)
+    yield from _confinement(home)
     yield _check_free_space("disk", shutil.disk_usage(_existing(home)).free, 2)
     yield _check_free_space("memory", psutil.virtual_memory().available, 4)
 
@@ -41,6 +43,17 @@ def _broker() -> Check:
     except (nats.NatsServerMissing, OSError, subprocess.SubprocessError) as error:
         return "nats-server", False, str(error)
     return "nats-server", True, f"{told.strip().removeprefix('nats-server: ')}, {program}"
+
+
+def _confinement(home: Path) -> Iterator[Check]:
+    name = "children"
+    lacks = confinement.missing()
+    for lack in lacks:
+        yield name, None, lack
+    if not lacks:
+        yield name, True, "they read their inputs, write their own folder, and use no network"
+    if program := confinement.program_folder_around(home):
+        yield name, False, f"{home} is below {program}, which every child can read: set FTF_HOME to another folder"
 
 
 def _configured_models(home: Path) -> Iterator[Check]:

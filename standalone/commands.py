@@ -36,11 +36,17 @@ def register(app: typer.Typer) -> LocalProbe:
 
 def up(
     home: _Home = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all of this machine.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the gateway.")] = 7460,
+    tls_cert: Annotated[
+        Path | None, typer.Option(help="PEM file with your own certificate.", exists=True, dir_okay=False)
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file with its key.", exists=True, dir_okay=False)] = None,
     json: Json = False,
 ) -> None:
-    """Run a complete server on this machine until Ctrl-C. It listens on 127.0.0.1 only."""
+    """Run a complete server until Ctrl-C. Callers need TLS and a key, which clients of your user find by themselves."""
     from standalone.home import HomeTaken, default_home
+    from standalone.listener import InvalidHost, listener_on
     from standalone.nats import NatsServerMissing
     from standalone.processes import StartFailed
     from standalone.up import PortTaken, main
@@ -48,12 +54,15 @@ def up(
     for variable in ("FTF_GATEWAY_LISTEN", "FTF_LISTEN"):
         if variable in os.environ:
             raise CommandFailed(
-                "`ftf up` listens on 127.0.0.1 only, because it has no TLS and no authentication.",
-                advice=f"Unset {variable}; set the port with --port.",
+                f"{variable} is set, but `ftf up` chooses where its processes listen.",
+                advice=f"Unset {variable}; set the address with --host and --port.",
             )
+    if (tls_cert is None) != (tls_key is None):
+        raise CommandFailed("--tls-cert and --tls-key belong together.", advice="Give both, or none.")
     try:
-        main((home or default_home()).expanduser().absolute(), port, make_console(), as_json=json)
-    except (HomeTaken, NatsServerMissing, PortTaken) as error:
+        listener = listener_on(host, port, tls_cert, tls_key)
+        main((home or default_home()).expanduser().absolute(), listener, make_console(), as_json=json)
+    except (HomeTaken, InvalidHost, NatsServerMissing, PortTaken) as error:
         raise CommandFailed(str(error)) from error
     except StartFailed as error:
         raise CommandFailed(str(error), code=JOB_FAILED) from error

@@ -59,7 +59,7 @@ def _run(method: str, request: Message, files: Mapping[str, Path], response: M) 
     """Returns `response`, filled by the child. Raises the exception that the same error of a server becomes."""
     from chassis.child.query import Query, read_reply
     from chassis.errors import ServiceError
-    from engine.data.template_limits import CPU_LIMIT, killed_by_template
+    from engine.data.work_limits import WorkLimits
 
     # The child creates it on first use, with a mode that lets everybody read it.
     default_home().mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -69,8 +69,7 @@ def _run(method: str, request: Message, files: Mapping[str, Path], response: M) 
         # A query may take minutes, and must not outlive the `ftf` that waits for it.
         command = guarded([sys.executable, "-m", "services.probe.queries", str(query.write(folder))])
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-        refusals = {-CPU_LIMIT: killed_by_template()}
         try:
-            return read_reply(query.out_dir, response, done.returncode, done.stderr.splitlines(), refusals)
+            return read_reply(query.out_dir, response, done.returncode, done.stderr.splitlines(), WorkLimits().deaths())
         except ServiceError as error:
             raise from_status(error.status()) from None

@@ -6,12 +6,15 @@ import asyncio
 import os
 import secrets
 import shutil
+import ssl
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from chassis.bus.permissions import BusUser
+from chassis.security.certificates import CertificateFiles
+from chassis.security.identity import Identity
 from standalone.ports import LOOPBACK
 
 _CONFIG = """\
@@ -21,6 +24,8 @@ max_payload: 8MB
 # A stopped or disconnected process still receives requests of its queue group until it is dropped.
 ping_interval: "5s"
 ping_max: 2
+# Clients begin with TLS: a password never travels in the clear.
+tls {{ cert_file: {certificate}, key_file: {key}, handshake_first: true }}
 jetstream {{
   store_dir: {store}
   # An acknowledged message is on disk.
@@ -49,6 +54,8 @@ class NatsServer:
     passwords: Mapping[str, str]
     """Password of each user of the broker."""
     argv: tuple[str, ...]
+    tls: ssl.SSLContext
+    """The context of a connection to it."""
 
     @property
     def url(self) -> str:
@@ -57,7 +64,7 @@ class NatsServer:
     async def ready(self) -> bool:
         """Returns True if the server greets a connection."""
         try:
-            reader, writer = await asyncio.open_connection(LOOPBACK, self.port)
+            reader, writer = await asyncio.open_connection(LOOPBACK, self.port, ssl=self.tls)
         except OSError:
             return False
         try:
@@ -87,8 +94,11 @@ def _quoted(path: Path) -> str:
     return f'"{"".join(plain)}"'
 
 
-def configure(folder: Path, port: int, users: Iterable[BusUser]) -> NatsServer:
-    """Writes the configuration, with a new password for each user, into `folder`, which also has the server's data."""
+def configure(folder: Path, port: int, users: Iterable[BusUser], certificate: CertificateFiles) -> NatsServer:
+    """Writes the configuration, with a new password for each user, into `folder`, which also has the server's data.
+
+    The certificate has the name 127.0.0.1.
+    """
     program = binary()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     passwords: dict[str, str] = {}
@@ -96,9 +106,17 @@ def configure(folder: Path, port: int, users: Iterable[BusUser]) -> NatsServer:
     for user in users:
         passwords[user.name] = secrets.token_hex(24)
         entries.append(user.configuration(f'"{passwords[user.name]}"'))
-    text = _CONFIG.format(host=LOOPBACK, port=port, store=_quoted(folder / "store"), users="\n".join(entries))
+    text = _CONFIG.format(
+        host=LOOPBACK,
+        port=port,
+        store=_quoted(folder / "store"),
+        users="\n".join(entries),
+        certificate=_quoted(certificate.certificate),
+        key=_quoted(certificate.key),
+    )
     path = folder / "nats.conf"
     path.unlink(missing_ok=True)
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
         file.write(text)
-    return NatsServer(port, passwords, (str(program), "--config", str(path)))
+    tls = Identity(certificate).client_context()
+    return NatsServer(port, passwords, (str(program), "--config", str(path)), tls)

@@ -207,12 +207,11 @@ def tail(log: Path, lines: int = _TAIL_LINES) -> str:
     return "\n".join(text.splitlines()[-lines:]) or "(nothing)"
 
 
-def serving(address: str) -> Callable[[], Awaitable[bool]]:
+def serving(open_channel: Callable[[], grpc.aio.Channel]) -> Callable[[], Awaitable[bool]]:
     """Returns the readiness check of a gRPC server: its health check answers SERVING."""
 
     async def ready() -> bool:
-        # A web proxy does not reach the ports of this machine.
-        async with grpc.aio.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        async with open_channel() as channel:
             try:
                 answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=2)
             except grpc.aio.AioRpcError:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
+import grpc
+
 from chassis.bus.permissions import DEFAULT_POOL, gateway_user, worker_user
+from chassis.security.certificates import CertificateAuthority, CertificateFiles
+from chassis.security.identity import Identity
 from standalone import nats
+from standalone.listener import Listener
 from standalone.ports import LOOPBACK, free_port
 from standalone.processes import Program, SupervisedProcess, serving
 
@@ -21,36 +26,56 @@ _DRAIN_SECONDS = 75.0
 class Stack:
     """The processes of one home folder. `processes` has them by name after the start."""
 
-    def __init__(self, home: Path, port: int, notify: Callable[[str], None]) -> None:
+    def __init__(self, home: Path, listener: Listener, notify: Callable[[str], None]) -> None:
         self.home = home
-        self.address = f"{LOOPBACK}:{port}"
+        self.listener = listener
+        self.address = listener.local_address
         self.logs = home / "logs"
+        self.operator_key_file = home / "operator.key"
         self.processes: dict[str, SupervisedProcess] = {}
         self._notify = notify
+
+    @property
+    def authority_file(self) -> Path:
+        """The authority's certificate, for clients on other machines."""
+        return self.home / "tls" / "ca" / "cert.pem"
 
     async def start(self) -> None:
         """Returns when every process is ready.
 
         Raises StartFailed or NatsServerMissing; the processes that were started until then keep running.
         """
+        authority = CertificateAuthority.open(self.home / "tls" / "ca")
+        files = {
+            name: authority.issue(self.home / "tls" / name, name, hosts)
+            for name, hosts in (
+                ("nats", (LOOPBACK,)),
+                ("gateway", self.listener.names),
+                *((service, ()) for service in SERVICES),
+            )
+        }
         users = {"gateway": gateway_user(), **{name: worker_user(name) for name in SERVICES}}
         users["trainer"] = worker_user("trainer", os.environ.get("FTF_TRAINER_POOL", DEFAULT_POOL))
-        broker = nats.configure(self.home / "nats", free_port(), users.values())
+        broker = nats.configure(self.home / "nats", free_port(), users.values(), files["nats"])
         await self._keep(Program("nats-server", broker.argv, broker.ready)).start()
-        programs = [
-            self._server(
-                name,
-                "gateway" if name == "gateway" else f"services.{name}",
-                self.address if name == "gateway" else f"{LOOPBACK}:{free_port()}",
-                {
-                    "NATS_URL": broker.url,
-                    "NATS_USER": user.name,
-                    "NATS_PASSWORD": broker.passwords[user.name],
-                },
-                stop_seconds=10.0 if name == "gateway" else _DRAIN_SECONDS,
-            )
-            for name, user in users.items()
-        ]
+
+        def connection(name: str) -> dict[str, str]:
+            return {
+                "NATS_URL": broker.url,
+                "NATS_USER": users[name].name,
+                "NATS_PASSWORD": broker.passwords[users[name].name],
+                "SERVICE_CERT": str(files[name].certificate),
+                "SERVICE_KEY": str(files[name].key),
+                "SERVICE_CA": str(files[name].authority),
+                # What the user has set for other processes must not open these.
+                "INSECURE": "false",
+            }
+
+        gateway = Identity(files["gateway"])
+        programs = [self._gateway(files["gateway"], connection("gateway"))]
+        for name in SERVICES:
+            address = f"{LOOPBACK}:{free_port()}"
+            programs.append(self._service(name, address, connection(name), gateway))
         # All are registered before any is started: if one start fails, `stop` must find all others.
         await asyncio.gather(*(kept.start() for kept in [self._keep(program) for program in programs]))
 
@@ -69,10 +94,42 @@ class Stack:
         self.processes[program.name] = kept
         return kept
 
-    def _server(
-        self, name: str, module: str, address: str, broker: Mapping[str, str], *, stop_seconds: float
+    def _gateway(self, own: CertificateFiles, connection: Mapping[str, str]) -> Program:
+        settings = {
+            "LISTEN": self.listener.listen,
+            "TLS_CERT": str(self.listener.certificate or own.certificate),
+            "TLS_KEY": str(self.listener.key or own.key),
+            "OPERATOR_KEY_FILE": str(self.operator_key_file),
+            **connection,
+        }
+        # Its health is open to everybody; only who it is has to be known.
+        certificate = self.listener.certificate or own.authority
+        trusted = grpc.ssl_channel_credentials(certificate.read_bytes())
+        ready = serving(lambda: _channel(self.address, trusted, "" if self.listener.certificate else "gateway"))
+        return self._program("gateway", "gateway", settings, ready, stop_seconds=10.0)
+
+    def _service(self, name: str, address: str, connection: Mapping[str, str], gateway: Identity) -> Program:
+        ready = serving(lambda: _channel(address, gateway.channel_credentials(), name))
+        settings = {"LISTEN": address, **connection}
+        return self._program(name, f"services.{name}", settings, ready, stop_seconds=_DRAIN_SECONDS)
+
+    def _program(
+        self,
+        name: str,
+        module: str,
+        settings: Mapping[str, str],
+        ready: Callable[[], Awaitable[bool]],
+        *,
+        stop_seconds: float,
     ) -> Program:
-        settings = {"HOME": str(self.home), "LISTEN": address, **broker}
         # Settings named for the service override those that the user has set for all processes.
-        env = {f"FTF_{name.upper()}_{key}": value for key, value in settings.items()}
-        return Program(name, (sys.executable, "-m", module), serving(address), env, stop_seconds)
+        env = {f"FTF_{name.upper()}_{key}": value for key, value in {"HOME": str(self.home), **settings}.items()}
+        return Program(name, (sys.executable, "-m", module), ready, env, stop_seconds)
+
+
+def _channel(address: str, credentials: grpc.ChannelCredentials, name: str) -> grpc.aio.Channel:
+    # A web proxy does not reach the ports of this machine.
+    options: list[tuple[str, int | str]] = [("grpc.enable_http_proxy", 0)]
+    if name:
+        options.append(("grpc.ssl_target_name_override", name))
+    return grpc.aio.secure_channel(address, credentials, options=options)

@@ -1,4 +1,5 @@
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -6,6 +7,8 @@ import pytest
 
 from tests.servers.nats import NatsServer
 
+# Servers of tests must not leave their keys in the developer's own file.
+os.environ["FTF_CREDENTIALS"] = f"{tempfile.mkdtemp(prefix='ftf-test-credentials-')}/credentials.json"
 # It takes seconds of the processor from the tests beside it; those about it ask for it.
 os.environ.setdefault("FTF_TRAINER_WARM_SPARE", "false")
 # Tests stop servers on purpose; at a lower level gRPC's client logs each of them ("Got goaway").

@@ -234,7 +234,6 @@ class Attempt:
             return failed("STALLED", str(error), "The job is retried if attempts are left.")
         except Exception as error:  # noqa: BLE001 - becomes the event that ends the attempt
             return self._preparation_failure(error)
-        command.out_dir.mkdir(parents=True, exist_ok=True)
         child = self._child = await self._context.spare.start(command, workdir)
         failpoint("child.started")
         self._spool.record.child_pid = child.pid
@@ -368,12 +367,9 @@ class Attempt:
                 "`python -m services.trainer`; it saves a checkpoint first."
             )
             return failed("KILLED", f"The worker was ended by {signal.Signals(-status).name}.", advice, lines)
-        if status == -signal.SIGVTALRM:
-            # A child sets itself this limit around a template of the caller, which cannot be ended in any other way.
-            advice = "Simplify the row template or chat_template."
-            failure = failed("CPU_LIMIT", "A template used more CPU time than allowed.", advice, lines)
-            failure.fault = fine_tuning_job_pb2.FAULT_USER_ERROR
-            return failure
+        if limit := _own_limit(status, lines):
+            limit.fault = fine_tuning_job_pb2.FAULT_USER_ERROR
+            return limit
         if tells_of_full_disk(lines[-5:]):
             return failed("DISK_FULL", f"The worker could not write: {lines[-1]}", _ROOM, lines)
         how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
@@ -426,6 +422,23 @@ class Attempt:
     def _labels(self) -> dict[str, Any]:
         stage = fine_tuning_job_pb2.Stage.Name(self.assignment.stage)
         return {"job_id": self.assignment.job_id, "stage": stage, "attempt": self.assignment.attempt}
+
+
+def _own_limit(status: int, lines: list[str]) -> event_pb2.StageFailed | None:
+    """Returns the failure of a child that a limit ended which it has set itself, around what cannot be ended in any
+    other way."""
+    match -status:
+        case signal.SIGVTALRM:
+            advice = "Simplify the row template or chat_template."
+            return failed("CPU_LIMIT", "A template used more CPU time than allowed.", advice, lines)
+        case signal.SIGPROF:
+            message = "The base model's tokenizer (tokenizer.json) takes far longer to encode texts than allowed."
+            return failed("BAD_TOKENIZER", message, "Use another base model.", lines)
+        case signal.SIGXCPU:
+            message = "The worker used more processor time than the operator allows."
+            advice = "Use fewer rows, or ask the operator to raise FTF_PROBE_MAX_PREFLIGHT_SECONDS."
+            return failed("PROCESSOR_TIME_EXCEEDED", message, advice, lines)
+    return None
 
 
 async def _cancelled(task: asyncio.Task[Any]) -> None:

@@ -31,6 +31,7 @@ from chassis.child.child_process import kill_leftover, kill_processes_of
 from chassis.child.spare import Spare
 from chassis.events import event_of
 from chassis.failpoints import failpoint
+from chassis.security.confinement import ChildLimits
 from chassis.settings import WorkerSettings
 from chassis.store.artifact_store import ArtifactStore
 from finetuneflow.v1 import event_pb2, fine_tuning_job_pb2, hardware_pb2, work_pb2
@@ -63,7 +64,12 @@ class StageWorker:
         """Hardware of this machine and its free resources."""
         command = stage.spare() if isinstance(stage, Sparing) and settings.warm_spare else None
         self._limits = limits
-        spare = Spare(command, settings.home / stage.service, linger_seconds=limits.child_linger_seconds)
+        spare = Spare(
+            command,
+            settings.home / stage.service,
+            limits=ChildLimits(settings.child_file_bytes, settings.child_memory_bytes),
+            linger_seconds=limits.child_linger_seconds,
+        )
         self._context = WorkerContext(bus, store, stage, settings, spare, limits)
         self._start_time = time.time()
         self._spools = settings.home / stage.service / "spool"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from typing import Any, Final, Self, TypeVar
 
@@ -104,7 +105,17 @@ class Handlers:
 class Connection:
     """A connection that reconnects until it is closed."""
 
-    def __init__(self, url: str, user: str, password: str, name: str, *, inbox: str, echo: bool) -> None:
+    def __init__(
+        self,
+        url: str,
+        user: str,
+        password: str,
+        name: str,
+        *,
+        inbox: str,
+        echo: bool,
+        tls: ssl.SSLContext | None,
+    ) -> None:
         self._options: dict[str, Any] = {
             "servers": [part.strip() for part in url.split(",")],
             "user": user or None,
@@ -123,6 +134,9 @@ class Connection:
             "reconnected_cb": self._on_reconnect,
             "closed_cb": self._on_closed,
         }
+        if tls is not None:
+            # Otherwise the client would send its password in the clear to a server that does not ask for TLS.
+            self._options |= {"tls": tls, "tls_handshake_first": True}
         self.connections = 0
         """Number of connections made so far. If it changed, the server may be another one."""
         self._client: Client | None = None
@@ -144,13 +158,17 @@ class Connection:
         *,
         inbox: str = "_INBOX",
         echo: bool = True,
+        tls: ssl.SSLContext | None = None,
     ) -> Self:
         """Connects. If no server is reachable, returns after `wait_seconds` and keeps trying in the background.
 
         `inbox` is the prefix of the subjects on which answers are received. Without `echo`, messages sent on this
-        connection are not received on it, requests included. Raises BusRefused if a server refuses the credentials.
+        connection are not received on it, requests included. With `tls`, the connection is encrypted before anything is
+        sent: the server needs `handshake_first` in its configuration, and a certificate with the host name of `url`.
+
+        Raises BusRefused if a server refuses the credentials.
         """
-        bus = cls(url, user, password, name, inbox=inbox, echo=echo)
+        bus = cls(url, user, password, name, inbox=inbox, echo=echo, tls=tls)
         bus._connector = asyncio.create_task(bus._keep_connected(), name="bus")
         attached = asyncio.ensure_future(bus._attached.wait())
         first: set[asyncio.Future[Any]] = {attached, bus._refused}

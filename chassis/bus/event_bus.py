@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import ssl
 from typing import Final
 
 from google.protobuf.message import DecodeError
@@ -46,8 +47,18 @@ _SLOT_TAKEN: Final = 10077
 class Bus(Connection):
     """A connection with the operations of this system."""
 
-    def __init__(self, url: str, user: str, password: str, name: str, *, inbox: str, echo: bool) -> None:
-        super().__init__(url, user, password, name, inbox=inbox, echo=echo)
+    def __init__(
+        self,
+        url: str,
+        user: str,
+        password: str,
+        name: str,
+        *,
+        inbox: str,
+        echo: bool,
+        tls: ssl.SSLContext | None,
+    ) -> None:
+        super().__init__(url, user, password, name, inbox=inbox, echo=echo, tls=tls)
         self._work_stream = ""
         self._work_sequence = 0
         self._work_connection = 0

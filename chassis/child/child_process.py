@@ -19,6 +19,7 @@ from typing import Final
 import psutil
 
 from chassis.child.pipe import CONTROL_FD, EVENT_FD
+from chassis.security.confinement import Confinement, confined
 
 _log = logging.getLogger(__name__)
 
@@ -58,8 +59,9 @@ def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
     passed = {
         key: value for key, value in os.environ.items() if key in _PASSED_ON or key.startswith(_PASSED_ON_PREFIXES)
     }
-    offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
-    return {**passed, **offline, **extra}
+    offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    # A module in the folder where it works, which holds a user's files, must not be imported.
+    return {**passed, **offline, "PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1", **extra}
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,8 @@ class ChildCommand:
     """True if it cannot use a warm spare, because it needs what that has not imported."""
     on_cpu: bool = False
     """True if it computes on the CPU for long: no spare is warmed up beside it."""
+    reads: Sequence[Path] = ()
+    """Files and folders that it reads outside of the folder where it works, such as its model."""
 
 
 class Child:
@@ -105,10 +109,17 @@ class Child:
 
     @classmethod
     async def start(
-        cls, argv: Sequence[str], env: Mapping[str, str], cwd: Path, *, linger_seconds: float = LINGER_SECONDS
+        cls,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        cwd: Path,
+        *,
+        confinement: Confinement | None = None,
+        linger_seconds: float = LINGER_SECONDS,
     ) -> Child:
         """Starts a child; `env` is added to what every child gets. Raises OSError if it cannot be started.
 
+        Without a `confinement` it may do what its user may: for programs that touch no user's data.
         A process that left the child's group may hold its pipes open: they are read for `linger_seconds` after the
         child has exited, and no longer.
         """
@@ -120,7 +131,7 @@ class Child:
             given = child_environment(env) | {EVENT_FD: str(event_write), CONTROL_FD: str(control_read)}
             # Blocks for a vfork only, and must happen in this thread: the child dies with the thread that started it.
             process = subprocess.Popen(  # noqa: ASYNC220
-                list(argv),
+                confined(argv, confinement) if confinement else list(argv),
                 env=given,
                 cwd=cwd,
                 pass_fds=(event_write, control_read),

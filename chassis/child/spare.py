@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import itertools
 import json
 import logging
@@ -16,12 +17,15 @@ from pathlib import Path
 from typing import Final
 
 from chassis.child.child_process import LINGER_SECONDS, WORKDIR, Child, ChildCommand
+from chassis.security.confinement import ChildLimits, Confinement, Files
 
 _log = logging.getLogger(__name__)
 
 _START_SECONDS: Final = 60.0
 """Time that a spare gets to confirm its start. It may still be importing."""
 _BACKOFF_SECONDS: Final = (1.0, 5.0, 30.0, 300.0)
+_SCRATCH: Final = "scratch"
+"""Folder for a child's temporary files and caches, below the one where it works."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +42,21 @@ class Spare:
 
     There is at most one spare, it is used once, and there is none beside a child that computes on the CPU: it would
     take cores and memory from it. If the spare fails, the child is started cold.
+
+    Every child is confined: it reads the folder where it works and `reads` of its command, writes `out_dir` and a
+    scratch folder, and uses no network. A spare is confined in this way before it learns its input.
     """
 
-    def __init__(self, command: SpareCommand | None, folder: Path, *, linger_seconds: float = LINGER_SECONDS) -> None:
+    def __init__(
+        self,
+        command: SpareCommand | None,
+        folder: Path,
+        *,
+        limits: ChildLimits | None = None,
+        linger_seconds: float = LINGER_SECONDS,
+    ) -> None:
         """`folder` is the spare's folder; without a command there is no spare. `linger_seconds`: see `Child.start`."""
+        self._limits = limits or ChildLimits()
         self._command = command
         self._folder = folder
         self._linger_seconds = linger_seconds
@@ -68,10 +83,13 @@ class Spare:
 
     async def start(self, command: ChildCommand, cwd: Path) -> Child:
         """Starts a child that works on the command's input in `cwd`. Raises OSError if it cannot be started."""
-        child = await self._take(command, cwd)
+        for folder in (command.out_dir, scratch := cwd / _SCRATCH):
+            folder.mkdir(parents=True, exist_ok=True)
+        files = Files.of(reads=[cwd, *command.reads], writes=[command.out_dir, scratch])
+        child = await self._take(command, files, cwd)
         if not child:
             env = {**command.env, **_late_environment(command, cwd)}
-            child = await Child.start(command.argv, env, cwd, linger_seconds=self._linger_seconds)
+            child = await self._start(command.argv, env, cwd, files)
         if self._command:
             if command.on_cpu:
                 self._computing.add(child)
@@ -86,7 +104,7 @@ class Spare:
                 raise
         return child
 
-    async def _take(self, command: ChildCommand, cwd: Path) -> Child | None:
+    async def _take(self, command: ChildCommand, files: Files, cwd: Path) -> Child | None:
         if command.cold:
             return None
         child, self._child = self._child, None
@@ -100,7 +118,12 @@ class Spare:
             child.close()
             return None
         try:
-            start = {"input": command.argv[-1], "cwd": str(cwd), "env": _late_environment(command, cwd)}
+            start = {
+                "input": command.argv[-1],
+                "cwd": str(cwd),
+                "env": _late_environment(command, cwd),
+                "files": dataclasses.asdict(files),
+            }
             child.control(f"start {json.dumps(start)}")
             async with asyncio.timeout(_START_SECONDS), contextlib.aclosing(child.frames()) as frames:
                 async for _ in frames:
@@ -140,9 +163,7 @@ class Spare:
         for delay in itertools.chain(_BACKOFF_SECONDS, itertools.repeat(_BACKOFF_SECONDS[-1])):
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
-                child = self._child = await Child.start(
-                    command.argv, command.env, self._folder, linger_seconds=self._linger_seconds
-                )
+                child = self._child = await self._start(command.argv, command.env, self._folder, None)
             except OSError as error:
                 _log.warning("no warm spare could be started: %s", error)
             else:
@@ -156,6 +177,12 @@ class Spare:
                 _log.warning("the warm spare ended; children start cold meanwhile: %s", child.last_lines()[-3:])
             await asyncio.sleep(delay)
 
+    async def _start(self, argv: Sequence[str], env: Mapping[str, str], cwd: Path, files: Files | None) -> Child:
+        confinement = Confinement(self._limits, files)
+        return await Child.start(argv, env, cwd, confinement=confinement, linger_seconds=self._linger_seconds)
+
 
 def _late_environment(command: ChildCommand, cwd: Path) -> dict[str, str]:
-    return {**command.late_env, WORKDIR: str(cwd)}
+    # Libraries keep caches in the home folder, which a child cannot use.
+    scratch = str(cwd / _SCRATCH)
+    return {**command.late_env, WORKDIR: str(cwd), "HOME": scratch, "TMPDIR": scratch}

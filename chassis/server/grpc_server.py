@@ -7,6 +7,7 @@ import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import grpc
@@ -25,7 +26,10 @@ from chassis.errors import (
     Unimplemented,
     from_caller_fault,
     from_system_fault,
+    unreadable_request,
 )
+from chassis.server.access_policy import policies
+from chassis.server.handler_wrapping import Context, Streaming, Unary, Unreadable, answer_of, wrapped
 
 _log = logging.getLogger(__name__)
 
@@ -80,9 +84,19 @@ class Server:
         await self._server.wait_for_termination()
 
 
-async def serve(*mounts: Mount, listen: str) -> Server:
-    """Starts a server on `listen` (host:port; port 0 selects a free port). Raises OSError if the port is taken."""
-    server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=_OPTIONS)
+async def serve(
+    *mounts: Mount,
+    listen: str,
+    interceptors: Sequence[grpc.aio.ServerInterceptor] = (),  # type: ignore[type-arg] # generic in the stubs only
+    credentials: grpc.ServerCredentials | None = None,
+) -> Server:
+    """Starts a server on `listen` (host:port; port 0 selects a free port). Raises OSError if the port is taken, and
+    ValueError if a method has no access policy.
+
+    `interceptors` decide who may call; what they raise becomes a status. Without `credentials` nothing is encrypted.
+    """
+    policies(mount.descriptor for mount in mounts)
+    server = grpc.aio.server(interceptors=[ErrorInterceptor(), *interceptors], options=_OPTIONS)
     for mount in mounts:
         mount.add(mount.servicer, server)
     names = [mount.descriptor.full_name for mount in mounts]
@@ -91,7 +105,7 @@ async def serve(*mounts: Mount, listen: str) -> Server:
     health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
     reflection.enable_server_reflection((*names, health_name, reflection.SERVICE_NAME), server)
     try:
-        port = server.add_insecure_port(listen)
+        port = server.add_secure_port(listen, credentials) if credentials else server.add_insecure_port(listen)
     except RuntimeError as error:
         raise OSError(f"cannot listen on {listen}: {error}") from error
     if port == 0:
@@ -113,26 +127,14 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # 
         if handler is None:
             return None
         method: str = handler_call_details.method
-        shapes: dict[tuple[bool, bool], tuple[str, Callable[..., Any]]] = {
-            (False, False): ("unary_unary", grpc.unary_unary_rpc_method_handler),
-            (False, True): ("unary_stream", grpc.unary_stream_rpc_method_handler),
-            (True, False): ("stream_unary", grpc.stream_unary_rpc_method_handler),
-            (True, True): ("stream_stream", grpc.stream_stream_rpc_method_handler),
-        }
-        attribute, build = shapes[handler.request_streaming, handler.response_streaming]
-        wrap = _wrap_stream if handler.response_streaming else _wrap_unary
-        return build(
-            wrap(getattr(handler, attribute), method),
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
-        )
+        return wrapped(handler, partial(_map_errors, method=method), partial(_map_stream_errors, method=method))
 
 
-def _wrap_unary(behaviour: Callable[..., Any], method: str) -> Callable[..., Any]:
-    async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+def _map_errors(behaviour: Callable[..., Any], *, method: str) -> Unary:
+    async def call(request: Any, context: Context) -> Any:
         try:
-            answer = behaviour(request, context)
-            return await answer if hasattr(answer, "__await__") else answer
+            _check_readable(request)
+            return await answer_of(behaviour, request, context)
         except Exception as error:  # noqa: BLE001 - the one place where every error becomes a status
             failure = error
         return await _abort(context, failure, method)
@@ -140,9 +142,10 @@ def _wrap_unary(behaviour: Callable[..., Any], method: str) -> Callable[..., Any
     return call
 
 
-def _wrap_stream(behaviour: Callable[..., Any], method: str) -> Callable[..., Any]:
-    async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+def _map_stream_errors(behaviour: Callable[..., Any], *, method: str) -> Streaming:
+    async def call(request: Any, context: Context) -> AsyncIterator[Any]:
         try:
+            _check_readable(request)
             answers = behaviour(request, context)
             if hasattr(answers, "__aiter__"):
                 # Closed at once: resources of a cancelled stream must not wait for the garbage collector.
@@ -159,7 +162,12 @@ def _wrap_stream(behaviour: Callable[..., Any], method: str) -> Callable[..., An
     return call
 
 
-async def _abort(context: grpc.aio.ServicerContext[Any, Any], failure: Exception, method: str) -> None:
+def _check_readable(request: object) -> None:
+    if isinstance(request, Unreadable):
+        raise unreadable_request()
+
+
+async def _abort(context: Context, failure: Exception, method: str) -> None:
     if isinstance(failure, grpc.aio.AbortError):
         raise failure
     if isinstance(failure, grpc.aio.AioRpcError) and failure.code() is not grpc.StatusCode.UNKNOWN:
@@ -171,7 +179,7 @@ async def _abort(context: grpc.aio.ServicerContext[Any, Any], failure: Exception
     await context.abort(_grpc_code(status), status.message, ((DETAILS_KEY, status.SerializeToString()),))
 
 
-def to_service_error(failure: Exception, context: grpc.aio.ServicerContext[Any, Any], method: str) -> ServiceError:
+def to_service_error(failure: Exception, context: Context, method: str) -> ServiceError:
     """Maps an exception to the error that the caller gets; the only place that does."""
     if isinstance(failure, ServiceError):
         return failure

@@ -9,7 +9,7 @@ from typing import IO
 from engine.data.endings import ending_of
 from engine.data.files import read_rows
 from engine.data.json_files import read_json_lines, refuse_other_json
-from engine.data.rows import MAX_ROW_BYTES, Row, RowProblem
+from engine.data.rows import MAX_ROW_BYTES, Row, RowProblem, size_of
 from engine.data.streams import open_rows
 
 
@@ -24,6 +24,8 @@ class BlockSize:
 
 
 BLOCK_SIZE = BlockSize()
+_MAX_READ_BYTES = 32 << 20
+"""Size of the values above which a block of parsed rows ends, so that long rows take bounded memory."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,13 @@ def read_blocks(path: Path, max_length: int, size: BlockSize) -> Iterator[Block]
             yield from _of_lines(file, size.num_bytes)
         return
     rows: list[Row | RowProblem] = []
+    num_bytes = 0
     for row in read_rows(path, max_length):
         rows.append(row)
-        if len(rows) == size.num_rows:
+        num_bytes += size_of(row.values) if isinstance(row, Row) else 0
+        if len(rows) == size.num_rows or num_bytes > _MAX_READ_BYTES:
             yield Block(read=rows)
-            rows = []
+            rows, num_bytes = [], 0
     if rows:
         yield Block(read=rows)
 

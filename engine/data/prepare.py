@@ -17,11 +17,15 @@ from engine.data.split import Progress, Split
 from engine.data.statistics import RowCounts, Statistics
 from engine.data.tokenizer import Tokenizer
 from engine.data.validation import Report
-from engine.errors import JobError
+from engine.data.work_limits import WorkLimits
+from engine.errors import JobError, LimitExceeded
 from engine.file_hash import sha256_of
 
 MIN_BYTES = 4 * 2**20
 """Bytes of data below which processes take longer to start than they save."""
+
+_TOKEN_BYTES = 8
+"""Bytes of a token in a shard: its id and its label."""
 
 
 @dataclass
@@ -86,6 +90,7 @@ def prepare(
     processes: int = 1,
     key: str = "",
     *,
+    limits: WorkLimits = WorkLimits(),  # noqa: B008 - it cannot be changed
     min_bytes: int = MIN_BYTES,
     block_size: BlockSize = BLOCK_SIZE,
 ) -> Prepared:
@@ -98,7 +103,7 @@ def prepare(
     Rows are deduplicated within their phase, then split by the job's seed over all phases together, then sampled by the
     weights of their sources, then truncated to max_length. With `processes` above 1, data of `min_bytes` or more is
     tokenised in that many child processes, in blocks of `block_size`; the output is the same. `key` is the
-    `content_key`, if it is already known.
+    `content_key`, if it is already known. Raises LimitExceeded for data beyond the `limits`.
 
     Problems and warnings are added to `report`, also if a JobError is raised: EMPTY_DATASET, BAD_DATA (rows with
     problems), UNKNOWN_COLUMN, TOO_FEW_ROWS, NOTHING_TO_TRAIN, and those of files, formats, templates, tokenizer, spans.
@@ -108,7 +113,7 @@ def prepare(
     key = key or content_key(config, tokenizer_dir, {name: sha256_of(path) for name, path in sources.items()})
     packs = _packs(config)
     with contextlib.ExitStack() as stack:
-        crew = stack.enter_context(_crew(config, tokenizer_dir, tokenizer, sources, processes, min_bytes))
+        crew = stack.enter_context(_crew(config, tokenizer_dir, tokenizer, sources, processes, min_bytes, limits))
         split = Split(config, crew, sources, report, progress, block_size)
         report.refuse()
         out.mkdir(parents=True, exist_ok=True)
@@ -117,6 +122,7 @@ def prepare(
             evaluated = stack.enter_context(ShardWriter(out / "eval", f"{key[:16]}-eval"))
             eval_rows = stack.enter_context((out / "eval_rows.jsonl").open("w", encoding="utf-8"))
         for phase, made in split.tokenised(keep=True):
+            _check_size(split, limits)
             if made.train:
                 packs[phase].add(made.train.lengths.tolist())
                 train.write(made.train)
@@ -139,23 +145,27 @@ def examine(
     progress: Progress,
     report: Report,
     processes: int = 1,
+    limits: WorkLimits = WorkLimits(),  # noqa: B008 - it cannot be changed
 ) -> Prepared | None:
     """Counts what `prepare` would write for the valid rows, without writing anything. All problems that would refuse a
     job are added to `report`. Returns None if an error stopped the counting.
 
-    Raises JobError if the tokenizer cannot be used.
+    Raises JobError if the tokenizer cannot be used, and LimitExceeded for data beyond the `limits`.
     """
     tokenizer = Tokenizer(tokenizer_dir, config.chat_template)
     packs = _packs(config)
     try:
-        with _crew(config, tokenizer_dir, tokenizer, sources, processes, MIN_BYTES) as crew:
+        with _crew(config, tokenizer_dir, tokenizer, sources, processes, MIN_BYTES, limits) as crew:
             split = Split(config, crew, sources, report, progress, BLOCK_SIZE)
             for phase, made in split.tokenised(keep=False):
+                _check_size(split, limits)
                 if made.train:
                     packs[phase].add(made.train.lengths.tolist())
         split.warn_about_long_rows()
         if not report.num_errors:
             split.refuse_untrainable()
+    except LimitExceeded:
+        raise
     except JobError as error:
         place = next((v.field for v in error.violations), "")
         report.refused(place.removeprefix("spec.").partition(".")[0] or "training_data[0]", error)
@@ -170,10 +180,17 @@ def _crew(
     sources: Mapping[str, Path],
     processes: int,
     min_bytes: int,
+    limits: WorkLimits,
 ) -> Crew:
     size = sum(path.stat().st_size for path in sources.values())
     alone = processes == 1 or size < min_bytes
-    return Crew(config, tokenizer_dir, tokenizer, 0 if alone else processes)
+    return Crew(config, tokenizer_dir, tokenizer, 0 if alone else processes, limits)
+
+
+def _check_size(split: Split, limits: WorkLimits) -> None:
+    """Raises LimitExceeded if the tokens so far exceed a limit."""
+    num_tokens = split.train.num_tokens + split.eval.num_tokens
+    limits.check_size(num_tokens, num_tokens * _TOKEN_BYTES)
 
 
 def _packs(config: JobConfig) -> list[PackCount]:

@@ -9,7 +9,7 @@ from engine.data.files import read_rows
 from engine.data.rows import RowProblem
 from engine.data.sources import Source
 from engine.data.spans import IGNORED, effect_of, tokens_of, whole_text
-from engine.data.template_limits import TEMPLATE_EXCEEDED
+from engine.data.template_limits import ends_work
 from engine.data.tokenizer import Tokenizer
 from engine.errors import JobError
 
@@ -66,7 +66,7 @@ def preview(config: JobConfig, tokenizer_dir: Path, path: Path, first_row: int) 
         try:
             tokens = tokens_of(item, tokenizer, hyper.loss_on, hyper.max_length, hyper.truncation)
         except JobError as error:
-            if error.reason == TEMPLATE_EXCEEDED:
+            if ends_work(error):
                 raise
             problem = RowProblem(item.row, "", error.reason, f"{error.message} {error.advice}", effect_of(error))
             yield Preview(item.row, problem=problem)

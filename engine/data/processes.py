@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -22,8 +22,8 @@ from typing import Any, Self
 
 from engine.config.job import JobConfig
 from engine.data.block_tokenizer import Alive, BlockTokenizer
-from engine.data.template_limits import CPU_LIMIT, killed_by_template
 from engine.data.tokenizer import Tokenizer
+from engine.data.work_limits import WorkLimits
 from engine.errors import JobError, SystemFailure
 
 Task = tuple[Any, ...]
@@ -39,12 +39,15 @@ _AHEAD = 2
 class Crew:
     """The child processes of one job; a context manager that ends them."""
 
-    def __init__(self, config: JobConfig, tokenizer_dir: Path, tokenizer: Tokenizer, count: int) -> None:
+    def __init__(
+        self, config: JobConfig, tokenizer_dir: Path, tokenizer: Tokenizer, count: int, limits: WorkLimits
+    ) -> None:
         """`count` is the number of child processes, started when the first tasks arrive; with 0, all tasks run in this
-        process."""
+        process. `limits` apply to each of them; this process has set its own."""
         self._here = BlockTokenizer(config, tokenizer)
         self._count = count
-        self._setup = (config.model_dump_json(), str(tokenizer_dir))
+        self._limits = limits
+        self._setup = (config.model_dump_json(), str(tokenizer_dir), limits.model_dump_json())
         self._own = threading.local()
         """The process of each thread."""
         self._processes: list[_Process] = []
@@ -59,7 +62,7 @@ class Crew:
 
     def map(self, tasks: Iterable[Task], alive: Alive) -> Iterator[Any]:
         """Yields the results of the tasks, run in parallel in the child processes. Raises SystemFailure if a process
-        died, JobError if a row template exceeded its limits and killed it."""
+        died, JobError if a limit ended it."""
         if not self._count:
             yield from self.map_here(tasks, alive)
             return
@@ -91,7 +94,7 @@ class Crew:
 
     def _call(self, task: Task) -> Any:
         if not hasattr(self._own, "process"):
-            self._own.process = _Process(self._setup)
+            self._own.process = _Process(self._setup, self._limits.deaths())
             self._processes.append(self._own.process)
         answer = self._own.process.ask(task, self._heard)
         if isinstance(answer, BaseException):
@@ -117,7 +120,7 @@ class Crew:
 
 
 class _Process:
-    def __init__(self, setup: tuple[str, str]) -> None:
+    def __init__(self, setup: tuple[str, str, str], deaths: Mapping[int, JobError]) -> None:
         ours, theirs = Pipe()
         environment = {
             **os.environ,
@@ -130,7 +133,8 @@ class _Process:
                 argv, env=environment, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
             )
         self._connection = ours
-        self._setup: tuple[str, str] | None = setup
+        self._setup: tuple[str, str, str] | None = setup
+        self._deaths = deaths
 
     def ask(self, task: Task, heard: Callable[[], None]) -> Any:
         try:
@@ -142,8 +146,8 @@ class _Process:
                 heard()
         except (EOFError, OSError) as error:
             status = self._process.wait()
-            if status == -CPU_LIMIT:
-                raise killed_by_template() from error
+            if status in self._deaths:
+                raise self._deaths[status] from error
             message = f"A process that tokenizes rows died (exit status {status})."
             raise SystemFailure("KILLED", message, "The machine may have run out of memory.") from error
         return answer
@@ -159,11 +163,15 @@ def _serve(connection: Connection) -> None:
 
     def alive() -> None:
         nonlocal said
+        limits.check_processor_time()
         if time.monotonic() - said > _SIGN_SECONDS:
             said = time.monotonic()
             connection.send(None)
 
-    work = BlockTokenizer.of_job(*connection.recv())
+    config, tokenizer_dir, given = connection.recv()
+    limits = WorkLimits.model_validate_json(given)
+    limits.apply()
+    work = BlockTokenizer.of_job(config, tokenizer_dir)
     # Rows create no reference cycles; searching for cycles takes a tenth of the time.
     gc.freeze()
     gc.set_threshold(100_000)

@@ -77,6 +77,17 @@ def too_long(number: int) -> RowProblem:
     return RowProblem(number, "", "ROW_TOO_LONG", message)
 
 
+def size_of(value: Any) -> int:
+    """Returns the approximate size of a value in bytes: that of its texts, and one for each other value."""
+    if isinstance(value, str | bytes):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(size_of, value.values()))
+    if isinstance(value, list):
+        return len(value) if value and isinstance(value[0], int | float) else sum(map(size_of, value))
+    return 1
+
+
 def is_too_deep(value: Any) -> bool:
     """Returns True if values are nested more than MAX_DEPTH deep."""
     level = [value]

@@ -18,7 +18,7 @@ from engine.config.job import LossScope, Truncation
 from engine.data.conversations import Message
 from engine.data.formats import Example
 from engine.data.rows import Effect, RowProblem
-from engine.data.template_limits import TEMPLATE_EXCEEDED
+from engine.data.template_limits import ends_work
 from engine.data.text_layout import NO_TURN, Layout, Piece, layout_of
 from engine.data.tokenizer import Span, Tokenizer, bad_chat_template
 from engine.errors import JobError
@@ -95,7 +95,7 @@ def tokens_of_all(
     truncation: Truncation = "keep_start",
 ) -> list[Tokens | JobError]:
     """Returns the tokens of several rows, faster than one by one. An error that `tokens_of` would raise takes the place
-    of its row, except TEMPLATE_EXCEEDED, which is raised: every other row would take as long."""
+    of its row, except TEMPLATE_EXCEEDED and LimitExceeded, which are raised: every other row would take as long."""
     found: list[Tokens | JobError | None] = []
     written: list[_Written] = []
     for example in examples:
@@ -110,7 +110,7 @@ def tokens_of_all(
                     written.append(_plain_text(example, tokenizer, loss_on))
                 found.append(None)
         except JobError as error:
-            if error.reason == TEMPLATE_EXCEEDED:
+            if ends_work(error):
                 raise
             found.append(error)
     encoded = tokenizer.encode_all([one.text for one in written])
@@ -346,7 +346,7 @@ class _Answers:
             return layout_of(render, self._messages[:num_turns], self._example.tools, text, self._tokenizer.template)
         except JobError as error:
             # A template may refuse the marks, for example if it parses a text.
-            if error.reason == TEMPLATE_EXCEEDED:
+            if ends_work(error):
                 raise
             return None
 

@@ -1,6 +1,6 @@
 """Limits the time and memory of templates that callers write; other work waits for their process."""
 
-import resource
+import math
 import signal
 import sys
 import threading
@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from engine.errors import JobError
+from engine.data.memory_limit import memory_limit
+from engine.errors import JobError, LimitExceeded
 
 MAX_STEPS = 1_000_000
 """Maximum executed lines of the compiled template for one row. A count ends at the same row on every machine."""
@@ -23,6 +24,7 @@ CPU_LIMIT = signal.SIGVTALRM
 """The signal that kills a process whose template cannot be stopped in any other way."""
 TEMPLATE_EXCEEDED = "TEMPLATE_EXCEEDED"
 """Reason of the JobError of a template that exceeds a limit: it would exceed it for every other row."""
+TEMPLATE_TOO_SLOW = "TEMPLATE_TOO_SLOW"
 _FILE = "<template>"
 
 
@@ -32,15 +34,8 @@ class TemplateExceeded(BaseException):
 
 
 @contextmanager
-def limited() -> Iterator[None]:
-    """Limits CPU time as `limited_time` does, and memory by MemoryError."""
-    with _memory_limit(), limited_time():
-        yield
-
-
-@contextmanager
 def limited_steps() -> Iterator[None]:
-    """Limits as `limited` does, and counts the steps of templates, which takes longer than most templates."""
+    """Limits memory and CPU time, and counts the steps of templates, which takes longer than most templates."""
     deadline = time.monotonic() + MAX_SECONDS
     steps = 0
 
@@ -57,7 +52,7 @@ def limited_steps() -> Iterator[None]:
         return count(frame, event, argument) if frame.f_code.co_filename == _FILE else None
 
     traced = sys.gettrace()
-    with limited():
+    with limited_memory(), limited_time():
         sys.settrace(enter)
         try:
             yield
@@ -65,14 +60,25 @@ def limited_steps() -> Iterator[None]:
             sys.settrace(traced)
 
 
+ROW_SECONDS = 0.001
+"""CPU time per use of a template that does not count against the limit of a process: long data takes long. The clock of
+the limit has a resolution of 4 ms, so about as much is not counted either."""
+
+
 # A class with a permanent signal handler, not a generator: it runs for each conversation and may cost 1% at most.
 class limited_time:
     """Raises TemplateExceeded in its block after MAX_SECONDS of CPU time. If a single operation of the interpreter,
     which handles no signals, lasts GRACE_SECONDS longer, CPU_LIMIT kills the process. Has no effect outside the main
-    thread."""
+    thread.
 
+    Also counts the CPU time of all blocks of the process. Raises LimitExceeded("TEMPLATE_TOO_SLOW") above
+    `total_seconds`, and ROW_SECONDS for each block: many rows just below their own limit would take hours."""
+
+    total_seconds = math.inf
     _ready = False
     _running = False
+    _used = 0.0
+    _uses = 0
 
     def __enter__(self) -> None:
         if threading.get_ident() != threading.main_thread().ident:
@@ -89,8 +95,12 @@ class limited_time:
     def __exit__(self, *_: object) -> None:
         if limited_time._running and threading.get_ident() == threading.main_thread().ident:
             limited_time._running = False
-            signal.setitimer(signal.ITIMER_PROF, 0)
+            left = signal.setitimer(signal.ITIMER_PROF, 0)[0]
             signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+            limited_time._uses += 1
+            limited_time._used += max(MAX_SECONDS - left, 0.0)
+            if limited_time._used > limited_time.total_seconds + ROW_SECONDS * limited_time._uses:
+                raise _too_slow(limited_time._used, limited_time._uses)
 
 
 def _end(_signal: int, _frame: Any) -> None:
@@ -99,32 +109,30 @@ def _end(_signal: int, _frame: Any) -> None:
         raise TemplateExceeded(f"it takes more than {MAX_SECONDS:g} seconds")
 
 
+def _too_slow(used: float, uses: int) -> LimitExceeded:
+    allowed = f"{limited_time.total_seconds:g} seconds and {ROW_SECONDS * 1000:g} ms per row"
+    return LimitExceeded(
+        TEMPLATE_TOO_SLOW,
+        f"The templates took {used:.1f} seconds of processor time for the first {uses:,} rows; {allowed} are allowed.",
+        "Simplify the row template or chat_template.",
+        "FTF_PROBE_MAX_TEMPLATE_SECONDS",
+    )
+
+
+def ends_work(error: JobError) -> bool:
+    """Returns True for an error of one row that every other row would raise too, or after which no row may be read."""
+    return error.reason == TEMPLATE_EXCEEDED or isinstance(error, LimitExceeded)
+
+
 def killed_by_template() -> JobError:
     """Returns the error for a process that CPU_LIMIT killed."""
     said = f"one of its steps takes more than {MAX_SECONDS + GRACE_SECONDS:g} seconds"
     return JobError(TEMPLATE_EXCEEDED, f"A template of the job does not end: {said}.", "Correct the template.")
 
 
-@contextmanager
-def _memory_limit() -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    allowed = _address_space() + _MAX_BYTES
-    if soft != resource.RLIM_INFINITY:
-        allowed = min(allowed, soft)
-    resource.setrlimit(resource.RLIMIT_AS, (allowed, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-
-
-def _address_space() -> int:
-    try:
-        with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123 - for every row
-            return int(file.read().split()[0]) * resource.getpagesize()
-    except OSError:
-        # Without /proc only the limits of steps and time apply.
-        return 1 << 48
+def limited_memory(*, measure: bool = True) -> memory_limit:
+    """Returns a context manager that limits memory by MemoryError; `measure` is explained at `memory_limit`."""
+    return memory_limit(_MAX_BYTES, measure=measure)
 
 
 def limit_of(error: BaseException) -> str:

@@ -13,7 +13,8 @@ import numpy
 from numpy.typing import NDArray
 
 from engine.data.conversations import THOUGHT_NAMES, Message
-from engine.data.template_limits import TEMPLATE_EXCEEDED, TemplateExceeded, limit_of, limited, limited_time
+from engine.data.template_limits import TEMPLATE_EXCEEDED, TemplateExceeded, limit_of, limited_memory, limited_time
+from engine.data.tokenizer_limit import bad_tokenizer, limited_tokenizer
 from engine.errors import JobError, Violation
 
 PLAIN_TEMPLATE = (
@@ -98,7 +99,8 @@ class Tokenizer:
     def __init__(self, directory: Path, chat_template: str | None = None) -> None:
         """Reads the tokenizer of a model's folder; `chat_template` replaces its own.
 
-        Raises JobError: NO_TOKENIZER (no tokenizer.json), NO_EOS_TOKEN (no token that ends an answer).
+        Raises JobError: NO_TOKENIZER (no tokenizer.json), BAD_TOKENIZER (it cannot be loaded), NO_EOS_TOKEN (no token
+        that ends an answer).
         """
         # The import takes seconds, which a serving process must never spend.
         from tokenizers import processors
@@ -111,7 +113,13 @@ class Tokenizer:
                 "The base model has no tokenizer.json.",
                 "Choose a base model that ships a fast tokenizer.",
             )
-        self._fast: Any = PreTrainedTokenizerFast.from_pretrained(str(directory))
+        try:
+            with limited_tokenizer(0):
+                self._fast: Any = PreTrainedTokenizerFast.from_pretrained(str(directory))
+        except (JobError, OSError, MemoryError):
+            raise
+        except Exception as error:
+            raise bad_tokenizer(f"cannot be loaded: {str(error)[:200]}") from error
         if self._fast.eos_token_id is None:
             raise JobError(
                 "NO_EOS_TOKEN",
@@ -127,8 +135,8 @@ class Tokenizer:
         if isinstance(own, dict):
             own = own.get("default")
         self.has_own_template = chat_template is None and own is not None
-        # Limiting memory takes as long as rendering a short conversation, so it applies only to callers' templates.
-        self._limited = limited_time if chat_template is None else limited
+        self._limited_memory = limited_memory(measure=False)
+        self._limited_time = limited_time()
         self.template: str = chat_template or own or PLAIN_TEMPLATE
         self.marks_answers = _MARK.search(self.template) is not None
         """True if the template marks the text that the model generates with {% generation %}."""
@@ -183,27 +191,15 @@ class Tokenizer:
         import jinja2
 
         try:
-            with self._limited():
-                # Same as apply_chat_template, without the copies that it makes for every conversation.
-                if self._compiled is None:
-                    self._compiled = self._compile(self.template)
-                    named = {name: str(token) for name, token in self._fast.special_tokens_map.items()}
-                    self._known = {**self._compiled.globals, **named, "documents": None}
-                values = {
-                    **self._known,
-                    "messages": [self._named(message) for message in messages],
-                    "tools": list(tools) or None,
-                    "add_generation_prompt": generation_prompt,
-                }
-                written = self._compiled.root_render_func(self._compiled.new_context(values, shared=True))
-                if spans is None:
-                    return "".join(written)
-                blocks: list[str] = []
-                # The tracker measures the text written before a mark, so it must see each block as it is written.
-                with self._compiled.environment.activate_tracker(blocks, spans):
-                    for block in written:
-                        blocks.append(block)
-                return "".join(blocks)
+            try:
+                with self._limited_memory, self._limited_time:
+                    return self._written(messages, tools, generation_prompt, spans)
+            except MemoryError:
+                # The size of the process was perhaps measured before it grew.
+                if spans:
+                    spans.clear()
+                with limited_memory(), self._limited_time:
+                    return self._written(messages, tools, generation_prompt, spans)
         except (TemplateExceeded, MemoryError) as error:
             said = f"The chat template exceeds a limit: {limit_of(error)}."
             raise bad_chat_template(TEMPLATE_EXCEEDED, said) from error
@@ -220,6 +216,34 @@ class Tokenizer:
                 "TEMPLATE_FAILED", f"The chat template failed: {str(error).rstrip('.')}."
             ) from error
 
+    def _written(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]],
+        generation_prompt: bool,
+        spans: list[Span] | None,
+    ) -> str:
+        # Same as apply_chat_template, without the copies that it makes for every conversation.
+        if self._compiled is None:
+            self._compiled = self._compile(self.template)
+            named = {name: str(token) for name, token in self._fast.special_tokens_map.items()}
+            self._known = {**self._compiled.globals, **named, "documents": None}
+        values = {
+            **self._known,
+            "messages": [self._named(message) for message in messages],
+            "tools": list(tools) or None,
+            "add_generation_prompt": generation_prompt,
+        }
+        written = self._compiled.root_render_func(self._compiled.new_context(values, shared=True))
+        if spans is None:
+            return "".join(written)
+        blocks: list[str] = []
+        # The tracker measures the text written before a mark, so it must see each block as it is written.
+        with self._compiled.environment.activate_tracker(blocks, spans):
+            for block in written:
+                blocks.append(block)
+        return "".join(blocks)
+
     def _named(self, message: Message) -> Message:
         """Returns the turn with its reasoning under the key that the template reads."""
         if self._thought_key == THOUGHT_NAMES[0] or THOUGHT_NAMES[0] not in message:
@@ -229,11 +253,20 @@ class Tokenizer:
 
     def encode(self, text: str) -> Encoding:
         """Returns the ids and offsets of exactly this text; no special tokens are added."""
-        encoding = self._bare.encode(text, add_special_tokens=False)
+        with limited_tokenizer(len(text)):
+            encoding = self._bare.encode(text, add_special_tokens=False)
         return Encoding(encoding.ids, encoding.offsets)
 
     def encode_all(self, texts: Sequence[str]) -> EncodedTexts:
-        """Returns the ids and offsets of several texts; the ids are those of `encode`."""
+        """Returns the ids and offsets of several texts; the ids are those of `encode`.
+
+        Raises JobError("BAD_TOKENIZER") if the tokenizer fails; one that does not end is ended with its process.
+        """
+        # Some texts are encoded twice.
+        with limited_tokenizer(2 * sum(map(len, texts))):
+            return self._encoded(texts)
+
+    def _encoded(self, texts: Sequence[str]) -> EncodedTexts:
         lengths = self._token_bytes
         if lengths is None:
             found = self._bare.encode_batch(texts, add_special_tokens=False)

@@ -18,11 +18,11 @@ from finetuneflow.v1.artifact_service_pb2_grpc import (
     add_ArtifactServiceServicer_to_server,
 )
 from gateway import views
+from gateway.access.callers import tenant_of
 from gateway.paging import page_of
 from gateway.servicers.handlers import add_with_byte_stream
 from gateway.sql.database import Database
 from gateway.sql.tables import SavedArtifact, SavedResult, Work
-from gateway.tenancy import tenant_of
 from gateway.uncancellable import in_thread
 
 Context = grpc.aio.ServicerContext[Any, Any]

@@ -20,6 +20,7 @@ from finetuneflow.v1.dataset_service_pb2_grpc import (
 )
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 from gateway import views
+from gateway.access.callers import tenant_of
 from gateway.identifiers import new_id
 from gateway.paging import page_of
 from gateway.passthrough import Method, Passthrough
@@ -27,7 +28,6 @@ from gateway.servicers.handlers import add_with
 from gateway.specs import dataset_ids
 from gateway.sql.database import Database
 from gateway.sql.tables import UploadedDataset, Work, now
-from gateway.tenancy import tenant_of
 from gateway.uncancellable import finished, in_thread
 from gateway.uploads import Header, Message, Upload, UploadLimits, check_header, is_sha256, read_message, upload_key
 from gateway.work import lifecycle

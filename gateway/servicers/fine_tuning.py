@@ -20,6 +20,7 @@ from finetuneflow.v1.fine_tuning_service_pb2_grpc import (
 )
 from finetuneflow.v1.probe_service_pb2 import PreflightFineTuningJobRequest
 from gateway import views
+from gateway.access.callers import tenant_of
 from gateway.identifiers import new_id
 from gateway.metrics import read_series
 from gateway.paging import page_of
@@ -28,7 +29,6 @@ from gateway.servicers.handlers import add_with_byte_stream
 from gateway.servicers.work import WorkMethods, request_digest, state_names
 from gateway.specs import check_datasets, check_spec
 from gateway.sql.tables import SavedCheckpoint, SavedResult, Work, now
-from gateway.tenancy import tenant_of
 from gateway.work import lifecycle
 from gateway.work.kinds import EVALUATION, EXPORT, FINE_TUNING_JOB
 from gateway.work.ledger import Decision

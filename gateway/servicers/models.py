@@ -16,10 +16,10 @@ from finetuneflow.v1.model_pb2 import Model, ModelKind
 from finetuneflow.v1.model_service_pb2_grpc import ModelServiceServicer
 from finetuneflow.v1.stage_result_pb2 import PreflightResult, TrainingResult
 from gateway import views
+from gateway.access.callers import tenant_of
 from gateway.paging import page_of
 from gateway.sql.database import Database
 from gateway.sql.tables import SavedResult, Work
-from gateway.tenancy import tenant_of
 from gateway.work.kinds import EXPORT
 
 Context = grpc.aio.ServicerContext[Any, Any]

@@ -23,13 +23,13 @@ from finetuneflow.v1.event_pb2 import ConfigResolved
 from finetuneflow.v1.export_pb2 import Export
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import EvaluationSpec, ExportSpec
 from gateway import views
+from gateway.access.callers import tenant_of
 from gateway.identifiers import new_id
 from gateway.paging import page_of
 from gateway.servicers.handlers import add_with_byte_stream
 from gateway.servicers.work import WorkMethods, request_digest, state_names
 from gateway.specs import check_size, check_text
 from gateway.sql.tables import SavedResult, Work, now
-from gateway.tenancy import tenant_of
 from gateway.work import lifecycle
 from gateway.work.kinds import EVALUATION, FINE_TUNING_JOB, no_such
 from gateway.work.ledger import Decision

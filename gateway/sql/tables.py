@@ -218,3 +218,53 @@ class GatewayTick(SQLModel, table=True):
 
     id: int = Field(primary_key=True)
     tick: int = Field(sa_column=_big())
+
+
+class TenantRow(SQLModel, table=True):
+    """An owner of jobs, datasets and artifacts."""
+
+    __tablename__ = "tenants"
+
+    name: str = Field(primary_key=True)
+    display_name: str = ""
+    disabled: bool = False
+    create_time: int = Field(sa_column=_big())
+
+
+class ApiKeyRow(SQLModel, table=True):
+    """A caller's key, without its secret."""
+
+    __tablename__ = "api_keys"
+    __table_args__ = (Index("api_keys_by_tenant", "tenant", "id"), Index("api_keys_by_root", "root_id"))
+
+    id: str = Field(primary_key=True)
+    tenant: str = Field(foreign_key="tenants.name")
+    role: int
+    display_name: str = ""
+    secret_sha256: str
+    """Enough for a secret of 256 random bits: there is nothing to guess that a slow hash would protect."""
+    created_by: str = ""
+    root_id: str
+    """The key whose revocation ends this one: itself, unless a key that is not an operator's has created it."""
+    create_time: int = Field(sa_column=_big())
+    expire_time: int | None = Field(default=None, sa_column=Column(BigInteger))
+    revoke_time: int | None = Field(default=None, sa_column=Column(BigInteger))
+    last_use_time: int | None = Field(default=None, sa_column=Column(BigInteger))
+
+
+class AuditRow(SQLModel, table=True):
+    """A call that was written to the audit log. The database itself refuses to change or delete one."""
+
+    __tablename__ = "audit"
+    __table_args__ = (Index("audit_by_resource", "resource", "id"), Index("audit_by_key", "key_id", "id"))
+
+    id: str = Field(primary_key=True)
+    time: int = Field(sa_column=_big())
+    tenant: str
+    key_id: str
+    subject: str
+    address: str
+    method: str
+    resource: str
+    request_id: str
+    status: str

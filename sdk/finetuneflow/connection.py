@@ -9,6 +9,7 @@ from pathlib import Path
 
 import grpc
 
+from finetuneflow.credentials import Credentials, read_credentials
 from finetuneflow.errors import InvalidArgument, Violation
 
 DEFAULT_ADDRESS = "127.0.0.1:7460"
@@ -43,17 +44,23 @@ class Connection:
     token: str = ""
     """Bearer token sent with every call. Empty for none."""
     ca: str = ""
-    """PEM file with the certificate authority of the gateways, or `system` for the machine's own ones. Empty for an
-    unencrypted connection."""
+    """PEM file with the certificate authority of the gateways, its text, or `system` for the machine's own ones. Empty
+    for an unencrypted connection."""
 
     @classmethod
     def resolve(cls, address: str | None, token: str | None, ca: str | None) -> Connection:
-        """Takes each setting from its argument, otherwise from FTF_ADDRESS, FTF_TOKEN or FTF_CA, otherwise its
-        default."""
+        """Takes each setting from its argument, otherwise from FTF_ADDRESS, FTF_TOKEN or FTF_CA, otherwise from what is
+        stored for the first address that has anything."""
+        found = cls(address or os.environ.get("FTF_ADDRESS") or DEFAULT_ADDRESS)
+        token = os.environ.get("FTF_TOKEN") if token is None else token
+        ca = os.environ.get("FTF_CA") if ca is None else ca
+        stored = Credentials()
+        if token is None or ca is None:
+            stored = next(filter(None, map(read_credentials, found.addresses)), stored)
         return cls(
-            address=address or os.environ.get("FTF_ADDRESS") or DEFAULT_ADDRESS,
-            token=token if token is not None else os.environ.get("FTF_TOKEN", ""),
-            ca=ca if ca is not None else os.environ.get("FTF_CA", ""),
+            address=found.address,
+            token=stored.token if token is None else token,
+            ca=stored.ca if ca is None else ca,
         )
 
     def __post_init__(self) -> None:
@@ -94,6 +101,8 @@ class Connection:
             return None
         if self.ca == "system":
             return grpc.ssl_channel_credentials()
+        if self.ca.startswith("-----BEGIN"):
+            return grpc.ssl_channel_credentials(root_certificates=self.ca.encode())
         try:
             return grpc.ssl_channel_credentials(root_certificates=Path(self.ca).expanduser().read_bytes())
         except OSError as error:

@@ -136,6 +136,10 @@ class Reason(OpenEnum):
     METHOD_NOT_IMPLEMENTED = "METHOD_NOT_IMPLEMENTED"
     """This server does not serve the method yet. Caller: use another method."""
 
+    TOO_MANY_QUERIES = "TOO_MANY_QUERIES"
+    """More queries of the tenant wait at a probe than may wait there. Caller: send the query again when earlier ones
+    have been answered."""
+
     # Uploads: What is wrong with the stream of a file.
 
     HEADER_EXPECTED = "HEADER_EXPECTED"
@@ -233,6 +237,13 @@ class Reason(OpenEnum):
     NOTHING_TO_TRAIN = "NOTHING_TO_TRAIN"
     """No token of the training or held-out rows would be trained. Caller: raise `max_length`, or mark turns as
     trained."""
+
+    TOO_MANY_TOKENS = "TOO_MANY_TOKENS"
+    """The rows have more tokens than the operator's limit. Caller: use fewer rows, or lower their `weight`."""
+
+    SHARDS_TOO_LARGE = "SHARDS_TOO_LARGE"
+    """The token shards would have more bytes than the operator's limit. Caller: use fewer rows, or lower their
+    `weight`."""
 
     # Rows: What is wrong with one row. A report says for each problem whether it refuses a job.
 
@@ -445,6 +456,9 @@ class Reason(OpenEnum):
     END_NOT_TRAINED = "END_NOT_TRAINED"
     """The end of a marked answer was not found; it is not trained. Caller: put the end into the template's mark."""
 
+    TEMPLATE_TOO_SLOW = "TEMPLATE_TOO_SLOW"
+    """The row template or chat template takes too much processor time over all rows. Caller: simplify the template."""
+
     # Configuration: What is wrong with a job's spec.
 
     INVALID_CONFIG = "INVALID_CONFIG"
@@ -513,6 +527,13 @@ class Reason(OpenEnum):
     BAD_WEIGHTS = "BAD_WEIGHTS"
     """The base model's weights are damaged, or their index names files outside the model's folder. Caller: name another
     model. Operator: fetch it again."""
+
+    BAD_TOKENIZER = "BAD_TOKENIZER"
+    """The base model's tokenizer cannot be loaded, fails, or takes too long to encode a text. Caller: use another base
+    model."""
+
+    MODEL_TOO_LARGE = "MODEL_TOO_LARGE"
+    """The files of a base model on the hub have more bytes than the operator's limit. Caller: use a smaller model."""
 
     UNSAFE_MODEL_FILE = "UNSAFE_MODEL_FILE"
     """A file of the base model is a folder, a pipe, a device, or a link that leads out of the model's folder. Caller:
@@ -593,6 +614,14 @@ class Reason(OpenEnum):
 
     PACKAGE_BROKEN = "PACKAGE_BROKEN"
     """The exported package differs from the trained model; no file of it is published. Service: please report it."""
+
+    BAD_ASSIGNMENT = "BAD_ASSIGNMENT"
+    """A field of a gateway's assignment cannot be used, such as a path outside the tenant's folder. Operator: check the
+    gateways."""
+
+    PROCESSOR_TIME_EXCEEDED = "PROCESSOR_TIME_EXCEEDED"
+    """A preflight, or a query about data, took more processor time than the operator allows. Caller: use fewer rows, or
+    simplify the templates."""
 
     # Warnings: What a job runs with and its caller should know.
 
@@ -721,6 +750,9 @@ class Reason(OpenEnum):
     PATH_NOT_UTF8 = "PATH_NOT_UTF8"
     """The path of a local file is not UTF-8, so no message can contain it. Caller: rename the file or folder."""
 
+    INVALID_CREDENTIALS_FILE = "INVALID_CREDENTIALS_FILE"
+    """The file with this user's credentials can be read by others or is damaged. Caller: do what the message says."""
+
     # Claims: Why a gateway refused an attempt to a worker. Only workers see these.
 
     CLAIMED_BY_ANOTHER = "CLAIMED_BY_ANOTHER"
@@ -734,3 +766,52 @@ class Reason(OpenEnum):
 
     UNKNOWN = "UNKNOWN"
     """There is no such job. No action."""
+
+    # Access: Who may call what.
+
+    NO_CREDENTIALS = "NO_CREDENTIALS"
+    """The call has no credentials, or they are not a key of this system. Caller: run `ftf login`, or set FTF_TOKEN to a
+    key that an operator has made."""
+
+    INVALID_KEY = "INVALID_KEY"
+    """The key is unknown, malformed, or of another system. Caller: ask an operator for a key."""
+
+    KEY_EXPIRED = "KEY_EXPIRED"
+    """The key has expired. Caller: ask an operator for a new one."""
+
+    KEY_REVOKED = "KEY_REVOKED"
+    """The key was revoked. Caller: ask an operator for a new one."""
+
+    TENANT_DISABLED = "TENANT_DISABLED"
+    """The tenant of the key is disabled. Caller: ask an operator."""
+
+    INVALID_TOKEN = "INVALID_TOKEN"
+    """The token of the identity provider is not valid here; the message says why. Caller: get a new one. Operator: look
+    at the gateway's OIDC settings."""
+
+    NO_IDENTITY_PROVIDER = "NO_IDENTITY_PROVIDER"
+    """The identity provider cannot be reached. Caller: try again. Operator: look at its address."""
+
+    TOO_MANY_FAILURES = "TOO_MANY_FAILURES"
+    """Too many calls with wrong credentials came from this address. Caller: correct the key, then wait a minute."""
+
+    ROLE_TOO_LOW = "ROLE_TOO_LOW"
+    """The caller's role may not call this method. Caller: use a key with the role that the message names."""
+
+    OPERATORS_ONLY = "OPERATORS_ONLY"
+    """Only operators do this for another tenant, with a higher role or for keys of others. Caller: ask an operator."""
+
+    SERVICES_ONLY = "SERVICES_ONLY"
+    """The method is for processes of the system, which show a certificate. Caller: call the gateway's methods."""
+
+    TENANT_NOT_FOUND = "TENANT_NOT_FOUND"
+    """There is no such tenant. Caller: take a name of `ftf tenants list`."""
+
+    TENANT_EXISTS = "TENANT_EXISTS"
+    """The tenant exists already. Caller: choose another name."""
+
+    KEY_NOT_FOUND = "KEY_NOT_FOUND"
+    """There is no such key, or it is of another caller. Caller: take an id of `ftf keys list`."""
+
+    OWN_TENANT = "OWN_TENANT"
+    """An operator would lock itself out. Caller: use a key of another tenant."""

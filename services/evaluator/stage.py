@@ -31,4 +31,4 @@ class EvaluationStage:
             out_dir=workdir / "out",
             threads=self._settings.child_threads,
         )
-        return child_command(self._settings, child_input, workdir, gpus=config.resources.gpus)
+        return child_command(self._settings, child_input, workdir, [child_input.model.path], gpus=config.resources.gpus)

@@ -39,4 +39,4 @@ class ExportStage:
             metrics=list(assignment.metrics),
         )
         # Packing and a single forward pass: a GPU would only be taken away from a training.
-        return child_command(self._settings, child_input, workdir, gpus=0)
+        return child_command(self._settings, child_input, workdir, [child_input.model.path], gpus=0)

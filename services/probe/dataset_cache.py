@@ -27,8 +27,10 @@ class DatasetCache:
         """Creates `file` as a hard link to the cached copy, downloading it first if it is not cached.
 
         `file` must be on the same file system. As a link it stays readable when the cached copy is evicted. Raises
-        ArtifactMissing and ArtifactCorrupt.
+        ArtifactMissing and ArtifactCorrupt, and ValueError if `sha256` is none: it becomes the name of the copy.
         """
+        if not _SHA256.fullmatch(sha256):
+            raise ValueError(f"not a SHA-256 of 64 hexadecimal digits: {sha256[:80]!r}")
         cached = self._folder / sha256
         file.parent.mkdir(parents=True, exist_ok=True)
         if not _link_cached(cached, file):

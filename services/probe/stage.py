@@ -45,6 +45,7 @@ class PreflightStage:
         sha256s = {dataset.id: dataset.sha256 for dataset in assignment.datasets}
         sha256s |= {one.file.reference: one.sha256 for one in downloaded}
         config = job_configuration(pinned)
+        out_dir = workdir / "out"
         key = await asyncio.to_thread(_content_key, config, sha256s, model)
         child_input = PreflightInput(
             config=config,
@@ -53,15 +54,17 @@ class PreflightStage:
             sources=sources | {one.file.reference: one.path for one in downloaded},
             hub=hub_sources(downloaded),
             content_key=key,
-            shards=await reusable_shards(assignment, store, workdir, key),
-            out_dir=workdir / "out",
+            # The child moves them, so they are where it may write.
+            shards=await reusable_shards(assignment, store, out_dir, key),
+            out_dir=out_dir,
             processes=self._settings.child_threads,
+            limits=self._settings.preflight_limits,
             node_id=self._settings.node_id,
             hardware=MessageToDict(hardware, preserving_proto_field_name=True),
             prices=self._settings.prices,
             holds_artifacts=on_disk_of(self._settings.artifacts, self._settings.home),
         )
-        return child_command(self._settings, child_input, workdir)
+        return child_command(self._settings, child_input, workdir, [model.path, self._settings.prices])
 
 
 def _content_key(config: JobConfig, sha256s: Mapping[str, str], model: ModelFiles) -> str:

@@ -53,10 +53,11 @@ class TrainingStage:
             prior_runtime_seconds=assignment.prior_training_seconds,
             threads=self._settings.child_threads,
         )
-        command = child_command(self._settings, child_input, workdir, gpus=config.resources.gpus)
+        gpus = config.resources.gpus
+        command = child_command(self._settings, child_input, workdir, [child_input.model.path], gpus=gpus)
         # bitsandbytes opens the GPU when it is imported, so the warm spare does not import it.
         quantised = config.method == "qlora" or config.hyperparameters.optim.endswith("bit")
-        return replace(command, cold=quantised, on_cpu=config.resources.gpus == 0)
+        return replace(command, cold=quantised, on_cpu=gpus == 0)
 
     def spare(self) -> SpareCommand:
         """Returns how to start a child that completes the imports of a training."""

@@ -20,6 +20,8 @@ from typing import Self
 import grpc
 import psutil
 
+from chassis.security.certificates import CertificateAuthority
+from chassis.security.identity import Identity
 from finetuneflow import Client
 from finetuneflow.v1 import trainer_service_pb2, trainer_service_pb2_grpc
 from standalone import nats
@@ -130,7 +132,12 @@ class Stack:
         self.postgres = PostgresServer() if postgres else None
         self.sqlite = self.home / "gateway.sqlite"
         self.database_url = self.postgres.url if self.postgres else f"sqlite:///{self.sqlite}"
-        self._nats = nats.configure(self.home / "nats", free_port(), USERS)
+        authority = CertificateAuthority.open(self.home / "tls" / "ca")
+        self._certificates = {
+            name: authority.issue(self.home / "tls" / name, name, ("127.0.0.1",))
+            for name in ("nats", "gateway", *SERVICES)
+        }
+        self._nats = nats.configure(self.home / "nats", free_port(), USERS, self._certificates["nats"])
         self.nats_store = self.home / "nats" / "store"
         self.nats = self._proc("nats", self._nats.argv, {})
         self.gateways = [self._gateway(number) for number in range(1, gateways + 1)]
@@ -254,7 +261,8 @@ class Stack:
 
     def drain(self, trainer: Proc) -> None:
         """Calls DrainTrainer. Raises grpc.RpcError if the trainer is unreachable."""
-        with grpc.insecure_channel(trainer.environment["FTF_TRAINER_LISTEN"]) as channel:
+        gateway = Identity(self._certificates["gateway"]).channel_credentials()
+        with grpc.secure_channel(trainer.environment["FTF_TRAINER_LISTEN"], gateway) as channel:
             stub = trainer_service_pb2_grpc.TrainerServiceStub(channel)
             stub.DrainTrainer(trainer_service_pb2.DrainTrainerRequest(), timeout=2)
 
@@ -269,6 +277,8 @@ class Stack:
             f"gateway-{number}",
             [sys.executable, "-m", "tests.chaos.gateway", str(self.clock)],
             {
+                **self._identity("gateway"),
+                "FTF_GATEWAY_INSECURE": "true",
                 "FTF_GATEWAY_LISTEN": f"127.0.0.1:{free_port()}",
                 "FTF_GATEWAY_NATS_USER": "gateway",
                 "FTF_GATEWAY_NATS_PASSWORD": self._nats.passwords["gateway"],
@@ -285,6 +295,7 @@ class Stack:
             # The home as an argument nobody reads: an orphan is known by it.
             [sys.executable, "-m", *module, str(self.home)],
             {
+                **self._identity(service),
                 f"FTF_{upper}_LISTEN": f"127.0.0.1:{free_port()}",
                 f"FTF_{upper}_NATS_USER": upper.lower(),
                 f"FTF_{upper}_NATS_PASSWORD": self._nats.passwords[upper.lower()],
@@ -295,6 +306,14 @@ class Stack:
                 "FTF_THREADS": "1",
             },
         )
+
+    def _identity(self, service: str) -> dict[str, str]:
+        files, prefix = self._certificates[service], f"FTF_{service.upper()}_SERVICE"
+        return {
+            f"{prefix}_CERT": str(files.certificate),
+            f"{prefix}_KEY": str(files.key),
+            f"{prefix}_CA": str(files.authority),
+        }
 
     def _proc(self, name: str, argv: Sequence[str], environment: dict[str, str]) -> Proc:
         model = self.model or self.home / "chain"

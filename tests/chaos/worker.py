@@ -64,7 +64,7 @@ class ChainStage:
             spec.final_train_loss = assignment.training.final_train_loss
         file = workdir / "input.json"
         file.write_text(spec.model_dump_json())
-        return ChildCommand([sys.executable, str(_CHILD), str(file)], spec.out_dir)
+        return ChildCommand([sys.executable, str(_CHILD), str(file)], spec.out_dir, reads=[_CHILD])
 
 
 class ChainTraining(ChainStage):

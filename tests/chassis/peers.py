@@ -61,6 +61,7 @@ class ChildStage:
             late_env={"CUDA_VISIBLE_DEVICES": "7"},
             on_cpu="on_cpu" in do,
             cold="cold" in do,
+            reads=[CHILD],
         )
 
     def _fetch(self, workdir: Path, loop: asyncio.AbstractEventLoop) -> None:

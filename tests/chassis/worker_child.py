@@ -52,12 +52,10 @@ def main(sink: EventSink, spec_file: Path) -> Message | None:
         sink.emit(event_pb2.Log(step=1))
         while not sink.requested():
             sink.tick()
-            asked = out.parent / f"save-{step + 1}"
-            if asked.exists():
+            if (out.parent / f"save-{step + 1}").exists():
                 step += 1
                 _checkpoint(sink, out, step, best=step == 1)
-                asked.unlink()
-                if asked.with_name("end").exists():
+                if (out.parent / "end").exists():
                     chosen = "checkpoints/step-1"
                     return stage_result_pb2.TrainingResult(total_steps=step, best_step=1, best_checkpoint_path=chosen)
             time.sleep(0.01)

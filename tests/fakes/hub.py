@@ -55,7 +55,7 @@ class Hub:
             self._send(request, 200, json.dumps(listed).encode(), {"Content-Type": "application/json"}, body=body)
             return
         if path.startswith("api/models/org/tiny"):
-            siblings = [{"rfilename": file.name} for file in files]
+            siblings = [{"rfilename": file.name, "size": file.stat().st_size} for file in files]
             info = {"id": "org/tiny", "sha": COMMIT, "siblings": siblings, "private": False, "gated": False}
             self._send(request, 200, json.dumps(info).encode(), {"Content-Type": "application/json"}, body=body)
             return

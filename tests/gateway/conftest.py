@@ -4,9 +4,11 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 from sqlmodel import SQLModel
 
 from chassis.bus.event_bus import Bus
+from gateway.access.callers import ANYBODY, current
 from gateway.sql.database import Database
 from gateway.sql.tables import Attempt
 from gateway.watch.frames import Frame
@@ -42,11 +44,29 @@ async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncItera
     else:
         server: PostgresServer = request.getfixturevalue("postgres")
         database = await Database.open(server.url)
-        async with database.write() as session:
-            for table in reversed(SQLModel.metadata.sorted_tables):
-                await session.exec(table.delete())
+        await empty(database)
     yield database
     await database.close()
+
+
+async def empty(database: Database) -> None:
+    """Deletes everything but what a migration inserts."""
+    async with database.write() as session:
+        for table in reversed(SQLModel.metadata.sorted_tables):
+            if table.name == "audit":
+                await session.exec(text("TRUNCATE audit"))
+            elif table.name == "tenants":
+                await session.exec(table.delete().where(table.c.name != "default"))
+            else:
+                await session.exec(table.delete())
+
+
+@pytest.fixture(autouse=True)
+def caller() -> Iterator[None]:
+    """The caller of servicers that a test calls without a server: an operator of the default tenant."""
+    token = current.set(ANYBODY)
+    yield
+    current.reset(token)
 
 
 class Recorder:

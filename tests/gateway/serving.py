@@ -12,6 +12,7 @@ from google.rpc import error_details_pb2, status_pb2
 from chassis.errors import DETAILS_KEY
 from chassis.server.grpc_server import Mount, serve
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
+from gateway.access.interceptor import OpenInterceptor
 from gateway.identifiers import new_id
 from gateway.sql.database import Database
 from gateway.sql.tables import Work, now
@@ -20,7 +21,8 @@ from gateway.sql.tables import Work, now
 @contextlib.asynccontextmanager
 async def serving(service: Any, name: str, add: Callable[[Any, Any], None], servicer: object) -> AsyncIterator[str]:
     """A server with one service on a free port; yields its address. `service` is the `_service_pb2` module."""
-    server = await serve(Mount(service.DESCRIPTOR.services_by_name[name], add, servicer), listen="127.0.0.1:0")
+    mount = Mount(service.DESCRIPTOR.services_by_name[name], add, servicer)
+    server = await serve(mount, listen="127.0.0.1:0", interceptors=[OpenInterceptor()])
     try:
         yield server.address
     finally:

@@ -12,7 +12,6 @@ from typing import Any
 
 import grpc
 import pytest
-from sqlmodel import SQLModel
 
 from chassis.attempt.reporter import Reporter
 from chassis.attempt.spool import ClaimRecord, Spool
@@ -30,6 +29,7 @@ from gateway.sql.tables import UploadedDataset, now
 from gateway.work.kinds import SERVICES
 from standalone.guard import guarded
 from standalone.ports import free_port
+from tests.gateway.conftest import empty
 from tests.gateway.jobs import completed_stage, log_at
 from tests.servers.nats import NatsServer
 from tests.servers.postgres import PostgresServer
@@ -47,6 +47,7 @@ class Replica:
             "FTF_HOME": str(folder),
             "FTF_NODE_ID": name,
             **nats_server.environment("gateway"),
+            "FTF_GATEWAY_INSECURE": "true",
             "FTF_GATEWAY_LISTEN": self.address,
             "FTF_GATEWAY_DATABASE_URL": url,
             "FTF_GATEWAY_LEASE_SECONDS": str(LEASE_SECONDS),
@@ -76,9 +77,8 @@ class Replica:
 @pytest.fixture
 async def replicas(postgres: PostgresServer, nats_server: NatsServer, tmp_path: Path) -> AsyncIterator[list[Replica]]:
     database = await Database.open(postgres.url)
+    await empty(database)
     async with database.write() as session:
-        for table in reversed(SQLModel.metadata.sorted_tables):
-            await session.exec(table.delete())
         session.add(
             UploadedDataset(
                 id="ds_1",

@@ -34,6 +34,7 @@ class GatewayPair:
         environment = {
             "FTF_HOME": str(self.home),
             **self.nats.environment("gateway"),
+            "FTF_GATEWAY_INSECURE": "true",
             "FTF_GATEWAY_LISTEN": address,
             "FTF_MODELS": json.dumps({}),
         }

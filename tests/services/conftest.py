@@ -22,12 +22,16 @@ class Process:
 
     def __init__(self, name: str, home: Path, nats: NatsServer) -> None:
         self.name = name
+        self.home = home
         self.node_id = f"{name}-under-test"
         environment = {
             "FTF_HOME": str(home),
             **nats.environment(name),
+            "FTF_INSECURE": "true",
             f"FTF_{name.upper()}_LISTEN": "127.0.0.1:0",
             f"FTF_{name.upper()}_NODE_ID": self.node_id,
+            # It names each import in `lines`.
+            "PYTHONPROFILEIMPORTTIME": "1",
         }
         # The signal at the parent's death is set in the new process: between fork and exec, a process that has used
         # gRPC crashes now and then.

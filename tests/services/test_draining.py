@@ -35,6 +35,7 @@ async def start(nats_server: NatsServer, tmp_path: Path) -> AsyncIterator[Start]
         environment = {
             "FTF_HOME": str(tmp_path / "home"),
             **nats_server.environment("trainer"),
+            "FTF_INSECURE": "true",
             "FTF_TRAINER_LISTEN": "127.0.0.1:0",
             "FTF_TRAINER_DRAIN_SECONDS": "600",
             "PYTHONPATH": str(Path(__file__).parents[2]),

@@ -5,6 +5,8 @@ import json
 import sys
 from pathlib import Path
 
+import grpc
+
 from standalone.ports import LOOPBACK, free_port
 from standalone.processes import Program, SupervisedProcess, serving
 
@@ -14,7 +16,7 @@ CHILD_SERVER = Path(__file__).with_name("child_server.py")
 def program(name: str, folder: Path, *options: str, stop_seconds: float = 10.0) -> Program:
     address = f"{LOOPBACK}:{free_port()}"
     argv = (sys.executable, str(CHILD_SERVER), address, str(folder / f"{name}.marks"), *options)
-    return Program(name, argv, serving(address), stop_seconds=stop_seconds)
+    return Program(name, argv, serving(lambda: grpc.aio.insecure_channel(address)), stop_seconds=stop_seconds)
 
 
 async def main(folder: Path) -> None:

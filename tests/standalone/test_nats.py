@@ -10,15 +10,20 @@ import pytest
 from nats.errors import Error as NatsError
 
 from chassis.bus.permissions import gateway_user, worker_user
+from chassis.security.certificates import CertificateAuthority, CertificateFiles
 from standalone.nats import NatsServer, configure
 from standalone.ports import free_port
 from standalone.processes import Program, SupervisedProcess
 from tests.odd_names import ODD
 
 
+def certificate(folder: Path) -> CertificateFiles:
+    return CertificateAuthority.open(folder / "logs" / "ca").issue(folder / "logs" / "nats", "nats", ["127.0.0.1"])
+
+
 @pytest.fixture
 async def broker(tmp_path: Path) -> AsyncIterator[NatsServer]:
-    server = configure(tmp_path / ODD, free_port(), [gateway_user()])
+    server = configure(tmp_path / ODD, free_port(), [gateway_user()], certificate(tmp_path))
     kept = SupervisedProcess(Program("nats-server", server.argv, server.ready), tmp_path, tmp_path / "logs", print)
     await kept.start()
     yield server
@@ -31,6 +36,8 @@ async def test_connection_requires_password(broker: NatsServer) -> None:
         with pytest.raises(NatsError):
             await nats.connect(
                 broker.url,
+                tls=broker.tls,
+                tls_handshake_first=True,
                 user="gateway",
                 password=password,
                 allow_reconnect=False,
@@ -42,7 +49,12 @@ async def test_connection_requires_password(broker: NatsServer) -> None:
 async def test_jetstream_and_large_messages_are_enabled(broker: NatsServer) -> None:
     """Work items are in a stream; without it no job starts."""
     client = await nats.connect(
-        broker.url, user="gateway", password=broker.passwords["gateway"], inbox_prefix="_INBOX_gateway"
+        broker.url,
+        tls=broker.tls,
+        tls_handshake_first=True,
+        user="gateway",
+        password=broker.passwords["gateway"],
+        inbox_prefix="_INBOX_gateway",
     )
     jetstream = client.jetstream()
     await jetstream.add_stream(name="FTF_WORK", subjects=["ftf.v1.work.>"])
@@ -58,17 +70,17 @@ def test_data_folder_may_have_any_name(broker: NatsServer, tmp_path: Path) -> No
 
 
 def test_folder_name_with_invalid_utf8_is_escaped(tmp_path: Path) -> None:
-    configure(Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")), 4222, [gateway_user()])
+    configure(Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")), 4222, [gateway_user()], certificate(tmp_path))
     assert b"caf\\xe9/store" in Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9/nats.conf")).read_bytes()
 
 
 def test_configuration_file_is_readable_by_owner_only(tmp_path: Path) -> None:
     """It contains the passwords."""
-    configure(tmp_path, 4222, [gateway_user()])
+    configure(tmp_path, 4222, [gateway_user()], certificate(tmp_path))
     assert (tmp_path / "nats.conf").stat().st_mode & 0o077 == 0
     users = [gateway_user(), worker_user("probe")]
-    passwords = [*configure(tmp_path, 4222, users).passwords.values()]
-    passwords += configure(tmp_path, 4222, users).passwords.values()
+    passwords = [*configure(tmp_path, 4222, users, certificate(tmp_path)).passwords.values()]
+    passwords += configure(tmp_path, 4222, users, certificate(tmp_path)).passwords.values()
     assert len(set(passwords)) == 4
     assert all(passwords)
 

@@ -18,6 +18,7 @@ from finetuneflow.cli.exits import JOB_FAILED, UNREACHABLE, USAGE, exit_code
 from finetuneflow.errors import (
     ApiError,
     InvalidArgument,
+    ResourceExhausted,
     ServerError,
     Unavailable,
     Unimplemented,
@@ -90,6 +91,7 @@ async def query_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Async
     monkeypatch.setenv("FTF_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("FTF_MODELS", json.dumps({"tiny": str(model)}))
     monkeypatch.setenv("FTF_WARM_SPARE", "false")
+    monkeypatch.setenv("FTF_MAX_TEMPLATE_SECONDS", "1")
     settings = ProbeSettings()
     queries = ServedQueries(settings, Catalogue(settings.home, settings.models))
     add = add_DatasetServiceServicer_to_server
@@ -105,6 +107,8 @@ def run_in_children(code: str, folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     """Runs `code` first in every Python process that starts from here on."""
     (folder / "sitecustomize.py").write_text(code + "\n")
     monkeypatch.setenv("PYTHONPATH", ":".join([str(folder), *sys.path]))
+    # A child reads the folders of this process's path.
+    monkeypatch.syspath_prepend(str(folder))
 
 
 def assert_same(served: ApiError, local: ApiError) -> None:
@@ -177,6 +181,34 @@ async def test_template_that_exceeds_its_limits_is_wrong_input(
     served, local = await query_errors.of("rows.jsonl", ROWS, template=ENDLESS)
     assert_same(served, local)
     assert (type(local), local.reason, exit_code(local)) == (InvalidArgument, "TEMPLATE_EXCEEDED", USAGE)
+
+
+async def test_slow_templates_together_exceed_a_limit_of_the_installation(
+    query_errors: QueryErrors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two previews with a template just below the limit of a row would otherwise hold both slots of a probe."""
+    template = "{% for i in range(40000) %}{% set x = i %}{% endfor %}"
+    served, local = await query_errors.of("rows.jsonl", ROWS * 500, template=template)
+    # Which row it was depends on the speed of the moment.
+    for error in (served, local):
+        assert (type(error), error.reason) == (ResourceExhausted, "TEMPLATE_TOO_SLOW")
+        assert "FTF_PROBE_MAX_TEMPLATE_SECONDS" in error.message
+
+
+async def test_a_tokenizer_that_does_not_end_is_named(
+    query_errors: QueryErrors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model is wrong; "the server failed" would be misleading, and the query would run for hours."""
+    run_in_children("from engine.data import tokenizer_limit as t; t.BASE_SECONDS = 0.5", tmp_path, monkeypatch)
+    tokenizer = tmp_path / "tiny" / "tokenizer.json"
+    described = json.loads(tokenizer.read_text())
+    split = {"type": "Split", "pattern": {"Regex": "(a+)+b"}, "behavior": "Isolated", "invert": False}
+    described["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, described["pre_tokenizer"]]}
+    tokenizer.write_text(json.dumps(described))
+    row = {"question": "Why?", "answer": ("a" * 19 + " ") * 20_000}
+    served, local = await query_errors.of("rows.jsonl", json.dumps(row).encode())
+    assert_same(served, local)
+    assert (type(local), local.reason, exit_code(local)) == (InvalidArgument, "BAD_TOKENIZER", USAGE)
 
 
 async def test_crash_error_contains_end_of_the_log(

@@ -6,14 +6,21 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import psutil
 import pytest
+from grpc import StatusCode
 
+from chassis.security.certificates import CertificateAuthority, CertificateFiles
+from chassis.security.identity import Identity
 from finetuneflow import Client
+from finetuneflow.credentials import read_credentials
+from finetuneflow.errors import ServerUnreachable, Unauthenticated
 from standalone.ports import free_port
 from tests.odd_names import ODD
 
@@ -103,8 +110,8 @@ def test_no_orphan_survives_sigkill_and_next_up_starts(up: Callable[[], Up]) -> 
     again.next("stopped")
 
 
-def test_up_listens_on_loopback_only(tmp_path: Path) -> None:
-    """There is no authentication yet: a gateway on a public address would train for anybody."""
+def test_settings_that_would_open_another_port_are_refused(tmp_path: Path) -> None:
+    """A gateway that listens elsewhere than `ftf up` says would be checked, and stored, under the wrong address."""
     refused = subprocess.run(
         command(tmp_path, free_port()),
         env=os.environ | {"FTF_GATEWAY_LISTEN": "0.0.0.0:7460"},
@@ -113,8 +120,101 @@ def test_up_listens_on_loopback_only(tmp_path: Path) -> None:
         check=False,
     )
     assert refused.returncode == 2
-    assert "no authentication" in refused.stderr
+    assert "--host" in refused.stderr
     assert not [*tmp_path.iterdir()]
+
+
+def test_other_users_and_plaintext_clients_are_refused(up: Callable[[], Up]) -> None:
+    """Whoever reaches the port of a shared machine: without the key, without TLS, with another authority."""
+    address = up().status["address"]
+    stored = read_credentials(address)
+    assert stored is not None
+    with Client(address) as own:
+        assert [*own.recipes.list()]
+    with Client(address, token="") as other, pytest.raises(Unauthenticated, match="ftf login"):
+        [*other.recipes.list()]
+    wrong = CertificateAuthority.open(Path(tempfile.mkdtemp())).pem
+    for ca in ("", wrong):
+        with Client(address, token=stored.token, ca=ca) as other, pytest.raises(ServerUnreachable):
+            [*other.recipes.list()]
+
+
+def test_port_of_each_process_refuses_strangers(up: Callable[[], Up], tmp_path: Path) -> None:
+    """Without a certificate, with one of another system, with a stolen trainer's: none drains or asks a service."""
+    running = up()
+    tls = running.home / "tls"
+    methods = {
+        "probe": "ProbeService/GetHardware",
+        "trainer": "TrainerService/DrainTrainer",
+        "evaluator": "EvaluatorService/Generate",
+        "exporter": "ExporterService/GetExporter",
+    }
+    foreign = CertificateAuthority.open(tmp_path / "foreign" / "ca").issue(tmp_path / "foreign" / "gateway", "gateway")
+    stolen = CertificateFiles.in_folder(tls / "trainer")
+    gateway = CertificateFiles.in_folder(tls / "gateway")
+    authority = gateway.authority.read_bytes()
+    strangers = {
+        "plaintext": None,
+        "no certificate": grpc.ssl_channel_credentials(authority),
+        "foreign": grpc.ssl_channel_credentials(authority, foreign.key.read_bytes(), foreign.certificate.read_bytes()),
+        "stolen": Identity(stolen).channel_credentials(),
+    }
+    for name, method in methods.items():
+        address = f"127.0.0.1:{listening_port(running, name)}"
+        for stranger, credentials in strangers.items():
+            code = call(address, credentials, name, method)
+            expected = StatusCode.PERMISSION_DENIED if stranger == "stolen" else StatusCode.UNAVAILABLE
+            assert code is expected, (name, stranger, code)
+        own = Identity(gateway).channel_credentials()
+        assert call(address, own, name, method) in (StatusCode.OK, StatusCode.UNIMPLEMENTED), name
+        assert call(address, own, "gateway", method) is StatusCode.UNAVAILABLE, "it shows another name than its own"
+    with socket.create_connection(("127.0.0.1", listening_port(running, "nats-server"))) as plain:
+        plain.sendall(b'CONNECT {"user":"gateway","pass":"x"}\r\nPING\r\n')
+        plain.settimeout(30)
+        assert b"PONG" not in plain.recv(4096)
+
+
+def listening_port(running: Up, name: str) -> int:
+    process = psutil.Process(running.status["processes"][name])
+    [port] = [found.laddr.port for found in process.net_connections("tcp") if found.status == psutil.CONN_LISTEN]
+    return int(port)
+
+
+def call(address: str, credentials: grpc.ChannelCredentials | None, name: str, method: str) -> StatusCode:
+    """Calls a method with an empty request and returns the status."""
+    options = [("grpc.ssl_target_name_override", name), ("grpc.enable_http_proxy", 0)]
+    channel = grpc.secure_channel(address, credentials, options) if credentials else grpc.insecure_channel(address)
+    with channel:
+        try:
+            for _ in channel.unary_stream(f"/finetuneflow.v1.{method}")(b"", timeout=30):
+                pass
+        except grpc.RpcError as error:
+            code: StatusCode = error.code()
+            return code
+    return StatusCode.OK
+
+
+def test_up_on_all_addresses_serves_other_machines(tmp_path: Path) -> None:
+    """The same command, with TLS and a key, serves the network; `ca` is what the other machine needs."""
+    port = free_port()
+    process = subprocess.Popen(
+        [*command(tmp_path / "home", port), "--host", "0.0.0.0"],  # noqa: S104 - this is what is tried
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        status = next(line for line in map(json.loads, process.stdout) if line["state"] == "up")
+        stored = read_credentials(status["address"])
+        assert stored is not None
+        name = f"{socket.gethostname()}:{port}"
+        with Client(name, token=stored.token, ca=status["ca"]) as remote:
+            assert [*remote.recipes.list()]
+        with Client(name, token="", ca=status["ca"]) as stranger, pytest.raises(Unauthenticated):
+            [*stranger.recipes.list()]
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_error_names_the_port_in_use(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ class Gateway:
             **os.environ,
             "FTF_HOME": str(home),
             **nats.environment("gateway"),
+            "FTF_GATEWAY_INSECURE": "true",
             "FTF_GATEWAY_LISTEN": self.address,
             "FTF_FAILPOINTS": str(self.armed),
         }

@@ -22,24 +22,29 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from finetuneflow.v1 import access_pb2 as finetuneflow_dot_v1_dot_access__pb2
 from finetuneflow.v1 import artifact_pb2 as finetuneflow_dot_v1_dot_artifact__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&finetuneflow/v1/artifact_service.proto\x12\x0f\x66inetuneflow.v1\x1a\x1e\x66inetuneflow/v1/artifact.proto\"[\n\x14ListArtifactsRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0c\n\x04kind\x18\x04 \x01(\t\"^\n\x15ListArtifactsResponse\x12,\n\tartifacts\x18\x01 \x03(\x0b\x32\x19.finetuneflow.v1.Artifact\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\">\n\x17\x44ownloadArtifactRequest\x12\x13\n\x0b\x61rtifact_id\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x03\"e\n\x18\x44ownloadArtifactResponse\x12-\n\x08\x61rtifact\x18\x01 \x01(\x0b\x32\x19.finetuneflow.v1.ArtifactH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\t\n\x07\x63ontent2\xdc\x01\n\x0f\x41rtifactService\x12^\n\rListArtifacts\x12%.finetuneflow.v1.ListArtifactsRequest\x1a&.finetuneflow.v1.ListArtifactsResponse\x12i\n\x10\x44ownloadArtifact\x12(.finetuneflow.v1.DownloadArtifactRequest\x1a).finetuneflow.v1.DownloadArtifactResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&finetuneflow/v1/artifact_service.proto\x12\x0f\x66inetuneflow.v1\x1a\x1c\x66inetuneflow/v1/access.proto\x1a\x1e\x66inetuneflow/v1/artifact.proto\"[\n\x14ListArtifactsRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0c\n\x04kind\x18\x04 \x01(\t\"^\n\x15ListArtifactsResponse\x12,\n\tartifacts\x18\x01 \x03(\x0b\x32\x19.finetuneflow.v1.Artifact\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\">\n\x17\x44ownloadArtifactRequest\x12\x13\n\x0b\x61rtifact_id\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x03\"e\n\x18\x44ownloadArtifactResponse\x12-\n\x08\x61rtifact\x18\x01 \x01(\x0b\x32\x19.finetuneflow.v1.ArtifactH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\t\n\x07\x63ontent2\x84\x02\n\x0f\x41rtifactService\x12k\n\rListArtifacts\x12%.finetuneflow.v1.ListArtifactsRequest\x1a&.finetuneflow.v1.ListArtifactsResponse\"\x0b\x90\x02\x01\xe2\xd1\x18\x04\x08\x01\x10\x01\x12\x83\x01\n\x10\x44ownloadArtifact\x12(.finetuneflow.v1.DownloadArtifactRequest\x1a).finetuneflow.v1.DownloadArtifactResponse\"\x18\x90\x02\x01\xe2\xd1\x18\x11\x08\x01\x10\x01\x1a\x0b\x61rtifact_id0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'finetuneflow.v1.artifact_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LISTARTIFACTSREQUEST']._serialized_start=91
-  _globals['_LISTARTIFACTSREQUEST']._serialized_end=182
-  _globals['_LISTARTIFACTSRESPONSE']._serialized_start=184
-  _globals['_LISTARTIFACTSRESPONSE']._serialized_end=278
-  _globals['_DOWNLOADARTIFACTREQUEST']._serialized_start=280
-  _globals['_DOWNLOADARTIFACTREQUEST']._serialized_end=342
-  _globals['_DOWNLOADARTIFACTRESPONSE']._serialized_start=344
-  _globals['_DOWNLOADARTIFACTRESPONSE']._serialized_end=445
-  _globals['_ARTIFACTSERVICE']._serialized_start=448
-  _globals['_ARTIFACTSERVICE']._serialized_end=668
+  _globals['_ARTIFACTSERVICE'].methods_by_name['ListArtifacts']._loaded_options = None
+  _globals['_ARTIFACTSERVICE'].methods_by_name['ListArtifacts']._serialized_options = b'\220\002\001\342\321\030\004\010\001\020\001'
+  _globals['_ARTIFACTSERVICE'].methods_by_name['DownloadArtifact']._loaded_options = None
+  _globals['_ARTIFACTSERVICE'].methods_by_name['DownloadArtifact']._serialized_options = b'\220\002\001\342\321\030\021\010\001\020\001\032\013artifact_id'
+  _globals['_LISTARTIFACTSREQUEST']._serialized_start=121
+  _globals['_LISTARTIFACTSREQUEST']._serialized_end=212
+  _globals['_LISTARTIFACTSRESPONSE']._serialized_start=214
+  _globals['_LISTARTIFACTSRESPONSE']._serialized_end=308
+  _globals['_DOWNLOADARTIFACTREQUEST']._serialized_start=310
+  _globals['_DOWNLOADARTIFACTREQUEST']._serialized_end=372
+  _globals['_DOWNLOADARTIFACTRESPONSE']._serialized_start=374
+  _globals['_DOWNLOADARTIFACTRESPONSE']._serialized_end=475
+  _globals['_ARTIFACTSERVICE']._serialized_start=478
+  _globals['_ARTIFACTSERVICE']._serialized_end=738
 # @@protoc_insertion_point(module_scope)

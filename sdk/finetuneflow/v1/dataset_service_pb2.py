@@ -22,52 +22,67 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from finetuneflow.v1 import access_pb2 as finetuneflow_dot_v1_dot_access__pb2
 from finetuneflow.v1 import dataset_pb2 as finetuneflow_dot_v1_dot_dataset__pb2
 from finetuneflow.v1 import fine_tuning_job_spec_pb2 as finetuneflow_dot_v1_dot_fine__tuning__job__spec__pb2
 from finetuneflow.v1 import validation_pb2 as finetuneflow_dot_v1_dot_validation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%finetuneflow/v1/dataset_service.proto\x12\x0f\x66inetuneflow.v1\x1a\x1d\x66inetuneflow/v1/dataset.proto\x1a*finetuneflow/v1/fine_tuning_job_spec.proto\x1a finetuneflow/v1/validation.proto\"|\n\x14UploadDatasetRequest\x12\x36\n\x06header\x18\x01 \x01(\x0b\x32$.finetuneflow.v1.UploadDatasetHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x12\x10\n\x06sha256\x18\x03 \x01(\tH\x00\x42\t\n\x07\x63ontent\"\xb1\x01\n\x13UploadDatasetHeader\x12\x10\n\x08\x66ilename\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x17\n\nsize_bytes\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x0e\n\x06sha256\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x0e\n\x06offset\x18\x06 \x01(\x03\x12\x16\n\x0esha256_follows\x18\x07 \x01(\x08\x42\r\n\x0b_size_bytes\"B\n\x15UploadDatasetResponse\x12)\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x18.finetuneflow.v1.Dataset\"6\n\x10GetUploadRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\"V\n\x11GetUploadResponse\x12\x16\n\x0ereceived_bytes\x18\x01 \x01(\x03\x12)\n\x07\x64\x61taset\x18\x02 \x01(\x0b\x32\x18.finetuneflow.v1.Dataset\"\'\n\x11GetDatasetRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\"?\n\x12GetDatasetResponse\x12)\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x18.finetuneflow.v1.Dataset\"<\n\x13ListDatasetsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"[\n\x14ListDatasetsResponse\x12*\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x18.finetuneflow.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"*\n\x14\x44\x65leteDatasetRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteDatasetResponse\"\xc9\x02\n\x16ValidateDatasetRequest\x12+\n\x06source\x18\x01 \x01(\x0b\x32\x1b.finetuneflow.v1.DataSource\x12\x12\n\nbase_model\x18\x02 \x01(\t\x12\x17\n\nmax_length\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12\x1a\n\rchat_template\x18\x04 \x01(\tH\x01\x88\x01\x01\x12\x1a\n\rsystem_prompt\x18\x05 \x01(\tH\x02\x88\x01\x01\x12)\n\x07\x64\x61taset\x18\x06 \x01(\x0b\x32\x18.finetuneflow.v1.Dataset\x12\x0e\n\x06tenant\x18\x07 \x01(\t\x12/\n\ntruncation\x18\x08 \x01(\x0e\x32\x1b.finetuneflow.v1.TruncationB\r\n\x0b_max_lengthB\x10\n\x0e_chat_templateB\x10\n\x0e_system_prompt\"L\n\x17ValidateDatasetResponse\x12\x31\n\x06report\x18\x01 \x01(\x0b\x32!.finetuneflow.v1.ValidationReport\"\xed\x02\n\x15PreviewDatasetRequest\x12+\n\x06source\x18\x01 \x01(\x0b\x32\x1b.finetuneflow.v1.DataSource\x12\x12\n\nbase_model\x18\x02 \x01(\t\x12\x11\n\tfirst_row\x18\x03 \x01(\x03\x12\x10\n\x08num_rows\x18\x04 \x01(\x05\x12\x17\n\nmax_length\x18\x05 \x01(\x05H\x00\x88\x01\x01\x12\x1a\n\rchat_template\x18\x06 \x01(\tH\x01\x88\x01\x01\x12\x1a\n\rsystem_prompt\x18\x07 \x01(\tH\x02\x88\x01\x01\x12)\n\x07\x64\x61taset\x18\x08 \x01(\x0b\x32\x18.finetuneflow.v1.Dataset\x12\x0e\n\x06tenant\x18\t \x01(\t\x12/\n\ntruncation\x18\n \x01(\x0e\x32\x1b.finetuneflow.v1.TruncationB\r\n\x0b_max_lengthB\x10\n\x0e_chat_templateB\x10\n\x0e_system_prompt\"C\n\x16PreviewDatasetResponse\x12)\n\x04rows\x18\x01 \x03(\x0b\x32\x1b.finetuneflow.v1.RowPreview\"\xdf\x01\n\nRowPreview\x12\x0b\n\x03row\x18\x01 \x01(\x03\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0e\n\x06tokens\x18\x03 \x03(\t\x12\x11\n\tinput_ids\x18\x04 \x03(\x05\x12\x0e\n\x06labels\x18\x05 \x03(\x05\x12\x11\n\ttruncated\x18\x06 \x01(\x08\x12\x31\n\rtrained_spans\x18\x07 \x03(\x0b\x32\x1a.finetuneflow.v1.TokenSpan\x12,\n\x07problem\x18\x08 \x01(\x0b\x32\x1b.finetuneflow.v1.RowProblem\x12\x0f\n\x07\x64ropped\x18\t \x01(\x08\"\'\n\tTokenSpan\x12\r\n\x05start\x18\x01 \x01(\x05\x12\x0b\n\x03\x65nd\x18\x02 \x01(\x05\x32\xa3\x05\n\x0e\x44\x61tasetService\x12`\n\rUploadDataset\x12%.finetuneflow.v1.UploadDatasetRequest\x1a&.finetuneflow.v1.UploadDatasetResponse(\x01\x12R\n\tGetUpload\x12!.finetuneflow.v1.GetUploadRequest\x1a\".finetuneflow.v1.GetUploadResponse\x12U\n\nGetDataset\x12\".finetuneflow.v1.GetDatasetRequest\x1a#.finetuneflow.v1.GetDatasetResponse\x12[\n\x0cListDatasets\x12$.finetuneflow.v1.ListDatasetsRequest\x1a%.finetuneflow.v1.ListDatasetsResponse\x12^\n\rDeleteDataset\x12%.finetuneflow.v1.DeleteDatasetRequest\x1a&.finetuneflow.v1.DeleteDatasetResponse\x12\x64\n\x0fValidateDataset\x12\'.finetuneflow.v1.ValidateDatasetRequest\x1a(.finetuneflow.v1.ValidateDatasetResponse\x12\x61\n\x0ePreviewDataset\x12&.finetuneflow.v1.PreviewDatasetRequest\x1a\'.finetuneflow.v1.PreviewDatasetResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%finetuneflow/v1/dataset_service.proto\x12\x0f\x66inetuneflow.v1\x1a\x1c\x66inetuneflow/v1/access.proto\x1a\x1d\x66inetuneflow/v1/dataset.proto\x1a*finetuneflow/v1/fine_tuning_job_spec.proto\x1a finetuneflow/v1/validation.proto\"|\n\x14UploadDatasetRequest\x12\x36\n\x06header\x18\x01 \x01(\x0b\x32$.finetuneflow.v1.UploadDatasetHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x12\x10\n\x06sha256\x18\x03 \x01(\tH\x00\x42\t\n\x07\x63ontent\"\xb1\x01\n\x13UploadDatasetHeader\x12\x10\n\x08\x66ilename\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x17\n\nsize_bytes\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x0e\n\x06sha256\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x0e\n\x06offset\x18\x06 \x01(\x03\x12\x16\n\x0esha256_follows\x18\x07 \x01(\x08\x42\r\n\x0b_size_bytes\"B\n\x15UploadDatasetResponse\x12)\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x18.finetuneflow.v1.Dataset\"6\n\x10GetUploadRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\"V\n\x11GetUploadResponse\x12\x16\n\x0ereceived_bytes\x18\x01 \x01(\x03\x12)\n\x07\x64\x61taset\x18\x02 \x01(\x0b\x32\x18.finetuneflow.v1.Dataset\"\'\n\x11GetDatasetRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\"?\n\x12GetDatasetResponse\x12)\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x18.finetuneflow.v1.Dataset\"<\n\x13ListDatasetsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"[\n\x14ListDatasetsResponse\x12*\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x18.finetuneflow.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"*\n\x14\x44\x65leteDatasetRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteDatasetResponse\"\xc9\x02\n\x16ValidateDatasetRequest\x12+\n\x06source\x18\x01 \x01(\x0b\x32\x1b.finetuneflow.v1.DataSource\x12\x12\n\nbase_model\x18\x02 \x01(\t\x12\x17\n\nmax_length\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12\x1a\n\rchat_template\x18\x04 \x01(\tH\x01\x88\x01\x01\x12\x1a\n\rsystem_prompt\x18\x05 \x01(\tH\x02\x88\x01\x01\x12)\n\x07\x64\x61taset\x18\x06 \x01(\x0b\x32\x18.finetuneflow.v1.Dataset\x12\x0e\n\x06tenant\x18\x07 \x01(\t\x12/\n\ntruncation\x18\x08 \x01(\x0e\x32\x1b.finetuneflow.v1.TruncationB\r\n\x0b_max_lengthB\x10\n\x0e_chat_templateB\x10\n\x0e_system_prompt\"L\n\x17ValidateDatasetResponse\x12\x31\n\x06report\x18\x01 \x01(\x0b\x32!.finetuneflow.v1.ValidationReport\"\xed\x02\n\x15PreviewDatasetRequest\x12+\n\x06source\x18\x01 \x01(\x0b\x32\x1b.finetuneflow.v1.DataSource\x12\x12\n\nbase_model\x18\x02 \x01(\t\x12\x11\n\tfirst_row\x18\x03 \x01(\x03\x12\x10\n\x08num_rows\x18\x04 \x01(\x05\x12\x17\n\nmax_length\x18\x05 \x01(\x05H\x00\x88\x01\x01\x12\x1a\n\rchat_template\x18\x06 \x01(\tH\x01\x88\x01\x01\x12\x1a\n\rsystem_prompt\x18\x07 \x01(\tH\x02\x88\x01\x01\x12)\n\x07\x64\x61taset\x18\x08 \x01(\x0b\x32\x18.finetuneflow.v1.Dataset\x12\x0e\n\x06tenant\x18\t \x01(\t\x12/\n\ntruncation\x18\n \x01(\x0e\x32\x1b.finetuneflow.v1.TruncationB\r\n\x0b_max_lengthB\x10\n\x0e_chat_templateB\x10\n\x0e_system_prompt\"C\n\x16PreviewDatasetResponse\x12)\n\x04rows\x18\x01 \x03(\x0b\x32\x1b.finetuneflow.v1.RowPreview\"\xdf\x01\n\nRowPreview\x12\x0b\n\x03row\x18\x01 \x01(\x03\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0e\n\x06tokens\x18\x03 \x03(\t\x12\x11\n\tinput_ids\x18\x04 \x03(\x05\x12\x0e\n\x06labels\x18\x05 \x03(\x05\x12\x11\n\ttruncated\x18\x06 \x01(\x08\x12\x31\n\rtrained_spans\x18\x07 \x03(\x0b\x32\x1a.finetuneflow.v1.TokenSpan\x12,\n\x07problem\x18\x08 \x01(\x0b\x32\x1b.finetuneflow.v1.RowProblem\x12\x0f\n\x07\x64ropped\x18\t \x01(\x08\"\'\n\tTokenSpan\x12\r\n\x05start\x18\x01 \x01(\x05\x12\x0b\n\x03\x65nd\x18\x02 \x01(\x05\x32\x99\x06\n\x0e\x44\x61tasetService\x12\x7f\n\rUploadDataset\x12%.finetuneflow.v1.UploadDatasetRequest\x1a&.finetuneflow.v1.UploadDatasetResponse\"\x1d\xe2\xd1\x18\x19\x08\x02\x10\x01\x1a\x13response.dataset.id(\x01\x12_\n\tGetUpload\x12!.finetuneflow.v1.GetUploadRequest\x1a\".finetuneflow.v1.GetUploadResponse\"\x0b\x90\x02\x01\xe2\xd1\x18\x04\x08\x02\x10\x01\x12\x62\n\nGetDataset\x12\".finetuneflow.v1.GetDatasetRequest\x1a#.finetuneflow.v1.GetDatasetResponse\"\x0b\x90\x02\x01\xe2\xd1\x18\x04\x08\x01\x10\x01\x12h\n\x0cListDatasets\x12$.finetuneflow.v1.ListDatasetsRequest\x1a%.finetuneflow.v1.ListDatasetsResponse\"\x0b\x90\x02\x01\xe2\xd1\x18\x04\x08\x01\x10\x01\x12t\n\rDeleteDataset\x12%.finetuneflow.v1.DeleteDatasetRequest\x1a&.finetuneflow.v1.DeleteDatasetResponse\"\x14\xe2\xd1\x18\x10\x08\x02\x10\x01\x1a\ndataset_id\x12q\n\x0fValidateDataset\x12\'.finetuneflow.v1.ValidateDatasetRequest\x1a(.finetuneflow.v1.ValidateDatasetResponse\"\x0b\x90\x02\x01\xe2\xd1\x18\x04\x08\x02\x10\x01\x12n\n\x0ePreviewDataset\x12&.finetuneflow.v1.PreviewDatasetRequest\x1a\'.finetuneflow.v1.PreviewDatasetResponse\"\x0b\x90\x02\x01\xe2\xd1\x18\x04\x08\x02\x10\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'finetuneflow.v1.dataset_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_UPLOADDATASETREQUEST']._serialized_start=167
-  _globals['_UPLOADDATASETREQUEST']._serialized_end=291
-  _globals['_UPLOADDATASETHEADER']._serialized_start=294
-  _globals['_UPLOADDATASETHEADER']._serialized_end=471
-  _globals['_UPLOADDATASETRESPONSE']._serialized_start=473
-  _globals['_UPLOADDATASETRESPONSE']._serialized_end=539
-  _globals['_GETUPLOADREQUEST']._serialized_start=541
-  _globals['_GETUPLOADREQUEST']._serialized_end=595
-  _globals['_GETUPLOADRESPONSE']._serialized_start=597
-  _globals['_GETUPLOADRESPONSE']._serialized_end=683
-  _globals['_GETDATASETREQUEST']._serialized_start=685
-  _globals['_GETDATASETREQUEST']._serialized_end=724
-  _globals['_GETDATASETRESPONSE']._serialized_start=726
-  _globals['_GETDATASETRESPONSE']._serialized_end=789
-  _globals['_LISTDATASETSREQUEST']._serialized_start=791
-  _globals['_LISTDATASETSREQUEST']._serialized_end=851
-  _globals['_LISTDATASETSRESPONSE']._serialized_start=853
-  _globals['_LISTDATASETSRESPONSE']._serialized_end=944
-  _globals['_DELETEDATASETREQUEST']._serialized_start=946
-  _globals['_DELETEDATASETREQUEST']._serialized_end=988
-  _globals['_DELETEDATASETRESPONSE']._serialized_start=990
-  _globals['_DELETEDATASETRESPONSE']._serialized_end=1013
-  _globals['_VALIDATEDATASETREQUEST']._serialized_start=1016
-  _globals['_VALIDATEDATASETREQUEST']._serialized_end=1345
-  _globals['_VALIDATEDATASETRESPONSE']._serialized_start=1347
-  _globals['_VALIDATEDATASETRESPONSE']._serialized_end=1423
-  _globals['_PREVIEWDATASETREQUEST']._serialized_start=1426
-  _globals['_PREVIEWDATASETREQUEST']._serialized_end=1791
-  _globals['_PREVIEWDATASETRESPONSE']._serialized_start=1793
-  _globals['_PREVIEWDATASETRESPONSE']._serialized_end=1860
-  _globals['_ROWPREVIEW']._serialized_start=1863
-  _globals['_ROWPREVIEW']._serialized_end=2086
-  _globals['_TOKENSPAN']._serialized_start=2088
-  _globals['_TOKENSPAN']._serialized_end=2127
-  _globals['_DATASETSERVICE']._serialized_start=2130
-  _globals['_DATASETSERVICE']._serialized_end=2805
+  _globals['_DATASETSERVICE'].methods_by_name['UploadDataset']._loaded_options = None
+  _globals['_DATASETSERVICE'].methods_by_name['UploadDataset']._serialized_options = b'\342\321\030\031\010\002\020\001\032\023response.dataset.id'
+  _globals['_DATASETSERVICE'].methods_by_name['GetUpload']._loaded_options = None
+  _globals['_DATASETSERVICE'].methods_by_name['GetUpload']._serialized_options = b'\220\002\001\342\321\030\004\010\002\020\001'
+  _globals['_DATASETSERVICE'].methods_by_name['GetDataset']._loaded_options = None
+  _globals['_DATASETSERVICE'].methods_by_name['GetDataset']._serialized_options = b'\220\002\001\342\321\030\004\010\001\020\001'
+  _globals['_DATASETSERVICE'].methods_by_name['ListDatasets']._loaded_options = None
+  _globals['_DATASETSERVICE'].methods_by_name['ListDatasets']._serialized_options = b'\220\002\001\342\321\030\004\010\001\020\001'
+  _globals['_DATASETSERVICE'].methods_by_name['DeleteDataset']._loaded_options = None
+  _globals['_DATASETSERVICE'].methods_by_name['DeleteDataset']._serialized_options = b'\342\321\030\020\010\002\020\001\032\ndataset_id'
+  _globals['_DATASETSERVICE'].methods_by_name['ValidateDataset']._loaded_options = None
+  _globals['_DATASETSERVICE'].methods_by_name['ValidateDataset']._serialized_options = b'\220\002\001\342\321\030\004\010\002\020\001'
+  _globals['_DATASETSERVICE'].methods_by_name['PreviewDataset']._loaded_options = None
+  _globals['_DATASETSERVICE'].methods_by_name['PreviewDataset']._serialized_options = b'\220\002\001\342\321\030\004\010\002\020\001'
+  _globals['_UPLOADDATASETREQUEST']._serialized_start=197
+  _globals['_UPLOADDATASETREQUEST']._serialized_end=321
+  _globals['_UPLOADDATASETHEADER']._serialized_start=324
+  _globals['_UPLOADDATASETHEADER']._serialized_end=501
+  _globals['_UPLOADDATASETRESPONSE']._serialized_start=503
+  _globals['_UPLOADDATASETRESPONSE']._serialized_end=569
+  _globals['_GETUPLOADREQUEST']._serialized_start=571
+  _globals['_GETUPLOADREQUEST']._serialized_end=625
+  _globals['_GETUPLOADRESPONSE']._serialized_start=627
+  _globals['_GETUPLOADRESPONSE']._serialized_end=713
+  _globals['_GETDATASETREQUEST']._serialized_start=715
+  _globals['_GETDATASETREQUEST']._serialized_end=754
+  _globals['_GETDATASETRESPONSE']._serialized_start=756
+  _globals['_GETDATASETRESPONSE']._serialized_end=819
+  _globals['_LISTDATASETSREQUEST']._serialized_start=821
+  _globals['_LISTDATASETSREQUEST']._serialized_end=881
+  _globals['_LISTDATASETSRESPONSE']._serialized_start=883
+  _globals['_LISTDATASETSRESPONSE']._serialized_end=974
+  _globals['_DELETEDATASETREQUEST']._serialized_start=976
+  _globals['_DELETEDATASETREQUEST']._serialized_end=1018
+  _globals['_DELETEDATASETRESPONSE']._serialized_start=1020
+  _globals['_DELETEDATASETRESPONSE']._serialized_end=1043
+  _globals['_VALIDATEDATASETREQUEST']._serialized_start=1046
+  _globals['_VALIDATEDATASETREQUEST']._serialized_end=1375
+  _globals['_VALIDATEDATASETRESPONSE']._serialized_start=1377
+  _globals['_VALIDATEDATASETRESPONSE']._serialized_end=1453
+  _globals['_PREVIEWDATASETREQUEST']._serialized_start=1456
+  _globals['_PREVIEWDATASETREQUEST']._serialized_end=1821
+  _globals['_PREVIEWDATASETRESPONSE']._serialized_start=1823
+  _globals['_PREVIEWDATASETRESPONSE']._serialized_end=1890
+  _globals['_ROWPREVIEW']._serialized_start=1893
+  _globals['_ROWPREVIEW']._serialized_end=2116
+  _globals['_TOKENSPAN']._serialized_start=2118
+  _globals['_TOKENSPAN']._serialized_end=2157
+  _globals['_DATASETSERVICE']._serialized_start=2160
+  _globals['_DATASETSERVICE']._serialized_end=2953
 # @@protoc_insertion_point(module_scope)

@@ -1,3 +1,4 @@
+from finetuneflow.v1 import access_pb2 as _access_pb2
 from finetuneflow.v1 import dataset_pb2 as _dataset_pb2
 from finetuneflow.v1 import fine_tuning_job_spec_pb2 as _fine_tuning_job_spec_pb2
 from finetuneflow.v1 import validation_pb2 as _validation_pb2

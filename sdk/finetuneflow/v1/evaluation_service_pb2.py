@@ -22,47 +22,62 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from finetuneflow.v1 import access_pb2 as finetuneflow_dot_v1_dot_access__pb2
 from finetuneflow.v1 import event_pb2 as finetuneflow_dot_v1_dot_event__pb2
 from finetuneflow.v1 import evaluation_pb2 as finetuneflow_dot_v1_dot_evaluation__pb2
 from finetuneflow.v1 import fine_tuning_job_pb2 as finetuneflow_dot_v1_dot_fine__tuning__job__pb2
 from finetuneflow.v1 import fine_tuning_job_spec_pb2 as finetuneflow_dot_v1_dot_fine__tuning__job__spec__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(finetuneflow/v1/evaluation_service.proto\x12\x0f\x66inetuneflow.v1\x1a\x1b\x66inetuneflow/v1/event.proto\x1a finetuneflow/v1/evaluation.proto\x1a%finetuneflow/v1/fine_tuning_job.proto\x1a*finetuneflow/v1/fine_tuning_job_spec.proto\"k\n\x17\x43reateEvaluationRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12-\n\x04spec\x18\x02 \x01(\x0b\x32\x1f.finetuneflow.v1.EvaluationSpec\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"K\n\x18\x43reateEvaluationResponse\x12/\n\nevaluation\x18\x01 \x01(\x0b\x32\x1b.finetuneflow.v1.Evaluation\"-\n\x14GetEvaluationRequest\x12\x15\n\revaluation_id\x18\x01 \x01(\t\"H\n\x15GetEvaluationResponse\x12/\n\nevaluation\x18\x01 \x01(\x0b\x32\x1b.finetuneflow.v1.Evaluation\"z\n\x16ListEvaluationsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0e\n\x06job_id\x18\x03 \x01(\t\x12)\n\x06states\x18\x04 \x03(\x0e\x32\x19.finetuneflow.v1.JobState\"d\n\x17ListEvaluationsResponse\x12\x30\n\x0b\x65valuations\x18\x01 \x03(\x0b\x32\x1b.finetuneflow.v1.Evaluation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"0\n\x17\x43\x61ncelEvaluationRequest\x12\x15\n\revaluation_id\x18\x01 \x01(\t\"K\n\x18\x43\x61ncelEvaluationResponse\x12/\n\nevaluation\x18\x01 \x01(\x0b\x32\x1b.finetuneflow.v1.Evaluation\"0\n\x17\x44\x65leteEvaluationRequest\x12\x15\n\revaluation_id\x18\x01 \x01(\t\"\x1a\n\x18\x44\x65leteEvaluationResponse\"\x87\x01\n\x16WatchEvaluationRequest\x12\x15\n\revaluation_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\x12\r\n\x05kinds\x18\x03 \x03(\t\x12/\n\x0cmin_severity\x18\x04 \x01(\x0e\x32\x19.finetuneflow.v1.Severity\"[\n\x17WatchEvaluationResponse\x12&\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x16.finetuneflow.v1.Event\x12\x18\n\x10through_sequence\x18\x02 \x01(\x03\"n\n\x1bListEvaluationEventsRequest\x12\x15\n\revaluation_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\r\n\x05kinds\x18\x04 \x03(\t\"`\n\x1cListEvaluationEventsResponse\x12&\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x16.finetuneflow.v1.Event\x12\x18\n\x10through_sequence\x18\x02 \x01(\x03\x32\xf1\x05\n\x11\x45valuationService\x12g\n\x10\x43reateEvaluation\x12(.finetuneflow.v1.CreateEvaluationRequest\x1a).finetuneflow.v1.CreateEvaluationResponse\x12^\n\rGetEvaluation\x12%.finetuneflow.v1.GetEvaluationRequest\x1a&.finetuneflow.v1.GetEvaluationResponse\x12\x64\n\x0fListEvaluations\x12\'.finetuneflow.v1.ListEvaluationsRequest\x1a(.finetuneflow.v1.ListEvaluationsResponse\x12g\n\x10\x43\x61ncelEvaluation\x12(.finetuneflow.v1.CancelEvaluationRequest\x1a).finetuneflow.v1.CancelEvaluationResponse\x12g\n\x10\x44\x65leteEvaluation\x12(.finetuneflow.v1.DeleteEvaluationRequest\x1a).finetuneflow.v1.DeleteEvaluationResponse\x12\x66\n\x0fWatchEvaluation\x12\'.finetuneflow.v1.WatchEvaluationRequest\x1a(.finetuneflow.v1.WatchEvaluationResponse0\x01\x12s\n\x14ListEvaluationEvents\x12,.finetuneflow.v1.ListEvaluationEventsRequest\x1a-.finetuneflow.v1.ListEvaluationEventsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(finetuneflow/v1/evaluation_service.proto\x12\x0f\x66inetuneflow.v1\x1a\x1c\x66inetuneflow/v1/access.proto\x1a\x1b\x66inetuneflow/v1/event.proto\x1a finetuneflow/v1/evaluation.proto\x1a%finetuneflow/v1/fine_tuning_job.proto\x1a*finetuneflow/v1/fine_tuning_job_spec.proto\"k\n\x17\x43reateEvaluationRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12-\n\x04spec\x18\x02 \x01(\x0b\x32\x1f.finetuneflow.v1.EvaluationSpec\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"K\n\x18\x43reateEvaluationResponse\x12/\n\nevaluation\x18\x01 \x01(\x0b\x32\x1b.finetuneflow.v1.Evaluation\"-\n\x14GetEvaluationRequest\x12\x15\n\revaluation_id\x18\x01 \x01(\t\"H\n\x15GetEvaluationResponse\x12/\n\nevaluation\x18\x01 \x01(\x0b\x32\x1b.finetuneflow.v1.Evaluation\"z\n\x16ListEvaluationsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0e\n\x06job_id\x18\x03 \x01(\t\x12)\n\x06states\x18\x04 \x03(\x0e\x32\x19.finetuneflow.v1.JobState\"d\n\x17ListEvaluationsResponse\x12\x30\n\x0b\x65valuations\x18\x01 \x03(\x0b\x32\x1b.finetuneflow.v1.Evaluation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"0\n\x17\x43\x61ncelEvaluationRequest\x12\x15\n\revaluation_id\x18\x01 \x01(\t\"K\n\x18\x43\x61ncelEvaluationResponse\x12/\n\nevaluation\x18\x01 \x01(\x0b\x32\x1b.finetuneflow.v1.Evaluation\"0\n\x17\x44\x65leteEvaluationRequest\x12\x15\n\revaluation_id\x18\x01 \x01(\t\"\x1a\n\x18\x44\x65leteEvaluationResponse\"\x87\x01\n\x16WatchEvaluationRequest\x12\x15\n\revaluation_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\x12\r\n\x05kinds\x18\x03 \x03(\t\x12/\n\x0cmin_severity\x18\x04 \x01(\x0e\x32\x19.finetuneflow.v1.Severity\"[\n\x17WatchEvaluationResponse\x12&\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x16.finetuneflow.v1.Event\x12\x18\n\x10through_sequence\x18\x02 \x01(\x03\"n\n\x1bListEvaluationEventsRequest\x12\x15\n\revaluation_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\r\n\x05kinds\x18\x04 \x03(\t\"`\n\x1cListEvaluationEventsResponse\x12&\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x16.finetuneflow.v1.Event\x12\x18\n\x10through_sequence\x18\x02 \x01(\x03\x32\xfd\x06\n\x11\x45valuationService\x12\x89\x01\n\x10\x43reateEvaluation\x12(.finetuneflow.v1.CreateEvaluationRequest\x1a).finetuneflow.v1.CreateEvaluationResponse\" \xe2\xd1\x18\x1c\x08\x02\x10\x01\x1a\x16response.evaluation.id\x12k\n\rGetEvaluation\x12%.finetuneflow.v1.GetEvaluationRequest\x1a&.finetuneflow.v1.GetEvaluationResponse\"\x0b\x90\x02\x01\xe2\xd1\x18\x04\x08\x01\x10\x01\x12q\n\x0fListEvaluations\x12\'.finetuneflow.v1.ListEvaluationsRequest\x1a(.finetuneflow.v1.ListEvaluationsResponse\"\x0b\x90\x02\x01\xe2\xd1\x18\x04\x08\x01\x10\x01\x12\x80\x01\n\x10\x43\x61ncelEvaluation\x12(.finetuneflow.v1.CancelEvaluationRequest\x1a).finetuneflow.v1.CancelEvaluationResponse\"\x17\xe2\xd1\x18\x13\x08\x02\x10\x01\x1a\revaluation_id\x12\x80\x01\n\x10\x44\x65leteEvaluation\x12(.finetuneflow.v1.DeleteEvaluationRequest\x1a).finetuneflow.v1.DeleteEvaluationResponse\"\x17\xe2\xd1\x18\x13\x08\x02\x10\x01\x1a\revaluation_id\x12s\n\x0fWatchEvaluation\x12\'.finetuneflow.v1.WatchEvaluationRequest\x1a(.finetuneflow.v1.WatchEvaluationResponse\"\x0b\x90\x02\x01\xe2\xd1\x18\x04\x08\x01\x10\x01\x30\x01\x12\x80\x01\n\x14ListEvaluationEvents\x12,.finetuneflow.v1.ListEvaluationEventsRequest\x1a-.finetuneflow.v1.ListEvaluationEventsResponse\"\x0b\x90\x02\x01\xe2\xd1\x18\x04\x08\x01\x10\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'finetuneflow.v1.evaluation_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CREATEEVALUATIONREQUEST']._serialized_start=207
-  _globals['_CREATEEVALUATIONREQUEST']._serialized_end=314
-  _globals['_CREATEEVALUATIONRESPONSE']._serialized_start=316
-  _globals['_CREATEEVALUATIONRESPONSE']._serialized_end=391
-  _globals['_GETEVALUATIONREQUEST']._serialized_start=393
-  _globals['_GETEVALUATIONREQUEST']._serialized_end=438
-  _globals['_GETEVALUATIONRESPONSE']._serialized_start=440
-  _globals['_GETEVALUATIONRESPONSE']._serialized_end=512
-  _globals['_LISTEVALUATIONSREQUEST']._serialized_start=514
-  _globals['_LISTEVALUATIONSREQUEST']._serialized_end=636
-  _globals['_LISTEVALUATIONSRESPONSE']._serialized_start=638
-  _globals['_LISTEVALUATIONSRESPONSE']._serialized_end=738
-  _globals['_CANCELEVALUATIONREQUEST']._serialized_start=740
-  _globals['_CANCELEVALUATIONREQUEST']._serialized_end=788
-  _globals['_CANCELEVALUATIONRESPONSE']._serialized_start=790
-  _globals['_CANCELEVALUATIONRESPONSE']._serialized_end=865
-  _globals['_DELETEEVALUATIONREQUEST']._serialized_start=867
-  _globals['_DELETEEVALUATIONREQUEST']._serialized_end=915
-  _globals['_DELETEEVALUATIONRESPONSE']._serialized_start=917
-  _globals['_DELETEEVALUATIONRESPONSE']._serialized_end=943
-  _globals['_WATCHEVALUATIONREQUEST']._serialized_start=946
-  _globals['_WATCHEVALUATIONREQUEST']._serialized_end=1081
-  _globals['_WATCHEVALUATIONRESPONSE']._serialized_start=1083
-  _globals['_WATCHEVALUATIONRESPONSE']._serialized_end=1174
-  _globals['_LISTEVALUATIONEVENTSREQUEST']._serialized_start=1176
-  _globals['_LISTEVALUATIONEVENTSREQUEST']._serialized_end=1286
-  _globals['_LISTEVALUATIONEVENTSRESPONSE']._serialized_start=1288
-  _globals['_LISTEVALUATIONEVENTSRESPONSE']._serialized_end=1384
-  _globals['_EVALUATIONSERVICE']._serialized_start=1387
-  _globals['_EVALUATIONSERVICE']._serialized_end=2140
+  _globals['_EVALUATIONSERVICE'].methods_by_name['CreateEvaluation']._loaded_options = None
+  _globals['_EVALUATIONSERVICE'].methods_by_name['CreateEvaluation']._serialized_options = b'\342\321\030\034\010\002\020\001\032\026response.evaluation.id'
+  _globals['_EVALUATIONSERVICE'].methods_by_name['GetEvaluation']._loaded_options = None
+  _globals['_EVALUATIONSERVICE'].methods_by_name['GetEvaluation']._serialized_options = b'\220\002\001\342\321\030\004\010\001\020\001'
+  _globals['_EVALUATIONSERVICE'].methods_by_name['ListEvaluations']._loaded_options = None
+  _globals['_EVALUATIONSERVICE'].methods_by_name['ListEvaluations']._serialized_options = b'\220\002\001\342\321\030\004\010\001\020\001'
+  _globals['_EVALUATIONSERVICE'].methods_by_name['CancelEvaluation']._loaded_options = None
+  _globals['_EVALUATIONSERVICE'].methods_by_name['CancelEvaluation']._serialized_options = b'\342\321\030\023\010\002\020\001\032\revaluation_id'
+  _globals['_EVALUATIONSERVICE'].methods_by_name['DeleteEvaluation']._loaded_options = None
+  _globals['_EVALUATIONSERVICE'].methods_by_name['DeleteEvaluation']._serialized_options = b'\342\321\030\023\010\002\020\001\032\revaluation_id'
+  _globals['_EVALUATIONSERVICE'].methods_by_name['WatchEvaluation']._loaded_options = None
+  _globals['_EVALUATIONSERVICE'].methods_by_name['WatchEvaluation']._serialized_options = b'\220\002\001\342\321\030\004\010\001\020\001'
+  _globals['_EVALUATIONSERVICE'].methods_by_name['ListEvaluationEvents']._loaded_options = None
+  _globals['_EVALUATIONSERVICE'].methods_by_name['ListEvaluationEvents']._serialized_options = b'\220\002\001\342\321\030\004\010\001\020\001'
+  _globals['_CREATEEVALUATIONREQUEST']._serialized_start=237
+  _globals['_CREATEEVALUATIONREQUEST']._serialized_end=344
+  _globals['_CREATEEVALUATIONRESPONSE']._serialized_start=346
+  _globals['_CREATEEVALUATIONRESPONSE']._serialized_end=421
+  _globals['_GETEVALUATIONREQUEST']._serialized_start=423
+  _globals['_GETEVALUATIONREQUEST']._serialized_end=468
+  _globals['_GETEVALUATIONRESPONSE']._serialized_start=470
+  _globals['_GETEVALUATIONRESPONSE']._serialized_end=542
+  _globals['_LISTEVALUATIONSREQUEST']._serialized_start=544
+  _globals['_LISTEVALUATIONSREQUEST']._serialized_end=666
+  _globals['_LISTEVALUATIONSRESPONSE']._serialized_start=668
+  _globals['_LISTEVALUATIONSRESPONSE']._serialized_end=768
+  _globals['_CANCELEVALUATIONREQUEST']._serialized_start=770
+  _globals['_CANCELEVALUATIONREQUEST']._serialized_end=818
+  _globals['_CANCELEVALUATIONRESPONSE']._serialized_start=820
+  _globals['_CANCELEVALUATIONRESPONSE']._serialized_end=895
+  _globals['_DELETEEVALUATIONREQUEST']._serialized_start=897
+  _globals['_DELETEEVALUATIONREQUEST']._serialized_end=945
+  _globals['_DELETEEVALUATIONRESPONSE']._serialized_start=947
+  _globals['_DELETEEVALUATIONRESPONSE']._serialized_end=973
+  _globals['_WATCHEVALUATIONREQUEST']._serialized_start=976
+  _globals['_WATCHEVALUATIONREQUEST']._serialized_end=1111
+  _globals['_WATCHEVALUATIONRESPONSE']._serialized_start=1113
+  _globals['_WATCHEVALUATIONRESPONSE']._serialized_end=1204
+  _globals['_LISTEVALUATIONEVENTSREQUEST']._serialized_start=1206
+  _globals['_LISTEVALUATIONEVENTSREQUEST']._serialized_end=1316
+  _globals['_LISTEVALUATIONEVENTSRESPONSE']._serialized_start=1318
+  _globals['_LISTEVALUATIONEVENTSRESPONSE']._serialized_end=1414
+  _globals['_EVALUATIONSERVICE']._serialized_start=1417
+  _globals['_EVALUATIONSERVICE']._serialized_end=2310
 # @@protoc_insertion_point(module_scope)

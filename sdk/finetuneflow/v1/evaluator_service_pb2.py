@@ -22,19 +22,22 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from finetuneflow.v1 import access_pb2 as finetuneflow_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'finetuneflow/v1/evaluator_service.proto\x12\x0f\x66inetuneflow.v1\"\xa1\x01\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12\x15\n\rsystem_prompt\x18\x03 \x01(\t\x12\x1b\n\x0emax_new_tokens\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x05 \x01(\x01H\x01\x88\x01\x01\x42\x11\n\x0f_max_new_tokensB\x0e\n\x0c_temperature\"7\n\x10GenerateResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x15\n\rfinish_reason\x18\x02 \x01(\t2e\n\x10\x45valuatorService\x12Q\n\x08Generate\x12 .finetuneflow.v1.GenerateRequest\x1a!.finetuneflow.v1.GenerateResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'finetuneflow/v1/evaluator_service.proto\x12\x0f\x66inetuneflow.v1\x1a\x1c\x66inetuneflow/v1/access.proto\"\xa1\x01\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12\x15\n\rsystem_prompt\x18\x03 \x01(\t\x12\x1b\n\x0emax_new_tokens\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x05 \x01(\x01H\x01\x88\x01\x01\x42\x11\n\x0f_max_new_tokensB\x0e\n\x0c_temperature\"7\n\x10GenerateResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x15\n\rfinish_reason\x18\x02 \x01(\t2r\n\x10\x45valuatorService\x12^\n\x08Generate\x12 .finetuneflow.v1.GenerateRequest\x1a!.finetuneflow.v1.GenerateResponse\"\x0b\x90\x02\x01\xe2\xd1\x18\x04\x08\x02\x10\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'finetuneflow.v1.evaluator_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GENERATEREQUEST']._serialized_start=61
-  _globals['_GENERATEREQUEST']._serialized_end=222
-  _globals['_GENERATERESPONSE']._serialized_start=224
-  _globals['_GENERATERESPONSE']._serialized_end=279
-  _globals['_EVALUATORSERVICE']._serialized_start=281
-  _globals['_EVALUATORSERVICE']._serialized_end=382
+  _globals['_EVALUATORSERVICE'].methods_by_name['Generate']._loaded_options = None
+  _globals['_EVALUATORSERVICE'].methods_by_name['Generate']._serialized_options = b'\220\002\001\342\321\030\004\010\002\020\001'
+  _globals['_GENERATEREQUEST']._serialized_start=91
+  _globals['_GENERATEREQUEST']._serialized_end=252
+  _globals['_GENERATERESPONSE']._serialized_start=254
+  _globals['_GENERATERESPONSE']._serialized_end=309
+  _globals['_EVALUATORSERVICE']._serialized_start=311
+  _globals['_EVALUATORSERVICE']._serialized_end=425
 # @@protoc_insertion_point(module_scope)

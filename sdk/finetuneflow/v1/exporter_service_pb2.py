@@ -22,21 +22,24 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from finetuneflow.v1 import access_pb2 as finetuneflow_dot_v1_dot_access__pb2
 from finetuneflow.v1 import fine_tuning_job_spec_pb2 as finetuneflow_dot_v1_dot_fine__tuning__job__spec__pb2
 from finetuneflow.v1 import work_pb2 as finetuneflow_dot_v1_dot_work__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&finetuneflow/v1/exporter_service.proto\x12\x0f\x66inetuneflow.v1\x1a*finetuneflow/v1/fine_tuning_job_spec.proto\x1a\x1a\x66inetuneflow/v1/work.proto\"\x14\n\x12GetExporterRequest\"j\n\x13GetExporterResponse\x12#\n\x04node\x18\x01 \x01(\x0b\x32\x15.finetuneflow.v1.Node\x12.\n\x07\x66ormats\x18\x02 \x03(\x0e\x32\x1d.finetuneflow.v1.ExportFormat2k\n\x0f\x45xporterService\x12X\n\x0bGetExporter\x12#.finetuneflow.v1.GetExporterRequest\x1a$.finetuneflow.v1.GetExporterResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&finetuneflow/v1/exporter_service.proto\x12\x0f\x66inetuneflow.v1\x1a\x1c\x66inetuneflow/v1/access.proto\x1a*finetuneflow/v1/fine_tuning_job_spec.proto\x1a\x1a\x66inetuneflow/v1/work.proto\"\x14\n\x12GetExporterRequest\"j\n\x13GetExporterResponse\x12#\n\x04node\x18\x01 \x01(\x0b\x32\x15.finetuneflow.v1.Node\x12.\n\x07\x66ormats\x18\x02 \x03(\x0e\x32\x1d.finetuneflow.v1.ExportFormat2v\n\x0f\x45xporterService\x12\x63\n\x0bGetExporter\x12#.finetuneflow.v1.GetExporterRequest\x1a$.finetuneflow.v1.GetExporterResponse\"\t\x90\x02\x01\xe2\xd1\x18\x02\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'finetuneflow.v1.exporter_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GETEXPORTERREQUEST']._serialized_start=131
-  _globals['_GETEXPORTERREQUEST']._serialized_end=151
-  _globals['_GETEXPORTERRESPONSE']._serialized_start=153
-  _globals['_GETEXPORTERRESPONSE']._serialized_end=259
-  _globals['_EXPORTERSERVICE']._serialized_start=261
-  _globals['_EXPORTERSERVICE']._serialized_end=368
+  _globals['_EXPORTERSERVICE'].methods_by_name['GetExporter']._loaded_options = None
+  _globals['_EXPORTERSERVICE'].methods_by_name['GetExporter']._serialized_options = b'\220\002\001\342\321\030\002\020\003'
+  _globals['_GETEXPORTERREQUEST']._serialized_start=161
+  _globals['_GETEXPORTERREQUEST']._serialized_end=181
+  _globals['_GETEXPORTERRESPONSE']._serialized_start=183
+  _globals['_GETEXPORTERRESPONSE']._serialized_end=289
+  _globals['_EXPORTERSERVICE']._serialized_start=291
+  _globals['_EXPORTERSERVICE']._serialized_end=409
 # @@protoc_insertion_point(module_scope)

@@ -22,6 +22,7 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from finetuneflow.v1 import access_pb2 as finetuneflow_dot_v1_dot_access__pb2
 from finetuneflow.v1 import event_pb2 as finetuneflow_dot_v1_dot_event__pb2
 from finetuneflow.v1 import fine_tuning_job_pb2 as finetuneflow_dot_v1_dot_fine__tuning__job__pb2
 from finetuneflow.v1 import fine_tuning_job_spec_pb2 as finetuneflow_dot_v1_dot_fine__tuning__job__spec__pb2
@@ -29,7 +30,7 @@ from finetuneflow.v1 import preflight_pb2 as finetuneflow_dot_v1_dot_preflight__
 from finetuneflow.v1 import work_pb2 as finetuneflow_dot_v1_dot_work__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)finetuneflow/v1/fine_tuning_service.proto\x12\x0f\x66inetuneflow.v1\x1a\x1b\x66inetuneflow/v1/event.proto\x1a%finetuneflow/v1/fine_tuning_job.proto\x1a*finetuneflow/v1/fine_tuning_job_spec.proto\x1a\x1f\x66inetuneflow/v1/preflight.proto\x1a\x1a\x66inetuneflow/v1/work.proto\"y\n\x1a\x43reateFineTuningJobRequest\x12\x30\n\x04spec\x18\x01 \x01(\x0b\x32\".finetuneflow.v1.FineTuningJobSpec\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"\x88\x01\n\x1b\x43reateFineTuningJobResponse\x12\x37\n\x0f\x66ine_tuning_job\x18\x01 \x01(\x0b\x32\x1e.finetuneflow.v1.FineTuningJob\x12\x30\n\x06report\x18\x02 \x01(\x0b\x32 .finetuneflow.v1.PreflightReport\")\n\x17GetFineTuningJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"S\n\x18GetFineTuningJobResponse\x12\x37\n\x0f\x66ine_tuning_job\x18\x01 \x01(\x0b\x32\x1e.finetuneflow.v1.FineTuningJob\"\xe4\x01\n\x19ListFineTuningJobsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12)\n\x06states\x18\x03 \x03(\x0e\x32\x19.finetuneflow.v1.JobState\x12\x46\n\x06labels\x18\x04 \x03(\x0b\x32\x36.finetuneflow.v1.ListFineTuningJobsRequest.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"o\n\x1aListFineTuningJobsResponse\x12\x38\n\x10\x66ine_tuning_jobs\x18\x01 \x03(\x0b\x32\x1e.finetuneflow.v1.FineTuningJob\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\",\n\x1a\x43\x61ncelFineTuningJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"V\n\x1b\x43\x61ncelFineTuningJobResponse\x12\x37\n\x0f\x66ine_tuning_job\x18\x01 \x01(\x0b\x32\x1e.finetuneflow.v1.FineTuningJob\"+\n\x19PauseFineTuningJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"U\n\x1aPauseFineTuningJobResponse\x12\x37\n\x0f\x66ine_tuning_job\x18\x01 \x01(\x0b\x32\x1e.finetuneflow.v1.FineTuningJob\",\n\x1aResumeFineTuningJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"V\n\x1bResumeFineTuningJobResponse\x12\x37\n\x0f\x66ine_tuning_job\x18\x01 \x01(\x0b\x32\x1e.finetuneflow.v1.FineTuningJob\",\n\x1a\x44\x65leteFineTuningJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"\x1d\n\x1b\x44\x65leteFineTuningJobResponse\"\x83\x01\n\x19WatchFineTuningJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\x12\r\n\x05kinds\x18\x03 \x03(\t\x12/\n\x0cmin_severity\x18\x04 \x01(\x0e\x32\x19.finetuneflow.v1.Severity\"^\n\x1aWatchFineTuningJobResponse\x12&\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x16.finetuneflow.v1.Event\x12\x18\n\x10through_sequence\x18\x02 \x01(\x03\"j\n\x1eListFineTuningJobEventsRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\r\n\x05kinds\x18\x04 \x03(\t\"c\n\x1fListFineTuningJobEventsResponse\x12&\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x16.finetuneflow.v1.Event\x12\x18\n\x10through_sequence\x18\x02 \x01(\x03\"(\n\x16ListCheckpointsRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"K\n\x17ListCheckpointsResponse\x12\x30\n\x0b\x63heckpoints\x18\x01 \x03(\x0b\x32\x1b.finetuneflow.v1.Checkpoint\"F\n\x11GetMetricsRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05names\x18\x02 \x03(\t\x12\x12\n\nmax_points\x18\x03 \x01(\x05\"C\n\x12GetMetricsResponse\x12-\n\x06series\x18\x01 \x03(\x0b\x32\x1d.finetuneflow.v1.MetricSeries2\xce\t\n\x11\x46ineTuningService\x12p\n\x13\x43reateFineTuningJob\x12+.finetuneflow.v1.CreateFineTuningJobRequest\x1a,.finetuneflow.v1.CreateFineTuningJobResponse\x12g\n\x10GetFineTuningJob\x12(.finetuneflow.v1.GetFineTuningJobRequest\x1a).finetuneflow.v1.GetFineTuningJobResponse\x12m\n\x12ListFineTuningJobs\x12*.finetuneflow.v1.ListFineTuningJobsRequest\x1a+.finetuneflow.v1.ListFineTuningJobsResponse\x12p\n\x13\x43\x61ncelFineTuningJob\x12+.finetuneflow.v1.CancelFineTuningJobRequest\x1a,.finetuneflow.v1.CancelFineTuningJobResponse\x12m\n\x12PauseFineTuningJob\x12*.finetuneflow.v1.PauseFineTuningJobRequest\x1a+.finetuneflow.v1.PauseFineTuningJobResponse\x12p\n\x13ResumeFineTuningJob\x12+.finetuneflow.v1.ResumeFineTuningJobRequest\x1a,.finetuneflow.v1.ResumeFineTuningJobResponse\x12p\n\x13\x44\x65leteFineTuningJob\x12+.finetuneflow.v1.DeleteFineTuningJobRequest\x1a,.finetuneflow.v1.DeleteFineTuningJobResponse\x12o\n\x12WatchFineTuningJob\x12*.finetuneflow.v1.WatchFineTuningJobRequest\x1a+.finetuneflow.v1.WatchFineTuningJobResponse0\x01\x12|\n\x17ListFineTuningJobEvents\x12/.finetuneflow.v1.ListFineTuningJobEventsRequest\x1a\x30.finetuneflow.v1.ListFineTuningJobEventsResponse\x12\x64\n\x0fListCheckpoints\x12\'.finetuneflow.v1.ListCheckpointsRequest\x1a(.finetuneflow.v1.ListCheckpointsResponse\x12U\n\nGetMetrics\x12\".finetuneflow.v1.GetMetricsRequest\x1a#.finetuneflow.v1.GetMetricsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)finetuneflow/v1/fine_tuning_service.proto\x12\x0f\x66inetuneflow.v1\x1a\x1c\x66inetuneflow/v1/access.proto\x1a\x1b\x66inetuneflow/v1/event.proto\x1a%finetuneflow/v1/fine_tuning_job.proto\x1a*finetuneflow/v1/fine_tuning_job_spec.proto\x1a\x1f\x66inetuneflow/v1/preflight.proto\x1a\x1a\x66inetuneflow/v1/work.proto\"y\n\x1a\x43reateFineTuningJobRequest\x12\x30\n\x04spec\x18\x01 \x01(\x0b\x32\".finetuneflow.v1.FineTuningJobSpec\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"\x88\x01\n\x1b\x43reateFineTuningJobResponse\x12\x37\n\x0f\x66ine_tuning_job\x18\x01 \x01(\x0b\x32\x1e.finetuneflow.v1.FineTuningJob\x12\x30\n\x06report\x18\x02 \x01(\x0b\x32 .finetuneflow.v1.PreflightReport\")\n\x17GetFineTuningJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"S\n\x18GetFineTuningJobResponse\x12\x37\n\x0f\x66ine_tuning_job\x18\x01 \x01(\x0b\x32\x1e.finetuneflow.v1.FineTuningJob\"\xe4\x01\n\x19ListFineTuningJobsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12)\n\x06states\x18\x03 \x03(\x0e\x32\x19.finetuneflow.v1.JobState\x12\x46\n\x06labels\x18\x04 \x03(\x0b\x32\x36.finetuneflow.v1.ListFineTuningJobsRequest.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"o\n\x1aListFineTuningJobsResponse\x12\x38\n\x10\x66ine_tuning_jobs\x18\x01 \x03(\x0b\x32\x1e.finetuneflow.v1.FineTuningJob\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\",\n\x1a\x43\x61ncelFineTuningJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"V\n\x1b\x43\x61ncelFineTuningJobResponse\x12\x37\n\x0f\x66ine_tuning_job\x18\x01 \x01(\x0b\x32\x1e.finetuneflow.v1.FineTuningJob\"+\n\x19PauseFineTuningJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"U\n\x1aPauseFineTuningJobResponse\x12\x37\n\x0f\x66ine_tuning_job\x18\x01 \x01(\x0b\x32\x1e.finetuneflow.v1.FineTuningJob\",\n\x1aResumeFineTuningJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"V\n\x1bResumeFineTuningJobResponse\x12\x37\n\x0f\x66ine_tuning_job\x18\x01 \x01(\x0b\x32\x1e.finetuneflow.v1.FineTuningJob\",\n\x1a\x44\x65leteFineTuningJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"\x1d\n\x1b\x44\x65leteFineTuningJobResponse\"\x83\x01\n\x19WatchFineTuningJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\x12\r\n\x05kinds\x18\x03 \x03(\t\x12/\n\x0cmin_severity\x18\x04 \x01(\x0e\x32\x19.finetuneflow.v1.Severity\"^\n\x1aWatchFineTuningJobResponse\x12&\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x16.finetuneflow.v1.Event\x12\x18\n\x10through_sequence\x18\x02 \x01(\x03\"j\n\x1eListFineTuningJobEventsRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\r\n\x05kinds\x18\x04 \x03(\t\"c\n\x1fListFineTuningJobEventsResponse\x12&\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x16.finetuneflow.v1.Event\x12\x18\n\x10through_sequence\x18\x02 \x01(\x03\"(\n\x16ListCheckpointsRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"K\n\x17ListCheckpointsResponse\x12\x30\n\x0b\x63heckpoints\x18\x01 \x03(\x0b\x32\x1b.finetuneflow.v1.Checkpoint\"F\n\x11GetMetricsRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05names\x18\x02 \x03(\t\x12\x12\n\nmax_points\x18\x03 \x01(\x05\"C\n\x12GetMetricsResponse\x12-\n\x06series\x18\x01 \x03(\x0b\x32\x1d.finetuneflow.v1.MetricSeries2\x90\x0b\n\x11\x46ineTuningService\x12\x97\x01\n\x13\x43reateFineTuningJob\x12+.finetuneflow.v1.CreateFineTuningJobRequest\x1a,.finetuneflow.v1.CreateFineTuningJobResponse\"%\xe2\xd1\x18!\x08\x02\x10\x01\x1a\x1bresponse.fine_tuning_job.id\x12t\n\x10GetFineTuningJob\x12(.finetuneflow.v1.GetFineTuningJobRequest\x1a).finetuneflow.v1.GetFineTuningJobResponse\"\x0b\x90\x02\x01\xe2\xd1\x18\x04\x08\x01\x10\x01\x12z\n\x12ListFineTuningJobs\x12*.finetuneflow.v1.ListFineTuningJobsRequest\x1a+.finetuneflow.v1.ListFineTuningJobsResponse\"\x0b\x90\x02\x01\xe2\xd1\x18\x04\x08\x01\x10\x01\x12\x82\x01\n\x13\x43\x61ncelFineTuningJob\x12+.finetuneflow.v1.CancelFineTuningJobRequest\x1a,.finetuneflow.v1.CancelFineTuningJobResponse\"\x10\xe2\xd1\x18\x0c\x08\x02\x10\x01\x1a\x06job_id\x12\x7f\n\x12PauseFineTuningJob\x12*.finetuneflow.v1.PauseFineTuningJobRequest\x1a+.finetuneflow.v1.PauseFineTuningJobResponse\"\x10\xe2\xd1\x18\x0c\x08\x02\x10\x01\x1a\x06job_id\x12\x82\x01\n\x13ResumeFineTuningJob\x12+.finetuneflow.v1.ResumeFineTuningJobRequest\x1a,.finetuneflow.v1.ResumeFineTuningJobResponse\"\x10\xe2\xd1\x18\x0c\x08\x02\x10\x01\x1a\x06job_id\x12\x82\x01\n\x13\x44\x65leteFineTuningJob\x12+.finetuneflow.v1.DeleteFineTuningJobRequest\x1a,.finetuneflow.v1.DeleteFineTuningJobResponse\"\x10\xe2\xd1\x18\x0c\x08\x02\x10\x01\x1a\x06job_id\x12|\n\x12WatchFineTuningJob\x12*.finetuneflow.v1.WatchFineTuningJobRequest\x1a+.finetuneflow.v1.WatchFineTuningJobResponse\"\x0b\x90\x02\x01\xe2\xd1\x18\x04\x08\x01\x10\x01\x30\x01\x12\x89\x01\n\x17ListFineTuningJobEvents\x12/.finetuneflow.v1.ListFineTuningJobEventsRequest\x1a\x30.finetuneflow.v1.ListFineTuningJobEventsResponse\"\x0b\x90\x02\x01\xe2\xd1\x18\x04\x08\x01\x10\x01\x12q\n\x0fListCheckpoints\x12\'.finetuneflow.v1.ListCheckpointsRequest\x1a(.finetuneflow.v1.ListCheckpointsResponse\"\x0b\x90\x02\x01\xe2\xd1\x18\x04\x08\x01\x10\x01\x12\x62\n\nGetMetrics\x12\".finetuneflow.v1.GetMetricsRequest\x1a#.finetuneflow.v1.GetMetricsResponse\"\x0b\x90\x02\x01\xe2\xd1\x18\x04\x08\x01\x10\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,52 +39,74 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_LISTFINETUNINGJOBSREQUEST_LABELSENTRY']._loaded_options = None
   _globals['_LISTFINETUNINGJOBSREQUEST_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_CREATEFINETUNINGJOBREQUEST']._serialized_start=235
-  _globals['_CREATEFINETUNINGJOBREQUEST']._serialized_end=356
-  _globals['_CREATEFINETUNINGJOBRESPONSE']._serialized_start=359
-  _globals['_CREATEFINETUNINGJOBRESPONSE']._serialized_end=495
-  _globals['_GETFINETUNINGJOBREQUEST']._serialized_start=497
-  _globals['_GETFINETUNINGJOBREQUEST']._serialized_end=538
-  _globals['_GETFINETUNINGJOBRESPONSE']._serialized_start=540
-  _globals['_GETFINETUNINGJOBRESPONSE']._serialized_end=623
-  _globals['_LISTFINETUNINGJOBSREQUEST']._serialized_start=626
-  _globals['_LISTFINETUNINGJOBSREQUEST']._serialized_end=854
-  _globals['_LISTFINETUNINGJOBSREQUEST_LABELSENTRY']._serialized_start=809
-  _globals['_LISTFINETUNINGJOBSREQUEST_LABELSENTRY']._serialized_end=854
-  _globals['_LISTFINETUNINGJOBSRESPONSE']._serialized_start=856
-  _globals['_LISTFINETUNINGJOBSRESPONSE']._serialized_end=967
-  _globals['_CANCELFINETUNINGJOBREQUEST']._serialized_start=969
-  _globals['_CANCELFINETUNINGJOBREQUEST']._serialized_end=1013
-  _globals['_CANCELFINETUNINGJOBRESPONSE']._serialized_start=1015
-  _globals['_CANCELFINETUNINGJOBRESPONSE']._serialized_end=1101
-  _globals['_PAUSEFINETUNINGJOBREQUEST']._serialized_start=1103
-  _globals['_PAUSEFINETUNINGJOBREQUEST']._serialized_end=1146
-  _globals['_PAUSEFINETUNINGJOBRESPONSE']._serialized_start=1148
-  _globals['_PAUSEFINETUNINGJOBRESPONSE']._serialized_end=1233
-  _globals['_RESUMEFINETUNINGJOBREQUEST']._serialized_start=1235
-  _globals['_RESUMEFINETUNINGJOBREQUEST']._serialized_end=1279
-  _globals['_RESUMEFINETUNINGJOBRESPONSE']._serialized_start=1281
-  _globals['_RESUMEFINETUNINGJOBRESPONSE']._serialized_end=1367
-  _globals['_DELETEFINETUNINGJOBREQUEST']._serialized_start=1369
-  _globals['_DELETEFINETUNINGJOBREQUEST']._serialized_end=1413
-  _globals['_DELETEFINETUNINGJOBRESPONSE']._serialized_start=1415
-  _globals['_DELETEFINETUNINGJOBRESPONSE']._serialized_end=1444
-  _globals['_WATCHFINETUNINGJOBREQUEST']._serialized_start=1447
-  _globals['_WATCHFINETUNINGJOBREQUEST']._serialized_end=1578
-  _globals['_WATCHFINETUNINGJOBRESPONSE']._serialized_start=1580
-  _globals['_WATCHFINETUNINGJOBRESPONSE']._serialized_end=1674
-  _globals['_LISTFINETUNINGJOBEVENTSREQUEST']._serialized_start=1676
-  _globals['_LISTFINETUNINGJOBEVENTSREQUEST']._serialized_end=1782
-  _globals['_LISTFINETUNINGJOBEVENTSRESPONSE']._serialized_start=1784
-  _globals['_LISTFINETUNINGJOBEVENTSRESPONSE']._serialized_end=1883
-  _globals['_LISTCHECKPOINTSREQUEST']._serialized_start=1885
-  _globals['_LISTCHECKPOINTSREQUEST']._serialized_end=1925
-  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_start=1927
-  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_end=2002
-  _globals['_GETMETRICSREQUEST']._serialized_start=2004
-  _globals['_GETMETRICSREQUEST']._serialized_end=2074
-  _globals['_GETMETRICSRESPONSE']._serialized_start=2076
-  _globals['_GETMETRICSRESPONSE']._serialized_end=2143
-  _globals['_FINETUNINGSERVICE']._serialized_start=2146
-  _globals['_FINETUNINGSERVICE']._serialized_end=3376
+  _globals['_FINETUNINGSERVICE'].methods_by_name['CreateFineTuningJob']._loaded_options = None
+  _globals['_FINETUNINGSERVICE'].methods_by_name['CreateFineTuningJob']._serialized_options = b'\342\321\030!\010\002\020\001\032\033response.fine_tuning_job.id'
+  _globals['_FINETUNINGSERVICE'].methods_by_name['GetFineTuningJob']._loaded_options = None
+  _globals['_FINETUNINGSERVICE'].methods_by_name['GetFineTuningJob']._serialized_options = b'\220\002\001\342\321\030\004\010\001\020\001'
+  _globals['_FINETUNINGSERVICE'].methods_by_name['ListFineTuningJobs']._loaded_options = None
+  _globals['_FINETUNINGSERVICE'].methods_by_name['ListFineTuningJobs']._serialized_options = b'\220\002\001\342\321\030\004\010\001\020\001'
+  _globals['_FINETUNINGSERVICE'].methods_by_name['CancelFineTuningJob']._loaded_options = None
+  _globals['_FINETUNINGSERVICE'].methods_by_name['CancelFineTuningJob']._serialized_options = b'\342\321\030\014\010\002\020\001\032\006job_id'
+  _globals['_FINETUNINGSERVICE'].methods_by_name['PauseFineTuningJob']._loaded_options = None
+  _globals['_FINETUNINGSERVICE'].methods_by_name['PauseFineTuningJob']._serialized_options = b'\342\321\030\014\010\002\020\001\032\006job_id'
+  _globals['_FINETUNINGSERVICE'].methods_by_name['ResumeFineTuningJob']._loaded_options = None
+  _globals['_FINETUNINGSERVICE'].methods_by_name['ResumeFineTuningJob']._serialized_options = b'\342\321\030\014\010\002\020\001\032\006job_id'
+  _globals['_FINETUNINGSERVICE'].methods_by_name['DeleteFineTuningJob']._loaded_options = None
+  _globals['_FINETUNINGSERVICE'].methods_by_name['DeleteFineTuningJob']._serialized_options = b'\342\321\030\014\010\002\020\001\032\006job_id'
+  _globals['_FINETUNINGSERVICE'].methods_by_name['WatchFineTuningJob']._loaded_options = None
+  _globals['_FINETUNINGSERVICE'].methods_by_name['WatchFineTuningJob']._serialized_options = b'\220\002\001\342\321\030\004\010\001\020\001'
+  _globals['_FINETUNINGSERVICE'].methods_by_name['ListFineTuningJobEvents']._loaded_options = None
+  _globals['_FINETUNINGSERVICE'].methods_by_name['ListFineTuningJobEvents']._serialized_options = b'\220\002\001\342\321\030\004\010\001\020\001'
+  _globals['_FINETUNINGSERVICE'].methods_by_name['ListCheckpoints']._loaded_options = None
+  _globals['_FINETUNINGSERVICE'].methods_by_name['ListCheckpoints']._serialized_options = b'\220\002\001\342\321\030\004\010\001\020\001'
+  _globals['_FINETUNINGSERVICE'].methods_by_name['GetMetrics']._loaded_options = None
+  _globals['_FINETUNINGSERVICE'].methods_by_name['GetMetrics']._serialized_options = b'\220\002\001\342\321\030\004\010\001\020\001'
+  _globals['_CREATEFINETUNINGJOBREQUEST']._serialized_start=265
+  _globals['_CREATEFINETUNINGJOBREQUEST']._serialized_end=386
+  _globals['_CREATEFINETUNINGJOBRESPONSE']._serialized_start=389
+  _globals['_CREATEFINETUNINGJOBRESPONSE']._serialized_end=525
+  _globals['_GETFINETUNINGJOBREQUEST']._serialized_start=527
+  _globals['_GETFINETUNINGJOBREQUEST']._serialized_end=568
+  _globals['_GETFINETUNINGJOBRESPONSE']._serialized_start=570
+  _globals['_GETFINETUNINGJOBRESPONSE']._serialized_end=653
+  _globals['_LISTFINETUNINGJOBSREQUEST']._serialized_start=656
+  _globals['_LISTFINETUNINGJOBSREQUEST']._serialized_end=884
+  _globals['_LISTFINETUNINGJOBSREQUEST_LABELSENTRY']._serialized_start=839
+  _globals['_LISTFINETUNINGJOBSREQUEST_LABELSENTRY']._serialized_end=884
+  _globals['_LISTFINETUNINGJOBSRESPONSE']._serialized_start=886
+  _globals['_LISTFINETUNINGJOBSRESPONSE']._serialized_end=997
+  _globals['_CANCELFINETUNINGJOBREQUEST']._serialized_start=999
+  _globals['_CANCELFINETUNINGJOBREQUEST']._serialized_end=1043
+  _globals['_CANCELFINETUNINGJOBRESPONSE']._serialized_start=1045
+  _globals['_CANCELFINETUNINGJOBRESPONSE']._serialized_end=1131
+  _globals['_PAUSEFINETUNINGJOBREQUEST']._serialized_start=1133
+  _globals['_PAUSEFINETUNINGJOBREQUEST']._serialized_end=1176
+  _globals['_PAUSEFINETUNINGJOBRESPONSE']._serialized_start=1178
+  _globals['_PAUSEFINETUNINGJOBRESPONSE']._serialized_end=1263
+  _globals['_RESUMEFINETUNINGJOBREQUEST']._serialized_start=1265
+  _globals['_RESUMEFINETUNINGJOBREQUEST']._serialized_end=1309
+  _globals['_RESUMEFINETUNINGJOBRESPONSE']._serialized_start=1311
+  _globals['_RESUMEFINETUNINGJOBRESPONSE']._serialized_end=1397
+  _globals['_DELETEFINETUNINGJOBREQUEST']._serialized_start=1399
+  _globals['_DELETEFINETUNINGJOBREQUEST']._serialized_end=1443
+  _globals['_DELETEFINETUNINGJOBRESPONSE']._serialized_start=1445
+  _globals['_DELETEFINETUNINGJOBRESPONSE']._serialized_end=1474
+  _globals['_WATCHFINETUNINGJOBREQUEST']._serialized_start=1477
+  _globals['_WATCHFINETUNINGJOBREQUEST']._serialized_end=1608
+  _globals['_WATCHFINETUNINGJOBRESPONSE']._serialized_start=1610
+  _globals['_WATCHFINETUNINGJOBRESPONSE']._serialized_end=1704
+  _globals['_LISTFINETUNINGJOBEVENTSREQUEST']._serialized_start=1706
+  _globals['_LISTFINETUNINGJOBEVENTSREQUEST']._serialized_end=1812
+  _globals['_LISTFINETUNINGJOBEVENTSRESPONSE']._serialized_start=1814
+  _globals['_LISTFINETUNINGJOBEVENTSRESPONSE']._serialized_end=1913
+  _globals['_LISTCHECKPOINTSREQUEST']._serialized_start=1915
+  _globals['_LISTCHECKPOINTSREQUEST']._serialized_end=1955
+  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_start=1957
+  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_end=2032
+  _globals['_GETMETRICSREQUEST']._serialized_start=2034
+  _globals['_GETMETRICSREQUEST']._serialized_end=2104
+  _globals['_GETMETRICSRESPONSE']._serialized_start=2106
+  _globals['_GETMETRICSRESPONSE']._serialized_end=2173
+  _globals['_FINETUNINGSERVICE']._serialized_start=2176
+  _globals['_FINETUNINGSERVICE']._serialized_end=3600
 # @@protoc_insertion_point(module_scope)

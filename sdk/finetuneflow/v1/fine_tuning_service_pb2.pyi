@@ -1,3 +1,4 @@
+from finetuneflow.v1 import access_pb2 as _access_pb2
 from finetuneflow.v1 import event_pb2 as _event_pb2
 from finetuneflow.v1 import fine_tuning_job_pb2 as _fine_tuning_job_pb2
 from finetuneflow.v1 import fine_tuning_job_spec_pb2 as _fine_tuning_job_spec_pb2

@@ -22,24 +22,29 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from finetuneflow.v1 import access_pb2 as finetuneflow_dot_v1_dot_access__pb2
 from finetuneflow.v1 import model_pb2 as finetuneflow_dot_v1_dot_model__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#finetuneflow/v1/model_service.proto\x12\x0f\x66inetuneflow.v1\x1a\x1b\x66inetuneflow/v1/model.proto\"#\n\x0fGetModelRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\"9\n\x10GetModelResponse\x12%\n\x05model\x18\x01 \x01(\x0b\x32\x16.finetuneflow.v1.Model\"d\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12(\n\x04kind\x18\x03 \x01(\x0e\x32\x1a.finetuneflow.v1.ModelKind\"U\n\x12ListModelsResponse\x12&\n\x06models\x18\x01 \x03(\x0b\x32\x16.finetuneflow.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xb6\x01\n\x0cModelService\x12O\n\x08GetModel\x12 .finetuneflow.v1.GetModelRequest\x1a!.finetuneflow.v1.GetModelResponse\x12U\n\nListModels\x12\".finetuneflow.v1.ListModelsRequest\x1a#.finetuneflow.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#finetuneflow/v1/model_service.proto\x12\x0f\x66inetuneflow.v1\x1a\x1c\x66inetuneflow/v1/access.proto\x1a\x1b\x66inetuneflow/v1/model.proto\"#\n\x0fGetModelRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\"9\n\x10GetModelResponse\x12%\n\x05model\x18\x01 \x01(\x0b\x32\x16.finetuneflow.v1.Model\"d\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12(\n\x04kind\x18\x03 \x01(\x0e\x32\x1a.finetuneflow.v1.ModelKind\"U\n\x12ListModelsResponse\x12&\n\x06models\x18\x01 \x03(\x0b\x32\x16.finetuneflow.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xd0\x01\n\x0cModelService\x12\\\n\x08GetModel\x12 .finetuneflow.v1.GetModelRequest\x1a!.finetuneflow.v1.GetModelResponse\"\x0b\x90\x02\x01\xe2\xd1\x18\x04\x08\x01\x10\x01\x12\x62\n\nListModels\x12\".finetuneflow.v1.ListModelsRequest\x1a#.finetuneflow.v1.ListModelsResponse\"\x0b\x90\x02\x01\xe2\xd1\x18\x04\x08\x01\x10\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'finetuneflow.v1.model_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GETMODELREQUEST']._serialized_start=85
-  _globals['_GETMODELREQUEST']._serialized_end=120
-  _globals['_GETMODELRESPONSE']._serialized_start=122
-  _globals['_GETMODELRESPONSE']._serialized_end=179
-  _globals['_LISTMODELSREQUEST']._serialized_start=181
-  _globals['_LISTMODELSREQUEST']._serialized_end=281
-  _globals['_LISTMODELSRESPONSE']._serialized_start=283
-  _globals['_LISTMODELSRESPONSE']._serialized_end=368
-  _globals['_MODELSERVICE']._serialized_start=371
-  _globals['_MODELSERVICE']._serialized_end=553
+  _globals['_MODELSERVICE'].methods_by_name['GetModel']._loaded_options = None
+  _globals['_MODELSERVICE'].methods_by_name['GetModel']._serialized_options = b'\220\002\001\342\321\030\004\010\001\020\001'
+  _globals['_MODELSERVICE'].methods_by_name['ListModels']._loaded_options = None
+  _globals['_MODELSERVICE'].methods_by_name['ListModels']._serialized_options = b'\220\002\001\342\321\030\004\010\001\020\001'
+  _globals['_GETMODELREQUEST']._serialized_start=115
+  _globals['_GETMODELREQUEST']._serialized_end=150
+  _globals['_GETMODELRESPONSE']._serialized_start=152
+  _globals['_GETMODELRESPONSE']._serialized_end=209
+  _globals['_LISTMODELSREQUEST']._serialized_start=211
+  _globals['_LISTMODELSREQUEST']._serialized_end=311
+  _globals['_LISTMODELSRESPONSE']._serialized_start=313
+  _globals['_LISTMODELSRESPONSE']._serialized_end=398
+  _globals['_MODELSERVICE']._serialized_start=401
+  _globals['_MODELSERVICE']._serialized_end=609
 # @@protoc_insertion_point(module_scope)

@@ -22,6 +22,7 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from finetuneflow.v1 import access_pb2 as finetuneflow_dot_v1_dot_access__pb2
 from finetuneflow.v1 import dataset_pb2 as finetuneflow_dot_v1_dot_dataset__pb2
 from finetuneflow.v1 import estimate_pb2 as finetuneflow_dot_v1_dot_estimate__pb2
 from finetuneflow.v1 import fine_tuning_job_pb2 as finetuneflow_dot_v1_dot_fine__tuning__job__pb2
@@ -31,29 +32,37 @@ from finetuneflow.v1 import preflight_pb2 as finetuneflow_dot_v1_dot_preflight__
 from finetuneflow.v1 import stage_result_pb2 as finetuneflow_dot_v1_dot_stage__result__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#finetuneflow/v1/probe_service.proto\x12\x0f\x66inetuneflow.v1\x1a\x1d\x66inetuneflow/v1/dataset.proto\x1a\x1e\x66inetuneflow/v1/estimate.proto\x1a%finetuneflow/v1/fine_tuning_job.proto\x1a*finetuneflow/v1/fine_tuning_job_spec.proto\x1a\x1e\x66inetuneflow/v1/hardware.proto\x1a\x1f\x66inetuneflow/v1/preflight.proto\x1a\"finetuneflow/v1/stage_result.proto\"%\n\x12GetHardwareRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\"B\n\x13GetHardwareResponse\x12+\n\x08hardware\x18\x01 \x03(\x0b\x32\x19.finetuneflow.v1.Hardware\"\xc1\x02\n\x16RecommendMethodRequest\x12\x12\n\nbase_model\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x30\n\x04spec\x18\x03 \x01(\x0b\x32\".finetuneflow.v1.FineTuningJobSpec\x12\x19\n\x0cmemory_bytes\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x0b\n\x03gpu\x18\x05 \x01(\t\x12\x18\n\x0blongest_row\x18\x06 \x01(\x05H\x01\x88\x01\x01\x12\x0e\n\x06matrix\x18\x07 \x01(\x08\x12+\n\x08hardware\x18\x08 \x01(\x0b\x32\x19.finetuneflow.v1.Hardware\x12\x30\n\x08observed\x18\t \x03(\x0b\x32\x1e.finetuneflow.v1.ObservedSpeedB\x0f\n\r_memory_bytesB\x0e\n\x0c_longest_row\"\x83\x01\n\x17RecommendMethodResponse\x12\x37\n\x0erecommendation\x18\x01 \x01(\x0b\x32\x1f.finetuneflow.v1.Recommendation\x12/\n\x06matrix\x18\x02 \x01(\x0b\x32\x1f.finetuneflow.v1.DecisionMatrix\"\xa7\x03\n\x18\x45stimateResourcesRequest\x12\x30\n\x04spec\x18\x01 \x01(\x0b\x32\".finetuneflow.v1.FineTuningJobSpec\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x19\n\x0cmemory_bytes\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x0b\n\x03gpu\x18\x04 \x01(\t\x12\x18\n\x0blongest_row\x18\x05 \x01(\x05H\x01\x88\x01\x01\x12\x19\n\x0cnum_examples\x18\x06 \x01(\x03H\x02\x88\x01\x01\x12\x18\n\x0bmean_tokens\x18\x07 \x01(\x01H\x03\x88\x01\x01\x12\x1c\n\x0fheld_out_tokens\x18\n \x01(\x03H\x04\x88\x01\x01\x12+\n\x08hardware\x18\x08 \x01(\x0b\x32\x19.finetuneflow.v1.Hardware\x12\x30\n\x08observed\x18\t \x03(\x0b\x32\x1e.finetuneflow.v1.ObservedSpeedB\x0f\n\r_memory_bytesB\x0e\n\x0c_longest_rowB\x0f\n\r_num_examplesB\x0e\n\x0c_mean_tokensB\x12\n\x10_held_out_tokens\"P\n\x19\x45stimateResourcesResponse\x12\x33\n\x08\x65stimate\x18\x01 \x01(\x0b\x32!.finetuneflow.v1.ResourceEstimate\"\xfd\x01\n\x1dPreflightFineTuningJobRequest\x12\x30\n\x04spec\x18\x01 \x01(\x0b\x32\".finetuneflow.v1.FineTuningJobSpec\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12+\n\x08hardware\x18\x03 \x01(\x0b\x32\x19.finetuneflow.v1.Hardware\x12\x30\n\x08observed\x18\x04 \x03(\x0b\x32\x1e.finetuneflow.v1.ObservedSpeed\x12*\n\x08\x64\x61tasets\x18\x05 \x03(\x0b\x32\x18.finetuneflow.v1.Dataset\x12\x0e\n\x06tenant\x18\x06 \x01(\t\"\xa6\x02\n\x1ePreflightFineTuningJobResponse\x12\x39\n\rresolved_spec\x18\x01 \x01(\x0b\x32\".finetuneflow.v1.FineTuningJobSpec\x12\x30\n\x06result\x18\x02 \x01(\x0b\x32 .finetuneflow.v1.PreflightResult\x12\x33\n\x08\x65stimate\x18\x03 \x01(\x0b\x32!.finetuneflow.v1.ResourceEstimate\x12\x30\n\x0bresolutions\x18\x04 \x03(\x0b\x32\x1b.finetuneflow.v1.Resolution\x12\x30\n\x06report\x18\x05 \x01(\x0b\x32 .finetuneflow.v1.PreflightReport2\xb5\x03\n\x0cProbeService\x12X\n\x0bGetHardware\x12#.finetuneflow.v1.GetHardwareRequest\x1a$.finetuneflow.v1.GetHardwareResponse\x12\x64\n\x0fRecommendMethod\x12\'.finetuneflow.v1.RecommendMethodRequest\x1a(.finetuneflow.v1.RecommendMethodResponse\x12j\n\x11\x45stimateResources\x12).finetuneflow.v1.EstimateResourcesRequest\x1a*.finetuneflow.v1.EstimateResourcesResponse\x12y\n\x16PreflightFineTuningJob\x12..finetuneflow.v1.PreflightFineTuningJobRequest\x1a/.finetuneflow.v1.PreflightFineTuningJobResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#finetuneflow/v1/probe_service.proto\x12\x0f\x66inetuneflow.v1\x1a\x1c\x66inetuneflow/v1/access.proto\x1a\x1d\x66inetuneflow/v1/dataset.proto\x1a\x1e\x66inetuneflow/v1/estimate.proto\x1a%finetuneflow/v1/fine_tuning_job.proto\x1a*finetuneflow/v1/fine_tuning_job_spec.proto\x1a\x1e\x66inetuneflow/v1/hardware.proto\x1a\x1f\x66inetuneflow/v1/preflight.proto\x1a\"finetuneflow/v1/stage_result.proto\"%\n\x12GetHardwareRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\"B\n\x13GetHardwareResponse\x12+\n\x08hardware\x18\x01 \x03(\x0b\x32\x19.finetuneflow.v1.Hardware\"\xc1\x02\n\x16RecommendMethodRequest\x12\x12\n\nbase_model\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x30\n\x04spec\x18\x03 \x01(\x0b\x32\".finetuneflow.v1.FineTuningJobSpec\x12\x19\n\x0cmemory_bytes\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x0b\n\x03gpu\x18\x05 \x01(\t\x12\x18\n\x0blongest_row\x18\x06 \x01(\x05H\x01\x88\x01\x01\x12\x0e\n\x06matrix\x18\x07 \x01(\x08\x12+\n\x08hardware\x18\x08 \x01(\x0b\x32\x19.finetuneflow.v1.Hardware\x12\x30\n\x08observed\x18\t \x03(\x0b\x32\x1e.finetuneflow.v1.ObservedSpeedB\x0f\n\r_memory_bytesB\x0e\n\x0c_longest_row\"\x83\x01\n\x17RecommendMethodResponse\x12\x37\n\x0erecommendation\x18\x01 \x01(\x0b\x32\x1f.finetuneflow.v1.Recommendation\x12/\n\x06matrix\x18\x02 \x01(\x0b\x32\x1f.finetuneflow.v1.DecisionMatrix\"\xa7\x03\n\x18\x45stimateResourcesRequest\x12\x30\n\x04spec\x18\x01 \x01(\x0b\x32\".finetuneflow.v1.FineTuningJobSpec\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x19\n\x0cmemory_bytes\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x0b\n\x03gpu\x18\x04 \x01(\t\x12\x18\n\x0blongest_row\x18\x05 \x01(\x05H\x01\x88\x01\x01\x12\x19\n\x0cnum_examples\x18\x06 \x01(\x03H\x02\x88\x01\x01\x12\x18\n\x0bmean_tokens\x18\x07 \x01(\x01H\x03\x88\x01\x01\x12\x1c\n\x0fheld_out_tokens\x18\n \x01(\x03H\x04\x88\x01\x01\x12+\n\x08hardware\x18\x08 \x01(\x0b\x32\x19.finetuneflow.v1.Hardware\x12\x30\n\x08observed\x18\t \x03(\x0b\x32\x1e.finetuneflow.v1.ObservedSpeedB\x0f\n\r_memory_bytesB\x0e\n\x0c_longest_rowB\x0f\n\r_num_examplesB\x0e\n\x0c_mean_tokensB\x12\n\x10_held_out_tokens\"P\n\x19\x45stimateResourcesResponse\x12\x33\n\x08\x65stimate\x18\x01 \x01(\x0b\x32!.finetuneflow.v1.ResourceEstimate\"\xfd\x01\n\x1dPreflightFineTuningJobRequest\x12\x30\n\x04spec\x18\x01 \x01(\x0b\x32\".finetuneflow.v1.FineTuningJobSpec\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12+\n\x08hardware\x18\x03 \x01(\x0b\x32\x19.finetuneflow.v1.Hardware\x12\x30\n\x08observed\x18\x04 \x03(\x0b\x32\x1e.finetuneflow.v1.ObservedSpeed\x12*\n\x08\x64\x61tasets\x18\x05 \x03(\x0b\x32\x18.finetuneflow.v1.Dataset\x12\x0e\n\x06tenant\x18\x06 \x01(\t\"\xa6\x02\n\x1ePreflightFineTuningJobResponse\x12\x39\n\rresolved_spec\x18\x01 \x01(\x0b\x32\".finetuneflow.v1.FineTuningJobSpec\x12\x30\n\x06result\x18\x02 \x01(\x0b\x32 .finetuneflow.v1.PreflightResult\x12\x33\n\x08\x65stimate\x18\x03 \x01(\x0b\x32!.finetuneflow.v1.ResourceEstimate\x12\x30\n\x0bresolutions\x18\x04 \x03(\x0b\x32\x1b.finetuneflow.v1.Resolution\x12\x30\n\x06report\x18\x05 \x01(\x0b\x32 .finetuneflow.v1.PreflightReport2\xea\x03\n\x0cProbeService\x12\x65\n\x0bGetHardware\x12#.finetuneflow.v1.GetHardwareRequest\x1a$.finetuneflow.v1.GetHardwareResponse\"\x0b\x90\x02\x01\xe2\xd1\x18\x04\x08\x01\x10\x02\x12q\n\x0fRecommendMethod\x12\'.finetuneflow.v1.RecommendMethodRequest\x1a(.finetuneflow.v1.RecommendMethodResponse\"\x0b\x90\x02\x01\xe2\xd1\x18\x04\x08\x02\x10\x01\x12w\n\x11\x45stimateResources\x12).finetuneflow.v1.EstimateResourcesRequest\x1a*.finetuneflow.v1.EstimateResourcesResponse\"\x0b\x90\x02\x01\xe2\xd1\x18\x04\x08\x02\x10\x01\x12\x86\x01\n\x16PreflightFineTuningJob\x12..finetuneflow.v1.PreflightFineTuningJobRequest\x1a/.finetuneflow.v1.PreflightFineTuningJobResponse\"\x0b\x90\x02\x01\xe2\xd1\x18\x04\x08\x02\x10\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'finetuneflow.v1.probe_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GETHARDWAREREQUEST']._serialized_start=303
-  _globals['_GETHARDWAREREQUEST']._serialized_end=340
-  _globals['_GETHARDWARERESPONSE']._serialized_start=342
-  _globals['_GETHARDWARERESPONSE']._serialized_end=408
-  _globals['_RECOMMENDMETHODREQUEST']._serialized_start=411
-  _globals['_RECOMMENDMETHODREQUEST']._serialized_end=732
-  _globals['_RECOMMENDMETHODRESPONSE']._serialized_start=735
-  _globals['_RECOMMENDMETHODRESPONSE']._serialized_end=866
-  _globals['_ESTIMATERESOURCESREQUEST']._serialized_start=869
-  _globals['_ESTIMATERESOURCESREQUEST']._serialized_end=1292
-  _globals['_ESTIMATERESOURCESRESPONSE']._serialized_start=1294
-  _globals['_ESTIMATERESOURCESRESPONSE']._serialized_end=1374
-  _globals['_PREFLIGHTFINETUNINGJOBREQUEST']._serialized_start=1377
-  _globals['_PREFLIGHTFINETUNINGJOBREQUEST']._serialized_end=1630
-  _globals['_PREFLIGHTFINETUNINGJOBRESPONSE']._serialized_start=1633
-  _globals['_PREFLIGHTFINETUNINGJOBRESPONSE']._serialized_end=1927
-  _globals['_PROBESERVICE']._serialized_start=1930
-  _globals['_PROBESERVICE']._serialized_end=2367
+  _globals['_PROBESERVICE'].methods_by_name['GetHardware']._loaded_options = None
+  _globals['_PROBESERVICE'].methods_by_name['GetHardware']._serialized_options = b'\220\002\001\342\321\030\004\010\001\020\002'
+  _globals['_PROBESERVICE'].methods_by_name['RecommendMethod']._loaded_options = None
+  _globals['_PROBESERVICE'].methods_by_name['RecommendMethod']._serialized_options = b'\220\002\001\342\321\030\004\010\002\020\001'
+  _globals['_PROBESERVICE'].methods_by_name['EstimateResources']._loaded_options = None
+  _globals['_PROBESERVICE'].methods_by_name['EstimateResources']._serialized_options = b'\220\002\001\342\321\030\004\010\002\020\001'
+  _globals['_PROBESERVICE'].methods_by_name['PreflightFineTuningJob']._loaded_options = None
+  _globals['_PROBESERVICE'].methods_by_name['PreflightFineTuningJob']._serialized_options = b'\220\002\001\342\321\030\004\010\002\020\001'
+  _globals['_GETHARDWAREREQUEST']._serialized_start=333
+  _globals['_GETHARDWAREREQUEST']._serialized_end=370
+  _globals['_GETHARDWARERESPONSE']._serialized_start=372
+  _globals['_GETHARDWARERESPONSE']._serialized_end=438
+  _globals['_RECOMMENDMETHODREQUEST']._serialized_start=441
+  _globals['_RECOMMENDMETHODREQUEST']._serialized_end=762
+  _globals['_RECOMMENDMETHODRESPONSE']._serialized_start=765
+  _globals['_RECOMMENDMETHODRESPONSE']._serialized_end=896
+  _globals['_ESTIMATERESOURCESREQUEST']._serialized_start=899
+  _globals['_ESTIMATERESOURCESREQUEST']._serialized_end=1322
+  _globals['_ESTIMATERESOURCESRESPONSE']._serialized_start=1324
+  _globals['_ESTIMATERESOURCESRESPONSE']._serialized_end=1404
+  _globals['_PREFLIGHTFINETUNINGJOBREQUEST']._serialized_start=1407
+  _globals['_PREFLIGHTFINETUNINGJOBREQUEST']._serialized_end=1660
+  _globals['_PREFLIGHTFINETUNINGJOBRESPONSE']._serialized_start=1663
+  _globals['_PREFLIGHTFINETUNINGJOBRESPONSE']._serialized_end=1957
+  _globals['_PROBESERVICE']._serialized_start=1960
+  _globals['_PROBESERVICE']._serialized_end=2450
 # @@protoc_insertion_point(module_scope)

@@ -22,24 +22,29 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from finetuneflow.v1 import access_pb2 as finetuneflow_dot_v1_dot_access__pb2
 from finetuneflow.v1 import recipe_pb2 as finetuneflow_dot_v1_dot_recipe__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$finetuneflow/v1/recipe_service.proto\x12\x0f\x66inetuneflow.v1\x1a\x1c\x66inetuneflow/v1/recipe.proto\" \n\x10GetRecipeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"<\n\x11GetRecipeResponse\x12\'\n\x06recipe\x18\x01 \x01(\x0b\x32\x17.finetuneflow.v1.Recipe\";\n\x12ListRecipesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"X\n\x13ListRecipesResponse\x12(\n\x07recipes\x18\x01 \x03(\x0b\x32\x17.finetuneflow.v1.Recipe\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xbd\x01\n\rRecipeService\x12R\n\tGetRecipe\x12!.finetuneflow.v1.GetRecipeRequest\x1a\".finetuneflow.v1.GetRecipeResponse\x12X\n\x0bListRecipes\x12#.finetuneflow.v1.ListRecipesRequest\x1a$.finetuneflow.v1.ListRecipesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$finetuneflow/v1/recipe_service.proto\x12\x0f\x66inetuneflow.v1\x1a\x1c\x66inetuneflow/v1/access.proto\x1a\x1c\x66inetuneflow/v1/recipe.proto\" \n\x10GetRecipeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"<\n\x11GetRecipeResponse\x12\'\n\x06recipe\x18\x01 \x01(\x0b\x32\x17.finetuneflow.v1.Recipe\";\n\x12ListRecipesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"X\n\x13ListRecipesResponse\x12(\n\x07recipes\x18\x01 \x03(\x0b\x32\x17.finetuneflow.v1.Recipe\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xd7\x01\n\rRecipeService\x12_\n\tGetRecipe\x12!.finetuneflow.v1.GetRecipeRequest\x1a\".finetuneflow.v1.GetRecipeResponse\"\x0b\x90\x02\x01\xe2\xd1\x18\x04\x08\x01\x10\x02\x12\x65\n\x0bListRecipes\x12#.finetuneflow.v1.ListRecipesRequest\x1a$.finetuneflow.v1.ListRecipesResponse\"\x0b\x90\x02\x01\xe2\xd1\x18\x04\x08\x01\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'finetuneflow.v1.recipe_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GETRECIPEREQUEST']._serialized_start=87
-  _globals['_GETRECIPEREQUEST']._serialized_end=119
-  _globals['_GETRECIPERESPONSE']._serialized_start=121
-  _globals['_GETRECIPERESPONSE']._serialized_end=181
-  _globals['_LISTRECIPESREQUEST']._serialized_start=183
-  _globals['_LISTRECIPESREQUEST']._serialized_end=242
-  _globals['_LISTRECIPESRESPONSE']._serialized_start=244
-  _globals['_LISTRECIPESRESPONSE']._serialized_end=332
-  _globals['_RECIPESERVICE']._serialized_start=335
-  _globals['_RECIPESERVICE']._serialized_end=524
+  _globals['_RECIPESERVICE'].methods_by_name['GetRecipe']._loaded_options = None
+  _globals['_RECIPESERVICE'].methods_by_name['GetRecipe']._serialized_options = b'\220\002\001\342\321\030\004\010\001\020\002'
+  _globals['_RECIPESERVICE'].methods_by_name['ListRecipes']._loaded_options = None
+  _globals['_RECIPESERVICE'].methods_by_name['ListRecipes']._serialized_options = b'\220\002\001\342\321\030\004\010\001\020\002'
+  _globals['_GETRECIPEREQUEST']._serialized_start=117
+  _globals['_GETRECIPEREQUEST']._serialized_end=149
+  _globals['_GETRECIPERESPONSE']._serialized_start=151
+  _globals['_GETRECIPERESPONSE']._serialized_end=211
+  _globals['_LISTRECIPESREQUEST']._serialized_start=213
+  _globals['_LISTRECIPESREQUEST']._serialized_end=272
+  _globals['_LISTRECIPESRESPONSE']._serialized_start=274
+  _globals['_LISTRECIPESRESPONSE']._serialized_end=362
+  _globals['_RECIPESERVICE']._serialized_start=365
+  _globals['_RECIPESERVICE']._serialized_end=580
 # @@protoc_insertion_point(module_scope)

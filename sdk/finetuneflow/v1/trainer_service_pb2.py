@@ -22,28 +22,35 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from finetuneflow.v1 import access_pb2 as finetuneflow_dot_v1_dot_access__pb2
 from finetuneflow.v1 import work_pb2 as finetuneflow_dot_v1_dot_work__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%finetuneflow/v1/trainer_service.proto\x12\x0f\x66inetuneflow.v1\x1a\x1a\x66inetuneflow/v1/work.proto\"\x13\n\x11GetTrainerRequest\"9\n\x12GetTrainerResponse\x12#\n\x04node\x18\x01 \x01(\x0b\x32\x15.finetuneflow.v1.Node\"\x11\n\x0fListRunsRequest\"6\n\x10ListRunsResponse\x12\"\n\x04runs\x18\x01 \x03(\x0b\x32\x14.finetuneflow.v1.Run\"\x15\n\x13\x44rainTrainerRequest\";\n\x14\x44rainTrainerResponse\x12#\n\x04node\x18\x01 \x01(\x0b\x32\x15.finetuneflow.v1.Node2\x95\x02\n\x0eTrainerService\x12U\n\nGetTrainer\x12\".finetuneflow.v1.GetTrainerRequest\x1a#.finetuneflow.v1.GetTrainerResponse\x12O\n\x08ListRuns\x12 .finetuneflow.v1.ListRunsRequest\x1a!.finetuneflow.v1.ListRunsResponse\x12[\n\x0c\x44rainTrainer\x12$.finetuneflow.v1.DrainTrainerRequest\x1a%.finetuneflow.v1.DrainTrainerResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%finetuneflow/v1/trainer_service.proto\x12\x0f\x66inetuneflow.v1\x1a\x1c\x66inetuneflow/v1/access.proto\x1a\x1a\x66inetuneflow/v1/work.proto\"\x13\n\x11GetTrainerRequest\"9\n\x12GetTrainerResponse\x12#\n\x04node\x18\x01 \x01(\x0b\x32\x15.finetuneflow.v1.Node\"\x11\n\x0fListRunsRequest\"6\n\x10ListRunsResponse\x12\"\n\x04runs\x18\x01 \x03(\x0b\x32\x14.finetuneflow.v1.Run\"\x15\n\x13\x44rainTrainerRequest\";\n\x14\x44rainTrainerResponse\x12#\n\x04node\x18\x01 \x01(\x0b\x32\x15.finetuneflow.v1.Node2\xb3\x02\n\x0eTrainerService\x12`\n\nGetTrainer\x12\".finetuneflow.v1.GetTrainerRequest\x1a#.finetuneflow.v1.GetTrainerResponse\"\t\x90\x02\x01\xe2\xd1\x18\x02\x10\x03\x12Z\n\x08ListRuns\x12 .finetuneflow.v1.ListRunsRequest\x1a!.finetuneflow.v1.ListRunsResponse\"\t\x90\x02\x01\xe2\xd1\x18\x02\x10\x03\x12\x63\n\x0c\x44rainTrainer\x12$.finetuneflow.v1.DrainTrainerRequest\x1a%.finetuneflow.v1.DrainTrainerResponse\"\x06\xe2\xd1\x18\x02\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'finetuneflow.v1.trainer_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GETTRAINERREQUEST']._serialized_start=86
-  _globals['_GETTRAINERREQUEST']._serialized_end=105
-  _globals['_GETTRAINERRESPONSE']._serialized_start=107
-  _globals['_GETTRAINERRESPONSE']._serialized_end=164
-  _globals['_LISTRUNSREQUEST']._serialized_start=166
-  _globals['_LISTRUNSREQUEST']._serialized_end=183
-  _globals['_LISTRUNSRESPONSE']._serialized_start=185
-  _globals['_LISTRUNSRESPONSE']._serialized_end=239
-  _globals['_DRAINTRAINERREQUEST']._serialized_start=241
-  _globals['_DRAINTRAINERREQUEST']._serialized_end=262
-  _globals['_DRAINTRAINERRESPONSE']._serialized_start=264
-  _globals['_DRAINTRAINERRESPONSE']._serialized_end=323
-  _globals['_TRAINERSERVICE']._serialized_start=326
-  _globals['_TRAINERSERVICE']._serialized_end=603
+  _globals['_TRAINERSERVICE'].methods_by_name['GetTrainer']._loaded_options = None
+  _globals['_TRAINERSERVICE'].methods_by_name['GetTrainer']._serialized_options = b'\220\002\001\342\321\030\002\020\003'
+  _globals['_TRAINERSERVICE'].methods_by_name['ListRuns']._loaded_options = None
+  _globals['_TRAINERSERVICE'].methods_by_name['ListRuns']._serialized_options = b'\220\002\001\342\321\030\002\020\003'
+  _globals['_TRAINERSERVICE'].methods_by_name['DrainTrainer']._loaded_options = None
+  _globals['_TRAINERSERVICE'].methods_by_name['DrainTrainer']._serialized_options = b'\342\321\030\002\020\003'
+  _globals['_GETTRAINERREQUEST']._serialized_start=116
+  _globals['_GETTRAINERREQUEST']._serialized_end=135
+  _globals['_GETTRAINERRESPONSE']._serialized_start=137
+  _globals['_GETTRAINERRESPONSE']._serialized_end=194
+  _globals['_LISTRUNSREQUEST']._serialized_start=196
+  _globals['_LISTRUNSREQUEST']._serialized_end=213
+  _globals['_LISTRUNSRESPONSE']._serialized_start=215
+  _globals['_LISTRUNSRESPONSE']._serialized_end=269
+  _globals['_DRAINTRAINERREQUEST']._serialized_start=271
+  _globals['_DRAINTRAINERREQUEST']._serialized_end=292
+  _globals['_DRAINTRAINERRESPONSE']._serialized_start=294
+  _globals['_DRAINTRAINERRESPONSE']._serialized_end=353
+  _globals['_TRAINERSERVICE']._serialized_start=356
+  _globals['_TRAINERSERVICE']._serialized_end=663
 # @@protoc_insertion_point(module_scope)

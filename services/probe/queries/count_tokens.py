@@ -16,7 +16,9 @@ def count_tokens(query: ProbeQuery, progress: Progress) -> ValidationReport:
     Raises JobError for rows that would refuse a job.
     """
     config = job_config(spec_to_dict(query.parsed(EstimateResourcesRequest()).spec))
-    counted = prepare(config, query.provided.model.path, query.files, query.out_dir / "shards", progress)
+    counted = prepare(
+        config, query.provided.model.path, query.files, query.out_dir / "shards", progress, limits=query.provided.limits
+    )
     return ValidationReport(
         training_data=data_statistics(counted.train),
         evaluation_data=data_statistics(counted.eval),

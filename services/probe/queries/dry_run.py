@@ -42,7 +42,9 @@ def dry_run(query: ProbeQuery, progress: Progress) -> PreflightFineTuningJobResp
     resolve_length(resolved, model.context_length, asked=asked)
     architecture = Architecture.of_tensors(facts.config, facts.shapes)
     rows = Report()
-    prepared = examine(resolved.config, model.path, query.files, progress, rows, query.provided.processes)
+    prepared = examine(
+        resolved.config, model.path, query.files, progress, rows, query.provided.processes, query.provided.limits
+    )
     if (refusal := rows.refusal()) is not None:
         resolved.refusals.append(refusal)
     hardware = json_format.ParseDict(facts.hardware, Hardware())

@@ -54,7 +54,7 @@ def fetch(query: ProbeQuery, settings: ProbeSettings, catalogue: Catalogue) -> P
 def _tokenizer(base_model: str, settings: ProbeSettings, catalogue: Catalogue) -> Fetched:
     token = settings.hub_token.get_secret_value() or None
     local = catalogue.fetch(base_model, token, tokenizer_only=True)
-    return Fetched(model=ModelFiles(**asdict(local)), processes=settings.child_threads)
+    return Fetched(model=ModelFiles(**asdict(local)), processes=settings.child_threads, limits=settings.query_limits)
 
 
 def _for_dataset(

@@ -28,7 +28,7 @@ def validate_dataset(query: ProbeQuery, progress: Progress) -> ValidateDatasetRe
     config = job_config(dataset_job(query.parsed(ValidateDatasetRequest())))
     report = Report()
     provided = query.provided
-    counted = examine(config, provided.model.path, query.files, progress, report, provided.processes)
+    counted = examine(config, provided.model.path, query.files, progress, report, provided.processes, provided.limits)
     return ValidateDatasetResponse(report=validation_report(report, counted, config))
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import Field
 
 from chassis.child.query import Query
+from engine.data.work_limits import WorkLimits
 from services.child_input import ModelFiles, Strict
 from services.probe.hub_sources import HubSource
 
@@ -36,6 +37,7 @@ class Fetched(Strict):
     """The base model. Its tokenizer is in `path`; its weights need not be."""
     processes: int = Field(ge=1)
     """Processes that tokenise a large file."""
+    limits: WorkLimits
     preflight: PreflightFacts | None = None
     """Set for PreflightFineTuningJob."""
 

@@ -8,7 +8,7 @@ import contextlib
 import logging
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -17,13 +17,15 @@ from google.protobuf.message import Message
 from chassis.child.child_process import ChildCommand
 from chassis.child.query import read_reply
 from chassis.child.spare import Spare, SpareCommand
-from chassis.errors import Internal, NotFound
+from chassis.errors import Internal, InvalidArgument, NotFound
+from chassis.security.confinement import ChildLimits
 from chassis.store.artifact_store import ArtifactMissing, ArtifactStore
 from engine.catalogue import Catalogue
-from engine.data.template_limits import CPU_LIMIT, killed_by_template
 from finetuneflow.v1.dataset_pb2 import Dataset
 from services.attempt_inputs import child_environment
+from services.path_fields import dataset_violations, described, tenant_violations
 from services.probe.dataset_cache import DatasetCache, sweep
+from services.probe.queries.fair_slots import FairSlots
 from services.probe.queries.fetch import fetch
 from services.probe.queries.query import ProbeQuery
 from services.probe.settings import ProbeSettings
@@ -46,26 +48,31 @@ class ServedQueries:
         self._folder.mkdir(parents=True, exist_ok=True)
         sweep(self._folder)
         self._datasets = DatasetCache(settings.home / "work" / "datasets", settings.kept_dataset_bytes)
-        self._slots = asyncio.Semaphore(_MAX_CHILDREN)
+        self._slots = FairSlots(_MAX_CHILDREN, settings.max_waiting_queries)
         self._env = child_environment(settings)
-        # Python finds the child program in this process's folder, not in the one where the child works.
-        self._cwd = Path.cwd()
-        self._spare = Spare(SpareCommand(_PROGRAM, self._env) if settings.warm_spare else None, self._cwd)
+        self._spare = Spare(
+            SpareCommand(_PROGRAM, self._env) if settings.warm_spare else None,
+            self._folder,
+            limits=ChildLimits(settings.child_file_bytes, settings.child_memory_bytes),
+        )
 
     async def run(self, method: str, request: Message, tenant: str, datasets: Mapping[str, Dataset], response: M) -> M:
         """Returns `response`, filled by a child.
 
-        `datasets` are the tenant's uploaded datasets by their names in the request. Raises NotFound for one whose file
-        is missing, what `fetch` raises, and what `read_reply` raises.
+        `datasets` are the tenant's uploaded datasets by their names in the request. Raises InvalidArgument for a tenant
+        or dataset that cannot be part of a path, ResourceExhausted if too many queries of the tenant wait, NotFound for
+        a dataset whose file is missing, what `fetch` raises, and what `read_reply` raises.
         """
-        async with self._slots, self._temporary_folder() as folder:
+        if datasets:
+            _refuse_paths(tenant, request, datasets.values())
+        async with self._slots.taken(tenant), self._temporary_folder() as folder:
             files = {
                 name: await self._fetch_dataset(tenant, dataset, folder / "sources" / str(index))
                 for index, (name, dataset) in enumerate(datasets.items())
             }
             query = ProbeQuery.of(folder, method, request, files)
             query = await asyncio.to_thread(fetch, query, self._settings, self._catalogue)
-            return await self._run(query.write(folder), query.out_dir, response)
+            return await self._run(query, folder, response)
 
     async def close(self) -> None:
         """Ends the spare child."""
@@ -81,7 +88,7 @@ class ServedQueries:
 
     async def _fetch_dataset(self, tenant: str, dataset: Dataset, folder: Path) -> Path:
         """Returns the dataset's file, under the name with which it was uploaded."""
-        file = folder / Path(dataset.filename).name
+        file = folder / dataset.filename
         try:
             await asyncio.to_thread(self._datasets.link, self._store, f"{tenant}/{dataset.path}", dataset.sha256, file)
         except ArtifactMissing as error:
@@ -89,9 +96,11 @@ class ServedQueries:
             raise NotFound("DATASET_NOT_FOUND", message) from error
         return file
 
-    async def _run(self, input_path: Path, out_dir: Path, response: M) -> M:
-        command = ChildCommand([*_PROGRAM, str(input_path)], out_dir, self._env, on_cpu=True)
-        child = await self._spare.start(command, self._cwd)
+    async def _run(self, query: ProbeQuery, folder: Path, response: M) -> M:
+        reads = [path for path in (query.provided.model.path, self._settings.prices) if path]
+        argv = [*_PROGRAM, str(query.write(folder))]
+        command = ChildCommand(argv, query.out_dir, self._env, on_cpu=True, reads=reads)
+        child = await self._spare.start(command, folder)
         try:
             async for _ in child.frames():
                 pass
@@ -102,7 +111,16 @@ class ServedQueries:
             # and a probe that gets no queries keeps no spare.
             self._spare.open()
         try:
-            return read_reply(out_dir, response, status, last_lines, {-CPU_LIMIT: killed_by_template()})
+            return read_reply(query.out_dir, response, status, last_lines, self._settings.query_limits.deaths())
         except Internal:
             _log.exception("a query's child ended without a reply")
             raise
+
+
+def _refuse_paths(tenant: str, request: Message, datasets: Iterable[Dataset]) -> None:
+    listed = any(field.name == "datasets" for field in request.DESCRIPTOR.fields)
+    found = tenant_violations(tenant, "tenant")
+    for index, dataset in enumerate(datasets):
+        found += dataset_violations(dataset, f"datasets[{index}]" if listed else "dataset")
+    if found:
+        raise InvalidArgument("INVALID_REQUEST", described(found), found)

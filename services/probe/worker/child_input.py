@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import Field
 
 from engine.config.job import JobConfig
+from engine.data.work_limits import WorkLimits
 from services.child_input import ChildInput, ModelFiles
 from services.probe.hub_sources import HubSource
 
@@ -28,6 +29,7 @@ class PreflightInput(ChildInput):
     """A folder of verified token shards with that key, made by an earlier job; the child reuses them."""
     processes: int = Field(default=1, ge=1)
     """Processes that tokenise a large file."""
+    limits: WorkLimits = WorkLimits()
     node_id: str = ""
     hardware: dict[str, Any] | None = None
     """`finetuneflow.v1.Hardware` as proto JSON; None: the child's own machine."""

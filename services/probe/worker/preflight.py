@@ -33,6 +33,7 @@ def preflight(sink: EventSink, input_path: Path) -> StageCompleted:
     Raises JobError for what the caller has to correct.
     """
     child_input = PreflightInput.model_validate_json(input_path.read_bytes())
+    child_input.limits.apply()
     resolved = Resolved(child_input.config)
     note_commits(resolved, child_input.hub)
     phases = Phases(sink, _PHASES, pausable=True)
@@ -83,6 +84,11 @@ def _prepared(
     sink: EventSink, config: JobConfig, child_input: PreflightInput, shards: Path, phases: Phases, key: str
 ) -> Prepared:
     report = Report()
+
+    def progress(phase: str, fraction: float | None) -> None:
+        child_input.limits.check_processor_time()
+        phases.advance(phase, fraction)
+
     shards.parent.mkdir(parents=True, exist_ok=True)
     try:
         return prepare(
@@ -90,10 +96,11 @@ def _prepared(
             child_input.model.path,
             child_input.sources,
             shards,
-            phases.advance,
+            progress,
             report,
             child_input.processes,
             key,
+            limits=child_input.limits,
         )
     except JobError as error:
         # The report already has the problems of single rows; an error of the whole data set is added to them.

@@ -1,6 +1,8 @@
 """Exactly the answers are trained: a token too many teaches the model to ask, one too few never to stop."""
 
 import json
+import mmap
+import resource
 import signal
 from pathlib import Path
 
@@ -178,6 +180,27 @@ def test_a_template_that_does_not_end_is_the_callers_error(
     assert caught.value.reason == "TEMPLATE_EXCEEDED"
     assert caught.value.violations[0].field == "spec.chat_template"
     assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0.0, 0.0)
+
+
+def test_the_models_own_template_has_a_limit_of_memory(tmp_path: Path) -> None:
+    """A model from the hub brings its template; one line of it would take the memory of the whole machine."""
+    tokenizer = Tokenizer(make_tiny_tokenizer(tmp_path, chat_template="{{ 'A' * 2000000000 }}"))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(JobError, match="too much memory") as caught:
+        tokens_of_all([Example(1, conversation([("a", "b")]))], tokenizer, "response", 512)
+    assert caught.value.reason == "TEMPLATE_EXCEEDED"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20
+    assert resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY
+
+
+def test_memory_that_was_taken_since_the_last_row_is_not_the_templates(tmp_path: Path) -> None:
+    """Otherwise a job would be refused now and then, because its process grew."""
+    tokenizer = Tokenizer(make_tiny_tokenizer(tmp_path, chat_template="{{ messages[0].content * 200000000 }}"))
+    turns = [{"role": "user", "content": "A"}]
+    tokenizer.render(turns)
+    grown = mmap.mmap(-1, 450_000_000)
+    assert len(tokenizer.render(turns)) == 200_000_000
+    grown.close()
 
 
 @pytest.mark.parametrize("template", ["{% for m in mesages %}{{ m.content }}{% endfor %}", "{{ messages.__class__ }} "])

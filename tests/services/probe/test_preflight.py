@@ -15,12 +15,13 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from safetensors.numpy import save_file
 
-from chassis.child.pipe import EventSink
+from chassis.child.pipe import EventSink, failure_of
 from engine.catalogue import Catalogue
 from engine.config.job import job_config
 from engine.config.spec_proto import resolved_config
 from engine.errors import JobError
 from finetuneflow.v1.event_pb2 import ArtifactSaved, ConfigResolved, Phase, Warning
+from finetuneflow.v1.fine_tuning_job_pb2 import FAULT_USER_ERROR
 from services.hardware import read_hardware
 from services.probe.worker.preflight import preflight
 from tests.tiny_models import make_tiny_tokenizer
@@ -204,6 +205,27 @@ def test_hardware_is_read_without_torch(tmp_path: Path) -> None:
     assert hardware.packages["transformers"]
     code = "import sys; from services import hardware; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason", "said"),
+    [
+        ({"tokens": 100}, "TOO_MANY_TOKENS", "100 tokens"),
+        ({"shard_bytes": 1000}, "SHARDS_TOO_LARGE", "1,000 bytes"),
+        ({"processor_seconds": 0.01, "processor_setting": "X"}, "PROCESSOR_TIME_EXCEEDED", "0.01 seconds"),
+    ],
+    ids=["tokens", "shards", "processor time"],
+)
+def test_a_job_beyond_a_limit_is_a_user_error_that_says_how_much(
+    make_input: MakeInput, limits: dict[str, Any], reason: str, said: str
+) -> None:
+    """One job could otherwise hold a probe for days, or fill its disk; and it would be tried again."""
+    path = make_input(ROWS)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "limits": limits}))
+    with pytest.raises(JobError, match=said) as caught:
+        preflight(Recorder(), path)
+    failed = failure_of(caught.value)
+    assert (failed.reason, failed.fault) == (reason, FAULT_USER_ERROR)
 
 
 def test_dropped_and_truncated_rows_are_reported_before_training(make_input: MakeInput, tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from finetuneflow.v1.validation_pb2 import (
     VALIDATION_VERDICT_WARNINGS,
 )
 from finetuneflow.v1.work_pb2 import Node
+from gateway.access.interceptor import OpenInterceptor
 from gateway.observed_speeds import ObservedSpeeds
 from gateway.passthrough import Passthrough
 from gateway.planning_target import PlanningTargets
@@ -162,7 +163,7 @@ async def gateway(tmp_path: Path, tiny: Path, nats: NatsServer) -> AsyncIterator
     ]
     async with serving(probe_service_pb2, "ProbeService", add, probe) as behind:
         await bus.put_node(Node(id="preflighting", service="probe", address=behind))
-        server = await serve(*mounts, listen="127.0.0.1:0")
+        server = await serve(*mounts, listen="127.0.0.1:0", interceptors=[OpenInterceptor()])
         async with grpc.aio.insecure_channel(server.address) as channel:
             yield GatewayWithProbe(channel, bus, database, models)
         await server.stop(0)

@@ -11,6 +11,8 @@ from chassis.child.child_process import ChildCommand
 from chassis.child.pipe import EventSink
 from chassis.child.spare import Spare, SpareCommand
 from finetuneflow.v1 import event_pb2
+from services.attempt_inputs import child_environment
+from services.trainer.settings import TrainerSettings
 
 MakeInput = Callable[..., Any]
 
@@ -21,7 +23,8 @@ async def test_spare_child_and_cold_child_train_bit_identical_models(make_input:
     from services.trainer.worker.recipe import train
 
     warm = make_input("warm", total_steps=4)
-    spare = Spare(SpareCommand([sys.executable, "-m", "services.trainer.worker"], {"OMP_NUM_THREADS": "1"}), tmp_path)
+    environment = child_environment(TrainerSettings(home=tmp_path, threads=1))
+    spare = Spare(SpareCommand([sys.executable, "-m", "services.trainer.worker"], environment), tmp_path)
     spare.open()
     async with asyncio.timeout(120):
         while not spare.pid:  # noqa: ASYNC110 - it sends no notification
@@ -32,9 +35,10 @@ async def test_spare_child_and_cold_child_train_bit_identical_models(make_input:
         command = ChildCommand(
             [sys.executable, "-m", "services.trainer.worker", str(file)],
             warm.out_dir,
-            {"OMP_NUM_THREADS": "1"},
+            environment,
             late_env={"CUDA_VISIBLE_DEVICES": ""},
             on_cpu=True,
+            reads=[warm.model.path, warm.data_dir],
         )
         child = await spare.start(command, tmp_path)
         assert child.pid == pid

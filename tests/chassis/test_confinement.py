@@ -1,0 +1,143 @@
+"""A child that user data has taken over reaches nothing but its inputs and its folder."""
+
+import asyncio
+import contextlib
+import errno
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from chassis.child.child_process import ChildCommand
+from chassis.child.spare import Spare, SpareCommand
+from chassis.security import confinement_filter, landlock
+from chassis.security.confinement import ChildLimits, missing
+from finetuneflow.v1 import event_pb2
+from tests.servers.nats import NatsServer
+
+CHILD = Path(__file__).with_name("hostile_child.py")
+ALLOWED = {
+    "read its model",
+    "write its folder",
+    "move in its folder",
+    "write a temporary file",
+    "keep a cache",
+    "connect a pair of sockets",
+    "end its own process",
+    "use /dev/null",
+}
+pytestmark = pytest.mark.skipif(bool(missing()), reason="; ".join(missing()))
+
+
+@pytest.fixture
+def supervisor() -> Iterator[subprocess.Popen[bytes]]:
+    """A process of the same user that holds a secret."""
+    argv = [sys.executable, "-c", "print(flush=True); input()"]
+    with subprocess.Popen(argv, env={"PASSWORD": "secret"}, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.readline()
+        yield process
+        process.kill()
+
+
+@pytest.fixture
+def command(tmp_path: Path, nats_server: NatsServer, supervisor: subprocess.Popen[bytes]) -> Iterator[ChildCommand]:
+    """The command of a child in `work`, in a home with the files of others."""
+    home = tmp_path / "home"
+    others = {"secret": "work/other/rows.jsonl", "database": "gateway.sqlite", "passwords": "nats/nats.conf"}
+    for name in others.values():
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_text("secret")
+    (model := tmp_path / "models" / "tiny.safetensors").parent.mkdir()
+    model.write_text("weights")
+    workdir = home / "work" / "own"
+    workdir.mkdir()
+    path = str(home / "docker.sock")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(path)
+        listening.listen()
+        given = {name: str(home / file) for name, file in others.items()}
+        given |= {"out_dir": str(workdir / "out"), "model": str(model), "socket": path}
+        numbers = {"supervisor": supervisor.pid, "port": nats_server.port}
+        (workdir / "input.json").write_text(json.dumps(given | numbers))
+        argv = [sys.executable, str(CHILD), str(workdir / "input.json")]
+        yield ChildCommand(argv, workdir / "out", reads=[CHILD, model])
+
+
+async def results(spare: Spare, command: ChildCommand) -> tuple[dict[str, float], int]:
+    """Returns what the child reported, and its process id."""
+    async with asyncio.timeout(60):
+        child = await spare.start(command, command.out_dir.parent)
+        try:
+            async with contextlib.aclosing(child.frames()) as frames:
+                events = [event_pb2.Event.FromString(frame) async for frame in frames if frame]
+            await child.wait()
+        finally:
+            child.close()
+    assert events, child.last_lines()
+    assert events[-1].HasField("stage_completed"), (events[-1], child.last_lines())
+    return dict(events[0].log.extras), child.pid
+
+
+async def test_child_reaches_nothing_but_its_inputs_and_its_folder(
+    command: ChildCommand, supervisor: subprocess.Popen[bytes]
+) -> None:
+    """One crafted model or dataset would otherwise read other users' data and the passwords of the system."""
+    found, _ = await results(Spare(None, command.out_dir.parent), command)
+    assert {name for name, error in found.items() if not error} == ALLOWED
+    assert supervisor.poll() is None
+
+
+async def test_warm_spare_is_confined_before_it_reads_its_input(command: ChildCommand, tmp_path: Path) -> None:
+    """Most trainings run in one, and it has completed its imports with access to all files."""
+    spare = Spare(SpareCommand(command.argv[:-1]), tmp_path / "spare")
+    try:
+        pid = await running(spare)
+        found, used = await results(spare, command)
+    finally:
+        await spare.close()
+    assert used == pid
+    assert {name for name, error in found.items() if not error} == ALLOWED
+
+
+async def test_spare_with_threads_is_not_used(command: ChildCommand, tmp_path: Path) -> None:
+    """A thread that an import has started cannot be confined any more, and would keep access to all files."""
+    environment = {"WITH_THREAD": "1"}
+    spare = Spare(SpareCommand(command.argv[:-1], environment), tmp_path / "spare")
+    try:
+        pid = await running(spare)
+        same = ChildCommand(command.argv, command.out_dir, environment, reads=command.reads)
+        found, used = await results(spare, same)
+    finally:
+        await spare.close()
+    assert used != pid
+    assert {name for name, error in found.items() if not error} == ALLOWED
+
+
+async def test_files_of_a_child_are_limited(command: ChildCommand) -> None:
+    """A child in a loop would otherwise fill the disk of all jobs."""
+    spare = Spare(None, command.out_dir.parent, limits=ChildLimits(file_bytes=4))
+    found, _ = await results(spare, command)
+    assert found["write its folder"] == errno.EFBIG
+
+
+def test_missing_parts_of_the_kernel_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An operator would otherwise believe that children are confined."""
+    monkeypatch.setattr(landlock, "abi", lambda: 4)
+    assert [lack for lack in missing() if "end other processes" in lack]
+    monkeypatch.setattr(landlock, "abi", lambda: 0)
+    monkeypatch.setattr(confinement_filter, "available", lambda: False)
+    assert len(missing()) == 2
+
+
+async def running(spare: Spare) -> int:
+    """Opens a spare and returns its process id."""
+    spare.open()
+    async with asyncio.timeout(20):
+        while not spare.pid:  # noqa: ASYNC110 - it sends no notification
+            await asyncio.sleep(0.02)
+    return spare.pid
