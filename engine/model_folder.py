@@ -1,25 +1,49 @@
 """Reads and checks the folder of a model, whose files may be hostile: anybody can publish a model."""
 
 import json
-from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePosixPath
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
+from engine.data.rows import MAX_DEPTH, is_too_deep
 from engine.errors import JobError, Violation
 
 _INDEX = "model.safetensors.index.json"
-_MAX_JSON_BYTES = 64 << 20
-"""Largest JSON file that is read; the largest tokenizer configurations have a few megabytes."""
-_MAX_HEADER_BYTES = 100_000_000
-"""Largest header of a safetensors file; the format's own reader has the same limit."""
+_WEIGHTS = "model.safetensors"
+_TEMPLATES = "additional_chat_templates"
+"""The only subfolder whose files are read."""
+_MAX_JSON_BYTES = 32 << 20
+"""Largest JSON file that is read; a tokenizer_config.json with 100,000 added tokens has 20 MB."""
+_MAX_CONTAINERS = 1_000_000
+"""Maximum number of objects and arrays in a JSON file. An empty one takes 3 bytes in the file and 70 in memory."""
+_MAX_HEADER_BYTES = 16 << 20
+"""Largest header of a safetensors file that is read; it describes 150,000 tensors."""
+_MAX_DIMENSION = 1 << 32
+"""Maximum size of one dimension of a tensor. A tensor without elements may have any other size."""
+_SIZES: dict[str, range] = {
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers"), range(1, 10_000)),
+    **dict.fromkeys(("num_attention_heads", "n_head"), range(1, 1 << 16)),
+    **dict.fromkeys(("hidden_size", "n_embd", "d_model"), range(1, 1 << 24)),
+    **dict.fromkeys(("num_key_value_heads", "num_experts", "num_local_experts", "num_experts_per_tok"), range(1 << 16)),
+    **dict.fromkeys(("head_dim", "intermediate_size", "moe_intermediate_size", "n_inner", "ff_size"), range(1 << 24)),
+    **dict.fromkeys(("num_iterations", "num_iterations_per_layer"), range(1 << 16)),
+    **dict.fromkeys(("max_position_embeddings", "n_positions", "max_seq_len"), range(1 << 31)),
+    "vocab_size": range(1, 1 << 26),
+}
+"""Settings of config.json that decide how much memory and time the model or its estimate take, with their values."""
 _ANOTHER = "Use another base model or revision."
 
 
 def refuse_unsafe(id_: str, folder: Path) -> None:
-    """Refuses a model whose files would run code, read files outside its folder, or change what is trained.
+    """Refuses a model whose files would run code, read files outside its folder, exhaust the machine, or change what is
+    trained.
 
-    Raises JobError: REMOTE_CODE_REFUSED, ADAPTER_IN_MODEL, BAD_WEIGHTS, NOT_A_MODEL.
+    Raises JobError: UNSAFE_MODEL_FILE, REMOTE_CODE_REFUSED, ADAPTER_IN_MODEL, BAD_WEIGHTS, NOT_A_MODEL.
     """
+    _check_files(id_, folder)
     for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
         if not (folder / name).is_file():
             continue
@@ -31,12 +55,14 @@ def refuse_unsafe(id_: str, folder: Path) -> None:
                 "Use a base model whose architecture transformers supports.",
             )
         # transformers downloads and runs an attention kernel that is named like a repository.
-        for key, value in _attention(values):
+        for key, value in _kernels(values):
             raise model_error(
                 "REMOTE_CODE_REFUSED",
-                f"{id_} requires the attention kernel {str(value)[:100]!r} ({key} in {name}), which is code.",
-                f"Remove {key} from {name}, or use another base model.",
+                f"{id_} requires the attention kernel {value[:100]!r} ({key[:100]} in {name}), which is code.",
+                f"Remove {key[:100]} from {name}, or use another base model.",
             )
+        _check_file_names(values, name)
+    _check_config(read_json(folder / "config.json") if (folder / "config.json").is_file() else {})
     if (folder / "adapter_config.json").exists():
         raise model_error(
             "ADAPTER_IN_MODEL",
@@ -46,30 +72,96 @@ def refuse_unsafe(id_: str, folder: Path) -> None:
     _check_index(folder)
 
 
-def _attention(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+def _check_files(id_: str, folder: Path) -> None:
+    """Refuses pipes and devices, whose reading may never end, and links to files outside the folder."""
+    root = Path(os.path.realpath(folder))
+    # In the hub's cache the files of a revision are links to the files of all revisions.
+    places = (root, root.parent.parent / "blobs") if root.parent.name == "snapshots" else (root,)
+
+    def check(path: Path, *, may_be_folder: bool) -> None:
+        place = Path(os.path.realpath(path))
+        plain = place.is_file() or (may_be_folder and place.is_dir())
+        if not plain or not any(place.is_relative_to(inside) for inside in places):
+            raise model_error(
+                "UNSAFE_MODEL_FILE",
+                f"{path.name[:100]!r} of {id_} is not a file: it is a folder, a pipe, a device, or a link that leads "
+                "out of the model's folder.",
+                "Ask the operator to put a copy of the file into the folder.",
+            )
+
+    for path in folder.iterdir():
+        if path.name == _TEMPLATES or path.name.endswith(".safetensors") or not path.is_dir():
+            check(path, may_be_folder=path.name == _TEMPLATES)
+    for path in (folder / _TEMPLATES).iterdir() if (folder / _TEMPLATES).is_dir() else ():
+        check(path, may_be_folder=True)
+
+
+def _check_file_names(values: Mapping[str, Any], name: str) -> None:
+    """Refuses settings that make transformers read other files than those that are checked and hashed."""
+    weights = values.get("transformers_weights")
+    if weights is not None and weights not in (_WEIGHTS, _INDEX):
+        raise _bad_weights(f"transformers_weights in {name} names {str(weights)[:100]!r} instead of {_WEIGHTS}")
+    versions = values.get("fast_tokenizer_files") or []
+    if not isinstance(versions, list) or any(file != "tokenizer.json" for file in versions):
+        message = f"{name} of the base model names other tokenizers than tokenizer.json (fast_tokenizer_files)."
+        raise model_error("NOT_A_MODEL", message, f"Remove them from {name}, or use another base model.")
+
+
+def _check_config(config: dict[str, Any]) -> None:
+    """Refuses sizes that no model has: the memory and time of an estimate depend on them."""
+    architectures = config.get("architectures")
+    if architectures is not None and not (isinstance(architectures, list) and _are_texts(architectures)):
+        raise _bad_setting("architectures", "a list of names")
+    for key, value in _settings(config):
+        allowed = _SIZES.get(key)
+        if allowed and isinstance(value, int) and value not in allowed:
+            raise _bad_setting(key, f"between {allowed[0]} and {allowed[-1]:,}")
+
+
+def _bad_setting(key: str, allowed: str) -> JobError:
+    return model_error("NOT_A_MODEL", f"{key} in config.json of the base model is not {allowed}.", _ANOTHER)
+
+
+def _settings(value: dict[str, Any] | list[Any]) -> Iterator[tuple[str, Any]]:
+    """Yields the keys and values of all objects, at any depth."""
+    if isinstance(value, dict):
+        yield from value.items()
+    for item in value.values() if isinstance(value, dict) else value:
+        if isinstance(item, dict) or isinstance(item, list):  # noqa: SIM101 - four times as fast for many numbers
+            yield from _settings(item)
+
+
+def _kernels(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Yields the settings of attention kernels, at any depth, that name a repository."""
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _attention(item, key if "attn_implementation" not in name else name)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _attention(item, name)
-    elif "attn_implementation" in name and isinstance(value, str) and "/" in value:
-        yield name, value
+    for key, value in _settings(values):
+        if "attn_implementation" in key:
+            parts = [value]
+            while parts:
+                part = parts.pop()
+                parts += part.values() if isinstance(part, Mapping) else part if isinstance(part, list) else ()
+                if isinstance(part, str) and "/" in part:
+                    yield key, part
+
+
+def has_weights(folder: Path) -> bool:
+    """Returns True if the folder has the safetensors that are loaded: one file, or an index and its files."""
+    names = {path.name for path in folder.iterdir()}
+    return _WEIGHTS in names or (_INDEX in names and any(name.endswith(".safetensors") for name in names))
 
 
 def _check_index(folder: Path) -> None:
     if not (folder / _INDEX).is_file():
         return
-    files = read_json(folder / _INDEX).get("weight_map")
-    for name in set(files.values()) if isinstance(files, Mapping) and _texts(files) else {""}:
+    named = read_json(folder / _INDEX).get("weight_map")
+    files = {path.name for path in folder.glob("*.safetensors")}
+    for name in set(named.values()) if isinstance(named, Mapping) and _are_texts(named.values()) else {""}:
         # The loader would read a path that leads out of the folder, and the weights' hash would not cover it.
-        if PurePosixPath(name).name != name or not name.endswith(".safetensors") or not (folder / name).is_file():
+        if name not in files:
             raise _bad_weights(f"{_INDEX} names {name[:100]!r}, which is no safetensors file of its folder")
 
 
-def _texts(values: Mapping[Any, Any]) -> bool:
-    return all(isinstance(value, str) for value in values.values())
+def _are_texts(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -77,9 +169,14 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _MAX_JSON_BYTES:
             raise ValueError(f"it is larger than {_MAX_JSON_BYTES >> 20} MiB")
-        values = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if (containers := text.count("{") + text.count("[")) > _MAX_CONTAINERS:
+            raise ValueError(f"it has more than {_MAX_CONTAINERS:,} objects and arrays")
+        values = json.loads(text)
         if not isinstance(values, dict):
             raise ValueError("it is not an object")
+        if containers > MAX_DEPTH and is_too_deep(values):
+            raise ValueError(f"its values are nested more than {MAX_DEPTH} deep")
     except (ValueError, RecursionError) as error:
         said = str(error).splitlines()[0][:200]
         raise model_error("NOT_A_MODEL", f"{path.name} of the base model cannot be read: {said}.", _ANOTHER) from error
@@ -89,24 +186,32 @@ def read_json(path: Path) -> dict[str, Any]:
 def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Returns the shapes of a model's tensors by name, from the headers of its safetensors files.
 
-    Raises JobError BAD_WEIGHTS if a header is damaged.
+    Raises JobError BAD_WEIGHTS if a header is damaged, or does not describe exactly the bytes of its file.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     for path in sorted(folder.glob("*.safetensors")):
         try:
             shapes |= _shapes(path)
-        except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
+        except (SafetensorError, ValueError) as error:
             raise _bad_weights(f"the header of {path.name} cannot be read") from error
+    check_shapes(shapes, folder.name)
     return shapes
 
 
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
-        if size > min(_MAX_HEADER_BYTES, path.stat().st_size):
-            raise ValueError(f"a header of {size} bytes")
-        header = json.loads(file.read(size))
-    return {name: tuple(map(int, tensor["shape"])) for name, tensor in header.items() if name != "__metadata__"}
+    if size > _MAX_HEADER_BYTES:
+        raise ValueError(f"a header of {size} bytes")
+    with safe_open(path, framework="numpy") as weights:
+        return {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+
+
+def check_shapes(shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
+    """Refuses tensors of a size that no file can hold. Raises JobError BAD_WEIGHTS."""
+    for name, shape in shapes.items():
+        if not all(isinstance(size, int) and 0 <= size <= _MAX_DIMENSION for size in shape):
+            raise _bad_weights(f"the tensor {name[:100]!r} of {where} has an impossible shape")
 
 
 def _bad_weights(what: str) -> JobError:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import mimetypes
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -17,7 +16,7 @@ from chassis.events import event_of
 from chassis.failpoints import failpoint
 from chassis.store.artifact_store import ArtifactStore, Stored
 from chassis.store.disk_full import is_disk_full
-from chassis.store.plain_files import NotPlainFile
+from chassis.store.plain_files import NotPlainFile, remove_folder
 from finetuneflow.v1 import event_pb2, fine_tuning_job_pb2, work_pb2
 
 _log = logging.getLogger(__name__)
@@ -123,7 +122,7 @@ class Uploads:
         for waiting in list(self._waiting):
             if event.checkpoint.best or not waiting.checkpoint.best:
                 self._waiting.remove(waiting)
-                await asyncio.to_thread(shutil.rmtree, self._out_dir / waiting.checkpoint.path, ignore_errors=True)
+                await asyncio.to_thread(remove_folder, self._out_dir, waiting.checkpoint.path)
 
     async def _upload(self, event: event_pb2.Event, delays: Sequence[float]) -> None:
         payload = event.checkpoint if event.HasField("checkpoint") else event.artifact
@@ -139,7 +138,7 @@ class Uploads:
         if isinstance(payload, event_pb2.CheckpointSaved):
             payload.manifest_sha256 = stored.sha256
             # It is stored: copies that nothing reads would fill the disk during a long training.
-            await asyncio.to_thread(shutil.rmtree, local)
+            await asyncio.to_thread(remove_folder, self._out_dir, relative)
             return
         payload.sha256 = stored.sha256
         if not payload.media_type:
@@ -150,10 +149,14 @@ class Uploads:
         """Returns a path below out_dir in its plain form. Raises BadOutput."""
         relative = PurePosixPath(named)
         local = self._out_dir / relative
-        inside = relative.parts and not relative.is_absolute() and ".." not in relative.parts
-        if not inside or "\0" in named or not local.exists() or local.resolve() != self._out_dir.resolve() / relative:
-            raise BadOutput(f"The worker named {named[:200]!r}, which is no file or folder of its own.")
-        return str(relative)
+        inside = relative.parts and not relative.is_absolute() and ".." not in relative.parts and "\0" not in named
+        try:
+            if inside and local.exists() and local.resolve() == self._out_dir.resolve() / relative:
+                return str(relative)
+        except OSError as error:
+            # A part of the path is longer than the file system allows.
+            raise BadOutput(f"The worker named {named[:200]!r}, which can't be read: {error.strerror}.") from error
+        raise BadOutput(f"The worker named {named[:200]!r}, which is no file or folder of its own.")
 
     def fill_in(self, completed: event_pb2.StageCompleted) -> None:
         """Replaces each `<name>_path` of an uploaded file in the result by its path in the store.
@@ -175,13 +178,15 @@ class Uploads:
                 if f"{noun}_{suffix}" in result.DESCRIPTOR.fields_by_name:
                     setattr(result, f"{noun}_{suffix}", value)
 
-    async def _put(self, put: Callable[[Path, str], Stored], local: Path, path: str, delays: Sequence[float]) -> Stored:
+    async def _put(
+        self, put: Callable[[Path, str, Path], Stored], local: Path, path: str, delays: Sequence[float]
+    ) -> Stored:
         for delay in (*delays, None):
             try:
                 failpoint("upload.store")
-                return await asyncio.to_thread(put, local, f"{self._tenant}/{path}")
-            except NotPlainFile as error:
-                raise BadOutput(f"The worker's output {path} has links: {error}.") from error
+                return await asyncio.to_thread(put, local, f"{self._tenant}/{path}", self._out_dir)
+            except (NotPlainFile, ValueError) as error:
+                raise BadOutput(f"The worker's output {path[:200]} can't be stored: {error}.") from error
             except OSError as error:
                 if delay is None or isinstance(error, FileExistsError):
                     raise UploadFailed(f"the artifact store does not accept {path}: {error}", error) from error

@@ -14,6 +14,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, BinaryIO, Final, Self, cast
@@ -30,6 +31,7 @@ from chassis.store.plain_files import file_names, open_file
 
 MANIFEST: Final = "manifest.json"
 _CHUNK_BYTES = 1024 * 1024
+_MAX_MANIFEST_BYTES = 64 << 20
 
 
 class ArtifactMissing(Exception):
@@ -63,26 +65,33 @@ class ArtifactStore:
         self._root: str = root.rstrip("/")
         self._partials = Partials(Path(self._root)) if isinstance(self._fs, LocalFileSystem) else None
 
-    def put_file(self, local: Path, path: str) -> Stored:
-        """Copies a file into the store, replacing an existing one. Raises NotPlainFile for a link."""
-        with open_file(local.parent, local.name) as source, self.begin_write(path) as writer:
+    def put_file(self, local: Path, path: str, within: Path | None = None) -> Stored:
+        """Copies a file into the store, replacing an existing one.
+
+        `within` is the folder that contains it and that another process may change; by default its parent folder.
+        Raises NotPlainFile if `local` or a folder between it and `within` is a link.
+        """
+        folder = within or local.parent
+        with open_file(folder, str(local.relative_to(folder))) as source, self.begin_write(path) as writer:
             while chunk := source.read(_CHUNK_BYTES):
                 writer.write(chunk)
             return writer.commit()
 
-    def put_folder(self, local: Path, path: str) -> Stored:
+    def put_folder(self, local: Path, path: str, within: Path | None = None) -> Stored:
         """Copies a folder and adds manifest.json with the size and SHA-256 of every file.
 
-        Does nothing if the same content is stored already. Raises FileExistsError if the path holds other content, and
-        NotPlainFile if the folder has a link.
+        Does nothing if the same content is stored already. `within` is as in `put_file`; by default the folder itself.
+        Raises FileExistsError if the path holds other content, NotPlainFile if the folder has a link, and ValueError if
+        it has a name that no file of the store has.
         """
-        names = file_names(local)
+        source = _Folder(within or local, str(local.relative_to(within or local)))
+        names = source.names()
         if MANIFEST in names:
             raise ValueError(f"{local} has a {MANIFEST} of its own")
         target = self._full_path(path)
         if self._partials:
             with self._partials.folder() as stage:
-                manifest, size = _fill(local, names, lambda name: _open_synced(stage / name))
+                manifest, size = _fill(source, names, lambda name: _open_synced(stage / name))
                 stored = Stored(path, hashlib.sha256(manifest).hexdigest(), size)
                 sync_tree(stage)
                 if not self._is_stored(stored):
@@ -95,13 +104,13 @@ class ArtifactStore:
                                 raise FileExistsError(f"{path} exists and is not a folder of this store") from None
                             raise
             return stored
-        manifest, size = _hashed(local, names)
+        manifest, size = _hashed(source, names)
         stored = Stored(path, hashlib.sha256(manifest).hexdigest(), size)
         if not self._is_stored(stored):
             # Objects without a manifest were left by a killed writer of this folder.
             self.delete(path)
             try:
-                written, _ = _fill(local, names, lambda name: self._fs.open(f"{target}/{name}", "wb"))
+                written, _ = _fill(source, names, lambda name: self._fs.open(f"{target}/{name}", "wb"))
                 if written != manifest:
                     raise ArtifactCorrupt(f"{local} changed while it was stored")
             except BaseException:
@@ -128,7 +137,9 @@ class ArtifactStore:
         Raises ArtifactMissing if there is no such folder, ArtifactCorrupt if its content is not what was stored.
         """
         with self.open_read(f"{path}/{MANIFEST}") as source:
-            manifest = source.read()
+            manifest = source.read(_MAX_MANIFEST_BYTES + 1)
+        if len(manifest) > _MAX_MANIFEST_BYTES:
+            raise ArtifactCorrupt(f"the manifest of {path} is larger than {_MAX_MANIFEST_BYTES:,} bytes")
         if hashlib.sha256(manifest).hexdigest() != manifest_sha256:
             raise ArtifactCorrupt(f"the manifest of {path} is not the one with SHA-256 {manifest_sha256}")
         entries = _entries(path, manifest)
@@ -359,14 +370,30 @@ def _checked(path: str) -> str:
     parts = path.split("/")
     if any(part in ("", ".", "..") or "\\" in part or "\0" in part for part in parts) or parts[0] == _PARTIAL:
         raise ValueError(f"not a path of the artifact store: {path!r}")
+    # A name that is not UTF-8 has no key in an object store. UnicodeEncodeError is a ValueError.
+    path.encode()
     return str(PurePosixPath(*parts))
 
 
-def _fill(local: Path, names: list[str], create: Callable[[str], Any]) -> tuple[bytes, int]:
+@dataclass(frozen=True)
+class _Folder:
+    """The folder `below` in `root`, of which another process may change everything but the path of `root`."""
+
+    root: Path
+    below: str
+
+    def names(self) -> list[str]:
+        return [_checked(name) for name in file_names(self.root, self.below)]
+
+    def open(self, name: str) -> BufferedReader:
+        return open_file(self.root, f"{self.below}/{name}")
+
+
+def _fill(local: _Folder, names: list[str], create: Callable[[str], Any]) -> tuple[bytes, int]:
     """Copies files into what `create` opens, the manifest last; returns the manifest and the bytes of all files."""
     entries: list[dict[str, Any]] = []
     for name in names:
-        with open_file(local, name) as source, create(name) as sink:
+        with local.open(name) as source, create(name) as sink:
             digest, size = _copy(source, sink)
         entries.append({"path": name, "sha256": digest, "size_bytes": size})
     manifest = _manifest(entries)
@@ -375,11 +402,11 @@ def _fill(local: Path, names: list[str], create: Callable[[str], Any]) -> tuple[
     return manifest, sum(entry["size_bytes"] for entry in entries)
 
 
-def _hashed(local: Path, names: list[str]) -> tuple[bytes, int]:
+def _hashed(local: _Folder, names: list[str]) -> tuple[bytes, int]:
     """Returns what `_fill` would return, without copying."""
     entries: list[dict[str, Any]] = []
     for name in names:
-        with open_file(local, name) as source:
+        with local.open(name) as source:
             digest = hashlib.file_digest(source, "sha256").hexdigest()
             entries.append({"path": name, "sha256": digest, "size_bytes": source.tell()})
     return _manifest(entries), sum(entry["size_bytes"] for entry in entries)
@@ -393,7 +420,7 @@ def _entries(path: str, manifest: bytes) -> dict[str, str]:
     """Reads name → SHA-256 from a manifest whose hash was verified. Raises ArtifactCorrupt if it is invalid."""
     try:
         entries = {_checked(entry["path"]): str(entry["sha256"]) for entry in json.loads(manifest)["files"]}
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise ArtifactCorrupt(f"the manifest of {path} is invalid: {error}") from error
     if MANIFEST in entries:
         raise ArtifactCorrupt(f"the manifest of {path} lists itself")

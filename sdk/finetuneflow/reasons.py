@@ -491,7 +491,8 @@ class Reason(OpenEnum):
     account."""
 
     NOT_A_MODEL = "NOT_A_MODEL"
-    """The model has no config.json. Caller: name another model."""
+    """The model has no config.json, or a JSON file of it is unreadable, too large, or has impossible settings. Caller:
+    name another model."""
 
     NOT_CAUSAL_LM = "NOT_CAUSAL_LM"
     """The model does not write text from left to right. Caller: name a causal language model."""
@@ -533,6 +534,10 @@ class Reason(OpenEnum):
 
     MODEL_TOO_LARGE = "MODEL_TOO_LARGE"
     """The files of a base model on the hub have more bytes than the operator's limit. Caller: use a smaller model."""
+
+    UNSAFE_MODEL_FILE = "UNSAFE_MODEL_FILE"
+    """A file of the base model is a folder, a pipe, a device, or a link that leads out of the model's folder. Caller:
+    name another model. Operator: put a copy of the file into the folder."""
 
     # Resources: What a job needs and a machine lacks.
 

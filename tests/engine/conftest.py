@@ -19,6 +19,8 @@ def model_folder(tmp_path: Path) -> Callable[..., Path]:
         (folder / "config.json").write_text(json.dumps(values))
         save_file({"a.weight": numpy.zeros((3, 5), numpy.float32)}, str(folder / "model-1.safetensors"))
         save_file({"b.weight": numpy.ones((7,), numpy.float16)}, str(folder / "model-2.safetensors"))
+        index = {"a.weight": "model-1.safetensors", "b.weight": "model-2.safetensors"}
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
         return folder
 
     return make

@@ -164,6 +164,7 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_BAD_WEIGHTS: _ClassVar[Reason]
     REASON_BAD_TOKENIZER: _ClassVar[Reason]
     REASON_MODEL_TOO_LARGE: _ClassVar[Reason]
+    REASON_UNSAFE_MODEL_FILE: _ClassVar[Reason]
     REASON_NO_GPU: _ClassVar[Reason]
     REASON_INSUFFICIENT_MEMORY: _ClassVar[Reason]
     REASON_DISK_TOO_SMALL: _ClassVar[Reason]
@@ -413,6 +414,7 @@ REASON_ADAPTER_IN_MODEL: Reason
 REASON_BAD_WEIGHTS: Reason
 REASON_BAD_TOKENIZER: Reason
 REASON_MODEL_TOO_LARGE: Reason
+REASON_UNSAFE_MODEL_FILE: Reason
 REASON_NO_GPU: Reason
 REASON_INSUFFICIENT_MEMORY: Reason
 REASON_DISK_TOO_SMALL: Reason
