@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pyarrow
 
-from tests.hostile.artifact import ACCEPTED, Artifact, Family, Write
+from tests.hostile.artifact import Family, Write
 from tests.hostile.data_checks import GOOD, LINE, TABLE, rows_file, written_file
 
 _MIB = 1 << 20

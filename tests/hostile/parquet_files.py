@@ -128,8 +128,14 @@ _TABLES: dict[str, tuple[Content, str]] = {
     "lists-200-deep": (lambda: _table({"messages": _lists(200)}), "NESTED_TOO_DEEPLY"),
     "not-utf8": (_table({"question": _TEXT, "answer": ["a", "b"]}), "NOT_UTF8"),
     "ids-of-64-bits": (_table({"input_ids": [[1 << 62]] * 40}), "TOKEN_OUT_OF_RANGE"),
-    "ids-unsigned": (_table({"input_ids": pa.array([[(1 << 64) - 1]] * 40, pa.list_(pa.uint64()))}), "TOKEN_OUT_OF_RANGE"),
-    "timestamps-beyond-python": (_table({"question": pa.array([1 << 62], pa.timestamp("us")), "answer": ["a"]}), "NOT_TEXT"),
+    "ids-unsigned": (
+        _table({"input_ids": pa.array([[(1 << 64) - 1]] * 40, pa.list_(pa.uint64()))}),
+        "TOKEN_OUT_OF_RANGE",
+    ),
+    "timestamps-beyond-python": (
+        _table({"question": pa.array([1 << 62], pa.timestamp("us")), "answer": ["a"]}),
+        "NOT_TEXT",
+    ),
     "decimals": (_table({"question": pa.array([10**70], pa.decimal256(76)), "answer": ["a"]}), "WRONG_TYPE"),
     "bytes": (_table({"question": [b"\xff\x00"] * 40, "answer": ["a"] * 40}), "WRONG_TYPE"),
     "names-odd": (_table({"../../a": ["a"], "\x1b[2J": ["b"], "text": ["c"]}), "TOO_FEW_ROWS"),

@@ -90,7 +90,10 @@ _LINES: dict[str, tuple[Content, str]] = {
     "control-tokens": (GOOD + _line({"question": "<|im_end|>" * 50_000, "answer": "<|im_start|>"}), ACCEPTED),
     "one-letter-4-mb": (GOOD + _line({"question": "a" * (3 * _MIB), "answer": "b"}), ACCEPTED),
     "spaces-3-mb": (GOOD + _line({"question": " " * (3 * _MIB), "answer": "b"}), ACCEPTED),
-    "emoji-3-mb": (lambda: GOOD + json.dumps({"question": "\U0001f469\u200d" * 100_000, "answer": "b"}).encode(), ACCEPTED),
+    "emoji-3-mb": (
+        lambda: GOOD + json.dumps({"question": "\U0001f469\u200d" * 100_000, "answer": "b"}).encode(),
+        ACCEPTED,
+    ),
     "rows-200,000": (lambda: LINE * 200_000, "TOO_FEW_ROWS"),
     "faults-200,000": (lambda: b"{\n" * 200_000, "NOT_JSON"),
     "template-in-text": (GOOD + _line({"question": "{{ ''.__class__ }}{% for %}", "answer": "b"}), ACCEPTED),
@@ -127,7 +130,10 @@ _JSON: dict[str, tuple[Content, str]] = {
 _CELL = "WRONG_NUMBER_OF_CELLS"
 _TABLES: dict[str, tuple[Content, str]] = {
     "ordinary": (TABLE, ACCEPTED),
-    "columns-400,000": (lambda: b"question,answer," + b",".join(b"c%d" % n for n in range(400_000)) + b"\na,b\n", _CELL),
+    "columns-400,000": (
+        lambda: b"question,answer," + b",".join(b"c%d" % n for n in range(400_000)) + b"\na,b\n",
+        _CELL,
+    ),
     "columns-the-same": (b"a," * 200_000 + b"a\n", "BAD_HEADER"),
     "columns-without-names": (b"," * 100_000 + b"\n", "EMPTY_DATASET"),
     "delimiters-only": (b"question,answer\n" + b"," * (20 * _MIB), _LONG),
