@@ -6,14 +6,17 @@ from types import TracebackType
 from typing import Self
 
 from finetuneflow.artifacts import Artifacts, AsyncArtifacts
+from finetuneflow.audit import AsyncAudit, Audit
 from finetuneflow.connection import Connection
 from finetuneflow.datasets import AsyncDatasets, Datasets
 from finetuneflow.evaluations import AsyncEvaluations, Evaluations
 from finetuneflow.exports import AsyncExports, Exports
 from finetuneflow.jobs import AsyncJobs, Jobs
+from finetuneflow.keys import AsyncKeys, Keys
 from finetuneflow.models import AsyncModels, Models
 from finetuneflow.probe import AsyncProbe, Probe
 from finetuneflow.recipes import AsyncRecipes, Recipes
+from finetuneflow.tenants import AsyncTenants, Tenants
 from finetuneflow.transport import AioTransport, BlockingTransport
 
 
@@ -26,12 +29,14 @@ class Client:
     Args:
         address: host:port of a gateway, or of several gateways of one system separated by commas; if one is lost, calls
             and watches continue with the next. Default: FTF_ADDRESS, otherwise 127.0.0.1:7460.
-        token: Bearer token. Default: FTF_TOKEN, otherwise none.
-        ca: PEM file with the server's certificate authority, or `system` for the machine's own ones. Default: FTF_CA,
-            otherwise none, and the connection is not encrypted.
+        token: API key, or token of an identity provider. Default: FTF_TOKEN, otherwise what `ftf login` or `ftf up` has
+            stored for the address, otherwise none.
+        ca: PEM file with the server's certificate authority, its text, or `system` for the machine's own ones. Default:
+            FTF_CA, otherwise what is stored for the address, otherwise none, and the connection is not encrypted.
 
     Raises:
-        InvalidArgument: The address or the CA file is invalid, or the token would be sent unencrypted.
+        InvalidArgument: The address, the CA file or the file of stored credentials is invalid, or the token would be
+            sent unencrypted.
     """
 
     def __init__(self, address: str | None = None, *, token: str | None = None, ca: str | None = None) -> None:
@@ -46,6 +51,9 @@ class Client:
         self.exports = Exports(AsyncExports(transport, artifacts))
         self.recipes = Recipes(AsyncRecipes(transport))
         self.probe = Probe(AsyncProbe(transport))
+        self.keys = Keys(AsyncKeys(transport))
+        self.tenants = Tenants(AsyncTenants(transport))
+        self.audit = Audit(AsyncAudit(transport))
 
     @property
     def address(self) -> str:
@@ -94,6 +102,9 @@ class AsyncClient:
         self.exports = AsyncExports(transport, self.artifacts)
         self.recipes = AsyncRecipes(transport)
         self.probe = AsyncProbe(transport)
+        self.keys = AsyncKeys(transport)
+        self.tenants = AsyncTenants(transport)
+        self.audit = AsyncAudit(transport)
 
     @property
     def address(self) -> str:

@@ -1,5 +1,6 @@
 """Resources: the frozen dataclasses that the client returns. Each keeps the message it was read from as `.proto`."""
 
+from finetuneflow.resources.access import ApiKey, AuditEntry, Caller, CreatedKey, Role, Tenant
 from finetuneflow.resources.artifact import Artifact
 from finetuneflow.resources.convert import Resource
 from finetuneflow.resources.dataset import Dataset
@@ -56,10 +57,14 @@ from finetuneflow.resources.validation import (
 
 __all__ = [
     "Adjustment",
+    "ApiKey",
     "Artifact",
     "AttemptSummary",
+    "AuditEntry",
     "BaseModelIdentity",
+    "Caller",
     "Checkpoint",
+    "CreatedKey",
     "DataStatistics",
     "Dataset",
     "DecisionCell",
@@ -97,11 +102,13 @@ __all__ = [
     "Resolution",
     "Resource",
     "ResourceEstimate",
+    "Role",
     "RowPreview",
     "RowProblem",
     "SeedRecommendation",
     "Severity",
     "Stage",
+    "Tenant",
     "TokenSpan",
     "TrainingMethod",
     "TrainingResult",
