@@ -4,15 +4,23 @@ import getpass
 import json
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
 from typer.testing import CliRunner, Result
 
+from chassis.security.certificates import CertificateAuthority
 from finetuneflow import Client
 from finetuneflow.cli.app import build_app
+from finetuneflow.cli.login import _authority
 from finetuneflow.credentials import Credentials, read_credentials, store_credentials
+from finetuneflow.v1.access_pb2 import Role
+from finetuneflow.v1.key_service_pb2 import GetCallerResponse
+from finetuneflow.v1.key_service_pb2_grpc import KeyServiceServicer, add_KeyServiceServicer_to_server
 from tests.access.gateway import AccessGateway
 
 Command = Callable[..., Result]
@@ -103,11 +111,56 @@ def test_login_without_a_server_is_exit_code_3_and_names_the_option_for_its_auth
     assert read_credentials("127.0.0.1:1") is None
 
 
+class AcceptsEveryKey(KeyServiceServicer):
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def GetCaller(self, request: Any, context: grpc.ServicerContext) -> GetCallerResponse:
+        self.seen += [str(value) for name, value in context.invocation_metadata() if name == "authorization"]
+        return GetCallerResponse(tenant="default", role=Role.ROLE_MEMBER, subject="ann")
+
+
+def test_login_over_tls_needs_the_file_of_the_authority_once(stranger: Command, tmp_path: Path) -> None:
+    """The key must not reach a server that another authority has certified, and a file that was moved is not missed."""
+    authority = CertificateAuthority.open(tmp_path / "authority")
+    files = authority.issue(tmp_path / "server", "gateway", ["127.0.0.1"])
+    right, wrong = tmp_path / "right.pem", tmp_path / "wrong.pem"
+    right.write_text(authority.pem)
+    wrong.write_text(CertificateAuthority.open(tmp_path / "other").pem)
+    servicer = AcceptsEveryKey()
+    server = grpc.server(ThreadPoolExecutor(1))
+    add_KeyServiceServicer_to_server(servicer, server)
+    pair = (files.key.read_bytes(), files.certificate.read_bytes())
+    address = f"127.0.0.1:{server.add_secure_port('127.0.0.1:0', grpc.ssl_server_credentials([pair]))}"
+    server.start()
+    try:
+        for other in ([], ["--ca", "system"], ["--ca", wrong]):
+            assert stranger("login", address, *other, typed="ftf_a").exit_code == 3
+        assert (servicer.seen, read_credentials(address)) == ([], None)
+        assert stranger("login", address, "--ca", right, typed="ftf_a").exit_code == 0
+        right.unlink()
+        assert read_credentials(address) == Credentials("ftf_a", authority.pem)
+        assert stranger("--address", address, "whoami").stdout.endswith("default\tmember\tann\t\t\n")
+        assert stranger("login", address, typed="ftf_b").exit_code == 0, "its authority is known by now"
+        assert servicer.seen == ["Bearer ftf_a", "Bearer ftf_a", "Bearer ftf_b"]
+    finally:
+        server.stop(None).wait()
+
+
+def test_server_that_asks_for_no_keys_says_so(stranger: Command, tmp_path: Path) -> None:
+    """Otherwise a login with any key looks as if the server had checked it."""
+    gateway = AccessGateway(tmp_path, INSECURE="true")
+    gateway.start()
+    try:
+        assert "asks for no keys" in stranger("login", gateway.address, typed="anything\n").stdout
+        assert "asks for no keys" in stranger("--address", gateway.address, "doctor").stdout
+    finally:
+        gateway.stop()
+
+
 def test_login_stores_the_certificates_of_a_file_and_no_private_key(
     stranger: Command, real: AccessGateway, tmp_path: Path
 ) -> None:
-    from finetuneflow.cli.login import _authority
-
     certificate = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----"
     file = tmp_path / "ca.pem"
     file.write_text(f"# authority\n-----BEGIN PRIVATE KEY-----\nMIGH\n-----END PRIVATE KEY-----\n{certificate}\n")

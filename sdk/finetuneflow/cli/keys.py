@@ -45,8 +45,8 @@ def create(
     typer.echo(key.token)
     end = f"expires {shown_time(key.expire_time)}" if key.expire_time else "never expires"
     error_console().print(
-        f"\nThe key is shown this once. Its id is {key.id}, its tenant {key.tenant}, its role {key.role.lower()}; "
-        f"it {end}.\nTo use it, run `{login_command(here.client.address)}` and enter it. Programs read it from FTF_TOKEN."
+        f"\nThe key is shown this once. Its id is {key.id}, its tenant {key.tenant}, its role {key.role.lower()}; it "
+        f"{end}.\nTo use it, run `{login_command(here.client.address)}` and enter it. Programs read it from FTF_TOKEN."
     )
 
 
