@@ -29,12 +29,14 @@ class Client:
     Args:
         address: host:port of a gateway, or of several gateways of one system separated by commas; if one is lost, calls
             and watches continue with the next. Default: FTF_ADDRESS, otherwise 127.0.0.1:7460.
-        token: API key. Default: FTF_TOKEN, otherwise the one that `ftf up` or `ftf login` has stored for the address.
+        token: API key, or token of an identity provider. Default: FTF_TOKEN, otherwise what `ftf login` or `ftf up` has
+            stored for the address, otherwise none.
         ca: PEM file with the server's certificate authority, its text, or `system` for the machine's own ones. Default:
-            FTF_CA, otherwise the stored one; without any, the connection is not encrypted.
+            FTF_CA, otherwise what is stored for the address, otherwise none, and the connection is not encrypted.
 
     Raises:
-        InvalidArgument: The address or the CA file is invalid, or the token would be sent unencrypted.
+        InvalidArgument: The address, the CA file or the file of stored credentials is invalid, or the token would be
+            sent unencrypted.
     """
 
     def __init__(self, address: str | None = None, *, token: str | None = None, ca: str | None = None) -> None:

@@ -8,8 +8,8 @@
 | FailedPrecondition | FAILED_PRECONDITION | wait for, or change, the state of the resource first |
 | OutOfRange | OUT_OF_RANGE | use a cursor or offset that is not beyond the end |
 | ResourceExhausted | RESOURCE_EXHAUSTED | send less, or ask the operator for a higher limit |
-| Unauthenticated | UNAUTHENTICATED | set FTF_TOKEN |
-| PermissionDenied | PERMISSION_DENIED | ask the operator for access |
+| Unauthenticated | UNAUTHENTICATED | `ftf login`, or set FTF_TOKEN to a key that works |
+| PermissionDenied | PERMISSION_DENIED | use a key with a higher role; an operator makes one |
 | Unimplemented | UNIMPLEMENTED | remove the fields in `violations`; without violations, use another method |
 | DeadlineExceeded | DEADLINE_EXCEEDED | repeat the call; it may have taken effect |
 | Unavailable | UNAVAILABLE | repeat the call later; a part of the service is down |
@@ -113,7 +113,7 @@ class NotFound(ApiError):
 
 
 class AlreadyExists(ApiError):
-    """The request_id was used for another request."""
+    """The request_id was used for another request, or the name is taken."""
 
     code = grpc.StatusCode.ALREADY_EXISTS
 
@@ -137,13 +137,22 @@ class ResourceExhausted(ApiError):
 
 
 class Unauthenticated(ApiError):
-    """The client has no API key, or one that the server does not know, that has expired or was revoked."""
+    """The server accepts no call with these credentials: there is no key, or it is unknown, revoked or expired, or its
+    tenant is disabled. `reason` says which.
+
+    The client never repeats such a call. A watch raises it within seconds after its key has ended; the job goes on, and
+    a client with another key can watch it from the same sequence.
+    """
 
     code = grpc.StatusCode.UNAUTHENTICATED
 
 
 class PermissionDenied(ApiError):
-    """The key's role does not permit the call, or only operators may do this."""
+    """The key is valid, but its role is too low for the call, or the call is one that only operators may make.
+
+    `metadata["role"]` names the least role if the role is the reason (`ROLE_TOO_LOW`). The client never repeats such a
+    call. What belongs to another tenant raises NotFound instead.
+    """
 
     code = grpc.StatusCode.PERMISSION_DENIED
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from numbers import Real
 from typing import Any, TypeVar
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from finetuneflow.errors import InvalidArgument, Violation
 
@@ -43,6 +45,18 @@ def fill(request: M, /, **values: Any) -> M:
             wrong.append((name, f"must be {asked or 'of another type'}"))
     _refuse(wrong)
     return request
+
+
+def timestamp(name: str, value: datetime | None) -> Timestamp | None:
+    """Returns a datetime as a message, and None for None. Raises InvalidArgument without a time zone: another machine
+    would read it as another time."""
+    if value is None:
+        return None
+    if not isinstance(value, datetime) or value.utcoffset() is None:
+        _refuse([(name, "must be a datetime with a time zone, such as datetime.now(UTC)")])
+    message = Timestamp()
+    message.FromDatetime(value.astimezone(UTC))
+    return message
 
 
 def check_list(name: str, value: object) -> None:

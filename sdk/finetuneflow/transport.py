@@ -27,6 +27,7 @@ _SECONDS_FOR_A_RESTART = 30.0
 _SECONDS_FOR_A_START = 1.5
 # The gateway answers, but a part that it needs (the broker, a node) doesn't: it may just be starting.
 _SECONDS_FOR_A_PART = 3.0
+_TRY_SECONDS = 30.0
 
 R = TypeVar("R")
 
@@ -76,8 +77,9 @@ class CallPolicy(ABC):
             seconds = _SECONDS_FOR_A_RESTART if self._answered else _SECONDS_FOR_A_START
         return Patience(seconds, at_once=len(self.connection.addresses) - 1)
 
-    async def call(self, method: Any, request: Message, *, try_seconds: float = 30.0) -> Any:
+    async def call(self, method: Any, request: Message, *, try_seconds: float = _TRY_SECONDS) -> Any:
         """Makes a unary call and repeats it while it is UNAVAILABLE; every call made through here is idempotent.
+        Any other error is final: credentials, rights and limits do not change from one attempt to the next.
 
         `try_seconds` is the deadline of each attempt. Raises ApiError.
         """
@@ -95,6 +97,15 @@ class CallPolicy(ABC):
             else:
                 self._answered = True
                 return response
+
+    async def call_once(self, method: Any, request: Message) -> Any:
+        """Makes a unary call that is not idempotent, and never repeats it. Raises ApiError."""
+        try:
+            response = await self._once(method, request, _TRY_SECONDS)
+        except grpc.RpcError as rpc_error:
+            raise self.error(rpc_error) from rpc_error
+        self._answered = True
+        return response
 
     def error(self, rpc_error: grpc.RpcError) -> ApiError:
         """Translates an error of grpc into an ApiError. Raises FineTuneFlowError if this client was closed."""

@@ -10,6 +10,8 @@ import sys
 from contextvars import ContextVar
 from pathlib import Path
 
+from finetuneflow.connection import DEFAULT_ADDRESS
+
 LOOPBACK = ("127.0.0.1", "localhost")
 """Hosts of a server on this machine."""
 ADDRESS: ContextVar[str | None] = ContextVar("address", default=None)
@@ -23,7 +25,23 @@ def ftf(arguments: str = "") -> str:
     environment that is not activated, and the server may not be the default one."""
     if arguments == "up":
         return " ".join(filter(None, (_program(), arguments, _port())))
+    if arguments == "login":
+        return login_command(ADDRESS.get() or "")
     return " ".join(filter(None, (_program(), _address(), arguments)))
+
+
+def login_command(address: str) -> str:
+    """Returns the command that stores a key for the server at `address`, which is its argument."""
+    return " ".join(filter(None, (_program(), "login", shlex.quote(address) if address else "")))
+
+
+def new_key_advice(refusal: str) -> str:
+    """Returns what to do if the server refuses the credentials with this message; "" if the message says it."""
+    if "`ftf login`" in refusal:
+        return ""
+    if os.environ.get("FTF_TOKEN"):
+        return "FTF_TOKEN is set: it is used instead of the key that `ftf login` stores. Correct or unset it."
+    return f"Store a key that works: {login_command(ADDRESS.get() or DEFAULT_ADDRESS)}"
 
 
 def as_typed(text: str) -> str:

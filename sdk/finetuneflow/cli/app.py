@@ -8,17 +8,20 @@ import typer
 
 from finetuneflow import __version__
 from finetuneflow.cli import (
-    access,
+    audit,
     datasets,
     doctor,
     download,
     estimates,
     jobs,
+    keys,
+    login,
     metrics,
     model_work,
     models,
     probe,
     recipes,
+    tenants,
     train,
     validation,
 )
@@ -77,6 +80,12 @@ def build_app() -> typer.Typer:
     app.command()(access.audit)
     app.command()(probe.probe)
     app.command()(doctor.doctor)
+    app.command()(login.login)
+    app.command()(login.logout)
+    app.command()(login.whoami)
+    app.add_typer(keys.app, name="keys")
+    app.add_typer(tenants.app, name="tenants")
+    app.command()(audit.audit)
     app.command()(estimates.recommend)
     app.command()(estimates.estimate)
     app.command()(validation.validate)

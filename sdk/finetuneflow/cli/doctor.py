@@ -14,11 +14,12 @@ from typing import NamedTuple
 import typer
 
 from finetuneflow import __version__
-from finetuneflow.cli.advice import LOOPBACK, ftf
+from finetuneflow.cli.advice import LOOPBACK, as_typed, ftf, new_key_advice
 from finetuneflow.cli.exits import UNREACHABLE
+from finetuneflow.cli.login import expiry, identity
 from finetuneflow.cli.session import Json, count, session
 from finetuneflow.client import Client
-from finetuneflow.errors import FineTuneFlowError, Unimplemented
+from finetuneflow.errors import FineTuneFlowError, Unauthenticated, Unimplemented
 
 
 class Finding(NamedTuple):
@@ -62,7 +63,10 @@ def _findings(client: Client) -> Iterator[Finding]:
     yield from connections
     if not any(connection.ok for connection in connections):
         return
-    yield _asks("caller", lambda: _caller(client))
+    you = _you(client)
+    yield you
+    if you.ok is False:
+        return
     yield _asks("gateway", lambda: count(len([*client.recipes.list()]), "recipe"))
     yield _asks("models", lambda: count(len([*client.models.list()]), "model"))
     yield _asks("datasets", lambda: _at_most(client.datasets.list(limit=1001), "dataset"))
@@ -103,6 +107,20 @@ def _connects(address: str) -> Finding:
         start = f"start a server with `{ftf('up')}`" if host in LOOPBACK else "check that a server runs there"
         problem = f"{address}: {error.strerror or error}; {start}"
         return Finding("connection", False, problem)
+
+
+def _you(client: Client) -> Finding:
+    try:
+        caller = client.keys.caller()
+    except Unauthenticated as error:
+        said = (error.message, f"[{error.reason}]", new_key_advice(error.message))
+        return Finding("you", False, as_typed(" ".join(filter(None, said))))
+    except Unimplemented:
+        return Finding("you", None, "this server is of a version without keys")
+    except FineTuneFlowError as error:
+        return Finding("you", False, error.message)
+    end = f", expires {expiry(caller)}" if expiry(caller) else ""
+    return Finding("you", True, f"tenant {caller.tenant}, role {caller.role.lower()}, key {identity(caller)}{end}")
 
 
 def _asks(name: str, question: Callable[[], str]) -> Finding:

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from finetuneflow.cli.advice import as_typed, ftf
+from finetuneflow.cli.advice import as_typed, ftf, new_key_advice
 from finetuneflow.cli.console import error_console, visible
 from finetuneflow.errors import (
     ApiError,
@@ -21,6 +21,7 @@ from finetuneflow.errors import (
     IntegrityError,
     JobFailed,
     ServerError,
+    Unauthenticated,
     Unavailable,
     Violation,
     WorkCancelled,
@@ -149,6 +150,8 @@ class ReportingGroup(TyperGroup):
                 error.message = visible(error.message)
                 raise
             failure = CommandFailed(error.format_message(), violations=_argument_at_fault(error))
+        if isinstance(failure, Unauthenticated) and ctx.invoked_subcommand != "login":
+            failure.advice = "\n".join(filter(None, (failure.advice, new_key_advice(failure.message))))
         if ctx.meta[_JSON]:
             said = json.dumps({"error": error_object(failure)}, ensure_ascii=False)
             sys.stderr.write(visible(said) + "\n")
