@@ -85,7 +85,7 @@ class Authenticator:
                 raise Unauthenticated(
                     "NO_CREDENTIALS",
                     "The call has no credentials. Run `ftf login`, or set FTF_TOKEN to an API key; operators make one "
-                    "with `ftf keys create`. On the server's machine, a client with its FTF_HOME finds a key.",
+                    "with `ftf keys create`. On the machine of `ftf up`, its user's clients find one.",
                 )
             if token.startswith(keys.PREFIX) or self._provider is None:
                 caller = await self._caller_of_key(token, digest)

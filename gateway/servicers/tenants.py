@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 import grpc
+from sqlalchemy.exc import IntegrityError
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -35,12 +36,21 @@ class Tenants(TenantServiceServicer):
             problem = "must have 1 to 40 characters of a-z, 0-9 and -, and start with a letter"
             raise InvalidArgument("INVALID_REQUEST", f"The name {problem}.", [Violation("name", problem)])
         check_display_name(request.display_name)
+        taken = AlreadyExists("TENANT_EXISTS", f"There is a tenant {request.name!r} already.")
+        try:
+            row = await self._insert(request, taken)
+        except IntegrityError:
+            # Another call has inserted it since it was looked for.
+            raise taken from None
+        return api.CreateTenantResponse(tenant=_message(row))
+
+    async def _insert(self, request: api.CreateTenantRequest, taken: AlreadyExists) -> TenantRow:
         async with self._database.write() as session:
-            if await session.get(TenantRow, request.name, with_for_update=True) is not None:
-                raise AlreadyExists("TENANT_EXISTS", f"There is a tenant {request.name!r} already.")
+            if await session.get(TenantRow, request.name) is not None:
+                raise taken
             row = TenantRow(name=request.name, display_name=request.display_name, create_time=now())
             session.add(row)
-        return api.CreateTenantResponse(tenant=_message(row))
+        return row
 
     async def GetTenant(self, request: api.GetTenantRequest, context: Context) -> api.GetTenantResponse:
         async with self._database.read() as session:

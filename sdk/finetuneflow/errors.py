@@ -181,10 +181,7 @@ class ServerUnreachable(Unavailable):
     def __init__(self, address: str, detail: str) -> None:
         super().__init__(
             f"No FineTuneFlow server answers at {address} ({detail}).",
-            advice="Start a server on this machine with `ftf up`, or set FTF_ADDRESS to host:port of a running one. A "
-            "server that closes connections may need TLS: set FTF_CA, or run `ftf login ADDRESS --ca FILE`."
-            if "closed" in detail or "reset" in detail
-            else "Start a server on this machine with `ftf up`, or set FTF_ADDRESS to host:port of a running one.",
+            advice="Start a server on this machine with `ftf up`, or set FTF_ADDRESS to host:port of a running one.",
         )
         self.address = address
 

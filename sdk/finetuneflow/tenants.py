@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 
 from finetuneflow.blocking import Blocking, blocking, iterating
+from finetuneflow.enums import nearest
+from finetuneflow.errors import InvalidArgument, Violation
 from finetuneflow.fields import fill
 from finetuneflow.paging import paged
 from finetuneflow.resources.access import Tenant
 from finetuneflow.transport import CallPolicy
+from finetuneflow.v1 import tenant_pb2
 from finetuneflow.v1 import tenant_service_pb2 as pb
 from finetuneflow.v1 import tenant_service_pb2_grpc as pb_grpc
 
@@ -71,7 +74,14 @@ class AsyncTenants:
         request = pb.ListTenantsRequest()
         return paged(self._transport, self._stub.ListTenants, request, "tenants", limit, Tenant.from_proto)
 
-    async def update(self, name: str, *, display_name: str | None = None, disabled: bool | None = None) -> Tenant:
+    async def update(
+        self,
+        name: str,
+        *,
+        display_name: str | None = None,
+        disabled: bool | None = None,
+        limits: Mapping[str, int] | None = None,
+    ) -> Tenant:
         """Changes the fields that are given.
 
         Args:
@@ -79,6 +89,7 @@ class AsyncTenants:
             display_name: New display name. Default: unchanged.
             disabled: True: its keys are refused from now on, and their running streams end. False: they work again.
                 Default: unchanged.
+            limits: Limits by the names of TenantLimits. They replace all limits of the tenant. Default: unchanged.
 
         Returns:
             The tenant.
@@ -86,10 +97,22 @@ class AsyncTenants:
         Raises:
             NotFound: The tenant does not exist.
             FailedPrecondition: The caller's own tenant would be disabled.
+            InvalidArgument: A limit is unknown or negative.
             PermissionDenied: The caller is no operator.
         """
-        request = fill(pb.UpdateTenantRequest(), name=name, display_name=display_name, disabled=disabled)
+        own = None if limits is None else _limits(limits)
+        request = fill(pb.UpdateTenantRequest(limits=own), name=name, display_name=display_name, disabled=disabled)
         return Tenant.from_proto((await self._transport.call(self._stub.UpdateTenant, request)).tenant)
+
+
+def _limits(values: Mapping[str, int]) -> tenant_pb2.TenantLimits:
+    known = [field.name for field in tenant_pb2.TenantLimits.DESCRIPTOR.fields]
+    unknown = [
+        Violation(f"limits.{name}", f"is no limit{nearest(name, known)}") for name in values if name not in known
+    ]
+    if unknown:
+        raise InvalidArgument("The limits have unknown names.", reason="UNKNOWN_VALUE", violations=unknown)
+    return fill(tenant_pb2.TenantLimits(), **values)
 
 
 class Tenants(Blocking):

@@ -85,14 +85,6 @@ def _at_most(items: Iterable[object], noun: str) -> str:
     return f"more than 1,000 {noun}s" if number > 1000 else count(number, noun)
 
 
-def _caller(client: Client) -> str:
-    try:
-        caller = client.keys.caller()
-    except Unimplemented:
-        return "not asked for: the server is older and lets everybody in"
-    return f"{caller.role.lower()} of tenant {caller.tenant}"
-
-
 def _nodes(client: Client) -> str:
     names = [hardware.node_id for hardware in client.probe.hardware()]
     return f"{count(len(names), 'live node')}: {', '.join(names)}" if names else "no live node"

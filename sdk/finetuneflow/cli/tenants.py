@@ -48,15 +48,28 @@ def update(
         ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="New display name.")] = None,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=NUMBER", help="Own limit, such as max_live_jobs=5; these replace all. Repeatable."),
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Disable, enable or rename a tenant. Its jobs keep running."""
-    if disable is None and name is None:
-        raise typer.BadParameter("give --disable, --enable or --name.")
-    _show(ctx, session(ctx).client.tenants.update(tenant, display_name=name, disabled=disable), json)
+    """Disable, enable, rename or limit a tenant. Its jobs keep running."""
+    if disable is None and name is None and not limit:
+        raise typer.BadParameter("give --disable, --enable, --name or --limit.")
+    limits = dict(map(_limit, limit)) if limit else None
+    tenants = session(ctx).client.tenants
+    _show(ctx, tenants.update(tenant, display_name=name, disabled=disable, limits=limits), json)
 
 
-_HEADERS = ["TENANT", "STATE", "CREATED", "NAME"]
+_HEADERS = ["TENANT", "STATE", "CREATED", "NAME", "LIMITS"]
+
+
+def _limit(text: str) -> tuple[str, int]:
+    name, _, number = text.partition("=")
+    if not (number.isascii() and number.isdecimal()):
+        raise typer.BadParameter(f"--limit must be a name and a whole number, such as max_live_jobs=5, not {text!r}.")
+    return name, int(number)
 
 
 def _show(ctx: typer.Context, tenant: Tenant, json: bool) -> None:
@@ -68,4 +81,6 @@ def _show(ctx: typer.Context, tenant: Tenant, json: bool) -> None:
 
 def _row(tenant: Tenant) -> list[str]:
     state = "disabled" if tenant.disabled else "active"
-    return [tenant.name, state, shown_time(tenant.create_time), tenant.display_name]
+    given = vars(tenant.limits) if tenant.limits else {}
+    limits = ", ".join(f"{name}={value:,}" for name, value in given.items() if isinstance(value, int))
+    return [tenant.name, state, shown_time(tenant.create_time), tenant.display_name, limits]

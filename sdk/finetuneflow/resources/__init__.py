@@ -1,6 +1,6 @@
 """Resources: the frozen dataclasses that the client returns. Each keeps the message it was read from as `.proto`."""
 
-from finetuneflow.resources.access import ApiKey, AuditEntry, Caller, CreatedKey, Role, Tenant
+from finetuneflow.resources.access import ApiKey, AuditEntry, Caller, CreatedKey, Role, Tenant, TenantLimits
 from finetuneflow.resources.artifact import Artifact
 from finetuneflow.resources.convert import Resource
 from finetuneflow.resources.dataset import Dataset
@@ -109,6 +109,7 @@ __all__ = [
     "Severity",
     "Stage",
     "Tenant",
+    "TenantLimits",
     "TokenSpan",
     "TrainingMethod",
     "TrainingResult",

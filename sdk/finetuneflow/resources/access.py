@@ -76,6 +76,20 @@ class Caller(Resource):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TenantLimits(Resource):
+    """What a tenant may have. None: the default of the server."""
+
+    max_live_jobs: int | None
+    """Maximum number of jobs, evaluations and exports that have not ended."""
+    max_datasets: int | None
+    """Maximum number of datasets."""
+    max_stored_bytes: int | None
+    """Maximum size of all datasets, artifacts and checkpoints, in bytes."""
+    max_gpu_seconds_per_day: int | None
+    """Maximum GPU time of its trainings in the last 24 hours, in seconds."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Tenant(Resource):
     """The owner of jobs, datasets and artifacts. Nothing of one tenant is visible to another."""
 
@@ -87,6 +101,8 @@ class Tenant(Resource):
     """True if its keys are refused. Its jobs keep running."""
     create_time: datetime | None
     """When it was created."""
+    limits: TenantLimits | None
+    """Its own limits. None: the defaults of the server."""
 
 
 @dataclass(frozen=True, kw_only=True)
