@@ -4,7 +4,7 @@
 
 makes FOLDER/ca and a folder FOLDER/<name> for each process, with `cert.pem`, `key.pem` and the authority's `ca.pem`. A
 certificate's first name is the name of its process, by which others recognise it; host names and addresses stand behind
-"=". Run it again to renew: a certificate is kept until 30 days before its end, and the authority until one year before.
+"=". Run it again, once a year, to renew: a certificate lasts two years and is replaced in its second one.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 _AUTHORITY_DAYS: Final = 3650
-_CERTIFICATE_DAYS: Final = 365
-_RENEWAL_DAYS: Final = 30
+_CERTIFICATE_DAYS: Final = 730
+_RENEWAL_DAYS: Final = 365
 # A clock that is behind must not refuse a certificate that was just made.
 _CLOCK_SKEW = timedelta(hours=1)
 
@@ -85,7 +85,7 @@ class CertificateAuthority:
         return self._certificate.public_bytes(serialization.Encoding.PEM).decode()
 
     def issue(self, folder: Path, name: str, hosts: Sequence[str] = ()) -> CertificateFiles:
-        """Makes the certificate of process `name` in `folder`, unless there is one that will do for 30 days.
+        """Makes the certificate of process `name` in `folder`, unless there is one that will do for a year.
 
         `hosts` are host names and addresses under which callers reach it.
         """
