@@ -5,6 +5,7 @@ node that could not be reached, and the next node is tried. A channel lives as l
 and nodes come and go.
 """
 
+import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -14,6 +15,8 @@ from chassis.bus.event_bus import Bus, BusUnavailable
 from chassis.errors import DETAILS_KEY, Unavailable
 from chassis.security.identity import Identity
 from finetuneflow.v1.work_pb2 import Node
+
+_log = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Method = Callable[[grpc.aio.Channel], Callable[..., Any]]
@@ -53,6 +56,7 @@ class Passthrough:
                 except grpc.aio.AioRpcError as error:
                     if not _unreachable(error):
                         raise
+                    _log_unreachable(service, address, error)
         raise _no_node_error(service)
 
     async def stream(self, service: str, method: Method, request: object, context: Context) -> AsyncIterator[Any]:
@@ -71,6 +75,7 @@ class Passthrough:
                 except grpc.aio.AioRpcError as error:
                     if not _unreachable(error):
                         raise
+                    _log_unreachable(service, address, error)
                     if answered:
                         message = f"The connection to the {service} was lost during its answer; try again."
                         raise Unavailable("NODE_LOST", message) from error
@@ -101,6 +106,11 @@ def _unreachable(error: grpc.aio.AioRpcError) -> bool:
     # The stubs say a sequence of objects; it is a sequence of pairs.
     trailing: Any = error.trailing_metadata() or ()
     return all(key != DETAILS_KEY for key, _ in trailing)
+
+
+def _log_unreachable(service: str, address: str, error: grpc.aio.AioRpcError) -> None:
+    # The caller only hears that no node answers; a certificate that is wrong or has ended is seen here alone.
+    _log.warning("the %s at %s cannot be reached: %s", service, address, error.details())
 
 
 def _no_node_error(service: str) -> Unavailable:

@@ -41,6 +41,8 @@ class _Running:
 
     process: subprocess.Popen[str]
     address: str
+    token: str
+    ca: str
     logs: Path
 
 
@@ -86,6 +88,10 @@ def _start(home: Path, *, keep: bool) -> _Running:
     logs.mkdir()
     program = [sys.executable, "-m", "finetuneflow.cli"]
     up = [*program, "up", "--home", str(home), "--port", str(free_port()), "--json"]
+    env = os.environ | {"PYTHONSAFEPATH": "1"}
+    if not keep:
+        # The user's own file must not keep the key of a server that is gone.
+        env["FTF_CREDENTIALS"] = str(home / "credentials.json")
     with (logs / "up.log").open("wb") as log:
         process = subprocess.Popen(
             up if keep else guarded(up),
@@ -93,21 +99,24 @@ def _start(home: Path, *, keep: bool) -> _Running:
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-            env=os.environ | {"PYTHONSAFEPATH": "1"},
+            env=env,
             start_new_session=True,
         )
     try:
-        return _Running(process, _address(process.stdout, logs), logs)
+        status = _until_up(process.stdout, logs)
+        # Not from the environment: there the user has the key and the authority of another server.
+        token = (home / "operator.key").read_text("ascii").strip()
+        return _Running(process, str(status["address"]), token, str(status["ca"]), logs)
     except BaseException:
         _stop(process)
         raise
 
 
-def _address(lines: IO[str] | None, logs: Path) -> str:
+def _until_up(lines: IO[str] | None, logs: Path) -> dict[str, object]:
     for line in lines or ():
-        status = json.loads(line)
+        status: dict[str, object] = json.loads(line)
         if status["state"] == "up":
-            return str(status["address"])
+            return status
     raise StartFailed(f"`ftf up` ended before it was ready:\n{tail(logs / 'up.log')}")
 
 
@@ -125,7 +134,7 @@ def _stop(process: subprocess.Popen[str]) -> None:
 
 def _fine_tune(console: Console, running: _Running, output: Path) -> bool:
     data = _example_data()
-    with Client(running.address) as client:
+    with Client(running.address, token=running.token, ca=running.ca) as client:
         train, held_out = data / "demo_train.jsonl", data / "demo_heldout.jsonl"
         console.print(f"Uploading {_rows(train)} questions and answers, and {_rows(held_out)} held-out ones ...")
         job = client.jobs.create(

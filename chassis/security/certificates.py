@@ -62,7 +62,12 @@ class CertificateAuthority:
         if files.certificate.exists() and files.key.exists():
             certificate = x509.load_pem_x509_certificate(files.certificate.read_bytes())
             key = serialization.load_pem_private_key(files.key.read_bytes(), None)
-            if _days_left(certificate) > _CERTIFICATE_DAYS and isinstance(key, ec.EllipticCurvePrivateKey):
+            # A crash between the two files leaves a pair that does not match.
+            if (
+                isinstance(key, ec.EllipticCurvePrivateKey)
+                and key.public_key() == certificate.public_key()
+                and _days_left(certificate) > _CERTIFICATE_DAYS
+            ):
                 return cls(certificate, key)
         key = ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"FineTuneFlow {secrets.token_hex(4)}")])

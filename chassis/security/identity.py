@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import ssl
 import threading
 from dataclasses import dataclass
@@ -77,18 +76,28 @@ class _Pair:
     def changed(self) -> grpc.ServerCertificateConfiguration | None:
         """Called by grpc for each new connection. Returns the new configuration if the files have changed."""
         with self._lock:
+            versions = self._versions()
+            if versions == self._read:
+                return None
+            # Also if the files are broken: anybody who connects would otherwise add a line to the log.
+            self._read = versions
             try:
-                versions = self._versions()
-                if versions == self._read:
-                    return None
                 configuration = self.configuration()
             except (OSError, ValueError) as error:
                 _log.error("the renewed certificate cannot be used; the old one stays: %s", error)
                 return None
-            self._read = versions
             _log.info("the certificate %s was renewed", self._certificate)
             return configuration
 
-    def _versions(self) -> list[tuple[int, int]]:
+    def _versions(self) -> list[tuple[int, int] | None]:
         paths = [self._certificate, self._key, *([self._client_authority] if self._client_authority else [])]
-        return [(status.st_mtime_ns, status.st_ino) for status in map(os.stat, paths)]
+        return [_version(path) for path in paths]
+
+
+def _version(path: Path) -> tuple[int, int] | None:
+    """Returns what changes with a file's content; None if the file is missing."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_ino

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final
 
@@ -40,8 +41,9 @@ def _guard(behaviour: Callable[..., Any]) -> Unary:
 def _guard_stream(behaviour: Callable[..., Any]) -> Streaming:
     async def call(request: Any, context: Context) -> AsyncIterator[Any]:
         _check(context)
-        async for answer in behaviour(request, context):
-            yield answer
+        async with contextlib.aclosing(behaviour(request, context)) as answers:
+            async for answer in answers:
+                yield answer
 
     return call
 

@@ -22,6 +22,7 @@ the announced bytes). All are subclasses of `FineTuneFlowError`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -178,10 +179,11 @@ class Unavailable(ApiError):
 class ServerUnreachable(Unavailable):
     """No server answers at `address`."""
 
-    def __init__(self, address: str, detail: str) -> None:
+    def __init__(self, address: str, detail: str, *, advice: str = "") -> None:
         super().__init__(
             f"No FineTuneFlow server answers at {address} ({detail}).",
-            advice="Start a server on this machine with `ftf up`, or set FTF_ADDRESS to host:port of a running one.",
+            advice=advice
+            or "Start a server on this machine with `ftf up`, or set FTF_ADDRESS to host:port of a running one.",
         )
         self.address = address
 
@@ -277,6 +279,10 @@ ERRORS: Mapping[grpc.StatusCode, type[ApiError]] = {
 # Codes of a broken connection other than UNAVAILABLE. The server's own failures carry an ErrorInfo; these don't.
 _BROKEN_STREAM_CODES = {grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL}
 _BROKEN_STREAM_SIGNS = ("RST_STREAM", "Stream removed", "GOAWAY", "Socket closed", "Connection reset", "CANCELLED")
+# Only gRPC's text tells why no connection was made.
+_NOT_CONNECTED = "failed to connect to all addresses"
+_CLOSED_IN_HANDSHAKE = {"Socket closed", "Connection reset by peer"}
+_HANDSHAKE = re.compile(r"Tls handshake failed .*OPENSSL_internal:([^:]+(?:: [a-z][^:]*)?)")
 
 
 def from_rpc_error(error: grpc.RpcError, address: str) -> ApiError:
@@ -286,13 +292,32 @@ def from_rpc_error(error: grpc.RpcError, address: str) -> ApiError:
     reason, violations, metadata = _read_details(_status_of(error))
     if not reason:
         if code is grpc.StatusCode.UNAVAILABLE:
-            return ServerUnreachable(address, message.rpartition(": ")[2])
+            return _unreachable(address, message)
         if code in _BROKEN_STREAM_CODES and (
             code is grpc.StatusCode.CANCELLED or any(sign in message for sign in _BROKEN_STREAM_SIGNS)
         ):
             return ServerUnreachable(address, f"the connection broke: {message}")
     kind = ERRORS.get(code, ServerError)
     return kind(message, reason=reason, violations=violations, metadata=metadata, code=code)
+
+
+def _unreachable(address: str, message: str) -> ServerUnreachable:
+    detail = message.rpartition(": ")[2]
+    if (found := _HANDSHAKE.search(message)) is not None:
+        return ServerUnreachable(
+            address,
+            f"the TLS handshake failed: {found[1]}",
+            advice="If the server uses TLS, give the file of its certificate authority, in FTF_CA or with `ftf login "
+            f"{address} --ca FILE`; otherwise log out with `ftf logout {address}` and unset FTF_CA.",
+        )
+    if message.startswith(_NOT_CONNECTED) and detail in _CLOSED_IN_HANDSHAKE:
+        return ServerUnreachable(
+            address,
+            detail,
+            advice="The server closes connections without TLS, so it may need TLS: set FTF_CA to the file of its "
+            f"certificate authority, or run `ftf login {address} --ca FILE`.",
+        )
+    return ServerUnreachable(address, detail)
 
 
 def from_status(status: status_pb2.Status) -> ApiError:

@@ -1,6 +1,8 @@
 import asyncio
 import contextlib
+import ssl
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TypeVar
 
 import nats
@@ -8,6 +10,8 @@ import pytest
 from nats.aio.client import Client
 
 from chassis.bus.event_bus import Bus, BusRefused, BusUnavailable
+from chassis.security.certificates import CertificateAuthority
+from chassis.security.identity import Identity
 from finetuneflow.v1 import fine_tuning_job_pb2, work_pb2
 from tests.servers.nats import NatsServer
 
@@ -221,3 +225,54 @@ async def test_nodes_are_published_removed_and_restored_after_data_loss(bus: Bus
     await retry_until_broker_is_back(bus.ensure_streams)
     await bus.put_node(one)
     assert await bus.nodes() == [one]
+
+
+async def test_password_is_not_sent_to_a_server_without_tls(tmp_path: Path) -> None:
+    """Whoever takes the broker's port or its place in the network could otherwise ask for a plain connection."""
+    received = bytearray()
+    connected, done = asyncio.Event(), asyncio.Event()
+
+    async def impostor(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b'INFO {"server_id":"x","version":"2.15.1","proto":1,"max_payload":1048576}\r\n')
+        with contextlib.suppress(OSError):
+            while data := await reader.read(4096):
+                received.extend(data)
+                connected.set()
+        writer.close()
+        done.set()
+
+    server = await asyncio.start_server(impostor, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    files = CertificateAuthority.open(tmp_path / "ca").issue(tmp_path / "gateway", "gateway")
+    tls = Identity(files).client_context()
+    bus = await Bus.connect(f"nats://127.0.0.1:{port}", "gateway", "the-password", "test", wait_seconds=0, tls=tls)
+    async with asyncio.timeout(30):
+        await connected.wait()
+        await done.wait()
+    assert not bus.connected
+    await bus.close()
+    server.close()
+    assert received.startswith(b"\x16\x03"), "the first bytes are no TLS handshake"
+    assert b"the-password" not in received
+
+
+@pytest.mark.parametrize("impostor", ["another process of the system", "another authority"])
+async def test_broker_shows_a_certificate_of_its_host(tmp_path: Path, impostor: str) -> None:
+    """A stolen trainer's certificate must not be enough to collect the passwords of the others."""
+    authority = CertificateAuthority.open(tmp_path / "ca")
+    own = authority.issue(tmp_path / "gateway", "gateway")
+    shown = authority.issue(tmp_path / "trainer", "trainer")
+    if impostor == "another authority":
+        shown = CertificateAuthority.open(tmp_path / "other").issue(tmp_path / "nats", "nats", ["127.0.0.1"])
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(shown.certificate, shown.key)
+    accepted = asyncio.Event()
+    # Called once a client has accepted the certificate.
+    server = await asyncio.start_server(lambda _reader, _writer: accepted.set(), "127.0.0.1", 0, ssl=context)
+    port = server.sockets[0].getsockname()[1]
+    tls = Identity(own).client_context()
+    bus = await Bus.connect(f"nats://127.0.0.1:{port}", "gateway", "the-password", "test", wait_seconds=1, tls=tls)
+    assert not accepted.is_set()
+    assert not bus.connected
+    await bus.close()
+    server.close()

@@ -1,8 +1,7 @@
-"""The certificates of a system's processes: who they are for, and when they are replaced."""
+"""Certificates of a system: who keeps one, when it is renewed, and that nobody else reads a key."""
 
 import subprocess
 import sys
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -10,70 +9,94 @@ from cryptography import x509
 
 from chassis.security import certificates
 from chassis.security.certificates import CertificateAuthority, CertificateFiles
-from chassis.security.identity import Identity, server_credentials
 
 
 def certificate(files: CertificateFiles) -> x509.Certificate:
     return x509.load_pem_x509_certificate(files.certificate.read_bytes())
 
 
-def test_certificate_names_its_process_and_hosts(tmp_path: Path) -> None:
-    authority = CertificateAuthority.open(tmp_path / "ca")
-    files = authority.issue(tmp_path / "gateway", "gateway", ["ftf.example.org", "10.0.0.7", "::1"])
+def test_keys_are_readable_by_their_owner_only(tmp_path: Path) -> None:
+    """Whoever reads the authority's key can become any process."""
+    CertificateAuthority.open(tmp_path / "ca").issue(tmp_path / "probe", "probe")
+    for folder in ("ca", "probe"):
+        assert (tmp_path / folder).stat().st_mode & 0o777 == 0o700
+        assert (tmp_path / folder / "key.pem").stat().st_mode & 0o777 == 0o600
+        assert not [*(tmp_path / folder).glob(".*")], "a temporary file was left"
+
+
+def test_certificate_names_its_process_and_its_hosts(tmp_path: Path) -> None:
+    files = CertificateAuthority.open(tmp_path / "ca").issue(
+        tmp_path / "g", "gateway", ["example.org", "10.0.0.7", "::1"]
+    )
     names = certificate(files).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    assert names.get_values_for_type(x509.DNSName) == ["gateway", "ftf.example.org"]
-    assert [str(ip) for ip in names.get_values_for_type(x509.IPAddress)] == ["10.0.0.7", "::1"]
-    assert files.key.stat().st_mode & 0o077 == 0
-    assert (tmp_path / "ca" / "key.pem").stat().st_mode & 0o077 == 0
+    assert names.get_values_for_type(x509.DNSName) == ["gateway", "example.org"]
+    assert [*map(str, names.get_values_for_type(x509.IPAddress))] == ["10.0.0.7", "::1"]
 
 
-def test_certificate_is_kept_while_it_will_do(tmp_path: Path) -> None:
-    """A new one at each start would make every client trust again; one that is never replaced would end one day."""
+def test_certificate_is_kept_until_names_change_or_its_end_is_near(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each start would otherwise make new ones; a system that keeps an old one stops a year later."""
+
+    def issue(*hosts: str) -> int:
+        authority = CertificateAuthority.open(tmp_path / "ca")
+        return certificate(authority.issue(tmp_path / "gateway", "gateway", hosts)).serial_number
+
+    first = issue("a.example.org")
+    assert issue("a.example.org") == first
+    other = issue("b.example.org")
+    assert other != first
+    monkeypatch.setattr(certificates, "_RENEWAL_DAYS", 731)
+    assert issue("b.example.org") != other
+
+
+@pytest.mark.parametrize("damaged", ["cert.pem", "key.pem", "ca.pem"])
+def test_damaged_or_missing_file_is_replaced(tmp_path: Path, damaged: str) -> None:
+    """A start after a crash or a full disk repairs them without manual cleanup."""
     authority = CertificateAuthority.open(tmp_path / "ca")
-    first = certificate(authority.issue(tmp_path / "probe", "probe"))
-    again = CertificateAuthority.open(tmp_path / "ca")
-    assert again.pem == authority.pem
-    assert certificate(again.issue(tmp_path / "probe", "probe")) == first
-    assert certificate(again.issue(tmp_path / "probe", "probe", ["10.0.0.7"])) != first, "other names"
+    authority.issue(tmp_path / "probe", "probe")
+    (tmp_path / "probe" / damaged).unlink()
+    authority.issue(tmp_path / "probe", "probe")
+    assert (tmp_path / "probe" / damaged).exists()
 
 
-@pytest.mark.parametrize("damage", ["key", "certificate", "authority", "end"])
-def test_certificate_that_will_not_do_is_replaced(tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An interrupted renewal, a restored backup, the end of its time: the next start mends it."""
+def test_authority_is_kept_and_replaced_a_year_before_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients hold its certificate: a new one at each start would lock them out."""
+    first = CertificateAuthority.open(tmp_path / "ca")
+    files = first.issue(tmp_path / "probe", "probe")
+    assert CertificateAuthority.open(tmp_path / "ca").pem == first.pem
+    monkeypatch.setattr(certificates, "_CERTIFICATE_DAYS", 3651)
+    second = CertificateAuthority.open(tmp_path / "ca")
+    assert second.pem != first.pem
+    assert second.issue(tmp_path / "probe", "probe").authority.read_text() == second.pem
+    certificate(files).verify_directly_issued_by(x509.load_pem_x509_certificate(second.pem.encode()))
+
+
+def test_authority_whose_key_and_certificate_differ_is_replaced(tmp_path: Path) -> None:
+    """A crash between the two files would leave an authority whose certificates nobody accepts."""
+    CertificateAuthority.open(tmp_path / "ca")
+    CertificateAuthority.open(tmp_path / "other")
+    (tmp_path / "other" / "key.pem").replace(tmp_path / "ca" / "key.pem")
     authority = CertificateAuthority.open(tmp_path / "ca")
-    if damage == "end":
-        monkeypatch.setattr(certificates, "_CERTIFICATE_DAYS", 300)
     files = authority.issue(tmp_path / "probe", "probe")
-    first = certificate(files)
-    if damage == "key":
-        files.key.write_text("junk")
-    elif damage == "certificate":
-        files.certificate.unlink()
-    elif damage == "authority":
-        authority = CertificateAuthority.open(tmp_path / "another")
-    else:
-        monkeypatch.setattr(certificates, "_CERTIFICATE_DAYS", 730)
-    second = certificate(authority.issue(tmp_path / "probe", "probe"))
-    assert second != first
-    assert second.not_valid_after_utc - datetime.now(UTC) > timedelta(days=700)
-    server_credentials(files.certificate, files.key, files.authority)
-
-
-def test_pair_that_does_not_belong_together_is_refused_at_the_start(tmp_path: Path) -> None:
-    """grpc would start and refuse every connection without a word."""
-    authority = CertificateAuthority.open(tmp_path / "ca")
-    one, two = (authority.issue(tmp_path / name, name) for name in ("one", "two"))
-    with pytest.raises(ValueError, match="not a certificate and its key"):
-        server_credentials(one.certificate, two.key)
+    certificate(files).verify_directly_issued_by(x509.load_pem_x509_certificate(authority.pem.encode()))
 
 
 def test_command_makes_a_folder_for_each_process(tmp_path: Path) -> None:
-    names = ["nats=nats.example.org", "gateway=,localhost,", "probe"]
-    for _ in range(2):
-        subprocess.run([sys.executable, "-m", "chassis.security.certificates", str(tmp_path), *names], check=True)
-    for name in ("nats", "gateway", "probe"):
-        files = CertificateFiles.in_folder(tmp_path / name)
-        certificate(files).verify_directly_issued_by(
-            x509.load_pem_x509_certificate((tmp_path / "ca" / "cert.pem").read_bytes())
-        )
-        Identity(files).channel_credentials()
+    """Sites without cert-manager make their certificates with it."""
+    program = [
+        sys.executable,
+        "-m",
+        "chassis.security.certificates",
+        tmp_path,
+        "nats=nats.internal",
+        "probe",
+        "gateway=",
+    ]
+    subprocess.run(program, check=True)
+    authority = x509.load_pem_x509_certificate((tmp_path / "ca" / "cert.pem").read_bytes())
+    for name, hosts in (("nats", ["nats.internal"]), ("probe", []), ("gateway", [])):
+        made = certificate(CertificateFiles.in_folder(tmp_path / name))
+        made.verify_directly_issued_by(authority)
+        found = made.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        assert found.get_values_for_type(x509.DNSName) == [name, *hosts]

@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,9 @@ import pytest
 
 from chassis.bus.event_bus import Bus
 from chassis.errors import InvalidArgument, Unavailable, Violation
+from chassis.security.certificates import CertificateAuthority, CertificateFiles
+from chassis.security.identity import Identity
+from chassis.server.grpc_server import Mount, serve
 from engine.catalogue import Catalogue
 from finetuneflow.v1 import evaluator_service_pb2, probe_service_pb2
 from finetuneflow.v1.estimate_pb2 import Recommendation
@@ -80,20 +84,26 @@ async def bus(nats_server: NatsServer) -> AsyncIterator[Bus]:
     await bus.close()
 
 
-@pytest.fixture
-async def probe(bus: Bus, tmp_path: Path) -> AsyncIterator[ProbeServiceStub]:
-    """ProbeService as the gateway serves it."""
+@contextlib.asynccontextmanager
+async def a_gateway(bus: Bus, folder: Path, identity: Identity | None = None) -> AsyncIterator[ProbeServiceStub]:
+    """ProbeService as a gateway serves it."""
     add = add_ProbeServiceServicer_to_server
-    database = await Database.open(f"sqlite:///{tmp_path / 'gateway.sqlite'}")
-    passthrough = Passthrough(bus)
+    database = await Database.open(f"sqlite:///{folder / 'gateway.sqlite'}")
+    passthrough = Passthrough(bus, identity)
     machines = PlanningTargets(passthrough, ObservedSpeeds(database))
-    servicer = Probe(passthrough, machines, Preflights(database, passthrough, machines, Catalogue(tmp_path)))
+    servicer = Probe(passthrough, machines, Preflights(database, passthrough, machines, Catalogue(folder)))
     async with (
         serving(probe_service_pb2, "ProbeService", add, servicer) as address,
         grpc.aio.insecure_channel(address) as channel,
     ):
         yield ProbeServiceStub(channel)
     await database.close()
+
+
+@pytest.fixture
+async def probe(bus: Bus, tmp_path: Path) -> AsyncIterator[ProbeServiceStub]:
+    async with a_gateway(bus, tmp_path) as probe:
+        yield probe
 
 
 @contextlib.asynccontextmanager
@@ -137,6 +147,38 @@ async def test_dead_probe_is_skipped(bus: Bus, probe: ProbeServiceStub) -> None:
     await bus.put_node(Node(id="a-dead", service="probe", address=DEAD))
     async with a_probe(bus, "b"):
         assert (await recommend(probe)).recommendation.reason == "b"
+
+
+@contextlib.asynccontextmanager
+async def a_secured_probe(bus: Bus, node_id: str, files: CertificateFiles | None) -> AsyncIterator[None]:
+    """A node that publishes itself as a probe; its certificate may say otherwise, or be missing."""
+    descriptor = probe_service_pb2.DESCRIPTOR.services_by_name["ProbeService"]
+    mount = Mount(descriptor, add_ProbeServiceServicer_to_server, NamedProbe(node_id))
+    credentials = Identity(files).server_credentials() if files else None
+    server = await serve(mount, listen="127.0.0.1:0", credentials=credentials)
+    await bus.put_node(Node(id=node_id, service="probe", address=server.address))
+    yield
+    await server.stop(0)
+
+
+async def test_node_without_certificate_of_its_service_gets_no_call(
+    bus: Bus, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A stolen trainer that publishes itself as a probe would otherwise read callers' requests and answer them."""
+    authority = CertificateAuthority.open(tmp_path / "ca")
+    foreign = CertificateAuthority.open(tmp_path / "foreign" / "ca")
+    async with (
+        a_gateway(bus, tmp_path, Identity(authority.issue(tmp_path / "gateway", "gateway"))) as probe,
+        a_secured_probe(bus, "a-trainer", authority.issue(tmp_path / "trainer", "trainer")),
+        a_secured_probe(bus, "b-foreign", foreign.issue(tmp_path / "foreign" / "probe", "probe")),
+        a_secured_probe(bus, "c-plaintext", None),
+    ):
+        with caplog.at_level(logging.WARNING, "gateway.passthrough"):
+            found = await refusal(recommend(probe))
+        assert (found.code, found.reason) == (grpc.StatusCode.UNAVAILABLE, "NO_PROBE")
+        assert len(caplog.records) == 3, "the operator sees why no node was asked"
+        async with a_secured_probe(bus, "d-right", authority.issue(tmp_path / "probe", "probe")):
+            assert (await recommend(probe)).recommendation.reason == "d-right"
 
 
 async def test_request_about_a_node_is_sent_to_that_node_first(bus: Bus, probe: ProbeServiceStub) -> None:

@@ -1,6 +1,9 @@
 """Each service starts by itself, serves its methods and stays small."""
 
 import asyncio
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -141,3 +144,15 @@ async def test_every_node_publishes_its_hardware(processes: dict[str, Process], 
 
 def test_sigterm_ends_all_services_with_status_0(processes: dict[str, Process]) -> None:
     assert {name: process.stop() for name, process in processes.items()} == dict.fromkeys(SERVICES, 0)
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_service_without_certificate_does_not_start(name: str) -> None:
+    """Anybody who reaches its port, on loopback too, could drain a trainer."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("FTF_")}
+    refused = subprocess.run(
+        [sys.executable, "-m", f"services.{name}"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert refused.returncode == 1
+    for setting in ("SERVICE_CERT", "SERVICE_KEY", "SERVICE_CA", "INSECURE=true"):
+        assert f"FTF_{name.upper()}_{setting}" in refused.stderr

@@ -23,7 +23,14 @@ def test_interrupted_demo_leaves_no_process(tmp_path: Path, number: signal.Signa
     """Otherwise a server and a training would keep running after a user ended the demo."""
     folder = tmp_path / "temporary"
     folder.mkdir()
-    env = os.environ | {"TMPDIR": str(folder), "FTF_HOME": str(tmp_path / "home")}
+    env = os.environ | {
+        "TMPDIR": str(folder),
+        "FTF_HOME": str(tmp_path / "home"),
+        # What the user has set for another server.
+        "FTF_TOKEN": "another-key",
+        "FTF_CA": "system",
+        "FTF_CREDENTIALS": str(tmp_path / "credentials.json"),
+    }
     with subprocess.Popen(
         [sys.executable, "-c", HEED_SIGINT, "-m", "finetuneflow.cli", "demo", "--output", str(tmp_path / "output")],
         env=env,
@@ -41,3 +48,4 @@ def test_interrupted_demo_leaves_no_process(tmp_path: Path, number: signal.Signa
     assert not psutil.wait_procs(family, timeout=30)[1]
     if number is not signal.SIGKILL:
         assert not [*folder.glob("finetuneflow-demo-*")]
+    assert not (tmp_path / "credentials.json").exists(), "the key of a server that is gone was stored"
