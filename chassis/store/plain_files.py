@@ -95,16 +95,17 @@ def _open(part: str, flags: int, parent: int, name: str) -> int:
     try:
         return os.open(part, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | flags, dir_fd=parent)
     except OSError as error:
-        if _is_link(part, parent):
-            raise NotPlainFile(f"{name} has a link in its path") from error
+        if _is_special(part, parent):
+            raise NotPlainFile(f"{name} has a link in its path, or is a socket") from error
         raise
 
 
-def _is_link(part: str, parent: int) -> bool:
+def _is_special(part: str, parent: int) -> bool:
     try:
-        return stat.S_ISLNK(os.stat(part, dir_fd=parent, follow_symlinks=False).st_mode)
+        mode = os.stat(part, dir_fd=parent, follow_symlinks=False).st_mode
     except OSError:
         return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
 def _is_hollow(file: int) -> bool:

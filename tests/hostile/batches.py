@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from engine.data.work_limits import WorkLimits
 from tests.hostile.checking import Result
 from tests.hostile.corpus import artifact_of
 
@@ -41,7 +42,7 @@ def _results(names: list[str], place: Path) -> dict[str, Result]:
             while left:
                 name = left.pop(0)
                 results[name] = child.check(name)
-                if results[name].outcome.startswith(("signal", "died", "hung")):
+                if results[name].died:
                     break
     return results
 
@@ -78,15 +79,18 @@ class _Child:
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stdout, selectors.EVENT_READ)
             if not selector.select(_HANG_SECONDS):
-                return Result(f"hung for {_HANG_SECONDS:.0f} seconds")
+                return Result(f"defect: it hung for {_HANG_SECONDS:.0f} seconds", died=True)
         line = self._process.stdout.readline()
         return Result(**json.loads(line)) if line else self._died()
 
     def _died(self) -> Result:
         status = self._process.wait()
+        if refusal := WorkLimits().deaths().get(status):
+            return Result(refusal.reason, refusal.message, died=True)
         self._log.seek(0)
         said = self._log.read()[-2000:]
-        return Result(f"signal {signal.Signals(-status).name}" if status < 0 else f"died with status {status}", said)
+        what = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
+        return Result(f"defect: the process died with {what}", said, died=True)
 
     def __enter__(self) -> "_Child":
         return self

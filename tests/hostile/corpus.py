@@ -3,14 +3,33 @@
 from functools import cache
 
 from tests.hostile.artifact import Artifact, Family
+from tests.hostile.child_outputs import CHILD_OUTPUTS
+from tests.hostile.manifests import MANIFESTS
 from tests.hostile.model_configs import MODEL_CONFIGS
 from tests.hostile.model_folders import MODEL_FOLDERS
+from tests.hostile.names import NAMES
 from tests.hostile.packed_files import PACKED_FILES
 from tests.hostile.parquet_files import PARQUET_FILES
+from tests.hostile.row_templates import MAPPINGS, ROW_TEMPLATES
 from tests.hostile.text_files import TEXT_FILES
+from tests.hostile.tokenizers import CHAT_TEMPLATES, TOKENIZERS
 from tests.hostile.weight_headers import WEIGHT_HEADERS
 
-FAMILIES: tuple[Family, ...] = (MODEL_FOLDERS, MODEL_CONFIGS, WEIGHT_HEADERS, TEXT_FILES, PACKED_FILES, PARQUET_FILES)
+FAMILIES: tuple[Family, ...] = (
+    MODEL_FOLDERS,
+    MODEL_CONFIGS,
+    WEIGHT_HEADERS,
+    TEXT_FILES,
+    PACKED_FILES,
+    PARQUET_FILES,
+    TOKENIZERS,
+    CHAT_TEMPLATES,
+    ROW_TEMPLATES,
+    MAPPINGS,
+    NAMES,
+    CHILD_OUTPUTS,
+    MANIFESTS,
+)
 
 KNOWN_OPEN: dict[str, str] = {}
 """Full name of an artifact → why it is not refused as it has to be."""
@@ -38,6 +57,9 @@ def artifact_of(name: str) -> Artifact:
 
 def refusals() -> tuple[type[Exception], ...]:
     """Returns the errors that tell somebody what is wrong with an artifact."""
+    from chassis.attempt.uploads import BadOutput
+    from chassis.errors import InvalidArgument
+    from chassis.store.artifact_store import ArtifactCorrupt
     from engine.errors import JobError
 
-    return (JobError,)
+    return (JobError, InvalidArgument, BadOutput, ArtifactCorrupt, ValueError)

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tests.hostile.artifact import ACCEPTED, Family
+from tests.hostile.artifact import ACCEPTED, Family, Write
 from tests.hostile.data_checks import GOOD, rows_file, written_file
 from tests.hostile.model_files import Content
 
@@ -38,11 +38,7 @@ def _footer() -> bytes:
     return _FILE[-8 - _FOOTER : -8]
 
 
-def _flipped(at: int) -> bytes:
-    return _FILE[:at] + bytes([_FILE[at] ^ 0xFF]) + _FILE[at + 1 :]
-
-
-def _shared(size: int, rows: int, **options: Any) -> object:
+def _shared(size: int, rows: int, **options: Any) -> Write:
     """Returns a function that writes a table whose rows share one text."""
 
     def write(path: Path) -> None:
@@ -52,7 +48,7 @@ def _shared(size: int, rows: int, **options: Any) -> object:
     return write
 
 
-def _one_cell(mib: int) -> object:
+def _one_cell(mib: int) -> Write:
     def write(path: Path) -> None:
         table = pa.table({"question": ["a" * (mib * _MIB)], "answer": ["b"]})
         pq.write_table(table, path, compression="zstd", use_dictionary=False, write_statistics=False)
@@ -124,17 +120,17 @@ _TABLES: dict[str, tuple[Content, str]] = {
     "no-columns": (_table(pa.table({})), "EMPTY_DATASET"),
     "no-rows": (_table({"question": pa.array([], pa.string())}), "EMPTY_DATASET"),
     "nulls": (_table({"question": pa.nulls(40), "answer": pa.nulls(40)}), "UNKNOWN_FORMAT"),
-    "lists-50-deep": (lambda: _table({"messages": _lists(50)}), "WRONG_TYPE"),
-    "lists-200-deep": (lambda: _table({"messages": _lists(200)}), "NESTED_TOO_DEEPLY"),
+    "lists-50-deep": (lambda: _table({"messages": _lists(50)}), "UNREADABLE_FILE"),
+    "lists-200-deep": (lambda: _table({"messages": _lists(200)}), "UNREADABLE_FILE"),
     "not-utf8": (_table({"question": _TEXT, "answer": ["a", "b"]}), "NOT_UTF8"),
-    "ids-of-64-bits": (_table({"input_ids": [[1 << 62]] * 40}), "TOKEN_OUT_OF_RANGE"),
+    "ids-of-64-bits": (_table({"input_ids": [[n, 1 << 62] for n in range(40)]}), "ID_OUT_OF_RANGE"),
     "ids-unsigned": (
-        _table({"input_ids": pa.array([[(1 << 64) - 1]] * 40, pa.list_(pa.uint64()))}),
-        "TOKEN_OUT_OF_RANGE",
+        _table({"input_ids": pa.array([[n, (1 << 64) - 1] for n in range(40)], pa.list_(pa.uint64()))}),
+        "ID_OUT_OF_RANGE",
     ),
     "timestamps-beyond-python": (
         _table({"question": pa.array([1 << 62], pa.timestamp("us")), "answer": ["a"]}),
-        "NOT_TEXT",
+        "UNREADABLE_FILE",
     ),
     "decimals": (_table({"question": pa.array([10**70], pa.decimal256(76)), "answer": ["a"]}), "WRONG_TYPE"),
     "bytes": (_table({"question": [b"\xff\x00"] * 40, "answer": ["a"] * 40}), "WRONG_TYPE"),
@@ -153,9 +149,8 @@ PARQUET_FILES = Family(
     (
         rows_file("ordinary.parquet", _FILE),
         *(rows_file(f"{name}.parquet", content, _UNREADABLE) for name, content in _DAMAGED.items()),
-        *(rows_file(f"{name}.parquet", *case) for name, case in _TABLES.items()),
+        *(rows_file(f"{name}.parquet", *case, seconds=4) for name, case in _TABLES.items()),
         written_file("columns-the-same.parquet", _twice, _UNREADABLE),
-        *(rows_file(f"bit-{at}.parquet", _flipped(len(_FILE) - at), _UNREADABLE) for at in range(9, 9 + 10)),
         written_file("shared-cell-1-mib.parquet", _shared(_MIB, 600), _BOMB, seconds=10),
         written_file("shared-cell-3-mib.parquet", _shared(3 * _MIB, 2_000), _BOMB, seconds=10),
         written_file("shared-cell-800-mib.parquet", _shared(800 * _MIB, 4), "ROW_TOO_LONG", long=True),

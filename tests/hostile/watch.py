@@ -9,7 +9,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-_READ = ("/proc/self/", "/proc/meminfo", "/proc/cpuinfo", "/sys/devices/system/", "/sys/fs/cgroup", "/usr/lib", "/lib")
+_OWN = ("status", "statm", "stat", "maps", "cgroup")
+"""Files below /proc about the process itself; `environ` and `mem` hold secrets."""
+_READ = (
+    "/proc/stat",
+    "/etc/mime.types",
+    "/proc/meminfo",
+    "/proc/cpuinfo",
+    "/sys/devices/system/",
+    "/sys/fs/cgroup",
+    "/usr/lib",
+    "/lib",
+)
 _READ += ("/usr/share/zoneinfo", "/etc/localtime", "/dev/null", "/dev/urandom")
 _STARTS = (
     "subprocess.Popen",
@@ -38,6 +49,7 @@ class Watch:
         """`readable` are folders whose files any check may read, beside those of Python."""
         places = {*sys.path, sys.prefix, sys.base_prefix, sys.exec_prefix, *map(str, readable)}
         self._readable = tuple(f"{os.path.realpath(place)}/" for place in places if place)
+        self._process = f"/proc/{os.getpid()}/"
         self._own = ""
         self._written: tuple[str, ...] = ()
         self._found: list[str] | None = None
@@ -80,8 +92,10 @@ class Watch:
         if event == "ctypes.dlopen":
             return self._opens(arguments[0], 0)
         if event in _CHANGES:
-            for path in arguments[: 2 if event in ("os.rename", "os.link", "shutil.move") else 1]:
-                if (place := _absolute(path)) and not self._may_write(place):
+            for path in arguments[1:2] if event == "os.symlink" else arguments[:2]:
+                # The system deletes an output of a child once it is stored.
+                place = _absolute(path)
+                if place and not self._may_write(place) and not place.startswith(self._own):
                     return f"changes {place}: {event}"
         return ""
 
@@ -91,10 +105,11 @@ class Watch:
             return ""
         if flags & _WRITES:
             return "" if self._may_write(place) or place == "/dev/null" else f"writes {place}"
-        if place.startswith(self._own):
+        if f"{place}/".startswith(self._own):
             return f"loads {place}" if place.endswith((".py", ".pyc", ".so")) else ""
-        readable = (*self._readable, *self._written, *_READ)
-        return "" if f"{place}/".startswith((*readable, f"{self._own}")) else f"opens {place}"
+        if place.startswith(self._process):
+            return "" if place.removeprefix(self._process) in _OWN else f"opens {place}"
+        return "" if f"{place}/".startswith((*self._readable, *self._written, *_READ)) else f"opens {place}"
 
     def _may_write(self, place: str) -> bool:
         return f"{place}/".startswith(self._written)

@@ -1,0 +1,43 @@
+"""Artifacts that somebody made to do harm: each is refused with its reason, within its limits of time and memory.
+
+The checks run in child processes that are watched for files opened outside, processes and connections.
+"""
+
+import pytest
+
+from tests.hostile.batches import results_of
+from tests.hostile.checking import Result
+from tests.hostile.corpus import FAMILIES, KNOWN_OPEN, all_artifacts, artifact_of
+
+NAMES = [
+    pytest.param(name, marks=[pytest.mark.long] if artifact.long else [])
+    for name, (_, artifact) in all_artifacts().items()
+]
+
+
+@pytest.fixture(scope="session")
+def results(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> dict[str, Result]:
+    """What became of the artifacts whose tests run."""
+    wanted = [
+        str(item.callspec.params["name"])
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and "results" in item.fixturenames and hasattr(item, "callspec")
+    ]
+    return results_of(wanted, tmp_path_factory.mktemp("hostile"))
+
+
+def test_corpus_has_at_least_300_artifacts_of_every_kind() -> None:
+    assert len(all_artifacts()) >= 300
+    assert len(FAMILIES) >= 12
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", NAMES)
+def test_artifact_is_refused_with_its_reason_and_does_nothing_else(name: str, results: dict[str, Result]) -> None:
+    artifact, result = artifact_of(name), results[name]
+    if name in KNOWN_OPEN:
+        pytest.xfail(KNOWN_OPEN[name])
+    assert result.outcome == artifact.expected, result.message
+    assert not result.forbidden, "it opened, started or connected what it must not"
+    assert result.seconds <= artifact.seconds
+    assert result.mib <= artifact.mib
