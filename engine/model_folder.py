@@ -198,7 +198,7 @@ def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     for path in sorted(folder.glob("*.safetensors")):
         try:
             shapes |= _shapes(path)
-        except (ValueError, TypeError, LookupError, RecursionError) as error:
+        except (AttributeError, ValueError, TypeError, LookupError, RecursionError) as error:
             raise _bad_weights(f"the header of {path.name} cannot be read") from error
     check_shapes(shapes, folder.name)
     return shapes

@@ -25,16 +25,19 @@ def read_csv(file: IO[bytes], name: str, delimiter: str = "") -> Iterator[Row | 
     # Bytes that are not UTF-8 become lone surrogates: only their row is refused.
     lines = _Lines(io.TextIOWrapper(file, "utf-8", errors="surrogateescape", newline=""))
     csv.field_size_limit(MAX_ROW_BYTES)
-    header_line = next(lines, "")
-    if named := _SEPARATOR.fullmatch(header_line):
-        delimiter = named[1]
+    try:
         header_line = next(lines, "")
-    if not header_line.strip():
-        return
-    if not delimiter:
-        bare = _QUOTED.sub("", header_line)
-        delimiter = max(_DELIMITERS, key=bare.count)
-    columns = _columns(header_line, delimiter, lines, name)
+        if named := _SEPARATOR.fullmatch(header_line):
+            delimiter = named[1]
+            header_line = next(lines, "")
+        if not header_line.strip():
+            return
+        if not delimiter:
+            bare = _QUOTED.sub("", header_line)
+            delimiter = max(_DELIMITERS, key=bare.count)
+        columns = _columns(header_line, delimiter, lines, name)
+    except csv.Error as error:
+        raise _bad_header(name, f"cannot be read: {error}") from error
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
         number = lines.number + 1

@@ -9,9 +9,10 @@ from tests.hostile.batches import results_of
 from tests.hostile.checking import Result
 from tests.hostile.corpus import FAMILIES, KNOWN_OPEN, all_artifacts, artifact_of
 
+# `make test` runs one in three, so that it takes 40 seconds; `make test-long` runs all others.
 NAMES = [
-    pytest.param(name, marks=[pytest.mark.long] if artifact.long else [])
-    for name, (_, artifact) in all_artifacts().items()
+    pytest.param(name, marks=[pytest.mark.long] if artifact.long or number % 3 else [])
+    for number, (name, (_, artifact)) in enumerate(all_artifacts().items())
 ]
 
 
@@ -39,5 +40,6 @@ def test_artifact_is_refused_with_its_reason_and_does_nothing_else(name: str, re
         pytest.xfail(KNOWN_OPEN[name])
     assert result.outcome == artifact.expected, result.message
     assert not result.forbidden, "it opened, started or connected what it must not"
-    assert result.seconds <= artifact.seconds
+    # Processor time, which a busy machine stretches: the limits are about artifacts that cost minutes.
+    assert result.seconds <= 5 * artifact.seconds
     assert result.mib <= artifact.mib
