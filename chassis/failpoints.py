@@ -13,6 +13,11 @@ from pathlib import Path
 _FOLDER = os.environ.get("FTF_FAILPOINTS", "")
 
 
+def folders() -> list[Path]:
+    """Returns the folder of a test that arms failpoints, which a child must be able to write to."""
+    return [Path(_FOLDER)] if _FOLDER else []
+
+
 class FailpointReached(Exception):
     """Raised by the action `raise`, in place of an unforeseen error."""
 

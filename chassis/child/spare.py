@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from chassis import failpoints
 from chassis.child.child_process import LINGER_SECONDS, WORKDIR, Child, ChildCommand
 from chassis.security.confinement import ChildLimits, Confinement, Files
 
@@ -85,7 +86,7 @@ class Spare:
         """Starts a child that works on the command's input in `cwd`. Raises OSError if it cannot be started."""
         for folder in (command.out_dir, scratch := cwd / _SCRATCH):
             folder.mkdir(parents=True, exist_ok=True)
-        files = Files.of(reads=[cwd, *command.reads], writes=[command.out_dir, scratch])
+        files = Files.of(reads=[cwd, *command.reads], writes=[command.out_dir, scratch, *failpoints.folders()])
         child = await self._take(command, files, cwd)
         if not child:
             env = {**command.env, **_late_environment(command, cwd)}

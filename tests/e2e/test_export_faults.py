@@ -68,6 +68,8 @@ class WatchedExport:
         self.verifying = threading.Event()
         """Set when the child has entered its phase `verifying`."""
         self._client = Client(system.address)
+        # A client that was answered before waits for a gateway that restarts.
+        assert [*self._client.recipes.list(limit=1)]
         self.id = self._client.exports.create(model).id
         self._thread = threading.Thread(target=self._follow)
         self._thread.start()
