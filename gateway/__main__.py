@@ -15,10 +15,10 @@ from chassis.security.identity import server_credentials
 from chassis.server.allocation import collect_rarely, reuse_freed_memory
 from chassis.server.gauges import serve_gauges
 from chassis.server.grpc_server import Mount, serve
-from chassis.server.listen_address import is_loopback
 from chassis.store.artifact_store import ArtifactStore
 from chassis.telemetry import configure_logging
 from engine.catalogue import Catalogue
+from finetuneflow.connection import is_loopback
 from finetuneflow.v1 import (
     artifact_service_pb2,
     audit_service_pb2,

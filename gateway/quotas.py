@@ -1,4 +1,4 @@
-"""What a tenant may have: its limits, and its use of them, counted in SQL.
+"""Limits of a tenant, and its use of them, counted in SQL.
 
 A transaction that adds something locks the tenant's row first, so that the next one counts what it has added. Decisions
 about work lock that work's row and never wait for a tenant's.

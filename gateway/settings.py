@@ -6,8 +6,8 @@ from typing import ClassVar, Self
 from pydantic import Field, model_validator
 from sqlalchemy.engine import URL, make_url
 
-from chassis.server.listen_address import is_loopback
 from chassis.settings import ProcessSettings
+from finetuneflow.connection import is_loopback
 from gateway.access.call_limits import CallLimits
 from gateway.quotas import DefaultLimits
 

@@ -18,6 +18,7 @@ from chassis.store.artifact_store import MANIFEST, ArtifactCorrupt, ArtifactMiss
 from engine.catalogue import Catalogue
 from engine.config.job import JobConfig
 from engine.config.spec_proto import resolved_config
+from engine.data.work_limits import WorkLimits
 from engine.errors import JobError, SystemFailure, Violation
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 from finetuneflow.v1.work_pb2 import Assignment
@@ -27,6 +28,7 @@ from services.settings import ServiceSettings
 
 _log = logging.getLogger(__name__)
 
+_NO_LIMITS: Final = WorkLimits()
 RETRY_SECONDS: Final = (1.0, 2.0, 4.0, 8.0, 16.0)
 """Delays between attempts to read from the store: a short outage must not cost one of the job's attempts."""
 
@@ -200,10 +202,12 @@ def child_command(
     reads: Sequence[Path | None],
     *,
     gpus: int | None = None,
+    limits: WorkLimits = _NO_LIMITS,
 ) -> ChildCommand:
     """Writes the child's input and returns how to start the child. With 0 GPUs it sees none.
 
-    `reads` names its inputs outside of `workdir`; None stands for an input that there is not.
+    `reads` names its inputs outside of `workdir`; None stands for an input that there is not. `limits` are those that
+    the child sets itself.
     """
     file = workdir / "input.json"
     file.write_text(child_input.model_dump_json(indent=1), "utf-8")
@@ -212,6 +216,7 @@ def child_command(
         env=child_environment(settings),
         late_env=child_devices(gpus),
         out_dir=child_input.out_dir,
+        refusals=limits.deaths(),
         reads=[path for path in reads if path],
     )
 

@@ -13,9 +13,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from chassis.server.listen_address import is_loopback
 from finetuneflow.cli.advice import ftf
-from finetuneflow.connection import DEFAULT_ADDRESS
+from finetuneflow.connection import DEFAULT_ADDRESS, is_loopback
 from finetuneflow.credentials import Credentials, credentials_file, store_credentials
 from finetuneflow.errors import InvalidArgument
 from standalone import nats

@@ -274,7 +274,7 @@ class Attempt:
                 self._failure.last_lines[:] = child.last_lines()
                 return self._failure
             if self._ending is None:
-                return self._unexplained_exit(child, status)
+                return self._unexplained_exit(child, command, status)
             return self._completed(self._ending, child, uploads)
         finally:
             for task in (uploading, watching, sampling):
@@ -349,7 +349,7 @@ class Attempt:
             self._failure = failed(reason, message, advice or "This is a bug; please report it.")
         child.kill()
 
-    def _unexplained_exit(self, child: Child, status: int) -> Message:
+    def _unexplained_exit(self, child: Child, command: ChildCommand, status: int) -> Message:
         lines = child.last_lines()
         if self._release:
             return event_pb2.StageReleased(reason=self._release)
@@ -367,9 +367,10 @@ class Attempt:
                 "`python -m services.trainer`; it saves a checkpoint first."
             )
             return failed("KILLED", f"The worker was ended by {signal.Signals(-status).name}.", advice, lines)
-        if limit := _own_limit(status, lines):
-            limit.fault = fine_tuning_job_pb2.FAULT_USER_ERROR
-            return limit
+        if fault := command.refusals.get(status):
+            failure = failed(fault.reason, fault.message, fault.advice, lines)
+            failure.fault = fine_tuning_job_pb2.FAULT_USER_ERROR
+            return failure
         if tells_of_full_disk(lines[-5:]):
             return failed("DISK_FULL", f"The worker could not write: {lines[-1]}", _ROOM, lines)
         how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
@@ -422,23 +423,6 @@ class Attempt:
     def _labels(self) -> dict[str, Any]:
         stage = fine_tuning_job_pb2.Stage.Name(self.assignment.stage)
         return {"job_id": self.assignment.job_id, "stage": stage, "attempt": self.assignment.attempt}
-
-
-def _own_limit(status: int, lines: list[str]) -> event_pb2.StageFailed | None:
-    """Returns the failure of a child that a limit ended which it has set itself, around what cannot be ended in any
-    other way."""
-    match -status:
-        case signal.SIGVTALRM:
-            advice = "Simplify the row template or chat_template."
-            return failed("CPU_LIMIT", "A template used more CPU time than allowed.", advice, lines)
-        case signal.SIGPROF:
-            message = "The base model's tokenizer (tokenizer.json) takes far longer to encode texts than allowed."
-            return failed("BAD_TOKENIZER", message, "Use another base model.", lines)
-        case signal.SIGXCPU:
-            message = "The worker used more processor time than the operator allows."
-            advice = "Use fewer rows, or ask the operator to raise FTF_PROBE_MAX_PREFLIGHT_SECONDS."
-            return failed("PROCESSOR_TIME_EXCEEDED", message, advice, lines)
-    return None
 
 
 async def _cancelled(task: asyncio.Task[Any]) -> None:

@@ -19,6 +19,7 @@ from typing import Final
 import psutil
 
 from chassis.child.pipe import CONTROL_FD, EVENT_FD
+from chassis.error_protocols import CallerFault
 from chassis.security.confinement import Confinement, confined
 
 _log = logging.getLogger(__name__)
@@ -81,6 +82,8 @@ class ChildCommand:
     """True if it cannot use a warm spare, because it needs what that has not imported."""
     on_cpu: bool = False
     """True if it computes on the CPU for long: no spare is warmed up beside it."""
+    refusals: Mapping[int, CallerFault] = field(default_factory=dict)
+    """The caller's errors, by the exit statuses with which limits that the child sets itself end it."""
     reads: Sequence[Path] = ()
     """Files and folders that it reads outside of the folder where it works, such as its model."""
 

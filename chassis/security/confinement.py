@@ -1,4 +1,4 @@
-"""What a child may use: files by path, no network, limits. A program is confined before its first instruction.
+"""Confines a child with Landlock, seccomp and limits, before the first instruction of its program.
 
 `confined` puts this file before the program's command: it runs by path, confines its own process with the standard
 library alone, and becomes the program. Nothing that the program does can undo it, and whatever it starts inherits it.

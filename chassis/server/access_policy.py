@@ -38,7 +38,7 @@ def policies(services: Iterable[ServiceDescriptor]) -> dict[str, Policy]:
 
 
 RESPONSE: Final = "response."
-"""What the path of a resource starts with if the id is in the response."""
+"""Prefix of the path of a resource whose id is in the response."""
 
 
 def _policy(method: MethodDescriptor) -> Policy:

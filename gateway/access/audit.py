@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 
 from chassis.error_protocols import CallerFault, SystemFault
-from chassis.errors import ServiceError
+from chassis.errors import ServiceError, from_caller_fault, from_system_fault
 from chassis.server.access_policy import RESPONSE, Policy
 from gateway.access.callers import Caller
 from gateway.identifiers import new_id
@@ -51,9 +51,9 @@ def status_of(failure: BaseException) -> str:
     if isinstance(failure, grpc.aio.AioRpcError):
         return failure.code().name
     if isinstance(failure, CallerFault):
-        return grpc.StatusCode.INVALID_ARGUMENT.name
+        return from_caller_fault(failure).code.name
     if isinstance(failure, SystemFault):
-        return grpc.StatusCode.UNAVAILABLE.name
+        return from_system_fault(failure).code.name
     return (grpc.StatusCode.INTERNAL if isinstance(failure, Exception) else grpc.StatusCode.CANCELLED).name
 
 

@@ -139,7 +139,7 @@ class Authenticator:
             raise Unauthenticated("INVALID_KEY", "This API key is not known here. Ask an operator for one.")
         caller = Caller(row.tenant, row.role, row.id, row.root_id, expire_time=row.expire_time)
         if row.revoke_time is not None:
-            raise _revoked()
+            raise key_revoked()
         _check_expiry(caller)
         if tenant is None or tenant.disabled:
             raise _disabled(row.tenant)
@@ -178,7 +178,7 @@ class Authenticator:
             )
         for stream in tuple(self._streams):
             if stream.caller.key_id in revoked:
-                stream.end(_revoked())
+                stream.end(key_revoked())
             elif stream.caller.tenant in disabled:
                 stream.end(_disabled(stream.caller.tenant))
             else:
@@ -199,7 +199,8 @@ def _check_expiry(caller: Caller) -> None:
         raise Unauthenticated("KEY_EXPIRED", "Your credentials have expired. Ask an operator for a new key.")
 
 
-def _revoked() -> Unauthenticated:
+def key_revoked() -> Unauthenticated:
+    """Returns the error for a key that was revoked."""
     return Unauthenticated("KEY_REVOKED", "This API key was revoked. Ask an operator for a new one.")
 
 

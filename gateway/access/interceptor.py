@@ -23,7 +23,7 @@ from gateway.uncancellable import finished
 
 _HEALTH: Final = f"/{health_pb2.DESCRIPTOR.services_by_name['Health'].full_name}/"
 _REFLECTION: Final = Policy("ServerReflectionInfo", Role.ROLE_OPERATOR, Scope.SCOPE_SYSTEM, "")
-"""What is not in our protos, beside health, is reflection: off loopback it is for operators."""
+"""Policy of every method that is neither in our protos nor of the health service: that is server reflection."""
 
 
 class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # generic in the stubs only

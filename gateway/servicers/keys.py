@@ -13,6 +13,7 @@ from finetuneflow.v1.access_pb2 import Role
 from finetuneflow.v1.api_key_pb2 import ApiKey
 from finetuneflow.v1.key_service_pb2_grpc import KeyServiceServicer
 from gateway import views
+from gateway.access.authentication import key_revoked
 from gateway.access.callers import Caller, caller_of
 from gateway.access.keys import digest, new_token
 from gateway.paging import page_of
@@ -53,13 +54,17 @@ class Keys(KeyServiceServicer):
             secret_sha256=digest(token),
             created_by=caller.key_id,
             # A stolen key must not leave others behind when it is revoked.
-            root_id=key_id if caller.is_operator else caller.root_key_id,
+            root_id=key_id if caller.is_operator else caller.key_id,
             create_time=now(),
             expire_time=_expire_time(request, caller),
         )
         _check_allowed(row, caller)
         async with self._database.write() as session:
             await find_tenant(session, row.tenant)
+            # A gateway believes a key for two seconds: one that is revoked meanwhile must leave none behind.
+            own = await session.get(ApiKeyRow, caller.key_id, with_for_update=True) if caller.key_id else None
+            if own is not None and own.revoke_time is not None:
+                raise key_revoked()
             session.add(row)
         return api.CreateKeyResponse(key=_message(row), token=token)
 
@@ -86,16 +91,17 @@ class Keys(KeyServiceServicer):
     async def RevokeKey(self, request: api.RevokeKeyRequest, context: Context) -> api.RevokeKeyResponse:
         caller = caller_of(context)
         async with self._database.write() as session:
-            await self._find(session, request.key_id, caller)
+            # Locked, so that a key that it creates at this moment is seen below.
+            await self._find(session, request.key_id, caller, lock=True)
             ended = or_(ApiKeyRow.id == request.key_id, ApiKeyRow.root_id == request.key_id)
             revoke = update(ApiKeyRow).where(ended, col(ApiKeyRow.revoke_time).is_(None))
             await session.exec(revoke.values(revoke_time=now()))
         async with self._database.read() as session:
             return api.RevokeKeyResponse(key=_message(await self._find(session, request.key_id, caller)))
 
-    async def _find(self, session: AsyncSession, key_id: str, caller: Caller) -> ApiKeyRow:
+    async def _find(self, session: AsyncSession, key_id: str, caller: Caller, *, lock: bool = False) -> ApiKeyRow:
         query = select(ApiKeyRow).where(ApiKeyRow.id == key_id, *_visible(caller))
-        row = (await session.exec(query)).one_or_none()
+        row = (await session.exec(query.with_for_update() if lock else query)).one_or_none()
         if row is None:
             raise NotFound(
                 "KEY_NOT_FOUND", f"There is no key {key_id!r}, or it is not yours. `ftf keys list` has yours."
@@ -142,6 +148,11 @@ def _check_allowed(row: ApiKeyRow, caller: Caller) -> None:
         raise PermissionDenied("OPERATORS_ONLY", "Only operators create keys with a higher role than their own.")
     if not caller.key_id:
         raise PermissionDenied("OPERATORS_ONLY", "A caller of an identity provider creates no keys; ask an operator.")
+    if caller.root_key_id != caller.key_id:
+        message = (
+            "Your key was created by another member's key, so it creates none itself; use that key, or ask an operator."
+        )
+        raise PermissionDenied("OPERATORS_ONLY", message)
 
 
 def _message(row: ApiKeyRow) -> ApiKey:

@@ -76,7 +76,7 @@ class Connection:
                         )
                     ],
                 )
-            if self.token and not self.ca and not _is_loopback(address):
+            if self.token and not self.ca and not is_loopback(address):
                 raise InvalidArgument(
                     f"The token would be sent unencrypted to {address}.",
                     reason="TOKEN_WITHOUT_TLS",
@@ -91,7 +91,7 @@ class Connection:
     def options(self, address: str) -> list[tuple[str, int | str]]:
         """Returns the options of the channel to one of the addresses."""
         # A proxy from the environment cannot reach this machine's loopback interface.
-        return [*_CHANNEL_OPTIONS, ("grpc.enable_http_proxy", 0 if _is_loopback(address) else 1)]
+        return [*_CHANNEL_OPTIONS, ("grpc.enable_http_proxy", 0 if is_loopback(address) else 1)]
 
     @property
     def credentials(self) -> grpc.ChannelCredentials | None:
@@ -116,7 +116,8 @@ class Connection:
         return (("authorization", f"Bearer {self.token}"),) if self.token else ()
 
 
-def _is_loopback(address: str) -> bool:
+def is_loopback(address: str) -> bool:
+    """Returns True if only this machine reaches `address`, a host:port."""
     host = address.rpartition(":")[0].strip("[]")
     if host == "localhost":
         return True

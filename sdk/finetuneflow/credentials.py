@@ -21,7 +21,7 @@ _LOOPBACK = {"localhost", "127.0.0.1", "[::1]", "::1"}
 
 @dataclass(frozen=True)
 class Credentials:
-    """What a client needs for one server."""
+    """API key and certificate authority for one server."""
 
     token: str = ""
     """API key. Empty for none."""

@@ -566,9 +566,6 @@ class Reason(OpenEnum):
     """The machine ran out of memory. Training goes on with a smaller micro-batch where it can. Caller: lower
     `max_length` or the batch size."""
 
-    CPU_LIMIT = "CPU_LIMIT"
-    """One step of the work, most often a template, took more CPU time than it may. Caller: simplify the template."""
-
     KILLED = "KILLED"
     """The worker was ended by a signal from outside. Operator: look at the machine's kernel log."""
 

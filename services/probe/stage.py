@@ -64,7 +64,9 @@ class PreflightStage:
             prices=self._settings.prices,
             holds_artifacts=on_disk_of(self._settings.artifacts, self._settings.home),
         )
-        return child_command(self._settings, child_input, workdir, [model.path, self._settings.prices])
+        return child_command(
+            self._settings, child_input, workdir, [model.path, self._settings.prices], limits=child_input.limits
+        )
 
 
 def _content_key(config: JobConfig, sha256s: Mapping[str, str], model: ModelFiles) -> str:

@@ -82,11 +82,26 @@ def test_revoking_a_key_ends_what_it_created(access_gateway: AccessGateway, toke
     """A thief who has made himself keys must lose them with the stolen one."""
     stolen = create_key(access_gateway, tokens.operator, tenant="acme", role=Role.ROLE_MEMBER)
     child = create_key(access_gateway, stolen)
-    grandchild = create_key(access_gateway, child)
     answer = access_gateway.call("KeyService.RevokeKey", tokens.operator, RevokeKeyRequest(key_id=id_of(stolen)))
     assert answer.responses[0].key.HasField("revoke_time")
-    for token in (stolen, child, grandchild):
+    for token in (stolen, child):
         _wait_until_refused(access_gateway, token, "KEY_REVOKED")
+
+
+def test_key_that_a_member_created_creates_no_others(access_gateway: AccessGateway, tokens: Tokens) -> None:
+    """A key in the middle of a chain that is revoked would leave the keys behind it alive."""
+    child = create_key(access_gateway, tokens.member)
+    answer = access_gateway.call("KeyService.CreateKey", child)
+    assert (answer.code, answer.reason) == (grpc.StatusCode.PERMISSION_DENIED, "OPERATORS_ONLY"), answer
+
+
+def test_key_that_was_just_revoked_creates_no_others(access_gateway: AccessGateway, tokens: Tokens) -> None:
+    """The gateway believes it for two seconds more: time enough for a thief to make one that stays."""
+    stolen = create_key(access_gateway, tokens.operator, tenant="acme", role=Role.ROLE_MEMBER)
+    assert access_gateway.call("KeyService.GetCaller", stolen).code is grpc.StatusCode.OK
+    access_gateway.call("KeyService.RevokeKey", tokens.operator, RevokeKeyRequest(key_id=id_of(stolen)))
+    answer = access_gateway.call("KeyService.CreateKey", stolen)
+    assert (answer.code, answer.reason) == (grpc.StatusCode.UNAUTHENTICATED, "KEY_REVOKED"), answer
 
 
 def test_keys_made_by_an_operator_outlive_its_key(access_gateway: AccessGateway, tokens: Tokens) -> None:

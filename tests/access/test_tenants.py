@@ -35,7 +35,7 @@ ROWS = b'{"question": "of the victim", "answer": "secret row"}\n'
 
 @dataclass(frozen=True)
 class Owned:
-    """What the tenant acme has."""
+    """Ids of the resources of tenant acme."""
 
     job: str
     evaluation: str

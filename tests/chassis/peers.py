@@ -6,6 +6,7 @@ import asyncio
 import errno
 import json
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -62,6 +63,7 @@ class ChildStage:
             on_cpu="on_cpu" in do,
             cold="cold" in do,
             reads=[CHILD],
+            refusals={-signal.SIGXCPU: ModelMissing()},
         )
 
     def _fetch(self, workdir: Path, loop: asyncio.AbstractEventLoop) -> None:

@@ -10,7 +10,7 @@ from finetuneflow.resources.convert import OpenEnum, Resource
 
 
 class Role(OpenEnum):
-    """What a caller may do. Each role may do what the roles before it may."""
+    """Role of a caller. Each role includes the permissions of the roles before it."""
 
     READER = "READER"
     """Reads what its tenant has: jobs, events, metrics, datasets, artifacts."""

@@ -73,8 +73,9 @@ class KeyServiceServicer(object):
     def CreateKey(self, request, context):
         """Creates a key. Not idempotent: the response is the only copy of its secret, so a call that is repeated creates
         another key; revoke the one whose secret was lost. Fails with NOT_FOUND if the tenant does not exist,
-        PERMISSION_DENIED for another tenant or a higher role than the caller's unless the caller is an operator, and
-        INVALID_ARGUMENT for an expire_time in the past or later than that of the caller's key.
+        INVALID_ARGUMENT for an expire_time in the past or later than that of the caller's key, and with PERMISSION_DENIED
+        if the caller is no operator and asks for another tenant or a higher role than its own, or if its own key was not
+        created by an operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -172,7 +172,6 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_MISSING_PACKAGE: _ClassVar[Reason]
     REASON_CUDA_OUT_OF_MEMORY: _ClassVar[Reason]
     REASON_HOST_OUT_OF_MEMORY: _ClassVar[Reason]
-    REASON_CPU_LIMIT: _ClassVar[Reason]
     REASON_KILLED: _ClassVar[Reason]
     REASON_STALLED: _ClassVar[Reason]
     REASON_CRASHED: _ClassVar[Reason]
@@ -422,7 +421,6 @@ REASON_PRECISION_UNAVAILABLE: Reason
 REASON_MISSING_PACKAGE: Reason
 REASON_CUDA_OUT_OF_MEMORY: Reason
 REASON_HOST_OUT_OF_MEMORY: Reason
-REASON_CPU_LIMIT: Reason
 REASON_KILLED: Reason
 REASON_STALLED: Reason
 REASON_CRASHED: Reason
