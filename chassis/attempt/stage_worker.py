@@ -32,6 +32,7 @@ from chassis.child.spare import Spare
 from chassis.events import event_of
 from chassis.failpoints import failpoint
 from chassis.security.confinement import ChildLimits
+from chassis.security.sealing import SealingKey
 from chassis.settings import WorkerSettings
 from chassis.store.artifact_store import ArtifactStore
 from finetuneflow.v1 import event_pb2, fine_tuning_job_pb2, hardware_pb2, work_pb2
@@ -72,6 +73,7 @@ class StageWorker:
         )
         self._context = WorkerContext(bus, store, stage, settings, spare, limits)
         self._start_time = time.time()
+        self._sealing_key = SealingKey()
         self._spools = settings.home / stage.service / "spool"
         self._workdirs = settings.home / stage.service / "work"
         self._queue: WorkQueue = bus.work(stage.service, settings.pool)
@@ -242,6 +244,7 @@ class StageWorker:
             attempt=item.attempt,
             claim_id=uuid.uuid4().hex,
             node_id=self._context.settings.node_id,
+            public_key=self._sealing_key.public_bytes,
         )
         # The spool comes first: a claim that cannot be stored would cost the job an attempt, and the next process must
         # know of one whose answer was lost.
@@ -270,7 +273,9 @@ class StageWorker:
         attempt = None
         if answer.HasField("assignment"):
             failpoint("claim.granted")
-            attempt = Attempt(self._context, answer.assignment, spool)
+            secrets = self._sealing_key.open(answer.assignment.sealed_secrets, request.claim_id)
+            answer.assignment.ClearField("sealed_secrets")
+            attempt = Attempt(self._context, answer.assignment, spool, secrets)
         else:
             _log.info("claim refused: %s", answer.refused.reason, extra={"job_id": item.job_id})
             spool.delete()

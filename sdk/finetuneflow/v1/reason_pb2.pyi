@@ -246,6 +246,9 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_TENANT_EXISTS: _ClassVar[Reason]
     REASON_KEY_NOT_FOUND: _ClassVar[Reason]
     REASON_OWN_TENANT: _ClassVar[Reason]
+    REASON_SECRET_NOT_FOUND: _ClassVar[Reason]
+    REASON_SECRET_MISSING: _ClassVar[Reason]
+    REASON_HUB_TOKEN_REFUSED: _ClassVar[Reason]
 REASON_UNSPECIFIED: Reason
 REASON_CREATED: Reason
 REASON_RETRYING: Reason
@@ -486,3 +489,6 @@ REASON_TENANT_NOT_FOUND: Reason
 REASON_TENANT_EXISTS: Reason
 REASON_KEY_NOT_FOUND: Reason
 REASON_OWN_TENANT: Reason
+REASON_SECRET_NOT_FOUND: Reason
+REASON_SECRET_MISSING: Reason
+REASON_HUB_TOKEN_REFUSED: Reason
