@@ -14,6 +14,7 @@ from finetuneflow.jobs import AsyncJobs, Jobs
 from finetuneflow.models import AsyncModels, Models
 from finetuneflow.probe import AsyncProbe, Probe
 from finetuneflow.recipes import AsyncRecipes, Recipes
+from finetuneflow.secrets import AsyncSecrets, Secrets
 from finetuneflow.transport import AioTransport, BlockingTransport
 
 
@@ -45,6 +46,7 @@ class Client:
         self.evaluations = Evaluations(AsyncEvaluations(transport))
         self.exports = Exports(AsyncExports(transport, artifacts))
         self.recipes = Recipes(AsyncRecipes(transport))
+        self.secrets = Secrets(AsyncSecrets(transport))
         self.probe = Probe(AsyncProbe(transport))
 
     @property
@@ -93,6 +95,7 @@ class AsyncClient:
         self.evaluations = AsyncEvaluations(transport)
         self.exports = AsyncExports(transport, self.artifacts)
         self.recipes = AsyncRecipes(transport)
+        self.secrets = AsyncSecrets(transport)
         self.probe = AsyncProbe(transport)
 
     @property

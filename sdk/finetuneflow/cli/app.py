@@ -18,6 +18,7 @@ from finetuneflow.cli import (
     models,
     probe,
     recipes,
+    secrets,
     train,
     validation,
 )
@@ -68,6 +69,7 @@ def build_app() -> typer.Typer:
     models_app = models.make_app()
     app.add_typer(models_app, name="models")
     app.add_typer(recipes.app, name="recipes")
+    app.add_typer(secrets.app, name="secrets")
     app.command()(probe.probe)
     app.command()(doctor.doctor)
     app.command()(estimates.recommend)

@@ -33,6 +33,7 @@ from finetuneflow.resources.job import (
 from finetuneflow.resources.model import Model, ModelKind
 from finetuneflow.resources.preflight import Finding, Improvement, Preflight, PreflightReport
 from finetuneflow.resources.recipe import Recipe
+from finetuneflow.resources.secret import Secret
 from finetuneflow.resources.stage_result import (
     BaseModelIdentity,
     DataStatistics,
@@ -99,6 +100,7 @@ __all__ = [
     "ResourceEstimate",
     "RowPreview",
     "RowProblem",
+    "Secret",
     "SeedRecommendation",
     "Severity",
     "Stage",
