@@ -216,10 +216,12 @@ class Catalogue:
             found = _OnHub(revision, "", {}, public=(folder / f".{revision}.public").exists())
         else:
             found = _resolve(hub_id, revision, token)
+        public = found.public
         # A download that another caller began is as good as a complete one: its files would not be asked for again.
-        if not found.public and not (self._shared and (folder / found.commit).is_dir()):
+        if not public and not (self._shared and (folder / found.commit).is_dir()):
             _check_right(hub_id, token)
-        if found.public or token is False:
+            public = token is False
+        if public:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / f".{found.commit}.public").touch()
         return found.commit, found.license, found.sizes

@@ -25,7 +25,7 @@ from tests.fakes.hub import Hub
 from tests.services.conftest import SERVICES, Process
 from tests.tiny_models import make_tiny_model
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
 SECRET = "hf_CanarySecretOfThisRun"
 EXPIRED = "hf_CanaryExpiredToken"

@@ -115,6 +115,7 @@ def test_a_shared_cache_serves_everybody_without_a_question(
     path = catalogue.fetch(PINNED, of("hf_reader")).path
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     assert shared.fetch(PINNED, anonymous).path == path
+    assert reason_of(catalogue, PINNED, anonymous) == "HUB_UNREACHABLE", "sharing leaves no trace when it ends"
 
 
 def test_an_expired_token_is_named_as_the_cause(hub: Hub, catalogue: Catalogue) -> None:
