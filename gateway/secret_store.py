@@ -8,6 +8,7 @@ import contextlib
 import logging
 import os
 import secrets
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,7 +188,12 @@ def main() -> None:
         "all secrets with the first key; gateways may be running",
     )
     parser.parse_args()
-    number = asyncio.run(_rotate(GatewaySettings()))
+    try:
+        number = asyncio.run(_rotate(GatewaySettings()))
+    except InvalidToken:
+        sys.exit("One secret is encrypted with none of these keys, so none was changed: add the key that is missing.")
+    except ValueError as error:
+        sys.exit(str(error))
     print(f"{number} secrets are encrypted with the first key. The keys after it are for older backups only.")  # noqa: T201
 
 

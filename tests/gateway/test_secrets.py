@@ -1,7 +1,10 @@
 """Secrets in the database, their keys, and the claims that they are given to."""
 
 import asyncio
+import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -147,6 +150,25 @@ async def test_keys_of_the_environment_replace_the_file(database: Database, keys
     assert first not in repr(given)
     with pytest.raises(ValueError, match="FTF_GATEWAY_SECRETS_KEYS"):
         given.add()
+
+
+def test_rotation_command_says_which_key_it_lacks(tmp_path: Path) -> None:
+    """The operator runs it by hand, after something has gone wrong."""
+    environment = {**os.environ, "FTF_HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "gateway.secret_store", "rotate"]
+
+    async def store_secret() -> None:
+        database = await Database.open(f"sqlite:///{tmp_path / 'gateway.sqlite'}")
+        await SecretStore(database, SecretKeys(tmp_path / "secrets.key", SecretStr(""))).set("default", "hub", VALUE)
+        await database.close()
+
+    asyncio.run(store_secret())
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0 and "1 secrets are encrypted with the first key" in done.stdout, done.stderr
+    assert len((tmp_path / "secrets.key").read_text().split()) == 2
+    another = {**environment, "FTF_GATEWAY_SECRETS_KEYS": Fernet.generate_key().decode()}
+    done = subprocess.run(command, env=another, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 1 and "add the key that is missing" in done.stderr and "Traceback" not in done.stderr
 
 
 def spec(base_model: str = "org/model", dataset: str = "ds_1") -> dict[str, bytes]:
