@@ -106,7 +106,7 @@ async def _everything(run: Run, outside: Path) -> None:
     # not be told so, and would not create it.
     jetstream = broker.jetstream()
     async with asyncio.timeout(60):
-        while len(await jetstream.consumers_info("FTF_WORK")) < len(SERVICES):
+        while len(await jetstream.consumers_info("FTF_WORK")) < len(SERVICES):  # noqa: ASYNC110 - it sends no notification
             await asyncio.sleep(0.1)
     # Also the inboxes, in which the answers to claims arrive.
     await broker.subscribe(">", cb=keep)
