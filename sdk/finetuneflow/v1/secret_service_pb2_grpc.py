@@ -78,7 +78,7 @@ class SecretServiceServicer(object):
 
     def DeleteSecret(self, request, context):
         """Deletes a secret. Attempts that have begun keep it; later ones of jobs that name it fail with SECRET_MISSING. Fails
-        with NOT_FOUND if it does not exist.
+        with NOT_FOUND if it does not exist, and with INVALID_ARGUMENT for a name that no secret can have.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
