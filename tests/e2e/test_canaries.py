@@ -102,6 +102,12 @@ async def _everything(run: Run, outside: Path) -> None:
     async def keep(message: Msg) -> None:
         run.messages.append((message.subject, message.data))
 
+    # A subscription to everything also counts as a responder of JetStream: a service whose consumer is missing would
+    # not be told so, and would not create it.
+    jetstream = broker.jetstream()
+    async with asyncio.timeout(60):
+        while len(await jetstream.consumers_info("FTF_WORK")) < len(SERVICES):  # noqa: ASYNC110 - it sends no notification
+            await asyncio.sleep(0.1)
     # Also the inboxes, in which the answers to claims arrive.
     await broker.subscribe(">", cb=keep)
     await broker.flush()
