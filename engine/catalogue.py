@@ -157,7 +157,8 @@ class Catalogue:
         `on_progress` is called from another thread with the number of bytes added, whichever process fetches them.
 
         Raises JobError: those of `check`, MODEL_NOT_FOUND, MODEL_GATED, HUB_TOKEN_REFUSED, NO_SAFETENSORS,
-        UNSAFE_MODEL_FILE, REMOTE_CODE_REFUSED, ADAPTER_IN_MODEL, BAD_WEIGHTS, NOT_A_MODEL, NOT_CAUSAL_LM, QUANTISED_WEIGHTS, and
+        UNSAFE_MODEL_FILE, REMOTE_CODE_REFUSED, ADAPTER_IN_MODEL, BAD_WEIGHTS, NOT_A_MODEL, NOT_CAUSAL_LM,
+        QUANTISED_WEIGHTS, and
         LimitExceeded MODEL_TOO_LARGE. SystemFailure: HUB_UNREACHABLE, DISK_FULL. RuntimeError if the built-in model
         could not be unpacked. What `token` raises.
         """
@@ -181,7 +182,8 @@ class Catalogue:
         For a model on the hub only config.json and the headers of the weights are read.
 
         Raises JobError: those of `check`, MODEL_NOT_FOUND, MODEL_GATED, HUB_TOKEN_REFUSED, NO_SAFETENSORS,
-        UNSAFE_MODEL_FILE, REMOTE_CODE_REFUSED, ADAPTER_IN_MODEL, BAD_WEIGHTS, NOT_A_MODEL, NOT_CAUSAL_LM, QUANTISED_WEIGHTS.
+        UNSAFE_MODEL_FILE, REMOTE_CODE_REFUSED, ADAPTER_IN_MODEL, BAD_WEIGHTS, NOT_A_MODEL, NOT_CAUSAL_LM,
+        QUANTISED_WEIGHTS.
         SystemFailure: HUB_UNREACHABLE. RuntimeError if the built-in model could not be read. What `token` raises.
         """
         self.check(reference)

@@ -235,7 +235,11 @@ async def test_training_on_a_local_model_gets_no_token(ledger: Ledger, store: Se
 
 async def test_a_claim_gets_no_secret_of_another_tenant(ledger: Ledger, store: SecretStore, database: Database) -> None:
     async with database.write() as session:
-        await session.exec(text("INSERT INTO tenants VALUES ('acme', '', :no, 0)").bindparams(no=False))
+        await session.exec(
+            text(
+                "INSERT INTO tenants (name, display_name, disabled, create_time) VALUES ('acme', '', :no, 0)"
+            ).bindparams(no=False)
+        )
     await store.set("acme", "hub", VALUE)
     assert not (await claimed(ledger, store, SealingKey(), **spec())).sealed_secrets
 
