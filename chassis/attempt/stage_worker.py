@@ -306,8 +306,11 @@ class StageWorker:
                 spool.delete()
             await message.nak(_NO_GATEWAY_SECONDS)
             return None
-        secrets = self._sealing_key.open(answer.assignment.sealed_secrets, request.claim_id)
-        answer.assignment.ClearField("sealed_secrets")
+        secrets: dict[str, SecretStr] = {}
+        # To clear a field of an assignment that is not there would make one.
+        if answer.HasField("assignment"):
+            secrets = self._sealing_key.open(answer.assignment.sealed_secrets, request.claim_id)
+            answer.assignment.ClearField("sealed_secrets")
         return answer, spool, secrets
 
     async def _request_claim(
