@@ -139,7 +139,9 @@ class Emitting:
     def __init__(self, rate: float) -> None:
         self._rate = rate
 
-    async def prepare(self, assignment: Assignment, workdir: Path, store: ArtifactStore) -> ChildCommand:
+    async def prepare(
+        self, assignment: Assignment, workdir: Path, store: ArtifactStore, secrets: object
+    ) -> ChildCommand:
         spec = workdir / "input.json"
         spec.write_text(json.dumps({"rate": self._rate}))
         return ChildCommand([sys.executable, "-m", "benchmarks.child", str(spec)], workdir / "out", _path())

@@ -23,7 +23,7 @@ from filelock import FileLock
 from engine.config.advice import setting
 from engine.download_progress import report_progress
 from engine.errors import JobError, LimitExceeded, SystemFailure, Violation
-from engine.hub import hub_error
+from engine.hub import HubToken, TokenOf, hub_error, machine_login
 from engine.model_folder import check_shapes, has_weights, model_error, read_json, refuse_unsafe, tensor_shapes
 
 BUILT_IN: Final = "smollm2-135m"
@@ -88,9 +88,19 @@ class Catalogue:
     """
 
     def __init__(
-        self, home: Path, directories: Mapping[str, Path] | None = None, max_model_bytes: int | None = None
+        self,
+        home: Path,
+        directories: Mapping[str, Path] | None = None,
+        max_model_bytes: int | None = None,
+        *,
+        shared: bool = False,
     ) -> None:
-        """`max_model_bytes` is the maximum size of the files of a model on the hub; None: only the disk limits it."""
+        """`max_model_bytes` is the maximum size of the files of a model on the hub; None: only the disk limits it.
+
+        `shared`: a model that was downloaded serves every caller. Otherwise the hub is asked, for each caller of one
+        that is not public, whether his token may read it.
+        """
+        self._shared = shared
         self._models = home / "models"
         self._max_model_bytes = max_model_bytes
         self._directories = dict(directories or {})
@@ -138,7 +148,7 @@ class Catalogue:
     def fetch(
         self,
         reference: str,
-        token: str | None = None,
+        token: TokenOf = machine_login,
         tokenizer_only: bool = False,
         on_progress: Callable[[int], None] | None = None,
     ) -> LocalModel:
@@ -146,10 +156,11 @@ class Catalogue:
 
         `on_progress` is called from another thread with the number of bytes added, whichever process fetches them.
 
-        Raises JobError: those of `check`, MODEL_NOT_FOUND, MODEL_GATED, NO_SAFETENSORS, UNSAFE_MODEL_FILE,
-        REMOTE_CODE_REFUSED, ADAPTER_IN_MODEL, BAD_WEIGHTS, NOT_A_MODEL, NOT_CAUSAL_LM, QUANTISED_WEIGHTS, and
+        Raises JobError: those of `check`, MODEL_NOT_FOUND, MODEL_GATED, HUB_TOKEN_REFUSED, NO_SAFETENSORS,
+        UNSAFE_MODEL_FILE, REMOTE_CODE_REFUSED, ADAPTER_IN_MODEL, BAD_WEIGHTS, NOT_A_MODEL, NOT_CAUSAL_LM,
+        QUANTISED_WEIGHTS, and
         LimitExceeded MODEL_TOO_LARGE. SystemFailure: HUB_UNREACHABLE, DISK_FULL. RuntimeError if the built-in model
-        could not be unpacked.
+        could not be unpacked. What `token` raises.
         """
         self.check(reference)
         if reference in self._directories:
@@ -160,18 +171,20 @@ class Catalogue:
             return self._local(BUILT_IN, _built_in_revision(), folder, "Apache-2.0", tokenizer_only)
         match = _HUB_ID.fullmatch(reference)
         assert match is not None  # noqa: S101 - check() passed it
-        commit, license_, sizes = _resolve(match["id"], match["revision"], token, self._hub_folder(match["id"]))
-        folder = self._downloaded(match["id"], commit, token, tokenizer_only, on_progress, sizes)
+        own_token = token(match["id"])
+        commit, license_, sizes = self._resolved(match["id"], match["revision"], own_token)
+        folder = self._downloaded(match["id"], commit, own_token, tokenizer_only, on_progress, sizes)
         return self._local(match["id"], commit, folder, license_, tokenizer_only)
 
-    def describe(self, reference: str, token: str | None = None) -> "Described":
+    def describe(self, reference: str, token: TokenOf = machine_login) -> "Described":
         """Returns the model's configuration and the shapes of its tensors, without fetching its weights.
 
         For a model on the hub only config.json and the headers of the weights are read.
 
-        Raises JobError: those of `check`, MODEL_NOT_FOUND, MODEL_GATED, NO_SAFETENSORS, UNSAFE_MODEL_FILE,
-        REMOTE_CODE_REFUSED, ADAPTER_IN_MODEL, BAD_WEIGHTS, NOT_A_MODEL, NOT_CAUSAL_LM, QUANTISED_WEIGHTS.
-        SystemFailure: HUB_UNREACHABLE. RuntimeError if the built-in model could not be read.
+        Raises JobError: those of `check`, MODEL_NOT_FOUND, MODEL_GATED, HUB_TOKEN_REFUSED, NO_SAFETENSORS,
+        UNSAFE_MODEL_FILE, REMOTE_CODE_REFUSED, ADAPTER_IN_MODEL, BAD_WEIGHTS, NOT_A_MODEL, NOT_CAUSAL_LM,
+        QUANTISED_WEIGHTS.
+        SystemFailure: HUB_UNREACHABLE. RuntimeError if the built-in model could not be read. What `token` raises.
         """
         self.check(reference)
         match = _HUB_ID.fullmatch(reference)
@@ -188,10 +201,11 @@ class Catalogue:
             # The weights are unpacked to float32.
             return Described(config, shapes, missing_bytes=4 * sum(map(math.prod, shapes.values())))
         assert match is not None  # noqa: S101 - check() passed it
-        commit, _, _ = _resolve(match["id"], match["revision"], token, self._hub_folder(match["id"]))
+        own_token = token(match["id"])
+        commit, _, _ = self._resolved(match["id"], match["revision"], own_token)
         folder = self._hub_folder(match["id"]) / commit
         if not folder.is_dir():
-            return _read_description_from_hub(match["id"], commit, token)
+            return _read_description_from_hub(match["id"], commit, own_token)
         return Described(read_json(folder / "config.json"), tensor_shapes(folder))
 
     def _aliases(self) -> Sequence[str]:
@@ -199,6 +213,24 @@ class Catalogue:
 
     def _hub_folder(self, hub_id: str) -> Path:
         return self._models / "hub" / hub_id.replace("/", "--")
+
+    def _resolved(self, hub_id: str, revision: str | None, token: HubToken) -> tuple[str, str, Mapping[str, int]]:
+        """Returns commit and licence of a revision, and the bytes of its files (none if it is on this machine), after
+        a check that the token may read it."""
+        folder = self._hub_folder(hub_id)
+        if revision and _COMMIT.fullmatch(revision) and (folder / revision).is_dir():
+            found = _OnHub(revision, "", {}, public=(folder / f".{revision}.public").exists())
+        else:
+            found = _resolve(hub_id, revision, token)
+        public = found.public
+        # A download that another caller began is as good as a complete one: its files would not be asked for again.
+        if not public and not (self._shared and (folder / found.commit).is_dir()):
+            _check_right(hub_id, token)
+            public = token is False
+        if public:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f".{found.commit}.public").touch()
+        return found.commit, found.license, found.sizes
 
     def _lock(self, folder: Path) -> FileLock:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -223,7 +255,7 @@ class Catalogue:
         self,
         hub_id: str,
         commit: str,
-        token: str | None,
+        token: HubToken,
         tokenizer_only: bool,
         on_progress: Callable[[int], None] | None,
         sizes: Mapping[str, int],
@@ -334,11 +366,15 @@ def _packaged_gguf() -> Path:
     )
 
 
-def _resolve(hub_id: str, revision: str | None, token: str | None, folder: Path) -> tuple[str, str, Mapping[str, int]]:
-    """Returns commit and licence of a revision on the hub, and the bytes of its files; a commit that was downloaded
-    before needs no request."""
-    if revision and _COMMIT.fullmatch(revision) and (folder / revision).is_dir():
-        return revision, "", {}
+@dataclass(frozen=True)
+class _OnHub:
+    commit: str
+    license: str
+    sizes: Mapping[str, int]
+    public: bool
+
+
+def _resolve(hub_id: str, revision: str | None, token: HubToken) -> _OnHub:
     from huggingface_hub import HfApi
 
     try:
@@ -353,7 +389,27 @@ def _resolve(hub_id: str, revision: str | None, token: str | None, folder: Path)
         raise _no_safetensors(hub_id)
     license_ = getattr(info.card_data, "license", None) if info.card_data else None
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
-    return str(info.sha), license_ if isinstance(license_, str) else "", sizes
+    # The hub tells everybody about a gated model; it is the files that it keeps. What it does not say is not public.
+    public = info.private is False and info.gated is False
+    return _OnHub(str(info.sha), license_ if isinstance(license_, str) else "", sizes, public)
+
+
+def _check_right(hub_id: str, token: HubToken) -> None:
+    """Asks the hub whether the token may read the model. Raises JobError MODEL_GATED, MODEL_NOT_FOUND and
+    HUB_TOKEN_REFUSED, SystemFailure HUB_UNREACHABLE."""
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().auth_check(hub_id, token=token)
+    except Exception as error:
+        found = _hub_error(hub_id, error)
+        if isinstance(found, SystemFailure):
+            raise SystemFailure(
+                found.reason,
+                f"{hub_id} is not public, and the hub could not be asked whether you may use it.",
+                "Try again later. Operators who let all callers use downloaded models set FTF_HUB_CACHE_SHARED=true.",
+            ) from error
+        raise found from error
 
 
 def _matching(sizes: Mapping[str, int], patterns: Sequence[str]) -> Iterator[int]:
@@ -365,7 +421,7 @@ def _matching(sizes: Mapping[str, int], patterns: Sequence[str]) -> Iterator[int
             yield size
 
 
-def _download(hub_id: str, commit: str, token: str | None, folder: Path, patterns: list[str]) -> None:
+def _download(hub_id: str, commit: str, token: HubToken, folder: Path, patterns: list[str]) -> None:
     from huggingface_hub import snapshot_download
 
     try:
@@ -381,7 +437,7 @@ def _download(hub_id: str, commit: str, token: str | None, folder: Path, pattern
         raise _hub_error(hub_id, error) from error
 
 
-def _read_description_from_hub(hub_id: str, commit: str, token: str | None) -> Described:
+def _read_description_from_hub(hub_id: str, commit: str, token: HubToken) -> Described:
     from huggingface_hub import HfApi, errors, hf_hub_download
 
     with tempfile.TemporaryDirectory() as folder:

@@ -11,7 +11,7 @@ from engine.data.endings import ENDINGS, ending_of
 from engine.download_progress import report_progress
 from engine.errors import JobError, Violation
 from engine.file_hash import sha256_of
-from engine.hub import hub_error
+from engine.hub import TokenOf, hub_error
 
 _ABOUT: Final = ("dataset_info.json", "dataset_infos.json", "license.txt", "readme.txt", "requirements.txt")
 """Files with the ending of a data file that describe the dataset; used only if named explicitly."""
@@ -42,20 +42,20 @@ class HubDataset:
 
 
 class HubDatasets:
-    """A client of the hub with one token. Its methods block.
+    """A client of the hub. Its methods block.
 
     A name is resolved to a commit once, so that all files of a dataset are of the same commit.
     """
 
-    def __init__(self, token: str, max_bytes: int) -> None:
-        self._token, self._max_bytes = token or None, max_bytes
+    def __init__(self, token: TokenOf, max_bytes: int) -> None:
+        self._token, self._max_bytes = token, max_bytes
         self._seen: dict[tuple[str, str], tuple[str, Mapping[str, int]]] = {}
 
     def find(self, asked: str, field: str) -> HubFile:
         """Resolves a reference to one file at one commit.
 
         Raises JobError: INVALID_DATASET, DATASET_NOT_FOUND, DATASET_GATED, NO_READABLE_FILES, SEVERAL_FILES,
-        DATASET_TOO_LARGE. SystemFailure: HUB_UNREACHABLE.
+        DATASET_TOO_LARGE, HUB_TOKEN_REFUSED, and what the token's function raises. SystemFailure: HUB_UNREACHABLE.
         """
         try:
             named = HubReference.parse(asked)
@@ -88,7 +88,7 @@ class HubDatasets:
                     named.path,
                     repo_type="dataset",
                     revision=named.revision,
-                    token=self._token,
+                    token=self._token(named.id),
                     local_dir=partial,
                 )
             except Exception as error:
@@ -105,7 +105,7 @@ class HubDatasets:
         key = (named.id, named.revision)
         if key not in self._seen:
             try:
-                info = HfApi(token=self._token).dataset_info(
+                info = HfApi(token=self._token(named.id)).dataset_info(
                     named.id, revision=named.revision or None, files_metadata=True, timeout=30
                 )
             except Exception as error:

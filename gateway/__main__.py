@@ -37,6 +37,8 @@ from finetuneflow.v1 import (
     probe_service_pb2_grpc,
     recipe_service_pb2,
     recipe_service_pb2_grpc,
+    secret_service_pb2,
+    secret_service_pb2_grpc,
     tenant_service_pb2,
     tenant_service_pb2_grpc,
 )
@@ -52,6 +54,7 @@ from gateway.passthrough import Passthrough
 from gateway.planning_target import PlanningTargets
 from gateway.preflights import Preflights
 from gateway.quotas import Quotas
+from gateway.secret_store import SecretStore, secret_keys
 from gateway.servicers import artifacts, datasets, fine_tuning, results
 from gateway.servicers.audit import Audit
 from gateway.servicers.generation import Generation
@@ -59,6 +62,7 @@ from gateway.servicers.keys import Keys
 from gateway.servicers.models import Models
 from gateway.servicers.probe import Probe
 from gateway.servicers.recipes import Recipes
+from gateway.servicers.secrets import Secrets
 from gateway.servicers.tenants import Tenants
 from gateway.servicers.work import WorkMethods
 from gateway.settings import GatewaySettings
@@ -88,6 +92,10 @@ async def run(settings: GatewaySettings) -> None:
     authenticator = Authenticator(
         database, _identity_provider(settings), failures_per_minute=settings.auth_failures_per_minute
     )
+    keys = secret_keys(settings)
+    # Found now, not when the first caller sets a secret.
+    await asyncio.to_thread(keys.fernet)
+    secrets = SecretStore(database, keys)
     store = ArtifactStore(settings.artifacts)
     catalogue = Catalogue(settings.home, settings.models)
     # Its own frames are in its rings already.
@@ -105,7 +113,7 @@ async def run(settings: GatewaySettings) -> None:
     ledger = Ledger(database, fanout.publish, dispatcher.offer, Discarder(store).discard)
     passthrough = Passthrough(bus, settings.identity)
     machines = PlanningTargets(passthrough, ObservedSpeeds(database))
-    requests = WorkerRequests(ledger, machines)
+    requests = WorkerRequests(ledger, machines, secrets)
     leases = LeaseWatch(database, bus, requests, settings.lease_seconds)
     quotas = Quotas(settings.tenant_limits)
     preflights = Preflights(database, passthrough, machines, catalogue)
@@ -176,6 +184,11 @@ async def run(settings: GatewaySettings) -> None:
             tenant_service_pb2.DESCRIPTOR.services_by_name["TenantService"],
             tenant_service_pb2_grpc.add_TenantServiceServicer_to_server,
             Tenants(database),
+        ),
+        Mount(
+            secret_service_pb2.DESCRIPTOR.services_by_name["SecretService"],
+            secret_service_pb2_grpc.add_SecretServiceServicer_to_server,
+            Secrets(database, secrets),
         ),
         Mount(
             audit_service_pb2.DESCRIPTOR.services_by_name["AuditService"],

@@ -14,7 +14,7 @@ from gateway import views
 from gateway.access.callers import tenant_of
 from gateway.passthrough import Passthrough
 from gateway.planning_target import PlanningTargets
-from gateway.specs import check_datasets, check_spec
+from gateway.specs import check_datasets, check_secrets, check_spec
 from gateway.sql.database import Database
 
 _MAX_VIOLATIONS, _MAX_DESCRIPTION = 10, 160
@@ -42,6 +42,7 @@ class Preflights:
         request.tenant = tenant_of(context)
         async with self._database.read() as session:
             rows = await check_datasets(session, request.tenant, request.spec)
+            await check_secrets(session, request.tenant, request.spec)
         # A probe has no database, and must not read another tenant's data.
         del request.datasets[:]
         request.datasets.extend(map(views.dataset, rows))

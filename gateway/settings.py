@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import ClassVar, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SecretStr, model_validator
 from sqlalchemy.engine import URL, make_url
 
 from chassis.settings import ProcessSettings
@@ -26,6 +26,11 @@ class GatewaySettings(ProcessSettings):
     """A claim whose worker reports nothing for longer expires."""
     operator_key_file: Path | None = None
     """File with an API key that is made an operator's key; created with a new key if it does not exist."""
+    secrets_key_file: Path | None = None
+    """File with the keys that encrypt secrets, one a line; created with a new key if it does not exist. All gateways of
+    a system need the same keys. Default: `secrets.key` under home."""
+    secrets_keys: SecretStr = SecretStr("")
+    """The keys themselves, separated by commas, instead of the file."""
     auth_failures_per_minute: int = Field(default=20, ge=1)
     """Calls with wrong credentials that are read from one network address; more are refused for up to a minute."""
     oidc_issuer: str = ""

@@ -11,7 +11,10 @@ from engine.catalogue import Catalogue
 from engine.config.hub_reference import is_hub_reference
 from engine.config.job import JobConfig, job_config, unsupported
 from engine.config.spec_proto import data_sources, spec_to_dict
+from finetuneflow.v1.fine_tuning_job_pb2 import Stage
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
+from finetuneflow.v1.work_pb2 import Assignment
+from gateway.secret_store import existing
 from gateway.sql.tables import UploadedDataset
 
 MAX_SPEC_BYTES = 48 << 10
@@ -60,6 +63,28 @@ async def check_datasets(session: AsyncSession, tenant: str, spec: FineTuningJob
     if unknown:
         raise NotFound("DATASET_NOT_FOUND", "; ".join(f"{v.field}: {v.description}" for v in unknown) + ".", unknown)
     return rows
+
+
+async def check_secrets(session: AsyncSession, tenant: str, spec: FineTuningJobSpec) -> None:
+    """Raises NotFound if the spec names a secret that the tenant does not have."""
+    known = await existing(session, tenant, spec.secrets.values())
+    unknown = [
+        Violation(f"spec.secrets.{use}", f"there is no secret {name!r}; set it with `ftf secrets set {name}`")
+        for use, name in sorted(spec.secrets.items())
+        if name not in known
+    ]
+    if unknown:
+        raise NotFound("SECRET_NOT_FOUND", "; ".join(f"{v.field}: {v.description}" for v in unknown) + ".", unknown)
+
+
+def secrets_of(assignment: Assignment) -> set[str]:
+    """Returns the names of the secrets that the assignment's stage needs: none if it reads nothing from a hub."""
+    spec, found = assignment.merged_spec, set()
+    # Only preflight reads datasets of a hub; the others read the token shards that it made.
+    named = dataset_ids(spec) if assignment.stage == Stage.STAGE_PREFLIGHT else ()
+    if "hub_token" in spec.secrets and ("/" in spec.base_model or any(map(is_hub_reference, named))):
+        found.add(spec.secrets["hub_token"])
+    return found
 
 
 def check_text(spec: Message) -> None:

@@ -23,6 +23,7 @@ from engine.errors import JobError, SystemFailure, Violation
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 from finetuneflow.v1.work_pb2 import Assignment
 from services.child_input import ChildInput, ModelFiles, WholeCheckpoint
+from services.hub_access import HubAccess
 from services.path_fields import dataset_violations, described, path_violations, tenant_violations
 from services.settings import ServiceSettings
 
@@ -53,17 +54,18 @@ def job_configuration(spec: FineTuningJobSpec) -> JobConfig:
 
 def catalogue(settings: ServiceSettings) -> Catalogue:
     """Returns the catalogue of base models of this installation."""
-    return Catalogue(settings.home, settings.models, settings.max_model_bytes)
+    shared = settings.hub_cache_shared
+    return Catalogue(settings.home, settings.models, settings.max_model_bytes, shared=shared)
 
 
-async def base_model(catalogue: Catalogue, assignment: Assignment, settings: ServiceSettings) -> ModelFiles:
+async def base_model(catalogue: Catalogue, assignment: Assignment, hub: HubAccess) -> ModelFiles:
     """Returns the base model with the weights that preflight checked, downloaded if necessary.
 
     Raises JobError("BASE_MODEL_CHANGED") if the weights under that name on this node are others.
     """
     identity = assignment.preflight.base_model
     reference = f"{identity.id}@{identity.revision}" if "/" in identity.id else identity.id
-    found = await fetched_model(catalogue, reference, settings)
+    found = await fetched_model(catalogue, reference, hub)
     if found.weights_sha256 != identity.weights_sha256:
         message = f"The weights of {identity.id} on this node differ from those that preflight checked."
         raise JobError(
@@ -75,11 +77,10 @@ async def base_model(catalogue: Catalogue, assignment: Assignment, settings: Ser
     return found.model_copy(update={"id": identity.id, "revision": identity.revision})
 
 
-async def fetched_model(catalogue: Catalogue, reference: str, settings: ServiceSettings) -> ModelFiles:
+async def fetched_model(catalogue: Catalogue, reference: str, hub: HubAccess) -> ModelFiles:
     """Downloads the base model that the name refers to now. Raises what `Catalogue.fetch` raises."""
-    token = settings.hub_token.get_secret_value()
     say("fetching_model", reference)
-    found = await asyncio.to_thread(catalogue.fetch, reference, token or None, on_progress=download_progress())
+    found = await asyncio.to_thread(catalogue.fetch, reference, hub.token, on_progress=download_progress())
     return ModelFiles(**asdict(found))
 
 

@@ -50,6 +50,11 @@ def run(settings: ServiceSettings, stage: Stage, mount: Callable[[StageWorker], 
         _log.warning("%s", lack)
     if lacks and settings.child_confinement == "required":
         sys.exit(f"{settings.service}: children cannot be confined, and FTF_CHILD_CONFINEMENT is `required`.")
+    if settings.hub_token.get_secret_value() and not settings.hub_token_repositories:
+        _log.warning(
+            "FTF_HUB_TOKEN is used for nothing: list the models and datasets that all callers may use in "
+            'FTF_HUB_TOKEN_REPOSITORIES, such as ["org/name", "org/*"], or ["*"] for all that its account can read'
+        )
     serve_gauges(settings.metrics)
     status = 0
     try:

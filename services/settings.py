@@ -16,7 +16,14 @@ class ServiceSettings(WorkerSettings):
     models: dict[str, Path] = Field(default={})
     """The operator's base models, as JSON: alias → folder with config.json, tokenizer.json and safetensors."""
     hub_token: SecretStr = SecretStr("")
-    """Token for gated models of the model hub. It stays in this process; children have no network and no secrets."""
+    """The operator's token of the model hub, for the repositories in hub_token_repositories. Jobs that name a token of
+    their own use that one. It stays in this process; children have no network and no secrets."""
+    hub_token_repositories: tuple[str, ...] = ()
+    """Models and datasets of the hub that all callers may use with hub_token, as JSON: `org/name`, `org/*`, or `*` for
+    everything that its account can read. Default: hub_token is used for nothing."""
+    hub_cache_shared: bool = False
+    """Models that were downloaded serve all callers. Otherwise the hub is asked, for each job with one that is not
+    public, whether the job's token may read it."""
     max_model_bytes: int = Field(default=2 << 40, gt=0)
     """Maximum size of the files of a base model on the hub, in bytes; a larger one is not downloaded."""
     threads: int = Field(default=0, ge=0, le=1024)

@@ -8,11 +8,13 @@ import logging
 import shutil
 import signal
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from google.protobuf.message import DecodeError, Message
+from pydantic import SecretStr
 
 from chassis.attempt.reporter import Reporter
 from chassis.attempt.spool import Spool
@@ -46,9 +48,12 @@ class Stage(Protocol):
 
     service: str
 
-    async def prepare(self, assignment: work_pb2.Assignment, workdir: Path, store: ArtifactStore) -> ChildCommand:
+    async def prepare(
+        self, assignment: work_pb2.Assignment, workdir: Path, store: ArtifactStore, secrets: Mapping[str, SecretStr]
+    ) -> ChildCommand:
         """Downloads the child's inputs into `workdir`, which is empty, and returns how to start it.
 
+        `secrets` are the job's, by name. They are for the downloads: nothing of them may reach the child or the disk.
         A CallerFault fails the job as an error of the user; any other exception is an error of the system, with the
         reason of a SystemFault where it is one.
         """
@@ -99,8 +104,16 @@ def clear(workdir: Path) -> None:
 class Attempt:
     """An attempt, from the claim until its last event is accepted."""
 
-    def __init__(self, context: WorkerContext, assignment: work_pb2.Assignment, spool: Spool) -> None:
+    def __init__(
+        self,
+        context: WorkerContext,
+        assignment: work_pb2.Assignment,
+        spool: Spool,
+        secrets: Mapping[str, SecretStr],
+    ) -> None:
         self.assignment = assignment
+        self._secrets = secrets
+        """Until the child's inputs are prepared."""
         self.start_time = time.time()
         self.over = asyncio.Event()
         """Set once the child has ended and only its events remain to be accepted."""
@@ -225,7 +238,8 @@ class Attempt:
 
     async def _begin(self, workdir: Path) -> ChildCommand | event_pb2.StageFailed:
         stage, settings = self._context.stage, self._context.settings
-        preparing = stage.prepare(self.assignment, workdir, self._context.store)
+        secrets, self._secrets = self._secrets, {}
+        preparing = stage.prepare(self.assignment, workdir, self._context.store, secrets)
         try:
             command = await Preparation(self._report_phase, self._context.limits.preparation_progress_seconds).run(
                 preparing, settings.preparation_stall_seconds

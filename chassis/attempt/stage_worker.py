@@ -12,6 +12,7 @@ from importlib import metadata
 from typing import Any, cast
 
 from google.protobuf.message import Message
+from pydantic import SecretStr
 
 from chassis.attempt.claimed_attempt import Attempt, Sparing, Stage, WorkerContext, clear, failed
 from chassis.attempt.reporter import Reporter
@@ -32,6 +33,7 @@ from chassis.child.spare import Spare
 from chassis.events import event_of
 from chassis.failpoints import failpoint
 from chassis.security.confinement import ChildLimits
+from chassis.security.sealing import SealingKey
 from chassis.settings import WorkerSettings
 from chassis.store.artifact_store import ArtifactStore
 from finetuneflow.v1 import event_pb2, fine_tuning_job_pb2, hardware_pb2, work_pb2
@@ -74,6 +76,7 @@ class StageWorker:
         )
         self._context = WorkerContext(bus, store, stage, settings, spare, limits)
         self._start_time = time.time()
+        self._sealing_key = SealingKey()
         self._spools = settings.home / stage.service / "spool"
         self._workdirs = settings.home / stage.service / "work"
         self._queue: WorkQueue = bus.work(stage.service, settings.pool)
@@ -243,10 +246,10 @@ class StageWorker:
             claimed = await self._claim_item(message, item, take_next=take_next)
             if claimed is None:
                 return None
-            answer, spool = claimed
+            answer, spool, secrets = claimed
             if answer.HasField("assignment"):
                 failpoint("claim.granted")
-                attempt = Attempt(self._context, answer.assignment, spool)
+                attempt = Attempt(self._context, answer.assignment, spool, secrets)
                 await message.ack()
                 failpoint("claim.acked")
                 return attempt
@@ -267,8 +270,9 @@ class StageWorker:
 
     async def _claim_item(
         self, message: WorkMessage, item: work_pb2.WorkItem, *, take_next: bool
-    ) -> tuple[work_pb2.ClaimResponse, Spool] | None:
-        """Returns the answer to a claim, and its spool; None, after a nak of the message, if there is none."""
+    ) -> tuple[work_pb2.ClaimResponse, Spool, dict[str, SecretStr]] | None:
+        """Returns the answer to a claim, its spool, and the secrets that were sealed in it; None, after a nak of the
+        message, if there is no answer."""
         request = work_pb2.ClaimRequest(
             job_id=item.job_id,
             stage=item.stage,
@@ -276,6 +280,7 @@ class StageWorker:
             claim_id=uuid.uuid4().hex,
             node_id=self._context.settings.node_id,
             take_next=take_next,
+            public_key=self._sealing_key.public_bytes,
         )
         # The spool comes first: a claim that cannot be stored would cost the job an attempt, and the next process must
         # know of one whose answer was lost.
@@ -301,7 +306,12 @@ class StageWorker:
                 spool.delete()
             await message.nak(_NO_GATEWAY_SECONDS)
             return None
-        return answer, spool
+        secrets: dict[str, SecretStr] = {}
+        # To clear a field of an assignment that is not there would make one.
+        if answer.HasField("assignment"):
+            secrets = self._sealing_key.open(answer.assignment.sealed_secrets, request.claim_id)
+            answer.assignment.ClearField("sealed_secrets")
+        return answer, spool, secrets
 
     async def _request_claim(
         self, message: WorkMessage, request: work_pb2.ClaimRequest

@@ -5,7 +5,7 @@ types other than text; preflight replaces it.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -196,6 +196,10 @@ class Resources(_Section):
     """None: one GPU if the node has one, otherwise none."""
 
 
+NAME_PATTERN: Final = r"^[a-z][a-z0-9_-]{0,62}$"
+"""Names that a tenant's secret can have."""
+SecretUse = Literal["hub_token"]
+
 LabelKey = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
 
 
@@ -221,7 +225,7 @@ class JobConfig(_Section):
     export: Export = Export()
     integrations: list[Integration] = []
     resources: Resources = Resources()
-    secrets: list[Annotated[str, Field(min_length=1, max_length=128)]] = []
+    secrets: dict[SecretUse, Annotated[str, Field(pattern=NAME_PATTERN)]] = {}
     max_attempts: int = Field(default=3, ge=1, le=20)
     seed: int = Field(default=42, ge=0, le=2**32 - 1)
     priority: int = Field(default=0, ge=-10, le=10)
@@ -309,8 +313,6 @@ def unsupported(config: JobConfig) -> list[Violation]:
             refuse(f"export.formats[{index}]", f"Export as {format_} is not available yet; use adapter.")
     if config.integrations:
         refuse("integrations", "Integrations are not available yet; remove them.")
-    if config.secrets:
-        refuse("secrets", "Secrets are not available yet; remove them.")
     if (config.resources.gpus or 0) > 1:
         description = (
             f"{config.resources.gpus} given; training on several GPUs is not available yet. Use 1 or remove it."

@@ -27,7 +27,7 @@ from gateway.paging import page_of
 from gateway.preflights import Preflights, refuse_as_reported
 from gateway.servicers.handlers import add_with_byte_stream
 from gateway.servicers.work import WorkMethods, request_digest, state_names
-from gateway.specs import check_datasets, check_spec
+from gateway.specs import check_datasets, check_secrets, check_spec
 from gateway.sql.tables import SavedCheckpoint, SavedResult, Work, now
 from gateway.waiting import Nodes, why_it_waits
 from gateway.work import lifecycle
@@ -68,6 +68,7 @@ class FineTuning(FineTuningServiceServicer):
 
         async def check(decision: Decision) -> None:
             await check_datasets(decision.session, tenant, request.spec)
+            await check_secrets(decision.session, tenant, request.spec)
 
         job = await self._work.create(job, request.request_id, check)
         return api.CreateFineTuningJobResponse(fine_tuning_job=await self._message(job))

@@ -282,6 +282,19 @@ class ApiKeyRow(SQLModel, table=True):
     last_use_time: int | None = Field(default=None, sa_column=Column(BigInteger))
 
 
+class SecretRow(SQLModel, table=True):
+    """A secret of a tenant. Its value is encrypted with keys that are not in the database."""
+
+    __tablename__ = "secrets"
+
+    tenant: str = Field(primary_key=True, foreign_key="tenants.name")
+    name: str = Field(primary_key=True)
+    ciphertext: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    create_time: int = Field(sa_column=_big())
+    update_time: int = Field(sa_column=_big())
+    last_use_time: int | None = Field(default=None, sa_column=Column(BigInteger))
+
+
 class AuditRow(SQLModel, table=True):
     """A call that was written to the audit log. The database itself refuses to change or delete one."""
 

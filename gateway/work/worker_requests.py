@@ -10,6 +10,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from chassis.errors import NotFound, Unavailable
 from chassis.events import ENDINGS
+from chassis.security.sealing import seal
 from chassis.server import gauges
 from finetuneflow.v1.event_pb2 import ConfigResolved, Event, StageFailed
 from finetuneflow.v1.fine_tuning_job_pb2 import Fault, Stage
@@ -29,7 +30,8 @@ from finetuneflow.v1.work_pb2 import (
 from gateway import views
 from gateway.metrics import read_series
 from gateway.planning_target import PlanningTargets
-from gateway.specs import dataset_ids
+from gateway.secret_store import SecretStore
+from gateway.specs import dataset_ids, secrets_of
 from gateway.sql.tables import Attempt, Metric, SavedArtifact, SavedCheckpoint, SavedResult, UploadedDataset, Work
 from gateway.work import lifecycle
 from gateway.work.kinds import EVALUATION, queue_of
@@ -52,9 +54,17 @@ _FEWEST_POINTS = 2
 class WorkerRequests:
     """Answers claims and reports."""
 
-    def __init__(self, ledger: Ledger, machines: PlanningTargets, *, max_curves_bytes: int = 512 * 1024) -> None:
-        """`max_curves_bytes` limits the curves in the answer to a claim: an answer that is larger than the broker's
-        messages (1 MiB by default) would never arrive."""
+    def __init__(
+        self,
+        ledger: Ledger,
+        machines: PlanningTargets,
+        secrets: SecretStore | None = None,
+        *,
+        max_curves_bytes: int = 512 * 1024,
+    ) -> None:
+        """Without `secrets` no claim gets any. `max_curves_bytes` limits the curves in the answer to a claim: an answer
+        that is larger than the broker's messages (1 MiB by default) would never arrive."""
+        self._secrets = secrets
         self._ledger = ledger
         self._machines = machines
         self._max_curves_bytes = max_curves_bytes
@@ -89,6 +99,7 @@ class WorkerRequests:
         await self._add_curves(assignment)
         await self._add_shards(assignment)
         await self._add_machine(assignment)
+        await self._add_secrets(assignment, request.public_key)
         return ClaimResponse(assignment=assignment)
 
     async def report(self, request: ReportRequest) -> ReportResponse:
@@ -236,6 +247,18 @@ class WorkerRequests:
                 assignment.metrics.extend(await _curves(session, assignment.fine_tuning_job_id, self._max_curves_bytes))
             else:
                 assignment.prior_training_seconds = await _training_seconds(session, assignment.fine_tuning_job_id)
+
+    async def _add_secrets(self, assignment: Assignment, public_key: bytes) -> None:
+        """Adds the secrets that the stage needs, sealed to the claimant."""
+        names = secrets_of(assignment)
+        if self._secrets is None or not names:
+            return
+        for name, value in (await self._secrets.use(assignment.tenant, names)).items():
+            try:
+                assignment.sealed_secrets[name] = seal(value, public_key, assignment.claim_id, name)
+            except ValueError:
+                extra = {"job_id": assignment.job_id}
+                log.error("a worker claimed without a public key, so it gets no secrets", extra=extra)
 
     async def _add_machine(self, assignment: Assignment) -> None:
         if assignment.stage != Stage.STAGE_PREFLIGHT:

@@ -16,6 +16,7 @@ from finetuneflow.keys import AsyncKeys, Keys
 from finetuneflow.models import AsyncModels, Models
 from finetuneflow.probe import AsyncProbe, Probe
 from finetuneflow.recipes import AsyncRecipes, Recipes
+from finetuneflow.secrets import AsyncSecrets, Secrets
 from finetuneflow.tenants import AsyncTenants, Tenants
 from finetuneflow.transport import AioTransport, BlockingTransport
 
@@ -50,6 +51,7 @@ class Client:
         self.evaluations = Evaluations(AsyncEvaluations(transport))
         self.exports = Exports(AsyncExports(transport, artifacts))
         self.recipes = Recipes(AsyncRecipes(transport))
+        self.secrets = Secrets(AsyncSecrets(transport))
         self.probe = Probe(AsyncProbe(transport))
         self.keys = Keys(AsyncKeys(transport))
         self.tenants = Tenants(AsyncTenants(transport))
@@ -101,6 +103,7 @@ class AsyncClient:
         self.evaluations = AsyncEvaluations(transport)
         self.exports = AsyncExports(transport, self.artifacts)
         self.recipes = AsyncRecipes(transport)
+        self.secrets = AsyncSecrets(transport)
         self.probe = AsyncProbe(transport)
         self.keys = AsyncKeys(transport)
         self.tenants = AsyncTenants(transport)

@@ -62,7 +62,7 @@ class AsyncJobs:
         phases: Sequence[Mapping[str, Any]] | None = None,
         integrations: Sequence[Mapping[str, Any]] | None = None,
         resources: Mapping[str, Any] | None = None,
-        secrets: Sequence[str] | None = None,
+        secrets: Mapping[str, str] | None = None,
         display_name: str | None = None,
         task: str | None = None,
         labels: Mapping[str, str] | None = None,
@@ -109,8 +109,8 @@ class AsyncJobs:
                 available yet: any value is refused.
             resources: Table of the requirements on the node: `pool` (default `default`) and `gpus` (0 or 1; default 1
                 on a node with a GPU).
-            secrets: Names of secrets, stored by the operator, that the job may use. Not available yet: any value is
-                refused.
+            secrets: Secrets that the job uses: use → name of the secret, never its value. The only use is `hub_token`,
+                the token with which models and datasets of the hub are read. Default: none.
             display_name: Display name, at most 128 characters. Default: derived from the base model and the first
                 dataset.
             task: Short description of the task, printed in the report. At most 256 characters. Default `sft`.

@@ -846,3 +846,14 @@ class Reason(OpenEnum):
     GPU_TIME_LIMIT = "GPU_TIME_LIMIT"
     """The trainings of the tenant have used its GPU time of the last 24 hours. Caller: try again later. Operator: raise
     max_gpu_seconds_per_day of the tenant."""
+
+    SECRET_NOT_FOUND = "SECRET_NOT_FOUND"
+    """There is no such secret. Caller: take a name of `ftf secrets list`, or set it with `ftf secrets set`."""
+
+    SECRET_MISSING = "SECRET_MISSING"
+    """A secret that the job names was deleted since, or cannot be decrypted any more. Caller: set it again, then create
+    the job again. Operator: the gateway's log says if its key is missing."""
+
+    HUB_TOKEN_REFUSED = "HUB_TOKEN_REFUSED"
+    """The hub refuses the token, or the token is no token at all. Caller: set the secret again with a valid token.
+    Operator: replace FTF_HUB_TOKEN, if the job names no token of its own."""

@@ -1,6 +1,9 @@
 """Stage 4 in the supervisor: gives the child the best checkpoint, the base model and the job's figures."""
 
+from collections.abc import Mapping
 from pathlib import Path
+
+from pydantic import SecretStr
 
 from chassis.child.child_process import ChildCommand
 from chassis.store.artifact_store import ArtifactStore
@@ -9,6 +12,7 @@ from finetuneflow.v1.work_pb2 import Assignment
 from services.attempt_inputs import base_model, best_checkpoint, child_command, job_configuration
 from services.exporter.settings import ExporterSettings
 from services.exporter.worker.child_input import DatasetFile, ExportInput, JobOrigin
+from services.hub_access import job_access
 
 
 class ExportStage:
@@ -20,16 +24,19 @@ class ExportStage:
         self._settings = settings
         self._catalogue = catalogue
 
-    async def prepare(self, assignment: Assignment, workdir: Path, store: ArtifactStore) -> ChildCommand:
+    async def prepare(
+        self, assignment: Assignment, workdir: Path, store: ArtifactStore, secrets: Mapping[str, SecretStr]
+    ) -> ChildCommand:
         """Raises JobError if the base model's weights on this node differ from those that preflight checked."""
         config = job_configuration(assignment.resolved_spec)
+        hub = job_access(self._settings, assignment, secrets)
         datasets = [DatasetFile(id=d.id, filename=d.filename, sha256=d.sha256) for d in assignment.datasets]
         from_hub = assignment.preflight.hub_datasets
         datasets += [DatasetFile(id=d.pinned, filename=d.filename, sha256=d.sha256) for d in from_hub]
         created = assignment.create_time.ToJsonString()
         child_input = ExportInput(
             config=config,
-            model=await base_model(self._catalogue, assignment, self._settings),
+            model=await base_model(self._catalogue, assignment, hub),
             adapter_dir=await best_checkpoint(assignment, store, workdir),
             out_dir=workdir / "out",
             job=JobOrigin(id=assignment.fine_tuning_job_id, create_time=created, datasets=datasets),

@@ -10,6 +10,7 @@ from finetuneflow.v1 import (
 )
 from services import process
 from services.attempt_inputs import catalogue
+from services.hub_access import every_callers_access
 from services.probe.datasets import DatasetsServicer
 from services.probe.estimates import Estimates
 from services.probe.queries.query_runner import ServedQueries
@@ -25,7 +26,7 @@ def main() -> None:
         models,
         settings.home,
         node_id=settings.node_id,
-        hub_token=settings.hub_token.get_secret_value(),
+        hub=every_callers_access(settings),
         prices=settings.prices,
     )
 

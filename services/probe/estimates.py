@@ -23,6 +23,7 @@ from finetuneflow.v1 import probe_service_pb2 as api
 from finetuneflow.v1.estimate_pb2 import ResourceEstimate
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 from services.hardware import read_hardware
+from services.hub_access import HubAccess
 
 
 class Estimates:
@@ -35,11 +36,11 @@ class Estimates:
         disk: Path,
         *,
         node_id: str = "",
-        hub_token: str = "",
+        hub: HubAccess | None = None,
         prices: Path | None = None,
     ) -> None:
         self._catalogue, self._disk = catalogue, disk
-        self._node_id, self._token = node_id, hub_token or None
+        self._node_id, self._hub = node_id, hub or HubAccess()
         self._prices = PriceTable.read(prices)
 
     def recommend(self, request: api.RecommendMethodRequest) -> api.RecommendMethodResponse:
@@ -98,7 +99,7 @@ class Estimates:
             return found
         if "/" not in reference:
             self._refuse_unknown(reference, own)
-        described = self._catalogue.describe(reference, self._token)
+        described = self._catalogue.describe(reference, self._hub.token)
         return Architecture.of_tensors(described.config, described.shapes)
 
     def _refuse_unknown(self, reference: str, own: set[str]) -> None:

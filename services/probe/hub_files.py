@@ -9,13 +9,14 @@ from engine.config.spec_proto import data_sources
 from engine.hub_datasets import HubDataset, HubDatasets, HubFile
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 from services.attempt_inputs import download_progress
+from services.hub_access import HubAccess
 from services.probe.hub_sources import HubSource
 from services.probe.settings import ProbeSettings
 
 
-def hub_of(settings: ProbeSettings) -> HubDatasets:
-    """Returns the dataset hub, with the limits and the token of the settings. One instance serves one job or query."""
-    return HubDatasets(settings.hub_token.get_secret_value(), settings.max_dataset_bytes)
+def hub_of(settings: ProbeSettings, access: HubAccess) -> HubDatasets:
+    """Returns the dataset hub, with the limits of the settings. One instance serves one job or query."""
+    return HubDatasets(access.token, settings.max_dataset_bytes)
 
 
 def pin(spec: FineTuningJobSpec, hub: HubDatasets) -> tuple[FineTuningJobSpec, list[HubFile]]:

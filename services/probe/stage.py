@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from google.protobuf.json_format import MessageToDict
+from pydantic import SecretStr
 
 from chassis.child.child_process import ChildCommand
 from chassis.store.artifact_store import ArtifactStore, on_disk_of
@@ -18,6 +19,7 @@ from finetuneflow.v1.work_pb2 import Assignment
 from services.attempt_inputs import child_command, dataset_files, fetched_model, job_configuration, reusable_shards
 from services.child_input import ModelFiles
 from services.hardware import read_hardware
+from services.hub_access import job_access
 from services.probe.hub_files import download, hub_of, hub_sources, pin
 from services.probe.settings import ProbeSettings
 from services.probe.worker.child_input import PreflightInput
@@ -32,14 +34,17 @@ class PreflightStage:
         self._settings = settings
         self._catalogue = catalogue
 
-    async def prepare(self, assignment: Assignment, workdir: Path, store: ArtifactStore) -> ChildCommand:
+    async def prepare(
+        self, assignment: Assignment, workdir: Path, store: ArtifactStore, secrets: Mapping[str, SecretStr]
+    ) -> ChildCommand:
         """Raises JobError for a base model or hub dataset that cannot be used, SystemFailure for an unreachable hub."""
         hardware = assignment.hardware
         if not assignment.HasField("hardware"):
             hardware = await asyncio.to_thread(read_hardware, self._settings.node_id, self._settings.home)
-        hub = hub_of(self._settings)
+        access = job_access(self._settings, assignment, secrets)
+        hub = hub_of(self._settings, access)
         pinned, files = await asyncio.to_thread(pin, assignment.merged_spec, hub)
-        model = await fetched_model(self._catalogue, assignment.merged_spec.base_model, self._settings)
+        model = await fetched_model(self._catalogue, assignment.merged_spec.base_model, access)
         sources = await dataset_files(assignment, store, workdir)
         downloaded = await asyncio.to_thread(download, hub, files, workdir / "sources")
         sha256s = {dataset.id: dataset.sha256 for dataset in assignment.datasets}

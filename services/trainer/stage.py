@@ -1,9 +1,11 @@
 """Stage 2, the supervisor's part: provides token shards, base model and the latest checkpoint to the child."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+
+from pydantic import SecretStr
 
 from chassis.child.child_process import ChildCommand
 from chassis.child.spare import SpareCommand
@@ -20,6 +22,7 @@ from services.attempt_inputs import (
     newest_checkpoint,
     token_shards,
 )
+from services.hub_access import job_access
 from services.trainer.settings import TrainerSettings
 from services.trainer.worker.child_input import TrainingInput, UnusableCheckpoint
 
@@ -37,14 +40,17 @@ class TrainingStage:
         self._catalogue = catalogue
         self._store_retry_seconds = store_retry_seconds
 
-    async def prepare(self, assignment: Assignment, workdir: Path, store: ArtifactStore) -> ChildCommand:
+    async def prepare(
+        self, assignment: Assignment, workdir: Path, store: ArtifactStore, secrets: Mapping[str, SecretStr]
+    ) -> ChildCommand:
         """Raises JobError if this node's weights are others than in preflight, SystemFailure without checkpoints."""
         config = job_configuration(assignment.resolved_spec)
+        hub = job_access(self._settings, assignment, secrets)
         data_dir = await token_shards(assignment, store, workdir, self._store_retry_seconds)
         checkpoint, unusable = await newest_checkpoint(assignment, store, workdir, self._store_retry_seconds)
         child_input = TrainingInput(
             config=config,
-            model=await base_model(self._catalogue, assignment, self._settings),
+            model=await base_model(self._catalogue, assignment, hub),
             data_dir=data_dir,
             out_dir=workdir / "out",
             resume=checkpoint,

@@ -29,6 +29,7 @@ from finetuneflow.v1 import (
     model_service_pb2,
     probe_service_pb2,
     recipe_service_pb2,
+    secret_service_pb2,
     tenant_service_pb2,
     trainer_service_pb2,
 )
@@ -49,6 +50,7 @@ _MODULES = (
     model_service_pb2,
     probe_service_pb2,
     recipe_service_pb2,
+    secret_service_pb2,
     tenant_service_pb2,
     trainer_service_pb2,
 )

@@ -38,7 +38,9 @@ class ChainStage:
     def __init__(self, service: str) -> None:
         self.service = service
 
-    async def prepare(self, assignment: Assignment, workdir: Path, store: ArtifactStore) -> ChildCommand:
+    async def prepare(
+        self, assignment: Assignment, workdir: Path, store: ArtifactStore, secrets: object
+    ) -> ChildCommand:
         preflight = assignment.resolved_spec.ByteSize() == 0
         config = resolved_config(assignment.merged_spec if preflight else assignment.resolved_spec)
         spec = ChildInput(

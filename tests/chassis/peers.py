@@ -9,10 +9,11 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import psutil
+from pydantic import SecretStr
 
 from chassis.attempt.spool import ClaimRecord
 from chassis.attempt.stage_worker import StageWorker
@@ -22,6 +23,7 @@ from chassis.bus.event_bus import Bus, Handlers
 from chassis.child.child_process import ChildCommand
 from chassis.child.spare import SpareCommand
 from chassis.preparation import GivenUp, progressed, say
+from chassis.security.sealing import seal
 from chassis.settings import WorkerSettings
 from chassis.store.artifact_store import ArtifactStore
 from finetuneflow.v1 import event_pb2, fine_tuning_job_pb2, work_pb2
@@ -44,9 +46,13 @@ class ChildStage:
         """Until it is set, a preparation with `fetch` waits for its next byte."""
         self.fetched = asyncio.Event()
         self.written: list[str] = []
+        self.secrets: Mapping[str, SecretStr] = {}
 
-    async def prepare(self, assignment: work_pb2.Assignment, workdir: Path, store: ArtifactStore) -> ChildCommand:
+    async def prepare(
+        self, assignment: work_pb2.Assignment, workdir: Path, store: ArtifactStore, secrets: Mapping[str, SecretStr]
+    ) -> ChildCommand:
         do = assignment.spec.display_name
+        self.secrets = secrets
         if do == "no_model":
             raise ModelMissing
         if do == "no_room":
@@ -99,6 +105,8 @@ class Gateway:
     def __init__(self, bus: Bus, do: str = "") -> None:
         self.bus = bus
         self.do = do
+        self.secrets: dict[str, SecretStr] = {}
+        """They are given, sealed, with every claim."""
         self.directive = work_pb2.DIRECTIVE_RUN
         self.events: list[event_pb2.Event] = []
         self.claim_id = ""
@@ -152,6 +160,8 @@ class Gateway:
             claim_id=request.claim_id,
         )
         assignment.spec.display_name = self.do
+        for name, value in self.secrets.items():
+            assignment.sealed_secrets[name] = seal(value, request.public_key, request.claim_id, name)
         if self.lost_responses:
             self.lost_responses -= 1
             raise ConnectionError("the answer got lost")

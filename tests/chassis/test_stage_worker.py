@@ -7,6 +7,7 @@ from typing import Any
 
 import psutil
 import pytest
+from pydantic import SecretStr
 
 from chassis.bus.event_bus import Bus
 from chassis.store.artifact_store import ArtifactStore
@@ -14,6 +15,7 @@ from finetuneflow.v1 import event_pb2, fine_tuning_job_pb2, work_pb2
 from tests.chassis.conftest import StartSupervisor, StartWorker
 from tests.chassis.peers import (
     ITEM,
+    ChildStage,
     Gateway,
     ModelMissing,
     claim_record,
@@ -305,6 +307,29 @@ async def test_child_environment_has_no_secrets_and_hub_is_offline(
     printed = "\n".join((await gateway.wait_for_ending()).stage_failed.last_lines)
     assert "hunter2" not in printed
     assert '"HF_HUB_OFFLINE": "1"' in printed
+
+
+async def test_secret_reaches_the_preparation_and_nothing_else(
+    bus: Bus, gateway: Gateway, start_worker: StartWorker, tmp_path: Path
+) -> None:
+    """A file of it would outlive the attempt, on every node that ran one."""
+    value = "hf_CanaryOfTheWorker"
+    gateway.do, gateway.secrets = "wait", {"hub": SecretStr(value)}
+    stage = ChildStage()
+    worker = await start_worker(stage)
+    await bus.publish_work("trainer", "default", ITEM)
+    await gateway.wait_for_event("log")
+    assert stage.secrets["hub"].get_secret_value() == value
+    (run,) = worker.runs()
+    assert run.job_id == ITEM.job_id
+    files = [file for file in (tmp_path / "home").rglob("*") if file.is_file()]
+    assert any(file.suffix == ".json" for file in files), "the claim's record and the child's input are there"
+    assert [file for file in files if value.encode() in file.read_bytes()] == []
+    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    assert len(processes) > 1
+    for process in processes:
+        assert value not in str(process.cmdline()) and value not in str(process.environ())
+    assert all(value.encode() not in event.SerializeToString() for event in gateway.events)
 
 
 async def test_claim_with_lost_response_is_run_by_the_same_worker(

@@ -9,6 +9,7 @@ import pytest
 from engine.config.hub_reference import HubReference
 from engine.config.job import job_config
 from engine.errors import JobError, SystemFailure
+from engine.hub import anonymous
 from engine.hub_datasets import HubDatasets
 from tests.fakes.hub import Hub
 
@@ -70,10 +71,10 @@ def test_an_invalid_reference_is_refused_before_a_job_exists(text: str) -> None:
 
 def test_only_data_file_is_pinned_to_newest_commit(hub: Hub, tmp_path: Path) -> None:
     """Descriptions and scripts are not data files; the returned reference names the same content for ever."""
-    found = HubDatasets("", 1 << 20).find("hf://org/one", "f")
+    found = HubDatasets(anonymous, 1 << 20).find("hf://org/one", "f")
     assert found.reference == f"hf://org/one@{NEW}/data/train.jsonl"
     assert (found.size_bytes, hub.sent) == (2 * len(ROWS), {})
-    old = HubDatasets("", 1 << 20)
+    old = HubDatasets(anonymous, 1 << 20)
     brought = old.fetch(old.find(f"hf://org/one@{OLD}", "f"), tmp_path / "here")
     assert (brought.path, brought.path.read_bytes()) == (tmp_path / "here" / "train.jsonl", ROWS)
     assert brought.sha256 == hashlib.sha256(ROWS).hexdigest()
@@ -83,7 +84,7 @@ def test_only_data_file_is_pinned_to_newest_commit(hub: Hub, tmp_path: Path) -> 
 
 def test_files_of_one_dataset_are_pinned_to_one_commit(hub: Hub) -> None:
     """Its owner may push between the two."""
-    datasets = HubDatasets("", 1 << 20)
+    datasets = HubDatasets(anonymous, 1 << 20)
     first = datasets.find("hf://org/many/main/train.parquet", "f")
     hub.datasets["org/many"]["c" * 40] = hub.datasets["org/many"].pop(OLD)
     second = datasets.find("hf://org/many/main/test.parquet", "f")
@@ -107,7 +108,7 @@ def test_files_of_one_dataset_are_pinned_to_one_commit(hub: Hub) -> None:
 )
 def test_each_refusal_says_what_to_do_and_downloads_nothing(hub: Hub, asked: str, reason: str, told: str) -> None:
     with pytest.raises(JobError) as caught:
-        HubDatasets("", len(ROWS)).find(asked, "spec.training_data[1].dataset")
+        HubDatasets(anonymous, len(ROWS)).find(asked, "spec.training_data[1].dataset")
     assert caught.value.reason == reason
     assert told in caught.value.advice
     assert caught.value.violations[0].field == "spec.training_data[1].dataset"
@@ -117,13 +118,13 @@ def test_each_refusal_says_what_to_do_and_downloads_nothing(hub: Hub, asked: str
 def test_an_unreachable_hub_is_a_system_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(SystemFailure) as caught:
-        HubDatasets("", 1).find("hf://org/one", "f")
+        HubDatasets(anonymous, 1).find("hf://org/one", "f")
     assert caught.value.reason == "HUB_UNREACHABLE"
 
 
 @pytest.mark.long
 def test_a_hub_that_fails_during_the_download_is_a_system_failure(hub: Hub, tmp_path: Path) -> None:
-    datasets = HubDatasets("", 1 << 20)
+    datasets = HubDatasets(anonymous, 1 << 20)
     found = datasets.find("hf://org/one", "f")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemFailure) as caught:
         patch.setattr(

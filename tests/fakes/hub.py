@@ -16,13 +16,17 @@ REFUSALS = {"org/gated": (403, "GatedRepo"), "org/unknown": (404, "RepoNotFound"
 
 class Hub:
     """`folder` is the model `org/tiny`; `datasets`: id → commit → folder, the last commit being `main`. `sent` says how
-    many bytes of which file went out, `tokens` what a private dataset asks for."""
+    many bytes of which file went out, `tokens` what a private dataset asks for. `readers` are the tokens that may read
+    the model once it is gated, `checks` the tokens about which the hub was asked; `expired` ones are refused."""
 
     def __init__(self, folder: Path, datasets: Mapping[str, dict[str, Path]] | None = None) -> None:
         self.folder = folder
         self.datasets = dict(datasets or {})
         self.sent: dict[str, int] = {}
         self.tokens: dict[str, str] = {}
+        self.readers: set[str] | None = None
+        self.checks: list[str] = []
+        self.expired: set[str] = set()
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -49,6 +53,8 @@ class Hub:
             if f"datasets/{dataset}" in path:
                 self._answer_of_dataset(request, path, dataset, commits, body=body)
                 return
+        if self._refused(request, path, body=body):
+            return
         files = [file for file in sorted(self.folder.iterdir()) if file.is_file()]
         if path.startswith("api/models/org/tiny/tree/"):
             listed = [{"type": "file", "path": f.name, "size": f.stat().st_size, "oid": f.name} for f in files]
@@ -56,7 +62,8 @@ class Hub:
             return
         if path.startswith("api/models/org/tiny"):
             siblings = [{"rfilename": file.name, "size": file.stat().st_size} for file in files]
-            info = {"id": "org/tiny", "sha": COMMIT, "siblings": siblings, "private": False, "gated": False}
+            gated = "manual" if self.readers is not None else False
+            info = {"id": "org/tiny", "sha": COMMIT, "siblings": siblings, "private": False, "gated": gated}
             self._send(request, 200, json.dumps(info).encode(), {"Content-Type": "application/json"}, body=body)
             return
         file = self.folder / path.rpartition("/")[2]
@@ -64,6 +71,26 @@ class Hub:
             self._send(request, 404, b"{}", {"X-Error-Code": "EntryNotFound"}, body=body)
             return
         self._send_file(request, file, COMMIT, body=body)
+
+    def _refused(self, request: BaseHTTPRequestHandler, path: str, *, body: bool) -> bool:
+        """Answers requests that the token decides on. As on the real hub, everybody may read about a gated model."""
+        token = (request.headers.get("Authorization") or "").removeprefix("Bearer ")
+        if token in self.expired:
+            self._send(
+                request, 401, b"{}", {"X-Error-Message": "Invalid credentials in Authorization header"}, body=body
+            )
+            return True
+        asks = path == "api/models/org/tiny/auth-check"
+        if asks:
+            self.checks.append(token)
+        about = path.startswith("api/models/") and not asks
+        if self.readers is None or about or token in self.readers:
+            if asks:
+                self._send(request, 200, b"{}", {}, body=body)
+            return asks
+        headers = {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to model org/tiny is restricted."}
+        self._send(request, 403 if token else 401, b"{}", headers, body=body)
+        return True
 
     def _answer_of_dataset(
         self, request: BaseHTTPRequestHandler, path: str, dataset: str, commits: dict[str, Path], *, body: bool

@@ -135,7 +135,7 @@ def read(kind: type[Spec], command: ChildCommand) -> Spec:
 async def prepared_input(node: NodeWithJob, store_retry_seconds: Sequence[float] = RETRY_SECONDS) -> TrainingInput:
     settings = TrainerSettings(home=node.home, models=node.models, threads=3)
     stage = TrainingStage(settings, catalogue(settings), store_retry_seconds)
-    command = await stage.prepare(node.assignment, node.workdir, node.store)
+    command = await stage.prepare(node.assignment, node.workdir, node.store, {})
     assert command.env["OMP_NUM_THREADS"] == "3"
     assert command.env["OMP_WAIT_POLICY"] == "PASSIVE"
     assert command.late_env["CUDA_VISIBLE_DEVICES"] == ""
@@ -253,7 +253,7 @@ async def test_preflight_input_has_merged_spec_and_fields_set_by_caller(node: No
     node.assignment.spec.Clear()
     node.assignment.spec.base_model = "tiny"
     settings = ProbeSettings(home=node.home, models=node.models)
-    command = await PreflightStage(settings, catalogue(settings)).prepare(node.assignment, node.workdir, node.store)
+    command = await PreflightStage(settings, catalogue(settings)).prepare(node.assignment, node.workdir, node.store, {})
     child_input = read(PreflightInput, command)
     assert child_input.given == {"base_model": "tiny"}
     assert child_input.config.hyperparameters.precision == "fp32", "the recipe is merged at create"
@@ -263,7 +263,7 @@ async def test_preflight_input_has_merged_spec_and_fields_set_by_caller(node: No
     assert child_input.hardware is not None
     assert "memory_total_bytes" in child_input.hardware, "without a trainer, the probe's own hardware is used"
     node.assignment.hardware.node_id = "trainer-1"
-    command = await PreflightStage(settings, catalogue(settings)).prepare(node.assignment, node.workdir, node.store)
+    command = await PreflightStage(settings, catalogue(settings)).prepare(node.assignment, node.workdir, node.store, {})
     assert read(PreflightInput, command).hardware == {"node_id": "trainer-1"}
 
 
@@ -271,7 +271,7 @@ async def test_unknown_model_is_a_user_error(node: NodeWithJob) -> None:
     node.assignment.merged_spec.base_model = "tinny"
     settings = ProbeSettings(home=node.home, models=node.models)
     with pytest.raises(JobError) as caught:
-        await PreflightStage(settings, catalogue(settings)).prepare(node.assignment, node.workdir, node.store)
+        await PreflightStage(settings, catalogue(settings)).prepare(node.assignment, node.workdir, node.store, {})
     assert caught.value.reason == "MODEL_NOT_FOUND"
     assert "tiny" in caught.value.message
 
@@ -279,7 +279,7 @@ async def test_unknown_model_is_a_user_error(node: NodeWithJob) -> None:
 async def test_evaluation_and_export_use_the_best_checkpoint(node: NodeWithJob, tmp_path: Path) -> None:
     evaluator = EvaluatorSettings(home=node.home, models=node.models)
     stage = EvaluationStage(evaluator, catalogue(evaluator))
-    command = await stage.prepare(node.assignment, node.workdir, node.store)
+    command = await stage.prepare(node.assignment, node.workdir, node.store, {})
     judged = read(EvaluationInput, command)
 
     exporter = ExporterSettings(home=node.home, models=node.models)
@@ -287,7 +287,7 @@ async def test_evaluation_and_export_use_the_best_checkpoint(node: NodeWithJob, 
     node.assignment.preflight.hub_datasets.add(asked="hf://org/rows", pinned=pinned, filename="rows.jsonl")
     other = tmp_path / "other"
     other.mkdir()
-    command = await ExportStage(exporter, catalogue(exporter)).prepare(node.assignment, other, node.store)
+    command = await ExportStage(exporter, catalogue(exporter)).prepare(node.assignment, other, node.store, {})
     packed = read(ExportInput, command)
     for folder in (judged.adapter_dir, packed.adapter_dir):
         assert json.loads((folder / "checkpoint.json").read_text()) == {"step": 10}
@@ -323,7 +323,7 @@ async def test_token_shards_of_an_earlier_job_are_reused_unless_damaged(node: No
         workdir = node.workdir / str(number)
         workdir.mkdir()
         stage = PreflightStage(settings, catalogue(settings))
-        return read(PreflightInput, await stage.prepare(node.assignment, workdir, node.store))
+        return read(PreflightInput, await stage.prepare(node.assignment, workdir, node.store, {}))
 
     child_input = await prepared(1)
     assert child_input.shards is None

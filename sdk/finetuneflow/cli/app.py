@@ -21,6 +21,7 @@ from finetuneflow.cli import (
     models,
     probe,
     recipes,
+    secrets,
     tenants,
     train,
     validation,
@@ -72,6 +73,7 @@ def build_app() -> typer.Typer:
     models_app = models.make_app()
     app.add_typer(models_app, name="models")
     app.add_typer(recipes.app, name="recipes")
+    app.add_typer(secrets.app, name="secrets")
     app.command()(probe.probe)
     app.command()(doctor.doctor)
     app.command()(login.login)

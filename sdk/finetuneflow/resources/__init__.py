@@ -34,6 +34,7 @@ from finetuneflow.resources.job import (
 from finetuneflow.resources.model import Model, ModelKind
 from finetuneflow.resources.preflight import Finding, Improvement, Preflight, PreflightReport
 from finetuneflow.resources.recipe import Recipe
+from finetuneflow.resources.secret import Secret
 from finetuneflow.resources.stage_result import (
     BaseModelIdentity,
     DataStatistics,
@@ -105,6 +106,7 @@ __all__ = [
     "Role",
     "RowPreview",
     "RowProblem",
+    "Secret",
     "SeedRecommendation",
     "Severity",
     "Stage",

@@ -65,8 +65,15 @@ EXPORT_FORMAT_MERGED: ExportFormat
 EXPORT_FORMAT_GGUF: ExportFormat
 
 class FineTuningJobSpec(_message.Message):
-    __slots__ = ("display_name", "task", "labels", "base_model", "method", "recipe", "chat_template", "system_prompt", "training_data", "phases", "evaluation_data", "holdout_fraction", "hyperparameters", "lora", "quantization", "evaluation", "export", "integrations", "resources", "secrets", "max_attempts", "seed", "priority")
+    __slots__ = ("display_name", "task", "labels", "base_model", "method", "recipe", "chat_template", "system_prompt", "training_data", "phases", "evaluation_data", "holdout_fraction", "hyperparameters", "lora", "quantization", "evaluation", "export", "integrations", "resources", "max_attempts", "seed", "priority", "secrets")
     class LabelsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    class SecretsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
         VALUE_FIELD_NUMBER: _ClassVar[int]
@@ -92,10 +99,10 @@ class FineTuningJobSpec(_message.Message):
     EXPORT_FIELD_NUMBER: _ClassVar[int]
     INTEGRATIONS_FIELD_NUMBER: _ClassVar[int]
     RESOURCES_FIELD_NUMBER: _ClassVar[int]
-    SECRETS_FIELD_NUMBER: _ClassVar[int]
     MAX_ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    SECRETS_FIELD_NUMBER: _ClassVar[int]
     display_name: str
     task: str
     labels: _containers.ScalarMap[str, str]
@@ -115,11 +122,11 @@ class FineTuningJobSpec(_message.Message):
     export: ExportSpec
     integrations: _containers.RepeatedCompositeFieldContainer[IntegrationSpec]
     resources: ResourceSpec
-    secrets: _containers.RepeatedScalarFieldContainer[str]
     max_attempts: int
     seed: int
     priority: int
-    def __init__(self, display_name: _Optional[str] = ..., task: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., base_model: _Optional[str] = ..., method: _Optional[_Union[TrainingMethod, str]] = ..., recipe: _Optional[str] = ..., chat_template: _Optional[str] = ..., system_prompt: _Optional[str] = ..., training_data: _Optional[_Iterable[_Union[DataSource, _Mapping]]] = ..., phases: _Optional[_Iterable[_Union[TrainingPhase, _Mapping]]] = ..., evaluation_data: _Optional[_Iterable[_Union[DataSource, _Mapping]]] = ..., holdout_fraction: _Optional[float] = ..., hyperparameters: _Optional[_Union[Hyperparameters, _Mapping]] = ..., lora: _Optional[_Union[LoraSpec, _Mapping]] = ..., quantization: _Optional[_Union[QuantizationSpec, _Mapping]] = ..., evaluation: _Optional[_Union[EvaluationSpec, _Mapping]] = ..., export: _Optional[_Union[ExportSpec, _Mapping]] = ..., integrations: _Optional[_Iterable[_Union[IntegrationSpec, _Mapping]]] = ..., resources: _Optional[_Union[ResourceSpec, _Mapping]] = ..., secrets: _Optional[_Iterable[str]] = ..., max_attempts: _Optional[int] = ..., seed: _Optional[int] = ..., priority: _Optional[int] = ...) -> None: ...
+    secrets: _containers.ScalarMap[str, str]
+    def __init__(self, display_name: _Optional[str] = ..., task: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., base_model: _Optional[str] = ..., method: _Optional[_Union[TrainingMethod, str]] = ..., recipe: _Optional[str] = ..., chat_template: _Optional[str] = ..., system_prompt: _Optional[str] = ..., training_data: _Optional[_Iterable[_Union[DataSource, _Mapping]]] = ..., phases: _Optional[_Iterable[_Union[TrainingPhase, _Mapping]]] = ..., evaluation_data: _Optional[_Iterable[_Union[DataSource, _Mapping]]] = ..., holdout_fraction: _Optional[float] = ..., hyperparameters: _Optional[_Union[Hyperparameters, _Mapping]] = ..., lora: _Optional[_Union[LoraSpec, _Mapping]] = ..., quantization: _Optional[_Union[QuantizationSpec, _Mapping]] = ..., evaluation: _Optional[_Union[EvaluationSpec, _Mapping]] = ..., export: _Optional[_Union[ExportSpec, _Mapping]] = ..., integrations: _Optional[_Iterable[_Union[IntegrationSpec, _Mapping]]] = ..., resources: _Optional[_Union[ResourceSpec, _Mapping]] = ..., max_attempts: _Optional[int] = ..., seed: _Optional[int] = ..., priority: _Optional[int] = ..., secrets: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class DataSource(_message.Message):
     __slots__ = ("dataset", "weight", "mapping", "template", "format")

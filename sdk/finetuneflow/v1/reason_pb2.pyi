@@ -255,6 +255,9 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_TOO_MANY_DATASETS: _ClassVar[Reason]
     REASON_STORAGE_LIMIT: _ClassVar[Reason]
     REASON_GPU_TIME_LIMIT: _ClassVar[Reason]
+    REASON_SECRET_NOT_FOUND: _ClassVar[Reason]
+    REASON_SECRET_MISSING: _ClassVar[Reason]
+    REASON_HUB_TOKEN_REFUSED: _ClassVar[Reason]
 REASON_UNSPECIFIED: Reason
 REASON_CREATED: Reason
 REASON_RETRYING: Reason
@@ -504,3 +507,6 @@ REASON_TOO_MANY_JOBS: Reason
 REASON_TOO_MANY_DATASETS: Reason
 REASON_STORAGE_LIMIT: Reason
 REASON_GPU_TIME_LIMIT: Reason
+REASON_SECRET_NOT_FOUND: Reason
+REASON_SECRET_MISSING: Reason
+REASON_HUB_TOKEN_REFUSED: Reason

@@ -17,6 +17,7 @@ from engine.data.split import Progress
 from finetuneflow.v1 import probe_service_pb2
 from finetuneflow.v1.event_pb2 import StageCompleted
 from services.attempt_inputs import catalogue, child_environment
+from services.hub_access import operators_access
 from services.probe.estimates import Estimates
 from services.probe.queries.count_tokens import count_tokens
 from services.probe.queries.dry_run import dry_run
@@ -45,7 +46,7 @@ def main(sink: EventSink, input_path: Path) -> StageCompleted:
     with replying(query.out_dir) as reply:
         if query.fetched is None:
             settings = ProbeSettings()
-            query = fetch(query, settings, catalogue(settings))
+            query = fetch(query, settings, catalogue(settings), operators_access(settings))
             if query.fetched is not None:
                 _restart_confined(query, input_path.parent, settings)
         if query.fetched is not None:
@@ -88,8 +89,7 @@ def run(query: ProbeQuery, progress: Progress) -> Message:
 def _estimates() -> Estimates:
     """Reads the settings of this process: a serving probe estimates in its own process, which reads no rows for it."""
     settings = ProbeSettings()
-    token = settings.hub_token.get_secret_value()
-    return Estimates(catalogue(settings), settings.home, hub_token=token, prices=settings.prices)
+    return Estimates(catalogue(settings), settings.home, hub=operators_access(settings), prices=settings.prices)
 
 
 if __name__ == "__main__":

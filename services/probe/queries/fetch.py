@@ -18,6 +18,7 @@ from engine.errors import JobError, Violation
 from finetuneflow.v1 import dataset_service_pb2, probe_service_pb2
 from services.child_input import ModelFiles
 from services.hardware import read_hardware
+from services.hub_access import HubAccess
 from services.probe.hub_files import download, hub_of, hub_sources, pin
 from services.probe.queries.query import Fetched, PreflightFacts, ProbeQuery
 from services.probe.settings import ProbeSettings
@@ -25,7 +26,7 @@ from services.probe.settings import ProbeSettings
 _MAX_ROWS = 100
 
 
-def fetch(query: ProbeQuery, settings: ProbeSettings, catalogue: Catalogue) -> ProbeQuery:
+def fetch(query: ProbeQuery, settings: ProbeSettings, catalogue: Catalogue, access: HubAccess) -> ProbeQuery:
     """Returns the query with `fetched` set, and with the files of hub datasets, which it downloads beside `out_dir`.
 
     It blocks. Raises JobError for a request that leaves nothing to run, Unimplemented for fields that are not available
@@ -37,23 +38,26 @@ def fetch(query: ProbeQuery, settings: ProbeSettings, catalogue: Catalogue) -> P
         check_file(path.name, path.stat().st_size, path.name)
     match query.method:
         case "ValidateDataset":
-            return _for_dataset(query, query.parsed(dataset_service_pb2.ValidateDatasetRequest()), settings, catalogue)
+            return _for_dataset(
+                query, query.parsed(dataset_service_pb2.ValidateDatasetRequest()), settings, catalogue, access
+            )
         case "PreviewDataset":
             preview = query.parsed(dataset_service_pb2.PreviewDatasetRequest())
             _check_rows(preview)
-            return _for_dataset(query, preview, settings, catalogue)
+            return _for_dataset(query, preview, settings, catalogue, access)
         case "CountTokens":
             counted = query.parsed(probe_service_pb2.EstimateResourcesRequest())
             job_config(spec_to_dict(counted.spec))
-            return query.model_copy(update={"fetched": _tokenizer(counted.spec.base_model, settings, catalogue)})
+            return query.model_copy(
+                update={"fetched": _tokenizer(counted.spec.base_model, settings, catalogue, access)}
+            )
         case "PreflightFineTuningJob":
-            return _for_preflight(query, settings, catalogue)
+            return _for_preflight(query, settings, catalogue, access)
     return query
 
 
-def _tokenizer(base_model: str, settings: ProbeSettings, catalogue: Catalogue) -> Fetched:
-    token = settings.hub_token.get_secret_value() or None
-    local = catalogue.fetch(base_model, token, tokenizer_only=True)
+def _tokenizer(base_model: str, settings: ProbeSettings, catalogue: Catalogue, access: HubAccess) -> Fetched:
+    local = catalogue.fetch(base_model, access.token, tokenizer_only=True)
     return Fetched(model=ModelFiles(**asdict(local)), processes=settings.child_threads, limits=settings.query_limits)
 
 
@@ -62,18 +66,19 @@ def _for_dataset(
     request: dataset_service_pb2.ValidateDatasetRequest | dataset_service_pb2.PreviewDatasetRequest,
     settings: ProbeSettings,
     catalogue: Catalogue,
+    access: HubAccess,
 ) -> ProbeQuery:
     job_config(dataset_job(request))
-    fetched = _tokenizer(request.base_model, settings, catalogue)
+    fetched = _tokenizer(request.base_model, settings, catalogue, access)
     name = request.source.dataset
     if not is_hub_reference(name):
         return query.model_copy(update={"fetched": fetched})
-    hub = hub_of(settings)
+    hub = hub_of(settings, access)
     file = hub.fetch(hub.find(name, "source.dataset"), _hub_folder(query)).path
     return query.model_copy(update={"fetched": fetched, "files": {**query.files, name: file}})
 
 
-def _for_preflight(query: ProbeQuery, settings: ProbeSettings, catalogue: Catalogue) -> ProbeQuery:
+def _for_preflight(query: ProbeQuery, settings: ProbeSettings, catalogue: Catalogue, access: HubAccess) -> ProbeQuery:
     request = query.parsed(probe_service_pb2.PreflightFineTuningJobRequest())
     config = job_config(spec_to_dict(request.spec))
     if missing := unsupported(config):
@@ -87,11 +92,11 @@ def _for_preflight(query: ProbeQuery, settings: ProbeSettings, catalogue: Catalo
             f"The probe got no file for dataset {unknown[0]!r}.",
             "Ask the gateway, which knows the uploaded datasets.",
         )
-    hub = hub_of(settings)
+    hub = hub_of(settings, access)
     pinned, hub_files = pin(request.spec, hub)
     request.spec.CopyFrom(pinned)
-    fetched = _tokenizer(request.spec.base_model, settings, catalogue)
-    described = catalogue.describe(request.spec.base_model, settings.hub_token.get_secret_value() or None)
+    fetched = _tokenizer(request.spec.base_model, settings, catalogue, access)
+    described = catalogue.describe(request.spec.base_model, access.token)
     own = None if request.HasField("hardware") else read_hardware(settings.node_id, settings.home)
     downloaded = download(hub, hub_files, _hub_folder(query))
     facts = PreflightFacts(

@@ -23,6 +23,7 @@ from chassis.store.artifact_store import ArtifactMissing, ArtifactStore
 from engine.catalogue import Catalogue
 from finetuneflow.v1.dataset_pb2 import Dataset
 from services.attempt_inputs import child_environment
+from services.hub_access import every_callers_access
 from services.path_fields import dataset_violations, described, tenant_violations
 from services.probe.dataset_cache import DatasetCache, sweep
 from services.probe.queries.fair_slots import FairSlots
@@ -43,6 +44,7 @@ class ServedQueries:
 
     def __init__(self, settings: ProbeSettings, catalogue: Catalogue) -> None:
         self._settings, self._catalogue = settings, catalogue
+        self._hub = every_callers_access(settings)
         self._store = ArtifactStore(settings.artifacts)
         self._folder = settings.home / "work" / "queries"
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -71,7 +73,7 @@ class ServedQueries:
                 for index, (name, dataset) in enumerate(datasets.items())
             }
             query = ProbeQuery.of(folder, method, request, files)
-            query = await asyncio.to_thread(fetch, query, self._settings, self._catalogue)
+            query = await asyncio.to_thread(fetch, query, self._settings, self._catalogue, self._hub)
             return await self._run(query, folder, response)
 
     async def close(self) -> None:

@@ -161,14 +161,21 @@ def test_unavailable_features_are_refused_by_field() -> None:
         "evaluation_data": [{"dataset": "b", "weight": 2.0}],
         "export": {"formats": ["adapter", "gguf"]},
         "integrations": [{"kind": "wandb"}],
-        "secrets": ["token"],
         "resources": {"gpus": 2},
     }
     assert [violation.field.removeprefix("spec.") for violation in unsupported(job_config(spec))] == [
         "base_model", "evaluation_data[0].weight", "export.formats[1]",
-        "integrations", "secrets", "resources.gpus",
+        "integrations", "resources.gpus",
     ]  # fmt: skip
     assert unsupported(job_config(MINIMAL)) == []
+
+
+def test_a_secret_is_named_for_a_known_use_only() -> None:
+    """A misspelled use would leave the job without its token, and fail it hours later."""
+    assert job_config({**MINIMAL, "secrets": {"hub_token": "my-hub"}}).secrets == {"hub_token": "my-hub"}
+    found = refused({**MINIMAL, "secrets": {"hub_tokn": "my-hub"}})
+    assert "hub_token" in str(found) and all(path.startswith("spec.secrets") for path in found)
+    assert set(refused({**MINIMAL, "secrets": {"hub_token": "No Name"}})) == {"spec.secrets.hub_token"}
 
 
 def test_the_trainer_accepts_the_arguments(tmp_path: Path) -> None:

@@ -3,12 +3,15 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import Iterator
+import traceback
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from google.protobuf.json_format import ParseDict
+from pydantic import SecretStr
 
 from chassis.child.child_process import Child, ChildCommand
 from chassis.store.artifact_store import ArtifactStore
@@ -48,14 +51,17 @@ class PreflightNode:
     store: ArtifactStore
     sha256: str
 
-    async def prepare(self, *datasets: str) -> ChildCommand:
-        """Runs the supervisor's preparation for a job on these datasets, up to the start of the child."""
-        spec = {
+    async def prepare(self, *datasets: str, secrets: Mapping[str, SecretStr] | None = None) -> ChildCommand:
+        """Runs the supervisor's preparation for a job on these datasets, up to the start of the child. With `secrets`
+        the job names the secret `hub` for its token."""
+        spec: dict[str, Any] = {
             "base_model": "tiny",
             "recipe": "cpu-demo",
             "holdout_fraction": 0,
             "training_data": [{"dataset": name} for name in datasets],
         }
+        if secrets is not None:
+            spec["secrets"] = {"hub_token": "hub"}
         workdir = self.folder / f"work-{len(list(self.folder.glob('work-*')))}"
         workdir.mkdir()
         uploaded = Dataset(id="ds_1", filename="rows.jsonl", path="datasets/ds_1/rows.jsonl", sha256=self.sha256)
@@ -67,7 +73,7 @@ class PreflightNode:
             datasets=[uploaded] if "ds_1" in datasets else [],
         )
         stage = PreflightStage(self.settings, catalogue(self.settings))
-        return await stage.prepare(assignment, workdir, self.store)
+        return await stage.prepare(assignment, workdir, self.store, secrets or {})
 
     async def prepared(self, *datasets: str) -> PreflightInput:
         """Prepares a job on these datasets and returns the child's input."""
@@ -180,9 +186,74 @@ async def test_private_dataset_is_read_with_operators_token_hidden_from_child(hu
     with pytest.raises(JobError) as caught:
         await node.prepare("hf://org/rows")
     assert caught.value.reason == "DATASET_NOT_FOUND"
-    node.settings = ProbeSettings(
-        home=node.settings.home, models=node.settings.models, node_id="node-1", hub_token="hf_private"
-    )
+    node.settings = operators_token(node, "org/*")
     command = await node.prepare("hf://org/rows")
     assert "hf_private" not in written(command)
     assert "hf_private" not in str(command)
+
+
+@pytest.mark.parametrize("listed", [(), ("another/*", "org/row")])
+async def test_operators_token_is_not_used_for_what_is_not_on_the_list(
+    hub: Hub, node: PreflightNode, listed: tuple[str, ...]
+) -> None:
+    """Otherwise every caller could train on whatever the operator's account can read."""
+    hub.tokens["org/rows"] = "hf_private"
+    node.settings = operators_token(node, *listed)
+    with pytest.raises(JobError, match="does not exist on the hub, or is private") as caught:
+        await node.prepare("hf://org/rows")
+    assert caught.value.reason == "DATASET_NOT_FOUND"
+    assert "FTF_HUB_TOKEN_REPOSITORIES" in caught.value.advice and "ftf secrets set" in caught.value.advice
+    assert hub.sent == {}
+
+
+async def test_jobs_own_token_reads_its_dataset_and_is_hidden_from_child(hub: Hub, node: PreflightNode) -> None:
+    hub.tokens["org/rows"] = "hf_mine"
+    node.settings = operators_token(node, "*")
+    command = await node.prepare("hf://org/rows", secrets={"hub": SecretStr("hf_mine")})
+    assert "hf_mine" not in written(command)
+    assert "hf_mine" not in str(command)
+    files = [file for file in node.folder.rglob("*") if file.is_file()]
+    assert not [file for file in files if b"hf_mine" in file.read_bytes()]
+
+
+async def test_a_job_with_its_own_token_never_uses_the_operators(hub: Hub, node: PreflightNode) -> None:
+    """A caller who may not read a dataset must not get it because the operator may."""
+    hub.tokens["org/rows"] = "hf_private"
+    node.settings = operators_token(node, "*")
+    with pytest.raises(JobError) as caught:
+        await node.prepare("hf://org/rows", secrets={"hub": SecretStr("hf_mine")})
+    assert caught.value.reason == "DATASET_NOT_FOUND"
+
+
+async def test_a_deleted_secret_fails_the_job_with_its_name(hub: Hub, node: PreflightNode) -> None:
+    with pytest.raises(JobError, match="'hub' was deleted") as caught:
+        await node.prepare("hf://org/rows", secrets={})
+    assert (caught.value.reason, caught.value.violations[0].field) == ("SECRET_MISSING", "spec.secrets.hub_token")
+
+
+@pytest.mark.parametrize("value", ["hf_canary\n", "hf canary", "hf_canary\x7f", "hf_cänary"])
+async def test_a_secret_that_is_no_token_is_refused_without_its_value(
+    hub: Hub, node: PreflightNode, value: str
+) -> None:
+    """The HTTP client quotes a header that it cannot send, and its exception would become an event of the job."""
+    with pytest.raises(JobError) as caught:
+        await node.prepare("hf://org/rows", secrets={"hub": SecretStr(value)})
+    assert caught.value.reason == "HUB_TOKEN_REFUSED"
+    assert "nary" not in "".join(traceback.format_exception(caught.value))
+
+
+async def test_login_of_the_nodes_user_serves_no_caller(
+    hub: Hub, node: PreflightNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub's client sends HF_TOKEN by itself, whoever asks."""
+    hub.tokens["org/rows"] = "hf_of_the_machine"
+    monkeypatch.setenv("HF_TOKEN", "hf_of_the_machine")
+    with pytest.raises(JobError) as caught:
+        await node.prepare("hf://org/rows")
+    assert caught.value.reason == "DATASET_NOT_FOUND"
+
+
+def operators_token(node: PreflightNode, *listed: str) -> ProbeSettings:
+    """The node's settings with the operator's token `hf_private` for the listed repositories."""
+    update = {"hub_token": SecretStr("hf_private"), "hub_token_repositories": listed}
+    return node.settings.model_copy(update=update)
