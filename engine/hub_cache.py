@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,9 @@ class FolderLock:
         self._file.write(str(num_bytes).encode())
 
     def touch(self) -> None:
-        os.utime(self._file.fileno())
+        # The time that the kernel would set is that of its last tick.
+        now = time.time_ns()
+        os.utime(self._file.fileno(), ns=(now, now))
 
     def outlive_exec(self) -> None:
         """Keeps the lock when this process becomes another program."""
@@ -113,7 +116,8 @@ class _Entry:
     """A model in the cache, or a part of one."""
 
     folder: Path
-    last_use: float
+    last_use: int
+    """In nanoseconds since 1970."""
     num_bytes: int
     """On the disk."""
     reserved: int
@@ -273,11 +277,11 @@ def _refuse(hub_id: str, size: int, limit: int, over: int, missing: int, lacking
         raise SystemFailure("DISK_FULL", message, "Ask the operator to make room, or use a smaller model.")
 
 
-def _last_use(folder: Path) -> float:
+def _last_use(folder: Path) -> int:
     for path in (_lock_file(folder), folder, partial_of(folder)):
         with contextlib.suppress(FileNotFoundError):
-            return path.stat().st_mtime
-    return 0.0
+            return path.stat().st_mtime_ns
+    return 0
 
 
 def _reserved(folder: Path) -> int:
