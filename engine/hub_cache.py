@@ -237,7 +237,7 @@ class HubCache:
             folder.rename(partial)
         shutil.rmtree(partial)
         model = f"{folder.parent.name.replace('--', '/')}@{folder.name}"
-        labels = {"model": model, "bytes": entry.num_bytes, "reason": why}
+        labels = {"model": model, "bytes": entry.num_bytes, "cause": why}
         _log.warning("deleted a downloaded model to make room for %s", hub_id, extra=labels)
         self._on_evicted(folder, entry.num_bytes)
 

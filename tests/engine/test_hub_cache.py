@@ -137,7 +137,7 @@ def test_the_least_recently_used_model_makes_room(
     (line,) = [record for record in caplog.records if record.name == "engine.hub_cache"]
     assert line.getMessage() == "deleted a downloaded model to make room for org/c"
     assert vars(line)["model"] == f"org/b@{COMMIT}"
-    assert vars(line)["reason"] == "a limit of 2,500,000 bytes"
+    assert vars(line)["cause"] == "a limit of 2,500,000 bytes"
     assert [vars(line)["bytes"]] == evicted
     assert _UNIT < evicted[0] < 1.1 * _UNIT
 
