@@ -591,7 +591,8 @@ class Reason(OpenEnum):
     """The worker's machine failed, such as at reading or writing a file. Operator: see the worker's log."""
 
     DISK_FULL = "DISK_FULL"
-    """The disk of the worker's machine is full. Operator: make room on it."""
+    """The disk of the worker's machine is full, or the downloaded models in use leave no room for another. Operator:
+    make room on it, or raise FTF_HUB_CACHE_BYTES."""
 
     STORE_FULL = "STORE_FULL"
     """The artifact store has no room for a file. Operator: make room in it."""
