@@ -257,7 +257,7 @@ class Connection:
 
         async def receive(msg: Msg) -> None:
             if not msg.reply.startswith(f"{INBOXES}."):
-                # The asker chooses the subject of the answer; it could be that of an event, which gateways alone publish.
+                # The asker chooses the subject of the answer: one of events, for example, which gateways alone publish.
                 _log.warning("a request on %s asks for an answer on %r; it is ignored", msg.subject, msg.reply[:100])
                 return
             await slots.acquire()
