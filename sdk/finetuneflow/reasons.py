@@ -848,6 +848,14 @@ class Reason(OpenEnum):
     """The trainings of the tenant have used its GPU time of the last 24 hours. Caller: try again later. Operator: raise
     max_gpu_seconds_per_day of the tenant."""
 
+    TOO_MANY_SECRETS = "TOO_MANY_SECRETS"
+    """The tenant has as many secrets as it may have. Caller: delete some. Operator: raise
+    FTF_GATEWAY_MAX_SECRETS_PER_TENANT."""
+
+    TOO_MANY_KEYS = "TOO_MANY_KEYS"
+    """The tenant has as many API keys as it may have. Caller: revoke some. Operator: raise
+    FTF_GATEWAY_MAX_KEYS_PER_TENANT."""
+
     SECRET_NOT_FOUND = "SECRET_NOT_FOUND"
     """There is no such secret. Caller: take a name of `ftf secrets list`, or set it with `ftf secrets set`."""
 
