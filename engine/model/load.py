@@ -12,6 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_t
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from engine.config.job import Lora, Method, Precision, Quantization
+from engine.model_folder import model_error
 
 Device = Literal["cpu", "cuda"]
 
@@ -42,9 +43,11 @@ def load_base(model_dir: Path, *, dtype: torch.dtype, on: Device, quantization: 
 
     With `quantization` all linear layers except the head have 4 or 8 bits. `dtype` is then the format of all other
     weights, and of the computation unless the quantisation sets another.
+
+    Raises JobError BAD_WEIGHTS if the files lack a tensor: it would be random.
     """
     config = None if quantization is None else _bitsandbytes(quantization, dtype)
-    model = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         model_dir,
         dtype=dtype,
         quantization_config=config,
@@ -52,7 +55,15 @@ def load_base(model_dir: Path, *, dtype: torch.dtype, on: Device, quantization: 
         use_safetensors=True,
         local_files_only=True,
         trust_remote_code=False,
+        output_loading_info=True,
     )
+    model, found = loaded
+    if missing := sorted(found["missing_keys"]):
+        raise model_error(
+            "BAD_WEIGHTS",
+            f"The base model's weights are damaged: they lack {len(missing)} tensors, such as {missing[0]}.",
+            "Fetch the model again, or use another base model or revision.",
+        )
     if quantization is not None:
         keep_differentiable(model)
     model.eval()

@@ -4,6 +4,7 @@ from functools import cache
 
 from tests.hostile.artifact import Artifact, Family
 from tests.hostile.child_outputs import CHILD_OUTPUTS
+from tests.hostile.loading import LOADING
 from tests.hostile.manifests import MANIFESTS
 from tests.hostile.model_configs import MODEL_CONFIGS
 from tests.hostile.model_folders import MODEL_FOLDERS
@@ -29,6 +30,7 @@ FAMILIES: tuple[Family, ...] = (
     NAMES,
     CHILD_OUTPUTS,
     MANIFESTS,
+    LOADING,
 )
 
 KNOWN_OPEN: dict[str, str] = {
