@@ -26,6 +26,7 @@ TEMPLATE_EXCEEDED = "TEMPLATE_EXCEEDED"
 """Reason of the JobError of a template that exceeds a limit: it would exceed it for every other row."""
 TEMPLATE_TOO_SLOW = "TEMPLATE_TOO_SLOW"
 _FILE = "<template>"
+_MAX_SAID = 500
 
 
 class TemplateExceeded(BaseException):
@@ -141,3 +142,10 @@ def limit_of(error: BaseException) -> str:
         # The values of a row are never nested deeply enough to be the cause.
         return "it calls itself without end"
     return str(error) or "it needs too much memory"
+
+
+def failure_text(error: BaseException) -> str:
+    """Returns what the error of a template says, shortened. A template can write half of a surrogate pair into it,
+    which no message can hold."""
+    said = str(error).encode("utf-8", "backslashreplace").decode().rstrip(".")
+    return said[:_MAX_SAID] or type(error).__name__

@@ -33,20 +33,6 @@ FAMILIES: tuple[Family, ...] = (
     LOADING,
 )
 
-KNOWN_OPEN: dict[str, str] = {
-    "files-of-text/control-tokens.jsonl": "a file of control tokens takes 5 s of processor time",
-    "tokenizers/replace-grows": "a normaliser that makes texts longer takes 9 s and 3 GB",
-    "tokenizers/regex-without-end": "the row of the check does not make the expression backtrack",
-    "chat-templates/loops": "nested loops end by themselves after 5 s and are accepted",
-    "compressed-files-and-archives/spaces-1-gb.jsonl.gz": "it is refused as a row that is too long and as a bomb",
-    "Parquet-files/shared-cell-800-mib.parquet": "it is refused as a bomb, after 900 MB",
-    "tokenizers/length-text": "a length that is text ends as an internal error",
-    "chat-templates/surrogates": "a template that writes half a surrogate pair ends as an internal error",
-    "chat-templates/loops-nested": "300 nested loops end as an internal error",
-    "chat-templates/number": "a template that is a number ends as an internal error",
-}
-"""Full name of an artifact → why it is not refused as it has to be."""
-
 
 @cache
 def all_artifacts() -> dict[str, tuple[Family, Artifact]]:
