@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from engine.data.memory_limit import memory_limit
-from engine.errors import JobError, LimitExceeded
+from engine.errors import JobError, LimitExceeded, encodable
 
 MAX_STEPS = 1_000_000
 """Maximum executed lines of the compiled template for one row. A count ends at the same row on every machine."""
@@ -145,7 +145,5 @@ def limit_of(error: BaseException) -> str:
 
 
 def failure_text(error: BaseException) -> str:
-    """Returns what the error of a template says, shortened. A template can write half of a surrogate pair into it,
-    which no message can hold."""
-    said = str(error).encode("utf-8", "backslashreplace").decode().rstrip(".")
-    return said[:_MAX_SAID] or type(error).__name__
+    """Returns what the error of a template says, shortened; its type if it says nothing."""
+    return encodable(str(error).rstrip("."))[:_MAX_SAID] or type(error).__name__
