@@ -64,7 +64,7 @@ Results = dict[str, dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Results:
     acts = [*_FORBIDDEN, _ALLOWED, _COSTLY]
     done = subprocess.run(
         [sys.executable, "-c", _PROGRAM, str(tmp_path_factory.mktemp("watched"))],
@@ -79,17 +79,17 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
 
 
 @pytest.mark.parametrize("code", _FORBIDDEN)
-def test_watch_hears_what_an_artifact_must_not_do(code: str, results: Results) -> None:
+def test_watch_hears_what_an_artifact_must_not_do(code: str, watched: Results) -> None:
     """Also what native code, another thread or a link does."""
-    assert _FORBIDDEN[code] in " ".join(results[code]["forbidden"]), results[code]
+    assert _FORBIDDEN[code] in " ".join(watched[code]["forbidden"]), watched[code]
 
 
-def test_watch_allows_what_the_system_does(results: Results) -> None:
+def test_watch_allows_what_the_system_does(watched: Results) -> None:
     """Reading the artifact, writing into the home, and importing a library."""
-    assert (results[_ALLOWED]["outcome"], results[_ALLOWED]["forbidden"]) == ("", [])
+    assert (watched[_ALLOWED]["outcome"], watched[_ALLOWED]["forbidden"]) == ("", [])
 
 
-def test_time_memory_and_errors_of_a_check_are_measured(results: Results) -> None:
-    assert results[_COSTLY]["outcome"] == "defect: TypeError: odd"
-    assert results[_COSTLY]["mib"] >= 290
-    assert results[_COSTLY]["seconds"] > 0
+def test_time_memory_and_errors_of_a_check_are_measured(watched: Results) -> None:
+    assert watched[_COSTLY]["outcome"] == "defect: TypeError: odd"
+    assert watched[_COSTLY]["mib"] >= 290
+    assert watched[_COSTLY]["seconds"] > 0
