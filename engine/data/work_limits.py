@@ -8,7 +8,7 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict
 
 from engine.data.template_limits import CPU_LIMIT, killed_by_template, limited_time
-from engine.data.tokenizer_limit import TOKENIZER_LIMIT, endless_tokenizer
+from engine.data.tokenizer_limit import ABORTED, TOKENIZER_LIMIT, aborted_tokenizer, endless_tokenizer
 from engine.errors import JobError, LimitExceeded
 
 _GRACE_SECONDS: Final = 30.0
@@ -76,5 +76,6 @@ class WorkLimits(BaseModel):
         return {
             -CPU_LIMIT: killed_by_template(),
             -TOKENIZER_LIMIT: endless_tokenizer(),
+            ABORTED: aborted_tokenizer(),
             -PROCESSOR_LIMIT: self._too_long(),
         }

@@ -12,9 +12,12 @@ from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_t
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from engine.config.job import Lora, Method, Precision, Quantization
+from engine.errors import JobError
+from engine.model_folder import model_error
 
 Device = Literal["cpu", "cuda"]
 
+_ANOTHER = "Use another base model or revision."
 _COMPUTE: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -42,21 +45,41 @@ def load_base(model_dir: Path, *, dtype: torch.dtype, on: Device, quantization: 
 
     With `quantization` all linear layers except the head have 4 or 8 bits. `dtype` is then the format of all other
     weights, and of the computation unless the quantisation sets another.
+
+    Raises JobError: NOT_A_MODEL if transformers cannot use the model's settings; BAD_WEIGHTS if the files lack a tensor
+    or have one of another shape: it would be random.
     """
     config = None if quantization is None else _bitsandbytes(quantization, dtype)
-    model = AutoModelForCausalLM.from_pretrained(
-        model_dir,
-        dtype=dtype,
-        quantization_config=config,
-        device_map={"": 0 if on == "cuda" else "cpu"},
-        use_safetensors=True,
-        local_files_only=True,
-        trust_remote_code=False,
-    )
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            model_dir,
+            dtype=dtype,
+            quantization_config=config,
+            device_map={"": 0 if on == "cuda" else "cpu"},
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        # What transformers raises for a setting of an unknown name or a wrong type depends on where it reads it.
+        said = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200].rstrip('.')}"
+        raise model_error("NOT_A_MODEL", f"transformers cannot load the base model: {said}.", _ANOTHER) from error
+    model, found = loaded
+    if missing := sorted(found["missing_keys"]):
+        raise _bad_weights(f"they lack {len(missing)} tensors, such as {missing[0]}")
+    if wrong := sorted(name for name, *_ in found["mismatched_keys"]):
+        raise _bad_weights(f"{len(wrong)} of their tensors have other shapes than config.json says, such as {wrong[0]}")
     if quantization is not None:
         keep_differentiable(model)
     model.eval()
     return model
+
+
+def _bad_weights(problem: str) -> JobError:
+    message = f"The base model's weights are damaged: {problem}."
+    return model_error("BAD_WEIGHTS", message, f"Fetch the model again. {_ANOTHER}")
 
 
 def keep_differentiable(model: torch.nn.Module) -> None:

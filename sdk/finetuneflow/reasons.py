@@ -529,8 +529,8 @@ class Reason(OpenEnum):
     model. Operator: fetch it again."""
 
     BAD_TOKENIZER = "BAD_TOKENIZER"
-    """The base model's tokenizer cannot be loaded, fails, or takes too long to encode a text. Caller: use another base
-    model."""
+    """The base model's tokenizer cannot be loaded, fails, or takes too long or too much memory to encode a text.
+    Caller: use another base model."""
 
     MODEL_TOO_LARGE = "MODEL_TOO_LARGE"
     """The files of a base model on the hub have more bytes than the operator's limit. Caller: use a smaller model."""
