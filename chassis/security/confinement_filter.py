@@ -91,6 +91,10 @@ _CHECKED: Final[dict[str, tuple[int, ...]]] = {
     "prlimit64": (302, 261),
     "clone": (56, 220),
     "clone3": (435, 435),
+    "setpriority": (141, 140),
+    "sched_setscheduler": (144, 119),
+    "sched_setparam": (142, 118),
+    "sched_setattr": (314, 274),
 }
 """Calls that are refused with some arguments only."""
 
@@ -113,8 +117,8 @@ def available() -> bool:
 
 
 def refuse_calls(*, network: bool = False) -> None:
-    """Refuses sockets, but for pairs of connected ones, unless `network`; changes of another process's limits; and the
-    calls listed above.
+    """Refuses sockets, but for pairs of connected ones, unless `network`; changes of another process's limits
+    and priority; and the calls listed above.
 
     It applies to this thread and what it starts. The process needs PR_SET_NO_NEW_PRIVS.
     """
@@ -139,7 +143,13 @@ def _program(machine: str, *, network: bool) -> list[tuple[int, int, int, int]]:
         # glibc uses clone instead, whose flags can be seen.
         *_if_call(checked["clone3"], [(_RETURN, 0, 0, _UNKNOWN_CALL)]),
         *_if_call(checked["clone"], [(_LOAD, 0, 0, _FIRST), (_AND, 0, 0, _NEW_NAMESPACES), *_allow_if(0)]),
-        *_if_call(checked["prlimit64"], [(_LOAD, 0, 0, _FIRST), *_allow_if(0)]),
+        *_if_call(checked["setpriority"], [(_LOAD, 0, 0, _SECOND), *_allow_if(0)]),
+        # 0 is the process itself.
+        *(
+            instruction
+            for name in ("prlimit64", "sched_setscheduler", "sched_setparam", "sched_setattr")
+            for instruction in _if_call(checked[name], [(_LOAD, 0, 0, _FIRST), *_allow_if(0)])
+        ),
     ]
     if not network:
         kind = [(_LOAD, 0, 0, _SECOND), (_AND, 0, 0, _SOCK_TYPES)]

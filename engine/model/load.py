@@ -47,7 +47,7 @@ def load_base(model_dir: Path, *, dtype: torch.dtype, on: Device, quantization: 
     weights, and of the computation unless the quantisation sets another.
 
     Raises JobError: NOT_A_MODEL if transformers cannot use the model's settings; BAD_WEIGHTS if the files lack a tensor
-    or have one of another shape: it would be random.
+    or have one of another shape, which would be random, or values that are not finite.
     """
     config = None if quantization is None else _bitsandbytes(quantization, dtype)
     try:
@@ -71,6 +71,9 @@ def load_base(model_dir: Path, *, dtype: torch.dtype, on: Device, quantization: 
         raise _bad_weights(f"they lack {len(missing)} tensors, such as {missing[0]}")
     if wrong := sorted(name for name, *_ in found["mismatched_keys"]):
         raise _bad_weights(f"{len(wrong)} of their tensors have other shapes than config.json says, such as {wrong[0]}")
+    for name, weights in model.named_parameters():
+        if weights.is_floating_point() and not torch.isfinite(weights.detach().sum(dtype=torch.float32)):
+            raise _bad_weights(f"{name} has values that are not finite")
     if quantization is not None:
         keep_differentiable(model)
     model.eval()

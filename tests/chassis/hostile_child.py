@@ -155,6 +155,8 @@ def _attempts(given: dict[str, Any], out: Path) -> dict[str, Callable[[], object
         "trace the supervisor": lambda: _trace(pid),
         "signal the supervisor": lambda: os.kill(pid, signal.SIGUSR2),
         "limit the supervisor": lambda: _limit(pid),
+        "slow the supervisor down": lambda: os.setpriority(os.PRIO_PROCESS, pid, 19),
+        "schedule the supervisor when idle": lambda: os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0)),
         "connect to the broker": lambda: _connect(port),
         "bind a port": _bind,
         "send UDP": lambda: _send_udp(port),

@@ -149,6 +149,7 @@ _CASES = [
     Artifact("model-type-unknown", config(model_type="custom"), check_loading, "NOT_A_MODEL"),
     Artifact("activation", config(hidden_act="os.system"), check_loading, "NOT_A_MODEL"),
     Artifact("rope", config(rope_scaling={"rope_type": "../../a", "factor": 1e30}), check_loading, "NOT_A_MODEL"),
+    Artifact("rope-text", config(rope_scaling={"rope_type": "linear", "factor": "2"}), check_loading, "NOT_A_MODEL"),
     Artifact("flash-attention", config(_attn_implementation="flash_attention_2"), _check_attention, _FAILED),
     Artifact("attention-unknown", config(_attn_implementation="os.system"), check_loading, "NOT_A_MODEL"),
     Artifact("vocabulary-larger", config(vocab_size=1 << 20), check_loading, "BAD_WEIGHTS"),
@@ -165,8 +166,14 @@ _CASES = [
         for name, values in _UNLOADABLE.items()
     ),
     Artifact("tensor-unknown", _weights(model__extra__weight=numpy.ones((3,), numpy.float32)), check_loading, ACCEPTED),
-    Artifact(
-        "weights-nan", _weights(model__norm__weight=numpy.full((8,), numpy.nan, numpy.float32)), check_loading, ACCEPTED
+    *(
+        Artifact(
+            f"weights-{value}",
+            _weights(model__norm__weight=numpy.full((8,), float(value), numpy.float32)),
+            check_loading,
+            "BAD_WEIGHTS",
+        )
+        for value in ("nan", "inf")
     ),
 ]
 LOADING = Family(
