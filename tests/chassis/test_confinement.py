@@ -7,6 +7,7 @@ import json
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,8 +57,13 @@ def command(tmp_path: Path, nats_server: NatsServer, supervisor: subprocess.Pope
     model.write_text("weights")
     workdir = home / "work" / "own"
     workdir.mkdir()
-    path, datagrams = str(home / "docker.sock"), str(home / "log.sock")
-    with socket.socket(socket.AF_UNIX) as listening, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiving:
+    with (
+        # The path of a socket has at most 107 characters, fewer than a test's own folder may have.
+        tempfile.TemporaryDirectory(dir="/tmp") as short,
+        socket.socket(socket.AF_UNIX) as listening,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiving,
+    ):
+        path, datagrams = f"{short}/docker.sock", f"{short}/log.sock"
         listening.bind(path)
         listening.listen()
         receiving.bind(datagrams)

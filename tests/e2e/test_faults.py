@@ -43,7 +43,7 @@ class Follower:
     def wait_for_log_events(self, logs: int = 10) -> None:
         """Waits until that many log events were received."""
         for _ in range(logs):
-            assert self.steps.acquire(timeout=90)
+            assert self.steps.acquire(timeout=240)
 
     def wait_for_end(self) -> Job:
         self._thread.join(280)
