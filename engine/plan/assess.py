@@ -11,7 +11,8 @@ from engine.config.steps import num_evaluations
 from engine.data.prepare import Prepared
 from engine.data.sources import UNWRITTEN
 from engine.data.statistics import Statistics
-from engine.errors import JobError
+from engine.data.tokenizer import Tokenizer
+from engine.errors import JobError, Violation
 from engine.estimate.advice import JobFacts
 from engine.estimate.architecture import Architecture
 from engine.estimate.cost import PriceTable
@@ -80,6 +81,7 @@ def resolve_and_assess(
     hardware = target.hardware
     longest = resolved.config.hyperparameters.max_length if prepared is None else prepared.train.max_tokens
     resolve(resolved, hardware, architecture, longest)
+    _check_tokens(resolved, model.path)
     if prepared is None:
         # Without rows, the memory need is a guess, and would distract from the problem that the rows have.
         resolved.refusals[:] = [error for error in resolved.refusals if error.reason != "INSUFFICIENT_MEMORY"]
@@ -105,6 +107,22 @@ def resolve_and_assess(
         result.packing_efficiency = packing_efficiency(prepared, resolved.config.hyperparameters.max_length)
     facts = _facts(resolved, architecture, hardware, prepared, steps, estimate) if prepared is not None else None
     return Assessment(result, facts)
+
+
+def _check_tokens(resolved: Resolved, model_dir: Path) -> None:
+    """Refuses trainable tokens that are not one token of the tokenizer."""
+    asked = resolved.config.lora.trainable_tokens
+    if not asked:
+        return
+    vocabulary = Tokenizer(model_dir).vocabulary
+    violations = [
+        Violation(f"spec.lora.trainable_tokens[{index}]", f"The tokenizer has no token {token!r}.")
+        for index, token in enumerate(asked)
+        if token not in vocabulary
+    ]
+    if violations:
+        advice = "Use tokens as tokenizer.json writes them, such as reserved ones; tokens cannot be added."
+        resolved.refusals.append(JobError("UNKNOWN_TOKEN", violations[0].description, advice, violations))
 
 
 def config_resolved_event(resolved: Resolved) -> ConfigResolved:

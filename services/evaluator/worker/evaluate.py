@@ -14,6 +14,7 @@ from chassis.child.pipe import EventSink
 from engine.data.shards import read_shards
 from engine.data.tokenizer import Tokenizer
 from engine.model import load
+from engine.model.adapter import load_adapter
 from engine.model.generate import PROMPTS_PER_BATCH, generate
 from engine.model.score import Row, Score, score
 from finetuneflow.v1.event_pb2 import Warning
@@ -88,7 +89,7 @@ def _models(child_input: EvaluationInput, sink: EventSink) -> Iterator[tuple[str
             torch.cuda.empty_cache()
             model = load.load_base(child_input.adapter_dir, **options)
         else:
-            model = load.load_adapter(model, child_input.adapter_dir)
+            model = load_adapter(model, child_input.adapter_dir)
     yield "tuned", model
 
 

@@ -49,6 +49,7 @@ def test_a_small_model_on_a_cpu() -> None:
     assert set(fields) == {
         "method", "resources.gpus", "hyperparameters.precision", "hyperparameters.optim",
         "hyperparameters.gradient_checkpointing", "quantization.bnb_4bit_compute_dtype", "lora.target_modules",
+        "hyperparameters.attn_implementation",
     }  # fmt: skip
     assert all(resolution.value and resolution.reason for resolution in result.resolutions)
     assert "GiB" in fields["hyperparameters.gradient_checkpointing"].reason
