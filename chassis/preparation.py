@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
@@ -15,6 +16,7 @@ from chassis.stall_timer import StallTimer
 from finetuneflow.v1 import event_pb2
 
 _T = TypeVar("_T")
+_R = TypeVar("_R", bound=contextlib.AbstractContextManager[Any])
 
 
 class GivenUp(Exception):
@@ -28,10 +30,14 @@ class Stalled(Exception):
 class Preparation:
     """One preparation.
 
-    `emit` is called with its Phase events; between two about progress within one phase pass `progress_seconds`.
+    `emit` is called with its Phase events; between two about progress within one phase pass `progress_seconds`. `held`
+    takes resources that the child needs, such as locks of its inputs; the caller closes it when the child has ended.
     """
 
-    def __init__(self, emit: Callable[[event_pb2.Phase], None], progress_seconds: float) -> None:
+    def __init__(
+        self, emit: Callable[[event_pb2.Phase], None], progress_seconds: float, held: contextlib.ExitStack
+    ) -> None:
+        self.held = held
         self._emit = emit
         self._progress_seconds = progress_seconds
         self._loop = asyncio.get_running_loop()
@@ -106,3 +112,11 @@ def progressed(num_bytes: int = 0) -> None:
     """Reports received bytes; call it after every part of a transfer. Raises GivenUp if the preparation was ended."""
     if preparation := _current.get():
         preparation.progressed(num_bytes)
+
+
+def hold(resource: _R) -> _R:
+    """Enters a resource, which is exited when the attempt's child has ended. Call it in the preparation's task; outside
+    of a preparation it does nothing."""
+    if preparation := _current.get():
+        preparation.held.enter_context(resource)
+    return resource

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +24,7 @@ from engine.config.advice import setting
 from engine.download_progress import report_progress
 from engine.errors import JobError, LimitExceeded, SystemFailure, Violation
 from engine.hub import HubToken, TokenOf, hub_error, machine_login
+from engine.hub_cache import FolderLock, HubCache, ModelUses, partial_of, public_mark
 from engine.model_folder import check_shapes, has_weights, model_error, read_json, refuse_unsafe, tensor_shapes
 
 BUILT_IN: Final = "smollm2-135m"
@@ -93,9 +94,14 @@ class Catalogue:
         directories: Mapping[str, Path] | None = None,
         max_model_bytes: int | None = None,
         *,
+        max_cache_bytes: int | None = None,
+        on_evicted: Callable[[int], None] | None = None,
         shared: bool = False,
     ) -> None:
         """`max_model_bytes` is the maximum size of the files of a model on the hub; None: only the disk limits it.
+
+        `max_cache_bytes` is that of all downloaded models together; None: four fifths of the disk. The least recently
+        used ones that nobody uses are deleted to make room for another. `on_evicted` is called with the size of each.
 
         `shared`: a model that was downloaded serves every caller. Otherwise the hub is asked, for each caller of one
         that is not public, whether his token may read it.
@@ -103,6 +109,8 @@ class Catalogue:
         self._shared = shared
         self._models = home / "models"
         self._max_model_bytes = max_model_bytes
+        self._hub_cache = HubCache(self._models / "hub", max_cache_bytes, self._evicted)
+        self._on_evicted = on_evicted
         self._directories = dict(directories or {})
 
     def list(self) -> list[CatalogueEntry]:
@@ -151,9 +159,12 @@ class Catalogue:
         token: TokenOf = machine_login,
         tokenizer_only: bool = False,
         on_progress: Callable[[int], None] | None = None,
+        uses: ModelUses | None = None,
     ) -> LocalModel:
         """Returns the model's files, after downloading or unpacking them if necessary. Blocks; safe across processes.
 
+        A downloaded model is not deleted before `uses` is closed; without it, another download may delete the model
+        at any time.
         `on_progress` is called from another thread with the number of bytes added, whichever process fetches them.
 
         Raises JobError: those of `check`, MODEL_NOT_FOUND, MODEL_GATED, HUB_TOKEN_REFUSED, NO_SAFETENSORS,
@@ -162,6 +173,9 @@ class Catalogue:
         LimitExceeded MODEL_TOO_LARGE. SystemFailure: HUB_UNREACHABLE, DISK_FULL. RuntimeError if the built-in model
         could not be unpacked. What `token` raises.
         """
+        if uses is None:
+            with ModelUses() as uses:
+                return self.fetch(reference, token, tokenizer_only, on_progress, uses)
         self.check(reference)
         if reference in self._directories:
             folder = self._directories[reference]
@@ -172,9 +186,9 @@ class Catalogue:
         match = _HUB_ID.fullmatch(reference)
         assert match is not None  # noqa: S101 - check() passed it
         own_token = token(match["id"])
-        commit, license_, sizes = self._resolved(match["id"], match["revision"], own_token)
-        folder = self._downloaded(match["id"], commit, own_token, tokenizer_only, on_progress, sizes)
-        return self._local(match["id"], commit, folder, license_, tokenizer_only)
+        found = self._resolved(match["id"], match["revision"], own_token)
+        folder = self._downloaded(match["id"], found, own_token, tokenizer_only, on_progress, uses)
+        return self._local(match["id"], found.commit, folder, found.license, tokenizer_only)
 
     def describe(self, reference: str, token: TokenOf = machine_login) -> "Described":
         """Returns the model's configuration and the shapes of its tensors, without fetching its weights.
@@ -202,35 +216,33 @@ class Catalogue:
             return Described(config, shapes, missing_bytes=4 * sum(map(math.prod, shapes.values())))
         assert match is not None  # noqa: S101 - check() passed it
         own_token = token(match["id"])
-        commit, _, _ = self._resolved(match["id"], match["revision"], own_token)
-        folder = self._hub_folder(match["id"]) / commit
-        if not folder.is_dir():
-            return _read_description_from_hub(match["id"], commit, own_token)
-        return Described(read_json(folder / "config.json"), tensor_shapes(folder))
+        commit = self._resolved(match["id"], match["revision"], own_token).commit
+        folder = self._hub_cache.of(match["id"]) / commit
+        with self._hub_cache.reading(folder) as complete:
+            if complete:
+                return Described(read_json(folder / "config.json"), tensor_shapes(folder))
+        return _read_description_from_hub(match["id"], commit, own_token)
 
     def _aliases(self) -> Sequence[str]:
         return [BUILT_IN, *self._directories]
 
-    def _hub_folder(self, hub_id: str) -> Path:
-        return self._models / "hub" / hub_id.replace("/", "--")
-
-    def _resolved(self, hub_id: str, revision: str | None, token: HubToken) -> tuple[str, str, Mapping[str, int]]:
-        """Returns commit and licence of a revision, and the bytes of its files (none if it is on this machine), after
-        a check that the token may read it."""
-        folder = self._hub_folder(hub_id)
-        if revision and _COMMIT.fullmatch(revision) and (folder / revision).is_dir():
-            found = _OnHub(revision, "", {}, public=(folder / f".{revision}.public").exists())
+    def _resolved(self, hub_id: str, revision: str | None, token: HubToken) -> "_OnHub":
+        """Returns what a revision is, after a check that the token may read it. The sizes of its files are missing if
+        they are on this machine."""
+        commits = self._hub_cache.of(hub_id)
+        if revision and _COMMIT.fullmatch(revision) and (commits / revision).is_dir():
+            found = _OnHub(revision, "", {}, public=public_mark(commits / revision).exists())
         else:
             found = _resolve(hub_id, revision, token)
         public = found.public
         # A download that another caller began is as good as a complete one: its files would not be asked for again.
-        if not public and not (self._shared and (folder / found.commit).is_dir()):
+        if not public and not (self._shared and (commits / found.commit).is_dir()):
             _check_right(hub_id, token)
             public = token is False
         if public:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / f".{found.commit}.public").touch()
-        return found.commit, found.license, found.sizes
+            commits.mkdir(parents=True, exist_ok=True)
+            public_mark(commits / found.commit).touch()
+        return replace(found, public=public)
 
     def _lock(self, folder: Path) -> FileLock:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -254,38 +266,50 @@ class Catalogue:
     def _downloaded(
         self,
         hub_id: str,
-        commit: str,
+        found: "_OnHub",
         token: HubToken,
         tokenizer_only: bool,
         on_progress: Callable[[int], None] | None,
-        sizes: Mapping[str, int],
+        uses: ModelUses,
     ) -> Path:
-        whole = self._hub_folder(hub_id) / commit
-        folder = whole.with_name(f"{commit}-tokenizer") if tokenizer_only and not whole.is_dir() else whole
-        with report_progress(folder, on_progress), self._lock(folder):
-            if not folder.is_dir():
-                # A complete folder has the final name; an interrupted download continues in the partial folder.
-                partial = folder.with_name(f".{folder.name}.partial")
-                patterns = [*_DESCRIPTIVE] if tokenizer_only else [*_DESCRIPTIVE, "*.safetensors"]
-                self._refuse_large(hub_id, sum(_matching(sizes, patterns)), partial)
-                _download(hub_id, commit, token, partial, patterns)
-                _refuse_unfit(hub_id, partial, tokenizer_only)
-                shutil.rmtree(partial / ".cache", ignore_errors=True)
-                partial.rename(folder)
+        whole = self._hub_cache.of(hub_id) / found.commit
+        if tokenizer_only and (lock := self._hub_cache.used(whole)):
+            uses.add(lock)
+            return whole
+        folder = whole.with_name(f"{found.commit}-tokenizer") if tokenizer_only else whole
+        patterns = [*_DESCRIPTIVE] if tokenizer_only else [*_DESCRIPTIVE, "*.safetensors"]
+
+        def download(lock: FolderLock) -> None:
+            # Without sizes, the model was on this machine when it was resolved, and has been deleted since.
+            fresh = found if found.sizes else _resolve(hub_id, found.commit, token)
+            if not fresh.public:
+                # A mark of an earlier download would open this one to everybody.
+                public_mark(whole).unlink(missing_ok=True)
+            size = sum(_matching(fresh.sizes, patterns))
+            self._refuse_large(hub_id, size)
+            self._hub_cache.make_room(hub_id, folder, lock, size)
+            # A complete folder has the final name; an interrupted download continues in the partial folder.
+            partial = partial_of(folder)
+            _download(hub_id, found.commit, token, partial, patterns)
+            _refuse_unfit(hub_id, partial, tokenizer_only)
+            shutil.rmtree(partial / ".cache", ignore_errors=True)
+            partial.rename(folder)
+
+        with report_progress(folder, on_progress):
+            uses.add(self._hub_cache.used_or_downloaded(folder, download))
         return folder
 
-    def _refuse_large(self, hub_id: str, size: int, partial: Path) -> None:
-        """Raises LimitExceeded("MODEL_TOO_LARGE"), and SystemFailure("DISK_FULL") if the rest of the download does not
-        fit on the disk."""
+    def _refuse_large(self, hub_id: str, size: int) -> None:
+        """Raises LimitExceeded("MODEL_TOO_LARGE")."""
         if self._max_model_bytes is not None and size > self._max_model_bytes:
             message = f"The files of {hub_id} have {size:,} bytes; the limit is {self._max_model_bytes:,} bytes."
             where = [Violation("spec.base_model", message)]
             raise LimitExceeded("MODEL_TOO_LARGE", message, "Use a smaller model.", "FTF_MAX_MODEL_BYTES", where)
-        held = sum(file.stat().st_size for file in partial.rglob("*") if file.is_file()) if partial.is_dir() else 0
-        free = shutil.disk_usage(partial.parent).free
-        if size - held > free:
-            message = f"{hub_id} needs {size - held:,} more bytes on the node's disk, which has {free:,} free bytes."
-            raise SystemFailure("DISK_FULL", message, "Ask the operator to make room, or use a smaller model.")
+
+    def _evicted(self, folder: Path, num_bytes: int) -> None:
+        self._weights_record(folder).unlink(missing_ok=True)
+        if self._on_evicted:
+            self._on_evicted(num_bytes)
 
     def _local(self, id_: str, revision: str, folder: Path, license_: str, tokenizer_only: bool) -> LocalModel:
         _refuse_unfit(id_, folder, tokenizer_only)
@@ -306,8 +330,7 @@ class Catalogue:
         """Returns hash and size of the weights, cached until a file changes: hashing 15 GB takes half a minute."""
         files = sorted(folder.glob("*.safetensors"))
         state = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-        name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
-        remembered = self._models / ".weights" / f"{name}.json"
+        remembered = self._weights_record(folder)
         with self._lock(remembered):
             if remembered.is_file():
                 known = read_json(remembered)
@@ -320,6 +343,10 @@ class Catalogue:
             partial.write_text(json.dumps({"state": state, **asdict(weights)}), encoding="utf-8")
             partial.rename(remembered)
         return weights
+
+    def _weights_record(self, folder: Path) -> Path:
+        name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+        return self._models / ".weights" / f"{name}.json"
 
 
 @dataclass(frozen=True)
@@ -372,6 +399,7 @@ class _OnHub:
     license: str
     sizes: Mapping[str, int]
     public: bool
+    """True if everybody may read it."""
 
 
 def _resolve(hub_id: str, revision: str | None, token: HubToken) -> _OnHub:

@@ -17,6 +17,12 @@ class Violation:
     description: str
 
 
+def encodable(text: str) -> str:
+    """Returns the text with escapes instead of halves of surrogate pairs. JSON and templates can spell them, errors
+    quote them, and no message can hold them."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
 class JobError(Exception):
     """A job, spec or dataset that the caller must correct.
 
@@ -25,11 +31,11 @@ class JobError(Exception):
     """
 
     def __init__(self, reason: str, message: str, advice: str = "", violations: Sequence[Violation] = ()) -> None:
-        super().__init__(message)
+        self.message = encodable(message)
+        super().__init__(self.message)
         self.reason = reason
-        self.message = message
-        self.advice = advice
-        self.violations = tuple(violations)
+        self.advice = encodable(advice)
+        self.violations = tuple(Violation(encodable(each.field), encodable(each.description)) for each in violations)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return JobError, (self.reason, self.message, self.advice, self.violations)

@@ -95,7 +95,8 @@ async def run(settings: GatewaySettings) -> None:
     keys = secret_keys(settings)
     # Found now, not when the first caller sets a secret.
     await asyncio.to_thread(keys.fernet)
-    secrets = SecretStore(database, keys)
+    quotas = Quotas(settings.tenant_limits)
+    secrets = SecretStore(database, keys, quotas)
     store = ArtifactStore(settings.artifacts)
     catalogue = Catalogue(settings.home, settings.models)
     # Its own frames are in its rings already.
@@ -115,7 +116,6 @@ async def run(settings: GatewaySettings) -> None:
     machines = PlanningTargets(passthrough, ObservedSpeeds(database))
     requests = WorkerRequests(ledger, machines, secrets)
     leases = LeaseWatch(database, bus, requests, settings.lease_seconds)
-    quotas = Quotas(settings.tenant_limits)
     preflights = Preflights(database, passthrough, machines, catalogue)
 
     await fanout.start()
@@ -178,7 +178,7 @@ async def run(settings: GatewaySettings) -> None:
         Mount(
             key_service_pb2.DESCRIPTOR.services_by_name["KeyService"],
             key_service_pb2_grpc.add_KeyServiceServicer_to_server,
-            Keys(database),
+            Keys(database, quotas),
         ),
         Mount(
             tenant_service_pb2.DESCRIPTOR.services_by_name["TenantService"],

@@ -6,7 +6,7 @@ about work lock that work's row and never wait for a tenant's.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from sqlalchemy import func
@@ -14,7 +14,17 @@ from sqlmodel import col, or_, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from chassis.errors import ResourceExhausted
-from gateway.sql.tables import Attempt, SavedArtifact, SavedCheckpoint, TenantRow, UploadedDataset, Work, now
+from gateway.sql.tables import (
+    ApiKeyRow,
+    Attempt,
+    SavedArtifact,
+    SavedCheckpoint,
+    SecretRow,
+    TenantRow,
+    UploadedDataset,
+    Work,
+    now,
+)
 
 _DAY: Final = 24 * 60 * 60 * 1_000_000
 
@@ -28,6 +38,9 @@ class DefaultLimits:
     max_stored_bytes: int = 10 << 40
     max_gpu_seconds_per_day: int | None = None
     """None: unlimited."""
+    max_secrets: int = 1000
+    max_keys: int = 1000
+    """API keys that have not ended."""
 
 
 class Quotas:
@@ -44,7 +57,7 @@ class Quotas:
         if number > limits.max_live_jobs:
             raise _refusal(
                 "TOO_MANY_JOBS",
-                "max_live_jobs",
+                "max_live_jobs of your tenant",
                 limits.max_live_jobs,
                 number - 1,
                 "fine-tuning jobs, evaluations and exports that have not ended",
@@ -61,8 +74,28 @@ class Quotas:
         number = (await session.exec(select(func.count()).where(UploadedDataset.tenant == tenant))).one()
         if number >= limits.max_datasets:
             advice = "Delete datasets that you no longer need"
-            raise _refusal("TOO_MANY_DATASETS", "max_datasets", limits.max_datasets, number, "datasets", advice)
+            raise _refusal(
+                "TOO_MANY_DATASETS", "max_datasets of your tenant", limits.max_datasets, number, "datasets", advice
+            )
         await self._check_bytes(session, tenant, limits, size_bytes)
+
+    async def check_new_secret(self, session: AsyncSession, tenant: str) -> None:
+        """Locks the tenant until the transaction ends. Call it before the insertion."""
+        most = (await self._limits(session, tenant, lock=True)).max_secrets
+        number = (await session.exec(select(func.count()).where(SecretRow.tenant == tenant))).one()
+        if number >= most:
+            setting, advice = "FTF_GATEWAY_MAX_SECRETS_PER_TENANT", "Delete secrets that you no longer need"
+            raise _refusal("TOO_MANY_SECRETS", setting, most, number, "secrets", advice)
+
+    async def check_new_key(self, session: AsyncSession, tenant: str) -> None:
+        """Locks the tenant until the transaction ends. Call it before the insertion."""
+        most = (await self._limits(session, tenant, lock=True)).max_keys
+        lasting = or_(col(ApiKeyRow.expire_time).is_(None), col(ApiKeyRow.expire_time) > now())
+        live = select(func.count()).where(ApiKeyRow.tenant == tenant, col(ApiKeyRow.revoke_time).is_(None), lasting)
+        number = (await session.exec(live)).one()
+        if number >= most:
+            setting, advice = "FTF_GATEWAY_MAX_KEYS_PER_TENANT", "Revoke keys that nobody uses"
+            raise _refusal("TOO_MANY_KEYS", setting, most, number, "API keys", advice)
 
     async def _limits(self, session: AsyncSession, tenant: str, *, lock: bool) -> DefaultLimits:
         query = select(TenantRow).where(TenantRow.name == tenant)
@@ -71,7 +104,8 @@ class Quotas:
         if row is None:
             return self._defaults
         defaults = self._defaults
-        return DefaultLimits(
+        return replace(
+            defaults,
             max_live_jobs=_own(row.max_live_jobs, defaults.max_live_jobs),
             max_datasets=_own(row.max_datasets, defaults.max_datasets),
             max_stored_bytes=_own(row.max_stored_bytes, defaults.max_stored_bytes),
@@ -90,7 +124,7 @@ class Quotas:
         if stored + added > limits.max_stored_bytes:
             raise _refusal(
                 "STORAGE_LIMIT",
-                "max_stored_bytes",
+                "max_stored_bytes of your tenant",
                 limits.max_stored_bytes,
                 stored,
                 "bytes of datasets, checkpoints and artifacts",
@@ -115,7 +149,7 @@ class Quotas:
         if seconds >= limit:
             raise _refusal(
                 "GPU_TIME_LIMIT",
-                "max_gpu_seconds_per_day",
+                "max_gpu_seconds_per_day of your tenant",
                 limit,
                 seconds,
                 "seconds of GPU time in the last 24 hours",
@@ -131,8 +165,5 @@ def _own(limit: int | None, default: int) -> int:
 
 
 def _refusal(reason: str, field: str, limit: int, used: int, what: str, advice: str) -> ResourceExhausted:
-    message = (
-        f"Your tenant has {used:,} {what}; its limit is {limit:,}. {advice}, or ask an operator to raise {field} of "
-        "your tenant."
-    )
+    message = f"Your tenant has {used:,} {what}; its limit is {limit:,}. {advice}, or ask an operator to raise {field}."
     return ResourceExhausted(reason, message, metadata={"limit": str(limit), "used": str(used)})

@@ -19,6 +19,7 @@ from sqlmodel import col, select, update
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from chassis.errors import NotFound
+from gateway.quotas import DEFAULT_QUOTAS, Quotas
 from gateway.settings import GatewaySettings
 from gateway.sql.database import Database
 from gateway.sql.tables import SecretRow, now
@@ -80,16 +81,17 @@ class SecretKeys:
 class SecretStore:
     """The secrets of all tenants. Without the keys, what is in SQL is of no use."""
 
-    def __init__(self, database: Database, keys: SecretKeys) -> None:
-        self._database, self._keys = database, keys
+    def __init__(self, database: Database, keys: SecretKeys, quotas: Quotas = DEFAULT_QUOTAS) -> None:
+        self._database, self._keys, self._quotas = database, keys, quotas
 
     async def set(self, tenant: str, name: str, value: str) -> SecretRow:
-        """Creates a secret or replaces its value."""
+        """Creates a secret or replaces its value. Raises ResourceExhausted."""
         cipher = await asyncio.to_thread(self._keys.fernet)
         ciphertext = cipher.encrypt(_bound(tenant, name) + value.encode())
         async with self._database.write() as session:
             row = await session.get(SecretRow, (tenant, name), with_for_update=True)
             if row is None:
+                await self._quotas.check_new_secret(session, tenant)
                 row = SecretRow(tenant=tenant, name=name, ciphertext=b"", create_time=now(), update_time=0)
             row.ciphertext, row.update_time = ciphertext, now()
             session.add(row)

@@ -59,6 +59,9 @@ class GatewaySettings(ProcessSettings):
     """Maximum number of jobs, evaluations and exports of a tenant that have not ended. An operator may give a tenant
     another limit; that holds for the following three too."""
     max_datasets_per_tenant: int = Field(default=10_000, ge=0)
+    max_secrets_per_tenant: int = Field(default=1000, ge=0)
+    max_keys_per_tenant: int = Field(default=1000, ge=1)
+    """Those that have not ended."""
     """Maximum number of datasets of a tenant."""
     max_stored_bytes_per_tenant: int = Field(default=10 << 40, ge=0)
     """Maximum size of a tenant's datasets, checkpoints and artifacts, in bytes."""
@@ -93,6 +96,8 @@ class GatewaySettings(ProcessSettings):
             max_datasets=self.max_datasets_per_tenant,
             max_stored_bytes=self.max_stored_bytes_per_tenant,
             max_gpu_seconds_per_day=self.max_gpu_seconds_per_day_per_tenant,
+            max_secrets=self.max_secrets_per_tenant,
+            max_keys=self.max_keys_per_tenant,
         )
 
     @property

@@ -13,13 +13,14 @@ from typing import Final
 from pydantic import ValidationError
 
 from chassis.child.child_process import ChildCommand
-from chassis.preparation import GivenUp, current, say
+from chassis.preparation import GivenUp, current, hold, say
 from chassis.store.artifact_store import MANIFEST, ArtifactCorrupt, ArtifactMissing, ArtifactStore
 from engine.catalogue import Catalogue
 from engine.config.job import JobConfig
 from engine.config.spec_proto import resolved_config
 from engine.data.work_limits import WorkLimits
 from engine.errors import JobError, SystemFailure, Violation
+from engine.hub_cache import ModelUses
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 from finetuneflow.v1.work_pb2 import Assignment
 from services.child_input import ChildInput, ModelFiles, WholeCheckpoint
@@ -54,8 +55,21 @@ def job_configuration(spec: FineTuningJobSpec) -> JobConfig:
 
 def catalogue(settings: ServiceSettings) -> Catalogue:
     """Returns the catalogue of base models of this installation."""
-    shared = settings.hub_cache_shared
-    return Catalogue(settings.home, settings.models, settings.max_model_bytes, shared=shared)
+    return Catalogue(
+        settings.home,
+        settings.models,
+        settings.max_model_bytes,
+        max_cache_bytes=settings.hub_cache_bytes or None,
+        on_evicted=_count_evicted,
+        shared=settings.hub_cache_shared,
+    )
+
+
+def _count_evicted(num_bytes: int) -> None:
+    # Here, because children import this module and serve no metrics.
+    from chassis.server.gauges import EVICTED_MODEL_BYTES
+
+    EVICTED_MODEL_BYTES.inc(num_bytes)
 
 
 async def base_model(catalogue: Catalogue, assignment: Assignment, hub: HubAccess) -> ModelFiles:
@@ -78,9 +92,11 @@ async def base_model(catalogue: Catalogue, assignment: Assignment, hub: HubAcces
 
 
 async def fetched_model(catalogue: Catalogue, reference: str, hub: HubAccess) -> ModelFiles:
-    """Downloads the base model that the name refers to now. Raises what `Catalogue.fetch` raises."""
+    """Downloads the base model that the name refers to now. It stays on this machine until the attempt's child has
+    ended. Raises what `Catalogue.fetch` raises."""
     say("fetching_model", reference)
-    found = await asyncio.to_thread(catalogue.fetch, reference, hub.token, on_progress=download_progress())
+    fetch, uses = catalogue.fetch, hold(ModelUses())
+    found = await asyncio.to_thread(fetch, reference, hub.token, on_progress=download_progress(), uses=uses)
     return ModelFiles(**asdict(found))
 
 

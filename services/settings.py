@@ -26,6 +26,9 @@ class ServiceSettings(WorkerSettings):
     public, whether the job's token may read it."""
     max_model_bytes: int = Field(default=2 << 40, gt=0)
     """Maximum size of the files of a base model on the hub, in bytes; a larger one is not downloaded."""
+    hub_cache_bytes: int = Field(default=0, ge=0)
+    """Maximum size of all downloaded models of the hub in `home`, in bytes. The least recently used ones that no job
+    and no query uses are deleted to make room for another. 0: four fifths of the disk."""
     threads: int = Field(default=0, ge=0, le=1024)
     """Number of threads for a child's computation. 0: the cores this process may use, divided by its slots."""
 

@@ -105,7 +105,8 @@ def model_path(
     settings = StandaloneSettings() if home is None else StandaloneSettings(home=home)
     settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
-        local = Catalogue(settings.home, settings.models).fetch(model)
+        limit = settings.hub_cache_bytes or None
+        local = Catalogue(settings.home, settings.models, max_cache_bytes=limit).fetch(model)
     except (JobError, SystemFailure) as error:
         raise CommandFailed(error.message, advice="" if error.advice in error.message else error.advice) from error
     if json:

@@ -13,3 +13,5 @@ class StandaloneSettings(ProcessSettings):
 
     models: dict[str, Path] = Field(default_factory=dict)
     """The operator's base models, as JSON: alias → folder with safetensors files."""
+    hub_cache_bytes: int = Field(default=0, ge=0)
+    """Maximum size of all downloaded models of the hub in `home`, as for the services. 0: four fifths of the disk."""

@@ -131,6 +131,8 @@ class Attempt:
         self._ending: event_pb2.Event | None = None
         """The ending event that the child emitted."""
         self._stall_timer = StallTimer()
+        self._held = contextlib.ExitStack()
+        """What the preparation holds for the child."""
 
     @property
     def waiting_events(self) -> int:
@@ -216,6 +218,7 @@ class Attempt:
             self.over.set()
             if self._child:
                 self._child.close()
+            self._held.close()
         failpoint("attempt.ending")
         await self._append(ending if isinstance(ending, event_pb2.Event) else event_of(ending))
 
@@ -241,9 +244,9 @@ class Attempt:
         secrets, self._secrets = self._secrets, {}
         preparing = stage.prepare(self.assignment, workdir, self._context.store, secrets)
         try:
-            command = await Preparation(self._report_phase, self._context.limits.preparation_progress_seconds).run(
-                preparing, settings.preparation_stall_seconds
-            )
+            progress_seconds = self._context.limits.preparation_progress_seconds
+            preparation = Preparation(self._report_phase, progress_seconds, self._held)
+            command = await preparation.run(preparing, settings.preparation_stall_seconds)
         except Stalled as error:
             return failed("STALLED", str(error), "The job is retried if attempts are left.")
         except Exception as error:  # noqa: BLE001 - becomes the event that ends the attempt

@@ -20,7 +20,7 @@ from nats.aio.subscription import Subscription as NatsSubscription
 from nats.js.client import JetStreamContext
 from nats.js.errors import NoStreamResponseError
 
-from chassis.bus.subjects import EVERYONE
+from chassis.bus.subjects import EVERYONE, INBOXES
 from chassis.errors import Unavailable
 
 _log = logging.getLogger(__name__)
@@ -156,7 +156,7 @@ class Connection:
         name: str = "",
         wait_seconds: float = 10.0,
         *,
-        inbox: str = "_INBOX",
+        inbox: str = INBOXES,
         echo: bool = True,
         tls: ssl.SSLContext | None = None,
     ) -> Self:
@@ -256,6 +256,10 @@ class Connection:
                 _log.info("an answer on %s was not sent: %s", msg.subject, error)
 
         async def receive(msg: Msg) -> None:
+            if not msg.reply.startswith(f"{INBOXES}."):
+                # The asker chooses the subject of the answer: one of events, for example, which gateways alone publish.
+                _log.warning("a request on %s asks for an answer on %r; it is ignored", msg.subject, msg.reply[:100])
+                return
             await slots.acquire()
             task = asyncio.create_task(answer(msg))
             handlers.running.add(task)

@@ -32,8 +32,6 @@ class BusUser:
     name: str
     publish: tuple[str, ...]
     subscribe: tuple[str, ...]
-    responds: bool = False
-    """True if it may also publish an answer to each request that it receives."""
 
     @property
     def password_variable(self) -> str:
@@ -42,11 +40,10 @@ class BusUser:
 
     def configuration(self, password: str) -> str:
         """Returns the entry of nats-server's `users`; `password` is written as it is, quotes included."""
-        responses = ', allow_responses: { max: 1, expires: "30s" }' if self.responds else ""
         return (
             f'{{ user: "{self.name}", password: {password}, permissions: {{\n'
             f"  publish: {_listed(self.publish)},\n"
-            f"  subscribe: {_listed(self.subscribe)}{responses}\n"
+            f"  subscribe: {_listed(self.subscribe)}\n"
             "} }"
         )
 
@@ -59,6 +56,9 @@ def gateway_user() -> BusUser:
         publish=(
             f"{subjects.WORK}.>",
             f"{subjects.EVENTS}.>",
+            # Answers go to inboxes only: a request names the subject of its answer, which could be one of JetStream's
+            # API. (The broker's allow_responses would let the gateway publish there.)
+            f"{subjects.INBOXES}.>",
             "$JS.API.INFO",
             *streams,
             f"$JS.API.STREAM.MSG.GET.{NODES_STREAM}",
@@ -73,7 +73,6 @@ def gateway_user() -> BusUser:
             f"{subjects.EVENTS}.>",
             f"{subjects.inbox(GATEWAY)}.>",
         ),
-        responds=True,
     )
 
 

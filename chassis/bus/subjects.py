@@ -9,6 +9,7 @@ from finetuneflow.v1 import fine_tuning_job_pb2, work_pb2
 WORK: Final = "ftf.v1.work"
 EVENTS: Final = "ftf.v1.jobs"
 NODES_BUCKET: Final = "ftf_nodes"
+INBOXES: Final = "_INBOX"
 EVERYONE: Final = ".everyone"
 """Suffix of a subject on which a request goes to all processes that serve it."""
 
@@ -57,4 +58,4 @@ def node(service: str, node_id: str) -> str:
 
 def inbox(user: str) -> str:
     """Returns the prefix of the subjects on which a user of the broker receives answers."""
-    return f"_INBOX_{user}"
+    return f"{INBOXES}.{user}"

@@ -96,7 +96,10 @@ def missing() -> list[str]:
     elif version < landlock.SIGNALS_ABI:
         found.append("A child can end other processes of its user: that takes Linux 6.12 or newer.")
     if not confinement_filter.available():
-        found.append("A child can use the network: the system has no seccomp filter for this machine.")
+        found.append(
+            "A child can use the network, and change the rights of its user's files: the system has no seccomp filter "
+            "for this machine."
+        )
     return found
 
 
@@ -147,8 +150,8 @@ def _confine(confinement: Confinement) -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_NO_NEW_PRIVS) failed")
     grants = None if confinement.files is None else _grants(confinement.files)
     landlock.restrict(grants, network=confinement.network)
-    if not confinement.network and confinement_filter.available():
-        confinement_filter.refuse_sockets()
+    if confinement_filter.available():
+        confinement_filter.refuse_calls(network=confinement.network)
 
 
 def _grants(files: Files) -> dict[str, int]:

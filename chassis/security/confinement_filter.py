@@ -1,7 +1,8 @@
-"""A filter of system calls (seccomp) that leaves a process no socket to the outside. Standard library only.
+"""A filter of system calls (seccomp) for what Landlock does not refuse to a child. Standard library only.
 
-Landlock refuses TCP only, from Linux 6.7 on, and not the sockets of other programs in the file system. This filter
-works on every kernel in use, and applies to what the process starts.
+Landlock refuses TCP only, from Linux 6.7 on, and not the sockets of other programs in the file system; nor does it know
+owners, rights, times and attributes of files, the keys and memory that programs of a user share, or namespaces. This
+filter works on every kernel in use, and applies to what the process starts.
 """
 
 from __future__ import annotations
@@ -21,11 +22,81 @@ _NUMBER, _ARCHITECTURE, _FIRST, _SECOND = 0, 4, 16, 24
 _X32 = 0x40000000
 """From here on, the numbers of a second set of system calls on x86-64."""
 _AF_UNIX, _SOCK_STREAM, _SOCK_SEQPACKET, _SOCK_TYPES = 1, 1, 5, 0xF
+_NEW_NAMESPACES = 0x7E020080
+"""Flags of clone that begin a namespace."""
+_UNKNOWN_CALL = 0x00050000 | errno.ENOSYS
 
-_ARCHITECTURES: Final = {
-    "x86_64": (0xC000003E, {"socket": 41, "connect": 42, "io_uring_setup": 425, "prlimit64": 302}),
-    "aarch64": (0xC00000B7, {"socket": 198, "connect": 203, "io_uring_setup": 425, "prlimit64": 261}),
+_ARCHITECTURES: Final = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+# Numbers on x86-64 and, where the call exists there, on 64-bit ARM.
+_NETWORK: Final[dict[str, tuple[int, ...]]] = {
+    # A socket that can be connected reaches any program that listens in the file system, such as dockerd.
+    "connect": (42, 203),
+    # Its requests open and connect sockets, unseen by this filter.
+    "io_uring_setup": (425, 425),
 }
+_REFUSED: Final[dict[str, tuple[int, ...]]] = {
+    # Rights, owners, times and attributes of files, which Landlock lets a user change wherever they are.
+    "chmod": (90,),
+    "fchmod": (91, 52),
+    "fchmodat": (268, 53),
+    "fchmodat2": (452, 452),
+    "chown": (92,),
+    "fchown": (93, 55),
+    "lchown": (94,),
+    "fchownat": (260, 54),
+    "utime": (132,),
+    "utimes": (235,),
+    "futimesat": (261,),
+    "utimensat": (280, 88),
+    "setxattr": (188, 5),
+    "lsetxattr": (189, 6),
+    "fsetxattr": (190, 7),
+    "setxattrat": (463, 463),
+    "removexattr": (197, 14),
+    "lremovexattr": (198, 15),
+    "fremovexattr": (199, 16),
+    "removexattrat": (466, 466),
+    "file_setattr": (469, 469),
+    # News of files anywhere.
+    "inotify_init": (253,),
+    "inotify_init1": (294, 26),
+    "fanotify_init": (300, 262),
+    # Keys, memory and messages that all programs of a user share.
+    "add_key": (248, 217),
+    "request_key": (249, 218),
+    "keyctl": (250, 219),
+    "shmget": (29, 194),
+    "msgget": (68, 186),
+    "semget": (64, 190),
+    "mq_open": (240, 180),
+    # Memory and files of other processes.
+    "ptrace": (101, 117),
+    "process_vm_readv": (310, 270),
+    "process_vm_writev": (311, 271),
+    "pidfd_getfd": (438, 438),
+    "open_by_handle_at": (304, 265),
+    # Parts of the kernel that training needs not, and that have let programs out before.
+    "unshare": (272, 97),
+    "setns": (308, 268),
+    "mount": (165, 40),
+    "fsopen": (430, 430),
+    "open_tree": (428, 428),
+    "bpf": (321, 280),
+    "perf_event_open": (298, 241),
+    "userfaultfd": (323, 282),
+}
+_CHECKED: Final[dict[str, tuple[int, ...]]] = {
+    "socket": (41, 198),
+    "socketpair": (53, 199),
+    "prlimit64": (302, 261),
+    "clone": (56, 220),
+    "clone3": (435, 435),
+    "setpriority": (141, 140),
+    "sched_setscheduler": (144, 119),
+    "sched_setparam": (142, 118),
+    "sched_setattr": (314, 274),
+}
+"""Calls that are refused with some arguments only."""
 
 
 class _Instruction(ctypes.Structure):
@@ -45,41 +116,67 @@ def available() -> bool:
     return bool(libc.prctl(_PR_SET_SECCOMP, _MODE_FILTER, None, 0, 0) != 0 and ctypes.get_errno() == errno.EFAULT)
 
 
-def refuse_sockets() -> None:
-    """Refuses sockets, but for pairs of connected ones, and changes of another process's limits.
+def refuse_calls(*, network: bool = False) -> None:
+    """Refuses sockets, but for pairs of connected ones, unless `network`; changes of another process's limits
+    and priority; and the calls listed above.
 
     It applies to this thread and what it starts. The process needs PR_SET_NO_NEW_PRIVS.
     """
-    lines = _instructions(*_ARCHITECTURES[os.uname().machine])
+    lines = _program(os.uname().machine, network=network)
     program = _Program(len(lines), (_Instruction * len(lines))(*(_Instruction(*line) for line in lines)))
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_SECCOMP, _MODE_FILTER, ctypes.byref(program), 0, 0) != 0:
         raise OSError(ctypes.get_errno(), f"seccomp: {os.strerror(ctypes.get_errno())}")
 
 
-def _instructions(architecture: int, calls: dict[str, int]) -> list[tuple[int, int, int, int]]:
-    """Returns the program; a jump counts the instructions that it skips."""
+def _program(machine: str, *, network: bool) -> list[tuple[int, int, int, int]]:
+    """Returns the program. A jump counts the instructions that it skips, at most 255."""
+    column = list(_ARCHITECTURES).index(machine)
+
+    def numbers(calls: dict[str, tuple[int, ...]]) -> dict[str, int]:
+        return {name: known[column] for name, known in calls.items() if column < len(known)}
+
+    checked = numbers(_CHECKED)
+    refused = [*numbers(_REFUSED).values(), *(() if network else numbers(_NETWORK).values())]
+    # Each block ends with a return, or falls through to the next with the number of the call loaded.
+    checks = [
+        # glibc uses clone instead, whose flags can be seen.
+        *_if_call(checked["clone3"], [(_RETURN, 0, 0, _UNKNOWN_CALL)]),
+        *_if_call(checked["clone"], [(_LOAD, 0, 0, _FIRST), (_AND, 0, 0, _NEW_NAMESPACES), *_allow_if(0)]),
+        *_if_call(checked["setpriority"], [(_LOAD, 0, 0, _SECOND), *_allow_if(0)]),
+        # 0 is the process itself.
+        *(
+            instruction
+            for name in ("prlimit64", "sched_setscheduler", "sched_setparam", "sched_setattr")
+            for instruction in _if_call(checked[name], [(_LOAD, 0, 0, _FIRST), *_allow_if(0)])
+        ),
+    ]
+    if not network:
+        kind = [(_LOAD, 0, 0, _SECOND), (_AND, 0, 0, _SOCK_TYPES)]
+        # A datagram needs no connection, also in a pair. CUDA opens a socket of these types for its own processes.
+        of_unix = [(_LOAD, 0, 0, _FIRST), (_EQUAL, 1, 0, _AF_UNIX), (_RETURN, 0, 0, _REFUSE), *kind]
+        checks += _if_call(checked["socket"], [*of_unix, *_allow_if(_SOCK_STREAM, _SOCK_SEQPACKET)])
+        checks += _if_call(checked["socketpair"], [*kind, *_allow_if(_SOCK_STREAM)])
+    end = [(_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _REFUSE)]
+    numbered = [(_GREATER_OR_EQUAL, _X32), *((_EQUAL, number) for number in refused)]
+    left = len(numbered) + len(checks)
     return [
         (_LOAD, 0, 0, _ARCHITECTURE),
         # Other system calls, such as those of 32-bit programs, have other numbers.
-        (_EQUAL, 0, 15, architecture),
-        (_LOAD, 0, 0, _NUMBER),
-        (_GREATER_OR_EQUAL, 13, 0, _X32),
-        # A socket that can be connected reaches any program that listens in the file system, such as dockerd.
-        (_EQUAL, 12, 0, calls["connect"]),
-        # Its requests open and connect sockets, unseen by this filter.
-        (_EQUAL, 11, 0, calls["io_uring_setup"]),
-        (_EQUAL, 7, 0, calls["prlimit64"]),
-        (_EQUAL, 0, 8, calls["socket"]),
-        (_LOAD, 0, 0, _FIRST),
-        (_EQUAL, 0, 7, _AF_UNIX),
-        (_LOAD, 0, 0, _SECOND),
-        (_AND, 0, 0, _SOCK_TYPES),
-        # A datagram needs no connection. CUDA opens one of these for its own processes.
-        (_EQUAL, 3, 0, _SOCK_STREAM),
-        (_EQUAL, 2, 3, _SOCK_SEQPACKET),
-        (_LOAD, 0, 0, _FIRST),
-        (_EQUAL, 0, 1, 0),
-        (_RETURN, 0, 0, _ALLOW),
+        (_EQUAL, 1, 0, _ARCHITECTURES[machine]),
         (_RETURN, 0, 0, _REFUSE),
+        (_LOAD, 0, 0, _NUMBER),
+        *((code, left - position, 0, number) for position, (code, number) in enumerate(numbered)),
+        *checks,
+        *end,
     ]
+
+
+def _if_call(number: int, block: list[tuple[int, int, int, int]]) -> list[tuple[int, int, int, int]]:
+    return [(_EQUAL, 0, len(block), number), *block]
+
+
+def _allow_if(*values: int) -> list[tuple[int, int, int, int]]:
+    """Allows the call if what was loaded is one of the values, and refuses it otherwise."""
+    matches = [(_EQUAL, len(values) - position, 0, value) for position, value in enumerate(values)]
+    return [*matches, (_RETURN, 0, 0, _REFUSE), (_RETURN, 0, 0, _ALLOW)]

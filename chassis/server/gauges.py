@@ -16,6 +16,9 @@ ACCEPTED_SECONDS = Histogram(
     "From the moment an event came out of the child's pipe until a gateway had accepted it",
     buckets=_LATENCIES,
 )
+EVICTED_MODEL_BYTES = Counter(
+    "ftf_evicted_model_bytes", "Bytes of downloaded models that this process deleted to make room for another"
+)
 REPORTS = Counter("ftf_reports", "Reports decided on, heartbeats included")
 EVENTS = Counter("ftf_events_accepted", "Events that workers reported and this gateway accepted")
 COMMIT_SECONDS = Histogram("ftf_commit_seconds", "Duration of a COMMIT (SQLite)", buckets=_LATENCIES)

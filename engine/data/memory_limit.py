@@ -3,7 +3,8 @@
 import resource
 import time
 
-_AS = resource.RLIMIT_AS
+_DATA = resource.RLIMIT_DATA
+"""Counts memory that can be written, and not addresses that libraries only reserve, such as those of each thread."""
 _KNOWN_SECONDS = 0.1
 """Time for which a measured size of the process is used again: measuring takes as long as rendering a short
 conversation."""
@@ -19,7 +20,7 @@ class memory_limit:
 
     def __init__(self, num_bytes: int, *, measure: bool = True) -> None:
         self._num_bytes, self._measure = num_bytes, measure
-        self._before = self._limit = resource.getrlimit(_AS)
+        self._before = self._limit = resource.getrlimit(_DATA)
         self._measured = -_KNOWN_SECONDS
 
     def __enter__(self) -> None:
@@ -27,18 +28,18 @@ class memory_limit:
         if self._measure or now - self._measured > _KNOWN_SECONDS:
             self._measured = now
             soft, hard = self._before
-            allowed = _address_space() + self._num_bytes
+            allowed = _data() + self._num_bytes
             self._limit = (allowed if soft == resource.RLIM_INFINITY else min(allowed, soft), hard)
-        resource.setrlimit(_AS, self._limit)
+        resource.setrlimit(_DATA, self._limit)
 
     def __exit__(self, *_: object) -> None:
-        resource.setrlimit(_AS, self._before)
+        resource.setrlimit(_DATA, self._before)
 
 
-def _address_space() -> int:
+def _data() -> int:
     try:
         with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123 - for every row
-            return int(file.read().split()[0]) * resource.getpagesize()
+            return int(file.read().split()[5]) * resource.getpagesize()
     except OSError:
         # Without /proc only the limits of steps and time apply.
         return 1 << 48

@@ -43,7 +43,7 @@ class Crew:
         self, config: JobConfig, tokenizer_dir: Path, tokenizer: Tokenizer, count: int, limits: WorkLimits
     ) -> None:
         """`count` is the number of child processes, started when the first tasks arrive; with 0, all tasks run in this
-        process. `limits` apply to each of them; this process has set its own."""
+        process. `limits` apply to all of them and this process, which has set its own."""
         self._here = BlockTokenizer(config, tokenizer)
         self._count = count
         self._limits = limits
@@ -86,7 +86,9 @@ class Crew:
                 except TimeoutError:
                     if self._sign:
                         self._sign = False
+                        self._check_processor_time()
                         alive()
+            self._check_processor_time()
             alive()
             yield future.result()
         if not isinstance(failure, StopIteration):
@@ -100,6 +102,9 @@ class Crew:
         if isinstance(answer, BaseException):
             raise answer
         return answer
+
+    def _check_processor_time(self) -> None:
+        self._limits.check_processor_time(sum(process.processor_seconds for process in list(self._processes)))
 
     def _heard(self) -> None:
         self._sign = True
@@ -135,6 +140,8 @@ class _Process:
         self._connection = ours
         self._setup: tuple[str, str, str] | None = setup
         self._deaths = deaths
+        self.processor_seconds = 0.0
+        """Processor time that it had used when it last said something."""
 
     def ask(self, task: Task, heard: Callable[[], None]) -> Any:
         try:
@@ -142,7 +149,7 @@ class _Process:
                 self._connection.send(self._setup)
                 self._setup = None
             self._connection.send(task)
-            while (answer := self._connection.recv()) is None:
+            while (answer := self._receive()) is None:
                 heard()
         except (EOFError, OSError) as error:
             status = self._process.wait()
@@ -150,6 +157,10 @@ class _Process:
                 raise self._deaths[status] from error
             message = f"A process that tokenizes rows died (exit status {status})."
             raise SystemFailure("KILLED", message, "The machine may have run out of memory.") from error
+        return answer
+
+    def _receive(self) -> Any:
+        self.processor_seconds, answer = self._connection.recv()
         return answer
 
     def end(self) -> None:
@@ -166,7 +177,7 @@ def _serve(connection: Connection) -> None:
         limits.check_processor_time()
         if time.monotonic() - said > _SIGN_SECONDS:
             said = time.monotonic()
-            connection.send(None)
+            connection.send((time.process_time(), None))
 
     config, tokenizer_dir, given = connection.recv()
     limits = WorkLimits.model_validate_json(given)
@@ -183,7 +194,7 @@ def _serve(connection: Connection) -> None:
             if not isinstance(error, JobError):
                 traceback.print_exc()
             answer = error
-        connection.send(answer)
+        connection.send((time.process_time(), answer))
 
 
 if __name__ == "__main__":

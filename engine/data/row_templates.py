@@ -15,8 +15,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from engine.data.json_files import json_error
+from engine.data.json_shapes import printable
 from engine.data.rows import Row, RowProblem, is_too_deep, json_type
-from engine.data.template_limits import TEMPLATE_EXCEEDED, TemplateExceeded, limit_of, limited_steps
+from engine.data.template_limits import TEMPLATE_EXCEEDED, TemplateExceeded, failure_text, limit_of, limited_steps
 from engine.errors import JobError, Violation
 
 MAX_OUTPUT_CHARACTERS = 4 * 1024 * 1024
@@ -35,9 +36,12 @@ class RowTemplate:
         try:
             with limited_steps():
                 self._template = _environment().from_string(source)
-        except (jinja2.TemplateError, SyntaxError, RecursionError, ValueError, MemoryError, TemplateExceeded) as error:
+        except JobError:
+            raise
+        except (Exception, TemplateExceeded) as error:
+            # Jinja and Python's compiler raise many errors for what they cannot parse.
             line = f"line {error.lineno}: " if isinstance(error, jinja2.TemplateSyntaxError) else ""
-            raise self._bad(f"The row template cannot be read: {line}{str(error).rstrip('.')}.") from error
+            raise self._bad(f"The row template cannot be read: {line}{failure_text(error)}.") from error
 
     def apply(self, row: Row) -> Iterator[Row | RowProblem]:
         """Yields the rows that the template makes of one row. Raises JobError("TEMPLATE_EXCEEDED") if it exceeds a
@@ -57,17 +61,12 @@ class RowTemplate:
                 [Violation(self._field, f"row {row.number}: {said}")],
             ) from error
         except jinja2.UndefinedError as error:
-            yield self._problem(row, f"{error}{_nearest(str(error), row.values)}")
+            yield self._problem(row, f"{failure_text(error)}{_nearest(str(error), row.values)}")
             return
-        except (
-            jinja2.TemplateError,
-            ArithmeticError,
-            AttributeError,
-            LookupError,
-            TypeError,
-            ValueError,
-        ) as error:
-            yield self._problem(row, str(error))
+        except JobError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a template can make Jinja and the methods of values raise any error
+            yield self._problem(row, failure_text(error))
             return
         yield from self._parsed(row, text)
 
@@ -102,7 +101,7 @@ class RowTemplate:
                 yield RowProblem(row.number, "template", "TEMPLATE_NOT_JSON", message)
 
     def _problem(self, row: Row, said: str) -> RowProblem:
-        return RowProblem(row.number, "template", "TEMPLATE_FAILED", f"the template failed: {said[:500]}")
+        return RowProblem(row.number, "template", "TEMPLATE_FAILED", f"the template failed: {said}")
 
     def _bad(self, message: str) -> JobError:
         return JobError("BAD_TEMPLATE", message, "Correct the template.", [Violation(self._field, message)])
@@ -153,6 +152,6 @@ def _nearest(said: str, values: Mapping[str, Any]) -> str:
     parts = said.split("'")
     close = difflib.get_close_matches(parts[-2], list(values), n=1) if len(parts) > 2 else []
     if close:
-        return f"; did you mean {close[0]}?"
-    shown = [name[:40] for name in list(values)[:_SHOWN_COLUMNS]]
+        return f"; did you mean {printable(close[0])}?"
+    shown = [printable(name) for name in list(values)[:_SHOWN_COLUMNS]]
     return f"; the row has {', '.join(shown)}{', ...' * (len(values) > len(shown))}" if shown else ""

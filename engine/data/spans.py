@@ -509,12 +509,15 @@ def _outer_tokens(content: str, tokenizer: Tokenizer) -> tuple[str, str] | None:
 
 def _repeats(text: str, token: str) -> int:
     """Returns how many times the text starts with the token, without regard to whitespace."""
-    text = text.lstrip()
-    count = 0
-    while text.startswith(token):
-        text = text[len(token) :].lstrip()
+    # By position: copying the rest of the text for each token would take quadratic time.
+    count = start = 0
+    while True:
+        while text[start : start + 1].isspace():
+            start += 1
+        if not text.startswith(token, start):
+            return count
+        start += len(token)
         count += 1
-    return count
 
 
 def _without_tools(index: int, messages: list[Message], what: str, learned: str) -> JobError:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from engine.data.memory_limit import memory_limit
-from engine.errors import JobError, LimitExceeded
+from engine.errors import JobError, LimitExceeded, encodable
 
 MAX_STEPS = 1_000_000
 """Maximum executed lines of the compiled template for one row. A count ends at the same row on every machine."""
@@ -26,6 +26,7 @@ TEMPLATE_EXCEEDED = "TEMPLATE_EXCEEDED"
 """Reason of the JobError of a template that exceeds a limit: it would exceed it for every other row."""
 TEMPLATE_TOO_SLOW = "TEMPLATE_TOO_SLOW"
 _FILE = "<template>"
+_MAX_SAID = 500
 
 
 class TemplateExceeded(BaseException):
@@ -141,3 +142,8 @@ def limit_of(error: BaseException) -> str:
         # The values of a row are never nested deeply enough to be the cause.
         return "it calls itself without end"
     return str(error) or "it needs too much memory"
+
+
+def failure_text(error: BaseException) -> str:
+    """Returns what the error of a template says, shortened; its type if it says nothing."""
+    return encodable(str(error).rstrip("."))[:_MAX_SAID] or type(error).__name__

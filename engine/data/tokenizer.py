@@ -13,7 +13,15 @@ import numpy
 from numpy.typing import NDArray
 
 from engine.data.conversations import THOUGHT_NAMES, Message
-from engine.data.template_limits import TEMPLATE_EXCEEDED, TemplateExceeded, limit_of, limited_memory, limited_time
+from engine.data.rows import json_type
+from engine.data.template_limits import (
+    TEMPLATE_EXCEEDED,
+    TemplateExceeded,
+    failure_text,
+    limit_of,
+    limited_memory,
+    limited_time,
+)
 from engine.data.tokenizer_limit import bad_tokenizer, limited_tokenizer
 from engine.errors import JobError, Violation
 
@@ -103,7 +111,6 @@ class Tokenizer:
         that ends an answer).
         """
         # The import takes seconds, which a serving process must never spend.
-        from tokenizers import processors
         from transformers import PreTrainedTokenizerFast
         from transformers.utils.chat_template_utils import _compile_jinja_template
 
@@ -116,40 +123,45 @@ class Tokenizer:
         try:
             with limited_tokenizer(0):
                 self._fast: Any = PreTrainedTokenizerFast.from_pretrained(str(directory))
-        except (JobError, OSError, MemoryError):
+                self._read(self._fast, chat_template)
+        except (JobError, OSError):
             raise
         except Exception as error:
+            # Any value in the model's files may have a wrong type, and the library finds it anywhere.
             raise bad_tokenizer(f"cannot be loaded: {str(error)[:200]}") from error
-        if self._fast.eos_token_id is None:
+        self._limited_memory = limited_memory(measure=False)
+        self._limited_time = limited_time()
+        self._compile = _compile_jinja_template
+        self._compiled: Any = None
+        self._known: dict[str, Any] = {}
+        """Variables of every rendering except the conversation."""
+
+    def _read(self, fast: Any, chat_template: str | None) -> None:
+        from tokenizers import processors
+
+        if fast.eos_token_id is None:
             raise JobError(
                 "NO_EOS_TOKEN",
                 "The base model's tokenizer has no end-of-text token; a model trained with it would never stop.",
                 "Choose a base model whose tokenizer_config.json has an eos_token.",
             )
         # Post-processors add special tokens that the template already wrote, and remove spaces from the offsets.
-        self._bare = type(self._fast.backend_tokenizer).from_str(self._fast.backend_tokenizer.to_str())
+        self._bare = type(fast.backend_tokenizer).from_str(fast.backend_tokenizer.to_str())
         self._bare.post_processor = processors.Sequence([])
         self._bare.no_truncation()
         self._bare.no_padding()
-        own = self._fast.chat_template
-        if isinstance(own, dict):
-            own = own.get("default")
-        self.has_own_template = chat_template is None and own is not None
-        self._limited_memory = limited_memory(measure=False)
-        self._limited_time = limited_time()
+        own = _own_template(fast.chat_template) if chat_template is None else None
+        self.has_own_template = own is not None
         self.template: str = chat_template or own or PLAIN_TEMPLATE
         self.marks_answers = _MARK.search(self.template) is not None
         """True if the template marks the text that the model generates with {% generation %}."""
         self._thought_key = next((name for name in THOUGHT_NAMES if _reads(self.template, name)), THOUGHT_NAMES[0])
-        self._compile = _compile_jinja_template
-        self._compiled: Any = None
-        self._known: dict[str, Any] = {}
-        """Variables of every rendering except the conversation."""
+        self._token_texts = {name: str(token) for name, token in fast.special_tokens_map.items()}
         self._token_bytes = _token_bytes(self._bare)
         self._normalises = self._bare.normalizer is not None
-        self.eos_id: int = self._fast.eos_token_id
-        self.eos_token: str = self._fast.eos_token
-        added = list(self._fast.added_tokens_decoder.items())
+        self.eos_id: int = fast.eos_token_id
+        self.eos_token: str = fast.eos_token
+        added = list(fast.added_tokens_decoder.items())
         self.special_ids = frozenset({token_id for token_id, token in added if token.special} | {self.eos_id})
         self.vocabulary: dict[str, int] = self._bare.get_vocab(with_added_tokens=True)
         """Token → id, with the tokens that were added."""
@@ -161,8 +173,8 @@ class Tokenizer:
         """Matches text that is encoded as a control token."""
         self.special_texts = tuple(specials)
         """Texts of the control tokens, longest first."""
-        empty = self._fast("", add_special_tokens=True)["input_ids"]
-        self.leading_ids: list[int] = [token_id for token_id in empty if token_id == self._fast.bos_token_id][:1]
+        empty = fast("", add_special_tokens=True)["input_ids"]
+        self.leading_ids: list[int] = [token_id for token_id in empty if token_id == fast.bos_token_id][:1]
         """Ids that the tokenizer adds before plain text: its begin-of-text token, or none."""
 
     def render(
@@ -190,8 +202,6 @@ class Tokenizer:
         generation_prompt: bool,
         spans: list[Span] | None,
     ) -> str:
-        import jinja2
-
         try:
             try:
                 with self._limited_memory, self._limited_time:
@@ -205,18 +215,11 @@ class Tokenizer:
         except (TemplateExceeded, MemoryError) as error:
             said = f"The chat template exceeds a limit: {limit_of(error)}."
             raise bad_chat_template(TEMPLATE_EXCEEDED, said) from error
-        except (
-            jinja2.TemplateError,
-            ArithmeticError,
-            AttributeError,
-            LookupError,
-            RecursionError,
-            TypeError,
-            ValueError,
-        ) as error:
-            raise bad_chat_template(
-                "TEMPLATE_FAILED", f"The chat template failed: {str(error).rstrip('.')}."
-            ) from error
+        except JobError:
+            raise
+        except Exception as error:
+            # A template can make Jinja, Python's compiler and the methods of values raise any error.
+            raise bad_chat_template("TEMPLATE_FAILED", f"The chat template failed: {failure_text(error)}.") from error
 
     def _written(
         self,
@@ -228,8 +231,7 @@ class Tokenizer:
         # Same as apply_chat_template, without the copies that it makes for every conversation.
         if self._compiled is None:
             self._compiled = self._compile(self.template)
-            named = {name: str(token) for name, token in self._fast.special_tokens_map.items()}
-            self._known = {**self._compiled.globals, **named, "documents": None}
+            self._known = {**self._compiled.globals, **self._token_texts, "documents": None}
         values = {
             **self._known,
             "messages": [self._named(message) for message in messages],
@@ -238,13 +240,13 @@ class Tokenizer:
         }
         written = self._compiled.root_render_func(self._compiled.new_context(values, shared=True))
         if spans is None:
-            return "".join(written)
+            return _checked("".join(written))
         blocks: list[str] = []
         # The tracker measures the text written before a mark, so it must see each block as it is written.
         with self._compiled.environment.activate_tracker(blocks, spans):
             for block in written:
                 blocks.append(block)
-        return "".join(blocks)
+        return _checked("".join(blocks))
 
     def _named(self, message: Message) -> Message:
         """Returns the turn with its reasoning under the key that the template reads."""
@@ -309,6 +311,23 @@ def bad_chat_template(reason: str, message: str) -> JobError:
     """Returns the error for a chat template that fails with a conversation."""
     advice = "Correct spec.chat_template, or change the conversation so that the model's own template accepts it."
     return JobError(reason, message, advice, [Violation("spec.chat_template", message)])
+
+
+def _own_template(own: Any) -> str | None:
+    """Returns a model's own chat template: the one named default if there are several."""
+    template = own.get("default") if isinstance(own, dict) else own
+    if template is None or isinstance(template, str):
+        return template
+    message = f"chat_template in tokenizer_config.json of the base model is a JSON {json_type(template)}, not a string."
+    advice = "Set spec.chat_template, or use another base model."
+    raise JobError("BAD_TOKENIZER", message, advice, [Violation("spec.base_model", message)])
+
+
+def _checked(text: str) -> str:
+    """Raises ValueError for half of a surrogate pair, which no tokenizer can encode."""
+    if not text.isascii():
+        text.encode()
+    return text
 
 
 def _reads(template: str, name: str) -> bool:

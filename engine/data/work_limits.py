@@ -8,7 +8,7 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict
 
 from engine.data.template_limits import CPU_LIMIT, killed_by_template, limited_time
-from engine.data.tokenizer_limit import TOKENIZER_LIMIT, endless_tokenizer
+from engine.data.tokenizer_limit import ABORTED, TOKENIZER_LIMIT, aborted_tokenizer, endless_tokenizer
 from engine.errors import JobError, LimitExceeded
 
 _GRACE_SECONDS: Final = 30.0
@@ -19,13 +19,14 @@ _ADVICE: Final = "Use fewer rows, or simplify templates."
 
 
 class WorkLimits(BaseModel):
-    """The limits; None means none. Each process of the work has the limits of seconds for itself."""
+    """The limits; None means none."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     template_seconds: float | None = None
-    """Processor time of templates, beside a millisecond per row."""
+    """Processor time of templates, beside a millisecond per row, in each process of the work."""
     processor_seconds: float | None = None
+    """Processor time of all processes of the work together."""
     processor_setting: str = "FTF_PROBE_MAX_QUERY_SECONDS"
     """The setting that `processor_seconds` comes from."""
     tokens: int | None = None
@@ -33,7 +34,8 @@ class WorkLimits(BaseModel):
     shard_bytes: int | None = None
 
     def apply(self) -> None:
-        """Sets the limits of seconds for this process. The processes that it starts inherit that of the kernel."""
+        """Sets the limits of seconds for this process. The processes that it starts inherit that of the kernel, which
+        ends a process that does not look at the limit: it is the limit of each for itself."""
         if self.template_seconds is not None:
             limited_time.total_seconds = self.template_seconds
         if self.processor_seconds is not None:
@@ -45,9 +47,13 @@ class WorkLimits(BaseModel):
             # The signal would otherwise write the process's memory to the disk.
             resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
-    def check_processor_time(self) -> None:
-        """Raises LimitExceeded("PROCESSOR_TIME_EXCEEDED") if this process has used more than its time."""
-        if self.processor_seconds is not None and time.process_time() > self.processor_seconds:
+    def check_processor_time(self, running_seconds: float = 0.0) -> None:
+        """Raises LimitExceeded("PROCESSOR_TIME_EXCEEDED") if this process and those that it started have used more than
+        the limit. `running_seconds` is the time of those that still run."""
+        if self.processor_seconds is None:
+            return
+        ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+        if time.process_time() + ended.ru_utime + ended.ru_stime + running_seconds > self.processor_seconds:
             raise self._too_long()
 
     def check_size(self, num_tokens: int, num_bytes: int) -> None:
@@ -70,5 +76,6 @@ class WorkLimits(BaseModel):
         return {
             -CPU_LIMIT: killed_by_template(),
             -TOKENIZER_LIMIT: endless_tokenizer(),
+            ABORTED: aborted_tokenizer(),
             -PROCESSOR_LIMIT: self._too_long(),
         }

@@ -1,13 +1,17 @@
 """Greedy generation of answers to prompts."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import StoppingCriteria, StoppingCriteriaList
+from peft import PeftModel
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 PROMPTS_PER_BATCH = 8
 """On a CPU the time of a step goes into reading the weights, whether for one prompt or for eight."""
+
+_MAX_PENALTY = 10.0
 
 
 class _TokenListener(StoppingCriteria):
@@ -31,8 +35,10 @@ def generate(
 ) -> list[list[int]]:
     """Returns the greedy continuation of each prompt, as token ids without prompt and stop token.
 
-    A prompt has at least one token id. An answer ends before the first of `stop_ids`, or after `max_new_tokens`.
-    After each step `on_tokens` receives the newest token of every prompt of the current batch.
+    Of the model's own generation settings only repetition_penalty applies: others would return several answers, need
+    code of the hub, or end with an error. A prompt has at least one token id. An answer ends before the first of
+    `stop_ids`, or after `max_new_tokens`. After each step `on_tokens` receives the newest token of every prompt of the
+    current batch.
     """
     model.eval()
     answers: list[list[int]] = []
@@ -45,7 +51,7 @@ def generate(
             # Padding is on the left, so that the continuation follows its prompt.
             ids[index, width - len(prompt) :] = torch.as_tensor(prompt)
             mask[index, width - len(prompt) :] = 1
-        with torch.inference_mode():
+        with torch.inference_mode(), _plain_settings(model):
             output = model.generate(
                 input_ids=ids.to(target),
                 attention_mask=mask.to(target),
@@ -59,6 +65,19 @@ def generate(
             )
         answers += [_before_stop_token(row[width:].tolist(), stop_ids) for row in output]
     return answers
+
+
+@contextmanager
+def _plain_settings(model: Any) -> Iterator[None]:
+    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    own = inner.generation_config
+    penalty = own.repetition_penalty
+    plain = isinstance(penalty, int | float) and 0 < penalty < _MAX_PENALTY
+    inner.generation_config = GenerationConfig(repetition_penalty=float(penalty) if plain else 1.0)
+    try:
+        yield
+    finally:
+        inner.generation_config = own
 
 
 def _batches(prompts: Sequence[Sequence[int]]) -> Iterator[Sequence[Sequence[int]]]:

@@ -10,9 +10,12 @@ import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from engine.config.job import AttentionImplementation, Method, Precision, Quantization
+from engine.errors import JobError
+from engine.model_folder import model_error
 
 Device = Literal["cpu", "cuda"]
 
+_ANOTHER = "Use another base model or revision."
 _COMPUTE: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -48,23 +51,46 @@ def load_base(
     With `quantization` all linear layers except the head have 4 or 8 bits. `dtype` is then the format of all other
     weights, and of the computation unless the quantisation sets another. `auto` and `sdpa` attention become eager for a
     model that supports only that.
+
+    Raises JobError: NOT_A_MODEL if transformers cannot use the model's settings; BAD_WEIGHTS if the files lack a tensor
+    or have one of another shape, which would be random, or values that are not finite.
     """
     config = None if quantization is None else _bitsandbytes(quantization, dtype)
-    model = AutoModelForCausalLM.from_pretrained(
-        model_dir,
-        dtype=dtype,
-        quantization_config=config,
-        # None: transformers chooses sdpa for every model that supports it.
-        attn_implementation=None if attention in ("auto", "sdpa") else attention,
-        device_map={"": 0 if on == "cuda" else "cpu"},
-        use_safetensors=True,
-        local_files_only=True,
-        trust_remote_code=False,
-    )
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            model_dir,
+            dtype=dtype,
+            quantization_config=config,
+            # None: transformers chooses sdpa for every model that supports it.
+            attn_implementation=None if attention in ("auto", "sdpa") else attention,
+            device_map={"": 0 if on == "cuda" else "cpu"},
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        # What transformers raises for a setting of an unknown name or a wrong type depends on where it reads it.
+        said = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200].rstrip('.')}"
+        raise model_error("NOT_A_MODEL", f"transformers cannot load the base model: {said}.", _ANOTHER) from error
+    model, found = loaded
+    if missing := sorted(found["missing_keys"]):
+        raise _bad_weights(f"they lack {len(missing)} tensors, such as {missing[0]}")
+    if wrong := sorted(name for name, *_ in found["mismatched_keys"]):
+        raise _bad_weights(f"{len(wrong)} of their tensors have other shapes than config.json says, such as {wrong[0]}")
+    for name, weights in model.named_parameters():
+        if weights.is_floating_point() and not torch.isfinite(weights.detach().sum(dtype=torch.float32)):
+            raise _bad_weights(f"{name} has values that are not finite")
     if quantization is not None:
         keep_differentiable(model)
     model.eval()
     return model
+
+
+def _bad_weights(problem: str) -> JobError:
+    message = f"The base model's weights are damaged: {problem}."
+    return model_error("BAD_WEIGHTS", message, f"Fetch the model again. {_ANOTHER}")
 
 
 def keep_differentiable(model: torch.nn.Module) -> None:

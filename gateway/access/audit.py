@@ -36,7 +36,8 @@ class AuditLog:
             subject=caller.subject,
             address=address,
             method=policy.method,
-            resource=_resource(policy, request, response),
+            # What is no valid name may be anything, also a secret in the wrong field.
+            resource="" if status == grpc.StatusCode.INVALID_ARGUMENT.name else _resource(policy, request, response),
             request_id=_printable(getattr(request, "request_id", "")),
             status=status,
         )

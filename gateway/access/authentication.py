@@ -28,6 +28,7 @@ CHECK_SECONDS: Final = 2.0
 """Time for which a key that was found in SQL is believed, and interval at which the callers of streams are checked."""
 _LAST_USE_SECONDS: Final = 60.0
 _MAX_BELIEVED: Final = 10_000
+_MAX_WAITING: Final = 100
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ class Authenticator:
         self._database = database
         self._provider = provider
         self._failures = FailureLimit(failures_per_minute)
+        self._turn = asyncio.Lock()
+        self._waiting = 0
         self._believed: dict[str, _Believed] = {}
         self._streams: set[_Stream] = set()
         self._used: set[str] = set()
@@ -71,33 +74,54 @@ class Authenticator:
         scheme, _, token = authorization.partition(" ")
         token = token.strip()
         digest = keys.digest(token)
+        bearer = scheme.lower() == "bearer"
         believed = self._believed.get(digest)
-        if believed is not None and time.monotonic() < believed.until:
+        if bearer and believed is not None and time.monotonic() < believed.until:
             _check_expiry(believed.caller)
             return believed.caller
         if self._failures.reached(address):
-            raise ResourceExhausted(
-                "TOO_MANY_FAILURES",
-                "Too many calls from your address had wrong credentials; correct the key and try again in a minute.",
-            )
+            return await self._caller_in_turn(token if bearer else "", digest)
         try:
-            if not token or scheme.lower() != "bearer":
-                raise Unauthenticated(
-                    "NO_CREDENTIALS",
-                    "The call has no credentials. Run `ftf login`, or set FTF_TOKEN to an API key; operators make one "
-                    "with `ftf keys create`. On the machine of `ftf up`, its user's clients find one.",
-                )
-            if token.startswith(keys.PREFIX) or self._provider is None:
-                caller = await self._caller_of_key(token, digest)
-            else:
-                caller = await self._provider.caller(token)
-                await self._check_tenant(caller.tenant)
+            caller = await self._checked(token if bearer else "", digest)
         except Unauthenticated as error:
             self._failures.add(address)
             # The id of a key is no secret; the rest of it is.
             _log.warning("authentication failed from %s: %s (key %s)", address, error.reason, keys.id_of(token) or "?")
             raise
         self._believe(digest, caller)
+        return caller
+
+    async def _caller_in_turn(self, token: str, digest: str) -> Caller:
+        """Checks credentials from addresses with many failures one at a time: wrong ones cost little, and do not lock
+        out others of their address. Raises ResourceExhausted for wrong ones, and if too many wait."""
+        refused = ResourceExhausted(
+            "TOO_MANY_FAILURES",
+            "Too many calls from your address had wrong credentials; correct the key and try again in a minute.",
+        )
+        if self._waiting >= _MAX_WAITING:
+            raise refused
+        self._waiting += 1
+        try:
+            async with self._turn:
+                caller = await self._checked(token, digest)
+        except Unauthenticated:
+            raise refused from None
+        finally:
+            self._waiting -= 1
+        self._believe(digest, caller)
+        return caller
+
+    async def _checked(self, token: str, digest: str) -> Caller:
+        if not token:
+            raise Unauthenticated(
+                "NO_CREDENTIALS",
+                "The call has no credentials. Run `ftf login`, or set FTF_TOKEN to an API key; operators make one "
+                "with `ftf keys create`. On the machine of `ftf up`, its user's clients find one.",
+            )
+        if token.startswith(keys.PREFIX) or self._provider is None:
+            return await self._caller_of_key(token, digest)
+        caller = await self._provider.caller(token)
+        await self._check_tenant(caller.tenant)
         return caller
 
     @contextmanager

@@ -10,7 +10,7 @@ _MAX_ADDRESSES: Final = 10_000
 
 
 class FailureLimit:
-    """Counts failures by address in windows of a minute; `most` of them are read.
+    """Counts failures by address in windows of a minute; `most` of them are logged.
 
     Bounded: a flood from many addresses forgets the oldest.
     """

@@ -17,6 +17,7 @@ from gateway.access.authentication import key_revoked
 from gateway.access.callers import Caller, caller_of
 from gateway.access.keys import digest, new_token
 from gateway.paging import page_of
+from gateway.quotas import DEFAULT_QUOTAS, Quotas
 from gateway.servicers.tenants import check_display_name, find_tenant
 from gateway.sql.database import Database
 from gateway.sql.tables import ApiKeyRow, now
@@ -28,8 +29,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class Keys(KeyServiceServicer):
     """Served by the gateway."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, database: Database, quotas: Quotas = DEFAULT_QUOTAS) -> None:
+        self._database, self._quotas = database, quotas
 
     async def GetCaller(self, request: api.GetCallerRequest, context: Context) -> api.GetCallerResponse:
         caller = caller_of(context)
@@ -65,6 +66,7 @@ class Keys(KeyServiceServicer):
             own = await session.get(ApiKeyRow, caller.key_id, with_for_update=True) if caller.key_id else None
             if own is not None and own.revoke_time is not None:
                 raise key_revoked()
+            await self._quotas.check_new_key(session, row.tenant)
             session.add(row)
         return api.CreateKeyResponse(key=_message(row), token=token)
 

@@ -38,7 +38,7 @@ from gateway.work.kinds import EVALUATION, queue_of
 from gateway.work.ledger import ELAPSED_SECONDS, Decision, Ledger
 from gateway.work.projection import completion_reason, project
 from gateway.work.queue_order import next_waiting
-from gateway.work.reported_paths import SHARDS, foreign_path
+from gateway.work.reported_events import SHARDS, problem_of
 
 log = logging.getLogger(__name__)
 
@@ -152,10 +152,9 @@ class WorkerRequests:
                 attempt.next_ordinal = ordinal
                 self._fail(decision, attempt, "BAD_EVENT", "the worker sent an event of another attempt")
                 return
-            if path := await foreign_path(decision, attempt, event):
+            if problem := await problem_of(decision, attempt, event):
                 attempt.next_ordinal = ordinal
-                said = f"the worker named a path that is not its attempt's: {path[:200]!r}"
-                self._fail(decision, attempt, "BAD_EVENT", said)
+                self._fail(decision, attempt, "BAD_EVENT", f"the worker {problem}")
                 return
             sequence = decision.accept(data, event)
             if event.WhichOneof("payload") in ENDINGS:

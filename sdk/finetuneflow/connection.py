@@ -52,8 +52,8 @@ class Connection:
         """Takes each setting from its argument, otherwise from FTF_ADDRESS, FTF_TOKEN or FTF_CA, otherwise from what is
         stored for the first address that has anything."""
         found = cls(address or os.environ.get("FTF_ADDRESS") or DEFAULT_ADDRESS)
-        token = os.environ.get("FTF_TOKEN") if token is None else token
-        ca = os.environ.get("FTF_CA") if ca is None else ca
+        token = (os.environ.get("FTF_TOKEN") or None) if token is None else token
+        ca = (os.environ.get("FTF_CA") or None) if ca is None else ca
         stored = Credentials()
         if token is None or ca is None:
             stored = next(filter(None, map(read_credentials, found.addresses)), stored)

@@ -539,8 +539,8 @@ class Reason(OpenEnum):
     model. Operator: fetch it again."""
 
     BAD_TOKENIZER = "BAD_TOKENIZER"
-    """The base model's tokenizer cannot be loaded, fails, or takes too long to encode a text. Caller: use another base
-    model."""
+    """The base model's tokenizer cannot be loaded, fails, or takes too long or too much memory to encode a text.
+    Caller: use another base model."""
 
     MODEL_TOO_LARGE = "MODEL_TOO_LARGE"
     """The files of a base model on the hub have more bytes than the operator's limit. Caller: use a smaller model."""
@@ -601,7 +601,8 @@ class Reason(OpenEnum):
     """The worker's machine failed, such as at reading or writing a file. Operator: see the worker's log."""
 
     DISK_FULL = "DISK_FULL"
-    """The disk of the worker's machine is full. Operator: make room on it."""
+    """The disk of the worker's machine is full, or the downloaded models in use leave no room for another. Operator:
+    make room on it, or raise FTF_HUB_CACHE_BYTES."""
 
     STORE_FULL = "STORE_FULL"
     """The artifact store has no room for a file. Operator: make room in it."""
@@ -859,6 +860,14 @@ class Reason(OpenEnum):
     GPU_TIME_LIMIT = "GPU_TIME_LIMIT"
     """The trainings of the tenant have used its GPU time of the last 24 hours. Caller: try again later. Operator: raise
     max_gpu_seconds_per_day of the tenant."""
+
+    TOO_MANY_SECRETS = "TOO_MANY_SECRETS"
+    """The tenant has as many secrets as it may have. Caller: delete some. Operator: raise
+    FTF_GATEWAY_MAX_SECRETS_PER_TENANT."""
+
+    TOO_MANY_KEYS = "TOO_MANY_KEYS"
+    """The tenant has as many API keys as it may have. Caller: revoke some. Operator: raise
+    FTF_GATEWAY_MAX_KEYS_PER_TENANT."""
 
     SECRET_NOT_FOUND = "SECRET_NOT_FOUND"
     """There is no such secret. Caller: take a name of `ftf secrets list`, or set it with `ftf secrets set`."""

@@ -23,9 +23,9 @@ class ProbeSettings(ServiceSettings):
     """Maximum processor time of a query's or preflight's row templates and chat templates, beside a millisecond per
     row. Each process that tokenises has it for itself."""
     max_query_seconds: float = Field(default=1800, gt=0)
-    """Maximum processor time of a query about data, in each of its processes."""
+    """Maximum processor time of a query about data, of all its processes together."""
     max_preflight_seconds: float = Field(default=8 * 3600, gt=0)
-    """Maximum processor time of a job's preflight, in each of its processes."""
+    """Maximum processor time of a job's preflight, of all its processes together."""
     max_tokens: int = Field(default=20_000_000_000, gt=0)
     """Maximum number of tokens of a job's rows, with the repetitions that `weight` asks for."""
     max_shard_bytes: int = Field(default=200 << 30, gt=0)

@@ -17,7 +17,9 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from finetuneflow.v1.access_pb2 import Role
 from finetuneflow.v1.audit_service_pb2 import ListAuditEntriesRequest
 from finetuneflow.v1.fine_tuning_service_pb2 import CancelFineTuningJobRequest, WatchFineTuningJobRequest
-from finetuneflow.v1.key_service_pb2 import CreateKeyRequest, ListKeysRequest, RevokeKeyRequest
+from finetuneflow.v1.key_service_pb2 import CreateKeyRequest, GetCallerRequest, ListKeysRequest, RevokeKeyRequest
+from finetuneflow.v1.key_service_pb2_grpc import KeyServiceStub
+from finetuneflow.v1.secret_service_pb2 import DeleteSecretRequest, SetSecretRequest
 from finetuneflow.v1.tenant_service_pb2 import CreateTenantRequest, UpdateTenantRequest
 from gateway.sql.database import Database
 from tests.access.conftest import Tokens, create_key
@@ -255,7 +257,7 @@ def test_no_key_is_in_database_log_or_audit(access_gateway: AccessGateway, token
 
 @pytest.fixture
 def strict_gateway(tmp_path: Path) -> Iterator[AccessGateway]:
-    gateway = AccessGateway(tmp_path, AUTH_FAILURES_PER_MINUTE="5")
+    gateway = AccessGateway(tmp_path, AUTH_FAILURES_PER_MINUTE="5", MAX_KEYS_PER_TENANT="3", MAX_SECRETS_PER_TENANT="2")
     gateway.start()
     yield gateway
     gateway.stop()
@@ -272,6 +274,46 @@ def test_wrong_keys_from_one_address_are_limited(strict_gateway: AccessGateway) 
         assert codes[:5] == [grpc.StatusCode.UNAUTHENTICATED] * 5
         assert codes[5:] == [grpc.StatusCode.RESOURCE_EXHAUSTED] * 3
         assert call(channel, "KeyService.GetCaller", operator).code is grpc.StatusCode.OK
+        # Nor does it lock out callers of the same address that were not let in before.
+        request = CreateKeyRequest(role=Role.ROLE_READER)
+        [created] = call(channel, "KeyService.CreateKey", operator, request).responses
+        assert call(channel, "KeyService.GetCaller", created.token).code is grpc.StatusCode.OK
+
+
+def test_keys_and_secrets_of_a_tenant_are_limited(strict_gateway: AccessGateway) -> None:
+    """One member could otherwise fill the database that all tenants share."""
+    operator = strict_gateway.operator
+    created = [
+        strict_gateway.call("KeyService.CreateKey", operator, CreateKeyRequest(role=Role.ROLE_READER)) for _ in range(4)
+    ]
+    assert [answer.reason for answer in created] == ["", "", "TOO_MANY_KEYS", "TOO_MANY_KEYS"]
+    revoked = id_of(created[0].responses[0].token)
+    strict_gateway.call("KeyService.RevokeKey", operator, RevokeKeyRequest(key_id=revoked))
+    again = strict_gateway.call("KeyService.CreateKey", operator, CreateKeyRequest(role=Role.ROLE_READER))
+    assert again.code is grpc.StatusCode.OK, again
+    for name, reason in (("a", ""), ("b", ""), ("c", "TOO_MANY_SECRETS"), ("a", "")):
+        answer = strict_gateway.call("SecretService.SetSecret", operator, SetSecretRequest(name=name, value="x"))
+        assert answer.reason == reason, answer
+
+
+def test_only_bearer_tokens_are_keys(access_gateway: AccessGateway, tokens: Tokens) -> None:
+    """Also right after the key was let in."""
+    with grpc.insecure_channel(access_gateway.address) as channel:
+        stub = KeyServiceStub(channel)
+        stub.GetCaller(GetCallerRequest(), metadata=[("authorization", f"Bearer {tokens.member}")], timeout=60)
+        with pytest.raises(grpc.RpcError) as refused:
+            stub.GetCaller(GetCallerRequest(), metadata=[("authorization", f"Basic {tokens.member}")], timeout=60)
+    assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_text_in_place_of_a_name_is_not_in_the_audit_log(access_gateway: AccessGateway, tokens: Tokens) -> None:
+    """A secret that was typed into the wrong field could not be deleted there."""
+    mistaken = "hf_" + "A" * 34
+    access_gateway.call("SecretService.DeleteSecret", tokens.member, DeleteSecretRequest(name=mistaken))
+    listing = ListAuditEntriesRequest(key_id=id_of(tokens.member), page_size=1000)
+    [page] = access_gateway.call("AuditService.ListAuditEntries", tokens.operator, listing).responses
+    assert mistaken not in str(page)
+    assert any(entry.method == "DeleteSecret" and entry.status == "INVALID_ARGUMENT" for entry in page.entries)
 
 
 def test_operator_key_file_that_others_can_read_stops_the_gateway(tmp_path: Path) -> None:

@@ -55,9 +55,42 @@ def _limit(pid: int) -> None:
 
 def _run_written(out: Path) -> None:
     program = out / "program"
-    program.write_text("#!/bin/sh\nexit 0\n")
-    program.chmod(0o700)
+    with os.fdopen(os.open(program, os.O_WRONLY | os.O_CREAT, 0o700), "w") as file:
+        file.write("#!/bin/sh\nexit 0\n")
     subprocess.run([str(program)], check=True)
+
+
+def _send_datagram(path: str) -> None:
+    first, _ = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    first.sendto(b"data", path)
+
+
+def _change_rights_by_descriptor(path: str) -> None:
+    # It may read this file, and its user owns it.
+    with Path(path).open() as file:
+        os.fchmod(file.fileno(), 0o600)
+
+
+def _libc(name: str, *arguments: object) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if getattr(libc, name)(*arguments) < 0:
+        raise OSError(ctypes.get_errno(), name)
+
+
+def _share_memory() -> None:
+    _libc("shmget", 4711, 4096, 0o1600)
+
+
+def _clone_namespaces() -> None:
+    """Begins a process in a namespace of its own, in which it would be root."""
+    new_user, exit_signal, sys_clone = 0x10000000, signal.SIGCHLD, 56 if os.uname().machine == "x86_64" else 220
+    libc = ctypes.CDLL(None, use_errno=True)
+    pid = libc.syscall(sys_clone, new_user | exit_signal, 0, 0, 0, 0)
+    if pid == 0:
+        os._exit(0)
+    if pid < 0:
+        raise OSError(ctypes.get_errno(), "clone")
+    os.waitpid(pid, 0)
 
 
 def _in_thread(call: Callable[[], object]) -> None:
@@ -106,12 +139,24 @@ def _attempts(given: dict[str, Any], out: Path) -> dict[str, Callable[[], object
         "write to it": lambda: Path(secret).open("a"),
         "write beside it": lambda: Path(secret).with_name("new").write_text("x"),
         "replace its own input": lambda: Path(sys.argv[1]).write_text("x"),
+        "open it to everybody": lambda: Path(secret).chmod(0o666),
+        "change rights of a file that it reads": lambda: _change_rights_by_descriptor(given["model"]),
+        "give it away": lambda: os.chown(secret, 65534, 65534),
+        "change its times": lambda: os.utime(secret, (0, 0)),
+        "mark it": lambda: os.setxattr(secret, "user.mark", b"x"),
+        "watch its folder": lambda: _libc("inotify_init1", 0),
+        "send a datagram to a socket in the file system": lambda: _send_datagram(given["datagrams"]),
+        "share memory with other programs": _share_memory,
+        "leave a namespace": lambda: _libc("unshare", 0x10000000),
+        "begin a namespace": _clone_namespaces,
         "link to it": lambda: os.link(secret, out / "linked"),
         "read the supervisor's environment": lambda: Path(f"/proc/{pid}/environ").read_bytes(),
         "read the supervisor's memory": lambda: Path(f"/proc/{pid}/mem").open("rb"),
         "trace the supervisor": lambda: _trace(pid),
         "signal the supervisor": lambda: os.kill(pid, signal.SIGUSR2),
         "limit the supervisor": lambda: _limit(pid),
+        "slow the supervisor down": lambda: os.setpriority(os.PRIO_PROCESS, pid, 19),
+        "schedule the supervisor when idle": lambda: os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0)),
         "connect to the broker": lambda: _connect(port),
         "bind a port": _bind,
         "send UDP": lambda: _send_udp(port),

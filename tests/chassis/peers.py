@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import json
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import psutil
@@ -22,7 +23,7 @@ from chassis.bus import subjects
 from chassis.bus.event_bus import Bus, Handlers
 from chassis.child.child_process import ChildCommand
 from chassis.child.spare import SpareCommand
-from chassis.preparation import GivenUp, progressed, say
+from chassis.preparation import GivenUp, hold, progressed, say
 from chassis.security.sealing import seal
 from chassis.settings import WorkerSettings
 from chassis.store.artifact_store import ArtifactStore
@@ -47,12 +48,15 @@ class ChildStage:
         self.fetched = asyncio.Event()
         self.written: list[str] = []
         self.secrets: Mapping[str, SecretStr] = {}
+        self.held: list[str] = []
+        """What became of the resource that each child needs."""
 
     async def prepare(
         self, assignment: work_pb2.Assignment, workdir: Path, store: ArtifactStore, secrets: Mapping[str, SecretStr]
     ) -> ChildCommand:
         do = assignment.spec.display_name
         self.secrets = secrets
+        hold(self._needed(workdir))
         if do == "no_model":
             raise ModelMissing
         if do == "no_room":
@@ -72,6 +76,13 @@ class ChildStage:
             refusals={-signal.SIGXCPU: ModelMissing()},
         )
 
+    @contextlib.contextmanager
+    def _needed(self, workdir: Path) -> Iterator[None]:
+        self.held.append("held")
+        yield
+        running = [process for process in psutil.process_iter(["cmdline"]) if _is_child(process, workdir)]
+        self.held.append("released too early" if running else "released")
+
     def _fetch(self, workdir: Path, loop: asyncio.AbstractEventLoop) -> None:
         say("fetching_model", "org/model", total_bytes=8)
         try:
@@ -83,6 +94,11 @@ class ChildStage:
         except GivenUp:
             self.written.append("given up")
             raise
+
+
+def _is_child(process: psutil.Process, workdir: Path) -> bool:
+    # A process that has exited has no command line.
+    return str(workdir / "input.json") in (process.info["cmdline"] or ())
 
 
 class StageWithSpare(ChildStage):

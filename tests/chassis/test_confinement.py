@@ -56,12 +56,13 @@ def command(tmp_path: Path, nats_server: NatsServer, supervisor: subprocess.Pope
     model.write_text("weights")
     workdir = home / "work" / "own"
     workdir.mkdir()
-    path = str(home / "docker.sock")
-    with socket.socket(socket.AF_UNIX) as listening:
+    path, datagrams = str(home / "docker.sock"), str(home / "log.sock")
+    with socket.socket(socket.AF_UNIX) as listening, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiving:
         listening.bind(path)
         listening.listen()
+        receiving.bind(datagrams)
         given = {name: str(home / file) for name, file in others.items()}
-        given |= {"out_dir": str(workdir / "out"), "model": str(model), "socket": path}
+        given |= {"out_dir": str(workdir / "out"), "model": str(model), "socket": path, "datagrams": datagrams}
         numbers = {"supervisor": supervisor.pid, "port": nats_server.port}
         (workdir / "input.json").write_text(json.dumps(given | numbers))
         argv = [sys.executable, str(CHILD), str(workdir / "input.json")]

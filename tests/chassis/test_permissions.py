@@ -10,6 +10,7 @@ from pathlib import Path
 
 import nats
 import pytest
+from google.protobuf.message import DecodeError
 from nats.aio.client import Client
 
 from chassis.bus import subjects
@@ -17,6 +18,7 @@ from chassis.bus.event_bus import Bus
 from chassis.bus.permissions import user_name
 from chassis.security.certificates import CertificateAuthority
 from finetuneflow.v1 import fine_tuning_job_pb2, work_pb2
+from gateway.watch.frames import frames_of_run
 from tests.servers.nats import NatsServer
 
 REPOSITORY = Path(__file__).parents[2]
@@ -107,7 +109,7 @@ PUBLISHED = {
     "make a consumer by the old request": "$JS.API.CONSUMER.DURABLE.CREATE.FTF_WORK.trainer_default",
     "delete the consumer": "$JS.API.CONSUMER.DELETE.FTF_WORK.trainer_default",
     "acknowledge another pool's work": "$JS.ACK.FTF_WORK.trainer_gpu.1.1.1.1.0",
-    "answer a gateway": "_INBOX_gateway.abc.def",
+    "answer a gateway": "_INBOX.gateway.abc.def",
 }
 SUBSCRIBED = {
     "read claims": subjects.claim("*", "*"),
@@ -115,8 +117,8 @@ SUBSCRIBED = {
     "read reports": subjects.report("*"),
     "read events": subjects.event("*", "log"),
     "read work": "ftf.v1.work.>",
-    "read the gateway's answers": "_INBOX_gateway.>",
-    "read another service's answers": "_INBOX_probe.>",
+    "read the gateway's answers": "_INBOX.gateway.>",
+    "read another service's answers": "_INBOX.probe.>",
     "read every answer": "_INBOX.>",
     "read everything": ">",
 }
@@ -134,7 +136,7 @@ class Thief:
             self.refusals.put_nowait(str(error).lower())
 
         self.client = await nats.connect(
-            server.url, user="trainer", password=server.password, inbox_prefix="_INBOX_trainer", error_cb=on_error
+            server.url, user="trainer", password=server.password, inbox_prefix="_INBOX.trainer", error_cb=on_error
         )
 
     async def refused(self, subject: str) -> None:
@@ -165,6 +167,51 @@ async def test_stolen_trainer_credentials_do_not(thief: Thief, attack: str) -> N
     """Whoever reads a claim's answer has its claim id, and may fail the job."""
     await thief.client.subscribe(SUBSCRIBED[attack])
     await thief.refused(SUBSCRIBED[attack])
+
+
+REQUESTS = {
+    "a claim": (subjects.claim("trainer", "default"), b"\xff"),
+    "a report": (subjects.report("ftjob_a"), b"\xff"),
+    "a pull": ("$JS.API.CONSUMER.MSG.NEXT.FTF_WORK.trainer_default", b'{"batch": 1}'),
+    "a consumer": (
+        f"$JS.API.CONSUMER.CREATE.FTF_WORK.trainer_default.{subjects.queue('trainer', 'default')}",
+        b"{}",
+    ),
+    "an acknowledgement": ("$JS.ACK.FTF_WORK.trainer_default.1.1.1.1.0", b"+NXT"),
+}
+
+
+@pytest.mark.parametrize("request_", REQUESTS)
+@pytest.mark.parametrize("target", ["$JS.API.STREAM.DELETE.FTF_WORK", subjects.event("ftjob_a", "log")])
+async def test_answers_are_not_sent_where_the_thief_may_not_publish(
+    nats_server: NatsServer, thief: Thief, gateway: Bus, request_: str, target: str
+) -> None:
+    """A request names the subject of its answer: the gateway's answer would delete the queue, or fake an event."""
+    reached: list[bytes] = []
+
+    async def answer(_subject: str, _data: bytes) -> bytes:
+        return b""
+
+    await gateway.serve(subjects.claim("*", "*"), "gateways", answer)
+    await gateway.serve(subjects.report("*"), "gateways", answer)
+    await gateway.subscribe(subjects.event("*", "log"), lambda _, data: reached.append(data))
+    worker = await connect(nats_server, "trainer")
+    await gateway.publish_work("trainer", "default", item("ftjob_a"))
+    await gateway.publish_work("trainer", "default", item("ftjob_b"))
+    subject, data = REQUESTS[request_]
+
+    await thief.client.publish(subject, data, reply=target)
+    await thief.client.flush()
+    # It is answered after those before it.
+    await worker.request(subjects.report("ftjob_b"), work_pb2.ReportRequest(), work_pb2.ReportResponse, 5)
+
+    # At most one item is lost to the thief; the queue is still there.
+    assert await worker.work("trainer", "default").next(5)
+    await worker.close()
+    for data in reached:
+        # The broker's own answers go anywhere; gateways do not take them for events.
+        with pytest.raises(DecodeError):
+            frames_of_run(data)
 
 
 async def test_nodes_of_a_false_service_are_ignored(thief: Thief, gateway: Bus) -> None:

@@ -53,6 +53,28 @@ async def test_events_arrive_once_in_order_after_their_files_are_stored(
     await wait_until_cleaned_up(tmp_path)
 
 
+@pytest.mark.parametrize("do", ["", "no_model", "bad_data", "exit", "wait", "fetch"])
+async def test_what_a_child_needs_is_held_until_it_has_ended(
+    bus: Bus, gateway: Gateway, start_worker: StartWorker, do: str
+) -> None:
+    """Its model could otherwise be deleted while it reads it; and one that is held for ever cannot make room."""
+    gateway.do = do
+    stage = ChildStage()
+    worker = await start_worker(stage)
+    await bus.publish_work("trainer", "default", ITEM)
+    if do == "wait":
+        await gateway.wait_for_event("log")
+    if do == "fetch":
+        await stage.fetched.wait()
+    if do in ("wait", "fetch"):
+        assert stage.held == ["held"]
+        await worker.drain()
+    await gateway.wait_for_ending()
+    await wait_until_idle(worker)
+    stage.go_on.set()
+    assert stage.held == ["held", "released"]
+
+
 async def test_worker_runs_the_attempt_that_the_gateway_names_instead(
     bus: Bus, gateway: Gateway, start_worker: StartWorker, tmp_path: Path
 ) -> None:

@@ -1,10 +1,10 @@
-"""A hub on this machine: a model, datasets by commit, and names it refuses as the real one does."""
+"""A hub on this machine: models, datasets by commit, and names it refuses as the real one does."""
 
 import contextlib
 import hashlib
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -15,12 +15,19 @@ REFUSALS = {"org/gated": (403, "GatedRepo"), "org/unknown": (404, "RepoNotFound"
 
 
 class Hub:
-    """`folder` is the model `org/tiny`; `datasets`: id → commit → folder, the last commit being `main`. `sent` says how
-    many bytes of which file went out, `tokens` what a private dataset asks for. `readers` are the tokens that may read
-    the model once it is gated, `checks` the tokens about which the hub was asked; `expired` ones are refused."""
+    """`folder` is the model `org/tiny`, `models` are others by id; `datasets`: id → commit → folder, the last commit
+    being `main`. `sent` says how many bytes of which file went out; `before_sending` is called with a model's id before
+    its weights do. `tokens` is what a private dataset asks for. `readers` are the tokens that may read the models once
+    they are gated, `checks` the tokens about which the hub was asked; `expired` ones are refused."""
 
-    def __init__(self, folder: Path, datasets: Mapping[str, dict[str, Path]] | None = None) -> None:
-        self.folder = folder
+    def __init__(
+        self,
+        folder: Path,
+        datasets: Mapping[str, dict[str, Path]] | None = None,
+        models: Mapping[str, Path] | None = None,
+    ) -> None:
+        self.models = {"org/tiny": folder, **(models or {})}
+        self.before_sending: Callable[[str], None] = lambda _model: None
         self.datasets = dict(datasets or {})
         self.sent: dict[str, int] = {}
         self.tokens: dict[str, str] = {}
@@ -55,21 +62,27 @@ class Hub:
                 return
         if self._refused(request, path, body=body):
             return
-        files = [file for file in sorted(self.folder.iterdir()) if file.is_file()]
-        if path.startswith("api/models/org/tiny/tree/"):
+        model = "/".join(path.removeprefix("api/models/").split("/")[:2])
+        if model not in self.models:
+            self._send(request, 404, b"{}", {"X-Error-Code": "EntryNotFound"}, body=body)
+            return
+        files = [file for file in sorted(self.models[model].iterdir()) if file.is_file()]
+        if path.startswith(f"api/models/{model}/tree/"):
             listed = [{"type": "file", "path": f.name, "size": f.stat().st_size, "oid": f.name} for f in files]
             self._send(request, 200, json.dumps(listed).encode(), {"Content-Type": "application/json"}, body=body)
             return
-        if path.startswith("api/models/org/tiny"):
+        if path.startswith("api/models/"):
             siblings = [{"rfilename": file.name, "size": file.stat().st_size} for file in files]
             gated = "manual" if self.readers is not None else False
-            info = {"id": "org/tiny", "sha": COMMIT, "siblings": siblings, "private": False, "gated": gated}
+            info = {"id": model, "sha": COMMIT, "siblings": siblings, "private": False, "gated": gated}
             self._send(request, 200, json.dumps(info).encode(), {"Content-Type": "application/json"}, body=body)
             return
-        file = self.folder / path.rpartition("/")[2]
-        if not path.startswith("org/tiny/resolve/") or not file.is_file():
+        file = self.models[model] / path.rpartition("/")[2]
+        if not path.startswith(f"{model}/resolve/") or not file.is_file():
             self._send(request, 404, b"{}", {"X-Error-Code": "EntryNotFound"}, body=body)
             return
+        if body and file.suffix == ".safetensors":
+            self.before_sending(model)
         self._send_file(request, file, COMMIT, body=body)
 
     def _refused(self, request: BaseHTTPRequestHandler, path: str, *, body: bool) -> bool:
@@ -80,7 +93,7 @@ class Hub:
                 request, 401, b"{}", {"X-Error-Message": "Invalid credentials in Authorization header"}, body=body
             )
             return True
-        asks = path == "api/models/org/tiny/auth-check"
+        asks = path.startswith("api/models/") and path.endswith("/auth-check")
         if asks:
             self.checks.append(token)
         about = path.startswith("api/models/") and not asks

@@ -55,6 +55,8 @@ class _Child:
             "TMPDIR": str(place / "artifact" / "home"),
             "TOKENIZERS_PARALLELISM": "false",
             "OMP_NUM_THREADS": "1",
+            # As in the children of services: other pools keep memory, which no limit counts when it is used again.
+            "ARROW_DEFAULT_MEMORY_POOL": "system",
             # Without these the hub would be asked, and the test would see it.
             "HF_HUB_DISABLE_TELEMETRY": "1",
         }

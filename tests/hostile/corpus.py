@@ -4,6 +4,7 @@ from functools import cache
 
 from tests.hostile.artifact import Artifact, Family
 from tests.hostile.child_outputs import CHILD_OUTPUTS
+from tests.hostile.loading import LOADING
 from tests.hostile.manifests import MANIFESTS
 from tests.hostile.model_configs import MODEL_CONFIGS
 from tests.hostile.model_folders import MODEL_FOLDERS
@@ -29,21 +30,8 @@ FAMILIES: tuple[Family, ...] = (
     NAMES,
     CHILD_OUTPUTS,
     MANIFESTS,
+    LOADING,
 )
-
-KNOWN_OPEN: dict[str, str] = {
-    "files-of-text/control-tokens.jsonl": "a file of control tokens takes 5 s of processor time",
-    "tokenizers/replace-grows": "a normaliser that makes texts longer takes 9 s and 3 GB",
-    "tokenizers/regex-without-end": "the row of the check does not make the expression backtrack",
-    "chat-templates/loops": "nested loops end by themselves after 5 s and are accepted",
-    "compressed-files-and-archives/spaces-1-gb.jsonl.gz": "it is refused as a row that is too long and as a bomb",
-    "Parquet-files/shared-cell-800-mib.parquet": "it is refused as a bomb, after 900 MB",
-    "tokenizers/length-text": "a length that is text ends as an internal error",
-    "chat-templates/surrogates": "a template that writes half a surrogate pair ends as an internal error",
-    "chat-templates/loops-nested": "300 nested loops end as an internal error",
-    "chat-templates/number": "a template that is a number ends as an internal error",
-}
-"""Full name of an artifact → why it is not refused as it has to be."""
 
 
 @cache

@@ -153,9 +153,10 @@ PARQUET_FILES = Family(
         written_file("columns-the-same.parquet", _twice, _UNREADABLE),
         written_file("shared-cell-1-mib.parquet", _shared(_MIB, 600), _BOMB, seconds=10),
         written_file("shared-cell-3-mib.parquet", _shared(3 * _MIB, 2_000), _BOMB, seconds=10),
-        written_file("shared-cell-800-mib.parquet", _shared(800 * _MIB, 4), "ROW_TOO_LONG", long=True),
+        # Decoding stops at the limit of memory, so the length of the row isn't known.
+        written_file("shared-cell-800-mib.parquet", _shared(800 * _MIB, 4), _BOMB, long=True),
         written_file("one-cell-20-mib.parquet", _one_cell(20), "ROW_TOO_LONG"),
-        written_file("one-cell-800-mib.parquet", _one_cell(800), "ROW_TOO_LONG", seconds=3, long=True),
+        written_file("one-cell-800-mib.parquet", _one_cell(800), _BOMB, long=True),
         written_file("pages-of-40-mib.parquet", _pages, _BOMB, seconds=10),
     ),
 )  # fmt: skip

@@ -7,18 +7,11 @@ import pytest
 
 from tests.hostile.batches import results_of
 from tests.hostile.checking import Result
-from tests.hostile.corpus import FAMILIES, KNOWN_OPEN, all_artifacts, artifact_of
+from tests.hostile.corpus import FAMILIES, all_artifacts, artifact_of
 
 # `make test` runs one in three, so that it takes 40 seconds; `make test-long` runs all others.
 NAMES = [
-    pytest.param(
-        name,
-        marks=[
-            *([pytest.mark.long] if artifact.long or number % 3 else []),
-            # Shown as XPASS once it is mended.
-            *([pytest.mark.xfail(reason=KNOWN_OPEN[name])] if name in KNOWN_OPEN else []),
-        ],
-    )
+    pytest.param(name, marks=[pytest.mark.long] if artifact.long or number % 3 else [])
     for number, (name, (_, artifact)) in enumerate(all_artifacts().items())
 ]
 

@@ -54,6 +54,7 @@ def _file(content: Content, name: str = _TOKENIZER) -> Write:
     return spoiled(put(name, content))
 
 
+_TEXT_GROWS = {"type": "Replace", "pattern": {"String": "o"}, "content": "a" * _MIB}
 _LISTED: dict[str, tuple[Write, str]] = {
     "missing": (spoiled(remove(_TOKENIZER)), "NO_TOKENIZER"),
     "empty": (_file(""), _BAD),
@@ -83,9 +84,10 @@ _LISTED: dict[str, tuple[Write, str]] = {
     "regex-invalid": (_split("("), _BAD),
     "regex-nested": (_split("(" * 100_000 + ")" * 100_000), _BAD),
     "regex-repeats": (_split("(a{1000}){1000}"), ACCEPTED),
+    "regex-backtracks": (_split(r"(\S+\s?)*$(?<!\s)"), _BAD),
     "regex-empty": (_split(""), ACCEPTED),
     "replace-endless": (_part("normalizer", {"type": "Replace", "pattern": {"Regex": ""}, "content": "a" * 1000}), _BAD),
-    "replace-grows": (_part("normalizer", {"type": "Replace", "pattern": {"Regex": "."}, "content": "a" * 10_000}), ACCEPTED),
+    "replace-grows": (_part("normalizer", {"type": "Replace", "pattern": {"Regex": "."}, "content": "a" * 10_000}), _BAD),
     "truncation": (_part("truncation", {"max_length": 0, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}), ACCEPTED),
     "truncation-huge": (_part("truncation", {"max_length": 1 << 63, "strategy": "LongestFirst", "stride": 1 << 63, "direction": "Right"}), ACCEPTED),
     "padding-huge": (_part("padding", {"strategy": {"Fixed": 1 << 40}, "direction": "Left", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0, "pad_token": "a"}), ACCEPTED),
@@ -113,6 +115,8 @@ _LISTED: dict[str, tuple[Write, str]] = {
     "decoder-of-huge-tokens": (spoiled(change(_CONFIG, added_tokens_decoder={str(10**30): _token("<x>")})), ACCEPTED),
     "length-huge": (spoiled(change(_CONFIG, model_max_length=10**4000)), ACCEPTED),
     "length-text": (spoiled(change(_CONFIG, model_max_length="long")), _BAD),
+    "length-list": (spoiled(change(_CONFIG, model_max_length=[1])), _BAD),
+    "length-object": (spoiled(change(_CONFIG, model_max_length={"a": 1})), _BAD),
     "map-list": (_file("[]", "special_tokens_map.json"), _BAD),
     "map-deep": (_file('{"a": ' * 100_000, "special_tokens_map.json"), _BAD),
     "added-tokens-list": (_file("[1]", "added_tokens.json"), _BAD),
@@ -123,7 +127,7 @@ _LIMITS: dict[str, dict[str, Any]] = {
     "added-tokens-100,000": {"seconds": 8, "mib": 768},
     "special-token-of-a-megabyte": {"seconds": 6, "mib": 512},
     "special-tokens-20,000": {"seconds": 8, "mib": 768},
-    "replace-grows": {"mib": 1024, "seconds": 4},
+    "replace-grows": {"mib": 2560, "seconds": 4},
     "regex-nested": {"mib": 512},
 }
 
@@ -135,7 +139,9 @@ TOKENIZERS = Family(
             Artifact(name, write, check_tokenizer, expected, **_LIMITS.get(name, {}))
             for name, (write, expected) in _LISTED.items()
         ),
-        Artifact("regex-without-end", _split(r"^(\w+\s?)*$(?<!x)"), check_tokenizer, _BAD, seconds=30, long=True, alone=True),
+        Artifact("regex-without-end", _split(r"(?:.|[\w\W]){22}(?<=\0)"), check_tokenizer, _BAD, seconds=30, long=True, alone=True),
+        # No regular expression is involved, so the library ends the process when it gets no more memory.
+        Artifact("replace-text-grows", _part("normalizer", _TEXT_GROWS), check_tokenizer, _BAD, alone=True),
     ),
 )  # fmt: skip
 
@@ -178,6 +184,24 @@ _TEMPLATES: dict[str, tuple[str, str]] = {
     "empty": ("", ACCEPTED),
     "nul": ("\0{{ messages }}", ACCEPTED),
     "surrogates": ("{{ '\\ud800' }}", _FAILED),
+    "surrogates-marked": ("{% generation %}{{ '\\ud800' }}{% endgeneration %}", _FAILED),
+    "surrogates-raised": ("{{ raise_exception('\\ud800') }}", _FAILED),
+    "surrogates-formatted": ("{{ '%c' | format(55296) }}", _FAILED),
+    "format-date": ("{{ strftime_now('\\ud800') }}", _FAILED),
+    "stops": ("{{ [].__iter__().__next__() }}", _FAILED),
+    "next": ("{% set c = cycler('a') %}{{ c.reset(1) }}", _FAILED),
+    "integer": ("{{ ('9' * 5000) | int + ('9' * 5000) | int }}", ACCEPTED),
+    "float": ("{{ 1e308 * 10 | int }}", ACCEPTED),
+    "number-literal": ("{{ " + "9" * 10_000 + " }}", _FAILED),
+    "names-2,000": ("{{ f(" + ", ".join(f"a{n}=1" for n in range(2000)) + ") }}", _FAILED),
+    "arguments-twice": ("{{ dict(a=1, a=2) }}", _FAILED),
+    "break-outside": ("{% break %}", _FAILED),
+    "blocks-the-same": ("{% block a %}{% endblock %}{% block a %}{% endblock %}", _FAILED),
+    "keyword": ("{% set None = 1 %}{% set class = 2 %}{{ class }}", _FAILED),
+    "name-beyond-ascii": ("{% set \u2118\u00b7 = 1 %}{{ \u2118 }}", ACCEPTED),
+    "filters-nested": ("{{ 1" + "|string" * 5000 + " }}", _FAILED),
+    "calls-nested": ("{{ " + "dict(" * 1000 + ")" * 1000 + " }}", _FAILED),
+    "generation-across": ("{% generation %}{% for a in [1] %}{% endgeneration %}{% endfor %}", _FAILED),
     "comment-without-end": ("{# " + "a" * _MIB, _FAILED),
     "half-a-megabyte": ("a" * (_MIB // 2), ACCEPTED),
     "blocks-10,000": ("{% if true %}" * 10_000 + "{% endif %}" * 10_000, _FAILED),
@@ -186,7 +210,7 @@ _TEMPLATES: dict[str, tuple[str, str]] = {
     "code-in-python": ("{% import os %}{{ __import__('os').system('true') }}", _FAILED),
 }  # fmt: skip
 _SLOW: dict[str, str] = {
-    "loops": "{% for a in range(9999) %}{% for b in range(9999) %}{% set x = a %}{% endfor %}{% endfor %}",
+    "loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% set x = a %}{% endfor %}{% endfor %}",
     "power": "{{ 10 ** (10 ** 10) }}",
     "squares": "{% set n = namespace(x=3) %}{% for i in range(60) %}{% set n.x = n.x * n.x %}{% endfor %}",
     "slices": "{{ [1] | slice(10 ** 9) | list }}",
@@ -206,6 +230,10 @@ CHAT_TEMPLATES = Family(
         ),
         Artifact("list", spoiled(remove("chat_template.jinja"), change(_CONFIG, chat_template=["a"])), check_tokenizer, _BAD),
         Artifact("number", spoiled(remove("chat_template.jinja"), change(_CONFIG, chat_template=5)), check_tokenizer, _BAD),
+        *(
+            Artifact(f"of-type-{type(value).__name__}", spoiled(remove("chat_template.jinja"), change(_CONFIG, chat_template=value)), check_tokenizer, _BAD)
+            for value in (5.5, True, {"default": 5})
+        ),
         Artifact("named", spoiled(remove("chat_template.jinja"), change(_CONFIG, chat_template=[{"name": "default", "template": "{{ 1 / 0 }}"}])), check_tokenizer, _FAILED),
         Artifact("named-without-template", spoiled(remove("chat_template.jinja"), change(_CONFIG, chat_template=[{"name": "default"}])), check_tokenizer, _BAD),
         Artifact("additional", _template("{{ 1 / 0 }}", "additional_chat_templates/default.jinja"), check_tokenizer, _FAILED),

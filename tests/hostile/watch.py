@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-_OWN = ("status", "statm", "stat", "maps", "cgroup")
+_OWN = ("mounts", "status", "statm", "stat", "maps", "cgroup")
 """Files below /proc about the process itself; `environ` and `mem` hold secrets."""
 _READ = (
     "/proc/stat",

@@ -54,7 +54,7 @@ async def test_jetstream_and_large_messages_are_enabled(broker: NatsServer) -> N
         tls_handshake_first=True,
         user="gateway",
         password=broker.passwords["gateway"],
-        inbox_prefix="_INBOX_gateway",
+        inbox_prefix="_INBOX.gateway",
     )
     jetstream = client.jetstream()
     await jetstream.add_stream(name="FTF_WORK", subjects=["ftf.v1.work.>"])

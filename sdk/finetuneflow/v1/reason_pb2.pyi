@@ -259,6 +259,8 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_TOO_MANY_DATASETS: _ClassVar[Reason]
     REASON_STORAGE_LIMIT: _ClassVar[Reason]
     REASON_GPU_TIME_LIMIT: _ClassVar[Reason]
+    REASON_TOO_MANY_SECRETS: _ClassVar[Reason]
+    REASON_TOO_MANY_KEYS: _ClassVar[Reason]
     REASON_SECRET_NOT_FOUND: _ClassVar[Reason]
     REASON_SECRET_MISSING: _ClassVar[Reason]
     REASON_HUB_TOKEN_REFUSED: _ClassVar[Reason]
@@ -515,6 +517,8 @@ REASON_TOO_MANY_JOBS: Reason
 REASON_TOO_MANY_DATASETS: Reason
 REASON_STORAGE_LIMIT: Reason
 REASON_GPU_TIME_LIMIT: Reason
+REASON_TOO_MANY_SECRETS: Reason
+REASON_TOO_MANY_KEYS: Reason
 REASON_SECRET_NOT_FOUND: Reason
 REASON_SECRET_MISSING: Reason
 REASON_HUB_TOKEN_REFUSED: Reason

@@ -14,6 +14,7 @@ from chassis.child.query import replying
 from chassis.child.warm_start import wait_for_input
 from chassis.security.confinement import ChildLimits, Confinement, Files, confined
 from engine.data.split import Progress
+from engine.hub_cache import ModelUses
 from finetuneflow.v1 import probe_service_pb2
 from finetuneflow.v1.event_pb2 import StageCompleted
 from services.attempt_inputs import catalogue, child_environment
@@ -46,8 +47,10 @@ def main(sink: EventSink, input_path: Path) -> StageCompleted:
     with replying(query.out_dir) as reply:
         if query.fetched is None:
             settings = ProbeSettings()
-            query = fetch(query, settings, catalogue(settings), operators_access(settings))
+            uses = ModelUses()
+            query = fetch(query, settings, catalogue(settings), operators_access(settings), uses)
             if query.fetched is not None:
+                uses.outlive_exec()
                 _restart_confined(query, input_path.parent, settings)
         if query.fetched is not None:
             query.fetched.limits.apply()

@@ -15,6 +15,7 @@ from engine.config.job import job_config, unsupported
 from engine.config.spec_proto import dataset_job, spec_to_dict
 from engine.data.endings import check_file
 from engine.errors import JobError, Violation
+from engine.hub_cache import ModelUses
 from finetuneflow.v1 import dataset_service_pb2, probe_service_pb2
 from services.child_input import ModelFiles
 from services.hardware import read_hardware
@@ -26,11 +27,13 @@ from services.probe.settings import ProbeSettings
 _MAX_ROWS = 100
 
 
-def fetch(query: ProbeQuery, settings: ProbeSettings, catalogue: Catalogue, access: HubAccess) -> ProbeQuery:
+def fetch(
+    query: ProbeQuery, settings: ProbeSettings, catalogue: Catalogue, access: HubAccess, uses: ModelUses
+) -> ProbeQuery:
     """Returns the query with `fetched` set, and with the files of hub datasets, which it downloads beside `out_dir`.
 
-    It blocks. Raises JobError for a request that leaves nothing to run, Unimplemented for fields that are not available
-    yet, and what `Catalogue.fetch`,
+    The base model stays on this machine until `uses` is closed. It blocks. Raises JobError for a request that leaves
+    nothing to run, Unimplemented for fields that are not available yet, and what `Catalogue.fetch`,
     `Catalogue.describe` and `HubDatasets` raise: JobError, or SystemFailure if a hub cannot be reached.
     """
     for path in query.files.values():
@@ -39,25 +42,27 @@ def fetch(query: ProbeQuery, settings: ProbeSettings, catalogue: Catalogue, acce
     match query.method:
         case "ValidateDataset":
             return _for_dataset(
-                query, query.parsed(dataset_service_pb2.ValidateDatasetRequest()), settings, catalogue, access
+                query, query.parsed(dataset_service_pb2.ValidateDatasetRequest()), settings, catalogue, access, uses
             )
         case "PreviewDataset":
             preview = query.parsed(dataset_service_pb2.PreviewDatasetRequest())
             _check_rows(preview)
-            return _for_dataset(query, preview, settings, catalogue, access)
+            return _for_dataset(query, preview, settings, catalogue, access, uses)
         case "CountTokens":
             counted = query.parsed(probe_service_pb2.EstimateResourcesRequest())
             job_config(spec_to_dict(counted.spec))
             return query.model_copy(
-                update={"fetched": _tokenizer(counted.spec.base_model, settings, catalogue, access)}
+                update={"fetched": _tokenizer(counted.spec.base_model, settings, catalogue, access, uses)}
             )
         case "PreflightFineTuningJob":
-            return _for_preflight(query, settings, catalogue, access)
+            return _for_preflight(query, settings, catalogue, access, uses)
     return query
 
 
-def _tokenizer(base_model: str, settings: ProbeSettings, catalogue: Catalogue, access: HubAccess) -> Fetched:
-    local = catalogue.fetch(base_model, access.token, tokenizer_only=True)
+def _tokenizer(
+    base_model: str, settings: ProbeSettings, catalogue: Catalogue, access: HubAccess, uses: ModelUses
+) -> Fetched:
+    local = catalogue.fetch(base_model, access.token, tokenizer_only=True, uses=uses)
     return Fetched(model=ModelFiles(**asdict(local)), processes=settings.child_threads, limits=settings.query_limits)
 
 
@@ -67,9 +72,10 @@ def _for_dataset(
     settings: ProbeSettings,
     catalogue: Catalogue,
     access: HubAccess,
+    uses: ModelUses,
 ) -> ProbeQuery:
     job_config(dataset_job(request))
-    fetched = _tokenizer(request.base_model, settings, catalogue, access)
+    fetched = _tokenizer(request.base_model, settings, catalogue, access, uses)
     name = request.source.dataset
     if not is_hub_reference(name):
         return query.model_copy(update={"fetched": fetched})
@@ -78,7 +84,9 @@ def _for_dataset(
     return query.model_copy(update={"fetched": fetched, "files": {**query.files, name: file}})
 
 
-def _for_preflight(query: ProbeQuery, settings: ProbeSettings, catalogue: Catalogue, access: HubAccess) -> ProbeQuery:
+def _for_preflight(
+    query: ProbeQuery, settings: ProbeSettings, catalogue: Catalogue, access: HubAccess, uses: ModelUses
+) -> ProbeQuery:
     request = query.parsed(probe_service_pb2.PreflightFineTuningJobRequest())
     config = job_config(spec_to_dict(request.spec))
     if missing := unsupported(config):
@@ -95,7 +103,7 @@ def _for_preflight(query: ProbeQuery, settings: ProbeSettings, catalogue: Catalo
     hub = hub_of(settings, access)
     pinned, hub_files = pin(request.spec, hub)
     request.spec.CopyFrom(pinned)
-    fetched = _tokenizer(request.spec.base_model, settings, catalogue, access)
+    fetched = _tokenizer(request.spec.base_model, settings, catalogue, access, uses)
     described = catalogue.describe(request.spec.base_model, access.token)
     own = None if request.HasField("hardware") else read_hardware(settings.node_id, settings.home)
     downloaded = download(hub, hub_files, _hub_folder(query))

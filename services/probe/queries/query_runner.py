@@ -21,6 +21,7 @@ from chassis.errors import Internal, InvalidArgument, NotFound
 from chassis.security.confinement import ChildLimits
 from chassis.store.artifact_store import ArtifactMissing, ArtifactStore
 from engine.catalogue import Catalogue
+from engine.hub_cache import ModelUses
 from finetuneflow.v1.dataset_pb2 import Dataset
 from services.attempt_inputs import child_environment
 from services.hub_access import every_callers_access
@@ -73,8 +74,9 @@ class ServedQueries:
                 for index, (name, dataset) in enumerate(datasets.items())
             }
             query = ProbeQuery.of(folder, method, request, files)
-            query = await asyncio.to_thread(fetch, query, self._settings, self._catalogue, self._hub)
-            return await self._run(query, folder, response)
+            with ModelUses() as uses:
+                query = await asyncio.to_thread(fetch, query, self._settings, self._catalogue, self._hub, uses)
+                return await self._run(query, folder, response)
 
     async def close(self) -> None:
         """Ends the spare child."""

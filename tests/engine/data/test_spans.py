@@ -190,7 +190,7 @@ def test_the_models_own_template_has_a_limit_of_memory(tmp_path: Path) -> None:
         tokens_of_all([Example(1, conversation([("a", "b")]))], tokenizer, "response", 512)
     assert caught.value.reason == "TEMPLATE_EXCEEDED"
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20
-    assert resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY
+    assert resource.getrlimit(resource.RLIMIT_DATA)[0] == resource.RLIM_INFINITY
 
 
 def test_memory_that_was_taken_since_the_last_row_is_not_the_templates(tmp_path: Path) -> None:

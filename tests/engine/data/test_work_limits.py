@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ import pytest
 
 from engine.config.job import job_config
 from engine.data import template_limits, tokenizer_limit
+from engine.data.blocks import BlockSize
 from engine.data.prepare import examine, prepare
 from engine.data.preview import preview
 from engine.data.template_limits import limited_time
@@ -128,6 +130,43 @@ def test_processor_time_has_a_limit() -> None:
     )
     assert limits.deaths()[done.returncode].reason == "PROCESSOR_TIME_EXCEEDED"
     assert done.returncode == -PROCESSOR_LIMIT
+
+
+def test_the_limit_of_processor_time_is_that_of_all_processes(tmp_path: Path) -> None:
+    """A job on a probe with 64 cores could otherwise use 64 times of what is allowed."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"text": f"This is row {n}."}) + "\n" for n in range(200)))
+    config = job_config({"base_model": "m", "training_data": [{"dataset": "d", "format": "text"}]})
+    tokenizer_dir = make_tiny_tokenizer(tmp_path / "model")
+
+    def run(name: str, limits: WorkLimits) -> None:
+        files, out = {"d": path}, tmp_path / name
+        prepare(
+            config,
+            tokenizer_dir,
+            files,
+            out,
+            lambda *_: None,
+            processes=4,
+            limits=limits,
+            min_bytes=0,
+            block_size=BlockSize(num_bytes=500),
+        )
+
+    def used(who: int) -> float:
+        usage = resource.getrusage(who)
+        return usage.ru_utime + usage.ru_stime
+
+    before = used(resource.RUSAGE_CHILDREN)
+    run("unlimited", WorkLimits())
+    all_four = used(resource.RUSAGE_CHILDREN) - before
+    # Each of the four uses about half of what is left to them.
+    left = all_four / 2
+    limits = WorkLimits(processor_seconds=used(resource.RUSAGE_SELF) + used(resource.RUSAGE_CHILDREN) + left)
+    own = used(resource.RUSAGE_SELF)
+    with pytest.raises(LimitExceeded, match="processor time"):
+        run("limited", limits)
+    assert used(resource.RUSAGE_SELF) - own < left, "not this process exceeded it"
 
 
 def hostile_tokenizer(folder: Path, expression: str) -> Path:
