@@ -228,6 +228,9 @@ class Architecture:
             for name in names:
                 if isinstance(values.get(name), int) and not isinstance(values[name], bool):
                     return int(values[name])
+            for name in names:
+                if values.get(name) is not None and default is None:
+                    raise _unknown(f"{name} in its config.json is {str(values[name])[:80]!r} instead of a whole number")
             if default is None:
                 raise _unknown(f"its config.json has none of the fields {', '.join(names)}")
             return default
