@@ -86,7 +86,7 @@ class Architecture:
     blocks_path: str = "model.layers"
     """Path of the list of blocks."""
     stored_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict, compare=False, repr=False)
-    """Shapes of all stored tensors by name; empty if only the configuration is known."""
+    """Shapes of all stored tensors by name; empty if only the configuration is known (see `shapes`)."""
 
     @property
     def family(self) -> Family:
@@ -154,8 +154,23 @@ class Architecture:
             for block in range(self.layers)
         ]
 
+    @cached_property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shapes of the tensors by name, as stored; if only the configuration is known, under the names of a Llama."""
+        if self.stored_shapes:
+            return self.stored_shapes
+        found = {"model.embed_tokens.weight": (self.vocabulary, self.hidden), "model.norm.weight": (self.hidden,)}
+        if not self.tied:
+            found["lm_head.weight"] = (self.vocabulary, self.hidden)
+        for block in range(self.layers):
+            for layer in self.linears:
+                found[f"{self.blocks_path}.{block}.{layer.name}.weight"] = (layer.rows, layer.columns)
+            for name in ("input_layernorm", "post_attention_layernorm"):
+                found[f"{self.blocks_path}.{block}.{name}.weight"] = (self.hidden,)
+        return found
+
     def saved_tensors(self, modules_to_save: Sequence[str]) -> dict[str, tuple[int, ...]]:
-        """Returns name and shape of the stored tensors of all modules whose path ends in one of `modules_to_save`.
+        """Returns name and shape of the tensors of all modules whose path ends in one of `modules_to_save`.
 
         A tied head is the embedding.
         """
@@ -163,7 +178,7 @@ class Architecture:
         names = {*modules_to_save, *(tied if tied & {*modules_to_save} else ())}
         return {
             name: shape
-            for name, shape in self.stored_shapes.items()
+            for name, shape in self.shapes.items()
             if any(path.endswith(wanted) for path in _modules_around(name) for wanted in names)
         }
 

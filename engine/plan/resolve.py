@@ -156,7 +156,7 @@ def _check_pattern(pattern: str, architecture: Architecture) -> list[Violation]:
         return [
             Violation(path, f"It matches no linear layer of the base model. A layer's path is, for example, {example}.")
         ]
-    modules = {name.rpartition(".")[0] for name in architecture.stored_shapes}
+    modules = {name.rpartition(".")[0] for name in architecture.shapes}
     others = sorted(module for module in modules - layers if matches(module))
     return [Violation(path, f"It also matches {others[0]}, which is no linear layer of a block.")] if others else []
 

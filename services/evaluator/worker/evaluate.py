@@ -68,7 +68,14 @@ def _models(child_input: EvaluationInput, sink: EventSink) -> Iterator[tuple[str
     full = child_input.config.method == "full"
     on = "cpu" if child_input.config.resources.gpus == 0 else load.device()
     options: dict[str, Any] = {"dtype": torch.float32, "on": on}
-    if on == "cuda" and not _fits_in_float32(child_input):
+    config = child_input.config
+    if config.method == "qlora" and config.lora.init_lora_weights == "loftq":
+        # These adapters contain what the quantisation has lost; on other weights they would add it a second time.
+        options["quantization"] = config.quantization
+        message = "LoftQ's adapter belongs to the quantized weights; both models are evaluated with these."
+        advice = "Serve it on weights quantized in the same way, as the package's README.md does."
+        sink.emit(Warning(reason="NOT_EVALUATED_IN_FP32", message=message, advice=advice))
+    elif on == "cuda" and not _fits_in_float32(child_input):
         precision = child_input.config.hyperparameters.precision
         options["dtype"] = load.weights_dtype("lora", precision, on)
         options["quantization"] = child_input.config.quantization if child_input.config.method == "qlora" else None

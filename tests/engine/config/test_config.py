@@ -210,6 +210,29 @@ def test_fields_that_conflict_with_phases_are_refused() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        ({"lora": {"init_lora_weights": "pissa"}, "method": "qlora"}, "init_lora_weights"),
+        ({"lora": {"init_lora_weights": "olora", "use_dora": True}}, "init_lora_weights"),
+        ({"lora": {"init_lora_weights": "loftq"}, "method": "lora"}, "init_lora_weights"),
+        ({"lora": {"init_lora_weights": "loftq"}, "quantization": {"bits": 8}}, "init_lora_weights"),
+        ({"lora": {"init_lora_weights": "loftq"}, "quantization": {"bnb_4bit_quant_type": "fp4"}}, "init_lora_weights"),
+        ({"lora": {"init_lora_weights": "pissa_niter_0"}}, "init_lora_weights"),
+        ({"lora": {"use_dora": True}, "quantization": {"bits": 8}}, "use_dora"),
+        ({"lora": {"target_modules_pattern": "a", "target_modules": ["q_proj"]}}, "target_modules_pattern"),
+        ({"lora": {"target_modules_pattern": "a", "layers_to_transform": [1]}}, "target_modules_pattern"),
+        ({"lora": {"target_modules_pattern": "(a"}}, "target_modules_pattern"),
+        ({"lora": {"trainable_tokens": ["a"], "modules_to_save": ["embed_tokens"]}}, "trainable_tokens"),
+    ],
+)
+def test_settings_of_adapters_that_exclude_each_other_are_refused(settings: dict[str, Any], field: str) -> None:
+    """One of the two would be ignored, or the training would fail after the preflight."""
+    with pytest.raises(JobError) as caught:
+        job_config({**MINIMAL, **settings})
+    assert [violation.field for violation in caught.value.violations] == [f"spec.lora.{field}"]
+
+
 def test_all_linear_equals_default_target_modules() -> None:
     config = job_config({**MINIMAL, "lora": {"target_modules": ["all-linear"]}})
     assert config.lora.target_modules == []
