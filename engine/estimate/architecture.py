@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -140,12 +140,14 @@ class Architecture:
         )
 
     def targets(self, lora: Lora) -> list[tuple[LinearLayer, ...]]:
-        """Returns, for each block, the layers that get adapters."""
+        """Returns, for each block, the layers that get adapters. Raises what `matching` raises."""
         if lora.target_modules_pattern is not None:
-            # As peft matches it.
-            pattern = re.compile(lora.target_modules_pattern)
+            paths = [
+                f"{self.blocks_path}.{block}.{layer.name}" for block in range(self.layers) for layer in self.linears
+            ]
+            matched = set(matching(lora.target_modules_pattern, paths))
             return [
-                tuple(layer for layer in self.linears if pattern.fullmatch(f"{self.blocks_path}.{block}.{layer.name}"))
+                tuple(layer for layer in self.linears if f"{self.blocks_path}.{block}.{layer.name}" in matched)
                 for block in range(self.layers)
             ]
         named = self.named(lora.target_modules)
@@ -329,6 +331,24 @@ class Architecture:
         return replace(seen, extra_parameters=counted - seen.num_parameters)
 
 
+def matching(pattern: str, paths: Iterable[str]) -> list[str]:
+    """Returns the paths that a caller's regular expression matches as a whole, as peft matches them.
+
+    Raises JobError("INVALID_CONFIG") if it takes more than a second for one path.
+    """
+    # Unlike `re`, it stops after a time: an expression such as (.+)+x would hold its process for hours.
+    import regex
+
+    compiled = regex.compile(pattern)
+    try:
+        return [path for path in paths if compiled.fullmatch(path, timeout=_MATCH_SECONDS)]
+    except TimeoutError:
+        message = "takes too long to match the path of a module; write it without nested repetitions."
+        where = [Violation("spec.lora.target_modules_pattern", message)]
+        raise JobError("INVALID_CONFIG", f"lora.target_modules_pattern {message}", message, where) from None
+
+
+_MATCH_SECONDS = 1.0
 _HEADS = ("lm_head.weight", "embed_out.weight")
 _FIRST_BLOCK = re.compile(r"^((?:.*\.)?(?:layers|h|blocks|block|layer))\.0\.(.+)$")
 _INL_CONTROLLER = 64

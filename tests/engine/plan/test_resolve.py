@@ -131,6 +131,13 @@ def test_parts_that_the_model_lacks_are_refused(lora: dict[str, Any], field: str
     assert violation.field == f"spec.lora.{field}" and said in violation.description
 
 
+def test_pattern_without_end_is_refused() -> None:
+    """It would hold the process, and every other caller's calls with it."""
+    with pytest.raises(JobError) as caught:
+        resolved(machine(), lora={"target_modules_pattern": r"((\w|\.)+)+X"})
+    assert caught.value.violations[0].field == "spec.lora.target_modules_pattern"
+
+
 def test_modules_that_the_model_has_are_accepted() -> None:
     lora = {"target_modules_pattern": r".*\.(1|2)\.mlp\..*", "modules_to_save": ["lm_head", "norm"]}
     assert not resolved(machine(), lora=lora).refusals
