@@ -89,6 +89,7 @@ def resolve_and_assess(
     disk = None
     if prepared is not None:
         steps = job_steps(resolved.config, prepared)
+        _choose_prompt_steps(resolved, steps / max(passes(resolved.config, prepared, steps), 1e-9))
         add_warnings(resolved, prepared, steps)
         disk = _disk(resolved, model, architecture, target, prepared, steps, missing_bytes)
     estimate = _estimate(resolved, architecture, target, longest, prepared, steps, disk)
@@ -107,6 +108,15 @@ def resolve_and_assess(
         result.packing_efficiency = packing_efficiency(prepared, resolved.config.hyperparameters.max_length)
     facts = _facts(resolved, architecture, hardware, prepared, steps, estimate) if prepared is not None else None
     return Assessment(result, facts)
+
+
+def _choose_prompt_steps(resolved: Resolved, steps_per_epoch: float) -> None:
+    epochs = resolved.config.evaluation.prompt_epochs
+    if epochs is not None:
+        why = f"{epochs:g} epochs of {steps_per_epoch:.4g} steps"
+        resolved.choose("evaluation.prompt_steps", max(round(epochs * steps_per_epoch), 1), why)
+        evaluation = resolved.config.evaluation.model_copy(update={"prompt_epochs": None})
+        resolved.config = resolved.config.model_copy(update={"evaluation": evaluation})
 
 
 def _check_tokens(resolved: Resolved, model_dir: Path) -> None:

@@ -20,7 +20,8 @@ from engine.model.score import Row, Score, score
 from finetuneflow.v1.event_pb2 import Warning
 from finetuneflow.v1.stage_result_pb2 import EvaluationResult
 from services.evaluator.worker.child_input import EvaluationInput
-from services.evaluator.worker.compare import Question, add_samples, questions, samples
+from services.evaluator.worker.compare import add_samples, samples
+from services.questions import Question, questions, room_for
 
 PHASES = ("loading_model", "scoring_base", "answering_base", "scoring_tuned", "answering_tuned")
 
@@ -104,11 +105,8 @@ def _answer(
     model: Any, asked: list[Question], tokenizer: Tokenizer, child_input: EvaluationInput, phases: Phases, name: str
 ) -> list[list[int]]:
     wanted = child_input.config.evaluation.max_new_tokens
-    context = (
-        getattr(model.config, "max_position_embeddings", None) or wanted + child_input.config.hyperparameters.max_length
-    )
-    # The end of a prompt that is too long is what asks the question.
-    room = max(context - wanted, 1)
+    context = getattr(model.config, "max_position_embeddings", None)
+    longest = child_input.config.hyperparameters.max_length
     steps = wanted * math.ceil(len(asked) / PROMPTS_PER_BATCH)
     phases.enter(f"answering_{name}", f"{len(asked)} question{'s' * (len(asked) != 1)}")
     made = 0
@@ -118,7 +116,7 @@ def _answer(
         made += 1
         phases.advance(f"answering_{name}", min(made / steps, 1.0))
 
-    prompts = [question.prompt[-room:] for question in asked]
+    prompts = [room_for(question, context, wanted, longest) for question in asked]
     stops = sorted(tokenizer.special_ids)
     answers = generate(model, prompts, max_new_tokens=wanted, stop_ids=stops, on_tokens=on_tokens)
     phases.advance(f"answering_{name}", 1.0)

@@ -233,6 +233,20 @@ def test_settings_of_adapters_that_exclude_each_other_are_refused(settings: dict
     assert [violation.field for violation in caught.value.violations] == [f"spec.lora.{field}"]
 
 
+@pytest.mark.parametrize(
+    ("evaluation", "field"),
+    [
+        ({"prompt_steps": 5}, "prompt_steps"),
+        ({"prompts": ["a"], "prompt_steps": 5, "prompt_epochs": 1.0}, "prompt_epochs"),
+    ],
+)
+def test_answers_in_training_need_prompts_and_one_interval(evaluation: dict[str, Any], field: str) -> None:
+    """Nobody would be told that nothing is asked."""
+    with pytest.raises(JobError) as caught:
+        job_config({**MINIMAL, "evaluation": evaluation})
+    assert [violation.field for violation in caught.value.violations] == [f"spec.evaluation.{field}"]
+
+
 def test_all_linear_equals_default_target_modules() -> None:
     config = job_config({**MINIMAL, "lora": {"target_modules": ["all-linear"]}})
     assert config.lora.target_modules == []
