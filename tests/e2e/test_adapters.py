@@ -39,8 +39,15 @@ def test_pissa_package_is_an_adapter_of_the_unchanged_base(
         training_data=str(rows),
         lora={"r": 4, "init_lora_weights": "pissa", "use_rslora": True},
         hyperparameters=SHORT,
+        evaluation={"prompts": ["What is 1 plus 1?"], "prompt_epochs": 0.25, "max_new_tokens": 4},
     )
-    assert client.jobs.wait(job.id).state == "SUCCEEDED"
+    done = client.jobs.wait(job.id)
+    assert done.state == "SUCCEEDED", done
+    # 180 rows in steps of 16 make 12 steps an epoch.
+    assert {r.field: r.value for r in done.resolutions}["evaluation.prompt_steps"] == "3"
+    samples = [event.payload for event in client.jobs.events(job.id) if event.kind == "sample"]
+    answered = [(sample.step, sample.instruction) for sample in samples if sample.step]
+    assert answered == [(3, "What is 1 plus 1?"), (6, "What is 1 plus 1?")]
     package = _package(client, job.id, tmp_path)
     config = json.loads((package / "adapter_config.json").read_text())
     assert (config["r"], config["init_lora_weights"], config["use_rslora"]) == (8, True, True)
@@ -53,7 +60,7 @@ def test_pissa_package_is_an_adapter_of_the_unchanged_base(
 
 
 @pytest.mark.long
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_qlora_of_the_built_in_model_on_a_cpu(system: System, client: Client, rows: Path, tmp_path: Path) -> None:
     """The method that most users of small machines want; its adapter loads on the quantized base model."""
     job = client.jobs.create(
@@ -61,7 +68,15 @@ def test_qlora_of_the_built_in_model_on_a_cpu(system: System, client: Client, ro
         training_data=str(rows),
         method="qlora",
         lora={"r": 8, "init_lora_weights": "loftq"},
-        hyperparameters={**SHORT, "max_steps": 4, "eval_steps": 2, "learning_rate": 1e-3},
+        holdout_fraction=0.02,
+        hyperparameters={
+            **SHORT,
+            "max_steps": 4,
+            "eval_steps": 2,
+            "learning_rate": 1e-3,
+            "per_device_train_batch_size": 2,
+            "gradient_accumulation_steps": 1,
+        },
         evaluation={"num_samples": 1, "max_new_tokens": 8},
     )
     done = client.jobs.wait(job.id)
