@@ -17,12 +17,53 @@ def exclusive_fields(spec: Mapping[str, Any]) -> list[Violation]:
     if given.get("warmup_ratio") is not None and given.get("warmup_steps") is not None:
         description = f"cannot be combined with warmup_steps = {given['warmup_steps']!r}; set one of the two."
         found.append(Violation("spec.hyperparameters.warmup_ratio", description))
+    evaluation = section if isinstance(section := spec.get("evaluation"), Mapping) else {}
+    answered = [name for name in ("prompt_steps", "prompt_epochs") if evaluation.get(name) is not None]
+    if len(answered) == 2:
+        found.append(
+            Violation("spec.evaluation.prompt_epochs", "cannot be combined with prompt_steps; set one of the two.")
+        )
+    if answered and not evaluation.get("prompts"):
+        found.append(Violation(f"spec.evaluation.{answered[0]}", "needs evaluation.prompts, which are answered then."))
     if spec.get("phases") and spec.get("training_data"):
         description = "cannot be combined with training_data; move those rows into a phase, or remove one of the two."
         found.append(Violation("spec.phases", description))
     if spec.get("phases") and given.get("max_steps") is not None:
         description = "cannot be combined with phases, whose num_epochs set the length of each; remove it."
         found.append(Violation("spec.hyperparameters.max_steps", description))
+    return found
+
+
+def adapter_conflicts(values: Mapping[str, Any]) -> list[Violation]:
+    """Returns a violation for each setting of the adapters that another one excludes; `values` include the recipe's."""
+    lora, quantization = (
+        {**section} if isinstance(section := values.get(name), Mapping) else {} for name in ("lora", "quantization")
+    )
+    method, init = values.get("method") or "auto", str(lora.get("init_lora_weights") or "default")
+    found = []
+
+    def refuse(field: str, description: str) -> None:
+        found.append(Violation(f"spec.lora.{field}", description))
+
+    if init.startswith(("pissa", "olora")):
+        if method not in ("auto", "lora"):
+            refuse("init_lora_weights", f"{init} is for method lora, not {method}; use loftq, or set method to lora.")
+        if lora.get("use_dora"):
+            refuse("init_lora_weights", f"{init} cannot be combined with use_dora; remove one of the two.")
+    if init == "loftq":
+        if method not in ("auto", "qlora"):
+            refuse("init_lora_weights", f"loftq compensates for quantization; set method to qlora instead of {method}.")
+        if quantization.get("bits") not in (None, 4) or quantization.get("bnb_4bit_quant_type") not in (None, "nf4"):
+            refuse("init_lora_weights", "loftq needs quantization.bits = 4 and bnb_4bit_quant_type = nf4.")
+    if lora.get("use_dora") and quantization.get("bits") == 8 and method in ("auto", "qlora"):
+        # peft loses the scales of the weights when it computes the norms.
+        refuse("use_dora", "cannot be combined with 8-bit quantization; set quantization.bits to 4.")
+    if lora.get("target_modules_pattern") is not None:
+        for other in ("target_modules", "layers_to_transform"):
+            if lora.get(other):
+                refuse("target_modules_pattern", f"cannot be combined with {other}; remove one of the two.")
+    if lora.get("trainable_tokens") and "embed_tokens" in (lora.get("modules_to_save") or ()):
+        refuse("trainable_tokens", "cannot be combined with embed_tokens in modules_to_save, which trains every token.")
     return found
 
 

@@ -4,12 +4,13 @@ The models mirror `FineTuningJobSpec` field for field and name for name. An auto
 types other than text; preflight replaces it.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from engine.config.conflicts import exclusive_fields, mappings_with_template, paths_with_nul
+from engine.config.conflicts import adapter_conflicts, exclusive_fields, mappings_with_template, paths_with_nul
 from engine.config.hub_reference import HubReference, is_hub_reference
 from engine.config.recipes import Recipe, merge, recipe
 from engine.config.violations import violation
@@ -23,6 +24,7 @@ ExportFormat = Literal["adapter", "merged", "gguf"]
 Scheduler = Literal[
     "linear", "cosine", "constant", "constant_with_warmup", "cosine_with_restarts", "polynomial", "inverse_sqrt"
 ]
+AttentionImplementation = Literal["auto", "eager", "sdpa", "flash_attention_2"]
 Optimizer = Literal[
     "auto",
     "adamw_torch",
@@ -72,6 +74,14 @@ def _not_blank(template: str) -> str:
     if not template.strip():
         raise ValueError("an empty template renders no text; remove it to train on the rows as they are")
     return template
+
+
+def _valid_pattern(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"it is no regular expression: {error}") from None
+    return pattern
 
 
 class _Section(BaseModel):
@@ -137,6 +147,11 @@ class Hyperparameters(_Section):
     group_by_length: bool = False
     truncation: Truncation = "keep_start"
     """Treatment of rows longer than max_length: keep their start, keep their end, or drop them."""
+    neftune_noise_alpha: float | None = Field(default=None, gt=0, le=100)
+    """Scale of the noise on the embeddings (NEFTune, arXiv 2310.05914); None: no noise."""
+    label_smoothing_factor: float = Field(default=0.0, ge=0, lt=1)
+    """Share of each target that is spread evenly over the vocabulary, in training only."""
+    attn_implementation: AttentionImplementation = "auto"
 
 
 class Lora(_Section):
@@ -149,11 +164,32 @@ class Lora(_Section):
     target_modules: list[Annotated[str, Field(min_length=1, max_length=256)]] = []
     """Empty, or `all-linear` alone: every linear layer except the head."""
     use_rslora: bool = False
+    use_dora: bool = False
+    """Trains magnitudes as well (DoRA, arXiv 2402.09353)."""
+    init_lora_weights: str = Field(
+        default="default", pattern=r"^(default|gaussian|orthogonal|olora|loftq|pissa|pissa_niter_([1-9][0-9]?|100))$"
+    )
+    """Initial values. PiSSA (arXiv 2404.02948), OLoRA (arXiv 2406.01775), LoftQ (arXiv 2310.08659)."""
+    target_modules_pattern: (
+        Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_valid_pattern)] | None
+    ) = None
+    """Regular expression that matches the whole paths of the layers, instead of target_modules."""
+    layers_to_transform: list[Annotated[int, Field(ge=0, le=100_000)]] = Field(default=[], max_length=1000)
+    """Indices of the blocks with adapters; empty: all."""
+    modules_to_save: list[Annotated[str, Field(min_length=1, max_length=256)]] = Field(default=[], max_length=100)
+    """Ends of the paths of modules that are trained in full and stored in the adapter."""
+    trainable_tokens: list[Annotated[str, Field(min_length=1, max_length=256)]] = Field(default=[], max_length=1000)
+    """Tokens whose embeddings are trained."""
 
     @field_validator("target_modules")
     @classmethod
     def _every_layer(cls, names: list[str]) -> list[str]:
         return [] if names == ["all-linear"] else names
+
+    @property
+    def changes_base(self) -> bool:
+        """True if the initial values are taken out of the base weights, which change by that."""
+        return self.init_lora_weights == "olora" or self.init_lora_weights.startswith("pissa")
 
 
 class Quantization(_Section):
@@ -173,6 +209,10 @@ class Evaluation(_Section):
     num_samples: int = Field(default=5, ge=0, le=100)
     prompts: list[Annotated[str, Field(min_length=1), _kib(16)]] = Field(default=[], max_length=100)
     max_new_tokens: int = Field(default=128, ge=1, le=4096)
+    prompt_steps: int | None = Field(default=None, ge=1, le=1_000_000)
+    """Optimizer steps between two answers to `prompts` in training; None: they are not answered in training."""
+    prompt_epochs: float | None = Field(default=None, gt=0, le=1000)
+    """The same in epochs, until preflight has converted it."""
 
 
 class Export(_Section):
@@ -251,11 +291,11 @@ def job_config(spec: Mapping[str, Any]) -> JobConfig:
     Raises JobError("INVALID_CONFIG") with one violation for each invalid field; paths start with `spec.`.
     """
     preset, unknown = _preset(spec)
+    values = merge(preset.values, spec)
     violations = [Violation(path, "holds a NUL character; remove it.") for path in paths_with_nul(spec, "spec")]
-    violations += [*exclusive_fields(spec), *mappings_with_template(spec)]
+    violations += [*exclusive_fields(spec), *mappings_with_template(spec), *adapter_conflicts(values)]
     if not spec.get("training_data") and not spec.get("phases"):
         violations.append(Violation("spec.training_data", "is empty; name at least one dataset."))
-    values = merge(preset.values, spec)
     try:
         config = JobConfig.model_validate(values)
     except ValidationError as error:

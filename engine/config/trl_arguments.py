@@ -37,6 +37,7 @@ def sft_arguments(
         "use_cpu": device == "cpu",
         "activation_checkpointing": hyper.gradient_checkpointing,
         "activation_checkpointing_kwargs": {"use_reentrant": False},
+        "neftune_noise_alpha": hyper.neftune_noise_alpha,
         "max_grad_norm": hyper.max_grad_norm,
         "logging_strategy": "steps",
         "logging_steps": hyper.logging_steps,

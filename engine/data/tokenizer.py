@@ -163,7 +163,9 @@ class Tokenizer:
         self.eos_token: str = fast.eos_token
         added = list(fast.added_tokens_decoder.items())
         self.special_ids = frozenset({token_id for token_id, token in added if token.special} | {self.eos_id})
-        self.num_ids: int = max(self._bare.get_vocab(with_added_tokens=True).values()) + 1
+        self.vocabulary: dict[str, int] = self._bare.get_vocab(with_added_tokens=True)
+        """Token → id, with the tokens that were added."""
+        self.num_ids: int = max(self.vocabulary.values()) + 1
         """One more than the largest id."""
         # Longest first: if two tokens start with the same text, the longer one is meant.
         specials = sorted({str(token) for _, token in added if token.special} | {self.eos_token}, key=len, reverse=True)

@@ -208,7 +208,7 @@ def _scale(job: JobFacts) -> Iterator[Improvement]:
     lora = job.config.lora
     if job.config.method == "full":
         return
-    targeted = job.architecture.targets(lora.target_modules)
+    targeted = {layer for layers in job.architecture.targets(lora) for layer in layers}
     widest = max((min(layer.rows, layer.columns) for layer in targeted), default=lora.r)
     if lora.r > widest:
         # Nor would another alpha help: a matrix has no higher rank than its narrower side.

@@ -2,13 +2,14 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from engine.catalogue import context_length
+from engine.config.job import Lora
 from engine.errors import JobError, Violation
 from engine.model_folder import read_json, tensor_shapes
 
@@ -82,6 +83,10 @@ class Architecture:
     """Number of parameters in the weights' headers that the configuration does not explain."""
     stored_linears: tuple[LinearLayer, ...] = ()
     """Linear layers of a block as the weights' headers name them, if the names are not the usual ones."""
+    blocks_path: str = "model.layers"
+    """Path of the list of blocks."""
+    stored_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict, compare=False, repr=False)
+    """Shapes of all stored tensors by name; empty if only the configuration is known (see `shapes`)."""
 
     @property
     def family(self) -> Family:
@@ -126,14 +131,58 @@ class Architecture:
         yield LinearLayer("feed_forward.0", self.feed_forward, self.hidden, True)
         yield LinearLayer("feed_forward.2", self.hidden, self.feed_forward, True)
 
-    def targets(self, target_modules: list[str] | tuple[str, ...]) -> tuple[LinearLayer, ...]:
-        """Returns the layers of a block that get adapters: those whose name ends in one of `target_modules`; all layers
-        if it is empty."""
+    def named(self, target_modules: Sequence[str]) -> tuple[LinearLayer, ...]:
+        """Returns the layers of a block whose name ends in one of `target_modules`; all layers if it is empty."""
         return tuple(
             layer
             for layer in self.linears
             if not target_modules or any(layer.name == t or layer.name.endswith(f".{t}") for t in target_modules)
         )
+
+    def targets(self, lora: Lora) -> list[tuple[LinearLayer, ...]]:
+        """Returns, for each block, the layers that get adapters. Raises what `matching` raises."""
+        if lora.target_modules_pattern is not None:
+            paths = [
+                f"{self.blocks_path}.{block}.{layer.name}" for block in range(self.layers) for layer in self.linears
+            ]
+            matched = set(matching(lora.target_modules_pattern, paths))
+            return [
+                tuple(layer for layer in self.linears if f"{self.blocks_path}.{block}.{layer.name}" in matched)
+                for block in range(self.layers)
+            ]
+        named = self.named(lora.target_modules)
+        return [
+            named if not lora.layers_to_transform or block in lora.layers_to_transform else ()
+            for block in range(self.layers)
+        ]
+
+    @cached_property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shapes of the tensors by name, as stored; if only the configuration is known, under the names of a Llama."""
+        if self.stored_shapes:
+            return self.stored_shapes
+        found = {"model.embed_tokens.weight": (self.vocabulary, self.hidden), "model.norm.weight": (self.hidden,)}
+        if not self.tied:
+            found["lm_head.weight"] = (self.vocabulary, self.hidden)
+        for block in range(self.layers):
+            for layer in self.linears:
+                found[f"{self.blocks_path}.{block}.{layer.name}.weight"] = (layer.rows, layer.columns)
+            for name in ("input_layernorm", "post_attention_layernorm"):
+                found[f"{self.blocks_path}.{block}.{name}.weight"] = (self.hidden,)
+        return found
+
+    def saved_tensors(self, modules_to_save: Sequence[str]) -> dict[str, tuple[int, ...]]:
+        """Returns name and shape of the tensors of all modules whose path ends in one of `modules_to_save`.
+
+        A tied head is the embedding.
+        """
+        tied = {"lm_head", "embed_tokens"} if self.tied else set()
+        names = {*modules_to_save, *(tied if tied & {*modules_to_save} else ())}
+        return {
+            name: shape
+            for name, shape in self.shapes.items()
+            if any(path.endswith(wanted) for path in _modules_around(name) for wanted in names)
+        }
 
     @cached_property
     def block_norms(self) -> tuple[int, ...]:
@@ -256,9 +305,12 @@ class Architecture:
         if found.family == "inl" or not shapes:
             return found
         text = {name: shape for name, shape in shapes.items() if not _belongs_to_other_modality(name)}
-        first = {match[1]: shape for name, shape in text.items() if (match := _FIRST_BLOCK.search(name))}
+        first = {match[2]: shape for name, shape in text.items() if (match := _FIRST_BLOCK.search(name))}
+        blocks = next((match.group(1) for name in text if (match := _FIRST_BLOCK.search(name))), "")
         seen = replace(
             found,
+            blocks_path=blocks or found.blocks_path,
+            stored_shapes=text,
             # A stored head may still be the embedding, saved twice.
             tied=found.tied or not any(name.endswith(_HEADS) for name in text),
             query_bias="self_attn.q_proj.bias" in first,
@@ -279,10 +331,36 @@ class Architecture:
         return replace(seen, extra_parameters=counted - seen.num_parameters)
 
 
+def matching(pattern: str, paths: Iterable[str]) -> list[str]:
+    """Returns the paths that a caller's regular expression matches as a whole, as peft matches them.
+
+    Raises JobError("INVALID_CONFIG") if it takes more than a second for one path.
+    """
+    # Unlike `re`, it stops after a time: an expression such as (.+)+x would hold its process for hours.
+    import regex
+
+    compiled = regex.compile(pattern)
+    try:
+        return [path for path in paths if compiled.fullmatch(path, timeout=_MATCH_SECONDS)]
+    except TimeoutError:
+        message = "takes too long to match the path of a module; write it without nested repetitions."
+        where = [Violation("spec.lora.target_modules_pattern", message)]
+        raise JobError("INVALID_CONFIG", f"lora.target_modules_pattern {message}", message, where) from None
+
+
+_MATCH_SECONDS = 1.0
 _HEADS = ("lm_head.weight", "embed_out.weight")
-_FIRST_BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks|block|layer)\.0\.(.+)$")
+_FIRST_BLOCK = re.compile(r"^((?:.*\.)?(?:layers|h|blocks|block|layer))\.0\.(.+)$")
 _INL_CONTROLLER = 64
 """Width of an INL controller."""
+
+
+def _modules_around(tensor: str) -> Iterator[str]:
+    """Yields the paths of the module that has the tensor, and of those that it is part of."""
+    path = tensor
+    while "." in path:
+        path = path.rpartition(".")[0]
+        yield path
 
 
 def _belongs_to_other_modality(name: str) -> bool:

@@ -45,7 +45,7 @@ class Disk:
 def checkpoint_bytes(architecture: Architecture, setup: Setup, tokenizer_bytes: int = 0) -> int:
     """Returns the bytes of one checkpoint: trained weights in float32, optimizer state and tokenizer."""
     estimator = Estimator(architecture, setup)
-    return 4 * estimator.num_trained_parameters + estimator.optimizer + tokenizer_bytes + _STATE_BYTES
+    return estimator.saved_bytes + estimator.optimizer + tokenizer_bytes + _STATE_BYTES
 
 
 def num_saved(config: JobConfig, total_steps: int) -> int:
@@ -79,6 +79,6 @@ def estimate_disk(
     uploading = min(saved, _UPLOADING)
     shards = _SHARD_BYTES * num_tokens * (2 if holds_artifacts else 1)
     # The export package and its zip file.
-    package = 2 * 4 * Estimator(architecture, setup).num_trained_parameters
+    package = 2 * Estimator(architecture, setup).saved_bytes
     needed = (held + uploading) * one + shards + package + download_bytes
     return Disk(one, held + uploading, math.ceil(needed), free_bytes, holds_artifacts, download_bytes)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Final, Literal
 
 from engine.config.job import JobConfig, Lora, Quantization
@@ -165,11 +165,9 @@ class Estimator:
 
     def __init__(self, architecture: Architecture, setup: Setup) -> None:
         self._a, self._s = architecture, setup
-        self._adapters = (
-            Adapters(architecture.targets(setup.lora.target_modules), setup.lora.r, setup.lora.lora_dropout)
-            if setup.trains_adapters
-            else None
-        )
+        lora = setup.lora
+        self._adapters = Adapters(lora.r, lora.lora_dropout, lora.use_dora) if setup.trains_adapters else None
+        self._targets = architecture.targets(lora) if setup.trains_adapters else [()] * architecture.layers
 
     @cached_property
     def num_adapter_parameters(self) -> int:
@@ -179,6 +177,12 @@ class Estimator:
     @cached_property
     def num_trained_parameters(self) -> int:
         return sum(rows * columns for rows, columns in self._trained_tensors())
+
+    @cached_property
+    def saved_bytes(self) -> int:
+        """Bytes of the trained weights in a checkpoint, which for PiSSA and OLoRA contains the initial values too."""
+        initial = self._s.trains_adapters and self._s.lora.changes_base
+        return 4 * (self.num_trained_parameters + (self.num_adapter_parameters if initial else 0))
 
     @cached_property
     def weights(self) -> int:
@@ -197,8 +201,8 @@ class Estimator:
 
     @cached_property
     def adapters(self) -> int:
-        """Bytes of the adapters' weights, float32."""
-        return 4 * self.num_adapter_parameters
+        """Bytes of the adapters' weights, float32; those of PiSSA and OLoRA with their initial values."""
+        return self.saved_bytes if self._s.trains_adapters else 0
 
     @cached_property
     def gradients(self) -> int:
@@ -216,10 +220,17 @@ class Estimator:
         return optimizer_bytes("adamw_torch", *embedding) + sum(optimizer_bytes(name, *shape) for shape in rest)
 
     @cached_property
-    def block_saved(self) -> tuple[int, int]:
-        """Bytes that the first block and any other block save for the backward pass without gradient checkpointing."""
+    def blocks_saved(self) -> list[int]:
+        """Bytes that each block saves for the backward pass without gradient checkpointing."""
+        lora, saved = self._s.lora, cache(self._activations.block)
         reached = not self._s.trains_adapters or self._s.checkpointing
-        return self._activations.block(reached=reached), self._activations.block(reached=True)
+        # What is trained in full may be in front of the blocks.
+        reached |= bool(lora.modules_to_save or lora.trainable_tokens)
+        sizes = []
+        for targets in self._targets:
+            sizes.append(saved(targets, reached=reached))
+            reached |= bool(targets)
+        return sizes
 
     @cached_property
     def saved(self) -> int:
@@ -230,8 +241,7 @@ class Estimator:
         ends = ids + self._activations.last_norm()
         if self._s.checkpointing:
             return ends + self._a.layers * batch.tokens * self._a.hidden * self._s.arithmetic.stream
-        first, other = self.block_saved
-        return ends + self._angles + first + (self._a.layers - 1) * other
+        return ends + self._angles + sum(self.blocks_saved)
 
     @cached_property
     def carried(self) -> int:
@@ -276,6 +286,10 @@ class Estimator:
         # A quantised weight is dequantised for each product.
         largest = max(layer.num_weights for layer in a.linears)
         expanded = largest * (self._s.arithmetic.autocast or 4) if self._s.method == "qlora" else 0
+        if self._s.lora.use_dora and self._s.trains_adapters:
+            # The norms need the product of the adapter's matrices, made from an identity matrix, and its sum with the
+            # base weight.
+            expanded += max(4 * (layer.columns**2 + 3 * layer.num_weights) for layer in a.linears)
         return _BLOCK_COPIES * widest + expanded
 
     @cached_property
@@ -321,8 +335,7 @@ class Estimator:
             # the upper bound all of it.
             parts.append(Component("fragmentation", used // 20, what, 1.0))
         elif activations:
-            first, other = self.block_saved
-            lost = _HEAP_OF_ALL * (first + (self._a.layers - 1) * other) + _HEAP_OF_BLOCK * max(first, other)
+            lost = _HEAP_OF_ALL * sum(self.blocks_saved) + _HEAP_OF_BLOCK * max(self.blocks_saved)
             what = "memory of freed tensors that the heap keeps"
             parts.append(Component("fragmentation", int(lost), what, 0.6))
         return parts
@@ -334,10 +347,10 @@ class Estimator:
         before = everything if s.trains_adapters or s.accumulation > 1 else 0
         head = 0 if s.trains_adapters else 4 * self._a.num_embedding_weights
         saved = self.saved + self.carried + self.head_saved
-        block = max(self.block_saved) if s.checkpointing else 0
+        block = max(self.blocks_saved) if s.checkpointing else 0
         yield "loss", max(before, head), saved, self.head_workspace, 0
         yield "backward", max(before, head), saved + block, 0, self.block_workspace
-        yield "backward", everything, max(self.block_saved), 0, self.block_workspace
+        yield "backward", everything, max(self.blocks_saved), 0, self.block_workspace
         yield "step", everything, 0, 0, self.step_workspace
 
     @cached_property
@@ -347,13 +360,18 @@ class Estimator:
     def _adapter_tensors(self) -> list[tuple[int, int]]:
         if self._adapters is None:
             return []
-        r = self._adapters.r
-        shapes = [shape for layer in self._adapters.targets for shape in ((r, layer.columns), (layer.rows, r))]
-        if self._s.lora.bias == "all":
-            shapes += [(1, layer.rows) for layer in self._a.linears if layer.bias]
-        elif self._s.lora.bias == "lora_only":
-            shapes += [(1, layer.rows) for layer in self._adapters.targets if layer.bias]
-        return shapes * self._a.layers
+        lora, shapes = self._s.lora, list[tuple[int, int]]()
+        for targets in self._targets:
+            for layer in targets:
+                shapes += [(lora.r, layer.columns), (layer.rows, lora.r)]
+                shapes += [(1, layer.rows)] if lora.use_dora else []
+            biased = {"all": self._a.linears, "lora_only": targets, "none": ()}[lora.bias]
+            shapes += [(1, layer.rows) for layer in biased if layer.bias]
+        for shape in self._a.saved_tensors(lora.modules_to_save).values():
+            shapes.append((math.prod(shape[:-1]), shape[-1]))
+        if lora.trainable_tokens:
+            shapes.append((len(lora.trainable_tokens), self._a.hidden))
+        return shapes
 
     def _trained_tensors(self) -> list[tuple[int, int]]:
         return self._adapter_tensors() if self._s.trains_adapters else list(self._a.tensors)

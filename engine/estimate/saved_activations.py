@@ -51,11 +51,10 @@ class Batch:
 class Adapters:
     """LoRA adapters with float32 weights."""
 
-    targets: tuple[LinearLayer, ...]
-    """Layers of a block that have an adapter."""
     r: int
     """Rank."""
     dropout: float
+    dora: bool = False
 
 
 @dataclass(eq=False)
@@ -83,10 +82,13 @@ class SavedActivations:
         self._adapters = adapters
         self._on_gpu = on_gpu
         self._trains_base = adapters is None
+        self._targets: tuple[LinearLayer, ...] = ()
         self._saved: dict[int, _Tensor] = {}
 
-    def block(self, *, reached: bool) -> int:
-        """Returns the bytes that one block saves; `reached`: a gradient flows into its input."""
+    def block(self, targets: tuple[LinearLayer, ...] = (), *, reached: bool) -> int:
+        """Returns the bytes that one block saves whose layers `targets` have adapters; `reached`: a gradient flows into
+        its input."""
+        self._targets = targets
         self._saved = {}
         stream = self._tensor(self._a.hidden, self._arithmetic.stream, reached)
         match self._a.family:
@@ -168,18 +170,17 @@ class SavedActivations:
         if a.experts:
             return self._add(stream, self._experts(normed))
         if a.fused:
-            both = self._linear(normed, "mlp.gate_up_proj")
-            self._save(both)
-            gate = up = both
-            activated = self._tensor(a.feed_forward, both.size, both.grad)
+            gate = up = self._linear(normed, "mlp.gate_up_proj")
         else:
             gate = self._linear(normed, "mlp.gate_proj")
-            self._save(gate)
-            activated = self._tensor(a.feed_forward, gate.size, gate.grad)
             up = self._linear(normed, "mlp.up_proj")
-        self._save(activated)
-        self._save(up)
-        out = self._linear(self._tensor(a.feed_forward, activated.size, activated.grad), "mlp.down_proj")
+        activated = self._tensor(a.feed_forward, gate.size, gate.grad)
+        if gate.grad:
+            self._save(gate)
+            self._save(up)
+        if up.grad:
+            self._save(activated)
+        out = self._linear(self._tensor(a.feed_forward, activated.size, gate.grad or up.grad), "mlp.down_proj")
         return self._add(stream, self._norm(out, a.hidden) if a.sandwich else out)
 
     def _experts(self, normed: _Tensor) -> _Tensor:
@@ -245,7 +246,7 @@ class SavedActivations:
             # Autocast makes a 16-bit copy of the weight in every pass, and the gradient of the input needs it.
             self._save(_Tensor(layer.num_weights, lower, False))
         grad = given.grad or self._trains_base
-        if self._adapters is not None and layer in self._adapters.targets:
+        if self._adapters is not None and layer in self._targets:
             self._adapter(given, layer, self._adapters)
             grad = True
         return self._tensor(layer.rows, cast.size, grad)
@@ -262,6 +263,14 @@ class SavedActivations:
         self._save(self._cast(dropped, lower))
         inner = self._tensor(adapters.r, lower or _FLOAT, True)
         self._save(inner)
+        if adapters.dora:
+            # The magnitudes scale the outputs of the layer and of the adapter.
+            for _ in range(2):
+                self._save(self._tensor(layer.rows, lower or _FLOAT, True))
+            copied = self._arithmetic.bits or lower not in (None, self._arithmetic.weights)
+            if adapters.dropout and given.grad and copied:
+                # The layer's output is computed again, from the dropped input and a copy of the weight.
+                self._save(_Tensor(layer.num_weights, lower or _FLOAT, False))
         if lower is not None:
             for values in (adapters.r * layer.rows, adapters.r * layer.columns if given.grad else 0):
                 self._save(_Tensor(values, lower, False))

@@ -1,17 +1,15 @@
-"""Loads a base model into memory: number format, quantisation, adapter.
+"""Loads a base model into memory: number format, quantisation, attention.
 
 Only safetensors are loaded, and code that ships with a model is never run.
 """
 
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from engine.config.job import Lora, Method, Precision, Quantization
+from engine.config.job import AttentionImplementation, Method, Precision, Quantization
 from engine.errors import JobError
 from engine.model_folder import model_error
 
@@ -40,11 +38,19 @@ def weights_dtype(method: Method, precision: Precision, on: Device) -> torch.dty
     return _COMPUTE[precision]
 
 
-def load_base(model_dir: Path, *, dtype: torch.dtype, on: Device, quantization: Quantization | None = None) -> Any:
+def load_base(
+    model_dir: Path,
+    *,
+    dtype: torch.dtype,
+    on: Device,
+    quantization: Quantization | None = None,
+    attention: AttentionImplementation = "auto",
+) -> Any:
     """Loads the causal language model of a Hugging Face folder, in evaluation mode, on one device.
 
     With `quantization` all linear layers except the head have 4 or 8 bits. `dtype` is then the format of all other
-    weights, and of the computation unless the quantisation sets another.
+    weights, and of the computation unless the quantisation sets another. `auto` and `sdpa` attention become eager for a
+    model that supports only that.
 
     Raises JobError: NOT_A_MODEL if transformers cannot use the model's settings; BAD_WEIGHTS if the files lack a tensor
     or have one of another shape, which would be random, or values that are not finite.
@@ -55,6 +61,8 @@ def load_base(model_dir: Path, *, dtype: torch.dtype, on: Device, quantization: 
             model_dir,
             dtype=dtype,
             quantization_config=config,
+            # None: transformers chooses sdpa for every model that supports it.
+            attn_implementation=None if attention in ("auto", "sdpa") else attention,
             device_map={"": 0 if on == "cuda" else "cpu"},
             use_safetensors=True,
             local_files_only=True,
@@ -96,63 +104,6 @@ def keep_differentiable(model: torch.nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
-
-
-def attach_lora(
-    model: PreTrainedModel,
-    lora: Lora,
-    *,
-    base_id: str,
-    revision: str,
-    quantised: bool,
-    gradient_checkpointing: bool,
-) -> PeftModel:
-    """Freezes `model` and adds trainable LoRA adapters to its linear layers.
-
-    The adapter names `base_id` and `revision` as its base, not the folder that the model was read from. Only a
-    quantised base is prepared for k-bit training, which would needlessly double the memory of any other.
-    """
-    if quantised:
-        model = prepare_model_for_kbit_training(
-            model,
-            use_gradient_checkpointing=gradient_checkpointing,
-            gradient_checkpointing_kwargs={"use_reentrant": False},
-        )
-    adapted = get_peft_model(
-        model,
-        LoraConfig(
-            task_type="CAUSAL_LM",
-            r=lora.r,
-            # A whole number stays an integer in adapter_config.json; peft also accepts a float, despite its type hint.
-            lora_alpha=int(lora.lora_alpha) if lora.lora_alpha.is_integer() else lora.lora_alpha,  # type: ignore[arg-type]
-            lora_dropout=lora.lora_dropout,
-            bias=lora.bias,
-            use_rslora=lora.use_rslora,
-            # The string, not a list with it: peft expands it to every linear layer except the head.
-            target_modules=lora.target_modules or "all-linear",
-        ),
-    )
-    config = cast(LoraConfig, adapted.peft_config["default"])
-    config.base_model_name_or_path = base_id
-    config.revision = revision
-    if isinstance(config.target_modules, set):
-        # The order of a set differs between processes, and so would the file that peft writes it to.
-        config.target_modules = sorted(config.target_modules)
-    # At every save peft would ask the hub whether the vocabulary of the base was resized, which never happens here.
-    adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)  # type: ignore[method-assign]
-    return adapted
-
-
-def load_adapter(model: PreTrainedModel, adapter_dir: Path) -> PeftModel:
-    """Adds a saved adapter to `model`, for inference.
-
-    Raises FileNotFoundError without adapter_model.safetensors; peft would look for a pickle instead, then on the hub.
-    """
-    if not (adapter_dir / "adapter_model.safetensors").is_file():
-        raise FileNotFoundError(f"no adapter_model.safetensors in {adapter_dir.name}")
-    adapted = PeftModel.from_pretrained(model, str(adapter_dir), is_trainable=False)
-    adapted.eval()
-    return adapted
 
 
 def _bitsandbytes(quantization: Quantization, dtype: torch.dtype) -> BitsAndBytesConfig:

@@ -11,7 +11,8 @@ from engine.config.steps import num_evaluations
 from engine.data.prepare import Prepared
 from engine.data.sources import UNWRITTEN
 from engine.data.statistics import Statistics
-from engine.errors import JobError
+from engine.data.tokenizer import Tokenizer
+from engine.errors import JobError, Violation
 from engine.estimate.advice import JobFacts
 from engine.estimate.architecture import Architecture
 from engine.estimate.cost import PriceTable
@@ -80,6 +81,7 @@ def resolve_and_assess(
     hardware = target.hardware
     longest = resolved.config.hyperparameters.max_length if prepared is None else prepared.train.max_tokens
     resolve(resolved, hardware, architecture, longest)
+    _check_tokens(resolved, model.path)
     if prepared is None:
         # Without rows, the memory need is a guess, and would distract from the problem that the rows have.
         resolved.refusals[:] = [error for error in resolved.refusals if error.reason != "INSUFFICIENT_MEMORY"]
@@ -87,6 +89,7 @@ def resolve_and_assess(
     disk = None
     if prepared is not None:
         steps = job_steps(resolved.config, prepared)
+        _choose_prompt_steps(resolved, steps / max(passes(resolved.config, prepared, steps), 1e-9))
         add_warnings(resolved, prepared, steps)
         disk = _disk(resolved, model, architecture, target, prepared, steps, missing_bytes)
     estimate = _estimate(resolved, architecture, target, longest, prepared, steps, disk)
@@ -105,6 +108,31 @@ def resolve_and_assess(
         result.packing_efficiency = packing_efficiency(prepared, resolved.config.hyperparameters.max_length)
     facts = _facts(resolved, architecture, hardware, prepared, steps, estimate) if prepared is not None else None
     return Assessment(result, facts)
+
+
+def _choose_prompt_steps(resolved: Resolved, steps_per_epoch: float) -> None:
+    epochs = resolved.config.evaluation.prompt_epochs
+    if epochs is not None:
+        why = f"{epochs:g} epochs of {steps_per_epoch:.4g} steps"
+        resolved.choose("evaluation.prompt_steps", max(round(epochs * steps_per_epoch), 1), why)
+        evaluation = resolved.config.evaluation.model_copy(update={"prompt_epochs": None})
+        resolved.config = resolved.config.model_copy(update={"evaluation": evaluation})
+
+
+def _check_tokens(resolved: Resolved, model_dir: Path) -> None:
+    """Refuses trainable tokens that are not one token of the tokenizer."""
+    asked = resolved.config.lora.trainable_tokens
+    if not asked:
+        return
+    vocabulary = Tokenizer(model_dir).vocabulary
+    violations = [
+        Violation(f"spec.lora.trainable_tokens[{index}]", f"The tokenizer has no token {token!r}.")
+        for index, token in enumerate(asked)
+        if token not in vocabulary
+    ]
+    if violations:
+        advice = "Use tokens as tokenizer.json writes them, such as reserved ones; tokens cannot be added."
+        resolved.refusals.append(JobError("UNKNOWN_TOKEN", violations[0].description, advice, violations))
 
 
 def config_resolved_event(resolved: Resolved) -> ConfigResolved:

@@ -7,7 +7,7 @@ from typing import Any
 from engine.config.advice import option, setting
 from engine.config.job import JobConfig
 from engine.errors import JobError, Violation
-from engine.estimate.architecture import Architecture
+from engine.estimate.architecture import Architecture, matching
 from engine.estimate.disk import Disk
 from engine.estimate.machine import best_gpu
 from engine.estimate.memory import Memory, Setup, estimate_memory
@@ -83,16 +83,19 @@ def resolve_length(resolved: Resolved, context_length: int, *, asked: bool) -> N
 def resolve(resolved: Resolved, hardware: Hardware, architecture: Architecture, longest_row: int) -> None:
     """Resolves the settings that depend on the machine and the data; `longest_row` is in tokens.
 
-    It may add the refusals NO_GPU, PRECISION_UNAVAILABLE, MISSING_PACKAGE, UNKNOWN_MODULE and INSUFFICIENT_MEMORY.
+    It may add the refusals NO_GPU, PRECISION_UNAVAILABLE, ATTENTION_UNAVAILABLE, MISSING_PACKAGE, UNKNOWN_MODULE and
+    INSUFFICIENT_MEMORY.
     """
     gpu = _gpu(resolved, hardware)
     _check_modules(resolved, architecture)
     _precision(resolved, hardware, gpu)
+    _attention(resolved, hardware, architecture, gpu)
     memory = _Memory(resolved, hardware, architecture, gpu, longest_row)
     _method(resolved, hardware, gpu, memory)
     _optimizer(resolved, hardware, gpu)
     _checkpointing(resolved, memory)
-    if not resolved.config.lora.target_modules and resolved.config.method != "full":
+    lora = resolved.config.lora
+    if not lora.target_modules and lora.target_modules_pattern is None and resolved.config.method != "full":
         reason = "adapters on all of them learn more than on attention alone, at little cost"
         resolved.resolutions.append(
             Resolution(field="lora.target_modules", value="every linear layer except the head", reason=reason)
@@ -115,17 +118,46 @@ def _gpu(resolved: Resolved, hardware: Hardware) -> Gpu | None:
 
 
 def _check_modules(resolved: Resolved, architecture: Architecture) -> None:
-    known = architecture.module_names()
+    """Refuses settings of the adapters that name parts which the base model lacks."""
+    lora, known = resolved.config.lora, architecture.module_names()
     violations = []
-    for index, target in enumerate(resolved.config.lora.target_modules):
-        if not architecture.targets([target]):
+    for index, target in enumerate(lora.target_modules):
+        if not architecture.named([target]):
             close = difflib.get_close_matches(target, known, n=1)
             hint = f"Did you mean {close[0]}?" if close else f"It has: {', '.join(known)}."
             message = f"The base model has no linear layer {target!r}. {hint}"
             violations.append(Violation(f"spec.lora.target_modules[{index}]", message))
+    if lora.target_modules_pattern is not None:
+        violations += _check_pattern(lora.target_modules_pattern, architecture)
+    for index, block in enumerate(lora.layers_to_transform):
+        if block >= architecture.layers:
+            message = f"{block} given; the base model has blocks 0 to {architecture.layers - 1}."
+            violations.append(Violation(f"spec.lora.layers_to_transform[{index}]", message))
+    for index, name in enumerate(lora.modules_to_save):
+        if not architecture.saved_tensors([name]):
+            message = f"No module of the base model has a path that ends in {name!r}."
+            violations.append(Violation(f"spec.lora.modules_to_save[{index}]", message))
     if violations:
-        advice = "Omit lora.target_modules to adapt every linear layer except the head."
+        advice = "Correct the names, or omit them to adapt every linear layer except the head."
         resolved.refusals.append(JobError("UNKNOWN_MODULE", violations[0].description, advice, violations))
+
+
+def _check_pattern(pattern: str, architecture: Architecture) -> list[Violation]:
+    """Returns a violation if the pattern matches nothing, or a module that is no linear layer."""
+    path = "spec.lora.target_modules_pattern"
+    example = f"{architecture.blocks_path}.0.{architecture.linears[0].name}"
+    layers = {
+        f"{architecture.blocks_path}.{n}.{layer.name}"
+        for n in range(architecture.layers)
+        for layer in architecture.linears
+    }
+    if not matching(pattern, layers):
+        return [
+            Violation(path, f"It matches no linear layer of the base model. A layer's path is, for example, {example}.")
+        ]
+    modules = {name.rpartition(".")[0] for name in architecture.shapes}
+    others = sorted(matching(pattern, modules - layers))
+    return [Violation(path, f"It also matches {others[0]}, which is no linear layer of a block.")] if others else []
 
 
 def _precision(resolved: Resolved, hardware: Hardware, gpu: Gpu | None) -> None:
@@ -147,6 +179,34 @@ def _precision(resolved: Resolved, hardware: Hardware, gpu: Gpu | None) -> None:
     if resolved.config.quantization.bnb_4bit_compute_dtype == "auto":
         value = resolved.config.hyperparameters.precision
         resolved.choose("quantization.bnb_4bit_compute_dtype", value, "the job's precision")
+
+
+def _attention(resolved: Resolved, hardware: Hardware, architecture: Architecture, gpu: Gpu | None) -> None:
+    path, asked = "hyperparameters.attn_implementation", resolved.config.hyperparameters.attn_implementation
+    half = resolved.config.hyperparameters.precision in ("bf16", "fp16")
+    installed = "flash_attn" in hardware.packages
+    if asked == "auto":
+        if architecture.softcap:
+            resolved.choose(path, "eager", "the model caps its attention logits, which only eager attention supports")
+        elif gpu is not None and installed and half:
+            resolved.choose(
+                path, "flash_attention_2", "the package flash_attn is installed, and the precision is 16-bit"
+            )
+        else:
+            why = (
+                "no GPU is used"
+                if gpu is None
+                else "the precision is fp32"
+                if installed
+                else "flash_attn is not installed"
+            )
+            resolved.choose(path, "sdpa", f"PyTorch's fused attention; {why}")
+    elif asked == "flash_attention_2" and (gpu is None or not half or not installed):
+        problem = (
+            "a GPU" if gpu is None else "precision bf16 or fp16" if not half else "the package flash_attn on the node"
+        )
+        message = f"flash_attention_2 needs {problem}."
+        resolved.refuse("ATTENTION_UNAVAILABLE", path, message, f"Remove {path}: preflight selects what the node has.")
 
 
 class _Memory:
@@ -187,7 +247,11 @@ def _method(resolved: Resolved, hardware: Hardware, gpu: Gpu | None, memory: _Me
     method = resolved.config.method
     if method == "auto":
         recompute = resolved.config.hyperparameters.gradient_checkpointing is not False
-        if gpu is None:
+        if resolved.config.lora.init_lora_weights == "loftq":
+            method, reason = "qlora", "loftq compensates for quantization"
+        elif resolved.config.lora.changes_base:
+            method, reason = "lora", f"{resolved.config.lora.init_lora_weights} needs weights that are not quantized"
+        elif gpu is None:
             method, reason = "lora", "quantized weights make a training on a CPU slower"
         elif memory.fits("lora", recompute=recompute) or not quantises:
             method, reason = "lora", f"LoRA {memory.compared('lora', recompute=recompute)}"

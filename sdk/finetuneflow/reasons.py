@@ -473,7 +473,17 @@ class Reason(OpenEnum):
     `evaluation.prompts`."""
 
     UNKNOWN_MODULE = "UNKNOWN_MODULE"
-    """`lora.target_modules` names a layer that the base model lacks. Caller: correct it."""
+    """A setting of `lora` names a module that the base model lacks. Caller: correct it."""
+
+    UNKNOWN_TOKEN = "UNKNOWN_TOKEN"
+    """`lora.trainable_tokens` names a token that the base model's tokenizer lacks. Caller: correct it."""
+
+    ATTENTION_UNAVAILABLE = "ATTENTION_UNAVAILABLE"
+    """The node cannot use the requested implementation of attention. Caller: remove attn_implementation."""
+
+    LABEL_SMOOTHING_UNAVAILABLE = "LABEL_SMOOTHING_UNAVAILABLE"
+    """The model's logits are no linear function of its last hidden states, so label smoothing cannot be computed.
+    Caller: remove label_smoothing_factor."""
 
     INVALID_PRICES = "INVALID_PRICES"
     """The table of GPU prices cannot be read. Operator: correct the table."""
@@ -696,6 +706,10 @@ class Reason(OpenEnum):
 
     STEP_AT_RATE_ZERO = "STEP_AT_RATE_ZERO"
     """The warm-up's first step has learning rate 0, and the job has few steps. Caller: set `warmup_steps` to 0."""
+
+    ATTENTION_REPLACED = "ATTENTION_REPLACED"
+    """Warning: the base model does not support the implementation of attention that was chosen; it uses another one.
+    Caller: set attn_implementation to the one it uses to have no warning."""
 
     # Service: What is wrong with the system and not with the call.
 

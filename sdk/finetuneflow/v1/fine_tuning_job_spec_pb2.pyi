@@ -160,7 +160,7 @@ class TrainingPhase(_message.Message):
     def __init__(self, display_name: _Optional[str] = ..., training_data: _Optional[_Iterable[_Union[DataSource, _Mapping]]] = ..., num_epochs: _Optional[float] = ...) -> None: ...
 
 class Hyperparameters(_message.Message):
-    __slots__ = ("num_epochs", "max_steps", "learning_rate", "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "max_length", "warmup_ratio", "warmup_steps", "weight_decay", "lr_scheduler_type", "optim", "precision", "gradient_checkpointing", "max_grad_norm", "logging_steps", "eval_steps", "save_steps", "save_total_limit", "early_stopping_patience", "early_stopping_threshold", "loss_on", "packing", "group_by_length", "truncation")
+    __slots__ = ("num_epochs", "max_steps", "learning_rate", "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "max_length", "warmup_ratio", "warmup_steps", "weight_decay", "lr_scheduler_type", "optim", "precision", "gradient_checkpointing", "max_grad_norm", "logging_steps", "eval_steps", "save_steps", "save_total_limit", "early_stopping_patience", "early_stopping_threshold", "loss_on", "packing", "group_by_length", "truncation", "neftune_noise_alpha", "label_smoothing_factor", "attn_implementation")
     NUM_EPOCHS_FIELD_NUMBER: _ClassVar[int]
     MAX_STEPS_FIELD_NUMBER: _ClassVar[int]
     LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
@@ -186,6 +186,9 @@ class Hyperparameters(_message.Message):
     PACKING_FIELD_NUMBER: _ClassVar[int]
     GROUP_BY_LENGTH_FIELD_NUMBER: _ClassVar[int]
     TRUNCATION_FIELD_NUMBER: _ClassVar[int]
+    NEFTUNE_NOISE_ALPHA_FIELD_NUMBER: _ClassVar[int]
+    LABEL_SMOOTHING_FACTOR_FIELD_NUMBER: _ClassVar[int]
+    ATTN_IMPLEMENTATION_FIELD_NUMBER: _ClassVar[int]
     num_epochs: float
     max_steps: int
     learning_rate: float
@@ -211,23 +214,38 @@ class Hyperparameters(_message.Message):
     packing: bool
     group_by_length: bool
     truncation: Truncation
-    def __init__(self, num_epochs: _Optional[float] = ..., max_steps: _Optional[int] = ..., learning_rate: _Optional[float] = ..., per_device_train_batch_size: _Optional[int] = ..., per_device_eval_batch_size: _Optional[int] = ..., gradient_accumulation_steps: _Optional[int] = ..., max_length: _Optional[int] = ..., warmup_ratio: _Optional[float] = ..., warmup_steps: _Optional[int] = ..., weight_decay: _Optional[float] = ..., lr_scheduler_type: _Optional[str] = ..., optim: _Optional[str] = ..., precision: _Optional[_Union[Precision, str]] = ..., gradient_checkpointing: bool = ..., max_grad_norm: _Optional[float] = ..., logging_steps: _Optional[int] = ..., eval_steps: _Optional[int] = ..., save_steps: _Optional[int] = ..., save_total_limit: _Optional[int] = ..., early_stopping_patience: _Optional[int] = ..., early_stopping_threshold: _Optional[float] = ..., loss_on: _Optional[_Union[LossScope, str]] = ..., packing: bool = ..., group_by_length: bool = ..., truncation: _Optional[_Union[Truncation, str]] = ...) -> None: ...
+    neftune_noise_alpha: float
+    label_smoothing_factor: float
+    attn_implementation: str
+    def __init__(self, num_epochs: _Optional[float] = ..., max_steps: _Optional[int] = ..., learning_rate: _Optional[float] = ..., per_device_train_batch_size: _Optional[int] = ..., per_device_eval_batch_size: _Optional[int] = ..., gradient_accumulation_steps: _Optional[int] = ..., max_length: _Optional[int] = ..., warmup_ratio: _Optional[float] = ..., warmup_steps: _Optional[int] = ..., weight_decay: _Optional[float] = ..., lr_scheduler_type: _Optional[str] = ..., optim: _Optional[str] = ..., precision: _Optional[_Union[Precision, str]] = ..., gradient_checkpointing: bool = ..., max_grad_norm: _Optional[float] = ..., logging_steps: _Optional[int] = ..., eval_steps: _Optional[int] = ..., save_steps: _Optional[int] = ..., save_total_limit: _Optional[int] = ..., early_stopping_patience: _Optional[int] = ..., early_stopping_threshold: _Optional[float] = ..., loss_on: _Optional[_Union[LossScope, str]] = ..., packing: bool = ..., group_by_length: bool = ..., truncation: _Optional[_Union[Truncation, str]] = ..., neftune_noise_alpha: _Optional[float] = ..., label_smoothing_factor: _Optional[float] = ..., attn_implementation: _Optional[str] = ...) -> None: ...
 
 class LoraSpec(_message.Message):
-    __slots__ = ("r", "lora_alpha", "lora_dropout", "bias", "target_modules", "use_rslora")
+    __slots__ = ("r", "lora_alpha", "lora_dropout", "bias", "target_modules", "use_rslora", "use_dora", "init_lora_weights", "target_modules_pattern", "layers_to_transform", "modules_to_save", "trainable_tokens")
     R_FIELD_NUMBER: _ClassVar[int]
     LORA_ALPHA_FIELD_NUMBER: _ClassVar[int]
     LORA_DROPOUT_FIELD_NUMBER: _ClassVar[int]
     BIAS_FIELD_NUMBER: _ClassVar[int]
     TARGET_MODULES_FIELD_NUMBER: _ClassVar[int]
     USE_RSLORA_FIELD_NUMBER: _ClassVar[int]
+    USE_DORA_FIELD_NUMBER: _ClassVar[int]
+    INIT_LORA_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    TARGET_MODULES_PATTERN_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_TO_TRANSFORM_FIELD_NUMBER: _ClassVar[int]
+    MODULES_TO_SAVE_FIELD_NUMBER: _ClassVar[int]
+    TRAINABLE_TOKENS_FIELD_NUMBER: _ClassVar[int]
     r: int
     lora_alpha: float
     lora_dropout: float
     bias: str
     target_modules: _containers.RepeatedScalarFieldContainer[str]
     use_rslora: bool
-    def __init__(self, r: _Optional[int] = ..., lora_alpha: _Optional[float] = ..., lora_dropout: _Optional[float] = ..., bias: _Optional[str] = ..., target_modules: _Optional[_Iterable[str]] = ..., use_rslora: bool = ...) -> None: ...
+    use_dora: bool
+    init_lora_weights: str
+    target_modules_pattern: str
+    layers_to_transform: _containers.RepeatedScalarFieldContainer[int]
+    modules_to_save: _containers.RepeatedScalarFieldContainer[str]
+    trainable_tokens: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, r: _Optional[int] = ..., lora_alpha: _Optional[float] = ..., lora_dropout: _Optional[float] = ..., bias: _Optional[str] = ..., target_modules: _Optional[_Iterable[str]] = ..., use_rslora: bool = ..., use_dora: bool = ..., init_lora_weights: _Optional[str] = ..., target_modules_pattern: _Optional[str] = ..., layers_to_transform: _Optional[_Iterable[int]] = ..., modules_to_save: _Optional[_Iterable[str]] = ..., trainable_tokens: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class QuantizationSpec(_message.Message):
     __slots__ = ("bits", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype")
@@ -242,16 +260,20 @@ class QuantizationSpec(_message.Message):
     def __init__(self, bits: _Optional[int] = ..., bnb_4bit_quant_type: _Optional[str] = ..., bnb_4bit_use_double_quant: bool = ..., bnb_4bit_compute_dtype: _Optional[_Union[Precision, str]] = ...) -> None: ...
 
 class EvaluationSpec(_message.Message):
-    __slots__ = ("enabled", "num_samples", "prompts", "max_new_tokens")
+    __slots__ = ("enabled", "num_samples", "prompts", "max_new_tokens", "prompt_steps", "prompt_epochs")
     ENABLED_FIELD_NUMBER: _ClassVar[int]
     NUM_SAMPLES_FIELD_NUMBER: _ClassVar[int]
     PROMPTS_FIELD_NUMBER: _ClassVar[int]
     MAX_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_STEPS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_EPOCHS_FIELD_NUMBER: _ClassVar[int]
     enabled: bool
     num_samples: int
     prompts: _containers.RepeatedScalarFieldContainer[str]
     max_new_tokens: int
-    def __init__(self, enabled: bool = ..., num_samples: _Optional[int] = ..., prompts: _Optional[_Iterable[str]] = ..., max_new_tokens: _Optional[int] = ...) -> None: ...
+    prompt_steps: int
+    prompt_epochs: float
+    def __init__(self, enabled: bool = ..., num_samples: _Optional[int] = ..., prompts: _Optional[_Iterable[str]] = ..., max_new_tokens: _Optional[int] = ..., prompt_steps: _Optional[int] = ..., prompt_epochs: _Optional[float] = ...) -> None: ...
 
 class ExportSpec(_message.Message):
     __slots__ = ("formats",)

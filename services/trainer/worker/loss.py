@@ -1,6 +1,7 @@
 """The Trainer, with the loss that our events define: the mean over trained tokens."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -10,7 +11,10 @@ from trl.trainer.sft_trainer import SFTTrainer
 from engine.config.curriculum import Curriculum
 from engine.data.spans import IGNORED
 from services.trainer.worker.events import TrainingCallback
+from services.trainer.worker.label_smoothing import LabelSmoothing
 from services.trainer.worker.order import GroupedByLength, PhaseByPhase, lengths
+
+_NOTHING: AbstractContextManager[list[torch.Tensor]] = nullcontext([])
 
 
 class Trainer(SFTTrainer):
@@ -18,6 +22,9 @@ class Trainer(SFTTrainer):
 
     def __init__(self, callback: TrainingCallback, curriculum: Curriculum | None, **arguments: Any) -> None:
         self._callback, self._curriculum = callback, curriculum
+        self.smoothing: LabelSmoothing | None = None
+        self.weights_loaded = False
+        """True if the model has the weights of the checkpoint to resume from already."""
         self._nll: list[float] = []
         self._num_predicted: list[int] = []
         super().__init__(**arguments)
@@ -45,13 +52,16 @@ class Trainer(SFTTrainer):
         num_rows, num_tokens = _size(inputs)
         # With Triton, TRL skips untrained positions itself; on a CPU it would pass every position through the head,
         # which for short answers wastes most of the head's work.
-        compact: AbstractContextManager[Any] = nullcontext()
-        if inputs["input_ids"].device.type == "cpu" and num_predicted > 0:
-            labels = inputs["labels"][:, 1:][predicted]
+        compact = inputs["input_ids"].device.type == "cpu" and num_predicted > 0
+        labels = inputs["labels"][:, 1:][predicted]
+        if compact:
             inputs = {key: value for key, value in inputs.items() if key != "labels"} | {"shift_labels": labels[None]}
-            compact = self._score_only(predicted)
-        with compact:
+        smoothing = self.smoothing if training else None
+        collecting = self._hidden_states(predicted, compact=compact) if compact or smoothing else _NOTHING
+        with collecting as hidden:
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]
+        if smoothing:
+            loss = loss + smoothing.added_loss(hidden[0], labels) / (num_items_in_batch or max(num_predicted, 1))
         value = (loss[0] if return_outputs else loss).item()
         if training:
             self._callback.trained(value, num_rows, num_tokens)
@@ -60,17 +70,22 @@ class Trainer(SFTTrainer):
             self._num_predicted.append(num_predicted)
         return loss
 
-    def _score_only(self, predicted: torch.Tensor) -> AbstractContextManager[Any]:
-        """Passes only the hidden states of `predicted` ([rows, length - 1]) to the head while it is open."""
+    @contextmanager
+    def _hidden_states(self, predicted: torch.Tensor, *, compact: bool) -> Iterator[list[torch.Tensor]]:
+        """Collects the last hidden states of `predicted` ([rows, length - 1]) while it is open; with `compact` only
+        these pass through the head."""
+        found: list[torch.Tensor] = []
 
         def select(_module: Any, _arguments: Any, output: Any) -> Any:
-            output.last_hidden_state = output.last_hidden_state[:, :-1][predicted][None]
+            found.append(output.last_hidden_state[:, :-1][predicted])
+            if compact:
+                output.last_hidden_state = found[-1][None]
             return output
 
         model = self.accelerator.unwrap_model(self.model)
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        handle: AbstractContextManager[Any] = base.base_model.register_forward_hook(select)
-        return handle
+        with base.base_model.register_forward_hook(select):
+            yield found
 
     def evaluation_loop(
         self,
@@ -91,6 +106,10 @@ class Trainer(SFTTrainer):
                 weighted = sum(v * n for v, n in zip(values, self._num_predicted, strict=True))
                 values[:] = [weighted / total]
         return output
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if not self.weights_loaded:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         with self._callback.saving(last=self.control.should_training_stop):

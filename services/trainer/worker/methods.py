@@ -1,18 +1,21 @@
 """Training methods: adapters on frozen weights, adapters on quantised weights, or all weights."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from engine.config.job import JobConfig
 from engine.model import load
+from engine.model.adapter import attach_lora
 from services.child_input import ModelFiles
 
 
-def trainable_model(config: JobConfig, files: ModelFiles, on: load.Device) -> Any:
+def trainable_model(config: JobConfig, files: ModelFiles, on: load.Device, resume_from: Path | None = None) -> Any:
     """Loads the base model and adds what `config.method` trains.
 
-    Adapters are initialised from torch's random state: seed it first.
+    Adapters are initialised from torch's random state: seed it first. Those whose initial values change the base
+    weights have the weights of the checkpoint `resume_from` already; the Trainer loads all others.
     """
     hyper = config.hyperparameters
     quantised = config.method == "qlora"
@@ -21,17 +24,20 @@ def trainable_model(config: JobConfig, files: ModelFiles, on: load.Device) -> An
         dtype=load.weights_dtype(config.method, hyper.precision, on),
         on=on,
         quantization=config.quantization if quantised else None,
+        attention=hyper.attn_implementation,
     )
     model.config.use_cache = False
     if config.method == "full":
         return model
-    return load.attach_lora(
+    return attach_lora(
         model,
         config.lora,
+        model_dir=files.path,
         base_id=files.id,
         revision=files.revision,
         quantised=quantised,
         gradient_checkpointing=bool(hyper.gradient_checkpointing),
+        resume_from=resume_from,
     )
 
 

@@ -13,20 +13,25 @@ from trl.trainer.sft_config import SFTConfig
 
 from chassis.child.phases import Phases
 from chassis.child.pipe import EventSink, Paused
+from engine.config.advice import setting
 from engine.config.curriculum import Curriculum
 from engine.config.trl_arguments import sft_arguments
 from engine.data.prepare import Prepared
 from engine.data.shards import read_shards
+from engine.data.tokenizer import Tokenizer
 from engine.model import load
 from finetuneflow.v1.event_pb2 import Complete, Restored, Warning
 from finetuneflow.v1.stage_result_pb2 import TrainingResult
+from services.questions import prompts
 from services.trainer.worker.checkpoint import progress_at
 from services.trainer.worker.child_input import TrainingInput
 from services.trainer.worker.events import PHASES, TrainingCallback
+from services.trainer.worker.label_smoothing import LabelSmoothing
 from services.trainer.worker.loss import Trainer
 from services.trainer.worker.methods import keep_trained_weights_float32, trainable_model
 from services.trainer.worker.order import lengths
 from services.trainer.worker.progress import Progress, Totals, per_second
+from services.trainer.worker.samples import SampleCallback
 
 
 def train(child_input: TrainingInput, sink: EventSink) -> TrainingResult:
@@ -41,7 +46,8 @@ def train(child_input: TrainingInput, sink: EventSink) -> TrainingResult:
     phases.enter("loading_model", child_input.model.id)
     set_seed(config.seed)
     with sink.ticking():
-        model = trainable_model(config, child_input.model, on)
+        resume_from = child_input.resume.path if child_input.resume else None
+        model = trainable_model(config, child_input.model, on, resume_from)
         tokenizer = AutoTokenizer.from_pretrained(child_input.model.path, local_files_only=True)
 
     phases.enter("preparing")
@@ -76,6 +82,16 @@ def train(child_input: TrainingInput, sink: EventSink) -> TrainingResult:
             callbacks=[callback],
         )
         keep_trained_weights_float32(model)
+        trainer.weights_loaded = config.method != "full" and config.lora.changes_base
+    if hyper.label_smoothing_factor:
+        trainer.smoothing = LabelSmoothing(model, hyper.label_smoothing_factor)
+    if hyper.attn_implementation not in ("auto", used := model.config._attn_implementation):
+        sink.emit(_attention_replaced(child_input.model.id, hyper.attn_implementation, used))
+    if config.evaluation.prompt_steps is not None:
+        with sink.ticking():
+            written = Tokenizer(child_input.model.path, config.chat_template)
+            asked = prompts(config, child_input.data_dir, written)
+        trainer.add_callback(SampleCallback(sink, phases, config, asked, written, callback))
     # It would repeat every event on stdout, where a worker that runs alone prints its progress.
     trainer.remove_callback(PrinterCallback)
 
@@ -87,7 +103,7 @@ def train(child_input: TrainingInput, sink: EventSink) -> TrainingResult:
             # All trained steps are in a checkpoint already.
             raise Paused
         phases.enter("training", f"{child_input.total_steps - progress.step} steps on {on}")
-        trainer.train(resume_from_checkpoint=str(child_input.resume.path) if child_input.resume else None)
+        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
         if callback.paused:
             raise Paused
     sink.emit(_complete(progress, callback.attempt))
@@ -131,6 +147,12 @@ def _restored(child_input: TrainingInput, sink: EventSink) -> tuple[Progress, Re
         return progress, None
     manifest = child_input.resume.manifest_sha256
     return progress, Restored(checkpoint_step=progress.step, manifest_sha256=manifest, first_step=progress.step + 1)
+
+
+def _attention_replaced(model: str, chosen: str, used: str) -> Warning:
+    message = f"{model} does not support {chosen} attention; it uses {used}."
+    advice = f"Set {setting('hyperparameters.attn_implementation', used)} to have no warning."
+    return Warning(reason="ATTENTION_REPLACED", message=message, advice=advice)
 
 
 def _complete(progress: Progress, attempt: Totals) -> Complete:

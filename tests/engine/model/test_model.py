@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from engine.config.job import Lora, Quantization
 from engine.model import load
+from engine.model.adapter import attach_lora, load_adapter
 from engine.model.generate import generate
 from engine.model.score import score
 from tests.tiny_models import make_tiny_model
@@ -72,8 +73,8 @@ def test_batched_generation_equals_generation_per_prompt(model: Any) -> None:
 
 def test_adapter_round_trip_keeps_public_base_id(model: Any, folder: Path, tmp_path: Path) -> None:
     """An adapter that names a path of the machine it was trained on cannot be loaded anywhere else."""
-    adapted = load.attach_lora(
-        model, Lora(r=2), base_id="tiny", revision="r1", quantised=False, gradient_checkpointing=False
+    adapted = attach_lora(
+        model, Lora(r=2), model_dir=folder, base_id="tiny", revision="r1", quantised=False, gradient_checkpointing=False
     )
     targets = {name.split(".")[-1] for name, module in adapted.named_modules() if hasattr(module, "lora_A")}
     assert targets == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
@@ -87,7 +88,7 @@ def test_adapter_round_trip_keeps_public_base_id(model: Any, folder: Path, tmp_p
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["revision"]) == ("tiny", "r1")
     assert str(folder) not in (tmp_path / "adapter_config.json").read_text()
-    fresh = load.load_adapter(load.load_base(folder, dtype=torch.float32, on="cpu"), tmp_path)
+    fresh = load_adapter(load.load_base(folder, dtype=torch.float32, on="cpu"), tmp_path)
     assert score(fresh, ROWS, lambda _: None) == expected
 
 
@@ -96,7 +97,7 @@ def test_an_adapter_is_never_read_from_a_pickle(model: Any, tmp_path: Path) -> N
     (tmp_path / "adapter_config.json").write_text("{}")
     (tmp_path / "adapter_model.bin").write_bytes(b"")
     with pytest.raises(FileNotFoundError, match="safetensors"):
-        load.load_adapter(model, tmp_path)
+        load_adapter(model, tmp_path)
 
 
 @pytest.mark.parametrize("double", [True, False])

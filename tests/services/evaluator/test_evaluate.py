@@ -15,11 +15,13 @@ from chassis.events import MAX_EVENT_BYTES, event_of
 from engine.config.job import job_config
 from engine.data.prepare import prepare
 from engine.model import load
+from engine.model.adapter import attach_lora
 from finetuneflow.v1.event_pb2 import Phase, StageCompleted
 from finetuneflow.v1.stage_result_pb2 import EvaluationResult, InferenceSample
 from services.evaluator.worker.child_input import EvaluationInput
-from services.evaluator.worker.compare import add_samples, cut
+from services.evaluator.worker.compare import add_samples
 from services.evaluator.worker.evaluate import evaluate
+from services.questions import cut
 from tests.tiny_models import make_tiny_model
 
 MakeInput = Callable[..., EvaluationInput]
@@ -53,9 +55,10 @@ def adapter_dir(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     """An adapter that trained the biases too, and is far from doing nothing."""
     config = job_config({"base_model": "tiny", "training_data": [{"dataset": "ds_1"}], "lora": {"r": 2}})
     torch.manual_seed(3)
-    adapted = load.attach_lora(
+    adapted = attach_lora(
         load.load_base(model_dir, dtype=torch.float32, on="cpu"),
         config.lora,
+        model_dir=model_dir,
         base_id="tiny",
         revision="r1",
         quantised=False,

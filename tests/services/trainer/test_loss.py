@@ -7,16 +7,20 @@ import pytest
 import torch
 from bitsandbytes.nn.modules import Linear4bit
 from datasets import load_from_disk
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, Gemma2Config, Gemma2ForCausalLM
+from transformers.trainer_pt_utils import LabelSmoother
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from chassis.child.phases import Phases
 from engine.config.trl_arguments import sft_arguments
+from engine.errors import JobError
 from engine.model import load
+from engine.model.adapter import load_adapter
 from engine.model.score import score
 from finetuneflow.v1.event_pb2 import CheckpointSaved, Eval, Log
 from services.trainer.worker.events import PHASES, TrainingCallback
+from services.trainer.worker.label_smoothing import LabelSmoothing
 from services.trainer.worker.loss import Trainer
 from services.trainer.worker.methods import trainable_model
 from services.trainer.worker.progress import Progress
@@ -73,6 +77,64 @@ def test_scoring_only_trained_positions_keeps_loss_and_gradients(make_input: Any
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("items", [None, 37])
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_label_smoothing_equals_that_of_transformers(make_input: Any, items: int | None, method: str) -> None:
+    """Computed without logits and without a second forward pass, it must train the same model."""
+    child_input = make_input(method=method, lora={"lora_dropout": 0.0}, label_smoothing_factor=0.1)
+    losses, gradients = [], []
+    for ours in (True, False):
+        torch.manual_seed(7)
+        model = trainable_model(child_input.config, child_input.model, "cpu")
+        trainer = Trainer(_callback(child_input), None, model=model, **_arguments(child_input))
+        batch = trainer.data_collator([trainer.train_dataset[i] for i in range(6)])
+        model.train()
+        if ours:
+            trainer.smoothing = LabelSmoothing(model, 0.1)
+            loss = trainer.compute_loss(model, batch, num_items_in_batch=items)
+        else:
+            logits = {key: value for key, value in batch.items() if key != "labels"}
+            loss = LabelSmoother(0.1)(model(**logits), batch["labels"], shift_labels=True, num_items_in_batch=items)
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad]))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-3, atol=1e-7)
+
+
+def test_label_smoothing_leaves_the_evaluation_loss_alone(make_input: Any) -> None:
+    """A perplexity of smoothed losses could be compared with nothing."""
+    child_input, sink = make_input(total_steps=5, label_smoothing_factor=0.5), Recorder()
+    train(child_input, sink)
+    checkpoint = child_input.out_dir / sink.of(CheckpointSaved)[-1].path
+    model = load_adapter(load.load_base(child_input.model.path, dtype=torch.float32, on="cpu"), checkpoint)
+    expected = score(model, list(load_from_disk(str(child_input.data_dir / "eval"))), lambda _: None)
+    assert sink.of(Eval)[-1].eval_loss == pytest.approx(expected.loss, rel=1e-5)
+
+
+def test_label_smoothing_of_capped_logits_is_refused() -> None:
+    """The formula would be wrong for them, and nothing would show it."""
+    config = Gemma2Config(
+        vocab_size=384, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, final_logit_softcapping=0.05,
+    )  # fmt: skip
+    with pytest.raises(JobError) as refused:
+        LabelSmoothing(Gemma2ForCausalLM(config), 0.1)
+    assert refused.value.reason == "LABEL_SMOOTHING_UNAVAILABLE"
+
+
+def test_neftune_adds_noise_in_training_only(make_input: Any) -> None:
+    """With noise in evaluation, the best step would be chosen by chance."""
+    losses, evaluations = [], []
+    for alpha in (None, 5.0):
+        sink = Recorder()
+        train(make_input(f"out-{alpha}", total_steps=5, learning_rate=1e-9, neftune_noise_alpha=alpha), sink)
+        losses.append(sink.of(Log)[0].loss)
+        evaluations.append(sink.of(Eval)[0].eval_loss)
+    assert losses[0] != losses[1]
+    assert evaluations[0] == pytest.approx(evaluations[1], abs=1e-6)
+
+
 @pytest.mark.parametrize("batch_size", [3, 4])
 def test_evaluation_loss_weights_every_token_equally(make_input: Any, batch_size: int) -> None:
     """The loss that selects the best step would otherwise depend on the batch size, and differ from stage 3's."""
@@ -81,7 +143,7 @@ def test_evaluation_loss_weights_every_token_equally(make_input: Any, batch_size
     train(child_input, sink)
 
     checkpoint = child_input.out_dir / sink.of(CheckpointSaved)[-1].path
-    model = load.load_adapter(load.load_base(child_input.model.path, dtype=torch.float32, on="cpu"), checkpoint)
+    model = load_adapter(load.load_base(child_input.model.path, dtype=torch.float32, on="cpu"), checkpoint)
     expected = score(model, list(load_from_disk(str(child_input.data_dir / "eval"))), lambda _: None)
     assert sink.of(Eval)[-1].eval_loss == pytest.approx(expected.loss, rel=1e-5)
 
