@@ -56,7 +56,10 @@ def recipes() -> Mapping[str, Recipe]:
 
 
 def recipe(name: str) -> Recipe:
-    """Returns the recipe called `name`, also by a former name. Raises JobError("RECIPE_NOT_FOUND"), which names the nearest one."""
+    """Returns the recipe called `name`, which may be a former name.
+
+    Raises JobError("RECIPE_NOT_FOUND"), which names the nearest one.
+    """
     known = recipes()
     current = _FORMER_NAMES.get(name, name)
     if current in known:

@@ -114,8 +114,8 @@ def translate(values: Mapping[str, Any], rules: Rules) -> Translated:
             continue
         try:
             outcome = rule.convert(named)
-        except NoCounterpart as reason:
-            found.lost |= {path: ("(hidden)" if rule.hidden else value, str(reason)) for path, value in given.items()}
+        except NoCounterpart as error:
+            found.lost |= {path: ("(hidden)" if rule.hidden else value, str(error)) for path, value in given.items()}
         else:
             outcomes.append((rule, given, outcome))
     # The spec's own names first: what is set by another name as well is reported at the other name.
@@ -125,8 +125,8 @@ def translate(values: Mapping[str, Any], rules: Rules) -> Translated:
             found.lost[first + part] = (_part(given[first], part), reason)
         for path, value in outcome.sets.items():
             _put(found, rule, first, path, value)
-        if outcome.sets or outcome.note:
-            found.translations.append(Translation(given, outcome.sets, outcome.note))
+        if outcome.sets or not outcome.lost:
+            found.translations.append(Translation(given, outcome.sets, outcome.note or "empty" * (not outcome.sets)))
     for name in _FLAT_SECTIONS:
         if rest.get(name) == {} and values.get(name) != {}:
             del rest[name]
@@ -148,7 +148,7 @@ def shown(values: Mapping[str, Any]) -> str:
 def _places(values: Mapping[str, Any], name: str, home: str) -> Iterable[str]:
     if name in values and not (name in _FLAT_SECTIONS and isinstance(values[name], Mapping)):
         yield name
-    section = values.get(home)
+    section = values.get(home) if home else None
     if isinstance(section, Mapping) and name in section:
         yield f"{home}.{name}"
 
@@ -179,9 +179,11 @@ def _conflict(path: str, problem: str) -> Violation:
 
 def _part(value: Any, part: str) -> Any:
     """Returns the part of a value at a path such as `[0].split`."""
-    for key in part.replace("[", ".").replace("]", "").split("."):
-        if key:
-            value = value[int(key)] if isinstance(value, list) else value.get(key)
+    for key in filter(None, part.replace("[", ".").replace("]", "").split(".")):
+        if isinstance(value, list) and key.isdecimal():
+            value = value[int(key)]
+        else:
+            value = value.get(key) if isinstance(value, Mapping) else None
     return value
 
 

@@ -97,13 +97,14 @@ def test_a_file_that_cannot_be_read_names_the_mistake(
     assert problem in violations(result.stderr)[name]
 
 
+@pytest.mark.parametrize("variable", ["HF_TOKEN", "WANDB_API_KEY", "MINE"])
 def test_secret_in_a_variable_stays_out_of_the_spec(
-    ftf: Ftf, rows: Path, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch
+    ftf: Ftf, rows: Path, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
     """Specs are stored and shown to everyone in the tenant."""
-    monkeypatch.setenv("HF_TOKEN", "hf_abc")
+    monkeypatch.setenv(variable, "hf_abcdefghijkl")
     config = rows.parent / "job.yaml"
-    config.write_text("base_model: m\ntraining_data: rows.jsonl\nlabels: {key: '${HF_TOKEN}'}\n")
+    config.write_text("base_model: m\ntraining_data: rows.jsonl\nlabels: {key: '${" + variable + "}'}\n")
     result = ftf("train", "--config", config, "--json")
     assert result.exit_code == 2
     assert "secrets.hub_token" in violations(result.stderr)["labels.key"]

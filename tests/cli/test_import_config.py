@@ -12,7 +12,7 @@ import pytest
 from engine.config import job
 from engine.config.spec_proto import spec_to_dict
 from finetuneflow.cli.foreign import program
-from finetuneflow.cli.import_config import _PROGRAMS
+from finetuneflow.cli.import_config import _PROGRAMS, job_file, read_foreign
 from finetuneflow.spec import draft_spec
 from tests.cli.conftest import Ftf
 
@@ -302,3 +302,20 @@ def test_defaults_of_every_program_are_valid(name: str) -> None:
         section, _, last = path.rpartition(".")
         (values.setdefault(section, {}) if section else values)[last] = value
     assert job.job_config(spec_to_dict(draft_spec(values).spec)).method == values["method"]
+
+
+ODD: list[Any] = [
+    True, False, 0, -1, 1.5, 10**400, "", "x", "true", "1e-4", "a/b", [], [1], ["a"], [[]], [{}], {}, {"": {"seed": 1}},
+    [{"path": 1}], [{"path": "a/b", "data_files": 5, "type": 5, "a.b[0]": 1, "split": "x"}], {"use_reentrant": True},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", _PROGRAMS)
+def test_odd_values_are_accounted_for(name: str) -> None:
+    """A file with a mistake in it ends in a report, not in a traceback."""
+    for key in [*_PROGRAMS[name].rules, "unknown", "", "lora", "hyperparameters"]:
+        for value in ODD:
+            found = read_foreign({key: value}, _PROGRAMS[name], Path("config.yaml"))
+            named = {path for each in found.translations for path in each.given} | found.lost.keys()
+            assert any(path.startswith(key) for path in named), (key, value)
+            tomllib.loads(job_file(found, "config.yaml"))

@@ -1,5 +1,6 @@
 """Names and forms of settings from older configurations, as a job's table takes them."""
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -185,3 +186,12 @@ def test_a_translation_has_its_values_for_programs() -> None:
     (found,) = draft_spec({**JOB, "bf16": True}).translations
     assert isinstance(found, Translation)
     assert found.to_dict() == {"given": {"bf16": True}, "sets": {"hyperparameters.precision": "bf16"}, "note": ""}
+
+
+@pytest.mark.parametrize("place", ["", "hyperparameters", "lora", "quantization", "unknown"])
+def test_odd_values_are_refused_or_taken(place: str) -> None:
+    odd: list[Any] = [True, -1, 1.5, 10**400, "", "x", "true", [], [1], [{}], {}, {"": {"seed": 1}}, {"r": {"r": 1}}]
+    for key in [*JOB_RULES, "", "lora", "unknown"]:
+        for value in odd:
+            with contextlib.suppress(InvalidArgument):
+                draft_spec({**JOB, place: {key: value}} if place else {**JOB, key: value})

@@ -18,6 +18,7 @@ from finetuneflow.setting_names import JOB_RULES, TOKENS, field_path
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _SECRET = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|(API|ACCESS|PRIVATE|SECRET)_?KEY)$", re.IGNORECASE)
+_SECRET_VALUE = re.compile(r"(hf_|ftf_|sk-)\S{8}")
 _Read = Callable[[str], Any]
 
 
@@ -177,7 +178,7 @@ def _resolve(value: Any, key: str, file: str, text: str, violations: list[Violat
     if not isinstance(value, str):
         return value
     for name in _VARIABLE.findall(value):
-        if _SECRET.search(name):
+        if _SECRET.search(name) or _SECRET_VALUE.match(os.environ.get(name, "")):
             violations.append(Violation(key, f"the environment variable {name} looks like a secret; {TOKENS}"))
         elif name not in os.environ:
             line = 1 + text[: text.find("${" + name + "}")].count("\n")

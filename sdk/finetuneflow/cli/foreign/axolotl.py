@@ -75,7 +75,7 @@ def _source(entry: Mapping[str, Any]) -> tuple[list[dict[str, Any]], Iterable[tu
     """Returns the data sources of one dataset, and its parts that no source expresses with the reasons."""
     lost: list[tuple[str, str]] = []
     place, files, revision = entry["path"], entry.get("data_files"), entry.get("revision")
-    names = [files] if isinstance(files, str) else list(files or ())
+    names = [files] if isinstance(files, str) else files if isinstance(files, list) else []
     if _is_local(place):
         places = names or [place]
     else:

@@ -105,7 +105,7 @@ def whole_steps(path: str, *names: str) -> list[Rule]:
 def held_out(given: Mapping[str, Any]) -> Outcome:
     """Translates the size of the held-out set: a fraction, or a number of rows."""
     (value,) = given.values()
-    if isinstance(value, (int, float)) and value >= 1:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value >= 1:
         raise NoCounterpart("held-out rows are a fraction of the rows: set holdout_fraction, or name evaluation_data")
     return Outcome({"holdout_fraction": float(value)})
 
@@ -165,7 +165,13 @@ SHARED: Rules = table(
     without(TRACKERS, "wandb_mode", "mlflow_tracking_uri", "mlflow_experiment_name", "use_wandb", "use_mlflow"),
     without(TRACKERS, "use_tensorboard", "push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo"),
     without(
-        TRACKERS, "use_swanlab", "swanlab_project", "comet_project_name", "report_to", "trackio_space_id", off=["none"]
+        TRACKERS,
+        "use_swanlab",
+        "swanlab_project",
+        "comet_project_name",
+        "report_to",
+        "trackio_space_id",
+        off=["none", ["none"]],
     ),
     without(SEVERAL_DEVICES, "deepspeed", "fsdp", "fsdp_config", "fsdp_version", "ddp_backend", "tensor_parallel_size"),
     without(SEVERAL_DEVICES, "context_parallel_size", "sequence_parallel_degree", "ddp_find_unused_parameters"),
