@@ -225,6 +225,8 @@ def test_the_written_file_is_taken_as_a_job(
         ("llama-factory", "flash_attn: disabled", {"hyperparameters.attn_implementation": "eager"}),
         ("llama-factory", "neat_packing: true", {"hyperparameters.packing": True}),
         ("trl", "warmup_steps: 0.1", {"hyperparameters.warmup_ratio": 0.1}),
+        ("trl", "warmup_steps: 0\nwarmup_ratio: 0.1", {"hyperparameters.warmup_ratio": 0.1}),
+        ("axolotl", "warmup_steps: 7\nwarmup_ratio: 0.1", {"hyperparameters.warmup_steps": 7}),
         ("trl", "use_peft: false", {"method": "full"}),
         ("trl", "max_steps: 5", {"hyperparameters.max_steps": 5}),
         ("trl", "train_sampling_strategy: group_by_length", {"hyperparameters.group_by_length": True}),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from finetuneflow.cli.foreign.program import SHARED, Program, any_value, chosen, fixed, held_out, listed
+from finetuneflow.cli.foreign.program import NO_SETTING, SHARED, Program, any_value, chosen, fixed, held_out, listed
 from finetuneflow.setting_names import NoCounterpart, Outcome, Rule, is_false, is_true, rename, table, without
 
 _FORMATS = {
@@ -126,13 +126,6 @@ def _response(given: Mapping[str, Any]) -> Outcome:
     return Outcome({"hyperparameters.loss_on": "all" if is_true(value) else "response"})
 
 
-def _warmup(given: Mapping[str, Any]) -> Outcome:
-    (value,) = given.values()
-    if isinstance(value, float) and 0 < value < 1:
-        raise NoCounterpart("must be a whole number; set warmup_ratio")
-    return Outcome({"hyperparameters.warmup_steps": value})
-
-
 def _padding(given: Mapping[str, Any]) -> Outcome:
     (value,) = given.values()
     if isinstance(value, Mapping) and set(value) <= {"pad_token"}:
@@ -176,7 +169,6 @@ AXOLOTL = Program(
         Rule(("pretraining_dataset",), lambda given: _sources("training_data", given)),
         Rule(("val_set_size",), held_out),
         Rule(("train_on_inputs",), _response),
-        Rule(("warmup_steps",), _warmup),
         Rule(("special_tokens",), _padding),
         Rule(("chat_template",), _template),
         rename("chat_template", "chat_template_jinja", home=""),
@@ -197,7 +189,7 @@ AXOLOTL = Program(
             "batch_size",
         ),
         without("weights are linear layers", "lora_fan_in_fan_out"),
-        without("it is not supported", "lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "loraplus_lr_embedding"),
+        without(NO_SETTING, "lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "loraplus_lr_embedding"),
         any_value("the model is loaded by its configuration", "model_type", "tokenizer_type", "is_llama_derived_model"),
         any_value(
             "the tokens are prepared by preflight", "dataset_prepared_path", "dataset_processes", "strict", "debug"
@@ -207,8 +199,8 @@ AXOLOTL = Program(
         without(_CADENCE, "evals_per_epoch", "saves_per_epoch", "eval_table_size", "eval_max_new_tokens"),
         without(_PREFERENCES, "rl", "reward_model", "process_reward_model"),
         without("there are no plug-ins", "plugins", "liger_rope", "liger_rms_norm", "liger_glu_activation"),
-        without("it is not supported", "liger_layer_norm", "liger_fused_linear_cross_entropy", "cut_cross_entropy"),
-        without("it is not supported", "unfrozen_parameters", "loss_watchdog_threshold", "loss_watchdog_patience"),
+        without(NO_SETTING, "liger_layer_norm", "liger_fused_linear_cross_entropy", "cut_cross_entropy"),
+        without(NO_SETTING, "unfrozen_parameters", "loss_watchdog_threshold", "loss_watchdog_patience"),
         without("a secret is named in secrets.hub_token, see `ftf secrets set`", "hf_use_auth_token"),
     ),
     {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from finetuneflow.cli.foreign.program import SHARED, Program, any_value, chosen, fixed, held_out, listed
+from finetuneflow.cli.foreign.program import NO_SETTING, SHARED, Program, any_value, chosen, fixed, held_out, listed
 from finetuneflow.setting_names import NoCounterpart, Outcome, Rule, is_true, rename, table, without
 
 
@@ -93,11 +93,9 @@ LLAMA_FACTORY = Program(
         ),
         without("to train a tuned model further is not available yet", "adapter_name_or_path"),
         without("sampling of an evaluation is greedy", "predict_with_generate", "do_predict"),
-        without("it changes what is trained in a way that is not supported", "mask_history", "freeze_vision_tower"),
-        without("it is not supported", "use_galore", "use_apollo", "use_badam", "use_llama_pro", "rope_scaling"),
-        without(
-            "it is not supported", "streaming", "mix_strategy", "interleave_probs", "resize_vocab", "new_special_tokens"
-        ),
+        without(NO_SETTING, "mask_history", "freeze_vision_tower"),
+        without(NO_SETTING, "use_galore", "use_apollo", "use_badam", "use_llama_pro", "rope_scaling"),
+        without(NO_SETTING, "streaming", "mix_strategy", "interleave_probs", "resize_vocab", "new_special_tokens"),
         without(
             "speed or memory only; there is no switch for it", "use_unsloth", "enable_liger_kernel", "upcast_layernorm"
         ),

@@ -126,6 +126,7 @@ def listed(path: str, *names: str) -> list[Rule]:
 TRACKERS = "trackers and pushes to the hub are not available yet; metrics are in `ftf metrics` and the package"
 SEVERAL_DEVICES = "training on several devices is not available yet"
 OWN_LOADING = "loading of data is managed by the server and does not change the trained model"
+NO_SETTING = "no setting of a job does this"
 _KERNEL = "there is no switch for it; it changes speed or memory, not what is trained"
 
 
@@ -134,6 +135,18 @@ def _recompute_arguments(given: Mapping[str, Any]) -> Outcome:
     if isinstance(value, Mapping) and set(value) <= {"use_reentrant"}:
         return Outcome(note="activations are recomputed with use_reentrant = false, with the same results")
     raise NoCounterpart("only use_reentrant is known")
+
+
+def _warmup(given: Mapping[str, Any]) -> Outcome:
+    """Translates the warm-up; steps override the ratio, and 0 steps mean unset."""
+    steps, ratio = given.get("warmup_steps"), given.get("warmup_ratio")
+    if isinstance(steps, float) and 0 < steps < 1:
+        steps, ratio = None, steps
+    if steps and ratio:
+        return Outcome({"hyperparameters.warmup_steps": steps}, "steps override the ratio")
+    if steps or ratio is None:
+        return Outcome({"hyperparameters.warmup_steps": steps})
+    return Outcome({"hyperparameters.warmup_ratio": ratio})
 
 
 SHARED: Rules = table(
@@ -149,6 +162,7 @@ SHARED: Rules = table(
     whole_steps("hyperparameters.logging_steps", "logging_steps"),
     rename("lora.lora_alpha", "lora_alpha"),
     rename("lora.r", "lora_r"),
+    Rule(("warmup_steps", "warmup_ratio"), _warmup),
     Rule(("gradient_checkpointing_kwargs",), _recompute_arguments),
     any_value(OWN_LOADING, "dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor"),
     any_value(OWN_LOADING, "dataloader_persistent_workers", "dataset_num_proc", "remove_unused_columns"),
@@ -180,8 +194,8 @@ SHARED: Rules = table(
     without(_KERNEL, "torch_compile", "use_liger_kernel", "tf32", "activation_offloading", "auto_find_batch_size"),
     without(_KERNEL, "torch_empty_cache_steps", "padding_free", "low_cpu_mem_usage"),
     without("a checkpoint can always be resumed", "save_only_model"),
-    without("it is not supported", "full_determinism", "lr_scheduler_kwargs", "optim_args", "eval_on_start"),
-    without("it is not supported", "optim_target_modules", "loraplus_lr_ratio", "loraplus_lr_embedding"),
+    without(NO_SETTING, "full_determinism", "lr_scheduler_kwargs", "optim_args", "eval_on_start"),
+    without(NO_SETTING, "optim_target_modules", "loraplus_lr_ratio", "loraplus_lr_embedding"),
     without(TOKENS, "hf_token", "hub_token", "hf_hub_token", "push_to_hub_token", "token", hidden=True),
     without(TOKENS, "wandb_api_key", "swanlab_api_key", hidden=True),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from finetuneflow.cli.foreign.program import SHARED, Program, fixed, listed
+from finetuneflow.cli.foreign.program import NO_SETTING, SHARED, Program, fixed, listed
 from finetuneflow.setting_names import (
     NoCounterpart,
     Outcome,
@@ -107,7 +107,7 @@ TRL = Program(
         without(_WEIGHTS, "dtype", "torch_dtype", "bnb_4bit_quant_storage", off=["auto"]),
         without("tokens are never added; padding is masked by length", "pad_token", "eos_token"),
         without("set chat_template to the text of a template", "chat_template_path"),
-        without("it is not supported", "lora_target_parameters", "dataset_kwargs", "router_aux_loss_coef"),
+        without(NO_SETTING, "lora_target_parameters", "dataset_kwargs", "router_aux_loss_coef"),
     ),
     {
         "method": "full",
