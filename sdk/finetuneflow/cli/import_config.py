@@ -25,7 +25,12 @@ from finetuneflow.setting_names import Translation, shown, translate
 
 # TRL first: it is recognized by having no names of the others.
 _PROGRAMS = {program.name: program for program in (TRL, AXOLOTL, LLAMA_FACTORY)}
-_Program = StrEnum("_Program", {name: name for name in _PROGRAMS})
+
+
+class _Name(StrEnum):
+    TRL = "trl"
+    AXOLOTL = "axolotl"
+    LLAMA_FACTORY = "llama-factory"
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ def import_config(
         Path, typer.Argument(help="YAML, JSON or TOML file.", exists=True, dir_okay=False, show_default=False)
     ],
     program: Annotated[
-        _Program | None,
+        _Name | None,
         typer.Option("--from", help="Program that the file is for.", show_default="recognized by its names"),
     ] = None,
     out: Annotated[
