@@ -17,6 +17,9 @@ _DROPS = (
     ("num_epochs", "max_steps"),
 )
 
+_FORMER_NAMES = {"qlora-3b": "experimentation-qa", "text-pretraining": "text-pretrain"}
+"""Names of earlier versions, which stored specs and job files have."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -53,10 +56,14 @@ def recipes() -> Mapping[str, Recipe]:
 
 
 def recipe(name: str) -> Recipe:
-    """Returns the recipe called `name`. Raises JobError("RECIPE_NOT_FOUND"), which names the nearest one."""
+    """Returns the recipe called `name`, which may be a former name.
+
+    Raises JobError("RECIPE_NOT_FOUND"), which names the nearest one.
+    """
     known = recipes()
-    if name in known:
-        return known[name]
+    current = _FORMER_NAMES.get(name, name)
+    if current in known:
+        return known[current]
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
     hint = f"Did you mean {close[0]}?" if close else f"Recipes: {', '.join(known)}."
     message = f"There is no recipe {name[:80]!r}. {hint}"

@@ -1,7 +1,8 @@
 """Conversion between a caller's table (a dict, a TOML file) and a FineTuningJobSpec.
 
-Keys are the field names of the message, enums are lower-case names without prefix (`method="lora"`), and None means
-unset. All problems are reported at once, with the field paths that the server uses, before anything is uploaded.
+Keys are the field names of the message or other names of them (see `finetuneflow.setting_names`), enums are lower-case
+names without prefix (`method="lora"`), and None means unset. All problems are reported at once, with the field paths
+that the server uses, before anything is uploaded.
 """
 
 from __future__ import annotations
@@ -18,25 +19,17 @@ from google.protobuf.message import Message
 from finetuneflow.enums import enum_name, enum_number, nearest
 from finetuneflow.errors import InvalidArgument, Violation
 from finetuneflow.files import utf8_path
+from finetuneflow.setting_names import JOB_RULES, Translation, translate
 from finetuneflow.v1 import fine_tuning_job_spec_pb2 as pb
 
-# Names in other libraries and older configurations with exactly the same meaning.
-SYNONYMS: Mapping[str, Mapping[str, str]] = {
-    "Hyperparameters": {"max_seq_length": "max_length", "num_train_epochs": "num_epochs"},
-}
 # Names in common use, each with the field to suggest. Not synonyms: their exact meaning differs between libraries.
 _SHORT_FORMS: Mapping[str, str] = {
-    "alpha": "lora_alpha",
-    "batch_size": "per_device_train_batch_size",
     "dropout": "lora_dropout",
-    "epochs": "num_epochs",
     "grad_accum": "gradient_accumulation_steps",
     "lr": "learning_rate",
     "lr_scheduler": "lr_scheduler_type",
     "max_seq_len": "max_length",
-    "optimizer": "optim",
     "rank": "r",
-    "scheduler": "lr_scheduler_type",
     "seq_len": "max_length",
     "warmup": "warmup_ratio",
 }
@@ -57,6 +50,8 @@ class SpecDraft:
     """The spec; `dataset` is empty in sources that are local files."""
     files: list[tuple[pb.DataSource, Path]] = field(default_factory=list)
     """The local files, each with the source in `spec` that it belongs to."""
+    translations: list[Translation] = field(default_factory=list)
+    """The settings that had other names or forms, and those that are implied."""
 
 
 class UnreadableSpec(InvalidArgument):
@@ -70,23 +65,21 @@ def draft_spec(values: Mapping[str, Any]) -> SpecDraft:
     """Converts a table to a spec. Raises InvalidArgument with every unknown name, wrong type, missing file and missing
     required field."""
     reader = _Reader()
-    spec = pb.FineTuningJobSpec()
-    reader.read_message(spec, values, "spec")
+    spec = reader.read(values)
     if not spec.base_model:
         reader.refuse("spec.base_model", "required: a catalogue alias (`ftf models list`) or a Hugging Face id")
     if not spec.training_data and not spec.phases and not reader.refused("spec.training_data"):
         reader.refuse("spec.training_data", "required: a file, a dataset id or hf://owner/name")
     if reader.violations:
         raise UnreadableSpec("The job's settings are invalid.", reader.violations)
-    return SpecDraft(spec, reader.files)
+    return SpecDraft(spec, reader.files, reader.translations)
 
 
 def partial_spec(values: Mapping[str, Any]) -> pb.FineTuningJobSpec:
     """Converts a table to a spec without required fields, as estimates and recommendations take it. Raises
     InvalidArgument."""
     reader = _Reader()
-    spec = pb.FineTuningJobSpec()
-    reader.read_message(spec, values, "spec")
+    spec = reader.read(values)
     if reader.violations:
         raise UnreadableSpec("The settings are invalid.", reader.violations)
     return spec
@@ -95,8 +88,7 @@ def partial_spec(values: Mapping[str, Any]) -> pb.FineTuningJobSpec:
 def readable_spec(values: Mapping[str, Any]) -> pb.FineTuningJobSpec:
     """Converts the valid part of a table to a spec and ignores the rest. Local files get a placeholder id."""
     reader = _Reader()
-    spec = pb.FineTuningJobSpec()
-    reader.read_message(spec, values, "spec")
+    spec = reader.read(values)
     phased = [source for phase in spec.phases for source in phase.training_data]
     for source in (*spec.training_data, *spec.evaluation_data, *phased):
         source.dataset = source.dataset or "file"
@@ -136,6 +128,19 @@ class _Reader:
     def __init__(self) -> None:
         self.violations: list[Violation] = []
         self.files: list[tuple[pb.DataSource, Path]] = []
+        self.translations: list[Translation] = []
+
+    def read(self, values: Mapping[str, Any]) -> pb.FineTuningJobSpec:
+        spec = pb.FineTuningJobSpec()
+        if isinstance(values, Mapping):
+            translated = translate(values, JOB_RULES)
+            for path, (_, reason) in translated.lost.items():
+                self.refuse(f"spec.{path}", reason)
+            self.violations += translated.conflicts
+            self.translations = translated.changed
+            values = translated.values
+        self.read_message(spec, values, "spec")
+        return spec
 
     def refuse(self, path: str, description: str) -> None:
         self.violations.append(Violation(path, description))
@@ -148,15 +153,11 @@ class _Reader:
             self.refuse(path, f"must be a table of names and values, not {values!r}")
             return
         descriptor: Any = message.DESCRIPTOR
-        synonyms = SYNONYMS.get(descriptor.name, {})
         for key, value in values.items():
-            name = synonyms.get(key, key)
-            if name != key and name in values:
-                self.refuse(f"{path}.{key}", f"is another name of `{name}`, which is set too; set one of them")
-            elif name not in descriptor.fields_by_name:
+            if key not in descriptor.fields_by_name:
                 self.refuse(f"{path}.{key}", _unknown(str(key), descriptor))
             elif value is not None:
-                self.read_field(message, descriptor.fields_by_name[name], value, f"{path}.{name}")
+                self.read_field(message, descriptor.fields_by_name[key], value, f"{path}.{key}")
 
     def read_field(self, message: Message, descriptor: Any, value: Any, path: str) -> None:
         target: Any = getattr(message, descriptor.name)
@@ -250,14 +251,22 @@ def is_dataset_id(place: str | PathLike[str]) -> bool:
 
 def _unknown(key: str, descriptor: Any) -> str:
     key = _SHORT_FORMS.get(key, key)
+    here = _names(descriptor)
     for section in _SECTIONS:
         inner: Any = pb.FineTuningJobSpec.DESCRIPTOR.fields_by_name[section].message_type
-        if inner is not descriptor and key in (*inner.fields_by_name, *SYNONYMS.get(inner.name, {})):
+        if inner is not descriptor and key in _names(inner):
             return f"{_NO_SUCH_FIELD}; did you mean `{section}.{key}`?"
     if descriptor is not pb.FineTuningJobSpec.DESCRIPTOR and key in pb.FineTuningJobSpec.DESCRIPTOR.fields_by_name:
         return f"{_NO_SUCH_FIELD}; `{key}` belongs at the top level"
-    known = [*descriptor.fields_by_name, *SYNONYMS.get(descriptor.name, {})]
-    return f"{_NO_SUCH_FIELD}{nearest(key, known) or '; fields here: ' + ', '.join(sorted(known))}"
+    return f"{_NO_SUCH_FIELD}{nearest(key, here) or '; fields here: ' + ', '.join(sorted(descriptor.fields_by_name))}"
+
+
+def _names(descriptor: Any) -> list[str]:
+    """Returns the names that a table may use: the fields, then their other names."""
+    top = descriptor is pb.FineTuningJobSpec.DESCRIPTOR
+    fields: Any = pb.FineTuningJobSpec.DESCRIPTOR.fields_by_name
+    others = [n for n, rule in JOB_RULES.items() if top or (rule.home and fields[rule.home].message_type is descriptor)]
+    return list(dict.fromkeys([*descriptor.fields_by_name, *others]))
 
 
 def _scalar(descriptor: Any, value: Any) -> Any:

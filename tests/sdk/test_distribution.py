@@ -13,13 +13,17 @@ def test_sdk_depends_only_on_grpc_and_protobuf() -> None:
     project = tomllib.loads((SDK / "pyproject.toml").read_text())["project"]
     names = {requirement.split(">")[0] for requirement in project["dependencies"]}
     assert names == {"grpcio", "protobuf", "googleapis-common-protos"}
-    assert {requirement.split(">")[0] for requirement in project["optional-dependencies"]["cli"]} == {"typer", "rich"}
+    assert {requirement.split(">")[0] for requirement in project["optional-dependencies"]["cli"]} == {
+        "PyYAML",
+        "typer",
+        "rich",
+    }
 
 
 def test_import_loads_neither_command_line_nor_heavy_packages() -> None:
     code = (
         "import sys, finetuneflow;"
-        "heavy = {'typer', 'rich', 'click', 'numpy', 'torch', 'pydantic', 'google.protobuf.json_format'};"
+        "heavy = {'typer', 'rich', 'click', 'yaml', 'numpy', 'torch', 'pydantic', 'google.protobuf.json_format'};"
         "print(sorted(heavy & sys.modules.keys()))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -13,6 +13,7 @@ from finetuneflow.cli import (
     doctor,
     download,
     estimates,
+    import_config,
     jobs,
     keys,
     login,
@@ -85,6 +86,7 @@ def build_app() -> typer.Typer:
     app.command()(estimates.recommend)
     app.command()(estimates.estimate)
     app.command()(validation.validate)
+    app.command()(import_config.import_config)
     installed_probe = add_server_commands(app, models_app)
 
     @app.callback()

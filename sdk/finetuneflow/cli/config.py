@@ -1,4 +1,4 @@
-"""Settings of a job on the command line: a TOML file and `--set`."""
+"""Settings of a job on the command line: a file in TOML, YAML or JSON, and `--set`."""
 
 from __future__ import annotations
 
@@ -6,47 +6,137 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from finetuneflow.cli.text_files import read_text
 from finetuneflow.errors import InvalidArgument, Violation
+from finetuneflow.setting_names import JOB_RULES, TOKENS, field_path
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_SECRET = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|(API|ACCESS|PRIVATE|SECRET)_?KEY)$", re.IGNORECASE)
+_SECRET_VALUE = re.compile(r"(hf_|ftf_|sk-)\S{8}")
+_Read = Callable[[str], Any]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with the numbers of version 1.2, and without repeated keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        _refuse_repeated([str(key) for key in keys])
+        return {str(key): value for key, value in super().construct_mapping(node, deep).items()}
+
+
+# PyYAML reads 1e-4, without a dot, as text.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def _read_yaml(text: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from error
+
+
+def _read_json(text: str) -> Any:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        _refuse_repeated([key for key, _ in pairs])
+        return dict(pairs)
+
+    return json.loads(text, object_pairs_hook=unique)
+
+
+def _refuse_repeated(keys: Sequence[str]) -> None:
+    repeated = [key for number, key in enumerate(keys) if key in keys[:number]]
+    if repeated:
+        raise ValueError(f"the key {repeated[0]!r} is set twice; set it once")
+
+
+_FORMATS: Mapping[str, tuple[str, _Read]] = {
+    ".json": ("JSON", _read_json),
+    ".yaml": ("YAML", _read_yaml),
+    ".yml": ("YAML", _read_yaml),
+}
+CONFIG_HELP = "File with the fields of the job: TOML, or YAML or JSON by its extension."
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Reads a TOML file. `${VAR}` is replaced from the environment, the text "null" means None, and relative paths of
-    datasets are relative to the folder of the file. Raises InvalidArgument and OSError."""
-    text = read_text(path)
+    """Reads a file of settings. `${VAR}` is replaced from the environment, the text "null" means None, and relative
+    paths of datasets are relative to the folder of the file. Raises InvalidArgument and OSError."""
+    text, values = read_table(path)
     violations: list[Violation] = []
     try:
-        resolved = _resolve(tomllib.loads(text), "", path.name, text, violations)
+        resolved = _resolve(values, "", path.name, text, violations)
     except RecursionError as error:
-        raise _refuse(path.name, "tables and lists are nested too deeply; a job needs at most four levels") from error
-    except ValueError as error:
-        # Raised for invalid TOML, and for a number with thousands of digits.
-        raise _refuse(path.name, f"is not valid TOML: {error}; correct it there") from error
+        raise _too_deep(path) from error
     if violations:
         raise InvalidArgument(f"{path} is invalid.", reason="INVALID_CONFIG", violations=violations)
     _anchor(resolved, path.parent)
     return dict(resolved)
 
 
+def read_table(path: Path) -> tuple[str, dict[str, Any]]:
+    """Returns the text of a file in TOML, YAML or JSON, and the table in it. Raises InvalidArgument and OSError."""
+    text = read_text(path)
+    name, read = _FORMATS.get(path.suffix.lower(), ("TOML", tomllib.loads))
+    try:
+        values = read(text)
+    except RecursionError as error:
+        raise _too_deep(path) from error
+    except ValueError as error:
+        # Raised for invalid text, and for a number with thousands of digits.
+        raise _refuse(path.name, f"is not valid {name}: {error}; correct it there") from error
+    if values is None:
+        return text, {}
+    if not isinstance(values, dict):
+        raise _refuse(path.name, "must be a table of names and values")
+    return text, values
+
+
+def _too_deep(path: Path) -> InvalidArgument:
+    return _refuse(path.name, "tables and lists are nested too deeply; a job needs at most four levels")
+
+
 def apply_setting(values: dict[str, Any], setting: str) -> None:
     """Applies a setting such as `lora.r=32` to `values`. The value is read as TOML, or as text if it is not valid
-    TOML. A leading `spec.` is ignored: messages name fields with it."""
+    TOML. It replaces the field also where `values` have it by another name. A leading `spec.` is ignored: messages name
+    fields with it."""
     name, equals, raw = setting.partition("=")
     keys = name.strip().removeprefix("spec.").split(".")
     if not equals or not all(keys):
         raise _refuse(f"--set {setting}", "must be name=value, such as --set lora.r=32")
+    remove_field(values, field_path(".".join(keys), JOB_RULES))
     table = values
     for key in keys[:-1]:
         table = table.setdefault(key, {})
         if not isinstance(table, dict):
             raise _refuse(f"--set {setting}", f"`{key}` is a value, not a table; remove one of the two settings")
     table[keys[-1]] = _toml_value(raw.strip())
+
+
+def override(values: dict[str, Any], fields: Mapping[str, Any]) -> None:
+    """Sets the fields at the top level that have a value, also where `values` have them by another name."""
+    for name, value in fields.items():
+        if value:
+            remove_field(values, name)
+            values[name] = value
+
+
+def remove_field(values: dict[str, Any], path: str) -> None:
+    """Removes a scalar field by all its names."""
+    for key in list(values):
+        section = values[key]
+        if isinstance(section, dict):
+            for name in [name for name in section if field_path(f"{key}.{name}", JOB_RULES) == path]:
+                del section[name]
+        elif field_path(key, JOB_RULES) == path:
+            del values[key]
 
 
 def toml_text(values: Mapping[str, Any], prefix: str = "") -> str:
@@ -88,7 +178,9 @@ def _resolve(value: Any, key: str, file: str, text: str, violations: list[Violat
     if not isinstance(value, str):
         return value
     for name in _VARIABLE.findall(value):
-        if name not in os.environ:
+        if _SECRET.search(name) or _SECRET_VALUE.match(os.environ.get(name, "")):
+            violations.append(Violation(key, f"the environment variable {name} looks like a secret; {TOKENS}"))
+        elif name not in os.environ:
             line = 1 + text[: text.find("${" + name + "}")].count("\n")
             violations.append(
                 Violation(key, f"the environment variable {name} is not set ({file}, line {line}); export it")

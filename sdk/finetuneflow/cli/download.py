@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json as json_module
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from finetuneflow.cli.session import Json, not_empty, session, size
 
@@ -38,8 +40,13 @@ def download(
     if work_id.startswith("ev_"):
         raise typer.BadParameter("an evaluation has no package; give a job or an export.", param_hint="JOB_OR_EXPORT")
     download_from = client.exports.download if work_id.startswith("ex_") else client.jobs.download
-    for path in download_from(work_id, out or Path(work_id)):
-        if json:
+    print_downloaded(here.console, download_from(work_id, out or Path(work_id)), as_json=json)
+
+
+def print_downloaded(console: Console, paths: Iterable[Path], *, as_json: bool) -> None:
+    """Prints the files of a download with their sizes."""
+    for path in paths:
+        if as_json:
             typer.echo(json_module.dumps({"path": str(path), "size_bytes": path.stat().st_size}))
         else:
-            here.console.print(f"{path}  {size(path.stat().st_size)}")
+            console.print(f"{path}  {size(path.stat().st_size)}")

@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from finetuneflow.cli.config import apply_setting, read_config
+from finetuneflow.cli.config import CONFIG_HELP, apply_setting, override, read_config, remove_field
 from finetuneflow.cli.console import error_console
 from finetuneflow.cli.data_options import Format, Map, Template, source_settings, sources
 from finetuneflow.cli.estimate_tables import print_estimate, print_matrix, print_recommendation
@@ -25,6 +25,7 @@ from finetuneflow.errors import ServerUnreachable
 from finetuneflow.fields import INT32_MAX, INT64_MAX
 from finetuneflow.probe import MOST_GIB, estimate_request, recommend_request
 from finetuneflow.resources.estimate import DecisionCell, Recommendation, ResourceEstimate
+from finetuneflow.setting_names import JOB_RULES, translate
 from finetuneflow.v1 import probe_service_pb2 as pb
 
 T = TypeVar("T")
@@ -40,9 +41,7 @@ _Longest = Annotated[
     int | None, typer.Option(min=8, max=INT32_MAX, help="Tokens in the longest row.", show_default="max_length")
 ]
 _Set = Annotated[list[str] | None, typer.Option("--set", help="Field of the job, such as lora.r=32. Repeatable.")]
-_Config = Annotated[
-    Path | None, typer.Option(exists=True, dir_okay=False, help="TOML file with the fields of the job.")
-]
+_Config = Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help=CONFIG_HELP)]
 _Local = Annotated[bool, typer.Option("--local", help="Plan for this machine, without a server.")]
 
 
@@ -62,7 +61,8 @@ def recommend(
     """Recommend a training method for a model on a machine, and the changes with which it fits."""
     spec = _spec(config, settings)
     _check_machine(vram, gpu, node, local=local)
-    model = model or str(spec.pop("base_model", ""))
+    model = model or _base_model(spec)
+    remove_field(spec, "base_model")
     if not model and not matrix:
         raise typer.BadParameter("Set a model, or --matrix.", param_hint="--model")
     here = session(ctx)
@@ -118,8 +118,8 @@ def estimate(
 ) -> None:
     """Estimate the memory, time and cost of a training."""
     spec = _spec(config, settings)
-    spec |= {name: value for name, value in (("base_model", model), ("recipe", recipe)) if value}
-    if not spec.get("base_model"):
+    override(spec, {"base_model": model, "recipe": recipe})
+    if not _base_model(spec):
         raise typer.BadParameter("Set a model.", param_hint="--model")
     counts = {"--examples": examples, "--mean-tokens": mean_tokens, "--longest-row": longest_row}
     if data and (given := [option for option, value in counts.items() if value is not None]):
@@ -224,6 +224,10 @@ def _spec(config: Path | None, settings: list[str] | None) -> dict[str, Any]:
     for setting in settings or []:
         apply_setting(values, setting)
     return values
+
+
+def _base_model(spec: Mapping[str, Any]) -> str:
+    return str(translate(spec, JOB_RULES).values.get("base_model") or "")
 
 
 def _no_data(spec: dict[str, Any]) -> dict[str, Any]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import typer
 from rich.console import Console
 
 from finetuneflow.cli.advice import as_typed
+from finetuneflow.cli.console import visible_cell
 from finetuneflow.cli.estimate_tables import print_estimate
 from finetuneflow.cli.exits import USAGE
 from finetuneflow.cli.session import print_json, print_rows
 from finetuneflow.cli.validation_tables import figures, print_problem, show_problems
 from finetuneflow.resources.preflight import Finding, Preflight
 from finetuneflow.resources.validation import ProblemSeverity, Verdict
+from finetuneflow.setting_names import Translation
 
 _VERDICTS = {
     Verdict.OK: "The job would run.",
@@ -20,14 +24,24 @@ _VERDICTS = {
 }
 
 
-def show_preflight(console: Console, found: Preflight, *, json: bool) -> None:
-    """Prints the report, and ends the command with exit code 2 if the job would be refused."""
+def show_preflight(console: Console, found: Preflight, translations: Sequence[Translation] = (), *, json: bool) -> None:
+    """Prints the report after the translated settings, and ends the command with exit code 2 if the job would be
+    refused."""
     if json:
-        print_json(found.proto)
+        print_json(found.proto, translations=[each.to_dict() for each in translations])
     else:
+        print_translations(console, translations)
         print_preflight(console, found)
     if found.refused:
         raise typer.Exit(USAGE)
+
+
+def print_translations(console: Console, translations: Sequence[Translation]) -> None:
+    """Prints each translated or implied setting as a line."""
+    for translation in translations:
+        console.print(visible_cell(str(translation)))
+    if translations:
+        console.print("")
 
 
 def print_preflight(console: Console, found: Preflight) -> None:

@@ -61,10 +61,11 @@ def session(ctx: typer.Context) -> Session:
     return found
 
 
-def print_json(*messages: Message) -> None:
-    """Prints each message as a line of JSON with the field names of the protos, flushed so that a reader can follow."""
+def print_json(*messages: Message, **more: object) -> None:
+    """Prints each message as a line of JSON with the field names of the protos, flushed so that a reader can follow.
+    `more` are fields that are not in the message."""
     for message in messages:
-        sys.stdout.write(json_line(message) + "\n")
+        sys.stdout.write(json_line(message, **more) + "\n")
         sys.stdout.flush()
 
 
@@ -76,9 +77,10 @@ def print_deleted(console: Console, id_: str, *, as_json: bool) -> None:
         console.print(f"Deleted {id_}")
 
 
-def json_line(message: Message) -> str:
-    """Returns a message as JSON with the field names of the protos."""
-    return visible(json.dumps(MessageToDict(message, preserving_proto_field_name=True), ensure_ascii=False))
+def json_line(message: Message, **more: object) -> str:
+    """Returns a message as JSON with the field names of the protos, followed by the fields `more`."""
+    fields = MessageToDict(message, preserving_proto_field_name=True) | more
+    return visible(json.dumps(fields, ensure_ascii=False, default=str))
 
 
 def print_rows(console: Console, headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from finetuneflow.cli.config import apply_setting, read_config
+from finetuneflow.cli.config import CONFIG_HELP, apply_setting, override, read_config
 from finetuneflow.cli.data_options import (
     ChatTemplate,
     Format,
@@ -28,7 +28,7 @@ from finetuneflow.cli.refusals import every_refusal
 from finetuneflow.cli.session import Json, Session, session
 from finetuneflow.cli.text_files import read_text
 from finetuneflow.resources.preflight import Preflight
-from finetuneflow.spec import draft_spec
+from finetuneflow.spec import SpecDraft, draft_spec
 from finetuneflow.v1 import probe_service_pb2 as pb
 
 
@@ -42,9 +42,7 @@ def validate(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Field of the job, such as lora.r=32. Repeatable.")
     ] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="TOML file with the fields of the job.", exists=True, dir_okay=False)
-    ] = None,
+    config: Annotated[Path | None, typer.Option(help=CONFIG_HELP, exists=True, dir_okay=False)] = None,
     mapping: Map = None,
     template: Template = None,
     format_: Format = None,
@@ -59,7 +57,7 @@ def validate(
     values: dict[str, Any] = read_config(config) if config else {}
     rows = sources(data or [], source_settings(mapping, template, format_))
     flags = {"training_data": rows, "base_model": model, "recipe": recipe, "system_prompt": system_prompt}
-    values |= {key: value for key, value in flags.items() if value}
+    override(values, flags)
     if chat_template is not None:
         values["chat_template"] = read_text(chat_template)
     if max_length is not None:
@@ -69,13 +67,15 @@ def validate(
     for setting in settings or []:
         apply_setting(values, setting)
     here = session(ctx)
-    show_preflight(here.console, _preflight(here, values, node), json=json)
-
-
-def _preflight(here: Session, values: dict[str, Any], node: str) -> Preflight:
-    probe = here.local_probe
-    with every_refusal(values, here.client.probe.ask_estimate if probe is None else probe.estimate):
+    with every_refusal(
+        values, here.client.probe.ask_estimate if here.local_probe is None else here.local_probe.estimate
+    ):
         draft = draft_spec(values)
+    show_preflight(here.console, _preflight(here, values, draft, node), draft.translations, json=json)
+
+
+def _preflight(here: Session, values: dict[str, Any], draft: SpecDraft, node: str) -> Preflight:
+    probe = here.local_probe
     named = [*draft.spec.training_data, *draft.spec.evaluation_data]
     named += [source for phase in draft.spec.phases for source in phase.training_data]
     has_uploaded = any(source.dataset.startswith("ds_") for source in named)

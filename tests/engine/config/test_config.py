@@ -251,3 +251,13 @@ def test_all_linear_equals_default_target_modules() -> None:
     config = job_config({**MINIMAL, "lora": {"target_modules": ["all-linear"]}})
     assert config.lora.target_modules == []
     assert job_config({**MINIMAL, "lora": {"target_modules": ["q_proj"]}}).lora.target_modules == ["q_proj"]
+
+
+@pytest.mark.parametrize(
+    ("former", "name"), [("qlora-3b", "experimentation-qa"), ("text-pretraining", "text-pretrain")]
+)
+def test_recipe_is_known_by_its_former_name(former: str, name: str) -> None:
+    """Job files and stored specs of earlier versions would otherwise be refused."""
+    old, new = (job_config({**MINIMAL, "recipe": each}) for each in (former, name))
+    assert old.model_dump(exclude={"recipe"}) == new.model_dump(exclude={"recipe"})
+    assert former not in recipes()

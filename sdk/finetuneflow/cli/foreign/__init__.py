@@ -1,0 +1,1 @@
+"""Settings of other training programs: how `ftf import-config` translates their files."""

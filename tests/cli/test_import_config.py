@@ -1,0 +1,323 @@
+"""`ftf import-config`: every name in a file of another program is accounted for."""
+
+import dataclasses
+import json
+import tomllib
+import typing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.config import job
+from engine.config.spec_proto import spec_to_dict
+from finetuneflow.cli.foreign import program
+from finetuneflow.cli.import_config import _PROGRAMS, job_file, read_foreign
+from finetuneflow.spec import draft_spec
+from tests.cli.conftest import Ftf
+
+AXOLOTL = """
+base_model: org/small-llama
+model_type: AutoModelForCausalLM
+load_in_4bit: true
+load_in_8bit: false
+datasets:
+  - path: rows.jsonl
+    ds_type: json
+    type: chat_template
+    field_messages: turns
+  - path: org/notes
+    type: completion
+    field: body
+    split: train
+val_set_size: 0.05
+adapter: qlora
+lora_r: 8
+lora_alpha: 16
+lora_target_linear: true
+sequence_len: 1024
+sample_packing: true
+micro_batch_size: 2
+gradient_accumulation_steps: 4
+num_epochs: 2
+optimizer: adamw_bnb_8bit
+lr_scheduler: cosine
+learning_rate: 1e-4
+train_on_inputs: false
+bf16: auto
+gradient_checkpointing: true
+flash_attention: true
+warmup_steps: 10
+evals_per_epoch: 4
+wandb_project: notes
+special_tokens:
+  pad_token: "<pad>"
+hf_token: hf_abc
+novel_setting: 3
+deepspeed:
+"""
+LLAMA_FACTORY = """
+model_name_or_path: org/small-llama
+stage: sft
+do_train: true
+finetuning_type: lora
+lora_rank: 16
+lora_target: all
+quantization_bit: 4
+dataset: support,faq
+template: chatml
+cutoff_len: 512
+max_samples: 1000
+packing: true
+output_dir: saves/support
+per_device_train_batch_size: 1
+gradient_accumulation_steps: 8
+learning_rate: 1.0e-4
+num_train_epochs: 2.0
+lr_scheduler_type: cosine
+warmup_ratio: 0.1
+bf16: true
+pissa_init: true
+flash_attn: fa2
+val_size: 0.1
+eval_strategy: steps
+eval_steps: 50
+report_to: none
+"""
+TRL = """
+model_name_or_path: org/small-llama
+dataset_name: org/chats
+use_peft: true
+load_in_4bit: true
+lora_r: 32
+lora_alpha: 64
+lora_target_modules: [q_proj, v_proj]
+max_length: 512
+num_train_epochs: 1
+per_device_train_batch_size: 2
+gradient_checkpointing: true
+assistant_only_loss: true
+eval_strategy: "no"
+logging_steps: 5
+save_strategy: epoch
+report_to: [wandb]
+adam_beta2: 0.95
+push_to_hub: false
+"""
+
+
+def imported(ftf: Ftf, path: Path, text: str, *arguments: object) -> dict[str, Any]:
+    path.write_text(text)
+    result = ftf("import-config", path, "--json", *arguments)
+    assert result.exit_code == 0, result.output
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
+
+
+def lost(found: dict[str, Any]) -> dict[str, str]:
+    return {each["field"]: each["reason"] for each in found["without_counterpart"]}
+
+
+def test_axolotl_file_is_a_job(ftf: Ftf, tmp_path: Path) -> None:
+    found = imported(ftf, tmp_path / "config.yml", AXOLOTL)
+    values = found["config"]
+    assert (found["program"], values["base_model"], values["method"]) == ("axolotl", "org/small-llama", "qlora")
+    assert values["training_data"] == [
+        {"dataset": "rows.jsonl", "format": "chat", "mapping": {"messages": "turns"}},
+        {"dataset": "hf://org/notes", "format": "text", "mapping": {"text": "body"}},
+    ]
+    assert values["holdout_fraction"] == 0.05
+    assert values["lora"] == {"r": 8, "lora_alpha": 16, "target_modules": ["all-linear"], "lora_dropout": 0.0}
+    assert values["quantization"] == {"bits": 4}
+    assert values["hyperparameters"] == {
+        "max_length": 1024,
+        "packing": True,
+        "per_device_train_batch_size": 2,
+        "per_device_eval_batch_size": 2,
+        "gradient_accumulation_steps": 4,
+        "num_epochs": 2,
+        "optim": "adamw_8bit",
+        "lr_scheduler_type": "cosine",
+        "learning_rate": 1e-4,
+        "loss_on": "response",
+        "precision": "auto",
+        "gradient_checkpointing": True,
+        "attn_implementation": "flash_attention_2",
+        "warmup_steps": 10,
+        "weight_decay": 0.0,
+        "early_stopping_patience": 0,
+        "truncation": "drop",
+    }
+    reasons = lost(found)
+    assert reasons.keys() == {"datasets[1].split", "evals_per_epoch", "wandb_project", "hf_token", "novel_setting"}
+    assert "hf_abc" not in json.dumps(found)
+
+
+def test_llama_factory_file_is_a_job(ftf: Ftf, tmp_path: Path) -> None:
+    found = imported(ftf, tmp_path / "config.yaml", LLAMA_FACTORY)
+    values, hyper = found["config"], found["config"]["hyperparameters"]
+    assert (found["program"], values["method"], values["quantization"]) == ("llama-factory", "qlora", {"bits": 4})
+    # The program's default of alpha is twice the rank.
+    assert values["lora"] == {
+        "r": 16, "lora_alpha": 32, "target_modules": ["all-linear"], "lora_dropout": 0.0,
+        "init_lora_weights": "pissa_niter_16",
+    }  # fmt: skip
+    assert (hyper["max_length"], hyper["precision"], hyper["attn_implementation"]) == (512, "bf16", "flash_attention_2")
+    assert (hyper["weight_decay"], hyper["optim"], hyper["early_stopping_patience"]) == (0.0, "adamw_torch", 0)
+    assert (values["holdout_fraction"], hyper["eval_steps"], values["output_dir"]) == (0.1, 50, "saves/support")
+    assert lost(found).keys() == {"dataset", "template", "max_samples", "packing"}
+
+
+def test_trl_file_is_a_job(ftf: Ftf, tmp_path: Path) -> None:
+    found = imported(ftf, tmp_path / "config.yaml", TRL)
+    values, hyper = found["config"], found["config"]["hyperparameters"]
+    assert (found["program"], values["method"], values["training_data"]) == ("trl", "qlora", ["hf://org/chats"])
+    assert values["lora"] == {"r": 32, "lora_alpha": 64, "target_modules": ["q_proj", "v_proj"]}
+    assert values["quantization"] == {"bits": 4, "bnb_4bit_use_double_quant": False}
+    assert (hyper["loss_on"], hyper["max_length"], values["holdout_fraction"]) == ("response", 512, 0.0)
+    assert (hyper["learning_rate"], hyper["lr_scheduler_type"]) == (2e-5, "linear")
+    assert lost(found).keys() == {"dataset_name", "save_strategy", "report_to", "adam_beta2"}
+
+
+@pytest.mark.parametrize("text", [AXOLOTL, LLAMA_FACTORY, TRL])
+def test_nothing_is_dropped_silently(ftf: Ftf, tmp_path: Path, text: str) -> None:
+    """A setting that has vanished changes the model without anyone knowing."""
+    found = imported(ftf, tmp_path / "config.yaml", text)
+    named = {path for each in found["translations"] for path in each["given"]} | lost(found).keys()
+    roots = {path.partition("[")[0].partition(".")[0] for path in named}
+    given = {line.partition(":")[0] for line in text.splitlines() if line and line[0].isalpha()}
+    assert given - roots == ({"deepspeed"} if "deepspeed" in given else set())
+
+
+@pytest.mark.parametrize("text", [AXOLOTL, LLAMA_FACTORY, TRL])
+def test_the_written_file_is_taken_as_a_job(
+    ftf: Ftf, tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_text('{"turns": [{"role": "user", "content": "q"}]}\n')
+    (tmp_path / "jobs").mkdir()
+    source, out = tmp_path / "config.yaml", tmp_path / "jobs" / "job.toml"
+    source.write_text(text)
+    shown = ftf("import-config", source, "--out", out)
+    assert shown.exit_code == 0, shown.output
+    assert "Without counterpart:" in shown.stdout
+    assert "#   " in out.read_text()
+    assert tomllib.loads(out.read_text())["base_model"] == "org/small-llama"
+    data = [] if "training_data" in tomllib.loads(out.read_text()) else [tmp_path / "rows.jsonl"]
+    result = ftf("validate", *data, "--config", out, "--json")
+    assert json.loads(result.stdout)["resolved_spec"]["base_model"] == "org/small-llama", result.output
+    assert ftf("import-config", source).stdout.endswith(out.read_text().partition("\n\n")[2][-20:])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "sets"),
+    [
+        ("axolotl", "adapter: lora\nload_in_8bit: true", {"method": "qlora", "quantization.bits": 8}),
+        ("axolotl", "adapter:\nmicro_batch_size: 1", {"method": "full"}),
+        ("axolotl", "adapter: lora\nlora_target_modules: '.*proj'", {"lora.target_modules_pattern": ".*proj"}),
+        ("axolotl", "sdp_attention: true", {"hyperparameters.attn_implementation": "sdpa"}),
+        ("axolotl", "train_on_inputs: true", {"hyperparameters.loss_on": "all"}),
+        ("axolotl", "excess_length_strategy: truncate", {"hyperparameters.truncation": "keep_start"}),
+        ("axolotl", "peft_use_dora: true\nadapter: lora", {"lora.use_dora": True}),
+        ("llama-factory", "stage: pt", {"hyperparameters.loss_on": "all"}),
+        ("llama-factory", "finetuning_type: full", {"method": "full"}),
+        ("llama-factory", "lora_target: q_proj,v_proj", {"lora.target_modules": ["q_proj", "v_proj"]}),
+        ("llama-factory", "flash_attn: disabled", {"hyperparameters.attn_implementation": "eager"}),
+        ("llama-factory", "neat_packing: true", {"hyperparameters.packing": True}),
+        ("trl", "warmup_steps: 0.1", {"hyperparameters.warmup_ratio": 0.1}),
+        ("trl", "warmup_steps: 0\nwarmup_ratio: 0.1", {"hyperparameters.warmup_ratio": 0.1}),
+        ("axolotl", "warmup_steps: 7\nwarmup_ratio: 0.1", {"hyperparameters.warmup_steps": 7}),
+        ("trl", "use_peft: false", {"method": "full"}),
+        ("trl", "max_steps: 5", {"hyperparameters.max_steps": 5}),
+        ("trl", "train_sampling_strategy: group_by_length", {"hyperparameters.group_by_length": True}),
+    ],
+)
+def test_single_values(ftf: Ftf, tmp_path: Path, name: str, text: str, sets: dict[str, Any]) -> None:
+    found = imported(ftf, tmp_path / "config.yaml", text, "--from", name)
+    for path, value in sets.items():
+        section, _, last = path.rpartition(".")
+        assert (found["config"][section] if section else found["config"])[last] == value
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "field"),
+    [
+        ("axolotl", "batch_size: 32", "batch_size"),
+        ("axolotl", "adapter: llama-adapter", "adapter"),
+        ("axolotl", "adapter: qlora\nload_in_8bit: true", "adapter"),
+        ("axolotl", "rl: dpo", "rl"),
+        ("axolotl", "optimizer: muon", "optimizer"),
+        ("axolotl", "val_set_size: 100", "val_set_size"),
+        ("axolotl", "save_steps: 0.25", "save_steps"),
+        ("axolotl", "chat_template: chatml", "chat_template"),
+        ("llama-factory", "stage: dpo", "stage"),
+        ("llama-factory", "finetuning_type: freeze", "finetuning_type"),
+        ("llama-factory", "packing: true", "packing"),
+        ("llama-factory", "deepspeed: zero3.json", "deepspeed"),
+        ("trl", "use_peft: true", "use_peft"),
+        ("trl", "fsdp: full_shard", "fsdp"),
+        ("trl", "lr_scheduler_type: reduce_lr_on_plateau", "lr_scheduler_type"),
+    ],
+)
+def test_what_is_not_the_same_is_listed(ftf: Ftf, tmp_path: Path, name: str, text: str, field: str) -> None:
+    found = imported(ftf, tmp_path / "config.yaml", text, "--from", name)
+    assert lost(found)[field]
+
+
+def test_contradiction_is_refused(ftf: Ftf, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("max_seq_length: 64\nmax_length: 128\n")
+    result = ftf("import-config", path, "--json")
+    assert result.exit_code == 2
+    assert json.loads(result.stderr)["error"]["violations"][0]["field"] == "max_seq_length"
+
+
+def test_defaults_of_trl_are_those_of_the_library() -> None:
+    """A file without a value trains elsewhere with the library's default, and must do so here."""
+    from trl import ModelConfig, SFTConfig
+
+    theirs = {each.name: each.default for config in (SFTConfig, ModelConfig) for each in dataclasses.fields(config)}
+    names = {"num_epochs": "num_train_epochs", "warmup_ratio": "warmup_steps"}
+    names["bnb_4bit_use_double_quant"] = "use_bnb_nested_quant"
+    for path, value in _PROGRAMS["trl"].defaults.items():
+        name = path.rpartition(".")[2]
+        if name not in ("method", "holdout_fraction", "early_stopping_patience", "loss_on"):
+            assert theirs[names.get(name, name)] == value, path
+    # What is not listed is the same here.
+    ours = job.JobConfig(base_model="m")
+    assert theirs["lora_r"] == ours.lora.r and theirs["lora_alpha"] == ours.lora.lora_alpha
+    assert theirs["lora_dropout"] == ours.lora.lora_dropout and theirs["max_grad_norm"] == 1.0
+    assert theirs["bnb_4bit_quant_type"] == ours.quantization.bnb_4bit_quant_type and theirs["seed"] == ours.seed
+    assert theirs["truncation_mode"] == ours.hyperparameters.truncation and not theirs["packing"]
+
+
+def test_values_that_an_import_accepts_are_those_of_the_engine() -> None:
+    assert set(program.OPTIMIZERS.values()) == set(typing.get_args(job.Optimizer)) - {"auto"}
+    assert set(program.SCHEDULERS) == set(typing.get_args(job.Scheduler))
+    assert set(program.ATTENTION) == set(typing.get_args(job.AttentionImplementation))
+
+
+@pytest.mark.parametrize("name", _PROGRAMS)
+def test_defaults_of_every_program_are_valid(name: str) -> None:
+    values: dict[str, Any] = {"base_model": "m", "training_data": "ds_1"}
+    for path, value in _PROGRAMS[name].defaults.items():
+        section, _, last = path.rpartition(".")
+        (values.setdefault(section, {}) if section else values)[last] = value
+    assert job.job_config(spec_to_dict(draft_spec(values).spec)).method == values["method"]
+
+
+ODD: list[Any] = [
+    True, False, 0, -1, 1.5, 10**400, "", "x", "true", "1e-4", "a/b", [], [1], ["a"], [[]], [{}], {}, {"": {"seed": 1}},
+    [{"path": 1}], [{"path": "a/b", "data_files": 5, "type": 5, "a.b[0]": 1, "split": "x"}], {"use_reentrant": True},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", _PROGRAMS)
+def test_odd_values_are_accounted_for(name: str) -> None:
+    """A file with a mistake in it ends in a report, not in a traceback."""
+    for key in [*_PROGRAMS[name].rules, "unknown", "", "lora", "hyperparameters"]:
+        for value in ODD:
+            found = read_foreign({key: value}, _PROGRAMS[name], Path("config.yaml"))
+            named = {path for each in found.translations for path in each.given} | found.lost.keys()
+            assert any(path.startswith(key) for path in named), (key, value)
+            tomllib.loads(job_file(found, "config.yaml"))
