@@ -103,16 +103,16 @@ class Log(Resource):
     extras: dict[str, float]
     """Further metrics of the training method, by name."""
     samples_per_second: float
-    """Rows per second since the previous log event; packed rows count individually. As all rates and times below, without
-    evaluation and saving, and of this attempt only."""
+    """Rows per second since the previous log event; packed rows count individually. As all rates and times below,
+    without evaluation and saving, and of this attempt only."""
     padded_tokens_per_second: float
     """Tokens per second since the previous log event, with padding."""
     seconds_per_step: float
     """Mean seconds per optimizer step since the previous log event."""
     mfu: float | None
-    """Model FLOPs utilisation: the operations that the tokens without padding need, without recomputation, as a fraction
-    of the device's peak in 16 bits. None if the peak is unknown: on CPUs, on GPUs that are not in the estimator's table,
-    and with fp32."""
+    """Model FLOPs utilisation: the operations that the tokens without padding need, without recomputation, as a
+    fraction of the device's peak in 16 bits. None if the peak is unknown: on CPUs, on GPUs that are not in the
+    estimator's table, and with fp32."""
     data_seconds: float
     """Part of seconds_per_step spent waiting for rows. On GPUs, this and the three times below are those of the device:
     this one is the time in which it had nothing to do between two steps."""

@@ -18,28 +18,28 @@ Rows = Callable[[int, int | None], list[str]]
 """Returns the names of the rows of a step, or of one of its micro-batches, from 0."""
 
 # A loss is a spike if it exceeds the median of the steps before it by 8 standard deviations (of a normal distribution
-# with the same median absolute deviation), by the median itself, and by half a nat. Losses of single rows differ by more
-# than a few deviations in sound trainings, and those of a model that knows its rows differ by multiples of nearly 0.
+# with the same median absolute deviation), by the median itself, and by half a nat. Losses of single rows differ by
+# a few deviations in sound trainings, and those of a model that knows its rows differ by multiples of nearly 0.
 _EARLIER_STEPS: Final = 16
 _DEVIATIONS: Final = 8 * 1.4826
 _FACTOR: Final = 2.0
 _NATS: Final = 0.5
 _MAX_SPIKES: Final = 5
 _MAX_SKIPPED: Final = 24
-"""Steps in a row that fp16's loss scaler may skip. Each one halves the scale, 2^16 at first: after 24 of them it is below
-1, so that its overflow is not what makes the gradient infinite."""
+"""Steps in a row that fp16's loss scaler may skip. Each one halves the scale, 2^16 at first: after 24 of them it is
+below 1, so that the scale is not what makes the gradient infinite."""
 _NAMED: Final = 8
 
 
 class Health:
     """Checks each step by values that the host has anyway.
 
-    A loss that is not finite ends the training before its backward pass, whatever the precision: one optimizer step with
-    its gradient would make every trained weight NaN. (fp16's scaler would skip the step, but it cures overflows of the
-    gradient, not of the forward pass; the same rows would be lost in every epoch, unseen.) A gradient that is not finite
-    ends it too, except with fp16, whose scaler skips the step and is expected to. On a GPU the norm of the gradient is
-    read where the Trainer reads it, at log events; before that, the weights that it made NaN show in the next loss, or
-    in the check before a checkpoint is written.
+    A loss that is not finite ends the training before its backward pass, whatever the precision: one optimizer step
+    with its gradient would make every trained weight NaN. (fp16's scaler would skip the step, but it cures overflows of
+    the gradient, not of the forward pass; the same rows would be lost in every epoch, unseen.) A gradient that is not
+    finite ends it too, except with fp16, whose scaler skips the step and is expected to. On a GPU the norm of the
+    gradient is read where the Trainer reads it, at log events; before that, the weights that it made NaN show in the
+    next loss, or in the check before a checkpoint is written.
     """
 
     def __init__(self, sink: EventSink, hyper: Hyperparameters, progress: Progress) -> None:
@@ -67,7 +67,7 @@ class Health:
             self._check_norm(self._progress.step + 1)
 
     def check_skipped(self, skipped: bool) -> None:
-        """Raises JobError("LOSS_NOT_FINITE") if fp16's loss scaler has skipped so many steps that it is not at fault."""
+        """Raises JobError("LOSS_NOT_FINITE") if fp16's loss scaler has skipped more steps in a row than it needs to."""
         self._num_skipped = self._num_skipped + 1 if skipped else 0
         if self._num_skipped > _MAX_SKIPPED:
             step = self._progress.step

@@ -16,8 +16,7 @@ _OMITTED = frozenset({"total_steps", "eta_seconds", "best", "evaluations_without
 class TrainingLog:
     """Grows by one whole line at a time, so that it can be followed and parsed at any moment.
 
-    Each checkpoint has a copy, with which a resumed attempt begins: lines of steps that were lost and are repeated stand
-    once.
+    Each checkpoint has a copy, with which a resumed attempt begins: steps that were lost and are repeated stand once.
     """
 
     def __init__(self, folder: Path, resume_from: Path | None) -> None:

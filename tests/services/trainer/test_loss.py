@@ -24,9 +24,9 @@ from services.trainer.worker.label_smoothing import LabelSmoothing
 from services.trainer.worker.loss import Trainer
 from services.trainer.worker.methods import trainable_model
 from services.trainer.worker.progress import Progress
+from services.trainer.worker.recipe import train
 from services.trainer.worker.stopwatch import Stopwatch
 from services.trainer.worker.training_log import TrainingLog
-from services.trainer.worker.recipe import train
 from tests.services.trainer.parts import Recorder
 
 
