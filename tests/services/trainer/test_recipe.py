@@ -40,10 +40,10 @@ def test_training_emits_phases_metrics_checkpoints_and_result(make_input: Any) -
     assert logs[-1].loss < logs[0].loss
     assert all(log.total_steps == 20 and log.tokens_per_second > 0 and log.grad_norm > 0 for log in logs)
     for log in logs:
-        # The parts of a step follow one another without a gap that counts; rows of other lengths need padding.
+        # The parts of a step do not overlap; rows of other lengths need padding; an epoch of 40 rows has 5 steps.
         parts = [log.data_seconds, log.forward_seconds, log.backward_seconds, log.optimizer_seconds]
-        assert all(part > 0 for part in parts) and sum(parts) == pytest.approx(log.seconds_per_step, rel=0.1)
-        assert log.samples_per_second == pytest.approx(8 / log.seconds_per_step, rel=0.26)
+        assert all(part > 0 for part in parts) and sum(parts) <= log.seconds_per_step * 1.001
+        assert log.samples_per_second == pytest.approx(8 / log.seconds_per_step)
         assert log.padded_tokens_per_second > log.tokens_per_second
         # The peak of a processor is unknown.
         assert not log.HasField("mfu")
