@@ -1,7 +1,7 @@
 """The Trainer, with the loss that our events define: the mean over trained tokens."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -63,7 +63,10 @@ class Trainer(SFTTrainer):
         if compact:
             inputs = {key: value for key, value in inputs.items() if key != "labels"} | {"shift_labels": labels[None]}
         smoothing = self.smoothing if training else None
-        with self._hidden_states(predicted, compact=compact) if compact or smoothing else nullcontext([]) as hidden:
+        selecting: AbstractContextManager[list[torch.Tensor]] = nullcontext([])
+        if compact or smoothing:
+            selecting = self._hidden_states(predicted, compact=compact)
+        with selecting as hidden:
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]
         if smoothing:
             loss = loss + smoothing.added_loss(hidden[0], labels) / (num_items_in_batch or max(num_predicted, 1))
@@ -82,7 +85,7 @@ class Trainer(SFTTrainer):
 
     def training_step(self, *arguments: Any) -> torch.Tensor:
         """Runs the forward and backward pass of a micro-batch, and tells the callback after it has."""
-        loss: torch.Tensor = super().training_step(*arguments)
+        loss: torch.Tensor = super().training_step(*arguments)  # type: ignore[no-untyped-call]
         self._callback.backward_done()
         return loss
 
