@@ -85,6 +85,10 @@ class TokenRows:
     labels: NDArray[numpy.int32]
     lengths: NDArray[numpy.int32]
     """Number of tokens of each row."""
+    place: str
+    """The source's path in the spec."""
+    numbers: NDArray[numpy.uint32]
+    """Row number of each row in its source."""
 
 
 @dataclass
@@ -172,12 +176,12 @@ class BlockTokenizer:
                     continue
                 if held_out:
                     if keep:
-                        evaluated.add(tokens, 1)
+                        evaluated.add(tokens, 1, example.row)
                         lines.append(json.dumps(eval_row(example, self._tokenizer), ensure_ascii=False) + "\n")
                     continue
                 for _ in range(use - 1):
                     statistics.count(len(tokens.input_ids), tokens.num_trained, tokens.truncated)
-                train.add(tokens, use)
+                train.add(tokens, use, example.row)
             wanted.clear()
 
         source = self._source(place)
@@ -196,7 +200,7 @@ class BlockTokenizer:
                 alive()
         flush()
         made.is_changed = num_examples != len(row_uses)
-        made.train, made.eval = train.joined(keep), evaluated.joined(keep)
+        made.train, made.eval = train.joined(place.name, keep), evaluated.joined(place.name, keep)
         made.eval_rows = "".join(lines)
         return made
 
@@ -270,11 +274,13 @@ class BlockTokenizer:
 class _Rows:
     def __init__(self) -> None:
         self._tokens: list[Tokens] = []
+        self._numbers = array("I")
 
-    def add(self, tokens: Tokens, copies: int) -> None:
+    def add(self, tokens: Tokens, copies: int, number: int) -> None:
         self._tokens += [tokens] * copies
+        self._numbers.extend([number] * copies)
 
-    def joined(self, keep: bool) -> TokenRows | None:
+    def joined(self, place: str, keep: bool) -> TokenRows | None:
         """Returns the rows, or None if there are none. Without `keep`, only their lengths are filled."""
         if not self._tokens:
             return None
@@ -283,6 +289,8 @@ class _Rows:
             numpy.concatenate([one.input_ids for one in self._tokens]) if keep else nothing,
             numpy.concatenate([one.labels for one in self._tokens]) if keep else nothing,
             numpy.array([len(one.input_ids) for one in self._tokens], numpy.int32),
+            place,
+            numpy.array(self._numbers, numpy.uint32),
         )
 
 

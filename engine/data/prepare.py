@@ -12,6 +12,7 @@ from engine.data.blocks import BLOCK_SIZE, BlockSize
 from engine.data.content_key import content_key
 from engine.data.packing import PackCount
 from engine.data.processes import Crew
+from engine.data.row_numbers import RowNumberWriter
 from engine.data.shards import ShardWriter
 from engine.data.split import Progress, Split
 from engine.data.statistics import RowCounts, Statistics
@@ -96,7 +97,8 @@ def prepare(
 ) -> Prepared:
     """Reads `sources` (dataset id → file) and writes, below `out`:
 
-    train/, eval/ (Arrow shards with columns input_ids and labels; eval only where rows are held out),
+    train/, eval/ (Arrow shards with columns input_ids and labels; eval only where rows are held out), train_rows.bin
+    (the source and number of each row of train/),
     eval_rows.jsonl (a JSON object per held-out row: instruction, input, expected_output, messages without the last
     answer, the rendered prompt), prepared.json (`Prepared`) and report.json (the report).
 
@@ -118,6 +120,7 @@ def prepare(
         report.refuse()
         out.mkdir(parents=True, exist_ok=True)
         train = stack.enter_context(ShardWriter(out / "train", f"{key[:16]}-train"))
+        numbers = stack.enter_context(RowNumberWriter.open(out, config))
         if split.evaluates:
             evaluated = stack.enter_context(ShardWriter(out / "eval", f"{key[:16]}-eval"))
             eval_rows = stack.enter_context((out / "eval_rows.jsonl").open("w", encoding="utf-8"))
@@ -126,6 +129,7 @@ def prepare(
             if made.train:
                 packs[phase].add(made.train.lengths.tolist())
                 train.write(made.train)
+                numbers.write(made.train)
             if made.eval:
                 evaluated.write(made.eval)
                 eval_rows.write(made.eval_rows)

@@ -14,7 +14,11 @@ from gateway.work.kinds import EVALUATION, EXPORT, FINE_TUNING_JOB, Kind
 from gateway.work.ledger import ELAPSED_SECONDS, Decision
 from gateway.work.retention import prune_checkpoints
 
-_LOG_SERIES = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "num_tokens", ELAPSED_SECONDS)
+_LOG_SERIES = (
+    "loss", "learning_rate", "grad_norm", "tokens_per_second", "num_tokens", ELAPSED_SECONDS, "samples_per_second",
+    "padded_tokens_per_second", "seconds_per_step", "mfu", "data_seconds", "forward_seconds", "backward_seconds",
+    "optimizer_seconds",
+)  # fmt: skip
 _EVAL_SERIES = ("eval_loss", "perplexity", "eval_runtime_seconds")
 
 
@@ -60,8 +64,9 @@ def _note_phase(progress: Progress, phase: Phase) -> None:
 def _values(payload: Log | Eval, series: tuple[str, ...]) -> Iterator[tuple[str, float]]:
     # An extra that bears the name of a series takes its place: a point stands once.
     extras = payload.extras
+    fields = payload.DESCRIPTOR.fields_by_name
     for name in series:
-        if name not in extras:
+        if name not in extras and (not fields[name].has_presence or payload.HasField(name)):
             yield name, getattr(payload, name)
     yield from extras.items()
 

@@ -631,6 +631,11 @@ class Reason(OpenEnum):
     """A preflight, or a query about data, took more processor time than the operator allows. Caller: use fewer rows, or
     simplify the templates."""
 
+    LOSS_NOT_FINITE = "LOSS_NOT_FINITE"
+    """The loss, the gradient or a trained weight became NaN or infinite; the message names the step and the rows.
+    Checkpoints from before that step are kept. Caller: lower the learning rate, check these rows, or use bf16 or fp32
+    instead of fp16."""
+
     # Warnings: What a job runs with and its caller should know.
 
     MAX_LENGTH_CLIPPED = "MAX_LENGTH_CLIPPED"
@@ -686,9 +691,6 @@ class Reason(OpenEnum):
     """`warmup_steps` is not below the steps of the job and was lowered to one step fewer. Caller: lower
     `warmup_steps`."""
 
-    LOSS_NOT_FINITE = "LOSS_NOT_FINITE"
-    """The loss or the gradient norm is NaN or infinite. Caller: lower the learning rate, or use fp32."""
-
     CHECKPOINT_NOT_STORED = "CHECKPOINT_NOT_STORED"
     """A checkpoint could not be stored yet; a failure now costs all steps since the last stored one. Operator: look at
     the artifact store."""
@@ -710,6 +712,14 @@ class Reason(OpenEnum):
     ATTENTION_REPLACED = "ATTENTION_REPLACED"
     """Warning: the base model does not support the implementation of attention that was chosen; it uses another one.
     Caller: set attn_implementation to the one it uses to have no warning."""
+
+    LOSS_SPIKE = "LOSS_SPIKE"
+    """The loss of a step is far above that of the steps before it. Caller: check the rows that the message names; if
+    the loss does not fall back, lower the learning rate."""
+
+    GRADIENT_ZERO = "GRADIENT_ZERO"
+    """The gradient stays exactly 0, so that nothing is learned. Caller: check the base model's weights and the rows
+    that the message names; with fp16, use bf16 or fp32."""
 
     # Service: What is wrong with the system and not with the call.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import typer
 
 from finetuneflow.cli.advice import ftf
@@ -11,10 +13,19 @@ from finetuneflow.cli.live import follow
 from finetuneflow.cli.session import Session
 
 
-def follow_or_detach(session: Session, job_id: str, *, json: bool, after_sequence: int = 0) -> None:
+def follow_or_detach(
+    session: Session, job_id: str, *, json: bool, after_sequence: int = 0, training_log: Path | None = None
+) -> None:
     """Follows a job and returns when it has SUCCEEDED; otherwise exits with a code."""
     try:
-        job = follow(session.client, job_id, console=session.console, json=json, after_sequence=after_sequence)
+        job = follow(
+            session.client,
+            job_id,
+            console=session.console,
+            json=json,
+            after_sequence=after_sequence,
+            training_log=training_log,
+        )
     except KeyboardInterrupt:
         console = error_console()
         console.print(f"\nDetached; the job continues. Follow it: {ftf(f'jobs watch {job_id}')}")

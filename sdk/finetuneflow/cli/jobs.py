@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -58,10 +59,16 @@ def watch(
     ctx: typer.Context,
     job_id: JobId,
     after: Annotated[int, typer.Option(min=0, max=INT64_MAX, help="Only events after this sequence.")] = 0,
+    training_log: Annotated[
+        Path | None,
+        typer.Option(
+            dir_okay=False, help="Write the metrics to this file as they arrive, one JSON object per line; replaces it."
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Follow a job from its first event to its end. Ctrl-C leaves the job running."""
-    follow_or_detach(session(ctx), job_id, json=json, after_sequence=after)
+    follow_or_detach(session(ctx), job_id, json=json, after_sequence=after, training_log=training_log)
 
 
 @app.command()

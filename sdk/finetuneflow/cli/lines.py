@@ -24,7 +24,7 @@ def log_figures(log: Log) -> str:
     """Formats training metrics."""
     return (
         f"loss {log.loss:.4f}  lr {log.learning_rate:.2e}  grad norm {log.grad_norm:.3g}  "
-        f"{log.tokens_per_second:.0f} tokens/s"
+        f"{log.tokens_per_second:.0f} tokens/s" + (f"  MFU {log.mfu:.1%}" if log.mfu is not None else "")
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -13,6 +15,7 @@ from finetuneflow.cli.lines import Lines, log_figures, phase_name
 from finetuneflow.cli.outcome import show_outcome
 from finetuneflow.cli.plot import plot
 from finetuneflow.cli.session import duration, print_json
+from finetuneflow.cli.training_log import written
 from finetuneflow.cli.view import STAGES, JobView
 from finetuneflow.client import Client
 from finetuneflow.resources.job import Job, Stage
@@ -28,30 +31,34 @@ def follow(
     json: bool = False,
     after_sequence: int = 0,
     outcome: bool = True,
+    training_log: Path | None = None,
 ) -> Job:
     """Shows a job until it ends, then its outcome (if `outcome`), and returns the job in its final state.
 
-    With `json`, prints each event as a line of JSON and nothing else. KeyboardInterrupt leaves the job running and is
+    With `json`, prints each event as a line of JSON and nothing else. `training_log`: file to which the metrics are
+    written as they arrive. KeyboardInterrupt leaves the job running and is
     raised again. Raises NotFound, and ServerUnreachable if no server answers for 60 s.
     """
     console = console or make_console()
     if json:
-        for event in client.jobs.watch(job_id, after_sequence=after_sequence):
+        for event in written(client.jobs.watch(job_id, after_sequence=after_sequence), training_log):
             print_json(event.proto)
         return client.jobs.get(job_id)
     if console.is_terminal:
-        view = _follow_live(client, job_id, console, after_sequence)
+        view = _follow_live(client, job_id, console, after_sequence, training_log)
         if len(view.losses) > 1:
             console.print(plot({"loss": view.losses, "eval loss": view.eval_losses}, width=min(72, console.width - 14)))
     else:
-        _follow_lines(client, job_id, console, after_sequence)
+        _follow_lines(client, job_id, console, after_sequence, training_log)
     job = client.jobs.get(job_id)
     if outcome:
         show_outcome(client, job, console, told=not console.is_terminal)
     return job
 
 
-def _follow_lines(client: Client, job_id: str, console: Console, after_sequence: int) -> None:
+def _follow_lines(
+    client: Client, job_id: str, console: Console, after_sequence: int, training_log: Path | None
+) -> None:
     lines = Lines()
 
     def say(line: str) -> None:
@@ -64,13 +71,15 @@ def _follow_lines(client: Client, job_id: str, console: Console, after_sequence:
         on_disconnect=lambda _: say(_DISCONNECTED),
         on_reconnect=lambda: say("Reconnected; no events were missed."),
     )
-    for event in events:
+    for event in written(events, training_log):
         line = lines.of(event)
         if line is not None:
             say(line)
 
 
-def _follow_live(client: Client, job_id: str, console: Console, after_sequence: int) -> JobView:
+def _follow_live(
+    client: Client, job_id: str, console: Console, after_sequence: int, training_log: Path | None
+) -> JobView:
     job = client.jobs.get(job_id)
     title = " · ".join(filter(None, [job_id, str(job.spec.get("base_model", "")), str(job.spec.get("recipe", ""))]))
     view = JobView(job_id, title=title)
@@ -88,7 +97,7 @@ def _follow_live(client: Client, job_id: str, console: Console, after_sequence: 
         on_reconnect=lambda: connected(True),
     )
     with Live(_Display(view), console=console, refresh_per_second=4, transient=True):
-        for event in events:
+        for event in written(events, training_log):
             view.feed(event)
     console.print(stages_line(view))
     return view

@@ -14,6 +14,7 @@ from finetuneflow.client import Client
 from finetuneflow.resources.evaluation import Evaluation
 from finetuneflow.resources.event import Event
 from finetuneflow.resources.job import AttemptSummary, Job, JobState
+from finetuneflow.resources.stage_result import TrainingResult
 
 
 def show_outcome(client: Client, job: Job, console: Console, *, told: bool = False) -> None:
@@ -134,6 +135,8 @@ def _show_results(client: Client, job: Job, console: Console) -> None:
         took = duration(training.train_runtime_seconds)
         steps = count(training.total_steps, "step")
         console.print(f"Training    {steps} in {took}, mean training loss {training.train_loss:.4f}{best}")
+        if needs := _needs(job, training):
+            console.print(f"Needed      {needs}")
     if job.evaluation_id:
         show_evaluation(client.evaluations.get(job.evaluation_id), console)
     if job.export_id:
@@ -142,6 +145,19 @@ def _show_results(client: Client, job: Job, console: Console) -> None:
             console.print(f"Package     {export.result.package_path}, {size(export.result.package_size_bytes)}")
     if job.tuned_model:
         console.print(f"Tuned model {job.tuned_model}")
+
+
+def _needs(job: Job, training: TrainingResult) -> str:
+    """Returns the measured peak memory and speed beside their estimates."""
+    estimate = job.preflight.estimate if job.preflight else None
+    parts = []
+    if peak := training.peak_gpu_memory_bytes or training.peak_memory_bytes:
+        expected = f" (estimate {size(estimate.memory_total_bytes)})" if estimate else ""
+        parts.append(f"peak memory {size(peak)}{expected}")
+    if speed := training.train_tokens_per_second:
+        expected = f" (estimate {estimate.tokens_per_second:,.0f})" if estimate and estimate.tokens_per_second else ""
+        parts.append(f"{speed:,.0f} tokens/s{expected}")
+    return ", ".join(parts)
 
 
 def show_evaluation(evaluation: Evaluation, console: Console) -> None:

@@ -85,11 +85,13 @@ class Log(Resource):
     epoch: float
     """Completed epochs, fractional."""
     loss: float
-    """Mean loss since the previous log event, in nats per trained token. NaN and infinity are reported unchanged."""
+    """Mean loss since the previous log event, in nats per trained token. It is finite: a loss that is NaN or infinite
+    ends the attempt with LOSS_NOT_FINITE before its step is taken."""
     learning_rate: float
     """Learning rate of the latest step."""
     grad_norm: float
-    """Norm of the latest gradient before clipping."""
+    """Norm of the latest gradient before clipping. With fp16 it may be NaN or infinite: the loss scaler then skips the
+    step."""
     tokens_per_second: float
     """Tokens per second since the previous log event, without padding, evaluation and saving."""
     num_tokens: int
@@ -100,6 +102,26 @@ class Log(Resource):
     """Seconds of training in this attempt."""
     extras: dict[str, float]
     """Further metrics of the training method, by name."""
+    samples_per_second: float
+    """Rows per second since the previous log event; packed rows count individually. As all rates and times below,
+    without evaluation and saving, and of this attempt only."""
+    padded_tokens_per_second: float
+    """Tokens per second since the previous log event, with padding."""
+    seconds_per_step: float
+    """Mean seconds per optimizer step since the previous log event."""
+    mfu: float | None
+    """Model FLOPs utilisation: the operations that the tokens without padding need, without recomputation, as a
+    fraction of the device's peak in 16 bits. None if the peak is unknown: on CPUs, on GPUs that are not in the
+    estimator's table, and with fp32."""
+    data_seconds: float
+    """Part of seconds_per_step spent waiting for rows. On GPUs, this and the three times below are those of the device:
+    this one is the time in which it had nothing to do between two steps."""
+    forward_seconds: float
+    """Part of seconds_per_step spent in the forward pass and the loss."""
+    backward_seconds: float
+    """Part of seconds_per_step spent in the backward pass."""
+    optimizer_seconds: float
+    """Part of seconds_per_step spent clipping the gradient and updating the weights."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -111,7 +111,7 @@ class Phase(_message.Message):
     def __init__(self, name: _Optional[str] = ..., index: _Optional[int] = ..., count: _Optional[int] = ..., detail: _Optional[str] = ..., fraction: _Optional[float] = ...) -> None: ...
 
 class Log(_message.Message):
-    __slots__ = ("step", "total_steps", "epoch", "loss", "learning_rate", "grad_norm", "tokens_per_second", "num_tokens", "eta_seconds", "elapsed_seconds", "extras")
+    __slots__ = ("step", "total_steps", "epoch", "loss", "learning_rate", "grad_norm", "tokens_per_second", "num_tokens", "eta_seconds", "elapsed_seconds", "extras", "samples_per_second", "padded_tokens_per_second", "seconds_per_step", "mfu", "data_seconds", "forward_seconds", "backward_seconds", "optimizer_seconds")
     class ExtrasEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -130,6 +130,14 @@ class Log(_message.Message):
     ETA_SECONDS_FIELD_NUMBER: _ClassVar[int]
     ELAPSED_SECONDS_FIELD_NUMBER: _ClassVar[int]
     EXTRAS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    PADDED_TOKENS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_PER_STEP_FIELD_NUMBER: _ClassVar[int]
+    MFU_FIELD_NUMBER: _ClassVar[int]
+    DATA_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    FORWARD_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    BACKWARD_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    OPTIMIZER_SECONDS_FIELD_NUMBER: _ClassVar[int]
     step: int
     total_steps: int
     epoch: float
@@ -141,7 +149,15 @@ class Log(_message.Message):
     eta_seconds: float
     elapsed_seconds: float
     extras: _containers.ScalarMap[str, float]
-    def __init__(self, step: _Optional[int] = ..., total_steps: _Optional[int] = ..., epoch: _Optional[float] = ..., loss: _Optional[float] = ..., learning_rate: _Optional[float] = ..., grad_norm: _Optional[float] = ..., tokens_per_second: _Optional[float] = ..., num_tokens: _Optional[int] = ..., eta_seconds: _Optional[float] = ..., elapsed_seconds: _Optional[float] = ..., extras: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    samples_per_second: float
+    padded_tokens_per_second: float
+    seconds_per_step: float
+    mfu: float
+    data_seconds: float
+    forward_seconds: float
+    backward_seconds: float
+    optimizer_seconds: float
+    def __init__(self, step: _Optional[int] = ..., total_steps: _Optional[int] = ..., epoch: _Optional[float] = ..., loss: _Optional[float] = ..., learning_rate: _Optional[float] = ..., grad_norm: _Optional[float] = ..., tokens_per_second: _Optional[float] = ..., num_tokens: _Optional[int] = ..., eta_seconds: _Optional[float] = ..., elapsed_seconds: _Optional[float] = ..., extras: _Optional[_Mapping[str, float]] = ..., samples_per_second: _Optional[float] = ..., padded_tokens_per_second: _Optional[float] = ..., seconds_per_step: _Optional[float] = ..., mfu: _Optional[float] = ..., data_seconds: _Optional[float] = ..., forward_seconds: _Optional[float] = ..., backward_seconds: _Optional[float] = ..., optimizer_seconds: _Optional[float] = ...) -> None: ...
 
 class Eval(_message.Message):
     __slots__ = ("step", "total_steps", "epoch", "eval_loss", "perplexity", "eval_runtime_seconds", "best", "evaluations_without_improvement", "extras")

@@ -15,6 +15,7 @@ from services.exporter.worker.model_card import model_card
 from services.exporter.worker.plots import draw_losses
 from services.exporter.worker.report import report
 from services.exporter.worker.row_forms import RowForms
+from services.exporter.worker.training_log import training_log, training_metadata
 
 ZIP = "finetuneflow_export.zip"
 MANIFEST = "manifest.json"
@@ -91,6 +92,8 @@ def write_documents(child_input: ExportInput, folder: Path, adapter_config: dict
     """Settings, figures, report, plot and model card."""
     _write_json(folder / "training_config.json", training_config(child_input, adapter_config))
     _write_json(folder / "metrics.json", metrics(child_input))
+    (folder / "training_log.json").write_text(training_log(child_input), "utf-8")
+    _write_json(folder / "training_metadata.json", training_metadata(child_input))
     (folder / "report.md").write_text(report(child_input), "utf-8")
     (folder / "README.md").write_text(model_card(child_input), "utf-8")
     best = child_input.training.best_step

@@ -83,7 +83,33 @@ def _results(child_input: ExportInput) -> str:
 - Final train loss: {training.final_train_loss:.4f} (mean over the training {training.train_loss:.4f})
 - Final eval loss: {eval_loss}
 - Perplexity: {ppl}
-- Training time: {_duration(training.train_runtime_seconds)} ({training.total_steps:,} steps{ending})"""
+- Training time: {_duration(training.train_runtime_seconds)} ({training.total_steps:,} steps{ending})
+- Speed: {_speed(child_input)}
+- Peak memory: {_memory(child_input)}"""
+
+
+def _speed(child_input: ExportInput) -> str:
+    training, estimate = child_input.training, child_input.preflight.estimate
+    if not training.train_tokens_per_second:
+        return NOT_MEASURED
+    measured = f"{training.train_tokens_per_second:,.0f} tokens/s"
+    if not estimate.tokens_per_second:
+        return measured
+    return f"{measured}, {training.train_tokens_per_second / estimate.tokens_per_second:.2f} times the estimate"
+
+
+def _memory(child_input: ExportInput) -> str:
+    """The measured peak where the estimate was about: on the GPU or, without one, in the process."""
+    training, estimate = child_input.training, child_input.preflight.estimate
+    on_gpu = training.HasField("peak_gpu_memory_bytes")
+    peak = training.peak_gpu_memory_bytes if on_gpu else training.peak_memory_bytes
+    if not peak:
+        return NOT_MEASURED
+    measured = f"{peak / 2**30:.2f} GiB" + (" on the GPU" if on_gpu else "")
+    if not estimate.memory_total_bytes:
+        return measured
+    estimated, upper = estimate.memory_total_bytes / 2**30, estimate.memory_upper_bytes / 2**30
+    return f"{measured} (estimate: {estimated:.2f} GiB, at most {upper:.2f} GiB)"
 
 
 def _samples(samples: list[InferenceSample]) -> str:

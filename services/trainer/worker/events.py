@@ -1,7 +1,6 @@
 """Turns the Trainer's progress into events, and the supervisor's requests into the Trainer's control flags."""
 
 import contextlib
-import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -13,13 +12,15 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from chassis.child.phases import Phases
 from chassis.child.pipe import EventSink
 from chassis.failpoints import failpoint
-from engine.config.advice import setting
 from engine.config.curriculum import Curriculum
 from engine.config.job import Hyperparameters
 from engine.perplexity import perplexity
-from finetuneflow.v1.event_pb2 import CheckpointSaved, Eval, Log, Restored, Warning
+from finetuneflow.v1.event_pb2 import CheckpointSaved, Eval, Log, Restored
 from services.trainer.worker.checkpoint import publish
+from services.trainer.worker.health import Health
 from services.trainer.worker.progress import Progress, Totals, per_second
+from services.trainer.worker.stopwatch import Stopwatch
+from services.trainer.worker.training_log import TrainingLog
 
 PHASES = ("loading_model", "preparing", "training", "saving")
 
@@ -37,12 +38,18 @@ class TrainingCallback(TrainerCallback):
         hyper: Hyperparameters,
         *,
         progress: Progress,
+        log: TrainingLog,
+        stopwatch: Stopwatch,
+        peak_tokens_per_second: float | None,
         trainer_dir: Path,
         out_dir: Path,
         curriculum: Curriculum | None,
         restored: Restored | None,
     ) -> None:
+        """`peak_tokens_per_second`: tokens a second at which the device would be fully used; None if unknown."""
         self.progress = progress
+        self.health = Health(sink, hyper, progress)
+        self._log, self._stopwatch, self._peak_tokens_per_second = log, stopwatch, peak_tokens_per_second
         self._restored = restored
         self._curriculum = curriculum
         self._phase: int | None = None
@@ -54,19 +61,40 @@ class TrainingCallback(TrainerCallback):
         self._trainer_dir, self._out_dir = trainer_dir, out_dir
         self._last_log = Totals()
         self._step_loss = 0.0
-        self._warned = False
+        self._micro_batch = 0
+        """Position in its step of the micro-batch that comes next."""
         # Training time is measured from mark to mark; the time between the end of a step that evaluates or saves and
         # the start of the next one does not count.
         self._mark = self._began = time.monotonic()
         self._interrupted = True
 
-    def trained(self, loss: float, num_rows: int, num_tokens: int) -> None:
-        """Counts one forward and backward pass; `loss` is its share of the step's mean."""
+    def loading(self) -> None:
+        """Begins a step: its rows are fetched now."""
+        if self._interrupted:
+            self._mark, self._interrupted = time.monotonic(), False
+        self._stopwatch.enter("data")
+
+    def forward(self) -> None:
+        """Begins the forward pass of a micro-batch."""
+        self._stopwatch.enter("forward")
+
+    def computed(self, loss: float, num_rows: int, num_tokens: int, num_padded_tokens: int) -> None:
+        """Counts a forward pass, which the host has waited for; `loss` is its share of the step's mean. Begins its
+        backward pass, or raises JobError("LOSS_NOT_FINITE")."""
+        self._stopwatch.enter("backward")
+        self._stopwatch.read()
+        self.health.check_loss(loss, self._micro_batch)
+        self._micro_batch += 1
         self._step_loss += loss
         self.attempt.num_rows += num_rows
         self.attempt.num_tokens += num_tokens
+        self.attempt.num_padded_tokens += num_padded_tokens
         self.progress.num_rows += num_rows
         self.progress.num_tokens += num_tokens
+
+    def backward_done(self) -> None:
+        """Ends the backward pass of a micro-batch."""
+        self._stopwatch.enter("optimizer")
 
     @contextlib.contextmanager
     def saving(self, *, last: bool) -> Iterator[None]:
@@ -96,8 +124,6 @@ class TrainingCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
         self._emit_phase(state.global_step + 1)
-        if self._interrupted:
-            self._mark, self._interrupted = time.monotonic(), False
         return control
 
     def _emit_phase(self, step: int) -> None:
@@ -120,6 +146,8 @@ class TrainingCallback(TrainerCallback):
     def on_substep_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
+        # The next micro-batch of the step.
+        self._stopwatch.enter("data")
         self._phases.check()
         return control
 
@@ -130,9 +158,13 @@ class TrainingCallback(TrainerCallback):
         return control
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, optimizer: Any = None, **_: Any
     ) -> TrainerControl:
+        self._stopwatch.enter(None)
+        loss = self._step_loss
         self._count_step(state)
+        self.health.check_skipped(optimizer.step_was_skipped)
+        self.health.check_step(loss)
         failpoint(f"training.step-{state.global_step}")
         self._phases.check()
         if state.global_step >= state.max_steps:
@@ -160,6 +192,7 @@ class TrainingCallback(TrainerCallback):
         progress.window_loss_sum, progress.window_steps = 0.0, 0
         self._last_log = replace(self.attempt)
         wall = time.monotonic() - self._began
+        parts, steps = self._stopwatch.take(), max(window.steps, 1)
         event = Log(
             step=state.global_step,
             total_steps=state.max_steps,
@@ -171,12 +204,19 @@ class TrainingCallback(TrainerCallback):
             num_tokens=progress.num_tokens,
             eta_seconds=(state.max_steps - state.global_step) * wall / max(self.attempt.steps, 1),
             elapsed_seconds=self.attempt.seconds,
+            samples_per_second=per_second(window.num_rows, window.seconds),
+            padded_tokens_per_second=per_second(window.num_padded_tokens, window.seconds),
+            seconds_per_step=window.seconds / steps,
+            **{f"{part}_seconds": seconds / steps for part, seconds in parts.items()},
             extras=_extras(logs, _OWN_LOG_FIELDS, ""),
         )
+        if self._peak_tokens_per_second:
+            event.mfu = event.tokens_per_second / self._peak_tokens_per_second
         if self._phase is not None:
             event.extras["phase"] = self._phase + 1
         self._sink.emit(event)
-        self._warn_unless_finite(event)
+        self._log.add(event)
+        self.health.check_log(event.grad_norm, last=state.global_step >= state.max_steps)
         return control
 
     def on_evaluate(
@@ -192,19 +232,20 @@ class TrainingCallback(TrainerCallback):
         eval_loss, patience = metrics["eval_loss"], self._hyper.early_stopping_patience
         best = self.progress.evaluated(eval_loss, self._hyper.early_stopping_threshold)
         waited = self.progress.evaluations_without_improvement
-        self._sink.emit(
-            Eval(
-                step=state.global_step,
-                total_steps=state.max_steps,
-                epoch=self._epoch(state),
-                eval_loss=eval_loss,
-                perplexity=perplexity(eval_loss),
-                eval_runtime_seconds=metrics.get("eval_runtime", 0.0),
-                best=best,
-                evaluations_without_improvement=waited,
-                extras=_extras(metrics, _OWN_EVAL_FIELDS, "eval_"),
-            )
+        event = Eval(
+            step=state.global_step,
+            total_steps=state.max_steps,
+            epoch=self._epoch(state),
+            eval_loss=eval_loss,
+            perplexity=perplexity(eval_loss),
+            eval_runtime_seconds=metrics.get("eval_runtime", 0.0),
+            best=best,
+            evaluations_without_improvement=waited,
+            extras=_extras(metrics, _OWN_EVAL_FIELDS, "eval_"),
         )
+        self._sink.emit(event)
+        self._log.add(event)
+        self.health.check_evaluation(eval_loss)
         failpoint(f"training.evaluated-{state.global_step}")
         if 0 < patience <= waited and state.global_step < state.max_steps:
             self.progress.early_stopped = control.should_training_stop = True
@@ -214,6 +255,7 @@ class TrainingCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
         progress = self.progress
+        self._log.copy_to(self._trainer_dir / f"checkpoint-{progress.step}")
         event = CheckpointSaved(
             step=progress.step,
             epoch=progress.epoch,
@@ -237,20 +279,7 @@ class TrainingCallback(TrainerCallback):
         progress.loss_sum += self._step_loss
         progress.window_loss_sum += self._step_loss
         progress.window_steps += 1
-        self._step_loss = 0.0
-
-    def _warn_unless_finite(self, log: Log) -> None:
-        if self._warned or (math.isfinite(log.loss) and math.isfinite(log.grad_norm)):
-            return
-        self._warned = True
-        self._sink.emit(
-            Warning(
-                reason="LOSS_NOT_FINITE",
-                message=f"At step {log.step} the loss is {log.loss:g} and the gradient norm {log.grad_norm:g}.",
-                advice="Lower hyperparameters.learning_rate, raise hyperparameters.warmup_ratio, or set "
-                f"{setting('hyperparameters.precision', 'fp32')}. Look for rows with unusual characters.",
-            )
-        )
+        self._step_loss, self._micro_batch = 0.0, 0
 
 
 def _extras(logs: Mapping[str, float], own: frozenset[str], prefix: str) -> dict[str, float]:

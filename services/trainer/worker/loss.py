@@ -12,7 +12,7 @@ from engine.config.curriculum import Curriculum
 from engine.data.spans import IGNORED
 from services.trainer.worker.events import TrainingCallback
 from services.trainer.worker.label_smoothing import LabelSmoothing
-from services.trainer.worker.order import GroupedByLength, PhaseByPhase, lengths
+from services.trainer.worker.order import GroupedByLength, PhaseByPhase, lengths, rows_of_step
 
 _NOTHING: AbstractContextManager[list[torch.Tensor]] = nullcontext([])
 
@@ -28,6 +28,11 @@ class Trainer(SFTTrainer):
         self._nll: list[float] = []
         self._num_predicted: list[int] = []
         super().__init__(**arguments)
+
+    def rows_of(self, step: int, micro_batch: int | None) -> list[int]:
+        """Returns the indices in the training rows of a step, counted from 1, or of one of its micro-batches."""
+        dataloader, accumulation = self.callback_handler.train_dataloader, self.args.gradient_accumulation_steps
+        return rows_of_step(dataloader, accumulation, step, micro_batch)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """Orders rows reproducibly for a resumed epoch. The library's shuffle is reproducible; its grouping is not."""
@@ -48,8 +53,11 @@ class Trainer(SFTTrainer):
     ) -> Any:
         """Returns the mean over the trained tokens of the step (`num_items_in_batch`) or, in evaluation, the batch."""
         training, predicted = model.training, inputs["labels"][:, 1:] != IGNORED
+        if training:
+            self._callback.forward()
         num_predicted = int(predicted.sum())
         num_rows, num_tokens = _size(inputs)
+        num_padded_tokens = inputs["input_ids"].numel()
         # With Triton, TRL skips untrained positions itself; on a CPU it would pass every position through the head,
         # which for short answers wastes most of the head's work.
         compact = inputs["input_ids"].device.type == "cpu" and num_predicted > 0
@@ -64,11 +72,27 @@ class Trainer(SFTTrainer):
             loss = loss + smoothing.added_loss(hidden[0], labels) / (num_items_in_batch or max(num_predicted, 1))
         value = (loss[0] if return_outputs else loss).item()
         if training:
-            self._callback.trained(value, num_rows, num_tokens)
+            self._callback.computed(value, num_rows, num_tokens, num_padded_tokens)
         else:
             self._nll.append(value * num_predicted)
             self._num_predicted.append(num_predicted)
         return loss
+
+    def get_batch_samples(self, *arguments: Any) -> Any:
+        """Fetches the rows of a step, and tells the callback before it does."""
+        self._callback.loading()
+        return super().get_batch_samples(*arguments)
+
+    def training_step(self, *arguments: Any) -> torch.Tensor:
+        """Runs the forward and backward pass of a micro-batch, and tells the callback after it has."""
+        loss: torch.Tensor = super().training_step(*arguments)  # type: ignore[no-untyped-call]
+        self._callback.backward_done()
+        return loss
+
+    def _get_grad_norm(self, *arguments: Any, **options: Any) -> Any:
+        norm = super()._get_grad_norm(*arguments, **options)  # type: ignore[no-untyped-call]
+        self._callback.health.check_gradient(norm)
+        return norm
 
     @contextmanager
     def _hidden_states(self, predicted: torch.Tensor, *, compact: bool) -> Iterator[list[torch.Tensor]]:
@@ -113,6 +137,7 @@ class Trainer(SFTTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         with self._callback.saving(last=self.control.should_training_stop):
+            self._callback.health.check_weights(model)
             super()._save_checkpoint(model, trial)  # type: ignore[no-untyped-call]
 
     def create_model_card(self, *arguments: Any, **options: Any) -> None:

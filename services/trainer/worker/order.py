@@ -1,8 +1,11 @@
 """Order of the rows in training."""
 
+import copy
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -65,6 +68,28 @@ class PhaseByPhase(Sampler[int]):
         lengths = self._lengths[first : first + rows]
         grouped: list[int] = get_length_grouped_indices(lengths, self._curriculum.per_step, generator=generator)
         return grouped
+
+
+def rows_of_step(dataloader: Any, accumulation: int, step: int, micro_batch: int | None) -> list[int]:
+    """Returns the indices of the rows of a step, counted from 1, or of one of its micro-batches, counted from 0.
+
+    Draws the order of the epoch again, as the data loader did, so that training steps need not record their rows.
+    """
+    per_epoch = len(dataloader)
+    epoch, in_epoch = divmod(step - 1, math.ceil(per_epoch / accumulation))
+    first = in_epoch * accumulation
+    last = min(first + accumulation, per_epoch)
+    if micro_batch is not None:
+        first += micro_batch
+        last = first + 1
+    batches, sampler = copy.copy(dataloader.batch_sampler), copy.copy(dataloader.batch_sampler.sampler)
+    if getattr(sampler, "generator", None) is not None:
+        # The copy makes a generator of its own; the data loader may be in the middle of an epoch with this one.
+        sampler.generator = None
+    if hasattr(sampler, "set_epoch"):
+        sampler.set_epoch(epoch)
+    batches.sampler = sampler
+    return [index for batch in islice(batches, first, last) for index in batch]
 
 
 def lengths(rows: Dataset) -> list[int]:

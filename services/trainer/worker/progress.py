@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Self
 
@@ -36,11 +36,13 @@ class Progress:
     eval_step: int = 0
     evaluations_without_improvement: int = 0
     early_stopped: bool = False
+    recent_losses: list[float] = field(default_factory=list)
+    """Losses of the latest steps, by which a spike is recognised."""
 
     @classmethod
     def read(cls, checkpoint: Path) -> Self:
         """Reads the totals of a checkpoint. Ignores keys of a later version."""
-        known = {field.name for field in fields(cls)}
+        known = {each.name for each in fields(cls)}
         stored = json.loads((checkpoint / CHECKPOINT_FILE).read_text())
         return cls(**{key: value for key, value in stored.items() if key in known})
 
@@ -74,6 +76,8 @@ class Totals:
     num_rows: int = 0
     num_tokens: int = 0
     """Padding not counted."""
+    num_padded_tokens: int = 0
+    """Padding counted."""
     seconds: float = 0.0
     """Training time, without loading, evaluation and saving."""
 

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from datasets import Dataset, concatenate_datasets
 from transformers import AutoTokenizer, PrinterCallback, set_seed
-from trl.data_utils import pack_dataset
 from trl.trainer.sft_config import SFTConfig
 
 from chassis.child.phases import Phases
@@ -16,7 +15,6 @@ from chassis.child.pipe import EventSink, Paused
 from engine.config.advice import setting
 from engine.config.curriculum import Curriculum
 from engine.config.trl_arguments import sft_arguments
-from engine.data.prepare import Prepared
 from engine.data.shards import read_shards
 from engine.data.tokenizer import Tokenizer
 from engine.model import load
@@ -31,7 +29,11 @@ from services.trainer.worker.loss import Trainer
 from services.trainer.worker.methods import keep_trained_weights_float32, trainable_model
 from services.trainer.worker.order import lengths
 from services.trainer.worker.progress import Progress, Totals, per_second
+from services.trainer.worker.rows import packed, row_names
 from services.trainer.worker.samples import SampleCallback
+from services.trainer.worker.stopwatch import Stopwatch
+from services.trainer.worker.training_log import TrainingLog
+from services.trainer.worker.utilisation import peak_tokens_per_second
 
 
 def train(child_input: TrainingInput, sink: EventSink) -> TrainingResult:
@@ -60,6 +62,9 @@ def train(child_input: TrainingInput, sink: EventSink) -> TrainingResult:
         hyper,
         curriculum=curriculum,
         progress=progress,
+        log=TrainingLog(child_input.out_dir, resume_from),
+        stopwatch=Stopwatch(on),
+        peak_tokens_per_second=peak_tokens_per_second(child_input, on, train_rows),
         trainer_dir=trainer_dir,
         out_dir=child_input.out_dir,
         restored=restored,
@@ -82,6 +87,7 @@ def train(child_input: TrainingInput, sink: EventSink) -> TrainingResult:
             callbacks=[callback],
         )
         keep_trained_weights_float32(model)
+        callback.health.rows = lambda *of: row_names(child_input, trainer.rows_of(*of))
         trainer.weights_loaded = config.method != "full" and config.lora.changes_base
     if hyper.label_smoothing_factor:
         trainer.smoothing = LabelSmoothing(model, hyper.label_smoothing_factor)
@@ -112,14 +118,8 @@ def train(child_input: TrainingInput, sink: EventSink) -> TrainingResult:
 
 def _rows(child_input: TrainingInput) -> tuple[Dataset, Dataset | None, Curriculum | None]:
     """Loads training rows (packed if configured), held-out rows or None, and the curriculum if there are phases."""
-    hyper = child_input.config.hyperparameters
     train_rows = read_shards(child_input.data_dir / "train")
-    parts = [train_rows]
-    if child_input.config.phases:
-        counts = [phase.train.num_examples for phase in Prepared.read(child_input.data_dir).phases]
-        parts = [train_rows.select(range(sum(counts[:i]), sum(counts[: i + 1]))) for i in range(len(counts))]
-    if hyper.packing:
-        parts = [pack_dataset(part, hyper.max_length, "bfd", {"keep_in_memory": True}) for part in parts]
+    parts = packed(child_input, train_rows)
     train_rows = concatenate_datasets(parts)
     curriculum = Curriculum.of(child_input.config, [len(part) for part in parts]) if child_input.config.phases else None
     if not (child_input.data_dir / "eval").is_dir():
@@ -183,6 +183,8 @@ def _result(child_input: TrainingInput, progress: Progress, attempt: Totals, mod
         num_trainable_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
         peak_memory_bytes=_peak_memory(),
     )
+    if torch.cuda.is_initialized():
+        result.peak_gpu_memory_bytes = torch.cuda.max_memory_reserved()
     # Written by this attempt or, if none was better since, by an earlier one, where the supervisor finds it.
     result.best_checkpoint_path = f"checkpoints/step-{result.best_step}"
     if progress.best_eval_loss is not None:

@@ -15,6 +15,7 @@ from engine.config.job import job_config
 from engine.data.blocks import BlockSize
 from engine.data.packing import PackCount
 from engine.data.prepare import Prepared, prepare
+from engine.data.row_numbers import row_names
 from engine.data.tokenizer import Tokenizer
 from engine.data.validation import Report
 from engine.errors import JobError
@@ -79,6 +80,20 @@ def test_rows_are_split_once_and_for_all(bench: Bench) -> None:
     assert {row["instruction"] for row in bench.eval_rows()} == held_out
     bench.run(QA, seed=7)
     assert {row["instruction"] for row in bench.eval_rows()} != held_out
+
+
+def test_training_rows_keep_the_numbers_that_their_owner_knows(bench: Bench) -> None:
+    """A warning about row 12 of a shuffled, deduplicated and divided set would lead to another row of the file."""
+    rows = [*QA[:10], *QA[:5], *QA[10:]]
+    bench.run(rows)
+    config = job_config({"base_model": "m", "training_data": [{"dataset": "ds_1"}]})
+    out, tokenizer = bench.folder / "out", Tokenizer(bench.tokenizer_dir)
+    shard = bench.shard("train")
+    names = row_names(out, config, range(len(shard)))
+    assert len(names) == 36
+    for name, row in zip(names, shard, strict=True):
+        number = int(name.removeprefix("training_data[0] row "))
+        assert rows[number - 1]["question"] in tokenizer.decode(row["input_ids"])
 
 
 def test_duplicates_are_dropped_before_the_split(bench: Bench) -> None:

@@ -61,7 +61,12 @@ def resolved(**changes: Any) -> JobConfig:
 
 
 def series(name: str, points: list[tuple[int, float]]) -> MetricSeries:
-    return MetricSeries(name=name, points=[MetricPoint(step=step, value=value) for step, value in points])
+    # A log event of a step comes before its evaluation.
+    second = name == "eval_loss"
+    return MetricSeries(
+        name=name,
+        points=[MetricPoint(step=step, value=value, sequence=2 * step + second) for step, value in points],
+    )
 
 
 @pytest.fixture(autouse=True)

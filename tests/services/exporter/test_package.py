@@ -35,6 +35,8 @@ FILES = {
     "tokenizer_config.json",
     "train_loss.png",
     "training_config.json",
+    "training_log.json",
+    "training_metadata.json",
 }
 
 
@@ -124,6 +126,11 @@ def test_metrics_contain_both_curves_and_the_samples(out: Path) -> None:
     assert metrics["train_loss_curve"][0] == {"step": 1, "loss": 4.0}
     assert metrics["train_loss_curve"][2] == {"step": 3, "loss": None}
     assert [point["step"] for point in metrics["eval_loss_curve"]] == [2, 4, 6]
+    lines = [json.loads(line) for line in (out / "training_log.json").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 2, 3, 4, 4, 5, 6, 6]
+    assert (lines[1]["loss"], lines[2]["eval_loss"], lines[3]["loss"]) == (3.6, 3.7, None)
+    facts = json.loads((out / "training_metadata.json").read_text())
+    assert (facts["technique"], facts["total_steps"], facts["estimated_tokens_per_second"]) == ("lora", 6, None)
     assert metrics["perplexity"] == pytest.approx(math.exp(metrics["eval_loss"]))
     assert (metrics["train_loss"], metrics["eval_loss"], metrics["best_step"]) == (3.28, 3.2, 4)
     assert (metrics["train_runtime"], metrics["train_samples_per_second"]) == (125.4, 9.5)

@@ -51,6 +51,20 @@ def test_generated_text_is_escaped_in_table_cell(export_input: ExportInput) -> N
     assert len(table[2]) < 400
 
 
+def test_report_compares_speed_and_memory_with_the_estimate(export_input: ExportInput) -> None:
+    """Whether the next job can be larger is otherwise a guess."""
+    export_input.training.train_tokens_per_second = 900.0
+    export_input.training.peak_memory_bytes = 3 * 2**30
+    assert "- Speed: 900 tokens/s" in report(export_input).splitlines()
+    estimate = export_input.preflight.estimate
+    estimate.tokens_per_second, estimate.memory_total_bytes, estimate.memory_upper_bytes = 1000.0, 2**31, 2**32
+    lines = report(export_input).splitlines()
+    assert "- Speed: 900 tokens/s, 0.90 times the estimate" in lines
+    assert "- Peak memory: 3.00 GiB (estimate: 2.00 GiB, at most 4.00 GiB)" in lines
+    export_input.training.peak_gpu_memory_bytes = 2**30
+    assert "- Peak memory: 1.00 GiB on the GPU (estimate: 2.00 GiB, at most 4.00 GiB)" in report(export_input)
+
+
 def test_report_marks_missing_measurements(export_input: ExportInput) -> None:
     export_input.training.ClearField("best_eval_loss")
     for field in ("base_loss", "tuned_loss", "samples"):

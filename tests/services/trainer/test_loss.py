@@ -25,6 +25,8 @@ from services.trainer.worker.loss import Trainer
 from services.trainer.worker.methods import trainable_model
 from services.trainer.worker.progress import Progress
 from services.trainer.worker.recipe import train
+from services.trainer.worker.stopwatch import Stopwatch
+from services.trainer.worker.training_log import TrainingLog
 from tests.services.trainer.parts import Recorder
 
 
@@ -49,6 +51,9 @@ def _callback(child_input: Any) -> TrainingCallback:
         curriculum=None,
         restored=None,
         progress=Progress(),
+        log=TrainingLog(child_input.out_dir, None),
+        stopwatch=Stopwatch("cpu"),
+        peak_tokens_per_second=None,
         trainer_dir=child_input.out_dir,
         out_dir=child_input.out_dir,
     )

@@ -1,5 +1,6 @@
 """A training that was killed at any step has the same weights, curve and best step as an uninterrupted one."""
 
+import json
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -89,6 +90,13 @@ def assert_same_checkpoint(found: Path, expected: Path) -> None:
         assert (found / name).read_bytes() == (expected / name).read_bytes(), f"{found.name}/{name}"
 
 
+def logged(child: Child) -> list[tuple[float, ...]]:
+    """Returns the lines of training_log.json, except what depends on the clock."""
+    lines = [json.loads(line) for line in (child.out_dir / "training_log.json").read_text().splitlines()]
+    names = ("step", "epoch", "loss", "eval_loss", "learning_rate", "grad_norm", "num_tokens")
+    return [tuple(line.get(name) for name in names) for line in lines]
+
+
 def assert_same_as_uninterrupted(children: Sequence[Child], uninterrupted: Child) -> None:
     for kind in (Log, Eval):
         assert reported_values(children, kind) == reported_values([uninterrupted], kind)
@@ -96,6 +104,7 @@ def assert_same_as_uninterrupted(children: Sequence[Child], uninterrupted: Child
         for step, folder in child.checkpoints.items():
             assert_same_checkpoint(folder, uninterrupted.checkpoints[step])
     assert max(children[-1].checkpoints) == max(uninterrupted.checkpoints)
+    assert logged(children[-1]) == logged(uninterrupted) != []
     assert result(children[-1]) == result(uninterrupted)
 
 
