@@ -193,7 +193,7 @@ def test_a_model_in_use_stays_until_its_process_ends(
 
 
 def test_the_end_of_a_use_counts_as_use(hub: Hub, home: Path) -> None:
-    """What a training of days has used is not the first to be deleted."""
+    """The time of the last use is that of its end: a model that was used for days is not deleted first."""
     catalogue = cache(home, 2.5)
     with ModelUses() as uses:
         catalogue.fetch("org/a", anonymous, uses=uses)
