@@ -23,7 +23,7 @@ _X32 = 0x40000000
 """From here on, the numbers of a second set of system calls on x86-64."""
 _AF_UNIX, _SOCK_STREAM, _SOCK_SEQPACKET, _SOCK_TYPES = 1, 1, 5, 0xF
 _NEW_NAMESPACES = 0x7E020000
-"""Flags of clone that begin a namespace. One more, CLONE_NEWTIME, exists for clone3 and unshare only."""
+"""Flags of clone that begin a namespace. That of a time namespace exists for clone3 and unshare only."""
 _UNKNOWN_CALL = 0x00050000 | errno.ENOSYS
 
 _ARCHITECTURES: Final = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
