@@ -101,10 +101,10 @@ async def run(settings: GatewaySettings) -> None:
     )
     quotas = Quotas(settings.tenant_limits)
     secrets = SecretStore(database, keys, quotas)
-    if closed := await secrets.count_closed():
+    if lost := await secrets.count_undecryptable():
         log.error(
             "no key decrypts %d secrets: restore %s and start again, or have their tenants set them again",
-            closed,
+            lost,
             keys.file,
         )
     store = ArtifactStore(settings.artifacts)

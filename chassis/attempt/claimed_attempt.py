@@ -132,7 +132,7 @@ class Attempt:
         """The ending event that the child emitted."""
         self._stall_timer = StallTimer()
         self._held = contextlib.ExitStack()
-        """What the preparation holds for the child."""
+        """Resources that are released when the child has ended, such as the locks of its inputs."""
 
     @property
     def waiting_events(self) -> int:

@@ -22,8 +22,8 @@ _NUMBER, _ARCHITECTURE, _FIRST, _SECOND = 0, 4, 16, 24
 _X32 = 0x40000000
 """From here on, the numbers of a second set of system calls on x86-64."""
 _AF_UNIX, _SOCK_STREAM, _SOCK_SEQPACKET, _SOCK_TYPES = 1, 1, 5, 0xF
-_NEW_NAMESPACES = 0x7E020080
-"""Flags of clone that begin a namespace."""
+_NEW_NAMESPACES = 0x7E020000
+"""Flags of clone that begin a namespace. That of a time namespace exists for clone3 and unshare only."""
 _UNKNOWN_CALL = 0x00050000 | errno.ENOSYS
 
 _ARCHITECTURES: Final = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
@@ -57,7 +57,7 @@ _REFUSED: Final[dict[str, tuple[int, ...]]] = {
     "fremovexattr": (199, 16),
     "removexattrat": (466, 466),
     "file_setattr": (469, 469),
-    # News of files anywhere.
+    # Notifications of changes to files anywhere.
     "inotify_init": (253,),
     "inotify_init1": (294, 26),
     "fanotify_init": (300, 262),
@@ -75,7 +75,7 @@ _REFUSED: Final[dict[str, tuple[int, ...]]] = {
     "process_vm_writev": (311, 271),
     "pidfd_getfd": (438, 438),
     "open_by_handle_at": (304, 265),
-    # Parts of the kernel that training needs not, and that have let programs out before.
+    # Large parts of the kernel that no training needs.
     "unshare": (272, 97),
     "setns": (308, 268),
     "mount": (165, 40),
@@ -117,8 +117,8 @@ def available() -> bool:
 
 
 def refuse_calls(*, network: bool = False) -> None:
-    """Refuses sockets, but for pairs of connected ones, unless `network`; changes of another process's limits
-    and priority; and the calls listed above.
+    """Refuses sockets, but for pairs of connected ones, unless `network`; changes of another process's limits and
+    priority; and the calls listed above.
 
     It applies to this thread and what it starts. The process needs PR_SET_NO_NEW_PRIVS.
     """
