@@ -256,10 +256,6 @@ class Connection:
                 _log.info("an answer on %s was not sent: %s", msg.subject, error)
 
         async def receive(msg: Msg) -> None:
-            if not msg.reply.startswith(f"{INBOXES}."):
-                # The asker chooses the subject of the answer: one of events, for example, which gateways alone publish.
-                _log.warning("a request on %s asks for an answer on %r; it is ignored", msg.subject, msg.reply[:100])
-                return
             await slots.acquire()
             task = asyncio.create_task(answer(msg))
             handlers.running.add(task)
