@@ -4,7 +4,6 @@ Only safetensors are loaded, and code that ships with a model is never run.
 """
 
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
