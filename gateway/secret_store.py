@@ -206,7 +206,7 @@ def main() -> None:
     )
     parser.parse_args()
     try:
-        number = asyncio.run(_rotate(GatewaySettings()))
+        number = asyncio.run(_rotate(GatewaySettings.of_environment()))
     except InvalidToken:
         sys.exit("One secret is encrypted with none of these keys, so none was changed: add the key that is missing.")
     except ValueError as error:

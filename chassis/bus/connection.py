@@ -243,6 +243,9 @@ class Connection:
             except Unavailable as failure:
                 _log.warning("a request on %s was not answered: %s", msg.subject, failure)
                 data, headers = b"", {_ERROR_HEADER: "the responder failed"}
+            except DecodeError:
+                _log.warning("a request on %s cannot be decoded", msg.subject)
+                data, headers = b"", {_ERROR_HEADER: "the request cannot be decoded"}
             except Exception:  # noqa: BLE001 - the caller is told; one bad request must not end the service
                 _log.exception("a request on %s failed", msg.subject)
                 data, headers = b"", {_ERROR_HEADER: "the responder failed"}

@@ -3,11 +3,11 @@
 import contextlib
 import os
 import re
-import shutil
 import time
 from pathlib import Path
 
 from chassis.store.artifact_store import ArtifactStore
+from chassis.store.plain_files import delete_tree
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _LEFTOVER_SECONDS = 2 * 3600.0
@@ -69,7 +69,7 @@ def sweep(folder: Path, keep: re.Pattern[str] | None = None) -> None:
         stat = _stat(entry)
         if stat and stat.st_mtime < before:
             if entry.is_dir():
-                shutil.rmtree(entry, ignore_errors=True)
+                delete_tree(entry)
             else:
                 entry.unlink(missing_ok=True)
 
