@@ -5,11 +5,18 @@ from __future__ import annotations
 import re
 import secrets
 import socket
+import sys
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field, SecretStr, model_validator
-from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from chassis.security.certificates import CertificateFiles
 from chassis.security.identity import Identity
@@ -54,6 +61,21 @@ class ProcessSettings(BaseSettings):
     """host:port on which metrics are served for Prometheus; "": not served. There is no authentication."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_json: bool = False
+
+    @classmethod
+    def of_environment(cls) -> Self:
+        """Reads the settings. Exits with status 1 and a line for each invalid one, without the values."""
+        try:
+            return cls()
+        except ValidationError as error:
+            lines = []
+            for problem in error.errors(include_input=False, include_url=False):
+                name = "_".join(str(part) for part in problem["loc"][:1]).upper()
+                variable = f"FTF_{cls.service.upper()}_{name} (or FTF_{name}): " if name else ""
+                lines.append(f"{cls.service}: {variable}{problem['msg'].removeprefix('Value error, ')}")
+            sys.exit("\n".join(lines))
+        except SettingsError as error:
+            sys.exit(f"{cls.service}: {error}")
 
     @model_validator(mode="before")
     @classmethod

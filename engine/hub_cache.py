@@ -48,7 +48,7 @@ class FolderLock:
         fcntl.flock(self._file, fcntl.LOCK_EX)
 
     def try_exclude(self) -> bool:
-        """Returns False, and takes no lock, if somebody else has it."""
+        """Returns False if somebody else has it. The shared lock of this object is released either way."""
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -168,10 +168,10 @@ class HubCache:
         lock = FolderLock(folder)
         try:
             lock.share()
-            # Between the two locks, another process may have downloaded it, or deleted it again.
+            # Between the two locks, another process may have downloaded it, or deleted it again. Waiting for the
+            # exclusive lock could last as long as that process uses the model.
             while not folder.is_dir():
-                lock.exclude()
-                if not folder.is_dir():
+                if lock.try_exclude() and not folder.is_dir():
                     download(lock)
                 lock.share()
         except BaseException:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 
 from google.protobuf.descriptor import ServiceDescriptor
+from sqlalchemy.exc import DBAPIError
 
 from chassis.bus import subjects
 from chassis.bus.event_bus import Bus
@@ -87,7 +88,11 @@ async def run(settings: GatewaySettings) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    database = await Database.open(settings.database)
+    try:
+        database = await Database.open(settings.database)
+    except (OSError, DBAPIError, ValueError) as error:
+        address = settings.database.render_as_string(hide_password=True)
+        sys.exit(f"gateway: the database {address} cannot be opened (FTF_GATEWAY_DATABASE_URL): {error}")
     keys = secret_keys(settings)
     try:
         if settings.operator_key_file is not None:
@@ -101,10 +106,10 @@ async def run(settings: GatewaySettings) -> None:
     )
     quotas = Quotas(settings.tenant_limits)
     secrets = SecretStore(database, keys, quotas)
-    if closed := await secrets.count_closed():
+    if lost := await secrets.count_undecryptable():
         log.error(
             "no key decrypts %d secrets: restore %s and start again, or have their tenants set them again",
-            closed,
+            lost,
             keys.file,
         )
     store = ArtifactStore(settings.artifacts)
@@ -279,7 +284,7 @@ def _reports(requests: WorkerRequests) -> Callable[[str, bytes], Awaitable[bytes
 def main() -> None:
     reuse_freed_memory()
     hide_from_children()
-    settings = GatewaySettings()
+    settings = GatewaySettings.of_environment()
     configure_logging("gateway", settings.log_level, as_json=settings.log_json)
     serve_gauges(settings.metrics)
     asyncio.run(run(settings))

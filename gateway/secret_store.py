@@ -92,6 +92,9 @@ class SecretStore:
             row = await session.get(SecretRow, (tenant, name), with_for_update=True)
             if row is None:
                 await self._quotas.check_new_secret(session, tenant)
+                # Another call may have created it while this one waited for the tenant.
+                row = await session.get(SecretRow, (tenant, name), with_for_update=True)
+            if row is None:
                 row = SecretRow(tenant=tenant, name=name, ciphertext=b"", create_time=now(), update_time=0)
             row.ciphertext, row.update_time = ciphertext, now()
             session.add(row)
@@ -124,17 +127,17 @@ class SecretStore:
             await session.exec(update(SecretRow).where(*mine).values(last_use_time=now()))
         return values
 
-    async def count_closed(self) -> int:
+    async def count_undecryptable(self) -> int:
         """Returns the number of secrets that no key decrypts, such as after the loss of the key file."""
         cipher = await asyncio.to_thread(self._keys.fernet)
-        closed = 0
+        undecryptable = 0
         async with self._database.read() as session:
             for row in (await session.exec(select(SecretRow))).all():
                 try:
                     _opened(cipher, row)
                 except InvalidToken:
-                    closed += 1
-        return closed
+                    undecryptable += 1
+        return undecryptable
 
     async def rotate(self) -> int:
         """Encrypts every secret with the first key. Returns their number. Raises InvalidToken if no key decrypts
@@ -203,7 +206,7 @@ def main() -> None:
     )
     parser.parse_args()
     try:
-        number = asyncio.run(_rotate(GatewaySettings()))
+        number = asyncio.run(_rotate(GatewaySettings.of_environment()))
     except InvalidToken:
         sys.exit("One secret is encrypted with none of these keys, so none was changed: add the key that is missing.")
     except ValueError as error:

@@ -8,11 +8,11 @@ import secrets
 import shutil
 import ssl
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from chassis.bus.permissions import BusUser
+from chassis.bus.permissions import GATEWAY, BusUser, accounts
 from chassis.security.certificates import CertificateFiles
 from chassis.security.identity import Identity
 from standalone.ports import LOOPBACK
@@ -32,12 +32,7 @@ jetstream {{
   sync_interval: always
 }}
 accounts {{
-  FTF {{
-    jetstream: enabled
-    users: [
-{users}
-    ]
-  }}
+{accounts}
 }}
 """
 
@@ -94,23 +89,20 @@ def _quoted(path: Path) -> str:
     return f'"{"".join(plain)}"'
 
 
-def configure(folder: Path, port: int, users: Iterable[BusUser], certificate: CertificateFiles) -> NatsServer:
-    """Writes the configuration, with a new password for each user, into `folder`, which also has the server's data.
+def configure(folder: Path, port: int, workers: Sequence[BusUser], certificate: CertificateFiles) -> NatsServer:
+    """Writes the configuration, with a new password for each user, into `folder`, which also has the server's data. The
+    users are that of the gateways and `workers`.
 
     The certificate has the name 127.0.0.1.
     """
     program = binary()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    passwords: dict[str, str] = {}
-    entries = []
-    for user in users:
-        passwords[user.name] = secrets.token_hex(24)
-        entries.append(user.configuration(f'"{passwords[user.name]}"'))
+    passwords = {name: secrets.token_hex(24) for name in (GATEWAY, *(user.name for user in workers))}
     text = _CONFIG.format(
         host=LOOPBACK,
         port=port,
         store=_quoted(folder / "store"),
-        users="\n".join(entries),
+        accounts=accounts(workers, {name: f'"{password}"' for name, password in passwords.items()}),
         certificate=_quoted(certificate.certificate),
         key=_quoted(certificate.key),
     )

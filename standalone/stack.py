@@ -10,7 +10,7 @@ from pathlib import Path
 
 import grpc
 
-from chassis.bus.permissions import DEFAULT_POOL, gateway_user, worker_user
+from chassis.bus.permissions import DEFAULT_POOL, GATEWAY, worker_user
 from chassis.security.certificates import CertificateAuthority, CertificateFiles
 from chassis.security.identity import Identity
 from standalone import nats
@@ -54,16 +54,17 @@ class Stack:
                 *((service, ()) for service in SERVICES),
             )
         }
-        users = {"gateway": gateway_user(), **{name: worker_user(name) for name in SERVICES}}
-        users["trainer"] = worker_user("trainer", os.environ.get("FTF_TRAINER_POOL", DEFAULT_POOL))
-        broker = nats.configure(self.home / "nats", free_port(), users.values(), files["nats"])
+        workers = {name: worker_user(name) for name in SERVICES}
+        workers["trainer"] = worker_user("trainer", os.environ.get("FTF_TRAINER_POOL", DEFAULT_POOL))
+        broker = nats.configure(self.home / "nats", free_port(), [*workers.values()], files["nats"])
         await self._keep(Program("nats-server", broker.argv, broker.ready)).start()
 
         def connection(name: str) -> dict[str, str]:
+            user = workers[name].name if name in workers else GATEWAY
             return {
                 "NATS_URL": broker.url,
-                "NATS_USER": users[name].name,
-                "NATS_PASSWORD": broker.passwords[users[name].name],
+                "NATS_USER": user,
+                "NATS_PASSWORD": broker.passwords[user],
                 "SERVICE_CERT": str(files[name].certificate),
                 "SERVICE_KEY": str(files[name].key),
                 "SERVICE_CA": str(files[name].authority),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import shutil
 import signal
 import time
 from collections.abc import Mapping
@@ -34,6 +33,7 @@ from chassis.settings import WorkerSettings
 from chassis.stall_timer import StallTimer
 from chassis.store.artifact_store import ArtifactStore
 from chassis.store.disk_full import is_disk_full, tells_of_full_disk
+from chassis.store.plain_files import delete_tree
 from finetuneflow.v1 import event_pb2, fine_tuning_job_pb2, work_pb2
 
 _log = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ def clear(workdir: Path) -> None:
     """Kills every process of the attempt with that folder, and deletes the folder."""
     # The child's process group is gone; whatever it started may have left the group.
     kill_processes_of(workdir)
-    shutil.rmtree(workdir, ignore_errors=True)
+    delete_tree(workdir)
 
 
 class Attempt:
@@ -132,7 +132,7 @@ class Attempt:
         """The ending event that the child emitted."""
         self._stall_timer = StallTimer()
         self._held = contextlib.ExitStack()
-        """What the preparation holds for the child."""
+        """Resources that are released when the child has ended, such as the locks of its inputs."""
 
     @property
     def waiting_events(self) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
 import time
 import uuid
 from collections.abc import Coroutine
@@ -36,6 +35,7 @@ from chassis.security.confinement import ChildLimits
 from chassis.security.sealing import SealingKey
 from chassis.settings import WorkerSettings
 from chassis.store.artifact_store import ArtifactStore
+from chassis.store.plain_files import delete_tree
 from finetuneflow.v1 import event_pb2, fine_tuning_job_pb2, hardware_pb2, work_pb2
 
 _log = logging.getLogger(__name__)
@@ -395,7 +395,7 @@ class StageWorker:
         """Removes folders of claims without a spool: threads of a preparation may have written after its end."""
         for workdir in self._workdirs.glob("*"):
             if not (self._spools / f"{workdir.name}.json").exists():
-                shutil.rmtree(workdir, ignore_errors=True)
+                delete_tree(workdir)
 
     async def _report_leftover(self, spool: Spool) -> None:
         _log.info("reporting events that an earlier process left behind", extra={"job_id": spool.record.job_id})

@@ -243,6 +243,9 @@ class Connection:
             except Unavailable as failure:
                 _log.warning("a request on %s was not answered: %s", msg.subject, failure)
                 data, headers = b"", {_ERROR_HEADER: "the responder failed"}
+            except DecodeError:
+                _log.warning("a request on %s cannot be decoded", msg.subject)
+                data, headers = b"", {_ERROR_HEADER: "the request cannot be decoded"}
             except Exception:  # noqa: BLE001 - the caller is told; one bad request must not end the service
                 _log.exception("a request on %s failed", msg.subject)
                 data, headers = b"", {_ERROR_HEADER: "the responder failed"}
@@ -256,10 +259,6 @@ class Connection:
                 _log.info("an answer on %s was not sent: %s", msg.subject, error)
 
         async def receive(msg: Msg) -> None:
-            if not msg.reply.startswith(f"{INBOXES}."):
-                # The asker chooses the subject of the answer: one of events, for example, which gateways alone publish.
-                _log.warning("a request on %s asks for an answer on %r; it is ignored", msg.subject, msg.reply[:100])
-                return
             await slots.acquire()
             task = asyncio.create_task(answer(msg))
             handlers.running.add(task)

@@ -63,6 +63,8 @@ class Bus(Connection):
         self._work_sequence = 0
         self._work_connection = 0
         self._making: asyncio.Task[None] | None = None
+        self._consumers: set[tuple[str, str]] = set()
+        """The service and pool of each consumer of FTF_WORK that this object has made."""
         self._lacking: set[str] = set()
 
     async def ensure_streams(self) -> bool:
@@ -76,6 +78,8 @@ class Bus(Connection):
         created = await streams.make_work_stream(self)
         made = created != self._work_stream
         self._work_stream = created
+        if made:
+            self._consumers.clear()
         await self._create_optional_streams()
         return made
 
@@ -96,20 +100,24 @@ class Bus(Connection):
     async def work_lost(self) -> bool:
         """Returns True if FTF_WORK may have lost queued work.
 
-        That is so if it is another stream than this object saw last, an older copy of it, or if the connection is a
-        new one. Costs one request; on a new connection, and if FTF_WORK is missing, it creates all streams. Raises
-        BusUnavailable.
+        That is so if it is another stream than this object saw last, an older copy of it, or one without a consumer
+        that this object has made, and if the connection is a new one. Costs one request; on a new connection, and if
+        FTF_WORK is missing, it creates all streams. Raises BusUnavailable.
         """
         connection = self.connections
         info = await self._work_info() if connection == self._work_connection else None
         if info is None:
             self._work_stream = await streams.make_work_stream(self)
             self._work_connection, self._work_sequence = connection, 0
+            self._consumers.clear()
             # Work does not wait for them.
             self._making = asyncio.create_task(self._create_optional_streams())
             return True
         created, sequence = str(info.created), info.state.last_seq
         lost = created != self._work_stream or sequence < self._work_sequence
+        if lost or info.state.consumer_count < len(self._consumers):
+            lost = True
+            self._consumers.clear()
         self._work_stream, self._work_sequence = created, sequence
         return lost
 
@@ -138,18 +146,25 @@ class Bus(Connection):
         subject = subjects.work(service, pool, item)
         for last in (False, True):
             try:
+                await self._make_consumer(service, pool)
                 async with self.jetstream() as js:
                     await js.publish(subject, item.SerializeToString(), timeout=5.0)
                 return
             except NoStream:
                 if last:
                     raise
+                self._consumers.clear()
                 await streams.make_work_stream(self)
             except BusUnavailable as error:
                 cause = error.__cause__
                 if isinstance(cause, APIError) and cause.err_code == _SLOT_TAKEN:
                     return
                 raise
+
+    async def _make_consumer(self, service: str, pool: str) -> None:
+        if (service, pool) not in self._consumers:
+            await streams.make_consumer(self, service, pool)
+            self._consumers.add((service, pool))
 
     def work(self, service: str, pool: str) -> WorkQueue:
         """Returns the queue of a pool of a service. Every process of the pool pulls from the same queue."""

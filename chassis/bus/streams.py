@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import Final
 
 from nats.js import api
-from nats.js.errors import APIError
+from nats.js.errors import APIError, NotFoundError
 
 from chassis.bus import subjects
-from chassis.bus.connection import Connection
+from chassis.bus.connection import BusUnavailable, Connection, NoStream
 
 WORK_STREAM: Final = "FTF_WORK"
 EVENTS_STREAM: Final = "FTF_EVENTS"
 NODES_STREAM: Final = f"KV_{subjects.NODES_BUCKET}"
 NODE_TTL_SECONDS: Final = 15.0
 
+_ACK_WAIT_SECONDS: Final = 15.0
 _OTHER_CONFIGURATION: Final = 10058
 
 
@@ -32,6 +33,30 @@ async def make_work_stream(connection: Connection) -> str:
             storage=api.StorageType.FILE,
         ),
     )
+
+
+async def make_consumer(connection: Connection, service: str, pool: str) -> None:
+    """Creates the consumer from which the processes of a pool pull, if it is missing.
+
+    Raises BusUnavailable, and NoStream if there is no FTF_WORK.
+    """
+    name = subjects.consumer(service, pool)
+    config = api.ConsumerConfig(
+        name=name,
+        durable_name=name,
+        filter_subject=subjects.queue(service, pool),
+        ack_policy=api.AckPolicy.EXPLICIT,
+        ack_wait=_ACK_WAIT_SECONDS,
+        max_deliver=-1,
+        max_ack_pending=10_000,
+    )
+    async with connection.jetstream() as js:
+        try:
+            await js.add_consumer(WORK_STREAM, config)
+        except NotFoundError as error:
+            raise NoStream("FTF_WORK does not exist") from error
+        except ValueError as error:
+            raise BusUnavailable(f"there can be no queue of {service} {pool!r}: {error}") from error
 
 
 async def make_events_stream(connection: Connection) -> None:

@@ -12,8 +12,6 @@ from typing import Final
 
 import nats
 from google.protobuf.message import DecodeError
-from nats.js import api
-from nats.js.errors import NotFoundError
 
 from chassis.bus import streams, subjects
 from chassis.bus.connection import BusUnavailable, Connection, heeding_cancellation
@@ -23,7 +21,6 @@ _log = logging.getLogger(__name__)
 
 _POLL_SECONDS: Final = 5.0
 """Longest single pull: limits the wait for a pull that a dead server has lost."""
-_ACK_WAIT_SECONDS: Final = 15.0
 
 
 @dataclass(frozen=True)
@@ -66,28 +63,22 @@ class WorkQueue:
         while (left := deadline - time.monotonic()) > 0:
             try:
                 message = await self._pull(min(left, _POLL_SECONDS))
-            except _ConsumerGone:
-                try:
-                    await self._recreate()
-                except BusUnavailable as error:
-                    self._note_outage(error)
-                    await asyncio.sleep(min(left, 0.5))
+            except _ConsumerGone as error:
+                # The gateway that queues the pool's first item creates it.
+                if not self._away:
+                    _log.info("waiting for a gateway to create the queue of %s: %s", self._subject, error)
+                self._away = True
+                await asyncio.sleep(min(left, 0.25))
             except BusUnavailable as error:
-                self._note_outage(error)
+                if not self._away:
+                    _log.warning("work cannot be pulled from %s; trying again: %s", self._subject, error)
+                self._away = True
                 await asyncio.sleep(min(left, 0.25))
             else:
                 self._away = False
                 if message:
                     return message
         return None
-
-    def _note_outage(self, error: BusUnavailable) -> None:
-        if isinstance(error.__cause__, NotFoundError):
-            if not self._away:
-                _log.info("waiting for a gateway to create the queue of %s", self._subject)
-        elif not self._away:
-            _log.warning("work cannot be pulled from %s; trying again: %s", self._subject, error)
-        self._away = True
 
     async def _pull(self, seconds: float) -> WorkMessage | None:
         body = json.dumps({"batch": 1, "expires": int(max(seconds, 0.1) * 1e9)}).encode()
@@ -113,22 +104,6 @@ class WorkQueue:
             await self._connection.publish(msg.reply, b"+TERM")
             return None
         return WorkMessage(item, msg.reply, self._connection)
-
-    async def _recreate(self) -> None:
-        # Fails until a gateway has created the stream.
-        async with self._connection.jetstream() as js:
-            await js.add_consumer(
-                streams.WORK_STREAM,
-                api.ConsumerConfig(
-                    name=self._durable,
-                    durable_name=self._durable,
-                    filter_subject=self._subject,
-                    ack_policy=api.AckPolicy.EXPLICIT,
-                    ack_wait=_ACK_WAIT_SECONDS,
-                    max_deliver=-1,
-                    max_ack_pending=10_000,
-                ),
-            )
 
 
 class _ConsumerGone(Exception):

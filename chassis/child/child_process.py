@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,10 @@ LINGER_SECONDS: Final = 5.0
 """Time for which the pipes of an exited child are read, if another process holds them open."""
 _READ_BYTES = 16 * 1024
 """Bytes processed in one go, about a hundred events: a supervisor serves more than one child."""
+_EVENT_BYTES_PER_SECOND: Final = 512 * 1024
+_EVENT_BYTES_AT_ONCE: Final = 16 * 1024**2
+"""A child that writes events faster for long has to wait: they are stored for ever, and delay the end of its attempt. A
+thousand steps a second, each with an event, stay below."""
 
 _PASSED_ON = frozenset(
     {
@@ -100,6 +105,7 @@ class Child:
         self._linger_seconds = linger_seconds
         self._unread = b""
         self._position = 0
+        self._pace = Pace()
         self._lines: collections.deque[str] = collections.deque(maxlen=_LAST_LINES)
         self._oom_kills = _oom_kills()
         loop = asyncio.get_running_loop()
@@ -180,6 +186,8 @@ class Child:
                     return
                 self._unread = self._unread[self._position :] + data
                 self._position = 0
+                if (seconds := self._pace.delay(len(data))) and self.running:
+                    await asyncio.sleep(seconds)
         finally:
             ended.cancel()
             if reading:
@@ -278,6 +286,22 @@ class Child:
                     _log.debug("child %d: %s", self.pid, text)
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(self._drained.set_result, None)
+
+
+class Pace:
+    """Limits the bytes per second that are read from a child, after a first amount at once."""
+
+    def __init__(self) -> None:
+        self._left = float(_EVENT_BYTES_AT_ONCE)
+        self._time = time.monotonic()
+
+    def delay(self, num_bytes: int) -> float:
+        """Counts bytes that were read. Returns the seconds to wait before the next are read."""
+        now = time.monotonic()
+        earned = (now - self._time) * _EVENT_BYTES_PER_SECOND
+        self._left = min(self._left + earned, _EVENT_BYTES_AT_ONCE) - num_bytes
+        self._time = now
+        return max(0.0, -self._left / _EVENT_BYTES_PER_SECOND)
 
 
 def kill_leftover(pid: int, create_time: float) -> bool:

@@ -22,8 +22,12 @@ _NUMBER, _ARCHITECTURE, _FIRST, _SECOND = 0, 4, 16, 24
 _X32 = 0x40000000
 """From here on, the numbers of a second set of system calls on x86-64."""
 _AF_UNIX, _SOCK_STREAM, _SOCK_SEQPACKET, _SOCK_TYPES = 1, 1, 5, 0xF
-_NEW_NAMESPACES = 0x7E020080
-"""Flags of clone that begin a namespace."""
+_NEW_NAMESPACES = 0x7E020000
+"""Flags of clone that begin a namespace. That of a time namespace exists for clone3 and unshare only."""
+_PRIO_PROCESS = 0
+_FILE_SYSTEM_IOCTLS = (ord("f") << 8, ord("v") << 8, ord("X") << 8)
+"""Types of the requests that change attributes of files, also of those opened for reading."""
+_F_SETLEASE, _F_NOTIFY = 1024, 1026
 _UNKNOWN_CALL = 0x00050000 | errno.ENOSYS
 
 _ARCHITECTURES: Final = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
@@ -57,7 +61,7 @@ _REFUSED: Final[dict[str, tuple[int, ...]]] = {
     "fremovexattr": (199, 16),
     "removexattrat": (466, 466),
     "file_setattr": (469, 469),
-    # News of files anywhere.
+    # Notifications of changes to files anywhere.
     "inotify_init": (253,),
     "inotify_init1": (294, 26),
     "fanotify_init": (300, 262),
@@ -66,16 +70,30 @@ _REFUSED: Final[dict[str, tuple[int, ...]]] = {
     "request_key": (249, 218),
     "keyctl": (250, 219),
     "shmget": (29, 194),
+    "shmat": (30, 196),
+    "shmctl": (31, 195),
     "msgget": (68, 186),
+    "msgsnd": (69, 189),
+    "msgrcv": (70, 188),
+    "msgctl": (71, 187),
     "semget": (64, 190),
+    "semop": (65, 193),
+    "semctl": (66, 191),
+    "semtimedop": (220, 192),
     "mq_open": (240, 180),
+    "mq_unlink": (241, 181),
+    # Whoever leaves the process group of the child would outlive it.
+    "setsid": (112, 157),
+    "setpgid": (109, 154),
+    # The priority of input and output of any process of the user.
+    "ioprio_set": (251, 30),
     # Memory and files of other processes.
     "ptrace": (101, 117),
     "process_vm_readv": (310, 270),
     "process_vm_writev": (311, 271),
     "pidfd_getfd": (438, 438),
     "open_by_handle_at": (304, 265),
-    # Parts of the kernel that training needs not, and that have let programs out before.
+    # Large parts of the kernel that no training needs.
     "unshare": (272, 97),
     "setns": (308, 268),
     "mount": (165, 40),
@@ -95,6 +113,9 @@ _CHECKED: Final[dict[str, tuple[int, ...]]] = {
     "sched_setscheduler": (144, 119),
     "sched_setparam": (142, 118),
     "sched_setattr": (314, 274),
+    "sched_setaffinity": (203, 122),
+    "ioctl": (16, 29),
+    "fcntl": (72, 25),
 }
 """Calls that are refused with some arguments only."""
 
@@ -117,8 +138,8 @@ def available() -> bool:
 
 
 def refuse_calls(*, network: bool = False) -> None:
-    """Refuses sockets, but for pairs of connected ones, unless `network`; changes of another process's limits
-    and priority; and the calls listed above.
+    """Refuses sockets, but for pairs of connected ones, unless `network`; changes of another process's limits and
+    priority; and the calls listed above.
 
     It applies to this thread and what it starts. The process needs PR_SET_NO_NEW_PRIVS.
     """
@@ -143,11 +164,22 @@ def _program(machine: str, *, network: bool) -> list[tuple[int, int, int, int]]:
         # glibc uses clone instead, whose flags can be seen.
         *_if_call(checked["clone3"], [(_RETURN, 0, 0, _UNKNOWN_CALL)]),
         *_if_call(checked["clone"], [(_LOAD, 0, 0, _FIRST), (_AND, 0, 0, _NEW_NAMESPACES), *_allow_if(0)]),
-        *_if_call(checked["setpriority"], [(_LOAD, 0, 0, _SECOND), *_allow_if(0)]),
+        *_if_call(
+            checked["setpriority"],
+            [
+                (_LOAD, 0, 0, _FIRST),
+                (_EQUAL, 1, 0, _PRIO_PROCESS),
+                (_RETURN, 0, 0, _REFUSE),
+                (_LOAD, 0, 0, _SECOND),
+                *_allow_if(0),
+            ],
+        ),
+        *_if_call(checked["ioctl"], [(_LOAD, 0, 0, _SECOND), (_AND, 0, 0, 0xFF00), *_refuse_if(*_FILE_SYSTEM_IOCTLS)]),
+        *_if_call(checked["fcntl"], [(_LOAD, 0, 0, _SECOND), *_refuse_if(_F_SETLEASE, _F_NOTIFY)]),
         # 0 is the process itself.
         *(
             instruction
-            for name in ("prlimit64", "sched_setscheduler", "sched_setparam", "sched_setattr")
+            for name in ("prlimit64", "sched_setscheduler", "sched_setparam", "sched_setattr", "sched_setaffinity")
             for instruction in _if_call(checked[name], [(_LOAD, 0, 0, _FIRST), *_allow_if(0)])
         ),
     ]
@@ -180,3 +212,9 @@ def _allow_if(*values: int) -> list[tuple[int, int, int, int]]:
     """Allows the call if what was loaded is one of the values, and refuses it otherwise."""
     matches = [(_EQUAL, len(values) - position, 0, value) for position, value in enumerate(values)]
     return [*matches, (_RETURN, 0, 0, _REFUSE), (_RETURN, 0, 0, _ALLOW)]
+
+
+def _refuse_if(*values: int) -> list[tuple[int, int, int, int]]:
+    """Refuses the call if what was loaded is one of the values, and allows it otherwise."""
+    matches = [(_EQUAL, len(values) - position, 0, value) for position, value in enumerate(values)]
+    return [*matches, (_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _REFUSE)]

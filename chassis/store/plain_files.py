@@ -1,12 +1,16 @@
 """Reads the files of a folder that another process wrote and may still change, never following a link."""
 
+import logging
 import os
+import secrets
 import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path, PurePosixPath
+
+_log = logging.getLogger(__name__)
 
 _MAX_FILES = 100_000
 _MAX_DEPTH = 32
@@ -66,6 +70,39 @@ def open_file(folder: Path, name: str) -> BufferedReader:
         os.close(file)
         raise
     return os.fdopen(file, "rb")
+
+
+def delete_tree(folder: Path) -> None:
+    """Deletes a folder and all that processes that have ended left there, at any depth and with any rights.
+
+    Logs what cannot be deleted. Nothing may change the folder meanwhile.
+    """
+    pending = [folder]
+    error: OSError | None = None
+    while pending:
+        current = pending.pop()
+        try:
+            current.chmod(0o700)
+            with os.scandir(current) as entries:
+                for entry in list(entries):
+                    if entry.is_dir(follow_symlinks=False):
+                        # Moved to the top: thousands of nested folders have no path that the system accepts.
+                        Path(entry.path).chmod(0o700)
+                        pending.append(Path(entry.path).rename(folder / secrets.token_hex(16)))
+                    else:
+                        Path(entry.path).unlink()
+            if current != folder:
+                current.rmdir()
+        except FileNotFoundError:
+            continue
+        except OSError as failure:
+            error = failure
+    try:
+        folder.rmdir()
+    except FileNotFoundError:
+        return
+    except OSError as failure:
+        _log.warning("%s cannot be deleted: %s", folder, error or failure)
 
 
 def remove_folder(folder: Path, name: str) -> None:

@@ -3,6 +3,7 @@
 Only safetensors are loaded, and code that ships with a model is never run.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -80,12 +81,17 @@ def load_base(
     if wrong := sorted(name for name, *_ in found["mismatched_keys"]):
         raise _bad_weights(f"{len(wrong)} of their tensors have other shapes than config.json says, such as {wrong[0]}")
     for name, weights in model.named_parameters():
-        if weights.is_floating_point() and not torch.isfinite(weights.detach().sum(dtype=torch.float32)):
+        # Not the sum, which may overflow; NaN is both the least and the greatest value.
+        if weights.is_floating_point() and weights.numel() and not _are_finite(torch.aminmax(weights.detach())):
             raise _bad_weights(f"{name} has values that are not finite")
     if quantization is not None:
         keep_differentiable(model)
     model.eval()
     return model
+
+
+def _are_finite(values: Iterable[torch.Tensor]) -> bool:
+    return all(bool(torch.isfinite(value)) for value in values)
 
 
 def _bad_weights(problem: str) -> JobError:

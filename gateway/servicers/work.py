@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from google.protobuf.message import Message
-from sqlalchemy import case
+from sqlalchemy import case, inspect, tuple_
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import col, delete, select
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -27,6 +27,7 @@ from gateway.work.ledger import Decision, Ledger
 _KINDS = frozenset(f.name for f in Event.DESCRIPTOR.oneofs_by_name["payload"].fields) | {UNKNOWN_KIND}
 _WATCH_HEARTBEAT_SECONDS = 15.0
 _MAX_REQUEST_ID = 128
+_ROWS_AT_ONCE = 1000
 _EVENTS_PAGE_SIZE = 200
 _MAX_ATTEMPTS_SHOWN = 100
 
@@ -105,16 +106,19 @@ class WorkMethods:
         return list(reversed((await session.exec(newest.limit(_MAX_ATTEMPTS_SHOWN))).all()))
 
     async def delete(self, work_id: str, tenant: str) -> None:
-        """Deletes work that has ended, its history and its artifacts; with a job, what was made of its model too."""
+        """Deletes work that has ended, its history and its artifacts; with a job, what was made of its model too.
+
+        If the gateway ends meanwhile, a part of the history may be missing until the call is repeated.
+        """
         await finished(self._delete(work_id, tenant))
 
     async def _delete(self, work_id: str, tenant: str) -> None:
+        async with self.database.read() as session:
+            ids = [each.id for each in await self._ended(session, work_id, tenant)]
+        # What has ended gets no new events.
+        await self._delete_history(ids)
         async with self.database.write() as session:
-            work = await self.find(session, work_id, tenant, lock=True)
-            dependents = (await session.exec(select(Work).where(Work.job_id == work.id).with_for_update())).all()
-            doomed = [*dependents, work]
-            for each in doomed:
-                _refuse_unended(each)
+            doomed = await self._ended(session, work_id, tenant, lock=True)
             ids = [each.id for each in doomed]
             for table in (Attempt, WorkEvent, Metric, SavedCheckpoint, SavedArtifact, SavedResult):
                 await session.exec(delete(table).where(col(table.work_id).in_(ids)))
@@ -124,6 +128,26 @@ class WorkMethods:
         # After the rows: an artifact without a row is waste, a row without its artifact would be a lie.
         for each_id in ids:
             await in_thread(self._store.delete, f"{tenant}/jobs/{each_id}")
+
+    async def _ended(self, session: AsyncSession, work_id: str, tenant: str, *, lock: bool = False) -> list[Work]:
+        """Returns what was made of the work's model, and the work. NotFound, FailedPrecondition if some has not
+        ended."""
+        work = await self.find(session, work_id, tenant, lock=lock)
+        query = select(Work).where(Work.job_id == work.id)
+        dependents = (await session.exec(query.with_for_update() if lock else query)).all()
+        for each in (found := [*dependents, work]):
+            _refuse_unended(each)
+        return found
+
+    async def _delete_history(self, ids: Sequence[str]) -> None:
+        """Deletes events and metrics. All at once, those of a long job would stop every other call that writes."""
+        for table in (Metric, WorkEvent):
+            key = inspect(table).primary_key
+            some = select(*key).where(col(table.work_id).in_(ids)).limit(_ROWS_AT_ONCE)
+            deleted = _ROWS_AT_ONCE
+            while deleted == _ROWS_AT_ONCE:
+                async with self.database.write() as session:
+                    deleted = (await session.exec(delete(table).where(tuple_(*key).in_(some)))).rowcount
 
     def watch(
         self, work_id: str, tenant: str, after_sequence: int, kinds: Sequence[str], min_severity: int

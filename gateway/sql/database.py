@@ -52,7 +52,9 @@ class Database:
             if not parsed.database:
                 raise ValueError("an SQLite database needs a file: sqlite:///path/to/gateway.sqlite")
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-        driver = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}[parsed.get_backend_name()]
+        driver = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}.get(parsed.get_backend_name())
+        if driver is None:
+            raise ValueError(f"{parsed.get_backend_name()} is not supported: use sqlite:///path or postgresql://…")
         database = cls(parsed.set(drivername=driver), busy_seconds, group_seconds)
         await database._migrate()
         return database

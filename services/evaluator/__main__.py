@@ -11,7 +11,7 @@ from services.evaluator.stage import EvaluationStage
 
 
 def main() -> None:
-    settings = EvaluatorSettings()
+    settings = EvaluatorSettings.of_environment()
 
     def mount(worker: StageWorker) -> list[Mount]:
         return [

@@ -11,7 +11,7 @@ from services.exporter.stage import ExportStage
 
 
 def main() -> None:
-    settings = ExporterSettings()
+    settings = ExporterSettings.of_environment()
 
     def mount(worker: StageWorker) -> list[Mount]:
         return [

@@ -20,7 +20,7 @@ from services.probe.stage import PreflightStage
 
 
 def main() -> None:
-    settings = ProbeSettings()
+    settings = ProbeSettings.of_environment()
     models = catalogue(settings)
     estimates = Estimates(
         models,

@@ -3,11 +3,11 @@
 import contextlib
 import os
 import re
-import shutil
 import time
 from pathlib import Path
 
 from chassis.store.artifact_store import ArtifactStore
+from chassis.store.plain_files import delete_tree
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _LEFTOVER_SECONDS = 2 * 3600.0
@@ -15,13 +15,19 @@ _LEFTOVER_SECONDS = 2 * 3600.0
 by another process."""
 
 
+_KEPT_SECONDS = 24 * 3600.0
+"""Time without use after which a copy is deleted: its dataset may be deleted meanwhile."""
+
+
 class DatasetCache:
-    """Keeps files in `folder`, up to about `max_bytes`. Its methods block; several processes may share the folder."""
+    """Keeps files in `folder`, up to about `max_bytes`. Copies that were not used for a day are deleted at the next
+    start or download. Its methods block; several processes may share the folder."""
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self._folder, self._max_bytes = folder, max_bytes
         folder.mkdir(parents=True, exist_ok=True)
         sweep(folder, keep=_SHA256)
+        self._evict()
 
     def link(self, store: ArtifactStore, path: str, sha256: str, file: Path) -> None:
         """Creates `file` as a hard link to the cached copy, downloading it first if it is not cached.
@@ -40,12 +46,14 @@ class DatasetCache:
                 store.get_file(path, file, sha256)
             self._evict(cached)
 
-    def _evict(self, newest: Path) -> None:
-        """Deletes the least recently used files above the limit. `newest` stays, even if it alone exceeds the limit."""
+    def _evict(self, newest: Path | None = None) -> None:
+        """Deletes files that are old or, the least recently used first, above the limit. `newest` stays, even if it
+        alone exceeds the limit."""
         files = [(stat.st_mtime, stat.st_size, file) for file in self._folder.iterdir() if (stat := _stat(file))]
         total = sum(size for _, size, _ in files)
-        for _, size, file in sorted(files):
-            if total <= self._max_bytes:
+        before = time.time() - _KEPT_SECONDS
+        for used, size, file in sorted(files):
+            if total <= self._max_bytes and used >= before:
                 return
             if file != newest:
                 file.unlink(missing_ok=True)
@@ -61,7 +69,7 @@ def sweep(folder: Path, keep: re.Pattern[str] | None = None) -> None:
         stat = _stat(entry)
         if stat and stat.st_mtime < before:
             if entry.is_dir():
-                shutil.rmtree(entry, ignore_errors=True)
+                delete_tree(entry)
             else:
                 entry.unlink(missing_ok=True)
 

@@ -11,7 +11,7 @@ from services.trainer.stage import TrainingStage
 
 
 def main() -> None:
-    settings = TrainerSettings()
+    settings = TrainerSettings.of_environment()
 
     def mount(worker: StageWorker) -> list[Mount]:
         return [

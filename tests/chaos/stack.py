@@ -27,7 +27,7 @@ from finetuneflow.v1 import trainer_service_pb2, trainer_service_pb2_grpc
 from standalone import nats
 from standalone.guard import guarded
 from standalone.ports import free_port
-from tests.servers.nats import USERS
+from tests.servers.nats import WORKERS
 from tests.servers.postgres import PostgresServer
 
 SERVICES = ("probe", "trainer", "evaluator", "exporter")
@@ -137,7 +137,7 @@ class Stack:
             name: authority.issue(self.home / "tls" / name, name, ("127.0.0.1",))
             for name in ("nats", "gateway", *SERVICES)
         }
-        self._nats = nats.configure(self.home / "nats", free_port(), USERS, self._certificates["nats"])
+        self._nats = nats.configure(self.home / "nats", free_port(), WORKERS, self._certificates["nats"])
         self.nats_store = self.home / "nats" / "store"
         self.nats = self._proc("nats", self._nats.argv, {})
         self.gateways = [self._gateway(number) for number in range(1, gateways + 1)]

@@ -1,6 +1,7 @@
 """A child that tries what a fallen one would, and what it needs. It reports the error number of each; 0: it worked."""
 
 import ctypes
+import fcntl
 import json
 import os
 import signal
@@ -81,6 +82,40 @@ def _share_memory() -> None:
     _libc("shmget", 4711, 4096, 0o1600)
 
 
+def _attach(segment: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.shmat.restype = ctypes.c_ssize_t
+    if libc.shmat(segment, None, 0) == -1:
+        raise OSError(ctypes.get_errno(), "shmat")
+
+
+def _leave(**how: Any) -> None:
+    subprocess.run([sys.executable, "-c", ""], check=True, **how)
+
+
+def _set_priority_of_disk(pid: int) -> None:
+    process, idle, number = 1, 3 << 13, 251 if os.uname().machine == "x86_64" else 30
+    _libc("syscall", number, process, pid, idle)
+
+
+def _change_attributes(path: str) -> None:
+    get_flags, set_flags = 0x80086601, 0x40086602
+    with Path(path).open() as file:
+        fcntl.ioctl(file, set_flags, fcntl.ioctl(file, get_flags, bytes(8)))
+
+
+def _be_told(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    fcntl.fcntl(descriptor, fcntl.F_NOTIFY, fcntl.DN_MODIFY)
+    os.close(descriptor)
+
+
+def _lease(path: str) -> None:
+    with Path(path).open() as file:
+        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+
+
 def _clone_namespaces() -> None:
     """Begins a process in a namespace of its own, in which it would be root."""
     new_user, exit_signal, sys_clone = 0x10000000, signal.SIGCHLD, 56 if os.uname().machine == "x86_64" else 220
@@ -147,6 +182,12 @@ def _attempts(given: dict[str, Any], out: Path) -> dict[str, Callable[[], object
         "watch its folder": lambda: _libc("inotify_init1", 0),
         "send a datagram to a socket in the file system": lambda: _send_datagram(given["datagrams"]),
         "share memory with other programs": _share_memory,
+        "use memory of other programs": lambda: _attach(given["memory"]),
+        "send a message to other programs": lambda: _libc(
+            "msgsnd", given["messages"], ctypes.create_string_buffer(b"\x01" + bytes(8)), 0, 0
+        ),
+        "begin a session, which outlives it": lambda: _leave(start_new_session=True),
+        "begin a process group, which outlives it": lambda: _leave(process_group=0),
         "leave a namespace": lambda: _libc("unshare", 0x10000000),
         "begin a namespace": _clone_namespaces,
         "link to it": lambda: os.link(secret, out / "linked"),
@@ -156,6 +197,12 @@ def _attempts(given: dict[str, Any], out: Path) -> dict[str, Callable[[], object
         "signal the supervisor": lambda: os.kill(pid, signal.SIGUSR2),
         "limit the supervisor": lambda: _limit(pid),
         "slow the supervisor down": lambda: os.setpriority(os.PRIO_PROCESS, pid, 19),
+        "slow every process of its user down": lambda: os.setpriority(os.PRIO_USER, 0, 1),
+        "slow the supervisor's files down": lambda: _set_priority_of_disk(pid),
+        "choose the supervisor's processors": lambda: os.sched_setaffinity(pid, os.sched_getaffinity(pid)),
+        "change attributes of a file that it reads": lambda: _change_attributes(given["model"]),
+        "watch a folder that it reads": lambda: _be_told(Path(os.__file__).parent),
+        "lease a file that it reads": lambda: _lease(given["model"]),
         "schedule the supervisor when idle": lambda: os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0)),
         "connect to the broker": lambda: _connect(port),
         "bind a port": _bind,

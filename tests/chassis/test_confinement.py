@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ctypes
 import errno
 import json
 import socket
@@ -46,7 +47,21 @@ def supervisor() -> Iterator[subprocess.Popen[bytes]]:
 
 
 @pytest.fixture
-def command(tmp_path: Path, nats_server: NatsServer, supervisor: subprocess.Popen[bytes]) -> Iterator[ChildCommand]:
+def shared() -> Iterator[dict[str, int]]:
+    """The ids of memory and of a queue of messages that another program of the user shares."""
+    libc = ctypes.CDLL(None)
+    private, remove = 0, 0
+    memory, messages = libc.shmget(private, 4096, 0o600), libc.msgget(private, 0o600)
+    assert min(memory, messages) >= 0
+    yield {"memory": memory, "messages": messages}
+    libc.shmctl(memory, remove, None)
+    libc.msgctl(messages, remove, None)
+
+
+@pytest.fixture
+def command(
+    tmp_path: Path, nats_server: NatsServer, supervisor: subprocess.Popen[bytes], shared: dict[str, int]
+) -> Iterator[ChildCommand]:
     """The command of a child in `work`, in a home with the files of others."""
     home = tmp_path / "home"
     others = {"secret": "work/other/rows.jsonl", "database": "gateway.sqlite", "passwords": "nats/nats.conf"}
@@ -69,7 +84,7 @@ def command(tmp_path: Path, nats_server: NatsServer, supervisor: subprocess.Pope
         receiving.bind(datagrams)
         given = {name: str(home / file) for name, file in others.items()}
         given |= {"out_dir": str(workdir / "out"), "model": str(model), "socket": path, "datagrams": datagrams}
-        numbers = {"supervisor": supervisor.pid, "port": nats_server.port}
+        numbers = {"supervisor": supervisor.pid, "port": nats_server.port, **shared}
         (workdir / "input.json").write_text(json.dumps(given | numbers))
         argv = [sys.executable, str(CHILD), str(workdir / "input.json")]
         yield ChildCommand(argv, workdir / "out", reads=[CHILD, model])

@@ -239,10 +239,10 @@ async def test_child_without_stored_record_ends_with_its_supervisor(
     await wait_for_exit(*(each.pid for each in left if "worker_child" in " ".join(each.info["cmdline"])))
 
 
-async def test_next_supervisor_kills_processes_outside_the_childs_group(
+async def test_next_supervisor_kills_processes_that_outlived_the_child(
     bus: Bus, gateway: Gateway, start_worker: StartWorker, start_supervisor: StartSupervisor, tmp_path: Path
 ) -> None:
-    """A process that left the child's process group outlives it, but works in the claim's folder."""
+    """The kernel ends the child with its supervisor, but not what the child has started."""
     gateway.do = "grandchildren"
     supervisor = await start_supervisor()
     await bus.publish_work("trainer", "default", ITEM)

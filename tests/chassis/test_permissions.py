@@ -10,7 +10,6 @@ from pathlib import Path
 
 import nats
 import pytest
-from google.protobuf.message import DecodeError
 from nats.aio.client import Client
 
 from chassis.bus import subjects
@@ -18,7 +17,6 @@ from chassis.bus.event_bus import Bus
 from chassis.bus.permissions import user_name
 from chassis.security.certificates import CertificateAuthority
 from finetuneflow.v1 import fine_tuning_job_pb2, work_pb2
-from gateway.watch.frames import frames_of_run
 from tests.servers.nats import NatsServer
 
 REPOSITORY = Path(__file__).parents[2]
@@ -103,9 +101,7 @@ PUBLISHED = {
     "pull from another pool": "$JS.API.CONSUMER.MSG.NEXT.FTF_WORK.trainer_gpu",
     "pull as another service": "$JS.API.CONSUMER.MSG.NEXT.FTF_WORK.probe_default",
     "make a consumer of everything": "$JS.API.CONSUMER.CREATE.FTF_WORK",
-    "make a consumer of another pool": (
-        f"$JS.API.CONSUMER.CREATE.FTF_WORK.trainer_default.{subjects.queue('trainer', 'gpu')}"
-    ),
+    "change the consumer": (f"$JS.API.CONSUMER.CREATE.FTF_WORK.trainer_default.{subjects.queue('trainer', 'default')}"),
     "make a consumer by the old request": "$JS.API.CONSUMER.DURABLE.CREATE.FTF_WORK.trainer_default",
     "delete the consumer": "$JS.API.CONSUMER.DELETE.FTF_WORK.trainer_default",
     "acknowledge another pool's work": "$JS.ACK.FTF_WORK.trainer_gpu.1.1.1.1.0",
@@ -173,20 +169,22 @@ REQUESTS = {
     "a claim": (subjects.claim("trainer", "default"), b"\xff"),
     "a report": (subjects.report("ftjob_a"), b"\xff"),
     "a pull": ("$JS.API.CONSUMER.MSG.NEXT.FTF_WORK.trainer_default", b'{"batch": 1}'),
-    "a consumer": (
-        f"$JS.API.CONSUMER.CREATE.FTF_WORK.trainer_default.{subjects.queue('trainer', 'default')}",
-        b"{}",
-    ),
+    # Its answer has no content, which is how a stream is deleted.
+    "a pull without work": ("$JS.API.CONSUMER.MSG.NEXT.FTF_WORK.trainer_default", b'{"batch": 9, "no_wait": true}'),
+    "a node": (subjects.node("trainer", "x"), b""),
     "an acknowledgement": ("$JS.ACK.FTF_WORK.trainer_default.1.1.1.1.0", b"+NXT"),
 }
 
 
 @pytest.mark.parametrize("request_", REQUESTS)
-@pytest.mark.parametrize("target", ["$JS.API.STREAM.DELETE.FTF_WORK", subjects.event("ftjob_a", "log")])
+@pytest.mark.parametrize(
+    "target", ["$JS.API.STREAM.DELETE.KV_ftf_nodes", subjects.event("ftjob_a", "log"), subjects.node("probe", "false")]
+)
 async def test_answers_are_not_sent_where_the_thief_may_not_publish(
     nats_server: NatsServer, thief: Thief, gateway: Bus, request_: str, target: str
 ) -> None:
-    """A request names the subject of its answer: the gateway's answer would delete the queue, or fake an event."""
+    """A request names the subject of its answer: that of a gateway or the broker would delete a stream, or fake an
+    event."""
     reached: list[bytes] = []
 
     async def answer(_subject: str, _data: bytes) -> bytes:
@@ -194,24 +192,25 @@ async def test_answers_are_not_sent_where_the_thief_may_not_publish(
 
     await gateway.serve(subjects.claim("*", "*"), "gateways", answer)
     await gateway.serve(subjects.report("*"), "gateways", answer)
-    await gateway.subscribe(subjects.event("*", "log"), lambda _, data: reached.append(data))
+    observer = await Bus.connect(nats_server.url, nats_server.user, nats_server.password)
+    for watched in (subjects.event("*", "log"), subjects.node("probe", "*")):
+        await observer.subscribe(watched, lambda _, data: reached.append(data))
     worker = await connect(nats_server, "trainer")
     await gateway.publish_work("trainer", "default", item("ftjob_a"))
-    await gateway.publish_work("trainer", "default", item("ftjob_b"))
     subject, data = REQUESTS[request_]
 
-    await thief.client.publish(subject, data, reply=target)
+    for _ in range(2):
+        await thief.client.publish(subject, data, reply=target)
     await thief.client.flush()
     # It is answered after those before it.
     await worker.request(subjects.report("ftjob_b"), work_pb2.ReportRequest(), work_pb2.ReportResponse, 5)
+    node = work_pb2.Node(id="node-1", service="trainer")
+    await worker.put_node(node)
 
-    # At most one item is lost to the thief; the queue is still there.
-    assert await worker.work("trainer", "default").next(5)
+    assert node in await gateway.nodes()
+    assert reached == []
     await worker.close()
-    for data in reached:
-        # The broker's own answers go anywhere; gateways do not take them for events.
-        with pytest.raises(DecodeError):
-            frames_of_run(data)
+    await observer.close()
 
 
 async def test_nodes_of_a_false_service_are_ignored(thief: Thief, gateway: Bus) -> None:
@@ -222,12 +221,12 @@ async def test_nodes_of_a_false_service_are_ignored(thief: Thief, gateway: Bus) 
         assert await gateway.nodes() == []
 
 
-def test_the_users_of_the_compose_file_are_the_real_ones(tmp_path: Path) -> None:
+def test_the_accounts_of_the_compose_file_are_the_real_ones(tmp_path: Path) -> None:
     """A cluster would run with permissions that no test has tried."""
     services = ("probe", "trainer", "evaluator", "exporter")
     program = [sys.executable, "-m", "chassis.bus.permissions", *services]
     made = subprocess.run(program, capture_output=True, text=True, check=True, cwd=REPOSITORY).stdout
-    written = (REPOSITORY / "deploy" / "nats-users.conf").read_text()
+    written = (REPOSITORY / "deploy" / "nats-accounts.conf").read_text()
     assert written.partition("\n")[2] == made
     server = shutil.which("nats-server", path=str(Path(sys.executable).parent)) or shutil.which("nats-server")
     assert server

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from chassis.child.child_process import Pace
 from chassis.child.pipe import EventSink, EventTooLarge, failure_of
 from chassis.events import event_of
 from finetuneflow.v1 import event_pb2, fine_tuning_job_pb2, work_pb2
@@ -73,3 +74,17 @@ def test_emit_refuses_invalid_and_oversized_payloads() -> None:
         event_of(work_pb2.WorkItem())
     with pytest.raises(EventTooLarge, match="sample"):
         EventSink(None, None).emit(InferenceSample(instruction="x" * 70_000))
+
+
+def test_child_that_floods_its_supervisor_is_read_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its events would fill the database, and the end of the job would wait until all are stored."""
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    pace = Pace()
+    assert pace.delay(16 << 20) == 0
+    assert pace.delay(256 << 10) == pytest.approx(0.5)
+    now += 1.0
+    assert pace.delay(256 << 10) == 0
+    now += 3600.0
+    assert pace.delay(16 << 20) == 0
+    assert pace.delay(512 << 10) == pytest.approx(1.0)

@@ -11,7 +11,7 @@ from chassis.attempt.time_limits import TimeLimits
 from chassis.attempt.uploads import BadOutput, Uploads
 from chassis.events import event_of
 from chassis.store.artifact_store import ArtifactStore
-from chassis.store.plain_files import NotPlainFile, file_names, open_file
+from chassis.store.plain_files import NotPlainFile, delete_tree, file_names, open_file
 from finetuneflow.v1 import event_pb2, fine_tuning_job_pb2, work_pb2
 
 
@@ -96,3 +96,22 @@ def test_file_is_opened_only_inside_its_folder(out_dir: Path, outside: Path) -> 
         file_names(out_dir)
     with pytest.raises(FileNotFoundError):
         open_file(out_dir, "missing")
+
+
+def test_whatever_a_child_leaves_is_deleted(out_dir: Path, outside: Path) -> None:
+    """Nested folders ended the supervisor, and again at each start: no training ran before somebody deleted them."""
+    deepest = os.open(out_dir, os.O_RDONLY)
+    for _ in range(3000):
+        os.mkdir("x" * 200, dir_fd=deepest)
+        inner = os.open("x" * 200, os.O_RDONLY, dir_fd=deepest)
+        os.close(deepest)
+        deepest = inner
+    os.close(deepest)
+    (out_dir / "link").symlink_to(outside)
+    (out_dir / "closed" / "inner").mkdir(parents=True)
+    (out_dir / "closed").chmod(0)
+    os.mkfifo(out_dir / "pipe")
+    delete_tree(out_dir)
+    assert not out_dir.exists()
+    assert (outside / "secret").read_text() == "secret"
+    delete_tree(out_dir)

@@ -40,11 +40,9 @@ def main(sink: EventSink, spec_file: Path) -> Message | None:
         sink.emit(event_pb2.ArtifactSaved(path="report.md", kind="export_file"))
         return stage_result_pb2.TrainingResult(total_steps=1)
     if do == "grandchildren":
-        # One that stays in the group, and one that leaves it.
-        for leaves in (False, True):
-            subprocess.Popen(
-                [sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=leaves, close_fds=False
-            )
+        # They hold the child's pipes open.
+        for _ in range(2):
+            subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], close_fds=False)
         do = "stubborn"
     if do.startswith("save"):
         # Checkpoints as they are asked for: a file `save-<step>` beside the out_dir.

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections import namedtuple
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy
@@ -18,7 +19,7 @@ from safetensors.numpy import save_file
 from engine.catalogue import Catalogue
 from engine.errors import JobError, LimitExceeded, SystemFailure
 from engine.hub import HubToken, TokenOf, anonymous
-from engine.hub_cache import ModelUses
+from engine.hub_cache import FolderLock, HubCache, ModelUses
 from tests.fakes.hub import COMMIT, Hub
 from tests.tiny_models import make_tiny_tokenizer
 
@@ -193,7 +194,7 @@ def test_a_model_in_use_stays_until_its_process_ends(
 
 
 def test_the_end_of_a_use_counts_as_use(hub: Hub, home: Path) -> None:
-    """What a training of days has used is not the first to be deleted."""
+    """The time of the last use is that of its end: a model that was used for days is not deleted first."""
     catalogue = cache(home, 2.5)
     with ModelUses() as uses:
         catalogue.fetch("org/a", anonymous, uses=uses)
@@ -244,6 +245,21 @@ def test_two_processes_that_want_the_same_model_download_it_once(
     both[0].wait()
     with pytest.raises(SystemFailure, match="those in use leave"):
         cache(home, 1.5).fetch("org/b", anonymous)
+
+
+def test_nobody_waits_for_a_model_until_its_other_users_have_ended(tmp_path: Path) -> None:
+    """The second of two jobs would begin when the first has trained for days."""
+    hub_cache = HubCache(tmp_path, None, lambda _folder, _size: None)
+    with ThreadPoolExecutor(2) as pool:
+        for attempt in range(100):
+            folder, begin = tmp_path / "org--a" / str(attempt), threading.Barrier(2)
+
+            def use(folder: Path = folder, begin: threading.Barrier = begin) -> FolderLock:
+                begin.wait(10)
+                return hub_cache.used_or_downloaded(folder, lambda _lock: folder.mkdir())
+
+            for lock in [use.result(30) for use in [pool.submit(use), pool.submit(use)]]:
+                lock.close()
 
 
 def test_the_download_of_a_killed_process_makes_room(

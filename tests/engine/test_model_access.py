@@ -109,7 +109,7 @@ def test_an_unreachable_hub_refuses_the_gated_model_on_the_node(
 def test_a_shared_cache_serves_everybody_without_a_question(
     gated: Hub, catalogue: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What an operator sets whose contract with the model's owner covers all his callers."""
+    """For operators whose contract with the owner of a model includes all callers."""
     shared = Catalogue(tmp_path / "home", shared=True)
     assert reason_of(shared, PINNED, anonymous) == "MODEL_GATED", "nothing is downloaded yet"
     path = catalogue.fetch(PINNED, of("hf_reader")).path

@@ -250,7 +250,8 @@ async def test_every_method_answers_not_found_for_an_unknown_job(server: JobServ
         assert (refused.code, refused.reason) == (grpc.StatusCode.NOT_FOUND, "JOB_NOT_FOUND"), method
 
 
-async def test_a_job_is_deleted_only_after_its_end(server: JobServer) -> None:
+async def test_a_job_is_deleted_only_after_its_end(server: JobServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.servicers.work._ROWS_AT_ONCE", 1)
     job_id = (await create(server)).fine_tuning_job.id
     request = api.DeleteFineTuningJobRequest(job_id=job_id)
     refused = await refusal(server.stub.DeleteFineTuningJob(request))

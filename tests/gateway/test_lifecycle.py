@@ -528,7 +528,6 @@ async def test_preflight_assignment_lists_token_shards_of_its_tenant(
         "jobs/{job}/training/1/./step-1",
         "jobs/{job}/training/1//step-1",
         "/jobs/{job}/training/1/step-1",
-        "",
     ],
 )
 @pytest.mark.parametrize("kind", ["checkpoint", "artifact", "result"])
@@ -536,8 +535,18 @@ async def test_worker_cannot_name_files_of_others(
     ledger: Ledger, acceptance: WorkerRequests, recorder: Recorder, kind: str, path: str
 ) -> None:
     """Six false checkpoints made pruning delete another dataset's folder; a false artifact was downloaded."""
-    if kind == "result" and not path:
-        pytest.skip("a training without a checkpoint names none")
+    await _refuses_path(ledger, acceptance, recorder, kind, path)
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "artifact"])
+async def test_checkpoints_and_artifacts_have_a_path(
+    ledger: Ledger, acceptance: WorkerRequests, recorder: Recorder, kind: str
+) -> None:
+    """A download of one without a path is an internal error."""
+    await _refuses_path(ledger, acceptance, recorder, kind, "")
+
+
+async def _refuses_path(ledger: Ledger, acceptance: WorkerRequests, recorder: Recorder, kind: str, path: str) -> None:
     job_id, worker = await create_job_in_training(ledger, acceptance, recorder)
     path = path.format(job=job_id)
     payloads = {

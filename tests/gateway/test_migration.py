@@ -305,8 +305,11 @@ async def test_migration_merges_recipes_into_specs(database: Database, old: dict
         if "shrunk" in job["spec"]["display_name"]:
             continue
         expected = json_format.ParseDict(before.get("merged_spec") or job["resolved_spec"], FineTuningJobSpec())
-        # The old version had no priorities; every other field is one that it knew.
+        # The old version had none of these; every other field is one that it knew.
         expected.priority = 0
+        expected.lora.use_dora, expected.lora.init_lora_weights = False, "default"
+        expected.hyperparameters.label_smoothing_factor = 0.0
+        expected.hyperparameters.attn_implementation = "auto"
         found = FineTuningJobSpec.FromString(merged[id])
         assert found == expected, job["spec"]
     chosen = FineTuningJobSpec.FromString(merged[CASES["recipe"]])

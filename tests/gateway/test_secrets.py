@@ -79,17 +79,23 @@ async def test_deleted_secret_is_gone(store: SecretStore) -> None:
         await store.delete("default", "hub")
 
 
+async def test_calls_at_once_create_a_secret_once(store: SecretStore) -> None:
+    """The second of two callers would otherwise get an internal error."""
+    await asyncio.gather(*(store.set("default", "hub", VALUE) for _ in range(10)))
+    assert await value_of(store, "hub") == VALUE
+
+
 async def test_secrets_of_a_lost_key_are_counted_at_the_start(
     store: SecretStore, keys: SecretKeys, database: Database
 ) -> None:
     """The first job that names one would otherwise be the first to notice, hours after a restore."""
     await store.set("default", "hub", VALUE)
-    assert await store.count_closed() == 0
+    assert await store.count_undecryptable() == 0
     kept = keys.file.read_text()
     keys.file.unlink()
-    assert await store.count_closed() == 1
+    assert await store.count_undecryptable() == 1
     keys.file.write_text(kept)
-    assert await store.count_closed() == 0
+    assert await store.count_undecryptable() == 0
 
 
 async def test_ciphertext_that_is_moved_to_another_name_opens_nothing(store: SecretStore, database: Database) -> None:
@@ -208,7 +214,7 @@ async def claimed(ledger: Ledger, store: SecretStore, key: SealingKey | None, **
 
 
 async def test_claim_gets_the_secret_sealed_to_its_worker(ledger: Ledger, store: SecretStore) -> None:
-    """What is on the broker opens nothing: not for another process, nor for another claim."""
+    """No other process, and no other claim, can decrypt a message that was recorded on the broker."""
     await store.set("default", "hub", VALUE)
     key = SealingKey()
     given = await claimed(ledger, store, key, **spec())

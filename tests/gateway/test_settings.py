@@ -1,5 +1,8 @@
 """The settings with which a gateway refuses to start."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,3 +30,25 @@ def test_incomplete_pair_is_refused(given: dict[str, str]) -> None:
     """It would be taken for none, and the gateway would serve without TLS."""
     with pytest.raises(ValidationError, match="belong together"):
         GatewaySettings.model_validate(given)
+
+
+def test_start_with_invalid_settings_names_them_and_not_their_values(tmp_path: Path) -> None:
+    """Instead of a sentence, operators read a traceback with the password of the database."""
+    settings = {
+        "FTF_HOME": str(tmp_path),
+        "FTF_GATEWAY_LEASE_SECONDS": "hunter2",
+        "FTF_GATEWAY_DATABASE_URL": "postgresql://user:hunter2@127.0.0.1:1/ftf",
+    }
+    refused = start(settings)
+    assert refused == "gateway: FTF_GATEWAY_LEASE_SECONDS (or FTF_LEASE_SECONDS): Input should be a valid number, " + (
+        "unable to parse string as a number"
+    )
+    del settings["FTF_GATEWAY_LEASE_SECONDS"]
+    assert start(settings).startswith("gateway: the database postgresql://user:***@127.0.0.1:1/ftf cannot be opened")
+
+
+def start(settings: dict[str, str]) -> str:
+    gateway = [sys.executable, "-m", "gateway"]
+    ended = subprocess.run(gateway, env={**os.environ, **settings}, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    return ended.stderr.strip()

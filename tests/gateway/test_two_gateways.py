@@ -102,10 +102,17 @@ async def replicas(postgres: PostgresServer, nats_server: NatsServer, tmp_path: 
 
 
 @pytest.fixture
-async def bus(nats_server: NatsServer) -> AsyncIterator[Bus]:
-    bus = await Bus.connect(nats_server.url, nats_server.user, nats_server.password, "worker")
-    yield bus
-    await bus.close()
+async def buses(nats_server: NatsServer) -> AsyncIterator[dict[str, Bus]]:
+    """The connection of each service, as its own user."""
+    connected = {
+        service: await Bus.connect(
+            nats_server.url, service, nats_server.password, "worker", inbox=subjects.inbox(service)
+        )
+        for service in set(SERVICES.values())
+    }
+    yield connected
+    for bus in connected.values():
+        await bus.close()
 
 
 class Holder:
@@ -138,8 +145,9 @@ class Holder:
         assert not self.reporter.stopped
 
 
-async def hold(bus: Bus, stage: str, folder: Path) -> Holder:
+async def hold(buses: dict[str, Bus], stage: str, folder: Path) -> Holder:
     """Claims the next attempt of a stage; asks as a worker does, until it is answered."""
+    bus = buses[SERVICES[stage]]
     async with asyncio.timeout(60):
         while True:
             message = await bus.work(SERVICES[stage], "default").next(30)
@@ -203,7 +211,7 @@ async def watch(replicas: list[Replica], job_id: str, seen: list[int]) -> None:
 
 
 async def test_work_and_watches_continue_when_one_gateway_is_killed(
-    replicas: list[Replica], bus: Bus, tmp_path: Path
+    replicas: list[Replica], buses: dict[str, Bus], tmp_path: Path
 ) -> None:
     """A watch that was connected to the killed gateway neither misses nor repeats an event; the job loses nothing."""
     a, b = replicas
@@ -212,18 +220,18 @@ async def test_work_and_watches_continue_when_one_gateway_is_killed(
     job_id = made[0].fine_tuning_job.id
     seen: list[int] = []
     watching = asyncio.create_task(watch(replicas, job_id, seen))
-    await (await hold(bus, "STAGE_PREFLIGHT", tmp_path)).complete()
-    trainer = await hold(bus, "STAGE_TRAINING", tmp_path)
+    await (await hold(buses, "STAGE_PREFLIGHT", tmp_path)).complete()
+    trainer = await hold(buses, "STAGE_TRAINING", tmp_path)
     for step in range(1, 101):
         trainer.report(log_at(step))
     await wait_until(lambda: len(seen) >= 20)
-    await repeat_first_report_at_every_replica(bus, trainer)
+    await repeat_first_report_at_every_replica(buses["trainer"], trainer)
     a.process.kill()
     for step in range(101, 201):
         trainer.report(log_at(step))
     await trainer.complete()
     for stage in ("STAGE_EVALUATION", "STAGE_EXPORT"):
-        await (await hold(bus, stage, tmp_path)).complete()
+        await (await hold(buses, stage, tmp_path)).complete()
     async with asyncio.timeout(30):
         await watching
     job = await b.job(job_id)
@@ -232,8 +240,9 @@ async def test_work_and_watches_continue_when_one_gateway_is_killed(
     assert job.progress.step == 200
 
 
-async def test_urgent_job_is_claimed_first_at_either_gateway(replicas: list[Replica], bus: Bus) -> None:
+async def test_urgent_job_is_claimed_first_at_either_gateway(replicas: list[Replica], buses: dict[str, Bus]) -> None:
     """The broker delivers the older jobs first, to whichever worker asks."""
+    bus = buses["probe"]
     for number, replica in enumerate(replicas * 2):
         await replica.stub.CreateFineTuningJob(creation(f"{number}"))
     urgent = creation("urgent")
@@ -266,17 +275,17 @@ async def test_urgent_job_is_claimed_first_at_either_gateway(replicas: list[Repl
 
 @pytest.mark.long
 async def test_no_claim_expires_when_one_gateway_stops_for_longer_than_a_lease(
-    replicas: list[Replica], bus: Bus, tmp_path: Path
+    replicas: list[Replica], buses: dict[str, Bus], tmp_path: Path
 ) -> None:
     """The broker still sends it every other request; no worker may lose its claim, then or after it continues."""
     a, b = replicas
     first_id = (await b.stub.CreateFineTuningJob(creation("first"))).fine_tuning_job.id
-    holder = await hold(bus, "STAGE_PREFLIGHT", tmp_path)
+    holder = await hold(buses, "STAGE_PREFLIGHT", tmp_path)
     a.process.send_signal(signal.SIGSTOP)
     loop = asyncio.get_running_loop()
     stopped = loop.time()
     second_id = (await b.stub.CreateFineTuningJob(creation("second"))).fine_tuning_job.id
-    other = await hold(bus, "STAGE_PREFLIGHT", tmp_path)
+    other = await hold(buses, "STAGE_PREFLIGHT", tmp_path)
     assert other.assignment.job_id == second_id, "work must be claimed while one gateway is stopped"
     step = 0
     while loop.time() < stopped + LEASE_SECONDS + 3:

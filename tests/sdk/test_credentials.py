@@ -94,3 +94,12 @@ def test_arguments_and_environment_come_before_the_stored_key(monkeypatch: pytes
     monkeypatch.setenv("FTF_TOKEN", "from-environment")
     assert Connection.resolve(None, None, None).token == "from-environment"
     assert Connection.resolve(None, "given", None).token == "given"
+
+
+def test_empty_variables_are_as_if_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell script that empties a variable would otherwise be refused, with a stored key at hand."""
+    store_credentials("example.org:7460", Credentials("ftf_a_b", "system"))
+    monkeypatch.setenv("FTF_TOKEN", "")
+    monkeypatch.setenv("FTF_CA", "")
+    found = Connection.resolve("example.org:7460", None, None)
+    assert (found.token, found.ca) == ("ftf_a_b", "system")

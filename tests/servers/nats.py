@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from chassis.bus.permissions import gateway_user, worker_user
+from chassis.bus.permissions import GATEWAY, accounts, worker_user
 
 CONFIG = """
 listen: 127.0.0.1:{port}
@@ -17,15 +17,11 @@ max_payload: 8MB
 server_name: test
 jetstream {{ store_dir: "{store}", max_memory_store: 64MB, max_file_store: 4GB }}
 accounts {{
-  FTF {{ jetstream: enabled, users: [
-    {{ user: "{user}", password: "{password}" }}
-    {users}
-  ] }}
+{accounts}
 }}
 """
 
-USERS = [
-    gateway_user(),
+WORKERS = [
     *map(worker_user, ("probe", "trainer", "evaluator", "exporter")),
     worker_user("trainer", "gpu"),
 ]
@@ -42,7 +38,7 @@ os.execv(sys.argv[1], sys.argv[1:])
 class NatsServer:
     """A nats-server on one port for its whole life, so that clients reconnect after a restart.
 
-    It has the users of a real system, and `user`, which may do everything.
+    It has the accounts of a real system, and `user`, which may do everything in that of the gateways.
     """
 
     user = "ftf"
@@ -56,15 +52,13 @@ class NatsServer:
             self.port: int = probe.getsockname()[1]
         self.url = f"nats://127.0.0.1:{self.port}"
         self._config = folder / "nats.conf"
-        self._config.write_text(
-            CONFIG.format(
-                port=self.port,
-                store=self._store,
-                user=self.user,
-                password=self.password,
-                users="\n".join(user.configuration(f'"{self.password}"') for user in USERS),
-            )
+        password = f'"{self.password}"'
+        all_accounts = accounts(
+            WORKERS,
+            dict.fromkeys([GATEWAY, *(user.name for user in WORKERS)], password),
+            others=f'{{ user: "{self.user}", password: {password} }}\n',
         )
+        self._config.write_text(CONFIG.format(port=self.port, store=self._store, accounts=all_accounts))
         self._process: subprocess.Popen[bytes] | None = None
 
     def environment(self, service: str) -> dict[str, str]:

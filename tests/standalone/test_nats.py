@@ -9,7 +9,7 @@ import nats
 import pytest
 from nats.errors import Error as NatsError
 
-from chassis.bus.permissions import gateway_user, worker_user
+from chassis.bus.permissions import worker_user
 from chassis.security.certificates import CertificateAuthority, CertificateFiles
 from standalone.nats import NatsServer, configure
 from standalone.ports import free_port
@@ -23,7 +23,7 @@ def certificate(folder: Path) -> CertificateFiles:
 
 @pytest.fixture
 async def broker(tmp_path: Path) -> AsyncIterator[NatsServer]:
-    server = configure(tmp_path / ODD, free_port(), [gateway_user()], certificate(tmp_path))
+    server = configure(tmp_path / ODD, free_port(), [], certificate(tmp_path))
     kept = SupervisedProcess(Program("nats-server", server.argv, server.ready), tmp_path, tmp_path / "logs", print)
     await kept.start()
     yield server
@@ -70,15 +70,15 @@ def test_data_folder_may_have_any_name(broker: NatsServer, tmp_path: Path) -> No
 
 
 def test_folder_name_with_invalid_utf8_is_escaped(tmp_path: Path) -> None:
-    configure(Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")), 4222, [gateway_user()], certificate(tmp_path))
+    configure(Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")), 4222, [], certificate(tmp_path))
     assert b"caf\\xe9/store" in Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9/nats.conf")).read_bytes()
 
 
 def test_configuration_file_is_readable_by_owner_only(tmp_path: Path) -> None:
     """It contains the passwords."""
-    configure(tmp_path, 4222, [gateway_user()], certificate(tmp_path))
+    configure(tmp_path, 4222, [], certificate(tmp_path))
     assert (tmp_path / "nats.conf").stat().st_mode & 0o077 == 0
-    users = [gateway_user(), worker_user("probe")]
+    users = [worker_user("probe")]
     passwords = [*configure(tmp_path, 4222, users, certificate(tmp_path)).passwords.values()]
     passwords += configure(tmp_path, 4222, users, certificate(tmp_path)).passwords.values()
     assert len(set(passwords)) == 4

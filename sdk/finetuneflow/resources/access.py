@@ -30,7 +30,7 @@ class ApiKey(Resource):
     tenant: str
     """The tenant whose resources the key reaches."""
     role: Role
-    """What the key may do."""
+    """Role of the key, which limits the methods that it may call."""
     display_name: str
     """Display name, such as the person or program that uses the key."""
     created_by: str

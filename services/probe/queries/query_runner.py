@@ -20,6 +20,7 @@ from chassis.child.spare import Spare, SpareCommand
 from chassis.errors import Internal, InvalidArgument, NotFound
 from chassis.security.confinement import ChildLimits
 from chassis.store.artifact_store import ArtifactMissing, ArtifactStore
+from chassis.store.plain_files import delete_tree
 from engine.catalogue import Catalogue
 from engine.hub_cache import ModelUses
 from finetuneflow.v1.dataset_pb2 import Dataset
@@ -84,11 +85,11 @@ class ServedQueries:
 
     @contextlib.asynccontextmanager
     async def _temporary_folder(self) -> AsyncIterator[Path]:
-        folder = tempfile.TemporaryDirectory(dir=self._folder, ignore_cleanup_errors=True)
+        folder = Path(tempfile.mkdtemp(dir=self._folder))
         try:
-            yield Path(folder.name)
+            yield folder
         finally:
-            await asyncio.to_thread(folder.cleanup)
+            await asyncio.to_thread(delete_tree, folder)
 
     async def _fetch_dataset(self, tenant: str, dataset: Dataset, folder: Path) -> Path:
         """Returns the dataset's file, under the name with which it was uploaded."""

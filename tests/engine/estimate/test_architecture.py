@@ -132,6 +132,12 @@ def test_a_configuration_without_sizes_is_refused() -> None:
     assert caught.value.reason == "UNKNOWN_ARCHITECTURE"
 
 
+def test_a_size_that_is_text_is_named() -> None:
+    """The message said that the field was missing."""
+    with pytest.raises(JobError, match=r"hidden_size in its config\.json is '64'"):
+        Architecture.from_config({"model_type": "llama", "hidden_size": "64", "num_hidden_layers": 2, "vocab_size": 9})
+
+
 def _size(shape: tuple[int, ...]) -> int:
     size = 1
     for side in shape:

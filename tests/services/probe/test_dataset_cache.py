@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -47,10 +48,26 @@ def test_the_least_recently_used_dataset_is_evicted_first(folders: Folders) -> N
     digests = [folders.put(f"{n}.jsonl", bytes([n]) * 100) for n in range(3)]
     for n in (0, 1):
         cache.link(folders.store, f"t/{n}.jsonl", digests[n], folders.queries / f"{n}")
-        os.utime(folders.folder / digests[n], (n, n))
+        earlier = time.time() - 60 + n
+        os.utime(folders.folder / digests[n], (earlier, earlier))
     cache.link(folders.store, "t/0.jsonl", digests[0], folders.queries / "again")
     cache.link(folders.store, "t/2.jsonl", digests[2], folders.queries / "2")
     assert {file.name for file in folders.folder.iterdir()} == {digests[0], digests[2]}
+
+
+def test_copies_that_nobody_uses_are_deleted_after_a_day(folders: Folders) -> None:
+    """Their owner may have deleted the dataset."""
+    digests = [folders.put(f"{n}.jsonl", bytes([n]) * 100) for n in range(3)]
+    cache = DatasetCache(folders.folder, 1 << 20)
+    for n in (0, 1):
+        cache.link(folders.store, f"t/{n}.jsonl", digests[n], folders.queries / f"{n}")
+    yesterday = time.time() - 25 * 3600
+    os.utime(folders.folder / digests[0], (yesterday, yesterday))
+    cache.link(folders.store, "t/2.jsonl", digests[2], folders.queries / "2")
+    assert {file.name for file in folders.folder.iterdir()} == set(digests[1:])
+    os.utime(folders.folder / digests[1], (yesterday, yesterday))
+    DatasetCache(folders.folder, 1 << 20)
+    assert {file.name for file in folders.folder.iterdir()} == {digests[2]}
 
 
 def test_files_of_killed_process_are_deleted(folders: Folders) -> None:
