@@ -121,8 +121,8 @@ def translate(values: Mapping[str, Any], rules: Rules) -> Translated:
     # The spec's own names first: what is set by another name as well is reported at the other name.
     for rule, given, outcome in sorted(outcomes, key=lambda each: each[1].keys() != each[2].sets.keys()):
         first = next(iter(given))
-        for part, reason in outcome.lost.items():
-            found.lost[first + part] = (_part(given[first], part), reason)
+        for part, why in outcome.lost.items():
+            found.lost[first + part] = (_part(given[first], part), why)
         for path, value in outcome.sets.items():
             _put(found, rule, first, path, value)
         if outcome.sets or not outcome.lost:
@@ -211,7 +211,7 @@ def implied(name: str, accepted: Iterable[Any], note: str, otherwise: str, home:
     return Rule((name,), convert, home)
 
 
-def without(reason: str, *names: str, hidden: bool = False, off: Iterable[Any] = ()) -> list[Rule]:
+def without(why: str, *names: str, hidden: bool = False, off: Iterable[Any] = ()) -> list[Rule]:
     """Returns rules for names that have no counterpart. The values in `off` ask for nothing."""
     unused = [False, "", [], {}, *off]
 
@@ -219,7 +219,7 @@ def without(reason: str, *names: str, hidden: bool = False, off: Iterable[Any] =
         (value,) = given.values()
         if any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in unused):
             return Outcome(note="off here too")
-        raise NoCounterpart(reason)
+        raise NoCounterpart(why)
 
     return [Rule((name,), convert, "hyperparameters", hidden=hidden) for name in names]
 

@@ -67,7 +67,7 @@ def _sources(path: str, given: Mapping[str, Any]) -> Outcome:
             continue
         source, missing = _source(entry)
         sources += source
-        lost |= {f"[{index}].{part}": reason for part, reason in missing}
+        lost |= {f"[{index}].{part}": why for part, why in missing}
     return Outcome({path: sources} if sources else {}, lost=lost)
 
 
