@@ -2,7 +2,7 @@
 
 import math
 
-from engine.config.job import Hyperparameters
+from engine.config.job import Hyperparameters, chosen
 
 
 def total_steps(num_sequences: int, hyper: Hyperparameters) -> int:
@@ -15,10 +15,10 @@ def total_steps(num_sequences: int, hyper: Hyperparameters) -> int:
 
 def steps_per_epoch(num_sequences: int, hyper: Hyperparameters) -> int:
     """Returns the optimizer steps of one pass over the sequences; at least 1."""
-    batches = math.ceil(num_sequences / hyper.per_device_train_batch_size)
-    return max(math.ceil(batches / hyper.gradient_accumulation_steps), 1)
+    batches = math.ceil(num_sequences / hyper.micro_batch)
+    return max(math.ceil(batches / hyper.accumulation), 1)
 
 
 def num_evaluations(steps: int, hyper: Hyperparameters) -> int:
     """Returns the evaluations during a training: one every eval_steps, and one of the best weights at the end."""
-    return steps // hyper.eval_steps + 1
+    return steps // chosen(hyper.eval_steps) + 1
