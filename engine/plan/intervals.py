@@ -69,7 +69,9 @@ def _eval_steps(config: JobConfig, steps: int, tenth: int, evaluation_share: flo
     # A multiple, so that the checkpoint of an evaluation is one of those that are saved anyway.
     save = config.hyperparameters.save_steps or 1
     multiple = math.ceil(every / save) * save
-    return min(multiple if multiple <= steps else every, MAX_INTERVAL), why
+    if steps // multiple < min(_LEAST_EVALUATIONS, steps // every):
+        multiple = max(every // save, 1) * save
+    return min(multiple, MAX_INTERVAL), why
 
 
 def _warmup_steps(config: JobConfig, steps: int) -> tuple[int, str]:
