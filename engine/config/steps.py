@@ -1,8 +1,17 @@
-"""Counts the optimizer steps and evaluations of a job without phases; `curriculum` counts those of one with phases."""
+"""Counts the optimizer steps and evaluations of a job."""
 
 import math
+from collections.abc import Sequence
 
-from engine.config.job import Hyperparameters, chosen
+from engine.config.curriculum import Curriculum
+from engine.config.job import Hyperparameters, JobConfig, chosen
+
+
+def count_steps(config: JobConfig, sequences: Sequence[int]) -> int:
+    """Returns the optimizer steps of a job from the sequences in one epoch of each phase, or of the only one."""
+    if config.phases:
+        return Curriculum.of(config, sequences).total_steps
+    return total_steps(sequences[0], config.hyperparameters)
 
 
 def total_steps(num_sequences: int, hyper: Hyperparameters) -> int:

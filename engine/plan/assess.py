@@ -23,10 +23,9 @@ from engine.estimate.machine import Machine
 from engine.estimate.memory import Setup
 from engine.estimate.recommend import plan
 from engine.estimate.saved_activations import Method
-from engine.plan.batching import TrainingRows
 from engine.plan.findings import data_statistics, packing_efficiency, phase_statistics
 from engine.plan.intervals import automatic_fields, resolve_intervals
-from engine.plan.job_steps import job_steps, passes
+from engine.plan.job_steps import job_steps, passes, training_rows
 from engine.plan.resolve import check_disk, resolve
 from engine.plan.resolved import Resolved
 from finetuneflow.v1.estimate_pb2 import ResourceEstimate
@@ -84,7 +83,7 @@ def resolve_and_assess(
     hardware = target.hardware
     longest = resolved.config.hyperparameters.max_length if prepared is None else prepared.train.max_tokens
     automatic = automatic_fields(resolved.config)
-    resolve(resolved, hardware, architecture, longest, None if prepared is None else TrainingRows.of(prepared))
+    resolve(resolved, hardware, architecture, longest, None if prepared is None else training_rows(prepared))
     _check_tokens(resolved, model.path)
     if prepared is None:
         # Without rows, the memory need is a guess, and would distract from the problem that the rows have.

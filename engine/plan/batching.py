@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from engine.config.job import MICRO_BATCH, ROWS_PER_STEP, JobConfig
-from engine.data.prepare import Prepared
+from engine.config.steps import count_steps
 from engine.estimate.advice import padding_share
 from engine.estimate.architecture import Architecture
 from engine.plan.free_memory import FreeMemory
-from engine.plan.job_steps import count_steps
 from engine.plan.resolved import Resolved
 
 ENOUGH_STEPS: Final = 100
@@ -34,14 +33,6 @@ class TrainingRows:
     """Number of rows of each phase; one number if the job has no phases."""
     packs: Sequence[int]
     """Number of packs of each phase, if rows are packed."""
-
-    @classmethod
-    def of(cls, prepared: Prepared) -> "TrainingRows":
-        return cls(
-            prepared.train.lengths,
-            [phase.train.num_examples for phase in prepared.phases],
-            [phase.num_packed for phase in prepared.phases],
-        )
 
     @property
     def rows_per_pack(self) -> float:

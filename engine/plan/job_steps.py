@@ -1,11 +1,9 @@
 """Counts the optimizer steps of a job and its passes over the data, from its prepared rows."""
 
-from collections.abc import Sequence
-
-from engine.config.curriculum import Curriculum
 from engine.config.job import JobConfig
-from engine.config.steps import steps_per_epoch, total_steps
+from engine.config.steps import count_steps, steps_per_epoch
 from engine.data.prepare import Prepared
+from engine.plan.batching import TrainingRows
 
 
 def job_steps(config: JobConfig, prepared: Prepared, *, packing: bool | None = None) -> int:
@@ -14,11 +12,13 @@ def job_steps(config: JobConfig, prepared: Prepared, *, packing: bool | None = N
     return count_steps(config, [phase.num_sequences(packing=packed) for phase in prepared.phases])
 
 
-def count_steps(config: JobConfig, sequences: Sequence[int]) -> int:
-    """Returns the optimizer steps of the whole job from the sequences of each phase, or of the only one."""
-    if config.phases:
-        return Curriculum.of(config, sequences).total_steps
-    return total_steps(sequences[0], config.hyperparameters)
+def training_rows(prepared: Prepared) -> TrainingRows:
+    """Returns the rows that batches are made of."""
+    return TrainingRows(
+        prepared.train.lengths,
+        [phase.num_sequences(packing=False) for phase in prepared.phases],
+        [phase.num_sequences(packing=True) for phase in prepared.phases],
+    )
 
 
 def passes(config: JobConfig, prepared: Prepared, steps: int) -> float:

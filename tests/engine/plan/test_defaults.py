@@ -7,7 +7,7 @@ import pytest
 
 from engine.config.job import JobConfig, job_config
 from engine.config.recipes import recipes
-from engine.config.steps import num_evaluations
+from engine.config.steps import count_steps, num_evaluations
 from engine.data.packing import PackCount
 from engine.estimate.architecture import Architecture
 from engine.estimate.duration import Work, evaluation_share
@@ -17,7 +17,6 @@ from engine.estimate.recommend import RESERVE
 from engine.plan.batching import ENOUGH_STEPS, TrainingRows
 from engine.plan.free_memory import FreeMemory
 from engine.plan.intervals import automatic_fields, resolve_intervals
-from engine.plan.job_steps import count_steps
 from engine.plan.resolve import resolve
 from engine.plan.resolved import Resolved
 from finetuneflow.v1.hardware_pb2 import Gpu, Hardware
