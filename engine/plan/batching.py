@@ -68,7 +68,7 @@ def _packing(
 ) -> tuple[bool, str]:
     hyper = config.hyperparameters
     if not memory.on_gpu:
-        # Measured in docs/benchmarks.md.
+        # Measured: docs/estimates.md.
         return False, "packing is not faster on a CPU, and takes more memory"
     if architecture.family != "decoder" or hyper.attn_implementation != "flash_attention_2":
         # The others isolate rows by a mask over the whole pack, whose every position they compute.
