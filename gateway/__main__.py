@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import signal
+import sys
 from collections.abc import Awaitable, Callable, Sequence
 
 from google.protobuf.descriptor import ServiceDescriptor
@@ -87,16 +88,25 @@ async def run(settings: GatewaySettings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     database = await Database.open(settings.database)
-    if settings.operator_key_file is not None:
-        await register_first_key(database, settings.operator_key_file)
+    keys = secret_keys(settings)
+    try:
+        if settings.operator_key_file is not None:
+            await register_first_key(database, settings.operator_key_file)
+        # Found now, not when the first caller sets a secret.
+        await asyncio.to_thread(keys.fernet)
+    except ValueError as error:
+        sys.exit(f"gateway: {error}")
     authenticator = Authenticator(
         database, _identity_provider(settings), failures_per_minute=settings.auth_failures_per_minute
     )
-    keys = secret_keys(settings)
-    # Found now, not when the first caller sets a secret.
-    await asyncio.to_thread(keys.fernet)
     quotas = Quotas(settings.tenant_limits)
     secrets = SecretStore(database, keys, quotas)
+    if closed := await secrets.count_closed():
+        log.error(
+            "no key decrypts %d secrets: restore %s and start again, or have their tenants set them again",
+            closed,
+            keys.file,
+        )
     store = ArtifactStore(settings.artifacts)
     catalogue = Catalogue(settings.home, settings.models)
     # Its own frames are in its rings already.

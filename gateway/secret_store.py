@@ -124,6 +124,18 @@ class SecretStore:
             await session.exec(update(SecretRow).where(*mine).values(last_use_time=now()))
         return values
 
+    async def count_closed(self) -> int:
+        """Returns the number of secrets that no key decrypts, such as after the loss of the key file."""
+        cipher = await asyncio.to_thread(self._keys.fernet)
+        closed = 0
+        async with self._database.read() as session:
+            for row in (await session.exec(select(SecretRow))).all():
+                try:
+                    _opened(cipher, row)
+                except InvalidToken:
+                    closed += 1
+        return closed
+
     async def rotate(self) -> int:
         """Encrypts every secret with the first key. Returns their number. Raises InvalidToken if no key decrypts
         one."""

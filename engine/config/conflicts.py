@@ -17,6 +17,14 @@ def exclusive_fields(spec: Mapping[str, Any]) -> list[Violation]:
     if given.get("warmup_ratio") is not None and given.get("warmup_steps") is not None:
         description = f"cannot be combined with warmup_steps = {given['warmup_steps']!r}; set one of the two."
         found.append(Violation("spec.hyperparameters.warmup_ratio", description))
+    evaluation = section if isinstance(section := spec.get("evaluation"), Mapping) else {}
+    answered = [name for name in ("prompt_steps", "prompt_epochs") if evaluation.get(name) is not None]
+    if len(answered) == 2:
+        found.append(
+            Violation("spec.evaluation.prompt_epochs", "cannot be combined with prompt_steps; set one of the two.")
+        )
+    if answered and not evaluation.get("prompts"):
+        found.append(Violation(f"spec.evaluation.{answered[0]}", "needs evaluation.prompts, which are answered then."))
     if spec.get("phases") and spec.get("training_data"):
         description = "cannot be combined with training_data; move those rows into a phase, or remove one of the two."
         found.append(Violation("spec.phases", description))

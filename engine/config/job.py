@@ -257,6 +257,10 @@ class Evaluation(_Section):
     num_samples: int = Field(default=5, ge=0, le=100)
     prompts: list[Annotated[str, Field(min_length=1), _kib(16)]] = Field(default=[], max_length=100)
     max_new_tokens: int = Field(default=128, ge=1, le=4096)
+    prompt_steps: int | None = Field(default=None, ge=1, le=1_000_000)
+    """Optimizer steps between two answers to `prompts` in training; None: they are not answered in training."""
+    prompt_epochs: float | None = Field(default=None, gt=0, le=1000)
+    """The same in epochs, until preflight has converted it."""
 
 
 class Export(_Section):

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -86,7 +86,7 @@ class Architecture:
     blocks_path: str = "model.layers"
     """Path of the list of blocks."""
     stored_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict, compare=False, repr=False)
-    """Shapes of all stored tensors by name; empty if only the configuration is known."""
+    """Shapes of all stored tensors by name; empty if only the configuration is known (see `shapes`)."""
 
     @property
     def family(self) -> Family:
@@ -140,12 +140,14 @@ class Architecture:
         )
 
     def targets(self, lora: Lora) -> list[tuple[LinearLayer, ...]]:
-        """Returns, for each block, the layers that get adapters."""
+        """Returns, for each block, the layers that get adapters. Raises what `matching` raises."""
         if lora.target_modules_pattern is not None:
-            # As peft matches it.
-            pattern = re.compile(lora.target_modules_pattern)
+            paths = [
+                f"{self.blocks_path}.{block}.{layer.name}" for block in range(self.layers) for layer in self.linears
+            ]
+            matched = set(matching(lora.target_modules_pattern, paths))
             return [
-                tuple(layer for layer in self.linears if pattern.fullmatch(f"{self.blocks_path}.{block}.{layer.name}"))
+                tuple(layer for layer in self.linears if f"{self.blocks_path}.{block}.{layer.name}" in matched)
                 for block in range(self.layers)
             ]
         named = self.named(lora.target_modules)
@@ -154,8 +156,23 @@ class Architecture:
             for block in range(self.layers)
         ]
 
+    @cached_property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shapes of the tensors by name, as stored; if only the configuration is known, under the names of a Llama."""
+        if self.stored_shapes:
+            return self.stored_shapes
+        found = {"model.embed_tokens.weight": (self.vocabulary, self.hidden), "model.norm.weight": (self.hidden,)}
+        if not self.tied:
+            found["lm_head.weight"] = (self.vocabulary, self.hidden)
+        for block in range(self.layers):
+            for layer in self.linears:
+                found[f"{self.blocks_path}.{block}.{layer.name}.weight"] = (layer.rows, layer.columns)
+            for name in ("input_layernorm", "post_attention_layernorm"):
+                found[f"{self.blocks_path}.{block}.{name}.weight"] = (self.hidden,)
+        return found
+
     def saved_tensors(self, modules_to_save: Sequence[str]) -> dict[str, tuple[int, ...]]:
-        """Returns name and shape of the stored tensors of all modules whose path ends in one of `modules_to_save`.
+        """Returns name and shape of the tensors of all modules whose path ends in one of `modules_to_save`.
 
         A tied head is the embedding.
         """
@@ -163,7 +180,7 @@ class Architecture:
         names = {*modules_to_save, *(tied if tied & {*modules_to_save} else ())}
         return {
             name: shape
-            for name, shape in self.stored_shapes.items()
+            for name, shape in self.shapes.items()
             if any(path.endswith(wanted) for path in _modules_around(name) for wanted in names)
         }
 
@@ -228,6 +245,9 @@ class Architecture:
             for name in names:
                 if isinstance(values.get(name), int) and not isinstance(values[name], bool):
                     return int(values[name])
+            for name in names:
+                if values.get(name) is not None and default is None:
+                    raise _unknown(f"{name} in its config.json is {str(values[name])[:80]!r} instead of a whole number")
             if default is None:
                 raise _unknown(f"its config.json has none of the fields {', '.join(names)}")
             return default
@@ -311,6 +331,24 @@ class Architecture:
         return replace(seen, extra_parameters=counted - seen.num_parameters)
 
 
+def matching(pattern: str, paths: Iterable[str]) -> list[str]:
+    """Returns the paths that a caller's regular expression matches as a whole, as peft matches them.
+
+    Raises JobError("INVALID_CONFIG") if it takes more than a second for one path.
+    """
+    # Unlike `re`, it stops after a time: an expression such as (.+)+x would hold its process for hours.
+    import regex
+
+    compiled = regex.compile(pattern)
+    try:
+        return [path for path in paths if compiled.fullmatch(path, timeout=_MATCH_SECONDS)]
+    except TimeoutError:
+        message = "takes too long to match the path of a module; write it without nested repetitions."
+        where = [Violation("spec.lora.target_modules_pattern", message)]
+        raise JobError("INVALID_CONFIG", f"lora.target_modules_pattern {message}", message, where) from None
+
+
+_MATCH_SECONDS = 1.0
 _HEADS = ("lm_head.weight", "embed_out.weight")
 _FIRST_BLOCK = re.compile(r"^((?:.*\.)?(?:layers|h|blocks|block|layer))\.0\.(.+)$")
 _INL_CONTROLLER = 64

@@ -93,6 +93,7 @@ def resolve_and_assess(
     if prepared is not None:
         steps = job_steps(resolved.config, prepared)
         resolve_intervals(resolved, steps, _evaluation_share(resolved, architecture, target, prepared, steps))
+        _choose_prompt_steps(resolved, steps / max(passes(resolved.config, prepared, steps), 1e-9))
         add_warnings(resolved, prepared, steps)
         disk = _disk(resolved, model, architecture, target, prepared, steps, missing_bytes)
     estimate = _estimate(resolved, architecture, target, longest, prepared, steps, disk)
@@ -113,6 +114,15 @@ def resolve_and_assess(
     if prepared is not None:
         facts = _facts(resolved, architecture, hardware, prepared, steps, estimate, automatic)
     return Assessment(result, facts)
+
+
+def _choose_prompt_steps(resolved: Resolved, steps_per_epoch: float) -> None:
+    epochs = resolved.config.evaluation.prompt_epochs
+    if epochs is not None:
+        why = f"{epochs:g} epochs of {steps_per_epoch:.4g} steps"
+        resolved.choose("evaluation.prompt_steps", max(round(epochs * steps_per_epoch), 1), why)
+        evaluation = resolved.config.evaluation.model_copy(update={"prompt_epochs": None})
+        resolved.config = resolved.config.model_copy(update={"evaluation": evaluation})
 
 
 def _check_tokens(resolved: Resolved, model_dir: Path) -> None:

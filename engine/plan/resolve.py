@@ -1,11 +1,10 @@
 """Resolves every automatic setting of a job for one machine and records the reason for each choice."""
 
 import difflib
-import re
 
 from engine.config.advice import option, setting
 from engine.errors import JobError, Violation
-from engine.estimate.architecture import Architecture
+from engine.estimate.architecture import Architecture, matching
 from engine.estimate.disk import Disk
 from engine.estimate.machine import best_gpu
 from engine.estimate.memory import GIB
@@ -102,19 +101,19 @@ def _check_modules(resolved: Resolved, architecture: Architecture) -> None:
 
 def _check_pattern(pattern: str, architecture: Architecture) -> list[Violation]:
     """Returns a violation if the pattern matches nothing, or a module that is no linear layer."""
-    path, matches = "spec.lora.target_modules_pattern", re.compile(pattern).fullmatch
+    path = "spec.lora.target_modules_pattern"
     example = f"{architecture.blocks_path}.0.{architecture.linears[0].name}"
     layers = {
         f"{architecture.blocks_path}.{n}.{layer.name}"
         for n in range(architecture.layers)
         for layer in architecture.linears
     }
-    if not any(map(matches, layers)):
+    if not matching(pattern, layers):
         return [
             Violation(path, f"It matches no linear layer of the base model. A layer's path is, for example, {example}.")
         ]
-    modules = {name.rpartition(".")[0] for name in architecture.stored_shapes}
-    others = sorted(module for module in modules - layers if matches(module))
+    modules = {name.rpartition(".")[0] for name in architecture.shapes}
+    others = sorted(matching(pattern, modules - layers))
     return [Violation(path, f"It also matches {others[0]}, which is no linear layer of a block.")] if others else []
 
 

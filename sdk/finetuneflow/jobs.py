@@ -93,10 +93,12 @@ class AsyncJobs:
             hyperparameters: Table of optimization, batching and schedule: `num_epochs`, `learning_rate`, `max_length`
                 and the other fields of Hyperparameters.
             lora: Table of the adapter's shape: `r`, `lora_alpha`, `lora_dropout`, `bias`, `target_modules`,
-                `use_rslora`. For methods `lora` and `qlora`.
+                `use_rslora`, `use_dora`, `init_lora_weights` and the other fields of LoraSpec. For methods `lora` and
+                `qlora`.
             quantization: Table of the precision of the base weights: `bits`, `bnb_4bit_quant_type`,
                 `bnb_4bit_use_double_quant`, `bnb_4bit_compute_dtype`. For method `qlora`.
-            evaluation: Table of the evaluation (stage 3): `enabled`, `num_samples`, `prompts`, `max_new_tokens`.
+            evaluation: Table of the evaluation (stage 3): `enabled`, `num_samples`, `prompts`, `max_new_tokens`, and
+                `prompt_steps` or `prompt_epochs`, which has `prompts` answered in training too.
             export: Table of the export (stage 4): `formats`.
             holdout_fraction: Fraction of the training rows held out for evaluation if evaluation_data is empty. Range
                 [0, 0.5]; default 0.1.

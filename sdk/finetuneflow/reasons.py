@@ -708,7 +708,8 @@ class Reason(OpenEnum):
     """The warm-up's first step has learning rate 0, and the job has few steps. Caller: set `warmup_steps` to 0."""
 
     ATTENTION_REPLACED = "ATTENTION_REPLACED"
-    """Warning: the base model does not support the implementation of attention that was chosen; it uses another one."""
+    """Warning: the base model does not support the implementation of attention that was chosen; it uses another one.
+    Caller: set attn_implementation to the one it uses to have no warning."""
 
     # Service: What is wrong with the system and not with the call.
 

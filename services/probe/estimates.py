@@ -86,6 +86,8 @@ class Estimates:
         """Estimates the spec as given; an automatic method becomes the recommended one. Raises as `recommend`."""
         if not request.spec.base_model:
             raise _invalid("spec.base_model", "is required.", "Name a model.")
+        if not 0 <= request.mean_tokens <= _MOST_TOKENS:
+            raise _invalid("mean_tokens", f"is {request.mean_tokens:g}.", "Give 0 to 1e15 tokens.")
         if request.HasField("longest_row") and request.mean_tokens > request.longest_row:
             above = f"is {request.mean_tokens:,.6g}, which exceeds longest_row = {request.longest_row:,}."
             raise _invalid("mean_tokens", above, "Correct one of them.")

@@ -195,7 +195,7 @@ class Model:
     def _accept(self, mine: Try, token: Token) -> bool:
         """False when nothing after it counts: rule 7, and rule 10 for what is no event of this claim."""
         what, *values = token
-        if what in ("garbage", "foreign"):
+        if what in ("garbage", "foreign") or (what == "config" and mine.stage != "PREFLIGHT"):
             self._fail_claim(mine)
             return False
         mine.next_ordinal += 1

@@ -122,10 +122,13 @@ async def test_duration_estimate_uses_measured_speed_of_earlier_jobs(
     assert after.duration_high_seconds / after.duration_low_seconds < before_span
 
 
+@pytest.mark.parametrize("num_examples", [0, 1000])
 @pytest.mark.parametrize("mean", [float("inf"), float("nan"), -1.0, 1e300])
-async def test_estimate_with_too_many_tokens_is_refused(probe: ProbeServiceStub, mean: float) -> None:
+async def test_estimate_with_too_many_tokens_is_refused(
+    probe: ProbeServiceStub, mean: float, num_examples: int
+) -> None:
     spec = FineTuningJobSpec(base_model="smollm2-135m")
-    request = api.EstimateResourcesRequest(spec=spec, num_examples=1000, mean_tokens=mean)
+    request = api.EstimateResourcesRequest(spec=spec, num_examples=num_examples, mean_tokens=mean)
     refused = await refusal(probe.EstimateResources(request))
     assert refused.code == grpc.StatusCode.INVALID_ARGUMENT
     assert "mean_tokens" in str(refused)

@@ -79,6 +79,19 @@ async def test_deleted_secret_is_gone(store: SecretStore) -> None:
         await store.delete("default", "hub")
 
 
+async def test_secrets_of_a_lost_key_are_counted_at_the_start(
+    store: SecretStore, keys: SecretKeys, database: Database
+) -> None:
+    """The first job that names one would otherwise be the first to notice, hours after a restore."""
+    await store.set("default", "hub", VALUE)
+    assert await store.count_closed() == 0
+    kept = keys.file.read_text()
+    keys.file.unlink()
+    assert await store.count_closed() == 1
+    keys.file.write_text(kept)
+    assert await store.count_closed() == 0
+
+
 async def test_ciphertext_that_is_moved_to_another_name_opens_nothing(store: SecretStore, database: Database) -> None:
     """Whoever can write to the database must not give himself another's token by copying it to a row of his own."""
     await store.set("default", "hub", VALUE)

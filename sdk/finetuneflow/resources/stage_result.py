@@ -198,11 +198,13 @@ class InferenceSample(Resource):
     expected_output: str
     """Answer in the held-out row; empty for a caller's prompt."""
     model_output: str
-    """Answer of the tuned model."""
+    """Answer of the tuned model, or of the model in training."""
     output_length: int
     """Number of tokens in model_output."""
     base_output: str
-    """Answer of the base model."""
+    """Answer of the base model. Empty in training."""
+    step: int
+    """Optimizer step after which the model in training answered. 0 in an evaluation."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -260,16 +260,20 @@ class QuantizationSpec(_message.Message):
     def __init__(self, bits: _Optional[int] = ..., bnb_4bit_quant_type: _Optional[str] = ..., bnb_4bit_use_double_quant: bool = ..., bnb_4bit_compute_dtype: _Optional[_Union[Precision, str]] = ...) -> None: ...
 
 class EvaluationSpec(_message.Message):
-    __slots__ = ("enabled", "num_samples", "prompts", "max_new_tokens")
+    __slots__ = ("enabled", "num_samples", "prompts", "max_new_tokens", "prompt_steps", "prompt_epochs")
     ENABLED_FIELD_NUMBER: _ClassVar[int]
     NUM_SAMPLES_FIELD_NUMBER: _ClassVar[int]
     PROMPTS_FIELD_NUMBER: _ClassVar[int]
     MAX_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_STEPS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_EPOCHS_FIELD_NUMBER: _ClassVar[int]
     enabled: bool
     num_samples: int
     prompts: _containers.RepeatedScalarFieldContainer[str]
     max_new_tokens: int
-    def __init__(self, enabled: bool = ..., num_samples: _Optional[int] = ..., prompts: _Optional[_Iterable[str]] = ..., max_new_tokens: _Optional[int] = ...) -> None: ...
+    prompt_steps: int
+    prompt_epochs: float
+    def __init__(self, enabled: bool = ..., num_samples: _Optional[int] = ..., prompts: _Optional[_Iterable[str]] = ..., max_new_tokens: _Optional[int] = ..., prompt_steps: _Optional[int] = ..., prompt_epochs: _Optional[float] = ...) -> None: ...
 
 class ExportSpec(_message.Message):
     __slots__ = ("formats",)

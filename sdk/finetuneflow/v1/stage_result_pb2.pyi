@@ -213,20 +213,22 @@ class EvaluationResult(_message.Message):
     def __init__(self, base_loss: _Optional[float] = ..., tuned_loss: _Optional[float] = ..., base_perplexity: _Optional[float] = ..., tuned_perplexity: _Optional[float] = ..., num_examples: _Optional[int] = ..., num_trained_tokens: _Optional[int] = ..., samples: _Optional[_Iterable[_Union[InferenceSample, _Mapping]]] = ...) -> None: ...
 
 class InferenceSample(_message.Message):
-    __slots__ = ("instruction", "input", "expected_output", "model_output", "output_length", "base_output")
+    __slots__ = ("instruction", "input", "expected_output", "model_output", "output_length", "base_output", "step")
     INSTRUCTION_FIELD_NUMBER: _ClassVar[int]
     INPUT_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_OUTPUT_FIELD_NUMBER: _ClassVar[int]
     MODEL_OUTPUT_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_LENGTH_FIELD_NUMBER: _ClassVar[int]
     BASE_OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
     instruction: str
     input: str
     expected_output: str
     model_output: str
     output_length: int
     base_output: str
-    def __init__(self, instruction: _Optional[str] = ..., input: _Optional[str] = ..., expected_output: _Optional[str] = ..., model_output: _Optional[str] = ..., output_length: _Optional[int] = ..., base_output: _Optional[str] = ...) -> None: ...
+    step: int
+    def __init__(self, instruction: _Optional[str] = ..., input: _Optional[str] = ..., expected_output: _Optional[str] = ..., model_output: _Optional[str] = ..., output_length: _Optional[int] = ..., base_output: _Optional[str] = ..., step: _Optional[int] = ...) -> None: ...
 
 class ExportResult(_message.Message):
     __slots__ = ("package_path", "package_sha256", "package_size_bytes")

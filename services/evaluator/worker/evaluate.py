@@ -20,7 +20,8 @@ from engine.model.score import Row, Score, score
 from finetuneflow.v1.event_pb2 import Warning
 from finetuneflow.v1.stage_result_pb2 import EvaluationResult
 from services.evaluator.worker.child_input import EvaluationInput
-from services.evaluator.worker.compare import Question, add_samples, questions, samples
+from services.evaluator.worker.compare import add_samples, samples
+from services.questions import Question, questions, room_for
 
 PHASES = ("loading_model", "scoring_base", "answering_base", "scoring_tuned", "answering_tuned")
 
@@ -68,7 +69,14 @@ def _models(child_input: EvaluationInput, sink: EventSink) -> Iterator[tuple[str
     full = child_input.config.method == "full"
     on = "cpu" if child_input.config.resources.gpus == 0 else load.device()
     options: dict[str, Any] = {"dtype": torch.float32, "on": on}
-    if on == "cuda" and not _fits_in_float32(child_input):
+    config = child_input.config
+    if config.method == "qlora" and config.lora.init_lora_weights == "loftq":
+        # These adapters contain what the quantisation has lost; on other weights they would add it a second time.
+        options["quantization"] = config.quantization
+        message = "LoftQ's adapter belongs to the quantized weights; both models are evaluated with these."
+        advice = "Serve it on weights quantized in the same way, as the package's README.md does."
+        sink.emit(Warning(reason="NOT_EVALUATED_IN_FP32", message=message, advice=advice))
+    elif on == "cuda" and not _fits_in_float32(child_input):
         precision = child_input.config.hyperparameters.precision
         options["dtype"] = load.weights_dtype("lora", precision, on)
         options["quantization"] = child_input.config.quantization if child_input.config.method == "qlora" else None
@@ -97,11 +105,8 @@ def _answer(
     model: Any, asked: list[Question], tokenizer: Tokenizer, child_input: EvaluationInput, phases: Phases, name: str
 ) -> list[list[int]]:
     wanted = child_input.config.evaluation.max_new_tokens
-    context = (
-        getattr(model.config, "max_position_embeddings", None) or wanted + child_input.config.hyperparameters.max_length
-    )
-    # The end of a prompt that is too long is what asks the question.
-    room = max(context - wanted, 1)
+    context = getattr(model.config, "max_position_embeddings", None)
+    longest = child_input.config.hyperparameters.max_length
     steps = wanted * math.ceil(len(asked) / PROMPTS_PER_BATCH)
     phases.enter(f"answering_{name}", f"{len(asked)} question{'s' * (len(asked) != 1)}")
     made = 0
@@ -111,7 +116,7 @@ def _answer(
         made += 1
         phases.advance(f"answering_{name}", min(made / steps, 1.0))
 
-    prompts = [question.prompt[-room:] for question in asked]
+    prompts = [room_for(question, context, wanted, longest) for question in asked]
     stops = sorted(tokenizer.special_ids)
     answers = generate(model, prompts, max_new_tokens=wanted, stop_ids=stops, on_tokens=on_tokens)
     phases.advance(f"answering_{name}", 1.0)

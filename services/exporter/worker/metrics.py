@@ -105,10 +105,17 @@ def training_config(child_input: ExportInput, adapter_config: dict[str, Any] | N
         "early_stopping_patience": hyperparameters.early_stopping_patience,
         "seed": config.seed,
     }
-    lora = None
+    lora: dict[str, Any] | None = None
     if adapter_config is not None:
-        names = ("r", "lora_alpha", "lora_dropout", "bias", "task_type", "target_modules", "use_rslora")
-        lora = {name: adapter_config.get(name) for name in names}
+        names = ("lora_dropout", "bias", "task_type", "target_modules", "use_rslora", "use_dora", "layers_to_transform")
+        # The packed adapter of PiSSA and OLoRA has twice the rank that was trained.
+        lora = {
+            "r": config.lora.r,
+            "lora_alpha": config.lora.lora_alpha,
+            "init_lora_weights": config.lora.init_lora_weights,
+            "trainable_tokens": config.lora.trainable_tokens,
+            **{name: adapter_config.get(name) for name in (*names, "modules_to_save")},
+        }
     quantization = None
     if config.method == "qlora":
         quantization = {

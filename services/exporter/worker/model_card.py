@@ -48,7 +48,8 @@ in job `{child_input.job.id}`, step {child_input.training.best_step:,}. {outcome
 def _loading(child_input: ExportInput) -> str:
     full = child_input.config.method == "full"
     imports = [] if full else ["from peft import PeftModel"]
-    imports.append("from transformers import AutoModelForCausalLM, AutoTokenizer")
+    quantized = ", BitsAndBytesConfig" if _needs_quantized_base(child_input) else ""
+    imports.append(f"from transformers import AutoModelForCausalLM, AutoTokenizer{quantized}")
     lines = [*imports, "", *_model(child_input), ""]
     forms = RowForms.of(child_input)
     if forms.chat:
@@ -65,11 +66,22 @@ def _model(child_input: ExportInput) -> list[str]:
     if child_input.config.method == "full":
         return [tokenizer, 'model = AutoModelForCausalLM.from_pretrained(".")']
     adapter = 'model = PeftModel.from_pretrained(model, ".")'
+    quantized, option = [], ""
+    if _needs_quantized_base(child_input):
+        double = child_input.config.quantization.bnb_4bit_use_double_quant
+        settings = f'load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant={double}'
+        quantized = ["# The adapter belongs to these quantized weights.", f"config = BitsAndBytesConfig({settings})"]
+        option = ", quantization_config=config"
     if "/" in model.id:
-        base = f'model = AutoModelForCausalLM.from_pretrained("{model.id}", revision="{model.revision}")'
-        return [tokenizer, base, adapter]
+        base = f'model = AutoModelForCausalLM.from_pretrained("{model.id}", revision="{model.revision}"{option})'
+        return [tokenizer, *quantized, base, adapter]
     where = f'base = "…"  # the folder that `ftf models path {model.id}` prints'
-    return [where, tokenizer, "model = AutoModelForCausalLM.from_pretrained(base)", adapter]
+    return [where, tokenizer, *quantized, f"model = AutoModelForCausalLM.from_pretrained(base{option})", adapter]
+
+
+def _needs_quantized_base(child_input: ExportInput) -> bool:
+    """Returns True for LoftQ: its adapter contains what the quantisation has lost."""
+    return child_input.config.method == "qlora" and child_input.config.lora.init_lora_weights == "loftq"
 
 
 def _chat(child_input: ExportInput) -> list[str]:

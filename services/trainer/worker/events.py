@@ -76,6 +76,13 @@ class TrainingCallback(TrainerCallback):
         with self._sink.ticking():
             yield
 
+    @contextlib.contextmanager
+    def left_out(self) -> Iterator[None]:
+        """Ticks, and leaves the time of its block out of the training time."""
+        with self._sink.ticking():
+            yield
+        self._interrupted = True
+
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:

@@ -1,7 +1,7 @@
 """The Trainer, with the loss that our events define: the mean over trained tokens."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ from engine.data.spans import IGNORED
 from services.trainer.worker.events import TrainingCallback
 from services.trainer.worker.label_smoothing import LabelSmoothing
 from services.trainer.worker.order import GroupedByLength, PhaseByPhase, lengths
+
+_NOTHING: AbstractContextManager[list[torch.Tensor]] = nullcontext([])
 
 
 class Trainer(SFTTrainer):
@@ -55,7 +57,8 @@ class Trainer(SFTTrainer):
         if compact:
             inputs = {key: value for key, value in inputs.items() if key != "labels"} | {"shift_labels": labels[None]}
         smoothing = self.smoothing if training else None
-        with self._hidden_states(predicted, compact=compact) if compact or smoothing else nullcontext([]) as hidden:
+        collecting = self._hidden_states(predicted, compact=compact) if compact or smoothing else _NOTHING
+        with collecting as hidden:
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]
         if smoothing:
             loss = loss + smoothing.added_loss(hidden[0], labels) / (num_items_in_batch or max(num_predicted, 1))

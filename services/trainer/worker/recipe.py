@@ -18,9 +18,11 @@ from engine.config.curriculum import Curriculum
 from engine.config.trl_arguments import sft_arguments
 from engine.data.prepare import Prepared
 from engine.data.shards import read_shards
+from engine.data.tokenizer import Tokenizer
 from engine.model import load
 from finetuneflow.v1.event_pb2 import Complete, Restored, Warning
 from finetuneflow.v1.stage_result_pb2 import TrainingResult
+from services.questions import prompts
 from services.trainer.worker.checkpoint import progress_at
 from services.trainer.worker.child_input import TrainingInput
 from services.trainer.worker.events import PHASES, TrainingCallback
@@ -29,6 +31,7 @@ from services.trainer.worker.loss import Trainer
 from services.trainer.worker.methods import keep_trained_weights_float32, trainable_model
 from services.trainer.worker.order import lengths
 from services.trainer.worker.progress import Progress, Totals, per_second
+from services.trainer.worker.samples import SampleCallback
 
 
 def train(child_input: TrainingInput, sink: EventSink) -> TrainingResult:
@@ -84,6 +87,11 @@ def train(child_input: TrainingInput, sink: EventSink) -> TrainingResult:
         trainer.smoothing = LabelSmoothing(model, hyper.label_smoothing_factor)
     if hyper.attn_implementation not in ("auto", used := model.config._attn_implementation):
         sink.emit(_attention_replaced(child_input.model.id, hyper.attn_implementation, used))
+    if config.evaluation.prompt_steps is not None:
+        with sink.ticking():
+            written = Tokenizer(child_input.model.path, config.chat_template)
+            asked = prompts(config, child_input.data_dir, written)
+        trainer.add_callback(SampleCallback(sink, phases, config, asked, written, callback))
     # It would repeat every event on stdout, where a worker that runs alone prints its progress.
     trainer.remove_callback(PrinterCallback)
 

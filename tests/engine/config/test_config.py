@@ -211,6 +211,43 @@ def test_fields_that_conflict_with_phases_are_refused() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        ({"lora": {"init_lora_weights": "pissa"}, "method": "qlora"}, "init_lora_weights"),
+        ({"lora": {"init_lora_weights": "olora", "use_dora": True}}, "init_lora_weights"),
+        ({"lora": {"init_lora_weights": "loftq"}, "method": "lora"}, "init_lora_weights"),
+        ({"lora": {"init_lora_weights": "loftq"}, "quantization": {"bits": 8}}, "init_lora_weights"),
+        ({"lora": {"init_lora_weights": "loftq"}, "quantization": {"bnb_4bit_quant_type": "fp4"}}, "init_lora_weights"),
+        ({"lora": {"init_lora_weights": "pissa_niter_0"}}, "init_lora_weights"),
+        ({"lora": {"use_dora": True}, "quantization": {"bits": 8}}, "use_dora"),
+        ({"lora": {"target_modules_pattern": "a", "target_modules": ["q_proj"]}}, "target_modules_pattern"),
+        ({"lora": {"target_modules_pattern": "a", "layers_to_transform": [1]}}, "target_modules_pattern"),
+        ({"lora": {"target_modules_pattern": "(a"}}, "target_modules_pattern"),
+        ({"lora": {"trainable_tokens": ["a"], "modules_to_save": ["embed_tokens"]}}, "trainable_tokens"),
+    ],
+)
+def test_settings_of_adapters_that_exclude_each_other_are_refused(settings: dict[str, Any], field: str) -> None:
+    """One of the two would be ignored, or the training would fail after the preflight."""
+    with pytest.raises(JobError) as caught:
+        job_config({**MINIMAL, **settings})
+    assert [violation.field for violation in caught.value.violations] == [f"spec.lora.{field}"]
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "field"),
+    [
+        ({"prompt_steps": 5}, "prompt_steps"),
+        ({"prompts": ["a"], "prompt_steps": 5, "prompt_epochs": 1.0}, "prompt_epochs"),
+    ],
+)
+def test_answers_in_training_need_prompts_and_one_interval(evaluation: dict[str, Any], field: str) -> None:
+    """Nobody would be told that nothing is asked."""
+    with pytest.raises(JobError) as caught:
+        job_config({**MINIMAL, "evaluation": evaluation})
+    assert [violation.field for violation in caught.value.violations] == [f"spec.evaluation.{field}"]
+
+
 def test_all_linear_equals_default_target_modules() -> None:
     config = job_config({**MINIMAL, "lora": {"target_modules": ["all-linear"]}})
     assert config.lora.target_modules == []

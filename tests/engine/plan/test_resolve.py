@@ -116,6 +116,48 @@ def test_unknown_module_is_refused_by_name() -> None:
     assert "Did you mean v_proj?" in violation.description
 
 
+@pytest.mark.parametrize(
+    ("lora", "field", "said"),
+    [
+        ({"target_modules_pattern": r".*\.q_porj"}, "target_modules_pattern", "matches no linear layer"),
+        ({"target_modules_pattern": r"model\..*"}, "target_modules_pattern", "also matches model."),
+        ({"layers_to_transform": [0, 30]}, "layers_to_transform[1]", "blocks 0 to 29"),
+        ({"modules_to_save": ["norm", "lm_haed"]}, "modules_to_save[1]", "'lm_haed'"),
+    ],
+)
+def test_parts_that_the_model_lacks_are_refused(lora: dict[str, Any], field: str, said: str) -> None:
+    """peft would raise in the training, or adapt nothing there."""
+    with pytest.raises(JobError) as caught:
+        resolved(machine(), lora=lora)
+    (violation,) = caught.value.violations
+    assert caught.value.reason == "UNKNOWN_MODULE"
+    assert violation.field == f"spec.lora.{field}" and said in violation.description
+
+
+def test_pattern_without_end_is_refused() -> None:
+    """It would hold the process, and every other caller's calls with it."""
+    with pytest.raises(JobError) as caught:
+        resolved(machine(), lora={"target_modules_pattern": r"((\w|\.)+)+X"})
+    assert caught.value.violations[0].field == "spec.lora.target_modules_pattern"
+
+
+def test_modules_that_the_model_has_are_accepted() -> None:
+    lora = {"target_modules_pattern": r".*\.(1|2)\.mlp\..*", "modules_to_save": ["lm_head", "norm"]}
+    assert not resolved(machine(), lora=lora).refusals
+
+
+@pytest.mark.parametrize(("init", "method"), [("pissa", "lora"), ("olora", "lora"), ("loftq", "qlora")])
+def test_method_follows_the_initial_values(init: str, method: str) -> None:
+    """The memory alone would choose a method that the initial values do not exist for."""
+    assert resolved(machine(), lora={"init_lora_weights": init}).config.method == method
+
+
+def test_attention_that_the_machine_lacks_is_refused() -> None:
+    with pytest.raises(JobError) as caught:
+        resolved(machine(), hyperparameters={"attn_implementation": "flash_attention_2"})
+    assert caught.value.reason == "ATTENTION_UNAVAILABLE"
+
+
 def test_max_length_stays_within_the_models_context() -> None:
     result = Resolved(JobConfig(base_model="m"))
     resolve_length(result, 512, asked=True)

@@ -19,8 +19,9 @@ from engine.model.adapter import attach_lora
 from finetuneflow.v1.event_pb2 import Phase, StageCompleted
 from finetuneflow.v1.stage_result_pb2 import EvaluationResult, InferenceSample
 from services.evaluator.worker.child_input import EvaluationInput
-from services.evaluator.worker.compare import add_samples, cut
+from services.evaluator.worker.compare import add_samples
 from services.evaluator.worker.evaluate import evaluate
+from services.questions import cut
 from tests.tiny_models import make_tiny_model
 
 MakeInput = Callable[..., EvaluationInput]
