@@ -67,6 +67,7 @@ class Configuration:
         """The spec of a job with these settings."""
         return {
             "base_model": "small",
+            "recipe": "finetuneflow",
             "training_data": [{"dataset": "d"}],
             "method": self.method,
             "holdout_fraction": 0.0,

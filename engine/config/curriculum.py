@@ -27,12 +27,11 @@ class Curriculum:
     @classmethod
     def of(cls, config: JobConfig, sequences: Sequence[int]) -> "Curriculum":
         """Builds the curriculum of a job; `sequences` has the sequences in one epoch of each phase."""
-        hyper = config.hyperparameters
         return cls(
             [phase.display_name for phase in config.phases],
             [phase.num_epochs for phase in config.phases],
             list(sequences),
-            hyper.per_device_train_batch_size * hyper.gradient_accumulation_steps,
+            config.hyperparameters.rows_per_step,
         )
 
     @property

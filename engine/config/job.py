@@ -6,7 +6,7 @@ types other than text; preflight replaces it.
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -84,6 +84,23 @@ def _valid_pattern(pattern: str) -> str:
     return pattern
 
 
+MICRO_BATCH: Final = 4
+ROWS_PER_STEP: Final = 16
+"""Usual rows of a micro-batch and of an optimizer step: those of the recipe finetuneflow, for whose learning rate they
+were chosen."""
+MAX_INTERVAL: Final = 1_000_000
+"""Most steps between two evaluations or checkpoints."""
+
+_Value = TypeVar("_Value")
+
+
+def chosen(value: _Value | None) -> _Value:
+    """Returns a value that preflight has chosen. Raises ValueError if it is still automatic."""
+    if value is None:
+        raise ValueError("the configuration has automatic values; preflight must resolve them first")
+    return value
+
+
 class _Section(BaseModel):
     # Strict: "3" for a number is a mistake of the caller that would otherwise surface hours later, as a wrong value.
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, validate_default=False)
@@ -119,12 +136,15 @@ class Hyperparameters(_Section):
     max_steps: int | None = Field(default=None, ge=1, le=10_000_000)
     """Optimizer steps; overrides num_epochs."""
     learning_rate: float = Field(default=2e-4, gt=0, le=1)
-    per_device_train_batch_size: int = Field(default=4, ge=1, le=1024)
-    per_device_eval_batch_size: int = Field(default=4, ge=1, le=1024)
-    gradient_accumulation_steps: int = Field(default=4, ge=1, le=1024)
+    per_device_train_batch_size: int | None = Field(default=None, ge=1, le=1024)
+    """None: preflight decides from the rows per step and the free memory."""
+    per_device_eval_batch_size: int | None = Field(default=None, ge=1, le=1024)
+    gradient_accumulation_steps: int | None = Field(default=None, ge=1, le=1024)
+    """None: preflight decides from the number of rows."""
     max_length: int = Field(default=2048, ge=8, le=1_048_576)
     """Maximum tokens of a row; `truncation` applies to longer rows."""
-    warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
+    warmup_ratio: float | None = Field(default=None, ge=0, lt=1)
+    """None, and no warmup_steps: preflight chooses warmup_steps."""
     warmup_steps: int | None = Field(default=None, ge=0, le=10_000_000)
     """Overrides warmup_ratio."""
     weight_decay: float = Field(default=0.01, ge=0, le=1)
@@ -136,15 +156,19 @@ class Hyperparameters(_Section):
     max_grad_norm: float = Field(default=1.0, ge=0, le=1000)
     """0 disables gradient clipping."""
     logging_steps: int = Field(default=10, ge=1, le=1_000_000)
-    eval_steps: int = Field(default=100, ge=1, le=1_000_000)
-    save_steps: int = Field(default=200, ge=1, le=1_000_000)
+    eval_steps: int | None = Field(default=None, ge=1, le=MAX_INTERVAL)
+    """None: preflight decides from the steps of the job and the cost of an evaluation."""
+    save_steps: int | None = Field(default=None, ge=1, le=MAX_INTERVAL)
+    """None: preflight decides from the steps of the job."""
     save_total_limit: int = Field(default=3, ge=1, le=1000)
     early_stopping_patience: int = Field(default=3, ge=0, le=1000)
     """Number of evaluations without improvement after which training stops; 0 disables early stopping."""
     early_stopping_threshold: float = Field(default=0.0, ge=0, le=100)
     loss_on: LossScope = "response"
-    packing: bool = False
-    group_by_length: bool = False
+    packing: bool | None = None
+    """None: preflight decides from the hardware and the lengths of the rows."""
+    group_by_length: bool | None = None
+    """None: preflight decides from the lengths of the rows."""
     truncation: Truncation = "keep_start"
     """Treatment of rows longer than max_length: keep their start, keep their end, or drop them."""
     neftune_noise_alpha: float | None = Field(default=None, gt=0, le=100)
@@ -152,6 +176,30 @@ class Hyperparameters(_Section):
     label_smoothing_factor: float = Field(default=0.0, ge=0, lt=1)
     """Share of each target that is spread evenly over the vocabulary, in training only."""
     attn_implementation: AttentionImplementation = "auto"
+
+    @property
+    def micro_batch(self) -> int:
+        """Rows of a micro-batch; if automatic and not resolved yet, the usual number."""
+        return self.per_device_train_batch_size or MICRO_BATCH
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of a step; if automatic and not resolved yet, those that make about ROWS_PER_STEP rows."""
+        return self.gradient_accumulation_steps or max(1, round(ROWS_PER_STEP / self.micro_batch))
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of an optimizer step, or packs if rows are packed."""
+        return self.micro_batch * self.accumulation
+
+    def with_usual_batches(self) -> "Hyperparameters":
+        """Returns a copy whose automatic batch sizes have the usual values, which no rows and no memory decided."""
+        usual = {
+            "per_device_train_batch_size": self.micro_batch,
+            "per_device_eval_batch_size": self.per_device_eval_batch_size or self.micro_batch,
+            "gradient_accumulation_steps": self.accumulation,
+        }
+        return self.model_copy(update=usual)
 
 
 class Lora(_Section):

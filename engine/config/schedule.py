@@ -21,7 +21,7 @@ def num_warmup_steps(hyper: Hyperparameters, total_steps: int) -> int:
         wanted = hyper.warmup_steps
     else:
         # 0.29 * 100 is 28.999...
-        wanted = math.floor(round(hyper.warmup_ratio * total_steps, 6))
+        wanted = math.floor(round((hyper.warmup_ratio or 0.0) * total_steps, 6))
     # As many as there are steps would also divide by zero in the polynomial schedule.
     return min(wanted, max(total_steps - 1, 0))
 

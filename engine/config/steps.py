@@ -1,8 +1,17 @@
-"""Counts the optimizer steps and evaluations of a job without phases; `curriculum` counts those of one with phases."""
+"""Counts the optimizer steps and evaluations of a job."""
 
 import math
+from collections.abc import Sequence
 
-from engine.config.job import Hyperparameters
+from engine.config.curriculum import Curriculum
+from engine.config.job import Hyperparameters, JobConfig, chosen
+
+
+def count_steps(config: JobConfig, sequences: Sequence[int]) -> int:
+    """Returns the optimizer steps of a job from the sequences in one epoch of each phase, or of the only one."""
+    if config.phases:
+        return Curriculum.of(config, sequences).total_steps
+    return total_steps(sequences[0], config.hyperparameters)
 
 
 def total_steps(num_sequences: int, hyper: Hyperparameters) -> int:
@@ -15,10 +24,10 @@ def total_steps(num_sequences: int, hyper: Hyperparameters) -> int:
 
 def steps_per_epoch(num_sequences: int, hyper: Hyperparameters) -> int:
     """Returns the optimizer steps of one pass over the sequences; at least 1."""
-    batches = math.ceil(num_sequences / hyper.per_device_train_batch_size)
-    return max(math.ceil(batches / hyper.gradient_accumulation_steps), 1)
+    batches = math.ceil(num_sequences / hyper.micro_batch)
+    return max(math.ceil(batches / hyper.accumulation), 1)
 
 
 def num_evaluations(steps: int, hyper: Hyperparameters) -> int:
     """Returns the evaluations during a training: one every eval_steps, and one of the best weights at the end."""
-    return steps // hyper.eval_steps + 1
+    return steps // chosen(hyper.eval_steps) + 1

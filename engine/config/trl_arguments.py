@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from engine.config.job import JobConfig
+from engine.config.job import JobConfig, chosen
 from engine.config.schedule import num_warmup_steps, scheduler_arguments
 
 
@@ -15,7 +15,7 @@ def sft_arguments(
     best: the Trainer's own rules can delete the best step.
     """
     hyper = config.hyperparameters
-    if "auto" in (config.method, hyper.precision, hyper.optim) or hyper.gradient_checkpointing is None:
+    if "auto" in (config.method, hyper.precision, hyper.optim):
         raise ValueError("the configuration has automatic values; preflight must resolve them first")
     return {
         "output_dir": output_dir,
@@ -23,9 +23,9 @@ def sft_arguments(
         # Preflight's number, so that schedule and progress do not depend on how a library counts.
         "max_steps": total_steps,
         "learning_rate": hyper.learning_rate,
-        "per_device_train_batch_size": hyper.per_device_train_batch_size,
-        "per_device_eval_batch_size": hyper.per_device_eval_batch_size,
-        "gradient_accumulation_steps": hyper.gradient_accumulation_steps,
+        "per_device_train_batch_size": chosen(hyper.per_device_train_batch_size),
+        "per_device_eval_batch_size": chosen(hyper.per_device_eval_batch_size),
+        "gradient_accumulation_steps": chosen(hyper.gradient_accumulation_steps),
         "max_length": hyper.max_length,
         "warmup_steps": num_warmup_steps(hyper, total_steps),
         "weight_decay": hyper.weight_decay,
@@ -35,7 +35,7 @@ def sft_arguments(
         "bf16": hyper.precision == "bf16",
         "fp16": hyper.precision == "fp16",
         "use_cpu": device == "cpu",
-        "activation_checkpointing": hyper.gradient_checkpointing,
+        "activation_checkpointing": chosen(hyper.gradient_checkpointing),
         "activation_checkpointing_kwargs": {"use_reentrant": False},
         "neftune_noise_alpha": hyper.neftune_noise_alpha,
         "max_grad_norm": hyper.max_grad_norm,
@@ -44,18 +44,18 @@ def sft_arguments(
         # Watchers must see NaN: with the filter a diverged run looks healthy.
         "logging_nan_inf_filter": False,
         "eval_strategy": "steps" if config.evaluates_while_training else "no",
-        "eval_steps": hyper.eval_steps,
+        "eval_steps": chosen(hyper.eval_steps),
         "save_strategy": "steps",
-        "save_steps": hyper.save_steps,
+        "save_steps": chosen(hyper.save_steps),
         "save_total_limit": None,
         "load_best_model_at_end": False,
         "restore_callback_states_from_checkpoint": True,
-        "packing": hyper.packing,
+        "packing": chosen(hyper.packing),
         "packing_strategy": "bfd",
         "eval_packing": False,
         "completion_only_loss": False,
         "assistant_only_loss": False,
-        "train_sampling_strategy": "group_by_length" if hyper.group_by_length else "random",
+        "train_sampling_strategy": "group_by_length" if chosen(hyper.group_by_length) else "random",
         "seed": config.seed,
         "data_seed": config.seed,
         "report_to": "none",

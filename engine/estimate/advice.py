@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
-from engine.config.job import JobConfig
+from engine.config.job import JobConfig, chosen
 from engine.config.schedule import num_warmup_steps
-from engine.config.steps import total_steps
+from engine.config.steps import num_evaluations, total_steps
 from engine.data.statistics import Statistics
 from engine.estimate.architecture import Architecture
-from engine.estimate.duration import evaluation_flops_per_token, flops_per_token
+from engine.estimate.duration import Work, evaluation_share, flops_per_token
 from engine.estimate.machine import Machine
 from engine.estimate.memory import GIB, Estimator, Memory, Setup, estimate_memory
 from engine.estimate.recommend import fits, plan
@@ -80,6 +80,8 @@ class JobFacts:
     """Epochs over the training rows."""
     seconds: float | None = None
     """Estimated time of training; None if it was not estimated."""
+    automatic: frozenset[str] = frozenset()
+    """Paths of the fields that preflight chose; nothing is suggested for them."""
 
     @property
     def longest(self) -> int:
@@ -94,8 +96,7 @@ class JobFacts:
 
     @property
     def rows_per_step(self) -> int:
-        hyper = self.config.hyperparameters
-        return hyper.per_device_train_batch_size * hyper.gradient_accumulation_steps
+        return self.config.hyperparameters.rows_per_step
 
     @property
     def num_sequences(self) -> int:
@@ -126,7 +127,7 @@ def improvements(job: JobFacts) -> list[Improvement]:
     found: dict[str, Improvement] = {}
     for rule in _RULES:
         for improvement in rule(job):
-            if improvement.suggested != improvement.current:
+            if improvement.suggested != improvement.current and improvement.field not in job.automatic:
                 found.setdefault(improvement.field, improvement)
     return list(found.values())
 
@@ -161,7 +162,7 @@ def _few_steps(job: JobFacts) -> Iterator[Improvement]:
     hyper = job.config.hyperparameters
     if job.total_steps >= _FEW_STEPS or hyper.max_steps is not None or job.config.phases:
         return
-    rows, accumulation = hyper.per_device_train_batch_size, hyper.gradient_accumulation_steps
+    rows, accumulation = hyper.micro_batch, hyper.accumulation
     noun = "pack" if hyper.packing else "row"
     per_step = _count(min(job.rows_per_step, job.num_sequences), noun)
     made = f"{_count(job.num_sequences, noun)} make {_count(job.total_steps, 'step')} of {per_step}, which is few."
@@ -192,7 +193,10 @@ def _few_steps(job: JobFacts) -> Iterator[Improvement]:
 
 def _passes(job: JobFacts) -> Iterator[Improvement]:
     hyper, rows = job.config.hyperparameters, job.train.num_examples
-    stops = job.evaluation.num_examples > 0 and 0 < hyper.early_stopping_patience * hyper.eval_steps < job.total_steps
+    stops = (
+        job.evaluation.num_examples > 0
+        and 0 < hyper.early_stopping_patience * chosen(hyper.eval_steps) < job.total_steps
+    )
     many = 2 * _MANY_EPOCHS if stops else _MANY_EPOCHS
     if job.config.phases or job.passes <= many or (rows >= _FEW_ROWS and job.passes <= 2 * many):
         return
@@ -249,29 +253,29 @@ def _evaluations(job: JobFacts) -> Iterator[Improvement]:
     hyper, steps = job.config.hyperparameters, job.total_steps
     if not job.evaluation.num_examples or steps < 5:
         return
-    if hyper.eval_steps > steps:
+    every = chosen(hyper.eval_steps)
+    if every > steps:
         stop = "" if not hyper.early_stopping_patience else " and early stopping has no effect"
         why = f"The job has {steps:,} steps and is evaluated only after the last: no earlier one can be chosen{stop}."
-        yield _better("hyperparameters.eval_steps", hyper.eval_steps, max(1, steps // 5), why)
+        yield _better("hyperparameters.eval_steps", every, max(1, steps // 5), why)
         return
     setup = job.setup_with()
-    evaluations = steps // hyper.eval_steps + 1
-    evaluating = job.evaluation.num_tokens * evaluations * evaluation_flops_per_token(job.architecture, setup)
-    training = job.train.num_tokens * job.passes * flops_per_token(job.architecture, setup)
-    share, (much, enough) = evaluating / max(training, 1.0), _EVALUATING
+    evaluations = num_evaluations(steps, hyper)
+    work = Work(job.train.num_tokens * job.passes, job.evaluation.num_tokens * evaluations)
+    share, (much, enough) = evaluation_share(job.architecture, setup, work), _EVALUATING
     if share > much:
-        rarer = min(math.ceil(hyper.eval_steps * share / enough), steps)
+        rarer = min(math.ceil(every * share / enough), steps)
         why = (
             f"{evaluations:,} evaluations of {job.evaluation.num_examples:,} rows add {share:.0%} to the operations "
             "of training."
         )
-        yield _better("hyperparameters.eval_steps", hyper.eval_steps, rarer, why)
+        yield _better("hyperparameters.eval_steps", every, rarer, why)
 
 
 def _saves(job: JobFacts) -> Iterator[Improvement]:
     hyper, steps = job.config.hyperparameters, job.total_steps
-    evaluated = job.evaluation.num_examples > 0 and hyper.eval_steps <= steps
-    if job.seconds is None or evaluated or hyper.save_steps <= steps or job.seconds < _LONG_UNSAVED:
+    evaluated = job.evaluation.num_examples > 0 and chosen(hyper.eval_steps) <= steps
+    if job.seconds is None or evaluated or chosen(hyper.save_steps) <= steps or job.seconds < _LONG_UNSAVED:
         return
     minutes = job.seconds / 60
     why = f"No checkpoint is saved before the last of {steps:,} steps: a failure costs up to {minutes:.0f} minutes."
@@ -365,7 +369,7 @@ def _optimizer(job: JobFacts) -> Iterator[Improvement]:
 
 def _batch(job: JobFacts) -> Iterator[Improvement]:
     hyper = job.config.hyperparameters
-    rows, accumulation = hyper.per_device_train_batch_size, hyper.gradient_accumulation_steps
+    rows, accumulation = hyper.micro_batch, hyper.accumulation
     # On a CPU a larger micro-batch gains no speed and adds padding. Rows that do not fill one step need smaller steps
     # instead, which _few_steps suggests.
     if not job.machine.on_gpu or rows >= 8 or job.num_sequences < rows * accumulation:
@@ -397,7 +401,7 @@ def _padding(job: JobFacts) -> Iterator[Improvement]:
             )
             yield _better("hyperparameters.packing", True, False, why)
         return
-    share = padding_share(job.train.lengths, hyper.per_device_train_batch_size)
+    share = padding_share(job.train.lengths, hyper.micro_batch)
     if hyper.group_by_length or share < _PADDED:
         return
     padded = f"Batches of rows of {min(job.train.lengths):,} to {job.longest:,} tokens are {share:.0%} padding"

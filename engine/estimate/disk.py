@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-from engine.config.job import JobConfig
+from engine.config.job import JobConfig, chosen
 from engine.estimate.architecture import Architecture
 from engine.estimate.memory import Estimator, Setup
 from engine.estimate.recommend import RESERVE, Verdict
@@ -50,9 +50,9 @@ def checkpoint_bytes(architecture: Architecture, setup: Setup, tokenizer_bytes: 
 
 def num_saved(config: JobConfig, total_steps: int) -> int:
     """Returns the maximum number of checkpoints that a job saves: at save_steps, at each evaluation, and at its end."""
-    every = [config.hyperparameters.save_steps]
+    every = [chosen(config.hyperparameters.save_steps)]
     if config.evaluates_while_training:
-        every.append(config.hyperparameters.eval_steps)
+        every.append(chosen(config.hyperparameters.eval_steps))
     at_both = total_steps // math.lcm(*every) if len(every) == 2 else 0
     at_end = all(total_steps % steps for steps in every)
     return sum(total_steps // steps for steps in every) - at_both + at_end

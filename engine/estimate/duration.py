@@ -149,6 +149,12 @@ class Work:
     """Held-out tokens of all evaluations together."""
 
 
+def evaluation_share(architecture: Architecture, setup: Setup, work: Work) -> float:
+    """Returns the operations of the evaluations of `work` as a share of those of its training."""
+    training = work.tokens * flops_per_token(architecture, setup)
+    return work.evaluation_tokens * evaluation_flops_per_token(architecture, setup) / max(training, 1.0)
+
+
 @dataclass(frozen=True)
 class Duration:
     """The duration of a training, and the speed behind it."""

@@ -71,6 +71,12 @@ def best_gpu(hardware: Hardware) -> Gpu | None:
     return max(hardware.gpus, key=lambda gpu: gpu.memory_free_bytes) if _usable(hardware) else None
 
 
+def gpu_hardware(name: str, free_bytes: int) -> Hardware:
+    """Returns hardware with this GPU, which need not exist, bf16 and bitsandbytes."""
+    gpu = Gpu(name=name, memory_free_bytes=free_bytes, memory_total_bytes=free_bytes, bf16=True)
+    return Hardware(cuda_available=True, gpus=[gpu], packages={"bitsandbytes": ""})
+
+
 def gpu_machine(
     name: str, free_bytes: int, *, total: int | None = None, bf16: bool = True, quantises: bool = True
 ) -> Machine:

@@ -68,9 +68,9 @@ def matrix(config: JobConfig | None = None) -> list[list[Cell]]:
 
 
 def default_config() -> JobConfig:
-    """Returns the seed's defaults: the recipe `default`, with gradient checkpointing."""
+    """Returns the seed's defaults, with gradient checkpointing."""
     config = JobConfig(base_model="matrix")
-    hyper = config.hyperparameters.model_copy(update={"gradient_checkpointing": True})
+    hyper = config.hyperparameters.with_usual_batches().model_copy(update={"gradient_checkpointing": True})
     return config.model_copy(update={"hyperparameters": hyper})
 
 

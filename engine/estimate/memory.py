@@ -77,20 +77,20 @@ class Setup:
         chosen: Method = method or ("lora" if config.method == "auto" else config.method)
         default_precision: Precision = "bf16" if on_gpu else "fp32"
         own = hyper.gradient_checkpointing if checkpointing is None else checkpointing
-        packed = hyper.packing
+        packed = bool(hyper.packing)
         return cls(
             method=chosen,
             precision=default_precision if hyper.precision == "auto" else hyper.precision,
             on_gpu=on_gpu,
-            rows=hyper.per_device_train_batch_size,
+            rows=hyper.micro_batch,
             length=hyper.max_length if packed else min(length, hyper.max_length),
             checkpointing=True if own is None else own,
             optimizer=chosen_optimizer(hyper.optim, chosen, on_gpu=on_gpu),
             lora=config.lora,
             quantization=config.quantization,
-            accumulation=hyper.gradient_accumulation_steps,
+            accumulation=hyper.accumulation,
             trained_share=trained_share,
-            padded=packed or hyper.per_device_train_batch_size > 1,
+            padded=packed or hyper.micro_batch > 1,
         )
 
     @property

@@ -82,9 +82,10 @@ def plan(
 ) -> Plan:
     """Plans `method` with the hyperparameters of `config`, or with the first reduction that makes it fit.
 
-    `length` is the number of tokens of the longest row; None means max_length.
+    `length` is the number of tokens of the longest row; None means max_length. Batch sizes that are automatic and not
+    resolved yet have the usual values.
     """
-    hyper = config.hyperparameters
+    hyper = config.hyperparameters.with_usual_batches()
     longest = hyper.max_length if length is None else length
     tried: list[tuple[Setup, Memory]] = []
     unreduced = len(_unreduced(hyper))
@@ -129,7 +130,7 @@ def recommend(
 
 def smallest_free(architecture: Architecture, machine: Machine, config: JobConfig, method: Method) -> tuple[int, int]:
     """Returns the bytes that must be free for `method`: with every reduction, and without any."""
-    hyper = config.hyperparameters
+    hyper = config.hyperparameters.with_usual_batches()
     sizes = []
     for smaller in _reductions(hyper, hyper.max_length):
         changed = config.model_copy(update={"hyperparameters": _with_precision(smaller, machine)})
@@ -167,13 +168,13 @@ def _reductions(hyper: Hyperparameters, longest: int) -> Iterator[Hyperparameter
     if hyper.gradient_checkpointing is False:
         current = current.model_copy(update={"gradient_checkpointing": True})
         yield current
-    rows = hyper.per_device_train_batch_size
+    rows = hyper.micro_batch
     while (rows := rows // 2) > 1:
         held = {"per_device_train_batch_size": rows, "per_device_eval_batch_size": rows}
-        steps = hyper.gradient_accumulation_steps * hyper.per_device_train_batch_size // rows
+        steps = hyper.rows_per_step // rows
         current = current.model_copy(update={**held, "gradient_accumulation_steps": steps})
         yield current
-    if hyper.per_device_train_batch_size > 1:
+    if hyper.micro_batch > 1:
         names = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
         current = current.model_copy(update={name: TIGHT[name] for name in names})
         yield current
@@ -220,9 +221,9 @@ def _warnings(best: Plan, architecture: Architecture, machine: Machine, config: 
     hyper = config.hyperparameters
     if "per_device_train_batch_size" in changes and "gradient_accumulation_steps" in changes:
         rows = best.setup.rows * best.setup.accumulation
-        was = hyper.per_device_train_batch_size * hyper.gradient_accumulation_steps
-        if rows != was:
-            yield f"A step then has {rows} rows instead of {was}; lower the learning rate if the loss is unstable."
+        if rows != hyper.rows_per_step:
+            was = f"{rows} rows instead of {hyper.rows_per_step}"
+            yield f"A step then has {was}; lower the learning rate if the loss is unstable."
     if not machine.on_gpu and best.verdict != "impossible":
         yield "No GPU is usable: the job trains on the CPU, which takes much longer."
     if best.method == "qlora" and not machine.on_gpu:

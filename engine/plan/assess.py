@@ -17,15 +17,17 @@ from engine.estimate.advice import JobFacts
 from engine.estimate.architecture import Architecture
 from engine.estimate.cost import PriceTable
 from engine.estimate.disk import Disk, estimate_disk
-from engine.estimate.duration import Calibration, Work
+from engine.estimate.duration import Calibration, Work, evaluation_share
 from engine.estimate.estimate_proto import estimate_message
 from engine.estimate.machine import Machine
 from engine.estimate.memory import Setup
 from engine.estimate.recommend import plan
 from engine.estimate.saved_activations import Method
 from engine.plan.findings import data_statistics, packing_efficiency, phase_statistics
-from engine.plan.job_steps import job_steps, passes
-from engine.plan.resolve import Resolved, check_disk, resolve
+from engine.plan.intervals import automatic_fields, resolve_intervals
+from engine.plan.job_steps import job_steps, passes, training_rows
+from engine.plan.resolve import check_disk, resolve
+from engine.plan.resolved import Resolved
 from finetuneflow.v1.estimate_pb2 import ResourceEstimate
 from finetuneflow.v1.event_pb2 import ConfigResolved
 from finetuneflow.v1.hardware_pb2 import Hardware
@@ -80,7 +82,8 @@ def resolve_and_assess(
         prepared = None
     hardware = target.hardware
     longest = resolved.config.hyperparameters.max_length if prepared is None else prepared.train.max_tokens
-    resolve(resolved, hardware, architecture, longest)
+    automatic = automatic_fields(resolved.config)
+    resolve(resolved, hardware, architecture, longest, None if prepared is None else training_rows(prepared))
     _check_tokens(resolved, model.path)
     if prepared is None:
         # Without rows, the memory need is a guess, and would distract from the problem that the rows have.
@@ -89,6 +92,7 @@ def resolve_and_assess(
     disk = None
     if prepared is not None:
         steps = job_steps(resolved.config, prepared)
+        resolve_intervals(resolved, steps, _evaluation_share(resolved, architecture, target, prepared, steps))
         _choose_prompt_steps(resolved, steps / max(passes(resolved.config, prepared, steps), 1e-9))
         add_warnings(resolved, prepared, steps)
         disk = _disk(resolved, model, architecture, target, prepared, steps, missing_bytes)
@@ -106,7 +110,9 @@ def resolve_and_assess(
         result.phases.extend(phase_statistics(resolved.config, prepared))
         result.num_packed_sequences = prepared.num_packed
         result.packing_efficiency = packing_efficiency(prepared, resolved.config.hyperparameters.max_length)
-    facts = _facts(resolved, architecture, hardware, prepared, steps, estimate) if prepared is not None else None
+    facts = None
+    if prepared is not None:
+        facts = _facts(resolved, architecture, hardware, prepared, steps, estimate, automatic)
     return Assessment(result, facts)
 
 
@@ -292,6 +298,7 @@ def _facts(
     prepared: Prepared,
     steps: int,
     estimate: ResourceEstimate,
+    automatic: frozenset[str],
 ) -> JobFacts:
     config = resolved.config.model_copy(update={"method": _method(resolved)})
     return JobFacts(
@@ -305,7 +312,18 @@ def _facts(
         total_steps=steps,
         passes=passes(config, prepared, steps),
         seconds=estimate.duration_seconds if estimate.HasField("duration_seconds") else None,
+        automatic=automatic,
     )
+
+
+def _evaluation_share(
+    resolved: Resolved, architecture: Architecture, target: TargetMachine, prepared: Prepared, steps: int
+) -> float:
+    config = resolved.config
+    machine = Machine.of(target.hardware, gpus=config.resources.gpus)
+    setup = Setup.of(config, on_gpu=machine.on_gpu, length=max(prepared.train.max_tokens, 1))
+    trained = prepared.train.num_tokens * passes(config, prepared, steps)
+    return evaluation_share(architecture, setup, Work(trained, prepared.eval.num_tokens))
 
 
 def _method(resolved: Resolved) -> Method:

@@ -46,7 +46,7 @@ def phase_statistics(config: JobConfig, prepared: Prepared) -> list[PhaseStatist
     """Returns the statistics of each phase of a curriculum; an empty list for a job without phases."""
     if not config.phases:
         return []
-    packing = config.hyperparameters.packing
+    packing = bool(config.hyperparameters.packing)
     curriculum = Curriculum.of(config, [one.num_sequences(packing=packing) for one in prepared.phases])
     return [
         PhaseStatistics(

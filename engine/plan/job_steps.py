@@ -1,17 +1,24 @@
 """Counts the optimizer steps of a job and its passes over the data, from its prepared rows."""
 
-from engine.config.curriculum import Curriculum
 from engine.config.job import JobConfig
-from engine.config.steps import steps_per_epoch, total_steps
+from engine.config.steps import count_steps, steps_per_epoch
 from engine.data.prepare import Prepared
+from engine.plan.batching import TrainingRows
 
 
 def job_steps(config: JobConfig, prepared: Prepared, *, packing: bool | None = None) -> int:
     """Returns the optimizer steps of the whole job, all phases included; `packing` overrides the job's setting."""
-    hyper = config.hyperparameters
-    packed = hyper.packing if packing is None else packing
-    sequences = [phase.num_sequences(packing=packed) for phase in prepared.phases]
-    return Curriculum.of(config, sequences).total_steps if config.phases else total_steps(sequences[0], hyper)
+    packed = bool(config.hyperparameters.packing) if packing is None else packing
+    return count_steps(config, [phase.num_sequences(packing=packed) for phase in prepared.phases])
+
+
+def training_rows(prepared: Prepared) -> TrainingRows:
+    """Returns the rows that batches are made of."""
+    return TrainingRows(
+        prepared.train.lengths,
+        [phase.num_sequences(packing=False) for phase in prepared.phases],
+        [phase.num_sequences(packing=True) for phase in prepared.phases],
+    )
 
 
 def passes(config: JobConfig, prepared: Prepared, steps: int) -> float:
@@ -21,4 +28,4 @@ def passes(config: JobConfig, prepared: Prepared, steps: int) -> float:
         tokens = sum(phase.num_epochs * counted.train.num_tokens for phase, counted in pairs)
         return tokens / max(prepared.train.num_tokens, 1)
     hyper = config.hyperparameters
-    return steps / steps_per_epoch(prepared.phases[0].num_sequences(packing=hyper.packing), hyper)
+    return steps / steps_per_epoch(prepared.phases[0].num_sequences(packing=bool(hyper.packing)), hyper)

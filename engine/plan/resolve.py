@@ -1,70 +1,18 @@
 """Resolves every automatic setting of a job for one machine and records the reason for each choice."""
 
 import difflib
-from dataclasses import dataclass, field
-from typing import Any
 
 from engine.config.advice import option, setting
-from engine.config.job import JobConfig
 from engine.errors import JobError, Violation
 from engine.estimate.architecture import Architecture, matching
 from engine.estimate.disk import Disk
 from engine.estimate.machine import best_gpu
-from engine.estimate.memory import Memory, Setup, estimate_memory
-from engine.estimate.recommend import RESERVE
-from engine.estimate.saved_activations import Method
+from engine.estimate.memory import GIB
+from engine.plan.batching import TrainingRows, resolve_batches
+from engine.plan.free_memory import FreeMemory
+from engine.plan.resolved import Resolved
 from finetuneflow.v1.fine_tuning_job_pb2 import Resolution
 from finetuneflow.v1.hardware_pb2 import Gpu, Hardware
-
-_GIB = 2**30
-
-
-@dataclass(frozen=True)
-class JobWarning:
-    """A suspicious property of a job that does not refuse it."""
-
-    reason: str
-    message: str
-    advice: str
-    field: str = ""
-    """Path in the spec; empty if the warning concerns several fields."""
-
-
-@dataclass
-class Resolved:
-    """A job's configuration with its automatic settings resolved, the resolutions, the warnings and the refusals."""
-
-    config: JobConfig
-    resolutions: list[Resolution] = field(default_factory=list)
-    warnings: list[JobWarning] = field(default_factory=list)
-    refusals: list[JobError] = field(default_factory=list)
-    """Every reason to refuse the job; collected, so that the caller gets all of them in one report."""
-
-    def choose(self, path: str, value: Any, reason: str) -> None:
-        """Sets the field at `path` (such as `hyperparameters.precision`) and records `reason` as its resolution."""
-        section, _, name = path.rpartition(".")
-        if section:
-            inner = getattr(self.config, section).model_copy(update={name: value})
-            self.config = self.config.model_copy(update={section: inner})
-        else:
-            self.config = self.config.model_copy(update={name: value})
-        shown = str(value).lower() if isinstance(value, bool) else str(value)
-        self.resolutions.append(Resolution(field=path, value=shown, reason=reason))
-
-    def warn(self, reason: str, message: str, advice: str, field: str = "") -> None:
-        """Adds a warning."""
-        self.warnings.append(JobWarning(reason, message, advice, field))
-
-    def refuse(self, reason: str, path: str, message: str, advice: str) -> None:
-        """Adds a refusal; `path` is the field at fault."""
-        self.refusals.append(JobError(reason, message, advice, [Violation(f"spec.{path}", message)]))
-
-    def raise_refusals(self) -> None:
-        """Raises the first refusal with the violations of all refusals; returns if there is none."""
-        if self.refusals:
-            first = self.refusals[0]
-            violations = [violation for refusal in self.refusals for violation in refusal.violations]
-            raise JobError(first.reason, first.message, first.advice, violations)
 
 
 def resolve_length(resolved: Resolved, context_length: int, *, asked: bool) -> None:
@@ -80,8 +28,16 @@ def resolve_length(resolved: Resolved, context_length: int, *, asked: bool) -> N
             resolved.warn("MAX_LENGTH_CLIPPED", message, advice, "hyperparameters.max_length")
 
 
-def resolve(resolved: Resolved, hardware: Hardware, architecture: Architecture, longest_row: int) -> None:
-    """Resolves the settings that depend on the machine and the data; `longest_row` is in tokens.
+def resolve(
+    resolved: Resolved,
+    hardware: Hardware,
+    architecture: Architecture,
+    longest_row: int,
+    rows: TrainingRows | None = None,
+) -> None:
+    """Resolves the settings that depend on the machine and the rows; `longest_row` is in tokens.
+
+    Those that depend on the number of steps are left to `engine.plan.intervals`. `rows` is None if none was counted.
 
     It may add the refusals NO_GPU, PRECISION_UNAVAILABLE, ATTENTION_UNAVAILABLE, MISSING_PACKAGE, UNKNOWN_MODULE and
     INSUFFICIENT_MEMORY.
@@ -90,10 +46,11 @@ def resolve(resolved: Resolved, hardware: Hardware, architecture: Architecture, 
     _check_modules(resolved, architecture)
     _precision(resolved, hardware, gpu)
     _attention(resolved, hardware, architecture, gpu)
-    memory = _Memory(resolved, hardware, architecture, gpu, longest_row)
+    memory = FreeMemory(hardware, gpu, architecture, longest_row)
     _method(resolved, hardware, gpu, memory)
     _optimizer(resolved, hardware, gpu)
-    _checkpointing(resolved, memory)
+    resolve_batches(resolved, memory, architecture, rows)
+    _check_memory(resolved, memory)
     lora = resolved.config.lora
     if not lora.target_modules and lora.target_modules_pattern is None and resolved.config.method != "full":
         reason = "adapters on all of them learn more than on attention alone, at little cost"
@@ -209,54 +166,21 @@ def _attention(resolved: Resolved, hardware: Hardware, architecture: Architectur
         resolved.refuse("ATTENTION_UNAVAILABLE", path, message, f"Remove {path}: preflight selects what the node has.")
 
 
-class _Memory:
-    """Compares the memory a training needs, by the upper bound of its estimate, with the memory that is free."""
-
-    def __init__(
-        self, resolved: Resolved, hardware: Hardware, architecture: Architecture, gpu: Gpu | None, longest_row: int
-    ) -> None:
-        self._resolved, self._architecture, self._gpu, self._longest = resolved, architecture, gpu, longest_row
-        self.free = gpu.memory_free_bytes if gpu is not None else hardware.memory_available_bytes
-        self.where = f"of {gpu.name}" if gpu is not None else "of main memory"
-
-    def estimate(self, method: str, *, recompute: bool) -> Memory:
-        chosen: Method = method  # type: ignore[assignment]
-        setup = Setup.of(
-            self._resolved.config,
-            on_gpu=self._gpu is not None,
-            length=self._longest,
-            method=chosen,
-            checkpointing=recompute,
-        )
-        return estimate_memory(self._architecture, setup)
-
-    def needed(self, method: str, *, recompute: bool) -> int:
-        return self.estimate(method, recompute=recompute).upper_bytes
-
-    def fits(self, method: str, *, recompute: bool) -> bool:
-        return self.needed(method, recompute=recompute) <= self.free * (1 - RESERVE)
-
-    def compared(self, method: str, *, recompute: bool) -> str:
-        found = self.estimate(method, recompute=recompute)
-        need = f"needs about {found.total_bytes / _GIB:.1f} GiB, at most {found.upper_bytes / _GIB:.1f} GiB"
-        return f"{need}; {self.free / _GIB:.1f} GiB {self.where} are free"
-
-
-def _method(resolved: Resolved, hardware: Hardware, gpu: Gpu | None, memory: _Memory) -> None:
+def _method(resolved: Resolved, hardware: Hardware, gpu: Gpu | None, memory: FreeMemory) -> None:
     quantises = "bitsandbytes" in hardware.packages
     method = resolved.config.method
     if method == "auto":
-        recompute = resolved.config.hyperparameters.gradient_checkpointing is not False
+        lora = resolved.config.model_copy(update={"method": "lora"})
         if resolved.config.lora.init_lora_weights == "loftq":
             method, reason = "qlora", "loftq compensates for quantization"
         elif resolved.config.lora.changes_base:
             method, reason = "lora", f"{resolved.config.lora.init_lora_weights} needs weights that are not quantized"
         elif gpu is None:
             method, reason = "lora", "quantized weights make a training on a CPU slower"
-        elif memory.fits("lora", recompute=recompute) or not quantises:
-            method, reason = "lora", f"LoRA {memory.compared('lora', recompute=recompute)}"
+        elif memory.holds(lora) or not quantises:
+            method, reason = "lora", f"LoRA {memory.compared(lora)}"
         else:
-            method, reason = "qlora", f"LoRA does not fit: it {memory.compared('lora', recompute=recompute)}"
+            method, reason = "qlora", f"LoRA does not fit: it {memory.compared(lora)}"
         resolved.choose("method", method, reason)
     if method == "qlora" and not quantises:
         message = "QLoRA needs the package bitsandbytes, which is not installed on this node."
@@ -287,26 +211,21 @@ def _optimizer(resolved: Resolved, hardware: Hardware, gpu: Gpu | None) -> None:
             resolved.warn("OPTIMIZER_ON_CPU", message, f"{exact}, or omit it.", path)
 
 
-def _checkpointing(resolved: Resolved, memory: _Memory) -> None:
-    method = resolved.config.method
-    asked = resolved.config.hyperparameters.gradient_checkpointing
-    if asked is None:
-        keep = memory.fits(method, recompute=False)
-        reason = f"without it, the training {memory.compared(method, recompute=False)}"
-        resolved.choose("hyperparameters.gradient_checkpointing", not keep, reason)
-    recompute = bool(resolved.config.hyperparameters.gradient_checkpointing)
-    if memory.needed(method, recompute=recompute) > memory.free:
-        hyper = resolved.config.hyperparameters
-        smaller = [f"hyperparameters.per_device_train_batch_size below {hyper.per_device_train_batch_size}"]
+def _check_memory(resolved: Resolved, memory: FreeMemory) -> None:
+    """Adds the refusal INSUFFICIENT_MEMORY if the training does not fit, or the warning MEMORY_TIGHT."""
+    config, hyper = resolved.config, resolved.config.hyperparameters
+    method = config.method
+    if memory.needed(config).upper_bytes > memory.free_bytes:
+        smaller = [f"hyperparameters.per_device_train_batch_size below {hyper.micro_batch}"] * (hyper.micro_batch > 1)
         smaller += [f"hyperparameters.max_length below {hyper.max_length}"]
-        smaller += [option("hyperparameters.gradient_checkpointing", "true")] if not recompute else []
+        smaller += [option("hyperparameters.gradient_checkpointing", "true")] * (not hyper.gradient_checkpointing)
         smaller += [f"{option('method', 'lora')} or {option('method', 'qlora')}"] if method == "full" else []
         smaller += [option("method", "qlora")] if method == "lora" else []
-        message = f"The training does not fit: it {memory.compared(method, recompute=recompute)}."
+        message = f"The training does not fit: it {memory.compared(config)}."
         advice = f"Try, in this order: {', '.join(smaller)}; or a smaller base model, or a larger node."
         resolved.refuse("INSUFFICIENT_MEMORY", "method", message, advice)
-    elif not memory.fits(method, recompute=recompute):
-        message = f"Memory is tight: the training {memory.compared(method, recompute=recompute)}."
+    elif not memory.holds(config):
+        message = f"Memory is tight: the training {memory.compared(config)}."
         advice = "Lower hyperparameters.per_device_train_batch_size or hyperparameters.max_length if memory runs out."
         resolved.warn("MEMORY_TIGHT", message, advice, "hyperparameters.per_device_train_batch_size")
 
@@ -328,4 +247,4 @@ def check_disk(resolved: Resolved, disk: Disk) -> None:
 
 
 def _gib(size: float) -> str:
-    return f"{size / _GIB:.2f} GiB"
+    return f"{size / GIB:.2f} GiB"

@@ -1,8 +1,9 @@
 """Recommends methods and estimates resources, for this node or for a hypothetical machine. It reads no weights."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engine.catalogue import Catalogue
@@ -12,16 +13,22 @@ from engine.config.steps import num_evaluations, steps_per_epoch, total_steps
 from engine.errors import JobError, Violation
 from engine.estimate.architecture import Architecture
 from engine.estimate.cost import PriceTable
-from engine.estimate.duration import Calibration, Work
+from engine.estimate.duration import Calibration, Work, evaluation_share
 from engine.estimate.estimate_proto import calibration, estimate_message, matrix_message, recommendation_message
 from engine.estimate.known_architectures import find_known, known
-from engine.estimate.machine import Machine, gpu_machine
+from engine.estimate.machine import Machine, gpu_hardware
 from engine.estimate.matrix import matrix
-from engine.estimate.memory import GIB
+from engine.estimate.memory import GIB, Setup
 from engine.estimate.recommend import Plan, recommend
+from engine.estimate.saved_activations import Method
+from engine.plan.batching import TrainingRows
+from engine.plan.intervals import resolve_intervals
+from engine.plan.resolve import resolve
+from engine.plan.resolved import Resolved
 from finetuneflow.v1 import probe_service_pb2 as api
 from finetuneflow.v1.estimate_pb2 import ResourceEstimate
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
+from finetuneflow.v1.hardware_pb2 import Hardware
 from services.hardware import read_hardware
 from services.hub_access import HubAccess
 
@@ -58,10 +65,14 @@ class Estimates:
             response.matrix.CopyFrom(matrix_message(matrix(config if given else None)))
         if request.base_model:
             architecture = self.architecture(request.base_model)
-            machine = self._machine(request, config)
+            hardware = self._hardware(request)
+            machine = Machine.of(hardware, gpus=config.resources.gpus)
             length = request.longest_row if request.HasField("longest_row") else None
             config, warnings = _within(config, architecture, length)
             found = recommend(architecture, machine, config, length)
+            if found.plan.verdict == "comfortable":
+                resolved = _resolved(config, found.plan.method, hardware, architecture, length)
+                found = recommend(architecture, machine, _with_batches(config, resolved), length)
             found = replace(found, warnings=(*warnings, *found.warnings))
             estimate = self._estimate(
                 architecture, machine, found.plan, None, calibration(request.observed), reduced=True
@@ -82,11 +93,17 @@ class Estimates:
             raise _invalid("mean_tokens", above, "Correct one of them.")
         config = _config(request.spec, request.spec.base_model)
         architecture = self.architecture(config.base_model)
-        machine = self._machine(request, config)
+        hardware = self._hardware(request)
+        machine = Machine.of(hardware, gpus=config.resources.gpus)
         length = request.longest_row if request.HasField("longest_row") else None
         config, warnings = _within(config, architecture, length)
         found = recommend(architecture, machine, config, length)
-        work, speeds = _work(request, config), calibration(request.observed)
+        data = _data(request, config)
+        resolved = _resolved(config, found.plan.method, hardware, architecture, length, data)
+        found = recommend(architecture, machine, _with_batches(config, resolved), length)
+        setup = found.plan.unreduced[0]
+        work = None if data is None else _work(resolved, architecture, setup, data)
+        speeds = calibration(request.observed)
         estimate = self._estimate(architecture, machine, found.plan, work, speeds, warnings, reduced=False)
         return api.EstimateResourcesResponse(estimate=estimate)
 
@@ -111,19 +128,16 @@ class Estimates:
             more = f" The catalogue contains: {', '.join(sorted(own))}." if own else ""
             raise JobError(error.reason, error.message + more, error.advice, error.violations) from None
 
-    def _machine(
-        self, request: api.RecommendMethodRequest | api.EstimateResourcesRequest, config: JobConfig
-    ) -> Machine:
+    def _hardware(self, request: api.RecommendMethodRequest | api.EstimateResourcesRequest) -> Hardware:
         if request.HasField("memory_bytes"):
             if request.memory_bytes < GIB:
                 raise _invalid(
                     "memory_bytes", f"is {request.memory_bytes:,}; the minimum is 1 GiB.", "Give the memory in bytes."
                 )
-            return gpu_machine(request.gpu or "GPU", request.memory_bytes)
+            return gpu_hardware(request.gpu or "GPU", request.memory_bytes)
         if request.gpu:
             raise _invalid("memory_bytes", "is required with `gpu`: its free memory in bytes.", "Set both or neither.")
-        own = request.hardware if request.HasField("hardware") else read_hardware(self._node_id, self._disk)
-        return Machine.of(own, gpus=config.resources.gpus)
+        return request.hardware if request.HasField("hardware") else read_hardware(self._node_id, self._disk)
 
     def _estimate(
         self,
@@ -181,27 +195,79 @@ def _within(config: JobConfig, architecture: Architecture, longest: int | None) 
 _MOST_TOKENS = 1e15
 
 
-def _work(request: api.EstimateResourcesRequest, config: JobConfig) -> Work | None:
-    """Returns the tokens to process; None if the request does not say how much data there is."""
+@dataclass(frozen=True)
+class _Data:
+    """The rows of a request."""
+
+    num_examples: int
+    mean_tokens: float
+    longest: int
+    held_out_tokens: float
+
+    @property
+    def tokens(self) -> float:
+        return self.num_examples * self.mean_tokens
+
+    def rows(self, max_length: int) -> TrainingRows:
+        """Returns rows of the mean length, one of them of the longest."""
+        lengths = Counter[int]()
+        if self.num_examples:
+            lengths[self.longest] = 1
+            lengths[max(1, round(self.mean_tokens))] += self.num_examples - 1
+        return TrainingRows(lengths, [self.num_examples], [math.ceil(self.tokens / max_length)])
+
+
+def _data(request: api.EstimateResourcesRequest, config: JobConfig) -> _Data | None:
+    """Returns the rows of a request; None if it does not say how many there are."""
     if not request.HasField("num_examples"):
         return None
-    hyper = config.hyperparameters
-    longest = request.longest_row if request.HasField("longest_row") else hyper.max_length
+    limit = config.hyperparameters.max_length
+    longest = request.longest_row if request.HasField("longest_row") else limit
     mean = request.mean_tokens if request.HasField("mean_tokens") else longest / 2
     if not 0 <= request.num_examples * mean <= _MOST_TOKENS:
         named = "mean_tokens" if request.HasField("mean_tokens") else "num_examples"
         raise _invalid(named, f"makes {request.num_examples * mean:.3g} tokens per epoch.", "The limit is 1e15 tokens.")
     if not 0 <= request.held_out_tokens <= _MOST_TOKENS:
         raise _invalid("held_out_tokens", f"is {request.held_out_tokens:,}.", "Give 0 to 1e15 tokens.")
-    tokens = request.num_examples * mean
-    sequences = math.ceil(tokens / hyper.max_length) if hyper.packing else request.num_examples
-    steps = total_steps(sequences, hyper)
     if request.HasField("held_out_tokens"):
         held_out = float(request.held_out_tokens)
     else:
         # num_examples counts training rows only; the held-out rows were split off before.
-        held_out = tokens * config.holdout_fraction / (1 - config.holdout_fraction)
-    return Work(tokens * steps / steps_per_epoch(sequences, hyper), held_out * num_evaluations(steps, hyper))
+        held_out = request.num_examples * mean * config.holdout_fraction / (1 - config.holdout_fraction)
+    return _Data(request.num_examples, mean, min(longest, limit), held_out)
+
+
+def _resolved(
+    config: JobConfig,
+    method: Method,
+    hardware: Hardware,
+    architecture: Architecture,
+    length: int | None,
+    data: _Data | None = None,
+) -> Resolved:
+    """Resolves the settings as a preflight does. Its refusals are left to the verdict of the estimate."""
+    resolved = Resolved(config.model_copy(update={"method": method}))
+    limit = config.hyperparameters.max_length
+    resolve(resolved, hardware, architecture, length or limit, None if data is None else data.rows(limit))
+    return resolved
+
+
+def _with_batches(config: JobConfig, resolved: Resolved) -> JobConfig:
+    """Returns `config` with the batches of `resolved`; the rest stays automatic, as alternatives may differ in it."""
+    names = ("packing", "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+    update = {name: getattr(resolved.config.hyperparameters, name) for name in names}
+    return config.model_copy(update={"hyperparameters": config.hyperparameters.model_copy(update=update)})
+
+
+def _work(resolved: Resolved, architecture: Architecture, setup: Setup, data: _Data) -> Work:
+    """Returns the tokens to process, with the evaluations that a preflight would choose."""
+    hyper = resolved.config.hyperparameters
+    rows = data.rows(hyper.max_length)
+    (sequences,) = rows.packs if hyper.packing else rows.rows
+    steps = total_steps(sequences, hyper)
+    trained = data.tokens * steps / steps_per_epoch(sequences, hyper)
+    resolve_intervals(resolved, steps, evaluation_share(architecture, setup, Work(trained, data.held_out_tokens)))
+    return Work(trained, data.held_out_tokens * num_evaluations(steps, resolved.config.hyperparameters))
 
 
 def _invalid(field: str, description: str, advice: str) -> JobError:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from engine.config.spec_proto import config_to_spec, data_sources
-from engine.plan.resolve import Resolved
+from engine.plan.resolved import Resolved
 from finetuneflow.v1.fine_tuning_job_pb2 import Resolution
 from finetuneflow.v1.stage_result_pb2 import HubDataset
 from services.child_input import Strict

@@ -14,7 +14,8 @@ from engine.config.job import JobConfig
 from engine.config.spec_proto import spec_to_dict
 from engine.data.content_key import content_key
 from engine.errors import JobError
-from engine.plan.resolve import Resolved, resolve_length
+from engine.plan.resolve import resolve_length
+from engine.plan.resolved import Resolved
 from finetuneflow.v1.work_pb2 import Assignment
 from services.attempt_inputs import child_command, dataset_files, fetched_model, job_configuration, reusable_shards
 from services.child_input import ModelFiles

@@ -118,6 +118,7 @@ def spec_of(seed: int, number: int, *, real: bool) -> dict[str, Any]:
         hyper |= {"max_length": 64, "early_stopping_patience": 0}
     return {
         "base_model": "tiny" if real else "chain",
+        "recipe": "finetuneflow",
         "hyperparameters": hyper,
         "max_attempts": _max_attempts(number),
         "seed": seed,

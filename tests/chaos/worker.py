@@ -13,6 +13,7 @@ from chassis.attempt.stage_worker import StageWorker
 from chassis.child.child_process import ChildCommand
 from chassis.server.grpc_server import Mount
 from chassis.store.artifact_store import ArtifactStore
+from engine.config.job import chosen
 from engine.config.spec_proto import config_to_spec, resolved_config
 from finetuneflow.v1 import trainer_service_pb2, trainer_service_pb2_grpc
 from finetuneflow.v1.event_pb2 import ConfigResolved, Event
@@ -49,7 +50,7 @@ class ChainStage:
             ],
             seed=config.seed,
             total_steps=config.hyperparameters.max_steps or 1,
-            save_steps=config.hyperparameters.save_steps,
+            save_steps=chosen(config.hyperparameters.save_steps),
             step_seconds=STEP_SECONDS,
             out_dir=workdir / "out",
         )

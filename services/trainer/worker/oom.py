@@ -30,7 +30,7 @@ def advice(config: JobConfig) -> str:
     """
     hyper = config.hyperparameters
     ways: list[str] = []
-    if smaller := halved(hyper.per_device_train_batch_size, hyper.gradient_accumulation_steps):
+    if smaller := halved(hyper.micro_batch, hyper.accumulation):
         ways.append(
             f"{option('hyperparameters.per_device_train_batch_size', smaller[0])} "
             f"{option('hyperparameters.gradient_accumulation_steps', smaller[1])} (the same number of rows a step)"

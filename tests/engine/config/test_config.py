@@ -26,7 +26,7 @@ def test_the_defaults_are_those_of_the_default_recipe() -> None:
     """A default is the same in the code, in the recipe and in a resolved spec."""
     assert job_config(MINIMAL) == JobConfig(**MINIMAL, display_name="smollm2-135m on ds_1")
     hyper = job_config(MINIMAL).hyperparameters
-    assert (hyper.num_epochs, hyper.learning_rate, hyper.gradient_accumulation_steps) == (3, 2e-4, 4)
+    assert (hyper.num_epochs, hyper.learning_rate, hyper.gradient_accumulation_steps) == (3, 2e-4, None)
 
 
 @pytest.mark.parametrize("name", recipes())
@@ -88,7 +88,7 @@ def _leaves(annotation: Any) -> list[Any]:
         ({"hyperparameters": {"num_epochs": float("nan")}}, "hyperparameters.num_epochs", "nan given"),
         ({"hyperparameters": {"max_length": 7}}, "hyperparameters.max_length", "from 8 to 1,048,576; default 2048"),
         ({"hyperparameters": {"optim": "adam"}}, "hyperparameters.optim", "must be one of auto, adamw_torch"),
-        ({"hyperparameters": {"packing": "yes"}}, "hyperparameters.packing", "true or false; default false"),
+        ({"hyperparameters": {"packing": "yes"}}, "hyperparameters.packing", "true or false"),
         ({"hyperparameters": {"warmup_ratio": 0.1, "warmup_steps": 5}}, "hyperparameters.warmup_ratio", "set one"),
         ({"hyperparameters": {"max_seq_length": 512}}, "hyperparameters.max_seq_length", "Did you mean max_length?"),
         ({"learning_rate": 1e-4}, "learning_rate", "Did you mean spec.hyperparameters.learning_rate?"),
@@ -183,7 +183,8 @@ def test_the_trainer_accepts_the_arguments(tmp_path: Path) -> None:
     from trl import SFTConfig
 
     automatic = {"precision": "fp32", "optim": "adamw_torch", "gradient_checkpointing": False}
-    config = job_config({**MINIMAL, "method": "lora", "hyperparameters": {**automatic, "group_by_length": True}})
+    hyper = {**automatic, "group_by_length": True}
+    config = job_config({**MINIMAL, "recipe": "finetuneflow", "method": "lora", "hyperparameters": hyper})
     arguments = SFTConfig(**sft_arguments(config, total_steps=100, output_dir=str(tmp_path), device="cpu"))
     assert (arguments.warmup_steps, arguments.max_length, arguments.bf16) == (3, 2048, False)
     with pytest.raises(ValueError, match="automatic"):

@@ -52,9 +52,8 @@ def test_every_accepted_config_builds_the_trainers_optimizer_and_schedule(
     for rate, warm_up, total in itertools.product(RATES, WARM_UPS, [1, 2, 5]):
         hyper = {"optim": optimizer, "lr_scheduler_type": scheduler, "learning_rate": rate, **warm_up}
         hyper |= {"precision": "fp32", "gradient_checkpointing": False}
-        config = job_config(
-            {"base_model": "m", "training_data": [{"dataset": "d"}], "method": "lora", "hyperparameters": hyper}
-        )
+        spec = {"base_model": "m", "training_data": [{"dataset": "d"}], "method": "lora", "recipe": "finetuneflow"}
+        config = job_config({**spec, "hyperparameters": hyper})
         given = sft_arguments(config, total_steps=total, output_dir=str(tmp_path), device="cpu")
         arguments = SFTConfig(**{**given, "eval_strategy": "no"})
         trainer = Trainer(torch.nn.Linear(2, 2), arguments)

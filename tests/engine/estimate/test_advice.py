@@ -26,7 +26,7 @@ def config(**spec: Any) -> JobConfig:
     hyper = {"precision": "bf16", "optim": "adamw_torch", "gradient_checkpointing": False, "max_length": 512}
     hyper |= {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2, **spec.pop("hyperparameters", {})}
     data = {} if "phases" in spec else {"training_data": [{"dataset": "d"}]}
-    values = {"base_model": "m", **data, "method": "lora", "hyperparameters": hyper}
+    values = {"base_model": "m", **data, "recipe": "finetuneflow", "method": "lora", "hyperparameters": hyper}
     return job_config(values | spec)
 
 

@@ -9,7 +9,8 @@ from engine.config.steps import total_steps
 from engine.errors import JobError
 from engine.estimate.architecture import Architecture
 from engine.estimate.known_architectures import known
-from engine.plan.resolve import Resolved, resolve, resolve_length
+from engine.plan.resolve import resolve, resolve_length
+from engine.plan.resolved import Resolved
 from finetuneflow.v1.hardware_pb2 import Gpu, Hardware
 
 GIB = 2**30
@@ -49,7 +50,9 @@ def test_a_small_model_on_a_cpu() -> None:
     assert set(fields) == {
         "method", "resources.gpus", "hyperparameters.precision", "hyperparameters.optim",
         "hyperparameters.gradient_checkpointing", "quantization.bnb_4bit_compute_dtype", "lora.target_modules",
-        "hyperparameters.attn_implementation",
+        "hyperparameters.attn_implementation", "hyperparameters.packing", "hyperparameters.group_by_length",
+        "hyperparameters.per_device_train_batch_size", "hyperparameters.per_device_eval_batch_size",
+        "hyperparameters.gradient_accumulation_steps",
     }  # fmt: skip
     assert all(resolution.value and resolution.reason for resolution in result.resolutions)
     assert "GiB" in fields["hyperparameters.gradient_checkpointing"].reason

@@ -51,6 +51,7 @@ def resolved(**changes: Any) -> JobConfig:
         "display_name": "Docs | helper",
         "task": "answer questions",
         "base_model": "tiny",
+        "recipe": "finetuneflow",
         "method": "lora",
         "training_data": [{"dataset": "ds_1"}],
         "hyperparameters": {"precision": "fp32", "optim": "adamw_torch", "gradient_checkpointing": False},

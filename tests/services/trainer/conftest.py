@@ -52,6 +52,7 @@ def make_input(tiny_model: Path, data_dir: Path, tmp_path: Path) -> MakeInput:
         config = job_config(
             {
                 "base_model": "tiny",
+                "recipe": "finetuneflow",
                 **(_curriculum(phases) if phases else {"training_data": [{"dataset": "ds_1"}]}),
                 "method": method,
                 "lora": {"r": 4, "lora_dropout": 0.1, **(lora or {})},
