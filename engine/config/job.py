@@ -119,6 +119,8 @@ class DataSource(_Section):
     """Jinja template that renders a row to text; cannot be combined with mapping."""
     format: RowFormat | None = None
     """Format of the rows; None: detected from the columns of the first row."""
+    max_samples: int | None = Field(default=None, ge=1, le=2**31 - 1)
+    """Maximum number of examples that are used, drawn by the seed."""
 
 
 class TrainingPhase(_Section):

@@ -24,11 +24,13 @@ def content_key(config: JobConfig, tokenizer_dir: Path, sha256s: Mapping[str, st
 
     def described(listed: Sequence[DataSource]) -> list[Any]:
         return [
-            [sha256s[one.dataset], one.weight, sorted(one.mapping.items()), one.template, one.format] for one in listed
+            [sha256s[one.dataset], one.weight, sorted(one.mapping.items()), one.template, one.format, one.max_samples]
+            for one in listed
         ]
 
     trained = [config.training_data, *(phase.training_data for phase in config.phases)]
-    draws = not config.evaluation_data or any(one.weight % 1 for listed in trained for one in listed)
+    listed = [one for sources in (*trained, config.evaluation_data) for one in sources]
+    draws = not config.evaluation_data or any(one.weight % 1 or one.max_samples is not None for one in listed)
     parts = {
         "layout": _LAYOUT,
         "libraries": [importlib.metadata.version(name) for name in _LIBRARIES],

@@ -109,6 +109,9 @@ class Split:
             self.num_leaked = int(numpy.count_nonzero(leaked & self._evaluation.unique))
             self._evaluation.row_uses[:] = numpy.where(leaked, LEAKED, HELD_OUT)
             self._evaluation.row_uses[~self._evaluation.unique] = 0
+            for part in self._evaluation.parts:
+                here = slice(part.start, part.end)
+                self._evaluation.row_uses[here] *= self._sampled(self._evaluation, part, self._evaluation.unique[here])
             held_out: Digests = digests_of(b"")
         else:
             held_out = _held_out(distinct, config, report)
@@ -255,7 +258,7 @@ class Split:
         held = among(group.digests, held_out) & group.unique
         for part in group.parts:
             here = slice(part.start, part.end)
-            free = (group.unique & ~held)[here]
+            free = self._sampled(group, part, (group.unique & ~held)[here])
             weight = part.source.given.weight
             group.row_uses[here] = free * int(weight)
             if weight % 1:
@@ -263,6 +266,17 @@ class Split:
                 chosen = drawn(group.digests[own], round(weight % 1 * len(own)), self._config.seed, b"weight")
                 group.row_uses[own[chosen]] += 1
         group.row_uses[held] = numpy.where(among(group.digests[held], evaluated_here), HELD_OUT, 0)
+
+    def _sampled(self, group: _Group, part: _Part, free: NDArray[numpy.bool_]) -> NDArray[numpy.bool_]:
+        """Returns the free rows of a source that its max_samples leaves."""
+        most = part.source.given.max_samples
+        own = numpy.flatnonzero(free)
+        if most is None or len(own) <= most:
+            return free
+        chosen = drawn(group.digests[part.start + own], most, self._config.seed, b"samples")
+        sampled = numpy.zeros_like(free)
+        sampled[own[chosen]] = True
+        return sampled
 
     def _wanted(self, group: _Group, part: _Part, keep: bool) -> Iterator[Task]:
         place = BlockSource(part.source.place, part.source.given, part.format)
@@ -346,7 +360,7 @@ def _num_duplicates(groups: Sequence[_Group]) -> int:
     found: dict[str, list[NDArray[numpy.intp]]] = {}
     for group in groups:
         for part in group.parts:
-            read_so = part.source.given.model_copy(update={"weight": 1.0}).model_dump_json()
+            read_so = part.source.given.model_copy(update={"weight": 1.0, "max_samples": None}).model_dump_json()
             repeated = numpy.flatnonzero(~group.unique[part.start : part.end])
             found.setdefault(read_so, []).append(repeated)
     return sum(len(numpy.unique(numpy.concatenate(indices))) for indices in found.values())

@@ -84,8 +84,8 @@ class AsyncJobs:
                 `@revision`).
             training_data: Datasets to train on: one source or a list of 1 to 32. A source is the path of a local file,
                 a dataset id (`ds_…`), a dataset on the hub (`hf://owner/name[@revision][/path/of/file]`), or a table
-                `{"dataset": …, "weight": …, "mapping": {…}, "template": …, "format": …}`. Required unless `phases` is
-                set.
+                `{"dataset": …, "weight": …, "mapping": {…}, "template": …, "format": …, "max_samples": …}`. Required
+                unless `phases` is set.
             evaluation_data: Datasets to evaluate on, as for training_data. Default: holdout_fraction of the training
                 rows.
             method: `lora`, `qlora`, `full` or `auto`. Default `auto`: preflight chooses by the memory of the hardware.

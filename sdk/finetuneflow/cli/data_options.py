@@ -20,6 +20,12 @@ Template = Annotated[
     typer.Option(exists=True, dir_okay=False, help="File with a Jinja template that turns a row into examples."),
 ]
 Format = Annotated[str | None, typer.Option("--format", help="Format of the rows.", show_default="detected")]
+MaxSamples = Annotated[
+    int | None,
+    typer.Option(
+        min=1, max=INT32_MAX, help="Maximum number of rows of each dataset, drawn by the seed.", show_default="all"
+    ),
+]
 MaxLength = Annotated[
     int | None, typer.Option(max=INT32_MAX, help="Maximum number of tokens per row.", show_default="2048")
 ]
@@ -40,7 +46,9 @@ ChatTemplate = Annotated[
 ]
 
 
-def source_settings(mapping: list[str] | None, template: Path | None, format_: str | None) -> dict[str, Any]:
+def source_settings(
+    mapping: list[str] | None, template: Path | None, format_: str | None, max_samples: int | None = None
+) -> dict[str, Any]:
     """Returns the fields of a data source that the options set."""
     pairs = dict(entry.split("=", 1) for entry in mapping or [] if "=" in entry)
     if len(pairs) != len(mapping or []):
@@ -48,7 +56,7 @@ def source_settings(mapping: list[str] | None, template: Path | None, format_: s
             "Write ours=theirs, such as question=prompt, and each of our names once.", param_hint="--map"
         )
     text = read_text(template) if template else None
-    fields = {"mapping": pairs or None, "template": text, "format": format_}
+    fields = {"mapping": pairs or None, "template": text, "format": format_, "max_samples": max_samples}
     return {name: value for name, value in fields.items() if value is not None}
 
 
@@ -67,5 +75,7 @@ def reading_settings(
 def sources(data: list[str], settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Returns the data sources of a job, each with the fields that `source_settings` returned."""
     if settings and not data:
-        raise typer.BadParameter("--map, --template and --format need DATA that they apply to.", param_hint="DATA")
+        raise typer.BadParameter(
+            "--map, --template, --format and --max-samples need DATA that they apply to.", param_hint="DATA"
+        )
     return [{**settings, "dataset": each} for each in data]

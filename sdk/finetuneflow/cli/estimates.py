@@ -14,7 +14,7 @@ import typer
 
 from finetuneflow.cli.config import CONFIG_HELP, apply_setting, override, read_config, remove_field
 from finetuneflow.cli.console import error_console
-from finetuneflow.cli.data_options import Format, Map, Template, source_settings, sources
+from finetuneflow.cli.data_options import Format, Map, MaxSamples, Template, source_settings, sources
 from finetuneflow.cli.estimate_tables import print_estimate, print_matrix, print_recommendation
 from finetuneflow.cli.exits import CommandFailed
 from finetuneflow.cli.local_probe import LocalProbe
@@ -111,6 +111,7 @@ def estimate(
     mapping: Map = None,
     template: Template = None,
     format_: Format = None,
+    max_samples: MaxSamples = None,
     settings: _Set = None,
     config: _Config = None,
     local: _Local = False,
@@ -124,7 +125,7 @@ def estimate(
     counts = {"--examples": examples, "--mean-tokens": mean_tokens, "--longest-row": longest_row}
     if data and (given := [option for option, value in counts.items() if value is not None]):
         raise typer.BadParameter(f"{given[0]} and files cannot be combined; files are counted.", param_hint=given[0])
-    files = sources(list(map(str, data or [])), source_settings(mapping, template, format_))
+    files = sources(list(map(str, data or [])), source_settings(mapping, template, format_, max_samples))
     _check_machine(vram, gpu, node, local=local)
     here = session(ctx)
     with every_refusal(spec, _checker(here)):

@@ -11,7 +11,7 @@ import typer
 from finetuneflow.cli.advice import ftf
 from finetuneflow.cli.config import CONFIG_HELP, apply_setting, override, read_config, toml_text
 from finetuneflow.cli.console import error_console, visible_cell
-from finetuneflow.cli.data_options import Format, Map, Template, source_settings, sources
+from finetuneflow.cli.data_options import Format, Map, MaxSamples, Template, source_settings, sources
 from finetuneflow.cli.download import make_folder, print_downloaded
 from finetuneflow.cli.following import follow_or_detach
 from finetuneflow.cli.preflight_tables import show_preflight
@@ -40,6 +40,7 @@ def train(
     mapping: Map = None,
     template: Template = None,
     format_: Format = None,
+    max_samples: MaxSamples = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -62,7 +63,7 @@ def train(
     values: dict[str, Any] = read_config(config) if config else {}
     rows = source_settings(mapping, template, format_)
     flags = {
-        "training_data": sources(data or [], rows),
+        "training_data": sources(data or [], source_settings(mapping, template, format_, max_samples)),
         "base_model": model,
         "recipe": recipe,
         "display_name": name,

@@ -17,6 +17,7 @@ from finetuneflow.cli.data_options import (
     Format,
     Map,
     MaxLength,
+    MaxSamples,
     SystemPrompt,
     Template,
     TruncationSide,
@@ -46,6 +47,7 @@ def validate(
     mapping: Map = None,
     template: Template = None,
     format_: Format = None,
+    max_samples: MaxSamples = None,
     max_length: MaxLength = None,
     truncation: TruncationSide = None,
     system_prompt: SystemPrompt = None,
@@ -55,7 +57,7 @@ def validate(
 ) -> None:
     """Run all checks without creating a job; exit code 2 if it would be refused."""
     values: dict[str, Any] = read_config(config) if config else {}
-    rows = sources(data or [], source_settings(mapping, template, format_))
+    rows = sources(data or [], source_settings(mapping, template, format_, max_samples))
     flags = {"training_data": rows, "base_model": model, "recipe": recipe, "system_prompt": system_prompt}
     override(values, flags)
     if chat_template is not None:

@@ -129,7 +129,7 @@ class FineTuningJobSpec(_message.Message):
     def __init__(self, display_name: _Optional[str] = ..., task: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., base_model: _Optional[str] = ..., method: _Optional[_Union[TrainingMethod, str]] = ..., recipe: _Optional[str] = ..., chat_template: _Optional[str] = ..., system_prompt: _Optional[str] = ..., training_data: _Optional[_Iterable[_Union[DataSource, _Mapping]]] = ..., phases: _Optional[_Iterable[_Union[TrainingPhase, _Mapping]]] = ..., evaluation_data: _Optional[_Iterable[_Union[DataSource, _Mapping]]] = ..., holdout_fraction: _Optional[float] = ..., hyperparameters: _Optional[_Union[Hyperparameters, _Mapping]] = ..., lora: _Optional[_Union[LoraSpec, _Mapping]] = ..., quantization: _Optional[_Union[QuantizationSpec, _Mapping]] = ..., evaluation: _Optional[_Union[EvaluationSpec, _Mapping]] = ..., export: _Optional[_Union[ExportSpec, _Mapping]] = ..., integrations: _Optional[_Iterable[_Union[IntegrationSpec, _Mapping]]] = ..., resources: _Optional[_Union[ResourceSpec, _Mapping]] = ..., max_attempts: _Optional[int] = ..., seed: _Optional[int] = ..., priority: _Optional[int] = ..., secrets: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class DataSource(_message.Message):
-    __slots__ = ("dataset", "weight", "mapping", "template", "format")
+    __slots__ = ("dataset", "weight", "mapping", "template", "format", "max_samples")
     class MappingEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -142,12 +142,14 @@ class DataSource(_message.Message):
     MAPPING_FIELD_NUMBER: _ClassVar[int]
     TEMPLATE_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
+    MAX_SAMPLES_FIELD_NUMBER: _ClassVar[int]
     dataset: str
     weight: float
     mapping: _containers.ScalarMap[str, str]
     template: str
     format: str
-    def __init__(self, dataset: _Optional[str] = ..., weight: _Optional[float] = ..., mapping: _Optional[_Mapping[str, str]] = ..., template: _Optional[str] = ..., format: _Optional[str] = ...) -> None: ...
+    max_samples: int
+    def __init__(self, dataset: _Optional[str] = ..., weight: _Optional[float] = ..., mapping: _Optional[_Mapping[str, str]] = ..., template: _Optional[str] = ..., format: _Optional[str] = ..., max_samples: _Optional[int] = ...) -> None: ...
 
 class TrainingPhase(_message.Message):
     __slots__ = ("display_name", "training_data", "num_epochs")

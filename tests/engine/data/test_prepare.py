@@ -39,7 +39,7 @@ class Bench:
         spec.setdefault("training_data", [{"dataset": "ds_train"}])
         if evaluation is not None:
             sources["ds_eval"] = self._file("eval", evaluation)
-            spec["evaluation_data"] = [{"dataset": "ds_eval"}]
+            spec.setdefault("evaluation_data", [{"dataset": "ds_eval"}])
         config = job_config({"base_model": "m", **spec})
         return prepare(config, self.tokenizer_dir, sources, self.folder / "out", lambda _phase, _fraction: None)
 
@@ -106,6 +106,21 @@ def test_duplicates_are_dropped_before_the_split(bench: Bench) -> None:
 def test_evaluation_data_is_used_as_it_is_and_overlap_is_counted(bench: Bench) -> None:
     prepared = bench.run(QA, evaluation=[*QA[:2], {"question": "New?", "answer": "Yes."}])
     assert (prepared.train.num_examples, prepared.eval.num_examples, prepared.num_leaked) == (40, 3, 2)
+
+
+def test_at_most_max_samples_are_used_of_what_the_split_left(bench: Bench) -> None:
+    """A trial on a part of the data is comparable only if it holds out the same rows."""
+    whole = bench.run(QA)
+    held_out = {tuple(row["input_ids"]) for row in bench.shard("eval")}
+    every = {tuple(row["input_ids"]) for row in bench.shard("train")}
+    bench.run(QA, training_data=[{"dataset": "ds_train", "max_samples": 10, "weight": 1.5}])
+    assert {tuple(row["input_ids"]) for row in bench.shard("eval")} == held_out
+    times = Counter(tuple(row["input_ids"]) for row in bench.shard("train"))
+    assert set(times) < every
+    assert sorted(times.values()) == [1] * 5 + [2] * 5
+    assert bench.run(QA, training_data=[{"dataset": "ds_train", "max_samples": 10_000}]).train == whole.train
+    prepared = bench.run(QA, evaluation=QA[:5], evaluation_data=[{"dataset": "ds_eval", "max_samples": 2}])
+    assert (prepared.train.num_examples, prepared.eval.num_examples) == (40, 2)
 
 
 def test_weights_sample_what_the_split_left(bench: Bench) -> None:

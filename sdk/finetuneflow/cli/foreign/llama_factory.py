@@ -87,7 +87,7 @@ LLAMA_FACTORY = Program(
         ),
         without(_NAMES, "dataset", "eval_dataset", "dataset_dir"),
         without(_TEMPLATE, "template"),
-        without("a source's weight takes a fraction of its rows: training_data = [{ weight = 0.1 }]", "max_samples"),
+        without("it belongs to a data source: training_data = [{ max_samples = 1000 }]", "max_samples"),
         without(
             "only supervised fine-tuning and training on text are available", "pref_loss", "pref_beta", "reward_model"
         ),
