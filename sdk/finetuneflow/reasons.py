@@ -631,6 +631,10 @@ class Reason(OpenEnum):
     """A preflight, or a query about data, took more processor time than the operator allows. Caller: use fewer rows, or
     simplify the templates."""
 
+    EXTENSION_FAILED = "EXTENSION_FAILED"
+    """An extension that the operator added to trainings is not installed on the node, or failed before the first step.
+    Operator: correct FTF_TRAINER_EXTENSIONS, or the extension."""
+
     LOSS_NOT_FINITE = "LOSS_NOT_FINITE"
     """The loss, the gradient or a trained weight became NaN or infinite; the message names the step and the rows.
     Checkpoints from before that step are kept. Caller: lower the learning rate, check these rows, or use bf16 or fp32
@@ -720,6 +724,10 @@ class Reason(OpenEnum):
     GRADIENT_ZERO = "GRADIENT_ZERO"
     """The gradient stays exactly 0, so that nothing is learned. Caller: check the base model's weights and the rows
     that the message names; with fp16, use bf16 or fp32."""
+
+    LOSS_REPLACED = "LOSS_REPLACED"
+    """An extension of the operator replaces the loss of training, label smoothing included. Held-out rows are scored as
+    ever. Operator: FTF_TRAINER_EXTENSIONS names it."""
 
     # Service: What is wrong with the system and not with the call.
 

@@ -11,3 +11,6 @@ class TrainerSettings(ServiceSettings):
     service: ClassVar[str] = "trainer"
 
     listen: str = "127.0.0.1:7462"
+    extensions: tuple[str, ...] = ()
+    """Extensions that take part in every training, as JSON: names of entry points of installed packages, in their
+    order; see `services.trainer.worker.extensions`."""

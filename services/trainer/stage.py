@@ -58,6 +58,7 @@ class TrainingStage:
             total_steps=assignment.preflight.total_steps,
             prior_runtime_seconds=assignment.prior_training_seconds,
             threads=self._settings.child_threads,
+            extensions=self._settings.extensions,
         )
         gpus = config.resources.gpus
         command = child_command(self._settings, child_input, workdir, [child_input.model.path], gpus=gpus)

@@ -192,6 +192,7 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_PACKAGE_BROKEN: _ClassVar[Reason]
     REASON_BAD_ASSIGNMENT: _ClassVar[Reason]
     REASON_PROCESSOR_TIME_EXCEEDED: _ClassVar[Reason]
+    REASON_EXTENSION_FAILED: _ClassVar[Reason]
     REASON_LOSS_NOT_FINITE: _ClassVar[Reason]
     REASON_MAX_LENGTH_CLIPPED: _ClassVar[Reason]
     REASON_MEMORY_TIGHT: _ClassVar[Reason]
@@ -217,6 +218,7 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_ATTENTION_REPLACED: _ClassVar[Reason]
     REASON_LOSS_SPIKE: _ClassVar[Reason]
     REASON_GRADIENT_ZERO: _ClassVar[Reason]
+    REASON_LOSS_REPLACED: _ClassVar[Reason]
     REASON_INTERNAL: _ClassVar[Reason]
     REASON_DATABASE_UNAVAILABLE: _ClassVar[Reason]
     REASON_NO_BROKER: _ClassVar[Reason]
@@ -452,6 +454,7 @@ REASON_HUB_UNREACHABLE: Reason
 REASON_PACKAGE_BROKEN: Reason
 REASON_BAD_ASSIGNMENT: Reason
 REASON_PROCESSOR_TIME_EXCEEDED: Reason
+REASON_EXTENSION_FAILED: Reason
 REASON_LOSS_NOT_FINITE: Reason
 REASON_MAX_LENGTH_CLIPPED: Reason
 REASON_MEMORY_TIGHT: Reason
@@ -477,6 +480,7 @@ REASON_STEP_AT_RATE_ZERO: Reason
 REASON_ATTENTION_REPLACED: Reason
 REASON_LOSS_SPIKE: Reason
 REASON_GRADIENT_ZERO: Reason
+REASON_LOSS_REPLACED: Reason
 REASON_INTERNAL: Reason
 REASON_DATABASE_UNAVAILABLE: Reason
 REASON_NO_BROKER: Reason

@@ -31,5 +31,7 @@ class TrainingInput(ChildInput):
     """Optimizer steps of the whole job, as counted by preflight; the length of the schedule."""
     prior_runtime_seconds: float = 0.0
     """Training time of earlier attempts, including lost steps."""
+    extensions: tuple[str, ...] = ()
+    """Names of the operator's extensions."""
     threads: int = Field(ge=1)
     """Threads of torch. A training is reproducible bit for bit only with the same number."""

@@ -11,6 +11,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 from engine.config.curriculum import Curriculum
 from engine.data.spans import IGNORED
 from services.trainer.worker.events import TrainingCallback
+from services.trainer.worker.extensions import Loss
 from services.trainer.worker.label_smoothing import LabelSmoothing
 from services.trainer.worker.order import GroupedByLength, PhaseByPhase, lengths, rows_of_step
 
@@ -23,6 +24,8 @@ class Trainer(SFTTrainer):
     def __init__(self, callback: TrainingCallback, curriculum: Curriculum | None, **arguments: Any) -> None:
         self._callback, self._curriculum = callback, curriculum
         self.smoothing: LabelSmoothing | None = None
+        self.loss: Loss | None = None
+        """Replaces the loss in training."""
         self.weights_loaded = False
         """True if the model has the weights of the checkpoint to resume from already."""
         self._nll: list[float] = []
@@ -58,6 +61,10 @@ class Trainer(SFTTrainer):
         num_predicted = int(predicted.sum())
         num_rows, num_tokens = _size(inputs)
         num_padded_tokens = inputs["input_ids"].numel()
+        if training and self.loss is not None:
+            replaced = self.loss(model, inputs, num_items_in_batch or max(num_predicted, 1))
+            self._callback.computed(replaced.item(), num_rows, num_tokens, num_padded_tokens)
+            return replaced
         # With Triton, TRL skips untrained positions itself; on a CPU it would pass every position through the head,
         # which for short answers wastes most of the head's work.
         compact = inputs["input_ids"].device.type == "cpu" and num_predicted > 0

@@ -24,6 +24,7 @@ from services.questions import prompts
 from services.trainer.worker.checkpoint import progress_at
 from services.trainer.worker.child_input import TrainingInput
 from services.trainer.worker.events import PHASES, TrainingCallback
+from services.trainer.worker.extensions import Training, extend
 from services.trainer.worker.label_smoothing import LabelSmoothing
 from services.trainer.worker.loss import Trainer
 from services.trainer.worker.methods import keep_trained_weights_float32, trainable_model
@@ -52,7 +53,8 @@ def train(child_input: TrainingInput, sink: EventSink) -> TrainingResult:
         model = trainable_model(config, child_input.model, on, resume_from)
         tokenizer = AutoTokenizer.from_pretrained(child_input.model.path, local_files_only=True)
 
-    phases.enter("preparing")
+    applied = ", ".join(child_input.extensions)
+    phases.enter("preparing", f"with the operator's extensions: {applied}" if applied else "")
     trainer_dir = child_input.out_dir / "trainer"
     with sink.ticking():
         train_rows, eval_rows, curriculum = _rows(child_input)
@@ -98,6 +100,14 @@ def train(child_input: TrainingInput, sink: EventSink) -> TrainingResult:
             written = Tokenizer(child_input.model.path, config.chat_template)
             asked = prompts(config, child_input.data_dir, written)
         trainer.add_callback(SampleCallback(sink, phases, config, asked, written, callback))
+    with sink.ticking():
+        training = Training(config, model, tokenizer, child_input.out_dir)
+        extend(training, child_input.extensions)
+    for added in training.callbacks:
+        trainer.add_callback(added)
+    if training.loss is not None:
+        trainer.loss = training.loss
+        sink.emit(_loss_replaced(applied))
     # It would repeat every event on stdout, where a worker that runs alone prints its progress.
     trainer.remove_callback(PrinterCallback)
 
@@ -153,6 +163,11 @@ def _attention_replaced(model: str, chosen: str, used: str) -> Warning:
     message = f"{model} does not support {chosen} attention; it uses {used}."
     advice = f"Set {setting('hyperparameters.attn_implementation', used)} to have no warning."
     return Warning(reason="ATTENTION_REPLACED", message=message, advice=advice)
+
+
+def _loss_replaced(extensions: str) -> Warning:
+    message = f"The operator's extensions ({extensions}) replace the loss of training, label smoothing included."
+    return Warning(reason="LOSS_REPLACED", message=message, advice="Compare such jobs by their held-out loss.")
 
 
 def _complete(progress: Progress, attempt: Totals) -> Complete:
