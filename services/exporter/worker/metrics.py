@@ -25,6 +25,12 @@ def curve(child_input: ExportInput, name: str) -> list[Point]:
     return [Point(step, points[step]) for step in sorted(points)]
 
 
+def loss_gap(child_input: ExportInput) -> float | None:
+    """Returns by how much the held-out loss at the last step is above the training loss there, in nats per token."""
+    training = child_input.training
+    return training.final_eval_loss - training.final_train_loss if training.HasField("final_eval_loss") else None
+
+
 def metrics(child_input: ExportInput) -> dict[str, Any]:
     """Everything measured, in nats per trained token, seconds and rows a second.
 
@@ -39,6 +45,7 @@ def metrics(child_input: ExportInput) -> dict[str, Any]:
         "eval_loss": eval_loss,
         "final_eval_loss": training.final_eval_loss if training.HasField("final_eval_loss") else None,
         "perplexity": None if eval_loss is None else perplexity(eval_loss),
+        "loss_gap": loss_gap(child_input),
         "best_step": training.best_step,
         "total_steps": training.total_steps,
         "early_stopped": training.early_stopped,

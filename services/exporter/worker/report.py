@@ -7,6 +7,7 @@ from finetuneflow.v1.hardware_pb2 import Hardware
 from finetuneflow.v1.stage_result_pb2 import InferenceSample
 from services.exporter.worker.child_input import ExportInput
 from services.exporter.worker.markdown import escape, row
+from services.exporter.worker.metrics import loss_gap
 
 METHODS = {"lora": "LoRA", "qlora": "QLoRA", "full": "full (every weight)"}
 NOT_MEASURED = "not measured"
@@ -77,15 +78,29 @@ def _results(child_input: ExportInput) -> str:
         eval_loss = f"{training.best_eval_loss:.4f} at step {training.best_step:,}, the one that is packed"
         if training.HasField("final_eval_loss") and training.best_step != training.total_steps:
             eval_loss += f"; {training.final_eval_loss:.4f} at the last step, {training.total_steps:,}"
-        ppl = _number(perplexity(training.best_eval_loss))
+        ppl = f"{_number(perplexity(training.best_eval_loss))} (good: below 20 on text, below 10 on code)"
     ending = ", stopped early" if training.early_stopped else ""
     return f"""## Results
 - Final train loss: {training.final_train_loss:.4f} (mean over the training {training.train_loss:.4f})
 - Final eval loss: {eval_loss}
 - Perplexity: {ppl}
+- Eval loss above train loss: {_gap(child_input)}
 - Training time: {_duration(training.train_runtime_seconds)} ({training.total_steps:,} steps{ending})
 - Speed: {_speed(child_input)}
 - Peak memory: {_memory(child_input)}"""
+
+
+def _gap(child_input: ExportInput) -> str:
+    gap = loss_gap(child_input)
+    if gap is None:
+        return NOT_MEASURED
+    if gap < 0.5:
+        verdict = "no sign of overfitting: below 0.5"
+    elif gap <= 1.0:
+        verdict = "some overfitting: 0.5 to 1.0"
+    else:
+        verdict = "overfitting: above 1.0. Train for fewer epochs, or on more rows"
+    return f"{gap:.4f} at the last step ({verdict})"
 
 
 def _speed(child_input: ExportInput) -> str:

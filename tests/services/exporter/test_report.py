@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from services.exporter.worker.child_input import ExportInput
 from services.exporter.worker.metrics import Point
 from services.exporter.worker.plots import draw_losses
@@ -33,7 +35,8 @@ def test_report_has_sections_and_figures(export_input: ExportInput) -> None:
         "- Max sequence length: 2,048",
         "- GPU: none (CPU: A processor, 2 cores)",
         "- Final train loss: 2.8000 (mean over the training 3.2800)",
-        "- Perplexity: 24.53",
+        "- Perplexity: 24.53 (good: below 20 on text, below 10 on code)",
+        "- Eval loss above train loss: 0.5000 at the last step (some overfitting: 0.5 to 1.0)",
         "- Training time: 2 min 5 s (6 steps, stopped early)",
         "| Loss | 4.0000 | 3.1987 |",
     ):
@@ -65,13 +68,26 @@ def test_report_compares_speed_and_memory_with_the_estimate(export_input: Export
     assert "- Peak memory: 1.00 GiB on the GPU (estimate: 2.00 GiB, at most 4.00 GiB)" in report(export_input)
 
 
+@pytest.mark.parametrize(
+    ("eval_loss", "verdict"), [(2.7, "no sign of overfitting"), (3.7, "some overfitting"), (3.9, "fewer epochs")]
+)
+def test_report_says_whether_the_model_learned_its_rows_by_heart(
+    export_input: ExportInput, eval_loss: float, verdict: str
+) -> None:
+    export_input.training.final_eval_loss = eval_loss
+    line = next(line for line in report(export_input).splitlines() if line.startswith("- Eval loss above"))
+    assert verdict in line
+
+
 def test_report_marks_missing_measurements(export_input: ExportInput) -> None:
     export_input.training.ClearField("best_eval_loss")
+    export_input.training.ClearField("final_eval_loss")
     for field in ("base_loss", "tuned_loss", "samples"):
         export_input.evaluation.ClearField(field)
     text = report(export_input)
     assert "- Final eval loss: not measured" in text
     assert "- Perplexity: not measured" in text
+    assert "- Eval loss above train loss: not measured" in text
     assert "No samples were generated." in text
     assert "were not measured on held-out rows" in text
 
