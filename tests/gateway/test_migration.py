@@ -30,6 +30,7 @@ import gateway.sql
 from chassis.errors import NotFound
 from chassis.store.artifact_store import ArtifactStore
 from engine.catalogue import Catalogue
+from engine.config.recipes import recipe
 from finetuneflow.v1 import artifact_service_pb2 as artifact_api
 from finetuneflow.v1 import evaluation_service_pb2 as evaluation_api
 from finetuneflow.v1 import export_service_pb2 as export_api
@@ -296,6 +297,12 @@ async def test_repeated_create_returns_migrated_job(gateway_stack: MigratedGatew
     assert len(old["jobs"]) == len(ANSWERS["jobs"]) + 2
 
 
+AUTOMATIC = (
+    "per_device_train_batch_size", "gradient_accumulation_steps",
+    "per_device_eval_batch_size", "warmup_ratio", "eval_steps", "save_steps", "packing", "group_by_length"
+)  # fmt: skip
+
+
 async def test_migration_merges_recipes_into_specs(database: Database, old: dict[str, Rows]) -> None:
     """Preflight no longer merges: a waiting job would otherwise train with another learning rate."""
     async with database.read() as session:
@@ -310,6 +317,13 @@ async def test_migration_merges_recipes_into_specs(database: Database, old: dict
         expected.lora.use_dora, expected.lora.init_lora_weights = False, "default"
         expected.hyperparameters.label_smoothing_factor = 0.0
         expected.hyperparameters.attn_implementation = "auto"
+        # The default recipe of that version set these; preflight chooses them now unless the job or its recipe does.
+        said = {
+            **recipe(job["spec"].get("recipe", "default")).values["hyperparameters"],
+            **job["spec"].get("hyperparameters", {}),
+        }
+        for name in set(AUTOMATIC) - {*said}:
+            expected.hyperparameters.ClearField(name)
         found = FineTuningJobSpec.FromString(merged[id])
         assert found == expected, job["spec"]
     chosen = FineTuningJobSpec.FromString(merged[CASES["recipe"]])
