@@ -27,7 +27,7 @@ from gateway.work.ledger import Decision, Ledger
 _KINDS = frozenset(f.name for f in Event.DESCRIPTOR.oneofs_by_name["payload"].fields) | {UNKNOWN_KIND}
 _WATCH_HEARTBEAT_SECONDS = 15.0
 _MAX_REQUEST_ID = 128
-_ROWS_AT_ONCE = 1000
+_ROWS_AT_ONCE = 5000
 _EVENTS_PAGE_SIZE = 200
 _MAX_ATTEMPTS_SHOWN = 100
 

@@ -30,6 +30,7 @@ def _loss(model: Any) -> float:
         return float(model(input_ids=ids, labels=ids).loss)
 
 
+@pytest.mark.long
 def test_pissa_package_is_an_adapter_of_the_unchanged_base(
     system: System, client: Client, rows: Path, tmp_path: Path
 ) -> None:

@@ -79,6 +79,7 @@ def test_job_continues_after_gateway_is_killed(system: System, rows: Path) -> No
     assert (job.state, job.failed_attempts) == ("SUCCEEDED", 0)
 
 
+@pytest.mark.long
 def test_job_continues_after_training_child_is_killed(system: System, rows: Path) -> None:
     follower = start(system, rows, SHORT)
     follower.wait_for_log_events(30)

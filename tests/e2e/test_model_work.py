@@ -64,6 +64,7 @@ def test_second_export_contains_the_same_model(client: Client, finished_job: Job
         client.exports.get(made.id)
 
 
+@pytest.mark.long
 def test_the_command_line_evaluates_and_exports(
     system: System, client: Client, finished_job: Job, tmp_path: Path
 ) -> None:

@@ -195,6 +195,7 @@ async def test_slow_templates_together_exceed_a_limit_of_the_installation(
         assert "FTF_PROBE_MAX_TEMPLATE_SECONDS" in error.message
 
 
+@pytest.mark.long
 async def test_a_tokenizer_that_does_not_end_is_named(
     query_errors: QueryErrors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

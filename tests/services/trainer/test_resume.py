@@ -50,8 +50,8 @@ STATE = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "checkpoint.json")
 MakeInput = Callable[..., Any]
 
 
-# The two take seconds more, and what they add to the others is what is in their checkpoints.
-LONG = ("full", "quantised")
+# The others go through the same code; these add what is in their checkpoints, or the order of their rows.
+LONG = ("packed", "phased", "impatient", "full", "quantised")
 
 
 @pytest.fixture(params=[pytest.param(name, marks=pytest.mark.long if name in LONG else ()) for name in CASES])
