@@ -5,8 +5,6 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from engine.data.memory_limit import memory_limit
@@ -34,31 +32,38 @@ class TemplateExceeded(BaseException):
     those while it folds constants, and evaluates the expression later."""
 
 
-@contextmanager
-def limited_steps() -> Iterator[None]:
+# A class, like limited_time: a signal that arrives while a generator is being left would keep its limits.
+class limited_steps:
     """Limits memory and CPU time, and counts the steps of templates, which takes longer than most templates."""
-    deadline = time.monotonic() + MAX_SECONDS
-    steps = 0
 
-    def count(_frame: Any, _event: str, _argument: Any) -> Any:
-        nonlocal steps
-        steps += 1
-        if steps > MAX_STEPS:
-            raise TemplateExceeded(f"it takes more than {MAX_STEPS:,} steps")
-        if time.monotonic() > deadline:
-            raise TemplateExceeded(f"it takes more than {MAX_SECONDS:g} seconds")
-        return count
+    def __enter__(self) -> None:
+        self._steps = 0
+        # Signals reach the main thread only.
+        main = threading.get_ident() == threading.main_thread().ident
+        self._deadline = math.inf if main else time.monotonic() + MAX_SECONDS
+        self._traced = sys.gettrace()
+        self._memory, self._time = limited_memory(), limited_time()
+        self._memory.__enter__()
+        self._time.__enter__()
+        sys.settrace(self._enter)
 
-    def enter(frame: Any, event: str, argument: Any) -> Any:
-        return count(frame, event, argument) if frame.f_code.co_filename == _FILE else None
-
-    traced = sys.gettrace()
-    with limited_memory(), limited_time():
-        sys.settrace(enter)
+    def __exit__(self, *exception: Any) -> None:
         try:
-            yield
+            self._time.__exit__(*exception)
         finally:
-            sys.settrace(traced)
+            sys.settrace(self._traced)
+            self._memory.__exit__(*exception)
+
+    def _enter(self, frame: Any, event: str, argument: Any) -> Any:
+        return self._count(frame, event, argument) if frame.f_code.co_filename == _FILE else None
+
+    def _count(self, _frame: Any, _event: str, _argument: Any) -> Any:
+        self._steps += 1
+        if self._steps > MAX_STEPS:
+            raise TemplateExceeded(f"it takes more than {MAX_STEPS:,} steps")
+        if limited_time.exceeded or time.monotonic() > self._deadline:
+            raise TemplateExceeded(f"it takes more than {MAX_SECONDS:g} seconds")
+        return self._count
 
 
 ROW_SECONDS = 0.001
@@ -76,6 +81,8 @@ class limited_time:
     `total_seconds`, and ROW_SECONDS for each block: many rows just below their own limit would take hours."""
 
     total_seconds = math.inf
+    exceeded = False
+    """True once MAX_SECONDS have passed in the current block. The exception may be lost, where Python ignores it."""
     _ready = False
     _running = False
     _used = 0.0
@@ -88,14 +95,14 @@ class limited_time:
             signal.signal(signal.SIGPROF, _end)
             signal.signal(CPU_LIMIT, signal.SIG_DFL)
             limited_time._ready = True
-        limited_time._running = True
+        limited_time._running, limited_time.exceeded = True, False
         signal.setitimer(signal.ITIMER_VIRTUAL, MAX_SECONDS + GRACE_SECONDS)
-        # Repeated each second: an exception raised inside a finalizer is lost.
+        # Repeated each second: an exception raised inside a finalizer or a callback of the garbage collector is lost.
         signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS, 1.0)
 
     def __exit__(self, *_: object) -> None:
         if limited_time._running and threading.get_ident() == threading.main_thread().ident:
-            limited_time._running = False
+            limited_time._running = limited_time.exceeded = False
             left = signal.setitimer(signal.ITIMER_PROF, 0)[0]
             signal.setitimer(signal.ITIMER_VIRTUAL, 0)
             limited_time._uses += 1
@@ -104,10 +111,15 @@ class limited_time:
                 raise _too_slow(limited_time._used, limited_time._uses)
 
 
-def _end(_signal: int, _frame: Any) -> None:
-    # The signal may arrive after the template has ended.
-    if limited_time._running:
+def _end(_signal: int, frame: Any) -> None:
+    # The signal may arrive after the template has ended. Raised in __exit__, the exception would leave the timers on,
+    # and they would end the process later.
+    if limited_time._running and frame.f_code not in _LEAVING:
+        limited_time.exceeded = True
         raise TemplateExceeded(f"it takes more than {MAX_SECONDS:g} seconds")
+
+
+_LEAVING = {limited_time.__exit__.__code__, limited_steps.__exit__.__code__}
 
 
 def _too_slow(used: float, uses: int) -> LimitExceeded:

@@ -137,6 +137,45 @@ def test_filters_that_take_too_long_are_ended(monkeypatch: pytest.MonkeyPatch) -
     assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0.0, 0.0)
 
 
+@pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")
+def test_a_template_ends_whose_time_passes_in_callbacks_of_the_garbage_collector() -> None:
+    """Python ignores exceptions there, so a template that is slow by its garbage would end the process."""
+    program = (
+        "import gc, sys, time; from engine.data import row_templates, template_limits\n"
+        "from engine.data.rows import Row\n"
+        "def collected(phase, info):\n"
+        "    ended = time.process_time() + 0.01\n"
+        "    while time.process_time() < ended: pass\n"
+        "template_limits.MAX_SECONDS, template_limits.GRACE_SECONDS = 0.3, 3.0\n"
+        "template = row_templates.RowTemplate(sys.stdin.read(), 'template')\n"
+        "gc.callbacks.append(collected); gc.set_threshold(1)\n"
+        "list(template.apply(Row(1, {})))"
+    )
+    source = "{% for i in range(99999) %}{% set _ = [[], [[]]] %}{% endfor %}"
+    done = subprocess.run([sys.executable, "-c", program], input=source, capture_output=True, text=True, timeout=60)
+    assert "The row template exceeds a limit for row 1" in done.stderr, done.returncode
+
+
+@pytest.mark.parametrize("left", [template_limits.limited_time, template_limits.limited_steps])
+def test_a_time_limit_that_is_reached_at_the_end_of_a_template_is_switched_off(left: type) -> None:
+    """Its signal would otherwise end the process during later work."""
+
+    def interrupt(frame: Any, event: str, _argument: Any) -> None:
+        if event == "call" and frame.f_code is left.__exit__.__code__:  # type: ignore[attr-defined]
+            handle = signal.getsignal(signal.SIGPROF)
+            assert callable(handle)
+            handle(signal.SIGPROF, frame)
+
+    before = sys.getprofile()
+    try:
+        with left():
+            sys.setprofile(interrupt)
+    finally:
+        sys.setprofile(before)
+    assert signal.getitimer(signal.ITIMER_PROF) == (0.0, 0.0)
+    assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0.0, 0.0)
+
+
 def test_what_hears_no_signal_ends_with_its_process() -> None:
     """The child that looks at rows dies, and whoever waits for it knows of what."""
     program = (
