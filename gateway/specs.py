@@ -11,6 +11,7 @@ from engine.catalogue import Catalogue
 from engine.config.hub_reference import is_hub_reference
 from engine.config.job import JobConfig, job_config, unsupported
 from engine.config.spec_proto import data_sources, spec_to_dict
+from engine.config.start import StartSource
 from finetuneflow.v1.fine_tuning_job_pb2 import Stage
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 from finetuneflow.v1.work_pb2 import Assignment
@@ -27,11 +28,16 @@ def dataset_ids(spec: FineTuningJobSpec) -> Iterator[str]:
         yield source.dataset
 
 
-def check_spec(spec: FineTuningJobSpec, catalogue: Catalogue) -> JobConfig:
-    """Returns the configuration of a job with this spec. Raises if it is invalid; does not look up its datasets."""
+def check_spec(spec: FineTuningJobSpec, catalogue: Catalogue, source: StartSource | None = None) -> JobConfig:
+    """Returns the configuration of a job with this spec, which may start from the adapter of `source`.
+
+    Raises if it is invalid; does not look up its datasets.
+    """
     check_size(spec)
     check_text(spec)
     config = job_config(spec_to_dict(spec))
+    if source is not None:
+        source.check(config)
     missing = unsupported(config)
     if missing:
         fields = ", ".join(violation.field for violation in missing)
