@@ -13,7 +13,7 @@ from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec, StartMod
 from finetuneflow.v1.stage_result_pb2 import BaseModelIdentity, PreflightResult, TrainingResult
 from finetuneflow.v1.work_pb2 import TrainingStart
 from gateway import views
-from gateway.specs import check_text
+from gateway.specs import UPLOADED, check_datasets, check_text
 from gateway.sql.tables import SavedCheckpoint, Work
 from gateway.tuned_models import TUNED, resolved_settings, trained_job
 
@@ -22,12 +22,14 @@ from gateway.tuned_models import TUNED, resolved_settings, trained_job
 class FoundStart:
     """The adapter that a spec names, and the spec with what it takes over from the adapter's job."""
 
-    job_id: str
+    job_id: str | None
+    """The adapter's job; None for an uploaded adapter."""
     field: str
     """Path of the field that names the adapter."""
     spec: FineTuningJobSpec
-    """The caller's spec with the base model of that job, the checkpoint in start_from, and the adapter's settings."""
-    source: StartSource
+    """The caller's spec with the base model of that job, the checkpoint in start_from, and the adapter's settings. The
+    spec as it is for an uploaded adapter, which preflight reads."""
+    source: StartSource | None
     message: TrainingStart
 
 
@@ -42,6 +44,8 @@ async def find_start(session: AsyncSession, tenant: str, spec: FineTuningJobSpec
     name, field = _named(spec)
     if not name:
         return None
+    if name.startswith(UPLOADED):
+        return await _uploaded(session, tenant, spec)
     job_id, step = _parsed(name, field)
     job = await trained_job(session, job_id, tenant, field)
     config = resolved_settings(job)
@@ -69,6 +73,14 @@ async def find_start(session: AsyncSession, tenant: str, spec: FineTuningJobSpec
     return FoundStart(job.id, field, found, source, message)
 
 
+async def _uploaded(session: AsyncSession, tenant: str, spec: FineTuningJobSpec) -> FoundStart:
+    (row,) = [row for row in await check_datasets(session, tenant, spec) if row.id == spec.start_from]
+    mode = spec.start_mode or StartMode.START_MODE_CONTINUE
+    own = AdapterStart(start_from=row.id, start_mode=mode, manifest_sha256=row.sha256)
+    message = TrainingStart(dataset=views.dataset(row), lineage=[own])
+    return FoundStart(None, "spec.start_from", spec, None, message)
+
+
 def _named(spec: FineTuningJobSpec) -> tuple[str, str]:
     """Returns the name of the adapter and the field with it."""
     if not spec.base_model.startswith(TUNED):
@@ -83,7 +95,8 @@ def _parsed(name: str, field: str) -> tuple[str, int | None]:
     """Returns the id of the job, and the step if the name has one."""
     job_id, at, step = name.removeprefix(TUNED).partition("@")
     if not name.startswith(TUNED) or (at and not (step.isascii() and step.isdigit() and len(step) <= 18)):
-        raise _invalid(field, f"{name[:80]!r} is not the name of a tuned model: `ft:<job_id>` or `ft:<job_id>@<step>`.")
+        forms = "`ft:<job_id>`, `ft:<job_id>@<step>` nor the id of an uploaded adapter"
+        raise _invalid(field, f"{name[:80]!r} is neither {forms}.")
     return job_id, int(step) if at else None
 
 

@@ -89,7 +89,8 @@ async def base_model(catalogue: Catalogue, assignment: Assignment, hub: HubAcces
 
 def check_base_of_start(assignment: Assignment, model: ModelFiles) -> None:
     """Raises JobError("BASE_MODEL_CHANGED") if the adapter that the job starts from was trained on other weights."""
-    if assignment.HasField("start") and assignment.start.base_weights_sha256 != model.weights_sha256:
+    start = assignment.start
+    if start.HasField("checkpoint") and start.base_weights_sha256 != model.weights_sha256:
         name = assignment.merged_spec.start_from
         message = f"The weights of {model.id} on this node differ from those that {name} was trained on."
         raise _changed(message, "Ask the operator to put back the files of that time, or train on the base model.")
@@ -175,7 +176,12 @@ async def best_checkpoint(assignment: Assignment, store: ArtifactStore, workdir:
 async def start_checkpoint(
     assignment: Assignment, store: ArtifactStore, workdir: Path, retry_seconds: Sequence[float] = RETRY_SECONDS
 ) -> WholeCheckpoint:
-    """Downloads the checkpoint of another job that the training starts from."""
+    """Downloads the checkpoint of another job that the training starts from, or the uploaded adapter."""
+    if assignment.start.HasField("dataset"):
+        dataset, file = assignment.start.dataset, workdir / "start.safetensors"
+        say("fetching_checkpoint", dataset.filename, dataset.size_bytes)
+        await _fetch(store.get_file, _stored(assignment, dataset.path), file, dataset.sha256, retry_seconds)
+        return WholeCheckpoint(path=file, manifest_sha256=dataset.sha256)
     chosen, folder = assignment.start.checkpoint, workdir / "start"
     path = _stored(assignment, chosen.path)
     say("fetching_checkpoint", f"ft:{chosen.job_id}@{chosen.step}", chosen.size_bytes)

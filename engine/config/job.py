@@ -321,7 +321,8 @@ class JobConfig(_Section):
     seed: int = Field(default=42, ge=0, le=2**32 - 1)
     priority: int = Field(default=0, ge=-10, le=10)
     start_from: str = Field(default="", max_length=128)
-    """The adapter that training starts from, as a gateway has looked it up: `ft:<job_id>@<step>`. Empty: none."""
+    """The adapter that training starts from, as a gateway has looked it up: `ft:<job_id>@<step>`, or the id of an
+    uploaded one. Empty: none."""
     start_mode: StartMode = "continue"
 
     @property
@@ -396,6 +397,8 @@ def unsupported(config: JobConfig) -> list[Violation]:
     def refuse(field: str, description: str) -> None:
         found.append(Violation(f"spec.{field}", description))
 
+    if config.start_from.startswith("ds_") and config.start_mode == "new":
+        refuse("start_mode", "A new adapter on top of an uploaded one is not available yet; use continue.")
     for index, source in enumerate(config.evaluation_data):
         if source.weight != 1:
             description = f"{source.weight:g} given; every held-out row is evaluated once, so the weight must be 1."

@@ -105,7 +105,8 @@ def attach_lora(
             set_peft_model_state_dict(adapted, _part(load_file(resume_from / _WEIGHTS), 0, lora.r))
         joined.append(_lay_below(adapted, below))
     elif loaded and not resume_from:
-        set_peft_model_state_dict(adapted, load_file(loaded / _WEIGHTS))
+        # An uploaded adapter is one file.
+        set_peft_model_state_dict(adapted, load_file(loaded if loaded.is_file() else loaded / _WEIGHTS))
     save = adapted.save_pretrained
 
     def save_pretrained(folder: str | Path, **options: Any) -> None:

@@ -71,7 +71,7 @@ class FineTuning(FineTuningServiceServicer):
             return await self._dry_run(job, request.spec, context)
 
         async def check(decision: Decision) -> None:
-            if start is not None:
+            if start is not None and start.job_id is not None:
                 # Locked, so that the job whose adapter it is is not deleted at the same time.
                 await trained_job(decision.session, start.job_id, tenant, start.field, lock=True)
             await check_datasets(decision.session, tenant, request.spec)

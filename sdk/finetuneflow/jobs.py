@@ -126,8 +126,9 @@ class AsyncJobs:
             priority: Priority among the waiting jobs of your tenant: higher ones start first, equal ones by age. It
                 does not change the share that your tenant has of the workers. Range [-10, 10]; default 0.
             start_from: The adapter that training starts from: `ft:<job_id>` (`job.tuned_model`), the best checkpoint of
-                a job whose training has finished, or `ft:<job_id>@<step>`. The base model is that job's. Default: none,
-                and training starts from the base model.
+                a job whose training has finished, or `ft:<job_id>@<step>`, with that job's base model; or the id of an
+                adapter of base_model that `datasets.upload_adapter` returned. Default: none, and training starts from
+                the base model.
             start_mode: `continue` trains the weights of that adapter further, with its settings of `lora`; `new` keeps
                 it as it is and trains a new adapter on top of it, and saves both as one. Default `continue`.
             spec: All of the fields above at once, as a message or as a table (the content of a TOML file). Conflicts

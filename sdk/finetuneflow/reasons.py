@@ -543,6 +543,24 @@ class Reason(OpenEnum):
     """`start_from` is not the name of a tuned model, or `base_model` is not the one that its adapter belongs to.
     Caller: correct it."""
 
+    NOT_AN_ADAPTER = "NOT_AN_ADAPTER"
+    """The file that `start_from` names is no uploaded adapter. Caller: upload one with `ftf datasets
+    upload-adapter`."""
+
+    INVALID_ADAPTER = "INVALID_ADAPTER"
+    """The uploaded adapter is damaged, or more than plain LoRA; the message names the key. Caller: upload a plain
+    one."""
+
+    ADAPTER_MISMATCH = "ADAPTER_MISMATCH"
+    """The names or shapes of the uploaded adapter's tensors are not those of the base model. Caller: name the base
+    model that it was trained on."""
+
+    ADAPTER_NOT_FINITE = "ADAPTER_NOT_FINITE"
+    """The uploaded adapter contains NaN or infinity. Caller: upload an earlier checkpoint of it."""
+
+    ADAPTER_AS_DATA = "ADAPTER_AS_DATA"
+    """An uploaded adapter is named as training or evaluation data. Caller: name it in `start_from`."""
+
     ADAPTER_IN_MODEL = "ADAPTER_IN_MODEL"
     """The base model's folder has an adapter beside the weights. Caller: name a model without one."""
 

@@ -31,7 +31,11 @@ class ExportStage:
         """Raises JobError if the base model's weights on this node differ from those that preflight checked."""
         config = job_configuration(assignment.resolved_spec)
         hub = job_access(self._settings, assignment, secrets)
-        datasets = [DatasetFile(id=d.id, filename=d.filename, sha256=d.sha256) for d in assignment.datasets]
+        datasets = [
+            DatasetFile(id=d.id, filename=d.filename, sha256=d.sha256)
+            for d in assignment.datasets
+            if d.id != config.start_from
+        ]
         from_hub = assignment.preflight.hub_datasets
         datasets += [DatasetFile(id=d.pinned, filename=d.filename, sha256=d.sha256) for d in from_hub]
         created = assignment.create_time.ToJsonString()

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from finetuneflow import Client, FailedPrecondition, NotFound
+from finetuneflow import Client, FailedPrecondition, InvalidArgument, NotFound
 from finetuneflow.resources import Job
 from tests.e2e.conftest import System
 
@@ -92,3 +92,31 @@ def test_tuned_model_is_trained_further_and_again(system: System, client: Client
         env=system.environment, capture_output=True, text=True, timeout=60,
     ).stdout  # fmt: skip
     assert f"Starts from {second.tuned_model}@3 (new), which started from {first.tuned_model}@" in shown
+
+
+@pytest.mark.long
+def test_adapter_made_elsewhere_is_trained_further(system: System, client: Client, rows: Path, tmp_path: Path) -> None:
+    base = AutoModelForCausalLM.from_pretrained(system.home / "tiny-model")
+    config = LoraConfig(task_type="CAUSAL_LM", r=3, lora_alpha=6, target_modules=["q_proj", "v_proj"])
+    get_peft_model(base, config).save_pretrained(tmp_path / "mine")
+    command = [sys.executable, "-m", "finetuneflow.cli", "datasets", "upload-adapter", str(tmp_path / "mine"), "--json"]
+    done = subprocess.run(command, env=system.environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    uploaded = json.loads(done.stdout)["id"]
+    assert client.datasets.upload_adapter(tmp_path / "mine").id == uploaded
+
+    settings: dict[str, Any] = {"base_model": "tiny", "training_data": str(rows), "hyperparameters": SHORT}
+    job = client.jobs.wait(client.jobs.create(start_from=uploaded, **settings).id)
+    assert (job.resolved_spec["start_from"], job.resolved_spec["lora"]["r"]) == (uploaded, 3)
+    folder = package(client, job.id, tmp_path / "out")
+    assert json.loads((folder / "adapter_config.json").read_text())["r"] == 3
+    metadata = json.loads((folder / "training_metadata.json").read_text())
+    assert [each["start_from"] for each in metadata["lineage"]] == [uploaded]
+    assert uploaded not in [each["id"] for each in metadata["datasets"]]
+    dry = client.jobs.preflight(spec={**settings, "start_from": uploaded})
+    assert dry.resolved_spec["lora"]["r"] == 3
+    other = client.jobs.preflight(spec={**settings, "start_from": uploaded, "base_model": "smollm2-135m"})
+    assert [finding.reason for finding in other.report.findings][:1] == ["ADAPTER_MISMATCH"]
+    with pytest.raises(InvalidArgument, match="is an adapter"):
+        client.jobs.create(**{**settings, "training_data": uploaded})
+    client.datasets.delete(uploaded)

@@ -12,7 +12,7 @@ import pytest
 from google.protobuf import json_format
 from sqlmodel import select
 
-from chassis.errors import ServiceError
+from chassis.errors import FailedPrecondition, ServiceError
 from chassis.store.artifact_store import ArtifactStore
 from engine.catalogue import Catalogue
 from finetuneflow.v1 import fine_tuning_service_pb2 as api
@@ -21,6 +21,7 @@ from finetuneflow.v1.fine_tuning_job_pb2 import FineTuningJob
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec, StartMode, TrainingMethod
 from finetuneflow.v1.fine_tuning_service_pb2_grpc import FineTuningServiceStub
 from finetuneflow.v1.stage_result_pb2 import BaseModelIdentity, PreflightResult, TrainingResult
+from gateway.servicers.datasets import refuse_if_used
 from gateway.servicers.fine_tuning import FineTuning, add_to_server
 from gateway.servicers.work import WorkMethods
 from gateway.sql.database import Database
@@ -175,7 +176,7 @@ REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
     ({"start_from": "ft:{job}@30"}, "CHECKPOINT_NOT_FOUND", "spec.start_from", "was deleted when newer ones"),
     ({"start_from": "ft:{job}@55"}, "CHECKPOINT_NOT_FOUND", "spec.start_from", "Name one of its steps: 20, 40, 50"),
     ({"start_from": "ft:{job}@best"}, "INVALID_START", "spec.start_from", "ft:<job_id>@<step>"),
-    ({"start_from": "/srv/adapter"}, "INVALID_START", "spec.start_from", "is not the name of a tuned model"),
+    ({"start_from": "/srv/adapter"}, "INVALID_START", "spec.start_from", "nor the id of an uploaded adapter"),
     ({"start_from": "ft:a\0"}, "NUL_CHARACTER", "spec.start_from", "NUL"),
     ({"start_from": "ft:{job}", "base_model": "org/other"}, "INVALID_START", "spec.base_model", "not to 'org/other'"),
     ({"start_from": "ft:{job}", "base_model": "ft:x"}, "INVALID_START", "spec.start_from", "Remove one of the two"),
@@ -286,3 +287,44 @@ async def test_of_deletion_and_creation_at_once_one_wins(gateway: Gateway) -> No
         assert bool(created) == (left is not None)
         if created:
             await gateway.stub.CancelFineTuningJob(api.CancelFineTuningJobRequest(job_id=created))
+
+
+async def add_adapter(gateway: Gateway) -> None:
+    async with gateway.database.write() as session:
+        session.add(
+            UploadedDataset(
+                id="ds_2", tenant="default", display_name="adapter", filename="mine.safetensors", size_bytes=1,
+                sha256="e" * 64, path="datasets/ds_2/mine.safetensors", create_time=now(),
+            )
+        )  # fmt: skip
+
+
+async def test_uploaded_adapter_travels_to_preflight_and_training(gateway: Gateway) -> None:
+    await add_adapter(gateway)
+    job = await gateway.created(base_model="tiny", start_from="ds_2")
+    assert [(each.start_from, each.manifest_sha256) for each in job.lineage] == [("ds_2", "e" * 64)]
+    worker = await gateway.worker()
+    assert {dataset.id for dataset in worker.assignment.datasets} == {"ds_1", "ds_2"}
+    assert worker.assignment.start.dataset.path == "datasets/ds_2/mine.safetensors"
+    async with gateway.database.read() as session:
+        row = await session.get_one(UploadedDataset, "ds_2")
+        with pytest.raises(FailedPrecondition, match=f"is used by job {job.id}"):
+            await refuse_if_used(session, row)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason", "field"),
+    [
+        ({"start_from": "ds_1"}, "NOT_AN_ADAPTER", "spec.start_from"),
+        ({"start_from": "ds_9"}, "DATASET_NOT_FOUND", "spec.start_from"),
+        ({"training_data": [{"dataset": "ds_2"}]}, "ADAPTER_AS_DATA", "spec.training_data[0].dataset"),
+        ({"start_from": "ds_2", "start_mode": "START_MODE_NEW"}, "NOT_IMPLEMENTED", "spec.start_mode"),
+        ({"start_from": "ds_2", "base_model": ""}, "INVALID_CONFIG", "spec.base_model"),
+    ],
+)
+async def test_adapter_and_rows_are_not_taken_for_each_other(
+    gateway: Gateway, fields: dict[str, Any], reason: str, field: str
+) -> None:
+    await add_adapter(gateway)
+    refused = await refusal(gateway.create(**({"base_model": "tiny"} | fields)))
+    assert (refused.reason, refused.fields[:1]) == (reason, (field,)), refused

@@ -74,11 +74,12 @@ class AdapterStart(Resource):
     """An adapter that a training started from."""
 
     start_from: str
-    """Name of the adapter: `ft:<job_id>@<step>`."""
+    """Name of the adapter: `ft:<job_id>@<step>`, or `ds_…` for an uploaded one."""
     start_mode: StartMode
     """Use of the adapter."""
     manifest_sha256: str
-    """SHA-256 of the manifest of its checkpoint, which holds the SHA-256 of every file; in hexadecimal."""
+    """SHA-256 of the manifest of its checkpoint, which holds the SHA-256 of every file, or of the uploaded file; in
+    hexadecimal."""
 
 
 @dataclass(frozen=True, kw_only=True)

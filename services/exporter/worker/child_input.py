@@ -49,7 +49,7 @@ class AdapterBelow(Strict):
     """An adapter that the training builds upon."""
 
     start_from: str
-    """`ft:<job_id>@<step>`."""
+    """`ft:<job_id>@<step>`, or the id of an uploaded adapter."""
     start_mode: StartMode
     manifest_sha256: str
 
