@@ -141,6 +141,13 @@ class Catalogue:
             return
         if len(reference) <= _MAX_CHARACTERS and _HUB_ID.fullmatch(reference):
             return
+        if reference.startswith("ft:"):
+            raise model_error(
+                "INVALID_MODEL",
+                f"{reference[:80]!r} is a tuned model. Only the server that trained it knows its base model, and only "
+                "where a job is created or checked.",
+                "Name the base model here, or create or check the job on that server.",
+            )
         if re.fullmatch(r"[\w.-]+", reference) and reference.strip("."):
             known = self._aliases()
             close = difflib.get_close_matches(reference, known, n=1, cutoff=0.4)

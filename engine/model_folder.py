@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -205,7 +206,32 @@ def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Reads a header as the safetensors library does, which a gateway does not have."""
+    return {name: tensor.shape for name, tensor in read_header(path).tensors.items()}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor of a safetensors file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    """Position of its first byte in the file."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """The header of a safetensors file."""
+
+    metadata: Mapping[str, str]
+    tensors: Mapping[str, StoredTensor]
+
+
+def read_header(path: Path) -> Header:
+    """Reads a header as the safetensors library does, which a gateway does not have.
+
+    Raises AttributeError, ValueError, TypeError, LookupError or RecursionError for a damaged one.
+    """
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         left = path.stat().st_size - 8 - size
@@ -216,7 +242,7 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
     if not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError("metadata that is not text")
     spans = []
-    shapes: dict[str, tuple[int, ...]] = {}
+    tensors: dict[str, StoredTensor] = {}
     for name, tensor in header.items():
         begin, end = tensor["data_offsets"]
         shape = tensor["shape"]
@@ -225,7 +251,7 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
         if _num_elements(shape) * _DTYPE_BITS[tensor["dtype"]] != (end - begin) * 8:
             raise ValueError("a tensor of another size than its bytes")
         spans.append((begin, end))
-        shapes[name] = tuple(shape)
+        tensors[name] = StoredTensor(tensor["dtype"], tuple(shape), 8 + size + begin)
     position = 0
     for begin, end in sorted(spans):
         if begin != position:
@@ -233,7 +259,7 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
         position = end
     if position != left:
         raise ValueError("bytes that belong to no tensor")
-    return shapes
+    return Header(metadata, tensors)
 
 
 def _num_elements(shape: list[int]) -> int:

@@ -16,6 +16,7 @@ from gateway.passthrough import Passthrough
 from gateway.planning_target import PlanningTargets
 from gateway.specs import check_datasets, check_secrets, check_spec
 from gateway.sql.database import Database
+from gateway.training_start import find_start
 
 _MAX_VIOLATIONS, _MAX_DESCRIPTION = 10, 160
 """Limits of a status, which travels in a header; the report of PreflightFineTuningJob is complete."""
@@ -38,8 +39,12 @@ class Preflights:
         self, request: api.PreflightFineTuningJobRequest, context: Context
     ) -> api.PreflightFineTuningJobResponse:
         """Raises what CreateFineTuningJob raises for an invalid spec, and Unavailable if no probe can be reached."""
-        check_spec(request.spec, self._catalogue)
         request.tenant = tenant_of(context)
+        async with self._database.read() as session:
+            start = await find_start(session, request.tenant, request.spec)
+        if start is not None:
+            request.spec.CopyFrom(start.spec)
+        check_spec(request.spec, self._catalogue, start.source if start else None)
         async with self._database.read() as session:
             rows = await check_datasets(session, request.tenant, request.spec)
             await check_secrets(session, request.tenant, request.spec)

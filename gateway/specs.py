@@ -11,27 +11,38 @@ from engine.catalogue import Catalogue
 from engine.config.hub_reference import is_hub_reference
 from engine.config.job import JobConfig, job_config, unsupported
 from engine.config.spec_proto import data_sources, spec_to_dict
+from engine.config.start import StartSource
+from engine.data.endings import is_adapter
 from finetuneflow.v1.fine_tuning_job_pb2 import Stage
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 from finetuneflow.v1.work_pb2 import Assignment
 from gateway.secret_store import existing
 from gateway.sql.tables import UploadedDataset
 
+UPLOADED = "ds_"
+"""Prefix of a start_from that is an uploaded adapter."""
 MAX_SPEC_BYTES = 48 << 10
 """Size limit of a spec: resolved, with every field set, it must fit into one event."""
 
 
 def dataset_ids(spec: FineTuningJobSpec) -> Iterator[str]:
-    """Yields every dataset that a spec names."""
+    """Yields every dataset that a spec names, an uploaded adapter included."""
     for _, source in data_sources(spec):
         yield source.dataset
+    if spec.start_from.startswith(UPLOADED):
+        yield spec.start_from
 
 
-def check_spec(spec: FineTuningJobSpec, catalogue: Catalogue) -> JobConfig:
-    """Returns the configuration of a job with this spec. Raises if it is invalid; does not look up its datasets."""
+def check_spec(spec: FineTuningJobSpec, catalogue: Catalogue, source: StartSource | None = None) -> JobConfig:
+    """Returns the configuration of a job with this spec, which may start from the adapter of `source`.
+
+    Raises if it is invalid; does not look up its datasets.
+    """
     check_size(spec)
     check_text(spec)
     config = job_config(spec_to_dict(spec))
+    if source is not None:
+        source.check(config)
     missing = unsupported(config)
     if missing:
         fields = ", ".join(violation.field for violation in missing)
@@ -52,6 +63,9 @@ async def check_datasets(session: AsyncSession, tenant: str, spec: FineTuningJob
     for field, source in data_sources(spec):
         if not is_hub_reference(source.dataset):
             named.setdefault(source.dataset, field)
+    start = spec.start_from if spec.start_from.startswith(UPLOADED) else ""
+    if start:
+        named.setdefault(start, "spec.start_from")
     query = select(UploadedDataset).where(UploadedDataset.tenant == tenant, col(UploadedDataset.id).in_(list(named)))
     rows = list((await session.exec(query.with_for_update(read=True))).all())
     known = {row.id for row in rows}
@@ -62,6 +76,14 @@ async def check_datasets(session: AsyncSession, tenant: str, spec: FineTuningJob
     ]
     if unknown:
         raise NotFound("DATASET_NOT_FOUND", "; ".join(f"{v.field}: {v.description}" for v in unknown) + ".", unknown)
+    for row in rows:
+        if is_adapter(row.filename) and named[row.id] != "spec.start_from":
+            problem = f"Dataset {row.id} is an adapter ({row.filename}), not rows; name it in start_from."
+            raise InvalidArgument("ADAPTER_AS_DATA", problem, [Violation(named[row.id], problem)])
+        if row.id == start and not is_adapter(row.filename):
+            way = "upload one with `ftf datasets upload-adapter FOLDER`"
+            problem = f"Dataset {row.id} ({row.filename}) is no adapter; {way}."
+            raise InvalidArgument("NOT_AN_ADAPTER", problem, [Violation("spec.start_from", problem)])
     return rows
 
 

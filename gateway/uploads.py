@@ -25,7 +25,7 @@ from chassis.errors import (
 from chassis.failpoints import failpoint
 from chassis.store.artifact_store import ArtifactStore, AtomicWriter
 from chassis.store.partials import WriteInProgress, WrongOffset
-from engine.data.endings import check_file
+from engine.data.endings import check_upload
 from finetuneflow.chunks import CHUNK_BYTES, chunk_of
 from finetuneflow.v1.dataset_service_pb2 import UploadDatasetHeader, UploadDatasetRequest
 from gateway.uncancellable import in_thread
@@ -157,7 +157,7 @@ def check_header(header: UploadDatasetHeader, max_bytes: int) -> Header:
         message = "; ".join(f"{v.field}: {v.description}" for v in violations) + "."
         raise InvalidArgument("INVALID_HEADER", message, violations)
     size_bytes = header.size_bytes if header.HasField("size_bytes") else None
-    check_file(filename, size_bytes, _FILENAME)
+    check_upload(filename, size_bytes, _FILENAME)
     if size_bytes is not None and size_bytes > max_bytes:
         raise too_large(max_bytes)
     return Header(
@@ -364,7 +364,7 @@ class Upload:
 
     def _check_whole(self) -> None:
         header = self._header
-        check_file(header.filename, self.size_bytes, _FILENAME)
+        check_upload(header.filename, self.size_bytes, _FILENAME)
         if header.size_bytes is not None and self.size_bytes != header.size_bytes:
             # A broken stream can look like this too: the received bytes are kept.
             short = f"{self.size_bytes} bytes were received, but the client announced {header.size_bytes}"

@@ -11,6 +11,7 @@ from finetuneflow.v1.export_pb2 import Export
 from finetuneflow.v1.fine_tuning_job_pb2 import AttemptSummary, Checkpoint, FineTuningJob, Progress
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 from finetuneflow.v1.stage_result_pb2 import EvaluationResult, ExportResult, PreflightResult, TrainingResult
+from finetuneflow.v1.work_pb2 import TrainingStart
 from gateway.sql.tables import Attempt, SavedCheckpoint, SavedResult, UploadedDataset, Work
 
 _SHARED = (
@@ -56,6 +57,8 @@ def job(row: Work, *, evaluation_id: str = "", export_id: str = "") -> FineTunin
         config = ConfigResolved.FromString(row.config)
         out.resolved_spec.CopyFrom(config.resolved_spec)
         out.resolutions.extend(config.resolutions)
+    if row.start is not None:
+        out.lineage.extend(TrainingStart.FromString(row.start).lineage)
     if row.preflight is not None:
         out.preflight.CopyFrom(PreflightResult.FromString(row.preflight))
     if row.training is not None:

@@ -82,13 +82,22 @@ async def base_model(catalogue: Catalogue, assignment: Assignment, hub: HubAcces
     found = await fetched_model(catalogue, reference, hub)
     if found.weights_sha256 != identity.weights_sha256:
         message = f"The weights of {identity.id} on this node differ from those that preflight checked."
-        raise JobError(
-            "BASE_MODEL_CHANGED",
-            message,
-            "Create the job again. If it happens again, ask the operator to put the same files on every node.",
-            [Violation("spec.base_model", message)],
-        )
+        advice = "Create the job again. If it happens again, ask the operator to put the same files on every node."
+        raise _changed(message, advice)
     return found.model_copy(update={"id": identity.id, "revision": identity.revision})
+
+
+def check_base_of_start(assignment: Assignment, model: ModelFiles) -> None:
+    """Raises JobError("BASE_MODEL_CHANGED") if the adapter that the job starts from was trained on other weights."""
+    start = assignment.start
+    if start.HasField("checkpoint") and start.base_weights_sha256 != model.weights_sha256:
+        name = assignment.merged_spec.start_from
+        message = f"The weights of {model.id} on this node differ from those that {name} was trained on."
+        raise _changed(message, "Ask the operator to put back the files of that time, or train on the base model.")
+
+
+def _changed(message: str, advice: str) -> JobError:
+    return JobError("BASE_MODEL_CHANGED", message, advice, [Violation("spec.base_model", message)])
 
 
 async def fetched_model(catalogue: Catalogue, reference: str, hub: HubAccess) -> ModelFiles:
@@ -162,6 +171,22 @@ async def best_checkpoint(assignment: Assignment, store: ArtifactStore, workdir:
     say("fetching_checkpoint", f"step {chosen.best_step}")
     await _fetch(store.get_folder, path, folder, chosen.best_checkpoint_manifest_sha256)
     return folder
+
+
+async def start_checkpoint(
+    assignment: Assignment, store: ArtifactStore, workdir: Path, retry_seconds: Sequence[float] = RETRY_SECONDS
+) -> WholeCheckpoint:
+    """Downloads the checkpoint of another job that the training starts from, or the uploaded adapter."""
+    if assignment.start.HasField("dataset"):
+        dataset, file = assignment.start.dataset, workdir / "start.safetensors"
+        say("fetching_checkpoint", dataset.filename, dataset.size_bytes)
+        await _fetch(store.get_file, _stored(assignment, dataset.path), file, dataset.sha256, retry_seconds)
+        return WholeCheckpoint(path=file, manifest_sha256=dataset.sha256)
+    chosen, folder = assignment.start.checkpoint, workdir / "start"
+    path = _stored(assignment, chosen.path)
+    say("fetching_checkpoint", f"ft:{chosen.job_id}@{chosen.step}", chosen.size_bytes)
+    await _fetch(store.get_folder, path, folder, chosen.manifest_sha256, retry_seconds)
+    return WholeCheckpoint(path=folder, manifest_sha256=chosen.manifest_sha256)
 
 
 async def newest_checkpoint(

@@ -62,9 +62,25 @@ def adapter_conflicts(values: Mapping[str, Any]) -> list[Violation]:
         for other in ("target_modules", "layers_to_transform"):
             if lora.get(other):
                 refuse("target_modules_pattern", f"cannot be combined with {other}; remove one of the two.")
+    if values.get("start_from") and method == "full":
+        description = "full trains all weights, but start_from names an adapter; set it to lora or qlora."
+        found.append(Violation("spec.method", description))
+    if values.get("start_mode") == "new":
+        for name in beyond_plain_lora(lora):
+            refuse(name, "cannot be combined with start_mode = new, which joins two plain adapters; remove it.")
+        if not values.get("start_from"):
+            found.append(Violation("spec.start_mode", "new needs start_from, the adapter to train another one on."))
     if lora.get("trainable_tokens") and "embed_tokens" in (lora.get("modules_to_save") or ()):
         refuse("trainable_tokens", "cannot be combined with embed_tokens in modules_to_save, which trains every token.")
     return found
+
+
+def beyond_plain_lora(lora: Mapping[str, Any]) -> list[str]:
+    """Returns the settings that make an adapter more than the two matrices of each layer, which is all that can be
+    joined with another adapter."""
+    found = [name for name in ("use_dora", "modules_to_save", "trainable_tokens") if lora.get(name)]
+    found += ["bias"] * (lora.get("bias") not in (None, "", "none"))
+    return found + ["init_lora_weights"] * (lora.get("init_lora_weights") == "loftq")
 
 
 def mappings_with_template(spec: Mapping[str, Any]) -> list[Violation]:

@@ -16,6 +16,7 @@ from engine.config.recipes import Recipe, merge, recipe
 from engine.config.violations import violation
 from engine.errors import JobError, Violation
 
+StartMode = Literal["continue", "new"]
 Method = Literal["auto", "lora", "qlora", "full"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 LossScope = Literal["response", "all"]
@@ -319,6 +320,10 @@ class JobConfig(_Section):
     max_attempts: int = Field(default=3, ge=1, le=20)
     seed: int = Field(default=42, ge=0, le=2**32 - 1)
     priority: int = Field(default=0, ge=-10, le=10)
+    start_from: str = Field(default="", max_length=128)
+    """The adapter that training starts from, as a gateway has looked it up: `ft:<job_id>@<step>`, or the id of an
+    uploaded one. Empty: none."""
+    start_mode: StartMode = "continue"
 
     @property
     def evaluates_while_training(self) -> bool:
@@ -392,8 +397,8 @@ def unsupported(config: JobConfig) -> list[Violation]:
     def refuse(field: str, description: str) -> None:
         found.append(Violation(f"spec.{field}", description))
 
-    if config.base_model.startswith("ft:"):
-        refuse("base_model", "Training a tuned model further is not available yet; use a base model.")
+    if config.start_from.startswith("ds_") and config.start_mode == "new":
+        refuse("start_mode", "A new adapter on top of an uploaded one is not available yet; use continue.")
     for index, source in enumerate(config.evaluation_data):
         if source.weight != 1:
             description = f"{source.weight:g} given; every held-out row is evaluated once, so the weight must be 1."

@@ -34,5 +34,18 @@ def check_file(filename: str, size_bytes: int | None = None, field: str = "") ->
     return ending
 
 
+def is_adapter(filename: str) -> bool:
+    """Returns True for the name of an uploaded adapter, which is no file of rows."""
+    return filename.lower().endswith(".safetensors")
+
+
+def check_upload(filename: str, size_bytes: int | None = None, field: str = "") -> None:
+    """Checks a file that is uploaded: rows or an adapter. Raises what `check_file` raises."""
+    if not is_adapter(filename):
+        check_file(filename, size_bytes, field)
+    elif size_bytes == 0:
+        raise _refused("EMPTY_FILE", f"{filename} is empty.", "Provide an adapter that has weights.", field)
+
+
 def _refused(reason: str, message: str, advice: str, field: str) -> JobError:
     return JobError(reason, message, advice, [Violation(field, message)] if field else [])

@@ -2,9 +2,9 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from peft import (
@@ -15,16 +15,21 @@ from peft import (
     prepare_model_for_kbit_training,
     set_peft_model_state_dict,
 )
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import LoraLayer, LoraModel
 from peft.utils.integrations import dequantize_module_weight
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from engine.config.job import Lora
+from engine.config.job import Lora, StartMode
+from engine.config.start import saved_alpha
 
 _WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _NAME = "default"
+_START = "start"
+"""Name of an adapter that is not trained, below the trained one."""
+_Tensors: TypeAlias = dict[str, torch.Tensor]
+"""The tensors of an adapter, by their names in its file."""
 
 
 def attach_lora(
@@ -37,15 +42,20 @@ def attach_lora(
     quantised: bool,
     gradient_checkpointing: bool,
     resume_from: Path | None = None,
+    start_from: Path | None = None,
+    start_mode: StartMode = "continue",
 ) -> PeftModel:
     """Freezes `model`, read from `model_dir`, and adds trainable LoRA adapters to its linear layers.
 
     The adapter names `base_id` and `revision` as its base, not the folder that the model was read from. Only a
     quantised base is prepared for k-bit training, which would needlessly double the memory of any other.
 
-    With initial values that change the base weights (PiSSA, OLoRA), what is saved is converted to an adapter of twice
-    the rank for the unchanged base, and the weights of the checkpoint `resume_from` are loaded here. For all others the
-    caller loads them.
+    With `start_mode` "continue" the adapters start with the weights of the adapter `start_from`, whose shape `lora`
+    must have. With "new" that adapter stays as it is, below the trained one, which needs the same layers.
+
+    If the trained adapter is not all that changes the base model (PiSSA, OLoRA, "new"), what is saved is one adapter of
+    a higher rank for the unchanged base, and the weights of the checkpoint `resume_from` are loaded here. For all
+    others the caller loads them.
     """
     if quantised:
         model = prepare_model_for_kbit_training(
@@ -53,6 +63,8 @@ def attach_lora(
             use_gradient_checkpointing=gradient_checkpointing,
             gradient_checkpointing_kwargs={"use_reentrant": False},
         )
+    below = start_from if start_mode == "new" else None
+    loaded = resume_from or (start_from if start_mode == "continue" else None)
     initial: str | bool = lora.init_lora_weights
     if initial in ("default", "loftq") or (lora.changes_base and resume_from):
         initial = True
@@ -61,8 +73,8 @@ def attach_lora(
         LoraConfig(
             task_type="CAUSAL_LM",
             r=lora.r,
-            # A whole number stays an integer in adapter_config.json; peft also accepts a float, despite its type hint.
-            lora_alpha=int(lora.lora_alpha) if lora.lora_alpha.is_integer() else lora.lora_alpha,  # type: ignore[arg-type]
+            # peft also accepts a float, despite its type hint.
+            lora_alpha=_whole(lora.lora_alpha),  # type: ignore[arg-type]
             lora_dropout=lora.lora_dropout,
             bias=lora.bias,
             use_rslora=lora.use_rslora,
@@ -83,18 +95,25 @@ def attach_lora(
     if isinstance(config.target_modules, set):
         # The order of a set differs between processes, and so would the file that peft writes it to.
         config.target_modules = sorted(config.target_modules)
-    taken: _TakenFromBase | None = None
+    joined: list[_Tensors] = []
     if lora.changes_base:
-        taken = _TakenFromBase.restore(adapted, resume_from) if resume_from else _TakenFromBase.of(adapted)
-    elif lora.init_lora_weights == "loftq" and not resume_from:
+        joined.append(_taken_again(adapted, resume_from) if resume_from else _taken(adapted))
+    elif lora.init_lora_weights == "loftq" and not loaded:
         _compensate_quantisation(adapted, model_dir)
+    if below:
+        if resume_from and not lora.changes_base:
+            set_peft_model_state_dict(adapted, _part(load_file(resume_from / _WEIGHTS), 0, lora.r))
+        joined.append(_lay_below(adapted, below))
+    elif loaded and not resume_from:
+        # An uploaded adapter is one file.
+        set_peft_model_state_dict(adapted, load_file(loaded if loaded.is_file() else loaded / _WEIGHTS))
     save = adapted.save_pretrained
 
     def save_pretrained(folder: str | Path, **options: Any) -> None:
         # By default peft would ask the hub whether the vocabulary of the base was resized, which never happens here.
-        save(str(folder), save_embedding_layers=False, **options)
-        if taken:
-            taken.convert(Path(folder))
+        save(str(folder), save_embedding_layers=False, selected_adapters=[_NAME], **options)
+        if joined:
+            _join(Path(folder), lora, joined)
 
     adapted.save_pretrained = save_pretrained  # type: ignore[method-assign, assignment]
     return adapted
@@ -128,6 +147,11 @@ def _targets(model: PreTrainedModel, lora: Lora) -> str | list[str]:
     return sorted({name.rpartition(".")[2] for name in linear})
 
 
+def _whole(alpha: float) -> float:
+    """Returns a whole number as an integer, as which adapter_config.json has it."""
+    return int(alpha) if alpha.is_integer() else alpha
+
+
 def _token_ids(lora: Lora, model_dir: Path) -> list[int]:
     if not lora.trainable_tokens:
         return []
@@ -145,52 +169,81 @@ def _layers(adapted: PeftModel) -> Iterator[tuple[str, Any]]:
             yield name.removeprefix(prefix), module
 
 
-class _TakenFromBase:
-    """The initial adapters of PiSSA and OLoRA, whose product was subtracted from the base weights.
+def _taken(adapted: PeftModel) -> _Tensors:
+    """Returns what PiSSA and OLoRA have added to the base weights: their initial adapters, whose product was
+    subtracted. They must not be trained yet."""
+    state = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    initial = {name: value.detach().cpu().clone() for name, value in state.items() if "lora_" in name}
+    return {name: -value if ".lora_B." in name else value for name, value in initial.items()}
 
-    With W' = W - sBA, the trained model is W' + sB'A' = W + s[B' | -B][A' ; A]: an adapter of twice the rank on the
-    unchanged base. The file of such an adapter contains the initial values, so a checkpoint needs nothing else.
+
+def _taken_again(adapted: PeftModel, folder: Path) -> _Tensors:
+    """Loads the trained part of a checkpoint into new adapters, and changes the base weights as at the start.
+
+    The file contains the initial values, so a checkpoint needs nothing else.
     """
+    stored = load_file(folder / _WEIGHTS)
+    taken: _Tensors = {}
+    for name, layer in _layers(adapted):
+        first, second = f"base_model.model.{name}.lora_A.weight", f"base_model.model.{name}.lora_B.weight"
+        rank = layer.r[_NAME]
+        taken |= _part({key: stored[key] for key in (first, second)}, rank, 2 * rank)
+        weight = layer.get_base_layer().weight
+        a, b = taken[first].to(weight.device), taken[second].to(weight.device)
+        # The operations and their order are peft's, so that the weights are the same bits.
+        weight.data = (weight.data.to(torch.float32) - layer.scaling[_NAME] * -b @ a).to(weight.dtype)
+        stored |= _part({key: stored[key] for key in (first, second)}, 0, rank)
+    set_peft_model_state_dict(adapted, stored)
+    return taken
 
-    def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
-        self._tensors = tensors
 
-    @classmethod
-    def of(cls, adapted: PeftModel) -> Self:
-        """Copies the current adapters, which must not be trained yet, to main memory."""
-        state = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-        return cls({name: value.detach().cpu().clone() for name, value in state.items() if "lora_" in name})
+def _lay_below(adapted: PeftModel, folder: Path) -> _Tensors:
+    """Adds the adapter in `folder`, which is not trained, and returns its tensors, at the scale of the trained one.
 
-    @classmethod
-    def restore(cls, adapted: PeftModel, folder: Path) -> Self:
-        """Loads a checkpoint written by `convert` into new adapters, and changes the base weights as at the start."""
-        stored, initial = load_file(folder / _WEIGHTS), {}
-        for name, layer in _layers(adapted):
-            first, second = f"base_model.model.{name}.lora_A.weight", f"base_model.model.{name}.lora_B.weight"
-            stored[first], initial[first] = (part.clone() for part in stored[first].chunk(2, dim=0))
-            stored[second], negative = (part.clone() for part in stored[second].chunk(2, dim=1))
-            initial[second] = -negative
-            weight = layer.get_base_layer().weight
-            a, b = initial[first].to(weight.device), initial[second].to(weight.device)
-            # The operations and their order are peft's, so that the weights are the same bits.
-            weight.data = (weight.data.to(torch.float32) - layer.scaling[_NAME] * b @ a).to(weight.dtype)
-        set_peft_model_state_dict(adapted, stored)
-        return cls(initial)
+    It is not added to the base weights: quantised ones cannot take it, and those of 16 bits would round most of it off.
+    """
+    config = LoraConfig.from_pretrained(str(folder))
+    # It is part of the model that is trained, not of what is learned.
+    config.lora_dropout = 0.0
+    adapted.add_adapter(_START, config)
+    tensors = load_file(folder / _WEIGHTS)
+    for name, layer in _layers(adapted):
+        tensors[f"base_model.model.{name}.lora_B.weight"] *= layer.scaling[_START] / layer.scaling[_NAME]
+        layer.scaling[_START] = layer.scaling[_NAME]
+    set_peft_model_state_dict(adapted, tensors, adapter_name=_START)
+    cast(LoraModel, adapted.base_model).set_adapter([_NAME, _START])
+    for _, layer in _layers(adapted):
+        layer.lora_A[_START].requires_grad_(False)
+        layer.lora_B[_START].requires_grad_(False)
+    return tensors
 
-    def convert(self, folder: Path) -> None:
-        """Rewrites the adapter that was just saved in `folder` as one for the unchanged base."""
-        tensors = load_file(folder / _WEIGHTS)
-        for name, value in tensors.items():
-            if ".lora_A." in name:
-                tensors[name] = torch.cat([value, self._tensors[name]], dim=0)
-            elif ".lora_B." in name:
-                tensors[name] = torch.cat([value, -self._tensors[name]], dim=1)
-        save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
-        config = json.loads((folder / _CONFIG).read_text("utf-8"))
-        # The factor alpha / r stays the same; with rsLoRA it is alpha / √r.
-        grows = 2**0.5 if config["use_rslora"] else 2
-        config |= {"r": 2 * config["r"], "lora_alpha": grows * config["lora_alpha"], "init_lora_weights": True}
-        (folder / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
+
+def _part(tensors: _Tensors, first: int, end: int) -> _Tensors:
+    """Returns the ranks from `first` to `end` of an adapter's matrices."""
+    return {
+        name: (value[first:end] if ".lora_A." in name else value[:, first:end]).clone(
+            memory_format=torch.contiguous_format
+        )
+        for name, value in tensors.items()
+    }
+
+
+def _join(folder: Path, lora: Lora, others: Sequence[_Tensors]) -> None:
+    """Rewrites the adapter that was just saved in `folder` as its sum with others of the same scale.
+
+    W + sBA + sB'A' is W + s[B | B'][A ; A']: one adapter, whose rank is the sum of theirs.
+    """
+    tensors = load_file(folder / _WEIGHTS)
+    for name, value in tensors.items():
+        if ".lora_A." in name:
+            tensors[name] = torch.cat([value, *(other[name] for other in others)], dim=0)
+        elif ".lora_B." in name:
+            tensors[name] = torch.cat([value, *(other[name] for other in others)], dim=1)
+    save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
+    rank = next(value.shape[0] for name, value in tensors.items() if ".lora_A." in name)
+    config = json.loads((folder / _CONFIG).read_text("utf-8"))
+    config |= {"r": rank, "lora_alpha": _whole(saved_alpha(lora, rank)), "init_lora_weights": True}
+    (folder / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
 def _compensate_quantisation(adapted: PeftModel, model_dir: Path) -> None:

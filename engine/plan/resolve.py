@@ -42,6 +42,7 @@ def resolve(
     It may add the refusals NO_GPU, PRECISION_UNAVAILABLE, ATTENTION_UNAVAILABLE, MISSING_PACKAGE, UNKNOWN_MODULE and
     INSUFFICIENT_MEMORY.
     """
+    _start(resolved)
     gpu = _gpu(resolved, hardware)
     _check_modules(resolved, architecture)
     _precision(resolved, hardware, gpu)
@@ -57,6 +58,15 @@ def resolve(
         resolved.resolutions.append(
             Resolution(field="lora.target_modules", value="every linear layer except the head", reason=reason)
         )
+
+
+def _start(resolved: Resolved) -> None:
+    """Records what the training starts from, which a gateway has looked up."""
+    config = resolved.config
+    if config.start_from:
+        continued = "the weights of this adapter are trained further; `lora` has its settings"
+        new = "this adapter stays as it is, and a new one is trained on top of it; both are saved as one"
+        resolved.choose("start_from", config.start_from, continued if config.start_mode == "continue" else new)
 
 
 def _gpu(resolved: Resolved, hardware: Hardware) -> Gpu | None:

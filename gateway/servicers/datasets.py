@@ -114,7 +114,7 @@ class Datasets(DatasetServiceServicer):
         async def forget() -> None:
             async with self._database.write() as session:
                 row = await _find(session, request.dataset_id, tenant, lock=True)
-                await _refuse_if_used(session, row)
+                await refuse_if_used(session, row)
                 await session.delete(row)
             # After the row: a file without a row is waste, a row without its file would be a lie.
             await in_thread(self._store.delete, f"{tenant}/{_folder(row.id)}")
@@ -297,7 +297,8 @@ async def _find_by_request_id(
     return row
 
 
-async def _refuse_if_used(session: AsyncSession, row: UploadedDataset) -> None:
+async def refuse_if_used(session: AsyncSession, row: UploadedDataset) -> None:
+    """Raises FailedPrecondition if a job that has not ended uses the dataset."""
     query = select(Work.id, Work.spec).where(
         Work.tenant == row.tenant, Work.kind == FINE_TUNING_JOB.name, col(Work.state).not_in(lifecycle.TERMINAL)
     )

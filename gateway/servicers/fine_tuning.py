@@ -29,6 +29,8 @@ from gateway.servicers.handlers import add_with_byte_stream
 from gateway.servicers.work import WorkMethods, request_digest, state_names
 from gateway.specs import check_datasets, check_secrets, check_spec
 from gateway.sql.tables import SavedCheckpoint, SavedResult, Work, now
+from gateway.training_start import FoundStart, find_start
+from gateway.tuned_models import trained_job
 from gateway.waiting import Nodes, why_it_waits
 from gateway.work import lifecycle
 from gateway.work.kinds import EVALUATION, EXPORT, FINE_TUNING_JOB
@@ -62,11 +64,16 @@ class FineTuning(FineTuningServiceServicer):
         earlier = await self._work.earlier(tenant, request.request_id, digest)
         if earlier is not None and not request.validate_only:
             return api.CreateFineTuningJobResponse(fine_tuning_job=await self._message(earlier))
-        job = self._checked(tenant, request.spec, digest)
+        async with self._database.read() as session:
+            start = await find_start(session, tenant, request.spec)
+        job = self._checked(tenant, request.spec, digest, start)
         if request.validate_only:
             return await self._dry_run(job, request.spec, context)
 
         async def check(decision: Decision) -> None:
+            if start is not None and start.job_id is not None:
+                # Locked, so that the job whose adapter it is is not deleted at the same time.
+                await trained_job(decision.session, start.job_id, tenant, start.field, lock=True)
             await check_datasets(decision.session, tenant, request.spec)
             await check_secrets(decision.session, tenant, request.spec)
 
@@ -177,9 +184,9 @@ class FineTuning(FineTuningServiceServicer):
             verb(decision)
             return (await _messages(decision.session, [decision.work]))[0]
 
-    def _checked(self, tenant: str, spec: FineTuningJobSpec, digest: str) -> Work:
+    def _checked(self, tenant: str, spec: FineTuningJobSpec, digest: str, start: FoundStart | None) -> Work:
         """Returns the row of a job with this spec. Raises what is wrong with the spec."""
-        config = check_spec(spec, self._catalogue)
+        config = check_spec(start.spec, self._catalogue, start.source) if start else check_spec(spec, self._catalogue)
         moment = now()
         return Work(
             id=new_id(FINE_TUNING_JOB.prefix),
@@ -188,6 +195,8 @@ class FineTuning(FineTuningServiceServicer):
             request_sha256=digest,
             spec=spec.SerializeToString(),
             merged_spec=config_to_spec(config).SerializeToString(),
+            start_job_id=start.job_id if start else None,
+            start=start.message.SerializeToString() if start else None,
             labels=dict(spec.labels),
             pool=config.resources.pool,
             priority=config.priority,

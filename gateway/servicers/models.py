@@ -20,11 +20,11 @@ from gateway.access.callers import tenant_of
 from gateway.paging import page_of
 from gateway.sql.database import Database
 from gateway.sql.tables import SavedResult, Work
+from gateway.tuned_models import TUNED
 from gateway.work.kinds import EXPORT
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-_TUNED = "ft:"
 # Cursors: base models are listed first, by id; tuned ones follow, newest first.
 _BASE_CURSOR = "base:"
 _TUNED_CURSOR = "tuned:"
@@ -41,8 +41,8 @@ class Models(ModelServiceServicer):
         bases = await self._bases()
         if request.model_id in bases:
             return api.GetModelResponse(model=_base(bases[request.model_id]))
-        if request.model_id.startswith(_TUNED):
-            job_id = request.model_id.removeprefix(_TUNED)
+        if request.model_id.startswith(TUNED):
+            job_id = request.model_id.removeprefix(TUNED)
             tuned = await self._tuned(tenant_of(context), limit=1, job_id=job_id)
             if tuned:
                 return api.GetModelResponse(model=_tuned(*tuned[0], bases))
@@ -88,7 +88,7 @@ class Models(ModelServiceServicer):
 
     def _missing(self, model_id: str) -> str:
         message = f"There is no model {model_id!r}"
-        if model_id.startswith(_TUNED):
+        if model_id.startswith(TUNED):
             return f"{message}: no job has this id, or its export has not finished."
         try:
             self._catalogue.check(model_id)
@@ -116,7 +116,7 @@ def _tuned(export: SavedResult, job: Work, bases: dict[str, CatalogueEntry]) -> 
     base = identity.id or spec.base_model
     name = f"{spec.display_name}: " if spec.display_name else ""
     return Model(
-        id=f"{_TUNED}{job.id}",
+        id=f"{TUNED}{job.id}",
         kind=ModelKind.MODEL_KIND_TUNED,
         description=f"{name}{base}, tuned by job {job.id}",
         revision=str(training.best_step),

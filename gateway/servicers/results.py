@@ -5,14 +5,13 @@ from typing import Any, Generic, TypeVar
 
 import grpc
 from google.protobuf.wrappers_pb2 import StringValue
-from pydantic import ValidationError
 from sqlmodel import and_, col, or_, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from chassis.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented, Violation
 from engine.catalogue import Catalogue
-from engine.config.job import JobConfig, unsupported, with_section
-from engine.config.spec_proto import config_to_spec, resolved_config, spec_to_dict
+from engine.config.job import unsupported, with_section
+from engine.config.spec_proto import config_to_spec, spec_to_dict
 from engine.errors import JobError
 from finetuneflow.v1 import evaluation_service_pb2 as evaluation_api
 from finetuneflow.v1 import evaluation_service_pb2_grpc as evaluation_grpc
@@ -30,13 +29,13 @@ from gateway.servicers.handlers import add_with_byte_stream
 from gateway.servicers.work import WorkMethods, request_digest, state_names
 from gateway.specs import check_size, check_text
 from gateway.sql.tables import SavedResult, Work, now
+from gateway.tuned_models import TUNED, find_job, resolved_settings, trained_job
 from gateway.work import lifecycle
 from gateway.work.kinds import EVALUATION, FINE_TUNING_JOB, no_such
 from gateway.work.ledger import Decision
 from gateway.work.projection import new_result
 
 Context = grpc.aio.ServicerContext[Any, Any]
-_TUNED = "ft:"
 _Message = TypeVar("_Message", Evaluation, Export)
 
 
@@ -60,12 +59,12 @@ class Results(Generic[_Message]):
         if earlier is not None:
             return await self.get(earlier.id, tenant)
         async with self.work.database.read() as session:
-            job = await _trained_job(session, job_id, tenant)
+            job = await trained_job(session, job_id, tenant)
         work = self._new(job, spec, digest)
 
         async def add(decision: Decision) -> None:
             # Locked, so that the job is not deleted at the same time: then its rows and its files would be gone.
-            await _trained_job(decision.session, job_id, tenant, lock=True)
+            await trained_job(decision.session, job_id, tenant, lock=True)
             decision.session.add(new_result(work, self._kind, work.id))
 
         work = await self.work.create(work, request_id, add)
@@ -96,7 +95,7 @@ class Results(Generic[_Message]):
         if page.after:
             query = query.where(col(SavedResult.id) < page.after)
         async with self.work.database.read() as session:
-            if request.job_id and await _find_job(session, request.job_id, tenant) is None:
+            if request.job_id and await find_job(session, request.job_id, tenant) is None:
                 raise no_such(FINE_TUNING_JOB, request.job_id)
             rows = (await session.exec(query.order_by(col(SavedResult.id).desc()).limit(page.limit))).all()
         kept, token = page.cut(rows, lambda row: row[0].id)
@@ -139,7 +138,7 @@ class Results(Generic[_Message]):
         return {"events": events, "through_sequence": through}
 
     def _new(self, job: Work, spec: EvaluationSpec | ExportSpec, digest: str) -> Work:
-        config = _resolved(job)
+        config = resolved_settings(job)
         changes = spec_to_dict(spec)
         if self._kind is EVALUATION:
             # The job's own setting is about its own stage.
@@ -191,7 +190,7 @@ def _results_with_work() -> Any:
 
 def _job_of(model: str, catalogue: Catalogue) -> str:
     """Returns the job's id of `ft:<job_id>`. InvalidArgument, NotFound, Unimplemented."""
-    if not model.startswith(_TUNED):
+    if not model.startswith(TUNED):
         if not model:
             raise InvalidArgument("INVALID_MODEL", "model is empty; name `ft:<job_id>`.", [Violation("model", "empty")])
         try:
@@ -201,44 +200,11 @@ def _job_of(model: str, catalogue: Catalogue) -> str:
             raise NotFound("MODEL_NOT_FOUND", problem, [Violation("model", problem)]) from error
         problem = f"{model[:80]!r} is a base model, which is not available here yet; name `ft:<job_id>`, a job's model."
         raise Unimplemented("NOT_IMPLEMENTED", problem, [Violation("model", problem)])
-    job_id, at, step = model.removeprefix(_TUNED).partition("@")
+    job_id, at, step = model.removeprefix(TUNED).partition("@")
     if at:
         problem = f"Choosing a checkpoint is not available yet. Remove {at + step[:20]!r} to use the best checkpoint."
         raise Unimplemented("NOT_IMPLEMENTED", problem, [Violation("model", problem)])
     return job_id
-
-
-async def _find_job(session: AsyncSession, job_id: str, tenant: str, *, lock: bool = False) -> Work | None:
-    query = select(Work).where(Work.id == job_id, Work.tenant == tenant, Work.kind == FINE_TUNING_JOB.name)
-    job: Work | None = (await session.exec(query.with_for_update(read=True) if lock else query)).one_or_none()
-    return job
-
-
-async def _trained_job(session: AsyncSession, job_id: str, tenant: str, *, lock: bool = False) -> Work:
-    """Returns a job whose training has finished. NotFound, FailedPrecondition."""
-    job = await _find_job(session, job_id, tenant, lock=lock)
-    if job is None:
-        message = f"There is no model {_TUNED + job_id!r}: there is no such fine-tuning job."
-        raise NotFound("MODEL_NOT_FOUND", message, [Violation("model", message)])
-    if job.training is None:
-        state = job.state.removeprefix("JOB_STATE_")
-        message = f"Job {job.id} is {state} and has not finished its training, so it has no model yet."
-        raise FailedPrecondition("NOT_TRAINED", message, [Violation("model", message)])
-    return job
-
-
-def _resolved(job: Work) -> JobConfig:
-    """Returns the job's settings. FailedPrecondition if another version resolved them."""
-    try:
-        return resolved_config(ConfigResolved.FromString(job.config or b"").resolved_spec)
-    except ValidationError as error:
-        fields = ", ".join(".".join(map(str, detail["loc"])) for detail in error.errors())
-        raise FailedPrecondition(
-            "VERSION_MISMATCH",
-            f"Job {job.id} was resolved by another version of the server, and this one does not accept its {fields}; "
-            "create the job again, or ask the operator for that version.",
-            metadata={"job_id": job.id},
-        ) from error
 
 
 class Evaluations(evaluation_grpc.EvaluationServiceServicer):

@@ -137,6 +137,7 @@ class WorkMethods:
         dependents = (await session.exec(query.with_for_update() if lock else query)).all()
         for each in (found := [*dependents, work]):
             _refuse_unended(each)
+        await _refuse_if_started_from(session, work)
         return found
 
     async def _delete_history(self, ids: Sequence[str]) -> None:
@@ -207,6 +208,22 @@ def _refuse_unended(work: Work) -> None:
     way = "wait until it has ended" if state == "CANCELLING" else "cancel it first"
     noun = KINDS[work.kind].noun
     raise FailedPrecondition("NOT_ENDED", f"The {noun} {work.id} is {state} and cannot be deleted; {way}.")
+
+
+async def _refuse_if_started_from(session: AsyncSession, work: Work) -> None:
+    """Raises FailedPrecondition if a training that has not ended starts from the work's adapter."""
+    query = select(Work.id).where(
+        Work.start_job_id == work.id, col(Work.training).is_(None), col(Work.state).not_in(lifecycle.TERMINAL)
+    )
+    users = (await session.exec(query.order_by(Work.id))).all()
+    if users:
+        more = f" and {len(users) - 1} more" if len(users) > 1 else ""
+        raise FailedPrecondition(
+            "MODEL_IN_USE",
+            f"The training of job {users[0]}{more} starts from the adapter of job {work.id}; wait until that training "
+            "has ended, or cancel it.",
+            metadata={"job_id": users[0]},
+        )
 
 
 def _checked_kinds(kinds: Sequence[str]) -> frozenset[str]:

@@ -29,6 +29,7 @@ class Work(SQLModel, table=True):
         UniqueConstraint("tenant", "kind", "request_id", name="work_by_request"),
         Index("work_by_creation", "tenant", "kind", "id"),
         Index("work_by_job", "job_id"),
+        Index("work_by_start", "start_job_id"),
         Index(
             "work_live",
             "tenant",
@@ -43,6 +44,10 @@ class Work(SQLModel, table=True):
     """A name in `gateway.work.kinds`."""
     job_id: str | None = Field(default=None, foreign_key="work.id")
     """The fine-tuning job whose model this evaluates or exports. None for a job."""
+    start_job_id: str | None = None
+    """The fine-tuning job whose adapter this job's training starts from; it may be deleted after the training."""
+    start: bytes | None = Field(default=None, sa_column=Column(LargeBinary))
+    """TrainingStart: that adapter and those that it builds upon."""
     request_id: str | None = None
     request_sha256: str
     spec: bytes = Field(sa_column=Column(LargeBinary, nullable=False))

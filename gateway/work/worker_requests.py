@@ -25,6 +25,7 @@ from finetuneflow.v1.work_pb2 import (
     MetricSeries,
     ReportRequest,
     ReportResponse,
+    TrainingStart,
     WorkItem,
 )
 from gateway import views
@@ -198,6 +199,8 @@ class WorkerRequests:
         )
         if work.config is not None:
             assignment.resolved_spec.CopyFrom(ConfigResolved.FromString(work.config).resolved_spec)
+        if job.start is not None:
+            assignment.start.CopyFrom(TrainingStart.FromString(job.start))
         datasets = select(UploadedDataset).where(
             UploadedDataset.tenant == work.tenant, col(UploadedDataset.id).in_(dataset_ids(spec))
         )

@@ -69,6 +69,8 @@ class AsyncJobs:
         max_attempts: int | None = None,
         seed: int | None = None,
         priority: int | None = None,
+        start_from: str | None = None,
+        start_mode: str | None = None,
         spec: FineTuningJobSpec | Mapping[str, Any] | None = None,
         request_id: str = "",
         validate_only: bool = False,
@@ -80,8 +82,8 @@ class AsyncJobs:
         fields or `spec`.
 
         Args:
-            base_model: Required. A catalogue alias (`smollm2-135m`) or a Hugging Face id (`org/name`, optionally
-                `@revision`).
+            base_model: Required, unless start_from names a job. A catalogue alias (`smollm2-135m`), a Hugging Face id
+                (`org/name`, optionally `@revision`), or a tuned model, which is a short form of start_from.
             training_data: Datasets to train on: one source or a list of 1 to 32. A source is the path of a local file,
                 a dataset id (`ds_…`), a dataset on the hub (`hf://owner/name[@revision][/path/of/file]`), or a table
                 `{"dataset": …, "weight": …, "mapping": {…}, "template": …, "format": …, "max_samples": …}`. Required
@@ -123,6 +125,12 @@ class AsyncJobs:
             seed: Seed of data order, dropout, initialization and sampling. Range [0, 2^32 - 1]; default 42.
             priority: Priority among the waiting jobs of your tenant: higher ones start first, equal ones by age. It
                 does not change the share that your tenant has of the workers. Range [-10, 10]; default 0.
+            start_from: The adapter that training starts from: `ft:<job_id>` (`job.tuned_model`), the best checkpoint of
+                a job whose training has finished, or `ft:<job_id>@<step>`, with that job's base model; or the id of an
+                adapter of base_model that `datasets.upload_adapter` returned. Default: none, and training starts from
+                the base model.
+            start_mode: `continue` trains the weights of that adapter further, with its settings of `lora`; `new` keeps
+                it as it is and trains a new adapter on top of it, and saves both as one. Default `continue`.
             spec: All of the fields above at once, as a message or as a table (the content of a TOML file). Conflicts
                 with the fields above.
             request_id: Makes the call idempotent: a repeated call with the same request_id and spec returns the same
@@ -138,7 +146,9 @@ class AsyncJobs:
 
         Raises:
             InvalidArgument: A field is unknown, out of range or conflicts with another one; see `violations`.
-            NotFound: A dataset does not exist.
+            NotFound: A dataset, or what start_from names, does not exist.
+            FailedPrecondition: The job that start_from names has not finished its training.
+            Unimplemented: The job that start_from names has no adapter, or a field is not available yet.
             AlreadyExists: The request_id was used with another spec.
             OSError: A file cannot be read.
             Unavailable: With validate_only, no probe is reachable.
@@ -167,6 +177,8 @@ class AsyncJobs:
             "max_attempts": max_attempts,
             "seed": seed,
             "priority": priority,
+            "start_from": start_from,
+            "start_mode": start_mode,
         }
         draft = _draft(spec, {name: value for name, value in single.items() if value is not None})
         uploaded = await self._upload(draft, validate_only, on_upload)

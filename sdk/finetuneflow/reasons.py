@@ -123,8 +123,16 @@ class Reason(OpenEnum):
     name the job."""
 
     NOT_TRAINED = "NOT_TRAINED"
-    """The job has not finished its training, so it has no model to evaluate or export. Caller: wait for the
-    training."""
+    """The job has not finished its training, so it has no model to evaluate, export or train further. Caller: wait for
+    the training."""
+
+    MODEL_IN_USE = "MODEL_IN_USE"
+    """A training that has not ended starts from the job's adapter, so the job cannot be deleted. Caller: wait for the
+    training's end, or cancel it."""
+
+    CHECKPOINT_NOT_FOUND = "CHECKPOINT_NOT_FOUND"
+    """The job has no checkpoint of this step, or it was deleted when newer ones were saved. Caller: name one that
+    ListCheckpoints returns."""
 
     DATASET_IN_USE = "DATASET_IN_USE"
     """A job that has not ended uses the dataset, so it cannot be deleted. Caller: wait for the job's end, or cancel
@@ -528,8 +536,30 @@ class Reason(OpenEnum):
     """The model's architecture is unknown, so its size cannot be estimated. Caller: name another model."""
 
     BASE_MODEL_CHANGED = "BASE_MODEL_CHANGED"
-    """A node has other weights under the model's name than the job began with. Operator: put the same files on every
-    node."""
+    """A node has other weights under the model's name than the job began with, or than the adapter was trained on from
+    which it starts. Operator: put the same files on every node."""
+
+    INVALID_START = "INVALID_START"
+    """`start_from` is not the name of a tuned model, or `base_model` is not the one that its adapter belongs to.
+    Caller: correct it."""
+
+    NOT_AN_ADAPTER = "NOT_AN_ADAPTER"
+    """The file that `start_from` names is no uploaded adapter. Caller: upload one with `ftf datasets
+    upload-adapter`."""
+
+    INVALID_ADAPTER = "INVALID_ADAPTER"
+    """The uploaded adapter is damaged, or more than plain LoRA; the message names the key. Caller: upload a plain
+    one."""
+
+    ADAPTER_MISMATCH = "ADAPTER_MISMATCH"
+    """The names or shapes of the uploaded adapter's tensors are not those of the base model. Caller: name the base
+    model that it was trained on."""
+
+    ADAPTER_NOT_FINITE = "ADAPTER_NOT_FINITE"
+    """The uploaded adapter contains NaN or infinity. Caller: upload an earlier checkpoint of it."""
+
+    ADAPTER_AS_DATA = "ADAPTER_AS_DATA"
+    """An uploaded adapter is named as training or evaluation data. Caller: name it in `start_from`."""
 
     ADAPTER_IN_MODEL = "ADAPTER_IN_MODEL"
     """The base model's folder has an adapter beside the weights. Caller: name a model without one."""

@@ -66,7 +66,7 @@ def draft_spec(values: Mapping[str, Any]) -> SpecDraft:
     required field."""
     reader = _Reader()
     spec = reader.read(values)
-    if not spec.base_model:
+    if not spec.base_model and not spec.start_from.startswith("ft:"):
         reader.refuse("spec.base_model", "required: a catalogue alias (`ftf models list`) or a Hugging Face id")
     if not spec.training_data and not spec.phases and not reader.refused("spec.training_data"):
         reader.refuse("spec.training_data", "required: a file, a dataset id or hf://owner/name")

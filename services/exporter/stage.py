@@ -8,10 +8,11 @@ from pydantic import SecretStr
 from chassis.child.child_process import ChildCommand
 from chassis.store.artifact_store import ArtifactStore
 from engine.catalogue import Catalogue
+from engine.config.spec_proto import spec_to_dict
 from finetuneflow.v1.work_pb2 import Assignment
 from services.attempt_inputs import base_model, best_checkpoint, child_command, job_configuration
 from services.exporter.settings import ExporterSettings
-from services.exporter.worker.child_input import DatasetFile, ExportInput, JobOrigin
+from services.exporter.worker.child_input import AdapterBelow, DatasetFile, ExportInput, JobOrigin
 from services.hub_access import job_access
 
 
@@ -30,7 +31,11 @@ class ExportStage:
         """Raises JobError if the base model's weights on this node differ from those that preflight checked."""
         config = job_configuration(assignment.resolved_spec)
         hub = job_access(self._settings, assignment, secrets)
-        datasets = [DatasetFile(id=d.id, filename=d.filename, sha256=d.sha256) for d in assignment.datasets]
+        datasets = [
+            DatasetFile(id=d.id, filename=d.filename, sha256=d.sha256)
+            for d in assignment.datasets
+            if d.id != config.start_from
+        ]
         from_hub = assignment.preflight.hub_datasets
         datasets += [DatasetFile(id=d.pinned, filename=d.filename, sha256=d.sha256) for d in from_hub]
         created = assignment.create_time.ToJsonString()
@@ -39,7 +44,9 @@ class ExportStage:
             model=await base_model(self._catalogue, assignment, hub),
             adapter_dir=await best_checkpoint(assignment, store, workdir),
             out_dir=workdir / "out",
-            job=JobOrigin(id=assignment.fine_tuning_job_id, create_time=created, datasets=datasets),
+            job=JobOrigin(
+                id=assignment.fine_tuning_job_id, create_time=created, datasets=datasets, lineage=_lineage(assignment)
+            ),
             preflight=assignment.preflight,
             training=assignment.training,
             evaluation=assignment.evaluation,
@@ -47,3 +54,7 @@ class ExportStage:
         )
         # Packing and a single forward pass: a GPU would only be taken away from a training.
         return child_command(self._settings, child_input, workdir, [child_input.model.path], gpus=0)
+
+
+def _lineage(assignment: Assignment) -> list[AdapterBelow]:
+    return [AdapterBelow.model_validate(spec_to_dict(each)) for each in assignment.start.lineage]

@@ -17,7 +17,14 @@ from engine.errors import JobError
 from engine.plan.resolve import resolve_length
 from engine.plan.resolved import Resolved
 from finetuneflow.v1.work_pb2 import Assignment
-from services.attempt_inputs import child_command, dataset_files, fetched_model, job_configuration, reusable_shards
+from services.attempt_inputs import (
+    check_base_of_start,
+    child_command,
+    dataset_files,
+    fetched_model,
+    job_configuration,
+    reusable_shards,
+)
 from services.child_input import ModelFiles
 from services.hardware import read_hardware
 from services.hub_access import job_access
@@ -46,6 +53,7 @@ class PreflightStage:
         hub = hub_of(self._settings, access)
         pinned, files = await asyncio.to_thread(pin, assignment.merged_spec, hub)
         model = await fetched_model(self._catalogue, assignment.merged_spec.base_model, access)
+        check_base_of_start(assignment, model)
         sources = await dataset_files(assignment, store, workdir)
         downloaded = await asyncio.to_thread(download, hub, files, workdir / "sources")
         sha256s = {dataset.id: dataset.sha256 for dataset in assignment.datasets}

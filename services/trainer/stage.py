@@ -20,6 +20,7 @@ from services.attempt_inputs import (
     child_environment,
     job_configuration,
     newest_checkpoint,
+    start_checkpoint,
     token_shards,
 )
 from services.hub_access import job_access
@@ -48,12 +49,16 @@ class TrainingStage:
         hub = job_access(self._settings, assignment, secrets)
         data_dir = await token_shards(assignment, store, workdir, self._store_retry_seconds)
         checkpoint, unusable = await newest_checkpoint(assignment, store, workdir, self._store_retry_seconds)
+        start = None
+        if assignment.HasField("start") and (checkpoint is None or config.start_mode == "new"):
+            start = await start_checkpoint(assignment, store, workdir, self._store_retry_seconds)
         child_input = TrainingInput(
             config=config,
             model=await base_model(self._catalogue, assignment, hub),
             data_dir=data_dir,
             out_dir=workdir / "out",
             resume=checkpoint,
+            start=start,
             unusable_checkpoints=[UnusableCheckpoint(step=step, problem=why) for step, why in unusable.items()],
             total_steps=assignment.preflight.total_steps,
             prior_runtime_seconds=assignment.prior_training_seconds,

@@ -143,6 +143,9 @@ def _requests(owned: Owned) -> Iterator[tuple[str, Message]]:
     yield "FineTuningService.GetMetrics", jobs.GetMetricsRequest(job_id=job)
     yield "FineTuningService.CreateFineTuningJob", jobs.CreateFineTuningJobRequest(spec=spec)
     yield "FineTuningService.CreateFineTuningJob", jobs.CreateFineTuningJobRequest(spec=spec, validate_only=True)
+    further = FineTuningJobSpec(start_from=model, training_data=[DataSource(dataset="hf://org/rows")])
+    yield "FineTuningService.CreateFineTuningJob", jobs.CreateFineTuningJobRequest(spec=further)
+    yield "ProbeService.PreflightFineTuningJob", probe_service_pb2.PreflightFineTuningJobRequest(spec=further)
     for noun, api in (("Evaluation", evaluation_service_pb2), ("Export", export_service_pb2)):
         own = getattr(owned, noun.lower())
         for verb in ("Get", "Cancel", "Delete", "Watch"):

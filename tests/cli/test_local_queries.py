@@ -39,6 +39,18 @@ def here(
     )
 
 
+def test_tuned_model_needs_the_server_that_trained_it(tiny: Path, tmp_path: Path) -> None:
+    """A check that takes the base model for it would be about another job."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"question": "a", "answer": "b"}\n' * 20)
+    done = here(tiny, "validate", rows, "-m", "ft:ftjob_1", environment={"FTF_ADDRESS": "127.0.0.1:1"})
+    assert done.returncode == 3, done.stderr
+    assert "127.0.0.1:1" in done.stderr
+    done = here(tiny, "datasets", "preview", rows, "-m", "ft:ftjob_1")
+    assert done.returncode == 2, done.stderr
+    assert "Only the server that trained it knows its base model" in done.stderr
+
+
 def test_a_file_is_validated_without_a_server(tiny: Path, tmp_path: Path) -> None:
     """The first thing one does with a file, before anything is installed on any machine; scripts read its exit code."""
     rows = tmp_path / "rows.csv"

@@ -38,7 +38,7 @@ from finetuneflow.v1 import fine_tuning_service_pb2 as job_api
 from finetuneflow.v1 import model_service_pb2 as model_api
 from finetuneflow.v1.event_pb2 import Event, StageReleased
 from finetuneflow.v1.fine_tuning_job_pb2 import FineTuningJob, JobState, Stage
-from finetuneflow.v1.fine_tuning_job_spec_pb2 import EvaluationSpec, FineTuningJobSpec
+from finetuneflow.v1.fine_tuning_job_spec_pb2 import EvaluationSpec, FineTuningJobSpec, StartMode
 from finetuneflow.v1.work_pb2 import Directive
 from gateway.servicers import fine_tuning, results
 from gateway.servicers.artifacts import Artifacts
@@ -313,7 +313,7 @@ async def test_migration_merges_recipes_into_specs(database: Database, old: dict
             continue
         expected = json_format.ParseDict(before.get("merged_spec") or job["resolved_spec"], FineTuningJobSpec())
         # The old version had none of these; every other field is one that it knew.
-        expected.priority = 0
+        expected.priority, expected.start_mode = 0, StartMode.START_MODE_CONTINUE
         expected.lora.use_dora, expected.lora.init_lora_weights = False, "default"
         expected.hyperparameters.label_smoothing_factor = 0.0
         expected.hyperparameters.attn_implementation = "auto"

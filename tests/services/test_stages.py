@@ -15,12 +15,13 @@ import pytest
 from pydantic import BaseModel
 
 from chassis.child.child_process import ChildCommand
-from chassis.store.artifact_store import ArtifactStore
+from chassis.store.artifact_store import ArtifactCorrupt, ArtifactStore
 from engine.config.job import job_config
 from engine.config.spec_proto import config_to_spec
 from engine.errors import JobError, SystemFailure
 from finetuneflow.v1.dataset_pb2 import Dataset
 from finetuneflow.v1.fine_tuning_job_pb2 import STAGE_TRAINING, Checkpoint
+from finetuneflow.v1.fine_tuning_job_spec_pb2 import StartMode
 from finetuneflow.v1.stage_result_pb2 import (
     BaseModelIdentity,
     DataStatistics,
@@ -28,7 +29,7 @@ from finetuneflow.v1.stage_result_pb2 import (
     PreflightResult,
     TrainingResult,
 )
-from finetuneflow.v1.work_pb2 import Assignment, StoredShards
+from finetuneflow.v1.work_pb2 import Assignment, StoredShards, TrainingStart
 from services.attempt_inputs import RETRY_SECONDS, VersionMismatch, catalogue
 from services.evaluator.settings import EvaluatorSettings
 from services.evaluator.stage import EvaluationStage
@@ -157,6 +158,56 @@ async def test_training_resumes_from_newest_checkpoint(node: NodeWithJob) -> Non
     assert (child_input.data_dir / "train" / "data.arrow").read_bytes() == b"shard"
     assert (child_input.total_steps, child_input.prior_runtime_seconds) == (30, 12.5)
     assert (child_input.model.id, child_input.threads) == ("tiny", 3)
+
+
+def start_from_another_job(node: NodeWithJob, mode: str = "continue") -> None:
+    """Names a checkpoint of another job as the start of this one's training."""
+    given = node.assignment
+    folder = node.workdir.with_name("adapter")
+    folder.mkdir()
+    (folder / "checkpoint.json").write_text("{}")
+    path = "jobs/ftjob_0/training/1/checkpoints/step-5"
+    sha256 = node.store.put_folder(folder, f"default/{path}").sha256
+    checkpoint = Checkpoint(job_id="ftjob_0", step=5, path=path, manifest_sha256=sha256)
+    weights = given.preflight.base_model.weights_sha256
+    given.start.CopyFrom(TrainingStart(checkpoint=checkpoint, base_weights_sha256=weights))
+    for spec in (given.merged_spec, given.resolved_spec):
+        spec.start_from = "ft:ftjob_0@5"
+        spec.start_mode = StartMode.Value(f"START_MODE_{mode.upper()}")
+
+
+@pytest.mark.parametrize(
+    ("mode", "resumed", "needed"), [("continue", False, True), ("continue", True, False), ("new", True, True)]
+)
+async def test_training_gets_the_adapter_that_it_starts_from(
+    node: NodeWithJob, mode: str, resumed: bool, needed: bool
+) -> None:
+    start_from_another_job(node, mode)
+    if not resumed:
+        del node.assignment.checkpoints[:]
+    child_input = await prepared_input(node)
+    assert (child_input.start is not None) == needed
+    if child_input.start:
+        assert (child_input.start.path / "checkpoint.json").read_text() == "{}"
+
+
+async def test_damaged_start_ends_the_attempt(node: NodeWithJob, tmp_path: Path) -> None:
+    """The training would otherwise begin with other weights than the caller named."""
+    start_from_another_job(node)
+    del node.assignment.checkpoints[:]
+    _flip(tmp_path / "artifacts/default/jobs/ftjob_0/training/1/checkpoints/step-5")
+    with pytest.raises(ArtifactCorrupt):
+        await prepared_input(node, store_retry_seconds=())
+
+
+async def test_adapter_of_other_base_weights_is_refused(node: NodeWithJob) -> None:
+    """An alias may have got new files since the adapter was trained on the old ones."""
+    start_from_another_job(node)
+    node.assignment.start.base_weights_sha256 = "0" * 64
+    settings = ProbeSettings(home=node.home, models=node.models)
+    with pytest.raises(JobError, match=r"differ from those that ft:ftjob_0@5 was trained on") as caught:
+        await PreflightStage(settings, catalogue(settings)).prepare(node.assignment, node.workdir, node.store, {})
+    assert caught.value.reason == "BASE_MODEL_CHANGED"
 
 
 def _flip(folder: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from finetuneflow.cli.advice import ftf
 from finetuneflow.cli.dataset_inspection import preview, stats
 from finetuneflow.cli.session import Json, not_empty, print_deleted, print_json, print_newest, print_rows, session, size
 from finetuneflow.errors import FineTuneFlowError
@@ -18,6 +19,7 @@ def make_app() -> typer.Typer:
     """Returns the command group `datasets`."""
     app = typer.Typer(no_args_is_help=True, help="Upload, list, inspect and delete datasets.")
     app.command()(upload)
+    app.command()(upload_adapter)
     app.command("list")(list_datasets)
     app.command()(get)
     app.command()(delete)
@@ -50,6 +52,25 @@ def upload(
             print_json(dataset.proto)
         else:
             here.console.print(f"{dataset.id}  {dataset.filename}  {size(dataset.size_bytes)}")
+
+
+def upload_adapter(
+    ctx: typer.Context,
+    folder: Annotated[
+        Path,
+        typer.Argument(exists=True, file_okay=False, help="Folder with adapter_config.json and its safetensors."),
+    ],
+    name: Annotated[str, typer.Option(help="Display name. Default: the folder's name.")] = "",
+    json: Json = False,
+) -> None:
+    """Upload a LoRA adapter that was made elsewhere, and print its id."""
+    here = session(ctx)
+    dataset = here.client.datasets.upload_adapter(folder, display_name=name)
+    if json:
+        print_json(dataset.proto)
+    else:
+        here.console.print(f"{dataset.id}  {dataset.filename}  {size(dataset.size_bytes)}")
+        here.console.print(f"Train it further: {ftf(f'train DATA --model BASE --set start_from={dataset.id}')}")
 
 
 def list_datasets(

@@ -39,7 +39,10 @@ def show_job(client: Client, job: Job, console: Console) -> None:
     console.print(f"State       {job.state}, {job.stage.lower()}" + (f": {job.reason}" if job.reason else ""))
     if job.waiting:
         console.print(f"Waiting     {job.waiting}")
-    console.print(f"Base model  {job.spec.get('base_model', '')}")
+    base_model = job.resolved_spec.get("base_model") or job.spec.get("base_model", "")
+    console.print(f"Base model  {base_model}")
+    if job.lineage:
+        console.print(f"Starts from {lineage(job)}")
     console.print(f"Recipe      {job.spec.get('recipe') or 'default'}")
     if job.create_time is not None:
         ended = f", ended {job.end_time.astimezone():%H:%M:%S}" if job.end_time else ""
@@ -53,6 +56,11 @@ def show_job(client: Client, job: Job, console: Console) -> None:
     if job.state == JobState.FAILED:
         show_failure(job, console)
     show_attempts(job.attempts, console)
+
+
+def lineage(job: Job) -> str:
+    """Describes the adapters that the job's training builds upon, newest first."""
+    return ", which started from ".join(f"{each.start_from} ({each.start_mode.lower()})" for each in job.lineage)
 
 
 def show_failure(job: Job, console: Console, *, told: bool = False) -> None:

@@ -1,7 +1,8 @@
 """`ftf validate`: all checks of a job before it exists.
 
 Files are read on this machine, and the job is planned for it, if the server's package is installed and `--address` is
-not set; otherwise they are uploaded and the server checks them. Uploaded datasets are always read by the server.
+not set; otherwise they are uploaded and the server checks them. Uploaded datasets are always read by the server, and
+tuned models are known to it alone.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ def _preflight(here: Session, values: dict[str, Any], draft: SpecDraft, node: st
     named = [*draft.spec.training_data, *draft.spec.evaluation_data]
     named += [source for phase in draft.spec.phases for source in phase.training_data]
     has_uploaded = any(source.dataset.startswith("ds_") for source in named)
-    if probe is None or node or has_uploaded:
+    has_start = bool(draft.spec.start_from) or draft.spec.base_model.startswith("ft:")
+    if probe is None or node or has_uploaded or has_start:
         return here.client.jobs.preflight(spec=values, node_id=node)
     for source, path in draft.files:
         source.dataset = str(path)

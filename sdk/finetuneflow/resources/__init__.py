@@ -20,6 +20,7 @@ from finetuneflow.resources.event import Event, Severity
 from finetuneflow.resources.export import Export, ExportFormat
 from finetuneflow.resources.hardware import Gpu, Hardware
 from finetuneflow.resources.job import (
+    AdapterStart,
     AttemptSummary,
     Checkpoint,
     Fault,
@@ -30,6 +31,7 @@ from finetuneflow.resources.job import (
     Progress,
     Resolution,
     Stage,
+    StartMode,
 )
 from finetuneflow.resources.model import Model, ModelKind
 from finetuneflow.resources.preflight import Finding, Improvement, Preflight, PreflightReport
@@ -57,6 +59,7 @@ from finetuneflow.resources.validation import (
 )
 
 __all__ = [
+    "AdapterStart",
     "Adjustment",
     "ApiKey",
     "Artifact",
@@ -110,6 +113,7 @@ __all__ = [
     "SeedRecommendation",
     "Severity",
     "Stage",
+    "StartMode",
     "Tenant",
     "TenantLimits",
     "TokenSpan",

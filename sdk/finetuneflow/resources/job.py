@@ -60,6 +60,28 @@ class Fault(OpenEnum):
     """The operator: service or machine. Retried until spec.max_attempts failures."""
 
 
+class StartMode(OpenEnum):
+    """Use of the adapter that a training starts from."""
+
+    CONTINUE = "CONTINUE"
+    """Its weights are trained further."""
+    NEW = "NEW"
+    """It stays as it is, and a new one is trained on top of it; both are saved as one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterStart(Resource):
+    """An adapter that a training started from."""
+
+    start_from: str
+    """Name of the adapter: `ft:<job_id>@<step>`, or `ds_…` for an uploaded one."""
+    start_mode: StartMode
+    """Use of the adapter."""
+    manifest_sha256: str
+    """SHA-256 of the manifest of its checkpoint, which holds the SHA-256 of every file, or of the uploaded file; in
+    hexadecimal."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Resolution(Resource):
     """Why preflight chose a value."""
@@ -195,6 +217,9 @@ class Job(Resource):
     waiting: str
     """Why the current stage waits, in one sentence, and how many attempts are before it. Empty if it does not wait. Set
     by `jobs.get` only."""
+    lineage: tuple[AdapterStart, ...]
+    """The adapters that the job's training builds upon: the one that it starts from, the one that that one started
+    from, and so on. Empty if training starts from the base model."""
 
     @property
     def ended(self) -> bool:

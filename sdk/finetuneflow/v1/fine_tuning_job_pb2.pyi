@@ -58,7 +58,7 @@ FAULT_USER_ERROR: Fault
 FAULT_SYSTEM_ERROR: Fault
 
 class FineTuningJob(_message.Message):
-    __slots__ = ("id", "spec", "resolved_spec", "resolutions", "state", "stage", "reason", "message", "fault", "advice", "attempt", "failed_attempts", "progress", "last_sequence", "tuned_model", "evaluation_id", "export_id", "preflight", "training", "create_time", "update_time", "end_time", "attempts", "waiting")
+    __slots__ = ("id", "spec", "resolved_spec", "resolutions", "state", "stage", "reason", "message", "fault", "advice", "attempt", "failed_attempts", "progress", "last_sequence", "tuned_model", "evaluation_id", "export_id", "preflight", "training", "create_time", "update_time", "end_time", "attempts", "waiting", "lineage")
     ID_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
     RESOLVED_SPEC_FIELD_NUMBER: _ClassVar[int]
@@ -83,6 +83,7 @@ class FineTuningJob(_message.Message):
     END_TIME_FIELD_NUMBER: _ClassVar[int]
     ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
+    LINEAGE_FIELD_NUMBER: _ClassVar[int]
     id: str
     spec: _fine_tuning_job_spec_pb2.FineTuningJobSpec
     resolved_spec: _fine_tuning_job_spec_pb2.FineTuningJobSpec
@@ -107,7 +108,18 @@ class FineTuningJob(_message.Message):
     end_time: _timestamp_pb2.Timestamp
     attempts: _containers.RepeatedCompositeFieldContainer[AttemptSummary]
     waiting: str
-    def __init__(self, id: _Optional[str] = ..., spec: _Optional[_Union[_fine_tuning_job_spec_pb2.FineTuningJobSpec, _Mapping]] = ..., resolved_spec: _Optional[_Union[_fine_tuning_job_spec_pb2.FineTuningJobSpec, _Mapping]] = ..., resolutions: _Optional[_Iterable[_Union[Resolution, _Mapping]]] = ..., state: _Optional[_Union[JobState, str]] = ..., stage: _Optional[_Union[Stage, str]] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., fault: _Optional[_Union[Fault, str]] = ..., advice: _Optional[str] = ..., attempt: _Optional[int] = ..., failed_attempts: _Optional[int] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., last_sequence: _Optional[int] = ..., tuned_model: _Optional[str] = ..., evaluation_id: _Optional[str] = ..., export_id: _Optional[str] = ..., preflight: _Optional[_Union[_stage_result_pb2.PreflightResult, _Mapping]] = ..., training: _Optional[_Union[_stage_result_pb2.TrainingResult, _Mapping]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., attempts: _Optional[_Iterable[_Union[AttemptSummary, _Mapping]]] = ..., waiting: _Optional[str] = ...) -> None: ...
+    lineage: _containers.RepeatedCompositeFieldContainer[AdapterStart]
+    def __init__(self, id: _Optional[str] = ..., spec: _Optional[_Union[_fine_tuning_job_spec_pb2.FineTuningJobSpec, _Mapping]] = ..., resolved_spec: _Optional[_Union[_fine_tuning_job_spec_pb2.FineTuningJobSpec, _Mapping]] = ..., resolutions: _Optional[_Iterable[_Union[Resolution, _Mapping]]] = ..., state: _Optional[_Union[JobState, str]] = ..., stage: _Optional[_Union[Stage, str]] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., fault: _Optional[_Union[Fault, str]] = ..., advice: _Optional[str] = ..., attempt: _Optional[int] = ..., failed_attempts: _Optional[int] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., last_sequence: _Optional[int] = ..., tuned_model: _Optional[str] = ..., evaluation_id: _Optional[str] = ..., export_id: _Optional[str] = ..., preflight: _Optional[_Union[_stage_result_pb2.PreflightResult, _Mapping]] = ..., training: _Optional[_Union[_stage_result_pb2.TrainingResult, _Mapping]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., attempts: _Optional[_Iterable[_Union[AttemptSummary, _Mapping]]] = ..., waiting: _Optional[str] = ..., lineage: _Optional[_Iterable[_Union[AdapterStart, _Mapping]]] = ...) -> None: ...
+
+class AdapterStart(_message.Message):
+    __slots__ = ("start_from", "start_mode", "manifest_sha256")
+    START_FROM_FIELD_NUMBER: _ClassVar[int]
+    START_MODE_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_SHA256_FIELD_NUMBER: _ClassVar[int]
+    start_from: str
+    start_mode: _fine_tuning_job_spec_pb2.StartMode
+    manifest_sha256: str
+    def __init__(self, start_from: _Optional[str] = ..., start_mode: _Optional[_Union[_fine_tuning_job_spec_pb2.StartMode, str]] = ..., manifest_sha256: _Optional[str] = ...) -> None: ...
 
 class AttemptSummary(_message.Message):
     __slots__ = ("stage", "attempt", "state", "node_id", "outcome", "reason", "message", "counted", "create_time", "claim_time", "end_time")

@@ -7,6 +7,12 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class StartMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    START_MODE_UNSPECIFIED: _ClassVar[StartMode]
+    START_MODE_CONTINUE: _ClassVar[StartMode]
+    START_MODE_NEW: _ClassVar[StartMode]
+
 class TrainingMethod(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     TRAINING_METHOD_UNSPECIFIED: _ClassVar[TrainingMethod]
@@ -42,6 +48,9 @@ class ExportFormat(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     EXPORT_FORMAT_ADAPTER: _ClassVar[ExportFormat]
     EXPORT_FORMAT_MERGED: _ClassVar[ExportFormat]
     EXPORT_FORMAT_GGUF: _ClassVar[ExportFormat]
+START_MODE_UNSPECIFIED: StartMode
+START_MODE_CONTINUE: StartMode
+START_MODE_NEW: StartMode
 TRAINING_METHOD_UNSPECIFIED: TrainingMethod
 TRAINING_METHOD_AUTO: TrainingMethod
 TRAINING_METHOD_LORA: TrainingMethod
@@ -65,7 +74,7 @@ EXPORT_FORMAT_MERGED: ExportFormat
 EXPORT_FORMAT_GGUF: ExportFormat
 
 class FineTuningJobSpec(_message.Message):
-    __slots__ = ("display_name", "task", "labels", "base_model", "method", "recipe", "chat_template", "system_prompt", "training_data", "phases", "evaluation_data", "holdout_fraction", "hyperparameters", "lora", "quantization", "evaluation", "export", "integrations", "resources", "max_attempts", "seed", "priority", "secrets")
+    __slots__ = ("display_name", "task", "labels", "base_model", "method", "recipe", "chat_template", "system_prompt", "training_data", "phases", "evaluation_data", "holdout_fraction", "hyperparameters", "lora", "quantization", "evaluation", "export", "integrations", "resources", "max_attempts", "seed", "priority", "secrets", "start_from", "start_mode")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -103,6 +112,8 @@ class FineTuningJobSpec(_message.Message):
     SEED_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     SECRETS_FIELD_NUMBER: _ClassVar[int]
+    START_FROM_FIELD_NUMBER: _ClassVar[int]
+    START_MODE_FIELD_NUMBER: _ClassVar[int]
     display_name: str
     task: str
     labels: _containers.ScalarMap[str, str]
@@ -126,7 +137,9 @@ class FineTuningJobSpec(_message.Message):
     seed: int
     priority: int
     secrets: _containers.ScalarMap[str, str]
-    def __init__(self, display_name: _Optional[str] = ..., task: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., base_model: _Optional[str] = ..., method: _Optional[_Union[TrainingMethod, str]] = ..., recipe: _Optional[str] = ..., chat_template: _Optional[str] = ..., system_prompt: _Optional[str] = ..., training_data: _Optional[_Iterable[_Union[DataSource, _Mapping]]] = ..., phases: _Optional[_Iterable[_Union[TrainingPhase, _Mapping]]] = ..., evaluation_data: _Optional[_Iterable[_Union[DataSource, _Mapping]]] = ..., holdout_fraction: _Optional[float] = ..., hyperparameters: _Optional[_Union[Hyperparameters, _Mapping]] = ..., lora: _Optional[_Union[LoraSpec, _Mapping]] = ..., quantization: _Optional[_Union[QuantizationSpec, _Mapping]] = ..., evaluation: _Optional[_Union[EvaluationSpec, _Mapping]] = ..., export: _Optional[_Union[ExportSpec, _Mapping]] = ..., integrations: _Optional[_Iterable[_Union[IntegrationSpec, _Mapping]]] = ..., resources: _Optional[_Union[ResourceSpec, _Mapping]] = ..., max_attempts: _Optional[int] = ..., seed: _Optional[int] = ..., priority: _Optional[int] = ..., secrets: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    start_from: str
+    start_mode: StartMode
+    def __init__(self, display_name: _Optional[str] = ..., task: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., base_model: _Optional[str] = ..., method: _Optional[_Union[TrainingMethod, str]] = ..., recipe: _Optional[str] = ..., chat_template: _Optional[str] = ..., system_prompt: _Optional[str] = ..., training_data: _Optional[_Iterable[_Union[DataSource, _Mapping]]] = ..., phases: _Optional[_Iterable[_Union[TrainingPhase, _Mapping]]] = ..., evaluation_data: _Optional[_Iterable[_Union[DataSource, _Mapping]]] = ..., holdout_fraction: _Optional[float] = ..., hyperparameters: _Optional[_Union[Hyperparameters, _Mapping]] = ..., lora: _Optional[_Union[LoraSpec, _Mapping]] = ..., quantization: _Optional[_Union[QuantizationSpec, _Mapping]] = ..., evaluation: _Optional[_Union[EvaluationSpec, _Mapping]] = ..., export: _Optional[_Union[ExportSpec, _Mapping]] = ..., integrations: _Optional[_Iterable[_Union[IntegrationSpec, _Mapping]]] = ..., resources: _Optional[_Union[ResourceSpec, _Mapping]] = ..., max_attempts: _Optional[int] = ..., seed: _Optional[int] = ..., priority: _Optional[int] = ..., secrets: _Optional[_Mapping[str, str]] = ..., start_from: _Optional[str] = ..., start_mode: _Optional[_Union[StartMode, str]] = ...) -> None: ...
 
 class DataSource(_message.Message):
     __slots__ = ("dataset", "weight", "mapping", "template", "format", "max_samples")

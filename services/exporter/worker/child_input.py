@@ -8,7 +8,7 @@ from google.protobuf.message import Message
 from pydantic import Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
-from engine.config.job import JobConfig
+from engine.config.job import JobConfig, StartMode
 from finetuneflow.v1.stage_result_pb2 import EvaluationResult, PreflightResult, TrainingResult
 from finetuneflow.v1.work_pb2 import MetricSeries
 from services.child_input import ChildInput, ModelFiles, Strict
@@ -45,6 +45,15 @@ class DatasetFile(Strict):
     sha256: str
 
 
+class AdapterBelow(Strict):
+    """An adapter that the training builds upon."""
+
+    start_from: str
+    """`ft:<job_id>@<step>`, or the id of an uploaded adapter."""
+    start_mode: StartMode
+    manifest_sha256: str
+
+
 class JobOrigin(Strict):
     """Facts about the job that the package states."""
 
@@ -52,6 +61,13 @@ class JobOrigin(Strict):
     create_time: str
     """RFC 3339."""
     datasets: list[DatasetFile] = Field(default=[])
+    lineage: list[AdapterBelow] = Field(default=[])
+    """What the training started from, what that one started from, and so on; the last was trained from the base."""
+
+    def lineage_text(self) -> str:
+        """Returns the lineage as words; empty for a training that started from the base model."""
+        told = {"continue": "further training of", "new": "a new adapter on top of"}
+        return ", itself ".join(f"{told[each.start_mode]} `{each.start_from}`" for each in self.lineage)
 
 
 class ExportInput(ChildInput):

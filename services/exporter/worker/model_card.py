@@ -28,6 +28,8 @@ def model_card(child_input: ExportInput) -> str:
             f"Loss on {evaluation.num_examples:,} held-out rows, fp32: "
             f"{evaluation.tuned_loss:.4f} nats per token{before}."
         )
+    lineage = child_input.job.lineage_text()
+    built = f"It is {lineage}, which was trained from the base model. " if lineage else ""
     return f"""---
 {data.to_yaml()}
 ---
@@ -35,7 +37,7 @@ def model_card(child_input: ExportInput) -> str:
 # {escape(child_input.config.display_name)}
 
 {METHODS[child_input.config.method]} fine-tune of `{model.id}` (revision `{model.revision}`), made by FineTuneFlow
-in job `{child_input.job.id}`, step {child_input.training.best_step:,}. {outcome}
+in job `{child_input.job.id}`, step {child_input.training.best_step:,}. {built}{outcome}
 `report.md` describes the training, `metrics.json` and `training_config.json` contain every figure and setting,
 `manifest.json` the SHA-256 of every file. The licence is the base model's.
 

@@ -31,6 +31,7 @@ def training_metadata(child_input: ExportInput) -> dict[str, Any]:
         "job_id": child_input.job.id,
         "base_model": model.id,
         "base_model_revision": model.revision,
+        "lineage": [each.model_dump() for each in child_input.job.lineage],
         "technique": child_input.config.method,
         "datasets": [dataset.model_dump() for dataset in child_input.job.datasets],
         "num_train_examples": preflight.training_data.num_examples,

@@ -21,6 +21,7 @@ from engine.plan.assess import TargetMachine, config_resolved_event, resolve_and
 from engine.plan.findings import validation_report
 from engine.plan.resolve import resolve_length
 from engine.plan.resolved import JobWarning, Resolved
+from engine.plan.uploaded_adapter import take_uploaded_adapter
 from finetuneflow.v1 import preflight_pb2 as pb
 from finetuneflow.v1.event_pb2 import FieldViolation
 from finetuneflow.v1.hardware_pb2 import Hardware
@@ -42,6 +43,11 @@ def dry_run(query: ProbeQuery, progress: Progress) -> PreflightFineTuningJobResp
     asked = "max_length" in values.get("hyperparameters", {})
     resolve_length(resolved, model.context_length, asked=asked)
     architecture = Architecture.of_tensors(facts.config, facts.shapes)
+    if (start := query.files.get(resolved.config.start_from)) is not None:
+        try:
+            take_uploaded_adapter(resolved, start, values.get("lora", {}), architecture)
+        except JobError as error:
+            resolved.refusals.append(error)
     rows = Report()
     prepared = examine(
         resolved.config, model.path, query.files, progress, rows, query.provided.processes, query.provided.limits

@@ -19,6 +19,7 @@ from engine.file_hash import sha256_of
 from engine.plan.assess import TargetMachine, config_resolved_event, resolve_and_assess
 from engine.plan.resolve import resolve_length
 from engine.plan.resolved import Resolved
+from engine.plan.uploaded_adapter import take_uploaded_adapter
 from finetuneflow.v1.event_pb2 import ArtifactSaved, StageCompleted, Warning
 from finetuneflow.v1.hardware_pb2 import Hardware
 from services.hardware import read_hardware
@@ -46,6 +47,10 @@ def preflight(sink: EventSink, input_path: Path) -> StageCompleted:
     asked = "max_length" in child_input.given.get("hyperparameters", {})
     resolve_length(resolved, child_input.model.context_length, asked=asked)
     architecture = Architecture.of_folder(child_input.model.path)
+
+    if resolved.config.start_from in child_input.sources:
+        lora = child_input.given.get("lora", {})
+        take_uploaded_adapter(resolved, child_input.sources[resolved.config.start_from], lora, architecture)
 
     key = child_input.content_key or _content_key(resolved.config, child_input)
     # The preflight of another job finds the shards by this key.

@@ -25,6 +25,9 @@ class TrainingInput(ChildInput):
     """Folder with train/ and, if rows are held out, eval/, as written by `engine.data.prepare`."""
     resume: WholeCheckpoint | None = None
     """Checkpoint to resume from; None: start from the beginning."""
+    start: WholeCheckpoint | None = None
+    """Checkpoint of another job with the adapter of config.start_from, or the file of an uploaded adapter. With
+    start_mode "continue", a resumed training needs none."""
     unusable_checkpoints: list[UnusableCheckpoint] = Field(default=[])
     """Newest first."""
     total_steps: int = Field(ge=1)

@@ -11,11 +11,17 @@ from engine.model.adapter import attach_lora
 from services.child_input import ModelFiles
 
 
-def trainable_model(config: JobConfig, files: ModelFiles, on: load.Device, resume_from: Path | None = None) -> Any:
-    """Loads the base model and adds what `config.method` trains.
+def trainable_model(
+    config: JobConfig,
+    files: ModelFiles,
+    on: load.Device,
+    resume_from: Path | None = None,
+    start_from: Path | None = None,
+) -> Any:
+    """Loads the base model and adds what `config.method` trains; adapters start from the adapter `start_from`, if any.
 
-    Adapters are initialised from torch's random state: seed it first. Those whose initial values change the base
-    weights have the weights of the checkpoint `resume_from` already; the Trainer loads all others.
+    Adapters are initialised from torch's random state: seed it first. See `loads_checkpoint` for those of a resumed
+    training.
     """
     hyper = config.hyperparameters
     quantised = config.method == "qlora"
@@ -38,7 +44,17 @@ def trainable_model(config: JobConfig, files: ModelFiles, on: load.Device, resum
         quantised=quantised,
         gradient_checkpointing=bool(hyper.gradient_checkpointing),
         resume_from=resume_from,
+        start_from=start_from,
+        start_mode=config.start_mode,
     )
+
+
+def loads_checkpoint(config: JobConfig) -> bool:
+    """Returns True if `trainable_model` loads the weights of the checkpoint to resume from; otherwise the Trainer does.
+
+    Such checkpoints contain more than the adapter that is trained.
+    """
+    return config.method != "full" and (config.lora.changes_base or config.start_mode == "new")
 
 
 def keep_trained_weights_float32(model: Any) -> None:

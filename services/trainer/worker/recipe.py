@@ -27,7 +27,7 @@ from services.trainer.worker.events import PHASES, TrainingCallback
 from services.trainer.worker.extensions import Training, extend
 from services.trainer.worker.label_smoothing import LabelSmoothing
 from services.trainer.worker.loss import Trainer
-from services.trainer.worker.methods import keep_trained_weights_float32, trainable_model
+from services.trainer.worker.methods import keep_trained_weights_float32, loads_checkpoint, trainable_model
 from services.trainer.worker.order import lengths
 from services.trainer.worker.progress import Progress, Totals, per_second
 from services.trainer.worker.rows import packed, row_names
@@ -46,11 +46,13 @@ def train(child_input: TrainingInput, sink: EventSink) -> TrainingResult:
     # A pause is obeyed by TrainingCallback, once a checkpoint is saved.
     phases = Phases(sink, PHASES, pausable=False)
     progress, restored = _restored(child_input, sink)
-    phases.enter("loading_model", child_input.model.id)
+    start = f" with the adapter {config.start_from}" if config.start_from else ""
+    phases.enter("loading_model", f"{child_input.model.id}{start}")
     set_seed(config.seed)
     with sink.ticking():
         resume_from = child_input.resume.path if child_input.resume else None
-        model = trainable_model(config, child_input.model, on, resume_from)
+        start_from = child_input.start.path if child_input.start else None
+        model = trainable_model(config, child_input.model, on, resume_from, start_from)
         tokenizer = AutoTokenizer.from_pretrained(child_input.model.path, local_files_only=True)
 
     applied = ", ".join(child_input.extensions)
@@ -90,7 +92,7 @@ def train(child_input: TrainingInput, sink: EventSink) -> TrainingResult:
         )
         keep_trained_weights_float32(model)
         callback.health.rows = lambda *of: row_names(child_input, trainer.rows_of(*of))
-        trainer.weights_loaded = config.method != "full" and config.lora.changes_base
+        trainer.weights_loaded = loads_checkpoint(config)
     if hyper.label_smoothing_factor:
         trainer.smoothing = LabelSmoothing(model, hyper.label_smoothing_factor)
     if hyper.attn_implementation not in ("auto", used := model.config._attn_implementation):

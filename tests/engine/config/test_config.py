@@ -156,7 +156,7 @@ def test_a_callers_value_drops_the_recipes_conflicting_value() -> None:
 def test_unavailable_features_are_refused_by_field() -> None:
     """No requested feature is silently ignored."""
     spec = {
-        "base_model": "ft:ftjob_1",
+        "base_model": "tiny",
         "training_data": [{"dataset": "a", "weight": 2.0}],
         "evaluation_data": [{"dataset": "b", "weight": 2.0}],
         "export": {"formats": ["adapter", "gguf"]},
@@ -164,8 +164,7 @@ def test_unavailable_features_are_refused_by_field() -> None:
         "resources": {"gpus": 2},
     }
     assert [violation.field.removeprefix("spec.") for violation in unsupported(job_config(spec))] == [
-        "base_model", "evaluation_data[0].weight", "export.formats[1]",
-        "integrations", "resources.gpus",
+        "evaluation_data[0].weight", "export.formats[1]", "integrations", "resources.gpus",
     ]  # fmt: skip
     assert unsupported(job_config(MINIMAL)) == []
 

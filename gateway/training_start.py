@@ -1,0 +1,139 @@
+"""The start of a training: looks up the adapter of another job, which a spec names by `ft:<job_id>[@<step>]`."""
+
+from dataclasses import dataclass
+
+from sqlmodel import col, select
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from chassis.errors import InvalidArgument, NotFound, Unimplemented, Violation
+from engine.config.spec_proto import spec_to_dict, values_to_spec
+from engine.config.start import StartSource, saved_rank
+from finetuneflow.v1.fine_tuning_job_pb2 import AdapterStart
+from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec, StartMode
+from finetuneflow.v1.stage_result_pb2 import BaseModelIdentity, PreflightResult, TrainingResult
+from finetuneflow.v1.work_pb2 import TrainingStart
+from gateway import views
+from gateway.specs import UPLOADED, check_datasets, check_text
+from gateway.sql.tables import SavedCheckpoint, Work
+from gateway.tuned_models import TUNED, resolved_settings, trained_job
+
+
+@dataclass(frozen=True)
+class FoundStart:
+    """The adapter that a spec names, and the spec with what it takes over from the adapter's job."""
+
+    job_id: str | None
+    """The adapter's job; None for an uploaded adapter."""
+    field: str
+    """Path of the field that names the adapter."""
+    spec: FineTuningJobSpec
+    """The caller's spec with the base model of that job, the checkpoint in start_from, and the adapter's settings. The
+    spec as it is for an uploaded adapter, which preflight reads."""
+    source: StartSource | None
+    message: TrainingStart
+
+
+async def find_start(session: AsyncSession, tenant: str, spec: FineTuningJobSpec) -> FoundStart | None:
+    """Returns what a job with this spec starts from; None for the base model.
+
+    Raises InvalidArgument, NotFound, FailedPrecondition, Unimplemented, and JobError("INVALID_CONFIG") if the adapter
+    cannot be used as the spec says.
+    """
+    # Before any of its texts is searched for.
+    check_text(spec)
+    name, field = _named(spec)
+    if not name:
+        return None
+    if name.startswith(UPLOADED):
+        return await _uploaded(session, tenant, spec)
+    job_id, step = _parsed(name, field)
+    job = await trained_job(session, job_id, tenant, field)
+    config = resolved_settings(job)
+    if config.method == "full":
+        problem = f"Job {job.id} trained all weights (method full); training such a model further is not available yet."
+        advice = "Name a job of method lora or qlora, or train on the base model."
+        raise Unimplemented("NOT_IMPLEMENTED", f"{problem} {advice}", [Violation(field, problem)])
+    checkpoint = await _checkpoint(session, job, step, field)
+    identity = PreflightResult.FromString(job.preflight or b"").base_model
+    earlier = TrainingStart.FromString(job.start or b"")
+    pinned = f"{TUNED}{job.id}@{checkpoint.step}"
+    source = StartSource(pinned, config, saved_rank(config, earlier.rank))
+    found = FineTuningJobSpec()
+    found.CopyFrom(spec)
+    found.start_from, found.base_model = pinned, _base_model(spec, job, identity)
+    found.MergeFrom(values_to_spec(source.open_settings(spec_to_dict(found))))
+    mode = spec.start_mode or StartMode.START_MODE_CONTINUE
+    own = AdapterStart(start_from=pinned, start_mode=mode, manifest_sha256=checkpoint.manifest_sha256)
+    message = TrainingStart(
+        checkpoint=views.checkpoint(checkpoint),
+        rank=source.rank,
+        base_weights_sha256=identity.weights_sha256,
+        lineage=[own, *earlier.lineage],
+    )
+    return FoundStart(job.id, field, found, source, message)
+
+
+async def _uploaded(session: AsyncSession, tenant: str, spec: FineTuningJobSpec) -> FoundStart:
+    (row,) = [row for row in await check_datasets(session, tenant, spec) if row.id == spec.start_from]
+    mode = spec.start_mode or StartMode.START_MODE_CONTINUE
+    own = AdapterStart(start_from=row.id, start_mode=mode, manifest_sha256=row.sha256)
+    message = TrainingStart(dataset=views.dataset(row), lineage=[own])
+    return FoundStart(None, "spec.start_from", spec, None, message)
+
+
+def _named(spec: FineTuningJobSpec) -> tuple[str, str]:
+    """Returns the name of the adapter and the field with it."""
+    if not spec.base_model.startswith(TUNED):
+        return spec.start_from, "spec.start_from"
+    if spec.start_from and spec.start_from != spec.base_model:
+        names = f"base_model names {spec.base_model[:80]!r} and start_from {spec.start_from[:80]!r}"
+        raise _invalid("spec.start_from", f"{names}; a training starts from one model. Remove one of the two.")
+    return spec.base_model, "spec.base_model"
+
+
+def _parsed(name: str, field: str) -> tuple[str, int | None]:
+    """Returns the id of the job, and the step if the name has one."""
+    job_id, at, step = name.removeprefix(TUNED).partition("@")
+    if not name.startswith(TUNED) or (at and not (step.isascii() and step.isdigit() and len(step) <= 18)):
+        forms = "`ft:<job_id>`, `ft:<job_id>@<step>` nor the id of an uploaded adapter"
+        raise _invalid(field, f"{name[:80]!r} is neither {forms}.")
+    return job_id, int(step) if at else None
+
+
+async def _checkpoint(session: AsyncSession, job: Work, step: int | None, field: str) -> SavedCheckpoint:
+    """Returns the job's checkpoint of that step, or its best one. NotFound."""
+    query = select(SavedCheckpoint).where(SavedCheckpoint.work_id == job.id).order_by(col(SavedCheckpoint.sequence))
+    rows = (await session.exec(query)).all()
+    if step is None:
+        # What the export packs, and evaluations are about.
+        best = TrainingResult.FromString(job.training or b"").best_checkpoint_path
+        found = [row for row in rows if row.path == best]
+    else:
+        found = [row for row in rows if row.step == step]
+    kept = [row for row in found if not row.pruned]
+    if kept:
+        return kept[-1]
+    left = ", ".join(str(step) for step in sorted({row.step for row in rows if not row.pruned}))
+    if found:
+        problem = f"The checkpoint of step {found[-1].step} of job {job.id} was deleted when newer ones were saved"
+    else:
+        problem = f"Job {job.id} has no checkpoint of {'its best step' if step is None else f'step {step}'}"
+    advice = f"Name one of its steps: {left}." if left else "Name another job."
+    raise NotFound("CHECKPOINT_NOT_FOUND", f"{problem}. {advice}", [Violation(field, f"{problem}. {advice}")])
+
+
+def _base_model(spec: FineTuningJobSpec, job: Work, identity: BaseModelIdentity) -> str:
+    """Returns the base model of the job, at the revision that it used. InvalidArgument if the spec names another."""
+    used = f"{identity.id}@{identity.revision}" if "/" in identity.id else identity.id
+    same = {used, identity.id, FineTuningJobSpec.FromString(job.merged_spec).base_model}
+    if spec.base_model and not spec.base_model.startswith(TUNED) and spec.base_model not in same:
+        raise _invalid(
+            "spec.base_model",
+            f"The adapter of job {job.id} belongs to the base model {used}, not to {spec.base_model[:80]!r}. Remove "
+            "base_model, or remove start_from to train on that model.",
+        )
+    return used
+
+
+def _invalid(field: str, problem: str) -> InvalidArgument:
+    return InvalidArgument("INVALID_START", problem, [Violation(field, problem)])

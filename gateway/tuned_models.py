@@ -1,0 +1,55 @@
+"""Tuned models by their names: `ft:<job_id>`, and `ft:<job_id>@<step>` for one of the job's checkpoints."""
+
+from typing import Final
+
+from pydantic import ValidationError
+from sqlmodel import select
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from chassis.errors import FailedPrecondition, NotFound, Violation
+from engine.config.job import JobConfig
+from engine.config.spec_proto import resolved_config
+from finetuneflow.v1.event_pb2 import ConfigResolved
+from gateway.sql.tables import Work
+from gateway.work.kinds import FINE_TUNING_JOB
+
+TUNED: Final = "ft:"
+
+
+async def find_job(session: AsyncSession, job_id: str, tenant: str, *, lock: bool = False) -> Work | None:
+    """Returns the tenant's job, or None. With `lock` it is not deleted before the transaction ends."""
+    query = select(Work).where(Work.id == job_id, Work.tenant == tenant, Work.kind == FINE_TUNING_JOB.name)
+    job: Work | None = (await session.exec(query.with_for_update(read=True) if lock else query)).one_or_none()
+    return job
+
+
+async def trained_job(
+    session: AsyncSession, job_id: str, tenant: str, field: str = "model", *, lock: bool = False
+) -> Work:
+    """Returns a job whose training has finished; `field` is the path of its name in the request.
+
+    Raises NotFound, FailedPrecondition.
+    """
+    job = await find_job(session, job_id, tenant, lock=lock)
+    if job is None:
+        message = f"There is no model {TUNED + job_id!r}: there is no such fine-tuning job."
+        raise NotFound("MODEL_NOT_FOUND", message, [Violation(field, message)])
+    if job.training is None:
+        state = job.state.removeprefix("JOB_STATE_")
+        message = f"Job {job.id} is {state} and has not finished its training, so it has no model yet."
+        raise FailedPrecondition("NOT_TRAINED", message, [Violation(field, message)])
+    return job
+
+
+def resolved_settings(job: Work) -> JobConfig:
+    """Returns the job's settings. FailedPrecondition if another version resolved them."""
+    try:
+        return resolved_config(ConfigResolved.FromString(job.config or b"").resolved_spec)
+    except ValidationError as error:
+        fields = ", ".join(".".join(map(str, detail["loc"])) for detail in error.errors())
+        raise FailedPrecondition(
+            "VERSION_MISMATCH",
+            f"Job {job.id} was resolved by another version of the server, and this one does not accept its {fields}; "
+            "create the job again, or ask the operator for that version.",
+            metadata={"job_id": job.id},
+        ) from error
