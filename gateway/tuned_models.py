@@ -34,6 +34,9 @@ async def trained_job(
     if job is None:
         message = f"There is no model {TUNED + job_id!r}: there is no such fine-tuning job."
         raise NotFound("MODEL_NOT_FOUND", message, [Violation(field, message)])
+    if job.deleting:
+        message = f"The model {TUNED + job.id!r} is being deleted with its job."
+        raise NotFound("MODEL_NOT_FOUND", message, [Violation(field, message)])
     if job.training is None:
         state = job.state.removeprefix("JOB_STATE_")
         message = f"Job {job.id} is {state} and has not finished its training, so it has no model yet."

@@ -113,9 +113,12 @@ class WorkMethods:
         await finished(self._delete(work_id, tenant))
 
     async def _delete(self, work_id: str, tenant: str) -> None:
-        async with self.database.read() as session:
-            ids = [each.id for each in await self._ended(session, work_id, tenant)]
-        # What has ended gets no new events.
+        async with self.database.write() as session:
+            doomed = await self._ended(session, work_id, tenant, lock=True)
+            for each in doomed:
+                each.deleting = True
+            ids = [each.id for each in doomed]
+        # What has ended gets no new events, and what is deleted no new dependents.
         await self._delete_history(ids)
         async with self.database.write() as session:
             doomed = await self._ended(session, work_id, tenant, lock=True)

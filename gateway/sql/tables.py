@@ -8,7 +8,7 @@ Messages that are only ever read whole (specs, results) are stored in their wire
 
 import time
 
-from sqlalchemy import JSON, BigInteger, Column, Index, LargeBinary, UniqueConstraint, text
+from sqlalchemy import JSON, BigInteger, Column, Index, LargeBinary, UniqueConstraint, false, text
 from sqlmodel import Field, SQLModel
 
 
@@ -46,6 +46,8 @@ class Work(SQLModel, table=True):
     """The fine-tuning job whose model this evaluates or exports. None for a job."""
     start_job_id: str | None = None
     """The fine-tuning job whose adapter this job's training starts from; it may be deleted after the training."""
+    deleting: bool = Field(default=False, sa_column_kwargs={"server_default": false()})
+    """Set while its history is deleted: nothing new may be made of its model."""
     start: bytes | None = Field(default=None, sa_column=Column(LargeBinary))
     """TrainingStart: that adapter and those that it builds upon."""
     request_id: str | None = None

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -287,6 +287,24 @@ async def test_of_deletion_and_creation_at_once_one_wins(gateway: Gateway) -> No
         assert bool(created) == (left is not None)
         if created:
             await gateway.stub.CancelFineTuningJob(api.CancelFineTuningJobRequest(job_id=created))
+
+
+async def test_nothing_starts_from_a_job_that_is_being_deleted(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The deletion of a long history takes seconds; refused at its end, it would leave a job without events."""
+    source = await gateway.trained()
+    await gateway.finish()
+    refused = []
+    delete_history = gateway.methods._delete_history
+
+    async def create_meanwhile(ids: Sequence[str]) -> None:
+        refused.append(await refusal(gateway.create(base_model=f"ft:{source}")))
+        await delete_history(ids)
+
+    monkeypatch.setattr(gateway.methods, "_delete_history", create_meanwhile)
+    await gateway.delete(source)
+    assert [(each.code, each.reason) for each in refused] == [(grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND")]
 
 
 async def add_adapter(gateway: Gateway) -> None:
