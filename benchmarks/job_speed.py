@@ -143,11 +143,11 @@ def script(model: Path, folder: Path, settings: dict[str, Any]) -> Times:
     clock = json.loads((folder / "clock.json").read_text())
     afterwards = json.loads((folder / "afterwards.json").read_text())
     return Times(
-        first_step=clock["wall"][1] - began,
+        first_step=clock["ends"][0] - began,
         trained=afterwards["began"] - began,
         other_stages=afterwards["seconds"],
         adapter=folder / f"checkpoint-{settings['steps']}",
-        training=afterwards["began"] - clock["wall"][0],
+        training=afterwards["began"] - (clock["ends"][0] - clock["wall"][0]),
     )
 
 

@@ -1,4 +1,8 @@
-"""Measures each optimizer step of a training: a callback, and the extension that adds it to one of ours."""
+"""Measures each optimizer step of a training: a callback, and the extension that adds it to one of ours.
+
+Two trainings can take turns: each waits for its turn before a step, so that both have the same share of a machine whose
+speed changes from one minute to the next. CLOCK_TURNS then names two FIFOs, the one to wait at and the other's.
+"""
 
 import json
 import os
@@ -13,36 +17,50 @@ ENTRY_POINTS = "[finetuneflow.trainer]\nstep-clock = benchmarks.step_clock:exten
 
 
 class StepClock(TrainerCallback):
-    """Writes a JSON object at the end: the wall clock and processor time, in seconds, at the beginning of each step and
-    at the end of the last one, the number of tokens that count, and the peak memory in bytes."""
+    """Writes a JSON object at the end: wall clock and processor time of each step, in seconds, the time of the end of
+    each step, the losses, and the peak memory in bytes. A step lasts from its begin to the begin of the next one."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
         self._walls: list[float] = []
         self._processor: list[float] = []
+        self._began: tuple[float, float] | None = None
+        self._turns = [os.open(name, os.O_RDWR) for name in os.environ.get("CLOCK_TURNS", "").split(os.pathsep) if name]
+        self._ends: list[float] = []
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._note()
+        self._end_step()
+        if self._turns:
+            mine, other = self._turns
+            if state.global_step:
+                os.write(other, b".")
+            os.read(mine, 1)
+        self._began = (time.perf_counter(), time.process_time())
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._ends.append(time.time())
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._end_step()
+        if self._turns:
+            # The other one needs no more turns of this one.
+            os.write(self._turns[1], b"." * 1000)
         self._file.write_text(
             json.dumps(
                 {
                     "wall": self._walls,
                     "processor": self._processor,
+                    "ends": self._ends,
                     "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
                     "losses": [entry["loss"] for entry in state.log_history if "loss" in entry],
                 }
             )
         )
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if state.global_step == state.max_steps:
-            self._note()
-
-    def _note(self) -> None:
-        self._walls.append(time.time())
-        self._processor.append(time.process_time())
+    def _end_step(self) -> None:
+        if self._began:
+            self._walls.append(time.perf_counter() - self._began[0])
+            self._processor.append(time.process_time() - self._began[1])
 
 
 def extend(training: Any) -> None:

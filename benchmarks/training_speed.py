@@ -1,9 +1,9 @@
-"""Compares our trainer with a bare TRL script: the same model, rows, settings and seed, in turns, on one machine.
+"""Compares our trainer with a bare TRL script: the same model, rows, settings and seed, on one machine.
 
 `python -m benchmarks.training_speed [--rounds 3] [--steps 16] [--model FOLDER]` prints a table: wall clock and
-processor time of a step, peak memory, time from the start of the process to the first step, and whether both adapters
-have the same bytes. Both sides run on the CPU. Ours is the trainer's child alone, with rows that are prepared
-beforehand, as preflight does it.
+processor time of a step, peak memory, and whether both adapters have the same bytes. Both sides run on the CPU at the
+same time, and take turns step by step. Ours is the trainer's child alone, with rows that are prepared beforehand, as
+preflight does it.
 """
 
 import argparse
@@ -15,7 +15,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,8 +50,6 @@ class Run:
     """Seconds per step."""
     processor: float
     """Processor seconds per step."""
-    start: float
-    """Seconds from the start of the process to the first step."""
     peak_bytes: int
     adapter: str
     """Digest of the adapter's tensors."""
@@ -90,13 +87,23 @@ class Bench:
         self._number = 0
 
     def pair(self, kind: str) -> tuple[Run, Run]:
-        """Trains on rows of a kind, first the script, then ours."""
+        """Trains on rows of a kind: the script and ours."""
         file = self._folder / f"{kind}.jsonl"
         if not file.exists():
             file.write_text("".join(json.dumps(row) + "\n" for row in rows(kind, 4 * self._steps + 8)))
-        return self._script(kind, file), self._ours(kind, file)
+        turns = [self._folder / f"turns-{self._number}-{side}" for side in ("script", "ours")]
+        for fifo in turns:
+            os.mkfifo(fifo)
+        # Open at both ends for as long as both run, and the script's turn first.
+        opened = [os.open(fifo, os.O_RDWR) for fifo in turns]
+        os.write(opened[0], b".")
+        script, ours = self._script(kind, file, turns), self._ours(kind, file, turns[::-1])
+        found = script.measured(), ours.measured()
+        for descriptor in opened:
+            os.close(descriptor)
+        return found
 
-    def _script(self, kind: str, file: Path) -> Run:
+    def _script(self, kind: str, file: Path, turns: list[Path]) -> "Training":
         out = self._out()
         settings = {
             "model": str(self._model),
@@ -114,9 +121,10 @@ class Bench:
             "clock": str(out / "clock.json"),
         }
         (out / "settings.json").write_text(json.dumps(settings))
-        return self._run(out, "benchmarks.bare_training", out / "settings.json", out / f"checkpoint-{self._steps}")
+        adapter = out / f"checkpoint-{self._steps}"
+        return self._start(out, "benchmarks.bare_training", out / "settings.json", adapter, turns)
 
-    def _ours(self, kind: str, file: Path) -> Run:
+    def _ours(self, kind: str, file: Path, turns: list[Path]) -> "Training":
         out = self._out()
         config = job_config(
             {
@@ -156,33 +164,48 @@ class Bench:
         }
         (out / "out").mkdir()
         (out / "input.json").write_text(json.dumps(given))
-        return self._run(
-            out, "services.trainer.worker", out / "input.json", out / "out" / "checkpoints" / f"step-{self._steps}"
-        )
+        adapter = out / "out" / "checkpoints" / f"step-{self._steps}"
+        return self._start(out, "services.trainer.worker", out / "input.json", adapter, turns)
 
-    def _run(self, out: Path, module: str, settings: Path, adapter: Path) -> Run:
-        site = os.pathsep.join([str(self._folder / "site"), str(ROOT)])
-        environment = {**os.environ, "CLOCK_FILE": str(out / "clock.json"), "PYTHONPATH": site, "HF_HUB_OFFLINE": "1"}
-        began = time.time()
+    def _start(self, out: Path, module: str, settings: Path, adapter: Path, turns: list[Path]) -> "Training":
+        environment = {
+            **os.environ,
+            "CLOCK_FILE": str(out / "clock.json"),
+            "CLOCK_TURNS": os.pathsep.join(map(str, turns)),
+            "PYTHONPATH": os.pathsep.join([str(self._folder / "site"), str(ROOT)]),
+            "HF_HUB_OFFLINE": "1",
+        }
         with (out / "log").open("wb") as log:
             command = [sys.executable, "-m", module, str(settings)]
-            subprocess.run(command, env=environment, stdout=log, stderr=log, check=True, cwd=out)
-        clock = json.loads((out / "clock.json").read_text())
-        counted = len(clock["wall"]) - 1 - SKIPPED
-        return Run(
-            wall=(clock["wall"][-1] - clock["wall"][SKIPPED]) / counted,
-            processor=(clock["processor"][-1] - clock["processor"][SKIPPED]) / counted,
-            start=clock["wall"][0] - began,
-            peak_bytes=clock["peak_bytes"],
-            adapter=digest(adapter / "adapter_model.safetensors"),
-            losses=tuple(clock["losses"]),
-        )
+            return Training(subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=out), out, adapter)
 
     def _out(self) -> Path:
         self._number += 1
         out = self._folder / f"run-{self._number}"
         out.mkdir()
         return out
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training that runs in a process of its own."""
+
+    process: subprocess.Popen[bytes]
+    out: Path
+    adapter: Path
+
+    def measured(self) -> Run:
+        """Waits for its end."""
+        if self.process.wait():
+            raise RuntimeError((self.out / "log").read_text()[-2000:])
+        clock = json.loads((self.out / "clock.json").read_text())
+        return Run(
+            wall=statistics.mean(clock["wall"][SKIPPED:]),
+            processor=statistics.mean(clock["processor"][SKIPPED:]),
+            peak_bytes=clock["peak_bytes"],
+            adapter=digest(self.adapter / "adapter_model.safetensors"),
+            losses=tuple(clock["losses"]),
+        )
 
 
 def digest(adapter: Path) -> str:
@@ -214,7 +237,6 @@ def compared(kind: str, pairs: list[tuple[Run, Run]]) -> list[Row]:
         ("wall", "wall clock of a step", "<= 0.95"),
         ("processor", "processor time of a step", "<= 0.95"),
         ("peak_bytes", "peak memory", "<= 0.90"),
-        ("start", "start to first step, cold", "none"),
     ):
         value, beside = ratio(name)
         found.append(Row(f"{kind}: {what}", value, "x", target, beside))
