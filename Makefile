@@ -38,11 +38,11 @@ up: $(INSTALLED) ## run the whole system on this machine until Ctrl-C
 	@$(BIN)/ftf up
 
 test: $(INSTALLED) ## run the tests, except the long ones
-	$(BIN)/python -m pytest -m "not long" --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not long" --numprocesses 3 --dist loadfile
 
 test-long: $(INSTALLED) ## run the long tests, which train a real model
 	@if $(BIN)/python -m pytest -m long --collect-only >/dev/null; then \
-		$(BIN)/python -m pytest -m long; \
+		$(BIN)/python -m pytest -m long --durations 25; \
 	elif [ $$? -eq 5 ]; then \
 		echo "No test is marked long."; \
 	else \

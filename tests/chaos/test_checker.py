@@ -22,6 +22,10 @@ from tests.chaos.schedule import Schedule, Step
 from tests.chaos.stack import Stack
 
 
+# `make test-long` also runs the schedules that are checked.
+pytestmark = pytest.mark.long
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Evidence]:
     """Runs one job whose training child was killed once, without violations."""

@@ -15,6 +15,9 @@ from tests.chaos.results import Order
 from tests.chaos.run import run_schedule
 from tests.chaos.schedule import Schedule
 
+# `make test-long` also runs the schedules that are checked.
+pytestmark = pytest.mark.long
+
 ORDERS = (
     Order(0, "export", ended=False, twice=True),
     Order(0, "evaluation", ended=True, twice=False),

@@ -284,7 +284,8 @@ ALONE = ["validate", "--set", "holdout_fraction=0"]
 """Arguments for a file of one row, from which no row can be held out."""
 
 
-@pytest.mark.parametrize("encoding", ["cp1252", pytest.param("ascii", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
 def test_an_encoding_without_a_character_ends_no_command(tiny: Path, tmp_path: Path, encoding: str) -> None:
     """A traceback stood in the middle of the output, and a script was told that the work had failed."""
     text = "漢 ö 😀 \u2028"
