@@ -69,6 +69,7 @@ trainer = SFTTrainer(
         lr_scheduler_type="cosine",
         warmup_steps=settings.get("warmup_steps", 0),
         weight_decay=0.01,
+        optim="adamw_torch",
         seed=42,
         bf16=settings["bf16"],
         use_cpu=True,

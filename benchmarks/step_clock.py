@@ -64,5 +64,10 @@ class StepClock(TrainerCallback):
 
 
 def extend(training: Any) -> None:
-    """Adds the clock to a `services.trainer.worker.extensions.Training`."""
+    """Adds the clock to a `services.trainer.worker.extensions.Training`. CLOCK_SAME_LOSS switches off our way of
+    computing the loss, to compare everything else."""
+    if os.environ.get("CLOCK_SAME_LOSS"):
+        from services.trainer.worker.loss import Trainer
+
+        Trainer.compact_on_cpu = False
     training.callbacks.append(StepClock(Path(os.environ["CLOCK_FILE"])))

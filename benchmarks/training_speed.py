@@ -39,7 +39,8 @@ LENGTHS: dict[str, tuple[float, float, int]] = {
 }
 """Median tokens of a row, spread (sigma of a log-normal distribution) and maximum."""
 SKIPPED = 2
-"""First steps that are not counted: they allocate memory and compile kernels."""
+"""First steps that are not counted: they allocate memory and compile kernels. The last one, with the checkpoint, is not
+counted either."""
 
 
 @dataclass(frozen=True)
@@ -200,8 +201,8 @@ class Training:
             raise RuntimeError((self.out / "log").read_text()[-2000:])
         clock = json.loads((self.out / "clock.json").read_text())
         return Run(
-            wall=statistics.mean(clock["wall"][SKIPPED:]),
-            processor=statistics.mean(clock["processor"][SKIPPED:]),
+            wall=statistics.mean(clock["wall"][SKIPPED:-1]),
+            processor=statistics.mean(clock["processor"][SKIPPED:-1]),
             peak_bytes=clock["peak_bytes"],
             adapter=digest(self.adapter / "adapter_model.safetensors"),
             losses=tuple(clock["losses"]),
@@ -254,6 +255,9 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="folder of a model; default: the built-in one")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument(
+        "--same-loss", action="store_true", help="let ours compute the loss of every position too: equal bytes"
+    )
     parser.add_argument("--only", choices=LENGTHS, action="append", help="kind of rows; repeatable")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -261,6 +265,8 @@ def main() -> None:
         model = given.model or folder / "model"
         if given.model is None:
             materialise(packaged_gguf(), model)
+        if given.same_loss:
+            os.environ["CLOCK_SAME_LOSS"] = "1"
         bench = Bench(folder, model.resolve(), given.steps, given.threads, given.precision)
         found = []
         for kind in given.only or LENGTHS:

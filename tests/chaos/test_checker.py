@@ -21,7 +21,6 @@ from tests.chaos.run import run_schedule
 from tests.chaos.schedule import Schedule, Step
 from tests.chaos.stack import Stack
 
-
 # `make test-long` also runs the schedules that are checked.
 pytestmark = pytest.mark.long
 

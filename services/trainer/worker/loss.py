@@ -21,6 +21,9 @@ _NOTHING: AbstractContextManager[list[torch.Tensor]] = nullcontext([])
 class Trainer(SFTTrainer):
     """An `SFTTrainer` that scores trained positions only, weighs held-out tokens equally, and counts trained tokens."""
 
+    compact_on_cpu = True
+    """Passes only trained positions through the head, as TRL does on a GPU. Without it, sums have TRL's very bits."""
+
     def __init__(self, callback: TrainingCallback, curriculum: Curriculum | None, **arguments: Any) -> None:
         self._callback, self._curriculum = callback, curriculum
         self.smoothing: LabelSmoothing | None = None
@@ -67,7 +70,7 @@ class Trainer(SFTTrainer):
             return replaced
         # With Triton, TRL skips untrained positions itself; on a CPU it would pass every position through the head,
         # which for short answers wastes most of the head's work.
-        compact = inputs["input_ids"].device.type == "cpu" and num_predicted > 0
+        compact = self.compact_on_cpu and inputs["input_ids"].device.type == "cpu" and num_predicted > 0
         labels = inputs["labels"][:, 1:][predicted]
         if compact:
             inputs = {key: value for key, value in inputs.items() if key != "labels"} | {"shift_labels": labels[None]}
