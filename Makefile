@@ -24,7 +24,7 @@ LOCKS     := deploy/requirements
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test test-long fuzz chaos bench bench-estimates pictures check lint types protos protos-check lock sbom clean
+.PHONY: help setup demo up test test-long fuzz chaos bench bench-training bench-estimates pictures check lint types protos protos-check lock sbom clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +59,11 @@ chaos: $(INSTALLED) ## inject faults into the whole system (15 minutes; SEEDS=n 
 bench: $(INSTALLED) ## measure streams, dispatch, transfers and preparation (about 5 minutes on an idle machine)
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.transfer --mib 256 --rounds 3
+
+bench-training: $(INSTALLED) ## compare trainings with a bare TRL script (about 40 minutes on an idle machine)
+	$(BIN)/python -m benchmarks.training_speed
+	$(BIN)/python -m benchmarks.job_speed same --rounds 2
+	$(BIN)/python -m benchmarks.job_speed defaults
 
 bench-estimates: $(INSTALLED) ## train 60 small models and compare with their estimates (about 10 minutes); writes docs/estimates.md
 	$(BIN)/python -m benchmarks.estimates
