@@ -152,6 +152,10 @@ class Catalogue:
             known = self._aliases()
             close = difflib.get_close_matches(reference, known, n=1, cutoff=0.4)
             hint = f"Did you mean {close[0]}?" if close else f"Models: {', '.join(known)}."
+            if reference.startswith("ftjob_"):
+                hint = f"A tuned model is named ft:{reference[:80]}."
+            elif reference.startswith("ds_"):
+                hint = "Name an uploaded adapter in start_from, and its base model here."
             raise model_error("MODEL_NOT_FOUND", f"The catalogue has no base model {reference[:80]!r}. {hint}", hint)
         raise model_error(
             "INVALID_MODEL",

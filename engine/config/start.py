@@ -1,5 +1,6 @@
 """The start of a training: what a job takes over from the job whose adapter it starts from."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import sqrt
@@ -17,6 +18,8 @@ _SHAPE: Final = (
     "trainable_tokens",
 )  # fmt: skip
 """The settings that an adapter cannot change once it has weights: all but the dropout."""
+_BEYOND: Final = ("bias", "use_dora", "modules_to_save", "trainable_tokens")
+"""Settings that start_mode "new" refuses."""
 
 
 def saved_rank(config: JobConfig, start_rank: int) -> int:
@@ -72,7 +75,7 @@ class StartSource:
         """Raises JobError("INVALID_CONFIG") if the settings of the adapter, those of the recipe included, are not the
         source's."""
         new, shape = config.start_mode == "new", self._shape()
-        way = "" if new else ", or set start_mode to new to train another adapter on top of it"
+        preset = _recipe_values({"recipe": config.recipe}).get("lora") or {}
         differing = {
             name: value
             for name in _kept(new=new)
@@ -84,14 +87,26 @@ class StartSource:
         found = [
             Violation(
                 f"spec.lora.{name}",
-                f"{_shown(value)} given, but the adapter {self.name} has {_shown(shape[name])}. Remove it (the recipe "
-                f"{config.recipe} may set it){way}.",
+                f"{_shown(name, value)} given, but the adapter {self.name} has {_shown(name, shape[name])}. "
+                + (
+                    f"The recipe {config.recipe} sets it; choose another recipe"
+                    if preset.get(name) == value
+                    else "Remove it"
+                )
+                + self._other_way(name, new=new)
+                + ".",
             )
             for name, value in given.items()
         ]
         if found:
             message = f"{found[0].field}: {found[0].description}"
             raise JobError("INVALID_CONFIG", message, "Correct the named fields and send the job again.", found)
+
+    def _other_way(self, name: str, *, new: bool) -> str:
+        joined = name not in (*_LAYERS, *_BEYOND) and not beyond_plain_lora(self.config.lora.model_dump())
+        if new or not joined or not self.name.startswith("ft:"):
+            return ""
+        return ", or set start_mode to new to train another adapter on top of it"
 
     def _shape(self) -> dict[str, Any]:
         """Returns the settings of the adapter as it was saved."""
@@ -136,5 +151,9 @@ def _recipe_values(spec: Mapping[str, Any]) -> Mapping[str, Any]:
         return {}
 
 
-def _shown(value: object) -> str:
-    return "none" if value in (None, []) else f"{value:g}" if isinstance(value, float) else str(value)
+def _shown(name: str, value: object) -> str:
+    if name == "target_modules" and value in ([], ["all-linear"]):
+        return "every linear layer"
+    if value in (None, []):
+        return "none"
+    return f"{value:g}" if isinstance(value, float) else json.dumps(value)

@@ -69,8 +69,12 @@ def _eval_steps(config: JobConfig, steps: int, tenth: int, evaluation_share: flo
     # A multiple, so that the checkpoint of an evaluation is one of those that are saved anyway.
     save = config.hyperparameters.save_steps or 1
     multiple = math.ceil(every / save) * save
-    if steps // multiple < min(_LEAST_EVALUATIONS, steps // every):
+    least = min(_LEAST_EVALUATIONS, steps // every)
+    if steps // multiple < least:
         multiple = max(every // save, 1) * save
+    if steps // multiple < least:
+        # Checkpoints are rarer than that. Every evaluation saves one of its own.
+        multiple = every
     return min(multiple, MAX_INTERVAL), why
 
 

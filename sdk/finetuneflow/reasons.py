@@ -736,6 +736,10 @@ class Reason(OpenEnum):
     """The GPU has too little memory to evaluate in float32; both models are evaluated in a smaller precision. Caller:
     use a GPU with more memory."""
 
+    TUNED_MODEL_WORSE = "TUNED_MODEL_WORSE"
+    """The tuned model's loss on the held-out rows is higher than the base model's. Caller: lower
+    `hyperparameters.learning_rate`, or check that the held-out rows are like those that are trained."""
+
     VERIFIED_WITHOUT_MODEL = "VERIFIED_WITHOUT_MODEL"
     """The base model does not fit into memory, so the export was compared tensor by tensor and not run. Operator: give
     the exporter more memory."""

@@ -48,6 +48,8 @@ class Rule:
     """Section in which the names may stand; they may always stand at the top level."""
     renames: str = ""
     """The path, if the rule is just another name of one field."""
+    decides: str = ""
+    """The path, if the names decide one field that they are not names of."""
     hidden: bool = False
     """True if the value may be a secret and is never shown."""
 

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from finetuneflow.cli.config import apply_setting, read_config
+from finetuneflow.setting_names import JOB_RULES, translate
 from tests.cli.conftest import Ftf
 from tests.fakes.gateway import FakeGateway
 
@@ -120,3 +122,23 @@ def test_output_dir_gets_the_package(ftf: Ftf, rows: Path, gateway: FakeGateway,
     assert result.exit_code == 0, result.output
     assert list(out.iterdir())
     assert f"--out {out}" in ftf("train", "--config", config, "--detach").stdout
+
+
+@pytest.mark.parametrize(
+    ("file", "setting", "path", "value"),
+    [
+        ("bf16 = false\nfp16 = false", "precision=bf16", "hyperparameters.precision", "bf16"),
+        ("bf16 = false\nfp16 = false", "hyperparameters.precision=bf16", "hyperparameters.precision", "bf16"),
+        ("load_in_4bit = false", "method=qlora", "method", "qlora"),
+    ],
+)
+def test_set_replaces_a_field_that_several_names_of_the_file_decide(
+    tmp_path: Path, file: str, setting: str, path: str, value: str
+) -> None:
+    (tmp_path / "job.toml").write_text(file)
+    values = read_config(tmp_path / "job.toml")
+    apply_setting(values, setting)
+    found = translate(values, JOB_RULES)
+    assert not found.conflicts and not found.lost
+    section, _, name = path.rpartition(".")
+    assert (found.values[section] if section else found.values)[name] == value

@@ -132,6 +132,7 @@ def test_axolotl_file_is_a_job(ftf: Ftf, tmp_path: Path) -> None:
     assert values["hyperparameters"] == {
         "max_length": 1024,
         "packing": True,
+        "group_by_length": False,
         "per_device_train_batch_size": 2,
         "per_device_eval_batch_size": 2,
         "gradient_accumulation_steps": 4,
@@ -245,12 +246,11 @@ def test_single_values(ftf: Ftf, tmp_path: Path, name: str, text: str, sets: dic
         ("axolotl", "batch_size: 32", "batch_size"),
         ("axolotl", "adapter: llama-adapter", "adapter"),
         ("axolotl", "adapter: qlora\nload_in_8bit: true", "adapter"),
-        ("axolotl", "rl: dpo", "rl"),
         ("axolotl", "optimizer: muon", "optimizer"),
         ("axolotl", "val_set_size: 100", "val_set_size"),
         ("axolotl", "save_steps: 0.25", "save_steps"),
         ("axolotl", "chat_template: chatml", "chat_template"),
-        ("llama-factory", "stage: dpo", "stage"),
+        ("trl", "max_length: null", "max_length"),
         ("llama-factory", "finetuning_type: freeze", "finetuning_type"),
         ("llama-factory", "packing: true", "packing"),
         ("llama-factory", "deepspeed: zero3.json", "deepspeed"),
@@ -262,6 +262,48 @@ def test_single_values(ftf: Ftf, tmp_path: Path, name: str, text: str, sets: dic
 def test_what_is_not_the_same_is_listed(ftf: Ftf, tmp_path: Path, name: str, text: str, field: str) -> None:
     found = imported(ftf, tmp_path / "config.yaml", text, "--from", name)
     assert lost(found)[field]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "path"),
+    [
+        ("axolotl", "val_set_size: 250", "holdout_fraction"),
+        ("axolotl", "optimizer: lion_8bit", "hyperparameters.optim"),
+        ("axolotl", "adapter: llama-adapter", "method"),
+        ("llama-factory", "finetuning_type: freeze", "method"),
+        ("llama-factory", "val_size: 100", "holdout_fraction"),
+        ("trl", "lr_scheduler_type: cosine_with_min_lr", "hyperparameters.lr_scheduler_type"),
+        ("trl", "max_length: null", "hyperparameters.max_length"),
+    ],
+)
+def test_default_does_not_replace_a_value_without_counterpart(
+    ftf: Ftf, tmp_path: Path, name: str, text: str, path: str
+) -> None:
+    """The file does not leave it unset, and the report says that the recipe's default applies."""
+    assert path not in imported(ftf, tmp_path / "config.yaml", text, "--from", name)["defaults"]
+
+
+@pytest.mark.parametrize("name", _PROGRAMS)
+def test_rows_are_neither_packed_nor_grouped_unless_the_file_says_so(ftf: Ftf, tmp_path: Path, name: str) -> None:
+    hyper = imported(ftf, tmp_path / "config.yaml", "seed: 1", "--from", name)["config"]["hyperparameters"]
+    assert hyper["packing"] is hyper["group_by_length"] is False
+
+
+def test_text_is_packed_as_in_llama_factory(ftf: Ftf, tmp_path: Path) -> None:
+    for text, packs in (("stage: pt", True), ("stage: pt\npacking: false", False), ("stage: sft", False)):
+        found = imported(ftf, tmp_path / "config.yaml", text, "--from", "llama-factory")
+        assert found["config"]["hyperparameters"]["packing"] is packs
+
+
+@pytest.mark.parametrize(("name", "text"), [("axolotl", "rl: dpo"), ("llama-factory", "stage: dpo")])
+def test_file_for_another_objective_is_refused(ftf: Ftf, tmp_path: Path, name: str, text: str) -> None:
+    """Without that setting, it would be another training."""
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    result = ftf("import-config", path, "--from", name, "--out", tmp_path / "job.toml")
+    assert result.exit_code == 2
+    assert "only supervised fine-tuning" in result.stderr
+    assert not (tmp_path / "job.toml").exists()
 
 
 def test_contradiction_is_refused(ftf: Ftf, tmp_path: Path) -> None:
@@ -281,8 +323,9 @@ def test_defaults_of_trl_are_those_of_the_library() -> None:
     names["bnb_4bit_use_double_quant"] = "use_bnb_nested_quant"
     for path, value in _PROGRAMS["trl"].defaults.items():
         name = path.rpartition(".")[2]
-        if name not in ("method", "holdout_fraction", "early_stopping_patience", "loss_on"):
+        if name not in ("method", "holdout_fraction", "early_stopping_patience", "loss_on", "group_by_length"):
             assert theirs[names.get(name, name)] == value, path
+    assert theirs["train_sampling_strategy"] == "random"
     # What is not listed is the same here.
     ours = job.JobConfig(base_model="m")
     assert theirs["lora_r"] == ours.lora.r and theirs["lora_alpha"] == ours.lora.lora_alpha

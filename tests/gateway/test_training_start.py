@@ -187,7 +187,11 @@ REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
     ),
     (
         {"start_from": "ft:{job}", "start_mode": "START_MODE_NEW", "lora": {"target_modules": ["q_proj"]}},
-        "INVALID_CONFIG", "spec.lora.target_modules", "has ['v_proj']. Remove it",
+        "INVALID_CONFIG", "spec.lora.target_modules", 'has ["v_proj"]. Remove it.',
+    ),
+    (
+        {"start_from": "ft:{job}", "lora": {"use_dora": True}},
+        "INVALID_CONFIG", "spec.lora.use_dora", "true given, but the adapter ft:{job}@20 has false. Remove it.",
     ),
     (
         {"start_from": "ft:{job}", "start_mode": "START_MODE_NEW", "lora": {"use_dora": True}},
@@ -207,7 +211,7 @@ async def test_what_no_training_can_start_from_is_refused_at_creation(gateway: G
         asked = {name: value.format(job=source) if isinstance(value, str) else value for name, value in fields.items()}
         refused = await refusal(gateway.create(**asked))
         assert (refused.reason, refused.fields[:1]) == (reason, (field,)), refused
-        assert words in refused.message, refused
+        assert words.format(job=source) in refused.message, refused
 
 
 async def test_method_of_the_source_decides_how_it_is_trained_further(gateway: Gateway) -> None:

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import yaml
 
 from finetuneflow.cli.text_files import read_text
 from finetuneflow.errors import InvalidArgument, Violation
-from finetuneflow.setting_names import JOB_RULES, TOKENS, field_path
+from finetuneflow.setting_names import JOB_RULES, TOKENS, NoCounterpart, Rule, field_path
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _SECRET = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|(API|ACCESS|PRIVATE|SECRET)_?KEY)$", re.IGNORECASE)
@@ -128,8 +128,21 @@ def override(values: dict[str, Any], fields: Mapping[str, Any]) -> None:
             values[name] = value
 
 
+def _decided(rule: Rule, values: Mapping[str, Any]) -> Iterable[str]:
+    """Returns the paths that the names of a rule decide, as far as `values` have them at the top level."""
+    given = {name: values[name] for name in rule.names if values.get(name) is not None}
+    try:
+        return rule.convert(given).sets if given else ()
+    except NoCounterpart:
+        return ()
+
+
 def remove_field(values: dict[str, Any], path: str) -> None:
-    """Removes a scalar field by all its names."""
+    """Removes a scalar field by all its names, those included that decide it together, such as bf16 and fp16."""
+    for rule in dict.fromkeys(JOB_RULES.values()):
+        if len(rule.names) > 1 and path in _decided(rule, values):
+            for name in rule.names:
+                values.pop(name, None)
     for key in list(values):
         section = values[key]
         if isinstance(section, dict):

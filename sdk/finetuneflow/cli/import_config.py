@@ -67,6 +67,14 @@ def import_config(
     """
     _, table = read_table(file)
     imported = read_foreign(table, _PROGRAMS[program] if program else recognized(table), file)
+    if (stage := imported.program.stage) in imported.lost:
+        # The rest of the file would be another training.
+        value, why = imported.lost[stage]
+        raise InvalidArgument(
+            f"{file} is not for a training that is available here.",
+            reason="INVALID_CONFIG",
+            violations=[Violation(stage, f"{value!r} given; {why}")],
+        )
     if out is not None:
         _place(imported.values, out.parent)
         out.write_text(f"{job_file(imported, file.name)}\n", encoding="utf-8")
@@ -96,8 +104,11 @@ def read_foreign(table: Mapping[str, Any], program: Program, file: Path) -> Impo
     for name, value in table.items():
         if name not in known and value is not None:
             lost[name] = (value, f"{program.title}'s setting is not known here{nearest(name, list(known))}")
+    lost |= {name: (None, why) for name, why in program.nulls.items() if name in table and table[name] is None}
     values = {name: value for name, value in translated.values.items() if value is not None}
-    defaults = _defaults(program, values)
+    # The file has a value for these, even if it cannot be translated.
+    decided = {path for name in lost if name in known for path in (known[name].renames, known[name].decides)}
+    defaults = {path: value for path, value in _defaults(program, values).items() if path not in decided}
     for path, value in defaults.items():
         section, _, name = path.rpartition(".")
         (values.setdefault(section, {}) if section else values)[name] = value

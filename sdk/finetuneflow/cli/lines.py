@@ -76,7 +76,10 @@ class Lines:
                 return f"Warning: {warning.message}" + (f" ({warning.advice})" if warning.advice else "")
             case Complete() as complete:
                 early = ", stopped early" if complete.early_stopped else ""
-                return f"trained {complete.total_steps} steps in {duration(complete.train_runtime_seconds)}{early}"
+                # Earlier attempts trained some of the steps.
+                here = " in this attempt" if event.attempt > 1 else ""
+                seconds = duration(complete.train_runtime_seconds)
+                return f"trained {complete.total_steps} steps, {seconds}{here}{early}"
             case StageCompleted():
                 return "done"
             case StageReleased() as released:

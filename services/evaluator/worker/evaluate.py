@@ -52,6 +52,8 @@ def evaluate(child_input: EvaluationInput, sink: EventSink) -> EvaluationResult:
         # Or base and tuned weights of method full would be in memory together.
         del model
 
+    if rows and result.tuned_loss > result.base_loss:
+        sink.emit(_worse(result))
     if asked:
         made = samples(asked, answers["tuned"], answers["base"], tokenizer)
         for sample in made:
@@ -130,6 +132,17 @@ def _note(result: EvaluationResult, name: str, measured: Score) -> None:
         result.base_loss, result.base_perplexity = measured.loss, measured.perplexity
     else:
         result.tuned_loss, result.tuned_perplexity = measured.loss, measured.perplexity
+
+
+def _worse(result: EvaluationResult) -> Warning:
+    message = (
+        f"The tuned model is worse than its base model: its loss on the held-out rows is {result.tuned_loss:.4f}, "
+        f"that of the base model {result.base_loss:.4f}."
+    )
+    advice = (
+        "Do not serve it. Lower hyperparameters.learning_rate, or check that the held-out rows are like the others."
+    )
+    return Warning(reason="TUNED_MODEL_WORSE", message=message, advice=advice)
 
 
 def _fits_in_float32(child_input: EvaluationInput) -> bool:

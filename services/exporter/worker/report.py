@@ -80,7 +80,7 @@ def _results(child_input: ExportInput) -> str:
         eval_loss = f"{training.best_eval_loss:.4f} at step {training.best_step:,}, the one that is packed"
         if training.HasField("final_eval_loss") and training.best_step != training.total_steps:
             eval_loss += f"; {training.final_eval_loss:.4f} at the last step, {training.total_steps:,}"
-        ppl = f"{_number(perplexity(training.best_eval_loss))} (good: below 20 on text, below 10 on code)"
+        ppl = f"{_number(perplexity(training.best_eval_loss))} (usual targets: below 20 on text, below 10 on code)"
     ending = ", stopped early" if training.early_stopped else ""
     return f"""## Results
 - Final train loss: {training.final_train_loss:.4f} (mean over the training {training.train_loss:.4f})
@@ -96,7 +96,10 @@ def _gap(child_input: ExportInput) -> str:
     gap = loss_gap(child_input)
     if gap is None:
         return NOT_MEASURED
-    if gap < 0.5:
+    evaluation = child_input.evaluation
+    if evaluation.tuned_loss > evaluation.base_loss:
+        verdict = "it says nothing here: the tuned model is worse than its base model"
+    elif gap < 0.5:
         verdict = "no sign of overfitting: below 0.5"
     elif gap <= 1.0:
         verdict = "some overfitting: 0.5 to 1.0"

@@ -237,6 +237,13 @@ def test_a_long_job_is_saved_more_often_than_it_is_evaluated() -> None:
     assert steps // hyper.eval_steps >= 8
 
 
+def test_a_short_job_with_rare_checkpoints_is_evaluated_as_often_as_any_other() -> None:
+    """With the recipe's 500 steps between checkpoints, it would be evaluated once, at its end."""
+    config, steps, reasons = planned(CPU, spread(166), hyperparameters={"save_steps": 500})
+    assert (config.hyperparameters.save_steps, config.hyperparameters.eval_steps) == (500, -(-steps // 10))
+    assert reasons["eval_steps"] == f"a tenth of {steps} steps"
+
+
 def test_nothing_held_out_means_no_evaluation() -> None:
     config, steps, why = planned(CPU, spread(166), held_out=0.0)
     assert "nothing is evaluated" in why["eval_steps"]

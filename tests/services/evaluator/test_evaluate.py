@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from google.protobuf.message import Message
+from safetensors.torch import load_file, save_file
 
 from chassis.child.pipe import Cancelled, EventSink
 from chassis.events import MAX_EVENT_BYTES, event_of
@@ -16,7 +18,7 @@ from engine.config.job import job_config
 from engine.data.prepare import prepare
 from engine.model import load
 from engine.model.adapter import attach_lora
-from finetuneflow.v1.event_pb2 import Phase, StageCompleted
+from finetuneflow.v1.event_pb2 import Phase, StageCompleted, Warning
 from finetuneflow.v1.stage_result_pb2 import EvaluationResult, InferenceSample
 from services.evaluator.worker.child_input import EvaluationInput
 from services.evaluator.worker.compare import add_samples
@@ -132,6 +134,26 @@ def test_both_models_are_evaluated_on_the_same_rows(make_input: MakeInput, model
     ]
     assert all(p.count == 5 for p in phases)
     assert phases[-1].fraction == 1.0
+
+
+def test_model_that_is_worse_than_its_base_is_reported(
+    make_input: MakeInput, adapter_dir: Path, tmp_path: Path
+) -> None:
+    """Such a job succeeds, and its user would find out in production."""
+    reported = []
+    for sign in (1, -1):
+        # Of a small change and its opposite, one makes the loss higher.
+        folder = tmp_path / f"adapter{sign}"
+        shutil.copytree(adapter_dir, folder)
+        tensors = load_file(folder / "adapter_model.safetensors")
+        changed = {name: 0.01 * sign * value if "lora_B" in name else value for name, value in tensors.items()}
+        save_file(changed, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        sink = Recorder()
+        result = evaluate(make_input(folder), sink)
+        warnings = [each.message for each in sink.of(Warning) if each.reason == "TUNED_MODEL_WORSE"]
+        assert bool(warnings) == (result.tuned_loss > result.base_loss)
+        reported += warnings
+    assert len(reported) == 1 and "worse than its base model" in reported[0]
 
 
 def test_no_loss_is_reported_without_held_out_rows(make_input: MakeInput) -> None:

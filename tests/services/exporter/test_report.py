@@ -35,7 +35,7 @@ def test_report_has_sections_and_figures(export_input: ExportInput) -> None:
         "- Max sequence length: 2,048",
         "- GPU: none (CPU: A processor, 2 cores)",
         "- Final train loss: 2.8000 (mean over the training 3.2800)",
-        "- Perplexity: 24.53 (good: below 20 on text, below 10 on code)",
+        "- Perplexity: 24.53 (usual targets: below 20 on text, below 10 on code)",
         "- Eval loss above train loss: 0.5000 at the last step (some overfitting: 0.5 to 1.0)",
         "- Training time: 2 min 5 s (6 steps, stopped early)",
         "| Loss | 4.0000 | 3.1987 |",
@@ -77,6 +77,14 @@ def test_report_says_whether_the_model_learned_its_rows_by_heart(
     export_input.training.final_eval_loss = eval_loss
     line = next(line for line in report(export_input).splitlines() if line.startswith("- Eval loss above"))
     assert verdict in line
+
+
+def test_report_of_a_model_that_is_worse_than_its_base_has_no_good_news(export_input: ExportInput) -> None:
+    """A training that diverged has a small gap between its two losses."""
+    export_input.training.final_eval_loss = export_input.training.final_train_loss - 3
+    export_input.evaluation.tuned_loss = export_input.evaluation.base_loss + 10
+    line = next(line for line in report(export_input).splitlines() if line.startswith("- Eval loss above"))
+    assert "no sign of overfitting" not in line and "worse than its base model" in line
 
 
 def test_report_marks_missing_measurements(export_input: ExportInput) -> None:

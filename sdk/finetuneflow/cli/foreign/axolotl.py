@@ -159,7 +159,7 @@ AXOLOTL = Program(
     frozenset({"micro_batch_size", "sequence_len", "adapter", "datasets", "val_set_size", "sample_packing"}),
     table(
         SHARED.values(),
-        Rule(("adapter", "load_in_4bit", "load_in_8bit"), _method),
+        Rule(("adapter", "load_in_4bit", "load_in_8bit"), _method, decides="method"),
         Rule(("lora_target_linear", "lora_target_modules"), _targets),
         Rule(
             ("flash_attention", "sdp_attention", "eager_attention", "xformers_attention", "flex_attention"), _attention
@@ -167,7 +167,7 @@ AXOLOTL = Program(
         Rule(("datasets",), lambda given: _sources("training_data", given)),
         Rule(("test_datasets",), lambda given: _sources("evaluation_data", given)),
         Rule(("pretraining_dataset",), lambda given: _sources("training_data", given)),
-        Rule(("val_set_size",), held_out),
+        Rule(("val_set_size",), held_out, decides="holdout_fraction"),
         Rule(("train_on_inputs",), _response),
         Rule(("special_tokens",), _padding),
         Rule(("chat_template",), _template),
@@ -206,6 +206,8 @@ AXOLOTL = Program(
     {
         "method": "full",
         "holdout_fraction": 0.0,
+        "hyperparameters.packing": False,
+        "hyperparameters.group_by_length": False,
         "hyperparameters.num_epochs": 1,
         "hyperparameters.gradient_accumulation_steps": 1,
         "hyperparameters.per_device_train_batch_size": 1,
@@ -217,5 +219,6 @@ AXOLOTL = Program(
         "hyperparameters.optim": "adamw_torch_fused",
         "lora.lora_dropout": 0.0,
     },
-    _evaluation_batch,
+    stage="rl",
+    adjust=_evaluation_batch,
 )

@@ -10,11 +10,18 @@ from finetuneflow.setting_names import NoCounterpart, Outcome, Rule, is_true, re
 
 
 def _stage(given: Mapping[str, Any]) -> Outcome:
+    """Translates what is trained on; text is packed unless the file says otherwise."""
     stage = given.get("stage")
     if stage not in (None, "sft", "pt"):
         raise NoCounterpart("only supervised fine-tuning (sft) and training on text (pt) are available")
     scope = "all" if stage == "pt" or is_true(given.get("train_on_prompt")) else "response"
-    return Outcome({"hyperparameters.loss_on": scope})
+    apart = is_true(given.get("neat_packing"))
+    packs = apart or (is_true(given["packing"]) if "packing" in given else stage == "pt")
+    sets = {"hyperparameters.loss_on": scope, "hyperparameters.packing": packs}
+    differs = "rows of a pack do not attend to each other, as with neat_packing"
+    if not packs or apart:
+        return Outcome(sets)
+    return Outcome(sets, lost={"": differs}) if "packing" in given else Outcome(sets, f"packed by default; {differs}")
 
 
 def _method(given: Mapping[str, Any]) -> Outcome:
@@ -25,13 +32,6 @@ def _method(given: Mapping[str, Any]) -> Outcome:
     if bits is not None and bits not in (4, 8):
         raise NoCounterpart("weights have 4 or 8 bits")
     return Outcome({"method": "qlora", "quantization.bits": bits} if bits else {"method": kind})
-
-
-def _packing(given: Mapping[str, Any]) -> Outcome:
-    apart = is_true(given.get("neat_packing"))
-    packs = apart or is_true(given.get("packing"))
-    lost = {"": "rows of a pack do not attend to each other, as with neat_packing"} if packs and not apart else {}
-    return Outcome({"hyperparameters.packing": packs}, lost=lost)
 
 
 def _pissa(given: Mapping[str, Any]) -> Outcome:
@@ -61,11 +61,10 @@ LLAMA_FACTORY = Program(
     frozenset({"finetuning_type", "cutoff_len", "stage", "lora_target", "template", "dataset_dir", "lora_rank"}),
     table(
         SHARED.values(),
-        Rule(("stage", "train_on_prompt"), _stage),
-        Rule(("finetuning_type", "quantization_bit"), _method),
+        Rule(("packing", "neat_packing", "stage", "train_on_prompt"), _stage),
+        Rule(("finetuning_type", "quantization_bit"), _method, decides="method"),
         Rule(("pissa_init", "pissa_iter"), _pissa),
-        Rule(("packing", "neat_packing"), _packing),
-        Rule(("val_size",), held_out),
+        Rule(("val_size",), held_out, decides="holdout_fraction"),
         rename("hyperparameters.max_length", "cutoff_len"),
         rename("lora.r", "lora_rank"),
         listed("lora.target_modules", "lora_target"),
@@ -91,7 +90,7 @@ LLAMA_FACTORY = Program(
         without(
             "only supervised fine-tuning and training on text are available", "pref_loss", "pref_beta", "reward_model"
         ),
-        without("to train a tuned model further is not available yet", "adapter_name_or_path"),
+        without("upload it with `ftf datasets upload-adapter`, and set start_from to its id", "adapter_name_or_path"),
         without("sampling of an evaluation is greedy", "predict_with_generate", "do_predict"),
         without(NO_SETTING, "mask_history", "freeze_vision_tower"),
         without(NO_SETTING, "use_galore", "use_apollo", "use_badam", "use_llama_pro", "rope_scaling"),
@@ -104,6 +103,8 @@ LLAMA_FACTORY = Program(
     {
         "method": "lora",
         "holdout_fraction": 0.0,
+        "hyperparameters.packing": False,
+        "hyperparameters.group_by_length": False,
         "hyperparameters.num_epochs": 3,
         "hyperparameters.learning_rate": 5e-5,
         "hyperparameters.lr_scheduler_type": "linear",
@@ -119,5 +120,6 @@ LLAMA_FACTORY = Program(
         "lora.lora_alpha": 16,
         "lora.lora_dropout": 0.0,
     },
-    _alpha,
+    stage="stage",
+    adjust=_alpha,
 )

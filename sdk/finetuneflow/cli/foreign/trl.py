@@ -82,7 +82,7 @@ TRL = Program(
     table(
         SHARED.values(),
         Rule(("assistant_only_loss", "completion_only_loss"), _losses),
-        Rule(("use_peft", "load_in_4bit", "load_in_8bit", "lora_target_modules"), _adapters),
+        Rule(("use_peft", "load_in_4bit", "load_in_8bit", "lora_target_modules"), _adapters, decides="method"),
         Rule(("dataset_name",), _dataset),
         Rule(("eval_strategy",), _evaluation),
         Rule(("model_init_kwargs",), _model_arguments),
@@ -112,6 +112,8 @@ TRL = Program(
     {
         "method": "full",
         "holdout_fraction": 0.0,
+        "hyperparameters.packing": False,
+        "hyperparameters.group_by_length": False,
         "hyperparameters.num_epochs": 3,
         "hyperparameters.learning_rate": 2e-5,
         "hyperparameters.lr_scheduler_type": "linear",
@@ -127,4 +129,6 @@ TRL = Program(
         "hyperparameters.loss_on": "all",
         "quantization.bnb_4bit_use_double_quant": False,
     },
+    stage="",
+    nulls={"max_length": "rows are limited here; set max_length to the tokens of the longest one"},
 )
