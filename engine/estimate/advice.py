@@ -210,7 +210,8 @@ def _passes(job: JobFacts) -> Iterator[Improvement]:
 
 def _scale(job: JobFacts) -> Iterator[Improvement]:
     lora = job.config.lora
-    if job.config.method == "full":
+    if job.config.method == "full" or (job.config.start_from and job.config.start_mode == "continue"):
+        # All weights have no scale, and an adapter that is trained further keeps its own.
         return
     targeted = {layer for layers in job.architecture.targets(lora) for layer in layers}
     widest = max((min(layer.rows, layer.columns) for layer in targeted), default=lora.r)

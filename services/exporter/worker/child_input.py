@@ -62,12 +62,17 @@ class JobOrigin(Strict):
     """RFC 3339."""
     datasets: list[DatasetFile] = Field(default=[])
     lineage: list[AdapterBelow] = Field(default=[])
-    """What the training started from, what that one started from, and so on; the last was trained from the base."""
+    """What the training started from, what that one started from, and so on; the last was trained from the base, or
+    uploaded."""
 
     def lineage_text(self) -> str:
         """Returns the lineage as words; empty for a training that started from the base model."""
+        if not self.lineage:
+            return ""
         told = {"continue": "further training of", "new": "a new adapter on top of"}
-        return ", itself ".join(f"{told[each.start_mode]} `{each.start_from}`" for each in self.lineage)
+        chain = ", itself ".join(f"{told[each.start_mode]} `{each.start_from}`" for each in self.lineage)
+        uploaded = self.lineage[-1].start_from.startswith("ds_")
+        return f"{chain}, which was {'made elsewhere and uploaded' if uploaded else 'trained from the base model'}"
 
 
 class ExportInput(ChildInput):

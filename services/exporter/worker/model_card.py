@@ -29,7 +29,7 @@ def model_card(child_input: ExportInput) -> str:
             f"{evaluation.tuned_loss:.4f} nats per token{before}."
         )
     lineage = child_input.job.lineage_text()
-    built = f"It is {lineage}, which was trained from the base model. " if lineage else ""
+    built = f"It is {lineage}. " if lineage else ""
     return f"""---
 {data.to_yaml()}
 ---

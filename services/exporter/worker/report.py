@@ -29,7 +29,7 @@ def report(child_input: ExportInput) -> str:
 
 def _project(child_input: ExportInput) -> str:
     lineage = child_input.job.lineage_text()
-    built = f"\n- Model: {lineage}, which was trained from the base model" if lineage else ""
+    built = f"\n- Model: {lineage}" if lineage else ""
     return f"""## Project
 - Name: {escape(child_input.config.display_name)}
 - Task: {escape(child_input.config.task)}

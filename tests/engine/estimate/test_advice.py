@@ -70,6 +70,13 @@ def test_a_sound_job_gets_no_suggestions() -> None:
     assert better(lengths={}) == {}
 
 
+def test_no_other_scale_is_suggested_for_an_adapter_that_is_trained_further() -> None:
+    """The job would be refused with it."""
+    lora = {"r": 64, "lora_alpha": 8}
+    assert "lora_alpha" not in better(lora=lora, start_from="ft:ftjob_1@5")
+    assert "lora_alpha" in better(lora=lora, start_from="ft:ftjob_1@5", start_mode="new")
+
+
 SUSPICIOUS: list[tuple[dict[str, Any], str, str, str]] = [
     ({"hyperparameters": {"learning_rate": 0.02}}, "learning_rate", "0.0002", "20 times the highest"),
     ({"method": "full", "model": "smollm2-135m"}, "learning_rate", "2e-05", "2.0 times the highest"),

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from services.exporter.worker.child_input import ExportInput
+from services.exporter.worker.child_input import AdapterBelow, ExportInput
 from services.exporter.worker.metrics import Point
 from services.exporter.worker.plots import draw_losses
 from services.exporter.worker.report import report
@@ -85,6 +85,22 @@ def test_report_of_a_model_that_is_worse_than_its_base_has_no_good_news(export_i
     export_input.evaluation.tuned_loss = export_input.evaluation.base_loss + 10
     line = next(line for line in report(export_input).splitlines() if line.startswith("- Eval loss above"))
     assert "no sign of overfitting" not in line and "worse than its base model" in line
+
+
+@pytest.mark.parametrize(
+    ("first", "words"),
+    [("ft:ftjob_1@5", "which was trained from the base model"), ("ds_1", "which was made elsewhere and uploaded")],
+)
+def test_report_says_what_the_training_started_from(export_input: ExportInput, first: str, words: str) -> None:
+    lineage = [
+        AdapterBelow(start_from="ft:ftjob_2@7", start_mode="new", manifest_sha256="0" * 64),
+        AdapterBelow(start_from=first, start_mode="continue", manifest_sha256="0" * 64),
+    ]
+    job = export_input.job.model_copy(update={"lineage": lineage})
+    line = next(
+        line for line in report(export_input.model_copy(update={"job": job})).splitlines() if "- Model:" in line
+    )
+    assert line == f"- Model: a new adapter on top of `ft:ftjob_2@7`, itself further training of `{first}`, {words}"
 
 
 def test_report_marks_missing_measurements(export_input: ExportInput) -> None:
