@@ -26,8 +26,8 @@ from benchmarks.step_clock import StepClock  # noqa: E402
 
 
 def by_hand(trainer: Any, tokenizer: Any, out: Path) -> None:
-    """Compares tuned and base model on the held-out rows and on answers to some of them; saves a merged model's
-    adapter with its tokenizer."""
+    """Compares tuned and base model by their loss on the held-out rows and by some answers; saves the adapter with its
+    tokenizer."""
     trainer.evaluate()
     model = trainer.accelerator.unwrap_model(trainer.model)
     _answer(model, tokenizer)

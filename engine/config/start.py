@@ -72,10 +72,8 @@ class StartSource:
         return changes
 
     def check(self, config: JobConfig) -> None:
-        """Raises JobError("INVALID_CONFIG") if the settings of the adapter, those of the recipe included, are not the
-        source's."""
+        """Raises JobError("INVALID_CONFIG") if the settings of the adapter are not the source's."""
         new, shape = config.start_mode == "new", self._shape()
-        preset = _recipe_values({"recipe": config.recipe}).get("lora") or {}
         differing = {
             name: value
             for name in _kept(new=new)
@@ -87,14 +85,8 @@ class StartSource:
         found = [
             Violation(
                 f"spec.lora.{name}",
-                f"{_shown(name, value)} given, but the adapter {self.name} has {_shown(name, shape[name])}. "
-                + (
-                    f"The recipe {config.recipe} sets it; choose another recipe"
-                    if preset.get(name) == value
-                    else "Remove it"
-                )
-                + self._other_way(name, new=new)
-                + ".",
+                f"{_shown(name, value)} given, but the adapter {self.name} has {_shown(name, shape[name])}. Remove it"
+                f"{self._other_way(name, new=new)}.",
             )
             for name, value in given.items()
         ]
@@ -103,6 +95,7 @@ class StartSource:
             raise JobError("INVALID_CONFIG", message, "Correct the named fields and send the job again.", found)
 
     def _other_way(self, name: str, *, new: bool) -> str:
+        """Returns the advice to use start_mode "new", if that would accept the setting `name`."""
         joined = name not in (*_LAYERS, *_BEYOND) and not beyond_plain_lora(self.config.lora.model_dump())
         if new or not joined or not self.name.startswith("ft:"):
             return ""

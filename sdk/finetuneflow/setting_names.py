@@ -24,7 +24,7 @@ class NoCounterpart(Exception):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the values of a rule's names become."""
+    """Translation of the values of a rule's names."""
 
     sets: Mapping[str, Any] = field(default_factory=dict)
     """Path in the spec → value. Empty: nothing has to be set, for the reason in `note`."""

@@ -181,6 +181,8 @@ REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
     ({"start_from": "ft:{job}", "base_model": "org/other"}, "INVALID_START", "spec.base_model", "not to 'org/other'"),
     ({"start_from": "ft:{job}", "base_model": "ft:x"}, "INVALID_START", "spec.start_from", "Remove one of the two"),
     ({"start_from": "ft:{job}", "lora": {"r": 7}}, "INVALID_CONFIG", "spec.lora.r", "start_mode to new"),
+    # Also the value that the recipe would set.
+    ({"start_from": "ft:{job}", "lora": {"r": 16}}, "INVALID_CONFIG", "spec.lora.r", "has 8. Remove it"),
     (
         {"start_from": "ft:{job}", "lora": {"target_modules_pattern": ".*q_proj"}},
         "INVALID_CONFIG", "spec.lora.target_modules_pattern", "has none",

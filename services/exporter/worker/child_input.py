@@ -62,7 +62,7 @@ class JobOrigin(Strict):
     """RFC 3339."""
     datasets: list[DatasetFile] = Field(default=[])
     lineage: list[AdapterBelow] = Field(default=[])
-    """What the training started from, what that one started from, and so on; the last was trained from the base, or
+    """The adapters that the training builds upon, the newest first. The last one was trained from the base model, or
     uploaded."""
 
     def lineage_text(self) -> str:

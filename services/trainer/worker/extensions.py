@@ -1,4 +1,4 @@
-"""What an operator's Python package adds to every training of a trainer: callbacks, or another loss.
+"""Extensions of trainings: callbacks, or another loss, from a Python package of the operator.
 
 A package names a function as an entry point in its pyproject.toml:
 

@@ -55,7 +55,7 @@ def test_generated_text_is_escaped_in_table_cell(export_input: ExportInput) -> N
 
 
 def test_report_compares_speed_and_memory_with_the_estimate(export_input: ExportInput) -> None:
-    """Whether the next job can be larger is otherwise a guess."""
+    """Otherwise a user would have to guess whether a larger job fits."""
     export_input.training.train_tokens_per_second = 900.0
     export_input.training.peak_memory_bytes = 3 * 2**30
     assert "- Speed: 900 tokens/s" in report(export_input).splitlines()

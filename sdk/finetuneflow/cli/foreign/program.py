@@ -14,6 +14,7 @@ from finetuneflow.setting_names import (
     Outcome,
     Rule,
     Rules,
+    implied,
     rename,
     table,
     without,
@@ -78,15 +79,7 @@ def chosen(path: str, names: Iterable[str], allowed: Iterable[str] | Mapping[str
 
 def fixed(accepted: Iterable[Any], note: str, otherwise: str, *names: str) -> list[Rule]:
     """Returns rules for settings that have one value here."""
-    allowed = list(accepted)
-
-    def convert(given: Mapping[str, Any]) -> Outcome:
-        (value,) = given.values()
-        if not any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in allowed):
-            raise NoCounterpart(otherwise)
-        return Outcome(note=note)
-
-    return [Rule((name,), convert) for name in names]
+    return [implied(name, accepted, note, otherwise, home="") for name in names]
 
 
 def any_value(note: str, *names: str) -> list[Rule]:
