@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -101,3 +102,12 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     )
     return path
+
+
+def unpacked_package(client: Client, job_id: str, folder: Path) -> Path:
+    """Downloads the package of a job and unpacks it."""
+    client.jobs.download(job_id, str(folder))
+    (found,) = folder.rglob("finetuneflow_export.zip")
+    with zipfile.ZipFile(found) as archive:
+        archive.extractall(folder / "package")
+    return folder / "package"

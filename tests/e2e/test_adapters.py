@@ -1,7 +1,6 @@
 """Adapter variants from a caller's settings to a package that plain peft loads."""
 
 import json
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +10,9 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from finetuneflow import Client
-from tests.e2e.conftest import System
+from tests.e2e.conftest import System, unpacked_package
 
 SHORT = {"max_steps": 6, "eval_steps": 3, "logging_steps": 1, "max_length": 64, "learning_rate": 1e-2}
-
-
-def _package(client: Client, job_id: str, folder: Path) -> Path:
-    client.jobs.download(job_id, str(folder))
-    (package,) = folder.rglob("finetuneflow_export.zip")
-    with zipfile.ZipFile(package) as archive:
-        archive.extractall(folder / "package")
-    return folder / "package"
 
 
 def _loss(model: Any) -> float:
@@ -49,7 +40,7 @@ def test_pissa_package_is_an_adapter_of_the_unchanged_base(
     samples = [event.payload for event in client.jobs.events(job.id) if event.kind == "sample"]
     answered = [(sample.step, sample.instruction) for sample in samples if sample.step]
     assert answered == [(3, "What is 1 plus 1?"), (6, "What is 1 plus 1?")]
-    package = _package(client, job.id, tmp_path)
+    package = unpacked_package(client, job.id, tmp_path)
     config = json.loads((package / "adapter_config.json").read_text())
     assert (config["r"], config["init_lora_weights"], config["use_rslora"]) == (8, True, True)
     assert json.loads((package / "training_config.json").read_text())["lora"]["r"] == 4
@@ -85,7 +76,7 @@ def test_qlora_of_the_built_in_model_on_a_cpu(system: System, client: Client, ro
     logs = [event.payload for event in client.jobs.events(job.id) if event.kind == "log"]
     # Also after the evaluation of step 2, which would stop gradients on processors with avx512_bf16.
     assert [log.step for log in logs] == [1, 2, 3, 4] and all(log.grad_norm > 0 for log in logs)
-    package = _package(client, job.id, tmp_path)
+    package = unpacked_package(client, job.id, tmp_path)
     assert "load_in_4bit=True" in (package / "README.md").read_text()
     (folder,) = [file.parent for file in (system.home / "models/smollm2-135m").glob("*/model.safetensors")]
     quantized = AutoModelForCausalLM.from_pretrained(

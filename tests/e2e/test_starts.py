@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +13,9 @@ from transformers import AutoModelForCausalLM
 
 from finetuneflow import Client, FailedPrecondition, InvalidArgument, NotFound
 from finetuneflow.resources import Job
-from tests.e2e.conftest import System
+from tests.e2e.conftest import System, unpacked_package
 
 SHORT = {"max_steps": 6, "save_steps": 3, "eval_steps": 3, "logging_steps": 1, "max_length": 64, "learning_rate": 1e-2}
-
-
-def package(client: Client, job_id: str, folder: Path) -> Path:
-    client.jobs.download(job_id, str(folder))
-    (found,) = folder.rglob("finetuneflow_export.zip")
-    with zipfile.ZipFile(found) as archive:
-        archive.extractall(folder / "package")
-    return folder / "package"
 
 
 def held_out_loss(client: Client, job: Job) -> float:
@@ -77,7 +68,7 @@ def test_tuned_model_is_trained_further_and_again(system: System, client: Client
     with pytest.raises(NotFound):
         client.jobs.create(start_from=first.tuned_model, **settings)
 
-    folder = package(client, third.id, tmp_path)
+    folder = unpacked_package(client, third.id, tmp_path)
     assert json.loads((folder / "adapter_config.json").read_text())["r"] == 6
     lineage = json.loads((folder / "training_metadata.json").read_text())["lineage"]
     assert [each["start_from"] for each in lineage] == [each.start_from for each in third.lineage]
@@ -108,7 +99,7 @@ def test_adapter_made_elsewhere_is_trained_further(system: System, client: Clien
     settings: dict[str, Any] = {"base_model": "tiny", "training_data": str(rows), "hyperparameters": SHORT}
     job = client.jobs.wait(client.jobs.create(start_from=uploaded, **settings).id)
     assert (job.resolved_spec["start_from"], job.resolved_spec["lora"]["r"]) == (uploaded, 3)
-    folder = package(client, job.id, tmp_path / "out")
+    folder = unpacked_package(client, job.id, tmp_path / "out")
     assert json.loads((folder / "adapter_config.json").read_text())["r"] == 3
     metadata = json.loads((folder / "training_metadata.json").read_text())
     assert [each["start_from"] for each in metadata["lineage"]] == [uploaded]
