@@ -60,10 +60,11 @@ bench: $(INSTALLED) ## measure streams, dispatch, transfers and preparation (abo
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.transfer --mib 256 --rounds 3
 
-bench-training: $(INSTALLED) ## compare trainings with a bare TRL script (about 40 minutes on an idle machine)
+bench-training: $(INSTALLED) ## compare trainings with a bare TRL script (about 90 minutes on an idle machine)
 	$(BIN)/python -m benchmarks.training_speed
 	$(BIN)/python -m benchmarks.job_speed same --rounds 2
 	$(BIN)/python -m benchmarks.job_speed defaults
+	$(BIN)/python -m benchmarks.defaults_by_size
 
 bench-estimates: $(INSTALLED) ## train 60 small models and compare with their estimates (about 10 minutes); writes docs/estimates.md
 	$(BIN)/python -m benchmarks.estimates

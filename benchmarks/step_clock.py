@@ -17,8 +17,8 @@ ENTRY_POINTS = "[finetuneflow.trainer]\nstep-clock = benchmarks.step_clock:exten
 
 
 class StepClock(TrainerCallback):
-    """Writes a JSON object at the end: wall clock and processor time of each step, in seconds, the time of the end of
-    each step, the losses, and the peak memory in bytes. A step lasts from its begin to the begin of the next one."""
+    """Writes a JSON object at the end: wall clock and processor time of each step, in seconds, the time when each
+    step began, the losses, and the peak memory in bytes. A step lasts from its begin to the begin of the next one."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -26,7 +26,7 @@ class StepClock(TrainerCallback):
         self._processor: list[float] = []
         self._began: tuple[float, float] | None = None
         self._turns = [os.open(name, os.O_RDWR) for name in os.environ.get("CLOCK_TURNS", "").split(os.pathsep) if name]
-        self._ends: list[float] = []
+        self._begins: list[float] = []
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._end_step()
@@ -36,9 +36,7 @@ class StepClock(TrainerCallback):
                 os.write(other, b".")
             os.read(mine, 1)
         self._began = (time.perf_counter(), time.process_time())
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._ends.append(time.time())
+        self._begins.append(time.time())
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._end_step()
@@ -50,7 +48,7 @@ class StepClock(TrainerCallback):
                 {
                     "wall": self._walls,
                     "processor": self._processor,
-                    "ends": self._ends,
+                    "begins": self._begins,
                     "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
                     "losses": [entry["loss"] for entry in state.log_history if "loss" in entry],
                 }

@@ -7,7 +7,7 @@ import secrets
 import socket
 import sys
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_origin
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import (
@@ -75,7 +75,16 @@ class ProcessSettings(BaseSettings):
                 lines.append(f"{cls.service}: {variable}{problem['msg'].removeprefix('Value error, ')}")
             sys.exit("\n".join(lines))
         except SettingsError as error:
-            sys.exit(f"{cls.service}: {error}")
+            # Its message names the field, and no value.
+            field = re.search(r'field "(\w+)"', str(error))
+            if not field:
+                sys.exit(f"{cls.service}: {error}")
+            name = field[1].upper()
+            variable = f"FTF_{cls.service.upper()}_{name} (or FTF_{name})"
+            written = (
+                '["NAME"] or []' if get_origin(cls.model_fields[field[1]].annotation) is tuple else '{"NAME": "…"}'
+            )
+            sys.exit(f"{cls.service}: {variable} must be JSON, in the form {written}")
 
     @model_validator(mode="before")
     @classmethod
@@ -135,8 +144,9 @@ class WorkerSettings(ProcessSettings):
     preparation_stall_seconds: float = Field(default=600.0, gt=0)
     """A preparation, mostly downloads, that receives nothing for longer is ended (STALLED)."""
     warm_spare: bool = True
-    """Keep a child that has completed its imports (trainer: about 480 MB), so that an attempt starts seconds sooner.
-    None is kept while a child computes on the CPU. A probe that was asked about data keeps one for the next request."""
+    """Keep a child of a probe or trainer that has completed its imports (trainer: about 480 MB), so that an attempt
+    starts sooner. None is kept while a child computes on the CPU. A probe that was asked about data keeps another one
+    for the next request."""
     child_confinement: Literal["available", "required"] = "available"
     """Children read their inputs, write their folder and use no network. "required": a process whose kernel cannot
     enforce all of it does not start; "available": it logs what is missing."""

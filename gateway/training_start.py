@@ -7,11 +7,11 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from chassis.errors import InvalidArgument, NotFound, Unimplemented, Violation
 from engine.config.spec_proto import spec_to_dict, values_to_spec
-from engine.config.start import StartSource, saved_rank
+from engine.config.start import StartSource, saved_rank, split_key, trained_datasets
 from finetuneflow.v1.fine_tuning_job_pb2 import AdapterStart
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec, StartMode
 from finetuneflow.v1.stage_result_pb2 import BaseModelIdentity, PreflightResult, TrainingResult
-from finetuneflow.v1.work_pb2 import TrainingStart
+from finetuneflow.v1.work_pb2 import TrainedData, TrainingStart
 from gateway import views
 from gateway.specs import UPLOADED, check_datasets, check_text
 from gateway.sql.tables import SavedCheckpoint, Work
@@ -64,11 +64,13 @@ async def find_start(session: AsyncSession, tenant: str, spec: FineTuningJobSpec
     found.MergeFrom(values_to_spec(source.open_settings(spec_to_dict(found))))
     mode = spec.start_mode or StartMode.START_MODE_CONTINUE
     own = AdapterStart(start_from=pinned, start_mode=mode, manifest_sha256=checkpoint.manifest_sha256)
+    data = TrainedData(datasets=trained_datasets(config), split_key=split_key(config))
     message = TrainingStart(
         checkpoint=views.checkpoint(checkpoint),
         rank=source.rank,
         base_weights_sha256=identity.weights_sha256,
         lineage=[own, *earlier.lineage],
+        trained_data=[data, *earlier.trained_data],
     )
     return FoundStart(job.id, field, found, source, message)
 
@@ -96,7 +98,8 @@ def _parsed(name: str, field: str) -> tuple[str, int | None]:
     job_id, at, step = name.removeprefix(TUNED).partition("@")
     if not name.startswith(TUNED) or (at and not (step.isascii() and step.isdigit() and len(step) <= 18)):
         forms = "`ft:<job_id>`, `ft:<job_id>@<step>` nor the id of an uploaded adapter"
-        raise _invalid(field, f"{name[:80]!r} is neither {forms}.")
+        advice = "An adapter that was made elsewhere is uploaded with `ftf datasets upload-adapter FOLDER`."
+        raise _invalid(field, f"{name[:80]!r} is neither {forms}. {advice}")
     return job_id, int(step) if at else None
 
 

@@ -1,5 +1,6 @@
 """The start of a training: what a job takes over from the job whose adapter it starts from."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,6 +32,19 @@ def saved_rank(config: JobConfig, start_rank: int) -> int:
 def saved_alpha(lora: Lora, rank: int) -> float:
     """Returns the lora_alpha with which an adapter of that rank has the scale of `lora`."""
     return lora.lora_alpha * (sqrt(rank / lora.r) if lora.use_rslora else rank / lora.r)
+
+
+def trained_datasets(config: JobConfig) -> list[str]:
+    """Returns the datasets that a job is trained on, each once."""
+    phases = [source for phase in config.phases for source in phase.training_data]
+    return list(dict.fromkeys(source.dataset for source in (*config.training_data, *phases)))
+
+
+def split_key(config: JobConfig) -> str:
+    """Returns a digest of everything that decides which rows are held out of which data."""
+    names = {"training_data", "phases", "evaluation_data", "holdout_fraction", "seed"}
+    parts = config.model_dump(mode="json", include=names)
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -221,7 +221,7 @@ def _check_warm_up(resolved: Resolved, steps: int) -> None:
     if hyper.warmup_steps is not None and hyper.warmup_steps > warm and hyper.lr_scheduler_type != "constant":
         job = f"the job has {_count(steps, 'step')}; the warm-up is shortened to {warm:,}"
         message = f"warmup_steps = {hyper.warmup_steps:,} is too long: {job}."
-        resolved.warn("WARMUP_TOO_LONG", message, f"Set {setting(path, steps // 20)}, or leave it out.", path)
+        resolved.warn("WARMUP_TOO_LONG", message, f"Set {setting(path, steps // 20)}, or train for more steps.", path)
         resolved.choose(path, warm, f"a warm-up must be shorter than the job, which has {_count(steps, 'step')}")
     if warm and steps < _FEW_STEPS:
         message = f"The first of {steps:,} steps changes nothing: a warm-up begins at learning rate 0."

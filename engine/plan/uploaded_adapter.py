@@ -53,7 +53,10 @@ def take_uploaded_adapter(resolved: Resolved, file: Path, given: Mapping[str, An
     lora = lora.model_copy(update={"lora_dropout": dropout})
     resolved.config = resolved.config.model_copy(update={"lora": lora})
     value = f"r = {lora.r}, lora_alpha = {lora.lora_alpha:g}"
-    resolved.resolutions.append(Resolution(field="lora", value=value, reason=f"the settings of the adapter {name}"))
+    reason = f"the settings of the adapter {name}"
+    if base := values.get("base_model_name_or_path"):
+        reason += f", whose adapter_config.json names the base model {base!r:.200}"
+    resolved.resolutions.append(Resolution(field="lora", value=value, reason=reason))
 
 
 def _read(file: Path) -> tuple[Header, dict[str, Any]]:

@@ -32,9 +32,12 @@ def enum_number(enum: Any, value: str, field: str) -> Any:
     return number
 
 
-def nearest(name: str, known: Sequence[str]) -> str:
-    """Returns `; did you mean x?` for the closest known name, or nothing if no name is close."""
-    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+def nearest(name: str, known: Sequence[str], similarity: float = 0.6) -> str:
+    """Returns `; did you mean x?` for the closest known name, or nothing if no name is close.
+
+    `similarity` is the least one, from 0 to 1; of many known names, some are a little similar to any name.
+    """
+    matches = difflib.get_close_matches(name, known, n=1, cutoff=similarity)
     return f"; did you mean `{matches[0]}`?" if matches else ""
 
 

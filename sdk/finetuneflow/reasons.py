@@ -662,7 +662,7 @@ class Reason(OpenEnum):
     simplify the templates."""
 
     EXTENSION_FAILED = "EXTENSION_FAILED"
-    """An extension that the operator added to trainings is not installed on the node, or failed before the first step.
+    """An extension that the operator added to trainings is not installed on the node, or failed; the message names it.
     Operator: correct FTF_TRAINER_EXTENSIONS, or the extension."""
 
     LOSS_NOT_FINITE = "LOSS_NOT_FINITE"
@@ -712,8 +712,9 @@ class Reason(OpenEnum):
     """Rows longer than `max_length` are dropped (see TOO_LONG). Caller: raise it, or change `truncation`."""
 
     EVALUATION_LEAKED = "EVALUATION_LEAKED"
-    """Rows of `evaluation_data` are trained on as well (see LEAKED_ROW), so the evaluation flatters the model. Caller:
-    remove them from one of the two."""
+    """Rows of `evaluation_data` are trained on as well (see LEAKED_ROW), or held-out rows are from a dataset that the
+    adapter of `start_from` was trained on with another split, so the evaluation flatters the model. Caller: remove them
+    from one of the two; split the dataset as the earlier job did."""
 
     FEW_ROWS = "FEW_ROWS"
     """There are so few rows that the model will overfit soon. Caller: add rows."""

@@ -233,7 +233,8 @@ class _Reader:
         file = Path(place).expanduser()
         if not file.exists():
             self.refuse(
-                path, f"no such file: {str(file)!r} (a dataset id starts with `ds_`, a dataset on the hub with `hf://`)"
+                path,
+                f"no such file: {str(file.absolute())!r} (a dataset id starts with `ds_`, a dataset on the hub with `hf://`)",
             )
         elif not file.is_file():
             self.refuse(path, f"{str(file)!r} is not a file")

@@ -1,6 +1,7 @@
 """Prepares stage 1: fetches the datasets and the base model for the preflight child."""
 
 import asyncio
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from google.protobuf.json_format import MessageToDict
 from pydantic import SecretStr
 
 from chassis.child.child_process import ChildCommand
+from chassis.child.spare import SpareCommand
 from chassis.store.artifact_store import ArtifactStore, on_disk_of
 from engine.catalogue import Catalogue
 from engine.config.job import JobConfig
@@ -20,6 +22,7 @@ from finetuneflow.v1.work_pb2 import Assignment
 from services.attempt_inputs import (
     check_base_of_start,
     child_command,
+    child_environment,
     dataset_files,
     fetched_model,
     job_configuration,
@@ -30,7 +33,7 @@ from services.hardware import read_hardware
 from services.hub_access import job_access
 from services.probe.hub_files import download, hub_of, hub_sources, pin
 from services.probe.settings import ProbeSettings
-from services.probe.worker.child_input import PreflightInput
+from services.probe.worker.child_input import PreflightInput, TrainedData
 
 
 class PreflightStage:
@@ -71,6 +74,10 @@ class PreflightStage:
             # The child moves them, so they are where it may write.
             shards=await reusable_shards(assignment, store, out_dir, key),
             out_dir=out_dir,
+            trained_data=[
+                TrainedData(datasets=list(each.datasets), split_key=each.split_key)
+                for each in assignment.start.trained_data
+            ],
             processes=self._settings.child_threads,
             limits=self._settings.preflight_limits,
             node_id=self._settings.node_id,
@@ -81,6 +88,10 @@ class PreflightStage:
         return child_command(
             self._settings, child_input, workdir, [model.path, self._settings.prices], limits=child_input.limits
         )
+
+    def spare(self) -> SpareCommand:
+        """Returns how to start a child that completes the imports of a preflight."""
+        return SpareCommand([sys.executable, "-m", "services.probe.worker"], child_environment(self._settings))
 
 
 def _content_key(config: JobConfig, sha256s: Mapping[str, str], model: ModelFiles) -> str:

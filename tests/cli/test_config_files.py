@@ -99,6 +99,15 @@ def test_a_file_that_cannot_be_read_names_the_mistake(
     assert problem in violations(result.stderr)[name]
 
 
+@pytest.mark.parametrize("value", ["$TEAM", "${ TEAM }", "${}"])
+def test_misspelt_variable_does_not_become_the_value(ftf: Ftf, tmp_path: Path, value: str) -> None:
+    config = tmp_path / "job.toml"
+    config.write_text(f'base_model = "m"\n[labels]\nteam = "{value}"\n')
+    result = ftf("validate", "--config", config, "--json")
+    assert result.exit_code == 2
+    assert "write ${NAME}" in violations(result.stderr)["labels.team"]
+
+
 @pytest.mark.parametrize("variable", ["HF_TOKEN", "WANDB_API_KEY", "MINE"])
 def test_secret_in_a_variable_stays_out_of_the_spec(
     ftf: Ftf, rows: Path, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch, variable: str

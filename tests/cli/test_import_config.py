@@ -231,6 +231,11 @@ def test_the_written_file_is_taken_as_a_job(
         ("trl", "use_peft: false", {"method": "full"}),
         ("trl", "max_steps: 5", {"hyperparameters.max_steps": 5}),
         ("trl", "train_sampling_strategy: group_by_length", {"hyperparameters.group_by_length": True}),
+        ("trl", "dataset_name: data/rows.jsonl", {"training_data": [{"dataset": "data/rows.jsonl"}]}),
+        ("trl", "use_peft: true\nlora_target_modules: q_proj v_proj", {"lora.target_modules": ["q_proj", "v_proj"]}),
+        ("trl", "use_peft: true\nlora_target_modules: all-linear", {"lora.target_modules": ["all-linear"]}),
+        ("axolotl", "bf16: full", {"hyperparameters.precision": "bf16"}),
+        ("axolotl", "bf16: auto\nfp16: false", {"hyperparameters.precision": "auto"}),
     ],
 )
 def test_single_values(ftf: Ftf, tmp_path: Path, name: str, text: str, sets: dict[str, Any]) -> None:
@@ -240,9 +245,19 @@ def test_single_values(ftf: Ftf, tmp_path: Path, name: str, text: str, sets: dic
         assert (found["config"][section] if section else found["config"])[last] == value
 
 
+def test_names_without_a_value_are_listed(ftf: Ftf, tmp_path: Path) -> None:
+    """Somebody who has left a line empty by mistake sees that it does nothing."""
+    found = imported(ftf, tmp_path / "config.yaml", "micro_batch_size: 2\nlora_r:\nnovel_setting:\nfp16: false\n")
+    assert found["unset"] == ["lora_r", "novel_setting"]
+    assert lost(found) == {}
+    shown = ftf("import-config", tmp_path / "config.yaml").stdout
+    assert "lora_r, novel_setting" in shown and "fp16 = false: the precision is chosen by the hardware" in shown
+
+
 @pytest.mark.parametrize(
     ("name", "text", "field"),
     [
+        ("axolotl", "bf16: full", "bf16"),
         ("axolotl", "batch_size: 32", "batch_size"),
         ("axolotl", "adapter: llama-adapter", "adapter"),
         ("axolotl", "adapter: qlora\nload_in_8bit: true", "adapter"),

@@ -3,11 +3,13 @@ import math
 
 from finetuneflow import Client
 from finetuneflow.cli.console import SafeConsole
+from finetuneflow.cli.lines import Lines
 from finetuneflow.cli.live import follow, render
 from finetuneflow.cli.plot import plot
 from finetuneflow.cli.view import JobView
 from finetuneflow.resources.event import Event
-from finetuneflow.v1 import event_pb2
+from finetuneflow.v1 import event_pb2, stage_result_pb2
+from finetuneflow.v1 import fine_tuning_job_pb2 as job_pb
 from tests.fakes.gateway import JOB, FakeGateway, history
 
 
@@ -34,6 +36,15 @@ def test_the_display_shows_where_the_job_is() -> None:
         view.feed(event)
     assert "eval loss 3.0000 (best 3.0000 at step 20)" in screen(view)
     assert "✓ export" in screen(view)
+
+
+def test_an_answer_during_training_is_a_line() -> None:
+    """Whoever asked for such answers reads them in a log file too."""
+    sample = stage_result_pb2.InferenceSample(instruction="What is\n2 + 2?", model_output="It is\n4.", step=10)
+    message = event_pb2.Event(stage=job_pb.STAGE_TRAINING, sample=sample)
+    assert Lines().of(Event.from_proto(message)) == "training    step 10  What is 2 + 2? → It is 4."
+    sample.step = 0
+    assert Lines().of(Event.from_proto(event_pb2.Event(stage=job_pb.STAGE_EVALUATION, sample=sample))) is None
 
 
 def test_the_eta_counts_down_between_events() -> None:

@@ -44,6 +44,11 @@ def test_start_with_invalid_settings_names_them_and_not_their_values(tmp_path: P
         "unable to parse string as a number"
     )
     del settings["FTF_GATEWAY_LEASE_SECONDS"]
+    written = start(settings | {"FTF_GATEWAY_OIDC_ALGORITHMS": "hunter2"})
+    assert (
+        written
+        == 'gateway: FTF_GATEWAY_OIDC_ALGORITHMS (or FTF_OIDC_ALGORITHMS) must be JSON, in the form ["NAME"] or []'
+    )
     assert start(settings).startswith("gateway: the database postgresql://user:***@127.0.0.1:1/ftf cannot be opened")
 
 

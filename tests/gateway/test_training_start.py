@@ -15,6 +15,9 @@ from sqlmodel import select
 from chassis.errors import FailedPrecondition, ServiceError
 from chassis.store.artifact_store import ArtifactStore
 from engine.catalogue import Catalogue
+from engine.config.job import job_config
+from engine.config.spec_proto import spec_to_dict
+from engine.config.start import trained_datasets
 from finetuneflow.v1 import fine_tuning_service_pb2 as api
 from finetuneflow.v1.event_pb2 import CheckpointSaved, ConfigResolved, StageCompleted
 from finetuneflow.v1.fine_tuning_job_pb2 import FineTuningJob
@@ -142,6 +145,18 @@ async def test_tuned_model_stands_for_its_base_and_its_best_checkpoint(gateway: 
     assert (start.checkpoint.manifest_sha256, start.base_weights_sha256) == (f"{20:064}", "f" * 64)
     (own,) = (await gateway.get(job.id)).lineage
     assert (own.start_from, own.manifest_sha256) == (f"ft:{source}@20", f"{20:064}")
+
+
+async def test_preflight_learns_what_data_the_adapters_below_have_seen(gateway: Gateway) -> None:
+    """Otherwise it could not say that rows held out now were trained on earlier."""
+    first = await gateway.trained()
+    second = await gateway.trained(base_model=f"ft:{first}", holdout_fraction=0.2)
+    await gateway.created(base_model=f"ft:{second}")
+    worker = await gateway.preflight()
+    newest, oldest = worker.assignment.start.trained_data
+    config = job_config(spec_to_dict(worker.assignment.merged_spec))
+    assert list(newest.datasets) == list(oldest.datasets) == trained_datasets(config)
+    assert oldest.split_key != newest.split_key
 
 
 async def test_another_checkpoint_is_chosen_by_its_step(gateway: Gateway) -> None:

@@ -17,6 +17,7 @@ from finetuneflow.errors import InvalidArgument, Violation
 from finetuneflow.setting_names import JOB_RULES, TOKENS, NoCounterpart, Rule, field_path
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_MISSPELT_VARIABLE = re.compile(r"\$(\{\s*\w*\s*\}|\w+)")
 _SECRET = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|(API|ACCESS|PRIVATE|SECRET)_?KEY)$", re.IGNORECASE)
 _SECRET_VALUE = re.compile(r"(hf_|ftf_|sk-)\S{8}")
 _Read = Callable[[str], Any]
@@ -198,6 +199,8 @@ def _resolve(value: Any, key: str, file: str, text: str, violations: list[Violat
             violations.append(
                 Violation(key, f"the environment variable {name} is not set ({file}, line {line}); export it")
             )
+    if _MISSPELT_VARIABLE.fullmatch(value) and not _VARIABLE.fullmatch(value):
+        violations.append(Violation(key, f"{value!r} is no environment variable; write ${{NAME}}"))
     replaced = _VARIABLE.sub(lambda match: os.environ.get(match[1], ""), value)
     return None if replaced == "null" else replaced
 

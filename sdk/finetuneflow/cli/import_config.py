@@ -45,6 +45,8 @@ class Imported:
     """The program's own defaults for what the file does not set: path in the spec → value. They are in `values`."""
     lost: dict[str, tuple[Any, str]]
     """Path in the file → value and the reason why nothing expresses it."""
+    unset: list[str]
+    """Names that the file has without a value; the program's defaults apply."""
 
 
 def import_config(
@@ -103,7 +105,7 @@ def read_foreign(table: Mapping[str, Any], program: Program, file: Path) -> Impo
     lost = dict(translated.lost)
     for name, value in table.items():
         if name not in known and value is not None:
-            lost[name] = (value, f"{program.title}'s setting is not known here{nearest(name, list(known))}")
+            lost[name] = (value, f"{program.title}'s setting is not known here{nearest(name, list(known), 0.85)}")
     lost |= {name: (None, why) for name, why in program.nulls.items() if name in table and table[name] is None}
     values = {name: value for name, value in translated.values.items() if value is not None}
     # The file has a value for these, even if it cannot be translated.
@@ -112,7 +114,8 @@ def read_foreign(table: Mapping[str, Any], program: Program, file: Path) -> Impo
     for path, value in defaults.items():
         section, _, name = path.rpartition(".")
         (values.setdefault(section, {}) if section else values)[name] = value
-    return Imported(program, values, translated.translations, defaults, lost)
+    unset = [name for name, value in table.items() if value is None and name not in lost]
+    return Imported(program, values, translated.translations, defaults, lost, unset)
 
 
 def _defaults(program: Program, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,6 +160,7 @@ def _report(imported: Imported) -> list[str]:
     for title, entries in (
         ("Translated:", translated),
         ("Implied:", implied),
+        ("Without a value in the file:", [", ".join(imported.unset)] if imported.unset else []),
         (f"Defaults of {imported.program.title} that the file leaves unset:", added),
         ("Without counterpart:", lost),
     ):
@@ -173,6 +177,7 @@ def _fields(imported: Imported) -> dict[str, Any]:
         "program": imported.program.name,
         "config": imported.values,
         "translations": [each.to_dict() for each in imported.translations],
+        "unset": imported.unset,
         "defaults": imported.defaults,
         "without_counterpart": [
             {"field": path, "value": value, "reason": reason} for path, (value, reason) in imported.lost.items()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from finetuneflow.cli.session import duration, size
+from finetuneflow.cli.session import duration, shortened, size
 from finetuneflow.resources.event import (
     CheckpointSaved,
     Complete,
@@ -18,6 +18,7 @@ from finetuneflow.resources.event import (
     Warning,
 )
 from finetuneflow.resources.job import JobState
+from finetuneflow.resources.stage_result import InferenceSample
 
 
 def log_figures(log: Log) -> str:
@@ -68,6 +69,9 @@ class Lines:
                 best = "  best so far" if evaluation.best else ""
                 figures = f"eval loss {evaluation.eval_loss:.4f}  perplexity {evaluation.perplexity:.2f}"
                 return f"step {evaluation.step}/{evaluation.total_steps}  {figures}{best}"
+            case InferenceSample() as sample if sample.step:
+                prompt, answer = shortened(sample.instruction, 60), shortened(sample.model_output)
+                return f"step {sample.step}  {prompt} → {answer}"
             case CheckpointSaved() as checkpoint:
                 return f"checkpoint of step {checkpoint.step}, {size(checkpoint.size_bytes)}"
             case Restored():

@@ -15,7 +15,17 @@ from finetuneflow.cli.download import make_folder
 from finetuneflow.cli.exits import DETACHED, JOB_FAILED
 from finetuneflow.cli.lines import Lines
 from finetuneflow.cli.outcome import show_attempts, show_evaluation
-from finetuneflow.cli.session import Json, Session, not_empty, print_deleted, print_json, print_newest, session, size
+from finetuneflow.cli.session import (
+    Json,
+    Session,
+    not_empty,
+    print_deleted,
+    print_json,
+    print_newest,
+    session,
+    shortened,
+    size,
+)
 from finetuneflow.client import Client
 from finetuneflow.evaluations import Evaluations
 from finetuneflow.exports import Exports
@@ -25,8 +35,6 @@ from finetuneflow.resources.export import Export
 
 Work = Evaluation | Export
 Methods = Evaluations | Exports
-
-_SHOWN = 200
 
 _Model = Annotated[
     str,
@@ -252,12 +260,6 @@ def _show(work: Work, console: Console) -> None:
         _show_outcome(work, console)
     _show_result(work, console)
     show_attempts(work.attempts, console)
-
-
-def shortened(text: str) -> str:
-    """Returns a text on one line, at most 200 characters of it; `--json` has all."""
-    line = " ".join(text.split())
-    return line if len(line) <= _SHOWN else f"{line[: _SHOWN - 1]}…"
 
 
 def _row(work: Work) -> list[str]:

@@ -131,6 +131,12 @@ def a_number(value: float | None) -> float | None:
     return value
 
 
+def shortened(text: str, length: int = 200) -> str:
+    """Returns a text on one line, at most that many characters of it; `--json` has all."""
+    line = " ".join(text.split())
+    return line if len(line) <= length else f"{line[: length - 1]}…"
+
+
 def size(num_bytes: int) -> str:
     """Formats bytes in binary units: 1.5 GiB."""
     value = float(num_bytes)

@@ -127,18 +127,28 @@ class Assignment(_message.Message):
     def __init__(self, job_id: _Optional[str] = ..., tenant: _Optional[str] = ..., stage: _Optional[_Union[_fine_tuning_job_pb2.Stage, str]] = ..., attempt: _Optional[int] = ..., claim_id: _Optional[str] = ..., spec: _Optional[_Union[_fine_tuning_job_spec_pb2.FineTuningJobSpec, _Mapping]] = ..., resolved_spec: _Optional[_Union[_fine_tuning_job_spec_pb2.FineTuningJobSpec, _Mapping]] = ..., datasets: _Optional[_Iterable[_Union[_dataset_pb2.Dataset, _Mapping]]] = ..., checkpoints: _Optional[_Iterable[_Union[_fine_tuning_job_pb2.Checkpoint, _Mapping]]] = ..., preflight: _Optional[_Union[_stage_result_pb2.PreflightResult, _Mapping]] = ..., training: _Optional[_Union[_stage_result_pb2.TrainingResult, _Mapping]] = ..., evaluation: _Optional[_Union[_stage_result_pb2.EvaluationResult, _Mapping]] = ..., metrics: _Optional[_Iterable[_Union[MetricSeries, _Mapping]]] = ..., prior_training_seconds: _Optional[float] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., shards: _Optional[_Iterable[_Union[StoredShards, _Mapping]]] = ..., hardware: _Optional[_Union[_hardware_pb2.Hardware, _Mapping]] = ..., fine_tuning_job_id: _Optional[str] = ..., merged_spec: _Optional[_Union[_fine_tuning_job_spec_pb2.FineTuningJobSpec, _Mapping]] = ..., sealed_secrets: _Optional[_Mapping[str, bytes]] = ..., start: _Optional[_Union[TrainingStart, _Mapping]] = ...) -> None: ...
 
 class TrainingStart(_message.Message):
-    __slots__ = ("checkpoint", "rank", "base_weights_sha256", "lineage", "dataset")
+    __slots__ = ("checkpoint", "rank", "base_weights_sha256", "lineage", "dataset", "trained_data")
     CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
     BASE_WEIGHTS_SHA256_FIELD_NUMBER: _ClassVar[int]
     LINEAGE_FIELD_NUMBER: _ClassVar[int]
     DATASET_FIELD_NUMBER: _ClassVar[int]
+    TRAINED_DATA_FIELD_NUMBER: _ClassVar[int]
     checkpoint: _fine_tuning_job_pb2.Checkpoint
     rank: int
     base_weights_sha256: str
     lineage: _containers.RepeatedCompositeFieldContainer[_fine_tuning_job_pb2.AdapterStart]
     dataset: _dataset_pb2.Dataset
-    def __init__(self, checkpoint: _Optional[_Union[_fine_tuning_job_pb2.Checkpoint, _Mapping]] = ..., rank: _Optional[int] = ..., base_weights_sha256: _Optional[str] = ..., lineage: _Optional[_Iterable[_Union[_fine_tuning_job_pb2.AdapterStart, _Mapping]]] = ..., dataset: _Optional[_Union[_dataset_pb2.Dataset, _Mapping]] = ...) -> None: ...
+    trained_data: _containers.RepeatedCompositeFieldContainer[TrainedData]
+    def __init__(self, checkpoint: _Optional[_Union[_fine_tuning_job_pb2.Checkpoint, _Mapping]] = ..., rank: _Optional[int] = ..., base_weights_sha256: _Optional[str] = ..., lineage: _Optional[_Iterable[_Union[_fine_tuning_job_pb2.AdapterStart, _Mapping]]] = ..., dataset: _Optional[_Union[_dataset_pb2.Dataset, _Mapping]] = ..., trained_data: _Optional[_Iterable[_Union[TrainedData, _Mapping]]] = ...) -> None: ...
+
+class TrainedData(_message.Message):
+    __slots__ = ("datasets", "split_key")
+    DATASETS_FIELD_NUMBER: _ClassVar[int]
+    SPLIT_KEY_FIELD_NUMBER: _ClassVar[int]
+    datasets: _containers.RepeatedScalarFieldContainer[str]
+    split_key: str
+    def __init__(self, datasets: _Optional[_Iterable[str]] = ..., split_key: _Optional[str] = ...) -> None: ...
 
 class StoredShards(_message.Message):
     __slots__ = ("content_key", "path", "manifest_sha256")

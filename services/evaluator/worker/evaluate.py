@@ -52,7 +52,7 @@ def evaluate(child_input: EvaluationInput, sink: EventSink) -> EvaluationResult:
         # Or base and tuned weights of method full would be in memory together.
         del model
 
-    if rows and result.tuned_loss > result.base_loss:
+    if rows and not result.tuned_loss <= result.base_loss:  # also if it is NaN
         sink.emit(_worse(result))
     if asked:
         made = samples(asked, answers["tuned"], answers["base"], tokenizer)

@@ -4,7 +4,7 @@ from huggingface_hub import ModelCardData
 
 from services.exporter.worker.child_input import ExportInput
 from services.exporter.worker.markdown import escape
-from services.exporter.worker.report import METHODS
+from services.exporter.worker.report import method_title
 from services.exporter.worker.row_forms import RowForms
 
 
@@ -36,7 +36,7 @@ def model_card(child_input: ExportInput) -> str:
 
 # {escape(child_input.config.display_name)}
 
-{METHODS[child_input.config.method]} fine-tune of `{model.id}` (revision `{model.revision}`), made by FineTuneFlow
+{method_title(child_input.config)} fine-tune of `{model.id}` (revision `{model.revision}`), made by FineTuneFlow
 in job `{child_input.job.id}`, step {child_input.training.best_step:,}. {built}{outcome}
 `report.md` describes the training, `metrics.json` and `training_config.json` contain every figure and setting,
 `manifest.json` the SHA-256 of every file. The licence is the base model's.

@@ -94,7 +94,7 @@ def write_documents(child_input: ExportInput, folder: Path, adapter_config: dict
     _write_json(folder / "metrics.json", metrics(child_input))
     (folder / "training_log.json").write_text(training_log(child_input), "utf-8")
     _write_json(folder / "training_metadata.json", training_metadata(child_input))
-    (folder / "report.md").write_text(report(child_input), "utf-8")
+    (folder / "report.md").write_text(report(child_input, adapter_config), "utf-8")
     (folder / "README.md").write_text(model_card(child_input), "utf-8")
     best = child_input.training.best_step
     curves = curve(child_input, "loss"), curve(child_input, "eval_loss")

@@ -1,7 +1,10 @@
 """`report.md`: model, data, settings, results and sample outputs of a job."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
+from engine.config.job import JobConfig
 from engine.perplexity import perplexity
 from finetuneflow.v1.hardware_pb2 import Hardware
 from finetuneflow.v1.stage_result_pb2 import InferenceSample
@@ -9,22 +12,36 @@ from services.exporter.worker.child_input import ExportInput
 from services.exporter.worker.markdown import escape, row
 from services.exporter.worker.metrics import loss_gap
 
-METHODS = {"lora": "LoRA", "qlora": "QLoRA", "full": "full (every weight)"}
+_METHODS = {"lora": "LoRA", "qlora": "QLoRA", "full": "full (every weight)"}
+_INITIAL_VALUES = {"pissa": "PiSSA", "olora": "OLoRA", "loftq": "LoftQ"}
 NOT_MEASURED = "not measured"
 
 
-def report(child_input: ExportInput) -> str:
-    """The report in Markdown. Every figure was counted or measured by an earlier stage."""
+def report(child_input: ExportInput, adapter_config: Mapping[str, Any] | None = None) -> str:
+    """The report in Markdown. Every figure was counted or measured by an earlier stage.
+
+    `adapter_config` is the packed one; None for method full.
+    """
     sections = [
         "# FineTuneFlow Training Report",
         _project(child_input),
         _dataset(child_input),
-        _configuration(child_input),
+        _configuration(child_input, adapter_config),
         _results(child_input),
         _samples(list(child_input.evaluation.samples)),
         _comparison(child_input),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def method_title(config: JobConfig) -> str:
+    """Returns the method with what distinguishes its adapters: `QLoRA (DoRA, PiSSA)`."""
+    lora, title = config.lora, _METHODS[config.method]
+    if config.method == "full":
+        return title
+    initial = _INITIAL_VALUES.get(lora.init_lora_weights.partition("_")[0])
+    more = ["DoRA"] * lora.use_dora + ["rsLoRA"] * lora.use_rslora + [initial] * (initial is not None)
+    return f"{title} ({', '.join(filter(None, more))})" if more else title
 
 
 def _project(child_input: ExportInput) -> str:
@@ -44,7 +61,7 @@ def _dataset(child_input: ExportInput) -> str:
 - Avg tokens per example: {train.mean_tokens:.1f}"""
 
 
-def _configuration(child_input: ExportInput) -> str:
+def _configuration(child_input: ExportInput, adapter_config: Mapping[str, Any] | None) -> str:
     config, hyperparameters = child_input.config, child_input.config.hyperparameters
     epochs = f"{hyperparameters.num_epochs:g}"
     if hyperparameters.max_steps is not None:
@@ -55,10 +72,12 @@ def _configuration(child_input: ExportInput) -> str:
             for number, phase in enumerate(config.phases, 1)
         )
     rank = f"{config.lora.r}, alpha: {config.lora.lora_alpha:g}"
+    if adapter_config and adapter_config["r"] != config.lora.r:
+        rank += f"; saved as an adapter of rank {adapter_config['r']}, alpha: {adapter_config['lora_alpha']:g}"
     if config.method == "full":
         rank = "none, alpha: none"
     return f"""## Training Configuration
-- Method: {METHODS[config.method]}
+- Method: {method_title(config)}
 - Epochs: {epochs}
 - Learning rate: {hyperparameters.learning_rate:g}
 - LoRA rank: {rank}
@@ -97,7 +116,7 @@ def _gap(child_input: ExportInput) -> str:
     if gap is None:
         return NOT_MEASURED
     evaluation = child_input.evaluation
-    if evaluation.tuned_loss > evaluation.base_loss:
+    if not evaluation.tuned_loss <= evaluation.base_loss:  # also if it is NaN
         verdict = "it says nothing here: the tuned model is worse than its base model"
     elif gap < 0.5:
         verdict = "no sign of overfitting: below 0.5"

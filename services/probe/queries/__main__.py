@@ -1,6 +1,5 @@
 """Runs one query: `python -m services.probe.queries INPUT.json`. A warm spare imports its modules and then waits."""
 
-import importlib
 import os
 import sys
 from pathlib import Path
@@ -26,11 +25,7 @@ from services.probe.queries.fetch import fetch
 from services.probe.queries.inspect_dataset import preview_dataset, validate_dataset
 from services.probe.queries.query import ProbeQuery
 from services.probe.settings import ProbeSettings
-
-
-def warm_up() -> None:
-    """Imports the module that otherwise loads with the first tokenizer, and takes longest."""
-    importlib.import_module("transformers.tokenization_utils_tokenizers")
+from services.probe.warm_up import warm_up
 
 
 def main(sink: EventSink, input_path: Path) -> StageCompleted:

@@ -7,8 +7,16 @@ from pydantic import Field
 
 from engine.config.job import JobConfig
 from engine.data.work_limits import WorkLimits
-from services.child_input import ChildInput, ModelFiles
+from services.child_input import ChildInput, ModelFiles, Strict
 from services.probe.hub_sources import HubSource
+
+
+class TrainedData(Strict):
+    """The data that a job was trained on whose adapter this one starts from."""
+
+    datasets: list[str] = Field(default=[])
+    split_key: str
+    """See `engine.config.start.split_key`."""
 
 
 class PreflightInput(ChildInput):
@@ -27,6 +35,8 @@ class PreflightInput(ChildInput):
     """The key that the token shards depend on (`engine.data.content_key`); empty: the child computes it."""
     shards: Path | None = None
     """A folder of verified token shards with that key, made by an earlier job; the child reuses them."""
+    trained_data: list[TrainedData] = Field(default=[])
+    """The data of the adapter that the job starts from, and of those below it."""
     processes: int = Field(default=1, ge=1)
     """Processes that tokenise a large file."""
     limits: WorkLimits = WorkLimits()

@@ -13,7 +13,9 @@ A package names a function as an entry point in its pyproject.toml:
 It runs in the confined child, with what that may do: no network, its own folder, and no data but its job's.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -22,8 +24,9 @@ from typing import Any, Final
 import torch
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
+from chassis.child import out_of_memory
 from engine.config.job import JobConfig
-from engine.errors import SystemFailure
+from engine.errors import JobError, SystemFailure
 
 GROUP: Final = "finetuneflow.trainer"
 """The group of entry points."""
@@ -63,5 +66,34 @@ def extend(training: Training, names: Sequence[str]) -> None:
         try:
             found[name].load()(training)
         except Exception as error:
-            message = f"The operator's extension {name!r} failed: {type(error).__name__}: {error}"
-            raise SystemFailure("EXTENSION_FAILED", message, "Ask the operator to correct it.") from error
+            raise _failure([name], error) from error
+
+
+@contextmanager
+def failures_named(names: Sequence[str]) -> Iterator[None]:
+    """Turns an error that one of these extensions raises in a callback or a loss into a SystemFailure that names it."""
+    try:
+        yield
+    except (JobError, SystemFailure):
+        raise
+    except Exception as error:
+        raising = _raising_extensions(error, names)
+        if not raising or out_of_memory.reason_of(error):
+            raise
+        raise _failure(raising, error) from error
+
+
+def _raising_extensions(error: Exception, names: Sequence[str]) -> list[str]:
+    """Returns the extensions of the package that has a frame in the traceback; [] if none has."""
+    points = entry_points(group=GROUP)
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        package = frame.f_globals.get("__name__", "").partition(".")[0]
+        if raising := [name for name in names if points[name].module.partition(".")[0] == package]:
+            return raising
+    return []
+
+
+def _failure(names: Sequence[str], error: Exception) -> SystemFailure:
+    quoted = " or ".join(map(repr, names))
+    message = f"The operator's extension {quoted} failed: {type(error).__name__}: {error}"
+    return SystemFailure("EXTENSION_FAILED", message, "Ask the operator to correct it.")

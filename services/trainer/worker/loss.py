@@ -1,7 +1,6 @@
 """The Trainer, with the loss that our events define: the mean over trained tokens."""
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from engine.config.curriculum import Curriculum
 from engine.data.spans import IGNORED
+from engine.model.hidden_states import hidden_states
 from services.trainer.worker.events import TrainingCallback
 from services.trainer.worker.extensions import Loss
 from services.trainer.worker.label_smoothing import LabelSmoothing
@@ -75,7 +75,8 @@ class Trainer(SFTTrainer):
         if compact:
             inputs = {key: value for key, value in inputs.items() if key != "labels"} | {"shift_labels": labels[None]}
         smoothing = self.smoothing if training else None
-        collecting = self._hidden_states(predicted, compact=compact) if compact or smoothing else _NOTHING
+        plain = self.accelerator.unwrap_model(self.model)
+        collecting = hidden_states(plain, predicted, only=compact) if compact or smoothing else _NOTHING
         with collecting as hidden:
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]
         if smoothing:
@@ -103,23 +104,6 @@ class Trainer(SFTTrainer):
         norm = super()._get_grad_norm(*arguments, **options)  # type: ignore[no-untyped-call]
         self._callback.health.check_gradient(norm)
         return norm
-
-    @contextmanager
-    def _hidden_states(self, predicted: torch.Tensor, *, compact: bool) -> Iterator[list[torch.Tensor]]:
-        """Collects the last hidden states of `predicted` ([rows, length - 1]) while it is open; with `compact` only
-        these pass through the head."""
-        found: list[torch.Tensor] = []
-
-        def select(_module: Any, _arguments: Any, output: Any) -> Any:
-            found.append(output.last_hidden_state[:, :-1][predicted])
-            if compact:
-                output.last_hidden_state = found[-1][None]
-            return output
-
-        model = self.accelerator.unwrap_model(self.model)
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        with base.base_model.register_forward_hook(select):
-            yield found
 
     def evaluation_loop(
         self,

@@ -24,7 +24,7 @@ from services.questions import prompts
 from services.trainer.worker.checkpoint import progress_at
 from services.trainer.worker.child_input import TrainingInput
 from services.trainer.worker.events import PHASES, TrainingCallback
-from services.trainer.worker.extensions import Training, extend
+from services.trainer.worker.extensions import Training, extend, failures_named
 from services.trainer.worker.label_smoothing import LabelSmoothing
 from services.trainer.worker.loss import Trainer
 from services.trainer.worker.methods import keep_trained_weights_float32, loads_checkpoint, trainable_model
@@ -121,7 +121,8 @@ def train(child_input: TrainingInput, sink: EventSink) -> TrainingResult:
             # All trained steps are in a checkpoint already.
             raise Paused
         phases.enter("training", f"{child_input.total_steps - progress.step} steps on {on}")
-        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+        with failures_named(child_input.extensions):
+            trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
         if callback.paused:
             raise Paused
     sink.emit(_complete(progress, callback.attempt))

@@ -156,6 +156,17 @@ def test_model_that_is_worse_than_its_base_is_reported(
     assert len(reported) == 1 and "worse than its base model" in reported[0]
 
 
+def test_model_whose_loss_is_no_number_is_reported(make_input: MakeInput, adapter_dir: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    shutil.copytree(adapter_dir, folder)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    changed = {name: value * float("nan") for name, value in tensors.items()}
+    save_file(changed, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    sink = Recorder()
+    assert math.isnan(evaluate(make_input(folder), sink).tuned_loss)
+    assert "TUNED_MODEL_WORSE" in [each.reason for each in sink.of(Warning)]
+
+
 def test_no_loss_is_reported_without_held_out_rows(make_input: MakeInput) -> None:
     """A figure that was not measured must not appear as 0."""
     result = evaluate(make_input(holdout=0.0, prompts=["What is 7?"]), Recorder())

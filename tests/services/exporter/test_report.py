@@ -68,6 +68,18 @@ def test_report_compares_speed_and_memory_with_the_estimate(export_input: Export
     assert "- Peak memory: 1.00 GiB on the GPU (estimate: 2.00 GiB, at most 4.00 GiB)" in report(export_input)
 
 
+def test_report_says_what_kind_of_adapter_is_packed(export_input: ExportInput) -> None:
+    """PiSSA's has twice the rank that was trained, and DoRA's loads in fewer servers."""
+    lora = export_input.config.lora.model_copy(update={"use_dora": True, "init_lora_weights": "pissa_niter_4"})
+    config = export_input.config.model_copy(update={"lora": lora, "method": "qlora"})
+    text = report(export_input.model_copy(update={"config": config}), {"r": 8, "lora_alpha": 16})
+    assert "- Method: QLoRA (DoRA, PiSSA)" in text.splitlines()
+    assert "- LoRA rank: 4, alpha: 8; saved as an adapter of rank 8, alpha: 16" in text.splitlines()
+    config = config.model_copy(update={"method": "full"})
+    text = report(export_input.model_copy(update={"config": config}))
+    assert "- Method: full (every weight)" in text.splitlines()
+
+
 @pytest.mark.parametrize(
     ("eval_loss", "verdict"), [(2.7, "no sign of overfitting"), (3.7, "some overfitting"), (3.9, "fewer epochs")]
 )

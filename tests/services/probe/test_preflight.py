@@ -1,5 +1,7 @@
 """The preflight child with its input file, in this process or in its own."""
 
+import asyncio
+import contextlib
 import gzip
 import json
 import subprocess
@@ -15,14 +17,20 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from safetensors.numpy import save_file
 
+from chassis.child.child_process import ChildCommand
 from chassis.child.pipe import EventSink, failure_of
+from chassis.child.spare import Spare
 from engine.catalogue import Catalogue
 from engine.config.job import job_config
 from engine.config.spec_proto import resolved_config
+from engine.config.start import split_key
 from engine.errors import JobError
+from finetuneflow.v1 import event_pb2
 from finetuneflow.v1.event_pb2 import ArtifactSaved, ConfigResolved, Phase, Warning
 from finetuneflow.v1.fine_tuning_job_pb2 import FAULT_USER_ERROR
 from services.hardware import read_hardware
+from services.probe.settings import ProbeSettings
+from services.probe.stage import PreflightStage
 from services.probe.worker.preflight import preflight
 from tests.tiny_models import make_tiny_tokenizer
 
@@ -131,6 +139,22 @@ def test_token_shards_of_an_earlier_job_are_reused(make_input: MakeInput, tmp_pa
     assert (tmp_path / "out" / second.shards_path / "eval_rows.jsonl").is_file()
 
 
+@pytest.mark.parametrize(("changed", "warned"), [({}, False), ({"seed": 7}, True), ({"holdout_fraction": 0.0}, False)])
+def test_held_out_rows_that_the_adapter_may_have_seen_are_reported(
+    make_input: MakeInput, changed: dict[str, Any], warned: bool
+) -> None:
+    """The loss of such rows flatters the model."""
+    earlier = split_key(job_config({"base_model": "tiny", "training_data": [{"dataset": "ds_1"}]}))
+    path = make_input(ROWS, start_from="ft:job_1@5", **changed)
+    values = json.loads(path.read_text())
+    values["trained_data"] = [{"datasets": ["ds_1"], "split_key": earlier}]
+    path.write_text(json.dumps(values))
+    sink = Recorder()
+    preflight(sink, path)
+    warnings = [event for event in sink.events if isinstance(event, Warning) and event.reason == "EVALUATION_LEAKED"]
+    assert bool(warnings) == warned
+
+
 def test_curriculum_is_counted_per_phase(make_input: MakeInput) -> None:
     """Steps and cost are those of all phases, and the first step of each phase is known before the training."""
     source = [{"dataset": "ds_1"}]
@@ -170,6 +194,26 @@ def test_too_small_disk_for_checkpoints_fails_preflight(make_input: MakeInput, t
         preflight(Recorder(), with_free(disk.needed_bytes))
     assert caught.value.reason == "DISK_TOO_SMALL"
     assert "save_total_limit" in caught.value.advice
+
+
+async def test_warm_spare_runs_a_preflight(make_input: MakeInput, tmp_path: Path) -> None:
+    """Its imports take as long as the preflight of a small data set, and are done before the job arrives."""
+    file = make_input(ROWS)
+    stage = PreflightStage(ProbeSettings(home=tmp_path / "home"), Catalogue(tmp_path / "home", {}))
+    spare = Spare(stage.spare(), tmp_path / "spare")
+    spare.open()
+    async with asyncio.timeout(60):
+        while not spare.pid:  # noqa: ASYNC110 - it sends no notification
+            await asyncio.sleep(0.05)
+        pid = spare.pid
+        command = ChildCommand([*stage.spare().argv, str(file)], tmp_path / "out", stage.spare().env)
+        child = await spare.start(command, tmp_path)
+        assert child.pid == pid
+        async with contextlib.aclosing(child.frames()) as frames:
+            events = [event_pb2.Event.FromString(frame) async for frame in frames if frame]
+        await child.wait()
+        await spare.close()
+    assert events[-1].stage_completed.preflight.training_data.num_examples == 54, (events[-1], child.last_lines())
 
 
 def run(input_file: Path) -> subprocess.CompletedProcess[str]:

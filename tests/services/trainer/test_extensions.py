@@ -40,7 +40,23 @@ def tenfold(training):
 
 def broken(training):
     raise ValueError("no such column")
+
+class Breaks(TrainerCallback):
+    def on_step_begin(self, args, state, control, **_):
+        raise ValueError("no such norm")
+
+def broken_callback(training):
+    training.callbacks.append(Breaks())
+
+def broken_loss(training):
+    training.loss = lambda model, inputs, tokens: inputs["no such input"]
+
+def too_large_loss(training):
+    def fail(*_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+    training.loss = fail
 """
+NAMES = ("watch", "same", "tenfold", "broken", "broken_callback", "broken_loss", "too_large_loss")
 
 
 @pytest.fixture
@@ -50,7 +66,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (site / "ours-1.0.dist-info").mkdir(parents=True)
     (site / "ours_for_tests.py").write_text(MODULE)
     (site / "ours-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: ours\nVersion: 1.0\n")
-    names = "".join(f"{name} = ours_for_tests:{name}\n" for name in ("watch", "same", "tenfold", "broken"))
+    names = "".join(f"{name} = ours_for_tests:{name}\n" for name in NAMES)
     (site / "ours-1.0.dist-info" / "entry_points.txt").write_text(f"[finetuneflow.trainer]\n{names}")
     monkeypatch.syspath_prepend(str(site))
 
@@ -84,13 +100,26 @@ def test_replaced_loss_trains_and_held_out_rows_are_scored_as_ever(make_input: C
 
 @pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize(
-    ("name", "said"), [("broken", "ValueError: no such column"), ("wach", "broken, same, tenfold")]
+    ("name", "said"),
+    [
+        ("broken", "'broken' failed: ValueError: no such column"),
+        ("broken_callback", "'broken_callback' failed: ValueError: no such norm"),
+        ("broken_loss", "'broken_loss' failed: KeyError: 'no such input'"),
+        ("wach", "broken, broken_callback, broken_loss, same, tenfold"),
+    ],
 )
 def test_broken_extension_is_the_operators_fault(make_input: Callable[..., Any], name: str, said: str) -> None:
     """A training without what the operator demands would be worse than none."""
     with pytest.raises(SystemFailure, match=said) as failure:
         run(make_input, "out", name)
     assert failure.value.reason == "EXTENSION_FAILED"
+
+
+@pytest.mark.usefixtures("installed")
+def test_memory_that_ends_in_an_extension_is_still_an_error_of_memory(make_input: Callable[..., Any]) -> None:
+    """The gateway halves the micro-batches of such a job."""
+    with pytest.raises(RuntimeError, match="allocate memory"):
+        run(make_input, "out", "too_large_loss")
 
 
 def test_no_extension_takes_part_unless_it_is_named(make_input: Callable[..., Any], installed: None) -> None:

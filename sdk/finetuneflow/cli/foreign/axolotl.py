@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from finetuneflow.cli.foreign.program import NO_SETTING, SHARED, Program, any_value, chosen, fixed, held_out, listed
+from finetuneflow.cli.foreign.program import (
+    NO_SETTING,
+    SHARED,
+    Program,
+    any_value,
+    chosen,
+    fixed,
+    held_out,
+    is_file,
+    listed,
+)
 from finetuneflow.setting_names import NoCounterpart, Outcome, Rule, is_false, is_true, rename, table, without
 
 _FORMATS = {
@@ -76,7 +86,7 @@ def _source(entry: Mapping[str, Any]) -> tuple[list[dict[str, Any]], Iterable[tu
     lost: list[tuple[str, str]] = []
     place, files, revision = entry["path"], entry.get("data_files"), entry.get("revision")
     names = [files] if isinstance(files, str) else files if isinstance(files, list) else []
-    if _is_local(place):
+    if is_file(place) or place.count("/") != 1:
         places = names or [place]
     else:
         hub = f"hf://{place}" + (f"@{revision}" if revision else "")
@@ -94,13 +104,6 @@ def _source(entry: Mapping[str, Any]) -> tuple[list[dict[str, Any]], Iterable[tu
         common["mapping"] = mapping
     lost += [(name, _part(name, value)) for name, value in entry.items() if _part(name, value) and value is not None]
     return [{"dataset": place, **common} for place in places], lost
-
-
-def _is_local(place: str) -> bool:
-    return place.startswith((".", "/", "~")) or place.count("/") != 1 or place.endswith(_ENDINGS)
-
-
-_ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet", ".gz", ".zst")
 
 
 def _part(name: str, value: Any) -> str:
@@ -196,7 +199,8 @@ AXOLOTL = Program(
         ),
         any_value("padding is not trained and does not change the results", "pad_to_sequence_len"),
         fixed([False], "held-out rows are never packed", "held-out rows are never packed", "eval_sample_packing"),
-        without(_CADENCE, "evals_per_epoch", "saves_per_epoch", "eval_table_size", "eval_max_new_tokens"),
+        without(_CADENCE, "evals_per_epoch", "saves_per_epoch"),
+        without("set evaluation.num_samples and evaluation.max_new_tokens", "eval_table_size", "eval_max_new_tokens"),
         without(_PREFERENCES, "rl", "reward_model", "process_reward_model"),
         without("there are no plug-ins", "plugins", "liger_rope", "liger_rms_norm", "liger_glu_activation"),
         without(NO_SETTING, "liger_layer_norm", "liger_fused_linear_cross_entropy", "cut_cross_entropy"),

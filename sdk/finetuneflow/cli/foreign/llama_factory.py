@@ -86,7 +86,9 @@ LLAMA_FACTORY = Program(
         ),
         without(_NAMES, "dataset", "eval_dataset", "dataset_dir"),
         without(_TEMPLATE, "template"),
-        without("it belongs to a data source: training_data = [{ max_samples = 1000 }]", "max_samples"),
+        without(
+            'it belongs to a data source: training_data = [{ dataset = "FILE", max_samples = 1000 }]', "max_samples"
+        ),
         without(
             "only supervised fine-tuning and training on text are available", "pref_loss", "pref_beta", "reward_model"
         ),

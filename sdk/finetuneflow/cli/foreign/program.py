@@ -15,6 +15,8 @@ from finetuneflow.setting_names import (
     Rule,
     Rules,
     implied,
+    is_false,
+    precision,
     rename,
     table,
     without,
@@ -107,12 +109,25 @@ def held_out(given: Mapping[str, Any]) -> Outcome:
     return Outcome({"holdout_fraction": float(value)})
 
 
+def names_in(value: Any) -> Any:
+    """Returns the names in a text, between commas or spaces; any other value as it is."""
+    return value.replace(",", " ").split() if isinstance(value, str) else value
+
+
+def is_file(place: str) -> bool:
+    """Returns True for what can only be a path of a file or folder, and no id of the hub."""
+    return place.startswith((".", "/", "~")) or place.endswith(_ENDINGS)
+
+
+_ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet", ".gz", ".zst")
+
+
 def listed(path: str, *names: str) -> list[Rule]:
-    """Returns rules for names of a list, which may also be text with commas."""
+    """Returns rules for names of a list, which may also be text."""
 
     def convert(given: Mapping[str, Any]) -> Outcome:
         (value,) = given.values()
-        items = [item.strip() for item in value.split(",")] if isinstance(value, str) else value
+        items = names_in(value)
         if path == "lora.target_modules" and items in (["all"], ["all-linear"]):
             items = ["all-linear"]
         return Outcome({path: items})
@@ -146,6 +161,16 @@ def _warmup(given: Mapping[str, Any]) -> Outcome:
     return Outcome({"hyperparameters.warmup_ratio": ratio})
 
 
+def _precision(given: Mapping[str, Any]) -> Outcome:
+    """Translates `bf16` and `fp16`. Without them, programs choose by the hardware."""
+    if given.get("bf16") == "full":
+        kept = "trained weights are fp32 here; the others have the precision bf16"
+        return Outcome({"hyperparameters.precision": "bf16"}, lost={"": kept})
+    if "bf16" not in given and is_false(given["fp16"]):
+        return Outcome(note="the precision is chosen by the hardware")
+    return precision(given)
+
+
 SHARED: Rules = table(
     JOB_RULES.values(),
     rename("base_model", "base_model", "model_name_or_path", "model_name", home=""),
@@ -159,6 +184,7 @@ SHARED: Rules = table(
     whole_steps("hyperparameters.logging_steps", "logging_steps"),
     rename("lora.lora_alpha", "lora_alpha"),
     rename("lora.r", "lora_r"),
+    Rule(("bf16", "fp16"), _precision),
     Rule(("warmup_steps", "warmup_ratio"), _warmup),
     Rule(("gradient_checkpointing_kwargs",), _recompute_arguments),
     any_value(OWN_LOADING, "dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor"),

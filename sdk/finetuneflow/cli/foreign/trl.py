@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from finetuneflow.cli.foreign.program import NO_SETTING, SHARED, Program, fixed, listed
+from finetuneflow.cli.foreign.program import NO_SETTING, SHARED, Program, fixed, is_file, listed, names_in
 from finetuneflow.setting_names import (
     NoCounterpart,
     Outcome,
@@ -35,12 +35,10 @@ def _adapters(given: Mapping[str, Any]) -> Outcome:
             raise NoCounterpart("quantized weights are trained with adapters only: set use_peft")
         return Outcome({"method": "full"})
     sets = {"method": "qlora", "quantization.bits": bits[0]} if bits else {"method": "lora"}
-    targets = given.get("lora_target_modules")
+    targets = names_in(given.get("lora_target_modules"))
     if targets is None:
         return Outcome(sets, lost={"": _TARGETS})
-    return Outcome(
-        sets | {"lora.target_modules": ["all-linear"] if targets in ("all-linear", ["all-linear"]) else targets}
-    )
+    return Outcome(sets | {"lora.target_modules": targets})
 
 
 def _evaluation(given: Mapping[str, Any]) -> Outcome:
@@ -51,6 +49,8 @@ def _evaluation(given: Mapping[str, Any]) -> Outcome:
 
 def _dataset(given: Mapping[str, Any]) -> Outcome:
     (name,) = given.values()
+    if isinstance(name, str) and is_file(name):
+        return Outcome({"training_data": [{"dataset": name}]})
     lost = {"": "the dataset must have one file with rows; otherwise name the file: hf://owner/name/path/of/file"}
     if not isinstance(name, str) or name.count("/") != 1:
         raise NoCounterpart("not the id of a dataset on the hub; name the files in training_data")
