@@ -95,13 +95,20 @@ def test_row_that_makes_the_loss_nan_is_named(
     assert [json.loads(line)["step"] for line in lines] == list(range(1, completed + 1))
 
 
-def test_diverging_training_fails_instead_of_succeeding(make_input: Any) -> None:
+def test_diverging_training_fails_instead_of_succeeding(make_input: Any, tiny_model: Path, tmp_path: Path) -> None:
     """Hours of a machine for a model of NaN, which the job called a success."""
+
+    def amplify(weights: dict[str, torch.Tensor]) -> None:
+        # At this rate a small model may just stay bad, on one processor and not on another.
+        weights["model.norm.weight"] *= 1e9
+
     sink = Recorder()
     diverging = {"learning_rate": 1.0, "warmup_steps": 1, "max_grad_norm": 0.0, "optim": "sgd"}
+    child_input = make_input(**diverging, method="full")
+    child_input.model.path = poisoned_model(tiny_model, tmp_path / "amplified", amplify)
 
-    with pytest.raises(JobError, match="nan") as raised:
-        train(make_input(**diverging, lora={"lora_alpha": 4000.0}), sink)
+    with pytest.raises(JobError, match="nan|inf") as raised:
+        train(child_input, sink)
 
     assert raised.value.reason == "LOSS_NOT_FINITE" and "learning_rate" in raised.value.advice
     assert all(math.isfinite(log.loss) and math.isfinite(log.grad_norm) for log in sink.of(Log))
