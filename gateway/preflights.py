@@ -51,6 +51,8 @@ class Preflights:
         # A probe has no database, and must not read another tenant's data.
         del request.datasets[:]
         request.datasets.extend(map(views.dataset, rows))
+        del request.trained_data[:]
+        request.trained_data.extend(start.message.trained_data if start is not None else ())
         await self._machines.fill_in(request)
         answer: api.PreflightFineTuningJobResponse = await self._passthrough.unary(
             "probe", lambda channel: ProbeServiceStub(channel).PreflightFineTuningJob, request, context, request.node_id

@@ -8,10 +8,10 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from chassis.errors import InvalidArgument, NotFound, Unimplemented, Violation
 from engine.config.spec_proto import spec_to_dict, values_to_spec
 from engine.config.start import StartSource, saved_rank, split_key, trained_datasets
-from finetuneflow.v1.fine_tuning_job_pb2 import AdapterStart
+from finetuneflow.v1.fine_tuning_job_pb2 import AdapterStart, TrainedData
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec, StartMode
 from finetuneflow.v1.stage_result_pb2 import BaseModelIdentity, PreflightResult, TrainingResult
-from finetuneflow.v1.work_pb2 import TrainedData, TrainingStart
+from finetuneflow.v1.work_pb2 import TrainingStart
 from gateway import views
 from gateway.specs import UPLOADED, check_datasets, check_text
 from gateway.sql.tables import SavedCheckpoint, Work

@@ -170,7 +170,10 @@ def run_child(main: Callable[[EventSink, Path], Message | None]) -> NoReturn:
     faulthandler.enable()
     sink = EventSink.open()
     if len(sys.argv) != 2:
-        sys.exit(f"usage: python -m {Path(sys.argv[0]).parent.name} input.json")
+        module = sys.modules["__main__"].__spec__
+        sys.exit(f"usage: python -m {module.parent if module else Path(sys.argv[0]).name} input.json")
+    if not Path(sys.argv[1]).is_file():
+        sys.exit(f"no such file: {sys.argv[1]}")
     status = 0
     try:
         sink.emit(_run_main(sink, main))

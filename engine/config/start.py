@@ -48,6 +48,15 @@ def split_key(config: JobConfig) -> str:
 
 
 @dataclass(frozen=True)
+class TrainedData:
+    """The data that a job was trained on."""
+
+    datasets: list[str]
+    split_key: str
+    """See `split_key`."""
+
+
+@dataclass(frozen=True)
 class StartSource:
     """The job whose adapter another job starts from."""
 

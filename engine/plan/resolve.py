@@ -216,8 +216,8 @@ def _optimizer(resolved: Resolved, hardware: Hardware, gpu: Gpu | None) -> None:
         if "bitsandbytes" not in hardware.packages:
             message = f"{asked} needs the package bitsandbytes, which is not installed on this node."
             resolved.refuse("MISSING_PACKAGE", path, message, f"{exact}.")
-        if gpu is None:
-            message = f"{asked} saves no memory on a CPU: paging needs a GPU."
+        if gpu is None and asked.startswith("paged"):
+            message = f"{asked} pages nothing on a CPU: its states are in main memory already."
             resolved.warn("OPTIMIZER_ON_CPU", message, f"{exact}, or omit it.", path)
 
 

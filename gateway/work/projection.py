@@ -40,7 +40,9 @@ async def project(decision: Decision, event: Event, sequence: int) -> None:
             progress.eval_loss = evaluation.eval_loss
             if evaluation.best:
                 progress.best_eval_loss, progress.best_step = evaluation.eval_loss, evaluation.step
-            decision.add_points(event, sequence, evaluation.step, evaluation.epoch, _values(evaluation, _EVAL_SERIES))
+            decision.add_points(
+                event, sequence, evaluation.step, evaluation.epoch, _values(evaluation, _EVAL_SERIES, "eval_")
+            )
         case "checkpoint":
             await _add_checkpoint(decision, event, event.checkpoint, sequence)
             await prune_checkpoints(decision)
@@ -61,9 +63,10 @@ def _note_phase(progress: Progress, phase: Phase) -> None:
         progress.phase_fraction = phase.fraction
 
 
-def _values(payload: Log | Eval, series: tuple[str, ...]) -> Iterator[tuple[str, float]]:
-    # An extra that bears the name of a series takes its place: a point stands once.
-    extras = payload.extras
+def _values(payload: Log | Eval, series: tuple[str, ...], prefix: str = "") -> Iterator[tuple[str, float]]:
+    # Training and evaluation report extras of the same names. An extra that bears the name of a series takes its place:
+    # a point stands once.
+    extras = {name if name in series else prefix + name: value for name, value in payload.extras.items()}
     fields = payload.DESCRIPTOR.fields_by_name
     for name in series:
         if name not in extras and (not fields[name].has_presence or payload.HasField(name)):

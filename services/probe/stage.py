@@ -14,6 +14,7 @@ from chassis.store.artifact_store import ArtifactStore, on_disk_of
 from engine.catalogue import Catalogue
 from engine.config.job import JobConfig
 from engine.config.spec_proto import spec_to_dict
+from engine.config.start import TrainedData
 from engine.data.content_key import content_key
 from engine.errors import JobError
 from engine.plan.resolve import resolve_length
@@ -33,7 +34,7 @@ from services.hardware import read_hardware
 from services.hub_access import job_access
 from services.probe.hub_files import download, hub_of, hub_sources, pin
 from services.probe.settings import ProbeSettings
-from services.probe.worker.child_input import PreflightInput, TrainedData
+from services.probe.worker.child_input import PreflightInput
 
 
 class PreflightStage:
@@ -74,10 +75,7 @@ class PreflightStage:
             # The child moves them, so they are where it may write.
             shards=await reusable_shards(assignment, store, out_dir, key),
             out_dir=out_dir,
-            trained_data=[
-                TrainedData(datasets=list(each.datasets), split_key=each.split_key)
-                for each in assignment.start.trained_data
-            ],
+            trained_data=[TrainedData(list(data.datasets), data.split_key) for data in assignment.start.trained_data],
             processes=self._settings.child_threads,
             limits=self._settings.preflight_limits,
             node_id=self._settings.node_id,

@@ -321,6 +321,16 @@ def test_file_for_another_objective_is_refused(ftf: Ftf, tmp_path: Path, name: s
     assert not (tmp_path / "job.toml").exists()
 
 
+@pytest.mark.parametrize("line", ["loss_type: [sigmoid]", "beta: 0.1", "rpo_alpha: 1.0", "num_generations: 8"])
+def test_trl_file_for_preferences_is_refused(ftf: Ftf, tmp_path: Path, line: str) -> None:
+    """It has no name for its trainer, and would become supervised fine-tuning of all weights."""
+    source = tmp_path / "dpo.yaml"
+    source.write_text(f"model_name_or_path: org/small-llama\nlearning_rate: 5e-7\n{line}\n")
+    result = ftf("import-config", source)
+    assert result.exit_code == 2
+    assert line.partition(":")[0] in result.stderr
+
+
 def test_contradiction_is_refused(ftf: Ftf, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("max_seq_length: 64\nmax_length: 128\n")

@@ -69,13 +69,12 @@ def import_config(
     """
     _, table = read_table(file)
     imported = read_foreign(table, _PROGRAMS[program] if program else recognized(table), file)
-    if (stage := imported.program.stage) in imported.lost:
+    if others := [name for name in imported.lost if name in imported.program.objective]:
         # The rest of the file would be another training.
-        value, why = imported.lost[stage]
         raise InvalidArgument(
             f"{file} is not for a training that is available here.",
             reason="INVALID_CONFIG",
-            violations=[Violation(stage, f"{value!r} given; {why}")],
+            violations=[Violation(name, "{!r} given; {}".format(*imported.lost[name])) for name in others],
         )
     if out is not None:
         _place(imported.values, out.parent)

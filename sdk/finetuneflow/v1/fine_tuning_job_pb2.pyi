@@ -121,6 +121,14 @@ class AdapterStart(_message.Message):
     manifest_sha256: str
     def __init__(self, start_from: _Optional[str] = ..., start_mode: _Optional[_Union[_fine_tuning_job_spec_pb2.StartMode, str]] = ..., manifest_sha256: _Optional[str] = ...) -> None: ...
 
+class TrainedData(_message.Message):
+    __slots__ = ("datasets", "split_key")
+    DATASETS_FIELD_NUMBER: _ClassVar[int]
+    SPLIT_KEY_FIELD_NUMBER: _ClassVar[int]
+    datasets: _containers.RepeatedScalarFieldContainer[str]
+    split_key: str
+    def __init__(self, datasets: _Optional[_Iterable[str]] = ..., split_key: _Optional[str] = ...) -> None: ...
+
 class AttemptSummary(_message.Message):
     __slots__ = ("stage", "attempt", "state", "node_id", "outcome", "reason", "message", "counted", "create_time", "claim_time", "end_time")
     STAGE_FIELD_NUMBER: _ClassVar[int]

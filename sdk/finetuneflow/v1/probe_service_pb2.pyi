@@ -87,20 +87,22 @@ class EstimateResourcesResponse(_message.Message):
     def __init__(self, estimate: _Optional[_Union[_estimate_pb2.ResourceEstimate, _Mapping]] = ...) -> None: ...
 
 class PreflightFineTuningJobRequest(_message.Message):
-    __slots__ = ("spec", "node_id", "hardware", "observed", "datasets", "tenant")
+    __slots__ = ("spec", "node_id", "hardware", "observed", "datasets", "tenant", "trained_data")
     SPEC_FIELD_NUMBER: _ClassVar[int]
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     HARDWARE_FIELD_NUMBER: _ClassVar[int]
     OBSERVED_FIELD_NUMBER: _ClassVar[int]
     DATASETS_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
+    TRAINED_DATA_FIELD_NUMBER: _ClassVar[int]
     spec: _fine_tuning_job_spec_pb2.FineTuningJobSpec
     node_id: str
     hardware: _hardware_pb2.Hardware
     observed: _containers.RepeatedCompositeFieldContainer[_estimate_pb2.ObservedSpeed]
     datasets: _containers.RepeatedCompositeFieldContainer[_dataset_pb2.Dataset]
     tenant: str
-    def __init__(self, spec: _Optional[_Union[_fine_tuning_job_spec_pb2.FineTuningJobSpec, _Mapping]] = ..., node_id: _Optional[str] = ..., hardware: _Optional[_Union[_hardware_pb2.Hardware, _Mapping]] = ..., observed: _Optional[_Iterable[_Union[_estimate_pb2.ObservedSpeed, _Mapping]]] = ..., datasets: _Optional[_Iterable[_Union[_dataset_pb2.Dataset, _Mapping]]] = ..., tenant: _Optional[str] = ...) -> None: ...
+    trained_data: _containers.RepeatedCompositeFieldContainer[_fine_tuning_job_pb2.TrainedData]
+    def __init__(self, spec: _Optional[_Union[_fine_tuning_job_spec_pb2.FineTuningJobSpec, _Mapping]] = ..., node_id: _Optional[str] = ..., hardware: _Optional[_Union[_hardware_pb2.Hardware, _Mapping]] = ..., observed: _Optional[_Iterable[_Union[_estimate_pb2.ObservedSpeed, _Mapping]]] = ..., datasets: _Optional[_Iterable[_Union[_dataset_pb2.Dataset, _Mapping]]] = ..., tenant: _Optional[str] = ..., trained_data: _Optional[_Iterable[_Union[_fine_tuning_job_pb2.TrainedData, _Mapping]]] = ...) -> None: ...
 
 class PreflightFineTuningJobResponse(_message.Message):
     __slots__ = ("resolved_spec", "result", "estimate", "resolutions", "report")

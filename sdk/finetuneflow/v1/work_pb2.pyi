@@ -139,16 +139,8 @@ class TrainingStart(_message.Message):
     base_weights_sha256: str
     lineage: _containers.RepeatedCompositeFieldContainer[_fine_tuning_job_pb2.AdapterStart]
     dataset: _dataset_pb2.Dataset
-    trained_data: _containers.RepeatedCompositeFieldContainer[TrainedData]
-    def __init__(self, checkpoint: _Optional[_Union[_fine_tuning_job_pb2.Checkpoint, _Mapping]] = ..., rank: _Optional[int] = ..., base_weights_sha256: _Optional[str] = ..., lineage: _Optional[_Iterable[_Union[_fine_tuning_job_pb2.AdapterStart, _Mapping]]] = ..., dataset: _Optional[_Union[_dataset_pb2.Dataset, _Mapping]] = ..., trained_data: _Optional[_Iterable[_Union[TrainedData, _Mapping]]] = ...) -> None: ...
-
-class TrainedData(_message.Message):
-    __slots__ = ("datasets", "split_key")
-    DATASETS_FIELD_NUMBER: _ClassVar[int]
-    SPLIT_KEY_FIELD_NUMBER: _ClassVar[int]
-    datasets: _containers.RepeatedScalarFieldContainer[str]
-    split_key: str
-    def __init__(self, datasets: _Optional[_Iterable[str]] = ..., split_key: _Optional[str] = ...) -> None: ...
+    trained_data: _containers.RepeatedCompositeFieldContainer[_fine_tuning_job_pb2.TrainedData]
+    def __init__(self, checkpoint: _Optional[_Union[_fine_tuning_job_pb2.Checkpoint, _Mapping]] = ..., rank: _Optional[int] = ..., base_weights_sha256: _Optional[str] = ..., lineage: _Optional[_Iterable[_Union[_fine_tuning_job_pb2.AdapterStart, _Mapping]]] = ..., dataset: _Optional[_Union[_dataset_pb2.Dataset, _Mapping]] = ..., trained_data: _Optional[_Iterable[_Union[_fine_tuning_job_pb2.TrainedData, _Mapping]]] = ...) -> None: ...
 
 class StoredShards(_message.Message):
     __slots__ = ("content_key", "path", "manifest_sha256")

@@ -25,9 +25,11 @@ def model_card(child_input: ExportInput) -> str:
     if evaluation.HasField("tuned_loss"):
         before = f", base model {evaluation.base_loss:.4f}" if evaluation.HasField("base_loss") else ""
         outcome = (
-            f"Loss on {evaluation.num_examples:,} held-out rows, fp32: "
+            f"Loss on {evaluation.num_examples:,} held-out rows, {_weights(child_input)}: "
             f"{evaluation.tuned_loss:.4f} nats per token{before}."
         )
+        if evaluation.HasField("base_loss") and not evaluation.tuned_loss <= evaluation.base_loss:
+            outcome += " **It is worse than its base model: do not serve it.**"
     lineage = child_input.job.lineage_text()
     built = f"It is {lineage}. " if lineage else ""
     return f"""---
@@ -45,6 +47,13 @@ in job `{child_input.job.id}`, step {child_input.training.best_step:,}. {built}{
 
 {_loading(child_input)}
 """
+
+
+def _weights(child_input: ExportInput) -> str:
+    """Returns on which weights the models were evaluated."""
+    if _needs_quantized_base(child_input):
+        return "on the quantized weights"
+    return "fp32, on the unquantized weights" if child_input.config.method == "qlora" else "fp32"
 
 
 def _loading(child_input: ExportInput) -> str:

@@ -35,13 +35,21 @@ def report(child_input: ExportInput, adapter_config: Mapping[str, Any] | None = 
 
 
 def method_title(config: JobConfig) -> str:
-    """Returns the method with what distinguishes its adapters: `QLoRA (DoRA, PiSSA)`."""
+    """Returns the method with what distinguishes its adapters: `QLoRA (4 bits, nf4, DoRA)`."""
     lora, title = config.lora, _METHODS[config.method]
     if config.method == "full":
         return title
     initial = _INITIAL_VALUES.get(lora.init_lora_weights.partition("_")[0])
-    more = ["DoRA"] * lora.use_dora + ["rsLoRA"] * lora.use_rslora + [initial] * (initial is not None)
-    return f"{title} ({', '.join(filter(None, more))})" if more else title
+    more = (
+        [_quantization(config)] * (config.method == "qlora") + ["DoRA"] * lora.use_dora + ["rsLoRA"] * lora.use_rslora
+    )
+    more += [initial] if initial is not None else []
+    return f"{title} ({', '.join(more)})" if more else title
+
+
+def _quantization(config: JobConfig) -> str:
+    quantization = config.quantization
+    return "8 bits" if quantization.bits == 8 else f"4 bits, {quantization.bnb_4bit_quant_type}"
 
 
 def _project(child_input: ExportInput) -> str:
@@ -96,7 +104,9 @@ def _results(child_input: ExportInput) -> str:
     training = child_input.training
     eval_loss = ppl = NOT_MEASURED
     if training.HasField("best_eval_loss"):
-        eval_loss = f"{training.best_eval_loss:.4f} at step {training.best_step:,}, the one that is packed"
+        precision = child_input.config.hyperparameters.precision
+        eval_loss = f"{training.best_eval_loss:.4f} in training ({precision}) at step {training.best_step:,}"
+        eval_loss += ", the one that is packed"
         if training.HasField("final_eval_loss") and training.best_step != training.total_steps:
             eval_loss += f"; {training.final_eval_loss:.4f} at the last step, {training.total_steps:,}"
         ppl = f"{_number(perplexity(training.best_eval_loss))} (usual targets: below 20 on text, below 10 on code)"

@@ -10,6 +10,7 @@ from google.protobuf import json_format
 
 from engine.config.job import job_config
 from engine.config.spec_proto import spec_to_dict
+from engine.config.start import TrainedData
 from engine.data.prepare import examine
 from engine.data.split import Progress
 from engine.data.validation import SHOWN, Report
@@ -19,6 +20,7 @@ from engine.estimate.architecture import Architecture
 from engine.estimate.estimate_proto import calibration
 from engine.plan.assess import TargetMachine, config_resolved_event, resolve_and_assess
 from engine.plan.findings import validation_report
+from engine.plan.held_out import check_held_out
 from engine.plan.resolve import resolve_length
 from engine.plan.resolved import JobWarning, Resolved
 from engine.plan.uploaded_adapter import take_uploaded_adapter
@@ -57,6 +59,7 @@ def dry_run(query: ProbeQuery, progress: Progress) -> PreflightFineTuningJobResp
     hardware = json_format.ParseDict(facts.hardware, Hardware())
     target = TargetMachine(hardware, facts.holds_artifacts, facts.prices, calibration(request.observed))
     assessment = resolve_and_assess(resolved, model, architecture, target, prepared, missing_bytes=facts.missing_bytes)
+    check_held_out(resolved, [TrainedData(list(data.datasets), data.split_key) for data in request.trained_data])
     assessment.result.hub_datasets.extend(hub_datasets(facts.hub))
     config = config_resolved_event(resolved)
     found = improvements(assessment.facts) if assessment.facts is not None else []

@@ -6,17 +6,10 @@ from typing import Any
 from pydantic import Field
 
 from engine.config.job import JobConfig
+from engine.config.start import TrainedData
 from engine.data.work_limits import WorkLimits
-from services.child_input import ChildInput, ModelFiles, Strict
+from services.child_input import ChildInput, ModelFiles
 from services.probe.hub_sources import HubSource
-
-
-class TrainedData(Strict):
-    """The data that a job was trained on whose adapter this one starts from."""
-
-    datasets: list[str] = Field(default=[])
-    split_key: str
-    """See `engine.config.start.split_key`."""
 
 
 class PreflightInput(ChildInput):

@@ -1,7 +1,6 @@
 """Checks a job before its training, stage 1: its settings, its data and the machine. In time order."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from google.protobuf import json_format
 from chassis.child.phases import Phases
 from chassis.child.pipe import EventSink
 from engine.config.job import JobConfig
-from engine.config.start import split_key, trained_datasets
 from engine.data.content_key import content_key
 from engine.data.prepare import Prepared, prepare
 from engine.data.validation import Report
@@ -19,6 +17,7 @@ from engine.errors import JobError
 from engine.estimate.architecture import Architecture
 from engine.file_hash import sha256_of
 from engine.plan.assess import TargetMachine, config_resolved_event, resolve_and_assess
+from engine.plan.held_out import check_held_out
 from engine.plan.resolve import resolve_length
 from engine.plan.resolved import Resolved
 from engine.plan.uploaded_adapter import take_uploaded_adapter
@@ -26,7 +25,7 @@ from finetuneflow.v1.event_pb2 import ArtifactSaved, StageCompleted, Warning
 from finetuneflow.v1.hardware_pb2 import Hardware
 from services.hardware import read_hardware
 from services.probe.hub_sources import hub_datasets, note_commits
-from services.probe.worker.child_input import PreflightInput, TrainedData
+from services.probe.worker.child_input import PreflightInput
 
 _PHASES = ("checking_hardware", "resolving_model", "reading_rows", "tokenising", "resolving_configuration")
 
@@ -71,7 +70,7 @@ def preflight(sink: EventSink, input_path: Path) -> StageCompleted:
     phases.enter("resolving_configuration")
     target = TargetMachine(hardware, child_input.holds_artifacts, child_input.prices)
     assessment = resolve_and_assess(resolved, child_input.model.local(), architecture, target, prepared)
-    _check_held_out(resolved, child_input.trained_data)
+    check_held_out(resolved, child_input.trained_data)
     resolved.raise_refusals()
     for warning in resolved.warnings:
         sink.emit(Warning(reason=warning.reason, message=warning.message, advice=warning.advice))
@@ -87,24 +86,6 @@ def _content_key(config: JobConfig, child_input: PreflightInput) -> str:
     return content_key(
         config, child_input.model.path, {name: sha256_of(path) for name, path in child_input.sources.items()}
     )
-
-
-def _check_held_out(resolved: Resolved, trained_data: Sequence[TrainedData]) -> None:
-    """Adds a warning if the adapter that the job starts from may have been trained on rows that are held out now."""
-    config = resolved.config
-    own = {source.dataset for source in config.evaluation_data} or set(
-        trained_datasets(config) if config.holdout_fraction else ()
-    )
-    key = split_key(config)
-    seen = {name for data in trained_data if data.split_key != key for name in data.datasets}
-    if both := sorted(own & seen):
-        names = ", ".join(both)
-        message = (
-            f"Held-out rows are from {names}, which the adapter {config.start_from} was trained on with another split: "
-            "eval_loss may be too low."
-        )
-        advice = "Split it as that job did (training_data, holdout_fraction, seed), or name other evaluation_data."
-        resolved.warn("EVALUATION_LEAKED", message, advice, "evaluation_data")
 
 
 def _prepared(

@@ -18,6 +18,7 @@ from engine.config.trl_arguments import sft_arguments
 from engine.data.shards import read_shards
 from engine.data.tokenizer import Tokenizer
 from engine.model import load
+from engine.model.heap import return_freed_memory
 from finetuneflow.v1.event_pb2 import Complete, Restored, Warning
 from finetuneflow.v1.stage_result_pb2 import TrainingResult
 from services.questions import prompts
@@ -54,6 +55,7 @@ def train(child_input: TrainingInput, sink: EventSink) -> TrainingResult:
         start_from = child_input.start.path if child_input.start else None
         model = trainable_model(config, child_input.model, on, resume_from, start_from)
         tokenizer = AutoTokenizer.from_pretrained(child_input.model.path, local_files_only=True)
+        return_freed_memory()
 
     applied = ", ".join(child_input.extensions)
     phases.enter("preparing", f"with the operator's extensions: {applied}" if applied else "")

@@ -41,7 +41,7 @@ def test_report_has_sections_and_figures(export_input: ExportInput) -> None:
         "| Loss | 4.0000 | 3.1987 |",
     ):
         assert line in text.splitlines()
-    assert "- Final eval loss: 3.2000 at step 4" in text
+    assert "- Final eval loss: 3.2000 in training (fp32) at step 4" in text
 
 
 def test_generated_text_is_escaped_in_table_cell(export_input: ExportInput) -> None:
@@ -73,7 +73,7 @@ def test_report_says_what_kind_of_adapter_is_packed(export_input: ExportInput) -
     lora = export_input.config.lora.model_copy(update={"use_dora": True, "init_lora_weights": "pissa_niter_4"})
     config = export_input.config.model_copy(update={"lora": lora, "method": "qlora"})
     text = report(export_input.model_copy(update={"config": config}), {"r": 8, "lora_alpha": 16})
-    assert "- Method: QLoRA (DoRA, PiSSA)" in text.splitlines()
+    assert "- Method: QLoRA (4 bits, nf4, DoRA, PiSSA)" in text.splitlines()
     assert "- LoRA rank: 4, alpha: 8; saved as an adapter of rank 8, alpha: 16" in text.splitlines()
     config = config.model_copy(update={"method": "full"})
     text = report(export_input.model_copy(update={"config": config}))

@@ -107,7 +107,7 @@ def test_diverging_training_fails_instead_of_succeeding(make_input: Any, tiny_mo
     child_input = make_input(**diverging, method="full")
     child_input.model.path = poisoned_model(tiny_model, tmp_path / "amplified", amplify)
 
-    with pytest.raises(JobError, match="nan|inf") as raised:
+    with pytest.raises(JobError, match=r"nan|inf") as raised:
         train(child_input, sink)
 
     assert raised.value.reason == "LOSS_NOT_FINITE" and "learning_rate" in raised.value.advice

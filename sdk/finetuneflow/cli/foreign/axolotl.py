@@ -223,6 +223,6 @@ AXOLOTL = Program(
         "hyperparameters.optim": "adamw_torch_fused",
         "lora.lora_dropout": 0.0,
     },
-    stage="rl",
+    objective=frozenset({"rl"}),
     adjust=_evaluation_batch,
 )

@@ -122,6 +122,6 @@ LLAMA_FACTORY = Program(
         "lora.lora_alpha": 16,
         "lora.lora_dropout": 0.0,
     },
-    stage="stage",
+    objective=frozenset({"stage"}),
     adjust=_alpha,
 )

@@ -57,8 +57,8 @@ class Program:
     rules: Rules
     defaults: Mapping[str, Any]
     """The program's own defaults, where ours differ: path in the spec → value for a file that does not set it."""
-    stage: str
-    """Name that says what is trained for; without counterpart, nothing of the file can be imported."""
+    objective: frozenset[str]
+    """Names that say what is trained for; if one has no counterpart, nothing of the file can be imported."""
     nulls: Mapping[str, str] = field(default_factory=dict)
     """Name for which null is a value, and not the default → why it has no counterpart."""
     adjust: Callable[[Mapping[str, Any], dict[str, Any]], None] = field(default=lambda _, __: None)

@@ -68,6 +68,19 @@ def _model_arguments(given: Mapping[str, Any]) -> Outcome:
     return Outcome(sets, lost=lost)
 
 
+_PREFERENCES = (
+    "beta",
+    "rpo_alpha",
+    "reward_model_path",
+    "reward_funcs",
+    "reward_weights",
+    "ref_model_init_kwargs",
+    "desirable_weight",
+    "undesirable_weight",
+    "num_generations",
+    "max_completion_length",
+)
+"""Names that only files for preference methods and reinforcement learning have."""
 _TARGETS = (
     "without lora_target_modules, peft adapts a few layers by architecture, such as q_proj and v_proj; here all linear "
     "layers get adapters: set lora.target_modules"
@@ -91,7 +104,8 @@ TRL = Program(
         rename("hyperparameters.truncation", "truncation_mode"),
         fixed(["CAUSAL_LM"], "every model is a causal language model", "use CAUSAL_LM", "lora_task_type"),
         fixed(["text"], "the column's name here too", _TEXT, "dataset_text_field"),
-        fixed(["nll"], "the loss here too", "the loss is the cross-entropy", "loss_type"),
+        fixed(["nll"], "the loss here too", "only the cross-entropy (nll) is available", "loss_type"),
+        without("only supervised fine-tuning and training on text are available", *_PREFERENCES),
         fixed(
             ["bfd"], "the packing here too", "packing is best-fit decreasing, with rows kept apart", "packing_strategy"
         ),
@@ -129,6 +143,6 @@ TRL = Program(
         "hyperparameters.loss_on": "all",
         "quantization.bnb_4bit_use_double_quant": False,
     },
-    stage="",
+    objective=frozenset({"loss_type", *_PREFERENCES}),
     nulls={"max_length": "rows are limited here; set max_length to the tokens of the longest one"},
 )
