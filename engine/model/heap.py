@@ -2,12 +2,10 @@
 
 import contextlib
 import ctypes
-import gc
 
 
 def return_freed_memory() -> None:
-    """Returns freed memory to the system. Quantizing the weights leaves as much as they took, in pieces that later
-    tensors do not fit into. Does nothing where the C library has no such call."""
-    gc.collect()
+    """Returns freed memory to the system: loading leaves as much as the weights took, in pieces that the tensors of
+    training do not fit into. Does nothing where the C library has no such call."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
