@@ -73,7 +73,7 @@ def _configuration(child_input: ExportInput, adapter_config: Mapping[str, Any] |
     config, hyperparameters = child_input.config, child_input.config.hyperparameters
     epochs = f"{hyperparameters.num_epochs:g}"
     if hyperparameters.max_steps is not None:
-        epochs = f"as many as {hyperparameters.max_steps:,} steps make"
+        epochs = f"limited to {hyperparameters.max_steps:,} steps"
     if config.phases:
         epochs = ", then ".join(
             f"{phase.num_epochs:g} of {escape(phase.display_name) or f'phase {number}'}"
