@@ -57,17 +57,19 @@ class Times:
     """Seconds of one run."""
 
     first_step: float
-    """From creation, or the start of the script, to the begin of the first step."""
+    """From creation, or the start of the script, to the start of the first step."""
     trained: float
-    """From there to the end of training."""
+    """From creation, or the start of the script, to the end of training."""
     other_stages: float
     """Preflight, evaluation and export."""
     adapter: Path
     """Folder of the trained adapter."""
     training: float
-    """From the first step's begin to the end of training, with evaluations and checkpoints."""
+    """From the start of the first step to the end of training, with evaluations and checkpoints."""
     steps: float
     """The steps alone."""
+    peak_bytes: int
+    """Peak memory of the process that trains."""
 
 
 @contextmanager
@@ -129,6 +131,7 @@ def ours(client: Client, began: float, job: str, folder: Path) -> Times:
         adapter=adapter,
         training=at("complete", "TRAINING") - first_step,
         steps=result.train_runtime_seconds,
+        peak_bytes=result.peak_memory_bytes,
     )
 
 
@@ -158,13 +161,15 @@ def script(model: Path, folder: Path, settings: dict[str, Any]) -> Times:
         adapter=folder / f"checkpoint-{settings['steps']}",
         training=afterwards["began"] - clock["begins"][0],
         steps=sum(clock["wall"]),
+        peak_bytes=clock["peak_bytes"],
     )
 
 
-def ratio(what: str, target: str, pairs: list[tuple[float, float]]) -> Row:
+def ratio(what: str, target: str, pairs: list[tuple[float, float]], unit: str = "s") -> Row:
     """Returns the median of ours / the script's, of pairs (ours, the script's)."""
     value = statistics.median(ours / script for ours, script in pairs)
-    return Row(what, value, "x", target, ", ".join(f"{ours:.1f} against {script:.1f} s" for ours, script in pairs))
+    beside = ", ".join(f"{ours:.2f} against {script:.2f} {unit}" for ours, script in pairs)
+    return Row(what, value, "x", target, beside)
 
 
 def same(folder: Path, rounds: int) -> list[Row]:
@@ -189,6 +194,7 @@ def same(folder: Path, rounds: int) -> list[Row]:
         ),
         ratio("create to end of training", "<= 0.90", [(a.trained, b.trained) for a, b in pairs]),
         ratio("preflight, evaluation, export", "<= 1.3", [(a.other_stages, b.other_stages) for a, b in pairs]),
+        ratio("peak memory", "<= 0.90", [(a.peak_bytes / 2**30, b.peak_bytes / 2**30) for a, b in pairs], "GiB"),
     ]
 
 

@@ -4,6 +4,7 @@
 tokenizer, ROWS a file of rows, OUT a new folder. The checkpoints are in OUT/out/checkpoints.
 """
 
+import argparse
 import json
 import os
 import subprocess
@@ -59,8 +60,13 @@ def write_input(model: Path, rows: Path, out: Path, steps: int) -> Path:
 
 
 def main() -> None:
-    model, rows, out = (Path(argument).resolve() for argument in sys.argv[1:4])
-    file = write_input(model, rows, out, int(sys.argv[4]) if len(sys.argv) > 4 else 20)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("model", "rows", "out"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("steps", type=int, nargs="?", default=20)
+    given = parser.parse_args()
+    out = given.out.resolve()
+    file = write_input(given.model.resolve(), given.rows.resolve(), out, given.steps)
     command = [sys.executable, "-m", "services.trainer.worker", str(file)]
     sys.exit(subprocess.run(command, cwd=out, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False).returncode)
 

@@ -58,6 +58,11 @@ def test_tuned_model_is_trained_further_and_again(system: System, client: Client
 
     dry = client.jobs.preflight(spec={**settings, "base_model": f"{second.tuned_model}@3"})
     assert dry.resolved_spec["start_from"] == f"{second.tuned_model}@3"
+    split_again = client.jobs.preflight(spec={**settings, "base_model": second.tuned_model, "seed": 99})
+    leaked = [
+        "EVALUATION_LEAKED" in {finding.reason for finding in each.report.findings} for each in (dry, split_again)
+    ]
+    assert leaked == [False, True]
     third = client.jobs.create(start_from=f"{second.tuned_model}@3", start_mode="new", lora={"r": 2}, **settings)
     third = client.jobs.wait(third.id)
     assert [(each.start_from, each.start_mode) for each in third.lineage] == [

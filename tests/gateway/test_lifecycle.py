@@ -478,6 +478,19 @@ async def test_claim_response_with_long_curves_fits_into_one_message(ledger: Led
     assert all((curve.points[0].step, curve.points[-1].step) == (1, 100) for curve in curves)
 
 
+async def test_training_and_evaluation_do_not_share_a_curve(
+    ledger: Ledger, acceptance: WorkerRequests, recorder: Recorder
+) -> None:
+    """Both report an entropy at the same step; one curve of both would zigzag."""
+    _, worker = await create_job_in_training(ledger, acceptance, recorder)
+    await worker.report(Log(step=1, extras={"entropy": 2.0}), Eval(step=1, extras={"entropy": 3.0}))
+    await worker.complete()
+    await (await claim_latest_attempt(acceptance, recorder, "c")).complete()
+    exporter = await claim_latest_attempt(acceptance, recorder, "d")
+    curves = {curve.name: [point.value for point in curve.points] for curve in exporter.assignment.metrics}
+    assert (curves["entropy"], curves["eval_entropy"]) == ([2.0], [3.0])
+
+
 async def test_all_checkpoints_but_best_and_newest_two_are_deleted(
     ledger: Ledger, acceptance: WorkerRequests, recorder: Recorder
 ) -> None:

@@ -98,3 +98,12 @@ def test_tokenizer_config_contains_no_local_paths(export_input: ExportInput, inp
     assert not {"local_files_only", "is_local", "name_or_path"} & set(settings)
     modules = json.loads((export_input.out_dir / "adapter_config.json").read_text())["target_modules"]
     assert modules == sorted(modules)
+
+
+def test_model_card_says_that_a_model_is_worse_than_its_base(export_input: ExportInput) -> None:
+    """Whoever finds the package later reads nothing else of the job."""
+    from services.exporter.worker.model_card import model_card
+
+    assert "do not serve it" not in model_card(export_input)
+    export_input.evaluation.tuned_loss = export_input.evaluation.base_loss + 1
+    assert "worse than its base model: do not serve it" in model_card(export_input)
