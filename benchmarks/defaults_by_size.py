@@ -115,7 +115,8 @@ def main() -> None:
     parser.add_argument("--only", type=int, choices=sets, action="append", help="number of rows; repeatable")
     chosen = parser.parse_args().only or sets
     with tempfile.TemporaryDirectory(prefix="finetuneflow-bench-") as name, system(Path(name)) as (client, _):
-        show([row for size in chosen for row in compared(client, Path(name), size, sets[size])])
+        for size in chosen:
+            show(compared(client, Path(name), size, sets[size]))
 
 
 if __name__ == "__main__":

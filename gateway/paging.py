@@ -40,7 +40,11 @@ class Page:
     def cut(self, rows: Sequence[Row], key: Callable[[Row], str]) -> tuple[Sequence[Row], str]:
         """Returns the page from up to `limit` rows, and its next_page_token."""
         page = rows[: self.size]
-        return page, _encode((*self.scope, key(page[-1]))) if len(rows) > self.size else ""
+        return page, self.token(key(page[-1])) if len(rows) > self.size else ""
+
+    def token(self, after: str) -> str:
+        """Returns the token of the page after the row with that key."""
+        return _encode((*self.scope, after))
 
 
 def page_of(request: PagedRequest, *scope: str) -> Page:
@@ -56,7 +60,7 @@ def page_of(request: PagedRequest, *scope: str) -> Page:
     if request.page_token:
         *made_for, after = _decode(request.page_token)
         if tuple(made_for) != scope:
-            raise _bad_token("it was made for another list or another filter")
+            raise bad_token("it was made for another list or another filter")
     return Page(request.page_size or DEFAULT_PAGE_SIZE, after, scope)
 
 
@@ -71,9 +75,10 @@ def _decode(token: str) -> list[str]:
     except (binascii.Error, ValueError, RecursionError, TypeError):
         parts = None
     if not isinstance(parts, list) or not parts or not all(isinstance(part, str) for part in parts):
-        raise _bad_token("it is not the next_page_token of an earlier answer")
+        raise bad_token("it is not the next_page_token of an earlier answer")
     return parts
 
 
-def _bad_token(why: str) -> InvalidArgument:
+def bad_token(why: str) -> InvalidArgument:
+    """The error for a page_token that cannot be used."""
     return InvalidArgument("INVALID_PAGE_TOKEN", f"page_token is invalid: {why}.", [Violation("page_token", why)])

@@ -8,13 +8,16 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from chassis.errors import InvalidArgument, NotFound, Unimplemented, Violation
 from engine.catalogue import Catalogue
+from engine.config.evaluation import Evaluation
+from engine.config.graders import BASE, grader, judges
 from engine.config.hub_reference import is_hub_reference
 from engine.config.job import JobConfig, job_config, unsupported
 from engine.config.spec_proto import data_sources, spec_to_dict
 from engine.config.start import StartSource
 from engine.data.endings import is_adapter
+from engine.errors import JobError
 from finetuneflow.v1.fine_tuning_job_pb2 import Stage
-from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
+from finetuneflow.v1.fine_tuning_job_spec_pb2 import EvaluationSpec, FineTuningJobSpec
 from finetuneflow.v1.work_pb2 import Assignment
 from gateway.secret_store import existing
 from gateway.sql.tables import UploadedDataset
@@ -31,6 +34,15 @@ def dataset_ids(spec: FineTuningJobSpec) -> Iterator[str]:
         yield source.dataset
     if spec.start_from.startswith(UPLOADED):
         yield spec.start_from
+    for _, dataset in evaluation_sets(spec.evaluation, ""):
+        yield dataset
+
+
+def evaluation_sets(evaluation: EvaluationSpec, path: str) -> Iterator[tuple[str, str]]:
+    """Yields the datasets that an evaluation names, each with the path of its field; `path` is that of the section."""
+    for name in ("questions", "regression"):
+        if (dataset := getattr(evaluation, name)).startswith(UPLOADED):
+            yield f"{path}.{name}", dataset
 
 
 def check_spec(spec: FineTuningJobSpec, catalogue: Catalogue, source: StartSource | None = None) -> JobConfig:
@@ -50,7 +62,23 @@ def check_spec(spec: FineTuningJobSpec, catalogue: Catalogue, source: StartSourc
             "NOT_IMPLEMENTED", f"These fields are not available yet: {fields}. Remove or change them.", missing
         )
     catalogue.check(config.base_model)
+    check_judges(config.evaluation, catalogue, "spec.evaluation")
     return config
+
+
+def check_judges(evaluation: Evaluation, catalogue: Catalogue, path: str) -> None:
+    """Raises InvalidArgument if a grader names a judge that is no base model; `path` is that of the section."""
+    found = []
+    for index, value in enumerate(evaluation.graders):
+        for judge in judges(grader(value)):
+            try:
+                if judge.model != BASE:
+                    catalogue.check(judge.model)
+            except JobError as error:
+                message = f"{error.message} A judge is a base model, or `{BASE}`: that of the evaluation."
+                found.append(Violation(f"{path}.graders[{index}].model", message))
+    if found:
+        raise InvalidArgument("INVALID_CONFIG", f"{found[0].field}: {found[0].description}", found)
 
 
 async def check_datasets(session: AsyncSession, tenant: str, spec: FineTuningJobSpec) -> list[UploadedDataset]:
@@ -66,6 +94,22 @@ async def check_datasets(session: AsyncSession, tenant: str, spec: FineTuningJob
     start = spec.start_from if spec.start_from.startswith(UPLOADED) else ""
     if start:
         named.setdefault(start, "spec.start_from")
+    for field, dataset in evaluation_sets(spec.evaluation, "spec.evaluation"):
+        named.setdefault(dataset, field)
+    rows = await existing_datasets(session, tenant, named)
+    for row in rows:
+        if is_adapter(row.filename) and named[row.id] != "spec.start_from":
+            problem = f"Dataset {row.id} is an adapter ({row.filename}), not rows; name it in start_from."
+            raise InvalidArgument("ADAPTER_AS_DATA", problem, [Violation(named[row.id], problem)])
+        if row.id == start and not is_adapter(row.filename):
+            way = "upload one with `ftf datasets upload-adapter FOLDER`"
+            problem = f"Dataset {row.id} ({row.filename}) is no adapter; {way}."
+            raise InvalidArgument("NOT_AN_ADAPTER", problem, [Violation("spec.start_from", problem)])
+    return rows
+
+
+async def existing_datasets(session: AsyncSession, tenant: str, named: Mapping[str, str]) -> list[UploadedDataset]:
+    """Returns uploaded datasets, locked against deletion. `named`: id → path of the field. Raises NotFound."""
     query = select(UploadedDataset).where(UploadedDataset.tenant == tenant, col(UploadedDataset.id).in_(list(named)))
     rows = list((await session.exec(query.with_for_update(read=True))).all())
     known = {row.id for row in rows}
@@ -76,14 +120,6 @@ async def check_datasets(session: AsyncSession, tenant: str, spec: FineTuningJob
     ]
     if unknown:
         raise NotFound("DATASET_NOT_FOUND", "; ".join(f"{v.field}: {v.description}" for v in unknown) + ".", unknown)
-    for row in rows:
-        if is_adapter(row.filename) and named[row.id] != "spec.start_from":
-            problem = f"Dataset {row.id} is an adapter ({row.filename}), not rows; name it in start_from."
-            raise InvalidArgument("ADAPTER_AS_DATA", problem, [Violation(named[row.id], problem)])
-        if row.id == start and not is_adapter(row.filename):
-            way = "upload one with `ftf datasets upload-adapter FOLDER`"
-            problem = f"Dataset {row.id} ({row.filename}) is no adapter; {way}."
-            raise InvalidArgument("NOT_AN_ADAPTER", problem, [Violation("spec.start_from", problem)])
     return rows
 
 

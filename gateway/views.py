@@ -32,8 +32,8 @@ def timestamp(microseconds: int) -> Timestamp:
     return out
 
 
-def job(row: Work, *, evaluation_id: str = "", export_id: str = "") -> FineTuningJob:
-    """Converts a job; its evaluation and export are rows of their own."""
+def job(row: Work, *, evaluation_id: str = "", export_id: str = "", decision: str = "") -> FineTuningJob:
+    """Converts a job; its evaluation, with the decision of its gate, and its export are rows of their own."""
     out = FineTuningJob(
         id=row.id,
         spec=FineTuningJobSpec.FromString(row.spec),
@@ -50,6 +50,7 @@ def job(row: Work, *, evaluation_id: str = "", export_id: str = "") -> FineTunin
         evaluation_id=evaluation_id,
         export_id=export_id,
         tuned_model=f"ft:{row.id}" if export_id else "",
+        gate_decision=decision or None,
         create_time=timestamp(row.create_time),
         update_time=timestamp(row.update_time),
     )

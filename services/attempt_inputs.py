@@ -5,7 +5,7 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final
@@ -122,10 +122,15 @@ def download_progress() -> Callable[[int], None]:
     return report_bytes
 
 
-async def dataset_files(assignment: Assignment, store: ArtifactStore, workdir: Path) -> dict[str, Path]:
-    """Downloads datasets. Returns dataset id → file; the file name's extension tells the child the format."""
+async def dataset_files(
+    assignment: Assignment, store: ArtifactStore, workdir: Path, only: Container[str] | None = None
+) -> dict[str, Path]:
+    """Downloads datasets: all, or those whose ids are in `only`. Returns dataset id → file; the file name's extension
+    tells the child the format."""
     files: dict[str, Path] = {}
     for index, dataset in enumerate(assignment.datasets):
+        if only is not None and dataset.id not in only:
+            continue
         _refuse(dataset_violations(dataset, f"datasets[{index}]"))
         say("fetching_data", dataset.filename, dataset.size_bytes)
         file = files[dataset.id] = workdir / "sources" / dataset.id / dataset.filename
@@ -164,13 +169,29 @@ async def token_shards(
     return folder
 
 
-async def best_checkpoint(assignment: Assignment, store: ArtifactStore, workdir: Path) -> Path:
+async def best_checkpoint(assignment: Assignment, store: ArtifactStore, workdir: Path) -> WholeCheckpoint:
     """Downloads the best checkpoint of the training."""
     chosen, folder = assignment.training, workdir / "checkpoint"
     path = _stored(assignment, chosen.best_checkpoint_path)
     say("fetching_checkpoint", f"step {chosen.best_step}")
     await _fetch(store.get_folder, path, folder, chosen.best_checkpoint_manifest_sha256)
-    return folder
+    return WholeCheckpoint(path=folder, manifest_sha256=chosen.best_checkpoint_manifest_sha256)
+
+
+async def measurement_files(assignment: Assignment, store: ArtifactStore, workdir: Path) -> list[Path]:
+    """Downloads the measurements of earlier evaluations. Leaves out those that cannot be read: they are made again."""
+    found = []
+    for number, stored in enumerate(assignment.measurements):
+        file = workdir / "measurements" / f"{number:04}.jsonl"
+        path = _stored(assignment, stored.path)
+        say("fetching_data", "measurements of earlier evaluations")
+        try:
+            await asyncio.to_thread(store.get_file, path, file, stored.sha256)
+        except (ArtifactMissing, ArtifactCorrupt, OSError) as error:
+            _log.warning("measurements in %s cannot be used: %s", stored.path, error)
+        else:
+            found.append(file)
+    return found
 
 
 async def start_checkpoint(

@@ -2,12 +2,12 @@
 
 import json
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from engine.config.job import JobConfig
 from engine.data.tokenizer import Tokenizer
+from engine.evaluation.held_out import HeldOutRow
 
 MAX_TEXT_BYTES: Final = 10 * 1024
 """Length of a text in an event. Five of them must fit into one."""
@@ -24,10 +24,10 @@ class Question:
     """Token ids, at least one."""
 
 
-def questions(config: JobConfig, data_dir: Path, tokenizer: Tokenizer) -> list[Question]:
-    """Returns the first `num_samples` held-out rows, then the caller's own prompts."""
-    asked = [_of_row(row, tokenizer) for row in _rows(data_dir, config.evaluation.num_samples)]
-    return asked + prompts(config, data_dir, tokenizer)
+def row_question(row: HeldOutRow, tokenizer: Tokenizer) -> Question:
+    """Returns a held-out row as a question."""
+    prompt = _ids(row.prompt, bool(row.messages), tokenizer)
+    return Question(row.instruction, row.input, row.expected_output, prompt)
 
 
 def prompts(config: JobConfig, data_dir: Path, tokenizer: Tokenizer) -> list[Question]:
@@ -53,19 +53,6 @@ def cut(text: str, limit: int) -> str:
     if len(data) <= limit:
         return text
     return data[: limit - 3].decode(errors="ignore") + "…"
-
-
-def _rows(data_dir: Path, count: int) -> list[dict[str, Any]]:
-    path = data_dir / "eval_rows.jsonl"
-    if not path.exists():
-        return []
-    with path.open(encoding="utf-8") as lines:
-        return [json.loads(line) for line in islice(lines, count)]
-
-
-def _of_row(row: dict[str, Any], tokenizer: Tokenizer) -> Question:
-    prompt = _ids(row["prompt"], bool(row["messages"]), tokenizer)
-    return Question(row["instruction"], row["input"], row["expected_output"], prompt)
 
 
 def _of_prompt(text: str, config: JobConfig, as_chat: bool, tokenizer: Tokenizer) -> Question:

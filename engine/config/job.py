@@ -8,11 +8,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator
 
 from engine.config.conflicts import adapter_conflicts, exclusive_fields, mappings_with_template, paths_with_nul
+from engine.config.evaluation import Evaluation
 from engine.config.hub_reference import HubReference, is_hub_reference
 from engine.config.recipes import Recipe, merge, recipe
+from engine.config.section import Section, kib
 from engine.config.violations import violation
 from engine.errors import JobError, Violation
 
@@ -55,16 +57,6 @@ Column = Literal[
 ]
 
 
-def _kib(limit: int) -> AfterValidator:
-    def check(text: str) -> str:
-        size = len(text.encode())
-        if size > limit * 1024:
-            raise ValueError(f"it has {size:,} bytes; at most {limit} KiB are allowed")
-        return text
-
-    return AfterValidator(check)
-
-
 def _valid_reference(dataset: str) -> str:
     if is_hub_reference(dataset):
         HubReference.parse(dataset)
@@ -102,21 +94,16 @@ def chosen(value: _Value | None) -> _Value:
     return value
 
 
-class _Section(BaseModel):
-    # Strict: "3" for a number is a mistake of the caller that would otherwise surface hours later, as a wrong value.
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, validate_default=False)
-
-
-class DataSource(_Section):
+class DataSource(Section):
     """One dataset of a job."""
 
     dataset: Annotated[str, Field(min_length=1), AfterValidator(_valid_reference)]
     """The id that UploadDataset returned, or a dataset on the hub (see `engine.config.hub_reference`)."""
     weight: float = Field(default=1.0, gt=0, le=100)
     """Number of times that an epoch repeats the rows; fractions select a part of them."""
-    mapping: dict[Column, Annotated[str, Field(min_length=1)]] = {}
+    mapping: dict[Column, Annotated[str, Field(min_length=1)]] = Field(default={})
     """Column of the format → column of the file."""
-    template: Annotated[str, AfterValidator(_not_blank), _kib(64)] | None = None
+    template: Annotated[str, AfterValidator(_not_blank), kib(64)] | None = None
     """Jinja template that renders a row to text; cannot be combined with mapping."""
     format: RowFormat | None = None
     """Format of the rows; None: detected from the columns of the first row."""
@@ -124,7 +111,7 @@ class DataSource(_Section):
     """Maximum number of examples that are used, drawn by the seed."""
 
 
-class TrainingPhase(_Section):
+class TrainingPhase(Section):
     """One phase of a curriculum. Phases are trained in order, under one learning-rate schedule."""
 
     display_name: str = Field(default="", max_length=128)
@@ -132,7 +119,7 @@ class TrainingPhase(_Section):
     num_epochs: float = Field(gt=0, le=1000)
 
 
-class Hyperparameters(_Section):
+class Hyperparameters(Section):
     """Optimisation, batching and schedule."""
 
     num_epochs: float = Field(default=3.0, gt=0, le=1000)
@@ -205,14 +192,14 @@ class Hyperparameters(_Section):
         return self.model_copy(update=usual)
 
 
-class Lora(_Section):
+class Lora(Section):
     """Shape of the LoRA adapters."""
 
     r: int = Field(default=16, ge=1, le=1024)
     lora_alpha: float = Field(default=32.0, gt=0, le=4096)
     lora_dropout: float = Field(default=0.05, ge=0, lt=1)
     bias: Literal["none", "all", "lora_only"] = "none"
-    target_modules: list[Annotated[str, Field(min_length=1, max_length=256)]] = []
+    target_modules: list[Annotated[str, Field(min_length=1, max_length=256)]] = Field(default=[])
     """Empty, or `all-linear` alone: every linear layer except the head."""
     use_rslora: bool = False
     use_dora: bool = False
@@ -243,7 +230,7 @@ class Lora(_Section):
         return self.init_lora_weights == "olora" or self.init_lora_weights.startswith("pissa")
 
 
-class Quantization(_Section):
+class Quantization(Section):
     """Quantisation of the base weights, used by QLoRA."""
 
     bits: Literal[4, 8] = 4
@@ -253,33 +240,20 @@ class Quantization(_Section):
     """`auto`: the precision of the job."""
 
 
-class Evaluation(_Section):
-    """Settings of the evaluation stage."""
-
-    enabled: bool = True
-    num_samples: int = Field(default=5, ge=0, le=100)
-    prompts: list[Annotated[str, Field(min_length=1), _kib(16)]] = Field(default=[], max_length=100)
-    max_new_tokens: int = Field(default=128, ge=1, le=4096)
-    prompt_steps: int | None = Field(default=None, ge=1, le=1_000_000)
-    """Optimizer steps between two answers to `prompts` in training; None: they are not answered in training."""
-    prompt_epochs: float | None = Field(default=None, gt=0, le=1000)
-    """The same in epochs, until preflight has converted it."""
-
-
-class Export(_Section):
+class Export(Section):
     """Settings of the export stage."""
 
     formats: list[ExportFormat] = Field(default=["adapter"], min_length=1)
 
 
-class Integration(_Section):
+class Integration(Section):
     """An external tracker or hub that receives the job's events."""
 
     kind: Literal["tensorboard", "mlflow", "wandb", "hub"]
-    settings: dict[str, str] = {}
+    settings: dict[str, str] = Field(default={})
 
 
-class Resources(_Section):
+class Resources(Section):
     """The resources that the job needs on a node."""
 
     pool: str = Field(default="default", pattern=r"^[a-z][a-z0-9-]{0,30}$")
@@ -294,7 +268,7 @@ SecretUse = Literal["hub_token"]
 LabelKey = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
 
 
-class JobConfig(_Section):
+class JobConfig(Section):
     """The complete configuration of a job. `job_config` builds one from a spec and its recipe."""
 
     display_name: str = Field(default="", max_length=128)
@@ -303,8 +277,8 @@ class JobConfig(_Section):
     base_model: str = Field(min_length=1, max_length=512)
     method: Method = "auto"
     recipe: str = "default"
-    chat_template: Annotated[str, Field(min_length=1), _kib(32)] | None = None
-    system_prompt: Annotated[str, _kib(16)] | None = None
+    chat_template: Annotated[str, Field(min_length=1), kib(32)] | None = None
+    system_prompt: Annotated[str, kib(16)] | None = None
     training_data: list[DataSource] = Field(default=[], max_length=32)
     phases: list[TrainingPhase] = Field(default=[], max_length=16)
     evaluation_data: list[DataSource] = Field(default=[], max_length=32)
@@ -314,9 +288,9 @@ class JobConfig(_Section):
     quantization: Quantization = Quantization()
     evaluation: Evaluation = Evaluation()
     export: Export = Export()
-    integrations: list[Integration] = []
+    integrations: list[Integration] = Field(default=[])
     resources: Resources = Resources()
-    secrets: dict[SecretUse, Annotated[str, Field(pattern=NAME_PATTERN)]] = {}
+    secrets: dict[SecretUse, Annotated[str, Field(pattern=NAME_PATTERN)]] = Field(default={})
     max_attempts: int = Field(default=3, ge=1, le=20)
     seed: int = Field(default=42, ge=0, le=2**32 - 1)
     priority: int = Field(default=0, ge=-10, le=10)

@@ -3,7 +3,9 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
+from google.protobuf.struct_pb2 import Struct
 
 from engine.config.job import JobConfig
 from finetuneflow.v1.dataset_service_pb2 import PreviewDatasetRequest, ValidateDatasetRequest
@@ -90,6 +92,8 @@ def _read(message: Message) -> dict[str, Any]:
 
 
 def _plain(field: Any, value: Any) -> Any:
+    if isinstance(value, Struct):
+        return MessageToDict(value)
     if isinstance(value, Message):
         return _read(value)
     if field.enum_type is not None:
@@ -99,6 +103,9 @@ def _plain(field: Any, value: Any) -> Any:
 
 
 def _fill(message: Message, values: Mapping[str, Any]) -> None:
+    if isinstance(message, Struct):
+        message.update(values)
+        return
     for name, value in values.items():
         field = message.DESCRIPTOR.fields_by_name[name]
         if value is None:

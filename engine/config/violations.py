@@ -38,7 +38,9 @@ def violation(detail: ErrorDetails, model: type[BaseModel], preset: Mapping[str,
         or detail["type"] == "value_error"
         or (loc[-1] not in siblings and not (literals and isinstance(loc[-1], int)))
     ):
-        return Violation(path, f"{_shown(given)} given: {detail['msg'].removeprefix('Value error, ')}.")
+        said = detail["msg"].removeprefix("Value error, ")
+        # A whole table says less than the problem in it.
+        return Violation(path, f"{said}." if isinstance(given, Mapping) else f"{_shown(given)} given: {said}.")
     described = _default(loc, field, preset)
     hint = _nearest(given, literals) if isinstance(given, str) else ""
     return Violation(path, f"{_shown(given)} given; must be {_allowed(field, literals)}{described}.{hint}")

@@ -4,7 +4,7 @@ import hashlib
 import heapq
 import json
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -320,7 +320,15 @@ def eval_row(example: Example, tokenizer: Tokenizer) -> dict[str, Any]:
         "expected_output": expected,
         "messages": example.messages[:-1],
         "prompt": prompt,
+        "item": _as_json(example.columns),
+        "has_question": example.is_chat or bool(example.prompt),
     }
+
+
+def _as_json(columns: Mapping[str, Any]) -> Any:
+    """Returns the columns as JSON can hold them: a date becomes text, half a surrogate pair a question mark."""
+    text = json.dumps(columns, default=str, ensure_ascii=False)
+    return json.loads(text.encode("utf-8", "replace"))
 
 
 def _called(example: Example, prompt: str, tokenizer: Tokenizer) -> str:

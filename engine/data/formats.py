@@ -20,7 +20,7 @@ import itertools
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from engine.config.advice import mapping
@@ -77,6 +77,8 @@ class Example:
     """True for a piece of text that continues in another row: no end-of-text token is added."""
     input_ids: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
+    columns: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """Values of the row, for graders."""
 
     @property
     def is_chat(self) -> bool:
@@ -151,7 +153,7 @@ class RowReader:
         yield from warnings
         if found := self._placeholder(example):
             yield found
-        yield example
+        yield replace(example, columns=row.values)
 
     def _placeholder(self, example: Example) -> RowProblem | None:
         found = (placeholder(example.row, column, text) for column, text in example.texts(self._turns_column))

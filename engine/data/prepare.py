@@ -2,12 +2,12 @@
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from engine.config.job import JobConfig
+from engine.config.job import DataSource, JobConfig
 from engine.data.blocks import BLOCK_SIZE, BlockSize
 from engine.data.content_key import content_key
 from engine.data.packing import PackCount
@@ -140,6 +140,22 @@ def prepare(
     (out / "prepared.json").write_text(json.dumps(asdict(result), indent=2) + "\n", encoding="utf-8")
     (out / "report.json").write_text(json.dumps(report.as_dict(), ensure_ascii=False) + "\n", encoding="utf-8")
     return result
+
+
+def prepare_evaluation(
+    config: JobConfig,
+    listed: Sequence[DataSource],
+    tokenizer_dir: Path,
+    sources: Mapping[str, Path],
+    out: Path,
+    progress: Progress,
+) -> None:
+    """Writes eval/ and eval_rows.jsonl as `prepare` does, of all rows of the sources `listed`, read with the template,
+    system prompt and lengths of a job. Raises what `prepare` raises."""
+    # A job has rows to train; here they are the same ones, and nobody reads them.
+    rows = [source.model_copy(update={"weight": 1.0}) for source in listed]
+    alone = config.model_copy(update={"training_data": rows, "phases": [], "evaluation_data": rows})
+    prepare(alone, tokenizer_dir, sources, out, progress, key="evaluation")
 
 
 def examine(

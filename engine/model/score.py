@@ -34,26 +34,37 @@ class Score:
         return perplexity(self.loss)
 
 
-def score(model: Any, rows: Sequence[Row], on_progress: Callable[[float], None]) -> Score:
+def score(
+    model: Any,
+    rows: Sequence[Row],
+    on_progress: Callable[[float], None],
+    on_row: Callable[[int, float, int], None] = lambda index, loss_sum, num_trained: None,
+) -> Score:
     """Scores `rows` in the model's own number format, the loss in float32.
 
-    After every batch `on_progress` receives the share of tokens scored so far. Rows without trained tokens are not
+    After every batch `on_progress` receives the share of tokens scored so far, and `on_row`, for each of its rows, the
+    index of the row, the sum of its losses, and its number of trained tokens. Rows without trained tokens are not
     counted. Raises ValueError if no row has any.
     """
     model.eval()
     target = next(model.parameters()).device
     total, trained, examples, seen = 0.0, 0, 0, 0
     size = sum(len(row["input_ids"]) for row in rows)
-    for batch in _batches(rows):
+    for indices in _batches(rows):
+        batch = [rows[index] for index in indices]
         ids, mask, labels = (tensor.to(target) for tensor in _padded(batch))
         predicted = labels[:, 1:] != IGNORED
         # The head of a small model is a fifth of its operations, and rows begin with long prompts.
         with torch.inference_mode(), hidden_states(model, predicted, only=True):
             logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[0]
-            nll = functional.cross_entropy(logits.float(), labels[:, 1:][predicted], reduction="sum")
-        total += nll.item()
-        trained += int(predicted.sum())
-        examples += int(predicted.any(dim=1).sum())
+            nll = functional.cross_entropy(logits.float(), labels[:, 1:][predicted], reduction="none")
+            sums = torch.zeros(len(batch), dtype=torch.float64, device=target)
+            sums.index_add_(0, predicted.nonzero()[:, 0], nll.double())
+        for index, loss_sum, count in zip(indices, sums.tolist(), predicted.sum(dim=1).tolist(), strict=True):
+            total += loss_sum
+            trained += count
+            examples += count > 0
+            on_row(index, loss_sum, count)
         seen += sum(len(row["input_ids"]) for row in batch)
         on_progress(seen / size)
     if trained == 0:
@@ -61,14 +72,15 @@ def score(model: Any, rows: Sequence[Row], on_progress: Callable[[float], None])
     return Score(total / trained, examples, trained)
 
 
-def _batches(rows: Sequence[Row]) -> Iterator[list[Row]]:
-    """Yields batches of rows of similar length, the longest first: one that exceeds memory fails at once."""
-    batch: list[Row] = []
-    for row in sorted(rows, key=lambda row: -len(row["input_ids"])):
-        if batch and (len(batch) + 1) * len(batch[0]["input_ids"]) > _TOKENS_PER_BATCH:
+def _batches(rows: Sequence[Row]) -> Iterator[list[int]]:
+    """Yields the indices of rows of similar length, the longest first: a batch that exceeds memory fails at once."""
+    lengths = [len(row["input_ids"]) for row in rows]
+    batch: list[int] = []
+    for index in sorted(range(len(rows)), key=lambda index: -lengths[index]):
+        if batch and (len(batch) + 1) * lengths[batch[0]] > _TOKENS_PER_BATCH:
             yield batch
             batch = []
-        batch.append(row)
+        batch.append(index)
     if batch:
         yield batch
 

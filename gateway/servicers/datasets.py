@@ -26,6 +26,7 @@ from finetuneflow.v1.dataset_service_pb2_grpc import (
     DatasetServiceStub,
     add_DatasetServiceServicer_to_server,
 )
+from finetuneflow.v1.event_pb2 import ConfigResolved
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 from gateway import views
 from gateway.access.callers import tenant_of
@@ -50,7 +51,7 @@ from gateway.uploads import (
     upload_key,
 )
 from gateway.work import lifecycle
-from gateway.work.kinds import FINE_TUNING_JOB
+from gateway.work.kinds import FINE_TUNING_JOB, KINDS
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -297,20 +298,27 @@ async def _find_by_request_id(
     return row
 
 
+def _resolved_spec(config: bytes | None) -> FineTuningJobSpec:
+    """Returns the settings of an evaluation or export, whose data are token shards: only its own sets are read."""
+    resolved = FineTuningJobSpec()
+    resolved.evaluation.CopyFrom(ConfigResolved.FromString(config or b"").resolved_spec.evaluation)
+    return resolved
+
+
 async def refuse_if_used(session: AsyncSession, row: UploadedDataset) -> None:
     """Raises FailedPrecondition if a job that has not ended uses the dataset."""
-    query = select(Work.id, Work.spec).where(
-        Work.tenant == row.tenant, Work.kind == FINE_TUNING_JOB.name, col(Work.state).not_in(lifecycle.TERMINAL)
+    query = select(Work.id, Work.kind, Work.spec, Work.config).where(
+        Work.tenant == row.tenant, col(Work.state).not_in(lifecycle.TERMINAL)
     )
-    users = [
-        job_id
-        for job_id, spec in (await session.exec(query.order_by(Work.id))).all()
-        if row.id in dataset_ids(FineTuningJobSpec.FromString(spec))
-    ]
+    users = []
+    for job_id, kind, spec, config in (await session.exec(query.order_by(Work.id))).all():
+        used = FineTuningJobSpec.FromString(spec) if kind == FINE_TUNING_JOB.name else _resolved_spec(config)
+        if row.id in dataset_ids(used):
+            users.append((job_id, KINDS[kind].noun.removeprefix("fine-tuning ")))
     if users:
         more = f" and {len(users) - 1} more" if len(users) > 1 else ""
         raise FailedPrecondition(
             "DATASET_IN_USE",
-            f"Dataset {row.id} is used by job {users[0]}{more}; wait until it has ended, or cancel it.",
-            metadata={"job_id": users[0]},
+            f"Dataset {row.id} is used by {users[0][1]} {users[0][0]}{more}; wait until it has ended, or cancel it.",
+            metadata={"job_id": users[0][0]},
         )

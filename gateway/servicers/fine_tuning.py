@@ -229,17 +229,18 @@ def add_to_server(servicer: FineTuning, server: Any) -> None:
 
 
 async def _messages(session: AsyncSession, jobs: Sequence[Work]) -> list[FineTuningJob]:
-    query = select(SavedResult.work_id, SavedResult.kind, SavedResult.id)
+    query = select(SavedResult.work_id, SavedResult.kind, SavedResult.id, SavedResult.decision)
     query = query.where(col(SavedResult.work_id).in_([job.id for job in jobs]))
-    ids = {(work_id, kind): id for work_id, kind, id in (await session.exec(query.order_by(SavedResult.id))).all()}
-    return [
-        views.job(
-            job,
-            evaluation_id=ids.get((job.id, EVALUATION.name), ""),
-            export_id=ids.get((job.id, EXPORT.name), ""),
-        )
-        for job in jobs
-    ]
+    left = {
+        (work_id, kind): (id, decision)
+        for work_id, kind, id, decision in (await session.exec(query.order_by(SavedResult.id))).all()
+    }
+    made = []
+    for job in jobs:
+        evaluation_id, decision = left.get((job.id, EVALUATION.name), ("", ""))
+        export_id, _ = left.get((job.id, EXPORT.name), ("", ""))
+        made.append(views.job(job, evaluation_id=evaluation_id, export_id=export_id, decision=decision))
+    return made
 
 
 def _check_labels(labels: Mapping[str, str]) -> None:

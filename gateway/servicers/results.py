@@ -9,6 +9,7 @@ from sqlmodel import and_, col, or_, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from chassis.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented, Violation
+from chassis.store.artifact_store import ArtifactStore
 from engine.catalogue import Catalogue
 from engine.config.job import unsupported, with_section
 from engine.config.spec_proto import config_to_spec, spec_to_dict
@@ -23,13 +24,15 @@ from finetuneflow.v1.export_pb2 import Export
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import EvaluationSpec, ExportSpec
 from gateway import views
 from gateway.access.callers import tenant_of
+from gateway.evaluation_rows import refuse_without_rows, rows_page
 from gateway.identifiers import new_id
 from gateway.paging import page_of
 from gateway.servicers.handlers import add_with_byte_stream
 from gateway.servicers.work import WorkMethods, request_digest, state_names
-from gateway.specs import check_size, check_text
+from gateway.specs import check_judges, check_size, check_text, evaluation_sets, existing_datasets
 from gateway.sql.tables import SavedResult, Work, now
 from gateway.tuned_models import TUNED, find_job, resolved_settings, trained_job
+from gateway.uncancellable import in_thread
 from gateway.work import lifecycle
 from gateway.work.kinds import EVALUATION, FINE_TUNING_JOB, no_such
 from gateway.work.ledger import Decision
@@ -65,6 +68,9 @@ class Results(Generic[_Message]):
         async def add(decision: Decision) -> None:
             # Locked, so that the job is not deleted at the same time: then its rows and its files would be gone.
             await trained_job(decision.session, job_id, tenant, lock=True)
+            if isinstance(spec, EvaluationSpec):
+                named = {dataset: field for field, dataset in evaluation_sets(spec, "spec")}
+                await existing_datasets(decision.session, tenant, named)
             decision.session.add(new_result(work, self._kind, work.id))
 
         work = await self.work.create(work, request_id, add)
@@ -122,6 +128,12 @@ class Results(Generic[_Message]):
                 metadata={"job_id": work.id},
             )
 
+    async def saved(self, result_id: str, tenant: str) -> SavedResult:
+        """Returns the row of a result. NotFound."""
+        async with self.work.database.read() as session:
+            saved, _ = await self._find(session, result_id, tenant)
+            return saved
+
     async def watch(self, result_id: str, request: Any, tenant: str) -> AsyncIterator[bytes]:
         await self.check_alone(result_id, tenant, "watch")
         async for response in self.work.watch(
@@ -144,6 +156,7 @@ class Results(Generic[_Message]):
             # The job's own setting is about its own stage.
             changes.setdefault("enabled", True)
         config = with_section(config, self._kind.name, changes)
+        check_judges(config.evaluation, self._catalogue, "spec")
         if not config.evaluation.enabled and self._kind is EVALUATION:
             message = "spec.enabled is false; remove it, because an evaluation that is created separately always runs."
             raise InvalidArgument("INVALID_CONFIG", message, [Violation("spec.enabled", message)])
@@ -210,8 +223,9 @@ def _job_of(model: str, catalogue: Catalogue) -> str:
 class Evaluations(evaluation_grpc.EvaluationServiceServicer):
     """Served by the gateway."""
 
-    def __init__(self, methods: WorkMethods, catalogue: Catalogue) -> None:
+    def __init__(self, methods: WorkMethods, catalogue: Catalogue, store: ArtifactStore) -> None:
         self._results: Results[Evaluation] = Results(methods, catalogue, views.evaluation)
+        self._store = store
 
     async def CreateEvaluation(
         self, request: evaluation_api.CreateEvaluationRequest, context: Context
@@ -251,6 +265,14 @@ class Evaluations(evaluation_grpc.EvaluationServiceServicer):
     ) -> evaluation_api.ListEvaluationEventsResponse:
         page = await self._results.events(request.evaluation_id, request, tenant_of(context))
         return evaluation_api.ListEvaluationEventsResponse(**page)
+
+    async def ListEvaluationRows(
+        self, request: evaluation_api.ListEvaluationRowsRequest, context: Context
+    ) -> evaluation_api.ListEvaluationRowsResponse:
+        tenant = tenant_of(context)
+        saved = await self._results.saved(request.evaluation_id, tenant)
+        result = refuse_without_rows(saved.result, saved.id)
+        return await in_thread(rows_page, request, result, tenant, self._store)
 
 
 class Exports(export_grpc.ExportServiceServicer):

@@ -240,6 +240,8 @@ class SavedResult(SQLModel, table=True):
     """The work that makes it: the job itself, or an evaluation or export asked for alone."""
     result: bytes | None = Field(default=None, sa_column=Column(LargeBinary))
     """EvaluationResult or ExportResult. None until the work has SUCCEEDED."""
+    decision: str = Field(default="", sa_column_kwargs={"server_default": text("''")})
+    """Name of the GateDecision of an evaluation; empty if there is none."""
     create_time: int = Field(sa_column=_big())
 
 

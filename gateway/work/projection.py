@@ -7,7 +7,7 @@ from sqlmodel import col, select, update
 
 from finetuneflow.v1.event_pb2 import CheckpointSaved, Eval, Event, Log, Phase, StageCompleted
 from finetuneflow.v1.fine_tuning_job_pb2 import Progress
-from finetuneflow.v1.stage_result_pb2 import TrainingResult
+from finetuneflow.v1.stage_result_pb2 import EvaluationResult, GateDecision, TrainingResult
 from gateway.identifiers import new_id
 from gateway.sql.tables import SavedArtifact, SavedCheckpoint, SavedResult, Work, now
 from gateway.work.kinds import EVALUATION, EXPORT, FINE_TUNING_JOB, Kind
@@ -158,6 +158,8 @@ async def _save_result(decision: Decision, kind: Kind, result: Message) -> None:
     if saved is None:
         raise RuntimeError(f"{work.id} has no row in {SavedResult.__tablename__}")
     saved.result = result.SerializeToString()
+    if isinstance(result, EvaluationResult) and result.HasField("gate"):
+        saved.decision = GateDecision.Name(result.gate.decision)
     decision.session.add(saved)
 
 

@@ -12,6 +12,8 @@ from gateway.work.ledger import Decision
 
 SHARDS = "shards"
 """Kind of the artifact that contains token shards, which preflights of the same tenant share."""
+MEASUREMENTS = "evaluation_measurements"
+"""Kind of the artifacts with losses and answers, which evaluations of the same tenant share."""
 _OF_GATEWAYS: Final = ("state_changed", "checkpoint_pruned")
 
 
@@ -43,6 +45,8 @@ def _own_paths(event: Event) -> Iterator[str]:
         case "stage_completed":
             if event.stage_completed.export.package_path:
                 yield event.stage_completed.export.package_path
+            if event.stage_completed.evaluation.rows_path:
+                yield event.stage_completed.evaluation.rows_path
 
 
 async def _foreign_path(decision: Decision, attempt: Attempt, completed: StageCompleted) -> str:

@@ -32,14 +32,14 @@ from gateway import views
 from gateway.metrics import read_series
 from gateway.planning_target import PlanningTargets
 from gateway.secret_store import SecretStore
-from gateway.specs import dataset_ids, secrets_of
+from gateway.specs import dataset_ids, evaluation_sets, secrets_of
 from gateway.sql.tables import Attempt, Metric, SavedArtifact, SavedCheckpoint, SavedResult, UploadedDataset, Work
 from gateway.work import lifecycle
 from gateway.work.kinds import EVALUATION, queue_of
 from gateway.work.ledger import ELAPSED_SECONDS, Decision, Ledger
 from gateway.work.projection import completion_reason, project
 from gateway.work.queue_order import next_waiting
-from gateway.work.reported_events import SHARDS, problem_of
+from gateway.work.reported_events import MEASUREMENTS, SHARDS, problem_of
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,8 @@ _DIRECTIVES = {
     "JOB_STATE_CANCELLING": Directive.DIRECTIVE_CANCEL,
 }
 _MADE_SHARDS = 100
+_MEASUREMENT_FILES = 200
+_WEIGHTS_IN_NAME = 16
 _CURVE_POINTS = 10_000
 _FEWEST_POINTS = 2
 
@@ -99,6 +101,7 @@ class WorkerRequests:
             return ClaimResponse(refused=ClaimRefused(reason="UNKNOWN"))
         await self._add_curves(assignment)
         await self._add_shards(assignment)
+        await self._add_measurements(assignment)
         await self._add_machine(assignment)
         await self._add_secrets(assignment, request.public_key)
         return ClaimResponse(assignment=assignment)
@@ -201,8 +204,10 @@ class WorkerRequests:
             assignment.resolved_spec.CopyFrom(ConfigResolved.FromString(work.config).resolved_spec)
         if job.start is not None:
             assignment.start.CopyFrom(TrainingStart.FromString(job.start))
+        # An evaluation asked for alone has sets of its own.
+        named = {*dataset_ids(spec), *(id for _, id in evaluation_sets(assignment.resolved_spec.evaluation, ""))}
         datasets = select(UploadedDataset).where(
-            UploadedDataset.tenant == work.tenant, col(UploadedDataset.id).in_(dataset_ids(spec))
+            UploadedDataset.tenant == work.tenant, col(UploadedDataset.id).in_(named)
         )
         assignment.datasets.extend(views.dataset(row) for row in (await session.exec(datasets)).all())
         checkpoints = (
@@ -239,6 +244,22 @@ class WorkerRequests:
         for made in newest:
             key = made.path.rpartition("/")[2]
             assignment.shards.add(content_key=key, path=made.path, manifest_sha256=made.sha256)
+
+    async def _add_measurements(self, assignment: Assignment) -> None:
+        """Adds the files of evaluations on the same base weights. Only a worker can tell which rows it needs."""
+        if assignment.stage != Stage.STAGE_EVALUATION:
+            return
+        weights = assignment.preflight.base_model.weights_sha256[:_WEIGHTS_IN_NAME]
+        query = select(SavedArtifact).where(
+            SavedArtifact.tenant == assignment.tenant,
+            SavedArtifact.kind == MEASUREMENTS,
+            # Any worker may give an artifact this kind; only evaluators measure.
+            col(SavedArtifact.name).startswith(f"evaluation/measurements/{weights}/"),
+        )
+        async with self._ledger.database.read() as session:
+            newest = await session.exec(query.order_by(col(SavedArtifact.id).desc()).limit(_MEASUREMENT_FILES))
+            for saved in newest.all():
+                assignment.measurements.add(path=saved.path, sha256=saved.sha256)
 
     async def _add_curves(self, assignment: Assignment) -> None:
         """Adds what is read from curves. They may be long, so they are read outside the decision: others would wait."""

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any, ClassVar
 
-from finetuneflow.blocking import blocking
-from finetuneflow.fields import check_list, fill
+from finetuneflow.blocking import blocking, iterating
+from finetuneflow.enums import enum_number
+from finetuneflow.fields import check_list
 from finetuneflow.model_work import AsyncModelWork, BlockingModelWork, model_name
-from finetuneflow.resources.evaluation import Evaluation
+from finetuneflow.paging import paged
+from finetuneflow.resources.evaluation import Evaluation, EvaluationRow, RowChange
+from finetuneflow.spec import evaluation_spec
 from finetuneflow.transport import CallPolicy
+from finetuneflow.v1 import evaluation_pb2
 from finetuneflow.v1 import evaluation_service_pb2 as pb
 from finetuneflow.v1 import evaluation_service_pb2_grpc as pb_grpc
-from finetuneflow.v1.fine_tuning_job_spec_pb2 import EvaluationSpec
 
 
 class AsyncEvaluations(AsyncModelWork[Evaluation]):
@@ -33,6 +36,11 @@ class AsyncEvaluations(AsyncModelWork[Evaluation]):
         num_samples: int | None = None,
         prompts: Sequence[str] | None = None,
         max_new_tokens: int | None = None,
+        max_rows: int | None = None,
+        metrics: Sequence[str] | None = None,
+        graders: Sequence[Mapping[str, Any]] | None = None,
+        gate: Sequence[Mapping[str, Any]] | None = None,
+        json_schema: Mapping[str, Any] | None = None,
         request_id: str = "",
     ) -> Evaluation:
         """Evaluates the model of a job whose training has finished, and compares it with its base.
@@ -42,6 +50,11 @@ class AsyncEvaluations(AsyncModelWork[Evaluation]):
             num_samples: Held-out rows that both models answer. Range [0, 100]; default: the job's own value.
             prompts: Prompts that both models answer; at most 100, each at most 16 KiB. Default: the job's own.
             max_new_tokens: Maximum length of an answer in tokens. Range [1, 4096]; default: the job's own value.
+            max_rows: Maximum number of held-out rows that both models answer. Range [0, 10,000]; default: the job's.
+            metrics: Metrics of the answers, such as `exact_match`; see docs/evaluation.md. Default: the job's own.
+            graders: Grader objects as OpenAI's API takes them. Default: the job's own.
+            gate: Conditions, such as `{"metric": "exact_match", "min_value": 0.8}`. Default: the job's own.
+            json_schema: JSON Schema for the metric json_schema. Default: the job's own.
             request_id: Makes the call idempotent: a repeated call with the same request_id and arguments returns the
                 same evaluation. At most 128 characters. Default: a new one, so retries of this call are safe.
 
@@ -56,14 +69,58 @@ class AsyncEvaluations(AsyncModelWork[Evaluation]):
             AlreadyExists: The request_id was used with other arguments.
         """
         check_list("prompts", prompts)
-        spec = fill(EvaluationSpec(), num_samples=num_samples, prompts=prompts, max_new_tokens=max_new_tokens)
+        check_list("metrics", metrics)
+        spec = evaluation_spec(
+            {
+                "num_samples": num_samples,
+                "prompts": prompts,
+                "max_new_tokens": max_new_tokens,
+                "max_rows": max_rows,
+                "metrics": metrics,
+                "graders": graders,
+                "gate": gate,
+                "json_schema": json_schema,
+            }
+        )
         request = pb.CreateEvaluationRequest(
             model=model_name(model), spec=spec, request_id=request_id or uuid.uuid4().hex
         )
         return self._read(await self._transport.call(self._stub.CreateEvaluation, request))
+
+    def rows(
+        self,
+        evaluation_id: str,
+        /,
+        *,
+        metric: str = "",
+        change: RowChange | str | None = None,
+        limit: int | None = None,
+    ) -> AsyncGenerator[EvaluationRow, None]:
+        """Lists the held-out rows with what both models made of them, in order. Pages are fetched as needed.
+
+        Args:
+            evaluation_id: Id of an evaluation that has SUCCEEDED, a job's own one included.
+            metric: Lists only rows with a value of this metric. Default: all rows.
+            change: Lists only rows on which the tuned model is `improved`, `worsened` or `equal` by `metric`, or by the
+                loss if no metric is named. Default: all.
+            limit: Maximum number of rows. Default: no limit.
+
+        Yields:
+            The rows.
+
+        Raises:
+            NotFound: There is no such evaluation.
+            FailedPrecondition: It has no rows, or has not SUCCEEDED.
+            InvalidArgument: It has no such metric, or there is no such change.
+        """
+        request = pb.ListEvaluationRowsRequest(evaluation_id=evaluation_id, metric=metric)
+        if change:
+            request.change = enum_number(evaluation_pb2.RowChange.DESCRIPTOR, change, "change")
+        return paged(self._transport, self._stub.ListEvaluationRows, request, "rows", limit, EvaluationRow.from_proto)
 
 
 class Evaluations(BlockingModelWork):
     """`client.evaluations`."""
 
     create = blocking(AsyncEvaluations.create)
+    rows = iterating(AsyncEvaluations.rows)

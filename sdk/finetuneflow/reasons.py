@@ -130,6 +130,16 @@ class Reason(OpenEnum):
     """A training that has not ended starts from the job's adapter, so the job cannot be deleted. Caller: wait for the
     training's end, or cancel it."""
 
+    NO_ROWS = "NO_ROWS"
+    """The evaluation has no rows to list: it has not SUCCEEDED, no rows are held out, or an earlier version made it.
+    Caller: wait for its end, or evaluate again."""
+
+    UNKNOWN_METRIC = "UNKNOWN_METRIC"
+    """The evaluation did not measure the named metric. Caller: name one of those in the message."""
+
+    INVALID_CHANGE = "INVALID_CHANGE"
+    """A change of rows to filter by does not exist. Caller: correct it."""
+
     CHECKPOINT_NOT_FOUND = "CHECKPOINT_NOT_FOUND"
     """The job has no checkpoint of this step, or it was deleted when newer ones were saved. Caller: name one that
     ListCheckpoints returns."""
@@ -226,6 +236,9 @@ class Reason(OpenEnum):
     BAD_HEADER = "BAD_HEADER"
     """The header of a CSV file names a column twice or is not text. Caller: name each column once, in the first
     line."""
+
+    BAD_QUESTIONS = "BAD_QUESTIONS"
+    """Rows of the critical questions are malformed. Caller: correct the rows that the violations name."""
 
     EMPTY_DATASET = "EMPTY_DATASET"
     """The file has no rows, or its row template keeps none. Caller: use a file with rows, or correct the template."""
@@ -740,6 +753,10 @@ class Reason(OpenEnum):
     TUNED_MODEL_WORSE = "TUNED_MODEL_WORSE"
     """The tuned model's loss on the held-out rows is higher than the base model's. Caller: lower
     `hyperparameters.learning_rate`, or check that the held-out rows are like those that are trained."""
+
+    GATE_REJECTED = "GATE_REJECTED"
+    """A condition of the evaluation's gate failed, so the tuned model is not promoted. Caller: read the conditions in
+    the evaluation's result."""
 
     VERIFIED_WITHOUT_MODEL = "VERIFIED_WITHOUT_MODEL"
     """The base model does not fit into memory, so the export was compared tensor by tensor and not run. Operator: give

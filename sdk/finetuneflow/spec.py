@@ -7,6 +7,7 @@ that the server uses, before anything is uploaded.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
@@ -15,6 +16,7 @@ from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
+from google.protobuf.struct_pb2 import Struct
 
 from finetuneflow.enums import enum_name, enum_number, nearest
 from finetuneflow.errors import InvalidArgument, Violation
@@ -85,6 +87,16 @@ def partial_spec(values: Mapping[str, Any]) -> pb.FineTuningJobSpec:
     return spec
 
 
+def evaluation_spec(values: Mapping[str, Any]) -> pb.EvaluationSpec:
+    """Converts the settings of an evaluation; None is unset. Raises InvalidArgument."""
+    reader = _Reader()
+    spec = pb.EvaluationSpec()
+    reader.read_message(spec, values, "spec")
+    if reader.violations:
+        raise UnreadableSpec("The settings are invalid.", reader.violations)
+    return spec
+
+
 def readable_spec(values: Mapping[str, Any]) -> pb.FineTuningJobSpec:
     """Converts the valid part of a table to a spec and ignores the rest. Local files get a placeholder id."""
     reader = _Reader()
@@ -109,6 +121,11 @@ def _plain(descriptor: Any, value: Any) -> Any:
 
 
 def _plain_item(descriptor: Any, value: Any) -> Any:
+    if isinstance(value, Struct):
+        # Seldom needed, and slow to import.
+        from google.protobuf.json_format import MessageToDict
+
+        return MessageToDict(value)
     if descriptor.message_type is not None:
         return spec_to_dict(value)
     if descriptor.enum_type is not None:
@@ -152,12 +169,23 @@ class _Reader:
         if not isinstance(values, Mapping):
             self.refuse(path, f"must be a table of names and values, not {values!r}")
             return
+        if isinstance(message, Struct):
+            self.read_object(message, values, path)
+            return
         descriptor: Any = message.DESCRIPTOR
         for key, value in values.items():
             if key not in descriptor.fields_by_name:
                 self.refuse(f"{path}.{key}", _unknown(str(key), descriptor))
             elif value is not None:
                 self.read_field(message, descriptor.fields_by_name[key], value, f"{path}.{key}")
+
+    def read_object(self, message: Struct, values: Mapping[str, Any], path: str) -> None:
+        """Reads a table of any form, as JSON has it."""
+        try:
+            # Through JSON, so that tuples and numbers are what the server will read.
+            message.update(json.loads(json.dumps(values, allow_nan=False)))
+        except (TypeError, ValueError) as error:
+            self.refuse(path, f"must hold what JSON can hold: {error}")
 
     def read_field(self, message: Message, descriptor: Any, value: Any, path: str) -> None:
         target: Any = getattr(message, descriptor.name)

@@ -34,7 +34,7 @@ class ExportStage:
         datasets = [
             DatasetFile(id=d.id, filename=d.filename, sha256=d.sha256)
             for d in assignment.datasets
-            if d.id != config.start_from
+            if d.id not in (config.start_from, config.evaluation.questions, config.evaluation.regression)
         ]
         from_hub = assignment.preflight.hub_datasets
         datasets += [DatasetFile(id=d.pinned, filename=d.filename, sha256=d.sha256) for d in from_hub]
@@ -42,7 +42,7 @@ class ExportStage:
         child_input = ExportInput(
             config=config,
             model=await base_model(self._catalogue, assignment, hub),
-            adapter_dir=await best_checkpoint(assignment, store, workdir),
+            adapter_dir=(await best_checkpoint(assignment, store, workdir)).path,
             out_dir=workdir / "out",
             job=JobOrigin(
                 id=assignment.fine_tuning_job_id, create_time=created, datasets=datasets, lineage=_lineage(assignment)

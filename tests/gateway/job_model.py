@@ -322,7 +322,7 @@ class Gateway:
         methods = {kind: WorkMethods(kind, self.ledger, None, store) for kind in KINDS.values()}  # type: ignore[arg-type]
         self.services: dict[str, Any] = {
             "FineTuningJob": FineTuning(methods[FINE_TUNING_JOB], None, None),  # type: ignore[arg-type]
-            "Evaluation": Evaluations(methods[EVALUATION], None),  # type: ignore[arg-type]
+            "Evaluation": Evaluations(methods[EVALUATION], None, None),  # type: ignore[arg-type]
             "Export": Exports(methods[EXPORT], None),  # type: ignore[arg-type]
         }
 

@@ -181,7 +181,7 @@ def gateway_stack(database: Database, ledger: Ledger, recorder: Recorder, tmp_pa
 
     return MigratedGateway(
         fine_tuning.FineTuning(methods(FINE_TUNING_JOB), catalogue, None),  # type: ignore[arg-type]
-        results.Evaluations(methods(EVALUATION), catalogue),
+        results.Evaluations(methods(EVALUATION), catalogue, store),
         results.Exports(methods(EXPORT), catalogue),
         Artifacts(database, store),
         Models(database, catalogue),
@@ -317,6 +317,7 @@ async def test_migration_merges_recipes_into_specs(database: Database, old: dict
         expected.lora.use_dora, expected.lora.init_lora_weights = False, "default"
         expected.hyperparameters.label_smoothing_factor = 0.0
         expected.hyperparameters.attn_implementation = "auto"
+        expected.evaluation.max_rows, expected.evaluation.regression = 200, "general"
         # The default recipe of that version set these; preflight chooses them now unless the job or its recipe does.
         said = {
             **recipe(job["spec"].get("recipe", "default")).values["hyperparameters"],

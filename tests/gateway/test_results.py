@@ -89,7 +89,7 @@ async def servers(database: Database, nats_server: NatsServer, tmp_path: Path) -
     ledger = Ledger(database, fanout.publish, recorder.offer, recorder.discard)
     store = ArtifactStore(f"file://{tmp_path / 'artifacts'}")
     catalogue = Catalogue(tmp_path)
-    evaluations = results.Evaluations(WorkMethods(EVALUATION, ledger, fanout, store), catalogue)
+    evaluations = results.Evaluations(WorkMethods(EVALUATION, ledger, fanout, store), catalogue, store)
     exports = results.Exports(WorkMethods(EXPORT, ledger, fanout, store), catalogue)
     jobs = fine_tuning.FineTuning(WorkMethods(FINE_TUNING_JOB, ledger, fanout, store), None, None)  # type: ignore[arg-type]
     async with (

@@ -341,7 +341,8 @@ async def test_evaluation_and_export_use_the_best_checkpoint(node: NodeWithJob, 
     other.mkdir()
     command = await ExportStage(exporter, catalogue(exporter)).prepare(node.assignment, other, node.store, {})
     packed = read(ExportInput, command)
-    for folder in (judged.adapter_dir, packed.adapter_dir):
+    assert judged.tuned.checkpoint is not None and judged.base.checkpoint is None
+    for folder in (judged.tuned.checkpoint.path, packed.adapter_dir):
         assert json.loads((folder / "checkpoint.json").read_text()) == {"step": 10}
     assert packed.evaluation.tuned_loss == 2.0
     assert [dataset.id for dataset in packed.job.datasets] == ["ds_1", pinned]

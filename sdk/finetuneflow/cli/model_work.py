@@ -12,6 +12,8 @@ from rich.console import Console
 from finetuneflow.cli.advice import as_typed, ftf
 from finetuneflow.cli.console import error_console
 from finetuneflow.cli.download import make_folder
+from finetuneflow.cli.evaluation_options import condition, grader_objects
+from finetuneflow.cli.evaluation_rows import compare, rows
 from finetuneflow.cli.exits import DETACHED, JOB_FAILED
 from finetuneflow.cli.lines import Lines
 from finetuneflow.cli.outcome import show_attempts, show_evaluation
@@ -55,12 +57,38 @@ def evaluate(
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, max=4096, help="Maximum tokens of an answer. Default: the job's.")
     ] = None,
+    max_rows: Annotated[
+        int | None, typer.Option(min=0, max=10_000, help="Held-out rows that both models answer. Default: the job's.")
+    ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(help="Metric of the answers, such as exact_match. Repeatable. Default: the job's."),
+    ] = None,
+    graders: Annotated[
+        Path | None,
+        typer.Option(help="JSON file with grader objects. Default: the job's.", exists=True, dir_okay=False),
+    ] = None,
+    gate: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Condition: METRIC>=VALUE, METRIC<=VALUE or 'gain(METRIC)>VALUE'. Repeatable. Default: the job's."
+        ),
+    ] = None,
     detach: _Detach = False,
     json: Json = False,
 ) -> None:
     """Evaluate the model of a job again, and compare it with its base."""
     here = session(ctx)
-    made = here.client.evaluations.create(model, num_samples=num_samples, prompts=prompt, max_new_tokens=max_new_tokens)
+    made = here.client.evaluations.create(
+        model,
+        num_samples=num_samples,
+        prompts=prompt,
+        max_new_tokens=max_new_tokens,
+        max_rows=max_rows,
+        metrics=metric,
+        graders=None if graders is None else grader_objects(graders),
+        gate=None if gate is None else [condition(text) for text in gate],
+    )
     _created(here, made, detach=detach, json=json)
 
 
@@ -158,7 +186,10 @@ def make_app(noun: str, methods: Callable[[Client], Any]) -> typer.Typer:
 
 def evaluations_app() -> typer.Typer:
     """Makes `ftf evaluations`."""
-    return make_app("evaluation", lambda client: client.evaluations)
+    app = make_app("evaluation", lambda client: client.evaluations)
+    app.command("rows")(rows)
+    app.command("compare")(compare)
+    return app
 
 
 def exports_app() -> typer.Typer:

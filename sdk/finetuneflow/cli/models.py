@@ -28,10 +28,20 @@ def list_models(
     if json:
         print_json(*(model.proto for model in models))
     else:
-        print_rows(here.console, ["ID", "KIND", "PARAMETERS", "CONTEXT", "LICENCE", "DESCRIPTION"], map(_row, models))
+        print_rows(
+            here.console, ["ID", "KIND", "PARAMETERS", "CONTEXT", "LICENCE", "GATE", "DESCRIPTION"], map(_row, models)
+        )
 
 
 def _row(model: Model) -> list[str]:
     parameters = f"{model.num_parameters / 1e6:,.0f} M" if model.num_parameters else ""
     context = str(model.context_length) if model.context_length else ""
-    return [model.id, model.kind, parameters, context, model.license, model.description]
+    return [
+        model.id,
+        model.kind,
+        parameters,
+        context,
+        model.license,
+        (model.gate_decision or "").lower(),
+        model.description,
+    ]

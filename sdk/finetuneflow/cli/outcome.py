@@ -8,13 +8,14 @@ from rich.console import Console
 
 from finetuneflow.cli.advice import as_typed, ftf
 from finetuneflow.cli.config import toml_text
+from finetuneflow.cli.evaluation_rows import show_metrics
 from finetuneflow.cli.lines import restored_line
 from finetuneflow.cli.session import count, duration, print_rows, size
 from finetuneflow.client import Client
 from finetuneflow.resources.evaluation import Evaluation
 from finetuneflow.resources.event import Event
 from finetuneflow.resources.job import AttemptSummary, Job, JobState
-from finetuneflow.resources.stage_result import TrainingResult
+from finetuneflow.resources.stage_result import GateDecision, TrainingResult
 
 
 def show_outcome(client: Client, job: Job, console: Console, *, told: bool = False) -> None:
@@ -152,7 +153,18 @@ def _show_results(client: Client, job: Job, console: Console) -> None:
         if export.result is not None:
             console.print(f"Package     {export.result.package_path}, {size(export.result.package_size_bytes)}")
     if job.tuned_model:
-        console.print(f"Tuned model {job.tuned_model}")
+        console.print(f"Tuned model {job.tuned_model}{_promotion(job)}")
+
+
+def _promotion(job: Job) -> str:
+    """Returns what the gate decided, unless it promoted the model."""
+    match job.gate_decision:
+        case GateDecision.REJECT:
+            return " (not promoted: rejected by its gate)"
+        case GateDecision.INCONCLUSIVE:
+            return " (not promoted: its evaluation is inconclusive)"
+        case _:
+            return ""
 
 
 def _needs(job: Job, training: TrainingResult) -> str:
@@ -180,5 +192,6 @@ def show_evaluation(evaluation: Evaluation, console: Console) -> None:
         console.print(f"Evaluation  {base}tuned {result.tuned_loss:.4f}{change} nats per trained token, {rows}")
         if result.base_loss is not None and not result.tuned_loss <= result.base_loss:
             console.print("            The tuned model is worse than its base model: do not serve it.")
+        show_metrics(result, console)
     elif result.samples:
         console.print(f"Evaluation  {count(len(result.samples), 'sample')}; no held-out rows to measure a loss on")

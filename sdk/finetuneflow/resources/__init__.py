@@ -15,7 +15,7 @@ from finetuneflow.resources.estimate import (
     SeedRecommendation,
     TrainingMethod,
 )
-from finetuneflow.resources.evaluation import Evaluation
+from finetuneflow.resources.evaluation import Evaluation, EvaluationRow, RowChange
 from finetuneflow.resources.event import Event, Severity
 from finetuneflow.resources.export import Export, ExportFormat
 from finetuneflow.resources.hardware import Gpu, Hardware
@@ -39,12 +39,20 @@ from finetuneflow.resources.recipe import Recipe
 from finetuneflow.resources.secret import Secret
 from finetuneflow.resources.stage_result import (
     BaseModelIdentity,
+    Classification,
+    Conclusion,
+    ConditionResult,
     DataStatistics,
     EvaluationResult,
     ExportResult,
+    GateDecision,
+    GateResult,
     InferenceSample,
     LanguageCount,
+    MetricComparison,
     PreflightResult,
+    QuestionsResult,
+    Regression,
     TrainingResult,
 )
 from finetuneflow.resources.validation import (
@@ -68,6 +76,9 @@ __all__ = [
     "BaseModelIdentity",
     "Caller",
     "Checkpoint",
+    "Classification",
+    "Conclusion",
+    "ConditionResult",
     "CreatedKey",
     "DataStatistics",
     "Dataset",
@@ -75,6 +86,7 @@ __all__ = [
     "DiskEstimate",
     "Evaluation",
     "EvaluationResult",
+    "EvaluationRow",
     "Event",
     "Export",
     "ExportFormat",
@@ -82,6 +94,8 @@ __all__ = [
     "Fault",
     "Finding",
     "FitVerdict",
+    "GateDecision",
+    "GateResult",
     "Gpu",
     "Hardware",
     "Improvement",
@@ -91,6 +105,7 @@ __all__ = [
     "JobState",
     "LanguageCount",
     "MemoryComponent",
+    "MetricComparison",
     "MetricPoint",
     "MetricSeries",
     "Model",
@@ -101,12 +116,15 @@ __all__ = [
     "ProblemCount",
     "ProblemSeverity",
     "Progress",
+    "QuestionsResult",
     "Recipe",
     "Recommendation",
+    "Regression",
     "Resolution",
     "Resource",
     "ResourceEstimate",
     "Role",
+    "RowChange",
     "RowPreview",
     "RowProblem",
     "Secret",

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from finetuneflow.resources.convert import OpenEnum, Resource
-from finetuneflow.resources.stage_result import PreflightResult, TrainingResult
+from finetuneflow.resources.stage_result import GateDecision, PreflightResult, TrainingResult
 
 
 class JobState(OpenEnum):
@@ -191,6 +191,8 @@ class Job(Resource):
     """Sequence of the latest accepted event; 0 before the first one."""
     tuned_model: str
     """`ft:<job_id>` once the export is accepted: the name of the tuned model in other calls. Empty before."""
+    gate_decision: GateDecision | None
+    """Decision of the gate of the job's own evaluation about tuned_model. None before it, and without one."""
     evaluation_id: str
     """Id of the evaluation of stage 3 once it is accepted. Empty before."""
     export_id: str

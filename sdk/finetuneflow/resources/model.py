@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from finetuneflow.resources.convert import OpenEnum, Resource
+from finetuneflow.resources.stage_result import GateDecision
 
 
 class ModelKind(OpenEnum):
@@ -39,3 +40,5 @@ class Model(Resource):
     """License of the weights, as an SPDX id if one exists."""
     create_time: datetime | None
     """For tuned models: time at which the package was accepted."""
+    gate_decision: GateDecision | None
+    """For tuned models: decision of the gate of the job's own evaluation. None without one."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from finetuneflow.resources.convert import Resource
+from finetuneflow.resources.convert import OpenEnum, Resource
 from finetuneflow.resources.estimate import ResourceEstimate
 from finetuneflow.resources.hardware import Hardware
 
@@ -209,9 +209,134 @@ class InferenceSample(Resource):
     """Optimizer step after which the model in training answered. 0 in an evaluation."""
 
 
+class Conclusion(OpenEnum):
+    """What a comparison shows at its confidence."""
+
+    BETTER = "BETTER"
+    """The tuned model is better."""
+    WORSE = "WORSE"
+    """The tuned model is worse."""
+    NO_DIFFERENCE_SHOWN = "NO_DIFFERENCE_SHOWN"
+    """The interval of the gain includes 0."""
+
+
+class GateDecision(OpenEnum):
+    """Decision about a tuned model."""
+
+    PROMOTE = "PROMOTE"
+    """Every condition holds."""
+    REJECT = "REJECT"
+    """A condition fails."""
+    INCONCLUSIVE = "INCONCLUSIVE"
+    """The rows do not show whether the conditions hold."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricComparison(Resource):
+    """Both models compared by one metric."""
+
+    name: str
+    """Name of the metric; `loss` and `perplexity` come first."""
+    higher_is_better: bool
+    """False for metrics such as the loss, of which lower values are better."""
+    base: float | None
+    """Value of the base model over all rows. None if it is not a number."""
+    tuned: float | None
+    """Value of the tuned model over all rows. None if it is not a number."""
+    gain: float | None
+    """Gain of the tuned model, positive if it is better. None if a value is missing or has no direction."""
+    gain_low: float | None
+    """Lower end of the interval of the gain. None if there are too few rows."""
+    gain_high: float | None
+    """Upper end of the interval."""
+    confidence: float
+    """Confidence of the interval: 0.95."""
+    num_rows: int
+    """Number of rows that it was measured on."""
+    num_improved: int
+    """Number of rows on which the tuned model is better."""
+    num_worsened: int
+    """Number of rows on which the tuned model is worse."""
+    p_value: float | None
+    """For metrics that are right or wrong for each row: p-value of McNemar's exact test. None for others."""
+    detectable_gain: float | None
+    """Smallest true gain that this number of rows shows with a probability of 0.8. None if unknown."""
+    conclusion: Conclusion | None
+    """What the comparison shows. None for metrics without a direction."""
+    signature: str
+    """Library, version and settings that computed it. Empty for metrics of FineTuneFlow itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConditionResult(Resource):
+    """Outcome of one condition of a gate."""
+
+    sentence: str
+    """The condition in words and what was measured."""
+    outcome: GateDecision | None
+    """PROMOTE if it holds, REJECT if it fails, or INCONCLUSIVE."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateResult(Resource):
+    """Decision of an evaluation's gate."""
+
+    decision: GateDecision | None
+    """REJECT if a condition fails, INCONCLUSIVE if none fails and one is inconclusive, otherwise PROMOTE."""
+    conditions: tuple[ConditionResult, ...]
+    """One for each condition, in the order of the spec."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classification(Resource):
+    """Right and wrong labels of answers."""
+
+    labels: tuple[str, ...]
+    """The labels, sorted."""
+    base_confusion: tuple[int, ...]
+    """Confusion matrix of the base model, row by row: a row for each expected label, a column for each answered one,
+    and a last one for answers that are no label."""
+    tuned_confusion: tuple[int, ...]
+    """Confusion matrix of the tuned model, in the same form."""
+    base_macro_f1: float
+    """Unweighted mean of the F1 scores of all labels, base model. Range [0, 1]."""
+    tuned_macro_f1: float
+    """The same of the tuned model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionsResult(Resource):
+    """Results of the critical questions."""
+
+    num_questions: int
+    """Number of questions."""
+    num_passed: int
+    """Number of questions that the tuned model passed."""
+    num_passed_by_base: int
+    """Number of questions that the base model passed."""
+    num_must_pass: int
+    """Number of questions that must pass."""
+    failed_must_pass: tuple[str, ...]
+    """Prompts of the questions that must pass and did not; at most 20, each cut at 200 characters."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regression(Resource):
+    """Losses on the regression set, which shows what the model has lost."""
+
+    name: str
+    """Name of the set: `general`, or the id of a dataset."""
+    base_loss: float
+    """Loss of the base model in nats per trained token."""
+    tuned_loss: float
+    """Loss of the tuned model in nats per trained token."""
+    num_rows: int
+    """Number of rows."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluationResult(Resource):
-    """Comparison of base and tuned model on the same held-out rows, computed in fp32."""
+    """Comparison of two models on the same rows. `base` is the model that `tuned` is compared with."""
 
     base_loss: float | None
     """Loss of the base model in nats per trained token. None if not measured."""
@@ -226,7 +351,36 @@ class EvaluationResult(Resource):
     num_trained_tokens: int
     """Number of tokens that the loss was computed on."""
     samples: tuple[InferenceSample, ...]
-    """Answers of both models, side by side."""
+    """Some answers of both models, side by side. `evaluations.rows` lists all of them."""
+    metrics: tuple[MetricComparison, ...]
+    """Both models compared by each metric, the loss first. Empty without held-out rows."""
+    gate: GateResult | None
+    """Decision of the gate. None without held-out rows."""
+    num_answered: int
+    """Number of held-out rows that both models answered."""
+    precision: str
+    """Number format in which both models were evaluated: fp32, bf16 or fp16."""
+    weights: str
+    """Form of the weights: `original`, or `quantized` as in training."""
+    quantized_loss: float | None
+    """For QLoRA: loss of the tuned model on the quantized weights that it was trained on. None if not measured."""
+    classification: Classification | None
+    """Right and wrong labels, where the expected answers are few distinct ones. None otherwise."""
+    num_reused: int
+    """Number of losses and answers that were read from earlier evaluations."""
+    findings: tuple[str, ...]
+    """What the figures say, and what would be better."""
+    questions: QuestionsResult | None
+    """Critical questions. None without any."""
+    regression: Regression | None
+    """Losses on the regression set. None if not measured."""
+
+    def metric(self, name: str) -> MetricComparison:
+        """Returns the comparison by a metric. Raises KeyError if it was not measured."""
+        for each in self.metrics:
+            if each.name == name:
+                return each
+        raise KeyError(name)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,13 +28,29 @@ from finetuneflow.v1 import stage_result_pb2 as finetuneflow_dot_v1_dot_stage__r
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n finetuneflow/v1/evaluation.proto\x12\x0f\x66inetuneflow.v1\x1a%finetuneflow/v1/fine_tuning_job.proto\x1a*finetuneflow/v1/fine_tuning_job_spec.proto\x1a\"finetuneflow/v1/stage_result.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe2\x04\n\nEvaluation\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\x31\n\x06result\x18\x03 \x01(\x0b\x32!.finetuneflow.v1.EvaluationResult\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05model\x18\x06 \x01(\t\x12-\n\x04spec\x18\x07 \x01(\x0b\x32\x1f.finetuneflow.v1.EvaluationSpec\x12(\n\x05state\x18\x08 \x01(\x0e\x32\x19.finetuneflow.v1.JobState\x12\x0e\n\x06reason\x18\t \x01(\t\x12\x0f\n\x07message\x18\n \x01(\t\x12%\n\x05\x66\x61ult\x18\x0b \x01(\x0e\x32\x16.finetuneflow.v1.Fault\x12\x0e\n\x06\x61\x64vice\x18\x0c \x01(\t\x12\x0f\n\x07\x61ttempt\x18\r \x01(\x05\x12\x17\n\x0f\x66\x61iled_attempts\x18\x0e \x01(\x05\x12+\n\x08progress\x18\x0f \x01(\x0b\x32\x19.finetuneflow.v1.Progress\x12\x15\n\rlast_sequence\x18\x10 \x01(\x03\x12/\n\x0bupdate_time\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\x08\x61ttempts\x18\x13 \x03(\x0b\x32\x1f.finetuneflow.v1.AttemptSummary\x12\x14\n\x0cmax_attempts\x18\x14 \x01(\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n finetuneflow/v1/evaluation.proto\x12\x0f\x66inetuneflow.v1\x1a%finetuneflow/v1/fine_tuning_job.proto\x1a*finetuneflow/v1/fine_tuning_job_spec.proto\x1a\"finetuneflow/v1/stage_result.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe2\x04\n\nEvaluation\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\x31\n\x06result\x18\x03 \x01(\x0b\x32!.finetuneflow.v1.EvaluationResult\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05model\x18\x06 \x01(\t\x12-\n\x04spec\x18\x07 \x01(\x0b\x32\x1f.finetuneflow.v1.EvaluationSpec\x12(\n\x05state\x18\x08 \x01(\x0e\x32\x19.finetuneflow.v1.JobState\x12\x0e\n\x06reason\x18\t \x01(\t\x12\x0f\n\x07message\x18\n \x01(\t\x12%\n\x05\x66\x61ult\x18\x0b \x01(\x0e\x32\x16.finetuneflow.v1.Fault\x12\x0e\n\x06\x61\x64vice\x18\x0c \x01(\t\x12\x0f\n\x07\x61ttempt\x18\r \x01(\x05\x12\x17\n\x0f\x66\x61iled_attempts\x18\x0e \x01(\x05\x12+\n\x08progress\x18\x0f \x01(\x0b\x32\x19.finetuneflow.v1.Progress\x12\x15\n\rlast_sequence\x18\x10 \x01(\x03\x12/\n\x0bupdate_time\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\x08\x61ttempts\x18\x13 \x03(\x0b\x32\x1f.finetuneflow.v1.AttemptSummary\x12\x14\n\x0cmax_attempts\x18\x14 \x01(\x05\"\x93\x05\n\rEvaluationRow\x12\r\n\x05index\x18\x01 \x01(\x03\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12\x10\n\x08\x65xpected\x18\x03 \x01(\t\x12\x18\n\x0b\x62\x61se_answer\x18\x04 \x01(\tH\x00\x88\x01\x01\x12\x19\n\x0ctuned_answer\x18\x05 \x01(\tH\x01\x88\x01\x01\x12\x16\n\tbase_loss\x18\x06 \x01(\x01H\x02\x88\x01\x01\x12\x17\n\ntuned_loss\x18\x07 \x01(\x01H\x03\x88\x01\x01\x12\x1a\n\x12num_trained_tokens\x18\x08 \x01(\x03\x12\x45\n\x0c\x62\x61se_metrics\x18\t \x03(\x0b\x32/.finetuneflow.v1.EvaluationRow.BaseMetricsEntry\x12G\n\rtuned_metrics\x18\n \x03(\x0b\x32\x30.finetuneflow.v1.EvaluationRow.TunedMetricsEntry\x12<\n\x07\x63hanges\x18\x0b \x03(\x0b\x32+.finetuneflow.v1.EvaluationRow.ChangesEntry\x12\x0e\n\x06source\x18\x0c \x01(\t\x1a\x32\n\x10\x42\x61seMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\x33\n\x11TunedMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1aJ\n\x0c\x43hangesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12)\n\x05value\x18\x02 \x01(\x0e\x32\x1a.finetuneflow.v1.RowChange:\x02\x38\x01\x42\x0e\n\x0c_base_answerB\x0f\n\r_tuned_answerB\x0c\n\n_base_lossB\r\n\x0b_tuned_loss*o\n\tRowChange\x12\x1a\n\x16ROW_CHANGE_UNSPECIFIED\x10\x00\x12\x17\n\x13ROW_CHANGE_IMPROVED\x10\x01\x12\x17\n\x13ROW_CHANGE_WORSENED\x10\x02\x12\x14\n\x10ROW_CHANGE_EQUAL\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'finetuneflow.v1.evaluation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_EVALUATIONROW_BASEMETRICSENTRY']._loaded_options = None
+  _globals['_EVALUATIONROW_BASEMETRICSENTRY']._serialized_options = b'8\001'
+  _globals['_EVALUATIONROW_TUNEDMETRICSENTRY']._loaded_options = None
+  _globals['_EVALUATIONROW_TUNEDMETRICSENTRY']._serialized_options = b'8\001'
+  _globals['_EVALUATIONROW_CHANGESENTRY']._loaded_options = None
+  _globals['_EVALUATIONROW_CHANGESENTRY']._serialized_options = b'8\001'
+  _globals['_ROWCHANGE']._serialized_start=1480
+  _globals['_ROWCHANGE']._serialized_end=1591
   _globals['_EVALUATION']._serialized_start=206
   _globals['_EVALUATION']._serialized_end=816
+  _globals['_EVALUATIONROW']._serialized_start=819
+  _globals['_EVALUATIONROW']._serialized_end=1478
+  _globals['_EVALUATIONROW_BASEMETRICSENTRY']._serialized_start=1237
+  _globals['_EVALUATIONROW_BASEMETRICSENTRY']._serialized_end=1287
+  _globals['_EVALUATIONROW_TUNEDMETRICSENTRY']._serialized_start=1289
+  _globals['_EVALUATIONROW_TUNEDMETRICSENTRY']._serialized_end=1340
+  _globals['_EVALUATIONROW_CHANGESENTRY']._serialized_start=1342
+  _globals['_EVALUATIONROW_CHANGESENTRY']._serialized_end=1416
 # @@protoc_insertion_point(module_scope)

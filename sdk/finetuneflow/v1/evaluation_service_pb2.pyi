@@ -120,3 +120,25 @@ class ListEvaluationEventsResponse(_message.Message):
     events: _containers.RepeatedCompositeFieldContainer[_event_pb2.Event]
     through_sequence: int
     def __init__(self, events: _Optional[_Iterable[_Union[_event_pb2.Event, _Mapping]]] = ..., through_sequence: _Optional[int] = ...) -> None: ...
+
+class ListEvaluationRowsRequest(_message.Message):
+    __slots__ = ("evaluation_id", "page_size", "page_token", "metric", "change")
+    EVALUATION_ID_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    METRIC_FIELD_NUMBER: _ClassVar[int]
+    CHANGE_FIELD_NUMBER: _ClassVar[int]
+    evaluation_id: str
+    page_size: int
+    page_token: str
+    metric: str
+    change: _evaluation_pb2.RowChange
+    def __init__(self, evaluation_id: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., metric: _Optional[str] = ..., change: _Optional[_Union[_evaluation_pb2.RowChange, str]] = ...) -> None: ...
+
+class ListEvaluationRowsResponse(_message.Message):
+    __slots__ = ("rows", "next_page_token")
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    rows: _containers.RepeatedCompositeFieldContainer[_evaluation_pb2.EvaluationRow]
+    next_page_token: str
+    def __init__(self, rows: _Optional[_Iterable[_Union[_evaluation_pb2.EvaluationRow, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...

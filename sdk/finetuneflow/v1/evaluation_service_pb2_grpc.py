@@ -71,6 +71,11 @@ class EvaluationServiceStub(object):
                 request_serializer=finetuneflow_dot_v1_dot_evaluation__service__pb2.ListEvaluationEventsRequest.SerializeToString,
                 response_deserializer=finetuneflow_dot_v1_dot_evaluation__service__pb2.ListEvaluationEventsResponse.FromString,
                 _registered_method=True)
+        self.ListEvaluationRows = channel.unary_unary(
+                '/finetuneflow.v1.EvaluationService/ListEvaluationRows',
+                request_serializer=finetuneflow_dot_v1_dot_evaluation__service__pb2.ListEvaluationRowsRequest.SerializeToString,
+                response_deserializer=finetuneflow_dot_v1_dot_evaluation__service__pb2.ListEvaluationRowsResponse.FromString,
+                _registered_method=True)
 
 
 class EvaluationServiceServicer(object):
@@ -137,6 +142,14 @@ class EvaluationServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListEvaluationRows(self, request, context):
+        """Returns a page of the rows, in the order of the held-out rows. Works for evaluations left by jobs too.
+        FAILED_PRECONDITION: it has not SUCCEEDED, or it has no rows. INVALID_ARGUMENT: it has no such metric.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EvaluationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -174,6 +187,11 @@ def add_EvaluationServiceServicer_to_server(servicer, server):
                     servicer.ListEvaluationEvents,
                     request_deserializer=finetuneflow_dot_v1_dot_evaluation__service__pb2.ListEvaluationEventsRequest.FromString,
                     response_serializer=finetuneflow_dot_v1_dot_evaluation__service__pb2.ListEvaluationEventsResponse.SerializeToString,
+            ),
+            'ListEvaluationRows': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListEvaluationRows,
+                    request_deserializer=finetuneflow_dot_v1_dot_evaluation__service__pb2.ListEvaluationRowsRequest.FromString,
+                    response_serializer=finetuneflow_dot_v1_dot_evaluation__service__pb2.ListEvaluationRowsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -367,6 +385,33 @@ class EvaluationService(object):
             '/finetuneflow.v1.EvaluationService/ListEvaluationEvents',
             finetuneflow_dot_v1_dot_evaluation__service__pb2.ListEvaluationEventsRequest.SerializeToString,
             finetuneflow_dot_v1_dot_evaluation__service__pb2.ListEvaluationEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListEvaluationRows(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/finetuneflow.v1.EvaluationService/ListEvaluationRows',
+            finetuneflow_dot_v1_dot_evaluation__service__pb2.ListEvaluationRowsRequest.SerializeToString,
+            finetuneflow_dot_v1_dot_evaluation__service__pb2.ListEvaluationRowsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,3 +1,4 @@
+from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -275,20 +276,48 @@ class QuantizationSpec(_message.Message):
     def __init__(self, bits: _Optional[int] = ..., bnb_4bit_quant_type: _Optional[str] = ..., bnb_4bit_use_double_quant: bool = ..., bnb_4bit_compute_dtype: _Optional[_Union[Precision, str]] = ...) -> None: ...
 
 class EvaluationSpec(_message.Message):
-    __slots__ = ("enabled", "num_samples", "prompts", "max_new_tokens", "prompt_steps", "prompt_epochs")
+    __slots__ = ("enabled", "num_samples", "prompts", "max_new_tokens", "prompt_steps", "prompt_epochs", "max_rows", "metrics", "json_schema", "graders", "gate", "questions", "regression")
     ENABLED_FIELD_NUMBER: _ClassVar[int]
     NUM_SAMPLES_FIELD_NUMBER: _ClassVar[int]
     PROMPTS_FIELD_NUMBER: _ClassVar[int]
     MAX_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_STEPS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_EPOCHS_FIELD_NUMBER: _ClassVar[int]
+    MAX_ROWS_FIELD_NUMBER: _ClassVar[int]
+    METRICS_FIELD_NUMBER: _ClassVar[int]
+    JSON_SCHEMA_FIELD_NUMBER: _ClassVar[int]
+    GRADERS_FIELD_NUMBER: _ClassVar[int]
+    GATE_FIELD_NUMBER: _ClassVar[int]
+    QUESTIONS_FIELD_NUMBER: _ClassVar[int]
+    REGRESSION_FIELD_NUMBER: _ClassVar[int]
     enabled: bool
     num_samples: int
     prompts: _containers.RepeatedScalarFieldContainer[str]
     max_new_tokens: int
     prompt_steps: int
     prompt_epochs: float
-    def __init__(self, enabled: bool = ..., num_samples: _Optional[int] = ..., prompts: _Optional[_Iterable[str]] = ..., max_new_tokens: _Optional[int] = ..., prompt_steps: _Optional[int] = ..., prompt_epochs: _Optional[float] = ...) -> None: ...
+    max_rows: int
+    metrics: _containers.RepeatedScalarFieldContainer[str]
+    json_schema: _struct_pb2.Struct
+    graders: _containers.RepeatedCompositeFieldContainer[_struct_pb2.Struct]
+    gate: _containers.RepeatedCompositeFieldContainer[GateCondition]
+    questions: str
+    regression: str
+    def __init__(self, enabled: bool = ..., num_samples: _Optional[int] = ..., prompts: _Optional[_Iterable[str]] = ..., max_new_tokens: _Optional[int] = ..., prompt_steps: _Optional[int] = ..., prompt_epochs: _Optional[float] = ..., max_rows: _Optional[int] = ..., metrics: _Optional[_Iterable[str]] = ..., json_schema: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., graders: _Optional[_Iterable[_Union[_struct_pb2.Struct, _Mapping]]] = ..., gate: _Optional[_Iterable[_Union[GateCondition, _Mapping]]] = ..., questions: _Optional[str] = ..., regression: _Optional[str] = ...) -> None: ...
+
+class GateCondition(_message.Message):
+    __slots__ = ("metric", "min_gain", "min_value", "max_value", "confidence")
+    METRIC_FIELD_NUMBER: _ClassVar[int]
+    MIN_GAIN_FIELD_NUMBER: _ClassVar[int]
+    MIN_VALUE_FIELD_NUMBER: _ClassVar[int]
+    MAX_VALUE_FIELD_NUMBER: _ClassVar[int]
+    CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
+    metric: str
+    min_gain: float
+    min_value: float
+    max_value: float
+    confidence: float
+    def __init__(self, metric: _Optional[str] = ..., min_gain: _Optional[float] = ..., min_value: _Optional[float] = ..., max_value: _Optional[float] = ..., confidence: _Optional[float] = ...) -> None: ...
 
 class ExportSpec(_message.Message):
     __slots__ = ("formats",)

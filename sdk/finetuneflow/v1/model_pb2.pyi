@@ -1,5 +1,6 @@
 import datetime
 
+from finetuneflow.v1 import stage_result_pb2 as _stage_result_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -19,7 +20,7 @@ MODEL_KIND_BASE: ModelKind
 MODEL_KIND_TUNED: ModelKind
 
 class Model(_message.Message):
-    __slots__ = ("id", "kind", "description", "revision", "base_model", "num_parameters", "context_length", "license", "create_time")
+    __slots__ = ("id", "kind", "description", "revision", "base_model", "num_parameters", "context_length", "license", "create_time", "gate_decision")
     ID_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
@@ -29,6 +30,7 @@ class Model(_message.Message):
     CONTEXT_LENGTH_FIELD_NUMBER: _ClassVar[int]
     LICENSE_FIELD_NUMBER: _ClassVar[int]
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    GATE_DECISION_FIELD_NUMBER: _ClassVar[int]
     id: str
     kind: ModelKind
     description: str
@@ -38,4 +40,5 @@ class Model(_message.Message):
     context_length: int
     license: str
     create_time: _timestamp_pb2.Timestamp
-    def __init__(self, id: _Optional[str] = ..., kind: _Optional[_Union[ModelKind, str]] = ..., description: _Optional[str] = ..., revision: _Optional[str] = ..., base_model: _Optional[str] = ..., num_parameters: _Optional[int] = ..., context_length: _Optional[int] = ..., license: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    gate_decision: _stage_result_pb2.GateDecision
+    def __init__(self, id: _Optional[str] = ..., kind: _Optional[_Union[ModelKind, str]] = ..., description: _Optional[str] = ..., revision: _Optional[str] = ..., base_model: _Optional[str] = ..., num_parameters: _Optional[int] = ..., context_length: _Optional[int] = ..., license: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., gate_decision: _Optional[_Union[_stage_result_pb2.GateDecision, str]] = ...) -> None: ...

@@ -1,12 +1,35 @@
 from finetuneflow.v1 import estimate_pb2 as _estimate_pb2
 from finetuneflow.v1 import hardware_pb2 as _hardware_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class Conclusion(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CONCLUSION_UNSPECIFIED: _ClassVar[Conclusion]
+    CONCLUSION_BETTER: _ClassVar[Conclusion]
+    CONCLUSION_WORSE: _ClassVar[Conclusion]
+    CONCLUSION_NO_DIFFERENCE_SHOWN: _ClassVar[Conclusion]
+
+class GateDecision(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    GATE_DECISION_UNSPECIFIED: _ClassVar[GateDecision]
+    GATE_DECISION_PROMOTE: _ClassVar[GateDecision]
+    GATE_DECISION_REJECT: _ClassVar[GateDecision]
+    GATE_DECISION_INCONCLUSIVE: _ClassVar[GateDecision]
+CONCLUSION_UNSPECIFIED: Conclusion
+CONCLUSION_BETTER: Conclusion
+CONCLUSION_WORSE: Conclusion
+CONCLUSION_NO_DIFFERENCE_SHOWN: Conclusion
+GATE_DECISION_UNSPECIFIED: GateDecision
+GATE_DECISION_PROMOTE: GateDecision
+GATE_DECISION_REJECT: GateDecision
+GATE_DECISION_INCONCLUSIVE: GateDecision
 
 class PreflightResult(_message.Message):
     __slots__ = ("base_model", "training_data", "evaluation_data", "total_steps", "shards_path", "shards_manifest_sha256", "hardware", "warnings", "estimate", "shards_content_key", "shards_reused", "phases", "num_packed_sequences", "packing_efficiency", "hub_datasets")
@@ -197,7 +220,7 @@ class TrainingResult(_message.Message):
     def __init__(self, total_steps: _Optional[int] = ..., train_loss: _Optional[float] = ..., final_train_loss: _Optional[float] = ..., best_eval_loss: _Optional[float] = ..., best_step: _Optional[int] = ..., final_eval_loss: _Optional[float] = ..., train_runtime_seconds: _Optional[float] = ..., train_samples_per_second: _Optional[float] = ..., train_tokens_per_second: _Optional[float] = ..., early_stopped: bool = ..., num_trainable_parameters: _Optional[int] = ..., peak_memory_bytes: _Optional[int] = ..., best_checkpoint_path: _Optional[str] = ..., best_checkpoint_manifest_sha256: _Optional[str] = ..., peak_gpu_memory_bytes: _Optional[int] = ...) -> None: ...
 
 class EvaluationResult(_message.Message):
-    __slots__ = ("base_loss", "tuned_loss", "base_perplexity", "tuned_perplexity", "num_examples", "num_trained_tokens", "samples")
+    __slots__ = ("base_loss", "tuned_loss", "base_perplexity", "tuned_perplexity", "num_examples", "num_trained_tokens", "samples", "metrics", "gate", "num_answered", "rows_path", "rows_sha256", "rows_size_bytes", "precision", "weights", "quantized_loss", "classification", "num_reused", "findings", "questions", "regression")
     BASE_LOSS_FIELD_NUMBER: _ClassVar[int]
     TUNED_LOSS_FIELD_NUMBER: _ClassVar[int]
     BASE_PERPLEXITY_FIELD_NUMBER: _ClassVar[int]
@@ -205,6 +228,20 @@ class EvaluationResult(_message.Message):
     NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     NUM_TRAINED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    METRICS_FIELD_NUMBER: _ClassVar[int]
+    GATE_FIELD_NUMBER: _ClassVar[int]
+    NUM_ANSWERED_FIELD_NUMBER: _ClassVar[int]
+    ROWS_PATH_FIELD_NUMBER: _ClassVar[int]
+    ROWS_SHA256_FIELD_NUMBER: _ClassVar[int]
+    ROWS_SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    QUANTIZED_LOSS_FIELD_NUMBER: _ClassVar[int]
+    CLASSIFICATION_FIELD_NUMBER: _ClassVar[int]
+    NUM_REUSED_FIELD_NUMBER: _ClassVar[int]
+    FINDINGS_FIELD_NUMBER: _ClassVar[int]
+    QUESTIONS_FIELD_NUMBER: _ClassVar[int]
+    REGRESSION_FIELD_NUMBER: _ClassVar[int]
     base_loss: float
     tuned_loss: float
     base_perplexity: float
@@ -212,7 +249,111 @@ class EvaluationResult(_message.Message):
     num_examples: int
     num_trained_tokens: int
     samples: _containers.RepeatedCompositeFieldContainer[InferenceSample]
-    def __init__(self, base_loss: _Optional[float] = ..., tuned_loss: _Optional[float] = ..., base_perplexity: _Optional[float] = ..., tuned_perplexity: _Optional[float] = ..., num_examples: _Optional[int] = ..., num_trained_tokens: _Optional[int] = ..., samples: _Optional[_Iterable[_Union[InferenceSample, _Mapping]]] = ...) -> None: ...
+    metrics: _containers.RepeatedCompositeFieldContainer[MetricComparison]
+    gate: GateResult
+    num_answered: int
+    rows_path: str
+    rows_sha256: str
+    rows_size_bytes: int
+    precision: str
+    weights: str
+    quantized_loss: float
+    classification: Classification
+    num_reused: int
+    findings: _containers.RepeatedScalarFieldContainer[str]
+    questions: QuestionsResult
+    regression: Regression
+    def __init__(self, base_loss: _Optional[float] = ..., tuned_loss: _Optional[float] = ..., base_perplexity: _Optional[float] = ..., tuned_perplexity: _Optional[float] = ..., num_examples: _Optional[int] = ..., num_trained_tokens: _Optional[int] = ..., samples: _Optional[_Iterable[_Union[InferenceSample, _Mapping]]] = ..., metrics: _Optional[_Iterable[_Union[MetricComparison, _Mapping]]] = ..., gate: _Optional[_Union[GateResult, _Mapping]] = ..., num_answered: _Optional[int] = ..., rows_path: _Optional[str] = ..., rows_sha256: _Optional[str] = ..., rows_size_bytes: _Optional[int] = ..., precision: _Optional[str] = ..., weights: _Optional[str] = ..., quantized_loss: _Optional[float] = ..., classification: _Optional[_Union[Classification, _Mapping]] = ..., num_reused: _Optional[int] = ..., findings: _Optional[_Iterable[str]] = ..., questions: _Optional[_Union[QuestionsResult, _Mapping]] = ..., regression: _Optional[_Union[Regression, _Mapping]] = ...) -> None: ...
+
+class MetricComparison(_message.Message):
+    __slots__ = ("name", "higher_is_better", "base", "tuned", "gain", "gain_low", "gain_high", "confidence", "num_rows", "num_improved", "num_worsened", "p_value", "detectable_gain", "conclusion", "signature")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    HIGHER_IS_BETTER_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
+    TUNED_FIELD_NUMBER: _ClassVar[int]
+    GAIN_FIELD_NUMBER: _ClassVar[int]
+    GAIN_LOW_FIELD_NUMBER: _ClassVar[int]
+    GAIN_HIGH_FIELD_NUMBER: _ClassVar[int]
+    CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
+    NUM_ROWS_FIELD_NUMBER: _ClassVar[int]
+    NUM_IMPROVED_FIELD_NUMBER: _ClassVar[int]
+    NUM_WORSENED_FIELD_NUMBER: _ClassVar[int]
+    P_VALUE_FIELD_NUMBER: _ClassVar[int]
+    DETECTABLE_GAIN_FIELD_NUMBER: _ClassVar[int]
+    CONCLUSION_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    higher_is_better: bool
+    base: float
+    tuned: float
+    gain: float
+    gain_low: float
+    gain_high: float
+    confidence: float
+    num_rows: int
+    num_improved: int
+    num_worsened: int
+    p_value: float
+    detectable_gain: float
+    conclusion: Conclusion
+    signature: str
+    def __init__(self, name: _Optional[str] = ..., higher_is_better: bool = ..., base: _Optional[float] = ..., tuned: _Optional[float] = ..., gain: _Optional[float] = ..., gain_low: _Optional[float] = ..., gain_high: _Optional[float] = ..., confidence: _Optional[float] = ..., num_rows: _Optional[int] = ..., num_improved: _Optional[int] = ..., num_worsened: _Optional[int] = ..., p_value: _Optional[float] = ..., detectable_gain: _Optional[float] = ..., conclusion: _Optional[_Union[Conclusion, str]] = ..., signature: _Optional[str] = ...) -> None: ...
+
+class GateResult(_message.Message):
+    __slots__ = ("decision", "conditions")
+    DECISION_FIELD_NUMBER: _ClassVar[int]
+    CONDITIONS_FIELD_NUMBER: _ClassVar[int]
+    decision: GateDecision
+    conditions: _containers.RepeatedCompositeFieldContainer[ConditionResult]
+    def __init__(self, decision: _Optional[_Union[GateDecision, str]] = ..., conditions: _Optional[_Iterable[_Union[ConditionResult, _Mapping]]] = ...) -> None: ...
+
+class ConditionResult(_message.Message):
+    __slots__ = ("sentence", "outcome")
+    SENTENCE_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    sentence: str
+    outcome: GateDecision
+    def __init__(self, sentence: _Optional[str] = ..., outcome: _Optional[_Union[GateDecision, str]] = ...) -> None: ...
+
+class Classification(_message.Message):
+    __slots__ = ("labels", "base_confusion", "tuned_confusion", "base_macro_f1", "tuned_macro_f1")
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    BASE_CONFUSION_FIELD_NUMBER: _ClassVar[int]
+    TUNED_CONFUSION_FIELD_NUMBER: _ClassVar[int]
+    BASE_MACRO_F1_FIELD_NUMBER: _ClassVar[int]
+    TUNED_MACRO_F1_FIELD_NUMBER: _ClassVar[int]
+    labels: _containers.RepeatedScalarFieldContainer[str]
+    base_confusion: _containers.RepeatedScalarFieldContainer[int]
+    tuned_confusion: _containers.RepeatedScalarFieldContainer[int]
+    base_macro_f1: float
+    tuned_macro_f1: float
+    def __init__(self, labels: _Optional[_Iterable[str]] = ..., base_confusion: _Optional[_Iterable[int]] = ..., tuned_confusion: _Optional[_Iterable[int]] = ..., base_macro_f1: _Optional[float] = ..., tuned_macro_f1: _Optional[float] = ...) -> None: ...
+
+class QuestionsResult(_message.Message):
+    __slots__ = ("num_questions", "num_passed", "num_passed_by_base", "num_must_pass", "failed_must_pass")
+    NUM_QUESTIONS_FIELD_NUMBER: _ClassVar[int]
+    NUM_PASSED_FIELD_NUMBER: _ClassVar[int]
+    NUM_PASSED_BY_BASE_FIELD_NUMBER: _ClassVar[int]
+    NUM_MUST_PASS_FIELD_NUMBER: _ClassVar[int]
+    FAILED_MUST_PASS_FIELD_NUMBER: _ClassVar[int]
+    num_questions: int
+    num_passed: int
+    num_passed_by_base: int
+    num_must_pass: int
+    failed_must_pass: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, num_questions: _Optional[int] = ..., num_passed: _Optional[int] = ..., num_passed_by_base: _Optional[int] = ..., num_must_pass: _Optional[int] = ..., failed_must_pass: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Regression(_message.Message):
+    __slots__ = ("name", "base_loss", "tuned_loss", "num_rows")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    BASE_LOSS_FIELD_NUMBER: _ClassVar[int]
+    TUNED_LOSS_FIELD_NUMBER: _ClassVar[int]
+    NUM_ROWS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    base_loss: float
+    tuned_loss: float
+    num_rows: int
+    def __init__(self, name: _Optional[str] = ..., base_loss: _Optional[float] = ..., tuned_loss: _Optional[float] = ..., num_rows: _Optional[int] = ...) -> None: ...
 
 class InferenceSample(_message.Message):
     __slots__ = ("instruction", "input", "expected_output", "model_output", "output_length", "base_output", "step")

@@ -4,8 +4,23 @@ from pathlib import Path
 
 from pydantic import Field
 
-from engine.config.job import JobConfig
-from services.child_input import ChildInput, ModelFiles
+from engine.config.job import JobConfig, Quantization
+from services.child_input import ChildInput, ModelFiles, Strict, WholeCheckpoint
+
+
+class Side(Strict):
+    """One of the two models that are compared."""
+
+    id: str
+    """Name that the caller knows: a base model's id, or `ft:<job_id>`."""
+    model: ModelFiles
+    checkpoint: WholeCheckpoint | None = None
+    """An adapter, or all weights with `is_full`. None: the base model itself."""
+    is_full: bool = False
+    trained_on: Quantization | None = None
+    """Quantization of the base weights in training; None for unquantized ones."""
+    needs_quantized: bool = False
+    """True for LoftQ: the adapter contains what the quantization has lost."""
 
 
 class EvaluationInput(ChildInput):
@@ -13,10 +28,17 @@ class EvaluationInput(ChildInput):
 
     config: JobConfig
     """The resolved configuration."""
-    model: ModelFiles
-    adapter_dir: Path
-    """The checkpoint to evaluate: an adapter, or all weights if config.method is full."""
+    base: Side
+    tuned: Side
     data_dir: Path
     """eval/ and eval_rows.jsonl, where rows are held out, and prepared.json, as `engine.data.prepare` writes them."""
     threads: int = Field(ge=1)
     """Number of torch's threads."""
+    questions: Path | None = None
+    """The uploaded file of critical questions."""
+    regression: Path | None = None
+    """The uploaded regression set. None: the general one, or none at all."""
+    judges: dict[str, Side] = Field(default={})
+    """Models that grade answers, by the names that graders give them; `base` is the base model."""
+    measurements: list[Path] = Field(default=[])
+    """Files of earlier evaluations."""

@@ -1,47 +1,337 @@
-"""The answers of base and tuned model side by side."""
+"""Compares both models by every metric and fills the result: comparisons, gate, labels, findings."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-from chassis.events import MAX_EVENT_BYTES
-from engine.data.tokenizer import Tokenizer
-from finetuneflow.v1.stage_result_pb2 import EvaluationResult, InferenceSample
-from services.questions import MAX_TEXT_BYTES, Question, cut
+import numpy
+
+from chassis.child.pipe import EventSink
+from engine.config.evaluation import Evaluation, GateCondition
+from engine.config.graders import CompareModel, Grader, grader, judges
+from engine.config.metrics import GRADER_PREFIX, LOSS, MUST_PASS, PERPLEXITY, QUESTIONS, REGRESSION_LOSS
+from engine.evaluation.answer_metrics import AnswerMetric, answer_metric, label_of
+from engine.evaluation.choice import chosen_metrics, labels
+from engine.evaluation.comparison import Compared, Corpus, Paired, compared
+from engine.evaluation.confusion import confusion, macro_f1
+from engine.evaluation.gate import REJECT, decide
+from engine.evaluation.graders import Ask, Problems, Sample, grades, preferred
+from engine.evaluation.questions import PASS_GRADE, CriticalQuestion
+from engine.perplexity import perplexity
+from finetuneflow.v1.event_pb2 import Warning
+from finetuneflow.v1.stage_result_pb2 import (
+    Classification,
+    ConditionResult,
+    EvaluationResult,
+    GateResult,
+    MetricComparison,
+    QuestionsResult,
+    Regression,
+)
+from services.evaluator.worker.measurements import RowLoss
+from services.evaluator.worker.rows import MeasuredRow, question_row
+
+_SHOWN = 200
+"""Characters of a listed question."""
+_LISTED = 20
 
 
-def samples(
-    asked: Sequence[Question],
-    tuned: Sequence[Sequence[int]],
-    base: Sequence[Sequence[int]],
-    tokenizer: Tokenizer,
-) -> list[InferenceSample]:
-    """Questions with both answers (token ids); each text is cut at 10 KiB."""
-    return [
-        InferenceSample(
-            instruction=cut(question.instruction, MAX_TEXT_BYTES),
-            input=cut(question.input, MAX_TEXT_BYTES),
-            expected_output=cut(question.expected_output, MAX_TEXT_BYTES),
-            model_output=cut(tokenizer.decode(after).strip(), MAX_TEXT_BYTES),
-            output_length=len(after),
-            base_output=cut(tokenizer.decode(before).strip(), MAX_TEXT_BYTES),
-        )
-        for question, after, before in zip(asked, tuned, base, strict=True)
-    ]
+class Compare:
+    """The comparison of one evaluation."""
 
+    def __init__(self, evaluation: Evaluation, rows: Sequence[MeasuredRow], ask: Ask, sink: EventSink) -> None:
+        """`ask` asks a judge."""
+        self._evaluation = evaluation
+        self.rows = [*rows]
+        """Held-out rows, then critical questions."""
+        self._rows = rows
+        self._ask = ask
+        self._sink = sink
+        self._findings: list[str] = []
+        self._more: list[Compared] = []
+        self._questions: QuestionsResult | None = None
+        self._regression: Regression | None = None
+        self._answered = [row for row in rows if row.tuned_answer is not None and row.text.has_question]
 
-def add_samples(result: EvaluationResult, made: Sequence[InferenceSample]) -> None:
-    """Puts the samples into the result, with texts as short as it takes for all of them to fit into one event."""
-    limit = MAX_TEXT_BYTES
-    while True:
-        del result.samples[:]
-        for sample in made:
-            result.samples.add(
-                instruction=cut(sample.instruction, limit),
-                input=cut(sample.input, limit),
-                expected_output=cut(sample.expected_output, limit),
-                model_output=cut(sample.model_output, limit),
-                output_length=sample.output_length,
-                base_output=cut(sample.base_output, limit),
-            )
-        if result.ByteSize() <= MAX_EVENT_BYTES * 3 // 4:
+    def add_questions(
+        self, questions: Sequence[CriticalQuestion], prompts: Sequence[str], before: Sequence[str], after: Sequence[str]
+    ) -> None:
+        """Grades the answers to critical questions: of the base model `before`, of the tuned one `after`."""
+        if not questions:
             return
-        limit //= 2
+        problems = Problems()
+        made = []
+        for question, prompt, *answers in zip(questions, prompts, before, after, strict=True):
+            passed = [
+                float(
+                    all(
+                        (grade or 0.0) >= PASS_GRADE
+                        for read in question.graders
+                        for grade in self._grades(read, question, answer, problems)
+                    )
+                )
+                for answer in answers
+            ]
+            index = len(self.rows)
+            made.append(question_row(index, question, prompt, (answers[0], answers[1]), (passed[0], passed[1])))
+            self.rows.append(made[-1])
+        for name in (QUESTIONS, MUST_PASS):
+            sides = [
+                [row.base_metrics[name] for row in made if name in row.base_metrics],
+                [row.tuned_metrics[name] for row in made if name in row.tuned_metrics],
+            ]
+            self._more.append(compared(Paired.of(name, *sides, is_right_or_wrong=True, is_sample=False)))
+        must = [row for row in made if MUST_PASS in row.tuned_metrics]
+        failed = [row.text.instruction for row in must if not row.tuned_metrics[MUST_PASS]]
+        self._questions = QuestionsResult(
+            num_questions=len(made),
+            num_passed=sum(row.tuned_metrics[QUESTIONS] == 1 for row in made),
+            num_passed_by_base=sum(row.base_metrics[QUESTIONS] == 1 for row in made),
+            num_must_pass=len(must),
+            failed_must_pass=[text[:_SHOWN] for text in failed[:_LISTED]],
+        )
+        for path, count in problems.missing.items():
+            self._findings.append(f"Critical questions: {count:,} grades are 0, because their rows have no {path}.")
+        if problems.unreadable:
+            self._findings.append(
+                f"Critical questions: {problems.unreadable:,} answers of a judge had no grade: not passed."
+            )
+
+    def add_regression(self, before: Sequence[RowLoss], after: Sequence[RowLoss], finding: str) -> None:
+        """Compares the losses on the regression set; `finding` says why there are none."""
+        if finding:
+            self._findings.append(finding)
+        if not after:
+            return
+        found = compared(_paired_losses(REGRESSION_LOSS, before, after))
+        self._more.append(found)
+        self._regression = Regression(
+            name=self._evaluation.regression,
+            base_loss=_mean_loss(before),
+            tuned_loss=_mean_loss(after),
+            num_rows=len(after),
+        )
+        if found.conclusion == "WORSE":
+            self._findings.append(
+                f"The model has lost something: its loss on the regression set ({self._evaluation.regression}, "
+                f"{len(after):,} rows) is {_mean_loss(after):.4f}, that of the base model {_mean_loss(before):.4f}. "
+                "A lower learning rate, fewer epochs, or a part of general rows in the training data loses less."
+            )
+
+    def _grades(self, read: Grader, question: CriticalQuestion, answer: str, problems: Problems) -> list[float | None]:
+        return grades(read, [Sample(question.item, answer)], self._ask, problems)
+
+    def result(self, as_trained: Sequence[RowLoss] | None) -> EvaluationResult:
+        """Returns the result, and adds each metric to the rows. `as_trained` are losses on the quantized weights."""
+        result = EvaluationResult(num_answered=len(self._answered))
+        comparisons = [*self._losses(), *self._of_answers(), *self._of_graders(), *self._more]
+        if self._questions is not None:
+            result.questions.CopyFrom(self._questions)
+        if self._regression is not None:
+            result.regression.CopyFrom(self._regression)
+        measured = {each.paired.name: each for each in comparisons}
+        result.metrics.extend(map(_message, measured.values()))
+        if self._rows:
+            self._fill_losses(result, as_trained)
+            self._fill_classification(result)
+        if not (conditions := self._gate()):
+            return result
+        decision, outcomes = decide(conditions, measured)
+        said = [ConditionResult(sentence=each.sentence, outcome=f"GATE_DECISION_{each.decision}") for each in outcomes]
+        result.gate.CopyFrom(GateResult(decision=f"GATE_DECISION_{decision}", conditions=said))
+        if self._rows:
+            result.findings.extend(_findings(measured, len(self._rows), len(self._answered)))
+        result.findings.extend(self._findings)
+        if decision == REJECT:
+            failed = " ".join(each.sentence for each in outcomes if each.decision == REJECT)
+            advice = "Do not serve it before you have read the conditions in the evaluation's result."
+            self._sink.emit(
+                Warning(reason="GATE_REJECTED", message=f"The gate rejects the model: {failed}", advice=advice)
+            )
+        if self._rows and not result.tuned_loss <= result.base_loss:  # also if it is NaN
+            self._sink.emit(_worse(result))
+        return result
+
+    def _gate(self) -> list[GateCondition]:
+        """Returns the conditions; by default a lower loss, and every question passed that must pass."""
+        if self._evaluation.gate:
+            return self._evaluation.gate
+        found = [GateCondition(metric=LOSS, min_gain=0.0)] if self._rows else []
+        if self._questions is not None and self._questions.num_must_pass:
+            found.append(GateCondition(metric=MUST_PASS, min_value=1.0))
+        return found
+
+    def _losses(self) -> list[Compared]:
+        if not self._rows:
+            return []
+        sides = [row.base_loss for row in self._rows], [row.tuned_loss for row in self._rows]
+        return [compared(_paired_losses(LOSS, *sides)), compared(_paired_losses(PERPLEXITY, *sides, exponential=True))]
+
+    def _of_answers(self) -> list[Compared]:
+        expected = [row.text.expected_output for row in self._answered]
+        if not self._answered:
+            return []
+        names = self._evaluation.metrics or chosen_metrics(expected)
+        if self._evaluation.json_schema is not None and "json_schema" not in names:
+            names = [*names, "json_schema"]
+        return [self._compared(answer_metric(name, self._evaluation.json_schema)) for name in names]
+
+    def _compared(self, metric: AnswerMetric) -> Compared:
+        values: list[list[float | None]] = [[], []]
+        kept: list[MeasuredRow] = []
+        for row in self._answered:
+            expected = row.text.expected_output
+            before, after = (metric.of_row(answer or "", expected) for answer in (row.base_answer, row.tuned_answer))
+            if before is None or after is None:
+                continue
+            kept.append(row)
+            values[0].append(before)
+            values[1].append(after)
+            row.note(
+                metric.name, before, after, higher_is_better=metric.higher_is_better, has_direction=metric.has_direction
+            )
+        corpus = None
+        if metric.corpus is not None and kept:
+            wanted = [row.text.expected_output for row in kept]
+            before_counts = metric.corpus.counts([row.base_answer or "" for row in kept], wanted)
+            after_counts = metric.corpus.counts([row.tuned_answer or "" for row in kept], wanted)
+            corpus = Corpus(before_counts, after_counts, metric.corpus.score)
+        return compared(
+            Paired.of(
+                metric.name,
+                *values,
+                higher_is_better=metric.higher_is_better,
+                is_right_or_wrong=metric.is_right_or_wrong,
+                signature=metric.signature,
+                corpus=corpus,
+                has_direction=metric.has_direction,
+            )
+        )
+
+    def _of_graders(self) -> Iterator[Compared]:
+        """Yields the comparison by each grader."""
+        base = [Sample(_item(row), row.base_answer or "") for row in self._answered]
+        tuned = [Sample(_item(row), row.tuned_answer or "") for row in self._answered]
+        for read in map(grader, self._evaluation.graders if self._answered else ()):
+            problems = Problems()
+            if isinstance(read, CompareModel):
+                after = preferred(read, base, tuned, self._ask, problems)
+                before: list[float | None] = [None if value is None else 1 - value for value in after]
+            else:
+                before, after = (grades(read, side, self._ask, problems) for side in (base, tuned))
+            name = f"{GRADER_PREFIX}{read.name}"
+            for row, ours, theirs in zip(self._answered, before, after, strict=True):
+                if ours is not None and theirs is not None:
+                    row.note(name, ours, theirs, higher_is_better=True, has_direction=True)
+            self._findings += _grading_findings(read, problems)
+            is_binary = all(value in (0.0, 1.0, None) for value in (*before, *after))
+            yield compared(Paired.of(name, before, after, is_right_or_wrong=is_binary))
+
+    def _fill_losses(self, result: EvaluationResult, as_trained: Sequence[RowLoss] | None) -> None:
+        result.num_examples = len(self._rows)
+        result.num_trained_tokens = sum(row.tuned_loss.num_trained for row in self._rows)
+        for side in ("base", "tuned"):
+            mean = _mean_loss([getattr(row, f"{side}_loss") for row in self._rows])
+            setattr(result, f"{side}_loss", mean)
+            setattr(result, f"{side}_perplexity", perplexity(mean))
+        if as_trained is not None:
+            result.quantized_loss = _mean_loss(as_trained)
+
+    def _fill_classification(self, result: EvaluationResult) -> None:
+        expected = [label_of(row.text.expected_output) for row in self._answered]
+        names = labels([row.text.expected_output for row in self._answered])
+        if not names or not any(metric.name == "accuracy" for metric in result.metrics):
+            return
+        found = Classification(labels=names)
+        for side in ("base", "tuned"):
+            given = [label_of(getattr(row, f"{side}_answer")) for row in self._answered]
+            counts = confusion(names, expected, given)
+            getattr(found, f"{side}_confusion").extend(counts.flatten().tolist())
+            setattr(found, f"{side}_macro_f1", macro_f1(counts))
+        result.classification.CopyFrom(found)
+
+
+def _item(row: MeasuredRow) -> dict[str, Any]:
+    """Returns the row's columns, and its texts under the names that every row has."""
+    text = row.text
+    own = {"prompt": text.prompt, "instruction": text.instruction, "input": text.input}
+    return {**own, "expected_output": text.expected_output, **text.item}
+
+
+def _grading_findings(read: Grader, problems: Problems) -> Iterator[str]:
+    for path, count in problems.missing.items():
+        yield f"Grader {read.name}: {count:,} answers were not graded, because their rows have no {path}."
+    if problems.unreadable:
+        yield f"Grader {read.name}: {problems.unreadable:,} answers of its judge had no grade and were not counted."
+    if problems.compared:
+        share = problems.agreed / problems.compared
+        yield f"Grader {read.name}: its judge chose the same answer in both orders for {share:.0%} of the rows."
+    for judge in judges(read):
+        if judge.sampling_params.temperature:
+            temperature = judge.sampling_params.temperature
+            yield f"Grader {read.name}: its judge answered greedily, not with temperature {temperature:g}."
+
+
+def _paired_losses(
+    name: str, before: Sequence[RowLoss], after: Sequence[RowLoss], *, exponential: bool = False
+) -> Paired:
+    """Losses of rows, which weigh as their trained tokens."""
+    return Paired(
+        name,
+        numpy.array([row.loss for row in before]),
+        numpy.array([row.loss for row in after]),
+        higher_is_better=False,
+        weights=numpy.array([float(row.num_trained) for row in after]),
+        exponential=exponential,
+    )
+
+
+def _mean_loss(losses: Sequence[RowLoss]) -> float:
+    return math.fsum(each.loss_sum for each in losses) / sum(each.num_trained for each in losses)
+
+
+def _message(found: Compared) -> MetricComparison:
+    paired, interval = found.paired, found.gain_interval()
+    message = MetricComparison(
+        name=paired.name,
+        higher_is_better=paired.higher_is_better,
+        base=found.base,
+        tuned=found.tuned,
+        confidence=0.95,
+        num_rows=found.num_rows,
+        signature=paired.signature,
+    )
+    if not paired.has_direction:
+        return message
+    message.num_improved, message.num_worsened = found.num_improved, found.num_worsened
+    message.MergeFrom(MetricComparison(conclusion=f"CONCLUSION_{found.conclusion}"))
+    for name, value in (("gain", found.gain), ("p_value", found.p_value), ("detectable_gain", found.detectable_gain)):
+        if value is not None:
+            setattr(message, name, value)
+    if interval is not None:
+        message.gain_low, message.gain_high = interval
+    return message
+
+
+def _findings(measured: Mapping[str, Compared], num_rows: int, num_answered: int) -> list[str]:
+    found = []
+    if 0 < num_answered < num_rows:
+        found.append(f"{num_answered:,} of {num_rows:,} held-out rows were answered, drawn by the job's seed.")
+    loss = measured[LOSS]
+    if loss.conclusion == "NO_DIFFERENCE_SHOWN" and loss.detectable_gain is not None:
+        found.append(
+            f"No difference in loss is shown: {num_rows:,} rows like these show a gain of {loss.detectable_gain:.4f} "
+            "nats per token with a probability of 80 %. More held-out rows show smaller ones."
+        )
+    return found
+
+
+def _worse(result: EvaluationResult) -> Warning:
+    message = (
+        f"The tuned model is worse than its base model: its loss on the held-out rows is {result.tuned_loss:.4f}, "
+        f"that of the base model {result.base_loss:.4f}."
+    )
+    advice = (
+        "Do not serve it. Lower hyperparameters.learning_rate, or check that the held-out rows are like the others."
+    )
+    return Warning(reason="TUNED_MODEL_WORSE", message=message, advice=advice)

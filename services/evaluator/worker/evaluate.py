@@ -1,155 +1,136 @@
-"""Evaluates base and tuned model on the same held-out rows and the same questions."""
+"""The whole of stage 3, in time order: measures both models on the same rows, compares them, decides by the gate."""
 
-import gc
-import math
-from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
 from chassis.child.phases import Phases
 from chassis.child.pipe import EventSink
+from engine.config.evaluation import GENERAL
+from engine.config.graders import BASE
+from engine.config.job import JobConfig
 from engine.data.shards import read_shards
 from engine.data.tokenizer import Tokenizer
-from engine.model import load
-from engine.model.adapter import load_adapter
-from engine.model.generate import PROMPTS_PER_BATCH, generate
-from engine.model.score import Row, Score, score
-from finetuneflow.v1.event_pb2 import Warning
+from engine.errors import JobError
+from engine.evaluation.held_out import answered_rows, read_held_out
+from engine.evaluation.questions import CriticalQuestion, read_questions
+from engine.evaluation.sets import prepare_regression
+from engine.model.score import Row
+from finetuneflow.v1.event_pb2 import ArtifactSaved
 from finetuneflow.v1.stage_result_pb2 import EvaluationResult
 from services.evaluator.worker.child_input import EvaluationInput
-from services.evaluator.worker.compare import add_samples, samples
-from services.questions import Question, questions, room_for
+from services.evaluator.worker.compare import Compare
+from services.evaluator.worker.judge import GRADING, Judge
+from services.evaluator.worker.measure import Measuring
+from services.evaluator.worker.measurements import KIND, Measurements
+from services.evaluator.worker.models import Form, Models, form_of
+from services.evaluator.worker.rows import measured_rows, write_rows
+from services.evaluator.worker.samples import add_samples, samples
+from services.questions import prompts, room_for, row_question
 
-PHASES = ("loading_model", "scoring_base", "answering_base", "scoring_tuned", "answering_tuned")
+PHASES = (
+    "loading_model",
+    "scoring_base",
+    "answering_base",
+    "scoring_tuned",
+    "answering_tuned",
+    "scoring_quantized",
+    "comparing",
+    GRADING,
+)
+ROWS_FILE = "evaluation_rows.jsonl"
+ROWS_KIND = "evaluation_rows"
 
 
 def evaluate(child_input: EvaluationInput, sink: EventSink) -> EvaluationResult:
-    """Measures both models and shows their answers; an empty result where evaluation is switched off."""
-    config, result = child_input.config, EvaluationResult()
+    """Measures both models and compares them; an empty result where evaluation is switched off."""
+    config, base, tuned = child_input.config, child_input.base, child_input.tuned
     if not config.evaluation.enabled:
-        return result
+        return EvaluationResult()
     torch.set_num_threads(child_input.threads)
-    tokenizer = Tokenizer(child_input.model.path, config.chat_template)
-    rows: list[Row] = (
-        list(read_shards(child_input.data_dir / "eval")) if (child_input.data_dir / "eval").is_dir() else []
-    )
-    asked = questions(config, child_input.data_dir, tokenizer)
-    answers: dict[str, list[list[int]]] = {}
+    tokenizer = Tokenizer(tuned.model.path, config.chat_template)
+    texts = read_held_out(child_input.data_dir / "eval_rows.jsonl")
+    rows: list[Row] = list(read_shards(child_input.data_dir / "eval")) if texts else []
+    answered = answered_rows(texts, config.evaluation.max_rows, config.evaluation.num_samples, config.seed)
+    asked = [row_question(texts[index], tokenizer) for index in answered]
+    asked += prompts(config, child_input.data_dir, tokenizer)
 
     # A pause takes effect after this stage: it is shorter than to do it again.
     phases = Phases(sink, PHASES, pausable=False)
-    phases.enter("loading_model", child_input.model.id)
-    for name, model in _models(child_input, sink):
-        if rows:
-            phases.enter(f"scoring_{name}", f"{len(rows)} held-out row{'s' * (len(rows) != 1)}")
-            measured = score(model, rows, partial(phases.advance, f"scoring_{name}"))
-            _note(result, name, measured)
-        if asked:
-            answers[name] = _answer(model, asked, tokenizer, child_input, phases, name)
-        # Or base and tuned weights of method full would be in memory together.
-        del model
+    phases.enter("loading_model", base.model.id)
+    form = form_of(config, base, tuned, sink)
+    publish = partial(_publish, sink, child_input.out_dir)
+    folder = child_input.out_dir / "measurements" / base.model.weights_sha256[:16]
+    kept = Measurements(child_input.measurements, folder, partial(publish, KIND))
+    measuring = Measuring(Models(sink), kept, phases)
+    wanted, stops = config.evaluation.max_new_tokens, sorted(tokenizer.special_ids)
+    longest = config.hyperparameters.max_length
+    asked_ids = [room_for(question, tuned.model.context_length or None, wanted, longest) for question in asked]
+    lost, regression_finding = _regression_rows(child_input, sink)
+    questions = [] if child_input.questions is None else read_questions(child_input.questions)
+    question_texts = [_question_text(question, config, tokenizer) for question in questions]
+    room = max((tuned.model.context_length or wanted + longest) - wanted, 1)
+    question_ids = [tokenizer.encode(text).ids[-room:] for text in question_texts]
+    base_losses = measuring.losses("scoring_base", base, form, [*rows, *lost])
+    base_answers = measuring.answers("answering_base", base, form, [*asked_ids, *question_ids], wanted, stops)
+    tuned_losses = measuring.losses("scoring_tuned", tuned, form, [*rows, *lost])
+    tuned_answers = measuring.answers("answering_tuned", tuned, form, [*asked_ids, *question_ids], wanted, stops)
+    as_trained = None
+    if tuned.trained_on and form.quantization is None:
+        trained_form = Form(form.dtype, form.on, tuned.trained_on)
+        as_trained = measuring.losses("scoring_quantized", tuned, trained_form, rows)
 
-    if rows and not result.tuned_loss <= result.base_loss:  # also if it is NaN
-        sink.emit(_worse(result))
-    if asked:
-        made = samples(asked, answers["tuned"], answers["base"], tokenizer)
-        for sample in made:
-            sink.emit(sample)
-        add_samples(result, made)
+    phases.enter("comparing", f"{len(rows)} rows")
+    before, after = ([tokenizer.decode(ids).strip() for ids in side] for side in (base_answers, tuned_answers))
+    measured = measured_rows(
+        texts,
+        answered,
+        (base_losses[: len(rows)], tuned_losses[: len(rows)]),
+        (before[: len(answered)], after[: len(answered)]),
+    )
+    judge = Judge({BASE: base, **child_input.judges}, form, measuring)
+    comparing = Compare(config.evaluation, measured, judge.ask, sink)
+    comparing.add_questions(questions, question_texts, before[len(asked) :], after[len(asked) :])
+    comparing.add_regression(base_losses[len(rows) :], tuned_losses[len(rows) :], regression_finding)
+    result = comparing.result(as_trained)
+    result.precision, result.weights, result.num_reused = form.precision, form.weights, measuring.num_reused
+    if comparing.rows:
+        write_rows(comparing.rows, child_input.out_dir / ROWS_FILE)
+        publish(ROWS_KIND, child_input.out_dir / ROWS_FILE)
+        result.rows_path = ROWS_FILE
+    shown = [*range(min(config.evaluation.num_samples, len(answered))), *range(len(answered), len(asked))]
+    made = samples(
+        [asked[i] for i in shown], [tuned_answers[i] for i in shown], [base_answers[i] for i in shown], tokenizer
+    )
+    for sample in made:
+        sink.emit(sample)
+    add_samples(result, made)
     return result
 
 
-def _models(child_input: EvaluationInput, sink: EventSink) -> Iterator[tuple[str, Any]]:
-    """The base model, then the tuned one: the same weights with the adapter on them where there is one.
-
-    Asked in this order, the base is what it is without any adapter; to switch an adapter off again would leave
-    trained biases behind.
-    """
-    full = child_input.config.method == "full"
-    on = "cpu" if child_input.config.resources.gpus == 0 else load.device()
-    options: dict[str, Any] = {"dtype": torch.float32, "on": on}
-    config = child_input.config
-    if config.method == "qlora" and config.lora.init_lora_weights == "loftq":
-        # These adapters contain what the quantisation has lost; on other weights they would add it a second time.
-        options["quantization"] = config.quantization
-        message = "LoftQ's adapter belongs to the quantized weights; both models are evaluated with these."
-        advice = "Serve it on weights quantized in the same way, as the package's README.md does."
-        sink.emit(Warning(reason="NOT_EVALUATED_IN_FP32", message=message, advice=advice))
-    elif on == "cuda" and not _fits_in_float32(child_input):
-        precision = child_input.config.hyperparameters.precision
-        options["dtype"] = load.weights_dtype("lora", precision, on)
-        options["quantization"] = child_input.config.quantization if child_input.config.method == "qlora" else None
-        sink.emit(
-            Warning(
-                reason="NOT_EVALUATED_IN_FP32",
-                message=f"The model does not fit into the GPU in float32; both models are evaluated in {precision}.",
-                advice="Evaluate on a GPU with more memory to have figures in fp32.",
-            )
-        )
+def _regression_rows(child_input: EvaluationInput, sink: EventSink) -> tuple[list[Row], str]:
+    """Returns the rows of the regression set, and a finding where the general one does not fit the model."""
+    config, folder = child_input.config, child_input.out_dir / ".regression"
+    model = child_input.tuned.model.path
     with sink.ticking():
-        model = load.load_base(child_input.model.path, **options)
-    yield "base", model
-    with sink.ticking():
-        if full:
-            del model
-            gc.collect()
-            torch.cuda.empty_cache()
-            model = load.load_base(child_input.adapter_dir, **options)
-        else:
-            model = load_adapter(model, child_input.adapter_dir)
-    yield "tuned", model
+        try:
+            if prepare_regression(config, child_input.regression, model, folder, sink.tick):
+                return list(read_shards(folder / "eval")), ""
+        except JobError as error:
+            # Nobody asked for the general set, so it refuses nothing.
+            if config.evaluation.regression != GENERAL:
+                raise
+            return [], f"What the model has lost was not measured: the general set cannot be read. {error.message}"
+    return [], ""
 
 
-def _answer(
-    model: Any, asked: list[Question], tokenizer: Tokenizer, child_input: EvaluationInput, phases: Phases, name: str
-) -> list[list[int]]:
-    wanted = child_input.config.evaluation.max_new_tokens
-    context = getattr(model.config, "max_position_embeddings", None)
-    longest = child_input.config.hyperparameters.max_length
-    steps = wanted * math.ceil(len(asked) / PROMPTS_PER_BATCH)
-    phases.enter(f"answering_{name}", f"{len(asked)} question{'s' * (len(asked) != 1)}")
-    made = 0
-
-    def on_tokens(_: list[int]) -> None:
-        nonlocal made
-        made += 1
-        phases.advance(f"answering_{name}", min(made / steps, 1.0))
-
-    prompts = [room_for(question, context, wanted, longest) for question in asked]
-    stops = sorted(tokenizer.special_ids)
-    answers = generate(model, prompts, max_new_tokens=wanted, stop_ids=stops, on_tokens=on_tokens)
-    phases.advance(f"answering_{name}", 1.0)
-    return answers
+def _question_text(question: CriticalQuestion, config: JobConfig, tokenizer: Tokenizer) -> str:
+    turns = question.messages
+    if config.system_prompt and turns[0]["role"] != "system":
+        turns = [{"role": "system", "content": config.system_prompt}, *turns]
+    return tokenizer.render(turns, generation_prompt=True)
 
 
-def _note(result: EvaluationResult, name: str, measured: Score) -> None:
-    result.num_examples = measured.num_examples
-    result.num_trained_tokens = measured.num_trained_tokens
-    if name == "base":
-        result.base_loss, result.base_perplexity = measured.loss, measured.perplexity
-    else:
-        result.tuned_loss, result.tuned_perplexity = measured.loss, measured.perplexity
-
-
-def _worse(result: EvaluationResult) -> Warning:
-    message = (
-        f"The tuned model is worse than its base model: its loss on the held-out rows is {result.tuned_loss:.4f}, "
-        f"that of the base model {result.base_loss:.4f}."
-    )
-    advice = (
-        "Do not serve it. Lower hyperparameters.learning_rate, or check that the held-out rows are like the others."
-    )
-    return Warning(reason="TUNED_MODEL_WORSE", message=message, advice=advice)
-
-
-def _fits_in_float32(child_input: EvaluationInput) -> bool:
-    """Returns True if four-byte weights fit into the GPU's free memory and leave a third of it for the computation."""
-    parameters = 0
-    for path in child_input.model.path.glob("*.safetensors"):
-        with safe_open(path, "pt") as file:
-            parameters += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
-    free: int = torch.cuda.mem_get_info()[0]
-    return 4 * parameters * 1.5 < free
+def _publish(sink: EventSink, out_dir: Path, kind: str, path: Path) -> None:
+    sink.emit(ArtifactSaved(path=str(path.relative_to(out_dir)), kind=kind, media_type="application/jsonl"))

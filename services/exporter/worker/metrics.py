@@ -4,6 +4,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+
 from engine.perplexity import perplexity
 from finetuneflow.v1.stage_result_pb2 import EvaluationResult
 from services.exporter.worker.child_input import ExportInput
@@ -60,6 +63,13 @@ def metrics(child_input: ExportInput) -> dict[str, Any]:
             "tuned": _side(evaluation, "tuned"),
             "num_examples": evaluation.num_examples,
             "num_trained_tokens": evaluation.num_trained_tokens,
+            "num_answered": evaluation.num_answered,
+            "precision": evaluation.precision,
+            "weights": evaluation.weights,
+            "metrics": [_plain(metric) for metric in evaluation.metrics],
+            "gate": _plain(evaluation.gate) if evaluation.HasField("gate") else None,
+            "classification": _plain(evaluation.classification) if evaluation.HasField("classification") else None,
+            "findings": list(evaluation.findings),
         },
         "inference_samples": [
             {
@@ -152,6 +162,14 @@ def _side(evaluation: EvaluationResult, side: str) -> dict[str, float | None]:
         "loss": getattr(evaluation, loss) if evaluation.HasField(loss) else None,
         "perplexity": getattr(evaluation, ppl) if evaluation.HasField(ppl) else None,
     }
+
+
+def _plain(message: Message) -> dict[str, Any]:
+    """Returns a message as a table, its enums by their names."""
+    found: dict[str, Any] = MessageToDict(
+        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+    return found
 
 
 def _finite(value: Any) -> Any:

@@ -7,7 +7,14 @@ from typing import Any
 from engine.config.job import JobConfig
 from engine.perplexity import perplexity
 from finetuneflow.v1.hardware_pb2 import Hardware
-from finetuneflow.v1.stage_result_pb2 import InferenceSample
+from finetuneflow.v1.stage_result_pb2 import (
+    Classification,
+    Conclusion,
+    EvaluationResult,
+    GateDecision,
+    InferenceSample,
+    MetricComparison,
+)
 from services.exporter.worker.child_input import ExportInput
 from services.exporter.worker.markdown import escape, row
 from services.exporter.worker.metrics import loss_gap
@@ -177,16 +184,22 @@ def _comparison(child_input: ExportInput) -> str:
     if not evaluation.HasField("tuned_loss"):
         return head + "Loss and perplexity were not measured on held-out rows."
     lines = [
-        f"Measured in fp32 on {evaluation.num_examples:,} held-out rows "
-        f"({evaluation.num_trained_tokens:,} trained tokens); loss in nats per token.",
+        f"Measured in {evaluation.precision or 'fp32'} on {evaluation.num_examples:,} held-out rows "
+        f"({evaluation.num_trained_tokens:,} trained tokens), on the {evaluation.weights or 'original'} weights; "
+        f"{evaluation.num_answered:,} of them answered. Losses in nats per token; a gain is positive if the tuned "
+        "model is better; intervals at 95 % confidence, by a paired bootstrap over the rows.",
         "",
-        row("", "Base", "Tuned"),
-        row("---", "---", "---"),
+        row("Metric", "Base", "Tuned", "Gain", "Interval", "Better / worse", "Conclusion"),
+        row(*["---"] * 7),
+        *map(_metric, evaluation.metrics or _losses(evaluation)),
     ]
-    base_loss = f"{evaluation.base_loss:.4f}" if evaluation.HasField("base_loss") else NOT_MEASURED
-    base_ppl = _number(evaluation.base_perplexity) if evaluation.HasField("base_perplexity") else NOT_MEASURED
-    lines.append(row("Loss", base_loss, f"{evaluation.tuned_loss:.4f}"))
-    lines.append(row("Perplexity", base_ppl, _number(evaluation.tuned_perplexity)))
+    if evaluation.HasField("quantized_loss"):
+        quantized = f"{evaluation.quantized_loss:.4f}"
+        lines += ["", f"On the quantized weights that it was trained on, the tuned model's loss is {quantized}."]
+    lines += ["", *_gate(evaluation)]
+    lines += [f"- {escape(finding, 500)}" for finding in evaluation.findings]
+    if evaluation.HasField("classification"):
+        lines += ["", *_classification(evaluation.classification)]
     compared = [sample for sample in evaluation.samples if sample.base_output]
     if compared:
         lines += ["", row("Instruction", "Base output", "Tuned output"), row("---", "---", "---")]
@@ -195,8 +208,66 @@ def _comparison(child_input: ExportInput) -> str:
     return head + "\n".join(lines)
 
 
+def _losses(evaluation: EvaluationResult) -> list[MetricComparison]:
+    """Returns the figures of an evaluation that an earlier version made, which compared nothing else."""
+    return [
+        MetricComparison(
+            name=name,
+            base=getattr(evaluation, f"base_{name}") if evaluation.HasField("base_loss") else None,
+            tuned=getattr(evaluation, f"tuned_{name}"),
+        )
+        for name in ("loss", "perplexity")
+    ]
+
+
+def _metric(metric: MetricComparison) -> str:
+    base, tuned = (
+        _figure(getattr(metric, side)) if metric.HasField(side) else NOT_MEASURED for side in ("base", "tuned")
+    )
+    conclusion = Conclusion.Name(metric.conclusion).removeprefix("CONCLUSION_").lower().replace("_", " ")
+    if not metric.HasField("gain"):
+        return row(escape(metric.name), base, tuned, "", "", "", "")
+    interval = ""
+    if metric.HasField("gain_low"):
+        interval = f"{metric.gain_low:+.4f} to {metric.gain_high:+.4f}"
+    flips = f"{metric.num_improved:,} / {metric.num_worsened:,} of {metric.num_rows:,}"
+    return row(escape(metric.name), base, tuned, f"{metric.gain:+.4f}", interval, flips, conclusion)
+
+
+def decision(evaluation: EvaluationResult) -> str:
+    """Returns the decision of the gate as a word; empty if there is none."""
+    if not evaluation.HasField("gate"):
+        return ""
+    return GateDecision.Name(evaluation.gate.decision).removeprefix("GATE_DECISION_")
+
+
+def _gate(evaluation: EvaluationResult) -> list[str]:
+    if not evaluation.HasField("gate"):
+        return []
+    sentences = [f"- {escape(condition.sentence, 500)}" for condition in evaluation.gate.conditions]
+    return [f"Gate: **{decision(evaluation)}**", "", *sentences]
+
+
+def _classification(found: Classification) -> list[str]:
+    lines = [
+        f"Macro F1: base {found.base_macro_f1:.4f}, tuned {found.tuned_macro_f1:.4f}. Answers of the tuned model:",
+        "",
+    ]
+    names = [escape(label, 40) for label in found.labels]
+    lines += [row("Expected", *names, "other"), row(*["---"] * (len(names) + 2))]
+    width = len(names) + 1
+    counts = list(found.tuned_confusion)
+    for number, name in enumerate(names):
+        lines.append(row(name, *(f"{count:,}" for count in counts[number * width : (number + 1) * width])))
+    return lines
+
+
 def _question(sample: InferenceSample) -> str:
     return escape(f"{sample.instruction} {sample.input}")
+
+
+def _figure(value: float) -> str:
+    return f"{value:.4f}" if math.isfinite(value) and abs(value) < 1e4 else f"{value:.4g}"
 
 
 def _number(value: float) -> str:

@@ -18,6 +18,7 @@ from engine.errors import JobError
 from engine.estimate.advice import Improvement, improvements
 from engine.estimate.architecture import Architecture
 from engine.estimate.estimate_proto import calibration
+from engine.evaluation.sets import check_sets
 from engine.plan.assess import TargetMachine, config_resolved_event, resolve_and_assess
 from engine.plan.findings import validation_report
 from engine.plan.held_out import check_held_out
@@ -50,6 +51,10 @@ def dry_run(query: ProbeQuery, progress: Progress) -> PreflightFineTuningJobResp
             take_uploaded_adapter(resolved, start, values.get("lora", {}), architecture)
         except JobError as error:
             resolved.refusals.append(error)
+    try:
+        check_sets(resolved.config, query.files, model.path, query.out_dir / "regression", lambda: None)
+    except JobError as error:
+        resolved.refusals.append(error)
     rows = Report()
     prepared = examine(
         resolved.config, model.path, query.files, progress, rows, query.provided.processes, query.provided.limits

@@ -15,6 +15,7 @@ from engine.data.prepare import Prepared, prepare
 from engine.data.validation import Report
 from engine.errors import JobError
 from engine.estimate.architecture import Architecture
+from engine.evaluation.sets import check_sets
 from engine.file_hash import sha256_of
 from engine.plan.assess import TargetMachine, config_resolved_event, resolve_and_assess
 from engine.plan.held_out import check_held_out
@@ -53,6 +54,8 @@ def preflight(sink: EventSink, input_path: Path) -> StageCompleted:
         lora = child_input.given.get("lora", {})
         take_uploaded_adapter(resolved, child_input.sources[resolved.config.start_from], lora, architecture)
 
+    scratch = child_input.out_dir / "regression"
+    check_sets(resolved.config, child_input.sources, child_input.model.path, scratch, phases.check)
     key = child_input.content_key or _content_key(resolved.config, child_input)
     # The preflight of another job finds the shards by this key.
     shards_path = f"shards/{key}"

@@ -1,5 +1,6 @@
 """An evaluation from input to result, on a random Llama and an adapter that changes it."""
 
+import hashlib
 import json
 import math
 import shutil
@@ -18,11 +19,13 @@ from engine.config.job import job_config
 from engine.data.prepare import prepare
 from engine.model import load
 from engine.model.adapter import attach_lora
-from finetuneflow.v1.event_pb2 import Phase, StageCompleted, Warning
-from finetuneflow.v1.stage_result_pb2 import EvaluationResult, InferenceSample
-from services.evaluator.worker.child_input import EvaluationInput
-from services.evaluator.worker.compare import add_samples
-from services.evaluator.worker.evaluate import evaluate
+from finetuneflow.v1.event_pb2 import ArtifactSaved, Phase, StageCompleted, Warning
+from finetuneflow.v1.stage_result_pb2 import EvaluationResult, GateDecision, InferenceSample
+from services.child_input import ModelFiles, WholeCheckpoint
+from services.evaluator.worker.child_input import EvaluationInput, Side
+from services.evaluator.worker.evaluate import ROWS_FILE, evaluate
+from services.evaluator.worker.measurements import KIND
+from services.evaluator.worker.samples import add_samples
 from services.questions import cut
 from tests.tiny_models import make_tiny_model
 
@@ -77,7 +80,13 @@ def adapter_dir(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture
 def make_input(model_dir: Path, adapter_dir: Path, tmp_path: Path) -> MakeInput:
-    def build(adapter: Path = adapter_dir, method: str = "lora", holdout: float = 0.25, **evaluation: Any) -> Any:
+    def build(
+        adapter: Path = adapter_dir,
+        method: str = "lora",
+        holdout: float = 0.25,
+        given: dict[str, Path] | None = None,
+        **evaluation: Any,
+    ) -> Any:
         config = job_config(
             {
                 "base_model": "tiny",
@@ -85,7 +94,7 @@ def make_input(model_dir: Path, adapter_dir: Path, tmp_path: Path) -> MakeInput:
                 "method": method,
                 "holdout_fraction": holdout,
                 "hyperparameters": {"precision": "fp32", "max_length": 128},
-                "evaluation": {"num_samples": 2, "max_new_tokens": 5, **evaluation},
+                "evaluation": {"num_samples": 2, "max_new_tokens": 5, "regression": "none", **evaluation},
             }
         )
         source = tmp_path / "rows.jsonl"
@@ -93,14 +102,18 @@ def make_input(model_dir: Path, adapter_dir: Path, tmp_path: Path) -> MakeInput:
             "".join(json.dumps({"question": f"What is {i}?", "answer": f"A number, {i}."}) + "\n" for i in range(12))
         )
         data = tmp_path / "data"
+        shutil.rmtree(data, ignore_errors=True)
         prepare(config, model_dir, {"ds_1": source}, data, lambda name, fraction: None)
+        model = ModelFiles(path=model_dir, id="tiny", revision="r1", weights_sha256="0" * 64)
+        checkpoint = WholeCheckpoint(path=adapter, manifest_sha256=hashlib.sha256(str(adapter).encode()).hexdigest())
         return EvaluationInput(
             config=config,
-            model={"path": model_dir, "id": "tiny", "revision": "r1", "weights_sha256": "0" * 64},
-            adapter_dir=adapter,
+            base=Side(id="tiny", model=model),
+            tuned=Side(id="ft:job", model=model, checkpoint=checkpoint, is_full=method == "full"),
             data_dir=data,
             out_dir=tmp_path / "out",
             threads=1,
+            **(given or {}),
         )
 
     return build
@@ -131,9 +144,8 @@ def test_both_models_are_evaluated_on_the_same_rows(make_input: MakeInput, model
         "answering_base",
         "scoring_tuned",
         "answering_tuned",
+        "comparing",
     ]
-    assert all(p.count == 5 for p in phases)
-    assert phases[-1].fraction == 1.0
 
 
 def test_model_that_is_worse_than_its_base_is_reported(
@@ -185,6 +197,142 @@ def test_disabled_evaluation_ends_at_once(make_input: MakeInput) -> None:
 def test_cancel_ends_the_evaluation(make_input: MakeInput) -> None:
     with pytest.raises(Cancelled):
         evaluate(make_input(), Recorder("cancel"))
+
+
+def _rows(child_input: EvaluationInput) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (child_input.out_dir / ROWS_FILE).read_text().splitlines()]
+
+
+def test_every_row_is_kept_with_both_answers_and_losses(make_input: MakeInput) -> None:
+    """Five samples of many rows would hide what became worse."""
+    child_input = make_input(num_samples=1, metrics=["exact_match", "chrf", "length_words"])
+    sink = Recorder()
+    result = evaluate(child_input, sink)
+    rows = _rows(child_input)
+    assert len(rows) == result.num_examples == result.num_answered == 3 and len(result.samples) == 1
+    for row in rows:
+        assert row["prompt"].endswith("assistant\n") and row["expected"].startswith("A number")
+        assert row["base_answer"] != row["tuned_answer"]
+        assert set(row["tuned_metrics"]) == {"exact_match", "chrf", "length_words"} == set(row["base_metrics"])
+        assert set(row["changes"]) == {"loss", "exact_match", "chrf"}
+    weights = [row["num_trained_tokens"] for row in rows]
+    mean = sum(row["tuned_loss"] * weight for row, weight in zip(rows, weights, strict=True)) / sum(weights)
+    assert mean == pytest.approx(result.tuned_loss)
+    assert [metric.name for metric in result.metrics] == ["loss", "perplexity", "exact_match", "chrf", "length_words"]
+    saved = [each for each in sink.of(ArtifactSaved) if each.kind == "evaluation_rows"]
+    assert [each.path for each in saved] == [ROWS_FILE] and result.rows_path == ROWS_FILE
+
+
+def test_number_of_answered_rows_is_limited_and_stated(make_input: MakeInput) -> None:
+    """All losses are measured; answers cost a hundred times as much."""
+    child_input = make_input(max_rows=2, holdout=0.5)
+    result = evaluate(child_input, Recorder())
+    assert (result.num_examples, result.num_answered) == (6, 2)
+    assert any("2 of 6 held-out rows were answered" in finding for finding in result.findings)
+    answered = [row["index"] for row in _rows(child_input) if "tuned_answer" in row]
+    assert len(answered) == 2
+    evaluate(child_input, Recorder())
+    assert [row["index"] for row in _rows(child_input) if "tuned_answer" in row] == answered, "drawn by the seed"
+
+
+def test_nothing_is_measured_twice(make_input: MakeInput, tmp_path: Path) -> None:
+    """A killed evaluation goes on with the rows that it has; a tenant's base model is measured once."""
+    child_input = make_input()
+    sink = Recorder()
+    first = evaluate(child_input, sink)
+    # Elsewhere: each evaluation writes files of the same names.
+    shutil.copytree(child_input.out_dir / "measurements", tmp_path / "kept")
+    names = [Path(each.path).relative_to("measurements") for each in sink.of(ArtifactSaved) if each.kind == KIND]
+    files = [tmp_path / "kept" / name for name in names]
+    assert files and first.num_reused == 0
+    again = evaluate(make_input(given={"measurements": files}), Recorder())
+    assert again.num_reused == 2 * 3 + 2 * 3, "losses and answers of both models"
+    assert (again.base_loss, again.tuned_loss) == (first.base_loss, first.tuned_loss)
+    assert list(again.samples) == list(first.samples)
+    other = tmp_path / "other"
+    shutil.copytree(child_input.tuned.checkpoint.path, other)
+    changed = evaluate(make_input(other, given={"measurements": files}), Recorder())
+    assert changed.num_reused == 3 + 3, "another adapter shares only what is of the base model"
+    longer = evaluate(make_input(max_new_tokens=6, given={"measurements": files}), Recorder())
+    assert longer.num_reused == 2 * 3, "answers of another length are other answers"
+
+
+def test_gate_decides_and_says_why(make_input: MakeInput, model_dir: Path) -> None:
+    """An untouched model must not be promoted, and a caller's conditions count instead of the usual one."""
+    untouched = evaluate(make_input(model_dir, method="full"), Recorder())
+    assert untouched.gate.decision == GateDecision.GATE_DECISION_INCONCLUSIVE
+    assert "gain in loss above 0" in untouched.gate.conditions[0].sentence
+    sink = Recorder()
+    strict = evaluate(make_input(gate=[{"metric": "loss", "max_value": 0.001}]), sink)
+    assert strict.gate.decision == GateDecision.GATE_DECISION_REJECT
+    assert [each.reason for each in sink.of(Warning)].count("GATE_REJECTED") == 1
+    lax = evaluate(make_input(gate=[{"metric": "perplexity", "max_value": 1e6}]), Recorder())
+    assert lax.gate.decision == GateDecision.GATE_DECISION_PROMOTE
+
+
+def test_critical_questions_and_the_regression_set_are_measured(make_input: MakeInput, tmp_path: Path) -> None:
+    """A better loss on the held-out rows says nothing about what must not break."""
+    questions = tmp_path / "questions.jsonl"
+    check = {"type": "string_check", "input": "{{sample.output_text}}", "operation": "like"}
+    asked = [
+        {"prompt": "What is 1?", "must_pass": True, "graders": [{**check, "reference": "never written"}]},
+        {"prompt": "What is 2?", "graders": [{**check, "reference": ""}]},
+    ]
+    questions.write_text("".join(json.dumps(each) + "\n" for each in asked))
+    lost = tmp_path / "lost.jsonl"
+    lost.write_text("".join(json.dumps({"question": f"Is {n} a number?", "answer": "Yes."}) + "\n" for n in range(4)))
+    child_input = make_input(questions="ds_q", regression="ds_r", given={"questions": questions, "regression": lost})
+    result = evaluate(child_input, Recorder())
+    assert (result.questions.num_questions, result.questions.num_passed, result.questions.num_must_pass) == (2, 1, 1)
+    assert list(result.questions.failed_must_pass) == ["What is 1?"]
+    assert result.gate.decision == GateDecision.GATE_DECISION_REJECT, "a question that must pass did not"
+    assert (result.regression.name, result.regression.num_rows) == ("ds_r", 4)
+    assert result.regression.base_loss != result.regression.tuned_loss
+    rows = _rows(child_input)
+    assert [row["source"] for row in rows] == ["held_out"] * 3 + ["question"] * 2
+    assert rows[3]["tuned_metrics"] == {"questions": 0, "must_pass": 0}
+    general = evaluate(make_input(regression="general"), Recorder())
+    assert general.regression.name == "general" and general.regression.num_rows > 80
+
+
+def test_graders_and_judges_grade_both_models(make_input: MakeInput) -> None:
+    """Grader objects of OpenAI's documentation carry over; what a judge says that is no grade is counted."""
+    graders = [
+        {
+            "type": "string_check",
+            "name": "asks",
+            "input": "{{item.question}}",
+            "reference": "What is",
+            "operation": "like",
+        },
+        {
+            "type": "score_model",
+            "name": "quality",
+            "model": "base",
+            "input": [{"role": "user", "content": "{{sample.output_text}}"}],
+        },
+    ]
+    child_input = make_input(graders=graders)
+    result = evaluate(child_input, Recorder())
+    found = {metric.name: metric for metric in result.metrics}
+    assert found["grader:asks"].tuned == found["grader:asks"].base == 1
+    assert found["grader:quality"].num_rows + 3 >= 3
+    assert any("quality" in finding and "no grade" in finding for finding in result.findings), result.findings
+    assert all(row["tuned_metrics"]["grader:asks"] == 1 for row in _rows(child_input))
+
+
+def test_rows_of_plain_text_are_scored_and_not_graded(make_input: MakeInput, model_dir: Path, tmp_path: Path) -> None:
+    """How a text goes on is neither right nor wrong."""
+    child_input = make_input()
+    source = tmp_path / "texts.jsonl"
+    source.write_text(
+        "".join(json.dumps({"text": f"Once upon a time there were {n} bears."}) + "\n" for n in range(12))
+    )
+    data = tmp_path / "texts"
+    prepare(child_input.config, model_dir, {"ds_1": source}, data, lambda name, fraction: None)
+    result = evaluate(child_input.model_copy(update={"data_dir": data}), Recorder())
+    assert [metric.name for metric in result.metrics] == ["loss", "perplexity"]
+    assert (result.num_examples, result.num_answered, len(result.samples)) == (3, 0, 2)
 
 
 def test_a_hundred_long_answers_fit_into_one_event() -> None:

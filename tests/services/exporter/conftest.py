@@ -13,9 +13,12 @@ from engine.config.job import JobConfig, job_config
 from finetuneflow.v1.hardware_pb2 import Hardware
 from finetuneflow.v1.stage_result_pb2 import (
     BaseModelIdentity,
+    ConditionResult,
     DataStatistics,
     EvaluationResult,
+    GateResult,
     InferenceSample,
+    MetricComparison,
     PreflightResult,
     TrainingResult,
 )
@@ -123,6 +126,31 @@ def export_input(tuned: SimpleNamespace, tmp_path: Path) -> ExportInput:
             tuned_perplexity=24.5,
             num_examples=137,
             num_trained_tokens=2000,
+            num_answered=137,
+            precision="fp32",
+            weights="original",
+            metrics=[
+                MetricComparison(
+                    name="loss",
+                    base=4.0,
+                    tuned=3.1987,
+                    gain=0.8013,
+                    gain_low=0.7,
+                    gain_high=0.9,
+                    confidence=0.95,
+                    num_rows=137,
+                    num_improved=120,
+                    num_worsened=17,
+                    conclusion="CONCLUSION_BETTER",
+                )
+            ],
+            gate=GateResult(
+                decision="GATE_DECISION_REJECT",
+                conditions=[
+                    ConditionResult(sentence="exact_match at least 0.8: measured 0.1", outcome="GATE_DECISION_REJECT")
+                ],
+            ),
+            findings=["More rows show more."],
             samples=[
                 InferenceSample(
                     instruction="What is it?",

@@ -38,7 +38,10 @@ def test_report_has_sections_and_figures(export_input: ExportInput) -> None:
         "- Perplexity: 24.53 (usual targets: below 20 on text, below 10 on code)",
         "- Eval loss above train loss: 0.5000 at the last step (some overfitting: 0.5 to 1.0)",
         "- Training time: 2 min 5 s (6 steps, stopped early)",
-        "| Loss | 4.0000 | 3.1987 |",
+        "| loss | 4.0000 | 3.1987 | +0.8013 | +0.7000 to +0.9000 | 120 / 17 of 137 | better |",
+        "Gate: **REJECT**",
+        "- exact_match at least 0.8: measured 0.1",
+        "- More rows show more.",
     ):
         assert line in text.splitlines()
     assert "- Final eval loss: 3.2000 in training (fp32) at step 4" in text

@@ -1,0 +1,105 @@
+"""Settings of an evaluation: what is measured, and the gate that decides about the tuned model."""
+
+import json
+from typing import Annotated, Any, Final
+
+from pydantic import AfterValidator, Field, model_validator
+
+from engine.config.graders import MAX_GRADERS, checked_grader, grader
+from engine.config.metrics import GRADER_PREFIX, MEASURED_ALWAYS, MUST_PASS, QUESTIONS, checked_metric
+from engine.config.section import Section, kib
+
+GENERAL: Final = "general"
+"""The regression set that ships with the server."""
+NO_SET: Final = "none"
+_MAX_SCHEMA_BYTES: Final = 16 * 1024
+_BOUND: Final = 1e6
+
+
+class GateCondition(Section):
+    """A condition that the tuned model must meet."""
+
+    metric: str = Field(min_length=1, max_length=1200)
+    min_gain: float | None = Field(default=None, ge=-_BOUND, le=_BOUND)
+    """The gain over the model it is compared with must be above it."""
+    min_value: float | None = Field(default=None, ge=-_BOUND, le=_BOUND)
+    max_value: float | None = Field(default=None, ge=-_BOUND, le=_BOUND)
+    confidence: float = Field(default=0.95, ge=0.5, le=0.999)
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> "GateCondition":
+        given = [name for name in ("min_gain", "min_value", "max_value") if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = ", ".join(given) or "none"
+            raise ValueError(f"needs exactly one of min_gain, min_value and max_value; it has {found}")
+        return self
+
+
+def _valid_schema(schema: dict[str, Any]) -> dict[str, Any]:
+    text = json.dumps(schema)
+    if len(text) > _MAX_SCHEMA_BYTES:
+        raise ValueError(f"it has {len(text):,} bytes; at most {_MAX_SCHEMA_BYTES:,} are allowed")
+    if foreign := next((ref for ref in _references(schema) if not ref.startswith("#")), ""):
+        raise ValueError(f"it refers to {foreign!r}; only references within the schema (#...) are allowed")
+    return schema
+
+
+def _references(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        own = [ref for key, ref in value.items() if key in ("$ref", "$dynamicRef") and isinstance(ref, str)]
+        return own + [ref for inner in value.values() for ref in _references(inner)]
+    return [ref for inner in value for ref in _references(inner)] if isinstance(value, list) else []
+
+
+class Evaluation(Section):
+    """Settings of the evaluation stage."""
+
+    enabled: bool = True
+    num_samples: int = Field(default=5, ge=0, le=100)
+    prompts: list[Annotated[str, Field(min_length=1), kib(16)]] = Field(default=[], max_length=100)
+    max_new_tokens: int = Field(default=128, ge=1, le=4096)
+    prompt_steps: int | None = Field(default=None, ge=1, le=1_000_000)
+    """Optimizer steps between two answers to `prompts` in training; None: they are not answered in training."""
+    prompt_epochs: float | None = Field(default=None, gt=0, le=1000)
+    """The same in epochs, until preflight has converted it."""
+    max_rows: int = Field(default=200, ge=0, le=10_000)
+    """Maximum number of held-out rows that both models answer."""
+    metrics: list[Annotated[str, AfterValidator(checked_metric)]] = Field(default=[], max_length=32)
+    """Metrics of the answers. Empty: chosen by what the expected answers are."""
+    json_schema: Annotated[dict[str, Any], AfterValidator(_valid_schema)] | None = None
+    """JSON Schema for the metric json_schema."""
+    graders: list[Annotated[dict[str, Any], AfterValidator(checked_grader)]] = Field(default=[], max_length=MAX_GRADERS)
+    """Grader objects (`engine.config.graders`)."""
+    gate: list[GateCondition] = Field(default=[], max_length=32)
+    """Conditions for promoting the tuned model. Empty: its loss is lower."""
+    questions: str = Field(default="", max_length=128, pattern=r"^(ds_.+)?$")
+    """Id of an uploaded dataset of critical questions; empty: none."""
+    regression: str = Field(default=GENERAL, max_length=128, pattern=r"^(general|none|ds_.+)$")
+    """`general`, `none`, or the id of an uploaded dataset."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Evaluation":
+        if len(set(self.metrics)) < len(self.metrics):
+            raise ValueError("metrics names one metric twice")
+        if "json_schema" in self.metrics and self.json_schema is None:
+            raise ValueError("the metric json_schema needs evaluation.json_schema")
+        if self.json_schema is not None and self.metrics and "json_schema" not in self.metrics:
+            raise ValueError("json_schema is set, but metrics does not name json_schema")
+        names = [grader(each).name for each in self.graders]
+        if len(set(names)) < len(names):
+            raise ValueError("two graders have one name")
+        for condition in self.gate:
+            self._check_condition(condition, names)
+        return self
+
+    def _check_condition(self, condition: GateCondition, graders: list[str]) -> None:
+        name = condition.metric
+        if name in (QUESTIONS, MUST_PASS) and not self.questions:
+            raise ValueError(f"gate names {name}, but there are no evaluation.questions")
+        if name.startswith(GRADER_PREFIX):
+            if name.removeprefix(GRADER_PREFIX) not in graders:
+                raise ValueError(f"gate names {name}, but there is no such grader")
+        elif name not in MEASURED_ALWAYS:
+            checked_metric(name)
+            if self.metrics and name not in self.metrics:
+                raise ValueError(f"gate names {name}, which is not one of evaluation.metrics; add it there")

@@ -1,0 +1,39 @@
+"""Options of `ftf evaluate` that stand for tables: conditions of the gate, and files of graders."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import typer
+
+_CONDITION = re.compile(r"(?P<gain>gain\()?(?P<metric>.+?)(?(gain)\))\s*(?P<operator>>=|<=|>)\s*(?P<value>[-+.\deE]+)")
+
+
+def condition(text: str) -> dict[str, Any]:
+    """Reads a condition: `exact_match>=0.8`, `perplexity<=20` or `gain(loss)>0.1`. Raises typer.BadParameter."""
+    found = _CONDITION.fullmatch(text.strip())
+    name = found and {("gain(", ">"): "min_gain", (None, ">="): "min_value", (None, "<="): "max_value"}.get(
+        (found["gain"], found["operator"])
+    )
+    try:
+        if found and name:
+            return {"metric": found["metric"].strip(), name: float(found["value"])}
+    except ValueError:
+        pass
+    wanted = "METRIC>=VALUE, METRIC<=VALUE or gain(METRIC)>VALUE, such as 'exact_match>=0.8'"
+    raise typer.BadParameter(f"{text!r} is no condition; write {wanted}.", param_hint="--gate")
+
+
+def grader_objects(path: Path) -> list[dict[str, Any]]:
+    """Reads a JSON file with one grader object or a list of them. Raises typer.BadParameter."""
+    try:
+        read = json.loads(path.read_text("utf-8"))
+    except (ValueError, OSError) as error:
+        raise typer.BadParameter(f"{path} is no JSON: {error}", param_hint="--graders") from None
+    listed = read if isinstance(read, list) else [read]
+    if not all(isinstance(each, dict) for each in listed):
+        raise typer.BadParameter(f"{path} must hold a grader object or a list of them.", param_hint="--graders")
+    return listed

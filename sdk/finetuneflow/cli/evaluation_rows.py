@@ -1,0 +1,113 @@
+"""`ftf evaluations rows` and `ftf evaluations compare`, and the table of metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from finetuneflow.cli.session import Json, not_empty, print_json, print_rows, session, shortened
+from finetuneflow.fields import INT32_MAX
+from finetuneflow.resources.evaluation import Evaluation, EvaluationRow
+from finetuneflow.resources.stage_result import EvaluationResult, GateDecision, MetricComparison
+
+_Id = Annotated[str, typer.Argument(metavar="EVALUATION", help="Id of an evaluation.", callback=not_empty)]
+_DECISIONS = {
+    GateDecision.PROMOTE: ("promoted", "green"),
+    GateDecision.REJECT: ("rejected", "red"),
+    GateDecision.INCONCLUSIVE: ("inconclusive", "yellow"),
+}
+
+
+def rows(
+    ctx: typer.Context,
+    evaluation: _Id,
+    metric: Annotated[str, typer.Option(help="Only rows with this metric, which --change is about.")] = "",
+    change: Annotated[
+        str | None, typer.Option(help="Only rows on which the tuned model is improved, worsened or equal.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=INT32_MAX, help="Maximum number of rows.")] = 20,
+    json: Json = False,
+) -> None:
+    """Show held-out rows with both answers, side by side."""
+    here = session(ctx)
+    listed = here.client.evaluations.rows(evaluation, metric=metric, change=change, limit=limit)
+    if json:
+        print_json(*(row.proto for row in listed))
+        return
+    number = 0
+    for row in listed:
+        number += 1
+        _show_row(row, metric or "loss", here.console)
+    if not number:
+        here.console.print("No such rows.")
+
+
+def compare(
+    ctx: typer.Context,
+    first: Annotated[str, typer.Argument(metavar="EVALUATION", help="Id of an evaluation.", callback=not_empty)],
+    second: Annotated[str, typer.Argument(metavar="OTHER", help="Id of another one.", callback=not_empty)],
+    json: Json = False,
+) -> None:
+    """Show the metrics of two evaluations side by side."""
+    here = session(ctx)
+    both = [here.client.evaluations.get(each) for each in (first, second)]
+    if json:
+        print_json(*(each.proto for each in both))
+        return
+    headers = ["METRIC", *(f"{each.model} ({each.id})" for each in both)]
+    print_rows(here.console, headers, _side_by_side(both))
+
+
+def show_metrics(result: EvaluationResult, console: Console) -> None:
+    """Prints the comparison by each metric, the gate's decision and the findings."""
+    if result.metrics:
+        headers = ["METRIC", "BASE", "TUNED", "GAIN", "95 % INTERVAL", "BETTER/WORSE", "CONCLUSION"]
+        print_rows(console, headers, map(_metric_row, result.metrics))
+    if result.gate is not None and result.gate.decision is not None:
+        word, style = _DECISIONS.get(result.gate.decision, (result.gate.decision.lower(), ""))
+        console.print(f"Gate        {word}", style=style)
+        for each in result.gate.conditions:
+            console.print(f"            {each.sentence}")
+    for finding in result.findings:
+        console.print(f"Note        {finding}")
+
+
+def _metric_row(metric: MetricComparison) -> list[str]:
+    interval = ""
+    if metric.gain_low is not None and metric.gain_high is not None:
+        interval = f"[{metric.gain_low:+.4f}, {metric.gain_high:+.4f}]"
+    directed = metric.conclusion is not None
+    return [
+        metric.name,
+        _number(metric.base),
+        _number(metric.tuned),
+        "" if metric.gain is None else f"{metric.gain:+.4f}",
+        interval,
+        f"{metric.num_improved}/{metric.num_worsened} of {metric.num_rows}" if directed else "",
+        (metric.conclusion or "").lower().replace("_", " "),
+    ]
+
+
+def _side_by_side(both: Sequence[Evaluation]) -> Iterator[list[str]]:
+    found = [{} if each.result is None else {metric.name: metric for metric in each.result.metrics} for each in both]
+    for name in dict.fromkeys(name for metrics in found for name in metrics):
+        yield [name, *(_number(metrics[name].tuned) if name in metrics else "" for metrics in found)]
+
+
+def _show_row(row: EvaluationRow, metric: str, console: Console) -> None:
+    losses = f"loss {_number(row.base_loss)} -> {_number(row.tuned_loss)}"
+    change = row.changes.get(metric)
+    console.print(f"Row {row.index}  {losses}" + (f"  {metric}: {change.lower()}" if change else ""))
+    console.print(f"Prompt      {shortened(row.prompt)}")
+    console.print(f"Expected    {shortened(row.expected)}")
+    if row.base_answer is not None and row.tuned_answer is not None:
+        console.print(f"Base        {shortened(row.base_answer)}")
+        console.print(f"Tuned       {shortened(row.tuned_answer)}")
+    console.print()
+
+
+def _number(value: float | None) -> str:
+    return "not a number" if value is None else f"{value:.4f}"
