@@ -45,6 +45,48 @@ def test_evaluation_with_other_prompts_generates_their_answers(client: Client, f
     assert [each.id for each in client.evaluations.list(job_id=finished_job.id)] == [made.id, own.id]
 
 
+def test_rows_of_an_evaluation_are_listed_and_its_gate_decides(client: Client, finished_job: Job) -> None:
+    """What became worse is in the rows, and a model that its gate rejects must not look like one to serve."""
+    made = client.evaluations.create(
+        finished_job.tuned_model,
+        metrics=["exact_match", "contains:a"],
+        graders=[
+            {
+                "type": "string_check",
+                "name": "long",
+                "input": "{{sample.output_text}}",
+                "reference": "{{item.question}}",
+                "operation": "ne",
+            }
+        ],
+        gate=[{"metric": "exact_match", "min_value": 0.99}],
+        max_new_tokens=4,
+    )
+    evaluation = client.evaluations.wait(made.id)
+    result = evaluation.result
+    assert result is not None and result.gate is not None
+    assert result.gate.decision == "REJECT" and "exact_match at least 0.99" in result.gate.conditions[0].sentence
+    assert result.metric("grader:long").tuned == 1 and result.regression is not None
+    assert result.num_reused >= 2 * result.num_examples, "the losses are those of the job's own evaluation"
+    rows = list(client.evaluations.rows(made.id))
+    assert [row.index for row in rows] == list(range(result.num_examples))
+    assert all(row.base_answer is not None and set(row.tuned_metrics) >= {"exact_match", "contains:a"} for row in rows)
+    improved = list(client.evaluations.rows(made.id, change="improved"))
+    assert [row.index for row in improved] == [row.index for row in rows if row.changes["loss"] == "IMPROVED"]
+    assert len(list(client.evaluations.rows(finished_job.evaluation_id, limit=2))) == 2, "a job's own one too"
+    with pytest.raises(InvalidArgument, match="no metric 'bleu'; it has loss, perplexity, exact_match"):
+        list(client.evaluations.rows(made.id, metric="bleu"))
+    with pytest.raises(InvalidArgument, match=r"spec.graders\[0\]"):
+        client.evaluations.create(finished_job.tuned_model, graders=[{"type": "python", "name": "x"}])
+    with pytest.raises(InvalidArgument, match="gpt-5"):
+        judge = {"type": "label_model", "name": "x", "model": "gpt-5", "input": [{"role": "user", "content": "?"}]}
+        client.evaluations.create(
+            finished_job.tuned_model, graders=[{**judge, "labels": ["a", "b"], "passing_labels": ["a"]}]
+        )
+    model = client.models.get(finished_job.tuned_model)
+    assert model.gate_decision == finished_job.gate_decision is not None
+
+
 def test_second_export_contains_the_same_model(client: Client, finished_job: Job, tmp_path: Path) -> None:
     """A package that differs from the first one would be another model under the same name."""
     made = client.exports.create(finished_job.tuned_model, formats=["adapter"])
@@ -72,6 +114,15 @@ def test_the_command_line_evaluates_and_exports(
     assert "scoring tuned" in shown
     assert "nats per trained token" in shown
     assert "Tuned       " in shown, "the answers must be printed"
+    assert "METRIC" in shown and "Gate        " in shown
+    (judged, *_) = client.evaluations.list(job_id=finished_job.id, limit=1)
+    listed = ftf(system, "evaluations", "rows", judged.id, "--limit", "1")
+    assert listed.startswith("Row 0") and "Expected" in listed
+    row = json.loads(ftf(system, "evaluations", "rows", judged.id, "--limit", "1", "--json"))
+    assert row["source"] == "held_out" and "tuned_answer" in row
+    compared = ftf(system, "evaluations", "compare", judged.id, finished_job.evaluation_id)
+    assert compared.splitlines()[1].startswith("loss\t")
+    ftf(system, "evaluate", finished_job.id, "--gate", "nonsense", code=2)
     out = tmp_path / "package"
     shown = ftf(system, "export", finished_job.tuned_model, "--out", str(out))
     assert (out / "finetuneflow_export.zip").is_file()
