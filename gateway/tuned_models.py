@@ -3,14 +3,15 @@
 from typing import Final
 
 from pydantic import ValidationError
-from sqlmodel import select
+from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from chassis.errors import FailedPrecondition, NotFound, Violation
 from engine.config.job import JobConfig
 from engine.config.spec_proto import resolved_config
 from finetuneflow.v1.event_pb2 import ConfigResolved
-from gateway.sql.tables import Work
+from finetuneflow.v1.stage_result_pb2 import TrainingResult
+from gateway.sql.tables import SavedCheckpoint, Work
 from gateway.work.kinds import FINE_TUNING_JOB
 
 TUNED: Final = "ft:"
@@ -56,3 +57,33 @@ def resolved_settings(job: Work) -> JobConfig:
             "create the job again, or ask the operator for that version.",
             metadata={"job_id": job.id},
         ) from error
+
+
+def parsed_name(name: str) -> tuple[str, int | None] | None:
+    """Returns the job's id and the step of a tuned model's name; None if it is no such name."""
+    job_id, at, step = name.removeprefix(TUNED).partition("@")
+    if not name.startswith(TUNED) or (at and not (step.isascii() and step.isdigit() and len(step) <= 18)):
+        return None
+    return job_id, int(step) if at else None
+
+
+async def checkpoint_of(session: AsyncSession, job: Work, step: int | None, field: str) -> SavedCheckpoint:
+    """Returns the job's checkpoint of that step, or its best one. NotFound."""
+    query = select(SavedCheckpoint).where(SavedCheckpoint.work_id == job.id).order_by(col(SavedCheckpoint.sequence))
+    rows = (await session.exec(query)).all()
+    if step is None:
+        # What the export packs, and evaluations are about.
+        best = TrainingResult.FromString(job.training or b"").best_checkpoint_path
+        found = [row for row in rows if row.path == best]
+    else:
+        found = [row for row in rows if row.step == step]
+    kept = [row for row in found if not row.pruned]
+    if kept:
+        return kept[-1]
+    left = ", ".join(str(step) for step in sorted({row.step for row in rows if not row.pruned}))
+    if found:
+        problem = f"The checkpoint of step {found[-1].step} of job {job.id} was deleted when newer ones were saved"
+    else:
+        problem = f"Job {job.id} has no checkpoint of {'its best step' if step is None else f'step {step}'}"
+    advice = f"Name one of its steps: {left}." if left else "Name another job."
+    raise NotFound("CHECKPOINT_NOT_FOUND", f"{problem}. {advice}", [Violation(field, f"{problem}. {advice}")])

@@ -11,7 +11,7 @@ from finetuneflow.v1.export_pb2 import Export
 from finetuneflow.v1.fine_tuning_job_pb2 import AttemptSummary, Checkpoint, FineTuningJob, Progress
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 from finetuneflow.v1.stage_result_pb2 import EvaluationResult, ExportResult, PreflightResult, TrainingResult
-from finetuneflow.v1.work_pb2 import TrainingStart
+from finetuneflow.v1.work_pb2 import Comparison, TrainingStart
 from gateway.sql.tables import Attempt, SavedCheckpoint, SavedResult, UploadedDataset, Work
 
 _SHARED = (
@@ -73,6 +73,10 @@ def evaluation(row: SavedResult, work: Work) -> Evaluation:
     """An evaluation and the work that makes it."""
     out = Evaluation(**_of_result(row, work))
     out.spec.CopyFrom(_resolved(work).evaluation)
+    if work.comparison is not None and row.id == work.id:
+        comparison = Comparison.FromString(work.comparison)
+        out.model, out.against = comparison.model.id, comparison.against.id
+        out.data.extend(comparison.data)
     if row.result is not None:
         out.result.CopyFrom(EvaluationResult.FromString(row.result))
     return out

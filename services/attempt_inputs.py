@@ -21,7 +21,9 @@ from engine.config.spec_proto import resolved_config
 from engine.data.work_limits import WorkLimits
 from engine.errors import JobError, SystemFailure, Violation
 from engine.hub_cache import ModelUses
+from finetuneflow.v1.fine_tuning_job_pb2 import Checkpoint
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
+from finetuneflow.v1.stage_result_pb2 import BaseModelIdentity
 from finetuneflow.v1.work_pb2 import Assignment
 from services.child_input import ChildInput, ModelFiles, WholeCheckpoint
 from services.hub_access import HubAccess
@@ -77,7 +79,11 @@ async def base_model(catalogue: Catalogue, assignment: Assignment, hub: HubAcces
 
     Raises JobError("BASE_MODEL_CHANGED") if the weights under that name on this node are others.
     """
-    identity = assignment.preflight.base_model
+    return await checked_model(catalogue, assignment.preflight.base_model, hub)
+
+
+async def checked_model(catalogue: Catalogue, identity: BaseModelIdentity, hub: HubAccess) -> ModelFiles:
+    """Returns a base model with the weights of that identity. Raises as `base_model` does."""
     reference = f"{identity.id}@{identity.revision}" if "/" in identity.id else identity.id
     found = await fetched_model(catalogue, reference, hub)
     if found.weights_sha256 != identity.weights_sha256:
@@ -171,11 +177,23 @@ async def token_shards(
 
 async def best_checkpoint(assignment: Assignment, store: ArtifactStore, workdir: Path) -> WholeCheckpoint:
     """Downloads the best checkpoint of the training."""
-    chosen, folder = assignment.training, workdir / "checkpoint"
-    path = _stored(assignment, chosen.best_checkpoint_path)
-    say("fetching_checkpoint", f"step {chosen.best_step}")
-    await _fetch(store.get_folder, path, folder, chosen.best_checkpoint_manifest_sha256)
-    return WholeCheckpoint(path=folder, manifest_sha256=chosen.best_checkpoint_manifest_sha256)
+    chosen = assignment.training
+    best = Checkpoint(
+        step=chosen.best_step,
+        path=chosen.best_checkpoint_path,
+        manifest_sha256=chosen.best_checkpoint_manifest_sha256,
+    )
+    return await whole_checkpoint(assignment, best, store, workdir / "checkpoint")
+
+
+async def whole_checkpoint(
+    assignment: Assignment, chosen: Checkpoint, store: ArtifactStore, folder: Path
+) -> WholeCheckpoint:
+    """Downloads an accepted checkpoint into `folder`."""
+    path = _stored(assignment, chosen.path)
+    say("fetching_checkpoint", f"step {chosen.step}")
+    await _fetch(store.get_folder, path, folder, chosen.manifest_sha256)
+    return WholeCheckpoint(path=folder, manifest_sha256=chosen.manifest_sha256)
 
 
 async def measurement_files(assignment: Assignment, store: ArtifactStore, workdir: Path) -> list[Path]:

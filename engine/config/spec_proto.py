@@ -13,7 +13,9 @@ from finetuneflow.v1.fine_tuning_job_pb2 import AdapterStart
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import DataSource, EvaluationSpec, ExportSpec, FineTuningJobSpec
 
 
-def spec_to_dict(message: FineTuningJobSpec | EvaluationSpec | ExportSpec | AdapterStart) -> dict[str, Any]:
+def spec_to_dict(
+    message: FineTuningJobSpec | DataSource | EvaluationSpec | ExportSpec | AdapterStart,
+) -> dict[str, Any]:
     """Returns the fields that are set, by name.
 
     An enum value becomes its lower-case name without prefix: `TRAINING_METHOD_LORA` is `lora`. A value that this

@@ -28,6 +28,7 @@ from finetuneflow.v1.dataset_service_pb2_grpc import (
 )
 from finetuneflow.v1.event_pb2 import ConfigResolved
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
+from finetuneflow.v1.work_pb2 import Comparison
 from gateway import views
 from gateway.access.callers import tenant_of
 from gateway.identifiers import new_id
@@ -298,23 +299,21 @@ async def _find_by_request_id(
     return row
 
 
-def _resolved_spec(config: bytes | None) -> FineTuningJobSpec:
-    """Returns the settings of an evaluation or export, whose data are token shards: only its own sets are read."""
-    resolved = FineTuningJobSpec()
-    resolved.evaluation.CopyFrom(ConfigResolved.FromString(config or b"").resolved_spec.evaluation)
-    return resolved
+def _own_data(work: Work) -> FineTuningJobSpec:
+    """Returns what an evaluation reads beside the token shards of its job, as a spec."""
+    found = FineTuningJobSpec(evaluation_data=Comparison.FromString(work.comparison or b"").data)
+    found.evaluation.CopyFrom(ConfigResolved.FromString(work.config or b"").resolved_spec.evaluation)
+    return found
 
 
 async def refuse_if_used(session: AsyncSession, row: UploadedDataset) -> None:
     """Raises FailedPrecondition if a job that has not ended uses the dataset."""
-    query = select(Work.id, Work.kind, Work.spec, Work.config).where(
-        Work.tenant == row.tenant, col(Work.state).not_in(lifecycle.TERMINAL)
-    )
+    query = select(Work).where(Work.tenant == row.tenant, col(Work.state).not_in(lifecycle.TERMINAL))
     users = []
-    for job_id, kind, spec, config in (await session.exec(query.order_by(Work.id))).all():
-        used = FineTuningJobSpec.FromString(spec) if kind == FINE_TUNING_JOB.name else _resolved_spec(config)
-        if row.id in dataset_ids(used):
-            users.append((job_id, KINDS[kind].noun.removeprefix("fine-tuning ")))
+    for work in (await session.exec(query.order_by(Work.id))).all():
+        is_job = work.kind == FINE_TUNING_JOB.name
+        if row.id in dataset_ids(FineTuningJobSpec.FromString(work.spec) if is_job else _own_data(work)):
+            users.append((work.id, KINDS[work.kind].noun.removeprefix("fine-tuning ")))
     if users:
         more = f" and {len(users) - 1} more" if len(users) > 1 else ""
         raise FailedPrecondition(

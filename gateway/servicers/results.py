@@ -1,9 +1,10 @@
 """EvaluationService and ExportService: work of one stage about a job's model, and what a job's own stages leave."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, Generic, TypeVar
 
 import grpc
+from google.protobuf.message import Message
 from google.protobuf.wrappers_pb2 import StringValue
 from sqlmodel import and_, col, or_, select
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -22,8 +23,10 @@ from finetuneflow.v1.evaluation_pb2 import Evaluation
 from finetuneflow.v1.event_pb2 import ConfigResolved
 from finetuneflow.v1.export_pb2 import Export
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import EvaluationSpec, ExportSpec
+from finetuneflow.v1.work_pb2 import Comparison
 from gateway import views
 from gateway.access.callers import tenant_of
+from gateway.comparisons import find_comparison
 from gateway.evaluation_rows import refuse_without_rows, rows_page
 from gateway.identifiers import new_id
 from gateway.paging import page_of
@@ -53,27 +56,46 @@ class Results(Generic[_Message]):
         self._catalogue = catalogue
         self._message: Callable[[SavedResult, Work], _Message] = message
 
-    async def create(self, model: str, spec: EvaluationSpec | ExportSpec, request_id: str, tenant: str) -> _Message:
-        """Creates the work. Raises AlreadyExists, InvalidArgument, NotFound, FailedPrecondition, Unimplemented."""
+    async def create(self, model: str, spec: ExportSpec, request_id: str, tenant: str) -> _Message:
+        """Creates work about a job's model. Raises AlreadyExists, InvalidArgument, NotFound, FailedPrecondition,
+        Unimplemented."""
         check_text(spec)
         job_id = _job_of(model, self._catalogue)
-        digest = request_digest(spec, StringValue(value=model))
+
+        async def find(session: AsyncSession) -> tuple[Work, Comparison | None]:
+            return await trained_job(session, job_id, tenant), None
+
+        return await self.add(find, spec, request_digest(spec, StringValue(value=model)), request_id, tenant)
+
+    async def add(
+        self,
+        find: Callable[[AsyncSession], Awaitable[tuple[Work, Comparison | None]]],
+        spec: EvaluationSpec | ExportSpec,
+        digest: str,
+        request_id: str,
+        tenant: str,
+    ) -> _Message:
+        """Adds the work, about the job and the models that `find` returns."""
         earlier = await self.work.earlier(tenant, request_id, digest)
         if earlier is not None:
             return await self.get(earlier.id, tenant)
         async with self.work.database.read() as session:
-            job = await trained_job(session, job_id, tenant)
-        work = self._new(job, spec, digest)
+            job, comparison = await find(session)
+        work = self._new(job, spec, digest, comparison)
 
-        async def add(decision: Decision) -> None:
-            # Locked, so that the job is not deleted at the same time: then its rows and its files would be gone.
-            await trained_job(decision.session, job_id, tenant, lock=True)
+        async def within(decision: Decision) -> None:
+            # Locked, so that no job is deleted at the same time: then its rows and its files would be gone.
+            await trained_job(decision.session, job.id, tenant, lock=True)
+            if work.start_job_id is not None:
+                await trained_job(decision.session, work.start_job_id, tenant, "against", lock=True)
             if isinstance(spec, EvaluationSpec):
                 named = {dataset: field for field, dataset in evaluation_sets(spec, "spec")}
+                sources = comparison.data if comparison is not None else ()
+                named |= {source.dataset: f"data[{index}].dataset" for index, source in enumerate(sources)}
                 await existing_datasets(decision.session, tenant, named)
             decision.session.add(new_result(work, self._kind, work.id))
 
-        work = await self.work.create(work, request_id, add)
+        work = await self.work.create(work, request_id, within)
         return await self.get(work.id, tenant)
 
     async def get(self, result_id: str, tenant: str) -> _Message:
@@ -149,7 +171,7 @@ class Results(Generic[_Message]):
         )
         return {"events": events, "through_sequence": through}
 
-    def _new(self, job: Work, spec: EvaluationSpec | ExportSpec, digest: str) -> Work:
+    def _new(self, job: Work, spec: EvaluationSpec | ExportSpec, digest: str, comparison: Comparison | None) -> Work:
         config = resolved_settings(job)
         changes = spec_to_dict(spec)
         if self._kind is EVALUATION:
@@ -174,6 +196,8 @@ class Results(Generic[_Message]):
             tenant=job.tenant,
             kind=self._kind.name,
             job_id=job.id,
+            start_job_id=None if comparison is None else _other_job(comparison, job),
+            comparison=None if comparison is None else comparison.SerializeToString(),
             request_sha256=digest,
             spec=spec.SerializeToString(),
             config=ConfigResolved(resolved_spec=resolved).SerializeToString(),
@@ -201,6 +225,12 @@ def _results_with_work() -> Any:
     return select(SavedResult, Work).join(Work, col(Work.id) == col(SavedResult.work_id))
 
 
+def _other_job(comparison: Comparison, job: Work) -> str | None:
+    """Returns the id of the other model's job, if that is another one."""
+    others = {each.checkpoint.job_id for each in (comparison.model, comparison.against)} - {"", job.id}
+    return others.pop() if others else None
+
+
 def _job_of(model: str, catalogue: Catalogue) -> str:
     """Returns the job's id of `ft:<job_id>`. InvalidArgument, NotFound, Unimplemented."""
     if not model.startswith(TUNED):
@@ -220,17 +250,31 @@ def _job_of(model: str, catalogue: Catalogue) -> str:
     return job_id
 
 
+def _compared(request: evaluation_api.CreateEvaluationRequest) -> Iterator[Message]:
+    """Yields what the request has beyond a model; nothing, as earlier versions had nothing, if it has only that."""
+    if request.against or request.data:
+        yield evaluation_api.CreateEvaluationRequest(against=request.against, data=request.data)
+
+
 class Evaluations(evaluation_grpc.EvaluationServiceServicer):
     """Served by the gateway."""
 
     def __init__(self, methods: WorkMethods, catalogue: Catalogue, store: ArtifactStore) -> None:
         self._results: Results[Evaluation] = Results(methods, catalogue, views.evaluation)
+        self._catalogue = catalogue
         self._store = store
 
     async def CreateEvaluation(
         self, request: evaluation_api.CreateEvaluationRequest, context: Context
     ) -> evaluation_api.CreateEvaluationResponse:
-        made = await self._results.create(request.model, request.spec, request.request_id, tenant_of(context))
+        check_text(request)
+        tenant = tenant_of(context)
+
+        async def find(session: AsyncSession) -> tuple[Work, Comparison | None]:
+            return await find_comparison(session, tenant, self._catalogue, request)
+
+        digest = request_digest(request.spec, StringValue(value=request.model), *_compared(request))
+        made = await self._results.add(find, request.spec, digest, request.request_id, tenant)
         return evaluation_api.CreateEvaluationResponse(evaluation=made)
 
     async def GetEvaluation(

@@ -223,8 +223,7 @@ async def _refuse_if_started_from(session: AsyncSession, work: Work) -> None:
         more = f" and {len(users) - 1} more" if len(users) > 1 else ""
         raise FailedPrecondition(
             "MODEL_IN_USE",
-            f"The training of job {users[0]}{more} starts from the adapter of job {work.id}; wait until that training "
-            "has ended, or cancel it.",
+            f"{users[0]}{more} uses the model of job {work.id}; wait until it has ended, or cancel it.",
             metadata={"job_id": users[0]},
         )
 

@@ -45,11 +45,14 @@ class Work(SQLModel, table=True):
     job_id: str | None = Field(default=None, foreign_key="work.id")
     """The fine-tuning job whose model this evaluates or exports. None for a job."""
     start_job_id: str | None = None
-    """The fine-tuning job whose adapter this job's training starts from; it may be deleted after the training."""
+    """The fine-tuning job whose adapter this job's training starts from, or whose model this evaluation compares with;
+    it may be deleted after that."""
     deleting: bool = Field(default=False, sa_column_kwargs={"server_default": false()})
     """Set while its history is deleted: nothing new may be made of its model."""
     start: bytes | None = Field(default=None, sa_column=Column(LargeBinary))
     """TrainingStart: that adapter and those that it builds upon."""
+    comparison: bytes | None = Field(default=None, sa_column=Column(LargeBinary))
+    """Comparison: the models of an evaluation asked for alone. None if an earlier version created it."""
     request_id: str | None = None
     request_sha256: str
     spec: bytes = Field(sa_column=Column(LargeBinary, nullable=False))

@@ -21,6 +21,7 @@ from finetuneflow.v1.work_pb2 import (
     ClaimRefused,
     ClaimRequest,
     ClaimResponse,
+    Comparison,
     Directive,
     MetricSeries,
     ReportRequest,
@@ -202,10 +203,13 @@ class WorkerRequests:
         )
         if work.config is not None:
             assignment.resolved_spec.CopyFrom(ConfigResolved.FromString(work.config).resolved_spec)
+        if work.comparison is not None:
+            assignment.comparison.CopyFrom(Comparison.FromString(work.comparison))
         if job.start is not None:
             assignment.start.CopyFrom(TrainingStart.FromString(job.start))
         # An evaluation asked for alone has sets of its own.
         named = {*dataset_ids(spec), *(id for _, id in evaluation_sets(assignment.resolved_spec.evaluation, ""))}
+        named |= {source.dataset for source in assignment.comparison.data}
         datasets = select(UploadedDataset).where(
             UploadedDataset.tenant == work.tenant, col(UploadedDataset.id).in_(named)
         )

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from os import PathLike
 from typing import Any, ClassVar
 
 from finetuneflow.blocking import blocking, iterating
+from finetuneflow.datasets import AsyncDatasets
 from finetuneflow.enums import enum_number
 from finetuneflow.fields import check_list
 from finetuneflow.model_work import AsyncModelWork, BlockingModelWork, model_name
 from finetuneflow.paging import paged
 from finetuneflow.resources.evaluation import Evaluation, EvaluationRow, RowChange
-from finetuneflow.spec import evaluation_spec
+from finetuneflow.spec import draft_sources, evaluation_spec
 from finetuneflow.transport import CallPolicy
 from finetuneflow.v1 import evaluation_pb2
 from finetuneflow.v1 import evaluation_service_pb2 as pb
@@ -26,13 +28,16 @@ class AsyncEvaluations(AsyncModelWork[Evaluation]):
     _api: ClassVar[Any] = pb
     _resource: ClassVar[type[Evaluation]] = Evaluation
 
-    def __init__(self, transport: CallPolicy) -> None:
+    def __init__(self, transport: CallPolicy, datasets: AsyncDatasets) -> None:
         super().__init__(transport, pb_grpc.EvaluationServiceStub(transport.channel))
+        self._datasets = datasets
 
     async def create(
         self,
         model: str,
         *,
+        against: str = "",
+        data: str | PathLike[str] | Mapping[str, Any] | Sequence[Any] = (),
         num_samples: int | None = None,
         prompts: Sequence[str] | None = None,
         max_new_tokens: int | None = None,
@@ -43,10 +48,14 @@ class AsyncEvaluations(AsyncModelWork[Evaluation]):
         json_schema: Mapping[str, Any] | None = None,
         request_id: str = "",
     ) -> Evaluation:
-        """Evaluates the model of a job whose training has finished, and compares it with its base.
+        """Evaluates the model of a job whose training has finished, and compares it with its base or another model.
 
         Args:
-            model: The tuned model, `ft:<job_id>` (`job.tuned_model`), or the id of its job.
+            model: The tuned model, `ft:<job_id>` (`job.tuned_model`), or the id of its job; `ft:<job_id>@<step>` for
+                one of its checkpoints; or a base model, if `against` is a tuned one.
+            against: The model to compare it with, named in the same way. Default: the base model of `model`.
+            data: Rows to compare the models on: a path (uploaded), a dataset id, a table with `dataset`, or a list of
+                these. Default: the held-out rows of the job.
             num_samples: Held-out rows that both models answer. Range [0, 100]; default: the job's own value.
             prompts: Prompts that both models answer; at most 100, each at most 16 KiB. Default: the job's own.
             max_new_tokens: Maximum length of an answer in tokens. Range [1, 4096]; default: the job's own value.
@@ -62,10 +71,11 @@ class AsyncEvaluations(AsyncModelWork[Evaluation]):
             The evaluation, in state QUEUED.
 
         Raises:
-            NotFound: There is no such model.
+            NotFound: There is no such model or dataset.
+            OSError: A file cannot be read.
             FailedPrecondition: The job has not finished its training, or another version resolved its settings.
             InvalidArgument: A value is out of range.
-            Unimplemented: A base model or a checkpoint.
+            Unimplemented: A dataset of the hub.
             AlreadyExists: The request_id was used with other arguments.
         """
         check_list("prompts", prompts)
@@ -82,8 +92,15 @@ class AsyncEvaluations(AsyncModelWork[Evaluation]):
                 "json_schema": json_schema,
             }
         )
+        sources, files = draft_sources(data, "data") if data else ([], [])
+        for source, path in files:
+            source.dataset = (await self._datasets.upload(path)).id
         request = pb.CreateEvaluationRequest(
-            model=model_name(model), spec=spec, request_id=request_id or uuid.uuid4().hex
+            model=model_name(model),
+            against=model_name(against),
+            data=sources,
+            spec=spec,
+            request_id=request_id or uuid.uuid4().hex,
         )
         return self._read(await self._transport.call(self._stub.CreateEvaluation, request))
 

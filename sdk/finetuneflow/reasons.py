@@ -130,6 +130,10 @@ class Reason(OpenEnum):
     """A training that has not ended starts from the job's adapter, so the job cannot be deleted. Caller: wait for the
     training's end, or cancel it."""
 
+    MODELS_NOT_COMPARABLE = "MODELS_NOT_COMPARABLE"
+    """Two models have different tokenizers, so their losses and answers cannot be compared. Caller: name models that
+    were made from the same base model."""
+
     NO_ROWS = "NO_ROWS"
     """The evaluation has no rows to list: it has not SUCCEEDED, no rows are held out, or an earlier version made it.
     Caller: wait for its end, or evaluate again."""

@@ -97,6 +97,17 @@ def evaluation_spec(values: Mapping[str, Any]) -> pb.EvaluationSpec:
     return spec
 
 
+def draft_sources(value: Any, field: str) -> tuple[list[pb.DataSource], list[tuple[pb.DataSource, Path]]]:
+    """Converts a path, a dataset id, a table or a list of these to sources. Also returns the local files among them,
+    each with its source. Raises InvalidArgument."""
+    reader = _Reader()
+    draft = pb.FineTuningJobSpec()
+    reader.read_sources(draft.evaluation_data, value, field)
+    if reader.violations:
+        raise UnreadableSpec("The data cannot be used.", reader.violations)
+    return list(draft.evaluation_data), reader.files
+
+
 def readable_spec(values: Mapping[str, Any]) -> pb.FineTuningJobSpec:
     """Converts the valid part of a table to a spec and ignores the rest. Local files get a placeholder id."""
     reader = _Reader()

@@ -9,20 +9,25 @@ from chassis.child.child_process import ChildCommand
 from chassis.store.artifact_store import ArtifactStore
 from engine.catalogue import Catalogue
 from engine.config.graders import BASE, grader, judges
-from finetuneflow.v1.work_pb2 import Assignment
+from engine.config.job import DataSource, JobConfig
+from engine.config.spec_proto import spec_to_dict
+from finetuneflow.v1.work_pb2 import Assignment, ComparedModel
 from services.attempt_inputs import (
     base_model,
     best_checkpoint,
+    checked_model,
     child_command,
     dataset_files,
     fetched_model,
     job_configuration,
     measurement_files,
     token_shards,
+    whole_checkpoint,
 )
+from services.child_input import ModelFiles, WholeCheckpoint
 from services.evaluator.settings import EvaluatorSettings
 from services.evaluator.worker.child_input import EvaluationInput, Side
-from services.hub_access import job_access
+from services.hub_access import HubAccess, job_access
 
 
 class EvaluationStage:
@@ -40,29 +45,23 @@ class EvaluationStage:
         """Raises JobError if the base model's weights on this node differ from those that preflight checked."""
         config = job_configuration(assignment.resolved_spec)
         hub = job_access(self._settings, assignment, secrets)
-        model = await base_model(self._catalogue, assignment, hub)
-        quantized = config.method == "qlora"
-        tuned = Side(
-            id=f"ft:{assignment.fine_tuning_job_id}",
-            model=model,
-            checkpoint=await best_checkpoint(assignment, store, workdir),
-            is_full=config.method == "full",
-            trained_on=config.quantization if quantized else None,
-            needs_quantized=quantized and config.lora.init_lora_weights == "loftq",
-        )
+        base, tuned = await self._sides(assignment, config, hub, store, workdir)
         judging: dict[str, Side] = {}
         for judge in (judge for each in config.evaluation.graders for judge in judges(grader(each))):
             if judge.model not in (BASE, *judging):
                 judging[judge.model] = Side(
                     id=judge.model, model=await fetched_model(self._catalogue, judge.model, hub)
                 )
-        wanted = {config.evaluation.questions, config.evaluation.regression}
+        sources = [DataSource.model_validate(spec_to_dict(source)) for source in assignment.comparison.data]
+        wanted = {config.evaluation.questions, config.evaluation.regression, *(source.dataset for source in sources)}
         sets = await dataset_files(assignment, store, workdir, only=wanted)
         child_input = EvaluationInput(
             config=config,
-            base=Side(id=model.id, model=model),
+            base=base,
             tuned=tuned,
-            data_dir=await token_shards(assignment, store, workdir),
+            data_dir=workdir / "rows" if sources else await token_shards(assignment, store, workdir),
+            sources=sources,
+            files={source.dataset: sets[source.dataset] for source in sources},
             questions=sets.get(config.evaluation.questions),
             regression=sets.get(config.evaluation.regression),
             judges=judging,
@@ -70,5 +69,43 @@ class EvaluationStage:
             out_dir=workdir / "out",
             threads=self._settings.child_threads,
         )
-        reads = [model.path, *(side.model.path for side in judging.values())]
+        reads = [base.model.path, tuned.model.path, *(side.model.path for side in judging.values())]
         return child_command(self._settings, child_input, workdir, reads, gpus=config.resources.gpus)
+
+    async def _sides(
+        self, assignment: Assignment, config: JobConfig, hub: HubAccess, store: ArtifactStore, workdir: Path
+    ) -> tuple[Side, Side]:
+        """Returns the model that is compared with, and the one that the evaluation is about."""
+        if assignment.HasField("comparison"):
+            compared = assignment.comparison
+            against = await self._side(assignment, compared.against, hub, store, workdir / "against")
+            return against, await self._side(assignment, compared.model, hub, store, workdir / "checkpoint")
+        model = await base_model(self._catalogue, assignment, hub)
+        best = await best_checkpoint(assignment, store, workdir)
+        tuned = _tuned_side(f"ft:{assignment.fine_tuning_job_id}", model, best, config)
+        return Side(id=model.id, model=model), tuned
+
+    async def _side(
+        self, assignment: Assignment, compared: ComparedModel, hub: HubAccess, store: ArtifactStore, folder: Path
+    ) -> Side:
+        identity = compared.base_model
+        if identity.weights_sha256:
+            model = await checked_model(self._catalogue, identity, hub)
+        else:
+            model = await fetched_model(self._catalogue, identity.id, hub)
+        if not compared.HasField("checkpoint"):
+            return Side(id=compared.id, model=model)
+        checkpoint = await whole_checkpoint(assignment, compared.checkpoint, store, folder)
+        return _tuned_side(compared.id, model, checkpoint, job_configuration(compared.trained_with))
+
+
+def _tuned_side(name: str, model: ModelFiles, checkpoint: WholeCheckpoint, trained_with: JobConfig) -> Side:
+    quantized = trained_with.method == "qlora"
+    return Side(
+        id=name,
+        model=model,
+        checkpoint=checkpoint,
+        is_full=trained_with.method == "full",
+        trained_on=trained_with.quantization if quantized else None,
+        needs_quantized=quantized and trained_with.lora.init_lora_weights == "loftq",
+    )

@@ -87,6 +87,37 @@ def test_rows_of_an_evaluation_are_listed_and_its_gate_decides(client: Client, f
     assert model.gate_decision == finished_job.gate_decision is not None
 
 
+def test_any_two_models_are_compared_on_any_rows(client: Client, finished_job: Job, tmp_path: Path) -> None:
+    """Which of two candidates is better, and on the rows of today."""
+    rows = tmp_path / "other.jsonl"
+    rows.write_text("".join(json.dumps({"question": f"Is {n} odd?", "answer": "Yes."}) + "\n" for n in range(6)))
+    steps = sorted(checkpoint.step for checkpoint in client.jobs.checkpoints(finished_job.id))
+    early = f"{finished_job.tuned_model}@{steps[0]}"
+    short = {"max_new_tokens": 2, "num_samples": 1}
+    made = client.evaluations.create(finished_job.tuned_model, against=early, data=rows, **short)
+    there = client.evaluations.wait(made.id)
+    assert (there.model, there.against) == (finished_job.tuned_model, early)
+    assert there.result is not None and there.result.num_examples == 6
+    assert [row.expected for row in client.evaluations.rows(made.id)] == ["Yes."] * 6
+    back = client.evaluations.create(early, against=finished_job.tuned_model, data=rows, **short)
+    turned = client.evaluations.wait(back.id).result
+    assert turned is not None
+    assert (turned.base_loss, turned.tuned_loss) == (there.result.tuned_loss, there.result.base_loss)
+    assert turned.num_reused >= 4 * 6, "nothing of it is new"
+    base = client.evaluations.create("tiny", against=finished_job.id, **short)
+    untuned = client.evaluations.wait(base.id)
+    own = client.evaluations.get(finished_job.evaluation_id)
+    assert untuned.delta == pytest.approx(-(own.delta or 0)), "on the job's own held-out rows"
+    with pytest.raises(InvalidArgument, match="one must be tuned"):
+        client.evaluations.create("tiny", against="tiny")
+    with pytest.raises(NotFound, match="has no checkpoint of step 999"):
+        client.evaluations.create(f"{finished_job.tuned_model}@999")
+    with pytest.raises(NotFound, match=r"no dataset 'ds_none'"):
+        client.evaluations.create(finished_job.tuned_model, data="ds_none")
+    with pytest.raises(Unimplemented, match="upload it"):
+        client.evaluations.create(finished_job.tuned_model, data="hf://org/rows")
+
+
 def test_second_export_contains_the_same_model(client: Client, finished_job: Job, tmp_path: Path) -> None:
     """A package that differs from the first one would be another model under the same name."""
     made = client.exports.create(finished_job.tuned_model, formats=["adapter"])

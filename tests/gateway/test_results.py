@@ -257,16 +257,24 @@ async def test_invalid_requests_are_refused_with_field(servers: ResultServers) -
     trained = await servers.job(stages=2)
     untrained = await servers.job(stages=1)
     request = evaluation_api.CreateEvaluationRequest
-    base = servers.evaluations.CreateEvaluation(request(model="smollm2-135m"))
+    create = servers.evaluations.CreateEvaluation
+    tuned, alias = f"ft:{trained}", "smollm2-135m"
+    hub, weighted = DataSource(dataset="hf://org/rows"), DataSource(dataset="ds_1", weight=2)
     for call, code, reason, fields in (
         (export(servers, trained, formats=[MERGED]), "UNIMPLEMENTED", "NOT_IMPLEMENTED", ("spec.formats[0]",)),
         (evaluate(servers, trained, enabled=False), "INVALID_ARGUMENT", "INVALID_CONFIG", ("spec.enabled",)),
         (evaluate(servers, trained, num_samples=1000), "INVALID_ARGUMENT", "INVALID_CONFIG", ("spec.num_samples",)),
         (evaluate(servers, untrained), "FAILED_PRECONDITION", "NOT_TRAINED", ("model",)),
         (evaluate(servers, "ftjob_none"), "NOT_FOUND", "MODEL_NOT_FOUND", ("model",)),
-        (evaluate(servers, f"{trained}@10"), "UNIMPLEMENTED", "NOT_IMPLEMENTED", ("model",)),
-        (base, "UNIMPLEMENTED", "NOT_IMPLEMENTED", ("model",)),
-        (servers.evaluations.CreateEvaluation(request()), "INVALID_ARGUMENT", "INVALID_MODEL", ("model",)),
+        (evaluate(servers, f"{trained}@10"), "NOT_FOUND", "CHECKPOINT_NOT_FOUND", ("model",)),
+        (evaluate(servers, f"{trained}@ten"), "INVALID_ARGUMENT", "INVALID_MODEL", ("model",)),
+        (export(servers, f"{trained}@10"), "UNIMPLEMENTED", "NOT_IMPLEMENTED", ("model",)),
+        (create(request(model=alias)), "INVALID_ARGUMENT", "INVALID_MODEL", ("against",)),
+        (create(request(model=alias, against=alias)), "INVALID_ARGUMENT", "INVALID_MODEL", ("against",)),
+        (create(request(model=tuned, against="ft:none")), "NOT_FOUND", "MODEL_NOT_FOUND", ("against",)),
+        (create(request(model=tuned, data=[hub])), "UNIMPLEMENTED", "NOT_IMPLEMENTED", ("data[0].dataset",)),
+        (create(request(model=tuned, data=[weighted])), "INVALID_ARGUMENT", "INVALID_MODEL", ("data[0].weight",)),
+        (create(request()), "INVALID_ARGUMENT", "INVALID_MODEL", ("model",)),
     ):
         refused = await refusal(call)
         assert (refused.code.name, refused.reason, refused.fields) == (code, reason, fields)

@@ -47,7 +47,17 @@ _Detach = Annotated[bool, typer.Option("--detach", "-d", help="Create it without
 
 def evaluate(
     ctx: typer.Context,
-    model: _Model,
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="Tuned model, ft:JOB or ft:JOB@STEP, or the id of its job.", callback=not_empty
+        ),
+    ],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="File or dataset id of rows to compare on. Repeatable. Default: the job's held-out rows."),
+    ] = None,
+    against: Annotated[str, typer.Option(help="Model to compare it with. Default: its base model.")] = "",
     num_samples: Annotated[
         int | None, typer.Option(min=0, max=100, help="Held-out rows that both models answer. Default: the job's.")
     ] = None,
@@ -77,10 +87,12 @@ def evaluate(
     detach: _Detach = False,
     json: Json = False,
 ) -> None:
-    """Evaluate the model of a job again, and compare it with its base."""
+    """Evaluate a model, and compare it with its base or another one."""
     here = session(ctx)
     made = here.client.evaluations.create(
         model,
+        against=against,
+        data=data or (),
         num_samples=num_samples,
         prompts=prompt,
         max_new_tokens=max_new_tokens,
@@ -276,7 +288,8 @@ def _show_result(work: Work, console: Console) -> None:
 def _show(work: Work, console: Console) -> None:
     console.print(work.id)
     console.print(f"State       {work.state}" + (f": {work.reason}" if work.reason else ""))
-    console.print(f"Model       {work.model}")
+    against = f" against {work.against}" if isinstance(work, Evaluation) and work.against else ""
+    console.print(f"Model       {work.model}{against}")
     if work.belongs_to_job:
         console.print(f"Made by     job {work.job_id}")
     if work.progress is not None and work.progress.phase and not work.ended:

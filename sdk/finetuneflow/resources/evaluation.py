@@ -60,8 +60,10 @@ class EvaluationRow(Resource):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation(ModelWork):
-    """A comparison of a tuned model with its base."""
+    """A comparison of a tuned model with its base, or of two models."""
 
+    against: str
+    """The model that it is compared with. Empty for an evaluation left by a job: its base model."""
     result: EvaluationResult | None
     """The measured losses and samples. None until it has SUCCEEDED."""
 

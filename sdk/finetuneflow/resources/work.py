@@ -19,7 +19,7 @@ class ModelWork(Resource):
     job_id: str
     """The fine-tuning job whose model it is about."""
     model: str
-    """The model it is about: `ft:<job_id>`."""
+    """The model it is about: `ft:<job_id>`, `ft:<job_id>@<step>` or a base model."""
     spec: dict[str, Any]
     """Its settings, every field set: the request's values over the job's own."""
     state: JobState

@@ -84,11 +84,10 @@ class EvaluationServiceServicer(object):
     """
 
     def CreateEvaluation(self, request, context):
-        """Evaluates a finished job's model again, for instance with other prompts, and starts it.
-        Idempotent by request_id. NOT_FOUND: no such model. FAILED_PRECONDITION: the job has not finished training, or
-        another version resolved its settings and this one does not accept them.
-        RESOURCE_EXHAUSTED: a limit of the tenant is reached (TenantLimits).
-        UNIMPLEMENTED: a base model or a checkpoint (`ft:<job_id>@<step>`).
+        """Evaluates a model, or compares two, and starts it.
+        Idempotent by request_id. NOT_FOUND: no such model or dataset. FAILED_PRECONDITION: the job has not finished training,
+        or another version resolved its settings and this one does not accept them.
+        INVALID_ARGUMENT: neither model is a tuned one. RESOURCE_EXHAUSTED: a limit of the tenant is reached (TenantLimits).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

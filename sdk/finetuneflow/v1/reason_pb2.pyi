@@ -44,6 +44,7 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_BELONGS_TO_JOB: _ClassVar[Reason]
     REASON_NOT_TRAINED: _ClassVar[Reason]
     REASON_MODEL_IN_USE: _ClassVar[Reason]
+    REASON_MODELS_NOT_COMPARABLE: _ClassVar[Reason]
     REASON_NO_ROWS: _ClassVar[Reason]
     REASON_UNKNOWN_METRIC: _ClassVar[Reason]
     REASON_INVALID_CHANGE: _ClassVar[Reason]
@@ -320,6 +321,7 @@ REASON_NOT_ENDED: Reason
 REASON_BELONGS_TO_JOB: Reason
 REASON_NOT_TRAINED: Reason
 REASON_MODEL_IN_USE: Reason
+REASON_MODELS_NOT_COMPARABLE: Reason
 REASON_NO_ROWS: Reason
 REASON_UNKNOWN_METRIC: Reason
 REASON_INVALID_CHANGE: Reason

@@ -74,7 +74,7 @@ class ClaimRefused(_message.Message):
     def __init__(self, reason: _Optional[str] = ...) -> None: ...
 
 class Assignment(_message.Message):
-    __slots__ = ("job_id", "tenant", "stage", "attempt", "claim_id", "spec", "resolved_spec", "datasets", "checkpoints", "preflight", "training", "evaluation", "metrics", "prior_training_seconds", "create_time", "shards", "hardware", "fine_tuning_job_id", "merged_spec", "sealed_secrets", "start", "measurements")
+    __slots__ = ("job_id", "tenant", "stage", "attempt", "claim_id", "spec", "resolved_spec", "datasets", "checkpoints", "preflight", "training", "evaluation", "metrics", "prior_training_seconds", "create_time", "shards", "hardware", "fine_tuning_job_id", "merged_spec", "sealed_secrets", "start", "measurements", "comparison")
     class SealedSecretsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -104,6 +104,7 @@ class Assignment(_message.Message):
     SEALED_SECRETS_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     MEASUREMENTS_FIELD_NUMBER: _ClassVar[int]
+    COMPARISON_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     tenant: str
     stage: _fine_tuning_job_pb2.Stage
@@ -126,7 +127,30 @@ class Assignment(_message.Message):
     sealed_secrets: _containers.ScalarMap[str, bytes]
     start: TrainingStart
     measurements: _containers.RepeatedCompositeFieldContainer[StoredFile]
-    def __init__(self, job_id: _Optional[str] = ..., tenant: _Optional[str] = ..., stage: _Optional[_Union[_fine_tuning_job_pb2.Stage, str]] = ..., attempt: _Optional[int] = ..., claim_id: _Optional[str] = ..., spec: _Optional[_Union[_fine_tuning_job_spec_pb2.FineTuningJobSpec, _Mapping]] = ..., resolved_spec: _Optional[_Union[_fine_tuning_job_spec_pb2.FineTuningJobSpec, _Mapping]] = ..., datasets: _Optional[_Iterable[_Union[_dataset_pb2.Dataset, _Mapping]]] = ..., checkpoints: _Optional[_Iterable[_Union[_fine_tuning_job_pb2.Checkpoint, _Mapping]]] = ..., preflight: _Optional[_Union[_stage_result_pb2.PreflightResult, _Mapping]] = ..., training: _Optional[_Union[_stage_result_pb2.TrainingResult, _Mapping]] = ..., evaluation: _Optional[_Union[_stage_result_pb2.EvaluationResult, _Mapping]] = ..., metrics: _Optional[_Iterable[_Union[MetricSeries, _Mapping]]] = ..., prior_training_seconds: _Optional[float] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., shards: _Optional[_Iterable[_Union[StoredShards, _Mapping]]] = ..., hardware: _Optional[_Union[_hardware_pb2.Hardware, _Mapping]] = ..., fine_tuning_job_id: _Optional[str] = ..., merged_spec: _Optional[_Union[_fine_tuning_job_spec_pb2.FineTuningJobSpec, _Mapping]] = ..., sealed_secrets: _Optional[_Mapping[str, bytes]] = ..., start: _Optional[_Union[TrainingStart, _Mapping]] = ..., measurements: _Optional[_Iterable[_Union[StoredFile, _Mapping]]] = ...) -> None: ...
+    comparison: Comparison
+    def __init__(self, job_id: _Optional[str] = ..., tenant: _Optional[str] = ..., stage: _Optional[_Union[_fine_tuning_job_pb2.Stage, str]] = ..., attempt: _Optional[int] = ..., claim_id: _Optional[str] = ..., spec: _Optional[_Union[_fine_tuning_job_spec_pb2.FineTuningJobSpec, _Mapping]] = ..., resolved_spec: _Optional[_Union[_fine_tuning_job_spec_pb2.FineTuningJobSpec, _Mapping]] = ..., datasets: _Optional[_Iterable[_Union[_dataset_pb2.Dataset, _Mapping]]] = ..., checkpoints: _Optional[_Iterable[_Union[_fine_tuning_job_pb2.Checkpoint, _Mapping]]] = ..., preflight: _Optional[_Union[_stage_result_pb2.PreflightResult, _Mapping]] = ..., training: _Optional[_Union[_stage_result_pb2.TrainingResult, _Mapping]] = ..., evaluation: _Optional[_Union[_stage_result_pb2.EvaluationResult, _Mapping]] = ..., metrics: _Optional[_Iterable[_Union[MetricSeries, _Mapping]]] = ..., prior_training_seconds: _Optional[float] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., shards: _Optional[_Iterable[_Union[StoredShards, _Mapping]]] = ..., hardware: _Optional[_Union[_hardware_pb2.Hardware, _Mapping]] = ..., fine_tuning_job_id: _Optional[str] = ..., merged_spec: _Optional[_Union[_fine_tuning_job_spec_pb2.FineTuningJobSpec, _Mapping]] = ..., sealed_secrets: _Optional[_Mapping[str, bytes]] = ..., start: _Optional[_Union[TrainingStart, _Mapping]] = ..., measurements: _Optional[_Iterable[_Union[StoredFile, _Mapping]]] = ..., comparison: _Optional[_Union[Comparison, _Mapping]] = ...) -> None: ...
+
+class Comparison(_message.Message):
+    __slots__ = ("model", "against", "data")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    AGAINST_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    model: ComparedModel
+    against: ComparedModel
+    data: _containers.RepeatedCompositeFieldContainer[_fine_tuning_job_spec_pb2.DataSource]
+    def __init__(self, model: _Optional[_Union[ComparedModel, _Mapping]] = ..., against: _Optional[_Union[ComparedModel, _Mapping]] = ..., data: _Optional[_Iterable[_Union[_fine_tuning_job_spec_pb2.DataSource, _Mapping]]] = ...) -> None: ...
+
+class ComparedModel(_message.Message):
+    __slots__ = ("id", "base_model", "checkpoint", "trained_with")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    TRAINED_WITH_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    base_model: _stage_result_pb2.BaseModelIdentity
+    checkpoint: _fine_tuning_job_pb2.Checkpoint
+    trained_with: _fine_tuning_job_spec_pb2.FineTuningJobSpec
+    def __init__(self, id: _Optional[str] = ..., base_model: _Optional[_Union[_stage_result_pb2.BaseModelIdentity, _Mapping]] = ..., checkpoint: _Optional[_Union[_fine_tuning_job_pb2.Checkpoint, _Mapping]] = ..., trained_with: _Optional[_Union[_fine_tuning_job_spec_pb2.FineTuningJobSpec, _Mapping]] = ...) -> None: ...
 
 class StoredFile(_message.Message):
     __slots__ = ("path", "sha256")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from engine.config.job import JobConfig, Quantization
+from engine.config.job import DataSource, JobConfig, Quantization
 from services.child_input import ChildInput, ModelFiles, Strict, WholeCheckpoint
 
 
@@ -31,7 +31,12 @@ class EvaluationInput(ChildInput):
     base: Side
     tuned: Side
     data_dir: Path
-    """eval/ and eval_rows.jsonl, where rows are held out, and prepared.json, as `engine.data.prepare` writes them."""
+    """eval/ and eval_rows.jsonl, where rows are held out, and prepared.json, as `engine.data.prepare` writes them. The
+    child writes them there if there are `sources`."""
+    sources: list[DataSource] = Field(default=[])
+    """Rows to compare the models on. Empty: the held-out rows of the job."""
+    files: dict[str, Path] = Field(default={})
+    """The file of each dataset in `sources`."""
     threads: int = Field(ge=1)
     """Number of torch's threads."""
     questions: Path | None = None

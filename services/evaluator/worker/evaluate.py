@@ -10,6 +10,7 @@ from chassis.child.pipe import EventSink
 from engine.config.evaluation import GENERAL
 from engine.config.graders import BASE
 from engine.config.job import JobConfig
+from engine.data.prepare import prepare_evaluation
 from engine.data.shards import read_shards
 from engine.data.tokenizer import Tokenizer
 from engine.errors import JobError
@@ -19,7 +20,7 @@ from engine.evaluation.sets import prepare_regression
 from engine.model.score import Row
 from finetuneflow.v1.event_pb2 import ArtifactSaved
 from finetuneflow.v1.stage_result_pb2 import EvaluationResult
-from services.evaluator.worker.child_input import EvaluationInput
+from services.evaluator.worker.child_input import EvaluationInput, Side
 from services.evaluator.worker.compare import Compare
 from services.evaluator.worker.judge import GRADING, Judge
 from services.evaluator.worker.measure import Measuring
@@ -50,6 +51,8 @@ def evaluate(child_input: EvaluationInput, sink: EventSink) -> EvaluationResult:
         return EvaluationResult()
     torch.set_num_threads(child_input.threads)
     tokenizer = Tokenizer(tuned.model.path, config.chat_template)
+    _refuse_other_tokenizer(base, tuned)
+    _prepare_rows(child_input, sink)
     texts = read_held_out(child_input.data_dir / "eval_rows.jsonl")
     rows: list[Row] = list(read_shards(child_input.data_dir / "eval")) if texts else []
     answered = answered_rows(texts, config.evaluation.max_rows, config.evaluation.num_samples, config.seed)
@@ -61,7 +64,7 @@ def evaluate(child_input: EvaluationInput, sink: EventSink) -> EvaluationResult:
     phases.enter("loading_model", base.model.id)
     form = form_of(config, base, tuned, sink)
     publish = partial(_publish, sink, child_input.out_dir)
-    folder = child_input.out_dir / "measurements" / base.model.weights_sha256[:16]
+    folder = child_input.out_dir / "measurements" / tuned.model.weights_sha256[:16]
     kept = Measurements(child_input.measurements, folder, partial(publish, KIND))
     measuring = Measuring(Models(sink), kept, phases)
     wanted, stops = config.evaluation.max_new_tokens, sorted(tokenizer.special_ids)
@@ -107,6 +110,26 @@ def evaluate(child_input: EvaluationInput, sink: EventSink) -> EvaluationResult:
         sink.emit(sample)
     add_samples(result, made)
     return result
+
+
+def _refuse_other_tokenizer(base: Side, tuned: Side) -> None:
+    """Raises JobError: a loss is one of tokens, so only models with the same tokens can be compared by it."""
+    files = [side.model.path / "tokenizer.json" for side in (base, tuned)]
+    if files[0] != files[1] and files[0].read_bytes() != files[1].read_bytes():
+        message = f"{base.id} and {tuned.id} have different tokenizers, so their losses cannot be compared."
+        raise JobError("MODELS_NOT_COMPARABLE", message, "Compare models that were made from the same base model.")
+
+
+def _prepare_rows(child_input: EvaluationInput, sink: EventSink) -> None:
+    """Tokenizes the rows that the evaluation was asked for, as preflight does."""
+    if not child_input.sources:
+        return
+    model, folder = child_input.tuned.model.path, child_input.data_dir
+
+    def alive(phase: str, fraction: float | None) -> None:
+        sink.tick()
+
+    prepare_evaluation(child_input.config, child_input.sources, model, child_input.files, folder, alive)
 
 
 def _regression_rows(child_input: EvaluationInput, sink: EventSink) -> tuple[list[Row], str]:

@@ -1,0 +1,103 @@
+"""The models that an evaluation compares: looks them up by their names."""
+
+from collections.abc import Sequence
+
+from pydantic import ValidationError
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from chassis.errors import InvalidArgument, NotFound, Unimplemented, Violation
+from engine.catalogue import Catalogue
+from engine.config.hub_reference import is_hub_reference
+from engine.config.job import DataSource as SourceConfig
+from engine.config.spec_proto import spec_to_dict
+from engine.errors import JobError
+from finetuneflow.v1.evaluation_service_pb2 import CreateEvaluationRequest
+from finetuneflow.v1.event_pb2 import ConfigResolved
+from finetuneflow.v1.fine_tuning_job_pb2 import Checkpoint
+from finetuneflow.v1.fine_tuning_job_spec_pb2 import DataSource
+from finetuneflow.v1.stage_result_pb2 import BaseModelIdentity, PreflightResult, TrainingResult
+from finetuneflow.v1.work_pb2 import ComparedModel, Comparison
+from gateway import views
+from gateway.sql.tables import Work
+from gateway.tuned_models import TUNED, checkpoint_of, parsed_name, trained_job
+
+_MAX_SOURCES = 32
+
+
+async def find_comparison(
+    session: AsyncSession, tenant: str, catalogue: Catalogue, request: CreateEvaluationRequest
+) -> tuple[Work, Comparison]:
+    """Returns the models of a request, and the job whose settings and rows they are compared with.
+
+    Raises InvalidArgument, NotFound, FailedPrecondition, Unimplemented.
+    """
+    model, against = request.model, request.against
+    if not model:
+        raise _invalid("model", "is empty; name `ft:<job_id>`, `ft:<job_id>@<step>` or a base model")
+    job, compared = await _found(session, tenant, catalogue, model, "model")
+    if against:
+        other, second = await _found(session, tenant, catalogue, against, "against")
+    elif job is None:
+        raise _invalid("against", f"is empty; {model[:80]!r} is a base model, so name the tuned one to compare it with")
+    else:
+        other, second = None, ComparedModel(id=compared.base_model.id, base_model=compared.base_model)
+    owner = job or other
+    if owner is None:
+        raise _invalid("against", "is a base model like the other; one must be tuned: its template and rows are used")
+    _check_data(request.data)
+    return owner, Comparison(model=compared, against=second, data=request.data)
+
+
+async def _found(
+    session: AsyncSession, tenant: str, catalogue: Catalogue, name: str, field: str
+) -> tuple[Work | None, ComparedModel]:
+    if not name.startswith(TUNED):
+        try:
+            catalogue.check(name)
+        except JobError as error:
+            problem = f"{error.message} A job's model is named `ft:<job_id>`."
+            raise NotFound("MODEL_NOT_FOUND", problem, [Violation(field, problem)]) from error
+        return None, ComparedModel(id=name, base_model=BaseModelIdentity(id=name))
+    parsed = parsed_name(name)
+    if parsed is None:
+        raise _invalid(field, f"is {name[:80]!r}; write `ft:<job_id>` or `ft:<job_id>@<step>`")
+    job_id, step = parsed
+    job = await trained_job(session, job_id, tenant, field)
+    if step is None:
+        # What the export packs. The training named it, so it was accepted.
+        best = TrainingResult.FromString(job.training or b"")
+        checkpoint = Checkpoint(
+            job_id=job.id,
+            step=best.best_step,
+            path=best.best_checkpoint_path,
+            manifest_sha256=best.best_checkpoint_manifest_sha256,
+        )
+    else:
+        checkpoint = views.checkpoint(await checkpoint_of(session, job, step, field))
+    return job, ComparedModel(
+        id=name,
+        base_model=PreflightResult.FromString(job.preflight or b"").base_model,
+        checkpoint=checkpoint,
+        trained_with=ConfigResolved.FromString(job.config or b"").resolved_spec,
+    )
+
+
+def _check_data(data: Sequence[DataSource]) -> None:
+    if len(data) > _MAX_SOURCES:
+        raise _invalid("data", f"has {len(data)} datasets; at most {_MAX_SOURCES} are allowed")
+    for index, source in enumerate(data):
+        if is_hub_reference(source.dataset):
+            problem = "Rows of the hub are not available here yet; download the file and upload it."
+            raise Unimplemented("NOT_IMPLEMENTED", problem, [Violation(f"data[{index}].dataset", problem)])
+        try:
+            SourceConfig.model_validate(spec_to_dict(source))
+        except ValidationError as error:
+            detail = error.errors()[0]
+            path = ".".join(["", *map(str, detail["loc"])])
+            raise _invalid(f"data[{index}]{path}", detail["msg"]) from error
+        if source.HasField("weight"):
+            raise _invalid(f"data[{index}].weight", "is for training; every row is evaluated once, so remove it")
+
+
+def _invalid(field: str, problem: str) -> InvalidArgument:
+    return InvalidArgument("INVALID_MODEL", f"{field} {problem}.", [Violation(field, problem)])
