@@ -59,7 +59,7 @@ class EvaluationStage:
             config=config,
             base=base,
             tuned=tuned,
-            data_dir=workdir / "rows" if sources else await token_shards(assignment, store, workdir),
+            data_dir=workdir / "out" / "rows" if sources else await token_shards(assignment, store, workdir),
             sources=sources,
             files={source.dataset: sets[source.dataset] for source in sources},
             questions=sets.get(config.evaluation.questions),
