@@ -196,6 +196,17 @@ async def whole_checkpoint(
     return WholeCheckpoint(path=folder, manifest_sha256=chosen.manifest_sha256)
 
 
+async def evaluation_rows(assignment: Assignment, store: ArtifactStore, workdir: Path) -> Path | None:
+    """Downloads the rows of the evaluation; None if it has none."""
+    stored = assignment.evaluation
+    if not stored.rows_path:
+        return None
+    file = workdir / "evaluation_rows.jsonl"
+    say("fetching_data", "rows of the evaluation", stored.rows_size_bytes)
+    await _fetch(store.get_file, _stored(assignment, stored.rows_path), file, stored.rows_sha256)
+    return file
+
+
 async def measurement_files(assignment: Assignment, store: ArtifactStore, workdir: Path) -> list[Path]:
     """Downloads the measurements of earlier evaluations. Leaves out those that cannot be read: they are made again."""
     found = []

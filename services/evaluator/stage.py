@@ -11,6 +11,7 @@ from engine.catalogue import Catalogue
 from engine.config.graders import BASE, grader, judges
 from engine.config.job import DataSource, JobConfig
 from engine.config.spec_proto import spec_to_dict
+from engine.evaluation.verdicts import training_findings
 from finetuneflow.v1.work_pb2 import Assignment, ComparedModel
 from services.attempt_inputs import (
     base_model,
@@ -62,6 +63,7 @@ class EvaluationStage:
             data_dir=workdir / "out" / "rows" if sources else await token_shards(assignment, store, workdir),
             sources=sources,
             files={source.dataset: sets[source.dataset] for source in sources},
+            findings=_findings(assignment),
             questions=sets.get(config.evaluation.questions),
             regression=sets.get(config.evaluation.regression),
             judges=judging,
@@ -97,6 +99,16 @@ class EvaluationStage:
             return Side(id=compared.id, model=model)
         checkpoint = await whole_checkpoint(assignment, compared.checkpoint, store, folder)
         return _tuned_side(compared.id, model, checkpoint, job_configuration(compared.trained_with))
+
+
+def _findings(assignment: Assignment) -> list[str]:
+    """Returns what the losses of the training say about the model of the job's last or best step."""
+    training = assignment.training
+    about = assignment.comparison.model.checkpoint.job_id
+    if assignment.HasField("comparison") and about != assignment.fine_tuning_job_id:
+        return []
+    held_out = training.final_eval_loss if training.HasField("final_eval_loss") else None
+    return list(training_findings(training.final_train_loss, held_out, early_stopped=training.early_stopped))
 
 
 def _tuned_side(name: str, model: ModelFiles, checkpoint: WholeCheckpoint, trained_with: JobConfig) -> Side:

@@ -10,7 +10,13 @@ from chassis.store.artifact_store import ArtifactStore
 from engine.catalogue import Catalogue
 from engine.config.spec_proto import spec_to_dict
 from finetuneflow.v1.work_pb2 import Assignment
-from services.attempt_inputs import base_model, best_checkpoint, child_command, job_configuration
+from services.attempt_inputs import (
+    base_model,
+    best_checkpoint,
+    child_command,
+    evaluation_rows,
+    job_configuration,
+)
 from services.exporter.settings import ExporterSettings
 from services.exporter.worker.child_input import AdapterBelow, DatasetFile, ExportInput, JobOrigin
 from services.hub_access import job_access
@@ -50,6 +56,7 @@ class ExportStage:
             preflight=assignment.preflight,
             training=assignment.training,
             evaluation=assignment.evaluation,
+            evaluation_rows=await evaluation_rows(assignment, store, workdir),
             metrics=list(assignment.metrics),
         )
         # Packing and a single forward pass: a GPU would only be taken away from a training.

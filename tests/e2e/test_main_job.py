@@ -61,6 +61,7 @@ def test_package_contains_documented_files(client: Client, finished_job: Job, tm
         "metrics.json",
         "report.md",
         "train_loss.png",
+        "evaluation_changes.png",
         "README.md",
     } <= names
     config = json.loads(zipfile.ZipFile(package).read("adapter_config.json"))

@@ -39,6 +39,8 @@ class EvaluationInput(ChildInput):
     """The file of each dataset in `sources`."""
     threads: int = Field(ge=1)
     """Number of torch's threads."""
+    findings: list[str] = Field(default=[])
+    """What the losses of the training say."""
     questions: Path | None = None
     """The uploaded file of critical questions."""
     regression: Path | None = None

@@ -97,6 +97,7 @@ def evaluate(child_input: EvaluationInput, sink: EventSink) -> EvaluationResult:
     comparing.add_questions(questions, question_texts, before[len(asked) :], after[len(asked) :])
     comparing.add_regression(base_losses[len(rows) :], tuned_losses[len(rows) :], regression_finding)
     result = comparing.result(as_trained)
+    result.findings.extend(child_input.findings)
     result.precision, result.weights, result.num_reused = form.precision, form.weights, measuring.num_reused
     if comparing.rows:
         write_rows(comparing.rows, child_input.out_dir / ROWS_FILE)

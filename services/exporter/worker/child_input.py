@@ -87,5 +87,7 @@ class ExportInput(ChildInput):
     preflight: Annotated[PreflightResult, ProtoJson(PreflightResult)]
     training: Annotated[TrainingResult, ProtoJson(TrainingResult)]
     evaluation: Annotated[EvaluationResult, ProtoJson(EvaluationResult)]
+    evaluation_rows: Path | None = None
+    """evaluation_rows.jsonl, as the evaluator wrote it."""
     metrics: list[Annotated[MetricSeries, ProtoJson(MetricSeries)]] = Field(default=[])
     """Whole curves; `loss` and `eval_loss` are drawn."""

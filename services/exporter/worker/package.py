@@ -12,8 +12,9 @@ from engine.file_hash import sha256_of
 from services.exporter.worker.child_input import ExportInput
 from services.exporter.worker.metrics import curve, metrics, training_config
 from services.exporter.worker.model_card import model_card
-from services.exporter.worker.plots import draw_losses
+from services.exporter.worker.plots import draw_changes, draw_losses
 from services.exporter.worker.report import report
+from services.exporter.worker.row_changes import CHANGES, loss_changes
 from services.exporter.worker.row_forms import RowForms
 from services.exporter.worker.training_log import training_log, training_metadata
 
@@ -98,6 +99,9 @@ def write_documents(child_input: ExportInput, folder: Path, adapter_config: dict
     (folder / "README.md").write_text(model_card(child_input), "utf-8")
     best = child_input.training.best_step
     curves = curve(child_input, "loss"), curve(child_input, "eval_loss")
+    changes = loss_changes(child_input.evaluation_rows)
+    if changes:
+        draw_changes(folder / CHANGES, child_input.config.display_name, [change.gain for change in changes])
     draw_losses(folder / "train_loss.png", child_input.config.display_name, *curves, best)
 
 

@@ -1,4 +1,4 @@
-"""`train_loss.png`: both loss curves of the job."""
+"""`train_loss.png`: both loss curves of the job; `evaluation_changes.png`: the change of each held-out row."""
 
 import math
 from collections.abc import Sequence
@@ -38,6 +38,25 @@ def draw_losses(path: Path, title: str, train: Sequence[Point], evaluation: Sequ
         axes.legend(frameon=False)
     else:
         axes.text(0.5, 0.5, "no loss was logged", ha="center", transform=axes.transAxes)
+    figure.savefig(path, format="png", metadata={"Software": None})
+
+
+def draw_changes(path: Path, title: str, gains: Sequence[float]) -> None:
+    """Writes a PNG of 1280 by 720 pixels with the gain of each row, sorted."""
+    figure = Figure(figsize=(8, 4.5), dpi=160, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    ordered = sorted(gains)
+    places = range(1, len(ordered) + 1)
+    axes.fill_between(places, [max(gain, 0.0) for gain in ordered], step="mid", color=TRAIN_COLOUR)
+    axes.fill_between(places, [min(gain, 0.0) for gain in ordered], step="mid", color=EVAL_COLOUR)
+    axes.axhline(0, color=BEST_COLOUR, linewidth=0.8)
+    worse = sum(gain < 0 for gain in ordered)
+    axes.set_xlabel(f"held-out rows, the worst first ({worse:,} worse, {len(ordered) - worse:,} better or equal)")
+    axes.set_ylabel("base loss - tuned loss (nats per trained token)")
+    axes.set_title(title, fontsize=11, parse_math=False)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.25, axis="y")
     figure.savefig(path, format="png", metadata={"Software": None})
 
 

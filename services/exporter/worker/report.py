@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine.config.job import JobConfig
+from engine.evaluation.verdicts import gap_verdict
 from engine.perplexity import perplexity
 from finetuneflow.v1.hardware_pb2 import Hardware
 from finetuneflow.v1.stage_result_pb2 import (
@@ -18,10 +19,13 @@ from finetuneflow.v1.stage_result_pb2 import (
 from services.exporter.worker.child_input import ExportInput
 from services.exporter.worker.markdown import escape, row
 from services.exporter.worker.metrics import loss_gap
+from services.exporter.worker.row_changes import CHANGES, loss_changes
 
 _METHODS = {"lora": "LoRA", "qlora": "QLoRA", "full": "full (every weight)"}
 _INITIAL_VALUES = {"pissa": "PiSSA", "olora": "OLoRA", "loftq": "LoftQ"}
 NOT_MEASURED = "not measured"
+_MOST_CHANGED = 3
+"""Number of rows that are shown as better, and as worse."""
 
 
 def report(child_input: ExportInput, adapter_config: Mapping[str, Any] | None = None) -> str:
@@ -135,12 +139,8 @@ def _gap(child_input: ExportInput) -> str:
     evaluation = child_input.evaluation
     if not evaluation.tuned_loss <= evaluation.base_loss:  # also if it is NaN
         verdict = "it says nothing here: the tuned model is worse than its base model"
-    elif gap < 0.5:
-        verdict = "no sign of overfitting: below 0.5"
-    elif gap <= 1.0:
-        verdict = "some overfitting: 0.5 to 1.0"
     else:
-        verdict = "overfitting: above 1.0. Train for fewer epochs, or on more rows"
+        verdict = gap_verdict(gap)
     return f"{gap:.4f} at the last step ({verdict})"
 
 
@@ -200,6 +200,7 @@ def _comparison(child_input: ExportInput) -> str:
     lines += [f"- {escape(finding, 500)}" for finding in evaluation.findings]
     if evaluation.HasField("classification"):
         lines += ["", *_classification(evaluation.classification)]
+    lines += _changes(child_input)
     compared = [sample for sample in evaluation.samples if sample.base_output]
     if compared:
         lines += ["", row("Instruction", "Base output", "Tuned output"), row("---", "---", "---")]
@@ -259,6 +260,23 @@ def _classification(found: Classification) -> list[str]:
     counts = list(found.tuned_confusion)
     for number, name in enumerate(names):
         lines.append(row(name, *(f"{count:,}" for count in counts[number * width : (number + 1) * width])))
+    return lines
+
+
+def _changes(child_input: ExportInput) -> list[str]:
+    """Rows whose loss has changed most, with both answers."""
+    changes = sorted(loss_changes(child_input.evaluation_rows), key=lambda change: change.gain)
+    if not changes:
+        return []
+    worse = [change for change in changes[:_MOST_CHANGED] if change.gain < 0]
+    better = [change for change in reversed(changes[-_MOST_CHANGED:]) if change.gain > 0]
+    lines = ["", f"![Change of the loss of each held-out row]({CHANGES})"]
+    for title, found in (("Became worse", worse), ("Became better", better)):
+        if found:
+            lines += ["", row(f"{title} (row)", "Gain", "Expected", "Base output", "Tuned output"), row(*["---"] * 5)]
+        for change in found:
+            texts = (escape(text) for text in (change.expected, change.base_answer, change.tuned_answer))
+            lines.append(row(str(change.index), f"{change.gain:+.4f}", *texts))
     return lines
 
 

@@ -1,12 +1,13 @@
 """Sections and figures of the report, and escaping of the texts in it."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from services.exporter.worker.child_input import AdapterBelow, ExportInput
 from services.exporter.worker.metrics import Point
-from services.exporter.worker.plots import draw_losses
+from services.exporter.worker.plots import draw_changes, draw_losses
 from services.exporter.worker.report import report
 
 
@@ -45,6 +46,24 @@ def test_report_has_sections_and_figures(export_input: ExportInput) -> None:
     ):
         assert line in text.splitlines()
     assert "- Final eval loss: 3.2000 in training (fp32) at step 4" in text
+
+
+def test_rows_that_changed_most_are_shown(export_input: ExportInput, tmp_path: Path) -> None:
+    """A mean that is better hides what became worse."""
+    rows = tmp_path / "evaluation_rows.jsonl"
+    losses = [(2.0, 1.0), (2.0, 2.5), (2.0, None), (2.0, 1.5)]
+    lines = [
+        {"index": index, "expected": "E", "base_answer": "B|", "tuned_answer": f"T{index}", "base_loss": before}
+        | ({} if after is None else {"tuned_loss": after})
+        for index, (before, after) in enumerate(losses)
+    ]
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = report(export_input.model_copy(update={"evaluation_rows": rows}))
+    assert "| 1 | -0.5000 | E | B\\| | T1 |" in text.splitlines()
+    assert text.index("| 0 | +1.0000 |") < text.index("| 3 | +0.5000 |")
+    assert "| 2 |" not in text, "a loss that is not a number is no change"
+    draw_changes(tmp_path / "changes.png", "title", [1.0, -0.5])
+    assert (tmp_path / "changes.png").stat().st_size > 1000
 
 
 def test_generated_text_is_escaped_in_table_cell(export_input: ExportInput) -> None:

@@ -1,0 +1,37 @@
+"""What the losses of a training say, with what would be better."""
+
+from collections.abc import Iterator
+from typing import Final
+
+from engine.perplexity import perplexity
+
+_SMALL_GAP: Final = 0.5
+_LARGE_GAP: Final = 1.0
+"""Nats per token by which the held-out loss is above the training loss."""
+_TEXT_PERPLEXITY: Final = 20
+_CODE_PERPLEXITY: Final = 10
+
+
+def gap_verdict(gap: float) -> str:
+    """Describes by how much the held-out loss is above the training loss, in nats per token."""
+    if gap < _SMALL_GAP:
+        return f"no sign of overfitting: below {_SMALL_GAP:g}"
+    if gap <= _LARGE_GAP:
+        return f"some overfitting: {_SMALL_GAP:g} to {_LARGE_GAP:.1f}"
+    return f"overfitting: above {_LARGE_GAP:.1f}. Train for fewer epochs, or on more rows"
+
+
+def training_findings(final_train_loss: float, final_eval_loss: float | None, *, early_stopped: bool) -> Iterator[str]:
+    """Yields a sentence about the gap of the losses, the perplexity, and the end of a training."""
+    if final_eval_loss is None:
+        return
+    gap = final_eval_loss - final_train_loss
+    yield f"At the last step the held-out loss is {gap:.4f} above the training loss ({gap_verdict(gap)})."
+    reached = perplexity(final_eval_loss)
+    if reached > _TEXT_PERPLEXITY:
+        yield (
+            f"The held-out perplexity in training is {reached:.4g}; usual targets are below {_TEXT_PERPLEXITY} on text "
+            f"and below {_CODE_PERPLEXITY} on code. More rows of this kind or more epochs lower it."
+        )
+    if early_stopped:
+        yield "Training stopped early, because the held-out loss no longer fell; more epochs would not have helped."
