@@ -19,7 +19,7 @@ from finetuneflow.v1.stage_result_pb2 import BaseModelIdentity, PreflightResult,
 from finetuneflow.v1.work_pb2 import ComparedModel, Comparison
 from gateway import views
 from gateway.sql.tables import Work
-from gateway.tuned_models import TUNED, checkpoint_of, parsed_name, trained_job
+from gateway.tuned_models import TUNED, find_checkpoint, split_name, trained_job
 
 _MAX_SOURCES = 32
 
@@ -58,7 +58,7 @@ async def _found(
             problem = f"{error.message} A job's model is named `ft:<job_id>`."
             raise NotFound("MODEL_NOT_FOUND", problem, [Violation(field, problem)]) from error
         return None, ComparedModel(id=name, base_model=BaseModelIdentity(id=name))
-    parsed = parsed_name(name)
+    parsed = split_name(name)
     if parsed is None:
         raise _invalid(field, f"is {name[:80]!r}; write `ft:<job_id>` or `ft:<job_id>@<step>`")
     job_id, step = parsed
@@ -73,7 +73,7 @@ async def _found(
             manifest_sha256=best.best_checkpoint_manifest_sha256,
         )
     else:
-        checkpoint = views.checkpoint(await checkpoint_of(session, job, step, field))
+        checkpoint = views.checkpoint(await find_checkpoint(session, job, step, field))
     return job, ComparedModel(
         id=name,
         base_model=PreflightResult.FromString(job.preflight or b"").base_model,

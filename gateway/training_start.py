@@ -14,7 +14,7 @@ from finetuneflow.v1.work_pb2 import TrainingStart
 from gateway import views
 from gateway.specs import UPLOADED, check_datasets, check_text
 from gateway.sql.tables import Work
-from gateway.tuned_models import TUNED, checkpoint_of, parsed_name, resolved_settings, trained_job
+from gateway.tuned_models import TUNED, find_checkpoint, resolved_settings, split_name, trained_job
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ async def find_start(session: AsyncSession, tenant: str, spec: FineTuningJobSpec
         problem = f"Job {job.id} trained all weights (method full); training such a model further is not available yet."
         advice = "Name a job of method lora or qlora, or train on the base model."
         raise Unimplemented("NOT_IMPLEMENTED", f"{problem} {advice}", [Violation(field, problem)])
-    checkpoint = await checkpoint_of(session, job, step, field)
+    checkpoint = await find_checkpoint(session, job, step, field)
     identity = PreflightResult.FromString(job.preflight or b"").base_model
     earlier = TrainingStart.FromString(job.start or b"")
     pinned = f"{TUNED}{job.id}@{checkpoint.step}"
@@ -94,7 +94,7 @@ def _named(spec: FineTuningJobSpec) -> tuple[str, str]:
 
 def _parsed(name: str, field: str) -> tuple[str, int | None]:
     """Returns the id of the job, and the step if the name has one."""
-    parsed = parsed_name(name)
+    parsed = split_name(name)
     if parsed is None:
         forms = "`ft:<job_id>`, `ft:<job_id>@<step>` nor the id of an uploaded adapter"
         advice = "An adapter that was made elsewhere is uploaded with `ftf datasets upload-adapter FOLDER`."

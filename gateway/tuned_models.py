@@ -59,7 +59,7 @@ def resolved_settings(job: Work) -> JobConfig:
         ) from error
 
 
-def parsed_name(name: str) -> tuple[str, int | None] | None:
+def split_name(name: str) -> tuple[str, int | None] | None:
     """Returns the job's id and the step of a tuned model's name; None if it is no such name."""
     job_id, at, step = name.removeprefix(TUNED).partition("@")
     if not name.startswith(TUNED) or (at and not (step.isascii() and step.isdigit() and len(step) <= 18)):
@@ -67,7 +67,7 @@ def parsed_name(name: str) -> tuple[str, int | None] | None:
     return job_id, int(step) if at else None
 
 
-async def checkpoint_of(session: AsyncSession, job: Work, step: int | None, field: str) -> SavedCheckpoint:
+async def find_checkpoint(session: AsyncSession, job: Work, step: int | None, field: str) -> SavedCheckpoint:
     """Returns the job's checkpoint of that step, or its best one. NotFound."""
     query = select(SavedCheckpoint).where(SavedCheckpoint.work_id == job.id).order_by(col(SavedCheckpoint.sequence))
     rows = (await session.exec(query)).all()
