@@ -2,20 +2,19 @@
 
 from dataclasses import dataclass
 
-from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from chassis.errors import InvalidArgument, NotFound, Unimplemented, Violation
+from chassis.errors import InvalidArgument, Unimplemented, Violation
 from engine.config.spec_proto import spec_to_dict, values_to_spec
 from engine.config.start import StartSource, saved_rank, split_key, trained_datasets
 from finetuneflow.v1.fine_tuning_job_pb2 import AdapterStart, TrainedData
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec, StartMode
-from finetuneflow.v1.stage_result_pb2 import BaseModelIdentity, PreflightResult, TrainingResult
+from finetuneflow.v1.stage_result_pb2 import BaseModelIdentity, PreflightResult
 from finetuneflow.v1.work_pb2 import TrainingStart
 from gateway import views
 from gateway.specs import UPLOADED, check_datasets, check_text
-from gateway.sql.tables import SavedCheckpoint, Work
-from gateway.tuned_models import TUNED, resolved_settings, trained_job
+from gateway.sql.tables import Work
+from gateway.tuned_models import TUNED, find_checkpoint, resolved_settings, split_name, trained_job
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ async def find_start(session: AsyncSession, tenant: str, spec: FineTuningJobSpec
         problem = f"Job {job.id} trained all weights (method full); training such a model further is not available yet."
         advice = "Name a job of method lora or qlora, or train on the base model."
         raise Unimplemented("NOT_IMPLEMENTED", f"{problem} {advice}", [Violation(field, problem)])
-    checkpoint = await _checkpoint(session, job, step, field)
+    checkpoint = await find_checkpoint(session, job, step, field)
     identity = PreflightResult.FromString(job.preflight or b"").base_model
     earlier = TrainingStart.FromString(job.start or b"")
     pinned = f"{TUNED}{job.id}@{checkpoint.step}"
@@ -95,34 +94,12 @@ def _named(spec: FineTuningJobSpec) -> tuple[str, str]:
 
 def _parsed(name: str, field: str) -> tuple[str, int | None]:
     """Returns the id of the job, and the step if the name has one."""
-    job_id, at, step = name.removeprefix(TUNED).partition("@")
-    if not name.startswith(TUNED) or (at and not (step.isascii() and step.isdigit() and len(step) <= 18)):
+    found = split_name(name)
+    if found is None:
         forms = "`ft:<job_id>`, `ft:<job_id>@<step>` nor the id of an uploaded adapter"
         advice = "An adapter that was made elsewhere is uploaded with `ftf datasets upload-adapter FOLDER`."
         raise _invalid(field, f"{name[:80]!r} is neither {forms}. {advice}")
-    return job_id, int(step) if at else None
-
-
-async def _checkpoint(session: AsyncSession, job: Work, step: int | None, field: str) -> SavedCheckpoint:
-    """Returns the job's checkpoint of that step, or its best one. NotFound."""
-    query = select(SavedCheckpoint).where(SavedCheckpoint.work_id == job.id).order_by(col(SavedCheckpoint.sequence))
-    rows = (await session.exec(query)).all()
-    if step is None:
-        # What the export packs, and evaluations are about.
-        best = TrainingResult.FromString(job.training or b"").best_checkpoint_path
-        found = [row for row in rows if row.path == best]
-    else:
-        found = [row for row in rows if row.step == step]
-    kept = [row for row in found if not row.pruned]
-    if kept:
-        return kept[-1]
-    left = ", ".join(str(step) for step in sorted({row.step for row in rows if not row.pruned}))
-    if found:
-        problem = f"The checkpoint of step {found[-1].step} of job {job.id} was deleted when newer ones were saved"
-    else:
-        problem = f"Job {job.id} has no checkpoint of {'its best step' if step is None else f'step {step}'}"
-    advice = f"Name one of its steps: {left}." if left else "Name another job."
-    raise NotFound("CHECKPOINT_NOT_FOUND", f"{problem}. {advice}", [Violation(field, f"{problem}. {advice}")])
+    return found
 
 
 def _base_model(spec: FineTuningJobSpec, job: Work, identity: BaseModelIdentity) -> str:

@@ -1,12 +1,14 @@
 """Questions that models answer: held-out rows and the caller's own prompts, asked as the rows are."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
 from engine.config.job import JobConfig
+from engine.data.conversations import Message
 from engine.data.tokenizer import Tokenizer
 
 MAX_TEXT_BYTES: Final = 10 * 1024
@@ -69,13 +71,24 @@ def _of_row(row: dict[str, Any], tokenizer: Tokenizer) -> Question:
 
 
 def _of_prompt(text: str, config: JobConfig, as_chat: bool, tokenizer: Tokenizer) -> Question:
-    written = text
     if as_chat:
-        messages = [{"role": "user", "content": text}]
-        if config.system_prompt:
-            messages.insert(0, {"role": "system", "content": config.system_prompt})
-        written = tokenizer.render(messages, generation_prompt=True)
-    return Question(text, "", "", _ids(written, as_chat, tokenizer))
+        ids = conversation_ids([{"role": "user", "content": text}], config.system_prompt, tokenizer)
+    else:
+        ids = plain_text_ids(text, tokenizer)
+    return Question(text, "", "", ids)
+
+
+def conversation_ids(messages: Sequence[Message], system_prompt: str | None, tokenizer: Tokenizer) -> list[int]:
+    """Returns the token ids of a conversation up to the answer that a model is to give. The system prompt stands before
+    a conversation without one of its own."""
+    if system_prompt and not (messages and messages[0]["role"] == "system"):
+        messages = [{"role": "system", "content": system_prompt}, *messages]
+    return _ids(tokenizer.render(messages, generation_prompt=True), True, tokenizer)
+
+
+def plain_text_ids(text: str, tokenizer: Tokenizer) -> list[int]:
+    """Returns the token ids of a text that a model is to continue."""
+    return _ids(text, False, tokenizer)
 
 
 def _ids(text: str, is_chat: bool, tokenizer: Tokenizer) -> list[int]:

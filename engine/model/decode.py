@@ -12,6 +12,11 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 FinishReason = Literal["", "stop", "length"]
 
+MAX_ROWS: Final = 32
+"""Maximum number of continuations in a batch. On a CPU the time of a step goes into reading the weights, whether for
+one or for many."""
+_CACHED_TOKENS: Final = 16 * 1024
+"""Maximum number of tokens, with padding, in the cache of a batch; a longer continuation is alone."""
 _PREFILL_TOKENS: Final = 4096
 """Maximum number of tokens, with padding, of the prompts that are read in one pass: the activations of all of them are
 in memory together. A longer prompt is read alone."""
@@ -167,6 +172,16 @@ class Batch:
             held = logits[index, seen]
             scores[index, seen] = torch.where(held < 0, held * self._penalty, held / self._penalty)
         return scores
+
+
+def num_joining(running: Sequence[Continuation], waiting: Iterable[Continuation]) -> int:
+    """Returns how many of the waiting, in their order, may join those that run."""
+    sizes = [len(row.prompt) + row.max_new_tokens for row in running]
+    for row in waiting:
+        sizes.append(len(row.prompt) + row.max_new_tokens)
+        if len(sizes) > MAX_ROWS or (len(sizes) > 1 and len(sizes) * max(sizes) > _CACHED_TOKENS):
+            return len(sizes) - 1 - len(running)
+    return len(sizes) - len(running)
 
 
 def can_pad(model: Any) -> bool:

@@ -3,14 +3,11 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from engine.model.decode import Batch, Continuation
+from engine.model.decode import MAX_ROWS, Batch, Continuation, num_joining
 
-PROMPTS_PER_BATCH: Final = 32
-"""On a CPU the time of a step goes into reading the weights, whether for one prompt or for many."""
+PROMPTS_PER_BATCH: Final = MAX_ROWS
 _JOINING: Final = 8
 """Number of prompts that start together: each start copies the caches of all others."""
-_CACHED_TOKENS: Final = 16 * 1024
-"""Maximum number of tokens, with padding, in the cache of all prompts of a batch; a longer prompt is alone."""
 
 
 def generate(
@@ -36,9 +33,9 @@ def generate(
     waiting = sorted(rows, key=lambda row: len(row.prompt))
     batch = Batch(model)
     while waiting or batch.rows:
-        free = _room(waiting, batch.rows)
-        if free and (not batch.rows or free >= min(_JOINING, len(waiting))):
-            moved = batch.join([waiting.pop() for _ in range(free)])
+        joining = num_joining(batch.rows, reversed(waiting))
+        if joining and (not batch.rows or joining >= min(_JOINING, len(waiting))):
+            moved = batch.join([waiting.pop() for _ in range(joining)])
         else:
             moved = batch.step()
         moved.sort(key=lambda row: rows[row])
@@ -47,10 +44,3 @@ def generate(
             if row.finish_reason:
                 on_answer(rows[row], row.ids)
     return [row.ids for row in rows]
-
-
-def _room(waiting: Sequence[Continuation], running: Sequence[Continuation]) -> int:
-    """Returns how many of the waiting, from the end on, may start beside those that run."""
-    longest = max((len(row.prompt) + row.max_new_tokens for row in (*waiting[-1:], *running)), default=1)
-    fitting = min(PROMPTS_PER_BATCH, max(_CACHED_TOKENS // longest, 1))
-    return min(max(fitting - len(running), 0), len(waiting))

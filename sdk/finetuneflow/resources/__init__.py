@@ -1,6 +1,7 @@
 """Resources: the frozen dataclasses that the client returns. Each keeps the message it was read from as `.proto`."""
 
 from finetuneflow.resources.access import ApiKey, AuditEntry, Caller, CreatedKey, Role, Tenant, TenantLimits
+from finetuneflow.resources.answer import AnswerPart, GenerationUsage, TokenLogprob
 from finetuneflow.resources.artifact import Artifact
 from finetuneflow.resources.convert import Resource
 from finetuneflow.resources.dataset import Dataset
@@ -61,6 +62,7 @@ from finetuneflow.resources.validation import (
 __all__ = [
     "AdapterStart",
     "Adjustment",
+    "AnswerPart",
     "ApiKey",
     "Artifact",
     "AttemptSummary",
@@ -82,6 +84,7 @@ __all__ = [
     "Fault",
     "Finding",
     "FitVerdict",
+    "GenerationUsage",
     "Gpu",
     "Hardware",
     "Improvement",
@@ -116,6 +119,7 @@ __all__ = [
     "StartMode",
     "Tenant",
     "TenantLimits",
+    "TokenLogprob",
     "TokenSpan",
     "TrainingMethod",
     "TrainingResult",
