@@ -191,7 +191,8 @@ class Residency:
         known = served.base_model.weights_sha256
         place = self._places.get(_key(served, known)) if known else None
         if place is None:
-            say("fetching_model")
+            if served.base_model.id not in self.warm_models():
+                say("fetching_model")
             uses = ModelUses()
             try:
                 model = await self._fetch_model(served, uses)

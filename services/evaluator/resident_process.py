@@ -8,6 +8,7 @@ import itertools
 import logging
 import signal
 import sys
+import time
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Final
@@ -37,6 +38,7 @@ class Resident:
         self._replies: dict[int, asyncio.Queue[Reply | Exception]] = {}
         self._loaded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._killed_because = ""
+        self._last_frame = time.monotonic()
         self._reading = asyncio.create_task(self._read(), name=f"resident-{child.pid}")
 
     @classmethod
@@ -109,16 +111,19 @@ class Resident:
         await asyncio.shield(self._reading)
 
     async def _next_reply(self, replies: asyncio.Queue[Reply | Exception]) -> Reply | Exception:
-        try:
-            return await asyncio.wait_for(replies.get(), self._stall_seconds)
-        except TimeoutError:
-            self.kill(f"it was silent for {self._stall_seconds:g} seconds")
-            return await replies.get()
+        while True:
+            try:
+                return await asyncio.wait_for(replies.get(), self._stall_seconds)
+            except TimeoutError:
+                # An answer may wait while the child answers others.
+                if time.monotonic() - self._last_frame >= self._stall_seconds:
+                    self.kill(f"it was silent for {self._stall_seconds:g} seconds")
 
     async def _read(self) -> None:
         try:
             async with contextlib.aclosing(self._child.frames()) as frames:
                 async for frame in frames:
+                    self._last_frame = time.monotonic()
                     if frame:
                         self._receive(Reply.model_validate_json(frame))
         except (ValidationError, ValueError) as error:
