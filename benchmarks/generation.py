@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import statistics
@@ -103,7 +104,7 @@ def _first_token(
         generate(model, [_ids(question, tokenizer)], max_new_tokens=1, stop_ids=stops)
 
     served(questions[0])
-    texts = iter(questions * (2 * rounds))
+    texts = itertools.cycle(questions)
     seconds = _in_turn(4 * rounds, served=lambda: served(next(texts)), here=lambda: here(next(texts)))
     beside = f"{seconds['served'] * 1000:.0f} against {seconds['here'] * 1000:.0f} ms"
     return Row("first token of a warm model", seconds["served"] / seconds["here"], "x in process", "<= 2", beside)

@@ -298,7 +298,7 @@ class _RoomyLayer(DynamicLayer):
     each token."""
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(**kwargs)  # type: ignore[no-untyped-call]
         self._roomy_keys = self._roomy_values = torch.empty(0)
 
     def update(

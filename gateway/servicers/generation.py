@@ -1,7 +1,6 @@
 """EvaluatorService as the gateway serves it: finds the model, then passes the request through to an evaluator."""
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -38,9 +37,8 @@ class Generation(EvaluatorServiceServicer):
             context,
             warm_model=served.checkpoint_manifest_sha256 if served.full else served.base_model.id,
         )
-        async with contextlib.aclosing(responses):
-            async for response in responses:
-                yield response
+        async for response in responses:
+            yield response
 
     async def _served_model(self, name: str, tenant: str) -> api.ServedModel:
         """Returns what a name refers to. Raises InvalidArgument, NotFound, FailedPrecondition."""

@@ -133,7 +133,10 @@ def complete(parts: Iterator[AnswerPart], show: Callable[[AnswerPart], None]) ->
         show(last)
         texts.append(str(last))
         probabilities += [MessageToDict(each.proto, preserving_proto_field_name=True) for each in last.logprobs]
-    return Answer("".join(texts), last.finish_reason if last else "", last.usage if last else None, probabilities)
+    # The last part has no text, and is false as a string.
+    if last is None:
+        return Answer("", "", None, [])
+    return Answer("".join(texts), last.finish_reason, last.usage, probabilities)
 
 
 def show_part(part: AnswerPart) -> None:

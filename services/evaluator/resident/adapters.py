@@ -2,9 +2,10 @@
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from peft import PeftModel
+from peft.tuners.lora import LoraModel
 
 from engine.model.adapter import load_adapter
 
@@ -28,7 +29,7 @@ class Adapters:
             return
         if folder is None:
             if self._adapted is not None:
-                self._adapted.base_model.disable_adapter_layers()
+                _tuner(self._adapted).disable_adapter_layers()
         else:
             self._activate(folder)
         self._active = folder
@@ -46,5 +47,9 @@ class Adapters:
             self._adapted = load_adapter(self._adapted or self._base, folder, name)
         self._names[folder] = name
         assert self._adapted is not None  # noqa: S101
-        self._adapted.base_model.enable_adapter_layers()
+        _tuner(self._adapted).enable_adapter_layers()
         self._adapted.set_adapter(name)
+
+
+def _tuner(adapted: PeftModel) -> LoraModel:
+    return cast(LoraModel, adapted.base_model)
