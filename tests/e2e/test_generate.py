@@ -21,14 +21,14 @@ PROMPT = "三加三是多少？"
 def job(system: System, tmp_path_factory: pytest.TempPathFactory) -> Job:
     """A job that learns to answer in Chinese, in characters of several tokens."""
     rows = tmp_path_factory.mktemp("chinese") / "rows.jsonl"
-    lines = [{"question": f"{n}加{n}是多少？", "answer": f"答案是{n + n}。"} for n in range(120)]
+    lines = [{"question": f"{n}加{n}是多少？", "answer": "答案是：很多！"} for n in range(160)]
     rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
     with Client(system.address) as client:
         job = client.jobs.create(
             base_model="tiny",
             training_data=str(rows),
             system_prompt=SYSTEM,
-            hyperparameters={"max_steps": 24, "max_length": 256, "learning_rate": 2e-2, "save_steps": 12},
+            hyperparameters={"max_steps": 40, "max_length": 256, "learning_rate": 1e-2, "save_steps": 20, "eval_steps": 20},
             evaluation={"prompts": [PROMPT], "num_samples": 2, "max_new_tokens": 48},
         )
         return client.jobs.wait(job.id)
