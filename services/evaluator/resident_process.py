@@ -101,9 +101,9 @@ class Resident:
                 self._child.control(f"leave {number}")
             file.unlink(missing_ok=True)
 
-    def kill(self, reason: str = "") -> None:
-        """Ends the child. `reason` is what callers whose answers it ends are told."""
-        self._killed_because = self._killed_because or reason
+    def kill(self, because: str = "") -> None:
+        """Ends the child. `because` is what callers whose answers it ends are told."""
+        self._killed_because = self._killed_because or because
         self._child.kill()
 
     async def wait(self) -> None:
