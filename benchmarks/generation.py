@@ -35,10 +35,13 @@ _QUESTIONS = Path(__file__).parents[1] / "examples" / "data" / "stdlib_qa_heldou
 _PROMPTS = 32
 _NEW_TOKENS = 48
 _CALLERS = 8
+_THREADS = 1
+"""Of each side: threads that share a core with other work wait for each other, and the figures would be about that."""
 
 
 def main() -> list[Row]:
-    rounds = arguments(rounds=5, seconds=0).rounds
+    rounds = arguments(rounds=3, seconds=0).rounds
+    torch.set_num_threads(_THREADS)
     with tempfile.TemporaryDirectory() as home, _system(Path(home)) as client:
         model_dir = Catalogue(Path(home)).fetch(BUILT_IN).path
         model = load_base(model_dir, dtype=torch.float32, on="cpu")
@@ -149,7 +152,7 @@ def _system(home: Path) -> Iterator[Client]:
     port = free_port()
     process = subprocess.Popen(
         [str(Path(sys.executable).with_name("ftf")), "up", "--home", str(home), "--port", str(port), "--json"],
-        env=os.environ,
+        env={**os.environ, "FTF_EVALUATOR_THREADS": str(_THREADS)},
         stdout=subprocess.PIPE,
         text=True,
     )

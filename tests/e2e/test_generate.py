@@ -28,7 +28,13 @@ def job(system: System, tmp_path_factory: pytest.TempPathFactory) -> Job:
             base_model="tiny",
             training_data=str(rows),
             system_prompt=SYSTEM,
-            hyperparameters={"max_steps": 40, "max_length": 256, "learning_rate": 1e-2, "save_steps": 20, "eval_steps": 20},
+            hyperparameters={
+                "max_steps": 40,
+                "max_length": 256,
+                "learning_rate": 1e-2,
+                "save_steps": 20,
+                "eval_steps": 20,
+            },
             evaluation={"prompts": [PROMPT], "num_samples": 2, "max_new_tokens": 48},
         )
         return client.jobs.wait(job.id)

@@ -134,10 +134,12 @@ class Answers:
             del self._groups[folder]
 
     def _take_turn(self, folder: Path | None) -> None:
+        if folder not in self._groups:
+            # The last of its callers has left.
+            return
         self._adapters.use(folder, busy=self._groups)
         torch.set_num_threads(self._cores.threads())
         for _ in range(_STEPS_PER_TURN):
-            # One may have left meanwhile, and with it the last of this adapter.
             group = self._groups.get(folder)
             if group is None:
                 return

@@ -74,6 +74,17 @@ class Evaluator:
 
     residency: Residency
     manifests: list[str]
+    home: Path
+
+    def pids(self) -> set[int]:
+        """Its resident children."""
+        found = set()
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                line = process.cmdline()
+                if "services.evaluator.resident" in line and line[-1].startswith(str(self.home)):
+                    found.add(process.pid)
+        return found
 
     def ask(self, prompt: str, adapter: int | None = None, **fields: Any) -> AsyncGenerator[GenerateResponse, None]:
         served = ServedModel(tenant=TENANT, base_model=BaseModelIdentity(id="tiny", revision="local"))
@@ -93,9 +104,16 @@ async def evaluator(trained: Trained, home: Path, **settings: Any) -> AsyncItera
     manifests = [store.put_folder(folder, f"{TENANT}/jobs/{n}").sha256 for n, folder in enumerate(trained.adapters)]
     residency = Residency(values, Catalogue(home, values.models))
     try:
-        yield Evaluator(residency, manifests)
+        yield Evaluator(residency, manifests, home)
     finally:
         await residency.close()
+
+
+@pytest.fixture(scope="module", loop_scope="module")
+async def node(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Evaluator]:
+    """An evaluator for the tests that leave it as it is."""
+    async with evaluator(trained, tmp_path_factory.mktemp("home")) as node:
+        yield node
 
 
 async def read(answers: AsyncGenerator[GenerateResponse, None]) -> tuple[str, list[str], GenerateResponse]:
@@ -104,75 +122,65 @@ async def read(answers: AsyncGenerator[GenerateResponse, None]) -> tuple[str, li
     return "".join(each.text for each in responses), [each.phase for each in responses if each.phase], responses[-1]
 
 
-def resident_pids() -> set[int]:
-    found = set()
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            if "services.evaluator.resident" in process.cmdline():
-                found.add(process.pid)
-    return found
-
-
-async def test_adapters_share_a_base_and_answer_as_alone(trained: Trained, tmp_path: Path) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_adapters_share_a_base_and_answer_as_alone(node: Evaluator, trained: Trained) -> None:
     """Callers of different jobs are answered at the same time; none may hear another's adapter."""
-    async with evaluator(trained, tmp_path) as node:
-        first, phases, last = await read(node.ask("What is 2 plus 2?"))
-        assert first == trained.expected(None, "What is 2 plus 2?", 24)
-        assert phases == ["fetching_model", "loading_model"]
-        assert last.finish_reason in ("stop", "length")
-        assert last.usage.prompt_tokens > 0
-        assert last.usage.completion_tokens > 0
-        assert last.usage.time_to_first_token_seconds > 0
-        assert node.residency.warm_models() == ["tiny"]
-        asked = [(adapter, f"What is {n} plus {n}?") for n in range(3) for adapter in (0, None, 1)]
-        answers = await asyncio.gather(*(read(node.ask(prompt, adapter)) for adapter, prompt in asked))
-        assert len(resident_pids()) == 1
-        for (adapter, prompt), (text, _, _) in zip(asked, answers, strict=True):
-            assert text == trained.expected(adapter, prompt, 24), (adapter, prompt)
+    first, _, last = await read(node.ask("What is 2 plus 2?"))
+    assert first == trained.expected(None, "What is 2 plus 2?", 24)
+    assert last.finish_reason in ("stop", "length")
+    assert last.usage.prompt_tokens > 0
+    assert last.usage.completion_tokens > 0
+    assert last.usage.time_to_first_token_seconds > 0
+    assert node.residency.warm_models() == ["tiny"]
+    asked = [(adapter, f"What is {n} plus {n}?") for n in range(3) for adapter in (0, None, 1)]
+    answers = await asyncio.gather(*(read(node.ask(prompt, adapter)) for adapter, prompt in asked))
+    assert len(node.pids()) == 1, "the adapters share it"
+    for (adapter, prompt), (text, _, _) in zip(asked, answers, strict=True):
+        assert text == trained.expected(adapter, prompt, 24), (adapter, prompt)
 
 
-async def test_request_is_answered_as_it_says(trained: Trained, tmp_path: Path) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_request_is_answered_as_it_says(node: Evaluator, trained: Trained) -> None:
     """Conversation, seed, stop texts and probabilities of one model that stays in memory."""
-    async with evaluator(trained, tmp_path) as node:
-        plain, _, _ = await read(node.ask("Hello?"))
-        messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello?"}]
-        conversation, _, _ = await read(node.ask("", messages=messages))
-        assert conversation == trained.expected(None, "Hello?", 24, "Be brief.")
-        assert conversation == (await read(node.ask("Hello?", system_prompt="Be brief.")))[0]
-        assert conversation != plain
+    plain, _, _ = await read(node.ask("Hello?"))
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello?"}]
+    conversation, _, _ = await read(node.ask("", messages=messages))
+    assert conversation == trained.expected(None, "Hello?", 24, "Be brief.")
+    assert conversation == (await read(node.ask("Hello?", system_prompt="Be brief.")))[0]
+    assert conversation != plain
 
-        sampled = {"temperature": 1.5, "top_p": 0.9, "seed": 5}
-        one, two = [(await read(node.ask("Hello?", **sampled)))[0] for _ in range(2)]
-        assert one == two != plain
-        assert (await read(node.ask("Hello?", **sampled | {"seed": 6})))[0] != one
+    sampled = {"temperature": 1.5, "top_p": 0.9, "seed": 5}
+    one, two = [(await read(node.ask("Hello?", **sampled)))[0] for _ in range(2)]
+    assert one == two != plain
+    assert (await read(node.ask("Hello?", **sampled | {"seed": 6})))[0] != one
 
-        marker = plain[4:7]
-        stopped, _, last = await read(node.ask("Hello?", stop=["never found", marker]))
-        assert stopped == plain[: plain.index(marker)]
-        assert last.finish_reason == "stop"
+    marker = plain[4:7]
+    stopped, _, last = await read(node.ask("Hello?", stop=["never found", marker]))
+    assert stopped == plain[: plain.index(marker)]
+    assert last.finish_reason == "stop"
 
-        responses = [each async for each in node.ask("Hello?", logprobs=True, max_new_tokens=5)]
-        told = [token for each in responses for token in each.logprobs]
-        assert len(told) == responses[-1].usage.completion_tokens
-        assert all(token.logprob <= 0 for token in told)
+    responses = [each async for each in node.ask("Hello?", logprobs=True, max_new_tokens=5)]
+    told = [token for each in responses for token in each.logprobs]
+    assert len(told) == responses[-1].usage.completion_tokens
+    assert all(token.logprob <= 0 for token in told)
 
 
-async def test_invalid_requests_are_refused_with_the_fields(trained: Trained, tmp_path: Path) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_invalid_requests_are_refused_with_the_fields(node: Evaluator, trained: Trained) -> None:
     """A wrong value must not reach the process that answers others."""
-    async with evaluator(trained, tmp_path) as node:
-        with pytest.raises(InvalidArgument) as caught:
-            await read(node.ask("?", temperature=3.0, top_p=0.0, max_new_tokens=0, stop=[""] * 9))
-        fields = {violation.field for violation in caught.value.violations}
-        assert {"temperature", "top_p", "max_new_tokens", "stop", "stop[0]"} <= fields
-        with pytest.raises(InvalidArgument, match="conflicts"):
-            await read(node.residency.answers(GenerateRequest(prompt="?", messages=[{"role": "user"}])))
-        with pytest.raises(JobError, match=r"has [\d,]+ tokens; the context of tiny has 512") as too_long:
-            await read(node.ask("far too long " * 400))
-        assert too_long.value.reason == "PROMPT_TOO_LONG"
-        with pytest.raises(NotFound, match="artifact store"):
-            node.manifests[0] = "0" * 64
-            ArtifactStore((tmp_path / "artifacts").as_uri()).delete(f"{TENANT}/jobs/0")
-            await read(node.ask("?", 0))
+    with pytest.raises(InvalidArgument) as caught:
+        await read(node.ask("?", temperature=3.0, top_p=0.0, max_new_tokens=0, stop=[""] * 9))
+    fields = {violation.field for violation in caught.value.violations}
+    assert {"temperature", "top_p", "max_new_tokens", "stop", "stop[0]"} <= fields
+    with pytest.raises(InvalidArgument, match="conflicts"):
+        await read(node.residency.answers(GenerateRequest(prompt="?", messages=[{"role": "user"}])))
+    with pytest.raises(JobError, match=r"has [\d,]+ tokens; the context of tiny has 512") as too_long:
+        await read(node.ask("far too long " * 400))
+    assert too_long.value.reason == "PROMPT_TOO_LONG"
+    base = BaseModelIdentity(id="tiny", revision="local")
+    gone = ServedModel(tenant=TENANT, base_model=base, checkpoint_path="jobs/9", checkpoint_manifest_sha256="0" * 64)
+    with pytest.raises(NotFound, match="artifact store"):
+        await read(node.residency.answers(GenerateRequest(prompt="?", served_model=gone)))
 
 
 async def test_caller_who_leaves_frees_the_place(trained: Trained, tmp_path: Path) -> None:
@@ -191,24 +199,24 @@ async def test_caller_who_leaves_frees_the_place(trained: Trained, tmp_path: Pat
         assert text == trained.expected(None, "And me?", 24)
 
 
-async def test_half_of_the_callers_leave(trained: Trained, tmp_path: Path) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_half_of_the_callers_leave(node: Evaluator, trained: Trained) -> None:
     """The others hear what they would hear alone."""
-    async with evaluator(trained, tmp_path) as node:
 
-        async def caller(number: int) -> str | None:
-            answers = node.ask(f"Question {number}?", number % 2, max_new_tokens=40)
-            async with contextlib.aclosing(answers):
-                if number % 4 < 2:
-                    return (await read(answers))[0]
-                async for response in answers:
-                    if response.text:
-                        break
-            return None
+    async def caller(number: int) -> str | None:
+        answers = node.ask(f"Question {number}?", number % 2, max_new_tokens=40)
+        async with contextlib.aclosing(answers):
+            if number % 4 < 2:
+                return (await read(answers))[0]
+            async for response in answers:
+                if response.text:
+                    break
+        return None
 
-        found = await asyncio.gather(*map(caller, range(8)))
-        for number, text in enumerate(found):
-            if text is not None:
-                assert text == trained.expected(number % 2, f"Question {number}?", 40)
+    found = await asyncio.gather(*map(caller, range(8)))
+    for number, text in enumerate(found):
+        if text is not None:
+            assert text == trained.expected(number % 2, f"Question {number}?", 40)
 
 
 async def test_dead_child_ends_its_answers_and_is_replaced(trained: Trained, tmp_path: Path) -> None:
@@ -218,7 +226,7 @@ async def test_dead_child_ends_its_answers_and_is_replaced(trained: Trained, tmp
         async for response in answers:
             if response.text:
                 break
-        (pid,) = resident_pids()
+        (pid,) = node.pids()
         psutil.Process(pid).kill()
         with pytest.raises(Unavailable, match="SIGKILL") as caught:
             await read(answers)
@@ -231,8 +239,9 @@ async def test_dead_child_ends_its_answers_and_is_replaced(trained: Trained, tmp
 async def test_idle_model_is_unloaded(trained: Trained, tmp_path: Path) -> None:
     """Its memory belongs to the next training."""
     async with evaluator(trained, tmp_path, idle_seconds=0.01) as node:
-        await read(node.ask("Hello?"))
-        await asyncio.gather(*(asyncio.to_thread(psutil.Process(pid).wait, 20) for pid in resident_pids()))
+        _, phases, _ = await read(node.ask("Hello?"))
+        assert phases == ["fetching_model", "loading_model"]
+        await asyncio.gather(*(asyncio.to_thread(psutil.Process(pid).wait, 20) for pid in node.pids()))
         assert node.residency.warm_models() == []
 
 
@@ -243,13 +252,12 @@ async def test_idle_model_makes_room_and_a_used_one_does_not(
     free = 1 << 40
 
     def hardware(node_id: str, disk: Path) -> Hardware:
-        loaded = len(resident_pids())
-        return Hardware(memory_available_bytes=free if not loaded else 0)
+        return Hardware(memory_available_bytes=0 if node.pids() else free)
 
     monkeypatch.setattr("services.evaluator.residency.read_hardware", hardware)
     async with evaluator(trained, tmp_path) as node:
         await read(node.ask("Hello?"))
-        (before,) = resident_pids()
+        (before,) = node.pids()
         busy = node.ask("Tell me more.", max_new_tokens=400)
         await anext(busy)
 
@@ -269,5 +277,5 @@ async def test_idle_model_makes_room_and_a_used_one_does_not(
         await busy.aclose()
         text, _, _ = await read(biased())
         assert text == trained.expected(0, "Hello?", 24)
-        (after,) = resident_pids()
+        (after,) = node.pids()
         assert after != before
