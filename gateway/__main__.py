@@ -188,7 +188,7 @@ async def run(settings: GatewaySettings) -> None:
         Mount(
             evaluator_service_pb2.DESCRIPTOR.services_by_name["EvaluatorService"],
             evaluator_service_pb2_grpc.add_EvaluatorServiceServicer_to_server,
-            Generation(passthrough),
+            Generation(database, catalogue, passthrough),
         ),
         Mount(
             key_service_pb2.DESCRIPTOR.services_by_name["KeyService"],

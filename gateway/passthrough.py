@@ -59,12 +59,15 @@ class Passthrough:
                     _log_unreachable(service, address, error)
         raise _no_node_error(service)
 
-    async def stream(self, service: str, method: Method, request: object, context: Context) -> AsyncIterator[Any]:
-        """Yields the answers of the first node of `service` that can be reached.
+    async def stream(
+        self, service: str, method: Method, request: object, context: Context, warm_model: str = ""
+    ) -> AsyncIterator[Any]:
+        """Yields the answers of the first node of `service` that can be reached; those that hold `warm_model` in memory
+        are tried first.
 
         After the first answer no other node is tried: it would start from the beginning.
         """
-        for address in await self._addresses(service):
+        for address in await self._addresses(service, warm_model=warm_model):
             async with self._channel(service, address) as channel:
                 answered = False
                 try:
@@ -88,9 +91,9 @@ class Passthrough:
         options = [*_CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", service)]
         return grpc.aio.secure_channel(address, self._identity.channel_credentials(), options=options)
 
-    async def _addresses(self, service: str, preferred: str = "") -> list[str]:
+    async def _addresses(self, service: str, preferred: str = "", warm_model: str = "") -> list[str]:
         nodes = [node for node in await self.nodes() if node.service == service and node.address]
-        nodes.sort(key=lambda node: (node.id != preferred, node.draining))
+        nodes.sort(key=lambda node: (node.id != preferred, node.draining, warm_model not in node.warm_models))
         return [node.address for node in nodes]
 
 

@@ -94,12 +94,12 @@ def _named(spec: FineTuningJobSpec) -> tuple[str, str]:
 
 def _parsed(name: str, field: str) -> tuple[str, int | None]:
     """Returns the id of the job, and the step if the name has one."""
-    parsed = split_name(name)
-    if parsed is None:
+    found = split_name(name)
+    if found is None:
         forms = "`ft:<job_id>`, `ft:<job_id>@<step>` nor the id of an uploaded adapter"
         advice = "An adapter that was made elsewhere is uploaded with `ftf datasets upload-adapter FOLDER`."
         raise _invalid(field, f"{name[:80]!r} is neither {forms}. {advice}")
-    return parsed
+    return found
 
 
 def _base_model(spec: FineTuningJobSpec, job: Work, identity: BaseModelIdentity) -> str:

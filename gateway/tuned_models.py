@@ -17,10 +17,32 @@ from gateway.work.kinds import FINE_TUNING_JOB
 TUNED: Final = "ft:"
 
 
+def split_name(name: str) -> tuple[str, int | None] | None:
+    """Returns the id of the job and the step, or None for it, in the name of a tuned model. None for other names."""
+    job_id, at, step = name.removeprefix(TUNED).partition("@")
+    if not name.startswith(TUNED) or (at and not (step.isascii() and step.isdigit() and len(step) <= 18)):
+        return None
+    return job_id, int(step) if at else None
+
+
 async def find_job(session: AsyncSession, job_id: str, tenant: str, *, lock: bool = False) -> Work | None:
     """Returns the tenant's job, or None. With `lock` it is not deleted before the transaction ends."""
     query = select(Work).where(Work.id == job_id, Work.tenant == tenant, Work.kind == FINE_TUNING_JOB.name)
     job: Work | None = (await session.exec(query.with_for_update(read=True) if lock else query)).one_or_none()
+    return job
+
+
+async def existing_job(
+    session: AsyncSession, job_id: str, tenant: str, field: str = "model", *, lock: bool = False
+) -> Work:
+    """Returns a job that is not being deleted; `field` is the path of its name in the request. Raises NotFound."""
+    job = await find_job(session, job_id, tenant, lock=lock)
+    if job is None:
+        message = f"There is no model {TUNED + job_id!r}: there is no such fine-tuning job."
+        raise NotFound("MODEL_NOT_FOUND", message, [Violation(field, message)])
+    if job.deleting:
+        message = f"The model {TUNED + job.id!r} is being deleted with its job."
+        raise NotFound("MODEL_NOT_FOUND", message, [Violation(field, message)])
     return job
 
 
@@ -31,40 +53,12 @@ async def trained_job(
 
     Raises NotFound, FailedPrecondition.
     """
-    job = await find_job(session, job_id, tenant, lock=lock)
-    if job is None:
-        message = f"There is no model {TUNED + job_id!r}: there is no such fine-tuning job."
-        raise NotFound("MODEL_NOT_FOUND", message, [Violation(field, message)])
-    if job.deleting:
-        message = f"The model {TUNED + job.id!r} is being deleted with its job."
-        raise NotFound("MODEL_NOT_FOUND", message, [Violation(field, message)])
+    job = await existing_job(session, job_id, tenant, field, lock=lock)
     if job.training is None:
         state = job.state.removeprefix("JOB_STATE_")
         message = f"Job {job.id} is {state} and has not finished its training, so it has no model yet."
         raise FailedPrecondition("NOT_TRAINED", message, [Violation(field, message)])
     return job
-
-
-def resolved_settings(job: Work) -> JobConfig:
-    """Returns the job's settings. FailedPrecondition if another version resolved them."""
-    try:
-        return resolved_config(ConfigResolved.FromString(job.config or b"").resolved_spec)
-    except ValidationError as error:
-        fields = ", ".join(".".join(map(str, detail["loc"])) for detail in error.errors())
-        raise FailedPrecondition(
-            "VERSION_MISMATCH",
-            f"Job {job.id} was resolved by another version of the server, and this one does not accept its {fields}; "
-            "create the job again, or ask the operator for that version.",
-            metadata={"job_id": job.id},
-        ) from error
-
-
-def split_name(name: str) -> tuple[str, int | None] | None:
-    """Returns the job's id and the step of a tuned model's name; None if it is no such name."""
-    job_id, at, step = name.removeprefix(TUNED).partition("@")
-    if not name.startswith(TUNED) or (at and not (step.isascii() and step.isdigit() and len(step) <= 18)):
-        return None
-    return job_id, int(step) if at else None
 
 
 async def find_checkpoint(session: AsyncSession, job: Work, step: int | None, field: str) -> SavedCheckpoint:
@@ -87,3 +81,17 @@ async def find_checkpoint(session: AsyncSession, job: Work, step: int | None, fi
         problem = f"Job {job.id} has no checkpoint of {'its best step' if step is None else f'step {step}'}"
     advice = f"Name one of its steps: {left}." if left else "Name another job."
     raise NotFound("CHECKPOINT_NOT_FOUND", f"{problem}. {advice}", [Violation(field, f"{problem}. {advice}")])
+
+
+def resolved_settings(job: Work) -> JobConfig:
+    """Returns the job's settings. FailedPrecondition if another version resolved them."""
+    try:
+        return resolved_config(ConfigResolved.FromString(job.config or b"").resolved_spec)
+    except ValidationError as error:
+        fields = ", ".join(".".join(map(str, detail["loc"])) for detail in error.errors())
+        raise FailedPrecondition(
+            "VERSION_MISMATCH",
+            f"Job {job.id} was resolved by another version of the server, and this one does not accept its {fields}; "
+            "create the job again, or ask the operator for that version.",
+            metadata={"job_id": job.id},
+        ) from error

@@ -28,15 +28,19 @@ def path_violations(path: str, field: str) -> list[Violation]:
     return []
 
 
+def sha256_violations(sha256: str, field: str) -> list[Violation]:
+    """Returns a violation if a hash, which may become the name of a file, is none."""
+    if _SHA256.fullmatch(sha256):
+        return []
+    return [Violation(field, f"{_shown(sha256)} is not a SHA-256 of 64 hexadecimal digits.")]
+
+
 def dataset_violations(dataset: Dataset, field: str) -> list[Violation]:
     """Returns the violations of an uploaded dataset in a request, whose path in the request is `field`."""
     found = path_violations(dataset.path, f"{field}.path")
     if not _NAME.fullmatch(dataset.id):
         found.append(Violation(f"{field}.id", f"{_shown(dataset.id)} is not the id of a dataset."))
-    if not _SHA256.fullmatch(dataset.sha256):
-        found.append(
-            Violation(f"{field}.sha256", f"{_shown(dataset.sha256)} is not a SHA-256 of 64 hexadecimal digits.")
-        )
+    found += sha256_violations(dataset.sha256, f"{field}.sha256")
     name = dataset.filename
     long = len(name.encode()) > _MAX_FILENAME_BYTES
     if name in ("", ".", "..") or "/" in name or "\\" in name or _CONTROL.search(name) or long:

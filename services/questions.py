@@ -1,11 +1,13 @@
 """Questions that models answer: held-out rows and the caller's own prompts, asked as the rows are."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from engine.config.job import JobConfig
+from engine.data.conversations import Message
 from engine.data.tokenizer import Tokenizer
 from engine.evaluation.held_out import HeldOutRow
 
@@ -56,13 +58,24 @@ def cut(text: str, limit: int) -> str:
 
 
 def _of_prompt(text: str, config: JobConfig, as_chat: bool, tokenizer: Tokenizer) -> Question:
-    written = text
     if as_chat:
-        messages = [{"role": "user", "content": text}]
-        if config.system_prompt:
-            messages.insert(0, {"role": "system", "content": config.system_prompt})
-        written = tokenizer.render(messages, generation_prompt=True)
-    return Question(text, "", "", _ids(written, as_chat, tokenizer))
+        ids = conversation_ids([{"role": "user", "content": text}], config.system_prompt, tokenizer)
+    else:
+        ids = plain_text_ids(text, tokenizer)
+    return Question(text, "", "", ids)
+
+
+def conversation_ids(messages: Sequence[Message], system_prompt: str | None, tokenizer: Tokenizer) -> list[int]:
+    """Returns the token ids of a conversation up to the answer that a model is to give. The system prompt stands before
+    a conversation without one of its own."""
+    if system_prompt and not (messages and messages[0]["role"] == "system"):
+        messages = [{"role": "system", "content": system_prompt}, *messages]
+    return _ids(tokenizer.render(messages, generation_prompt=True), True, tokenizer)
+
+
+def plain_text_ids(text: str, tokenizer: Tokenizer) -> list[int]:
+    """Returns the token ids of a text that a model is to continue."""
+    return _ids(text, False, tokenizer)
 
 
 def _ids(text: str, is_chat: bool, tokenizer: Tokenizer) -> list[int]:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from importlib import metadata
 from typing import Any, cast
 
@@ -66,6 +66,8 @@ class StageWorker:
         """host:port of this process's gRPC server; set it once the server listens."""
         self.hardware: hardware_pb2.Hardware | None = None
         """Hardware of this machine and its free resources."""
+        self.complete_node: Callable[[work_pb2.Node], None] = lambda node: None
+        """Adds to a node's state what only its service knows."""
         command = stage.spare() if isinstance(stage, Sparing) and settings.warm_spare else None
         self._limits = limits
         spare = Spare(
@@ -118,6 +120,7 @@ class StageWorker:
             draining=self.draining,
         )
         node.start_time.FromNanoseconds(int(self._start_time * 1e9))
+        self.complete_node(node)
         return node
 
     def runs(self) -> list[work_pb2.Run]:

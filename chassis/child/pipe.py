@@ -58,8 +58,12 @@ class EventTooLarge(Exception):
 class EventSink:
     """Emits a child's events. Every method may be called from any thread."""
 
-    def __init__(self, event_fd: int | None, control_fd: int | None) -> None:
+    def __init__(
+        self, event_fd: int | None, control_fd: int | None, on_line: Callable[[str], None] | None = None
+    ) -> None:
+        """`on_line` gets the lines of the control pipe, from a thread, instead of `requested`."""
         self._event_fd = event_fd
+        self._on_line = on_line
         self._lock = threading.Lock()
         self._requested = ""
         self._next_tick = 0.0
@@ -69,14 +73,14 @@ class EventSink:
             threading.Thread(target=self._watch, args=(control_fd,), name="control", daemon=True).start()
 
     @classmethod
-    def open(cls) -> EventSink:
+    def open(cls, on_line: Callable[[str], None] | None = None) -> EventSink:
         """Opens the inherited pipe; without one, events become readable lines on stdout."""
         fds = [os.environ.pop(name, None) for name in (EVENT_FD, CONTROL_FD)]
         event_fd, control_fd = (None if fd is None else int(fd) for fd in fds)
         for fd in (event_fd, control_fd):
             if fd is not None:
                 os.set_inheritable(fd, False)
-        return cls(event_fd, control_fd)
+        return cls(event_fd, control_fd, on_line)
 
     def emit(self, payload: Message, severity: event_pb2.Severity | None = None) -> None:
         """Emits an event. `payload` is one of Event's payload messages: Log, Phase, StageFailed, …
@@ -96,6 +100,14 @@ class EventSink:
             sys.stdout.flush()
         else:
             self._write(varint(len(data)) + data)
+
+    def send(self, frame: bytes) -> None:
+        """Sends a frame that is no event, to a supervisor that expects it. Without a pipe it becomes a line."""
+        if self._event_fd is None:
+            sys.stdout.write(frame.decode(errors="replace") + "\n")
+            sys.stdout.flush()
+        else:
+            self._write(varint(len(frame)) + frame)
 
     def tick(self) -> None:
         """Reports that the child is alive. Cheap enough for every iteration: at most one write per second.
@@ -142,6 +154,8 @@ class EventSink:
         with open(control_fd, encoding="ascii") as lines:
             for line in lines:
                 word = line.strip()
+                if self._on_line is not None:
+                    self._on_line(word)
                 # A pause that comes after a cancel must not undo it.
                 if word in ("pause", "cancel") and self._requested != "cancel":
                     self._requested = word

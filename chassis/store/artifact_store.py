@@ -136,13 +136,7 @@ class ArtifactStore:
 
         Raises ArtifactMissing if there is no such folder, ArtifactCorrupt if its content is not what was stored.
         """
-        with self.open_read(f"{path}/{MANIFEST}") as source:
-            manifest = source.read(_MAX_MANIFEST_BYTES + 1)
-        if len(manifest) > _MAX_MANIFEST_BYTES:
-            raise ArtifactCorrupt(f"the manifest of {path} is larger than {_MAX_MANIFEST_BYTES:,} bytes")
-        if hashlib.sha256(manifest).hexdigest() != manifest_sha256:
-            raise ArtifactCorrupt(f"the manifest of {path} is not the one with SHA-256 {manifest_sha256}")
-        entries = _entries(path, manifest)
+        entries = self._verified_entries(path, manifest_sha256)
         self._check_names(path, {MANIFEST, *entries})
         partial = _temporary_path(local)
         partial.mkdir(parents=True)
@@ -153,6 +147,27 @@ class ArtifactStore:
             partial.rename(local)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+    def get_file_of_folder(self, path: str, name: str, local: Path, manifest_sha256: str) -> None:
+        """Downloads one file of a folder to `local` atomically.
+
+        Raises ArtifactMissing if there is no such folder or no such file in it, ArtifactCorrupt if its content is not
+        what was stored.
+        """
+        entries = self._verified_entries(path, manifest_sha256)
+        if name not in entries:
+            raise ArtifactMissing(f"{path}/{name}")
+        self.get_file(f"{path}/{name}", local, entries[name])
+
+    def _verified_entries(self, path: str, manifest_sha256: str) -> dict[str, str]:
+        """Returns name → SHA-256 of the files of a folder."""
+        with self.open_read(f"{path}/{MANIFEST}") as source:
+            manifest = source.read(_MAX_MANIFEST_BYTES + 1)
+        if len(manifest) > _MAX_MANIFEST_BYTES:
+            raise ArtifactCorrupt(f"the manifest of {path} is larger than {_MAX_MANIFEST_BYTES:,} bytes")
+        if hashlib.sha256(manifest).hexdigest() != manifest_sha256:
+            raise ArtifactCorrupt(f"the manifest of {path} is not the one with SHA-256 {manifest_sha256}")
+        return _entries(path, manifest)
 
     def open_read(self, path: str, offset: int = 0) -> BinaryIO:
         """Opens a file at an offset. Raises ArtifactMissing."""

@@ -119,14 +119,18 @@ def attach_lora(
     return adapted
 
 
-def load_adapter(model: PreTrainedModel, adapter_dir: Path) -> PeftModel:
-    """Adds a saved adapter to `model`, for inference.
+def load_adapter(model: PreTrainedModel | PeftModel, adapter_dir: Path, name: str = _NAME) -> PeftModel:
+    """Adds a saved adapter to `model`, which may have others of other names, for inference.
 
     Raises FileNotFoundError without adapter_model.safetensors; peft would look for a pickle instead, then on the hub.
     """
     if not (adapter_dir / _WEIGHTS).is_file():
         raise FileNotFoundError(f"no {_WEIGHTS} in {adapter_dir.name}")
-    adapted = PeftModel.from_pretrained(model, str(adapter_dir), is_trainable=False)
+    if isinstance(model, PeftModel):
+        adapted = model
+        adapted.load_adapter(str(adapter_dir), adapter_name=name, is_trainable=False)
+    else:
+        adapted = PeftModel.from_pretrained(model, str(adapter_dir), adapter_name=name, is_trainable=False)
     adapted.eval()
     return adapted
 

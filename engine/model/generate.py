@@ -1,28 +1,13 @@
 """Greedy generation of answers to prompts."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
-import torch
-from peft import PeftModel
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from engine.model.decode import MAX_ROWS, Batch, Continuation, num_joining
 
-PROMPTS_PER_BATCH = 8
-"""On a CPU the time of a step goes into reading the weights, whether for one prompt or for eight."""
-
-_MAX_PENALTY = 10.0
-
-
-class _TokenListener(StoppingCriteria):
-    """Passes the newest token of every prompt to a callback; never stops generation."""
-
-    def __init__(self, on_tokens: Callable[[list[int]], None]) -> None:
-        self._on_tokens = on_tokens
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        self._on_tokens(input_ids[:, -1].tolist())
-        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+PROMPTS_PER_BATCH: Final = MAX_ROWS
+_JOINING: Final = 8
+"""Number of prompts that start together: each start copies the caches of all others."""
 
 
 def generate(
@@ -32,61 +17,30 @@ def generate(
     max_new_tokens: int,
     stop_ids: Sequence[int],
     on_tokens: Callable[[list[int]], None] = lambda _: None,
+    on_answer: Callable[[int, list[int]], None] = lambda _index, _ids: None,
 ) -> list[list[int]]:
     """Returns the greedy continuation of each prompt, as token ids without prompt and stop token.
 
-    Of the model's own generation settings only repetition_penalty applies: others would return several answers, need
-    code of the hub, or end with an error. A prompt has at least one token id. An answer ends before the first of
-    `stop_ids`, or after `max_new_tokens`. After each step `on_tokens` receives the newest token of every prompt of the
-    current batch.
+    Of the model's own generation settings only repetition_penalty applies. A prompt has at least one token id. An
+    answer ends before the first of `stop_ids`, or after `max_new_tokens`. After each step `on_tokens` receives the
+    newest token of each prompt that is being answered. As soon as an answer is complete, `on_answer` receives the index
+    of its prompt and its token ids.
     """
     model.eval()
-    answers: list[list[int]] = []
-    for batch in _batches(prompts):
-        width = max(map(len, batch))
-        target = next(model.parameters()).device
-        ids = torch.full((len(batch), width), stop_ids[0], dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for index, prompt in enumerate(batch):
-            # Padding is on the left, so that the continuation follows its prompt.
-            ids[index, width - len(prompt) :] = torch.as_tensor(prompt)
-            mask[index, width - len(prompt) :] = 1
-        with torch.inference_mode(), _plain_settings(model):
-            output = model.generate(
-                input_ids=ids.to(target),
-                attention_mask=mask.to(target),
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                num_beams=1,
-                eos_token_id=list(stop_ids),
-                pad_token_id=stop_ids[0],
-                use_cache=True,
-                stopping_criteria=StoppingCriteriaList([_TokenListener(on_tokens)]),
-            )
-        answers += [_before_stop_token(row[width:].tolist(), stop_ids) for row in output]
-    return answers
-
-
-@contextmanager
-def _plain_settings(model: Any) -> Iterator[None]:
-    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    own = inner.generation_config
-    penalty = own.repetition_penalty
-    plain = isinstance(penalty, int | float) and 0 < penalty < _MAX_PENALTY
-    inner.generation_config = GenerationConfig(repetition_penalty=float(penalty) if plain else 1.0)
-    try:
-        yield
-    finally:
-        inner.generation_config = own
-
-
-def _batches(prompts: Sequence[Sequence[int]]) -> Iterator[Sequence[Sequence[int]]]:
-    for start in range(0, len(prompts), PROMPTS_PER_BATCH):
-        yield prompts[start : start + PROMPTS_PER_BATCH]
-
-
-def _before_stop_token(ids: list[int], stop_ids: Sequence[int]) -> list[int]:
-    for index, token in enumerate(ids):
-        if token in stop_ids:
-            return ids[:index]
-    return ids
+    stops = frozenset(stop_ids)
+    rows = {Continuation(prompt, max_new_tokens, stops): index for index, prompt in enumerate(prompts)}
+    # The longest first: what exceeds the memory fails at the start.
+    waiting = sorted(rows, key=lambda row: len(row.prompt))
+    batch = Batch(model)
+    while waiting or batch.rows:
+        joining = num_joining(batch.rows, reversed(waiting))
+        if joining and (not batch.rows or joining >= min(_JOINING, len(waiting))):
+            moved = batch.join([waiting.pop() for _ in range(joining)])
+        else:
+            moved = batch.step()
+        moved.sort(key=lambda row: rows[row])
+        on_tokens([row.newest for row in moved])
+        for row in moved:
+            if row.finish_reason:
+                on_answer(rows[row], row.ids)
+    return [row.ids for row in rows]

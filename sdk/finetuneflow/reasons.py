@@ -148,6 +148,18 @@ class Reason(OpenEnum):
     """The job has no checkpoint of this step, or it was deleted when newer ones were saved. Caller: name one that
     ListCheckpoints returns."""
 
+    PROMPT_TOO_LONG = "PROMPT_TOO_LONG"
+    """The prompt leaves no room for an answer in the model's context. Caller: shorten the prompt or the
+    conversation."""
+
+    TOO_MANY_ANSWERS = "TOO_MANY_ANSWERS"
+    """As many answers as an evaluator takes are being generated or wait there. Caller: ask again when some have ended.
+    Operator: start another evaluator, or raise FTF_EVALUATOR_MAX_ANSWERS."""
+
+    NO_MEMORY_FOR_MODEL = "NO_MEMORY_FOR_MODEL"
+    """The model does not fit into the free memory of the evaluator beside the models in use. Caller: ask again later.
+    Operator: run an evaluator on a machine with more memory."""
+
     DATASET_IN_USE = "DATASET_IN_USE"
     """A job that has not ended uses the dataset, so it cannot be deleted. Caller: wait for the job's end, or cancel
     it."""
@@ -815,6 +827,10 @@ class Reason(OpenEnum):
     ARTIFACT_FILE_MISSING = "ARTIFACT_FILE_MISSING"
     """An artifact's file is missing from the artifact store or no longer whole. Operator: look at the artifact
     store."""
+
+    GENERATION_LOST = "GENERATION_LOST"
+    """The evaluator's process that generates text has ended; the message says why. Caller: ask again, which starts a
+    new one. Operator: look at the evaluator's log if it happens again."""
 
     # SDK: Raised by the client, before a server is called or of what it returned.
 

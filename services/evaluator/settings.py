@@ -2,12 +2,20 @@
 
 from typing import ClassVar
 
+from pydantic import Field
+
 from services.settings import ServiceSettings
 
 
 class EvaluatorSettings(ServiceSettings):
-    """The settings of every service, with the evaluator's own port."""
+    """The settings of every service, and those of the evaluator."""
 
     service: ClassVar[str] = "evaluator"
 
     listen: str = "127.0.0.1:7463"
+    idle_seconds: float = Field(default=600, gt=0)
+    """Time after which a model that nobody asks is unloaded."""
+    max_answers: int = Field(default=64, gt=0)
+    """Maximum number of answers that are generated or wait for it; further calls are refused."""
+    kept_checkpoint_bytes: int = Field(default=8 << 30, gt=0)
+    """Approximate disk space, in bytes, for checkpoints that are kept for the next answer."""

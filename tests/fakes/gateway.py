@@ -26,6 +26,8 @@ from finetuneflow.v1 import (
     evaluation_pb2,
     evaluation_service_pb2,
     evaluation_service_pb2_grpc,
+    evaluator_service_pb2,
+    evaluator_service_pb2_grpc,
     event_pb2,
     export_pb2,
     export_service_pb2,
@@ -115,6 +117,7 @@ class FakeGateway(
     dataset_service_pb2_grpc.DatasetServiceServicer,
     artifact_service_pb2_grpc.ArtifactServiceServicer,
     evaluation_service_pb2_grpc.EvaluationServiceServicer,
+    evaluator_service_pb2_grpc.EvaluatorServiceServicer,
     export_service_pb2_grpc.ExportServiceServicer,
     model_service_pb2_grpc.ModelServiceServicer,
     recipe_service_pb2_grpc.RecipeServiceServicer,
@@ -146,6 +149,8 @@ class FakeGateway(
     held: dict[str, bytes] = field(default_factory=lambda: defaultdict(bytes))
     cut_upload_after: list[int] = field(default_factory=list)
     deleted: list[str] = field(default_factory=list)
+    # Generating: words after which the answer is lost.
+    cut_answer_after: int = -1
 
     def __post_init__(self) -> None:
         self.lock = threading.Lock()
@@ -362,6 +367,19 @@ class FakeGateway(
         export = export_pb2.Export(id="ex_1", job_id=JOB, formats=[1], result=result)
         return export_service_pb2.GetExportResponse(export=export)
 
+    def Generate(self, request: Any, context: Any) -> Iterator[Any]:
+        """Repeats the last thing that was said, word by word."""
+        self._enter("Generate", request, context)
+        Response = evaluator_service_pb2.GenerateResponse
+        yield Response(phase="loading_model")
+        words = (request.messages[-1].content if request.messages else request.prompt).split()
+        for number, word in enumerate(words):
+            if number == self.cut_answer_after:
+                refuse(context, grpc.StatusCode.UNAVAILABLE, "the process is gone", "GENERATION_LOST")
+            yield Response(text=f"{word} ")
+        usage = evaluator_service_pb2.GenerationUsage(prompt_tokens=3, completion_tokens=len(words))
+        yield Response(finish_reason="stop", usage=usage)
+
     def ListModels(self, request: Any, context: Any) -> Any:
         self._enter("ListModels", request, context)
         model = model_pb2.Model(id="smollm2-135m", kind=1, num_parameters=134_515_008, license="Apache-2.0")
@@ -486,6 +504,7 @@ class Running:
             dataset_service_pb2_grpc.add_DatasetServiceServicer_to_server,
             artifact_service_pb2_grpc.add_ArtifactServiceServicer_to_server,
             evaluation_service_pb2_grpc.add_EvaluationServiceServicer_to_server,
+            evaluator_service_pb2_grpc.add_EvaluatorServiceServicer_to_server,
             export_service_pb2_grpc.add_ExportServiceServicer_to_server,
             model_service_pb2_grpc.add_ModelServiceServicer_to_server,
             recipe_service_pb2_grpc.add_RecipeServiceServicer_to_server,

@@ -2,6 +2,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +62,14 @@ class NamedProbe(ProbeServiceServicer):
 class StreamingEvaluator(EvaluatorServiceServicer):
     """An evaluator that generates one word at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "") -> None:
+        self.name = name
         self.left = asyncio.Event()
 
     async def Generate(self, request: Any, context: Any) -> AsyncIterator[evaluator_service_pb2.GenerateResponse]:
         if request.prompt == "bad":
             raise InvalidArgument("PROMPT_TOO_LONG", "too long", [Violation("prompt", "too long")])
-        for word in request.prompt.split():
+        for word in [self.name] if self.name else request.prompt.split():
             yield evaluator_service_pb2.GenerateResponse(text=word)
         if request.prompt.endswith("for ever"):
             try:
@@ -216,17 +218,30 @@ async def test_calls_without_broker_are_unavailable(nats_server: NatsServer, pro
     assert (found.code, found.reason) == (grpc.StatusCode.UNAVAILABLE, "NO_BROKER")
 
 
-async def test_generated_text_is_streamed_from_evaluator(bus: Bus) -> None:
+@contextlib.asynccontextmanager
+async def a_generating_gateway(bus: Bus, folder: Path) -> AsyncIterator[EvaluatorServiceStub]:
+    """EvaluatorService as a gateway serves it, with a base model `m`."""
+    add = add_EvaluatorServiceServicer_to_server
+    database = await Database.open(f"sqlite:///{folder / 'gateway.sqlite'}")
+    servicer = Generation(database, Catalogue(folder, {"m": folder}), Passthrough(bus))
+    async with (
+        serving(evaluator_service_pb2, "EvaluatorService", add, servicer) as gateway,
+        grpc.aio.insecure_channel(gateway) as channel,
+    ):
+        yield EvaluatorServiceStub(channel)
+    await database.close()
+
+
+async def test_generated_text_is_streamed_from_evaluator(bus: Bus, tmp_path: Path) -> None:
     """Words arrive as they are generated, refusals unchanged; a caller that cancels ends the generation."""
     speaker = StreamingEvaluator()
     add = add_EvaluatorServiceServicer_to_server
     async with (
         serving(evaluator_service_pb2, "EvaluatorService", add, speaker) as evaluator,
-        serving(evaluator_service_pb2, "EvaluatorService", add, Generation(Passthrough(bus))) as gateway,
-        grpc.aio.insecure_channel(gateway) as channel,
+        a_generating_gateway(bus, tmp_path) as stub,
     ):
-        generate = EvaluatorServiceStub(channel).Generate
-        Request = evaluator_service_pb2.GenerateRequest
+        generate = stub.Generate
+        Request = partial(evaluator_service_pb2.GenerateRequest, model="m")
         found = await refusal(generate(Request(prompt="a b")).read())
         assert (found.code, found.reason) == (grpc.StatusCode.UNAVAILABLE, "NO_EVALUATOR")
         await bus.put_node(Node(id="a-dead", service="evaluator", address=DEAD))
@@ -244,16 +259,28 @@ async def test_generated_text_is_streamed_from_evaluator(bus: Bus) -> None:
         await asyncio.wait_for(speaker.left.wait(), 10)
 
 
-async def test_evaluator_that_dies_during_generation_is_an_error(bus: Bus) -> None:
+async def test_evaluator_that_dies_during_generation_is_an_error(bus: Bus, tmp_path: Path) -> None:
     """Half an answer with status OK would look complete."""
     add = add_EvaluatorServiceServicer_to_server
-    async with (
-        serving(evaluator_service_pb2, "EvaluatorService", add, Generation(Passthrough(bus))) as gateway,
-        grpc.aio.insecure_channel(gateway) as channel,
-    ):
+    async with a_generating_gateway(bus, tmp_path) as stub:
         async with serving(evaluator_service_pb2, "EvaluatorService", add, StreamingEvaluator()) as evaluator:
             await bus.put_node(Node(id="a", service="evaluator", address=evaluator))
-            call = EvaluatorServiceStub(channel).Generate(evaluator_service_pb2.GenerateRequest(prompt="on for ever"))
+            call = stub.Generate(evaluator_service_pb2.GenerateRequest(model="m", prompt="on for ever"))
             assert [(await call.read()).text for _ in range(3)] == ["on", "for", "ever"]
         found = await refusal(call.read())
         assert (found.code, found.reason) == (grpc.StatusCode.UNAVAILABLE, "NODE_LOST")
+
+
+async def test_evaluator_that_holds_the_model_is_asked_first(bus: Bus, tmp_path: Path) -> None:
+    """Another one would load it first, which takes seconds to minutes."""
+    add = add_EvaluatorServiceServicer_to_server
+    cold, warm = StreamingEvaluator("cold"), StreamingEvaluator("warm")
+    async with (
+        serving(evaluator_service_pb2, "EvaluatorService", add, cold) as first,
+        serving(evaluator_service_pb2, "EvaluatorService", add, warm) as second,
+        a_generating_gateway(bus, tmp_path) as stub,
+    ):
+        await bus.put_node(Node(id="a", service="evaluator", address=first, warm_models=["other"]))
+        await bus.put_node(Node(id="b", service="evaluator", address=second, warm_models=["m"]))
+        answer = await stub.Generate(evaluator_service_pb2.GenerateRequest(model="m", prompt="who?")).read()
+        assert answer.text == "warm"

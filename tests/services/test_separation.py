@@ -32,6 +32,7 @@ os.execvp("cat", ["cat", f"/proc/{sys.argv[1]}/environ"])
         ["services.probe.worker", "missing.json"],
         ["services.trainer.worker", "missing.json"],
         ["services.evaluator.worker", "missing.json"],
+        ["services.evaluator.resident", "missing.json"],
         ["services.exporter.worker", "missing.json"],
         ["finetuneflow.cli", "--help"],
     ],

@@ -9,10 +9,12 @@ import typer
 from finetuneflow import __version__
 from finetuneflow.cli import (
     audit,
+    chat,
     datasets,
     doctor,
     download,
     estimates,
+    generate,
     import_config,
     jobs,
     keys,
@@ -69,6 +71,8 @@ def build_app() -> typer.Typer:
     app.command()(model_work.export)
     app.add_typer(model_work.evaluations_app(), name="evaluations")
     app.add_typer(model_work.exports_app(), name="exports")
+    app.command()(generate.generate)
+    app.command()(chat.chat)
     app.command()(download.download)
     app.add_typer(datasets.make_app(), name="datasets")
     models_app = models.make_app()

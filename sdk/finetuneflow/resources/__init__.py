@@ -1,6 +1,7 @@
 """Resources: the frozen dataclasses that the client returns. Each keeps the message it was read from as `.proto`."""
 
 from finetuneflow.resources.access import ApiKey, AuditEntry, Caller, CreatedKey, Role, Tenant, TenantLimits
+from finetuneflow.resources.answer import AnswerPart, GenerationUsage, TokenLogprob
 from finetuneflow.resources.artifact import Artifact
 from finetuneflow.resources.convert import Resource
 from finetuneflow.resources.dataset import Dataset
@@ -69,6 +70,7 @@ from finetuneflow.resources.validation import (
 __all__ = [
     "AdapterStart",
     "Adjustment",
+    "AnswerPart",
     "ApiKey",
     "Artifact",
     "AttemptSummary",
@@ -96,6 +98,7 @@ __all__ = [
     "FitVerdict",
     "GateDecision",
     "GateResult",
+    "GenerationUsage",
     "Gpu",
     "Hardware",
     "Improvement",
@@ -134,6 +137,7 @@ __all__ = [
     "StartMode",
     "Tenant",
     "TenantLimits",
+    "TokenLogprob",
     "TokenSpan",
     "TrainingMethod",
     "TrainingResult",

@@ -23,9 +23,11 @@ _sym_db = _symbol_database.Default()
 
 
 from finetuneflow.v1 import access_pb2 as finetuneflow_dot_v1_dot_access__pb2
+from finetuneflow.v1 import fine_tuning_job_spec_pb2 as finetuneflow_dot_v1_dot_fine__tuning__job__spec__pb2
+from finetuneflow.v1 import stage_result_pb2 as finetuneflow_dot_v1_dot_stage__result__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'finetuneflow/v1/evaluator_service.proto\x12\x0f\x66inetuneflow.v1\x1a\x1c\x66inetuneflow/v1/access.proto\"\xa1\x01\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12\x15\n\rsystem_prompt\x18\x03 \x01(\t\x12\x1b\n\x0emax_new_tokens\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x05 \x01(\x01H\x01\x88\x01\x01\x42\x11\n\x0f_max_new_tokensB\x0e\n\x0c_temperature\"7\n\x10GenerateResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x15\n\rfinish_reason\x18\x02 \x01(\t2r\n\x10\x45valuatorService\x12^\n\x08Generate\x12 .finetuneflow.v1.GenerateRequest\x1a!.finetuneflow.v1.GenerateResponse\"\x0b\x90\x02\x01\xe2\xd1\x18\x04\x08\x02\x10\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'finetuneflow/v1/evaluator_service.proto\x12\x0f\x66inetuneflow.v1\x1a\x1c\x66inetuneflow/v1/access.proto\x1a*finetuneflow/v1/fine_tuning_job_spec.proto\x1a\"finetuneflow/v1/stage_result.proto\"\xdf\x02\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12\x15\n\rsystem_prompt\x18\x03 \x01(\t\x12\x1b\n\x0emax_new_tokens\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12.\n\x08messages\x18\x06 \x03(\x0b\x32\x1c.finetuneflow.v1.ChatMessage\x12\x12\n\x05top_p\x18\x07 \x01(\x01H\x02\x88\x01\x01\x12\x11\n\x04seed\x18\x08 \x01(\x03H\x03\x88\x01\x01\x12\x0c\n\x04stop\x18\t \x03(\t\x12\x10\n\x08logprobs\x18\n \x01(\x08\x12\x32\n\x0cserved_model\x18\x0b \x01(\x0b\x32\x1c.finetuneflow.v1.ServedModelB\x11\n\x0f_max_new_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x07\n\x05_seed\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\xff\x02\n\x0bServedModel\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x36\n\nbase_model\x18\x02 \x01(\x0b\x32\".finetuneflow.v1.BaseModelIdentity\x12\x17\n\x0f\x63heckpoint_path\x18\x03 \x01(\t\x12\"\n\x1a\x63heckpoint_manifest_sha256\x18\x04 \x01(\t\x12\x17\n\x0f\x63heckpoint_step\x18\x05 \x01(\x03\x12\x0c\n\x04\x66ull\x18\x06 \x01(\x08\x12\x1a\n\rchat_template\x18\x07 \x01(\tH\x00\x88\x01\x01\x12\x15\n\rsystem_prompt\x18\x08 \x01(\t\x12\x13\n\x0bshards_path\x18\t \x01(\t\x12\x1e\n\x16shards_manifest_sha256\x18\n \x01(\t\x12\x37\n\x0cquantization\x18\x0b \x01(\x0b\x32!.finetuneflow.v1.QuantizationSpec\x12\x11\n\texclusive\x18\x0c \x01(\x08\x42\x10\n\x0e_chat_template\"\xa8\x01\n\x10GenerateResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x15\n\rfinish_reason\x18\x02 \x01(\t\x12\r\n\x05phase\x18\x03 \x01(\t\x12/\n\x08logprobs\x18\x04 \x03(\x0b\x32\x1d.finetuneflow.v1.TokenLogprob\x12/\n\x05usage\x18\x05 \x01(\x0b\x32 .finetuneflow.v1.GenerationUsage\":\n\x0cTokenLogprob\x12\n\n\x02id\x18\x01 \x01(\x05\x12\r\n\x05token\x18\x02 \x01(\t\x12\x0f\n\x07logprob\x18\x03 \x01(\x01\"h\n\x0fGenerationUsage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x05\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x05\x12#\n\x1btime_to_first_token_seconds\x18\x03 \x01(\x01\x32r\n\x10\x45valuatorService\x12^\n\x08Generate\x12 .finetuneflow.v1.GenerateRequest\x1a!.finetuneflow.v1.GenerateResponse\"\x0b\x90\x02\x01\xe2\xd1\x18\x04\x08\x02\x10\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,10 +36,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_EVALUATORSERVICE'].methods_by_name['Generate']._loaded_options = None
   _globals['_EVALUATORSERVICE'].methods_by_name['Generate']._serialized_options = b'\220\002\001\342\321\030\004\010\002\020\001'
-  _globals['_GENERATEREQUEST']._serialized_start=91
-  _globals['_GENERATEREQUEST']._serialized_end=252
-  _globals['_GENERATERESPONSE']._serialized_start=254
-  _globals['_GENERATERESPONSE']._serialized_end=309
-  _globals['_EVALUATORSERVICE']._serialized_start=311
-  _globals['_EVALUATORSERVICE']._serialized_end=425
+  _globals['_GENERATEREQUEST']._serialized_start=171
+  _globals['_GENERATEREQUEST']._serialized_end=522
+  _globals['_CHATMESSAGE']._serialized_start=524
+  _globals['_CHATMESSAGE']._serialized_end=568
+  _globals['_SERVEDMODEL']._serialized_start=571
+  _globals['_SERVEDMODEL']._serialized_end=954
+  _globals['_GENERATERESPONSE']._serialized_start=957
+  _globals['_GENERATERESPONSE']._serialized_end=1125
+  _globals['_TOKENLOGPROB']._serialized_start=1127
+  _globals['_TOKENLOGPROB']._serialized_end=1185
+  _globals['_GENERATIONUSAGE']._serialized_start=1187
+  _globals['_GENERATIONUSAGE']._serialized_end=1291
+  _globals['_EVALUATORSERVICE']._serialized_start=1293
+  _globals['_EVALUATORSERVICE']._serialized_end=1407
 # @@protoc_insertion_point(module_scope)

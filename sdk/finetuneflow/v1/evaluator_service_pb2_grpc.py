@@ -47,8 +47,14 @@ class EvaluatorServiceServicer(object):
     """
 
     def Generate(self, request, context):
-        """Streams an answer as it is generated. Stores nothing, so it can be repeated safely; with a temperature above 0 the
-        answers differ. Fails with UNAVAILABLE if no evaluator is reachable.
+        """Streams an answer as it is generated. Stores nothing, so it can be repeated safely; with a temperature above 0 and
+        no seed the answers differ. The first call for a model loads it, which takes seconds to minutes: until the answer
+        begins, messages with a phase are sent.
+
+        Fails with INVALID_ARGUMENT if a field is out of its range or the prompt leaves no room in the model's context;
+        NOT_FOUND for a model or checkpoint that the caller's tenant does not have; RESOURCE_EXHAUSTED if too many calls
+        wait, or if the model does not fit into the free memory beside what is in use; UNAVAILABLE if no evaluator is
+        reachable, or if the process that generates ends, also in the middle of an answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -235,7 +235,7 @@ class EventRun(_message.Message):
     def __init__(self, events: _Optional[_Iterable[_Union[_event_pb2.Event, _Mapping]]] = ...) -> None: ...
 
 class Node(_message.Message):
-    __slots__ = ("id", "service", "address", "version", "pool", "slots", "runs", "hardware", "draining", "start_time")
+    __slots__ = ("id", "service", "address", "version", "pool", "slots", "runs", "hardware", "draining", "start_time", "warm_models")
     ID_FIELD_NUMBER: _ClassVar[int]
     SERVICE_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
@@ -246,6 +246,7 @@ class Node(_message.Message):
     HARDWARE_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     START_TIME_FIELD_NUMBER: _ClassVar[int]
+    WARM_MODELS_FIELD_NUMBER: _ClassVar[int]
     id: str
     service: str
     address: str
@@ -256,7 +257,8 @@ class Node(_message.Message):
     hardware: _hardware_pb2.Hardware
     draining: bool
     start_time: _timestamp_pb2.Timestamp
-    def __init__(self, id: _Optional[str] = ..., service: _Optional[str] = ..., address: _Optional[str] = ..., version: _Optional[str] = ..., pool: _Optional[str] = ..., slots: _Optional[int] = ..., runs: _Optional[_Iterable[_Union[Run, _Mapping]]] = ..., hardware: _Optional[_Union[_hardware_pb2.Hardware, _Mapping]] = ..., draining: bool = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    warm_models: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, id: _Optional[str] = ..., service: _Optional[str] = ..., address: _Optional[str] = ..., version: _Optional[str] = ..., pool: _Optional[str] = ..., slots: _Optional[int] = ..., runs: _Optional[_Iterable[_Union[Run, _Mapping]]] = ..., hardware: _Optional[_Union[_hardware_pb2.Hardware, _Mapping]] = ..., draining: bool = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., warm_models: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Run(_message.Message):
     __slots__ = ("job_id", "stage", "attempt", "start_time", "spooled_events")

@@ -1,5 +1,7 @@
 """The whole of stage 3, in time order: measures both models on the same rows, compares them, decides by the gate."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -9,12 +11,11 @@ from chassis.child.phases import Phases
 from chassis.child.pipe import EventSink
 from engine.config.evaluation import GENERAL
 from engine.config.graders import BASE
-from engine.config.job import JobConfig
 from engine.data.prepare import prepare_evaluation
 from engine.data.shards import read_shards
 from engine.data.tokenizer import Tokenizer
 from engine.errors import JobError
-from engine.evaluation.held_out import answered_rows, read_held_out
+from engine.evaluation.held_out import HeldOutRow, answered_rows, read_held_out
 from engine.evaluation.questions import CriticalQuestion, read_questions
 from engine.evaluation.sets import prepare_regression
 from engine.model.score import Row
@@ -28,7 +29,7 @@ from services.evaluator.worker.measurements import KIND, Measurements
 from services.evaluator.worker.models import Form, Models, form_of
 from services.evaluator.worker.rows import measured_rows, write_rows
 from services.evaluator.worker.samples import add_samples, samples
-from services.questions import prompts, room_for, row_question
+from services.questions import Question, conversation_ids, prompts, row_question
 
 PHASES = (
     "loading_model",
@@ -44,41 +45,46 @@ ROWS_FILE = "evaluation_rows.jsonl"
 ROWS_KIND = "evaluation_rows"
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What both models are asked: held-out rows, the caller's prompts, critical questions, in this order."""
+
+    rows: list[int]
+    """Index of each held-out row that is answered."""
+    shown: list[Question]
+    """Those rows, then the caller's prompts."""
+    critical: list[CriticalQuestion]
+    prompts: list[list[int]]
+    """Token ids of everything that is asked."""
+
+
 def evaluate(child_input: EvaluationInput, sink: EventSink) -> EvaluationResult:
     """Measures both models and compares them; an empty result where evaluation is switched off."""
     config, base, tuned = child_input.config, child_input.base, child_input.tuned
     if not config.evaluation.enabled:
         return EvaluationResult()
     torch.set_num_threads(child_input.threads)
+    # A pause takes effect after this stage: it is shorter than to do it again.
+    phases = Phases(sink, PHASES, pausable=False)
+    phases.enter("loading_model", base.model.id)
     tokenizer = Tokenizer(tuned.model.path, config.chat_template)
     _refuse_other_tokenizer(base, tuned)
     _prepare_rows(child_input, sink)
     texts = read_held_out(child_input.data_dir / "eval_rows.jsonl")
     rows: list[Row] = list(read_shards(child_input.data_dir / "eval")) if texts else []
-    answered = answered_rows(texts, config.evaluation.max_rows, config.evaluation.num_samples, config.seed)
-    asked = [row_question(texts[index], tokenizer) for index in answered]
-    asked += prompts(config, child_input.data_dir, tokenizer)
-
-    # A pause takes effect after this stage: it is shorter than to do it again.
-    phases = Phases(sink, PHASES, pausable=False)
-    phases.enter("loading_model", base.model.id)
+    general, finding = _regression_rows(child_input, sink)
+    asked = _asked(child_input, texts, tokenizer)
     form = form_of(config, base, tuned, sink)
     publish = partial(_publish, sink, child_input.out_dir)
     folder = child_input.out_dir / "measurements" / tuned.model.weights_sha256[:16]
     kept = Measurements(child_input.measurements, folder, partial(publish, KIND))
     measuring = Measuring(Models(sink), kept, phases)
-    wanted, stops = config.evaluation.max_new_tokens, sorted(tokenizer.special_ids)
-    longest = config.hyperparameters.max_length
-    asked_ids = [room_for(question, tuned.model.context_length or None, wanted, longest) for question in asked]
-    lost, regression_finding = _regression_rows(child_input, sink)
-    questions = [] if child_input.questions is None else read_questions(child_input.questions)
-    question_texts = [_question_text(question, config, tokenizer) for question in questions]
-    room = max((tuned.model.context_length or wanted + longest) - wanted, 1)
-    question_ids = [tokenizer.encode(text).ids[-room:] for text in question_texts]
-    base_losses = measuring.losses("scoring_base", base, form, [*rows, *lost])
-    base_answers = measuring.answers("answering_base", base, form, [*asked_ids, *question_ids], wanted, stops)
-    tuned_losses = measuring.losses("scoring_tuned", tuned, form, [*rows, *lost])
-    tuned_answers = measuring.answers("answering_tuned", tuned, form, [*asked_ids, *question_ids], wanted, stops)
+
+    answer = (config.evaluation.max_new_tokens, sorted(tokenizer.special_ids))
+    base_losses = measuring.losses("scoring_base", base, form, [*rows, *general])
+    base_answers = measuring.answers("answering_base", base, form, asked.prompts, *answer)
+    tuned_losses = measuring.losses("scoring_tuned", tuned, form, [*rows, *general])
+    tuned_answers = measuring.answers("answering_tuned", tuned, form, asked.prompts, *answer)
     as_trained = None
     if tuned.trained_on and form.quantization is None:
         trained_form = Form(form.dtype, form.on, tuned.trained_on)
@@ -86,16 +92,14 @@ def evaluate(child_input: EvaluationInput, sink: EventSink) -> EvaluationResult:
 
     phases.enter("comparing", f"{len(rows)} rows")
     before, after = ([tokenizer.decode(ids).strip() for ids in side] for side in (base_answers, tuned_answers))
-    measured = measured_rows(
-        texts,
-        answered,
-        (base_losses[: len(rows)], tuned_losses[: len(rows)]),
-        (before[: len(answered)], after[: len(answered)]),
-    )
+    losses = base_losses[: len(rows)], tuned_losses[: len(rows)]
+    answers = before[: len(asked.rows)], after[: len(asked.rows)]
     judge = Judge({BASE: base, **child_input.judges}, form, measuring)
-    comparing = Compare(config.evaluation, measured, judge.ask, sink)
-    comparing.add_questions(questions, question_texts, before[len(asked) :], after[len(asked) :])
-    comparing.add_regression(base_losses[len(rows) :], tuned_losses[len(rows) :], regression_finding)
+    comparing = Compare(config.evaluation, measured_rows(texts, asked.rows, losses, answers), judge.ask, sink)
+    first = len(asked.shown)
+    questions = [tokenizer.decode(ids) for ids in asked.prompts[first:]]
+    comparing.add_questions(asked.critical, questions, before[first:], after[first:])
+    comparing.add_regression(base_losses[len(rows) :], tuned_losses[len(rows) :], finding)
     result = comparing.result(as_trained)
     result.findings.extend(child_input.findings)
     result.precision, result.weights, result.num_reused = form.precision, form.weights, measuring.num_reused
@@ -103,14 +107,27 @@ def evaluate(child_input: EvaluationInput, sink: EventSink) -> EvaluationResult:
         write_rows(comparing.rows, child_input.out_dir / ROWS_FILE)
         publish(ROWS_KIND, child_input.out_dir / ROWS_FILE)
         result.rows_path = ROWS_FILE
-    shown = [*range(min(config.evaluation.num_samples, len(answered))), *range(len(answered), len(asked))]
-    made = samples(
-        [asked[i] for i in shown], [tuned_answers[i] for i in shown], [base_answers[i] for i in shown], tokenizer
-    )
+    shown = [*range(min(config.evaluation.num_samples, len(asked.rows))), *range(len(asked.rows), first)]
+    tuned_shown, base_shown = ([side[index] for index in shown] for side in (tuned_answers, base_answers))
+    made = samples([asked.shown[index] for index in shown], tuned_shown, base_shown, tokenizer)
     for sample in made:
         sink.emit(sample)
     add_samples(result, made)
     return result
+
+
+def _asked(child_input: EvaluationInput, texts: Sequence[HeldOutRow], tokenizer: Tokenizer) -> Asked:
+    config, settings = child_input.config, child_input.config.evaluation
+    rows = answered_rows(texts, settings.max_rows, settings.num_samples, config.seed)
+    shown = [row_question(texts[index], tokenizer) for index in rows]
+    shown += prompts(config, child_input.data_dir, tokenizer)
+    critical = [] if child_input.questions is None else read_questions(child_input.questions)
+    ids = [question.prompt for question in shown]
+    ids += [conversation_ids(question.messages, config.system_prompt, tokenizer) for question in critical]
+    # The end of a prompt that is too long is what asks the question.
+    wanted, context = settings.max_new_tokens, child_input.tuned.model.context_length
+    room = max((context or wanted + config.hyperparameters.max_length) - wanted, 1)
+    return Asked(rows, shown, critical, [prompt[-room:] for prompt in ids])
 
 
 def _refuse_other_tokenizer(base: Side, tuned: Side) -> None:
@@ -147,13 +164,6 @@ def _regression_rows(child_input: EvaluationInput, sink: EventSink) -> tuple[lis
                 raise
             return [], f"What the model has lost was not measured: the general set cannot be read. {error.message}"
     return [], ""
-
-
-def _question_text(question: CriticalQuestion, config: JobConfig, tokenizer: Tokenizer) -> str:
-    turns = question.messages
-    if config.system_prompt and turns[0]["role"] != "system":
-        turns = [{"role": "system", "content": config.system_prompt}, *turns]
-    return tokenizer.render(turns, generation_prompt=True)
 
 
 def _publish(sink: EventSink, out_dir: Path, kind: str, path: Path) -> None:

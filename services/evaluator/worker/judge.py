@@ -8,6 +8,7 @@ from engine.evaluation.graders import Turns
 from services.evaluator.worker.child_input import Side
 from services.evaluator.worker.measure import Measuring
 from services.evaluator.worker.models import Form
+from services.questions import conversation_ids
 
 GRADING: Final = "grading"
 """Phase in which judges answer."""
@@ -27,10 +28,7 @@ class Judge:
         side = self._sides[model]
         tokenizer = self._tokenizers.setdefault(model, Tokenizer(side.model.path, None))
         room = (side.model.context_length or 1_000_000) - max_tokens
-        prompts = [
-            tokenizer.encode(tokenizer.render(turns, generation_prompt=True)).ids[-max(room, 1) :]
-            for turns in conversations
-        ]
+        prompts = [conversation_ids(turns, None, tokenizer)[-max(room, 1) :] for turns in conversations]
         stops = sorted(tokenizer.special_ids)
         answers = self._measuring.answers(GRADING, side, self._form, prompts, max_tokens, stops)
         return [tokenizer.decode(ids).strip() for ids in answers]

@@ -4,13 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from chassis.child.phases import Phases
-from engine.model.generate import PROMPTS_PER_BATCH, generate
+from engine.model.generate import generate
 from engine.model.score import Row, score
 from services.evaluator.worker.child_input import Side
 from services.evaluator.worker.measurements import Measurements, RowLoss, key_of, row_hash
 from services.evaluator.worker.models import Form, Models
-
-_PROMPTS_AT_ONCE = 4 * PROMPTS_PER_BATCH
 
 
 @dataclass
@@ -61,20 +59,23 @@ class Measuring:
         missing = [index for index, row in enumerate(hashes) if self.kept.answer(key, row) is None]
         self.num_reused += len(prompts) - len(missing)
         self.phases.enter(phase, self._detail(len(prompts), len(missing), "question"))
-        # Of similar length together, the longest first: less padding, and one that exceeds memory fails at once.
-        missing.sort(key=lambda index: -len(prompts[index]))
-        for start in range(0, len(missing), _PROMPTS_AT_ONCE):
-            some = missing[start : start + _PROMPTS_AT_ONCE]
-            made = generate(
+        made = 0
+
+        def add(index: int, ids: list[int]) -> None:
+            nonlocal made
+            made += 1
+            self.kept.add_answer(key, hashes[missing[index]], ids)
+
+        if missing:
+            generate(
                 self.models.get(side, form),
-                [prompts[index] for index in some],
+                [prompts[index] for index in missing],
                 max_new_tokens=max_new_tokens,
                 stop_ids=stop_ids,
-                on_tokens=lambda _, start=start: self.phases.advance(phase, start / len(missing)),  # type: ignore[misc]
+                on_tokens=lambda _: self.phases.advance(phase, made / len(missing)),
+                on_answer=add,
             )
-            for index, ids in zip(some, made, strict=True):
-                self.kept.add_answer(key, hashes[index], ids)
-        self.kept.save()
+            self.kept.save()
         self.phases.advance(phase, 1.0)
         return [found for row in hashes if (found := self.kept.answer(key, row)) is not None]
 
