@@ -21,7 +21,8 @@ def rows_page(
     request: ListEvaluationRowsRequest, result: EvaluationResult, tenant: str, store: ArtifactStore
 ) -> ListEvaluationRowsResponse:
     """Reads a page; call it in a thread. InvalidArgument for an unknown metric, NotFound if the file is missing."""
-    names = [metric.name for metric in result.metrics]
+    # A perplexity is one of all rows, and the regression set is not listed.
+    names = [metric.name for metric in result.metrics if metric.name not in ("perplexity", "regression_loss")]
     if request.metric and request.metric not in names:
         message = f"the evaluation has no metric {request.metric!r}; it has {', '.join(names)}"
         raise InvalidArgument("UNKNOWN_METRIC", f"metric: {message}.", [Violation("metric", message)])

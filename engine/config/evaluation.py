@@ -1,12 +1,13 @@
 """Settings of an evaluation: what is measured, and the gate that decides about the tuned model."""
 
 import json
+from collections.abc import Iterator
 from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, Field, model_validator
 
 from engine.config.graders import MAX_GRADERS, checked_grader, grader
-from engine.config.metrics import GRADER_PREFIX, MEASURED_ALWAYS, MUST_PASS, QUESTIONS, checked_metric
+from engine.config.metrics import GRADER_PREFIX, MEASURED_ALWAYS, MUST_PASS, QUESTIONS, checked_metric, checked_pattern
 from engine.config.section import Section, kib
 
 GENERAL: Final = "general"
@@ -39,16 +40,28 @@ def _valid_schema(schema: dict[str, Any]) -> dict[str, Any]:
     text = json.dumps(schema)
     if len(text) > _MAX_SCHEMA_BYTES:
         raise ValueError(f"it has {len(text):,} bytes; at most {_MAX_SCHEMA_BYTES:,} are allowed")
-    if foreign := next((ref for ref in _references(schema) if not ref.startswith("#")), ""):
-        raise ValueError(f"it refers to {foreign!r}; only references within the schema (#...) are allowed")
+    for key, value in _keywords(schema):
+        if key in ("$ref", "$dynamicRef") and isinstance(value, str) and not value.startswith("#"):
+            raise ValueError(f"it refers to {value!r}; only references within the schema (#...) are allowed")
+        if key == "patternProperties":
+            raise ValueError(f"{key} is not available: a pattern that takes long could not be stopped")
+        if key == "pattern" and isinstance(value, str):
+            checked_pattern(value)
+    from jsonschema import Draft202012Validator, SchemaError
+
+    try:
+        Draft202012Validator.check_schema(schema)
+    except SchemaError as error:
+        raise ValueError(f"{error.json_path}: {error.message[:200]}") from None
     return schema
 
 
-def _references(value: Any) -> list[str]:
+def _keywords(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yields every key of a schema with its value, at any depth."""
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _keywords(inner)
     if isinstance(value, dict):
-        own = [ref for key, ref in value.items() if key in ("$ref", "$dynamicRef") and isinstance(ref, str)]
-        return own + [ref for inner in value.values() for ref in _references(inner)]
-    return [ref for inner in value for ref in _references(inner)] if isinstance(value, list) else []
+        yield from value.items()
 
 
 class Evaluation(Section):
@@ -88,18 +101,21 @@ class Evaluation(Section):
         names = [grader(each).name for each in self.graders]
         if len(set(names)) < len(names):
             raise ValueError("two graders have one name")
-        for condition in self.gate:
-            self._check_condition(condition, names)
+        for index, condition in enumerate(self.gate):
+            try:
+                self._check_condition(condition, names)
+            except ValueError as error:
+                raise ValueError(f"gate[{index}].metric is {condition.metric!r}: {error}") from None
         return self
 
     def _check_condition(self, condition: GateCondition, graders: list[str]) -> None:
         name = condition.metric
         if name in (QUESTIONS, MUST_PASS) and not self.questions:
-            raise ValueError(f"gate names {name}, but there are no evaluation.questions")
+            raise ValueError("there are no evaluation.questions")
         if name.startswith(GRADER_PREFIX):
             if name.removeprefix(GRADER_PREFIX) not in graders:
-                raise ValueError(f"gate names {name}, but there is no such grader")
+                raise ValueError("there is no such grader")
         elif name not in MEASURED_ALWAYS:
             checked_metric(name)
-            if self.metrics and name not in self.metrics:
-                raise ValueError(f"gate names {name}, which is not one of evaluation.metrics; add it there")
+            if name == "json_schema" and self.json_schema is None:
+                raise ValueError("it needs evaluation.json_schema")

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 MAX_GRADERS: Final = 16
 BASE: Final = "base"
@@ -19,6 +19,7 @@ _PLACEHOLDER: Final = re.compile(r"\{\{\s*(.*?)\s*\}\}")
 _PATH: Final = re.compile(r"(?:item\.[^.{}]+(?:\.[^.{}]+)*|sample\.output_text|sample\.output_json(?:\.[^.{}]+)+)")
 FIRST: Final = "first.output_text"
 SECOND: Final = "second.output_text"
+_TEXT_PARTS: Final = ("input_text", "output_text", "text")
 _MAX_TEXT: Final = 16 * 1024
 FUNCTIONS: Final = ("abs", "ceil", "exp", "floor", "log", "max", "min", "sqrt")
 """Functions that `calculate_output` can call."""
@@ -81,13 +82,25 @@ class TextSimilarity(_Grader):
     """The grade is 1 from this similarity on, otherwise 0. None: the grade is the similarity."""
 
 
+def _plain_content(content: Any) -> Any:
+    """Returns the text of a turn that is given as one or several parts."""
+    parts = content if isinstance(content, list) else [content]
+    if all(isinstance(part, dict) for part in parts):
+        for part in parts:
+            if part.get("type") not in _TEXT_PARTS or not isinstance(part.get("text"), str):
+                raise ValueError(f"a part of type {part.get('type')!r} is no text; judges read text only")
+        return "".join(part["text"] for part in parts)
+    return content
+
+
 class Message(BaseModel):
     """A turn that a judge reads."""
 
     model_config = ConfigDict(extra="forbid")
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: _Text
+    content: Annotated[str, BeforeValidator(_plain_content), AfterValidator(_valid_text)]
+    """A text, or the parts that OpenAI's API has for it, of type input_text."""
     type: Literal["message"] = "message"
 
 
@@ -202,11 +215,31 @@ def grader(value: Mapping[str, Any], *, needs_name: bool = True) -> Grader:
     return read
 
 
-def _paths(read: Single) -> Iterator[str]:
-    texts = [turn.content for turn in read.input] if isinstance(read.input, list) else [read.input]
+def _paths(read: Single | CompareModel) -> Iterator[str]:
     if isinstance(read, StringCheck | TextSimilarity):
-        texts.append(read.reference)
+        texts = [read.input, read.reference]
+    else:
+        texts = [turn.content for turn in read.input]
     return (path for text in texts for path in placeholders(text))
+
+
+def item_paths(read: Grader) -> list[str]:
+    """Returns the values of a row that a grader needs, as `item.<column>`."""
+    inner = read.graders.values() if isinstance(read, Multi) else [read]
+    return [path for each in inner for path in _paths(each) if path.startswith("item.")]
+
+
+def value_at(path: str, item: Any) -> Any:
+    """Returns the value at `item.<column>`, `.<key>` or `.<index>` further down; None if there is none."""
+    value = item
+    for key in path.split(".")[1:]:
+        if isinstance(value, Mapping) and key in value:
+            value = value[key]
+        elif isinstance(value, list) and key.isdecimal() and int(key) < len(value):
+            value = value[int(key)]
+        else:
+            return None
+    return value
 
 
 def checked_grader(value: dict[str, Any]) -> dict[str, Any]:

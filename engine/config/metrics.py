@@ -50,10 +50,7 @@ def checked_metric(name: str) -> str:
         pattern = name.removeprefix(REGEX_PREFIX)
         if not pattern or len(pattern) > MAX_PATTERN:
             raise ValueError(f"regex: needs a pattern of at most {MAX_PATTERN:,} characters")
-        try:
-            re.compile(pattern)
-        except (re.error, OverflowError, RecursionError) as error:
-            raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+        checked_pattern(pattern)
         return name
     if name in MEASURED_ALWAYS:
         raise ValueError(
@@ -61,3 +58,12 @@ def checked_metric(name: str) -> str:
         )
     known = ", ".join(ANSWER_METRICS)
     raise ValueError(f"there is no such metric; metrics are {known}, contains:TEXT and regex:PATTERN")
+
+
+def checked_pattern(pattern: str) -> str:
+    """Returns a regular expression. Raises ValueError if it is none."""
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+    return pattern

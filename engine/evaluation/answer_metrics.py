@@ -4,8 +4,9 @@ BLEU and chrF are computed by sacrebleu, fuzzy match by rapidfuzz; their version
 """
 
 import importlib.metadata
+import unicodedata
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, Final
@@ -14,7 +15,7 @@ import numpy
 from numpy.typing import NDArray
 
 from engine.config.metrics import CONTAINS_PREFIX, REGEX_PREFIX
-from engine.evaluation.texts import json_value, last_number, normalized, tool_calls, words
+from engine.evaluation.texts import json_value, last_number, normalized, same_json, tool_calls, words
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class CorpusMetric:
 OneAnswer = Callable[[str, str], float | None]
 """(answer, expected) → value; None if the row has none, such as no expected answer."""
 _REGEX_SECONDS: Final = 1.0
+_AROUND_LABELS: Final = " \t.,;:!?\"'`()[]*“”„‘’«»"
 _RELATIVE: Final = 1e-6
 _NO_VALUE: Final = None
 
@@ -114,9 +116,10 @@ def fuzzy_match(answer: str, expected: str) -> float | None:
 
 
 def label_of(text: str) -> str:
-    """Returns the label that an answer names: its first line in normal form."""
+    """Returns the label that an answer names: its first line, case-folded, without punctuation at its ends."""
     lines = text.strip().splitlines()
-    return normalized(lines[0]) if lines else ""
+    folded = unicodedata.normalize("NFKC", lines[0]).casefold() if lines else ""
+    return folded.strip(_AROUND_LABELS)
 
 
 def _right(name: str, of_row: OneAnswer, signature: str = "") -> AnswerMetric:
@@ -147,7 +150,7 @@ def _same_json(answer: str, expected: str) -> float | None:
     if not is_json:
         return _NO_VALUE
     given_is_json, given = json_value(answer)
-    return float(given_is_json and given == right)
+    return float(given_is_json and same_json(given, right))
 
 
 def _same_calls(answer: str, expected: str, *, arguments: bool) -> float | None:
@@ -155,39 +158,49 @@ def _same_calls(answer: str, expected: str, *, arguments: bool) -> float | None:
     if not right:
         return _NO_VALUE
     given = tool_calls(answer)
-    if not arguments:
-        return float([name for name, _ in given] == [name for name, _ in right])
-    return float(given == right)
+    same = [name for name, _ in given] == [name for name, _ in right]
+    if arguments:
+        same = same and all(same_json(ours, theirs) for (_, ours), (_, theirs) in zip(given, right, strict=True))
+    return float(same)
 
 
 def _contains_text(wanted: str, answer: str, expected: str) -> float:
     return float(wanted in answer)
 
 
-def _matches(pattern: str, answer: str, expected: str) -> float:
+def _matches(pattern: str, answer: str, expected: str) -> float | None:
     import regex
 
     try:
         return float(regex.search(pattern, answer, timeout=_REGEX_SECONDS) is not None)
     except TimeoutError:
-        raise PatternTooSlow(pattern) from None
+        # Such an answer is not what the pattern was written for.
+        return _NO_VALUE
 
 
-class PatternTooSlow(Exception):
-    """A regular expression took longer than a second on one answer."""
-
-
-def _fits_schema(validator: Any, answer: str, expected: str) -> float:
+def _fits_schema(validator: Any, answer: str, expected: str) -> float | None:
     is_json, value = json_value(answer)
-    return float(is_json and validator.is_valid(value))
+    try:
+        return float(is_json and validator.is_valid(value))
+    except TimeoutError:
+        return _NO_VALUE
 
 
 def _validator(schema: Mapping[str, Any]) -> Any:
-    from jsonschema import Draft202012Validator
+    from jsonschema import Draft202012Validator, validators
     from referencing import Registry
 
     # An empty registry retrieves nothing: a reference to another document is an error.
-    return Draft202012Validator(schema, registry=Registry())
+    return validators.extend(Draft202012Validator, {"pattern": _check_pattern})(schema, registry=Registry())
+
+
+def _check_pattern(validator: Any, pattern: str, value: Any, schema: Any) -> Iterator[Any]:
+    """Checks `pattern` as jsonschema does, but within a second."""
+    import regex
+    from jsonschema import ValidationError
+
+    if isinstance(value, str) and regex.search(pattern, value, timeout=_REGEX_SECONDS) is None:
+        yield ValidationError(f"{value[:80]!r} does not match {pattern!r}")
 
 
 def _of_sentence(name: str, answer: str, expected: str) -> float | None:

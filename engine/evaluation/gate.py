@@ -35,18 +35,25 @@ def _outcome(condition: GateCondition, found: Compared | None) -> Outcome:
             return Outcome(f"{wanted}: the value is not a number on some rows, so the condition fails.", REJECT)
         return Outcome(f"{wanted}: not measured on any row, so the condition is inconclusive.", INCONCLUSIVE)
     value, interval = _value(condition, found)
-    said = f"{value:.4f}"
+    said = figure(value)
     rows = f"{found.num_rows:,} row{'s' * (found.num_rows != 1)}"
     if interval is None:
         return Outcome(f"{wanted}: measured {said} on {rows}, too few for an interval.", INCONCLUSIVE)
     low, high = interval
-    said += f" on {rows}, interval [{low:.4f}, {high:.4f}] at {condition.confidence:.1%} confidence"
+    said += f" on {rows}"
+    if found.paired.is_sample:
+        said += f", interval [{figure(low)}, {figure(high)}] at {condition.confidence:.1%} confidence"
     decision = _decision(condition, low, high)
     words = {PROMOTE: "holds", REJECT: "fails", INCONCLUSIVE: "is neither shown nor refuted"}
     hint = ""
     if decision == INCONCLUSIVE and condition.min_gain is not None and found.detectable_gain is not None:
-        hint = f"; {rows} show a gain of {found.detectable_gain:.4f} with a probability of 80 %"
+        hint = f"; {rows} show a gain of {figure(found.detectable_gain)} with a probability of 80 %"
     return Outcome(f"{wanted}: measured {said}: the condition {words[decision]}{hint}.", decision)
+
+
+def figure(value: float) -> str:
+    """Returns a number with four decimals, or with two significant digits if that would be 0."""
+    return f"{value:.1e}" if 0 < abs(value) < 5e-5 else f"{value:.4f}"
 
 
 def _wanted(condition: GateCondition) -> str:

@@ -22,6 +22,7 @@ from engine.config.graders import (
     checked_formula,
     filled,
     placeholders,
+    value_at,
 )
 from engine.evaluation.answer_metrics import fuzzy_match, gleu, rouge, sentence_bleu
 from engine.evaluation.texts import json_value, normalized
@@ -214,13 +215,9 @@ def _value(path: str, sample: Sample) -> str | None:
         keys = keys[1:]
         if not is_json:
             return ""
-    for key in keys:
-        if isinstance(value, Mapping) and key in value:
-            value = value[key]
-        elif isinstance(value, list) and key.isdecimal() and int(key) < len(value):
-            value = value[int(key)]
-        else:
-            return "" if root == "sample" else None
+    value = value_at(".".join([root, *keys]), value)
+    if value is None:
+        return "" if root == "sample" else None
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from engine.config.graders import CompareModel, Grader, grader
+from engine.config.graders import CompareModel, Grader, grader, item_paths, value_at
 from engine.errors import JobError, Violation
 
 MAX_QUESTIONS: Final = 1000
@@ -97,6 +97,9 @@ def _question(values: Any) -> CriticalQuestion:
             raise ValueError(f"graders[{index}]: {error}") from None
         if isinstance(read, CompareModel):
             raise ValueError(f"graders[{index}]: compare_model compares two answers; a question grades one")
+        for path in item_paths(read):
+            if value_at(path, dict(values)) is None:
+                raise ValueError(f"graders[{index}]: the row has no {path}")
         graders.append(read)
     return CriticalQuestion(messages, graders, row.must_pass, dict(values))
 

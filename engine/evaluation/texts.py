@@ -5,9 +5,11 @@ import re
 import unicodedata
 from typing import Any
 
-_WORD = re.compile(r"\w", re.UNICODE)
 _SPACES = re.compile(r"\s+")
-_NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:[eE][-+]?\d+)?|[-+]?\.\d+")
+_NUMBER = re.compile(r"(?:(?<![\w.,)])[-+])?(?:\d[\d,]*(?:\.\d+)?(?:[eE][-+]?\d+)?|(?<!\d)\.\d+)")
+_MINUS = "\u2212"
+_MAX_ATTEMPTS = 200
+"""Brackets of an answer that are tried as the beginning of a tool call."""
 _FENCED = re.compile(r"```(?:json)?\s*\n(.*?)```", re.DOTALL)
 _WITHOUT_SPACES = re.compile(
     # Han, Hiragana, Katakana, Thai, Lao, Khmer, Myanmar: written without spaces between words.
@@ -16,21 +18,20 @@ _WITHOUT_SPACES = re.compile(
 
 
 def normalized(text: str) -> str:
-    """Returns a text in Unicode form NFKC, case-folded, without punctuation, with single spaces."""
+    """Returns a text in Unicode form NFKC, case-folded: its letters, marks and digits, all else as single spaces."""
     folded = unicodedata.normalize("NFKC", text).casefold()
-    kept = "".join(" " if unicodedata.category(letter)[0] in "PZC" else letter for letter in folded)
+    kept = "".join(letter if unicodedata.category(letter)[0] in "LMN" else " " for letter in folded)
     return _SPACES.sub(" ", kept).strip()
 
 
 def words(text: str) -> list[str]:
     """Returns the words of a text in any script; a letter of a script that has no spaces counts as a word."""
-    spaced = _WITHOUT_SPACES.sub(lambda letter: f" {letter[0]} ", normalized(text))
-    return [word for word in spaced.split() if _WORD.search(word)]
+    return _WITHOUT_SPACES.sub(lambda letter: f" {letter[0]} ", normalized(text)).split()
 
 
 def last_number(text: str) -> float | None:
     """Returns the last number in a text, thousands separated by commas or not; None if there is none."""
-    found = _NUMBER.findall(text)
+    found = _NUMBER.findall(text.replace(_MINUS, "-"))
     return float(found[-1].replace(",", "")) if found else None
 
 
@@ -49,19 +50,31 @@ def json_value(text: str) -> tuple[bool, Any]:
     return False, None
 
 
+def same_json(one: Any, other: Any) -> bool:
+    """Returns True for equal JSON values: 1 equals 1.0, but not true."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same_json(value, other[key]) for key, value in one.items())
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(same_json, one, other))
+    return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
+
+
 def tool_calls(text: str) -> list[tuple[str, Any]]:
     """Returns name and arguments of the tool calls in an answer: JSON objects with a `name` and `arguments` or
     `parameters`, in tags or not."""
     decoder = json.JSONDecoder(parse_constant=_refuse_constant)
     found: list[tuple[str, Any]] = []
-    position = 0
+    position = attempts = 0
     while (
-        start := min((at for at in (text.find("{", position), text.find("[", position)) if at >= 0), default=-1)
-    ) >= 0:
+        attempts < _MAX_ATTEMPTS
+        and (start := min((at for at in (text.find("{", position), text.find("[", position)) if at >= 0), default=-1))
+        >= 0
+    ):
         try:
             value, position = decoder.raw_decode(text, start)
         except (ValueError, RecursionError):
             position = start + 1
+            attempts += 1
             continue
         for call in value if isinstance(value, list) else [value]:
             if (called := _call(call)) is not None:

@@ -14,7 +14,7 @@ from finetuneflow.fields import check_list
 from finetuneflow.model_work import AsyncModelWork, BlockingModelWork, model_name
 from finetuneflow.paging import paged
 from finetuneflow.resources.evaluation import Evaluation, EvaluationRow, RowChange
-from finetuneflow.spec import draft_sources, evaluation_spec
+from finetuneflow.spec import draft_evaluation, draft_sources
 from finetuneflow.transport import CallPolicy
 from finetuneflow.v1 import evaluation_pb2
 from finetuneflow.v1 import evaluation_service_pb2 as pb
@@ -46,6 +46,8 @@ class AsyncEvaluations(AsyncModelWork[Evaluation]):
         graders: Sequence[Mapping[str, Any]] | None = None,
         gate: Sequence[Mapping[str, Any]] | None = None,
         json_schema: Mapping[str, Any] | None = None,
+        questions: str | PathLike[str] | None = None,
+        regression: str | PathLike[str] | None = None,
         request_id: str = "",
     ) -> Evaluation:
         """Evaluates the model of a job whose training has finished, and compares it with its base or another model.
@@ -64,6 +66,9 @@ class AsyncEvaluations(AsyncModelWork[Evaluation]):
             graders: Grader objects as OpenAI's API takes them. Default: the job's own.
             gate: Conditions, such as `{"metric": "exact_match", "min_value": 0.8}`. Default: the job's own.
             json_schema: JSON Schema for the metric json_schema. Default: the job's own.
+            questions: Critical questions: a path (uploaded) or a dataset id. Default: the job's own.
+            regression: Rows that show what was lost: `general`, `none`, a path (uploaded) or a dataset id. Default: the
+                job's own.
             request_id: Makes the call idempotent: a repeated call with the same request_id and arguments returns the
                 same evaluation. At most 128 characters. Default: a new one, so retries of this call are safe.
 
@@ -80,7 +85,7 @@ class AsyncEvaluations(AsyncModelWork[Evaluation]):
         """
         check_list("prompts", prompts)
         check_list("metrics", metrics)
-        spec = evaluation_spec(
+        spec, files = draft_evaluation(
             {
                 "num_samples": num_samples,
                 "prompts": prompts,
@@ -90,11 +95,13 @@ class AsyncEvaluations(AsyncModelWork[Evaluation]):
                 "graders": graders,
                 "gate": gate,
                 "json_schema": json_schema,
+                "questions": questions,
+                "regression": regression,
             }
         )
-        sources, files = draft_sources(data, "data") if data else ([], [])
-        for source, path in files:
-            source.dataset = (await self._datasets.upload(path)).id
+        sources, rows = draft_sources(data, "data") if data else ([], [])
+        for file in (*files, *rows):
+            file.name((await self._datasets.upload(file.path)).id)
         request = pb.CreateEvaluationRequest(
             model=model_name(model),
             against=model_name(against),

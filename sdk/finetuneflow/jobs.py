@@ -251,14 +251,15 @@ class AsyncJobs:
 
     async def _upload(self, draft: SpecDraft, throwaway: bool, on_upload: FileProgress | None) -> dict[Path, str]:
         ids: dict[Path, str] = {}
-        for source, path in draft.files:
+        for file in draft.files:
+            path = file.path
             if path not in ids:
                 # The same file is the same dataset, except in a dry run, which deletes it: no job may use that one.
                 progress = None if on_upload is None else named_progress(on_upload, path.name)
                 request_id = uuid.uuid4().hex if throwaway else ""
                 dataset = await self._datasets.upload(path, request_id=request_id, progress=progress)
                 ids[path] = dataset.id
-            source.dataset = ids[path]
+            file.name(ids[path])
         return ids
 
     async def get(self, job_id: str) -> Job:
@@ -571,6 +572,9 @@ def _replace_ids_by_paths(uploaded: Mapping[Path, str], *specs: FineTuningJobSpe
             for source in (*spec.training_data, *spec.evaluation_data, *of_phases):
                 if source.dataset == dataset_id:
                     source.dataset = str(path)
+            for name in ("questions", "regression"):
+                if getattr(spec.evaluation, name) == dataset_id:
+                    setattr(spec.evaluation, name, str(path))
             # The server derives a default display name from the model and the dataset.
             spec.display_name = spec.display_name.replace(dataset_id, path.name)
 

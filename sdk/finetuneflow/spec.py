@@ -38,10 +38,27 @@ _SHORT_FORMS: Mapping[str, str] = {
 _NO_SUCH_FIELD = "there is no such field"
 _SECTIONS = ("hyperparameters", "lora", "quantization", "evaluation", "export", "resources")
 _SOURCES = ("training_data", "evaluation_data")
+_SETS: Mapping[str, tuple[str, ...]] = {"questions": ("",), "regression": ("", "general", "none")}
+"""Fields that name one dataset, with the values that are none."""
 
 _EVERY_LAYER = "all-linear"
 _INTEGERS = {FieldDescriptor.CPPTYPE_INT32, FieldDescriptor.CPPTYPE_INT64}
 _FLOATS = {FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT}
+
+
+@dataclass(frozen=True)
+class LocalFile:
+    """A local file that becomes a dataset."""
+
+    message: Message
+    """The message that names it."""
+    field: str
+    """The field that takes the id of the dataset."""
+    path: Path
+
+    def name(self, dataset_id: str) -> None:
+        """Sets the id of the dataset."""
+        setattr(self.message, self.field, dataset_id)
 
 
 @dataclass
@@ -49,9 +66,9 @@ class SpecDraft:
     """A spec whose local files have not been uploaded yet."""
 
     spec: pb.FineTuningJobSpec
-    """The spec; `dataset` is empty in sources that are local files."""
-    files: list[tuple[pb.DataSource, Path]] = field(default_factory=list)
-    """The local files, each with the source in `spec` that it belongs to."""
+    """The spec; fields that name local files are empty."""
+    files: list[LocalFile] = field(default_factory=list)
+    """The local files."""
     translations: list[Translation] = field(default_factory=list)
     """The settings that had other names or forms, and those that are implied."""
 
@@ -87,19 +104,20 @@ def partial_spec(values: Mapping[str, Any]) -> pb.FineTuningJobSpec:
     return spec
 
 
-def evaluation_spec(values: Mapping[str, Any]) -> pb.EvaluationSpec:
-    """Converts the settings of an evaluation; None is unset. Raises InvalidArgument."""
+def draft_evaluation(values: Mapping[str, Any]) -> tuple[pb.EvaluationSpec, list[LocalFile]]:
+    """Converts the settings of an evaluation; None is unset. Also returns the local files that they name. Raises
+    InvalidArgument."""
     reader = _Reader()
     spec = pb.EvaluationSpec()
     reader.read_message(spec, values, "spec")
     if reader.violations:
         raise UnreadableSpec("The settings are invalid.", reader.violations)
-    return spec
+    return spec, reader.files
 
 
-def draft_sources(value: Any, field: str) -> tuple[list[pb.DataSource], list[tuple[pb.DataSource, Path]]]:
-    """Converts a path, a dataset id, a table or a list of these to sources. Also returns the local files among them,
-    each with its source. Raises InvalidArgument."""
+def draft_sources(value: Any, field: str) -> tuple[list[pb.DataSource], list[LocalFile]]:
+    """Converts a path, a dataset id, a table or a list of these to sources. Also returns the local files among them.
+    Raises InvalidArgument."""
     reader = _Reader()
     draft = pb.FineTuningJobSpec()
     reader.read_sources(draft.evaluation_data, value, field)
@@ -115,6 +133,9 @@ def readable_spec(values: Mapping[str, Any]) -> pb.FineTuningJobSpec:
     phased = [source for phase in spec.phases for source in phase.training_data]
     for source in (*spec.training_data, *spec.evaluation_data, *phased):
         source.dataset = source.dataset or "file"
+    for file in reader.files:
+        if file.field in _SETS:
+            file.name("ds_file")
     return spec
 
 
@@ -155,7 +176,7 @@ class _WrongValue(Exception):
 class _Reader:
     def __init__(self) -> None:
         self.violations: list[Violation] = []
-        self.files: list[tuple[pb.DataSource, Path]] = []
+        self.files: list[LocalFile] = []
         self.translations: list[Translation] = []
 
     def read(self, values: Mapping[str, Any]) -> pb.FineTuningJobSpec:
@@ -202,6 +223,11 @@ class _Reader:
         target: Any = getattr(message, descriptor.name)
         if descriptor.name in _SOURCES:
             self.read_sources(target, value, path)
+        elif descriptor.name in _SETS and isinstance(value, (str, PathLike)):
+            if value in _SETS[descriptor.name] or is_dataset_id(value):
+                setattr(message, descriptor.name, value)
+            else:
+                self.read_file(message, descriptor.name, value, path)
         elif _is_map(descriptor):
             self.read_map(target, descriptor, value, path)
         elif descriptor.is_repeated:
@@ -257,12 +283,12 @@ class _Reader:
         if isinstance(place, (str, PathLike)) and not is_dataset_id(place):
             # The id is unknown until the file is uploaded; until then the field stays empty.
             table["dataset"] = ""
-            self.read_file(message, place, f"{path}.dataset")
+            self.read_file(message, "dataset", place, f"{path}.dataset")
         elif not place:
             self.refuse(f"{path}.dataset", "required: a file, a dataset id or hf://owner/name")
         self.read_message(message, table, path)
 
-    def read_file(self, message: pb.DataSource, place: str | PathLike[str], path: str) -> None:
+    def read_file(self, message: Message, name: str, place: str | PathLike[str], path: str) -> None:
         if isinstance(place, str) and "://" in place:
             self.refuse(
                 path,
@@ -279,7 +305,7 @@ class _Reader:
             self.refuse(path, f"{str(file)!r} is not a file")
         else:
             try:
-                self.files.append((message, utf8_path(file)))
+                self.files.append(LocalFile(message, name, utf8_path(file)))
             except InvalidArgument as error:
                 self.refuse(path, error.message)
 

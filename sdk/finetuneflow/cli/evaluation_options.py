@@ -29,11 +29,23 @@ def condition(text: str) -> dict[str, Any]:
 
 def grader_objects(path: Path) -> list[dict[str, Any]]:
     """Reads a JSON file with one grader object or a list of them. Raises typer.BadParameter."""
-    try:
-        read = json.loads(path.read_text("utf-8"))
-    except (ValueError, OSError) as error:
-        raise typer.BadParameter(f"{path} is no JSON: {error}", param_hint="--graders") from None
+    read = _read(path, "--graders")
     listed = read if isinstance(read, list) else [read]
     if not all(isinstance(each, dict) for each in listed):
         raise typer.BadParameter(f"{path} must hold a grader object or a list of them.", param_hint="--graders")
     return listed
+
+
+def json_object(path: Path) -> dict[str, Any]:
+    """Reads a JSON file with an object. Raises typer.BadParameter."""
+    read = _read(path, "--json-schema")
+    if not isinstance(read, dict):
+        raise typer.BadParameter(f"{path} must hold a JSON object.", param_hint="--json-schema")
+    return read
+
+
+def _read(path: Path, option: str) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (ValueError, OSError) as error:
+        raise typer.BadParameter(f"{path} is no JSON: {error}", param_hint=option) from None

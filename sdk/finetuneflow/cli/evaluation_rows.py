@@ -59,6 +59,8 @@ def compare(
         return
     headers = ["METRIC", *(f"{each.model} ({each.id})" for each in both)]
     print_rows(here.console, headers, _side_by_side(both))
+    if len({(each.job_id, str(each.data), each.spec.get("max_rows")) for each in both}) > 1:
+        here.console.print("They were measured on different rows, so their values do not compare.")
 
 
 def show_metrics(result: EvaluationResult, console: Console) -> None:
@@ -71,6 +73,18 @@ def show_metrics(result: EvaluationResult, console: Console) -> None:
         console.print(f"Gate        {word}", style=style)
         for each in result.gate.conditions:
             console.print(f"            {each.sentence}")
+    if result.questions is not None:
+        asked = result.questions
+        console.print(
+            f"Questions   {asked.num_passed} of {asked.num_questions} passed (base {asked.num_passed_by_base})"
+        )
+        for failed in asked.failed_must_pass:
+            console.print(f"            must pass, and did not: {shortened(failed)}")
+    if result.classification is not None:
+        labels = result.classification
+        console.print(f"Macro F1    base {labels.base_macro_f1:.4f}, tuned {labels.tuned_macro_f1:.4f}")
+    if result.num_reused:
+        console.print(f"Reused      {result.num_reused:,} losses and answers of earlier evaluations")
     for finding in result.findings:
         console.print(f"Note        {finding}")
 
@@ -78,13 +92,15 @@ def show_metrics(result: EvaluationResult, console: Console) -> None:
 def _metric_row(metric: MetricComparison) -> list[str]:
     interval = ""
     if metric.gain_low is not None and metric.gain_high is not None:
-        interval = f"[{metric.gain_low:+.4f}, {metric.gain_high:+.4f}]"
+        interval = f"[{_signed(metric.gain_low)}, {_signed(metric.gain_high)}]"
     directed = metric.conclusion is not None
+    if not metric.num_rows:
+        return [metric.name, "not measured", "not measured", "", "", "", ""]
     return [
         metric.name,
         _number(metric.base),
         _number(metric.tuned),
-        "" if metric.gain is None else f"{metric.gain:+.4f}",
+        "" if metric.gain is None else _signed(metric.gain),
         interval,
         f"{metric.num_improved}/{metric.num_worsened} of {metric.num_rows}" if directed else "",
         (metric.conclusion or "").lower().replace("_", " "),
@@ -99,6 +115,9 @@ def _side_by_side(both: Sequence[Evaluation]) -> Iterator[list[str]]:
 
 def _show_row(row: EvaluationRow, metric: str, console: Console) -> None:
     losses = f"loss {_number(row.base_loss)} -> {_number(row.tuned_loss)}"
+    if row.source == "question":
+        base, tuned = ("passed" if side["questions"] else "failed" for side in (row.base_metrics, row.tuned_metrics))
+        losses = f"critical question: base {base}, tuned {tuned}"
     change = row.changes.get(metric)
     console.print(f"Row {row.index}  {losses}" + (f"  {metric}: {change.lower()}" if change else ""))
     console.print(f"Prompt      {shortened(row.prompt)}")
@@ -107,6 +126,10 @@ def _show_row(row: EvaluationRow, metric: str, console: Console) -> None:
         console.print(f"Base        {shortened(row.base_answer)}")
         console.print(f"Tuned       {shortened(row.tuned_answer)}")
     console.print()
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.1e}" if 0 < abs(value) < 5e-5 else f"{value:+.4f}"
 
 
 def _number(value: float | None) -> str:

@@ -12,7 +12,7 @@ from rich.console import Console
 from finetuneflow.cli.advice import as_typed, ftf
 from finetuneflow.cli.console import error_console
 from finetuneflow.cli.download import make_folder
-from finetuneflow.cli.evaluation_options import condition, grader_objects
+from finetuneflow.cli.evaluation_options import condition, grader_objects, json_object
 from finetuneflow.cli.evaluation_rows import compare, rows
 from finetuneflow.cli.exits import DETACHED, JOB_FAILED
 from finetuneflow.cli.lines import Lines
@@ -59,7 +59,7 @@ def evaluate(
     ] = None,
     against: Annotated[str, typer.Option(help="Model to compare it with. Default: its base model.")] = "",
     num_samples: Annotated[
-        int | None, typer.Option(min=0, max=100, help="Held-out rows that both models answer. Default: the job's.")
+        int | None, typer.Option(min=0, max=100, help="Answered rows that are shown. Default: the job's.")
     ] = None,
     prompt: Annotated[
         list[str] | None, typer.Option(help="Prompt that both models answer. Repeatable. Default: the job's.")
@@ -77,6 +77,19 @@ def evaluate(
     graders: Annotated[
         Path | None,
         typer.Option(help="JSON file with grader objects. Default: the job's.", exists=True, dir_okay=False),
+    ] = None,
+    json_schema: Annotated[
+        Path | None,
+        typer.Option(help="JSON Schema for the metric json_schema. Default: the job's.", exists=True, dir_okay=False),
+    ] = None,
+    questions: Annotated[
+        str | None, typer.Option(help="File or dataset id of critical questions. Default: the job's.")
+    ] = None,
+    regression: Annotated[
+        str | None,
+        typer.Option(
+            help="general, none, or a file or dataset id of rows that show what was lost. Default: the job's."
+        ),
     ] = None,
     gate: Annotated[
         list[str] | None,
@@ -99,6 +112,9 @@ def evaluate(
         max_rows=max_rows,
         metrics=metric,
         graders=None if graders is None else grader_objects(graders),
+        json_schema=None if json_schema is None else json_object(json_schema),
+        questions=questions,
+        regression=regression,
         gate=None if gate is None else [condition(text) for text in gate],
     )
     _created(here, made, detach=detach, json=json)
@@ -311,6 +327,8 @@ def _row(work: Work) -> list[str]:
     result = ""
     if isinstance(work, Evaluation):
         result = "" if work.delta is None else f"{work.delta:+.4f} nats"
+        if work.result is not None and work.result.gate is not None and work.result.gate.decision is not None:
+            result = ", ".join(filter(None, [result, work.result.gate.decision.lower()]))
     elif work.result is not None:
         result = size(work.result.package_size_bytes)
     return [work.id, work.state, work.model, result, created]

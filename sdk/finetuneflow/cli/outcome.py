@@ -192,6 +192,6 @@ def show_evaluation(evaluation: Evaluation, console: Console) -> None:
         console.print(f"Evaluation  {base}tuned {result.tuned_loss:.4f}{change} nats per trained token, {rows}")
         if result.base_loss is not None and not result.tuned_loss <= result.base_loss:
             console.print("            The tuned model is worse than its base model: do not serve it.")
-        show_metrics(result, console)
-    elif result.samples:
+    elif result.samples or result.metrics:
         console.print(f"Evaluation  {count(len(result.samples), 'sample')}; no held-out rows to measure a loss on")
+    show_metrics(result, console)

@@ -81,11 +81,13 @@ def _preflight(here: Session, values: dict[str, Any], draft: SpecDraft, node: st
     probe = here.local_probe
     named = [*draft.spec.training_data, *draft.spec.evaluation_data]
     named += [source for phase in draft.spec.phases for source in phase.training_data]
-    has_uploaded = any(source.dataset.startswith("ds_") for source in named)
+    sets = (draft.spec.evaluation.questions, draft.spec.evaluation.regression)
+    has_uploaded = any(name.startswith("ds_") for name in (*sets, *(source.dataset for source in named)))
     has_start = bool(draft.spec.start_from) or draft.spec.base_model.startswith("ft:")
     if probe is None or node or has_uploaded or has_start:
         return here.client.jobs.preflight(spec=values, node_id=node)
-    for source, path in draft.files:
-        source.dataset = str(path)
+    names = {str(file.path) if file.field == "dataset" else f"ds_{file.path}": file for file in draft.files}
+    for name, file in names.items():
+        file.name(name)
     request = pb.PreflightFineTuningJobRequest(spec=draft.spec)
-    return Preflight.from_proto(probe.preflight(request, {str(path): path for _, path in draft.files}))
+    return Preflight.from_proto(probe.preflight(request, {name: file.path for name, file in names.items()}))

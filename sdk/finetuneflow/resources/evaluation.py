@@ -12,6 +12,14 @@ from finetuneflow.resources.work import ModelWork
 from finetuneflow.v1 import evaluation_pb2
 
 
+@dataclass(frozen=True, kw_only=True)
+class DataSource(Resource):
+    """Rows of a dataset."""
+
+    dataset: str
+    """Id of the dataset."""
+
+
 class RowChange(OpenEnum):
     """How the tuned model compares with the base model on one row."""
 
@@ -64,6 +72,8 @@ class Evaluation(ModelWork):
 
     against: str
     """The model that it is compared with. Empty for an evaluation left by a job: its base model."""
+    data: tuple[DataSource, ...]
+    """The rows that it was asked for. Empty: the held-out rows of the job."""
     result: EvaluationResult | None
     """The measured losses and samples. None until it has SUCCEEDED."""
 

@@ -9,12 +9,21 @@ import numpy
 from chassis.child.pipe import EventSink
 from engine.config.evaluation import Evaluation, GateCondition
 from engine.config.graders import CompareModel, Grader, grader, judges
-from engine.config.metrics import GRADER_PREFIX, LOSS, MUST_PASS, PERPLEXITY, QUESTIONS, REGRESSION_LOSS
+from engine.config.metrics import (
+    GRADER_PREFIX,
+    LOSS,
+    MEASURED_ALWAYS,
+    MUST_PASS,
+    PERPLEXITY,
+    QUESTIONS,
+    REGEX_PREFIX,
+    REGRESSION_LOSS,
+)
 from engine.evaluation.answer_metrics import AnswerMetric, answer_metric, label_of
 from engine.evaluation.choice import chosen_metrics, labels
 from engine.evaluation.comparison import Compared, Corpus, Paired, compared
 from engine.evaluation.confusion import confusion, macro_f1
-from engine.evaluation.gate import REJECT, decide
+from engine.evaluation.gate import REJECT, decide, figure
 from engine.evaluation.graders import Ask, Problems, Sample, grades, preferred
 from engine.evaluation.questions import PASS_GRADE, CriticalQuestion
 from engine.perplexity import perplexity
@@ -172,8 +181,12 @@ class Compare:
         if not self._answered:
             return []
         names = self._evaluation.metrics or chosen_metrics(expected)
-        if self._evaluation.json_schema is not None and "json_schema" not in names:
+        if self._evaluation.json_schema is not None:
             names = [*names, "json_schema"]
+        measured_otherwise = (*MEASURED_ALWAYS, *names)
+        wanted = (condition.metric for condition in self._evaluation.gate)
+        names = [*names, *(name for name in wanted if name not in measured_otherwise and GRADER_PREFIX not in name)]
+        names = list(dict.fromkeys(names))
         return [self._compared(answer_metric(name, self._evaluation.json_schema)) for name in names]
 
     def _compared(self, metric: AnswerMetric) -> Compared:
@@ -189,6 +202,11 @@ class Compare:
             values[1].append(after)
             row.note(
                 metric.name, before, after, higher_is_better=metric.higher_is_better, has_direction=metric.has_direction
+            )
+        if metric.name.startswith(REGEX_PREFIX) and len(kept) < len(self._answered):
+            number = len(self._answered) - len(kept)
+            self._findings.append(
+                f"{metric.name}: {number:,} rows were not counted, because the pattern took too long."
             )
         corpus = None
         if metric.corpus is not None and kept:
@@ -320,8 +338,9 @@ def _findings(measured: Mapping[str, Compared], num_rows: int, num_answered: int
     loss = measured[LOSS]
     if loss.conclusion == "NO_DIFFERENCE_SHOWN" and loss.detectable_gain is not None:
         found.append(
-            f"No difference in loss is shown: {num_rows:,} rows like these show a gain of {loss.detectable_gain:.4f} "
-            "nats per token with a probability of 80 %. More held-out rows show smaller ones."
+            f"No difference in loss is shown: {num_rows:,} rows like these show a gain of "
+            f"{figure(loss.detectable_gain)} nats per token with a probability of 80 %. "
+            "More held-out rows show smaller ones."
         )
     return found
 

@@ -29,7 +29,7 @@ class Measuring:
         hashes = [row_hash(row["input_ids"], row["labels"]) for row in rows]
         missing = [index for index, row in enumerate(hashes) if self.kept.loss(key, row) is None]
         self.num_reused += len(rows) - len(missing)
-        self.phases.enter(phase, self._detail(len(rows), len(missing), "held-out row"))
+        self.phases.enter(phase, self._detail(len(rows), len(missing), "row"))
         if missing:
 
             def add(index: int, loss_sum: float, num_trained: int) -> None:

@@ -18,6 +18,8 @@ KIND: Final = "evaluation_measurements"
 _LIBRARIES: Final = ("torch", "transformers", "peft")
 _LAYOUT: Final = 1
 _SAVE_SECONDS: Final = 20.0
+_SAVE_SHARE: Final = 0.1
+"""Share of the time so far that a killed evaluation loses at most; otherwise a long one would have a thousand files."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Measurements:
         self._publish = publish
         self._unsaved: list[str] = []
         self._num_files = 0
-        self._saved_at = time.monotonic()
+        self._began = self._saved_at = time.monotonic()
         for path in files:
             for line in path.read_text("utf-8").splitlines():
                 key, row, value = json.loads(line)
@@ -98,5 +100,6 @@ class Measurements:
     def _add(self, key: str, row: str, value: list[Any]) -> None:
         self._known[key, row] = value
         self._unsaved.append(json.dumps([key, row, value]) + "\n")
-        if time.monotonic() - self._saved_at > _SAVE_SECONDS:
+        now = time.monotonic()
+        if now - self._saved_at > max(_SAVE_SECONDS, _SAVE_SHARE * (now - self._began)):
             self.save()

@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
 from engine.perplexity import perplexity
@@ -165,10 +164,21 @@ def _side(evaluation: EvaluationResult, side: str) -> dict[str, float | None]:
 
 
 def _plain(message: Message) -> dict[str, Any]:
-    """Returns a message as a table, its enums by their names."""
-    found: dict[str, Any] = MessageToDict(
-        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-    )
+    """Returns a message as a table, its enums by their names, what is unset as null."""
+    found: dict[str, Any] = {}
+    for field in message.DESCRIPTOR.fields:
+        value = getattr(message, field.name)
+        if field.enum_type is not None:
+            prefix = "".join(f"_{letter}" if letter.isupper() else letter for letter in field.enum_type.name)
+            names = field.enum_type.values_by_number
+            value = names[value].name.removeprefix(f"{prefix.lstrip('_').upper()}_")
+        elif field.is_repeated:
+            value = [_plain(item) if isinstance(item, Message) else item for item in value]
+        elif field.has_presence and not message.HasField(field.name):
+            value = None
+        elif isinstance(value, Message):
+            value = _plain(value)
+        found[field.name] = value
     return found
 
 

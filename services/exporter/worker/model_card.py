@@ -30,8 +30,8 @@ def model_card(child_input: ExportInput) -> str:
         )
         if evaluation.HasField("base_loss") and not evaluation.tuned_loss <= evaluation.base_loss:
             outcome += " **It is worse than its base model: do not serve it.**"
-        if verdict := decision(evaluation):
-            outcome += f" Decision of the evaluation's gate: **{verdict}**."
+    if verdict := decision(evaluation):
+        outcome += f" Decision of the evaluation's gate: **{verdict}**."
     lineage = child_input.job.lineage_text()
     built = f"It is {lineage}. " if lineage else ""
     return f"""---

@@ -181,7 +181,7 @@ def _samples(samples: list[InferenceSample]) -> str:
 def _comparison(child_input: ExportInput) -> str:
     evaluation = child_input.evaluation
     head = "## Base vs tuned\n"
-    if not evaluation.HasField("tuned_loss"):
+    if not evaluation.HasField("tuned_loss") and not evaluation.metrics:
         return head + "Loss and perplexity were not measured on held-out rows."
     lines = [
         f"Measured in {evaluation.precision or 'fp32'} on {evaluation.num_examples:,} held-out rows "

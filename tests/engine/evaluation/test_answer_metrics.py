@@ -36,6 +36,13 @@ def test_rouge_is_that_of_the_reference_library(ours: str, theirs: str) -> None:
         assert _value(ours, answer, expected) == pytest.approx(reference.score(expected, answer)[theirs].fmeasure)
 
 
+def test_rouge_of_formulas_is_that_of_the_reference_library_with_its_own_words() -> None:
+    """Symbols separate words in every tool that figures are compared with."""
+    answer, expected = "She has 3+5=<<3+5=8>>8 apples for $16.", "She buys 3+5=<<3+5=8>>8 apples and pays $16."
+    reference = RougeScorer(["rougeL"]).score(expected, answer)["rougeL"].fmeasure
+    assert _value("rouge_l", answer, expected) == pytest.approx(reference)
+
+
 def test_rouge_counts_words_of_every_script() -> None:
     """The reference library's own tokenizer gives 0 to two equal answers in Chinese, Arabic or Greek."""
     for text in ("北京是中国的首都", "القاهرة عاصمة مصر", "Η Αθήνα είναι η πρωτεύουσα", "Москва — столица"):
@@ -83,6 +90,14 @@ def test_gleu_is_that_of_its_paper() -> None:
         ("last_number", "It is 7 or 8.", "#### 7", 0),
         ("last_number", "no idea", "#### 7", 0),
         ("last_number", "7", "seven", None),
+        ("last_number", "It is 3-5.", "#### 5", 1),
+        ("last_number", "2024-05-06", "6", 1),
+        ("last_number", "It is \u22125.", "-5", 1),
+        ("last_number", "(-5)", "-5", 1),
+        ("accuracy", "C++", "c++", 1),
+        ("accuracy", "C++", "C#", 0),
+        ("json_match", '{"a": true}', '{"a": 1}', 0),
+        ("regex:^(\\w|\\w\\w|\\s)+\\d$", "word " * 40, "", None),
         ("valid_json", '```json\n{"a": 1}\n```', "", 1),
         ("valid_json", '{"a": NaN}', "", 0),
         ("json_match", '{"b": [1, 2], "a": 1.0}', '{"a": 1, "b": [1, 2]}', 1),
@@ -118,6 +133,7 @@ def test_tool_calls_are_compared_by_name_and_by_arguments() -> None:
         assert _value("tool_call_name", answer, expected) == name, answer
         assert _value("tool_call_arguments", answer, expected) == arguments, answer
     assert tool_calls('{"name": 3, "arguments": {}}') == []
+    assert tool_calls("[" * 20_000 + '{"a":' * 5_000) == [], "a degenerate answer takes no time"
 
 
 def test_answers_are_checked_against_a_json_schema() -> None:

@@ -130,7 +130,7 @@ def test_label_of_a_judge(answer: str, grade: float | None) -> None:
         "name": "label",
         "model": "base",
         "input": [
-            {"type": "message", "role": "developer", "content": "You grade."},
+            {"role": "developer", "content": [{"type": "input_text", "text": "You grade."}]},
             {"role": "user", "content": "{{sample.output_text}}"},
         ],
         "labels": ["correct", "incorrect"],
@@ -197,7 +197,10 @@ def test_formula_runs_no_code(formula: str) -> None:
         ({"gate": [{"metric": "loss"}]}, "exactly one of min_gain, min_value and max_value"),
         ({"gate": [{"metric": "grader:x", "min_value": 1.0}]}, "there is no such grader"),
         ({"gate": [{"metric": "must_pass", "min_value": 1.0}]}, "there are no evaluation.questions"),
-        ({"metrics": ["bleu"], "gate": [{"metric": "chrf", "min_gain": 0.0}]}, "not one of evaluation.metrics"),
+        ({"gate": [{"metric": "blue", "min_gain": 0.0}]}, r"gate\[0\].metric is 'blue': there is no such metric"),
+        ({"json_schema": {"type": "nope"}}, "json_schema"),
+        ({"json_schema": {"properties": {"a": {"pattern": "("}}}}, "is no regular expression"),
+        ({"json_schema": {"patternProperties": {"a": {}}}}, "patternProperties is not available"),
         ({"json_schema": {"$ref": "https://example.com/schema"}}, "only references within the schema"),
         ({"metrics": ["regex:("]}, "is no regular expression"),
     ],
@@ -219,9 +222,11 @@ def test_critical_questions_are_read_and_their_mistakes_named_by_row(tmp_path: P
     path.write_text("".join(json.dumps(each) + "\n" for each in written))
     first, second = read_questions(path)
     assert first.must_pass and not second.must_pass and second.text == "2+2?" and first.item["right"] == "Paris"
-    path.write_text('{"prompt": "x"}\nno JSON\n{"prompt": "x", "graders": [{"type": "python"}]}\n')
+    typo = json.dumps({"prompt": "x", "graders": [{**check, "reference": "{{item.rigth}}"}]})
+    path.write_text('{"prompt": "x"}\nno JSON\n{"prompt": "x", "graders": [{"type": "python"}]}\n' + typo)
     with pytest.raises(JobError) as raised:
         read_questions(path)
     assert raised.value.reason == "BAD_QUESTIONS"
-    assert [one.field for one in raised.value.violations] == [f"evaluation.questions row {n}" for n in (1, 2, 3)]
+    assert [one.field for one in raised.value.violations] == [f"evaluation.questions row {n}" for n in (1, 2, 3, 4)]
     assert "runs code" in raised.value.violations[2].description
+    assert "the row has no item.rigth" in raised.value.violations[3].description

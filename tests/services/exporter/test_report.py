@@ -142,6 +142,9 @@ def test_report_marks_missing_measurements(export_input: ExportInput) -> None:
     export_input.training.ClearField("final_eval_loss")
     for field in ("base_loss", "tuned_loss", "samples"):
         export_input.evaluation.ClearField(field)
+    # Without held-out rows, what was lost and critical questions are measured, and the gate decides.
+    assert "Gate: **REJECT**" in report(export_input)
+    export_input.evaluation.ClearField("metrics")
     text = report(export_input)
     assert "- Final eval loss: not measured" in text
     assert "- Perplexity: not measured" in text
