@@ -1,4 +1,4 @@
-"""Adds the commands `up`, `demo` and `models path` to `ftf`, and the probe that answers without a server."""
+"""Adds the commands `up`, `demo`, `score` and `models path` to `ftf`, and the probe that answers without a server."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ def register(app: typer.Typer) -> LocalProbe:
     """Entry point of the group `finetuneflow.commands`."""
     app.command()(up)
     app.command()(demo)
+    app.command()(score)
     for group in app.registered_groups:
         if group.name == "models" and group.typer_instance is not None:
             group.typer_instance.command("path")(model_path)
@@ -90,6 +91,45 @@ def demo(
         raise typer.Exit(DETACHED) from None
     if not succeeded:
         raise typer.Exit(JOB_FAILED)
+
+
+def score(
+    outputs: Annotated[
+        Path,
+        typer.Argument(
+            help="JSON Lines with user_prompt, assistant_response, ground_truth.", exists=True, dir_okay=False
+        ),
+    ],
+    against: Annotated[
+        Path | None, typer.Option(help="Other answers to the same rows.", exists=True, dir_okay=False)
+    ] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option(help="Metric, such as rouge_l. Repeatable.", show_default="chosen")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Score a file of answers, such as `ftf generate --out` writes, without a server."""
+    from engine.errors import JobError
+    from finetuneflow.cli.session import print_rows
+    from standalone.score import as_row, json_lines, scores
+
+    try:
+        found = [as_row(each, is_alone=against is None) for each in scores(outputs, against, metric or ())]
+    except JobError as error:
+        raise CommandFailed(error.message, advice=error.advice) from error
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--metric") from error
+    if json:
+        typer.echo(json_lines(found))
+        return
+    names = ["metric", "value", "value_low", "value_high", "num_rows"]
+    names += [] if against is None else ["against", "gain", "gain_low", "gain_high", "conclusion"]
+    headers = [name.replace("_", " ").upper() for name in names]
+    print_rows(make_console(), headers, ([_cell(row[name]) for name in names] for row in found))
+
+
+def _cell(value: float | str | None) -> str:
+    return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value).lower().replace("_", " ")
 
 
 def model_path(

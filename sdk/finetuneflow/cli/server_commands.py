@@ -20,6 +20,7 @@ _INSTALL = 'pip install "finetuneflow-server[standalone]"'
 
 _UP = "Run a complete server on this machine."
 _DEMO = "Fine-tune a small model on example data with a temporary server."
+_SCORE = "Score a file of answers without a server."
 _PATH = "Print the folder of a base model on this machine."
 
 
@@ -38,6 +39,7 @@ def add_server_commands(app: typer.Typer, models: typer.Typer) -> LocalProbe | N
     for group, prefix, name, summary in (
         (app, "", "up", _UP),
         (app, "", "demo", _DEMO),
+        (app, "", "score", _SCORE),
         (models, "models ", "path", _PATH),
     ):
         if name not in _names(group):

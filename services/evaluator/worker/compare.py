@@ -21,10 +21,11 @@ from engine.config.metrics import (
 )
 from engine.evaluation.answer_metrics import AnswerMetric, answer_metric, label_of
 from engine.evaluation.choice import chosen_metrics, labels
-from engine.evaluation.comparison import Compared, Corpus, Paired, compared
+from engine.evaluation.comparison import Compared, Paired, compared
 from engine.evaluation.confusion import confusion, macro_f1
 from engine.evaluation.gate import REJECT, decide, figure
 from engine.evaluation.graders import Ask, Problems, Sample, grades, preferred
+from engine.evaluation.paired_answers import compare_answers
 from engine.evaluation.questions import PASS_GRADE, CriticalQuestion
 from engine.perplexity import perplexity
 from finetuneflow.v1.event_pb2 import Warning
@@ -190,41 +191,18 @@ class Compare:
         return [self._compared(answer_metric(name, self._evaluation.json_schema)) for name in names]
 
     def _compared(self, metric: AnswerMetric) -> Compared:
-        values: list[list[float | None]] = [[], []]
-        kept: list[MeasuredRow] = []
-        for row in self._answered:
-            expected = row.text.expected_output
-            before, after = (metric.of_row(answer or "", expected) for answer in (row.base_answer, row.tuned_answer))
-            if before is None or after is None:
-                continue
-            kept.append(row)
-            values[0].append(before)
-            values[1].append(after)
-            row.note(
-                metric.name, before, after, higher_is_better=metric.higher_is_better, has_direction=metric.has_direction
-            )
-        if metric.name.startswith(REGEX_PREFIX) and len(kept) < len(self._answered):
-            number = len(self._answered) - len(kept)
-            self._findings.append(
-                f"{metric.name}: {number:,} rows were not counted, because the pattern took too long."
-            )
-        corpus = None
-        if metric.corpus is not None and kept:
-            wanted = [row.text.expected_output for row in kept]
-            before_counts = metric.corpus.counts([row.base_answer or "" for row in kept], wanted)
-            after_counts = metric.corpus.counts([row.tuned_answer or "" for row in kept], wanted)
-            corpus = Corpus(before_counts, after_counts, metric.corpus.score)
-        return compared(
-            Paired.of(
-                metric.name,
-                *values,
-                higher_is_better=metric.higher_is_better,
-                is_right_or_wrong=metric.is_right_or_wrong,
-                signature=metric.signature,
-                corpus=corpus,
-                has_direction=metric.has_direction,
-            )
+        base, tuned = (
+            [row.base_answer or "" for row in self._answered],
+            [row.tuned_answer or "" for row in self._answered],
         )
+        found = compare_answers(metric, base, tuned, [row.text.expected_output for row in self._answered])
+        directions = {"higher_is_better": metric.higher_is_better, "has_direction": metric.has_direction}
+        for index, before, after in zip(found.rows, found.base, found.tuned, strict=True):
+            self._answered[index].note(metric.name, before, after, **directions)
+        if metric.name.startswith(REGEX_PREFIX) and len(found.rows) < len(base):
+            number = len(base) - len(found.rows)
+            self._findings.append(f"{metric.name}: {number:,} rows were not counted: the pattern took too long.")
+        return found.compared
 
     def _of_graders(self) -> Iterator[Compared]:
         """Yields the comparison by each grader."""
