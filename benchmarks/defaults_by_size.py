@@ -44,22 +44,20 @@ class Trained:
     loss: float
 
 
-def _file(name: str, first: int = 0) -> Iterator[dict[str, str]]:
+def _file(name: str) -> Iterator[dict[str, str]]:
     lines = (EXAMPLES / name).read_text().splitlines()
-    return map(json.loads, lines[first:])
+    return map(json.loads, lines)
 
 
-def _sums() -> Iterator[dict[str, str]]:
+def _sums(seed: int) -> Iterator[dict[str, str]]:
     """Yields questions with short answers, each once."""
-    pairs = list(itertools.product(range(10, 90), repeat=2))
-    random.Random(1).shuffle(pairs)  # noqa: S311
+    pairs = list(itertools.product(range(10, 95), repeat=2))
+    random.Random(seed).shuffle(pairs)  # noqa: S311
     return ({"question": f"What is {a} plus {b}?", "answer": f"{a} plus {b} is {a + b}."} for a, b in pairs)
 
 
 def data_sets() -> dict[int, DataSet]:
     """Returns the data sets by their number of training rows."""
-    mixed = [*_file("stdlib_qa_train.jsonl"), *itertools.islice(_sums(), 4000)]
-    random.Random(2).shuffle(mixed)  # noqa: S311
     grouped = {"group_by_length": True, "packing": False, "gradient_accumulation_steps": 1}
     eight, sixteen = grouped | {"per_device_train_batch_size": 8}, grouped | {"per_device_train_batch_size": 16}
     return {
@@ -67,17 +65,12 @@ def data_sets() -> dict[int, DataSet]:
             _file("demo_train.jsonl"), 5,
             grouped | {"per_device_train_batch_size": 4, "warmup_steps": 0, "eval_steps": 5, "save_steps": 5},
         ),
-        185: DataSet(
-            _file("stdlib_qa_train.jsonl"), 3, eight | {"warmup_steps": 4, "eval_steps": 10, "save_steps": 10}
-        ),
+        185: DataSet(_file("stdlib_qa_train.jsonl"), 1, eight | {"warmup_steps": 2, "eval_steps": 4, "save_steps": 4}),
         600: DataSet(
             rows("the demo's rows", 600 + _HELD_OUT), 1, eight | {"warmup_steps": 4, "eval_steps": 15, "save_steps": 15}
         ),
-        2000: DataSet(
-            _file("stdlib_qa_train.jsonl", 1000), 1,
-            sixteen | {"warmup_steps": 6, "eval_steps": 25, "save_steps": 25},
-        ),
-        7000: DataSet(iter(mixed), 1, sixteen | {"warmup_steps": 14, "eval_steps": 70, "save_steps": 70}),
+        2000: DataSet(_sums(1), 1, sixteen | {"warmup_steps": 6, "eval_steps": 25, "save_steps": 25}),
+        7000: DataSet(_sums(2), 1, sixteen | {"warmup_steps": 14, "eval_steps": 70, "save_steps": 70}),
     }  # fmt: skip
 
 
@@ -92,7 +85,7 @@ def compared(client: Client, folder: Path, size: int, given: DataSet) -> list[Ro
             base_model="smollm2-135m",
             training_data=train,
             evaluation_data=held_out,
-            hyperparameters={"num_epochs": given.num_epochs, "precision": "fp32", **settings},
+            hyperparameters={"num_epochs": given.num_epochs, "precision": "bf16", **settings},
             evaluation={"enabled": False},
         )
         ended = client.jobs.wait(job.id)

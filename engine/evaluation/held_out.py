@@ -1,5 +1,6 @@
 """Held-out rows: their texts, and which of them are answered."""
 
+import itertools
 import json
 import random
 from collections.abc import Sequence
@@ -24,13 +25,19 @@ class HeldOutRow:
     has_question: bool
     """False for a text that is trained as a whole: what a model continues it with is neither right nor wrong."""
 
+    @property
+    def values(self) -> dict[str, Any]:
+        """What graders can name: the columns, and the texts under the names that every row has."""
+        own = {"prompt": self.prompt, "instruction": self.instruction, "input": self.input}
+        return {**own, "expected_output": self.expected_output, **self.item}
 
-def read_held_out(path: Path) -> list[HeldOutRow]:
-    """Reads eval_rows.jsonl; an empty list if there is no such file."""
+
+def read_held_out(path: Path, most: int | None = None) -> list[HeldOutRow]:
+    """Reads eval_rows.jsonl, or its first rows; an empty list if there is no such file."""
     if not path.exists():
         return []
     with path.open(encoding="utf-8") as lines:
-        return [HeldOutRow(**json.loads(line)) for line in lines]
+        return [HeldOutRow(**json.loads(line)) for line in itertools.islice(lines, most)]
 
 
 def answered_rows(rows: Sequence[HeldOutRow], most: int, num_samples: int, seed: int) -> list[int]:

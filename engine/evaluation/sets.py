@@ -2,17 +2,21 @@
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from engine.config.evaluation import GENERAL, NO_SET
+from engine.config.evaluation import GENERAL, NO_SET, Evaluation
+from engine.config.graders import grader, item_paths, value_at
 from engine.config.job import DataSource, JobConfig
 from engine.data.prepare import prepare_evaluation
 from engine.errors import JobError, Violation
 from engine.evaluation.general_set import general_rows
+from engine.evaluation.held_out import read_held_out
 from engine.evaluation.questions import read_questions
 
 _GENERAL_LENGTH = 512
+_LOOKED_AT = 100
+"""Rows that are looked at for the values that graders name."""
 _REGRESSION = "evaluation.regression"
 
 
@@ -55,6 +59,15 @@ def check_sets(
     if uploaded := sources.get(config.evaluation.regression):
         prepare_regression(config, uploaded, tokenizer_dir, scratch, alive)
         shutil.rmtree(scratch)
+
+
+def missing_values(evaluation: Evaluation, path: Path) -> Iterator[tuple[str, str]]:
+    """Yields each grader with a value that none of the first held-out rows has; `path` is that of eval_rows.jsonl."""
+    rows = read_held_out(path, _LOOKED_AT)
+    for read in map(grader, evaluation.graders if rows else ()):
+        for value in item_paths(read):
+            if all(value_at(value, row.values) is None for row in rows):
+                yield read.name, value
 
 
 def _placed(field: str) -> str:

@@ -774,6 +774,10 @@ class Reason(OpenEnum):
     """A condition of the evaluation's gate failed, so the tuned model is not promoted. Caller: read the conditions in
     the evaluation's result."""
 
+    GRADER_VALUE_MISSING = "GRADER_VALUE_MISSING"
+    """A grader names a value that the held-out rows do not have, so it would grade none of them. Caller: correct its
+    placeholder."""
+
     VERIFIED_WITHOUT_MODEL = "VERIFIED_WITHOUT_MODEL"
     """The base model does not fit into memory, so the export was compared tensor by tensor and not run. Operator: give
     the exporter more memory."""

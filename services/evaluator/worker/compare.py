@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy
 
@@ -206,8 +205,8 @@ class Compare:
 
     def _of_graders(self) -> Iterator[Compared]:
         """Yields the comparison by each grader."""
-        base = [Sample(_item(row), row.base_answer or "") for row in self._answered]
-        tuned = [Sample(_item(row), row.tuned_answer or "") for row in self._answered]
+        base = [Sample(row.text.values, row.base_answer or "") for row in self._answered]
+        tuned = [Sample(row.text.values, row.tuned_answer or "") for row in self._answered]
         for read in map(grader, self._evaluation.graders if self._answered else ()):
             problems = Problems()
             if isinstance(read, CompareModel):
@@ -245,13 +244,6 @@ class Compare:
             getattr(found, f"{side}_confusion").extend(counts.flatten().tolist())
             setattr(found, f"{side}_macro_f1", macro_f1(counts))
         result.classification.CopyFrom(found)
-
-
-def _item(row: MeasuredRow) -> dict[str, Any]:
-    """Returns the row's columns, and its texts under the names that every row has."""
-    text = row.text
-    own = {"prompt": text.prompt, "instruction": text.instruction, "input": text.input}
-    return {**own, "expected_output": text.expected_output, **text.item}
 
 
 def _grading_findings(read: Grader, problems: Problems) -> Iterator[str]:

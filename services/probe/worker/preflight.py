@@ -15,7 +15,7 @@ from engine.data.prepare import Prepared, prepare
 from engine.data.validation import Report
 from engine.errors import JobError
 from engine.estimate.architecture import Architecture
-from engine.evaluation.sets import check_sets
+from engine.evaluation.sets import check_sets, missing_values
 from engine.file_hash import sha256_of
 from engine.plan.assess import TargetMachine, config_resolved_event, resolve_and_assess
 from engine.plan.held_out import check_held_out
@@ -74,6 +74,10 @@ def preflight(sink: EventSink, input_path: Path) -> StageCompleted:
     target = TargetMachine(hardware, child_input.holds_artifacts, child_input.prices)
     assessment = resolve_and_assess(resolved, child_input.model.local(), architecture, target, prepared)
     check_held_out(resolved, child_input.trained_data)
+    held_out = child_input.out_dir / shards_path / "eval_rows.jsonl"
+    for name, value in missing_values(resolved.config.evaluation, held_out):
+        message = f"Grader {name} needs {value}, which the held-out rows do not have: it will grade none of them."
+        resolved.warn("GRADER_VALUE_MISSING", message, "Correct its placeholder.", "evaluation.graders")
     resolved.raise_refusals()
     for warning in resolved.warnings:
         sink.emit(Warning(reason=warning.reason, message=warning.message, advice=warning.advice))

@@ -155,6 +155,35 @@ def test_held_out_rows_that_the_adapter_may_have_seen_are_reported(
     assert bool(warnings) == warned
 
 
+def test_evaluation_that_cannot_work_is_reported_before_the_training(make_input: MakeInput, tmp_path: Path) -> None:
+    """Found by the evaluation, it would cost the training."""
+    check = {"type": "string_check", "input": "{{sample.output_text}}", "operation": "like"}
+    graders = [
+        {**check, "name": "typo", "reference": "{{item.anwser}}"},
+        {**check, "name": "right", "reference": "{{item.answer}}"},
+    ]
+    sink = Recorder()
+    preflight(sink, make_input(ROWS, evaluation={"graders": graders}))
+    warnings = [each for each in sink.events if isinstance(each, Warning)]
+    warned = [each.message for each in warnings if each.reason == "GRADER_VALUE_MISSING"]
+    assert len(warned) == 1 and "Grader typo needs item.anwser" in warned[0]
+
+    path = make_input(ROWS, evaluation={"questions": "ds_q", "regression": "ds_r"})
+    given = json.loads(path.read_text())
+    for name, rows in (("ds_q", [{"prompt": "x", "graders": []}]), ("ds_r", [{"question": "no answer"}])):
+        file = tmp_path / f"{name}.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        given["sources"][name] = str(file)
+    path.write_text(json.dumps(given))
+    with pytest.raises(JobError) as raised:
+        preflight(Recorder(), path)
+    assert raised.value.reason == "BAD_QUESTIONS" and "row 1" in raised.value.message
+    file = tmp_path / "ds_q.jsonl"
+    file.write_text(json.dumps({"prompt": "x", "graders": [{**check, "reference": "y"}]}) + "\n")
+    with pytest.raises(JobError, match=r"evaluation\.regression"):
+        preflight(Recorder(), path)
+
+
 def test_curriculum_is_counted_per_phase(make_input: MakeInput) -> None:
     """Steps and cost are those of all phases, and the first step of each phase is known before the training."""
     source = [{"dataset": "ds_1"}]
