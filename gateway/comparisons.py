@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 
+from google.protobuf.json_format import MessageToDict
 from pydantic import ValidationError
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from chassis.errors import InvalidArgument, NotFound, Unimplemented, Violation
 from engine.catalogue import Catalogue
+from engine.config.graders import grader, judges
 from engine.config.hub_reference import is_hub_reference
 from engine.config.job import DataSource as SourceConfig
 from engine.config.spec_proto import spec_to_dict
@@ -14,7 +16,7 @@ from engine.errors import JobError
 from finetuneflow.v1.evaluation_service_pb2 import CreateEvaluationRequest
 from finetuneflow.v1.event_pb2 import ConfigResolved
 from finetuneflow.v1.fine_tuning_job_pb2 import Checkpoint
-from finetuneflow.v1.fine_tuning_job_spec_pb2 import DataSource
+from finetuneflow.v1.fine_tuning_job_spec_pb2 import DataSource, EvaluationSpec
 from finetuneflow.v1.stage_result_pb2 import BaseModelIdentity, PreflightResult, TrainingResult
 from finetuneflow.v1.work_pb2 import ComparedModel, Comparison
 from gateway import views
@@ -58,6 +60,24 @@ async def _found(
             problem = f"{error.message} A job's model is named `ft:<job_id>`."
             raise NotFound("MODEL_NOT_FOUND", problem, [Violation(field, problem)]) from error
         return None, ComparedModel(id=name, base_model=BaseModelIdentity(id=name))
+    return await _tuned(session, tenant, name, field)
+
+
+async def find_judges(session: AsyncSession, tenant: str, evaluation: EvaluationSpec, path: str) -> list[ComparedModel]:
+    """Returns the tuned models that graders name as judges; `path` is that of the section.
+
+    Raises InvalidArgument, NotFound, FailedPrecondition.
+    """
+    found = {}
+    for index, value in enumerate(evaluation.graders):
+        for judge in judges(grader(MessageToDict(value))):
+            if judge.model.startswith(TUNED) and judge.model not in found:
+                _, model = await _tuned(session, tenant, judge.model, f"{path}.graders[{index}].model")
+                found[judge.model] = model
+    return list(found.values())
+
+
+async def _tuned(session: AsyncSession, tenant: str, name: str, field: str) -> tuple[Work, ComparedModel]:
     parsed = split_name(name)
     if parsed is None:
         raise _invalid(field, f"is {name[:80]!r}; write `ft:<job_id>` or `ft:<job_id>@<step>`")

@@ -12,6 +12,7 @@ from finetuneflow.v1.probe_service_pb2_grpc import ProbeServiceStub
 from finetuneflow.v1.validation_pb2 import ProblemSeverity, ValidationVerdict
 from gateway import views
 from gateway.access.callers import tenant_of
+from gateway.comparisons import find_judges
 from gateway.passthrough import Passthrough
 from gateway.planning_target import PlanningTargets
 from gateway.specs import check_datasets, check_secrets, check_spec
@@ -48,6 +49,7 @@ class Preflights:
         async with self._database.read() as session:
             rows = await check_datasets(session, request.tenant, request.spec)
             await check_secrets(session, request.tenant, request.spec)
+            await find_judges(session, request.tenant, request.spec.evaluation, "spec.evaluation")
         # A probe has no database, and must not read another tenant's data.
         del request.datasets[:]
         request.datasets.extend(map(views.dataset, rows))

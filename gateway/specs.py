@@ -67,15 +67,18 @@ def check_spec(spec: FineTuningJobSpec, catalogue: Catalogue, source: StartSourc
 
 
 def check_judges(evaluation: Evaluation, catalogue: Catalogue, path: str) -> None:
-    """Raises InvalidArgument if a grader names a judge that is no base model; `path` is that of the section."""
+    """Raises InvalidArgument if a grader names a judge that is no base model; `path` is that of the section.
+
+    Tuned models are looked up by `gateway.comparisons.find_judges`.
+    """
     found = []
     for index, value in enumerate(evaluation.graders):
         for judge in judges(grader(value)):
             try:
-                if judge.model != BASE:
+                if judge.model != BASE and not judge.model.startswith("ft:"):
                     catalogue.check(judge.model)
             except JobError as error:
-                message = f"{error.message} A judge is a base model, or `{BASE}`: that of the evaluation."
+                message = f"{error.message} A judge is a base model, a tuned model (`ft:<job_id>`), or `{BASE}`."
                 found.append(Violation(f"{path}.graders[{index}].model", message))
     if found:
         raise InvalidArgument("INVALID_CONFIG", f"{found[0].field}: {found[0].description}", found)

@@ -119,7 +119,7 @@ class SamplingParameters(BaseModel):
 
 class _Judged(_Grader):
     model: str = Field(min_length=1, max_length=512)
-    """Id of a base model, or `base`: the base model of the evaluation."""
+    """Id of a base model, `ft:<job_id>`, or `base`: the base model of the evaluation."""
     input: list[Message] = Field(min_length=1, max_length=16)
     sampling_params: SamplingParameters = SamplingParameters()
 

@@ -21,6 +21,7 @@ from finetuneflow.v1.fine_tuning_service_pb2_grpc import (
 from finetuneflow.v1.probe_service_pb2 import PreflightFineTuningJobRequest
 from gateway import views
 from gateway.access.callers import tenant_of
+from gateway.comparisons import find_judges
 from gateway.identifiers import new_id
 from gateway.metrics import read_series
 from gateway.paging import page_of
@@ -75,6 +76,7 @@ class FineTuning(FineTuningServiceServicer):
                 # Locked, so that the job whose adapter it is is not deleted at the same time.
                 await trained_job(decision.session, start.job_id, tenant, start.field, lock=True)
             await check_datasets(decision.session, tenant, request.spec)
+            await find_judges(decision.session, tenant, request.spec.evaluation, "spec.evaluation")
             await check_secrets(decision.session, tenant, request.spec)
 
         job = await self._work.create(job, request.request_id, check)

@@ -26,7 +26,7 @@ from finetuneflow.v1.fine_tuning_job_spec_pb2 import EvaluationSpec, ExportSpec
 from finetuneflow.v1.work_pb2 import Comparison
 from gateway import views
 from gateway.access.callers import tenant_of
-from gateway.comparisons import find_comparison
+from gateway.comparisons import find_comparison, find_judges
 from gateway.evaluation_rows import refuse_without_rows, rows_page
 from gateway.identifiers import new_id
 from gateway.paging import page_of
@@ -93,6 +93,7 @@ class Results(Generic[_Message]):
                 sources = comparison.data if comparison is not None else ()
                 named |= {source.dataset: f"data[{index}].dataset" for index, source in enumerate(sources)}
                 await existing_datasets(decision.session, tenant, named)
+                await find_judges(decision.session, tenant, spec, "spec")
             decision.session.add(new_result(work, self._kind, work.id))
 
         work = await self.work.create(work, request_id, within)

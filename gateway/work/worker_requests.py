@@ -8,7 +8,7 @@ from sqlalchemy import func
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from chassis.errors import NotFound, Unavailable
+from chassis.errors import NotFound, ServiceError, Unavailable
 from chassis.events import ENDINGS
 from chassis.security.sealing import seal
 from chassis.server import gauges
@@ -30,6 +30,7 @@ from finetuneflow.v1.work_pb2 import (
     WorkItem,
 )
 from gateway import views
+from gateway.comparisons import find_judges
 from gateway.metrics import read_series
 from gateway.planning_target import PlanningTargets
 from gateway.secret_store import SecretStore
@@ -205,6 +206,13 @@ class WorkerRequests:
             assignment.resolved_spec.CopyFrom(ConfigResolved.FromString(work.config).resolved_spec)
         if work.comparison is not None:
             assignment.comparison.CopyFrom(Comparison.FromString(work.comparison))
+        if attempt.stage == "STAGE_EVALUATION":
+            try:
+                judges = await find_judges(session, work.tenant, assignment.resolved_spec.evaluation, "spec.evaluation")
+                assignment.judges.extend(judges)
+            except ServiceError as error:
+                # The worker reports it: the job of a judge was deleted after this one was created.
+                log.warning("a judge of %s cannot be used: %s", work.id, error)
         if job.start is not None:
             assignment.start.CopyFrom(TrainingStart.FromString(job.start))
         # An evaluation asked for alone has sets of its own.

@@ -11,6 +11,7 @@ from engine.catalogue import Catalogue
 from engine.config.graders import BASE, grader, judges
 from engine.config.job import DataSource, JobConfig
 from engine.config.spec_proto import spec_to_dict
+from engine.errors import JobError
 from engine.evaluation.verdicts import training_findings
 from finetuneflow.v1.work_pb2 import Assignment, ComparedModel
 from services.attempt_inputs import (
@@ -50,9 +51,8 @@ class EvaluationStage:
         judging: dict[str, Side] = {}
         for judge in (judge for each in config.evaluation.graders for judge in judges(grader(each))):
             if judge.model not in (BASE, *judging):
-                judging[judge.model] = Side(
-                    id=judge.model, model=await fetched_model(self._catalogue, judge.model, hub)
-                )
+                folder = workdir / f"judge-{len(judging)}"
+                judging[judge.model] = await self._judge(assignment, judge.model, hub, store, folder)
         sources = [DataSource.model_validate(spec_to_dict(source)) for source in assignment.comparison.data]
         wanted = {config.evaluation.questions, config.evaluation.regression, *(source.dataset for source in sources)}
         sets = await dataset_files(assignment, store, workdir, only=wanted)
@@ -86,6 +86,17 @@ class EvaluationStage:
         best = await best_checkpoint(assignment, store, workdir)
         tuned = _tuned_side(f"ft:{assignment.fine_tuning_job_id}", model, best, config)
         return Side(id=model.id, model=model), tuned
+
+    async def _judge(
+        self, assignment: Assignment, name: str, hub: HubAccess, store: ArtifactStore, folder: Path
+    ) -> Side:
+        if not name.startswith("ft:"):
+            return Side(id=name, model=await fetched_model(self._catalogue, name, hub))
+        for found in assignment.judges:
+            if found.id == name:
+                return await self._side(assignment, found, hub, store, folder)
+        message = f"The judge {name} no longer exists."
+        raise JobError("MODEL_NOT_FOUND", message, "Name another judge in evaluation.graders.")
 
     async def _side(
         self, assignment: Assignment, compared: ComparedModel, hub: HubAccess, store: ArtifactStore, folder: Path

@@ -57,7 +57,14 @@ def test_rows_of_an_evaluation_are_listed_and_its_gate_decides(client: Client, f
                 "input": "{{sample.output_text}}",
                 "reference": "{{item.question}}",
                 "operation": "ne",
-            }
+            },
+            {
+                "type": "score_model",
+                "name": "judged",
+                "model": finished_job.tuned_model,
+                "input": [{"role": "user", "content": "{{sample.output_text}}"}],
+                "sampling_params": {"max_completions_tokens": 2},
+            },
         ],
         gate=[{"metric": "exact_match", "min_value": 0.99}],
         max_new_tokens=4,
@@ -68,13 +75,14 @@ def test_rows_of_an_evaluation_are_listed_and_its_gate_decides(client: Client, f
     assert result.gate.decision == "REJECT" and "exact_match at least 0.99" in result.gate.conditions[0].sentence
     assert result.metric("grader:long").tuned == 1 and result.regression is not None
     assert result.num_reused >= 2 * result.num_examples, "the losses are those of the job's own evaluation"
+    assert any("judged" in finding for finding in result.findings), "a random model gives no grade"
     rows = list(client.evaluations.rows(made.id))
     assert [row.index for row in rows] == list(range(result.num_examples))
     assert all(row.base_answer is not None and set(row.tuned_metrics) >= {"exact_match", "contains:a"} for row in rows)
     improved = list(client.evaluations.rows(made.id, change="improved"))
     assert [row.index for row in improved] == [row.index for row in rows if row.changes["loss"] == "IMPROVED"]
     assert len(list(client.evaluations.rows(finished_job.evaluation_id, limit=2))) == 2, "a job's own one too"
-    with pytest.raises(InvalidArgument, match="no metric 'bleu'; it has loss, perplexity, exact_match"):
+    with pytest.raises(InvalidArgument, match="no metric 'bleu'; it has loss, exact_match"):
         list(client.evaluations.rows(made.id, metric="bleu"))
     with pytest.raises(InvalidArgument, match=r"spec.graders\[0\]"):
         client.evaluations.create(finished_job.tuned_model, graders=[{"type": "python", "name": "x"}])
@@ -83,6 +91,9 @@ def test_rows_of_an_evaluation_are_listed_and_its_gate_decides(client: Client, f
         client.evaluations.create(
             finished_job.tuned_model, graders=[{**judge, "labels": ["a", "b"], "passing_labels": ["a"]}]
         )
+    lost = {**judge, "model": "ft:ftjob_none", "labels": ["a", "b"], "passing_labels": ["a"]}
+    with pytest.raises(NotFound, match="no such fine-tuning job"):
+        client.evaluations.create(finished_job.tuned_model, graders=[lost])
     model = client.models.get(finished_job.tuned_model)
     assert model.gate_decision == finished_job.gate_decision is not None
 

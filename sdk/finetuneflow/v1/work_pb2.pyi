@@ -74,7 +74,7 @@ class ClaimRefused(_message.Message):
     def __init__(self, reason: _Optional[str] = ...) -> None: ...
 
 class Assignment(_message.Message):
-    __slots__ = ("job_id", "tenant", "stage", "attempt", "claim_id", "spec", "resolved_spec", "datasets", "checkpoints", "preflight", "training", "evaluation", "metrics", "prior_training_seconds", "create_time", "shards", "hardware", "fine_tuning_job_id", "merged_spec", "sealed_secrets", "start", "measurements", "comparison")
+    __slots__ = ("job_id", "tenant", "stage", "attempt", "claim_id", "spec", "resolved_spec", "datasets", "checkpoints", "preflight", "training", "evaluation", "metrics", "prior_training_seconds", "create_time", "shards", "hardware", "fine_tuning_job_id", "merged_spec", "sealed_secrets", "start", "measurements", "comparison", "judges")
     class SealedSecretsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -105,6 +105,7 @@ class Assignment(_message.Message):
     START_FIELD_NUMBER: _ClassVar[int]
     MEASUREMENTS_FIELD_NUMBER: _ClassVar[int]
     COMPARISON_FIELD_NUMBER: _ClassVar[int]
+    JUDGES_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     tenant: str
     stage: _fine_tuning_job_pb2.Stage
@@ -128,7 +129,8 @@ class Assignment(_message.Message):
     start: TrainingStart
     measurements: _containers.RepeatedCompositeFieldContainer[StoredFile]
     comparison: Comparison
-    def __init__(self, job_id: _Optional[str] = ..., tenant: _Optional[str] = ..., stage: _Optional[_Union[_fine_tuning_job_pb2.Stage, str]] = ..., attempt: _Optional[int] = ..., claim_id: _Optional[str] = ..., spec: _Optional[_Union[_fine_tuning_job_spec_pb2.FineTuningJobSpec, _Mapping]] = ..., resolved_spec: _Optional[_Union[_fine_tuning_job_spec_pb2.FineTuningJobSpec, _Mapping]] = ..., datasets: _Optional[_Iterable[_Union[_dataset_pb2.Dataset, _Mapping]]] = ..., checkpoints: _Optional[_Iterable[_Union[_fine_tuning_job_pb2.Checkpoint, _Mapping]]] = ..., preflight: _Optional[_Union[_stage_result_pb2.PreflightResult, _Mapping]] = ..., training: _Optional[_Union[_stage_result_pb2.TrainingResult, _Mapping]] = ..., evaluation: _Optional[_Union[_stage_result_pb2.EvaluationResult, _Mapping]] = ..., metrics: _Optional[_Iterable[_Union[MetricSeries, _Mapping]]] = ..., prior_training_seconds: _Optional[float] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., shards: _Optional[_Iterable[_Union[StoredShards, _Mapping]]] = ..., hardware: _Optional[_Union[_hardware_pb2.Hardware, _Mapping]] = ..., fine_tuning_job_id: _Optional[str] = ..., merged_spec: _Optional[_Union[_fine_tuning_job_spec_pb2.FineTuningJobSpec, _Mapping]] = ..., sealed_secrets: _Optional[_Mapping[str, bytes]] = ..., start: _Optional[_Union[TrainingStart, _Mapping]] = ..., measurements: _Optional[_Iterable[_Union[StoredFile, _Mapping]]] = ..., comparison: _Optional[_Union[Comparison, _Mapping]] = ...) -> None: ...
+    judges: _containers.RepeatedCompositeFieldContainer[ComparedModel]
+    def __init__(self, job_id: _Optional[str] = ..., tenant: _Optional[str] = ..., stage: _Optional[_Union[_fine_tuning_job_pb2.Stage, str]] = ..., attempt: _Optional[int] = ..., claim_id: _Optional[str] = ..., spec: _Optional[_Union[_fine_tuning_job_spec_pb2.FineTuningJobSpec, _Mapping]] = ..., resolved_spec: _Optional[_Union[_fine_tuning_job_spec_pb2.FineTuningJobSpec, _Mapping]] = ..., datasets: _Optional[_Iterable[_Union[_dataset_pb2.Dataset, _Mapping]]] = ..., checkpoints: _Optional[_Iterable[_Union[_fine_tuning_job_pb2.Checkpoint, _Mapping]]] = ..., preflight: _Optional[_Union[_stage_result_pb2.PreflightResult, _Mapping]] = ..., training: _Optional[_Union[_stage_result_pb2.TrainingResult, _Mapping]] = ..., evaluation: _Optional[_Union[_stage_result_pb2.EvaluationResult, _Mapping]] = ..., metrics: _Optional[_Iterable[_Union[MetricSeries, _Mapping]]] = ..., prior_training_seconds: _Optional[float] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., shards: _Optional[_Iterable[_Union[StoredShards, _Mapping]]] = ..., hardware: _Optional[_Union[_hardware_pb2.Hardware, _Mapping]] = ..., fine_tuning_job_id: _Optional[str] = ..., merged_spec: _Optional[_Union[_fine_tuning_job_spec_pb2.FineTuningJobSpec, _Mapping]] = ..., sealed_secrets: _Optional[_Mapping[str, bytes]] = ..., start: _Optional[_Union[TrainingStart, _Mapping]] = ..., measurements: _Optional[_Iterable[_Union[StoredFile, _Mapping]]] = ..., comparison: _Optional[_Union[Comparison, _Mapping]] = ..., judges: _Optional[_Iterable[_Union[ComparedModel, _Mapping]]] = ...) -> None: ...
 
 class Comparison(_message.Message):
     __slots__ = ("model", "against", "data")
