@@ -90,7 +90,8 @@ def test_settings_of_a_request_are_obeyed(client: Client, job: Job) -> None:
         answer(client, model, PROMPT * 200)
 
 
-def test_parallel_callers_of_whom_half_leave(system: System, job: Job) -> None:
+@pytest.mark.parametrize("callers", [8, pytest.param(64, marks=pytest.mark.long)])
+def test_parallel_callers_of_whom_half_leave(system: System, job: Job, callers: int) -> None:
     """Callers who close their program must not slow down or change the answers of others."""
     names = [job.tuned_model, "tiny"]
     with Client(system.address) as client:
@@ -106,8 +107,8 @@ def test_parallel_callers_of_whom_half_leave(system: System, job: Job) -> None:
                 return None
             return "".join(parts)
 
-    with ThreadPoolExecutor(8) as threads:
-        for number, text in enumerate(threads.map(call, range(8))):
+    with ThreadPoolExecutor(callers) as threads:
+        for number, text in enumerate(threads.map(call, range(callers))):
             assert text in (None, expected[names[number // 2 % 2]])
 
 
