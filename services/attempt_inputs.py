@@ -210,10 +210,11 @@ async def evaluation_rows(assignment: Assignment, store: ArtifactStore, workdir:
 async def measurement_files(assignment: Assignment, store: ArtifactStore, workdir: Path) -> list[Path]:
     """Downloads the measurements of earlier evaluations. Leaves out those that cannot be read: they are made again."""
     found = []
+    if assignment.measurements:
+        say("fetching_data", f"measurements of earlier evaluations, {len(assignment.measurements)} files")
     for number, stored in enumerate(assignment.measurements):
         file = workdir / "measurements" / f"{number:04}.jsonl"
         path = _stored(assignment, stored.path)
-        say("fetching_data", "measurements of earlier evaluations")
         try:
             await asyncio.to_thread(store.get_file, path, file, stored.sha256)
         except (ArtifactMissing, ArtifactCorrupt, OSError) as error:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from engine.config.metrics import checked_metric
+from engine.config.metrics import MEASURED_ALWAYS, checked_metric
 from engine.errors import JobError
 from engine.evaluation.answer_metrics import answer_metric
 from engine.evaluation.choice import chosen_metrics
 from engine.evaluation.comparison import CONFIDENCE, Compared
 from engine.evaluation.inferencer_outputs import read_outputs
 from engine.evaluation.paired_answers import compare_answers
+
+_NOT_OF_FILES: Final = (*MEASURED_ALWAYS, "json_schema")
 
 
 def scores(outputs: Path, against: Path | None, metrics: Sequence[str]) -> Iterator[Compared]:
@@ -29,6 +31,8 @@ def scores(outputs: Path, against: Path | None, metrics: Sequence[str]) -> Itera
             message = f"{outputs.name} and {against.name} have different prompts or expected answers."
             raise JobError("BAD_DATA", message, "Compare files that answer the same rows in the same order.")
     for name in metrics or chosen_metrics(expected):
+        if name in _NOT_OF_FILES:
+            raise ValueError(f"{name} needs more than a file of answers; use ftf evaluate")
         yield compare_answers(answer_metric(checked_metric(name)), others, answers, expected).compared
 
 

@@ -7,7 +7,15 @@ from typing import Annotated, Any, Final
 from pydantic import AfterValidator, Field, model_validator
 
 from engine.config.graders import MAX_GRADERS, checked_grader, grader
-from engine.config.metrics import GRADER_PREFIX, MEASURED_ALWAYS, MUST_PASS, QUESTIONS, checked_metric, checked_pattern
+from engine.config.metrics import (
+    GRADER_PREFIX,
+    MEASURED_ALWAYS,
+    MUST_PASS,
+    QUESTIONS,
+    REGRESSION_LOSS,
+    checked_metric,
+    checked_pattern,
+)
 from engine.config.section import Section, kib
 
 GENERAL: Final = "general"
@@ -110,6 +118,10 @@ class Evaluation(Section):
 
     def _check_condition(self, condition: GateCondition, graders: list[str]) -> None:
         name = condition.metric
+        if condition.min_gain is not None and name == "length_words":
+            raise ValueError("neither more nor fewer words are better; use min_value or max_value")
+        if name == REGRESSION_LOSS and self.regression == NO_SET:
+            raise ValueError("evaluation.regression is none")
         if name in (QUESTIONS, MUST_PASS) and not self.questions:
             raise ValueError("there are no evaluation.questions")
         if name.startswith(GRADER_PREFIX):

@@ -297,10 +297,9 @@ class _Reader:
             return
         file = Path(place).expanduser()
         if not file.exists():
-            self.refuse(
-                path,
-                f"no such file: {str(file.absolute())!r} (a dataset id starts with `ds_`, a dataset on the hub with `hf://`)",
-            )
+            known = " or ".join(filter(None, _SETS.get(name, ())))
+            hint = f"; {known} is a set of its own" if known else ", a dataset on the hub with `hf://`"
+            self.refuse(path, f"no such file: {str(file.absolute())!r} (a dataset id starts with `ds_`{hint})")
         elif not file.is_file():
             self.refuse(path, f"{str(file)!r} is not a file")
         else:

@@ -69,6 +69,8 @@ def _conversation_violations(request: GenerateRequest) -> list[Violation]:
         if each.role not in _ROLES:
             problem = f"is {each.role[:40]!r}; it must be one of {', '.join(_ROLES)}."
             found.append(Violation(f"messages[{index}].role", problem))
+        elif not each.content and each.role == "user":
+            found.append(Violation(f"messages[{index}].content", "is empty."))
         elif each.role == "system" and index > 0:
             found.append(Violation(f"messages[{index}].role", "is system; only the first message may be."))
     if messages and messages[0].role == "system" and request.system_prompt:

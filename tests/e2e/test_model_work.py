@@ -121,6 +121,8 @@ def test_any_two_models_are_compared_on_any_rows(client: Client, finished_job: J
     assert untuned.delta == pytest.approx(-(own.delta or 0)), "on the job's own held-out rows"
     with pytest.raises(InvalidArgument, match="one must be tuned"):
         client.evaluations.create("tiny", against="tiny")
+    with pytest.raises(InvalidArgument, match="the same model"):
+        client.evaluations.create(early, against=early)
     with pytest.raises(NotFound, match="has no checkpoint of step 999"):
         client.evaluations.create(f"{finished_job.tuned_model}@999")
     with pytest.raises(NotFound, match=r"no dataset 'ds_none'"):

@@ -78,7 +78,9 @@ def _read() -> str | None:
     """Returns a line of the user; None at the end of the input. Ctrl-C drops what was typed."""
     while True:
         try:
-            return input("> " if sys.stdin.isatty() else "").strip()
+            typed = input("> " if sys.stdin.isatty() else "").strip()
+            # Bytes that are no text must not end the conversation.
+            return typed.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
         except EOFError:
             return None
         except KeyboardInterrupt:

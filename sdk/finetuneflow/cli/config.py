@@ -210,6 +210,10 @@ def _anchor(values: dict[str, Any], folder: Path) -> None:
         if name in values:
             sources = values[name] if isinstance(values[name], list) else [values[name]]
             values[name] = [_anchored(source, folder) for source in sources]
+    if isinstance(evaluation := values.get("evaluation"), dict):
+        for name in ("questions", "regression"):
+            if evaluation.get(name) not in (None, "", "general", "none"):
+                evaluation[name] = _anchored(evaluation[name], folder)
     for phase in values.get("phases") or []:
         if isinstance(phase, dict):
             _anchor(phase, folder)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from finetuneflow.cli.exits import CommandFailed
 from finetuneflow.cli.session import Json, not_empty, print_json, print_rows, session, shortened
 from finetuneflow.fields import INT32_MAX
 from finetuneflow.resources.evaluation import Evaluation, EvaluationRow
@@ -57,10 +58,13 @@ def compare(
     if json:
         print_json(*(each.proto for each in both))
         return
+    for each in both:
+        if each.result is None:
+            raise CommandFailed(f"Evaluation {each.id} is {each.state}; it has no metrics.")
     headers = ["METRIC", *(f"{each.model} ({each.id})" for each in both)]
     print_rows(here.console, headers, _side_by_side(both))
-    if len({(each.job_id, str(each.data), each.spec.get("max_rows")) for each in both}) > 1:
-        here.console.print("They were measured on different rows, so their values do not compare.")
+    if len({each.result.rows_hash for each in both if each.result is not None}) > 1:
+        here.console.print("Their rows, prompts, lengths of answers or regression sets differ: values may not compare.")
 
 
 def show_metrics(result: EvaluationResult, console: Console) -> None:

@@ -80,6 +80,8 @@ def generate(
         raise typer.BadParameter("give --prompt or --rows.")
     if rows is None and (template is not None or out is not None):
         raise typer.BadParameter("--template and --out belong to --rows.")
+    if temperature in (None, 0) and (seed is not None or top_p is not None):
+        raise typer.BadParameter("--seed and --top-p need a --temperature above 0.")
     models = session(ctx).client.models
     settings: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
@@ -102,7 +104,11 @@ def generate(
         return
     assert rows is not None  # noqa: S101
     listed = list(read_rows(rows, template, system))
-    sink = out.open("w", encoding="utf-8") if out else None
+    if not listed:
+        raise InvalidArgument(f"{rows} has no rows.", reason="INVALID_REQUEST")
+    # Under its name once it is complete: a run that ends early must not replace what was there.
+    part = out.with_name(f"{out.name}.part") if out else None
+    sink = part.open("w", encoding="utf-8") if part else None
     try:
         with ThreadPoolExecutor(_ROWS_AT_ONCE) as threads:
             for asked, answer in zip(listed, threads.map(ask, listed), strict=True):
@@ -114,6 +120,7 @@ def generate(
                 }
                 if sink:
                     sink.write(json_module.dumps(line, ensure_ascii=False) + "\n")
+                    sink.flush()
                 if json:
                     _print(line | _object(answer))
                 elif not sink:
@@ -121,6 +128,8 @@ def generate(
     finally:
         if sink:
             sink.close()
+    if out and part:
+        part.replace(out)
     if out and not json:
         error_console().print(f"{len(listed):,} answers are in {out}.")
 
@@ -149,7 +158,8 @@ def show_part(part: AnswerPart) -> None:
 
 def read_rows(path: Path, template: str | None, system: str | None) -> Iterator[Asked]:
     """Yields the rows of a JSON Lines file as they are asked. Raises InvalidArgument."""
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    # Not splitlines: text may contain other characters that it takes for ends of lines.
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -183,6 +193,9 @@ def _filled(path: Path, number: int, row: Mapping[str, Any], template: str) -> s
             "--template has a Jinja statement.",
             advice="It takes columns only: {{ column }}. Prepare other prompts in a column `prompt`.",
         )
+
+    if not _PLACEHOLDER.search(template) or "{{" in _PLACEHOLDER.sub("", template):
+        raise InvalidArgument("--template has no {{ column }}, or one that is not closed.", reason="INVALID_REQUEST")
 
     def value(found: re.Match[str]) -> str:
         if found[1] not in row:

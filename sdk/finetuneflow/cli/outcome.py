@@ -190,7 +190,8 @@ def show_evaluation(evaluation: Evaluation, console: Console) -> None:
         change = "" if evaluation.delta is None else f" ({evaluation.delta:+.4f})"
         rows = count(result.num_examples, "held-out row")
         console.print(f"Evaluation  {base}tuned {result.tuned_loss:.4f}{change} nats per trained token, {rows}")
-        if result.base_loss is not None and not result.tuned_loss <= result.base_loss:
+        is_of_base = not evaluation.against.startswith("ft:") and evaluation.model.startswith("ft:")
+        if is_of_base and result.base_loss is not None and not result.tuned_loss <= result.base_loss:
             console.print("            The tuned model is worse than its base model: do not serve it.")
     elif result.samples or result.metrics:
         console.print(f"Evaluation  {count(len(result.samples), 'sample')}; no held-out rows to measure a loss on")

@@ -374,6 +374,9 @@ class EvaluationResult(Resource):
     """Critical questions. None without any."""
     regression: Regression | None
     """Losses on the regression set. None if not measured."""
+    rows_hash: str
+    """Hash of the rows, the length of answers and the regression set: values of two evaluations with the same one
+    compare."""
 
     def metric(self, name: str) -> MetricComparison:
         """Returns the comparison by a metric. Raises KeyError if it was not measured."""

@@ -37,6 +37,7 @@ from finetuneflow.v1.stage_result_pb2 import (
     QuestionsResult,
     Regression,
 )
+from services.evaluator.worker.child_input import Side
 from services.evaluator.worker.measurements import RowLoss
 from services.evaluator.worker.rows import MeasuredRow, question_row
 
@@ -48,8 +49,17 @@ _LISTED = 20
 class Compare:
     """The comparison of one evaluation."""
 
-    def __init__(self, evaluation: Evaluation, rows: Sequence[MeasuredRow], ask: Ask, sink: EventSink) -> None:
-        """`ask` asks a judge."""
+    def __init__(
+        self,
+        evaluation: Evaluation,
+        rows: Sequence[MeasuredRow],
+        ask: Ask,
+        sink: EventSink,
+        sides: tuple[Side, Side],
+    ) -> None:
+        """`ask` asks a judge; `sides` are the model that is compared with, and the one that the evaluation is about."""
+        self._names = sides[0].id, sides[1].id
+        self._is_tuning = sides[0].checkpoint is None and sides[1].checkpoint is not None
         self._evaluation = evaluation
         self.rows = [*rows]
         """Held-out rows, then critical questions."""
@@ -121,11 +131,17 @@ class Compare:
             num_rows=len(after),
         )
         if found.conclusion == "WORSE":
-            self._findings.append(
-                f"The model has lost something: its loss on the regression set ({self._evaluation.regression}, "
-                f"{len(after):,} rows) is {_mean_loss(after):.4f}, that of the base model {_mean_loss(before):.4f}. "
-                "A lower learning rate, fewer epochs, or a part of general rows in the training data loses less."
+            against, name = self._names
+            said = (
+                f"Its loss on the regression set ({self._evaluation.regression}, {len(after):,} rows) is "
+                f"{_mean_loss(after):.4f}, that of {against} {_mean_loss(before):.4f}."
             )
+            if self._is_tuning:
+                said = (
+                    f"The model has lost something. {said} A lower learning rate, fewer epochs, or a part of general "
+                    "rows in the training data loses less."
+                )
+            self._findings.append(said if self._is_tuning else f"{name} knows less. {said}")
 
     def _grades(self, read: Grader, question: CriticalQuestion, answer: str, problems: Problems) -> list[float | None]:
         return grades(read, [Sample(question.item, answer)], self._ask, problems)
@@ -157,16 +173,17 @@ class Compare:
             self._sink.emit(
                 Warning(reason="GATE_REJECTED", message=f"The gate rejects the model: {failed}", advice=advice)
             )
-        if self._rows and not result.tuned_loss <= result.base_loss:  # also if it is NaN
+        if self._is_tuning and self._rows and not result.tuned_loss <= result.base_loss:  # also if it is NaN
             self._sink.emit(_worse(result))
         return result
 
     def _gate(self) -> list[GateCondition]:
-        """Returns the conditions; by default a lower loss, and every question passed that must pass."""
-        if self._evaluation.gate:
-            return self._evaluation.gate
-        found = [GateCondition(metric=LOSS, min_gain=0.0)] if self._rows else []
-        if self._questions is not None and self._questions.num_must_pass:
+        """Returns the conditions, by default a lower loss; questions that must pass are one in any case."""
+        found = [*self._evaluation.gate]
+        if not found and self._rows:
+            found.append(GateCondition(metric=LOSS, min_gain=0.0))
+        must_pass = self._questions is not None and self._questions.num_must_pass
+        if must_pass and all(condition.metric != MUST_PASS for condition in found):
             found.append(GateCondition(metric=MUST_PASS, min_value=1.0))
         return found
 

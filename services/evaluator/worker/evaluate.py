@@ -25,7 +25,7 @@ from services.evaluator.worker.child_input import EvaluationInput, Side
 from services.evaluator.worker.compare import Compare
 from services.evaluator.worker.judge import GRADING, Judge
 from services.evaluator.worker.measure import Measuring
-from services.evaluator.worker.measurements import KIND, Measurements
+from services.evaluator.worker.measurements import KIND, Measurements, row_hash
 from services.evaluator.worker.models import Form, Models, form_of
 from services.evaluator.worker.rows import measured_rows, write_rows
 from services.evaluator.worker.samples import add_samples, samples
@@ -95,7 +95,8 @@ def evaluate(child_input: EvaluationInput, sink: EventSink) -> EvaluationResult:
     losses = base_losses[: len(rows)], tuned_losses[: len(rows)]
     answers = before[: len(asked.rows)], after[: len(asked.rows)]
     judge = Judge({BASE: base, **child_input.judges}, form, measuring)
-    comparing = Compare(config.evaluation, measured_rows(texts, asked.rows, losses, answers), judge.ask, sink)
+    measured_texts = measured_rows(texts, asked.rows, losses, answers)
+    comparing = Compare(config.evaluation, measured_texts, judge.ask, sink, (base, tuned))
     first = len(asked.shown)
     questions = [tokenizer.decode(ids) for ids in asked.prompts[first:]]
     comparing.add_questions(asked.critical, questions, before[first:], after[first:])
@@ -103,6 +104,8 @@ def evaluate(child_input: EvaluationInput, sink: EventSink) -> EvaluationResult:
     result = comparing.result(as_trained)
     result.findings.extend(child_input.findings)
     result.precision, result.weights, result.num_reused = form.precision, form.weights, measuring.num_reused
+    measured = [*rows, *general]
+    result.rows_hash = row_hash(*(row["input_ids"] for row in measured), *asked.prompts, [answer[0]])
     if comparing.rows:
         write_rows(comparing.rows, child_input.out_dir / ROWS_FILE)
         publish(ROWS_KIND, child_input.out_dir / ROWS_FILE)

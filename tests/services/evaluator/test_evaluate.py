@@ -288,6 +288,10 @@ def test_critical_questions_and_the_regression_set_are_measured(make_input: Make
     assert result.gate.decision == GateDecision.GATE_DECISION_REJECT, "a question that must pass did not"
     assert (result.regression.name, result.regression.num_rows) == ("ds_r", 4)
     assert result.regression.base_loss != result.regression.tuned_loss
+    lax = [{"metric": "perplexity", "max_value": 1e6}]
+    also = evaluate(make_input(questions="ds_q", gate=lax, given={"questions": questions}), Recorder())
+    assert also.gate.decision == GateDecision.GATE_DECISION_REJECT, "whatever else the gate says"
+    evaluate(child_input, Recorder())
     rows = _rows(child_input)
     assert [row["source"] for row in rows] == ["held_out"] * 3 + ["question"] * 2
     assert rows[3]["tuned_metrics"] == {"questions": 0, "must_pass": 0}
