@@ -63,7 +63,7 @@ class ChainStage:
             if found:
                 spec.checkpoint, spec.manifest_sha256 = found.path, found.manifest_sha256
         else:
-            spec.checkpoint = await best_checkpoint(assignment, store, workdir)
+            spec.checkpoint = (await best_checkpoint(assignment, store, workdir)).path
             spec.final_train_loss = assignment.training.final_train_loss
         file = workdir / "input.json"
         file.write_text(spec.model_dump_json())
