@@ -46,7 +46,8 @@ async def find_comparison(
     owner = job or other
     if owner is None:
         raise _invalid("against", "is a base model like the other; one must be tuned: its template and rows are used")
-    if (compared.base_model.id, compared.checkpoint.path) == (second.base_model.id, second.checkpoint.path):
+    same_base = compared.base_model.id == second.base_model.id
+    if against and same_base and compared.checkpoint.path == second.checkpoint.path:
         raise _invalid("against", f"is {against[:80]!r}, the same model as {model[:80]!r}")
     _check_data(request.data)
     return owner, Comparison(model=compared, against=second, data=request.data)

@@ -14,6 +14,9 @@ from finetuneflow.resources.job import Job
 from tests.e2e.conftest import System
 
 SYSTEM = "请简短回答。"
+# The model must learn its answers first.
+pytestmark = pytest.mark.long
+
 PROMPT = "三加三是多少？"
 
 
@@ -90,7 +93,7 @@ def test_settings_of_a_request_are_obeyed(client: Client, job: Job) -> None:
         answer(client, model, PROMPT * 200)
 
 
-@pytest.mark.parametrize("callers", [8, pytest.param(64, marks=pytest.mark.long)])
+@pytest.mark.parametrize("callers", [8, 64])
 def test_parallel_callers_of_whom_half_leave(system: System, job: Job, callers: int) -> None:
     """Callers who close their program must not slow down or change the answers of others."""
     names = [job.tuned_model, "tiny"]

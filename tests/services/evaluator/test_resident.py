@@ -237,6 +237,7 @@ async def test_dead_child_ends_its_answers_and_is_replaced(trained: Trained, tmp
         assert text == trained.expected(None, "And now?", 24)
 
 
+@pytest.mark.long
 async def test_idle_model_is_unloaded(trained: Trained, tmp_path: Path) -> None:
     """Its memory belongs to the next training."""
     async with evaluator(trained, tmp_path, idle_seconds=0.01) as node:
@@ -249,6 +250,7 @@ async def test_idle_model_is_unloaded(trained: Trained, tmp_path: Path) -> None:
         assert node.residency.warm_models() == []
 
 
+@pytest.mark.long
 async def test_idle_model_makes_room_and_a_used_one_does_not(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
