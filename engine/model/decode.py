@@ -22,6 +22,8 @@ _PREFILL_TOKENS: Final = 4096
 in memory together. A longer prompt is read alone."""
 _ROOM: Final = 64
 """Number of tokens by which a cache grows when it is full."""
+_KEPT_SHARE: Final = 0.75
+"""Share of a batch that must be running; else the finished ones are removed, which copies the caches of all others."""
 _MAX_PENALTY: Final = 10.0
 
 
@@ -81,9 +83,9 @@ class Continuation:
 class Batch:
     """Continuations that are decoded together: each step decodes one token of each.
 
-    The prompts of new ones are read separately, then they join the others; finished ones leave at once, so a short
-    answer costs nothing after its end. Of the model's own generation settings only repetition_penalty applies: others
-    would return several answers, need code of the hub, or end with an error.
+    The prompts of new ones are read separately, then they join the others; finished ones are removed once they are a
+    quarter of the batch, so a short answer costs little after its end. Of the model's own generation settings only
+    repetition_penalty applies: others would return several answers, need code of the hub, or end with an error.
 
     Continuations are padded on the left to one length, which needs a model that takes position ids and whose cache
     holds keys and values of all tokens. Models without it are stepped one continuation after another, each with a cache
@@ -102,7 +104,7 @@ class Batch:
     @property
     def rows(self) -> list[Continuation]:
         """The continuations that are not finished."""
-        return [row for group in self._groups for row in group.rows]
+        return [row for group in self._groups for row in group.rows if not row.finish_reason]
 
     @torch.inference_mode()
     def join(self, rows: Sequence[Continuation]) -> list[Continuation]:
@@ -147,15 +149,19 @@ class Batch:
         logits = group.logits().float()
         tokens, logprobs = self._choose(group.rows, logits)
         for row, token, logprob in zip(group.rows, tokens, logprobs, strict=True):
-            row.append(token, logprob)
-        if any(row.finish_reason for row in group.rows):
-            group.keep([index for index, row in enumerate(group.rows) if not row.finish_reason])
+            if not row.finish_reason:
+                row.append(token, logprob)
+        running = [index for index, row in enumerate(group.rows) if not row.finish_reason]
+        if len(running) <= _KEPT_SHARE * len(group.rows):
+            group.keep(running)
 
     def _choose(self, rows: Sequence[Continuation], logits: torch.Tensor) -> tuple[list[int], list[float | None]]:
         scores = self._penalised(rows, logits)
         tokens: list[int] = scores.argmax(-1).tolist()
         logprobs: list[float | None] = [None] * len(rows)
         for index, row in enumerate(rows):
+            if row.finish_reason:
+                continue
             if row.temperature > 0:
                 tokens[index] = row.sample(scores[index])
             if row.with_logprobs:

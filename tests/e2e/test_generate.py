@@ -13,10 +13,10 @@ from finetuneflow import Client, InvalidArgument, NotFound, Unavailable
 from finetuneflow.resources.job import Job
 from tests.e2e.conftest import System
 
-SYSTEM = "请简短回答。"
 # The model must learn its answers first.
 pytestmark = pytest.mark.long
 
+SYSTEM = "请简短回答。"
 PROMPT = "三加三是多少？"
 
 
