@@ -24,7 +24,7 @@ LOCKS     := deploy/requirements
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test test-long fuzz chaos bench bench-training bench-estimates pictures check lint types protos protos-check lock sbom clean
+.PHONY: help setup demo up test test-long fuzz chaos bench bench-training bench-evaluation bench-estimates pictures check lint types protos protos-check lock sbom clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,6 +65,10 @@ bench-training: $(INSTALLED) ## compare trainings with a bare TRL script (about 
 	$(BIN)/python -m benchmarks.job_speed same --rounds 2
 	$(BIN)/python -m benchmarks.job_speed defaults
 	$(BIN)/python -m benchmarks.defaults_by_size
+
+bench-evaluation: $(INSTALLED) ## measure scoring, generation and answers of a served model (about 8 minutes on an idle machine)
+	$(BIN)/python -m benchmarks.evaluation
+	$(BIN)/python -m benchmarks.generation
 
 bench-estimates: $(INSTALLED) ## train 60 small models and compare with their estimates (about 10 minutes); writes docs/estimates.md
 	$(BIN)/python -m benchmarks.estimates
