@@ -21,7 +21,7 @@ from gateway.watch.fanout import Fanout, check_within
 from gateway.watch.frames import UNKNOWN_KIND, frame_of_stored
 from gateway.watch.pages import first_bytes
 from gateway.work import lifecycle
-from gateway.work.kinds import KINDS, Kind, no_such
+from gateway.work.kinds import FINE_TUNING_JOB, KINDS, Kind, no_such
 from gateway.work.ledger import Decision, Ledger
 
 _KINDS = frozenset(f.name for f in Event.DESCRIPTOR.oneofs_by_name["payload"].fields) | {UNKNOWN_KIND}
@@ -221,9 +221,11 @@ async def _refuse_if_started_from(session: AsyncSession, work: Work) -> None:
     users = (await session.exec(query.order_by(Work.id))).all()
     if users:
         more = f" and {len(users) - 1} more" if len(users) > 1 else ""
+        trains = users[0].startswith(FINE_TUNING_JOB.prefix)
+        what = "starts from the adapter" if trains else "compares with the model"
         raise FailedPrecondition(
             "MODEL_IN_USE",
-            f"{users[0]}{more} uses the model of job {work.id}; wait until it has ended, or cancel it.",
+            f"{users[0]}{more} {what} of job {work.id}; wait until it has ended, or cancel it.",
             metadata={"job_id": users[0]},
         )
 
