@@ -105,7 +105,7 @@ class Message(BaseModel):
 
 
 class SamplingParameters(BaseModel):
-    """How a judge answers."""
+    """Sampling settings of a judge."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 

@@ -1,4 +1,4 @@
-"""What the losses of a training say, with what would be better."""
+"""Findings about the losses of a training, with advice."""
 
 from collections.abc import Iterator
 from typing import Final

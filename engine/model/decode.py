@@ -122,7 +122,7 @@ class Batch:
 
     @torch.inference_mode()
     def step(self) -> list[Continuation]:
-        """Decodes one token of each continuation. Returns them all; the finished ones have left."""
+        """Decodes one token of each continuation. Returns them all; those that are finished now are not in `rows`."""
         rows = self.rows
         for group in self._groups:
             self._decode(group)

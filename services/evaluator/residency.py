@@ -59,7 +59,7 @@ class _Place:
 
     key: str
     model_id: str
-    """What the node publishes of it."""
+    """Name of the model that the node publishes."""
     loaded: asyncio.Future[Resident]
     num_claims: int = 0
     """Calls that use it or wait for it. It is not unloaded meanwhile."""

@@ -210,7 +210,7 @@ class InferenceSample(Resource):
 
 
 class Conclusion(OpenEnum):
-    """What a comparison shows at its confidence."""
+    """Conclusion of a comparison, at its confidence."""
 
     BETTER = "BETTER"
     """The tuned model is better."""

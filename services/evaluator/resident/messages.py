@@ -1,4 +1,4 @@
-"""What the supervisor and the resident child say to each other.
+"""Messages between the supervisor and the resident child.
 
 The supervisor writes an Ask to the file `<number>.json` in `asks_dir`, then the line `ask <number>` to the control
 pipe; `leave <number>` ends an answer that is no longer wanted. The child sends Replies as JSON, one a frame. A reply

@@ -40,7 +40,7 @@ class EvaluationInput(ChildInput):
     threads: int = Field(ge=1)
     """Number of torch's threads."""
     findings: list[str] = Field(default=[])
-    """What the losses of the training say."""
+    """Findings about the losses of the training."""
     questions: Path | None = None
     """The uploaded file of critical questions."""
     regression: Path | None = None

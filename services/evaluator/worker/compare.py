@@ -159,14 +159,13 @@ class Compare:
         if self._rows:
             self._fill_losses(result, as_trained)
             self._fill_classification(result)
+            result.findings.extend(_findings(measured, len(self._rows), len(self._answered)))
+        result.findings.extend(self._findings)
         if not (conditions := self._gate()):
             return result
         decision, outcomes = decide(conditions, measured)
         said = [ConditionResult(sentence=each.sentence, outcome=f"GATE_DECISION_{each.decision}") for each in outcomes]
         result.gate.CopyFrom(GateResult(decision=f"GATE_DECISION_{decision}", conditions=said))
-        if self._rows:
-            result.findings.extend(_findings(measured, len(self._rows), len(self._answered)))
-        result.findings.extend(self._findings)
         if decision == REJECT:
             failed = " ".join(each.sentence for each in outcomes if each.decision == REJECT)
             advice = "Do not serve it before you have read the conditions in the evaluation's result."

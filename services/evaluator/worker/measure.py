@@ -13,7 +13,7 @@ from services.evaluator.worker.models import Form, Models
 
 @dataclass
 class Measuring:
-    """What the measurements of an evaluation have in common."""
+    """Measures losses and answers that are not known yet."""
 
     models: Models
     kept: Measurements

@@ -23,6 +23,7 @@ from finetuneflow.v1.event_pb2 import ArtifactSaved, Phase, StageCompleted, Warn
 from finetuneflow.v1.stage_result_pb2 import EvaluationResult, GateDecision, InferenceSample
 from services.child_input import ModelFiles, WholeCheckpoint
 from services.evaluator.worker.child_input import EvaluationInput, Side
+from services.evaluator.worker.compare import Compare
 from services.evaluator.worker.evaluate import ROWS_FILE, evaluate
 from services.evaluator.worker.measurements import KIND
 from services.evaluator.worker.samples import add_samples
@@ -297,6 +298,16 @@ def test_critical_questions_and_the_regression_set_are_measured(make_input: Make
     assert rows[3]["tuned_metrics"] == {"questions": 0, "must_pass": 0}
     general = evaluate(make_input(regression="general"), Recorder())
     assert general.regression.name == "general" and general.regression.num_rows > 80
+
+
+def test_findings_are_told_without_a_gate(make_input: MakeInput) -> None:
+    """Why something was not measured must be said even if nothing is decided."""
+    child_input = make_input()
+    sides = (child_input.base, child_input.tuned)
+    comparing = Compare(child_input.config.evaluation, [], lambda *_: [], Recorder(), sides)
+    comparing.add_regression([], [], "not measured, because")
+    result = comparing.result(None)
+    assert list(result.findings) == ["not measured, because"] and not result.HasField("gate")
 
 
 def test_graders_and_judges_grade_both_models(make_input: MakeInput) -> None:
