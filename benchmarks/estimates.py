@@ -57,6 +57,8 @@ def _configurations() -> Iterator[Configuration]:
     yield replace(base, vocabulary=32768, trained_share=0.2, method="full")
     for checkpointing in (False, True):
         yield replace(base, family="smollm2-135m", checkpointing=checkpointing)
+    for precision in ("fp32", "bf16"):
+        yield replace(base, family="smollm2-135m", method="qlora", precision=precision, rows=2, length=128)
 
 
 @dataclass(frozen=True)

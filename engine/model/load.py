@@ -86,8 +86,21 @@ def load_base(
             raise _bad_weights(f"{name} has values that are not finite")
     if quantization is not None:
         keep_differentiable(model)
+        if on == "cpu":
+            _release_file(model)
     model.eval()
     return model
+
+
+def _release_file(model: Any) -> None:
+    """Copies the weights that are not quantised out of the mapped safetensors file.
+
+    A single weight in the mapping keeps all of the file's pages, those of quantised weights too, in the process's
+    resident memory.
+    """
+    for weights in model.parameters():
+        if weights.is_floating_point():
+            weights.data = weights.data.clone()
 
 
 def _are_finite(values: Iterable[torch.Tensor]) -> bool:

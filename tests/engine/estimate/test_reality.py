@@ -19,9 +19,10 @@ LONG = pytest.mark.long
         pytest.param(replace(SMALL, family="qwen3", checkpointing=True), marks=LONG),
         pytest.param(replace(SMALL, family="gemma3", method="full", precision="bf16"), marks=LONG),
         pytest.param(replace(SMALL, family="phi3", method="qlora"), marks=LONG),
+        pytest.param(replace(SMALL, family="smollm2-135m", method="qlora", precision="bf16"), marks=LONG),
         pytest.param(replace(SMALL, family="gemma2", method="full", optimizer="adafactor"), marks=LONG),
     ],
-    ids=lambda configuration: f"{configuration.family}-{configuration.method}",
+    ids=lambda configuration: f"{configuration.family}-{configuration.method}-{configuration.precision}",
 )
 def test_measured_memory_is_within_the_estimate(configuration: Configuration, tmp_path: Path) -> None:
     """An estimate that is too low is a job that dies after an hour."""
