@@ -8,6 +8,7 @@ import grpc
 
 from chassis.errors import InvalidArgument, NotFound, Violation
 from engine.catalogue import Catalogue
+from engine.config.job import Lora
 from finetuneflow.v1 import evaluator_service_pb2 as api
 from finetuneflow.v1.evaluator_service_pb2_grpc import EvaluatorServiceServicer, EvaluatorServiceStub
 from finetuneflow.v1.event_pb2 import ConfigResolved
@@ -35,7 +36,7 @@ class Generation(EvaluatorServiceServicer):
             lambda channel: EvaluatorServiceStub(channel).Generate,
             request,
             context,
-            warm_model=served.checkpoint_manifest_sha256 if served.full else served.base_model.id,
+            warm_model=served.checkpoint_manifest_sha256 if served.full or served.exclusive else served.base_model.id,
         )
         async for response in responses:
             yield response
@@ -85,9 +86,15 @@ def _served_checkpoint(job: Work, checkpoint: SavedCheckpoint) -> api.ServedMode
         system_prompt=config.system_prompt or "",
         shards_path=prepared.shards_path,
         shards_manifest_sha256=prepared.shards_manifest_sha256,
-        exclusive=config.method != "full" and config.lora.bias != "none",
+        exclusive=config.method != "full" and _changes_base(config.lora),
     )
     if config.method == "qlora" and config.lora.init_lora_weights == "loftq":
         # The adapter contains what quantization has lost; on other weights it would be added a second time.
         served.quantization.CopyFrom(ConfigResolved.FromString(job.config or b"").resolved_spec.quantization)
     return served
+
+
+def _changes_base(lora: Lora) -> bool:
+    """Returns True if peft cannot keep other adapters beside the trained one: it would load them into the modules of
+    this one, or fail."""
+    return lora.bias != "none" or bool(lora.modules_to_save or lora.trainable_tokens)

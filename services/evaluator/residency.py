@@ -1,8 +1,8 @@
 """Decides which models are in memory, and answers requests with them.
 
-Each model is in a child of its own: a base model with all adapters for it, or weights that a job trained as a whole. A
-model is loaded when it is first asked, if the free memory allows; those that nobody uses make room, the longest idle
-first. After some idle time a model is unloaded anyway.
+Each model is in a child of its own: a base model with all adapters that can share it, a base model with one adapter
+that cannot, or weights that a job trained as a whole. A model is loaded when it is first asked, if the free memory
+allows; those that nobody uses make room, the longest idle first. After some idle time a model is unloaded anyway.
 """
 
 from __future__ import annotations
@@ -248,7 +248,7 @@ class Residency:
 
     def _new_place(self, key: str, served: ServedModel, model: ModelFiles, uses: ModelUses) -> _Place:
         """Begins to load a model."""
-        name = served.checkpoint_manifest_sha256 if served.full else served.base_model.id
+        name = served.checkpoint_manifest_sha256 if served.full or served.exclusive else served.base_model.id
         place = self._places[key] = _Place(key, name, asyncio.get_running_loop().create_future())
         life = place.life = asyncio.create_task(self._live(place, served, model, uses), name=f"model-{name}")
         self._lives.add(life)
