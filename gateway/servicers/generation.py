@@ -50,7 +50,8 @@ class Generation(EvaluatorServiceServicer):
         entries = await asyncio.to_thread(self._catalogue.list)
         for entry in entries:
             if entry.id == name:
-                return api.ServedModel(base_model=BaseModelIdentity(id=name, revision=entry.revision))
+                identity = BaseModelIdentity(id=name, revision=entry.revision)
+                return api.ServedModel(tenant=tenant, base_model=identity)
         known = ", ".join(entry.id for entry in entries)
         message = (
             f"There is no model {name[:80]!r}. Name a base model of the catalogue ({known}), or a tuned model: "

@@ -67,7 +67,7 @@ async def test_names_refer_to_checkpoints_of_the_caller(gateway: Gateway, tmp_pa
         assert not best.full and not best.exclusive and not best.HasField("quantization")
         assert (await served(stub, recording, f"ft:{job}@50")).checkpoint_step == 50
         base = await served(stub, recording, "tiny")
-        assert base == ServedModel(base_model=base.base_model)
+        assert base == ServedModel(tenant="default", base_model=base.base_model)
         assert recording.warm == ["org/base", "org/base", "tiny"]
 
 

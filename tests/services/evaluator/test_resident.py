@@ -87,8 +87,10 @@ class Evaluator:
                     found.add(process.pid)
         return found
 
-    def ask(self, prompt: str, adapter: int | None = None, **fields: Any) -> AsyncGenerator[GenerateResponse, None]:
-        served = ServedModel(tenant=TENANT, base_model=BaseModelIdentity(id="tiny", revision="local"))
+    def ask(
+        self, prompt: str, adapter: int | None = None, *, tenant: str = TENANT, **fields: Any
+    ) -> AsyncGenerator[GenerateResponse, None]:
+        served = ServedModel(tenant=tenant, base_model=BaseModelIdentity(id="tiny", revision="local"))
         if adapter is not None:
             served.checkpoint_path = f"jobs/{adapter}"
             served.checkpoint_manifest_sha256 = self.manifests[adapter]
@@ -198,6 +200,31 @@ async def test_caller_who_leaves_frees_the_place(trained: Trained, tmp_path: Pat
         await queued.aclose()
         text, _, _ = await read(node.ask("And me?"))
         assert text == trained.expected(None, "And me?", 24)
+
+
+async def test_tenant_with_many_answers_does_not_keep_others_out(trained: Trained, tmp_path: Path) -> None:
+    """Otherwise one tenant with a file of rows would stop everybody else who tries a model."""
+    async with evaluator(trained, tmp_path, max_answers=40) as node:
+        # More than fit into a batch: some of them wait.
+        many = [node.ask(f"Tell me {n}.", max_new_tokens=450) for n in range(40)]
+        for each in many:
+            await anext(each)
+        with pytest.raises(ResourceExhausted, match=r"40 answers of your tenant 'acme' .* limit of 40") as caught:
+            await read(node.ask("One more?"))
+        assert (caught.value.metadata["tenant"], caught.value.metadata["share"]) == (TENANT, "40")
+        reading = [asyncio.create_task(read(each)) for each in many]
+        text, _, _ = await read(node.ask("And me?", tenant="other"))
+        assert text == trained.expected(None, "And me?", 24)
+        assert sum(task.done() for task in reading) < 8, "it was answered while those of the first tenant still waited"
+        others = [node.ask(f"And {n}?", tenant="other", max_new_tokens=450) for n in range(20)]
+        for each in others:
+            await anext(each)
+        with pytest.raises(ResourceExhausted, match="20 answers of your tenant 'other'"):
+            await read(node.ask("One more?", tenant="other"))
+        for each in others:
+            await each.aclose()
+        texts = [text for text, _, _ in await asyncio.gather(*reading)]
+        assert texts[0] == trained.expected(None, "Tell me 0.", 450)
 
 
 @pytest.mark.asyncio(loop_scope="module")
