@@ -8,7 +8,6 @@ import grpc
 
 from chassis.errors import InvalidArgument, NotFound, Violation
 from engine.catalogue import Catalogue
-from engine.config.job import Lora
 from finetuneflow.v1 import evaluator_service_pb2 as api
 from finetuneflow.v1.evaluator_service_pb2_grpc import EvaluatorServiceServicer, EvaluatorServiceStub
 from finetuneflow.v1.event_pb2 import ConfigResolved
@@ -87,15 +86,9 @@ def _served_checkpoint(job: Work, checkpoint: SavedCheckpoint) -> api.ServedMode
         system_prompt=config.system_prompt or "",
         shards_path=prepared.shards_path,
         shards_manifest_sha256=prepared.shards_manifest_sha256,
-        exclusive=config.method != "full" and _changes_base(config.lora),
+        exclusive=config.method != "full" and config.lora.needs_own_base,
     )
     if config.method == "qlora" and config.lora.init_lora_weights == "loftq":
         # The adapter contains what quantization has lost; on other weights it would be added a second time.
         served.quantization.CopyFrom(ConfigResolved.FromString(job.config or b"").resolved_spec.quantization)
     return served
-
-
-def _changes_base(lora: Lora) -> bool:
-    """Returns True if peft cannot keep other adapters beside the trained one: it would load them into the modules of
-    this one, or fail."""
-    return lora.bias != "none" or bool(lora.modules_to_save or lora.trainable_tokens)
