@@ -247,6 +247,37 @@ async def test_half_of_the_callers_leave(node: Evaluator, trained: Trained) -> N
             assert text == trained.expected(number % 2, f"Question {number}?", 40)
 
 
+@pytest.mark.long
+async def test_callers_who_leave_leave_nothing_behind(trained: Trained, tmp_path: Path) -> None:
+    """A node that serves for weeks, and whose callers often stop answers, must neither fill up nor slow down."""
+    async with evaluator(trained, tmp_path, max_answers=64) as node:
+        prompts = [f"Question {number}?" for number in range(8)]
+        expected = {
+            (adapter, prompt): trained.expected(adapter, prompt, 60) for adapter in (None, 0) for prompt in prompts
+        }
+
+        async def caller(number: int) -> None:
+            adapter, prompt = (None, 0)[number // 2 % 2], prompts[number // 4 % 8]
+            async with contextlib.aclosing(node.ask(prompt, adapter, max_new_tokens=60)) as answers:
+                if number % 2:
+                    assert (await read(answers))[0] == expected[adapter, prompt]
+                    return
+                # Before the answer begins, at its first text, or in its middle.
+                for _ in range(number // 2 % 3 * 10 + 1):
+                    await anext(answers, None)
+
+        sizes = []
+        for _ in range(12):
+            # As many as the evaluator takes: none is admitted if the place of one who has left is not free.
+            await asyncio.gather(*map(caller, range(64)))
+            (pid,) = node.pids()
+            sizes.append(psutil.Process(pid).memory_info().rss)
+        assert sizes[-1] - sizes[3] < 8 << 20, [size >> 20 for size in sizes]
+        assert not [task for task in asyncio.all_tasks() if task.get_name() == "answer"]
+        left = await asyncio.to_thread(lambda: list(tmp_path.rglob("asks/*")))
+        assert not left, "questions of callers who have left"
+
+
 async def test_dead_child_ends_its_answers_and_is_replaced(trained: Trained, tmp_path: Path) -> None:
     """A crash must not look like a short answer, nor last."""
     async with evaluator(trained, tmp_path) as node:
