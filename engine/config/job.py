@@ -229,6 +229,12 @@ class Lora(Section):
         """True if the initial values are taken out of the base weights, which change by that."""
         return self.init_lora_weights == "olora" or self.init_lora_weights.startswith("pissa")
 
+    @property
+    def needs_own_base(self) -> bool:
+        """True if the adapter cannot be loaded beside others into one copy of the base model: of what it trains beside
+        the outputs of layers, peft mixes up the parts of several adapters, or refuses them."""
+        return self.bias != "none" or bool(self.modules_to_save or self.trainable_tokens)
+
 
 class Quantization(Section):
     """Quantisation of the base weights, used by QLoRA."""

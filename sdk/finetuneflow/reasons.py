@@ -153,8 +153,9 @@ class Reason(OpenEnum):
     conversation."""
 
     TOO_MANY_ANSWERS = "TOO_MANY_ANSWERS"
-    """As many answers as an evaluator takes are being generated or wait there. Caller: ask again when some have ended.
-    Operator: start another evaluator, or raise FTF_EVALUATOR_MAX_ANSWERS."""
+    """As many answers as an evaluator takes are being generated or wait there, and the caller's tenant has its share of
+    them: the limit divided by the number of tenants with answers. Caller: ask again when some have ended. Operator:
+    start another evaluator, or raise FTF_EVALUATOR_MAX_ANSWERS."""
 
     NO_MEMORY_FOR_MODEL = "NO_MEMORY_FOR_MODEL"
     """The model does not fit into the free memory of the evaluator beside the models in use. Caller: ask again later.
@@ -933,8 +934,9 @@ class Reason(OpenEnum):
     """The gateway serves as many downloads as its operator allows. Caller: try again when one has ended."""
 
     TOO_MANY_QUESTIONS = "TOO_MANY_QUESTIONS"
-    """The gateway passes on as many calls to probes and evaluators as its operator allows. Caller: try again when one
-    has ended."""
+    """The gateway passes on as many calls to probes and evaluators as its operator allows, and the caller's tenant has
+    its share of them: the limit divided by the number of tenants with such calls. Caller: try again when one has
+    ended."""
 
     TOO_MANY_CALLS = "TOO_MANY_CALLS"
     """The caller calls more often than the gateway's operator allows. Caller: call less often, such as by a watch

@@ -16,6 +16,7 @@ class EvaluatorSettings(ServiceSettings):
     idle_seconds: float = Field(default=600, gt=0)
     """Time after which a model that nobody asks is unloaded."""
     max_answers: int = Field(default=64, gt=0)
-    """Maximum number of answers that are generated or wait for it; further calls are refused."""
+    """Number of answers that are generated or wait for it, above which a tenant is refused that has its share: this
+    number divided by that of the tenants with answers."""
     kept_checkpoint_bytes: int = Field(default=8 << 30, gt=0)
     """Approximate disk space, in bytes, for checkpoints that are kept for the next answer."""

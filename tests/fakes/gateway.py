@@ -151,6 +151,11 @@ class FakeGateway(
     deleted: list[str] = field(default_factory=list)
     # Generating: words after which the answer is lost.
     cut_answer_after: int = -1
+    # Generating: an answer with this word stays open behind it until the caller leaves.
+    silent_after: str = ""
+    silences: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    # Generating: a prompt with this word is refused as too long.
+    too_long: str = ""
 
     def __post_init__(self) -> None:
         self.lock = threading.Lock()
@@ -373,10 +378,18 @@ class FakeGateway(
         Response = evaluator_service_pb2.GenerateResponse
         yield Response(phase="loading_model")
         words = (request.messages[-1].content if request.messages else request.prompt).split()
+        if self.too_long in words:
+            said = "The rendered prompt has 600 tokens; the context of m has 512."
+            refuse(context, grpc.StatusCode.INVALID_ARGUMENT, said, "PROMPT_TOO_LONG", [("prompt", said)])
         for number, word in enumerate(words):
             if number == self.cut_answer_after:
                 refuse(context, grpc.StatusCode.UNAVAILABLE, "the process is gone", "GENERATION_LOST")
             yield Response(text=f"{word} ")
+            if word == self.silent_after:
+                left = threading.Event()
+                if context.add_callback(left.set):
+                    self.silences.release()
+                    left.wait()
         usage = evaluator_service_pb2.GenerationUsage(prompt_tokens=3, completion_tokens=len(words))
         yield Response(finish_reason="stop", usage=usage)
 
