@@ -1,4 +1,4 @@
-"""The models that an evaluation compares: looks them up by their names."""
+"""The models that an evaluation compares, or the one that it measures: looks them up by their names."""
 
 from collections.abc import Sequence
 
@@ -28,8 +28,9 @@ _MAX_SOURCES = 32
 
 async def find_comparison(
     session: AsyncSession, tenant: str, catalogue: Catalogue, request: CreateEvaluationRequest
-) -> tuple[Work, Comparison]:
-    """Returns the models of a request, and the job whose settings and rows they are compared with.
+) -> tuple[Work | None, Comparison]:
+    """Returns the models of a request, and the job whose settings and rows they are compared with; no job and no model
+    to compare with for a base model that is measured alone.
 
     Raises InvalidArgument, NotFound, FailedPrecondition, Unimplemented.
     """
@@ -40,12 +41,23 @@ async def find_comparison(
     if against:
         other, second = await _found(session, tenant, catalogue, against, "against")
     elif job is None:
-        raise _invalid("against", f"is empty; {model[:80]!r} is a base model, so name the tuned one to compare it with")
+        _check_data(request.data)
+        if not (request.data or request.spec.questions or request.spec.prompts):
+            raise _invalid(
+                "data",
+                f"is empty; {model[:80]!r} is a base model, so there are no held-out rows: name rows to measure it on, "
+                "a tuned model in `against`, or spec.questions or spec.prompts",
+            )
+        return None, Comparison(model=compared, data=request.data)
     else:
         other, second = None, ComparedModel(id=compared.base_model.id, base_model=compared.base_model)
     owner = job or other
     if owner is None:
-        raise _invalid("against", "is a base model like the other; one must be tuned: its template and rows are used")
+        raise _invalid(
+            "against",
+            "is a base model like the other; one must be tuned, because its template and rows are used. Without "
+            "`against` a base model is measured alone",
+        )
     same_base = compared.base_model.id == second.base_model.id
     if against and same_base and compared.checkpoint.path == second.checkpoint.path:
         raise _invalid("against", f"is {against[:80]!r}, the same model as {model[:80]!r}")

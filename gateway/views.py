@@ -100,7 +100,8 @@ def _of_result(row: SavedResult, work: Work) -> dict[str, Any]:
     """The fields that both resources have."""
     fields: dict[str, Any] = {
         "id": row.id,
-        "job_id": row.job_id,
+        # An evaluation of a base model alone is about no job; its row refers to itself.
+        "job_id": "" if row.job_id == row.id else row.job_id,
         "model": f"ft:{row.job_id}",
         "create_time": timestamp(row.create_time),
         "max_attempts": work.max_attempts,

@@ -341,6 +341,11 @@ def job_config(spec: Mapping[str, Any]) -> JobConfig:
     return config
 
 
+def evaluation_config(base_model: str) -> JobConfig:
+    """Returns the settings of an evaluation of a base model alone: those of the default recipe, without rows."""
+    return JobConfig.model_validate(merge(recipe("default").values, {"base_model": base_model}))
+
+
 def with_section(config: JobConfig, name: str, changes: Mapping[str, Any]) -> JobConfig:
     """Returns `config` with `changes` merged into its section `name`, such as "evaluation".
 

@@ -12,7 +12,8 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from chassis.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented, Violation
 from chassis.store.artifact_store import ArtifactStore
 from engine.catalogue import Catalogue
-from engine.config.job import unsupported, with_section
+from engine.config.evaluation import needing_two_models
+from engine.config.job import evaluation_config, unsupported, with_section
 from engine.config.spec_proto import config_to_spec, spec_to_dict
 from engine.errors import JobError
 from finetuneflow.v1 import evaluation_service_pb2 as evaluation_api
@@ -62,30 +63,31 @@ class Results(Generic[_Message]):
         check_text(spec)
         job_id = _job_of(model, self._catalogue)
 
-        async def find(session: AsyncSession) -> tuple[Work, Comparison | None]:
+        async def find(session: AsyncSession) -> tuple[Work | None, Comparison | None]:
             return await trained_job(session, job_id, tenant), None
 
         return await self.add(find, spec, request_digest(spec, StringValue(value=model)), request_id, tenant)
 
     async def add(
         self,
-        find: Callable[[AsyncSession], Awaitable[tuple[Work, Comparison | None]]],
+        find: Callable[[AsyncSession], Awaitable[tuple[Work | None, Comparison | None]]],
         spec: EvaluationSpec | ExportSpec,
         digest: str,
         request_id: str,
         tenant: str,
     ) -> _Message:
-        """Adds the work, about the job and the models that `find` returns."""
+        """Adds the work, about the job, if any, and the models that `find` returns."""
         earlier = await self.work.earlier(tenant, request_id, digest)
         if earlier is not None:
             return await self.get(earlier.id, tenant)
         async with self.work.database.read() as session:
             job, comparison = await find(session)
-        work = self._new(job, spec, digest, comparison)
+        work = self._new(job, spec, digest, comparison, tenant)
 
         async def within(decision: Decision) -> None:
             # Locked, so that no job is deleted at the same time: then its rows and its files would be gone.
-            await trained_job(decision.session, job.id, tenant, lock=True)
+            if job is not None:
+                await trained_job(decision.session, job.id, tenant, lock=True)
             if work.start_job_id is not None:
                 await trained_job(decision.session, work.start_job_id, tenant, "against", lock=True)
             if isinstance(spec, EvaluationSpec):
@@ -172,8 +174,19 @@ class Results(Generic[_Message]):
         )
         return {"events": events, "through_sequence": through}
 
-    def _new(self, job: Work, spec: EvaluationSpec | ExportSpec, digest: str, comparison: Comparison | None) -> Work:
-        config = resolved_settings(job)
+    def _new(
+        self,
+        job: Work | None,
+        spec: EvaluationSpec | ExportSpec,
+        digest: str,
+        comparison: Comparison | None,
+        tenant: str,
+    ) -> Work:
+        if job is not None:
+            config = resolved_settings(job)
+        else:
+            assert comparison is not None  # noqa: S101 - an export is always one of a job
+            config = evaluation_config(comparison.model.id)
         changes = spec_to_dict(spec)
         if self._kind is EVALUATION:
             # The job's own setting is about its own stage.
@@ -183,6 +196,9 @@ class Results(Generic[_Message]):
         if not config.evaluation.enabled and self._kind is EVALUATION:
             message = "spec.enabled is false; remove it, because an evaluation that is created separately always runs."
             raise InvalidArgument("INVALID_CONFIG", message, [Violation("spec.enabled", message)])
+        alone = comparison is not None and not comparison.HasField("against")
+        if alone and (needing := needing_two_models(config.evaluation, "spec")):
+            raise InvalidArgument("INVALID_CONFIG", f"{needing[0].field}: {needing[0].description}", needing)
         missing = [
             Violation(violation.field.replace(f"spec.{self._kind.name}.", "spec.", 1), violation.description)
             for violation in unsupported(config)
@@ -194,17 +210,17 @@ class Results(Generic[_Message]):
         moment = now()
         return Work(
             id=new_id(self._kind.prefix),
-            tenant=job.tenant,
+            tenant=tenant,
             kind=self._kind.name,
-            job_id=job.id,
-            start_job_id=None if comparison is None else _other_job(comparison, job),
+            job_id=None if job is None else job.id,
+            start_job_id=None if comparison is None or job is None else _other_job(comparison, job),
             comparison=None if comparison is None else comparison.SerializeToString(),
             request_sha256=digest,
             spec=spec.SerializeToString(),
             config=ConfigResolved(resolved_spec=resolved).SerializeToString(),
-            pool=job.pool,
-            priority=job.priority,
-            max_attempts=job.max_attempts,
+            pool=config.resources.pool if job is None else job.pool,
+            priority=config.priority if job is None else job.priority,
+            max_attempts=config.max_attempts if job is None else job.max_attempts,
             state="JOB_STATE_QUEUED",
             stage=self._kind.plan[0],
             create_time=moment,
@@ -271,7 +287,7 @@ class Evaluations(evaluation_grpc.EvaluationServiceServicer):
         check_text(request)
         tenant = tenant_of(context)
 
-        async def find(session: AsyncSession) -> tuple[Work, Comparison | None]:
+        async def find(session: AsyncSession) -> tuple[Work | None, Comparison | None]:
             return await find_comparison(session, tenant, self._catalogue, request)
 
         digest = request_digest(request.spec, StringValue(value=request.model), *_compared(request))

@@ -50,14 +50,16 @@ class AsyncEvaluations(AsyncModelWork[Evaluation]):
         regression: str | PathLike[str] | None = None,
         request_id: str = "",
     ) -> Evaluation:
-        """Evaluates the model of a job whose training has finished, and compares it with its base or another model.
+        """Evaluates a model, and compares it with its base or another model, unless it is a base model alone.
 
         Args:
             model: The tuned model, `ft:<job_id>` (`job.tuned_model`), or the id of its job; `ft:<job_id>@<step>` for
-                one of its checkpoints; or a base model, if `against` is a tuned one.
-            against: The model to compare it with, named in the same way. Default: the base model of `model`.
-            data: Rows to compare the models on: a path (uploaded), a dataset id, a table with `dataset`, or a list of
-                these. Default: the held-out rows of the job.
+                one of its checkpoints; or a base model. A base model without `against` is measured alone, without
+                gains; it needs `data`, `questions` or `prompts`.
+            against: The model to compare it with, named in the same way; one of the two must be tuned. Default: the
+                base model of `model`; none for a base model.
+            data: Rows to measure on: a path (uploaded), a dataset id, a table with `dataset`, or a list of these.
+                Default: the held-out rows of the job; none for a base model alone.
             num_samples: Held-out rows that both models answer. Range [0, 100]; default: the job's own value.
             prompts: Prompts that both models answer; at most 100, each at most 16 KiB. Default: the job's own.
             max_new_tokens: Maximum length of an answer in tokens. Range [1, 4096]; default: the job's own value.

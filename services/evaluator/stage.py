@@ -56,11 +56,16 @@ class EvaluationStage:
         sources = [DataSource.model_validate(spec_to_dict(source)) for source in assignment.comparison.data]
         wanted = {config.evaluation.questions, config.evaluation.regression, *(source.dataset for source in sources)}
         sets = await dataset_files(assignment, store, workdir, only=wanted)
+        # A base model that is measured alone has no job, so no rows are held out, and no preflight has limited their
+        # length.
+        held_out = not sources and base is not None
+        if base is None:
+            config = _within_context(config, tuned.model.context_length)
         child_input = EvaluationInput(
             config=config,
             base=base,
             tuned=tuned,
-            data_dir=workdir / "out" / "rows" if sources else await token_shards(assignment, store, workdir),
+            data_dir=await token_shards(assignment, store, workdir) if held_out else workdir / "out" / "rows",
             sources=sources,
             files={source.dataset: sets[source.dataset] for source in sources},
             findings=_findings(assignment),
@@ -71,15 +76,18 @@ class EvaluationStage:
             out_dir=workdir / "out",
             threads=self._settings.child_threads,
         )
-        reads = [base.model.path, tuned.model.path, *(side.model.path for side in judging.values())]
+        sides = [tuned, *judging.values()] if base is None else [base, tuned, *judging.values()]
+        reads = [side.model.path for side in sides]
         return child_command(self._settings, child_input, workdir, reads, gpus=config.resources.gpus)
 
     async def _sides(
         self, assignment: Assignment, config: JobConfig, hub: HubAccess, store: ArtifactStore, workdir: Path
-    ) -> tuple[Side, Side]:
-        """Returns the model that is compared with, and the one that the evaluation is about."""
+    ) -> tuple[Side | None, Side]:
+        """Returns the model that is compared with, if any, and the one that the evaluation is about."""
         if assignment.HasField("comparison"):
             compared = assignment.comparison
+            if not compared.HasField("against"):
+                return None, await self._side(assignment, compared.model, hub, store, workdir / "checkpoint")
             against = await self._side(assignment, compared.against, hub, store, workdir / "against")
             return against, await self._side(assignment, compared.model, hub, store, workdir / "checkpoint")
         model = await base_model(self._catalogue, assignment, hub)
@@ -110,6 +118,13 @@ class EvaluationStage:
             return Side(id=compared.id, model=model)
         checkpoint = await whole_checkpoint(assignment, compared.checkpoint, store, folder)
         return _tuned_side(compared.id, model, checkpoint, job_configuration(compared.trained_with))
+
+
+def _within_context(config: JobConfig, context_length: int) -> JobConfig:
+    hyper = config.hyperparameters
+    if not 0 < context_length < hyper.max_length:
+        return config
+    return config.model_copy(update={"hyperparameters": hyper.model_copy(update={"max_length": context_length})})
 
 
 def _findings(assignment: Assignment) -> list[str]:

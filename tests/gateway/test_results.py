@@ -269,7 +269,7 @@ async def test_invalid_requests_are_refused_with_field(servers: ResultServers) -
         (evaluate(servers, f"{trained}@10"), "NOT_FOUND", "CHECKPOINT_NOT_FOUND", ("model",)),
         (evaluate(servers, f"{trained}@ten"), "INVALID_ARGUMENT", "INVALID_MODEL", ("model",)),
         (export(servers, f"{trained}@10"), "UNIMPLEMENTED", "NOT_IMPLEMENTED", ("model",)),
-        (create(request(model=alias)), "INVALID_ARGUMENT", "INVALID_MODEL", ("against",)),
+        (create(request(model=alias)), "INVALID_ARGUMENT", "INVALID_MODEL", ("data",)),
         (create(request(model=alias, against=alias)), "INVALID_ARGUMENT", "INVALID_MODEL", ("against",)),
         (create(request(model=tuned, against="ft:none")), "NOT_FOUND", "MODEL_NOT_FOUND", ("against",)),
         (create(request(model=tuned, data=[hub])), "UNIMPLEMENTED", "NOT_IMPLEMENTED", ("data[0].dataset",)),
@@ -278,6 +278,43 @@ async def test_invalid_requests_are_refused_with_field(servers: ResultServers) -
     ):
         refused = await refusal(call)
         assert (refused.code.name, refused.reason, refused.fields) == (code, reason, fields)
+
+
+async def test_base_model_is_evaluated_without_a_job(servers: ResultServers) -> None:
+    """How good the base model already is should be known before anything is trained."""
+    asked = evaluation_api.CreateEvaluationRequest(model="smollm2-135m", spec=EvaluationSpec(prompts=["Is 7 odd?"]))
+    made = (await servers.evaluations.CreateEvaluation(asked)).evaluation
+    assert (made.model, made.against, made.job_id) == ("smollm2-135m", "", "")
+    assert (made.spec.max_rows, list(made.spec.prompts), made.max_attempts) == (200, ["Is 7 odd?"], 3)
+    worker = await servers.worker()
+    given = worker.assignment
+    assert given.comparison.model.id == "smollm2-135m" and not given.comparison.HasField("against")
+    assert given.resolved_spec.base_model == "smollm2-135m" and not given.HasField("preflight")
+    saved = worker.path("measurements/0123456789abcdef/000000.jsonl")
+    await worker.report(ArtifactSaved(path=saved, kind="evaluation_measurements", sha256="0" * 64))
+    await worker.fail("KILLED")
+    again = await servers.worker()
+    assert [each.path for each in again.assignment.measurements] == [saved], "it goes on with the rows that it has"
+    await again.complete()
+    ended = await servers.evaluations.GetEvaluation(evaluation_api.GetEvaluationRequest(evaluation_id=made.id))
+    assert ended.evaluation.state == JobState.JOB_STATE_SUCCEEDED
+    assert (await servers.jobs.ListFineTuningJobs(job_api.ListFineTuningJobsRequest())).fine_tuning_jobs == []
+    await servers.evaluations.DeleteEvaluation(evaluation_api.DeleteEvaluationRequest(evaluation_id=made.id))
+    assert await pages(servers, 10) == []
+
+
+async def test_settings_that_need_a_second_model_are_refused_without_one(servers: ResultServers) -> None:
+    """A gain over nothing would be INCONCLUSIVE for ever; the caller finds out after the measurement."""
+    judge = {"type": "compare_model", "name": "better", "model": "base"}
+    judge["input"] = [{"role": "user", "content": "{{first.output_text}} or {{second.output_text}}?"}]  # type: ignore[assignment]
+    spec = EvaluationSpec(
+        prompts=["Is 7 odd?"], gate=[{"metric": "loss", "max_value": 9}, {"metric": "loss", "min_gain": 0}]
+    )
+    spec.graders.add().update(judge)
+    request = evaluation_api.CreateEvaluationRequest(model="smollm2-135m", spec=spec)
+    refused = await refusal(servers.evaluations.CreateEvaluation(request))
+    assert (refused.code.name, refused.reason) == ("INVALID_ARGUMENT", "INVALID_CONFIG")
+    assert refused.fields == ("spec.gate[1].min_gain", "spec.graders[0].type")
 
 
 async def test_unknown_model_is_not_found_and_nearest_alias_is_named(servers: ResultServers) -> None:

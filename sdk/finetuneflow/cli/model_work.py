@@ -50,14 +50,18 @@ def evaluate(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL", help="Tuned model, ft:JOB or ft:JOB@STEP, or the id of its job.", callback=not_empty
+            metavar="MODEL",
+            help="Tuned model, ft:JOB or ft:JOB@STEP, or the id of its job; or a base model.",
+            callback=not_empty,
         ),
     ],
     data: Annotated[
         list[str] | None,
-        typer.Option(help="File or dataset id of rows to compare on. Repeatable. Default: the job's held-out rows."),
+        typer.Option(help="File or dataset id of rows to measure on. Repeatable. Default: the job's held-out rows."),
     ] = None,
-    against: Annotated[str, typer.Option(help="Model to compare it with. Default: its base model.")] = "",
+    against: Annotated[
+        str, typer.Option(help="Model to compare it with. Default: its base model; a base model is measured alone.")
+    ] = "",
     num_samples: Annotated[
         int | None, typer.Option(min=0, max=100, help="Answered rows that are shown. Default: the job's.")
     ] = None,
@@ -100,7 +104,7 @@ def evaluate(
     detach: _Detach = False,
     json: Json = False,
 ) -> None:
-    """Evaluate a model, and compare it with its base or another one."""
+    """Evaluate a model, and compare it with its base or another one; or measure a base model alone."""
     here = session(ctx)
     made = here.client.evaluations.create(
         model,
@@ -294,6 +298,9 @@ def _show_result(work: Work, console: Console) -> None:
             console.print(f"\nPrompt      {shortened(sample.instruction)}")
             if sample.expected_output:
                 console.print(f"Expected    {shortened(sample.expected_output)}")
+            if work.result is not None and work.result.single_model:
+                console.print(f"Answer      {shortened(sample.model_output)}")
+                continue
             console.print(f"Base        {shortened(sample.base_output)}")
             console.print(f"Tuned       {shortened(sample.model_output)}")
     elif work.result is not None:
@@ -327,6 +334,8 @@ def _row(work: Work) -> list[str]:
     result = ""
     if isinstance(work, Evaluation):
         result = "" if work.delta is None else f"{work.delta:+.4f} nats"
+        if work.result is not None and work.result.single_model and work.result.tuned_loss is not None:
+            result = f"loss {work.result.tuned_loss:.4f}, one model"
         if work.result is not None and work.result.gate is not None and work.result.gate.decision is not None:
             result = ", ".join(filter(None, [result, work.result.gate.decision.lower()]))
     elif work.result is not None:

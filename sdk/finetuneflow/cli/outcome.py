@@ -185,7 +185,11 @@ def show_evaluation(evaluation: Evaluation, console: Console) -> None:
     result = evaluation.result
     if result is None:
         return
-    if result.tuned_loss is not None:
+    if result.single_model:
+        loss = "" if result.tuned_loss is None else f"loss {result.tuned_loss:.4f} nats per trained token, "
+        rows = f"{count(result.num_examples, 'row')}; " if result.num_examples else ""
+        console.print(f"Evaluation  {loss}{rows}only {evaluation.model} was measured, so there are no gains")
+    elif result.tuned_loss is not None:
         base = "" if result.base_loss is None else f"base {result.base_loss:.4f}, "
         change = "" if evaluation.delta is None else f" ({evaluation.delta:+.4f})"
         rows = count(result.num_examples, "held-out row")

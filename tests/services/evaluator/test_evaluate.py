@@ -300,6 +300,54 @@ def test_critical_questions_and_the_regression_set_are_measured(make_input: Make
     assert general.regression.name == "general" and general.regression.num_rows > 80
 
 
+def test_one_model_is_measured_without_gains(make_input: MakeInput, tmp_path: Path) -> None:
+    """A gain of 0 would read as a comparison, and a base loss of 0 as a perfect base model."""
+    questions = tmp_path / "questions.jsonl"
+    check = {"type": "string_check", "input": "{{sample.output_text}}", "operation": "like", "reference": ""}
+    questions.write_text(json.dumps({"prompt": "What is 1?", "must_pass": True, "graders": [check]}) + "\n")
+    grader = {**check, "name": "asks", "input": "{{item.question}}", "reference": "What is"}
+    pair = make_input(metrics=["exact_match", "chrf"])
+    compared = evaluate(pair, Recorder())
+    gate = [{"metric": "loss", "max_value": 1e6}, {"metric": "exact_match", "min_value": 0.9}]
+    child_input = make_input(
+        metrics=["exact_match", "chrf"],
+        graders=[grader],
+        gate=gate,
+        questions="ds_q",
+        regression="general",
+        given={"questions": questions},
+    )
+    alone = child_input.model_copy(update={"base": None, "tuned": child_input.base})
+    sink = Recorder()
+    result = evaluate(alone, sink)
+    assert result.single_model and not compared.single_model
+    assert result.tuned_loss == pytest.approx(compared.base_loss, abs=1e-5) and not result.HasField("base_loss")
+    assert not result.HasField("base_perplexity")
+    found = {metric.name: metric for metric in result.metrics}
+    assert set(found) == {
+        *("loss", "perplexity", "exact_match", "chrf", "grader:asks", "questions", "must_pass", "regression_loss")
+    }
+    for metric in found.values():
+        assert metric.HasField("tuned"), metric
+        absent = ("base", "gain", "gain_low", "p_value", "detectable_gain")
+        assert not any(metric.HasField(name) for name in absent) and not metric.conclusion, metric
+    assert found["grader:asks"].tuned == 1 and result.questions.num_passed == 1
+    outcomes = [GateDecision.Name(each.outcome).removeprefix("GATE_DECISION_") for each in result.gate.conditions]
+    assert outcomes == ["PROMOTE", "REJECT", "PROMOTE"], "bounds, and the question that must pass"
+    rows = _rows(alone)
+    assert len(rows) == 4 and all("base_loss" not in row and "base_answer" not in row for row in rows)
+    assert all(not row["base_metrics"] and not row["changes"] and row["tuned_metrics"] for row in rows)
+    assert [sample.base_output for sample in result.samples] == ["", ""]
+    phases = list(dict.fromkeys(phase.name for phase in sink.of(Phase)))
+    assert phases == ["loading_model", "scoring", "answering", "comparing"]
+    assert not any("No difference" in finding for finding in result.findings)
+    without = alone.model_copy(update={"config": make_input().config, "questions": None})
+    assert not evaluate(without, Recorder()).HasField("gate"), "nothing is decided that nobody asked for"
+    prompts_only = {"config": make_input(prompts=["What is 7?"]).config, "data_dir": tmp_path / "none"}
+    asked = evaluate(without.model_copy(update=prompts_only), Recorder())
+    assert [sample.instruction for sample in asked.samples] == ["What is 7?"] and not asked.metrics
+
+
 def test_findings_are_told_without_a_gate(make_input: MakeInput) -> None:
     """Why something was not measured must be said even if nothing is decided."""
     child_input = make_input()
