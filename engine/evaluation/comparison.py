@@ -133,6 +133,17 @@ def _compared(paired: Paired) -> Compared:
     broken = paired.weights is not None and not kept.all()
     if broken:
         # A loss that is not a number is one of the whole model, not of the rows that are left.
+        if numpy.isfinite(paired.tuned).all():
+            of_tuned = _compared(replace(paired, base=paired.tuned))
+            return replace(
+                of_tuned,
+                paired=paired,
+                base=_whole(paired, paired.base),
+                num_rows=int(kept.sum()),
+                p_value=None,
+                detectable_gain=None,
+                _gains=gains[:0],
+            )
         return Compared(
             paired,
             _whole(paired, paired.base),

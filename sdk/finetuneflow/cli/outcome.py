@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -195,7 +196,8 @@ def show_evaluation(evaluation: Evaluation, console: Console) -> None:
         rows = count(result.num_examples, "held-out row")
         console.print(f"Evaluation  {base}tuned {result.tuned_loss:.4f}{change} nats per trained token, {rows}")
         is_of_base = not evaluation.against.startswith("ft:") and evaluation.model.startswith("ft:")
-        if is_of_base and result.base_loss is not None and not result.tuned_loss <= result.base_loss:
+        tuned_loss, base_loss = result.tuned_loss, result.base_loss
+        if is_of_base and base_loss is not None and (math.isnan(tuned_loss) or tuned_loss > base_loss):
             console.print("            The tuned model is worse than its base model: do not serve it.")
     elif result.samples or result.metrics:
         console.print(f"Evaluation  {count(len(result.samples), 'sample')}; no held-out rows to measure a loss on")

@@ -26,6 +26,7 @@ from engine.evaluation.gate import REJECT, decide, figure
 from engine.evaluation.graders import Ask, Problems, Sample, grades, preferred
 from engine.evaluation.paired_answers import compare_answers
 from engine.evaluation.questions import PASS_GRADE, CriticalQuestion
+from engine.evaluation.verdicts import is_worse
 from engine.perplexity import perplexity
 from finetuneflow.v1.event_pb2 import Warning
 from finetuneflow.v1.stage_result_pb2 import (
@@ -176,7 +177,7 @@ class Compare:
             self._sink.emit(
                 Warning(reason="GATE_REJECTED", message=f"The gate rejects the model: {failed}", advice=advice)
             )
-        if self._is_tuning and self._rows and not result.tuned_loss <= result.base_loss:  # also if it is NaN
+        if self._is_tuning and self._rows and is_worse(result.tuned_loss, result.base_loss):
             self._sink.emit(_worse(result))
         return result
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine.config.job import JobConfig
-from engine.evaluation.verdicts import gap_verdict
+from engine.evaluation.verdicts import gap_verdict, is_worse
 from engine.perplexity import perplexity
 from finetuneflow.v1.hardware_pb2 import Hardware
 from finetuneflow.v1.stage_result_pb2 import (
@@ -137,7 +137,7 @@ def _gap(child_input: ExportInput) -> str:
     if gap is None:
         return NOT_MEASURED
     evaluation = child_input.evaluation
-    if not evaluation.tuned_loss <= evaluation.base_loss:  # also if it is NaN
+    if is_worse(evaluation.tuned_loss, evaluation.base_loss):
         verdict = "it says nothing here: the tuned model is worse than its base model"
     else:
         verdict = gap_verdict(gap)
