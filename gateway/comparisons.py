@@ -78,8 +78,11 @@ async def _found(
     return await _tuned(session, tenant, name, field)
 
 
-async def find_judges(session: AsyncSession, tenant: str, evaluation: EvaluationSpec, path: str) -> list[ComparedModel]:
-    """Returns the tuned models that graders name as judges; `path` is that of the section.
+async def find_judges(
+    session: AsyncSession, tenant: str, evaluation: EvaluationSpec, path: str, *, lock: bool = False
+) -> list[ComparedModel]:
+    """Returns the tuned models that graders name as judges; `path` is that of the section. With `lock` none of their
+    jobs is deleted before the transaction ends.
 
     Raises InvalidArgument, NotFound, FailedPrecondition.
     """
@@ -87,17 +90,26 @@ async def find_judges(session: AsyncSession, tenant: str, evaluation: Evaluation
     for index, value in enumerate(evaluation.graders):
         for judge in judges(grader(MessageToDict(value))):
             if judge.model.startswith(TUNED) and judge.model not in found:
-                _, model = await _tuned(session, tenant, judge.model, f"{path}.graders[{index}].model")
+                field = f"{path}.graders[{index}].model"
+                _, model = await _tuned(session, tenant, judge.model, field, lock=lock)
                 found[judge.model] = model
     return list(found.values())
 
 
-async def _tuned(session: AsyncSession, tenant: str, name: str, field: str) -> tuple[Work, ComparedModel]:
+def judging_jobs(evaluation: EvaluationSpec) -> set[str]:
+    """Returns the ids of the jobs whose models graders name as judges."""
+    named = (judge.model for value in evaluation.graders for judge in judges(grader(MessageToDict(value))))
+    return {parsed[0] for name in named if (parsed := split_name(name)) is not None}
+
+
+async def _tuned(
+    session: AsyncSession, tenant: str, name: str, field: str, *, lock: bool = False
+) -> tuple[Work, ComparedModel]:
     parsed = split_name(name)
     if parsed is None:
         raise _invalid(field, f"is {name[:80]!r}; write `ft:<job_id>` or `ft:<job_id>@<step>`")
     job_id, step = parsed
-    job = await trained_job(session, job_id, tenant, field)
+    job = await trained_job(session, job_id, tenant, field, lock=lock)
     if step is None:
         # What the export packs. The training named it, so it was accepted.
         best = TrainingResult.FromString(job.training or b"")

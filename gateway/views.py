@@ -9,7 +9,7 @@ from finetuneflow.v1.evaluation_pb2 import Evaluation
 from finetuneflow.v1.event_pb2 import ConfigResolved
 from finetuneflow.v1.export_pb2 import Export
 from finetuneflow.v1.fine_tuning_job_pb2 import AttemptSummary, Checkpoint, FineTuningJob, Progress
-from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
+from finetuneflow.v1.fine_tuning_job_spec_pb2 import EvaluationSpec, FineTuningJobSpec
 from finetuneflow.v1.stage_result_pb2 import EvaluationResult, ExportResult, PreflightResult, TrainingResult
 from finetuneflow.v1.work_pb2 import Comparison, TrainingStart
 from gateway.sql.tables import Attempt, SavedCheckpoint, SavedResult, UploadedDataset, Work
@@ -94,6 +94,13 @@ def export(row: SavedResult, work: Work) -> Export:
 
 def _resolved(work: Work) -> FineTuningJobSpec:
     return ConfigResolved.FromString(work.config or b"").resolved_spec
+
+
+def evaluation_settings(work: Work) -> EvaluationSpec:
+    """What an evaluation of the work measures, as far as it is known: preflight resolves the settings of a job."""
+    if work.config is None:
+        return FineTuningJobSpec.FromString(work.merged_spec).evaluation
+    return _resolved(work).evaluation
 
 
 def _of_result(row: SavedResult, work: Work) -> dict[str, Any]:

@@ -76,7 +76,7 @@ class FineTuning(FineTuningServiceServicer):
                 # Locked, so that the job whose adapter it is is not deleted at the same time.
                 await trained_job(decision.session, start.job_id, tenant, start.field, lock=True)
             await check_datasets(decision.session, tenant, request.spec)
-            await find_judges(decision.session, tenant, request.spec.evaluation, "spec.evaluation")
+            await find_judges(decision.session, tenant, request.spec.evaluation, "spec.evaluation", lock=True)
             await check_secrets(decision.session, tenant, request.spec)
 
         job = await self._work.create(job, request.request_id, check)

@@ -91,11 +91,13 @@ class Results(Generic[_Message]):
             if work.start_job_id is not None:
                 await trained_job(decision.session, work.start_job_id, tenant, "against", lock=True)
             if isinstance(spec, EvaluationSpec):
-                named = {dataset: field for field, dataset in evaluation_sets(spec, "spec")}
+                # Resolved, because the job's own sets and judges may have been deleted since.
+                measured = views.evaluation_settings(work)
+                named = {dataset: field for field, dataset in evaluation_sets(measured, "spec")}
                 sources = comparison.data if comparison is not None else ()
                 named |= {source.dataset: f"data[{index}].dataset" for index, source in enumerate(sources)}
                 await existing_datasets(decision.session, tenant, named)
-                await find_judges(decision.session, tenant, spec, "spec")
+                await find_judges(decision.session, tenant, measured, "spec", lock=True)
             decision.session.add(new_result(work, self._kind, work.id))
 
         work = await self.work.create(work, request_id, within)

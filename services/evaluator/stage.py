@@ -144,6 +144,7 @@ def _tuned_side(name: str, model: ModelFiles, checkpoint: WholeCheckpoint, train
         model=model,
         checkpoint=checkpoint,
         is_full=trained_with.method == "full",
+        chat_template=trained_with.chat_template,
         trained_on=trained_with.quantization if quantized else None,
         needs_quantized=quantized and trained_with.lora.init_lora_weights == "loftq",
     )

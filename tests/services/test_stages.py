@@ -331,8 +331,10 @@ async def test_unknown_model_is_a_user_error(node: NodeWithJob) -> None:
 async def test_evaluation_and_export_use_the_best_checkpoint(node: NodeWithJob, tmp_path: Path) -> None:
     evaluator = EvaluatorSettings(home=node.home, models=node.models)
     stage = EvaluationStage(evaluator, catalogue(evaluator))
+    node.assignment.resolved_spec.chat_template = "{{ messages[0].content }}"
     command = await stage.prepare(node.assignment, node.workdir, node.store, {})
     judged = read(EvaluationInput, command)
+    assert judged.tuned.chat_template == "{{ messages[0].content }}"
 
     exporter = ExporterSettings(home=node.home, models=node.models)
     pinned = f"hf://org/rows@{'a' * 40}/rows.jsonl"

@@ -19,6 +19,8 @@ class Side(Strict):
     is_full: bool = False
     trained_on: Quantization | None = None
     """Quantization of the base weights in training; None for unquantized ones."""
+    chat_template: str | None = None
+    """Template that it was trained with, in which it is asked as a judge. None: the tokenizer's own."""
     needs_quantized: bool = False
     """True for LoftQ: the adapter contains what the quantization has lost."""
 

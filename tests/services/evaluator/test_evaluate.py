@@ -384,6 +384,26 @@ def test_graders_and_judges_grade_both_models(make_input: MakeInput) -> None:
     assert all(row["tuned_metrics"]["grader:asks"] == 1 for row in _rows(child_input))
 
 
+def test_tuned_judge_is_asked_with_the_template_of_its_job(make_input: MakeInput, tmp_path: Path) -> None:
+    """It was trained to answer in that form; in another one it grades worse than it can."""
+    grader = {"type": "score_model", "name": "quality", "model": "ft:judge"}
+    grader["input"] = [{"role": "user", "content": "{{sample.output_text}}"}]  # type: ignore[assignment]
+    child_input = make_input(graders=[grader])
+    judge = child_input.tuned.model_copy(update={"id": "ft:judge"})
+    sink = Recorder()
+    evaluate(child_input.model_copy(update={"judges": {"ft:judge": judge}}), sink)
+    shutil.copytree(child_input.out_dir / "measurements", tmp_path / "kept")
+    names = [Path(each.path).relative_to("measurements") for each in sink.of(ArtifactSaved) if each.kind == KIND]
+    files = [tmp_path / "kept" / name for name in names]
+    reused = []
+    for template in (None, "{% for turn in messages %}Q: {{ turn.content }} A:{% endfor %}"):
+        judges = {"ft:judge": judge.model_copy(update={"chat_template": template})}
+        changes = {"judges": judges, "measurements": files}
+        reused.append(evaluate(child_input.model_copy(update=changes), Recorder()).num_reused)
+    assert reused[0] == 2 * 3 + 2 * 3 + 2 * 3, "losses, answers, and the judge's answers"
+    assert reused[1] == 2 * 3 + 2 * 3, "the judge reads other tokens"
+
+
 def test_rows_of_plain_text_are_scored_and_not_graded(make_input: MakeInput, model_dir: Path, tmp_path: Path) -> None:
     """How a text goes on is neither right nor wrong."""
     child_input = make_input()
