@@ -1,6 +1,6 @@
 """EvaluationService and ExportService: work of one stage about a job's model, and what a job's own stages leave."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 import grpc
@@ -44,6 +44,8 @@ from gateway.work.projection import new_result
 
 Context = grpc.aio.ServicerContext[Any, Any]
 _Message = TypeVar("_Message", Evaluation, Export)
+_CLEARABLE = ("prompts", "metrics", "graders", "gate", "questions", "json_schema")
+"""Fields of an EvaluationSpec whose default is that there is none."""
 
 
 class Results(Generic[_Message]):
@@ -75,14 +77,16 @@ class Results(Generic[_Message]):
         digest: str,
         request_id: str,
         tenant: str,
+        clear: Sequence[str] = (),
     ) -> _Message:
-        """Adds the work, about the job, if any, and the models that `find` returns."""
+        """Adds the work, about the job, if any, and the models that `find` returns. Fields in `clear` do not take the
+        job's own value."""
         earlier = await self.work.earlier(tenant, request_id, digest)
         if earlier is not None:
             return await self.get(earlier.id, tenant)
         async with self.work.database.read() as session:
             job, comparison = await find(session)
-        work = self._new(job, spec, digest, comparison, tenant)
+        work = self._new(job, spec, digest, comparison, tenant, clear)
 
         async def within(decision: Decision) -> None:
             # Locked, so that no job is deleted at the same time: then its rows and its files would be gone.
@@ -183,6 +187,7 @@ class Results(Generic[_Message]):
         digest: str,
         comparison: Comparison | None,
         tenant: str,
+        clear: Sequence[str],
     ) -> Work:
         if job is not None:
             config = resolved_settings(job)
@@ -193,7 +198,7 @@ class Results(Generic[_Message]):
         if self._kind is EVALUATION:
             # The job's own setting is about its own stage.
             changes.setdefault("enabled", True)
-        config = with_section(config, self._kind.name, changes)
+        config = with_section(config, self._kind.name, changes, clear)
         check_judges(config.evaluation, self._catalogue, "spec")
         if not config.evaluation.enabled and self._kind is EVALUATION:
             message = "spec.enabled is false; remove it, because an evaluation that is created separately always runs."
@@ -271,8 +276,26 @@ def _job_of(model: str, catalogue: Catalogue) -> str:
 
 def _compared(request: evaluation_api.CreateEvaluationRequest) -> Iterator[Message]:
     """Yields what the request has beyond a model; nothing, as earlier versions had nothing, if it has only that."""
-    if request.against or request.data:
-        yield evaluation_api.CreateEvaluationRequest(against=request.against, data=request.data)
+    if request.against or request.data or request.clear_fields:
+        yield evaluation_api.CreateEvaluationRequest(
+            against=request.against, data=request.data, clear_fields=request.clear_fields
+        )
+
+
+def _check_clear_fields(request: evaluation_api.CreateEvaluationRequest) -> None:
+    given = {field.name for field, _ in request.spec.ListFields()}
+    found = []
+    for index, name in enumerate(request.clear_fields):
+        if name not in _CLEARABLE:
+            found.append(
+                Violation(f"clear_fields[{index}]", f"is {name[:80]!r}; it must be one of {', '.join(_CLEARABLE)}")
+            )
+        elif name in given:
+            found.append(
+                Violation(f"clear_fields[{index}]", f"is {name!r}, but spec.{name} is set; remove one of the two")
+            )
+    if found:
+        raise InvalidArgument("INVALID_CONFIG", f"{found[0].field} {found[0].description}.", found)
 
 
 class Evaluations(evaluation_grpc.EvaluationServiceServicer):
@@ -287,13 +310,16 @@ class Evaluations(evaluation_grpc.EvaluationServiceServicer):
         self, request: evaluation_api.CreateEvaluationRequest, context: Context
     ) -> evaluation_api.CreateEvaluationResponse:
         check_text(request)
+        _check_clear_fields(request)
         tenant = tenant_of(context)
 
         async def find(session: AsyncSession) -> tuple[Work | None, Comparison | None]:
             return await find_comparison(session, tenant, self._catalogue, request)
 
         digest = request_digest(request.spec, StringValue(value=request.model), *_compared(request))
-        made = await self._results.add(find, request.spec, digest, request.request_id, tenant)
+        made = await self._results.add(
+            find, request.spec, digest, request.request_id, tenant, list(request.clear_fields)
+        )
         return evaluation_api.CreateEvaluationResponse(evaluation=made)
 
     async def GetEvaluation(

@@ -52,6 +52,8 @@ class AsyncEvaluations(AsyncModelWork[Evaluation]):
     ) -> Evaluation:
         """Evaluates a model, and compares it with its base or another model, unless it is a base model alone.
 
+        A value that is empty (`graders=[]`, `questions=""`) removes the job's own one; None keeps it.
+
         Args:
             model: The tuned model, `ft:<job_id>` (`job.tuned_model`), or the id of its job; `ft:<job_id>@<step>` for
                 one of its checkpoints; or a base model. A base model without `against` is measured alone, without
@@ -87,18 +89,23 @@ class AsyncEvaluations(AsyncModelWork[Evaluation]):
         """
         check_list("prompts", prompts)
         check_list("metrics", metrics)
+        removable = {
+            "prompts": prompts,
+            "metrics": metrics,
+            "graders": graders,
+            "gate": gate,
+            "json_schema": json_schema,
+            "questions": questions,
+        }
+        # An empty list cannot be told from an unset one in the message.
+        cleared = [name for name, value in removable.items() if value is not None and not value]
         spec, files = draft_evaluation(
             {
                 "num_samples": num_samples,
-                "prompts": prompts,
                 "max_new_tokens": max_new_tokens,
                 "max_rows": max_rows,
-                "metrics": metrics,
-                "graders": graders,
-                "gate": gate,
-                "json_schema": json_schema,
-                "questions": questions,
                 "regression": regression,
+                **{name: value for name, value in removable.items() if name not in cleared},
             }
         )
         sources, rows = draft_sources(data, "data") if data else ([], [])
@@ -109,6 +116,7 @@ class AsyncEvaluations(AsyncModelWork[Evaluation]):
             against=model_name(against),
             data=sources,
             spec=spec,
+            clear_fields=cleared,
             request_id=request_id or uuid.uuid4().hex,
         )
         return self._read(await self._transport.call(self._stub.CreateEvaluation, request))

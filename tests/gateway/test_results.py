@@ -237,6 +237,59 @@ async def test_deleting_job_deletes_evaluations_and_exports_of_its_model(servers
             assert not (await session.exec(select(table.id))).all(), table
 
 
+async def test_job_of_a_judge_is_kept_until_the_evaluation_has_ended(servers: ResultServers) -> None:
+    """Otherwise an evaluation of hours would fail at its end, when the judge is asked."""
+    judge, judged = await servers.job(), await servers.job(stages=2)
+    asks = {"type": "score_model", "name": "good", "model": f"ft:{judge}"}
+    asks["input"] = [{"role": "user", "content": "{{sample.output_text}}"}]  # type: ignore[assignment]
+    spec = EvaluationSpec()
+    spec.graders.add().update({"type": "multi", "name": "m", "graders": {"good": asks}, "calculate_output": "good"})
+    made = (await evaluate(servers, judged, graders=spec.graders)).evaluation
+    delete = job_api.DeleteFineTuningJobRequest(job_id=judge)
+    refused = await refusal(servers.jobs.DeleteFineTuningJob(delete))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "MODEL_IN_USE")
+    assert made.id in refused.message and "graded" in refused.message
+    worker = await servers.worker()
+    assert [each.id for each in worker.assignment.judges] == [f"ft:{judge}"]
+    await worker.complete()
+    await servers.jobs.DeleteFineTuningJob(delete)
+    refused = await refusal(evaluate(servers, judged, graders=spec.graders))
+    assert (refused.reason, refused.fields) == ("MODEL_NOT_FOUND", ("spec.graders[0].model",))
+
+
+async def test_lists_of_the_job_can_be_removed_for_one_evaluation(servers: ResultServers) -> None:
+    """An empty list is not sent, so without this the job's graders and gate would apply for ever."""
+    own = EvaluationSpec(metrics=["exact_match"], prompts=["Is 7 odd?"], gate=[{"metric": "chrf", "min_value": 0.5}])
+    job_id = await servers.job(stages=2, evaluation=own)
+    request = evaluation_api.CreateEvaluationRequest(
+        model=f"ft:{job_id}", clear_fields=["gate", "metrics"], request_id="one"
+    )
+    made = (await servers.evaluations.CreateEvaluation(request)).evaluation
+    assert (list(made.spec.gate), list(made.spec.metrics), list(made.spec.prompts)) == ([], [], ["Is 7 odd?"])
+    kept = (await evaluate(servers, job_id, metrics=["bleu"])).evaluation
+    assert (list(kept.spec.metrics), len(kept.spec.gate)) == (["bleu"], 1)
+    repeated = evaluation_api.CreateEvaluationRequest(model=f"ft:{job_id}", request_id="one")
+    assert (await refusal(servers.evaluations.CreateEvaluation(repeated))).reason == "REQUEST_ID_REUSED"
+    wrong = evaluation_api.CreateEvaluationRequest(
+        model=f"ft:{job_id}", clear_fields=["gate", "max_rows"], spec=EvaluationSpec(gate=own.gate)
+    )
+    refused = await refusal(servers.evaluations.CreateEvaluation(wrong))
+    assert (refused.reason, refused.fields) == ("INVALID_CONFIG", ("clear_fields[0]", "clear_fields[1]"))
+
+
+async def test_judge_and_questions_of_the_job_itself_are_looked_up(servers: ResultServers) -> None:
+    """What the job names may have been deleted since; its questions would silently not be asked."""
+    asks = {"type": "score_model", "name": "good", "model": "ft:ftjob_gone"}
+    asks["input"] = [{"role": "user", "content": "{{sample.output_text}}"}]  # type: ignore[assignment]
+    spec = EvaluationSpec()
+    spec.graders.add().update(asks)
+    refused = await refusal(evaluate(servers, await servers.job(stages=2, evaluation=spec)))
+    assert (refused.reason, refused.fields) == ("MODEL_NOT_FOUND", ("spec.graders[0].model",))
+    asked = await servers.job(stages=2, evaluation=EvaluationSpec(questions="ds_gone"))
+    refused = await refusal(evaluate(servers, asked))
+    assert (refused.reason, refused.fields) == ("DATASET_NOT_FOUND", ("spec.questions",))
+
+
 async def test_results_of_job_stages_cannot_be_cancelled_or_deleted_alone(servers: ResultServers) -> None:
     """A watch would wait for ever, and a deletion would leave the job with a dangling reference."""
     job_id = await servers.job()

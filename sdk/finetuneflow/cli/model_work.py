@@ -12,7 +12,7 @@ from rich.console import Console
 from finetuneflow.cli.advice import as_typed, ftf
 from finetuneflow.cli.console import error_console
 from finetuneflow.cli.download import make_folder
-from finetuneflow.cli.evaluation_options import condition, grader_objects, json_object
+from finetuneflow.cli.evaluation_options import condition, grader_objects, json_object, with_removed
 from finetuneflow.cli.evaluation_rows import compare, rows
 from finetuneflow.cli.exits import DETACHED, JOB_FAILED
 from finetuneflow.cli.lines import Lines
@@ -101,25 +101,35 @@ def evaluate(
             help="Condition: METRIC>=VALUE, METRIC<=VALUE or 'gain(METRIC)>VALUE'. Repeatable. Default: the job's."
         ),
     ] = None,
+    clear: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Remove the job's own prompts, metrics, graders, gate, questions or json_schema. Repeatable.",
+            metavar="SETTING",
+        ),
+    ] = None,
     detach: _Detach = False,
     json: Json = False,
 ) -> None:
     """Evaluate a model, and compare it with its base or another one; or measure a base model alone."""
+    removable = {
+        "prompts": prompt,
+        "metrics": metric,
+        "graders": None if graders is None else grader_objects(graders),
+        "gate": None if gate is None else [condition(text) for text in gate],
+        "questions": questions,
+        "json_schema": None if json_schema is None else json_object(json_schema),
+    }
     here = session(ctx)
     made = here.client.evaluations.create(
         model,
         against=against,
         data=data or (),
         num_samples=num_samples,
-        prompts=prompt,
         max_new_tokens=max_new_tokens,
         max_rows=max_rows,
-        metrics=metric,
-        graders=None if graders is None else grader_objects(graders),
-        json_schema=None if json_schema is None else json_object(json_schema),
-        questions=questions,
         regression=regression,
-        gate=None if gate is None else [condition(text) for text in gate],
+        **with_removed(removable, clear or ()),
     )
     _created(here, made, detach=detach, json=json)
 
