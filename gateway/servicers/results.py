@@ -33,7 +33,7 @@ from gateway.identifiers import new_id
 from gateway.paging import page_of
 from gateway.servicers.handlers import add_with_byte_stream
 from gateway.servicers.work import WorkMethods, request_digest, state_names
-from gateway.specs import check_judges, check_size, check_text, evaluation_sets, existing_datasets
+from gateway.specs import check_files_of_rows, check_judges, check_size, check_text, evaluation_sets, existing_datasets
 from gateway.sql.tables import SavedResult, Work, now
 from gateway.tuned_models import TUNED, find_job, resolved_settings, trained_job
 from gateway.uncancellable import in_thread
@@ -100,7 +100,7 @@ class Results(Generic[_Message]):
                 named = {dataset: field for field, dataset in evaluation_sets(measured, "spec")}
                 sources = comparison.data if comparison is not None else ()
                 named |= {source.dataset: f"data[{index}].dataset" for index, source in enumerate(sources)}
-                await existing_datasets(decision.session, tenant, named)
+                check_files_of_rows(await existing_datasets(decision.session, tenant, named), named)
                 await find_judges(decision.session, tenant, measured, "spec", lock=True)
             decision.session.add(new_result(work, self._kind, work.id))
 

@@ -34,7 +34,7 @@ from gateway.observed_speeds import ObservedSpeeds
 from gateway.servicers import fine_tuning, results
 from gateway.servicers.work import WorkMethods
 from gateway.sql.database import Database
-from gateway.sql.tables import Attempt, SavedArtifact, SavedResult, Work, WorkEvent
+from gateway.sql.tables import Attempt, SavedArtifact, SavedResult, UploadedDataset, Work, WorkEvent
 from gateway.watch.fanout import Fanout
 from gateway.work.kinds import EVALUATION, EXPORT, FINE_TUNING_JOB
 from gateway.work.ledger import Ledger
@@ -275,6 +275,29 @@ async def test_lists_of_the_job_can_be_removed_for_one_evaluation(servers: Resul
     )
     refused = await refusal(servers.evaluations.CreateEvaluation(wrong))
     assert (refused.reason, refused.fields) == ("INVALID_CONFIG", ("clear_fields[0]", "clear_fields[1]"))
+
+
+async def test_files_that_hold_no_rows_or_questions_are_refused_at_once(servers: ResultServers) -> None:
+    """An evaluation that cannot work should not wait for an evaluator first."""
+    job_id = await servers.job(stages=2)
+    async with servers.ledger.database.write() as session:
+        for id, filename in (
+            ("ds_adapter", "adapter.safetensors"),
+            ("ds_table", "questions.csv"),
+            ("ds_ok", "q.jsonl"),
+        ):
+            about = {"display_name": "", "size_bytes": 1, "sha256": "0" * 64, "path": f"datasets/{id}/{filename}"}
+            session.add(UploadedDataset(id=id, tenant="default", filename=filename, create_time=1, **about))
+    request = evaluation_api.CreateEvaluationRequest
+    for asked, reason, field in (
+        (request(data=[DataSource(dataset="ds_adapter")]), "ADAPTER_AS_DATA", "data[0].dataset"),
+        (request(spec=EvaluationSpec(regression="ds_adapter")), "ADAPTER_AS_DATA", "spec.regression"),
+        (request(spec=EvaluationSpec(questions="ds_table")), "BAD_QUESTIONS", "spec.questions"),
+    ):
+        asked.model = f"ft:{job_id}"
+        refused = await refusal(servers.evaluations.CreateEvaluation(asked))
+        assert (refused.code.name, refused.reason, refused.fields) == ("INVALID_ARGUMENT", reason, (field,))
+    assert (await evaluate(servers, job_id, questions="ds_ok")).evaluation.spec.questions == "ds_ok"
 
 
 async def test_judge_and_questions_of_the_job_itself_are_looked_up(servers: ResultServers) -> None:

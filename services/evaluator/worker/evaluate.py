@@ -15,7 +15,6 @@ from chassis.child.phases import Phases
 from chassis.child.pipe import EventSink
 from engine.config.evaluation import GENERAL
 from engine.config.graders import BASE
-from engine.data.prepare import prepare_evaluation
 from engine.data.shards import read_shards
 from engine.data.tokenizer import Tokenizer
 from engine.errors import JobError
@@ -68,7 +67,8 @@ class Asked:
 
 
 def evaluate(child_input: EvaluationInput, sink: EventSink) -> EvaluationResult:
-    """Measures both models and compares them; an empty result where evaluation is switched off."""
+    """Measures both models and compares them; an empty result where evaluation is switched off. `prepare_inputs` has
+    read the rows."""
     config, base, tuned = child_input.config, child_input.base, child_input.tuned
     if not config.evaluation.enabled:
         return EvaluationResult()
@@ -79,7 +79,6 @@ def evaluate(child_input: EvaluationInput, sink: EventSink) -> EvaluationResult:
     tokenizer = Tokenizer(tuned.model.path, config.chat_template)
     if base is not None:
         _refuse_other_tokenizer(base, tuned)
-    _prepare_rows(child_input, sink)
     texts = read_held_out(child_input.data_dir / "eval_rows.jsonl")
     rows: list[Row] = list(read_shards(child_input.data_dir / "eval")) if texts else []
     general, finding = _regression_rows(child_input, sink)
@@ -159,18 +158,6 @@ def _refuse_other_tokenizer(base: Side, tuned: Side) -> None:
     if files[0] != files[1] and files[0].read_bytes() != files[1].read_bytes():
         message = f"{base.id} and {tuned.id} have different tokenizers, so their losses cannot be compared."
         raise JobError("MODELS_NOT_COMPARABLE", message, "Compare models that were made from the same base model.")
-
-
-def _prepare_rows(child_input: EvaluationInput, sink: EventSink) -> None:
-    """Tokenizes the rows that the evaluation was asked for, as preflight does."""
-    if not child_input.sources:
-        return
-    model, folder = child_input.tuned.model.path, child_input.data_dir
-
-    def alive(phase: str, fraction: float | None) -> None:
-        sink.tick()
-
-    prepare_evaluation(child_input.config, child_input.sources, model, child_input.files, folder, alive)
 
 
 def _regression_rows(child_input: EvaluationInput, sink: EventSink) -> tuple[list[Row], str]:

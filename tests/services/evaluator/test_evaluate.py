@@ -4,6 +4,8 @@ import hashlib
 import json
 import math
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from chassis.child.pipe import Cancelled, EventSink
 from chassis.events import MAX_EVENT_BYTES, event_of
-from engine.config.job import job_config
+from engine.config.job import DataSource, job_config
 from engine.data.prepare import prepare
 from engine.model import load
 from engine.model.adapter import attach_lora
@@ -402,6 +404,31 @@ def test_tuned_judge_is_asked_with_the_template_of_its_job(make_input: MakeInput
         reused.append(evaluate(child_input.model_copy(update=changes), Recorder()).num_reused)
     assert reused[0] == 2 * 3 + 2 * 3 + 2 * 3, "losses, answers, and the judge's answers"
     assert reused[1] == 2 * 3 + 2 * 3, "the judge reads other tokens"
+
+
+def test_mistakes_in_questions_and_rows_are_found_before_torch_is_imported(
+    make_input: MakeInput, tmp_path: Path
+) -> None:
+    """Otherwise a caller waits for a model to be loaded, to hear of a missing bracket."""
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text("{nonsense\n")
+    program = (
+        "import sys; from pathlib import Path\n"
+        "from chassis.child.pipe import EventSink\nfrom engine.errors import JobError\n"
+        "from services.evaluator.worker.__main__ import main\n"
+        "try: main(EventSink(None, None), Path(sys.argv[1]))\n"
+        "except JobError as error: print(error.reason, 'torch' in sys.modules)\n"
+    )
+    plain = make_input(questions="ds_q")
+    for changes, reason in (
+        ({"questions": bad}, "BAD_QUESTIONS"),
+        ({"sources": [DataSource(dataset="ds_x")], "files": {"ds_x": bad}}, "BAD_DATA"),
+    ):
+        file = tmp_path / "input.json"
+        file.write_text(plain.model_copy(update={**changes, "data_dir": tmp_path / reason}).model_dump_json())
+        command = [sys.executable, "-c", program, str(file)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        assert done.stdout.split() == [reason, "False"], done.stdout + done.stderr
 
 
 def test_rows_of_plain_text_are_scored_and_not_graded(make_input: MakeInput, model_dir: Path, tmp_path: Path) -> None:
