@@ -178,7 +178,7 @@ def test_the_command_line_evaluates_and_exports(
     assert "only tiny was measured" in alone and "METRIC\tVALUE\tROWS" in alone and "Base   " not in alone
     (single, *_) = client.evaluations.list(limit=1)
     assert ftf(system, "evaluations", "rows", single.id, "--limit", "1").startswith("Row 0  loss ")
-    assert json.loads(ftf(system, "evaluations", "get", single.id, "--json"))["result"]["singleModel"] is True
+    assert json.loads(ftf(system, "evaluations", "get", single.id, "--json"))["result"]["single_model"] is True
     assert "one model" in ftf(system, "evaluations", "list", "--limit", "1")
     out = tmp_path / "package"
     shown = ftf(system, "export", finished_job.tuned_model, "--out", str(out))
