@@ -32,8 +32,8 @@ def timestamp(microseconds: int) -> Timestamp:
     return out
 
 
-def job(row: Work, *, evaluation_id: str = "", export_id: str = "", decision: str = "") -> FineTuningJob:
-    """Converts a job; its evaluation, with the decision of its gate, and its export are rows of their own."""
+def job(row: Work, *, evaluation: SavedResult | None = None, export_id: str = "") -> FineTuningJob:
+    """Converts a job; its evaluation and its export are rows of their own."""
     out = FineTuningJob(
         id=row.id,
         spec=FineTuningJobSpec.FromString(row.spec),
@@ -47,10 +47,11 @@ def job(row: Work, *, evaluation_id: str = "", export_id: str = "", decision: st
         failed_attempts=row.failed_attempts,
         progress=Progress.FromString(row.progress),
         last_sequence=row.last_sequence,
-        evaluation_id=evaluation_id,
+        evaluation_id="" if evaluation is None else evaluation.id,
         export_id=export_id,
         tuned_model=f"ft:{row.id}" if export_id else "",
-        gate_decision=decision or None,
+        gate_decision=(evaluation.decision or None) if evaluation is not None else None,
+        shown_regression="" if evaluation is None else evaluation.shown_regression,
         create_time=timestamp(row.create_time),
         update_time=timestamp(row.update_time),
     )

@@ -246,6 +246,8 @@ class SavedResult(SQLModel, table=True):
     """EvaluationResult or ExportResult. None until the work has SUCCEEDED."""
     decision: str = Field(default="", sa_column_kwargs={"server_default": text("''")})
     """Name of the GateDecision of an evaluation; empty if there is none."""
+    shown_regression: str = Field(default="", sa_column_kwargs={"server_default": text("''")})
+    """EvaluationResult.shown_regression, for lists."""
     create_time: int = Field(sa_column=_big())
 
 

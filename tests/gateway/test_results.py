@@ -19,7 +19,7 @@ from finetuneflow.v1 import evaluation_service_pb2 as evaluation_api
 from finetuneflow.v1 import export_service_pb2 as export_api
 from finetuneflow.v1 import fine_tuning_service_pb2 as job_api
 from finetuneflow.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
-from finetuneflow.v1.event_pb2 import ArtifactSaved, ConfigResolved, Phase
+from finetuneflow.v1.event_pb2 import ArtifactSaved, ConfigResolved, Phase, StageCompleted
 from finetuneflow.v1.export_service_pb2_grpc import ExportServiceStub
 from finetuneflow.v1.fine_tuning_job_pb2 import JobState
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import (
@@ -30,6 +30,7 @@ from finetuneflow.v1.fine_tuning_job_spec_pb2 import (
     FineTuningJobSpec,
 )
 from finetuneflow.v1.fine_tuning_service_pb2_grpc import FineTuningServiceStub
+from finetuneflow.v1.stage_result_pb2 import EvaluationResult, GateDecision
 from gateway.observed_speeds import ObservedSpeeds
 from gateway.servicers import fine_tuning, results
 from gateway.servicers.work import WorkMethods
@@ -149,6 +150,20 @@ async def test_stages_of_job_create_same_resources_as_separate_requests(servers:
         f"jobs/{job_id}/export/1/x.zip",
     )
     assert job.tuned_model == packed.model
+
+
+async def test_shown_regression_is_part_of_the_job(servers: ResultServers) -> None:
+    """A job that lists PROMOTE alone hides what its model has lost."""
+    job_id = await servers.job(stages=2)
+    worker = await servers.worker()
+    result = EvaluationResult(
+        gate={"decision": GateDecision.GATE_DECISION_PROMOTE}, shown_regression="Its loss is 2, that of tiny 1."
+    )
+    await worker.report(StageCompleted(evaluation=result))
+    job = (await servers.jobs.GetFineTuningJob(job_api.GetFineTuningJobRequest(job_id=job_id))).fine_tuning_job
+    assert (job.gate_decision, job.shown_regression) == (GateDecision.GATE_DECISION_PROMOTE, result.shown_regression)
+    (listed,) = (await servers.jobs.ListFineTuningJobs(job_api.ListFineTuningJobsRequest())).fine_tuning_jobs
+    assert listed.shown_regression == job.shown_regression and listed.evaluation_id == job.evaluation_id
 
 
 async def test_separate_export_has_state_events_and_retries_like_a_job(servers: ResultServers) -> None:

@@ -74,6 +74,8 @@ def show_metrics(result: EvaluationResult, console: Console) -> None:
     elif result.metrics:
         headers = ["METRIC", "BASE", "TUNED", "GAIN", "95 % INTERVAL", "BETTER/WORSE", "CONCLUSION"]
         print_rows(console, headers, map(_metric_row, result.metrics))
+    if result.shown_regression:
+        console.print(f"Regression  {result.shown_regression}", style="yellow")
     if result.gate is not None and result.gate.decision is not None:
         word, style = _DECISIONS.get(result.gate.decision, (result.gate.decision.lower(), ""))
         console.print(f"Gate        {word}", style=style)

@@ -348,6 +348,8 @@ def _row(work: Work) -> list[str]:
             result = f"loss {work.result.tuned_loss:.4f}, one model"
         if work.result is not None and work.result.gate is not None and work.result.gate.decision is not None:
             result = ", ".join(filter(None, [result, work.result.gate.decision.lower()]))
+        if work.result is not None and work.result.shown_regression:
+            result = ", ".join(filter(None, [result, "regression shown"]))
     elif work.result is not None:
         result = size(work.result.package_size_bytes)
     return [work.id, work.state, work.model, result, created]

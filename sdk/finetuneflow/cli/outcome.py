@@ -158,12 +158,14 @@ def _show_results(client: Client, job: Job, console: Console) -> None:
 
 
 def _promotion(job: Job) -> str:
-    """Returns what the gate decided, unless it promoted the model."""
+    """Returns what the gate decided, unless it promoted a model that has not lost anything."""
     match job.gate_decision:
         case GateDecision.REJECT:
             return " (not promoted: rejected by its gate)"
         case GateDecision.INCONCLUSIVE:
             return " (not promoted: its evaluation is inconclusive)"
+        case GateDecision.PROMOTE if job.shown_regression:
+            return " (promoted, although a regression is shown)"
         case _:
             return ""
 

@@ -74,6 +74,7 @@ class Compare:
         self._more: list[Compared] = []
         self._questions: QuestionsResult | None = None
         self._regression: Regression | None = None
+        self._shown_regression = ""
         self._answered = [row for row in rows if row.tuned_answer is not None and row.text.has_question]
 
     def add_questions(
@@ -137,7 +138,7 @@ class Compare:
         )
         if before is not None and found.conclusion == "WORSE":
             against, name = self._names
-            said = (
+            lost = said = (
                 f"Its loss on the regression set ({self._evaluation.regression}, {len(after):,} rows) is "
                 f"{tuned_loss:.4f}, that of {against} {_mean_loss(before):.4f}."
             )
@@ -147,6 +148,8 @@ class Compare:
                     "rows in the training data loses less."
                 )
             self._findings.append(said if self._is_tuning else f"{name} knows less. {said}")
+            if all(condition.metric != REGRESSION_LOSS for condition in self._evaluation.gate):
+                self._shown_regression = f"{lost} No condition of the gate is about it."
 
     def _grades(self, read: Grader, question: CriticalQuestion, answer: str, problems: Problems) -> list[float | None]:
         return grades(read, [Sample(question.item, answer)], self._ask, problems)
@@ -157,6 +160,7 @@ class Compare:
         comparisons = [*self._losses(), *self._of_answers(), *self._of_graders(), *self._more]
         if self._questions is not None:
             result.questions.CopyFrom(self._questions)
+        result.shown_regression = self._shown_regression
         if self._regression is not None:
             result.regression.CopyFrom(self._regression)
         measured = {each.paired.name: each for each in comparisons}

@@ -33,6 +33,8 @@ def model_card(child_input: ExportInput) -> str:
             outcome += " **It is worse than its base model: do not serve it.**"
     if verdict := decision(evaluation):
         outcome += f" Decision of the evaluation's gate: **{verdict}**."
+    if evaluation.shown_regression:
+        outcome += f" **Regression shown:** {escape(evaluation.shown_regression, 500)}"
     lineage = child_input.job.lineage_text()
     built = f"It is {lineage}. " if lineage else ""
     return f"""---

@@ -243,10 +243,12 @@ def decision(evaluation: EvaluationResult) -> str:
 
 
 def _gate(evaluation: EvaluationResult) -> list[str]:
+    shown = [f"**Regression shown:** {escape(evaluation.shown_regression, 500)}", ""]
+    shown = shown if evaluation.shown_regression else []
     if not evaluation.HasField("gate"):
-        return []
+        return shown
     sentences = [f"- {escape(condition.sentence, 500)}" for condition in evaluation.gate.conditions]
-    return [f"Gate: **{decision(evaluation)}**", "", *sentences]
+    return [f"Gate: **{decision(evaluation)}**", "", *shown, *sentences]
 
 
 def _classification(found: Classification) -> list[str]:

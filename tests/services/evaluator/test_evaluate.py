@@ -27,7 +27,7 @@ from services.child_input import ModelFiles, WholeCheckpoint
 from services.evaluator.worker.child_input import EvaluationInput, Side
 from services.evaluator.worker.compare import Compare
 from services.evaluator.worker.evaluate import ROWS_FILE, evaluate
-from services.evaluator.worker.measurements import KIND
+from services.evaluator.worker.measurements import KIND, RowLoss
 from services.evaluator.worker.samples import add_samples
 from services.questions import cut
 from tests.tiny_models import make_tiny_model
@@ -358,6 +358,29 @@ def test_findings_are_told_without_a_gate(make_input: MakeInput) -> None:
     comparing.add_regression([], [], "not measured, because")
     result = comparing.result(None)
     assert list(result.findings) == ["not measured, because"] and not result.HasField("gate")
+
+
+@pytest.mark.parametrize(
+    ("gate", "after", "shown"),
+    [([], 2.0, True), ([], 0.5, False), ([{"metric": "regression_loss", "min_gain": -5.0}], 2.0, False)],
+)
+def test_shown_regression_is_named_beside_a_gate_that_does_not_regard_it(
+    make_input: MakeInput, gate: list[dict[str, Any]], after: float, shown: bool
+) -> None:
+    """A promoted model that has lost something looked like one that has not."""
+    child_input = make_input(regression="general", gate=gate)
+    sides = (child_input.base, child_input.tuned)
+    comparing = Compare(child_input.config.evaluation, [], lambda *_: [], Recorder(), sides)
+    losses = [[RowLoss(value + row / 100, 1) for row in range(20)] for value in (1.0, after)]
+    comparing.add_regression(losses[0], losses[1], "")
+    result = comparing.result(None)
+    assert bool(result.shown_regression) == shown
+    if shown:
+        assert result.shown_regression.startswith(
+            "Its loss on the regression set (general, 20 rows) is 2.0950, that of"
+        )
+    if gate:
+        assert result.gate.decision == GateDecision.GATE_DECISION_PROMOTE, "the caller allows this much"
 
 
 def test_graders_and_judges_grade_both_models(make_input: MakeInput) -> None:
