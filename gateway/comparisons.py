@@ -6,10 +6,9 @@ from google.protobuf.json_format import MessageToDict
 from pydantic import ValidationError
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from chassis.errors import InvalidArgument, NotFound, Unimplemented, Violation
+from chassis.errors import InvalidArgument, NotFound, Violation
 from engine.catalogue import Catalogue
 from engine.config.graders import grader, judges
-from engine.config.hub_reference import is_hub_reference
 from engine.config.job import DataSource as SourceConfig
 from engine.config.spec_proto import spec_to_dict
 from engine.errors import JobError
@@ -32,7 +31,7 @@ async def find_comparison(
     """Returns the models of a request, and the job whose settings and rows they are compared with; no job and no model
     to compare with for a base model that is measured alone.
 
-    Raises InvalidArgument, NotFound, FailedPrecondition, Unimplemented.
+    Raises InvalidArgument, NotFound, FailedPrecondition.
     """
     model, against = request.model, request.against
     if not model:
@@ -133,9 +132,6 @@ def _check_data(data: Sequence[DataSource]) -> None:
     if len(data) > _MAX_SOURCES:
         raise _invalid("data", f"has {len(data)} datasets; at most {_MAX_SOURCES} are allowed")
     for index, source in enumerate(data):
-        if is_hub_reference(source.dataset):
-            problem = "Rows of the hub are not available here yet; download the file and upload it."
-            raise Unimplemented("NOT_IMPLEMENTED", problem, [Violation(f"data[{index}].dataset", problem)])
         try:
             SourceConfig.model_validate(spec_to_dict(source))
         except ValidationError as error:

@@ -152,8 +152,10 @@ async def check_secrets(session: AsyncSession, tenant: str, spec: FineTuningJobS
 def secrets_of(assignment: Assignment) -> set[str]:
     """Returns the names of the secrets that the assignment's stage needs: none if it reads nothing from a hub."""
     spec, found = assignment.merged_spec, set()
-    # Only preflight reads datasets of a hub; the others read the token shards that it made.
+    # Of a job's own datasets, the other stages read the token shards that preflight made.
     named = dataset_ids(spec) if assignment.stage == Stage.STAGE_PREFLIGHT else ()
+    if assignment.stage == Stage.STAGE_EVALUATION:
+        named = (source.dataset for source in assignment.comparison.data)
     if "hub_token" in spec.secrets and ("/" in spec.base_model or any(map(is_hub_reference, named))):
         found.add(spec.secrets["hub_token"])
     return found

@@ -13,6 +13,7 @@ from chassis.errors import FailedPrecondition, InvalidArgument, NotFound, Unimpl
 from chassis.store.artifact_store import ArtifactStore
 from engine.catalogue import Catalogue
 from engine.config.evaluation import needing_two_models
+from engine.config.hub_reference import is_hub_reference
 from engine.config.job import evaluation_config, unsupported, with_section
 from engine.config.spec_proto import config_to_spec, spec_to_dict
 from engine.errors import JobError
@@ -99,7 +100,11 @@ class Results(Generic[_Message]):
                 measured = views.evaluation_settings(work)
                 named = {dataset: field for field, dataset in evaluation_sets(measured, "spec")}
                 sources = comparison.data if comparison is not None else ()
-                named |= {source.dataset: f"data[{index}].dataset" for index, source in enumerate(sources)}
+                named |= {
+                    source.dataset: f"data[{index}].dataset"
+                    for index, source in enumerate(sources)
+                    if not is_hub_reference(source.dataset)
+                }
                 check_files_of_rows(await existing_datasets(decision.session, tenant, named), named)
                 await find_judges(decision.session, tenant, measured, "spec", lock=True)
             decision.session.add(new_result(work, self._kind, work.id))

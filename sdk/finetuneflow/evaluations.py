@@ -60,8 +60,8 @@ class AsyncEvaluations(AsyncModelWork[Evaluation]):
                 gains; it needs `data`, `questions` or `prompts`.
             against: The model to compare it with, named in the same way; one of the two must be tuned. Default: the
                 base model of `model`; none for a base model.
-            data: Rows to measure on: a path (uploaded), a dataset id, a table with `dataset`, or a list of these.
-                Default: the held-out rows of the job; none for a base model alone.
+            data: Rows to measure on: a path (uploaded), a dataset id, `hf://owner/name`, a table with `dataset`, or a
+                list of these. Default: the held-out rows of the job; none for a base model alone.
             num_samples: Held-out rows that both models answer. Range [0, 100]; default: the job's own value.
             prompts: Prompts that both models answer; at most 100, each at most 16 KiB. Default: the job's own.
             max_new_tokens: Maximum length of an answer in tokens. Range [1, 4096]; default: the job's own value.
@@ -84,7 +84,6 @@ class AsyncEvaluations(AsyncModelWork[Evaluation]):
             OSError: A file cannot be read.
             FailedPrecondition: The job has not finished its training, or another version resolved its settings.
             InvalidArgument: A value is out of range.
-            Unimplemented: A dataset of the hub.
             AlreadyExists: The request_id was used with other arguments.
         """
         check_list("prompts", prompts)

@@ -134,8 +134,6 @@ def test_any_two_models_are_compared_on_any_rows(client: Client, finished_job: J
         client.evaluations.create(f"{finished_job.tuned_model}@999")
     with pytest.raises(NotFound, match=r"no dataset 'ds_none'"):
         client.evaluations.create(finished_job.tuned_model, data="ds_none")
-    with pytest.raises(Unimplemented, match="upload it"):
-        client.evaluations.create(finished_job.tuned_model, data="hf://org/rows")
 
 
 def test_second_export_contains_the_same_model(client: Client, finished_job: Job, tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ from finetuneflow.v1.stage_result_pb2 import EvaluationResult, GateDecision
 from gateway.observed_speeds import ObservedSpeeds
 from gateway.servicers import fine_tuning, results
 from gateway.servicers.work import WorkMethods
+from gateway.specs import secrets_of
 from gateway.sql.database import Database
 from gateway.sql.tables import Attempt, SavedArtifact, SavedResult, UploadedDataset, Work, WorkEvent
 from gateway.watch.fanout import Fanout
@@ -292,6 +293,24 @@ async def test_lists_of_the_job_can_be_removed_for_one_evaluation(servers: Resul
     assert (refused.reason, refused.fields) == ("INVALID_CONFIG", ("clear_fields[0]", "clear_fields[1]"))
 
 
+async def test_rows_of_the_hub_are_read_with_the_token_of_the_job(servers: ResultServers) -> None:
+    """Training data may be on the hub; it had to be downloaded and uploaded to be evaluated."""
+    job_id = await servers.job(stages=2)
+    source = DataSource(dataset="hf://org/rows")
+    made = (
+        await servers.evaluations.CreateEvaluation(
+            evaluation_api.CreateEvaluationRequest(model=f"ft:{job_id}", data=[source])
+        )
+    ).evaluation
+    assert [each.dataset for each in made.data] == ["hf://org/rows"]
+    assignment = (await servers.worker()).assignment
+    assert secrets_of(assignment) == set()
+    assignment.merged_spec.secrets["hub_token"] = "hub"
+    assert secrets_of(assignment) == {"hub"}
+    assignment.comparison.data[0].dataset = "ds_1"
+    assert secrets_of(assignment) == set(), "nothing of a hub is read"
+
+
 async def test_files_that_hold_no_rows_or_questions_are_refused_at_once(servers: ResultServers) -> None:
     """An evaluation that cannot work should not wait for an evaluator first."""
     job_id = await servers.job(stages=2)
@@ -350,7 +369,7 @@ async def test_invalid_requests_are_refused_with_field(servers: ResultServers) -
     request = evaluation_api.CreateEvaluationRequest
     create = servers.evaluations.CreateEvaluation
     tuned, alias = f"ft:{trained}", "smollm2-135m"
-    hub, weighted = DataSource(dataset="hf://org/rows"), DataSource(dataset="ds_1", weight=2)
+    hub, weighted = DataSource(dataset="hf://rows"), DataSource(dataset="ds_1", weight=2)
     for call, code, reason, fields in (
         (export(servers, trained, formats=[MERGED]), "UNIMPLEMENTED", "NOT_IMPLEMENTED", ("spec.formats[0]",)),
         (evaluate(servers, trained, enabled=False), "INVALID_ARGUMENT", "INVALID_CONFIG", ("spec.enabled",)),
@@ -363,7 +382,7 @@ async def test_invalid_requests_are_refused_with_field(servers: ResultServers) -
         (create(request(model=alias)), "INVALID_ARGUMENT", "INVALID_MODEL", ("data",)),
         (create(request(model=alias, against=alias)), "INVALID_ARGUMENT", "INVALID_MODEL", ("against",)),
         (create(request(model=tuned, against="ft:none")), "NOT_FOUND", "MODEL_NOT_FOUND", ("against",)),
-        (create(request(model=tuned, data=[hub])), "UNIMPLEMENTED", "NOT_IMPLEMENTED", ("data[0].dataset",)),
+        (create(request(model=tuned, data=[hub])), "INVALID_ARGUMENT", "INVALID_MODEL", ("data[0].dataset",)),
         (create(request(model=tuned, data=[weighted])), "INVALID_ARGUMENT", "INVALID_MODEL", ("data[0].weight",)),
         (create(request()), "INVALID_ARGUMENT", "INVALID_MODEL", ("model",)),
     ):

@@ -57,7 +57,7 @@ def evaluate(
     ],
     data: Annotated[
         list[str] | None,
-        typer.Option(help="File or dataset id of rows to measure on. Repeatable. Default: the job's held-out rows."),
+        typer.Option(help="File, dataset id or hf://OWNER/NAME of rows. Repeatable. Default: the job's held-out rows."),
     ] = None,
     against: Annotated[
         str, typer.Option(help="Model to compare it with. Default: its base model; a base model is measured alone.")
