@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, Field, model_validator
 
-from engine.config.graders import MAX_GRADERS, checked_grader, grader
+from engine.config.graders import MAX_GRADERS, CompareModel, checked_grader, grader
 from engine.config.metrics import (
     GRADER_PREFIX,
     MEASURED_ALWAYS,
@@ -17,6 +17,7 @@ from engine.config.metrics import (
     checked_pattern,
 )
 from engine.config.section import Section, kib
+from engine.errors import Violation
 
 GENERAL: Final = "general"
 """The regression set that ships with the server."""
@@ -131,3 +132,19 @@ class Evaluation(Section):
             checked_metric(name)
             if name == "json_schema" and self.json_schema is None:
                 raise ValueError("it needs evaluation.json_schema")
+
+
+def needing_two_models(evaluation: Evaluation, path: str) -> list[Violation]:
+    """Returns a violation for each setting that needs a second model; `path` is that of the section."""
+    alone = "only one model is measured; name the other one in `against`"
+    found = [
+        Violation(f"{path}.gate[{index}].min_gain", f"A gain is one over another model, and {alone}, or set a bound.")
+        for index, condition in enumerate(evaluation.gate)
+        if condition.min_gain is not None
+    ]
+    found += [
+        Violation(f"{path}.graders[{index}].type", f"compare_model compares the answers of two models, and {alone}.")
+        for index, value in enumerate(evaluation.graders)
+        if isinstance(grader(value), CompareModel)
+    ]
+    return found

@@ -50,14 +50,18 @@ class AsyncEvaluations(AsyncModelWork[Evaluation]):
         regression: str | PathLike[str] | None = None,
         request_id: str = "",
     ) -> Evaluation:
-        """Evaluates the model of a job whose training has finished, and compares it with its base or another model.
+        """Evaluates a model, and compares it with its base or another model, unless it is a base model alone.
+
+        A value that is empty (`graders=[]`, `questions=""`) removes the job's own one; None keeps it.
 
         Args:
             model: The tuned model, `ft:<job_id>` (`job.tuned_model`), or the id of its job; `ft:<job_id>@<step>` for
-                one of its checkpoints; or a base model, if `against` is a tuned one.
-            against: The model to compare it with, named in the same way. Default: the base model of `model`.
-            data: Rows to compare the models on: a path (uploaded), a dataset id, a table with `dataset`, or a list of
-                these. Default: the held-out rows of the job.
+                one of its checkpoints; or a base model. A base model without `against` is measured alone, without
+                gains; it needs `data`, `questions` or `prompts`.
+            against: The model to compare it with, named in the same way; one of the two must be tuned. Default: the
+                base model of `model`; none for a base model.
+            data: Rows to measure on: a path (uploaded), a dataset id, `hf://owner/name`, a table with `dataset`, or a
+                list of these. Default: the held-out rows of the job; none for a base model alone.
             num_samples: Held-out rows that both models answer. Range [0, 100]; default: the job's own value.
             prompts: Prompts that both models answer; at most 100, each at most 16 KiB. Default: the job's own.
             max_new_tokens: Maximum length of an answer in tokens. Range [1, 4096]; default: the job's own value.
@@ -80,23 +84,27 @@ class AsyncEvaluations(AsyncModelWork[Evaluation]):
             OSError: A file cannot be read.
             FailedPrecondition: The job has not finished its training, or another version resolved its settings.
             InvalidArgument: A value is out of range.
-            Unimplemented: A dataset of the hub.
             AlreadyExists: The request_id was used with other arguments.
         """
         check_list("prompts", prompts)
         check_list("metrics", metrics)
+        removable = {
+            "prompts": prompts,
+            "metrics": metrics,
+            "graders": graders,
+            "gate": gate,
+            "json_schema": json_schema,
+            "questions": questions,
+        }
+        # An empty list cannot be told from an unset one in the message.
+        cleared = [name for name, value in removable.items() if value is not None and not value]
         spec, files = draft_evaluation(
             {
                 "num_samples": num_samples,
-                "prompts": prompts,
                 "max_new_tokens": max_new_tokens,
                 "max_rows": max_rows,
-                "metrics": metrics,
-                "graders": graders,
-                "gate": gate,
-                "json_schema": json_schema,
-                "questions": questions,
                 "regression": regression,
+                **{name: value for name, value in removable.items() if name not in cleared},
             }
         )
         sources, rows = draft_sources(data, "data") if data else ([], [])
@@ -107,6 +115,7 @@ class AsyncEvaluations(AsyncModelWork[Evaluation]):
             against=model_name(against),
             data=sources,
             spec=spec,
+            clear_fields=cleared,
             request_id=request_id or uuid.uuid4().hex,
         )
         return self._read(await self._transport.call(self._stub.CreateEvaluation, request))

@@ -127,8 +127,8 @@ class Reason(OpenEnum):
     the training."""
 
     MODEL_IN_USE = "MODEL_IN_USE"
-    """A training that has not ended starts from the job's adapter, so the job cannot be deleted. Caller: wait for the
-    training's end, or cancel it."""
+    """The job cannot be deleted: a training that has not ended starts from its adapter, or an evaluation that has not
+    ended compares with its model or has answers graded by it. Caller: wait for the end of that, or cancel it."""
 
     MODELS_NOT_COMPARABLE = "MODELS_NOT_COMPARABLE"
     """Two models have different tokenizers, so their losses and answers cannot be compared. Caller: name models that

@@ -13,6 +13,8 @@ class EvaluatorSettings(ServiceSettings):
     service: ClassVar[str] = "evaluator"
 
     listen: str = "127.0.0.1:7463"
+    max_dataset_bytes: int = Field(default=64 << 30, gt=0)
+    """Maximum size of a hub dataset, in bytes. FTF_MAX_DATASET_BYTES also limits uploads."""
     idle_seconds: float = Field(default=600, gt=0)
     """Time after which a model that nobody asks is unloaded."""
     max_answers: int = Field(default=64, gt=0)

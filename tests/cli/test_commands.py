@@ -61,6 +61,15 @@ def test_a_failed_job_is_exit_code_1_with_the_command_that_helps(ftf: Ftf, gatew
     assert "| ValueError: no answer" in explained.stdout
 
 
+def test_a_promoted_model_that_has_lost_something_is_shown_so(ftf: Ftf, gateway: FakeGateway) -> None:
+    """`promoted` alone would say that nothing is wrong."""
+    assert "regression" not in ftf("jobs", "get", JOB).stdout
+    gateway.shown_regression = "Its loss on the regression set is 2."
+    shown = ftf("jobs", "get", JOB).stdout
+    assert f"Tuned model ft:{JOB} (promoted, although a regression is shown)" in shown
+    assert "Regression  Its loss on the regression set is 2." in shown
+
+
 def test_ctrl_c_detaches_and_says_how_to_return(ftf: Ftf, gateway: FakeGateway) -> None:
     def interrupt(_: object) -> None:
         raise KeyboardInterrupt

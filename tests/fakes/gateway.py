@@ -149,6 +149,8 @@ class FakeGateway(
     held: dict[str, bytes] = field(default_factory=lambda: defaultdict(bytes))
     cut_upload_after: list[int] = field(default_factory=list)
     deleted: list[str] = field(default_factory=list)
+    # What the job's model has lost, as its evaluation shows.
+    shown_regression: str = ""
     # Generating: words after which the answer is lost.
     cut_answer_after: int = -1
     # Generating: an answer with this word stays open behind it until the caller leaves.
@@ -185,6 +187,8 @@ class FakeGateway(
         if last.state == fine_tuning_job_pb2.JOB_STATE_SUCCEEDED:
             job.reason, job.tuned_model = "COMPLETED", f"ft:{JOB}"
             job.evaluation_id, job.export_id = "ev_1", "ex_1"
+            job.gate_decision = stage_result_pb2.GATE_DECISION_PROMOTE
+            job.shown_regression = self.shown_regression
         if last.state == fine_tuning_job_pb2.JOB_STATE_FAILED:
             job.fault, job.reason = fine_tuning_job_pb2.FAULT_USER_ERROR, "BAD_DATA"
             job.message, job.advice = "row 17 has no answer", "correct row 17"
@@ -362,7 +366,9 @@ class FakeGateway(
 
     def GetEvaluation(self, request: Any, context: Any) -> Any:
         self._enter("GetEvaluation", request, context)
-        result = stage_result_pb2.EvaluationResult(base_loss=4.0, tuned_loss=3.0, num_examples=12)
+        result = stage_result_pb2.EvaluationResult(
+            base_loss=4.0, tuned_loss=3.0, num_examples=12, shown_regression=self.shown_regression
+        )
         evaluation = evaluation_pb2.Evaluation(id="ev_1", job_id=JOB, result=result)
         return evaluation_service_pb2.GetEvaluationResponse(evaluation=evaluation)
 

@@ -29,7 +29,7 @@ from finetuneflow.v1.stage_result_pb2 import (
     PreflightResult,
     TrainingResult,
 )
-from finetuneflow.v1.work_pb2 import Assignment, StoredShards, TrainingStart
+from finetuneflow.v1.work_pb2 import Assignment, ComparedModel, StoredShards, TrainingStart
 from services.attempt_inputs import RETRY_SECONDS, VersionMismatch, catalogue
 from services.evaluator.settings import EvaluatorSettings
 from services.evaluator.stage import EvaluationStage
@@ -43,6 +43,7 @@ from services.probe.worker.child_input import PreflightInput
 from services.trainer.settings import TrainerSettings
 from services.trainer.stage import TrainingStage
 from services.trainer.worker.child_input import TrainingInput
+from tests.fakes.hub import Hub
 from tests.tiny_models import make_tiny_model
 
 Spec = TypeVar("Spec", bound=BaseModel)
@@ -328,11 +329,39 @@ async def test_unknown_model_is_a_user_error(node: NodeWithJob) -> None:
     assert "tiny" in caught.value.message
 
 
+async def test_evaluation_reads_rows_of_the_hub_at_one_commit(node: NodeWithJob, tmp_path: Path) -> None:
+    """Which rows were measured must be known: the dataset may have other ones tomorrow."""
+    commit = "a" * 40
+    (tmp_path / commit).mkdir()
+    (tmp_path / commit / "train.jsonl").write_text('{"question": "Why?", "answer": "So."}\n')
+    identity = BaseModelIdentity(id="tiny")
+    node.assignment.comparison.model.CopyFrom(ComparedModel(id="tiny", base_model=identity))
+    node.assignment.comparison.data.add(dataset="hf://org/rows")
+    node.assignment.comparison.data.add(dataset="ds_1")
+    settings = EvaluatorSettings(home=node.home, models=node.models)
+    with Hub(tmp_path, {"org/rows": {commit: tmp_path / commit}}).asked():
+        command = await EvaluationStage(settings, catalogue(settings)).prepare(
+            node.assignment, node.workdir, node.store, {}
+        )
+    given = read(EvaluationInput, command)
+    pinned = f"hf://org/rows@{commit}/train.jsonl"
+    assert [source.dataset for source in given.sources] == [pinned, "ds_1"]
+    assert json.loads(given.files[pinned].read_text())["question"] == "Why?"
+    assert given.findings == [f"Rows of hf://org/rows were read from {pinned}."]
+    assert given.base is None and given.config.hyperparameters.max_length <= given.tuned.model.context_length
+    node.assignment.comparison.data[0].dataset = "hf://org/unknown"
+    with Hub(tmp_path, {}).asked(), pytest.raises(JobError) as raised:
+        await EvaluationStage(settings, catalogue(settings)).prepare(node.assignment, tmp_path / "w", node.store, {})
+    assert raised.value.reason == "DATASET_NOT_FOUND" and raised.value.violations[0].field == "data[0].dataset"
+
+
 async def test_evaluation_and_export_use_the_best_checkpoint(node: NodeWithJob, tmp_path: Path) -> None:
     evaluator = EvaluatorSettings(home=node.home, models=node.models)
     stage = EvaluationStage(evaluator, catalogue(evaluator))
+    node.assignment.resolved_spec.chat_template = "{{ messages[0].content }}"
     command = await stage.prepare(node.assignment, node.workdir, node.store, {})
     judged = read(EvaluationInput, command)
+    assert judged.tuned.chat_template == "{{ messages[0].content }}"
 
     exporter = ExporterSettings(home=node.home, models=node.models)
     pinned = f"hf://org/rows@{'a' * 40}/rows.jsonl"

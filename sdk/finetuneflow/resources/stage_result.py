@@ -377,6 +377,12 @@ class EvaluationResult(Resource):
     rows_hash: str
     """Hash of the rows, the length of answers and the regression set: values of two evaluations with the same one
     compare."""
+    single_model: bool
+    """True if only one model was measured: its values are those named `tuned`; those of the base model, gains and
+    conclusions are None, or 0 without meaning."""
+    shown_regression: str
+    """What the model has lost by the regression set, in one sentence, if no condition of the gate is about it. Empty if
+    nothing is shown."""
 
     def metric(self, name: str) -> MetricComparison:
         """Returns the comparison by a metric. Raises KeyError if it was not measured."""

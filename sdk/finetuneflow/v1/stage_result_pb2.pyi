@@ -220,7 +220,7 @@ class TrainingResult(_message.Message):
     def __init__(self, total_steps: _Optional[int] = ..., train_loss: _Optional[float] = ..., final_train_loss: _Optional[float] = ..., best_eval_loss: _Optional[float] = ..., best_step: _Optional[int] = ..., final_eval_loss: _Optional[float] = ..., train_runtime_seconds: _Optional[float] = ..., train_samples_per_second: _Optional[float] = ..., train_tokens_per_second: _Optional[float] = ..., early_stopped: bool = ..., num_trainable_parameters: _Optional[int] = ..., peak_memory_bytes: _Optional[int] = ..., best_checkpoint_path: _Optional[str] = ..., best_checkpoint_manifest_sha256: _Optional[str] = ..., peak_gpu_memory_bytes: _Optional[int] = ...) -> None: ...
 
 class EvaluationResult(_message.Message):
-    __slots__ = ("base_loss", "tuned_loss", "base_perplexity", "tuned_perplexity", "num_examples", "num_trained_tokens", "samples", "metrics", "gate", "num_answered", "rows_path", "rows_sha256", "rows_size_bytes", "precision", "weights", "quantized_loss", "classification", "num_reused", "findings", "questions", "regression", "rows_hash")
+    __slots__ = ("base_loss", "tuned_loss", "base_perplexity", "tuned_perplexity", "num_examples", "num_trained_tokens", "samples", "metrics", "gate", "num_answered", "rows_path", "rows_sha256", "rows_size_bytes", "precision", "weights", "quantized_loss", "classification", "num_reused", "findings", "questions", "regression", "rows_hash", "single_model", "shown_regression")
     BASE_LOSS_FIELD_NUMBER: _ClassVar[int]
     TUNED_LOSS_FIELD_NUMBER: _ClassVar[int]
     BASE_PERPLEXITY_FIELD_NUMBER: _ClassVar[int]
@@ -243,6 +243,8 @@ class EvaluationResult(_message.Message):
     QUESTIONS_FIELD_NUMBER: _ClassVar[int]
     REGRESSION_FIELD_NUMBER: _ClassVar[int]
     ROWS_HASH_FIELD_NUMBER: _ClassVar[int]
+    SINGLE_MODEL_FIELD_NUMBER: _ClassVar[int]
+    SHOWN_REGRESSION_FIELD_NUMBER: _ClassVar[int]
     base_loss: float
     tuned_loss: float
     base_perplexity: float
@@ -265,7 +267,9 @@ class EvaluationResult(_message.Message):
     questions: QuestionsResult
     regression: Regression
     rows_hash: str
-    def __init__(self, base_loss: _Optional[float] = ..., tuned_loss: _Optional[float] = ..., base_perplexity: _Optional[float] = ..., tuned_perplexity: _Optional[float] = ..., num_examples: _Optional[int] = ..., num_trained_tokens: _Optional[int] = ..., samples: _Optional[_Iterable[_Union[InferenceSample, _Mapping]]] = ..., metrics: _Optional[_Iterable[_Union[MetricComparison, _Mapping]]] = ..., gate: _Optional[_Union[GateResult, _Mapping]] = ..., num_answered: _Optional[int] = ..., rows_path: _Optional[str] = ..., rows_sha256: _Optional[str] = ..., rows_size_bytes: _Optional[int] = ..., precision: _Optional[str] = ..., weights: _Optional[str] = ..., quantized_loss: _Optional[float] = ..., classification: _Optional[_Union[Classification, _Mapping]] = ..., num_reused: _Optional[int] = ..., findings: _Optional[_Iterable[str]] = ..., questions: _Optional[_Union[QuestionsResult, _Mapping]] = ..., regression: _Optional[_Union[Regression, _Mapping]] = ..., rows_hash: _Optional[str] = ...) -> None: ...
+    single_model: bool
+    shown_regression: str
+    def __init__(self, base_loss: _Optional[float] = ..., tuned_loss: _Optional[float] = ..., base_perplexity: _Optional[float] = ..., tuned_perplexity: _Optional[float] = ..., num_examples: _Optional[int] = ..., num_trained_tokens: _Optional[int] = ..., samples: _Optional[_Iterable[_Union[InferenceSample, _Mapping]]] = ..., metrics: _Optional[_Iterable[_Union[MetricComparison, _Mapping]]] = ..., gate: _Optional[_Union[GateResult, _Mapping]] = ..., num_answered: _Optional[int] = ..., rows_path: _Optional[str] = ..., rows_sha256: _Optional[str] = ..., rows_size_bytes: _Optional[int] = ..., precision: _Optional[str] = ..., weights: _Optional[str] = ..., quantized_loss: _Optional[float] = ..., classification: _Optional[_Union[Classification, _Mapping]] = ..., num_reused: _Optional[int] = ..., findings: _Optional[_Iterable[str]] = ..., questions: _Optional[_Union[QuestionsResult, _Mapping]] = ..., regression: _Optional[_Union[Regression, _Mapping]] = ..., rows_hash: _Optional[str] = ..., single_model: bool = ..., shown_regression: _Optional[str] = ...) -> None: ...
 
 class MetricComparison(_message.Message):
     __slots__ = ("name", "higher_is_better", "base", "tuned", "gain", "gain_low", "gain_high", "confidence", "num_rows", "num_improved", "num_worsened", "p_value", "detectable_gain", "conclusion", "signature")

@@ -43,9 +43,10 @@ class Form:
         return {"precision": self.precision, "quantization": quantized, "device": self.on}
 
 
-def form_of(config: JobConfig, base: Side, tuned: Side, sink: EventSink) -> Form:
+def form_of(config: JobConfig, base: Side | None, tuned: Side, sink: EventSink) -> Form:
     """Chooses the form: fp32 on the original weights where these fit, and warns of another one."""
     on: load.Device = "cpu" if config.resources.gpus == 0 else load.device()
+    base = tuned if base is None else base
     if tuned.needs_quantized or base.needs_quantized:
         # On other weights the adapter would add a second time what the quantization has lost.
         message = "LoftQ's adapter belongs to the quantized weights; both models are evaluated with these."
@@ -54,6 +55,8 @@ def form_of(config: JobConfig, base: Side, tuned: Side, sink: EventSink) -> Form
         return Form(torch.float32, on, tuned.trained_on or base.trained_on)
     if on == "cuda" and not _fits_in_float32(base.model.path):
         precision = config.hyperparameters.precision
+        if precision == "auto":  # of no job
+            precision = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
         message = f"The model does not fit into the GPU in float32; both models are evaluated in {precision}."
         advice = "Evaluate on a GPU with more memory to have figures in fp32."
         sink.emit(Warning(reason="NOT_EVALUATED_IN_FP32", message=message, advice=advice))

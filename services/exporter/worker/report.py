@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine.config.job import JobConfig
-from engine.evaluation.verdicts import gap_verdict
+from engine.evaluation.verdicts import gap_verdict, is_worse
 from engine.perplexity import perplexity
 from finetuneflow.v1.hardware_pb2 import Hardware
 from finetuneflow.v1.stage_result_pb2 import (
@@ -137,7 +137,7 @@ def _gap(child_input: ExportInput) -> str:
     if gap is None:
         return NOT_MEASURED
     evaluation = child_input.evaluation
-    if not evaluation.tuned_loss <= evaluation.base_loss:  # also if it is NaN
+    if is_worse(evaluation.tuned_loss, evaluation.base_loss):
         verdict = "it says nothing here: the tuned model is worse than its base model"
     else:
         verdict = gap_verdict(gap)
@@ -243,10 +243,12 @@ def decision(evaluation: EvaluationResult) -> str:
 
 
 def _gate(evaluation: EvaluationResult) -> list[str]:
+    shown = [f"**Regression shown:** {escape(evaluation.shown_regression, 500)}", ""]
+    shown = shown if evaluation.shown_regression else []
     if not evaluation.HasField("gate"):
-        return []
+        return shown
     sentences = [f"- {escape(condition.sentence, 500)}" for condition in evaluation.gate.conditions]
-    return [f"Gate: **{decision(evaluation)}**", "", *sentences]
+    return [f"Gate: **{decision(evaluation)}**", "", *shown, *sentences]
 
 
 def _classification(found: Classification) -> list[str]:

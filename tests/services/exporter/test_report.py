@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from finetuneflow.v1.stage_result_pb2 import GateDecision
 from services.exporter.worker.child_input import AdapterBelow, ExportInput
-from services.exporter.worker.metrics import Point
+from services.exporter.worker.metrics import Point, metrics
+from services.exporter.worker.model_card import model_card
 from services.exporter.worker.plots import draw_changes, draw_losses
 from services.exporter.worker.report import report
 
@@ -74,6 +76,18 @@ def test_generated_text_is_escaped_in_table_cell(export_input: ExportInput) -> N
     assert "![x](" not in table[2]
     assert "<script" not in table[2].replace("\\<", "")
     assert len(table[2]) < 400
+
+
+def test_report_and_card_name_what_a_promoted_model_has_lost(export_input: ExportInput) -> None:
+    """The gate may not be about it, and the figure in the table is one of many."""
+    assert "Regression shown" not in report(export_input)
+    export_input.evaluation.gate.decision = GateDecision.GATE_DECISION_PROMOTE
+    export_input.evaluation.shown_regression = "Its loss on the regression set is 2.1, that of tiny 1.1."
+    lines = report(export_input).splitlines()
+    at = lines.index("Gate: **PROMOTE**")
+    assert "**Regression shown:** Its loss on the regression set is 2.1" in lines[at + 2]
+    assert "**Regression shown:** Its loss on the regression set" in model_card(export_input)
+    assert metrics(export_input)["evaluation"]["shown_regression"] == export_input.evaluation.shown_regression
 
 
 def test_report_compares_speed_and_memory_with_the_estimate(export_input: ExportInput) -> None:
