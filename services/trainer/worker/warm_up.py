@@ -39,10 +39,10 @@ def _load_a_model() -> None:
     from engine.model.adapter import attach_lora
     from engine.model.load import load_base
 
-    sizes = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=1)).save_pretrained(folder)
+        LlamaForCausalLM(config).save_pretrained(folder)
         model = load_base(folder, dtype=torch.float32, on="cpu")
         attach_lora(
             model, Lora(), model_dir=folder, base_id="", revision="", quantised=False, gradient_checkpointing=False
