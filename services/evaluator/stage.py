@@ -11,7 +11,7 @@ from engine.catalogue import Catalogue
 from engine.config.graders import BASE, grader, judges
 from engine.config.job import DataSource, JobConfig
 from engine.config.spec_proto import spec_to_dict
-from engine.errors import JobError
+from engine.errors import JobError, SystemFailure
 from engine.evaluation.verdicts import training_findings
 from finetuneflow.v1.work_pb2 import Assignment, ComparedModel
 from services.attempt_inputs import (
@@ -27,6 +27,7 @@ from services.attempt_inputs import (
     whole_checkpoint,
 )
 from services.child_input import ModelFiles, WholeCheckpoint
+from services.evaluator.harness_tasks import INSTALL, SETTING, HarnessTasks
 from services.evaluator.settings import EvaluatorSettings
 from services.evaluator.worker.child_input import EvaluationInput, Side
 from services.hub_access import HubAccess, job_access
@@ -37,15 +38,18 @@ class EvaluationStage:
 
     service = "evaluator"
 
-    def __init__(self, settings: EvaluatorSettings, catalogue: Catalogue) -> None:
+    def __init__(self, settings: EvaluatorSettings, catalogue: Catalogue, harness_tasks: HarnessTasks) -> None:
         self._settings = settings
         self._catalogue = catalogue
+        self._harness_tasks = harness_tasks
 
     async def prepare(
         self, assignment: Assignment, workdir: Path, store: ArtifactStore, secrets: Mapping[str, SecretStr]
     ) -> ChildCommand:
-        """Raises JobError if the base model's weights on this node differ from those that preflight checked."""
+        """Raises JobError if the base model's weights on this node differ from those that preflight checked, and
+        SystemFailure("HARNESS_TASK_MISSING")."""
         config = job_configuration(assignment.resolved_spec)
+        harness_folder = self._harness_folder(config)
         hub = job_access(self._settings, assignment, secrets)
         base, tuned = await self._sides(assignment, config, hub, store, workdir)
         judging: dict[str, Side] = {}
@@ -70,9 +74,24 @@ class EvaluationStage:
             measurements=await measurement_files(assignment, store, workdir),
             out_dir=workdir / "out",
             threads=self._settings.child_threads,
+            harness_folder=harness_folder,
         )
-        reads = [base.model.path, tuned.model.path, *(side.model.path for side in judging.values())]
+        reads = [base.model.path, tuned.model.path, *(side.model.path for side in judging.values()), harness_folder]
         return child_command(self._settings, child_input, workdir, reads, gpus=config.resources.gpus)
+
+    def _harness_folder(self, config: JobConfig) -> Path | None:
+        """Returns the folder of tasks, if the evaluation asks for any."""
+        evaluation = config.evaluation
+        if not (evaluation.enabled and evaluation.harness_tasks):
+            return None
+        missing = [name for name in evaluation.harness_tasks if name not in self._harness_tasks.names]
+        if missing:
+            message = f"The evaluator {self._settings.node_id} does not have these tasks: {', '.join(missing)}."
+            advice = (
+                f"Ask the operator to set {SETTING} to the same tasks for every evaluator, and to run {INSTALL} there."
+            )
+            raise SystemFailure("HARNESS_TASK_MISSING", message, advice)
+        return self._harness_tasks.folder
 
     async def _sides(
         self, assignment: Assignment, config: JobConfig, hub: HubAccess, store: ArtifactStore, workdir: Path
