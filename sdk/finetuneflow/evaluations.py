@@ -48,6 +48,8 @@ class AsyncEvaluations(AsyncModelWork[Evaluation]):
         json_schema: Mapping[str, Any] | None = None,
         questions: str | PathLike[str] | None = None,
         regression: str | PathLike[str] | None = None,
+        harness_tasks: Sequence[str] | None = None,
+        harness_limit: int | None = None,
         request_id: str = "",
     ) -> Evaluation:
         """Evaluates the model of a job whose training has finished, and compares it with its base or another model.
@@ -69,6 +71,9 @@ class AsyncEvaluations(AsyncModelWork[Evaluation]):
             questions: Critical questions: a path (uploaded) or a dataset id. Default: the job's own.
             regression: Rows that show what was lost: `general`, `none`, a path (uploaded) or a dataset id. Default: the
                 job's own.
+            harness_tasks: Tasks of lm-evaluation-harness that both models are measured on, of those that
+                `client.probe.hardware()` lists; at most 16. Default: none, whatever the job's own evaluation has run.
+            harness_limit: Maximum number of rows of each of these tasks. Range [1, 1,000,000]. Default: all rows.
             request_id: Makes the call idempotent: a repeated call with the same request_id and arguments returns the
                 same evaluation. At most 128 characters. Default: a new one, so retries of this call are safe.
 
@@ -79,12 +84,13 @@ class AsyncEvaluations(AsyncModelWork[Evaluation]):
             NotFound: There is no such model or dataset.
             OSError: A file cannot be read.
             FailedPrecondition: The job has not finished its training, or another version resolved its settings.
-            InvalidArgument: A value is out of range.
+            InvalidArgument: A value is out of range, or no running evaluator has a task of `harness_tasks`.
             Unimplemented: A dataset of the hub.
             AlreadyExists: The request_id was used with other arguments.
         """
         check_list("prompts", prompts)
         check_list("metrics", metrics)
+        check_list("harness_tasks", harness_tasks)
         spec, files = draft_evaluation(
             {
                 "num_samples": num_samples,
@@ -97,6 +103,8 @@ class AsyncEvaluations(AsyncModelWork[Evaluation]):
                 "json_schema": json_schema,
                 "questions": questions,
                 "regression": regression,
+                "harness_tasks": harness_tasks,
+                "harness_limit": harness_limit,
             }
         )
         sources, rows = draft_sources(data, "data") if data else ([], [])

@@ -15,6 +15,7 @@ import pytest
 from finetuneflow import Client
 from standalone.ports import free_port
 from tests.odd_names import ODD
+from tests.services.evaluator.harness_tasks import write_tasks
 from tests.tiny_models import make_tiny_model
 
 _START_SECONDS = 60
@@ -79,7 +80,8 @@ class System:
 @pytest.fixture(scope="module")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     # Every file and URL that a job makes is below this name.
-    system = System(tmp_path_factory.mktemp("home") / ODD)
+    home = tmp_path_factory.mktemp("home") / ODD
+    system = System(home, FTF_EVALUATOR_HARNESS_TASKS=str(write_tasks(home / "harness")))
     system.start()
     yield system
     system.stop()

@@ -91,6 +91,13 @@ def evaluate(
             help="general, none, or a file or dataset id of rows that show what was lost. Default: the job's."
         ),
     ] = None,
+    harness_task: Annotated[
+        list[str] | None,
+        typer.Option(help="Task of lm-evaluation-harness; ftf probe lists them. Repeatable. Default: none."),
+    ] = None,
+    harness_limit: Annotated[
+        int | None, typer.Option(min=1, max=1_000_000, help="Rows of each of these tasks. Default: all.")
+    ] = None,
     gate: Annotated[
         list[str] | None,
         typer.Option(
@@ -115,6 +122,8 @@ def evaluate(
         json_schema=None if json_schema is None else json_object(json_schema),
         questions=questions,
         regression=regression,
+        harness_tasks=harness_task,
+        harness_limit=harness_limit,
         gate=None if gate is None else [condition(text) for text in gate],
     )
     _created(here, made, detach=detach, json=json)

@@ -68,6 +68,7 @@ def metrics(child_input: ExportInput) -> dict[str, Any]:
             "metrics": [_plain(metric) for metric in evaluation.metrics],
             "gate": _plain(evaluation.gate) if evaluation.HasField("gate") else None,
             "classification": _plain(evaluation.classification) if evaluation.HasField("classification") else None,
+            "harness": _plain(evaluation.harness) if evaluation.HasField("harness") else None,
             "findings": list(evaluation.findings),
         },
         "inference_samples": [
