@@ -1,4 +1,7 @@
-"""Tasks of lm-evaluation-harness that the running evaluators have."""
+"""Tasks of lm-evaluation-harness that the running evaluators have.
+
+An early refusal, for people who mistype a name: the evaluator that takes the work checks its own tasks.
+"""
 
 import difflib
 from collections.abc import Awaitable, Callable, Sequence
