@@ -79,9 +79,10 @@ class System:
 
 @pytest.fixture(scope="module")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    # The library that reads data of harness tasks takes their paths for patterns.
+    tasks = write_tasks(tmp_path_factory.mktemp("harness") / "tasks")
     # Every file and URL that a job makes is below this name.
-    home = tmp_path_factory.mktemp("home") / ODD
-    system = System(home, FTF_EVALUATOR_HARNESS_TASKS=str(write_tasks(home / "harness")))
+    system = System(tmp_path_factory.mktemp("home") / ODD, FTF_EVALUATOR_HARNESS_TASKS=str(tasks))
     system.start()
     yield system
     system.stop()

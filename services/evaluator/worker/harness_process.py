@@ -14,7 +14,7 @@ from chassis.child.pipe import CONTROL_FD, EVENT_FD, SEE_LAST_OUTPUT, Cancelled,
 from engine.errors import JobError, SystemFailure, Violation
 from finetuneflow.v1.event_pb2 import Event, StageFailed
 from finetuneflow.v1.fine_tuning_job_pb2 import FAULT_USER_ERROR
-from finetuneflow.v1.stage_result_pb2 import EvaluationResult
+from finetuneflow.v1.stage_result_pb2 import EvaluationResult, HarnessResult
 from services.evaluator.harness.harness_input import HarnessInput
 from services.evaluator.worker.child_input import EvaluationInput
 from services.evaluator.worker.models import Form
@@ -43,6 +43,11 @@ def add_harness(
     file.write_text(_harness_input(child_input, form, folder).model_dump_json(indent=1), "utf-8")
     with _Process(file) as process:
         measured = _follow(process, sink, phases, ", ".join(tasks)).harness
+    put_values(result, measured)
+
+
+def put_values(result: EvaluationResult, measured: HarnessResult) -> None:
+    """Puts the values into the result: the first 200, and a finding if there are more."""
     result.harness.CopyFrom(measured)
     del result.harness.metrics[_MAX_METRICS:]
     if (more := len(measured.metrics) - _MAX_METRICS) > 0:

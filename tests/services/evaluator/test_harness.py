@@ -16,6 +16,7 @@ from chassis.child.child_process import ChildCommand
 from chassis.child.phases import Phases
 from chassis.child.pipe import Cancelled, EventSink
 from chassis.child.spare import Spare
+from chassis.events import MAX_EVENT_BYTES
 from chassis.security import confinement
 from engine.config.job import job_config
 from engine.data.prepare import prepare
@@ -23,11 +24,11 @@ from engine.errors import JobError, SystemFailure
 from engine.model import load
 from engine.model.adapter import attach_lora
 from finetuneflow.v1.event_pb2 import Event, Phase
-from finetuneflow.v1.stage_result_pb2 import EvaluationResult
+from finetuneflow.v1.stage_result_pb2 import EvaluationResult, HarnessResult
 from services.child_input import ModelFiles, WholeCheckpoint
 from services.evaluator.worker.child_input import EvaluationInput, Side
 from services.evaluator.worker.evaluate import PHASES, evaluate
-from services.evaluator.worker.harness_process import add_harness
+from services.evaluator.worker.harness_process import add_harness, put_values
 from services.evaluator.worker.models import Form
 from tests.services.evaluator.harness_tasks import DATA, write_tasks
 from tests.tiny_models import make_tiny_model
@@ -203,6 +204,21 @@ def test_a_task_that_fails_is_named(make_input: MakeInput) -> None:
     assert failed.value.reason == "HARNESS_TASK_FAILED"
     assert "lost" in failed.value.message and "nowhere.jsonl" in failed.value.message
     assert "harness_tasks" in failed.value.advice
+
+
+def test_values_of_a_large_group_fit_into_the_event_of_the_result() -> None:
+    """An evaluation that has run for hours must not fail because a group has more tasks than an event can hold."""
+    many = HarnessResult(version="0.4.13")
+    for number in range(260):
+        values = {"base": 0.1, "base_stderr": 0.1, "tuned": 0.1, "tuned_stderr": 0.1, "num_rows": 1000}
+        many.metrics.add(task=f"a_name_of_usual_length_{number}", task_version="1.0", metric="exact_match", **values)
+    result = EvaluationResult()
+
+    put_values(result, many)
+
+    assert result.harness.metrics[:] == many.metrics[:200]
+    assert result.findings == ["lm-evaluation-harness: 60 of 260 values are not shown. Name fewer tasks."]
+    assert result.ByteSize() < MAX_EVENT_BYTES // 2
 
 
 def test_a_process_that_is_killed_is_told_apart_and_names_its_task(make_input: MakeInput) -> None:
