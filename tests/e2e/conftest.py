@@ -15,7 +15,6 @@ import pytest
 from finetuneflow import Client
 from standalone.ports import free_port
 from tests.odd_names import ODD
-from tests.services.evaluator.harness_tasks import write_tasks
 from tests.tiny_models import make_tiny_model
 
 _START_SECONDS = 60
@@ -79,10 +78,8 @@ class System:
 
 @pytest.fixture(scope="module")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    # The library that reads data of harness tasks takes their paths for patterns.
-    tasks = write_tasks(tmp_path_factory.mktemp("harness") / "tasks")
     # Every file and URL that a job makes is below this name.
-    system = System(tmp_path_factory.mktemp("home") / ODD, FTF_EVALUATOR_HARNESS_TASKS=str(tasks))
+    system = System(tmp_path_factory.mktemp("home") / ODD)
     system.start()
     yield system
     system.stop()

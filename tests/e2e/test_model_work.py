@@ -45,28 +45,6 @@ def test_evaluation_with_other_prompts_generates_their_answers(client: Client, f
     assert [each.id for each in client.evaluations.list(job_id=finished_job.id)] == [made.id, own.id]
 
 
-def test_known_benchmark_is_run_on_both_models(client: Client, finished_job: Job, system: System) -> None:
-    """A team compares its models by a benchmark that it knows, on data that it may not give away."""
-    assert "Harness tasks\tchoices, colours, sums\n" in ftf(system, "probe")
-    options = ("--harness-task", "choices", "--harness-limit", "3", "--max-rows", "0", "--regression", "none")
-    shown = ftf(system, "evaluate", finished_job.tuned_model, *options)
-    (evaluation, *_) = client.evaluations.list(job_id=finished_job.id)
-
-    assert evaluation.result is not None and evaluation.result.harness is not None
-    assert [(each.task, each.metric, each.num_rows) for each in evaluation.result.harness.metrics] == [
-        ("colours", "acc", 3),
-        ("colours", "acc_norm", 3),
-    ]
-    assert all(each.base is not None and each.tuned is not None for each in evaluation.result.harness.metrics)
-    phases = [event.phase for event in client.evaluations.events(evaluation.id) if event.kind == "phase"]
-    assert {f"choices, {model}" for model in ("tiny", finished_job.tuned_model)} <= {
-        phase.detail for phase in phases if phase.name == "harness"
-    }
-    assert "colours\tacc\t" in shown
-    with pytest.raises(InvalidArgument, match=r"Did you mean sums\?"):
-        client.evaluations.create(finished_job.tuned_model, harness_tasks=["sum"])
-
-
 def test_rows_of_an_evaluation_are_listed_and_its_gate_decides(client: Client, finished_job: Job) -> None:
     """What became worse is in the rows, and a model that its gate rejects must not look like one to serve."""
     made = client.evaluations.create(
