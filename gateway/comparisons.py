@@ -41,11 +41,12 @@ async def find_comparison(
         other, second = await _found(session, tenant, catalogue, against, "against")
     elif job is None:
         _check_data(request.data)
-        if not (request.data or request.spec.questions or request.spec.prompts):
+        spec = request.spec
+        if not (request.data or spec.questions or spec.prompts or spec.harness_tasks):
             raise _invalid(
                 "data",
                 f"is empty; {model[:80]!r} is a base model, so there are no held-out rows: name rows to measure it on, "
-                "a tuned model in `against`, or spec.questions or spec.prompts",
+                "a tuned model in `against`, or spec.questions, spec.prompts or spec.harness_tasks",
             )
         return None, Comparison(model=compared, data=request.data)
     else:

@@ -98,6 +98,10 @@ class Evaluation(Section):
     """Id of an uploaded dataset of critical questions; empty: none."""
     regression: str = Field(default=GENERAL, max_length=128, pattern=r"^(general|none|ds_.+)$")
     """`general`, `none`, or the id of an uploaded dataset."""
+    harness_tasks: list[Annotated[str, Field(min_length=1, max_length=128)]] = Field(default=[], max_length=16)
+    """Tasks of lm-evaluation-harness in the operator's folder."""
+    harness_limit: int | None = Field(default=None, ge=1, le=1_000_000)
+    """Maximum number of rows of each of these tasks; None: all."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "Evaluation":
@@ -107,6 +111,10 @@ class Evaluation(Section):
             raise ValueError("the metric json_schema needs evaluation.json_schema")
         if self.json_schema is not None and self.metrics and "json_schema" not in self.metrics:
             raise ValueError("json_schema is set, but metrics does not name json_schema")
+        if len(set(self.harness_tasks)) < len(self.harness_tasks):
+            raise ValueError("harness_tasks names one task twice")
+        if self.harness_limit is not None and not self.harness_tasks:
+            raise ValueError("harness_limit is set, but harness_tasks names no task")
         names = [grader(each).name for each in self.graders]
         if len(set(names)) < len(names):
             raise ValueError("two graders have one name")

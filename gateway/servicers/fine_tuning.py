@@ -23,6 +23,7 @@ from finetuneflow.v1.probe_service_pb2 import PreflightFineTuningJobRequest
 from gateway import views
 from gateway.access.callers import tenant_of
 from gateway.comparisons import find_judges
+from gateway.harness_tasks import check_harness_tasks
 from gateway.identifiers import new_id
 from gateway.metrics import read_series
 from gateway.paging import page_of
@@ -51,7 +52,7 @@ class FineTuning(FineTuningServiceServicer):
     def __init__(
         self, methods: WorkMethods, catalogue: Catalogue, preflights: Preflights, nodes: Nodes | None = None
     ) -> None:
-        """`nodes` tells who could take a job that waits."""
+        """`nodes` tells who could take a job that waits, and which tasks evaluators have."""
         self._nodes = nodes
         self._work = methods
         self._database = methods.database
@@ -69,6 +70,9 @@ class FineTuning(FineTuningServiceServicer):
         async with self._database.read() as session:
             start = await find_start(session, tenant, request.spec)
         job = self._checked(tenant, request.spec, digest, start)
+        if self._nodes is not None:
+            evaluation = FineTuningJobSpec.FromString(job.merged_spec).evaluation
+            await check_harness_tasks(evaluation.harness_tasks, "spec.evaluation", self._nodes)
         if request.validate_only:
             return await self._dry_run(job, request.spec, context)
 

@@ -30,6 +30,7 @@ from gateway import views
 from gateway.access.callers import tenant_of
 from gateway.comparisons import find_comparison, find_judges
 from gateway.evaluation_rows import refuse_without_rows, rows_page
+from gateway.harness_tasks import check_harness_tasks
 from gateway.identifiers import new_id
 from gateway.paging import page_of
 from gateway.servicers.handlers import add_with_byte_stream
@@ -38,6 +39,7 @@ from gateway.specs import check_files_of_rows, check_judges, check_size, check_t
 from gateway.sql.tables import SavedResult, Work, now
 from gateway.tuned_models import TUNED, find_job, resolved_settings, trained_job
 from gateway.uncancellable import in_thread
+from gateway.waiting import Nodes
 from gateway.work import lifecycle
 from gateway.work.kinds import EVALUATION, FINE_TUNING_JOB, no_such
 from gateway.work.ledger import Decision
@@ -203,6 +205,9 @@ class Results(Generic[_Message]):
         if self._kind is EVALUATION:
             # The job's own setting is about its own stage.
             changes.setdefault("enabled", True)
+            # The tasks of a harness take long, and the job's own evaluation has their values.
+            evaluation = config.evaluation.model_copy(update={"harness_tasks": [], "harness_limit": None})
+            config = config.model_copy(update={"evaluation": evaluation})
         config = with_section(config, self._kind.name, changes, clear)
         check_judges(config.evaluation, self._catalogue, "spec")
         if not config.evaluation.enabled and self._kind is EVALUATION:
@@ -306,7 +311,11 @@ def _check_clear_fields(request: evaluation_api.CreateEvaluationRequest) -> None
 class Evaluations(evaluation_grpc.EvaluationServiceServicer):
     """Served by the gateway."""
 
-    def __init__(self, methods: WorkMethods, catalogue: Catalogue, store: ArtifactStore) -> None:
+    def __init__(
+        self, methods: WorkMethods, catalogue: Catalogue, store: ArtifactStore, nodes: Nodes | None = None
+    ) -> None:
+        """`nodes` tells which tasks of lm-evaluation-harness evaluators have."""
+        self._nodes = nodes
         self._results: Results[Evaluation] = Results(methods, catalogue, views.evaluation)
         self._catalogue = catalogue
         self._store = store
@@ -322,6 +331,8 @@ class Evaluations(evaluation_grpc.EvaluationServiceServicer):
             return await find_comparison(session, tenant, self._catalogue, request)
 
         digest = request_digest(request.spec, StringValue(value=request.model), *_compared(request))
+        if self._nodes is not None and not await self._results.work.earlier(tenant, request.request_id, digest):
+            await check_harness_tasks(request.spec.harness_tasks, "spec", self._nodes)
         made = await self._results.add(
             find, request.spec, digest, request.request_id, tenant, list(request.clear_fields)
         )

@@ -48,6 +48,8 @@ class AsyncEvaluations(AsyncModelWork[Evaluation]):
         json_schema: Mapping[str, Any] | None = None,
         questions: str | PathLike[str] | None = None,
         regression: str | PathLike[str] | None = None,
+        harness_tasks: Sequence[str] | None = None,
+        harness_limit: int | None = None,
         request_id: str = "",
     ) -> Evaluation:
         """Evaluates a model, and compares it with its base or another model, unless it is a base model alone.
@@ -73,6 +75,9 @@ class AsyncEvaluations(AsyncModelWork[Evaluation]):
             questions: Critical questions: a path (uploaded) or a dataset id. Default: the job's own.
             regression: Rows that show what was lost: `general`, `none`, a path (uploaded) or a dataset id. Default: the
                 job's own.
+            harness_tasks: Tasks of lm-evaluation-harness that both models are measured on, of those that
+                `client.probe.hardware()` lists; at most 16. Default: none, whatever the job's own evaluation has run.
+            harness_limit: Maximum number of rows of each of these tasks. Range [1, 1,000,000]. Default: all rows.
             request_id: Makes the call idempotent: a repeated call with the same request_id and arguments returns the
                 same evaluation. At most 128 characters. Default: a new one, so retries of this call are safe.
 
@@ -83,11 +88,12 @@ class AsyncEvaluations(AsyncModelWork[Evaluation]):
             NotFound: There is no such model or dataset.
             OSError: A file cannot be read.
             FailedPrecondition: The job has not finished its training, or another version resolved its settings.
-            InvalidArgument: A value is out of range.
+            InvalidArgument: A value is out of range, or no running evaluator has a task of `harness_tasks`.
             AlreadyExists: The request_id was used with other arguments.
         """
         check_list("prompts", prompts)
         check_list("metrics", metrics)
+        check_list("harness_tasks", harness_tasks)
         removable = {
             "prompts": prompts,
             "metrics": metrics,
@@ -105,6 +111,8 @@ class AsyncEvaluations(AsyncModelWork[Evaluation]):
                 "max_rows": max_rows,
                 "regression": regression,
                 **{name: value for name, value in removable.items() if name not in cleared},
+                "harness_tasks": harness_tasks,
+                "harness_limit": harness_limit,
             }
         )
         sources, rows = draft_sources(data, "data") if data else ([], [])

@@ -141,6 +141,10 @@ class Reason(OpenEnum):
     UNKNOWN_METRIC = "UNKNOWN_METRIC"
     """The evaluation did not measure the named metric. Caller: name one of those in the message."""
 
+    UNKNOWN_HARNESS_TASK = "UNKNOWN_HARNESS_TASK"
+    """No running evaluator has this task of lm-evaluation-harness. Caller: name one of those in the message. Operator:
+    put its file into the folder of FTF_EVALUATOR_HARNESS_TASKS and start the evaluators again."""
+
     INVALID_CHANGE = "INVALID_CHANGE"
     """A change of rows to filter by does not exist. Caller: correct it."""
 
@@ -694,6 +698,19 @@ class Reason(OpenEnum):
     EXTENSION_FAILED = "EXTENSION_FAILED"
     """An extension that the operator added to trainings is not installed on the node, or failed; the message names it.
     Operator: correct FTF_TRAINER_EXTENSIONS, or the extension."""
+
+    HARNESS_TASK_FAILED = "HARNESS_TASK_FAILED"
+    """A task of lm-evaluation-harness cannot be run; the message names it and the error. Caller: remove it from
+    evaluation.harness_tasks. Operator: correct its file or its data."""
+
+    HARNESS_CRASHED = "HARNESS_CRASHED"
+    """The process that runs lm-evaluation-harness has ended without a result; the message names the task. It is tried
+    again. Operator: look at its last output; usually memory ran out."""
+
+    HARNESS_TASK_MISSING = "HARNESS_TASK_MISSING"
+    """The evaluator that took the work does not have this task of lm-evaluation-harness. It is tried again. Operator:
+    set FTF_EVALUATOR_HARNESS_TASKS to the same tasks for every evaluator, and install finetuneflow-server[harness]
+    there."""
 
     LOSS_NOT_FINITE = "LOSS_NOT_FINITE"
     """The loss, the gradient or a trained weight became NaN or infinite; the message names the step and the rows.

@@ -1,5 +1,6 @@
 """Settings of an evaluator process: `FTF_EVALUATOR_<KEY>`, or else `FTF_<KEY>`."""
 
+from pathlib import Path
 from typing import ClassVar
 
 from pydantic import Field
@@ -22,3 +23,6 @@ class EvaluatorSettings(ServiceSettings):
     number divided by that of the tenants with answers."""
     kept_checkpoint_bytes: int = Field(default=8 << 30, gt=0)
     """Approximate disk space, in bytes, for checkpoints that are kept for the next answer."""
+    harness_tasks: Path | None = None
+    """Folder with tasks of lm-evaluation-harness: YAML files and the data that they name. It is read at the start. Code
+    that these files name (`!function`) runs in the evaluator's children. None: no tasks."""

@@ -12,7 +12,7 @@ from engine.catalogue import Catalogue
 from engine.config.graders import BASE, grader, judges
 from engine.config.job import DataSource, JobConfig
 from engine.config.spec_proto import spec_to_dict
-from engine.errors import JobError
+from engine.errors import JobError, SystemFailure
 from engine.evaluation.verdicts import training_findings
 from engine.hub_datasets import HubDataset
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import DataSource as SourceMessage
@@ -30,6 +30,7 @@ from services.attempt_inputs import (
     whole_checkpoint,
 )
 from services.child_input import ModelFiles, WholeCheckpoint
+from services.evaluator.harness_tasks import INSTALL, SETTING, HarnessTasks
 from services.evaluator.settings import EvaluatorSettings
 from services.evaluator.worker.child_input import EvaluationInput, Side
 from services.hub_access import HubAccess, job_access
@@ -41,15 +42,18 @@ class EvaluationStage:
 
     service = "evaluator"
 
-    def __init__(self, settings: EvaluatorSettings, catalogue: Catalogue) -> None:
+    def __init__(self, settings: EvaluatorSettings, catalogue: Catalogue, harness_tasks: HarnessTasks) -> None:
         self._settings = settings
         self._catalogue = catalogue
+        self._harness_tasks = harness_tasks
 
     async def prepare(
         self, assignment: Assignment, workdir: Path, store: ArtifactStore, secrets: Mapping[str, SecretStr]
     ) -> ChildCommand:
-        """Raises JobError if the base model's weights on this node differ from those that preflight checked."""
+        """Raises JobError if the base model's weights on this node differ from those that preflight checked, and
+        SystemFailure("HARNESS_TASK_MISSING")."""
         config = job_configuration(assignment.resolved_spec)
+        harness_folder = self._harness_folder(config)
         hub = job_access(self._settings, assignment, secrets)
         base, tuned = await self._sides(assignment, config, hub, store, workdir)
         judging: dict[str, Side] = {}
@@ -82,9 +86,10 @@ class EvaluationStage:
             measurements=await measurement_files(assignment, store, workdir),
             out_dir=workdir / "out",
             threads=self._settings.child_threads,
+            harness_folder=harness_folder,
         )
         sides = [tuned, *judging.values()] if base is None else [base, tuned, *judging.values()]
-        reads = [side.model.path for side in sides]
+        reads = [*(side.model.path for side in sides), harness_folder]
         return child_command(self._settings, child_input, workdir, reads, gpus=config.resources.gpus)
 
     def _from_hub(self, sources: Sequence[SourceMessage], access: HubAccess, folder: Path) -> list[HubDataset]:
@@ -92,6 +97,20 @@ class EvaluationStage:
         hub = hub_of(access, self._settings.max_dataset_bytes)
         files = pin(((f"data[{index}].dataset", source) for index, source in enumerate(sources)), hub)
         return download(hub, files, folder)
+
+    def _harness_folder(self, config: JobConfig) -> Path | None:
+        """Returns the folder of tasks, if the evaluation asks for any."""
+        evaluation = config.evaluation
+        if not (evaluation.enabled and evaluation.harness_tasks):
+            return None
+        missing = [name for name in evaluation.harness_tasks if name not in self._harness_tasks.names]
+        if missing:
+            message = f"The evaluator {self._settings.node_id} does not have these tasks: {', '.join(missing)}."
+            advice = (
+                f"Ask the operator to set {SETTING} to the same tasks for every evaluator, and to run {INSTALL} there."
+            )
+            raise SystemFailure("HARNESS_TASK_MISSING", message, advice)
+        return self._harness_tasks.folder
 
     async def _sides(
         self, assignment: Assignment, config: JobConfig, hub: HubAccess, store: ArtifactStore, workdir: Path

@@ -128,6 +128,8 @@ class FakeGateway(
     events: list[event_pb2.Event] = field(default_factory=history)
     jobs: int = 1
     nodes: list[str] = field(default_factory=list)
+    harness_tasks: list[str] = field(default_factory=list)
+    harness: stage_result_pb2.HarnessResult | None = None
     attempts: list[fine_tuning_job_pb2.AttemptSummary] = field(default_factory=list)
     # Watching: events sent before the connection is cut, one entry per connection; then all of them.
     cut_watch_after: list[int] = field(default_factory=list)
@@ -367,10 +369,14 @@ class FakeGateway(
     def GetEvaluation(self, request: Any, context: Any) -> Any:
         self._enter("GetEvaluation", request, context)
         result = stage_result_pb2.EvaluationResult(
-            base_loss=4.0, tuned_loss=3.0, num_examples=12, shown_regression=self.shown_regression
+            base_loss=4.0, tuned_loss=3.0, num_examples=12, shown_regression=self.shown_regression, harness=self.harness
         )
         evaluation = evaluation_pb2.Evaluation(id="ev_1", job_id=JOB, result=result)
         return evaluation_service_pb2.GetEvaluationResponse(evaluation=evaluation)
+
+    def CreateEvaluation(self, request: Any, context: Any) -> Any:
+        self._enter("CreateEvaluation", request, context)
+        return evaluation_service_pb2.CreateEvaluationResponse(evaluation=evaluation_pb2.Evaluation(id="ev_2"))
 
     def GetExport(self, request: Any, context: Any) -> Any:
         self._enter("GetExport", request, context)
@@ -497,6 +503,7 @@ class FakeGateway(
         self._enter("GetHardware", request, context)
         gpu = hardware_pb2.Gpu(index=0, name="H200", memory_total_bytes=2**37, temperature_celsius=40)
         machine = hardware_pb2.Hardware(node_id="probe-one-0a1b", cpu_model="Zen", cpu_cores=2, gpus=[gpu])
+        machine.harness_tasks[:] = self.harness_tasks
         fleet = [machine]
         for node in self.nodes:
             fleet.append(hardware_pb2.Hardware())

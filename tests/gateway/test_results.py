@@ -31,7 +31,9 @@ from finetuneflow.v1.fine_tuning_job_spec_pb2 import (
 )
 from finetuneflow.v1.fine_tuning_service_pb2_grpc import FineTuningServiceStub
 from finetuneflow.v1.stage_result_pb2 import EvaluationResult, GateDecision
+from finetuneflow.v1.work_pb2 import Node
 from gateway.observed_speeds import ObservedSpeeds
+from gateway.passthrough import Passthrough
 from gateway.servicers import fine_tuning, results
 from gateway.servicers.work import WorkMethods
 from gateway.specs import secrets_of
@@ -59,6 +61,7 @@ class ResultServers:
     requests: WorkerRequests
     recorder: Recorder
     store: ArtifactStore
+    bus: Bus
 
     async def job(self, *, stages: int = 4, **spec: Any) -> str:
         """A job that has completed so many of its stages."""
@@ -91,7 +94,8 @@ async def servers(database: Database, nats_server: NatsServer, tmp_path: Path) -
     ledger = Ledger(database, fanout.publish, recorder.offer, recorder.discard)
     store = ArtifactStore(f"file://{tmp_path / 'artifacts'}")
     catalogue = Catalogue(tmp_path)
-    evaluations = results.Evaluations(WorkMethods(EVALUATION, ledger, fanout, store), catalogue, store)
+    methods = WorkMethods(EVALUATION, ledger, fanout, store)
+    evaluations = results.Evaluations(methods, catalogue, store, Passthrough(bus).nodes)
     exports = results.Exports(WorkMethods(EXPORT, ledger, fanout, store), catalogue)
     jobs = fine_tuning.FineTuning(WorkMethods(FINE_TUNING_JOB, ledger, fanout, store), None, None)  # type: ignore[arg-type]
     async with (
@@ -110,6 +114,7 @@ async def servers(database: Database, nats_server: NatsServer, tmp_path: Path) -
             WorkerRequests(ledger, NoTrainers()),
             recorder,
             store,
+            bus,
         )
     await bus.close()
 
@@ -165,6 +170,24 @@ async def test_shown_regression_is_part_of_the_job(servers: ResultServers) -> No
     assert (job.gate_decision, job.shown_regression) == (GateDecision.GATE_DECISION_PROMOTE, result.shown_regression)
     (listed,) = (await servers.jobs.ListFineTuningJobs(job_api.ListFineTuningJobsRequest())).fine_tuning_jobs
     assert listed.shown_regression == job.shown_regression and listed.evaluation_id == job.evaluation_id
+
+
+async def test_separate_evaluation_runs_the_tasks_of_the_harness_that_it_names(servers: ResultServers) -> None:
+    """A benchmark takes hours: it is not repeated because the job's own evaluation has run it."""
+    job_id = await servers.job(evaluation=EvaluationSpec(harness_tasks=["sums"], harness_limit=9))
+    unknown = await refusal(evaluate(servers, job_id, harness_tasks=["sums"]))
+    await evaluate(servers, job_id)
+    without = (await servers.worker()).assignment.resolved_spec.evaluation
+    await servers.bus.put_node(Node(id="evaluator-1", service="evaluator", harness_tasks=["sums", "words"]))
+    await evaluate(servers, job_id, request_id="once", harness_tasks=["words"])
+    asked = (await servers.worker()).assignment.resolved_spec.evaluation
+    await servers.bus.remove_node("evaluator", "evaluator-1")
+    again = await evaluate(servers, job_id, request_id="once", harness_tasks=["words"])
+
+    assert (unknown.reason, unknown.fields) == ("UNKNOWN_HARNESS_TASK", ("spec.harness_tasks[0]",))
+    assert not without.harness_tasks and not without.HasField("harness_limit")
+    assert list(asked.harness_tasks) == ["words"] and not asked.HasField("harness_limit")
+    assert list(again.evaluation.spec.harness_tasks) == ["words"], "a repeated call gets what the first one made"
 
 
 async def test_separate_export_has_state_events_and_retries_like_a_job(servers: ResultServers) -> None:

@@ -12,7 +12,13 @@ from finetuneflow.cli.exits import CommandFailed
 from finetuneflow.cli.session import Json, not_empty, print_json, print_rows, session, shortened
 from finetuneflow.fields import INT32_MAX
 from finetuneflow.resources.evaluation import Evaluation, EvaluationRow
-from finetuneflow.resources.stage_result import EvaluationResult, GateDecision, MetricComparison
+from finetuneflow.resources.stage_result import (
+    EvaluationResult,
+    GateDecision,
+    HarnessMetric,
+    HarnessResult,
+    MetricComparison,
+)
 
 _Id = Annotated[str, typer.Argument(metavar="EVALUATION", help="Id of an evaluation.", callback=not_empty)]
 _DECISIONS = {
@@ -93,10 +99,29 @@ def show_metrics(result: EvaluationResult, console: Console) -> None:
         labels = result.classification
         base = "" if result.single_model else f"base {labels.base_macro_f1:.4f}, tuned "
         console.print(f"Macro F1    {base}{labels.tuned_macro_f1:.4f}")
+    if result.harness is not None:
+        _show_harness(result.harness, result.single_model, console)
     if result.num_reused:
         console.print(f"Reused      {result.num_reused:,} losses and answers of earlier evaluations")
     for finding in result.findings:
         console.print(f"Note        {finding}")
+
+
+def _show_harness(harness: HarnessResult, single_model: bool, console: Console) -> None:
+    rows = "all rows" if harness.limit is None else f"at most {harness.limit:,} rows a task"
+    template = "with" if harness.chat_template else "without"
+    console.print(f"Harness     lm-evaluation-harness {harness.version}, {rows}, {template} chat template")
+    values = ["VALUE"] if single_model else ["BASE", "TUNED"]
+    shown = (_harness_row(metric, single_model) for metric in harness.metrics)
+    print_rows(console, ["TASK", "METRIC", *values, "ROWS", "BETTER IF"], shown)
+
+
+def _harness_row(metric: HarnessMetric, single_model: bool) -> list[str]:
+    sides = ((metric.base, metric.base_stderr), (metric.tuned, metric.tuned_stderr))[single_model:]
+    values = [_number(value) + ("" if stderr is None else f" ± {_number(stderr)}") for value, stderr in sides]
+    better = "" if metric.higher_is_better is None else "higher" if metric.higher_is_better else "lower"
+    name = f"{metric.metric} ({metric.filter})" if metric.filter else metric.metric
+    return [metric.task, name, *values, f"{metric.num_rows:,}", better]
 
 
 def _metric_row(metric: MetricComparison) -> list[str]:

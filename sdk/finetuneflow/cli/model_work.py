@@ -95,6 +95,13 @@ def evaluate(
             help="general, none, or a file or dataset id of rows that show what was lost. Default: the job's."
         ),
     ] = None,
+    harness_task: Annotated[
+        list[str] | None,
+        typer.Option(help="Task of lm-evaluation-harness; ftf probe lists them. Repeatable. Default: none."),
+    ] = None,
+    harness_limit: Annotated[
+        int | None, typer.Option(min=1, max=1_000_000, help="Rows of each of these tasks. Default: all.")
+    ] = None,
     gate: Annotated[
         list[str] | None,
         typer.Option(
@@ -129,6 +136,8 @@ def evaluate(
         max_new_tokens=max_new_tokens,
         max_rows=max_rows,
         regression=regression,
+        harness_tasks=harness_task,
+        harness_limit=harness_limit,
         **with_removed(removable, clear or ()),
     )
     _created(here, made, detach=detach, json=json)

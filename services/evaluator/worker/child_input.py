@@ -53,3 +53,5 @@ class EvaluationInput(ChildInput):
     """Models that grade answers, by the names that graders give them; `base` is the base model."""
     measurements: list[Path] = Field(default=[])
     """Files of earlier evaluations."""
+    harness_folder: Path | None = None
+    """The operator's tasks of lm-evaluation-harness. None: none of them is asked for."""

@@ -26,6 +26,7 @@ from finetuneflow.v1.event_pb2 import ArtifactSaved
 from finetuneflow.v1.stage_result_pb2 import EvaluationResult
 from services.evaluator.worker.child_input import EvaluationInput, Side
 from services.evaluator.worker.compare import Compare
+from services.evaluator.worker.harness_process import HARNESS, add_harness
 from services.evaluator.worker.judge import GRADING, Judge
 from services.evaluator.worker.measure import Measuring
 from services.evaluator.worker.measurements import KIND, Measurements, RowLoss, row_hash
@@ -43,8 +44,9 @@ PHASES = (
     "scoring_quantized",
     "comparing",
     GRADING,
+    HARNESS,
 )
-PHASES_ALONE = ("loading_model", "scoring", "answering", "comparing", GRADING)
+PHASES_ALONE = ("loading_model", "scoring", "answering", "comparing", GRADING, HARNESS)
 """Phases if only one model is measured."""
 ROWS_FILE = "evaluation_rows.jsonl"
 ROWS_KIND = "evaluation_rows"
@@ -87,7 +89,8 @@ def evaluate(child_input: EvaluationInput, sink: EventSink) -> EvaluationResult:
     publish = partial(_publish, sink, child_input.out_dir)
     folder = child_input.out_dir / "measurements" / tuned.model.weights_sha256[:16]
     kept = Measurements(child_input.measurements, folder, partial(publish, KIND))
-    measuring = Measuring(Models(sink), kept, phases)
+    models = Models(sink)
+    measuring = Measuring(models, kept, phases)
 
     answer = (config.evaluation.max_new_tokens, sorted(tokenizer.special_ids))
     base_losses: list[RowLoss] | None = None
@@ -124,6 +127,10 @@ def evaluate(child_input: EvaluationInput, sink: EventSink) -> EvaluationResult:
         write_rows(comparing.rows, child_input.out_dir / ROWS_FILE)
         publish(ROWS_KIND, child_input.out_dir / ROWS_FILE)
         result.rows_path = ROWS_FILE
+    if config.evaluation.harness_tasks:
+        # The other process loads the models again.
+        models.release()
+        add_harness(result, child_input, form, sink, phases)
     shown = [*range(min(config.evaluation.num_samples, len(asked.rows))), *range(len(asked.rows), first)]
     tuned_shown = [tuned_answers[index] for index in shown]
     base_shown = None if base_answers is None else [base_answers[index] for index in shown]

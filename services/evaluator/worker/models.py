@@ -16,7 +16,8 @@ from engine.model.adapter import load_adapter
 from finetuneflow.v1.event_pb2 import Warning
 from services.evaluator.worker.child_input import Side
 
-_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,7 @@ class Models:
             return self._model
         with self._sink.ticking():
             if not self._holds_plain_base_of(side, form):
-                self._model = None
-                gc.collect()
-                torch.cuda.empty_cache()
+                self.release()
                 options: dict[str, Any] = {"dtype": form.dtype, "on": form.on, "quantization": form.quantization}
                 whole = side.checkpoint.path if side.checkpoint and side.is_full else side.model.path
                 self._model = load.load_base(whole, **options)
@@ -88,6 +87,12 @@ class Models:
                 self._model = load_adapter(self._model, side.checkpoint.path)
         self._loaded = (side, form)
         return self._model
+
+    def release(self) -> None:
+        """Frees the memory of the model that is held."""
+        self._model = self._loaded = None
+        gc.collect()
+        torch.cuda.empty_cache()
 
     def _holds_plain_base_of(self, side: Side, form: Form) -> bool:
         """An adapter cannot be taken off again: that would leave trained biases behind."""

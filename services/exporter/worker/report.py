@@ -13,6 +13,7 @@ from finetuneflow.v1.stage_result_pb2 import (
     Conclusion,
     EvaluationResult,
     GateDecision,
+    HarnessMetric,
     InferenceSample,
     MetricComparison,
 )
@@ -41,6 +42,7 @@ def report(child_input: ExportInput, adapter_config: Mapping[str, Any] | None = 
         _results(child_input),
         _samples(list(child_input.evaluation.samples)),
         _comparison(child_input),
+        *_harness(child_input.evaluation),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -207,6 +209,35 @@ def _comparison(child_input: ExportInput) -> str:
         for sample in compared:
             lines.append(row(_question(sample), escape(sample.base_output), escape(sample.model_output)))
     return head + "\n".join(lines)
+
+
+def _harness(evaluation: EvaluationResult) -> list[str]:
+    """Values of lm-evaluation-harness, if it was asked for."""
+    if not evaluation.HasField("harness"):
+        return []
+    found = evaluation.harness
+    rows = f"the first {found.limit:,} rows of each task" if found.HasField("limit") else "all rows of each task"
+    template = "with the chat template" if found.chat_template else "without a chat template"
+    lines = [
+        "## lm-evaluation-harness",
+        f"Version {escape(found.version)}, {rows}, prompts {template}; ± is one standard error.",
+        "",
+        row("Task", "Version", "Metric", "Filter", "Examples in prompt", "Rows", "Base", "Tuned", "Better if"),
+        row(*["---"] * 9),
+        *map(_harness_metric, found.metrics),
+    ]
+    return ["\n".join(lines)]
+
+
+def _harness_metric(metric: HarnessMetric) -> str:
+    values = []
+    for side in ("base", "tuned"):
+        value = _figure(getattr(metric, side)) if metric.HasField(side) else NOT_MEASURED
+        stderr = f" ± {_figure(getattr(metric, f'{side}_stderr'))}" if metric.HasField(f"{side}_stderr") else ""
+        values.append(value + stderr)
+    better = ("higher" if metric.higher_is_better else "lower") if metric.HasField("higher_is_better") else ""
+    names = (escape(text) for text in (metric.task, metric.task_version, metric.metric, metric.filter))
+    return row(*names, str(metric.num_fewshot), f"{metric.num_rows:,}", *values, better)
 
 
 def _losses(evaluation: EvaluationResult) -> list[MetricComparison]:
