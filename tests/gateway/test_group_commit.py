@@ -79,7 +79,10 @@ async def test_failed_commit_fails_all_decisions_of_its_group(shared: Database) 
             connection = await session.connection()
             await connection.execute(text("PRAGMA defer_foreign_keys = ON"))
             await connection.execute(
-                text("INSERT INTO results VALUES ('ex', 'default', 'export', 'ftjob_none', 'ftjob_none', x'', 0, '')")
+                text(
+                    "INSERT INTO results (id, tenant, kind, job_id, work_id, create_time) "
+                    "VALUES ('ex', 'default', 'export', 'ftjob_none', 'ftjob_none', 0)"
+                )
             )
 
     results = await asyncio.gather(insert(shared, a_job()), breaking(), insert(shared, a_job()), return_exceptions=True)

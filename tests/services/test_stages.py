@@ -342,7 +342,7 @@ async def test_evaluation_reads_rows_of_the_hub_at_one_commit(node: NodeWithJob,
     node.assignment.comparison.data.add(dataset="ds_1")
     settings = EvaluatorSettings(home=node.home, models=node.models)
     with Hub(tmp_path, {"org/rows": {commit: tmp_path / commit}}).asked():
-        command = await EvaluationStage(settings, catalogue(settings)).prepare(
+        command = await EvaluationStage(settings, catalogue(settings), HarnessTasks(None)).prepare(
             node.assignment, node.workdir, node.store, {}
         )
     given = read(EvaluationInput, command)
@@ -353,7 +353,9 @@ async def test_evaluation_reads_rows_of_the_hub_at_one_commit(node: NodeWithJob,
     assert given.base is None and given.config.hyperparameters.max_length <= given.tuned.model.context_length
     node.assignment.comparison.data[0].dataset = "hf://org/unknown"
     with Hub(tmp_path, {}).asked(), pytest.raises(JobError) as raised:
-        await EvaluationStage(settings, catalogue(settings)).prepare(node.assignment, tmp_path / "w", node.store, {})
+        await EvaluationStage(settings, catalogue(settings), HarnessTasks(None)).prepare(
+            node.assignment, tmp_path / "w", node.store, {}
+        )
     assert raised.value.reason == "DATASET_NOT_FOUND" and raised.value.violations[0].field == "data[0].dataset"
 
 

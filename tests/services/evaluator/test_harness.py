@@ -58,11 +58,18 @@ class Watcher(Recorder):
         self.seen: list[psutil.Process] = []
 
     def requested(self) -> str:
-        self.seen = self.seen or psutil.Process().children()
+        self.seen = self.seen or [child for child in psutil.Process().children() if _runs_harness(child)]
         if not self.seen or not self._kills:
             return "cancel" if self.seen else ""
         self.seen[0].kill()
         return ""
+
+
+def _runs_harness(process: psutil.Process) -> bool:
+    try:
+        return "services.evaluator.harness" in process.cmdline()
+    except psutil.NoSuchProcess:
+        return False
 
 
 @pytest.fixture(scope="module")
