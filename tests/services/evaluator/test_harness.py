@@ -201,6 +201,7 @@ def test_both_models_get_the_values_of_the_harness(
     assert fractions == sorted(fractions) and fractions[-1] == 1.0
 
 
+@pytest.mark.long
 def test_a_model_measured_alone_has_values_of_the_harness(make_input: MakeInput) -> None:
     """Benchmarks of a base model say which one to tune."""
     child_input = make_input(["sums"]).model_copy(update={"base": None})
@@ -208,6 +209,7 @@ def test_a_model_measured_alone_has_values_of_the_harness(make_input: MakeInput)
     assert metric.HasField("tuned") and not metric.HasField("base")
 
 
+@pytest.mark.long
 def test_a_task_that_fails_is_named(make_input: MakeInput) -> None:
     """The caller must know which task to leave out, and the operator which file to correct."""
     lost = "task: lost\noutput_type: generate_until\ndoc_to_target: x\n" + DATA.format(rows="nowhere.jsonl")
@@ -254,6 +256,7 @@ def test_a_cancel_ends_the_process(make_input: MakeInput) -> None:
     assert len(sink.seen) == 1 and not sink.seen[0].is_running()
 
 
+@pytest.mark.long
 @pytest.mark.skipif(bool(confinement.missing()), reason=" ".join(confinement.missing()))
 async def test_code_of_a_task_is_confined_like_the_worker(make_input: MakeInput, tmp_path: Path) -> None:
     """An operator takes tasks from others; their code must not read the keys of the machine, nor send anything."""
