@@ -13,6 +13,9 @@ import numpy
 from numpy.typing import NDArray
 
 CONFIDENCE: Final = 0.95
+LOSS_ROUNDING: Final = 1e-4
+"""Differences between losses up to this, in nats per token, may come from the arithmetic: an adapter that changes
+nothing moves a loss by some 1e-6, always in the same direction."""
 _RESAMPLES: Final = 9999
 _POWER_Z: Final = 0.8416
 """Quantile of the normal distribution at a power of 0.8."""
@@ -52,6 +55,8 @@ class Paired:
     """False if neither higher nor lower values are better."""
     is_sample: bool = True
     """False if the rows are all that is asked, as critical questions are: then the values are exact."""
+    rounding: float = 0.0
+    """Differences up to this may come from the arithmetic and are none; for an exponential value as a share of it."""
     alone: bool = False
     """True if only one model was measured. `base` has its values too then, and no gain is computed."""
 
@@ -94,6 +99,11 @@ class Compared:
             return None
         return (self.tuned - self.base) * (1 if self.paired.higher_is_better else -1)
 
+    @property
+    def rounding(self) -> float:
+        """Gains up to this may come from the arithmetic."""
+        return self.paired.rounding * (abs(self.tuned or 0.0) if self.paired.exponential else 1.0)
+
     def gain_interval(self, confidence: float = CONFIDENCE) -> tuple[float, float] | None:
         """Returns the two-sided interval of the gain. None with fewer than two rows."""
         if not self.paired.is_sample:
@@ -110,9 +120,9 @@ class Compared:
     def conclusion(self) -> str:
         """BETTER, WORSE or NO_DIFFERENCE_SHOWN at the usual confidence."""
         interval = self.gain_interval()
-        if interval is None or interval[0] <= 0 <= interval[1]:
+        if interval is None or (interval[0] <= self.rounding and interval[1] >= -self.rounding):
             return "NO_DIFFERENCE_SHOWN"
-        return "BETTER" if interval[0] > 0 else "WORSE"
+        return "BETTER" if interval[0] > self.rounding else "WORSE"
 
 
 def compared(paired: Paired) -> Compared:

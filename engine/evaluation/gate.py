@@ -46,7 +46,7 @@ def _outcome(condition: GateCondition, found: Compared | None) -> Outcome:
     said += f" on {rows}"
     if found.paired.is_sample:
         said += f", interval [{figure(low)}, {figure(high)}] at {condition.confidence:.1%} confidence"
-    decision = _decision(condition, low, high)
+    decision = _decision(condition, low, high, found.rounding)
     words = {PROMOTE: "holds", REJECT: "fails", INCONCLUSIVE: "is neither shown nor refuted"}
     hint = ""
     if decision == INCONCLUSIVE and condition.min_gain is not None and found.detectable_gain is not None:
@@ -75,11 +75,11 @@ def _value(condition: GateCondition, found: Compared) -> tuple[float, tuple[floa
     return found.tuned, found.value_interval(condition.confidence)
 
 
-def _decision(condition: GateCondition, low: float, high: float) -> str:
+def _decision(condition: GateCondition, low: float, high: float, rounding: float) -> str:
     if condition.min_gain is not None:
-        if low > condition.min_gain:
+        if low > condition.min_gain + rounding:
             return PROMOTE
-        return REJECT if high < condition.min_gain else INCONCLUSIVE
+        return REJECT if high < condition.min_gain - rounding else INCONCLUSIVE
     if condition.min_value is not None:
         if low >= condition.min_value:
             return PROMOTE

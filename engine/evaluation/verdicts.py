@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from typing import Final
 
+from engine.evaluation.comparison import LOSS_ROUNDING
 from engine.perplexity import perplexity
 
 _SMALL_GAP: Final = 0.5
@@ -39,5 +40,6 @@ def training_findings(final_train_loss: float, final_eval_loss: float | None, *,
 
 
 def is_worse(tuned_loss: float, base_loss: float) -> bool:
-    """Returns True if the tuned model's loss is higher or not a number. A base loss that is no number says nothing."""
-    return math.isnan(tuned_loss) or tuned_loss > base_loss
+    """Returns True if the tuned model's loss is higher by more than rounding, or not a number. A base loss that is no
+    number says nothing."""
+    return math.isnan(tuned_loss) or tuned_loss - base_loss > LOSS_ROUNDING

@@ -20,7 +20,7 @@ from engine.config.metrics import (
 )
 from engine.evaluation.answer_metrics import AnswerMetric, answer_metric, label_of
 from engine.evaluation.choice import chosen_metrics, labels
-from engine.evaluation.comparison import Compared, Paired, compared
+from engine.evaluation.comparison import LOSS_ROUNDING, Compared, Paired, compared
 from engine.evaluation.confusion import confusion, macro_f1
 from engine.evaluation.gate import REJECT, decide, figure
 from engine.evaluation.graders import Ask, Problems, Sample, grades, preferred
@@ -306,6 +306,7 @@ def _paired_losses(
         higher_is_better=False,
         weights=numpy.array([float(row.num_trained) for row in after]),
         exponential=exponential,
+        rounding=LOSS_ROUNDING,
         alone=before is None,
     )
 

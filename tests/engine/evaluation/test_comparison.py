@@ -1,6 +1,7 @@
 """Gains, intervals and flips of two models, and the decisions of a gate."""
 
 import math
+from dataclasses import replace
 
 import numpy
 import pytest
@@ -9,7 +10,7 @@ from scipy.stats import bootstrap
 from engine.config.evaluation import GateCondition
 from engine.evaluation.answer_metrics import answer_metric
 from engine.evaluation.choice import chosen_metrics, labels
-from engine.evaluation.comparison import Corpus, Paired, compared, mcnemar
+from engine.evaluation.comparison import LOSS_ROUNDING, Corpus, Paired, compared, mcnemar
 from engine.evaluation.confusion import confusion, macro_f1
 from engine.evaluation.gate import decide
 from engine.evaluation.verdicts import is_worse
@@ -135,6 +136,24 @@ def test_gate_rejects_a_worse_model_promotes_a_better_one_and_does_not_judge_an_
     one_row = compared(Paired("loss", same[:1], same[:1] - 1, higher_is_better=False, weights=numpy.ones(1)))
     decision, outcomes = decide(_LOWER_LOSS, {"loss": one_row})
     assert decision == "INCONCLUSIVE" and "too few for an interval" in outcomes[0].sentence
+
+
+def test_loss_that_differs_by_rounding_is_no_difference() -> None:
+    """An adapter that has learnt nothing moves all losses a little in one direction, however many rows there are."""
+    base = numpy.linspace(2, 4, 50)
+    weights = numpy.ones(50)
+    for exponential in (False, True):
+        found = compared(
+            Paired(
+                "loss", base, base + 3e-6, higher_is_better=False, weights=weights, exponential=exponential,
+                rounding=LOSS_ROUNDING,
+            )
+        )  # fmt: skip
+        assert found.conclusion == "NO_DIFFERENCE_SHOWN"
+        assert decide([GateCondition(metric="loss", min_gain=0.0)], {"loss": found})[0] == "INCONCLUSIVE"
+        worse = replace(found.paired, tuned=base + 3e-3)
+        assert compared(worse).conclusion == "WORSE"
+        assert decide([GateCondition(metric="loss", min_gain=0.0)], {"loss": compared(worse)})[0] == "REJECT"
 
 
 def test_base_model_without_a_loss_says_nothing_about_the_tuned_one() -> None:
