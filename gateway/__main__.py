@@ -163,7 +163,9 @@ async def run(settings: GatewaySettings) -> None:
         Mount(
             evaluation_service_pb2.DESCRIPTOR.services_by_name["EvaluationService"],
             results.add_evaluations_to_server,
-            results.Evaluations(WorkMethods(EVALUATION, ledger, fanout, store, quotas), catalogue, store),
+            results.Evaluations(
+                WorkMethods(EVALUATION, ledger, fanout, store, quotas), catalogue, store, passthrough.nodes
+            ),
         ),
         Mount(
             export_service_pb2.DESCRIPTOR.services_by_name["ExportService"],

@@ -1,4 +1,4 @@
-"""The models that an evaluation compares: looks them up by their names."""
+"""The models that an evaluation compares, or the one that it measures: looks them up by their names."""
 
 from collections.abc import Sequence
 
@@ -6,10 +6,9 @@ from google.protobuf.json_format import MessageToDict
 from pydantic import ValidationError
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from chassis.errors import InvalidArgument, NotFound, Unimplemented, Violation
+from chassis.errors import InvalidArgument, NotFound, Violation
 from engine.catalogue import Catalogue
 from engine.config.graders import grader, judges
-from engine.config.hub_reference import is_hub_reference
 from engine.config.job import DataSource as SourceConfig
 from engine.config.spec_proto import spec_to_dict
 from engine.errors import JobError
@@ -28,10 +27,11 @@ _MAX_SOURCES = 32
 
 async def find_comparison(
     session: AsyncSession, tenant: str, catalogue: Catalogue, request: CreateEvaluationRequest
-) -> tuple[Work, Comparison]:
-    """Returns the models of a request, and the job whose settings and rows they are compared with.
+) -> tuple[Work | None, Comparison]:
+    """Returns the models of a request, and the job whose settings and rows they are compared with; no job and no model
+    to compare with for a base model that is measured alone.
 
-    Raises InvalidArgument, NotFound, FailedPrecondition, Unimplemented.
+    Raises InvalidArgument, NotFound, FailedPrecondition.
     """
     model, against = request.model, request.against
     if not model:
@@ -40,12 +40,24 @@ async def find_comparison(
     if against:
         other, second = await _found(session, tenant, catalogue, against, "against")
     elif job is None:
-        raise _invalid("against", f"is empty; {model[:80]!r} is a base model, so name the tuned one to compare it with")
+        _check_data(request.data)
+        spec = request.spec
+        if not (request.data or spec.questions or spec.prompts or spec.harness_tasks):
+            raise _invalid(
+                "data",
+                f"is empty; {model[:80]!r} is a base model, so there are no held-out rows: name rows to measure it on, "
+                "a tuned model in `against`, or spec.questions, spec.prompts or spec.harness_tasks",
+            )
+        return None, Comparison(model=compared, data=request.data)
     else:
         other, second = None, ComparedModel(id=compared.base_model.id, base_model=compared.base_model)
     owner = job or other
     if owner is None:
-        raise _invalid("against", "is a base model like the other; one must be tuned: its template and rows are used")
+        raise _invalid(
+            "against",
+            "is a base model like the other; one must be tuned, because its template and rows are used. Without "
+            "`against` a base model is measured alone",
+        )
     same_base = compared.base_model.id == second.base_model.id
     if against and same_base and compared.checkpoint.path == second.checkpoint.path:
         raise _invalid("against", f"is {against[:80]!r}, the same model as {model[:80]!r}")
@@ -66,8 +78,11 @@ async def _found(
     return await _tuned(session, tenant, name, field)
 
 
-async def find_judges(session: AsyncSession, tenant: str, evaluation: EvaluationSpec, path: str) -> list[ComparedModel]:
-    """Returns the tuned models that graders name as judges; `path` is that of the section.
+async def find_judges(
+    session: AsyncSession, tenant: str, evaluation: EvaluationSpec, path: str, *, lock: bool = False
+) -> list[ComparedModel]:
+    """Returns the tuned models that graders name as judges; `path` is that of the section. With `lock` none of their
+    jobs is deleted before the transaction ends.
 
     Raises InvalidArgument, NotFound, FailedPrecondition.
     """
@@ -75,17 +90,26 @@ async def find_judges(session: AsyncSession, tenant: str, evaluation: Evaluation
     for index, value in enumerate(evaluation.graders):
         for judge in judges(grader(MessageToDict(value))):
             if judge.model.startswith(TUNED) and judge.model not in found:
-                _, model = await _tuned(session, tenant, judge.model, f"{path}.graders[{index}].model")
+                field = f"{path}.graders[{index}].model"
+                _, model = await _tuned(session, tenant, judge.model, field, lock=lock)
                 found[judge.model] = model
     return list(found.values())
 
 
-async def _tuned(session: AsyncSession, tenant: str, name: str, field: str) -> tuple[Work, ComparedModel]:
+def judging_jobs(evaluation: EvaluationSpec) -> set[str]:
+    """Returns the ids of the jobs whose models graders name as judges."""
+    named = (judge.model for value in evaluation.graders for judge in judges(grader(MessageToDict(value))))
+    return {parsed[0] for name in named if (parsed := split_name(name)) is not None}
+
+
+async def _tuned(
+    session: AsyncSession, tenant: str, name: str, field: str, *, lock: bool = False
+) -> tuple[Work, ComparedModel]:
     parsed = split_name(name)
     if parsed is None:
         raise _invalid(field, f"is {name[:80]!r}; write `ft:<job_id>` or `ft:<job_id>@<step>`")
     job_id, step = parsed
-    job = await trained_job(session, job_id, tenant, field)
+    job = await trained_job(session, job_id, tenant, field, lock=lock)
     if step is None:
         # What the export packs. The training named it, so it was accepted.
         best = TrainingResult.FromString(job.training or b"")
@@ -109,9 +133,6 @@ def _check_data(data: Sequence[DataSource]) -> None:
     if len(data) > _MAX_SOURCES:
         raise _invalid("data", f"has {len(data)} datasets; at most {_MAX_SOURCES} are allowed")
     for index, source in enumerate(data):
-        if is_hub_reference(source.dataset):
-            problem = "Rows of the hub are not available here yet; download the file and upload it."
-            raise Unimplemented("NOT_IMPLEMENTED", problem, [Violation(f"data[{index}].dataset", problem)])
         try:
             SourceConfig.model_validate(spec_to_dict(source))
         except ValidationError as error:

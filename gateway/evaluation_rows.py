@@ -29,6 +29,9 @@ def rows_page(
     if request.change not in RowChange.values():
         message = f"{request.change} is not a change of a row"
         raise InvalidArgument("INVALID_CHANGE", f"change: {message}.", [Violation("change", message)])
+    if request.change and result.single_model:
+        message = "only one model was measured, so no row is better or worse; remove it"
+        raise InvalidArgument("INVALID_CHANGE", f"change: {message}.", [Violation("change", message)])
     page = page_of(request, "rows", request.evaluation_id, request.metric, str(request.change))
     start = _offset(page.after, result.rows_size_bytes)
     try:

@@ -64,6 +64,7 @@ def hardware_of(node: Node) -> Hardware:
     hardware.CopyFrom(node.hardware)
     hardware.node_id = node.id
     hardware.draining = node.draining
+    hardware.harness_tasks[:] = node.harness_tasks
     return hardware
 
 

@@ -72,8 +72,9 @@ class GatewaySettings(ProcessSettings):
     max_watches: int = Field(default=2000, ge=1)
     """Maximum number of watches at once. An idle one holds about 25 KB of memory."""
     max_questions: int = Field(default=64, ge=1)
-    """Maximum number of calls at once that a probe or an evaluator answers: validation, preview, estimate,
-    recommendation, preflight and generation."""
+    """Number of calls at once that a probe or an evaluator answers (validation, preview, estimate, recommendation,
+    preflight and generation), above which calls of a tenant that has its share are refused: this number divided by that
+    of the tenants with such calls."""
     calls_per_second: float = Field(default=200.0, gt=0)
     """Rate at which one caller (an API key, or a user of the identity provider) may call for long. An insecure gateway
     can't tell callers apart and does not limit it."""

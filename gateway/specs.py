@@ -14,7 +14,7 @@ from engine.config.hub_reference import is_hub_reference
 from engine.config.job import JobConfig, job_config, unsupported
 from engine.config.spec_proto import data_sources, spec_to_dict
 from engine.config.start import StartSource
-from engine.data.endings import is_adapter
+from engine.data.endings import QUESTION_ENDINGS, ending_of, is_adapter
 from engine.errors import JobError
 from finetuneflow.v1.fine_tuning_job_pb2 import Stage
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import EvaluationSpec, FineTuningJobSpec
@@ -100,15 +100,26 @@ async def check_datasets(session: AsyncSession, tenant: str, spec: FineTuningJob
     for field, dataset in evaluation_sets(spec.evaluation, "spec.evaluation"):
         named.setdefault(dataset, field)
     rows = await existing_datasets(session, tenant, named)
+    check_files_of_rows([row for row in rows if named[row.id] != "spec.start_from"], named)
     for row in rows:
-        if is_adapter(row.filename) and named[row.id] != "spec.start_from":
-            problem = f"Dataset {row.id} is an adapter ({row.filename}), not rows; name it in start_from."
-            raise InvalidArgument("ADAPTER_AS_DATA", problem, [Violation(named[row.id], problem)])
         if row.id == start and not is_adapter(row.filename):
             way = "upload one with `ftf datasets upload-adapter FOLDER`"
             problem = f"Dataset {row.id} ({row.filename}) is no adapter; {way}."
             raise InvalidArgument("NOT_AN_ADAPTER", problem, [Violation("spec.start_from", problem)])
     return rows
+
+
+def check_files_of_rows(datasets: Sequence[UploadedDataset], named: Mapping[str, str]) -> None:
+    """Raises InvalidArgument for a dataset that by its file's name cannot hold what it is named for: rows, or critical
+    questions. `named`: id → path of the field. What the file contains, only a worker reads."""
+    for row in datasets:
+        field = named[row.id]
+        if is_adapter(row.filename):
+            problem = f"Dataset {row.id} is an adapter ({row.filename}), not rows; name it in start_from."
+            raise InvalidArgument("ADAPTER_AS_DATA", problem, [Violation(field, problem)])
+        if field.endswith(".questions") and ending_of(row.filename) not in QUESTION_ENDINGS:
+            problem = f"Dataset {row.id} ({row.filename}) is no JSON Lines, which critical questions must be (.jsonl)."
+            raise InvalidArgument("BAD_QUESTIONS", problem, [Violation(field, problem)])
 
 
 async def existing_datasets(session: AsyncSession, tenant: str, named: Mapping[str, str]) -> list[UploadedDataset]:
@@ -141,8 +152,10 @@ async def check_secrets(session: AsyncSession, tenant: str, spec: FineTuningJobS
 def secrets_of(assignment: Assignment) -> set[str]:
     """Returns the names of the secrets that the assignment's stage needs: none if it reads nothing from a hub."""
     spec, found = assignment.merged_spec, set()
-    # Only preflight reads datasets of a hub; the others read the token shards that it made.
+    # Of a job's own datasets, the other stages read the token shards that preflight made.
     named = dataset_ids(spec) if assignment.stage == Stage.STAGE_PREFLIGHT else ()
+    if assignment.stage == Stage.STAGE_EVALUATION:
+        named = (source.dataset for source in assignment.comparison.data)
     if "hub_token" in spec.secrets and ("/" in spec.base_model or any(map(is_hub_reference, named))):
         found.add(spec.secrets["hub_token"])
     return found

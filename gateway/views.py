@@ -9,7 +9,7 @@ from finetuneflow.v1.evaluation_pb2 import Evaluation
 from finetuneflow.v1.event_pb2 import ConfigResolved
 from finetuneflow.v1.export_pb2 import Export
 from finetuneflow.v1.fine_tuning_job_pb2 import AttemptSummary, Checkpoint, FineTuningJob, Progress
-from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
+from finetuneflow.v1.fine_tuning_job_spec_pb2 import EvaluationSpec, FineTuningJobSpec
 from finetuneflow.v1.stage_result_pb2 import EvaluationResult, ExportResult, PreflightResult, TrainingResult
 from finetuneflow.v1.work_pb2 import Comparison, TrainingStart
 from gateway.sql.tables import Attempt, SavedCheckpoint, SavedResult, UploadedDataset, Work
@@ -32,8 +32,8 @@ def timestamp(microseconds: int) -> Timestamp:
     return out
 
 
-def job(row: Work, *, evaluation_id: str = "", export_id: str = "", decision: str = "") -> FineTuningJob:
-    """Converts a job; its evaluation, with the decision of its gate, and its export are rows of their own."""
+def job(row: Work, *, evaluation: SavedResult | None = None, export_id: str = "") -> FineTuningJob:
+    """Converts a job; its evaluation and its export are rows of their own."""
     out = FineTuningJob(
         id=row.id,
         spec=FineTuningJobSpec.FromString(row.spec),
@@ -47,10 +47,11 @@ def job(row: Work, *, evaluation_id: str = "", export_id: str = "", decision: st
         failed_attempts=row.failed_attempts,
         progress=Progress.FromString(row.progress),
         last_sequence=row.last_sequence,
-        evaluation_id=evaluation_id,
+        evaluation_id="" if evaluation is None else evaluation.id,
         export_id=export_id,
         tuned_model=f"ft:{row.id}" if export_id else "",
-        gate_decision=decision or None,
+        gate_decision=(evaluation.decision or None) if evaluation is not None else None,
+        shown_regression="" if evaluation is None else evaluation.shown_regression,
         create_time=timestamp(row.create_time),
         update_time=timestamp(row.update_time),
     )
@@ -96,11 +97,19 @@ def _resolved(work: Work) -> FineTuningJobSpec:
     return ConfigResolved.FromString(work.config or b"").resolved_spec
 
 
+def evaluation_settings(work: Work) -> EvaluationSpec:
+    """What an evaluation of the work measures, as far as it is known: preflight resolves the settings of a job."""
+    if work.config is None:
+        return FineTuningJobSpec.FromString(work.merged_spec).evaluation
+    return _resolved(work).evaluation
+
+
 def _of_result(row: SavedResult, work: Work) -> dict[str, Any]:
     """The fields that both resources have."""
     fields: dict[str, Any] = {
         "id": row.id,
-        "job_id": row.job_id,
+        # An evaluation of a base model alone is about no job; its row refers to itself.
+        "job_id": "" if row.job_id == row.id else row.job_id,
         "model": f"ft:{row.job_id}",
         "create_time": timestamp(row.create_time),
         "max_attempts": work.max_attempts,

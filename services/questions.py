@@ -36,7 +36,9 @@ def prompts(config: JobConfig, data_dir: Path, tokenizer: Tokenizer) -> list[Que
     """Returns the caller's own prompts, which are asked as the rows are."""
     if not config.evaluation.prompts:
         return []
-    as_chat = json.loads((data_dir / "prepared.json").read_text())["has_chat"]
+    prepared = data_dir / "prepared.json"
+    # Without rows there is nothing to follow.
+    as_chat = json.loads(prepared.read_text())["has_chat"] if prepared.exists() else True
     return [_of_prompt(text, config, as_chat, tokenizer) for text in config.evaluation.prompts]
 
 

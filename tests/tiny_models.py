@@ -51,8 +51,11 @@ def make_tiny_tokenizer(directory: Path, *, chat_template: str | None = CHATML) 
     return directory
 
 
-def make_tiny_model(directory: Path, *, num_layers: int = 2, seed: int = 0) -> Path:
-    """Writes a random Llama of 64 dimensions (float32 safetensors) with `make_tiny_tokenizer`'s tokenizer."""
+def make_tiny_model(directory: Path, *, num_layers: int = 2, seed: int = 0, biases: bool = False) -> Path:
+    """Writes a random Llama of 64 dimensions (float32 safetensors) with `make_tiny_tokenizer`'s tokenizer.
+
+    With `biases` its linear layers have biases, as those of Qwen 2 and GPT-2.
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -66,6 +69,8 @@ def make_tiny_model(directory: Path, *, num_layers: int = 2, seed: int = 0) -> P
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=512,
+        attention_bias=biases,
+        mlp_bias=biases,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, Field, model_validator
 
-from engine.config.graders import MAX_GRADERS, checked_grader, grader
+from engine.config.graders import MAX_GRADERS, CompareModel, checked_grader, grader
 from engine.config.metrics import (
     GRADER_PREFIX,
     MEASURED_ALWAYS,
@@ -17,6 +17,7 @@ from engine.config.metrics import (
     checked_pattern,
 )
 from engine.config.section import Section, kib
+from engine.errors import Violation
 
 GENERAL: Final = "general"
 """The regression set that ships with the server."""
@@ -97,6 +98,10 @@ class Evaluation(Section):
     """Id of an uploaded dataset of critical questions; empty: none."""
     regression: str = Field(default=GENERAL, max_length=128, pattern=r"^(general|none|ds_.+)$")
     """`general`, `none`, or the id of an uploaded dataset."""
+    harness_tasks: list[Annotated[str, Field(min_length=1, max_length=128)]] = Field(default=[], max_length=16)
+    """Tasks of lm-evaluation-harness in the operator's folder."""
+    harness_limit: int | None = Field(default=None, ge=1, le=1_000_000)
+    """Maximum number of rows of each of these tasks; None: all."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "Evaluation":
@@ -106,6 +111,10 @@ class Evaluation(Section):
             raise ValueError("the metric json_schema needs evaluation.json_schema")
         if self.json_schema is not None and self.metrics and "json_schema" not in self.metrics:
             raise ValueError("json_schema is set, but metrics does not name json_schema")
+        if len(set(self.harness_tasks)) < len(self.harness_tasks):
+            raise ValueError("harness_tasks names one task twice")
+        if self.harness_limit is not None and not self.harness_tasks:
+            raise ValueError("harness_limit is set, but harness_tasks names no task")
         names = [grader(each).name for each in self.graders]
         if len(set(names)) < len(names):
             raise ValueError("two graders have one name")
@@ -131,3 +140,19 @@ class Evaluation(Section):
             checked_metric(name)
             if name == "json_schema" and self.json_schema is None:
                 raise ValueError("it needs evaluation.json_schema")
+
+
+def needing_two_models(evaluation: Evaluation, path: str) -> list[Violation]:
+    """Returns a violation for each setting that needs a second model; `path` is that of the section."""
+    alone = "only one model is measured; name the other one in `against`"
+    found = [
+        Violation(f"{path}.gate[{index}].min_gain", f"A gain is one over another model, and {alone}, or set a bound.")
+        for index, condition in enumerate(evaluation.gate)
+        if condition.min_gain is not None
+    ]
+    found += [
+        Violation(f"{path}.graders[{index}].type", f"compare_model compares the answers of two models, and {alone}.")
+        for index, value in enumerate(evaluation.graders)
+        if isinstance(grader(value), CompareModel)
+    ]
+    return found

@@ -5,7 +5,7 @@ types other than text; preflight replaces it.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, ValidationError, field_validator
@@ -229,6 +229,12 @@ class Lora(Section):
         """True if the initial values are taken out of the base weights, which change by that."""
         return self.init_lora_weights == "olora" or self.init_lora_weights.startswith("pissa")
 
+    @property
+    def needs_own_base(self) -> bool:
+        """True if the adapter cannot be loaded beside others into one copy of the base model: of what it trains beside
+        the outputs of layers, peft mixes up the parts of several adapters, or refuses them."""
+        return self.bias != "none" or bool(self.modules_to_save or self.trainable_tokens)
+
 
 class Quantization(Section):
     """Quantisation of the base weights, used by QLoRA."""
@@ -341,13 +347,19 @@ def job_config(spec: Mapping[str, Any]) -> JobConfig:
     return config
 
 
-def with_section(config: JobConfig, name: str, changes: Mapping[str, Any]) -> JobConfig:
-    """Returns `config` with `changes` merged into its section `name`, such as "evaluation".
+def evaluation_config(base_model: str) -> JobConfig:
+    """Returns the settings of an evaluation of a base model alone: those of the default recipe, without rows."""
+    return JobConfig.model_validate(merge(recipe("default").values, {"base_model": base_model}))
+
+
+def with_section(config: JobConfig, name: str, changes: Mapping[str, Any], clear: Collection[str] = ()) -> JobConfig:
+    """Returns `config` with `changes` merged into its section `name`, such as "evaluation". Fields in `clear` get their
+    default first.
 
     Raises JobError("INVALID_CONFIG"); its field paths start at the section: `spec.num_samples`.
     """
     section = getattr(config, name)
-    before = section.model_dump()
+    before = {key: value for key, value in section.model_dump().items() if key not in clear}
     try:
         changed = type(section).model_validate(merge(before, changes))
     except ValidationError as error:

@@ -38,6 +38,8 @@ LONG = 1024
 """Tokens above which a row counts as long."""
 CUT_OFF = "CUT_OFF"
 """Mark of a row that is dropped because truncation removed all its trained tokens."""
+EXAMINED_ROWS = 100
+"""Held-out rows that are looked at for the values that graders name."""
 _TEMPLATE_FAULTS = ("TEMPLATE_FAILED", "TEMPLATE_NOT_INCREMENTAL")
 _BATCH_ROWS = 128
 """Rows that are tokenised in one call."""
@@ -101,7 +103,7 @@ class Tokenised:
     train: TokenRows | None = None
     eval: TokenRows | None = None
     eval_rows: str = ""
-    """One line of JSON per held-out row."""
+    """One line of JSON per held-out row. If rows are only counted, the first EXAMINED_ROWS, and only with graders."""
     train_statistics: Statistics = field(default_factory=Statistics)
     eval_statistics: Statistics = field(default_factory=Statistics)
     report: Report = field(default_factory=Report)
@@ -177,6 +179,7 @@ class BlockTokenizer:
                 if held_out:
                     if keep:
                         evaluated.add(tokens, 1, example.row)
+                    if keep or (self._config.evaluation.graders and len(lines) < EXAMINED_ROWS):
                         lines.append(json.dumps(eval_row(example, self._tokenizer), ensure_ascii=False) + "\n")
                     continue
                 for _ in range(use - 1):

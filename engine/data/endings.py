@@ -9,6 +9,9 @@ ENDINGS = (*KINDS, *(f"{kind}.{ending}" for kind in KINDS if kind != "parquet" f
 """Every accepted ending, without its first dot. Parquet compresses itself; compressed again, it could not be read in
 parts."""
 
+QUESTION_ENDINGS = ("jsonl", "ndjson", "json")
+"""Endings of files of critical questions, which are JSON Lines."""
+
 
 def ending_of(filename: str) -> str | None:
     """Returns the accepted ending of a file name, in lower case; None if it has none."""

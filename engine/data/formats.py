@@ -189,13 +189,13 @@ class RowReader:
             found[ours] = f"No row has a column {theirs!r}. {hint}"
         return found
 
-    def unused_keys(self) -> RowProblem | None:
-        """Returns a warning that names the values of the rows that are not used, if there are any."""
-        if not self._unused:
+    def unused_keys(self, graded: Collection[str] = ()) -> RowProblem | None:
+        """Returns a warning that names the values of the rows that are not used, if there are any; `graded` are columns
+        that graders read."""
+        unused = [name for name in self.unused if name not in graded]
+        if not unused:
             return None
-        message = (
-            f"values that are not used: {_listed(dict.fromkeys(self.unused))}; correct the names if they should be"
-        )
+        message = f"values that are not used: {_listed(dict.fromkeys(unused))}; correct the names if they should be"
         return RowProblem(0, "", "UNUSED_KEYS", message, "warns")
 
     def _renamed(self, values: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from engine.config.job import DataSource, JobConfig
+from engine.data.block_tokenizer import EXAMINED_ROWS
 from engine.data.blocks import BLOCK_SIZE, BlockSize
 from engine.data.content_key import content_key
 from engine.data.packing import PackCount
@@ -166,19 +167,27 @@ def examine(
     report: Report,
     processes: int = 1,
     limits: WorkLimits = WorkLimits(),  # noqa: B008 - it cannot be changed
+    *,
+    held_out: Path | None = None,
 ) -> Prepared | None:
-    """Counts what `prepare` would write for the valid rows, without writing anything. All problems that would refuse a
-    job are added to `report`. Returns None if an error stopped the counting.
+    """Counts what `prepare` would write for the valid rows, without writing anything; but if graders name values of the
+    held-out rows, the first ones of these are written to `held_out`, as in eval_rows.jsonl. All problems that would
+    refuse a job are added to `report`. Returns None if an error stopped the counting.
 
     Raises JobError if the tokenizer cannot be used, and LimitExceeded for data beyond the `limits`.
     """
     tokenizer = Tokenizer(tokenizer_dir, config.chat_template)
     packs = _packs(config)
+    num_examined = 0
     try:
         with _crew(config, tokenizer_dir, tokenizer, sources, processes, MIN_BYTES, limits) as crew:
             split = Split(config, crew, sources, report, progress, BLOCK_SIZE)
             for phase, made in split.tokenised(keep=False):
                 _check_size(split, limits)
+                if held_out is not None and made.eval_rows and num_examined < EXAMINED_ROWS:
+                    num_examined += made.eval_rows.count("\n")
+                    with held_out.open("a", encoding="utf-8") as file:
+                        file.write(made.eval_rows)
                 if made.train:
                     packs[phase].add(made.train.lengths.tolist())
         split.warn_about_long_rows()

@@ -10,6 +10,7 @@ import numpy
 from numpy.typing import NDArray
 
 from engine.config.advice import setting
+from engine.config.graders import grader, item_paths
 from engine.config.job import DataSource, JobConfig
 from engine.data.block_tokenizer import CUT_OFF, HELD_OUT, LEAKED, LONG, LONGEST, BlockSource, Survey, Tokenised
 from engine.data.blocks import Block, BlockSize, read_blocks
@@ -90,6 +91,7 @@ class Split:
         templates. Problems of single rows are added to the report."""
         self._config, self._crew, self._paths, self._report, self._progress = config, crew, sources, report, progress
         self._block_size = block_size
+        self._graded = {path.split(".")[1] for each in config.evaluation.graders for path in item_paths(grader(each))}
         self.train = Statistics()
         self.rows = RowCounts()
         """Complete when `tokenised` is exhausted."""
@@ -241,7 +243,7 @@ class Split:
                 raise found.error
             yield found
         part.source.refuse_useless(part.path.name, reader, num_items)
-        if unused := reader.unused_keys():
+        if unused := reader.unused_keys(self._graded):
             self._report.add(part.source.place, unused)
         part.num_rows = num_items
         self._report.leave_out(part.source.place, num_items)

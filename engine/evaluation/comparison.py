@@ -1,11 +1,11 @@
-"""Compares two models by one metric: gain, interval, flips, and what the number of rows can show.
+"""Compares two models by one metric: gain, interval, flips, and what the number of rows can show. Or measures one.
 
 Intervals are percentiles of a paired bootstrap over rows with a fixed seed (Efron and Tibshirani 1993, chapter 13).
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final
 
@@ -52,6 +52,8 @@ class Paired:
     """False if neither higher nor lower values are better."""
     is_sample: bool = True
     """False if the rows are all that is asked, as critical questions are: then the values are exact."""
+    alone: bool = False
+    """True if only one model was measured. `base` has its values too then, and no gain is computed."""
 
     @classmethod
     def of(cls, name: str, base: Sequence[float | None], tuned: Sequence[float | None], **options: object) -> "Paired":
@@ -69,7 +71,8 @@ class Paired:
 
 @dataclass(frozen=True)
 class Compared:
-    """A comparison of two models by one metric. Gains are positive if the tuned model is better."""
+    """A comparison of two models by one metric, or the measurement of one. Gains are positive if the tuned model is
+    better."""
 
     paired: Paired
     base: float | None
@@ -113,7 +116,14 @@ class Compared:
 
 
 def compared(paired: Paired) -> Compared:
-    """Compares the rows that both models have a value for."""
+    """Compares the rows that both models have a value for. Of a model that is measured alone only its value is set."""
+    found = _compared(paired)
+    if not paired.alone:
+        return found
+    return replace(found, base=None, p_value=None, detectable_gain=None, _gains=found._gains[:0])
+
+
+def _compared(paired: Paired) -> Compared:
     kept = paired.measured
     base, tuned = paired.base[kept], paired.tuned[kept]
     weights = numpy.ones(len(base)) if paired.weights is None else paired.weights[kept]
@@ -123,6 +133,17 @@ def compared(paired: Paired) -> Compared:
     broken = paired.weights is not None and not kept.all()
     if broken:
         # A loss that is not a number is one of the whole model, not of the rows that are left.
+        if numpy.isfinite(paired.tuned).all():
+            of_tuned = _compared(replace(paired, base=paired.tuned))
+            return replace(
+                of_tuned,
+                paired=paired,
+                base=_whole(paired, paired.base),
+                num_rows=int(kept.sum()),
+                p_value=None,
+                detectable_gain=None,
+                _gains=gains[:0],
+            )
         return Compared(
             paired,
             _whole(paired, paired.base),

@@ -31,6 +31,9 @@ def decide(conditions: Sequence[GateCondition], measured: Mapping[str, Compared]
 def _outcome(condition: GateCondition, found: Compared | None) -> Outcome:
     wanted = _wanted(condition)
     if found is None or found.tuned is None or (condition.min_gain is not None and found.gain is None):
+        if found is not None and found.tuned is not None:
+            problem = "the value of the model that it is compared with is not a finite number, so there is no gain"
+            return Outcome(f"{wanted}: {problem}, and the condition is inconclusive.", INCONCLUSIVE)
         if found is not None and found.paired.weights is not None and found.num_rows < len(found.paired.tuned):
             return Outcome(f"{wanted}: the value is not a number on some rows, so the condition fails.", REJECT)
         return Outcome(f"{wanted}: not measured on any row, so the condition is inconclusive.", INCONCLUSIVE)

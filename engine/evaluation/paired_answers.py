@@ -19,9 +19,9 @@ class PairedAnswers:
 
 
 def compare_answers(
-    metric: AnswerMetric, base: Sequence[str], tuned: Sequence[str], expected: Sequence[str]
+    metric: AnswerMetric, base: Sequence[str], tuned: Sequence[str], expected: Sequence[str], *, alone: bool = False
 ) -> PairedAnswers:
-    """Compares the answers of two models, row by row."""
+    """Compares the answers of two models, row by row. With `alone` there is one, and `base` has its answers too."""
     rows, before, after = [], [], []
     for index, texts in enumerate(zip(base, tuned, expected, strict=True)):
         ours, theirs = (metric.of_row(answer, texts[2]) for answer in texts[:2])
@@ -43,5 +43,6 @@ def compare_answers(
         signature=metric.signature,
         corpus=corpus,
         has_direction=metric.has_direction,
+        alone=alone,
     )
     return PairedAnswers(compared(paired), rows, before, after)

@@ -9,12 +9,12 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from engine.config.graders import CompareModel, Grader, grader, item_paths, value_at
+from engine.data.validation import SHOWN
 from engine.errors import JobError, Violation
 
 MAX_QUESTIONS: Final = 1000
 PASS_GRADE: Final = 0.5
 """A question is passed if each of its grades is at least this."""
-_LISTED: Final = 20
 
 
 class _Turn(BaseModel):
@@ -53,7 +53,7 @@ class CriticalQuestion:
 def read_questions(path: Path) -> list[CriticalQuestion]:
     """Reads a JSON Lines file of critical questions.
 
-    Raises JobError("BAD_QUESTIONS") with one violation for each line that is not one.
+    Raises JobError("BAD_QUESTIONS") with one violation for each line that is not one; at most SHOWN of them.
     """
     found: list[CriticalQuestion] = []
     violations: list[Violation] = []
@@ -73,11 +73,12 @@ def read_questions(path: Path) -> list[CriticalQuestion]:
         violations.append(Violation("evaluation.questions", f"at most {MAX_QUESTIONS:,} questions are asked."))
     if violations:
         first = violations[0]
+        more = f" And {len(violations) - 1:,} more." * (len(violations) > 1)
         raise JobError(
             "BAD_QUESTIONS",
-            f"The critical questions cannot be used: {first.field}: {first.description}",
+            f"The critical questions cannot be used: {first.field}: {first.description}{more}",
             "Correct the file, upload it again, and name the new dataset in evaluation.questions.",
-            violations[:_LISTED],
+            violations[:SHOWN],
         )
     return found
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from engine.config.evaluation import GENERAL, NO_SET, Evaluation
 from engine.config.graders import grader, item_paths, value_at
 from engine.config.job import DataSource, JobConfig
+from engine.data.block_tokenizer import EXAMINED_ROWS
 from engine.data.prepare import prepare_evaluation
 from engine.errors import JobError, Violation
 from engine.evaluation.general_set import general_rows
@@ -15,8 +16,6 @@ from engine.evaluation.held_out import read_held_out
 from engine.evaluation.questions import read_questions
 
 _GENERAL_LENGTH = 512
-_LOOKED_AT = 100
-"""Rows that are looked at for the values that graders name."""
 _REGRESSION = "evaluation.regression"
 
 
@@ -61,13 +60,17 @@ def check_sets(
         shutil.rmtree(scratch)
 
 
-def missing_values(evaluation: Evaluation, path: Path) -> Iterator[tuple[str, str]]:
-    """Yields each grader with a value that none of the first held-out rows has; `path` is that of eval_rows.jsonl."""
-    rows = read_held_out(path, _LOOKED_AT)
+def missing_values(evaluation: Evaluation, path: Path) -> Iterator[str]:
+    """Yields a message for each value that a grader names and none of the first held-out rows has; `path` is that of
+    eval_rows.jsonl."""
+    rows = read_held_out(path, EXAMINED_ROWS)
     for read in map(grader, evaluation.graders if rows else ()):
         for value in item_paths(read):
             if all(value_at(value, row.values) is None for row in rows):
-                yield read.name, value
+                yield (
+                    f"Grader {read.name} needs {value}, which the held-out rows do not have: it will grade none of "
+                    "them."
+                )
 
 
 def _placed(field: str) -> str:

@@ -1,5 +1,6 @@
 """Findings about the losses of a training, with advice."""
 
+import math
 from collections.abc import Iterator
 from typing import Final
 
@@ -35,3 +36,8 @@ def training_findings(final_train_loss: float, final_eval_loss: float | None, *,
         )
     if early_stopped:
         yield "Training stopped early, because the held-out loss no longer fell; more epochs would not have helped."
+
+
+def is_worse(tuned_loss: float, base_loss: float) -> bool:
+    """Returns True if the tuned model's loss is higher or not a number. A base loss that is no number says nothing."""
+    return math.isnan(tuned_loss) or tuned_loss > base_loss

@@ -14,6 +14,7 @@ import grpc
 
 from chassis.errors import ResourceExhausted
 from chassis.server.handler_wrapping import Context, Streaming, Unary, answer_of, wrapped
+from chassis.server.tenant_shares import TenantShares
 from gateway.access.callers import ANYBODY, Caller, current
 
 _DRY_RUN: Final = "CreateFineTuningJob"
@@ -66,6 +67,29 @@ class Slots:
         return ResourceExhausted(self._reason, message, metadata={"limit": str(limit)})
 
 
+class SharedSlots:
+    """Slots of which each tenant is sure of a share; see `TenantShares`."""
+
+    def __init__(self, noun: str, reason: str, limit: int) -> None:
+        self._noun = noun
+        self._reason = reason
+        self._shares = TenantShares(limit)
+
+    @contextlib.contextmanager
+    def slot(self, tenant: str) -> Iterator[None]:
+        """Holds a slot for the block. Raises ResourceExhausted if the tenant has its share and the limit is reached."""
+        shares = self._shares
+        if not shares.has_room(tenant):
+            message = (
+                f"Your tenant has {shares.held(tenant):,} {self._noun} at this gateway, its share of the limit of "
+                f"{shares.limit:,}. Try again when one has ended; the gateway's operator can raise the limit."
+            )
+            metadata = {"limit": str(shares.limit), "share": str(shares.share(tenant)), "tenant": tenant}
+            raise ResourceExhausted(self._reason, message, metadata=metadata)
+        with shares.counted(tenant):
+            yield
+
+
 class CallRate:
     """A token bucket for each caller."""
 
@@ -101,10 +125,10 @@ class CallLimitInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg
         watches = Slots("watches", "TOO_MANY_WATCHES", limits.max_watches)
         uploads = Slots("uploads", "TOO_MANY_UPLOADS", limits.max_uploads, limits.max_uploads_per_tenant)
         downloads = Slots("downloads", "TOO_MANY_DOWNLOADS", limits.max_downloads)
-        self._questions = Slots(
+        self._questions = SharedSlots(
             "calls that a probe or an evaluator answers", "TOO_MANY_QUESTIONS", limits.max_questions
         )
-        self.kinds: dict[str, Slots] = {
+        self.kinds: dict[str, Slots | SharedSlots] = {
             "WatchFineTuningJob": watches,
             "WatchEvaluation": watches,
             "WatchExport": watches,

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 import grpc
+from sqlalchemy.orm import defer
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -22,6 +23,7 @@ from finetuneflow.v1.probe_service_pb2 import PreflightFineTuningJobRequest
 from gateway import views
 from gateway.access.callers import tenant_of
 from gateway.comparisons import find_judges
+from gateway.harness_tasks import check_harness_tasks
 from gateway.identifiers import new_id
 from gateway.metrics import read_series
 from gateway.paging import page_of
@@ -50,7 +52,7 @@ class FineTuning(FineTuningServiceServicer):
     def __init__(
         self, methods: WorkMethods, catalogue: Catalogue, preflights: Preflights, nodes: Nodes | None = None
     ) -> None:
-        """`nodes` tells who could take a job that waits."""
+        """`nodes` tells who could take a job that waits, and which tasks evaluators have."""
         self._nodes = nodes
         self._work = methods
         self._database = methods.database
@@ -68,6 +70,9 @@ class FineTuning(FineTuningServiceServicer):
         async with self._database.read() as session:
             start = await find_start(session, tenant, request.spec)
         job = self._checked(tenant, request.spec, digest, start)
+        if self._nodes is not None:
+            evaluation = FineTuningJobSpec.FromString(job.merged_spec).evaluation
+            await check_harness_tasks(evaluation.harness_tasks, "spec.evaluation", self._nodes)
         if request.validate_only:
             return await self._dry_run(job, request.spec, context)
 
@@ -76,7 +81,7 @@ class FineTuning(FineTuningServiceServicer):
                 # Locked, so that the job whose adapter it is is not deleted at the same time.
                 await trained_job(decision.session, start.job_id, tenant, start.field, lock=True)
             await check_datasets(decision.session, tenant, request.spec)
-            await find_judges(decision.session, tenant, request.spec.evaluation, "spec.evaluation")
+            await find_judges(decision.session, tenant, request.spec.evaluation, "spec.evaluation", lock=True)
             await check_secrets(decision.session, tenant, request.spec)
 
         job = await self._work.create(job, request.request_id, check)
@@ -231,17 +236,15 @@ def add_to_server(servicer: FineTuning, server: Any) -> None:
 
 
 async def _messages(session: AsyncSession, jobs: Sequence[Work]) -> list[FineTuningJob]:
-    query = select(SavedResult.work_id, SavedResult.kind, SavedResult.id, SavedResult.decision)
+    # Without the results themselves, which are large.
+    query = select(SavedResult).options(defer(col(SavedResult.result)))  # type: ignore[arg-type]
     query = query.where(col(SavedResult.work_id).in_([job.id for job in jobs]))
-    left = {
-        (work_id, kind): (id, decision)
-        for work_id, kind, id, decision in (await session.exec(query.order_by(SavedResult.id))).all()
-    }
+    left = {(row.work_id, row.kind): row for row in (await session.exec(query.order_by(SavedResult.id))).all()}
     made = []
     for job in jobs:
-        evaluation_id, decision = left.get((job.id, EVALUATION.name), ("", ""))
-        export_id, _ = left.get((job.id, EXPORT.name), ("", ""))
-        made.append(views.job(job, evaluation_id=evaluation_id, export_id=export_id, decision=decision))
+        export = left.get((job.id, EXPORT.name))
+        export_id = "" if export is None else export.id
+        made.append(views.job(job, evaluation=left.get((job.id, EVALUATION.name)), export_id=export_id))
     return made
 
 

@@ -35,7 +35,7 @@ class Generation(EvaluatorServiceServicer):
             lambda channel: EvaluatorServiceStub(channel).Generate,
             request,
             context,
-            warm_model=served.checkpoint_manifest_sha256 if served.full else served.base_model.id,
+            warm_model=served.checkpoint_manifest_sha256 if served.full or served.exclusive else served.base_model.id,
         )
         async for response in responses:
             yield response
@@ -49,7 +49,8 @@ class Generation(EvaluatorServiceServicer):
         entries = await asyncio.to_thread(self._catalogue.list)
         for entry in entries:
             if entry.id == name:
-                return api.ServedModel(base_model=BaseModelIdentity(id=name, revision=entry.revision))
+                identity = BaseModelIdentity(id=name, revision=entry.revision)
+                return api.ServedModel(tenant=tenant, base_model=identity)
         known = ", ".join(entry.id for entry in entries)
         message = (
             f"There is no model {name[:80]!r}. Name a base model of the catalogue ({known}), or a tuned model: "
@@ -85,7 +86,7 @@ def _served_checkpoint(job: Work, checkpoint: SavedCheckpoint) -> api.ServedMode
         system_prompt=config.system_prompt or "",
         shards_path=prepared.shards_path,
         shards_manifest_sha256=prepared.shards_manifest_sha256,
-        exclusive=config.method != "full" and config.lora.bias != "none",
+        exclusive=config.method != "full" and config.lora.needs_own_base,
     )
     if config.method == "qlora" and config.lora.init_lora_weights == "loftq":
         # The adapter contains what quantization has lost; on other weights it would be added a second time.

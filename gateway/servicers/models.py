@@ -46,8 +46,8 @@ class Models(ModelServiceServicer):
             job_id = request.model_id.removeprefix(TUNED)
             tuned = await self._tuned(tenant_of(context), limit=1, job_id=job_id)
             if tuned:
-                decisions = await self._decisions(tuned)
-                return api.GetModelResponse(model=_tuned(*tuned[0], bases, decisions))
+                verdicts = await self._verdicts(tuned)
+                return api.GetModelResponse(model=_tuned(*tuned[0], bases, verdicts))
         raise NotFound("MODEL_NOT_FOUND", self._missing(request.model_id))
 
     async def ListModels(self, request: api.ListModelsRequest, context: Context) -> api.ListModelsResponse:
@@ -63,8 +63,8 @@ class Models(ModelServiceServicer):
         if request.kind != ModelKind.MODEL_KIND_BASE and len(listed) < page.limit:
             before = page.after.removeprefix(_TUNED_CURSOR) if page.after.startswith(_TUNED_CURSOR) else ""
             rows = await self._tuned(tenant_of(context), limit=page.limit - len(listed), before=before)
-            decisions = await self._decisions(rows)
-            listed += [(f"{_TUNED_CURSOR}{export.id}", _tuned(export, job, bases, decisions)) for export, job in rows]
+            verdicts = await self._verdicts(rows)
+            listed += [(f"{_TUNED_CURSOR}{export.id}", _tuned(export, job, bases, verdicts)) for export, job in rows]
         kept, token = page.cut(listed, lambda item: item[0])
         return api.ListModelsResponse(models=[model for _, model in kept], next_page_token=token)
 
@@ -89,13 +89,14 @@ class Models(ModelServiceServicer):
             rows = (await session.exec(query.order_by(col(SavedResult.id).desc()).limit(limit))).all()
         return [(export, job) for export, job in rows]
 
-    async def _decisions(self, rows: Sequence[tuple[SavedResult, Work]]) -> dict[str, str]:
-        """Returns the decision of the gate of each job's own evaluation, by the job's id."""
-        query = select(SavedResult.work_id, SavedResult.decision).where(
+    async def _verdicts(self, rows: Sequence[tuple[SavedResult, Work]]) -> dict[str, tuple[str, str]]:
+        """Returns the decision of the gate of each job's own evaluation, and the regression that it shows, by the job's
+        id."""
+        query = select(SavedResult.work_id, SavedResult.decision, SavedResult.shown_regression).where(
             SavedResult.kind == EVALUATION.name, col(SavedResult.work_id).in_([job.id for _, job in rows])
         )
         async with self._database.read() as session:
-            return dict((await session.exec(query)).all())
+            return {job_id: (decision, shown) for job_id, decision, shown in (await session.exec(query)).all()}
 
     def _missing(self, model_id: str) -> str:
         message = f"There is no model {model_id!r}"
@@ -120,7 +121,10 @@ def _base(entry: CatalogueEntry) -> Model:
     )
 
 
-def _tuned(export: SavedResult, job: Work, bases: dict[str, CatalogueEntry], decisions: Mapping[str, str]) -> Model:
+def _tuned(
+    export: SavedResult, job: Work, bases: dict[str, CatalogueEntry], verdicts: Mapping[str, tuple[str, str]]
+) -> Model:
+    decision, shown_regression = verdicts.get(job.id, ("", ""))
     spec = FineTuningJobSpec.FromString(job.spec)
     identity = PreflightResult.FromString(job.preflight or b"").base_model
     training = TrainingResult.FromString(job.training or b"")
@@ -136,5 +140,6 @@ def _tuned(export: SavedResult, job: Work, bases: dict[str, CatalogueEntry], dec
         context_length=identity.context_length,
         license=bases[base].license if base in bases else "",
         create_time=views.timestamp(export.create_time),
-        gate_decision=decisions.get(job.id) or None,
+        gate_decision=decision or None,
+        shown_regression=shown_regression,
     )

@@ -1,6 +1,6 @@
 """EvaluationService and ExportService: work of one stage about a job's model, and what a job's own stages leave."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 import grpc
@@ -12,7 +12,9 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from chassis.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented, Violation
 from chassis.store.artifact_store import ArtifactStore
 from engine.catalogue import Catalogue
-from engine.config.job import unsupported, with_section
+from engine.config.evaluation import needing_two_models
+from engine.config.hub_reference import is_hub_reference
+from engine.config.job import evaluation_config, unsupported, with_section
 from engine.config.spec_proto import config_to_spec, spec_to_dict
 from engine.errors import JobError
 from finetuneflow.v1 import evaluation_service_pb2 as evaluation_api
@@ -28,14 +30,16 @@ from gateway import views
 from gateway.access.callers import tenant_of
 from gateway.comparisons import find_comparison, find_judges
 from gateway.evaluation_rows import refuse_without_rows, rows_page
+from gateway.harness_tasks import check_harness_tasks
 from gateway.identifiers import new_id
 from gateway.paging import page_of
 from gateway.servicers.handlers import add_with_byte_stream
 from gateway.servicers.work import WorkMethods, request_digest, state_names
-from gateway.specs import check_judges, check_size, check_text, evaluation_sets, existing_datasets
+from gateway.specs import check_files_of_rows, check_judges, check_size, check_text, evaluation_sets, existing_datasets
 from gateway.sql.tables import SavedResult, Work, now
 from gateway.tuned_models import TUNED, find_job, resolved_settings, trained_job
 from gateway.uncancellable import in_thread
+from gateway.waiting import Nodes
 from gateway.work import lifecycle
 from gateway.work.kinds import EVALUATION, FINE_TUNING_JOB, no_such
 from gateway.work.ledger import Decision
@@ -43,6 +47,8 @@ from gateway.work.projection import new_result
 
 Context = grpc.aio.ServicerContext[Any, Any]
 _Message = TypeVar("_Message", Evaluation, Export)
+_CLEARABLE = ("prompts", "metrics", "graders", "gate", "questions", "json_schema")
+"""Fields of an EvaluationSpec whose default is that there is none."""
 
 
 class Results(Generic[_Message]):
@@ -62,38 +68,47 @@ class Results(Generic[_Message]):
         check_text(spec)
         job_id = _job_of(model, self._catalogue)
 
-        async def find(session: AsyncSession) -> tuple[Work, Comparison | None]:
+        async def find(session: AsyncSession) -> tuple[Work | None, Comparison | None]:
             return await trained_job(session, job_id, tenant), None
 
         return await self.add(find, spec, request_digest(spec, StringValue(value=model)), request_id, tenant)
 
     async def add(
         self,
-        find: Callable[[AsyncSession], Awaitable[tuple[Work, Comparison | None]]],
+        find: Callable[[AsyncSession], Awaitable[tuple[Work | None, Comparison | None]]],
         spec: EvaluationSpec | ExportSpec,
         digest: str,
         request_id: str,
         tenant: str,
+        clear: Sequence[str] = (),
     ) -> _Message:
-        """Adds the work, about the job and the models that `find` returns."""
+        """Adds the work, about the job, if any, and the models that `find` returns. Fields in `clear` do not take the
+        job's own value."""
         earlier = await self.work.earlier(tenant, request_id, digest)
         if earlier is not None:
             return await self.get(earlier.id, tenant)
         async with self.work.database.read() as session:
             job, comparison = await find(session)
-        work = self._new(job, spec, digest, comparison)
+        work = self._new(job, spec, digest, comparison, tenant, clear)
 
         async def within(decision: Decision) -> None:
             # Locked, so that no job is deleted at the same time: then its rows and its files would be gone.
-            await trained_job(decision.session, job.id, tenant, lock=True)
+            if job is not None:
+                await trained_job(decision.session, job.id, tenant, lock=True)
             if work.start_job_id is not None:
                 await trained_job(decision.session, work.start_job_id, tenant, "against", lock=True)
             if isinstance(spec, EvaluationSpec):
-                named = {dataset: field for field, dataset in evaluation_sets(spec, "spec")}
+                # Resolved, because the job's own sets and judges may have been deleted since.
+                measured = views.evaluation_settings(work)
+                named = {dataset: field for field, dataset in evaluation_sets(measured, "spec")}
                 sources = comparison.data if comparison is not None else ()
-                named |= {source.dataset: f"data[{index}].dataset" for index, source in enumerate(sources)}
-                await existing_datasets(decision.session, tenant, named)
-                await find_judges(decision.session, tenant, spec, "spec")
+                named |= {
+                    source.dataset: f"data[{index}].dataset"
+                    for index, source in enumerate(sources)
+                    if not is_hub_reference(source.dataset)
+                }
+                check_files_of_rows(await existing_datasets(decision.session, tenant, named), named)
+                await find_judges(decision.session, tenant, measured, "spec", lock=True)
             decision.session.add(new_result(work, self._kind, work.id))
 
         work = await self.work.create(work, request_id, within)
@@ -172,17 +187,35 @@ class Results(Generic[_Message]):
         )
         return {"events": events, "through_sequence": through}
 
-    def _new(self, job: Work, spec: EvaluationSpec | ExportSpec, digest: str, comparison: Comparison | None) -> Work:
-        config = resolved_settings(job)
+    def _new(
+        self,
+        job: Work | None,
+        spec: EvaluationSpec | ExportSpec,
+        digest: str,
+        comparison: Comparison | None,
+        tenant: str,
+        clear: Sequence[str],
+    ) -> Work:
+        if job is not None:
+            config = resolved_settings(job)
+        else:
+            assert comparison is not None  # noqa: S101 - an export is always one of a job
+            config = evaluation_config(comparison.model.id)
         changes = spec_to_dict(spec)
         if self._kind is EVALUATION:
             # The job's own setting is about its own stage.
             changes.setdefault("enabled", True)
-        config = with_section(config, self._kind.name, changes)
+            # The tasks of a harness take long, and the job's own evaluation has their values.
+            evaluation = config.evaluation.model_copy(update={"harness_tasks": [], "harness_limit": None})
+            config = config.model_copy(update={"evaluation": evaluation})
+        config = with_section(config, self._kind.name, changes, clear)
         check_judges(config.evaluation, self._catalogue, "spec")
         if not config.evaluation.enabled and self._kind is EVALUATION:
             message = "spec.enabled is false; remove it, because an evaluation that is created separately always runs."
             raise InvalidArgument("INVALID_CONFIG", message, [Violation("spec.enabled", message)])
+        alone = comparison is not None and not comparison.HasField("against")
+        if alone and (needing := needing_two_models(config.evaluation, "spec")):
+            raise InvalidArgument("INVALID_CONFIG", f"{needing[0].field}: {needing[0].description}", needing)
         missing = [
             Violation(violation.field.replace(f"spec.{self._kind.name}.", "spec.", 1), violation.description)
             for violation in unsupported(config)
@@ -194,17 +227,17 @@ class Results(Generic[_Message]):
         moment = now()
         return Work(
             id=new_id(self._kind.prefix),
-            tenant=job.tenant,
+            tenant=tenant,
             kind=self._kind.name,
-            job_id=job.id,
-            start_job_id=None if comparison is None else _other_job(comparison, job),
+            job_id=None if job is None else job.id,
+            start_job_id=None if comparison is None or job is None else _other_job(comparison, job),
             comparison=None if comparison is None else comparison.SerializeToString(),
             request_sha256=digest,
             spec=spec.SerializeToString(),
             config=ConfigResolved(resolved_spec=resolved).SerializeToString(),
-            pool=job.pool,
-            priority=job.priority,
-            max_attempts=job.max_attempts,
+            pool=config.resources.pool if job is None else job.pool,
+            priority=config.priority if job is None else job.priority,
+            max_attempts=config.max_attempts if job is None else job.max_attempts,
             state="JOB_STATE_QUEUED",
             stage=self._kind.plan[0],
             create_time=moment,
@@ -253,14 +286,36 @@ def _job_of(model: str, catalogue: Catalogue) -> str:
 
 def _compared(request: evaluation_api.CreateEvaluationRequest) -> Iterator[Message]:
     """Yields what the request has beyond a model; nothing, as earlier versions had nothing, if it has only that."""
-    if request.against or request.data:
-        yield evaluation_api.CreateEvaluationRequest(against=request.against, data=request.data)
+    if request.against or request.data or request.clear_fields:
+        yield evaluation_api.CreateEvaluationRequest(
+            against=request.against, data=request.data, clear_fields=request.clear_fields
+        )
+
+
+def _check_clear_fields(request: evaluation_api.CreateEvaluationRequest) -> None:
+    given = {field.name for field, _ in request.spec.ListFields()}
+    found = []
+    for index, name in enumerate(request.clear_fields):
+        if name not in _CLEARABLE:
+            found.append(
+                Violation(f"clear_fields[{index}]", f"is {name[:80]!r}; it must be one of {', '.join(_CLEARABLE)}")
+            )
+        elif name in given:
+            found.append(
+                Violation(f"clear_fields[{index}]", f"is {name!r}, but spec.{name} is set; remove one of the two")
+            )
+    if found:
+        raise InvalidArgument("INVALID_CONFIG", f"{found[0].field} {found[0].description}.", found)
 
 
 class Evaluations(evaluation_grpc.EvaluationServiceServicer):
     """Served by the gateway."""
 
-    def __init__(self, methods: WorkMethods, catalogue: Catalogue, store: ArtifactStore) -> None:
+    def __init__(
+        self, methods: WorkMethods, catalogue: Catalogue, store: ArtifactStore, nodes: Nodes | None = None
+    ) -> None:
+        """`nodes` tells which tasks of lm-evaluation-harness evaluators have."""
+        self._nodes = nodes
         self._results: Results[Evaluation] = Results(methods, catalogue, views.evaluation)
         self._catalogue = catalogue
         self._store = store
@@ -269,13 +324,18 @@ class Evaluations(evaluation_grpc.EvaluationServiceServicer):
         self, request: evaluation_api.CreateEvaluationRequest, context: Context
     ) -> evaluation_api.CreateEvaluationResponse:
         check_text(request)
+        _check_clear_fields(request)
         tenant = tenant_of(context)
 
-        async def find(session: AsyncSession) -> tuple[Work, Comparison | None]:
+        async def find(session: AsyncSession) -> tuple[Work | None, Comparison | None]:
             return await find_comparison(session, tenant, self._catalogue, request)
 
         digest = request_digest(request.spec, StringValue(value=request.model), *_compared(request))
-        made = await self._results.add(find, request.spec, digest, request.request_id, tenant)
+        if self._nodes is not None and not await self._results.work.earlier(tenant, request.request_id, digest):
+            await check_harness_tasks(request.spec.harness_tasks, "spec", self._nodes)
+        made = await self._results.add(
+            find, request.spec, digest, request.request_id, tenant, list(request.clear_fields)
+        )
         return evaluation_api.CreateEvaluationResponse(evaluation=made)
 
     async def GetEvaluation(

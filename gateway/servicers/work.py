@@ -13,6 +13,8 @@ from chassis.errors import AlreadyExists, FailedPrecondition, InvalidArgument, V
 from chassis.store.artifact_store import ArtifactStore
 from finetuneflow.v1.event_pb2 import Event, Severity
 from finetuneflow.v1.fine_tuning_job_pb2 import JobState
+from gateway import views
+from gateway.comparisons import judging_jobs
 from gateway.paging import MAX_PAGE_SIZE
 from gateway.quotas import DEFAULT_QUOTAS, Quotas
 from gateway.sql.tables import Attempt, Metric, SavedArtifact, SavedCheckpoint, SavedResult, Work, WorkEvent
@@ -141,6 +143,8 @@ class WorkMethods:
         for each in (found := [*dependents, work]):
             _refuse_unended(each)
         await _refuse_if_started_from(session, work)
+        if work.kind == FINE_TUNING_JOB.name:
+            await _refuse_if_judging(session, work)
         return found
 
     async def _delete_history(self, ids: Sequence[str]) -> None:
@@ -227,6 +231,24 @@ async def _refuse_if_started_from(session: AsyncSession, work: Work) -> None:
             "MODEL_IN_USE",
             f"{users[0]}{more} {what} of job {work.id}; wait until it has ended, or cancel it.",
             metadata={"job_id": users[0]},
+        )
+
+
+async def _refuse_if_judging(session: AsyncSession, job: Work) -> None:
+    """Raises FailedPrecondition if the model of the job grades the answers of work that has not ended."""
+    query = select(Work).where(Work.tenant == job.tenant, col(Work.state).not_in(lifecycle.TERMINAL))
+    users = [
+        work
+        for work in (await session.exec(query.order_by(Work.id))).all()
+        if job.id in judging_jobs(views.evaluation_settings(work))
+    ]
+    if users:
+        more = f" and {len(users) - 1} more" if len(users) > 1 else ""
+        raise FailedPrecondition(
+            "MODEL_IN_USE",
+            f"{users[0].id}{more} has its answers graded by the model of job {job.id}; wait until it has ended, or "
+            "cancel it.",
+            metadata={"job_id": users[0].id},
         )
 
 

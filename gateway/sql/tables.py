@@ -43,7 +43,8 @@ class Work(SQLModel, table=True):
     kind: str
     """A name in `gateway.work.kinds`."""
     job_id: str | None = Field(default=None, foreign_key="work.id")
-    """The fine-tuning job whose model this evaluates or exports. None for a job."""
+    """The fine-tuning job whose model this evaluates or exports. None for a job, and for an evaluation of a base model
+    alone."""
     start_job_id: str | None = None
     """The fine-tuning job whose adapter this job's training starts from, or whose model this evaluation compares with;
     it may be deleted after that."""
@@ -238,13 +239,15 @@ class SavedResult(SQLModel, table=True):
     kind: str
     """`evaluation` or `export`."""
     job_id: str = Field(foreign_key="work.id")
-    """The fine-tuning job whose model it is about."""
+    """The fine-tuning job whose model it is about; its own id for an evaluation of a base model alone."""
     work_id: str = Field(foreign_key="work.id")
     """The work that makes it: the job itself, or an evaluation or export asked for alone."""
     result: bytes | None = Field(default=None, sa_column=Column(LargeBinary))
     """EvaluationResult or ExportResult. None until the work has SUCCEEDED."""
     decision: str = Field(default="", sa_column_kwargs={"server_default": text("''")})
     """Name of the GateDecision of an evaluation; empty if there is none."""
+    shown_regression: str = Field(default="", sa_column_kwargs={"server_default": text("''")})
+    """EvaluationResult.shown_regression, for lists."""
     create_time: int = Field(sa_column=_big())
 
 

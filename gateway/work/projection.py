@@ -160,6 +160,8 @@ async def _save_result(decision: Decision, kind: Kind, result: Message) -> None:
     saved.result = result.SerializeToString()
     if isinstance(result, EvaluationResult) and result.HasField("gate"):
         saved.decision = GateDecision.Name(result.gate.decision)
+    if isinstance(result, EvaluationResult):
+        saved.shown_regression = result.shown_regression
     decision.session.add(saved)
 
 

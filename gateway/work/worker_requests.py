@@ -37,7 +37,7 @@ from gateway.secret_store import SecretStore
 from gateway.specs import dataset_ids, evaluation_sets, secrets_of
 from gateway.sql.tables import Attempt, Metric, SavedArtifact, SavedCheckpoint, SavedResult, UploadedDataset, Work
 from gateway.work import lifecycle
-from gateway.work.kinds import EVALUATION, queue_of
+from gateway.work.kinds import EVALUATION, FINE_TUNING_JOB, queue_of
 from gateway.work.ledger import ELAPSED_SECONDS, Decision, Ledger
 from gateway.work.projection import completion_reason, project
 from gateway.work.queue_order import next_waiting
@@ -51,6 +51,7 @@ _DIRECTIVES = {
 }
 _MADE_SHARDS = 100
 _MEASUREMENT_FILES = 200
+_MEASURED = "evaluation/measurements/"
 _WEIGHTS_IN_NAME = 16
 _CURVE_POINTS = 10_000
 _FEWEST_POINTS = 2
@@ -188,9 +189,10 @@ class WorkerRequests:
 
     async def _assignment(self, decision: Decision, attempt: Attempt) -> Assignment:
         work, session = decision.work, decision.session
-        # A job is not deleted before everything that is made of its model has ended.
+        # A job is not deleted before everything that is made of its model has ended. An evaluation of a base model
+        # alone has none; its spec is an EvaluationSpec.
         job = work if work.job_id is None else await session.get_one(Work, work.job_id)
-        spec = FineTuningJobSpec.FromString(job.spec)
+        spec = FineTuningJobSpec.FromString(job.spec if job.kind == FINE_TUNING_JOB.name else b"")
         assignment = Assignment(
             job_id=work.id,
             fine_tuning_job_id=job.id,
@@ -266,8 +268,11 @@ class WorkerRequests:
             SavedArtifact.tenant == assignment.tenant,
             SavedArtifact.kind == MEASUREMENTS,
             # Any worker may give an artifact this kind; only evaluators measure.
-            col(SavedArtifact.name).startswith(f"evaluation/measurements/{weights}/"),
+            col(SavedArtifact.name).startswith(f"{_MEASURED}{weights}/" if weights else _MEASURED),
         )
+        if not weights:
+            # Which weights a base model alone has, a worker finds out; it goes on with the rows of earlier attempts.
+            query = query.where(SavedArtifact.work_id == assignment.job_id)
         async with self._ledger.database.read() as session:
             newest = await session.exec(query.order_by(col(SavedArtifact.id).desc()).limit(_MEASUREMENT_FILES))
             for saved in newest.all():

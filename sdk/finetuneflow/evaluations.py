@@ -48,16 +48,22 @@ class AsyncEvaluations(AsyncModelWork[Evaluation]):
         json_schema: Mapping[str, Any] | None = None,
         questions: str | PathLike[str] | None = None,
         regression: str | PathLike[str] | None = None,
+        harness_tasks: Sequence[str] | None = None,
+        harness_limit: int | None = None,
         request_id: str = "",
     ) -> Evaluation:
-        """Evaluates the model of a job whose training has finished, and compares it with its base or another model.
+        """Evaluates a model, and compares it with its base or another model, unless it is a base model alone.
+
+        A value that is empty (`graders=[]`, `questions=""`) removes the job's own one; None keeps it.
 
         Args:
             model: The tuned model, `ft:<job_id>` (`job.tuned_model`), or the id of its job; `ft:<job_id>@<step>` for
-                one of its checkpoints; or a base model, if `against` is a tuned one.
-            against: The model to compare it with, named in the same way. Default: the base model of `model`.
-            data: Rows to compare the models on: a path (uploaded), a dataset id, a table with `dataset`, or a list of
-                these. Default: the held-out rows of the job.
+                one of its checkpoints; or a base model. A base model without `against` is measured alone, without
+                gains; it needs `data`, `questions` or `prompts`.
+            against: The model to compare it with, named in the same way; one of the two must be tuned. Default: the
+                base model of `model`; none for a base model.
+            data: Rows to measure on: a path (uploaded), a dataset id, `hf://owner/name`, a table with `dataset`, or a
+                list of these. Default: the held-out rows of the job; none for a base model alone.
             num_samples: Held-out rows that both models answer. Range [0, 100]; default: the job's own value.
             prompts: Prompts that both models answer; at most 100, each at most 16 KiB. Default: the job's own.
             max_new_tokens: Maximum length of an answer in tokens. Range [1, 4096]; default: the job's own value.
@@ -69,6 +75,9 @@ class AsyncEvaluations(AsyncModelWork[Evaluation]):
             questions: Critical questions: a path (uploaded) or a dataset id. Default: the job's own.
             regression: Rows that show what was lost: `general`, `none`, a path (uploaded) or a dataset id. Default: the
                 job's own.
+            harness_tasks: Tasks of lm-evaluation-harness that both models are measured on, of those that
+                `client.probe.hardware()` lists; at most 16. Default: none, whatever the job's own evaluation has run.
+            harness_limit: Maximum number of rows of each of these tasks. Range [1, 1,000,000]. Default: all rows.
             request_id: Makes the call idempotent: a repeated call with the same request_id and arguments returns the
                 same evaluation. At most 128 characters. Default: a new one, so retries of this call are safe.
 
@@ -79,24 +88,31 @@ class AsyncEvaluations(AsyncModelWork[Evaluation]):
             NotFound: There is no such model or dataset.
             OSError: A file cannot be read.
             FailedPrecondition: The job has not finished its training, or another version resolved its settings.
-            InvalidArgument: A value is out of range.
-            Unimplemented: A dataset of the hub.
+            InvalidArgument: A value is out of range, or no running evaluator has a task of `harness_tasks`.
             AlreadyExists: The request_id was used with other arguments.
         """
         check_list("prompts", prompts)
         check_list("metrics", metrics)
+        check_list("harness_tasks", harness_tasks)
+        removable = {
+            "prompts": prompts,
+            "metrics": metrics,
+            "graders": graders,
+            "gate": gate,
+            "json_schema": json_schema,
+            "questions": questions,
+        }
+        # An empty list cannot be told from an unset one in the message.
+        cleared = [name for name, value in removable.items() if value is not None and not value]
         spec, files = draft_evaluation(
             {
                 "num_samples": num_samples,
-                "prompts": prompts,
                 "max_new_tokens": max_new_tokens,
                 "max_rows": max_rows,
-                "metrics": metrics,
-                "graders": graders,
-                "gate": gate,
-                "json_schema": json_schema,
-                "questions": questions,
                 "regression": regression,
+                **{name: value for name, value in removable.items() if name not in cleared},
+                "harness_tasks": harness_tasks,
+                "harness_limit": harness_limit,
             }
         )
         sources, rows = draft_sources(data, "data") if data else ([], [])
@@ -107,6 +123,7 @@ class AsyncEvaluations(AsyncModelWork[Evaluation]):
             against=model_name(against),
             data=sources,
             spec=spec,
+            clear_fields=cleared,
             request_id=request_id or uuid.uuid4().hex,
         )
         return self._read(await self._transport.call(self._stub.CreateEvaluation, request))

@@ -127,8 +127,8 @@ class Reason(OpenEnum):
     the training."""
 
     MODEL_IN_USE = "MODEL_IN_USE"
-    """A training that has not ended starts from the job's adapter, so the job cannot be deleted. Caller: wait for the
-    training's end, or cancel it."""
+    """The job cannot be deleted: a training that has not ended starts from its adapter, or an evaluation that has not
+    ended compares with its model or has answers graded by it. Caller: wait for the end of that, or cancel it."""
 
     MODELS_NOT_COMPARABLE = "MODELS_NOT_COMPARABLE"
     """Two models have different tokenizers, so their losses and answers cannot be compared. Caller: name models that
@@ -140,6 +140,10 @@ class Reason(OpenEnum):
 
     UNKNOWN_METRIC = "UNKNOWN_METRIC"
     """The evaluation did not measure the named metric. Caller: name one of those in the message."""
+
+    UNKNOWN_HARNESS_TASK = "UNKNOWN_HARNESS_TASK"
+    """No running evaluator has this task of lm-evaluation-harness. Caller: name one of those in the message. Operator:
+    put its file into the folder of FTF_EVALUATOR_HARNESS_TASKS and start the evaluators again."""
 
     INVALID_CHANGE = "INVALID_CHANGE"
     """A change of rows to filter by does not exist. Caller: correct it."""
@@ -153,8 +157,9 @@ class Reason(OpenEnum):
     conversation."""
 
     TOO_MANY_ANSWERS = "TOO_MANY_ANSWERS"
-    """As many answers as an evaluator takes are being generated or wait there. Caller: ask again when some have ended.
-    Operator: start another evaluator, or raise FTF_EVALUATOR_MAX_ANSWERS."""
+    """As many answers as an evaluator takes are being generated or wait there, and the caller's tenant has its share of
+    them: the limit divided by the number of tenants with answers. Caller: ask again when some have ended. Operator:
+    start another evaluator, or raise FTF_EVALUATOR_MAX_ANSWERS."""
 
     NO_MEMORY_FOR_MODEL = "NO_MEMORY_FOR_MODEL"
     """The model does not fit into the free memory of the evaluator beside the models in use. Caller: ask again later.
@@ -694,6 +699,19 @@ class Reason(OpenEnum):
     """An extension that the operator added to trainings is not installed on the node, or failed; the message names it.
     Operator: correct FTF_TRAINER_EXTENSIONS, or the extension."""
 
+    HARNESS_TASK_FAILED = "HARNESS_TASK_FAILED"
+    """A task of lm-evaluation-harness cannot be run; the message names it and the error. Caller: remove it from
+    evaluation.harness_tasks. Operator: correct its file or its data."""
+
+    HARNESS_CRASHED = "HARNESS_CRASHED"
+    """The process that runs lm-evaluation-harness has ended without a result; the message names the task. It is tried
+    again. Operator: look at its last output; usually memory ran out."""
+
+    HARNESS_TASK_MISSING = "HARNESS_TASK_MISSING"
+    """The evaluator that took the work does not have this task of lm-evaluation-harness. It is tried again. Operator:
+    set FTF_EVALUATOR_HARNESS_TASKS to the same tasks for every evaluator, and install finetuneflow-server[harness]
+    there."""
+
     LOSS_NOT_FINITE = "LOSS_NOT_FINITE"
     """The loss, the gradient or a trained weight became NaN or infinite; the message names the step and the rows.
     Checkpoints from before that step are kept. Caller: lower the learning rate, check these rows, or use bf16 or fp32
@@ -933,8 +951,9 @@ class Reason(OpenEnum):
     """The gateway serves as many downloads as its operator allows. Caller: try again when one has ended."""
 
     TOO_MANY_QUESTIONS = "TOO_MANY_QUESTIONS"
-    """The gateway passes on as many calls to probes and evaluators as its operator allows. Caller: try again when one
-    has ended."""
+    """The gateway passes on as many calls to probes and evaluators as its operator allows, and the caller's tenant has
+    its share of them: the limit divided by the number of tenants with such calls. Caller: try again when one has
+    ended."""
 
     TOO_MANY_CALLS = "TOO_MANY_CALLS"
     """The caller calls more often than the gateway's operator allows. Caller: call less often, such as by a watch

@@ -6,6 +6,7 @@ from finetuneflow.v1 import evaluator_service_pb2, evaluator_service_pb2_grpc
 from finetuneflow.v1.work_pb2 import Node
 from services import process
 from services.attempt_inputs import catalogue
+from services.evaluator.harness_tasks import HarnessTasks
 from services.evaluator.residency import Residency
 from services.evaluator.servicer import EvaluatorServicer
 from services.evaluator.settings import EvaluatorSettings
@@ -15,12 +16,15 @@ from services.evaluator.stage import EvaluationStage
 def main() -> None:
     settings = EvaluatorSettings.of_environment()
     models = catalogue(settings)
+    tasks = HarnessTasks(settings.harness_tasks)
 
     def mount(worker: StageWorker) -> list[Mount]:
         residency = Residency(settings, models)
+        tasks.read()
 
         def complete_node(node: Node) -> None:
             node.warm_models[:] = residency.warm_models()
+            node.harness_tasks[:] = tasks.names
 
         worker.complete_node = complete_node
         return [
@@ -31,7 +35,7 @@ def main() -> None:
             )
         ]
 
-    process.run(settings, EvaluationStage(settings, models), mount)
+    process.run(settings, EvaluationStage(settings, models, tasks), mount)
 
 
 if __name__ == "__main__":

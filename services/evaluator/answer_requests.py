@@ -36,6 +36,7 @@ def ask_of(request: GenerateRequest, adapter_dir: Path | None, *, as_conversatio
     if not messages and as_conversation:
         messages = [{"role": "user", "content": request.prompt}]
     return Ask(
+        tenant=served.tenant,
         adapter_dir=adapter_dir,
         chat_template=served.chat_template if served.HasField("chat_template") else None,
         system_prompt=request.system_prompt or served.system_prompt,

@@ -1,8 +1,8 @@
 """Decides which models are in memory, and answers requests with them.
 
-Each model is in a child of its own: a base model with all adapters for it, or weights that a job trained as a whole. A
-model is loaded when it is first asked, if the free memory allows; those that nobody uses make room, the longest idle
-first. After some idle time a model is unloaded anyway.
+Each model is in a child of its own: a base model with all adapters that can share it, a base model with one adapter
+that cannot, or weights that a job trained as a whole. A model is loaded when it is first asked, if the free memory
+allows; those that nobody uses make room, the longest idle first. After some idle time a model is unloaded anyway.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Final
 from chassis.child.spare import Spare
 from chassis.errors import NotFound, ResourceExhausted
 from chassis.security.confinement import ChildLimits
+from chassis.server.tenant_shares import TenantShares
 from chassis.store.artifact_store import ArtifactMissing, ArtifactStore
 from chassis.store.plain_files import delete_tree
 from engine.catalogue import Catalogue
@@ -86,7 +87,7 @@ class Residency:
         self._spare = Spare(None, self._folder, limits=limits)
         self._places: dict[str, _Place] = {}
         self._admission = asyncio.Lock()
-        self._num_answers = 0
+        self._shares = TenantShares(settings.max_answers)
         self._names = itertools.count(1)
         self._conversations: dict[str, bool] = {}
         """Manifest of token shards → True if their rows are conversations."""
@@ -103,22 +104,24 @@ class Residency:
         (GENERATION_LOST), JobError, and what `Catalogue.fetch` raises.
         """
         check_request(request)
-        limit = self._settings.max_answers
-        if self._num_answers >= limit:
-            message = f"{limit} answers are being generated or wait at this evaluator, its limit."
-            raise _exhausted("TOO_MANY_ANSWERS", message)
+        tenant, shares = request.served_model.tenant, self._shares
+        if not shares.has_room(tenant):
+            message = (
+                f"{shares.held(tenant):,} answers of your tenant {tenant!r} are being generated or wait at this "
+                f"evaluator, its share of the limit of {shares.limit:,}."
+            )
+            raise _exhausted("TOO_MANY_ANSWERS", message, tenant=tenant, share=str(shares.share(tenant)))
         responses: asyncio.Queue[GenerateResponse | None] = asyncio.Queue()
         answering = asyncio.create_task(self._answer(request, responses.put_nowait), name="answer")
         answering.add_done_callback(lambda _: responses.put_nowait(None))
-        self._num_answers += 1
-        try:
-            while (response := await responses.get()) is not None:
-                yield response
-            answering.result()
-        finally:
-            self._num_answers -= 1
-            answering.cancel()
-            await asyncio.wait({answering})
+        with shares.counted(tenant):
+            try:
+                while (response := await responses.get()) is not None:
+                    yield response
+                answering.result()
+            finally:
+                answering.cancel()
+                await asyncio.wait({answering})
 
     async def close(self) -> None:
         """Unloads all models."""
@@ -248,7 +251,7 @@ class Residency:
 
     def _new_place(self, key: str, served: ServedModel, model: ModelFiles, uses: ModelUses) -> _Place:
         """Begins to load a model."""
-        name = served.checkpoint_manifest_sha256 if served.full else served.base_model.id
+        name = served.checkpoint_manifest_sha256 if served.full or served.exclusive else served.base_model.id
         place = self._places[key] = _Place(key, name, asyncio.get_running_loop().create_future())
         life = place.life = asyncio.create_task(self._live(place, served, model, uses), name=f"model-{name}")
         self._lives.add(life)
@@ -368,9 +371,9 @@ def _response(reply: Reply, first_token_seconds: float) -> GenerateResponse | No
     return response if response.ByteSize() else None
 
 
-def _exhausted(reason: str, message: str) -> ResourceExhausted:
+def _exhausted(reason: str, message: str, **metadata: str) -> ResourceExhausted:
     hint = f"Ask again in {_RETRY_SECONDS} seconds."
-    return ResourceExhausted(reason, f"{message} {hint}", metadata={"retry_seconds": str(_RETRY_SECONDS)})
+    return ResourceExhausted(reason, f"{message} {hint}", metadata=metadata | {"retry_seconds": str(_RETRY_SECONDS)})
 
 
 def _own_folder(parent: Path) -> tuple[FolderLock, Path]:

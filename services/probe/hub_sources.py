@@ -2,11 +2,16 @@
 
 from collections.abc import Sequence
 
+from engine.config.hub_reference import HubReference
 from engine.config.spec_proto import config_to_spec, data_sources
+from engine.hub_datasets import HubDataset as DownloadedDataset
+from engine.hub_datasets import HubDatasets, HubFile
 from engine.plan.resolved import Resolved
 from finetuneflow.v1.fine_tuning_job_pb2 import Resolution
+from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 from finetuneflow.v1.stage_result_pb2 import HubDataset
 from services.child_input import Strict
+from services.hub_files import pin
 
 
 class HubSource(Strict):
@@ -18,6 +23,31 @@ class HubSource(Strict):
     filename: str
     size_bytes: int
     sha256: str
+
+
+def hub_sources(downloaded: Sequence[DownloadedDataset]) -> list[HubSource]:
+    """Describes the downloaded files for the child, which reports them."""
+    return [
+        HubSource(
+            asked=one.file.asked,
+            reference=one.file.reference,
+            revision=HubReference.parse(one.file.reference).revision,
+            filename=one.path.name,
+            size_bytes=one.file.size_bytes,
+            sha256=one.sha256,
+        )
+        for one in downloaded
+    ]
+
+
+def pinned_spec(spec: FineTuningJobSpec, hub: HubDatasets) -> tuple[FineTuningJobSpec, list[HubFile]]:
+    """Returns the spec with commit and path in the name of every hub dataset, and these files without duplicates.
+
+    It blocks, and raises what `HubDatasets.find` raises.
+    """
+    pinned = FineTuningJobSpec()
+    pinned.CopyFrom(spec)
+    return pinned, pin(data_sources(pinned), hub)
 
 
 def note_commits(resolved: Resolved, hub: Sequence[HubSource]) -> None:

@@ -32,7 +32,8 @@ from services.attempt_inputs import (
 from services.child_input import ModelFiles
 from services.hardware import read_hardware
 from services.hub_access import job_access
-from services.probe.hub_files import download, hub_of, hub_sources, pin
+from services.hub_files import download, hub_of
+from services.probe.hub_sources import hub_sources, pinned_spec
 from services.probe.settings import ProbeSettings
 from services.probe.worker.child_input import PreflightInput
 
@@ -54,8 +55,8 @@ class PreflightStage:
         if not assignment.HasField("hardware"):
             hardware = await asyncio.to_thread(read_hardware, self._settings.node_id, self._settings.home)
         access = job_access(self._settings, assignment, secrets)
-        hub = hub_of(self._settings, access)
-        pinned, files = await asyncio.to_thread(pin, assignment.merged_spec, hub)
+        hub = hub_of(access, self._settings.max_dataset_bytes)
+        pinned, files = await asyncio.to_thread(pinned_spec, assignment.merged_spec, hub)
         model = await fetched_model(self._catalogue, assignment.merged_spec.base_model, access)
         check_base_of_start(assignment, model)
         sources = await dataset_files(assignment, store, workdir)

@@ -12,7 +12,7 @@ from finetuneflow import JobCancelled, JobFailed, WorkCancelled, WorkFailed
 from finetuneflow.cli.exits import exit_code
 from finetuneflow.resources.export import Export
 from finetuneflow.resources.job import Job
-from finetuneflow.v1 import event_pb2, export_pb2
+from finetuneflow.v1 import event_pb2, export_pb2, stage_result_pb2
 from finetuneflow.v1 import fine_tuning_job_pb2 as job_pb
 from tests.cli.conftest import Ftf
 from tests.fakes.gateway import JOB, FakeGateway, Running, history, refuse
@@ -59,6 +59,15 @@ def test_a_failed_job_is_exit_code_1_with_the_command_that_helps(ftf: Ftf, gatew
     assert explained.stdout.count("row 17 has no answer") == 1
     assert explained.stdout.count("correct row 17") == 1
     assert "| ValueError: no answer" in explained.stdout
+
+
+def test_a_promoted_model_that_has_lost_something_is_shown_so(ftf: Ftf, gateway: FakeGateway) -> None:
+    """`promoted` alone would say that nothing is wrong."""
+    assert "regression" not in ftf("jobs", "get", JOB).stdout
+    gateway.shown_regression = "Its loss on the regression set is 2."
+    shown = ftf("jobs", "get", JOB).stdout
+    assert f"Tuned model ft:{JOB} (promoted, although a regression is shown)" in shown
+    assert "Regression  Its loss on the regression set is 2." in shown
 
 
 def test_ctrl_c_detaches_and_says_how_to_return(ftf: Ftf, gateway: FakeGateway) -> None:
@@ -470,6 +479,47 @@ def test_a_lost_connection_and_its_return_are_shown_once(ftf: Ftf, gateway: Fake
     followed = ftf("jobs", "watch", JOB).stdout
     assert followed.count("The server does not answer") == 1
     assert followed.count("Reconnected") == 1
+
+
+def test_values_of_a_harness_are_shown_beside_the_others(ftf: Ftf, gateway: FakeGateway) -> None:
+    """Somebody who ran a known benchmark wants its values, and how sure they are."""
+    metrics = [
+        stage_result_pb2.HarnessMetric(
+            task="sums",
+            task_version="1.5",
+            metric="exact_match",
+            filter="strict",
+            base=0.125,
+            base_stderr=0.05,
+            tuned=0.75,
+            tuned_stderr=0.0625,
+            higher_is_better=True,
+            num_rows=200,
+        ),
+        stage_result_pb2.HarnessMetric(task="pages", metric="perplexity", base=20.0, num_rows=8),
+    ]
+    gateway.harness = stage_result_pb2.HarnessResult(version="0.4.13", limit=200, chat_template=True, metrics=metrics)
+
+    for command in (("evaluations", "get", "ev_1"), ("jobs", "get", JOB)):
+        shown = ftf(*command).stdout
+        assert "lm-evaluation-harness 0.4.13, at most 200 rows a task, with chat template" in shown
+        assert "sums\texact_match (strict)\t0.1250 ± 0.0500\t0.7500 ± 0.0625\t200\thigher\n" in shown
+        assert "pages\tperplexity\t20.0000\tnot a number\t8\t\n" in shown
+    printed = json.loads(ftf("evaluations", "get", "ev_1", "--json").stdout)
+    assert printed["result"]["harness"]["metrics"][0]["tuned_stderr"] == 0.0625
+
+
+def test_tasks_of_the_harness_are_listed_by_machine(ftf: Ftf, gateway: FakeGateway) -> None:
+    """A user cannot know the names that an operator gave them."""
+    gateway.harness_tasks = ["colours", "sums"]
+    assert "Harness tasks\tcolours, sums\n" in ftf("probe").stdout
+
+
+def test_tasks_of_the_harness_are_sent(ftf: Ftf, gateway: FakeGateway) -> None:
+    """Otherwise nothing would measure what the user has asked for."""
+    ftf("evaluate", JOB, "--harness-task", "sums", "--harness-task", "colours", "--harness-limit", "20", "--detach")
+    request = gateway.requests("CreateEvaluation")[-1]
+    assert list(request.spec.harness_tasks) == ["sums", "colours"] and request.spec.harness_limit == 20
 
 
 def test_the_processes_on_one_machine_are_one_machine(ftf: Ftf, gateway: FakeGateway) -> None:

@@ -119,6 +119,13 @@ def test_any_two_models_are_compared_on_any_rows(client: Client, finished_job: J
     untuned = client.evaluations.wait(base.id)
     own = client.evaluations.get(finished_job.evaluation_id)
     assert untuned.delta == pytest.approx(-(own.delta or 0)), "on the job's own held-out rows"
+    alone = client.evaluations.wait(client.evaluations.create("tiny", data=rows, **short).id)
+    assert alone.result is not None and alone.result.single_model and alone.delta is None
+    assert alone.result.num_examples == 6 and alone.result.base_loss is None and alone.job_id == ""
+    (first, *_) = client.evaluations.rows(alone.id)
+    assert first.base_answer is None and first.tuned_answer is not None and not first.changes
+    with pytest.raises(InvalidArgument, match="only one model was measured"):
+        list(client.evaluations.rows(alone.id, change="improved"))
     with pytest.raises(InvalidArgument, match="one must be tuned"):
         client.evaluations.create("tiny", against="tiny")
     with pytest.raises(InvalidArgument, match="the same model"):
@@ -127,8 +134,6 @@ def test_any_two_models_are_compared_on_any_rows(client: Client, finished_job: J
         client.evaluations.create(f"{finished_job.tuned_model}@999")
     with pytest.raises(NotFound, match=r"no dataset 'ds_none'"):
         client.evaluations.create(finished_job.tuned_model, data="ds_none")
-    with pytest.raises(Unimplemented, match="upload it"):
-        client.evaluations.create(finished_job.tuned_model, data="hf://org/rows")
 
 
 def test_second_export_contains_the_same_model(client: Client, finished_job: Job, tmp_path: Path) -> None:
@@ -152,7 +157,7 @@ def test_second_export_contains_the_same_model(client: Client, finished_job: Job
 
 @pytest.mark.long
 def test_the_command_line_evaluates_and_exports(
-    system: System, client: Client, finished_job: Job, tmp_path: Path
+    system: System, client: Client, finished_job: Job, rows: Path, tmp_path: Path
 ) -> None:
     shown = ftf(system, "evaluate", finished_job.id, "--num-samples", "1")
     assert "scoring tuned" in shown
@@ -167,6 +172,12 @@ def test_the_command_line_evaluates_and_exports(
     compared = ftf(system, "evaluations", "compare", judged.id, finished_job.evaluation_id)
     assert compared.splitlines()[1].startswith("loss\t")
     ftf(system, "evaluate", finished_job.id, "--gate", "nonsense", code=2)
+    alone = ftf(system, "evaluate", "tiny", "--data", str(rows), "--num-samples", "1", "--max-new-tokens", "2")
+    assert "only tiny was measured" in alone and "METRIC\tVALUE\tROWS" in alone and "Base   " not in alone
+    (single, *_) = client.evaluations.list(limit=1)
+    assert ftf(system, "evaluations", "rows", single.id, "--limit", "1").startswith("Row 0  loss ")
+    assert json.loads(ftf(system, "evaluations", "get", single.id, "--json"))["result"]["single_model"] is True
+    assert "one model" in ftf(system, "evaluations", "list", "--limit", "1")
     out = tmp_path / "package"
     shown = ftf(system, "export", finished_job.tuned_model, "--out", str(out))
     assert (out / "finetuneflow_export.zip").is_file()

@@ -128,6 +128,8 @@ class FakeGateway(
     events: list[event_pb2.Event] = field(default_factory=history)
     jobs: int = 1
     nodes: list[str] = field(default_factory=list)
+    harness_tasks: list[str] = field(default_factory=list)
+    harness: stage_result_pb2.HarnessResult | None = None
     attempts: list[fine_tuning_job_pb2.AttemptSummary] = field(default_factory=list)
     # Watching: events sent before the connection is cut, one entry per connection; then all of them.
     cut_watch_after: list[int] = field(default_factory=list)
@@ -149,8 +151,15 @@ class FakeGateway(
     held: dict[str, bytes] = field(default_factory=lambda: defaultdict(bytes))
     cut_upload_after: list[int] = field(default_factory=list)
     deleted: list[str] = field(default_factory=list)
+    # What the job's model has lost, as its evaluation shows.
+    shown_regression: str = ""
     # Generating: words after which the answer is lost.
     cut_answer_after: int = -1
+    # Generating: an answer with this word stays open behind it until the caller leaves.
+    silent_after: str = ""
+    silences: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    # Generating: a prompt with this word is refused as too long.
+    too_long: str = ""
 
     def __post_init__(self) -> None:
         self.lock = threading.Lock()
@@ -180,6 +189,8 @@ class FakeGateway(
         if last.state == fine_tuning_job_pb2.JOB_STATE_SUCCEEDED:
             job.reason, job.tuned_model = "COMPLETED", f"ft:{JOB}"
             job.evaluation_id, job.export_id = "ev_1", "ex_1"
+            job.gate_decision = stage_result_pb2.GATE_DECISION_PROMOTE
+            job.shown_regression = self.shown_regression
         if last.state == fine_tuning_job_pb2.JOB_STATE_FAILED:
             job.fault, job.reason = fine_tuning_job_pb2.FAULT_USER_ERROR, "BAD_DATA"
             job.message, job.advice = "row 17 has no answer", "correct row 17"
@@ -357,9 +368,15 @@ class FakeGateway(
 
     def GetEvaluation(self, request: Any, context: Any) -> Any:
         self._enter("GetEvaluation", request, context)
-        result = stage_result_pb2.EvaluationResult(base_loss=4.0, tuned_loss=3.0, num_examples=12)
+        result = stage_result_pb2.EvaluationResult(
+            base_loss=4.0, tuned_loss=3.0, num_examples=12, shown_regression=self.shown_regression, harness=self.harness
+        )
         evaluation = evaluation_pb2.Evaluation(id="ev_1", job_id=JOB, result=result)
         return evaluation_service_pb2.GetEvaluationResponse(evaluation=evaluation)
+
+    def CreateEvaluation(self, request: Any, context: Any) -> Any:
+        self._enter("CreateEvaluation", request, context)
+        return evaluation_service_pb2.CreateEvaluationResponse(evaluation=evaluation_pb2.Evaluation(id="ev_2"))
 
     def GetExport(self, request: Any, context: Any) -> Any:
         self._enter("GetExport", request, context)
@@ -373,10 +390,18 @@ class FakeGateway(
         Response = evaluator_service_pb2.GenerateResponse
         yield Response(phase="loading_model")
         words = (request.messages[-1].content if request.messages else request.prompt).split()
+        if self.too_long in words:
+            said = "The rendered prompt has 600 tokens; the context of m has 512."
+            refuse(context, grpc.StatusCode.INVALID_ARGUMENT, said, "PROMPT_TOO_LONG", [("prompt", said)])
         for number, word in enumerate(words):
             if number == self.cut_answer_after:
                 refuse(context, grpc.StatusCode.UNAVAILABLE, "the process is gone", "GENERATION_LOST")
             yield Response(text=f"{word} ")
+            if word == self.silent_after:
+                left = threading.Event()
+                if context.add_callback(left.set):
+                    self.silences.release()
+                    left.wait()
         usage = evaluator_service_pb2.GenerationUsage(prompt_tokens=3, completion_tokens=len(words))
         yield Response(finish_reason="stop", usage=usage)
 
@@ -478,6 +503,7 @@ class FakeGateway(
         self._enter("GetHardware", request, context)
         gpu = hardware_pb2.Gpu(index=0, name="H200", memory_total_bytes=2**37, temperature_celsius=40)
         machine = hardware_pb2.Hardware(node_id="probe-one-0a1b", cpu_model="Zen", cpu_cores=2, gpus=[gpu])
+        machine.harness_tasks[:] = self.harness_tasks
         fleet = [machine]
         for node in self.nodes:
             fleet.append(hardware_pb2.Hardware())

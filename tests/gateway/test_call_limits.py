@@ -166,19 +166,30 @@ async def served(request: pytest.FixtureRequest) -> AsyncIterator[Served]:
         servicer.release.set()
 
 
-@pytest.mark.parametrize("served", [CallLimits(max_questions=1)], indirect=True)
+@pytest.mark.parametrize("served", [CallLimits(max_questions=2)], indirect=True)
 async def test_questions_beyond_the_limit_are_refused_and_other_calls_are_not(served: Served) -> None:
-    """Estimates and previews of many callers would otherwise occupy every probe, and the gateway's connections."""
-    request, a, b = dataset_service_pb2.PreviewDatasetRequest(), (("tenant", "a"),), (("tenant", "b"),)
-    first = served.stub.PreviewDataset(request, metadata=a)
-    pending = asyncio.ensure_future(first)
-    await asyncio.wait_for(served.servicer.entered.wait(), 10)
-    found = await refusal(served.stub.PreviewDataset(request, metadata=b))
-    assert (found.code, found.reason, found.metadata["limit"]) == (EXHAUSTED, "TOO_MANY_QUESTIONS", "1")
-    await served.stub.GetDataset(dataset_service_pb2.GetDatasetRequest(), metadata=b)
+    """Estimates and answers of many callers would otherwise occupy every probe and evaluator, and those of one tenant
+    would keep out all others."""
+
+    async def ask(tenant: str) -> asyncio.Future[Any]:
+        served.servicer.entered.clear()
+        call = served.stub.PreviewDataset(dataset_service_pb2.PreviewDatasetRequest(), metadata=(("tenant", tenant),))
+        pending = asyncio.ensure_future(call)
+        await asyncio.wait_for(served.servicer.entered.wait(), 10)
+        return pending
+
+    pending = [await ask("a"), await ask("a"), await ask("b")]
+    for tenant in ("a", "b"):
+        metadata = (("tenant", tenant),)
+        found = await refusal(
+            served.stub.PreviewDataset(dataset_service_pb2.PreviewDatasetRequest(), metadata=metadata)
+        )
+        assert (found.code, found.reason) == (EXHAUSTED, "TOO_MANY_QUESTIONS")
+        assert (found.metadata["limit"], found.metadata["share"], found.metadata["tenant"]) == ("2", "1", tenant)
+        await served.stub.GetDataset(dataset_service_pb2.GetDatasetRequest(), metadata=metadata)
     served.servicer.release.set()
-    await pending
-    await served.stub.PreviewDataset(request, metadata=b)
+    await asyncio.gather(*pending)
+    await asyncio.gather(await ask("b"), await ask("b"))
 
 
 @pytest.mark.parametrize("served", [CallLimits(max_uploads=2, max_uploads_per_tenant=1)], indirect=True)

@@ -18,6 +18,7 @@ from finetuneflow.v1 import fine_tuning_service_pb2 as api
 from finetuneflow.v1.fine_tuning_job_pb2 import JobState
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 from finetuneflow.v1.fine_tuning_service_pb2_grpc import FineTuningServiceStub
+from finetuneflow.v1.work_pb2 import Node
 from gateway.observed_speeds import ObservedSpeeds
 from gateway.passthrough import Passthrough
 from gateway.planning_target import PlanningTargets
@@ -29,7 +30,7 @@ from gateway.sql.tables import UploadedDataset, Work, now
 from gateway.work.kinds import FINE_TUNING_JOB
 from gateway.work.ledger import Ledger
 from tests.gateway.conftest import Recorder
-from tests.gateway.serving import refusal, serving
+from tests.gateway.serving import Refusal, refusal, serving
 from tests.servers.nats import NatsServer
 
 
@@ -42,6 +43,7 @@ class JobServer:
     stub: Any
     database: Database
     recorder: Recorder
+    bus: Bus
 
 
 @pytest.fixture
@@ -68,12 +70,12 @@ async def server(
     await bus.ensure_streams()
     passthrough = Passthrough(bus)
     targets = PlanningTargets(passthrough, ObservedSpeeds(database))
-    servicer = FineTuning(methods, catalogue, Preflights(database, passthrough, targets, catalogue))
+    servicer = FineTuning(methods, catalogue, Preflights(database, passthrough, targets, catalogue), passthrough.nodes)
     async with (
         serving(api, "FineTuningService", add_to_server, servicer) as address,
         grpc.aio.insecure_channel(address) as channel,
     ):
-        yield JobServer(FineTuningServiceStub(channel), database, recorder)
+        yield JobServer(FineTuningServiceStub(channel), database, recorder, bus)
     await bus.close()
 
 
@@ -140,6 +142,24 @@ async def test_refusal_of_unknown_recipe_suggests_nearest_name(server: JobServer
     refused = await refusal(create(server, recipe="cpu-demmo"))
     assert refused.reason == "RECIPE_NOT_FOUND"
     assert "cpu-demo" in refused.message
+
+
+async def test_task_of_the_harness_must_be_that_of_a_running_evaluator(server: JobServer) -> None:
+    """Otherwise a job would be trained for hours before its evaluation fails for a mistyped name."""
+
+    async def refused(*tasks: str) -> Refusal:
+        return await refusal(create(server, evaluation={"harness_tasks": tasks}))
+
+    none = await refused("sums")
+    await server.bus.put_node(Node(id="evaluator-1", service="evaluator", harness_tasks=["colours", "sums"]))
+    await server.bus.put_node(Node(id="evaluator-2", service="evaluator", harness_tasks=["words"]))
+    mistyped = await refused("words", "sum")
+
+    assert (none.code, none.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "UNKNOWN_HARNESS_TASK")
+    assert "FTF_EVALUATOR_HARNESS_TASKS" in none.message
+    assert mistyped.reason == "UNKNOWN_HARNESS_TASK" and mistyped.fields == ("spec.evaluation.harness_tasks[1]",)
+    assert "Did you mean sums?" in mistyped.message and "colours, sums, words" in mistyped.message
+    await create(server, evaluation={"harness_tasks": ["words", "sums"]})
 
 
 async def test_an_unknown_dataset_is_not_found(server: JobServer) -> None:
@@ -212,7 +232,9 @@ async def test_create_returns_the_stored_job(server: JobServer) -> None:
     got = await server.stub.GetFineTuningJob(api.GetFineTuningJobRequest(job_id=created.id))
     (attempt,) = got.fine_tuning_job.attempts
     assert (attempt.attempt, attempt.state) == (1, "READY")
-    del got.fine_tuning_job.attempts[:]
+    assert "No probe" in got.fine_tuning_job.waiting
+    for name in ("attempts", "waiting"):
+        got.fine_tuning_job.ClearField(name)
     assert got.fine_tuning_job == created
     assert created.state == JobState.JOB_STATE_VALIDATING
     assert created.spec == spec(labels={"team": "a"})

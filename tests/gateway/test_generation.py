@@ -67,7 +67,7 @@ async def test_names_refer_to_checkpoints_of_the_caller(gateway: Gateway, tmp_pa
         assert not best.full and not best.exclusive and not best.HasField("quantization")
         assert (await served(stub, recording, f"ft:{job}@50")).checkpoint_step == 50
         base = await served(stub, recording, "tiny")
-        assert base == ServedModel(base_model=base.base_model)
+        assert base == ServedModel(tenant="default", base_model=base.base_model)
         assert recording.warm == ["org/base", "org/base", "tiny"]
 
 
@@ -77,12 +77,19 @@ async def test_full_and_quantized_models_are_told_apart(gateway: Gateway, tmp_pa
     loftq = await gateway.trained(
         "QLORA", lora={"init_lora_weights": "loftq", "bias": "none"}, quantization={"bits": 4}
     )
-    biased = await gateway.trained(lora={"bias": "all"})
+    alone = [
+        await gateway.trained(lora=lora)
+        for lora in ({"bias": "all"}, {"modules_to_save": ["lm_head"]}, {"trainable_tokens": ["a"]})
+    ]
+    shared = await gateway.trained(lora={"use_dora": True})
     async with generation(gateway.database, tmp_path) as (stub, recording):
         assert (await served(stub, recording, f"ft:{full}")).full
         assert recording.warm[-1] == f"{20:064}"
         assert (await served(stub, recording, f"ft:{loftq}")).quantization.bits == 4
-        assert (await served(stub, recording, f"ft:{biased}")).exclusive
+        for job in alone:
+            assert (await served(stub, recording, f"ft:{job}")).exclusive
+            assert recording.warm[-1] == f"{20:064}", "another copy of the base model is of no use"
+        assert not (await served(stub, recording, f"ft:{shared}")).exclusive
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,13 @@ from finetuneflow.v1 import model_service_pb2 as api
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
 from finetuneflow.v1.model_pb2 import ModelKind
 from finetuneflow.v1.model_service_pb2_grpc import ModelServiceStub, add_ModelServiceServicer_to_server
-from finetuneflow.v1.stage_result_pb2 import BaseModelIdentity, ExportResult, PreflightResult, TrainingResult
+from finetuneflow.v1.stage_result_pb2 import (
+    BaseModelIdentity,
+    ExportResult,
+    GateDecision,
+    PreflightResult,
+    TrainingResult,
+)
 from gateway.identifiers import new_id
 from gateway.servicers.models import Models
 from gateway.sql.database import Database
@@ -58,6 +64,20 @@ def tune(database: Database) -> Tune:
         return f"ft:{job_id}"
 
     return tune
+
+
+async def test_what_a_promoted_model_has_lost_is_listed(stub: ModelServiceStub, tune: Tune, database: Database) -> None:
+    """Whoever chooses a model from the list does not read its evaluation."""
+    model = await tune()
+    job_id = model.removeprefix("ft:")
+    about = {"kind": "evaluation", "decision": "GATE_DECISION_PROMOTE", "shown_regression": "Its loss is 2."}
+    async with database.write() as session:
+        session.add(
+            SavedResult(id=new_id("ev"), tenant="default", job_id=job_id, work_id=job_id, create_time=now(), **about)
+        )
+    (listed,) = (await stub.ListModels(api.ListModelsRequest(kind=ModelKind.MODEL_KIND_TUNED))).models
+    assert (listed.gate_decision, listed.shown_regression) == (GateDecision.GATE_DECISION_PROMOTE, "Its loss is 2.")
+    assert (await stub.GetModel(api.GetModelRequest(model_id=model))).model == listed
 
 
 async def test_base_and_tuned_models_are_listed_together_over_pages(stub: ModelServiceStub, tune: Tune) -> None:

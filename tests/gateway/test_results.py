@@ -19,7 +19,7 @@ from finetuneflow.v1 import evaluation_service_pb2 as evaluation_api
 from finetuneflow.v1 import export_service_pb2 as export_api
 from finetuneflow.v1 import fine_tuning_service_pb2 as job_api
 from finetuneflow.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
-from finetuneflow.v1.event_pb2 import ArtifactSaved, ConfigResolved, Phase
+from finetuneflow.v1.event_pb2 import ArtifactSaved, ConfigResolved, Phase, StageCompleted
 from finetuneflow.v1.export_service_pb2_grpc import ExportServiceStub
 from finetuneflow.v1.fine_tuning_job_pb2 import JobState
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import (
@@ -30,11 +30,15 @@ from finetuneflow.v1.fine_tuning_job_spec_pb2 import (
     FineTuningJobSpec,
 )
 from finetuneflow.v1.fine_tuning_service_pb2_grpc import FineTuningServiceStub
+from finetuneflow.v1.stage_result_pb2 import EvaluationResult, GateDecision
+from finetuneflow.v1.work_pb2 import Node
 from gateway.observed_speeds import ObservedSpeeds
+from gateway.passthrough import Passthrough
 from gateway.servicers import fine_tuning, results
 from gateway.servicers.work import WorkMethods
+from gateway.specs import secrets_of
 from gateway.sql.database import Database
-from gateway.sql.tables import Attempt, SavedArtifact, SavedResult, Work, WorkEvent
+from gateway.sql.tables import Attempt, SavedArtifact, SavedResult, UploadedDataset, Work, WorkEvent
 from gateway.watch.fanout import Fanout
 from gateway.work.kinds import EVALUATION, EXPORT, FINE_TUNING_JOB
 from gateway.work.ledger import Ledger
@@ -57,6 +61,7 @@ class ResultServers:
     requests: WorkerRequests
     recorder: Recorder
     store: ArtifactStore
+    bus: Bus
 
     async def job(self, *, stages: int = 4, **spec: Any) -> str:
         """A job that has completed so many of its stages."""
@@ -89,7 +94,8 @@ async def servers(database: Database, nats_server: NatsServer, tmp_path: Path) -
     ledger = Ledger(database, fanout.publish, recorder.offer, recorder.discard)
     store = ArtifactStore(f"file://{tmp_path / 'artifacts'}")
     catalogue = Catalogue(tmp_path)
-    evaluations = results.Evaluations(WorkMethods(EVALUATION, ledger, fanout, store), catalogue, store)
+    methods = WorkMethods(EVALUATION, ledger, fanout, store)
+    evaluations = results.Evaluations(methods, catalogue, store, Passthrough(bus).nodes)
     exports = results.Exports(WorkMethods(EXPORT, ledger, fanout, store), catalogue)
     jobs = fine_tuning.FineTuning(WorkMethods(FINE_TUNING_JOB, ledger, fanout, store), None, None)  # type: ignore[arg-type]
     async with (
@@ -108,6 +114,7 @@ async def servers(database: Database, nats_server: NatsServer, tmp_path: Path) -
             WorkerRequests(ledger, NoTrainers()),
             recorder,
             store,
+            bus,
         )
     await bus.close()
 
@@ -149,6 +156,38 @@ async def test_stages_of_job_create_same_resources_as_separate_requests(servers:
         f"jobs/{job_id}/export/1/x.zip",
     )
     assert job.tuned_model == packed.model
+
+
+async def test_shown_regression_is_part_of_the_job(servers: ResultServers) -> None:
+    """A job that lists PROMOTE alone hides what its model has lost."""
+    job_id = await servers.job(stages=2)
+    worker = await servers.worker()
+    result = EvaluationResult(
+        gate={"decision": GateDecision.GATE_DECISION_PROMOTE}, shown_regression="Its loss is 2, that of tiny 1."
+    )
+    await worker.report(StageCompleted(evaluation=result))
+    job = (await servers.jobs.GetFineTuningJob(job_api.GetFineTuningJobRequest(job_id=job_id))).fine_tuning_job
+    assert (job.gate_decision, job.shown_regression) == (GateDecision.GATE_DECISION_PROMOTE, result.shown_regression)
+    (listed,) = (await servers.jobs.ListFineTuningJobs(job_api.ListFineTuningJobsRequest())).fine_tuning_jobs
+    assert listed.shown_regression == job.shown_regression and listed.evaluation_id == job.evaluation_id
+
+
+async def test_separate_evaluation_runs_the_tasks_of_the_harness_that_it_names(servers: ResultServers) -> None:
+    """A benchmark takes hours: it is not repeated because the job's own evaluation has run it."""
+    job_id = await servers.job(evaluation=EvaluationSpec(harness_tasks=["sums"], harness_limit=9))
+    unknown = await refusal(evaluate(servers, job_id, harness_tasks=["sums"]))
+    await evaluate(servers, job_id)
+    without = (await servers.worker()).assignment.resolved_spec.evaluation
+    await servers.bus.put_node(Node(id="evaluator-1", service="evaluator", harness_tasks=["sums", "words"]))
+    await evaluate(servers, job_id, request_id="once", harness_tasks=["words"])
+    asked = (await servers.worker()).assignment.resolved_spec.evaluation
+    await servers.bus.remove_node("evaluator", "evaluator-1")
+    again = await evaluate(servers, job_id, request_id="once", harness_tasks=["words"])
+
+    assert (unknown.reason, unknown.fields) == ("UNKNOWN_HARNESS_TASK", ("spec.harness_tasks[0]",))
+    assert not without.harness_tasks and not without.HasField("harness_limit")
+    assert list(asked.harness_tasks) == ["words"] and not asked.HasField("harness_limit")
+    assert list(again.evaluation.spec.harness_tasks) == ["words"], "a repeated call gets what the first one made"
 
 
 async def test_separate_export_has_state_events_and_retries_like_a_job(servers: ResultServers) -> None:
@@ -237,6 +276,100 @@ async def test_deleting_job_deletes_evaluations_and_exports_of_its_model(servers
             assert not (await session.exec(select(table.id))).all(), table
 
 
+async def test_job_of_a_judge_is_kept_until_the_evaluation_has_ended(servers: ResultServers) -> None:
+    """Otherwise an evaluation of hours would fail at its end, when the judge is asked."""
+    judge, judged = await servers.job(), await servers.job(stages=2)
+    asks = {"type": "score_model", "name": "good", "model": f"ft:{judge}"}
+    asks["input"] = [{"role": "user", "content": "{{sample.output_text}}"}]  # type: ignore[assignment]
+    spec = EvaluationSpec()
+    spec.graders.add().update({"type": "multi", "name": "m", "graders": {"good": asks}, "calculate_output": "good"})
+    made = (await evaluate(servers, judged, graders=spec.graders)).evaluation
+    delete = job_api.DeleteFineTuningJobRequest(job_id=judge)
+    refused = await refusal(servers.jobs.DeleteFineTuningJob(delete))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "MODEL_IN_USE")
+    assert made.id in refused.message and "graded" in refused.message
+    worker = await servers.worker()
+    assert [each.id for each in worker.assignment.judges] == [f"ft:{judge}"]
+    await worker.complete()
+    await servers.jobs.DeleteFineTuningJob(delete)
+    refused = await refusal(evaluate(servers, judged, graders=spec.graders))
+    assert (refused.reason, refused.fields) == ("MODEL_NOT_FOUND", ("spec.graders[0].model",))
+
+
+async def test_lists_of_the_job_can_be_removed_for_one_evaluation(servers: ResultServers) -> None:
+    """An empty list is not sent, so without this the job's graders and gate would apply for ever."""
+    own = EvaluationSpec(metrics=["exact_match"], prompts=["Is 7 odd?"], gate=[{"metric": "chrf", "min_value": 0.5}])
+    job_id = await servers.job(stages=2, evaluation=own)
+    request = evaluation_api.CreateEvaluationRequest(
+        model=f"ft:{job_id}", clear_fields=["gate", "metrics"], request_id="one"
+    )
+    made = (await servers.evaluations.CreateEvaluation(request)).evaluation
+    assert (list(made.spec.gate), list(made.spec.metrics), list(made.spec.prompts)) == ([], [], ["Is 7 odd?"])
+    kept = (await evaluate(servers, job_id, metrics=["bleu"])).evaluation
+    assert (list(kept.spec.metrics), len(kept.spec.gate)) == (["bleu"], 1)
+    repeated = evaluation_api.CreateEvaluationRequest(model=f"ft:{job_id}", request_id="one")
+    assert (await refusal(servers.evaluations.CreateEvaluation(repeated))).reason == "REQUEST_ID_REUSED"
+    wrong = evaluation_api.CreateEvaluationRequest(
+        model=f"ft:{job_id}", clear_fields=["gate", "max_rows"], spec=EvaluationSpec(gate=own.gate)
+    )
+    refused = await refusal(servers.evaluations.CreateEvaluation(wrong))
+    assert (refused.reason, refused.fields) == ("INVALID_CONFIG", ("clear_fields[0]", "clear_fields[1]"))
+
+
+async def test_rows_of_the_hub_are_read_with_the_token_of_the_job(servers: ResultServers) -> None:
+    """Training data may be on the hub; it had to be downloaded and uploaded to be evaluated."""
+    job_id = await servers.job(stages=2)
+    source = DataSource(dataset="hf://org/rows")
+    made = (
+        await servers.evaluations.CreateEvaluation(
+            evaluation_api.CreateEvaluationRequest(model=f"ft:{job_id}", data=[source])
+        )
+    ).evaluation
+    assert [each.dataset for each in made.data] == ["hf://org/rows"]
+    assignment = (await servers.worker()).assignment
+    assert secrets_of(assignment) == set()
+    assignment.merged_spec.secrets["hub_token"] = "hub"
+    assert secrets_of(assignment) == {"hub"}
+    assignment.comparison.data[0].dataset = "ds_1"
+    assert secrets_of(assignment) == set(), "nothing of a hub is read"
+
+
+async def test_files_that_hold_no_rows_or_questions_are_refused_at_once(servers: ResultServers) -> None:
+    """An evaluation that cannot work should not wait for an evaluator first."""
+    job_id = await servers.job(stages=2)
+    async with servers.ledger.database.write() as session:
+        for id, filename in (
+            ("ds_adapter", "adapter.safetensors"),
+            ("ds_table", "questions.csv"),
+            ("ds_ok", "q.jsonl"),
+        ):
+            about = {"display_name": "", "size_bytes": 1, "sha256": "0" * 64, "path": f"datasets/{id}/{filename}"}
+            session.add(UploadedDataset(id=id, tenant="default", filename=filename, create_time=1, **about))
+    request = evaluation_api.CreateEvaluationRequest
+    for asked, reason, field in (
+        (request(data=[DataSource(dataset="ds_adapter")]), "ADAPTER_AS_DATA", "data[0].dataset"),
+        (request(spec=EvaluationSpec(regression="ds_adapter")), "ADAPTER_AS_DATA", "spec.regression"),
+        (request(spec=EvaluationSpec(questions="ds_table")), "BAD_QUESTIONS", "spec.questions"),
+    ):
+        asked.model = f"ft:{job_id}"
+        refused = await refusal(servers.evaluations.CreateEvaluation(asked))
+        assert (refused.code.name, refused.reason, refused.fields) == ("INVALID_ARGUMENT", reason, (field,))
+    assert (await evaluate(servers, job_id, questions="ds_ok")).evaluation.spec.questions == "ds_ok"
+
+
+async def test_judge_and_questions_of_the_job_itself_are_looked_up(servers: ResultServers) -> None:
+    """What the job names may have been deleted since; its questions would silently not be asked."""
+    asks = {"type": "score_model", "name": "good", "model": "ft:ftjob_gone"}
+    asks["input"] = [{"role": "user", "content": "{{sample.output_text}}"}]  # type: ignore[assignment]
+    spec = EvaluationSpec()
+    spec.graders.add().update(asks)
+    refused = await refusal(evaluate(servers, await servers.job(stages=2, evaluation=spec)))
+    assert (refused.reason, refused.fields) == ("MODEL_NOT_FOUND", ("spec.graders[0].model",))
+    asked = await servers.job(stages=2, evaluation=EvaluationSpec(questions="ds_gone"))
+    refused = await refusal(evaluate(servers, asked))
+    assert (refused.reason, refused.fields) == ("DATASET_NOT_FOUND", ("spec.questions",))
+
+
 async def test_results_of_job_stages_cannot_be_cancelled_or_deleted_alone(servers: ResultServers) -> None:
     """A watch would wait for ever, and a deletion would leave the job with a dangling reference."""
     job_id = await servers.job()
@@ -259,7 +392,7 @@ async def test_invalid_requests_are_refused_with_field(servers: ResultServers) -
     request = evaluation_api.CreateEvaluationRequest
     create = servers.evaluations.CreateEvaluation
     tuned, alias = f"ft:{trained}", "smollm2-135m"
-    hub, weighted = DataSource(dataset="hf://org/rows"), DataSource(dataset="ds_1", weight=2)
+    hub, weighted = DataSource(dataset="hf://rows"), DataSource(dataset="ds_1", weight=2)
     for call, code, reason, fields in (
         (export(servers, trained, formats=[MERGED]), "UNIMPLEMENTED", "NOT_IMPLEMENTED", ("spec.formats[0]",)),
         (evaluate(servers, trained, enabled=False), "INVALID_ARGUMENT", "INVALID_CONFIG", ("spec.enabled",)),
@@ -269,15 +402,52 @@ async def test_invalid_requests_are_refused_with_field(servers: ResultServers) -
         (evaluate(servers, f"{trained}@10"), "NOT_FOUND", "CHECKPOINT_NOT_FOUND", ("model",)),
         (evaluate(servers, f"{trained}@ten"), "INVALID_ARGUMENT", "INVALID_MODEL", ("model",)),
         (export(servers, f"{trained}@10"), "UNIMPLEMENTED", "NOT_IMPLEMENTED", ("model",)),
-        (create(request(model=alias)), "INVALID_ARGUMENT", "INVALID_MODEL", ("against",)),
+        (create(request(model=alias)), "INVALID_ARGUMENT", "INVALID_MODEL", ("data",)),
         (create(request(model=alias, against=alias)), "INVALID_ARGUMENT", "INVALID_MODEL", ("against",)),
         (create(request(model=tuned, against="ft:none")), "NOT_FOUND", "MODEL_NOT_FOUND", ("against",)),
-        (create(request(model=tuned, data=[hub])), "UNIMPLEMENTED", "NOT_IMPLEMENTED", ("data[0].dataset",)),
+        (create(request(model=tuned, data=[hub])), "INVALID_ARGUMENT", "INVALID_MODEL", ("data[0].dataset",)),
         (create(request(model=tuned, data=[weighted])), "INVALID_ARGUMENT", "INVALID_MODEL", ("data[0].weight",)),
         (create(request()), "INVALID_ARGUMENT", "INVALID_MODEL", ("model",)),
     ):
         refused = await refusal(call)
         assert (refused.code.name, refused.reason, refused.fields) == (code, reason, fields)
+
+
+async def test_base_model_is_evaluated_without_a_job(servers: ResultServers) -> None:
+    """How good the base model already is should be known before anything is trained."""
+    asked = evaluation_api.CreateEvaluationRequest(model="smollm2-135m", spec=EvaluationSpec(prompts=["Is 7 odd?"]))
+    made = (await servers.evaluations.CreateEvaluation(asked)).evaluation
+    assert (made.model, made.against, made.job_id) == ("smollm2-135m", "", "")
+    assert (made.spec.max_rows, list(made.spec.prompts), made.max_attempts) == (200, ["Is 7 odd?"], 3)
+    worker = await servers.worker()
+    given = worker.assignment
+    assert given.comparison.model.id == "smollm2-135m" and not given.comparison.HasField("against")
+    assert given.resolved_spec.base_model == "smollm2-135m" and not given.HasField("preflight")
+    saved = worker.path("measurements/0123456789abcdef/000000.jsonl")
+    await worker.report(ArtifactSaved(path=saved, kind="evaluation_measurements", sha256="0" * 64))
+    await worker.fail("KILLED")
+    again = await servers.worker()
+    assert [each.path for each in again.assignment.measurements] == [saved], "it goes on with the rows that it has"
+    await again.complete()
+    ended = await servers.evaluations.GetEvaluation(evaluation_api.GetEvaluationRequest(evaluation_id=made.id))
+    assert ended.evaluation.state == JobState.JOB_STATE_SUCCEEDED
+    assert (await servers.jobs.ListFineTuningJobs(job_api.ListFineTuningJobsRequest())).fine_tuning_jobs == []
+    await servers.evaluations.DeleteEvaluation(evaluation_api.DeleteEvaluationRequest(evaluation_id=made.id))
+    assert await pages(servers, 10) == []
+
+
+async def test_settings_that_need_a_second_model_are_refused_without_one(servers: ResultServers) -> None:
+    """A gain over nothing would be INCONCLUSIVE for ever; the caller finds out after the measurement."""
+    judge = {"type": "compare_model", "name": "better", "model": "base"}
+    judge["input"] = [{"role": "user", "content": "{{first.output_text}} or {{second.output_text}}?"}]  # type: ignore[assignment]
+    spec = EvaluationSpec(
+        prompts=["Is 7 odd?"], gate=[{"metric": "loss", "max_value": 9}, {"metric": "loss", "min_gain": 0}]
+    )
+    spec.graders.add().update(judge)
+    request = evaluation_api.CreateEvaluationRequest(model="smollm2-135m", spec=spec)
+    refused = await refusal(servers.evaluations.CreateEvaluation(request))
+    assert (refused.code.name, refused.reason) == ("INVALID_ARGUMENT", "INVALID_CONFIG")
+    assert refused.fields == ("spec.gate[1].min_gain", "spec.graders[0].type")
 
 
 async def test_unknown_model_is_not_found_and_nearest_alias_is_named(servers: ResultServers) -> None:

@@ -33,6 +33,7 @@ os.execvp("cat", ["cat", f"/proc/{sys.argv[1]}/environ"])
         ["services.trainer.worker", "missing.json"],
         ["services.evaluator.worker", "missing.json"],
         ["services.evaluator.resident", "missing.json"],
+        ["services.evaluator.harness", "missing.json"],
         ["services.exporter.worker", "missing.json"],
         ["finetuneflow.cli", "--help"],
     ],

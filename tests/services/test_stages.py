@@ -29,8 +29,9 @@ from finetuneflow.v1.stage_result_pb2 import (
     PreflightResult,
     TrainingResult,
 )
-from finetuneflow.v1.work_pb2 import Assignment, StoredShards, TrainingStart
+from finetuneflow.v1.work_pb2 import Assignment, ComparedModel, StoredShards, TrainingStart
 from services.attempt_inputs import RETRY_SECONDS, VersionMismatch, catalogue
+from services.evaluator.harness_tasks import HarnessTasks
 from services.evaluator.settings import EvaluatorSettings
 from services.evaluator.stage import EvaluationStage
 from services.evaluator.worker.child_input import EvaluationInput
@@ -43,6 +44,8 @@ from services.probe.worker.child_input import PreflightInput
 from services.trainer.settings import TrainerSettings
 from services.trainer.stage import TrainingStage
 from services.trainer.worker.child_input import TrainingInput
+from tests.fakes.hub import Hub
+from tests.services.evaluator.harness_tasks import write_tasks
 from tests.tiny_models import make_tiny_model
 
 Spec = TypeVar("Spec", bound=BaseModel)
@@ -328,11 +331,39 @@ async def test_unknown_model_is_a_user_error(node: NodeWithJob) -> None:
     assert "tiny" in caught.value.message
 
 
+async def test_evaluation_reads_rows_of_the_hub_at_one_commit(node: NodeWithJob, tmp_path: Path) -> None:
+    """Which rows were measured must be known: the dataset may have other ones tomorrow."""
+    commit = "a" * 40
+    (tmp_path / commit).mkdir()
+    (tmp_path / commit / "train.jsonl").write_text('{"question": "Why?", "answer": "So."}\n')
+    identity = BaseModelIdentity(id="tiny")
+    node.assignment.comparison.model.CopyFrom(ComparedModel(id="tiny", base_model=identity))
+    node.assignment.comparison.data.add(dataset="hf://org/rows")
+    node.assignment.comparison.data.add(dataset="ds_1")
+    settings = EvaluatorSettings(home=node.home, models=node.models)
+    with Hub(tmp_path, {"org/rows": {commit: tmp_path / commit}}).asked():
+        command = await EvaluationStage(settings, catalogue(settings)).prepare(
+            node.assignment, node.workdir, node.store, {}
+        )
+    given = read(EvaluationInput, command)
+    pinned = f"hf://org/rows@{commit}/train.jsonl"
+    assert [source.dataset for source in given.sources] == [pinned, "ds_1"]
+    assert json.loads(given.files[pinned].read_text())["question"] == "Why?"
+    assert given.findings == [f"Rows of hf://org/rows were read from {pinned}."]
+    assert given.base is None and given.config.hyperparameters.max_length <= given.tuned.model.context_length
+    node.assignment.comparison.data[0].dataset = "hf://org/unknown"
+    with Hub(tmp_path, {}).asked(), pytest.raises(JobError) as raised:
+        await EvaluationStage(settings, catalogue(settings)).prepare(node.assignment, tmp_path / "w", node.store, {})
+    assert raised.value.reason == "DATASET_NOT_FOUND" and raised.value.violations[0].field == "data[0].dataset"
+
+
 async def test_evaluation_and_export_use_the_best_checkpoint(node: NodeWithJob, tmp_path: Path) -> None:
     evaluator = EvaluatorSettings(home=node.home, models=node.models)
-    stage = EvaluationStage(evaluator, catalogue(evaluator))
+    stage = EvaluationStage(evaluator, catalogue(evaluator), HarnessTasks(None))
+    node.assignment.resolved_spec.chat_template = "{{ messages[0].content }}"
     command = await stage.prepare(node.assignment, node.workdir, node.store, {})
     judged = read(EvaluationInput, command)
+    assert judged.tuned.chat_template == "{{ messages[0].content }}"
 
     exporter = ExporterSettings(home=node.home, models=node.models)
     pinned = f"hf://org/rows@{'a' * 40}/rows.jsonl"
@@ -346,6 +377,37 @@ async def test_evaluation_and_export_use_the_best_checkpoint(node: NodeWithJob, 
         assert json.loads((folder / "checkpoint.json").read_text()) == {"step": 10}
     assert packed.evaluation.tuned_loss == 2.0
     assert [dataset.id for dataset in packed.job.datasets] == ["ds_1", pinned]
+
+
+async def test_evaluator_without_the_task_of_the_harness_says_what_to_set(node: NodeWithJob) -> None:
+    """Another evaluator may have it; without these words an operator would search the task's file."""
+    evaluator = EvaluatorSettings(home=node.home, models=node.models, node_id="evaluator-2")
+    stage = EvaluationStage(evaluator, catalogue(evaluator), HarnessTasks(None))
+    node.assignment.resolved_spec.evaluation.harness_tasks.append("sums")
+
+    with pytest.raises(SystemFailure) as caught:
+        await stage.prepare(node.assignment, node.workdir, node.store, {})
+
+    assert caught.value.reason == "HARNESS_TASK_MISSING"
+    assert "evaluator-2" in caught.value.message and "sums" in caught.value.message
+    assert "FTF_EVALUATOR_HARNESS_TASKS" in caught.value.advice and "[harness]" in caught.value.advice
+
+
+async def test_child_may_read_the_folder_of_tasks_only_if_it_needs_them(node: NodeWithJob, tmp_path: Path) -> None:
+    """The operator's tasks may hold the expected answers of a benchmark."""
+    tasks = HarnessTasks(write_tasks(tmp_path / "tasks"))
+    tasks.read()
+    evaluator = EvaluatorSettings(home=node.home, models=node.models)
+    stage = EvaluationStage(evaluator, catalogue(evaluator), tasks)
+
+    without = await stage.prepare(node.assignment, node.workdir, node.store, {})
+    node.assignment.resolved_spec.evaluation.harness_tasks.append("choices")
+    other = tmp_path / "other"
+    other.mkdir()
+    with_tasks = await stage.prepare(node.assignment, other, node.store, {})
+
+    assert tasks.folder and tasks.folder not in without.reads and tasks.folder in with_tasks.reads
+    assert read(EvaluationInput, with_tasks).harness_folder == tasks.folder
 
 
 def test_settings_are_read_from_environment() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,18 @@ def json_object(path: Path) -> dict[str, Any]:
     if not isinstance(read, dict):
         raise typer.BadParameter(f"{path} must hold a JSON object.", param_hint="--json-schema")
     return read
+
+
+def with_removed(settings: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Returns the settings with those in `names` empty, which removes the job's own ones. Raises typer.BadParameter."""
+    for name in names:
+        if name not in settings:
+            known = ", ".join(settings)
+            raise typer.BadParameter(f"{name!r} cannot be removed; name one of {known}.", param_hint="--clear")
+        if settings[name] is not None:
+            raise typer.BadParameter(f"{name} is removed and given; leave out one of the two.", param_hint="--clear")
+    empty = {"questions": "", "json_schema": {}}
+    return {**settings, **{name: empty.get(name, []) for name in names}}
 
 
 def _read(path: Path, option: str) -> Any:

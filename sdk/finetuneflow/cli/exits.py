@@ -36,7 +36,7 @@ DETACHED = 130
 
 EXIT_CODES = (
     "Exit codes: 0 success; 1 the job or the server failed; 2 invalid usage or input; 3 no server is reachable; "
-    "130 Ctrl-C, while the job continues."
+    "130 Ctrl-C; a job continues without the command."
 )
 
 # click's ClickException, which recent releases of typer bundle under a name of their own.
@@ -91,7 +91,7 @@ def _fields_at_fault(error: ApiError) -> Iterator[str]:
     for (place, said), rows in shared.items():
         if not rows[0]:
             yield f"{place}: {said}"
-        elif said.rpartition(" [")[0].rstrip(".") not in error.message:
+        elif (said.rpartition(" [")[0] or said).rstrip(".") not in error.message:
             yield f"{place} {named_rows(rows)}: {said}"
         elif len(rows) > 1:
             yield f"{place} {named_rows(rows)}: the same"

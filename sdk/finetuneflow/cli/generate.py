@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json as json_module
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,17 +12,16 @@ from typing import Annotated, Any
 import typer
 from google.protobuf.json_format import MessageToDict
 
+from finetuneflow.cli.answer_file import AnswerFile
+from finetuneflow.cli.asked_rows import AskedRow, read_rows
 from finetuneflow.cli.console import error_console, visible
+from finetuneflow.cli.row_answers import RowAnswers
 from finetuneflow.cli.session import Json, a_number, not_empty, session
-from finetuneflow.cli.text_files import read_text
-from finetuneflow.errors import InvalidArgument, Violation
+from finetuneflow.errors import InvalidArgument
 from finetuneflow.resources.answer import AnswerPart, GenerationUsage
 
-_ROWS_AT_ONCE = 8
-"""Rows that are answered together; an evaluator answers them in one batch."""
-_PLACEHOLDER = re.compile(r"\{\{\s*([^{}]*?)\s*\}\}")
-_PROMPTS = ("prompt", "question", "instruction")
-_EXPECTED = ("answer", "output", "completion", "ground_truth")
+_DECIDING = ("max_new_tokens", "temperature", "top_p", "seed", "stop")
+"""Settings on which an answer depends; with others an earlier run is not continued."""
 
 Model = Annotated[
     str, typer.Argument(callback=not_empty, help="A base model, ft:JOB, ft:JOB@STEP, or the id of a job.")
@@ -36,15 +33,6 @@ Temperature = Annotated[
 ]
 TopP = Annotated[float | None, typer.Option(callback=a_number, help="Sample from the most probable tokens only.")]
 Seed = Annotated[int | None, typer.Option(help="Repeats a sampled answer.", show_default="random")]
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A row as it is asked."""
-
-    prompt: str
-    system_prompt: str | None
-    ground_truth: str | None
 
 
 @dataclass(frozen=True)
@@ -92,46 +80,34 @@ def generate(
         "logprobs": logprobs,
     }
 
-    def ask(asked: Asked, show: Callable[[AnswerPart], None] = lambda _: None) -> Answer:
+    def ask(asked: AskedRow, show: Callable[[AnswerPart], None] = lambda _: None) -> Answer:
         return complete(models.generate(model, asked.prompt, system_prompt=asked.system_prompt, **settings), show)
 
     if prompt is not None:
-        answer = ask(Asked(prompt, system, None), _no_text if json else show_part)
+        answer = ask(AskedRow(1, prompt, system, None), _no_text if json else show_part)
         if json:
             _print(_object(answer) | {"model": model})
         else:
             sys.stdout.write("\n")
         return
     assert rows is not None  # noqa: S101
-    listed = list(read_rows(rows, template, system))
-    if not listed:
+    asked, problems = read_rows(rows, template, system)
+    if not asked and not problems:
         raise InvalidArgument(f"{rows} has no rows.", reason="INVALID_REQUEST")
-    # Under its name once it is complete: a run that ends early must not replace what was there.
-    part = out.with_name(f"{out.name}.part") if out else None
-    sink = part.open("w", encoding="utf-8") if part else None
-    try:
-        with ThreadPoolExecutor(_ROWS_AT_ONCE) as threads:
-            for asked, answer in zip(listed, threads.map(ask, listed), strict=True):
-                line = {
-                    "system_prompt": asked.system_prompt,
-                    "user_prompt": asked.prompt,
-                    "assistant_response": answer.text,
-                    "ground_truth": asked.ground_truth,
-                }
-                if sink:
-                    sink.write(json_module.dumps(line, ensure_ascii=False) + "\n")
-                    sink.flush()
-                if json:
-                    _print(line | _object(answer))
-                elif not sink:
-                    _print(line)
-    finally:
-        if sink:
-            sink.close()
-    if out and part:
-        part.replace(out)
+    file = AnswerFile(out, {"model": model, **{name: settings[name] for name in _DECIDING}}) if out else None
+    run = RowAnswers[Answer](rows, asked, problems, file)
+    if run.num_earlier and not json:
+        error_console().print(f"{run.num_earlier:,} rows were answered by an earlier run.", style="dim")
+
+    def show(line: dict[str, Any], answer: Answer) -> None:
+        if json:
+            _print(line | _object(answer))
+        elif not file:
+            _print(line)
+
+    run.run(ask, lambda answer: answer.text, show, session(ctx).client.close)
     if out and not json:
-        error_console().print(f"{len(listed):,} answers are in {out}.")
+        error_console().print(f"{run.num_answered:,} answers are in {out}.")
 
 
 def complete(parts: Iterator[AnswerPart], show: Callable[[AnswerPart], None]) -> Answer:
@@ -154,65 +130,6 @@ def show_part(part: AnswerPart) -> None:
         error_console().print(f"{part.phase.replace('_', ' ')} …", style="dim")
     sys.stdout.write(visible(part))
     sys.stdout.flush()
-
-
-def read_rows(path: Path, template: str | None, system: str | None) -> Iterator[Asked]:
-    """Yields the rows of a JSON Lines file as they are asked. Raises InvalidArgument."""
-    # Not splitlines: text may contain other characters that it takes for ends of lines.
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json_module.loads(line)
-        except ValueError as error:
-            raise _bad_row(path, number, f"is not JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise _bad_row(path, number, "is not a JSON object")
-        prompt = _own_prompt(path, number, row) if template is None else _filled(path, number, row, template)
-        expected = next((row[name] for name in _EXPECTED if row.get(name) is not None), None)
-        own_system = row.get("system")
-        yield Asked(
-            prompt,
-            system if system is not None else (own_system if isinstance(own_system, str) else None),
-            None if expected is None else _text(expected),
-        )
-
-
-def _own_prompt(path: Path, number: int, row: Mapping[str, Any]) -> str:
-    name = next((name for name in _PROMPTS if isinstance(row.get(name), str) and row[name]), None)
-    if name is None:
-        raise _bad_row(path, number, f"has none of the columns {', '.join(_PROMPTS)}; set --template")
-    more = row.get("input") if name == "instruction" else None
-    # As a training joins them.
-    return f"{row[name]}\n\n{more}" if isinstance(more, str) and more else row[name]
-
-
-def _filled(path: Path, number: int, row: Mapping[str, Any], template: str) -> str:
-    if "{%" in template:
-        raise InvalidArgument(
-            "--template has a Jinja statement.",
-            advice="It takes columns only: {{ column }}. Prepare other prompts in a column `prompt`.",
-        )
-
-    if not _PLACEHOLDER.search(template) or "{{" in _PLACEHOLDER.sub("", template):
-        raise InvalidArgument("--template has no {{ column }}, or one that is not closed.", reason="INVALID_REQUEST")
-
-    def value(found: re.Match[str]) -> str:
-        if found[1] not in row:
-            raise _bad_row(path, number, f"has no column {found[1]!r}")
-        return _text(row[found[1]])
-
-    return _PLACEHOLDER.sub(value, template)
-
-
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else json_module.dumps(value, ensure_ascii=False)
-
-
-def _bad_row(path: Path, number: int, problem: str) -> InvalidArgument:
-    return InvalidArgument(
-        f"Row {number} of {path} {problem}.", reason="INVALID_REQUEST", violations=[Violation(f"row {number}", problem)]
-    )
 
 
 def _object(answer: Answer) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from rich.console import Console
 from finetuneflow.cli.advice import as_typed, ftf
 from finetuneflow.cli.console import error_console
 from finetuneflow.cli.download import make_folder
-from finetuneflow.cli.evaluation_options import condition, grader_objects, json_object
+from finetuneflow.cli.evaluation_options import condition, grader_objects, json_object, with_removed
 from finetuneflow.cli.evaluation_rows import compare, rows
 from finetuneflow.cli.exits import DETACHED, JOB_FAILED
 from finetuneflow.cli.lines import Lines
@@ -50,14 +50,18 @@ def evaluate(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL", help="Tuned model, ft:JOB or ft:JOB@STEP, or the id of its job.", callback=not_empty
+            metavar="MODEL",
+            help="Tuned model, ft:JOB or ft:JOB@STEP, or the id of its job; or a base model.",
+            callback=not_empty,
         ),
     ],
     data: Annotated[
         list[str] | None,
-        typer.Option(help="File or dataset id of rows to compare on. Repeatable. Default: the job's held-out rows."),
+        typer.Option(help="File, dataset id or hf://OWNER/NAME of rows. Repeatable. Default: the job's held-out rows."),
     ] = None,
-    against: Annotated[str, typer.Option(help="Model to compare it with. Default: its base model.")] = "",
+    against: Annotated[
+        str, typer.Option(help="Model to compare it with. Default: its base model; a base model is measured alone.")
+    ] = "",
     num_samples: Annotated[
         int | None, typer.Option(min=0, max=100, help="Answered rows that are shown. Default: the job's.")
     ] = None,
@@ -91,31 +95,50 @@ def evaluate(
             help="general, none, or a file or dataset id of rows that show what was lost. Default: the job's."
         ),
     ] = None,
+    harness_task: Annotated[
+        list[str] | None,
+        typer.Option(help="Task of lm-evaluation-harness; ftf probe lists them. Repeatable. Default: none."),
+    ] = None,
+    harness_limit: Annotated[
+        int | None, typer.Option(min=1, max=1_000_000, help="Rows of each of these tasks. Default: all.")
+    ] = None,
     gate: Annotated[
         list[str] | None,
         typer.Option(
             help="Condition: METRIC>=VALUE, METRIC<=VALUE or 'gain(METRIC)>VALUE'. Repeatable. Default: the job's."
         ),
     ] = None,
+    clear: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Remove the job's own prompts, metrics, graders, gate, questions or json_schema. Repeatable.",
+            metavar="SETTING",
+        ),
+    ] = None,
     detach: _Detach = False,
     json: Json = False,
 ) -> None:
-    """Evaluate a model, and compare it with its base or another one."""
+    """Evaluate a model, and compare it with its base or another one; or measure a base model alone."""
+    removable = {
+        "prompts": prompt,
+        "metrics": metric,
+        "graders": None if graders is None else grader_objects(graders),
+        "gate": None if gate is None else [condition(text) for text in gate],
+        "questions": questions,
+        "json_schema": None if json_schema is None else json_object(json_schema),
+    }
     here = session(ctx)
     made = here.client.evaluations.create(
         model,
         against=against,
         data=data or (),
         num_samples=num_samples,
-        prompts=prompt,
         max_new_tokens=max_new_tokens,
         max_rows=max_rows,
-        metrics=metric,
-        graders=None if graders is None else grader_objects(graders),
-        json_schema=None if json_schema is None else json_object(json_schema),
-        questions=questions,
         regression=regression,
-        gate=None if gate is None else [condition(text) for text in gate],
+        harness_tasks=harness_task,
+        harness_limit=harness_limit,
+        **with_removed(removable, clear or ()),
     )
     _created(here, made, detach=detach, json=json)
 
@@ -294,6 +317,9 @@ def _show_result(work: Work, console: Console) -> None:
             console.print(f"\nPrompt      {shortened(sample.instruction)}")
             if sample.expected_output:
                 console.print(f"Expected    {shortened(sample.expected_output)}")
+            if work.result is not None and work.result.single_model:
+                console.print(f"Answer      {shortened(sample.model_output)}")
+                continue
             console.print(f"Base        {shortened(sample.base_output)}")
             console.print(f"Tuned       {shortened(sample.model_output)}")
     elif work.result is not None:
@@ -327,8 +353,12 @@ def _row(work: Work) -> list[str]:
     result = ""
     if isinstance(work, Evaluation):
         result = "" if work.delta is None else f"{work.delta:+.4f} nats"
+        if work.result is not None and work.result.single_model and work.result.tuned_loss is not None:
+            result = f"loss {work.result.tuned_loss:.4f}, one model"
         if work.result is not None and work.result.gate is not None and work.result.gate.decision is not None:
             result = ", ".join(filter(None, [result, work.result.gate.decision.lower()]))
+        if work.result is not None and work.result.shown_regression:
+            result = ", ".join(filter(None, [result, "regression shown"]))
     elif work.result is not None:
         result = size(work.result.package_size_bytes)
     return [work.id, work.state, work.model, result, created]

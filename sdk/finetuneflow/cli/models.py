@@ -33,6 +33,11 @@ def list_models(
         )
 
 
+def _gate(model: Model) -> str:
+    said = [(model.gate_decision or "").lower(), "regression shown" if model.shown_regression else ""]
+    return ", ".join(filter(None, said))
+
+
 def _row(model: Model) -> list[str]:
     parameters = f"{model.num_parameters / 1e6:,.0f} M" if model.num_parameters else ""
     context = str(model.context_length) if model.context_length else ""
@@ -42,6 +47,6 @@ def _row(model: Model) -> list[str]:
         parameters,
         context,
         model.license,
-        (model.gate_decision or "").lower(),
+        _gate(model),
         model.description,
     ]

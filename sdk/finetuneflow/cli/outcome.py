@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -157,12 +158,14 @@ def _show_results(client: Client, job: Job, console: Console) -> None:
 
 
 def _promotion(job: Job) -> str:
-    """Returns what the gate decided, unless it promoted the model."""
+    """Returns what the gate decided, unless it promoted a model that has not lost anything."""
     match job.gate_decision:
         case GateDecision.REJECT:
             return " (not promoted: rejected by its gate)"
         case GateDecision.INCONCLUSIVE:
             return " (not promoted: its evaluation is inconclusive)"
+        case GateDecision.PROMOTE if job.shown_regression:
+            return " (promoted, although a regression is shown)"
         case _:
             return ""
 
@@ -185,13 +188,18 @@ def show_evaluation(evaluation: Evaluation, console: Console) -> None:
     result = evaluation.result
     if result is None:
         return
-    if result.tuned_loss is not None:
+    if result.single_model:
+        loss = "" if result.tuned_loss is None else f"loss {result.tuned_loss:.4f} nats per trained token, "
+        rows = f"{count(result.num_examples, 'row')}; " if result.num_examples else ""
+        console.print(f"Evaluation  {loss}{rows}only {evaluation.model} was measured, so there are no gains")
+    elif result.tuned_loss is not None:
         base = "" if result.base_loss is None else f"base {result.base_loss:.4f}, "
         change = "" if evaluation.delta is None else f" ({evaluation.delta:+.4f})"
         rows = count(result.num_examples, "held-out row")
         console.print(f"Evaluation  {base}tuned {result.tuned_loss:.4f}{change} nats per trained token, {rows}")
         is_of_base = not evaluation.against.startswith("ft:") and evaluation.model.startswith("ft:")
-        if is_of_base and result.base_loss is not None and not result.tuned_loss <= result.base_loss:
+        tuned_loss, base_loss = result.tuned_loss, result.base_loss
+        if is_of_base and base_loss is not None and (math.isnan(tuned_loss) or tuned_loss > base_loss):
             console.print("            The tuned model is worse than its base model: do not serve it.")
     elif result.samples or result.metrics:
         console.print(f"Evaluation  {count(len(result.samples), 'sample')}; no held-out rows to measure a loss on")

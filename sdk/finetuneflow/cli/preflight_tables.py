@@ -83,3 +83,7 @@ def print_preflight(console: Console, found: Preflight) -> None:
 def _print_finding(console: Console, finding: Finding) -> None:
     said = " ".join(part for part in (finding.message, as_typed(finding.advice)) if part)
     print_problem(console, finding.severity, f"{said} [{finding.reason}]")
+    # Those of datasets are printed with the rows, and the message names the first one.
+    of_sets = [each for each in finding.violations if each.field.startswith("evaluation.")]
+    for violation in of_sets[1:]:
+        console.print(f"  {violation.field}: {violation.description}")

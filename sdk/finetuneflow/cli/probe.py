@@ -23,7 +23,8 @@ def probe(
         print_json(*(hardware.proto for hardware in fleet))
         return
     for nodes in _machines(fleet):
-        print_rows(here.console, ["NODES", ", ".join(map(_name, nodes)) or "this machine"], _facts(nodes[0]))
+        tasks = sorted({task for node in nodes for task in node.harness_tasks})
+        print_rows(here.console, ["NODES", ", ".join(map(_name, nodes)) or "this machine"], _facts(nodes[0], tasks))
 
 
 def _machines(fleet: Sequence[Hardware]) -> list[list[Hardware]]:
@@ -40,7 +41,7 @@ def _name(node: Hardware) -> str:
     return f"{node.node_id} (draining: takes no work)" if node.draining else node.node_id
 
 
-def _facts(hardware: Hardware) -> Iterator[list[str]]:
+def _facts(hardware: Hardware, harness_tasks: Sequence[str]) -> Iterator[list[str]]:
     features = f" ({', '.join(hardware.cpu_features)})" if hardware.cpu_features else ""
     yield ["CPU", f"{hardware.cpu_model}, {hardware.cpu_cores} cores{features}"]
     yield ["Memory", f"{size(hardware.memory_available_bytes)} free of {size(hardware.memory_total_bytes)}"]
@@ -53,5 +54,7 @@ def _facts(hardware: Hardware) -> Iterator[list[str]]:
     if hardware.driver_version:
         yield ["Driver", f"{hardware.driver_version}, CUDA {hardware.cuda_version}"]
     yield ["System", f"{hardware.platform}, Python {hardware.python_version}"]
+    if harness_tasks:
+        yield ["Harness tasks", ", ".join(harness_tasks)]
     if hardware.packages:
         yield ["Packages", ", ".join(f"{name} {version}" for name, version in sorted(hardware.packages.items()))]

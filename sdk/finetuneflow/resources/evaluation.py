@@ -44,7 +44,8 @@ class EvaluationRow(Resource):
     expected: str
     """The expected answer."""
     base_answer: str | None
-    """Answer of the base model. None if it did not answer this row."""
+    """Answer of the base model. None if it did not answer this row, and if only one model was measured, as are all
+    values of the base model."""
     tuned_answer: str | None
     """Answer of the tuned model. None if it did not answer this row."""
     base_loss: float | None
@@ -60,7 +61,8 @@ class EvaluationRow(Resource):
 
     @property
     def changes(self) -> dict[str, RowChange]:
-        """By metric, `loss` included: how the tuned model compares with the base model on this row."""
+        """By metric, `loss` included: how the tuned model compares with the base model on this row. Empty if only one
+        model was measured."""
         kind = evaluation_pb2.RowChange.DESCRIPTOR
         message: Any = self.proto
         return {name: RowChange(enum_name(kind, number)) for name, number in message.changes.items()}
@@ -68,10 +70,11 @@ class EvaluationRow(Resource):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation(ModelWork):
-    """A comparison of a tuned model with its base, or of two models."""
+    """A comparison of a tuned model with its base, or of two models; or the measurement of a base model alone."""
 
     against: str
-    """The model that it is compared with. Empty for an evaluation left by a job: its base model."""
+    """The model that it is compared with. Empty for an evaluation left by a job (its base model), and if only one model
+    is measured."""
     data: tuple[DataSource, ...]
     """The rows that it was asked for. Empty: the held-out rows of the job."""
     result: EvaluationResult | None

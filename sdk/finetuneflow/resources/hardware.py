@@ -65,3 +65,5 @@ class Hardware(Resource):
     """Version of Python."""
     draining: bool
     """True if the node takes no new work because it was drained. Set by the gateway."""
+    harness_tasks: tuple[str, ...]
+    """Tasks of lm-evaluation-harness that the node, an evaluator, can run. Set by the gateway."""

@@ -193,6 +193,9 @@ class Job(Resource):
     """`ft:<job_id>` once the export is accepted: the name of the tuned model in other calls. Empty before."""
     gate_decision: GateDecision | None
     """Decision of the gate of the job's own evaluation about tuned_model. None before it, and without one."""
+    shown_regression: str
+    """What tuned_model has lost by the regression set, in one sentence, whatever the gate decided. Empty if nothing is
+    shown."""
     evaluation_id: str
     """Id of the evaluation of stage 3 once it is accepted. Empty before."""
     export_id: str

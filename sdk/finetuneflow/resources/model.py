@@ -42,3 +42,5 @@ class Model(Resource):
     """For tuned models: time at which the package was accepted."""
     gate_decision: GateDecision | None
     """For tuned models: decision of the gate of the job's own evaluation. None without one."""
+    shown_regression: str
+    """For tuned models: what the model has lost by the regression set, in one sentence. Empty if nothing is shown."""

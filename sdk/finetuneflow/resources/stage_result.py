@@ -335,6 +335,48 @@ class Regression(Resource):
 
 
 @dataclass(frozen=True, kw_only=True)
+class HarnessMetric(Resource):
+    """Base and tuned model compared by one metric of a task of lm-evaluation-harness."""
+
+    task: str
+    """Name of the task, or of a group of tasks."""
+    task_version: str
+    """Version of the task, as its file states it. Empty if it states none."""
+    metric: str
+    """Name of the metric, such as exact_match or acc."""
+    filter: str
+    """Name of the filter that the answers went through. Empty for `none`."""
+    base: float | None
+    """Value of the base model. None if it is not a number."""
+    base_stderr: float | None
+    """Standard error of `base`. None if the harness computes none."""
+    tuned: float | None
+    """Value of the tuned model. None if it is not a number."""
+    tuned_stderr: float | None
+    """Standard error of `tuned`. None if the harness computes none."""
+    higher_is_better: bool | None
+    """True if higher values are better. None if the task does not say so."""
+    num_rows: int
+    """Number of rows; of a group, the rows of its tasks together."""
+    num_fewshot: int
+    """Number of examples in each prompt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HarnessResult(Resource):
+    """What lm-evaluation-harness measured, as it reports it."""
+
+    version: str
+    """Version of lm-evaluation-harness, such as 0.4.13."""
+    limit: int | None
+    """Maximum number of rows of each task. None: all rows."""
+    chat_template: bool
+    """True if prompts were written with the chat template of the job or the model. False if there is none."""
+    metrics: tuple[HarnessMetric, ...]
+    """Values by task, metric and filter; at most 200."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationResult(Resource):
     """Comparison of two models on the same rows. `base` is the model that `tuned` is compared with."""
 
@@ -377,6 +419,14 @@ class EvaluationResult(Resource):
     rows_hash: str
     """Hash of the rows, the length of answers and the regression set: values of two evaluations with the same one
     compare."""
+    single_model: bool
+    """True if only one model was measured: its values are those named `tuned`; those of the base model, gains and
+    conclusions are None, or 0 without meaning."""
+    shown_regression: str
+    """What the model has lost by the regression set, in one sentence, if no condition of the gate is about it. Empty if
+    nothing is shown."""
+    harness: HarnessResult | None
+    """Values of lm-evaluation-harness. None without harness_tasks."""
 
     def metric(self, name: str) -> MetricComparison:
         """Returns the comparison by a metric. Raises KeyError if it was not measured."""

@@ -17,7 +17,7 @@ class ModelWork(Resource):
     id: str
     """`ev_` or `ex_` and 26 characters, sortable by creation."""
     job_id: str
-    """The fine-tuning job whose model it is about."""
+    """The fine-tuning job whose model it is about. Empty for an evaluation of a base model alone."""
     model: str
     """The model it is about: `ft:<job_id>`, `ft:<job_id>@<step>` or a base model."""
     spec: dict[str, Any]

@@ -29,7 +29,7 @@ from finetuneflow.v1 import fine_tuning_job_pb2 as finetuneflow_dot_v1_dot_fine_
 from finetuneflow.v1 import fine_tuning_job_spec_pb2 as finetuneflow_dot_v1_dot_fine__tuning__job__spec__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(finetuneflow/v1/evaluation_service.proto\x12\x0f\x66inetuneflow.v1\x1a\x1c\x66inetuneflow/v1/access.proto\x1a\x1b\x66inetuneflow/v1/event.proto\x1a finetuneflow/v1/evaluation.proto\x1a%finetuneflow/v1/fine_tuning_job.proto\x1a*finetuneflow/v1/fine_tuning_job_spec.proto\"\xa7\x01\n\x17\x43reateEvaluationRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12-\n\x04spec\x18\x02 \x01(\x0b\x32\x1f.finetuneflow.v1.EvaluationSpec\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x0f\n\x07\x61gainst\x18\x04 \x01(\t\x12)\n\x04\x64\x61ta\x18\x05 \x03(\x0b\x32\x1b.finetuneflow.v1.DataSource\"K\n\x18\x43reateEvaluationResponse\x12/\n\nevaluation\x18\x01 \x01(\x0b\x32\x1b.finetuneflow.v1.Evaluation\"-\n\x14GetEvaluationRequest\x12\x15\n\revaluation_id\x18\x01 \x01(\t\"H\n\x15GetEvaluationResponse\x12/\n\nevaluation\x18\x01 \x01(\x0b\x32\x1b.finetuneflow.v1.Evaluation\"z\n\x16ListEvaluationsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0e\n\x06job_id\x18\x03 \x01(\t\x12)\n\x06states\x18\x04 \x03(\x0e\x32\x19.finetuneflow.v1.JobState\"d\n\x17ListEvaluationsResponse\x12\x30\n\x0b\x65valuations\x18\x01 \x03(\x0b\x32\x1b.finetuneflow.v1.Evaluation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"0\n\x17\x43\x61ncelEvaluationRequest\x12\x15\n\revaluation_id\x18\x01 \x01(\t\"K\n\x18\x43\x61ncelEvaluationResponse\x12/\n\nevaluation\x18\x01 \x01(\x0b\x32\x1b.finetuneflow.v1.Evaluation\"0\n\x17\x44\x65leteEvaluationRequest\x12\x15\n\revaluation_id\x18\x01 \x01(\t\"\x1a\n\x18\x44\x65leteEvaluationResponse\"\x87\x01\n\x16WatchEvaluationRequest\x12\x15\n\revaluation_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\x12\r\n\x05kinds\x18\x03 \x03(\t\x12/\n\x0cmin_severity\x18\x04 \x01(\x0e\x32\x19.finetuneflow.v1.Severity\"[\n\x17WatchEvaluationResponse\x12&\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x16.finetuneflow.v1.Event\x12\x18\n\x10through_sequence\x18\x02 \x01(\x03\"n\n\x1bListEvaluationEventsRequest\x12\x15\n\revaluation_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\r\n\x05kinds\x18\x04 \x03(\t\"`\n\x1cListEvaluationEventsResponse\x12&\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x16.finetuneflow.v1.Event\x12\x18\n\x10through_sequence\x18\x02 \x01(\x03\"\x95\x01\n\x19ListEvaluationRowsRequest\x12\x15\n\revaluation_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0e\n\x06metric\x18\x04 \x01(\t\x12*\n\x06\x63hange\x18\x05 \x01(\x0e\x32\x1a.finetuneflow.v1.RowChange\"c\n\x1aListEvaluationRowsResponse\x12,\n\x04rows\x18\x01 \x03(\x0b\x32\x1e.finetuneflow.v1.EvaluationRow\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xf9\x07\n\x11\x45valuationService\x12\x89\x01\n\x10\x43reateEvaluation\x12(.finetuneflow.v1.CreateEvaluationRequest\x1a).finetuneflow.v1.CreateEvaluationResponse\" \xe2\xd1\x18\x1c\x08\x02\x10\x01\x1a\x16response.evaluation.id\x12k\n\rGetEvaluation\x12%.finetuneflow.v1.GetEvaluationRequest\x1a&.finetuneflow.v1.GetEvaluationResponse\"\x0b\x90\x02\x01\xe2\xd1\x18\x04\x08\x01\x10\x01\x12q\n\x0fListEvaluations\x12\'.finetuneflow.v1.ListEvaluationsRequest\x1a(.finetuneflow.v1.ListEvaluationsResponse\"\x0b\x90\x02\x01\xe2\xd1\x18\x04\x08\x01\x10\x01\x12\x80\x01\n\x10\x43\x61ncelEvaluation\x12(.finetuneflow.v1.CancelEvaluationRequest\x1a).finetuneflow.v1.CancelEvaluationResponse\"\x17\xe2\xd1\x18\x13\x08\x02\x10\x01\x1a\revaluation_id\x12\x80\x01\n\x10\x44\x65leteEvaluation\x12(.finetuneflow.v1.DeleteEvaluationRequest\x1a).finetuneflow.v1.DeleteEvaluationResponse\"\x17\xe2\xd1\x18\x13\x08\x02\x10\x01\x1a\revaluation_id\x12s\n\x0fWatchEvaluation\x12\'.finetuneflow.v1.WatchEvaluationRequest\x1a(.finetuneflow.v1.WatchEvaluationResponse\"\x0b\x90\x02\x01\xe2\xd1\x18\x04\x08\x01\x10\x01\x30\x01\x12\x80\x01\n\x14ListEvaluationEvents\x12,.finetuneflow.v1.ListEvaluationEventsRequest\x1a-.finetuneflow.v1.ListEvaluationEventsResponse\"\x0b\x90\x02\x01\xe2\xd1\x18\x04\x08\x01\x10\x01\x12z\n\x12ListEvaluationRows\x12*.finetuneflow.v1.ListEvaluationRowsRequest\x1a+.finetuneflow.v1.ListEvaluationRowsResponse\"\x0b\x90\x02\x01\xe2\xd1\x18\x04\x08\x01\x10\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(finetuneflow/v1/evaluation_service.proto\x12\x0f\x66inetuneflow.v1\x1a\x1c\x66inetuneflow/v1/access.proto\x1a\x1b\x66inetuneflow/v1/event.proto\x1a finetuneflow/v1/evaluation.proto\x1a%finetuneflow/v1/fine_tuning_job.proto\x1a*finetuneflow/v1/fine_tuning_job_spec.proto\"\xbd\x01\n\x17\x43reateEvaluationRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12-\n\x04spec\x18\x02 \x01(\x0b\x32\x1f.finetuneflow.v1.EvaluationSpec\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x0f\n\x07\x61gainst\x18\x04 \x01(\t\x12)\n\x04\x64\x61ta\x18\x05 \x03(\x0b\x32\x1b.finetuneflow.v1.DataSource\x12\x14\n\x0c\x63lear_fields\x18\x06 \x03(\t\"K\n\x18\x43reateEvaluationResponse\x12/\n\nevaluation\x18\x01 \x01(\x0b\x32\x1b.finetuneflow.v1.Evaluation\"-\n\x14GetEvaluationRequest\x12\x15\n\revaluation_id\x18\x01 \x01(\t\"H\n\x15GetEvaluationResponse\x12/\n\nevaluation\x18\x01 \x01(\x0b\x32\x1b.finetuneflow.v1.Evaluation\"z\n\x16ListEvaluationsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0e\n\x06job_id\x18\x03 \x01(\t\x12)\n\x06states\x18\x04 \x03(\x0e\x32\x19.finetuneflow.v1.JobState\"d\n\x17ListEvaluationsResponse\x12\x30\n\x0b\x65valuations\x18\x01 \x03(\x0b\x32\x1b.finetuneflow.v1.Evaluation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"0\n\x17\x43\x61ncelEvaluationRequest\x12\x15\n\revaluation_id\x18\x01 \x01(\t\"K\n\x18\x43\x61ncelEvaluationResponse\x12/\n\nevaluation\x18\x01 \x01(\x0b\x32\x1b.finetuneflow.v1.Evaluation\"0\n\x17\x44\x65leteEvaluationRequest\x12\x15\n\revaluation_id\x18\x01 \x01(\t\"\x1a\n\x18\x44\x65leteEvaluationResponse\"\x87\x01\n\x16WatchEvaluationRequest\x12\x15\n\revaluation_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\x12\r\n\x05kinds\x18\x03 \x03(\t\x12/\n\x0cmin_severity\x18\x04 \x01(\x0e\x32\x19.finetuneflow.v1.Severity\"[\n\x17WatchEvaluationResponse\x12&\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x16.finetuneflow.v1.Event\x12\x18\n\x10through_sequence\x18\x02 \x01(\x03\"n\n\x1bListEvaluationEventsRequest\x12\x15\n\revaluation_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\r\n\x05kinds\x18\x04 \x03(\t\"`\n\x1cListEvaluationEventsResponse\x12&\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x16.finetuneflow.v1.Event\x12\x18\n\x10through_sequence\x18\x02 \x01(\x03\"\x95\x01\n\x19ListEvaluationRowsRequest\x12\x15\n\revaluation_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0e\n\x06metric\x18\x04 \x01(\t\x12*\n\x06\x63hange\x18\x05 \x01(\x0e\x32\x1a.finetuneflow.v1.RowChange\"c\n\x1aListEvaluationRowsResponse\x12,\n\x04rows\x18\x01 \x03(\x0b\x32\x1e.finetuneflow.v1.EvaluationRow\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xf9\x07\n\x11\x45valuationService\x12\x89\x01\n\x10\x43reateEvaluation\x12(.finetuneflow.v1.CreateEvaluationRequest\x1a).finetuneflow.v1.CreateEvaluationResponse\" \xe2\xd1\x18\x1c\x08\x02\x10\x01\x1a\x16response.evaluation.id\x12k\n\rGetEvaluation\x12%.finetuneflow.v1.GetEvaluationRequest\x1a&.finetuneflow.v1.GetEvaluationResponse\"\x0b\x90\x02\x01\xe2\xd1\x18\x04\x08\x01\x10\x01\x12q\n\x0fListEvaluations\x12\'.finetuneflow.v1.ListEvaluationsRequest\x1a(.finetuneflow.v1.ListEvaluationsResponse\"\x0b\x90\x02\x01\xe2\xd1\x18\x04\x08\x01\x10\x01\x12\x80\x01\n\x10\x43\x61ncelEvaluation\x12(.finetuneflow.v1.CancelEvaluationRequest\x1a).finetuneflow.v1.CancelEvaluationResponse\"\x17\xe2\xd1\x18\x13\x08\x02\x10\x01\x1a\revaluation_id\x12\x80\x01\n\x10\x44\x65leteEvaluation\x12(.finetuneflow.v1.DeleteEvaluationRequest\x1a).finetuneflow.v1.DeleteEvaluationResponse\"\x17\xe2\xd1\x18\x13\x08\x02\x10\x01\x1a\revaluation_id\x12s\n\x0fWatchEvaluation\x12\'.finetuneflow.v1.WatchEvaluationRequest\x1a(.finetuneflow.v1.WatchEvaluationResponse\"\x0b\x90\x02\x01\xe2\xd1\x18\x04\x08\x01\x10\x01\x30\x01\x12\x80\x01\n\x14ListEvaluationEvents\x12,.finetuneflow.v1.ListEvaluationEventsRequest\x1a-.finetuneflow.v1.ListEvaluationEventsResponse\"\x0b\x90\x02\x01\xe2\xd1\x18\x04\x08\x01\x10\x01\x12z\n\x12ListEvaluationRows\x12*.finetuneflow.v1.ListEvaluationRowsRequest\x1a+.finetuneflow.v1.ListEvaluationRowsResponse\"\x0b\x90\x02\x01\xe2\xd1\x18\x04\x08\x01\x10\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -53,37 +53,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EVALUATIONSERVICE'].methods_by_name['ListEvaluationRows']._loaded_options = None
   _globals['_EVALUATIONSERVICE'].methods_by_name['ListEvaluationRows']._serialized_options = b'\220\002\001\342\321\030\004\010\001\020\001'
   _globals['_CREATEEVALUATIONREQUEST']._serialized_start=238
-  _globals['_CREATEEVALUATIONREQUEST']._serialized_end=405
-  _globals['_CREATEEVALUATIONRESPONSE']._serialized_start=407
-  _globals['_CREATEEVALUATIONRESPONSE']._serialized_end=482
-  _globals['_GETEVALUATIONREQUEST']._serialized_start=484
-  _globals['_GETEVALUATIONREQUEST']._serialized_end=529
-  _globals['_GETEVALUATIONRESPONSE']._serialized_start=531
-  _globals['_GETEVALUATIONRESPONSE']._serialized_end=603
-  _globals['_LISTEVALUATIONSREQUEST']._serialized_start=605
-  _globals['_LISTEVALUATIONSREQUEST']._serialized_end=727
-  _globals['_LISTEVALUATIONSRESPONSE']._serialized_start=729
-  _globals['_LISTEVALUATIONSRESPONSE']._serialized_end=829
-  _globals['_CANCELEVALUATIONREQUEST']._serialized_start=831
-  _globals['_CANCELEVALUATIONREQUEST']._serialized_end=879
-  _globals['_CANCELEVALUATIONRESPONSE']._serialized_start=881
-  _globals['_CANCELEVALUATIONRESPONSE']._serialized_end=956
-  _globals['_DELETEEVALUATIONREQUEST']._serialized_start=958
-  _globals['_DELETEEVALUATIONREQUEST']._serialized_end=1006
-  _globals['_DELETEEVALUATIONRESPONSE']._serialized_start=1008
-  _globals['_DELETEEVALUATIONRESPONSE']._serialized_end=1034
-  _globals['_WATCHEVALUATIONREQUEST']._serialized_start=1037
-  _globals['_WATCHEVALUATIONREQUEST']._serialized_end=1172
-  _globals['_WATCHEVALUATIONRESPONSE']._serialized_start=1174
-  _globals['_WATCHEVALUATIONRESPONSE']._serialized_end=1265
-  _globals['_LISTEVALUATIONEVENTSREQUEST']._serialized_start=1267
-  _globals['_LISTEVALUATIONEVENTSREQUEST']._serialized_end=1377
-  _globals['_LISTEVALUATIONEVENTSRESPONSE']._serialized_start=1379
-  _globals['_LISTEVALUATIONEVENTSRESPONSE']._serialized_end=1475
-  _globals['_LISTEVALUATIONROWSREQUEST']._serialized_start=1478
-  _globals['_LISTEVALUATIONROWSREQUEST']._serialized_end=1627
-  _globals['_LISTEVALUATIONROWSRESPONSE']._serialized_start=1629
-  _globals['_LISTEVALUATIONROWSRESPONSE']._serialized_end=1728
-  _globals['_EVALUATIONSERVICE']._serialized_start=1731
-  _globals['_EVALUATIONSERVICE']._serialized_end=2748
+  _globals['_CREATEEVALUATIONREQUEST']._serialized_end=427
+  _globals['_CREATEEVALUATIONRESPONSE']._serialized_start=429
+  _globals['_CREATEEVALUATIONRESPONSE']._serialized_end=504
+  _globals['_GETEVALUATIONREQUEST']._serialized_start=506
+  _globals['_GETEVALUATIONREQUEST']._serialized_end=551
+  _globals['_GETEVALUATIONRESPONSE']._serialized_start=553
+  _globals['_GETEVALUATIONRESPONSE']._serialized_end=625
+  _globals['_LISTEVALUATIONSREQUEST']._serialized_start=627
+  _globals['_LISTEVALUATIONSREQUEST']._serialized_end=749
+  _globals['_LISTEVALUATIONSRESPONSE']._serialized_start=751
+  _globals['_LISTEVALUATIONSRESPONSE']._serialized_end=851
+  _globals['_CANCELEVALUATIONREQUEST']._serialized_start=853
+  _globals['_CANCELEVALUATIONREQUEST']._serialized_end=901
+  _globals['_CANCELEVALUATIONRESPONSE']._serialized_start=903
+  _globals['_CANCELEVALUATIONRESPONSE']._serialized_end=978
+  _globals['_DELETEEVALUATIONREQUEST']._serialized_start=980
+  _globals['_DELETEEVALUATIONREQUEST']._serialized_end=1028
+  _globals['_DELETEEVALUATIONRESPONSE']._serialized_start=1030
+  _globals['_DELETEEVALUATIONRESPONSE']._serialized_end=1056
+  _globals['_WATCHEVALUATIONREQUEST']._serialized_start=1059
+  _globals['_WATCHEVALUATIONREQUEST']._serialized_end=1194
+  _globals['_WATCHEVALUATIONRESPONSE']._serialized_start=1196
+  _globals['_WATCHEVALUATIONRESPONSE']._serialized_end=1287
+  _globals['_LISTEVALUATIONEVENTSREQUEST']._serialized_start=1289
+  _globals['_LISTEVALUATIONEVENTSREQUEST']._serialized_end=1399
+  _globals['_LISTEVALUATIONEVENTSRESPONSE']._serialized_start=1401
+  _globals['_LISTEVALUATIONEVENTSRESPONSE']._serialized_end=1497
+  _globals['_LISTEVALUATIONROWSREQUEST']._serialized_start=1500
+  _globals['_LISTEVALUATIONROWSREQUEST']._serialized_end=1649
+  _globals['_LISTEVALUATIONROWSRESPONSE']._serialized_start=1651
+  _globals['_LISTEVALUATIONROWSRESPONSE']._serialized_end=1750
+  _globals['_EVALUATIONSERVICE']._serialized_start=1753
+  _globals['_EVALUATIONSERVICE']._serialized_end=2770
 # @@protoc_insertion_point(module_scope)

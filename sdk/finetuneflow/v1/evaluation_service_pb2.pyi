@@ -12,18 +12,20 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class CreateEvaluationRequest(_message.Message):
-    __slots__ = ("model", "spec", "request_id", "against", "data")
+    __slots__ = ("model", "spec", "request_id", "against", "data", "clear_fields")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     AGAINST_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
+    CLEAR_FIELDS_FIELD_NUMBER: _ClassVar[int]
     model: str
     spec: _fine_tuning_job_spec_pb2.EvaluationSpec
     request_id: str
     against: str
     data: _containers.RepeatedCompositeFieldContainer[_fine_tuning_job_spec_pb2.DataSource]
-    def __init__(self, model: _Optional[str] = ..., spec: _Optional[_Union[_fine_tuning_job_spec_pb2.EvaluationSpec, _Mapping]] = ..., request_id: _Optional[str] = ..., against: _Optional[str] = ..., data: _Optional[_Iterable[_Union[_fine_tuning_job_spec_pb2.DataSource, _Mapping]]] = ...) -> None: ...
+    clear_fields: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, model: _Optional[str] = ..., spec: _Optional[_Union[_fine_tuning_job_spec_pb2.EvaluationSpec, _Mapping]] = ..., request_id: _Optional[str] = ..., against: _Optional[str] = ..., data: _Optional[_Iterable[_Union[_fine_tuning_job_spec_pb2.DataSource, _Mapping]]] = ..., clear_fields: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class CreateEvaluationResponse(_message.Message):
     __slots__ = ("evaluation",)

@@ -87,7 +87,9 @@ class EvaluationServiceServicer(object):
         """Evaluates a model, or compares two, and starts it.
         Idempotent by request_id. NOT_FOUND: no such model or dataset. FAILED_PRECONDITION: the job has not finished training,
         or another version resolved its settings and this one does not accept them.
-        INVALID_ARGUMENT: neither model is a tuned one. RESOURCE_EXHAUSTED: a limit of the tenant is reached (TenantLimits).
+        INVALID_ARGUMENT: the settings need a second model and there is none, or the file of a dataset cannot hold what it is
+        named for (ADAPTER_AS_DATA, BAD_QUESTIONS); what a file contains is checked before a model is loaded.
+        RESOURCE_EXHAUSTED: a limit of the tenant is reached (TenantLimits).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

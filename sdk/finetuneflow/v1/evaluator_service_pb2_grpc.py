@@ -52,9 +52,10 @@ class EvaluatorServiceServicer(object):
         begins, messages with a phase are sent.
 
         Fails with INVALID_ARGUMENT if a field is out of its range or the prompt leaves no room in the model's context;
-        NOT_FOUND for a model or checkpoint that the caller's tenant does not have; RESOURCE_EXHAUSTED if too many calls
-        wait, or if the model does not fit into the free memory beside what is in use; UNAVAILABLE if no evaluator is
-        reachable, or if the process that generates ends, also in the middle of an answer.
+        NOT_FOUND for a model or checkpoint that the caller's tenant does not have; RESOURCE_EXHAUSTED if the evaluator has
+        as many answers as it takes and the caller's tenant has its share of them, or if the model does not fit into the
+        free memory beside what is in use; UNAVAILABLE if no evaluator is reachable, or if the process that generates ends,
+        also in the middle of an answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -276,7 +276,7 @@ class QuantizationSpec(_message.Message):
     def __init__(self, bits: _Optional[int] = ..., bnb_4bit_quant_type: _Optional[str] = ..., bnb_4bit_use_double_quant: bool = ..., bnb_4bit_compute_dtype: _Optional[_Union[Precision, str]] = ...) -> None: ...
 
 class EvaluationSpec(_message.Message):
-    __slots__ = ("enabled", "num_samples", "prompts", "max_new_tokens", "prompt_steps", "prompt_epochs", "max_rows", "metrics", "json_schema", "graders", "gate", "questions", "regression")
+    __slots__ = ("enabled", "num_samples", "prompts", "max_new_tokens", "prompt_steps", "prompt_epochs", "max_rows", "metrics", "json_schema", "graders", "gate", "questions", "regression", "harness_tasks", "harness_limit")
     ENABLED_FIELD_NUMBER: _ClassVar[int]
     NUM_SAMPLES_FIELD_NUMBER: _ClassVar[int]
     PROMPTS_FIELD_NUMBER: _ClassVar[int]
@@ -290,6 +290,8 @@ class EvaluationSpec(_message.Message):
     GATE_FIELD_NUMBER: _ClassVar[int]
     QUESTIONS_FIELD_NUMBER: _ClassVar[int]
     REGRESSION_FIELD_NUMBER: _ClassVar[int]
+    HARNESS_TASKS_FIELD_NUMBER: _ClassVar[int]
+    HARNESS_LIMIT_FIELD_NUMBER: _ClassVar[int]
     enabled: bool
     num_samples: int
     prompts: _containers.RepeatedScalarFieldContainer[str]
@@ -303,7 +305,9 @@ class EvaluationSpec(_message.Message):
     gate: _containers.RepeatedCompositeFieldContainer[GateCondition]
     questions: str
     regression: str
-    def __init__(self, enabled: bool = ..., num_samples: _Optional[int] = ..., prompts: _Optional[_Iterable[str]] = ..., max_new_tokens: _Optional[int] = ..., prompt_steps: _Optional[int] = ..., prompt_epochs: _Optional[float] = ..., max_rows: _Optional[int] = ..., metrics: _Optional[_Iterable[str]] = ..., json_schema: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., graders: _Optional[_Iterable[_Union[_struct_pb2.Struct, _Mapping]]] = ..., gate: _Optional[_Iterable[_Union[GateCondition, _Mapping]]] = ..., questions: _Optional[str] = ..., regression: _Optional[str] = ...) -> None: ...
+    harness_tasks: _containers.RepeatedScalarFieldContainer[str]
+    harness_limit: int
+    def __init__(self, enabled: bool = ..., num_samples: _Optional[int] = ..., prompts: _Optional[_Iterable[str]] = ..., max_new_tokens: _Optional[int] = ..., prompt_steps: _Optional[int] = ..., prompt_epochs: _Optional[float] = ..., max_rows: _Optional[int] = ..., metrics: _Optional[_Iterable[str]] = ..., json_schema: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., graders: _Optional[_Iterable[_Union[_struct_pb2.Struct, _Mapping]]] = ..., gate: _Optional[_Iterable[_Union[GateCondition, _Mapping]]] = ..., questions: _Optional[str] = ..., regression: _Optional[str] = ..., harness_tasks: _Optional[_Iterable[str]] = ..., harness_limit: _Optional[int] = ...) -> None: ...
 
 class GateCondition(_message.Message):
     __slots__ = ("metric", "min_gain", "min_value", "max_value", "confidence")

@@ -26,15 +26,15 @@ from finetuneflow.v1 import stage_result_pb2 as finetuneflow_dot_v1_dot_stage__r
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x66inetuneflow/v1/model.proto\x12\x0f\x66inetuneflow.v1\x1a\"finetuneflow/v1/stage_result.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa0\x02\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12(\n\x04kind\x18\x02 \x01(\x0e\x32\x1a.finetuneflow.v1.ModelKind\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x10\n\x08revision\x18\x04 \x01(\t\x12\x12\n\nbase_model\x18\x05 \x01(\t\x12\x16\n\x0enum_parameters\x18\x06 \x01(\x03\x12\x16\n\x0e\x63ontext_length\x18\x07 \x01(\x03\x12\x0f\n\x07license\x18\x08 \x01(\t\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\rgate_decision\x18\n \x01(\x0e\x32\x1d.finetuneflow.v1.GateDecision*R\n\tModelKind\x12\x1a\n\x16MODEL_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0fMODEL_KIND_BASE\x10\x01\x12\x14\n\x10MODEL_KIND_TUNED\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x66inetuneflow/v1/model.proto\x12\x0f\x66inetuneflow.v1\x1a\"finetuneflow/v1/stage_result.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xba\x02\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12(\n\x04kind\x18\x02 \x01(\x0e\x32\x1a.finetuneflow.v1.ModelKind\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x10\n\x08revision\x18\x04 \x01(\t\x12\x12\n\nbase_model\x18\x05 \x01(\t\x12\x16\n\x0enum_parameters\x18\x06 \x01(\x03\x12\x16\n\x0e\x63ontext_length\x18\x07 \x01(\x03\x12\x0f\n\x07license\x18\x08 \x01(\t\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\rgate_decision\x18\n \x01(\x0e\x32\x1d.finetuneflow.v1.GateDecision\x12\x18\n\x10shown_regression\x18\x0b \x01(\t*R\n\tModelKind\x12\x1a\n\x16MODEL_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0fMODEL_KIND_BASE\x10\x01\x12\x14\n\x10MODEL_KIND_TUNED\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'finetuneflow.v1.model_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MODELKIND']._serialized_start=408
-  _globals['_MODELKIND']._serialized_end=490
+  _globals['_MODELKIND']._serialized_start=434
+  _globals['_MODELKIND']._serialized_end=516
   _globals['_MODEL']._serialized_start=118
-  _globals['_MODEL']._serialized_end=406
+  _globals['_MODEL']._serialized_end=432
 # @@protoc_insertion_point(module_scope)

@@ -20,7 +20,7 @@ MODEL_KIND_BASE: ModelKind
 MODEL_KIND_TUNED: ModelKind
 
 class Model(_message.Message):
-    __slots__ = ("id", "kind", "description", "revision", "base_model", "num_parameters", "context_length", "license", "create_time", "gate_decision")
+    __slots__ = ("id", "kind", "description", "revision", "base_model", "num_parameters", "context_length", "license", "create_time", "gate_decision", "shown_regression")
     ID_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
@@ -31,6 +31,7 @@ class Model(_message.Message):
     LICENSE_FIELD_NUMBER: _ClassVar[int]
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
     GATE_DECISION_FIELD_NUMBER: _ClassVar[int]
+    SHOWN_REGRESSION_FIELD_NUMBER: _ClassVar[int]
     id: str
     kind: ModelKind
     description: str
@@ -41,4 +42,5 @@ class Model(_message.Message):
     license: str
     create_time: _timestamp_pb2.Timestamp
     gate_decision: _stage_result_pb2.GateDecision
-    def __init__(self, id: _Optional[str] = ..., kind: _Optional[_Union[ModelKind, str]] = ..., description: _Optional[str] = ..., revision: _Optional[str] = ..., base_model: _Optional[str] = ..., num_parameters: _Optional[int] = ..., context_length: _Optional[int] = ..., license: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., gate_decision: _Optional[_Union[_stage_result_pb2.GateDecision, str]] = ...) -> None: ...
+    shown_regression: str
+    def __init__(self, id: _Optional[str] = ..., kind: _Optional[_Union[ModelKind, str]] = ..., description: _Optional[str] = ..., revision: _Optional[str] = ..., base_model: _Optional[str] = ..., num_parameters: _Optional[int] = ..., context_length: _Optional[int] = ..., license: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., gate_decision: _Optional[_Union[_stage_result_pb2.GateDecision, str]] = ..., shown_regression: _Optional[str] = ...) -> None: ...

@@ -220,7 +220,7 @@ class TrainingResult(_message.Message):
     def __init__(self, total_steps: _Optional[int] = ..., train_loss: _Optional[float] = ..., final_train_loss: _Optional[float] = ..., best_eval_loss: _Optional[float] = ..., best_step: _Optional[int] = ..., final_eval_loss: _Optional[float] = ..., train_runtime_seconds: _Optional[float] = ..., train_samples_per_second: _Optional[float] = ..., train_tokens_per_second: _Optional[float] = ..., early_stopped: bool = ..., num_trainable_parameters: _Optional[int] = ..., peak_memory_bytes: _Optional[int] = ..., best_checkpoint_path: _Optional[str] = ..., best_checkpoint_manifest_sha256: _Optional[str] = ..., peak_gpu_memory_bytes: _Optional[int] = ...) -> None: ...
 
 class EvaluationResult(_message.Message):
-    __slots__ = ("base_loss", "tuned_loss", "base_perplexity", "tuned_perplexity", "num_examples", "num_trained_tokens", "samples", "metrics", "gate", "num_answered", "rows_path", "rows_sha256", "rows_size_bytes", "precision", "weights", "quantized_loss", "classification", "num_reused", "findings", "questions", "regression", "rows_hash")
+    __slots__ = ("base_loss", "tuned_loss", "base_perplexity", "tuned_perplexity", "num_examples", "num_trained_tokens", "samples", "metrics", "gate", "num_answered", "rows_path", "rows_sha256", "rows_size_bytes", "precision", "weights", "quantized_loss", "classification", "num_reused", "findings", "questions", "regression", "rows_hash", "single_model", "shown_regression", "harness")
     BASE_LOSS_FIELD_NUMBER: _ClassVar[int]
     TUNED_LOSS_FIELD_NUMBER: _ClassVar[int]
     BASE_PERPLEXITY_FIELD_NUMBER: _ClassVar[int]
@@ -243,6 +243,9 @@ class EvaluationResult(_message.Message):
     QUESTIONS_FIELD_NUMBER: _ClassVar[int]
     REGRESSION_FIELD_NUMBER: _ClassVar[int]
     ROWS_HASH_FIELD_NUMBER: _ClassVar[int]
+    SINGLE_MODEL_FIELD_NUMBER: _ClassVar[int]
+    SHOWN_REGRESSION_FIELD_NUMBER: _ClassVar[int]
+    HARNESS_FIELD_NUMBER: _ClassVar[int]
     base_loss: float
     tuned_loss: float
     base_perplexity: float
@@ -265,7 +268,48 @@ class EvaluationResult(_message.Message):
     questions: QuestionsResult
     regression: Regression
     rows_hash: str
-    def __init__(self, base_loss: _Optional[float] = ..., tuned_loss: _Optional[float] = ..., base_perplexity: _Optional[float] = ..., tuned_perplexity: _Optional[float] = ..., num_examples: _Optional[int] = ..., num_trained_tokens: _Optional[int] = ..., samples: _Optional[_Iterable[_Union[InferenceSample, _Mapping]]] = ..., metrics: _Optional[_Iterable[_Union[MetricComparison, _Mapping]]] = ..., gate: _Optional[_Union[GateResult, _Mapping]] = ..., num_answered: _Optional[int] = ..., rows_path: _Optional[str] = ..., rows_sha256: _Optional[str] = ..., rows_size_bytes: _Optional[int] = ..., precision: _Optional[str] = ..., weights: _Optional[str] = ..., quantized_loss: _Optional[float] = ..., classification: _Optional[_Union[Classification, _Mapping]] = ..., num_reused: _Optional[int] = ..., findings: _Optional[_Iterable[str]] = ..., questions: _Optional[_Union[QuestionsResult, _Mapping]] = ..., regression: _Optional[_Union[Regression, _Mapping]] = ..., rows_hash: _Optional[str] = ...) -> None: ...
+    single_model: bool
+    shown_regression: str
+    harness: HarnessResult
+    def __init__(self, base_loss: _Optional[float] = ..., tuned_loss: _Optional[float] = ..., base_perplexity: _Optional[float] = ..., tuned_perplexity: _Optional[float] = ..., num_examples: _Optional[int] = ..., num_trained_tokens: _Optional[int] = ..., samples: _Optional[_Iterable[_Union[InferenceSample, _Mapping]]] = ..., metrics: _Optional[_Iterable[_Union[MetricComparison, _Mapping]]] = ..., gate: _Optional[_Union[GateResult, _Mapping]] = ..., num_answered: _Optional[int] = ..., rows_path: _Optional[str] = ..., rows_sha256: _Optional[str] = ..., rows_size_bytes: _Optional[int] = ..., precision: _Optional[str] = ..., weights: _Optional[str] = ..., quantized_loss: _Optional[float] = ..., classification: _Optional[_Union[Classification, _Mapping]] = ..., num_reused: _Optional[int] = ..., findings: _Optional[_Iterable[str]] = ..., questions: _Optional[_Union[QuestionsResult, _Mapping]] = ..., regression: _Optional[_Union[Regression, _Mapping]] = ..., rows_hash: _Optional[str] = ..., single_model: bool = ..., shown_regression: _Optional[str] = ..., harness: _Optional[_Union[HarnessResult, _Mapping]] = ...) -> None: ...
+
+class HarnessResult(_message.Message):
+    __slots__ = ("version", "limit", "chat_template", "metrics")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    CHAT_TEMPLATE_FIELD_NUMBER: _ClassVar[int]
+    METRICS_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    limit: int
+    chat_template: bool
+    metrics: _containers.RepeatedCompositeFieldContainer[HarnessMetric]
+    def __init__(self, version: _Optional[str] = ..., limit: _Optional[int] = ..., chat_template: bool = ..., metrics: _Optional[_Iterable[_Union[HarnessMetric, _Mapping]]] = ...) -> None: ...
+
+class HarnessMetric(_message.Message):
+    __slots__ = ("task", "task_version", "metric", "filter", "base", "base_stderr", "tuned", "tuned_stderr", "higher_is_better", "num_rows", "num_fewshot")
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    TASK_VERSION_FIELD_NUMBER: _ClassVar[int]
+    METRIC_FIELD_NUMBER: _ClassVar[int]
+    FILTER_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
+    BASE_STDERR_FIELD_NUMBER: _ClassVar[int]
+    TUNED_FIELD_NUMBER: _ClassVar[int]
+    TUNED_STDERR_FIELD_NUMBER: _ClassVar[int]
+    HIGHER_IS_BETTER_FIELD_NUMBER: _ClassVar[int]
+    NUM_ROWS_FIELD_NUMBER: _ClassVar[int]
+    NUM_FEWSHOT_FIELD_NUMBER: _ClassVar[int]
+    task: str
+    task_version: str
+    metric: str
+    filter: str
+    base: float
+    base_stderr: float
+    tuned: float
+    tuned_stderr: float
+    higher_is_better: bool
+    num_rows: int
+    num_fewshot: int
+    def __init__(self, task: _Optional[str] = ..., task_version: _Optional[str] = ..., metric: _Optional[str] = ..., filter: _Optional[str] = ..., base: _Optional[float] = ..., base_stderr: _Optional[float] = ..., tuned: _Optional[float] = ..., tuned_stderr: _Optional[float] = ..., higher_is_better: bool = ..., num_rows: _Optional[int] = ..., num_fewshot: _Optional[int] = ...) -> None: ...
 
 class MetricComparison(_message.Message):
     __slots__ = ("name", "higher_is_better", "base", "tuned", "gain", "gain_low", "gain_high", "confidence", "num_rows", "num_improved", "num_worsened", "p_value", "detectable_gain", "conclusion", "signature")

@@ -1,4 +1,8 @@
-"""Answers many asks at a time: those of one adapter share a batch, and adapters take turns."""
+"""Answers many asks at a time: those of one adapter share a batch, and batches take turns.
+
+While a batch is full, a tenant that is not alone in it has further answers in a batch of its own, so that nobody waits
+for the end of another tenant's answers.
+"""
 
 import queue
 from collections.abc import Callable
@@ -18,7 +22,8 @@ from services.evaluator.resident.messages import Ask, Refusal, Reply, ResidentIn
 from services.questions import conversation_ids, plain_text_ids
 
 _STEPS_PER_TURN: Final = 8
-"""Tokens that an adapter decodes before the next one takes its turn: to change it takes about as long as a token."""
+"""Tokens that a batch decodes before the next one takes its turn: to change the adapter takes about as long as a
+token."""
 
 _MAX_TOKENIZERS: Final = 16
 """Number of chat templates whose tokenizers stay in memory."""
@@ -27,19 +32,38 @@ _MAX_TOKENIZERS: Final = 16
 @dataclass(eq=False)
 class _Answer:
     number: int
+    tenant: str
     row: Continuation
     tokenizer: Tokenizer
     text: AnswerText
     logprobs_told: int = 0
 
 
+@dataclass(frozen=True)
+class _Key:
+    """What the answers of a batch have in common."""
+
+    adapter: Path | None
+    tenant: str | None = None
+    """None: a batch of all tenants."""
+
+
 @dataclass(eq=False)
 class _Group:
-    """The answers of one adapter."""
+    """Answers that share a batch."""
 
     batch: Batch
     running: dict[Continuation, _Answer] = field(default_factory=dict)
     waiting: list[_Answer] = field(default_factory=list)
+
+    def has_room(self, row: Continuation) -> bool:
+        """Returns True if the row can join in the next turn, with all that wait."""
+        waiting = [*(each.row for each in self.waiting), row]
+        return num_joining(list(self.running), waiting) == len(waiting)
+
+    def has_others(self, tenant: str) -> bool:
+        """Returns True if a tenant is not alone in it."""
+        return any(each.tenant != tenant for each in (*self.running.values(), *self.waiting))
 
 
 class Answers:
@@ -54,14 +78,14 @@ class Answers:
         self._adapters = Adapters(model)
         self._cores = FreeCores(child_input.threads)
         self._tokenizers: dict[str | None, Tokenizer] = {}
-        self._groups: dict[Path | None, _Group] = {}
+        self._groups: dict[_Key, _Group] = {}
 
     def run(self) -> None:
         """Answers for ever."""
         while True:
             self._read_inbox(wait=not self._groups)
-            for folder in list(self._groups):
-                self._take_turn(folder)
+            for key in list(self._groups):
+                self._take_turn(key)
 
     def _read_inbox(self, *, wait: bool) -> None:
         while wait or not self._inbox.empty():
@@ -83,12 +107,18 @@ class Answers:
         except JobError as error:
             self._refuse(number, error)
             return
-        group = self._groups.get(ask.adapter_dir)
-        if group is None:
-            group = self._groups[ask.adapter_dir] = _Group(Batch(self._model))
+        group = self._group(ask, answer.row)
         group.waiting.append(answer)
         if len(self._groups) > 1 or num_joining(list(group.running), [each.row for each in group.waiting]) == 0:
             self._send(Reply(number=number, queued=True))
+
+    def _group(self, ask: Ask, row: Continuation) -> _Group:
+        """Returns the group of a new answer."""
+        key = _Key(ask.adapter_dir)
+        group = self._groups.get(key)
+        if group and group.has_others(ask.tenant) and not group.has_room(row):
+            key = _Key(ask.adapter_dir, ask.tenant)
+        return self._groups.setdefault(key, _Group(Batch(self._model)))
 
     def _answer(self, number: int, ask: Ask) -> _Answer:
         tokenizer = self._tokenizer(ask.chat_template)
@@ -108,7 +138,7 @@ class Answers:
             ask.seed,
             ask.logprobs,
         )
-        return _Answer(number, row, tokenizer, AnswerText(tokenizer, ask.stop))
+        return _Answer(number, ask.tenant, row, tokenizer, AnswerText(tokenizer, ask.stop))
 
     def _tokenizer(self, chat_template: str | None) -> Tokenizer:
         if chat_template not in self._tokenizers:
@@ -118,29 +148,29 @@ class Answers:
         return self._tokenizers[chat_template]
 
     def _drop(self, number: int) -> None:
-        for folder, group in list(self._groups.items()):
+        for key, group in list(self._groups.items()):
             group.waiting = [answer for answer in group.waiting if answer.number != number]
             for row, answer in list(group.running.items()):
                 if answer.number == number:
                     self._leave(group, row)
-            self._close(folder, group)
+            self._close(key, group)
 
     def _leave(self, group: _Group, row: Continuation) -> None:
         group.batch.leave(row)
         del group.running[row]
 
-    def _close(self, folder: Path | None, group: _Group) -> None:
+    def _close(self, key: _Key, group: _Group) -> None:
         if not group.running and not group.waiting:
-            del self._groups[folder]
+            del self._groups[key]
 
-    def _take_turn(self, folder: Path | None) -> None:
-        if folder not in self._groups:
+    def _take_turn(self, key: _Key) -> None:
+        if key not in self._groups:
             # The last of its callers has left.
             return
-        self._adapters.use(folder, busy=self._groups)
+        self._adapters.use(key.adapter, busy={each.adapter for each in self._groups})
         torch.set_num_threads(self._cores.threads())
         for _ in range(_STEPS_PER_TURN):
-            group = self._groups.get(folder)
+            group = self._groups.get(key)
             if group is None:
                 return
             joining = num_joining(list(group.running), [answer.row for answer in group.waiting])
@@ -152,7 +182,7 @@ class Answers:
                 moved = group.batch.step()
             for row in moved:
                 self._report(group, row)
-            self._close(folder, group)
+            self._close(key, group)
             self._read_inbox(wait=False)
 
     def _report(self, group: _Group, row: Continuation) -> None:

@@ -30,6 +30,8 @@ class ResidentInput(ChildInput):
 class Ask(Strict):
     """A request for one answer."""
 
+    tenant: str
+    """Tenants take turns where the answers of all do not fit into one batch."""
     adapter_dir: Path | None
     """Folder of the adapter; its name tells adapters apart. None: the model without an adapter."""
     chat_template: str | None

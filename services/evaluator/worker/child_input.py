@@ -9,7 +9,7 @@ from services.child_input import ChildInput, ModelFiles, Strict, WholeCheckpoint
 
 
 class Side(Strict):
-    """One of the two models that are compared."""
+    """One of the models that are compared, or the only one that is measured."""
 
     id: str
     """Name that the caller knows: a base model's id, or `ft:<job_id>`."""
@@ -19,6 +19,8 @@ class Side(Strict):
     is_full: bool = False
     trained_on: Quantization | None = None
     """Quantization of the base weights in training; None for unquantized ones."""
+    chat_template: str | None = None
+    """Template that it was trained with, in which it is asked as a judge. None: the tokenizer's own."""
     needs_quantized: bool = False
     """True for LoftQ: the adapter contains what the quantization has lost."""
 
@@ -28,11 +30,13 @@ class EvaluationInput(ChildInput):
 
     config: JobConfig
     """The resolved configuration."""
-    base: Side
+    base: Side | None
+    """The model that is compared with. None: only `tuned` is measured."""
     tuned: Side
+    """The model that the evaluation is about."""
     data_dir: Path
     """eval/ and eval_rows.jsonl, where rows are held out, and prepared.json, as `engine.data.prepare` writes them. The
-    child writes them there if there are `sources`."""
+    child writes them there if there are `sources`; without these and without a job the folder does not exist."""
     sources: list[DataSource] = Field(default=[])
     """Rows to compare the models on. Empty: the held-out rows of the job."""
     files: dict[str, Path] = Field(default={})
@@ -49,3 +53,5 @@ class EvaluationInput(ChildInput):
     """Models that grade answers, by the names that graders give them; `base` is the base model."""
     measurements: list[Path] = Field(default=[])
     """Files of earlier evaluations."""
+    harness_folder: Path | None = None
+    """The operator's tasks of lm-evaluation-harness. None: none of them is asked for."""

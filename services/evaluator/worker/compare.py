@@ -1,4 +1,4 @@
-"""Compares both models by every metric and fills the result: comparisons, gate, labels, findings."""
+"""Compares both models by every metric, or measures one, and fills the result: comparisons, gate, labels, findings."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +26,7 @@ from engine.evaluation.gate import REJECT, decide, figure
 from engine.evaluation.graders import Ask, Problems, Sample, grades, preferred
 from engine.evaluation.paired_answers import compare_answers
 from engine.evaluation.questions import PASS_GRADE, CriticalQuestion
+from engine.evaluation.verdicts import is_worse
 from engine.perplexity import perplexity
 from finetuneflow.v1.event_pb2 import Warning
 from finetuneflow.v1.stage_result_pb2 import (
@@ -55,11 +56,14 @@ class Compare:
         rows: Sequence[MeasuredRow],
         ask: Ask,
         sink: EventSink,
-        sides: tuple[Side, Side],
+        sides: tuple[Side | None, Side],
     ) -> None:
-        """`ask` asks a judge; `sides` are the model that is compared with, and the one that the evaluation is about."""
-        self._names = sides[0].id, sides[1].id
-        self._is_tuning = sides[0].checkpoint is None and sides[1].checkpoint is not None
+        """`ask` asks a judge; `sides` are the model that is compared with, None if only one is measured, and the one
+        that the evaluation is about."""
+        against, about = sides
+        self._names = "" if against is None else against.id, about.id
+        self._alone = against is None
+        self._is_tuning = against is not None and against.checkpoint is None and about.checkpoint is not None
         self._evaluation = evaluation
         self.rows = [*rows]
         """Held-out rows, then critical questions."""
@@ -70,42 +74,39 @@ class Compare:
         self._more: list[Compared] = []
         self._questions: QuestionsResult | None = None
         self._regression: Regression | None = None
+        self._shown_regression = ""
         self._answered = [row for row in rows if row.tuned_answer is not None and row.text.has_question]
 
     def add_questions(
-        self, questions: Sequence[CriticalQuestion], prompts: Sequence[str], before: Sequence[str], after: Sequence[str]
+        self,
+        questions: Sequence[CriticalQuestion],
+        prompts: Sequence[str],
+        before: Sequence[str] | None,
+        after: Sequence[str],
     ) -> None:
         """Grades the answers to critical questions: of the base model `before`, of the tuned one `after`."""
         if not questions:
             return
         problems = Problems()
         made = []
-        for question, prompt, *answers in zip(questions, prompts, before, after, strict=True):
-            passed = [
-                float(
-                    all(
-                        (grade or 0.0) >= PASS_GRADE
-                        for read in question.graders
-                        for grade in self._grades(read, question, answer, problems)
-                    )
-                )
-                for answer in answers
-            ]
-            index = len(self.rows)
-            made.append(question_row(index, question, prompt, (answers[0], answers[1]), (passed[0], passed[1])))
-            self.rows.append(made[-1])
+        for number, (question, prompt, answer) in enumerate(zip(questions, prompts, after, strict=True)):
+            base_answer = None if before is None else before[number]
+            base_passed = None if base_answer is None else self._passed(question, base_answer, problems)
+            passed = self._passed(question, answer, problems)
+            row = question_row(len(self.rows), question, prompt, (base_answer, answer), (base_passed, passed))
+            made.append(row)
+            self.rows.append(row)
         for name in (QUESTIONS, MUST_PASS):
-            sides = [
-                [row.base_metrics[name] for row in made if name in row.base_metrics],
-                [row.tuned_metrics[name] for row in made if name in row.tuned_metrics],
-            ]
-            self._more.append(compared(Paired.of(name, *sides, is_right_or_wrong=True, is_sample=False)))
+            tuned = [row.tuned_metrics[name] for row in made if name in row.tuned_metrics]
+            base = [row.base_metrics[name] for row in made if name in row.base_metrics]
+            options = {"is_right_or_wrong": True, "is_sample": False, "alone": self._alone}
+            self._more.append(compared(Paired.of(name, tuned if self._alone else base, tuned, **options)))
         must = [row for row in made if MUST_PASS in row.tuned_metrics]
         failed = [row.text.instruction for row in must if not row.tuned_metrics[MUST_PASS]]
         self._questions = QuestionsResult(
             num_questions=len(made),
             num_passed=sum(row.tuned_metrics[QUESTIONS] == 1 for row in made),
-            num_passed_by_base=sum(row.base_metrics[QUESTIONS] == 1 for row in made),
+            num_passed_by_base=sum(row.base_metrics.get(QUESTIONS) == 1 for row in made),
             num_must_pass=len(must),
             failed_must_pass=[text[:_SHOWN] for text in failed[:_LISTED]],
         )
@@ -116,25 +117,30 @@ class Compare:
                 f"Critical questions: {problems.unreadable:,} answers of a judge had no grade: not passed."
             )
 
-    def add_regression(self, before: Sequence[RowLoss], after: Sequence[RowLoss], finding: str) -> None:
+    def _passed(self, question: CriticalQuestion, answer: str, problems: Problems) -> float:
+        grades_of = (self._grades(read, question, answer, problems) for read in question.graders)
+        return float(all((grade or 0.0) >= PASS_GRADE for found in grades_of for grade in found))
+
+    def add_regression(self, before: Sequence[RowLoss] | None, after: Sequence[RowLoss], finding: str) -> None:
         """Compares the losses on the regression set; `finding` says why there are none."""
         if finding:
             self._findings.append(finding)
         if not after:
             return
         found = compared(_paired_losses(REGRESSION_LOSS, before, after))
+        tuned_loss = _mean_loss(after)
         self._more.append(found)
         self._regression = Regression(
             name=self._evaluation.regression,
-            base_loss=_mean_loss(before),
-            tuned_loss=_mean_loss(after),
+            base_loss=0.0 if before is None else _mean_loss(before),
+            tuned_loss=tuned_loss,
             num_rows=len(after),
         )
-        if found.conclusion == "WORSE":
+        if before is not None and found.conclusion == "WORSE":
             against, name = self._names
-            said = (
+            lost = said = (
                 f"Its loss on the regression set ({self._evaluation.regression}, {len(after):,} rows) is "
-                f"{_mean_loss(after):.4f}, that of {against} {_mean_loss(before):.4f}."
+                f"{tuned_loss:.4f}, that of {against} {_mean_loss(before):.4f}."
             )
             if self._is_tuning:
                 said = (
@@ -142,16 +148,19 @@ class Compare:
                     "rows in the training data loses less."
                 )
             self._findings.append(said if self._is_tuning else f"{name} knows less. {said}")
+            if all(condition.metric != REGRESSION_LOSS for condition in self._evaluation.gate):
+                self._shown_regression = f"{lost} No condition of the gate is about it."
 
     def _grades(self, read: Grader, question: CriticalQuestion, answer: str, problems: Problems) -> list[float | None]:
         return grades(read, [Sample(question.item, answer)], self._ask, problems)
 
     def result(self, as_trained: Sequence[RowLoss] | None) -> EvaluationResult:
         """Returns the result, and adds each metric to the rows. `as_trained` are losses on the quantized weights."""
-        result = EvaluationResult(num_answered=len(self._answered))
+        result = EvaluationResult(num_answered=len(self._answered), single_model=self._alone)
         comparisons = [*self._losses(), *self._of_answers(), *self._of_graders(), *self._more]
         if self._questions is not None:
             result.questions.CopyFrom(self._questions)
+        result.shown_regression = self._shown_regression
         if self._regression is not None:
             result.regression.CopyFrom(self._regression)
         measured = {each.paired.name: each for each in comparisons}
@@ -172,14 +181,15 @@ class Compare:
             self._sink.emit(
                 Warning(reason="GATE_REJECTED", message=f"The gate rejects the model: {failed}", advice=advice)
             )
-        if self._is_tuning and self._rows and not result.tuned_loss <= result.base_loss:  # also if it is NaN
+        if self._is_tuning and self._rows and is_worse(result.tuned_loss, result.base_loss):
             self._sink.emit(_worse(result))
         return result
 
     def _gate(self) -> list[GateCondition]:
-        """Returns the conditions, by default a lower loss; questions that must pass are one in any case."""
+        """Returns the conditions, by default a lower loss if two models are compared; questions that must pass are one
+        in any case."""
         found = [*self._evaluation.gate]
-        if not found and self._rows:
+        if not found and self._rows and not self._alone:
             found.append(GateCondition(metric=LOSS, min_gain=0.0))
         must_pass = self._questions is not None and self._questions.num_must_pass
         if must_pass and all(condition.metric != MUST_PASS for condition in found):
@@ -189,8 +199,12 @@ class Compare:
     def _losses(self) -> list[Compared]:
         if not self._rows:
             return []
-        sides = [row.base_loss for row in self._rows], [row.tuned_loss for row in self._rows]
+        before = None if self._alone else self._base_losses()
+        sides = before, [row.tuned_loss for row in self._rows]
         return [compared(_paired_losses(LOSS, *sides)), compared(_paired_losses(PERPLEXITY, *sides, exponential=True))]
+
+    def _base_losses(self) -> list[RowLoss]:
+        return [row.base_loss for row in self._rows if row.base_loss is not None]
 
     def _of_answers(self) -> list[Compared]:
         expected = [row.text.expected_output for row in self._answered]
@@ -206,14 +220,13 @@ class Compare:
         return [self._compared(answer_metric(name, self._evaluation.json_schema)) for name in names]
 
     def _compared(self, metric: AnswerMetric) -> Compared:
-        base, tuned = (
-            [row.base_answer or "" for row in self._answered],
-            [row.tuned_answer or "" for row in self._answered],
-        )
-        found = compare_answers(metric, base, tuned, [row.text.expected_output for row in self._answered])
+        tuned = [row.tuned_answer or "" for row in self._answered]
+        base = tuned if self._alone else [row.base_answer or "" for row in self._answered]
+        expected = [row.text.expected_output for row in self._answered]
+        found = compare_answers(metric, base, tuned, expected, alone=self._alone)
         directions = {"higher_is_better": metric.higher_is_better, "has_direction": metric.has_direction}
         for index, before, after in zip(found.rows, found.base, found.tuned, strict=True):
-            self._answered[index].note(metric.name, before, after, **directions)
+            self._answered[index].note(metric.name, None if self._alone else before, after, **directions)
         if metric.name.startswith(REGEX_PREFIX) and len(found.rows) < len(base):
             number = len(base) - len(found.rows)
             self._findings.append(f"{metric.name}: {number:,} rows were not counted: the pattern took too long.")
@@ -221,7 +234,7 @@ class Compare:
 
     def _of_graders(self) -> Iterator[Compared]:
         """Yields the comparison by each grader."""
-        base = [Sample(row.text.values, row.base_answer or "") for row in self._answered]
+        base = [Sample(row.text.values, row.base_answer or "") for row in self._answered if not self._alone]
         tuned = [Sample(row.text.values, row.tuned_answer or "") for row in self._answered]
         for read in map(grader, self._evaluation.graders if self._answered else ()):
             problems = Problems()
@@ -229,20 +242,26 @@ class Compare:
                 after = preferred(read, base, tuned, self._ask, problems)
                 before: list[float | None] = [None if value is None else 1 - value for value in after]
             else:
-                before, after = (grades(read, side, self._ask, problems) for side in (base, tuned))
+                # The base model first, as its answers may be known from earlier evaluations.
+                before = grades(read, base, self._ask, problems) if base else []
+                after = grades(read, tuned, self._ask, problems)
+                before = after if self._alone else before
             name = f"{GRADER_PREFIX}{read.name}"
             for row, ours, theirs in zip(self._answered, before, after, strict=True):
                 if ours is not None and theirs is not None:
-                    row.note(name, ours, theirs, higher_is_better=True, has_direction=True)
+                    row.note(name, None if self._alone else ours, theirs, higher_is_better=True, has_direction=True)
             self._findings += _grading_findings(read, problems)
             is_binary = all(value in (0.0, 1.0, None) for value in (*before, *after))
-            yield compared(Paired.of(name, before, after, is_right_or_wrong=is_binary))
+            yield compared(Paired.of(name, before, after, is_right_or_wrong=is_binary, alone=self._alone))
 
     def _fill_losses(self, result: EvaluationResult, as_trained: Sequence[RowLoss] | None) -> None:
         result.num_examples = len(self._rows)
         result.num_trained_tokens = sum(row.tuned_loss.num_trained for row in self._rows)
-        for side in ("base", "tuned"):
-            mean = _mean_loss([getattr(row, f"{side}_loss") for row in self._rows])
+        sides = {"tuned": [row.tuned_loss for row in self._rows]}
+        if not self._alone:
+            sides["base"] = self._base_losses()
+        for side, losses in sides.items():
+            mean = _mean_loss(losses)
             setattr(result, f"{side}_loss", mean)
             setattr(result, f"{side}_perplexity", perplexity(mean))
         if as_trained is not None:
@@ -254,7 +273,7 @@ class Compare:
         if not names or not any(metric.name == "accuracy" for metric in result.metrics):
             return
         found = Classification(labels=names)
-        for side in ("base", "tuned"):
+        for side in ("tuned",) if self._alone else ("base", "tuned"):
             given = [label_of(getattr(row, f"{side}_answer")) for row in self._answered]
             counts = confusion(names, expected, given)
             getattr(found, f"{side}_confusion").extend(counts.flatten().tolist())
@@ -277,16 +296,17 @@ def _grading_findings(read: Grader, problems: Problems) -> Iterator[str]:
 
 
 def _paired_losses(
-    name: str, before: Sequence[RowLoss], after: Sequence[RowLoss], *, exponential: bool = False
+    name: str, before: Sequence[RowLoss] | None, after: Sequence[RowLoss], *, exponential: bool = False
 ) -> Paired:
-    """Losses of rows, which weigh as their trained tokens."""
+    """Losses of rows, which weigh as their trained tokens. `before` is None if only one model was measured."""
     return Paired(
         name,
-        numpy.array([row.loss for row in before]),
+        numpy.array([row.loss for row in (after if before is None else before)]),
         numpy.array([row.loss for row in after]),
         higher_is_better=False,
         weights=numpy.array([float(row.num_trained) for row in after]),
         exponential=exponential,
+        alone=before is None,
     )
 
 
@@ -305,7 +325,7 @@ def _message(found: Compared) -> MetricComparison:
         num_rows=found.num_rows,
         signature=paired.signature,
     )
-    if not paired.has_direction:
+    if not paired.has_direction or paired.alone:
         return message
     message.num_improved, message.num_worsened = found.num_improved, found.num_worsened
     message.MergeFrom(MetricComparison(conclusion=f"CONCLUSION_{found.conclusion}"))
@@ -322,7 +342,7 @@ def _findings(measured: Mapping[str, Compared], num_rows: int, num_answered: int
     if 0 < num_answered < num_rows:
         found.append(f"{num_answered:,} of {num_rows:,} held-out rows were answered, drawn by the job's seed.")
     loss = measured[LOSS]
-    if loss.conclusion == "NO_DIFFERENCE_SHOWN" and loss.detectable_gain is not None:
+    if not loss.paired.alone and loss.conclusion == "NO_DIFFERENCE_SHOWN" and loss.detectable_gain is not None:
         found.append(
             f"No difference in loss is shown: {num_rows:,} rows like these show a gain of "
             f"{figure(loss.detectable_gain)} nats per token with a probability of 80 %. "

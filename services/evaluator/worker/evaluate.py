@@ -1,9 +1,13 @@
-"""The whole of stage 3, in time order: measures both models on the same rows, compares them, decides by the gate."""
+"""The whole of stage 3, in time order: measures both models on the same rows, compares them, decides by the gate.
+
+Without a model to compare with, the same is done with one model.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -11,7 +15,6 @@ from chassis.child.phases import Phases
 from chassis.child.pipe import EventSink
 from engine.config.evaluation import GENERAL
 from engine.config.graders import BASE
-from engine.data.prepare import prepare_evaluation
 from engine.data.shards import read_shards
 from engine.data.tokenizer import Tokenizer
 from engine.errors import JobError
@@ -23,9 +26,10 @@ from finetuneflow.v1.event_pb2 import ArtifactSaved
 from finetuneflow.v1.stage_result_pb2 import EvaluationResult
 from services.evaluator.worker.child_input import EvaluationInput, Side
 from services.evaluator.worker.compare import Compare
+from services.evaluator.worker.harness_process import HARNESS, add_harness
 from services.evaluator.worker.judge import GRADING, Judge
 from services.evaluator.worker.measure import Measuring
-from services.evaluator.worker.measurements import KIND, Measurements, row_hash
+from services.evaluator.worker.measurements import KIND, Measurements, RowLoss, row_hash
 from services.evaluator.worker.models import Form, Models, form_of
 from services.evaluator.worker.rows import measured_rows, write_rows
 from services.evaluator.worker.samples import add_samples, samples
@@ -40,9 +44,15 @@ PHASES = (
     "scoring_quantized",
     "comparing",
     GRADING,
+    HARNESS,
 )
+PHASES_ALONE = ("loading_model", "scoring", "answering", "comparing", GRADING, HARNESS)
+"""Phases if only one model is measured."""
 ROWS_FILE = "evaluation_rows.jsonl"
 ROWS_KIND = "evaluation_rows"
+
+
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True)
@@ -59,17 +69,18 @@ class Asked:
 
 
 def evaluate(child_input: EvaluationInput, sink: EventSink) -> EvaluationResult:
-    """Measures both models and compares them; an empty result where evaluation is switched off."""
+    """Measures both models and compares them; an empty result where evaluation is switched off. `prepare_inputs` has
+    read the rows."""
     config, base, tuned = child_input.config, child_input.base, child_input.tuned
     if not config.evaluation.enabled:
         return EvaluationResult()
     torch.set_num_threads(child_input.threads)
     # A pause takes effect after this stage: it is shorter than to do it again.
-    phases = Phases(sink, PHASES, pausable=False)
-    phases.enter("loading_model", base.model.id)
+    phases = Phases(sink, PHASES_ALONE if base is None else PHASES, pausable=False)
+    phases.enter("loading_model", tuned.model.id)
     tokenizer = Tokenizer(tuned.model.path, config.chat_template)
-    _refuse_other_tokenizer(base, tuned)
-    _prepare_rows(child_input, sink)
+    if base is not None:
+        _refuse_other_tokenizer(base, tuned)
     texts = read_held_out(child_input.data_dir / "eval_rows.jsonl")
     rows: list[Row] = list(read_shards(child_input.data_dir / "eval")) if texts else []
     general, finding = _regression_rows(child_input, sink)
@@ -78,29 +89,35 @@ def evaluate(child_input: EvaluationInput, sink: EventSink) -> EvaluationResult:
     publish = partial(_publish, sink, child_input.out_dir)
     folder = child_input.out_dir / "measurements" / tuned.model.weights_sha256[:16]
     kept = Measurements(child_input.measurements, folder, partial(publish, KIND))
-    measuring = Measuring(Models(sink), kept, phases)
+    models = Models(sink)
+    measuring = Measuring(models, kept, phases)
 
     answer = (config.evaluation.max_new_tokens, sorted(tokenizer.special_ids))
-    base_losses = measuring.losses("scoring_base", base, form, [*rows, *general])
-    base_answers = measuring.answers("answering_base", base, form, asked.prompts, *answer)
-    tuned_losses = measuring.losses("scoring_tuned", tuned, form, [*rows, *general])
-    tuned_answers = measuring.answers("answering_tuned", tuned, form, asked.prompts, *answer)
+    base_losses: list[RowLoss] | None = None
+    base_answers: list[list[int]] | None = None
+    if base is not None:
+        base_losses = measuring.losses("scoring_base", base, form, [*rows, *general])
+        base_answers = measuring.answers("answering_base", base, form, asked.prompts, *answer)
+    which = "" if base is None else "_tuned"
+    tuned_losses = measuring.losses(f"scoring{which}", tuned, form, [*rows, *general])
+    tuned_answers = measuring.answers(f"answering{which}", tuned, form, asked.prompts, *answer)
     as_trained = None
     if tuned.trained_on and form.quantization is None:
         trained_form = Form(form.dtype, form.on, tuned.trained_on)
         as_trained = measuring.losses("scoring_quantized", tuned, trained_form, rows)
 
     phases.enter("comparing", f"{len(rows)} rows")
-    before, after = ([tokenizer.decode(ids).strip() for ids in side] for side in (base_answers, tuned_answers))
-    losses = base_losses[: len(rows)], tuned_losses[: len(rows)]
-    answers = before[: len(asked.rows)], after[: len(asked.rows)]
-    judge = Judge({BASE: base, **child_input.judges}, form, measuring)
+    after = [tokenizer.decode(ids).strip() for ids in tuned_answers]
+    before = None if base_answers is None else [tokenizer.decode(ids).strip() for ids in base_answers]
+    losses = _part(base_losses, end=len(rows)), tuned_losses[: len(rows)]
+    answers = _part(before, end=len(asked.rows)), after[: len(asked.rows)]
+    judge = Judge({BASE: tuned if base is None else base, **child_input.judges}, form, measuring)
     measured_texts = measured_rows(texts, asked.rows, losses, answers)
     comparing = Compare(config.evaluation, measured_texts, judge.ask, sink, (base, tuned))
     first = len(asked.shown)
     questions = [tokenizer.decode(ids) for ids in asked.prompts[first:]]
-    comparing.add_questions(asked.critical, questions, before[first:], after[first:])
-    comparing.add_regression(base_losses[len(rows) :], tuned_losses[len(rows) :], finding)
+    comparing.add_questions(asked.critical, questions, _part(before, first), after[first:])
+    comparing.add_regression(_part(base_losses, len(rows)), tuned_losses[len(rows) :], finding)
     result = comparing.result(as_trained)
     result.findings.extend(child_input.findings)
     result.precision, result.weights, result.num_reused = form.precision, form.weights, measuring.num_reused
@@ -110,13 +127,22 @@ def evaluate(child_input: EvaluationInput, sink: EventSink) -> EvaluationResult:
         write_rows(comparing.rows, child_input.out_dir / ROWS_FILE)
         publish(ROWS_KIND, child_input.out_dir / ROWS_FILE)
         result.rows_path = ROWS_FILE
+    if config.evaluation.harness_tasks:
+        # The other process loads the models again.
+        models.release()
+        add_harness(result, child_input, form, sink, phases)
     shown = [*range(min(config.evaluation.num_samples, len(asked.rows))), *range(len(asked.rows), first)]
-    tuned_shown, base_shown = ([side[index] for index in shown] for side in (tuned_answers, base_answers))
+    tuned_shown = [tuned_answers[index] for index in shown]
+    base_shown = None if base_answers is None else [base_answers[index] for index in shown]
     made = samples([asked.shown[index] for index in shown], tuned_shown, base_shown, tokenizer)
     for sample in made:
         sink.emit(sample)
     add_samples(result, made)
     return result
+
+
+def _part(values: Sequence[_Value] | None, start: int = 0, end: int | None = None) -> Sequence[_Value] | None:
+    return None if values is None else values[start:end]
 
 
 def _asked(child_input: EvaluationInput, texts: Sequence[HeldOutRow], tokenizer: Tokenizer) -> Asked:
@@ -139,18 +165,6 @@ def _refuse_other_tokenizer(base: Side, tuned: Side) -> None:
     if files[0] != files[1] and files[0].read_bytes() != files[1].read_bytes():
         message = f"{base.id} and {tuned.id} have different tokenizers, so their losses cannot be compared."
         raise JobError("MODELS_NOT_COMPARABLE", message, "Compare models that were made from the same base model.")
-
-
-def _prepare_rows(child_input: EvaluationInput, sink: EventSink) -> None:
-    """Tokenizes the rows that the evaluation was asked for, as preflight does."""
-    if not child_input.sources:
-        return
-    model, folder = child_input.tuned.model.path, child_input.data_dir
-
-    def alive(phase: str, fraction: float | None) -> None:
-        sink.tick()
-
-    prepare_evaluation(child_input.config, child_input.sources, model, child_input.files, folder, alive)
 
 
 def _regression_rows(child_input: EvaluationInput, sink: EventSink) -> tuple[list[Row], str]:

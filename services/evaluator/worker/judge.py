@@ -26,7 +26,7 @@ class Judge:
     def ask(self, model: str, max_tokens: int, conversations: Sequence[Turns]) -> list[str]:
         """Returns the answer to each conversation. Raises KeyError for a model that was not prepared."""
         side = self._sides[model]
-        tokenizer = self._tokenizers.setdefault(model, Tokenizer(side.model.path, None))
+        tokenizer = self._tokenizers.setdefault(model, Tokenizer(side.model.path, side.chat_template))
         room = (side.model.context_length or 1_000_000) - max_tokens
         prompts = [conversation_ids(turns, None, tokenizer)[-max(room, 1) :] for turns in conversations]
         stops = sorted(tokenizer.special_ids)

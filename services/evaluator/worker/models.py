@@ -16,7 +16,8 @@ from engine.model.adapter import load_adapter
 from finetuneflow.v1.event_pb2 import Warning
 from services.evaluator.worker.child_input import Side
 
-_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,10 @@ class Form:
         return {"precision": self.precision, "quantization": quantized, "device": self.on}
 
 
-def form_of(config: JobConfig, base: Side, tuned: Side, sink: EventSink) -> Form:
+def form_of(config: JobConfig, base: Side | None, tuned: Side, sink: EventSink) -> Form:
     """Chooses the form: fp32 on the original weights where these fit, and warns of another one."""
     on: load.Device = "cpu" if config.resources.gpus == 0 else load.device()
+    base = tuned if base is None else base
     if tuned.needs_quantized or base.needs_quantized:
         # On other weights the adapter would add a second time what the quantization has lost.
         message = "LoftQ's adapter belongs to the quantized weights; both models are evaluated with these."
@@ -54,6 +56,8 @@ def form_of(config: JobConfig, base: Side, tuned: Side, sink: EventSink) -> Form
         return Form(torch.float32, on, tuned.trained_on or base.trained_on)
     if on == "cuda" and not _fits_in_float32(base.model.path):
         precision = config.hyperparameters.precision
+        if precision == "auto":  # of no job
+            precision = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
         message = f"The model does not fit into the GPU in float32; both models are evaluated in {precision}."
         advice = "Evaluate on a GPU with more memory to have figures in fp32."
         sink.emit(Warning(reason="NOT_EVALUATED_IN_FP32", message=message, advice=advice))
@@ -75,9 +79,7 @@ class Models:
             return self._model
         with self._sink.ticking():
             if not self._holds_plain_base_of(side, form):
-                self._model = None
-                gc.collect()
-                torch.cuda.empty_cache()
+                self.release()
                 options: dict[str, Any] = {"dtype": form.dtype, "on": form.on, "quantization": form.quantization}
                 whole = side.checkpoint.path if side.checkpoint and side.is_full else side.model.path
                 self._model = load.load_base(whole, **options)
@@ -85,6 +87,12 @@ class Models:
                 self._model = load_adapter(self._model, side.checkpoint.path)
         self._loaded = (side, form)
         return self._model
+
+    def release(self) -> None:
+        """Frees the memory of the model that is held."""
+        self._model = self._loaded = None
+        gc.collect()
+        torch.cuda.empty_cache()
 
     def _holds_plain_base_of(self, side: Side, form: Form) -> bool:
         """An adapter cannot be taken off again: that would leave trained biases behind."""

@@ -1,4 +1,4 @@
-"""Rows of an evaluation: what both models made of each held-out row, as evaluation_rows.jsonl holds it."""
+"""Rows of an evaluation: what the models made of each held-out row, as evaluation_rows.jsonl holds it."""
 
 import json
 import math
@@ -19,11 +19,14 @@ _NO_LOSS = RowLoss(0.0, 0)
 
 @dataclass
 class MeasuredRow:
-    """A held-out row or a critical question, with losses and answers of both models, and the metrics of these."""
+    """A held-out row or a critical question, with losses and answers of both models, and the metrics of these.
+
+    Values of the base model are None or absent if only one model was measured.
+    """
 
     index: int
     text: HeldOutRow
-    base_loss: RowLoss = _NO_LOSS
+    base_loss: RowLoss | None = _NO_LOSS
     tuned_loss: RowLoss = _NO_LOSS
     source: str = HELD_OUT
     base_answer: str | None = None
@@ -33,15 +36,22 @@ class MeasuredRow:
     changes: dict[str, str] = field(default_factory=dict)
     """By metric: IMPROVED, WORSENED or EQUAL."""
 
-    def note(self, metric: str, base: float, tuned: float, *, higher_is_better: bool, has_direction: bool) -> None:
+    def note(
+        self, metric: str, base: float | None, tuned: float, *, higher_is_better: bool, has_direction: bool
+    ) -> None:
         """Adds the values of a metric."""
-        self.base_metrics[metric], self.tuned_metrics[metric] = base, tuned
+        self.tuned_metrics[metric] = tuned
+        if base is None:
+            return
+        self.base_metrics[metric] = base
         if has_direction:
             self.changes[metric] = change(base, tuned, higher_is_better=higher_is_better)
 
     def as_json(self) -> dict[str, Any]:
         """Returns the row in the form of the message EvaluationRow; a loss that is not a number is left out."""
-        losses = {"base_loss": self.base_loss.loss, "tuned_loss": self.tuned_loss.loss}
+        losses = {"tuned_loss": self.tuned_loss.loss}
+        if self.base_loss is not None:
+            losses["base_loss"] = self.base_loss.loss
         answers = {"base_answer": self.base_answer, "tuned_answer": self.tuned_answer}
         return {
             "index": self.index,
@@ -67,25 +77,35 @@ def change(base: float, tuned: float, *, higher_is_better: bool) -> str:
 def measured_rows(
     texts: Sequence[HeldOutRow],
     answered: Sequence[int],
-    losses: tuple[Sequence[RowLoss], Sequence[RowLoss]],
-    answers: tuple[Sequence[str], Sequence[str]],
+    losses: tuple[Sequence[RowLoss] | None, Sequence[RowLoss]],
+    answers: tuple[Sequence[str] | None, Sequence[str]],
 ) -> list[MeasuredRow]:
-    """Joins texts, losses of base and tuned model, and their answers to the rows `answered`."""
+    """Joins texts, losses of base and tuned model, and their answers to the rows `answered`. None for a base model that
+    was not measured."""
+    before, after = losses
     made = [
-        MeasuredRow(index, text, before, after)
-        for index, (text, before, after) in enumerate(zip(texts, *losses, strict=True))
+        MeasuredRow(index, text, None, tuned_loss)
+        for index, (text, tuned_loss) in enumerate(zip(texts, after, strict=True))
     ]
-    for index, before_text, after_text in zip(answered, *answers, strict=True):
-        made[index].base_answer, made[index].tuned_answer = before_text, after_text
-    for row in made:
-        row.changes[LOSS] = change(row.base_loss.loss, row.tuned_loss.loss, higher_is_better=False)
+    for row, base_loss in zip(made, before, strict=True) if before is not None else ():
+        row.base_loss = base_loss
+        row.changes[LOSS] = change(base_loss.loss, row.tuned_loss.loss, higher_is_better=False)
+    for index, answer in zip(answered, answers[1], strict=True):
+        made[index].tuned_answer = answer
+    for index, answer in zip(answered, answers[0], strict=True) if answers[0] is not None else ():
+        made[index].base_answer = answer
     return made
 
 
 def question_row(
-    index: int, question: CriticalQuestion, prompt: str, answers: tuple[str, str], passed: tuple[float, float]
+    index: int,
+    question: CriticalQuestion,
+    prompt: str,
+    answers: tuple[str | None, str],
+    passed: tuple[float | None, float],
 ) -> MeasuredRow:
-    """Returns a critical question with the answers of base and tuned model; `passed` is 1 or 0 for each."""
+    """Returns a critical question with the answers of base and tuned model; `passed` is 1 or 0 for each, None for a
+    base model that was not measured."""
     text = HeldOutRow(question.text, "", "", [*question.messages], prompt, question.item, has_question=True)
     row = MeasuredRow(index, text, source=QUESTION, base_answer=answers[0], tuned_answer=answers[1])
     row.note(QUESTIONS, *passed, higher_is_better=True, has_direction=True)

@@ -11,10 +11,11 @@ from services.questions import MAX_TEXT_BYTES, Question, cut
 def samples(
     asked: Sequence[Question],
     tuned: Sequence[Sequence[int]],
-    base: Sequence[Sequence[int]],
+    base: Sequence[Sequence[int]] | None,
     tokenizer: Tokenizer,
 ) -> list[InferenceSample]:
-    """Questions with both answers (token ids); each text is cut at 10 KiB."""
+    """Questions with both answers (token ids), or without one of the base model; each text is cut at 10 KiB."""
+    before = [""] * len(tuned) if base is None else [tokenizer.decode(ids).strip() for ids in base]
     return [
         InferenceSample(
             instruction=cut(question.instruction, MAX_TEXT_BYTES),
@@ -22,9 +23,9 @@ def samples(
             expected_output=cut(question.expected_output, MAX_TEXT_BYTES),
             model_output=cut(tokenizer.decode(after).strip(), MAX_TEXT_BYTES),
             output_length=len(after),
-            base_output=cut(tokenizer.decode(before).strip(), MAX_TEXT_BYTES),
+            base_output=cut(text, MAX_TEXT_BYTES),
         )
-        for question, after, before in zip(asked, tuned, base, strict=True)
+        for question, after, text in zip(asked, tuned, before, strict=True)
     ]
 
 

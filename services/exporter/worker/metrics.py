@@ -67,7 +67,9 @@ def metrics(child_input: ExportInput) -> dict[str, Any]:
             "weights": evaluation.weights,
             "metrics": [_plain(metric) for metric in evaluation.metrics],
             "gate": _plain(evaluation.gate) if evaluation.HasField("gate") else None,
+            "shown_regression": evaluation.shown_regression or None,
             "classification": _plain(evaluation.classification) if evaluation.HasField("classification") else None,
+            "harness": _plain(evaluation.harness) if evaluation.HasField("harness") else None,
             "findings": list(evaluation.findings),
         },
         "inference_samples": [

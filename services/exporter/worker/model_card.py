@@ -2,6 +2,7 @@
 
 from huggingface_hub import ModelCardData
 
+from engine.evaluation.verdicts import is_worse
 from services.exporter.worker.child_input import ExportInput
 from services.exporter.worker.markdown import escape
 from services.exporter.worker.report import decision, method_title
@@ -28,10 +29,12 @@ def model_card(child_input: ExportInput) -> str:
             f"Loss on {evaluation.num_examples:,} held-out rows, {_weights(child_input)}: "
             f"{evaluation.tuned_loss:.4f} nats per token{before}."
         )
-        if evaluation.HasField("base_loss") and not evaluation.tuned_loss <= evaluation.base_loss:
+        if evaluation.HasField("base_loss") and is_worse(evaluation.tuned_loss, evaluation.base_loss):
             outcome += " **It is worse than its base model: do not serve it.**"
     if verdict := decision(evaluation):
         outcome += f" Decision of the evaluation's gate: **{verdict}**."
+    if evaluation.shown_regression:
+        outcome += f" **Regression shown:** {escape(evaluation.shown_regression, 500)}"
     lineage = child_input.job.lineage_text()
     built = f"It is {lineage}. " if lineage else ""
     return f"""---

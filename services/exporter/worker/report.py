@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine.config.job import JobConfig
-from engine.evaluation.verdicts import gap_verdict
+from engine.evaluation.verdicts import gap_verdict, is_worse
 from engine.perplexity import perplexity
 from finetuneflow.v1.hardware_pb2 import Hardware
 from finetuneflow.v1.stage_result_pb2 import (
@@ -13,6 +13,7 @@ from finetuneflow.v1.stage_result_pb2 import (
     Conclusion,
     EvaluationResult,
     GateDecision,
+    HarnessMetric,
     InferenceSample,
     MetricComparison,
 )
@@ -41,6 +42,7 @@ def report(child_input: ExportInput, adapter_config: Mapping[str, Any] | None = 
         _results(child_input),
         _samples(list(child_input.evaluation.samples)),
         _comparison(child_input),
+        *_harness(child_input.evaluation),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -137,7 +139,7 @@ def _gap(child_input: ExportInput) -> str:
     if gap is None:
         return NOT_MEASURED
     evaluation = child_input.evaluation
-    if not evaluation.tuned_loss <= evaluation.base_loss:  # also if it is NaN
+    if is_worse(evaluation.tuned_loss, evaluation.base_loss):
         verdict = "it says nothing here: the tuned model is worse than its base model"
     else:
         verdict = gap_verdict(gap)
@@ -209,6 +211,35 @@ def _comparison(child_input: ExportInput) -> str:
     return head + "\n".join(lines)
 
 
+def _harness(evaluation: EvaluationResult) -> list[str]:
+    """Values of lm-evaluation-harness, if it was asked for."""
+    if not evaluation.HasField("harness"):
+        return []
+    found = evaluation.harness
+    rows = f"the first {found.limit:,} rows of each task" if found.HasField("limit") else "all rows of each task"
+    template = "with the chat template" if found.chat_template else "without a chat template"
+    lines = [
+        "## lm-evaluation-harness",
+        f"Version {escape(found.version)}, {rows}, prompts {template}; ± is one standard error.",
+        "",
+        row("Task", "Version", "Metric", "Filter", "Examples in prompt", "Rows", "Base", "Tuned", "Better if"),
+        row(*["---"] * 9),
+        *map(_harness_metric, found.metrics),
+    ]
+    return ["\n".join(lines)]
+
+
+def _harness_metric(metric: HarnessMetric) -> str:
+    values = []
+    for side in ("base", "tuned"):
+        value = _figure(getattr(metric, side)) if metric.HasField(side) else NOT_MEASURED
+        stderr = f" ± {_figure(getattr(metric, f'{side}_stderr'))}" if metric.HasField(f"{side}_stderr") else ""
+        values.append(value + stderr)
+    better = ("higher" if metric.higher_is_better else "lower") if metric.HasField("higher_is_better") else ""
+    names = (escape(text) for text in (metric.task, metric.task_version, metric.metric, metric.filter))
+    return row(*names, str(metric.num_fewshot), f"{metric.num_rows:,}", *values, better)
+
+
 def _losses(evaluation: EvaluationResult) -> list[MetricComparison]:
     """Returns the figures of an evaluation that an earlier version made, which compared nothing else."""
     return [
@@ -243,10 +274,12 @@ def decision(evaluation: EvaluationResult) -> str:
 
 
 def _gate(evaluation: EvaluationResult) -> list[str]:
+    shown = [f"**Regression shown:** {escape(evaluation.shown_regression, 500)}", ""]
+    shown = shown if evaluation.shown_regression else []
     if not evaluation.HasField("gate"):
-        return []
+        return shown
     sentences = [f"- {escape(condition.sentence, 500)}" for condition in evaluation.gate.conditions]
-    return [f"Gate: **{decision(evaluation)}**", "", *sentences]
+    return [f"Gate: **{decision(evaluation)}**", "", *shown, *sentences]
 
 
 def _classification(found: Classification) -> list[str]:

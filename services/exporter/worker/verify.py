@@ -41,7 +41,8 @@ class Verified:
 def verify(child_input: ExportInput, package: Path, scratch: Path) -> Verified:
     """Unpacks the zip into `scratch` and compares it with the checkpoint, tensor by tensor and by logits.
 
-    Loads the base model once, in the precision of its files: the comparison holds in any. PackageBroken if it fails.
+    Loads the base model in the precision of its files: the comparison holds in any. It is loaded once, or twice for an
+    adapter that needs a copy of its own. PackageBroken if it fails.
     """
     with zipfile.ZipFile(package) as archive:
         archive.extractall(scratch)
@@ -105,8 +106,14 @@ def _adapter_difference(
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise PackageBroken(f"The adapter does not fit the base model: {', '.join(wrong[:3])}{more}.")
     ours = _logits(model, inputs)
-    model.load_adapter(child_input.adapter_dir, adapter_name="checkpoint")
-    model.set_adapter("checkpoint")
+    if child_input.config.lora.needs_own_base:
+        del base, model
+        model = PeftModel.from_pretrained(
+            _load(child_input.model.path), child_input.adapter_dir, adapter_name="checkpoint"
+        )
+    else:
+        model.load_adapter(child_input.adapter_dir, adapter_name="checkpoint")
+        model.set_adapter("checkpoint")
     return _difference(ours, _logits(model, inputs))
 
 

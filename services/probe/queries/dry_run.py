@@ -18,7 +18,7 @@ from engine.errors import JobError
 from engine.estimate.advice import Improvement, improvements
 from engine.estimate.architecture import Architecture
 from engine.estimate.estimate_proto import calibration
-from engine.evaluation.sets import check_sets
+from engine.evaluation.sets import check_sets, missing_values
 from engine.plan.assess import TargetMachine, config_resolved_event, resolve_and_assess
 from engine.plan.findings import validation_report
 from engine.plan.held_out import check_held_out
@@ -56,14 +56,24 @@ def dry_run(query: ProbeQuery, progress: Progress) -> PreflightFineTuningJobResp
     except JobError as error:
         resolved.refusals.append(error)
     rows = Report()
+    held_out = query.out_dir / "eval_rows.jsonl"
     prepared = examine(
-        resolved.config, model.path, query.files, progress, rows, query.provided.processes, query.provided.limits
+        resolved.config,
+        model.path,
+        query.files,
+        progress,
+        rows,
+        query.provided.processes,
+        query.provided.limits,
+        held_out=held_out,
     )
     if (refusal := rows.refusal()) is not None:
         resolved.refusals.append(refusal)
     hardware = json_format.ParseDict(facts.hardware, Hardware())
     target = TargetMachine(hardware, facts.holds_artifacts, facts.prices, calibration(request.observed))
     assessment = resolve_and_assess(resolved, model, architecture, target, prepared, missing_bytes=facts.missing_bytes)
+    for message in missing_values(resolved.config.evaluation, held_out):
+        resolved.warn("GRADER_VALUE_MISSING", message, "Correct its placeholder.", "evaluation.graders")
     check_held_out(resolved, [TrainedData(list(data.datasets), data.split_key) for data in request.trained_data])
     assessment.result.hub_datasets.extend(hub_datasets(facts.hub))
     config = config_resolved_event(resolved)

@@ -20,7 +20,8 @@ from finetuneflow.v1 import dataset_service_pb2, probe_service_pb2
 from services.child_input import ModelFiles
 from services.hardware import read_hardware
 from services.hub_access import HubAccess
-from services.probe.hub_files import download, hub_of, hub_sources, pin
+from services.hub_files import download, hub_of
+from services.probe.hub_sources import hub_sources, pinned_spec
 from services.probe.queries.query import Fetched, PreflightFacts, ProbeQuery
 from services.probe.settings import ProbeSettings
 
@@ -81,7 +82,7 @@ def _for_dataset(
     name = request.source.dataset
     if not is_hub_reference(name):
         return query.model_copy(update={"fetched": fetched})
-    hub = hub_of(settings, access)
+    hub = hub_of(access, settings.max_dataset_bytes)
     file = hub.fetch(hub.find(name, "source.dataset"), _hub_folder(query)).path
     return query.model_copy(update={"fetched": fetched, "files": {**query.files, name: file}})
 
@@ -102,8 +103,8 @@ def _for_preflight(
             f"The probe got no file for dataset {unknown[0]!r}.",
             "Ask the gateway, which knows the uploaded datasets.",
         )
-    hub = hub_of(settings, access)
-    pinned, hub_files = pin(request.spec, hub)
+    hub = hub_of(access, settings.max_dataset_bytes)
+    pinned, hub_files = pinned_spec(request.spec, hub)
     request.spec.CopyFrom(pinned)
     fetched = _tokenizer(request.spec.base_model, settings, catalogue, access, uses)
     described = catalogue.describe(request.spec.base_model, access.token)

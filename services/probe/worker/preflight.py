@@ -74,9 +74,7 @@ def preflight(sink: EventSink, input_path: Path) -> StageCompleted:
     target = TargetMachine(hardware, child_input.holds_artifacts, child_input.prices)
     assessment = resolve_and_assess(resolved, child_input.model.local(), architecture, target, prepared)
     check_held_out(resolved, child_input.trained_data)
-    held_out = child_input.out_dir / shards_path / "eval_rows.jsonl"
-    for name, value in missing_values(resolved.config.evaluation, held_out):
-        message = f"Grader {name} needs {value}, which the held-out rows do not have: it will grade none of them."
+    for message in missing_values(resolved.config.evaluation, child_input.out_dir / shards_path / "eval_rows.jsonl"):
         resolved.warn("GRADER_VALUE_MISSING", message, "Correct its placeholder.", "evaluation.graders")
     resolved.raise_refusals()
     for warning in resolved.warnings:

@@ -247,6 +247,23 @@ def test_answers_in_training_need_prompts_and_one_interval(evaluation: dict[str,
     assert [violation.field for violation in caught.value.violations] == [f"spec.evaluation.{field}"]
 
 
+@pytest.mark.parametrize(
+    ("evaluation", "words"),
+    [
+        ({"harness_limit": 5}, "harness_tasks names no task"),
+        ({"harness_tasks": ["sums", "sums"]}, "names one task twice"),
+        ({"harness_tasks": ["sums"], "harness_limit": 0}, "1"),
+        ({"harness_tasks": [f"task-{number}" for number in range(17)]}, "16"),
+    ],
+)
+def test_settings_of_the_harness_that_mean_nothing_are_refused(evaluation: dict[str, Any], words: str) -> None:
+    """A user with a limit but no task would wait for values that nobody measures."""
+    with pytest.raises(JobError) as caught:
+        job_config({**MINIMAL, "evaluation": evaluation})
+    (found,) = caught.value.violations
+    assert found.field.startswith("spec.evaluation") and words in found.description
+
+
 def test_all_linear_equals_default_target_modules() -> None:
     config = job_config({**MINIMAL, "lora": {"target_modules": ["all-linear"]}})
     assert config.lora.target_modules == []

@@ -12,6 +12,7 @@ from engine.evaluation.choice import chosen_metrics, labels
 from engine.evaluation.comparison import Corpus, Paired, compared, mcnemar
 from engine.evaluation.confusion import confusion, macro_f1
 from engine.evaluation.gate import decide
+from engine.evaluation.verdicts import is_worse
 
 _LOWER_LOSS = [GateCondition(metric="loss", min_gain=0.0)]
 
@@ -134,6 +135,27 @@ def test_gate_rejects_a_worse_model_promotes_a_better_one_and_does_not_judge_an_
     one_row = compared(Paired("loss", same[:1], same[:1] - 1, higher_is_better=False, weights=numpy.ones(1)))
     decision, outcomes = decide(_LOWER_LOSS, {"loss": one_row})
     assert decision == "INCONCLUSIVE" and "too few for an interval" in outcomes[0].sentence
+
+
+def test_base_model_without_a_loss_says_nothing_about_the_tuned_one() -> None:
+    """A broken base model must not reject a good tuned one: there is nothing to compare with."""
+    before = numpy.array([1.0, math.nan, 3.0, 2.0])
+    found = compared(Paired("loss", before, numpy.array([1.0, 2.0, 1.5, 1.0]), False, weights=numpy.ones(4)))
+    decision, outcomes = decide(_LOWER_LOSS, {"loss": found})
+    assert decision == "INCONCLUSIVE" and "compared with is not a finite number" in outcomes[0].sentence
+    assert (found.base, found.tuned) == (None, 1.375)
+    bounds = [GateCondition(metric="loss", max_value=3.0), GateCondition(metric="loss", max_value=0.5)]
+    assert [each.decision for each in decide(bounds, {"loss": found})[1]] == ["PROMOTE", "REJECT"], "of its own value"
+    huge = numpy.array([800.0, 800.0])
+    with numpy.errstate(all="ignore"):
+        perplexity = compared(Paired("perplexity", huge, huge - 799, False, weights=numpy.ones(2), exponential=True))
+    condition = [GateCondition(metric="perplexity", min_gain=0.0)]
+    assert decide(condition, {"perplexity": perplexity})[0] == "INCONCLUSIVE"
+    both = compared(Paired("loss", before, before, False, weights=numpy.ones(4)))
+    assert decide(_LOWER_LOSS, {"loss": both})[0] == "REJECT", "a tuned model without a loss is broken"
+    assert [is_worse(*each) for each in ((1.0, math.nan), (math.nan, 1.0), (2.0, 1.0), (1.0, 1.0))] == [
+        *(False, True, True, False)
+    ]
 
 
 def test_one_failing_condition_rejects() -> None:

@@ -4,6 +4,8 @@ import hashlib
 import json
 import math
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from chassis.child.pipe import Cancelled, EventSink
 from chassis.events import MAX_EVENT_BYTES, event_of
-from engine.config.job import job_config
+from engine.config.job import DataSource, job_config
 from engine.data.prepare import prepare
 from engine.model import load
 from engine.model.adapter import attach_lora
@@ -25,7 +27,7 @@ from services.child_input import ModelFiles, WholeCheckpoint
 from services.evaluator.worker.child_input import EvaluationInput, Side
 from services.evaluator.worker.compare import Compare
 from services.evaluator.worker.evaluate import ROWS_FILE, evaluate
-from services.evaluator.worker.measurements import KIND
+from services.evaluator.worker.measurements import KIND, RowLoss
 from services.evaluator.worker.samples import add_samples
 from services.questions import cut
 from tests.tiny_models import make_tiny_model
@@ -300,6 +302,54 @@ def test_critical_questions_and_the_regression_set_are_measured(make_input: Make
     assert general.regression.name == "general" and general.regression.num_rows > 80
 
 
+def test_one_model_is_measured_without_gains(make_input: MakeInput, tmp_path: Path) -> None:
+    """A gain of 0 would read as a comparison, and a base loss of 0 as a perfect base model."""
+    questions = tmp_path / "questions.jsonl"
+    check = {"type": "string_check", "input": "{{sample.output_text}}", "operation": "like", "reference": ""}
+    questions.write_text(json.dumps({"prompt": "What is 1?", "must_pass": True, "graders": [check]}) + "\n")
+    grader = {**check, "name": "asks", "input": "{{item.question}}", "reference": "What is"}
+    pair = make_input(metrics=["exact_match", "chrf"])
+    compared = evaluate(pair, Recorder())
+    gate = [{"metric": "loss", "max_value": 1e6}, {"metric": "exact_match", "min_value": 0.9}]
+    child_input = make_input(
+        metrics=["exact_match", "chrf"],
+        graders=[grader],
+        gate=gate,
+        questions="ds_q",
+        regression="general",
+        given={"questions": questions},
+    )
+    alone = child_input.model_copy(update={"base": None, "tuned": child_input.base})
+    sink = Recorder()
+    result = evaluate(alone, sink)
+    assert result.single_model and not compared.single_model
+    assert result.tuned_loss == pytest.approx(compared.base_loss, abs=1e-5) and not result.HasField("base_loss")
+    assert not result.HasField("base_perplexity")
+    found = {metric.name: metric for metric in result.metrics}
+    assert set(found) == {
+        *("loss", "perplexity", "exact_match", "chrf", "grader:asks", "questions", "must_pass", "regression_loss")
+    }
+    for metric in found.values():
+        assert metric.HasField("tuned"), metric
+        absent = ("base", "gain", "gain_low", "p_value", "detectable_gain")
+        assert not any(metric.HasField(name) for name in absent) and not metric.conclusion, metric
+    assert found["grader:asks"].tuned == 1 and result.questions.num_passed == 1
+    outcomes = [GateDecision.Name(each.outcome).removeprefix("GATE_DECISION_") for each in result.gate.conditions]
+    assert outcomes == ["PROMOTE", "REJECT", "PROMOTE"], "bounds, and the question that must pass"
+    rows = _rows(alone)
+    assert len(rows) == 4 and all("base_loss" not in row and "base_answer" not in row for row in rows)
+    assert all(not row["base_metrics"] and not row["changes"] and row["tuned_metrics"] for row in rows)
+    assert [sample.base_output for sample in result.samples] == ["", ""]
+    phases = list(dict.fromkeys(phase.name for phase in sink.of(Phase)))
+    assert phases == ["loading_model", "scoring", "answering", "comparing"]
+    assert not any("No difference" in finding for finding in result.findings)
+    without = alone.model_copy(update={"config": make_input().config, "questions": None})
+    assert not evaluate(without, Recorder()).HasField("gate"), "nothing is decided that nobody asked for"
+    prompts_only = {"config": make_input(prompts=["What is 7?"]).config, "data_dir": tmp_path / "none"}
+    asked = evaluate(without.model_copy(update=prompts_only), Recorder())
+    assert [sample.instruction for sample in asked.samples] == ["What is 7?"] and not asked.metrics
+
+
 def test_findings_are_told_without_a_gate(make_input: MakeInput) -> None:
     """Why something was not measured must be said even if nothing is decided."""
     child_input = make_input()
@@ -308,6 +358,29 @@ def test_findings_are_told_without_a_gate(make_input: MakeInput) -> None:
     comparing.add_regression([], [], "not measured, because")
     result = comparing.result(None)
     assert list(result.findings) == ["not measured, because"] and not result.HasField("gate")
+
+
+@pytest.mark.parametrize(
+    ("gate", "after", "shown"),
+    [([], 2.0, True), ([], 0.5, False), ([{"metric": "regression_loss", "min_gain": -5.0}], 2.0, False)],
+)
+def test_shown_regression_is_named_beside_a_gate_that_does_not_regard_it(
+    make_input: MakeInput, gate: list[dict[str, Any]], after: float, shown: bool
+) -> None:
+    """A promoted model that has lost something looked like one that has not."""
+    child_input = make_input(regression="general", gate=gate)
+    sides = (child_input.base, child_input.tuned)
+    comparing = Compare(child_input.config.evaluation, [], lambda *_: [], Recorder(), sides)
+    losses = [[RowLoss(value + row / 100, 1) for row in range(20)] for value in (1.0, after)]
+    comparing.add_regression(losses[0], losses[1], "")
+    result = comparing.result(None)
+    assert bool(result.shown_regression) == shown
+    if shown:
+        assert result.shown_regression.startswith(
+            "Its loss on the regression set (general, 20 rows) is 2.0950, that of"
+        )
+    if gate:
+        assert result.gate.decision == GateDecision.GATE_DECISION_PROMOTE, "the caller allows this much"
 
 
 def test_graders_and_judges_grade_both_models(make_input: MakeInput) -> None:
@@ -334,6 +407,51 @@ def test_graders_and_judges_grade_both_models(make_input: MakeInput) -> None:
     assert found["grader:quality"].num_rows + 3 >= 3
     assert any("quality" in finding and "no grade" in finding for finding in result.findings), result.findings
     assert all(row["tuned_metrics"]["grader:asks"] == 1 for row in _rows(child_input))
+
+
+def test_tuned_judge_is_asked_with_the_template_of_its_job(make_input: MakeInput, tmp_path: Path) -> None:
+    """It was trained to answer in that form; in another one it grades worse than it can."""
+    grader = {"type": "score_model", "name": "quality", "model": "ft:judge"}
+    grader["input"] = [{"role": "user", "content": "{{sample.output_text}}"}]  # type: ignore[assignment]
+    child_input = make_input(graders=[grader])
+    judge = child_input.tuned.model_copy(update={"id": "ft:judge"})
+    sink = Recorder()
+    evaluate(child_input.model_copy(update={"judges": {"ft:judge": judge}}), sink)
+    shutil.copytree(child_input.out_dir / "measurements", tmp_path / "kept")
+    names = [Path(each.path).relative_to("measurements") for each in sink.of(ArtifactSaved) if each.kind == KIND]
+    files = [tmp_path / "kept" / name for name in names]
+    reused = []
+    for template in (None, "{% for turn in messages %}Q: {{ turn.content }} A:{% endfor %}"):
+        judges = {"ft:judge": judge.model_copy(update={"chat_template": template})}
+        changes = {"judges": judges, "measurements": files}
+        reused.append(evaluate(child_input.model_copy(update=changes), Recorder()).num_reused)
+    assert reused[0] == 2 * 3 + 2 * 3 + 2 * 3, "losses, answers, and the judge's answers"
+    assert reused[1] == 2 * 3 + 2 * 3, "the judge reads other tokens"
+
+
+def test_mistakes_in_questions_and_rows_are_found_before_torch_is_imported(
+    make_input: MakeInput, tmp_path: Path
+) -> None:
+    """Otherwise a caller waits for a model to be loaded, to hear of a missing bracket."""
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text("{nonsense\n")
+    program = (
+        "import sys; from pathlib import Path\n"
+        "from chassis.child.pipe import EventSink\nfrom engine.errors import JobError\n"
+        "from services.evaluator.worker.__main__ import main\n"
+        "try: main(EventSink(None, None), Path(sys.argv[1]))\n"
+        "except JobError as error: print(error.reason, 'torch' in sys.modules)\n"
+    )
+    plain = make_input(questions="ds_q")
+    for changes, reason in (
+        ({"questions": bad}, "BAD_QUESTIONS"),
+        ({"sources": [DataSource(dataset="ds_x")], "files": {"ds_x": bad}}, "BAD_DATA"),
+    ):
+        file = tmp_path / "input.json"
+        file.write_text(plain.model_copy(update={**changes, "data_dir": tmp_path / reason}).model_dump_json())
+        command = [sys.executable, "-c", program, str(file)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        assert done.stdout.split() == [reason, "False"], done.stdout + done.stderr
 
 
 def test_rows_of_plain_text_are_scored_and_not_graded(make_input: MakeInput, model_dir: Path, tmp_path: Path) -> None:

@@ -87,8 +87,10 @@ class Evaluator:
                     found.add(process.pid)
         return found
 
-    def ask(self, prompt: str, adapter: int | None = None, **fields: Any) -> AsyncGenerator[GenerateResponse, None]:
-        served = ServedModel(tenant=TENANT, base_model=BaseModelIdentity(id="tiny", revision="local"))
+    def ask(
+        self, prompt: str, adapter: int | None = None, *, tenant: str = TENANT, **fields: Any
+    ) -> AsyncGenerator[GenerateResponse, None]:
+        served = ServedModel(tenant=tenant, base_model=BaseModelIdentity(id="tiny", revision="local"))
         if adapter is not None:
             served.checkpoint_path = f"jobs/{adapter}"
             served.checkpoint_manifest_sha256 = self.manifests[adapter]
@@ -200,6 +202,31 @@ async def test_caller_who_leaves_frees_the_place(trained: Trained, tmp_path: Pat
         assert text == trained.expected(None, "And me?", 24)
 
 
+async def test_tenant_with_many_answers_does_not_keep_others_out(trained: Trained, tmp_path: Path) -> None:
+    """Otherwise one tenant with a file of rows would stop everybody else who tries a model."""
+    async with evaluator(trained, tmp_path, max_answers=40) as node:
+        # More than fit into a batch: some of them wait.
+        many = [node.ask(f"Tell me {n}.", max_new_tokens=450) for n in range(40)]
+        for each in many:
+            await anext(each)
+        with pytest.raises(ResourceExhausted, match=r"40 answers of your tenant 'acme' .* limit of 40") as caught:
+            await read(node.ask("One more?"))
+        assert (caught.value.metadata["tenant"], caught.value.metadata["share"]) == (TENANT, "40")
+        reading = [asyncio.create_task(read(each)) for each in many]
+        text, _, _ = await read(node.ask("And me?", tenant="other"))
+        assert text == trained.expected(None, "And me?", 24)
+        assert sum(task.done() for task in reading) < 8, "it was answered while those of the first tenant still waited"
+        others = [node.ask(f"And {n}?", tenant="other", max_new_tokens=450) for n in range(20)]
+        for each in others:
+            await anext(each)
+        with pytest.raises(ResourceExhausted, match="20 answers of your tenant 'other'"):
+            await read(node.ask("One more?", tenant="other"))
+        for each in others:
+            await each.aclose()
+        texts = [text for text, _, _ in await asyncio.gather(*reading)]
+        assert texts[0] == trained.expected(None, "Tell me 0.", 450)
+
+
 @pytest.mark.asyncio(loop_scope="module")
 async def test_half_of_the_callers_leave(node: Evaluator, trained: Trained) -> None:
     """The others hear what they would hear alone."""
@@ -218,6 +245,37 @@ async def test_half_of_the_callers_leave(node: Evaluator, trained: Trained) -> N
     for number, text in enumerate(found):
         if text is not None:
             assert text == trained.expected(number % 2, f"Question {number}?", 40)
+
+
+@pytest.mark.long
+async def test_callers_who_leave_leave_nothing_behind(trained: Trained, tmp_path: Path) -> None:
+    """A node that serves for weeks, and whose callers often stop answers, must neither fill up nor slow down."""
+    async with evaluator(trained, tmp_path, max_answers=64) as node:
+        prompts = [f"Question {number}?" for number in range(8)]
+        expected = {
+            (adapter, prompt): trained.expected(adapter, prompt, 60) for adapter in (None, 0) for prompt in prompts
+        }
+
+        async def caller(number: int) -> None:
+            adapter, prompt = (None, 0)[number // 2 % 2], prompts[number // 4 % 8]
+            async with contextlib.aclosing(node.ask(prompt, adapter, max_new_tokens=60)) as answers:
+                if number % 2:
+                    assert (await read(answers))[0] == expected[adapter, prompt]
+                    return
+                # Before the answer begins, at its first text, or in its middle.
+                for _ in range(number // 2 % 3 * 10 + 1):
+                    await anext(answers, None)
+
+        sizes = []
+        for _ in range(12):
+            # As many as the evaluator takes: none is admitted if the place of one who has left is not free.
+            await asyncio.gather(*map(caller, range(64)))
+            (pid,) = node.pids()
+            sizes.append(psutil.Process(pid).memory_info().rss)
+        assert sizes[-1] - sizes[3] < 8 << 20, [size >> 20 for size in sizes]
+        assert not [task for task in asyncio.all_tasks() if task.get_name() == "answer"]
+        left = await asyncio.to_thread(lambda: list(tmp_path.rglob("asks/*")))
+        assert not left, "questions of callers who have left"
 
 
 async def test_dead_child_ends_its_answers_and_is_replaced(trained: Trained, tmp_path: Path) -> None:

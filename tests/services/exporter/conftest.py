@@ -31,19 +31,21 @@ TRAIN = [(1, 4.0), (2, 3.6), (3, float("nan")), (4, 3.1), (5, 2.9), (6, 2.8)]
 EVAL = [(2, 3.7), (4, 3.2), (6, 3.3)]
 
 
-def random_adapter(base: Path, directory: Path) -> Path:
+def random_adapter(base: Path, directory: Path, **settings: Any) -> Path:
     """A checkpoint with a random adapter that changes the model's output: B is not zero."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(1)
-    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM", **settings)
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "lora_B" in name:
                 weight.normal_(0, 0.5)
+            elif weight.requires_grad and "lora_A" not in name:
+                weight += 0.1
     model.save_pretrained(directory, save_embedding_layers=False)
     (directory / "optimizer.pt").write_bytes(b"resume state, which has no place in a package")
     return directory

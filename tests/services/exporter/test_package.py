@@ -19,7 +19,7 @@ from services.exporter.worker.__main__ import main
 from services.exporter.worker.child_input import ExportInput
 from services.exporter.worker.export import PHASES
 from services.exporter.worker.verify import PackageBroken, verify
-from tests.services.exporter.conftest import resolved
+from tests.services.exporter.conftest import random_adapter, resolved
 from tests.tiny_models import make_tiny_model
 
 FILES = {
@@ -188,6 +188,30 @@ def test_full_fine_tuning_is_packed_as_a_model(export_input: ExportInput, input_
     with zipfile.ZipFile(out / package.ZIP) as archive:
         archive.extractall(tmp_path / "theirs")
     AutoModelForCausalLM.from_pretrained(tmp_path / "theirs")
+
+
+@pytest.mark.parametrize(
+    ("settings", "trained"),
+    [
+        ({"bias": "all"}, {}),
+        ({"bias": "lora_only"}, {}),
+        ({"modules_to_save": ["lm_head"]}, {}),
+        ({"trainable_tokens": ["<|im_end|>"]}, {"trainable_token_indices": [2]}),
+    ],
+    ids=lambda each: next(iter(each), ""),
+)
+def test_adapter_with_more_than_lora_is_verified(
+    export_input: ExportInput, input_file: Path, tmp_path: Path, settings: dict[str, Any], trained: dict[str, Any]
+) -> None:
+    """A job that has trained for hours would fail in its last stage."""
+    base = make_tiny_model(tmp_path / "biased", biases=True)
+    adapter = random_adapter(base, tmp_path / "adapter", **trained or settings)
+    config = resolved(lora={"r": 4, "lora_alpha": 8.0, **settings})
+    model = export_input.model.model_copy(update={"path": base})
+    changed = export_input.model_copy(update={"config": config, "model": model, "adapter_dir": adapter})
+    input_file.write_text(changed.model_dump_json())
+    main(RecordingSink(), input_file)
+    assert (export_input.out_dir / package.ZIP).is_file()
 
 
 def test_package_that_differs_from_checkpoint_is_not_published(

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from finetuneflow.v1.stage_result_pb2 import EvaluationResult, GateDecision, HarnessResult
 from services.exporter.worker.child_input import AdapterBelow, ExportInput
-from services.exporter.worker.metrics import Point
+from services.exporter.worker.metrics import Point, metrics
+from services.exporter.worker.model_card import model_card
 from services.exporter.worker.plots import draw_changes, draw_losses
 from services.exporter.worker.report import report
 
@@ -66,6 +68,35 @@ def test_rows_that_changed_most_are_shown(export_input: ExportInput, tmp_path: P
     assert (tmp_path / "changes.png").stat().st_size > 1000
 
 
+def test_values_of_a_harness_have_a_section_of_their_own(export_input: ExportInput) -> None:
+    """Whoever gets the package wants to compare known benchmarks, and to know how they were measured."""
+    assert "lm-evaluation-harness" not in report(export_input)
+    assert metrics(export_input)["evaluation"]["harness"] is None
+    found = HarnessResult(version="0.4.13", limit=100)
+    found.metrics.add(
+        task="sums|1",
+        task_version="1.5",
+        metric="exact_match",
+        base=0.125,
+        base_stderr=0.05,
+        tuned=0.75,
+        higher_is_better=True,
+        num_rows=100,
+        num_fewshot=2,
+    )
+    evaluation = EvaluationResult()
+    evaluation.CopyFrom(export_input.evaluation)
+    evaluation.harness.CopyFrom(found)
+    measured = export_input.model_copy(update={"evaluation": evaluation})
+
+    section = report(measured).split("## lm-evaluation-harness\n")[1].splitlines()
+    assert section[0].startswith("Version 0.4.13, the first 100 rows of each task, prompts without a chat template")
+    assert section[-1] == "| sums\\|1 | 1.5 | exact_match |  | 2 | 100 | 0.1250 ± 0.0500 | 0.7500 | higher |"
+    plain = metrics(measured)["evaluation"]["harness"]
+    assert (plain["version"], plain["limit"], plain["chat_template"]) == ("0.4.13", 100, False)
+    assert plain["metrics"][0]["tuned"] == 0.75 and plain["metrics"][0]["tuned_stderr"] is None
+
+
 def test_generated_text_is_escaped_in_table_cell(export_input: ExportInput) -> None:
     table = report(export_input).split("## Sample Outputs\n")[1].split("\n\n")[0].splitlines()
     assert table[0] == "| Instruction | Expected | Model Output |"
@@ -74,6 +105,18 @@ def test_generated_text_is_escaped_in_table_cell(export_input: ExportInput) -> N
     assert "![x](" not in table[2]
     assert "<script" not in table[2].replace("\\<", "")
     assert len(table[2]) < 400
+
+
+def test_report_and_card_name_what_a_promoted_model_has_lost(export_input: ExportInput) -> None:
+    """The gate may not be about it, and the figure in the table is one of many."""
+    assert "Regression shown" not in report(export_input)
+    export_input.evaluation.gate.decision = GateDecision.GATE_DECISION_PROMOTE
+    export_input.evaluation.shown_regression = "Its loss on the regression set is 2.1, that of tiny 1.1."
+    lines = report(export_input).splitlines()
+    at = lines.index("Gate: **PROMOTE**")
+    assert "**Regression shown:** Its loss on the regression set is 2.1" in lines[at + 2]
+    assert "**Regression shown:** Its loss on the regression set" in model_card(export_input)
+    assert metrics(export_input)["evaluation"]["shown_regression"] == export_input.evaluation.shown_regression
 
 
 def test_report_compares_speed_and_memory_with_the_estimate(export_input: ExportInput) -> None:

@@ -210,6 +210,33 @@ async def test_all_refusals_of_a_job_are_returned_at_once(gateway: GatewayWithPr
     assert found.estimate.memory_upper_bytes > found.estimate.memory_free_bytes
 
 
+async def test_dry_run_finds_every_mistake_of_questions_and_graders(gateway: GatewayWithProbe) -> None:
+    """Found by the job, each would cost another upload and another wait."""
+    dataset = await gateway.upload([{**row, "level": "easy", "id": 7} for row in ROWS])
+    check = {"type": "string_check", "input": "{{sample.output_text}}", "operation": "like"}
+    questions = await gateway.upload(
+        [
+            {"prompt": "x", "graders": []},
+            {"prompt": "y", "graders": [{**check, "reference": "{{item.right}}"}]},
+            {"prompt": "z", "graders": [{**check, "reference": "z"}]},
+            {"graders": [{**check, "reference": "z"}]},
+        ]
+    )
+    graders = [
+        {**check, "name": "typo", "reference": "{{item.lvel}}"},
+        {**check, "name": "right", "reference": "{{item.level}}"},
+    ]
+    found = await gateway.preflight(dataset, evaluation={"questions": questions, "graders": graders})
+    assert found.report.verdict == VALIDATION_VERDICT_REFUSED
+    (refused,) = [each for each in found.report.findings if each.reason == "BAD_QUESTIONS"]
+    assert [each.field for each in refused.violations] == [f"evaluation.questions row {row}" for row in (1, 2, 4)]
+    assert "And 2 more." in refused.message
+    warned = [each.message for each in found.report.findings if each.reason == "GRADER_VALUE_MISSING"]
+    assert len(warned) == 1 and "Grader typo needs item.lvel" in warned[0]
+    (unused,) = [each for each in found.report.validation.problems if each.reason == "UNUSED_KEYS"]
+    assert "id" in unused.message and "level" not in unused.message, "a grader reads it"
+
+
 async def test_unreadable_rows_cause_no_memory_refusal(gateway: GatewayWithProbe) -> None:
     """The report also contained a refusal for lack of memory, calculated for rows that do not exist."""
     await gateway.trainer(memory_available_bytes=GIB // 2)
