@@ -1,10 +1,11 @@
 """Merges an adapter into its base model tensor by tensor, so that a model of any size fits into memory."""
 
 import json
+import math
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -45,60 +46,132 @@ class Quantised:
 
 def merge(
     base: Path,
-    adapter: Path,
+    adapter: Path | None,
     target: Path,
     *,
     dtype: torch.dtype | None = None,
     quantised: Quantised | None = None,
+    on_tensor: Callable[[], None] = lambda: None,
 ) -> None:
     """Writes the base model with the adapter merged into its weights: weights, config.json, generation_config.json.
 
     `base` is the folder of a model in safetensors, `adapter` that of a LoRA adapter of peft (LoRA, rsLoRA, DoRA,
-    trained biases, modules_to_save, trainable tokens), `target` an existing folder. The weights have the files of the
-    base model; `dtype` is the number format of all floating-point weights, by default the one that each has there.
-    With `quantised` the adapter is merged into what quantisation made of the weights, as the adapter was trained on
-    them. In memory are the adapter and a few copies of one tensor.
+    trained biases, modules_to_save, trainable tokens) or None to change only the number format, `target` an existing
+    folder. The weights have the files of the base model; `dtype` is the number format of all floating-point weights, by
+    default the one that each has there. With `quantised` the adapter is merged into what quantisation made of the
+    weights, as the adapter was trained on them. In memory are the adapter and a few copies of one tensor. `on_tensor`
+    is called after each.
 
     Raises JobError: MERGE_UNSUPPORTED if the adapter changes anything else than tensors of the base.
     """
+    with _merging(base, adapter, quantised) as merging:
+        files = list(merging.tensors)
+        for file, tensors in merging.tensors.items():
+            made = merging.made[file]
+            written = _written(merging.changes, tensors, made, dtype, on_tensor)
+            _write(target / file, _headers(tensors, made, dtype), written)
+        if len(files) > 1:
+            size = sum((target / file).stat().st_size for file in files)
+            places = {name: file for file, made in merging.made.items() for name in made}
+            _write_json(target / _INDEX, {"metadata": {"total_size": size}, "weight_map": dict(sorted(places.items()))})
+        _write_config(base, target, dtype, untied=merging.untied)
+
+
+def differences(
+    merged: Path,
+    base: Path,
+    adapter: Path | None,
+    *,
+    dtype: torch.dtype | None = None,
+    quantised: Quantised | None = None,
+) -> Iterator[tuple[str, float]]:
+    """Yields for each tensor that `merge` makes its largest difference to that of the folder `merged`, relative to the
+    largest value of the tensor; infinity for one that is missing, has another shape, or has values that are not finite.
+    """
+    with _merging(base, adapter, quantised) as merging, ExitStack() as stack:
+        for file, tensors in merging.tensors.items():
+            path = merged / file
+            found = stack.enter_context(safe_open(path, "pt")) if path.is_file() else None
+            names = set(found.keys()) if found else set()
+            made = merging.made[file]
+            for name, tensor in zip(made, _written(merging.changes, tensors, made, dtype), strict=True):
+                yield name, _difference(tensor, found.get_tensor(name) if found and name in names else None)
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """Returns the number format of most of a model's floating-point weights."""
+    sizes: dict[torch.dtype, int] = {}
+    for file in weight_files(folder):
+        with safe_open(file, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
+                own = tensors.get_slice(name)
+                dtype = _DTYPES[own.get_dtype()]
+                if dtype.is_floating_point:
+                    sizes[dtype] = sizes.get(dtype, 0) + torch.Size(own.get_shape()).numel()
+    return max(sizes, key=lambda dtype: sizes[dtype])
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Returns the safetensors files that transformers loads from a model's folder, in order."""
+    single, index = folder / "model.safetensors", folder / _INDEX
+    # A folder that was saved to twice may have both.
+    if single.is_file() or not index.is_file():
+        return [single]
+    names = json.loads(index.read_text("utf-8"))["weight_map"].values()
+    return [folder / name for name in sorted(set(names))]
+
+
+@dataclass(frozen=True)
+class _Merging:
+    """The opened files of a base model, and what is made of them."""
+
+    changes: "_Changes"
+    tensors: Mapping[str, Any]
+    """The opened safetensors file of each name."""
+    made: Mapping[str, Mapping[str, str]]
+    """For each file the tensors to write, and the ones of the base that they are made from."""
+    untied: bool
+    """True if the head becomes a tensor of its own."""
+
+
+@contextmanager
+def _merging(base: Path, adapter: Path | None, quantised: Quantised | None) -> Iterator[_Merging]:
     config = json.loads((base / "config.json").read_text("utf-8"))
     changes = _Changes(adapter)
-    files = weight_files(base)
     with ExitStack() as stack:
-        opened = {file.name: stack.enter_context(safe_open(file, "pt")) for file in files}
+        opened = {file.name: stack.enter_context(safe_open(file, "pt")) for file in weight_files(base)}
         places = {name: file for file, tensors in opened.items() for name in tensors.keys()}  # noqa: SIM118
         changes.locate(places)
         if quantised:
             changes.quantise(quantised, _linear_weights(base, places))
         head = changes.separate_head(config, places)
-        for file, tensors in opened.items():
-            # The tensors to write, and the ones of the base that they are made from.
-            made = {name: name for name in tensors.offset_keys()}
-            if head and file == places[head]:
-                made[_HEAD] = head
-            _write(target / file, _headers(tensors, made, dtype), _written(changes, tensors, made, dtype))
-            places |= dict.fromkeys(made, file)
-    if len(files) > 1:
-        size = sum((target / file.name).stat().st_size for file in files)
-        _write_json(target / _INDEX, {"metadata": {"total_size": size}, "weight_map": dict(sorted(places.items()))})
-    _write_config(base, target, config, dtype, untied=head is not None)
+        made = {file: {name: name for name in tensors.offset_keys()} for file, tensors in opened.items()}
+        if head:
+            made[places[head]][_HEAD] = head
+        yield _Merging(changes, opened, made, untied=head is not None)
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """Returns the safetensors files that transformers loads from a model's folder, in order."""
-    index = folder / _INDEX
-    if index.is_file():
-        names = json.loads(index.read_text("utf-8"))["weight_map"].values()
-        return [folder / name for name in sorted(set(names))]
-    return [folder / "model.safetensors"]
+def _difference(expected: torch.Tensor, found: torch.Tensor | None) -> float:
+    if found is None or found.shape != expected.shape:
+        return math.inf
+    if not expected.numel() or torch.equal(expected, found):
+        return 0.0
+    expected, found = expected.double(), found.double()
+    largest = float((expected - found).abs().max()) / (float(expected.abs().max()) or 1.0)
+    return largest if math.isfinite(largest) else math.inf
 
 
 def _written(
-    changes: "_Changes", tensors: Any, made: Mapping[str, str], dtype: torch.dtype | None
+    changes: "_Changes",
+    tensors: Any,
+    made: Mapping[str, str],
+    dtype: torch.dtype | None,
+    on_tensor: Callable[[], None] = lambda: None,
 ) -> Iterator[torch.Tensor]:
     for name, source in made.items():
         weight = tensors.get_tensor(source)
         yield changes.applied(name, weight, dtype if dtype and weight.is_floating_point() else weight.dtype)
+        on_tensor()
 
 
 def _headers(tensors: Any, made: Mapping[str, str], dtype: torch.dtype | None) -> dict[str, tuple[str, list[int]]]:
@@ -137,7 +210,8 @@ def _write_json(file: Path, value: Any) -> None:
     file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
-def _write_config(base: Path, target: Path, config: dict[str, Any], dtype: torch.dtype | None, *, untied: bool) -> None:
+def _write_config(base: Path, target: Path, dtype: torch.dtype | None, *, untied: bool) -> None:
+    config = json.loads((base / "config.json").read_text("utf-8"))
     if untied:
         config["tie_word_embeddings"] = False
     if dtype:
@@ -150,9 +224,18 @@ def _write_config(base: Path, target: Path, config: dict[str, Any], dtype: torch
 
 
 class _Changes:
-    """What an adapter changes about the tensors of its base model."""
+    """What an adapter changes about the tensors of its base model; nothing without an adapter."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path | None) -> None:
+        self._layers: dict[str, dict[str, torch.Tensor]] = {}
+        """For each changed tensor of the base: `A` and `B` (with `magnitude` for DoRA), new `rows` of an embedding, or
+        the `whole` new tensor."""
+        self._quantised: Quantised | None = None
+        self._quantised_names: set[str] = set()
+        if folder is not None:
+            self._read(folder)
+
+    def _read(self, folder: Path) -> None:
         config = json.loads((folder / _ADAPTER_CONFIG).read_text("utf-8"))
         if config.get("peft_type") != "LORA":
             raise _unsupported(f"it is of type {config.get('peft_type')}, not LORA")
@@ -164,11 +247,6 @@ class _Changes:
         self._transposed = bool(config.get("fan_in_fan_out"))
         self._dora = bool(config.get("use_dora"))
         self._tokens: list[int] = _token_ids(config.get("trainable_token_indices"))
-        self._layers: dict[str, dict[str, torch.Tensor]] = {}
-        """For each changed tensor of the base: `A` and `B` (with `magnitude` for DoRA), new `rows` of an embedding, or
-        the `whole` new tensor."""
-        self._quantised: Quantised | None = None
-        self._quantised_names: set[str] = set()
         with safe_open(folder / _ADAPTER, "pt") as tensors:
             for key in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
                 name, part = _changed(key)

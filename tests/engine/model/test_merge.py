@@ -1,6 +1,8 @@
 """A merged model is what peft makes of base and adapter, tensor by tensor."""
 
 import json
+import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import pytest
 import torch
 from peft.tuners.lora import LoraLayer
 from peft.utils.integrations import dequantize_module_weight
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     Gemma3ForCausalLM,
@@ -25,7 +27,7 @@ from engine.config.job import Lora, Quantization
 from engine.errors import JobError
 from engine.model import load
 from engine.model.adapter import attach_lora, load_adapter
-from engine.model.merge import Quantised, merge
+from engine.model.merge import Quantised, differences, merge
 from tests.tiny_models import make_tiny_tokenizer
 
 SIZES: dict[str, Any] = {
@@ -90,7 +92,7 @@ def logits(model: Any) -> torch.Tensor:
     return found
 
 
-def merged(base: Path, adapter: Path, folder: Path, **options: Any) -> Any:
+def merged(base: Path, adapter: Path | None, folder: Path, **options: Any) -> Any:
     folder.mkdir()
     merge(base, adapter, folder, **options)
     return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
@@ -189,6 +191,44 @@ def test_index_has_every_tensor_of_every_file(bases: Any, tmp_path: Path) -> Non
     index = json.loads((tmp_path / "merged" / "model.safetensors.index.json").read_text())["weight_map"]
     files = {name: file.name for file in (tmp_path / "merged").glob("*.safetensors") for name in load_file(file)}
     assert files == index
+
+
+def test_weights_are_read_from_the_files_that_transformers_loads(bases: Any, tmp_path: Path) -> None:
+    """A folder that was saved to twice has the index of a model that nobody trained on."""
+    base = tmp_path / "base"
+    shutil.copytree(bases("llama"), base)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    with torch.no_grad():
+        model.model.norm.weight += 1
+    model.save_pretrained(tmp_path / "single")
+    shutil.copyfile(tmp_path / "single" / "model.safetensors", base / "model.safetensors")
+    adapter = trained(base, Lora(), tmp_path / "adapter")
+    ours = merged(base, adapter, tmp_path / "merged")
+    assert torch.equal(ours.state_dict()["model.norm.weight"], model.state_dict()["model.norm.weight"])
+
+
+def test_merging_nothing_changes_only_the_number_format(bases: Any, tmp_path: Path) -> None:
+    """A model without an adapter must come out as it is, whatever its size."""
+    base = bases("tied")
+    ours = merged(base, None, tmp_path / "merged", dtype=torch.float16).state_dict()
+    theirs = AutoModelForCausalLM.from_pretrained(base, local_files_only=True).state_dict()
+    assert all(torch.equal(value, theirs[name].half()) for name, value in ours.items())
+
+
+def test_wrong_tensor_is_found(bases: Any, tmp_path: Path) -> None:
+    """Without its name nobody can tell a defect of merging from one of the disk."""
+    base, folder = bases("llama"), tmp_path / "merged"
+    adapter = trained(base, Lora(), tmp_path / "adapter")
+    merged(base, adapter, folder)
+    assert {value for _, value in differences(folder, base, adapter)} == {0.0}
+    file = next(file for file in sorted(folder.glob("*.safetensors")) if "model.norm.weight" in load_file(file))
+    tensors = load_file(file)
+    save_file({**tensors, "model.norm.weight": tensors["model.norm.weight"] * 1.5}, file, metadata={"format": "pt"})
+    found = dict(differences(folder, base, adapter))
+    assert {name: value for name, value in found.items() if value} == {"model.norm.weight": 0.5}
+    lost = {name: value for name, value in tensors.items() if name != "model.norm.weight"}
+    save_file(lost or {"x": torch.zeros(1)}, file, metadata={"format": "pt"})
+    assert dict(differences(folder, base, adapter))["model.norm.weight"] == math.inf
 
 
 def test_adapter_of_another_base_is_refused(bases: Any, tmp_path: Path) -> None:
