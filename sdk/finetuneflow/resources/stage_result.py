@@ -469,7 +469,8 @@ class ExportComparison(Resource):
     max_difference: float
     """Largest absolute difference of two logits."""
     checkpoint_dtype: str
-    """Number format that the checkpoint was run in, on its quantized weights if it was trained on these."""
+    """Number format that the checkpoint was run in, on its quantized weights if it was trained on these; those of 8
+    bits dequantized, because their layers also round what they multiply, which no weight can express."""
     max_mean_kl: float | None
     """Upper bound of mean_kl. None: none."""
     max_max_difference: float | None

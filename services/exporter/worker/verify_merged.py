@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import psutil
 import torch
+from peft.utils.integrations import dequantize_module_weight
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
@@ -55,6 +56,8 @@ class _Checkpoint:
     def load(self) -> Any:
         """Loads the model, with its adapter."""
         model = load_base(self.weights, dtype=self.dtype, on="cpu", quantization=self.quantization)
+        if self.quantization is not None and self.quantization.bits == 8:
+            _dequantise(model, self.dtype)
         return load_adapter(model, self.adapter) if self.adapter else model
 
 
@@ -108,9 +111,24 @@ def _bounds(child_input: ExportInput, checkpoint: torch.dtype, merged: torch.dty
     config = child_input.config
     if config.method == "qlora" and config.export.merge_base == "original":
         return UNBOUNDED
-    # Layers of 8 bits also round what they multiply, which no weight can express.
-    rounds_inputs = config.method == "qlora" and config.quantization.bits == 8
-    return SAME_FORMAT if checkpoint == merged == torch.float32 and not rounds_inputs else ROUNDED
+    return SAME_FORMAT if checkpoint == merged == torch.float32 else ROUNDED
+
+
+def _dequantise(model: Any, dtype: torch.dtype) -> None:
+    """Replaces layers of 8 bits by layers of the weights that these stand for.
+
+    They also round what they multiply, which no weight can express and which costs more than a format of 16 bits.
+    """
+    from bitsandbytes.nn.modules import Linear8bitLt
+
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, Linear8bitLt):
+            plain = torch.nn.Linear(layer.in_features, layer.out_features, bias=False, dtype=dtype, device="meta")
+            plain.weight = torch.nn.Parameter(dequantize_module_weight(layer).to(dtype), requires_grad=False)
+            plain.bias = layer.bias
+            model.set_submodule(name, plain)
+    # peft chooses its layers by these.
+    model.is_loaded_in_8bit = False
 
 
 def _num_parameters(folder: Path) -> int:
