@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Container, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -173,6 +174,18 @@ async def token_shards(
     path = _stored(assignment, found.shards_path)
     await _fetch(store.get_folder, path, folder, found.shards_manifest_sha256, retry_seconds)
     return folder
+
+
+async def held_out_shard(assignment: Assignment, store: ArtifactStore, workdir: Path) -> Path | None:
+    """Downloads the token shard of the held-out rows; None if preflight held out none."""
+    found, folder = assignment.preflight, workdir / "held-out"
+    if not found.evaluation_data.num_examples:
+        return None
+    say("fetching_data", "held-out rows")
+    path = _stored(assignment, found.shards_path)
+    get = partial(store.get_folder, below="eval")
+    await _fetch(get, path, folder, found.shards_manifest_sha256)
+    return folder / "eval"
 
 
 async def best_checkpoint(assignment: Assignment, store: ArtifactStore, workdir: Path) -> WholeCheckpoint:

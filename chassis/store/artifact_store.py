@@ -131,8 +131,9 @@ class ArtifactStore:
         finally:
             partial.unlink(missing_ok=True)
 
-    def get_folder(self, path: str, local: Path, manifest_sha256: str) -> None:
-        """Downloads a folder to `local`, which must not exist, without its manifest, and verifies every file.
+    def get_folder(self, path: str, local: Path, manifest_sha256: str, *, below: str = "") -> None:
+        """Downloads a folder to `local`, which must not exist, without its manifest, and verifies every file. With
+        `below` only the files in that folder of it.
 
         Raises ArtifactMissing if there is no such folder, ArtifactCorrupt if its content is not what was stored.
         """
@@ -142,7 +143,8 @@ class ArtifactStore:
         partial.mkdir(parents=True)
         try:
             for name, sha256 in entries.items():
-                self.get_file(f"{path}/{name}", partial / name, sha256)
+                if not below or name.startswith(f"{below}/"):
+                    self.get_file(f"{path}/{name}", partial / name, sha256)
             failpoint("fetch.verified")
             partial.rename(local)
         finally:

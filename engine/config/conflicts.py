@@ -75,6 +75,25 @@ def adapter_conflicts(values: Mapping[str, Any]) -> list[Violation]:
     return found
 
 
+def export_conflicts(values: Mapping[str, Any]) -> list[Violation]:
+    """Returns a violation for each setting of the merged form without that form, and for base weights that the adapter
+    does not fit; `values` include the recipe's."""
+    lora, export = (
+        {**section} if isinstance(section := values.get(name), Mapping) else {} for name in ("lora", "export")
+    )
+    formats, found = export.get("formats"), []
+    merged = isinstance(formats, list) and "merged" in formats
+    if export.get("dtype") and not merged:
+        found.append(Violation("spec.export.dtype", "needs merged in formats, whose weights it is about."))
+    if export.get("merge_base") == "original":
+        if not merged:
+            found.append(Violation("spec.export.merge_base", "needs merged in formats, whose weights it is about."))
+        elif lora.get("init_lora_weights") == "loftq" and values.get("method") in (None, "auto", "qlora"):
+            description = "original cannot be combined with loftq, whose adapter contains what quantization has lost."
+            found.append(Violation("spec.export.merge_base", description))
+    return found
+
+
 def beyond_plain_lora(lora: Mapping[str, Any]) -> list[str]:
     """Returns the settings that make an adapter more than the two matrices of each layer, which is all that can be
     joined with another adapter."""

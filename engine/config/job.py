@@ -10,7 +10,13 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, ValidationError, field_validator
 
-from engine.config.conflicts import adapter_conflicts, exclusive_fields, mappings_with_template, paths_with_nul
+from engine.config.conflicts import (
+    adapter_conflicts,
+    exclusive_fields,
+    export_conflicts,
+    mappings_with_template,
+    paths_with_nul,
+)
 from engine.config.evaluation import Evaluation
 from engine.config.hub_reference import HubReference, is_hub_reference
 from engine.config.recipes import Recipe, merge, recipe
@@ -24,6 +30,8 @@ Precision = Literal["auto", "bf16", "fp16", "fp32"]
 LossScope = Literal["response", "all"]
 Truncation = Literal["keep_start", "keep_end", "drop"]
 ExportFormat = Literal["adapter", "merged", "gguf"]
+ExportDtype = Literal["", "float32", "bfloat16", "float16"]
+MergeBase = Literal["trained", "original"]
 Scheduler = Literal[
     "linear", "cosine", "constant", "constant_with_warmup", "cosine_with_restarts", "polynomial", "inverse_sqrt"
 ]
@@ -250,6 +258,10 @@ class Export(Section):
     """Settings of the export stage."""
 
     formats: list[ExportFormat] = Field(default=["adapter"], min_length=1)
+    dtype: ExportDtype = ""
+    """Number format of merged weights; empty: that of the base model's weights."""
+    merge_base: MergeBase = "trained"
+    """Base weights that a QLoRA adapter is merged into."""
 
 
 class Integration(Section):
@@ -329,6 +341,7 @@ def job_config(spec: Mapping[str, Any]) -> JobConfig:
     values = merge(preset.values, spec)
     violations = [Violation(path, "holds a NUL character; remove it.") for path in paths_with_nul(spec, "spec")]
     violations += [*exclusive_fields(spec), *mappings_with_template(spec), *adapter_conflicts(values)]
+    violations += export_conflicts(values)
     if not spec.get("training_data") and not spec.get("phases"):
         violations.append(Violation("spec.training_data", "is empty; name at least one dataset."))
     try:
@@ -390,8 +403,8 @@ def unsupported(config: JobConfig) -> list[Violation]:
             description = f"{source.weight:g} given; every held-out row is evaluated once, so the weight must be 1."
             refuse(f"evaluation_data[{index}].weight", description)
     for index, format_ in enumerate(config.export.formats):
-        if format_ != "adapter":
-            refuse(f"export.formats[{index}]", f"Export as {format_} is not available yet; use adapter.")
+        if format_ == "gguf":
+            refuse(f"export.formats[{index}]", f"Export as {format_} is not available yet; use adapter or merged.")
     if config.integrations:
         refuse("integrations", "Integrations are not available yet; remove them.")
     if (config.resources.gpus or 0) > 1:

@@ -1,6 +1,6 @@
 """EvaluationService and ExportService: work of one stage about a job's model, and what a job's own stages leave."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import grpc
@@ -12,9 +12,10 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from chassis.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented, Violation
 from chassis.store.artifact_store import ArtifactStore
 from engine.catalogue import Catalogue
+from engine.config.conflicts import export_conflicts
 from engine.config.evaluation import needing_two_models
 from engine.config.hub_reference import is_hub_reference
-from engine.config.job import evaluation_config, unsupported, with_section
+from engine.config.job import JobConfig, evaluation_config, unsupported, with_section
 from engine.config.spec_proto import config_to_spec, spec_to_dict
 from engine.errors import JobError
 from finetuneflow.v1 import evaluation_service_pb2 as evaluation_api
@@ -41,7 +42,7 @@ from gateway.tuned_models import TUNED, find_job, resolved_settings, trained_job
 from gateway.uncancellable import in_thread
 from gateway.waiting import Nodes
 from gateway.work import lifecycle
-from gateway.work.kinds import EVALUATION, FINE_TUNING_JOB, no_such
+from gateway.work.kinds import EVALUATION, EXPORT, FINE_TUNING_JOB, no_such
 from gateway.work.ledger import Decision
 from gateway.work.projection import new_result
 
@@ -209,6 +210,8 @@ class Results(Generic[_Message]):
             evaluation = config.evaluation.model_copy(update={"harness_tasks": [], "harness_limit": None})
             config = config.model_copy(update={"evaluation": evaluation})
         config = with_section(config, self._kind.name, changes, clear)
+        if self._kind is EXPORT:
+            config = _with_settings_of_formats(config, changes)
         check_judges(config.evaluation, self._catalogue, "spec")
         if not config.evaluation.enabled and self._kind is EVALUATION:
             message = "spec.enabled is false; remove it, because an evaluation that is created separately always runs."
@@ -257,6 +260,22 @@ class Results(Generic[_Message]):
 def _results_with_work() -> Any:
     """Selects results, each with the work that makes it."""
     return select(SavedResult, Work).join(Work, col(Work.id) == col(SavedResult.work_id))
+
+
+def _with_settings_of_formats(config: JobConfig, given: Mapping[str, Any]) -> JobConfig:
+    """Drops the job's own settings of forms that the export does not make. InvalidArgument for those that the request
+    gives."""
+    export = config.export
+    if "merged" not in export.formats:
+        unset = {name: type(export).model_fields[name].default for name in ("dtype", "merge_base") if name not in given}
+        config = config.model_copy(update={"export": export.model_copy(update=unset)})
+    found = [
+        Violation(each.field.replace("spec.export.", "spec.", 1), each.description)
+        for each in export_conflicts(config.model_dump())
+    ]
+    if found:
+        raise InvalidArgument("INVALID_CONFIG", f"{found[0].field} {found[0].description}", found)
+    return config
 
 
 def _other_job(comparison: Comparison, job: Work) -> str | None:

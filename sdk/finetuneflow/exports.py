@@ -16,7 +16,8 @@ from finetuneflow.errors import FailedPrecondition
 from finetuneflow.fields import check_list
 from finetuneflow.model_work import AsyncModelWork, BlockingModelWork, model_name
 from finetuneflow.packages import FileProgress, download_package
-from finetuneflow.resources.export import Export, ExportFormat
+from finetuneflow.resources.export import Export
+from finetuneflow.resources.stage_result import ExportFormat
 from finetuneflow.transport import CallPolicy
 from finetuneflow.v1 import export_service_pb2 as pb
 from finetuneflow.v1 import export_service_pb2_grpc as pb_grpc
@@ -34,12 +35,24 @@ class AsyncExports(AsyncModelWork[Export]):
         super().__init__(transport, pb_grpc.ExportServiceStub(transport.channel))
         self._artifacts = artifacts
 
-    async def create(self, model: str, *, formats: Sequence[ExportFormat | str] = (), request_id: str = "") -> Export:
+    async def create(
+        self,
+        model: str,
+        *,
+        formats: Sequence[ExportFormat | str] = (),
+        dtype: str | None = None,
+        merge_base: str | None = None,
+        request_id: str = "",
+    ) -> Export:
         """Packs the model of a job whose training has finished.
 
         Args:
             model: The tuned model, `ft:<job_id>` (`job.tuned_model`), or the id of its job.
-            formats: Formats of the package: `adapter`. Default: the job's own.
+            formats: Formats of the package, several at once: `adapter`, `merged`. Default: the job's own.
+            dtype: Number format of the weights of `merged`: `float32`, `bfloat16` or `float16`; empty: that of the base
+                model's weights. Default: the job's own.
+            merge_base: Base weights that the adapter of method QLORA is merged into: `trained`, the quantized ones that
+                it was trained on, dequantized; or `original`, those of the base model's files. Default: the job's own.
             request_id: Makes the call idempotent: a repeated call with the same request_id and arguments returns the
                 same export. At most 128 characters. Default: a new one, so retries of this call are safe.
 
@@ -49,13 +62,13 @@ class AsyncExports(AsyncModelWork[Export]):
         Raises:
             NotFound: There is no such model.
             FailedPrecondition: The job has not finished its training, or another version resolved its settings.
-            InvalidArgument: A format is unknown.
+            InvalidArgument: A value is unknown, or dtype or merge_base is set without `merged`.
             Unimplemented: A base model, a checkpoint, or a format that is not available yet.
             AlreadyExists: The request_id was used with other arguments.
         """
         check_list("formats", formats)
         numbers = [enum_number(spec_pb.ExportFormat.DESCRIPTOR, each, "formats") for each in formats]
-        spec = spec_pb.ExportSpec(formats=numbers)
+        spec = spec_pb.ExportSpec(formats=numbers, dtype=dtype, merge_base=merge_base)
         request = pb.CreateExportRequest(model=model_name(model), spec=spec, request_id=request_id or uuid.uuid4().hex)
         return self._read(await self._transport.call(self._stub.CreateExport, request))
 

@@ -712,6 +712,14 @@ class Reason(OpenEnum):
     set FTF_EVALUATOR_HARNESS_TASKS to the same tasks for every evaluator, and install finetuneflow-server[harness]
     there."""
 
+    EXPORT_DIFFERS = "EXPORT_DIFFERS"
+    """The merged model differs from the checkpoint by more than its bound; nothing of the package is published. The
+    message has the figures and the tensor that differs most from what merging gives. Caller: set export.dtype to
+    float32 or bfloat16, or export the adapter. Service: if a tensor differs, please report it."""
+
+    MERGE_UNSUPPORTED = "MERGE_UNSUPPORTED"
+    """The adapter changes something that the weights of the base model cannot hold. Caller: export it as ADAPTER."""
+
     LOSS_NOT_FINITE = "LOSS_NOT_FINITE"
     """The loss, the gradient or a trained weight became NaN or infinite; the message names the step and the rows.
     Checkpoints from before that step are kept. Caller: lower the learning rate, check these rows, or use bf16 or fp32
@@ -797,8 +805,8 @@ class Reason(OpenEnum):
     placeholder."""
 
     VERIFIED_WITHOUT_MODEL = "VERIFIED_WITHOUT_MODEL"
-    """The base model does not fit into memory, so the export was compared tensor by tensor and not run. Operator: give
-    the exporter more memory."""
+    """A model does not fit into memory, so the export, or its merged form, was compared tensor by tensor and not run.
+    Operator: give the exporter more memory."""
 
     STEP_AT_RATE_ZERO = "STEP_AT_RATE_ZERO"
     """The warm-up's first step has learning rate 0, and the job has few steps. Caller: set `warmup_steps` to 0."""

@@ -15,6 +15,7 @@ from services.attempt_inputs import (
     best_checkpoint,
     child_command,
     evaluation_rows,
+    held_out_shard,
     job_configuration,
 )
 from services.exporter.settings import ExporterSettings
@@ -57,9 +58,10 @@ class ExportStage:
             training=assignment.training,
             evaluation=assignment.evaluation,
             evaluation_rows=await evaluation_rows(assignment, store, workdir),
+            held_out=await held_out_shard(assignment, store, workdir) if "merged" in config.export.formats else None,
             metrics=list(assignment.metrics),
         )
-        # Packing and a single forward pass: a GPU would only be taken away from a training.
+        # Packing and forward passes of a few rows: a GPU would only be taken away from a training.
         return child_command(self._settings, child_input, workdir, [child_input.model.path], gpus=0)
 
 

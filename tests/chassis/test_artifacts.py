@@ -88,6 +88,15 @@ def test_stored_folder_is_fetched_unchanged(any_store: ArtifactStore, folder: Pa
     assert any_store.put_folder(folder, "default/jobs/j/step-1").sha256 != stored.sha256
 
 
+def test_part_of_a_folder_is_fetched_alone(any_store: ArtifactStore, folder: Path, tmp_path: Path) -> None:
+    """Held-out rows lie beside training rows of any size."""
+    (folder / "subset").mkdir()
+    (folder / "subset/c.txt").write_text("c")
+    stored = any_store.put_folder(folder, "default/jobs/j/step-1")
+    any_store.get_folder(stored.path, tmp_path / "part", stored.sha256, below="sub")
+    assert files(tmp_path / "part") == ["sub/b.txt"]
+
+
 def flip_last_bit(data: bytes) -> bytes:
     return data[:-1] + bytes([data[-1] ^ 1])
 

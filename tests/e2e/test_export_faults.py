@@ -31,6 +31,9 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     system.stop()
 
 
+FORMATS = ("adapter", "merged")
+
+
 @dataclass
 class Reference:
     """A finished job and the files of an export of it without faults."""
@@ -47,7 +50,7 @@ def reference(system: System, rows: Path, tmp_path_factory: pytest.TempPathFacto
         hyperparameters = {"max_steps": 10, "max_length": 64}
         job = client.jobs.create(base_model="tiny", training_data=str(rows), hyperparameters=hyperparameters)
         model = client.jobs.wait(job.id).tuned_model
-        export = client.exports.wait(client.exports.create(model).id)
+        export = client.exports.wait(client.exports.create(model, formats=FORMATS).id)
         assert export.result is not None
         files = download_hashes(client, export, tmp_path_factory.mktemp("unfaulted"))
     return Reference(model, export.result.package_sha256, files)
@@ -56,8 +59,8 @@ def reference(system: System, rows: Path, tmp_path_factory: pytest.TempPathFacto
 def download_hashes(client: Client, export: Export, folder: Path) -> dict[str, str]:
     """Downloads an export; the files in the answer are those in the folder, each once."""
     paths = client.exports.download(export.id, folder)
-    assert sorted(paths) == sorted(folder.iterdir())
-    return {path.name: sha256_of(path) for path in paths}
+    assert sorted(paths) == sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): sha256_of(path) for path in paths}
 
 
 class WatchedExport:
@@ -70,7 +73,7 @@ class WatchedExport:
         self._client = Client(system.address)
         # A client that was answered before waits for a gateway that restarts.
         assert [*self._client.recipes.list(limit=1)]
-        self.id = self._client.exports.create(model).id
+        self.id = self._client.exports.create(model, formats=FORMATS).id
         self._thread = threading.Thread(target=self._follow)
         self._thread.start()
 
@@ -110,6 +113,7 @@ def failpoint_marks(system: System, failpoint: str) -> list[Path]:
 KILLS = {
     "supervisor before the answer to its claim": ("claim.granted", 1),
     "child while it writes the model": ("export.model_written", 1),
+    "child between the merged weights and their tokenizer": ("export.merged", 1),
     "child while it verifies": ("export.verified", 1),
     "supervisor after an upload, before its report": ("upload.stored", 1),
     "supervisor after its files were reported, before the end": ("attempt.ending", 1),

@@ -320,6 +320,7 @@ async def test_migration_merges_recipes_into_specs(database: Database, old: dict
         preset = recipe(job["spec"].get("recipe", "default")).values.get("evaluation", {})
         expected.evaluation.max_rows = preset.get("max_rows", 200)
         expected.evaluation.regression = "general"
+        expected.export.dtype, expected.export.merge_base = "", "trained"
         # The default recipe of that version set these; preflight chooses them now unless the job or its recipe does.
         said = {
             **recipe(job["spec"].get("recipe", "default")).values["hyperparameters"],

@@ -50,6 +50,7 @@ from tests.gateway.serving import refusal, serving
 from tests.servers.nats import NatsServer
 
 ADAPTER, MERGED = ExportFormat.EXPORT_FORMAT_ADAPTER, ExportFormat.EXPORT_FORMAT_MERGED
+GGUF = ExportFormat.EXPORT_FORMAT_GGUF
 
 
 @dataclass
@@ -129,6 +130,33 @@ def evaluate(servers: ResultServers, job_id: str, request_id: str = "", **spec: 
 def export(servers: ResultServers, job_id: str, request_id: str = "", **spec: Any) -> Any:
     request = export_api.CreateExportRequest(model=f"ft:{job_id}", spec=ExportSpec(**spec), request_id=request_id)
     return servers.exports.CreateExport(request)
+
+
+async def test_export_takes_the_settings_of_the_forms_that_it_makes(servers: ResultServers) -> None:
+    """A caller who asks for the adapter alone must not be refused for what the job says about another form."""
+    job_id = await servers.job(
+        method="TRAINING_METHOD_QLORA",
+        export=ExportSpec(formats=[MERGED], dtype="bfloat16", merge_base="original"),
+    )
+    for given, formats, dtype, merge_base in (
+        ({}, [MERGED], "bfloat16", "original"),
+        ({"formats": [ADAPTER]}, [ADAPTER], "", "trained"),
+        ({"formats": [ADAPTER, MERGED], "dtype": ""}, [ADAPTER, MERGED], "", "original"),
+        ({"merge_base": "trained", "dtype": "float16"}, [MERGED], "float16", "trained"),
+    ):
+        made = (await export(servers, job_id, **given)).export.spec
+        assert (list(made.formats), made.dtype, made.merge_base) == (formats, dtype, merge_base)
+    refused = await refusal(export(servers, job_id, formats=[ADAPTER], merge_base="original"))
+    assert (refused.reason, refused.fields) == ("INVALID_CONFIG", ("spec.merge_base",))
+
+
+async def test_original_weights_are_refused_for_an_adapter_of_loftq(servers: ResultServers) -> None:
+    """Such an adapter contains what the quantization has lost: merged there, it would be added twice."""
+    job_id = await servers.job(method="TRAINING_METHOD_QLORA", lora={"init_lora_weights": "loftq"})
+    refused = await refusal(export(servers, job_id, formats=[MERGED], merge_base="original"))
+    assert (refused.reason, refused.fields) == ("INVALID_CONFIG", ("spec.merge_base",))
+    assert "loftq" in refused.message
+    await export(servers, job_id, formats=[MERGED])
 
 
 async def test_stages_of_job_create_same_resources_as_separate_requests(servers: ResultServers) -> None:
@@ -394,7 +422,15 @@ async def test_invalid_requests_are_refused_with_field(servers: ResultServers) -
     tuned, alias = f"ft:{trained}", "smollm2-135m"
     hub, weighted = DataSource(dataset="hf://rows"), DataSource(dataset="ds_1", weight=2)
     for call, code, reason, fields in (
-        (export(servers, trained, formats=[MERGED]), "UNIMPLEMENTED", "NOT_IMPLEMENTED", ("spec.formats[0]",)),
+        (export(servers, trained, formats=[GGUF]), "UNIMPLEMENTED", "NOT_IMPLEMENTED", ("spec.formats[0]",)),
+        (export(servers, trained, dtype="bfloat16"), "INVALID_ARGUMENT", "INVALID_CONFIG", ("spec.dtype",)),
+        (export(servers, trained, merge_base="original"), "INVALID_ARGUMENT", "INVALID_CONFIG", ("spec.merge_base",)),
+        (
+            export(servers, trained, formats=[MERGED], dtype="int8"),
+            "INVALID_ARGUMENT",
+            "INVALID_CONFIG",
+            ("spec.dtype",),
+        ),
         (evaluate(servers, trained, enabled=False), "INVALID_ARGUMENT", "INVALID_CONFIG", ("spec.enabled",)),
         (evaluate(servers, trained, num_samples=1000), "INVALID_ARGUMENT", "INVALID_CONFIG", ("spec.num_samples",)),
         (evaluate(servers, untrained), "FAILED_PRECONDITION", "NOT_TRAINED", ("model",)),

@@ -381,6 +381,33 @@ async def test_evaluation_and_export_use_the_best_checkpoint(node: NodeWithJob, 
     assert [dataset.id for dataset in packed.job.datasets] == ["ds_1", pinned]
 
 
+async def test_export_of_a_merged_model_reads_only_the_held_out_rows(node: NodeWithJob, tmp_path: Path) -> None:
+    """The rows of the training may be gigabytes, and the adapter alone needs none."""
+    shards = tmp_path / "both"
+    for name in ("train", "eval"):
+        (shards / name).mkdir(parents=True)
+        (shards / name / "data.arrow").write_bytes(name.encode())
+    stored = node.store.put_folder(shards, "default/jobs/ftjob_1/preflight/2/shards")
+    preflight = node.assignment.preflight
+    preflight.shards_path, preflight.shards_manifest_sha256 = "jobs/ftjob_1/preflight/2/shards", stored.sha256
+    preflight.evaluation_data.num_examples = 1
+    exporter = ExporterSettings(home=node.home, models=node.models)
+
+    async def prepared(name: str) -> ExportInput:
+        folder = tmp_path / name
+        folder.mkdir()
+        command = await ExportStage(exporter, catalogue(exporter)).prepare(node.assignment, folder, node.store, {})
+        return read(ExportInput, command)
+
+    assert (await prepared("adapter")).held_out is None
+    node.assignment.resolved_spec.export.formats.append("EXPORT_FORMAT_MERGED")
+    found = (await prepared("merged")).held_out
+    assert found is not None and (found / "data.arrow").read_bytes() == b"eval"
+    assert [path.name for path in found.parent.iterdir()] == ["eval"]
+    preflight.evaluation_data.num_examples = 0
+    assert (await prepared("without")).held_out is None
+
+
 async def test_evaluator_without_the_task_of_the_harness_says_what_to_set(node: NodeWithJob) -> None:
     """Another evaluator may have it; without these words an operator would search the task's file."""
     evaluator = EvaluatorSettings(home=node.home, models=node.models, node_id="evaluator-2")

@@ -16,7 +16,7 @@ from finetuneflow.cli.evaluation_options import condition, grader_objects, json_
 from finetuneflow.cli.evaluation_rows import compare, rows
 from finetuneflow.cli.exits import DETACHED, JOB_FAILED
 from finetuneflow.cli.lines import Lines
-from finetuneflow.cli.outcome import show_attempts, show_evaluation
+from finetuneflow.cli.outcome import show_attempts, show_evaluation, show_forms
 from finetuneflow.cli.session import (
     Json,
     Session,
@@ -147,7 +147,16 @@ def export(
     ctx: typer.Context,
     model: _Model,
     format_: Annotated[
-        list[str] | None, typer.Option("--format", help="Format of the package: adapter. Default: the job's.")
+        list[str] | None,
+        typer.Option("--format", help="Format of the package: adapter or merged. Repeatable. Default: the job's."),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="Number format of merged weights: float32, bfloat16 or float16. Default: the job's."),
+    ] = None,
+    merge_base: Annotated[
+        str | None,
+        typer.Option(help="Base weights that a QLoRA adapter is merged into: trained or original. Default: the job's."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder to download the package into. Default: no download.", file_okay=False)
@@ -161,7 +170,7 @@ def export(
     if out is not None:
         make_folder(out)
     here = session(ctx)
-    made = here.client.exports.create(model, formats=format_ or ())
+    made = here.client.exports.create(model, formats=format_ or (), dtype=dtype, merge_base=merge_base)
     try:
         _created(here, made, detach=detach, json=json)
     except typer.Exit as stopped:
@@ -324,6 +333,7 @@ def _show_result(work: Work, console: Console) -> None:
             console.print(f"Tuned       {shortened(sample.model_output)}")
     elif work.result is not None:
         console.print(f"Package     {size(work.result.package_size_bytes)}")
+        show_forms(work.result, console)
         console.print(f"Download the package: {ftf(f'download {work.id}')}")
 
 

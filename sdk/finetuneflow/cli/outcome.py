@@ -16,7 +16,7 @@ from finetuneflow.client import Client
 from finetuneflow.resources.evaluation import Evaluation
 from finetuneflow.resources.event import Event
 from finetuneflow.resources.job import AttemptSummary, Job, JobState
-from finetuneflow.resources.stage_result import GateDecision, TrainingResult
+from finetuneflow.resources.stage_result import ExportResult, GateDecision, TrainingResult
 
 
 def show_outcome(client: Client, job: Job, console: Console, *, told: bool = False) -> None:
@@ -153,8 +153,25 @@ def _show_results(client: Client, job: Job, console: Console) -> None:
         export = client.exports.get(job.export_id)
         if export.result is not None:
             console.print(f"Package     {export.result.package_path}, {size(export.result.package_size_bytes)}")
+            show_forms(export.result, console)
     if job.tuned_model:
         console.print(f"Tuned model {job.tuned_model}{_promotion(job)}")
+
+
+def show_forms(result: ExportResult, console: Console) -> None:
+    """Prints each form of the model in a package, and how far it is from the checkpoint."""
+    for form in result.forms:
+        parts = [f"{form.path or '.'}/", form.dtype, size(form.size_bytes)]
+        if form.merge_base:
+            parts.append(f"merged into the {form.merge_base} weights")
+        found = form.comparison
+        if found is None:
+            parts.append("compared with the checkpoint by its tensors only")
+        else:
+            parts.append(f"mean KL to the checkpoint {found.mean_kl:.2g} nats")
+            parts.append(f"{found.same_next_token:.1%} equal next tokens")
+            parts.append(f"largest difference {found.max_difference:.2g}")
+        console.print(f"{form.format.capitalize():<12}{', '.join(parts)}")
 
 
 def _promotion(job: Job) -> str:

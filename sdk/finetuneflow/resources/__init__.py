@@ -18,7 +18,7 @@ from finetuneflow.resources.estimate import (
 )
 from finetuneflow.resources.evaluation import Evaluation, EvaluationRow, RowChange
 from finetuneflow.resources.event import Event, Severity
-from finetuneflow.resources.export import Export, ExportFormat
+from finetuneflow.resources.export import Export
 from finetuneflow.resources.hardware import Gpu, Hardware
 from finetuneflow.resources.job import (
     AdapterStart,
@@ -45,6 +45,9 @@ from finetuneflow.resources.stage_result import (
     ConditionResult,
     DataStatistics,
     EvaluationResult,
+    ExportComparison,
+    ExportedForm,
+    ExportFormat,
     ExportResult,
     GateDecision,
     GateResult,
@@ -93,8 +96,10 @@ __all__ = [
     "EvaluationRow",
     "Event",
     "Export",
+    "ExportComparison",
     "ExportFormat",
     "ExportResult",
+    "ExportedForm",
     "Fault",
     "Finding",
     "FitVerdict",

@@ -436,6 +436,66 @@ class EvaluationResult(Resource):
         raise KeyError(name)
 
 
+class ExportFormat(OpenEnum):
+    """A format of the exported model."""
+
+    ADAPTER = "ADAPTER"
+    """One zip with the adapter (for method FULL: the weights) as safetensors, the tokenizer, metrics and report."""
+    MERGED = "MERGED"
+    """The adapter merged into the base weights (for method FULL: the weights), as a model of safetensors in the folder
+    `merged` of the package, with the tokenizer. transformers and vLLM load it without peft."""
+    GGUF = "GGUF"
+    """A GGUF file with an Ollama Modelfile. Not available yet: UNIMPLEMENTED."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportComparison(Resource):
+    """The next-token probabilities of an exported form, compared with those of the checkpoint on the same rows."""
+
+    rows: str
+    """What was read: `held_out` rows of the job, its evaluation's `prompts` if it has none, otherwise one
+    `sentence`."""
+    num_rows: int
+    """Number of rows; at most 64, of each the first 512 tokens."""
+    num_positions: int
+    """Number of compared positions, spread evenly over the rows."""
+    mean_kl: float
+    """Mean over the positions of the Kullback-Leibler divergence from the checkpoint's probabilities, in nats; at least
+    0."""
+    p99_kl: float
+    """Its 99th percentile."""
+    same_next_token: float
+    """Share of positions whose most probable next token is the same. Range [0, 1]."""
+    max_difference: float
+    """Largest absolute difference of two logits."""
+    checkpoint_dtype: str
+    """Number format that the checkpoint was run in, on its quantized weights if it was trained on these; those of 8
+    bits dequantized, because their layers also round what they multiply, which no weight can express."""
+    max_mean_kl: float | None
+    """Upper bound of mean_kl. None: none."""
+    max_max_difference: float | None
+    """Upper bound of max_difference. None: none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportedForm(Resource):
+    """One form of the model in a package."""
+
+    format: ExportFormat
+    """Its format."""
+    path: str
+    """Its folder in the package; empty: the package's own top folder."""
+    size_bytes: int
+    """Size of its weights in bytes."""
+    dtype: str
+    """Number format of most of its weights, such as `bfloat16`."""
+    merge_base: str
+    """For MERGED of method QLORA the base weights: `trained` or `original`. Otherwise empty."""
+    comparison: ExportComparison | None
+    """Comparison with the checkpoint. None if the model does not fit into memory (warning VERIFIED_WITHOUT_MODEL): then
+    only its tensors were compared."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExportResult(Resource):
     """Result of the export."""
@@ -446,3 +506,5 @@ class ExportResult(Resource):
     """SHA-256 of the zip, in hexadecimal."""
     package_size_bytes: int
     """Size of the zip in bytes."""
+    forms: tuple[ExportedForm, ...]
+    """The forms in the package, in the order of their formats. Empty if an earlier version made it."""

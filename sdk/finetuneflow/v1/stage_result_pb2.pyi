@@ -1,4 +1,5 @@
 from finetuneflow.v1 import estimate_pb2 as _estimate_pb2
+from finetuneflow.v1 import fine_tuning_job_spec_pb2 as _fine_tuning_job_spec_pb2
 from finetuneflow.v1 import hardware_pb2 as _hardware_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -420,11 +421,53 @@ class InferenceSample(_message.Message):
     def __init__(self, instruction: _Optional[str] = ..., input: _Optional[str] = ..., expected_output: _Optional[str] = ..., model_output: _Optional[str] = ..., output_length: _Optional[int] = ..., base_output: _Optional[str] = ..., step: _Optional[int] = ...) -> None: ...
 
 class ExportResult(_message.Message):
-    __slots__ = ("package_path", "package_sha256", "package_size_bytes")
+    __slots__ = ("package_path", "package_sha256", "package_size_bytes", "forms")
     PACKAGE_PATH_FIELD_NUMBER: _ClassVar[int]
     PACKAGE_SHA256_FIELD_NUMBER: _ClassVar[int]
     PACKAGE_SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FORMS_FIELD_NUMBER: _ClassVar[int]
     package_path: str
     package_sha256: str
     package_size_bytes: int
-    def __init__(self, package_path: _Optional[str] = ..., package_sha256: _Optional[str] = ..., package_size_bytes: _Optional[int] = ...) -> None: ...
+    forms: _containers.RepeatedCompositeFieldContainer[ExportedForm]
+    def __init__(self, package_path: _Optional[str] = ..., package_sha256: _Optional[str] = ..., package_size_bytes: _Optional[int] = ..., forms: _Optional[_Iterable[_Union[ExportedForm, _Mapping]]] = ...) -> None: ...
+
+class ExportedForm(_message.Message):
+    __slots__ = ("format", "path", "size_bytes", "dtype", "merge_base", "comparison")
+    FORMAT_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    MERGE_BASE_FIELD_NUMBER: _ClassVar[int]
+    COMPARISON_FIELD_NUMBER: _ClassVar[int]
+    format: _fine_tuning_job_spec_pb2.ExportFormat
+    path: str
+    size_bytes: int
+    dtype: str
+    merge_base: str
+    comparison: ExportComparison
+    def __init__(self, format: _Optional[_Union[_fine_tuning_job_spec_pb2.ExportFormat, str]] = ..., path: _Optional[str] = ..., size_bytes: _Optional[int] = ..., dtype: _Optional[str] = ..., merge_base: _Optional[str] = ..., comparison: _Optional[_Union[ExportComparison, _Mapping]] = ...) -> None: ...
+
+class ExportComparison(_message.Message):
+    __slots__ = ("rows", "num_rows", "num_positions", "mean_kl", "p99_kl", "same_next_token", "max_difference", "checkpoint_dtype", "max_mean_kl", "max_max_difference")
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    NUM_ROWS_FIELD_NUMBER: _ClassVar[int]
+    NUM_POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    MEAN_KL_FIELD_NUMBER: _ClassVar[int]
+    P99_KL_FIELD_NUMBER: _ClassVar[int]
+    SAME_NEXT_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    MAX_DIFFERENCE_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_DTYPE_FIELD_NUMBER: _ClassVar[int]
+    MAX_MEAN_KL_FIELD_NUMBER: _ClassVar[int]
+    MAX_MAX_DIFFERENCE_FIELD_NUMBER: _ClassVar[int]
+    rows: str
+    num_rows: int
+    num_positions: int
+    mean_kl: float
+    p99_kl: float
+    same_next_token: float
+    max_difference: float
+    checkpoint_dtype: str
+    max_mean_kl: float
+    max_max_difference: float
+    def __init__(self, rows: _Optional[str] = ..., num_rows: _Optional[int] = ..., num_positions: _Optional[int] = ..., mean_kl: _Optional[float] = ..., p99_kl: _Optional[float] = ..., same_next_token: _Optional[float] = ..., max_difference: _Optional[float] = ..., checkpoint_dtype: _Optional[str] = ..., max_mean_kl: _Optional[float] = ..., max_max_difference: _Optional[float] = ...) -> None: ...

@@ -87,6 +87,9 @@ class ExportInput(ChildInput):
     preflight: Annotated[PreflightResult, ProtoJson(PreflightResult)]
     training: Annotated[TrainingResult, ProtoJson(TrainingResult)]
     evaluation: Annotated[EvaluationResult, ProtoJson(EvaluationResult)]
+    held_out: Path | None = None
+    """Token shard of the held-out rows, which a merged model is compared on. None: there are none, or they are not
+    needed."""
     evaluation_rows: Path | None = None
     """evaluation_rows.jsonl, as the evaluator wrote it."""
     metrics: list[Annotated[MetricSeries, ProtoJson(MetricSeries)]] = Field(default=[])

@@ -10,9 +10,10 @@ from chassis.child.pipe import EventSink
 from chassis.failpoints import failpoint
 from engine.file_hash import sha256_of
 from finetuneflow.v1.event_pb2 import ArtifactSaved, Warning
-from finetuneflow.v1.stage_result_pb2 import ExportResult
+from finetuneflow.v1.stage_result_pb2 import ExportComparison, ExportedForm, ExportResult
 from services.exporter.worker import package
 from services.exporter.worker.child_input import ExportInput
+from services.exporter.worker.forms import MERGED_FOLDER, Form
 
 PHASES = ("writing_model", "writing_report", "packing", "verifying", "publishing")
 MEDIA_TYPES = {".safetensors": "application/octet-stream", ".jinja": "text/plain", ".md": "text/markdown"}
@@ -31,12 +32,10 @@ def export(child_input: ExportInput, sink: EventSink) -> ExportResult:
 
         phases.enter("writing_model")
         with sink.ticking():
-            adapter_config = package.write_model(child_input, files)
-            failpoint("export.model_written")
-            package.write_tokenizer(child_input, files)
+            forms = _write_forms(child_input, files, phases)
 
         phases.enter("writing_report")
-        package.write_documents(child_input, files, adapter_config)
+        package.write_documents(child_input, files, forms)
 
         phases.enter("packing")
         with sink.ticking():
@@ -44,39 +43,71 @@ def export(child_input: ExportInput, sink: EventSink) -> ExportResult:
             package.write_zip(files, archive)
 
         phases.enter("verifying", "loads the package and compares it with the checkpoint")
-        _verify(sink, child_input, archive, scratch)
+        exported = _verify(sink, child_input, forms, archive, scratch, phases)
 
         phases.enter("publishing")
-        for file in sorted(files.iterdir()):
-            _publish(sink, file, child_input.out_dir, "export_file")
+        for name, file in package.files_of(files).items():
+            _publish(sink, file, name, child_input.out_dir, "export_file")
         size, digest = archive.stat().st_size, sha256_of(archive)
-        _publish(sink, archive, child_input.out_dir, "export_package")
-    return ExportResult(package_path=package.ZIP, package_sha256=digest, package_size_bytes=size)
+        _publish(sink, archive, package.ZIP, child_input.out_dir, "export_package")
+    return ExportResult(package_path=package.ZIP, package_sha256=digest, package_size_bytes=size, forms=exported)
 
 
-def _verify(sink: EventSink, child_input: ExportInput, archive: Path, scratch: Path) -> None:
+def _write_forms(child_input: ExportInput, files: Path, phases: Phases) -> list[Form]:
+    """Writes each form that is asked for, with the tokenizer beside it."""
+    formats, forms = child_input.config.export.formats, []
+    if "adapter" in formats:
+        forms.append(package.write_weights(child_input, files))
+        failpoint("export.model_written")
+        package.write_tokenizer(child_input, files)
+    if "merged" in formats:
+        # Only this form needs torch to be written.
+        from services.exporter.worker.merged import write_merged
+
+        forms.append(write_merged(child_input, files, on_tensor=phases.check))
+        failpoint("export.merged")
+        package.write_tokenizer(child_input, files / MERGED_FOLDER)
+    return forms
+
+
+def _verify(
+    sink: EventSink, child_input: ExportInput, forms: list[Form], archive: Path, scratch: Path, phases: Phases
+) -> list[ExportedForm]:
     with sink.ticking():
         # Seconds of imports, and the only part of the export that needs torch.
         from services.exporter.worker.verify import verify
 
-        verified = verify(child_input, archive, scratch)
+        comparisons = verify(child_input, archive, scratch, on_row=phases.check)
         failpoint("export.verified")
     shutil.rmtree(scratch)
-    if verified.max_difference is None:
+    if None in comparisons.values():
         sink.emit(
             Warning(
                 reason="VERIFIED_WITHOUT_MODEL",
-                message="The base model does not fit into free memory: the package was compared with the checkpoint "
+                message="The model does not fit into free memory: the package was compared with the checkpoint "
                 "tensor by tensor, but not run.",
                 advice="Give the exporter more memory if you want every package to be run before it is published.",
             )
         )
+    return [_message(form, comparisons[form.format]) for form in forms]
 
 
-def _publish(sink: EventSink, file: Path, out_dir: Path, kind: str) -> None:
-    target = out_dir / file.name
+def _message(form: Form, comparison: ExportComparison | None) -> ExportedForm:
+    return ExportedForm(
+        format=f"EXPORT_FORMAT_{form.format.upper()}",
+        path=form.path,
+        size_bytes=form.size_bytes,
+        dtype=form.dtype,
+        merge_base=form.merge_base,
+        comparison=comparison,
+    )
+
+
+def _publish(sink: EventSink, file: Path, name: str, out_dir: Path, kind: str) -> None:
+    target = out_dir / name
+    target.parent.mkdir(exist_ok=True)
     file.replace(target)
     media_type = MEDIA_TYPES.get(file.suffix) or mimetypes.guess_type(file.name)[0] or "application/octet-stream"
-    saved = ArtifactSaved(path=file.name, kind=kind, media_type=media_type)
+    saved = ArtifactSaved(path=name, kind=kind, media_type=media_type)
     saved.sha256, saved.size_bytes = sha256_of(target), target.stat().st_size
     sink.emit(saved)

@@ -1,6 +1,7 @@
 """`metrics.json` and `training_config.json`: the job's figures and settings under common names."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ from google.protobuf.message import Message
 from engine.perplexity import perplexity
 from finetuneflow.v1.stage_result_pb2 import EvaluationResult
 from services.exporter.worker.child_input import ExportInput
+from services.exporter.worker.forms import Form
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,12 @@ def loss_gap(child_input: ExportInput) -> float | None:
     return training.final_eval_loss - training.final_train_loss if training.HasField("final_eval_loss") else None
 
 
-def metrics(child_input: ExportInput) -> dict[str, Any]:
+def metrics(child_input: ExportInput, forms: Sequence[Form] = ()) -> dict[str, Any]:
     """Everything measured, in nats per trained token, seconds and rows a second.
 
     `eval_loss` belongs to `best_step`, the step that is packed; `evaluation` was measured afterwards in fp32.
-    Not measured, NaN and infinity are null, the only form every JSON reader accepts.
+    `export` has the forms of the model in the package. Not measured, NaN and infinity are null, the only form every
+    JSON reader accepts.
     """
     training, evaluation = child_input.training, child_input.evaluation
     eval_loss = training.best_eval_loss if training.HasField("best_eval_loss") else None
@@ -72,6 +75,7 @@ def metrics(child_input: ExportInput) -> dict[str, Any]:
             "harness": _plain(evaluation.harness) if evaluation.HasField("harness") else None,
             "findings": list(evaluation.findings),
         },
+        "export": {"forms": [form.plain() for form in forms]},
         "inference_samples": [
             {
                 "instruction": sample.instruction,

@@ -1,18 +1,23 @@
 """`README.md` of the package: a model card with the metadata that a model hub reads."""
 
+from collections.abc import Sequence
+
 from huggingface_hub import ModelCardData
 
 from engine.evaluation.verdicts import is_worse
 from services.exporter.worker.child_input import ExportInput
+from services.exporter.worker.forms import Form, describe
 from services.exporter.worker.markdown import escape
 from services.exporter.worker.report import decision, method_title
 from services.exporter.worker.row_forms import RowForms
 
 
-def model_card(child_input: ExportInput) -> str:
-    """The card in Markdown, YAML front matter included."""
+def model_card(child_input: ExportInput, forms: Sequence[Form] = ()) -> str:
+    """The card in Markdown, YAML front matter included. `forms` are those of the package; none: the adapter alone."""
     model = child_input.model
-    full = child_input.config.method == "full"
+    merged = next((form for form in forms if form.format == "merged"), None)
+    weights = merged is None or len(forms) > 1
+    full = child_input.config.method == "full" or not weights
     data = ModelCardData(
         base_model=model.id,
         base_model_relation="finetune" if full else "adapter",
@@ -37,6 +42,9 @@ def model_card(child_input: ExportInput) -> str:
         outcome += f" **Regression shown:** {escape(evaluation.shown_regression, 500)}"
     lineage = child_input.job.lineage_text()
     built = f"It is {lineage}. " if lineage else ""
+    loading = _loading(child_input, ".") if weights else ""
+    if merged is not None:
+        loading += "\n\n" * weights + _loading_merged(child_input, merged, alone=not weights)
     return f"""---
 {data.to_yaml()}
 ---
@@ -50,7 +58,7 @@ in job `{child_input.job.id}`, step {child_input.training.best_step:,}. {built}{
 
 ## Loading it
 
-{_loading(child_input)}
+{loading}
 """
 
 
@@ -61,12 +69,27 @@ def _weights(child_input: ExportInput) -> str:
     return "fp32, on the unquantized weights" if child_input.config.method == "qlora" else "fp32"
 
 
-def _loading(child_input: ExportInput) -> str:
-    full = child_input.config.method == "full"
+def _loading_merged(child_input: ExportInput, form: Form, *, alone: bool) -> str:
+    """Returns how transformers and vLLM load the merged model."""
+    heading = "" if alone else "## Loading the merged model\n\n"
+    return f"""{heading}{describe(form)}
+
+{_loading(child_input, form.path)}
+
+vLLM serves it with an API like OpenAI's:
+
+```console
+$ vllm serve ./{form.path}
+```"""
+
+
+def _loading(child_input: ExportInput, folder: str) -> str:
+    """Returns code that loads the weights in the folder and asks the model; `.` has those of the training."""
+    full = child_input.config.method == "full" or folder != "."
     imports = [] if full else ["from peft import PeftModel"]
-    quantized = ", BitsAndBytesConfig" if _needs_quantized_base(child_input) else ""
+    quantized = ", BitsAndBytesConfig" if not full and _needs_quantized_base(child_input) else ""
     imports.append(f"from transformers import AutoModelForCausalLM, AutoTokenizer{quantized}")
-    lines = [*imports, "", *_model(child_input), ""]
+    lines = [*imports, "", *_model(child_input, folder), ""]
     forms = RowForms.of(child_input)
     if forms.chat:
         lines += _chat(child_input)
@@ -76,9 +99,11 @@ def _loading(child_input: ExportInput) -> str:
     return "\n".join(["```python", *lines, "```"])
 
 
-def _model(child_input: ExportInput) -> list[str]:
-    tokenizer = 'tokenizer = AutoTokenizer.from_pretrained(".")'
+def _model(child_input: ExportInput, folder: str) -> list[str]:
+    tokenizer = f'tokenizer = AutoTokenizer.from_pretrained("{folder}")'
     model = child_input.model
+    if folder != ".":
+        return [tokenizer, f'model = AutoModelForCausalLM.from_pretrained("{folder}", dtype="auto")']
     if child_input.config.method == "full":
         return [tokenizer, 'model = AutoModelForCausalLM.from_pretrained(".")']
     adapter = 'model = PeftModel.from_pretrained(model, ".")'

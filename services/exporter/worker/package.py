@@ -3,6 +3,7 @@
 import json
 import shutil
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from engine.data.tokenizer import Tokenizer
 from engine.errors import JobError
 from engine.file_hash import sha256_of
 from services.exporter.worker.child_input import ExportInput
+from services.exporter.worker.forms import Form, form_of
 from services.exporter.worker.metrics import curve, metrics, training_config
 from services.exporter.worker.model_card import model_card
 from services.exporter.worker.plots import draw_changes, draw_losses
@@ -27,11 +29,8 @@ _STORED = {".safetensors", ".png"}
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
-def write_model(child_input: ExportInput, folder: Path) -> dict[str, Any] | None:
-    """Copies the trained weights; returns the packed adapter_config, None for method full.
-
-    The adapter names the base by its public id and revision: a path of this machine means nothing elsewhere.
-    """
+def write_weights(child_input: ExportInput, folder: Path) -> Form:
+    """Copies the trained weights and their configuration: the adapter, or for method full the model."""
     if child_input.config.method == "full":
         weights = sorted(child_input.adapter_dir.glob("model*.safetensors*"))
         if not weights:
@@ -43,9 +42,21 @@ def write_model(child_input: ExportInput, folder: Path) -> dict[str, Any] | None
         ]:
             if file.exists() or file.name == "config.json":
                 shutil.copyfile(file, folder / file.name)
-        return None
+        return form_of("adapter", folder, "", sorted(folder.glob("*.safetensors")))
     weights_name, config_name = _ADAPTER
     shutil.copyfile(child_input.adapter_dir / weights_name, folder / weights_name)
+    _write_json(folder / config_name, adapter_config(child_input))
+    return form_of("adapter", folder, "", [folder / weights_name])
+
+
+def adapter_config(child_input: ExportInput) -> dict[str, Any] | None:
+    """Returns the packed adapter_config; None for method full.
+
+    The adapter names the base by its public id and revision: a path of this machine means nothing elsewhere.
+    """
+    if child_input.config.method == "full":
+        return None
+    _, config_name = _ADAPTER
     config: dict[str, Any] = json.loads((child_input.adapter_dir / config_name).read_text("utf-8"))
     config.update(
         base_model_name_or_path=child_input.model.id, revision=child_input.model.revision, inference_mode=True
@@ -53,7 +64,6 @@ def write_model(child_input: ExportInput, folder: Path) -> dict[str, Any] | None
     # peft keeps a set, whose order differs between processes.
     if isinstance(config.get("target_modules"), list):
         config["target_modules"].sort()
-    _write_json(folder / config_name, config)
     return config
 
 
@@ -89,14 +99,15 @@ def write_tokenizer(child_input: ExportInput, folder: Path) -> None:
     _write_json(folder / "special_tokens_map.json", special)
 
 
-def write_documents(child_input: ExportInput, folder: Path, adapter_config: dict[str, Any] | None) -> None:
+def write_documents(child_input: ExportInput, folder: Path, forms: Sequence[Form]) -> None:
     """Settings, figures, report, plot and model card."""
-    _write_json(folder / "training_config.json", training_config(child_input, adapter_config))
-    _write_json(folder / "metrics.json", metrics(child_input))
+    adapter = adapter_config(child_input)
+    _write_json(folder / "training_config.json", training_config(child_input, adapter))
+    _write_json(folder / "metrics.json", metrics(child_input, forms))
     (folder / "training_log.json").write_text(training_log(child_input), "utf-8")
     _write_json(folder / "training_metadata.json", training_metadata(child_input))
-    (folder / "report.md").write_text(report(child_input, adapter_config), "utf-8")
-    (folder / "README.md").write_text(model_card(child_input), "utf-8")
+    (folder / "report.md").write_text(report(child_input, adapter, forms), "utf-8")
+    (folder / "README.md").write_text(model_card(child_input, forms), "utf-8")
     best = child_input.training.best_step
     curves = curve(child_input, "loss"), curve(child_input, "eval_loss")
     changes = loss_changes(child_input.evaluation_rows)
@@ -105,11 +116,17 @@ def write_documents(child_input: ExportInput, folder: Path, adapter_config: dict
     draw_losses(folder / "train_loss.png", child_input.config.display_name, *curves, best)
 
 
+def files_of(folder: Path) -> dict[str, Path]:
+    """Returns the files of the package by their names in it, such as `merged/config.json`, in the order of these."""
+    files = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if file.is_file()}
+    return dict(sorted(files.items()))
+
+
 def write_manifest(child_input: ExportInput, folder: Path) -> None:
     """manifest.json: size and SHA-256 of every other file."""
     files = [
-        {"path": file.name, "sha256": sha256_of(file), "size_bytes": file.stat().st_size}
-        for file in sorted(folder.iterdir())
+        {"path": name, "sha256": sha256_of(file), "size_bytes": file.stat().st_size}
+        for name, file in files_of(folder).items()
     ]
     _write_json(folder / MANIFEST, {"version": 1, "job_id": child_input.job.id, "files": files})
 
@@ -117,8 +134,8 @@ def write_manifest(child_input: ExportInput, folder: Path) -> None:
 def write_zip(folder: Path, target: Path) -> None:
     """Zips all files of the folder by name, without times and owners: equal content gives an equal zip."""
     with zipfile.ZipFile(target, "w") as archive:
-        for file in sorted(folder.iterdir()):
-            entry = zipfile.ZipInfo(file.name, date_time=_EPOCH)
+        for name, file in files_of(folder).items():
+            entry = zipfile.ZipInfo(name, date_time=_EPOCH)
             entry.external_attr = 0o644 << 16
             entry.compress_type = zipfile.ZIP_STORED if file.suffix in _STORED else zipfile.ZIP_DEFLATED
             with file.open("rb") as source, archive.open(entry, "w", force_zip64=True) as sink:
@@ -128,8 +145,8 @@ def write_zip(folder: Path, target: Path) -> None:
 def check_formats(child_input: ExportInput) -> None:
     """Raises JobError for a format that this version cannot make. The gateway refuses such a job earlier."""
     for name in child_input.config.export.formats:
-        if name != "adapter":
-            raise JobError("NOT_IMPLEMENTED", f"Export as {name} is not available yet.", "Use adapter.")
+        if name == "gguf":
+            raise JobError("NOT_IMPLEMENTED", f"Export as {name} is not available yet.", "Use adapter or merged.")
 
 
 def _write_json(file: Path, value: Any) -> None:

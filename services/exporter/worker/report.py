@@ -1,7 +1,7 @@
 """`report.md`: model, data, settings, results and sample outputs of a job."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from engine.config.job import JobConfig
@@ -18,6 +18,7 @@ from finetuneflow.v1.stage_result_pb2 import (
     MetricComparison,
 )
 from services.exporter.worker.child_input import ExportInput
+from services.exporter.worker.forms import Form, describe
 from services.exporter.worker.markdown import escape, row
 from services.exporter.worker.metrics import loss_gap
 from services.exporter.worker.row_changes import CHANGES, loss_changes
@@ -29,10 +30,12 @@ _MOST_CHANGED = 3
 """Number of rows that are shown as better, and as worse."""
 
 
-def report(child_input: ExportInput, adapter_config: Mapping[str, Any] | None = None) -> str:
+def report(
+    child_input: ExportInput, adapter_config: Mapping[str, Any] | None = None, forms: Sequence[Form] = ()
+) -> str:
     """The report in Markdown. Every figure was counted or measured by an earlier stage.
 
-    `adapter_config` is the packed one; None for method full.
+    `adapter_config` is that of the checkpoint; None for method full. `forms` are those of the package.
     """
     sections = [
         "# FineTuneFlow Training Report",
@@ -43,8 +46,15 @@ def report(child_input: ExportInput, adapter_config: Mapping[str, Any] | None = 
         _samples(list(child_input.evaluation.samples)),
         _comparison(child_input),
         *_harness(child_input.evaluation),
+        *_forms(forms),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _forms(forms: Sequence[Form]) -> list[str]:
+    if not forms:
+        return []
+    return ["\n".join(["## Package", *(f"- {form.format.capitalize()}: {describe(form)}" for form in forms)])]
 
 
 def method_title(config: JobConfig) -> str:

@@ -1,8 +1,9 @@
-"""Verifies that the package, loaded as a user loads it, gives the same logits as the checkpoint."""
+"""Verifies that each form in the package, loaded as a user loads it, gives the logits of the checkpoint."""
 
+import gc
 import json
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,16 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from engine.config.job import ExportFormat
 from engine.errors import SystemFailure
 from engine.file_hash import sha256_of
+from finetuneflow.v1.stage_result_pb2 import ExportComparison
 from services.exporter.worker.child_input import ExportInput
+from services.exporter.worker.comparison import SENTENCE, Bounds, Comparison, comparison_message
+from services.exporter.worker.forms import MERGED_FOLDER
 from services.exporter.worker.package import MANIFEST
+from services.exporter.worker.verify_merged import verify_merged
 
-PROMPT = "The quick brown fox jumps over the lazy dog."
 TOLERANCE = 1e-5
 """Largest difference of a logit. Equal weights on one machine give equal bits; this allows for threads."""
 
@@ -29,26 +34,39 @@ class PackageBroken(SystemFailure):
         super().__init__(reason="PACKAGE_BROKEN", message=message, advice="This is a bug; please report it.")
 
 
-@dataclass(frozen=True)
-class Verified:
-    """Result of a verification."""
-
-    max_difference: float | None
-    """Largest difference of the logits; None if the base model does not fit into the free memory, so that only tensors
-    were compared."""
+Comparisons = dict[ExportFormat, ExportComparison | None]
+"""The comparison of each form; None for one that does not fit into the free memory, so that only its tensors were
+compared."""
 
 
-def verify(child_input: ExportInput, package: Path, scratch: Path) -> Verified:
-    """Unpacks the zip into `scratch` and compares it with the checkpoint, tensor by tensor and by logits.
+def verify(
+    child_input: ExportInput, package: Path, scratch: Path, on_row: Callable[[], None] = lambda: None
+) -> Comparisons:
+    """Unpacks the zip into `scratch` and compares each form with the checkpoint, tensor by tensor and by logits.
 
-    Loads the base model in the precision of its files: the comparison holds in any. It is loaded once, or twice for an
-    adapter that needs a copy of its own. PackageBroken if it fails.
+    PackageBroken if an adapter or a file differs, JobError("EXPORT_DIFFERS") if a merged model does. `on_row` is called
+    for each row that a merged model reads.
     """
     with zipfile.ZipFile(package) as archive:
         archive.extractall(scratch)
     for entry in json.loads((scratch / MANIFEST).read_text("utf-8"))["files"]:
         if sha256_of(scratch / entry["path"]) != entry["sha256"]:
             raise PackageBroken(f"The SHA-256 of {entry['path']} differs from the one in the package's manifest.")
+    found: Comparisons = {}
+    if "adapter" in child_input.config.export.formats:
+        found["adapter"] = _verify_adapter(child_input, scratch)
+        gc.collect()
+    if "merged" in child_input.config.export.formats:
+        found["merged"] = verify_merged(child_input, scratch / MERGED_FOLDER, scratch, on_row)
+    return found
+
+
+def _verify_adapter(child_input: ExportInput, scratch: Path) -> ExportComparison | None:
+    """Compares the trained weights in the top folder.
+
+    Loads the base model in the precision of its files: the comparison holds in any. It is loaded once, or twice for an
+    adapter that needs a copy of its own.
+    """
     names = sorted(file.name for file in scratch.glob("*.safetensors"))
     shapes = {
         name: shape
@@ -60,15 +78,19 @@ def verify(child_input: ExportInput, package: Path, scratch: Path) -> Verified:
     if child_input.config.method == "full":
         needed *= 2
     if needed > 0.8 * psutil.virtual_memory().available:
-        return Verified(None)
+        return None
     inputs = _inputs(scratch)
     if child_input.config.method == "full":
-        difference = _difference(_logits(_load(scratch), inputs), _logits(_load(child_input.adapter_dir), inputs))
+        checkpoint = _load(child_input.adapter_dir)
+        dtype, theirs, ours = checkpoint.dtype, _logits(checkpoint, inputs), _logits(_load(scratch), inputs)
     else:
-        difference = _adapter_difference(child_input, scratch, inputs, shapes)
-    if not difference <= TOLERANCE:
-        raise PackageBroken(f"The logits of the package differ from those of the checkpoint by {difference:g}.")
-    return Verified(difference)
+        dtype, theirs, ours = _adapter_logits(child_input, scratch, inputs, shapes)
+    found, bounds = Comparison.of([theirs], [ours]), Bounds(max_difference=TOLERANCE)
+    if not bounds.hold(found):
+        raise PackageBroken(
+            f"The logits of the package differ from those of the checkpoint by {found.max_difference:g}."
+        )
+    return comparison_message(found, bounds, "sentence", str(dtype).removeprefix("torch."))
 
 
 def _compare(packed: Path, original: Path) -> dict[str, list[int]]:
@@ -88,16 +110,18 @@ def _compare(packed: Path, original: Path) -> dict[str, list[int]]:
 
 def _inputs(folder: Path) -> torch.Tensor:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    ids = tokenizer(PROMPT)["input_ids"]
+    ids = tokenizer(SENTENCE)["input_ids"]
     if not ids:
         raise PackageBroken("The tokenizer of the package returns no tokens for a text.")
     return torch.tensor([ids])
 
 
-def _adapter_difference(
+def _adapter_logits(
     child_input: ExportInput, folder: Path, inputs: torch.Tensor, shapes: dict[str, list[int]]
-) -> float:
+) -> tuple[torch.dtype, torch.Tensor, torch.Tensor]:
+    """Returns the number format of the base model, and the logits of the checkpoint and of the package."""
     base = _load(child_input.model.path)
+    dtype = base.dtype
     model = PeftModel.from_pretrained(base, folder, adapter_name="package")
     # The default asks a model hub for the base under its public id, to see whether embeddings were resized: never here.
     loaded = get_peft_model_state_dict(model, adapter_name="package", save_embedding_layers=False)
@@ -114,7 +138,7 @@ def _adapter_difference(
     else:
         model.load_adapter(child_input.adapter_dir, adapter_name="checkpoint")
         model.set_adapter("checkpoint")
-    return _difference(ours, _logits(model, inputs))
+    return dtype, _logits(model, inputs), ours
 
 
 def _load(folder: Path) -> Any:
@@ -127,8 +151,4 @@ def _logits(model: Any, inputs: torch.Tensor) -> torch.Tensor:
     model.eval()
     with torch.inference_mode():
         logits: torch.Tensor = model(input_ids=inputs, use_cache=False).logits
-    return logits.float()
-
-
-def _difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    return float((ours - theirs).abs().max())
+    return logits[0].float()

@@ -153,6 +153,38 @@ def test_a_callers_value_drops_the_recipes_conflicting_value() -> None:
     assert merge({"h": {"max_steps": 5}}, {"h": {"num_epochs": 2}}) == {"h": {"num_epochs": 2}}
 
 
+@pytest.mark.parametrize(
+    ("spec", "field"),
+    [
+        ({"export": {"dtype": "bfloat16"}}, "spec.export.dtype"),
+        ({"export": {"merge_base": "original"}}, "spec.export.merge_base"),
+        ({"export": {"formats": ["merged"], "dtype": "int8"}}, "spec.export.dtype"),
+        (
+            {
+                "method": "qlora",
+                "lora": {"init_lora_weights": "loftq"},
+                "export": {"formats": ["merged"], "merge_base": "original"},
+            },
+            "spec.export.merge_base",
+        ),
+    ],
+)
+def test_settings_of_the_merged_form_are_refused_without_it(spec: dict[str, Any], field: str) -> None:
+    """A caller who sets the number format expects a file that has it."""
+    with pytest.raises(JobError) as error:
+        job_config({**MINIMAL, **spec})
+    assert [violation.field for violation in error.value.violations] == [field]
+
+
+def test_merged_form_is_accepted_with_its_settings() -> None:
+    """For other methods than qlora both base weights are the same, so a preset may name one for all."""
+    for method in ("lora", "qlora", "full"):
+        export = {"formats": ["merged", "adapter"], "dtype": "float16", "merge_base": "original"}
+        config = job_config({**MINIMAL, "method": method, "export": export})
+        assert unsupported(config) == []
+        assert resolved_config(config_to_spec(config)).export == config.export
+
+
 def test_unavailable_features_are_refused_by_field() -> None:
     """No requested feature is silently ignored."""
     spec = {

@@ -1,0 +1,365 @@
+"""Merges an adapter into its base model tensor by tensor, so that a model of any size fits into memory."""
+
+import json
+import math
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import safe_open
+
+from engine.config.job import Quantization
+from engine.errors import JobError
+
+_ADAPTER, _ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+_INDEX = "model.safetensors.index.json"
+_HEAD: Final = "lm_head.weight"
+_PREFIX: Final = "base_model.model."
+_DTYPES: Final = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_NAMES: Final = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """How the base model was quantised for the training."""
+
+    quantization: Quantization
+    dtype: torch.dtype
+    """Number format of the weights before they were quantised."""
+
+
+def merge(
+    base: Path,
+    adapter: Path | None,
+    target: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    quantised: Quantised | None = None,
+    on_tensor: Callable[[], None] = lambda: None,
+) -> None:
+    """Writes the base model with the adapter merged into its weights: weights, config.json, generation_config.json.
+
+    `base` is the folder of a model in safetensors, `adapter` that of a LoRA adapter of peft (LoRA, rsLoRA, DoRA,
+    trained biases, modules_to_save, trainable tokens) or None to change only the number format, `target` an existing
+    folder. The weights have the files of the base model; `dtype` is the number format of all floating-point weights, by
+    default the one that each has there. With `quantised` the adapter is merged into what quantisation made of the
+    weights, as the adapter was trained on them. In memory are the adapter and a few copies of one tensor. `on_tensor`
+    is called after each.
+
+    Raises JobError: MERGE_UNSUPPORTED if the adapter changes anything else than tensors of the base.
+    """
+    with _merging(base, adapter, quantised) as merging:
+        files = list(merging.tensors)
+        for file, tensors in merging.tensors.items():
+            made = merging.made[file]
+            written = _written(merging.changes, tensors, made, dtype, on_tensor)
+            _write(target / file, _headers(tensors, made, dtype), written)
+        if len(files) > 1:
+            size = sum((target / file).stat().st_size for file in files)
+            places = {name: file for file, made in merging.made.items() for name in made}
+            _write_json(target / _INDEX, {"metadata": {"total_size": size}, "weight_map": dict(sorted(places.items()))})
+        _write_config(base, target, dtype, untied=merging.untied)
+
+
+def differences(
+    merged: Path,
+    base: Path,
+    adapter: Path | None,
+    *,
+    dtype: torch.dtype | None = None,
+    quantised: Quantised | None = None,
+) -> Iterator[tuple[str, float]]:
+    """Yields for each tensor that `merge` makes its largest difference to that of the folder `merged`, relative to the
+    largest value of the tensor; infinity for one that is missing, has another shape, or has values that are not finite.
+    """
+    with _merging(base, adapter, quantised) as merging, ExitStack() as stack:
+        for file, tensors in merging.tensors.items():
+            path = merged / file
+            found = stack.enter_context(safe_open(path, "pt")) if path.is_file() else None
+            names = set(found.keys()) if found else set()
+            made = merging.made[file]
+            for name, tensor in zip(made, _written(merging.changes, tensors, made, dtype), strict=True):
+                yield name, _difference(tensor, found.get_tensor(name) if found and name in names else None)
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """Returns the number format of most of a model's floating-point weights."""
+    sizes: dict[torch.dtype, int] = {}
+    for file in weight_files(folder):
+        with safe_open(file, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
+                own = tensors.get_slice(name)
+                dtype = _DTYPES[own.get_dtype()]
+                if dtype.is_floating_point:
+                    sizes[dtype] = sizes.get(dtype, 0) + torch.Size(own.get_shape()).numel()
+    return max(sizes, key=lambda dtype: sizes[dtype])
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Returns the safetensors files that transformers loads from a model's folder, in order."""
+    single, index = folder / "model.safetensors", folder / _INDEX
+    # A folder that was saved to twice may have both.
+    if single.is_file() or not index.is_file():
+        return [single]
+    names = json.loads(index.read_text("utf-8"))["weight_map"].values()
+    return [folder / name for name in sorted(set(names))]
+
+
+@dataclass(frozen=True)
+class _Merging:
+    """The opened files of a base model, and what is made of them."""
+
+    changes: "_Changes"
+    tensors: Mapping[str, Any]
+    """The opened safetensors file of each name."""
+    made: Mapping[str, Mapping[str, str]]
+    """For each file the tensors to write, and the ones of the base that they are made from."""
+    untied: bool
+    """True if the head becomes a tensor of its own."""
+
+
+@contextmanager
+def _merging(base: Path, adapter: Path | None, quantised: Quantised | None) -> Iterator[_Merging]:
+    config = json.loads((base / "config.json").read_text("utf-8"))
+    changes = _Changes(adapter)
+    with ExitStack() as stack:
+        opened = {file.name: stack.enter_context(safe_open(file, "pt")) for file in weight_files(base)}
+        places = {name: file for file, tensors in opened.items() for name in tensors.keys()}  # noqa: SIM118
+        changes.locate(places)
+        if quantised:
+            changes.quantise(quantised, _linear_weights(base, places))
+        head = changes.separate_head(config, places)
+        made = {file: {name: name for name in tensors.offset_keys()} for file, tensors in opened.items()}
+        if head:
+            made[places[head]][_HEAD] = head
+        yield _Merging(changes, opened, made, untied=head is not None)
+
+
+def _difference(expected: torch.Tensor, found: torch.Tensor | None) -> float:
+    if found is None or found.shape != expected.shape:
+        return math.inf
+    if not expected.numel() or torch.equal(expected, found):
+        return 0.0
+    expected, found = expected.double(), found.double()
+    largest = float((expected - found).abs().max()) / (float(expected.abs().max()) or 1.0)
+    return largest if math.isfinite(largest) else math.inf
+
+
+def _written(
+    changes: "_Changes",
+    tensors: Any,
+    made: Mapping[str, str],
+    dtype: torch.dtype | None,
+    on_tensor: Callable[[], None] = lambda: None,
+) -> Iterator[torch.Tensor]:
+    for name, source in made.items():
+        weight = tensors.get_tensor(source)
+        yield changes.applied(name, weight, dtype if dtype and weight.is_floating_point() else weight.dtype)
+        on_tensor()
+
+
+def _headers(tensors: Any, made: Mapping[str, str], dtype: torch.dtype | None) -> dict[str, tuple[str, list[int]]]:
+    """Returns format and shape of each tensor to write."""
+    headers = {}
+    for name, source in made.items():
+        own = tensors.get_slice(source)
+        format_ = own.get_dtype()
+        changed = dtype is not None and _DTYPES[format_].is_floating_point
+        headers[name] = (_NAMES[dtype] if dtype and changed else format_, own.get_shape())
+    return headers
+
+
+def _write(file: Path, headers: Mapping[str, tuple[str, list[int]]], tensors: Iterator[torch.Tensor]) -> None:
+    """Writes a safetensors file while its tensors are made; the library's own functions need all of them at once.
+
+    The format: 8 bytes with the length of the header, little-endian; a JSON object with format, shape and place of
+    each tensor; their bytes. https://github.com/huggingface/safetensors#format
+    """
+    places: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, (format_, shape) in headers.items():
+        start, end = end, end + torch.Size(shape).numel() * _DTYPES[format_].itemsize
+        places[name] = {"dtype": format_, "shape": shape, "data_offsets": [start, end]}
+    header = json.dumps(places, separators=(",", ":")).encode()
+    # Readers map the file into memory and expect numbers at multiples of their size.
+    header += b" " * (-len(header) % 8)
+    with file.open("wb") as sink:
+        sink.write(len(header).to_bytes(8, "little"))
+        sink.write(header)
+        for tensor in tensors:
+            sink.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def _write_json(file: Path, value: Any) -> None:
+    file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _write_config(base: Path, target: Path, dtype: torch.dtype | None, *, untied: bool) -> None:
+    config = json.loads((base / "config.json").read_text("utf-8"))
+    if untied:
+        config["tie_word_embeddings"] = False
+    if dtype:
+        # transformers 4 reads torch_dtype, transformers 5 both.
+        config.pop("dtype", None)
+        config["torch_dtype"] = str(dtype).removeprefix("torch.")
+    _write_json(target / "config.json", config)
+    if (base / "generation_config.json").is_file():
+        shutil.copyfile(base / "generation_config.json", target / "generation_config.json")
+
+
+class _Changes:
+    """What an adapter changes about the tensors of its base model; nothing without an adapter."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._layers: dict[str, dict[str, torch.Tensor]] = {}
+        """For each changed tensor of the base: `A` and `B` (with `magnitude` for DoRA), new `rows` of an embedding, or
+        the `whole` new tensor."""
+        self._quantised: Quantised | None = None
+        self._quantised_names: set[str] = set()
+        if folder is not None:
+            self._read(folder)
+
+    def _read(self, folder: Path) -> None:
+        config = json.loads((folder / _ADAPTER_CONFIG).read_text("utf-8"))
+        if config.get("peft_type") != "LORA":
+            raise _unsupported(f"it is of type {config.get('peft_type')}, not LORA")
+        for pattern in ("rank_pattern", "alpha_pattern"):
+            if config.get(pattern):
+                raise _unsupported(f"{pattern} gives its layers different scales")
+        rank, alpha = config["r"], config["lora_alpha"]
+        self._scale: float = alpha / (rank**0.5 if config.get("use_rslora") else rank)
+        self._transposed = bool(config.get("fan_in_fan_out"))
+        self._dora = bool(config.get("use_dora"))
+        self._tokens: list[int] = _token_ids(config.get("trainable_token_indices"))
+        with safe_open(folder / _ADAPTER, "pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
+                name, part = _changed(key)
+                self._layers.setdefault(name, {})[part] = tensors.get_tensor(key)
+
+    def locate(self, names: Mapping[str, Any]) -> None:
+        """Finds the changed tensors among those of the base, whose names may lack the name of the whole model."""
+        located = {_located(name, names): parts for name, parts in self._layers.items()}
+        self._layers = located
+        if unknown := sorted(name for name in located.keys() - names.keys() if name != _HEAD):
+            raise _unsupported(f"it changes {unknown[0]}, which is no tensor of the base model's files")
+
+    def quantise(self, quantised: Quantised, names: set[str]) -> None:
+        """Makes the tensors of these names as they were after quantisation, before the adapter is merged."""
+        self._quantised, self._quantised_names = quantised, names
+
+    def separate_head(self, config: Mapping[str, Any], names: Mapping[str, Any]) -> str | None:
+        """Returns the name of the embedding if the head is tied to it and the adapter makes the two different."""
+        head = self._layers.get(_HEAD)
+        if head is None or _HEAD in names:
+            return None
+        embedding = next((name for name in names if name.endswith(("embed_tokens.weight", "wte.weight"))), None)
+        if embedding is None or not config.get("tie_word_embeddings"):
+            raise _unsupported(f"it changes {_HEAD}, which is no tensor of the base model's files")
+        own = self._layers.get(embedding, {})
+        same = own.keys() == head.keys() and all(torch.equal(own[part], head[part]) for part in head)
+        return None if same else embedding
+
+    def applied(self, name: str, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Returns the base's tensor `name` as the adapter changes it, in `dtype`.
+
+        The operations and their order are those of peft's merge_and_unload, so that the results are equal bit by bit.
+        """
+        if self._quantised and name in self._quantised_names:
+            weight = _rounded(weight, self._quantised)
+        parts = self._layers.get(name)
+        if parts is None:
+            return weight.to(dtype)
+        if "whole" in parts:
+            return parts["whole"].to(dtype)
+        if "rows" in parts:
+            return weight.index_copy(0, torch.tensor(self._tokens), parts["rows"].to(weight.dtype)).to(dtype)
+        weight = weight.T if self._transposed else weight
+        merged = weight + (parts["B"].float() @ parts["A"].float()) * self._scale
+        if self._dora:
+            merged = (parts["magnitude"] / torch.linalg.norm(merged, dim=1)).view(-1, 1) * merged
+        return (merged.T if self._transposed else merged).to(dtype)
+
+
+def _changed(key: str) -> tuple[str, str]:
+    """Returns the tensor that an adapter's tensor changes, and what it is."""
+    name = key.removeprefix(_PREFIX)
+    for ending, part in (
+        (".lora_A.weight", "A"),
+        (".lora_B.weight", "B"),
+        (".lora_magnitude_vector", "magnitude"),
+        (".lora_magnitude_vector.weight", "magnitude"),
+        (".token_adapter.trainable_tokens_delta", "rows"),
+        (".trainable_tokens_delta", "rows"),
+    ):
+        if name.endswith(ending):
+            return name.removesuffix(ending) + ".weight", part
+    if "lora_" in name:
+        raise _unsupported(f"it has the tensor {key}")
+    return name.replace(".base_layer.", "."), "whole"
+
+
+def _token_ids(indices: Any) -> list[int]:
+    # A list is for the input embedding; a mapping names other modules.
+    if isinstance(indices, dict):
+        raise _unsupported("trainable_token_indices names modules")
+    return list(indices or [])
+
+
+def _rounded(weight: torch.Tensor, quantised: Quantised) -> torch.Tensor:
+    """Returns what the 4- or 8-bit form of a weight stands for."""
+    from bitsandbytes import functional
+
+    quantization, weight = quantised.quantization, weight.to(quantised.dtype)
+    if quantization.bits == 8:
+        codes, scales, _ = functional.int8_vectorwise_quant(weight.to(torch.float16))
+        values: torch.Tensor = functional.int8_vectorwise_dequant(codes, scales)
+        return values
+    codes, state = functional.quantize_4bit(
+        weight.contiguous(),
+        compress_statistics=quantization.bnb_4bit_use_double_quant,
+        quant_type=quantization.bnb_4bit_quant_type,
+    )
+    return functional.dequantize_4bit(codes, state)  # type: ignore[no-any-return, unused-ignore]
+
+
+def _linear_weights(base: Path, names: Mapping[str, Any]) -> set[str]:
+    """Returns the names of the base's tensors that are weights of linear layers, without the head."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base, local_files_only=True))
+    head = model.get_output_embeddings()
+    linear = {f"{path}.weight" for path, module in model.named_modules() if _is_linear(module) and module is not head}
+    return {_located(name, names) for name in linear}
+
+
+def _is_linear(module: torch.nn.Module) -> bool:
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, torch.nn.Linear | Conv1D)
+
+
+def _located(name: str, names: Mapping[str, Any]) -> str:
+    """Returns the name, among those of the base, of a tensor; there it may lack or have the name of the whole model."""
+    short = re.sub(r"^[^.]*\.", "", name)
+    return next((known for known in (name, short, f"model.{name}") if known in names), name)
+
+
+def _unsupported(why: str) -> JobError:
+    return JobError("MERGE_UNSUPPORTED", f"The adapter cannot be merged: {why}.", "Export it as an adapter.")

@@ -1,0 +1,66 @@
+"""Forms of the model that a package contains."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from safetensors import safe_open
+
+from engine.config.job import ExportFormat
+
+MERGED_FOLDER: Final = "merged"
+_DTYPES: Final = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class Form:
+    """One form of the model in a package."""
+
+    format: ExportFormat
+    path: str
+    """Its folder in the package; empty for the top folder."""
+    size_bytes: int
+    """Size of its weights."""
+    dtype: str
+    """Number format of most of its weights."""
+    merge_base: str = ""
+    """For the merged form of method qlora: `trained` or `original`."""
+
+    def plain(self) -> dict[str, Any]:
+        """Returns the form as a table."""
+        return asdict(self)
+
+
+def form_of(format_: ExportFormat, package: Path, folder: str, weights: Iterable[Path], merge_base: str = "") -> Form:
+    """Describes weights that were written to `folder` of a package."""
+    files = list(weights)
+    return Form(format_, folder, sum(file.stat().st_size for file in files), dtype_of(files), merge_base)
+
+
+def dtype_of(files: Iterable[Path]) -> str:
+    """Returns the number format of most of the floating-point numbers in safetensors files, such as `bfloat16`."""
+    counts: dict[str, int] = {}
+    for file in files:
+        with safe_open(file, "numpy") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
+                own = tensors.get_slice(name)
+                dtype = _DTYPES.get(own.get_dtype())
+                if dtype:
+                    size = 1
+                    for length in own.get_shape():
+                        size *= length
+                    counts[dtype] = counts.get(dtype, 0) + size
+    return max(counts, key=lambda dtype: counts[dtype], default="float32")
+
+
+def describe(form: Form) -> str:
+    """Returns what the form is, as a sentence in Markdown."""
+    if form.format == "adapter":
+        return f"The weights of the training in the top folder, {form.dtype}."
+    on = {
+        "trained": " The adapter was merged into the quantized weights that it was trained on, dequantized.",
+        "original": " The adapter was merged into the original weights of the base model, not into the quantized ones "
+        "that it was trained on.",
+    }
+    return f"A model that needs no peft, in `{form.path}/`, {form.dtype}.{on.get(form.merge_base, '')}"
