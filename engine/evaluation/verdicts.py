@@ -1,7 +1,7 @@
 """Findings about the losses of a training, with advice."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from engine.evaluation.comparison import LOSS_ROUNDING
@@ -28,7 +28,8 @@ def training_findings(final_train_loss: float, final_eval_loss: float | None, *,
     if final_eval_loss is None:
         return
     gap = final_eval_loss - final_train_loss
-    yield f"At the last step the held-out loss is {gap:.4f} above the training loss ({gap_verdict(gap)})."
+    side = "above" if gap >= 0 else "below"
+    yield f"At the last step the held-out loss is {abs(gap):.4f} {side} the training loss ({gap_verdict(gap)})."
     reached = perplexity(final_eval_loss)
     if reached > _TEXT_PERPLEXITY:
         yield (
@@ -37,6 +38,16 @@ def training_findings(final_train_loss: float, final_eval_loss: float | None, *,
         )
     if early_stopped:
         yield "Training stopped early, because the held-out loss no longer fell; more epochs would not have helped."
+
+
+def cut_answers(model: str, lengths: Sequence[int], max_new_tokens: int) -> Iterator[str]:
+    """Yields a sentence if answers of the model, of these numbers of tokens, may be cut off at the limit."""
+    cut = sum(length >= max_new_tokens for length in lengths)
+    if cut:
+        yield (
+            f"{cut:,} of {len(lengths):,} answers of {model} reached the limit of {max_new_tokens:,} tokens and may be "
+            "cut off, which lowers their metrics; raise evaluation.max_new_tokens if complete answers are longer."
+        )
 
 
 def is_worse(tuned_loss: float, base_loss: float) -> bool:

@@ -71,7 +71,7 @@ def _asked(number: int, line: str, template: str | None, system: str | None) -> 
 def _own_prompt(row: Mapping[str, Any]) -> str:
     name = next((name for name in _PROMPTS if isinstance(row.get(name), str) and row[name]), None)
     if name is None:
-        raise BadRow(f"has none of the columns {', '.join(_PROMPTS)}; set --template")
+        raise BadRow(f"has no text in any of the columns {', '.join(_PROMPTS)}; correct it, or set --template")
     more = row.get("input") if name == "instruction" else None
     # As a training joins them.
     return f"{row[name]}\n\n{more}" if isinstance(more, str) and more else row[name]

@@ -21,6 +21,7 @@ from engine.errors import JobError
 from engine.evaluation.held_out import HeldOutRow, answered_rows, read_held_out
 from engine.evaluation.questions import CriticalQuestion, read_questions
 from engine.evaluation.sets import prepare_regression
+from engine.evaluation.verdicts import cut_answers
 from engine.model.score import Row
 from finetuneflow.v1.event_pb2 import ArtifactSaved
 from finetuneflow.v1.stage_result_pb2 import EvaluationResult
@@ -119,6 +120,10 @@ def evaluate(child_input: EvaluationInput, sink: EventSink) -> EvaluationResult:
     comparing.add_questions(asked.critical, questions, _part(before, first), after[first:])
     comparing.add_regression(_part(base_losses, len(rows)), tuned_losses[len(rows) :], finding)
     result = comparing.result(as_trained)
+    for side, ids in ((base, base_answers), (tuned, tuned_answers)):
+        if side is not None and ids is not None:
+            lengths = [len(answer_ids) for answer_ids in ids[: len(asked.rows)]]
+            result.findings.extend(cut_answers(side.id, lengths, config.evaluation.max_new_tokens))
     result.findings.extend(child_input.findings)
     result.precision, result.weights, result.num_reused = form.precision, form.weights, measuring.num_reused
     measured = [*rows, *general]

@@ -232,6 +232,7 @@ def test_number_of_answered_rows_is_limited_and_stated(make_input: MakeInput) ->
     result = evaluate(child_input, Recorder())
     assert (result.num_examples, result.num_answered) == (6, 2)
     assert any("2 of 6 held-out rows were answered" in finding for finding in result.findings)
+    assert any("2 of 2 answers of tiny reached the limit of" in finding for finding in result.findings)
     answered = [row["index"] for row in _rows(child_input) if "tuned_answer" in row]
     assert len(answered) == 2
     evaluate(child_input, Recorder())
