@@ -24,6 +24,7 @@ LONG = pytest.mark.long
     ],
     ids=lambda configuration: f"{configuration.family}-{configuration.method}-{configuration.precision}",
 )
+@pytest.mark.timeout(1200)
 def test_measured_memory_is_within_the_estimate(configuration: Configuration, tmp_path: Path) -> None:
     """An estimate that is too low is a job that dies after an hour."""
     outcome = compare(configuration, run(configuration, tmp_path))
