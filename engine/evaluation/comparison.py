@@ -13,9 +13,6 @@ import numpy
 from numpy.typing import NDArray
 
 CONFIDENCE: Final = 0.95
-LOSS_ROUNDING: Final = 1e-4
-"""Differences between losses up to this, in nats per token, may come from the arithmetic: an adapter that changes
-nothing moves a loss by some 1e-6, always in the same direction."""
 _RESAMPLES: Final = 9999
 _POWER_Z: Final = 0.8416
 """Quantile of the normal distribution at a power of 0.8."""

@@ -95,7 +95,10 @@ def test_preflight_without_gateway(channels: dict[str, grpc.Channel]) -> None:
 def test_exporter_lists_its_formats(channels: dict[str, grpc.Channel], processes: dict[str, Process]) -> None:
     stub = exporter_service_pb2_grpc.ExporterServiceStub(channels["exporter"])
     answer = stub.GetExporter(exporter_service_pb2.GetExporterRequest(), timeout=10)
-    assert list(answer.formats) == [fine_tuning_job_spec_pb2.EXPORT_FORMAT_ADAPTER]
+    assert list(answer.formats) == [
+        fine_tuning_job_spec_pb2.EXPORT_FORMAT_ADAPTER,
+        fine_tuning_job_spec_pb2.EXPORT_FORMAT_MERGED,
+    ]
     assert (answer.node.service, answer.node.address) == ("exporter", processes["exporter"].address)
 
 

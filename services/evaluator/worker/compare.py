@@ -20,13 +20,13 @@ from engine.config.metrics import (
 )
 from engine.evaluation.answer_metrics import AnswerMetric, answer_metric, label_of
 from engine.evaluation.choice import chosen_metrics, labels
-from engine.evaluation.comparison import LOSS_ROUNDING, Compared, Paired, compared
+from engine.evaluation.comparison import Compared, Paired, compared
 from engine.evaluation.confusion import confusion, macro_f1
 from engine.evaluation.gate import REJECT, decide, figure
 from engine.evaluation.graders import Ask, Problems, Sample, grades, preferred
 from engine.evaluation.paired_answers import compare_answers
 from engine.evaluation.questions import PASS_GRADE, CriticalQuestion
-from engine.evaluation.verdicts import is_worse
+from engine.evaluation.verdicts import LOSS_ROUNDING, is_worse
 from engine.perplexity import perplexity
 from finetuneflow.v1.event_pb2 import Warning
 from finetuneflow.v1.stage_result_pb2 import (

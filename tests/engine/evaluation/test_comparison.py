@@ -10,10 +10,10 @@ from scipy.stats import bootstrap
 from engine.config.evaluation import GateCondition
 from engine.evaluation.answer_metrics import answer_metric
 from engine.evaluation.choice import chosen_metrics, labels
-from engine.evaluation.comparison import LOSS_ROUNDING, Corpus, Paired, compared, mcnemar
+from engine.evaluation.comparison import Corpus, Paired, compared, mcnemar
 from engine.evaluation.confusion import confusion, macro_f1
 from engine.evaluation.gate import decide
-from engine.evaluation.verdicts import is_worse
+from engine.evaluation.verdicts import LOSS_ROUNDING, is_worse
 
 _LOWER_LOSS = [GateCondition(metric="loss", min_gain=0.0)]
 
