@@ -37,7 +37,7 @@ _NAMES: Final = {dtype: name for name, dtype in _DTYPES.items()}
 
 @dataclass(frozen=True)
 class Quantised:
-    """How the base model was quantised for the training."""
+    """Quantization of the base model during the training."""
 
     quantization: Quantization
     dtype: torch.dtype

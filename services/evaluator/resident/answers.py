@@ -41,7 +41,7 @@ class _Answer:
 
 @dataclass(frozen=True)
 class _Key:
-    """What the answers of a batch have in common."""
+    """Identifies a batch: all its answers use one adapter and, if it is of one tenant, belong to that tenant."""
 
     adapter: Path | None
     tenant: str | None = None
