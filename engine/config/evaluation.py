@@ -15,6 +15,7 @@ from engine.config.metrics import (
     REGRESSION_LOSS,
     checked_metric,
     checked_pattern,
+    value_range,
 )
 from engine.config.section import Section, kib
 from engine.errors import Violation
@@ -42,6 +43,11 @@ class GateCondition(Section):
         if len(given) != 1:
             found = ", ".join(given) or "none"
             raise ValueError(f"needs exactly one of min_gain, min_value and max_value; it has {found}")
+        smallest, largest = value_range(self.metric)
+        if given == ["min_gain"]:
+            smallest, largest = smallest - largest, largest - smallest
+        if not smallest <= (bound := getattr(self, given[0])) <= largest:
+            raise ValueError(f"{given[0]} is {bound:g}; for {self.metric} it is between {smallest:g} and {largest:g}")
         return self
 
 

@@ -418,4 +418,4 @@ def unsupported(config: JobConfig) -> list[Violation]:
 def _invalid(violations: Sequence[Violation]) -> JobError:
     first = f"{violations[0].field}: {violations[0].description}"
     more = f" And {len(violations) - 1} more." if len(violations) > 1 else ""
-    return JobError("INVALID_CONFIG", first + more, "Correct the named fields and send the job again.", violations)
+    return JobError("INVALID_CONFIG", first + more, "Correct the named fields and try again.", violations)

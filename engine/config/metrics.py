@@ -1,5 +1,6 @@
 """Names of the metrics that compare two models on the same rows."""
 
+import math
 import re
 from typing import Final
 
@@ -58,6 +59,15 @@ def checked_metric(name: str) -> str:
         )
     known = ", ".join(ANSWER_METRICS)
     raise ValueError(f"there is no such metric; metrics are {known}, contains:TEXT and regex:PATTERN")
+
+
+def value_range(name: str) -> tuple[float, float]:
+    """Returns the smallest and the largest possible value of a metric."""
+    if name in ("bleu", "chrf"):
+        return 0.0, 100.0
+    if name.startswith(GRADER_PREFIX):
+        return -math.inf, math.inf
+    return 0.0, math.inf if name in (LOSS, PERPLEXITY, REGRESSION_LOSS, "length_words") else 1.0
 
 
 def checked_pattern(pattern: str) -> str:

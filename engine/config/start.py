@@ -115,7 +115,7 @@ class StartSource:
         ]
         if found:
             message = f"{found[0].field}: {found[0].description}"
-            raise JobError("INVALID_CONFIG", message, "Correct the named fields and send the job again.", found)
+            raise JobError("INVALID_CONFIG", message, "Correct the named fields and try again.", found)
 
     def _other_way(self, name: str, *, new: bool) -> str:
         """Returns the advice to use start_mode "new", if that would accept the setting `name`."""

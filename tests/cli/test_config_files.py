@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -151,3 +152,12 @@ def test_set_replaces_a_field_that_several_names_of_the_file_decide(
     assert not found.conflicts and not found.lost
     section, _, name = path.rpartition(".")
     assert (found.values[section] if section else found.values)[name] == value
+
+
+def test_set_accepts_a_list_of_objects_in_json(tmp_path: Path) -> None:
+    """Graders are often copied from a program, as JSON."""
+    values: dict[str, Any] = {}
+    apply_setting(values, 'evaluation.gate=[{"metric": "loss", "min_gain": 0.1, "max_value": null}]')
+    apply_setting(values, "system_prompt=[INST] be brief")
+    assert values["evaluation"]["gate"] == [{"metric": "loss", "min_gain": 0.1, "max_value": None}]
+    assert values["system_prompt"] == "[INST] be brief"

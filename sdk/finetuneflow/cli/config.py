@@ -105,9 +105,9 @@ def _too_deep(path: Path) -> InvalidArgument:
 
 
 def apply_setting(values: dict[str, Any], setting: str) -> None:
-    """Applies a setting such as `lora.r=32` to `values`. The value is read as TOML, or as text if it is not valid
-    TOML. It replaces the field also where `values` have it by another name. A leading `spec.` is ignored: messages name
-    fields with it."""
+    """Applies a setting such as `lora.r=32` to `values`. The value is read as TOML, or as a list or object of JSON, or
+    as text if it is neither. It replaces the field also where `values` have it by another name. A leading `spec.` is
+    ignored: messages name fields with it."""
     name, equals, raw = setting.partition("=")
     keys = name.strip().removeprefix("spec.").split(".")
     if not equals or not all(keys):
@@ -118,7 +118,7 @@ def apply_setting(values: dict[str, Any], setting: str) -> None:
         table = table.setdefault(key, {})
         if not isinstance(table, dict):
             raise _refuse(f"--set {setting}", f"`{key}` is a value, not a table; remove one of the two settings")
-    table[keys[-1]] = _toml_value(raw.strip())
+    table[keys[-1]] = _value_of(raw.strip())
 
 
 def override(values: dict[str, Any], fields: Mapping[str, Any]) -> None:
@@ -176,12 +176,20 @@ def _toml_literal(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _toml_value(raw: str) -> Any:
+def _value_of(raw: str) -> Any:
     try:
         value = tomllib.loads(f"value = {raw}")["value"]
     except (ValueError, RecursionError):
-        value = raw
+        value = _list_or_object(raw) if raw.startswith(("[", "{")) else raw
     return None if value == "null" else value
+
+
+def _list_or_object(raw: str) -> Any:
+    """Returns a list or an object of JSON; other text as it is."""
+    try:
+        return _read_json(raw)
+    except (ValueError, RecursionError):
+        return raw
 
 
 def _resolve(value: Any, key: str, file: str, text: str, violations: list[Violation]) -> Any:
