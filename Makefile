@@ -42,7 +42,7 @@ test: $(INSTALLED) ## run the tests, except the long ones
 
 test-long: $(INSTALLED) ## run the long tests, which train a real model
 	@if $(BIN)/python -m pytest -m long --collect-only >/dev/null; then \
-		$(BIN)/python -m pytest -m long --durations 25; \
+		$(BIN)/python -m pytest -m long --numprocesses 2 --dist loadfile --durations 40; \
 	elif [ $$? -eq 5 ]; then \
 		echo "No test is marked long."; \
 	else \

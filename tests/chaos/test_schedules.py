@@ -33,6 +33,7 @@ def test_no_violations_under_faults_on_sqlite(seed: int, tmp_path: Path) -> None
     assert not result.findings.violations, result.report()
 
 
+@pytest.mark.long
 @pytest.mark.skipif(binaries() is None, reason="PostgreSQL's server is not installed")
 def test_no_violations_under_faults_with_two_gateways_on_postgresql(tmp_path: Path) -> None:
     result = run_schedule(draw_schedule(30, postgres=True, jobs=2, faults=5), tmp_path / "home")

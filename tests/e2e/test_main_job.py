@@ -83,7 +83,12 @@ def test_late_watcher_receives_same_events_as_early_one(system: System, rows: Pa
 
     training = threading.Event()
     with Client(system.address) as client:
-        job = client.jobs.create(base_model="tiny", training_data=str(rows), hyperparameters=HYPERPARAMETERS)
+        job = client.jobs.create(
+            base_model="tiny",
+            training_data=str(rows),
+            hyperparameters=HYPERPARAMETERS,
+            evaluation={"enabled": False},
+        )
     early = threading.Thread(target=follow, args=("early", job.id))
     early.start()
     assert training.wait(60)

@@ -15,6 +15,8 @@ from finetuneflow.resources.job import Job
 from tests.e2e.conftest import System
 from tests.e2e.test_model_work import ftf
 
+pytestmark = pytest.mark.long
+
 IDS = torch.arange(5, 45)[None]
 
 

@@ -98,6 +98,7 @@ def test_rows_of_an_evaluation_are_listed_and_its_gate_decides(client: Client, f
     assert model.gate_decision == finished_job.gate_decision is not None
 
 
+@pytest.mark.long
 def test_any_two_models_are_compared_on_any_rows(client: Client, finished_job: Job, tmp_path: Path) -> None:
     """Which of two candidates is better, and on the rows of today."""
     rows = tmp_path / "other.jsonl"

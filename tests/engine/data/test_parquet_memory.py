@@ -61,8 +61,8 @@ def run(code: str, *arguments: str) -> str:
 @pytest.mark.parametrize(
     ("written", "reason"),
     [
-        pytest.param(CELL, "DECOMPRESSION_BOMB", id="one cell of 400 MiB"),
-        pytest.param(NUMBERS, "DECOMPRESSION_BOMB", id="one list of 60 million numbers"),
+        pytest.param(CELL, "DECOMPRESSION_BOMB", id="one cell of 400 MiB", marks=pytest.mark.long),
+        pytest.param(NUMBERS, "DECOMPRESSION_BOMB", id="one list of 60 million numbers", marks=pytest.mark.long),
         pytest.param(TURNS, "ROW_TOO_LONG", id="one list that repeats a text"),
         pytest.param(LEAST_NUMBERS, "ROW_TOO_LONG", id="one list of 5 million numbers"),
     ],

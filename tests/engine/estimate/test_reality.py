@@ -9,18 +9,18 @@ from benchmarks.estimates import AIMS, compare, run
 from benchmarks.training_memory import Configuration
 
 SMALL = Configuration(rows=2, length=128)
-LONG = pytest.mark.long
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "configuration",
     [
         SMALL,
-        pytest.param(replace(SMALL, family="qwen3", checkpointing=True), marks=LONG),
-        pytest.param(replace(SMALL, family="gemma3", method="full", precision="bf16"), marks=LONG),
-        pytest.param(replace(SMALL, family="phi3", method="qlora"), marks=LONG),
-        pytest.param(replace(SMALL, family="smollm2-135m", method="qlora", precision="bf16"), marks=LONG),
-        pytest.param(replace(SMALL, family="gemma2", method="full", optimizer="adafactor"), marks=LONG),
+        replace(SMALL, family="qwen3", checkpointing=True),
+        replace(SMALL, family="gemma3", method="full", precision="bf16"),
+        replace(SMALL, family="phi3", method="qlora"),
+        replace(SMALL, family="smollm2-135m", method="qlora", precision="bf16"),
+        replace(SMALL, family="gemma2", method="full", optimizer="adafactor"),
     ],
     ids=lambda configuration: f"{configuration.family}-{configuration.method}-{configuration.precision}",
 )

@@ -149,6 +149,7 @@ def add(child_input: EvaluationInput, sink: EventSink) -> EvaluationResult:
     return result
 
 
+@pytest.mark.long
 def test_both_models_get_the_values_of_the_harness(
     make_input: MakeInput, model_dir: Path, adapter_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

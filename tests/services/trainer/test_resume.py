@@ -51,7 +51,7 @@ MakeInput = Callable[..., Any]
 
 
 # The others go through the same code; these add what is in their checkpoints, or the order of their rows.
-LONG = ("packed", "phased", "impatient", "full", "quantised")
+LONG = ("grouped", "packed", "phased", "impatient", "full", "quantised")
 
 
 @pytest.fixture(params=[pytest.param(name, marks=pytest.mark.long if name in LONG else ()) for name in CASES])

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from safetensors.numpy import load_file
 
 ROOT = Path(__file__).parents[3]
@@ -15,6 +16,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.long
 def test_example_trains_an_adapter(tiny_model: Path, tmp_path: Path) -> None:
     """Whoever debugs the trainer, or runs it under another scheduler, starts from this file."""
     rows = tmp_path / "rows.jsonl"
