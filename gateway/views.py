@@ -98,7 +98,7 @@ def _resolved(work: Work) -> FineTuningJobSpec:
 
 
 def evaluation_settings(work: Work) -> EvaluationSpec:
-    """What an evaluation of the work measures, as far as it is known: preflight resolves the settings of a job."""
+    """Returns the settings of a work's evaluation, as far as they are known: preflight resolves those of a job."""
     if work.config is None:
         return FineTuningJobSpec.FromString(work.merged_spec).evaluation
     return _resolved(work).evaluation

@@ -1,6 +1,7 @@
 """Start, work and shutdown of a service's process, shared by all four."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -29,6 +30,8 @@ _log = logging.getLogger(__name__)
 
 _HARDWARE_SECONDS: Final = 30.0
 """Interval at which a node measures its free memory and disk."""
+_ANNOUNCED_SECONDS: Final = 5.0
+"""Time after which a process is healthy although no gateway knows of it."""
 
 
 def run(settings: ServiceSettings, stage: Stage, mount: Callable[[StageWorker], Sequence[Mount]]) -> NoReturn:
@@ -84,19 +87,26 @@ async def _serve(settings: ServiceSettings, stage: Stage, mount: Callable[[Stage
     worker.hardware = await asyncio.to_thread(read_hardware, settings.node_id, settings.home)
     # The port comes first: a second process on it must end before it takes work.
     if identity is None:
-        server = await serve(*mount(worker), listen=settings.listen)
+        server = await serve(*mount(worker), listen=settings.listen, serving=False)
     else:
         server = await serve(
             *mount(worker),
             listen=settings.listen,
             interceptors=[PeerInterceptor()],
             credentials=identity.server_credentials(),
+            serving=False,
         )
     worker.address = settings.advertise or server.address
     heartbeat = NodeHeartbeat(bus, worker.node)
     await worker.start()
     heartbeat.start()
     _log.info("%s listens on %s", settings.node_id, server.address)
+
+    async def report_serving() -> None:
+        # Whoever waits for this process may ask a gateway for it at once. It serves without a gateway, too.
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(heartbeat.announced.wait(), _ANNOUNCED_SECONDS)
+        await server.set_serving(not worker.draining)
 
     async def announce_drain() -> None:
         await worker.drain_began.wait()
@@ -114,7 +124,8 @@ async def _serve(settings: ServiceSettings, stage: Stage, mount: Callable[[Stage
             await asyncio.sleep(_HARDWARE_SECONDS)
             worker.hardware = await asyncio.to_thread(read_hardware, settings.node_id, settings.home)
 
-    beside = [asyncio.create_task(each()) for each in (announce_drain, kill_on_second_signal, refresh_hardware)]
+    tasks = (report_serving, announce_drain, kill_on_second_signal, refresh_hardware)
+    beside = [asyncio.create_task(each()) for each in tasks]
     try:
         stopped, pulling = asyncio.create_task(stop.wait()), asyncio.create_task(worker.wait())
         await asyncio.wait({stopped, pulling}, return_when=asyncio.FIRST_COMPLETED)

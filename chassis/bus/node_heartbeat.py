@@ -14,6 +14,7 @@ from finetuneflow.v1 import work_pb2
 _log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS: Final = 5.0
+_FIRST_SECONDS: Final = 0.25
 
 
 class NodeHeartbeat:
@@ -23,6 +24,8 @@ class NodeHeartbeat:
         self._bus = bus
         self._describe = describe
         self._task: asyncio.Task[None] | None = None
+        self.announced = asyncio.Event()
+        """Set once the node is published: a gateway may have to create the bucket first."""
 
     def start(self) -> None:
         """Starts publishing in the background."""
@@ -34,6 +37,8 @@ class NodeHeartbeat:
             await self._bus.put_node(self._describe())
         except BusUnavailable as error:
             _log.debug("the node could not be announced: %s", error)
+        else:
+            self.announced.set()
 
     async def stop(self) -> None:
         """Stops publishing and removes the entry, so that others need not wait until it expires."""
@@ -47,4 +52,4 @@ class NodeHeartbeat:
     async def _run(self) -> None:
         while True:
             await self.announce()
-            await asyncio.sleep(HEARTBEAT_SECONDS)
+            await asyncio.sleep(HEARTBEAT_SECONDS if self.announced.is_set() else _FIRST_SECONDS)

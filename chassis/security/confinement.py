@@ -68,7 +68,7 @@ class Files:
 
 @dataclass(frozen=True)
 class Confinement:
-    """How a child is confined."""
+    """Limits, readable and writable files, and network access of a child."""
 
     limits: ChildLimits
     files: Files | None

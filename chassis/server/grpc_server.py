@@ -90,12 +90,14 @@ async def serve(
     interceptors: Sequence[grpc.aio.ServerInterceptor] = (),  # type: ignore[type-arg] # generic in the stubs only
     credentials: grpc.ServerCredentials | None = None,
     options: Sequence[tuple[str, int]] = (),
+    serving: bool = True,
 ) -> Server:
     """Starts a server on `listen` (host:port; port 0 selects a free port). Raises OSError if the port is taken, and
     ValueError if a method has no access policy.
 
     `interceptors` decide who may call; what they raise becomes a status. Without `credentials` nothing is encrypted.
-    `options` are gRPC's; they take precedence over those of every process.
+    `options` are gRPC's; they take precedence over those of every process. `serving` is what the health check answers
+    until `Server.set_serving` is called.
     """
     policies(mount.descriptor for mount in mounts)
     server = grpc.aio.server(
@@ -116,7 +118,7 @@ async def serve(
         raise OSError(f"cannot listen on {listen}")
     await server.start()
     running = Server(server, listen.rpartition(":")[0], port, health, names)
-    await running.set_serving(True)
+    await running.set_serving(serving)
     return running
 
 

@@ -13,7 +13,7 @@ _MIN_ROWS_PER_LABEL: Final = 3
 _MAX_LABEL_WORDS: Final = 6
 _SHORT_WORDS: Final = 12
 _FINAL_ANSWER: Final = "####"
-"""What GSM8K writes before the number that is the answer."""
+"""Mark that GSM8K writes before the number that is the answer."""
 
 
 def chosen_metrics(expected: Sequence[str]) -> list[str]:

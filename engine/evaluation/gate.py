@@ -14,7 +14,7 @@ INCONCLUSIVE: Final = "INCONCLUSIVE"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one condition."""
+    """Decision about one condition."""
 
     sentence: str
     decision: str

@@ -27,7 +27,7 @@ class HeldOutRow:
 
     @property
     def values(self) -> dict[str, Any]:
-        """What graders can name: the columns, and the texts under the names that every row has."""
+        """Values that graders can name: the columns, and the texts under the names that every row has."""
         own = {"prompt": self.prompt, "instruction": self.instruction, "input": self.input}
         return {**own, "expected_output": self.expected_output, **self.item}
 

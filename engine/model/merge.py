@@ -224,7 +224,7 @@ def _write_config(base: Path, target: Path, dtype: torch.dtype | None, *, untied
 
 
 class _Changes:
-    """What an adapter changes about the tensors of its base model; nothing without an adapter."""
+    """Changes of an adapter to the tensors of its base model; none without an adapter."""
 
     def __init__(self, folder: Path | None) -> None:
         self._layers: dict[str, dict[str, torch.Tensor]] = {}

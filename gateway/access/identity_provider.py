@@ -22,7 +22,7 @@ _FETCH_SECONDS: Final = 10.0
 
 @dataclass(frozen=True)
 class ProviderSettings:
-    """Which tokens are accepted."""
+    """Conditions under which a token is accepted."""
 
     issuer: str
     """URL of the provider, equal to the tokens' `iss`. Its keys are found with `/.well-known/openid-configuration`."""

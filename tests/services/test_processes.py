@@ -50,8 +50,8 @@ def refusal(error: grpc.RpcError) -> tuple[grpc.StatusCode, str]:
 def test_health_and_reflection(channels: dict[str, grpc.Channel], name: str) -> None:
     service = f"finetuneflow.v1.{name.capitalize()}Service"
     health = health_pb2_grpc.HealthStub(channels[name])
-    answer = health.Check(health_pb2.HealthCheckRequest(service=service), timeout=10)
-    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    answers = health.Watch(health_pb2.HealthCheckRequest(service=service), timeout=30)
+    assert any(answer.status == health_pb2.HealthCheckResponse.SERVING for answer in answers)
 
     reflection = reflection_pb2_grpc.ServerReflectionStub(channels[name])
     request = reflection_pb2.ServerReflectionRequest(list_services="")

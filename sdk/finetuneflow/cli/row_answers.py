@@ -32,7 +32,7 @@ class RowAnswers(Generic[AnswerT]):
         self._source, self._out = source, out
         self._problems = dict(problems)
         self._lines: dict[int, dict[str, Any]] = {}
-        """What is written for each row that was answered."""
+        """Line that is written for each answered row."""
         self._earlier, self._waiting = self._divided(rows)
 
     @property

@@ -77,7 +77,7 @@ class Caller(Resource):
 
 @dataclass(frozen=True, kw_only=True)
 class TenantLimits(Resource):
-    """What a tenant may have. None: the default of the server."""
+    """Limits of a tenant. None: the default of the server."""
 
     max_live_jobs: int | None
     """Maximum number of jobs, evaluations and exports that have not ended."""

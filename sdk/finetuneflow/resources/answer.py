@@ -40,7 +40,7 @@ class AnswerPart(str):
     __slots__ = ("finish_reason", "logprobs", "phase", "proto", "usage")
 
     phase: str
-    """What happens before the answer begins: `queued`, `fetching_model`, `fetching_checkpoint` or `loading_model`.
+    """Step before the answer begins: `queued`, `fetching_model`, `fetching_checkpoint` or `loading_model`.
     Empty for a part of the answer."""
     finish_reason: str
     """`stop` or `length` in the last part, otherwise empty."""

@@ -21,7 +21,7 @@ class DataSource(Resource):
 
 
 class RowChange(OpenEnum):
-    """How the tuned model compares with the base model on one row."""
+    """Comparison of the tuned model with the base model on one row."""
 
     IMPROVED = "IMPROVED"
     """The tuned model is better."""

@@ -6,7 +6,7 @@ from typing import Final
 from engine.data.tokenizer import Tokenizer
 
 _INCOMPLETE: Final = "\ufffd"
-"""What a decoder writes for bytes that are no character, such as the first token of a character of two."""
+"""Character that a decoder writes for bytes that are no character, such as the first token of a character of two."""
 
 
 class AnswerText:

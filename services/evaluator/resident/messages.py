@@ -15,7 +15,7 @@ from services.child_input import ChildInput, ModelFiles, Strict
 
 
 class ResidentInput(ChildInput):
-    """What the child loads. Paths are absolute."""
+    """Model and adapters that the child loads. Paths are absolute."""
 
     model: ModelFiles
     """The base model, whose tokenizer is used."""

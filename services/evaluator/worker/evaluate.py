@@ -58,7 +58,7 @@ _Value = TypeVar("_Value")
 
 @dataclass(frozen=True)
 class Asked:
-    """What both models are asked: held-out rows, the caller's prompts, critical questions, in this order."""
+    """Prompts of both models: held-out rows, the caller's prompts, critical questions, in this order."""
 
     rows: list[int]
     """Index of each held-out row that is answered."""

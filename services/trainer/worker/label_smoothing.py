@@ -10,7 +10,7 @@ _FIELD = "hyperparameters.label_smoothing_factor"
 
 
 class LabelSmoothing:
-    """What label smoothing adds to the negative log-likelihood.
+    """Term that label smoothing adds to the negative log-likelihood.
 
     With logits z = Wh + b, the smoothed loss (1 - e)(-log p_y) + e mean_v(-log p_v) is -log p_y + e(z_y - mean_v z_v),
     and the mean of the logits is the mean row of W times h. The Trainer's own smoothing takes a second forward pass.

@@ -1,4 +1,4 @@
-"""How fast the device could train at its peak, for model FLOPs utilisation (MFU, arXiv 2204.02311, app. B)."""
+"""Tokens per second of the device at its peak, for model FLOPs utilisation (MFU, arXiv 2204.02311, app. B)."""
 
 from statistics import fmean
 

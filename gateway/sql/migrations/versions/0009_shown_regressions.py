@@ -1,4 +1,4 @@
-"""What the models of evaluations have lost
+"""Regressions that evaluations have shown
 
 Revision ID: 0009
 Revises: 0008
