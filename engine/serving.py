@@ -23,8 +23,8 @@ VLLM_RANKS: Final = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 _VLLM_ADAPTERS: Final = frozenset(
     {
         "cohere", "cohere2", "exaone", "exaone4", "gemma", "gemma2", "gemma3", "gemma3_text", "glm", "glm4",
-        "gpt_bigcode", "granite", "granitemoe", "internlm2", "llama", "minicpm", "mistral", "mixtral", "nemotron", "phi",
-        "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3",
+        "gpt_bigcode", "granite", "granitemoe", "internlm2", "llama", "minicpm", "mistral", "mixtral", "nemotron",
+        "phi", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3",
     }
 )  # fmt: skip
 """Types of models that vLLM takes adapters for; it serves many more without."""

@@ -1,7 +1,7 @@
 """The operator's signing key, and keys that are derived from it for one purpose each.
 
-The operator's key certifies a derived key and never leaves the process that reads its file: what is handed to a child can
-sign for its own purpose only.
+The operator's key certifies a derived key and never leaves the process that reads its file: what is handed to a child
+can sign for its own purpose only.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ def public_key_file(key_file: Path) -> Path:
 
 
 def make_signing_key(file: Path) -> None:
-    """Writes a new Ed25519 key to `file`, readable by its owner only, unless there is one, and its public key beside it."""
+    """Writes a new Ed25519 key to `file`, readable by its owner only, unless there is one; its public key beside it.
+
+    Raises ValueError if the file has something else.
+    """
     if not file.exists():
         key = Ed25519PrivateKey.generate()
         pem = key.private_bytes(
@@ -74,7 +77,7 @@ class SigningKey:
         return self._key.sign(data)
 
     def derived(self, *purpose: str) -> bytes:
-        """Returns the 32 bytes of a private Ed25519 key for one purpose: the same each time, and independent of those of
-        every other purpose."""
+        """Returns the 32 bytes of a private Ed25519 key for one purpose: the same each time, and independent of those
+        of every other purpose."""
         info = b"".join(len(part).to_bytes(4, "big") + part for part in (each.encode() for each in purpose))
         return HKDF(hashes.SHA256(), 32, salt=None, info=info).derive(self._key.private_bytes_raw())

@@ -178,8 +178,8 @@ def _headers(tensors: Any, made: Mapping[str, str], dtype: torch.dtype | None) -
 
 
 def _write(file: Path, headers: Mapping[str, tuple[str, list[int]]], tensors: Iterator[torch.Tensor]) -> Iterator[int]:
-    """Writes a safetensors file while its tensors are made; the library's own functions need all of them at once. Yields
-    the size of each tensor once it is written.
+    """Writes a safetensors file while its tensors are made; the library's own functions need all of them at once.
+    Yields the size of each tensor once it is written.
 
     The format: 8 bytes with the length of the header, little-endian; a JSON object with format, shape and place of
     each tensor; their bytes. https://github.com/huggingface/safetensors#format

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from engine.catalogue import LocalModel
 from engine.config.advice import setting
+from engine.config.job import JobConfig
 from engine.config.schedule import num_warmup_steps
 from engine.config.spec_proto import config_to_spec
 from engine.config.steps import num_evaluations

@@ -85,8 +85,8 @@ class AsyncExports(AsyncModelWork[Export]):
         Args:
             export_id: Id of the export.
             to: Folder for the files; created if it does not exist. Default: the current folder.
-            forms: Downloads only the files in the folders of these forms: `merged`, or `adapter` for the top folder, without
-                the zip. Default: every file, and the zip.
+            forms: Downloads only the files in the folders of these forms: `merged`, or `adapter` for the top folder,
+                without the zip. Default: every file, and the zip.
             progress: Called with the file's name, the bytes received so far and the size of the file, in bytes.
 
         Returns:

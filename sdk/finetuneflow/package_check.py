@@ -46,7 +46,7 @@ class Fault(StrEnum):
     CHANGED = "changed"
     """Its bytes are not those of the manifest."""
     UNSAFE_PATH = "unsafe_path"
-    """Its path leads, or could lead, out of the folder into which the package is unpacked; or it is a link or a device."""
+    """Its path could lead out of the folder into which the package is unpacked, or it is a link or a device."""
     DUPLICATE = "duplicate"
     """The zip or the manifest has the path twice, so that readers may see different files."""
     UNREADABLE = "unreadable"
@@ -107,8 +107,8 @@ def check_package(package: Path, keys: Mapping[str, Ed25519PublicKey] | None = N
 
     Args:
         package: The zip or the folder.
-        keys: The operator's public keys by fingerprint (`package_signature.read_keys`), several while a key is replaced.
-            None: the signature is not checked.
+        keys: The operator's public keys by fingerprint (`package_signature.read_keys`), several while a key is
+            replaced. None: the signature is not checked.
 
     Returns:
         Every difference, and what is known about the signature. A package that is no zip has one difference.

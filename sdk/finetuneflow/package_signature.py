@@ -87,7 +87,7 @@ def read_keys(files: Sequence[Path]) -> dict[str, Ed25519PublicKey]:
 
 
 def signed_by(signature: bytes) -> str:
-    """Returns the fingerprint of the operator's key that a `manifest.sig` names. It is a claim, which `check` proves."""
+    """Returns the fingerprint of the operator's key that a `manifest.sig` names: a claim, which `check` proves."""
     return str(_fields(signature)["operator_key"])
 
 

@@ -37,12 +37,14 @@ def print_merged_copy(ctx: typer.Context, model: str, home: Path | None, *, as_j
 
 def _export(here: Session, job_id: str) -> Export:
     """Returns the newest export of a job that has its merged model; makes one if there is none."""
+    export: Export
     for export in here.client.exports.list(job_id=job_id, states=["SUCCEEDED"]):
         if ExportFormat.MERGED in [form.format for form in _forms(export)]:
             return export
     made = here.client.exports.create(job_id, formats=["merged"])
     error_console().print(f"No export of {job_id} has its merged model; export {made.id} makes it ...", style="dim")
-    return here.client.exports.wait(made.id)
+    export = here.client.exports.wait(made.id)
+    return export
 
 
 def _forms(export: Export) -> list[ExportedForm]:

@@ -511,8 +511,8 @@ class ServableBy(Resource):
     reason: str
     """Why it cannot serve it. Empty: it can."""
     command: str
-    """How it serves the form: a shell command in the folder of the package; for `peft` and `transformers` an expression of
-    Python. Empty if it cannot."""
+    """How it serves the form: a shell command in the folder of the package; for `peft` and `transformers` an expression
+    of Python. Empty if it cannot."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -531,5 +531,5 @@ class ExportResult(Resource):
     """What can serve the package, and why not where not: at least one entry for each of `peft`, `transformers`, `vllm`,
     `llama.cpp` and `ollama`, in this order. Empty if an earlier version made it."""
     signing_key_fingerprint: str
-    """Fingerprint of the operator's key that certifies the signature in manifest.sig: the SHA-256 of the public key in DER,
-    in hexadecimal. Empty: the package is not signed, because the exporter has no signing key."""
+    """Fingerprint of the operator's key that certifies the signature in manifest.sig: the SHA-256 of the public key in
+    DER, in hexadecimal. Empty: the package is not signed, because the exporter has no signing key."""

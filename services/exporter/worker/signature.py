@@ -12,7 +12,7 @@ from services.exporter.worker.child_input import ExportKey
 
 
 def write_signature(key: ExportKey, manifest: Path, file: Path) -> None:
-    """Signs the bytes of the manifest with the key of this export, and adds the operator's certification of that key."""
+    """Signs the bytes of the manifest with the key of this export, and adds the operator's certification of it."""
     private = Ed25519PrivateKey.from_private_bytes(base64.b64decode(key.private_key))
     signature = {
         "version": 1,
