@@ -54,7 +54,7 @@ class Served:
     reader: str
     format: ExportFormat | None
     """None: the package has no form that it reads."""
-    reason: str = ""
+    refusal: str = ""
     """Why it cannot; empty if it can."""
     command: str = ""
     """How it does."""
@@ -83,12 +83,12 @@ def adapter_settings(lora: Lora, rank: int) -> dict[str, Any]:
 
 
 Rule = Callable[[Contents], tuple[str, str]]
-"""Returns a reason, or a command."""
+"""Returns why the reader cannot serve the form, or the command."""
 
 
 def _served(reader: str, format_: ExportFormat, rule: Rule, contents: Contents) -> Served:
-    reason, command = rule(contents)
-    return Served(reader, format_, reason, "" if reason else command)
+    refusal, command = rule(contents)
+    return Served(reader, format_, refusal, "" if refusal else command)
 
 
 def _peft(contents: Contents) -> tuple[str, str]:
@@ -115,8 +115,8 @@ def _vllm_adapter(contents: Contents) -> tuple[str, str]:
     adapter = contents.adapter
     if adapter is None:
         return "", "vllm serve ."
-    if reason := vllm_refusal(contents, adapter):
-        return reason, ""
+    if refusal := vllm_refusal(contents, adapter):
+        return refusal, ""
     rank = next(rank for rank in VLLM_RANKS if rank >= adapter["r"])
     base = shlex.quote(contents.base) if "/" in contents.base else f'"$(ftf models path {contents.base})"'
     options = [f"--revision {contents.revision}"] if "/" in contents.base and contents.revision else []

@@ -29,8 +29,8 @@ def check_export(resolved: Resolved, model: LocalModel, architecture: Architectu
         Contents(formats, adapter, architecture.model_type, model.id, model.revision, needs_quantized_base=loftq)
     )
     others = [each for each in found if each.reader not in OF_PYTHON]
-    if all(each.reason for each in others):
-        reasons = "; ".join(f"{each.reader}: {each.reason}" for each in others)
+    if all(each.refusal for each in others):
+        reasons = "; ".join(f"{each.reader}: {each.refusal}" for each in others)
         message = f"Only {' and '.join(OF_PYTHON)} can load what this job exports ({reasons})."
         wanted = shlex.quote(json.dumps([*formats, "merged"]))
         advice = f"Add merged to export.formats ({option('export.formats', wanted)})."

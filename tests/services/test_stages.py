@@ -382,15 +382,16 @@ async def test_evaluation_and_export_use_the_best_checkpoint(node: NodeWithJob, 
 
 
 async def test_export_of_a_merged_model_reads_only_the_held_out_rows(node: NodeWithJob, tmp_path: Path) -> None:
-    """The rows of the training may be gigabytes, and the adapter alone needs none."""
+    """The rows of the training may be gigabytes, and the adapter alone needs none if no template wrote them."""
     shards = tmp_path / "both"
     for name in ("train", "eval"):
         (shards / name).mkdir(parents=True)
         (shards / name / "data.arrow").write_bytes(name.encode())
+    (shards / "eval_rows.jsonl").write_text("rows")
     stored = node.store.put_folder(shards, "default/jobs/ftjob_1/preflight/2/shards")
     preflight = node.assignment.preflight
     preflight.shards_path, preflight.shards_manifest_sha256 = "jobs/ftjob_1/preflight/2/shards", stored.sha256
-    preflight.evaluation_data.num_examples = 1
+    preflight.evaluation_data.num_examples, preflight.training_data.format = 1, "text"
     exporter = ExporterSettings(home=node.home, models=node.models)
 
     async def prepared(name: str) -> ExportInput:
@@ -400,6 +401,10 @@ async def test_export_of_a_merged_model_reads_only_the_held_out_rows(node: NodeW
         return read(ExportInput, command)
 
     assert (await prepared("adapter")).held_out is None
+    preflight.training_data.format = "chat"
+    texts = (await prepared("conversations")).held_out_texts
+    assert texts is not None and texts.read_text() == "rows"
+    preflight.training_data.format = "text"
     node.assignment.resolved_spec.export.formats.append("EXPORT_FORMAT_MERGED")
     found = (await prepared("merged")).held_out
     assert found is not None and (found / "data.arrow").read_bytes() == b"eval"

@@ -184,7 +184,7 @@ def show_serving(result: ExportResult, console: Console) -> None:
         console.print("\nWhat serves it, in the folder of the package:")
     for each in result.servable_by:
         form = f" ({each.format.lower()})" if each.format else ""
-        console.print(f"  {each.reader + form:<24}{each.command or f'no: {each.reason}'}")
+        console.print(f"  {each.reader + form:<24}{each.command or f'no: {each.refusal}'}")
 
 
 def _promotion(job: Job) -> str:

@@ -508,7 +508,7 @@ class ServableBy(Resource):
     """Its name: `peft`, `transformers`, `vllm`, `llama.cpp` or `ollama`."""
     format: ExportFormat | None
     """The form that it serves, or refuses. None: the package has no form that it reads."""
-    reason: str
+    refusal: str
     """Why it cannot serve it. Empty: it can."""
     command: str
     """How it serves the form: a shell command in the folder of the package; for `peft` and `transformers` an expression

@@ -437,16 +437,16 @@ class ExportResult(_message.Message):
     def __init__(self, package_path: _Optional[str] = ..., package_sha256: _Optional[str] = ..., package_size_bytes: _Optional[int] = ..., forms: _Optional[_Iterable[_Union[ExportedForm, _Mapping]]] = ..., servable_by: _Optional[_Iterable[_Union[ServableBy, _Mapping]]] = ..., signing_key_fingerprint: _Optional[str] = ...) -> None: ...
 
 class ServableBy(_message.Message):
-    __slots__ = ("reader", "format", "reason", "command")
+    __slots__ = ("reader", "format", "refusal", "command")
     READER_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
-    REASON_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
     COMMAND_FIELD_NUMBER: _ClassVar[int]
     reader: str
     format: _fine_tuning_job_spec_pb2.ExportFormat
-    reason: str
+    refusal: str
     command: str
-    def __init__(self, reader: _Optional[str] = ..., format: _Optional[_Union[_fine_tuning_job_spec_pb2.ExportFormat, str]] = ..., reason: _Optional[str] = ..., command: _Optional[str] = ...) -> None: ...
+    def __init__(self, reader: _Optional[str] = ..., format: _Optional[_Union[_fine_tuning_job_spec_pb2.ExportFormat, str]] = ..., refusal: _Optional[str] = ..., command: _Optional[str] = ...) -> None: ...
 
 class ExportedForm(_message.Message):
     __slots__ = ("format", "path", "size_bytes", "dtype", "merge_base", "comparison", "num_rendered_rows")

@@ -103,6 +103,8 @@ class ExportInput(ChildInput):
     held_out: Path | None = None
     """Token shard of the held-out rows, which a merged model is compared on. None: there are none, or they are not
     needed."""
+    held_out_texts: Path | None = None
+    """eval_rows.jsonl, with the conversations of these rows. None: there are none."""
     evaluation_rows: Path | None = None
     """evaluation_rows.jsonl, as the evaluator wrote it."""
     signing: ExportKey | None = None

@@ -68,15 +68,23 @@ def _write_forms(child_input: ExportInput, files: Path, phases: Phases) -> list[
     if "adapter" in formats:
         forms.append(package.write_weights(child_input, files))
         failpoint("export.model_written")
-        package.write_tokenizer(child_input, files)
+        _write_tokenizer(child_input, files)
     if "merged" in formats:
         # Only this form needs torch to be written.
         from services.exporter.worker.merged import write_merged
 
         forms.append(write_merged(child_input, files, on_bytes=_bytes_of(phases, "writing_model")))
         failpoint("export.merged")
-        package.write_tokenizer(child_input, files / MERGED_FOLDER)
+        _write_tokenizer(child_input, files / MERGED_FOLDER)
     return forms
+
+
+def _write_tokenizer(child_input: ExportInput, folder: Path) -> None:
+    # Seconds of imports.
+    from services.exporter.worker.rendering import write_generation_config
+
+    package.write_tokenizer(child_input, folder)
+    write_generation_config(child_input, folder)
 
 
 def _bytes_of(phases: Phases, name: str) -> Callable[[int, int], None]:
@@ -89,9 +97,16 @@ def _verify(
 ) -> list[ExportedForm]:
     with sink.ticking():
         # Seconds of imports, and the only part of the export that needs torch.
+        from services.exporter.worker.rendering import check_rendering
         from services.exporter.worker.verify import verify
 
         comparisons = verify(child_input, archive, scratch, on_row=phases.check)
+        rendered = {
+            form.format: check_rendering(
+                child_input, scratch / form.path, f"{form.path}/" if form.path else "the package"
+            )
+            for form in forms
+        }
         failpoint("export.verified")
     shutil.rmtree(scratch)
     if None in comparisons.values():
@@ -103,10 +118,10 @@ def _verify(
                 advice="Give the exporter more memory if you want every package to be run before it is published.",
             )
         )
-    return [_message(form, comparisons[form.format]) for form in forms]
+    return [_message(form, comparisons[form.format], rendered[form.format]) for form in forms]
 
 
-def _message(form: Form, comparison: ExportComparison | None) -> ExportedForm:
+def _message(form: Form, comparison: ExportComparison | None, num_rendered: int) -> ExportedForm:
     return ExportedForm(
         format=f"EXPORT_FORMAT_{form.format.upper()}",
         path=form.path,
@@ -114,6 +129,7 @@ def _message(form: Form, comparison: ExportComparison | None) -> ExportedForm:
         dtype=form.dtype,
         merge_base=form.merge_base,
         comparison=comparison,
+        num_rendered_rows=num_rendered,
     )
 
 

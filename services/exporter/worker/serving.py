@@ -34,7 +34,7 @@ def serving_messages(served: Iterable[Served]) -> list[ServableBy]:
         ServableBy(
             reader=each.reader,
             format=f"EXPORT_FORMAT_{each.format.upper()}" if each.format else None,
-            reason=each.reason,
+            refusal=each.refusal,
             command=each.command,
         )
         for each in served
@@ -46,6 +46,6 @@ def serving_table(served: Sequence[Served]) -> str:
     lines = [row("Reader", "Form", "In the folder of the package"), row("---", "---", "---")]
     for each in served:
         # In a table a vertical bar ends a cell, also in code.
-        how = f"No: {each.reason}" if each.reason else f"`{each.command}`"
+        how = f"No: {each.refusal}" if each.refusal else f"`{each.command}`"
         lines.append(row(each.reader, each.format or "", how.replace("|", "\\|")))
     return "\n".join(lines)

@@ -27,6 +27,7 @@ FILES = {
     "adapter_config.json",
     "adapter_model.safetensors",
     "chat_template.jinja",
+    "generation_config.json",
     "manifest.json",
     "metrics.json",
     "report.md",
