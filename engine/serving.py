@@ -38,7 +38,7 @@ class Contents:
     adapter: Mapping[str, Any] | None
     """adapter_config.json, or `adapter_settings`; None for method full."""
     model_type: str
-    """As in config.json of the base model."""
+    """As in config.json of the base model; empty if it has none."""
     base: str
     """Public id of the base model."""
     revision: str = ""
@@ -140,8 +140,8 @@ def vllm_refusal(contents: Contents, adapter: Mapping[str, Any]) -> str:
         return f"its largest rank is {VLLM_RANKS[-1]}; the adapter has {adapter['r']}"
     if contents.needs_quantized_base:
         return "the adapter of LoftQ belongs to quantized weights that vLLM does not make"
-    if contents.model_type not in _VLLM_ADAPTERS:
-        return f"it is not known to take adapters for models of type {contents.model_type or 'unknown'}"
+    if contents.model_type and contents.model_type not in _VLLM_ADAPTERS:
+        return f"it is not known to take adapters for models of type {contents.model_type}"
     return ""
 
 
