@@ -50,7 +50,7 @@ def make_model(folder: Path, gib: float) -> None:
         for name, weight in adapted.named_parameters():
             if "lora_B" in name:
                 weight.normal_(0, 0.02)
-    adapted.save_pretrained(folder / "adapter", save_embedding_layers=False)
+    adapted.save_pretrained(str(folder / "adapter"), save_embedding_layers=False)
 
 
 def main() -> None:

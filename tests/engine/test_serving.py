@@ -46,7 +46,7 @@ def test_package_with_both_forms_names_a_command_for_each_reader() -> None:
 def test_adapter_that_ends_vllm_is_refused_there_and_served_merged(lora: dict[str, Any], reason: str) -> None:
     """vLLM starts with such an adapter, and its engine ends with the first question."""
     found = {each.format: each for each in servable_by(contents("adapter", "merged", **lora)) if each.reader == "vllm"}
-    assert reason in found["adapter"].reason and not found["adapter"].command
+    assert reason in found["adapter"].refusal and not found["adapter"].command
     assert found["merged"].command
 
 

@@ -1,5 +1,6 @@
 """Tests for the inputs that a supervisor fetches for its child from the artifact store and the catalogue."""
 
+import base64
 import json
 import logging
 import os
@@ -15,6 +16,7 @@ import pytest
 from pydantic import BaseModel
 
 from chassis.child.child_process import ChildCommand
+from chassis.security.signing import SigningKey, make_signing_key
 from chassis.store.artifact_store import ArtifactCorrupt, ArtifactStore
 from engine.config.job import job_config
 from engine.config.spec_proto import config_to_spec
@@ -494,3 +496,17 @@ async def test_token_shards_of_an_earlier_job_are_reused_unless_damaged(node: No
     assert (await prepared(3)).shards is None
     node.assignment.merged_spec.hyperparameters.max_length = 64
     assert (await prepared(4)).content_key != child_input.content_key
+
+
+async def test_child_of_an_export_gets_a_key_for_that_export_only(node: NodeWithJob, tmp_path: Path) -> None:
+    """It reads what strangers wrote. With the operator's key it could sign any model in the operator's name."""
+    file = tmp_path / "signing-key.pem"
+    make_signing_key(file)
+    exporter = ExporterSettings(home=node.home, models=node.models, signing_key_file=file)
+    command = await ExportStage(exporter, catalogue(exporter)).prepare(node.assignment, node.workdir, node.store, {})
+    child_input = read(ExportInput, command)
+    signing = child_input.signing
+    assert signing is not None and (signing.statement.job_id, signing.statement.step) == ("ftjob_1", 10)
+    assert SigningKey.of_bytes(base64.b64decode(signing.private_key)).public_pem != SigningKey.read(file).public_pem
+    assert str(file) not in " ".join([*command.argv, *command.env.values(), *map(str, command.reads)])
+    assert str(file) not in child_input.model_dump_json()

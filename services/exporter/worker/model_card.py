@@ -58,7 +58,8 @@ def model_card(child_input: ExportInput, forms: Sequence[Form] = (), served: Seq
 {method_title(child_input.config)} fine-tune of `{model.id}` (revision `{model.revision}`), made by FineTuneFlow
 in job `{child_input.job.id}`, step {child_input.training.best_step:,}. {built}{outcome}
 `report.md` describes the training, `metrics.json` and `training_config.json` contain every figure and setting,
-`manifest.json` the SHA-256 of every file. Signature: {signature(child_input)} The licence is the base model's.
+`manifest.json` the SHA-256 of every file; `generation_config.json` names the tokens that end an answer.
+Signature: {signature(child_input)} The licence is the base model's.
 
 ## Loading it
 

@@ -49,7 +49,7 @@ def vllm_violations(folder: Path, layers: dict[str, tuple[int, int]], max_lora_r
     return found
 
 
-@pytest.mark.parametrize("settings", [{}, {"use_rslora": True}, {"init_lora_weights": "pissa"}, {"use_dora": True}])
+@pytest.mark.parametrize("settings", [{}, {"init_lora_weights": "pissa"}, {"use_dora": True}])
 def test_adapter_that_is_called_servable_follows_the_rules_of_vllm(
     export_input: ExportInput, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
