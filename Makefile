@@ -24,7 +24,7 @@ LOCKS     := deploy/requirements
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test test-long fuzz chaos bench bench-training bench-evaluation bench-estimates pictures check lint types protos protos-check lock sbom clean
+.PHONY: help setup demo up test test-long fuzz chaos bench bench-training bench-evaluation bench-export bench-estimates pictures check lint types protos protos-check lock sbom clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -69,6 +69,9 @@ bench-training: $(INSTALLED) ## compare trainings with a bare TRL script (about 
 bench-evaluation: $(INSTALLED) ## measure scoring, generation and answers of a served model (about 8 minutes on an idle machine)
 	$(BIN)/python -m benchmarks.evaluation
 	$(BIN)/python -m benchmarks.generation
+
+bench-export: $(INSTALLED) ## measure the merge of an adapter: memory, time, logits (about 5 minutes on an idle machine)
+	$(BIN)/python -m benchmarks.merge
 
 bench-estimates: $(INSTALLED) ## train 60 small models and compare with their estimates (about 10 minutes); writes docs/estimates.md
 	$(BIN)/python -m benchmarks.estimates

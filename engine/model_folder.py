@@ -205,6 +205,26 @@ def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+MERGEABLE = frozenset({"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"})
+"""Number formats of tensors that can be computed with, or are kept as they are, when an adapter is merged."""
+
+
+def unmergeable_tensor(folder: Path) -> tuple[str, str] | None:
+    """Returns the name and the number format of a tensor that is not in one of MERGEABLE; None if there is none.
+
+    Raises what `tensor_shapes` raises.
+    """
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            tensors = read_header(path).tensors
+        except (AttributeError, ValueError, TypeError, LookupError, RecursionError) as error:
+            raise _bad_weights(f"the header of {path.name} cannot be read") from error
+        for name, tensor in tensors.items():
+            if tensor.dtype not in MERGEABLE:
+                return name, tensor.dtype
+    return None
+
+
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
     return {name: tensor.shape for name, tensor in read_header(path).tensors.items()}
 

@@ -188,6 +188,19 @@ async def held_out_shard(assignment: Assignment, store: ArtifactStore, workdir: 
     return folder / "eval"
 
 
+async def held_out_texts(assignment: Assignment, store: ArtifactStore, workdir: Path) -> Path | None:
+    """Downloads the texts of the held-out rows, in the order of their shard; None if preflight held out none."""
+    found, file = assignment.preflight, workdir / "eval_rows.jsonl"
+    if not found.evaluation_data.num_examples:
+        return None
+
+    def get(path: str, local: Path, manifest_sha256: str) -> None:
+        store.get_file_of_folder(path, "eval_rows.jsonl", local, manifest_sha256)
+
+    await _fetch(get, _stored(assignment, found.shards_path), file, found.shards_manifest_sha256)
+    return file
+
+
 async def best_checkpoint(assignment: Assignment, store: ArtifactStore, workdir: Path) -> WholeCheckpoint:
     """Downloads the best checkpoint of the training."""
     chosen = assignment.training

@@ -133,11 +133,17 @@ def _cell(value: float | str | None) -> str:
 
 
 def model_path(
-    model: Annotated[str, typer.Argument(help="Alias or Hugging Face id; see `ftf models list`.")],
+    ctx: typer.Context,
+    model: Annotated[str, typer.Argument(help="Alias or Hugging Face id, see `ftf models list`; or ft:JOB.")],
     home: _Home = None,
     json: Json = False,
 ) -> None:
-    """Print the folder of a base model on this machine; download the model first if it is missing."""
+    """Print the folder of a base model, or of a copy of a job's merged model; download it first if it is missing."""
+    from finetuneflow.cli.merged_copy import TUNED, print_merged_copy
+
+    if model.startswith(TUNED):
+        print_merged_copy(ctx, model, home, as_json=json)
+        return
     from engine.catalogue import Catalogue
     from engine.errors import JobError, SystemFailure
     from standalone.settings import StandaloneSettings

@@ -13,10 +13,11 @@ import grpc
 from chassis.bus.permissions import DEFAULT_POOL, GATEWAY, worker_user
 from chassis.security.certificates import CertificateAuthority, CertificateFiles
 from chassis.security.identity import Identity
+from chassis.security.signing import make_signing_key
 from standalone import nats
 from standalone.listener import Listener
 from standalone.ports import LOOPBACK, free_port
-from standalone.processes import Program, SupervisedProcess, serving
+from standalone.processes import Program, StartFailed, SupervisedProcess, serving
 
 SERVICES = ("probe", "trainer", "evaluator", "exporter")
 # Longer than a worker's own drain_seconds, after which the worker itself kills what still runs.
@@ -32,6 +33,7 @@ class Stack:
         self.address = listener.local_address
         self.logs = home / "logs"
         self.operator_key_file = home / "operator.key"
+        self.signing_key_file = home / "signing-key.pem"
         self.processes: dict[str, SupervisedProcess] = {}
         self._notify = notify
 
@@ -76,9 +78,21 @@ class Stack:
         programs = [self._gateway(files["gateway"], connection("gateway"))]
         for name in SERVICES:
             address = f"{LOOPBACK}:{free_port()}"
-            programs.append(self._service(name, address, connection(name), gateway))
+            settings = {**connection(name), **(self._signing() if name == "exporter" else {})}
+            programs.append(self._service(name, address, settings, gateway))
         # All are registered before any is started: if one start fails, `stop` must find all others.
         await asyncio.gather(*(kept.start() for kept in [self._keep(program) for program in programs]))
+
+    def _signing(self) -> dict[str, str]:
+        """Returns the setting of the key that signs packages, which is made if there is none; nothing if the user has
+        set another one."""
+        if os.environ.get("FTF_EXPORTER_SIGNING_KEY_FILE") or os.environ.get("FTF_SIGNING_KEY_FILE"):
+            return {}
+        try:
+            make_signing_key(self.signing_key_file)
+        except ValueError as error:
+            raise StartFailed(str(error)) from error
+        return {"SIGNING_KEY_FILE": str(self.signing_key_file)}
 
     async def stop(self) -> None:
         """Drains the services, then stops the gateway, which receives their last reports, then the broker."""
@@ -109,9 +123,9 @@ class Stack:
         ready = serving(lambda: _channel(self.address, trusted, "" if self.listener.certificate else "gateway"))
         return self._program("gateway", "gateway", settings, ready, stop_seconds=10.0)
 
-    def _service(self, name: str, address: str, connection: Mapping[str, str], gateway: Identity) -> Program:
+    def _service(self, name: str, address: str, given: Mapping[str, str], gateway: Identity) -> Program:
         ready = serving(lambda: _channel(address, gateway.channel_credentials(), name))
-        settings = {"LISTEN": address, **connection}
+        settings = {"LISTEN": address, **given}
         return self._program(name, f"services.{name}", settings, ready, stop_seconds=_DRAIN_SECONDS)
 
     def _program(

@@ -33,15 +33,17 @@ class Phases:
         self._name, self._detail = name, detail
         self._emit(fraction)
 
-    def advance(self, name: str, fraction: float | None) -> None:
-        """Reports progress, as often as the caller likes: every row, every token.
+    def advance(self, name: str, fraction: float | None, detail: str | None = None) -> None:
+        """Reports progress, as often as the caller likes: every row, every token. `detail` replaces that of the phase.
 
         Enters the phase if it is another one; emits an event after two seconds and at 1.0; otherwise a tick.
         """
         self.check()
         if name != self._name:
-            self.enter(name, fraction=fraction)
-        elif time.monotonic() - self._emitted >= _PROGRESS_SECONDS or (fraction == 1.0 and self._fraction != 1.0):
+            self.enter(name, detail or "", fraction=fraction)
+            return
+        self._detail = self._detail if detail is None else detail
+        if time.monotonic() - self._emitted >= _PROGRESS_SECONDS or (fraction == 1.0 and self._fraction != 1.0):
             self._emit(fraction)
 
     def check(self) -> None:

@@ -10,9 +10,7 @@ certificate's first name is the name of its process, by which others recognise i
 from __future__ import annotations
 
 import argparse
-import contextlib
 import ipaddress
-import os
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +23,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from chassis.security.private_files import write_durably
 
 _AUTHORITY_DAYS: Final = 3650
 _CERTIFICATE_DAYS: Final = 730
@@ -80,8 +80,8 @@ class CertificateAuthority:
             .sign(key, hashes.SHA256())
         )
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _write(files.key, _pem_of_key(key), 0o600)
-        _write(files.certificate, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
+        write_durably(files.key, _pem_of_key(key), 0o600)
+        write_durably(files.certificate, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
         return cls(certificate, key)
 
     @property
@@ -113,9 +113,9 @@ class CertificateAuthority:
         )
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         # The key last: a pair that does not match is replaced by the next call, and a reader keeps its old pair.
-        _write(files.authority, self._certificate.public_bytes(serialization.Encoding.PEM), 0o644)
-        _write(files.certificate, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
-        _write(files.key, _pem_of_key(key), 0o600)
+        write_durably(files.authority, self._certificate.public_bytes(serialization.Encoding.PEM), 0o644)
+        write_durably(files.certificate, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
+        write_durably(files.key, _pem_of_key(key), 0o600)
         return files
 
     def _will_do(self, files: CertificateFiles, name: str, hosts: Sequence[str]) -> bool:
@@ -178,20 +178,6 @@ def _pem_of_key(key: ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-
-
-def _write(path: Path, data: bytes, mode: int) -> None:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
 
 
 def main() -> None:

@@ -325,6 +325,8 @@ def eval_row(example: Example, tokenizer: Tokenizer) -> dict[str, Any]:
         "prompt": prompt,
         "item": _as_json(example.columns),
         "has_question": example.is_chat or bool(example.prompt),
+        "answer": example.messages[-1] if example.is_chat else None,
+        "tools": example.tools,
     }
 
 

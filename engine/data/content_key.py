@@ -11,7 +11,7 @@ from typing import Any
 from engine.config.job import DataSource, JobConfig
 from engine.file_hash import sha256_of
 
-_LAYOUT = 7
+_LAYOUT = 8
 """Part of the key. Increase it if the same input gives different shards, or different counts in prepared.json."""
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 _LIBRARIES = ("tokenizers", "transformers")

@@ -101,7 +101,7 @@ def prepare(
     train/, eval/ (Arrow shards with columns input_ids and labels; eval only where rows are held out), train_rows.bin
     (the source and number of each row of train/),
     eval_rows.jsonl (a JSON object per held-out row: instruction, input, expected_output, messages without the last
-    answer, the rendered prompt), prepared.json (`Prepared`) and report.json (the report).
+    answer, that answer, tools, the rendered prompt), prepared.json (`Prepared`) and report.json (the report).
 
     Rows are deduplicated within their phase, then split by the job's seed over all phases together, then sampled by the
     weights of their sources, then truncated to max_length. With `processes` above 1, data of `min_bytes` or more is

@@ -73,3 +73,17 @@ def read_shards(folder: Path) -> "Dataset":
     info = DatasetInfo.from_dict(json.loads((folder / "dataset_info.json").read_text("utf-8")))
     tables = [MemoryMappedTable.from_file(str(folder / one["filename"])) for one in state["_data_files"]]
     return Dataset(arrow_table=concat_tables(tables), info=info, fingerprint=state["_fingerprint"])
+
+
+def first_rows(folder: Path, most: int) -> list[dict[str, list[int]]]:
+    """Returns the first rows of a folder, at most `most`, without importing `datasets`, which takes seconds."""
+    import pyarrow
+
+    rows: list[dict[str, list[int]]] = []
+    for one in json.loads((folder / "state.json").read_text("utf-8"))["_data_files"]:
+        with pyarrow.memory_map(str(folder / one["filename"])) as source:
+            for batch in pyarrow.ipc.open_stream(source):
+                rows += batch.slice(0, most - len(rows)).to_pylist()
+                if len(rows) == most:
+                    return rows
+    return rows

@@ -234,7 +234,7 @@ class Tokenizer:
             self._known = {**self._compiled.globals, **self._token_texts, "documents": None}
         values = {
             **self._known,
-            "messages": [self._named(message) for message in messages],
+            "messages": [self.named(message) for message in messages],
             "tools": list(tools) or None,
             "add_generation_prompt": generation_prompt,
         }
@@ -248,7 +248,7 @@ class Tokenizer:
                 blocks.append(block)
         return _checked("".join(blocks))
 
-    def _named(self, message: Message) -> Message:
+    def named(self, message: Message) -> Message:
         """Returns the turn with its reasoning under the key that the template reads."""
         if self._thought_key == THOUGHT_NAMES[0] or THOUGHT_NAMES[0] not in message:
             return message

@@ -17,6 +17,10 @@ _UPLOADING: Final = 2
 """Checkpoints on the node at once: one that is being written, and one that is being uploaded to the store."""
 _ALWAYS_KEPT: Final = 2
 """Checkpoints that the gateway always keeps, besides the best one, whatever save_total_limit is."""
+_PACKAGES: Final = 3
+"""Copies of the package on the node at once: its files, its zip, and the zip unpacked again to verify it."""
+_STORED_PACKAGES: Final = 4
+"""The same where the store is on the same disk: its files and its zip, and both in the store."""
 _SHARD_BYTES: Final = 8
 """Bytes of a token in the shards: its id and its label."""
 
@@ -34,6 +38,8 @@ class Disk:
     """True if the artifact store is on the same disk."""
     download_bytes: int
     """Size of the base model if it still has to be downloaded; otherwise 0."""
+    package_bytes: int
+    """Size of the weights in the exported package."""
 
     @property
     def verdict(self) -> Verdict:
@@ -69,8 +75,10 @@ def estimate_disk(
     holds_artifacts: bool,
     tokenizer_bytes: int = 0,
     download_bytes: int = 0,
+    merged_bytes: int = 0,
 ) -> Disk:
-    """Estimates the disk space of a job whose data has `num_tokens` tokens, held-out rows included."""
+    """Estimates the disk space of a job whose data has `num_tokens` tokens, held-out rows included. `merged_bytes` is
+    the size of the weights of the merged form, if the job exports it."""
     one = checkpoint_bytes(architecture, setup, tokenizer_bytes)
     saved = num_saved(config, total_steps)
     kept = max(config.hyperparameters.save_total_limit, _ALWAYS_KEPT + config.evaluates_while_training)
@@ -78,7 +86,7 @@ def estimate_disk(
     held = min(saved, kept + 1) if holds_artifacts else 0
     uploading = min(saved, _UPLOADING)
     shards = _SHARD_BYTES * num_tokens * (2 if holds_artifacts else 1)
-    # The export package and its zip file.
-    package = 2 * Estimator(architecture, setup).saved_bytes
-    needed = (held + uploading) * one + shards + package + download_bytes
-    return Disk(one, held + uploading, math.ceil(needed), free_bytes, holds_artifacts, download_bytes)
+    package = merged_bytes + (Estimator(architecture, setup).saved_bytes if "adapter" in config.export.formats else 0)
+    copies = _STORED_PACKAGES if holds_artifacts else _PACKAGES
+    needed = (held + uploading) * one + shards + copies * package + download_bytes
+    return Disk(one, held + uploading, math.ceil(needed), free_bytes, holds_artifacts, download_bytes, package)

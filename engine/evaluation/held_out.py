@@ -4,7 +4,7 @@ import itertools
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,10 @@ class HeldOutRow:
     """The row's columns."""
     has_question: bool
     """False for a text that is trained as a whole: what a model continues it with is neither right nor wrong."""
+    answer: dict[str, Any] | None = None
+    """The last answer of a conversation, as a turn; None for plain text, and in shards of an earlier version."""
+    tools: list[dict[str, Any]] = field(default_factory=list)
+    """JSON schemas of the tools that the conversation may call."""
 
     @property
     def values(self) -> dict[str, Any]:

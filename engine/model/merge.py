@@ -15,6 +15,7 @@ from safetensors import safe_open
 
 from engine.config.job import Quantization
 from engine.errors import JobError
+from engine.model_folder import unmergeable_tensor
 
 _ADAPTER, _ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _INDEX = "model.safetensors.index.json"
@@ -51,7 +52,7 @@ def merge(
     *,
     dtype: torch.dtype | None = None,
     quantised: Quantised | None = None,
-    on_tensor: Callable[[], None] = lambda: None,
+    on_bytes: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Writes the base model with the adapter merged into its weights: weights, config.json, generation_config.json.
 
@@ -59,17 +60,21 @@ def merge(
     trained biases, modules_to_save, trainable tokens) or None to change only the number format, `target` an existing
     folder. The weights have the files of the base model; `dtype` is the number format of all floating-point weights, by
     default the one that each has there. With `quantised` the adapter is merged into what quantisation made of the
-    weights, as the adapter was trained on them. In memory are the adapter and a few copies of one tensor. `on_tensor`
-    is called after each.
+    weights, as the adapter was trained on them. In memory are the adapter and a few copies of one tensor. `on_bytes` is
+    called after each tensor with the bytes written so far and in all.
 
     Raises JobError: MERGE_UNSUPPORTED if the adapter changes anything else than tensors of the base.
     """
     with _merging(base, adapter, quantised) as merging:
         files = list(merging.tensors)
+        headers = {file: _headers(tensors, merging.made[file], dtype) for file, tensors in merging.tensors.items()}
+        total = sum(_num_bytes(*header) for of_file in headers.values() for header in of_file.values())
+        done = 0
         for file, tensors in merging.tensors.items():
-            made = merging.made[file]
-            written = _written(merging.changes, tensors, made, dtype, on_tensor)
-            _write(target / file, _headers(tensors, made, dtype), written)
+            written = _written(merging.changes, tensors, merging.made[file], dtype)
+            for num_bytes in _write(target / file, headers[file], written):
+                done += num_bytes
+                on_bytes(done, total)
         if len(files) > 1:
             size = sum((target / file).stat().st_size for file in files)
             places = {name: file for file, made in merging.made.items() for name in made}
@@ -98,19 +103,6 @@ def differences(
                 yield name, _difference(tensor, found.get_tensor(name) if found and name in names else None)
 
 
-def stored_dtype(folder: Path) -> torch.dtype:
-    """Returns the number format of most of a model's floating-point weights."""
-    sizes: dict[torch.dtype, int] = {}
-    for file in weight_files(folder):
-        with safe_open(file, "pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
-                own = tensors.get_slice(name)
-                dtype = _DTYPES[own.get_dtype()]
-                if dtype.is_floating_point:
-                    sizes[dtype] = sizes.get(dtype, 0) + torch.Size(own.get_shape()).numel()
-    return max(sizes, key=lambda dtype: sizes[dtype])
-
-
 def weight_files(folder: Path) -> list[Path]:
     """Returns the safetensors files that transformers loads from a model's folder, in order."""
     single, index = folder / "model.safetensors", folder / _INDEX
@@ -136,6 +128,8 @@ class _Merging:
 
 @contextmanager
 def _merging(base: Path, adapter: Path | None, quantised: Quantised | None) -> Iterator[_Merging]:
+    if found := unmergeable_tensor(base):
+        raise _unsupported(f"the base model has {found[0]} in the number format {found[1]}")
     config = json.loads((base / "config.json").read_text("utf-8"))
     changes = _Changes(adapter)
     with ExitStack() as stack:
@@ -166,12 +160,10 @@ def _written(
     tensors: Any,
     made: Mapping[str, str],
     dtype: torch.dtype | None,
-    on_tensor: Callable[[], None] = lambda: None,
 ) -> Iterator[torch.Tensor]:
     for name, source in made.items():
         weight = tensors.get_tensor(source)
         yield changes.applied(name, weight, dtype if dtype and weight.is_floating_point() else weight.dtype)
-        on_tensor()
 
 
 def _headers(tensors: Any, made: Mapping[str, str], dtype: torch.dtype | None) -> dict[str, tuple[str, list[int]]]:
@@ -185,8 +177,9 @@ def _headers(tensors: Any, made: Mapping[str, str], dtype: torch.dtype | None) -
     return headers
 
 
-def _write(file: Path, headers: Mapping[str, tuple[str, list[int]]], tensors: Iterator[torch.Tensor]) -> None:
+def _write(file: Path, headers: Mapping[str, tuple[str, list[int]]], tensors: Iterator[torch.Tensor]) -> Iterator[int]:
     """Writes a safetensors file while its tensors are made; the library's own functions need all of them at once.
+    Yields the size of each tensor once it is written.
 
     The format: 8 bytes with the length of the header, little-endian; a JSON object with format, shape and place of
     each tensor; their bytes. https://github.com/huggingface/safetensors#format
@@ -194,7 +187,7 @@ def _write(file: Path, headers: Mapping[str, tuple[str, list[int]]], tensors: It
     places: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, (format_, shape) in headers.items():
-        start, end = end, end + torch.Size(shape).numel() * _DTYPES[format_].itemsize
+        start, end = end, end + _num_bytes(format_, shape)
         places[name] = {"dtype": format_, "shape": shape, "data_offsets": [start, end]}
     header = json.dumps(places, separators=(",", ":")).encode()
     # Readers map the file into memory and expect numbers at multiples of their size.
@@ -203,7 +196,11 @@ def _write(file: Path, headers: Mapping[str, tuple[str, list[int]]], tensors: It
         sink.write(len(header).to_bytes(8, "little"))
         sink.write(header)
         for tensor in tensors:
-            sink.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            yield sink.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def _num_bytes(format_: str, shape: list[int]) -> int:
+    return torch.Size(shape).numel() * _DTYPES[format_].itemsize
 
 
 def _write_json(file: Path, value: Any) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from engine.catalogue import LocalModel
 from engine.config.advice import setting
+from engine.config.job import JobConfig
 from engine.config.schedule import num_warmup_steps
 from engine.config.spec_proto import config_to_spec
 from engine.config.steps import num_evaluations
@@ -23,6 +24,7 @@ from engine.estimate.machine import Machine
 from engine.estimate.memory import Setup
 from engine.estimate.recommend import plan
 from engine.estimate.saved_activations import Method
+from engine.plan.export_checks import check_export
 from engine.plan.findings import data_statistics, packing_efficiency, phase_statistics
 from engine.plan.intervals import automatic_fields, resolve_intervals
 from engine.plan.job_steps import job_steps, passes, training_rows
@@ -85,6 +87,7 @@ def resolve_and_assess(
     automatic = automatic_fields(resolved.config)
     resolve(resolved, hardware, architecture, longest, None if prepared is None else training_rows(prepared))
     _check_tokens(resolved, model.path)
+    check_export(resolved, model, architecture)
     if prepared is None:
         # Without rows, the memory need is a guess, and would distract from the problem that the rows have.
         resolved.refusals[:] = [error for error in resolved.refusals if error.reason != "INSUFFICIENT_MEMORY"]
@@ -286,9 +289,19 @@ def _disk(
         holds_artifacts=target.holds_artifacts,
         tokenizer_bytes=sum(file.stat().st_size for file in files if file.is_file()),
         download_bytes=missing_bytes,
+        merged_bytes=_merged_bytes(config, model, architecture, missing_bytes),
     )
     check_disk(resolved, disk)
     return disk
+
+
+def _merged_bytes(config: JobConfig, model: LocalModel, architecture: Architecture, missing_bytes: int) -> int:
+    """Returns the size of the weights of the merged form; 0 if the job does not export it."""
+    if "merged" not in config.export.formats:
+        return 0
+    if config.export.dtype:
+        return architecture.num_parameters * (4 if config.export.dtype == "float32" else 2)
+    return missing_bytes or sum(file.stat().st_size for file in model.path.glob("*.safetensors"))
 
 
 def _facts(

@@ -241,17 +241,19 @@ def _check_memory(resolved: Resolved, memory: FreeMemory) -> None:
 
 
 def check_disk(resolved: Resolved, disk: Disk) -> None:
-    """Adds the refusal DISK_TOO_SMALL if the checkpoints do not fit on the disk, or the warning DISK_TIGHT."""
+    """Adds the refusal DISK_TOO_SMALL if checkpoints and package do not fit on the disk, or the warning DISK_TIGHT."""
     path, limit = "hyperparameters.save_total_limit", resolved.config.hyperparameters.save_total_limit
     parts = f"{disk.num_checkpoints} checkpoints of {_gib(disk.checkpoint_bytes)} at once"
     if disk.download_bytes:
         parts += f", {_gib(disk.download_bytes)} of weights to download, or to convert if the model is built in"
+    if "merged" in resolved.config.export.formats:
+        parts += f", the package with its {_gib(disk.package_bytes)} of weights several times while it is made"
     need = f"about {_gib(disk.needed_bytes)} are needed ({parts}), {_gib(disk.free_bytes)} are free"
     ways = [f"lower {path} (now {limit})"] if disk.holds_artifacts and limit > 1 else []
     ways += ["train adapters instead of all weights"] if resolved.config.method == "full" else []
     advice = f"Ask the operator to free space in the node's FTF_HOME{', or ' * bool(ways)}{', or '.join(ways)}."
     if disk.verdict == "impossible":
-        resolved.refuse("DISK_TOO_SMALL", path, f"The disk is too small for the checkpoints: {need}.", advice)
+        resolved.refuse("DISK_TOO_SMALL", path, f"The disk is too small for checkpoints and package: {need}.", advice)
     elif disk.verdict == "tight":
         resolved.warn("DISK_TIGHT", f"The disk is nearly full: {need}.", advice, path)
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from finetuneflow.artifacts import AsyncArtifacts
 from finetuneflow.blocking import blocking
 from finetuneflow.enums import enum_number
-from finetuneflow.errors import FailedPrecondition
+from finetuneflow.errors import FailedPrecondition, InvalidArgument, Violation
 from finetuneflow.fields import check_list
 from finetuneflow.model_work import AsyncModelWork, BlockingModelWork, model_name
 from finetuneflow.packages import FileProgress, download_package
@@ -73,13 +73,20 @@ class AsyncExports(AsyncModelWork[Export]):
         return self._read(await self._transport.call(self._stub.CreateExport, request))
 
     async def download(
-        self, export_id: str, to: str | PathLike[str] = ".", *, progress: FileProgress | None = None
+        self,
+        export_id: str,
+        to: str | PathLike[str] = ".",
+        *,
+        forms: Sequence[ExportFormat | str] = (),
+        progress: FileProgress | None = None,
     ) -> builtins.list[Path]:
-        """Downloads every file of an export. Files are verified and resumed as in `jobs.download`.
+        """Downloads the files of an export. Files are verified and resumed as in `jobs.download`.
 
         Args:
             export_id: Id of the export.
             to: Folder for the files; created if it does not exist. Default: the current folder.
+            forms: Downloads only the files in the folders of these forms: `merged`, or `adapter` for the top folder,
+                without the zip. Default: every file, and the zip.
             progress: Called with the file's name, the bytes received so far and the size of the file, in bytes.
 
         Returns:
@@ -87,6 +94,7 @@ class AsyncExports(AsyncModelWork[Export]):
 
         Raises:
             NotFound: The export does not exist.
+            InvalidArgument: The package has no such form.
             FailedPrecondition: The export has not SUCCEEDED.
             IntegrityError: The bytes do not have the size or SHA-256 that the server announced.
             OSError: A file cannot be written.
@@ -94,7 +102,18 @@ class AsyncExports(AsyncModelWork[Export]):
         export = await self.get(export_id)
         if export.result is None:
             raise FailedPrecondition(f"Export {export_id} has no package: it is {export.state}.", reason="NO_EXPORT")
-        return await download_package(self._artifacts, export_id, Path(to), progress)
+        check_list("forms", forms)
+        folders = None
+        if forms:
+            found = {form.format: form.path for form in export.result.forms}
+            wanted = [ExportFormat(str(form).upper()) for form in forms]
+            for form in wanted:
+                if form not in found:
+                    has = ", ".join(each.lower() for each in found)
+                    message = f"Export {export_id} has no form {form.lower()}; it has {has}."
+                    raise InvalidArgument(message, reason="UNKNOWN_VALUE", violations=[Violation("forms", message)])
+            folders = {found[form] for form in wanted}
+        return await download_package(self._artifacts, export_id, Path(to), progress, folders)
 
 
 class Exports(BlockingModelWork):

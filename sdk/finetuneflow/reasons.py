@@ -713,12 +713,15 @@ class Reason(OpenEnum):
     there."""
 
     EXPORT_DIFFERS = "EXPORT_DIFFERS"
-    """The merged model differs from the checkpoint by more than its bound; nothing of the package is published. The
-    message has the figures and the tensor that differs most from what merging gives. Caller: set export.dtype to
-    float32 or bfloat16, or export the adapter. Service: if a tensor differs, please report it."""
+    """The merged model differs from the checkpoint by more than its bound, or the packed tokenizer and chat template
+    render a held-out row to other tokens than those of the training; nothing of the package is published. The message
+    has the figures and the tensor that differs most from what merging gives, or the row and its first token that
+    differs. Caller: set export.dtype to float32 or bfloat16, or export the adapter. Service: if a tensor or a row
+    differs, please report it."""
 
     MERGE_UNSUPPORTED = "MERGE_UNSUPPORTED"
-    """The adapter changes something that the weights of the base model cannot hold. Caller: export it as ADAPTER."""
+    """The adapter changes something that the weights of the base model cannot hold, or these have a number format that
+    cannot be merged. Caller: export it as ADAPTER."""
 
     LOSS_NOT_FINITE = "LOSS_NOT_FINITE"
     """The loss, the gradient or a trained weight became NaN or infinite; the message names the step and the rows.
@@ -826,6 +829,10 @@ class Reason(OpenEnum):
     LOSS_REPLACED = "LOSS_REPLACED"
     """An extension of the operator replaces the loss of training, label smoothing included. Held-out rows are scored as
     ever. Operator: FTF_TRAINER_EXTENSIONS names it."""
+
+    EXPORT_NOT_SERVABLE = "EXPORT_NOT_SERVABLE"
+    """Nothing but peft or transformers can serve the forms that the job exports; the message says why. Caller: add
+    merged to export.formats, or remove the setting of the adapters that the message names."""
 
     # Service: What is wrong with the system and not with the call.
 

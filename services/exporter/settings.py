@@ -1,13 +1,32 @@
 """Settings of an exporter process: `FTF_EXPORTER_<KEY>`, or else `FTF_<KEY>`."""
 
+from pathlib import Path
 from typing import ClassVar
 
+from pydantic import field_validator
+
+from chassis.security.signing import SigningKey
 from services.settings import ServiceSettings
 
 
 class ExporterSettings(ServiceSettings):
-    """The settings of every service, with the exporter's own port."""
+    """The settings of every service, with the exporter's own port and its signing key."""
 
     service: ClassVar[str] = "exporter"
 
     listen: str = "127.0.0.1:7464"
+    signing_key_file: Path | None = None
+    """PEM file with the operator's private Ed25519 key, which certifies the key that signs a package. It stays in this
+    process; a child gets a key for its own export only. Default: packages are not signed, and say so."""
+
+    @field_validator("signing_key_file")
+    @classmethod
+    def _is_key(cls, file: Path | None) -> Path | None:
+        if file is not None:
+            SigningKey.read(file)
+        return file
+
+    @property
+    def signing_key(self) -> SigningKey | None:
+        """The operator's key; None if there is none."""
+        return None if self.signing_key_file is None else SigningKey.read(self.signing_key_file)

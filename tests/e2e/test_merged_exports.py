@@ -9,7 +9,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from finetuneflow import Client, Unimplemented
+from finetuneflow import Client, InvalidArgument, Unimplemented
 from finetuneflow.resources import ExportedForm, ExportFormat
 from finetuneflow.resources.job import Job
 from tests.e2e.conftest import System
@@ -88,3 +88,37 @@ def test_merged_model_of_a_finished_job_is_exported_alone(
     assert "merged/model.safetensors" in {each["path"] for each in listed}
     with pytest.raises(Unimplemented, match="gguf"):
         client.exports.create(merged_job.id, formats=["gguf"])
+
+
+def test_exported_package_is_signed_and_served_as_it_says(
+    system: System, client: Client, merged_job: Job, tmp_path: Path
+) -> None:
+    """Who gets a package from a colleague has to know that it is the one of this server, and how to serve it."""
+    exported = client.exports.get(merged_job.export_id)
+    assert exported.result is not None and exported.result.signing_key_fingerprint
+    assert all(form.num_rendered_rows > 0 for form in exported.result.forms)
+    served = {(each.reader, each.format): each for each in exported.result.servable_by}
+    assert served["vllm", ExportFormat.MERGED].command == "vllm serve ./merged" and served["ollama", None].refusal
+    assert "vllm serve ./merged" in ftf(system, "exports", "get", merged_job.export_id)
+
+    ftf(system, "exports", "download", merged_job.export_id, str(tmp_path / "all"))
+    key = system.home / "signing-key.pub.pem"
+    said = ftf(system, "verify", str(tmp_path / "all"), "--key", str(key))
+    assert f"Signed by the key {exported.result.signing_key_fingerprint}" in said
+    (tmp_path / "all" / "merged" / "config.json").write_text("{}")
+    said = ftf(system, "verify", str(tmp_path / "all"), "--key", str(key), code=1)
+    assert "merged/config.json" in said
+    ftf(system, "exports", "download", merged_job.export_id, str(tmp_path / "one"), "--form", "merged")
+    assert [path.name for path in (tmp_path / "one").iterdir()] == ["merged"]
+    with pytest.raises(InvalidArgument, match="has no form gguf"):
+        client.exports.download(merged_job.export_id, tmp_path, forms=["gguf"])
+
+
+def test_path_of_a_tuned_model_is_a_local_copy(system: System, client: Client, merged_job: Job, tmp_path: Path) -> None:
+    """A program that loads a folder must not wait for a person to export and download one."""
+    before = len(list(client.exports.list(job_id=merged_job.id)))
+    arguments = ("models", "path", f"ft:{merged_job.id}", "--home", str(tmp_path))
+    path = Path(ftf(system, *arguments).strip())
+    assert path.is_relative_to(tmp_path) and AutoModelForCausalLM.from_pretrained(path) is not None
+    assert Path(ftf(system, *arguments).strip()) == path
+    assert len(list(client.exports.list(job_id=merged_job.id))) == before, "the job's own export has the form"

@@ -15,6 +15,7 @@ def test_sdk_depends_only_on_grpc_and_protobuf() -> None:
     assert names == {"grpcio", "protobuf", "googleapis-common-protos"}
     assert {requirement.split(">")[0] for requirement in project["optional-dependencies"]["cli"]} == {
         "PyYAML",
+        "cryptography",
         "typer",
         "rich",
     }

@@ -1,5 +1,6 @@
 """Tests for the inputs that a supervisor fetches for its child from the artifact store and the catalogue."""
 
+import base64
 import json
 import logging
 import os
@@ -15,6 +16,7 @@ import pytest
 from pydantic import BaseModel
 
 from chassis.child.child_process import ChildCommand
+from chassis.security.signing import SigningKey, make_signing_key
 from chassis.store.artifact_store import ArtifactCorrupt, ArtifactStore
 from engine.config.job import job_config
 from engine.config.spec_proto import config_to_spec
@@ -382,15 +384,16 @@ async def test_evaluation_and_export_use_the_best_checkpoint(node: NodeWithJob, 
 
 
 async def test_export_of_a_merged_model_reads_only_the_held_out_rows(node: NodeWithJob, tmp_path: Path) -> None:
-    """The rows of the training may be gigabytes, and the adapter alone needs none."""
+    """The rows of the training may be gigabytes, and the adapter alone needs none if no template wrote them."""
     shards = tmp_path / "both"
     for name in ("train", "eval"):
         (shards / name).mkdir(parents=True)
         (shards / name / "data.arrow").write_bytes(name.encode())
+    (shards / "eval_rows.jsonl").write_text("rows")
     stored = node.store.put_folder(shards, "default/jobs/ftjob_1/preflight/2/shards")
     preflight = node.assignment.preflight
     preflight.shards_path, preflight.shards_manifest_sha256 = "jobs/ftjob_1/preflight/2/shards", stored.sha256
-    preflight.evaluation_data.num_examples = 1
+    preflight.evaluation_data.num_examples, preflight.training_data.format = 1, "text"
     exporter = ExporterSettings(home=node.home, models=node.models)
 
     async def prepared(name: str) -> ExportInput:
@@ -400,6 +403,10 @@ async def test_export_of_a_merged_model_reads_only_the_held_out_rows(node: NodeW
         return read(ExportInput, command)
 
     assert (await prepared("adapter")).held_out is None
+    preflight.training_data.format = "chat"
+    texts = (await prepared("conversations")).held_out_texts
+    assert texts is not None and texts.read_text() == "rows"
+    preflight.training_data.format = "text"
     node.assignment.resolved_spec.export.formats.append("EXPORT_FORMAT_MERGED")
     found = (await prepared("merged")).held_out
     assert found is not None and (found / "data.arrow").read_bytes() == b"eval"
@@ -489,3 +496,17 @@ async def test_token_shards_of_an_earlier_job_are_reused_unless_damaged(node: No
     assert (await prepared(3)).shards is None
     node.assignment.merged_spec.hyperparameters.max_length = 64
     assert (await prepared(4)).content_key != child_input.content_key
+
+
+async def test_child_of_an_export_gets_a_key_for_that_export_only(node: NodeWithJob, tmp_path: Path) -> None:
+    """It reads what strangers wrote. With the operator's key it could sign any model in the operator's name."""
+    file = tmp_path / "signing-key.pem"
+    make_signing_key(file)
+    exporter = ExporterSettings(home=node.home, models=node.models, signing_key_file=file)
+    command = await ExportStage(exporter, catalogue(exporter)).prepare(node.assignment, node.workdir, node.store, {})
+    child_input = read(ExportInput, command)
+    signing = child_input.signing
+    assert signing is not None and (signing.statement.job_id, signing.statement.step) == ("ftjob_1", 10)
+    assert SigningKey.of_bytes(base64.b64decode(signing.private_key)).public_pem != SigningKey.read(file).public_pem
+    assert str(file) not in " ".join([*command.argv, *command.env.values(), *map(str, command.reads)])
+    assert str(file) not in child_input.model_dump_json()

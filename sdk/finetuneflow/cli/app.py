@@ -28,6 +28,7 @@ from finetuneflow.cli import (
     tenants,
     train,
     validation,
+    verify,
 )
 from finetuneflow.cli.advice import ADDRESS
 from finetuneflow.cli.exits import EXIT_CODES, ReportingGroup
@@ -74,6 +75,7 @@ def build_app() -> typer.Typer:
     app.command()(generate.generate)
     app.command()(chat.chat)
     app.command()(download.download)
+    app.command()(verify.verify)
     app.add_typer(datasets.make_app(), name="datasets")
     models_app = models.make_app()
     app.add_typer(models_app, name="models")

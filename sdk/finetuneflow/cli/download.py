@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from finetuneflow.cli.session import Json, not_empty, session, size
+from finetuneflow.cli.console import visible_cell
+from finetuneflow.cli.session import Json, Session, not_empty, session, size
 
 
 def make_folder(out: Path) -> None:
@@ -40,7 +41,20 @@ def download(
     if work_id.startswith("ev_"):
         raise typer.BadParameter("an evaluation has no package; give a job or an export.", param_hint="JOB_OR_EXPORT")
     download_from = client.exports.download if work_id.startswith("ex_") else client.jobs.download
-    print_downloaded(here.console, download_from(work_id, out or Path(work_id)), as_json=json)
+    paths = download_from(work_id, out or Path(work_id), progress=progress_of(here, as_json=json))
+    print_downloaded(here.console, paths, as_json=json)
+
+
+class Downloading:
+    """Prints the progress of downloads on a terminal, one line per file."""
+
+    def __call__(self, name: str, done: int, total: int) -> None:
+        typer.echo(f"\rDownloading {visible_cell(name)}: {size(done)} of {size(total)}", nl=done >= total, err=True)
+
+
+def progress_of(here: Session, *, as_json: bool) -> Downloading | None:
+    """Returns the progress to show for downloads; None in a pipe."""
+    return None if as_json or not here.console.is_terminal else Downloading()
 
 
 def print_downloaded(console: Console, paths: Iterable[Path], *, as_json: bool) -> None:

@@ -8,15 +8,16 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from finetuneflow.cli.advice import as_typed, ftf
 from finetuneflow.cli.console import error_console
-from finetuneflow.cli.download import make_folder
+from finetuneflow.cli.download import make_folder, print_downloaded, progress_of
 from finetuneflow.cli.evaluation_options import condition, grader_objects, json_object, with_removed
 from finetuneflow.cli.evaluation_rows import compare, rows
 from finetuneflow.cli.exits import DETACHED, JOB_FAILED
-from finetuneflow.cli.lines import Lines
-from finetuneflow.cli.outcome import show_attempts, show_evaluation, show_forms
+from finetuneflow.cli.lines import Lines, phase_name
+from finetuneflow.cli.outcome import show_attempts, show_evaluation, show_forms, show_serving
 from finetuneflow.cli.session import (
     Json,
     Session,
@@ -33,6 +34,7 @@ from finetuneflow.evaluations import Evaluations
 from finetuneflow.exports import Exports
 from finetuneflow.fields import INT32_MAX, INT64_MAX
 from finetuneflow.resources.evaluation import Evaluation
+from finetuneflow.resources.event import Phase
 from finetuneflow.resources.export import Export
 
 Work = Evaluation | Export
@@ -178,9 +180,9 @@ def export(
             error_console().print(f"Download it later: {ftf(f'download {made.id} --out {out}')}")
         raise
     if out is not None:
-        for path in here.client.exports.download(made.id, out):
-            if not json:
-                here.console.print(f"{path}  {size(path.stat().st_size)}")
+        paths = here.client.exports.download(made.id, out, progress=progress_of(here, as_json=json))
+        if not json:
+            print_downloaded(here.console, paths, as_json=False)
 
 
 def make_app(noun: str, methods: Callable[[Client], Any]) -> typer.Typer:
@@ -254,7 +256,29 @@ def evaluations_app() -> typer.Typer:
 
 def exports_app() -> typer.Typer:
     """Makes `ftf exports`."""
-    return make_app("export", lambda client: client.exports)
+    app = make_app("export", lambda client: client.exports)
+    app.command("download")(download)
+    return app
+
+
+def download(
+    ctx: typer.Context,
+    export_id: Annotated[str, typer.Argument(metavar="EXPORT", help="Id of the export.", callback=not_empty)],
+    out: Annotated[
+        Path | None,
+        typer.Argument(metavar="DIR", help="Folder to download into.", show_default="./ID", file_okay=False),
+    ] = None,
+    form: Annotated[
+        list[str] | None,
+        typer.Option(help="Only the files of this form: adapter or merged. Repeatable. Default: all, and the zip."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Download and verify the files of an export. An interrupted download resumes."""
+    here = session(ctx)
+    folder, progress = out or Path(export_id), progress_of(here, as_json=json)
+    paths = here.client.exports.download(export_id, folder, forms=form or (), progress=progress)
+    print_downloaded(here.console, paths, as_json=json)
 
 
 def _created(here: Session, work: Work, *, detach: bool, json: bool) -> None:
@@ -281,7 +305,10 @@ def _follow(
         here.console.file.flush()
 
     quiet = json
+    status = here.console.status(Text())
     try:
+        if here.console.is_terminal and not quiet:
+            status.start()
         events = methods(here.client).watch(
             work_id,
             after_sequence=after_sequence,
@@ -291,18 +318,29 @@ def _follow(
         for event in events:
             if json:
                 print_json(event.proto)
-            elif (line := lines.of(event)) is not None:
+                continue
+            if isinstance(event.payload, Phase):
+                status.update(_phase(event.payload))
+            if (line := lines.of(event)) is not None:
                 say(line)
     except KeyboardInterrupt:
         console = error_console()
         console.print(f"\nDetached; the {noun} continues. Follow it: {ftf(f'{noun}s watch {work_id}')}")
         console.print(f"Cancel it: {ftf(f'{noun}s cancel {work_id}')}")
         raise typer.Exit(DETACHED) from None
+    finally:
+        status.stop()
     work = methods(here.client).get(work_id)
     if not json:
         _show_outcome(work, here.console)
     if work.state != "SUCCEEDED":
         raise typer.Exit(JOB_FAILED)
+
+
+def _phase(phase: Phase) -> Text:
+    """Returns the current phase with its progress, for a line that is replaced."""
+    done = "" if phase.fraction is None else f", {phase.fraction:.0%}"
+    return Text(f"{phase_name(phase)}{done}" + (f": {phase.detail}" if phase.detail else ""), overflow="ellipsis")
 
 
 def _show_outcome(work: Work, console: Console) -> None:
@@ -334,7 +372,8 @@ def _show_result(work: Work, console: Console) -> None:
     elif work.result is not None:
         console.print(f"Package     {size(work.result.package_size_bytes)}")
         show_forms(work.result, console)
-        console.print(f"Download the package: {ftf(f'download {work.id}')}")
+        show_serving(work.result, console)
+        console.print(f"\nDownload the package: {ftf(f'download {work.id}')}")
 
 
 def _show(work: Work, console: Console) -> None:

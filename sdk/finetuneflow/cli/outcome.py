@@ -171,7 +171,20 @@ def show_forms(result: ExportResult, console: Console) -> None:
             parts.append(f"mean KL to the checkpoint {found.mean_kl:.2g} nats")
             parts.append(f"{found.same_next_token:.1%} equal next tokens")
             parts.append(f"largest difference {found.max_difference:.2g}")
+        if form.num_rendered_rows:
+            parts.append(f"{count(form.num_rendered_rows, 'held-out conversation')} rendered to the trained tokens")
         console.print(f"{form.format.capitalize():<12}{', '.join(parts)}")
+
+
+def show_serving(result: ExportResult, console: Console) -> None:
+    """Prints who signed a package, and for each reader the command that serves it, or why there is none."""
+    key = result.signing_key_fingerprint
+    console.print(f"Signed      {f'by the key {key}' if key else 'no; the exporter has no signing key'}")
+    if result.servable_by:
+        console.print("\nWhat serves it, in the folder of the package:")
+    for each in result.servable_by:
+        form = f" ({each.format.lower()})" if each.format else ""
+        console.print(f"  {each.reader + form:<24}{each.command or f'no: {each.refusal}'}")
 
 
 def _promotion(job: Job) -> str:

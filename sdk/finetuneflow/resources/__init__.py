@@ -59,6 +59,7 @@ from finetuneflow.resources.stage_result import (
     PreflightResult,
     QuestionsResult,
     Regression,
+    ServableBy,
     TrainingResult,
 )
 from finetuneflow.resources.validation import (
@@ -141,6 +142,7 @@ __all__ = [
     "RowProblem",
     "Secret",
     "SeedRecommendation",
+    "ServableBy",
     "Severity",
     "Stage",
     "StartMode",

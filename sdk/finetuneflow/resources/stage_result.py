@@ -494,6 +494,25 @@ class ExportedForm(Resource):
     comparison: ExportComparison | None
     """Comparison with the checkpoint. None if the model does not fit into memory (warning VERIFIED_WITHOUT_MODEL): then
     only its tensors were compared."""
+    num_rendered_rows: int
+    """Number of held-out conversations, at most 64, that the tokenizer and the chat template in its folder were seen to
+    render to the ids that were prepared for the job. 0: the job has no held-out conversations, or an earlier version
+    prepared them without their texts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServableBy(Resource):
+    """A program that may serve a package."""
+
+    reader: str
+    """Its name: `peft`, `transformers`, `vllm`, `llama.cpp` or `ollama`."""
+    format: ExportFormat | None
+    """The form that it serves, or refuses. None: the package has no form that it reads."""
+    refusal: str
+    """Why it cannot serve it. Empty: it can."""
+    command: str
+    """How it serves the form: a shell command in the folder of the package; for `peft` and `transformers` an expression
+    of Python. Empty if it cannot."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -508,3 +527,9 @@ class ExportResult(Resource):
     """Size of the zip in bytes."""
     forms: tuple[ExportedForm, ...]
     """The forms in the package, in the order of their formats. Empty if an earlier version made it."""
+    servable_by: tuple[ServableBy, ...]
+    """What can serve the package, and why not where not: at least one entry for each of `peft`, `transformers`, `vllm`,
+    `llama.cpp` and `ollama`, in this order. Empty if an earlier version made it."""
+    signing_key_fingerprint: str
+    """Fingerprint of the operator's key that certifies the signature in manifest.sig: the SHA-256 of the public key in
+    DER, in hexadecimal. Empty: the package is not signed, because the exporter has no signing key."""

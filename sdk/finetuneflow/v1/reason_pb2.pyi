@@ -244,6 +244,7 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_LOSS_SPIKE: _ClassVar[Reason]
     REASON_GRADIENT_ZERO: _ClassVar[Reason]
     REASON_LOSS_REPLACED: _ClassVar[Reason]
+    REASON_EXPORT_NOT_SERVABLE: _ClassVar[Reason]
     REASON_INTERNAL: _ClassVar[Reason]
     REASON_DATABASE_UNAVAILABLE: _ClassVar[Reason]
     REASON_NO_BROKER: _ClassVar[Reason]
@@ -532,6 +533,7 @@ REASON_ATTENTION_REPLACED: Reason
 REASON_LOSS_SPIKE: Reason
 REASON_GRADIENT_ZERO: Reason
 REASON_LOSS_REPLACED: Reason
+REASON_EXPORT_NOT_SERVABLE: Reason
 REASON_INTERNAL: Reason
 REASON_DATABASE_UNAVAILABLE: Reason
 REASON_NO_BROKER: Reason

@@ -421,32 +421,50 @@ class InferenceSample(_message.Message):
     def __init__(self, instruction: _Optional[str] = ..., input: _Optional[str] = ..., expected_output: _Optional[str] = ..., model_output: _Optional[str] = ..., output_length: _Optional[int] = ..., base_output: _Optional[str] = ..., step: _Optional[int] = ...) -> None: ...
 
 class ExportResult(_message.Message):
-    __slots__ = ("package_path", "package_sha256", "package_size_bytes", "forms")
+    __slots__ = ("package_path", "package_sha256", "package_size_bytes", "forms", "servable_by", "signing_key_fingerprint")
     PACKAGE_PATH_FIELD_NUMBER: _ClassVar[int]
     PACKAGE_SHA256_FIELD_NUMBER: _ClassVar[int]
     PACKAGE_SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     FORMS_FIELD_NUMBER: _ClassVar[int]
+    SERVABLE_BY_FIELD_NUMBER: _ClassVar[int]
+    SIGNING_KEY_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     package_path: str
     package_sha256: str
     package_size_bytes: int
     forms: _containers.RepeatedCompositeFieldContainer[ExportedForm]
-    def __init__(self, package_path: _Optional[str] = ..., package_sha256: _Optional[str] = ..., package_size_bytes: _Optional[int] = ..., forms: _Optional[_Iterable[_Union[ExportedForm, _Mapping]]] = ...) -> None: ...
+    servable_by: _containers.RepeatedCompositeFieldContainer[ServableBy]
+    signing_key_fingerprint: str
+    def __init__(self, package_path: _Optional[str] = ..., package_sha256: _Optional[str] = ..., package_size_bytes: _Optional[int] = ..., forms: _Optional[_Iterable[_Union[ExportedForm, _Mapping]]] = ..., servable_by: _Optional[_Iterable[_Union[ServableBy, _Mapping]]] = ..., signing_key_fingerprint: _Optional[str] = ...) -> None: ...
+
+class ServableBy(_message.Message):
+    __slots__ = ("reader", "format", "refusal", "command")
+    READER_FIELD_NUMBER: _ClassVar[int]
+    FORMAT_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    COMMAND_FIELD_NUMBER: _ClassVar[int]
+    reader: str
+    format: _fine_tuning_job_spec_pb2.ExportFormat
+    refusal: str
+    command: str
+    def __init__(self, reader: _Optional[str] = ..., format: _Optional[_Union[_fine_tuning_job_spec_pb2.ExportFormat, str]] = ..., refusal: _Optional[str] = ..., command: _Optional[str] = ...) -> None: ...
 
 class ExportedForm(_message.Message):
-    __slots__ = ("format", "path", "size_bytes", "dtype", "merge_base", "comparison")
+    __slots__ = ("format", "path", "size_bytes", "dtype", "merge_base", "comparison", "num_rendered_rows")
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     MERGE_BASE_FIELD_NUMBER: _ClassVar[int]
     COMPARISON_FIELD_NUMBER: _ClassVar[int]
+    NUM_RENDERED_ROWS_FIELD_NUMBER: _ClassVar[int]
     format: _fine_tuning_job_spec_pb2.ExportFormat
     path: str
     size_bytes: int
     dtype: str
     merge_base: str
     comparison: ExportComparison
-    def __init__(self, format: _Optional[_Union[_fine_tuning_job_spec_pb2.ExportFormat, str]] = ..., path: _Optional[str] = ..., size_bytes: _Optional[int] = ..., dtype: _Optional[str] = ..., merge_base: _Optional[str] = ..., comparison: _Optional[_Union[ExportComparison, _Mapping]] = ...) -> None: ...
+    num_rendered_rows: int
+    def __init__(self, format: _Optional[_Union[_fine_tuning_job_spec_pb2.ExportFormat, str]] = ..., path: _Optional[str] = ..., size_bytes: _Optional[int] = ..., dtype: _Optional[str] = ..., merge_base: _Optional[str] = ..., comparison: _Optional[_Union[ExportComparison, _Mapping]] = ..., num_rendered_rows: _Optional[int] = ...) -> None: ...
 
 class ExportComparison(_message.Message):
     __slots__ = ("rows", "num_rows", "num_positions", "mean_kl", "p99_kl", "same_next_token", "max_difference", "checkpoint_dtype", "max_mean_kl", "max_max_difference")

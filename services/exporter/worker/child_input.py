@@ -9,6 +9,7 @@ from pydantic import Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 from engine.config.job import JobConfig, StartMode
+from finetuneflow.package_signature import Statement
 from finetuneflow.v1.stage_result_pb2 import EvaluationResult, PreflightResult, TrainingResult
 from finetuneflow.v1.work_pb2 import MetricSeries
 from services.child_input import ChildInput, ModelFiles, Strict
@@ -75,6 +76,18 @@ class JobOrigin(Strict):
         return f"{chain}, which was {'made elsewhere and uploaded' if uploaded else 'trained from the base model'}"
 
 
+class ExportKey(Strict):
+    """The key that signs the package of one export, and the operator's certification of it. Bytes are base64."""
+
+    private_key: str
+    """Signs packages of this job and step only."""
+    statement: Statement
+    operator_signature: str
+    """Signature of the statement."""
+    operator_key: str
+    """Fingerprint of the operator's key."""
+
+
 class ExportInput(ChildInput):
     """One export. Paths are absolute."""
 
@@ -90,7 +103,11 @@ class ExportInput(ChildInput):
     held_out: Path | None = None
     """Token shard of the held-out rows, which a merged model is compared on. None: there are none, or they are not
     needed."""
+    held_out_texts: Path | None = None
+    """eval_rows.jsonl, with the conversations of these rows. None: there are none."""
     evaluation_rows: Path | None = None
     """evaluation_rows.jsonl, as the evaluator wrote it."""
+    signing: ExportKey | None = None
+    """None: the package is not signed."""
     metrics: list[Annotated[MetricSeries, ProtoJson(MetricSeries)]] = Field(default=[])
     """Whole curves; `loss` and `eval_loss` are drawn."""

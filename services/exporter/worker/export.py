@@ -3,6 +3,7 @@
 import mimetypes
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from chassis.child.phases import Phases
@@ -14,6 +15,7 @@ from finetuneflow.v1.stage_result_pb2 import ExportComparison, ExportedForm, Exp
 from services.exporter.worker import package
 from services.exporter.worker.child_input import ExportInput
 from services.exporter.worker.forms import MERGED_FOLDER, Form
+from services.exporter.worker.serving import served_by, serving_messages
 
 PHASES = ("writing_model", "writing_report", "packing", "verifying", "publishing")
 MEDIA_TYPES = {".safetensors": "application/octet-stream", ".jinja": "text/plain", ".md": "text/markdown"}
@@ -40,7 +42,7 @@ def export(child_input: ExportInput, sink: EventSink) -> ExportResult:
         phases.enter("packing")
         with sink.ticking():
             package.write_manifest(child_input, files)
-            package.write_zip(files, archive)
+            package.write_zip(files, archive, _bytes_of(phases, "packing"))
 
         phases.enter("verifying", "loads the package and compares it with the checkpoint")
         exported = _verify(sink, child_input, forms, archive, scratch, phases)
@@ -50,7 +52,14 @@ def export(child_input: ExportInput, sink: EventSink) -> ExportResult:
             _publish(sink, file, name, child_input.out_dir, "export_file")
         size, digest = archive.stat().st_size, sha256_of(archive)
         _publish(sink, archive, package.ZIP, child_input.out_dir, "export_package")
-    return ExportResult(package_path=package.ZIP, package_sha256=digest, package_size_bytes=size, forms=exported)
+    return ExportResult(
+        package_path=package.ZIP,
+        package_sha256=digest,
+        package_size_bytes=size,
+        forms=exported,
+        servable_by=serving_messages(served_by(child_input, package.adapter_config(child_input))),
+        signing_key_fingerprint=child_input.signing.operator_key if child_input.signing else "",
+    )
 
 
 def _write_forms(child_input: ExportInput, files: Path, phases: Phases) -> list[Form]:
@@ -59,15 +68,28 @@ def _write_forms(child_input: ExportInput, files: Path, phases: Phases) -> list[
     if "adapter" in formats:
         forms.append(package.write_weights(child_input, files))
         failpoint("export.model_written")
-        package.write_tokenizer(child_input, files)
+        _write_tokenizer(child_input, files)
     if "merged" in formats:
         # Only this form needs torch to be written.
         from services.exporter.worker.merged import write_merged
 
-        forms.append(write_merged(child_input, files, on_tensor=phases.check))
+        forms.append(write_merged(child_input, files, on_bytes=_bytes_of(phases, "writing_model")))
         failpoint("export.merged")
-        package.write_tokenizer(child_input, files / MERGED_FOLDER)
+        _write_tokenizer(child_input, files / MERGED_FOLDER)
     return forms
+
+
+def _write_tokenizer(child_input: ExportInput, folder: Path) -> None:
+    # Seconds of imports.
+    from services.exporter.worker.rendering import write_generation_config
+
+    package.write_tokenizer(child_input, folder)
+    write_generation_config(child_input, folder)
+
+
+def _bytes_of(phases: Phases, name: str) -> Callable[[int, int], None]:
+    """Returns a callback that reports the bytes done so far, and in all, as the progress of a phase."""
+    return lambda done, total: phases.advance(name, done / max(total, 1), f"{done:,} of {total:,} bytes")
 
 
 def _verify(
@@ -75,9 +97,16 @@ def _verify(
 ) -> list[ExportedForm]:
     with sink.ticking():
         # Seconds of imports, and the only part of the export that needs torch.
+        from services.exporter.worker.rendering import check_rendering
         from services.exporter.worker.verify import verify
 
         comparisons = verify(child_input, archive, scratch, on_row=phases.check)
+        rendered = {
+            form.format: check_rendering(
+                child_input, scratch / form.path, f"{form.path}/" if form.path else "the package"
+            )
+            for form in forms
+        }
         failpoint("export.verified")
     shutil.rmtree(scratch)
     if None in comparisons.values():
@@ -89,10 +118,10 @@ def _verify(
                 advice="Give the exporter more memory if you want every package to be run before it is published.",
             )
         )
-    return [_message(form, comparisons[form.format]) for form in forms]
+    return [_message(form, comparisons[form.format], rendered[form.format]) for form in forms]
 
 
-def _message(form: Form, comparison: ExportComparison | None) -> ExportedForm:
+def _message(form: Form, comparison: ExportComparison | None, num_rendered: int) -> ExportedForm:
     return ExportedForm(
         format=f"EXPORT_FORMAT_{form.format.upper()}",
         path=form.path,
@@ -100,6 +129,7 @@ def _message(form: Form, comparison: ExportComparison | None) -> ExportedForm:
         dtype=form.dtype,
         merge_base=form.merge_base,
         comparison=comparison,
+        num_rendered_rows=num_rendered,
     )
 
 

@@ -8,8 +8,8 @@ from typing import Any, Final
 from safetensors import safe_open
 
 from engine.config.job import ExportFormat
+from engine.serving import MERGED_FOLDER as MERGED_FOLDER
 
-MERGED_FOLDER: Final = "merged"
 _DTYPES: Final = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 

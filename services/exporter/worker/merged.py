@@ -47,7 +47,7 @@ def trained_quantisation(config: JobConfig) -> Quantised | None:
     return Quantised(config.quantization, weights_dtype(config.method, config.hyperparameters.precision, on))
 
 
-def write_merged(child_input: ExportInput, package: Path, on_tensor: Callable[[], None]) -> Form:
+def write_merged(child_input: ExportInput, package: Path, on_bytes: Callable[[int, int], None]) -> Form:
     """Writes weights, their index, config.json and generation_config.json to the folder `merged` of the package."""
     folder = package / MERGED_FOLDER
     folder.mkdir()
@@ -58,7 +58,7 @@ def write_merged(child_input: ExportInput, package: Path, on_tensor: Callable[[]
         folder,
         dtype=settings.dtype,
         quantised=settings.quantised,
-        on_tensor=on_tensor,
+        on_bytes=on_bytes,
     )
     merge_base = child_input.config.export.merge_base if child_input.config.method == "qlora" else ""
     return form_of("merged", package, MERGED_FOLDER, weight_files(folder), merge_base)

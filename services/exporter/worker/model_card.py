@@ -5,15 +5,18 @@ from collections.abc import Sequence
 from huggingface_hub import ModelCardData
 
 from engine.evaluation.verdicts import is_worse
+from engine.serving import Served
 from services.exporter.worker.child_input import ExportInput
 from services.exporter.worker.forms import Form, describe
 from services.exporter.worker.markdown import escape
-from services.exporter.worker.report import decision, method_title
+from services.exporter.worker.report import decision, method_title, signature
 from services.exporter.worker.row_forms import RowForms
+from services.exporter.worker.serving import serving_table
 
 
-def model_card(child_input: ExportInput, forms: Sequence[Form] = ()) -> str:
-    """The card in Markdown, YAML front matter included. `forms` are those of the package; none: the adapter alone."""
+def model_card(child_input: ExportInput, forms: Sequence[Form] = (), served: Sequence[Served] = ()) -> str:
+    """The card in Markdown, YAML front matter included. `forms` are those of the package; none: the adapter alone.
+    `served` says what can serve it."""
     model = child_input.model
     merged = next((form for form in forms if form.format == "merged"), None)
     weights = merged is None or len(forms) > 1
@@ -45,6 +48,7 @@ def model_card(child_input: ExportInput, forms: Sequence[Form] = ()) -> str:
     loading = _loading(child_input, ".") if weights else ""
     if merged is not None:
         loading += "\n\n" * weights + _loading_merged(child_input, merged, alone=not weights)
+    serving = f"\n## What serves it\n\n{serving_table(served)}\n" if served else ""
     return f"""---
 {data.to_yaml()}
 ---
@@ -54,12 +58,13 @@ def model_card(child_input: ExportInput, forms: Sequence[Form] = ()) -> str:
 {method_title(child_input.config)} fine-tune of `{model.id}` (revision `{model.revision}`), made by FineTuneFlow
 in job `{child_input.job.id}`, step {child_input.training.best_step:,}. {built}{outcome}
 `report.md` describes the training, `metrics.json` and `training_config.json` contain every figure and setting,
-`manifest.json` the SHA-256 of every file. The licence is the base model's.
+`manifest.json` the SHA-256 of every file; `generation_config.json` names the tokens that end an answer.
+Signature: {signature(child_input)} The licence is the base model's.
 
 ## Loading it
 
 {loading}
-"""
+{serving}"""
 
 
 def _weights(child_input: ExportInput) -> str:
@@ -70,17 +75,11 @@ def _weights(child_input: ExportInput) -> str:
 
 
 def _loading_merged(child_input: ExportInput, form: Form, *, alone: bool) -> str:
-    """Returns how transformers and vLLM load the merged model."""
+    """Returns how transformers loads the merged model."""
     heading = "" if alone else "## Loading the merged model\n\n"
     return f"""{heading}{describe(form)}
 
-{_loading(child_input, form.path)}
-
-vLLM serves it with an API like OpenAI's:
-
-```console
-$ vllm serve ./{form.path}
-```"""
+{_loading(child_input, form.path)}"""
 
 
 def _loading(child_input: ExportInput, folder: str) -> str:

@@ -3,13 +3,15 @@
 import json
 import shutil
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from engine.data.tokenizer import Tokenizer
 from engine.errors import JobError
 from engine.file_hash import sha256_of
+from finetuneflow import package_check
+from finetuneflow.package_signature import SIGNATURE
 from services.exporter.worker.child_input import ExportInput
 from services.exporter.worker.forms import Form, form_of
 from services.exporter.worker.metrics import curve, metrics, training_config
@@ -18,10 +20,12 @@ from services.exporter.worker.plots import draw_changes, draw_losses
 from services.exporter.worker.report import report
 from services.exporter.worker.row_changes import CHANGES, loss_changes
 from services.exporter.worker.row_forms import RowForms
+from services.exporter.worker.serving import served_by
+from services.exporter.worker.signature import write_signature
 from services.exporter.worker.training_log import training_log, training_metadata
 
-ZIP = "finetuneflow_export.zip"
-MANIFEST = "manifest.json"
+ZIP = package_check.ZIP
+MANIFEST = package_check.MANIFEST
 _ADAPTER = ("adapter_model.safetensors", "adapter_config.json")
 _LOADING_SETTINGS = {"is_local", "local_files_only", "name_or_path"}
 # Stored uncompressed: PNG is already compressed, and compressing weights saves a tenth and takes minutes.
@@ -102,12 +106,13 @@ def write_tokenizer(child_input: ExportInput, folder: Path) -> None:
 def write_documents(child_input: ExportInput, folder: Path, forms: Sequence[Form]) -> None:
     """Settings, figures, report, plot and model card."""
     adapter = adapter_config(child_input)
+    served = served_by(child_input, adapter)
     _write_json(folder / "training_config.json", training_config(child_input, adapter))
     _write_json(folder / "metrics.json", metrics(child_input, forms))
     (folder / "training_log.json").write_text(training_log(child_input), "utf-8")
     _write_json(folder / "training_metadata.json", training_metadata(child_input))
-    (folder / "report.md").write_text(report(child_input, adapter, forms), "utf-8")
-    (folder / "README.md").write_text(model_card(child_input, forms), "utf-8")
+    (folder / "report.md").write_text(report(child_input, adapter, forms, served), "utf-8")
+    (folder / "README.md").write_text(model_card(child_input, forms, served), "utf-8")
     best = child_input.training.best_step
     curves = curve(child_input, "loss"), curve(child_input, "eval_loss")
     changes = loss_changes(child_input.evaluation_rows)
@@ -123,23 +128,32 @@ def files_of(folder: Path) -> dict[str, Path]:
 
 
 def write_manifest(child_input: ExportInput, folder: Path) -> None:
-    """manifest.json: size and SHA-256 of every other file."""
+    """manifest.json: size and SHA-256 of every other file; and manifest.sig, if the exporter has a signing key."""
     files = [
         {"path": name, "sha256": sha256_of(file), "size_bytes": file.stat().st_size}
         for name, file in files_of(folder).items()
     ]
-    _write_json(folder / MANIFEST, {"version": 1, "job_id": child_input.job.id, "files": files})
+    step = child_input.training.best_step
+    _write_json(folder / MANIFEST, {"version": 1, "job_id": child_input.job.id, "step": step, "files": files})
+    if child_input.signing:
+        write_signature(child_input.signing, folder / MANIFEST, folder / SIGNATURE)
 
 
-def write_zip(folder: Path, target: Path) -> None:
-    """Zips all files of the folder by name, without times and owners: equal content gives an equal zip."""
+def write_zip(folder: Path, target: Path, on_bytes: Callable[[int, int], None] = lambda done, total: None) -> None:
+    """Zips all files of the folder by name, without times and owners: equal content gives an equal zip. `on_bytes` is
+    called with the bytes packed so far and in all."""
+    files, done = files_of(folder), 0
+    total = sum(file.stat().st_size for file in files.values())
     with zipfile.ZipFile(target, "w") as archive:
-        for name, file in files_of(folder).items():
+        for name, file in files.items():
             entry = zipfile.ZipInfo(name, date_time=_EPOCH)
             entry.external_attr = 0o644 << 16
             entry.compress_type = zipfile.ZIP_STORED if file.suffix in _STORED else zipfile.ZIP_DEFLATED
             with file.open("rb") as source, archive.open(entry, "w", force_zip64=True) as sink:
-                shutil.copyfileobj(source, sink, 1024 * 1024)
+                while chunk := source.read(1 << 20):
+                    sink.write(chunk)
+                    done += len(chunk)
+                    on_bytes(done, total)
 
 
 def check_formats(child_input: ExportInput) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from engine.config.job import JobConfig
 from engine.evaluation.verdicts import gap_verdict, is_worse
 from engine.perplexity import perplexity
+from engine.serving import Served
 from finetuneflow.v1.hardware_pb2 import Hardware
 from finetuneflow.v1.stage_result_pb2 import (
     Classification,
@@ -22,6 +23,7 @@ from services.exporter.worker.forms import Form, describe
 from services.exporter.worker.markdown import escape, row
 from services.exporter.worker.metrics import loss_gap
 from services.exporter.worker.row_changes import CHANGES, loss_changes
+from services.exporter.worker.serving import serving_table
 
 _METHODS = {"lora": "LoRA", "qlora": "QLoRA", "full": "full (every weight)"}
 _INITIAL_VALUES = {"pissa": "PiSSA", "olora": "OLoRA", "loftq": "LoftQ"}
@@ -31,11 +33,15 @@ _MOST_CHANGED = 3
 
 
 def report(
-    child_input: ExportInput, adapter_config: Mapping[str, Any] | None = None, forms: Sequence[Form] = ()
+    child_input: ExportInput,
+    adapter_config: Mapping[str, Any] | None = None,
+    forms: Sequence[Form] = (),
+    served: Sequence[Served] = (),
 ) -> str:
     """The report in Markdown. Every figure was counted or measured by an earlier stage.
 
-    `adapter_config` is that of the checkpoint; None for method full. `forms` are those of the package.
+    `adapter_config` is that of the checkpoint; None for method full. `forms` are those of the package, `served`
+    says what can serve it.
     """
     sections = [
         "# FineTuneFlow Training Report",
@@ -46,15 +52,24 @@ def report(
         _samples(list(child_input.evaluation.samples)),
         _comparison(child_input),
         *_harness(child_input.evaluation),
-        *_forms(forms),
+        *_forms(child_input, forms),
+        *(["\n\n".join(["## Serving", serving_table(served)])] if served else []),
     ]
     return "\n\n".join(sections) + "\n"
 
 
-def _forms(forms: Sequence[Form]) -> list[str]:
+def _forms(child_input: ExportInput, forms: Sequence[Form]) -> list[str]:
     if not forms:
         return []
-    return ["\n".join(["## Package", *(f"- {form.format.capitalize()}: {describe(form)}" for form in forms)])]
+    lines = [f"- {form.format.capitalize()}: {describe(form)}" for form in forms]
+    return ["\n".join(["## Package", *lines, f"- Signature: {signature(child_input)}"])]
+
+
+def signature(child_input: ExportInput) -> str:
+    """Returns who signed the package, as a sentence in Markdown."""
+    if child_input.signing is None:
+        return "none; the exporter has no signing key."
+    return f"`manifest.sig`, certified by the operator's key `{child_input.signing.operator_key}`."
 
 
 def method_title(config: JobConfig) -> str:

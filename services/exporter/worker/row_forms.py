@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Self
 
+from finetuneflow.v1.stage_result_pb2 import DataStatistics
 from services.exporter.worker.child_input import ExportInput
 
 _CONVERSATIONS = {"chat", "question_answer", "instruction"}
@@ -20,9 +21,13 @@ class RowForms:
 
     @classmethod
     def of(cls, child_input: ExportInput) -> Self:
+        """Reads the forms of the job's training data."""
+        return cls.of_data(child_input.preflight.training_data)
+
+    @classmethod
+    def of_data(cls, data: DataStatistics) -> Self:
         """Reads the forms from the statistics of preflight. Rows of prompt_completion have either form: only those of
         conversations have roles."""
-        data = child_input.preflight.training_data
         formats = set(data.format.split(", "))
         chat = bool(data.roles) or bool(formats & _CONVERSATIONS)
         return cls(chat, not chat or bool(formats & _TEXTS))

@@ -176,6 +176,21 @@ def test_disk_counts_checkpoints_that_exist_at_once() -> None:
     assert disk(900, here=True, download_bytes=GIB).verdict == "impossible"
 
 
+def test_disk_counts_the_merged_model_while_it_is_made() -> None:
+    """A merged model is a hundred times as large as its adapter; the disk would be full in the last stage."""
+    job = config(export={"formats": ["adapter", "merged"]}, hyperparameters={"save_steps": 10, "eval_steps": 10})
+    architecture = known("smollm2-135m")
+    setup = Setup.of(job, on_gpu=False, length=400)
+    sizes: dict[str, Any] = {"num_tokens": 0, "free_bytes": 100 * GIB, "total_steps": 10}
+
+    def needed(merged_bytes: int, *, here: bool) -> int:
+        found = estimate_disk(architecture, setup, job, holds_artifacts=here, merged_bytes=merged_bytes, **sizes)
+        return found.needed_bytes
+
+    assert needed(GIB, here=False) - needed(0, here=False) == 3 * GIB
+    assert needed(GIB, here=True) - needed(0, here=True) == 4 * GIB
+
+
 def test_a_row_in_two_phases_is_one_row() -> None:
     """A curriculum that trains on the same 60 rows twice has 60 rows to hold out from, not 120, and half the tokens."""
     phase = {"training_data": [{"dataset": "d"}], "num_epochs": 1}

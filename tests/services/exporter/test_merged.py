@@ -117,10 +117,11 @@ def test_merged_form_alone_says_how_to_load_it(export_input: ExportInput, tmp_pa
     out = export_input.out_dir
     found = {file.relative_to(out).as_posix() for file in out.rglob("*") if file.is_file()}
     adapter = {"adapter_config.json", "adapter_model.safetensors"}
-    tokenizer = {"chat_template.jinja", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json"}
+    tokenizer = {"chat_template.jinja", "generation_config.json", "special_tokens_map.json"}
+    tokenizer |= {"tokenizer.json", "tokenizer_config.json"}
     assert found == (FILES - adapter - tokenizer) | MERGED | {package.ZIP}
     card = (out / "README.md").read_text()
-    assert "peft" not in card.replace("needs no peft", "") and "library_name: transformers" in card
+    assert "PeftModel" not in card and "library_name: transformers" in card
     assert 'AutoModelForCausalLM.from_pretrained("merged", dtype="auto")' in card and "vllm serve ./merged" in card
     assert "- Merged: A model that needs no peft, in `merged/`, bfloat16." in (out / "report.md").read_text()
     (form,) = json.loads((out / "metrics.json").read_text())["export"]["forms"]

@@ -27,6 +27,7 @@ FILES = {
     "adapter_config.json",
     "adapter_model.safetensors",
     "chat_template.jinja",
+    "generation_config.json",
     "manifest.json",
     "metrics.json",
     "report.md",
@@ -74,7 +75,7 @@ def test_every_file_is_published_with_hash_and_in_the_zip(export_input: ExportIn
         saved[package.ZIP].sha256,
         saved[package.ZIP].size_bytes,
     )
-    assert [event.name for event in sink.said if isinstance(event, Phase)] == list(PHASES)
+    assert list(dict.fromkeys(event.name for event in sink.said if isinstance(event, Phase))) == list(PHASES)
 
     with zipfile.ZipFile(export_input.out_dir / package.ZIP) as archive:
         assert set(archive.namelist()) == FILES

@@ -1,0 +1,166 @@
+"""Decides what can serve an exported package: the rules of each reader for each form, and the command that serves it.
+
+The rules are read in the readers' sources. vLLM's are in vllm/lora/peft_helper.py, lora_model.py and config/lora.py
+(0.33); a DoRA adapter passes none of them and ends its engine.
+"""
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from engine.config.job import ExportFormat, Lora
+
+READERS: Final = ("peft", "transformers", "vllm", "llama.cpp", "ollama")
+OF_PYTHON: Final = ("peft", "transformers")
+"""Readers that every package has, and that serve nobody over a network by themselves."""
+MERGED_FOLDER: Final = "merged"
+"""Folder of the merged form in a package."""
+MODEL_NAME: Final = "tuned"
+"""Name under which vLLM serves an adapter."""
+VLLM_RANKS: Final = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Values of vLLM's --max-lora-rank."""
+_VLLM_ADAPTERS: Final = frozenset(
+    {
+        "cohere", "cohere2", "exaone", "exaone4", "gemma", "gemma2", "gemma3", "gemma3_text", "glm", "glm4",
+        "gpt_bigcode", "granite", "granitemoe", "internlm2", "llama", "minicpm", "mistral", "mixtral", "nemotron",
+        "phi", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3",
+    }
+)  # fmt: skip
+"""Types of models that vLLM takes adapters for; it serves many more without."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The properties of a package that decide what can serve it."""
+
+    formats: Sequence[ExportFormat]
+    adapter: Mapping[str, Any] | None
+    """adapter_config.json, or `adapter_settings`; None for method full."""
+    model_type: str
+    """As in config.json of the base model; empty if it has none."""
+    base: str
+    """Public id of the base model."""
+    revision: str = ""
+    needs_quantized_base: bool = False
+    """True for LoftQ, whose adapter contains what the quantization of its base model has lost."""
+    has_chat_template: bool = True
+
+
+@dataclass(frozen=True)
+class Served:
+    """Whether a reader can serve a form of a package."""
+
+    reader: str
+    format: ExportFormat | None
+    """None: the package has no form that it reads."""
+    refusal: str = ""
+    """Why it cannot; empty if it can."""
+    command: str = ""
+    """How it does."""
+
+
+def servable_by(contents: Contents) -> list[Served]:
+    """Returns for each reader what it can do with each form that it reads, in the order of READERS."""
+    found = []
+    for reader in READERS:
+        rules = _RULES[reader]
+        own = [_served(reader, format_, rules[format_], contents) for format_ in contents.formats if format_ in rules]
+        found += own or [Served(reader, None, _WITHOUT_FORM[reader])]
+    return found
+
+
+def adapter_settings(lora: Lora, rank: int) -> dict[str, Any]:
+    """Returns what adapter_config.json of a job will say, as far as readers differ about it."""
+    return {
+        "r": rank,
+        "use_dora": lora.use_dora,
+        "use_rslora": lora.use_rslora,
+        "bias": lora.bias,
+        "modules_to_save": list(lora.modules_to_save) or None,
+        "trainable_token_indices": list(lora.trainable_tokens) or None,
+    }
+
+
+Rule = Callable[[Contents], tuple[str, str]]
+"""Returns why the reader cannot serve the form, or the command."""
+
+
+def _served(reader: str, format_: ExportFormat, rule: Rule, contents: Contents) -> Served:
+    refusal, command = rule(contents)
+    return Served(reader, format_, refusal, "" if refusal else command)
+
+
+def _peft(contents: Contents) -> tuple[str, str]:
+    if contents.adapter is None:
+        return "method full trained every weight, so the package has no adapter", ""
+    if contents.needs_quantized_base:
+        return "", 'PeftModel.from_pretrained(base, ".")  # base: quantized as README.md shows'
+    if "/" in contents.base:
+        return "", 'AutoPeftModelForCausalLM.from_pretrained(".")'
+    return "", f'PeftModel.from_pretrained(base, ".")  # base: the folder that `ftf models path {contents.base}` prints'
+
+
+def _transformers_adapter(contents: Contents) -> tuple[str, str]:
+    if contents.adapter is None:
+        return "", 'AutoModelForCausalLM.from_pretrained(".")'
+    return "the top folder has an adapter, which transformers loads with peft only", ""
+
+
+def _transformers_merged(contents: Contents) -> tuple[str, str]:
+    return "", f'AutoModelForCausalLM.from_pretrained("{MERGED_FOLDER}", dtype="auto")'
+
+
+def _vllm_adapter(contents: Contents) -> tuple[str, str]:
+    adapter = contents.adapter
+    if adapter is None:
+        return "", "vllm serve ."
+    if refusal := vllm_refusal(contents, adapter):
+        return refusal, ""
+    rank = next(rank for rank in VLLM_RANKS if rank >= adapter["r"])
+    base = shlex.quote(contents.base) if "/" in contents.base else f'"$(ftf models path {contents.base})"'
+    options = [f"--revision {contents.revision}"] if "/" in contents.base and contents.revision else []
+    options += [f"--enable-lora --max-lora-rank {rank} --lora-modules {MODEL_NAME}=. --generation-config ."]
+    options += ["--chat-template chat_template.jinja"] if contents.has_chat_template else []
+    return "", " ".join(["vllm serve", base, *options])
+
+
+def vllm_refusal(contents: Contents, adapter: Mapping[str, Any]) -> str:
+    """Returns why vLLM does not serve an adapter; empty if it does."""
+    saved = [name for name in adapter.get("modules_to_save") or () if name not in ("classifier", "score")]
+    if adapter.get("use_dora"):
+        return "it has no DoRA; such an adapter ends its engine"
+    if saved:
+        return f"it refuses modules_to_save ({', '.join(saved)})"
+    if adapter.get("bias") not in (None, "none"):
+        return f"it refuses trained biases (bias = {adapter['bias']})"
+    if adapter.get("trainable_token_indices"):
+        return "it does not read trainable_tokens"
+    if adapter["r"] > VLLM_RANKS[-1]:
+        return f"its largest rank is {VLLM_RANKS[-1]}; the adapter has {adapter['r']}"
+    if contents.needs_quantized_base:
+        return "the adapter of LoftQ belongs to quantized weights that vLLM does not make"
+    if contents.model_type and contents.model_type not in _VLLM_ADAPTERS:
+        return f"it is not known to take adapters for models of type {contents.model_type}"
+    return ""
+
+
+def _vllm_merged(contents: Contents) -> tuple[str, str]:
+    return "", f"vllm serve ./{MERGED_FOLDER}"
+
+
+# A form that another reader needs, such as a GGUF file, is a rule here.
+_RULES: Final[Mapping[str, Mapping[ExportFormat, Rule]]] = {
+    "peft": {"adapter": _peft},
+    "transformers": {"adapter": _transformers_adapter, "merged": _transformers_merged},
+    "vllm": {"adapter": _vllm_adapter, "merged": _vllm_merged},
+    "llama.cpp": {},
+    "ollama": {},
+}
+_WITHOUT_FORM: Final = {
+    "peft": "the package has no adapter",
+    "transformers": "the package has no model in its format",
+    "vllm": "the package has no model in its format",
+    "llama.cpp": "the package has no GGUF file",
+    "ollama": "the package has no GGUF file with a Modelfile",
+}

@@ -1,0 +1,51 @@
+"""What can serve the package: for its result, its report and its model card."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from engine.serving import Contents, Served, servable_by
+from finetuneflow.v1.stage_result_pb2 import ServableBy
+from services.exporter.worker.child_input import ExportInput
+from services.exporter.worker.markdown import row
+from services.exporter.worker.row_forms import RowForms
+
+
+def served_by(child_input: ExportInput, adapter_config: Mapping[str, Any] | None) -> list[Served]:
+    """Returns what can serve the package. `adapter_config` is the packed one; None for method full."""
+    config, model = child_input.config, child_input.model
+    architecture = json.loads((model.path / "config.json").read_text("utf-8"))
+    return servable_by(
+        Contents(
+            config.export.formats,
+            adapter_config,
+            str(architecture.get("model_type", "")),
+            model.id,
+            model.revision,
+            needs_quantized_base=config.method == "qlora" and config.lora.init_lora_weights == "loftq",
+            has_chat_template=RowForms.of(child_input).chat,
+        )
+    )
+
+
+def serving_messages(served: Iterable[Served]) -> list[ServableBy]:
+    """Returns the same as the result of the export has it."""
+    return [
+        ServableBy(
+            reader=each.reader,
+            format=f"EXPORT_FORMAT_{each.format.upper()}" if each.format else None,
+            refusal=each.refusal,
+            command=each.command,
+        )
+        for each in served
+    ]
+
+
+def serving_table(served: Sequence[Served]) -> str:
+    """Returns a table in Markdown: each reader with its command, or the reason why it cannot serve the package."""
+    lines = [row("Reader", "Form", "In the folder of the package"), row("---", "---", "---")]
+    for each in served:
+        # In a table a vertical bar ends a cell, also in code.
+        how = f"No: {each.refusal}" if each.refusal else f"`{each.command}`"
+        lines.append(row(each.reader, each.format or "", how.replace("|", "\\|")))
+    return "\n".join(lines)

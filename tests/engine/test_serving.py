@@ -1,0 +1,81 @@
+"""What can serve a package, and what a job is told before it trains."""
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.catalogue import LocalModel
+from engine.config.job import ExportFormat, Lora, job_config
+from engine.errors import JobError
+from engine.estimate.known_architectures import known
+from engine.plan.export_checks import check_export
+from engine.plan.resolved import Resolved
+from engine.serving import READERS, Contents, adapter_settings, servable_by
+
+
+def contents(*formats: ExportFormat, **lora: Any) -> Contents:
+    settings = Lora.model_validate(lora)
+    return Contents(formats, adapter_settings(settings, settings.r), "llama", "org/name", "a" * 40)
+
+
+def test_package_with_both_forms_names_a_command_for_each_reader() -> None:
+    """Who has trained a model wants to serve it, and not to read five manuals first."""
+    found = servable_by(contents("adapter", "merged", r=24))
+    assert tuple(dict.fromkeys(each.reader for each in found)) == READERS
+    commands = {(each.reader, each.format): each.command for each in found if not each.refusal}
+    assert commands["vllm", "merged"] == "vllm serve ./merged"
+    assert "vllm serve org/name" in commands["vllm", "adapter"] and "--max-lora-rank 32" in commands["vllm", "adapter"]
+    assert "merged" in commands["transformers", "merged"] and commands["peft", "adapter"]
+    assert {each.reader for each in found if each.format is None} == {"llama.cpp", "ollama"}
+    assert all(bool(each.refusal) != bool(each.command) for each in found)
+
+
+@pytest.mark.parametrize(
+    ("lora", "reason"),
+    [
+        ({"use_dora": True}, "DoRA"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"bias": "all"}, "biases"),
+        ({"trainable_tokens": ["<x>"]}, "trainable_tokens"),
+        ({"r": 1024}, "largest rank is 512"),
+    ],
+)
+def test_adapter_that_ends_vllm_is_refused_there_and_served_merged(lora: dict[str, Any], reason: str) -> None:
+    """vLLM starts with such an adapter, and its engine ends with the first question."""
+    found = {each.format: each for each in servable_by(contents("adapter", "merged", **lora)) if each.reader == "vllm"}
+    assert reason in found["adapter"].refusal and not found["adapter"].command
+    assert found["merged"].command
+
+
+def local(folder: Path) -> LocalModel:
+    return LocalModel("tiny", "r1", folder, "", 1, 512, "LlamaForCausalLM", "")
+
+
+def checked(folder: Path, **spec: Any) -> Resolved:
+    given = {"base_model": "tiny", "training_data": [{"dataset": "d"}], "method": "lora", **spec}
+    resolved = Resolved(job_config(given))
+    check_export(resolved, local(folder), known("smollm2-135m"))
+    return resolved
+
+
+def test_job_whose_export_nothing_serves_is_warned(tmp_path: Path) -> None:
+    """After the training it would be too late to choose another adapter."""
+    dora = {"use_dora": True}
+    (warning,) = checked(tmp_path, lora=dora).warnings
+    assert warning.reason == "EXPORT_NOT_SERVABLE" and "vllm: it has no DoRA" in warning.message
+    assert """--set export.formats='["adapter", "merged"]'""" in warning.advice
+    assert not checked(tmp_path, lora=dora, export={"formats": ["adapter", "merged"]}).warnings
+    assert not checked(tmp_path).warnings
+    assert not checked(tmp_path, method="full").warnings
+
+
+def test_base_model_that_cannot_be_merged_is_refused_before_the_training(tmp_path: Path) -> None:
+    """A KeyError in the last stage would cost the whole training."""
+    header = json.dumps({"w": {"dtype": "F8_E4M3", "shape": [2], "data_offsets": [0, 2]}}).encode()
+    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\0\0")
+    assert not checked(tmp_path).refusals
+    (refusal,) = checked(tmp_path, export={"formats": ["merged"]}).refusals
+    assert isinstance(refusal, JobError) and refusal.reason == "MERGE_UNSUPPORTED" and "F8_E4M3" in refusal.message
