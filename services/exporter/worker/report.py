@@ -54,7 +54,7 @@ def report(
 def _forms(forms: Sequence[Form]) -> list[str]:
     if not forms:
         return []
-    return ["\n".join(["## Package", *(f"- {form.format.capitalize()}: {describe(form)}" for form in forms)])]
+    return ["\n".join(["## Package", *(f"- {form.title}: {describe(form)}" for form in forms)])]
 
 
 def method_title(config: JobConfig) -> str:
