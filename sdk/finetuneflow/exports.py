@@ -49,14 +49,14 @@ class AsyncExports(AsyncModelWork[Export]):
 
         Args:
             model: The tuned model, `ft:<job_id>` (`job.tuned_model`), or the id of its job.
-            formats: Formats of the package, several at once: `adapter`, `merged`, `gguf`. Default: the
-                job's own.
+            formats: Formats of the package, several at once: `adapter`, `merged`, `gguf`. Default: the job's
+                own.
             dtype: Number format of the weights of `merged`: `float32`, `bfloat16` or `float16`; empty: that of the base
                 model's weights. Default: the job's own.
             merge_base: Base weights that the adapter of method QLORA is merged into: `trained`, the quantized ones that
                 it was trained on, dequantized; or `original`, those of the base model's files. Default: the job's own.
-            gguf_types: Types of the files of `gguf`, several at once: `f32`, `f16`, `bf16`, `q8_0`. Default: the job's own,
-                or else `q8_0`.
+            gguf_types: Types of the files of `gguf`, several at once: `f32`, `f16`, `bf16`, `q8_0`. Default: the job's
+                own, or else `q8_0`.
             request_id: Makes the call idempotent: a repeated call with the same request_id and arguments returns the
                 same export. At most 128 characters. Default: a new one, so retries of this call are safe.
 

@@ -713,9 +713,10 @@ class Reason(OpenEnum):
     there."""
 
     EXPORT_DIFFERS = "EXPORT_DIFFERS"
-    """A merged model or GGUF file differs from the checkpoint by more than its bound; nothing of the package is
+    """A merged model or a GGUF file differs from the checkpoint by more than its bound; nothing of the package is
     published. The message has the figures and the tensor that differs most from what merging gives. Caller: set
-    export.dtype to float32 or bfloat16, or export the adapter. Service: if a tensor differs, please report it."""
+    export.dtype to float32 or bfloat16, export.gguf_types to f32 or bf16, or export the adapter. Service: if a tensor
+    differs, please report it."""
 
     MERGE_UNSUPPORTED = "MERGE_UNSUPPORTED"
     """The adapter changes something that the weights of the base model cannot hold. Caller: export it as ADAPTER."""
@@ -817,13 +818,14 @@ class Reason(OpenEnum):
     placeholder."""
 
     MODELFILE_INCOMPLETE = "MODELFILE_INCOMPLETE"
-    """The Modelfile of a GGUF export lacks a line, for the reason in the message; Ollama then asks the model otherwise
-    than it was trained. Caller: ask it through llama.cpp, which uses the chat template in the file, or write the
+    """The Modelfile of a GGUF export lacks a line, for the reason in the message; Ollama may then ask the model
+    otherwise than it was trained. Caller: serve the file with llama.cpp, which uses its chat template, or write the
     line."""
 
     VERIFIED_WITHOUT_MODEL = "VERIFIED_WITHOUT_MODEL"
     """A form of the package was compared tensor by tensor and not run: the model does not fit into memory, or
-    transformers cannot read its GGUF file. Operator: give the exporter more memory."""
+    transformers cannot read its GGUF file. Caller: try the model before you serve it. Operator: give the exporter more
+    memory."""
 
     STEP_AT_RATE_ZERO = "STEP_AT_RATE_ZERO"
     """The warm-up's first step has learning rate 0, and the job has few steps. Caller: set `warmup_steps` to 0."""

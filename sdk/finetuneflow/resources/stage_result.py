@@ -445,8 +445,9 @@ class ExportFormat(OpenEnum):
     """The adapter merged into the base weights (for method FULL: the weights), as a model of safetensors in the folder
     `merged` of the package, with the tokenizer. transformers and vLLM load it without peft."""
     GGUF = "GGUF"
-    """Files in GGUF for llama.cpp and Ollama in the folder `gguf` of the package, one for each of gguf_types: the adapter
-    merged into the base weights, with tokenizer and chat template, and a Modelfile for Ollama if rows were conversations."""
+    """Files in GGUF for llama.cpp and Ollama in the folder `gguf` of the package, one for each of gguf_types: the
+    adapter merged into the base weights, with tokenizer and chat template, and a Modelfile for Ollama if rows were
+    conversations."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -489,7 +490,8 @@ class GgufFile(Resource):
     tensor_types: dict[str, int]
     """Number of tensors of each type in the file, by name of the type, such as F32 and Q8_0."""
     modelfile: str
-    """Path of the Modelfile for Ollama in the package, which is that of all files. Empty: no rows were conversations."""
+    """Path of the Modelfile for Ollama in the package, which begins with the first file. Empty: no rows
+    were conversations."""
     modelfile_gaps: tuple[str, ...]
     """Lines that the Modelfile should have and lacks, each with its reason (warning MODELFILE_INCOMPLETE):
     `TEMPLATE: …`."""

@@ -114,7 +114,7 @@ def _verify(
                     reason="VERIFIED_WITHOUT_MODEL",
                     message=f"The form {form.name} was compared with the checkpoint tensor by tensor, but not run: "
                     f"{not_run}.",
-                    advice="Give the exporter more memory if it lacks memory; otherwise try the model before you serve it.",
+                    advice="Give the exporter more memory if it lacks some; else try the model before you serve it.",
                 )
             )
     # All files have the same Modelfile.

@@ -41,7 +41,6 @@ _TOKENIZER_FILES: Final = (
     "vocab.json",
 )
 _GENERATION: Final = re.compile(r"(\{%[-+]?\s*)(end)?generation(\s*[-+]?%\})")
-_NO_MODEL_FILE: Final = re.compile(r"FileNotFoundError: .*tokenizer\.model")
 _FAILURES: Final = (
     (
         re.compile(r"Model (\S+) is not supported"),
@@ -54,9 +53,9 @@ _FAILURES: Final = (
         "Export it as merged, or train a base model whose tokenizer llama.cpp knows.",
     ),
     (
-        _NO_MODEL_FILE,
+        re.compile(r"FileNotFoundError: .*tokenizer\.model"),
         "its conversion needs tokenizer.model, which the base model's folder lacks",
-        "Ask the operator to add tokenizer.model from the base model's publisher to its folder, or export it as merged.",
+        "Ask the operator to add the publisher's tokenizer.model to that folder, or export it as merged.",
     ),
     (
         re.compile(r"Can not map tensor '([^']+)'"),
@@ -158,24 +157,21 @@ def write_gguf(child_input: ExportInput, package: Path, source: Path, on_line: C
     for type_, name in names.items():
         file = folder / name
         _convert(source, file, type_, child_input.config.display_name, on_line)
-        _set_add_bos(file, adds_bos(child_input))
+        # With many tokens it takes a second to open.
+        reader = GGUFReader(file, "r+")
+        _set_add_bos(reader, adds_bos(child_input))
+        counts = collections.Counter(tensor.tensor_type.name for tensor in reader.tensors)
         failpoint("export.gguf")
         about = GgufFile(
             file=f"{GGUF_FOLDER}/{name}",
             type=type_,
-            tensor_types=tensor_types(file),
+            tensor_types=dict(sorted(counts.items())),
             modelfile=f"{GGUF_FOLDER}/{MODELFILE}" if made else "",
             modelfile_gaps=made.gaps if made else (),
         )
         form = Form("gguf", GGUF_FOLDER, file.stat().st_size, type_, merge_base=_merge_base(child_input), gguf=about)
         forms.append(form)
     return forms
-
-
-def tensor_types(file: Path) -> dict[str, int]:
-    """Returns the number of tensors of each type in a GGUF file, such as `{"F32": 61, "Q8_0": 211}`."""
-    counts = collections.Counter(tensor.tensor_type.name for tensor in GGUFReader(file).tensors)
-    return dict(sorted(counts.items()))
 
 
 def _merge_base(child_input: ExportInput) -> str:
@@ -248,14 +244,14 @@ def adds_bos(child_input: ExportInput) -> bool:
     return bool(Tokenizer(child_input.model.path, child_input.config.chat_template).leading_ids)
 
 
-def _set_add_bos(file: Path, wanted: bool) -> None:
-    reader = GGUFReader(file, "r+")
-    field = reader.get_field(ADD_BOS)
+def _set_add_bos(reader: GGUFReader, wanted: bool) -> None:
+    field, kind = reader.get_field(ADD_BOS), reader.get_field("tokenizer.ggml.model")
     if field is not None:
         field.parts[field.data[0]][0] = wanted
         reader.data.flush()
-    elif wanted != (reader.get_field("tokenizer.ggml.model").contents() == "llama"):
+    # Without the key llama.cpp adds the token for this kind of tokenizer only.
+    elif wanted != (kind is not None and kind.contents() == "llama"):
         raise _unsupported(
-            f"the converter did not write {ADD_BOS}, so llama.cpp would {'not ' * wanted}put a token before each prompt",
+            f"its conversion has no {ADD_BOS}, so llama.cpp would {'not ' * wanted}put a token before each prompt",
             "Export it as merged.",
         )

@@ -1,4 +1,4 @@
-"""Verifies that a GGUF file is the model of the checkpoint: its weights, what it computes, its tokens and its template."""
+"""Verifies that a GGUF file is the model of the checkpoint: weights, logits, tokens and chat template."""
 
 import gc
 import json
@@ -117,8 +117,9 @@ def _load(file: Path, source: Path, reader: GGUFReader) -> Any:
     architecture = _text(reader, "general.architecture")
     if architecture not in GGUF_SUPPORTED_ARCHITECTURES:
         return f"transformers does not read GGUF files of the architecture {architecture}"
+    read: Any = AutoModelForCausalLM.from_pretrained
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = read(
             file.parent,
             gguf_file=file.name,
             config=AutoConfig.from_pretrained(source, local_files_only=True),
