@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 CHATML = (
     "{% for message in messages %}"
@@ -108,4 +109,28 @@ def make_tiny_llama_tokenizer(directory: Path) -> Path:
     }
     (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
     (directory / "chat_template.jinja").write_text(CHATML)
+    return directory
+
+
+def make_tiny_llama(directory: Path, **settings: Any) -> Path:
+    """Writes a random Llama of 64 dimensions (float32 safetensors) that llama.cpp can convert, tokenizer included.
+    `settings` are those of its config.json."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    make_tiny_llama_tokenizer(directory)
+    values = {
+        "vocab_size": len(json.loads((directory / "tokenizer.json").read_text())["model"]["vocab"]),
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        LlamaForCausalLM(LlamaConfig(**{**values, **settings})).save_pretrained(directory)
     return directory

@@ -49,6 +49,8 @@ GgufType = Literal[
     "q5_k_m",
     "q6_k",
 ]
+CONVERTED_TYPES: Final[tuple[GgufType, ...]] = ("f32", "f16", "bf16", "q8_0")
+"""Types of GGUF files that llama.cpp's converter makes."""
 Scheduler = Literal[
     "linear", "cosine", "constant", "constant_with_warmup", "cosine_with_restarts", "polynomial", "inverse_sqrt"
 ]
@@ -297,9 +299,6 @@ class Resources(Section):
     gpus: int | None = Field(default=None, ge=0, le=64)
     """None: one GPU if the node has one, otherwise none."""
 
-
-CONVERTED_TYPES: Final[tuple[GgufType, ...]] = ("f32", "f16", "bf16", "q8_0")
-"""Types of GGUF files that llama.cpp's converter makes without its library."""
 
 NAME_PATTERN: Final = r"^[a-z][a-z0-9_-]{0,62}$"
 """Names that a tenant's secret can have."""

@@ -34,7 +34,7 @@ def go_template(render: Render) -> GoTemplate:
     try:
         parts = _parts(render)
         text = _text(parts)
-        for turns in _CONVERSATIONS:
+        for turns in CONVERSATIONS:
             if render_go(text, turns) != render(turns, True):
                 raise NotDerivable("the text of a turn depends on its place, its content or the other turns")
     except JobError as error:
@@ -115,7 +115,7 @@ def _literal(text: str) -> str:
 
 
 _HARD: Final = "Quotes: \"a\", 'b', `c` \\ \\n.\n\n\tA line, {{ .Content }} {% if x %} <b>&amp;</b>"
-_CONVERSATIONS: Final[Sequence[Sequence[Turn]]] = [
+CONVERSATIONS: Final[Sequence[Sequence[Turn]]] = [
     [{"role": role, "content": content} for role, content in turns]
     for turns in (
         [("user", "Hello")],

@@ -11,7 +11,7 @@ import pytest
 import torch
 from gguf import GGUFReader
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, GgufConfig, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, GgufConfig
 
 from engine.errors import JobError, SystemFailure
 from engine.model.materialise import materialise, packaged_gguf
@@ -25,34 +25,14 @@ from services.exporter.worker.modelfile import modelfile
 from services.exporter.worker.package import ZIP
 from tests.services.exporter.conftest import random_adapter, resolved
 from tests.services.exporter.test_package import RecordingSink
-from tests.tiny_models import CHATML, make_tiny_llama_tokenizer
+from tests.tiny_models import CHATML, make_tiny_llama
 
 IDS = torch.arange(5, 45)[None]
 
 
-def make_llama(folder: Path, **settings: Any) -> Path:
-    """Writes a random Llama whose tokenizer llama.cpp knows."""
-    make_tiny_llama_tokenizer(folder)
-    vocabulary = len(json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"])
-    values = {
-        "vocab_size": vocabulary,
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    }
-    torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(**{**values, **settings})).save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    base = make_llama(tmp_path_factory.mktemp("llama"))
+    base = make_tiny_llama(tmp_path_factory.mktemp("llama"))
     return SimpleNamespace(base=base, adapter=random_adapter(base, tmp_path_factory.mktemp("adapter")))
 
 
@@ -313,7 +293,7 @@ def test_incomplete_modelfile_is_warned_of(gguf_input: ExportInput, tmp_path: Pa
 )  # fmt: skip
 def test_every_kind_of_llama_is_verified(export_input: ExportInput, tmp_path: Path, settings: dict[str, Any]) -> None:
     """A proof that fails for a correct file would refuse what people need."""
-    base = make_llama(tmp_path / "base", **settings)
+    base = make_tiny_llama(tmp_path / "base", **settings)
     adapter = random_adapter(base, tmp_path / "adapter", use_dora=True)
     model = export_input.model.model_copy(update={"path": base})
     given = export_input.model_copy(update={"model": model, "adapter_dir": adapter})

@@ -1,12 +1,16 @@
 """Tests of the chat templates for Ollama: they write what the model was trained on, or there is none."""
 
+import ctypes
+import importlib.util
+import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from engine.data.tokenizer import PLAIN_TEMPLATE, Tokenizer
-from services.exporter.worker.go_template import NotDerivable, Turn, go_template, render_go
+from services.exporter.worker.go_template import CONVERSATIONS, NotDerivable, Turn, go_template, render_go
 from tests.tiny_models import CHATML, make_tiny_tokenizer
 
 SMOLLM2 = (
@@ -94,3 +98,25 @@ def test_braces_of_a_template_are_text(renderer: Callable[[str], Any]) -> None:
     template = go_template(render).text
     turns = [{"role": "user", "content": "Hi"}]
     assert render_go(template, turns) == render(turns, True) == "{{{user{Hi}}{%{{assistant{"
+
+
+@pytest.mark.long
+@pytest.mark.skipif(
+    importlib.util.find_spec("cognihub_pygotemplate") is None,
+    reason="cognihub-pygotemplate (Go's templates; wheels for Python 3.10 and 3.12 only) is not installed",
+)
+@pytest.mark.parametrize("jinja", [CHATML, SMOLLM2, PLAIN_TEMPLATE, LLAMA3, MISTRAL, BRACES])
+def test_go_itself_writes_the_same(jinja: str, renderer: Callable[[str], Any]) -> None:
+    """The proof of each export is only as good as our rendering of Go's templates."""
+    spec = importlib.util.find_spec("cognihub_pygotemplate")
+    assert spec is not None and spec.submodule_search_locations is not None
+    library = ctypes.CDLL(str(Path(spec.submodule_search_locations[0]) / "librenderer.so"))
+    # Its Python module frees another address than the one that it was given.
+    library.RenderTemplate.restype = ctypes.c_void_p
+    template = go_template(renderer(jinja)).text
+    for turns in CONVERSATIONS:
+        system = "\n\n".join(turn["content"] for turn in turns if turn["role"] == "system")
+        messages = [{"Role": turn["role"], "Content": turn["content"]} for turn in turns]
+        values = json.dumps({"System": system, "Messages": messages}).encode()
+        written = ctypes.string_at(library.RenderTemplate(template.encode(), values)).decode()
+        assert written == render_go(template, turns)
