@@ -198,7 +198,8 @@ def _convert(source: Path, target: Path, type_: str, name: str, on_line: Callabl
     argv = [sys.executable, str(script), str(source), "--outfile", str(target), "--outtype", type_]
     lines: collections.deque[str] = collections.deque(maxlen=_LAST_LINES)
     with subprocess.Popen(
-        [*argv, "--model-name", name],
+        # In one argument: a name may begin like an option.
+        [*argv, f"--model-name={name}"],
         env={**os.environ, "PYTHONPATH": paths},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

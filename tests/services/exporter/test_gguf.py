@@ -120,10 +120,20 @@ sys.path.insert(0, str(Path(script).parent))
 runpy.run_path(script, run_name="__main__")
 from gguf import GGUFReader
 reader = GGUFReader(sys.argv[sys.argv.index("--outfile") + 1], "r+")
-tensor = next(each for each in reader.tensors if each.name == name)
-tensor.data[3] = -tensor.data[3]
+if field := reader.get_field(name):
+    field.parts[field.data[0]][0] = 1
+else:
+    tensor = next(each for each in reader.tensors if each.name == name)
+    tensor.data[3] = -tensor.data[3]
 reader.data.flush()
 """
+
+
+def corrupting(name: str, folder: Path) -> Path:
+    """Writes a converter that changes a tensor, or sets a number to 1, in what llama.cpp's makes."""
+    stand_in = folder / "convert.py"
+    stand_in.write_text(STAND_IN.format(script=str(gguf_files.converter()), name=name))
+    return stand_in
 
 
 @pytest.mark.parametrize("fits", [True, pytest.param(False, marks=pytest.mark.long)])
@@ -131,8 +141,7 @@ def test_file_with_a_wrong_tensor_is_not_published(
     gguf_input: ExportInput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fits: bool
 ) -> None:
     """A converter that makes another model of a few rows of weights gives answers that look almost right."""
-    stand_in = tmp_path / "convert.py"
-    stand_in.write_text(STAND_IN.format(script=str(gguf_files.converter()), name="blk.1.attn_output.weight"))
+    stand_in = corrupting("blk.1.attn_output.weight", tmp_path)
     monkeypatch.setattr(gguf_files, "converter", lambda: stand_in)
     if not fits:
         monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
@@ -142,6 +151,25 @@ def test_file_with_a_wrong_tensor_is_not_published(
     assert error.value.reason == "EXPORT_DIFFERS"
     assert not [event for event in sink.said if isinstance(event, ArtifactSaved)]
     assert list(gguf_input.out_dir.iterdir()) == []
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("key", "problem"),
+    [
+        ("tokenizer.ggml.eos_token_id", r"its end-of-text token is not <\|im_end\|>"),
+        ("llama.attention.head_count", "its llama.attention.head_count is 1 instead of 4"),
+    ],
+)
+def test_file_that_states_something_else_is_not_published(
+    gguf_input: ExportInput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, problem: str
+) -> None:
+    """With right weights it still would not end its answers, or would compute otherwise."""
+    stand_in = corrupting(key, tmp_path)
+    monkeypatch.setattr(gguf_files, "converter", lambda: stand_in)
+    with pytest.raises(JobError, match=problem) as error:
+        export(gguf_input, tmp_path)
+    assert error.value.reason == "EXPORT_DIFFERS"
 
 
 @pytest.mark.long
