@@ -15,7 +15,6 @@ from typing import Final
 import torch
 from gguf import GGUFReader
 
-from chassis.failpoints import failpoint
 from engine.data.tokenizer import Tokenizer
 from engine.errors import JobError, SystemFailure
 from engine.model.merge import merge
@@ -161,7 +160,6 @@ def write_gguf(child_input: ExportInput, package: Path, source: Path, on_line: C
         reader = GGUFReader(file, "r+")
         _set_add_bos(reader, adds_bos(child_input))
         counts = collections.Counter(tensor.tensor_type.name for tensor in reader.tensors)
-        failpoint("export.gguf")
         about = GgufFile(
             file=f"{GGUF_FOLDER}/{name}",
             type=type_,
