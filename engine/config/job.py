@@ -32,6 +32,25 @@ Truncation = Literal["keep_start", "keep_end", "drop"]
 ExportFormat = Literal["adapter", "merged", "gguf"]
 ExportDtype = Literal["", "float32", "bfloat16", "float16"]
 MergeBase = Literal["trained", "original"]
+GgufType = Literal[
+    "f32",
+    "f16",
+    "bf16",
+    "q8_0",
+    "q2_k",
+    "q3_k_s",
+    "q3_k_m",
+    "q3_k_l",
+    "q4_0",
+    "q4_k_s",
+    "q4_k_m",
+    "q5_0",
+    "q5_k_s",
+    "q5_k_m",
+    "q6_k",
+]
+CONVERTED_TYPES: Final[tuple[GgufType, ...]] = ("f32", "f16", "bf16", "q8_0")
+"""Types of GGUF files that llama.cpp's converter makes."""
 Scheduler = Literal[
     "linear", "cosine", "constant", "constant_with_warmup", "cosine_with_restarts", "polynomial", "inverse_sqrt"
 ]
@@ -262,6 +281,13 @@ class Export(Section):
     """Number format of merged weights; empty: that of the base model's weights."""
     merge_base: MergeBase = "trained"
     """Base weights that a QLoRA adapter is merged into."""
+    gguf_types: list[GgufType] = Field(default=[])
+    """Types of the GGUF files; empty: q8_0."""
+
+    @property
+    def distinct_gguf_types(self) -> list[GgufType]:
+        """Types of the GGUF files to make, each once."""
+        return list(dict.fromkeys(self.gguf_types or ["q8_0"]))
 
 
 class Integration(Section):
@@ -402,9 +428,10 @@ def unsupported(config: JobConfig) -> list[Violation]:
         if source.weight != 1:
             description = f"{source.weight:g} given; every held-out row is evaluated once, so the weight must be 1."
             refuse(f"evaluation_data[{index}].weight", description)
-    for index, format_ in enumerate(config.export.formats):
-        if format_ == "gguf":
-            refuse(f"export.formats[{index}]", f"Export as {format_} is not available yet; use adapter or merged.")
+    for index, type_ in enumerate(config.export.gguf_types):
+        if type_ not in CONVERTED_TYPES:
+            description = f"GGUF files of type {type_} are not available yet; use {', '.join(CONVERTED_TYPES)}."
+            refuse(f"export.gguf_types[{index}]", description)
     if config.integrations:
         refuse("integrations", "Integrations are not available yet; remove them.")
     if (config.resources.gpus or 0) > 1:

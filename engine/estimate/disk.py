@@ -24,6 +24,9 @@ _STORED_PACKAGES: Final = 4
 _SHARD_BYTES: Final = 8
 """Bytes of a token in the shards: its id and its label."""
 
+GGUF_BITS: Final = {"f32": 32.0, "f16": 16.0, "bf16": 16.0, "q8_0": 8.5}
+"""Bits per weight of the types of GGUF files."""
+
 
 @dataclass(frozen=True)
 class Disk:
@@ -76,9 +79,11 @@ def estimate_disk(
     tokenizer_bytes: int = 0,
     download_bytes: int = 0,
     merged_bytes: int = 0,
+    conversion_bytes: int = 0,
 ) -> Disk:
     """Estimates the disk space of a job whose data has `num_tokens` tokens, held-out rows included. `merged_bytes` is
-    the size of the weights of the merged form, if the job exports it."""
+    the size of the weights of the merged form and of the GGUF files, if the job exports them, `conversion_bytes` that
+    of the weights that GGUF files are made of."""
     one = checkpoint_bytes(architecture, setup, tokenizer_bytes)
     saved = num_saved(config, total_steps)
     kept = max(config.hyperparameters.save_total_limit, _ALWAYS_KEPT + config.evaluates_while_training)
@@ -88,5 +93,5 @@ def estimate_disk(
     shards = _SHARD_BYTES * num_tokens * (2 if holds_artifacts else 1)
     package = merged_bytes + (Estimator(architecture, setup).saved_bytes if "adapter" in config.export.formats else 0)
     copies = _STORED_PACKAGES if holds_artifacts else _PACKAGES
-    needed = (held + uploading) * one + shards + copies * package + download_bytes
+    needed = (held + uploading) * one + shards + copies * package + download_bytes + conversion_bytes
     return Disk(one, held + uploading, math.ceil(needed), free_bytes, holds_artifacts, download_bytes, package)

@@ -1,5 +1,6 @@
 """Assesses a job from its model, machine and rows: resolves its settings, estimates its needs, adds its warnings."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from engine.errors import JobError, Violation
 from engine.estimate.advice import JobFacts
 from engine.estimate.architecture import Architecture
 from engine.estimate.cost import PriceTable
-from engine.estimate.disk import Disk, estimate_disk
+from engine.estimate.disk import GGUF_BITS, Disk, estimate_disk
 from engine.estimate.duration import Calibration, Work, evaluation_share
 from engine.estimate.estimate_proto import estimate_message
 from engine.estimate.machine import Machine
@@ -290,18 +291,22 @@ def _disk(
         tokenizer_bytes=sum(file.stat().st_size for file in files if file.is_file()),
         download_bytes=missing_bytes,
         merged_bytes=_merged_bytes(config, model, architecture, missing_bytes),
+        conversion_bytes=4 * architecture.num_parameters if "gguf" in config.export.formats else 0,
     )
     check_disk(resolved, disk)
     return disk
 
 
 def _merged_bytes(config: JobConfig, model: LocalModel, architecture: Architecture, missing_bytes: int) -> int:
-    """Returns the size of the weights of the merged form; 0 if the job does not export it."""
-    if "merged" not in config.export.formats:
-        return 0
-    if config.export.dtype:
-        return architecture.num_parameters * (4 if config.export.dtype == "float32" else 2)
-    return missing_bytes or sum(file.stat().st_size for file in model.path.glob("*.safetensors"))
+    """Returns the size of the weights of the merged form and of the GGUF files; 0 if the job exports neither."""
+    export = config.export
+    bits = sum(GGUF_BITS[type_] for type_ in export.distinct_gguf_types) if "gguf" in export.formats else 0.0
+    files = math.ceil(architecture.num_parameters * bits / 8)
+    if "merged" not in export.formats:
+        return files
+    if export.dtype:
+        return files + architecture.num_parameters * (4 if export.dtype == "float32" else 2)
+    return files + (missing_bytes or sum(file.stat().st_size for file in model.path.glob("*.safetensors")))
 
 
 def _facts(

@@ -18,7 +18,7 @@ def check_export(resolved: Resolved, model: LocalModel, architecture: Architectu
     """Adds the refusal MERGE_UNSUPPORTED, or the warning EXPORT_NOT_SERVABLE."""
     config = resolved.config
     formats = config.export.formats
-    if "merged" in formats:
+    if {"merged", "gguf"} & {*formats}:
         _check_merge(resolved, model.path)
     adapter = None
     if config.method != "full":

@@ -266,9 +266,10 @@ def _with_settings_of_formats(config: JobConfig, given: Mapping[str, Any]) -> Jo
     """Drops the job's own settings of forms that the export does not make. InvalidArgument for those that the request
     gives."""
     export = config.export
-    if "merged" not in export.formats:
-        unset = {name: type(export).model_fields[name].default for name in ("dtype", "merge_base") if name not in given}
-        config = config.model_copy(update={"export": export.model_copy(update=unset)})
+    needs = {"dtype": {"merged"}, "merge_base": {"merged", "gguf"}, "gguf_types": {"gguf"}}
+    dropped = [name for name, formats in needs.items() if name not in given and not formats & {*export.formats}]
+    unset = {name: type(export).model_fields[name].default for name in dropped}
+    config = config.model_copy(update={"export": export.model_copy(update=unset)})
     found = [
         Violation(each.field.replace("spec.export.", "spec.", 1), each.description)
         for each in export_conflicts(config.model_dump())

@@ -42,17 +42,21 @@ class AsyncExports(AsyncModelWork[Export]):
         formats: Sequence[ExportFormat | str] = (),
         dtype: str | None = None,
         merge_base: str | None = None,
+        gguf_types: Sequence[str] = (),
         request_id: str = "",
     ) -> Export:
         """Packs the model of a job whose training has finished.
 
         Args:
             model: The tuned model, `ft:<job_id>` (`job.tuned_model`), or the id of its job.
-            formats: Formats of the package, several at once: `adapter`, `merged`. Default: the job's own.
+            formats: Formats of the package, several at once: `adapter`, `merged`, `gguf`. Default: the job's
+                own.
             dtype: Number format of the weights of `merged`: `float32`, `bfloat16` or `float16`; empty: that of the base
                 model's weights. Default: the job's own.
             merge_base: Base weights that the adapter of method QLORA is merged into: `trained`, the quantized ones that
                 it was trained on, dequantized; or `original`, those of the base model's files. Default: the job's own.
+            gguf_types: Types of the files of `gguf`, several at once: `f32`, `f16`, `bf16`, `q8_0`. Default: the job's
+                own, or else `q8_0`.
             request_id: Makes the call idempotent: a repeated call with the same request_id and arguments returns the
                 same export. At most 128 characters. Default: a new one, so retries of this call are safe.
 
@@ -62,13 +66,14 @@ class AsyncExports(AsyncModelWork[Export]):
         Raises:
             NotFound: There is no such model.
             FailedPrecondition: The job has not finished its training, or another version resolved its settings.
-            InvalidArgument: A value is unknown, or dtype or merge_base is set without `merged`.
-            Unimplemented: A base model, a checkpoint, or a format that is not available yet.
+            InvalidArgument: A value is unknown, or a setting of a form is set without that form.
+            Unimplemented: A base model, a checkpoint, or a type of GGUF files that is not available yet.
             AlreadyExists: The request_id was used with other arguments.
         """
         check_list("formats", formats)
+        check_list("gguf_types", gguf_types)
         numbers = [enum_number(spec_pb.ExportFormat.DESCRIPTOR, each, "formats") for each in formats]
-        spec = spec_pb.ExportSpec(formats=numbers, dtype=dtype, merge_base=merge_base)
+        spec = spec_pb.ExportSpec(formats=numbers, dtype=dtype, merge_base=merge_base, gguf_types=gguf_types)
         request = pb.CreateExportRequest(model=model_name(model), spec=spec, request_id=request_id or uuid.uuid4().hex)
         return self._read(await self._transport.call(self._stub.CreateExport, request))
 

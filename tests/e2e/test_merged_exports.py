@@ -86,8 +86,8 @@ def test_merged_model_of_a_finished_job_is_exported_alone(
     assert not (tmp_path / "out" / "adapter_model.safetensors").exists()
     listed = json.loads((tmp_path / "out" / "manifest.json").read_text())["files"]
     assert "merged/model.safetensors" in {each["path"] for each in listed}
-    with pytest.raises(Unimplemented, match="gguf"):
-        client.exports.create(merged_job.id, formats=["gguf"])
+    with pytest.raises(Unimplemented, match="q4_k_m"):
+        client.exports.create(merged_job.id, formats=["gguf"], gguf_types=["q4_k_m"])
 
 
 def test_exported_package_is_signed_and_served_as_it_says(

@@ -171,7 +171,7 @@ async def test_an_unknown_dataset_is_not_found(server: JobServer) -> None:
 @pytest.mark.parametrize(
     ("fields", "path"),
     [
-        ({"export": {"formats": ["EXPORT_FORMAT_GGUF"]}}, "spec.export.formats"),
+        ({"export": {"formats": ["EXPORT_FORMAT_GGUF"], "gguf_types": ["q4_k_m"]}}, "spec.export.gguf_types[0]"),
         ({"integrations": [{"kind": "wandb"}]}, "spec.integrations"),
         ({"evaluation_data": [{"dataset": "ds_1", "weight": 0.5}]}, "spec.evaluation_data[0].weight"),
     ],

@@ -422,7 +422,13 @@ async def test_invalid_requests_are_refused_with_field(servers: ResultServers) -
     tuned, alias = f"ft:{trained}", "smollm2-135m"
     hub, weighted = DataSource(dataset="hf://rows"), DataSource(dataset="ds_1", weight=2)
     for call, code, reason, fields in (
-        (export(servers, trained, formats=[GGUF]), "UNIMPLEMENTED", "NOT_IMPLEMENTED", ("spec.formats[0]",)),
+        (
+            export(servers, trained, formats=[GGUF], gguf_types=["q4_k_m"]),
+            "UNIMPLEMENTED",
+            "NOT_IMPLEMENTED",
+            ("spec.gguf_types[0]",),
+        ),
+        (export(servers, trained, gguf_types=["f16"]), "INVALID_ARGUMENT", "INVALID_CONFIG", ("spec.gguf_types",)),
         (export(servers, trained, dtype="bfloat16"), "INVALID_ARGUMENT", "INVALID_CONFIG", ("spec.dtype",)),
         (export(servers, trained, merge_base="original"), "INVALID_ARGUMENT", "INVALID_CONFIG", ("spec.merge_base",)),
         (

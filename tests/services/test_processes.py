@@ -98,6 +98,7 @@ def test_exporter_lists_its_formats(channels: dict[str, grpc.Channel], processes
     assert list(answer.formats) == [
         fine_tuning_job_spec_pb2.EXPORT_FORMAT_ADAPTER,
         fine_tuning_job_spec_pb2.EXPORT_FORMAT_MERGED,
+        fine_tuning_job_spec_pb2.EXPORT_FORMAT_GGUF,
     ]
     assert (answer.node.service, answer.node.address) == ("exporter", processes["exporter"].address)
 

@@ -150,7 +150,9 @@ def export(
     model: _Model,
     format_: Annotated[
         list[str] | None,
-        typer.Option("--format", help="Format of the package: adapter or merged. Repeatable. Default: the job's."),
+        typer.Option(
+            "--format", help="Format of the package: adapter, merged or gguf. Repeatable. Default: the job's."
+        ),
     ] = None,
     dtype: Annotated[
         str | None,
@@ -159,6 +161,10 @@ def export(
     merge_base: Annotated[
         str | None,
         typer.Option(help="Base weights that a QLoRA adapter is merged into: trained or original. Default: the job's."),
+    ] = None,
+    quantization: Annotated[
+        list[str] | None,
+        typer.Option(help="Type of a GGUF file: f32, f16, bf16 or q8_0. Repeatable. Default: the job's, or else q8_0."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder to download the package into. Default: no download.", file_okay=False)
@@ -172,7 +178,9 @@ def export(
     if out is not None:
         make_folder(out)
     here = session(ctx)
-    made = here.client.exports.create(model, formats=format_ or (), dtype=dtype, merge_base=merge_base)
+    made = here.client.exports.create(
+        model, formats=format_ or (), dtype=dtype, merge_base=merge_base, gguf_types=quantization or ()
+    )
     try:
         _created(here, made, detach=detach, json=json)
     except typer.Exit as stopped:

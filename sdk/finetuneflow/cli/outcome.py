@@ -161,19 +161,28 @@ def _show_results(client: Client, job: Job, console: Console) -> None:
 def show_forms(result: ExportResult, console: Console) -> None:
     """Prints each form of the model in a package, and how far it is from the checkpoint."""
     for form in result.forms:
-        parts = [f"{form.path or '.'}/", form.dtype, size(form.size_bytes)]
+        where = form.gguf.file if form.gguf else f"{form.path or '.'}/"
+        parts = [where, form.dtype, size(form.size_bytes)]
         if form.merge_base:
             parts.append(f"merged into the {form.merge_base} weights")
         found = form.comparison
         if found is None:
-            parts.append("compared with the checkpoint by its tensors only")
+            parts.append(f"compared with the checkpoint by its tensors only{form.not_run and ': '}{form.not_run}")
         else:
             parts.append(f"mean KL to the checkpoint {found.mean_kl:.2g} nats")
             parts.append(f"{found.same_next_token:.1%} equal next tokens")
             parts.append(f"largest difference {found.max_difference:.2g}")
         if form.num_rendered_rows:
             parts.append(f"{count(form.num_rendered_rows, 'held-out conversation')} rendered to the trained tokens")
-        console.print(f"{form.format.capitalize():<12}{', '.join(parts)}")
+        name = "GGUF" if form.gguf else form.format.capitalize()
+        console.print(f"{name:<12}{', '.join(parts)}")
+        if form.gguf:
+            counts = ", ".join(f"{number} {type_}" for type_, number in sorted(form.gguf.tensor_types.items()))
+            console.print(f"            tensors: {counts}")
+    files = [form.gguf for form in result.forms if form.gguf]
+    if files and files[0].modelfile:
+        for gap in files[0].modelfile_gaps:
+            console.print(f"            The Modelfile has no {gap}")
 
 
 def show_serving(result: ExportResult, console: Console) -> None:

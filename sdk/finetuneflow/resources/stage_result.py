@@ -445,7 +445,9 @@ class ExportFormat(OpenEnum):
     """The adapter merged into the base weights (for method FULL: the weights), as a model of safetensors in the folder
     `merged` of the package, with the tokenizer. transformers and vLLM load it without peft."""
     GGUF = "GGUF"
-    """A GGUF file with an Ollama Modelfile. Not available yet: UNIMPLEMENTED."""
+    """Files in GGUF for llama.cpp and Ollama in the folder `gguf` of the package, one for each of gguf_types: the
+    adapter merged into the base weights, with tokenizer and chat template, and a Modelfile for Ollama if rows were
+    conversations."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -478,6 +480,24 @@ class ExportComparison(Resource):
 
 
 @dataclass(frozen=True, kw_only=True)
+class GgufFile(Resource):
+    """A GGUF file in a package."""
+
+    file: str
+    """Its path in the package."""
+    type: str
+    """Its type, as asked for: `f32`, `f16`, `bf16` or `q8_0`."""
+    tensor_types: dict[str, int]
+    """Number of tensors of each type in the file, by name of the type, such as F32 and Q8_0."""
+    modelfile: str
+    """Path of the Modelfile for Ollama in the package, which begins with the first file. Empty: no rows
+    were conversations."""
+    modelfile_gaps: tuple[str, ...]
+    """Lines that the Modelfile should have and lacks, each with its reason (warning MODELFILE_INCOMPLETE):
+    `TEMPLATE: …`."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExportedForm(Resource):
     """One form of the model in a package."""
 
@@ -488,16 +508,20 @@ class ExportedForm(Resource):
     size_bytes: int
     """Size of its weights in bytes."""
     dtype: str
-    """Number format of most of its weights, such as `bfloat16`."""
+    """Number format of most of its weights, such as `bfloat16`; of a GGUF file its type, such as `q8_0`."""
     merge_base: str
-    """For MERGED of method QLORA the base weights: `trained` or `original`. Otherwise empty."""
+    """For MERGED and GGUF of method QLORA the base weights: `trained` or `original`. Otherwise empty."""
     comparison: ExportComparison | None
-    """Comparison with the checkpoint. None if the model does not fit into memory (warning VERIFIED_WITHOUT_MODEL): then
-    only its tensors were compared."""
+    """Comparison with the checkpoint. None if the form was not run (`not_run`): then only its tensors were compared."""
     num_rendered_rows: int
     """Number of held-out conversations, at most 64, that the tokenizer and the chat template in its folder were seen to
     render to the ids that were prepared for the job. 0: the job has no held-out conversations, or an earlier version
     prepared them without their texts."""
+    gguf: GgufFile | None
+    """For GGUF the file; each file is a form of its own. None: another format."""
+    not_run: str
+    """Why the form was not run (warning VERIFIED_WITHOUT_MODEL): the model does not fit into memory, or transformers
+    cannot read it. Empty if it was run, and in forms of earlier versions."""
 
 
 @dataclass(frozen=True, kw_only=True)

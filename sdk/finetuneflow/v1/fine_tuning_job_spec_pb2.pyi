@@ -324,14 +324,16 @@ class GateCondition(_message.Message):
     def __init__(self, metric: _Optional[str] = ..., min_gain: _Optional[float] = ..., min_value: _Optional[float] = ..., max_value: _Optional[float] = ..., confidence: _Optional[float] = ...) -> None: ...
 
 class ExportSpec(_message.Message):
-    __slots__ = ("formats", "dtype", "merge_base")
+    __slots__ = ("formats", "dtype", "merge_base", "gguf_types")
     FORMATS_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     MERGE_BASE_FIELD_NUMBER: _ClassVar[int]
+    GGUF_TYPES_FIELD_NUMBER: _ClassVar[int]
     formats: _containers.RepeatedScalarFieldContainer[ExportFormat]
     dtype: str
     merge_base: str
-    def __init__(self, formats: _Optional[_Iterable[_Union[ExportFormat, str]]] = ..., dtype: _Optional[str] = ..., merge_base: _Optional[str] = ...) -> None: ...
+    gguf_types: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, formats: _Optional[_Iterable[_Union[ExportFormat, str]]] = ..., dtype: _Optional[str] = ..., merge_base: _Optional[str] = ..., gguf_types: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class IntegrationSpec(_message.Message):
     __slots__ = ("kind", "settings")

@@ -449,7 +449,7 @@ class ServableBy(_message.Message):
     def __init__(self, reader: _Optional[str] = ..., format: _Optional[_Union[_fine_tuning_job_spec_pb2.ExportFormat, str]] = ..., refusal: _Optional[str] = ..., command: _Optional[str] = ...) -> None: ...
 
 class ExportedForm(_message.Message):
-    __slots__ = ("format", "path", "size_bytes", "dtype", "merge_base", "comparison", "num_rendered_rows")
+    __slots__ = ("format", "path", "size_bytes", "dtype", "merge_base", "comparison", "num_rendered_rows", "gguf", "not_run")
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -457,6 +457,8 @@ class ExportedForm(_message.Message):
     MERGE_BASE_FIELD_NUMBER: _ClassVar[int]
     COMPARISON_FIELD_NUMBER: _ClassVar[int]
     NUM_RENDERED_ROWS_FIELD_NUMBER: _ClassVar[int]
+    GGUF_FIELD_NUMBER: _ClassVar[int]
+    NOT_RUN_FIELD_NUMBER: _ClassVar[int]
     format: _fine_tuning_job_spec_pb2.ExportFormat
     path: str
     size_bytes: int
@@ -464,7 +466,30 @@ class ExportedForm(_message.Message):
     merge_base: str
     comparison: ExportComparison
     num_rendered_rows: int
-    def __init__(self, format: _Optional[_Union[_fine_tuning_job_spec_pb2.ExportFormat, str]] = ..., path: _Optional[str] = ..., size_bytes: _Optional[int] = ..., dtype: _Optional[str] = ..., merge_base: _Optional[str] = ..., comparison: _Optional[_Union[ExportComparison, _Mapping]] = ..., num_rendered_rows: _Optional[int] = ...) -> None: ...
+    gguf: GgufFile
+    not_run: str
+    def __init__(self, format: _Optional[_Union[_fine_tuning_job_spec_pb2.ExportFormat, str]] = ..., path: _Optional[str] = ..., size_bytes: _Optional[int] = ..., dtype: _Optional[str] = ..., merge_base: _Optional[str] = ..., comparison: _Optional[_Union[ExportComparison, _Mapping]] = ..., num_rendered_rows: _Optional[int] = ..., gguf: _Optional[_Union[GgufFile, _Mapping]] = ..., not_run: _Optional[str] = ...) -> None: ...
+
+class GgufFile(_message.Message):
+    __slots__ = ("file", "type", "tensor_types", "modelfile", "modelfile_gaps")
+    class TensorTypesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    FILE_FIELD_NUMBER: _ClassVar[int]
+    TYPE_FIELD_NUMBER: _ClassVar[int]
+    TENSOR_TYPES_FIELD_NUMBER: _ClassVar[int]
+    MODELFILE_FIELD_NUMBER: _ClassVar[int]
+    MODELFILE_GAPS_FIELD_NUMBER: _ClassVar[int]
+    file: str
+    type: str
+    tensor_types: _containers.ScalarMap[str, int]
+    modelfile: str
+    modelfile_gaps: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, file: _Optional[str] = ..., type: _Optional[str] = ..., tensor_types: _Optional[_Mapping[str, int]] = ..., modelfile: _Optional[str] = ..., modelfile_gaps: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ExportComparison(_message.Message):
     __slots__ = ("rows", "num_rows", "num_positions", "mean_kl", "p99_kl", "same_next_token", "max_difference", "checkpoint_dtype", "max_mean_kl", "max_max_difference")

@@ -157,3 +157,13 @@ def comparison_message(found: Comparison, bounds: Bounds, rows: str, checkpoint_
         max_mean_kl=bounds.mean_kl,
         max_max_difference=bounds.max_difference,
     )
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What was compared of a form; one that differs is never published."""
+
+    comparison: ExportComparison | None
+    """None: it was not run, and compared tensor by tensor only."""
+    not_run: str = ""
+    """Why it was not run."""

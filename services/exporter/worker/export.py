@@ -4,37 +4,49 @@ import mimetypes
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from chassis.child.phases import Phases
 from chassis.child.pipe import EventSink
 from chassis.failpoints import failpoint
 from engine.file_hash import sha256_of
 from finetuneflow.v1.event_pb2 import ArtifactSaved, Warning
-from finetuneflow.v1.stage_result_pb2 import ExportComparison, ExportedForm, ExportResult
+from finetuneflow.v1.stage_result_pb2 import ExportedForm, ExportResult, GgufFile
 from services.exporter.worker import package
 from services.exporter.worker.child_input import ExportInput
 from services.exporter.worker.forms import MERGED_FOLDER, Form
 from services.exporter.worker.serving import served_by, serving_messages
 
+if TYPE_CHECKING:
+    # It imports torch, which only the verification needs.
+    from services.exporter.worker.comparison import Verified
+
 PHASES = ("writing_model", "writing_report", "packing", "verifying", "publishing")
-MEDIA_TYPES = {".safetensors": "application/octet-stream", ".jinja": "text/plain", ".md": "text/markdown"}
+MEDIA_TYPES = {
+    ".gguf": "application/octet-stream",
+    ".jinja": "text/plain",
+    ".md": "text/markdown",
+    ".safetensors": "application/octet-stream",
+}
 
 
 def export(child_input: ExportInput, sink: EventSink) -> ExportResult:
     """Makes the package and publishes it file by file; the result's path is relative to the out_dir."""
     # A pause takes effect after this stage: it is shorter than to do it again.
     phases = Phases(sink, PHASES, pausable=False)
-    package.check_formats(child_input)
     child_input.out_dir.mkdir(parents=True, exist_ok=True)
     # On the out_dir's file system, so that publishing is a rename: no half-written file is ever under its name.
     with tempfile.TemporaryDirectory(prefix=".building-", dir=child_input.out_dir) as building:
-        files, archive, scratch = (Path(building, name) for name in ("files", package.ZIP, "scratch"))
+        files, archive, scratch, source = (
+            Path(building, name) for name in ("files", package.ZIP, "scratch", "gguf-source")
+        )
         files.mkdir()
 
         phases.enter("writing_model")
         with sink.ticking():
-            forms = _write_forms(child_input, files, phases)
+            forms = _write_forms(child_input, files, source, phases)
 
         phases.enter("writing_report")
         package.write_documents(child_input, files, forms)
@@ -45,7 +57,7 @@ def export(child_input: ExportInput, sink: EventSink) -> ExportResult:
             package.write_zip(files, archive, _bytes_of(phases, "packing"))
 
         phases.enter("verifying", "loads the package and compares it with the checkpoint")
-        exported = _verify(sink, child_input, forms, archive, scratch, phases)
+        exported = _verify(sink, child_input, forms, archive, scratch, source, phases)
 
         phases.enter("publishing")
         for name, file in package.files_of(files).items():
@@ -57,14 +69,19 @@ def export(child_input: ExportInput, sink: EventSink) -> ExportResult:
         package_sha256=digest,
         package_size_bytes=size,
         forms=exported,
-        servable_by=serving_messages(served_by(child_input, package.adapter_config(child_input))),
+        servable_by=serving_messages(served_by(child_input, package.adapter_config(child_input), forms)),
         signing_key_fingerprint=child_input.signing.operator_key if child_input.signing else "",
     )
 
 
-def _write_forms(child_input: ExportInput, files: Path, phases: Phases) -> list[Form]:
-    """Writes each form that is asked for, with the tokenizer beside it."""
+def _write_forms(child_input: ExportInput, files: Path, source: Path, phases: Phases) -> list[Form]:
+    """Writes each form that is asked for, with the tokenizer beside it; to `source` the model that GGUF files are made
+    of."""
     formats, forms = child_input.config.export.formats, []
+    if "gguf" in formats:
+        from services.exporter.worker.gguf_files import check_gguf, write_gguf, write_source
+
+        check_gguf(child_input)
     if "adapter" in formats:
         forms.append(package.write_weights(child_input, files))
         failpoint("export.model_written")
@@ -76,6 +93,9 @@ def _write_forms(child_input: ExportInput, files: Path, phases: Phases) -> list[
         forms.append(write_merged(child_input, files, on_bytes=_bytes_of(phases, "writing_model")))
         failpoint("export.merged")
         _write_tokenizer(child_input, files / MERGED_FOLDER)
+    if "gguf" in formats:
+        write_source(child_input, source, on_bytes=_bytes_of(phases, "writing_model"))
+        forms += write_gguf(child_input, files, source, on_line=phases.check)
     return forms
 
 
@@ -93,43 +113,64 @@ def _bytes_of(phases: Phases, name: str) -> Callable[[int, int], None]:
 
 
 def _verify(
-    sink: EventSink, child_input: ExportInput, forms: list[Form], archive: Path, scratch: Path, phases: Phases
+    sink: EventSink,
+    child_input: ExportInput,
+    forms: list[Form],
+    archive: Path,
+    scratch: Path,
+    source: Path,
+    phases: Phases,
 ) -> list[ExportedForm]:
     with sink.ticking():
         # Seconds of imports, and the only part of the export that needs torch.
         from services.exporter.worker.rendering import check_rendering
         from services.exporter.worker.verify import verify
 
-        comparisons = verify(child_input, archive, scratch, on_row=phases.check)
+        gguf = [form for form in forms if form.gguf]
+        found = verify(child_input, archive, scratch, phases.check, gguf, source if gguf else None)
+        # A GGUF file has no tokenizer beside it; its tokens and its chat template were compared.
         rendered = {
-            form.format: check_rendering(
+            form.name: check_rendering(
                 child_input, scratch / form.path, f"{form.path}/" if form.path else "the package"
             )
             for form in forms
+            if not form.gguf
         }
         failpoint("export.verified")
     shutil.rmtree(scratch)
-    if None in comparisons.values():
+    for form in forms:
+        if not_run := found[form.name].not_run:
+            sink.emit(
+                Warning(
+                    reason="VERIFIED_WITHOUT_MODEL",
+                    message=f"The form {form.name} was compared with the checkpoint tensor by tensor, but not run: "
+                    f"{not_run}.",
+                    advice="Give the exporter more memory if it lacks some; else try the model before you serve it.",
+                )
+            )
+    # All files have the same Modelfile.
+    for gap in gguf[0].gguf.modelfile_gaps if gguf and gguf[0].gguf else ():
         sink.emit(
             Warning(
-                reason="VERIFIED_WITHOUT_MODEL",
-                message="The model does not fit into free memory: the package was compared with the checkpoint "
-                "tensor by tensor, but not run.",
-                advice="Give the exporter more memory if you want every package to be run before it is published.",
+                reason="MODELFILE_INCOMPLETE",
+                message=f"The Modelfile has no {gap}.",
+                advice="Serve the file with llama.cpp, which uses its chat template, or write the line yourself.",
             )
         )
-    return [_message(form, comparisons[form.format], rendered[form.format]) for form in forms]
+    return [_message(form, found[form.name], rendered.get(form.name, 0)) for form in forms]
 
 
-def _message(form: Form, comparison: ExportComparison | None, num_rendered: int) -> ExportedForm:
+def _message(form: Form, verified: "Verified", num_rendered: int) -> ExportedForm:
     return ExportedForm(
         format=f"EXPORT_FORMAT_{form.format.upper()}",
         path=form.path,
         size_bytes=form.size_bytes,
         dtype=form.dtype,
         merge_base=form.merge_base,
-        comparison=comparison,
+        comparison=verified.comparison,
         num_rendered_rows=num_rendered,
+        gguf=GgufFile(**asdict(form.gguf)) if form.gguf else None,
+        not_run=verified.not_run,
     )
 
 

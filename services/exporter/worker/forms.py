@@ -8,9 +8,27 @@ from typing import Any, Final
 from safetensors import safe_open
 
 from engine.config.job import ExportFormat
+from engine.serving import GGUF_FOLDER as GGUF_FOLDER
 from engine.serving import MERGED_FOLDER as MERGED_FOLDER
+from services.exporter.worker.markdown import escape
 
 _DTYPES: Final = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class GgufFile:
+    """A GGUF file of a package."""
+
+    file: str
+    """Its path in the package."""
+    type: str
+    """The type that was asked for, such as `q8_0`."""
+    tensor_types: dict[str, int]
+    """Number of tensors of each type in the file."""
+    modelfile: str
+    """Path of the Modelfile in the package; empty if the rows were no conversations."""
+    modelfile_gaps: tuple[str, ...]
+    """Lines that the Modelfile lacks, each with the reason: `TEMPLATE: …`."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +43,19 @@ class Form:
     dtype: str
     """Number format of most of its weights."""
     merge_base: str = ""
-    """For the merged form of method qlora: `trained` or `original`."""
+    """For the merged and gguf forms of method qlora: `trained` or `original`."""
+    gguf: GgufFile | None = None
+    """For the gguf form, of which each file is one."""
+
+    @property
+    def name(self) -> str:
+        """The format, with the type of a GGUF file: `gguf q8_0`."""
+        return f"{self.format} {self.gguf.type}" if self.gguf else self.format
+
+    @property
+    def title(self) -> str:
+        """The format as a heading."""
+        return "GGUF" if self.gguf else self.format.capitalize()
 
     def plain(self) -> dict[str, Any]:
         """Returns the form as a table."""
@@ -58,9 +88,17 @@ def describe(form: Form) -> str:
     """Returns what the form is, as a sentence in Markdown."""
     if form.format == "adapter":
         return f"The weights of the training in the top folder, {form.dtype}."
+    where = f"`{form.path}/`, {form.dtype}"
+    if form.gguf:
+        counts = ", ".join(f"{count} {type_}" for type_, count in form.gguf.tensor_types.items())
+        where = f"`{form.gguf.file}` for llama.cpp and Ollama, {form.gguf.type} (tensors: {counts})"
     on = {
         "trained": " The adapter was merged into the quantized weights that it was trained on, dequantized.",
         "original": " The adapter was merged into the original weights of the base model, not into the quantized ones "
         "that it was trained on.",
     }
-    return f"A model that needs no peft, in `{form.path}/`, {form.dtype}.{on.get(form.merge_base, '')}"
+    merged = on.get(form.merge_base, "")
+    if not form.gguf:
+        return f"A model that needs no peft, in {where}.{merged}"
+    gaps = "".join(f" The Modelfile has no {escape(gap, 300)}." for gap in form.gguf.modelfile_gaps)
+    return f"{where}.{merged}{gaps}"

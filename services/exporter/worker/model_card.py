@@ -19,12 +19,13 @@ def model_card(child_input: ExportInput, forms: Sequence[Form] = (), served: Seq
     `served` says what can serve it."""
     model = child_input.model
     merged = next((form for form in forms if form.format == "merged"), None)
-    weights = merged is None or len(forms) > 1
+    files = [form for form in forms if form.gguf]
+    weights = not forms or any(form.format == "adapter" for form in forms)
     full = child_input.config.method == "full" or not weights
     data = ModelCardData(
         base_model=model.id,
         base_model_relation="finetune" if full else "adapter",
-        library_name="transformers" if full else "peft",
+        library_name=_library(full=full, gguf=bool(files) and not weights and merged is None),
         pipeline_tag="text-generation",
         license=model.license.lower() or "unknown",
         tags=sorted({"finetuneflow", "sft", child_input.config.method}),
@@ -45,9 +46,12 @@ def model_card(child_input: ExportInput, forms: Sequence[Form] = (), served: Seq
         outcome += f" **Regression shown:** {escape(evaluation.shown_regression, 500)}"
     lineage = child_input.job.lineage_text()
     built = f"It is {lineage}. " if lineage else ""
-    loading = _loading(child_input, ".") if weights else ""
+    loading = [_loading(child_input, ".")] if weights else []
     if merged is not None:
-        loading += "\n\n" * weights + _loading_merged(child_input, merged, alone=not weights)
+        loading.append(_loading_merged(child_input, merged, alone=not weights))
+    if files:
+        loading.append(_loading_gguf(files, alone=not loading))
+    joined = "\n\n".join(loading)
     serving = f"\n## What serves it\n\n{serving_table(served)}\n" if served else ""
     return f"""---
 {data.to_yaml()}
@@ -63,7 +67,7 @@ Signature: {signature(child_input)} The licence is the base model's.
 
 ## Loading it
 
-{loading}
+{joined}
 {serving}"""
 
 
@@ -74,12 +78,25 @@ def _weights(child_input: ExportInput) -> str:
     return "fp32, on the unquantized weights" if child_input.config.method == "qlora" else "fp32"
 
 
+def _library(*, full: bool, gguf: bool) -> str:
+    if gguf:
+        return "llama.cpp"
+    return "transformers" if full else "peft"
+
+
 def _loading_merged(child_input: ExportInput, form: Form, *, alone: bool) -> str:
     """Returns how transformers loads the merged model."""
     heading = "" if alone else "## Loading the merged model\n\n"
     return f"""{heading}{describe(form)}
 
 {_loading(child_input, form.path)}"""
+
+
+def _loading_gguf(forms: Sequence[Form], *, alone: bool) -> str:
+    """Returns what each GGUF file is."""
+    heading = "" if alone else "## Loading the GGUF files\n\n"
+    described = "\n".join(f"- {describe(form)}" for form in forms)
+    return f"{heading}{described}"
 
 
 def _loading(child_input: ExportInput, folder: str) -> str:

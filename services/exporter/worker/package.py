@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from engine.data.tokenizer import Tokenizer
-from engine.errors import JobError
 from engine.file_hash import sha256_of
 from finetuneflow import package_check
 from finetuneflow.package_signature import SIGNATURE
@@ -29,7 +28,7 @@ MANIFEST = package_check.MANIFEST
 _ADAPTER = ("adapter_model.safetensors", "adapter_config.json")
 _LOADING_SETTINGS = {"is_local", "local_files_only", "name_or_path"}
 # Stored uncompressed: PNG is already compressed, and compressing weights saves a tenth and takes minutes.
-_STORED = {".safetensors", ".png"}
+_STORED = {".safetensors", ".gguf", ".png"}
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
@@ -106,7 +105,7 @@ def write_tokenizer(child_input: ExportInput, folder: Path) -> None:
 def write_documents(child_input: ExportInput, folder: Path, forms: Sequence[Form]) -> None:
     """Settings, figures, report, plot and model card."""
     adapter = adapter_config(child_input)
-    served = served_by(child_input, adapter)
+    served = served_by(child_input, adapter, forms)
     _write_json(folder / "training_config.json", training_config(child_input, adapter))
     _write_json(folder / "metrics.json", metrics(child_input, forms))
     (folder / "training_log.json").write_text(training_log(child_input), "utf-8")
@@ -154,13 +153,6 @@ def write_zip(folder: Path, target: Path, on_bytes: Callable[[int, int], None] =
                     sink.write(chunk)
                     done += len(chunk)
                     on_bytes(done, total)
-
-
-def check_formats(child_input: ExportInput) -> None:
-    """Raises JobError for a format that this version cannot make. The gateway refuses such a job earlier."""
-    for name in child_input.config.export.formats:
-        if name == "gguf":
-            raise JobError("NOT_IMPLEMENTED", f"Export as {name} is not available yet.", "Use adapter or merged.")
 
 
 def _write_json(file: Path, value: Any) -> None:

@@ -61,7 +61,7 @@ def report(
 def _forms(child_input: ExportInput, forms: Sequence[Form]) -> list[str]:
     if not forms:
         return []
-    lines = [f"- {form.format.capitalize()}: {describe(form)}" for form in forms]
+    lines = [f"- {form.title}: {describe(form)}" for form in forms]
     return ["\n".join(["## Package", *lines, f"- Signature: {signature(child_input)}"])]
 
 

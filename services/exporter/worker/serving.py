@@ -4,15 +4,18 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from engine.serving import Contents, Served, servable_by
+from engine.serving import UNNAMED_GGUF, Contents, Served, servable_by
 from finetuneflow.v1.stage_result_pb2 import ServableBy
 from services.exporter.worker.child_input import ExportInput
+from services.exporter.worker.forms import Form
 from services.exporter.worker.markdown import row
 from services.exporter.worker.row_forms import RowForms
 
 
-def served_by(child_input: ExportInput, adapter_config: Mapping[str, Any] | None) -> list[Served]:
-    """Returns what can serve the package. `adapter_config` is the packed one; None for method full."""
+def served_by(
+    child_input: ExportInput, adapter_config: Mapping[str, Any] | None, forms: Iterable[Form] = ()
+) -> list[Served]:
+    """Returns what can serve the package of these forms. `adapter_config` is the packed one; None for method full."""
     config, model = child_input.config, child_input.model
     architecture = json.loads((model.path / "config.json").read_text("utf-8"))
     return servable_by(
@@ -24,6 +27,7 @@ def served_by(child_input: ExportInput, adapter_config: Mapping[str, Any] | None
             model.revision,
             needs_quantized_base=config.method == "qlora" and config.lora.init_lora_weights == "loftq",
             has_chat_template=RowForms.of(child_input).chat,
+            gguf_file=next((form.gguf.file for form in forms if form.gguf), UNNAMED_GGUF),
         )
     )
 

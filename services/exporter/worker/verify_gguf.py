@@ -1,0 +1,284 @@
+"""Verifies that a GGUF file is the model of the checkpoint: weights, logits, tokens and chat template."""
+
+import gc
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+import torch
+from gguf import MODEL_ARCH_NAMES, GGUFReader, dequantize, get_tensor_name_map
+from safetensors import safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig
+from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
+
+from engine.data.tokenizer import Tokenizer
+from engine.errors import JobError
+from engine.model.heap import return_freed_memory
+from engine.model.merge import differences, weight_files
+from services.exporter.worker.child_input import ExportInput
+from services.exporter.worker.comparison import Bounds, Comparison, Verified, comparison_message, logits
+from services.exporter.worker.forms import Form, GgufFile
+from services.exporter.worker.gguf_files import ADD_BOS, adds_bos, chat_template
+from services.exporter.worker.merged import merge_settings
+from services.exporter.worker.verify_merged import CheckpointLogits
+
+_ROUNDING: Final = {"f32": 1e-5, "f16": 1e-3, "bf16": 4e-3, "q8_0": 5e-3}
+"""Largest difference of a number to the unrounded one, relative to the largest number of the tensor: half a step of the
+type, and a margin for other roundings."""
+_SMALLEST: Final = 1e-7
+"""A difference that float16 cannot express in any tensor."""
+_UNROUNDED: Final = Bounds(mean_kl=1e-3)
+"""For f32, f16 and bf16, against a checkpoint in float32."""
+_QUANTISED: Final = Bounds(mean_kl=0.02)
+"""For q8_0, or a checkpoint in 16 bits."""
+_METADATA: Final = {
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "block_count": "num_hidden_layers",
+    "context_length": "max_position_embeddings",
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "vocab_size": "vocab_size",
+}
+"""Keys of a GGUF file, after the architecture, and the settings of the configuration that they state."""
+
+
+@dataclass(frozen=True)
+class _Largest:
+    """The largest difference of a tensor to the one it was made of."""
+
+    name: str = ""
+    difference: float = 0.0
+    """Relative to the largest number of the tensor."""
+
+
+def verify_gguf(
+    child_input: ExportInput,
+    form: Form,
+    package: Path,
+    source: Path,
+    checkpoint: CheckpointLogits,
+    on_row: Callable[[], None] = lambda: None,
+) -> Verified:
+    """Compares a file of the unpacked package with the model that it was made of, in the folder `source`, and with the
+    checkpoint. Raises JobError("EXPORT_DIFFERS"). `on_row` is called for each row and each tensor."""
+    assert form.gguf  # noqa: S101 - each file is a form
+    about, file = form.gguf, package / form.gguf.file
+    reader = GGUFReader(file)
+    _check_text(child_input, about, reader)
+    _check_metadata(about, reader, AutoConfig.from_pretrained(source, local_files_only=True).get_text_config())
+    # The reader of transformers holds the tensors of the file beside those of the model.
+    needed = max(checkpoint.size_bytes, 2 * sum(each.stat().st_size for each in weight_files(source)))
+    if needed > 0.8 * psutil.virtual_memory().available:
+        _check_source(child_input, about, source)
+        unmatched = _check_tensors(about, _own_tensors(reader, source, on_row))
+        return Verified(None, "the model does not fit into free memory" + unmatched)
+    stored = checkpoint.stored()
+    gc.collect()
+    return_freed_memory()
+    model = _load(file, source, reader)
+    if isinstance(model, str):
+        _check_source(child_input, about, source)
+        return Verified(None, model + _check_tensors(about, _own_tensors(reader, source, on_row)))
+    largest = _largest(_loaded_tensors(model, source))
+    _check_rounding(about, largest)
+    found = Comparison.of(stored.read(), logits(model, checkpoint.rows.rows, on_row))
+    bounds = _bounds(child_input, about, checkpoint.dtype)
+    if not bounds.hold(found):
+        raise _differs(
+            about,
+            f"mean KL {found.mean_kl:.3g} nats per position, 99th percentile {found.p99_kl:.3g}, "
+            f"{found.same_next_token:.1%} equal next tokens, at {found.num_positions:,} positions of {found.num_rows} "
+            f"rows (bound: mean KL {bounds.mean_kl:g}). {largest.name} differs most from what it was made of: by "
+            f"{largest.difference:.2%} of its maximum",
+        )
+    dtype = str(checkpoint.dtype).removeprefix("torch.")
+    return Verified(comparison_message(found, bounds, checkpoint.rows.source, dtype))
+
+
+def _bounds(child_input: ExportInput, about: GgufFile, checkpoint: torch.dtype) -> Bounds:
+    config = child_input.config
+    if config.method == "qlora" and config.export.merge_base == "original":
+        return Bounds()
+    return _UNROUNDED if about.type != "q8_0" and checkpoint == torch.float32 else _QUANTISED
+
+
+def _load(file: Path, source: Path, reader: GGUFReader) -> Any:
+    """Returns the model as transformers reads it from the file, or a text that says why it cannot.
+
+    Its configuration is that of the source: the reader loses parts of it, such as the scaling of RoPE.
+    """
+    architecture = _text(reader, "general.architecture")
+    if architecture not in GGUF_SUPPORTED_ARCHITECTURES:
+        return f"transformers does not read GGUF files of the architecture {architecture}"
+    read: Any = AutoModelForCausalLM.from_pretrained
+    try:
+        model, info = read(
+            file.parent,
+            gguf_file=file.name,
+            config=AutoConfig.from_pretrained(source, local_files_only=True),
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.float32,
+            output_loading_info=True,
+            local_files_only=True,
+        )
+    except (KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        return f"transformers does not read the GGUF file ({str(error)[:200]})"
+    if lost := sorted({*info["missing_keys"], *(each[0] for each in info["mismatched_keys"])}):
+        return f"transformers does not read {lost[0]} from the GGUF file"
+    return model
+
+
+def _tensors(source: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    for file in weight_files(source):
+        with safe_open(file, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
+                yield name, tensors.get_tensor(name)
+
+
+def _loaded_tensors(model: Any, source: Path) -> Iterator[tuple[str, float]]:
+    """Yields the difference of each tensor that has the same name in the model that transformers read."""
+    loaded = model.state_dict()
+    for name, expected in _tensors(source):
+        if name in loaded:
+            yield name, _difference(expected, loaded[name])
+
+
+def _own_tensors(reader: GGUFReader, source: Path, on_tensor: Callable[[], None]) -> Iterator[tuple[str, float | None]]:
+    """Yields the difference of each tensor to that of the file with its name in llama.cpp; None for one without.
+
+    llama.cpp reorders rows of some tensors, and adds one to the weights of some norms.
+    """
+    architectures = {name: number for number, name in MODEL_ARCH_NAMES.items()}
+    architecture = architectures.get(_text(reader, "general.architecture"))
+    layers = AutoConfig.from_pretrained(source, local_files_only=True).get_text_config().num_hidden_layers
+    names = get_tensor_name_map(architecture, layers) if architecture is not None else None
+    own = {tensor.name: tensor for tensor in reader.tensors}
+    for name, expected in _tensors(source):
+        on_tensor()
+        mapped = names.get_name(name, try_suffixes=(".weight", ".bias")) if names else None
+        tensor = own.get(mapped) if mapped else None
+        if tensor is None:
+            yield name, None
+            continue
+        found = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy())
+        if found.shape != expected.shape:
+            yield name, None
+            continue
+        likely = [_difference(expected, found), _difference(expected.flatten().sort()[0], found.flatten().sort()[0])]
+        yield name, min([*likely, _difference(expected, found - 1)] if expected.dim() == 1 else likely)
+
+
+def _difference(expected: torch.Tensor, found: torch.Tensor) -> float:
+    if found.shape != expected.shape:
+        return math.inf
+    if not expected.numel():
+        return 0.0
+    difference = float((expected - found.to(expected.dtype)).abs().max())
+    if not math.isfinite(difference):
+        return math.inf
+    return 0.0 if difference <= _SMALLEST else difference / (float(expected.abs().max()) or _SMALLEST)
+
+
+def _largest(found: Iterator[tuple[str, float]]) -> _Largest:
+    return max((_Largest(*each) for each in found), key=lambda each: each.difference, default=_Largest())
+
+
+def _check_tensors(about: GgufFile, found: Iterator[tuple[str, float | None]]) -> str:
+    """Checks the tensors that have a counterpart. Returns what to say about the others."""
+    compared = list(found)
+    _check_rounding(about, _largest((name, value) for name, value in compared if value is not None))
+    unmatched = [name for name, value in compared if value is None]
+    return f"; {len(unmatched)} of its {len(compared)} tensors were not compared" if unmatched else ""
+
+
+def _check_rounding(about: GgufFile, largest: _Largest) -> None:
+    bound = _ROUNDING[about.type]
+    if not largest.difference <= bound:
+        raise _differs(
+            about,
+            f"{largest.name} differs from what it was made of by {largest.difference:.2%} of its maximum (bound: "
+            f"{bound:.2%})",
+        )
+
+
+def _check_source(child_input: ExportInput, about: GgufFile, source: Path) -> None:
+    """Checks that the model that was converted is what merging gives; elsewhere the logits show it."""
+    settings = merge_settings(child_input)
+    made = differences(source, settings.base, settings.adapter, dtype=torch.float32, quantised=settings.quantised)
+    if (largest := _largest(made)).difference > 0:
+        raise _differs(about, f"{largest.name} is not what merging gives")
+
+
+def _check_metadata(about: GgufFile, reader: GGUFReader, config: Any) -> None:
+    """Compares the settings of the model that the file states with those of its configuration."""
+    architecture = _text(reader, "general.architecture")
+    if architecture not in GGUF_SUPPORTED_ARCHITECTURES:
+        # Others give the keys meanings of their own.
+        return
+    expected: dict[str, Any] = {key: getattr(config, name, None) for key, name in _METADATA.items()}
+    rope = getattr(config, "rope_parameters", None) or {}
+    expected["rope.freq_base"] = rope.get("rope_theta")
+    for key, value in expected.items():
+        field = reader.get_field(f"{architecture}.{key}")
+        stated = field.contents() if field else None
+        if not isinstance(value, int | float) or not isinstance(stated, int | float):
+            continue
+        # Models without such layers state 0.
+        if stated and not math.isclose(value, stated, rel_tol=1e-6):
+            raise _differs(about, f"its {architecture}.{key} is {stated:g} instead of {value:g}")
+
+
+def _check_text(child_input: ExportInput, about: GgufFile, reader: GGUFReader) -> None:
+    """Compares tokens, merges, special tokens and chat template with those of the training. With equal tokens and
+    merges, and the rule for words that the converter recognized, a text has the same ids."""
+    if _text(reader, "tokenizer.chat_template") != chat_template(child_input):
+        raise _differs(about, "its chat template is another one than that of the training")
+    tokenizer = Tokenizer(child_input.model.path, child_input.config.chat_template)
+    tokens = _texts(reader, "tokenizer.ggml.tokens")
+    for token, id_ in tokenizer.vocabulary.items():
+        found = tokens[id_] if id_ < len(tokens) else None
+        # llama.cpp matches added tokens with the text itself, in which a space is a space. SentencePiece has a byte
+        # where tokenizer.json has its character.
+        if found not in (token, token.replace("▁", " "), f"<0x{ord(token):02X}>" if len(token) == 1 else token):
+            raise _differs(about, f"its token {id_} is {found!r} instead of {token!r}")
+    merges = _merges(json.loads((child_input.model.path / "tokenizer.json").read_text("utf-8")))
+    found_merges = _texts(reader, "tokenizer.ggml.merges")
+    if found_merges and found_merges != merges:
+        raise _differs(about, "its tokenizer has other merges")
+    field = reader.get_field("tokenizer.ggml.eos_token_id")
+    if field is None or field.contents() != tokenizer.eos_id:
+        raise _differs(about, f"its end-of-text token is not {tokenizer.eos_token}, which ends the trained answers")
+    field = reader.get_field(ADD_BOS)
+    if field is not None and field.contents() != adds_bos(child_input):
+        raise _differs(about, f"{ADD_BOS} is {field.contents()}")
+
+
+def _merges(tokenizer: Mapping[str, Any]) -> list[str]:
+    """Returns the merges as GGUF has them: a space within a part is a letter."""
+    found = tokenizer.get("model", {}).get("merges") or []
+    return [each if isinstance(each, str) else " ".join(part.replace(" ", "Ġ") for part in each) for each in found]
+
+
+def _text(reader: GGUFReader, key: str) -> str:
+    field = reader.get_field(key)
+    return str(field.contents()) if field else ""
+
+
+def _texts(reader: GGUFReader, key: str) -> list[str]:
+    field = reader.get_field(key)
+    return [bytes(field.parts[index]).decode("utf-8") for index in field.data] if field else []
+
+
+def _differs(about: GgufFile, problem: str) -> JobError:
+    return JobError(
+        "EXPORT_DIFFERS",
+        f"{about.file} differs from the checkpoint: {problem}. Nothing of the package is published.",
+        "Set export.gguf_types to bf16 or f32, or export the merged model. If it happens with each, please report it.",
+    )
