@@ -159,7 +159,7 @@ def _show_results(client: Client, job: Job, console: Console) -> None:
 
 
 def show_forms(result: ExportResult, console: Console) -> None:
-    """Prints each form of the model in a package, and how far it is from the checkpoint."""
+    """Prints each form of the model in a package, how far it is from the checkpoint, and where it was pushed."""
     for form in result.forms:
         parts = [f"{form.path or '.'}/", form.dtype, size(form.size_bytes)]
         if form.merge_base:
@@ -172,6 +172,8 @@ def show_forms(result: ExportResult, console: Console) -> None:
             parts.append(f"{found.same_next_token:.1%} equal next tokens")
             parts.append(f"largest difference {found.max_difference:.2g}")
         console.print(f"{form.format.capitalize():<12}{', '.join(parts)}")
+    if result.hub is not None:
+        console.print(f"Hub         {result.hub.repo_id}, {result.hub.revision}: {result.hub.commit_url}")
 
 
 def _promotion(job: Job) -> str:

@@ -497,6 +497,20 @@ class ExportedForm(Resource):
 
 
 @dataclass(frozen=True, kw_only=True)
+class HubCommit(Resource):
+    """A commit that a push made on the hub, or the newest one of the branch if that had the same content already."""
+
+    repo_id: str
+    """The repository: `namespace/name`."""
+    revision: str
+    """The branch."""
+    commit_url: str
+    """URL of the commit's page."""
+    commit_oid: str
+    """Id of the commit, 40 hexadecimal digits. It can be used as a revision to load exactly this content."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExportResult(Resource):
     """Result of the export."""
 
@@ -508,3 +522,5 @@ class ExportResult(Resource):
     """Size of the zip in bytes."""
     forms: tuple[ExportedForm, ...]
     """The forms in the package, in the order of their formats. Empty if an earlier version made it."""
+    hub: HubCommit | None
+    """The commit on the hub. None if it was not pushed."""

@@ -421,16 +421,30 @@ class InferenceSample(_message.Message):
     def __init__(self, instruction: _Optional[str] = ..., input: _Optional[str] = ..., expected_output: _Optional[str] = ..., model_output: _Optional[str] = ..., output_length: _Optional[int] = ..., base_output: _Optional[str] = ..., step: _Optional[int] = ...) -> None: ...
 
 class ExportResult(_message.Message):
-    __slots__ = ("package_path", "package_sha256", "package_size_bytes", "forms")
+    __slots__ = ("package_path", "package_sha256", "package_size_bytes", "forms", "hub")
     PACKAGE_PATH_FIELD_NUMBER: _ClassVar[int]
     PACKAGE_SHA256_FIELD_NUMBER: _ClassVar[int]
     PACKAGE_SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     FORMS_FIELD_NUMBER: _ClassVar[int]
+    HUB_FIELD_NUMBER: _ClassVar[int]
     package_path: str
     package_sha256: str
     package_size_bytes: int
     forms: _containers.RepeatedCompositeFieldContainer[ExportedForm]
-    def __init__(self, package_path: _Optional[str] = ..., package_sha256: _Optional[str] = ..., package_size_bytes: _Optional[int] = ..., forms: _Optional[_Iterable[_Union[ExportedForm, _Mapping]]] = ...) -> None: ...
+    hub: HubCommit
+    def __init__(self, package_path: _Optional[str] = ..., package_sha256: _Optional[str] = ..., package_size_bytes: _Optional[int] = ..., forms: _Optional[_Iterable[_Union[ExportedForm, _Mapping]]] = ..., hub: _Optional[_Union[HubCommit, _Mapping]] = ...) -> None: ...
+
+class HubCommit(_message.Message):
+    __slots__ = ("repo_id", "revision", "commit_url", "commit_oid")
+    REPO_ID_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    COMMIT_URL_FIELD_NUMBER: _ClassVar[int]
+    COMMIT_OID_FIELD_NUMBER: _ClassVar[int]
+    repo_id: str
+    revision: str
+    commit_url: str
+    commit_oid: str
+    def __init__(self, repo_id: _Optional[str] = ..., revision: _Optional[str] = ..., commit_url: _Optional[str] = ..., commit_oid: _Optional[str] = ...) -> None: ...
 
 class ExportedForm(_message.Message):
     __slots__ = ("format", "path", "size_bytes", "dtype", "merge_base", "comparison")

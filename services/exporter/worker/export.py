@@ -11,18 +11,18 @@ from chassis.failpoints import failpoint
 from engine.file_hash import sha256_of
 from finetuneflow.v1.event_pb2 import ArtifactSaved, Warning
 from finetuneflow.v1.stage_result_pb2 import ExportComparison, ExportedForm, ExportResult
+from services.exporter.phases import phases_of
 from services.exporter.worker import package
 from services.exporter.worker.child_input import ExportInput
 from services.exporter.worker.forms import MERGED_FOLDER, Form
 
-PHASES = ("writing_model", "writing_report", "packing", "verifying", "publishing")
 MEDIA_TYPES = {".safetensors": "application/octet-stream", ".jinja": "text/plain", ".md": "text/markdown"}
 
 
 def export(child_input: ExportInput, sink: EventSink) -> ExportResult:
     """Makes the package and publishes it file by file; the result's path is relative to the out_dir."""
     # A pause takes effect after this stage: it is shorter than to do it again.
-    phases = Phases(sink, PHASES, pausable=False)
+    phases = Phases(sink, phases_of(pushed=child_input.config.export.hub is not None), pausable=False)
     package.check_formats(child_input)
     child_input.out_dir.mkdir(parents=True, exist_ok=True)
     # On the out_dir's file system, so that publishing is a rename: no half-written file is ever under its name.
