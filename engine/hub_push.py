@@ -64,8 +64,8 @@ def push(
     on_hashed: Callable[[], None],
     on_retry: Callable[[str, float], None],
 ) -> PushedCommit:
-    """Pushes `files`, by their names in the repository. Returns the commit, or the branch's newest one if it has the same
-    content already. What may succeed later is repeated after each of `retry_seconds`; `on_retry` is told why, and waits.
+    """Pushes `files`, by their names in the repository. Returns the commit, or the branch's newest one if that has the
+    same content. What may succeed later is repeated after each of `retry_seconds`; `on_retry` is told why, and waits.
 
     Raises JobError HUB_TOKEN_REFUSED, HUB_PUSH_FORBIDDEN, HUB_NAMESPACE_NOT_FOUND, HUB_VISIBILITY_DIFFERS or
     HUB_PUSH_REFUSED; SystemFailure HUB_UNREACHABLE; RuntimeError if a file does not have its hash in `sha256`.

@@ -18,8 +18,8 @@ from engine.config.conflicts import export_conflicts, push_conflicts
 from engine.config.evaluation import needing_two_models
 from engine.config.hub_reference import is_hub_reference
 from engine.config.job import (
-    PUSH_USE,
     NAME_PATTERN,
+    PUSH_USE,
     JobConfig,
     evaluation_config,
     unsupported,

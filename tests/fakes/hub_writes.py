@@ -128,7 +128,7 @@ class HubWrites:
             return _refusal(401, "Invalid credentials in Authorization header")
         named = f"{asked['organization']}/{asked['name']}"
         if named in self.repositories:
-            return _refusal(409, "You already created this model repo")
+            return _json({"error": "You already created this model repo", "url": f"{endpoint}/{named}"}, 409)
         if self.writers.get(token) != asked["organization"]:
             return _refusal(403, "You don't have the rights to create a model under this namespace.")
         self.repositories[named] = Repository(private=asked.get("visibility") == "private")
