@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -42,7 +42,6 @@ def delivery_of(
     out_dir: Path,
     workdir: Path,
     token: SecretStr,
-    retry_seconds: Sequence[float],
 ) -> Delivery:
     """Writes the input of the push and returns how to start it. `stored` are the files of the child by their names in
     `out_dir`, `package` is the path of the zip among them, which is not pushed."""
@@ -59,7 +58,6 @@ def delivery_of(
         private=hub.private,
         revision=hub.revision,
         commit_message=hub.commit_message or default,
-        retry_seconds=retry_seconds,
     )
     file = workdir / "push.json"
     file.write_text(push_input.model_dump_json(indent=1), "utf-8")

@@ -1,6 +1,6 @@
 """Stage 4 in the supervisor: gives the child the best checkpoint, the base model and the job's figures."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from pydantic import SecretStr
@@ -24,7 +24,6 @@ from services.attempt_inputs import (
     whole_checkpoint,
 )
 from services.exporter.hub_push import delivery_of, token_secret, write_token
-from services.exporter.push.push_input import RETRY_SECONDS
 from services.exporter.settings import ExporterSettings
 from services.exporter.worker.child_input import AdapterBelow, DatasetFile, ExportInput, JobOrigin
 from services.hub_access import job_access
@@ -35,12 +34,9 @@ class ExportStage:
 
     service = "exporter"
 
-    def __init__(
-        self, settings: ExporterSettings, catalogue: Catalogue, push_retry_seconds: Sequence[float] = RETRY_SECONDS
-    ) -> None:
+    def __init__(self, settings: ExporterSettings, catalogue: Catalogue) -> None:
         self._settings = settings
         self._catalogue = catalogue
-        self._push_retry_seconds = push_retry_seconds
 
     async def prepare(
         self, assignment: Assignment, workdir: Path, store: ArtifactStore, secrets: Mapping[str, SecretStr]
@@ -103,7 +99,7 @@ class ExportStage:
         other = _other_checkpoint(assignment)
         step = assignment.training.best_step if other is None else other.step
         package = completed.export.package_path
-        return delivery_of(assignment, stored, package, step, command.out_dir, workdir, token, self._push_retry_seconds)
+        return delivery_of(assignment, stored, package, step, command.out_dir, workdir, token)
 
 
 def _other_checkpoint(assignment: Assignment) -> Checkpoint | None:

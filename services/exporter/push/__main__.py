@@ -20,6 +20,8 @@ from finetuneflow.v1.stage_result_pb2 import ExportResult, HubCommit
 from services.exporter.phases import PUSHING, phases_of
 from services.exporter.push.push_input import PushInput
 
+_RETRY_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+"""Delays before the push is tried again. The hub's client repeats most requests by itself, too."""
 _TICK_SECONDS = 1.0
 
 _lines: "queue.SimpleQueue[str]" = queue.SimpleQueue()
@@ -54,7 +56,6 @@ def main(sink: EventSink, input_path: Path) -> ExportResult:
         for file in files.values():
             file.furthest = 0
         hashed.set()
-        failpoint("push.hashed")
 
     def on_retry(why: str, seconds: float) -> None:
         phases.enter(PUSHING, f"{given.repo_id}: {why} Trying again in {seconds:g} s.")
@@ -69,7 +70,7 @@ def main(sink: EventSink, input_path: Path) -> ExportResult:
         files,
         {file.name: file.sha256 for file in given.files},
         token,
-        retry_seconds=given.retry_seconds,
+        retry_seconds=_RETRY_SECONDS,
         on_hashed=on_hashed,
         on_retry=on_retry,
     )

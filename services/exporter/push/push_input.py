@@ -1,13 +1,6 @@
 """Input of the process that pushes a package, which it reads from a file. It has no secrets."""
 
-from collections.abc import Sequence
-
-from pydantic import Field
-
 from services.child_input import ChildInput, Strict
-
-RETRY_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
-"""Delays before the push is tried again. The hub's client repeats single requests by itself, too."""
 
 
 class PackageFile(Strict):
@@ -27,4 +20,3 @@ class PushInput(ChildInput):
     private: bool
     revision: str
     commit_message: str
-    retry_seconds: Sequence[float] = Field(default=RETRY_SECONDS)
