@@ -48,7 +48,7 @@ class Preflights:
         check_spec(request.spec, self._catalogue, start.source if start else None)
         async with self._database.read() as session:
             rows = await check_datasets(session, request.tenant, request.spec)
-            await check_secrets(session, request.tenant, request.spec)
+            await check_secrets(session, request.tenant, request.spec.secrets)
             await find_judges(session, request.tenant, request.spec.evaluation, "spec.evaluation")
         # A probe has no database, and must not read another tenant's data.
         del request.datasets[:]

@@ -11,7 +11,7 @@ from engine.catalogue import Catalogue
 from engine.config.evaluation import Evaluation
 from engine.config.graders import BASE, grader, judges
 from engine.config.hub_reference import is_hub_reference
-from engine.config.job import JobConfig, job_config, unsupported
+from engine.config.job import PUSH_USE, JobConfig, job_config, unsupported
 from engine.config.spec_proto import data_sources, spec_to_dict
 from engine.config.start import StartSource
 from engine.data.endings import QUESTION_ENDINGS, ending_of, is_adapter
@@ -137,12 +137,14 @@ async def existing_datasets(session: AsyncSession, tenant: str, named: Mapping[s
     return rows
 
 
-async def check_secrets(session: AsyncSession, tenant: str, spec: FineTuningJobSpec) -> None:
-    """Raises NotFound if the spec names a secret that the tenant does not have."""
-    known = await existing(session, tenant, spec.secrets.values())
+async def check_secrets(
+    session: AsyncSession, tenant: str, secrets: Mapping[str, str], path: str = "spec.secrets"
+) -> None:
+    """Raises NotFound if one of the secrets, use → name, does not exist; `path` is that of the field."""
+    known = await existing(session, tenant, secrets.values())
     unknown = [
-        Violation(f"spec.secrets.{use}", f"there is no secret {name!r}; set it with `ftf secrets set {name}`")
-        for use, name in sorted(spec.secrets.items())
+        Violation(f"{path}.{use}", f"there is no secret {name!r}; set it with `ftf secrets set {name}`")
+        for use, name in sorted(secrets.items())
         if name not in known
     ]
     if unknown:
@@ -150,7 +152,8 @@ async def check_secrets(session: AsyncSession, tenant: str, spec: FineTuningJobS
 
 
 def secrets_of(assignment: Assignment) -> set[str]:
-    """Returns the names of the secrets that the assignment's stage needs: none if it reads nothing from a hub."""
+    """Returns the names of the secrets that the assignment's stage needs: none if it reads and writes nothing of a
+    hub."""
     spec, found = assignment.merged_spec, set()
     # Of a job's own datasets, the other stages read the token shards that preflight made.
     named = dataset_ids(spec) if assignment.stage == Stage.STAGE_PREFLIGHT else ()
@@ -158,7 +161,15 @@ def secrets_of(assignment: Assignment) -> set[str]:
         named = (source.dataset for source in assignment.comparison.data)
     if "hub_token" in spec.secrets and ("/" in spec.base_model or any(map(is_hub_reference, named))):
         found.add(spec.secrets["hub_token"])
+    if assignment.stage == Stage.STAGE_EXPORT:
+        found |= set(push_secrets(assignment.resolved_spec).values())
     return found
+
+
+def push_secrets(spec: FineTuningJobSpec) -> dict[str, str]:
+    """Returns the secret for a push to the hub, use → name; nothing if the spec's export is not pushed."""
+    name = spec.secrets.get(PUSH_USE)
+    return {PUSH_USE: name} if name and spec.export.HasField("hub") else {}
 
 
 def check_text(spec: Message) -> None:

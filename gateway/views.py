@@ -73,7 +73,7 @@ def job(row: Work, *, evaluation: SavedResult | None = None, export_id: str = ""
 def evaluation(row: SavedResult, work: Work) -> Evaluation:
     """An evaluation and the work that makes it."""
     out = Evaluation(**_of_result(row, work))
-    out.spec.CopyFrom(_resolved(work).evaluation)
+    out.spec.CopyFrom(resolved_spec(work).evaluation)
     if work.comparison is not None and row.id == work.id:
         comparison = Comparison.FromString(work.comparison)
         out.model, out.against = comparison.model.id, comparison.against.id
@@ -86,14 +86,18 @@ def evaluation(row: SavedResult, work: Work) -> Evaluation:
 def export(row: SavedResult, work: Work) -> Export:
     """An export and the work that makes it."""
     out = Export(**_of_result(row, work))
-    out.spec.CopyFrom(_resolved(work).export)
+    out.spec.CopyFrom(resolved_spec(work).export)
+    if work.comparison is not None and row.id == work.id:
+        # It packs another checkpoint than the best one.
+        out.model = Comparison.FromString(work.comparison).model.id
     out.formats.extend(out.spec.formats)
     if row.result is not None:
         out.result.CopyFrom(ExportResult.FromString(row.result))
     return out
 
 
-def _resolved(work: Work) -> FineTuningJobSpec:
+def resolved_spec(work: Work) -> FineTuningJobSpec:
+    """The settings that the work runs with; empty for a job before its preflight has resolved them."""
     return ConfigResolved.FromString(work.config or b"").resolved_spec
 
 
@@ -101,7 +105,7 @@ def evaluation_settings(work: Work) -> EvaluationSpec:
     """Returns the settings of a work's evaluation, as far as they are known: preflight resolves those of a job."""
     if work.config is None:
         return FineTuningJobSpec.FromString(work.merged_spec).evaluation
-    return _resolved(work).evaluation
+    return resolved_spec(work).evaluation
 
 
 def _of_result(row: SavedResult, work: Work) -> dict[str, Any]:

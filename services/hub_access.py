@@ -12,8 +12,6 @@ from engine.hub import HubToken
 from finetuneflow.v1.work_pb2 import Assignment
 from services.settings import ServiceSettings
 
-_FIELD = "spec.secrets.hub_token"
-
 
 @dataclass(frozen=True)
 class HubAccess:
@@ -34,7 +32,7 @@ class HubAccess:
         Raises JobError: SECRET_MISSING, HUB_TOKEN_REFUSED.
         """
         if self.secret:
-            return self._own_token()
+            return token_of_secret(self.secret, self.own, "hub_token")
         value = self.operator.get_secret_value() if self.operator else ""
         if value and any(fnmatchcase(repository, pattern) for pattern in self.repositories):
             if not _is_token(value):
@@ -43,16 +41,22 @@ class HubAccess:
             return value
         return self.otherwise
 
-    def _own_token(self) -> str:
-        again = f"Set it again with `ftf secrets set {self.secret}`, then create the job again."
-        if self.own is None:
-            message = f"The secret {self.secret!r} was deleted since the job was created, or cannot be decrypted."
-            raise JobError("SECRET_MISSING", message, again, [Violation(_FIELD, message)])
-        value = self.own.get_secret_value()
-        if not _is_token(value):
-            message = f"The secret {self.secret!r} is no token of the hub: it has spaces, line ends or the like."
-            raise JobError("HUB_TOKEN_REFUSED", message, again, [Violation(_FIELD, message)])
-        return value
+
+def token_of_secret(secret: str, value: SecretStr | None, use: str) -> str:
+    """Returns the token in a secret of the tenant. `value` is None if the gateway gave none; `use` is that of the spec.
+
+    Raises JobError: SECRET_MISSING, HUB_TOKEN_REFUSED.
+    """
+    field = f"spec.secrets.{use}"
+    again = f"Set it again with `ftf secrets set {secret}`, then create the job again."
+    if value is None:
+        message = f"The secret {secret!r} was deleted since the job was created, or cannot be decrypted."
+        raise JobError("SECRET_MISSING", message, again, [Violation(field, message)])
+    token = value.get_secret_value()
+    if not _is_token(token):
+        message = f"The secret {secret!r} is no token of the hub: it has spaces, line ends or the like."
+        raise JobError("HUB_TOKEN_REFUSED", message, again, [Violation(field, message)])
+    return token
 
 
 def job_access(settings: ServiceSettings, assignment: Assignment, secrets: Mapping[str, SecretStr]) -> HubAccess:

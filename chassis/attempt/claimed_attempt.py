@@ -7,7 +7,7 @@ import contextlib
 import logging
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -21,7 +21,7 @@ from chassis.attempt.time_limits import TimeLimits
 from chassis.attempt.uploads import CONTINUES, KINDS, BadOutput, UploadFailed, Uploads
 from chassis.bus.event_bus import Bus
 from chassis.child import out_of_memory
-from chassis.child.child_process import Child, ChildCommand, kill_processes_of
+from chassis.child.child_process import WORKDIR, Child, ChildCommand, kill_processes_of
 from chassis.child.pipe import SEE_LAST_OUTPUT, failure_of
 from chassis.child.spare import Spare, SpareCommand
 from chassis.child.usage import Usage
@@ -31,7 +31,7 @@ from chassis.failpoints import failpoint
 from chassis.preparation import Preparation, Stalled
 from chassis.settings import WorkerSettings
 from chassis.stall_timer import StallTimer
-from chassis.store.artifact_store import ArtifactStore
+from chassis.store.artifact_store import ArtifactStore, Stored
 from chassis.store.disk_full import is_disk_full, tells_of_full_disk
 from chassis.store.plain_files import delete_tree
 from finetuneflow.v1 import event_pb2, fine_tuning_job_pb2, work_pb2
@@ -65,6 +65,47 @@ class Finisher(Protocol):
     """A stage that completes its child's StageCompleted, after the paths of uploads are filled in."""
 
     def finish(self, assignment: work_pb2.Assignment, event: event_pb2.Event) -> event_pb2.Event: ...
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """A process that sends the output of an attempt to another system, such as a hub.
+
+    It speaks the protocol of a child, but has the network and is not confined: it must not run users' data or models.
+    """
+
+    argv: Sequence[str]
+    env: Mapping[str, str]
+    """Added to the environment that every child gets."""
+    secret: SecretStr
+    """The first line of its control pipe: neither arguments, environment nor disk have it."""
+
+
+@runtime_checkable
+class Delivering(Protocol):
+    """A stage that sends its output to another system before an attempt ends."""
+
+    def secrets_of_delivery(self, assignment: work_pb2.Assignment) -> Collection[str]:
+        """Returns the names of the secrets that are kept for `delivery` while the child runs."""
+        ...
+
+    def delivery(
+        self,
+        assignment: work_pb2.Assignment,
+        completed: event_pb2.StageCompleted,
+        stored: Mapping[str, Stored],
+        command: ChildCommand,
+        workdir: Path,
+        secrets: Mapping[str, SecretStr],
+    ) -> Delivery | None:
+        """Returns how to deliver the output, or None if there is nothing to deliver.
+
+        Called when the child has completed and every file that it named is stored; `stored` has them by their paths in
+        the out_dir of `command`. The process may emit phases. The result of its StageCompleted is merged into that of
+        the child; with its StageFailed the attempt fails, and what is stored stays. A pause takes effect after it, a
+        cancel ends it.
+        """
+        ...
 
 
 @runtime_checkable
@@ -113,7 +154,7 @@ class Attempt:
     ) -> None:
         self.assignment = assignment
         self._secrets = secrets
-        """Until the child's inputs are prepared."""
+        """Until the child's inputs are prepared; then those that the delivery needs, until it has begun."""
         self.start_time = time.time()
         self.over = asyncio.Event()
         """Set once the child has ended and only its events remain to be accepted."""
@@ -237,11 +278,17 @@ class Attempt:
         if not isinstance(begun, ChildCommand):
             return begun
         assert self._child  # noqa: S101 - begun
-        return await self._follow(self._child, begun)
+        uploads = Uploads(self._context.store, self.assignment, begun.out_dir, self._context.limits)
+        ending = await self._follow(self._child, begun, uploads)
+        if isinstance(ending, event_pb2.Event) and ending.HasField("stage_completed"):
+            return await self._deliver(ending, begun, uploads)
+        return ending
 
     async def _begin(self, workdir: Path) -> ChildCommand | event_pb2.StageFailed:
         stage, settings = self._context.stage, self._context.settings
-        secrets, self._secrets = self._secrets, {}
+        secrets = self._secrets
+        kept = stage.secrets_of_delivery(self.assignment) if isinstance(stage, Delivering) else ()
+        self._secrets = {name: value for name, value in secrets.items() if name in kept}
         preparing = stage.prepare(self.assignment, workdir, self._context.store, secrets)
         try:
             progress_seconds = self._context.limits.preparation_progress_seconds
@@ -253,10 +300,14 @@ class Attempt:
             return self._preparation_failure(error)
         child = self._child = await self._context.spare.start(command, workdir)
         failpoint("child.started")
+        self._record(child)
+        return command
+
+    def _record(self, child: Child) -> None:
+        """Notes the process on disk, so that the next supervisor can end it."""
         self._spool.record.child_pid = child.pid
         self._spool.record.child_create_time = child.create_time
         self._spool.save_record()
-        return command
 
     def _preparation_failure(self, error: Exception) -> event_pb2.StageFailed:
         failure = failure_of(error)
@@ -268,9 +319,53 @@ class Attempt:
             failure.reason, failure.advice = "DISK_FULL", _ROOM
         return failure
 
-    async def _follow(self, child: Child, command: ChildCommand) -> event_pb2.Event | Message:
+    async def _deliver(
+        self, ending: event_pb2.Event, command: ChildCommand, uploads: Uploads
+    ) -> event_pb2.Event | Message:
+        """Runs the stage's delivery, if it has one. Returns how the attempt ends."""
+        stage, workdir = self._context.stage, self._spool.record.workdir
+        secrets, self._secrets = self._secrets, {}
+        if not isinstance(stage, Delivering):
+            return ending
+        completed = ending.stage_completed
+        delivery = stage.delivery(self.assignment, completed, uploads.stored, command, workdir, secrets)
+        if delivery is None:
+            return ending
+        if self._release == "CANCELLED":
+            return event_pb2.StageReleased(reason="CANCELLED")
+        if self._child:
+            self._child.close()
+        # What the child may have left behind could change the files.
+        await asyncio.to_thread(kill_processes_of, workdir)
+        env = {**delivery.env, WORKDIR: str(workdir)}
+        linger = self._context.limits.child_linger_seconds
+        child = self._child = await Child.start(delivery.argv, env, workdir, linger_seconds=linger)
+        self._record(child)
+        child.control(delivery.secret.get_secret_value())
+        # It could not be told of a request before it was started.
+        self._signal_release(child)
+        self._ending, self._phase = None, ""
+        watching = asyncio.create_task(self._watch(child))
+        try:
+            await self._read(child, asyncio.Queue())
+            watching.cancel()
+            status = await child.wait()
+        finally:
+            await _cancelled(watching)
+        if self._release == "CANCELLED":
+            return event_pb2.StageReleased(reason="CANCELLED")
+        if self._failure:
+            return self._failure
+        delivered = self._ending
+        if delivered is None:
+            return self._unexplained_exit(child, command, status)
+        if not delivered.HasField("stage_completed"):
+            return delivered
+        completed.MergeFrom(delivered.stage_completed)
+        return ending
+
+    async def _follow(self, child: Child, command: ChildCommand, uploads: Uploads) -> event_pb2.Event | Message:
         queue: asyncio.Queue[event_pb2.Event | None] = asyncio.Queue()
-        uploads = Uploads(self._context.store, self.assignment, command.out_dir, self._context.limits)
         uploading = self._uploading = asyncio.create_task(self._upload(child, uploads, queue))
         watching = asyncio.create_task(self._watch(child))
         usage = Usage(child.pid, {**command.env, **command.late_env})

@@ -59,7 +59,8 @@ class Uploads:
         self._prefix = f"jobs/{assignment.job_id}/{stage}/{assignment.attempt}"
         self._out_dir = out_dir
         self._limits = limits
-        self._stored: dict[str, Stored] = {}
+        self.stored: dict[str, Stored] = {}
+        """What has been stored, by the path relative to the out_dir."""
         self._waiting: list[event_pb2.Event] = []
         """Checkpoints that are not stored yet, oldest first."""
 
@@ -132,7 +133,7 @@ class Uploads:
         folder = local.is_dir()
         stored = await self._put(self._store.put_folder if folder else self._store.put_file, local, path, delays)
         failpoint("upload.stored")
-        self._stored[relative] = Stored(path, stored.sha256, stored.size_bytes)
+        self.stored[relative] = Stored(path, stored.sha256, stored.size_bytes)
         payload.path = path
         payload.size_bytes = stored.size_bytes
         if isinstance(payload, event_pb2.CheckpointSaved):
@@ -168,7 +169,7 @@ class Uploads:
             return
         result: Message = getattr(completed, kind)
         for name in [field.name for field in result.DESCRIPTOR.fields if field.name.endswith("_path")]:
-            stored = self._stored.get(getattr(result, name))
+            stored = self.stored.get(getattr(result, name))
             if not stored:
                 continue
             noun = name.removesuffix("_path")

@@ -169,7 +169,9 @@ def die_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def run_child(main: Callable[[EventSink, Path], Message | None]) -> NoReturn:
+def run_child(
+    main: Callable[[EventSink, Path], Message | None], on_line: Callable[[str], None] | None = None
+) -> NoReturn:
     """Runs a child from start to exit: `python -m services.<x>.worker input.json`.
 
     `main` gets the sink and the path of the input file. It returns the stage's result (PreflightResult, TrainingResult,
@@ -177,12 +179,14 @@ def run_child(main: Callable[[EventSink, Path], Message | None]) -> NoReturn:
     becomes the ending event: a CallerFault is an error of the user, Paused and Cancelled release the attempt, any other
     is an error of the system, with its traceback on stderr.
 
+    `on_line` gets the lines of the control pipe, from a thread.
+
     The process then exits at once, without Python's shutdown: that waits for threads, and releases devices that may no
     longer respond.
     """
     die_with_parent()
     faulthandler.enable()
-    sink = EventSink.open()
+    sink = EventSink.open(on_line)
     if len(sys.argv) != 2:
         module = sys.modules["__main__"].__spec__
         sys.exit(f"usage: python -m {module.parent if module else Path(sys.argv[0]).name} input.json")

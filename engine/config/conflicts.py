@@ -99,6 +99,19 @@ def export_conflicts(values: Mapping[str, Any]) -> list[Violation]:
     return found
 
 
+def push_conflicts(values: Mapping[str, Any]) -> list[Violation]:
+    """Returns a violation for a push to the hub without the secret that it needs; `values` include the recipe's."""
+    export, secrets = values.get("export"), values.get("secrets")
+    pushed = isinstance(export, Mapping) and export.get("hub") is not None
+    if not pushed or (isinstance(secrets, Mapping) and secrets.get("hub_write_token")):
+        return []
+    description = (
+        "is required with export.hub: the name of a secret with a token that may write to the repository. Store one "
+        "with `ftf secrets set NAME`."
+    )
+    return [Violation("spec.secrets.hub_write_token", description)]
+
+
 def beyond_plain_lora(lora: Mapping[str, Any]) -> list[str]:
     """Returns the settings that make an adapter more than the two matrices of each layer, which is all that can be
     joined with another adapter."""

@@ -16,8 +16,10 @@ from engine.config.conflicts import (
     export_conflicts,
     mappings_with_template,
     paths_with_nul,
+    push_conflicts,
 )
 from engine.config.evaluation import Evaluation
+from engine.config.hub_push import HubPush
 from engine.config.hub_reference import HubReference, is_hub_reference
 from engine.config.recipes import Recipe, merge, recipe
 from engine.config.section import Section, kib
@@ -283,6 +285,8 @@ class Export(Section):
     """Base weights that a QLoRA adapter is merged into."""
     gguf_types: list[GgufType] = Field(default=[])
     """Types of the GGUF files; empty: q8_0."""
+    hub: HubPush | None = None
+    """Repository of the hub that the package is pushed to; None: none."""
 
     @property
     def distinct_gguf_types(self) -> list[GgufType]:
@@ -307,7 +311,10 @@ class Resources(Section):
 
 NAME_PATTERN: Final = r"^[a-z][a-z0-9_-]{0,62}$"
 """Names that a tenant's secret can have."""
-SecretUse = Literal["hub_token"]
+SecretUse = Literal["hub_token", "hub_write_token"]
+PUSH_USE: Final = "hub_write_token"
+"""Use of the secret with the token for a push to the hub."""
+
 
 LabelKey = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
 
@@ -367,7 +374,7 @@ def job_config(spec: Mapping[str, Any]) -> JobConfig:
     values = merge(preset.values, spec)
     violations = [Violation(path, "holds a NUL character; remove it.") for path in paths_with_nul(spec, "spec")]
     violations += [*exclusive_fields(spec), *mappings_with_template(spec), *adapter_conflicts(values)]
-    violations += export_conflicts(values)
+    violations += [*export_conflicts(values), *push_conflicts(values)]
     if not spec.get("training_data") and not spec.get("phases"):
         violations.append(Violation("spec.training_data", "is empty; name at least one dataset."))
     try:

@@ -82,7 +82,7 @@ class FineTuning(FineTuningServiceServicer):
                 await trained_job(decision.session, start.job_id, tenant, start.field, lock=True)
             await check_datasets(decision.session, tenant, request.spec)
             await find_judges(decision.session, tenant, request.spec.evaluation, "spec.evaluation", lock=True)
-            await check_secrets(decision.session, tenant, request.spec)
+            await check_secrets(decision.session, tenant, request.spec.secrets)
 
         job = await self._work.create(job, request.request_id, check)
         return api.CreateFineTuningJobResponse(fine_tuning_job=await self._message(job))

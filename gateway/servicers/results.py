@@ -1,7 +1,9 @@
 """EvaluationService and ExportService: work of one stage about a job's model, and what a job's own stages leave."""
 
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from typing import Any, Generic, TypeVar
+from types import MappingProxyType
+from typing import Any, Final, Generic, TypeVar
 
 import grpc
 from google.protobuf.message import Message
@@ -12,10 +14,17 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from chassis.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented, Violation
 from chassis.store.artifact_store import ArtifactStore
 from engine.catalogue import Catalogue
-from engine.config.conflicts import export_conflicts
+from engine.config.conflicts import export_conflicts, push_conflicts
 from engine.config.evaluation import needing_two_models
 from engine.config.hub_reference import is_hub_reference
-from engine.config.job import JobConfig, evaluation_config, unsupported, with_section
+from engine.config.job import (
+    NAME_PATTERN,
+    PUSH_USE,
+    JobConfig,
+    evaluation_config,
+    unsupported,
+    with_section,
+)
 from engine.config.spec_proto import config_to_spec, spec_to_dict
 from engine.errors import JobError
 from finetuneflow.v1 import evaluation_service_pb2 as evaluation_api
@@ -26,7 +35,7 @@ from finetuneflow.v1.evaluation_pb2 import Evaluation
 from finetuneflow.v1.event_pb2 import ConfigResolved
 from finetuneflow.v1.export_pb2 import Export
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import EvaluationSpec, ExportSpec
-from finetuneflow.v1.work_pb2 import Comparison
+from finetuneflow.v1.work_pb2 import ComparedModel, Comparison
 from gateway import views
 from gateway.access.callers import tenant_of
 from gateway.comparisons import find_comparison, find_judges
@@ -36,9 +45,18 @@ from gateway.identifiers import new_id
 from gateway.paging import page_of
 from gateway.servicers.handlers import add_with_byte_stream
 from gateway.servicers.work import WorkMethods, request_digest, state_names
-from gateway.specs import check_files_of_rows, check_judges, check_size, check_text, evaluation_sets, existing_datasets
+from gateway.specs import (
+    check_files_of_rows,
+    check_judges,
+    check_secrets,
+    check_size,
+    check_text,
+    evaluation_sets,
+    existing_datasets,
+    push_secrets,
+)
 from gateway.sql.tables import SavedResult, Work, now
-from gateway.tuned_models import TUNED, find_job, resolved_settings, trained_job
+from gateway.tuned_models import TUNED, find_checkpoint, find_job, resolved_settings, split_name, trained_job
 from gateway.uncancellable import in_thread
 from gateway.waiting import Nodes
 from gateway.work import lifecycle
@@ -48,6 +66,7 @@ from gateway.work.projection import new_result
 
 Context = grpc.aio.ServicerContext[Any, Any]
 _Message = TypeVar("_Message", Evaluation, Export)
+_NONE: Final[Mapping[str, str]] = MappingProxyType({})
 _CLEARABLE = ("prompts", "metrics", "graders", "gate", "questions", "json_schema")
 """Fields of an EvaluationSpec whose default is that there is none."""
 
@@ -63,16 +82,23 @@ class Results(Generic[_Message]):
         self._catalogue = catalogue
         self._message: Callable[[SavedResult, Work], _Message] = message
 
-    async def create(self, model: str, spec: ExportSpec, request_id: str, tenant: str) -> _Message:
+    async def create(self, request: export_api.CreateExportRequest, tenant: str) -> _Message:
         """Creates work about a job's model. Raises AlreadyExists, InvalidArgument, NotFound, FailedPrecondition,
         Unimplemented."""
-        check_text(spec)
-        job_id = _job_of(model, self._catalogue)
+        check_text(request.spec)
+        _check_secrets_of_push(request)
+        model = request.model
+        job_id, step = _checkpoint_of(model, self._catalogue)
 
         async def find(session: AsyncSession) -> tuple[Work | None, Comparison | None]:
-            return await trained_job(session, job_id, tenant), None
+            job = await trained_job(session, job_id, tenant)
+            if step is None:
+                return job, None
+            checkpoint = views.checkpoint(await find_checkpoint(session, job, step, "model"))
+            return job, Comparison(model=ComparedModel(id=model, checkpoint=checkpoint))
 
-        return await self.add(find, spec, request_digest(spec, StringValue(value=model)), request_id, tenant)
+        digest = request_digest(request.spec, StringValue(value=model), *_secrets_given(request))
+        return await self.add(find, request.spec, digest, request.request_id, tenant, secrets=request.secrets)
 
     async def add(
         self,
@@ -82,15 +108,16 @@ class Results(Generic[_Message]):
         request_id: str,
         tenant: str,
         clear: Sequence[str] = (),
+        secrets: Mapping[str, str] = _NONE,
     ) -> _Message:
         """Adds the work, about the job, if any, and the models that `find` returns. Fields in `clear` do not take the
-        job's own value."""
+        job's own value; `secrets`, use → name, take the place of the job's."""
         earlier = await self.work.earlier(tenant, request_id, digest)
         if earlier is not None:
             return await self.get(earlier.id, tenant)
         async with self.work.database.read() as session:
             job, comparison = await find(session)
-        work = self._new(job, spec, digest, comparison, tenant, clear)
+        work = self._new(job, spec, digest, comparison, tenant, clear, secrets)
 
         async def within(decision: Decision) -> None:
             # Locked, so that no job is deleted at the same time: then its rows and its files would be gone.
@@ -110,6 +137,8 @@ class Results(Generic[_Message]):
                 }
                 check_files_of_rows(await existing_datasets(decision.session, tenant, named), named)
                 await find_judges(decision.session, tenant, measured, "spec", lock=True)
+            else:
+                await check_secrets(decision.session, tenant, push_secrets(views.resolved_spec(work)), "secrets")
             decision.session.add(new_result(work, self._kind, work.id))
 
         work = await self.work.create(work, request_id, within)
@@ -196,6 +225,7 @@ class Results(Generic[_Message]):
         comparison: Comparison | None,
         tenant: str,
         clear: Sequence[str],
+        secrets: Mapping[str, str],
     ) -> Work:
         if job is not None:
             config = resolved_settings(job)
@@ -209,6 +239,10 @@ class Results(Generic[_Message]):
             # The tasks of a harness take long, and the job's own evaluation has their values.
             evaluation = config.evaluation.model_copy(update={"harness_tasks": [], "harness_limit": None})
             config = config.model_copy(update={"evaluation": evaluation})
+        if self._kind is EXPORT:
+            # The job's own push is about its own package.
+            export = config.export.model_copy(update={"hub": None})
+            config = config.model_copy(update={"export": export, "secrets": {**config.secrets, **secrets}})
         config = with_section(config, self._kind.name, changes, clear)
         if self._kind is EXPORT:
             config = _with_settings_of_formats(config, changes)
@@ -217,7 +251,7 @@ class Results(Generic[_Message]):
             message = "spec.enabled is false; remove it, because an evaluation that is created separately always runs."
             raise InvalidArgument("INVALID_CONFIG", message, [Violation("spec.enabled", message)])
         alone = comparison is not None and not comparison.HasField("against")
-        if alone and (needing := needing_two_models(config.evaluation, "spec")):
+        if self._kind is EVALUATION and alone and (needing := needing_two_models(config.evaluation, "spec")):
             raise InvalidArgument("INVALID_CONFIG", f"{needing[0].field}: {needing[0].description}", needing)
         missing = [
             Violation(violation.field.replace(f"spec.{self._kind.name}.", "spec.", 1), violation.description)
@@ -270,10 +304,11 @@ def _with_settings_of_formats(config: JobConfig, given: Mapping[str, Any]) -> Jo
     dropped = [name for name, formats in needs.items() if name not in given and not formats & {*export.formats}]
     unset = {name: type(export).model_fields[name].default for name in dropped}
     config = config.model_copy(update={"export": export.model_copy(update=unset)})
+    values = config.model_dump()
     found = [
-        Violation(each.field.replace("spec.export.", "spec.", 1), each.description)
-        for each in export_conflicts(config.model_dump())
+        Violation(each.field.replace("spec.export.", "spec.", 1), each.description) for each in export_conflicts(values)
     ]
+    found += [Violation(each.field.removeprefix("spec."), each.description) for each in push_conflicts(values)]
     if found:
         raise InvalidArgument("INVALID_CONFIG", f"{found[0].field} {found[0].description}", found)
     return config
@@ -285,8 +320,30 @@ def _other_job(comparison: Comparison, job: Work) -> str | None:
     return others.pop() if others else None
 
 
-def _job_of(model: str, catalogue: Catalogue) -> str:
-    """Returns the job's id of `ft:<job_id>`. InvalidArgument, NotFound, Unimplemented."""
+def _check_secrets_of_push(request: export_api.CreateExportRequest) -> None:
+    found = []
+    for use, name in sorted(request.secrets.items()):
+        if use != PUSH_USE:
+            found.append(Violation(f"secrets.{use[:80]}", f"is no use of a secret here; the only one is {PUSH_USE}"))
+        elif not request.spec.HasField("hub"):
+            found.append(Violation(f"secrets.{use}", "is for a push to the hub; set spec.hub, or remove it"))
+        elif not re.match(NAME_PATTERN, name):
+            found.append(Violation(f"secrets.{use}", f"is {name[:80]!r}; a secret's name matches {NAME_PATTERN}"))
+    if found:
+        raise InvalidArgument("INVALID_CONFIG", f"{found[0].field} {found[0].description}.", found)
+
+
+def _secrets_given(request: export_api.CreateExportRequest) -> Iterator[Message]:
+    """Yields the secrets of the request; nothing, as earlier versions had nothing, if it has none."""
+    if request.secrets:
+        yield export_api.CreateExportRequest(secrets=request.secrets)
+
+
+def _checkpoint_of(model: str, catalogue: Catalogue) -> tuple[str, int | None]:
+    """Returns the job's id, and the step or None for its best one, of `ft:<job_id>` or `ft:<job_id>@<step>`.
+
+    Raises InvalidArgument, NotFound, Unimplemented.
+    """
     if not model.startswith(TUNED):
         if not model:
             raise InvalidArgument("INVALID_MODEL", "model is empty; name `ft:<job_id>`.", [Violation("model", "empty")])
@@ -297,11 +354,11 @@ def _job_of(model: str, catalogue: Catalogue) -> str:
             raise NotFound("MODEL_NOT_FOUND", problem, [Violation("model", problem)]) from error
         problem = f"{model[:80]!r} is a base model, which is not available here yet; name `ft:<job_id>`, a job's model."
         raise Unimplemented("NOT_IMPLEMENTED", problem, [Violation("model", problem)])
-    job_id, at, step = model.removeprefix(TUNED).partition("@")
-    if at:
-        problem = f"Choosing a checkpoint is not available yet. Remove {at + step[:20]!r} to use the best checkpoint."
-        raise Unimplemented("NOT_IMPLEMENTED", problem, [Violation("model", problem)])
-    return job_id
+    named = split_name(model)
+    if named is None:
+        problem = f"is {model[:80]!r}; write `ft:<job_id>` or `ft:<job_id>@<step>`"
+        raise InvalidArgument("INVALID_MODEL", f"model {problem}.", [Violation("model", problem)])
+    return named
 
 
 def _compared(request: evaluation_api.CreateEvaluationRequest) -> Iterator[Message]:
@@ -409,7 +466,7 @@ class Exports(export_grpc.ExportServiceServicer):
     async def CreateExport(
         self, request: export_api.CreateExportRequest, context: Context
     ) -> export_api.CreateExportResponse:
-        made = await self._results.create(request.model, request.spec, request.request_id, tenant_of(context))
+        made = await self._results.create(request, tenant_of(context))
         return export_api.CreateExportResponse(export=made)
 
     async def GetExport(self, request: export_api.GetExportRequest, context: Context) -> export_api.GetExportResponse:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,6 +18,7 @@ from finetuneflow.model_work import AsyncModelWork, BlockingModelWork, model_nam
 from finetuneflow.packages import FileProgress, download_package
 from finetuneflow.resources.export import Export
 from finetuneflow.resources.stage_result import ExportFormat
+from finetuneflow.spec import push_settings
 from finetuneflow.transport import CallPolicy
 from finetuneflow.v1 import export_service_pb2 as pb
 from finetuneflow.v1 import export_service_pb2_grpc as pb_grpc
@@ -43,20 +44,27 @@ class AsyncExports(AsyncModelWork[Export]):
         dtype: str | None = None,
         merge_base: str | None = None,
         gguf_types: Sequence[str] = (),
+        hub: Mapping[str, Any] | None = None,
+        secrets: Mapping[str, str] | None = None,
         request_id: str = "",
     ) -> Export:
         """Packs the model of a job whose training has finished.
 
         Args:
-            model: The tuned model, `ft:<job_id>` (`job.tuned_model`), or the id of its job.
-            formats: Formats of the package, several at once: `adapter`, `merged`, `gguf`. Default: the job's
-                own.
+            model: The tuned model, `ft:<job_id>` (`job.tuned_model`), or the id of its job; or `ft:<job_id>@<step>`, a
+                checkpoint that the job still has.
+            formats: Formats of the package, several at once: `adapter`, `merged`, `gguf`. Default: the job's own.
             dtype: Number format of the weights of `merged`: `float32`, `bfloat16` or `float16`; empty: that of the base
                 model's weights. Default: the job's own.
             merge_base: Base weights that the adapter of method QLORA is merged into: `trained`, the quantized ones that
                 it was trained on, dequantized; or `original`, those of the base model's files. Default: the job's own.
             gguf_types: Types of the files of `gguf`, several at once: `f32`, `f16`, `bf16`, `q8_0`. Default: the job's
                 own, or else `q8_0`.
+            hub: Repository of the hub that the files of the package are pushed to: a table of `repo_id`
+                (`namespace/name`), `private` (default True), `revision` (the branch, default `main`) and
+                `commit_message`. Default: it is not pushed, whatever the job did with its own package.
+            secrets: Secrets that the export uses: use → name of the secret, never its value. The only use is
+                `hub_write_token`, the token for `hub`. Default: the job's own.
             request_id: Makes the call idempotent: a repeated call with the same request_id and arguments returns the
                 same export. At most 128 characters. Default: a new one, so retries of this call are safe.
 
@@ -64,17 +72,22 @@ class AsyncExports(AsyncModelWork[Export]):
             The export, in state QUEUED.
 
         Raises:
-            NotFound: There is no such model.
+            NotFound: There is no such model, checkpoint or secret.
             FailedPrecondition: The job has not finished its training, or another version resolved its settings.
-            InvalidArgument: A value is unknown, or a setting of a form is set without that form.
-            Unimplemented: A base model, a checkpoint, or a type of GGUF files that is not available yet.
+            InvalidArgument: A value is unknown, a setting of a form is set without that form, or hub has no repository
+                or no secret.
+            Unimplemented: A base model, or a type of GGUF files that is not available yet.
             AlreadyExists: The request_id was used with other arguments.
         """
         check_list("formats", formats)
         check_list("gguf_types", gguf_types)
         numbers = [enum_number(spec_pb.ExportFormat.DESCRIPTOR, each, "formats") for each in formats]
         spec = spec_pb.ExportSpec(formats=numbers, dtype=dtype, merge_base=merge_base, gguf_types=gguf_types)
-        request = pb.CreateExportRequest(model=model_name(model), spec=spec, request_id=request_id or uuid.uuid4().hex)
+        if hub is not None:
+            spec.hub.CopyFrom(push_settings(hub))
+        request = pb.CreateExportRequest(
+            model=model_name(model), spec=spec, request_id=request_id or uuid.uuid4().hex, secrets=secrets
+        )
         return self._read(await self._transport.call(self._stub.CreateExport, request))
 
     async def download(
@@ -100,17 +113,19 @@ class AsyncExports(AsyncModelWork[Export]):
         Raises:
             NotFound: The export does not exist.
             InvalidArgument: The package has no such form.
-            FailedPrecondition: The export has not SUCCEEDED.
+            FailedPrecondition: The export has no package (yet). One whose push to the hub has failed has one.
             IntegrityError: The bytes do not have the size or SHA-256 that the server announced.
             OSError: A file cannot be written.
         """
         export = await self.get(export_id)
-        if export.result is None:
+        # The zip is stored last. With it the package is complete, also if its push to the hub has failed.
+        whole = self._artifacts.list(export_id, kind="export_package", limit=1)
+        if export.result is None and not [each async for each in whole]:
             raise FailedPrecondition(f"Export {export_id} has no package: it is {export.state}.", reason="NO_EXPORT")
         check_list("forms", forms)
         folders = None
         if forms:
-            found = {form.format: form.path for form in export.result.forms}
+            found = {form.format: form.path for form in export.result.forms} if export.result else {}
             wanted = [ExportFormat(str(form).upper()) for form in forms]
             for form in wanted:
                 if form not in found:

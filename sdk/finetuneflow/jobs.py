@@ -101,7 +101,8 @@ class AsyncJobs:
                 `bnb_4bit_use_double_quant`, `bnb_4bit_compute_dtype`. For method `qlora`.
             evaluation: Table of the evaluation (stage 3): `enabled`, `num_samples`, `prompts`, `max_new_tokens`, and
                 `prompt_steps` or `prompt_epochs`, which has `prompts` answered in training too.
-            export: Table of the export (stage 4): `formats`, `dtype`, `merge_base`, `gguf_types`.
+            export: Table of the export (stage 4): `formats`, `dtype`, `merge_base`, `gguf_types`, and `hub`, a table
+                that pushes the package to the hub (`repo_id`, `private`, `revision`, `commit_message`).
             holdout_fraction: Fraction of the training rows held out for evaluation if evaluation_data is empty. Range
                 [0, 0.5]; default 0.1.
             chat_template: Jinja chat template that replaces the model's own, run in a sandbox. At most 32 KiB. Default:
@@ -113,8 +114,9 @@ class AsyncJobs:
                 available yet: any value is refused.
             resources: Table of the requirements on the node: `pool` (default `default`) and `gpus` (0 or 1; default 1
                 on a node with a GPU).
-            secrets: Secrets that the job uses: use → name of the secret, never its value. The only use is `hub_token`,
-                the token with which models and datasets of the hub are read. Default: none.
+            secrets: Secrets that the job uses: use → name of the secret, never its value. `hub_token` is the token
+                with which models and datasets of the hub are read, `hub_write_token` that of `export.hub`. Default:
+                none.
             display_name: Display name, at most 128 characters. Default: derived from the base model and the first
                 dataset.
             task: Short description of the task, printed in the report. At most 256 characters. Default `sft`.

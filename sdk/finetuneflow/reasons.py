@@ -1026,3 +1026,19 @@ class Reason(OpenEnum):
     HUB_TOKEN_REFUSED = "HUB_TOKEN_REFUSED"
     """The hub refuses the token, or the token is no token at all. Caller: set the secret again with a valid token.
     Operator: replace FTF_HUB_TOKEN, if the job names no token of its own."""
+
+    HUB_PUSH_FORBIDDEN = "HUB_PUSH_FORBIDDEN"
+    """The token may not write to the repository of the hub, or not create it. Caller: set a token with write access to
+    that namespace as the secret, then export again."""
+
+    HUB_NAMESPACE_NOT_FOUND = "HUB_NAMESPACE_NOT_FOUND"
+    """The hub has neither a user nor an organization of the name before the slash. Caller: correct
+    export.hub.repo_id."""
+
+    HUB_VISIBILITY_DIFFERS = "HUB_VISIBILITY_DIFFERS"
+    """The repository of the hub exists, and is public although the push is to be private, or private although it is to
+    be public. Caller: set export.hub.private to what it is, change it on the hub, or name another repository."""
+
+    HUB_PUSH_REFUSED = "HUB_PUSH_REFUSED"
+    """The hub does not accept the content, such as beyond the account's storage, or a file that the repository ignores.
+    Caller: see the hub's answer in the message."""

@@ -104,6 +104,15 @@ def partial_spec(values: Mapping[str, Any]) -> pb.FineTuningJobSpec:
     return spec
 
 
+def push_settings(values: Mapping[str, Any]) -> pb.HubPush:
+    """Converts the table of a push to the hub; None is unset. Raises InvalidArgument."""
+    reader, message = _Reader(), pb.HubPush()
+    reader.read_message(message, values, "spec.hub")
+    if reader.violations:
+        raise UnreadableSpec("The settings of the push are invalid.", reader.violations)
+    return message
+
+
 def draft_evaluation(values: Mapping[str, Any]) -> tuple[pb.EvaluationSpec, list[LocalFile]]:
     """Converts the settings of an evaluation; None is unset. Also returns the local files that they name. Raises
     InvalidArgument."""

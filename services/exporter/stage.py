@@ -1,14 +1,18 @@
 """Stage 4 in the supervisor: gives the child the best checkpoint, the base model and the job's figures."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from pydantic import SecretStr
 
+from chassis.attempt.claimed_attempt import Delivery
 from chassis.child.child_process import ChildCommand
-from chassis.store.artifact_store import ArtifactStore
+from chassis.store.artifact_store import ArtifactStore, Stored
 from engine.catalogue import Catalogue
 from engine.config.spec_proto import spec_to_dict
+from finetuneflow.v1.event_pb2 import StageCompleted
+from finetuneflow.v1.fine_tuning_job_pb2 import Checkpoint
+from finetuneflow.v1.stage_result_pb2 import EvaluationResult
 from finetuneflow.v1.work_pb2 import Assignment
 from services.attempt_inputs import (
     base_model,
@@ -18,7 +22,9 @@ from services.attempt_inputs import (
     held_out_shard,
     held_out_texts,
     job_configuration,
+    whole_checkpoint,
 )
+from services.exporter.hub_push import delivery_of, token_secret, write_token
 from services.exporter.settings import ExporterSettings
 from services.exporter.signing import export_key
 from services.exporter.worker.child_input import AdapterBelow, DatasetFile, ExportInput, JobOrigin
@@ -27,7 +33,7 @@ from services.hub_access import job_access
 
 
 class ExportStage:
-    """Runs `services.exporter.worker`."""
+    """Runs `services.exporter.worker`, then `services.exporter.push` if the package is pushed to the hub."""
 
     service = "exporter"
 
@@ -39,7 +45,9 @@ class ExportStage:
     async def prepare(
         self, assignment: Assignment, workdir: Path, store: ArtifactStore, secrets: Mapping[str, SecretStr]
     ) -> ChildCommand:
-        """Raises JobError if the base model's weights on this node differ from those that preflight checked."""
+        """Raises JobError if the base model's weights on this node differ from those that preflight checked, or if the
+        token for the push is missing."""
+        write_token(assignment, secrets)
         config = job_configuration(assignment.resolved_spec)
         hub = job_access(self._settings, assignment, secrets)
         datasets = [
@@ -52,17 +60,26 @@ class ExportStage:
         created = assignment.create_time.ToJsonString()
         merged = bool({"merged", "gguf"} & {*config.export.formats})
         chat = RowForms.of_data(assignment.preflight.training_data).chat
-        job_id, step = assignment.fine_tuning_job_id, assignment.training.best_step
+        job_id = assignment.fine_tuning_job_id
+        other = _other_checkpoint(assignment)
+        if other is None:
+            step = assignment.training.best_step
+            checkpoint = await best_checkpoint(assignment, store, workdir)
+        else:
+            step = other.step
+            checkpoint = await whole_checkpoint(assignment, other, store, workdir / "checkpoint")
         child_input = ExportInput(
             config=config,
             model=await base_model(self._catalogue, assignment, hub),
-            adapter_dir=(await best_checkpoint(assignment, store, workdir)).path,
+            adapter_dir=checkpoint.path,
+            step=None if other is None else other.step,
             out_dir=workdir / "out",
             job=JobOrigin(id=job_id, create_time=created, datasets=datasets, lineage=_lineage(assignment)),
             preflight=assignment.preflight,
             training=assignment.training,
-            evaluation=assignment.evaluation,
-            evaluation_rows=await evaluation_rows(assignment, store, workdir),
+            # The job's evaluation is about its best checkpoint.
+            evaluation=assignment.evaluation if other is None else EvaluationResult(),
+            evaluation_rows=await evaluation_rows(assignment, store, workdir) if other is None else None,
             held_out=await held_out_shard(assignment, store, workdir) if chat or merged else None,
             held_out_texts=await held_out_texts(assignment, store, workdir) if chat else None,
             signing=export_key(self._signing_key, job_id, step) if self._signing_key else None,
@@ -70,6 +87,35 @@ class ExportStage:
         )
         # Packing and forward passes of a few rows: a GPU would only be taken away from a training.
         return child_command(self._settings, child_input, workdir, [child_input.model.path], gpus=0)
+
+    def secrets_of_delivery(self, assignment: Assignment) -> Collection[str]:
+        """The token for the push; nothing if the package is not pushed."""
+        return {token_secret(assignment)} - {""}
+
+    def delivery(
+        self,
+        assignment: Assignment,
+        completed: StageCompleted,
+        stored: Mapping[str, Stored],
+        command: ChildCommand,
+        workdir: Path,
+        secrets: Mapping[str, SecretStr],
+    ) -> Delivery | None:
+        """The push to the hub; None if the package is not pushed."""
+        token = write_token(assignment, secrets)
+        if token is None:
+            return None
+        other = _other_checkpoint(assignment)
+        step = assignment.training.best_step if other is None else other.step
+        package = completed.export.package_path
+        return delivery_of(assignment, stored, package, step, command.out_dir, workdir, token)
+
+
+def _other_checkpoint(assignment: Assignment) -> Checkpoint | None:
+    """Returns the checkpoint that is packed; None for the best one."""
+    chosen = assignment.comparison.model.checkpoint
+    best = assignment.training.best_checkpoint_path
+    return chosen if assignment.comparison.HasField("model") and chosen.path != best else None
 
 
 def _lineage(assignment: Assignment) -> list[AdapterBelow]:

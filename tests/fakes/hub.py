@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.hub_writes import Dropped, HubWrites
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REFUSALS = {"org/gated": (403, "GatedRepo"), "org/unknown": (404, "RepoNotFound")}
 
@@ -18,7 +20,8 @@ class Hub:
     """`folder` is the model `org/tiny`, `models` are others by id; `datasets`: id → commit → folder, the last commit
     being `main`. `sent` says how many bytes of which file went out; `before_sending` is called with a model's id before
     its weights do. `tokens` is what a private dataset asks for. `readers` are the tokens that may read the models once
-    they are gated, `checks` the tokens about which the hub was asked; `expired` ones are refused."""
+    they are gated, `checks` the tokens about which the hub was asked; `expired` ones are refused.
+    `writes` has the repositories that can be pushed to."""
 
     def __init__(
         self,
@@ -34,13 +37,20 @@ class Hub:
         self.readers: set[str] | None = None
         self.checks: list[str] = []
         self.expired: set[str] = set()
+        self.writes = HubWrites()
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
-                hub.answer(self, self.path.partition("?")[0].strip("/"), body=True)
+                if not hub.answer_write(self):
+                    hub.answer(self, self.path.partition("?")[0].strip("/"), body=True)
+
+            def do_POST(self) -> None:
+                hub.answer_write(self)
+
+            do_PUT = do_POST
 
             def do_HEAD(self) -> None:
                 hub.answer(self, self.path.partition("?")[0].strip("/"), body=False)
@@ -50,6 +60,19 @@ class Hub:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
+
+    def answer_write(self, request: BaseHTTPRequestHandler) -> bool:
+        """Answers a request that is about a repository that can be pushed to. Returns False for others."""
+        try:
+            answer = self.writes.serve(request, self.endpoint)
+        except Dropped:
+            request.close_connection = True
+            return True
+        if answer is None:
+            return False
+        status, headers, body = answer
+        self._send(request, status, body, headers, body=True)
+        return True
 
     def answer(self, request: BaseHTTPRequestHandler, path: str, *, body: bool) -> None:
         for name, (status, code) in REFUSALS.items():

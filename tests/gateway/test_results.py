@@ -19,7 +19,7 @@ from finetuneflow.v1 import evaluation_service_pb2 as evaluation_api
 from finetuneflow.v1 import export_service_pb2 as export_api
 from finetuneflow.v1 import fine_tuning_service_pb2 as job_api
 from finetuneflow.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
-from finetuneflow.v1.event_pb2 import ArtifactSaved, ConfigResolved, Phase, StageCompleted
+from finetuneflow.v1.event_pb2 import ArtifactSaved, CheckpointSaved, ConfigResolved, Phase, StageCompleted
 from finetuneflow.v1.export_service_pb2_grpc import ExportServiceStub
 from finetuneflow.v1.fine_tuning_job_pb2 import JobState
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import (
@@ -28,9 +28,10 @@ from finetuneflow.v1.fine_tuning_job_spec_pb2 import (
     ExportFormat,
     ExportSpec,
     FineTuningJobSpec,
+    HubPush,
 )
 from finetuneflow.v1.fine_tuning_service_pb2_grpc import FineTuningServiceStub
-from finetuneflow.v1.stage_result_pb2 import EvaluationResult, GateDecision
+from finetuneflow.v1.stage_result_pb2 import EvaluationResult, GateDecision, TrainingResult
 from finetuneflow.v1.work_pb2 import Node
 from gateway.observed_speeds import ObservedSpeeds
 from gateway.passthrough import Passthrough
@@ -38,7 +39,7 @@ from gateway.servicers import fine_tuning, results
 from gateway.servicers.work import WorkMethods
 from gateway.specs import secrets_of
 from gateway.sql.database import Database
-from gateway.sql.tables import Attempt, SavedArtifact, SavedResult, UploadedDataset, Work, WorkEvent
+from gateway.sql.tables import Attempt, SavedArtifact, SavedResult, SecretRow, UploadedDataset, Work, WorkEvent
 from gateway.watch.fanout import Fanout
 from gateway.work.kinds import EVALUATION, EXPORT, FINE_TUNING_JOB
 from gateway.work.ledger import Ledger
@@ -362,6 +363,46 @@ async def test_rows_of_the_hub_are_read_with_the_token_of_the_job(servers: Resul
     assert secrets_of(assignment) == set(), "nothing of a hub is read"
 
 
+async def test_push_of_an_export_needs_a_secret_that_exists(servers: ResultServers) -> None:
+    """A missing token would otherwise be found after hours, and a job's own push must not be repeated by itself."""
+    job_id = await servers.job(
+        stages=2, export=ExportSpec(hub=HubPush(repo_id="org/own")), secrets={"hub_write_token": "writer"}
+    )
+    request = export_api.CreateExportRequest
+    create = servers.exports.CreateExport
+    assert not (await create(request(model=f"ft:{job_id}"))).export.spec.HasField("hub")
+    pushed = request(model=f"ft:{job_id}", spec=ExportSpec(hub=HubPush(repo_id="org/x")))
+    refused = await refusal(create(pushed))
+    assert (refused.reason, refused.fields) == ("SECRET_NOT_FOUND", ("secrets.hub_write_token",))
+    async with servers.ledger.database.write() as session:
+        for name in ("writer", "other"):
+            session.add(SecretRow(tenant="default", name=name, ciphertext=b"", create_time=1, update_time=1))
+    made = (await create(pushed)).export
+    assert (made.spec.hub.repo_id, made.spec.hub.private, made.spec.hub.revision) == ("org/x", True, "main")
+    assert secrets_of((await servers.worker()).assignment) == {"writer"}
+    pushed.secrets["hub_write_token"] = "other"
+    await create(pushed)
+    assert secrets_of((await servers.worker()).assignment) == {"other"}
+    for wrong, spec in (({"hub_token": "other"}, pushed.spec), ({"hub_write_token": "other"}, None)):
+        refused = await refusal(create(request(model=f"ft:{job_id}", spec=spec, secrets=wrong)))
+        assert (refused.reason, refused.fields) == ("INVALID_CONFIG", tuple(f"secrets.{use}" for use in wrong))
+
+
+async def test_another_checkpoint_is_exported_by_its_step(servers: ResultServers) -> None:
+    """Which step is the best one to serve, the loss alone does not say."""
+    job_id = await servers.job(stages=1)
+    worker = await servers.worker()
+    for step in (10, 20):
+        path = worker.path(f"checkpoints/step-{step}")
+        await worker.report(CheckpointSaved(step=step, path=path, manifest_sha256=f"{step:064}", best=step == 20))
+    best = TrainingResult(best_step=20, best_checkpoint_path=worker.path("checkpoints/step-20"))
+    await worker.report(StageCompleted(training=best))
+    made = (await export(servers, f"{job_id}@10")).export
+    assert (made.model, made.job_id) == (f"ft:{job_id}@10", job_id)
+    given = (await servers.worker()).assignment
+    assert given.comparison.model.checkpoint.path == f"jobs/{job_id}/training/1/checkpoints/step-10"
+
+
 async def test_files_that_hold_no_rows_or_questions_are_refused_at_once(servers: ResultServers) -> None:
     """An evaluation that cannot work should not wait for an evaluator first."""
     job_id = await servers.job(stages=2)
@@ -443,7 +484,15 @@ async def test_invalid_requests_are_refused_with_field(servers: ResultServers) -
         (evaluate(servers, "ftjob_none"), "NOT_FOUND", "MODEL_NOT_FOUND", ("model",)),
         (evaluate(servers, f"{trained}@10"), "NOT_FOUND", "CHECKPOINT_NOT_FOUND", ("model",)),
         (evaluate(servers, f"{trained}@ten"), "INVALID_ARGUMENT", "INVALID_MODEL", ("model",)),
-        (export(servers, f"{trained}@10"), "UNIMPLEMENTED", "NOT_IMPLEMENTED", ("model",)),
+        (export(servers, f"{trained}@10"), "NOT_FOUND", "CHECKPOINT_NOT_FOUND", ("model",)),
+        (export(servers, f"{trained}@ten"), "INVALID_ARGUMENT", "INVALID_MODEL", ("model",)),
+        (
+            export(servers, trained, hub=HubPush(repo_id="org/x")),
+            "INVALID_ARGUMENT",
+            "INVALID_CONFIG",
+            ("secrets.hub_write_token",),
+        ),
+        (export(servers, trained, hub=HubPush()), "INVALID_ARGUMENT", "INVALID_CONFIG", ("spec.hub.repo_id",)),
         (create(request(model=alias)), "INVALID_ARGUMENT", "INVALID_MODEL", ("data",)),
         (create(request(model=alias, against=alias)), "INVALID_ARGUMENT", "INVALID_MODEL", ("against",)),
         (create(request(model=tuned, against="ft:none")), "NOT_FOUND", "MODEL_NOT_FOUND", ("against",)),

@@ -42,7 +42,9 @@ Methods = Evaluations | Exports
 
 _Model = Annotated[
     str,
-    typer.Argument(metavar="MODEL", help="Tuned model, ft:JOB, or the id of its job.", callback=not_empty),
+    typer.Argument(
+        metavar="MODEL", help="Tuned model, ft:JOB or ft:JOB@STEP, or the id of its job.", callback=not_empty
+    ),
 ]
 _Detach = Annotated[bool, typer.Option("--detach", "-d", help="Create it without following it.")]
 
@@ -166,6 +168,23 @@ def export(
         list[str] | None,
         typer.Option(help="Type of a GGUF file: f32, f16, bf16 or q8_0. Repeatable. Default: the job's, or else q8_0."),
     ] = None,
+    push: Annotated[
+        str | None, typer.Option(help="Model repository of the hub to push the package to.", metavar="NAMESPACE/NAME")
+    ] = None,
+    private: Annotated[
+        bool | None,
+        typer.Option("--private/--public", help="Visibility of that repository.", show_default="private"),
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch of that repository; made if missing. Default: main.")
+    ] = None,
+    commit_message: Annotated[
+        str | None, typer.Option(help="Message of the commit. Default: names the job and the step.")
+    ] = None,
+    token_secret: Annotated[
+        str | None,
+        typer.Option(help="Secret with the token for the push, see ftf secrets. Default: the job's.", metavar="SECRET"),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder to download the package into. Default: no download.", file_okay=False)
     ] = None,
@@ -173,13 +192,23 @@ def export(
     json: Json = False,
 ) -> None:
     """Export the model of a job again."""
+    about_push = {"private": private, "revision": revision, "commit_message": commit_message}
+    hub = {name: value for name, value in about_push.items() if value is not None}
+    if push is None and (hub or token_secret is not None):
+        raise typer.BadParameter("is missing; the options for a push were given.", param_hint="--push")
     if detach and out is not None:
         raise typer.BadParameter("cannot be combined with --detach.", param_hint="--out")
     if out is not None:
         make_folder(out)
     here = session(ctx)
     made = here.client.exports.create(
-        model, formats=format_ or (), dtype=dtype, merge_base=merge_base, gguf_types=quantization or ()
+        model,
+        formats=format_ or (),
+        dtype=dtype,
+        merge_base=merge_base,
+        gguf_types=quantization or (),
+        hub=None if push is None else {"repo_id": push, **hub},
+        secrets=None if token_secret is None else {"hub_write_token": token_secret},
     )
     try:
         _created(here, made, detach=detach, json=json)

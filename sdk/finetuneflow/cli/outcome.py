@@ -159,7 +159,7 @@ def _show_results(client: Client, job: Job, console: Console) -> None:
 
 
 def show_forms(result: ExportResult, console: Console) -> None:
-    """Prints each form of the model in a package, and how far it is from the checkpoint."""
+    """Prints each form of the model in a package, how far it is from the checkpoint, and where it was pushed."""
     for form in result.forms:
         where = form.gguf.file if form.gguf else f"{form.path or '.'}/"
         parts = [where, form.dtype, size(form.size_bytes)]
@@ -183,6 +183,8 @@ def show_forms(result: ExportResult, console: Console) -> None:
     if files and files[0].modelfile:
         for gap in files[0].modelfile_gaps:
             console.print(f"            The Modelfile has no {gap}")
+    if result.hub is not None:
+        console.print(f"Hub         {result.hub.repo_id}, {result.hub.revision}: {result.hub.commit_url}")
 
 
 def show_serving(result: ExportResult, console: Console) -> None:

@@ -540,6 +540,20 @@ class ServableBy(Resource):
 
 
 @dataclass(frozen=True, kw_only=True)
+class HubCommit(Resource):
+    """A commit that a push made on the hub, or the newest one of the branch if that had the same content already."""
+
+    repo_id: str
+    """The repository: `namespace/name`."""
+    revision: str
+    """The branch."""
+    commit_url: str
+    """URL of the commit's page."""
+    commit_oid: str
+    """Id of the commit, 40 hexadecimal digits. It can be used as a revision to load exactly this content."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExportResult(Resource):
     """Result of the export."""
 
@@ -557,3 +571,5 @@ class ExportResult(Resource):
     signing_key_fingerprint: str
     """Fingerprint of the operator's key that certifies the signature in manifest.sig: the SHA-256 of the public key in
     DER, in hexadecimal. Empty: the package is not signed, because the exporter has no signing key."""
+    hub: HubCommit | None
+    """The commit on the hub. None if it was not pushed."""

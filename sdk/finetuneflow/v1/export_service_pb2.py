@@ -29,13 +29,15 @@ from finetuneflow.v1 import fine_tuning_job_pb2 as finetuneflow_dot_v1_dot_fine_
 from finetuneflow.v1 import fine_tuning_job_spec_pb2 as finetuneflow_dot_v1_dot_fine__tuning__job__spec__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$finetuneflow/v1/export_service.proto\x12\x0f\x66inetuneflow.v1\x1a\x1c\x66inetuneflow/v1/access.proto\x1a\x1b\x66inetuneflow/v1/event.proto\x1a\x1c\x66inetuneflow/v1/export.proto\x1a%finetuneflow/v1/fine_tuning_job.proto\x1a*finetuneflow/v1/fine_tuning_job_spec.proto\"c\n\x13\x43reateExportRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12)\n\x04spec\x18\x02 \x01(\x0b\x32\x1b.finetuneflow.v1.ExportSpec\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"?\n\x14\x43reateExportResponse\x12\'\n\x06\x65xport\x18\x01 \x01(\x0b\x32\x17.finetuneflow.v1.Export\"%\n\x10GetExportRequest\x12\x11\n\texport_id\x18\x01 \x01(\t\"<\n\x11GetExportResponse\x12\'\n\x06\x65xport\x18\x01 \x01(\x0b\x32\x17.finetuneflow.v1.Export\"v\n\x12ListExportsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0e\n\x06job_id\x18\x03 \x01(\t\x12)\n\x06states\x18\x04 \x03(\x0e\x32\x19.finetuneflow.v1.JobState\"X\n\x13ListExportsResponse\x12(\n\x07\x65xports\x18\x01 \x03(\x0b\x32\x17.finetuneflow.v1.Export\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"(\n\x13\x43\x61ncelExportRequest\x12\x11\n\texport_id\x18\x01 \x01(\t\"?\n\x14\x43\x61ncelExportResponse\x12\'\n\x06\x65xport\x18\x01 \x01(\x0b\x32\x17.finetuneflow.v1.Export\"(\n\x13\x44\x65leteExportRequest\x12\x11\n\texport_id\x18\x01 \x01(\t\"\x16\n\x14\x44\x65leteExportResponse\"\x7f\n\x12WatchExportRequest\x12\x11\n\texport_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\x12\r\n\x05kinds\x18\x03 \x03(\t\x12/\n\x0cmin_severity\x18\x04 \x01(\x0e\x32\x19.finetuneflow.v1.Severity\"W\n\x13WatchExportResponse\x12&\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x16.finetuneflow.v1.Event\x12\x18\n\x10through_sequence\x18\x02 \x01(\x03\"f\n\x17ListExportEventsRequest\x12\x11\n\texport_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\r\n\x05kinds\x18\x04 \x03(\t\"\\\n\x18ListExportEventsResponse\x12&\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x16.finetuneflow.v1.Event\x12\x18\n\x10through_sequence\x18\x02 \x01(\x03\x32\x95\x06\n\rExportService\x12y\n\x0c\x43reateExport\x12$.finetuneflow.v1.CreateExportRequest\x1a%.finetuneflow.v1.CreateExportResponse\"\x1c\xe2\xd1\x18\x18\x08\x02\x10\x01\x1a\x12response.export.id\x12_\n\tGetExport\x12!.finetuneflow.v1.GetExportRequest\x1a\".finetuneflow.v1.GetExportResponse\"\x0b\x90\x02\x01\xe2\xd1\x18\x04\x08\x01\x10\x01\x12\x65\n\x0bListExports\x12#.finetuneflow.v1.ListExportsRequest\x1a$.finetuneflow.v1.ListExportsResponse\"\x0b\x90\x02\x01\xe2\xd1\x18\x04\x08\x01\x10\x01\x12p\n\x0c\x43\x61ncelExport\x12$.finetuneflow.v1.CancelExportRequest\x1a%.finetuneflow.v1.CancelExportResponse\"\x13\xe2\xd1\x18\x0f\x08\x02\x10\x01\x1a\texport_id\x12p\n\x0c\x44\x65leteExport\x12$.finetuneflow.v1.DeleteExportRequest\x1a%.finetuneflow.v1.DeleteExportResponse\"\x13\xe2\xd1\x18\x0f\x08\x02\x10\x01\x1a\texport_id\x12g\n\x0bWatchExport\x12#.finetuneflow.v1.WatchExportRequest\x1a$.finetuneflow.v1.WatchExportResponse\"\x0b\x90\x02\x01\xe2\xd1\x18\x04\x08\x01\x10\x01\x30\x01\x12t\n\x10ListExportEvents\x12(.finetuneflow.v1.ListExportEventsRequest\x1a).finetuneflow.v1.ListExportEventsResponse\"\x0b\x90\x02\x01\xe2\xd1\x18\x04\x08\x01\x10\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$finetuneflow/v1/export_service.proto\x12\x0f\x66inetuneflow.v1\x1a\x1c\x66inetuneflow/v1/access.proto\x1a\x1b\x66inetuneflow/v1/event.proto\x1a\x1c\x66inetuneflow/v1/export.proto\x1a%finetuneflow/v1/fine_tuning_job.proto\x1a*finetuneflow/v1/fine_tuning_job_spec.proto\"\xd7\x01\n\x13\x43reateExportRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12)\n\x04spec\x18\x02 \x01(\x0b\x32\x1b.finetuneflow.v1.ExportSpec\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x42\n\x07secrets\x18\x04 \x03(\x0b\x32\x31.finetuneflow.v1.CreateExportRequest.SecretsEntry\x1a.\n\x0cSecretsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"?\n\x14\x43reateExportResponse\x12\'\n\x06\x65xport\x18\x01 \x01(\x0b\x32\x17.finetuneflow.v1.Export\"%\n\x10GetExportRequest\x12\x11\n\texport_id\x18\x01 \x01(\t\"<\n\x11GetExportResponse\x12\'\n\x06\x65xport\x18\x01 \x01(\x0b\x32\x17.finetuneflow.v1.Export\"v\n\x12ListExportsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0e\n\x06job_id\x18\x03 \x01(\t\x12)\n\x06states\x18\x04 \x03(\x0e\x32\x19.finetuneflow.v1.JobState\"X\n\x13ListExportsResponse\x12(\n\x07\x65xports\x18\x01 \x03(\x0b\x32\x17.finetuneflow.v1.Export\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"(\n\x13\x43\x61ncelExportRequest\x12\x11\n\texport_id\x18\x01 \x01(\t\"?\n\x14\x43\x61ncelExportResponse\x12\'\n\x06\x65xport\x18\x01 \x01(\x0b\x32\x17.finetuneflow.v1.Export\"(\n\x13\x44\x65leteExportRequest\x12\x11\n\texport_id\x18\x01 \x01(\t\"\x16\n\x14\x44\x65leteExportResponse\"\x7f\n\x12WatchExportRequest\x12\x11\n\texport_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\x12\r\n\x05kinds\x18\x03 \x03(\t\x12/\n\x0cmin_severity\x18\x04 \x01(\x0e\x32\x19.finetuneflow.v1.Severity\"W\n\x13WatchExportResponse\x12&\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x16.finetuneflow.v1.Event\x12\x18\n\x10through_sequence\x18\x02 \x01(\x03\"f\n\x17ListExportEventsRequest\x12\x11\n\texport_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\r\n\x05kinds\x18\x04 \x03(\t\"\\\n\x18ListExportEventsResponse\x12&\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x16.finetuneflow.v1.Event\x12\x18\n\x10through_sequence\x18\x02 \x01(\x03\x32\x95\x06\n\rExportService\x12y\n\x0c\x43reateExport\x12$.finetuneflow.v1.CreateExportRequest\x1a%.finetuneflow.v1.CreateExportResponse\"\x1c\xe2\xd1\x18\x18\x08\x02\x10\x01\x1a\x12response.export.id\x12_\n\tGetExport\x12!.finetuneflow.v1.GetExportRequest\x1a\".finetuneflow.v1.GetExportResponse\"\x0b\x90\x02\x01\xe2\xd1\x18\x04\x08\x01\x10\x01\x12\x65\n\x0bListExports\x12#.finetuneflow.v1.ListExportsRequest\x1a$.finetuneflow.v1.ListExportsResponse\"\x0b\x90\x02\x01\xe2\xd1\x18\x04\x08\x01\x10\x01\x12p\n\x0c\x43\x61ncelExport\x12$.finetuneflow.v1.CancelExportRequest\x1a%.finetuneflow.v1.CancelExportResponse\"\x13\xe2\xd1\x18\x0f\x08\x02\x10\x01\x1a\texport_id\x12p\n\x0c\x44\x65leteExport\x12$.finetuneflow.v1.DeleteExportRequest\x1a%.finetuneflow.v1.DeleteExportResponse\"\x13\xe2\xd1\x18\x0f\x08\x02\x10\x01\x1a\texport_id\x12g\n\x0bWatchExport\x12#.finetuneflow.v1.WatchExportRequest\x1a$.finetuneflow.v1.WatchExportResponse\"\x0b\x90\x02\x01\xe2\xd1\x18\x04\x08\x01\x10\x01\x30\x01\x12t\n\x10ListExportEvents\x12(.finetuneflow.v1.ListExportEventsRequest\x1a).finetuneflow.v1.ListExportEventsResponse\"\x0b\x90\x02\x01\xe2\xd1\x18\x04\x08\x01\x10\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'finetuneflow.v1.export_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_CREATEEXPORTREQUEST_SECRETSENTRY']._loaded_options = None
+  _globals['_CREATEEXPORTREQUEST_SECRETSENTRY']._serialized_options = b'8\001'
   _globals['_EXPORTSERVICE'].methods_by_name['CreateExport']._loaded_options = None
   _globals['_EXPORTSERVICE'].methods_by_name['CreateExport']._serialized_options = b'\342\321\030\030\010\002\020\001\032\022response.export.id'
   _globals['_EXPORTSERVICE'].methods_by_name['GetExport']._loaded_options = None
@@ -50,34 +52,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EXPORTSERVICE'].methods_by_name['WatchExport']._serialized_options = b'\220\002\001\342\321\030\004\010\001\020\001'
   _globals['_EXPORTSERVICE'].methods_by_name['ListExportEvents']._loaded_options = None
   _globals['_EXPORTSERVICE'].methods_by_name['ListExportEvents']._serialized_options = b'\220\002\001\342\321\030\004\010\001\020\001'
-  _globals['_CREATEEXPORTREQUEST']._serialized_start=229
-  _globals['_CREATEEXPORTREQUEST']._serialized_end=328
-  _globals['_CREATEEXPORTRESPONSE']._serialized_start=330
-  _globals['_CREATEEXPORTRESPONSE']._serialized_end=393
-  _globals['_GETEXPORTREQUEST']._serialized_start=395
-  _globals['_GETEXPORTREQUEST']._serialized_end=432
-  _globals['_GETEXPORTRESPONSE']._serialized_start=434
-  _globals['_GETEXPORTRESPONSE']._serialized_end=494
-  _globals['_LISTEXPORTSREQUEST']._serialized_start=496
-  _globals['_LISTEXPORTSREQUEST']._serialized_end=614
-  _globals['_LISTEXPORTSRESPONSE']._serialized_start=616
-  _globals['_LISTEXPORTSRESPONSE']._serialized_end=704
-  _globals['_CANCELEXPORTREQUEST']._serialized_start=706
-  _globals['_CANCELEXPORTREQUEST']._serialized_end=746
-  _globals['_CANCELEXPORTRESPONSE']._serialized_start=748
-  _globals['_CANCELEXPORTRESPONSE']._serialized_end=811
-  _globals['_DELETEEXPORTREQUEST']._serialized_start=813
-  _globals['_DELETEEXPORTREQUEST']._serialized_end=853
-  _globals['_DELETEEXPORTRESPONSE']._serialized_start=855
-  _globals['_DELETEEXPORTRESPONSE']._serialized_end=877
-  _globals['_WATCHEXPORTREQUEST']._serialized_start=879
-  _globals['_WATCHEXPORTREQUEST']._serialized_end=1006
-  _globals['_WATCHEXPORTRESPONSE']._serialized_start=1008
-  _globals['_WATCHEXPORTRESPONSE']._serialized_end=1095
-  _globals['_LISTEXPORTEVENTSREQUEST']._serialized_start=1097
-  _globals['_LISTEXPORTEVENTSREQUEST']._serialized_end=1199
-  _globals['_LISTEXPORTEVENTSRESPONSE']._serialized_start=1201
-  _globals['_LISTEXPORTEVENTSRESPONSE']._serialized_end=1293
-  _globals['_EXPORTSERVICE']._serialized_start=1296
-  _globals['_EXPORTSERVICE']._serialized_end=2085
+  _globals['_CREATEEXPORTREQUEST']._serialized_start=230
+  _globals['_CREATEEXPORTREQUEST']._serialized_end=445
+  _globals['_CREATEEXPORTREQUEST_SECRETSENTRY']._serialized_start=399
+  _globals['_CREATEEXPORTREQUEST_SECRETSENTRY']._serialized_end=445
+  _globals['_CREATEEXPORTRESPONSE']._serialized_start=447
+  _globals['_CREATEEXPORTRESPONSE']._serialized_end=510
+  _globals['_GETEXPORTREQUEST']._serialized_start=512
+  _globals['_GETEXPORTREQUEST']._serialized_end=549
+  _globals['_GETEXPORTRESPONSE']._serialized_start=551
+  _globals['_GETEXPORTRESPONSE']._serialized_end=611
+  _globals['_LISTEXPORTSREQUEST']._serialized_start=613
+  _globals['_LISTEXPORTSREQUEST']._serialized_end=731
+  _globals['_LISTEXPORTSRESPONSE']._serialized_start=733
+  _globals['_LISTEXPORTSRESPONSE']._serialized_end=821
+  _globals['_CANCELEXPORTREQUEST']._serialized_start=823
+  _globals['_CANCELEXPORTREQUEST']._serialized_end=863
+  _globals['_CANCELEXPORTRESPONSE']._serialized_start=865
+  _globals['_CANCELEXPORTRESPONSE']._serialized_end=928
+  _globals['_DELETEEXPORTREQUEST']._serialized_start=930
+  _globals['_DELETEEXPORTREQUEST']._serialized_end=970
+  _globals['_DELETEEXPORTRESPONSE']._serialized_start=972
+  _globals['_DELETEEXPORTRESPONSE']._serialized_end=994
+  _globals['_WATCHEXPORTREQUEST']._serialized_start=996
+  _globals['_WATCHEXPORTREQUEST']._serialized_end=1123
+  _globals['_WATCHEXPORTRESPONSE']._serialized_start=1125
+  _globals['_WATCHEXPORTRESPONSE']._serialized_end=1212
+  _globals['_LISTEXPORTEVENTSREQUEST']._serialized_start=1214
+  _globals['_LISTEXPORTEVENTSREQUEST']._serialized_end=1316
+  _globals['_LISTEXPORTEVENTSRESPONSE']._serialized_start=1318
+  _globals['_LISTEXPORTEVENTSRESPONSE']._serialized_end=1410
+  _globals['_EXPORTSERVICE']._serialized_start=1413
+  _globals['_EXPORTSERVICE']._serialized_end=2202
 # @@protoc_insertion_point(module_scope)

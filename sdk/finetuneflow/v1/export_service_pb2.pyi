@@ -12,14 +12,23 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class CreateExportRequest(_message.Message):
-    __slots__ = ("model", "spec", "request_id")
+    __slots__ = ("model", "spec", "request_id", "secrets")
+    class SecretsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     MODEL_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    SECRETS_FIELD_NUMBER: _ClassVar[int]
     model: str
     spec: _fine_tuning_job_spec_pb2.ExportSpec
     request_id: str
-    def __init__(self, model: _Optional[str] = ..., spec: _Optional[_Union[_fine_tuning_job_spec_pb2.ExportSpec, _Mapping]] = ..., request_id: _Optional[str] = ...) -> None: ...
+    secrets: _containers.ScalarMap[str, str]
+    def __init__(self, model: _Optional[str] = ..., spec: _Optional[_Union[_fine_tuning_job_spec_pb2.ExportSpec, _Mapping]] = ..., request_id: _Optional[str] = ..., secrets: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class CreateExportResponse(_message.Message):
     __slots__ = ("export",)

@@ -80,10 +80,10 @@ class ExportServiceServicer(object):
 
     def CreateExport(self, request, context):
         """Packs a finished job's model again, for instance in another form, and starts it.
-        Idempotent by request_id. NOT_FOUND: no such model. FAILED_PRECONDITION: the job has not finished training, or
+        Idempotent by request_id. NOT_FOUND: no such model, no such checkpoint, or it was deleted when newer ones were saved. FAILED_PRECONDITION: the job has not finished training, or
         another version resolved its settings and this one does not accept them.
         RESOURCE_EXHAUSTED: a limit of the tenant is reached (TenantLimits).
-        UNIMPLEMENTED: a base model, a checkpoint (`ft:<job_id>@<step>`), or a format that is not available yet.
+        UNIMPLEMENTED: a base model, or a format that is not available yet.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -324,16 +324,30 @@ class GateCondition(_message.Message):
     def __init__(self, metric: _Optional[str] = ..., min_gain: _Optional[float] = ..., min_value: _Optional[float] = ..., max_value: _Optional[float] = ..., confidence: _Optional[float] = ...) -> None: ...
 
 class ExportSpec(_message.Message):
-    __slots__ = ("formats", "dtype", "merge_base", "gguf_types")
+    __slots__ = ("formats", "dtype", "merge_base", "gguf_types", "hub")
     FORMATS_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     MERGE_BASE_FIELD_NUMBER: _ClassVar[int]
     GGUF_TYPES_FIELD_NUMBER: _ClassVar[int]
+    HUB_FIELD_NUMBER: _ClassVar[int]
     formats: _containers.RepeatedScalarFieldContainer[ExportFormat]
     dtype: str
     merge_base: str
     gguf_types: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, formats: _Optional[_Iterable[_Union[ExportFormat, str]]] = ..., dtype: _Optional[str] = ..., merge_base: _Optional[str] = ..., gguf_types: _Optional[_Iterable[str]] = ...) -> None: ...
+    hub: HubPush
+    def __init__(self, formats: _Optional[_Iterable[_Union[ExportFormat, str]]] = ..., dtype: _Optional[str] = ..., merge_base: _Optional[str] = ..., gguf_types: _Optional[_Iterable[str]] = ..., hub: _Optional[_Union[HubPush, _Mapping]] = ...) -> None: ...
+
+class HubPush(_message.Message):
+    __slots__ = ("repo_id", "private", "revision", "commit_message")
+    REPO_ID_FIELD_NUMBER: _ClassVar[int]
+    PRIVATE_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    COMMIT_MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    repo_id: str
+    private: bool
+    revision: str
+    commit_message: str
+    def __init__(self, repo_id: _Optional[str] = ..., private: bool = ..., revision: _Optional[str] = ..., commit_message: _Optional[str] = ...) -> None: ...
 
 class IntegrationSpec(_message.Message):
     __slots__ = ("kind", "settings")

@@ -421,20 +421,34 @@ class InferenceSample(_message.Message):
     def __init__(self, instruction: _Optional[str] = ..., input: _Optional[str] = ..., expected_output: _Optional[str] = ..., model_output: _Optional[str] = ..., output_length: _Optional[int] = ..., base_output: _Optional[str] = ..., step: _Optional[int] = ...) -> None: ...
 
 class ExportResult(_message.Message):
-    __slots__ = ("package_path", "package_sha256", "package_size_bytes", "forms", "servable_by", "signing_key_fingerprint")
+    __slots__ = ("package_path", "package_sha256", "package_size_bytes", "forms", "servable_by", "signing_key_fingerprint", "hub")
     PACKAGE_PATH_FIELD_NUMBER: _ClassVar[int]
     PACKAGE_SHA256_FIELD_NUMBER: _ClassVar[int]
     PACKAGE_SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     FORMS_FIELD_NUMBER: _ClassVar[int]
     SERVABLE_BY_FIELD_NUMBER: _ClassVar[int]
     SIGNING_KEY_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    HUB_FIELD_NUMBER: _ClassVar[int]
     package_path: str
     package_sha256: str
     package_size_bytes: int
     forms: _containers.RepeatedCompositeFieldContainer[ExportedForm]
     servable_by: _containers.RepeatedCompositeFieldContainer[ServableBy]
     signing_key_fingerprint: str
-    def __init__(self, package_path: _Optional[str] = ..., package_sha256: _Optional[str] = ..., package_size_bytes: _Optional[int] = ..., forms: _Optional[_Iterable[_Union[ExportedForm, _Mapping]]] = ..., servable_by: _Optional[_Iterable[_Union[ServableBy, _Mapping]]] = ..., signing_key_fingerprint: _Optional[str] = ...) -> None: ...
+    hub: HubCommit
+    def __init__(self, package_path: _Optional[str] = ..., package_sha256: _Optional[str] = ..., package_size_bytes: _Optional[int] = ..., forms: _Optional[_Iterable[_Union[ExportedForm, _Mapping]]] = ..., servable_by: _Optional[_Iterable[_Union[ServableBy, _Mapping]]] = ..., signing_key_fingerprint: _Optional[str] = ..., hub: _Optional[_Union[HubCommit, _Mapping]] = ...) -> None: ...
+
+class HubCommit(_message.Message):
+    __slots__ = ("repo_id", "revision", "commit_url", "commit_oid")
+    REPO_ID_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    COMMIT_URL_FIELD_NUMBER: _ClassVar[int]
+    COMMIT_OID_FIELD_NUMBER: _ClassVar[int]
+    repo_id: str
+    revision: str
+    commit_url: str
+    commit_oid: str
+    def __init__(self, repo_id: _Optional[str] = ..., revision: _Optional[str] = ..., commit_url: _Optional[str] = ..., commit_oid: _Optional[str] = ...) -> None: ...
 
 class ServableBy(_message.Message):
     __slots__ = ("reader", "format", "refusal", "command")

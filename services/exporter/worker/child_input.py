@@ -95,7 +95,10 @@ class ExportInput(ChildInput):
     """The resolved configuration."""
     model: ModelFiles
     adapter_dir: Path
-    """The checkpoint that is packed: the job's best step."""
+    """The checkpoint that is packed."""
+    step: int | None = None
+    """Its step, if that is another one than the job's best. Then `evaluation` and `evaluation_rows` are empty: they are
+    about the best one."""
     job: JobOrigin
     preflight: Annotated[PreflightResult, ProtoJson(PreflightResult)]
     training: Annotated[TrainingResult, ProtoJson(TrainingResult)]
@@ -111,3 +114,8 @@ class ExportInput(ChildInput):
     """None: the package is not signed."""
     metrics: list[Annotated[MetricSeries, ProtoJson(MetricSeries)]] = Field(default=[])
     """Whole curves; `loss` and `eval_loss` are drawn."""
+
+    @property
+    def packed_step(self) -> int:
+        """The step of the checkpoint that is packed."""
+        return self.training.best_step if self.step is None else self.step

@@ -14,6 +14,7 @@ from chassis.failpoints import failpoint
 from engine.file_hash import sha256_of
 from finetuneflow.v1.event_pb2 import ArtifactSaved, Warning
 from finetuneflow.v1.stage_result_pb2 import ExportedForm, ExportResult, GgufFile
+from services.exporter.phases import phases_of
 from services.exporter.worker import package
 from services.exporter.worker.child_input import ExportInput
 from services.exporter.worker.forms import MERGED_FOLDER, Form
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     # It imports torch, which only the verification needs.
     from services.exporter.worker.comparison import Verified
 
-PHASES = ("writing_model", "writing_report", "packing", "verifying", "publishing")
 MEDIA_TYPES = {
     ".gguf": "application/octet-stream",
     ".jinja": "text/plain",
@@ -35,7 +35,7 @@ MEDIA_TYPES = {
 def export(child_input: ExportInput, sink: EventSink) -> ExportResult:
     """Makes the package and publishes it file by file; the result's path is relative to the out_dir."""
     # A pause takes effect after this stage: it is shorter than to do it again.
-    phases = Phases(sink, PHASES, pausable=False)
+    phases = Phases(sink, phases_of(pushed=child_input.config.export.hub is not None), pausable=False)
     child_input.out_dir.mkdir(parents=True, exist_ok=True)
     # On the out_dir's file system, so that publishing is a rename: no half-written file is ever under its name.
     with tempfile.TemporaryDirectory(prefix=".building-", dir=child_input.out_dir) as building:

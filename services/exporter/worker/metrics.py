@@ -38,7 +38,8 @@ def loss_gap(child_input: ExportInput) -> float | None:
 def metrics(child_input: ExportInput, forms: Sequence[Form] = ()) -> dict[str, Any]:
     """Everything measured, in nats per trained token, seconds and rows a second.
 
-    `eval_loss` belongs to `best_step`, the step that is packed; `evaluation` was measured afterwards in fp32.
+    `eval_loss` belongs to `best_step`; `exported_step` is the step that is packed. `evaluation`, measured afterwards in
+    fp32, is empty if that is another one.
     `export` has the forms of the model in the package. Not measured, NaN and infinity are null, the only form every
     JSON reader accepts.
     """
@@ -52,6 +53,7 @@ def metrics(child_input: ExportInput, forms: Sequence[Form] = ()) -> dict[str, A
         "perplexity": None if eval_loss is None else perplexity(eval_loss),
         "loss_gap": loss_gap(child_input),
         "best_step": training.best_step,
+        "exported_step": child_input.packed_step,
         "total_steps": training.total_steps,
         "early_stopped": training.early_stopped,
         "train_runtime": training.train_runtime_seconds,
@@ -150,6 +152,7 @@ def training_config(child_input: ExportInput, adapter_config: dict[str, Any] | N
     return {
         "job_id": child_input.job.id,
         "create_time": child_input.job.create_time,
+        "exported_step": child_input.packed_step,
         "base_model": {"id": model.id, "revision": model.revision, "weights_sha256": model.weights_sha256},
         "method": config.method,
         "datasets": [dataset.model_dump() for dataset in child_input.job.datasets],

@@ -1,9 +1,12 @@
 """`README.md` of the package: a model card with the metadata that a model hub reads."""
 
+import math
 from collections.abc import Sequence
+from typing import Final
 
-from huggingface_hub import ModelCardData
+from huggingface_hub import EvalResult, ModelCardData
 
+from engine.config.hub_reference import HubReference, is_hub_reference
 from engine.evaluation.verdicts import is_worse
 from engine.serving import Served
 from services.exporter.worker.child_input import ExportInput
@@ -26,12 +29,17 @@ def model_card(child_input: ExportInput, forms: Sequence[Form] = (), served: Seq
         base_model=model.id,
         base_model_relation="finetune" if full else "adapter",
         library_name=_library(full=full, gguf=bool(files) and not weights and merged is None),
-        pipeline_tag="text-generation",
+        pipeline_tag=_TASK,
         license=model.license.lower() or "unknown",
         tags=sorted({"finetuneflow", "sft", child_input.config.method}),
+        datasets=_hub_datasets(child_input) or None,
+        model_name=child_input.config.display_name,
+        eval_results=_eval_results(child_input) or None,
     )
     evaluation = child_input.evaluation
     outcome = "Its loss was not measured on held-out rows."
+    if child_input.step is not None:
+        outcome = f"It was not evaluated: the job's evaluation is about step {child_input.training.best_step:,}."
     if evaluation.HasField("tuned_loss"):
         before = f", base model {evaluation.base_loss:.4f}" if evaluation.HasField("base_loss") else ""
         outcome = (
@@ -60,7 +68,7 @@ def model_card(child_input: ExportInput, forms: Sequence[Form] = (), served: Seq
 # {escape(child_input.config.display_name)}
 
 {method_title(child_input.config)} fine-tune of `{model.id}` (revision `{model.revision}`), made by FineTuneFlow
-in job `{child_input.job.id}`, step {child_input.training.best_step:,}. {built}{outcome}
+in job `{child_input.job.id}`, step {child_input.packed_step:,}. {built}{outcome}
 `report.md` describes the training, `metrics.json` and `training_config.json` contain every figure and setting,
 `manifest.json` the SHA-256 of every file; `generation_config.json` names the tokens that end an answer.
 Signature: {signature(child_input)} The licence is the base model's.
@@ -69,6 +77,36 @@ Signature: {signature(child_input)} The licence is the base model's.
 
 {joined}
 {serving}"""
+
+
+def _hub_datasets(child_input: ExportInput) -> list[str]:
+    """Returns the ids of the datasets of the hub among those of the job; uploaded ones have no page there."""
+    named = [dataset.id for dataset in child_input.job.datasets if is_hub_reference(dataset.id)]
+    return list(dict.fromkeys(HubReference.parse(reference).id for reference in named))
+
+
+def _eval_results(child_input: ExportInput) -> list[EvalResult]:
+    """Returns the figures of the tuned model on held-out rows, as the hub shows them. What is not a number is left out:
+    the hub refuses it."""
+    evaluation, names = child_input.evaluation, _hub_datasets(child_input)
+    found = {metric.name: metric.tuned for metric in evaluation.metrics if metric.HasField("tuned")}
+    if evaluation.HasField("tuned_loss"):
+        found.setdefault("loss", evaluation.tuned_loss)
+    if evaluation.HasField("tuned_perplexity"):
+        found.setdefault("perplexity", evaluation.tuned_perplexity)
+    return [
+        EvalResult(
+            task_type=_TASK,
+            task_name="Text generation",
+            dataset_type=names[0] if len(names) == 1 else "held-out",
+            dataset_name="Held-out rows of the training's data",
+            metric_type=name,
+            metric_name=f"{name}, {_weights(child_input)}" if name in _LOSSES else name,
+            metric_value=value,
+        )
+        for name, value in found.items()
+        if math.isfinite(value)
+    ]
 
 
 def _weights(child_input: ExportInput) -> str:
@@ -172,6 +210,8 @@ def _question(child_input: ExportInput, default: str) -> str:
     return default
 
 
+_TASK: Final = "text-generation"
+_LOSSES: Final = ("loss", "perplexity")
 _TEXT = "Once upon a time"
 _SHORT = 200
 """Maximum number of characters of a question in the code."""

@@ -132,7 +132,7 @@ def write_manifest(child_input: ExportInput, folder: Path) -> None:
         {"path": name, "sha256": sha256_of(file), "size_bytes": file.stat().st_size}
         for name, file in files_of(folder).items()
     ]
-    step = child_input.training.best_step
+    step = child_input.packed_step
     _write_json(folder / MANIFEST, {"version": 1, "job_id": child_input.job.id, "step": step, "files": files})
     if child_input.signing:
         write_signature(child_input.signing, folder / MANIFEST, folder / SIGNATURE)

@@ -21,7 +21,7 @@ from finetuneflow.v1.stage_result_pb2 import (
 from services.exporter.worker.child_input import ExportInput
 from services.exporter.worker.forms import Form, describe
 from services.exporter.worker.markdown import escape, row
-from services.exporter.worker.metrics import loss_gap
+from services.exporter.worker.metrics import curve, loss_gap
 from services.exporter.worker.row_changes import CHANGES, loss_changes
 from services.exporter.worker.serving import serving_table
 
@@ -144,12 +144,20 @@ def _results(child_input: ExportInput) -> str:
     if training.HasField("best_eval_loss"):
         precision = child_input.config.hyperparameters.precision
         eval_loss = f"{training.best_eval_loss:.4f} in training ({precision}) at step {training.best_step:,}"
-        eval_loss += ", the one that is packed"
+        if child_input.step is None:
+            eval_loss += ", the one that is packed"
         if training.HasField("final_eval_loss") and training.best_step != training.total_steps:
             eval_loss += f"; {training.final_eval_loss:.4f} at the last step, {training.total_steps:,}"
         ppl = f"{_number(perplexity(training.best_eval_loss))} (usual targets: below 20 on text, below 10 on code)"
     ending = ", stopped early" if training.early_stopped else ""
-    return f"""## Results
+    packed = ""
+    if child_input.step is not None:
+        own = next((point.loss for point in curve(child_input, "eval_loss") if point.step == child_input.step), None)
+        loss = "" if own is None else f"; its eval loss in training was {own:.4f}"
+        packed = (
+            f"\n- Packed: step {child_input.step:,}, not the best one{loss}. The figures below are those of the job"
+        )
+    return f"""## Results{packed}
 - Final train loss: {training.final_train_loss:.4f} (mean over the training {training.train_loss:.4f})
 - Final eval loss: {eval_loss}
 - Perplexity: {ppl}
@@ -208,6 +216,9 @@ def _samples(samples: list[InferenceSample]) -> str:
 def _comparison(child_input: ExportInput) -> str:
     evaluation = child_input.evaluation
     head = "## Base vs tuned\n"
+    if child_input.step is not None:
+        best = child_input.training.best_step
+        return head + f"Step {child_input.step:,} was not evaluated: the job's evaluation is about step {best:,}."
     if not evaluation.HasField("tuned_loss") and not evaluation.metrics:
         return head + "Loss and perplexity were not measured on held-out rows."
     lines = [

@@ -39,6 +39,7 @@ def training_metadata(child_input: ExportInput) -> dict[str, Any]:
         "num_trainable_parameters": training.num_trainable_parameters,
         "total_steps": training.total_steps,
         "best_step": training.best_step,
+        "exported_step": child_input.packed_step,
         "early_stopped": training.early_stopped,
         "train_loss": training.train_loss if math.isfinite(training.train_loss) else None,
         "eval_loss": training.best_eval_loss if training.HasField("best_eval_loss") else None,

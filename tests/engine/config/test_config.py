@@ -190,6 +190,29 @@ def test_merged_form_is_accepted_with_its_settings() -> None:
         assert resolved_config(config_to_spec(config)).export == config.export
 
 
+@pytest.mark.parametrize(
+    ("hub", "field"),
+    [
+        ({}, "repo_id"),
+        ({"repo_id": "tuned"}, "repo_id"),
+        ({"repo_id": "datasets/org/tuned"}, "repo_id"),
+        ({"repo_id": "org/tuned."}, "repo_id"),
+        ({"repo_id": "org/a--b"}, "repo_id"),
+        ({"repo_id": "org/tuned", "revision": "refs/pr/1"}, "revision"),
+        ({"repo_id": "org/tuned", "revision": "a..b"}, "revision"),
+        ({"repo_id": "org/tuned", "commit_message": "two\nlines"}, "commit_message"),
+        ({"repo_id": "org/tuned", "token": "hf_x"}, "token"),
+    ],
+)
+def test_push_to_no_repository_of_models_is_refused(hub: dict[str, Any], field: str) -> None:
+    """The hub would refuse it when the job has trained."""
+    spec = {**MINIMAL, "secrets": {"hub_write_token": "writer"}}
+    assert set(refused({**spec, "export": {"hub": hub}})) == {f"spec.export.hub.{field}"}
+    config = job_config({**spec, "export": {"hub": {"repo_id": "org/tuned", "revision": "release/v1.0"}}})
+    assert resolved_config(config_to_spec(config)).export == config.export
+    assert set(refused({**MINIMAL, "export": {"hub": {"repo_id": "org/tuned"}}})) == {"spec.secrets.hub_write_token"}
+
+
 def test_unavailable_features_are_refused_by_field() -> None:
     """No requested feature is silently ignored."""
     spec = {

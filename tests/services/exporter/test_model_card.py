@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 from datasets import load_from_disk
+from huggingface_hub import ModelCard, ModelCardData
 
 from chassis.child.pipe import EventSink
 from engine.data.prepare import prepare
 from engine.plan.findings import data_statistics
 from finetuneflow.v1.stage_result_pb2 import EvaluationResult, InferenceSample, PreflightResult
 from services.exporter.worker.__main__ import main
-from services.exporter.worker.child_input import ExportInput
+from services.exporter.worker.child_input import DatasetFile, ExportInput
 from tests.services.exporter.conftest import resolved
 
 QUESTION = {"role": "user", "content": "What is it?"}
@@ -107,3 +108,24 @@ def test_model_card_says_that_a_model_is_worse_than_its_base(export_input: Expor
     assert "do not serve it" not in model_card(export_input)
     export_input.evaluation.tuned_loss = export_input.evaluation.base_loss + 1
     assert "worse than its base model: do not serve it" in model_card(export_input)
+
+
+def test_hub_reads_the_metadata_of_a_model_card(export_input: ExportInput) -> None:
+    """The hub lists a model by them: what it was made of, its licence and its figures."""
+    from services.exporter.worker.model_card import model_card
+
+    files = [DatasetFile(id=id, filename="rows.jsonl", sha256="1" * 64) for id in ("ds_1", f"hf://org/rows@{'c' * 40}")]
+    export_input.job.datasets[:] = files
+    export_input.evaluation.metrics.add(name="bleu", tuned=float("nan"))
+    data = ModelCard(model_card(export_input)).data
+    assert isinstance(data, ModelCardData)
+    assert (data.base_model, data.base_model_relation, data.library_name) == ("tiny", "adapter", "peft")
+    assert (data.license, data.pipeline_tag, data.datasets) == ("apache-2.0", "text-generation", ["org/rows"])
+    assert data.model_name == "Docs | helper" and data.eval_results
+    assert {result.metric_type: result.metric_value for result in data.eval_results} == {
+        "loss": pytest.approx(3.1987),
+        "perplexity": pytest.approx(24.5),
+    }
+    assert {result.dataset_type for result in data.eval_results} == {"org/rows"}
+    other = ModelCard(model_card(export_input.model_copy(update={"step": 2, "evaluation": EvaluationResult()})))
+    assert other.data.eval_results is None and "step 2. It was not evaluated" in other.text

@@ -14,10 +14,10 @@ from google.protobuf.message import Message
 
 from chassis.child.pipe import EventSink
 from finetuneflow.v1.event_pb2 import ArtifactSaved, Phase
+from services.exporter.phases import PHASES
 from services.exporter.worker import package
 from services.exporter.worker.__main__ import main
 from services.exporter.worker.child_input import ExportInput
-from services.exporter.worker.export import PHASES
 from services.exporter.worker.verify import PackageBroken, verify
 from tests.services.exporter.conftest import random_adapter, resolved
 from tests.tiny_models import make_tiny_model

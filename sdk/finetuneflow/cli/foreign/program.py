@@ -135,7 +135,8 @@ def listed(path: str, *names: str) -> list[Rule]:
     return [Rule((name,), convert, renames=path) for name in names]
 
 
-TRACKERS = "trackers and pushes to the hub are not available yet; metrics are in `ftf metrics` and the package"
+TRACKERS = "trackers are not available yet; metrics are in `ftf metrics` and the package"
+PUSH = "a push needs a secret of yours, so name it yourself: export.hub.repo_id and secrets.hub_write_token"
 SEVERAL_DEVICES = "training on several devices is not available yet"
 OWN_LOADING = "loading of data is managed by the server and does not change the trained model"
 NO_SETTING = "no setting of a job does this"
@@ -200,7 +201,8 @@ SHARED: Rules = table(
     ),
     without(TRACKERS, "wandb_project", "wandb_entity", "wandb_watch", "wandb_name", "wandb_log_model", "wandb_run_id"),
     without(TRACKERS, "wandb_mode", "mlflow_tracking_uri", "mlflow_experiment_name", "use_wandb", "use_mlflow"),
-    without(TRACKERS, "use_tensorboard", "push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo"),
+    without(TRACKERS, "use_tensorboard"),
+    without(PUSH, "push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo"),
     without(
         TRACKERS,
         "use_swanlab",

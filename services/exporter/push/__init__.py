@@ -1,0 +1,1 @@
+"""The process that pushes a package to the hub."""
