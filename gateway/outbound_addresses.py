@@ -1,4 +1,4 @@
-"""Decides to which addresses of callers' choice this system connects: public ones, and those that the operator allows."""
+"""Addresses that callers choose and this system connects to: public ones, and those that the operator allows."""
 
 from __future__ import annotations
 

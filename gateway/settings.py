@@ -91,8 +91,8 @@ class GatewaySettings(ProcessSettings):
     calls may go on for `connection_grace_seconds`; SDK clients continue their watches and uploads after that."""
     connection_grace_seconds: int = Field(default=3_600, ge=1, le=2_000_000)
     webhook_allow: tuple[str, ...] = ()
-    """Host names, addresses and networks, each with `:port` or without, that webhooks and trackers may reach although they
-    are not public, or without https; as JSON. Gateways and delivery processes need the same."""
+    """Host names, addresses and networks, each with `:port` or without, that webhooks and trackers may reach although
+    they are not public, or without https; as JSON. Gateways and delivery processes need the same."""
 
     @property
     def tenant_limits(self) -> DefaultLimits:

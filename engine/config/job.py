@@ -411,7 +411,7 @@ def unsupported(config: JobConfig) -> list[Violation]:
 
 
 def integration_config(values: Mapping[str, Any]) -> Integration:
-    """Returns the settings of one integration. Raises JobError("INVALID_CONFIG"); its field paths start with `spec.`."""
+    """Returns the settings of one integration. Raises JobError("INVALID_CONFIG"); its paths start with `spec.`."""
     try:
         return Integration.model_validate(values)
     except ValidationError as error:

@@ -17,6 +17,7 @@ from typing import Final
 from sqlalchemy.exc import DBAPIError
 from sqlmodel import col, delete, select, update
 
+from chassis.bus.connection import heeding_cancellation
 from chassis.server import gauges
 from gateway.deliveries.delivery import DeliveryLoop, MakeSink, RetrySchedule
 from gateway.sql.database import Database
@@ -73,7 +74,8 @@ class Deliverer:
                 last = began
                 self._hint.clear()
                 try:
-                    await self._look()
+                    with heeding_cancellation():
+                        await self._look()
                 except (DBAPIError, DatabaseUnavailable) as error:
                     _log.warning("deliveries can't be looked for: %s", error)
                     self._seen.clear()
@@ -104,7 +106,6 @@ class Deliverer:
         if not alive:
             _log.warning("other processes have taken the deliveries of this one, which was silent for too long")
             await self._cancel_all()
-            self._id = secrets.token_hex(16)
 
     async def _expire_others(self) -> None:
         async with self._database.read() as session:
@@ -124,19 +125,26 @@ class Deliverer:
 
     async def _take(self) -> None:
         room = self._max_deliveries - len(self._loops)
-        free = col(Delivery.holder).not_in(select(DelivererRow.id))
-        unended = select(Delivery.id).where(col(Delivery.end_time).is_(None), free).order_by(Delivery.id).limit(room)
+        query = select(Delivery.id, Delivery.holder).where(
+            col(Delivery.end_time).is_(None), col(Delivery.holder).not_in(select(DelivererRow.id))
+        )
         async with self._database.read() as session:
-            ids = (await session.exec(unended)).all()
-        if not ids:
+            free = (await session.exec(query.order_by(Delivery.id).limit(room))).all()
+        if not free:
             return
         taken: list[Delivery] = []
         async with self._database.write() as session:
             if await session.get(DelivererRow, self._id) is None:
+                if self._loops:
+                    return
+                # An id never comes back after its end, so one that was seen without a row stays without.
+                self._id = secrets.token_hex(16)
                 session.add(DelivererRow(id=self._id))
                 await session.flush()
-            for id_ in ids:
-                take = update(Delivery).where(col(Delivery.id) == id_, col(Delivery.end_time).is_(None), free)
+            for id_, holder in free:
+                take = update(Delivery).where(
+                    col(Delivery.id) == id_, col(Delivery.holder) == holder, col(Delivery.end_time).is_(None)
+                )
                 if (await session.exec(take.values(holder=self._id))).rowcount:
                     taken.append((await session.exec(select(Delivery).where(Delivery.id == id_))).one())
         for row in taken:

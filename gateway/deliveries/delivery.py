@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlmodel import col, delete, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from chassis.bus.connection import heeding_cancellation
 from chassis.failpoints import failpoint
 from finetuneflow.v1.event_pb2 import Event
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec
@@ -100,8 +101,10 @@ class DeliveryLoop:
         while True:
             self._try = _Try.of()
             try:
-                async with self._opened() as sink:
-                    await self._deliver(sink)
+                # A cancelled statement may end in an error of the database instead.
+                with heeding_cancellation():
+                    async with self._opened() as sink:
+                        await self._deliver(sink)
                 return
             except _Lost:
                 return
@@ -114,7 +117,9 @@ class DeliveryLoop:
             except Exception:  # noqa: BLE001 - one service must not end the deliveries to all others
                 _log.exception("the delivery %s failed unexpectedly", self._row.id)
                 failure = DeliveryFailed("internal error; the log of the delivery process has more")
-            if not await self._note(failure):
+            with heeding_cancellation():
+                again = await self._note(failure)
+            if not again:
                 return
             await asyncio.sleep(self._schedule.delay(self._failures))
 

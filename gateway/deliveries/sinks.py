@@ -42,7 +42,7 @@ class TrackerRun:
 
 
 class Sink(Protocol):
-    """A service while it is delivered to. Every method raises DeliveryFailed; the sink is then closed and opened anew."""
+    """A service that is delivered to. Each method raises DeliveryFailed; then the sink is closed and another is made."""
 
     kinds: frozenset[str]
     """Kinds of events to deliver; empty: all."""

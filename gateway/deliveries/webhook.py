@@ -45,7 +45,8 @@ class Webhook:
     async def write(self, events: Sequence[Event]) -> int:
         status = 0
         for event in events:
-            status, _ = await self._http.send("POST", self._url, **self._request(event))
+            headers, body = self._request(event)
+            status, _ = await self._http.send("POST", self._url, headers=headers, body=body)
             if status == _GONE:
                 raise DeliveryFailed("the receiver answered 410 Gone", http_status=status, final=True)
             if not 200 <= status < 300:
@@ -59,7 +60,7 @@ class Webhook:
     async def close(self) -> None:
         self._key = b""
 
-    def _request(self, event: Event) -> dict[str, object]:
+    def _request(self, event: Event) -> tuple[dict[str, str], bytes]:
         body = json.dumps(
             {
                 "type": f"fine_tuning_job.{kind_of(event)}",
@@ -76,7 +77,7 @@ class Webhook:
             "webhook-timestamp": timestamp,
             "webhook-signature": signature(self._key, id_, timestamp, body),
         }
-        return {"headers": headers, "body": body}
+        return headers, body
 
 
 def signing_key(name: str, secret: SecretStr) -> bytes:
@@ -87,9 +88,7 @@ def signing_key(name: str, secret: SecretStr) -> bytes:
     except (binascii.Error, ValueError):
         key = b""
     if not value.startswith(_PREFIX) or len(key) not in _KEY_BYTES:
-        raise DeliveryFailed(
-            f"the secret {name} is no key of a webhook: whsec_ and 24 to 64 bytes in Base64; set it again"
-        )
+        raise DeliveryFailed(f"the secret {name} is no key of a webhook; set it to whsec_ and 24 to 64 bytes in Base64")
     return key
 
 

@@ -59,8 +59,8 @@ class FineTuning(FineTuningServiceServicer):
         nodes: Nodes | None = None,
         addresses: AddressPolicy = NO_PRIVATE_ADDRESSES,
     ) -> None:
-        """`nodes` tells who could take a job that waits, and which tasks evaluators have; `addresses` are those that its
-        integrations may name."""
+        """`nodes` tells who could take a job that waits, and which tasks evaluators have; `addresses` are
+        those that its integrations may name."""
         self._addresses = addresses
         self._nodes = nodes
         self._work = methods

@@ -30,7 +30,7 @@ class AsyncIntegrations:
             spec: A table with one service and its settings, such as `{"webhook": {"url": "https://…", "secret":
                 "NAME"}}`, `{"tensorboard": {}}` or `{"mlflow": {"tracking_uri": "https://…"}}`.
             request_id: Idempotency key, unique in the job, at most 128 characters: a repeated call returns the same
-                integration. Default: a new one for this call, so that a retry after a lost connection creates no second.
+                integration. Default: a new one, so that a retry after a lost connection creates no second.
 
         Returns:
             The integration.

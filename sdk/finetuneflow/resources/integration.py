@@ -43,7 +43,7 @@ class Integration(Resource):
     run_url: str
     """Address of the run at the tracker. Empty if it has none."""
     delivered_sequence: int
-    """Sequence of the last event that was delivered, or that the integration does not select; 0 before the first one."""
+    """Sequence of the last event that was delivered, or that the integration does not select; 0 before the first."""
     failures: int
     """Failures of the current event in a row; 0 after a success."""
     last_error: str
