@@ -90,6 +90,9 @@ class GatewaySettings(ProcessSettings):
     """Connections are closed at this age, give or take a tenth, so that clients spread over gateways anew. Running
     calls may go on for `connection_grace_seconds`; SDK clients continue their watches and uploads after that."""
     connection_grace_seconds: int = Field(default=3_600, ge=1, le=2_000_000)
+    tensorboard_dir: Path | None = None
+    """Folder for event files of TensorBoard: tenant/job/integration. Delivery processes that share deliveries need a
+    shared one. Default: `tensorboard` under home."""
     webhook_allow: tuple[str, ...] = ()
     """Host names, addresses and networks, each with `:port` or without, that webhooks and trackers may reach although
     they are not public, or without https; as JSON. Gateways and delivery processes need the same."""

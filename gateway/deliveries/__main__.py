@@ -15,6 +15,7 @@ from chassis.bus.permissions import GATEWAY
 from chassis.security.confinement import hide_from_children
 from chassis.server.gauges import serve_gauges
 from chassis.server.grpc_server import serve
+from chassis.store.artifact_store import ArtifactStore
 from chassis.telemetry import configure_logging
 from gateway.deliveries.deliverer import Deliverer
 from gateway.deliveries.http_client import HttpClient
@@ -54,7 +55,12 @@ async def run(settings: DeliverySettings) -> None:
     http = HttpClient(AddressPolicy(settings.webhook_allow), settings.deliveries_timeout_seconds)
     deliverer = Deliverer(
         database,
-        sink_maker(http, SecretStore(database, keys)),
+        sink_maker(
+            http,
+            SecretStore(database, keys),
+            ArtifactStore(settings.artifacts),
+            settings.tensorboard_dir or settings.home / "tensorboard",
+        ),
         settings.schedule,
         lease_seconds=settings.deliveries_lease_seconds,
         max_deliveries=settings.deliveries_max,

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import SecretStr
 
+from chassis.store.artifact_store import ArtifactStore
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import IntegrationSpec
 from gateway.deliveries.delivery import MakeSink
 from gateway.deliveries.http_client import HttpClient
 from gateway.deliveries.sinks import DeliveryFailed, FollowedJob, Sink
+from gateway.deliveries.tensorboard import Tensorboard
 from gateway.deliveries.webhook import Webhook
 from gateway.secret_store import SecretStore
 from gateway.sql.tables import Delivery
 
 
-def sink_maker(http: HttpClient, secrets: SecretStore) -> MakeSink:
+def sink_maker(http: HttpClient, secrets: SecretStore, store: ArtifactStore, tensorboard_folder: Path) -> MakeSink:
     """Returns the function that makes the sink of a delivery; it raises DeliveryFailed."""
 
     async def secret(tenant: str, name: str) -> SecretStr:
@@ -27,6 +31,8 @@ def sink_maker(http: HttpClient, secrets: SecretStore) -> MakeSink:
         match spec.WhichOneof("service"):
             case "webhook":
                 return Webhook(spec.webhook, job, await secret(row.tenant, spec.webhook.secret), http)
+            case "tensorboard":
+                return Tensorboard(job, tensorboard_folder, store)
         raise DeliveryFailed(
             "this version does not know the service; the operator has an older one running", final=True
         )

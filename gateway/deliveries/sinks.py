@@ -42,7 +42,7 @@ class TrackerRun:
 
 
 class Sink(Protocol):
-    """A service that is delivered to. Each method raises DeliveryFailed; then the sink is closed and another is made."""
+    """A service that is delivered to. Each method raises DeliveryFailed; then it is closed and another is made."""
 
     kinds: frozenset[str]
     """Kinds of events to deliver; empty: all."""

@@ -16,9 +16,10 @@ import pytest
 from pydantic import SecretStr
 from sqlmodel import select
 
+from chassis.store.artifact_store import ArtifactStore
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import IntegrationSpec, WebhookSpec
 from gateway.deliveries.deliverer import Deliverer
-from gateway.deliveries.delivery import RetrySchedule
+from gateway.deliveries.delivery import MakeSink, RetrySchedule
 from gateway.deliveries.http_client import HttpClient
 from gateway.deliveries.services import sink_maker
 from gateway.deliveries.sinks import DeliveryFailed
@@ -52,6 +53,12 @@ async def secrets(database: Database, tmp_path: Path) -> SecretStore:
     return store
 
 
+def make_sinks(http: HttpClient, secrets: SecretStore) -> MakeSink:
+    """Makes sinks that store nothing."""
+    nowhere = Path("/nonexistent")
+    return sink_maker(http, secrets, ArtifactStore(nowhere.as_uri()), nowhere)
+
+
 @asynccontextmanager
 async def delivering(
     database: Database,
@@ -63,7 +70,7 @@ async def delivering(
     lease_seconds: float = 15.0,
 ) -> AsyncIterator[Deliverer]:
     http = HttpClient(policy, timeout_seconds)
-    deliverer = Deliverer(database, sink_maker(http, secrets), schedule, lease_seconds=lease_seconds)
+    deliverer = Deliverer(database, make_sinks(http, secrets), schedule, lease_seconds=lease_seconds)
     async with running(deliverer.run()):
         yield deliverer
     await http.close()
@@ -330,7 +337,7 @@ def test_the_operator_allows_hosts_addresses_and_networks() -> None:
 @pytest.mark.parametrize("host", ["localhost", "127.1", "2130706433"])
 async def test_a_name_that_resolves_to_a_private_address_is_refused(receiver: Receiver, host: str) -> None:
     http = HttpClient(AddressPolicy(), 5.0)
-    with pytest.raises(DeliveryFailed, match="not public|not a canonical"):
+    with pytest.raises(DeliveryFailed, match=r"not public|not a canonical"):
         await http.send("POST", f"https://{host}:{receiver.port}/hook", headers={})
     await http.close()
 
