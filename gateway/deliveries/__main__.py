@@ -56,6 +56,7 @@ async def run(settings: DeliverySettings) -> None:
     deliverer = Deliverer(
         database,
         sink_maker(
+            database,
             http,
             SecretStore(database, keys),
             ArtifactStore(settings.artifacts),

@@ -10,14 +10,18 @@ from chassis.store.artifact_store import ArtifactStore
 from finetuneflow.v1.fine_tuning_job_spec_pb2 import IntegrationSpec
 from gateway.deliveries.delivery import MakeSink
 from gateway.deliveries.http_client import HttpClient
+from gateway.deliveries.mlflow import Mlflow
 from gateway.deliveries.sinks import DeliveryFailed, FollowedJob, Sink
 from gateway.deliveries.tensorboard import Tensorboard
 from gateway.deliveries.webhook import Webhook
 from gateway.secret_store import SecretStore
+from gateway.sql.database import Database
 from gateway.sql.tables import Delivery
 
 
-def sink_maker(http: HttpClient, secrets: SecretStore, store: ArtifactStore, tensorboard_folder: Path) -> MakeSink:
+def sink_maker(
+    database: Database, http: HttpClient, secrets: SecretStore, store: ArtifactStore, tensorboard_folder: Path
+) -> MakeSink:
     """Returns the function that makes the sink of a delivery; it raises DeliveryFailed."""
 
     async def secret(tenant: str, name: str) -> SecretStr:
@@ -33,6 +37,10 @@ def sink_maker(http: HttpClient, secrets: SecretStore, store: ArtifactStore, ten
                 return Webhook(spec.webhook, job, await secret(row.tenant, spec.webhook.secret), http)
             case "tensorboard":
                 return Tensorboard(job, tensorboard_folder, store)
+            case "mlflow":
+                name = spec.mlflow.secret
+                token = await secret(row.tenant, name) if name else None
+                return Mlflow(spec.mlflow, job, token, http, database, store)
         raise DeliveryFailed(
             "this version does not know the service; the operator has an older one running", final=True
         )

@@ -53,10 +53,10 @@ async def secrets(database: Database, tmp_path: Path) -> SecretStore:
     return store
 
 
-def make_sinks(http: HttpClient, secrets: SecretStore) -> MakeSink:
+def make_sinks(database: Database, http: HttpClient, secrets: SecretStore) -> MakeSink:
     """Makes sinks that store nothing."""
     nowhere = Path("/nonexistent")
-    return sink_maker(http, secrets, ArtifactStore(nowhere.as_uri()), nowhere)
+    return sink_maker(database, http, secrets, ArtifactStore(nowhere.as_uri()), nowhere)
 
 
 @asynccontextmanager
@@ -70,7 +70,7 @@ async def delivering(
     lease_seconds: float = 15.0,
 ) -> AsyncIterator[Deliverer]:
     http = HttpClient(policy, timeout_seconds)
-    deliverer = Deliverer(database, make_sinks(http, secrets), schedule, lease_seconds=lease_seconds)
+    deliverer = Deliverer(database, make_sinks(database, http, secrets), schedule, lease_seconds=lease_seconds)
     async with running(deliverer.run()):
         yield deliverer
     await http.close()

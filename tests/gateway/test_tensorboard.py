@@ -48,7 +48,7 @@ async def test_curves_are_live_and_whole_after_a_restart(
     http = HttpClient(AddressPolicy(), 5.0)
 
     def deliverer() -> Deliverer:
-        return Deliverer(database, sink_maker(http, secrets, store, folder), RetrySchedule(0.02))
+        return Deliverer(database, sink_maker(database, http, secrets, store, folder), RetrySchedule(0.02))
 
     job_id = await create(ledger)
     first = Worker(acceptance)
