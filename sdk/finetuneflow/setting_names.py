@@ -359,7 +359,7 @@ def _trackers(given: Mapping[str, Any]) -> Outcome:
     wanted = [name for name in names if name != "none"]
     for name in wanted:
         if name != "tensorboard":
-            raise NoCounterpart(_TRACKERS.get(name, "there is no such tracker here; remove it"))
+            raise NoCounterpart(_TRACKERS.get(str(name), "there is no such tracker here; remove it"))
     if not wanted:
         return Outcome(note="no tracker is used")
     return Outcome({"integrations": [{"tensorboard": {}}]})
