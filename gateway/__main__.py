@@ -31,6 +31,8 @@ from finetuneflow.v1 import (
     evaluator_service_pb2_grpc,
     export_service_pb2,
     fine_tuning_service_pb2,
+    integration_service_pb2,
+    integration_service_pb2_grpc,
     key_service_pb2,
     key_service_pb2_grpc,
     model_service_pb2,
@@ -52,6 +54,7 @@ from gateway.access.identity_provider import IdentityProvider, ProviderSettings
 from gateway.access.interceptor import AccessInterceptor, OpenInterceptor
 from gateway.access.keys import register_first_key
 from gateway.observed_speeds import ObservedSpeeds
+from gateway.outbound_addresses import AddressPolicy
 from gateway.passthrough import Passthrough
 from gateway.planning_target import PlanningTargets
 from gateway.preflights import Preflights
@@ -60,6 +63,7 @@ from gateway.secret_store import SecretStore, secret_keys
 from gateway.servicers import artifacts, datasets, fine_tuning, results
 from gateway.servicers.audit import Audit
 from gateway.servicers.generation import Generation
+from gateway.servicers.integrations import Integrations
 from gateway.servicers.keys import Keys
 from gateway.servicers.models import Models
 from gateway.servicers.probe import Probe
@@ -131,6 +135,7 @@ async def run(settings: GatewaySettings) -> None:
     machines = PlanningTargets(passthrough, ObservedSpeeds(database))
     requests = WorkerRequests(ledger, machines, secrets)
     leases = LeaseWatch(database, bus, requests, settings.lease_seconds)
+    addresses = AddressPolicy(settings.webhook_allow)
     preflights = Preflights(database, passthrough, machines, catalogue)
 
     await fanout.start()
@@ -141,7 +146,11 @@ async def run(settings: GatewaySettings) -> None:
             fine_tuning_service_pb2.DESCRIPTOR.services_by_name["FineTuningService"],
             fine_tuning.add_to_server,
             fine_tuning.FineTuning(
-                WorkMethods(FINE_TUNING_JOB, ledger, fanout, store, quotas), catalogue, preflights, passthrough.nodes
+                WorkMethods(FINE_TUNING_JOB, ledger, fanout, store, quotas),
+                catalogue,
+                preflights,
+                passthrough.nodes,
+                addresses,
             ),
         ),
         Mount(
@@ -206,6 +215,11 @@ async def run(settings: GatewaySettings) -> None:
             secret_service_pb2.DESCRIPTOR.services_by_name["SecretService"],
             secret_service_pb2_grpc.add_SecretServiceServicer_to_server,
             Secrets(database, secrets),
+        ),
+        Mount(
+            integration_service_pb2.DESCRIPTOR.services_by_name["IntegrationService"],
+            integration_service_pb2_grpc.add_IntegrationServiceServicer_to_server,
+            Integrations(database, addresses),
         ),
         Mount(
             audit_service_pb2.DESCRIPTOR.services_by_name["AuditService"],

@@ -15,7 +15,7 @@ from gateway.access.callers import tenant_of
 from gateway.comparisons import find_judges
 from gateway.passthrough import Passthrough
 from gateway.planning_target import PlanningTargets
-from gateway.specs import check_datasets, check_secrets, check_spec
+from gateway.specs import check_datasets, check_secrets, check_spec, named_secrets
 from gateway.sql.database import Database
 from gateway.training_start import find_start
 
@@ -48,7 +48,7 @@ class Preflights:
         check_spec(request.spec, self._catalogue, start.source if start else None)
         async with self._database.read() as session:
             rows = await check_datasets(session, request.tenant, request.spec)
-            await check_secrets(session, request.tenant, request.spec.secrets)
+            await check_secrets(session, request.tenant, named_secrets(request.spec))
             await find_judges(session, request.tenant, request.spec.evaluation, "spec.evaluation")
         # A probe has no database, and must not read another tenant's data.
         del request.datasets[:]

@@ -9,6 +9,7 @@ from sqlalchemy.engine import URL, make_url
 from chassis.settings import ProcessSettings
 from finetuneflow.connection import is_loopback
 from gateway.access.call_limits import CallLimits
+from gateway.outbound_addresses import AddressPolicy
 from gateway.quotas import DefaultLimits
 
 
@@ -89,6 +90,12 @@ class GatewaySettings(ProcessSettings):
     """Connections are closed at this age, give or take a tenth, so that clients spread over gateways anew. Running
     calls may go on for `connection_grace_seconds`; SDK clients continue their watches and uploads after that."""
     connection_grace_seconds: int = Field(default=3_600, ge=1, le=2_000_000)
+    tensorboard_dir: Path | None = None
+    """Folder for event files of TensorBoard: tenant/job/integration. Delivery processes that share deliveries need a
+    shared one. Default: `tensorboard` under home."""
+    webhook_allow: tuple[str, ...] = ()
+    """Host names, addresses and networks, each with `:port` or without, that webhooks and trackers may reach although
+    they are not public, or without https; as JSON. Gateways and delivery processes need the same."""
 
     @property
     def tenant_limits(self) -> DefaultLimits:
@@ -122,6 +129,11 @@ class GatewaySettings(ProcessSettings):
             ("grpc.max_connection_age_ms", self.connection_age_seconds * 1000),
             ("grpc.max_connection_age_grace_ms", self.connection_grace_seconds * 1000),
         ]
+
+    @model_validator(mode="after")
+    def _addresses_are_readable(self) -> Self:
+        AddressPolicy(self.webhook_allow)
+        return self
 
     @model_validator(mode="after")
     def _callers_are_safe(self) -> Self:

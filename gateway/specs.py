@@ -17,7 +17,7 @@ from engine.config.start import StartSource
 from engine.data.endings import QUESTION_ENDINGS, ending_of, is_adapter
 from engine.errors import JobError
 from finetuneflow.v1.fine_tuning_job_pb2 import Stage
-from finetuneflow.v1.fine_tuning_job_spec_pb2 import EvaluationSpec, FineTuningJobSpec
+from finetuneflow.v1.fine_tuning_job_spec_pb2 import EvaluationSpec, FineTuningJobSpec, IntegrationSpec
 from finetuneflow.v1.work_pb2 import Assignment
 from gateway.secret_store import existing
 from gateway.sql.tables import UploadedDataset
@@ -137,14 +137,27 @@ async def existing_datasets(session: AsyncSession, tenant: str, named: Mapping[s
     return rows
 
 
-async def check_secrets(
-    session: AsyncSession, tenant: str, secrets: Mapping[str, str], path: str = "spec.secrets"
-) -> None:
-    """Raises NotFound if one of the secrets, use → name, does not exist; `path` is that of the field."""
-    known = await existing(session, tenant, secrets.values())
+def named_secrets(spec: FineTuningJobSpec) -> dict[str, str]:
+    """Returns the secrets that a spec names: path of the field → name."""
+    named = {f"spec.secrets.{use}": name for use, name in spec.secrets.items()}
+    for index, integration in enumerate(spec.integrations):
+        named |= integration_secrets(integration, f"spec.integrations[{index}]")
+    return named
+
+
+def integration_secrets(spec: IntegrationSpec, path: str) -> dict[str, str]:
+    """Returns the secret that an integration names, if any; `path` is that of the integration."""
+    service = spec.WhichOneof("service")
+    name = getattr(getattr(spec, service), "secret", "") if service else ""
+    return {f"{path}.{service}.secret": name} if name else {}
+
+
+async def check_secrets(session: AsyncSession, tenant: str, named: Mapping[str, str]) -> None:
+    """Raises NotFound if the tenant does not have a secret. `named`: path of the field → name."""
+    known = await existing(session, tenant, list(named.values()))
     unknown = [
-        Violation(f"{path}.{use}", f"there is no secret {name!r}; set it with `ftf secrets set {name}`")
-        for use, name in sorted(secrets.items())
+        Violation(path, f"there is no secret {name!r}; set it with `ftf secrets set {name}`")
+        for path, name in sorted(named.items())
         if name not in known
     ]
     if unknown:

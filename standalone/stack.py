@@ -1,4 +1,4 @@
-"""Starts and stops the processes of one system in order: nats-server, a gateway and the four services."""
+"""Starts and stops the processes of one system in order: nats-server, gateway, deliveries and the four services."""
 
 from __future__ import annotations
 
@@ -75,7 +75,10 @@ class Stack:
             }
 
         gateway = Identity(files["gateway"])
-        programs = [self._gateway(files["gateway"], connection("gateway"))]
+        programs = [
+            self._gateway(files["gateway"], connection("gateway")),
+            self._deliveries(connection("gateway"), gateway),
+        ]
         for name in SERVICES:
             address = f"{LOOPBACK}:{free_port()}"
             settings = {**connection(name), **(self._signing() if name == "exporter" else {})}
@@ -96,7 +99,7 @@ class Stack:
 
     async def stop(self) -> None:
         """Drains the services, then stops the gateway, which receives their last reports, then the broker."""
-        for names in (SERVICES, ("gateway",), ("nats-server",)):
+        for names in (SERVICES, ("gateway", "deliveries"), ("nats-server",)):
             await asyncio.gather(*(self.processes[name].stop() for name in names if name in self.processes))
 
     def kill(self) -> None:
@@ -122,6 +125,14 @@ class Stack:
         trusted = grpc.ssl_channel_credentials(certificate.read_bytes())
         ready = serving(lambda: _channel(self.address, trusted, "" if self.listener.certificate else "gateway"))
         return self._program("gateway", "gateway", settings, ready, stop_seconds=10.0)
+
+    def _deliveries(self, connection: Mapping[str, str], gateway: Identity) -> Program:
+        address = f"{LOOPBACK}:{free_port()}"
+        settings = {"DELIVERIES_LISTEN": address, **connection}
+        ready = serving(lambda: _channel(address, gateway.channel_credentials(), "gateway"))
+        # It reads the settings of the gateways, of which it is a part.
+        env = {f"FTF_GATEWAY_{key}": value for key, value in {"HOME": str(self.home), **settings}.items()}
+        return Program("deliveries", (sys.executable, "-m", "gateway.deliveries"), ready, env, stop_seconds=10.0)
 
     def _service(self, name: str, address: str, given: Mapping[str, str], gateway: Identity) -> Program:
         ready = serving(lambda: _channel(address, gateway.channel_credentials(), name))

@@ -26,6 +26,7 @@ COMMIT_DECISIONS = Histogram("ftf_commit_decisions", "Decisions that shared a CO
 WATCHERS = Gauge("ftf_watchers", "Open watch streams")
 RING_BYTES = Gauge("ftf_ring_bytes", "Bytes of events held for watchers")
 WATCH_LAG_EVENTS = Gauge("ftf_watch_lag_events", "Events that the slowest watcher is behind")
+DELIVERIES = Gauge("ftf_deliveries", "Deliveries to webhooks and trackers that this process has taken")
 
 
 def serve_gauges(address: str) -> None:

@@ -21,8 +21,9 @@ from engine.config.conflicts import (
 from engine.config.evaluation import Evaluation
 from engine.config.hub_push import HubPush
 from engine.config.hub_reference import HubReference, is_hub_reference
+from engine.config.integrations import MAX_INTEGRATIONS, Integration
 from engine.config.recipes import Recipe, merge, recipe
-from engine.config.section import Section, kib
+from engine.config.section import NAME_PATTERN, Section, kib
 from engine.config.violations import violation
 from engine.errors import JobError, Violation
 
@@ -294,13 +295,6 @@ class Export(Section):
         return list(dict.fromkeys(self.gguf_types or ["q8_0"]))
 
 
-class Integration(Section):
-    """An external tracker or hub that receives the job's events."""
-
-    kind: Literal["tensorboard", "mlflow", "wandb", "hub"]
-    settings: dict[str, str] = Field(default={})
-
-
 class Resources(Section):
     """The resources that the job needs on a node."""
 
@@ -309,12 +303,9 @@ class Resources(Section):
     """None: one GPU if the node has one, otherwise none."""
 
 
-NAME_PATTERN: Final = r"^[a-z][a-z0-9_-]{0,62}$"
-"""Names that a tenant's secret can have."""
 SecretUse = Literal["hub_token", "hub_write_token"]
 PUSH_USE: Final = "hub_write_token"
 """Use of the secret with the token for a push to the hub."""
-
 
 LabelKey = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
 
@@ -339,7 +330,7 @@ class JobConfig(Section):
     quantization: Quantization = Quantization()
     evaluation: Evaluation = Evaluation()
     export: Export = Export()
-    integrations: list[Integration] = Field(default=[])
+    integrations: list[Integration] = Field(default=[], max_length=MAX_INTEGRATIONS)
     resources: Resources = Resources()
     secrets: dict[SecretUse, Annotated[str, Field(pattern=NAME_PATTERN)]] = Field(default={})
     max_attempts: int = Field(default=3, ge=1, le=20)
@@ -439,14 +430,32 @@ def unsupported(config: JobConfig) -> list[Violation]:
         if type_ not in CONVERTED_TYPES:
             description = f"GGUF files of type {type_} are not available yet; use {', '.join(CONVERTED_TYPES)}."
             refuse(f"export.gguf_types[{index}]", description)
-    if config.integrations:
-        refuse("integrations", "Integrations are not available yet; remove them.")
+    found += [
+        each
+        for index, integration in enumerate(config.integrations)
+        for each in unsupported_integration(integration, f"spec.integrations[{index}]")
+    ]
     if (config.resources.gpus or 0) > 1:
         description = (
             f"{config.resources.gpus} given; training on several GPUs is not available yet. Use 1 or remove it."
         )
         refuse("resources.gpus", description)
     return found
+
+
+def integration_config(values: Mapping[str, Any]) -> Integration:
+    """Returns the settings of one integration. Raises JobError("INVALID_CONFIG"); its paths start with `spec.`."""
+    try:
+        return Integration.model_validate(values)
+    except ValidationError as error:
+        raise _invalid([violation(detail, Integration, {}) for detail in error.errors()]) from error
+
+
+def unsupported_integration(integration: Integration, path: str) -> list[Violation]:
+    """Returns a violation if this version lacks the service; `path` is that of the integration."""
+    if integration.wandb is None:
+        return []
+    return [Violation(f"{path}.wandb", "Weights & Biases is not available yet; use mlflow or tensorboard.")]
 
 
 def _invalid(violations: Sequence[Violation]) -> JobError:

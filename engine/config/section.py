@@ -1,6 +1,11 @@
-"""Base class of the sections of a configuration, and a limit for their texts."""
+"""Base class of the sections of a configuration, a limit for their texts, and the names of secrets."""
+
+from typing import Final
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
+
+NAME_PATTERN: Final = r"^[a-z][a-z0-9_-]{0,62}$"
+"""Names that a tenant's secret can have."""
 
 
 class Section(BaseModel):

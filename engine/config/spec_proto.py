@@ -7,14 +7,21 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 
+from engine.config.integrations import Integration
 from engine.config.job import JobConfig
 from finetuneflow.v1.dataset_service_pb2 import PreviewDatasetRequest, ValidateDatasetRequest
 from finetuneflow.v1.fine_tuning_job_pb2 import AdapterStart
-from finetuneflow.v1.fine_tuning_job_spec_pb2 import DataSource, EvaluationSpec, ExportSpec, FineTuningJobSpec
+from finetuneflow.v1.fine_tuning_job_spec_pb2 import (
+    DataSource,
+    EvaluationSpec,
+    ExportSpec,
+    FineTuningJobSpec,
+    IntegrationSpec,
+)
 
 
 def spec_to_dict(
-    message: FineTuningJobSpec | DataSource | EvaluationSpec | ExportSpec | AdapterStart,
+    message: FineTuningJobSpec | DataSource | EvaluationSpec | ExportSpec | IntegrationSpec | AdapterStart,
 ) -> dict[str, Any]:
     """Returns the fields that are set, by name.
 
@@ -53,6 +60,13 @@ def values_to_spec(values: Mapping[str, Any]) -> FineTuningJobSpec:
     """Returns a spec with only the values of a recipe set."""
     spec = FineTuningJobSpec()
     _fill(spec, values)
+    return spec
+
+
+def integration_to_spec(integration: Integration) -> IntegrationSpec:
+    """Returns the settings of an integration with all fields set that have a value."""
+    spec = IntegrationSpec()
+    _fill(spec, integration.model_dump())
     return spec
 
 

@@ -25,12 +25,14 @@ from gateway.access.callers import tenant_of
 from gateway.comparisons import find_judges
 from gateway.harness_tasks import check_harness_tasks
 from gateway.identifiers import new_id
+from gateway.integrations import check_addresses, delivery_of, integrations_of
 from gateway.metrics import read_series
+from gateway.outbound_addresses import NO_PRIVATE_ADDRESSES, AddressPolicy
 from gateway.paging import page_of
 from gateway.preflights import Preflights, refuse_as_reported
 from gateway.servicers.handlers import add_with_byte_stream
 from gateway.servicers.work import WorkMethods, request_digest, state_names
-from gateway.specs import check_datasets, check_secrets, check_spec
+from gateway.specs import check_datasets, check_secrets, check_spec, named_secrets
 from gateway.sql.tables import SavedCheckpoint, SavedResult, Work, now
 from gateway.training_start import FoundStart, find_start
 from gateway.tuned_models import trained_job
@@ -50,9 +52,16 @@ class FineTuning(FineTuningServiceServicer):
     """Served by the gateway; every method is one read or one decision."""
 
     def __init__(
-        self, methods: WorkMethods, catalogue: Catalogue, preflights: Preflights, nodes: Nodes | None = None
+        self,
+        methods: WorkMethods,
+        catalogue: Catalogue,
+        preflights: Preflights,
+        nodes: Nodes | None = None,
+        addresses: AddressPolicy = NO_PRIVATE_ADDRESSES,
     ) -> None:
-        """`nodes` tells who could take a job that waits, and which tasks evaluators have."""
+        """`nodes` tells who could take a job that waits, and which tasks evaluators have; `addresses` are
+        those that its integrations may name."""
+        self._addresses = addresses
         self._nodes = nodes
         self._work = methods
         self._database = methods.database
@@ -82,7 +91,9 @@ class FineTuning(FineTuningServiceServicer):
                 await trained_job(decision.session, start.job_id, tenant, start.field, lock=True)
             await check_datasets(decision.session, tenant, request.spec)
             await find_judges(decision.session, tenant, request.spec.evaluation, "spec.evaluation", lock=True)
-            await check_secrets(decision.session, tenant, request.spec.secrets)
+            await check_secrets(decision.session, tenant, named_secrets(request.spec))
+            for integration in FineTuningJobSpec.FromString(job.merged_spec).integrations:
+                decision.session.add(delivery_of(tenant, job.id, integration))
 
         job = await self._work.create(job, request.request_id, check)
         return api.CreateFineTuningJobResponse(fine_tuning_job=await self._message(job))
@@ -95,6 +106,7 @@ class FineTuning(FineTuningServiceServicer):
             job = (await _messages(session, [row]))[0]
             attempts = await self._work.attempts(session, row)
             job.attempts.extend(map(views.attempt, attempts))
+            job.integrations.extend(await integrations_of(session, row.id))
             if self._nodes is not None and attempts and attempts[-1].state == "READY":
                 job.waiting = await why_it_waits(session, attempts[-1], self._nodes)
             return api.GetFineTuningJobResponse(fine_tuning_job=job)
@@ -194,6 +206,9 @@ class FineTuning(FineTuningServiceServicer):
     def _checked(self, tenant: str, spec: FineTuningJobSpec, digest: str, start: FoundStart | None) -> Work:
         """Returns the row of a job with this spec. Raises what is wrong with the spec."""
         config = check_spec(start.spec, self._catalogue, start.source) if start else check_spec(spec, self._catalogue)
+        merged = config_to_spec(config)
+        followers = {f"spec.integrations[{index}]": each for index, each in enumerate(merged.integrations)}
+        check_addresses(followers, self._addresses)
         moment = now()
         return Work(
             id=new_id(FINE_TUNING_JOB.prefix),
@@ -201,7 +216,7 @@ class FineTuning(FineTuningServiceServicer):
             kind=FINE_TUNING_JOB.name,
             request_sha256=digest,
             spec=spec.SerializeToString(),
-            merged_spec=config_to_spec(config).SerializeToString(),
+            merged_spec=merged.SerializeToString(),
             start_job_id=start.job_id if start else None,
             start=start.message.SerializeToString() if start else None,
             labels=dict(spec.labels),

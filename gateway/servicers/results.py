@@ -18,13 +18,13 @@ from engine.config.conflicts import export_conflicts, push_conflicts
 from engine.config.evaluation import needing_two_models
 from engine.config.hub_reference import is_hub_reference
 from engine.config.job import (
-    NAME_PATTERN,
     PUSH_USE,
     JobConfig,
     evaluation_config,
     unsupported,
     with_section,
 )
+from engine.config.section import NAME_PATTERN
 from engine.config.spec_proto import config_to_spec, spec_to_dict
 from engine.errors import JobError
 from finetuneflow.v1 import evaluation_service_pb2 as evaluation_api
@@ -138,7 +138,8 @@ class Results(Generic[_Message]):
                 check_files_of_rows(await existing_datasets(decision.session, tenant, named), named)
                 await find_judges(decision.session, tenant, measured, "spec", lock=True)
             else:
-                await check_secrets(decision.session, tenant, push_secrets(views.resolved_spec(work)), "secrets")
+                secrets = push_secrets(views.resolved_spec(work))
+                await check_secrets(decision.session, tenant, {f"secrets.{use}": name for use, name in secrets.items()})
             decision.session.add(new_result(work, self._kind, work.id))
 
         work = await self.work.create(work, request_id, within)

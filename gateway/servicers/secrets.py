@@ -7,7 +7,7 @@ import grpc
 from sqlmodel import col, select
 
 from chassis.errors import InvalidArgument, Violation
-from engine.config.job import NAME_PATTERN
+from engine.config.section import NAME_PATTERN
 from finetuneflow.v1 import secret_service_pb2 as api
 from finetuneflow.v1.secret_pb2 import Secret
 from finetuneflow.v1.secret_service_pb2_grpc import SecretServiceServicer

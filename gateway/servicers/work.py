@@ -17,7 +17,16 @@ from gateway import views
 from gateway.comparisons import judging_jobs
 from gateway.paging import MAX_PAGE_SIZE
 from gateway.quotas import DEFAULT_QUOTAS, Quotas
-from gateway.sql.tables import Attempt, Metric, SavedArtifact, SavedCheckpoint, SavedResult, Work, WorkEvent
+from gateway.sql.tables import (
+    Attempt,
+    Delivery,
+    Metric,
+    SavedArtifact,
+    SavedCheckpoint,
+    SavedResult,
+    Work,
+    WorkEvent,
+)
 from gateway.uncancellable import finished, in_thread
 from gateway.watch.fanout import Fanout, check_within
 from gateway.watch.frames import UNKNOWN_KIND, frame_of_stored
@@ -125,7 +134,7 @@ class WorkMethods:
         async with self.database.write() as session:
             doomed = await self._ended(session, work_id, tenant, lock=True)
             ids = [each.id for each in doomed]
-            for table in (Attempt, WorkEvent, Metric, SavedCheckpoint, SavedArtifact, SavedResult):
+            for table in (Attempt, Delivery, WorkEvent, Metric, SavedCheckpoint, SavedArtifact, SavedResult):
                 await session.exec(delete(table).where(col(table.work_id).in_(ids)))
             for each in doomed:
                 await session.delete(each)

@@ -251,6 +251,69 @@ class SavedResult(SQLModel, table=True):
     create_time: int = Field(sa_column=_big())
 
 
+class Delivery(SQLModel, table=True):
+    """An integration of a job: a service that gets its events, and how far it has got them."""
+
+    __tablename__ = "deliveries"
+    __table_args__ = (
+        UniqueConstraint("work_id", "request_id", name="deliveries_by_request"),
+        Index("deliveries_by_work", "work_id", "id"),
+        Index(
+            "deliveries_unended",
+            "id",
+            sqlite_where=text("end_time IS NULL"),
+            postgresql_where=text("end_time IS NULL"),
+        ),
+    )
+
+    id: str = Field(primary_key=True)
+    tenant: str
+    work_id: str = Field(foreign_key="work.id")
+    request_id: str | None = None
+    spec: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    """IntegrationSpec."""
+    state: str = "INTEGRATION_STATE_ACTIVE"
+    """ACTIVE, RETRYING, DONE or FAILED."""
+    holder: str = ""
+    """The deliverer that has taken it. It is free if no such deliverer exists."""
+    sequence: int = Field(default=0, sa_column=_big())
+    """The last event that was delivered, or that the integration does not select."""
+    attempts: int = Field(default=0, sa_column=_big())
+    """Number of the last row in `delivery_attempts`."""
+    failures: int = Field(default=0, sa_column=_big())
+    """Failures in a row."""
+    error: str = ""
+    run_name: str = ""
+    run_url: str = ""
+    create_time: int = Field(sa_column=_big())
+    update_time: int = Field(sa_column=_big())
+    end_time: int | None = Field(default=None, sa_column=Column(BigInteger))
+
+
+class DeliveryAttemptRow(SQLModel, table=True):
+    """One try to deliver. The latest ones of a delivery are kept."""
+
+    __tablename__ = "delivery_attempts"
+
+    delivery_id: str = Field(primary_key=True, foreign_key="deliveries.id", ondelete="CASCADE")
+    number: int = Field(sa_column=Column(BigInteger, primary_key=True, autoincrement=False))
+    first_sequence: int = Field(default=0, sa_column=_big())
+    last_sequence: int = Field(default=0, sa_column=_big())
+    time: int = Field(sa_column=_big())
+    duration_seconds: float
+    http_status: int = 0
+    error: str = ""
+
+
+class Deliverer(SQLModel, table=True):
+    """A running delivery process. Others delete the row when its beat stops, and so free what it has taken."""
+
+    __tablename__ = "deliverers"
+
+    id: str = Field(primary_key=True)
+    beat: int = Field(default=0, sa_column=_big())
+
+
 class GatewayTick(SQLModel, table=True):
     """One row, written by every lease watch: a lease may only expire while SQL takes writes."""
 

@@ -33,16 +33,14 @@ async def project(decision: Decision, event: Event, sequence: int) -> None:
             progress.step, progress.total_steps, progress.epoch = log.step, log.total_steps, log.epoch
             progress.loss, progress.tokens_per_second = log.loss, log.tokens_per_second
             progress.eta_seconds = log.eta_seconds
-            decision.add_points(event, sequence, log.step, log.epoch, _values(log, _LOG_SERIES))
+            decision.add_points(event, sequence, log.step, log.epoch, points_of(event))
         case "eval":
             evaluation = event.eval
             progress = decision.progress
             progress.eval_loss = evaluation.eval_loss
             if evaluation.best:
                 progress.best_eval_loss, progress.best_step = evaluation.eval_loss, evaluation.step
-            decision.add_points(
-                event, sequence, evaluation.step, evaluation.epoch, _values(evaluation, _EVAL_SERIES, "eval_")
-            )
+            decision.add_points(event, sequence, evaluation.step, evaluation.epoch, points_of(event))
         case "checkpoint":
             await _add_checkpoint(decision, event, event.checkpoint, sequence)
             await prune_checkpoints(decision)
@@ -54,6 +52,15 @@ async def project(decision: Decision, event: Event, sequence: int) -> None:
             decision.session.add(_artifact(decision, event))
         case "stage_completed":
             await _add_result(decision, event.stage_completed)
+
+
+def points_of(event: Event) -> Iterator[tuple[str, float]]:
+    """Yields the points of curves in an event: the name of the series and the value."""
+    match event.WhichOneof("payload"):
+        case "log":
+            yield from _values(event.log, _LOG_SERIES)
+        case "eval":
+            yield from _values(event.eval, _EVAL_SERIES, "eval_")
 
 
 def _note_phase(progress: Progress, phase: Phase) -> None:

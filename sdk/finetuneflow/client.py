@@ -11,6 +11,7 @@ from finetuneflow.connection import Connection
 from finetuneflow.datasets import AsyncDatasets, Datasets
 from finetuneflow.evaluations import AsyncEvaluations, Evaluations
 from finetuneflow.exports import AsyncExports, Exports
+from finetuneflow.integrations import AsyncIntegrations, Integrations
 from finetuneflow.jobs import AsyncJobs, Jobs
 from finetuneflow.keys import AsyncKeys, Keys
 from finetuneflow.models import AsyncModels, Models
@@ -50,6 +51,7 @@ class Client:
         self.models = Models(AsyncModels(transport))
         self.evaluations = Evaluations(AsyncEvaluations(transport, datasets))
         self.exports = Exports(AsyncExports(transport, artifacts))
+        self.integrations = Integrations(AsyncIntegrations(transport))
         self.recipes = Recipes(AsyncRecipes(transport))
         self.secrets = Secrets(AsyncSecrets(transport))
         self.probe = Probe(AsyncProbe(transport))
@@ -102,6 +104,7 @@ class AsyncClient:
         self.models = AsyncModels(transport)
         self.evaluations = AsyncEvaluations(transport, self.datasets)
         self.exports = AsyncExports(transport, self.artifacts)
+        self.integrations = AsyncIntegrations(transport)
         self.recipes = AsyncRecipes(transport)
         self.secrets = AsyncSecrets(transport)
         self.probe = AsyncProbe(transport)

@@ -110,8 +110,8 @@ class AsyncJobs:
             system_prompt: System turn for every conversation that has none of its own. At most 16 KiB. Default: none.
             phases: Curriculum of at most 16 phases, trained one after the other: tables with `training_data`,
                 `num_epochs` and `display_name`. Conflicts with training_data. Default: none.
-            integrations: External services that receive metrics and artifacts: tables with `kind` and `settings`. Not
-                available yet: any value is refused.
+            integrations: Webhooks and trackers that follow the job, at most 16: tables as
+                `client.integrations.create` takes them. Default: none.
             resources: Table of the requirements on the node: `pool` (default `default`) and `gpus` (0 or 1; default 1
                 on a node with a GPU).
             secrets: Secrets that the job uses: use → name of the secret, never its value. `hub_token` is the token

@@ -1042,3 +1042,13 @@ class Reason(OpenEnum):
     HUB_PUSH_REFUSED = "HUB_PUSH_REFUSED"
     """The hub does not accept the content, such as beyond the account's storage, or a file that the repository ignores.
     Caller: see the hub's answer in the message."""
+
+    INTEGRATION_NOT_FOUND = "INTEGRATION_NOT_FOUND"
+    """There is no such integration. Caller: take an id of `ftf integrations list JOB`."""
+
+    ADDRESS_REFUSED = "ADDRESS_REFUSED"
+    """An integration names an address that is not public, or not https, and that the operator does not allow. Caller:
+    name another address. Operator: FTF_GATEWAY_WEBHOOK_ALLOW lists what is allowed."""
+
+    TOO_MANY_INTEGRATIONS = "TOO_MANY_INTEGRATIONS"
+    """The job has as many integrations as it may have. Caller: delete one."""

@@ -353,6 +353,18 @@ def _indices(given: Mapping[str, Any]) -> Outcome:
     return Outcome({"lora.layers_to_transform": [value] if type(value) is int else value})
 
 
+def _trackers(given: Mapping[str, Any]) -> Outcome:
+    (value,) = given.values()
+    names = [value] if isinstance(value, str) else list(value) if isinstance(value, (list, tuple)) else [str(value)]
+    wanted = [name for name in names if name != "none"]
+    for name in wanted:
+        if name != "tensorboard":
+            raise NoCounterpart(_TRACKERS.get(str(name), "there is no such tracker here; remove it"))
+    if not wanted:
+        return Outcome(note="no tracker is used")
+    return Outcome({"integrations": [{"tensorboard": {}}]})
+
+
 def _flat_fields() -> Iterable[Rule]:
     for section in _FLAT_SECTIONS:
         message: Any = pb.FineTuningJobSpec.DESCRIPTOR.fields_by_name[section].message_type
@@ -364,6 +376,11 @@ _DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "half": "fp
 _OPTIMIZERS = {"adamw_bnb_8bit": "adamw_8bit", "paged_adamw": "paged_adamw_32bit"}
 OUTPUT = "output_dir"
 """Name of the folder that `ftf train` downloads into."""
+_TRACKERS: Mapping[str, str] = {
+    "mlflow": 'a tracker needs its address; set integrations = [{mlflow = {tracking_uri = "https://…"}}] instead',
+    "wandb": "Weights & Biases is not available yet; use tensorboard, or integrations = [{mlflow = …}]",
+    "all": "name the trackers; tensorboard needs no address",
+}
 _STORED = (
     "the server stores checkpoints and results; `ftf train` downloads the package there when the job has succeeded"
 )
@@ -411,7 +428,7 @@ JOB_RULES: Rules = table(
         "hyperparameters",
     ),
     implied("logging_strategy", ["steps"], "logs are every logging_steps steps", 'use "steps", and set logging_steps'),
-    implied("report_to", ["none", []], "no tracker is used", "trackers are not available yet; remove it"),
+    Rule(("report_to",), _trackers, "hyperparameters"),
     Rule((OUTPUT,), lambda _: Outcome(note=_STORED)),
     Rule(
         ("logging_dir",), lambda _: Outcome(note="logs are events of the job: `ftf jobs watch JOB`"), "hyperparameters"

@@ -124,6 +124,16 @@ def draft_evaluation(values: Mapping[str, Any]) -> tuple[pb.EvaluationSpec, list
     return spec, reader.files
 
 
+def integration_spec(values: Mapping[str, Any]) -> pb.IntegrationSpec:
+    """Converts a table with one service and its settings. Raises InvalidArgument."""
+    reader = _Reader()
+    spec = pb.IntegrationSpec()
+    reader.read_message(spec, values, "spec")
+    if reader.violations:
+        raise UnreadableSpec("The settings are invalid.", reader.violations)
+    return spec
+
+
 def draft_sources(value: Any, field: str) -> tuple[list[pb.DataSource], list[LocalFile]]:
     """Converts a path, a dataset id, a table or a list of these to sources. Also returns the local files among them.
     Raises InvalidArgument."""
@@ -242,6 +252,9 @@ class _Reader:
         elif descriptor.is_repeated:
             self.read_list(target, descriptor, value, path)
         elif descriptor.message_type is not None:
+            if descriptor.containing_oneof is not None:
+                # An empty table chooses it too.
+                target.SetInParent()
             self.read_message(target, value, path)
         else:
             try:

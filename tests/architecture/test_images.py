@@ -187,7 +187,7 @@ def test_each_container_sees_its_own_certificate_only() -> None:
 @pytest.mark.parametrize("name", sorted(set(STAGES) & {*CONTAINERS}))
 def test_an_image_starts_its_own_process_without_a_shell(name: str) -> None:
     """A shell does not pass on SIGTERM, so a trainer would not save its checkpoint before it is killed."""
-    module = "gateway" if name == "gateway" else f"services.{name}"
+    module = {"gateway": "gateway", "deliveries": "gateway.deliveries"}.get(name, f"services.{name}")
     assert CONTAINERS[name]["build"]["target"] == name
     assert json.loads(STAGES[name].last("CMD")) == ["python", "-m", module]
 
@@ -207,7 +207,7 @@ def test_images_install_only_wheels_whose_hash_is_listed_or_that_were_built_from
 
 @pytest.mark.parametrize(
     ("lock", "extras"),
-    [("gateway", {"gateway", "s3"}), ("services", {"probe", "trainer", "evaluator", "exporter", "s3"})],
+    [("gateway", {"deliveries", "s3"}), ("services", {"probe", "trainer", "evaluator", "exporter", "s3"})],
 )
 def test_images_have_the_packages_that_the_tests_run_with(lock: str, extras: set[str]) -> None:
     """An image would fail at an import, or run with versions that no test has seen. `make lock` updates the locks."""

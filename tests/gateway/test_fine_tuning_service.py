@@ -172,7 +172,7 @@ async def test_an_unknown_dataset_is_not_found(server: JobServer) -> None:
     ("fields", "path"),
     [
         ({"export": {"formats": ["EXPORT_FORMAT_GGUF"], "gguf_types": ["q4_k_m"]}}, "spec.export.gguf_types[0]"),
-        ({"integrations": [{"kind": "wandb"}]}, "spec.integrations"),
+        ({"integrations": [{"wandb": {}}]}, "spec.integrations[0].wandb"),
         ({"evaluation_data": [{"dataset": "ds_1", "weight": 0.5}]}, "spec.evaluation_data[0].weight"),
     ],
 )

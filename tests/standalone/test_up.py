@@ -24,7 +24,7 @@ from finetuneflow.errors import ServerUnreachable, Unauthenticated
 from standalone.ports import free_port
 from tests.odd_names import ODD
 
-PROCESSES = {"nats-server", "gateway", "probe", "trainer", "evaluator", "exporter"}
+PROCESSES = {"nats-server", "gateway", "deliveries", "probe", "trainer", "evaluator", "exporter"}
 
 
 class Up:

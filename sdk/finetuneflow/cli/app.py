@@ -16,6 +16,7 @@ from finetuneflow.cli import (
     estimates,
     generate,
     import_config,
+    integrations,
     jobs,
     keys,
     login,
@@ -81,6 +82,7 @@ def build_app() -> typer.Typer:
     app.add_typer(models_app, name="models")
     app.add_typer(recipes.app, name="recipes")
     app.add_typer(secrets.app, name="secrets")
+    app.add_typer(integrations.app, name="integrations")
     app.command()(probe.probe)
     app.command()(doctor.doctor)
     app.command()(login.login)

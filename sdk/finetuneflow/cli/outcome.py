@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from finetuneflow.cli import integrations
 from finetuneflow.cli.advice import as_typed, ftf
 from finetuneflow.cli.config import toml_text
 from finetuneflow.cli.evaluation_rows import show_metrics
@@ -58,6 +59,9 @@ def show_job(client: Client, job: Job, console: Console) -> None:
     if job.state == JobState.FAILED:
         show_failure(job, console)
     show_attempts(job.attempts, console)
+    if job.integrations:
+        console.print("\nIntegrations:")
+        print_rows(console, integrations.HEADERS, map(integrations.row, job.integrations))
 
 
 def lineage(job: Job) -> str:

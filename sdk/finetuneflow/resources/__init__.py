@@ -20,6 +20,7 @@ from finetuneflow.resources.evaluation import Evaluation, EvaluationRow, RowChan
 from finetuneflow.resources.event import Event, Severity
 from finetuneflow.resources.export import Export
 from finetuneflow.resources.hardware import Gpu, Hardware
+from finetuneflow.resources.integration import DeliveryAttempt, Integration, IntegrationState
 from finetuneflow.resources.job import (
     AdapterStart,
     AttemptSummary,
@@ -92,6 +93,7 @@ __all__ = [
     "DataStatistics",
     "Dataset",
     "DecisionCell",
+    "DeliveryAttempt",
     "DiskEstimate",
     "Evaluation",
     "EvaluationResult",
@@ -115,6 +117,8 @@ __all__ = [
     "HarnessResult",
     "Improvement",
     "InferenceSample",
+    "Integration",
+    "IntegrationState",
     "Job",
     "JobFigures",
     "JobState",

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from finetuneflow.resources.convert import OpenEnum, Resource
+from finetuneflow.resources.integration import Integration
 from finetuneflow.resources.stage_result import GateDecision, PreflightResult, TrainingResult
 
 
@@ -222,6 +223,8 @@ class Job(Resource):
     waiting: str
     """Why the current stage waits, in one sentence, and how many attempts are before it. Empty if it does not wait. Set
     by `jobs.get` only."""
+    integrations: tuple[Integration, ...]
+    """Webhooks and trackers that follow the job, oldest first. Set by `jobs.get` only; empty otherwise."""
     lineage: tuple[AdapterStart, ...]
     """The adapters that the job's training builds upon: the one that it starts from, the one that that one started
     from, and so on. Empty if training starts from the base model."""

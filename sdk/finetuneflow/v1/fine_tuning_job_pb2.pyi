@@ -1,6 +1,7 @@
 import datetime
 
 from finetuneflow.v1 import fine_tuning_job_spec_pb2 as _fine_tuning_job_spec_pb2
+from finetuneflow.v1 import integration_pb2 as _integration_pb2
 from finetuneflow.v1 import stage_result_pb2 as _stage_result_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -58,7 +59,7 @@ FAULT_USER_ERROR: Fault
 FAULT_SYSTEM_ERROR: Fault
 
 class FineTuningJob(_message.Message):
-    __slots__ = ("id", "spec", "resolved_spec", "resolutions", "state", "stage", "reason", "message", "fault", "advice", "attempt", "failed_attempts", "progress", "last_sequence", "tuned_model", "evaluation_id", "export_id", "preflight", "training", "create_time", "update_time", "end_time", "attempts", "waiting", "lineage", "gate_decision", "shown_regression")
+    __slots__ = ("id", "spec", "resolved_spec", "resolutions", "state", "stage", "reason", "message", "fault", "advice", "attempt", "failed_attempts", "progress", "last_sequence", "tuned_model", "evaluation_id", "export_id", "preflight", "training", "create_time", "update_time", "end_time", "attempts", "waiting", "lineage", "gate_decision", "shown_regression", "integrations")
     ID_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
     RESOLVED_SPEC_FIELD_NUMBER: _ClassVar[int]
@@ -86,6 +87,7 @@ class FineTuningJob(_message.Message):
     LINEAGE_FIELD_NUMBER: _ClassVar[int]
     GATE_DECISION_FIELD_NUMBER: _ClassVar[int]
     SHOWN_REGRESSION_FIELD_NUMBER: _ClassVar[int]
+    INTEGRATIONS_FIELD_NUMBER: _ClassVar[int]
     id: str
     spec: _fine_tuning_job_spec_pb2.FineTuningJobSpec
     resolved_spec: _fine_tuning_job_spec_pb2.FineTuningJobSpec
@@ -113,7 +115,8 @@ class FineTuningJob(_message.Message):
     lineage: _containers.RepeatedCompositeFieldContainer[AdapterStart]
     gate_decision: _stage_result_pb2.GateDecision
     shown_regression: str
-    def __init__(self, id: _Optional[str] = ..., spec: _Optional[_Union[_fine_tuning_job_spec_pb2.FineTuningJobSpec, _Mapping]] = ..., resolved_spec: _Optional[_Union[_fine_tuning_job_spec_pb2.FineTuningJobSpec, _Mapping]] = ..., resolutions: _Optional[_Iterable[_Union[Resolution, _Mapping]]] = ..., state: _Optional[_Union[JobState, str]] = ..., stage: _Optional[_Union[Stage, str]] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., fault: _Optional[_Union[Fault, str]] = ..., advice: _Optional[str] = ..., attempt: _Optional[int] = ..., failed_attempts: _Optional[int] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., last_sequence: _Optional[int] = ..., tuned_model: _Optional[str] = ..., evaluation_id: _Optional[str] = ..., export_id: _Optional[str] = ..., preflight: _Optional[_Union[_stage_result_pb2.PreflightResult, _Mapping]] = ..., training: _Optional[_Union[_stage_result_pb2.TrainingResult, _Mapping]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., attempts: _Optional[_Iterable[_Union[AttemptSummary, _Mapping]]] = ..., waiting: _Optional[str] = ..., lineage: _Optional[_Iterable[_Union[AdapterStart, _Mapping]]] = ..., gate_decision: _Optional[_Union[_stage_result_pb2.GateDecision, str]] = ..., shown_regression: _Optional[str] = ...) -> None: ...
+    integrations: _containers.RepeatedCompositeFieldContainer[_integration_pb2.Integration]
+    def __init__(self, id: _Optional[str] = ..., spec: _Optional[_Union[_fine_tuning_job_spec_pb2.FineTuningJobSpec, _Mapping]] = ..., resolved_spec: _Optional[_Union[_fine_tuning_job_spec_pb2.FineTuningJobSpec, _Mapping]] = ..., resolutions: _Optional[_Iterable[_Union[Resolution, _Mapping]]] = ..., state: _Optional[_Union[JobState, str]] = ..., stage: _Optional[_Union[Stage, str]] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., fault: _Optional[_Union[Fault, str]] = ..., advice: _Optional[str] = ..., attempt: _Optional[int] = ..., failed_attempts: _Optional[int] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., last_sequence: _Optional[int] = ..., tuned_model: _Optional[str] = ..., evaluation_id: _Optional[str] = ..., export_id: _Optional[str] = ..., preflight: _Optional[_Union[_stage_result_pb2.PreflightResult, _Mapping]] = ..., training: _Optional[_Union[_stage_result_pb2.TrainingResult, _Mapping]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., attempts: _Optional[_Iterable[_Union[AttemptSummary, _Mapping]]] = ..., waiting: _Optional[str] = ..., lineage: _Optional[_Iterable[_Union[AdapterStart, _Mapping]]] = ..., gate_decision: _Optional[_Union[_stage_result_pb2.GateDecision, str]] = ..., shown_regression: _Optional[str] = ..., integrations: _Optional[_Iterable[_Union[_integration_pb2.Integration, _Mapping]]] = ...) -> None: ...
 
 class AdapterStart(_message.Message):
     __slots__ = ("start_from", "start_mode", "manifest_sha256")

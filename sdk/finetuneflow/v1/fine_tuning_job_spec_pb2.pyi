@@ -350,19 +350,54 @@ class HubPush(_message.Message):
     def __init__(self, repo_id: _Optional[str] = ..., private: bool = ..., revision: _Optional[str] = ..., commit_message: _Optional[str] = ...) -> None: ...
 
 class IntegrationSpec(_message.Message):
-    __slots__ = ("kind", "settings")
-    class SettingsEntry(_message.Message):
-        __slots__ = ("key", "value")
-        KEY_FIELD_NUMBER: _ClassVar[int]
-        VALUE_FIELD_NUMBER: _ClassVar[int]
-        key: str
-        value: str
-        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
-    KIND_FIELD_NUMBER: _ClassVar[int]
-    SETTINGS_FIELD_NUMBER: _ClassVar[int]
-    kind: str
-    settings: _containers.ScalarMap[str, str]
-    def __init__(self, kind: _Optional[str] = ..., settings: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    __slots__ = ("webhook", "tensorboard", "mlflow", "wandb")
+    WEBHOOK_FIELD_NUMBER: _ClassVar[int]
+    TENSORBOARD_FIELD_NUMBER: _ClassVar[int]
+    MLFLOW_FIELD_NUMBER: _ClassVar[int]
+    WANDB_FIELD_NUMBER: _ClassVar[int]
+    webhook: WebhookSpec
+    tensorboard: TensorboardSpec
+    mlflow: MlflowSpec
+    wandb: WandbSpec
+    def __init__(self, webhook: _Optional[_Union[WebhookSpec, _Mapping]] = ..., tensorboard: _Optional[_Union[TensorboardSpec, _Mapping]] = ..., mlflow: _Optional[_Union[MlflowSpec, _Mapping]] = ..., wandb: _Optional[_Union[WandbSpec, _Mapping]] = ...) -> None: ...
+
+class WebhookSpec(_message.Message):
+    __slots__ = ("url", "secret", "kinds")
+    URL_FIELD_NUMBER: _ClassVar[int]
+    SECRET_FIELD_NUMBER: _ClassVar[int]
+    KINDS_FIELD_NUMBER: _ClassVar[int]
+    url: str
+    secret: str
+    kinds: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, url: _Optional[str] = ..., secret: _Optional[str] = ..., kinds: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class TensorboardSpec(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class MlflowSpec(_message.Message):
+    __slots__ = ("tracking_uri", "experiment", "run_name", "username", "secret")
+    TRACKING_URI_FIELD_NUMBER: _ClassVar[int]
+    EXPERIMENT_FIELD_NUMBER: _ClassVar[int]
+    RUN_NAME_FIELD_NUMBER: _ClassVar[int]
+    USERNAME_FIELD_NUMBER: _ClassVar[int]
+    SECRET_FIELD_NUMBER: _ClassVar[int]
+    tracking_uri: str
+    experiment: str
+    run_name: str
+    username: str
+    secret: str
+    def __init__(self, tracking_uri: _Optional[str] = ..., experiment: _Optional[str] = ..., run_name: _Optional[str] = ..., username: _Optional[str] = ..., secret: _Optional[str] = ...) -> None: ...
+
+class WandbSpec(_message.Message):
+    __slots__ = ("project", "run_name", "secret")
+    PROJECT_FIELD_NUMBER: _ClassVar[int]
+    RUN_NAME_FIELD_NUMBER: _ClassVar[int]
+    SECRET_FIELD_NUMBER: _ClassVar[int]
+    project: str
+    run_name: str
+    secret: str
+    def __init__(self, project: _Optional[str] = ..., run_name: _Optional[str] = ..., secret: _Optional[str] = ...) -> None: ...
 
 class ResourceSpec(_message.Message):
     __slots__ = ("pool", "gpus")

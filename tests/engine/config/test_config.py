@@ -110,7 +110,8 @@ def _leaves(annotation: Any) -> list[Any]:
         ),
         ({"evaluation": {"prompts": ["a", ""]}}, "evaluation.prompts[1]", "at least 1 character"),
         ({"resources": {"pool": "GPU"}}, "resources.pool", "[a-z][a-z0-9-]{0,30}"),
-        ({"integrations": [{"kind": "comet"}]}, "integrations[0].kind", "one of tensorboard, mlflow"),
+        ({"integrations": [{"mlflw": {}}]}, "integrations[0].mlflw", "Did you mean mlflow?"),
+        ({"integrations": [{}]}, "integrations[0]", "one of webhook, tensorboard, mlflow"),
     ],
 )  # fmt: skip
 def test_a_bad_value_is_named_with_its_path_range_and_default(change: dict[str, Any], path: str, said: str) -> None:
@@ -220,11 +221,11 @@ def test_unavailable_features_are_refused_by_field() -> None:
         "training_data": [{"dataset": "a", "weight": 2.0}],
         "evaluation_data": [{"dataset": "b", "weight": 2.0}],
         "export": {"formats": ["adapter", "gguf"], "gguf_types": ["q8_0", "q4_k_m"]},
-        "integrations": [{"kind": "wandb"}],
+        "integrations": [{"wandb": {}}],
         "resources": {"gpus": 2},
     }
     assert [violation.field.removeprefix("spec.") for violation in unsupported(job_config(spec))] == [
-        "evaluation_data[0].weight", "export.gguf_types[1]", "integrations", "resources.gpus",
+        "evaluation_data[0].weight", "export.gguf_types[1]", "integrations[0].wandb", "resources.gpus",
     ]  # fmt: skip
     assert unsupported(job_config(MINIMAL)) == []
 

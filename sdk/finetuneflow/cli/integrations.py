@@ -1,0 +1,134 @@
+"""`ftf integrations`."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any
+
+import typer
+
+from finetuneflow.cli.session import Json, not_empty, print_deleted, print_json, print_rows, session, shortened
+from finetuneflow.errors import InvalidArgument, Violation
+from finetuneflow.resources.integration import DeliveryAttempt, Integration
+
+app = typer.Typer(no_args_is_help=True, help="Webhooks and trackers that follow jobs.")
+
+HEADERS = ("ID", "KIND", "STATE", "DELIVERED", "RUN", "LAST ERROR")
+
+_JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of the job.", callback=not_empty)]
+_Id = Annotated[str, typer.Argument(metavar="INTEGRATION", help="Id of the integration.", callback=not_empty)]
+
+
+@app.command()
+def add(
+    ctx: typer.Context,
+    job_id: _JobId,
+    webhook: Annotated[str | None, typer.Option(metavar="URL", help="Send a signed request for each event.")] = None,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write event files of TensorBoard.")] = False,
+    mlflow: Annotated[str | None, typer.Option(metavar="URL", help="Write a run on this MLflow server.")] = None,
+    secret: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Secret with the key of the webhook, or the token or password for MLflow."),
+    ] = None,
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(help="Kind of events that the webhook gets. Repeatable.", show_default="state_changed"),
+    ] = None,
+    experiment: Annotated[str | None, typer.Option(help="Experiment of MLflow.", show_default="finetuneflow")] = None,
+    run_name: Annotated[str | None, typer.Option(help="Name of the run.", show_default="the job's name")] = None,
+    username: Annotated[str | None, typer.Option(help="User of MLflow, whose password is the secret.")] = None,
+    json: Json = False,
+) -> None:
+    """Add a webhook or a tracker to a job, which may have ended: it gets the whole history."""
+    options = {
+        "webhook": webhook and {"url": webhook, "secret": secret, "kinds": kind},
+        "tensorboard": {} if tensorboard else None,
+        "mlflow": mlflow
+        and {
+            "tracking_uri": mlflow,
+            "experiment": experiment,
+            "run_name": run_name,
+            "username": username,
+            "secret": secret,
+        },
+    }
+    spec: dict[str, Any] = {name: values for name, values in options.items() if values is not None}
+    if len(spec) != 1:
+        wrong = Violation("--webhook, --tensorboard, --mlflow", "set one of them")
+        raise InvalidArgument("The integration is invalid.", violations=[wrong])
+    here = session(ctx)
+    integration = here.client.integrations.create(job_id, spec)
+    if json:
+        print_json(integration.proto)
+    else:
+        here.console.print(f"Added {integration.id}")
+
+
+@app.command("list")
+def list_integrations(ctx: typer.Context, job_id: _JobId, json: Json = False) -> None:
+    """List the integrations of a job."""
+    here = session(ctx)
+    found = here.client.integrations.list(job_id)
+    if json:
+        print_json(*(each.proto for each in found))
+    else:
+        print_rows(here.console, HEADERS, map(row, found))
+
+
+@app.command()
+def retry(ctx: typer.Context, integration_id: _Id, json: Json = False) -> None:
+    """Continue an integration that has failed with the event that could not be delivered."""
+    here = session(ctx)
+    integration = here.client.integrations.retry(integration_id)
+    if json:
+        print_json(integration.proto)
+    else:
+        here.console.print(f"{integration.id} {integration.state}")
+
+
+@app.command()
+def delete(ctx: typer.Context, integration_id: _Id, json: Json = False) -> None:
+    """End an integration and delete its log."""
+    here = session(ctx)
+    here.client.integrations.delete(integration_id)
+    print_deleted(here.console, integration_id, as_json=json)
+
+
+@app.command()
+def log(
+    ctx: typer.Context,
+    integration_id: _Id,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Maximum number to list, newest first.")] = 20,
+    json: Json = False,
+) -> None:
+    """List the latest tries to deliver, with their answers."""
+    here = session(ctx)
+    tries = here.client.integrations.attempts(integration_id, limit=limit)
+    if json:
+        print_json(*(each.proto for each in tries))
+    else:
+        print_rows(here.console, ["TRY", "TIME", "EVENTS", "STATUS", "SECONDS", "ERROR"], map(_try_row, tries))
+
+
+def row(integration: Integration) -> list[str]:
+    """The cells of an integration under HEADERS."""
+    return [
+        integration.id,
+        integration.kind,
+        integration.state,
+        str(integration.delivered_sequence),
+        integration.run_url or integration.run_name,
+        shortened(integration.last_error),
+    ]
+
+
+def _try_row(tried: DeliveryAttempt) -> list[str]:
+    first, last = tried.first_sequence, tried.last_sequence
+    events = "" if not first else str(first) if first == last else f"{first}-{last}"
+    status = str(tried.http_status) if tried.http_status else ""
+    seconds = f"{tried.duration_seconds:.2f}"
+    return [str(tried.number), _time(tried.time), events, status, seconds, shortened(tried.error)]
+
+
+def _time(time: datetime | None) -> str:
+    return f"{time.astimezone():%Y-%m-%d %H:%M:%S}" if time else ""
