@@ -1,6 +1,8 @@
 """Compares two models by one metric: gain, interval, flips, and what the number of rows can show. Or measures one.
 
 Intervals are percentiles of a paired bootstrap over rows with a fixed seed (Efron and Tibshirani 1993, chapter 13).
+Those of answers that are right or wrong are exact: resampled rows that agree would have an interval of no width,
+however few they are.
 """
 
 import math
@@ -41,6 +43,7 @@ class Paired:
     tuned: Floats
     higher_is_better: bool = True
     is_right_or_wrong: bool = False
+    """True if all values are 0 or 1."""
     weights: Floats | None = None
     """Weight of each row in the mean, such as its number of trained tokens. None: all rows weigh the same."""
     exponential: bool = False
@@ -102,15 +105,24 @@ class Compared:
         return self.paired.rounding * (abs(self.tuned or 0.0) if self.paired.exponential else 1.0)
 
     def gain_interval(self, confidence: float = CONFIDENCE) -> tuple[float, float] | None:
-        """Returns the two-sided interval of the gain. None with fewer than two rows."""
+        """Returns the two-sided interval of the gain. None with too few rows: not even rows that all agree would show
+        a gain, or a loss, with this confidence."""
         if not self.paired.is_sample:
             return None if self.gain is None else (self.gain, self.gain)
+        if _too_few(self.num_rows, confidence) or not len(self._gains):
+            return None
+        if self.paired.is_right_or_wrong:
+            return _flip_interval(self.num_improved, self.num_worsened, self.num_rows, confidence)
         return _interval(self._gains, confidence)
 
     def value_interval(self, confidence: float = CONFIDENCE) -> tuple[float, float] | None:
-        """Returns the two-sided interval of the tuned model's value. None with fewer than two rows."""
+        """Returns the two-sided interval of the tuned model's value. None with too few rows, as for the gain."""
         if not self.paired.is_sample:
             return None if self.tuned is None else (self.tuned, self.tuned)
+        if _too_few(self.num_rows, confidence) or not len(self._values):
+            return None
+        if self.paired.is_right_or_wrong and self.tuned is not None:
+            return _share_interval(round(self.tuned * self.num_rows), self.num_rows, confidence)
         return _interval(self._values, confidence)
 
     @property
@@ -175,7 +187,7 @@ def _compared(paired: Paired) -> Compared:
         num_improved=improved,
         num_worsened=worsened,
         p_value=mcnemar(improved, worsened) if paired.is_right_or_wrong and len(base) else None,
-        detectable_gain=_detectable(gains),
+        detectable_gain=_detectable(paired, gains, improved, worsened),
         _gains=gains,
         _values=values,
     )
@@ -238,14 +250,49 @@ def _interval(sorted_values: Floats, confidence: float) -> tuple[float, float] |
     return (float(low), float(high)) if math.isfinite(low) and math.isfinite(high) else None
 
 
-def _detectable(gains: Floats) -> float | None:
-    """Returns the smallest true gain that as many rows, as scattered as these, show with a probability of 0.8."""
-    if not len(gains):
+def _too_few(num_rows: int, confidence: float) -> bool:
+    """Returns True if a sign test of this many rows cannot reach the confidence (5 rows or fewer for 95 %)."""
+    return 2 * 0.5**num_rows > 1 - confidence
+
+
+def _share_interval(hits: int, num_rows: int, confidence: float) -> tuple[float, float]:
+    """Returns the exact interval of a share (Clopper and Pearson 1934)."""
+    from scipy.stats import binomtest
+
+    found = binomtest(hits, num_rows).proportion_ci(confidence, method="exact")
+    return float(found.low), float(found.high)
+
+
+def _flip_interval(improved: int, worsened: int, num_rows: int, confidence: float) -> tuple[float, float]:
+    """Returns an interval of the gain in a share of right answers, which excludes 0 where McNemar's exact test does.
+
+    The gain is the share of flips times (2 p - 1), with p the share of improvements among the flips. Both have exact
+    intervals, whose most distant values are taken, so this one is not too narrow for few rows.
+    """
+    flips = improved + worsened
+    fewest, most = _share_interval(flips, num_rows, confidence)
+    lowest, highest = _share_interval(improved, flips, confidence) if flips else (0.0, 1.0)
+    low, high = 2 * lowest - 1, 2 * highest - 1
+    return low * (fewest if low > 0 else most), high * (most if high > 0 else fewest)
+
+
+def _detectable(paired: Paired, gains: Floats, improved: int, worsened: int) -> float | None:
+    """Returns the smallest true gain that as many rows, as scattered as these, show with a probability of 0.8. None if
+    there are too few rows for any."""
+    num_rows = int(paired.measured.sum())
+    if not len(gains) or _too_few(num_rows, CONFIDENCE):
         return None
     from scipy.stats import norm
 
-    spread = float(gains.std())
-    return _finite((float(norm.ppf((1 + CONFIDENCE) / 2)) + _POWER_Z) * spread)
+    quantiles = float(norm.ppf((1 + CONFIDENCE) / 2)) + _POWER_Z
+    if not paired.is_right_or_wrong:
+        return _finite(max(quantiles * float(gains.std()), paired.rounding))
+    # With half a row added to each outcome, rows that agree are not taken for certain (Agresti and Min 2005).
+    flips, more = improved + worsened + 1, improved - worsened
+    spread = math.sqrt(flips - more**2 / (num_rows + 2)) / (num_rows + 2)
+    fewest = next(number for number in range(1, num_rows + 1) if not _too_few(number, CONFIDENCE))
+    found = max(quantiles * spread, fewest / num_rows)
+    return found if found <= 1 else None
 
 
 def _finite(value: float) -> float | None:

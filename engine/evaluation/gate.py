@@ -49,8 +49,11 @@ def _outcome(condition: GateCondition, found: Compared | None) -> Outcome:
     decision = _decision(condition, low, high, found.rounding)
     words = {PROMOTE: "holds", REJECT: "fails", INCONCLUSIVE: "is neither shown nor refuted"}
     hint = ""
-    if decision == INCONCLUSIVE and condition.min_gain is not None and found.detectable_gain is not None:
-        hint = f"; {rows} show a gain of {figure(found.detectable_gain)} with a probability of 80 %"
+    if decision == INCONCLUSIVE and condition.min_gain is not None:
+        if found.rounding and not low <= condition.min_gain <= high:
+            hint = f"; differences up to {figure(found.rounding)} may come from the arithmetic"
+        elif found.detectable_gain is not None:
+            hint = f"; {rows} show a gain of {figure(found.detectable_gain)} with a probability of 80 %"
     return Outcome(f"{wanted}: measured {said}: the condition {words[decision]}{hint}.", decision)
 
 

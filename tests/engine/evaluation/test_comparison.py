@@ -63,6 +63,46 @@ def test_small_sets_say_how_small_an_effect_they_could_have_shown() -> None:
     assert shown == 1
 
 
+@pytest.mark.parametrize(
+    ("base", "tuned"),
+    [
+        ([0, 0], [1, 1]),
+        ([0, 0, 0], [1, 1, 1]),
+        ([0] * 10, [1] * 4 + [0] * 6),
+        ([1] * 6, [0] * 3 + [1] * 3),
+        ([0] * 5, [1] * 5),
+        ([0] * 8, [1] * 8),
+        ([0] * 20 + [1] * 20, [1] * 9 + [0] * 12 + [1] * 19),
+    ],
+)
+def test_right_answers_are_better_only_where_mcnemar_shows_it(base: list[float], tuned: list[float]) -> None:
+    """A handful of rows that agree would have a bootstrap interval of no width, and promote any model."""
+    found = compared(Paired.of("accuracy", base, tuned, is_right_or_wrong=True))
+    assert found.p_value is not None
+    assert (found.conclusion != "NO_DIFFERENCE_SHOWN") == (found.p_value < 0.05)
+
+
+def test_shares_have_exact_intervals() -> None:
+    all_right = compared(Paired.of("accuracy", [0] * 10, [1] * 10, is_right_or_wrong=True))
+    assert all_right.value_interval() == pytest.approx((0.6915, 1.0), abs=1e-4), "Clopper and Pearson"
+    interval = all_right.gain_interval()
+    assert interval is not None and 0 < interval[0] < 0.5 and interval[1] == 1
+    equal = compared(Paired.of("accuracy", [1] * 20, [1] * 20, is_right_or_wrong=True))
+    assert equal.gain_interval() == pytest.approx((-0.1684, 0.1684), abs=1e-4)
+    assert equal.detectable_gain is not None and equal.detectable_gain >= 6 / 20
+    for rows, decision in ((10, "INCONCLUSIVE"), (400, "PROMOTE")):
+        right = compared(Paired.of("accuracy", [0] * rows, [1] * rows, is_right_or_wrong=True))
+        assert decide([GateCondition(metric="accuracy", min_value=0.99)], {"accuracy": right})[0] == decision
+
+
+def test_five_rows_show_nothing() -> None:
+    """With five rows, all agree by chance once in sixteen times."""
+    values = numpy.arange(5.0)
+    found = compared(Paired("loss", values + 1, values, higher_is_better=False, weights=numpy.ones(5)))
+    assert (found.gain_interval(), found.value_interval(), found.detectable_gain) == (None, None, None)
+    assert found.conclusion == "NO_DIFFERENCE_SHOWN" and found.gain_interval(0.9) is not None
+
+
 def test_mcnemar_is_the_exact_binomial_test() -> None:
     assert mcnemar(0, 0) == 1.0
     assert mcnemar(10, 0) == pytest.approx(2 * 0.5**10)
@@ -150,7 +190,8 @@ def test_loss_that_differs_by_rounding_is_no_difference() -> None:
             )
         )  # fmt: skip
         assert found.conclusion == "NO_DIFFERENCE_SHOWN"
-        assert decide([GateCondition(metric="loss", min_gain=0.0)], {"loss": found})[0] == "INCONCLUSIVE"
+        decision, outcomes = decide([GateCondition(metric="loss", min_gain=0.0)], {"loss": found})
+        assert decision == "INCONCLUSIVE" and "may come from the arithmetic" in outcomes[0].sentence
         worse = replace(found.paired, tuned=base + 3e-3)
         assert compared(worse).conclusion == "WORSE"
         assert decide([GateCondition(metric="loss", min_gain=0.0)], {"loss": compared(worse)})[0] == "REJECT"
@@ -158,8 +199,9 @@ def test_loss_that_differs_by_rounding_is_no_difference() -> None:
 
 def test_base_model_without_a_loss_says_nothing_about_the_tuned_one() -> None:
     """A broken base model must not reject a good tuned one: there is nothing to compare with."""
-    before = numpy.array([1.0, math.nan, 3.0, 2.0])
-    found = compared(Paired("loss", before, numpy.array([1.0, 2.0, 1.5, 1.0]), False, weights=numpy.ones(4)))
+    before = numpy.tile([1.0, math.nan, 3.0, 2.0], 3)
+    after = numpy.tile([1.0, 2.0, 1.5, 1.0], 3)
+    found = compared(Paired("loss", before, after, False, weights=numpy.ones(12)))
     decision, outcomes = decide(_LOWER_LOSS, {"loss": found})
     assert decision == "INCONCLUSIVE" and "compared with is not a finite number" in outcomes[0].sentence
     assert (found.base, found.tuned) == (None, 1.375)
@@ -170,7 +212,7 @@ def test_base_model_without_a_loss_says_nothing_about_the_tuned_one() -> None:
         perplexity = compared(Paired("perplexity", huge, huge - 799, False, weights=numpy.ones(2), exponential=True))
     condition = [GateCondition(metric="perplexity", min_gain=0.0)]
     assert decide(condition, {"perplexity": perplexity})[0] == "INCONCLUSIVE"
-    both = compared(Paired("loss", before, before, False, weights=numpy.ones(4)))
+    both = compared(Paired("loss", before, before, False, weights=numpy.ones(12)))
     assert decide(_LOWER_LOSS, {"loss": both})[0] == "REJECT", "a tuned model without a loss is broken"
     assert [is_worse(*each) for each in ((1.0, math.nan), (math.nan, 1.0), (2.0, 1.0), (1.0, 1.0))] == [
         *(False, True, True, False)
