@@ -122,8 +122,8 @@ class Evaluation(Section):
         if self.harness_limit is not None and not self.harness_tasks:
             raise ValueError("harness_limit is set, but harness_tasks names no task")
         names = [grader(each).name for each in self.graders]
-        if len(set(names)) < len(names):
-            raise ValueError("two graders have one name")
+        if repeated := next((name for name in names if names.count(name) > 1), ""):
+            raise ValueError(f"two graders have the name {repeated!r}")
         for index, condition in enumerate(self.gate):
             try:
                 self._check_condition(condition, names)

@@ -24,7 +24,7 @@ _MAX_TEXT: Final = 16 * 1024
 FUNCTIONS: Final = ("abs", "ceil", "exp", "floor", "log", "max", "min", "sqrt")
 """Functions that `calculate_output` can call."""
 _UNAVAILABLE: Final = {
-    "python": "runs code, which is not done here; use string_check, text_similarity, score_model or multi",
+    "python": "runs code, which is not done here; use string_check, text_similarity, label_model, score_model or multi",
     "endpoint": "calls a service of your own, which is not done here; use score_model with a model of the catalogue",
 }
 

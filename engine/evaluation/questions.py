@@ -31,7 +31,7 @@ class _Row(BaseModel):
     prompt: str | None = Field(default=None, min_length=1, max_length=64 * 1024)
     messages: list[_Turn] | None = Field(default=None, min_length=1, max_length=100)
     graders: list[dict[str, Any]] = Field(min_length=1, max_length=16)
-    must_pass: bool = False
+    must_pass: bool = Field(default=False, strict=True)
 
 
 @dataclass(frozen=True)

@@ -138,8 +138,12 @@ def _metric_row(metric: MetricComparison) -> list[str]:
         "" if metric.gain is None else _signed(metric.gain),
         interval,
         f"{metric.num_improved}/{metric.num_worsened} of {metric.num_rows}" if directed else "",
-        (metric.conclusion or "").lower().replace("_", " "),
+        ", ".join(filter(None, [(metric.conclusion or "").lower().replace("_", " "), _p_value(metric)])),
     ]
+
+
+def _p_value(metric: MetricComparison) -> str:
+    return "" if metric.p_value is None else f"p {metric.p_value:.2g}"
 
 
 def _value_row(metric: MetricComparison) -> list[str]:

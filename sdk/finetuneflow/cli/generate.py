@@ -70,6 +70,8 @@ def generate(
         raise typer.BadParameter("--template and --out belong to --rows.")
     if temperature in (None, 0) and (seed is not None or top_p is not None):
         raise typer.BadParameter("--seed and --top-p need a --temperature above 0.")
+    if logprobs and not json:
+        raise typer.BadParameter("--logprobs needs --json.")
     models = session(ctx).client.models
     settings: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,

@@ -438,7 +438,7 @@ def _row(work: Work) -> list[str]:
     created = f"{work.create_time.astimezone():%Y-%m-%d %H:%M}" if work.create_time else ""
     result = ""
     if isinstance(work, Evaluation):
-        result = "" if work.delta is None else f"{work.delta:+.4f} nats"
+        result = "" if work.delta is None else f"loss {work.delta:+.4f}"
         if work.result is not None and work.result.single_model and work.result.tuned_loss is not None:
             result = f"loss {work.result.tuned_loss:.4f}, one model"
         if work.result is not None and work.result.gate is not None and work.result.gate.decision is not None:

@@ -142,6 +142,10 @@ def _show_attempt(event: Event, job: Job, console: Console) -> None:
             console.print(line)
 
 
+_LOSS_ROUNDING = 1e-4
+"""Differences of losses up to this, in nats per token, may come from the arithmetic."""
+
+
 def _show_results(client: Client, job: Job, console: Console) -> None:
     if job.training is not None:
         training = job.training
@@ -244,7 +248,7 @@ def show_evaluation(evaluation: Evaluation, console: Console) -> None:
         console.print(f"Evaluation  {base}tuned {result.tuned_loss:.4f}{change} nats per trained token, {rows}")
         is_of_base = not evaluation.against.startswith("ft:") and evaluation.model.startswith("ft:")
         tuned_loss, base_loss = result.tuned_loss, result.base_loss
-        if is_of_base and base_loss is not None and (math.isnan(tuned_loss) or tuned_loss > base_loss):
+        if is_of_base and base_loss is not None and (math.isnan(tuned_loss) or tuned_loss - base_loss > _LOSS_ROUNDING):
             console.print("            The tuned model is worse than its base model: do not serve it.")
     elif result.samples or result.metrics:
         console.print(f"Evaluation  {count(len(result.samples), 'sample')}; no held-out rows to measure a loss on")

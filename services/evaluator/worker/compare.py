@@ -206,11 +206,15 @@ class Compare:
     def _base_losses(self) -> list[RowLoss]:
         return [row.base_loss for row in self._rows if row.base_loss is not None]
 
+    @property
+    def _expected(self) -> list[str]:
+        """Expected answers of all held-out rows, those that were not answered too: they decide what is measured."""
+        return [row.text.expected_output for row in self._rows if row.text.has_question]
+
     def _of_answers(self) -> list[Compared]:
-        expected = [row.text.expected_output for row in self._answered]
         if not self._answered:
             return []
-        names = self._evaluation.metrics or chosen_metrics(expected)
+        names = self._evaluation.metrics or chosen_metrics(self._expected)
         if self._evaluation.json_schema is not None:
             names = [*names, "json_schema"]
         measured_otherwise = (*MEASURED_ALWAYS, *names)
@@ -269,7 +273,7 @@ class Compare:
 
     def _fill_classification(self, result: EvaluationResult) -> None:
         expected = [label_of(row.text.expected_output) for row in self._answered]
-        names = labels([row.text.expected_output for row in self._answered])
+        names = labels(self._expected)
         if not names or not any(metric.name == "accuracy" for metric in result.metrics):
             return
         found = Classification(labels=names)
