@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -150,11 +150,26 @@ class Architecture:
                 tuple(layer for layer in self.linears if f"{self.blocks_path}.{block}.{layer.name}" in matched)
                 for block in range(self.layers)
             ]
-        named = self.named(lora.target_modules)
+        everywhere = self.named(lora.target_modules)
+        in_blocks = {target for target in lora.target_modules if not self.named([target])}
         return [
-            named if not lora.layers_to_transform or block in lora.layers_to_transform else ()
+            (everywhere if not in_blocks else self._in_block(block, everywhere, in_blocks))
+            if not lora.layers_to_transform or block in lora.layers_to_transform
+            else ()
             for block in range(self.layers)
         ]
+
+    def _in_block(
+        self, block: int, everywhere: Collection[LinearLayer], paths: Collection[str]
+    ) -> tuple[LinearLayer, ...]:
+        """Returns the layers `everywhere`, and those whose path ends in one of `paths`, such as
+        `model.layers.0.self_attn.q_proj`, as peft saves the targets of an adapter."""
+
+        def ends(layer: LinearLayer) -> bool:
+            parts = f"{self.blocks_path}.{block}.{layer.name}".split(".")
+            return any(".".join(parts[start:]) in paths for start in range(len(parts)))
+
+        return tuple(layer for layer in self.linears if layer in everywhere or ends(layer))
 
     @cached_property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:

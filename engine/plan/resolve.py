@@ -89,7 +89,8 @@ def _check_modules(resolved: Resolved, architecture: Architecture) -> None:
     lora, known = resolved.config.lora, architecture.module_names()
     violations = []
     for index, target in enumerate(lora.target_modules):
-        if not architecture.named([target]):
+        one = lora.model_copy(update={"target_modules": [target], "target_modules_pattern": None})
+        if not any(architecture.targets(one)):
             close = difflib.get_close_matches(target, known, n=1)
             hint = f"Did you mean {close[0]}?" if close else f"It has: {', '.join(known)}."
             message = f"The base model has no linear layer {target!r}. {hint}"

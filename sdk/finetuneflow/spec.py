@@ -267,7 +267,8 @@ class _Reader:
             # peft's name for the default. As a list it replaces the list of a recipe.
             value = [value]
         if isinstance(value, str) or not isinstance(value, Sequence):
-            self.refuse(path, f"must be a list, not {value!r}")
+            example = f', such as ["{value.split(",")[0]}"]' if isinstance(value, str) and value else ""
+            self.refuse(path, f"must be a list{example}, not {value!r}")
             return
         for index, item in enumerate(value):
             if descriptor.message_type is not None:

@@ -90,7 +90,12 @@ def import_config(
 
 
 def recognized(table: Mapping[str, Any]) -> Program:
-    """Returns the program with the most names of its own in a file; TRL if there are none."""
+    """Returns the program with the most names of its own in a file; TRL if there are none, which has few. Raises
+    InvalidArgument if no program knows any of the names."""
+    if not any(table.keys() & program.rules.keys() for program in _PROGRAMS.values()):
+        programs = ", ".join(program.title for program in _PROGRAMS.values())
+        message = f"The file has no setting of {programs}. Name its program with --from if it is one of them."
+        raise InvalidArgument(message, reason="INVALID_CONFIG")
     return max(_PROGRAMS.values(), key=lambda program: len(program.marks & table.keys()))
 
 

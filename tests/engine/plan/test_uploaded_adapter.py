@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from engine.config.job import job_config
+from engine.config.job import Lora, job_config
 from engine.errors import JobError
 from engine.estimate.architecture import Architecture
 from engine.plan.resolved import Resolved
@@ -67,6 +67,23 @@ def test_job_takes_the_settings_of_the_adapter(tiny: Path, folder: Path, dtype: 
     assert (lora.r, lora.lora_alpha, sorted(lora.target_modules)) == (3, 6.0, ["down_proj", "q_proj"])
     assert lora.lora_dropout == 0.2
     assert [(one.field, one.value) for one in found.resolutions] == [("lora", "r = 3, lora_alpha = 6")]
+
+
+def test_adapter_of_all_linear_layers_is_taken_as_peft_saves_it(tiny: Path, tmp_path: Path) -> None:
+    """peft and TRL save the path of every layer for it, and so do our packages."""
+    config = LoraConfig(task_type="CAUSAL_LM", r=3, lora_alpha=6, target_modules="all-linear")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(tiny), config).save_pretrained(tmp_path / "adapter")
+    saved = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["target_modules"]
+    assert any(target.startswith("model.layers.0.") for target in saved), "peft saves names now"
+    architecture = Architecture.of_folder(tiny)
+    assert architecture.targets(taken(tiny, tmp_path / "adapter").config.lora) == [architecture.linears] * 2
+
+
+def test_layer_of_one_block_can_be_named(tiny: Path) -> None:
+    architecture = Architecture.of_folder(tiny)
+    lora = Lora(target_modules=["layers.1.self_attn.q_proj", "down_proj"])
+    names = [[layer.name for layer in layers] for layers in architecture.targets(lora)]
+    assert names == [["mlp.down_proj"], ["self_attn.q_proj", "mlp.down_proj"]]
 
 
 def test_packed_file_has_the_same_tensors(folder: Path, tmp_path: Path) -> None:
