@@ -267,10 +267,10 @@ def test_gate_decides_and_says_why(make_input: MakeInput, model_dir: Path) -> No
     assert untouched.gate.decision == GateDecision.GATE_DECISION_INCONCLUSIVE
     assert "gain in loss above 0" in untouched.gate.conditions[0].sentence
     sink = Recorder()
-    strict = evaluate(make_input(gate=[{"metric": "loss", "max_value": 0.001}]), sink)
+    strict = evaluate(make_input(holdout=0.5, gate=[{"metric": "loss", "max_value": 0.001}]), sink)
     assert strict.gate.decision == GateDecision.GATE_DECISION_REJECT
     assert [each.reason for each in sink.of(Warning)].count("GATE_REJECTED") == 1
-    lax = evaluate(make_input(gate=[{"metric": "perplexity", "max_value": 1e6}]), Recorder())
+    lax = evaluate(make_input(holdout=0.5, gate=[{"metric": "perplexity", "max_value": 1e6}]), Recorder())
     assert lax.gate.decision == GateDecision.GATE_DECISION_PROMOTE
 
 
@@ -309,10 +309,11 @@ def test_one_model_is_measured_without_gains(make_input: MakeInput, tmp_path: Pa
     check = {"type": "string_check", "input": "{{sample.output_text}}", "operation": "like", "reference": ""}
     questions.write_text(json.dumps({"prompt": "What is 1?", "must_pass": True, "graders": [check]}) + "\n")
     grader = {**check, "name": "asks", "input": "{{item.question}}", "reference": "What is"}
-    pair = make_input(metrics=["exact_match", "chrf"])
+    pair = make_input(holdout=0.5, metrics=["exact_match", "chrf"])
     compared = evaluate(pair, Recorder())
     gate = [{"metric": "loss", "max_value": 1e6}, {"metric": "exact_match", "min_value": 0.9}]
     child_input = make_input(
+        holdout=0.5,
         metrics=["exact_match", "chrf"],
         graders=[grader],
         gate=gate,
@@ -338,7 +339,7 @@ def test_one_model_is_measured_without_gains(make_input: MakeInput, tmp_path: Pa
     outcomes = [GateDecision.Name(each.outcome).removeprefix("GATE_DECISION_") for each in result.gate.conditions]
     assert outcomes == ["PROMOTE", "REJECT", "PROMOTE"], "bounds, and the question that must pass"
     rows = _rows(alone)
-    assert len(rows) == 4 and all("base_loss" not in row and "base_answer" not in row for row in rows)
+    assert len(rows) == 7 and all("base_loss" not in row and "base_answer" not in row for row in rows)
     assert all(not row["base_metrics"] and not row["changes"] and row["tuned_metrics"] for row in rows)
     assert [sample.base_output for sample in result.samples] == ["", ""]
     phases = list(dict.fromkeys(phase.name for phase in sink.of(Phase)))
