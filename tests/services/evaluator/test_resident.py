@@ -223,7 +223,8 @@ async def test_tenant_with_many_answers_does_not_keep_others_out(trained: Traine
         reading = [asyncio.create_task(read(each)) for each in many]
         text, _, _ = await read(node.ask("And me?", tenant="other"))
         assert text == trained.expected(None, "And me?", 24)
-        assert sum(task.done() for task in reading) < 8, "it was answered while those of the first tenant still waited"
+        # In the order of arrival it would begin after the eight that wait, when nine have ended.
+        assert sum(task.done() for task in reading) < 9, "it was answered while those of the first tenant still waited"
         texts = [text for text, _, _ in await asyncio.gather(*reading)]
         assert texts[0] == trained.expected(None, "Tell me 0.", 450)
 
