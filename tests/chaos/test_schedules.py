@@ -21,9 +21,10 @@ def test_same_seed_gives_same_schedule() -> None:
 
 
 def test_every_failpoint_of_the_product_is_used() -> None:
-    """Every failpoint must be drawn by some schedule."""
+    """Every failpoint must be drawn by some schedule, but for those of the delivery process, which no job waits for."""
     root = Path(__file__).parents[2]
-    sources = [file.read_text() for part in ("chassis", "gateway") for file in (root / part).rglob("*.py")]
+    files = [file for part in ("chassis", "gateway") for file in (root / part).rglob("*.py")]
+    sources = [file.read_text() for file in files if "deliveries" not in file.parts]
     assert set(re.findall(r'failpoint\("([^"]+)"\)', "".join(sources))) == {*FAILPOINTS, *AT_CREATION}
 
 
