@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import shutil
 import statistics
 import subprocess
@@ -76,12 +75,11 @@ def main() -> None:
 def _measure(folder: Path, rounds: int) -> list[Row]:
     shards = [file.stat().st_size for file in (folder / "base").glob("*.safetensors")]
     adapter = (folder / "adapter" / "adapter_model.safetensors").stat().st_size
-    merges = [_part("merge", folder) for _ in range(rounds)]
-    copies = [_part("copy", folder)["seconds"] for _ in range(rounds)]
+    pairs = [(_part("merge", folder), _part("copy", folder)) for _ in range(rounds)]
     empty = _part("imports", folder)["peak_bytes"]
     allowed = max(shards) + adapter + empty
-    peak = statistics.median(found["peak_bytes"] for found in merges)
-    seconds, copied = statistics.median(found["seconds"] for found in merges), statistics.median(copies)
+    peak = statistics.median(merged["peak_bytes"] for merged, _ in pairs)
+    seconds, copied = (statistics.median(found["seconds"] for found in side) for side in zip(*pairs, strict=True))
     difference = _part("compare", folder)["difference"]
     of = f"{sum(shards) / 2**30:.2f} GiB in {len(shards)} shards"
     parts = f"{max(shards) / 2**20:.0f} + {adapter / 2**20:.0f} + {empty / 2**20:.0f} MiB"
@@ -102,7 +100,9 @@ def _part(name: str, folder: Path) -> dict[str, float]:
 
 
 def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # That of getrusage contains the memory of the process that started this one.
+    status = Path("/proc/self/status").read_text("utf-8")
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
 def _merge(folder: Path) -> dict[str, float]:

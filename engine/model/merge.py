@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,11 +193,18 @@ def _write(file: Path, headers: Mapping[str, tuple[str, list[int]]], tensors: It
     header = json.dumps(places, separators=(",", ":")).encode()
     # Readers map the file into memory and expect numbers at multiples of their size.
     header += b" " * (-len(header) % 8)
-    with file.open("wb") as sink:
+    with file.open("wb") as sink, ThreadPoolExecutor(1) as writer:
         sink.write(len(header).to_bytes(8, "little"))
         sink.write(header)
+        writing: Future[int] | None = None
         for tensor in tensors:
-            yield sink.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            content = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+            # A tensor is written while the next one is made.
+            if writing:
+                yield writing.result()
+            writing = writer.submit(sink.write, content)
+        if writing:
+            yield writing.result()
 
 
 def _num_bytes(format_: str, shape: list[int]) -> int:
@@ -287,8 +295,13 @@ class _Changes:
         if "rows" in parts:
             return weight.index_copy(0, torch.tensor(self._tokens), parts["rows"].to(weight.dtype)).to(dtype)
         weight = weight.T if self._transposed else weight
-        merged = weight + (parts["B"].float() @ parts["A"].float()) * self._scale
-        if self._dora:
+        delta = (parts["B"].float() @ parts["A"].float()).mul_(self._scale)
+        if not self._dora:
+            # In place: new memory costs more than the arithmetic. The sum is the same in either order.
+            merged = delta.add_(weight)
+        else:
+            # The norm depends on the order in memory, which is that of the weight.
+            merged = weight + delta
             merged = (parts["magnitude"] / torch.linalg.norm(merged, dim=1)).view(-1, 1) * merged
         return (merged.T if self._transposed else merged).to(dtype)
 
