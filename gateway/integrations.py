@@ -8,12 +8,17 @@ from sqlmodel import select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from chassis.errors import InvalidArgument, Violation
-from finetuneflow.v1.fine_tuning_job_spec_pb2 import IntegrationSpec
+from finetuneflow.v1.fine_tuning_job_spec_pb2 import FineTuningJobSpec, IntegrationSpec
 from finetuneflow.v1.integration_pb2 import Integration
 from gateway.identifiers import new_id
 from gateway.outbound_addresses import AddressPolicy, AddressRefused
 from gateway.sql.tables import Delivery, now
 from gateway.views import timestamp
+
+
+def check_job_addresses(spec: FineTuningJobSpec, policy: AddressPolicy) -> None:
+    """Raises what check_addresses raises for the integrations of a job."""
+    check_addresses({f"spec.integrations[{index}]": each for index, each in enumerate(spec.integrations)}, policy)
 
 
 def check_addresses(specs: Mapping[str, IntegrationSpec], policy: AddressPolicy) -> None:

@@ -15,6 +15,9 @@ _Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 _ENTRY: Final = re.compile(r"(?:\[(?P<v6>[^\[\]]+)\]|(?P<host>[^:\[\]]+))(?::(?P<port>[0-9]{1,5}))?")
 _TRANSLATED: Final = ipaddress.IPv6Network("64:ff9b::/96")
 """Addresses that a gateway of the network translates to IPv4 (NAT64)."""
+_LOCAL: Final = re.compile(r"(.*\.)?localhost\.?")
+_NUMBERS: Final = re.compile(r"(0x[0-9a-f]*|[0-9]+)(\.(0x[0-9a-f]*|[0-9]+))*\.?")
+"""Forms of an IPv4 address that some libraries understand."""
 _PORTS: Final = {"http": 80, "https": 443}
 
 
@@ -51,8 +54,10 @@ class AddressPolicy:
             return
         if parts.scheme != "https":
             raise AddressRefused(f"{parts.scheme}://{parts.netloc} is not https")
-        if address is not None and not _is_public(address):
+        if (address is not None and not _is_public(address)) or _LOCAL.fullmatch(host):
             raise AddressRefused(f"{host} is no public address")
+        if address is None and _NUMBERS.fullmatch(host):
+            raise AddressRefused(f"{host} is neither a host name nor an address of four numbers")
 
     def check_resolved(self, host: str, port: int, addresses: Sequence[str]) -> None:
         """Raises AddressRefused unless every address that a host name resolved to is allowed."""

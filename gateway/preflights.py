@@ -6,6 +6,7 @@ import grpc
 
 from chassis.errors import InvalidArgument, Violation
 from engine.catalogue import Catalogue
+from engine.config.spec_proto import config_to_spec
 from finetuneflow.v1 import probe_service_pb2 as api
 from finetuneflow.v1.preflight_pb2 import PreflightReport
 from finetuneflow.v1.probe_service_pb2_grpc import ProbeServiceStub
@@ -13,6 +14,8 @@ from finetuneflow.v1.validation_pb2 import ProblemSeverity, ValidationVerdict
 from gateway import views
 from gateway.access.callers import tenant_of
 from gateway.comparisons import find_judges
+from gateway.integrations import check_job_addresses
+from gateway.outbound_addresses import NO_PRIVATE_ADDRESSES, AddressPolicy
 from gateway.passthrough import Passthrough
 from gateway.planning_target import PlanningTargets
 from gateway.specs import check_datasets, check_secrets, check_spec, named_secrets
@@ -29,12 +32,19 @@ class Preflights:
     """Sends preflight requests to a probe, completed with what only a gateway knows."""
 
     def __init__(
-        self, database: Database, passthrough: Passthrough, machines: PlanningTargets, catalogue: Catalogue
+        self,
+        database: Database,
+        passthrough: Passthrough,
+        machines: PlanningTargets,
+        catalogue: Catalogue,
+        addresses: AddressPolicy = NO_PRIVATE_ADDRESSES,
     ) -> None:
+        """`addresses` are those that integrations may name."""
         self._database = database
         self._passthrough = passthrough
         self._machines = machines
         self._catalogue = catalogue
+        self._addresses = addresses
 
     async def ask(
         self, request: api.PreflightFineTuningJobRequest, context: Context
@@ -45,7 +55,8 @@ class Preflights:
             start = await find_start(session, request.tenant, request.spec)
         if start is not None:
             request.spec.CopyFrom(start.spec)
-        check_spec(request.spec, self._catalogue, start.source if start else None)
+        config = check_spec(request.spec, self._catalogue, start.source if start else None)
+        check_job_addresses(config_to_spec(config), self._addresses)
         async with self._database.read() as session:
             rows = await check_datasets(session, request.tenant, request.spec)
             await check_secrets(session, request.tenant, named_secrets(request.spec))

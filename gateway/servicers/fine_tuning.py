@@ -25,7 +25,7 @@ from gateway.access.callers import tenant_of
 from gateway.comparisons import find_judges
 from gateway.harness_tasks import check_harness_tasks
 from gateway.identifiers import new_id
-from gateway.integrations import check_addresses, delivery_of, integrations_of
+from gateway.integrations import check_job_addresses, delivery_of, integrations_of
 from gateway.metrics import read_series
 from gateway.outbound_addresses import NO_PRIVATE_ADDRESSES, AddressPolicy
 from gateway.paging import page_of
@@ -207,8 +207,7 @@ class FineTuning(FineTuningServiceServicer):
         """Returns the row of a job with this spec. Raises what is wrong with the spec."""
         config = check_spec(start.spec, self._catalogue, start.source) if start else check_spec(spec, self._catalogue)
         merged = config_to_spec(config)
-        followers = {f"spec.integrations[{index}]": each for index, each in enumerate(merged.integrations)}
-        check_addresses(followers, self._addresses)
+        check_job_addresses(merged, self._addresses)
         moment = now()
         return Work(
             id=new_id(FINE_TUNING_JOB.prefix),

@@ -107,7 +107,7 @@ def test_exported_package_is_signed_and_served_as_it_says(
     assert f"Signed by the key {exported.result.signing_key_fingerprint}" in said
     (tmp_path / "all" / "merged" / "config.json").write_text("{}")
     said = ftf(system, "verify", str(tmp_path / "all"), "--key", str(key), code=1)
-    assert "merged/config.json" in said
+    assert "merged/config.json" in said and "NOT what was exported" in said
     ftf(system, "exports", "download", merged_job.export_id, str(tmp_path / "one"), "--form", "merged")
     assert [path.name for path in (tmp_path / "one").iterdir()] == ["merged"]
     with pytest.raises(InvalidArgument, match="has no form gguf"):
@@ -122,3 +122,5 @@ def test_path_of_a_tuned_model_is_a_local_copy(system: System, client: Client, m
     assert path.is_relative_to(tmp_path) and AutoModelForCausalLM.from_pretrained(path) is not None
     assert Path(ftf(system, *arguments).strip()) == path
     assert len(list(client.exports.list(job_id=merged_job.id))) == before, "the job's own export has the form"
+    other = client.exports.wait(client.exports.create(merged_job.id, formats=["merged"], dtype="float16").id)
+    assert other.id not in ftf(system, *arguments), "a newer export with other settings is another model"

@@ -314,6 +314,11 @@ async def test_a_killed_process_continues_where_it_was(
         "https://0.0.0.0/",
         "https://224.0.0.1/",
         "https://100.64.0.1/",
+        "https://localhost/",
+        "https://hooks.localhost./",
+        "https://2130706433/",
+        "https://127.1/",
+        "https://0x7f.1/",
     ],
 )
 def test_addresses_that_are_not_public_are_refused(url: str) -> None:

@@ -121,6 +121,16 @@ def recommend(probe: ProbeServiceStub, model: str = "m", node_id: str = "", time
     return probe.RecommendMethod(request, timeout=timeout)
 
 
+async def test_dry_run_refuses_the_addresses_that_creation_refuses(probe: ProbeServiceStub) -> None:
+    request = probe_service_pb2.PreflightFineTuningJobRequest()
+    request.spec.base_model = "smollm2-135m"
+    request.spec.training_data.add(dataset="ds_1")
+    request.spec.integrations.add().webhook.url = "https://127.0.0.1/hook"
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await probe.PreflightFineTuningJob(request)
+    assert refusal(caught.value)[1] == "ADDRESS_REFUSED"
+
+
 async def test_hardware_of_all_nodes_is_listed_without_probe(bus: Bus, probe: ProbeServiceStub) -> None:
     """Every live node is listed by id, including one that publishes no hardware."""
     await bus.put_node(Node(id="b", service="trainer", hardware=Hardware(node_id="b", cpu_cores=4)))

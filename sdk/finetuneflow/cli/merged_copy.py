@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as json_module
 import os
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -18,10 +19,10 @@ TUNED = "ft:"
 
 
 def print_merged_copy(ctx: typer.Context, model: str, home: Path | None, *, as_json: bool) -> None:
-    """Prints the folder of a merged copy of `ft:JOB`, below `home`. Downloads it if it is missing, from a new export if
-    no export of the job has the merged form."""
+    """Prints the folder of a merged copy of `ft:JOB` or `ft:JOB@STEP`, below `home`. Downloads it if it is missing,
+    from a new export if no export of that checkpoint has the merged form with the job's own settings."""
     here = session(ctx)
-    export = _export(here, model.removeprefix(TUNED))
+    export = _export(here, model)
     folder = (home or Path(os.environ.get("FTF_HOME") or "~/.finetuneflow")).expanduser().absolute()
     to = folder / "exports" / export.id
     # Verified files that are there already are not downloaded again.
@@ -35,14 +36,20 @@ def print_merged_copy(ctx: typer.Context, model: str, home: Path | None, *, as_j
         typer.echo(path)
 
 
-def _export(here: Session, job_id: str) -> Export:
-    """Returns the newest export of a job that has its merged model; makes one if there is none."""
+def _export(here: Session, model: str) -> Export:
+    """Returns the newest export of a checkpoint that has its merged model with the settings of the job; makes one if
+    there is none."""
+    job_id = model.removeprefix(TUNED).partition("@")[0]
+    job: Any = here.client.jobs.get(job_id).proto
+    own = job.resolved_spec.export
     export: Export
     for export in here.client.exports.list(job_id=job_id, states=["SUCCEEDED"]):
-        if ExportFormat.MERGED in [form.format for form in _forms(export)]:
+        message: Any = export.proto
+        is_same = (message.spec.dtype, message.spec.merge_base) == (own.dtype, own.merge_base)
+        if export.model == model and is_same and ExportFormat.MERGED in [form.format for form in _forms(export)]:
             return export
-    made = here.client.exports.create(job_id, formats=["merged"])
-    error_console().print(f"No export of {job_id} has its merged model; export {made.id} makes it ...", style="dim")
+    made = here.client.exports.create(model, formats=["merged"], dtype=own.dtype, merge_base=own.merge_base)
+    error_console().print(f"No export of {model} has its merged model; export {made.id} makes it ...", style="dim")
     export = here.client.exports.wait(made.id)
     return export
 

