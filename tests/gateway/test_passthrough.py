@@ -126,9 +126,7 @@ async def test_dry_run_refuses_the_addresses_that_creation_refuses(probe: ProbeS
     request.spec.base_model = "smollm2-135m"
     request.spec.training_data.add(dataset="ds_1")
     request.spec.integrations.add().webhook.url = "https://127.0.0.1/hook"
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await probe.PreflightFineTuningJob(request)
-    assert refusal(caught.value)[1] == "ADDRESS_REFUSED"
+    assert (await refusal(probe.PreflightFineTuningJob(request))).reason == "ADDRESS_REFUSED"
 
 
 async def test_hardware_of_all_nodes_is_listed_without_probe(bus: Bus, probe: ProbeServiceStub) -> None:
