@@ -125,7 +125,8 @@ async def test_dry_run_refuses_the_addresses_that_creation_refuses(probe: ProbeS
     request = probe_service_pb2.PreflightFineTuningJobRequest()
     request.spec.base_model = "smollm2-135m"
     request.spec.training_data.add(dataset="ds_1")
-    request.spec.integrations.add().webhook.url = "https://127.0.0.1/hook"
+    webhook = request.spec.integrations.add().webhook
+    webhook.url, webhook.secret = "https://127.0.0.1/hook", "hook"
     assert (await refusal(probe.PreflightFineTuningJob(request))).reason == "ADDRESS_REFUSED"
 
 
