@@ -93,11 +93,12 @@ class Unrounded:
 def verify_unrounded(
     child_input: ExportInput, package: Path, source: Path, on_tensor: Callable[[], None] = lambda: None
 ) -> Unrounded | None:
-    """Compares the file with the model in the folder `source`. Returns None if no file was made of it. Raises
-    JobError("EXPORT_DIFFERS")."""
+    """Compares the file with the model in the folder `source`, and that with what merging gives, which no logits show
+    without a bound. Returns None if no file was made of it. Raises JobError("EXPORT_DIFFERS")."""
     if not child_input.config.export.quantized_gguf_types:
         return None
     file = unrounded_file(child_input, package, source)
+    _check_source(child_input, file.name, source)
     reader = GGUFReader(file)
     return Unrounded(reader, _check_own_tensors(file.name, "f32", reader, source, on_tensor))
 
@@ -126,8 +127,10 @@ def verify_gguf(
         _check_quantization(about, reader, unrounded.reader, on_row)
 
     def compare_own_tensors() -> str:
-        _check_source(child_input, about, source)
-        return unrounded.unmatched if unrounded else _check_own_tensors(about.file, about.type, reader, source, on_row)
+        if unrounded:
+            return unrounded.unmatched
+        _check_source(child_input, about.file, source)
+        return _check_own_tensors(about.file, about.type, reader, source, on_row)
 
     # The reader of transformers holds the tensors of the file beside those of the model.
     needed = max(checkpoint.size_bytes, 2 * sum(each.stat().st_size for each in weight_files(source)))
@@ -305,6 +308,8 @@ def _check_loaded_rows(about: GgufFile, model: Any, source: Path) -> None:
 
 def _worst_row(expected: torch.Tensor, found: torch.Tensor, *, exact: bool = False) -> float:
     """Returns the largest relative difference of a row; NaN if a number is not one."""
+    if found.shape != expected.shape:
+        return math.inf
     error, size = ((each.pow(2).mean(-1)).sqrt() for each in (found - expected, expected))
     return float(((error - (0 if exact else _SMALLEST_ROW)).clamp(min=0) / size.clamp(min=1e-30)).max())
 
@@ -317,12 +322,12 @@ def _check_row(about: GgufFile, name: str, difference: float, bound: float) -> N
         )
 
 
-def _check_source(child_input: ExportInput, about: GgufFile, source: Path) -> None:
+def _check_source(child_input: ExportInput, file: str, source: Path) -> None:
     """Checks that the model that was converted is what merging gives; elsewhere the logits show it."""
     settings = merge_settings(child_input)
     made = differences(source, settings.base, settings.adapter, dtype=torch.float32, quantised=settings.quantised)
     if (largest := _largest(made)).difference > 0:
-        raise _differs(about.file, f"{largest.name} is not what merging gives")
+        raise _differs(file, f"{largest.name} is not what merging gives")
 
 
 def _check_metadata(about: GgufFile, reader: GGUFReader, config: Any) -> None:

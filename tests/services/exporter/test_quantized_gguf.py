@@ -124,13 +124,13 @@ def test_files_are_the_trained_model(
 
 
 @pytest.mark.long
-def test_every_type_is_made_and_verified(
+def test_other_types_are_made_and_verified(
     export_input: ExportInput, library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A bound that a correct file exceeds would refuse what people need."""
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
     given = model_of(export_input, tmp_path, 256).model_copy(update={"libllama": library})
-    types = ["f32", *FILE_TYPES]
+    types = ["f32", "q2_k", "q3_k_l", "q4_0", "q5_0", "q5_k_m"]
     result = export(given, tmp_path, export={"formats": ["gguf"], "gguf_types": types})
     assert [form.gguf.type for form in result.forms] == types
     assert {form.not_run for form in result.forms} == {"the model does not fit into free memory"}
