@@ -14,6 +14,7 @@ BUF          := 1.75.0
 UV           := 0.13.9
 CYCLONEDX    := 7.5.0
 MLFLOW       := 3.17.2
+LIBLLAMA     := 3.22.1
 
 INSTALLED := $(VENV)/.installed
 PROTOC    := .tools/protoc-$(GRPCIO_TOOLS)
@@ -21,6 +22,7 @@ BUF_DIR   := .tools/buf-$(BUF)
 UV_DIR    := .tools/uv-$(UV)
 SBOM_TOOL := .tools/cyclonedx-$(CYCLONEDX)
 MLFLOW_DIR := .tools/mlflow-$(MLFLOW)
+LIBLLAMA_DIR := .tools/libllama-$(LIBLLAMA)
 LOCKS     := deploy/requirements
 
 export PYTHONUNBUFFERED := 1
@@ -42,7 +44,7 @@ up: $(INSTALLED) ## run the whole system on this machine until Ctrl-C
 test: $(INSTALLED) ## run the tests, except the long ones
 	$(BIN)/python -m pytest -m "not long" --numprocesses 3 --dist loadfile
 
-test-long: $(INSTALLED) $(MLFLOW_DIR)/.installed ## run the long tests, which train a real model
+test-long: $(INSTALLED) $(MLFLOW_DIR)/.installed $(LIBLLAMA_DIR)/.installed ## run the long tests, which train a real model
 	@if $(BIN)/python -m pytest -m long --collect-only >/dev/null; then \
 		$(BIN)/python -m pytest -m long --numprocesses 2 --dist loadfile --durations 40; \
 	elif [ $$? -eq 5 ]; then \
@@ -168,6 +170,18 @@ $(MLFLOW_DIR)/.installed: | $(VENV)/bin/python
 	@$(BIN)/python -m venv $(MLFLOW_DIR)
 	@$(MLFLOW_DIR)/bin/python -m pip --disable-pip-version-check install --quiet mlflow==$(MLFLOW)
 	@touch $@
+
+# llama.cpp's library, for tests of the files that it makes; engine/config/job.py names the package to operators.
+$(LIBLLAMA_DIR)/.installed:
+	@if [ "$$(uname -sm)" != "Linux x86_64" ]; then \
+		echo "llama.cpp's library is for Linux on x86-64; tests of k-quants are skipped."; \
+	elif command -v npm >/dev/null; then \
+		echo "Installing @node-llama-cpp/linux-x64 $(LIBLLAMA) into $(LIBLLAMA_DIR): takes 30 MB of disk."; \
+		mkdir -p $(LIBLLAMA_DIR) && npm install --silent --no-audit --no-fund --prefix $(LIBLLAMA_DIR) \
+			@node-llama-cpp/linux-x64@$(LIBLLAMA) && touch $@; \
+	else \
+		echo "npm is missing; tests of k-quants are skipped."; \
+	fi
 
 $(BUF_DIR)/.installed:
 	@if command -v npm >/dev/null; then \

@@ -179,7 +179,7 @@ async def run(settings: GatewaySettings) -> None:
         Mount(
             export_service_pb2.DESCRIPTOR.services_by_name["ExportService"],
             results.add_exports_to_server,
-            results.Exports(WorkMethods(EXPORT, ledger, fanout, store, quotas), catalogue),
+            results.Exports(WorkMethods(EXPORT, ledger, fanout, store, quotas), catalogue, passthrough.nodes),
         ),
         Mount(
             model_service_pb2.DESCRIPTOR.services_by_name["ModelService"],

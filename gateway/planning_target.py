@@ -65,6 +65,7 @@ def hardware_of(node: Node) -> Hardware:
     hardware.node_id = node.id
     hardware.draining = node.draining
     hardware.harness_tasks[:] = node.harness_tasks
+    hardware.gguf_types[:] = node.gguf_types
     return hardware
 
 

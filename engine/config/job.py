@@ -53,7 +53,9 @@ GgufType = Literal[
     "q6_k",
 ]
 CONVERTED_TYPES: Final[tuple[GgufType, ...]] = ("f32", "f16", "bf16", "q8_0")
-"""Types of GGUF files that llama.cpp's converter makes."""
+"""Types of GGUF files that llama.cpp's converter makes; its library makes the others."""
+LIBLLAMA_PACKAGE: Final = "@node-llama-cpp/linux-x64@3.22.1"
+"""Package of npm with that library."""
 Scheduler = Literal[
     "linear", "cosine", "constant", "constant_with_warmup", "cosine_with_restarts", "polynomial", "inverse_sqrt"
 ]
@@ -294,6 +296,13 @@ class Export(Section):
         """Types of the GGUF files to make, each once."""
         return list(dict.fromkeys(self.gguf_types or ["q8_0"]))
 
+    @property
+    def quantized_gguf_types(self) -> list[GgufType]:
+        """Those of them that llama.cpp's library makes; none without the form `gguf`."""
+        if "gguf" not in self.formats:
+            return []
+        return [type_ for type_ in self.distinct_gguf_types if type_ not in CONVERTED_TYPES]
+
 
 class Resources(Section):
     """The resources that the job needs on a node."""
@@ -426,10 +435,6 @@ def unsupported(config: JobConfig) -> list[Violation]:
         if source.weight != 1:
             description = f"{source.weight:g} given; every held-out row is evaluated once, so the weight must be 1."
             refuse(f"evaluation_data[{index}].weight", description)
-    for index, type_ in enumerate(config.export.gguf_types):
-        if type_ not in CONVERTED_TYPES:
-            description = f"GGUF files of type {type_} are not available yet; use {', '.join(CONVERTED_TYPES)}."
-            refuse(f"export.gguf_types[{index}]", description)
     found += [
         each
         for index, integration in enumerate(config.integrations)

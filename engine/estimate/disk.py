@@ -24,8 +24,25 @@ _STORED_PACKAGES: Final = 4
 _SHARD_BYTES: Final = 8
 """Bytes of a token in the shards: its id and its label."""
 
-GGUF_BITS: Final = {"f32": 32.0, "f16": 16.0, "bf16": 16.0, "q8_0": 8.5}
-"""Bits per weight of the types of GGUF files."""
+GGUF_BITS: Final = {
+    "f32": 32.0,
+    "f16": 16.0,
+    "bf16": 16.0,
+    "q8_0": 8.5,
+    "q2_k": 4.5,
+    "q3_k_s": 4.5,
+    "q3_k_m": 5.0,
+    "q3_k_l": 5.5,
+    "q4_0": 5.0,
+    "q4_k_s": 5.5,
+    "q4_k_m": 6.0,
+    "q5_0": 6.0,
+    "q5_k_s": 6.5,
+    "q5_k_m": 7.0,
+    "q6_k": 8.5,
+}
+"""Bits per weight of the types of GGUF files, at most: in small models, of which embeddings are a large part, or where
+rows are no multiple of 256 numbers."""
 
 
 @dataclass(frozen=True)

@@ -291,10 +291,20 @@ def _disk(
         tokenizer_bytes=sum(file.stat().st_size for file in files if file.is_file()),
         download_bytes=missing_bytes,
         merged_bytes=_merged_bytes(config, model, architecture, missing_bytes),
-        conversion_bytes=4 * architecture.num_parameters if "gguf" in config.export.formats else 0,
+        conversion_bytes=_conversion_bytes(config, architecture),
     )
     check_disk(resolved, disk)
     return disk
+
+
+def _conversion_bytes(config: JobConfig, architecture: Architecture) -> int:
+    """Returns the size of the weights in float32 that GGUF files are made of: a model, and for llama.cpp's library a
+    file, which may be one of the package."""
+    export = config.export
+    if "gguf" not in export.formats:
+        return 0
+    file = bool(export.quantized_gguf_types) and "f32" not in export.distinct_gguf_types
+    return 4 * architecture.num_parameters * (1 + file)
 
 
 def _merged_bytes(config: JobConfig, model: LocalModel, architecture: Architecture, missing_bytes: int) -> int:

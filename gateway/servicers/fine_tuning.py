@@ -23,6 +23,7 @@ from finetuneflow.v1.probe_service_pb2 import PreflightFineTuningJobRequest
 from gateway import views
 from gateway.access.callers import tenant_of
 from gateway.comparisons import find_judges
+from gateway.gguf_types import check_gguf_types
 from gateway.harness_tasks import check_harness_tasks
 from gateway.identifiers import new_id
 from gateway.integrations import check_job_addresses, delivery_of, integrations_of
@@ -59,8 +60,8 @@ class FineTuning(FineTuningServiceServicer):
         nodes: Nodes | None = None,
         addresses: AddressPolicy = NO_PRIVATE_ADDRESSES,
     ) -> None:
-        """`nodes` tells who could take a job that waits, and which tasks evaluators have; `addresses` are
-        those that its integrations may name."""
+        """`nodes` tells who could take a job that waits, which tasks evaluators have, and which types of files
+        exporters make; `addresses` are those that its integrations may name."""
         self._addresses = addresses
         self._nodes = nodes
         self._work = methods
@@ -80,8 +81,9 @@ class FineTuning(FineTuningServiceServicer):
             start = await find_start(session, tenant, request.spec)
         job = self._checked(tenant, request.spec, digest, start)
         if self._nodes is not None:
-            evaluation = FineTuningJobSpec.FromString(job.merged_spec).evaluation
-            await check_harness_tasks(evaluation.harness_tasks, "spec.evaluation", self._nodes)
+            merged = FineTuningJobSpec.FromString(job.merged_spec)
+            await check_harness_tasks(merged.evaluation.harness_tasks, "spec.evaluation", self._nodes)
+            await check_gguf_types(merged.export, "spec.export", self._nodes)
         if request.validate_only:
             return await self._dry_run(job, request.spec, context)
 

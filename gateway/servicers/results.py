@@ -40,6 +40,7 @@ from gateway import views
 from gateway.access.callers import tenant_of
 from gateway.comparisons import find_comparison, find_judges
 from gateway.evaluation_rows import refuse_without_rows, rows_page
+from gateway.gguf_types import check_gguf_types
 from gateway.harness_tasks import check_harness_tasks
 from gateway.identifiers import new_id
 from gateway.paging import page_of
@@ -75,8 +76,14 @@ class Results(Generic[_Message]):
     """The evaluations or the exports; `message` makes the resource of a row and the work that makes it."""
 
     def __init__(
-        self, methods: WorkMethods, catalogue: Catalogue, message: Callable[[SavedResult, Work], _Message]
+        self,
+        methods: WorkMethods,
+        catalogue: Catalogue,
+        message: Callable[[SavedResult, Work], _Message],
+        nodes: Nodes | None = None,
     ) -> None:
+        """`nodes` tells which types of GGUF files exporters make."""
+        self._nodes = nodes
         self.work = methods
         self._kind = methods.kind
         self._catalogue = catalogue
@@ -118,6 +125,9 @@ class Results(Generic[_Message]):
         async with self.work.database.read() as session:
             job, comparison = await find(session)
         work = self._new(job, spec, digest, comparison, tenant, clear, secrets)
+        if self._nodes is not None and self._kind is EXPORT:
+            # Resolved, because the types may be the job's own.
+            await check_gguf_types(views.resolved_spec(work).export, "spec", self._nodes)
 
         async def within(decision: Decision) -> None:
             # Locked, so that no job is deleted at the same time: then its rows and its files would be gone.
@@ -461,8 +471,9 @@ class Evaluations(evaluation_grpc.EvaluationServiceServicer):
 class Exports(export_grpc.ExportServiceServicer):
     """Served by the gateway."""
 
-    def __init__(self, methods: WorkMethods, catalogue: Catalogue) -> None:
-        self._results: Results[Export] = Results(methods, catalogue, views.export)
+    def __init__(self, methods: WorkMethods, catalogue: Catalogue, nodes: Nodes | None = None) -> None:
+        """`nodes` tells which types of GGUF files exporters make."""
+        self._results: Results[Export] = Results(methods, catalogue, views.export, nodes)
 
     async def CreateExport(
         self, request: export_api.CreateExportRequest, context: Context

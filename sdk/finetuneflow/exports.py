@@ -58,8 +58,8 @@ class AsyncExports(AsyncModelWork[Export]):
                 model's weights. Default: the job's own.
             merge_base: Base weights that the adapter of method QLORA is merged into: `trained`, the quantized ones that
                 it was trained on, dequantized; or `original`, those of the base model's files. Default: the job's own.
-            gguf_types: Types of the files of `gguf`, several at once: `f32`, `f16`, `bf16`, `q8_0`. Default: the job's
-                own, or else `q8_0`.
+            gguf_types: Types of the files of `gguf`, several at once: `f32`, `f16`, `bf16`, `q8_0`, and those that an
+                exporter with llama.cpp's library makes, such as `q4_k_m`. Default: the job's own, or else `q8_0`.
             hub: Repository of the hub that the files of the package are pushed to: a table of `repo_id`
                 (`namespace/name`), `private` (default True), `revision` (the branch, default `main`) and
                 `commit_message`. Default: it is not pushed, whatever the job did with its own package.
@@ -74,9 +74,9 @@ class AsyncExports(AsyncModelWork[Export]):
         Raises:
             NotFound: There is no such model, checkpoint or secret.
             FailedPrecondition: The job has not finished its training, or another version resolved its settings.
-            InvalidArgument: A value is unknown, a setting of a form is set without that form, or hub has no repository
-                or no secret.
-            Unimplemented: A base model, or a type of GGUF files that is not available yet.
+            InvalidArgument: A value is unknown, a setting of a form is set without that form, no running exporter can
+                make these GGUF types, or hub has no repository or no secret.
+            Unimplemented: A base model, which is not available here yet.
             AlreadyExists: The request_id was used with other arguments.
         """
         check_list("formats", formats)

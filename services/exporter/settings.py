@@ -10,7 +10,7 @@ from services.settings import ServiceSettings
 
 
 class ExporterSettings(ServiceSettings):
-    """The settings of every service, with the exporter's own port and its signing key."""
+    """The settings of every service, and those of the exporter."""
 
     service: ClassVar[str] = "exporter"
 
@@ -18,6 +18,10 @@ class ExporterSettings(ServiceSettings):
     signing_key_file: Path | None = None
     """PEM file with the operator's private Ed25519 key, which certifies the key that signs a package. It stays in this
     process; a child gets a key for its own export only. Default: packages are not signed, and say so."""
+
+    libllama: Path | None = None
+    """Folder with llama.cpp's library of the release that `services/exporter/quantizer.py` names, which makes the types
+    of GGUF files that llama.cpp's converter does not. It is checked at the start. None: these types are not made."""
 
     @field_validator("signing_key_file")
     @classmethod

@@ -9,6 +9,7 @@ from chassis.attempt.claimed_attempt import Delivery
 from chassis.child.child_process import ChildCommand
 from chassis.store.artifact_store import ArtifactStore, Stored
 from engine.catalogue import Catalogue
+from engine.config.job import JobConfig
 from engine.config.spec_proto import spec_to_dict
 from finetuneflow.v1.event_pb2 import StageCompleted
 from finetuneflow.v1.fine_tuning_job_pb2 import Checkpoint
@@ -24,6 +25,7 @@ from services.attempt_inputs import (
     job_configuration,
     whole_checkpoint,
 )
+from services.exporter.gguf_types import GgufTypes, quantizer_missing
 from services.exporter.hub_push import delivery_of, token_secret, write_token
 from services.exporter.settings import ExporterSettings
 from services.exporter.signing import export_key
@@ -37,18 +39,20 @@ class ExportStage:
 
     service = "exporter"
 
-    def __init__(self, settings: ExporterSettings, catalogue: Catalogue) -> None:
+    def __init__(self, settings: ExporterSettings, catalogue: Catalogue, gguf_types: GgufTypes) -> None:
         self._settings = settings
         self._catalogue = catalogue
+        self._gguf_types = gguf_types
         self._signing_key = settings.signing_key
 
     async def prepare(
         self, assignment: Assignment, workdir: Path, store: ArtifactStore, secrets: Mapping[str, SecretStr]
     ) -> ChildCommand:
         """Raises JobError if the base model's weights on this node differ from those that preflight checked, or if the
-        token for the push is missing."""
+        token for the push is missing; SystemFailure("GGUF_QUANTIZER_MISSING")."""
         write_token(assignment, secrets)
         config = job_configuration(assignment.resolved_spec)
+        libllama = self._libllama(config)
         hub = job_access(self._settings, assignment, secrets)
         datasets = [
             DatasetFile(id=d.id, filename=d.filename, sha256=d.sha256)
@@ -83,10 +87,20 @@ class ExportStage:
             held_out=await held_out_shard(assignment, store, workdir) if chat or merged else None,
             held_out_texts=await held_out_texts(assignment, store, workdir) if chat else None,
             signing=export_key(self._signing_key, job_id, step) if self._signing_key else None,
+            libllama=libllama,
             metrics=list(assignment.metrics),
         )
         # Packing and forward passes of a few rows: a GPU would only be taken away from a training.
-        return child_command(self._settings, child_input, workdir, [child_input.model.path], gpus=0)
+        reads = [child_input.model.path, libllama]
+        return child_command(self._settings, child_input, workdir, reads, gpus=0)
+
+    def _libllama(self, config: JobConfig) -> Path | None:
+        """Returns the folder of the library, if the export asks for a type that it makes."""
+        if not config.export.quantized_gguf_types:
+            return None
+        if self._gguf_types.problem:
+            raise quantizer_missing(self._gguf_types.problem)
+        return self._gguf_types.folder
 
     def secrets_of_delivery(self, assignment: Assignment) -> Collection[str]:
         """The token for the push; nothing if the package is not pushed."""

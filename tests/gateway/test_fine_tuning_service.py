@@ -162,6 +162,28 @@ async def test_task_of_the_harness_must_be_that_of_a_running_evaluator(server: J
     await create(server, evaluation={"harness_tasks": ["words", "sums"]})
 
 
+async def test_gguf_types_must_be_those_of_one_running_exporter(server: JobServer) -> None:
+    """Otherwise a job would be trained for hours before its export fails."""
+
+    def asked(*types: str) -> Any:
+        return create(server, export={"formats": ["EXPORT_FORMAT_GGUF"], "gguf_types": types})
+
+    await server.bus.put_node(Node(id="exporter-1", service="exporter", gguf_types=["q8_0", "q4_k_m"]))
+    await server.bus.put_node(Node(id="exporter-2", service="exporter", gguf_types=["q8_0", "q6_k"]))
+    refused = await refusal(asked("f16", "q4_k_m", "q6_k"))
+
+    assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "GGUF_TYPE_UNAVAILABLE")
+    assert refused.fields == ("spec.export.gguf_types[1]", "spec.export.gguf_types[2]")
+    assert "FTF_EXPORTER_LIBLLAMA" in refused.message and "@node-llama-cpp/linux-x64@" in refused.message
+    await asked("f16", "q4_k_m")
+    await server.bus.remove_node("exporter", "exporter-1")
+    await asked("f16", "q8_0")
+    dry = api.CreateFineTuningJobRequest(
+        spec=spec(export={"formats": ["EXPORT_FORMAT_GGUF"], "gguf_types": ["q4_k_m"]}), validate_only=True
+    )
+    assert (await refusal(server.stub.CreateFineTuningJob(dry))).reason == "GGUF_TYPE_UNAVAILABLE"
+
+
 async def test_an_unknown_dataset_is_not_found(server: JobServer) -> None:
     refused = await refusal(create(server, training_data=[{"dataset": "ds_1"}, {"dataset": "ds_2"}]))
     assert (refused.code, refused.reason) == (grpc.StatusCode.NOT_FOUND, "DATASET_NOT_FOUND")
@@ -171,7 +193,6 @@ async def test_an_unknown_dataset_is_not_found(server: JobServer) -> None:
 @pytest.mark.parametrize(
     ("fields", "path"),
     [
-        ({"export": {"formats": ["EXPORT_FORMAT_GGUF"], "gguf_types": ["q4_k_m"]}}, "spec.export.gguf_types[0]"),
         ({"integrations": [{"wandb": {}}]}, "spec.integrations[0].wandb"),
         ({"evaluation_data": [{"dataset": "ds_1", "weight": 0.5}]}, "spec.evaluation_data[0].weight"),
     ],

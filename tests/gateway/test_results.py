@@ -98,7 +98,7 @@ async def servers(database: Database, nats_server: NatsServer, tmp_path: Path) -
     catalogue = Catalogue(tmp_path)
     methods = WorkMethods(EVALUATION, ledger, fanout, store)
     evaluations = results.Evaluations(methods, catalogue, store, Passthrough(bus).nodes)
-    exports = results.Exports(WorkMethods(EXPORT, ledger, fanout, store), catalogue)
+    exports = results.Exports(WorkMethods(EXPORT, ledger, fanout, store), catalogue, Passthrough(bus).nodes)
     jobs = fine_tuning.FineTuning(WorkMethods(FINE_TUNING_JOB, ledger, fanout, store), None, None)  # type: ignore[arg-type]
     async with (
         serving(evaluation_api, "EvaluationService", results.add_evaluations_to_server, evaluations) as first,
@@ -217,6 +217,18 @@ async def test_separate_evaluation_runs_the_tasks_of_the_harness_that_it_names(s
     assert not without.harness_tasks and not without.HasField("harness_limit")
     assert list(asked.harness_tasks) == ["words"] and not asked.HasField("harness_limit")
     assert list(again.evaluation.spec.harness_tasks) == ["words"], "a repeated call gets what the first one made"
+
+
+async def test_separate_export_makes_the_types_of_a_running_exporter(servers: ResultServers) -> None:
+    """The types may be the job's own, of a time when there was such an exporter."""
+    own = {"formats": [GGUF], "gguf_types": ["q4_k_m"]}
+    job_id = await servers.job(export=ExportSpec(**own))
+    refused = await refusal(export(servers, job_id))
+    await servers.bus.put_node(Node(id="exporter-1", service="exporter", gguf_types=["q4_k_m"]))
+    await export(servers, job_id)
+
+    assert (refused.reason, refused.fields) == ("GGUF_TYPE_UNAVAILABLE", ("spec.gguf_types[0]",))
+    assert list((await servers.worker()).assignment.resolved_spec.export.gguf_types) == ["q4_k_m"]
 
 
 async def test_separate_export_has_state_events_and_retries_like_a_job(servers: ResultServers) -> None:
@@ -465,8 +477,8 @@ async def test_invalid_requests_are_refused_with_field(servers: ResultServers) -
     for call, code, reason, fields in (
         (
             export(servers, trained, formats=[GGUF], gguf_types=["q4_k_m"]),
-            "UNIMPLEMENTED",
-            "NOT_IMPLEMENTED",
+            "INVALID_ARGUMENT",
+            "GGUF_TYPE_UNAVAILABLE",
             ("spec.gguf_types[0]",),
         ),
         (export(servers, trained, gguf_types=["f16"]), "INVALID_ARGUMENT", "INVALID_CONFIG", ("spec.gguf_types",)),

@@ -37,6 +37,7 @@ from services.evaluator.harness_tasks import HarnessTasks
 from services.evaluator.settings import EvaluatorSettings
 from services.evaluator.stage import EvaluationStage
 from services.evaluator.worker.child_input import EvaluationInput
+from services.exporter.gguf_types import GgufTypes
 from services.exporter.settings import ExporterSettings
 from services.exporter.stage import ExportStage
 from services.exporter.worker.child_input import ExportInput
@@ -374,7 +375,7 @@ async def test_evaluation_and_export_use_the_best_checkpoint(node: NodeWithJob, 
     node.assignment.preflight.hub_datasets.add(asked="hf://org/rows", pinned=pinned, filename="rows.jsonl")
     other = tmp_path / "other"
     other.mkdir()
-    command = await ExportStage(exporter, catalogue(exporter)).prepare(node.assignment, other, node.store, {})
+    command = await export_stage(exporter).prepare(node.assignment, other, node.store, {})
     packed = read(ExportInput, command)
     assert judged.tuned.checkpoint is not None and judged.base.checkpoint is None
     for folder in (judged.tuned.checkpoint.path, packed.adapter_dir):
@@ -399,7 +400,7 @@ async def test_export_of_a_merged_model_reads_only_the_held_out_rows(node: NodeW
     async def prepared(name: str) -> ExportInput:
         folder = tmp_path / name
         folder.mkdir()
-        command = await ExportStage(exporter, catalogue(exporter)).prepare(node.assignment, folder, node.store, {})
+        command = await export_stage(exporter).prepare(node.assignment, folder, node.store, {})
         return read(ExportInput, command)
 
     assert (await prepared("adapter")).held_out is None
@@ -444,6 +445,45 @@ async def test_child_may_read_the_folder_of_tasks_only_if_it_needs_them(node: No
 
     assert tasks.folder and tasks.folder not in without.reads and tasks.folder in with_tasks.reads
     assert read(EvaluationInput, with_tasks).harness_folder == tasks.folder
+
+
+def export_stage(settings: ExporterSettings) -> ExportStage:
+    types = GgufTypes(settings.libllama)
+    types.read()
+    return ExportStage(settings, catalogue(settings), types)
+
+
+async def test_exporter_without_the_library_says_what_to_set(node: NodeWithJob, tmp_path: Path) -> None:
+    """Another exporter may have it, and takes the next attempt."""
+    exporter = ExporterSettings(home=node.home, models=node.models, libllama=tmp_path)
+    export = node.assignment.resolved_spec.export
+    export.formats.append("EXPORT_FORMAT_GGUF")
+    export.gguf_types[:] = ["q8_0", "q4_k_m"]
+
+    with pytest.raises(SystemFailure) as caught:
+        await export_stage(exporter).prepare(node.assignment, node.workdir, node.store, {})
+
+    assert caught.value.reason == "GGUF_QUANTIZER_MISSING"
+    assert f"there is no libllama.v0.5.0.so in {tmp_path}" in caught.value.message
+    assert "FTF_EXPORTER_LIBLLAMA" in caught.value.advice and "@node-llama-cpp/linux-x64@" in caught.value.advice
+
+
+async def test_child_may_read_the_library_only_if_it_needs_it(node: NodeWithJob, tmp_path: Path) -> None:
+    types = GgufTypes(tmp_path)
+    types.problem = ""
+    exporter = ExporterSettings(home=node.home, models=node.models)
+    stage, export = ExportStage(exporter, catalogue(exporter), types), node.assignment.resolved_spec.export
+    export.formats.append("EXPORT_FORMAT_GGUF")
+    export.gguf_types[:] = ["q8_0"]
+
+    without = await stage.prepare(node.assignment, node.workdir, node.store, {})
+    export.gguf_types[:] = ["q6_k"]
+    other = tmp_path / "other"
+    other.mkdir()
+    with_library = await stage.prepare(node.assignment, other, node.store, {})
+
+    assert tmp_path not in without.reads and tmp_path in with_library.reads
+    assert (read(ExportInput, without).libllama, read(ExportInput, with_library).libllama) == (None, tmp_path)
 
 
 def test_settings_are_read_from_environment() -> None:
@@ -503,7 +543,7 @@ async def test_child_of_an_export_gets_a_key_for_that_export_only(node: NodeWith
     file = tmp_path / "signing-key.pem"
     make_signing_key(file)
     exporter = ExporterSettings(home=node.home, models=node.models, signing_key_file=file)
-    command = await ExportStage(exporter, catalogue(exporter)).prepare(node.assignment, node.workdir, node.store, {})
+    command = await export_stage(exporter).prepare(node.assignment, node.workdir, node.store, {})
     child_input = read(ExportInput, command)
     signing = child_input.signing
     assert signing is not None and (signing.statement.job_id, signing.statement.step) == ("ftjob_1", 10)

@@ -166,7 +166,10 @@ def export(
     ] = None,
     quantization: Annotated[
         list[str] | None,
-        typer.Option(help="Type of a GGUF file: f32, f16, bf16 or q8_0. Repeatable. Default: the job's, or else q8_0."),
+        typer.Option(
+            help="Type of a GGUF file: f32, f16, bf16, q8_0, and with llama.cpp's library q4_k_m and others, see "
+            "ftf probe. Repeatable. Default: the job's, or else q8_0."
+        ),
     ] = None,
     push: Annotated[
         str | None, typer.Option(help="Model repository of the hub to push the package to.", metavar="NAMESPACE/NAME")

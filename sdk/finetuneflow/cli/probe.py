@@ -24,7 +24,9 @@ def probe(
         return
     for nodes in _machines(fleet):
         tasks = sorted({task for node in nodes for task in node.harness_tasks})
-        print_rows(here.console, ["NODES", ", ".join(map(_name, nodes)) or "this machine"], _facts(nodes[0], tasks))
+        types = dict.fromkeys(type_ for node in nodes for type_ in node.gguf_types)
+        rows = _facts(nodes[0], tasks, [*types])
+        print_rows(here.console, ["NODES", ", ".join(map(_name, nodes)) or "this machine"], rows)
 
 
 def _machines(fleet: Sequence[Hardware]) -> list[list[Hardware]]:
@@ -41,7 +43,7 @@ def _name(node: Hardware) -> str:
     return f"{node.node_id} (draining: takes no work)" if node.draining else node.node_id
 
 
-def _facts(hardware: Hardware, harness_tasks: Sequence[str]) -> Iterator[list[str]]:
+def _facts(hardware: Hardware, harness_tasks: Sequence[str], gguf_types: Sequence[str]) -> Iterator[list[str]]:
     features = f" ({', '.join(hardware.cpu_features)})" if hardware.cpu_features else ""
     yield ["CPU", f"{hardware.cpu_model}, {hardware.cpu_cores} cores{features}"]
     yield ["Memory", f"{size(hardware.memory_available_bytes)} free of {size(hardware.memory_total_bytes)}"]
@@ -56,5 +58,7 @@ def _facts(hardware: Hardware, harness_tasks: Sequence[str]) -> Iterator[list[st
     yield ["System", f"{hardware.platform}, Python {hardware.python_version}"]
     if harness_tasks:
         yield ["Harness tasks", ", ".join(harness_tasks)]
+    if gguf_types:
+        yield ["GGUF types", ", ".join(gguf_types)]
     if hardware.packages:
         yield ["Packages", ", ".join(f"{name} {version}" for name, version in sorted(hardware.packages.items()))]

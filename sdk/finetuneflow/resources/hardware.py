@@ -67,3 +67,5 @@ class Hardware(Resource):
     """True if the node takes no new work because it was drained. Set by the gateway."""
     harness_tasks: tuple[str, ...]
     """Tasks of lm-evaluation-harness that the node, an evaluator, can run. Set by the gateway."""
+    gguf_types: tuple[str, ...]
+    """Types of GGUF files that the node, an exporter, can make. Set by the gateway."""

@@ -474,7 +474,8 @@ class ExportComparison(Resource):
     """Number format that the checkpoint was run in, on its quantized weights if it was trained on these; those of 8
     bits dequantized, because their layers also round what they multiply, which no weight can express."""
     max_mean_kl: float | None
-    """Upper bound of mean_kl. None: none."""
+    """Upper bound of mean_kl. None: none, as for GGUF files of other types than f32, f16, bf16 and q8_0: how much of a
+    model these lose depends on the model, so no figure tells a wrong file from a correct one."""
     max_max_difference: float | None
     """Upper bound of max_difference. None: none."""
 
@@ -486,9 +487,10 @@ class GgufFile(Resource):
     file: str
     """Its path in the package."""
     type: str
-    """Its type, as asked for: `f32`, `f16`, `bf16` or `q8_0`."""
+    """Its type, as asked for: `q8_0`, `q4_k_m`, …."""
     tensor_types: dict[str, int]
-    """Number of tensors of each type in the file, by name of the type, such as F32 and Q8_0."""
+    """Number of tensors of each type in the file, by name of the type, such as F32 and Q8_0. A file of type q4_k_m has
+    Q4_K and Q6_K, and Q5_0 and Q8_0 in their place for tensors whose rows are no multiple of 256 numbers."""
     modelfile: str
     """Path of the Modelfile for Ollama in the package, which begins with the first file. Empty: no rows
     were conversations."""

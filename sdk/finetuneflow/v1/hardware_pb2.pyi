@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Hardware(_message.Message):
-    __slots__ = ("node_id", "cpu_model", "cpu_cores", "cpu_features", "memory_total_bytes", "memory_available_bytes", "disk_free_bytes", "gpus", "driver_version", "cuda_version", "has_nvidia_smi", "cuda_available", "packages", "platform", "python_version", "draining", "harness_tasks")
+    __slots__ = ("node_id", "cpu_model", "cpu_cores", "cpu_features", "memory_total_bytes", "memory_available_bytes", "disk_free_bytes", "gpus", "driver_version", "cuda_version", "has_nvidia_smi", "cuda_available", "packages", "platform", "python_version", "draining", "harness_tasks", "gguf_types")
     class PackagesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -32,6 +32,7 @@ class Hardware(_message.Message):
     PYTHON_VERSION_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     HARNESS_TASKS_FIELD_NUMBER: _ClassVar[int]
+    GGUF_TYPES_FIELD_NUMBER: _ClassVar[int]
     node_id: str
     cpu_model: str
     cpu_cores: int
@@ -49,7 +50,8 @@ class Hardware(_message.Message):
     python_version: str
     draining: bool
     harness_tasks: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, node_id: _Optional[str] = ..., cpu_model: _Optional[str] = ..., cpu_cores: _Optional[int] = ..., cpu_features: _Optional[_Iterable[str]] = ..., memory_total_bytes: _Optional[int] = ..., memory_available_bytes: _Optional[int] = ..., disk_free_bytes: _Optional[int] = ..., gpus: _Optional[_Iterable[_Union[Gpu, _Mapping]]] = ..., driver_version: _Optional[str] = ..., cuda_version: _Optional[str] = ..., has_nvidia_smi: bool = ..., cuda_available: bool = ..., packages: _Optional[_Mapping[str, str]] = ..., platform: _Optional[str] = ..., python_version: _Optional[str] = ..., draining: bool = ..., harness_tasks: _Optional[_Iterable[str]] = ...) -> None: ...
+    gguf_types: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, node_id: _Optional[str] = ..., cpu_model: _Optional[str] = ..., cpu_cores: _Optional[int] = ..., cpu_features: _Optional[_Iterable[str]] = ..., memory_total_bytes: _Optional[int] = ..., memory_available_bytes: _Optional[int] = ..., disk_free_bytes: _Optional[int] = ..., gpus: _Optional[_Iterable[_Union[Gpu, _Mapping]]] = ..., driver_version: _Optional[str] = ..., cuda_version: _Optional[str] = ..., has_nvidia_smi: bool = ..., cuda_available: bool = ..., packages: _Optional[_Mapping[str, str]] = ..., platform: _Optional[str] = ..., python_version: _Optional[str] = ..., draining: bool = ..., harness_tasks: _Optional[_Iterable[str]] = ..., gguf_types: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Gpu(_message.Message):
     __slots__ = ("index", "name", "memory_total_bytes", "memory_free_bytes", "compute_capability", "bf16", "temperature_celsius", "utilization")

@@ -237,7 +237,7 @@ class EventRun(_message.Message):
     def __init__(self, events: _Optional[_Iterable[_Union[_event_pb2.Event, _Mapping]]] = ...) -> None: ...
 
 class Node(_message.Message):
-    __slots__ = ("id", "service", "address", "version", "pool", "slots", "runs", "hardware", "draining", "start_time", "warm_models", "harness_tasks")
+    __slots__ = ("id", "service", "address", "version", "pool", "slots", "runs", "hardware", "draining", "start_time", "warm_models", "harness_tasks", "gguf_types")
     ID_FIELD_NUMBER: _ClassVar[int]
     SERVICE_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
@@ -250,6 +250,7 @@ class Node(_message.Message):
     START_TIME_FIELD_NUMBER: _ClassVar[int]
     WARM_MODELS_FIELD_NUMBER: _ClassVar[int]
     HARNESS_TASKS_FIELD_NUMBER: _ClassVar[int]
+    GGUF_TYPES_FIELD_NUMBER: _ClassVar[int]
     id: str
     service: str
     address: str
@@ -262,7 +263,8 @@ class Node(_message.Message):
     start_time: _timestamp_pb2.Timestamp
     warm_models: _containers.RepeatedScalarFieldContainer[str]
     harness_tasks: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, id: _Optional[str] = ..., service: _Optional[str] = ..., address: _Optional[str] = ..., version: _Optional[str] = ..., pool: _Optional[str] = ..., slots: _Optional[int] = ..., runs: _Optional[_Iterable[_Union[Run, _Mapping]]] = ..., hardware: _Optional[_Union[_hardware_pb2.Hardware, _Mapping]] = ..., draining: bool = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., warm_models: _Optional[_Iterable[str]] = ..., harness_tasks: _Optional[_Iterable[str]] = ...) -> None: ...
+    gguf_types: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, id: _Optional[str] = ..., service: _Optional[str] = ..., address: _Optional[str] = ..., version: _Optional[str] = ..., pool: _Optional[str] = ..., slots: _Optional[int] = ..., runs: _Optional[_Iterable[_Union[Run, _Mapping]]] = ..., hardware: _Optional[_Union[_hardware_pb2.Hardware, _Mapping]] = ..., draining: bool = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., warm_models: _Optional[_Iterable[str]] = ..., harness_tasks: _Optional[_Iterable[str]] = ..., gguf_types: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Run(_message.Message):
     __slots__ = ("job_id", "stage", "attempt", "start_time", "spooled_events")

@@ -110,6 +110,8 @@ class ExportInput(ChildInput):
     """eval_rows.jsonl, with the conversations of these rows. None: there are none."""
     evaluation_rows: Path | None = None
     """evaluation_rows.jsonl, as the evaluator wrote it."""
+    libllama: Path | None = None
+    """Folder of the library that makes k-quants. None: there are none to make."""
     signing: ExportKey | None = None
     """None: the package is not signed."""
     metrics: list[Annotated[MetricSeries, ProtoJson(MetricSeries)]] = Field(default=[])

@@ -1,4 +1,4 @@
-"""The GGUF form: files for llama.cpp and Ollama, which llama.cpp's own converter makes of the merged model."""
+"""The GGUF form: files for llama.cpp and Ollama, which llama.cpp's converter and library make of the merged model."""
 
 import collections
 import importlib.util
@@ -8,18 +8,21 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 import torch
 from gguf import GGUFReader
 
+from engine.config.job import CONVERTED_TYPES
 from engine.data.tokenizer import Tokenizer
 from engine.errors import JobError, SystemFailure
 from engine.gguf_support import AS_MERGED, gguf_refusal
 from engine.model.merge import merge
 from engine.serving import MODELFILE
+from services.exporter.gguf_types import quantizer_missing
+from services.exporter.quantizer import UNUSABLE
 from services.exporter.worker.child_input import ExportInput
 from services.exporter.worker.forms import GGUF_FOLDER, Form, GgufFile
 from services.exporter.worker.merged import merge_settings
@@ -39,6 +42,7 @@ _TOKENIZER_FILES: Final = (
     "vocab.json",
 )
 _GENERATION: Final = re.compile(r"(\{%[-+]?\s*)(end)?generation(\s*[-+]?%\})")
+_OUT_OF_SPACE: Final = ("MemoryError", "No space left", "bad_alloc", "iostream error")
 _FAILURES: Final = (
     (
         re.compile(r"Model (\S+) is not supported"),
@@ -70,8 +74,10 @@ _FAILURES: Final = (
 
 def check_gguf(child_input: ExportInput) -> None:
     """Raises JobError("GGUF_UNSUPPORTED") for a model that converts without an error to another one, SystemFailure if
-    the converter is not installed."""
+    the converter is not installed or the library for a type is missing."""
     converter()
+    if child_input.config.export.quantized_gguf_types and child_input.libllama is None:
+        raise quantizer_missing("it was not given llama.cpp's library")
     if found := gguf_refusal(child_input.model.path):
         raise _unsupported(*found)
 
@@ -133,21 +139,25 @@ def chat_template(child_input: ExportInput) -> str:
 def write_gguf(child_input: ExportInput, package: Path, source: Path, on_line: Callable[[], None]) -> list[Form]:
     """Writes the files to the folder `gguf` of the package, and a Modelfile if rows were conversations.
 
-    `source` has the model (`write_source`). `on_line` is called for each line that the converter prints. Raises
-    JobError("GGUF_UNSUPPORTED").
+    `source` has the model (`write_source`). `on_line` is called for each line that the converter or the library
+    prints. Raises JobError("GGUF_UNSUPPORTED"), SystemFailure("GGUF_QUANTIZER_MISSING").
     """
     folder = package / GGUF_FOLDER
     folder.mkdir()
-    types, forms = child_input.config.export.distinct_gguf_types, []
-    names = {type_: f"{_file_name(child_input)}-{type_}.gguf" for type_ in types}
+    export, forms = child_input.config.export, []
+    names = {type_: gguf_name(child_input, type_) for type_ in export.distinct_gguf_types}
     made = _write_modelfile(child_input, folder, list(names.values()))
+    unrounded = unrounded_file(child_input, package, source)
+    if export.quantized_gguf_types:
+        _convert(child_input, source, unrounded, "f32", on_line)
     for type_, name in names.items():
         file = folder / name
-        _convert(source, file, type_, child_input.config.display_name, on_line)
-        # With many tokens it takes a second to open.
-        reader = GGUFReader(file, "r+")
-        _set_add_bos(reader, adds_bos(child_input))
-        counts = collections.Counter(tensor.tensor_type.name for tensor in reader.tensors)
+        if type_ not in CONVERTED_TYPES:
+            assert child_input.libllama  # noqa: S101 - it was checked first
+            _quantize(child_input.libllama, unrounded, file, type_, on_line)
+        elif not file.exists():
+            _convert(child_input, source, file, type_, on_line)
+        counts = collections.Counter(tensor.tensor_type.name for tensor in GGUFReader(file).tensors)
         about = GgufFile(
             file=f"{GGUF_FOLDER}/{name}",
             type=type_,
@@ -158,6 +168,18 @@ def write_gguf(child_input: ExportInput, package: Path, source: Path, on_line: C
         form = Form("gguf", GGUF_FOLDER, file.stat().st_size, type_, merge_base=_merge_base(child_input), gguf=about)
         forms.append(form)
     return forms
+
+
+def gguf_name(child_input: ExportInput, type_: str) -> str:
+    """Returns the name of the file of that type."""
+    return f"{_file_name(child_input)}-{type_}.gguf"
+
+
+def unrounded_file(child_input: ExportInput, package: Path, source: Path) -> Path:
+    """Returns the file that the library's files are made of: that of type f32, beside the model in `source` if the
+    package has none. Its numbers are those of the model, so they are rounded once."""
+    asked = "f32" in child_input.config.export.distinct_gguf_types
+    return package / GGUF_FOLDER / gguf_name(child_input, "f32") if asked else source / "unrounded.gguf"
 
 
 def _merge_base(child_input: ExportInput) -> str:
@@ -177,16 +199,35 @@ def _write_modelfile(child_input: ExportInput, folder: Path, files: Sequence[str
     return made
 
 
-def _convert(source: Path, target: Path, type_: str, name: str, on_line: Callable[[], None]) -> None:
+def _convert(child_input: ExportInput, source: Path, target: Path, type_: str, on_line: Callable[[], None]) -> None:
     script = converter()
     # In safe-path mode Python does not look for modules beside the script.
     paths = os.pathsep.join(filter(None, (str(script.parent), os.environ.get("PYTHONPATH"))))
     argv = [sys.executable, str(script), str(source), "--outfile", str(target), "--outtype", type_]
+    # In one argument: a name may begin like an option.
+    argv.append(f"--model-name={child_input.config.display_name}")
+    status, lines = _run(argv, {"PYTHONPATH": paths}, on_line)
+    if status:
+        raise _failure("converter", status, lines)
+    # With many tokens it takes a second to open.
+    _set_add_bos(GGUFReader(target, "r+"), adds_bos(child_input))
+
+
+def _quantize(library: Path, source: Path, target: Path, type_: str, on_line: Callable[[], None]) -> None:
+    argv = [sys.executable, "-m", "services.exporter.quantizer", str(library), str(source), str(target), type_]
+    status, lines = _run(argv, {}, on_line)
+    if status == UNUSABLE:
+        raise quantizer_missing(lines[-1])
+    if status:
+        raise _failure("library", status, lines)
+
+
+def _run(argv: Sequence[str], environment: Mapping[str, str], on_line: Callable[[], None]) -> tuple[int, list[str]]:
+    """Runs a program. Returns its exit status, and its last lines that are not empty."""
     lines: collections.deque[str] = collections.deque(maxlen=_LAST_LINES)
     with subprocess.Popen(
-        # In one argument: a name may begin like an option.
-        [*argv, f"--model-name={name}"],
-        env={**os.environ, "PYTHONPATH": paths},
+        argv,
+        env={**os.environ, **environment},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -200,16 +241,15 @@ def _convert(source: Path, target: Path, type_: str, name: str, on_line: Callabl
         except BaseException:
             process.kill()
             raise
-    if process.returncode:
-        raise _failure(process.returncode, [line for line in lines if line])
+    return process.returncode, [line for line in lines if line]
 
 
-def _failure(status: int, lines: Sequence[str]) -> JobError | SystemFailure:
+def _failure(program: str, status: int, lines: Sequence[str]) -> JobError | SystemFailure:
     output = "\n".join(lines)
-    if status < 0 or "MemoryError" in output or "No space left" in output:
+    if status < 0 or any(sign in output for sign in _OUT_OF_SPACE):
         return SystemFailure(
             "GGUF_CONVERTER_CRASHED",
-            f"llama.cpp's converter ended with status {status}. Its last output: {output[-400:]}",
+            f"llama.cpp's {program} ended with status {status}. Its last output: {output[-400:]}",
             "Usually memory or disk space ran out: ask the operator to give the exporter more.",
         )
     for pattern, problem, advice in _FAILURES:

@@ -19,7 +19,7 @@ from services.exporter.worker.child_input import ExportInput
 from services.exporter.worker.comparison import SENTENCE, Bounds, Comparison, Verified, comparison_message
 from services.exporter.worker.forms import MERGED_FOLDER, Form
 from services.exporter.worker.package import MANIFEST
-from services.exporter.worker.verify_gguf import verify_gguf
+from services.exporter.worker.verify_gguf import verify_gguf, verify_unrounded
 from services.exporter.worker.verify_merged import CheckpointLogits, verify_merged
 
 TOLERANCE = 1e-5
@@ -62,10 +62,11 @@ def verify(
     if "merged" in formats:
         found["merged"] = verify_merged(child_input, scratch / MERGED_FOLDER, checkpoint, on_row)
         gc.collect()
-    for form in gguf:
-        assert gguf_source  # noqa: S101 - each file was made of it
-        found[form.name] = verify_gguf(child_input, form, scratch, gguf_source, checkpoint, on_row)
-        gc.collect()
+    if gguf_source:
+        unrounded = verify_unrounded(child_input, scratch, gguf_source, on_row)
+        for form in gguf:
+            found[form.name] = verify_gguf(child_input, form, scratch, gguf_source, checkpoint, unrounded, on_row)
+            gc.collect()
     return found
 
 

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig
 from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
 
+from engine.config.job import CONVERTED_TYPES
 from engine.data.tokenizer import Tokenizer
 from engine.errors import JobError
 from engine.model.heap import return_freed_memory
@@ -22,13 +23,35 @@ from engine.model.merge import differences, weight_files
 from services.exporter.worker.child_input import ExportInput
 from services.exporter.worker.comparison import Bounds, Comparison, Verified, comparison_message, logits
 from services.exporter.worker.forms import Form, GgufFile
-from services.exporter.worker.gguf_files import ADD_BOS, adds_bos, chat_template
+from services.exporter.worker.gguf_files import ADD_BOS, adds_bos, chat_template, unrounded_file
 from services.exporter.worker.merged import merge_settings
 from services.exporter.worker.verify_merged import CheckpointLogits
 
 _ROUNDING: Final = {"f32": 1e-5, "f16": 1e-3, "bf16": 4e-3, "q8_0": 5e-3}
 """Largest difference of a number to the unrounded one, relative to the largest number of the tensor: half a step of the
 type, and a margin for other roundings."""
+_QUANTIZATION: Final = {
+    "F32": 0.0,
+    "F16": 1e-3,
+    "BF16": 8e-3,
+    "Q8_0": 0.05,
+    "Q6_K": 0.1,
+    "Q5_0": 0.2,
+    "Q5_1": 0.2,
+    "Q5_K": 0.2,
+    "Q4_0": 0.4,
+    "Q4_1": 0.4,
+    "Q4_K": 0.4,
+    "IQ4_NL": 0.4,
+    "Q3_K": 0.6,
+    "Q2_K": 0.9,
+}
+"""Largest difference of a row of a tensor to the unrounded one, relative to the row, both as root mean squares. About
+twice that of rows with a few numbers much larger than the others; a row of zeros in place of another differs by 1."""
+_SMALLEST_ROW: Final = 1.3e-4
+"""A root mean square by which rows of any type but F32 may differ: half of the smallest step of a block's scale, a
+float16, times the largest whole number of a block."""
+_ROWS_AT_ONCE: Final = 4096
 _SMALLEST: Final = 1e-7
 """A difference that float16 cannot express in any tensor."""
 _UNROUNDED: Final = Bounds(mean_kl=1e-3)
@@ -58,41 +81,78 @@ class _Largest:
     """Relative to the largest number of the tensor."""
 
 
+@dataclass(frozen=True)
+class Unrounded:
+    """The file that those of llama.cpp's library were made of."""
+
+    reader: GGUFReader
+    unmatched: str
+    """Says how many of its tensors could not be compared with the model; empty: none."""
+
+
+def verify_unrounded(
+    child_input: ExportInput, package: Path, source: Path, on_tensor: Callable[[], None] = lambda: None
+) -> Unrounded | None:
+    """Compares the file with the model in the folder `source`, and that with what merging gives, which no logits show
+    without a bound. Returns None if no file was made of it. Raises JobError("EXPORT_DIFFERS")."""
+    if not child_input.config.export.quantized_gguf_types:
+        return None
+    file = unrounded_file(child_input, package, source)
+    _check_source(child_input, file.name, source)
+    reader = GGUFReader(file)
+    return Unrounded(reader, _check_own_tensors(file.name, "f32", reader, source, on_tensor))
+
+
 def verify_gguf(
     child_input: ExportInput,
     form: Form,
     package: Path,
     source: Path,
     checkpoint: CheckpointLogits,
+    unrounded: Unrounded | None = None,
     on_row: Callable[[], None] = lambda: None,
 ) -> Verified:
     """Compares a file of the unpacked package with the model that it was made of, in the folder `source`, and with the
-    checkpoint. Raises JobError("EXPORT_DIFFERS"). `on_row` is called for each row and each tensor."""
+    checkpoint. `unrounded` is needed for a type that llama.cpp's library makes. Raises JobError("EXPORT_DIFFERS").
+    `on_row` is called for each row and each tensor."""
     assert form.gguf  # noqa: S101 - each file is a form
     about, file = form.gguf, package / form.gguf.file
     reader = GGUFReader(file)
     _check_text(child_input, about, reader)
     _check_metadata(about, reader, AutoConfig.from_pretrained(source, local_files_only=True).get_text_config())
+    if about.type in CONVERTED_TYPES:
+        unrounded = None
+    else:
+        assert unrounded  # noqa: S101 - the file was made of it
+        _check_quantization(about, reader, unrounded.reader, on_row)
+
+    def compare_own_tensors() -> str:
+        if unrounded:
+            return unrounded.unmatched
+        _check_source(child_input, about.file, source)
+        return _check_own_tensors(about.file, about.type, reader, source, on_row)
+
     # The reader of transformers holds the tensors of the file beside those of the model.
     needed = max(checkpoint.size_bytes, 2 * sum(each.stat().st_size for each in weight_files(source)))
     if needed > 0.8 * psutil.virtual_memory().available:
-        _check_source(child_input, about, source)
-        unmatched = _check_tensors(about, _own_tensors(reader, source, on_row))
-        return Verified(None, "the model does not fit into free memory" + unmatched)
+        return Verified(None, "the model does not fit into free memory" + compare_own_tensors())
     stored = checkpoint.stored()
     gc.collect()
     return_freed_memory()
     model = _load(file, source, reader)
     if isinstance(model, str):
-        _check_source(child_input, about, source)
-        return Verified(None, model + _check_tensors(about, _own_tensors(reader, source, on_row)))
-    largest = _largest(_loaded_tensors(model, source))
-    _check_rounding(about, largest)
+        return Verified(None, model + compare_own_tensors())
+    if unrounded:
+        largest = _Largest()
+        _check_loaded_rows(about, model, source)
+    else:
+        largest = _largest(_loaded_tensors(model, source))
+        _check_rounding(about.file, about.type, largest)
     found = Comparison.of(stored.read(), logits(model, checkpoint.rows.rows, on_row))
     bounds = _bounds(child_input, about, checkpoint.dtype)
     if not bounds.hold(found):
         raise _differs(
-            about,
+            about.file,
             f"mean KL {found.mean_kl:.3g} nats per position, 99th percentile {found.p99_kl:.3g}, "
             f"{found.same_next_token:.1%} equal next tokens, at {found.num_positions:,} positions of {found.num_rows} "
             f"rows (bound: mean KL {bounds.mean_kl:g}). {largest.name} differs most from what it was made of: by "
@@ -104,7 +164,8 @@ def verify_gguf(
 
 def _bounds(child_input: ExportInput, about: GgufFile, checkpoint: torch.dtype) -> Bounds:
     config = child_input.config
-    if config.method == "qlora" and config.export.merge_base == "original":
+    original = config.method == "qlora" and config.export.merge_base == "original"
+    if original or about.type not in CONVERTED_TYPES:
         return Bounds()
     return _UNROUNDED if about.type != "q8_0" and checkpoint == torch.float32 else _QUANTISED
 
@@ -150,7 +211,9 @@ def _loaded_tensors(model: Any, source: Path) -> Iterator[tuple[str, float]]:
             yield name, _difference(expected, loaded[name])
 
 
-def _own_tensors(reader: GGUFReader, source: Path, on_tensor: Callable[[], None]) -> Iterator[tuple[str, float | None]]:
+def _own_tensors(
+    reader: GGUFReader, source: Path, bound: float, on_tensor: Callable[[], None]
+) -> Iterator[tuple[str, float | None]]:
     """Yields the difference of each tensor to that of the file with its name in llama.cpp; None for one without.
 
     llama.cpp reorders rows of some tensors, and adds one to the weights of some norms.
@@ -171,8 +234,12 @@ def _own_tensors(reader: GGUFReader, source: Path, on_tensor: Callable[[], None]
         if found.shape != expected.shape:
             yield name, None
             continue
-        likely = [_difference(expected, found), _difference(expected.flatten().sort()[0], found.flatten().sort()[0])]
-        yield name, min([*likely, _difference(expected, found - 1)] if expected.dim() == 1 else likely)
+        difference = _difference(expected, found)
+        if not difference <= bound:
+            difference = min(difference, _difference(expected.flatten().sort()[0], found.flatten().sort()[0]))
+            if expected.dim() == 1:
+                difference = min(difference, _difference(expected, found - 1))
+        yield name, difference
 
 
 def _difference(expected: torch.Tensor, found: torch.Tensor) -> float:
@@ -190,30 +257,77 @@ def _largest(found: Iterator[tuple[str, float]]) -> _Largest:
     return max((_Largest(*each) for each in found), key=lambda each: each.difference, default=_Largest())
 
 
-def _check_tensors(about: GgufFile, found: Iterator[tuple[str, float | None]]) -> str:
+def _check_own_tensors(file: str, type_: str, reader: GGUFReader, source: Path, on_tensor: Callable[[], None]) -> str:
     """Checks the tensors that have a counterpart. Returns what to say about the others."""
-    compared = list(found)
-    _check_rounding(about, _largest((name, value) for name, value in compared if value is not None))
+    compared = list(_own_tensors(reader, source, _ROUNDING[type_], on_tensor))
+    _check_rounding(file, type_, _largest((name, value) for name, value in compared if value is not None))
     unmatched = [name for name, value in compared if value is None]
     return f"; {len(unmatched)} of its {len(compared)} tensors were not compared" if unmatched else ""
 
 
-def _check_rounding(about: GgufFile, largest: _Largest) -> None:
-    bound = _ROUNDING[about.type]
+def _check_rounding(file: str, type_: str, largest: _Largest) -> None:
+    bound = _ROUNDING[type_]
     if not largest.difference <= bound:
         raise _differs(
-            about,
+            file,
             f"{largest.name} differs from what it was made of by {largest.difference:.2%} of its maximum (bound: "
             f"{bound:.2%})",
         )
 
 
-def _check_source(child_input: ExportInput, about: GgufFile, source: Path) -> None:
+def _check_quantization(
+    about: GgufFile, reader: GGUFReader, made_of: GGUFReader, on_tensor: Callable[[], None]
+) -> None:
+    """Compares each row of each tensor with that of the unrounded file."""
+    originals = {tensor.name: tensor for tensor in made_of.tensors}
+    if other := sorted(originals.keys() ^ {tensor.name for tensor in reader.tensors}):
+        raise _differs(about.file, f"it and the file that it was made of do not both have the tensor {other[0]}")
+    for tensor in reader.tensors:
+        on_tensor()
+        original, type_ = originals[tensor.name], tensor.tensor_type.name
+        if type_ not in _QUANTIZATION or [*tensor.shape] != [*original.shape]:
+            raise _differs(
+                about.file, f"its {tensor.name} has the type {type_} and the shape {[*map(int, tensor.shape)]}"
+            )
+        data, expected = (each.data.reshape(-1, each.data.shape[-1]) for each in (tensor, original))
+        for start in range(0, len(data), _ROWS_AT_ONCE):
+            rows = slice(start, start + _ROWS_AT_ONCE)
+            found = torch.from_numpy(dequantize(data[rows], tensor.tensor_type).copy())
+            difference = _worst_row(torch.from_numpy(expected[rows].copy()), found, exact=type_ == "F32")
+            _check_row(about, f"{tensor.name} ({type_})", difference, _QUANTIZATION[type_])
+
+
+def _check_loaded_rows(about: GgufFile, model: Any, source: Path) -> None:
+    """Compares the model that transformers read with the one that was converted, within the bound of the coarsest type
+    of the file."""
+    loaded, bound = model.state_dict(), max(_QUANTIZATION[type_] for type_ in about.tensor_types)
+    for name, expected in _tensors(source):
+        if name in loaded:
+            _check_row(about, name, _worst_row(expected, loaded[name].to(expected.dtype)), bound)
+
+
+def _worst_row(expected: torch.Tensor, found: torch.Tensor, *, exact: bool = False) -> float:
+    """Returns the largest relative difference of a row; NaN if a number is not one."""
+    if found.shape != expected.shape:
+        return math.inf
+    error, size = ((each.pow(2).mean(-1)).sqrt() for each in (found - expected, expected))
+    return float(((error - (0 if exact else _SMALLEST_ROW)).clamp(min=0) / size.clamp(min=1e-30)).max())
+
+
+def _check_row(about: GgufFile, name: str, difference: float, bound: float) -> None:
+    if not difference <= bound:
+        raise _differs(
+            about.file,
+            f"a row of {name} differs from what it was made of by {difference:.0%} of its size (bound: {bound:.0%})",
+        )
+
+
+def _check_source(child_input: ExportInput, file: str, source: Path) -> None:
     """Checks that the model that was converted is what merging gives; elsewhere the logits show it."""
     settings = merge_settings(child_input)
     made = differences(source, settings.base, settings.adapter, dtype=torch.float32, quantised=settings.quantised)
     if (largest := _largest(made)).difference > 0:
-        raise _differs(about, f"{largest.name} is not what merging gives")
+        raise _differs(file, f"{largest.name} is not what merging gives")
 
 
 def _check_metadata(about: GgufFile, reader: GGUFReader, config: Any) -> None:
@@ -232,14 +346,14 @@ def _check_metadata(about: GgufFile, reader: GGUFReader, config: Any) -> None:
             continue
         # Models without such layers state 0.
         if stated and not math.isclose(value, stated, rel_tol=1e-6):
-            raise _differs(about, f"its {architecture}.{key} is {stated:g} instead of {value:g}")
+            raise _differs(about.file, f"its {architecture}.{key} is {stated:g} instead of {value:g}")
 
 
 def _check_text(child_input: ExportInput, about: GgufFile, reader: GGUFReader) -> None:
     """Compares tokens, merges, special tokens and chat template with those of the training. With equal tokens and
     merges, and the rule for words that the converter recognized, a text has the same ids."""
     if _text(reader, "tokenizer.chat_template") != chat_template(child_input):
-        raise _differs(about, "its chat template is another one than that of the training")
+        raise _differs(about.file, "its chat template is another one than that of the training")
     tokenizer = Tokenizer(child_input.model.path, child_input.config.chat_template)
     tokens = _texts(reader, "tokenizer.ggml.tokens")
     for token, id_ in tokenizer.vocabulary.items():
@@ -247,17 +361,19 @@ def _check_text(child_input: ExportInput, about: GgufFile, reader: GGUFReader) -
         # llama.cpp matches added tokens with the text itself, in which a space is a space. SentencePiece has a byte
         # where tokenizer.json has its character.
         if found not in (token, token.replace("▁", " "), f"<0x{ord(token):02X}>" if len(token) == 1 else token):
-            raise _differs(about, f"its token {id_} is {found!r} instead of {token!r}")
+            raise _differs(about.file, f"its token {id_} is {found!r} instead of {token!r}")
     merges = _merges(json.loads((child_input.model.path / "tokenizer.json").read_text("utf-8")))
     found_merges = _texts(reader, "tokenizer.ggml.merges")
     if found_merges and found_merges != merges:
-        raise _differs(about, "its tokenizer has other merges")
+        raise _differs(about.file, "its tokenizer has other merges")
     field = reader.get_field("tokenizer.ggml.eos_token_id")
     if field is None or field.contents() != tokenizer.eos_id:
-        raise _differs(about, f"its end-of-text token is not {tokenizer.eos_token}, which ends the trained answers")
+        raise _differs(
+            about.file, f"its end-of-text token is not {tokenizer.eos_token}, which ends the trained answers"
+        )
     field = reader.get_field(ADD_BOS)
     if field is not None and field.contents() != adds_bos(child_input):
-        raise _differs(about, f"{ADD_BOS} is {field.contents()}")
+        raise _differs(about.file, f"{ADD_BOS} is {field.contents()}")
 
 
 def _merges(tokenizer: Mapping[str, Any]) -> list[str]:
@@ -276,9 +392,9 @@ def _texts(reader: GGUFReader, key: str) -> list[str]:
     return [bytes(field.parts[index]).decode("utf-8") for index in field.data] if field else []
 
 
-def _differs(about: GgufFile, problem: str) -> JobError:
+def _differs(file: str, problem: str) -> JobError:
     return JobError(
         "EXPORT_DIFFERS",
-        f"{about.file} differs from the checkpoint: {problem}. Nothing of the package is published.",
+        f"{file} differs from the checkpoint: {problem}. Nothing of the package is published.",
         "Set export.gguf_types to bf16 or f32, or export the merged model. If it happens with each, please report it.",
     )
