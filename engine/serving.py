@@ -66,7 +66,7 @@ class Served:
     refusal: str = ""
     """Why it cannot; empty if it can."""
     command: str = ""
-    """How it does."""
+    """Shell command or expression of Python that serves it."""
 
 
 def servable_by(contents: Contents) -> list[Served]:

@@ -60,7 +60,7 @@ class Uploads:
         self._out_dir = out_dir
         self._limits = limits
         self.stored: dict[str, Stored] = {}
-        """What has been stored, by the path relative to the out_dir."""
+        """Files that have been stored, by the path relative to the out_dir."""
         self._waiting: list[event_pb2.Event] = []
         """Checkpoints that are not stored yet, oldest first."""
 

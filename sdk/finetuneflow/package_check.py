@@ -54,7 +54,7 @@ class Fault(StrEnum):
 
 
 class Signature(StrEnum):
-    """What is known about the signature of a package."""
+    """Outcome of the check of a package's signature."""
 
     VALID = "valid"
     """One of the given keys has signed the package."""

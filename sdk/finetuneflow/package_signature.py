@@ -29,7 +29,7 @@ class BadSignature(Exception):
 
 @dataclass(frozen=True)
 class Statement:
-    """What the operator's key signs."""
+    """Statement that the operator's key signs."""
 
     public_key: str
     """The key of the export, base64."""

@@ -94,7 +94,7 @@ class LogitsFile:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How far a model's next-token probabilities are from those of the checkpoint."""
+    """Distance of a model's next-token probabilities from those of the checkpoint."""
 
     num_rows: int
     num_positions: int
@@ -161,7 +161,7 @@ def comparison_message(found: Comparison, bounds: Bounds, rows: str, checkpoint_
 
 @dataclass(frozen=True)
 class Verified:
-    """What was compared of a form; one that differs is never published."""
+    """Outcome of the comparison of a form; one that differs is never published."""
 
     comparison: ExportComparison | None
     """None: it was not run, and compared tensor by tensor only."""

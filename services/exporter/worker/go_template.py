@@ -44,7 +44,7 @@ def go_template(render: Render) -> GoTemplate:
 
 @dataclass(frozen=True)
 class _Parts:
-    """What the chat template writes around the contents of the turns."""
+    """Texts that the chat template writes around the contents of the turns."""
 
     no_system: str
     """Before the first turn, if there is no system prompt."""

@@ -15,7 +15,7 @@ from services.exporter.worker.forms import MERGED_FOLDER, Form, dtype_of, form_o
 
 @dataclass(frozen=True)
 class MergeSettings:
-    """What the merged form is made from."""
+    """Files and number formats that the merged form is made from."""
 
     base: Path
     """Folder of the base model; for method full, of the checkpoint."""
@@ -24,7 +24,7 @@ class MergeSettings:
     dtype: torch.dtype | None
     """Number format of the weights; None: the one that each has in the base model."""
     quantised: Quantised | None
-    """How the base weights were quantised that the adapter is merged into; None if they were not."""
+    """Quantization of the base weights that the adapter is merged into; None if they were not."""
 
 
 def merge_settings(child_input: ExportInput) -> MergeSettings:

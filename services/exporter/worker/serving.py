@@ -1,4 +1,4 @@
-"""What can serve the package: for its result, its report and its model card."""
+"""Programs that can serve the package: for its result, its report and its model card."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
